@@ -1,0 +1,123 @@
+"""A million rows, 100,000 subjects, random slope: against ordinary least squares on the same X, and in memory.
+
+Least squares (numpy's lstsq, one thread) does not give the same answer: it is the yardstick. The fits are checked
+against an independent evaluation of the criterion, and with shared times also against the least-squares coefficients,
+which generalised least squares then reproduces exactly.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+
+import _harness
+
+# isort: split
+import numpy as np
+
+from _peers import array_peers, fastlmm_arrays, fastlmm_formula, formula_peers, lmer_case, send_frame
+from _problems import Arrays, growth
+from _reference import objection
+
+FORMULA = "y ~ t + (t | g)"
+LSTSQ = "np.linalg.lstsq"
+
+
+def least_squares_case(data: Arrays) -> _harness.Case:
+    return _harness.Case(LSTSQ, lambda: np.linalg.lstsq(data.x, data.y, rcond=None))
+
+
+def from_arrays(report: _harness.Report, times: str, limit: float, options: argparse.Namespace) -> None:
+    data = growth(options.groups, times=times)
+    ours = fastlmm_arrays(data)
+    result = ours.run()
+    why = objection(result, data.y, data.x, data.z, data.codes)
+    if why is None and times == "shared":
+        ols = np.linalg.lstsq(data.x, data.y, rcond=None)[0]
+        if np.max(np.abs(ols - np.asarray(result.params)) / np.asarray(result.bse)) > 1e-6:
+            why = "balanced data, but the fixed effects are not those of least squares"
+    if why is not None:
+        report.fail(f"{times} times: {why}")
+        return
+    peers, missing = array_peers(data, skip=("statsmodels",))
+    caption = f"From arrays, {data.y.size:,} rows, {options.groups:,} subjects, {times} times"
+    timings = report.compare(caption, ours, [least_squares_case(data), *peers], missing, options.rounds)
+    if timings is not None:
+        report.target(f"fit / lstsq, {times} times", timings.ratio(ours.name, LSTSQ), limit)
+
+
+def from_frame(
+    report: _harness.Report, labels: str, session: _harness.RSession | None, rounds: int, groups: int
+) -> None:
+    frame = growth(groups, times="own").frame(labels)
+    peers, missing = formula_peers(frame, "y", "t", "g", only=("mixedlm-rs",))
+    if session is not None:
+        send_frame(session, frame, "g")
+        peers.append(lmer_case(session, FORMULA))
+    caption = f"From a pandas frame and a formula, {len(frame):,} rows, {labels} labels"
+    report.compare(caption, fastlmm_formula(FORMULA, frame), peers, missing, rounds)
+
+
+def memory_child(times: str, groups: int) -> None:
+    """In a fresh process: print the size of the inputs and the peak above it."""
+    import fastlmm_core as flc
+
+    small = growth(50, times=times)
+    flc.LinearMixedModel(small.y, small.x, small.z, small.codes).fit(reml=True)  # loads what is loaded lazily
+    data = growth(groups, times=times)
+    converged = []
+    extra = _harness.peak_extra_bytes(
+        lambda: converged.append(flc.LinearMixedModel(data.y, data.x, data.z, data.codes).fit(reml=True).converged)
+    )
+    print(json.dumps({"inputs": data.nbytes, "extra": extra, "converged": bool(converged[0])}))
+
+
+def memory(report: _harness.Report, groups: int) -> None:
+    rows = []
+    measured = {}
+    for times in ("shared", "own"):
+        record = _harness.measure_in_child(__file__, "--memory-child", times, "--groups", str(groups))
+        if not record["converged"]:
+            report.fail(f"memory, {times} times: not certified")
+            continue
+        measured[times] = record["extra"] / record["inputs"]
+        rows.append(
+            (
+                f"{times} times",
+                f"{record['inputs'] / 2**20:.1f} MiB",
+                f"{record['extra'] / 2**20:.1f} MiB",
+                f"{measured[times]:.2f}",
+            )
+        )
+    report.table("Peak memory of construct + fit above the inputs", ("", "inputs", "extra", "extra / inputs"), rows)
+    for times, ratio in measured.items():
+        report.target(f"extra memory / inputs, {times} times", ratio, 1.5)
+
+
+def main() -> int:
+    parser = _harness.parser(__doc__)
+    parser.add_argument("--groups", type=int, default=100_000, help="subjects of ten rows each")
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--slow", action="store_true", help="time lmer too (more than ten seconds a call)")
+    parser.add_argument("--memory-child", choices=("shared", "own"), help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.memory_child:
+        memory_child(options.memory_child, options.groups)
+        return 0
+    if options.smoke:
+        options.groups, options.rounds = 200, 2
+    session = _harness.open_lme4() if options.slow or options.smoke else None
+    report = _harness.Report("a million rows", _harness.environment(session))
+    from_arrays(report, "shared", 1.0, options)
+    from_arrays(report, "own", 1.5, options)
+    for labels in ("integer", "string"):
+        from_frame(report, labels, session, min(options.rounds, 3 if session else 5), options.groups)
+    memory(report, options.groups)
+    if session is not None:
+        session.close()
+    return report.finish(options)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

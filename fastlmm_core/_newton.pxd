@@ -1,0 +1,8 @@
+cdef class Objective:
+    # A function of n_par free parameters that is evaluated without the GIL.
+    cdef readonly Py_ssize_t n_par
+    cdef double value_      # at the last point evaluated
+    cdef double noise_      # rounding error expected in value_
+    cdef double* grad_      # (n_par,)
+    cdef double* hess_      # (n_par, n_par), both triangles
+    cdef int evaluate_(self, const double* x, int order) noexcept nogil

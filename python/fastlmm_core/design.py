@@ -1,0 +1,391 @@
+"""Arrays to a conditioned problem: cross-products, orthonormal columns, rank.
+
+The kernels work on X_o = X x_map with X_o'X_o = I, on Z_o = Z z_map with Z_o'Z_o = n I (full
+blocks; diagonal ones are scaled only) and on the residual of y, scaled to unit variance, so that
+neither units nor origins matter.  One pass over the rows is enough where offsets and scales
+taken from a sample of the rows leave the columns well conditioned; otherwise a QR decomposition
+supplies a better transformation and a second pass is made with it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from . import kernels
+from .errors import LMMError
+from .parameters import CovarianceStructure
+
+__all__ = ["Problem", "condition"]
+
+Array = NDArray[np.float64]
+
+SAMPLE = 1000
+"""Rows from which offsets and scales are taken."""
+
+WELL_CONDITIONED = 1e-5
+"""Smallest 1 - R^2 of a column on its predecessors for which cross-products are exact enough."""
+
+RANK_TOLERANCE = 1e-7
+"""A column whose part outside its predecessors is shorter than this, relatively, is dropped (as in R)."""
+
+EXACT_WITHIN = 1e-12
+"""A column of [X y] whose part within groups is relatively smaller lies in the span of Z_i."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A conditioned problem and the way back to the caller's units.
+
+    Attributes
+    ----------
+    raw : (m, K) array
+        Cross-products per group (see `kernels.accumulate`).
+    packed : (blocks, K, 8) array
+        Factored groups, as the criterion reads them; compressed if `uniform` is False.
+    within : array
+        [X y]'[X y] less the part between groups, packed.
+    z_transform, xy_transform : arrays
+        From the scaled columns in `raw` to the conditioned ones.
+    z_map : (q, q) array
+        Z_o = Z z_map, b = z_map b_o.
+    x_map : (p, r) array
+        X_o = X x_map for the r columns kept (zero rows elsewhere).
+    beta_base : (p,) array
+        Coefficients already removed from y: beta = beta_base + scale * x_map @ beta_o.
+    scale : float
+        Standard deviation of the residual of y, by which it was divided.
+    kept : (r,) array
+        Columns of X kept.
+    log_constant : float
+        -sum(log(weights)).
+    log_jacobian : float
+        2 log|det| of x_map on the kept columns.
+    """
+
+    n: int
+    m: int
+    structure: CovarianceStructure
+    raw: Array
+    packed: Array
+    uniform: bool
+    within: Array
+    z_transform: Array
+    xy_transform: Array
+    z_map: Array
+    x_map: Array
+    beta_base: Array
+    scale: float
+    kept: NDArray[np.intp]
+    log_constant: float
+    log_jacobian: float
+
+    @property
+    def rank(self) -> int:
+        """Number of fixed-effect columns kept."""
+        return len(self.kept)
+
+    def criterion(self) -> kernels.ClusterCriterion:
+        """The criterion of the conditioned problem."""
+        rows, columns = self.structure.positions
+        return kernels.ClusterCriterion(
+            self.packed, self.within, self.n, self.structure.q, self.rank + 1, rows, columns, self.uniform
+        )
+
+    def offset(self, reml: bool) -> float:
+        """Criterion in the caller's units less that of the conditioned problem."""
+        nu = self.n - self.rank if reml else self.n
+        return self.log_constant + nu * 2.0 * float(np.log(self.scale)) - (self.log_jacobian if reml else 0.0)
+
+
+def _unpack(packed: Array, k: int) -> Array:
+    full = np.zeros((k, k))
+    full[np.tril_indices(k)] = packed
+    return full + np.tril(full, -1).T
+
+
+def _scales(columns: Array, may_shift: bool) -> tuple[Array, int]:
+    """Shift and scale of each column from a sample of rows, and the constant column (-1: none)."""
+    mean, deviation, constant = kernels.probe(columns, SAMPLE)
+    where = -1
+    out = np.zeros((2, columns.shape[1]))
+    out[1] = 1.0
+    if may_shift:
+        candidates = np.flatnonzero((constant == 1.0) & (mean != 0.0))
+        if candidates.size:
+            where = int(candidates[0])
+            out[0] = mean
+            out[0, where] = 0.0
+    size = deviation if where >= 0 else np.sqrt(deviation**2 + mean**2)
+    usable = (size > 0.0) & np.isfinite(size)
+    out[1, usable] = 1.0 / size[usable]
+    if where >= 0:
+        out[1, where] = 1.0 / mean[where]
+    return out, where
+
+
+def _scale_map(shift_scale: Array, constant: int) -> Array:
+    """M with (columns - shift) * scale = columns M; the constant column becomes 1."""
+    out = np.diag(shift_scale[1])
+    if constant >= 0:
+        others = np.arange(out.shape[0]) != constant
+        out[constant, others] -= (shift_scale[0] * shift_scale[1])[others] * shift_scale[1, constant]
+    return out
+
+
+def _orthonormal(gram: Array) -> tuple[Array, float]:
+    """Upper triangular T with T' gram T = I, and the smallest 1 - R^2 (0 where gram is not positive)."""
+    size = np.sqrt(np.diag(gram))
+    if not (size > 0.0).all():
+        return np.eye(len(size)), 0.0
+    try:
+        lower = np.linalg.cholesky(gram / size / size[:, None])
+    except np.linalg.LinAlgError:
+        return np.eye(len(size)), 0.0
+    inverse = np.linalg.inv(lower)
+    return np.triu((inverse / size).T), float(np.min(np.diag(lower)) ** 2)
+
+
+def _revealed(columns: Array, shift_scale: Array, weights: Array | None) -> tuple[NDArray[np.intp], Array]:
+    """Columns that are not combinations of their predecessors, and the R factor of those (scaled and weighted)."""
+    scaled = (columns - shift_scale[0]) * shift_scale[1]
+    if weights is not None:
+        scaled *= np.sqrt(weights)[:, None]
+    length = np.linalg.norm(scaled, axis=0)
+    length[length == 0.0] = 1.0
+    scaled /= length
+    r = np.linalg.qr(scaled, mode="r")
+    kept: list[int] = []
+    basis = np.zeros((r.shape[0], 0))
+    for j in range(r.shape[1]):
+        rest = r[:, j]
+        for _ in range(2):
+            rest = rest - basis @ (basis.T @ rest)
+        norm = float(np.linalg.norm(rest))
+        if norm > RANK_TOLERANCE:
+            kept.append(j)
+            basis = np.column_stack([basis, rest / norm])
+    index = np.array(kept, dtype=np.intp)
+    triangle = np.linalg.qr(r[:, index] * length[index], mode="r")
+    return index, triangle
+
+
+def _refuse(y: Array, X: Array, Z: Array, weights: Array | None, offset: Array | None) -> None:
+    """Name the first value that is not finite."""
+    for name, values in (("y", y), ("X", X), ("Z", Z), ("weights", weights), ("offset", offset)):
+        if values is None:
+            continue
+        bad = np.argwhere(~np.isfinite(values))
+        if len(bad):
+            row = int(bad[0, 0])
+            place = f"row {row}" + (f", column {int(bad[0, 1])}" if values.ndim == 2 else "")
+            value = values[tuple(bad[0])]
+            raise LMMError(
+                f"{name} has {len(bad)} values that are not finite (first: {value} at {place}); "
+                "remove or impute these rows before fitting"
+            )
+
+
+def condition(
+    y: Array,
+    X: Array,
+    Z: Array,
+    codes: NDArray[Any],
+    base: int,
+    n_slots: int,
+    weights: Array | None,
+    offset: Array | None,
+    structure: CovarianceStructure,
+) -> tuple[Problem, NDArray[np.intp] | None]:
+    """Cross-products of a model, conditioned.
+
+    Parameters
+    ----------
+    y, X, Z : (n,), (n, p), (n, q) arrays
+    codes : (n,) int32 or int64 array
+        base <= codes < base + n_slots.
+    weights, offset : (n,) arrays or None
+    structure : CovarianceStructure
+
+    Returns
+    -------
+    Problem
+    present : array or None
+        Slots that occur, None if all do.
+
+    Raises
+    ------
+    LMMError
+        For values that are not finite, a constant response, collinear columns of Z, more random effects
+        than observations, or a response without residual variation.
+    """
+    n, p = X.shape
+    q = Z.shape[1]
+    correlated = len(structure.blocks) == 1 and structure.blocks[0].structure == "full"
+    x_scale, x_constant = _scales(X, True)
+    z_scale, z_constant = _scales(Z, correlated)
+    x_transform: Array | None = None
+    z_transform: Array | None = None
+    kept = np.arange(p)
+    beta0 = np.zeros(p)
+    if x_constant >= 0:
+        beta0[x_constant] = kernels.probe(y[:, None], SAMPLE)[0, 0]
+    x_columns = X
+    for attempt in range(4):
+        raw, packed_s, constant, varies = kernels.accumulate(
+            x_columns, y, Z, codes, base, n_slots, weights, offset, x_scale, z_scale, beta0,
+            x_constant, z_constant, x_transform, z_transform,
+        )  # fmt: skip
+        if not np.isfinite(packed_s).all():
+            _refuse(y, X, Z, weights, offset)
+            raise LMMError("the data overflow: rescale y, X, Z or weights to values below 1e100 in size")
+        if not varies:
+            raise LMMError("y is constant: there is nothing to model; check that the right column is the response")
+        if not constant:
+            # a column that looked constant in the sample is not: do without shifts
+            x_scale, x_constant = _scales(X, False)
+            z_scale, z_constant = _scales(Z, False)
+            beta0 = np.zeros(p)
+            continue
+        S = _unpack(packed_s, len(kept) + 1)
+        r = len(kept)
+        to_x, x_margin = _orthonormal(S[:r, :r])
+        to_z, z_margin = _z_rotation(raw, q, n, structure)
+        poor_x = r > 0 and x_margin < WELL_CONDITIONED and x_transform is None
+        poor_z = z_margin < WELL_CONDITIONED and z_transform is None
+        if poor_x:
+            kept, triangle = _revealed(X, x_scale, weights)
+            if x_constant >= 0 and x_constant not in kept:
+                # shifts need the constant column that they lean on
+                x_scale, x_constant = _scales(X, False)
+                kept, triangle = _revealed(X, x_scale, weights)
+            if x_constant >= 0:
+                x_constant = int(np.flatnonzero(kept == x_constant)[0])
+            x_columns = np.ascontiguousarray(X[:, kept])
+            x_scale = np.ascontiguousarray(x_scale[:, kept])
+            x_transform = np.ascontiguousarray(np.triu(np.linalg.inv(triangle))) * np.sqrt(n)
+            beta0 = np.zeros(len(kept))
+        if poor_z:
+            z_transform = _z_preconditioner(Z, z_scale, weights, structure)
+        if poor_x or poor_z:
+            continue
+        beta1 = to_x @ (to_x.T @ S[:r, r])
+        rest = S[r, r] - 2.0 * beta1 @ S[:r, r] + beta1 @ S[:r, :r] @ beta1
+        if rest <= 1e-7 * S[r, r] and attempt < 3:
+            # the fixed effects explain nearly all of y: take its residual again from the rows
+            beta0 = beta0 + beta1
+            continue
+        break
+    return _finish(
+        y, X, n, structure, raw, S, beta0, beta1, kept, x_scale, z_scale, x_constant, z_constant,
+        x_transform, z_transform, to_x, to_z, weights,
+    )  # fmt: skip
+
+
+def _z_gram(raw: Array, q: int) -> Array:
+    return _unpack(raw[:, : q * (q + 1) // 2].sum(axis=0), q)
+
+
+def _z_rotation(raw: Array, q: int, n: int, structure: CovarianceStructure) -> tuple[Array, float]:
+    """Block-wise T with T' (Z'Z) T = n I (diagonal blocks: unit diagonal only), and the smallest 1 - R^2."""
+    gram = _z_gram(raw, q)
+    out = np.zeros((q, q))
+    margin = 1.0
+    for block in structure.blocks:
+        part = slice(block.start, block.stop)
+        inner = gram[part, part]
+        rotation, smallest = _orthonormal(inner)
+        margin = min(margin, smallest)
+        if block.structure != "full":
+            size = np.sqrt(np.diag(inner))
+            rotation = np.diag(1.0 / np.where(size > 0.0, size, 1.0))
+        out[part, part] = rotation * np.sqrt(n)
+    return out, margin
+
+
+def _z_preconditioner(Z: Array, z_scale: Array, weights: Array | None, structure: CovarianceStructure) -> Array:
+    """Block-wise upper triangular T that makes the columns of Z nearly orthogonal; refuses collinear ones."""
+    q = Z.shape[1]
+    out = np.zeros((q, q))
+    for block in structure.blocks:
+        part = slice(block.start, block.stop)
+        index, triangle = _revealed(Z[:, part], z_scale[:, part], weights)
+        if len(index) < block.stop - block.start:
+            missing = sorted(set(range(block.stop - block.start)) - set(index.tolist()))
+            raise LMMError(
+                f"Z: column {block.start + missing[0]} is zero or a linear combination of the columns before it, so "
+                "that its variance cannot be told from theirs; remove it from the random effects"
+            )
+        out[part, part] = np.linalg.inv(triangle) * np.sqrt(len(Z)) if block.structure == "full" else np.eye(len(index))
+    return out
+
+
+def _finish(
+    y: Array, X: Array, n: int, structure: CovarianceStructure, raw: Array, S: Array, beta0: Array, beta1: Array,
+    kept: NDArray[np.intp], x_scale: Array, z_scale: Array, x_constant: int, z_constant: int,
+    x_transform: Array | None, z_transform: Array | None, to_x: Array, to_z: Array, weights: Array | None,
+) -> tuple[Problem, NDArray[np.intp] | None]:  # fmt: skip
+    q = structure.q
+    r = len(kept)
+    rest = S[r, r] - beta1 @ S[:r, r]
+    size = S[r, r] + (beta0 @ S[:r, :r] @ beta0 if r else 0.0)
+    if not rest > 1e-30 * size:
+        raise LMMError("y is reproduced exactly by the fixed effects: there is no variation left to model")
+    scale = float(np.sqrt(rest / n))
+    xy = np.zeros((r + 1, r + 1))
+    xy[:r, :r] = to_x
+    xy[:r, r] = -beta1 / scale
+    xy[r, r] = 1.0 / scale
+    counts = raw[:, -1]
+    present: NDArray[np.intp] | None = None
+    if not counts.all():
+        present = np.flatnonzero(counts)
+        raw = raw[present]
+    m = len(raw)
+    to_z = np.ascontiguousarray(to_z)
+    packed, between = kernels.factor_groups(raw, to_z, xy)
+    total = (xy.T @ S @ xy)[np.tril_indices(r + 1)]
+    within = _unpack(total - between, r + 1)
+    reference = np.append(np.ones(r), float(n))
+    exact = np.diag(within) <= EXACT_WITHIN * reference
+    if exact[r]:
+        raise LMMError(
+            "y is reproduced exactly within every group by the random effects: the residual variance is zero; "
+            "use fewer random effects"
+        )
+    within[exact, :] = 0.0
+    within[:, exact] = 0.0
+    smaller = kernels.compress(packed, m, q, r + 1)
+    x_map = np.zeros((X.shape[1], r))
+    columns = _scale_map(x_scale, x_constant)
+    if x_transform is not None:
+        columns = columns @ x_transform
+    x_map[kept] = columns @ to_x
+    z_map = _scale_map(z_scale, z_constant)
+    if z_transform is not None:
+        z_map = z_map @ z_transform
+    z_map = z_map @ to_z
+    beta_base = np.zeros(X.shape[1])
+    beta_base[kept] = columns @ (beta0 + beta1)
+    problem = Problem(
+        n=n,
+        m=m,
+        structure=structure,
+        raw=raw,
+        packed=packed if smaller is None else smaller,
+        uniform=smaller is None,
+        within=np.ascontiguousarray(within[np.tril_indices(r + 1)]),
+        z_transform=to_z,
+        xy_transform=xy,
+        z_map=z_map,
+        x_map=x_map,
+        beta_base=beta_base,
+        scale=scale,
+        kept=kept,
+        log_constant=0.0 if weights is None else -float(np.sum(np.log(weights))),
+        log_jacobian=2.0 * float(np.linalg.slogdet(x_map[kept])[1]) if r else 0.0,
+    )
+    return problem, present

@@ -1,0 +1,42 @@
+"""The compiled kernels, with the fastest lane variant that this CPU runs.
+
+Set the environment variable ``FASTLMM_KERNELS`` to ``base``, ``avx2`` or ``avx512`` before the
+import to choose another (all give the same answers to rounding error).
+"""
+
+from __future__ import annotations
+
+import os
+from importlib import import_module
+
+from ._cpu import variants
+from ._criterion import ClusterCriterion, factor_groups, group_effects, use_kernels
+from ._newton import minimize_newton
+from ._patterns import compress
+from ._rows import accumulate, probe
+from ._whiten import whiten_residuals
+
+__all__ = [
+    "VARIANT",
+    "ClusterCriterion",
+    "accumulate",
+    "compress",
+    "factor_groups",
+    "group_effects",
+    "minimize_newton",
+    "probe",
+    "whiten_residuals",
+]
+
+
+def _choose() -> str:
+    available: list[str] = variants()
+    wanted = os.environ.get("FASTLMM_KERNELS", available[0])
+    if wanted not in available:
+        raise ImportError(f"FASTLMM_KERNELS={wanted!r} is not available on this CPU; choose one of {available}")
+    use_kernels(import_module(f"{__package__}._lanes_{wanted}").kernels())
+    return wanted
+
+
+VARIANT = _choose()
+"""Name of the lane variant in use."""

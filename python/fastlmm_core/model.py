@@ -1,0 +1,382 @@
+"""The model: arrays or a formula in, fits out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from .design import Problem, condition
+from .errors import LMMError
+from .grouping import Grouping, group_codes
+from .optimize import optimize
+from .parameters import Block, CovarianceStructure, natural_derivatives
+
+if TYPE_CHECKING:
+    from .formula import FormulaSpec
+    from .results import LMMResult
+
+__all__ = ["Evaluation", "LinearMixedModel", "lmm"]
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The criterion at one point.
+
+    Attributes
+    ----------
+    value : float
+    gradient : (k,) array or None
+    hessian : (k, k) array or None
+    """
+
+    value: float
+    gradient: Array | None
+    hessian: Array | None
+
+
+def _floats(values: Any, name: str, ndim: int) -> Array:
+    """A float64 array of `ndim` dimensions, copied only where it has to be."""
+    try:
+        array = np.asarray(values)
+        if array.dtype != np.float64:
+            if array.dtype.kind in "USMm" or array.dtype.kind == "c":
+                raise ValueError
+            array = array.astype(np.float64)
+    except (ValueError, TypeError):
+        kind = np.asarray(values).dtype
+        raise LMMError(f"{name} must hold numbers, not {kind}; convert or encode it first") from None
+    if ndim == 2 and array.ndim == 1:
+        array = array[:, None]
+    if array.ndim != ndim:
+        raise LMMError(f"{name} must have {ndim} dimension{'s' * (ndim > 1)}, not the shape {array.shape}")
+    return array
+
+
+class LinearMixedModel:
+    """A Gaussian linear mixed model with one grouping factor, from arrays.
+
+    y_i = X_i beta + Z_i b_i + e_i with b_i ~ N(0, G) and e_i ~ N(0, sigma^2 / weights), independent
+    between groups i (Laird and Ware 1982, Biometrics 38, eq. 2.1).
+
+    Parameters
+    ----------
+    y : (n,) array
+        Response.
+    X : (n, p) array or None
+        Columns of the fixed effects; None means an intercept.  Include a column of ones for an intercept.
+    Z : (n, q) array or None
+        Columns of the random effects; None means a random intercept.
+    groups : (n,) array
+        Group of each row: integers, strings or any sortable labels, in any order.
+    weights : (n,) array, optional
+        Prior weights: the residual variance is sigma^2 / weights.
+    offset : (n,) array, optional
+        Known part of the mean.
+    structure : {"full", "diagonal"}
+        Covariance of the random effects of a group: unrestricted or independent.
+    exog_names, exog_re_names : sequences of str, optional
+        Names of the columns of X and Z.
+    group_name : str
+        Name of the grouping factor.
+
+    Raises
+    ------
+    LMMError
+        For input that cannot be fitted; the message names the argument, the place and the remedy.
+    """
+
+    def __init__(
+        self,
+        y: ArrayLike,
+        X: ArrayLike | None = None,
+        Z: ArrayLike | None = None,
+        groups: Any = None,
+        *,
+        weights: ArrayLike | None = None,
+        offset: ArrayLike | None = None,
+        structure: Literal["full", "diagonal"] = "full",
+        exog_names: Sequence[str] | None = None,
+        exog_re_names: Sequence[str] | None = None,
+        group_name: str = "group",
+    ) -> None:
+        if groups is None:
+            raise LMMError("groups is missing: give the group of each row")
+        if structure not in ("full", "diagonal"):
+            raise LMMError(f"structure={structure!r} is unknown: use 'full' or 'diagonal'")
+        response = _floats(y, "y", 1)
+        n = len(response)
+        if n == 0:
+            raise LMMError("y is empty: there are no observations")
+        ones = np.ones((n, 1)) if X is None or Z is None else None
+        fixed = _floats(X, "X", 2) if X is not None else ones
+        random = _floats(Z, "Z", 2) if Z is not None else ones
+        assert fixed is not None and random is not None
+        q = random.shape[1]
+        if q == 0:
+            raise LMMError("Z has no columns: give at least one random effect, or leave Z out for a random intercept")
+        self._setup(
+            response,
+            fixed,
+            random,
+            groups if isinstance(groups, Grouping) else group_codes(groups, group_name),
+            CovarianceStructure((Block(0, q, structure),)),
+            None if weights is None else _floats(weights, "weights", 1),
+            None if offset is None else _floats(offset, "offset", 1),
+            _names(exog_names, fixed.shape[1], "x", X is None, "exog_names"),
+            _names(exog_re_names, q, "z", Z is None, "exog_re_names"),
+            (group_name,),
+        )
+
+    def _setup(
+        self, y: Array, X: Array, Z: Array, grouping: Grouping, structure: CovarianceStructure, weights: Array | None,
+        offset: Array | None, exog_names: tuple[str, ...], exog_re_names: tuple[str, ...], term_names: tuple[str, ...],
+        spec: FormulaSpec | None = None, response_name: str = "y", n_dropped: int = 0,
+        kept: NDArray[np.intp] | None = None,
+    ) -> None:  # fmt: skip
+        n = len(y)
+        for name, values in (("X", X), ("Z", Z), ("groups", grouping.codes), ("weights", weights), ("offset", offset)):
+            if values is not None and len(values) != n:
+                raise LMMError(f"{name} has {len(values)} rows but y has {n}; give one row per observation")
+        if weights is not None and not (weights > 0.0).all():
+            row = int(np.flatnonzero(~(weights > 0.0))[0])
+            raise LMMError(f"weights must be positive (first other: {weights[row]} at row {row}); remove such rows")
+        self.endog = y
+        self.exog = X
+        self.exog_re = Z
+        self.weights = weights
+        self.offset = offset
+        self.grouping = grouping
+        self.structure = structure
+        self.exog_names = exog_names
+        self.exog_re_names = exog_re_names
+        self.term_names = term_names
+        self.response_name = response_name
+        self.spec = spec
+        self.n_dropped = n_dropped
+        self.kept = kept
+        self._check_groups(n)
+        self.problem, grouping.present = condition(
+            y, X, Z, grouping.codes, grouping.base, grouping.n_slots, weights, offset, structure
+        )
+        self._check_size()
+
+    def _check_groups(self, n: int) -> None:
+        name = self.grouping.name
+        if self.grouping.n_slots == 1:
+            raise LMMError(
+                f"the grouping factor {name!r} has one level: its variance cannot be estimated; "
+                "use ordinary regression or another factor"
+            )
+        if n <= self.exog.shape[1]:
+            raise LMMError(f"there are {n} observations for {self.exog.shape[1]} fixed effects; use fewer columns in X")
+
+    def _check_size(self) -> None:
+        n, m, q = self.problem.n, self.problem.m, self.structure.q
+        name = self.grouping.name
+        if m == n and q == 1:
+            raise LMMError(
+                f"every level of {name!r} has one observation: its variance cannot be told from the residual variance; "
+                "use ordinary regression or a coarser factor"
+            )
+        if n <= m * q:
+            raise LMMError(
+                f"there are {n} observations and {m * q} random effects ({q} for each of {m} levels of {name!r}): "
+                "the residual variance cannot be told from G; use fewer random effects"
+            )
+
+    @property
+    def nobs(self) -> int:
+        """Number of observations."""
+        return self.problem.n
+
+    @property
+    def df_resid(self) -> int:
+        """Observations less estimable fixed effects."""
+        return self.problem.n - self.problem.rank
+
+    def fit(
+        self,
+        reml: bool = True,
+        method: str | Callable[..., Any] = "newton",
+        start: ArrayLike | None = None,
+        options: dict[str, Any] | None = None,
+    ) -> LMMResult:
+        """Estimate by restricted (REML) or full maximum likelihood.
+
+        Parameters
+        ----------
+        reml : bool
+        method : str or callable
+            "newton": compiled trust-region Newton with exact Hessian.  Any method of
+            scipy.optimize.minimize by name, or a callable that it accepts.
+        start : (k,) array, optional
+            Theta to start from (lme4's order and scale); by default from moments of the data.
+        options : dict, optional
+            Options of the method, e.g. ``{"maxiter": 50}``.
+
+        Returns
+        -------
+        LMMResult
+            With ``converged=False`` and a message where the optimum could not be certified.
+
+        Raises
+        ------
+        LMMError
+            For an unknown method or a start of the wrong length.
+        """
+        from .results import LMMResult
+
+        problem = self.problem
+        criterion = problem.criterion()
+        criterion.reml = bool(reml)
+        optimum = optimize(
+            criterion,
+            self.structure,
+            problem.n,
+            problem.m,
+            float(problem.within[-1]),
+            method,
+            None if start is None else self._conditioned_theta(start),
+            options,
+        )
+        return LMMResult(self, optimum, criterion.solution(), bool(reml))
+
+    def evaluate(self, theta: ArrayLike, reml: bool = True, order: int = 0) -> Evaluation:
+        """The profiled criterion (-2 log-likelihood) at theta.
+
+        Parameters
+        ----------
+        theta : (k,) array
+            Lower triangle of Lambda by columns (diagonal only for independent effects), in natural units.
+        reml : bool
+        order : {0, 1, 2}
+            Highest derivative to compute.
+
+        Returns
+        -------
+        Evaluation
+            With respect to theta.
+        """
+        problem = self.problem
+        natural = self._natural_factor(theta)
+        criterion = self._criterion()
+        criterion.reml = bool(reml)
+        back = np.linalg.inv(problem.z_map)
+        factor = self.structure.canonical(back @ natural)
+        value, _, _ = criterion.evaluate(self.structure.theta(factor), order)
+        value += problem.offset(bool(reml))
+        if order == 0:
+            return Evaluation(value, None, None)
+        gradient, hessian = natural_derivatives(
+            self.structure, natural, back, criterion.solution()[3], criterion.curvature() if order > 1 else None
+        )
+        return Evaluation(value, gradient, hessian)
+
+    def _criterion(self) -> Any:
+        cached = self.__dict__.get("_cached_criterion")
+        if cached is None:
+            cached = self._cached_criterion = self.problem.criterion()
+        return cached
+
+    def _natural_factor(self, theta: ArrayLike) -> Array:
+        values = _floats(theta, "theta", 1)
+        if len(values) != self.structure.n_parameters:
+            raise LMMError(f"theta has {len(values)} elements, the model has {self.structure.n_parameters}")
+        if not np.isfinite(values).all():
+            raise LMMError("theta has values that are not finite")
+        return self.structure.factor(values)
+
+    def _conditioned_theta(self, theta: ArrayLike) -> Array:
+        inner = np.linalg.solve(self.problem.z_map, self._natural_factor(theta))
+        return self.structure.theta(self.structure.canonical(inner))
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = self.__dict__.copy()
+        state.pop("_cached_criterion", None)
+        return state
+
+    def __repr__(self) -> str:
+        return (
+            f"<LinearMixedModel: {self.nobs} observations, {self.problem.m} levels of {self.grouping.name!r}, "
+            f"{self.exog.shape[1]} fixed and {self.structure.q} random effects>"
+        )
+
+
+def _names(given: Sequence[str] | None, count: int, stem: str, intercept: bool, argument: str) -> tuple[str, ...]:
+    if given is None:
+        return ("Intercept",) if intercept else tuple(f"{stem}{i}" for i in range(count))
+    if len(given) != count:
+        raise LMMError(f"{argument} has {len(given)} names for {count} columns")
+    return tuple(str(name) for name in given)
+
+
+def lmm(
+    formula: str,
+    data: Any,
+    *,
+    weights: Any = None,
+    offset: Any = None,
+    missing: Literal["drop", "raise"] = "drop",
+) -> LinearMixedModel:
+    """A linear mixed model from a formula and a table.
+
+    Parameters
+    ----------
+    formula : str
+        lme4's syntax with one grouping factor: ``y ~ x + (x | g)``, ``(1 | g)``, ``(0 + x | g)``, ``(x || g)``; both
+        sides may use formulaic's transforms.
+    data : pandas.DataFrame, polars.DataFrame, pyarrow.Table or dict of arrays
+    weights, offset : str or array, optional
+        Column name or values: residual variance sigma^2 / weights, known part of the mean.
+    missing : {"drop", "raise"}
+        What to do with rows with missing values: leave out and count them, or refuse.
+
+    Returns
+    -------
+    LinearMixedModel
+
+    Raises
+    ------
+    LMMError
+        For input that cannot be fitted; the message names the argument, the place and the remedy.
+    """
+    from .formula import model_data
+
+    found = model_data(formula, data, weights=weights, offset=offset, missing=missing)
+    factors = {term.name for term in found.terms}
+    if len(factors) > 1:
+        raise LMMError(
+            f"the formula has the grouping factors {', '.join(sorted(factors))}: models with several are not supported; "
+            "keep the terms of one"
+        )
+    first = found.terms[0]
+    blocks, names, start = [], [], 0
+    for i, term in enumerate(found.terms):
+        blocks.append(Block(start, start + len(term.columns), term.structure))
+        start += len(term.columns)
+        names.append(term.name if i == 0 else f"{term.name}.{i}")
+    columns = [term.Z for term in found.terms]
+    model = LinearMixedModel.__new__(LinearMixedModel)
+    model._setup(
+        found.y,
+        found.X,
+        columns[0] if len(columns) == 1 else np.column_stack(columns),
+        Grouping(first.name, first.codes.astype(np.int64, copy=False), 0, len(first.labels), first.labels),
+        CovarianceStructure(tuple(blocks)),
+        found.weights,
+        found.offset,
+        found.x_names,
+        tuple(name for term in found.terms for name in term.columns),
+        tuple(names),
+        found.spec,
+        found.response,
+        found.n_dropped,
+        found.kept,
+    )
+    return model

@@ -1,0 +1,350 @@
+"""Fitting: starts, scipy.optimize around the compiled Newton, certification of the optimum."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .errors import LMMError
+from .kernels import minimize_newton
+from .parameters import CovarianceStructure
+
+__all__ = ["Criterion", "Optimum", "newton", "optimize"]
+
+Array = NDArray[np.float64]
+
+CERTIFIED = 1e-4
+"""Decrement below which an optimum is certified: the criterion is then within 5e-9 of its minimum."""
+
+SINGULAR = 1e-4
+"""A singular value of Lambda (columns of Z of unit mean square per group) below this counts as zero."""
+
+_WITHOUT_GRADIENT = {"nelder-mead", "powell", "cobyla", "cobyqa"}
+_WITH_HESSIAN = {"newton-cg", "dogleg", "trust-ncg", "trust-krylov", "trust-exact", "trust-constr"}
+
+
+class Criterion(Protocol):
+    """What an engine offers to the optimiser."""
+
+    reml: bool
+    n_evaluations: int
+
+    def evaluate(self, theta: Array, order: int = 0) -> tuple[float, Array | None, Array | None]:
+        """Value, gradient and Hessian."""
+
+    def solution(self) -> tuple[Array, float, Array, Array]:
+        """Coefficients, r^2, Cholesky factor of X'V^-1X, derivative in G at the last point."""
+
+
+@dataclass(frozen=True)
+class Optimum:
+    """One record of the optimisation, in the conditioned problem's units.
+
+    Attributes
+    ----------
+    theta, factor : arrays
+        Free elements of Lambda, and Lambda.
+    value : float
+    gradient, hessian : arrays
+    gradient_norm : float
+        Decrement: square root of twice the decrease of the criterion that a Newton step promises.
+    converged, singular : bool
+    n_evaluations : int
+    method, message : str
+    null_space : (q, r) array
+        Directions of zero variance.
+    trace : tuple
+        (value, decrement, radius) at each point accepted by the Newton method.
+    """
+
+    theta: Array
+    factor: Array
+    value: float
+    gradient: Array
+    hessian: Array
+    gradient_norm: float
+    converged: bool
+    singular: bool
+    n_evaluations: int
+    method: str
+    message: str
+    null_space: Array
+    trace: tuple[tuple[float, float, float], ...]
+
+
+class _Objective:
+    """The criterion as scipy sees it."""
+
+    def __init__(self, criterion: Criterion) -> None:
+        self.criterion = criterion
+
+    def __call__(self, theta: Array, *args: Any) -> float:
+        return self.criterion.evaluate(theta, 0)[0]
+
+    def gradient(self, theta: Array, *args: Any) -> Array:
+        out = self.criterion.evaluate(theta, 1)[1]
+        assert out is not None
+        return out
+
+    def hessian(self, theta: Array, *args: Any) -> Array:
+        out = self.criterion.evaluate(theta, 2)[2]
+        assert out is not None
+        return out
+
+
+def newton(fun: _Objective, x0: Array, args: Any = (), maxiter: int = 200, **options: Any) -> Any:
+    """The compiled trust-region Newton, as a `method` of scipy.optimize.minimize."""
+    from scipy.optimize import OptimizeResult
+
+    x, gradient, hessian, value, decrement, lowest, evaluations, trace = minimize_newton(
+        fun.criterion, x0, max_iterations=maxiter
+    )
+    return OptimizeResult(
+        x=x, fun=value, jac=gradient, hess=hessian, nfev=evaluations, nit=len(trace) - 1, success=True,
+        status=0, message="", decrement=decrement, lowest=lowest, trace=trace,
+    )  # fmt: skip
+
+
+def _run(criterion: Criterion, start: Array, method: str | Callable[..., Any], options: dict[str, Any]) -> Any:
+    from scipy.optimize import minimize
+
+    objective = _Objective(criterion)
+    if method == "newton":
+        return minimize(objective, start, method=newton, options=options)
+    derivatives: dict[str, Any] = {}
+    name = method.lower() if isinstance(method, str) else ""
+    if name not in _WITHOUT_GRADIENT:
+        derivatives["jac"] = objective.gradient
+    if name in _WITH_HESSIAN or not name:
+        derivatives["hess"] = objective.hessian
+    with warnings.catch_warnings():
+        # the outcome is judged by its own gradient below
+        warnings.simplefilter("ignore")
+        return minimize(objective, start, method=method, tol=1e-12, options=options, **derivatives)
+
+
+def moment_start(criterion: Criterion, structure: CovarianceStructure, n: int, m: int, within: float) -> Array:
+    """Theta from the second moments of Z_i'(y_i - X_i beta_OLS), as if all groups had the same Z_i'Z_i.
+
+    At Lambda = 0 the gradient in G holds sum_i Z_i'r_i r_i'Z_i; for balanced data without further
+    covariates the result is close to the optimum.  Eigenvalues are kept away from 0, which is stationary.
+
+    Parameters
+    ----------
+    within : float
+        Residual sum of squares within groups.
+    """
+    q = structure.q
+    reml, criterion.reml = criterion.reml, False
+    value, _, _ = criterion.evaluate(np.zeros(structure.n_parameters), 1)
+    _, r2, _, gradient = criterion.solution()
+    criterion.reml = reml
+    identity = np.eye(q)
+    if not np.isfinite(value):
+        return structure.theta(identity)
+    moments = (n * identity - gradient) * (r2 / n)
+    sigma2 = within / max(n - m * q, 1)
+    per_group = n / m
+    relative = (moments / m / sigma2 - per_group * identity) / per_group**2
+    floor = 0.1 / per_group
+    factor = np.zeros((q, q))
+    for block in structure.blocks:
+        part = slice(block.start, block.stop)
+        if block.structure == "full":
+            values, vectors = np.linalg.eigh(relative[part, part])
+            factor[part, part] = vectors * np.sqrt(np.maximum(values, floor))
+        else:
+            factor[part, part] = np.diag(np.sqrt(np.maximum(np.diag(relative[part, part]), floor)))
+    return structure.theta(structure.canonical(factor))
+
+
+def _decrement(gradient: Array, hessian: Array) -> tuple[float, float]:
+    values, vectors = np.linalg.eigh(hessian)
+    largest = float(np.max(np.abs(values)))
+    if largest == 0.0:
+        return float(np.linalg.norm(gradient)), 0.0
+    size = np.maximum(np.abs(values), 1e-12 * largest)
+    return float(np.sqrt(np.sum((vectors.T @ gradient) ** 2 / size))), float(values[0] / largest)
+
+
+def _small_directions(factor: Array, structure: CovarianceStructure, per_group: float) -> tuple[Array, Array]:
+    """Lambda with its negligible singular values set to zero, and the directions of zero variance."""
+    snapped = np.zeros_like(factor)
+    null: list[Array] = []
+    q = structure.q
+    for block in structure.blocks:
+        part = slice(block.start, block.stop)
+        inner = factor[part, part]
+        if block.structure == "full":
+            left, values, _ = np.linalg.svd(inner)
+        else:
+            left, values = np.eye(len(inner)), np.abs(np.diag(inner))
+        keep = values * np.sqrt(per_group) > SINGULAR
+        snapped[part, part] = left * np.where(keep, values, 0.0)
+        for column in np.flatnonzero(~keep):
+            direction = np.zeros(q)
+            direction[part] = left[:, column]
+            null.append(direction)
+    return structure.canonical(snapped), np.array(null).T.reshape(q, len(null))
+
+
+def _free(structure: CovarianceStructure) -> NDArray[np.bool_]:
+    """Which elements of G are free."""
+    rows, columns = structure.positions
+    out = np.zeros((structure.q, structure.q), dtype=bool)
+    out[rows, columns] = True
+    out[columns, rows] = True
+    return out
+
+
+def _settle(
+    criterion: Criterion, structure: CovarianceStructure, found: Any, n: int, m: int, method: str
+) -> tuple[Optimum, Array | None]:
+    """Certify an optimum; also a better start where the boundary turns out to be the wrong one."""
+    theta = np.asarray(found.x, dtype=float)
+    per_group = n / m
+    factor = structure.factor(theta)
+    snapped, null = _small_directions(factor, structure, per_group)
+    wrong: Array | None = None
+    evaluated = getattr(found, "decrement", None) is not None
+    if null.shape[1]:
+        at_zero = structure.theta(snapped)
+        value, gradient, hessian = criterion.evaluate(at_zero, 2)
+        if value <= found.fun + 1e-11 * (abs(found.fun) + n):
+            theta, factor, evaluated = at_zero, snapped, True
+            # on the cone of covariance matrices no direction out of the null space may lower the criterion
+            slope = np.where(_free(structure), criterion.solution()[3], 0.0)
+            slopes, directions = np.linalg.eigh(null.T @ slope @ null)
+            if slopes[0] < -CERTIFIED * per_group * np.sqrt(m):
+                wrong = np.column_stack([factor, 0.5 / np.sqrt(per_group) * (null @ directions[:, 0])])
+        else:
+            null = null[:, :0]
+    if not null.shape[1]:
+        value, gradient, hessian = found.fun, getattr(found, "jac", None), getattr(found, "hess", None)
+        if not evaluated or (np.diag(factor) < 0.0).any():
+            factor = structure.canonical(factor)
+            theta = structure.theta(factor)
+            value, gradient, hessian = criterion.evaluate(theta, 2)
+    assert gradient is not None and hessian is not None
+    decrement, lowest = _decrement(gradient, hessian)
+    converged = bool(decrement <= CERTIFIED and lowest >= -1e-6 and wrong is None and np.isfinite(value))
+    if converged:
+        message = "certified: the gradient vanishes to rounding error"
+        if null.shape[1]:
+            message += ", on the boundary"
+    elif lowest < -1e-6 or wrong is not None:
+        message = "not certified: a saddle point, the criterion can still be lowered"
+    else:
+        message = f"not certified: the criterion can still be lowered by about {0.5 * decrement**2:.1e}"
+    optimum = Optimum(
+        theta=theta,
+        factor=factor,
+        value=float(value),
+        gradient=gradient,
+        hessian=hessian,
+        gradient_norm=decrement,
+        converged=converged,
+        singular=bool(null.shape[1]),
+        n_evaluations=criterion.n_evaluations,
+        method=method,
+        message=message,
+        null_space=null,
+        trace=tuple(getattr(found, "trace", ())),
+    )
+    return optimum, wrong
+
+
+def optimize(
+    criterion: Criterion,
+    structure: CovarianceStructure,
+    n: int,
+    m: int,
+    within: float,
+    method: str | Callable[..., Any] = "newton",
+    start: Array | None = None,
+    options: dict[str, Any] | None = None,
+) -> Optimum:
+    """Minimise the criterion of a conditioned problem and certify what was found.
+
+    Parameters
+    ----------
+    criterion : Criterion
+    structure : CovarianceStructure
+    n, m : int
+        Observations and groups.
+    within : float
+        Residual sum of squares of y within groups.
+    method : str or callable
+        "newton" (compiled, exact Hessian) or any method of scipy.optimize.minimize.
+    start : array, optional
+        Theta to start from; by default from second moments.
+    options : dict, optional
+        Options of the method.
+
+    Returns
+    -------
+    Optimum
+
+    Raises
+    ------
+    LMMError
+        For an unknown method or a start at which the criterion is not defined.
+    """
+    options = dict(options or {})
+    criterion.n_evaluations = 0
+    name = method if isinstance(method, str) else getattr(method, "__name__", "callable")
+    first = moment_start(criterion, structure, n, m, within) if start is None else start
+
+    def attempt(theta: Array) -> tuple[Optimum, Array | None]:
+        try:
+            found = _run(criterion, theta, method, options)
+        except FloatingPointError as error:
+            raise LMMError(f"{error}; give another start") from None
+        except ValueError as error:
+            if "Unknown solver" in str(error):
+                raise LMMError(f"method={method!r} is unknown: use 'newton' or a method of scipy.optimize.minimize") from None
+            raise
+        return _settle(criterion, structure, found, n, m, name)
+
+    best, wrong = attempt(first)
+    for _ in range(structure.q + 1):
+        if wrong is None:
+            break
+        other, wrong = attempt(structure.theta(_fold(wrong, structure)))
+        if other.value <= best.value or other.converged > best.converged:
+            best = other
+    if (best.singular or not best.converged) and method == "newton" and start is None:
+        # the criterion may have several minima at the boundary: look from elsewhere too
+        for scale in (1.0, 4.0 / np.sqrt(n / m)):
+            other, _ = attempt(structure.theta(np.eye(structure.q) * scale))
+            if other.converged >= best.converged and other.value < best.value - 1e-9:
+                best = other
+    if best.n_evaluations != criterion.n_evaluations:
+        best = _replace(best, n_evaluations=criterion.n_evaluations)
+    # leave the criterion's state at the optimum
+    criterion.evaluate(best.theta, 2)
+    return best
+
+
+def _fold(wide: Array, structure: CovarianceStructure) -> Array:
+    """Square factor of the structure from q x (q + 1) columns."""
+    out = np.zeros((structure.q, structure.q))
+    for block in structure.blocks:
+        part = slice(block.start, block.stop)
+        covariance = wide[part] @ wide[part].T
+        values, vectors = np.linalg.eigh(covariance)
+        out[part, part] = vectors * np.sqrt(np.maximum(values, 0.0))
+        if block.structure != "full":
+            out[part, part] = np.diag(np.sqrt(np.diag(covariance)))
+    return structure.canonical(out)
+
+
+def _replace(optimum: Optimum, **changes: Any) -> Optimum:
+    from dataclasses import replace
+
+    return replace(optimum, **changes)

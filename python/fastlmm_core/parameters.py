@@ -1,0 +1,152 @@
+"""Covariance parameters: theta <-> Lambda <-> G.
+
+For one grouping factor with q random effects, G = sigma^2 Lambda Lambda' with Lambda lower
+triangular.  `theta` holds the free elements of Lambda, column by column within each block, as
+lme4 does (Bates et al. 2015, J. Stat. Softw. 67(1), sec. 3.2).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["Block", "CovarianceStructure", "lower_factor", "natural_derivatives", "vech_positions"]
+
+Array = NDArray[np.float64]
+
+
+def lower_factor(factor: Array) -> Array:
+    """Lower triangular L with non-negative diagonal and L L' = F F'.
+
+    Computed by orthogonal transformations of F itself, so that a singular F F' needs no care.
+
+    Parameters
+    ----------
+    factor : (q, r) array
+
+    Returns
+    -------
+    (q, q) array
+    """
+    q = factor.shape[0]
+    if q == 1:
+        return np.abs(factor) if factor.shape[1] == 1 else np.linalg.norm(factor, axis=1, keepdims=True)
+    r = np.linalg.qr(factor.T, mode="r")
+    lower = np.zeros((q, q))
+    lower[:, : r.shape[0]] = r.T
+    return np.tril(lower * np.where(np.diag(lower) < 0.0, -1.0, 1.0))
+
+
+@dataclass(frozen=True)
+class Block:
+    """Consecutive random effects of one term: correlated (full) or independent (diagonal)."""
+
+    start: int
+    stop: int
+    structure: str
+
+
+@dataclass(frozen=True)
+class CovarianceStructure:
+    """Which elements of Lambda are free.
+
+    Parameters
+    ----------
+    blocks : tuple of Block
+        In order, covering all random effects; different blocks are independent.
+    """
+
+    blocks: tuple[Block, ...]
+
+    @cached_property
+    def q(self) -> int:
+        """Number of random effects per group."""
+        return self.blocks[-1].stop
+
+    @cached_property
+    def positions(self) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+        """Rows and columns of the free elements."""
+        rows: list[int] = []
+        columns: list[int] = []
+        for block in self.blocks:
+            for column in range(block.start, block.stop):
+                last = block.stop if block.structure == "full" else column + 1
+                rows.extend(range(column, last))
+                columns.extend([column] * (last - column))
+        return np.array(rows, dtype=np.intp), np.array(columns, dtype=np.intp)
+
+    @property
+    def n_parameters(self) -> int:
+        """Number of free elements."""
+        return len(self.positions[0])
+
+    def factor(self, theta: Array) -> Array:
+        """Lambda (q, q) from theta."""
+        out = np.zeros((self.q, self.q))
+        out[self.positions] = theta
+        return out
+
+    def theta(self, factor: Array) -> Array:
+        """Theta from Lambda."""
+        return factor[self.positions]
+
+    def canonical(self, factor: Array) -> Array:
+        """Lower triangular Lambda of this structure, non-negative diagonal, with the same G as `factor`.
+
+        Parameters
+        ----------
+        factor : (q, q) array
+            Any square factor of G that is block diagonal like G.
+        """
+        out = np.zeros((self.q, self.q))
+        for block in self.blocks:
+            part = slice(block.start, block.stop)
+            inner = factor[part, part]
+            out[part, part] = np.diag(np.linalg.norm(inner, axis=1)) if block.structure != "full" else lower_factor(inner)
+        return out
+
+
+def vech_positions(q: int) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """Rows and columns of the lower triangle by rows: the order in which the kernels give derivatives in G."""
+    return np.tril_indices(q)
+
+
+def natural_derivatives(
+    structure: CovarianceStructure, factor: Array, back: Array, slope: Array, curvature: Array | None
+) -> tuple[Array, Array | None]:
+    """Gradient and Hessian in the natural theta from derivatives in the conditioned relative covariance.
+
+    With G_o = B G B' (B = `back`) and G = L L', dG_o = B (dL L' + L dL') B'.
+
+    Parameters
+    ----------
+    structure : CovarianceStructure
+    factor : (q, q) array
+        L in natural units.
+    back : (q, q) array
+    slope : (q, q) array
+        Derivative of the criterion in G_o as a symmetric matrix.
+    curvature : (q(q+1)/2, q(q+1)/2) array or None
+        Second derivatives along the symmetric unit directions of G_o.
+
+    Returns
+    -------
+    gradient, hessian : arrays
+    """
+    rows, columns = structure.positions
+    natural_slope = back.T @ slope @ back
+    gradient = 2.0 * (natural_slope @ factor)[rows, columns]
+    if curvature is None:
+        return gradient, None
+    lower, upper = vech_positions(structure.q)
+    ahead = back @ factor
+    directions = np.empty((len(rows), len(lower)))
+    for i, (r, c) in enumerate(zip(rows, columns, strict=True)):
+        change = np.outer(back[:, r], ahead[:, c])
+        directions[i] = (change + change.T)[lower, upper]
+    hessian = directions @ curvature @ directions.T
+    hessian += 2.0 * natural_slope[np.ix_(rows, rows)] * (columns[:, None] == columns)
+    return gradient, hessian

@@ -1,0 +1,567 @@
+"""The result of one fit."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from . import kernels
+from .distributions import quantile, two_sided_p
+from .errors import LMMError
+from .optimize import Optimum
+
+if TYPE_CHECKING:
+    from .model import LinearMixedModel
+    from .summary import Summary
+
+__all__ = ["LMMResult"]
+
+Array = NDArray[np.float64]
+Ddf = Literal["normal", "residual"]
+
+
+class LMMResult:
+    """Estimates of a linear mixed model and everything that follows from them.
+
+    Frames and labelled values come in the library of the caller's data (for pandas a Series, otherwise a
+    dict of name to value); a model from arrays gives arrays.  Coefficients of dropped columns are NaN.
+
+    Attributes
+    ----------
+    model : LinearMixedModel
+    optimum : Optimum
+        The record of the optimisation.
+    reml : bool
+    sigma2 : float
+        Residual variance (of an observation of weight 1).
+    theta : (k,) array
+        Relative covariance parameters in natural units, in lme4's order.
+    criterion : float
+        REML criterion or deviance: -2 times the maximised (restricted) log-likelihood.
+    converged, singular : bool
+    gradient_norm : float
+        Scale-free gradient: square root of twice the decrease of the criterion still to be had.
+    n_evaluations : int
+    message : str
+    """
+
+    def __init__(
+        self, model: LinearMixedModel, optimum: Optimum, solution: tuple[Array, float, Array, Array], reml: bool
+    ) -> None:
+        problem = model.problem
+        beta, r2, chol, _ = solution
+        nu = problem.n - problem.rank if reml else problem.n
+        self.model = model
+        self.optimum = optimum
+        self.reml = reml
+        self.sigma2 = problem.scale**2 * r2 / nu
+        self.criterion = optimum.value + problem.offset(reml)
+        self.converged = optimum.converged
+        self.singular = optimum.singular
+        self.gradient_norm = optimum.gradient_norm
+        self.n_evaluations = optimum.n_evaluations
+        self._beta_o = beta
+        self._chol = chol
+        self._factor = model.structure.canonical(problem.z_map @ optimum.factor)
+        self.theta = model.structure.theta(self._factor)
+
+    # ---- fixed effects -------------------------------------------------------------------------
+
+    @cached_property
+    def _params(self) -> Array:
+        problem = self.model.problem
+        beta = problem.beta_base + problem.scale * (problem.x_map @ self._beta_o)
+        beta[np.setdiff1d(np.arange(len(beta)), problem.kept)] = np.nan
+        return beta
+
+    @cached_property
+    def _cov(self) -> Array:
+        problem = self.model.problem
+        half = np.linalg.solve(self._chol, problem.x_map.T) if problem.rank else problem.x_map.T
+        cov: Array = self.sigma2 * (half.T @ half)
+        dropped = np.setdiff1d(np.arange(len(cov)), problem.kept)
+        cov[dropped] = np.nan
+        cov[:, dropped] = np.nan
+        return cov
+
+    def _labelled(self, values: Array, names: tuple[str, ...] | None = None) -> Any:
+        spec = self.model.spec
+        if spec is None:
+            return values
+        names = self.model.exog_names if names is None else names
+        if spec.library == "pandas":
+            import pandas as pd
+
+            return pd.Series(values, index=list(names))
+        return dict(zip(names, values.tolist(), strict=True))
+
+    @property
+    def params(self) -> Any:
+        """Fixed effects (p,); NaN for dropped columns."""
+        return self._labelled(self._params.copy())
+
+    @property
+    def bse(self) -> Any:
+        """Standard errors of the fixed effects (p,)."""
+        return self._labelled(np.sqrt(np.diag(self._cov)))
+
+    @property
+    def tvalues(self) -> Any:
+        """Fixed effects divided by their standard errors (p,)."""
+        return self._labelled(self._params / np.sqrt(np.diag(self._cov)))
+
+    @property
+    def pvalues(self) -> Any:
+        """Two-sided p-values of the Wald z tests that each fixed effect is zero (p,)."""
+        return self._labelled(self._pvalues("normal"))
+
+    def _pvalues(self, ddf: Ddf) -> Array:
+        return two_sided_p(self._params / np.sqrt(np.diag(self._cov)), self._df(ddf))
+
+    def _df(self, ddf: Ddf) -> float | None:
+        if ddf == "normal":
+            return None
+        if ddf == "residual":
+            return float(self.model.df_resid)
+        raise LMMError(f"ddf={ddf!r} is unknown: use 'normal' (z) or 'residual' (t with n - rank degrees of freedom)")
+
+    def cov_params(self) -> Array:
+        """Covariance matrix of the fixed effects (p, p), sigma^2 (X'V^-1 X)^-1."""
+        return self._cov.copy()
+
+    def conf_int(self, level: float = 0.95, ddf: Ddf = "normal") -> Any:
+        """Wald confidence intervals of the fixed effects.
+
+        Parameters
+        ----------
+        level : float
+            Between 0 and 1.
+        ddf : {"normal", "residual"}
+            Normal quantiles, or t with n - rank(X) degrees of freedom.
+
+        Returns
+        -------
+        (p, 2) array or a frame with columns term, lower, upper
+
+        Raises
+        ------
+        LMMError
+            For a level outside (0, 1) or an unknown ddf.
+        """
+        half = self._quantile(level, ddf) * np.sqrt(np.diag(self._cov))
+        limits = np.column_stack([self._params - half, self._params + half])
+        spec = self.model.spec
+        if spec is None:
+            return limits
+        if spec.library == "pandas":
+            import pandas as pd
+
+            return pd.DataFrame(limits, index=list(self.model.exog_names), columns=["lower", "upper"])
+        return spec.frame({"term": list(self.model.exog_names), "lower": limits[:, 0], "upper": limits[:, 1]})
+
+    def _quantile(self, level: float, ddf: Ddf) -> float:
+        if not 0.0 < level < 1.0:
+            raise LMMError(f"level={level} must lie between 0 and 1, e.g. 0.95")
+        return float(quantile(0.5 + 0.5 * level, self._df(ddf)))
+
+    @property
+    def dropped_columns(self) -> tuple[str, ...]:
+        """Names of the columns of X dropped because they are combinations of those before them."""
+        names = self.model.exog_names
+        return tuple(names[i] for i in np.setdiff1d(np.arange(len(names)), self.model.problem.kept))
+
+    # ---- covariance parameters -----------------------------------------------------------------
+
+    @cached_property
+    def _relative(self) -> Array:
+        return self._factor @ self._factor.T
+
+    @cached_property
+    def _covariance(self) -> Array:
+        return self.sigma2 * self._relative
+
+    @property
+    def G(self) -> dict[str, Array]:
+        """Covariance matrix of the random effects in natural units, by term."""
+        return {
+            name: self._covariance[block.start : block.stop, block.start : block.stop].copy()
+            for name, block in zip(self.model.term_names, self.model.structure.blocks, strict=True)
+        }
+
+    @property
+    def sigma(self) -> float:
+        """Residual standard deviation."""
+        return float(np.sqrt(self.sigma2))
+
+    @cached_property
+    def random_effects_sd(self) -> dict[str, Array]:
+        """Standard deviations of the random effects, by term."""
+        return {name: np.sqrt(np.diag(g)) for name, g in self.G.items()}
+
+    @cached_property
+    def random_effects_corr(self) -> dict[str, Array]:
+        """Correlation matrix of the random effects, by term; NaN where a variance is zero."""
+        out = {}
+        for name, g in self.G.items():
+            sd = np.sqrt(np.diag(g))
+            with np.errstate(invalid="ignore", divide="ignore"):
+                corr = g / np.outer(sd, sd)
+            corr[np.arange(len(sd)), np.arange(len(sd))] = np.where(sd > 0.0, 1.0, np.nan)
+            out[name] = corr
+        return out
+
+    @cached_property
+    def singular_components(self) -> tuple[str, ...]:
+        """What is at the boundary: variances that are 0 and correlations that are +-1, in words."""
+        found: list[str] = []
+        if not self.singular:
+            return ()
+        for (name, g), block in zip(self.G.items(), self.model.structure.blocks, strict=True):
+            names = self.model.exog_re_names[block.start : block.stop]
+            scale = np.linalg.norm(self.model.problem.z_map[block.start : block.stop], axis=1)
+            sd = np.sqrt(np.diag(g) / self.sigma2) / scale
+            zero = sd * np.sqrt(self.nobs / self.model.problem.m) < 1e-4
+            found += [f"sd of {names[i]} | {name} is 0" for i in np.flatnonzero(zero)]
+            rank = np.linalg.matrix_rank(self.model.structure.factor(self.optimum.theta), tol=1e-10)
+            live = np.flatnonzero(~zero)
+            corr = self.random_effects_corr[name]
+            pairs = [(i, j) for k, i in enumerate(live) for j in live[k + 1 :] if 1.0 - abs(corr[i, j]) < 1e-8]
+            found += [
+                f"correlation of {names[i]} and {names[j]} | {name} is {'+' if corr[i, j] > 0 else '-'}1"
+                for i, j in pairs
+            ]
+            if not pairs and rank < len(live) and block.structure == "full":
+                found.append(f"a combination of {', '.join(names[i] for i in live)} | {name} has variance 0")
+        return tuple(found)
+
+    @property
+    def message(self) -> str:
+        """What the optimiser found, with the components at the boundary."""
+        parts = [self.optimum.message, *self.singular_components]
+        return "; ".join(parts)
+
+    # ---- likelihood ----------------------------------------------------------------------------
+
+    @property
+    def nobs(self) -> int:
+        """Number of observations."""
+        return self.model.nobs
+
+    @property
+    def n_groups(self) -> dict[str, int]:
+        """Number of levels of the grouping factor."""
+        return {self.model.grouping.name: self.model.problem.m}
+
+    @property
+    def llf(self) -> float:
+        """Maximised log-likelihood (restricted by REML)."""
+        return -0.5 * self.criterion
+
+    @property
+    def n_parameters(self) -> int:
+        """Fixed effects, covariance parameters and the residual variance, as lme4 counts them."""
+        return self.model.problem.rank + self.model.structure.n_parameters + 1
+
+    @property
+    def aic(self) -> float:
+        """Akaike's information criterion."""
+        return self.criterion + 2.0 * self.n_parameters
+
+    @property
+    def bic(self) -> float:
+        """Schwarz's information criterion with log(nobs)."""
+        return self.criterion + float(np.log(self.nobs)) * self.n_parameters
+
+    # ---- random effects ------------------------------------------------------------------------
+
+    @cached_property
+    def _packed(self) -> Array:
+        problem = self.model.problem
+        if problem.uniform:
+            return problem.packed
+        return kernels.factor_groups(problem.raw, problem.z_transform, problem.xy_transform)[0]
+
+    @cached_property
+    def _effects(self) -> Array:
+        problem = self.model.problem
+        contrast = np.append(-self._beta_o, 1.0)
+        e, _ = kernels.group_effects(self._packed, problem.m, self.optimum.factor, contrast, False)
+        inner = problem.z_map @ self.optimum.factor @ self.optimum.factor.T
+        return np.asarray(problem.scale * (e @ inner.T))
+
+    @property
+    def group_labels(self) -> NDArray[Any]:
+        """Labels of the groups, in the order of the random effects."""
+        return self.model.grouping.labels
+
+    @cached_property
+    def random_effects(self) -> Any:
+        """BLUPs: conditional means of the random effects given y (m, q)."""
+        spec = self.model.spec
+        if spec is None:
+            return self._effects
+        name = self.model.grouping.name
+        columns = {name: self.group_labels, **{n: self._effects[:, j] for j, n in enumerate(self._unique_re_names)}}
+        return spec.frame(columns)
+
+    @cached_property
+    def _unique_re_names(self) -> tuple[str, ...]:
+        names = self.model.exog_re_names
+        if len(set(names)) == len(names):
+            return names
+        return tuple(
+            f"{names[i]} ({term})"
+            for term, block in zip(self.model.term_names, self.model.structure.blocks, strict=True)
+            for i in range(block.start, block.stop)
+        )
+
+    @cached_property
+    def random_effects_covariance(self) -> Array:
+        """Conditional covariance of each group's random effects given y, at the estimated parameters (m, q, q)."""
+        problem = self.model.problem
+        contrast = np.append(-self._beta_o, 1.0)
+        factor = self.optimum.factor
+        _, n_i = kernels.group_effects(self._packed, problem.m, factor, contrast, True)
+        # G - G N G = Lambda (I - Lambda'N Lambda) Lambda'
+        rest = np.eye(len(factor)) - factor.T @ n_i @ factor
+        ahead = problem.z_map @ factor
+        return np.asarray(self.sigma2 * (ahead @ rest @ ahead.T))
+
+    # ---- fitted values -------------------------------------------------------------------------
+
+    @cached_property
+    def _marginal_mean(self) -> Array:
+        model = self.model
+        mean = model.exog @ np.nan_to_num(self._params)
+        return mean if model.offset is None else mean + model.offset
+
+    @cached_property
+    def fittedvalues(self) -> Array:
+        """Conditional means X beta + Z b (+ offset) of the rows used (n,)."""
+        model = self.model
+        return self._marginal_mean + np.einsum("ij,ij->i", model.exog_re, self._effects[model.grouping.index])
+
+    @property
+    def resid(self) -> Array:
+        """Conditional residuals y - fittedvalues (n,)."""
+        return self.model.endog - self.fittedvalues
+
+    def residuals(self, kind: Literal["conditional", "marginal", "pearson", "whitened"] = "conditional") -> Array:
+        """Residuals of the rows used.
+
+        Parameters
+        ----------
+        kind : {"conditional", "marginal", "pearson", "whitened"}
+            y - X beta - Z b; y - X beta; conditional times sqrt(weights) / sigma; or
+            marginal times the inverse Cholesky factor of its covariance V_i, which are independent with unit
+            variance under the model.
+
+        Returns
+        -------
+        (n,) array
+
+        Raises
+        ------
+        LMMError
+            For another kind.
+        """
+        if kind == "conditional":
+            return self.resid
+        if kind == "marginal":
+            return self.model.endog - self._marginal_mean
+        if kind == "pearson":
+            weights = self.model.weights
+            return self.resid / self.sigma * (1.0 if weights is None else np.sqrt(weights))
+        if kind == "whitened":
+            model = self.model
+            whitened = kernels.whiten_residuals(
+                self.residuals("marginal"), model.exog_re, model.grouping.index.astype(np.int64), model.problem.m,
+                self._relative, model.weights,
+            )  # fmt: skip
+            return np.asarray(whitened / self.sigma)
+        raise LMMError(f"kind={kind!r} is unknown: use 'conditional', 'marginal', 'pearson' or 'whitened'")
+
+    def _rows_of(self, subject: Any) -> NDArray[np.intp]:
+        position = self.model.grouping.locate(np.array([subject]))[0]
+        if position < 0:
+            raise LMMError(f"{self.model.grouping.name} has no level {subject!r} among the rows used")
+        return np.flatnonzero(self.model.grouping.index == position)
+
+    def marginal_covariance(self, subject: Any) -> Array:
+        """Covariance matrix V_i = Z_i G Z_i' + sigma^2 / weights of the observations of one subject.
+
+        Parameters
+        ----------
+        subject : label
+
+        Returns
+        -------
+        (n_i, n_i) array
+            Rows in the order in which they stand in the data.
+
+        Raises
+        ------
+        LMMError
+            For a label that is not in the data.
+        """
+        rows = self._rows_of(subject)
+        Z = self.model.exog_re[rows]
+        weights = self.model.weights
+        return Z @ self._covariance @ Z.T + np.diag(
+            np.full(len(rows), self.sigma2) if weights is None else self.sigma2 / weights[rows]
+        )
+
+    def marginal_correlation(self, subject: Any) -> Array:
+        """Correlation matrix of the observations of one subject (n_i, n_i)."""
+        covariance = self.marginal_covariance(subject)
+        sd = np.sqrt(np.diag(covariance))
+        return np.asarray(covariance / np.outer(sd, sd))
+
+    def _mean_random_variance(self) -> float:
+        Z = self.model.exog_re
+        return float(np.sum((Z.T @ Z) * self._covariance) / len(Z))
+
+    def icc(self) -> float:
+        """Intraclass correlation: share of the random effects in the variance around the fixed part.
+
+        With random slopes the variance z'Gz is averaged over the observations (Johnson 2014, Methods Ecol. Evol.
+        5, 944-946).
+        """
+        random = self._mean_random_variance()
+        return random / (random + self.sigma2)
+
+    def r2(self) -> dict[str, float]:
+        """Marginal and conditional R^2 (Nakagawa and Schielzeth 2013; Johnson 2014 for random slopes).
+
+        Returns
+        -------
+        dict
+            ``marginal``: share of the fixed part; ``conditional``: of fixed and random part together.
+        """
+        mean = self.model.exog @ np.nan_to_num(self._params)
+        fixed = float(np.var(mean, ddof=1))
+        random = self._mean_random_variance()
+        total = fixed + random + self.sigma2
+        return {"marginal": fixed / total, "conditional": (fixed + random) / total}
+
+    # ---- prediction and simulation -------------------------------------------------------------
+
+    def predict(
+        self,
+        data: Any = None,
+        level: Literal["population", "subject"] = "population",
+        new_levels: Literal["error", "population"] = "error",
+        interval: Literal["confidence", "prediction"] | None = None,
+        *,
+        coverage: float = 0.95,
+        observed: Any = None,
+        offset: Any = None,
+        weights: Any = None,
+    ) -> Any:
+        """Predicted means, for the population or for subjects.
+
+        Parameters
+        ----------
+        data : frame, or mapping with "X" and (for subjects) "Z" and "groups", optional
+            New rows: a table for a model from a formula, arrays for a model from arrays.  By default the rows used.
+        level : {"population", "subject"}
+            X beta, or X beta + Z b with the BLUP b of the row's group.
+        new_levels : {"error", "population"}
+            What to do with groups that are not in the data: refuse, or use b = 0.
+        interval : {"confidence", "prediction"}, optional
+            Also give limits: for the mean, or for a new observation.  Uncertainty in beta and b is included (Henderson
+            1975, Biometrics 31, 423-447), that in the variance parameters is not.
+        coverage : float
+            Of the intervals.
+        observed : frame, or mapping with "y", "X", "Z" and "groups", optional
+            A few observations of subjects that are not in the data: their BLUPs follow from the fitted parameters.
+        offset, weights : arrays, optional
+            Of the new rows (an offset given by column name is taken from `data`).
+
+        Returns
+        -------
+        (n,) array
+            Without interval.
+        dict of arrays or frame
+            With interval: ``mean``, ``lower``, ``upper``, ``se``.
+
+        Raises
+        ------
+        LMMError
+            For unknown groups (named), unknown options, or arrays that do not fit the model.
+        """
+        from .prediction import predict
+
+        return predict(self, data, level, new_levels, interval, coverage, observed, offset, weights)
+
+    def simulate(self, n: int = 1, seed: int | np.random.Generator | None = None) -> Array:
+        """Responses drawn from the fitted model, with new random effects.
+
+        Parameters
+        ----------
+        n : int
+            Number of responses.
+        seed : int or numpy Generator, optional
+
+        Returns
+        -------
+        (n, nobs) array
+        """
+        from .prediction import simulate
+
+        return simulate(self, n, seed)
+
+    # ---- presentation --------------------------------------------------------------------------
+
+    def summary(self, level: float = 0.95, ddf: Ddf = "normal") -> Summary:
+        """Tables of the fit as text and HTML.
+
+        Parameters
+        ----------
+        level : float
+            Of the confidence intervals.
+        ddf : {"normal", "residual"}
+            Reference distribution of tests and intervals.
+
+        Returns
+        -------
+        Summary
+            Prints as text; shows as HTML in notebooks.
+        """
+        from .summary import Summary
+
+        return Summary.of(self, level, ddf)
+
+    def tidy(
+        self, effects: Literal["fixed", "ran_pars", "ran_vals"] = "fixed", level: float = 0.95, ddf: Ddf = "normal"
+    ) -> Any:
+        """One row per estimate, in the caller's own frame library (a dict of arrays for models from arrays).
+
+        Parameters
+        ----------
+        effects : {"fixed", "ran_pars", "ran_vals"}
+            Coefficients; standard deviations and correlations; BLUPs with conditional standard errors.
+        level : float
+        ddf : {"normal", "residual"}
+
+        Returns
+        -------
+        frame or dict of arrays
+        """
+        from .summary import tidy_columns
+
+        columns: Mapping[str, Any] = tidy_columns(self, effects, level, ddf)
+        spec = self.model.spec
+        return {name: np.asarray(v) for name, v in columns.items()} if spec is None else spec.frame(columns)
+
+    def _repr_html_(self) -> str:
+        return self.summary()._repr_html_()
+
+    def __repr__(self) -> str:
+        kind = "REML" if self.reml else "ML"
+        state = "certified" if self.converged else "NOT certified"
+        return f"<LMMResult: {kind} criterion {self.criterion:.6f}, {state}{', singular' if self.singular else ''}>"

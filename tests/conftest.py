@@ -1,0 +1,63 @@
+"""Options and fixtures shared by all tests."""
+
+from __future__ import annotations
+
+import os
+import sys
+from functools import cache
+from pathlib import Path
+
+# The BLAS of numpy and that of scipy each bring a pool of spinning threads. On the small matrices of the tests the two
+# pools fight for the cores (an oracle fit went from 0.7 s to 60 s), so each gets one thread by default.
+os.environ["OPENBLAS_NUM_THREADS"] = os.environ.get("OPENBLAS_NUM_THREADS", "1")
+# Helper modules (oracle, nist) stand beside the tests; the importlib mode of pytest leaves sys.path alone.
+sys.path.insert(0, str(Path(__file__).parent))
+
+import numpy as np
+import pytest
+
+import oracle
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--run-slow", action="store_true", default=False, help="also run the tests marked slow")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.getoption("--run-slow"):
+        return
+    slow = [item for item in items if item.get_closest_marker("slow")]
+    if slow:
+        config.hook.pytest_deselected(items=slow)
+        items[:] = [item for item in items if not item.get_closest_marker("slow")]
+
+
+@pytest.fixture
+def rng(request: pytest.FixtureRequest) -> np.random.Generator:
+    """Random numbers that depend on the name of the test only, not on the order of the tests."""
+    return np.random.default_rng(list(request.node.name.encode()))
+
+
+@pytest.fixture(scope="session")
+def fitted_reference():
+    """fitted_reference(name, reml, path) -> result; each model is fitted once in a run.
+
+    `path` is "formula" (lme4's formula on a pandas frame) or "arrays".
+    """
+    pd = pytest.importorskip("pandas")
+    flc = pytest.importorskip("fastlmm_core")
+
+    @cache
+    def model(name: str, path: str):
+        ref = oracle.reference(name)
+        if path == "formula":
+            return flc.lmm(ref.formula, pd.DataFrame(ref.columns))
+        return flc.LinearMixedModel(
+            *ref.arrays, structure=ref.structure, exog_names=ref.coef_names, exog_re_names=ref.effect_names
+        )
+
+    @cache
+    def fit(name: str, reml: bool, path: str):
+        return model(name, path).fit(reml=reml)
+
+    return fit
