@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-SLEEPSTUDY_CSV = Path(__file__).parent / "data" / "sleepstudy.csv"
 SLEEPSTUDY_FORMULA = "Reaction ~ Days + (Days | Subject)"
 SLEEPSTUDY_REML = 1743.62827195849  # lme4 1.1-31
 
@@ -34,12 +32,15 @@ class Arrays:
 
 
 def sleepstudy_frame() -> pd.DataFrame:
-    return pd.read_csv(SLEEPSTUDY_CSV, dtype={"Reaction": float, "Days": float, "Subject": str})
+    """Reaction, Days and Subject (text) of lme4's sleepstudy."""
+    import fastlmm_core as flc
+
+    return flc.datasets.load("sleepstudy")
 
 
 def sleepstudy_arrays() -> Arrays:
     data = sleepstudy_frame()
-    x = np.column_stack([np.ones(len(data)), data["Days"].to_numpy()])
+    x = np.column_stack([np.ones(len(data)), data["Days"].to_numpy(float)])
     codes = np.unique(data["Subject"].to_numpy(dtype=str), return_inverse=True)[1]
     return Arrays(data["Reaction"].to_numpy(copy=True), x, x.copy(), codes)
 

@@ -143,6 +143,9 @@ cdef class ClusterCriterion(Objective):
     cdef double* vectors     # K^(1/2)' u_D (n_a x k), last element s_D
     cdef double* scratch
     cdef double* store
+    cdef double* last        # the last point, its highest derivative and kind
+    cdef int last_order
+    cdef bint last_reml
     cdef public Py_ssize_t n_evaluations
 
     def __cinit__(self, const double[:, :, ::1] packed, const double[::1] within, Py_ssize_t n_rows,
@@ -165,7 +168,7 @@ cdef class ClusterCriterion(Objective):
         n_g = n_c * (n_c + 1) // 2
         n_scratch = LANES * (3 * q * q + 2 * n_c + 2 * n_a + n_a * n_a + n_h + n_g)
         sizes = [n_h, q * q, n_a, n_h, k * k, k * k, k, 2 * k * k, n_g, q * q, n_a * n_a, n_a * n_a, n_a * n_par,
-                 n_a * k * k, n_a * k, n_scratch, n_par, n_par * n_par]
+                 n_a * k * k, n_a * k, n_scratch, n_par, n_par, n_par * n_par]
         total = sum(sizes)
         self.row = <Py_ssize_t*> calloc(2 * n_par, sizeof(Py_ssize_t))
         self.buffer = <double*> calloc(total, sizeof(double))
@@ -192,6 +195,8 @@ cdef class ClusterCriterion(Objective):
         self.directions = place; place += n_a * k * k
         self.vectors = place; place += n_a * k
         self.scratch = place; place += n_scratch
+        self.last = place; place += n_par
+        self.last_order = -1
         self.grad_ = place; place += n_par
         self.hess_ = place
         for i in range(n_h):
@@ -205,7 +210,13 @@ cdef class ClusterCriterion(Objective):
     cdef int evaluate_(self, const double* x, int order) noexcept nogil:
         cdef Py_ssize_t q = self.q, k = self.k, p = k - 1, n_h = k * (k + 1) // 2, i, j, l, pos
         cdef double t, r2, nu, logdet, log_h = 0.0
+        cdef bint same = self.last_order >= order and self.last_reml == self.reml
+        for i in range(self.n_par):
+            same = same and x[i] == self.last[i]
+        if same:
+            return 0
         self.n_evaluations += 1
+        self.last_order = -1
         if order >= 2 and self.store == NULL:
             self.store = <double*> calloc(self.n_blocks * (self.shape.n_a + self.shape.n_c) * LANES, sizeof(double))
             if self.store == NULL:
@@ -250,6 +261,9 @@ cdef class ClusterCriterion(Objective):
             self.first_derivatives(nu / r2)
         if order >= 2:
             self.second_derivatives(nu, r2)
+        memcpy(self.last, x, self.n_par * sizeof(double))
+        self.last_order = order
+        self.last_reml = self.reml
         return 0
 
     cdef void first_derivatives(self, double scale) noexcept nogil:

@@ -35,18 +35,11 @@ cdef extern from "vector.h":
     double v8_max(const v8*) nogil
 
 
-cdef void factor(
-    const Shape* shape, Py_ssize_t n_groups, const double* raw, const double* Tz, const double* Tx,
-    double* packed, double* within, double* scratch,
+cdef inline void factor_of(
+    Py_ssize_t q, Py_ssize_t k, const Shape* shape, Py_ssize_t n_groups, const double* raw, const double* Tz,
+    const double* Tx, double* packed, double* within, double* scratch,
 ) noexcept nogil:
-    """Rotate and factor groups.
-
-    raw (n_groups, line) holds A, C and the row count per group (see _rows.pyx).  Overwrites
-    packed (blocks, stride, 8) with R, c and 1 per group (0 in the padding), for Z T_z and
-    [X y] T_x, both upper triangular; adds sum c'c to within (k(k+1)/2).
-    scratch: 8 (q^2 + q k + 2 q + k(k+1)/2) doubles.
-    """
-    cdef Py_ssize_t q = shape.q, k = shape.k, n_a = shape.n_a, line = shape.stride
+    cdef Py_ssize_t n_a = q * (q + 1) // 2, line = n_a + q * k + 1
     cdef Py_ssize_t n_blocks = (n_groups + LANES - 1) // LANES
     cdef Py_ssize_t block, lane, a, b, j, l, pos, g
     cdef v8* full = <v8*> scratch          # A, rotated in place (q x q)
@@ -143,6 +136,26 @@ cdef void factor(
                     pos = pos + 1
     for pos in range(k * (k + 1) // 2):
         within[pos] += v8_sum(acc + pos)
+
+
+cdef void factor(
+    const Shape* shape, Py_ssize_t n_groups, const double* raw, const double* Tz, const double* Tx,
+    double* packed, double* within, double* scratch,
+) noexcept nogil:
+    """Rotate and factor groups.
+
+    raw (n_groups, line) holds A, C and the row count per group (see _rows.pyx).  Overwrites
+    packed (blocks, stride, 8) with R, c and 1 per group (0 in the padding), for Z T_z and
+    [X y] T_x, both upper triangular; adds sum c'c to within (k(k+1)/2).
+    scratch: 8 (q^2 + q k + 2 q + k(k+1)/2) doubles.
+    """
+    # constant sizes let the compiler unroll the shapes that nearly everyone uses
+    if shape.q == 1 and shape.k == 2:
+        factor_of(1, 2, shape, n_groups, raw, Tz, Tx, packed, within, scratch)
+    elif shape.q == 2 and shape.k == 3:
+        factor_of(2, 3, shape, n_groups, raw, Tz, Tx, packed, within, scratch)
+    else:
+        factor_of(shape.q, shape.k, shape, n_groups, raw, Tz, Tx, packed, within, scratch)
 
 
 cdef inline void whiten(
@@ -290,7 +303,6 @@ cdef double moments(
     NULL, keeps N_i and E_i there for the second sweep.  `uniform`: all counts are 1 (or padding).
     scratch: 8 (3 q^2 + 2 q k + 2 n_a + k(k+1)/2 + qk(qk+1)/2) doubles.
     """
-    # constant sizes let the compiler unroll the shapes that nearly everyone uses
     if shape.q == 1:
         return moments_of(1, shape.k, shape, n_blocks, uniform, packed, factor, sum_n, sum_h, gram, store, scratch)
     if shape.q == 2 and shape.k == 3:
@@ -330,7 +342,7 @@ cdef inline void curvature_of(
         pos = 0
         for a in range(q):
             for b in range(a + 1):
-                t = -(count[0] * N[pos])
+                t = V8_SET(0.0) - count[0] * N[pos]
                 for j in range(first, k):
                     t = t + F[a * k + j] * F[b * k + j]
                 B[pos] = t

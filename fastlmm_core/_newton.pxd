@@ -5,4 +5,4 @@ cdef class Objective:
     cdef double noise_      # rounding error expected in value_
     cdef double* grad_      # (n_par,)
     cdef double* hess_      # (n_par, n_par), both triangles
-    cdef int evaluate_(self, const double* x, int order) noexcept nogil
+    cdef int evaluate_(self, const double* x, int order) noexcept nogil  # free of cost at the point of the last call

@@ -187,7 +187,7 @@ def minimize_newton(Objective f, const double[::1] start, double tolerance=1e-8,
     trace = []
     cdef double[::1] x = x_array
     cdef double[::1] trial = trial_array
-    cdef double* work = <double*> malloc((4 * n * n + 6 * n + 1) * sizeof(double))
+    cdef double* work = <double*> malloc((2 * n * n + 4 * n) * sizeof(double))
     if work == NULL:
         raise MemoryError()
     cdef double* Q = work + n * n
@@ -195,8 +195,6 @@ def minimize_newton(Objective f, const double[::1] start, double tolerance=1e-8,
     cdef double* c = w + n
     cdef double* coefs = c + n
     cdef double* step = coefs + n
-    cdef double* kept_hess = step + n
-    cdef double* kept_grad = kept_hess + n * n
     cdef int status
     try:
         with nogil:
@@ -217,8 +215,6 @@ def minimize_newton(Objective f, const double[::1] start, double tolerance=1e-8,
                     smallest = min(smallest, w[i])
                 stop = decrement <= tolerance and smallest >= -1e-9 * largest
                 if not stop:
-                    memcpy(kept_hess, f.hess_, n * n * sizeof(double))
-                    memcpy(kept_grad, f.grad_, n * sizeof(double))
                     gain = ball_step(n, Q, w, c, radius, coefs, step, &inside)
                     norm = 0.0
                     for i in range(n):
@@ -256,16 +252,14 @@ def minimize_newton(Objective f, const double[::1] start, double tolerance=1e-8,
                 elif ratio < 0.25:
                     radius = 0.5 * norm
             else:
-                memcpy(f.hess_, kept_hess, n * n * sizeof(double))
-                memcpy(f.grad_, kept_grad, n * sizeof(double))
-                f.value_ = value
-                with nogil:
-                    decrement = spectrum(f, work, Q, w, c)
+                # Q, w and c still belong to x
                 radius = 0.25 * norm
                 if stop or radius <= 1e-14 * (1.0 + max(map(abs, x_array))):
                     break
-        for i in range(n):
-            largest = max(largest, fabs(w[i]))
+        with nogil:
+            f.evaluate_(&x[0], 2)
+            decrement = spectrum(f, work, Q, w, c)
+        largest = max([fabs(w[i]) for i in range(n)])
         smallest = min([w[i] for i in range(n)])
         gradient = np.array(<double[:n]> f.grad_)
         hessian = np.array(<double[:n * n]> f.hess_).reshape(n, n)

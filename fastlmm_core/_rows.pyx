@@ -11,7 +11,6 @@ Layout of a line of `raw` (K = q(q+1)/2 + q(p+1) + 1 doubles): lower triangle of
 C_g by rows (q x (p+1)), number of rows.  S is packed as a lower triangle by rows.
 Indices are proven by the caller: 0 <= codes - base < n_groups, shapes agree.
 """
-from libc.stdlib cimport calloc, free
 from libc.string cimport memset
 from libc.stdint cimport int32_t, int64_t
 
@@ -74,6 +73,181 @@ def probe(const double[:, :] columns, Py_ssize_t n_sample):
     return out
 
 
+# What one pass reads and where it writes.  Strides are in elements.
+cdef struct Pass:
+    Py_ssize_t n, p, q
+    const double* X
+    const double* Z
+    const double* y
+    const double* weights
+    const double* offset
+    Py_ssize_t x_row, x_column, z_row, z_column, y_row, w_row, o_row
+    const double* x_shift
+    const double* x_scale
+    const double* z_shift
+    const double* z_scale
+    const double* beta0
+    const double* x_transform
+    const double* z_transform
+    Py_ssize_t x_constant, z_constant
+    double x_value, z_value
+    double* raw
+    double* S
+    double* work    # (packed S,)
+
+
+cdef inline int sweep(const Pass* d, Py_ssize_t p, Py_ssize_t q, bint shared, bint plain, const code_t* codes,
+                      Py_ssize_t c_row, int64_t base, double* x, double* z, double* acc, double* s) noexcept nogil:
+    """The pass over the rows; bit 0 of the result: a constant column varies, bit 1: the response varies.
+
+    Consecutive rows of one group are summed in `acc` before they are added to `raw`.  p, q, the flags and the
+    work arrays x (p + 1), z (q), acc (a line), s (packed S) are arguments of their own so that for the common
+    sizes the compiler can unroll the loops and keep the arrays in registers.
+    `shared`: Z is X, with the same shifts and scales; C_x and S_xx, S_xy are then left to `spread_shared`.
+    `plain`: no weights, offset or transformations.
+    """
+    cdef Py_ssize_t k = p + 1, n_a = q * (q + 1) // 2, line = n_a + q * k + 1, n_s = k * (k + 1) // 2
+    cdef Py_ssize_t used = n_a + q + 1 if shared else line
+    cdef Py_ssize_t i, j, l, a, b, pos, group, current = -1
+    cdef double w = 1.0, r, t, y_value = d.y[0]
+    cdef bint broken = False, varies = False
+    cdef double* target
+    cdef const double* row
+    for pos in range(used):
+        acc[pos] = 0.0
+    for pos in range(n_s):
+        s[pos] = 0.0
+    for i in range(d.n):
+        group = <Py_ssize_t> (codes[i * c_row] - base)
+        if group != current or (i & (FLUSH - 1)) == 0:
+            if current >= 0:
+                target = d.raw + current * line
+                for pos in range(used):
+                    target[pos] += acc[pos]
+                    acc[pos] = 0.0
+            current = group
+            if (i & (FLUSH - 1)) == 0:
+                for pos in range(n_s):
+                    d.S[pos] += s[pos]
+                    s[pos] = 0.0
+        row = d.X + i * d.x_row
+        if d.x_constant >= 0 and row[d.x_constant * d.x_column] != d.x_value:
+            broken = True
+        for j in range(p):
+            x[j] = (row[j * d.x_column] - d.x_shift[j]) * d.x_scale[j]
+        if not shared:
+            row = d.Z + i * d.z_row
+            if d.z_constant >= 0 and row[d.z_constant * d.z_column] != d.z_value:
+                broken = True
+            for a in range(q):
+                z[a] = (row[a * d.z_column] - d.z_shift[a]) * d.z_scale[a]
+        if not plain:
+            if d.weights != NULL:
+                w = d.weights[i * d.w_row]
+            if d.x_transform != NULL:
+                for j in range(p - 1, -1, -1):
+                    t = 0.0
+                    for l in range(j + 1):
+                        t = t + x[l] * d.x_transform[l * p + j]
+                    x[j] = t
+            if d.z_transform != NULL:
+                for a in range(q - 1, -1, -1):
+                    t = 0.0
+                    for b in range(a + 1):
+                        t = t + z[b] * d.z_transform[b * q + a]
+                    z[a] = t
+        r = d.y[i * d.y_row]
+        if r != y_value:
+            varies = True
+        if not plain and d.offset != NULL:
+            r = r - d.offset[i * d.o_row]
+        for j in range(p):
+            r = r - d.beta0[j] * x[j]
+        x[p] = r
+        if shared:
+            # a line of A, C_y and the count; spread_shared moves C_y and the count to their places
+            pos = 0
+            for a in range(q):
+                t = w * x[a]
+                for b in range(a + 1):
+                    acc[pos] += t * x[b]
+                    pos = pos + 1
+            for a in range(q):
+                acc[n_a + a] += w * x[a] * r
+            acc[n_a + q] += 1.0
+            s[n_s - 1] += w * r * r
+        else:
+            pos = 0
+            for a in range(q):
+                t = w * z[a]
+                for b in range(a + 1):
+                    acc[pos] += t * z[b]
+                    pos = pos + 1
+            for a in range(q):
+                t = w * z[a]
+                for j in range(k):
+                    acc[pos] += t * x[j]
+                    pos = pos + 1
+            acc[pos] += 1.0
+            pos = 0
+            for j in range(k):
+                t = w * x[j]
+                for l in range(j + 1):
+                    s[pos] += t * x[l]
+                    pos = pos + 1
+    target = d.raw + current * line
+    for pos in range(used):
+        target[pos] += acc[pos]
+    for pos in range(n_s):
+        d.S[pos] += s[pos]
+    return (1 if broken else 0) + (2 if varies else 0)
+
+
+cdef int sweep_small(const Pass* d, bint shared, bint plain, const code_t* codes, Py_ssize_t c_row,
+                     int64_t base) noexcept nogil:
+    """`sweep` for one or two random effects and two columns of X; -1 for other sizes."""
+    cdef double x[4]
+    cdef double z[2]
+    cdef double acc[10]
+    cdef double s[6]
+    if d.p == 2 and d.q == 2 and plain:
+        if shared:
+            return sweep(d, 2, 2, True, True, codes, c_row, base, x, z, acc, s)
+        return sweep(d, 2, 2, False, True, codes, c_row, base, x, z, acc, s)
+    if d.p == 2 and d.q == 1 and plain:
+        return sweep(d, 2, 1, False, True, codes, c_row, base, x, z, acc, s)
+    if d.p == 1 and d.q == 1 and plain and shared:
+        return sweep(d, 1, 1, True, True, codes, c_row, base, x, z, acc, s)
+    return -1
+
+
+cdef void spread_shared(const Pass* d, Py_ssize_t n_groups) noexcept nogil:
+    """Where Z is X: C_x = A in every group, S_xx = sum A and S_xy = sum C_y."""
+    cdef Py_ssize_t q = d.q, k = q + 1, n_a = q * (q + 1) // 2, line = n_a + q * k + 1, n_s = k * (k + 1) // 2
+    cdef Py_ssize_t g, a, b, pos, done
+    cdef double* target
+    cdef double* s = d.work
+    memset(s, 0, n_s * sizeof(double))
+    for g in range(n_groups):
+        target = d.raw + g * line
+        target[line - 1] = target[n_a + q]
+        for a in range(q - 1, -1, -1):
+            target[n_a + a * k + q] = target[n_a + a]
+        pos = 0
+        for a in range(q):
+            for b in range(a + 1):
+                target[n_a + a * k + b] = target[pos]
+                target[n_a + b * k + a] = target[pos]
+                s[pos] += target[pos]
+                pos = pos + 1
+        for a in range(q):
+            s[pos + a] += target[n_a + a * k + q]
+        if (g & (FLUSH - 1)) == FLUSH - 1 or g == n_groups - 1:
+            for done in range(n_s - 1):
+                d.S[done] += s[done]
+            memset(s, 0, n_s * sizeof(double))
+
+
 def accumulate(
     const double[:, :] X,
     const double[:] y,
@@ -112,94 +286,73 @@ def accumulate(
     -------
     raw : (n_groups, K) array
     S : ((p+1)(p+2)/2,) array
+    z_gram : (q(q+1)/2,) array
+        Sum of A_g, packed like S.
     constant : bool
         False if a column taken to be constant is not: the result is then not usable.
     varies : bool
         Whether the response takes more than one value.
     """
-    cdef Py_ssize_t n = X.shape[0], p = X.shape[1], q = Z.shape[1]
-    cdef Py_ssize_t k = p + 1, n_a = q * (q + 1) // 2, line = n_a + q * k + 1
-    cdef Py_ssize_t n_s = k * (k + 1) // 2
-    cdef Py_ssize_t i, j, l, a, b, g, pos
-    cdef bint has_w = weights is not None, has_off = offset is not None
-    cdef bint turn_x = x_transform is not None, turn_z = z_transform is not None
-    cdef bint broken = False, varies = False
-    cdef double w = 1.0, r, t, x_value = 0.0, z_value = 0.0, y_value = y[0]
+    cdef Py_ssize_t p = X.shape[1], q = Z.shape[1], k = p + 1, n_s = k * (k + 1) // 2, j
+    cdef Py_ssize_t n_a = q * (q + 1) // 2, line = n_a + q * k + 1, group
+    cdef Pass d
+    cdef int flags
+    cdef bint shared, plain
+    cdef Py_ssize_t c_row = codes.strides[0] // <Py_ssize_t> sizeof(code_t)
     raw_array = np.zeros((n_groups, line))
     s_array = np.zeros(n_s)
+    work_array = np.zeros(k + q + line + n_s + n_a)
+    gram_array = np.zeros(n_a)
     cdef double[:, ::1] raw = raw_array
-    cdef double[::1] s_total = s_array
-    cdef double* target
-    cdef double* work = <double*> calloc(2 * k + 2 * q + n_s, sizeof(double))
-    if work == NULL:
-        raise MemoryError()
-    cdef double* x = work
-    cdef double* xu = x + k
-    cdef double* z = xu + k
-    cdef double* zu = z + q
-    cdef double* s = zu + q
-    if x_constant >= 0:
-        x_value = X[0, x_constant]
-    if z_constant >= 0:
-        z_value = Z[0, z_constant]
+    cdef double[::1] s_total = s_array, work = work_array, gram = gram_array
+    d.n = X.shape[0]
+    d.p = p
+    d.q = q
+    d.X = &X[0, 0] if p > 0 else &y[0]
+    d.Z = &Z[0, 0]
+    d.y = &y[0]
+    d.weights = &weights[0] if weights is not None else NULL
+    d.offset = &offset[0] if offset is not None else NULL
+    d.x_row = X.strides[0] // 8
+    d.x_column = X.strides[1] // 8
+    d.z_row = Z.strides[0] // 8
+    d.z_column = Z.strides[1] // 8
+    d.y_row = y.strides[0] // 8
+    d.w_row = weights.strides[0] // 8 if weights is not None else 0
+    d.o_row = offset.strides[0] // 8 if offset is not None else 0
+    d.x_shift = &x_shift_scale[0, 0] if p > 0 else NULL
+    d.x_scale = &x_shift_scale[1, 0] if p > 0 else NULL
+    d.z_shift = &z_shift_scale[0, 0]
+    d.z_scale = &z_shift_scale[1, 0]
+    d.beta0 = &beta0[0] if p > 0 else NULL
+    d.x_transform = &x_transform[0, 0] if x_transform is not None and p > 0 else NULL
+    d.z_transform = &z_transform[0, 0] if z_transform is not None else NULL
+    d.x_constant = x_constant
+    d.z_constant = z_constant
+    d.x_value = X[0, x_constant] if x_constant >= 0 else 0.0
+    d.z_value = Z[0, z_constant] if z_constant >= 0 else 0.0
+    d.raw = &raw[0, 0]
+    d.S = &s_total[0]
+    d.work = &work[0]
+    shared = (p == q and d.X == d.Z and d.x_row == d.z_row and d.x_column == d.z_column and d.x_transform == NULL
+              and d.z_transform == NULL and x_constant == z_constant)
+    for j in range(p if shared else 0):
+        shared = shared and d.x_shift[j] == d.z_shift[j] and d.x_scale[j] == d.z_scale[j]
+    plain = weights is None and offset is None and d.x_transform == NULL and d.z_transform == NULL
     with nogil:
-        for i in range(n):
-            g = <Py_ssize_t> (codes[i] - base)
-            target = &raw[g, 0]
-            if has_w:
-                w = weights[i]
-            for j in range(p):
-                x[j] = (X[i, j] - x_shift_scale[0, j]) * x_shift_scale[1, j]
-            for a in range(q):
-                z[a] = (Z[i, a] - z_shift_scale[0, a]) * z_shift_scale[1, a]
-            if x_constant >= 0 and X[i, x_constant] != x_value:
-                broken = True
-            if z_constant >= 0 and Z[i, z_constant] != z_value:
-                broken = True
-            if turn_x:
-                for j in range(p - 1, -1, -1):
-                    t = 0.0
-                    for l in range(j + 1):
-                        t = t + x[l] * x_transform[l, j]
-                    x[j] = t
-            if turn_z:
-                for a in range(q - 1, -1, -1):
-                    t = 0.0
-                    for b in range(a + 1):
-                        t = t + z[b] * z_transform[b, a]
-                    z[a] = t
-            r = y[i]
-            if r != y_value:
-                varies = True
-            if has_off:
-                r = r - offset[i]
-            for j in range(p):
-                r = r - beta0[j] * x[j]
-            x[p] = r
-            # A_g and C_g
-            pos = 0
-            for a in range(q):
-                t = w * z[a]
-                for b in range(a + 1):
-                    target[pos] += t * z[b]
-                    pos = pos + 1
-            for a in range(q):
-                t = w * z[a]
-                for j in range(k):
-                    target[pos] += t * x[j]
-                    pos = pos + 1
-            target[pos] += 1.0
-            pos = 0
-            for j in range(k):
-                t = w * x[j]
-                for l in range(j + 1):
-                    s[pos + l] += t * x[l]
-                pos = pos + j + 1
-            if (i & (FLUSH - 1)) == FLUSH - 1:
-                for j in range(n_s):
-                    s_total[j] += s[j]
-                memset(s, 0, n_s * sizeof(double))
-        for j in range(n_s):
-            s_total[j] += s[j]
-    free(work)
-    return raw_array, s_array, not broken, varies
+        flags = sweep_small(&d, shared, plain, &codes[0], c_row, base)
+        if flags < 0:
+            # general sizes: p and q at run time, work arrays in memory
+            flags = sweep(&d, p, q, shared, plain, &codes[0], c_row, base, &work[0], &work[k], &work[k + q],
+                          &work[k + q + line])
+        if shared:
+            spread_shared(&d, n_groups)
+        memset(&work[0], 0, n_a * sizeof(double))
+        for group in range(n_groups):
+            for j in range(n_a):
+                work[j] += raw[group, j]
+            if (group & (FLUSH - 1)) == FLUSH - 1 or group == n_groups - 1:
+                for j in range(n_a):
+                    gram[j] += work[j]
+                    work[j] = 0.0
+    return raw_array, s_array, gram_array, not flags & 1, bool(flags & 2)

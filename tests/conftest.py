@@ -44,8 +44,9 @@ def fitted_reference():
 
     `path` is "formula" (lme4's formula on a pandas frame) or "arrays".
     """
-    pd = pytest.importorskip("pandas")
-    flc = pytest.importorskip("fastlmm_core")
+    import pandas as pd
+
+    import fastlmm_core as flc
 
     @cache
     def model(name: str, path: str):

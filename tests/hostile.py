@@ -74,11 +74,14 @@ def problem(seed: int) -> Problem:
     rng = np.random.default_rng([20260, seed])
     q = int(rng.integers(1, 4))
 
-    # Group sizes. Three groups always have more rows than random effects, so that σ² is told apart from G.
+    # Group sizes. Three groups always have more rows than random effects, and there are more rows than random effects
+    # over all groups: σ² is told apart from G.
     n_groups = int(rng.integers(4, 6)) if kind == "few groups" else int(rng.integers(8, 41))
     largest = 3 if kind == "tiny groups" or everything else 8
     sizes = rng.integers(1, largest + 1, n_groups)
     sizes[:3] = q + 3
+    while sizes.sum() <= n_groups * q + 5:
+        sizes[rng.integers(n_groups)] += 1
     codes = np.repeat(np.arange(n_groups), sizes)
     n = codes.size
 

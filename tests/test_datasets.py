@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 
 import oracle
-
-datasets = pytest.importorskip("fastlmm_core.datasets")
+from fastlmm_core import datasets
 
 ROWS = {
     "cake": 270,

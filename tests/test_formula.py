@@ -19,7 +19,8 @@ from hypothesis import strategies as st
 
 from fastlmm_core.errors import LMMError
 from fastlmm_core.formula import FormulaSpec, model_data
-from fastlmm_core.frames import Column, Table, integer_codes
+from fastlmm_core.frames import Column, Table
+from fastlmm_core.grouping import integer_codes
 
 N = 24
 

@@ -2,20 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
 
 import fastlmm_core as flc
-
-_spec = importlib.util.spec_from_file_location("hostile_problems", Path(__file__).with_name("hostile.py"))
-assert _spec is not None and _spec.loader is not None
-hostile = importlib.util.module_from_spec(_spec)
-sys.modules["hostile_problems"] = hostile
-_spec.loader.exec_module(hostile)
+import hostile
 
 BY_DEFAULT = 12
 TOLERANCE = 1e-6  # above the best found: a worse optimum

@@ -62,9 +62,8 @@ def test_closed_form_is_the_optimum_of_the_oracle():
 @pytest.mark.parametrize("path", ["arrays", "formula"])
 @pytest.mark.parametrize("name", nist.NAMES)
 def test_reml(name, path, record_property):
-    flc = pytest.importorskip("fastlmm_core")
-    if not hasattr(flc, "lmm"):
-        pytest.skip("the package is not built")
+    import fastlmm_core as flc
+
     data = nist.load(name)
     if path == "arrays":
         model = flc.LinearMixedModel(data.y, None, None, data.groups)

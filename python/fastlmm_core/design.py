@@ -95,16 +95,23 @@ class Problem:
             self.packed, self.within, self.n, self.structure.q, self.rank + 1, rows, columns, self.uniform
         )
 
+    def pilot(self, n_groups: int) -> kernels.ClusterCriterion | None:
+        """The criterion of about `n_groups` groups spread over the data, None where there are not many more."""
+        blocks = len(self.packed) - 1
+        step = blocks * self.packed.shape[2] // n_groups
+        if step < 4 or not self.uniform:
+            return None
+        chosen = np.ascontiguousarray(self.packed[:blocks:step])
+        share = len(chosen) * self.packed.shape[2] / self.m
+        rows, columns = self.structure.positions
+        return kernels.ClusterCriterion(
+            chosen, self.within * share, round(self.n * share), self.structure.q, self.rank + 1, rows, columns, True
+        )
+
     def offset(self, reml: bool) -> float:
         """Criterion in the caller's units less that of the conditioned problem."""
         nu = self.n - self.rank if reml else self.n
         return self.log_constant + nu * 2.0 * float(np.log(self.scale)) - (self.log_jacobian if reml else 0.0)
-
-
-def _unpack(packed: Array, k: int) -> Array:
-    full = np.zeros((k, k))
-    full[np.tril_indices(k)] = packed
-    return full + np.tril(full, -1).T
 
 
 def _scales(columns: Array, may_shift: bool) -> tuple[Array, int]:
@@ -125,28 +132,6 @@ def _scales(columns: Array, may_shift: bool) -> tuple[Array, int]:
     if where >= 0:
         out[1, where] = 1.0 / mean[where]
     return out, where
-
-
-def _scale_map(shift_scale: Array, constant: int) -> Array:
-    """M with (columns - shift) * scale = columns M; the constant column becomes 1."""
-    out = np.diag(shift_scale[1])
-    if constant >= 0:
-        others = np.arange(out.shape[0]) != constant
-        out[constant, others] -= (shift_scale[0] * shift_scale[1])[others] * shift_scale[1, constant]
-    return out
-
-
-def _orthonormal(gram: Array) -> tuple[Array, float]:
-    """Upper triangular T with T' gram T = I, and the smallest 1 - R^2 (0 where gram is not positive)."""
-    size = np.sqrt(np.diag(gram))
-    if not (size > 0.0).all():
-        return np.eye(len(size)), 0.0
-    try:
-        lower = np.linalg.cholesky(gram / size / size[:, None])
-    except np.linalg.LinAlgError:
-        return np.eye(len(size)), 0.0
-    inverse = np.linalg.inv(lower)
-    return np.triu((inverse / size).T), float(np.min(np.diag(lower)) ** 2)
 
 
 def _revealed(columns: Array, shift_scale: Array, weights: Array | None) -> tuple[NDArray[np.intp], Array]:
@@ -199,6 +184,7 @@ def condition(
     weights: Array | None,
     offset: Array | None,
     structure: CovarianceStructure,
+    group_name: str,
 ) -> tuple[Problem, NDArray[np.intp] | None]:
     """Cross-products of a model, conditioned.
 
@@ -209,6 +195,8 @@ def condition(
         base <= codes < base + n_slots.
     weights, offset : (n,) arrays or None
     structure : CovarianceStructure
+    group_name : str
+        For messages.
 
     Returns
     -------
@@ -235,7 +223,7 @@ def condition(
         beta0[x_constant] = kernels.probe(y[:, None], SAMPLE)[0, 0]
     x_columns = X
     for attempt in range(4):
-        raw, packed_s, constant, varies = kernels.accumulate(
+        raw, packed_s, gram, constant, varies = kernels.accumulate(
             x_columns, y, Z, codes, base, n_slots, weights, offset, x_scale, z_scale, beta0,
             x_constant, z_constant, x_transform, z_transform,
         )  # fmt: skip
@@ -250,10 +238,12 @@ def condition(
             z_scale, z_constant = _scales(Z, False)
             beta0 = np.zeros(p)
             continue
-        S = _unpack(packed_s, len(kept) + 1)
+        if attempt == 0:
+            _check_size(n, int(np.count_nonzero(raw[:, -1])), q, group_name)
+        S = kernels.unpack(packed_s, len(kept) + 1)
         r = len(kept)
-        to_x, x_margin = _orthonormal(S[:r, :r])
-        to_z, z_margin = _z_rotation(raw, q, n, structure)
+        to_x, x_margin = kernels.orthonormal(S[:r, :r])
+        to_z, z_margin = _z_rotation(kernels.unpack(gram, q), n, structure)
         poor_x = r > 0 and x_margin < WELL_CONDITIONED and x_transform is None
         poor_z = z_margin < WELL_CONDITIONED and z_transform is None
         if poor_x:
@@ -285,19 +275,30 @@ def condition(
     )  # fmt: skip
 
 
-def _z_gram(raw: Array, q: int) -> Array:
-    return _unpack(raw[:, : q * (q + 1) // 2].sum(axis=0), q)
+def _check_size(n: int, m: int, q: int, name: str) -> None:
+    if m == n and q == 1:
+        raise LMMError(
+            f"every level of {name!r} has one observation: its variance cannot be told from the residual variance; "
+            "use ordinary regression or a coarser factor"
+        )
+    if n <= m * q:
+        raise LMMError(
+            f"there are {n} observations and {m * q} random effects ({q} for each of {m} levels of {name!r}): "
+            "the residual variance cannot be told from G; use fewer random effects"
+        )
 
 
-def _z_rotation(raw: Array, q: int, n: int, structure: CovarianceStructure) -> tuple[Array, float]:
+def _z_rotation(gram: Array, n: int, structure: CovarianceStructure) -> tuple[Array, float]:
     """Block-wise T with T' (Z'Z) T = n I (diagonal blocks: unit diagonal only), and the smallest 1 - R^2."""
-    gram = _z_gram(raw, q)
-    out = np.zeros((q, q))
+    out = np.zeros(gram.shape)
     margin = 1.0
+    if len(structure.blocks) == 1 and structure.blocks[0].structure == "full":
+        rotation, margin = kernels.orthonormal(gram)
+        return rotation * np.sqrt(n), margin
     for block in structure.blocks:
         part = slice(block.start, block.stop)
         inner = gram[part, part]
-        rotation, smallest = _orthonormal(inner)
+        rotation, smallest = kernels.orthonormal(inner)
         margin = min(margin, smallest)
         if block.structure != "full":
             size = np.sqrt(np.diag(inner))
@@ -347,24 +348,21 @@ def _finish(
     m = len(raw)
     to_z = np.ascontiguousarray(to_z)
     packed, between = kernels.factor_groups(raw, to_z, xy)
-    total = (xy.T @ S @ xy)[np.tril_indices(r + 1)]
-    within = _unpack(total - between, r + 1)
-    reference = np.append(np.ones(r), float(n))
-    exact = np.diag(within) <= EXACT_WITHIN * reference
-    if exact[r]:
+    within, exact = kernels.within_part(S, xy, between, float(n), EXACT_WITHIN)
+    if exact:
         raise LMMError(
             "y is reproduced exactly within every group by the random effects: the residual variance is zero; "
             "use fewer random effects"
         )
-    within[exact, :] = 0.0
-    within[:, exact] = 0.0
     smaller = kernels.compress(packed, m, q, r + 1)
     x_map = np.zeros((X.shape[1], r))
-    columns = _scale_map(x_scale, x_constant)
+    columns = kernels.scale_map(x_scale, x_constant)
+    log_det = kernels.log_diagonal(columns) + kernels.log_diagonal(to_x)
     if x_transform is not None:
+        log_det += kernels.log_diagonal(x_transform)
         columns = columns @ x_transform
     x_map[kept] = columns @ to_x
-    z_map = _scale_map(z_scale, z_constant)
+    z_map = kernels.scale_map(z_scale, z_constant)
     if z_transform is not None:
         z_map = z_map @ z_transform
     z_map = z_map @ to_z
@@ -377,7 +375,7 @@ def _finish(
         raw=raw,
         packed=packed if smaller is None else smaller,
         uniform=smaller is None,
-        within=np.ascontiguousarray(within[np.tril_indices(r + 1)]),
+        within=within,
         z_transform=to_z,
         xy_transform=xy,
         z_map=z_map,
@@ -386,6 +384,6 @@ def _finish(
         scale=scale,
         kept=kept,
         log_constant=0.0 if weights is None else -float(np.sum(np.log(weights))),
-        log_jacobian=2.0 * float(np.linalg.slogdet(x_map[kept])[1]) if r else 0.0,
+        log_jacobian=2.0 * log_det,
     )
     return problem, present

@@ -7,31 +7,24 @@ formulaic nor pandas is imported before a formula or a table needs it.
 
 from __future__ import annotations
 
-import ast
 import builtins
-import re
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
-from itertools import pairwise
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .errors import LMMError
-from .frames import Column, Table, first_rows, integer_codes, native_frame
+from .frames import Column, Table, first_rows, native_frame
+from .grouping import integer_codes
+from .syntax import C_OF_COLUMN, Side, capital, first_line, parse, terms_of
 
 __all__ = ["FormulaSpec", "ModelData", "RandomTermData", "model_data"]
 
 Array = NDArray[Any]
-Plan = tuple[tuple[str, ...], ...]  # per matrix column the data columns whose product it is; () is the intercept
 
-_NAME = r"(?:`[^`]+`|[^\W\d][\w.]*)"
-_PLAIN_SUM = re.compile(rf"(?:(?P<intercept>[01])\s*(?:\+\s*|$))?(?P<names>{_NAME}(?:\s*\+\s*{_NAME})*)?")
-_C_OF_COLUMN = re.compile(rf"C\(\s*({_NAME})\s*[,)]")
-_CLOSERS = {"(": ")", "[": "]", "{": "}"}
 _BLOCK = 2048  # rows of a wide matrix filled at a time, so that its cache lines are written once
 
 
@@ -131,13 +124,13 @@ class FormulaSpec:
     def fixed(self, new_data: Any) -> Array:
         """The fixed-effects design of new data, coded as in the fit; response and groups are not needed."""
         table = Table(new_data, "new_data")
-        return _evaluate_new(_parse(self.formula).fixed, table, self.states[1])
+        return _evaluate_new(parse(self.formula).fixed, table, self.states[1])
 
     def random(self, new_data: Any) -> list[tuple[Array, Array]]:
         """For each term the random-effects design of new data, coded as in the fit, and each row's group label."""
         table = Table(new_data, "new_data")
         found = []
-        for bar, state in zip(_parse(self.formula).bars, self.states[2:], strict=True):
+        for bar, state in zip(parse(self.formula).bars, self.states[2:], strict=True):
             columns = [table.column(name, bar.where) for name in bar.factors]
             _complete_rows(columns, table.n_rows, "raise")
             for name, column in zip(bar.factors, columns, strict=True):
@@ -149,9 +142,15 @@ class FormulaSpec:
             found.append((_evaluate_new(bar.left, table, state), labels[codes]))
         return found
 
+    def random_design(self, new_data: Any) -> Array:
+        """The random-effects designs of all terms side by side; groups are not needed."""
+        table = Table(new_data, "new_data")
+        sides = zip(parse(self.formula).bars, self.states[2:], strict=True)
+        return np.column_stack([_evaluate_new(bar.left, table, state) for bar, state in sides])
+
     def response(self, new_data: Any) -> Array:
         """The response of new data."""
-        return _evaluate_new(_parse(self.formula).response, Table(new_data, "new_data"), self.states[0])[:, 0]
+        return _evaluate_new(parse(self.formula).response, Table(new_data, "new_data"), self.states[0])[:, 0]
 
     def offset(self, new_data: Any) -> Array | None:
         """The offset of new data, None unless it was given as the name of a column."""
@@ -202,7 +201,7 @@ def model_data(
     """
     if missing not in ("drop", "raise"):
         raise LMMError(f"`missing` must be 'drop' or 'raise', not {missing!r}.")
-    parsed = _parse(formula)
+    parsed = parse(formula)
     table = Table(data)
     used: dict[str, Column] = {}
     for side in (parsed.response, parsed.fixed, *(bar.left for bar in parsed.bars)):
@@ -226,7 +225,7 @@ def model_data(
     for bar in parsed.bars:
         z = _evaluate(bar.left, table, rows, parts)
         if z.matrix.shape[1] == 0:
-            raise LMMError(f"{_capital(bar.where)} has no columns on its left side; write e.g. (1 | {bar.name}).")
+            raise LMMError(f"{capital(bar.where)} has no columns on its left side; write e.g. (1 | {bar.name}).")
         if bar.factors not in groups:
             groups[bar.factors] = _group(bar.factors, [used[name] for name in bar.factors], rows)
         terms.append(RandomTermData(bar.name, z.matrix, z.names, *groups[bar.factors], bar.structure))
@@ -261,48 +260,6 @@ def model_data(
 
 
 @dataclass(frozen=True)
-class _Side:
-    """One part of the formula: the response, the fixed part, or the left side of a bar."""
-
-    text: str
-    where: str  # what messages call it
-    label: str
-    plan: Plan | None  # None unless an intercept and products of column lookups are all there is
-    names: tuple[tuple[str, bool], ...]  # names to look up; True where a function or module may be meant
-    key: tuple[str, ...]  # equal for parts with the same matrix
-    computed: frozenset[str] = frozenset()  # names in expressions other than C(name)
-
-    @property
-    def columns(self) -> tuple[str, ...]:
-        """Column names of the plan, as formulaic forms them."""
-        return tuple(":".join(product) or "Intercept" for product in self.plan or ())
-
-
-@dataclass(frozen=True)
-class _Bar:
-    """One random-effects term; ``(x | a/b)`` makes two."""
-
-    left: _Side
-    factors: tuple[str, ...]
-    structure: str
-
-    @property
-    def name(self) -> str:
-        return ":".join(self.factors)
-
-    @property
-    def where(self) -> str:
-        return self.left.where
-
-
-@dataclass(frozen=True)
-class _Parsed:
-    response: _Side
-    fixed: _Side
-    bars: tuple[_Bar, ...]
-
-
-@dataclass(frozen=True)
 class _Part:
     """An evaluated side: its matrix, the names of the columns, and formulaic's ModelSpec if it took part."""
 
@@ -311,209 +268,10 @@ class _Part:
     state: Any
 
 
-# --- syntax ---------------------------------------------------------------------------------------------------------
-
-
-@lru_cache(maxsize=256)
-def _parse(formula: str) -> _Parsed:
-    """Split a formula into response, fixed part and bars."""
-    if not isinstance(formula, str):
-        raise LMMError(f"`formula` must be a string such as 'y ~ x + (x | g)', not {type(formula).__name__!r}.")
-    tildes = [at for at, char, depth in _marks(formula) if char == "~" and depth == 0]
-    if len(tildes) != 1:
-        raise LMMError(
-            f"The formula {formula!r} has {len(tildes) or 'no'} '~' outside parentheses; write the response, one '~' "
-            "and the terms, e.g. 'y ~ x + (x | g)'."
-        )
-    left, right = formula[: tildes[0]].strip(), formula[tildes[0] + 1 :]
-    if not left:
-        raise LMMError(f"The formula {formula!r} names no response; write it to the left of '~'.")
-    fixed, bars, end = "", [], 0
-    marks = _marks(right)
-    for start, stop in _groups(marks):
-        if not any(char == "|" for at, char, _ in marks if start < at < stop):
-            continue
-        before, after = (fixed + right[end:start]).rstrip(), right[stop + 1 :].lstrip()
-        if (before and before[-1] != "+") or (after and after[0] not in "+-"):
-            raise LMMError(
-                f"The term {right[start : stop + 1]} of the formula must stand by itself; join it to the other terms "
-                "with '+'."
-            )
-        fixed, end = before[:-1], stop + 1
-        bars += _bars(right[start + 1 : stop])
-        if not fixed.strip() and after[:1] == "+":
-            end = right.index("+", end) + 1
-    fixed = (fixed + right[end:]).strip()
-    if any(char == "|" for _, char, _ in _marks(fixed)):
-        raise LMMError(f"A bar in the formula {formula!r} stands outside parentheses; write it as (1 | g).")
-    if not bars:
-        raise LMMError(
-            f"The formula {formula!r} has no random-effects term; add one such as (1 | g), where g is the column that "
-            "holds the groups."
-        )
-    return _Parsed(_side(left, "the response", False), _side(fixed or "1", "the fixed part"), tuple(bars))
-
-
-def _marks(text: str) -> list[tuple[int, str, int]]:
-    """Position, character and depth of the formula's own symbols: none inside quotes, calls, [] or {}."""
-    marks: list[tuple[int, str, int]] = []
-    opened: list[tuple[int, bool]] = []  # position, and whether what is inside belongs to formulaic alone
-    at = 0
-    while at < len(text):
-        char = text[at]
-        opaque = bool(opened) and opened[-1][1]
-        if char in "`'\"":
-            close = text.find(char, at + 1)
-            if close < 0:
-                raise LMMError(f"The quote {char} at character {at} of {text!r} is not closed; close it.")
-            at = close
-        elif char in _CLOSERS:
-            opaque = opaque or char != "(" or (at > 0 and (text[at - 1].isalnum() or text[at - 1] in "_.)]`"))
-            opened.append((at, opaque))
-        elif char in ")]}":
-            if not opened or _CLOSERS[text[opened[-1][0]]] != char:
-                raise LMMError(f"The {char!r} at character {at} of {text!r} closes nothing; balance the parentheses.")
-            opaque = opened.pop()[1]
-        if char in "()|~+-*:/" and not opaque:
-            marks.append((at, char, len(opened) - (char == "(")))
-        at += 1
-    if opened:
-        at = opened[-1][0]
-        raise LMMError(f"The {text[at]!r} at character {at} of {text!r} is not closed; balance the parentheses.")
-    return marks
-
-
-def _groups(marks: Sequence[tuple[int, str, int]]) -> list[tuple[int, int]]:
-    """Positions of the outermost pairs of parentheses."""
-    opening = [at for at, char, depth in marks if char == "(" and depth == 0]
-    closing = [at for at, char, depth in marks if char == ")" and depth == 0]
-    return list(zip(opening, closing, strict=True))
-
-
-def _unwrap(text: str) -> str:
-    """Strip blanks and parentheses around the whole text."""
-    text = text.strip()
-    while _groups(_marks(text)) == [(0, len(text) - 1)]:
-        text = text[1:-1].strip()
-    return text
-
-
-def _split(text: str, symbol: str) -> list[str]:
-    """Pieces of the text between a symbol outside parentheses."""
-    cuts = [-1, *(at for at, char, depth in _marks(text) if char == symbol and depth == 0), len(text)]
-    return [text[a + 1 : b] for a, b in pairwise(cuts)]
-
-
-def _bars(inside: str) -> list[_Bar]:
-    """The terms of one pair of parentheses: (x | g) makes one, (x | a/b) one for a and one for a:b."""
-    inside = _unwrap(inside)
-    where = f"the term ({inside})"
-    pieces = _split(inside, "|")
-    double = len(pieces) == 3 and not pieces[1]
-    left, right = pieces[0].strip(), pieces[-1].strip()
-    if (len(pieces) != 2 and not double) or any(char == "|" for _, char, _ in _marks(left + " " + right)):
-        raise LMMError(f"{_capital(where)} of the formula must hold one bar, as in (x | g) or (x || g).")
-    if not left or not right:
-        raise LMMError(
-            f"{_capital(where)} of the formula has nothing to the {'right' if left else 'left'} of its bar; write "
-            "e.g. (1 | g) for a random intercept per level of g."
-        )
-    side = _side(left, where)
-    path: tuple[str, ...] = ()
-    bars = []
-    for level in _split(_unwrap(right), "/"):
-        for name in _split(_unwrap(level), ":"):
-            name = _unwrap(name)
-            if not re.fullmatch(_NAME, name):
-                raise LMMError(
-                    f"{_capital(where)} of the formula has {right!r} to the right of its bar, where only a column, "
-                    "a:b or a/b can stand. Write one term per grouping factor, and make a column of anything that "
-                    "has to be computed."
-                )
-            path = tuple(dict.fromkeys((*path, name.strip("`"))))
-        bars.append(_Bar(side, path, "diagonal" if double else "full"))
-    return bars
-
-
-def _side(text: str, where: str, intercept: bool = True) -> _Side:
-    """Read one part; sums of names need no parser."""
-    plain = _PLAIN_SUM.fullmatch(text)
-    if plain and (plain["names"] or plain["intercept"] == text) and (intercept or re.fullmatch(_NAME, text)):
-        names = dict.fromkeys(name.strip("`") for name in re.findall(_NAME, plain["names"] or ""))
-        if "in" not in names:
-            plan: Plan = (*([()] if intercept and plain["intercept"] != "0" else []), *((name,) for name in names))
-            label = text.strip("`") if not intercept else text
-            return _Side(text, where, label, plan, tuple((n, False) for n in names), tuple(map(repr, plan)))
-    products: list[tuple[str, ...]] | None = []
-    found: dict[str, bool] = {}
-    computed: set[str] = set()
-    terms = _terms(text, where, intercept)
-    for term in terms:
-        product = []
-        for factor in term.factors:
-            if factor.eval_method.value == "lookup":
-                found[factor.expr] = False
-                product.append(factor.expr)
-            elif factor.eval_method.value == "python":
-                for name, optional in _names_in(factor.expr).items():
-                    found[name] = found.get(name, True) and optional
-                    if not _C_OF_COLUMN.match(factor.expr):
-                        computed.add(name)
-                products = None
-            elif str(factor.expr) != "1" or len(term.factors) > 1:
-                products = None
-        if products is not None:
-            products.append(tuple(product))
-    if products is not None:
-        plan = tuple(products)
-        return _Side(text, where, text, plan, tuple(found.items()), tuple(map(repr, plan)))
-    return _Side(text, where, text, None, tuple(found.items()), tuple(map(str, terms)), frozenset(computed))
-
-
-@lru_cache(maxsize=256)
-def _terms(text: str, where: str, intercept: bool) -> Any:
-    """formulaic's terms of one part."""
-    from formulaic import Formula, SimpleFormula  # type: ignore[import-untyped]
-
-    try:
-        terms = Formula(text if intercept else f"0 + {text}")
-    except Exception as error:  # formulaic raises its own and Python's
-        if "`.` operator" in str(error):
-            raise LMMError(
-                f"{_capital(where)} of the formula, {text!r}, uses '.'; name the columns instead."
-            ) from error
-        raise LMMError(f"{_capital(where)} of the formula, {text!r}, cannot be read: {_first_line(error)}") from error
-    if not isinstance(terms, SimpleFormula):
-        raise LMMError(f"{_capital(where)} of the formula, {text!r}, must be one sum of terms.")
-    return terms
-
-
-def _names_in(expression: str) -> dict[str, bool]:
-    """Names in a Python expression, True where all uses are calls or attributes, as `np` is in ``np.log(x)``."""
-    quoted: dict[str, str] = {}
-
-    def alias(match: re.Match[str]) -> str:
-        return quoted.setdefault(match[1], f"_quoted_{len(quoted)}")
-
-    tree = ast.parse(re.sub("`([^`]+)`", alias, expression).strip(), mode="eval")
-    original = {name: column for column, name in quoted.items()}
-    owners = set()
-    for node in ast.walk(tree):
-        owner = node.func if isinstance(node, ast.Call) else node.value if isinstance(node, ast.Attribute) else None
-        if isinstance(owner, ast.Name):
-            owners.add(owner)
-    found: dict[str, bool] = {}
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Name):
-            name = original.get(node.id, node.id)
-            found[name] = found.get(name, True) and node in owners
-    return found
-
-
 # --- evaluation -----------------------------------------------------------------------------------------------------
 
 
-def _needed(side: _Side, table: Table) -> list[str]:
+def _needed(side: Side, table: Table) -> list[str]:
     """The columns that a part uses; names that are neither columns nor known functions are refused."""
     if side.plan is not None:
         return [name for name, _ in side.names]
@@ -526,7 +284,7 @@ def _needed(side: _Side, table: Table) -> list[str]:
             continue
         if optional and name not in table:
             raise LMMError(
-                f"{_capital(side.where)} of the formula uses {name!r}, which is neither a column of "
+                f"{capital(side.where)} of the formula uses {name!r}, which is neither a column of "
                 f"`{table.argument}` nor a function that formulas know. Compute the result as a column first."
             )
         needed.append(name)
@@ -552,7 +310,7 @@ def _complete_rows(columns: Sequence[Column], n_rows: int, missing: str) -> Arra
     return np.flatnonzero(~mask)
 
 
-def _evaluate(side: _Side, table: Table, rows: Array | None, parts: dict[tuple[str, ...], _Part]) -> _Part:
+def _evaluate(side: Side, table: Table, rows: Array | None, parts: dict[tuple[str, ...], _Part]) -> _Part:
     """The matrix of one part in the fit; equal parts share one matrix."""
     known = parts.get(side.key)
     if known is not None:
@@ -565,7 +323,7 @@ def _evaluate(side: _Side, table: Table, rows: Array | None, parts: dict[tuple[s
 
         if response and side.plan is not None:
             _refuse_labels(side.label, table.column(side.names[0][0]).dtype)
-        fresh = ModelSpec(formula=_terms(side.text, side.where, not response), na_action="ignore", output="numpy")
+        fresh = ModelSpec(formula=terms_of(side.text, side.where, not response), na_action="ignore", output="numpy")
         part = _formulaic_matrix(side, table, rows, fresh)
         if response and any(kind.value == "categorical" for kind, _ in part.state.encoder_state.values()):
             _refuse_labels(side.label, "categorical")
@@ -578,7 +336,7 @@ def _evaluate(side: _Side, table: Table, rows: Array | None, parts: dict[tuple[s
     return part
 
 
-def _evaluate_new(side: _Side, table: Table, state: Any) -> Array:
+def _evaluate_new(side: Side, table: Table, state: Any) -> Array:
     """The matrix of one part on new data, coded as in the fit."""
     columns = [table.column(name, side.where).settle() for name in _needed(side, table)]
     _complete_rows(columns, table.n_rows, "raise")
@@ -594,7 +352,7 @@ def _evaluate_new(side: _Side, table: Table, state: Any) -> Array:
     return _plain_matrix(side, table, None)
 
 
-def _plain_matrix(side: _Side, table: Table, rows: Array | None) -> Array:
+def _plain_matrix(side: Side, table: Table, rows: Array | None) -> Array:
     """Matrix of products of numeric columns."""
     plan = side.plan or ()
     n = table.n_rows if rows is None else len(rows)
@@ -614,7 +372,7 @@ def _plain_matrix(side: _Side, table: Table, rows: Array | None) -> Array:
     return matrix
 
 
-def _formulaic_matrix(side: _Side, table: Table, rows: Array | None, state: Any) -> _Part:
+def _formulaic_matrix(side: Side, table: Table, rows: Array | None, state: Any) -> _Part:
     """Matrix of any part, by formulaic."""
     import pandas as pd
     from formulaic.errors import DataMismatchWarning  # type: ignore[import-untyped]
@@ -642,7 +400,7 @@ def _formulaic_matrix(side: _Side, table: Table, rows: Array | None, state: Any)
         ) from warning
     except Exception as error:  # whatever a transform may raise
         raise LMMError(
-            f"{_capital(side.where)} of the formula, {side.text!r}, cannot be evaluated: {_first_line(error)}"
+            f"{capital(side.where)} of the formula, {side.text!r}, cannot be evaluated: {first_line(error)}"
         ) from error
     names = tuple(map(str, made.model_spec.column_names))
     _refuse_non_finite(matrix, names, side, rows)
@@ -694,7 +452,7 @@ def _is_integer(column: Column) -> bool:
     return column.number is not None and column.number.dtype.kind in "iu"
 
 
-def _refuse_non_finite(matrix: Array, names: Sequence[str], side: _Side, rows: Array | None) -> None:
+def _refuse_non_finite(matrix: Array, names: Sequence[str], side: Side, rows: Array | None) -> None:
     with np.errstate(all="ignore"):
         total = matrix.sum()
     if np.isfinite(total):
@@ -717,10 +475,10 @@ def _refuse_labels(response: str, dtype: str) -> None:
     )
 
 
-def _refuse_new_levels(side: _Side, table: Table, state: Any) -> None:
+def _refuse_new_levels(side: Side, table: Table, state: Any) -> None:
     """Name the levels of categorical columns that the fit has not seen."""
     for expression, (_, encoding) in state.encoder_state.items():
-        call = _C_OF_COLUMN.match(expression)
+        call = C_OF_COLUMN.match(expression)
         name = call[1].strip("`") if call else expression
         if encoding.get("categories") is None or name not in table:
             continue
@@ -733,13 +491,3 @@ def _refuse_new_levels(side: _Side, table: Table, state: Any) -> None:
                 f"{'s' if len(unseen) > 1 else ''} {', '.join(map(repr, unseen[:5]))} that the fit has not seen; drop "
                 "these rows or recode them."
             )
-
-
-def _capital(text: str) -> str:
-    return text[:1].upper() + text[1:]
-
-
-def _first_line(error: Exception) -> str:
-    """First line of a message, without formulaic's coloured excerpt."""
-    text = str(error).partition("\n")[0].strip() or type(error).__name__
-    return text if text.endswith(".") else text + "."

@@ -17,8 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .errors import LMMError
+from .grouping import in_order, integer_codes, label_array, label_codes
 
-__all__ = ["Column", "Table", "first_rows", "integer_codes", "native_frame"]
+__all__ = ["Column", "Table", "first_rows", "native_frame"]
 
 Array = NDArray[Any]
 
@@ -197,7 +198,7 @@ class Column:
                 return codes, labels.astype(bool)
             if values.dtype.kind != "f":
                 return integer_codes(values)
-            return _factorize(values, self.title)
+            return label_codes(values, self.title)
         codes, labels = self._encode()
         if rows is None and not self.is_category:
             return codes, labels
@@ -232,30 +233,6 @@ class Column:
         if self._encoded is None:
             self._encoded = _encode_labels(self.raw, self.title)
         return self._encoded
-
-
-def integer_codes(values: Array) -> tuple[Array, Array]:
-    """Codes 0..m-1 of integers and the m distinct values in increasing order.
-
-    A table of the range replaces sorting wherever the range is modest; the codes are always a fresh array.
-    """
-    if len(values) == 0:
-        return np.empty(0, dtype=np.intp), values[:0]
-    low, high = int(values.min()), int(values.max())
-    span = high - low + 1
-    if span > 4 * len(values) + 1000 or high > np.iinfo(np.intp).max:
-        return _factorize(values, "The grouping column")
-    shifted = values.astype(np.intp)
-    if low:
-        shifted -= low
-    present = np.zeros(span, dtype=bool)
-    present[shifted] = True
-    if present.all():
-        return shifted, np.arange(low, high + 1).astype(values.dtype)
-    used = np.flatnonzero(present)
-    rank = np.empty(span, dtype=np.intp)
-    rank[used] = np.arange(len(used))
-    return rank.take(shifted), (used + low).astype(values.dtype)
 
 
 def native_frame(library: str, columns: Mapping[str, Any]) -> Any:
@@ -369,20 +346,20 @@ def _encode_labels(raw: Any, title: str) -> tuple[Array, Array]:
             encoded = raw.dictionary_encode()
             encoded = encoded.combine_chunks() if hasattr(encoded, "combine_chunks") else encoded
             codes = encoded.indices.fill_null(-1).to_numpy(zero_copy_only=False)
-            return _in_order(codes, _objects(encoded.dictionary.to_pylist()), title)
+            return in_order(codes, label_array(encoded.dictionary.to_pylist()), title)
         else:
             raw = raw.to_numpy(zero_copy_only=False)
     elif library == "polars":
         if _has_categories(raw):
             codes = _signed(raw.to_physical())
-            return codes, _objects(raw.dtype.categories.to_list())
+            return codes, label_array(raw.dtype.categories.to_list())
         if str(raw.dtype) == "String" or str(raw.dtype).startswith("Categorical"):
             return _encode_polars_text(raw, title)
         raw = raw.to_numpy()
     if library == "pandas" and _has_categories(raw):
         categorical = raw.array if hasattr(raw, "array") else raw
         return np.asarray(categorical.codes, dtype=np.intp), np.asarray(categorical.categories)
-    return _factorize(raw, title)
+    return label_codes(raw, title)
 
 
 def _encode_polars_text(raw: Any, title: str) -> tuple[Array, Array]:
@@ -390,50 +367,13 @@ def _encode_polars_text(raw: Any, title: str) -> tuple[Array, Array]:
     codes, used = integer_codes(physical)
     row_of = np.empty(len(used), dtype=np.intp)
     row_of[codes] = np.arange(len(codes))
-    labels = _objects(raw.gather(row_of).cast(importlib.import_module("polars").String).to_list())
+    labels = label_array(raw.gather(row_of).cast(importlib.import_module("polars").String).to_list())
     if len(used) and used[0] < 0:
         codes -= 1
         labels = labels[1:]
-    return _in_order(codes, labels, title)
+    return in_order(codes, labels, title)
 
 
 def _signed(physical: Any) -> Array:
     """Codes of a polars series of physical values, nulls as -1."""
     return np.asarray(physical.cast(importlib.import_module("polars").Int64).fill_null(-1).to_numpy())
-
-
-def _factorize(values: Any, title: str) -> tuple[Array, Array]:
-    """Codes and sorted labels by hashing: only the distinct values are sorted."""
-    import pandas as pd
-
-    try:
-        codes, uniques = pd.factorize(values)
-    except TypeError as error:
-        raise LMMError(f"{title} holds values that cannot serve as labels: {error}. Convert them to text.") from error
-    labels = np.asarray(uniques)
-    return _in_order(codes, _objects(labels.tolist()) if labels.dtype.kind in "OUST" else labels, title)
-
-
-def _objects(labels: list[Any]) -> Array:
-    """Array of labels: numbers of one kind as such, everything else as Python objects."""
-    if labels and all(type(label) is type(labels[0]) for label in labels) and isinstance(labels[0], (bool, int, float)):
-        return np.asarray(labels)
-    array = np.empty(len(labels), dtype=object)
-    array[:] = labels
-    return array
-
-
-def _in_order(codes: Array, labels: Array, title: str) -> tuple[Array, Array]:
-    """Sort the labels and renumber the codes; code -1 stays."""
-    n = len(labels)
-    try:
-        listed = labels.tolist() if labels.dtype.kind == "O" else None
-        order = np.argsort(labels) if listed is None else np.asarray(sorted(range(n), key=listed.__getitem__), np.intp)
-    except TypeError as error:
-        raise LMMError(f"{title} mixes labels of different types ({error}); convert all of them to text.") from error
-    if np.array_equal(order, np.arange(n)):
-        return codes.astype(np.intp, copy=False), labels
-    rank = np.empty(n + 1, dtype=np.intp)
-    rank[order] = np.arange(n)
-    rank[n] = -1  # where code -1 looks
-    return rank.take(codes, mode="wrap"), labels[order]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from importlib import import_module
 
+from ._algebra import log_diagonal, lower_factor, orthogonal_columns, orthonormal, scale_map, unpack, within_part
 from ._cpu import variants
 from ._criterion import ClusterCriterion, factor_groups, group_effects, use_kernels
 from ._newton import minimize_newton
@@ -23,9 +24,16 @@ __all__ = [
     "compress",
     "factor_groups",
     "group_effects",
+    "log_diagonal",
+    "lower_factor",
     "minimize_newton",
+    "orthogonal_columns",
+    "orthonormal",
     "probe",
+    "scale_map",
+    "unpack",
     "whiten_residuals",
+    "within_part",
 ]
 
 

@@ -23,6 +23,9 @@ __all__ = ["Evaluation", "LinearMixedModel", "lmm"]
 
 Array = NDArray[np.float64]
 
+PILOT_GROUPS = 2048
+"""Groups on which a start is found when there are many more of them, all different."""
+
 
 @dataclass(frozen=True)
 class Evaluation:
@@ -162,9 +165,8 @@ class LinearMixedModel:
         self.kept = kept
         self._check_groups(n)
         self.problem, grouping.present = condition(
-            y, X, Z, grouping.codes, grouping.base, grouping.n_slots, weights, offset, structure
+            y, X, Z, grouping.codes, grouping.base, grouping.n_slots, weights, offset, structure, grouping.name
         )
-        self._check_size()
 
     def _check_groups(self, n: int) -> None:
         name = self.grouping.name
@@ -175,20 +177,6 @@ class LinearMixedModel:
             )
         if n <= self.exog.shape[1]:
             raise LMMError(f"there are {n} observations for {self.exog.shape[1]} fixed effects; use fewer columns in X")
-
-    def _check_size(self) -> None:
-        n, m, q = self.problem.n, self.problem.m, self.structure.q
-        name = self.grouping.name
-        if m == n and q == 1:
-            raise LMMError(
-                f"every level of {name!r} has one observation: its variance cannot be told from the residual variance; "
-                "use ordinary regression or a coarser factor"
-            )
-        if n <= m * q:
-            raise LMMError(
-                f"there are {n} observations and {m * q} random effects ({q} for each of {m} levels of {name!r}): "
-                "the residual variance cannot be told from G; use fewer random effects"
-            )
 
     @property
     def nobs(self) -> int:
@@ -244,6 +232,7 @@ class LinearMixedModel:
             method,
             None if start is None else self._conditioned_theta(start),
             options,
+            problem.pilot(PILOT_GROUPS),
         )
         return LMMResult(self, optimum, criterion.solution(), bool(reml))
 

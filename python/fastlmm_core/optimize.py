@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .errors import LMMError
-from .kernels import minimize_newton
+from .kernels import minimize_newton, orthogonal_columns
 from .parameters import CovarianceStructure
 
 __all__ = ["Criterion", "Optimum", "newton", "optimize"]
@@ -97,12 +97,21 @@ class _Objective:
         return out
 
 
-def newton(fun: _Objective, x0: Array, args: Any = (), maxiter: int = 200, **options: Any) -> Any:
-    """The compiled trust-region Newton, as a `method` of scipy.optimize.minimize."""
+def newton(
+    fun: _Objective, x0: Array, args: Any = (), maxiter: int = 200, tolerance: float = 1e-8, **options: Any
+) -> Any:
+    """The compiled trust-region Newton, as a `method` of scipy.optimize.minimize.
+
+    Parameters
+    ----------
+    maxiter : int
+    tolerance : float
+        Decrement at which to stop.
+    """
     from scipy.optimize import OptimizeResult
 
     x, gradient, hessian, value, decrement, lowest, evaluations, trace = minimize_newton(
-        fun.criterion, x0, max_iterations=maxiter
+        fun.criterion, x0, tolerance=tolerance, max_iterations=maxiter
     )
     return OptimizeResult(
         x=x, fun=value, jac=gradient, hess=hessian, nfev=evaluations, nit=len(trace) - 1, success=True,
@@ -115,7 +124,7 @@ def _run(criterion: Criterion, start: Array, method: str | Callable[..., Any], o
 
     objective = _Objective(criterion)
     if method == "newton":
-        return minimize(objective, start, method=newton, options=options)
+        return minimize(objective, start, method=newton, options=options)  # type: ignore[call-overload]
     derivatives: dict[str, Any] = {}
     name = method.lower() if isinstance(method, str) else ""
     if name not in _WITHOUT_GRADIENT:
@@ -174,22 +183,23 @@ def _decrement(gradient: Array, hessian: Array) -> tuple[float, float]:
 
 def _small_directions(factor: Array, structure: CovarianceStructure, per_group: float) -> tuple[Array, Array]:
     """Lambda with its negligible singular values set to zero, and the directions of zero variance."""
-    snapped = np.zeros_like(factor)
-    null: list[Array] = []
     q = structure.q
+    pieces: list[tuple[slice, Array, NDArray[np.bool_]]] = []
     for block in structure.blocks:
         part = slice(block.start, block.stop)
         inner = factor[part, part]
-        if block.structure == "full":
-            left, values, _ = np.linalg.svd(inner)
-        else:
-            left, values = np.eye(len(inner)), np.abs(np.diag(inner))
-        keep = values * np.sqrt(per_group) > SINGULAR
-        snapped[part, part] = left * np.where(keep, values, 0.0)
-        for column in np.flatnonzero(~keep):
-            direction = np.zeros(q)
-            direction[part] = left[:, column]
-            null.append(direction)
+        columns = orthogonal_columns(inner) if block.structure == "full" else inner
+        pieces.append((part, columns, np.sqrt((columns * columns).sum(axis=0) * per_group) > SINGULAR))
+    if all(keep.all() for _, _, keep in pieces):
+        return factor, np.empty((q, 0))
+    snapped = np.zeros_like(factor)
+    null: list[Array] = []
+    for (part, columns, keep), block in zip(pieces, structure.blocks, strict=True):
+        kept = np.where(keep, columns, 0.0)
+        snapped[part, part] = kept
+        basis = np.linalg.svd(kept)[0] if block.structure == "full" else np.eye(len(kept))
+        out = basis[:, keep.sum() :] if block.structure == "full" else basis[:, ~keep]
+        null.extend(np.pad(direction, (part.start, q - part.stop)) for direction in out.T)
     return structure.canonical(snapped), np.array(null).T.reshape(q, len(null))
 
 
@@ -230,8 +240,9 @@ def _settle(
             factor = structure.canonical(factor)
             theta = structure.theta(factor)
             value, gradient, hessian = criterion.evaluate(theta, 2)
+            evaluated = False
     assert gradient is not None and hessian is not None
-    decrement, lowest = _decrement(gradient, hessian)
+    decrement, lowest = (found.decrement, found.lowest) if evaluated and not null.shape[1] else _decrement(gradient, hessian)
     converged = bool(decrement <= CERTIFIED and lowest >= -1e-6 and wrong is None and np.isfinite(value))
     if converged:
         message = "certified: the gradient vanishes to rounding error"
@@ -268,6 +279,7 @@ def optimize(
     method: str | Callable[..., Any] = "newton",
     start: Array | None = None,
     options: dict[str, Any] | None = None,
+    pilot: Criterion | None = None,
 ) -> Optimum:
     """Minimise the criterion of a conditioned problem and certify what was found.
 
@@ -285,6 +297,8 @@ def optimize(
         Theta to start from; by default from second moments.
     options : dict, optional
         Options of the method.
+    pilot : Criterion, optional
+        The criterion of a part of the groups, whose optimum is a start close enough for a few evaluations of all.
 
     Returns
     -------
@@ -298,13 +312,19 @@ def optimize(
     options = dict(options or {})
     criterion.n_evaluations = 0
     name = method if isinstance(method, str) else getattr(method, "__name__", "callable")
+    if method == "newton":
+        # relative accuracy of theta is about decrement / sqrt(m)
+        options.setdefault("tolerance", min(1e-9 * float(np.sqrt(m)), 1e-6))
     first = moment_start(criterion, structure, n, m, within) if start is None else start
+    if pilot is not None and start is None and method == "newton":
+        pilot.reml = criterion.reml
+        first = _run(pilot, first, method, {}).x
 
     def attempt(theta: Array) -> tuple[Optimum, Array | None]:
         try:
             found = _run(criterion, theta, method, options)
         except FloatingPointError as error:
-            raise LMMError(f"{error}; give another start") from None
+            raise LMMError(f"start: {error}; give another") from None
         except ValueError as error:
             if "Unknown solver" in str(error):
                 raise LMMError(f"method={method!r} is unknown: use 'newton' or a method of scipy.optimize.minimize") from None

@@ -8,36 +8,16 @@ lme4 does (Bates et al. 2015, J. Stat. Softw. 67(1), sec. 3.2).
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Block", "CovarianceStructure", "lower_factor", "natural_derivatives", "vech_positions"]
+from .kernels import lower_factor
+
+__all__ = ["Block", "CovarianceStructure", "natural_derivatives", "vech_positions"]
 
 Array = NDArray[np.float64]
-
-
-def lower_factor(factor: Array) -> Array:
-    """Lower triangular L with non-negative diagonal and L L' = F F'.
-
-    Computed by orthogonal transformations of F itself, so that a singular F F' needs no care.
-
-    Parameters
-    ----------
-    factor : (q, r) array
-
-    Returns
-    -------
-    (q, q) array
-    """
-    q = factor.shape[0]
-    if q == 1:
-        return np.abs(factor) if factor.shape[1] == 1 else np.linalg.norm(factor, axis=1, keepdims=True)
-    r = np.linalg.qr(factor.T, mode="r")
-    lower = np.zeros((q, q))
-    lower[:, : r.shape[0]] = r.T
-    return np.tril(lower * np.where(np.diag(lower) < 0.0, -1.0, 1.0))
 
 
 @dataclass(frozen=True)
@@ -47,6 +27,18 @@ class Block:
     start: int
     stop: int
     structure: str
+
+
+@lru_cache(maxsize=64)
+def _free_positions(blocks: tuple[Block, ...]) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    rows: list[int] = []
+    columns: list[int] = []
+    for block in blocks:
+        for column in range(block.start, block.stop):
+            last = block.stop if block.structure == "full" else column + 1
+            rows.extend(range(column, last))
+            columns.extend([column] * (last - column))
+    return np.array(rows, dtype=np.intp), np.array(columns, dtype=np.intp)
 
 
 @dataclass(frozen=True)
@@ -69,14 +61,7 @@ class CovarianceStructure:
     @cached_property
     def positions(self) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
         """Rows and columns of the free elements."""
-        rows: list[int] = []
-        columns: list[int] = []
-        for block in self.blocks:
-            for column in range(block.start, block.stop):
-                last = block.stop if block.structure == "full" else column + 1
-                rows.extend(range(column, last))
-                columns.extend([column] * (last - column))
-        return np.array(rows, dtype=np.intp), np.array(columns, dtype=np.intp)
+        return _free_positions(self.blocks)
 
     @property
     def n_parameters(self) -> int:
@@ -101,6 +86,8 @@ class CovarianceStructure:
         factor : (q, q) array
             Any square factor of G that is block diagonal like G.
         """
+        if len(self.blocks) == 1 and self.blocks[0].structure == "full":
+            return lower_factor(factor)
         out = np.zeros((self.q, self.q))
         for block in self.blocks:
             part = slice(block.start, block.stop)

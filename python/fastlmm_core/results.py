@@ -129,9 +129,14 @@ class LMMResult:
             return float(self.model.df_resid)
         raise LMMError(f"ddf={ddf!r} is unknown: use 'normal' (z) or 'residual' (t with n - rank degrees of freedom)")
 
-    def cov_params(self) -> Array:
-        """Covariance matrix of the fixed effects (p, p), sigma^2 (X'V^-1 X)^-1."""
-        return self._cov.copy()
+    def cov_params(self) -> Any:
+        """Covariance matrix of the fixed effects (p, p), sigma^2 (X'V^-1 X)^-1; a DataFrame for pandas."""
+        if self.model.spec is None or self.model.spec.library != "pandas":
+            return self._cov.copy()
+        import pandas as pd
+
+        names = list(self.model.exog_names)
+        return pd.DataFrame(self._cov.copy(), index=names, columns=names)
 
     def conf_int(self, level: float = 0.95, ddf: Ddf = "normal") -> Any:
         """Wald confidence intervals of the fixed effects.

@@ -6,16 +6,15 @@ pandas frame, a polars frame, a pyarrow table or a dict of NumPy arrays. Only th
 
 from __future__ import annotations
 
-import csv
 from dataclasses import dataclass, field
 from importlib import import_module
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any, Literal, overload
 
-import numpy as np
 from numpy.typing import NDArray
 
 from fastlmm_core.errors import LMMError
+from fastlmm_core.tables import parse_csv
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -272,12 +271,8 @@ def describe(name: str) -> Description:
 
 
 def _read(name: str) -> dict[str, NDArray[Any]]:
-    columns = describe(name).columns
-    reader = csv.reader(files(__name__).joinpath(f"{name}.csv").read_text(encoding="utf-8").splitlines())
-    header = next(reader)
-    cells = list(zip(*reader, strict=True))
-    types: dict[str, type[Any]] = {"label": np.str_, "integer": np.int64, "number": np.float64}
-    return {column: np.array(cells[j], dtype=types[columns[column].kind]) for j, column in enumerate(header)}
+    kinds = {column: about.kind for column, about in describe(name).columns.items()}
+    return parse_csv(files(__name__).joinpath(f"{name}.csv").read_text(encoding="utf-8"), kinds)
 
 
 @overload

@@ -1,0 +1,197 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, initializedcheck=False
+"""Algebra of matrices of a few rows, where a call of LAPACK costs more than the arithmetic."""
+from libc.math cimport fabs, log, sqrt
+
+import numpy as np
+
+
+def unpack(const double[::1] packed, Py_ssize_t k):
+    """Symmetric (k, k) array from its lower triangle by rows."""
+    out_array = np.empty((k, k))
+    cdef double[:, ::1] out = out_array
+    cdef Py_ssize_t i, j, pos = 0
+    for i in range(k):
+        for j in range(i + 1):
+            out[i, j] = packed[pos]
+            out[j, i] = packed[pos]
+            pos += 1
+    return out_array
+
+
+def orthonormal(const double[:, :] gram):
+    """Upper triangular T with T' gram T = I.
+
+    Returns
+    -------
+    T : (k, k) array
+        The identity where gram is not positive definite.
+    margin : float
+        Smallest 1 - R^2 of a column on those before it; 0 where gram is not positive definite.
+    """
+    cdef Py_ssize_t k = gram.shape[0], i, j, l
+    cdef double t, margin = 1.0
+    lower_array = np.zeros((k, k))
+    out_array = np.zeros((k, k))
+    cdef double[:, ::1] L = lower_array, T = out_array
+    for j in range(k):
+        for i in range(j, k):
+            t = gram[i, j]
+            for l in range(j):
+                t -= L[i, l] * L[j, l]
+            if i == j:
+                if not (gram[j, j] > 0.0 and t > 0.0):
+                    return np.eye(k), 0.0
+                margin = min(margin, t / gram[j, j])
+                L[j, j] = sqrt(t)
+            else:
+                L[i, j] = t / L[j, j]
+    # T = L^-T
+    for j in range(k):
+        T[j, j] = 1.0 / L[j, j]
+        for i in range(j + 1, k):
+            t = 0.0
+            for l in range(j, i):
+                t += L[i, l] * T[j, l]
+            T[j, i] = -t / L[i, i]
+    return out_array, margin
+
+
+def scale_map(const double[:, ::1] shift_scale, Py_ssize_t constant):
+    """M with (columns - shift) * scale = columns M, where column `constant` becomes 1 (-1: no shifts)."""
+    cdef Py_ssize_t k = shift_scale.shape[1], j
+    out_array = np.zeros((k, k))
+    cdef double[:, ::1] out = out_array
+    for j in range(k):
+        out[j, j] = shift_scale[1, j]
+        if constant >= 0 and j != constant:
+            out[constant, j] = -shift_scale[0, j] * shift_scale[1, j] * shift_scale[1, constant]
+    return out_array
+
+
+def log_diagonal(const double[:, :] matrix):
+    """Sum of the logarithms of the absolute diagonal."""
+    cdef Py_ssize_t i
+    cdef double total = 0.0
+    for i in range(matrix.shape[0]):
+        total += log(fabs(matrix[i, i]))
+    return total
+
+
+def within_part(const double[:, ::1] S, const double[:, ::1] T, const double[::1] between, double n, double exact):
+    """T'S T less `between` (packed), with the columns that lie in the span of Z_i set to zero exactly.
+
+    Parameters
+    ----------
+    S, T : (k, k) arrays
+        T upper triangular; T'S T has unit diagonal but for the last element, which is n.
+    between : (k(k+1)/2,) array
+    n, exact : float
+        A column counts as zero when its part within groups is below `exact` of the whole.
+
+    Returns
+    -------
+    packed : (k(k+1)/2,) array
+    zero : bool
+        Whether the last column is one of these.
+    """
+    cdef Py_ssize_t k = S.shape[0], i, j, l, pos = 0
+    cdef double t
+    half_array = np.zeros((k, k))
+    out_array = np.empty(k * (k + 1) // 2)
+    cdef double[:, ::1] half = half_array
+    cdef double[::1] out = out_array
+    for i in range(k):
+        for j in range(k):
+            t = 0.0
+            for l in range(j + 1):
+                t += S[i, l] * T[l, j]
+            half[i, j] = t
+    for i in range(k):
+        for j in range(i + 1):
+            t = 0.0
+            for l in range(i + 1):
+                t += T[l, i] * half[l, j]
+            out[pos] = t - between[pos]
+            pos += 1
+    for i in range(k):
+        if out[i * (i + 1) // 2 + i] <= exact * (n if i == k - 1 else 1.0):
+            for j in range(k):
+                out[i * (i + 1) // 2 + j if i >= j else j * (j + 1) // 2 + i] = 0.0
+    return out_array, out_array[pos - 1] == 0.0
+
+
+def orthogonal_columns(const double[:, :] F):
+    """F V with orthogonal columns for some orthogonal V: left singular vectors times singular values.
+
+    One-sided Jacobi: small singular values keep their relative accuracy.
+    """
+    out_array = np.array(F, dtype=float, order="C")
+    cdef double[:, ::1] A = out_array
+    cdef Py_ssize_t m = A.shape[0], n = A.shape[1], sweep, i, j, l
+    cdef double a, b, c, zeta, t, cs, sn, x
+    cdef bint rotated
+    for sweep in range(60):
+        rotated = False
+        for i in range(n):
+            for j in range(i + 1, n):
+                a = 0.0
+                b = 0.0
+                c = 0.0
+                for l in range(m):
+                    a += A[l, i] * A[l, i]
+                    b += A[l, j] * A[l, j]
+                    c += A[l, i] * A[l, j]
+                if fabs(c) <= 1e-16 * sqrt(a * b) or c == 0.0:
+                    continue
+                rotated = True
+                zeta = (b - a) / (2.0 * c)
+                t = 1.0 / (fabs(zeta) + sqrt(1.0 + zeta * zeta))
+                if zeta < 0.0:
+                    t = -t
+                cs = 1.0 / sqrt(1.0 + t * t)
+                sn = cs * t
+                for l in range(m):
+                    x = A[l, i]
+                    A[l, i] = cs * x - sn * A[l, j]
+                    A[l, j] = sn * x + cs * A[l, j]
+        if not rotated:
+            break
+    return out_array
+
+
+def lower_factor(const double[:, :] F):
+    """Lower triangular L with non-negative diagonal and L L' = F F'.
+
+    Rotations of the columns of F itself: a singular F F' needs no care.
+
+    Parameters
+    ----------
+    F : (q, r) array
+
+    Returns
+    -------
+    (q, q) array
+    """
+    work = np.array(F, dtype=float, order="C")
+    cdef double[:, ::1] A = work
+    cdef Py_ssize_t q = A.shape[0], r = A.shape[1], i, j, l
+    cdef double h, c, s, x
+    out_array = np.zeros((q, q))
+    cdef double[:, ::1] L = out_array
+    for i in range(min(q, r)):
+        for j in range(i + 1, r):
+            if A[i, j] == 0.0:
+                continue
+            h = sqrt(A[i, i] * A[i, i] + A[i, j] * A[i, j])
+            c = A[i, i] / h
+            s = A[i, j] / h
+            for l in range(i, q):
+                x = A[l, i]
+                A[l, i] = c * x + s * A[l, j]
+                A[l, j] = c * A[l, j] - s * x
+        if A[i, i] < 0.0:
+            for l in range(i, q):
+                A[l, i] = -A[l, i]
+        for l in range(i, q):
+            L[l, i] = A[l, i]
+    return out_array

@@ -1,0 +1,537 @@
+"""Tables of a fit: text, HTML, and one row per estimate."""
+
+from __future__ import annotations
+
+import html
+import math
+import textwrap
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .errors import LMMError
+
+if TYPE_CHECKING:
+    from .results import LMMResult
+
+__all__ = ["Coefficient", "Component", "Summary", "tidy_columns"]
+
+_WIDTH = 80
+_GAP = "  "
+_DIGITS = 5  # of a variance; an estimate is given to the fourth digit of its standard error
+
+
+@dataclass(frozen=True)
+class Coefficient:
+    """One fixed effect with its Wald test and confidence limits."""
+
+    name: str
+    estimate: float
+    std_error: float
+    statistic: float
+    p_value: float
+    lower: float
+    upper: float
+
+
+@dataclass(frozen=True)
+class Component:
+    """One random effect, or the residual.
+
+    Attributes
+    ----------
+    group, name : str
+    variance, std_dev : float
+    correlations : tuple of float
+        With the effects of the group listed before it; NaN where it is not defined.
+    """
+
+    group: str
+    name: str
+    variance: float
+    std_dev: float
+    correlations: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What there is to say about a fit on one page; prints as text and shows as HTML in notebooks.
+
+    Attributes
+    ----------
+    title : str
+    formula : str or None
+        None for a model from arrays.
+    nobs, n_dropped : int
+        Rows used, and rows left out because of missing values.
+    weighted, has_offset : bool
+    groups : tuple of (str, int)
+        Grouping factor and number of levels.
+    criterion_name : str
+    criterion, llf, aic, bic, icc, r2_marginal, r2_conditional : float
+    components : tuple of Component
+        Random effects in order, the residual last.
+    coefficients : tuple of Coefficient
+        Without the dropped columns.
+    dropped : tuple of str
+        Columns of X that are combinations of those before them.
+    level : float
+        Of the confidence limits.
+    df : float or None
+        Degrees of freedom of the t tests; None for z tests.
+    converged : bool
+    gradient_norm : float
+    n_evaluations : int
+    message : str
+        Of the optimiser.
+    singular_components : tuple of str
+    """
+
+    title: str
+    formula: str | None
+    nobs: int
+    n_dropped: int
+    weighted: bool
+    has_offset: bool
+    groups: tuple[tuple[str, int], ...]
+    criterion_name: str
+    criterion: float
+    llf: float
+    aic: float
+    bic: float
+    icc: float
+    r2_marginal: float
+    r2_conditional: float
+    components: tuple[Component, ...]
+    coefficients: tuple[Coefficient, ...]
+    dropped: tuple[str, ...]
+    level: float
+    df: float | None
+    converged: bool
+    gradient_norm: float
+    n_evaluations: int
+    message: str
+    singular_components: tuple[str, ...]
+
+    @classmethod
+    def of(cls, result: LMMResult, level: float = 0.95, ddf: Literal["normal", "residual"] = "normal") -> Summary:
+        """Collect the summary of a fit.
+
+        Parameters
+        ----------
+        result : LMMResult
+        level : float
+            Of the confidence limits.
+        ddf : {"normal", "residual"}
+            Reference distribution of tests and limits.
+
+        Returns
+        -------
+        Summary
+
+        Raises
+        ------
+        LMMError
+            For a level outside (0, 1) or an unknown ddf.
+        """
+        model = result.model
+        fixed = _fixed(result, level, ddf)
+        rows = zip(*(fixed[name] for name in _FIXED), strict=True)
+        dropped = result.dropped_columns
+        r2 = result.r2()
+        return cls(
+            title=f"Linear mixed model fit by {'REML' if result.reml else 'maximum likelihood'}",
+            formula=None if model.spec is None else model.spec.formula,
+            nobs=result.nobs,
+            n_dropped=model.n_dropped,
+            weighted=model.weights is not None,
+            has_offset=model.offset is not None,
+            groups=tuple(result.n_groups.items()),
+            criterion_name="REML criterion" if result.reml else "Deviance",
+            criterion=float(result.criterion),
+            llf=float(result.llf),
+            aic=float(result.aic),
+            bic=float(result.bic),
+            icc=float(result.icc()),
+            r2_marginal=r2["marginal"],
+            r2_conditional=r2["conditional"],
+            components=tuple(_components(result)),
+            coefficients=tuple(Coefficient(name, *map(float, x)) for name, *x in rows if name not in dropped),
+            dropped=dropped,
+            level=float(level),
+            df=result._df(ddf),
+            converged=bool(result.converged),
+            gradient_norm=float(result.gradient_norm),
+            n_evaluations=int(result.n_evaluations),
+            message=result.optimum.message,
+            singular_components=result.singular_components,
+        )
+
+    # ---- what both forms show ------------------------------------------------------------------
+
+    def _facts(self) -> list[tuple[str, str]]:
+        marks = [mark for mark, there in (("weighted", self.weighted), ("with offset", self.has_offset)) if there]
+        facts = [("Observations", f"{self.nobs}" + (f" ({', '.join(marks)})" if marks else ""))]
+        if self.n_dropped:
+            facts.append(("Rows dropped", f"{self.n_dropped} (missing values)"))
+        facts += [("Groups", f"{count} ({name})") for name, count in self.groups]
+        facts.append(("ICC", f"{self.icc:.3f}"))
+        facts.append(("R2", f"{self.r2_marginal:.3f} marginal, {self.r2_conditional:.3f} conditional"))
+        return facts
+
+    def _criteria(self) -> list[tuple[str, str]]:
+        values = (
+            (self.criterion_name, self.criterion),
+            ("Log-likelihood", self.llf),
+            ("AIC", self.aic),
+            ("BIC", self.bic),
+        )
+        return [(name, f"{value:.3f}" if abs(value) < 1e7 else f"{value:.1f}") for name, value in values]
+
+    def _random_table(self) -> tuple[list[str], list[list[str]]]:
+        """Header and cells; the correlations are the columns from the fifth on."""
+        variances = _variances([c.variance for c in self.components])
+        deviations = _variances([c.std_dev for c in self.components])
+        n_corr = max(len(c.correlations) for c in self.components)
+        rows, last = [], None
+        for component, variance, deviation in zip(self.components, variances, deviations, strict=True):
+            shown = component.group if component.group != last else ""
+            last = component.group
+            correlations = [_correlation(r) for r in component.correlations]
+            rows.append(
+                [shown, component.name, variance, deviation, *correlations, *[""] * (n_corr - len(correlations))]
+            )
+        return ["Group", "Name", "Variance", "Std.dev.", *["Corr"] * bool(n_corr), *[""] * (n_corr - 1)], rows
+
+    def _fixed_table(self) -> tuple[list[str], list[list[str]]]:
+        rows = self.coefficients
+        errors = [c.std_error for c in rows]
+        cells = [
+            [c.name for c in rows],
+            _estimates([c.estimate for c in rows], errors, 4),
+            _estimates([c.std_error for c in rows], errors, 4),
+            _aligned([_statistic(c.statistic) for c in rows]),
+            [_p_value(c.p_value) for c in rows],
+            _estimates([c.lower for c in rows], errors, 3),
+            _estimates([c.upper for c in rows], errors, 3),
+        ]
+        kind = "z" if self.df is None else "t"
+        header = ["Name", "Estimate", "SE", kind, "p", f"{100 * self.level:g}% CI", ""]
+        return header, [list(row) for row in zip(*cells, strict=True)]
+
+    def _notes(self) -> Iterator[str]:
+        if self.dropped:
+            yield f"Dropped, being combinations of the columns before them: {', '.join(self.dropped)}."
+        if self.df is not None:
+            yield f"t tests and intervals with {self.df:g} degrees of freedom."
+        if self.singular_components:
+            yield f"Singular fit: {'; '.join(self.singular_components)}. The estimate lies on the boundary."
+        if self.converged:
+            yield f"Optimum certified after {self.n_evaluations} evaluations (gradient {_gradient(self.gradient_norm)})."
+        else:
+            reason = self.message.removeprefix("not certified: ")
+            yield f"Optimum NOT certified after {self.n_evaluations} evaluations: {reason}."
+
+    # ---- text ----------------------------------------------------------------------------------
+
+    def __str__(self) -> str:
+        lines = [self.title]
+        if self.formula is not None:
+            lines += textwrap.wrap(
+                " ".join(self.formula.split()), _WIDTH, subsequent_indent="    ", break_long_words=False
+            )
+        lines += ["", *_side_by_side(self._facts(), self._criteria()), "", "Random effects"]
+        lines += _random_text(*self._random_table())
+        if self.coefficients:
+            lines += ["", "Fixed effects", *_fixed_text(*self._fixed_table())]
+        lines.append("")
+        for note in self._notes():
+            lines += textwrap.wrap(note, _WIDTH, break_long_words=False, break_on_hyphens=False)
+        return "\n".join(line.rstrip() for line in lines)
+
+    __repr__ = __str__
+
+    # ---- HTML ----------------------------------------------------------------------------------
+
+    def _repr_html_(self) -> str:
+        parts = [f"<p><strong>{html.escape(self.title)}</strong>"]
+        if self.formula is not None:
+            parts.append(f"<br><code>{html.escape(self.formula)}</code>")
+        parts.append("</p>")
+        facts, criteria = self._facts(), self._criteria()
+        blank = ("", "")
+        pairs = [
+            [*(facts[i] if i < len(facts) else blank), *(criteria[i] if i < len(criteria) else blank)]
+            for i in range(max(len(facts), len(criteria)))
+        ]
+        parts.append(_html_table(None, pairs, left=(0, 1, 2)))
+        parts.append("<p>Random effects</p>" + _html_table(*self._random_table(), left=(0, 1)))
+        if self.coefficients:
+            parts.append("<p>Fixed effects</p>" + _html_table(*self._fixed_table(), left=(0,)))
+        parts += [f"<p>{html.escape(note)}</p>" for note in self._notes()]
+        return f"<div>{''.join(parts)}</div>"
+
+
+# ---- numbers -----------------------------------------------------------------------------------
+
+
+def _variances(values: Sequence[float]) -> list[str]:
+    """Cells of a column of variances or standard deviations, to so many significant digits each."""
+    large = any(abs(value) >= 1e7 for value in values)
+    return _aligned([_significant(value, large) for value in values])
+
+
+def _significant(value: float, large: bool = False) -> str:
+    """Powers of ten where the column holds large numbers, or where a plain number would be mostly zeros."""
+    if value == 0.0:
+        return "0"
+    if not math.isfinite(value):
+        return str(value)
+    exponent = int(f"{value:.{_DIGITS - 1}e}".partition("e")[2])
+    if large or exponent < -4:
+        return f"{value:.{_DIGITS - 2}e}"
+    return f"{value:.{max(_DIGITS - 1 - exponent, 0)}f}"
+
+
+def _estimates(values: Sequence[float], errors: Sequence[float], digits: int) -> list[str]:
+    """Cells of a column of estimates, each to as many decimals as give its standard error so many digits."""
+    large = any(abs(value) >= 1e9 for value in values)
+    return _aligned([_to_precision(value, error, digits, large) for value, error in zip(values, errors, strict=True)])
+
+
+def _to_precision(value: float, error: float, digits: int, large: bool) -> str:
+    if not (math.isfinite(value) and math.isfinite(error) and error > 0.0):
+        return _significant(value, large)
+    decimals = digits - 1 - math.floor(math.log10(error))
+    size = math.floor(math.log10(max(abs(value), error)))
+    # never more than nine digits in all, whatever the standard error
+    if large or size < -4:
+        return f"{value:.{max(min(size + decimals, 8), 2)}e}"
+    shown = f"{value:.{max(min(decimals, 8 - size), 0)}f}"
+    return shown.removeprefix("-") if float(shown) == 0.0 else shown
+
+
+def _statistic(value: float) -> str:
+    return f"{value:.2f}" if abs(value) < 1e5 else f"{value:.2e}"
+
+
+def _gradient(value: float) -> str:
+    return f"{value:.0e}" if value else "0"
+
+
+def _p_value(value: float) -> str:
+    if math.isnan(value):
+        return "nan"
+    return "<0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def _correlation(value: float) -> str:
+    if math.isnan(value):
+        return "."
+    shown = f"{value:.3f}"
+    # 1.000 is what is not told apart from 1: say so only where it is 1
+    return f"{math.copysign(0.999, value)}" if abs(float(shown)) == 1.0 and 1.0 - abs(value) > 1e-8 else shown
+
+
+def _aligned(cells: Sequence[str]) -> list[str]:
+    """Pad on the right so that right-justified cells have their decimal points one below the other."""
+    behind = [len(cell) - cell.index(".") if "." in cell and "e" not in cell else 0 for cell in cells]
+    width = max(behind, default=0)
+    return [cell if "e" in cell else cell + " " * (width - after) for cell, after in zip(cells, behind, strict=True)]
+
+
+# ---- layout ------------------------------------------------------------------------------------
+
+
+def _side_by_side(left: Sequence[tuple[str, str]], right: Sequence[tuple[str, str]]) -> list[str]:
+    """Two lists of names and values; values on the right have their decimal points aligned."""
+    name_left = max(len(name) for name, _ in left) + 1
+    name_right = max(len(name) for name, _ in right) + 1
+    value_right = max(len(value) for _, value in right)
+    texts = [f"{name + ':':<{name_left}} {value}" for name, value in left]
+    room = _WIDTH - name_right - value_right - 1
+    start = min(room, max(44, max(map(len, texts)) + 4))
+    lines = []
+    for i in range(max(len(left), len(right))):
+        text = texts[i] if i < len(left) else ""
+        if i < len(right):
+            name, value = right[i]
+            text = f"{text:<{start}}{name + ':':<{name_right}} {value:>{value_right}}"
+        lines.append(text)
+    return lines
+
+
+def _random_text(header: list[str], rows: list[list[str]]) -> list[str]:
+    """The table of variances; correlations that do not fit beside it stand below, a few columns at a time."""
+    lines = _text_table(header, rows, left=2)
+    if max(map(len, lines)) <= _WIDTH or len(header) < 6:
+        return lines
+    lines = _text_table(header[:4], [row[:4] for row in rows], left=2)
+    names = [row[1] for row in rows[:-1]]
+    width = max(len(name) for name in names)
+    per_block = max((_WIDTH - width - 6) // 8, 1)
+    numbers = [f"{i + 1}" for i in range(len(names))]
+    for start in range(0, len(header) - 4, per_block):
+        stop = min(start + per_block, len(header) - 4)
+        cells = [
+            [number, name, *row[4 + start : 4 + stop]] for number, name, row in zip(numbers, names, rows, strict=False)
+        ]
+        lines += ["", *_text_table(["", "Corr", *numbers[start:stop]], cells[start + 1 :], left=2)]
+    return lines
+
+
+def _fixed_text(header: list[str], rows: list[list[str]]) -> list[str]:
+    """The table of coefficients; a name that leaves no room for the numbers takes a line of its own."""
+    numbers = _text_table(header[1:], [row[1:] for row in rows], left=0)
+    room = max(_WIDTH - max(map(len, numbers)) - len(_GAP), 12)
+    width = max((len(row[0]) for row in rows if len(row[0]) <= room), default=0)
+    width = max(width, len(header[0]))
+    lines = [f"{header[0]:<{width}}{_GAP}{numbers[0]}"]
+    for row, line in zip(rows, numbers[1:], strict=True):
+        name = row[0]
+        if len(name) > width:
+            lines.append(name)
+            name = ""
+        lines.append(f"{name:<{width}}{_GAP}{line}")
+    return lines
+
+
+def _text_table(header: list[str], rows: list[list[str]], left: int) -> list[str]:
+    """Lines of a table whose first `left` columns are flush left, all others flush right."""
+    table = [header, *rows]
+    widths = [max(len(row[j]) for row in table) for j in range(len(header))]
+    lines = []
+    for row in table:
+        cells = [
+            f"{cell:<{width}}" if j < left else f"{cell:>{width}}"
+            for j, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        lines.append(_GAP.join(cells).rstrip())
+    return lines
+
+
+def _html_table(header: list[str] | None, rows: Sequence[Sequence[str]], left: Sequence[int]) -> str:
+    def line(cells: Sequence[str], tag: str) -> str:
+        styled = (
+            f'<{tag} style="text-align: {"left" if j in left else "right"}">{html.escape(cell.strip())}</{tag}>'
+            for j, cell in enumerate(cells)
+        )
+        return f"<tr>{''.join(styled)}</tr>"
+
+    head = "" if header is None else f"<thead>{line(header, 'th')}</thead>"
+    return f"<table>{head}<tbody>{''.join(line(row, 'td') for row in rows)}</tbody></table>"
+
+
+# ---- estimates, one per row --------------------------------------------------------------------
+
+_FIXED = ("term", "estimate", "std_error", "statistic", "p_value", "conf_low", "conf_high")
+
+
+def tidy_columns(
+    result: LMMResult, effects: str, level: float, ddf: Literal["normal", "residual"]
+) -> dict[str, list[str] | NDArray[Any]]:
+    """Columns of a table with one row per estimate.
+
+    Parameters
+    ----------
+    result : LMMResult
+    effects : {"fixed", "ran_pars", "ran_vals"}
+        "fixed": term, estimate, std_error, statistic, p_value, conf_low, conf_high.  "ran_pars": group, term
+        (``sd__x``, ``cor__x.y``; ``sd__Observation`` of the group Residual), estimate.  "ran_vals": group, level, term,
+        estimate, std_error (the conditional standard deviation).
+    level : float
+        Of the confidence limits.
+    ddf : {"normal", "residual"}
+
+    Returns
+    -------
+    dict
+
+    Raises
+    ------
+    LMMError
+        For unknown effects, a level outside (0, 1) or an unknown ddf.
+    """
+    if effects == "fixed":
+        return _fixed(result, level, ddf)
+    if effects == "ran_pars":
+        return _ran_pars(result)
+    if effects == "ran_vals":
+        return _ran_vals(result)
+    raise LMMError(f"effects={effects!r} is unknown: use 'fixed', 'ran_pars' or 'ran_vals'")
+
+
+def _fixed(result: LMMResult, level: float, ddf: Literal["normal", "residual"]) -> dict[str, list[str] | NDArray[Any]]:
+    estimate = result._params
+    error = np.sqrt(np.diag(result._cov))
+    half = result._quantile(level, ddf) * error
+    return dict(
+        zip(
+            _FIXED,
+            (
+                list(result.model.exog_names),
+                estimate.copy(),
+                error,
+                estimate / error,
+                result._pvalues(ddf),
+                estimate - half,
+                estimate + half,
+            ),
+            strict=True,
+        )
+    )
+
+
+def _terms(result: LMMResult) -> Iterator[tuple[str, tuple[str, ...], NDArray[np.float64], NDArray[np.float64], bool]]:
+    """Name, effects, variances, correlations and whether these are free, of each term."""
+    model = result.model
+    for (term, g), block in zip(result.G.items(), model.structure.blocks, strict=True):
+        names = model.exog_re_names[block.start : block.stop]
+        yield term, names, np.diag(g), result.random_effects_corr[term], block.structure == "full"
+
+
+def _components(result: LMMResult) -> Iterator[Component]:
+    for term, names, variances, correlations, free in _terms(result):
+        for i, (name, variance) in enumerate(zip(names, variances.tolist(), strict=True)):
+            others = tuple(correlations[i, :i].tolist()) if free else ()
+            yield Component(term, name, variance, math.sqrt(variance), others)
+    yield Component("Residual", "", float(result.sigma2), result.sigma)
+
+
+def _ran_pars(result: LMMResult) -> dict[str, list[str] | NDArray[Any]]:
+    groups: list[str] = []
+    terms: list[str] = []
+    estimates: list[float] = []
+    for term, names, variances, correlations, free in _terms(result):
+        pairs = [(i, j) for i in range(len(names)) for j in range(i + 1, len(names))] if free else []
+        terms += [f"sd__{name}" for name in names] + [f"cor__{names[i]}.{names[j]}" for i, j in pairs]
+        estimates += [*np.sqrt(variances).tolist(), *(float(correlations[i, j]) for i, j in pairs)]
+        groups += [term] * (len(names) + len(pairs))
+    return {
+        "group": [*groups, "Residual"],
+        "term": [*terms, "sd__Observation"],
+        "estimate": np.array([*estimates, result.sigma]),
+    }
+
+
+def _ran_vals(result: LMMResult) -> dict[str, list[str] | NDArray[Any]]:
+    model = result.model
+    labels = result.group_labels
+    m, q = len(labels), model.structure.q
+    variances = np.einsum("ijj->ij", result.random_effects_covariance)
+    groups = [
+        term
+        for term, block in zip(model.term_names, model.structure.blocks, strict=True)
+        for _ in range(block.start, block.stop)
+    ]
+    return {
+        "group": groups * m,
+        "level": np.repeat(labels, q),
+        "term": list(model.exog_re_names) * m,
+        "estimate": result._effects.ravel(),
+        # rounding may leave a variance of -1e-20 where there is none
+        "std_error": np.sqrt(np.maximum(variances, 0.0)).ravel(),
+    }
