@@ -5,6 +5,66 @@ from libc.math cimport fabs, log, sqrt
 import numpy as np
 
 
+cdef void jacobi(Py_ssize_t n, double* A, double* Q, double* w) noexcept nogil:
+    """Eigenvalues w and eigenvectors (columns of Q) of the symmetric A, which is overwritten.
+
+    Cyclic Jacobi: accurate for small eigenvalues, and faster than a call of LAPACK for a handful of parameters.
+    """
+    cdef Py_ssize_t sweep, i, j, l
+    cdef double off, total, theta, t, c, s, x, y
+    for i in range(n):
+        for j in range(n):
+            Q[i * n + j] = 1.0 if i == j else 0.0
+    for sweep in range(60):
+        off = 0.0
+        total = 0.0
+        for i in range(n):
+            total += A[i * n + i] * A[i * n + i]
+            for j in range(i):
+                off += A[i * n + j] * A[i * n + j]
+        if not off > 1e-32 * total:
+            break
+        for i in range(n):
+            for j in range(i + 1, n):
+                if A[i * n + j] == 0.0:
+                    continue
+                theta = (A[j * n + j] - A[i * n + i]) / (2.0 * A[i * n + j])
+                t = 1.0 / (fabs(theta) + sqrt(theta * theta + 1.0))
+                if theta < 0.0:
+                    t = -t
+                c = 1.0 / sqrt(t * t + 1.0)
+                s = t * c
+                for l in range(n):
+                    x = A[l * n + i]
+                    y = A[l * n + j]
+                    A[l * n + i] = c * x - s * y
+                    A[l * n + j] = s * x + c * y
+                for l in range(n):
+                    x = A[i * n + l]
+                    y = A[j * n + l]
+                    A[i * n + l] = c * x - s * y
+                    A[j * n + l] = s * x + c * y
+                    x = Q[l * n + i]
+                    y = Q[l * n + j]
+                    Q[l * n + i] = c * x - s * y
+                    Q[l * n + j] = s * x + c * y
+    for i in range(n):
+        w[i] = A[i * n + i]
+
+
+def eigen(const double[:, :] matrix):
+    """Eigenvalues (n,) and eigenvectors (columns of an (n, n) array) of a symmetric matrix, in no order."""
+    cdef Py_ssize_t n = matrix.shape[0]
+    work_array = np.array(matrix, dtype=float, order="C")
+    vectors_array = np.empty((n, n))
+    values_array = np.empty(n)
+    cdef double[:, ::1] work = work_array, vectors = vectors_array
+    cdef double[::1] values = values_array
+    with nogil:
+        jacobi(n, &work[0, 0], &vectors[0, 0], &values[0])
+    return values_array, vectors_array
+
+
 def unpack(const double[::1] packed, Py_ssize_t k):
     """Symmetric (k, k) array from its lower triangle by rows."""
     out_array = np.empty((k, k))
@@ -77,23 +137,8 @@ def log_diagonal(const double[:, :] matrix):
     return total
 
 
-def within_part(const double[:, ::1] S, const double[:, ::1] T, const double[::1] between, double n, double exact):
-    """T'S T less `between` (packed), with the columns that lie in the span of Z_i set to zero exactly.
-
-    Parameters
-    ----------
-    S, T : (k, k) arrays
-        T upper triangular; T'S T has unit diagonal but for the last element, which is n.
-    between : (k(k+1)/2,) array
-    n, exact : float
-        A column counts as zero when its part within groups is below `exact` of the whole.
-
-    Returns
-    -------
-    packed : (k(k+1)/2,) array
-    zero : bool
-        Whether the last column is one of these.
-    """
+def within_part(const double[:, ::1] S, const double[:, ::1] T, const double[::1] between):
+    """T'S T less `between`, packed by rows; T is upper triangular."""
     cdef Py_ssize_t k = S.shape[0], i, j, l, pos = 0
     cdef double t
     half_array = np.zeros((k, k))
@@ -113,11 +158,66 @@ def within_part(const double[:, ::1] S, const double[:, ::1] T, const double[::1
                 t += T[l, i] * half[l, j]
             out[pos] = t - between[pos]
             pos += 1
+    return out_array
+
+
+def within_regression(const double[::1] packed, Py_ssize_t k, double exact):
+    """Regression of the last column of [X y] on the others within groups.
+
+    Parameters
+    ----------
+    packed : (k(k+1)/2,) array
+        Cross-products within groups, lower triangle by rows.
+    exact : float
+        Columns whose diagonal (or pivot) is at most this are left out.
+
+    Returns
+    -------
+    slope : (k - 1,) array
+    unexplained : float
+        Sum of squares that it leaves.
+    """
+    cdef Py_ssize_t p = k - 1, i, j, l
+    cdef double t
+    slope_array = np.zeros(p)
+    chol_array = np.zeros((k, k))
+    cdef double[::1] slope = slope_array
+    cdef double[:, ::1] L = chol_array
     for i in range(k):
-        if out[i * (i + 1) // 2 + i] <= exact * (n if i == k - 1 else 1.0):
+        for j in range(i + 1):
+            t = packed[i * (i + 1) // 2 + j]
+            for l in range(j):
+                t -= L[i, l] * L[j, l]
+            if j < i:
+                L[i, j] = t / L[j, j] if L[j, j] > 0.0 else 0.0
+            elif i < p:
+                L[i, i] = sqrt(t) if t > exact else 0.0
+            else:
+                L[p, p] = t
+    for i in range(p - 1, -1, -1):
+        t = L[p, i]
+        for l in range(i + 1, p):
+            t -= L[l, i] * slope[l]
+        slope[i] = t / L[i, i] if L[i, i] > 0.0 else 0.0
+    return slope_array, L[p, p]
+
+
+def clear_exact(double[::1] packed, Py_ssize_t k, double last, double exact):
+    """Set rows and columns to zero whose diagonal is at most `exact` (times `last` for the last): in place.
+
+    Returns
+    -------
+    bool
+        Whether the last one is among them.
+    """
+    cdef Py_ssize_t i, j
+    cdef bint found = False
+    for i in range(k):
+        if packed[i * (i + 1) // 2 + i] <= exact * (last if i == k - 1 else 1.0):
+            found = i == k - 1
             for j in range(k):
-                out[i * (i + 1) // 2 + j if i >= j else j * (j + 1) // 2 + i] = 0.0
-    return out_array, out_array[pos - 1] == 0.0
+                packed[i * (i + 1) // 2 + j if i >= j else j * (j + 1) // 2 + i] = 0.0
+    return found
 
 
 def orthogonal_columns(const double[:, :] F):

@@ -461,10 +461,16 @@ cdef class ClusterCriterion(Objective):
             Derivative of the criterion in G^, as a symmetric matrix.
         """
         cdef Py_ssize_t k = self.k, q = self.q, p = self.k - 1
-        chol = np.tril(np.array(<double[:k * k]> self.chol).reshape(k, k))
-        beta = -np.array(<double[:k]> self.b)[:p]
-        g = np.array(<double[:q * q]> self.g).reshape(q, q)
-        return beta, float(chol[p, p] ** 2), np.ascontiguousarray(chol[:p, :p]), g
+        cdef Py_ssize_t i, j
+        chol_array = np.zeros((p, p))
+        beta_array = np.empty(p)
+        cdef double[:, ::1] chol = chol_array
+        cdef double[::1] beta = beta_array
+        for i in range(p):
+            beta[i] = -self.b[i]
+            for j in range(i + 1):
+                chol[i, j] = self.chol[i * k + j]
+        return beta_array, self.chol[p * k + p] ** 2, chol_array, np.array(<double[:q * q]> self.g).reshape(q, q)
 
     def curvature(self):
         """Second derivatives of the criterion in vech(G^) (lower triangle by rows) at the last point of order 2."""

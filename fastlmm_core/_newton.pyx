@@ -17,6 +17,8 @@ from libc.string cimport memcpy
 
 import numpy as np
 
+from fastlmm_core._algebra cimport jacobi
+
 
 cdef class Objective:
     """A function of n_par parameters with value, gradient and Hessian."""
@@ -24,53 +26,6 @@ cdef class Objective:
     cdef int evaluate_(self, const double* x, int order) noexcept nogil:
         """Fill value_, and grad_ (order >= 1), hess_ (order >= 2); return 0, or -1 where x is outside the domain."""
         return -1
-
-
-cdef void jacobi(Py_ssize_t n, double* A, double* Q, double* w) noexcept nogil:
-    """Eigenvalues w and eigenvectors (columns of Q) of the symmetric A, which is overwritten.
-
-    Cyclic Jacobi: accurate for small eigenvalues, and faster than a call of LAPACK for a handful of parameters.
-    """
-    cdef Py_ssize_t sweep, i, j, l
-    cdef double off, total, theta, t, c, s, x, y
-    for i in range(n):
-        for j in range(n):
-            Q[i * n + j] = 1.0 if i == j else 0.0
-    for sweep in range(60):
-        off = 0.0
-        total = 0.0
-        for i in range(n):
-            total += A[i * n + i] * A[i * n + i]
-            for j in range(i):
-                off += A[i * n + j] * A[i * n + j]
-        if not off > 1e-32 * total:
-            break
-        for i in range(n):
-            for j in range(i + 1, n):
-                if A[i * n + j] == 0.0:
-                    continue
-                theta = (A[j * n + j] - A[i * n + i]) / (2.0 * A[i * n + j])
-                t = 1.0 / (fabs(theta) + sqrt(theta * theta + 1.0))
-                if theta < 0.0:
-                    t = -t
-                c = 1.0 / sqrt(t * t + 1.0)
-                s = t * c
-                for l in range(n):
-                    x = A[l * n + i]
-                    y = A[l * n + j]
-                    A[l * n + i] = c * x - s * y
-                    A[l * n + j] = s * x + c * y
-                for l in range(n):
-                    x = A[i * n + l]
-                    y = A[j * n + l]
-                    A[i * n + l] = c * x - s * y
-                    A[j * n + l] = s * x + c * y
-                    x = Q[l * n + i]
-                    y = Q[l * n + j]
-                    Q[l * n + i] = c * x - s * y
-                    Q[l * n + j] = s * x + c * y
-    for i in range(n):
-        w[i] = A[i * n + i]
 
 
 cdef double spectrum(Objective f, double* work, double* Q, double* w, double* c) noexcept nogil:
@@ -259,8 +214,11 @@ def minimize_newton(Objective f, const double[::1] start, double tolerance=1e-8,
         with nogil:
             f.evaluate_(&x[0], 2)
             decrement = spectrum(f, work, Q, w, c)
-        largest = max([fabs(w[i]) for i in range(n)])
-        smallest = min([w[i] for i in range(n)])
+        largest = 0.0
+        smallest = INFINITY
+        for i in range(n):
+            largest = max(largest, fabs(w[i]))
+            smallest = min(smallest, w[i])
         gradient = np.array(<double[:n]> f.grad_)
         hessian = np.array(<double[:n * n]> f.hess_).reshape(n, n)
         return (x_array, gradient, hessian, value, decrement, smallest / largest if largest > 0.0 else 0.0,

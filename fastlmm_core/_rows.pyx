@@ -11,10 +11,13 @@ Layout of a line of `raw` (K = q(q+1)/2 + q(p+1) + 1 doubles): lower triangle of
 C_g by rows (q x (p+1)), number of rows.  S is packed as a lower triangle by rows.
 Indices are proven by the caller: 0 <= codes - base < n_groups, shapes agree.
 """
+from libc.math cimport isfinite, sqrt
 from libc.string cimport memset
 from libc.stdint cimport int32_t, int64_t
 
 import numpy as np
+
+from fastlmm_core._shapes cimport LANES
 
 ctypedef fused code_t:
     int32_t
@@ -248,6 +251,46 @@ cdef void spread_shared(const Pass* d, Py_ssize_t n_groups) noexcept nogil:
             memset(s, 0, n_s * sizeof(double))
 
 
+def column_scales(const double[:, :] columns, Py_ssize_t n_sample, bint may_shift):
+    """Shift and scale of each column from a sample of rows.
+
+    Parameters
+    ----------
+    columns : (n, k) array
+    n_sample : int
+    may_shift : bool
+        Whether shifts are allowed where a column is constant and not zero.
+
+    Returns
+    -------
+    shift_scale : (2, k) array
+        (column - shift) * scale has mean 0 and variance 1 if shifted, mean square 1 if not; the constant column
+        becomes 1.
+    constant : int
+        That column; -1 if there is none or `may_shift` is false, and then nothing is shifted.
+    """
+    cdef Py_ssize_t k = columns.shape[1], j, constant = -1
+    cdef double size
+    cdef const double[:, ::1] found = probe(columns, n_sample)
+    out_array = np.zeros((2, k))
+    cdef double[:, ::1] out = out_array
+    for j in range(k if may_shift else 0):
+        if found[2, j] == 1.0 and found[0, j] != 0.0:
+            constant = j
+            break
+    for j in range(k):
+        if constant >= 0:
+            out[0, j] = found[0, j]
+            size = found[1, j]
+        else:
+            size = sqrt(found[1, j] ** 2 + found[0, j] ** 2)
+        out[1, j] = 1.0 / size if size > 0.0 and isfinite(size) else 1.0
+    if constant >= 0:
+        out[0, constant] = 0.0
+        out[1, constant] = 1.0 / found[0, constant]
+    return out_array, constant
+
+
 def accumulate(
     const double[:, :] X,
     const double[:] y,
@@ -356,3 +399,87 @@ def accumulate(
                     gram[j] += work[j]
                     work[j] = 0.0
     return raw_array, s_array, gram_array, not flags & 1, bool(flags & 2)
+
+
+def within_rows(
+    const double[:, :] X,
+    const double[:] y,
+    const double[:, :] Z,
+    const code_t[:] codes,
+    int64_t base,
+    const int64_t[::1] position,
+    const double[:] weights,
+    const double[:] offset,
+    const double[:, ::1] x_shift_scale,
+    const double[:, ::1] z_shift_scale,
+    const double[::1] beta0,
+    const double[:, ::1] xy_transform,
+    const double[:, ::1] z_transform,
+    const double[:, :, ::1] packed,
+):
+    """Sum over rows of w e e', e = [x_o y_o] - z_o'B_i: the part within groups without subtraction of sums.
+
+    Needed where nearly all variation lies between groups, so that S - sum c'c would lose its digits.  The arguments
+    are those of `accumulate`, but for the transformations, which here lead all the way to the conditioned columns.
+
+    Parameters
+    ----------
+    position : (n_slots,) int64 array
+        Position of each slot's group in `packed`.
+    xy_transform, z_transform : upper triangular (p+1, p+1) and (q, q) arrays
+    packed : (blocks, K, 8) array
+        Factored groups (R, c, count); B_i = R_i^-1 c_i.
+
+    Returns
+    -------
+    ((p+1)(p+2)/2,) array
+    """
+    cdef Py_ssize_t n = X.shape[0], p = X.shape[1], q = Z.shape[1], k = p + 1, n_a = q * (q + 1) // 2
+    cdef Py_ssize_t i, j, l, a, b, g, pos, at
+    cdef double w = 1.0, t
+    b_array = np.zeros((packed.shape[0] * LANES, q, k))
+    cdef double[:, :, ::1] B = b_array
+    cdef double[::1] e = np.empty(k), z = np.empty(q), x = np.empty(k), zs = np.empty(q)
+    s_array = np.zeros(k * (k + 1) // 2)
+    cdef double[::1] s = s_array
+    with nogil:
+        for g in range(packed.shape[0] * LANES):
+            for a in range(q - 1, -1, -1):
+                at = a * q - a * (a - 1) // 2
+                if packed[g // LANES, at, g % LANES] == 0.0:
+                    continue
+                for j in range(k):
+                    t = packed[g // LANES, n_a + a * k + j, g % LANES]
+                    for b in range(a + 1, q):
+                        t -= packed[g // LANES, at + b - a, g % LANES] * B[g, b, j]
+                    B[g, a, j] = t / packed[g // LANES, at, g % LANES]
+        for i in range(n):
+            g = position[<Py_ssize_t> (codes[i] - base)]
+            if weights is not None:
+                w = weights[i]
+            t = y[i]
+            if offset is not None:
+                t -= offset[i]
+            for j in range(p):
+                x[j] = (X[i, j] - x_shift_scale[0, j]) * x_shift_scale[1, j]
+                t -= beta0[j] * x[j]
+            x[p] = t
+            for a in range(q):
+                zs[a] = (Z[i, a] - z_shift_scale[0, a]) * z_shift_scale[1, a]
+            for a in range(q):
+                z[a] = 0.0
+                for b in range(a + 1):
+                    z[a] += zs[b] * z_transform[b, a]
+            for j in range(k):
+                t = 0.0
+                for l in range(j + 1):
+                    t += x[l] * xy_transform[l, j]
+                for a in range(q):
+                    t -= z[a] * B[g, a, j]
+                e[j] = t
+            pos = 0
+            for j in range(k):
+                for l in range(j + 1):
+                    s[pos] += w * e[j] * e[l]
+                    pos += 1
+    return s_array

@@ -9,8 +9,7 @@ supplies a better transformation and a second pass is made with it.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,12 +31,17 @@ WELL_CONDITIONED = 1e-5
 RANK_TOLERANCE = 1e-7
 """A column whose part outside its predecessors is shorter than this, relatively, is dropped (as in R)."""
 
+COMPRESS_FROM = 64
+"""Groups below which an evaluation is cheaper than the search for equal ones."""
+
+MOSTLY_BETWEEN = 1e-6
+"""Share of the variation of y within groups below which it is summed from the rows again."""
+
 EXACT_WITHIN = 1e-12
 """A column of [X y] whose part within groups is relatively smaller lies in the span of Z_i."""
 
 
-@dataclass(frozen=True)
-class Problem:
+class Problem(NamedTuple):
     """A conditioned problem and the way back to the caller's units.
 
     Attributes
@@ -112,26 +116,6 @@ class Problem:
         """Criterion in the caller's units less that of the conditioned problem."""
         nu = self.n - self.rank if reml else self.n
         return self.log_constant + nu * 2.0 * float(np.log(self.scale)) - (self.log_jacobian if reml else 0.0)
-
-
-def _scales(columns: Array, may_shift: bool) -> tuple[Array, int]:
-    """Shift and scale of each column from a sample of rows, and the constant column (-1: none)."""
-    mean, deviation, constant = kernels.probe(columns, SAMPLE)
-    where = -1
-    out = np.zeros((2, columns.shape[1]))
-    out[1] = 1.0
-    if may_shift:
-        candidates = np.flatnonzero((constant == 1.0) & (mean != 0.0))
-        if candidates.size:
-            where = int(candidates[0])
-            out[0] = mean
-            out[0, where] = 0.0
-    size = deviation if where >= 0 else np.sqrt(deviation**2 + mean**2)
-    usable = (size > 0.0) & np.isfinite(size)
-    out[1, usable] = 1.0 / size[usable]
-    if where >= 0:
-        out[1, where] = 1.0 / mean[where]
-    return out, where
 
 
 def _revealed(columns: Array, shift_scale: Array, weights: Array | None) -> tuple[NDArray[np.intp], Array]:
@@ -213,8 +197,8 @@ def condition(
     n, p = X.shape
     q = Z.shape[1]
     correlated = len(structure.blocks) == 1 and structure.blocks[0].structure == "full"
-    x_scale, x_constant = _scales(X, True)
-    z_scale, z_constant = _scales(Z, correlated)
+    x_scale, x_constant = kernels.column_scales(X, SAMPLE, True)
+    z_scale, z_constant = kernels.column_scales(Z, SAMPLE, correlated)
     x_transform: Array | None = None
     z_transform: Array | None = None
     kept = np.arange(p)
@@ -234,8 +218,8 @@ def condition(
             raise LMMError("y is constant: there is nothing to model; check that the right column is the response")
         if not constant:
             # a column that looked constant in the sample is not: do without shifts
-            x_scale, x_constant = _scales(X, False)
-            z_scale, z_constant = _scales(Z, False)
+            x_scale, x_constant = kernels.column_scales(X, SAMPLE, False)
+            z_scale, z_constant = kernels.column_scales(Z, SAMPLE, False)
             beta0 = np.zeros(p)
             continue
         if attempt == 0:
@@ -250,7 +234,7 @@ def condition(
             kept, triangle = _revealed(X, x_scale, weights)
             if x_constant >= 0 and x_constant not in kept:
                 # shifts need the constant column that they lean on
-                x_scale, x_constant = _scales(X, False)
+                x_scale, x_constant = kernels.column_scales(X, SAMPLE, False)
                 kept, triangle = _revealed(X, x_scale, weights)
             if x_constant >= 0:
                 x_constant = int(np.flatnonzero(kept == x_constant)[0])
@@ -270,7 +254,7 @@ def condition(
             continue
         break
     return _finish(
-        y, X, n, structure, raw, S, beta0, beta1, kept, x_scale, z_scale, x_constant, z_constant,
+        y, X, Z, x_columns, codes, base, offset, n, structure, raw, S, beta0, beta1, kept, x_scale, z_scale, x_constant, z_constant,
         x_transform, z_transform, to_x, to_z, weights,
     )  # fmt: skip
 
@@ -324,8 +308,15 @@ def _z_preconditioner(Z: Array, z_scale: Array, weights: Array | None, structure
     return out
 
 
+def _padded(transform: Array) -> Array:
+    out = np.eye(len(transform) + 1)
+    out[:-1, :-1] = transform
+    return out
+
+
 def _finish(
-    y: Array, X: Array, n: int, structure: CovarianceStructure, raw: Array, S: Array, beta0: Array, beta1: Array,
+    y: Array, X: Array, Z: Array, x_columns: Array, codes: NDArray[Any], base: int, offset: Array | None,
+    n: int, structure: CovarianceStructure, raw: Array, S: Array, beta0: Array, beta1: Array,
     kept: NDArray[np.intp], x_scale: Array, z_scale: Array, x_constant: int, z_constant: int,
     x_transform: Array | None, z_transform: Array | None, to_x: Array, to_z: Array, weights: Array | None,
 ) -> tuple[Problem, NDArray[np.intp] | None]:  # fmt: skip
@@ -348,13 +339,31 @@ def _finish(
     m = len(raw)
     to_z = np.ascontiguousarray(to_z)
     packed, between = kernels.factor_groups(raw, to_z, xy)
-    within, exact = kernels.within_part(S, xy, between, float(n), EXACT_WITHIN)
+    within = kernels.within_part(S, xy, between)
+    tolerance = EXACT_WITHIN
+    slope, unexplained = kernels.within_regression(within, r + 1, EXACT_WITHIN)
+    if unexplained < MOSTLY_BETWEEN * n:
+        # sums of squares have lost digits: take out what X explains within groups and sum over the rows again
+        xy[:r, r] -= to_x @ slope
+        beta1 = -xy[:r, r] * scale
+        packed, between = kernels.factor_groups(raw, to_z, xy)
+        position = np.zeros(len(counts), dtype=np.int64)
+        position[counts > 0.0] = np.arange(m)
+        within = kernels.within_rows(
+            x_columns, y, Z, codes, base, position, weights, offset, x_scale, z_scale,
+            beta0 if x_transform is None else x_transform @ beta0,
+            xy if x_transform is None else _padded(x_transform) @ xy,
+            to_z if z_transform is None else z_transform @ to_z,
+            packed,
+        )  # fmt: skip
+        tolerance = EXACT_WITHIN**2
+    exact = kernels.clear_exact(within, r + 1, float(n), tolerance)
     if exact:
         raise LMMError(
             "y is reproduced exactly within every group by the random effects: the residual variance is zero; "
             "use fewer random effects"
         )
-    smaller = kernels.compress(packed, m, q, r + 1)
+    smaller = kernels.compress(packed, m, q, r + 1) if m >= COMPRESS_FROM else None
     x_map = np.zeros((X.shape[1], r))
     columns = kernels.scale_map(x_scale, x_constant)
     log_det = kernels.log_diagonal(columns) + kernels.log_diagonal(to_x)

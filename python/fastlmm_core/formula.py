@@ -319,7 +319,7 @@ def _evaluate(side: Side, table: Table, rows: Array | None, parts: dict[tuple[st
     if side.plan is not None and all(table.column(name).number is not None for name, _ in side.names):
         part = _Part(_plain_matrix(side, table, rows), side.columns, None)
     else:
-        from formulaic import ModelSpec
+        from formulaic import ModelSpec  # type: ignore[import-untyped]
 
         if response and side.plan is not None:
             _refuse_labels(side.label, table.column(side.names[0][0]).dtype)

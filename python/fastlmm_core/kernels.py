@@ -9,19 +9,22 @@ from __future__ import annotations
 import os
 from importlib import import_module
 
-from ._algebra import log_diagonal, lower_factor, orthogonal_columns, orthonormal, scale_map, unpack, within_part
+from ._algebra import clear_exact, eigen, log_diagonal, lower_factor, orthogonal_columns, orthonormal, scale_map, unpack, within_part, within_regression
 from ._cpu import variants
 from ._criterion import ClusterCriterion, factor_groups, group_effects, use_kernels
 from ._newton import minimize_newton
 from ._patterns import compress
-from ._rows import accumulate, probe
+from ._rows import accumulate, column_scales, probe, within_rows
 from ._whiten import whiten_residuals
 
 __all__ = [
     "VARIANT",
     "ClusterCriterion",
     "accumulate",
+    "clear_exact",
+    "column_scales",
     "compress",
+    "eigen",
     "factor_groups",
     "group_effects",
     "log_diagonal",
@@ -34,6 +37,8 @@ __all__ = [
     "unpack",
     "whiten_residuals",
     "within_part",
+    "within_regression",
+    "within_rows",
 ]
 
 

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .errors import LMMError
-from .kernels import minimize_newton, orthogonal_columns
+from .kernels import eigen, minimize_newton, orthogonal_columns
 from .parameters import CovarianceStructure
 
 __all__ = ["Criterion", "Optimum", "newton", "optimize"]
@@ -41,8 +40,7 @@ class Criterion(Protocol):
         """Coefficients, r^2, Cholesky factor of X'V^-1X, derivative in G at the last point."""
 
 
-@dataclass(frozen=True)
-class Optimum:
+class Optimum(NamedTuple):
     """One record of the optimisation, in the conditioned problem's units.
 
     Attributes
@@ -154,18 +152,19 @@ def moment_start(criterion: Criterion, structure: CovarianceStructure, n: int, m
     _, r2, _, gradient = criterion.solution()
     criterion.reml = reml
     identity = np.eye(q)
-    if not np.isfinite(value):
+    if value == np.inf:
         return structure.theta(identity)
-    moments = (n * identity - gradient) * (r2 / n)
     sigma2 = within / max(n - m * q, 1)
     per_group = n / m
-    relative = (moments / m / sigma2 - per_group * identity) / per_group**2
+    # sum of squares (n I - gradient) r^2 / n; expectation m (per_group^2 G + per_group I) sigma^2
+    share = r2 / (n * m * sigma2 * per_group**2)
+    relative = (n * share - 1.0 / per_group) * identity - share * gradient
     floor = 0.1 / per_group
     factor = np.zeros((q, q))
     for block in structure.blocks:
         part = slice(block.start, block.stop)
         if block.structure == "full":
-            values, vectors = np.linalg.eigh(relative[part, part])
+            values, vectors = eigen(relative[part, part])
             factor[part, part] = vectors * np.sqrt(np.maximum(values, floor))
         else:
             factor[part, part] = np.diag(np.sqrt(np.maximum(np.diag(relative[part, part]), floor)))
@@ -345,7 +344,7 @@ def optimize(
             if other.converged >= best.converged and other.value < best.value - 1e-9:
                 best = other
     if best.n_evaluations != criterion.n_evaluations:
-        best = _replace(best, n_evaluations=criterion.n_evaluations)
+        best = best._replace(n_evaluations=criterion.n_evaluations)
     # leave the criterion's state at the optimum
     criterion.evaluate(best.theta, 2)
     return best
@@ -362,9 +361,3 @@ def _fold(wide: Array, structure: CovarianceStructure) -> Array:
         if block.structure != "full":
             out[part, part] = np.diag(np.sqrt(np.diag(covariance)))
     return structure.canonical(out)
-
-
-def _replace(optimum: Optimum, **changes: Any) -> Optimum:
-    from dataclasses import replace
-
-    return replace(optimum, **changes)

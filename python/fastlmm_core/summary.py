@@ -229,11 +229,11 @@ class Summary:
             yield f"t tests and intervals with {self.df:g} degrees of freedom."
         if self.singular_components:
             yield f"Singular fit: {'; '.join(self.singular_components)}. The estimate lies on the boundary."
+        count = f"{self.n_evaluations} evaluation{'s' * (self.n_evaluations != 1)}"
         if self.converged:
-            yield f"Optimum certified after {self.n_evaluations} evaluations (gradient {_gradient(self.gradient_norm)})."
+            yield f"Optimum certified after {count} (gradient {_gradient(self.gradient_norm)})."
         else:
-            reason = self.message.removeprefix("not certified: ")
-            yield f"Optimum NOT certified after {self.n_evaluations} evaluations: {reason}."
+            yield f"Optimum NOT certified after {count}: {self.message.removeprefix('not certified: ')}."
 
     # ---- text ----------------------------------------------------------------------------------
 

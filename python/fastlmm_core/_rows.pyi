@@ -1,0 +1,24 @@
+import numpy as np
+from numpy.typing import NDArray
+
+_Array = NDArray[np.float64]
+
+def probe(columns: _Array, n_sample: int) -> _Array: ...
+def column_scales(columns: _Array, n_sample: int, may_shift: bool) -> tuple[_Array, int]: ...
+def accumulate(
+    X: _Array,
+    y: _Array,
+    Z: _Array,
+    codes: NDArray[np.int32] | NDArray[np.int64],
+    base: int,
+    n_groups: int,
+    weights: _Array | None,
+    offset: _Array | None,
+    x_shift_scale: _Array,
+    z_shift_scale: _Array,
+    beta0: _Array,
+    x_constant: int,
+    z_constant: int,
+    x_transform: _Array | None,
+    z_transform: _Array | None,
+) -> tuple[_Array, _Array, _Array, bool, bool]: ...

@@ -1,0 +1,87 @@
+"""The README: its examples run, its commands and links are right, and it promises no more than the tests check."""
+
+from __future__ import annotations
+
+import doctest
+import re
+from pathlib import Path
+
+import pytest
+
+flc = pytest.importorskip("fastlmm_core")
+if not hasattr(flc, "lmm"):
+    pytest.skip("the package is not built", allow_module_level=True)
+
+ROOT = Path(__file__).parent.parent
+README = ROOT / "README.md"
+if not README.exists():
+    pytest.skip("the tests stand without the rest of the tree", allow_module_level=True)
+TEXT = README.read_text(encoding="utf-8")
+COMMANDS = ["pip install . && python -m fastlmm_core", 'pip install ".[test]" && pytest']
+
+
+def blocks(language: str) -> list[tuple[int, str]]:
+    """Line number and content of the fenced blocks of a language."""
+    found = re.finditer(rf"^```{language}\n(.*?)^```$", TEXT, re.MULTILINE | re.DOTALL)
+    return [(TEXT.count("\n", 0, match.start()) + 1, match[1]) for match in found]
+
+
+def test_the_examples_run():
+    examples = blocks("python")
+    assert len(examples) >= 3
+    names: dict[str, object] = {}
+    parser = doctest.DocTestParser()
+    runner = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS | doctest.REPORT_NDIFF)
+    report: list[str] = []
+    for line, source in examples:
+        # on the page an empty line is part of the output, where doctest would see its end
+        source = re.sub(r"^$(?=\n(?!>>>|\Z))", "<BLANKLINE>", source, flags=re.MULTILINE)
+        test = parser.get_doctest(source, names, README.name, str(README), line)
+        assert test.examples, f"the block at line {line} has no example"
+        runner.run(test, out=report.append, clear_globs=False)
+        names = test.globs  # one page, one session
+    assert runner.failures == 0, "".join(report)
+    assert runner.tries >= 10
+
+
+def test_quick_start():
+    headings = re.findall(r"^#+ (.*)$", re.sub(r"```.*?```", "", TEXT, flags=re.DOTALL), re.MULTILINE)
+    assert headings[0] == "Quick start"
+    section = TEXT[: TEXT.index(f"# {headings[1]}")]
+    assert [source.strip() for _, source in blocks("sh")] == COMMANDS
+    assert section.count("```") == 4
+
+
+def test_every_fence_is_one_that_is_tested():
+    assert TEXT.count("```") == 2 * (len(blocks("python")) + len(blocks("sh")))
+
+
+def test_links_and_files_exist():
+    for target in re.findall(r"\]\(([^)#]+)\)", TEXT):
+        assert (ROOT / target).exists(), target
+    for path in re.findall(r"\b(?:tests|bench)/\w+\.py\b", TEXT):
+        assert (ROOT / path).exists(), path
+
+
+def test_attributes_in_the_table_exist():
+    result = flc.lmm("Reaction ~ Days + (Days | Subject)", flc.datasets.load("sleepstudy", "dict")).fit()
+    table = TEXT[TEXT.index("| coefficients |") : TEXT.index("| tables |")]
+    names = re.findall(r"`(\w+)", table)
+    assert len(names) > 25
+    for name in names:
+        assert hasattr(result, name), name
+
+
+def test_promised_precision_is_what_the_tests_demand():
+    source = (ROOT / "tests" / "test_reference.py").read_text(encoding="utf-8")
+    demanded = dict(re.findall(r'^    "(\w+)": ([\de-]+),', source, re.MULTILINE))
+    for row, name in (
+        ("REML criterion, deviance", "criterion"),
+        ("coefficients", "beta"),
+        ("standard errors", "se"),
+        ("variances and covariances of the random effects", "G"),
+        ("predicted random effects", "ranef"),
+    ):
+        promised = re.search(rf"^\| {row} \| ([\de-]+)", TEXT, re.MULTILINE)
+        assert promised, row
+        assert float(demanded[name]) <= float(promised[1]), row
