@@ -22,17 +22,21 @@ identity.)  A count differing from 1 stands for that many groups with the same A
 This file is compiled once per instruction set under different module names; it holds no
 policy and no state.  `kernels()` gives the addresses of its functions.
 """
-from libc.math cimport log
+from libc.math cimport isfinite, log, M_PI
 from libc.stdint cimport uintptr_t
+from libc.string cimport memset
 
-from fastlmm_core._shapes cimport Shape, v8, LANES
+from fastlmm_core._shapes cimport LANES, Batch, Outcome, Profile, Shape, v8, v8u
 
 cdef extern from "vector.h":
     v8 V8_SET(double) nogil
     v8 V8_SQRT(v8) nogil
     v8 V8_RSQRT_ABOVE(v8, v8) nogil
-    double v8_sum(const v8*) nogil
-    double v8_max(const v8*) nogil
+    v8 V8_LOG(v8) nogil
+    v8 V8_ABS(v8) nogil
+    v8 V8_WHERE_POSITIVE(v8, v8, v8) nogil
+    double v8_sum(const v8u*) nogil
+    double v8_max(const v8u*) nogil
 
 
 cdef inline void factor_of(
@@ -42,21 +46,21 @@ cdef inline void factor_of(
     cdef Py_ssize_t n_a = q * (q + 1) // 2, line = n_a + q * k + 1
     cdef Py_ssize_t n_blocks = (n_groups + LANES - 1) // LANES
     cdef Py_ssize_t block, lane, a, b, j, l, pos, g
-    cdef v8* full = <v8*> scratch          # A, rotated in place (q x q)
-    cdef v8* C = full + q * q
-    cdef v8* bound = C + q * k
-    cdef v8* inv = bound + q
-    cdef v8* acc = inv + q
+    cdef v8u* full = <v8u*> scratch          # A, rotated in place (q x q)
+    cdef v8u* C = full + q * q
+    cdef v8u* bound = C + q * k
+    cdef v8u* inv = bound + q
+    cdef v8u* acc = inv + q
     cdef double* out
     cdef const double* source
     cdef v8 t, u
-    cdef v8* R
-    cdef v8* c
+    cdef v8u* R
+    cdef v8u* c
     for pos in range(k * (k + 1) // 2):
         acc[pos] = V8_SET(0.0)
     for block in range(n_blocks):
         out = packed + block * shape.stride * LANES
-        R = <v8*> out
+        R = <v8u*> out
         c = R + n_a
         for lane in range(LANES):
             g = block * LANES + lane
@@ -159,14 +163,14 @@ cdef void factor(
 
 
 cdef inline void whiten(
-    Py_ssize_t q, Py_ssize_t k, const v8* R, const v8* c, const double* factor,
-    v8* U, v8* W, v8* Y, v8* D, v8* det,
+    Py_ssize_t q, Py_ssize_t k, const v8u* R, const v8u* c, const double* factor,
+    v8u* U, v8u* W, v8u* Y, v8u* D, v8u* det,
 ) noexcept nogil:
     """U = R L, W = I + U U' = M M', Y = M^-1 R, D = M^-1 c, det = |W| for one block."""
     cdef Py_ssize_t a, b, l, j
     cdef v8 t, u
     cdef v8 one = V8_SET(1.0)
-    cdef const v8* row = R
+    cdef const v8u* row = R
     cdef v8 product = one
     for a in range(q):
         for b in range(q):
@@ -214,27 +218,27 @@ cdef inline double moments_of(
 ) noexcept nogil:
     cdef Py_ssize_t n_a = q * (q + 1) // 2, n_c = q * k, n_h = k * (k + 1) // 2
     cdef Py_ssize_t block, a, b, j, l, pos
-    cdef v8* U = <v8*> scratch
-    cdef v8* W = U + q * q
-    cdef v8* Y = W + q * q
-    cdef v8* D = Y + q * q
-    cdef v8* acc_n = D + n_c
-    cdef v8* acc_h = acc_n + n_a
-    cdef v8* acc_g = acc_h + n_h
-    cdef v8* N
-    cdef v8* E
-    cdef v8* spare = acc_g + n_c * (n_c + 1) // 2
-    cdef const v8* R
-    cdef const v8* count
+    cdef v8u* U = <v8u*> scratch
+    cdef v8u* W = U + q * q
+    cdef v8u* Y = W + q * q
+    cdef v8u* D = Y + q * q
+    cdef v8u* acc_n = D + n_c
+    cdef v8u* acc_h = acc_n + n_a
+    cdef v8u* acc_g = acc_h + n_h
+    cdef v8u* N
+    cdef v8u* E
+    cdef v8u* spare = acc_g + n_c * (n_c + 1) // 2
+    cdef const v8u* R
+    cdef const v8u* count
     cdef v8 t, det, product
     cdef double logdet = 0.0, inner
     product = V8_SET(1.0)
     for pos in range(n_a + n_h + n_c * (n_c + 1) // 2):
         acc_n[pos] = V8_SET(0.0)
     for block in range(n_blocks):
-        R = (<const v8*> packed) + block * shape.stride
+        R = (<const v8u*> packed) + block * shape.stride
         count = R + n_a + n_c
-        N = spare if store == NULL else (<v8*> store) + block * (n_a + n_c)
+        N = spare if store == NULL else (<v8u*> store) + block * (n_a + n_c)
         E = N + n_a
         whiten(q, k, R, R + n_a, factor, U, W, Y, D, &det)
         if uniform:
@@ -320,19 +324,19 @@ cdef inline void curvature_of(
 ) noexcept nogil:
     cdef Py_ssize_t n_a = q * (q + 1) // 2, n_c = q * k
     cdef Py_ssize_t block, a, b, j, l, pos
-    cdef v8* F = <v8*> scratch
-    cdef v8* B = F + n_c
-    cdef v8* acc = B + n_a
-    cdef const v8* N
-    cdef const v8* E
-    cdef const v8* count
+    cdef v8u* F = <v8u*> scratch
+    cdef v8u* B = F + n_c
+    cdef v8u* acc = B + n_a
+    cdef const v8u* N
+    cdef const v8u* E
+    cdef const v8u* count
     cdef v8 t
     for pos in range(n_a * n_a):
         acc[pos] = V8_SET(0.0)
     for block in range(n_blocks):
-        N = (<const v8*> store) + block * (n_a + n_c)
+        N = (<const v8u*> store) + block * (n_a + n_c)
         E = N + n_a
-        count = (<const v8*> packed) + block * shape.stride + n_a + n_c
+        count = (<const v8u*> packed) + block * shape.stride + n_a + n_c
         for a in range(q):
             for j in range(first, k):
                 t = V8_SET(0.0)
@@ -388,15 +392,15 @@ cdef void effects(
     """
     cdef Py_ssize_t q = shape.q, k = shape.k
     cdef Py_ssize_t block, a, b, l, j, lane
-    cdef v8* U = <v8*> scratch
-    cdef v8* W = U + q * q
-    cdef v8* Y = W + q * q
-    cdef v8* D = Y + q * q
-    cdef v8* d = D + q * k
-    cdef const v8* R
+    cdef v8u* U = <v8u*> scratch
+    cdef v8u* W = U + q * q
+    cdef v8u* Y = W + q * q
+    cdef v8u* D = Y + q * q
+    cdef v8u* d = D + q * k
+    cdef const v8u* R
     cdef v8 t, det
     for block in range(n_blocks):
-        R = (<const v8*> packed) + block * shape.stride
+        R = (<const v8u*> packed) + block * shape.stride
         whiten(q, k, R, R + shape.n_a, factor, U, W, Y, D, &det)
         for a in range(q):
             t = V8_SET(0.0)
@@ -419,6 +423,11 @@ cdef void effects(
                         n_out[((block * LANES + lane) * q + a) * q + b] = (<double*> &t)[lane]
 
 
+include "_profile.pxi"
+include "_responses.pxi"
+
+
 def kernels():
-    """Addresses of factor, moments, curvature and effects."""
-    return (<uintptr_t> &factor, <uintptr_t> &moments, <uintptr_t> &curvature, <uintptr_t> &effects)
+    """Addresses of the functions, in the order of LaneKernels (see _shapes.pxd)."""
+    return (<uintptr_t> &factor, <uintptr_t> &moments, <uintptr_t> &curvature, <uintptr_t> &effects,
+            <uintptr_t> &profile_value, <uintptr_t> &profile_second, <uintptr_t> &batch_size, <uintptr_t> &batch_fit)

@@ -1,8 +1,8 @@
 """Value, gradient and Hessian of the criterion, against dense matrices in complex arithmetic.
 
-The truth here is `Dense`: V_i is formed for every group and solved with, by numpy alone. It takes complex theta, so that
-the gradient follows from the value, and the Hessian from the gradient, by a complex step of 1e-30: exact to rounding,
-no difference is taken. `Dense` itself is checked against the n x n formulas of the oracle.
+The truth here is `Dense`: V_i is formed for every group and solved with, by numpy alone. It takes complex theta, so
+that the gradient follows from the value, and the Hessian from the gradient, by a complex step of 1e-30: exact to
+rounding, no difference is taken. `Dense` itself is checked against the n x n formulas of the oracle.
 """
 
 from __future__ import annotations
@@ -119,12 +119,12 @@ def columns(rng, t, groups, p):
 
 
 def draw(rng, q, p, weighted, compressed, structure):
-    """A problem of 72 or more like groups of a few patterns, or one of groups that are all different."""
+    """A problem of many groups with one schedule of visits, or one of groups that are all different."""
     visits = q + 2
     if compressed:
         m = 96
         sizes = np.full(m, visits)
-        schedule = np.linspace(-1.0, 1.3, visits)
+        schedule = np.linspace(-1.0, 1.0, visits)
         t = np.tile(schedule, m)
         w = np.tile(rng.uniform(0.3, 3.0, visits), m)
     else:
@@ -132,7 +132,7 @@ def draw(rng, q, p, weighted, compressed, structure):
         sizes = rng.integers(1, visits + 1, m)
         sizes[:9] = visits + 5
         sizes[9:11] = 1  # fewer rows than random effects
-        t = rng.uniform(-1.0, 1.3, sizes.sum())
+        t = rng.uniform(-1.0, 1.0, sizes.sum())
         w = rng.uniform(0.3, 3.0, sizes.sum())
     groups = np.repeat(np.arange(m), sizes)
     Z = np.polynomial.legendre.legvander(t, q - 1)
@@ -186,7 +186,7 @@ def agrees(evaluate, dense, theta, reml, shift=0.0):
             assert found[1] is None
         if order >= 2:
             close(found[2], hessian, HESSIAN)
-            np.testing.assert_allclose(found[2], found[2].T, rtol=0.0, atol=1e-12 * np.max(np.abs(hessian)) + 1e-300)
+            close(found[2], found[2].T, 1e-10)
         else:
             assert found[2] is None
 
@@ -363,25 +363,18 @@ def test_units_far_apart(rng, reml):
 def test_order_of_calls_does_not_matter(rng, reml):
     # an evaluation may be answered from the last one; the answer must be that of the point, kind and order asked for
     model = draw(rng, 2, 3, True, False, "full").model()
-    a, b = np.array([0.5, 0.2, 0.7]), np.array([1.5, -0.4, 0.3])
-    fresh = {
-        (name, kind, order): model.problem.criterion().evaluate(theta, order)
-        for name, theta in (("a", a), ("b", b))
-        for kind in (reml,)
-        for order in (0, 1, 2)
-    }
-    criterion = model.problem.criterion()
-    calls = [("a", 2), ("a", 0), ("b", 0), ("b", 1), ("a", 1), ("b", 2), ("b", 2), ("a", 0), ("a", 2)]
+    places = {"a": np.array([0.5, 0.2, 0.7]), "b": np.array([1.5, -0.4, 0.3])}
     truth = {}
     for kind in (True, False):
-        for name, theta in (("a", a), ("b", b)):
-            other = model.problem.criterion()
-            other.reml = kind
-            truth[name, kind] = other.evaluate(theta, 2)
+        for name, theta in places.items():
+            fresh = model.problem.criterion()
+            fresh.reml = kind
+            truth[name, kind] = fresh.evaluate(theta, 2)
+    criterion = model.problem.criterion()
+    calls = [("a", 2), ("a", 0), ("b", 0), ("b", 1), ("a", 1), ("b", 2), ("b", 2), ("a", 0), ("a", 2)]
     for i, (name, order) in enumerate(calls):
-        for kind in (True, False) if i % 2 else (False, True):
+        for kind in (reml, not reml) if i % 2 else (not reml, reml):
             criterion.reml = kind
-            found = criterion.evaluate({"a": a, "b": b}[name], order)
+            found = criterion.evaluate(places[name], order)
             for got, expected in zip(found[: order + 1], truth[name, kind], strict=False):
                 np.testing.assert_array_equal(got, expected)
-    assert fresh["a", reml, 2][0] == truth["a", True][0]

@@ -22,3 +22,19 @@ def accumulate(
     x_transform: _Array | None,
     z_transform: _Array | None,
 ) -> tuple[_Array, _Array, _Array, bool, bool]: ...
+def within_rows(
+    X: _Array,
+    y: _Array,
+    Z: _Array,
+    codes: NDArray[np.int32] | NDArray[np.int64],
+    base: int,
+    position: NDArray[np.int64],
+    weights: _Array | None,
+    offset: _Array | None,
+    x_shift_scale: _Array,
+    z_shift_scale: _Array,
+    beta0: _Array,
+    xy_transform: _Array,
+    z_transform: _Array,
+    packed: _Array,
+) -> _Array: ...
