@@ -96,6 +96,115 @@ cdef Py_ssize_t semidefinite_factor(Py_ssize_t n, double* G, double* floor) noex
     return rank
 
 
+def pattern_labels(const double[:, :, ::1] packed, Py_ssize_t n_groups, Py_ssize_t q, Py_ssize_t k):
+    """Number of each group's pattern, in order of appearance.
+
+    Parameters
+    ----------
+    packed : (blocks, stride, 8) array
+        As written by `factor` (see _lanes.pyx).
+    n_groups, q, k : int
+
+    Returns
+    -------
+    (n_groups,) int64 array or None
+        None when hardly any groups are alike.
+    """
+    cdef Py_ssize_t n_a = q * (q + 1) // 2, stride = n_a + q * k + 1, n_slots = 64, n_patterns
+    while n_slots < 2 * n_groups:
+        n_slots *= 2
+    slots_array = np.full(n_slots, -1, dtype=np.int64)
+    label_array = np.empty(n_groups, dtype=np.int64)
+    first_array = np.empty(n_groups, dtype=np.int64)
+    cdef int64_t[::1] slots = slots_array, label = label_array, first = first_array
+    with nogil:
+        n_patterns = label_patterns(n_groups, n_a, stride, &packed[0, 0, 0], n_slots, 256,
+                                    &slots[0], &first[0], &label[0])
+    return None if n_patterns < 0 else label_array
+
+
+def pattern_bases(const double[:, :, ::1] cx, const int64_t[::1] groups):
+    """Rotate the groups of each pattern so that few of them carry all of c_x.
+
+    Parameters
+    ----------
+    cx : (m, q, p) array
+        c_x of the groups, sorted by pattern.
+    groups : (n_patterns + 1,) int64 array
+        First group of each pattern.
+
+    Returns
+    -------
+    columns : (n_patterns + 1,) int64 array
+        First column of each pattern; one for a pattern of one group.
+    loading : (m, width) array
+        Orthonormal within a pattern: column c of the pattern is sum_g loading[g, c] (c_x, c_y)_g.
+    rotated : (n_columns, q, p) array
+        c_x of the columns.
+    """
+    cdef Py_ssize_t m = cx.shape[0], q = cx.shape[1], p = cx.shape[2], size = q * p
+    cdef Py_ssize_t n_patterns = groups.shape[0] - 1, pattern, g, c, i, count, rank, at = 0, begin, sweep, width
+    cdef double t, norm, length
+    width = 0
+    for pattern in range(n_patterns):
+        count = groups[pattern + 1] - groups[pattern]
+        if count > 1:
+            width = max(width, min(count, size))
+    columns_array = np.zeros(n_patterns + 1, dtype=np.int64)
+    loading_array = np.zeros((m, width))
+    rotated_array = np.zeros((m, q, p))
+    vector_array = np.empty(max(m, 1))
+    cdef int64_t[::1] columns = columns_array
+    cdef double[:, ::1] loading = loading_array
+    cdef double[:, :, ::1] rotated = rotated_array
+    cdef double[::1] v = vector_array
+    with nogil:
+        for pattern in range(n_patterns):
+            begin = groups[pattern]
+            count = groups[pattern + 1] - begin
+            if count == 1:
+                for i in range(size):
+                    rotated[at, i // p, i % p] = cx[begin, i // p, i % p]
+                at += 1
+                columns[pattern + 1] = at
+                continue
+            rank = 0
+            # Gram-Schmidt, twice, on the columns of the (count x q p) matrix of c_x
+            for i in range(size):
+                if rank == width:
+                    break
+                length = 0.0
+                for g in range(count):
+                    v[g] = cx[begin + g, i // p, i % p]
+                    length += v[g] * v[g]
+                length = sqrt(length)
+                for sweep in range(2):
+                    for c in range(rank):
+                        t = 0.0
+                        for g in range(count):
+                            t += loading[begin + g, c] * v[g]
+                        for g in range(count):
+                            v[g] -= t * loading[begin + g, c]
+                norm = 0.0
+                for g in range(count):
+                    norm += v[g] * v[g]
+                norm = sqrt(norm)
+                if norm <= 1e-13 * length or norm == 0.0:
+                    continue
+                for g in range(count):
+                    loading[begin + g, rank] = v[g] / norm
+                rank += 1
+            for c in range(rank):
+                for i in range(size):
+                    t = 0.0
+                    for g in range(count):
+                        t += loading[begin + g, c] * cx[begin + g, i // p, i % p]
+                    rotated[at + c, i // p, i % p] = t
+            at += rank
+            columns[pattern + 1] = at
+    return columns_array, loading_array, rotated_array[:at]
+
+
 def compress(const double[:, :, ::1] packed, Py_ssize_t n_groups, Py_ssize_t q, Py_ssize_t k):
     """Replace groups of one pattern by the columns of a factor of their Gram matrix.
 
@@ -111,27 +220,22 @@ def compress(const double[:, :, ::1] packed, Py_ssize_t n_groups, Py_ssize_t q, 
         None when it would not pay.
     """
     cdef Py_ssize_t n_a = q * (q + 1) // 2, n_c = q * k, stride = n_a + n_c + 1
-    cdef Py_ssize_t n_slots = 64, n_patterns, i, j, l, r, rank, pos, total = 0, start, count
+    cdef Py_ssize_t n_patterns, i, j, l, r, rank, pos, total = 0, start, count
     cdef const double* source
-    if n_groups < 2:
+    label_array = pattern_labels(packed, n_groups, q, k)
+    if label_array is None:
         return None
-    while n_slots < 2 * n_groups:
-        n_slots *= 2
-    slots_array = np.full(n_slots, -1, dtype=np.int64)
-    label_array = np.empty(n_groups, dtype=np.int64)
-    first_array = np.empty(n_groups, dtype=np.int64)
-    cdef int64_t[::1] slots = slots_array, label = label_array, first = first_array
-    with nogil:
-        n_patterns = label_patterns(n_groups, n_a, stride, &packed[0, 0, 0], n_slots, 256,
-                                    &slots[0], &first[0], &label[0])
-    if n_patterns < 0:
-        return None
+    n_patterns = int(label_array.max()) + 1
     counts_array = np.bincount(label_array, minlength=n_patterns)
     expected = np.minimum(counts_array, n_c).sum()
     if (expected + LANES - 1) // LANES >= (n_groups + LANES - 1) // LANES:
         return None
     order_array = np.argsort(label_array, kind="stable")
+    first_array = np.zeros(n_patterns, dtype=np.int64)
+    first_array[1:] = np.cumsum(counts_array)[:-1]
+    first_array = order_array[first_array]
     cdef const int64_t[::1] counts = counts_array.astype(np.int64), order = order_array.astype(np.int64)
+    cdef const int64_t[::1] first = first_array.astype(np.int64)
     out_array = np.zeros(((expected + LANES - 1) // LANES, stride, LANES))
     cdef double[:, :, ::1] out = out_array
     cdef double* G = <double*> malloc((n_c * n_c + 3 * n_c) * sizeof(double))

@@ -8,6 +8,7 @@ import sys
 import textwrap
 import threading
 import time
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -40,11 +41,9 @@ def close(actual, desired, tolerance=SUMS):
 # rows
 
 
-def rows_in_numpy(
-    X, y, Z, index, m, w=None, o=None, xs=None, zs=None, beta0=None, x_transform=None, z_transform=None
-):
+def rows_in_numpy(X, y, Z, index, m, w=None, o=None, xs=None, zs=None, beta0=None, x_transform=None, z_transform=None):
     """raw, S and gram of `accumulate`, by masks."""
-    n, p = X.shape
+    n = len(X)
     x = X if xs is None else (X - xs[0]) * xs[1]
     z = Z if zs is None else (Z - zs[0]) * zs[1]
     x = x if x_transform is None else x @ x_transform
@@ -149,9 +148,7 @@ def test_accumulate_takes_arrays_of_any_layout(rng, p, q, layout):
         y, X, w, Z, o = table[:, 0], table[:, 1 : p + 1], table[:, p + 1], table[:, p + 2 : p + 2 + q], table[:, -1]
     for got, want in zip(accumulate(X, y, Z, index, 0, 12, w, o)[:3], expected, strict=True):
         close(got, want)
-    for got, want in zip(
-        accumulate(X, y, Z, index, 0, 12)[:3], rows_in_numpy(X, y, Z, index, 12), strict=True
-    ):
+    for got, want in zip(accumulate(X, y, Z, index, 0, 12)[:3], rows_in_numpy(X, y, Z, index, 12), strict=True):
         close(got, want)
 
 
@@ -264,12 +261,17 @@ def test_factor_groups(rng, q, p, m):
     assert packed.shape == (-(-m // LANES), raw.shape[1], LANES)
     R, c, count = unpacked(packed, m, q, p + 1)
     A, C = Tz.T @ A @ Tz, Tz.T @ C @ Tx
-    scale = np.max(np.abs(A), axis=(1, 2))[:, None, None]
-    np.testing.assert_allclose(R.transpose(0, 2, 1) @ R / scale, A / scale, rtol=0.0, atol=1e-12)
-    # C lies in the span of R' also where a group has fewer rows than columns; the cut-off is the root of 2e-14
-    np.testing.assert_allclose(R.transpose(0, 2, 1) @ c, C, rtol=0.0, atol=1e-6 * np.max(np.abs(C)))
+    Rt = R.transpose(0, 2, 1)
     full = raw[:, -1] >= q + 2
-    np.testing.assert_allclose((R.transpose(0, 2, 1) @ c)[full], C[full], rtol=0.0, atol=1e-11 * np.max(np.abs(C)))
+    for own, tolerance in (
+        (full, 1e-11),
+        # In a group with fewer rows than columns what the rows before leave is rounding: kept or set to zero at 2e-14
+        # of the squares, of which c sees the root.
+        (~full, 1e-6),
+    ):
+        if own.any():
+            np.testing.assert_allclose((Rt @ R)[own], A[own], rtol=0.0, atol=tolerance * np.max(np.abs(A)))
+            np.testing.assert_allclose((Rt @ c)[own], C[own], rtol=0.0, atol=tolerance * np.max(np.abs(C)))
     np.testing.assert_array_equal(count, 1.0)
     close(between, packed_triangle(np.einsum("gai,gaj->ij", c, c)))
     # the padding adds nothing
@@ -581,8 +583,9 @@ def test_variants_agree(tmp_path):
     for variant, values in found.items():
         assert values.keys() == base.keys()
         for name, expected in base.items():
-            # 1e-12 of the largest element; a gradient is the difference of terms of the size of the Hessian
-            scale = np.max(np.abs(expected), initial=1e-300)
+            # 1e-12 of the largest element (of conditioned columns at least 1); a gradient is the difference of terms of
+            # the size of the Hessian
+            scale = np.max(np.abs(expected), initial=1.0)
             if name.endswith("gradient"):
                 scale = np.max(np.abs(base[name.replace("gradient", "hessian")]))
             excess = np.max(np.abs(values[name] - expected), initial=0.0) / scale
@@ -731,19 +734,22 @@ def test_threads_with_criteria_of_their_own_agree(rng):
 
 
 def test_one_model_serves_several_threads(rng):
-    # model.evaluate and model.fit are the public face: whoever calls them from threads gets what one thread gets
+    # whoever calls the public face from threads gets what one thread gets
     model = growth_model(rng, m=20_000)
     thetas = [np.array([1.0 + 0.2 * i, 0.1 * i, 0.5]) for i in range(4)]
     expected = [model.evaluate(theta, reml=bool(i % 2), order=2) for i, theta in enumerate(thetas)]
+    start = threading.Barrier(4)
     wrong = []
 
-    def work(i):
-        for _ in range(40):
+    def work(me):
+        start.wait()
+        for step in range(100):
+            i = (me + step) % 4
             found = model.evaluate(thetas[i], reml=bool(i % 2), order=2)
             if found.value != expected[i].value or not np.array_equal(found.hessian, expected[i].hessian):
-                wrong.append(i)
+                wrong.append((me, step))
 
-    threads = [threading.Thread(target=work, args=(i,)) for i in range(4)]
+    threads = [threading.Thread(target=work, args=(me,)) for me in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -811,7 +817,7 @@ def test_newton_stops_where_it_is_told(rng):
         assert found[6] == most + 1
         assert found[3] >= long[3]
     values = [line[0] for line in long[7]]
-    assert all(b < a for a, b in zip(values, values[1:], strict=False))
+    assert all(b <= a + 1e-12 * abs(a) for a, b in pairwise(values))
     loose = kernels.minimize_newton(criterion, start, tolerance=0.1)
     assert loose[6] < long[6]
     assert loose[4] <= 0.1

@@ -54,6 +54,12 @@ class Problem(NamedTuple):
         [X y]'[X y] less the part between groups, packed.
     z_transform, xy_transform : arrays
         From the scaled columns in `raw` to the conditioned ones.
+    z_scale, x_scale : (2, q), (2, p) arrays
+        Shifts and scales of the columns, as applied row by row (X: of the columns kept).
+    z_rows, x_rows : (q, q), (r, r) arrays
+        From shifted and scaled rows to conditioned ones.
+    x_constant : bool
+        Whether X has a constant column.
     z_map : (q, q) array
         Z_o = Z z_map, b = z_map b_o.
     x_map : (p, r) array
@@ -79,6 +85,11 @@ class Problem(NamedTuple):
     within: Array
     z_transform: Array
     xy_transform: Array
+    z_scale: Array
+    x_scale: Array
+    z_rows: Array
+    x_rows: Array
+    x_constant: bool
     z_map: Array
     x_map: Array
     beta_base: Array
@@ -91,6 +102,14 @@ class Problem(NamedTuple):
     def rank(self) -> int:
         """Number of fixed-effect columns kept."""
         return len(self.kept)
+
+    def conditioned_z(self, Z: Array) -> Array:
+        """Rows of Z_o (n, q)."""
+        return np.asarray((Z - self.z_scale[0]) * self.z_scale[1] @ self.z_rows)
+
+    def conditioned_x(self, X: Array) -> Array:
+        """Rows of X_o (n, r)."""
+        return np.asarray((X[:, self.kept] - self.x_scale[0]) * self.x_scale[1] @ self.x_rows)
 
     def criterion(self) -> kernels.ClusterCriterion:
         """The criterion of the conditioned problem."""
@@ -387,6 +406,11 @@ def _finish(
         within=within,
         z_transform=to_z,
         xy_transform=xy,
+        z_scale=z_scale,
+        x_scale=x_scale,
+        z_rows=to_z if z_transform is None else z_transform @ to_z,
+        x_rows=to_x if x_transform is None else x_transform @ to_x,
+        x_constant=x_constant >= 0,
         z_map=z_map,
         x_map=x_map,
         beta_base=beta_base,

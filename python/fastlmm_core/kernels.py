@@ -10,15 +10,17 @@ import os
 from importlib import import_module
 
 from ._algebra import clear_exact, eigen, log_diagonal, lower_factor, orthogonal_columns, orthonormal, scale_map, unpack, within_part, within_regression
+from ._batch import BatchDesign
 from ._cpu import variants
 from ._criterion import ClusterCriterion, factor_groups, group_effects, use_kernels
 from ._newton import minimize_newton
-from ._patterns import compress
+from ._patterns import compress, pattern_bases, pattern_labels
 from ._rows import accumulate, column_scales, probe, within_rows
 from ._whiten import whiten_residuals
 
 __all__ = [
     "VARIANT",
+    "BatchDesign",
     "ClusterCriterion",
     "accumulate",
     "clear_exact",
@@ -32,6 +34,8 @@ __all__ = [
     "minimize_newton",
     "orthogonal_columns",
     "orthonormal",
+    "pattern_bases",
+    "pattern_labels",
     "probe",
     "scale_map",
     "unpack",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -16,7 +16,9 @@ from .optimize import optimize
 from .parameters import Block, CovarianceStructure, natural_derivatives
 
 if TYPE_CHECKING:
+    from .batch import BatchResult
     from .formula import FormulaSpec
+    from .kernels import BatchDesign
     from .results import LMMResult
 
 __all__ = ["Evaluation", "LinearMixedModel", "lmm"]
@@ -236,6 +238,79 @@ class LinearMixedModel:
         )
         return LMMResult(self, optimum, criterion.solution(), bool(reml))
 
+    def fit_many(
+        self, Y: Any, reml: bool = True, n_jobs: int | None = None, progress: bool = False, memory: float = 64.0
+    ) -> BatchResult:
+        """Fit many responses on this design.
+
+        Every response is certified as a single fit is, and agrees with it; results do not depend on the
+        number of threads, on how the responses are divided or on their order.
+
+        Parameters
+        ----------
+        Y : (n_responses, nobs) array, or iterable of such blocks
+            float32 or float64, any memory order, memory-mapped files too.  Only pieces of it are held at a time.
+        reml : bool
+        n_jobs : int, optional
+            Threads; by default one per processor.
+        progress : bool
+            Show a progress bar (needs tqdm).
+        memory : float
+            Megabytes that the pieces of Y under way may take together.
+
+        Returns
+        -------
+        BatchResult
+            Responses with values that are not finite or without variation are listed as ``invalid``.
+
+        Raises
+        ------
+        LMMError
+            For Y of another shape or type.
+        """
+        from .batch import fit_many
+
+        return fit_many(self, Y, reml, n_jobs, progress, memory)
+
+    def batch_design(self) -> BatchDesign:
+        """What all responses of `fit_many` share; made once."""
+        cached = self.__dict__.get("_cached_batch")
+        if cached is None:
+            from .batch import design
+
+            cached = self._cached_batch = design(self)
+        return cast("BatchDesign", cached)
+
+    def refit(self, y: ArrayLike, reml: bool = True, **options: Any) -> LMMResult:
+        """Fit another response on this design.
+
+        Parameters
+        ----------
+        y : (nobs,) array
+        reml : bool
+        **options
+            Passed to `fit`.
+
+        Returns
+        -------
+        LMMResult
+            Its model has `y` as the response.
+
+        Raises
+        ------
+        LMMError
+            As for a model made from `y`.
+        """
+        other = LinearMixedModel.__new__(LinearMixedModel)
+        grouping = self.grouping
+        other._setup(
+            _floats(y, "y", 1), self.exog, self.exog_re,
+            Grouping(grouping.name, grouping.codes, grouping.base, grouping.n_slots, grouping.slot_labels),
+            self.structure, self.weights, self.offset, self.exog_names, self.exog_re_names, self.term_names, self.spec,
+            self.response_name, self.n_dropped, self.kept,
+        )  # fmt: skip
+        return other.fit(reml=reml, **options)
+
     def evaluate(self, theta: ArrayLike, reml: bool = True, order: int = 0) -> Evaluation:
         """The profiled criterion (-2 log-likelihood) at theta.
 
@@ -288,6 +363,7 @@ class LinearMixedModel:
     def __getstate__(self) -> dict[str, Any]:
         state = self.__dict__.copy()
         state.pop("_cached_criterion", None)
+        state.pop("_cached_batch", None)
         return state
 
     def __repr__(self) -> str:

@@ -95,6 +95,31 @@ class CovarianceStructure:
             out[part, part] = np.diag(np.linalg.norm(inner, axis=1)) if block.structure != "full" else lower_factor(inner)
         return out
 
+    def canonical_many(self, factors: Array) -> Array:
+        """`canonical` for a stack of factors (n, q, q)."""
+        out = np.zeros_like(factors)
+        for block in self.blocks:
+            part = slice(block.start, block.stop)
+            inner = factors[:, part, part]
+            size = block.stop - block.start
+            if block.structure != "full":
+                out[:, range(block.start, block.stop), range(block.start, block.stop)] = np.linalg.norm(inner, axis=2)
+                continue
+            work = inner.copy()
+            for i in range(size):
+                for j in range(i + 1, size):
+                    length = np.hypot(work[:, i, i], work[:, i, j])
+                    safe = np.where(length > 0.0, length, 1.0)
+                    c = np.where(length > 0.0, work[:, i, i] / safe, 1.0)[:, None]
+                    s = (work[:, i, j] / safe)[:, None]
+                    left = work[:, :, i].copy()
+                    work[:, :, i] = c * left + s * work[:, :, j]
+                    work[:, :, j] = c * work[:, :, j] - s * left
+                    work[:, i, j] = 0.0
+            sign = np.where(np.diagonal(work, axis1=1, axis2=2) < 0.0, -1.0, 1.0)
+            out[:, part, part] = np.tril(work * sign[:, None, :])
+        return out
+
 
 def vech_positions(q: int) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
     """Rows and columns of the lower triangle by rows: the order in which the kernels give derivatives in G."""

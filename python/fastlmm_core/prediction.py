@@ -100,9 +100,9 @@ def _observed_cross(result: LMMResult, rows: _Rows, weights: Any) -> tuple[dict[
     problem = result.model.problem
     assert rows.Z is not None and rows.labels is not None and rows.y is not None
     w = np.ones(len(rows.y)) if weights is None else np.asarray(weights, dtype=float)
-    z = rows.Z @ problem.z_map
+    z = problem.conditioned_z(rows.Z)
     base = rows.X @ problem.beta_base + (0.0 if rows.offset is None else rows.offset)
-    xy = np.column_stack([rows.X @ problem.x_map, (rows.y - base) / problem.scale])
+    xy = np.column_stack([problem.conditioned_x(rows.X), (rows.y - base) / problem.scale])
     labels, index = np.unique(rows.labels, return_inverse=True)
     A = np.zeros((len(labels), z.shape[1], z.shape[1]))
     C = np.zeros((len(labels), z.shape[1], xy.shape[1]))
@@ -135,8 +135,8 @@ def predict(
         positions, A, C = _subjects(result, rows, observed, new_levels)
     known = positions >= 0
     relative = result.optimum.factor @ result.optimum.factor.T
-    x = rows.X @ problem.x_map
-    z = rows.Z @ problem.z_map if rows.Z is not None else None
+    x = problem.conditioned_x(rows.X)
+    z = problem.conditioned_z(rows.Z) if rows.Z is not None else None
     gain = None
     if A is not None and C is not None and known.any():
         assert z is not None

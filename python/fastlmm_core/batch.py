@@ -1,0 +1,453 @@
+"""Many responses on one design: the batch engine's policy."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from . import kernels
+from .distributions import two_sided_p
+from .errors import LMMError
+
+if TYPE_CHECKING:
+    from .model import LinearMixedModel
+    from .results import LMMResult
+
+__all__ = ["BatchResult", "fit_many"]
+
+Array = NDArray[np.float64]
+
+CHUNK_BYTES = 2**20
+"""Size of the pieces in which responses are handed to threads."""
+
+MAX_ITERATIONS = 40
+"""Newton steps in lanes before a response is left to the single-fit path."""
+
+BOUNDARY = 2
+
+
+class BatchResult:
+    """Estimates for many responses; every array has a leading axis over responses.
+
+    Attributes
+    ----------
+    params, bse : (n_responses, p) arrays
+        Fixed effects and standard errors; NaN for dropped columns and for responses that could not be fitted.
+    sigma2, criterion, llf, gradient_norm : (n_responses,) arrays
+    converged, singular : (n_responses,) bool arrays
+    n_evaluations : (n_responses,) int array
+    invalid : int array
+        Responses with values that are not finite, or without variation: converged is False, estimates are NaN.
+    """
+
+    def __init__(self, model: LinearMixedModel, reml: bool, count: int, responses: Any) -> None:
+        p, n_par = model.exog.shape[1], model.structure.n_parameters
+        self.model = model
+        self.reml = reml
+        self._responses = responses
+        self._theta_o = np.empty((count, n_par))
+        self.params = np.empty((count, p))
+        self.bse = np.empty((count, p))
+        self.sigma2 = np.empty(count)
+        self.criterion = np.empty(count)
+        self.gradient_norm = np.empty(count)
+        self._status = np.empty(count, dtype=np.intc)
+        self.n_evaluations = np.empty(count, dtype=np.intc)
+
+    def __len__(self) -> int:
+        return len(self.sigma2)
+
+    @property
+    def converged(self) -> NDArray[np.bool_]:
+        """Whether each optimum is certified."""
+        return np.asarray(self._status > 0)
+
+    @property
+    def singular(self) -> NDArray[np.bool_]:
+        """Whether each estimate lies on the boundary."""
+        return np.asarray(self._status == BOUNDARY)
+
+    @property
+    def invalid(self) -> NDArray[np.intp]:
+        """Responses that could not be fitted."""
+        return np.flatnonzero(self._status < 0)
+
+    @property
+    def llf(self) -> Array:
+        """Maximised log-likelihoods."""
+        return -0.5 * self.criterion
+
+    @property
+    def tvalues(self) -> Array:
+        """Estimates divided by standard errors (n_responses, p)."""
+        return np.asarray(self.params / self.bse)
+
+    @property
+    def pvalues(self) -> Array:
+        """Two-sided p-values of the Wald z tests (n_responses, p)."""
+        return two_sided_p(self.tvalues, None)
+
+    @cached_property
+    def _factor(self) -> Array:
+        structure = self.model.structure
+        inner = np.zeros((len(self), structure.q, structure.q))
+        rows, columns = structure.positions
+        inner[:, rows, columns] = self._theta_o
+        return structure.canonical_many(self.model.problem.z_map @ inner)
+
+    @property
+    def theta(self) -> Array:
+        """Relative covariance parameters in natural units (n_responses, k)."""
+        rows, columns = self.model.structure.positions
+        return np.asarray(self._factor[:, rows, columns])
+
+    @property
+    def G(self) -> dict[str, Array]:
+        """Covariance matrices of the random effects by term (n_responses, q, q)."""
+        whole = self.sigma2[:, None, None] * (self._factor @ self._factor.transpose(0, 2, 1))
+        return {
+            name: whole[:, block.start : block.stop, block.start : block.stop]
+            for name, block in zip(self.model.term_names, self.model.structure.blocks, strict=True)
+        }
+
+    def __getitem__(self, i: int) -> LMMResult:
+        """The full result of one response.
+
+        Raises
+        ------
+        IndexError
+            For a position outside the batch.
+        LMMError
+            Where the responses were given as a stream and are gone, or the response could not be fitted.
+        """
+        if not -len(self) <= i < len(self):
+            raise IndexError(f"response {i} of {len(self)}")
+        if self._responses is None:
+            raise LMMError("the responses were given as a stream and are not kept; fit this one with model.refit(y)")
+        return self.model.refit(np.asarray(self._responses[i], dtype=float), reml=self.reml)
+
+    def to_frame(self) -> Any:
+        """One row per response: estimates, standard errors, variance parameters, criterion and flags.
+
+        Returns
+        -------
+        frame in the library of the model's data, or dict of arrays
+        """
+        names = self.model.exog_names
+        columns: dict[str, Any] = {name: self.params[:, j] for j, name in enumerate(names)}
+        columns |= {f"se_{name}": self.bse[:, j] for j, name in enumerate(names)}
+        for term, g in self.G.items():
+            block = self.model.structure.blocks[self.model.term_names.index(term)]
+            labels = self.model.exog_re_names[block.start : block.stop]
+            for a, label in enumerate(labels):
+                columns[f"sd_{label}|{term}"] = np.sqrt(g[:, a, a])
+                for b in range(a):
+                    with np.errstate(invalid="ignore", divide="ignore"):
+                        corr = g[:, a, b] / np.sqrt(g[:, a, a] * g[:, b, b])
+                    columns[f"cor_{labels[b]}.{label}|{term}"] = corr
+        columns |= {
+            "sigma": np.sqrt(self.sigma2),
+            "criterion": self.criterion,
+            "converged": self.converged,
+            "singular": self.singular,
+        }
+        spec = self.model.spec
+        return columns if spec is None else spec.frame(columns)
+
+    def __repr__(self) -> str:
+        kind = "REML" if self.reml else "ML"
+        return (
+            f"<BatchResult: {len(self)} {kind} fits, {int(self.converged.sum())} certified, "
+            f"{int(self.singular.sum())} singular, {len(self.invalid)} not fitted>"
+        )
+
+
+def design(model: LinearMixedModel) -> kernels.BatchDesign:
+    """The arrays that all responses share, in conditioned coordinates."""
+    problem = model.problem
+    n, m, q, r = problem.n, problem.m, model.structure.q, problem.rank
+    packed, _ = kernels.factor_groups(problem.raw, problem.z_transform, problem.xy_transform)
+    lines = packed.transpose(0, 2, 1).reshape(-1, packed.shape[1])[:m]
+    labels = kernels.pattern_labels(packed, m, q, r + 1)
+    labels = np.arange(m) if labels is None else labels
+    sequence = np.argsort(labels, kind="stable")
+    lines = lines[sequence]
+    n_a = q * (q + 1) // 2
+    triangle = lines[:, :n_a]
+    cx = np.ascontiguousarray(lines[:, n_a:-1].reshape(m, q, r + 1)[:, :, :r])
+    bounds = np.append(0, np.cumsum(np.bincount(labels))).astype(np.int64)
+    columns, loading, rotated = kernels.pattern_bases(cx, bounds)
+
+    place = np.empty(m, dtype=np.int64)
+    place[sequence] = np.arange(m)
+    position = place[model.grouping.index]
+    order: NDArray[np.int64] | None = np.argsort(position, kind="stable")
+    start = np.append(0, np.cumsum(np.bincount(position, minlength=m))).astype(np.int64)
+    assert order is not None
+    z = problem.conditioned_z(model.exog_re)[order]
+    x = problem.conditioned_x(model.exog)[order]
+    group = position[order]
+    # rows of Z_i R_i^-1: their inner products with y_i are c_y
+    basis = np.empty((n, q))
+    at = 0
+    for a in range(q):
+        pivot = triangle[group, at]
+        rest = z[:, a].copy()
+        for b in range(a):
+            rest -= triangle[group, b * q - b * (b - 1) // 2 + a - b] * basis[:, b]
+        basis[:, a] = np.divide(rest, pivot, out=np.zeros(n), where=pivot > 0.0)
+        at += q - a
+    weights = None if model.weights is None else np.ascontiguousarray(model.weights[order])
+    offset = None if model.offset is None else np.ascontiguousarray(model.offset[order])
+    if weights is not None:
+        basis *= weights[:, None]
+        x = x * weights[:, None]
+    diagonal = np.cumsum(np.arange(1, r + 1)) - 1
+    exact = (problem.within[diagonal] == 0.0).astype(np.intc)
+    ones = np.zeros(model.exog.shape[1])
+    if problem.x_constant:
+        column = _constant_column(model)
+        ones[column] = 1.0 / model.exog[0, column]
+    first, scoring = _scoring(model, packed)
+    rows, positions = model.structure.positions
+    free = np.zeros((q, q), dtype=np.intc)
+    free[rows, positions] = free[positions, rows] = 1
+    return kernels.BatchDesign(
+        None if np.array_equal(order, np.arange(n)) else order,
+        start,
+        basis,
+        None if exact.all() else np.ascontiguousarray(x),
+        weights,
+        offset,
+        problem.x_constant,
+        bounds,
+        columns,
+        loading,
+        np.ascontiguousarray(triangle[bounds[:-1]]),
+        np.ascontiguousarray(rotated),
+        np.ascontiguousarray(problem.within[: r * (r + 1) // 2]),
+        exact,
+        free,
+        rows,
+        positions,
+        first,
+        scoring,
+        np.ascontiguousarray(problem.x_map),
+        ones,
+        n / m,
+        min(1e-9 * float(np.sqrt(m)), 1e-6),
+        MAX_ITERATIONS,
+    )
+
+
+def _constant_column(model: LinearMixedModel) -> int:
+    values = model.exog[:, model.problem.kept]
+    constant = np.flatnonzero((values == values[0]).all(axis=0) & (values[0] != 0.0))
+    return int(model.problem.kept[constant[0]])
+
+
+def _scoring(model: LinearMixedModel, packed: Array) -> tuple[Array, Array]:
+    """A point at which to take one step of Fisher scoring in G, and the inverse of the expected Hessian there.
+
+    The expected second derivative along D and F is sum tr(N_i D N_i F) (Jennrich and Schluchter 1986,
+    Biometrics 42, eq. 12).
+    """
+    problem, structure = model.problem, model.structure
+    q = structure.q
+    fitted = model.fit().optimum.factor
+    relative = fitted @ fitted.T + 0.25 * problem.m / problem.n * np.eye(q)
+    first = structure.canonical(np.linalg.cholesky(relative))
+    _, n_i = kernels.group_effects(packed, problem.m, first, np.zeros(problem.rank + 1), True)
+    assert n_i is not None
+    outer = np.tensordot(n_i, n_i, axes=(0, 0))  # [a, b, c, d] = sum N_ab N_cd
+    lower, upper = np.tril_indices(q)
+    information = np.zeros((len(lower), len(lower)))
+    for i, (a, b) in enumerate(zip(lower, upper, strict=True)):
+        for j, (c, d) in enumerate(zip(lower, upper, strict=True)):
+            pairs = {(a, b), (b, a)}
+            others = {(c, d), (d, c)}
+            information[i, j] = sum(outer[f, s, t, e] for s, t in pairs for e, f in others)
+    rows, columns = structure.positions
+    free = np.array([(a, b) in set(zip(rows.tolist(), columns.tolist(), strict=True)) for a, b in zip(lower, upper, strict=True)])
+    scoring = np.zeros_like(information)
+    scoring[np.ix_(free, free)] = np.linalg.pinv(information[np.ix_(free, free)])
+    return np.ascontiguousarray(first), scoring
+
+
+def _blocks(Y: Any, n: int) -> tuple[Iterator[Array], int | None, Any]:
+    """Blocks of responses, their number if it is known, and the whole if it can be indexed."""
+    if hasattr(Y, "ndim") and hasattr(Y, "shape"):
+        if Y.ndim == 1 and Y.shape[0] == n:
+            Y = Y[None, :]
+        if Y.ndim != 2 or Y.shape[1] != n:
+            raise LMMError(f"Y must have the shape (n_responses, {n}), not {tuple(Y.shape)}; transpose it if needed")
+        if np.asarray(Y[:0]).dtype.kind not in "fiub":
+            raise LMMError(f"Y must hold numbers, not {np.asarray(Y[:0]).dtype}")
+        return iter([Y]), int(Y.shape[0]), Y
+    if not isinstance(Y, Iterable):
+        raise LMMError("Y must be an array of shape (n_responses, n_obs) or an iterable of such blocks")
+
+    def checked() -> Iterator[Array]:
+        for block in Y:
+            array = np.atleast_2d(np.asarray(block))
+            if array.ndim != 2 or array.shape[1] != n:
+                raise LMMError(f"a block of Y has the shape {array.shape}; every block needs {n} columns")
+            yield array
+
+    return checked(), None, None
+
+
+def _chunks(blocks: Iterator[Array], size: int) -> Iterator[Array]:
+    for block in blocks:
+        for begin in range(0, len(block), size):
+            yield block[begin : begin + size]
+
+
+def fit_many(
+    model: LinearMixedModel,
+    Y: Any,
+    reml: bool = True,
+    n_jobs: int | None = None,
+    progress: bool = False,
+    memory: float = 64.0,
+) -> BatchResult:
+    """See `LinearMixedModel.fit_many`."""
+    problem = model.problem
+    n = problem.n
+    shared = model.batch_design()
+    jobs = (os.cpu_count() or 1) if n_jobs is None else int(n_jobs)
+    if jobs < 1:
+        raise LMMError(f"n_jobs={n_jobs} must be at least 1")
+    blocks, count, whole = _blocks(Y, n)
+    size = int(max(8, min(CHUNK_BYTES, memory * 2**20 / (2 * jobs)) // (8 * n) // 8 * 8))
+    offset = problem.log_constant - (problem.log_jacobian if reml else 0.0)
+    pieces: list[BatchResult] = []
+    if count is not None:
+        pieces.append(BatchResult(model, reml, count, whole))
+
+    def run(chunk: Array, into: BatchResult, first: int, scale: float = 0.0) -> int:
+        dense = np.ascontiguousarray(chunk, dtype=np.float64)
+        shared.fit(
+            dense, first, reml, offset, scale, into._theta_o, into.params, into.bse, into.sigma2, into.criterion,
+            into.gradient_norm, into._status, into.n_evaluations,
+        )  # fmt: skip
+        _second_look(model, dense, into, first, run, reml)
+        return len(chunk)
+
+    def tasks() -> Iterator[tuple[Array, BatchResult, int]]:
+        at = 0
+        for chunk in _chunks(blocks, size):
+            if count is None:
+                # results of a stream grow with it
+                pieces.append(BatchResult(model, reml, len(chunk), None))
+                yield chunk, pieces[-1], 0
+            else:
+                yield chunk, pieces[0], at
+                at += len(chunk)
+
+    bar = _progress_bar(count) if progress else None
+    try:
+        _in_threads(run, tasks(), jobs, bar)
+    finally:
+        if bar is not None:
+            bar.close()
+    return pieces[0] if count is not None else _joined(model, reml, pieces)
+
+
+def _in_threads(run: Any, tasks: Iterator[Any], jobs: int, bar: Any) -> None:
+    """Run the tasks on so many threads; an interrupt waits for the chunks under way and no more."""
+    if jobs == 1:
+        for task in tasks:
+            done = run(*task)
+            if bar is not None:
+                bar.update(done)
+        return
+    with ThreadPoolExecutor(jobs) as pool:
+        pending: set[Future[int]] = set()
+        try:
+            for task in tasks:
+                pending.add(pool.submit(run, *task))
+                if len(pending) >= 2 * jobs:
+                    finished, pending = wait(pending, return_when=FIRST_COMPLETED)
+                    for future in finished:
+                        done = future.result()
+                        if bar is not None:
+                            bar.update(done)
+            for future in pending:
+                done = future.result()
+                if bar is not None:
+                    bar.update(done)
+        except BaseException:
+            for future in pending:
+                future.cancel()
+            raise
+
+
+def _second_look(model: LinearMixedModel, Y: Array, into: BatchResult, first: int, run: Any, reml: bool) -> None:
+    """Other starts where an optimum lies on the boundary; the single-fit path where the lanes did not certify."""
+    part = slice(first, first + len(Y))
+    status = into._status[part]
+    edge = np.flatnonzero(status == BOUNDARY)
+    if len(edge):
+        shared, problem = model.batch_design(), model.problem
+        offset = problem.log_constant - (problem.log_jacobian if reml else 0.0)
+        for scale in (1.0, 4.0 * float(np.sqrt(problem.m / problem.n))):
+            other = BatchResult(model, reml, len(edge), None)
+            shared.fit(
+                np.ascontiguousarray(Y[edge]), 0, reml, offset, scale, other._theta_o, other.params, other.bse,
+                other.sigma2, other.criterion, other.gradient_norm, other._status, other.n_evaluations,
+            )  # fmt: skip
+            into.n_evaluations[first + edge] += other.n_evaluations
+            better = np.flatnonzero((other._status > 0) & (other.criterion < into.criterion[first + edge] - 1e-9))
+            for name in _FIELDS:
+                getattr(into, name)[first + edge[better]] = getattr(other, name)[better]
+    for i in np.flatnonzero(status == 0):
+        _single(model, Y[i], into, first + int(i), reml)
+    lost = first + np.flatnonzero(into._status[part] < 0)
+    for name in ("_theta_o", "params", "bse", "sigma2", "criterion", "gradient_norm"):
+        getattr(into, name)[lost] = np.nan
+
+
+_FIELDS = ("_theta_o", "params", "bse", "sigma2", "criterion", "gradient_norm", "_status")
+
+
+def _single(model: LinearMixedModel, y: Array, into: BatchResult, at: int, reml: bool) -> None:
+    """Fit one response by the single-fit path."""
+    try:
+        result = model.refit(y, reml=reml)
+    except LMMError:
+        into._status[at] = -2
+        return
+    problem = model.problem
+    # theta of the fit in the coordinates of this design
+    inner = np.linalg.solve(problem.z_map, result._factor)
+    into._theta_o[at] = model.structure.theta(model.structure.canonical(inner))
+    into.params[at] = result._params
+    into.bse[at] = np.sqrt(np.diag(result._cov))
+    into.sigma2[at] = result.sigma2
+    into.criterion[at] = result.criterion
+    into.gradient_norm[at] = result.gradient_norm
+    into._status[at] = (BOUNDARY if result.singular else 1) if result.converged else 0
+    into.n_evaluations[at] += result.n_evaluations
+
+
+def _joined(model: LinearMixedModel, reml: bool, pieces: list[BatchResult]) -> BatchResult:
+    out = BatchResult(model, reml, sum(map(len, pieces)), None)
+    for name in (*_FIELDS, "n_evaluations"):
+        if pieces:
+            np.concatenate([getattr(piece, name) for piece in pieces], out=getattr(out, name))
+    return out
+
+
+def _progress_bar(total: int | None) -> Any:
+    try:
+        from tqdm.auto import tqdm
+    except ImportError:
+        raise LMMError("progress=True needs tqdm: pip install 'fastlmm-core[progress]'") from None
+    return tqdm(total=total, unit="fit")

@@ -1,0 +1,545 @@
+"""Predictions, residuals, shares of variance and simulation, against dense algebra.
+
+Predictions are judged by `kriging`: the joint covariance of the rows that were fitted, of rows observed later and of the
+rows to predict, best linear unbiased prediction by generalised least squares, and its mean squared error. Nothing in it
+knows of groups, random effects or Henderson's equations.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import polars as pl
+import pytest
+import scipy.linalg
+from scipy.stats import norm
+
+import fastlmm_core as flc
+import oracle
+
+# Both sides solve systems of some dozen rows with condition numbers up to some thousand.
+EXACT = 1e-9
+
+BOTH = pytest.mark.parametrize("reml", [True, False])
+
+
+def close(actual, desired, tolerance=EXACT):
+    desired = np.asarray(desired, dtype=float)
+    scale = max(1.0, np.max(np.abs(desired), initial=0.0))
+    np.testing.assert_allclose(np.asarray(actual, dtype=float), desired, rtol=0.0, atol=tolerance * scale)
+
+
+class Study:
+    """Irregular visits of some subjects; the last three are kept back."""
+
+    def __init__(self, rng, weighted=False, with_offset=False, q=2, structure="full"):
+        sizes = rng.integers(2, 7, 15)
+        sizes[12:] = 4
+        self.groups = np.repeat(np.arange(15), sizes)
+        n = len(self.groups)
+        t = rng.uniform(0.0, 3.0, n)
+        self.X = np.column_stack([np.ones(n), t, rng.standard_normal(15)[self.groups]])
+        self.Z = t[:, None] ** np.arange(q)
+        b = rng.standard_normal((15, q)) * ([1.5, 0.8, 0.5][:q])
+        self.weights = rng.uniform(0.3, 3.0, n) if weighted else None
+        self.offset = rng.normal(0.0, 10.0, n) if with_offset else None
+        noise = rng.standard_normal(n) / (1.0 if self.weights is None else np.sqrt(self.weights))
+        self.y = 2.0 + 0.7 * t + np.sum(self.Z * b[self.groups], axis=1) + noise
+        if with_offset:
+            self.y = self.y + self.offset
+        self.inside = self.groups < 12
+        self.structure = structure
+
+    def part(self, rows):
+        return {
+            "y": self.y[rows],
+            "X": self.X[rows],
+            "Z": self.Z[rows],
+            "groups": self.groups[rows],
+            "weights": None if self.weights is None else self.weights[rows],
+            "offset": None if self.offset is None else self.offset[rows],
+        }
+
+    def fit(self, reml=True):
+        d = self.part(self.inside)
+        return flc.LinearMixedModel(
+            d["y"], d["X"], d["Z"], d["groups"], weights=d["weights"], offset=d["offset"], structure=self.structure
+        ).fit(reml=reml)
+
+
+def kriging(result, seen, new, extra=None, *, level, noise, prior_variance=True):
+    """Best linear unbiased prediction of the rows `new` from the rows `seen`, and its mean squared error.
+
+    G and sigma2 are those of the result; beta is estimated from `seen` alone, then `extra` (rows of other subjects)
+    is used with that beta, as observed= does. level="population" predicts x'beta (with noise: for a new subject).
+    """
+    G, s2 = oracle.covariance_blocks(result), float(result.sigma2)
+
+    def covariance(a, b):
+        return (a["groups"][:, None] == b["groups"]) * (a["Z"] @ G @ b["Z"].T)
+
+    def error(d):
+        return np.diag(s2 / (np.ones(len(d["X"])) if d["weights"] is None else d["weights"]))
+
+    def centred(d):
+        return d["y"] - (0.0 if d["offset"] is None else d["offset"])
+
+    V = covariance(seen, seen) + error(seen)
+    Vi = np.linalg.inv(V)
+    K = np.linalg.inv(seen["X"].T @ Vi @ seen["X"])
+    W = K @ seen["X"].T @ Vi  # beta = W y
+    beta = W @ centred(seen)
+    add = np.zeros(len(new["X"])) if new["offset"] is None else new["offset"]
+    if level == "population":
+        variance = new["X"] @ K @ new["X"].T
+        if noise:
+            variance = variance + new["Z"] @ G @ new["Z"].T + error(new)
+        return new["X"] @ beta + add, np.diag(variance)
+    # the predictor is linear in the stacked data: weights A on `seen` and B on `extra`
+    if extra is None:
+        extra = {k: (v[:0] if v is not None else None) for k, v in new.items()} | {"y": np.empty(0)}
+    Ve = covariance(extra, extra) + error(extra)
+    gain = covariance(new, extra) @ np.linalg.inv(Ve) if len(extra["y"]) else np.zeros((len(new["X"]), 0))
+    own = covariance(new, seen) @ Vi
+    A = new["X"] @ W + own @ (np.eye(len(V)) - seen["X"] @ W) - gain @ extra["X"] @ W
+    mean = A @ centred(seen) + gain @ centred(extra) + add
+    joint = np.block([[V, covariance(seen, extra)], [covariance(extra, seen), Ve]])
+    weights = np.concatenate([A, gain], axis=1)
+    to_new = np.concatenate([covariance(new, seen), covariance(new, extra)], axis=1)
+    mse = covariance(new, new) + weights @ joint @ weights.T - to_new @ weights.T - weights @ to_new.T
+    # unbiased whatever beta is
+    np.testing.assert_allclose(A @ seen["X"] + gain @ extra["X"], new["X"], atol=1e-8)
+    return mean, np.diag(mse + error(new) if noise else mse)
+
+
+def new_rows(rng, groups, weighted=False, with_offset=False, q=2):
+    n = len(groups)
+    t = rng.uniform(0.0, 4.0, n)
+    return {
+        "X": np.column_stack([np.ones(n), t, rng.standard_normal(n)]),
+        "Z": t[:, None] ** np.arange(q),
+        "groups": np.asarray(groups),
+        "weights": rng.uniform(0.2, 4.0, n) if weighted else None,
+        "offset": rng.normal(0.0, 5.0, n) if with_offset else None,
+    }
+
+
+def arrays(rows):
+    return {name: rows[name] for name in ("X", "Z", "groups", "y") if name in rows}
+
+
+OPTIONS = [(False, False), (True, False), (False, True), (True, True)]
+
+
+@pytest.mark.parametrize(("weighted", "with_offset"), OPTIONS, ids=["plain", "weights", "offset", "both"])
+@pytest.mark.parametrize("level", ["population", "subject"])
+@BOTH
+def test_best_linear_unbiased_prediction(rng, level, weighted, with_offset, reml):
+    study = Study(rng, weighted, with_offset)
+    result = study.fit(reml)
+    seen = study.part(study.inside)
+    new = new_rows(rng, [3, 0, 11, 3, 7], weighted, with_offset)
+    options = {"level": level, "offset": new["offset"]}
+    mean, variance = kriging(result, seen, new, level=level, noise=False)
+    close(result.predict(arrays(new), **options), mean)
+    for interval in ("confidence", "prediction"):
+        mean, variance = kriging(result, seen, new, level=level, noise=interval == "prediction")
+        found = result.predict(arrays(new), interval=interval, weights=new["weights"], **options)
+        assert list(found) == ["mean", "lower", "upper", "se"]
+        close(found["mean"], mean)
+        close(found["se"], np.sqrt(variance))
+        for coverage in (0.5, 0.95):
+            found = result.predict(
+                arrays(new), interval=interval, coverage=coverage, weights=new["weights"], **options
+            )
+            width = norm.ppf(0.5 + coverage / 2.0) * np.sqrt(variance)
+            close(found["lower"], mean - width)
+            close(found["upper"], mean + width)
+
+
+@pytest.mark.parametrize(("q", "structure"), [(1, "full"), (2, "diagonal"), (3, "full")])
+def test_prediction_for_other_shapes(rng, q, structure):
+    study = Study(rng, q=q, structure=structure)
+    result = study.fit()
+    new = new_rows(rng, [1, 2, 2, 9], q=q)
+    for interval in ("confidence", "prediction"):
+        mean, variance = kriging(
+            result, study.part(study.inside), new, level="subject", noise=interval == "prediction"
+        )
+        found = result.predict(arrays(new), level="subject", interval=interval)
+        # where the fit is singular or the polynomials are nearly collinear some digits go into the inverse of V
+        close(found["mean"], mean, 1e-8)
+        close(found["se"], np.sqrt(variance), 1e-8)
+
+
+@BOTH
+def test_one_subject_by_the_oracle(rng, reml):
+    # Henderson's formula for a single subject, from another hand
+    study = Study(rng)
+    result = study.fit(reml)
+    seen = study.part(study.inside)
+    new = new_rows(rng, [5, 5])
+    own = seen["groups"] == 5
+    for noise in (False, True):
+        mean, covariance = oracle.new_subject_prediction(
+            new["X"], new["Z"], seen["y"][own], seen["X"][own], seen["Z"][own], result.params,
+            oracle.covariance_blocks(result), result.sigma2, result.cov_params(), noise=noise,
+        )  # fmt: skip
+        found = result.predict(
+            arrays(new), level="subject", interval="prediction" if noise else "confidence"
+        )
+        close(found["mean"], mean)
+        close(found["se"], np.sqrt(np.diag(covariance)))
+
+
+@pytest.mark.parametrize("interval", ["confidence", "prediction"])
+@BOTH
+def test_new_subjects_by_their_observations(rng, reml, interval):
+    # subjects 12, 13, 14 were not in the fit; of two of them some rows have been observed since
+    study = Study(rng)
+    result = study.fit(reml)
+    seen, extra = study.part(study.inside), study.part((study.groups == 12) | (study.groups == 14))
+    new = new_rows(rng, [14, 3, 12, 12, 8])
+    mean, variance = kriging(result, seen, new, extra, level="subject", noise=interval == "prediction")
+    found = result.predict(arrays(new), level="subject", interval=interval, observed=arrays(extra))
+    close(found["mean"], mean)
+    close(found["se"], np.sqrt(variance))
+    close(result.predict(arrays(new), level="subject", observed=arrays(extra)), mean)
+    # observations of subjects that are not asked for do no harm; of those asked for all are needed
+    more = study.part(study.groups >= 12)
+    close(result.predict(arrays(new), level="subject", observed=arrays(more)), mean)
+    with pytest.raises(flc.LMMError, match=r"levels of group that the model has not seen: 13;"):
+        result.predict(arrays(new_rows(rng, [13])), level="subject", observed=arrays(extra))
+
+
+def test_observations_of_a_subject_of_the_fit_are_refused(rng):
+    study = Study(rng)
+    result = study.fit()
+    new = new_rows(rng, [3])
+    with pytest.raises(flc.LMMError, match=r"observed has the levels 3 that the model was fitted to"):
+        result.predict(arrays(new), level="subject", observed=arrays(study.part(study.groups == 3)))
+
+
+@pytest.mark.parametrize("interval", [None, "confidence", "prediction"])
+def test_unseen_subjects(rng, interval):
+    study = Study(rng)
+    result = study.fit()
+    seen = study.part(study.inside)
+    new = new_rows(rng, [77, 3, -5, 77])
+    with pytest.raises(flc.LMMError, match=r"levels of group that the model has not seen: -5, 77; .*new_levels="):
+        result.predict(arrays(new), level="subject", interval=interval)
+    found = result.predict(arrays(new), level="subject", new_levels="population", interval=interval)
+    # the joint covariance knows what to do: an unseen subject shares nothing with the rows seen
+    mean, variance = kriging(result, seen, new, level="subject", noise=interval == "prediction")
+    population = result.predict(arrays(new))
+    if interval is None:
+        close(found, mean)
+        close(found[[0, 2, 3]], population[[0, 2, 3]])
+        assert abs(found[1] - population[1]) > 1e-3
+        return
+    close(found["mean"], mean)
+    if interval == "prediction":
+        close(found["se"], np.sqrt(variance))
+    else:  # the value promised is that of the population: the interval too
+        known = np.array([1])
+        close(found["se"][known], np.sqrt(variance)[known])
+        _, variance = kriging(result, seen, new, level="population", noise=False)
+        close(found["se"][[0, 2, 3]], np.sqrt(variance)[[0, 2, 3]])
+
+
+@pytest.mark.parametrize("reml", [True, False])
+@pytest.mark.parametrize("kind", ["interior", "zero", "one"])
+def test_prediction_at_the_boundary(rng, kind, reml):
+    # fits at which G is singular: zero, or of rank one
+    m, x = 12, np.arange(5.0)
+    e = rng.standard_normal((m, 5))
+    Q, _ = np.linalg.qr(np.column_stack([np.ones(5), x]))
+    e -= (e @ Q) @ Q.T
+    u = rng.standard_normal((m, 1))
+    Y = {"zero": 0.0, "one": 2.0 * u + 0.7 * u * x, "interior": 2.0 * u + rng.standard_normal((m, 1)) * x}[kind] + e
+    groups = np.repeat(np.arange(m), 5)
+    X = np.column_stack([np.ones(5 * m), np.tile(x, m)])
+    result = flc.LinearMixedModel(Y.ravel(), X, X, groups).fit(reml=reml)
+    assert result.singular is (kind != "interior")
+    seen = {"y": Y.ravel(), "X": X, "Z": X, "groups": groups, "weights": None, "offset": None}
+    new = {"X": X[[3, 8]] + [0.0, 4.0], "Z": X[[3, 8]] + [0.0, 4.0], "groups": groups[[3, 8]]}
+    new |= {"weights": None, "offset": None}
+    for interval in ("confidence", "prediction"):
+        mean, variance = kriging(result, seen, new, level="subject", noise=interval == "prediction")
+        found = result.predict(arrays(new), level="subject", interval=interval)
+        close(found["mean"], mean)
+        close(found["se"], np.sqrt(variance))
+
+
+@pytest.mark.parametrize(("weighted", "with_offset"), OPTIONS, ids=["plain", "weights", "offset", "both"])
+def test_rows_of_the_fit(rng, weighted, with_offset):
+    study = Study(rng, weighted, with_offset)
+    result = study.fit()
+    seen = study.part(study.inside)
+    close(result.predict(level="subject"), result.fittedvalues, 1e-11)
+    close(result.predict(arrays(seen), level="subject", offset=seen["offset"]), result.fittedvalues, 1e-11)
+    expected = oracle.fitted(
+        seen["y"], seen["X"], seen["Z"], seen["groups"], oracle.covariance_blocks(result) / result.sigma2,
+        seen["weights"], seen["offset"],
+    )  # fmt: skip
+    close(result.fittedvalues, expected)
+    population = seen["X"] @ result.params + (0.0 if seen["offset"] is None else seen["offset"])
+    close(result.predict(), population, 1e-12)
+    # without new rows, a new observation has the weight of the row
+    _, variance = kriging(result, seen, seen, level="subject", noise=True)
+    close(result.predict(level="subject", interval="prediction")["se"], np.sqrt(variance))
+
+
+# ------------------------------------------------------------------------------------------------------------
+# frames
+
+
+FRAMES = {"pandas": pd.DataFrame, "polars": pl.DataFrame, "dict": dict}
+
+
+def table(rng, n_groups=14):
+    sizes = rng.integers(3, 7, n_groups)
+    g = np.repeat(np.array([f"s{i:02d}" for i in range(n_groups)]), sizes)
+    n = len(g)
+    t = rng.uniform(1.0, 4.0, n)
+    arm = np.array(["control", "low", "high"])[rng.integers(0, 3, n)]
+    y = 3.0 + t + (arm == "high") + rng.standard_normal(n_groups)[np.unique(g, return_inverse=True)[1]]
+    return {
+        "y": y + 0.5 * rng.standard_normal(n), "t": t, "arm": arm, "g": g,
+        "o": rng.normal(0.0, 3.0, n), "w": rng.uniform(0.5, 2.0, n),
+    }  # fmt: skip
+
+
+def rows_of(data, rows):
+    return {name: values[rows] for name, values in data.items()}
+
+
+@pytest.mark.parametrize("library", FRAMES)
+@pytest.mark.parametrize("interval", [None, "confidence", "prediction"])
+def test_frames_in_and_out(rng, library, interval):
+    make = FRAMES[library]
+    data = table(rng)
+    result = flc.lmm("y ~ t + (t | g)", make(data), weights="w", offset="o").fit()
+    X = np.column_stack([np.ones(len(data["y"])), data["t"]])
+    plain = flc.LinearMixedModel(data["y"], X, X, data["g"], weights=data["w"], offset=data["o"]).fit()
+    at = rng.permutation(len(X))[:9]
+    few = rows_of(data, at)
+    rest = {"offset": few["o"], "weights": few["w"], "interval": interval}
+    expected = plain.predict({"X": X[at], "Z": X[at], "groups": few["g"]}, level="subject", **rest)
+    found = result.predict(make(few), level="subject", interval=interval, weights=few["w"])
+    if interval is None:
+        assert isinstance(found, np.ndarray)
+        close(found, expected, 1e-8)
+        return
+    assert isinstance(found, {"pandas": pd.DataFrame, "polars": pl.DataFrame, "dict": dict}[library])
+    assert list(found.keys() if library == "dict" else found.columns) == ["mean", "lower", "upper", "se"]
+    for name in expected:
+        close(found[name], expected[name], 1e-8)
+
+
+@pytest.mark.parametrize("library", FRAMES)
+def test_stateful_transforms_and_categories_remember_the_fit(rng, library):
+    make = FRAMES[library]
+    data = table(rng)
+    formula = "y ~ center(t) + scale(o) + poly(w, 2) + C(arm, contr.sum) + (1 + center(t) | g)"
+    result = flc.lmm(formula, make(data)).fit()
+    inside = result.predict(level="subject", interval="prediction")
+    # a few rows with one level of arm and other means than the fit
+    at = np.flatnonzero(data["arm"] == "low")[:4]
+    for rows in (at, at[:1], np.arange(len(data["y"]))[::-1]):
+        found = result.predict(
+            make(rows_of(data, rows)), level="subject", interval="prediction", weights=np.ones(len(rows))
+        )
+        for name in ("mean", "se"):
+            close(found[name], np.asarray(inside[name])[rows])
+    with pytest.raises(flc.LMMError, match=r"Column 'arm' of `new_data`.*has the level 'placebo'"):
+        result.predict(make(rows_of(data, at) | {"arm": np.array(["placebo", "low", "low", "low"])}))
+
+
+@pytest.mark.parametrize("library", FRAMES)
+def test_new_subjects_of_a_frame(rng, library):
+    make = FRAMES[library]
+    data = table(rng)
+    inside = ~np.isin(data["g"], ["s12", "s13"])
+    fitted = rows_of(data, inside)
+    result = flc.lmm("y ~ t + arm + (t | g)", make(fitted), offset="o").fit()
+    X = np.column_stack([np.ones(inside.sum()), fitted["t"]])
+    X = np.column_stack([X, fitted["arm"] == "high", fitted["arm"] == "low"])
+    seen = {"y": fitted["y"], "X": X, "Z": X[:, :2], "groups": fitted["g"], "weights": None, "offset": fitted["o"]}
+
+    def designed(rows):
+        design = np.column_stack([np.ones(len(rows["t"])), rows["t"], rows["arm"] == "high", rows["arm"] == "low"])
+        return {
+            "y": rows["y"], "X": design, "Z": design[:, :2], "groups": rows["g"], "weights": None, "offset": rows["o"]
+        }  # fmt: skip
+
+    late = rows_of(data, ~inside)
+    new = rows_of(late, slice(None, None, -1))
+    with pytest.raises(flc.LMMError, match=r"levels of g that the model has not seen: 's12', 's13'; use"):
+        result.predict(make(new), level="subject")
+    for interval in ("confidence", "prediction"):
+        mean, variance = kriging(
+            result, seen, designed(new), designed(late), level="subject", noise=interval == "prediction"
+        )
+        found = result.predict(make(new), level="subject", observed=make(late), interval=interval)
+        close(found["mean"], mean, 1e-8)
+        close(found["se"], np.sqrt(variance), 1e-8)
+    # neither the response nor, for the population, the groups are needed
+    bare = {name: new[name] for name in ("t", "arm", "o")}
+    close(result.predict(make(bare)), designed(new)["X"] @ oracle.values(result.params) + new["o"], 1e-10)
+
+
+def test_offset_argument_goes_before_that_of_the_table(rng):
+    data = table(rng)
+    result = flc.lmm("y ~ t + (1 | g)", data, offset="o").fit()
+    base = result.predict(data)
+    close(result.predict(data, offset=data["o"] + 2.0), base + 2.0, 1e-12)
+    close(result.predict(data, offset=np.zeros(len(base))), base - data["o"], 1e-12)
+
+
+def test_a_table_with_gaps_is_predicted_in_the_rows_used(rng):
+    data = table(rng)
+    data["t"][[2, 9]] = np.nan
+    result = flc.lmm("y ~ t + (1 | g)", data).fit()
+    keep = np.isfinite(data["t"])
+    close(result.predict(level="subject"), result.fittedvalues, 1e-12)
+    close(result.predict(rows_of(data, keep), level="subject"), result.fittedvalues, 1e-11)
+    with pytest.raises(flc.LMMError, match=r"Column 't' of `new_data` at rows 2, 9"):
+        result.predict(data)
+
+
+def test_columns_dropped_from_the_fit_do_not_count(rng):
+    study = Study(rng)
+    d = study.part(study.inside)
+    wide = np.column_stack([d["X"], 2.0 * d["X"][:, 1] - 1.0])
+    result = flc.LinearMixedModel(d["y"], wide, d["Z"], d["groups"]).fit()
+    slim = flc.LinearMixedModel(d["y"], d["X"], d["Z"], d["groups"]).fit()
+    new = new_rows(rng, [0, 1, 2])
+    wide_new = arrays(new) | {"X": np.column_stack([new["X"], [7.0, 8.0, 9.0]])}
+    for level in ("population", "subject"):
+        found = result.predict(wide_new, level=level, interval="prediction")
+        expected = slim.predict(arrays(new), level=level, interval="prediction")
+        for name in expected:
+            close(found[name], expected[name], 1e-7)
+
+
+# ------------------------------------------------------------------------------------------------------------
+# residuals and covariances
+
+
+@pytest.mark.parametrize(("weighted", "with_offset"), OPTIONS, ids=["plain", "weights", "offset", "both"])
+@BOTH
+def test_residuals(rng, weighted, with_offset, reml):
+    study = Study(rng, weighted, with_offset)
+    order = rng.permutation(np.flatnonzero(study.inside))
+    d = study.part(order)
+    result = flc.LinearMixedModel(
+        d["y"], d["X"], d["Z"], d["groups"], weights=d["weights"], offset=d["offset"]
+    ).fit(reml=reml)
+    Ghat = oracle.covariance_blocks(result) / result.sigma2
+    for kind in ("conditional", "marginal", "pearson", "whitened"):
+        expected = oracle.residuals(
+            d["y"], d["X"], d["Z"], d["groups"], Ghat, reml, kind, d["weights"], d["offset"]
+        )
+        close(result.residuals(kind), expected, 1e-8)
+    close(result.residuals(), result.resid, 0.0)
+    # sum of squares of the whitened ones is r'V^-1 r / sigma2 = nu
+    nu = len(d["y"]) - (3 if reml else 0)
+    assert np.sum(result.residuals("whitened") ** 2) == pytest.approx(nu, rel=1e-9)
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_marginal_covariance_and_correlation(rng, weighted):
+    study = Study(rng, weighted)
+    d = study.part(rng.permutation(np.flatnonzero(study.inside)))
+    result = flc.LinearMixedModel(d["y"], d["X"], d["Z"], d["groups"], weights=d["weights"]).fit()
+    G = oracle.covariance_blocks(result)
+    for subject in (0, 7, np.int32(11)):
+        V = oracle.marginal_covariance(subject, d["Z"], d["groups"], G, result.sigma2, d["weights"])
+        close(result.marginal_covariance(subject), V, 1e-13)
+        sd = np.sqrt(np.diag(V))
+        close(result.marginal_correlation(subject), V / np.outer(sd, sd), 1e-13)
+        assert np.array_equal(np.diag(result.marginal_correlation(subject)), np.ones(len(V))) or np.allclose(
+            np.diag(result.marginal_correlation(subject)), 1.0, rtol=1e-15
+        )
+    for call in (result.marginal_covariance, result.marginal_correlation):
+        with pytest.raises(flc.LMMError, match=r"group has no level 99 among the rows used"):
+            call(99)
+
+
+def test_shares_of_variance_by_hand(rng):
+    study = Study(rng)
+    d = study.part(study.inside)
+    result = study.fit()
+    G, s2 = oracle.covariance_blocks(result), float(result.sigma2)
+    random = np.mean([z @ G @ z for z in d["Z"]])
+    fixed = np.var(d["X"] @ result.params, ddof=1)
+    assert result.icc() == pytest.approx(random / (random + s2), rel=1e-12)
+    assert result.r2()["marginal"] == pytest.approx(fixed / (fixed + random + s2), rel=1e-12)
+    assert result.r2()["conditional"] == pytest.approx((fixed + random) / (fixed + random + s2), rel=1e-12)
+    intercept = flc.LinearMixedModel(d["y"], None, None, d["groups"]).fit()
+    tau2 = intercept.G["group"][0, 0]
+    assert intercept.icc() == pytest.approx(tau2 / (tau2 + intercept.sigma2), rel=1e-13)
+    assert intercept.r2()["marginal"] == pytest.approx(0.0, abs=1e-14)
+    assert intercept.r2()["conditional"] == pytest.approx(intercept.icc(), rel=1e-12)
+
+
+# ------------------------------------------------------------------------------------------------------------
+# simulation
+
+
+@pytest.mark.parametrize(("weighted", "with_offset"), OPTIONS, ids=["plain", "weights", "offset", "both"])
+def test_moments_of_simulated_responses(rng, weighted, with_offset):
+    study = Study(rng, weighted, with_offset)
+    d = study.part(rng.permutation(np.flatnonzero(study.inside)))
+    result = flc.LinearMixedModel(
+        d["y"], d["X"], d["Z"], d["groups"], weights=d["weights"], offset=d["offset"]
+    ).fit()
+    draws = 20_000
+    Y = result.simulate(draws, seed=20240229)
+    n = len(d["y"])
+    assert Y.shape == (draws, n)
+    s2 = result.sigma2
+    V = s2 * oracle.relative_v(d["Z"], d["groups"], oracle.covariance_blocks(result) / s2, d["weights"])
+    mean = d["X"] @ result.params + (0.0 if d["offset"] is None else d["offset"])
+    # exact normal theory; 5.5 standard errors, over some thousand statistics, happen once in 10,000 seeds
+    z = (Y.mean(axis=0) - mean) / np.sqrt(np.diag(V) / draws)
+    assert np.max(np.abs(z)) < 5.5
+    E = Y - mean
+    S = E.T @ E / draws
+    z = (S - V) / np.sqrt((np.outer(np.diag(V), np.diag(V)) + V**2) / draws)
+    assert np.max(np.abs(z)) < 5.5
+    # and together: a chi-square with draws * n degrees of freedom
+    half = scipy.linalg.solve_triangular(np.linalg.cholesky(V), E.T, lower=True)
+    total = np.sum(half**2)
+    assert abs(total - draws * n) / np.sqrt(2.0 * draws * n) < 5.0
+
+
+def test_seeds(rng):
+    result = Study(rng).fit()
+    first = result.simulate(3, seed=5)
+    np.testing.assert_array_equal(first, result.simulate(3, seed=5))
+    assert not np.array_equal(first, result.simulate(3, seed=6))
+    generator = np.random.default_rng(5)
+    np.testing.assert_array_equal(first, result.simulate(3, seed=generator))
+    assert not np.array_equal(first, result.simulate(3, seed=generator))
+    assert not np.array_equal(result.simulate(), result.simulate())
+    assert result.simulate().shape == (1, result.nobs)
+
+
+def test_simulated_effects_of_a_singular_fit(rng):
+    # correlation one: differences between a subject's rows beyond the noise lie on a line
+    x = np.tile([0.0, 1.0, 2.0, 3.0], 10)
+    groups = np.repeat(np.arange(10), 4)
+    u = rng.standard_normal(10)[groups]
+    e = rng.standard_normal((10, 4))
+    Q, _ = np.linalg.qr(np.column_stack([np.ones(4), x[:4]]))
+    y = 3.0 * u + 1.5 * u * x + 0.01 * (e - (e @ Q) @ Q.T).ravel()
+    X = np.column_stack([np.ones(40), x])
+    result = flc.LinearMixedModel(y, X, X, groups).fit()
+    assert result.singular
+    Y = result.simulate(50, seed=1) - X @ result.params
+    b = np.linalg.lstsq(X[:4], Y.reshape(-1, 4).T, rcond=None)[0]
+    sd = np.sqrt(np.diag(oracle.covariance_blocks(result)))
+    # the noise of 0.01 is all that keeps the two effects apart
+    assert np.max(np.abs(b[0] / sd[0] - b[1] / sd[1])) < 6.0 * 0.01 * 2.0
