@@ -35,6 +35,7 @@ cdef extern from "vector.h":
     v8 V8_LOG(v8) nogil
     v8 V8_ABS(v8) nogil
     v8 V8_WHERE_POSITIVE(v8, v8, v8) nogil
+    void v8_transpose(const double* const*, long, const double*, double*) nogil
     double v8_sum(const v8u*) nogil
     double v8_max(const v8u*) nogil
 

@@ -232,7 +232,7 @@ def compress(const double[:, :, ::1] packed, Py_ssize_t n_groups, Py_ssize_t q, 
         return None
     order_array = np.argsort(label_array, kind="stable")
     first_array = np.zeros(n_patterns, dtype=np.int64)
-    first_array[1:] = np.cumsum(counts_array)[:-1]
+    first_array[1:] = np.cumsum(counts_array[: n_patterns - 1])
     first_array = order_array[first_array]
     cdef const int64_t[::1] counts = counts_array.astype(np.int64), order = order_array.astype(np.int64)
     cdef const int64_t[::1] first = first_array.astype(np.int64)

@@ -13,9 +13,8 @@
 # the derivatives follow from dN = -N dG^ N, dE = -N dG^ E.)  The chain to the free elements of L
 # goes through G^ = L L'.  No loop here runs over groups.
 
-cdef void profile_value(Profile* f, int order) noexcept nogil:
-    """Cholesky factor of H, beta, r^2 and the criterion; by order >= 1 also M, w, g and the gradient."""
-    cdef Py_ssize_t k = f.k, p = f.k - 1, i, j, l, pos = 0
+cdef inline void value_of(Py_ssize_t q, Py_ssize_t k, Profile* f, int order) noexcept nogil:
+    cdef Py_ssize_t p = k - 1, i, j, l, pos = 0
     cdef v8u* H = <v8u*> f.H
     cdef v8u* chol = <v8u*> f.chol
     cdef v8u* b = <v8u*> f.b
@@ -55,12 +54,12 @@ cdef void profile_value(Profile* f, int order) noexcept nogil:
     valid = V8_WHERE_POSITIVE(one - V8_ABS(t - t), valid, V8_SET(-1.0))
     (<v8u*> f.value)[0] = V8_WHERE_POSITIVE(valid, t, V8_SET(1e300) * V8_SET(1e300))
     if order >= 1:
-        first_derivatives(f)
+        first_derivatives(q, k, f)
 
 
-cdef void first_derivatives(Profile* f) noexcept nogil:
+cdef inline void first_derivatives(Py_ssize_t q, Py_ssize_t k, Profile* f) noexcept nogil:
     """g = sum N - E M E', gradient in theta = 2 (g L); 2 M = w w', w = sqrt(2) [inverse', sqrt(nu / r^2) b]."""
-    cdef Py_ssize_t q = f.q, k = f.k, p = f.k - 1, a, b, c, i, j, l
+    cdef Py_ssize_t p = k - 1, a, b, c, i, j, l
     cdef v8u* chol = <v8u*> f.chol
     cdef v8u* inverse = <v8u*> f.inverse
     cdef v8u* w = <v8u*> f.weight
@@ -111,28 +110,27 @@ cdef void first_derivatives(Profile* f) noexcept nogil:
         (<v8u*> f.grad)[l] = 2.0 * t
 
 
-cdef inline v8u* tensor_at(Profile* f, Py_ssize_t a, Py_ssize_t b, Py_ssize_t c, Py_ssize_t d) noexcept nogil:
+cdef inline v8u* tensor_at(Py_ssize_t n_a, Profile* f, Py_ssize_t a, Py_ssize_t b, Py_ssize_t c, Py_ssize_t d) noexcept nogil:
     cdef Py_ssize_t i = a * (a + 1) // 2 + b if a >= b else b * (b + 1) // 2 + a
     cdef Py_ssize_t j = c * (c + 1) // 2 + d if c >= d else d * (d + 1) // 2 + c
-    return (<v8u*> f.tensor) + i * f.n_a + j
+    return (<v8u*> f.tensor) + i * n_a + j
 
 
-cdef void add_product(Profile* f, Py_ssize_t a, Py_ssize_t b, Py_ssize_t c, Py_ssize_t d, v8u* out) noexcept nogil:
+cdef inline void add_product(Py_ssize_t n_a, Profile* f, Py_ssize_t a, Py_ssize_t b, Py_ssize_t c, Py_ssize_t d, v8u* out) noexcept nogil:
     """Add half of sum tr(B D N F) for the symmetric unit directions D = (a, b), F = (c, d)."""
     cdef v8 t
-    t = tensor_at(f, d, a, b, c)[0]
+    t = tensor_at(n_a, f, d, a, b, c)[0]
     if a != b:
-        t = t + tensor_at(f, d, b, a, c)[0]
+        t = t + tensor_at(n_a, f, d, b, a, c)[0]
     if c != d:
-        t = t + tensor_at(f, c, a, b, d)[0]
+        t = t + tensor_at(n_a, f, c, a, b, d)[0]
         if a != b:
-            t = t + tensor_at(f, c, b, a, d)[0]
+            t = t + tensor_at(n_a, f, c, b, a, d)[0]
     out[0] = out[0] + 0.5 * t
 
 
-cdef void profile_second(Profile* f, int order) noexcept nogil:
-    """Hessian in vech(G^), then in theta; after `profile_value` with order 1 and the second sweep."""
-    cdef Py_ssize_t q = f.q, k = f.k, p = f.k - 1, n_a = f.n_a, n = f.n_par
+cdef inline void hessian_of(Py_ssize_t q, Py_ssize_t k, Profile* f) noexcept nogil:
+    cdef Py_ssize_t p = k - 1, n_a = q * (q + 1) // 2, n = f.n_par
     cdef Py_ssize_t a, b, c, d, i, j, l, r, alpha, beta
     cdef v8u* inverse = <v8u*> f.inverse
     cdef v8u* gram = <v8u*> f.gram
@@ -210,8 +208,8 @@ cdef void profile_second(Profile* f, int order) noexcept nogil:
                             for j in range(p):
                                 t = t - v[i * k + j] * other[i * k + j]
                     curve[alpha * n_a + beta] = t
-                    add_product(f, a, b, c, d, curve + alpha * n_a + beta)
-                    add_product(f, c, d, a, b, curve + alpha * n_a + beta)
+                    add_product(n_a, f, a, b, c, d, curve + alpha * n_a + beta)
+                    add_product(n_a, f, c, d, a, b, curve + alpha * n_a + beta)
                     curve[beta * n_a + alpha] = curve[alpha * n_a + beta]
                     beta += 1
             alpha += 1
@@ -242,3 +240,30 @@ cdef void profile_second(Profile* f, int order) noexcept nogil:
                 t = t + 2.0 * (<v8u*> f.g)[f.row[i] * q + f.row[j]]
             hess[i * n + j] = t
             hess[j * n + i] = t
+
+
+cdef void profile_value(Profile* f, int order) noexcept nogil:
+    """Cholesky factor of H, beta, r^2 and the criterion; by order >= 1 also M, w, g and the gradient."""
+    # constant sizes let the compiler unroll the shapes that nearly everyone uses
+    if f.q == 1 and f.k == 2:
+        value_of(1, 2, f, order)
+    elif f.q == 1 and f.k == 3:
+        value_of(1, 3, f, order)
+    elif f.q == 2 and f.k == 3:
+        value_of(2, 3, f, order)
+    elif f.q == 2 and f.k == 5:
+        value_of(2, 5, f, order)
+    else:
+        value_of(f.q, f.k, f, order)
+
+
+cdef void profile_second(Profile* f, int order) noexcept nogil:
+    """Hessian in vech(G^), then in theta; after `profile_value` with order 1 and the second sweep."""
+    if f.q == 1 and f.k == 2:
+        hessian_of(1, 2, f)
+    elif f.q == 1 and f.k == 3:
+        hessian_of(1, 3, f)
+    elif f.q == 2 and f.k == 3:
+        hessian_of(2, 3, f)
+    else:
+        hessian_of(f.q, f.k, f)

@@ -90,7 +90,7 @@ cdef void read_responses(const Batch* d, Lanes* s, const double* Y, Py_ssize_t s
     cdef v8u* within = <v8u*> s.within
     cdef double* tile = s.tile
     cdef double shift[8]
-    cdef const double* source
+    cdef const double* row[8]
     cdef v8 v, u, total, t
     cdef bint whole
     total = V8_SET(0.0)
@@ -102,8 +102,8 @@ cdef void read_responses(const Batch* d, Lanes* s, const double* Y, Py_ssize_t s
         beta[j] = V8_SET(0.0)
     for lane in range(LANES):
         # lanes beyond the last response repeat it
-        source = Y + (lane if lane < count else count - 1) * stride
-        shift[lane] = source[0] if d.centre else 0.0
+        row[lane] = Y + (lane if lane < count else count - 1) * stride
+        shift[lane] = row[lane][0] if d.centre else 0.0
     for g in range(d.m):
         while g >= d.groups[pattern + 1]:
             pattern += 1
@@ -113,14 +113,16 @@ cdef void read_responses(const Batch* d, Lanes* s, const double* Y, Py_ssize_t s
             if used == filled:
                 filled = d.n - i if d.n - i < 64 else 64
                 used = 0
-                for lane in range(LANES):
-                    source = Y + (lane if lane < count else count - 1) * stride
-                    if d.order == NULL:
-                        for j in range(filled):
-                            tile[j * LANES + lane] = source[i + j] - shift[lane]
-                    else:
-                        for j in range(filled):
-                            tile[j * LANES + lane] = source[d.order[i + j]] - shift[lane]
+                j = 0
+                if d.order == NULL:
+                    while j + LANES <= filled:
+                        v8_transpose(row, i + j, shift, tile + j * LANES)
+                        j += LANES
+                while j < filled:
+                    at = i + j if d.order == NULL else d.order[i + j]
+                    for lane in range(LANES):
+                        tile[j * LANES + lane] = row[lane][at] - shift[lane]
+                    j += 1
             v = (<v8u*> tile)[used]
             used += 1
             if d.offset != NULL:

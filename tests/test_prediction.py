@@ -1,8 +1,8 @@
 """Predictions, residuals, shares of variance and simulation, against dense algebra.
 
-Predictions are judged by `kriging`: the joint covariance of the rows that were fitted, of rows observed later and of the
-rows to predict, best linear unbiased prediction by generalised least squares, and its mean squared error. Nothing in it
-knows of groups, random effects or Henderson's equations.
+Predictions are judged by `kriging`: the joint covariance of the rows that were fitted, of rows observed later and of
+the rows to predict, best linear unbiased prediction by generalised least squares, and its mean squared error. Nothing
+in it knows of groups, random effects or Henderson's equations.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class Study:
         ).fit(reml=reml)
 
 
-def kriging(result, seen, new, extra=None, *, level, noise, prior_variance=True):
+def kriging(result, seen, new, extra=None, *, level, noise):
     """Best linear unbiased prediction of the rows `new` from the rows `seen`, and its mean squared error.
 
     G and sigma2 are those of the result; beta is estimated from `seen` alone, then `extra` (rows of other subjects)
@@ -149,9 +149,7 @@ def test_best_linear_unbiased_prediction(rng, level, weighted, with_offset, reml
         close(found["mean"], mean)
         close(found["se"], np.sqrt(variance))
         for coverage in (0.5, 0.95):
-            found = result.predict(
-                arrays(new), interval=interval, coverage=coverage, weights=new["weights"], **options
-            )
+            found = result.predict(arrays(new), interval=interval, coverage=coverage, weights=new["weights"], **options)
             width = norm.ppf(0.5 + coverage / 2.0) * np.sqrt(variance)
             close(found["lower"], mean - width)
             close(found["upper"], mean + width)
@@ -163,9 +161,7 @@ def test_prediction_for_other_shapes(rng, q, structure):
     result = study.fit()
     new = new_rows(rng, [1, 2, 2, 9], q=q)
     for interval in ("confidence", "prediction"):
-        mean, variance = kriging(
-            result, study.part(study.inside), new, level="subject", noise=interval == "prediction"
-        )
+        mean, variance = kriging(result, study.part(study.inside), new, level="subject", noise=interval == "prediction")
         found = result.predict(arrays(new), level="subject", interval=interval)
         # where the fit is singular or the polynomials are nearly collinear some digits go into the inverse of V
         close(found["mean"], mean, 1e-8)
@@ -185,9 +181,7 @@ def test_one_subject_by_the_oracle(rng, reml):
             new["X"], new["Z"], seen["y"][own], seen["X"][own], seen["Z"][own], result.params,
             oracle.covariance_blocks(result), result.sigma2, result.cov_params(), noise=noise,
         )  # fmt: skip
-        found = result.predict(
-            arrays(new), level="subject", interval="prediction" if noise else "confidence"
-        )
+        found = result.predict(arrays(new), level="subject", interval="prediction" if noise else "confidence")
         close(found["mean"], mean)
         close(found["se"], np.sqrt(np.diag(covariance)))
 
@@ -433,14 +427,12 @@ def test_residuals(rng, weighted, with_offset, reml):
     study = Study(rng, weighted, with_offset)
     order = rng.permutation(np.flatnonzero(study.inside))
     d = study.part(order)
-    result = flc.LinearMixedModel(
-        d["y"], d["X"], d["Z"], d["groups"], weights=d["weights"], offset=d["offset"]
-    ).fit(reml=reml)
+    result = flc.LinearMixedModel(d["y"], d["X"], d["Z"], d["groups"], weights=d["weights"], offset=d["offset"]).fit(
+        reml=reml
+    )
     Ghat = oracle.covariance_blocks(result) / result.sigma2
     for kind in ("conditional", "marginal", "pearson", "whitened"):
-        expected = oracle.residuals(
-            d["y"], d["X"], d["Z"], d["groups"], Ghat, reml, kind, d["weights"], d["offset"]
-        )
+        expected = oracle.residuals(d["y"], d["X"], d["Z"], d["groups"], Ghat, reml, kind, d["weights"], d["offset"])
         close(result.residuals(kind), expected, 1e-8)
     close(result.residuals(), result.resid, 0.0)
     # sum of squares of the whitened ones is r'V^-1 r / sigma2 = nu
@@ -492,9 +484,7 @@ def test_shares_of_variance_by_hand(rng):
 def test_moments_of_simulated_responses(rng, weighted, with_offset):
     study = Study(rng, weighted, with_offset)
     d = study.part(rng.permutation(np.flatnonzero(study.inside)))
-    result = flc.LinearMixedModel(
-        d["y"], d["X"], d["Z"], d["groups"], weights=d["weights"], offset=d["offset"]
-    ).fit()
+    result = flc.LinearMixedModel(d["y"], d["X"], d["Z"], d["groups"], weights=d["weights"], offset=d["offset"]).fit()
     draws = 20_000
     Y = result.simulate(draws, seed=20240229)
     n = len(d["y"])

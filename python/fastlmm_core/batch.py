@@ -23,7 +23,7 @@ __all__ = ["BatchResult", "fit_many"]
 
 Array = NDArray[np.float64]
 
-CHUNK_BYTES = 2**20
+CHUNK_BYTES = 2**22
 """Size of the pieces in which responses are handed to threads."""
 
 MAX_ITERATIONS = 40

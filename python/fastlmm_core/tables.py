@@ -124,17 +124,17 @@ def _column(cells: list[str]) -> NDArray[Any]:
     """The array of whole numbers, of numbers or of text that the cells make."""
     gaps = [cell in MISSING for cell in cells]
     complete = not any(gaps)
+    short = max(map(len, cells)) <= _LONG
     # Python reads 1_000 as a number, a file does not mean one by it
-    if not all(gaps) and not any("_" in cell for cell in cells):
+    if short and not all(gaps) and not any("_" in cell for cell in cells):
+        filled = np.array(["nan" if gap else cell for gap, cell in zip(gaps, cells, strict=True)])
         for kind in (np.int64, np.float64) if complete else (np.float64,):
             try:
-                return np.array(
-                    cells if complete else ["nan" if gap else cell for cell, gap in zip(cells, gaps, strict=True)]
-                ).astype(kind)
+                return filled.astype(kind)
             except (ValueError, OverflowError):
                 continue
-    if complete and max(map(len, cells)) <= _LONG:
-        return np.array(cells)
+        if complete:
+            return filled
     out = np.empty(len(cells), dtype=object)
     out[:] = [None if gap else cell for cell, gap in zip(cells, gaps, strict=True)]
     return out
