@@ -1,4 +1,4 @@
-# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, initializedcheck=False
+# cython: language_level=3
 """Algebra of matrices of a few rows, where a call of LAPACK costs more than the arithmetic."""
 from libc.math cimport fabs, log, sqrt
 

@@ -1,4 +1,4 @@
-# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, initializedcheck=False
+# cython: language_level=3
 """Fits of many responses on one design: owns the arrays that the lanes over responses read (see _responses.pxi)."""
 from libc.stdint cimport int64_t
 from libc.stdlib cimport free, malloc

@@ -1,4 +1,4 @@
-# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, initializedcheck=False
+# cython: language_level=3
 """The criterion of one grouping factor as a function of theta: sweeps over groups, then the algebra of their sums.
 
 The loops over groups are in _lanes.pyx, the formulas of criterion, gradient and Hessian in _profile.pxi; here they
@@ -73,29 +73,41 @@ def factor_groups(const double[:, ::1] raw, const double[:, ::1] z_transform, co
 
 
 def group_effects(const double[:, :, ::1] packed, Py_ssize_t n_groups, const double[:, ::1] factor,
-                  const double[::1] contrast, bint covariance):
-    """e_i = Z_i'V_i^-1 [X_i y_i] contrast and, if asked for, N_i = Z_i'V_i^-1 Z_i of every group.
+                  const double[::1] contrast, bint precision=False, bint conditional=False):
+    """e_i = Z_i'V_i^-1 [X_i y_i] contrast of every group and, if asked for, a matrix of each.
+
+    Parameters
+    ----------
+    packed : (blocks, K, 8) array
+    n_groups : int
+    factor : (q, q) array
+        L.
+    contrast : (p + 1,) array
+    precision, conditional : bool
+        Which matrix, if any: N_i = Z_i'V_i^-1 Z_i, or L (I + L'Z_i'Z_i L)^-1 L', which is cov(b_i | y) / sigma^2.
 
     Returns
     -------
     e : (n_groups, q) array
-    N : (n_groups, q, q) array or None
+    matrices : (n_groups, q, q) array or None
     """
     cdef Shape shape = make_shape(factor.shape[0], contrast.shape[0])
     cdef Py_ssize_t n_blocks = packed.shape[0]
+    cdef bint wanted = precision or conditional
     e_array = np.empty((n_blocks * LANES, shape.q))
-    n_array = np.empty((n_blocks * LANES, shape.q, shape.q)) if covariance else None
-    scratch = np.empty((3 * shape.q * shape.q + shape.n_c + shape.q) * LANES)
+    matrix_array = np.empty((n_blocks * LANES, shape.q, shape.q)) if wanted else None
+    scratch = np.empty((4 * shape.q * shape.q + shape.n_c + shape.q) * LANES)
     cdef double[:, ::1] e = e_array
     cdef double[::1] s = scratch
-    cdef double[:, :, ::1] N
-    cdef double* n_out = NULL
-    if covariance:
-        N = n_array
-        n_out = &N[0, 0, 0]
+    cdef double[:, :, ::1] matrices
+    cdef double* out = NULL
+    if wanted:
+        matrices = matrix_array
+        out = &matrices[0, 0, 0]
     with nogil:
-        kernels.effects(&shape, n_blocks, &packed[0, 0, 0], &factor[0, 0], &contrast[0], &e[0, 0], n_out, &s[0])
-    return e_array[:n_groups], n_array[:n_groups] if covariance else None
+        kernels.effects(&shape, n_blocks, &packed[0, 0, 0], &factor[0, 0], &contrast[0], &e[0, 0], out, conditional,
+                        &s[0])
+    return e_array[:n_groups], matrix_array[:n_groups] if wanted else None
 
 
 cdef inline void spread(const double* values, Py_ssize_t n, double* vectors) noexcept nogil:

@@ -1,4 +1,4 @@
-# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, initializedcheck=False
+# cython: language_level=3
 """Per-group Cholesky factors, log-determinants and quadratic forms, eight groups at a time.
 
 The packed form of a group i is (R_i, c_i, n_i): A_i = Z_i'Z_i = R_i'R_i with R_i upper
@@ -385,21 +385,25 @@ cdef void curvature(
 
 cdef void effects(
     const Shape* shape, Py_ssize_t n_blocks, const double* packed, const double* factor, const double* contrast,
-    double* e_out, double* n_out, double* scratch,
+    double* e_out, double* matrix_out, bint conditional, double* scratch,
 ) noexcept nogil:
-    """e_i = E_i contrast (n_blocks * 8, q) and N_i (n_blocks * 8, q, q) of every packed group.
+    """e_i = E_i contrast (n_blocks * 8, q) and a matrix (n_blocks * 8, q, q) of every packed group.
 
-    n_out may be NULL.  scratch: 8 (3 q^2 + q k + q) doubles.
+    The matrix is N_i or, if `conditional`, L (I + L'A_i L)^-1 L' = S'S with M M' = I + U'U, S = M^-1 L': a sum of
+    squares, where G^ - G^ N_i G^ would cancel.  matrix_out may be NULL.
+    scratch: 8 (4 q^2 + q k + q) doubles.
     """
     cdef Py_ssize_t q = shape.q, k = shape.k
     cdef Py_ssize_t block, a, b, l, j, lane
     cdef v8u* U = <v8u*> scratch
     cdef v8u* W = U + q * q
     cdef v8u* Y = W + q * q
-    cdef v8u* D = Y + q * q
+    cdef v8u* S = Y + q * q
+    cdef v8u* D = S + q * q
     cdef v8u* d = D + q * k
+    cdef v8u* half
     cdef const v8u* R
-    cdef v8 t, det
+    cdef v8 t, u, det
     for block in range(n_blocks):
         R = (<const v8u*> packed) + block * shape.stride
         whiten(q, k, R, R + shape.n_a, factor, U, W, Y, D, &det)
@@ -414,14 +418,38 @@ cdef void effects(
                 t = t + Y[l * q + a] * d[l]
             for lane in range(LANES):
                 e_out[(block * LANES + lane) * q + a] = (<double*> &t)[lane]
-        if n_out != NULL:
+        if matrix_out == NULL:
+            continue
+        half = Y
+        if conditional:
+            half = S
             for a in range(q):
-                for b in range(q):
-                    t = V8_SET(0.0)
+                for b in range(a + 1):
+                    t = V8_SET(1.0 if a == b else 0.0)
                     for l in range(q):
-                        t = t + Y[l * q + a] * Y[l * q + b]
-                    for lane in range(LANES):
-                        n_out[((block * LANES + lane) * q + a) * q + b] = (<double*> &t)[lane]
+                        t = t + U[l * q + a] * U[l * q + b]
+                    W[a * q + b] = t
+                for b in range(q):
+                    S[a * q + b] = V8_SET(factor[b * q + a])
+            for a in range(q):
+                u = V8_SET(1.0) / V8_SQRT(W[a * q + a])
+                for b in range(q):
+                    S[a * q + b] = S[a * q + b] * u
+                for b in range(a + 1, q):
+                    W[b * q + a] = W[b * q + a] * u
+                for b in range(a + 1, q):
+                    t = W[b * q + a]
+                    for l in range(a + 1, b + 1):
+                        W[b * q + l] = W[b * q + l] - t * W[l * q + a]
+                    for l in range(q):
+                        S[b * q + l] = S[b * q + l] - t * S[a * q + l]
+        for a in range(q):
+            for b in range(q):
+                t = V8_SET(0.0)
+                for l in range(q):
+                    t = t + half[l * q + a] * half[l * q + b]
+                for lane in range(LANES):
+                    matrix_out[((block * LANES + lane) * q + a) * q + b] = (<double*> &t)[lane]
 
 
 include "_profile.pxi"

@@ -1,4 +1,4 @@
-# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, initializedcheck=False
+# cython: language_level=3
 """Trust-region Newton with exact Hessians, for criteria of a few dozen parameters.
 
 Each step minimises the quadratic model within a ball by the eigendecomposition of the Hessian
@@ -131,12 +131,14 @@ def minimize_newton(Objective f, const double[::1] start, double tolerance=1e-8,
     lowest : float
         Smallest eigenvalue of the Hessian divided by the largest absolute one.
     n_evaluations : int
-    trace : (n_evaluations, 3) array
+    trace : list of tuples
         Value, decrement and radius at each accepted point.
+    finished : bool
+        False where the limit on iterations ended the search.
     """
     cdef Py_ssize_t n = f.n_par, i, iteration, n_evaluations = 0
     cdef double value, gain, change, ratio, norm, decrement, best_decrement, noise, largest = 0.0, smallest = INFINITY
-    cdef bint inside = False, accept, stop = False
+    cdef bint inside = False, accept, stop = False, finished = False
     x_array = np.array(start, dtype=float)
     trial_array = np.empty(n)
     trace = []
@@ -178,6 +180,7 @@ def minimize_newton(Objective f, const double[::1] start, double tolerance=1e-8,
                     norm = sqrt(norm)
                     status = f.evaluate_(&trial[0], 2)
             if stop:
+                finished = True
                 break
             n_evaluations += 1
             noise = 10.0 * f.noise_
@@ -210,6 +213,7 @@ def minimize_newton(Objective f, const double[::1] start, double tolerance=1e-8,
                 # Q, w and c still belong to x
                 radius = 0.25 * norm
                 if stop or radius <= 1e-14 * (1.0 + max(map(abs, x_array))):
+                    finished = True
                     break
         with nogil:
             f.evaluate_(&x[0], 2)
@@ -222,6 +226,6 @@ def minimize_newton(Objective f, const double[::1] start, double tolerance=1e-8,
         gradient = np.array(<double[:n]> f.grad_)
         hessian = np.array(<double[:n * n]> f.hess_).reshape(n, n)
         return (x_array, gradient, hessian, value, decrement, smallest / largest if largest > 0.0 else 0.0,
-                n_evaluations, trace)
+                n_evaluations, trace, finished)
     finally:
         free(work)

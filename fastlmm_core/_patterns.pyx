@@ -1,4 +1,4 @@
-# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, initializedcheck=False
+# cython: language_level=3
 """Groups that share one Z_i'Z_i, replaced by at most q(p+1) columns each.
 
 The criterion and all its derivatives see the groups of one pattern k only through their number

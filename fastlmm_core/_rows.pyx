@@ -1,4 +1,4 @@
-# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, initializedcheck=False
+# cython: language_level=3
 """Rows to cross-products: the only code that reads the data.
 
 With x~ = (x - shift) * scale (optionally times an upper triangular T), z~ alike, and
@@ -416,6 +416,7 @@ def within_rows(
     const double[:, ::1] xy_transform,
     const double[:, ::1] z_transform,
     const double[:, :, ::1] packed,
+    bint by_group=False,
 ):
     """Sum over rows of w e e', e = [x_o y_o] - z_o'B_i: the part within groups without subtraction of sums.
 
@@ -429,10 +430,12 @@ def within_rows(
     xy_transform, z_transform : upper triangular (p+1, p+1) and (q, q) arrays
     packed : (blocks, K, 8) array
         Factored groups (R, c, count); B_i = R_i^-1 c_i.
+    by_group : bool
+        Give each group's own sum.
 
     Returns
     -------
-    ((p+1)(p+2)/2,) array
+    ((p+1)(p+2)/2,) array, or one such row for every position of `packed`
     """
     cdef Py_ssize_t n = X.shape[0], p = X.shape[1], q = Z.shape[1], k = p + 1, n_a = q * (q + 1) // 2
     cdef Py_ssize_t i, j, l, a, b, g, pos, at
@@ -440,8 +443,8 @@ def within_rows(
     b_array = np.zeros((packed.shape[0] * LANES, q, k))
     cdef double[:, :, ::1] B = b_array
     cdef double[::1] e = np.empty(k), z = np.empty(q), x = np.empty(k), zs = np.empty(q)
-    s_array = np.zeros(k * (k + 1) // 2)
-    cdef double[::1] s = s_array
+    s_array = np.zeros((packed.shape[0] * LANES if by_group else 1, k * (k + 1) // 2))
+    cdef double[:, ::1] s = s_array
     with nogil:
         for g in range(packed.shape[0] * LANES):
             for a in range(q - 1, -1, -1):
@@ -480,6 +483,6 @@ def within_rows(
             pos = 0
             for j in range(k):
                 for l in range(j + 1):
-                    s[pos] += w * e[j] * e[l]
+                    s[g if by_group else 0, pos] += w * e[j] * e[l]
                     pos += 1
-    return s_array
+    return s_array if by_group else s_array[0]

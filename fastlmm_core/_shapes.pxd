@@ -21,7 +21,8 @@ ctypedef double (*moments_t)(
 ctypedef void (*curvature_t)(
     const Shape*, Py_ssize_t, Py_ssize_t, const double*, const double*, const double*, double*, double*) noexcept nogil
 ctypedef void (*effects_t)(
-    const Shape*, Py_ssize_t, const double*, const double*, const double*, double*, double*, double*) noexcept nogil
+    const Shape*, Py_ssize_t, const double*, const double*, const double*, double*, double*, bint, double*
+    ) noexcept nogil
 
 
 # One evaluation of the profiled criterion, eight at a time: everything but the loop over groups.

@@ -1,4 +1,4 @@
-# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, initializedcheck=False
+# cython: language_level=3
 """Residuals multiplied by the inverse Cholesky factor of V_i, without forming V_i.
 
 For rows t of a group in the order in which they stand, the t-th element of chol(V_i)^-1 r_i is the

@@ -182,6 +182,7 @@ def test_types_of_columns():
     np.testing.assert_array_equal(data["gap_i"], [1.0, np.nan, 3.0])
     assert data["gap_text"].tolist() == ["p", None, "q"]
     assert data["under"].tolist() == ["1_0", "2_0", "3_0"]
+    assert data["text"].dtype.kind == data["under"].dtype.kind == "U"  # which can be grouped without pandas
 
 
 @pytest.mark.parametrize("separator", [",", ";", "\t", ", "])

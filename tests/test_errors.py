@@ -190,7 +190,7 @@ def test_weights_that_are_not_positive(value):
 )
 def test_collinear_random_effects(extra, column, structure):
     Z = good()["Z"]
-    with pytest.raises(LMMError, match=rf"^Z: column {column} is zero or a linear combination.*remove it"):
+    with pytest.raises(LMMError, match=rf"^Z: column {column} is zero or (a linear combination|proportional).*remove it"):
         model(Z=np.column_stack([Z, *extra(Z)]), structure=structure)
 
 
@@ -577,7 +577,7 @@ def test_a_callable_that_stays_where_it_is_is_found_out():
     result = flc.LinearMixedModel(*ref.arrays).fit(method=lazy, start=[3.0, 1.0, 2.0])
     assert result.converged is False
     np.testing.assert_allclose(result.theta, [3.0, 1.0, 2.0], rtol=1e-10)
-    # at a saddle the gradient says yes and the curvature no
+    # at the saddle of Lambda = 0 the gradient says yes and the curvature no
     result = flc.LinearMixedModel(*ref.arrays).fit(method=lazy, start=[0.0, 0.0, 0.0])
     assert result.converged is False
-    assert "saddle" in result.message
+    assert "can still be lowered" in result.message

@@ -1,5 +1,4 @@
 from collections.abc import Sequence
-from typing import Literal, overload
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -10,14 +9,14 @@ _Array = NDArray[np.float64]
 
 def use_kernels(addresses: Sequence[int]) -> None: ...
 def factor_groups(raw: _Array, z_transform: _Array, xy_transform: _Array) -> tuple[_Array, _Array]: ...
-@overload
 def group_effects(
-    packed: _Array, n_groups: int, factor: _Array, contrast: _Array, covariance: Literal[True]
-) -> tuple[_Array, _Array]: ...
-@overload
-def group_effects(
-    packed: _Array, n_groups: int, factor: _Array, contrast: _Array, covariance: Literal[False]
-) -> tuple[_Array, None]: ...
+    packed: _Array,
+    n_groups: int,
+    factor: _Array,
+    contrast: _Array,
+    precision: bool = False,
+    conditional: bool = False,
+) -> tuple[_Array, _Array | None]: ...
 
 class ClusterCriterion(Objective):
     reml: bool

@@ -37,4 +37,5 @@ def within_rows(
     xy_transform: _Array,
     z_transform: _Array,
     packed: _Array,
+    by_group: bool = False,
 ) -> _Array: ...

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -14,12 +14,14 @@ from numpy.typing import NDArray
 from . import kernels
 from .distributions import two_sided_p
 from .errors import LMMError
+from .optimize import SINGULAR
+from .simulation import STREAM
 
 if TYPE_CHECKING:
     from .model import LinearMixedModel
     from .results import LMMResult
 
-__all__ = ["BatchResult", "fit_many"]
+__all__ = ["BatchResult", "fit_drawn", "fit_many", "progress_bar"]
 
 Array = NDArray[np.float64]
 
@@ -99,7 +101,12 @@ class BatchResult:
         inner = np.zeros((len(self), structure.q, structure.q))
         rows, columns = structure.positions
         inner[:, rows, columns] = self._theta_o
-        return structure.canonical_many(self.model.problem.z_map @ inner)
+        problem = self.model.problem
+        out = structure.natural(problem.z_map, inner)
+        edge = self.singular
+        negligible = SINGULAR * float(np.sqrt(problem.m / problem.n))
+        out[edge] = structure.natural(problem.z_map, inner[edge], negligible)
+        return out
 
     @property
     def theta(self) -> Array:
@@ -262,8 +269,8 @@ def _scoring(model: LinearMixedModel, packed: Array) -> tuple[Array, Array]:
     q = structure.q
     fitted = model.fit().optimum.factor
     relative = fitted @ fitted.T + 0.25 * problem.m / problem.n * np.eye(q)
-    first = structure.canonical(np.linalg.cholesky(relative))
-    _, n_i = kernels.group_effects(packed, problem.m, first, np.zeros(problem.rank + 1), True)
+    first = structure.canonical(np.asarray(np.linalg.cholesky(relative), dtype=np.float64))
+    _, n_i = kernels.group_effects(packed, problem.m, first, np.zeros(problem.rank + 1), precision=True)
     assert n_i is not None
     outer = np.tensordot(n_i, n_i, axes=(0, 0))  # [a, b, c, d] = sum N_ab N_cd
     lower, upper = np.tril_indices(q)
@@ -274,7 +281,9 @@ def _scoring(model: LinearMixedModel, packed: Array) -> tuple[Array, Array]:
             others = {(c, d), (d, c)}
             information[i, j] = sum(outer[f, s, t, e] for s, t in pairs for e, f in others)
     rows, columns = structure.positions
-    free = np.array([(a, b) in set(zip(rows.tolist(), columns.tolist(), strict=True)) for a, b in zip(lower, upper, strict=True)])
+    free = np.array(
+        [(a, b) in set(zip(rows.tolist(), columns.tolist(), strict=True)) for a, b in zip(lower, upper, strict=True)]
+    )
     scoring = np.zeros_like(information)
     scoring[np.ix_(free, free)] = np.linalg.pinv(information[np.ix_(free, free)])
     return np.ascontiguousarray(first), scoring
@@ -318,46 +327,81 @@ def fit_many(
     memory: float = 64.0,
 ) -> BatchResult:
     """See `LinearMixedModel.fit_many`."""
-    problem = model.problem
-    n = problem.n
-    shared = model.batch_design()
+    jobs = _jobs(n_jobs)
+    if not memory > 0.0:
+        raise LMMError(f"memory={memory} must be a positive number of megabytes")
+    blocks, count, whole = _blocks(Y, model.nobs)
+    size = int(max(8, min(CHUNK_BYTES, memory * 2**20 / (2 * jobs)) // (8 * model.nobs) // 8 * 8))
+    return _fit(model, _chunks(blocks, size), count, whole, reml, jobs, progress)
+
+
+def fit_drawn(
+    model: LinearMixedModel,
+    blocks: Iterator[Callable[[], Array]],
+    count: int,
+    reml: bool,
+    n_jobs: int | None,
+    progress: bool,
+) -> BatchResult:
+    """Fit responses that are drawn, block by block, on the thread that fits them."""
+    return _fit(model, blocks, count, None, reml, _jobs(n_jobs), progress)
+
+
+def _jobs(n_jobs: int | None) -> int:
     jobs = (os.cpu_count() or 1) if n_jobs is None else int(n_jobs)
     if jobs < 1:
         raise LMMError(f"n_jobs={n_jobs} must be at least 1")
-    blocks, count, whole = _blocks(Y, n)
-    size = int(max(8, min(CHUNK_BYTES, memory * 2**20 / (2 * jobs)) // (8 * n) // 8 * 8))
-    offset = problem.log_constant - (problem.log_jacobian if reml else 0.0)
+    return jobs
+
+
+def _fit(
+    model: LinearMixedModel,
+    blocks: Iterator[Any],
+    count: int | None,
+    whole: Any,
+    reml: bool,
+    jobs: int,
+    progress: bool,
+) -> BatchResult:
+    """Fit blocks (arrays, or functions that return them) of in all `count` responses (None: unknown)."""
+    shared = model.batch_design()
     pieces: list[BatchResult] = []
     if count is not None:
         pieces.append(BatchResult(model, reml, count, whole))
 
-    def run(chunk: Array, into: BatchResult, first: int, scale: float = 0.0) -> int:
-        dense = np.ascontiguousarray(chunk, dtype=np.float64)
-        shared.fit(
-            dense, first, reml, offset, scale, into._theta_o, into.params, into.bse, into.sigma2, into.criterion,
-            into.gradient_norm, into._status, into.n_evaluations,
-        )  # fmt: skip
-        _second_look(model, dense, into, first, run, reml)
-        return len(chunk)
+    def run(block: Any, into: BatchResult, first: int) -> int:
+        dense = np.ascontiguousarray(block() if callable(block) else block, dtype=np.float64)
+        _lanes(shared, dense, into, first)
+        _second_look(model, dense, into, first)
+        return len(dense)
 
-    def tasks() -> Iterator[tuple[Array, BatchResult, int]]:
+    def tasks() -> Iterator[tuple[Any, BatchResult, int]]:
         at = 0
-        for chunk in _chunks(blocks, size):
+        for block in blocks:
             if count is None:
                 # results of a stream grow with it
-                pieces.append(BatchResult(model, reml, len(chunk), None))
-                yield chunk, pieces[-1], 0
+                pieces.append(BatchResult(model, reml, len(block), None))
+                yield block, pieces[-1], 0
             else:
-                yield chunk, pieces[0], at
-                at += len(chunk)
+                yield block, pieces[0], at
+                at += STREAM if callable(block) else len(block)
 
-    bar = _progress_bar(count) if progress else None
+    bar = progress_bar(count) if progress else None
     try:
         _in_threads(run, tasks(), jobs, bar)
     finally:
         if bar is not None:
             bar.close()
     return pieces[0] if count is not None else _joined(model, reml, pieces)
+
+
+def _lanes(shared: kernels.BatchDesign, Y: Array, into: BatchResult, first: int, scale: float = 0.0) -> None:
+    problem = into.model.problem
+    offset = problem.log_constant - (problem.log_jacobian if into.reml else 0.0)
+    shared.fit(
+        Y, first, into.reml, offset, scale, into._theta_o, into.params, into.bse, into.sigma2, into.criterion,
+        into.gradient_norm, into._status, into.n_evaluations,
+    )  # fmt: skip
 
 
 def _in_threads(run: Any, tasks: Iterator[Any], jobs: int, bar: Any) -> None:
@@ -389,26 +433,22 @@ def _in_threads(run: Any, tasks: Iterator[Any], jobs: int, bar: Any) -> None:
             raise
 
 
-def _second_look(model: LinearMixedModel, Y: Array, into: BatchResult, first: int, run: Any, reml: bool) -> None:
+def _second_look(model: LinearMixedModel, Y: Array, into: BatchResult, first: int) -> None:
     """Other starts where an optimum lies on the boundary; the single-fit path where the lanes did not certify."""
     part = slice(first, first + len(Y))
     status = into._status[part]
     edge = np.flatnonzero(status == BOUNDARY)
     if len(edge):
-        shared, problem = model.batch_design(), model.problem
-        offset = problem.log_constant - (problem.log_jacobian if reml else 0.0)
-        for scale in (1.0, 4.0 * float(np.sqrt(problem.m / problem.n))):
-            other = BatchResult(model, reml, len(edge), None)
-            shared.fit(
-                np.ascontiguousarray(Y[edge]), 0, reml, offset, scale, other._theta_o, other.params, other.bse,
-                other.sigma2, other.criterion, other.gradient_norm, other._status, other.n_evaluations,
-            )  # fmt: skip
+        chosen = np.ascontiguousarray(Y[edge])
+        for scale in (1.0, 4.0 * float(np.sqrt(model.problem.m / model.problem.n))):
+            other = BatchResult(model, into.reml, len(edge), None)
+            _lanes(model.batch_design(), chosen, other, 0, scale)
             into.n_evaluations[first + edge] += other.n_evaluations
             better = np.flatnonzero((other._status > 0) & (other.criterion < into.criterion[first + edge] - 1e-9))
             for name in _FIELDS:
                 getattr(into, name)[first + edge[better]] = getattr(other, name)[better]
     for i in np.flatnonzero(status == 0):
-        _single(model, Y[i], into, first + int(i), reml)
+        _single(model, Y[i], into, first + int(i))
     lost = first + np.flatnonzero(into._status[part] < 0)
     for name in ("_theta_o", "params", "bse", "sigma2", "criterion", "gradient_norm"):
         getattr(into, name)[lost] = np.nan
@@ -417,16 +457,16 @@ def _second_look(model: LinearMixedModel, Y: Array, into: BatchResult, first: in
 _FIELDS = ("_theta_o", "params", "bse", "sigma2", "criterion", "gradient_norm", "_status")
 
 
-def _single(model: LinearMixedModel, y: Array, into: BatchResult, at: int, reml: bool) -> None:
+def _single(model: LinearMixedModel, y: Array, into: BatchResult, at: int) -> None:
     """Fit one response by the single-fit path."""
     try:
-        result = model.refit(y, reml=reml)
+        result = model.refit(y, reml=into.reml)
     except LMMError:
         into._status[at] = -2
         return
     problem = model.problem
     # theta of the fit in the coordinates of this design
-    inner = np.linalg.solve(problem.z_map, result._factor)
+    inner: Array = np.asarray(np.linalg.solve(problem.z_map, result._factor), dtype=np.float64)
     into._theta_o[at] = model.structure.theta(model.structure.canonical(inner))
     into.params[at] = result._params
     into.bse[at] = np.sqrt(np.diag(result._cov))
@@ -445,9 +485,9 @@ def _joined(model: LinearMixedModel, reml: bool, pieces: list[BatchResult]) -> B
     return out
 
 
-def _progress_bar(total: int | None) -> Any:
+def progress_bar(total: int | None) -> Any:
     try:
-        from tqdm.auto import tqdm
+        from tqdm.auto import tqdm  # type: ignore[import-untyped]
     except ImportError:
         raise LMMError("progress=True needs tqdm: pip install 'fastlmm-core[progress]'") from None
     return tqdm(total=total, unit="fit")

@@ -145,7 +145,7 @@ def _revealed(columns: Array, shift_scale: Array, weights: Array | None) -> tupl
     length = np.linalg.norm(scaled, axis=0)
     length[length == 0.0] = 1.0
     scaled /= length
-    r = np.linalg.qr(scaled, mode="r")
+    r: Array = np.asarray(np.linalg.qr(scaled, mode="r"), dtype=np.float64)
     kept: list[int] = []
     basis = np.zeros((r.shape[0], 0))
     for j in range(r.shape[1]):
@@ -157,7 +157,7 @@ def _revealed(columns: Array, shift_scale: Array, weights: Array | None) -> tupl
             kept.append(j)
             basis = np.column_stack([basis, rest / norm])
     index = np.array(kept, dtype=np.intp)
-    triangle = np.linalg.qr(r[:, index] * length[index], mode="r")
+    triangle: Array = np.asarray(np.linalg.qr(r[:, index] * length[index], mode="r"), dtype=np.float64)
     return index, triangle
 
 
@@ -230,9 +230,11 @@ def condition(
             x_columns, y, Z, codes, base, n_slots, weights, offset, x_scale, z_scale, beta0,
             x_constant, z_constant, x_transform, z_transform,
         )  # fmt: skip
-        if not np.isfinite(packed_s).all():
+        if not (np.isfinite(packed_s).all() and np.isfinite(gram).all()):
             _refuse(y, X, Z, weights, offset)
             raise LMMError("the data overflow: rescale y, X, Z or weights to values below 1e100 in size")
+        if attempt == 0:
+            _check_size(n, int(np.count_nonzero(raw[:, -1])), q, group_name)
         if not varies:
             raise LMMError("y is constant: there is nothing to model; check that the right column is the response")
         if not constant:
@@ -241,8 +243,6 @@ def condition(
             z_scale, z_constant = kernels.column_scales(Z, SAMPLE, False)
             beta0 = np.zeros(p)
             continue
-        if attempt == 0:
-            _check_size(n, int(np.count_nonzero(raw[:, -1])), q, group_name)
         S = kernels.unpack(packed_s, len(kept) + 1)
         r = len(kept)
         to_x, x_margin = kernels.orthonormal(S[:r, :r])
@@ -273,7 +273,8 @@ def condition(
             continue
         break
     return _finish(
-        y, X, Z, x_columns, codes, base, offset, n, structure, raw, S, beta0, beta1, kept, x_scale, z_scale, x_constant, z_constant,
+        y, X, Z, x_columns, codes, base, offset, n, structure, raw, S, beta0, beta1, kept, x_scale, z_scale,
+        x_constant, z_constant,
         x_transform, z_transform, to_x, to_z, weights,
     )  # fmt: skip
 
@@ -301,13 +302,26 @@ def _z_rotation(gram: Array, n: int, structure: CovarianceStructure) -> tuple[Ar
     for block in structure.blocks:
         part = slice(block.start, block.stop)
         inner = gram[part, part]
-        rotation, smallest = kernels.orthonormal(inner)
-        margin = min(margin, smallest)
-        if block.structure != "full":
+        if block.structure == "full":
+            rotation, smallest = kernels.orthonormal(inner)
+            margin = min(margin, smallest)
+        else:
             size = np.sqrt(np.diag(inner))
             rotation = np.diag(1.0 / np.where(size > 0.0, size, 1.0))
+            _check_diagonal(inner, size, block.start)
         out[part, part] = rotation * np.sqrt(n)
     return out, margin
+
+
+def _check_diagonal(gram: Array, size: Array, start: int) -> None:
+    """Independent random effects may have dependent columns, but not zero or proportional ones."""
+    for j in range(len(size)):
+        length = np.where(size[:j] > 0.0, size[:j], 1.0)
+        if size[j] == 0.0 or (np.abs(gram[j, :j]) >= (1.0 - 1e-12) * length * size[j]).any():
+            raise LMMError(
+                f"Z: column {start + j} is zero or proportional to one before it, so that its variance cannot be "
+                "told from that one's; remove it from the random effects"
+            )
 
 
 def _z_preconditioner(Z: Array, z_scale: Array, weights: Array | None, structure: CovarianceStructure) -> Array:
@@ -316,6 +330,9 @@ def _z_preconditioner(Z: Array, z_scale: Array, weights: Array | None, structure
     out = np.zeros((q, q))
     for block in structure.blocks:
         part = slice(block.start, block.stop)
+        if block.structure != "full":
+            out[part, part] = np.eye(block.stop - block.start)
+            continue
         index, triangle = _revealed(Z[:, part], z_scale[:, part], weights)
         if len(index) < block.stop - block.start:
             missing = sorted(set(range(block.stop - block.start)) - set(index.tolist()))
@@ -323,7 +340,7 @@ def _z_preconditioner(Z: Array, z_scale: Array, weights: Array | None, structure
                 f"Z: column {block.start + missing[0]} is zero or a linear combination of the columns before it, so "
                 "that its variance cannot be told from theirs; remove it from the random effects"
             )
-        out[part, part] = np.linalg.inv(triangle) * np.sqrt(len(Z)) if block.structure == "full" else np.eye(len(index))
+        out[part, part] = np.triu(np.linalg.inv(triangle)) * np.sqrt(len(Z))
     return out
 
 

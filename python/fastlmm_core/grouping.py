@@ -106,7 +106,7 @@ def group_codes(groups: Any, name: str) -> Grouping:
     else:
         labels, codes = np.unique(values, return_inverse=True)
         if values.dtype.kind == "f":
-            gap = np.isnan(values)
+            gap = ~np.isfinite(values)
         elif values.dtype.kind in "mM":
             gap = np.isnat(values)
     if gap is not None and gap.any():

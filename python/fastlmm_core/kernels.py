@@ -9,7 +9,18 @@ from __future__ import annotations
 import os
 from importlib import import_module
 
-from ._algebra import clear_exact, eigen, log_diagonal, lower_factor, orthogonal_columns, orthonormal, scale_map, unpack, within_part, within_regression
+from ._algebra import (
+    clear_exact,
+    eigen,
+    log_diagonal,
+    lower_factor,
+    orthogonal_columns,
+    orthonormal,
+    scale_map,
+    unpack,
+    within_part,
+    within_regression,
+)
 from ._batch import BatchDesign
 from ._cpu import variants
 from ._criterion import ClusterCriterion, factor_groups, group_effects, use_kernels

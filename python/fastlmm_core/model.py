@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, cast
@@ -9,7 +10,8 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from .design import Problem, condition
+from .checks import float_array
+from .design import condition
 from .errors import LMMError
 from .grouping import Grouping, group_codes
 from .optimize import optimize
@@ -18,7 +20,7 @@ from .parameters import Block, CovarianceStructure, natural_derivatives
 if TYPE_CHECKING:
     from .batch import BatchResult
     from .formula import FormulaSpec
-    from .kernels import BatchDesign
+    from .kernels import BatchDesign, ClusterCriterion
     from .results import LMMResult
 
 __all__ = ["Evaluation", "LinearMixedModel", "lmm"]
@@ -43,24 +45,6 @@ class Evaluation:
     value: float
     gradient: Array | None
     hessian: Array | None
-
-
-def _floats(values: Any, name: str, ndim: int) -> Array:
-    """A float64 array of `ndim` dimensions, copied only where it has to be."""
-    try:
-        array = np.asarray(values)
-        if array.dtype != np.float64:
-            if array.dtype.kind in "USMm" or array.dtype.kind == "c":
-                raise ValueError
-            array = array.astype(np.float64)
-    except (ValueError, TypeError):
-        kind = np.asarray(values).dtype
-        raise LMMError(f"{name} must hold numbers, not {kind}; convert or encode it first") from None
-    if ndim == 2 and array.ndim == 1:
-        array = array[:, None]
-    if array.ndim != ndim:
-        raise LMMError(f"{name} must have {ndim} dimension{'s' * (ndim > 1)}, not the shape {array.shape}")
-    return array
 
 
 class LinearMixedModel:
@@ -114,13 +98,13 @@ class LinearMixedModel:
             raise LMMError("groups is missing: give the group of each row")
         if structure not in ("full", "diagonal"):
             raise LMMError(f"structure={structure!r} is unknown: use 'full' or 'diagonal'")
-        response = _floats(y, "y", 1)
+        response = float_array(y, "y", 1)
         n = len(response)
         if n == 0:
             raise LMMError("y is empty: there are no observations")
         ones = np.ones((n, 1)) if X is None or Z is None else None
-        fixed = _floats(X, "X", 2) if X is not None else ones
-        random = _floats(Z, "Z", 2) if Z is not None else ones
+        fixed = float_array(X, "X", 2) if X is not None else ones
+        random = float_array(Z, "Z", 2) if Z is not None else ones
         assert fixed is not None and random is not None
         q = random.shape[1]
         if q == 0:
@@ -131,8 +115,8 @@ class LinearMixedModel:
             random,
             groups if isinstance(groups, Grouping) else group_codes(groups, group_name),
             CovarianceStructure((Block(0, q, structure),)),
-            None if weights is None else _floats(weights, "weights", 1),
-            None if offset is None else _floats(offset, "offset", 1),
+            None if weights is None else float_array(weights, "weights", 1),
+            None if offset is None else float_array(offset, "offset", 1),
             _names(exog_names, fixed.shape[1], "x", X is None, "exog_names"),
             _names(exog_re_names, q, "z", Z is None, "exog_re_names"),
             (group_name,),
@@ -304,7 +288,7 @@ class LinearMixedModel:
         other = LinearMixedModel.__new__(LinearMixedModel)
         grouping = self.grouping
         other._setup(
-            _floats(y, "y", 1), self.exog, self.exog_re,
+            float_array(y, "y", 1), self.exog, self.exog_re,
             Grouping(grouping.name, grouping.codes, grouping.base, grouping.n_slots, grouping.slot_labels),
             self.structure, self.weights, self.offset, self.exog_names, self.exog_re_names, self.term_names, self.spec,
             self.response_name, self.n_dropped, self.kept,
@@ -331,7 +315,7 @@ class LinearMixedModel:
         natural = self._natural_factor(theta)
         criterion = self._criterion()
         criterion.reml = bool(reml)
-        back = np.linalg.inv(problem.z_map)
+        back: Array = np.asarray(np.linalg.inv(problem.z_map), dtype=np.float64)
         factor = self.structure.canonical(back @ natural)
         value, _, _ = criterion.evaluate(self.structure.theta(factor), order)
         value += problem.offset(bool(reml))
@@ -342,27 +326,31 @@ class LinearMixedModel:
         )
         return Evaluation(value, gradient, hessian)
 
-    def _criterion(self) -> Any:
-        cached = self.__dict__.get("_cached_criterion")
-        if cached is None:
-            cached = self._cached_criterion = self.problem.criterion()
-        return cached
+    def _criterion(self) -> ClusterCriterion:
+        """A criterion of this thread's own: its work space serves one evaluation at a time."""
+        local = self.__dict__.setdefault("_per_thread", threading.local())
+        if not hasattr(local, "criterion"):
+            local.criterion = self.problem.criterion()
+        return cast("ClusterCriterion", local.criterion)
 
-    def _natural_factor(self, theta: ArrayLike) -> Array:
-        values = _floats(theta, "theta", 1)
-        if len(values) != self.structure.n_parameters:
-            raise LMMError(f"theta has {len(values)} elements, the model has {self.structure.n_parameters}")
+    def _natural_factor(self, theta: ArrayLike, name: str = "theta") -> Array:
+        values = float_array(theta, name, 1)
+        count = self.structure.n_parameters
+        if len(values) != count:
+            raise LMMError(f"{name} has {len(values)} elements, the model has {count} covariance parameters")
         if not np.isfinite(values).all():
-            raise LMMError("theta has values that are not finite")
+            raise LMMError(f"{name} has values that are not finite; give {count} finite numbers")
         return self.structure.factor(values)
 
     def _conditioned_theta(self, theta: ArrayLike) -> Array:
-        inner = np.linalg.solve(self.problem.z_map, self._natural_factor(theta))
+        inner: Array = np.asarray(
+            np.linalg.solve(self.problem.z_map, self._natural_factor(theta, "start")), dtype=np.float64
+        )
         return self.structure.theta(self.structure.canonical(inner))
 
     def __getstate__(self) -> dict[str, Any]:
         state = self.__dict__.copy()
-        state.pop("_cached_criterion", None)
+        state.pop("_per_thread", None)
         state.pop("_cached_batch", None)
         return state
 
@@ -417,8 +405,8 @@ def lmm(
     factors = {term.name for term in found.terms}
     if len(factors) > 1:
         raise LMMError(
-            f"the formula has the grouping factors {', '.join(sorted(factors))}: models with several are not supported; "
-            "keep the terms of one"
+            f"the formula has the grouping factors {', '.join(sorted(factors))}: models with several are not "
+            "supported; keep the terms of one"
         )
     first = found.terms[0]
     blocks, names, start = [], [], 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +12,9 @@ from numpy.typing import NDArray
 from .errors import LMMError
 from .kernels import eigen, minimize_newton, orthogonal_columns
 from .parameters import CovarianceStructure
+
+if TYPE_CHECKING:
+    from ._newton import Objective
 
 __all__ = ["Criterion", "Optimum", "newton", "optimize"]
 
@@ -28,7 +31,7 @@ _WITH_HESSIAN = {"newton-cg", "dogleg", "trust-ncg", "trust-krylov", "trust-exac
 
 
 class Criterion(Protocol):
-    """What an engine offers to the optimiser."""
+    """What an engine offers to the optimiser; the compiled Newton needs an `Objective` of the kernels besides."""
 
     reml: bool
     n_evaluations: int
@@ -96,8 +99,9 @@ class _Objective:
 
 
 def newton(
-    fun: _Objective, x0: Array, args: Any = (), maxiter: int = 200, tolerance: float = 1e-8, **options: Any
-) -> Any:
+    fun: _Objective, x0: Array, args: Any = (), maxiter: int = 200, tolerance: float = 1e-8, jac: Any = None,
+    hess: Any = None, hessp: Any = None, bounds: Any = None, constraints: Any = (), callback: Any = None,
+) -> Any:  # fmt: skip
     """The compiled trust-region Newton, as a `method` of scipy.optimize.minimize.
 
     Parameters
@@ -105,24 +109,39 @@ def newton(
     maxiter : int
     tolerance : float
         Decrement at which to stop.
+    jac, hess, hessp, bounds, constraints, callback : ignored
+        Passed by scipy; the criterion has its own derivatives.
     """
     from scipy.optimize import OptimizeResult
 
-    x, gradient, hessian, value, decrement, lowest, evaluations, trace = minimize_newton(
-        fun.criterion, x0, tolerance=tolerance, max_iterations=maxiter
+    record: Any = OptimizeResult
+    x, gradient, hessian, value, decrement, lowest, evaluations, trace, finished = minimize_newton(
+        cast("Objective", fun.criterion), x0, tolerance=tolerance, max_iterations=maxiter
     )
-    return OptimizeResult(
-        x=x, fun=value, jac=gradient, hess=hessian, nfev=evaluations, nit=len(trace) - 1, success=True,
-        status=0, message="", decrement=decrement, lowest=lowest, trace=trace,
-    )  # fmt: skip
+    return record(
+        x=x,
+        fun=value,
+        jac=gradient,
+        hess=hessian,
+        nfev=evaluations,
+        nit=len(trace) - 1,
+        success=finished,
+        status=0 if finished else 1,
+        message="" if finished else "Maximum number of iterations reached",
+        decrement=decrement,
+        lowest=lowest,
+        trace=trace,
+    )
 
 
 def _run(criterion: Criterion, start: Array, method: str | Callable[..., Any], options: dict[str, Any]) -> Any:
-    from scipy.optimize import minimize
+    from scipy import optimize as scipy_optimize
+
+    minimize: Any = scipy_optimize.minimize
 
     objective = _Objective(criterion)
     if method == "newton":
-        return minimize(objective, start, method=newton, options=options)  # type: ignore[call-overload]
+        return minimize(objective, start, method=newton, options=options)
     derivatives: dict[str, Any] = {}
     name = method.lower() if isinstance(method, str) else ""
     if name not in _WITHOUT_GRADIENT:
@@ -130,8 +149,9 @@ def _run(criterion: Criterion, start: Array, method: str | Callable[..., Any], o
     if name in _WITH_HESSIAN or not name:
         derivatives["hess"] = objective.hessian
     with warnings.catch_warnings():
-        # the outcome is judged by its own gradient below
+        # the outcome is judged by its own gradient below; only options that a method does not know are refused
         warnings.simplefilter("ignore")
+        warnings.filterwarnings("error", message="Unknown solver options")
         return minimize(objective, start, method=method, tol=1e-12, options=options, **derivatives)
 
 
@@ -241,13 +261,19 @@ def _settle(
             value, gradient, hessian = criterion.evaluate(theta, 2)
             evaluated = False
     assert gradient is not None and hessian is not None
-    decrement, lowest = (found.decrement, found.lowest) if evaluated and not null.shape[1] else _decrement(gradient, hessian)
+    fresh = evaluated and not null.shape[1]
+    decrement, lowest = (found.decrement, found.lowest) if fresh else _decrement(gradient, hessian)
     converged = bool(decrement <= CERTIFIED and lowest >= -1e-6 and wrong is None and np.isfinite(value))
     if converged:
         message = "certified: the gradient vanishes to rounding error"
         if null.shape[1]:
             message += ", on the boundary"
-    elif lowest < -1e-6 or wrong is not None:
+    elif not getattr(found, "success", True) and "iteration" in str(getattr(found, "message", "")).lower():
+        message = (
+            "not certified: stopped at the limit of iterations; the criterion can still be lowered (a Newton step "
+            f"promises {0.5 * decrement**2:.1e})"
+        )
+    elif wrong is not None or (decrement <= CERTIFIED and lowest < -1e-6):
         message = "not certified: a saddle point, the criterion can still be lowered"
     else:
         message = f"not certified: the criterion can still be lowered by about {0.5 * decrement**2:.1e}"
@@ -310,6 +336,8 @@ def optimize(
     """
     options = dict(options or {})
     criterion.n_evaluations = 0
+    if not isinstance(method, str) and not callable(method):
+        raise LMMError(f"method={method!r} is unknown: use 'newton' or a method of scipy by name, or a callable")
     name = method if isinstance(method, str) else getattr(method, "__name__", "callable")
     if method == "newton":
         # relative accuracy of theta is about decrement / sqrt(m)
@@ -324,9 +352,16 @@ def optimize(
             found = _run(criterion, theta, method, options)
         except FloatingPointError as error:
             raise LMMError(f"start: {error}; give another") from None
+        except TypeError as error:
+            if "unexpected keyword" not in str(error):
+                raise
+            raise LMMError(f"options: {error}; newton knows maxiter and tolerance") from None
+        except Warning as warning:
+            raise LMMError(f"options: {str(warning).lower()}; method={name!r} does not know them") from None
         except ValueError as error:
             if "Unknown solver" in str(error):
-                raise LMMError(f"method={method!r} is unknown: use 'newton' or a method of scipy.optimize.minimize") from None
+                known = "'newton' or a method of scipy.optimize.minimize"
+                raise LMMError(f"method={method!r} is unknown: use {known}") from None
             raise
         return _settle(criterion, structure, found, n, m, name)
 

@@ -92,8 +92,27 @@ class CovarianceStructure:
         for block in self.blocks:
             part = slice(block.start, block.stop)
             inner = factor[part, part]
-            out[part, part] = np.diag(np.linalg.norm(inner, axis=1)) if block.structure != "full" else lower_factor(inner)
+            out[part, part] = (
+                np.diag(np.linalg.norm(inner, axis=1)) if block.structure != "full" else lower_factor(inner)
+            )
         return out
+
+    def natural(self, z_map: Array, factor: Array, negligible: float = 0.0) -> Array:
+        """Canonical Lambda in natural units.
+
+        Parameters
+        ----------
+        z_map : (q, q) array
+            b = z_map b_o.
+        factor : (q, q) array, or stack of them
+            Lambda of b_o.
+        negligible : float
+            A standard deviation below this, in units of sigma and of the rows of z_map, becomes exactly zero.
+        """
+        turned = z_map @ factor
+        zero = np.linalg.norm(turned, axis=-1) <= negligible * np.linalg.norm(z_map, axis=-1)
+        turned = np.where(zero[..., None], 0.0, turned)
+        return self.canonical(turned) if turned.ndim == 2 else self.canonical_many(turned)
 
     def canonical_many(self, factors: Array) -> Array:
         """`canonical` for a stack of factors (n, q, q)."""

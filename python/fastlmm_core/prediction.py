@@ -2,9 +2,9 @@
 
 For a row (x, z) of a group with cross-products A = Z_i'Z_i and c = Z_i'(y_i - X_i beta):
 
-    b^    = G^ (I + A G^)^-1 c                                   (BLUP)
-    M     = G^ - G^ Z_i'V_i^-1 Z_i G^                            (its conditional covariance / sigma^2)
-    error of x'beta^ + z'b^ has variance sigma^2 (d'H^-1 d + z'M z),  d = x - X_i'V_i^-1 Z_i G^ z
+    M     = L (I + L'A L)^-1 L',  G^ = L L'      (conditional covariance of b / sigma^2)
+    b^    = M c                                  (BLUP)
+    error of x'beta^ + z'b^ has variance sigma^2 (d'H^-1 d + z'M z),  d = x - X_i'Z_i M z
 
 (Henderson 1975, Biometrics 31, eq. 3 and 5), in the conditioned coordinates of the problem.
 """
@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .checks import check_share, float_array, row_values
+from .distributions import quantile
 from .errors import LMMError
 
 if TYPE_CHECKING:
@@ -36,6 +38,7 @@ class _Rows:
     labels: NDArray[Any] | None
     offset: Array | None
     y: Array | None = None
+    weights: Array | None = None
 
 
 def _rows(
@@ -56,7 +59,9 @@ def _rows(
         return _Rows(fixed, np.column_stack([Z for Z, _ in terms]), terms[0][1], offset, y)
     names = ["X"] + ["Z"] * with_random + ["groups"] * with_groups + ["y"] * with_response
     if not hasattr(data, "keys"):
-        raise LMMError(f"{argument} must be a mapping with the arrays {', '.join(names)}: the model was made from arrays")
+        raise LMMError(
+            f"{argument} must be a mapping with the arrays {', '.join(names)}: the model was made from arrays"
+        )
     found: dict[str, Any] = {}
     for name in names:
         if name not in data:
@@ -64,13 +69,15 @@ def _rows(
                 found[name] = np.ones((len(found["X"]), 1))
                 continue
             raise LMMError(f"{argument} has no {name!r}; give the arrays {', '.join(names)}")
-        found[name] = np.asarray(data[name]) if name == "groups" else np.asarray(data[name], dtype=float)
+        is_vector = name in ("y", "groups")
+        found[name] = (
+            np.asarray(data[name])
+            if name == "groups"
+            else float_array(data[name], f"{argument}[{name!r}]", 1 if is_vector else 2)
+        )
     for name, width in (("X", model.exog.shape[1]), ("Z", model.structure.q)):
-        if name in found:
-            if found[name].ndim == 1 and width == 1:
-                found[name] = found[name][:, None]
-            if found[name].ndim != 2 or found[name].shape[1] != width:
-                raise LMMError(f"{argument}[{name!r}] must have {width} columns, not the shape {found[name].shape}")
+        if name in found and found[name].shape[1] != width:
+            raise LMMError(f"{argument}[{name!r}] must have {width} columns, not the shape {found[name].shape}")
     n = len(found["X"])
     for name, values in found.items():
         if len(values) != n:
@@ -78,7 +85,9 @@ def _rows(
         if name != "groups" and not np.isfinite(values).all():
             row = int(np.argwhere(~np.isfinite(values))[0, 0])
             raise LMMError(f"{argument}[{name!r}] has values that are not finite (first: row {row}); remove these rows")
-    return _Rows(found["X"], found.get("Z"), found.get("groups"), None, found.get("y"))
+    offset = row_values(data["offset"], f"{argument}['offset']", n) if "offset" in data else None
+    weights = row_values(data["weights"], f"{argument}['weights']", n, True) if "weights" in data else None
+    return _Rows(found["X"], found.get("Z"), found.get("groups"), offset, found.get("y"), weights)
 
 
 def _unpack_raw(result: LMMResult, positions: NDArray[np.intp]) -> tuple[Array, Array]:
@@ -95,11 +104,11 @@ def _unpack_raw(result: LMMResult, positions: NDArray[np.intp]) -> tuple[Array, 
     return turn.T @ lower @ turn, turn.T @ cross @ problem.xy_transform
 
 
-def _observed_cross(result: LMMResult, rows: _Rows, weights: Any) -> tuple[dict[Any, int], Array, Array]:
+def _observed_cross(result: LMMResult, rows: _Rows) -> tuple[dict[Any, int], Array, Array]:
     """The same for subjects given by a few observations."""
     problem = result.model.problem
     assert rows.Z is not None and rows.labels is not None and rows.y is not None
-    w = np.ones(len(rows.y)) if weights is None else np.asarray(weights, dtype=float)
+    w = np.ones(len(rows.y)) if rows.weights is None else rows.weights
     z = problem.conditioned_z(rows.Z)
     base = rows.X @ problem.beta_base + (0.0 if rows.offset is None else rows.offset)
     xy = np.column_stack([problem.conditioned_x(rows.X), (rows.y - base) / problem.scale])
@@ -122,10 +131,15 @@ def predict(
         raise LMMError(f"new_levels={new_levels!r} is unknown: use 'error' or 'population'")
     if interval not in (None, "confidence", "prediction"):
         raise LMMError(f"interval={interval!r} is unknown: use 'confidence', 'prediction' or None")
+    check_share(coverage, "coverage")
     model, problem = result.model, result.model.problem
     with_groups = level == "subject"
     rows = _rows(result, data, "data", with_groups or interval == "prediction", with_groups)
-    given_offset = rows.offset if offset is None else np.asarray(offset, dtype=float)
+    given_offset = rows.offset if offset is None else row_values(offset, "offset", len(rows.X))
+    if given_offset is None and model.offset is not None:
+        raise LMMError("the model has an offset: give that of the new rows as offset= (0 for none)")
+    if weights is not None:
+        weights = row_values(weights, "weights", len(rows.X), True)
     mean = rows.X @ np.nan_to_num(result._params)
     if given_offset is not None:
         mean = mean + given_offset
@@ -140,14 +154,16 @@ def predict(
     gain = None
     if A is not None and C is not None and known.any():
         assert z is not None
-        # E = (I + A G^)^-1 C, N = (I + A G^)^-1 A
-        q = len(relative)
-        solved = np.linalg.solve(np.eye(q) + A @ relative, np.concatenate([C, A], axis=2))
-        E, N = solved[:, :, : C.shape[2]], solved[:, :, C.shape[2] :]
-        b = problem.scale * (E @ np.append(-result._beta_o, 1.0)) @ relative
+        # M = L (I + L'A L)^-1 L' has no differences in it, however large L is
+        factor = result.optimum.factor
+        conditional = factor @ np.linalg.solve(
+            np.eye(len(factor)) + factor.T @ A @ factor, np.broadcast_to(factor.T, A.shape)
+        )
+        shrink = conditional @ C
+        b = problem.scale * (shrink @ np.append(-result._beta_o, 1.0))
         mean = mean.copy()
         mean[known] += np.einsum("ij,ij->i", z[known], b[positions[known]])
-        gain = (relative @ E[:, :, :-1], relative - relative @ N @ relative)
+        gain = (shrink[:, :, :-1], conditional)
     if interval is None:
         return mean
     variance = np.zeros(len(mean))
@@ -165,9 +181,9 @@ def predict(
         unknown = ~known
         variance[unknown] += np.einsum("ij,jk,ik->i", z[unknown], relative, z[unknown])
         w = model.weights if weights is None and data is None else weights
-        variance += 1.0 if w is None else 1.0 / np.asarray(w, dtype=float)
+        variance += 1.0 if w is None else 1.0 / w
     se = np.sqrt(result.sigma2 * variance)
-    width = result._quantile(coverage, "normal") * se
+    width = float(quantile(0.5 + 0.5 * coverage, None)) * se
     columns = {"mean": mean, "lower": mean - width, "upper": mean + width, "se": se}
     return columns if model.spec is None else model.spec.frame(columns)
 
@@ -188,7 +204,7 @@ def _subjects(
         parts.append(_unpack_raw(result, where[where >= 0]))
     if observed is not None:
         extra = _rows(result, observed, "observed", True, True, with_response=True)
-        found, A, C = _observed_cross(result, extra, None)
+        found, A, C = _observed_cross(result, extra)
         clash = [label for label, at in zip(labels.tolist(), where, strict=True) if at >= 0 and label in found]
         if clash:
             raise LMMError(

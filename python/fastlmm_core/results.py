@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -10,11 +10,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import kernels
+from .checks import check_share
 from .distributions import quantile, two_sided_p
 from .errors import LMMError
-from .optimize import Optimum
+from .optimize import SINGULAR, Optimum
 
 if TYPE_CHECKING:
+    from .batch import BatchResult
+    from .bootstrap import BootstrapResult
     from .model import LinearMixedModel
     from .summary import Summary
 
@@ -66,7 +69,9 @@ class LMMResult:
         self.n_evaluations = optimum.n_evaluations
         self._beta_o = beta
         self._chol = chol
-        self._factor = model.structure.canonical(problem.z_map @ optimum.factor)
+        # the negligible directions that the optimiser set to zero leave rounding errors in natural units
+        negligible = SINGULAR * float(np.sqrt(problem.m / problem.n)) if optimum.singular else 0.0
+        self._factor = model.structure.natural(problem.z_map, optimum.factor, negligible)
         self.theta = model.structure.theta(self._factor)
 
     # ---- fixed effects -------------------------------------------------------------------------
@@ -169,8 +174,7 @@ class LMMResult:
         return spec.frame({"term": list(self.model.exog_names), "lower": limits[:, 0], "upper": limits[:, 1]})
 
     def _quantile(self, level: float, ddf: Ddf) -> float:
-        if not 0.0 < level < 1.0:
-            raise LMMError(f"level={level} must lie between 0 and 1, e.g. 0.95")
+        check_share(level, "level")
         return float(quantile(0.5 + 0.5 * level, self._df(ddf)))
 
     @property
@@ -214,7 +218,7 @@ class LMMResult:
         for name, g in self.G.items():
             sd = np.sqrt(np.diag(g))
             with np.errstate(invalid="ignore", divide="ignore"):
-                corr = g / np.outer(sd, sd)
+                corr = np.clip(g / np.outer(sd, sd), -1.0, 1.0)
             corr[np.arange(len(sd)), np.arange(len(sd))] = np.where(sd > 0.0, 1.0, np.nan)
             out[name] = corr
         return out
@@ -227,9 +231,7 @@ class LMMResult:
             return ()
         for (name, g), block in zip(self.G.items(), self.model.structure.blocks, strict=True):
             names = self.model.exog_re_names[block.start : block.stop]
-            scale = np.linalg.norm(self.model.problem.z_map[block.start : block.stop], axis=1)
-            sd = np.sqrt(np.diag(g) / self.sigma2) / scale
-            zero = sd * np.sqrt(self.nobs / self.model.problem.m) < 1e-4
+            zero = np.diag(g) == 0.0
             found += [f"sd of {names[i]} | {name} is 0" for i in np.flatnonzero(zero)]
             rank = np.linalg.matrix_rank(self.model.structure.factor(self.optimum.theta), tol=1e-10)
             live = np.flatnonzero(~zero)
@@ -294,7 +296,7 @@ class LMMResult:
     def _effects(self) -> Array:
         problem = self.model.problem
         contrast = np.append(-self._beta_o, 1.0)
-        e, _ = kernels.group_effects(self._packed, problem.m, self.optimum.factor, contrast, False)
+        e, _ = kernels.group_effects(self._packed, problem.m, self.optimum.factor, contrast)
         inner = problem.z_map @ self.optimum.factor @ self.optimum.factor.T
         return np.asarray(problem.scale * (e @ inner.T))
 
@@ -329,12 +331,9 @@ class LMMResult:
         """Conditional covariance of each group's random effects given y, at the estimated parameters (m, q, q)."""
         problem = self.model.problem
         contrast = np.append(-self._beta_o, 1.0)
-        factor = self.optimum.factor
-        _, n_i = kernels.group_effects(self._packed, problem.m, factor, contrast, True)
-        # G - G N G = Lambda (I - Lambda'N Lambda) Lambda'
-        rest = np.eye(len(factor)) - factor.T @ n_i @ factor
-        ahead = problem.z_map @ factor
-        return np.asarray(self.sigma2 * (ahead @ rest @ ahead.T))
+        _, conditional = kernels.group_effects(self._packed, problem.m, self.optimum.factor, contrast, conditional=True)
+        assert conditional is not None
+        return np.asarray(self.sigma2 * (problem.z_map @ conditional @ problem.z_map.T))
 
     # ---- fitted values -------------------------------------------------------------------------
 
@@ -342,13 +341,14 @@ class LMMResult:
     def _marginal_mean(self) -> Array:
         model = self.model
         mean = model.exog @ np.nan_to_num(self._params)
-        return mean if model.offset is None else mean + model.offset
+        return np.asarray(mean if model.offset is None else mean + model.offset)
 
     @cached_property
     def fittedvalues(self) -> Array:
         """Conditional means X beta + Z b (+ offset) of the rows used (n,)."""
         model = self.model
-        return self._marginal_mean + np.einsum("ij,ij->i", model.exog_re, self._effects[model.grouping.index])
+        own = np.einsum("ij,ij->i", model.exog_re, self._effects[model.grouping.index])
+        return np.asarray(self._marginal_mean + own)
 
     @property
     def resid(self) -> Array:
@@ -416,9 +416,8 @@ class LMMResult:
         rows = self._rows_of(subject)
         Z = self.model.exog_re[rows]
         weights = self.model.weights
-        return Z @ self._covariance @ Z.T + np.diag(
-            np.full(len(rows), self.sigma2) if weights is None else self.sigma2 / weights[rows]
-        )
+        noise = np.full(len(rows), self.sigma2) if weights is None else self.sigma2 / weights[rows]
+        return np.asarray(Z @ self._covariance @ Z.T + np.diag(noise))
 
     def marginal_correlation(self, subject: Any) -> Array:
         """Correlation matrix of the observations of one subject (n_i, n_i)."""
@@ -519,6 +518,87 @@ class LMMResult:
         from .prediction import simulate
 
         return simulate(self, n, seed)
+
+    @property
+    def relative_factor(self) -> Array:
+        """Lambda in natural units (q, q): the random effects have covariance sigma2 Lambda Lambda'."""
+        return self._factor
+
+    @property
+    def marginal_mean(self) -> Array:
+        """X beta plus offset (nobs,)."""
+        return self._marginal_mean
+
+    def simulate_fit(
+        self,
+        n: int,
+        seed: int | np.random.Generator | None = None,
+        *,
+        reml: bool | None = None,
+        n_jobs: int | None = None,
+        progress: bool = False,
+        fit: LinearMixedModel | None = None,
+    ) -> BatchResult:
+        """Draw n responses from the fitted model and fit each, without storing the responses.
+
+        Parameters
+        ----------
+        n : int
+        seed : int or numpy Generator, optional
+            Streams are counter-based: the same seed gives the same result for any number of threads.
+        reml : bool, optional
+            By default as this fit.
+        n_jobs : int, optional
+            Threads; by default one per processor.
+        progress : bool
+            Show a progress bar (needs tqdm).
+        fit : LinearMixedModel, optional
+            A model of the same observations to fit instead of this one, e.g. a reduced one.
+
+        Returns
+        -------
+        BatchResult
+        """
+        from .simulation import simulate_fit
+
+        return simulate_fit(
+            self, n, seed, reml=self.reml if reml is None else reml, n_jobs=n_jobs, progress=progress, fit=fit
+        )
+
+    def bootstrap(
+        self,
+        n: int = 1000,
+        kind: Literal["parametric", "conditional", "residual", "cases"] = "parametric",
+        statistic: Callable[[LMMResult], Any] | None = None,
+        seed: int | np.random.Generator | None = None,
+        *,
+        n_jobs: int | None = None,
+        progress: bool = False,
+    ) -> BootstrapResult:
+        """Bootstrap the fit.
+
+        Parameters
+        ----------
+        n : int
+            Replicates.
+        kind : {"parametric", "conditional", "residual", "cases"}
+            New random effects and errors from the fitted distributions; new errors only, the BLUPs kept
+            (understates the uncertainty: intervals condition on these very subjects); BLUPs and residuals resampled
+            after rescaling to the estimated covariances (Carpenter, Goldstein and Rasbash 2003, Appl. Statist. 52,
+            431-443); whole groups resampled.
+        statistic : callable, optional
+            Of an LMMResult, returning numbers; by default all parameters.  Slower, as each replicate becomes a result.
+        seed : int or numpy Generator, optional
+        n_jobs : int, optional
+        progress : bool
+
+        Returns
+        -------
+        BootstrapResult
+        """
+        from .bootstrap import bootstrap
+
+        return bootstrap(self, n, kind, statistic, seed, n_jobs, progress)
 
     # ---- presentation --------------------------------------------------------------------------
 

@@ -133,8 +133,8 @@ def _column(cells: list[str]) -> NDArray[Any]:
                 return filled.astype(kind)
             except (ValueError, OverflowError):
                 continue
-        if complete:
-            return filled
+    if short and complete:
+        return np.array(cells)
     out = np.empty(len(cells), dtype=object)
     out[:] = [None if gap else cell for cell, gap in zip(cells, gaps, strict=True)]
     return out

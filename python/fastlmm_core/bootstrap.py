@@ -1,0 +1,380 @@
+"""Bootstrap of a fit: replicates, standard errors, bias and intervals."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from . import kernels
+from .checks import check_share
+from .distributions import quantile
+from .errors import LMMError
+from .optimize import optimize
+from .simulation import Draw, parametric, simulate_fit, stream
+
+if TYPE_CHECKING:
+    from .model import LinearMixedModel
+    from .results import LMMResult
+
+__all__ = ["BootstrapResult", "bootstrap"]
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class BootstrapResult:
+    """Replicates of a bootstrap.
+
+    Attributes
+    ----------
+    names : tuple of str
+        Of the statistics.
+    estimates : (k,) array
+        At the original fit.
+    replicates : (n, k) array
+        NaN where a replicate could not be fitted.
+    standard_errors : (n, k) array or None
+        Of each replicate's statistics, NaN where there is none; needed for studentised intervals.
+    estimate_errors : (k,) array or None
+        Standard errors of the original fit.
+    singular, converged : (n,) bool arrays
+    kind : str
+    """
+
+    names: tuple[str, ...]
+    estimates: Array
+    replicates: Array
+    standard_errors: Array | None
+    estimate_errors: Array | None
+    singular: NDArray[np.bool_]
+    converged: NDArray[np.bool_]
+    kind: str
+    _jackknife: Callable[[], Array] = field(repr=False)
+    _frame: Callable[[dict[str, Any]], Any] = field(repr=False)
+
+    @property
+    def se(self) -> Array:
+        """Bootstrap standard errors (k,)."""
+        return np.asarray(np.nanstd(self.replicates, axis=0, ddof=1))
+
+    @property
+    def bias(self) -> Array:
+        """Mean of the replicates less the estimate (k,)."""
+        return np.asarray(np.nanmean(self.replicates, axis=0) - self.estimates)
+
+    @property
+    def singular_fraction(self) -> float:
+        """Share of replicates on the boundary."""
+        return float(np.mean(self.singular))
+
+    def conf_int(
+        self,
+        level: float = 0.95,
+        method: Literal["percentile", "basic", "normal", "bca", "studentized"] = "percentile",
+    ) -> Array:
+        """Bootstrap intervals (Davison and Hinkley 1997, Bootstrap Methods and their Application, ch. 5).
+
+        Parameters
+        ----------
+        level : float
+        method : {"percentile", "basic", "normal", "bca", "studentized"}
+            "bca" corrects for bias and acceleration, the latter by deletion of each group; "studentized" needs
+            standard errors, which exist for fixed effects.
+
+        Returns
+        -------
+        (k, 2) array
+            NaN where a method does not apply.
+
+        Raises
+        ------
+        LMMError
+            For an unknown method or level, or where no statistic has standard errors.
+        """
+        check_share(level, "level")
+        tails = np.array([0.5 - 0.5 * level, 0.5 + 0.5 * level])
+        values, estimates = self.replicates, self.estimates
+        if method == "percentile":
+            return np.asarray(np.nanquantile(values, tails, axis=0).T)
+        if method == "basic":
+            low, high = np.nanquantile(values, tails, axis=0)
+            return np.column_stack([2.0 * estimates - high, 2.0 * estimates - low])
+        if method == "normal":
+            half = float(quantile(tails[1], None)) * self.se
+            centre = estimates - self.bias
+            return np.column_stack([centre - half, centre + half])
+        if method == "studentized":
+            if self.standard_errors is None or self.estimate_errors is None:
+                raise LMMError("method='studentized' needs standard errors, which a user's statistic does not have")
+            out = np.full((len(estimates), 2), np.nan)
+            for j in np.flatnonzero(np.isfinite(self.estimate_errors)):
+                t = (values[:, j] - estimates[j]) / self.standard_errors[:, j]
+                low, high = np.nanquantile(t, tails)
+                out[j] = estimates[j] - np.array([high, low]) * self.estimate_errors[j]
+            return out
+        if method == "bca":
+            return self._bca(tails)
+        raise LMMError(f"method={method!r} is unknown: use 'percentile', 'basic', 'normal', 'bca' or 'studentized'")
+
+    def _bca(self, tails: Array) -> Array:
+        """Efron 1987, J. Am. Statist. Assoc. 82, eq. 2.3 and 6.6."""
+        from scipy.special import ndtr, ndtri
+
+        deleted = self._jackknife()
+        centred = np.nanmean(deleted, axis=0) - deleted
+        with np.errstate(invalid="ignore", divide="ignore"):
+            acceleration = np.nansum(centred**3, axis=0) / (6.0 * np.nansum(centred**2, axis=0) ** 1.5)
+        out = np.full((len(self.estimates), 2), np.nan)
+        for j, estimate in enumerate(self.estimates):
+            values = self.replicates[:, j]
+            values = values[np.isfinite(values)]
+            # ties (variances of zero) count half
+            below = (np.sum(values < estimate) + 0.5 * np.sum(values == estimate)) / max(len(values), 1)
+            if not 0.0 < below < 1.0 or not np.isfinite(acceleration[j]):
+                continue
+            z0 = ndtri(below)
+            z = z0 + ndtri(tails)
+            out[j] = np.quantile(values, ndtr(z0 + z / (1.0 - acceleration[j] * z)))
+        return out
+
+    def to_frame(self) -> Any:
+        """The replicates, one column per statistic, in the library of the model's data (or a dict of arrays)."""
+        return self._frame({name: self.replicates[:, j] for j, name in enumerate(self.names)})
+
+    def __len__(self) -> int:
+        return len(self.replicates)
+
+    def __repr__(self) -> str:
+        return (
+            f"<BootstrapResult: {len(self)} {self.kind} replicates of {len(self.names)} statistics, "
+            f"{100.0 * self.singular_fraction:.1f}% singular, {int((~self.converged).sum())} not certified>"
+        )
+
+
+def _parameter_names(model: LinearMixedModel) -> tuple[str, ...]:
+    names = [model.exog_names[i] for i in model.problem.kept]
+    for term, block in zip(model.term_names, model.structure.blocks, strict=True):
+        labels = model.exog_re_names[block.start : block.stop]
+        for a, label in enumerate(labels):
+            names.append(f"sd_{label}|{term}")
+            if block.structure == "full":
+                names += [f"cor_{labels[b]}.{label}|{term}" for b in range(a)]
+    return (*names, "sigma")
+
+
+def _parameters(model: LinearMixedModel, params: Array, covariance: Array, sigma2: Array) -> Array:
+    """Fixed effects, standard deviations, correlations and sigma of many fits, in the order of the names."""
+    columns = [params[:, model.problem.kept]]
+    for block in model.structure.blocks:
+        for a in range(block.start, block.stop):
+            columns.append(np.sqrt(covariance[:, a, a])[:, None])
+            if block.structure == "full":
+                for b in range(block.start, a):
+                    with np.errstate(invalid="ignore", divide="ignore"):
+                        corr = covariance[:, a, b] / np.sqrt(covariance[:, a, a] * covariance[:, b, b])
+                    columns.append(corr[:, None])
+    return np.column_stack([*columns, np.sqrt(sigma2)])
+
+
+class _Cases:
+    """Refits with whole groups counted several times or not at all, from their cross-products."""
+
+    def __init__(self, result: LMMResult) -> None:
+        model, problem = result.model, result.model.problem
+        self.result = result
+        grouping = model.grouping
+        self.lines = result._packed.transpose(0, 2, 1).reshape(-1, result._packed.shape[1])[: problem.m]
+        # rows are conditioned already: no shift, scale or rotation is left to do
+        r, q = problem.rank, model.structure.q
+        base = model.exog @ problem.beta_base + (0.0 if model.offset is None else model.offset)
+        self.within = kernels.within_rows(
+            np.ascontiguousarray(problem.conditioned_x(model.exog)),
+            (model.endog - base) / problem.scale,
+            np.ascontiguousarray(problem.conditioned_z(model.exog_re)),
+            grouping.index.astype(np.int64), 0, np.arange(problem.m, dtype=np.int64), model.weights, None,
+            np.array([np.zeros(r), np.ones(r)]), np.array([np.zeros(q), np.ones(q)]), np.zeros(r), np.eye(r + 1),
+            np.eye(q), result._packed, True,
+        )[: problem.m]  # fmt: skip
+        self.within[:, problem.within == 0.0] = 0.0
+        self.sizes = np.bincount(grouping.index, minlength=problem.m)
+
+    def fit(self, counts: NDArray[np.int64]) -> tuple[Array, Array, Array, float, bool, bool]:
+        """Params, standard errors, G, sigma2, converged, singular with group i counted counts[i] times."""
+        model, problem = self.result.model, self.result.model.problem
+        structure, r = model.structure, problem.rank
+        chosen = np.flatnonzero(counts)
+        n_a = structure.q * (structure.q + 1) // 2
+        weight = counts[chosen].astype(float)
+        padded = np.zeros((-(-len(chosen) // 8) * 8, self.lines.shape[1]))
+        padded[: len(chosen)] = self.lines[chosen]
+        padded[: len(chosen), n_a:-1] *= np.sqrt(weight)[:, None]
+        padded[: len(chosen), -1] = weight
+        packed = np.ascontiguousarray(padded.reshape(-1, 8, padded.shape[1]).transpose(0, 2, 1))
+        within = np.ascontiguousarray(counts @ self.within)
+        n, m = int(counts @ self.sizes), int(counts.sum())
+        rows, columns = structure.positions
+        criterion = kernels.ClusterCriterion(packed, within, n, structure.q, r + 1, rows, columns, False)
+        criterion.reml = self.result.reml
+        optimum = optimize(criterion, structure, n, m, float(within[-1]))
+        beta, r2, chol, _ = criterion.solution()
+        sigma2 = problem.scale**2 * r2 / (n - r if self.result.reml else n)
+        params = np.full(model.exog.shape[1], np.nan)
+        errors = params.copy()
+        params[problem.kept] = (problem.beta_base + problem.scale * (problem.x_map @ beta))[problem.kept]
+        half = np.linalg.solve(chol, problem.x_map.T)
+        errors[problem.kept] = np.sqrt(sigma2 * np.sum(half**2, axis=0))[problem.kept]
+        factor = problem.z_map @ optimum.factor
+        return params, errors, sigma2 * (factor @ factor.T), sigma2, optimum.converged, optimum.singular
+
+    def fits(self, counts: NDArray[np.int64], bar: Any = None) -> tuple[Array, Array, Array, Array, NDArray[np.bool_]]:
+        """`fit` for each row of counts, flags as columns; NaN where a resample cannot be fitted."""
+        model = self.result.model
+        size, p, q = len(counts), model.exog.shape[1], model.structure.q
+        params, errors = np.full((size, p), np.nan), np.full((size, p), np.nan)
+        covariance, sigma2 = np.full((size, q, q), np.nan), np.full(size, np.nan)
+        flags = np.zeros((size, 2), dtype=bool)
+        for i, row in enumerate(counts):
+            try:
+                params[i], errors[i], covariance[i], sigma2[i], *flags[i] = self.fit(row)
+            except LMMError:
+                # e.g. too few different groups were drawn for the columns of X
+                continue
+            finally:
+                if bar is not None:
+                    bar.update(1)
+        return params, errors, covariance, sigma2, flags
+
+
+def _conditional(result: LMMResult) -> Draw:
+    model = result.model
+    mean = result.fittedvalues
+    scale = result.sigma if model.weights is None else result.sigma / np.sqrt(model.weights)
+
+    def draw(rng: np.random.Generator, count: int) -> Array:
+        return mean + scale * rng.standard_normal((count, model.nobs))
+
+    return draw
+
+
+def _residual(result: LMMResult) -> Draw:
+    """BLUPs and residuals, centred and rescaled to the estimated covariances, drawn with replacement."""
+    model = result.model
+    m = model.problem.m
+    b = result._effects - result._effects.mean(axis=0)
+    # b A has covariance G: shrinkage is undone
+    values, vectors = np.linalg.eigh(b.T @ b / m)
+    keep = values > 1e-12 * max(values.max(), 1e-300)
+    root = np.where(keep, 1.0 / np.sqrt(np.where(keep, values, 1.0)), 0.0)
+    b = b @ (vectors * root) @ vectors.T @ (result.sigma * result.relative_factor).T
+    w = np.ones(model.nobs) if model.weights is None else np.sqrt(model.weights)
+    e = result.resid * w
+    e = e - e.mean()
+    e *= result.sigma / np.sqrt(np.mean(e**2))
+    mean, index, Z = result.marginal_mean, model.grouping.index, model.exog_re
+
+    def draw(rng: np.random.Generator, count: int) -> Array:
+        y = e[rng.integers(0, model.nobs, (count, model.nobs))] / w
+        u = b[rng.integers(0, m, (count, m))]
+        for j in range(Z.shape[1]):
+            y += u[:, :, j].take(index, axis=1) * Z[:, j]
+        return np.asarray(y + mean)
+
+    return draw
+
+
+def bootstrap(
+    result: LMMResult, n: int, kind: str, statistic: Callable[[LMMResult], Any] | None,
+    seed: int | np.random.Generator | None, n_jobs: int | None, progress: bool,
+) -> BootstrapResult:  # fmt: skip
+    """See `LMMResult.bootstrap`."""
+    if n < 2:
+        raise LMMError(f"n={n} must be at least 2")
+    model = result.model
+    frame: Callable[[dict[str, Any]], Any] = (lambda columns: columns) if model.spec is None else model.spec.frame
+
+    def all_parameters(params: Array, covariance: Array, sigma2: Array) -> Array:
+        return _parameters(model, params, covariance, sigma2)
+
+    def jackknife() -> Array:
+        m = model.problem.m
+        params, _, covariance, sigma2, _ = _Cases(result).fits(1 - np.eye(m, dtype=np.int64))
+        return all_parameters(params, covariance, sigma2)
+
+    if kind == "cases":
+        if statistic is not None:
+            raise LMMError("statistic= needs responses, which kind='cases' does not have; use another kind")
+        from .batch import progress_bar
+        from .simulation import key_of
+
+        rng = stream(key_of(seed), 0)
+        m = model.problem.m
+        counts = rng.multinomial(m, np.full(m, 1.0 / m), size=n)
+        bar = progress_bar(n) if progress else None
+        params, errors, covariance, sigma2, flags = _Cases(result).fits(counts, bar)
+        converged, singular = flags.T
+        if bar is not None:
+            bar.close()
+    else:
+        makers = {"parametric": parametric, "conditional": _conditional, "residual": _residual}
+        if kind not in makers:
+            raise LMMError(f"kind={kind!r} is unknown: use 'parametric', 'conditional', 'residual' or 'cases'")
+        draw = makers[kind](result)
+        if statistic is not None:
+            return _user_statistic(result, n, kind, statistic, draw, seed, frame)
+        batch = simulate_fit(result, n, seed, reml=result.reml, n_jobs=n_jobs, progress=progress, draw=draw)
+        params, errors, sigma2 = batch.params, batch.bse, batch.sigma2
+        covariance = sigma2[:, None, None] * (batch._factor @ batch._factor.transpose(0, 2, 1))
+        converged, singular = batch.converged, batch.singular
+    own = all_parameters(result._params[None], result._covariance[None], np.array([result.sigma2]))[0]
+    kept = model.problem.kept
+    extra = len(own) - len(kept)
+    return BootstrapResult(
+        names=_parameter_names(model),
+        estimates=own,
+        replicates=all_parameters(params, covariance, sigma2),
+        standard_errors=np.column_stack([errors[:, kept], np.full((n, extra), np.nan)]),
+        estimate_errors=np.append(np.sqrt(np.diag(result._cov))[kept], np.full(extra, np.nan)),
+        singular=singular,
+        converged=converged,
+        kind=kind,
+        _jackknife=jackknife,
+        _frame=frame,
+    )
+
+
+def _user_statistic(
+    result: LMMResult, n: int, kind: str, statistic: Callable[[LMMResult], Any], draw: Draw,
+    seed: int | np.random.Generator | None, frame: Callable[[dict[str, Any]], Any],
+) -> BootstrapResult:  # fmt: skip
+    from .simulation import draws
+
+    own = np.atleast_1d(np.asarray(statistic(result), dtype=float))
+    values = np.full((n, len(own)), np.nan)
+    converged, singular = np.zeros(n, dtype=bool), np.zeros(n, dtype=bool)
+    at = 0
+    for block in draws(draw, n, seed):
+        for y in block():
+            fit = result.model.refit(y, reml=result.reml)
+            values[at] = statistic(fit)
+            converged[at], singular[at] = fit.converged, fit.singular
+            at += 1
+
+    def jackknife() -> Array:
+        raise LMMError("method='bca' needs deletions of groups, which a user's statistic does not have")
+
+    return BootstrapResult(
+        names=tuple(f"statistic_{i}" for i in range(len(own))),
+        estimates=own,
+        replicates=values,
+        standard_errors=None,
+        estimate_errors=None,
+        singular=singular,
+        converged=converged,
+        kind=kind,
+        _jackknife=jackknife,
+        _frame=frame,
+    )

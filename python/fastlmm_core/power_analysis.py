@@ -1,0 +1,760 @@
+"""Power of a test by simulation, from a fit or from parameters that are stated before there are data."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from .errors import LMMError
+from .grouping import Grouping
+from .model import LinearMixedModel, lmm
+from .simulation import draws, key_of, parametric, simulate_fit
+
+if TYPE_CHECKING:
+    from .batch import BatchResult
+    from .parameters import CovarianceStructure
+    from .results import LMMResult
+
+__all__ = ["AssumedModel", "PowerCurve", "PowerResult", "assume", "power", "power_curve"]
+
+Array = NDArray[np.float64]
+Seed = int | np.random.Generator | None
+Method = Literal["wald", "lrt"]
+Along = Literal["subjects", "observations", "effect"]
+
+
+class AssumedModel:
+    """A design with stated parameters: what simulation needs, without any data.  Made by `assume`.
+
+    Attributes
+    ----------
+    model : LinearMixedModel
+        The design.  Its response is one draw from the stated parameters and serves for nothing else.
+    sigma2 : float
+    """
+
+    def __init__(self, model: LinearMixedModel, params: Array, factor: Array, sigma2: float) -> None:
+        self.model = model
+        self.sigma2 = sigma2
+        self._params = params
+        self._factor = factor
+
+    @property
+    def params(self) -> dict[str, float]:
+        """Fixed effects by name."""
+        return dict(zip(self.model.exog_names, self._params.tolist(), strict=True))
+
+    @property
+    def relative_factor(self) -> Array:
+        """Lambda in natural units (q, q): the random effects have covariance sigma2 Lambda Lambda'."""
+        return self._factor
+
+    @property
+    def marginal_mean(self) -> Array:
+        """X beta plus offset (nobs,)."""
+        mean = np.asarray(self.model.exog @ self._params)
+        return mean if self.model.offset is None else mean + self.model.offset
+
+    @property
+    def G(self) -> dict[str, Array]:
+        """Covariance matrix of the random effects in natural units, by term."""
+        whole = self.sigma2 * (self._factor @ self._factor.T)
+        blocks = zip(self.model.term_names, self.model.structure.blocks, strict=True)
+        return {name: whole[block.start : block.stop, block.start : block.stop] for name, block in blocks}
+
+    def simulate(self, n: int = 1, seed: Seed = None) -> Array:
+        """Responses drawn from the stated parameters: those that `simulate_fit` fits for the same seed.
+
+        Parameters
+        ----------
+        n : int
+        seed : int or numpy Generator, optional
+
+        Returns
+        -------
+        (n, nobs) array
+        """
+        return np.concatenate([make() for make in draws(parametric(self), n, seed)])
+
+    def simulate_fit(
+        self, n: int, seed: Seed = None, *, reml: bool = True, n_jobs: int | None = None, progress: bool = False,
+        fit: LinearMixedModel | None = None,
+    ) -> BatchResult:  # fmt: skip
+        """Draw n responses and fit each, without storing the responses.
+
+        Parameters
+        ----------
+        n : int
+        seed : int or numpy Generator, optional
+            Streams are counter-based: the same seed gives the same result for any number of threads.
+        reml : bool
+        n_jobs : int, optional
+            Threads; by default one per processor.
+        progress : bool
+            Show a progress bar (needs tqdm).
+        fit : LinearMixedModel, optional
+            A model of the same observations to fit instead of this one, e.g. a reduced one.
+
+        Returns
+        -------
+        BatchResult
+        """
+        return simulate_fit(self, n, seed, reml=reml, n_jobs=n_jobs, progress=progress, fit=fit)
+
+    def __repr__(self) -> str:
+        stated = ", ".join(f"{name}={value:g}" for name, value in self.params.items())
+        return f"<AssumedModel: {stated}; {self.model!r}>"
+
+
+def assume(
+    formula: str, data: Any, params: Mapping[str, float] | ArrayLike, G: Any, sigma2: float, *,
+    weights: Any = None, offset: Any = None,
+) -> AssumedModel:  # fmt: skip
+    """State a model before there are data.
+
+    Parameters
+    ----------
+    formula : str
+        As for `lmm`.
+    data : pandas.DataFrame, polars.DataFrame, pyarrow.Table or dict of arrays
+        The design: one row per planned observation.  The response may be absent; where present it is ignored.
+        Rows with missing values in other columns are left out, as in `lmm`.
+    params : mapping of coefficient name to value, or (p,) array
+        Fixed effects on the scale of the response, all of them.
+    G : (q, q) array, or mapping of term to array
+        Covariance matrix of the random effects of a group (a number for a single one), positive semidefinite.
+    sigma2 : float
+        Residual variance (of an observation of weight 1).
+    weights, offset : str or array, optional
+        As for `lmm`.
+
+    Returns
+    -------
+    AssumedModel
+
+    Raises
+    ------
+    LMMError
+        For parameters that do not fit the design, or a design that could not be fitted.
+    """
+    from .frames import Table
+    from .syntax import parse
+
+    response = parse(formula).response
+    name = response.label.replace("`", "")
+    table = Table(data)
+    # any left side, log(y) too, becomes a column of its own
+    formula = f"`{name}`{formula.lstrip()[len(response.text) :]}"
+    columns = dict(data) if table.library == "dict" else {key: table.column(key).raw for key in table.names}
+    columns[name] = np.random.default_rng(0).standard_normal(table.n_rows)
+    model = lmm(formula, columns, weights=weights, offset=offset)
+    assert model.spec is not None
+    model.spec = dataclasses.replace(model.spec, library=table.library)
+    if len(model.problem.kept) < len(model.exog_names):
+        lost = [key for i, key in enumerate(model.exog_names) if i not in model.problem.kept]
+        raise LMMError(
+            f"data: the columns {', '.join(map(repr, lost))} are combinations of those before them, so that their "
+            "coefficients have no meaning of their own; change the formula or the design"
+        )
+    variance = _numbers(sigma2, "sigma2")
+    if variance.ndim or not variance > 0.0:
+        raise LMMError(f"sigma2={sigma2!r} must be a positive number: the residual variance")
+    factor = _factor_of(G, model.structure, model.term_names) / np.sqrt(variance)
+    return _drawn(model, _coefficients(params, model.exog_names), factor, float(variance))
+
+
+def _coefficients(params: Any, names: tuple[str, ...]) -> Array:
+    if hasattr(params, "keys"):
+        given = dict(params)
+        for name in given:
+            if name not in names:
+                close = difflib.get_close_matches(str(name), names, n=1)
+                hint = f"did you mean {close[0]!r}?" if close else f"the coefficients are {', '.join(map(repr, names))}"
+                raise LMMError(f"params names {name!r}, which is not a coefficient of this design; {hint}")
+        absent = [name for name in names if name not in given]
+        if absent:
+            raise LMMError(f"params gives no value for {', '.join(map(repr, absent))}; state every coefficient")
+        params = [given[name] for name in names]
+    values = _numbers(params, "params")
+    if values.shape != (len(names),):
+        raise LMMError(f"params must hold {len(names)} values, for {', '.join(map(repr, names))}, not {values.size}")
+    return values
+
+
+def _numbers(values: Any, argument: str) -> Array:
+    try:
+        array = np.array(values, dtype=np.float64)
+    except (TypeError, ValueError):
+        raise LMMError(f"{argument} must hold numbers, not {values!r}") from None
+    if not np.isfinite(array).all():
+        raise LMMError(f"{argument} has values that are not finite; give a number for each")
+    return array
+
+
+def _factor_of(G: Any, structure: CovarianceStructure, terms: tuple[str, ...]) -> Array:
+    """Lower triangular L with L L' = G, which is checked against the structure."""
+    q = structure.q
+    places = {name: slice(block.start, block.stop) for name, block in zip(terms, structure.blocks, strict=True)}
+    if hasattr(G, "keys"):
+        if set(G) != set(places):
+            raise LMMError(f"G has the terms {', '.join(map(repr, G))}; this design has {', '.join(map(repr, places))}")
+        whole = np.zeros((q, q))
+        for name, place in places.items():
+            part, size = np.atleast_2d(_numbers(G[name], f"G[{name!r}]")), place.stop - place.start
+            if part.shape != (size, size):
+                raise LMMError(f"G[{name!r}] must be a ({size}, {size}) matrix, not of shape {part.shape}")
+            whole[place, place] = part
+    else:
+        whole = np.atleast_2d(_numbers(G, "G"))
+    if whole.shape != (q, q):
+        raise LMMError(f"G must be a ({q}, {q}) matrix, one row per random effect, not of shape {whole.shape}")
+    sd = np.sqrt(np.maximum(np.diag(whole), 0.0))
+    # on the scale of correlations units do not matter
+    unit = np.where(sd > 0.0, sd, 1.0)
+    corr = whole / np.outer(unit, unit)
+    if np.abs(corr - corr.T).max() > 1e-8:
+        raise LMMError("G is not symmetric")
+    if (np.diag(whole) < 0.0).any() or np.linalg.eigvalsh(corr).min() < -1e-8:
+        raise LMMError("G is not positive semidefinite: check its variances, and that no correlation is beyond 1")
+    free = np.zeros((q, q), dtype=bool)
+    free[structure.positions] = True
+    if corr[~(free | free.T)].any():
+        raise LMMError("G has covariances between random effects that the formula makes independent; set them to 0")
+    factor = np.zeros((q, q))
+    for block in structure.blocks:
+        place = slice(block.start, block.stop)
+        values, vectors = np.linalg.eigh(corr[place, place])
+        half = vectors * np.sqrt(np.maximum(values, 0.0)) if block.structure == "full" else np.eye(len(values))
+        factor[place, place] = sd[place, None] * half
+    return structure.canonical(factor)
+
+
+def _rebuilt(
+    base: LinearMixedModel, y: Array, rows: Any = slice(None), columns: Any = slice(None),
+    codes: NDArray[np.intp] | None = None,
+) -> LinearMixedModel:  # fmt: skip
+    """The design with other rows, columns of X, groups or response."""
+    model = LinearMixedModel.__new__(LinearMixedModel)
+    codes = base.grouping.index if codes is None else codes
+    model._setup(
+        y, base.exog[rows][:, columns], base.exog_re[rows],
+        Grouping(base.grouping.name, codes.astype(np.int64), 0, int(codes.max()) + 1), base.structure,
+        None if base.weights is None else base.weights[rows], None if base.offset is None else base.offset[rows],
+        tuple(np.array(base.exog_names, dtype=object)[columns]), base.exog_re_names, base.term_names, base.spec,
+        base.response_name,
+    )  # fmt: skip
+    return model
+
+
+def _drawn(model: LinearMixedModel, params: Array, factor: Array, sigma2: float) -> AssumedModel:
+    """The design with a draw from the parameters as response: scales and starts are then those of the simulations."""
+    y = AssumedModel(model, params, factor, sigma2).simulate(1, 0)[0]
+    fresh = _rebuilt(model, y)
+    fresh.n_dropped, fresh.kept = model.n_dropped, model.kept
+    return AssumedModel(fresh, params, factor, sigma2)
+
+
+def _stated(source: Any) -> AssumedModel:
+    from .results import LMMResult
+
+    if isinstance(source, AssumedModel):
+        return source
+    if isinstance(source, LMMResult):
+        return AssumedModel(source.model, np.nan_to_num(source._params), source.relative_factor, source.sigma2)
+    raise LMMError(f"source must be a fitted model or one from assume(), not {type(source).__name__!r}")
+
+
+# ---- tests ---------------------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class _Hypothesis:
+    """L beta = 0; `columns` of X where the rows of L pick single coefficients."""
+
+    label: str
+    L: Array
+    columns: tuple[int, ...] | None
+
+    @classmethod
+    def of(cls, test: Any, model: LinearMixedModel, method: str) -> _Hypothesis:
+        names, kept = model.exog_names, model.problem.kept
+        if method not in ("wald", "lrt"):
+            raise LMMError(f"method={method!r} is unknown: use 'wald' or 'lrt'")
+        given = np.asarray([test] if isinstance(test, str) else test)
+        if given.dtype.kind in "US" and given.ndim == 1:
+            for name in given.tolist():
+                if name not in names:
+                    close = difflib.get_close_matches(name, names, n=1)
+                    hint = f"did you mean {close[0]!r}?" if close else f"there are {', '.join(map(repr, names))}"
+                    raise LMMError(f"test={name!r} is not a coefficient of the model; {hint}")
+            columns = tuple(names.index(name) for name in given.tolist())
+            if len(set(columns)) < len(columns):
+                raise LMMError("test names a coefficient twice")
+            hypothesis = cls(", ".join(given.tolist()), np.eye(len(names))[list(columns)], columns)
+        else:
+            L = np.atleast_2d(_numbers(test, "test"))
+            if L.shape[1:] != (len(names),) or len(L) == 0:
+                raise LMMError(f"test must have {len(names)} columns, one per coefficient, not the shape {L.shape}")
+            if np.linalg.matrix_rank(L) < len(L):
+                raise LMMError("test has rows that are combinations of the others; leave these out")
+            if method == "lrt":
+                raise LMMError("method='lrt' needs the names of the coefficients to leave out; use method='wald'")
+            hypothesis = cls(f"{len(L)} contrast{'s' * (len(L) > 1)}", L, None)
+        dropped = np.setdiff1d(np.arange(len(names)), kept)
+        lost = dropped[hypothesis.L[:, dropped].any(axis=0)]
+        if len(lost):
+            raise LMMError(
+                f"test uses the coefficient {names[lost[0]]!r}, which the design cannot tell from those before it"
+            )
+        return hypothesis
+
+    def given_effect(self, truth: AssumedModel, effect: Any) -> AssumedModel:
+        """The model with the tested coefficients at `effect`."""
+        if effect is None:
+            return truth
+        if self.columns is None:
+            raise LMMError("effect needs a test by the names of coefficients, not by contrasts")
+        values = np.atleast_1d(_numbers(effect, "effect"))
+        if values.shape != (len(self.columns),):
+            raise LMMError(f"effect must hold {len(self.columns)} values, one for each of {self.label}")
+        params = truth._params.copy()
+        params[list(self.columns)] = values
+        return AssumedModel(truth.model, params, truth._factor, truth.sigma2)
+
+
+def _wald(batch: BatchResult, hypothesis: _Hypothesis) -> Array:
+    """Statistics (L b)' [L cov L']^-1 L b."""
+    if hypothesis.columns is not None and len(hypothesis.columns) == 1:
+        return np.asarray(batch.tvalues[:, hypothesis.columns[0]] ** 2)
+    kept = batch.model.problem.kept
+    estimates = batch.params[:, kept] @ hypothesis.L[:, kept].T
+    solved = np.linalg.solve(_covariance(batch, hypothesis.L), estimates[:, :, None])
+    return np.asarray(np.sum(estimates * solved[:, :, 0], axis=1))
+
+
+def _covariance(batch: BatchResult, L: Array) -> Array:
+    """Covariances of L b, sigma2 L (X'V^-1 X)^-1 L' (n, rows, rows).
+
+    X'V^-1 X = X'X - sum C_i' M_i C_i with M_i = Lambda (I + Lambda'A_i Lambda)^-1 Lambda', A_i = Z_i'Z_i and
+    C_i = Z_i'X_i is linear in M_i, so that groups with the same A_i are added up first (Woodbury's identity).
+    """
+    model, problem = batch.model, batch.model.problem
+    index, q = model.grouping.index, model.structure.q
+    root = np.ones((model.nobs, 1)) if model.weights is None else np.sqrt(model.weights)[:, None]
+    X, Z = problem.conditioned_x(model.exog) * root, problem.conditioned_z(model.exog_re) * root
+    order = np.argsort(index, kind="stable")
+    X, Z, starts = X[order], Z[order], np.flatnonzero(np.diff(index[order], prepend=-1))
+    A = np.add.reduceat(Z[:, :, None] * Z[:, None, :], starts)
+    C = np.add.reduceat(Z[:, :, None] * X[:, None, :], starts)
+    patterns, kind = np.unique(A.reshape(len(A), -1), axis=0, return_inverse=True)
+    squares = np.zeros((len(patterns), q * q, X.shape[1] ** 2))
+    for k in range(len(patterns)):
+        chosen = C[kind == k]
+        squares[k] = np.einsum("iaj,ibl->abjl", chosen, chosen, optimize=True).reshape(squares.shape[1:])
+    inner = np.linalg.inv(problem.z_map) @ batch._factor
+    across = L @ problem.x_map
+    out = np.empty((len(batch), len(L), len(L)))
+    step = max(1, 2**20 // (len(patterns) * q * q))
+    for begin in range(0, len(batch), step):
+        factor = inner[begin : begin + step, None]
+        turned = np.swapaxes(factor, 2, 3)
+        M = factor @ np.linalg.solve(np.eye(q) + turned @ patterns.reshape(-1, q, q) @ factor, turned)
+        between = M.reshape(len(M), -1) @ squares.reshape(-1, squares.shape[2])
+        H = X.T @ X - between.reshape(-1, X.shape[1], X.shape[1])
+        out[begin : begin + step] = across @ np.linalg.solve(H, np.broadcast_to(across.T, (len(H), *across.T.shape)))
+    return np.asarray(batch.sigma2[:, None, None] * out)
+
+
+@dataclasses.dataclass(frozen=True)
+class PowerResult:
+    """Power of a test in simulations.
+
+    Attributes
+    ----------
+    test : str
+        What is tested: L beta = 0.
+    method : {"wald", "lrt"}
+    alpha : float
+    power : float
+        Share of the simulations that reject; those that were not certified count as not rejecting.
+    interval : (lower, upper)
+        Exact 95 % interval of the power for the number of simulations (Clopper and Pearson 1934, Biometrika 26,
+        404-413).
+    n_sim, n_converged : int
+    singular_fraction : float
+        Share of the certified fits that lie on the boundary.
+    effect : (rows,) array
+        True value of L beta.
+    estimate, bias : (rows,) arrays
+        Mean of its estimates, and that less the true value.
+    pvalues : (n_sim,) array
+        NaN for fits that were not certified.
+    """
+
+    test: str
+    method: str
+    alpha: float
+    power: float
+    interval: tuple[float, float]
+    n_sim: int
+    n_converged: int
+    singular_fraction: float
+    effect: Array
+    estimate: Array
+    bias: Array
+    pvalues: Array = dataclasses.field(repr=False)
+
+    def __repr__(self) -> str:
+        low, high = self.interval
+        lost = self.n_sim - self.n_converged
+        return (
+            f"<PowerResult: {self.power:.3f} [{low:.3f}, {high:.3f}], {self.method} test of {self.test} at level "
+            f"{self.alpha:g}, {self.n_sim} simulations{f', {lost} not certified' if lost else ''}>"
+        )
+
+
+def _interval(count: int, n: int) -> tuple[float, float]:
+    from scipy.special import betaincinv
+
+    low = float(betaincinv(count, n - count + 1, 0.025)) if count else 0.0
+    return low, float(betaincinv(count + 1, n - count, 0.975)) if count < n else 1.0
+
+
+def power(
+    source: LMMResult | AssumedModel, test: Any, *, effect: ArrayLike | None = None, n_sim: int = 1000,
+    alpha: float = 0.05, method: Method = "wald", seed: Seed = None, reml: bool = True, n_jobs: int | None = None,
+    progress: bool = False,
+) -> PowerResult:  # fmt: skip
+    """Power of a test of fixed effects, by simulation.
+
+    Parameters
+    ----------
+    source : LMMResult or AssumedModel
+        What generates the data and is fitted to them.
+    test : str, list of str, or (rows, p) array
+        A coefficient, several tested together, or contrasts L in L beta = 0.
+    effect : float or array, optional
+        True values of the coefficients named in `test`; by default those of `source`.  0 gives the type I error.
+    n_sim : int
+    alpha : float
+        Level of the test.
+    method : {"wald", "lrt"}
+        Estimate against standard error (normal or chi-square), or likelihood ratio of fits by maximum likelihood with
+        and without the coefficients to the same data (chi-square).
+    seed : int or numpy Generator, optional
+    reml : bool
+        For the Wald test; the likelihood ratio always takes maximum likelihood.
+    n_jobs : int, optional
+        Threads; results do not depend on it.
+    progress : bool
+        Show a progress bar (needs tqdm).
+
+    Returns
+    -------
+    PowerResult
+
+    Raises
+    ------
+    LMMError
+        For arguments that cannot be used.
+    """
+    from scipy.special import chdtrc
+
+    truth = _stated(source)
+    if not 0.0 < alpha < 1.0:
+        raise LMMError(f"alpha={alpha} must lie between 0 and 1, e.g. 0.05")
+    if n_sim < 1:
+        raise LMMError(f"n_sim={n_sim} must be at least 1")
+    hypothesis = _Hypothesis.of(test, truth.model, method)
+    truth = hypothesis.given_effect(truth, effect)
+    seed = seed if isinstance(seed, int) else _integer(seed)
+    batch = truth.simulate_fit(n_sim, seed, reml=reml and method == "wald", n_jobs=n_jobs, progress=progress)
+    good = batch.converged
+    if method == "wald":
+        statistic = _wald(batch, hypothesis)
+    else:
+        columns = [i for i in truth.model.problem.kept if i not in (hypothesis.columns or ())]
+        reduced = _rebuilt(truth.model, truth.model.endog, columns=columns)
+        null = truth.simulate_fit(n_sim, seed, reml=False, n_jobs=n_jobs, progress=progress, fit=reduced)
+        good = good & null.converged
+        statistic = np.maximum(null.criterion - batch.criterion, 0.0)
+    pvalues = np.where(good, chdtrc(len(hypothesis.L), statistic), np.nan)
+    count = int(np.sum(pvalues < alpha))
+    kept = truth.model.problem.kept
+    effects = hypothesis.L @ truth._params
+    found = batch.params[good][:, kept] @ hypothesis.L[:, kept].T
+    estimate = found.mean(axis=0) if good.any() else np.full(len(effects), np.nan)
+    return PowerResult(
+        test=hypothesis.label,
+        method=method,
+        alpha=float(alpha),
+        power=count / n_sim,
+        interval=_interval(count, n_sim),
+        n_sim=n_sim,
+        n_converged=int(good.sum()),
+        singular_fraction=float(batch.singular[good].mean()) if good.any() else float("nan"),
+        effect=effects,
+        estimate=estimate,
+        bias=estimate - effects,
+        pvalues=pvalues,
+    )
+
+
+def _integer(seed: Seed, place: int | None = None) -> int:
+    """One number that stands for a seed, or for the place-th stream of it."""
+    if place is not None:
+        assert isinstance(seed, int)
+        return _integer(np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(place,))))
+    return int.from_bytes(key_of(seed).tobytes(), "little")
+
+
+# ---- curves --------------------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class PowerCurve:
+    """Power along a design or an effect.
+
+    Attributes
+    ----------
+    along : {"subjects", "observations", "effect"}
+    values : (k,) array
+    results : tuple of PowerResult
+        One for each value.
+    """
+
+    along: str
+    values: NDArray[Any]
+    results: tuple[PowerResult, ...]
+    _frame: Callable[[dict[str, Any]], Any] = dataclasses.field(repr=False)
+
+    @property
+    def power(self) -> Array:
+        """Share of the simulations that reject (k,)."""
+        return np.array([result.power for result in self.results])
+
+    @property
+    def lower(self) -> Array:
+        """Lower ends of the exact 95 % intervals (k,)."""
+        return np.array([result.interval[0] for result in self.results])
+
+    @property
+    def upper(self) -> Array:
+        """Upper ends of the exact 95 % intervals (k,)."""
+        return np.array([result.interval[1] for result in self.results])
+
+    def to_frame(self) -> Any:
+        """One row per value, in the library of the caller's data (or a dict of arrays)."""
+        columns = {self.along: self.values, "power": self.power, "lower": self.lower, "upper": self.upper}
+        columns["n_converged"] = np.array([result.n_converged for result in self.results])
+        columns["singular_fraction"] = np.array([result.singular_fraction for result in self.results])
+        return self._frame(columns)
+
+    def target(self, power: float = 0.8) -> float:
+        """The smallest value at which the power reaches a target.
+
+        The simulated powers are made monotone by isotonic regression (Barlow et al. 1972, Statistical Inference under
+        Order Restrictions, sec. 1.2).  Between the two values that enclose the target, the normal quantile of the
+        power is taken as linear in the effect or in the square root of the number of subjects or observations, as it
+        is for a z test, up to the opposite tail.  Numbers of subjects and observations are rounded up.
+
+        Parameters
+        ----------
+        power : float
+
+        Returns
+        -------
+        float
+            The first value where the power is reached there already, NaN where it is reached nowhere.
+
+        Raises
+        ------
+        LMMError
+            For a power outside (0, 1), or effects of both signs.
+        """
+        from scipy.special import ndtri
+
+        if not 0.0 < power < 1.0:
+            raise LMMError(f"power={power} must lie between 0 and 1, e.g. 0.8")
+        if self.values.min() < 0.0 < self.values.max():
+            raise LMMError("target() needs effects of one sign: the power falls and rises again around 0")
+        order = np.argsort(np.abs(self.values), kind="stable")
+        values, n = self.values[order].astype(float), self.results[0].n_sim
+        levels = _isotonic(self.power[order])
+        at = int(np.argmax(levels >= power))
+        if levels[at] < power:
+            return float("nan")
+        if at == 0:
+            return float(values[0])
+        z = ndtri(np.clip(levels[at - 1 : at + 1], 0.5 / n, 1.0 - 0.5 / n))
+        share = float(np.clip((ndtri(power) - z[0]) / (z[1] - z[0]), 0.0, 1.0))
+        if self.along == "effect":
+            return float(values[at - 1] + share * (values[at] - values[at - 1]))
+        low, high = np.sqrt(values[at - 1 : at + 1])
+        return float(np.ceil(round((low + share * (high - low)) ** 2, 9)))
+
+    def __repr__(self) -> str:
+        first = self.results[0]
+        head = (
+            f"Power of the {first.method} test of {first.test} at level {first.alpha:g}, {first.n_sim} simulations each"
+        )
+        lines = [head, f"{self.along:>12}  power  95% interval"]
+        for value, result in zip(self.values.tolist(), self.results, strict=True):
+            lost = result.n_sim - result.n_converged
+            note = f"  {lost} not certified" if lost else ""
+            low, high = result.interval
+            lines.append(f"{value:>12g}  {result.power:.3f}   {low:.3f} {high:.3f}{note}")
+        return "\n".join(lines)
+
+
+def _isotonic(values: Array) -> Array:
+    """Least-squares non-decreasing sequence: neighbours that fall are averaged."""
+    pools: list[tuple[float, int]] = []
+    for value in values.tolist():
+        pools.append((value, 1))
+        while len(pools) > 1 and pools[-2][0] > pools[-1][0]:
+            (a, count_a), (b, count_b) = pools[-2:]
+            pools[-2:] = [((a * count_a + b * count_b) / (count_a + count_b), count_a + count_b)]
+    return np.repeat([level for level, _ in pools], [count for _, count in pools])
+
+
+def power_curve(
+    source: LMMResult | AssumedModel, test: Any, along: Along = "subjects", values: ArrayLike = (), *,
+    effect: ArrayLike | None = None, n_sim: int = 1000, alpha: float = 0.05, method: Method = "wald",
+    seed: Seed = None, reml: bool = True, n_jobs: int | None = None, progress: bool = False,
+) -> PowerCurve:  # fmt: skip
+    """Power for several sizes of a design or several effects.
+
+    Parameters
+    ----------
+    source : LMMResult or AssumedModel
+    test : str, list of str, or (rows, p) array
+        As for `power`.
+    along : {"subjects", "observations", "effect"}
+        "subjects": designs of so many groups, copies of the given ones.  Groups with the same rows of X, Z, weights
+        and offset are of one kind; kinds take turns in proportion to their numbers, and within a kind the groups in
+        the order of their first rows, from the start again when all have been used.  So the arms of a trial keep
+        their ratio at every size.  "observations": the first so many rows of each group.  "effect": true values of
+        the one coefficient tested.
+    values : sequence of numbers
+    effect, n_sim, alpha, method, reml, n_jobs, progress
+        As for `power`.
+    seed : int or numpy Generator, optional
+        Each value has a stream of its own, by its position.
+
+    Returns
+    -------
+    PowerCurve
+
+    Raises
+    ------
+    LMMError
+        For arguments that cannot be used, or a value whose design cannot be fitted.
+    """
+    truth = _stated(source)
+    if along not in ("subjects", "observations", "effect"):
+        raise LMMError(f"along={along!r} is unknown: use 'subjects', 'observations' or 'effect'")
+    points = _numbers(values, "values")
+    if points.ndim != 1 or len(points) == 0:
+        raise LMMError("values must be a sequence of numbers, e.g. [50, 100, 200]")
+    hypothesis = _Hypothesis.of(test, truth.model, method)
+    if along == "effect":
+        if len(hypothesis.L) != 1 or hypothesis.columns is None:
+            raise LMMError("along='effect' needs a test of one coefficient, by its name")
+        if effect is not None:
+            raise LMMError("effect is what along='effect' varies; leave it out")
+        sources = (hypothesis.given_effect(truth, value) for value in points)
+    else:
+        least = 2 if along == "subjects" else 1
+        if (points % 1.0 != 0.0).any() or (points < least).any():
+            raise LMMError(f"values must be whole numbers of {along}, at least {least}; not {points.tolist()}")
+        points = points.astype(np.int64)
+        truth = hypothesis.given_effect(truth, effect)
+        resize = _subjects(truth.model) if along == "subjects" else _observations(truth.model)
+        sources = (_resized(truth, along, value, *resize(value)) for value in points.tolist())
+    root = seed if isinstance(seed, int) else _integer(seed)
+    results = tuple(
+        power(
+            source, test, n_sim=n_sim, alpha=alpha, method=method, seed=_integer(root, place), reml=reml,
+            n_jobs=n_jobs, progress=progress,
+        )
+        for place, source in enumerate(sources)
+    )  # fmt: skip
+    spec = truth.model.spec
+    return PowerCurve(along, points, results, dict if spec is None else spec.frame)
+
+
+Rows = tuple[NDArray[np.intp], NDArray[np.intp]]
+
+
+def _by_group(model: LinearMixedModel) -> tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.intp]]:
+    """Rows in order of groups, where each group starts, and the numbers of rows."""
+    index = model.grouping.index
+    sizes = np.bincount(index)
+    return np.argsort(index, kind="stable"), np.cumsum(sizes) - sizes, sizes
+
+
+def _subjects(model: LinearMixedModel) -> Callable[[int], Rows]:
+    """Rows and groups of a design of so many groups: see `power_curve`."""
+    order, starts, sizes = _by_group(model)
+    parts = [model.exog, model.exog_re]
+    parts += [column[:, None] for column in (model.weights, model.offset) if column is not None]
+    table = np.column_stack(parts)[order]
+    contents = [row.tobytes() for row in np.split(table, starts[1:])]
+    members: dict[bytes, list[int]] = {}
+    for group in np.argsort(order[starts], kind="stable").tolist():
+        members.setdefault(contents[group], []).append(group)
+    # the i-th of c groups of a kind comes at (i + 1/2) / c
+    turns = [((i + 0.5) / len(kind), group) for kind in members.values() for i, group in enumerate(kind)]
+    cycle = np.array([group for _, group in sorted(turns, key=lambda turn: turn[0])])
+
+    def rows(count: int) -> Rows:
+        chosen = cycle[np.arange(count) % len(cycle)]
+        length = sizes[chosen]
+        first = np.cumsum(length) - length
+        return order[np.arange(length.sum()) + np.repeat(starts[chosen] - first, length)], np.repeat(
+            np.arange(count), length
+        )
+
+    return rows
+
+
+def _observations(model: LinearMixedModel) -> Callable[[int], Rows]:
+    """Rows and groups of a design with the first so many rows of each group."""
+    order, starts, sizes = _by_group(model)
+    groups = np.repeat(np.arange(len(sizes)), sizes)
+    place = np.arange(len(order)) - starts[groups]
+
+    def rows(count: int) -> Rows:
+        short = np.flatnonzero(sizes < count)
+        if len(short):
+            label = model.grouping.labels[short[0]]
+            raise LMMError(
+                f"values: {count} observations are more than the {sizes[short[0]]} of {model.grouping.name} {label!r}; "
+                "give a design with as many rows per group as the largest value"
+            )
+        return order[place < count], groups[place < count]
+
+    return rows
+
+
+def _resized(
+    truth: AssumedModel, along: str, value: int, rows: NDArray[np.intp], codes: NDArray[np.intp]
+) -> AssumedModel:
+    y = np.random.default_rng(0).standard_normal(len(rows))
+    try:
+        model = _rebuilt(truth.model, y, rows, codes=codes)
+    except LMMError as error:
+        raise LMMError(f"values: the design with {value} {along} cannot be fitted: {error}") from None
+    lost = np.setdiff1d(truth.model.problem.kept, model.problem.kept)
+    if len(lost):
+        raise LMMError(
+            f"values: with {value} {along} the coefficient {model.exog_names[lost[0]]!r} cannot be told from those "
+            "before it; leave this value out"
+        )
+    return _drawn(model, truth._params, truth._factor, truth.sigma2)
