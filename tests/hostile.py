@@ -256,6 +256,34 @@ class Conditioned:
             whitened[rows] = np.linalg.solve(lower, np.column_stack([self.x[rows], self.y[rows]]))
         return self._combine(logdet_v, np.linalg.qr(whitened, mode="r"))
 
+    def exact(self, theta: np.ndarray) -> float:
+        """The same in the widest floating type: the search above picks what rounding flatters most."""
+        wide = np.longdouble
+        factor = self.factor(theta).astype(wide)
+        xy = np.column_stack([self.x, self.y]).astype(wide)
+        total = np.zeros((xy.shape[1], xy.shape[1]), dtype=wide)
+        logdet = wide(0.0)
+        for g in range(self.codes.max() + 1):
+            rows = self.codes == g
+            half = self.z[rows].astype(wide) @ factor
+            lower = _cholesky(np.eye(len(half), dtype=wide) + half @ half.T)
+            logdet += 2.0 * np.sum(np.log(np.diag(lower)))
+            white = xy[rows].copy()
+            for i in range(len(white)):
+                white[i] = (white[i] - lower[i, :i] @ white[:i]) / lower[i, i]
+            total += white.T @ white
+        return self._combine(float(logdet), _cholesky(total).T.astype(float))
+
+
+def _cholesky(matrix: np.ndarray) -> np.ndarray:
+    """Lower Cholesky factor in the type of the matrix (LAPACK has no wider one than double)."""
+    lower = np.zeros_like(matrix)
+    for j in range(len(matrix)):
+        lower[j, j] = np.sqrt(matrix[j, j] - lower[j, :j] @ lower[j, :j])
+        for i in range(j + 1, len(matrix)):
+            lower[i, j] = (matrix[i, j] - lower[i, :j] @ lower[j, :j]) / lower[j, j]
+    return lower
+
 
 # ------------------------------------------------------------------------------------------------------------ search
 
@@ -302,7 +330,7 @@ def best_criterion(
         candidates += [_minimise(conditioned, point, method) for method in METHODS]
     candidates.append((conditioned.woodbury(np.zeros(conditioned.size)), np.zeros(conditioned.size)))
     candidates.sort(key=lambda candidate: candidate[0])
-    finalists = [(conditioned.dense(point), point) for _, point in candidates[:5]]
-    value, point = min(finalists, key=lambda finalist: finalist[0])
-    polished = _minimise(conditioned, point, "Nelder-Mead", dense=True)[0]
-    return min(value, polished) + conditioned.shift
+    finalists = [point for _, point in candidates[:5]]
+    point = min(finalists, key=conditioned.dense)
+    finalists.append(_minimise(conditioned, point, "Nelder-Mead", dense=True)[1])
+    return min(map(conditioned.exact, finalists)) + conditioned.shift

@@ -240,10 +240,11 @@ def _rebuilt(
 ) -> LinearMixedModel:  # fmt: skip
     """The design with other rows, columns of X, groups or response."""
     model = LinearMixedModel.__new__(LinearMixedModel)
+    labels = base.grouping.labels if codes is None else None
     codes = base.grouping.index if codes is None else codes
     model._setup(
         y, base.exog[rows][:, columns], base.exog_re[rows],
-        Grouping(base.grouping.name, codes.astype(np.int64), 0, int(codes.max()) + 1), base.structure,
+        Grouping(base.grouping.name, codes.astype(np.int64), 0, int(codes.max()) + 1, labels), base.structure,
         None if base.weights is None else base.weights[rows], None if base.offset is None else base.offset[rows],
         tuple(np.array(base.exog_names, dtype=object)[columns]), base.exog_re_names, base.term_names, base.spec,
         base.response_name,
@@ -285,17 +286,17 @@ class _Hypothesis:
         names, kept = model.exog_names, model.problem.kept
         if method not in ("wald", "lrt"):
             raise LMMError(f"method={method!r} is unknown: use 'wald' or 'lrt'")
-        given = np.asarray([test] if isinstance(test, str) else test)
-        if given.dtype.kind in "US" and given.ndim == 1:
-            for name in given.tolist():
+        given = [test] if isinstance(test, str) else list(test) if hasattr(test, "__len__") else []
+        if given and all(isinstance(name, str) for name in given):
+            for name in given:
                 if name not in names:
                     close = difflib.get_close_matches(name, names, n=1)
                     hint = f"did you mean {close[0]!r}?" if close else f"there are {', '.join(map(repr, names))}"
                     raise LMMError(f"test={name!r} is not a coefficient of the model; {hint}")
-            columns = tuple(names.index(name) for name in given.tolist())
+            columns = tuple(names.index(name) for name in given)
             if len(set(columns)) < len(columns):
                 raise LMMError("test names a coefficient twice")
-            hypothesis = cls(", ".join(given.tolist()), np.eye(len(names))[list(columns)], columns)
+            hypothesis = cls(", ".join(given), np.eye(len(names))[list(columns)], columns)
         else:
             L = np.atleast_2d(_numbers(test, "test"))
             if L.shape[1:] != (len(names),) or len(L) == 0:
@@ -468,11 +469,11 @@ def power(
     truth = _stated(source)
     if not 0.0 < alpha < 1.0:
         raise LMMError(f"alpha={alpha} must lie between 0 and 1, e.g. 0.05")
-    if n_sim < 1:
-        raise LMMError(f"n_sim={n_sim} must be at least 1")
+    if not isinstance(n_sim, int | np.integer) or n_sim < 1:
+        raise LMMError(f"n_sim={n_sim} must be a whole number, at least 1")
     hypothesis = _Hypothesis.of(test, truth.model, method)
     truth = hypothesis.given_effect(truth, effect)
-    seed = seed if isinstance(seed, int) else _integer(seed)
+    seed = _integer(seed)
     batch = truth.simulate_fit(n_sim, seed, reml=reml and method == "wald", n_jobs=n_jobs, progress=progress)
     good = batch.converged
     if method == "wald":
@@ -505,11 +506,10 @@ def power(
     )
 
 
-def _integer(seed: Seed, place: int | None = None) -> int:
-    """One number that stands for a seed, or for the place-th stream of it."""
-    if place is not None:
-        assert isinstance(seed, int)
-        return _integer(np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(place,))))
+def _integer(seed: Seed) -> int:
+    """One number that stands for a seed: integers as they are."""
+    if isinstance(seed, int | np.integer):
+        return int(seed)
     return int.from_bytes(key_of(seed).tobytes(), "little")
 
 
@@ -677,16 +677,21 @@ def power_curve(
         truth = hypothesis.given_effect(truth, effect)
         resize = _subjects(truth.model) if along == "subjects" else _observations(truth.model)
         sources = (_resized(truth, along, value, *resize(value)) for value in points.tolist())
-    root = seed if isinstance(seed, int) else _integer(seed)
+    root = _integer(seed)
     results = tuple(
         power(
-            source, test, n_sim=n_sim, alpha=alpha, method=method, seed=_integer(root, place), reml=reml,
+            source, test, n_sim=n_sim, alpha=alpha, method=method, seed=_place(root, place), reml=reml,
             n_jobs=n_jobs, progress=progress,
         )
         for place, source in enumerate(sources)
     )  # fmt: skip
     spec = truth.model.spec
     return PowerCurve(along, points, results, dict if spec is None else spec.frame)
+
+
+def _place(root: int, place: int) -> int:
+    """The seed of one point of a curve."""
+    return int.from_bytes(np.random.SeedSequence(root, spawn_key=(place,)).generate_state(4).tobytes(), "little")
 
 
 Rows = tuple[NDArray[np.intp], NDArray[np.intp]]
