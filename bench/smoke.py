@@ -7,7 +7,7 @@ import sys
 import time
 from pathlib import Path
 
-SCRIPTS = ("sleepstudy.py", "startup.py", "million.py", "scaling.py", "evaluation.py", "hostile.py")
+SCRIPTS = ("sleepstudy.py", "startup.py", "million.py", "scaling.py", "evaluation.py", "batch.py", "hostile.py")
 
 
 def main() -> int:

@@ -260,7 +260,7 @@ def orthogonal_columns(const double[:, :] F):
 
 
 def lower_factor(const double[:, :] F):
-    """Lower triangular L with non-negative diagonal and L L' = F F'.
+    """Lower triangular L with non-negative diagonal and L L' = F F'; where that is zero, so is the column.
 
     Rotations of the columns of F itself: a singular F F' needs no care.
 
@@ -274,24 +274,28 @@ def lower_factor(const double[:, :] F):
     """
     work = np.array(F, dtype=float, order="C")
     cdef double[:, ::1] A = work
-    cdef Py_ssize_t q = A.shape[0], r = A.shape[1], i, j, l
-    cdef double h, c, s, x
+    cdef Py_ssize_t q = A.shape[0], r = A.shape[1], i, j, l, c = 0
+    cdef double h, cosine, sine, x
     out_array = np.zeros((q, q))
     cdef double[:, ::1] L = out_array
-    for i in range(min(q, r)):
-        for j in range(i + 1, r):
+    # column c holds what is left of the columns; a row without a pivot leaves its column of L zero
+    for i in range(q):
+        if c == r:
+            break
+        for j in range(c + 1, r):
             if A[i, j] == 0.0:
                 continue
-            h = sqrt(A[i, i] * A[i, i] + A[i, j] * A[i, j])
-            c = A[i, i] / h
-            s = A[i, j] / h
+            h = sqrt(A[i, c] * A[i, c] + A[i, j] * A[i, j])
+            cosine = A[i, c] / h
+            sine = A[i, j] / h
             for l in range(i, q):
-                x = A[l, i]
-                A[l, i] = c * x + s * A[l, j]
-                A[l, j] = c * A[l, j] - s * x
-        if A[i, i] < 0.0:
-            for l in range(i, q):
-                A[l, i] = -A[l, i]
+                x = A[l, c]
+                A[l, c] = cosine * x + sine * A[l, j]
+                A[l, j] = cosine * A[l, j] - sine * x
+        if A[i, c] == 0.0:
+            continue
+        x = -1.0 if A[i, c] < 0.0 else 1.0
         for l in range(i, q):
-            L[l, i] = A[l, i]
+            L[l, i] = x * A[l, c]
+        c += 1
     return out_array

@@ -120,7 +120,7 @@ cdef class BatchDesign:
     def __dealloc__(self):
         free(self.positions)
 
-    def fit(self, const double[:, ::1] Y, Py_ssize_t first, bint reml, double criterion_offset, double first_scale,
+    def fit(self, const double[:, ::1] Y, Py_ssize_t first, bint reml, double criterion_offset, start,
             double[:, ::1] theta, double[:, ::1] params, double[:, ::1] bse, double[::1] sigma2, double[::1] value,
             double[::1] decrement, int[::1] status, int[::1] evaluations):
         """Fit the rows of Y; results go to rows first, first + 1, ... of the arrays.
@@ -132,8 +132,8 @@ cdef class BatchDesign:
         reml : bool
         criterion_offset : float
             Added to the criterion for the caller's units (the part without the scale of y).
-        first_scale : float
-            0: start by a step of scoring; otherwise from first_scale times the identity.
+        start : (n_par,) array or None
+            Theta to start from; None: start by a step of scoring.
         theta, params, bse, sigma2, value, decrement, status, evaluations : arrays
             Overwritten; status: 1 certified, 2 certified at the boundary, 0 not certified, -1 response not
             finite, -2 no variation.
@@ -142,6 +142,7 @@ cdef class BatchDesign:
         cdef Outcome out
         cdef double* work
         cdef Py_ssize_t count = Y.shape[0]
+        cdef const double[::1] start_view
         if Y.shape[1] != self.n:
             raise ValueError(f"Y has {Y.shape[1]} columns, the design has {self.n} rows")
         if first < 0 or first + count > theta.shape[0]:
@@ -151,7 +152,12 @@ cdef class BatchDesign:
         d.reml = reml
         d.nu = <double> (d.n - d.p if reml else d.n)
         d.criterion_offset = criterion_offset
-        d.first_scale = first_scale
+        d.first_theta = NULL
+        if start is not None:
+            start_view = start
+            if start_view.shape[0] != self.n_par:
+                raise ValueError(f"start has {start_view.shape[0]} elements, the model has {self.n_par}")
+            d.first_theta = &start_view[0]
         out.theta = &theta[0, 0]
         out.params = &params[0, 0] if self.p_full > 0 else NULL
         out.bse = &bse[0, 0] if self.p_full > 0 else NULL

@@ -12,21 +12,22 @@ from libc.string cimport memcpy, memset
 import numpy as np
 
 from fastlmm_core._newton cimport Objective
-from fastlmm_core._shapes cimport (LANES, LaneKernels, Profile, Shape, batch_fit_t, batch_size_t, curvature_t,
+from fastlmm_core._shapes cimport (LaneKernels, Profile, Shape, batch_fit_t, batch_size_t, curvature_t,
                                    effects_t, factor_t, moments_t, profile_t)
 
 
 
 def use_kernels(addresses):
-    """Take the lane kernels at these addresses (see _lanes.kernels)."""
-    kernels.factor = <factor_t> <uintptr_t> addresses[0]
-    kernels.moments = <moments_t> <uintptr_t> addresses[1]
-    kernels.curvature = <curvature_t> <uintptr_t> addresses[2]
-    kernels.effects = <effects_t> <uintptr_t> addresses[3]
-    kernels.profile_value = <profile_t> <uintptr_t> addresses[4]
-    kernels.profile_second = <profile_t> <uintptr_t> addresses[5]
-    kernels.batch_size = <batch_size_t> <uintptr_t> addresses[6]
-    kernels.batch_fit = <batch_fit_t> <uintptr_t> addresses[7]
+    """Take the lane kernels (number of lanes and addresses, see _lanes.kernels); before anything is packed."""
+    kernels.lanes = <Py_ssize_t> addresses[0]
+    kernels.factor = <factor_t> <uintptr_t> addresses[1]
+    kernels.moments = <moments_t> <uintptr_t> addresses[2]
+    kernels.curvature = <curvature_t> <uintptr_t> addresses[3]
+    kernels.effects = <effects_t> <uintptr_t> addresses[4]
+    kernels.profile_value = <profile_t> <uintptr_t> addresses[5]
+    kernels.profile_second = <profile_t> <uintptr_t> addresses[6]
+    kernels.batch_size = <batch_size_t> <uintptr_t> addresses[7]
+    kernels.batch_fit = <batch_fit_t> <uintptr_t> addresses[8]
 
 
 cdef Shape make_shape(Py_ssize_t q, Py_ssize_t k) noexcept nogil:
@@ -39,9 +40,18 @@ cdef Shape make_shape(Py_ssize_t q, Py_ssize_t k) noexcept nogil:
     return shape
 
 
+# Doubles in a cache line: what `aligned` may skip.
+cdef Py_ssize_t CACHE_LINE = 8
+
+
 cdef inline double* aligned(double* place) noexcept nogil:
     """The next address on a cache line: vectors that straddle two are slow to store and load again."""
     return <double*> ((<uintptr_t> place + 63) & ~(<uintptr_t> 63))
+
+
+def lanes():
+    """Groups in a block of packed ones: the lanes of the variant in use."""
+    return kernels.lanes
 
 
 def factor_groups(const double[:, ::1] raw, const double[:, ::1] z_transform, const double[:, ::1] xy_transform):
@@ -55,16 +65,16 @@ def factor_groups(const double[:, ::1] raw, const double[:, ::1] z_transform, co
 
     Returns
     -------
-    packed : (ceil(m / 8), K, 8) array
+    packed : (ceil(m / lanes), K, lanes) array
     between : ((p+1)(p+2)/2,) array
         Sum of c_i'c_i: the part of [X y]'[X y] that the columns of Z explain within groups.
     """
     cdef Shape shape = make_shape(z_transform.shape[0], xy_transform.shape[0])
     cdef Py_ssize_t m = raw.shape[0], n_h = shape.k * (shape.k + 1) // 2
     cdef Py_ssize_t size = shape.q * shape.q + shape.n_c + 2 * shape.q + n_h
-    out = np.empty(((m + LANES - 1) // LANES, shape.stride, LANES))
+    out = np.empty(((m + kernels.lanes - 1) // kernels.lanes, shape.stride, kernels.lanes))
     between = np.zeros(n_h)
-    scratch = np.empty(size * LANES)
+    scratch = np.empty(size * kernels.lanes)
     cdef double[:, :, ::1] packed = out
     cdef double[::1] b = between, s = scratch
     with nogil:
@@ -78,7 +88,7 @@ def group_effects(const double[:, :, ::1] packed, Py_ssize_t n_groups, const dou
 
     Parameters
     ----------
-    packed : (blocks, K, 8) array
+    packed : (blocks, K, lanes) array
     n_groups : int
     factor : (q, q) array
         L.
@@ -94,9 +104,9 @@ def group_effects(const double[:, :, ::1] packed, Py_ssize_t n_groups, const dou
     cdef Shape shape = make_shape(factor.shape[0], contrast.shape[0])
     cdef Py_ssize_t n_blocks = packed.shape[0]
     cdef bint wanted = precision or conditional
-    e_array = np.empty((n_blocks * LANES, shape.q))
-    matrix_array = np.empty((n_blocks * LANES, shape.q, shape.q)) if wanted else None
-    scratch = np.empty((4 * shape.q * shape.q + shape.n_c + shape.q) * LANES)
+    e_array = np.empty((n_blocks * kernels.lanes, shape.q))
+    matrix_array = np.empty((n_blocks * kernels.lanes, shape.q, shape.q)) if wanted else None
+    scratch = np.empty((4 * shape.q * shape.q + shape.n_c + shape.q) * kernels.lanes)
     cdef double[:, ::1] e = e_array
     cdef double[::1] s = scratch
     cdef double[:, :, ::1] matrices
@@ -114,15 +124,15 @@ cdef inline void spread(const double* values, Py_ssize_t n, double* vectors) noe
     """Each value to all lanes of a vector."""
     cdef Py_ssize_t i, lane
     for i in range(n):
-        for lane in range(LANES):
-            vectors[i * LANES + lane] = values[i]
+        for lane in range(kernels.lanes):
+            vectors[i * kernels.lanes + lane] = values[i]
 
 
 cdef inline void gather(const double* vectors, Py_ssize_t n, double* values) noexcept nogil:
     """The first lane of each vector."""
     cdef Py_ssize_t i
     for i in range(n):
-        values[i] = vectors[i * LANES]
+        values[i] = vectors[i * kernels.lanes]
 
 
 cdef class ClusterCriterion(Objective):
@@ -130,7 +140,7 @@ cdef class ClusterCriterion(Objective):
 
     Parameters
     ----------
-    packed : (blocks, K, 8) array
+    packed : (blocks, K, lanes) array
         Factored groups, possibly compressed.
     within : ((p+1)(p+2)/2,) array
         [X y]'[X y] less its part between groups, packed lower triangle by rows.
@@ -152,7 +162,8 @@ cdef class ClusterCriterion(Objective):
     cdef Py_ssize_t* col
     cdef double* buffer
     cdef double* within
-    cdef double* factor      # L (q x q)
+    cdef double* turn        # Q (q x q)
+    cdef double* factor      # Q'L (q x q)
     cdef double* sum_n
     cdef double* H           # packed
     cdef double* gram
@@ -187,12 +198,12 @@ cdef class ClusterCriterion(Objective):
         n_c = self.shape.n_c
         n_h = k * (k + 1) // 2
         n_g = n_c * (n_c + 1) // 2
-        n_scratch = LANES * (3 * q * q + 2 * n_c + 2 * n_a + n_a * n_a + n_h + n_g)
+        n_scratch = kernels.lanes * (3 * q * q + 2 * n_c + 2 * n_a + n_a * n_a + n_h + n_g)
         largest = max(k * k, n_a * n_par)
         vectors = [q * q, 1, n_a, n_h, n_g, n_a * n_a, k * k, k * k, k, k * k, k * k, q * q, n_a * n_a, n_a * n_par,
                    n_a * k * k, n_a * k, largest, 1, 1, 1, n_par, n_par * n_par]
-        sizes = [n_h, q * q, n_a, n_h, n_g, k * k, n_a * n_a, n_par, n_par, n_par * n_par, n_scratch + 2 * LANES,
-                 LANES * sum(vectors)]
+        sizes = [n_h, q * q, q * q, n_a, n_h, n_g, k * k, n_a * n_a, n_par, n_par, n_par * n_par, n_scratch + CACHE_LINE,
+                 kernels.lanes * sum(vectors)]
         total = sum(sizes)
         self.row = <Py_ssize_t*> calloc(2 * n_par, sizeof(Py_ssize_t))
         self.buffer = <double*> calloc(total, sizeof(double))
@@ -204,6 +215,7 @@ cdef class ClusterCriterion(Objective):
             self.col[i] = columns[i]
         place = self.buffer
         self.within = place; place += n_h
+        self.turn = place; place += q * q
         self.factor = place; place += q * q
         self.sum_n = place; place += n_a
         self.H = place; place += n_h
@@ -222,11 +234,12 @@ cdef class ClusterCriterion(Objective):
         f.n_a = n_a
         f.n_c = n_c
         f.n_par = n_par
+        f.turn = NULL
         f.row = self.row
         f.col = self.col
         for i, slot in enumerate(vectors):
             offsets[i] = place
-            place += LANES * <Py_ssize_t> slot
+            place += kernels.lanes * <Py_ssize_t> slot
         (f.factor, f.logdet, f.sum_n, f.H, f.gram, f.tensor, f.chol, f.inverse, f.b, f.weight, f.M, f.g, f.curve,
          f.jac, f.directions, f.vectors, f.work, f.r2, f.value, f.noise, f.grad, f.hess) = (
             offsets[0], offsets[1], offsets[2], offsets[3], offsets[4], offsets[5], offsets[6], offsets[7], offsets[8],
@@ -241,7 +254,7 @@ cdef class ClusterCriterion(Objective):
         free(self.store_buffer)
 
     cdef int evaluate_(self, const double* x, int order) noexcept nogil:
-        cdef Py_ssize_t q = self.q, k = self.k, p = k - 1, n_h = k * (k + 1) // 2, n_a = self.shape.n_a, i
+        cdef Py_ssize_t q = self.q, k = self.k, p = k - 1, n_h = k * (k + 1) // 2, n_a = self.shape.n_a, i, j
         cdef Py_ssize_t n_c = self.shape.n_c
         cdef double logdet
         cdef bint same = self.last_order >= order and self.last_reml == self.reml
@@ -253,13 +266,17 @@ cdef class ClusterCriterion(Objective):
         self.n_evaluations += 1
         self.last_order = -1
         if order >= 2 and self.store == NULL:
-            self.store_buffer = <double*> calloc((self.n_blocks * (n_a + n_c) + 1) * LANES, sizeof(double))
+            self.store_buffer = <double*> calloc(self.n_blocks * (n_a + n_c) * kernels.lanes + CACHE_LINE, sizeof(double))
             if self.store_buffer == NULL:
                 return -1
             self.store = aligned(self.store_buffer)
         memset(self.factor, 0, q * q * sizeof(double))
         for i in range(self.n_par):
-            self.factor[self.row[i] * q + self.col[i]] = x[i]
+            if f.turn == NULL:
+                self.factor[self.row[i] * q + self.col[i]] = x[i]
+            else:
+                for j in range(q):
+                    self.factor[j * q + self.col[i]] += self.turn[self.row[i] * q + j] * x[i]
         memcpy(self.H, self.within, n_h * sizeof(double))
         logdet = kernels.moments(&self.shape, self.n_blocks, self.uniform, self.packed, self.factor, self.sum_n,
                                  self.H, self.gram if order >= 1 else NULL, self.store if order >= 2 else NULL,
@@ -290,6 +307,25 @@ cdef class ClusterCriterion(Objective):
         self.last_order = order
         self.last_reml = self.reml
         return 0
+
+    def rotate(self, turn=None):
+        """Let theta be the free elements of L in G^ = Q'L L'Q from now on.
+
+        Parameters
+        ----------
+        turn : (q, q) orthogonal array or None
+            Q, block diagonal like G^; None for the identity.
+        """
+        cdef double[:, ::1] q_view
+        cdef Py_ssize_t i, q = self.q
+        self.last_order = -1
+        self.f.turn = NULL
+        if turn is None:
+            return
+        q_view = np.array(turn, dtype=float, order="C").reshape(q, q)
+        for i in range(q * q):
+            self.turn[i] = q_view[i // q, i % q]
+        self.f.turn = self.turn
 
     def evaluate(self, theta, int order=0):
         """Evaluate at theta.
@@ -340,13 +376,13 @@ cdef class ClusterCriterion(Objective):
         cdef double[:, ::1] chol = chol_array
         cdef double[::1] beta = beta_array
         for i in range(p):
-            beta[i] = -self.f.b[i * LANES]
+            beta[i] = -self.f.b[i * kernels.lanes]
             for j in range(i + 1):
-                chol[i, j] = self.f.chol[(i * k + j) * LANES]
-        g = np.array(<double[:q * q * LANES]> self.f.g)[::LANES].reshape(q, q)
+                chol[i, j] = self.f.chol[(i * k + j) * kernels.lanes]
+        g = np.array(<double[:q * q * kernels.lanes]> self.f.g)[::kernels.lanes].reshape(q, q)
         return beta_array, self.f.r2[0], chol_array, g
 
     def curvature(self):
         """Second derivatives of the criterion in vech(G^) (lower triangle by rows) at the last point of order 2."""
         cdef Py_ssize_t n_a = self.shape.n_a
-        return np.array(<double[:n_a * n_a * LANES]> self.f.curve)[::LANES].reshape(n_a, n_a)
+        return np.array(<double[:n_a * n_a * kernels.lanes]> self.f.curve)[::kernels.lanes].reshape(n_a, n_a)

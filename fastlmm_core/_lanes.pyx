@@ -1,12 +1,12 @@
 # cython: language_level=3
-"""Per-group Cholesky factors, log-determinants and quadratic forms, eight groups at a time.
+"""Per-group Cholesky factors, log-determinants and quadratic forms, several groups at a time.
 
 The packed form of a group i is (R_i, c_i, n_i): A_i = Z_i'Z_i = R_i'R_i with R_i upper
 triangular (a row of zeros where a column adds nothing), c_i = R_i^-T Z_i'[X_i y_i] (q x k),
-and a count n_i.  Groups stand in blocks of eight, structure of arrays: block b holds
-n_a + q k + 1 vectors of eight doubles: R by rows, c by rows, count.
+and a count n_i.  Groups stand in blocks of LANES (the doubles in a register of the variant), structure of
+arrays: block b holds n_a + q k + 1 vectors: R by rows, c by rows, count.
 
-For a relative covariance factor L (lower triangular, q x q), with U = R L and
+For a relative covariance factor L (q x q), with U = R L and
 W = I + U U' = M M' (M lower triangular):
 
     log|V_i| = log|W|                         Y = M^-1 R,  D = M^-1 c
@@ -22,22 +22,24 @@ identity.)  A count differing from 1 stands for that many groups with the same A
 This file is compiled once per instruction set under different module names; it holds no
 policy and no state.  `kernels()` gives the addresses of its functions.
 """
-from libc.math cimport isfinite, log, M_PI
+from libc.math cimport M_LN2, M_PI, isfinite, log
 from libc.stdint cimport uintptr_t
 from libc.string cimport memset
 
-from fastlmm_core._shapes cimport LANES, Batch, Outcome, Profile, Shape, v8, v8u
+from fastlmm_core._shapes cimport Batch, Outcome, Profile, Shape, vec, vecu
 
 cdef extern from "vector.h":
-    v8 V8_SET(double) nogil
-    v8 V8_SQRT(v8) nogil
-    v8 V8_RSQRT_ABOVE(v8, v8) nogil
-    v8 V8_LOG(v8) nogil
-    v8 V8_ABS(v8) nogil
-    v8 V8_WHERE_POSITIVE(v8, v8, v8) nogil
-    void v8_transpose(const double* const*, long, const double*, double*) nogil
-    double v8_sum(const v8u*) nogil
-    double v8_max(const v8u*) nogil
+    enum: LANES
+    vec VEC_SET(double) nogil
+    vec VEC_SQRT(vec) nogil
+    vec VEC_RSQRT_ABOVE(vec, vec) nogil
+    vec VEC_LOG(vec) nogil
+    vec VEC_ABS(vec) nogil
+    void VEC_SPLIT(vec, vec) nogil
+    vec VEC_WHERE_POSITIVE(vec, vec, vec) nogil
+    void vec_transpose(const double* const*, long, const double*, double*) nogil
+    double vec_sum(const vecu*) nogil
+    double vec_max(const vecu*) nogil
 
 
 cdef inline void factor_of(
@@ -47,21 +49,21 @@ cdef inline void factor_of(
     cdef Py_ssize_t n_a = q * (q + 1) // 2, line = n_a + q * k + 1
     cdef Py_ssize_t n_blocks = (n_groups + LANES - 1) // LANES
     cdef Py_ssize_t block, lane, a, b, j, l, pos, g
-    cdef v8u* full = <v8u*> scratch          # A, rotated in place (q x q)
-    cdef v8u* C = full + q * q
-    cdef v8u* bound = C + q * k
-    cdef v8u* inv = bound + q
-    cdef v8u* acc = inv + q
+    cdef vecu* full = <vecu*> scratch          # A, rotated in place (q x q)
+    cdef vecu* C = full + q * q
+    cdef vecu* bound = C + q * k
+    cdef vecu* inv = bound + q
+    cdef vecu* acc = inv + q
     cdef double* out
     cdef const double* source
-    cdef v8 t, u
-    cdef v8u* R
-    cdef v8u* c
+    cdef vec t, u
+    cdef vecu* R
+    cdef vecu* c
     for pos in range(k * (k + 1) // 2):
-        acc[pos] = V8_SET(0.0)
+        acc[pos] = VEC_SET(0.0)
     for block in range(n_blocks):
         out = packed + block * shape.stride * LANES
-        R = <v8u*> out
+        R = <vecu*> out
         c = R + n_a
         for lane in range(LANES):
             g = block * LANES + lane
@@ -85,32 +87,32 @@ cdef inline void factor_of(
                 out[(shape.stride - 1) * LANES + lane] = 0.0
         # rounding of the rotated diagonal: eps times (sum_b |T_ba| sqrt(A_bb))^2
         for a in range(q):
-            inv[a] = V8_SQRT(full[a * q + a])
+            inv[a] = VEC_SQRT(full[a * q + a])
         for a in range(q):
-            t = V8_SET(0.0)
+            t = VEC_SET(0.0)
             for b in range(a + 1):
                 t = t + inv[b] * (Tz[b * q + a] if Tz[b * q + a] > 0 else -Tz[b * q + a])
             bound[a] = t * t * 2e-14
         # A <- T' A T, C <- T_z' C T_x
         for a in range(q):
             for b in range(q - 1, -1, -1):
-                t = V8_SET(0.0)
+                t = VEC_SET(0.0)
                 for l in range(b + 1):
                     t = t + full[a * q + l] * Tz[l * q + b]
                 full[a * q + b] = t
             for j in range(k - 1, -1, -1):
-                t = V8_SET(0.0)
+                t = VEC_SET(0.0)
                 for l in range(j + 1):
                     t = t + C[a * k + l] * Tx[l * k + j]
                 C[a * k + j] = t
         for a in range(q - 1, -1, -1):
             for b in range(q):
-                t = V8_SET(0.0)
+                t = VEC_SET(0.0)
                 for l in range(a + 1):
                     t = t + full[l * q + b] * Tz[l * q + a]
                 full[a * q + b] = t
             for j in range(k):
-                t = V8_SET(0.0)
+                t = VEC_SET(0.0)
                 for l in range(a + 1):
                     t = t + C[l * k + j] * Tz[l * q + a]
                 C[a * k + j] = t
@@ -118,7 +120,7 @@ cdef inline void factor_of(
         pos = 0
         for a in range(q):
             t = full[a * q + a]
-            u = V8_RSQRT_ABOVE(t, bound[a])
+            u = VEC_RSQRT_ABOVE(t, bound[a])
             for b in range(a, q):
                 full[a * q + b] = full[a * q + b] * u
                 R[pos] = full[a * q + b]
@@ -140,7 +142,7 @@ cdef inline void factor_of(
                     acc[pos] = acc[pos] + t * c[a * k + l]
                     pos = pos + 1
     for pos in range(k * (k + 1) // 2):
-        within[pos] += v8_sum(acc + pos)
+        within[pos] += vec_sum(acc + pos)
 
 
 cdef void factor(
@@ -150,9 +152,9 @@ cdef void factor(
     """Rotate and factor groups.
 
     raw (n_groups, line) holds A, C and the row count per group (see _rows.pyx).  Overwrites
-    packed (blocks, stride, 8) with R, c and 1 per group (0 in the padding), for Z T_z and
+    packed (blocks, stride, LANES) with R, c and 1 per group (0 in the padding), for Z T_z and
     [X y] T_x, both upper triangular; adds sum c'c to within (k(k+1)/2).
-    scratch: 8 (q^2 + q k + 2 q + k(k+1)/2) doubles.
+    scratch: LANES (q^2 + q k + 2 q + k(k+1)/2) doubles.
     """
     # constant sizes let the compiler unroll the shapes that nearly everyone uses
     if shape.q == 1 and shape.k == 2:
@@ -164,29 +166,29 @@ cdef void factor(
 
 
 cdef inline void whiten(
-    Py_ssize_t q, Py_ssize_t k, const v8u* R, const v8u* c, const double* factor,
-    v8u* U, v8u* W, v8u* Y, v8u* D, v8u* det,
+    Py_ssize_t q, Py_ssize_t k, const vecu* R, const vecu* c, const double* factor,
+    vecu* U, vecu* W, vecu* Y, vecu* D, vecu* det,
 ) noexcept nogil:
     """U = R L, W = I + U U' = M M', Y = M^-1 R, D = M^-1 c, det = |W| for one block."""
     cdef Py_ssize_t a, b, l, j
-    cdef v8 t, u
-    cdef v8 one = V8_SET(1.0)
-    cdef const v8u* row = R
-    cdef v8 product = one
+    cdef vec t, u
+    cdef vec one = VEC_SET(1.0)
+    cdef const vecu* row = R
+    cdef vec product = one
     for a in range(q):
         for b in range(q):
-            t = V8_SET(0.0)
-            for l in range(a if a > b else b, q):
+            t = VEC_SET(0.0)
+            for l in range(a, q):
                 t = t + row[l - a] * factor[l * q + b]
             U[a * q + b] = t
         for b in range(q):
-            Y[a * q + b] = row[b - a] if b >= a else V8_SET(0.0)
+            Y[a * q + b] = row[b - a] if b >= a else VEC_SET(0.0)
         row = row + (q - a)
         for j in range(k):
             D[a * k + j] = c[a * k + j]
     for a in range(q):
         for b in range(a + 1):
-            t = V8_SET(0.0)
+            t = VEC_SET(0.0)
             for l in range(q):
                 t = t + U[a * q + l] * U[b * q + l]
             W[a * q + b] = t
@@ -195,7 +197,7 @@ cdef inline void whiten(
     for a in range(q):
         t = W[a * q + a]
         product = product * t
-        u = one / V8_SQRT(t)
+        u = one / VEC_SQRT(t)
         for b in range(q):
             Y[a * q + b] = Y[a * q + b] * u
         for j in range(k):
@@ -219,36 +221,36 @@ cdef inline double moments_of(
 ) noexcept nogil:
     cdef Py_ssize_t n_a = q * (q + 1) // 2, n_c = q * k, n_h = k * (k + 1) // 2
     cdef Py_ssize_t block, a, b, j, l, pos
-    cdef v8u* U = <v8u*> scratch
-    cdef v8u* W = U + q * q
-    cdef v8u* Y = W + q * q
-    cdef v8u* D = Y + q * q
-    cdef v8u* acc_n = D + n_c
-    cdef v8u* acc_h = acc_n + n_a
-    cdef v8u* acc_g = acc_h + n_h
-    cdef v8u* N
-    cdef v8u* E
-    cdef v8u* spare = acc_g + n_c * (n_c + 1) // 2
-    cdef const v8u* R
-    cdef const v8u* count
-    cdef v8 t, det, product
+    cdef vecu* U = <vecu*> scratch
+    cdef vecu* W = U + q * q
+    cdef vecu* Y = W + q * q
+    cdef vecu* D = Y + q * q
+    cdef vecu* acc_n = D + n_c
+    cdef vecu* acc_h = acc_n + n_a
+    cdef vecu* acc_g = acc_h + n_h
+    cdef vecu* N
+    cdef vecu* E
+    cdef vecu* spare = acc_g + n_c * (n_c + 1) // 2
+    cdef const vecu* R
+    cdef const vecu* count
+    cdef vec t, det, product
     cdef double logdet = 0.0, inner
-    product = V8_SET(1.0)
+    product = VEC_SET(1.0)
     for pos in range(n_a + n_h + n_c * (n_c + 1) // 2):
-        acc_n[pos] = V8_SET(0.0)
+        acc_n[pos] = VEC_SET(0.0)
     for block in range(n_blocks):
-        R = (<const v8u*> packed) + block * shape.stride
+        R = (<const vecu*> packed) + block * shape.stride
         count = R + n_a + n_c
-        N = spare if store == NULL else (<v8u*> store) + block * (n_a + n_c)
+        N = spare if store == NULL else (<vecu*> store) + block * (n_a + n_c)
         E = N + n_a
         whiten(q, k, R, R + n_a, factor, U, W, Y, D, &det)
         if uniform:
             # padding has det = 1; the product is taken to logarithms before it can overflow
             product = product * det
-            if v8_max(&product) > 1e100:
+            if vec_max(&product) > 1e100:
                 for l in range(LANES):
                     logdet += log((<double*> &product)[l])
-                product = V8_SET(1.0)
+                product = VEC_SET(1.0)
         else:
             for l in range(LANES):
                 inner = (<const double*> count)[l]
@@ -257,7 +259,7 @@ cdef inline double moments_of(
         pos = 0
         for a in range(q):
             for b in range(a + 1):
-                t = V8_SET(0.0)
+                t = VEC_SET(0.0)
                 for l in range(q):
                     t = t + Y[l * q + a] * Y[l * q + b]
                 N[pos] = t
@@ -265,7 +267,7 @@ cdef inline double moments_of(
                 pos = pos + 1
         for a in range(q):
             for j in range(k):
-                t = V8_SET(0.0)
+                t = VEC_SET(0.0)
                 for l in range(q):
                     t = t + Y[l * q + a] * D[l * k + j]
                 E[a * k + j] = t
@@ -288,12 +290,12 @@ cdef inline double moments_of(
         for l in range(LANES):
             logdet += log((<double*> &product)[l])
     for pos in range(n_a):
-        sum_n[pos] = v8_sum(acc_n + pos)
+        sum_n[pos] = vec_sum(acc_n + pos)
     for pos in range(n_h):
-        sum_h[pos] += v8_sum(acc_h + pos)
+        sum_h[pos] += vec_sum(acc_h + pos)
     if gram != NULL:
         for pos in range(n_c * (n_c + 1) // 2):
-            gram[pos] = v8_sum(acc_g + pos)
+            gram[pos] = vec_sum(acc_g + pos)
     return logdet
 
 
@@ -306,7 +308,7 @@ cdef double moments(
     Returns sum n_i log|W_i|; sets sum_n = sum n_i N_i (n_a), adds sum D'D to sum_h (k(k+1)/2) and,
     unless gram is NULL, sets gram = sum vec(E_i) vec(E_i)' (packed lower triangle of q k); unless store is
     NULL, keeps N_i and E_i there for the second sweep.  `uniform`: all counts are 1 (or padding).
-    scratch: 8 (3 q^2 + 2 q k + 2 n_a + k(k+1)/2 + qk(qk+1)/2) doubles.
+    scratch: LANES (3 q^2 + 2 q k + 2 n_a + k(k+1)/2 + qk(qk+1)/2) doubles.
     """
     if shape.q == 1:
         return moments_of(1, shape.k, shape, n_blocks, uniform, packed, factor, sum_n, sum_h, gram, store, scratch)
@@ -325,29 +327,29 @@ cdef inline void curvature_of(
 ) noexcept nogil:
     cdef Py_ssize_t n_a = q * (q + 1) // 2, n_c = q * k
     cdef Py_ssize_t block, a, b, j, l, pos
-    cdef v8u* F = <v8u*> scratch
-    cdef v8u* B = F + n_c
-    cdef v8u* acc = B + n_a
-    cdef const v8u* N
-    cdef const v8u* E
-    cdef const v8u* count
-    cdef v8 t
+    cdef vecu* F = <vecu*> scratch
+    cdef vecu* B = F + n_c
+    cdef vecu* acc = B + n_a
+    cdef const vecu* N
+    cdef const vecu* E
+    cdef const vecu* count
+    cdef vec t
     for pos in range(n_a * n_a):
-        acc[pos] = V8_SET(0.0)
+        acc[pos] = VEC_SET(0.0)
     for block in range(n_blocks):
-        N = (<const v8u*> store) + block * (n_a + n_c)
+        N = (<const vecu*> store) + block * (n_a + n_c)
         E = N + n_a
-        count = (<const v8u*> packed) + block * shape.stride + n_a + n_c
+        count = (<const vecu*> packed) + block * shape.stride + n_a + n_c
         for a in range(q):
             for j in range(first, k):
-                t = V8_SET(0.0)
+                t = VEC_SET(0.0)
                 for l in range(j + 1):
                     t = t + E[a * k + l] * weight[l * k + j]
                 F[a * k + j] = t
         pos = 0
         for a in range(q):
             for b in range(a + 1):
-                t = V8_SET(0.0) - count[0] * N[pos]
+                t = VEC_SET(0.0) - count[0] * N[pos]
                 for j in range(first, k):
                     t = t + F[a * k + j] * F[b * k + j]
                 B[pos] = t
@@ -359,7 +361,7 @@ cdef inline void curvature_of(
                 acc[pos] = acc[pos] + t * N[b]
                 pos = pos + 1
     for pos in range(n_a * n_a):
-        tensor[pos] = v8_sum(acc + pos)
+        tensor[pos] = vec_sum(acc + pos)
 
 
 cdef void curvature(
@@ -369,7 +371,7 @@ cdef void curvature(
     """Second sweep: tensor[ab, cd] = sum B_i[ab] N_i[cd], B_i = -n_i N_i + (E_i w)(E_i w)'.
 
     weight (k x k) is upper triangular; its columns before `first` are skipped.
-    scratch: 8 (q k + n_a + n_a^2) doubles.
+    scratch: LANES (q k + n_a + n_a^2) doubles.
     """
     if shape.q == 1:
         curvature_of(1, shape.k, shape, n_blocks, first, packed, weight, store, tensor, scratch)
@@ -387,33 +389,33 @@ cdef void effects(
     const Shape* shape, Py_ssize_t n_blocks, const double* packed, const double* factor, const double* contrast,
     double* e_out, double* matrix_out, bint conditional, double* scratch,
 ) noexcept nogil:
-    """e_i = E_i contrast (n_blocks * 8, q) and a matrix (n_blocks * 8, q, q) of every packed group.
+    """e_i = E_i contrast (n_blocks * LANES, q) and a matrix (n_blocks * LANES, q, q) of every packed group.
 
     The matrix is N_i or, if `conditional`, L (I + L'A_i L)^-1 L' = S'S with M M' = I + U'U, S = M^-1 L': a sum of
     squares, where G^ - G^ N_i G^ would cancel.  matrix_out may be NULL.
-    scratch: 8 (4 q^2 + q k + q) doubles.
+    scratch: LANES (4 q^2 + q k + q) doubles.
     """
     cdef Py_ssize_t q = shape.q, k = shape.k
     cdef Py_ssize_t block, a, b, l, j, lane
-    cdef v8u* U = <v8u*> scratch
-    cdef v8u* W = U + q * q
-    cdef v8u* Y = W + q * q
-    cdef v8u* S = Y + q * q
-    cdef v8u* D = S + q * q
-    cdef v8u* d = D + q * k
-    cdef v8u* half
-    cdef const v8u* R
-    cdef v8 t, u, det
+    cdef vecu* U = <vecu*> scratch
+    cdef vecu* W = U + q * q
+    cdef vecu* Y = W + q * q
+    cdef vecu* S = Y + q * q
+    cdef vecu* D = S + q * q
+    cdef vecu* d = D + q * k
+    cdef vecu* half
+    cdef const vecu* R
+    cdef vec t, u, det
     for block in range(n_blocks):
-        R = (<const v8u*> packed) + block * shape.stride
+        R = (<const vecu*> packed) + block * shape.stride
         whiten(q, k, R, R + shape.n_a, factor, U, W, Y, D, &det)
         for a in range(q):
-            t = V8_SET(0.0)
+            t = VEC_SET(0.0)
             for j in range(k):
                 t = t + D[a * k + j] * contrast[j]
             d[a] = t
         for a in range(q):
-            t = V8_SET(0.0)
+            t = VEC_SET(0.0)
             for l in range(q):
                 t = t + Y[l * q + a] * d[l]
             for lane in range(LANES):
@@ -425,14 +427,14 @@ cdef void effects(
             half = S
             for a in range(q):
                 for b in range(a + 1):
-                    t = V8_SET(1.0 if a == b else 0.0)
+                    t = VEC_SET(1.0 if a == b else 0.0)
                     for l in range(q):
                         t = t + U[l * q + a] * U[l * q + b]
                     W[a * q + b] = t
                 for b in range(q):
-                    S[a * q + b] = V8_SET(factor[b * q + a])
+                    S[a * q + b] = VEC_SET(factor[b * q + a])
             for a in range(q):
-                u = V8_SET(1.0) / V8_SQRT(W[a * q + a])
+                u = VEC_SET(1.0) / VEC_SQRT(W[a * q + a])
                 for b in range(q):
                     S[a * q + b] = S[a * q + b] * u
                 for b in range(a + 1, q):
@@ -445,7 +447,7 @@ cdef void effects(
                         S[b * q + l] = S[b * q + l] - t * S[a * q + l]
         for a in range(q):
             for b in range(q):
-                t = V8_SET(0.0)
+                t = VEC_SET(0.0)
                 for l in range(q):
                     t = t + half[l * q + a] * half[l * q + b]
                 for lane in range(LANES):
@@ -457,6 +459,6 @@ include "_responses.pxi"
 
 
 def kernels():
-    """Addresses of the functions, in the order of LaneKernels (see _shapes.pxd)."""
-    return (<uintptr_t> &factor, <uintptr_t> &moments, <uintptr_t> &curvature, <uintptr_t> &effects,
+    """Number of lanes and addresses of the functions, in the order of LaneKernels (see _shapes.pxd)."""
+    return (<uintptr_t> LANES, <uintptr_t> &factor, <uintptr_t> &moments, <uintptr_t> &curvature, <uintptr_t> &effects,
             <uintptr_t> &profile_value, <uintptr_t> &profile_second, <uintptr_t> &batch_size, <uintptr_t> &batch_fit)

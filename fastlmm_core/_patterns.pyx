@@ -12,14 +12,12 @@ from libc.string cimport memset
 
 import numpy as np
 
-from fastlmm_core._shapes cimport LANES
-
 # Two factors are one pattern when all entries agree to this many units of the row's length.
 cdef double SAME = 1e-13
 
 
 cdef Py_ssize_t label_patterns(
-    Py_ssize_t n_groups, Py_ssize_t n_a, Py_ssize_t stride, const double* packed, Py_ssize_t n_slots,
+    Py_ssize_t lanes, Py_ssize_t n_groups, Py_ssize_t n_a, Py_ssize_t stride, const double* packed, Py_ssize_t n_slots,
     Py_ssize_t patience, int64_t* slots, int64_t* first, int64_t* label,
 ) noexcept nogil:
     """Number the patterns in order of appearance; -1 when there are too many to gain anything."""
@@ -30,14 +28,14 @@ cdef Py_ssize_t label_patterns(
     cdef double size
     cdef bint same
     for i in range(n_groups):
-        R = packed + (i // LANES) * stride * LANES + i % LANES
+        R = packed + (i // lanes) * stride * lanes + i % lanes
         size = 0.0
         for j in range(n_a):
-            size = max(size, fabs(R[j * LANES]))
+            size = max(size, fabs(R[j * lanes]))
         key = 1469598103934665603ULL
         for j in range(n_a):
             # 2^30 steps of the largest entry: coarse against rounding, fine against other designs
-            key = (key ^ <uint64_t> llrint(R[j * LANES] / (size + 1e-300) * 1073741824.0)) * 1099511628211ULL
+            key = (key ^ <uint64_t> llrint(R[j * lanes] / (size + 1e-300) * 1073741824.0)) * 1099511628211ULL
             key = key ^ (key >> 29)
         slot = <Py_ssize_t> (key & <uint64_t> (n_slots - 1))
         while True:
@@ -48,10 +46,10 @@ cdef Py_ssize_t label_patterns(
                 label[i] = n_patterns
                 n_patterns += 1
                 break
-            S = packed + (first[k] // LANES) * stride * LANES + first[k] % LANES
+            S = packed + (first[k] // lanes) * stride * lanes + first[k] % lanes
             same = True
             for j in range(n_a):
-                if not fabs(R[j * LANES] - S[j * LANES]) <= SAME * size:
+                if not fabs(R[j * lanes] - S[j * lanes]) <= SAME * size:
                     same = False
                     break
             if same:
@@ -101,7 +99,7 @@ def pattern_labels(const double[:, :, ::1] packed, Py_ssize_t n_groups, Py_ssize
 
     Parameters
     ----------
-    packed : (blocks, stride, 8) array
+    packed : (blocks, stride, lanes) array
         As written by `factor` (see _lanes.pyx).
     n_groups, q, k : int
 
@@ -118,7 +116,7 @@ def pattern_labels(const double[:, :, ::1] packed, Py_ssize_t n_groups, Py_ssize
     first_array = np.empty(n_groups, dtype=np.int64)
     cdef int64_t[::1] slots = slots_array, label = label_array, first = first_array
     with nogil:
-        n_patterns = label_patterns(n_groups, n_a, stride, &packed[0, 0, 0], n_slots, 256,
+        n_patterns = label_patterns(packed.shape[2], n_groups, n_a, stride, &packed[0, 0, 0], n_slots, 256,
                                     &slots[0], &first[0], &label[0])
     return None if n_patterns < 0 else label_array
 
@@ -210,17 +208,17 @@ def compress(const double[:, :, ::1] packed, Py_ssize_t n_groups, Py_ssize_t q, 
 
     Parameters
     ----------
-    packed : (blocks, stride, 8) array
+    packed : (blocks, stride, lanes) array
         As written by `factor` (see _lanes.pyx).
     n_groups, q, k : int
 
     Returns
     -------
-    (blocks, stride, 8) array or None
+    (blocks, stride, lanes) array or None
         None when it would not pay.
     """
     cdef Py_ssize_t n_a = q * (q + 1) // 2, n_c = q * k, stride = n_a + n_c + 1
-    cdef Py_ssize_t n_patterns, i, j, l, r, rank, pos, total = 0, start, count
+    cdef Py_ssize_t n_patterns, i, j, l, r, rank, pos, total = 0, start, count, lanes = packed.shape[2]
     cdef const double* source
     label_array = pattern_labels(packed, n_groups, q, k)
     if label_array is None:
@@ -228,7 +226,7 @@ def compress(const double[:, :, ::1] packed, Py_ssize_t n_groups, Py_ssize_t q, 
     n_patterns = int(label_array.max()) + 1
     counts_array = np.bincount(label_array, minlength=n_patterns)
     expected = np.minimum(counts_array, n_c).sum()
-    if (expected + LANES - 1) // LANES >= (n_groups + LANES - 1) // LANES:
+    if (expected + lanes - 1) // lanes >= (n_groups + lanes - 1) // lanes:
         return None
     order_array = np.argsort(label_array, kind="stable")
     first_array = np.zeros(n_patterns, dtype=np.int64)
@@ -236,7 +234,7 @@ def compress(const double[:, :, ::1] packed, Py_ssize_t n_groups, Py_ssize_t q, 
     first_array = order_array[first_array]
     cdef const int64_t[::1] counts = counts_array.astype(np.int64), order = order_array.astype(np.int64)
     cdef const int64_t[::1] first = first_array.astype(np.int64)
-    out_array = np.zeros(((expected + LANES - 1) // LANES, stride, LANES))
+    out_array = np.zeros(((expected + lanes - 1) // lanes, stride, lanes))
     cdef double[:, :, ::1] out = out_array
     cdef double* G = <double*> malloc((n_c * n_c + 3 * n_c) * sizeof(double))
     if G == NULL:
@@ -251,9 +249,9 @@ def compress(const double[:, :, ::1] packed, Py_ssize_t n_groups, Py_ssize_t q, 
             else:
                 memset(G, 0, n_c * n_c * sizeof(double))
                 for i in range(start, start + count):
-                    source = &packed[order[i] // LANES, n_a, order[i] % LANES]
+                    source = &packed[order[i] // lanes, n_a, order[i] % lanes]
                     for j in range(n_c):
-                        v[j] = source[j * LANES]
+                        v[j] = source[j * lanes]
                     for j in range(n_c):
                         for l in range(j + 1):
                             G[j * n_c + l] += v[j] * v[l]
@@ -264,17 +262,17 @@ def compress(const double[:, :, ::1] packed, Py_ssize_t n_groups, Py_ssize_t q, 
             for r in range(max(rank, 1)):
                 i = total + r
                 for j in range(n_a):
-                    out[i // LANES, j, i % LANES] = packed[first[pos] // LANES, j, first[pos] % LANES]
+                    out[i // lanes, j, i % lanes] = packed[first[pos] // lanes, j, first[pos] % lanes]
                 if r < rank:
                     for j in range(n_c):
                         if count <= n_c:
                             l = order[start + r]
-                            out[i // LANES, n_a + j, i % LANES] = packed[l // LANES, n_a + j, l % LANES]
+                            out[i // lanes, n_a + j, i % lanes] = packed[l // lanes, n_a + j, l % lanes]
                         else:
-                            out[i // LANES, n_a + j, i % LANES] = G[r * n_c + j]
-                out[i // LANES, stride - 1, i % LANES] = (1.0 if r < count else 0.0) if count <= n_c else (
+                            out[i // lanes, n_a + j, i % lanes] = G[r * n_c + j]
+                out[i // lanes, stride - 1, i % lanes] = (1.0 if r < count else 0.0) if count <= n_c else (
                     <double> count if r == 0 else 0.0)
             total += max(rank, 1)
             start += count
     free(G)
-    return out_array[: (total + LANES - 1) // LANES]
+    return out_array[: (total + lanes - 1) // lanes]

@@ -1,4 +1,4 @@
-# Profiled ML and REML criterion with exact gradient and Hessian, from sums over groups; eight at a time.
+# Profiled ML and REML criterion with exact gradient and Hessian, from sums over groups, in lanes.
 #
 # With G^ = L L' (relative to sigma^2), sums over groups, [X y]'V^-1[X y] = H, Cholesky factor of H
 # giving beta, r^2 and |H_xx|, nu = n (ML) or n - p (REML), b = (-beta, 1), K = H_xx^-1:
@@ -11,18 +11,18 @@
 # for symmetric directions D, F of G^, where J_D = sum E_i'D E_i, u_D = (J_D b)_x, s_D = b'J_D b and
 # E_i = Z_i'V_i^-1[X_i y_i], N_i = Z_i'V_i^-1 Z_i.  (The first line is Bates et al. 2015, eq. 34 and 41;
 # the derivatives follow from dN = -N dG^ N, dE = -N dG^ E.)  The chain to the free elements of L
-# goes through G^ = L L'.  No loop here runs over groups.
+# goes through G^ = F F', F = Q'L with an orthogonal Q: coordinates in which L is well behaved.  No loop here runs over groups.
 
 cdef inline void value_of(Py_ssize_t q, Py_ssize_t k, Profile* f, int order) noexcept nogil:
     cdef Py_ssize_t p = k - 1, i, j, l, pos = 0
-    cdef v8u* H = <v8u*> f.H
-    cdef v8u* chol = <v8u*> f.chol
-    cdef v8u* b = <v8u*> f.b
-    cdef v8 t, u, log_h, one, valid
-    one = V8_SET(1.0)
+    cdef vecu* H = <vecu*> f.H
+    cdef vecu* chol = <vecu*> f.chol
+    cdef vecu* b = <vecu*> f.b
+    cdef vec t, u, log_h, one, valid
+    one = VEC_SET(1.0)
     valid = one
     t = one
-    log_h = V8_SET(0.0)
+    log_h = VEC_SET(0.0)
     for i in range(k):
         for j in range(i + 1):
             t = H[pos]
@@ -32,64 +32,64 @@ cdef inline void value_of(Py_ssize_t q, Py_ssize_t k, Profile* f, int order) noe
             if j < i:
                 chol[i * k + j] = t / chol[j * k + j]
             else:
-                valid = V8_WHERE_POSITIVE(t, valid, V8_SET(-1.0))
-                t = V8_WHERE_POSITIVE(t, t, one)
-                chol[i * k + i] = V8_SQRT(t)
+                valid = VEC_WHERE_POSITIVE(t, valid, VEC_SET(-1.0))
+                t = VEC_WHERE_POSITIVE(t, t, one)
+                chol[i * k + i] = VEC_SQRT(t)
                 if i < p:
-                    log_h = log_h + V8_LOG(t)
-    (<v8u*> f.r2)[0] = t
+                    log_h = log_h + VEC_LOG(t)
+    (<vecu*> f.r2)[0] = t
     for i in range(p - 1, -1, -1):
         u = chol[p * k + i]
         for l in range(i + 1, p):
             u = u + chol[l * k + i] * b[l]
-        b[i] = V8_SET(0.0) - u / chol[i * k + i]
+        b[i] = VEC_SET(0.0) - u / chol[i * k + i]
     b[p] = one
-    u = f.nu * (V8_LOG(t * (2.0 * M_PI / f.nu)) + 1.0)
-    t = (<v8u*> f.logdet)[0]
-    (<v8u*> f.noise)[0] = 2.3e-16 * (V8_ABS(t) + V8_ABS(u) + V8_ABS(log_h) + f.nu)
+    u = f.nu * (VEC_LOG(t * (2.0 * M_PI / f.nu)) + 1.0)
+    t = (<vecu*> f.logdet)[0]
+    (<vecu*> f.noise)[0] = 2.3e-16 * (VEC_ABS(t) + VEC_ABS(u) + VEC_ABS(log_h) + f.nu)
     t = t + u
     if f.reml:
         t = t + log_h
     # also infinite where t is NaN: then t - t is not 0
-    valid = V8_WHERE_POSITIVE(one - V8_ABS(t - t), valid, V8_SET(-1.0))
-    (<v8u*> f.value)[0] = V8_WHERE_POSITIVE(valid, t, V8_SET(1e300) * V8_SET(1e300))
+    valid = VEC_WHERE_POSITIVE(one - VEC_ABS(t - t), valid, VEC_SET(-1.0))
+    (<vecu*> f.value)[0] = VEC_WHERE_POSITIVE(valid, t, VEC_SET(1e300) * VEC_SET(1e300))
     if order >= 1:
         first_derivatives(q, k, f)
 
 
 cdef inline void first_derivatives(Py_ssize_t q, Py_ssize_t k, Profile* f) noexcept nogil:
-    """g = sum N - E M E', gradient in theta = 2 (g L); 2 M = w w', w = sqrt(2) [inverse', sqrt(nu / r^2) b]."""
+    """g = sum N - E M E', gradient in theta = 2 (Q g F); 2 M = w w', w = sqrt(2) [inverse', sqrt(nu / r^2) b]."""
     cdef Py_ssize_t p = k - 1, a, b, c, i, j, l
-    cdef v8u* chol = <v8u*> f.chol
-    cdef v8u* inverse = <v8u*> f.inverse
-    cdef v8u* w = <v8u*> f.weight
-    cdef v8u* M = <v8u*> f.M
-    cdef v8u* g = <v8u*> f.g
-    cdef v8u* gram = <v8u*> f.gram
-    cdef v8u* beta = <v8u*> f.b
-    cdef v8 t, root
+    cdef vecu* chol = <vecu*> f.chol
+    cdef vecu* inverse = <vecu*> f.inverse
+    cdef vecu* w = <vecu*> f.weight
+    cdef vecu* M = <vecu*> f.M
+    cdef vecu* g = <vecu*> f.g
+    cdef vecu* gram = <vecu*> f.gram
+    cdef vecu* beta = <vecu*> f.b
+    cdef vec t, root
     for j in range(p):
-        inverse[j * k + j] = V8_SET(1.0) / chol[j * k + j]
+        inverse[j * k + j] = VEC_SET(1.0) / chol[j * k + j]
         for i in range(j + 1, p):
-            t = V8_SET(0.0)
+            t = VEC_SET(0.0)
             for l in range(j, i):
                 t = t + chol[i * k + l] * inverse[l * k + j]
-            inverse[i * k + j] = (V8_SET(0.0) - t) / chol[i * k + i]
-    root = V8_SQRT(V8_SET(2.0 * f.nu) / (<v8u*> f.r2)[0])
+            inverse[i * k + j] = (VEC_SET(0.0) - t) / chol[i * k + i]
+    root = VEC_SQRT(VEC_SET(2.0 * f.nu) / (<vecu*> f.r2)[0])
     for j in range(k):
         for l in range(p):
-            w[j * k + l] = inverse[l * k + j] * 1.4142135623730951 if j <= l else V8_SET(0.0)
+            w[j * k + l] = inverse[l * k + j] * 1.4142135623730951 if j <= l else VEC_SET(0.0)
         w[j * k + p] = root * beta[j]
     for i in range(k):
         for j in range(i + 1):
-            t = V8_SET(0.0)
+            t = VEC_SET(0.0)
             for l in range(i if f.reml else p, k):
                 t = t + w[i * k + l] * w[j * k + l]
             M[i * k + j] = t * 0.5
             M[j * k + i] = t * 0.5
     for a in range(q):
         for b in range(a + 1):
-            t = (<v8u*> f.sum_n)[a * (a + 1) // 2 + b]
+            t = (<vecu*> f.sum_n)[a * (a + 1) // 2 + b]
             for i in range(k):
                 # row a k + i of the Gram matrix, columns b k ..: below the diagonal unless a = b
                 l = a * k + i
@@ -104,21 +104,25 @@ cdef inline void first_derivatives(Py_ssize_t q, Py_ssize_t k, Profile* f) noexc
             g[a * q + b] = t
             g[b * q + a] = t
     for l in range(f.n_par):
-        t = V8_SET(0.0)
+        t = VEC_SET(0.0)
         for a in range(q):
-            t = t + g[f.row[l] * q + a] * (<v8u*> f.factor)[a * q + f.col[l]]
-        (<v8u*> f.grad)[l] = 2.0 * t
+            if f.turn == NULL:
+                t = t + g[f.row[l] * q + a] * (<vecu*> f.factor)[a * q + f.col[l]]
+                continue
+            for b in range(q):
+                t = t + f.turn[f.row[l] * q + b] * g[b * q + a] * (<vecu*> f.factor)[a * q + f.col[l]]
+        (<vecu*> f.grad)[l] = 2.0 * t
 
 
-cdef inline v8u* tensor_at(Py_ssize_t n_a, Profile* f, Py_ssize_t a, Py_ssize_t b, Py_ssize_t c, Py_ssize_t d) noexcept nogil:
+cdef inline vecu* tensor_at(Py_ssize_t n_a, Profile* f, Py_ssize_t a, Py_ssize_t b, Py_ssize_t c, Py_ssize_t d) noexcept nogil:
     cdef Py_ssize_t i = a * (a + 1) // 2 + b if a >= b else b * (b + 1) // 2 + a
     cdef Py_ssize_t j = c * (c + 1) // 2 + d if c >= d else d * (d + 1) // 2 + c
-    return (<v8u*> f.tensor) + i * n_a + j
+    return (<vecu*> f.tensor) + i * n_a + j
 
 
-cdef inline void add_product(Py_ssize_t n_a, Profile* f, Py_ssize_t a, Py_ssize_t b, Py_ssize_t c, Py_ssize_t d, v8u* out) noexcept nogil:
+cdef inline void add_product(Py_ssize_t n_a, Profile* f, Py_ssize_t a, Py_ssize_t b, Py_ssize_t c, Py_ssize_t d, vecu* out) noexcept nogil:
     """Add half of sum tr(B D N F) for the symmetric unit directions D = (a, b), F = (c, d)."""
-    cdef v8 t
+    cdef vec t
     t = tensor_at(n_a, f, d, a, b, c)[0]
     if a != b:
         t = t + tensor_at(n_a, f, d, b, a, c)[0]
@@ -132,25 +136,25 @@ cdef inline void add_product(Py_ssize_t n_a, Profile* f, Py_ssize_t a, Py_ssize_
 cdef inline void hessian_of(Py_ssize_t q, Py_ssize_t k, Profile* f) noexcept nogil:
     cdef Py_ssize_t p = k - 1, n_a = q * (q + 1) // 2, n = f.n_par
     cdef Py_ssize_t a, b, c, d, i, j, l, r, alpha, beta
-    cdef v8u* inverse = <v8u*> f.inverse
-    cdef v8u* gram = <v8u*> f.gram
-    cdef v8u* curve = <v8u*> f.curve
-    cdef v8u* jac = <v8u*> f.jac
-    cdef v8u* work = <v8u*> f.work
-    cdef v8u* hess = <v8u*> f.hess
-    cdef v8u* factor = <v8u*> f.factor
-    cdef v8u* b_ = <v8u*> f.b
-    cdef v8u* J
-    cdef v8u* v
-    cdef v8u* other
-    cdef v8 t, u, scale
-    scale = V8_SET(f.nu) / (<v8u*> f.r2)[0]
+    cdef vecu* inverse = <vecu*> f.inverse
+    cdef vecu* gram = <vecu*> f.gram
+    cdef vecu* curve = <vecu*> f.curve
+    cdef vecu* jac = <vecu*> f.jac
+    cdef vecu* work = <vecu*> f.work
+    cdef vecu* hess = <vecu*> f.hess
+    cdef vecu* factor = <vecu*> f.factor
+    cdef vecu* b_ = <vecu*> f.b
+    cdef vecu* J
+    cdef vecu* v
+    cdef vecu* other
+    cdef vec t, u, scale
+    scale = VEC_SET(f.nu) / (<vecu*> f.r2)[0]
     # for each direction: v = (L_xx^-1 u, s) and, by REML, L_xx^-1 J_xx L_xx^-T
     alpha = 0
     for a in range(q):
         for b in range(a + 1):
-            J = (<v8u*> f.directions) + alpha * k * k
-            v = (<v8u*> f.vectors) + alpha * k
+            J = (<vecu*> f.directions) + alpha * k * k
+            v = (<vecu*> f.vectors) + alpha * k
             for i in range(k):
                 for j in range(k):
                     l = a * k + i
@@ -161,29 +165,29 @@ cdef inline void hessian_of(Py_ssize_t q, Py_ssize_t k, Profile* f) noexcept nog
                         r = a * k + j
                         t = t + (gram[l * (l + 1) // 2 + r] if l >= r else gram[r * (r + 1) // 2 + l])
                     work[i * k + j] = t
-            u = V8_SET(0.0)
+            u = VEC_SET(0.0)
             for i in range(k):
-                t = V8_SET(0.0)
+                t = VEC_SET(0.0)
                 for j in range(k):
                     t = t + work[i * k + j] * b_[j]
                 J[i] = t
                 u = u + t * b_[i]
             v[p] = u
             for i in range(p):
-                t = V8_SET(0.0)
+                t = VEC_SET(0.0)
                 for j in range(i + 1):
                     t = t + inverse[i * k + j] * J[j]
                 v[i] = t
             if f.reml:
                 for i in range(p - 1, -1, -1):
                     for j in range(p):
-                        t = V8_SET(0.0)
+                        t = VEC_SET(0.0)
                         for l in range(i + 1):
                             t = t + inverse[i * k + l] * work[l * k + j]
                         work[i * k + j] = t
                 for i in range(p):
                     for j in range(p):
-                        t = V8_SET(0.0)
+                        t = VEC_SET(0.0)
                         for l in range(j + 1):
                             t = t + work[i * k + l] * inverse[j * k + l]
                         J[i * k + j] = t
@@ -196,14 +200,14 @@ cdef inline void hessian_of(Py_ssize_t q, Py_ssize_t k, Profile* f) noexcept nog
                 for d in range(c + 1):
                     if beta > alpha:
                         break
-                    v = (<v8u*> f.vectors) + alpha * k
-                    other = (<v8u*> f.vectors) + beta * k
-                    t = V8_SET(0.0) - scale * scale * v[p] * other[p] * (1.0 / f.nu)
+                    v = (<vecu*> f.vectors) + alpha * k
+                    other = (<vecu*> f.vectors) + beta * k
+                    t = VEC_SET(0.0) - scale * scale * v[p] * other[p] * (1.0 / f.nu)
                     for i in range(p):
                         t = t - 2.0 * scale * v[i] * other[i]
                     if f.reml:
-                        v = (<v8u*> f.directions) + alpha * k * k
-                        other = (<v8u*> f.directions) + beta * k * k
+                        v = (<vecu*> f.directions) + alpha * k * k
+                        other = (<vecu*> f.directions) + beta * k * k
                         for i in range(p):
                             for j in range(p):
                                 t = t - v[i * k + j] * other[i * k + j]
@@ -213,31 +217,41 @@ cdef inline void hessian_of(Py_ssize_t q, Py_ssize_t k, Profile* f) noexcept nog
                     curve[beta * n_a + alpha] = curve[alpha * n_a + beta]
                     beta += 1
             alpha += 1
-    # chain to theta: Jac' curve Jac plus 2 g between elements of one column of L
+    # chain to theta: Jac' curve Jac plus 2 Q g Q' between elements of one column of L
     for l in range(n):
         alpha = 0
         for a in range(q):
             for b in range(a + 1):
-                t = V8_SET(0.0)
-                if a == f.row[l]:
-                    t = t + factor[b * q + f.col[l]]
-                if b == f.row[l]:
-                    t = t + factor[a * q + f.col[l]]
+                if f.turn != NULL:
+                    t = (f.turn[f.row[l] * q + a] * factor[b * q + f.col[l]]
+                         + f.turn[f.row[l] * q + b] * factor[a * q + f.col[l]])
+                else:
+                    t = VEC_SET(0.0)
+                    if a == f.row[l]:
+                        t = t + factor[b * q + f.col[l]]
+                    if b == f.row[l]:
+                        t = t + factor[a * q + f.col[l]]
                 jac[alpha * n + l] = t
                 alpha += 1
     for alpha in range(n_a):
         for l in range(n):
-            t = V8_SET(0.0)
+            t = VEC_SET(0.0)
             for beta in range(n_a):
                 t = t + curve[alpha * n_a + beta] * jac[beta * n + l]
             work[alpha * n + l] = t
     for i in range(n):
         for j in range(i + 1):
-            t = V8_SET(0.0)
+            t = VEC_SET(0.0)
             for alpha in range(n_a):
                 t = t + jac[alpha * n + i] * work[alpha * n + j]
             if f.col[i] == f.col[j]:
-                t = t + 2.0 * (<v8u*> f.g)[f.row[i] * q + f.row[j]]
+                if f.turn == NULL:
+                    t = t + 2.0 * (<vecu*> f.g)[f.row[i] * q + f.row[j]]
+                else:
+                    for a in range(q):
+                        for b in range(q):
+                            t = t + (2.0 * f.turn[f.row[i] * q + a] * f.turn[f.row[j] * q + b]
+                                     * (<vecu*> f.g)[a * q + b])
             hess[i * n + j] = t
             hess[j * n + i] = t
 

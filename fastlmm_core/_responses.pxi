@@ -1,11 +1,11 @@
-# Many responses on one design, eight at a time: the lanes are responses.
+# Many responses on one design, several at a time: the lanes are responses.
 #
 # What a response contributes: X_o'y, y'y, and for every column of the patterns c_y; everything else is shared.
-# All eight move in lockstep, each with its own theta, step and radius; a lane that has converged repeats its last
+# All move in lockstep, each with its own theta, step and radius; a lane that has converged repeats its last
 # point, so that no result depends on the neighbours.  Indices are proven by the caller (see _batch.pyx).
 
 cdef struct Lanes:
-    # Work space of one block of eight responses; all pointers are to vectors.
+    # Work space of one block of responses; all pointers are to vectors.
     Profile f
     double* cy          # (n_columns, q)
     double* rest        # (n_patterns, n_a)
@@ -31,6 +31,7 @@ cdef Py_ssize_t sizes(const Batch* d, Lanes* s, double* place) noexcept nogil:
     f.n_par = n
     f.row = d.row
     f.col = d.col
+    f.turn = NULL
     f.reml = d.reml
     f.nu = d.nu
     f.factor = place + used * LANES; used += q * q
@@ -79,36 +80,41 @@ cdef Py_ssize_t batch_size(const Batch* d) noexcept nogil:
 
 
 cdef void read_responses(const Batch* d, Lanes* s, const double* Y, Py_ssize_t stride, Py_ssize_t count,
-                         v8* residual) noexcept nogil:
-    """One pass over eight rows of Y: c_y, rest, X_o'y; residual = y'y less what X_o explains."""
+                         vec* residual) noexcept nogil:
+    """One pass over a block of rows of Y: c_y, rest, X_o'y; residual = y'y less what X_o explains."""
     cdef Py_ssize_t q = d.q, p = d.p, n_a = q * (q + 1) // 2
     cdef Py_ssize_t g, i, a, b, j, lane, pattern = 0, c, pos, begin, at, filled = 0, used = 0
-    cdef v8u* cy = <v8u*> s.cy
-    cdef v8u* rest = <v8u*> s.rest
-    cdef v8u* acc = <v8u*> s.small
-    cdef v8u* beta = <v8u*> s.beta
-    cdef v8u* within = <v8u*> s.within
+    cdef vecu* cy = <vecu*> s.cy
+    cdef vecu* rest = <vecu*> s.rest
+    cdef vecu* acc = <vecu*> s.small
+    cdef vecu* beta = <vecu*> s.beta
+    cdef vecu* within = <vecu*> s.within
     cdef double* tile = s.tile
     cdef double shift[8]
     cdef const double* row[8]
-    cdef v8 v, u, total, t
+    cdef vec v, total, t, first, spread
     cdef bint whole
-    total = V8_SET(0.0)
+    # a constant response is refused even where X cannot reproduce it
+    cdef bint watch = d.offset != NULL or not d.centre
+    total = VEC_SET(0.0)
+    spread = VEC_SET(0.0)
+    first = VEC_SET(0.0)
     for pos in range(d.n_columns * q):
-        cy[pos] = V8_SET(0.0)
+        cy[pos] = VEC_SET(0.0)
     for pos in range(d.n_patterns * n_a):
-        rest[pos] = V8_SET(0.0)
+        rest[pos] = VEC_SET(0.0)
     for j in range(p):
-        beta[j] = V8_SET(0.0)
+        beta[j] = VEC_SET(0.0)
     for lane in range(LANES):
         # lanes beyond the last response repeat it
         row[lane] = Y + (lane if lane < count else count - 1) * stride
         shift[lane] = row[lane][0] if d.centre else 0.0
+        (<double*> &first)[lane] = row[lane][0] - shift[lane]
     for g in range(d.m):
         while g >= d.groups[pattern + 1]:
             pattern += 1
         for a in range(q):
-            acc[a] = V8_SET(0.0)
+            acc[a] = VEC_SET(0.0)
         for i in range(d.start[g], d.start[g + 1]):
             if used == filled:
                 filled = d.n - i if d.n - i < 64 else 64
@@ -116,15 +122,17 @@ cdef void read_responses(const Batch* d, Lanes* s, const double* Y, Py_ssize_t s
                 j = 0
                 if d.order == NULL:
                     while j + LANES <= filled:
-                        v8_transpose(row, i + j, shift, tile + j * LANES)
+                        vec_transpose(row, i + j, shift, tile + j * LANES)
                         j += LANES
                 while j < filled:
                     at = i + j if d.order == NULL else d.order[i + j]
                     for lane in range(LANES):
                         tile[j * LANES + lane] = row[lane][at] - shift[lane]
                     j += 1
-            v = (<v8u*> tile)[used]
+            v = (<vecu*> tile)[used]
             used += 1
+            if watch:
+                spread = spread + VEC_ABS(v - first)
             if d.offset != NULL:
                 v = v - d.offset[i]
             for a in range(q):
@@ -159,7 +167,7 @@ cdef void read_responses(const Batch* d, Lanes* s, const double* Y, Py_ssize_t s
     # the rest loses what its columns carry; then y is replaced by its OLS residual (the rest has c_x = 0)
     within[p] = total
     for j in range(p):
-        within[j] = V8_SET(0.0)
+        within[j] = VEC_SET(0.0)
     for pattern in range(d.n_patterns):
         whole = d.groups[pattern + 1] - d.groups[pattern] == 1
         for c in range(d.columns[pattern], d.columns[pattern + 1]):
@@ -181,85 +189,88 @@ cdef void read_responses(const Batch* d, Lanes* s, const double* Y, Py_ssize_t s
         for a in range(q):
             within[p] = within[p] - rest[pos + a]
             pos = pos + a + 1
+    if watch:
+        total = VEC_WHERE_POSITIVE(spread, total, total * 0.0)
     residual[0] = total
 
 
-cdef void rescale_responses(const Batch* d, Lanes* s, v8* size) noexcept nogil:
+cdef void rescale_responses(const Batch* d, Lanes* s, vec* size) noexcept nogil:
     """Divide y by size, lane by lane."""
     cdef Py_ssize_t pos, n_a = d.q * (d.q + 1) // 2
-    cdef v8 inverse = V8_SET(1.0) / size[0]
+    cdef vec inverse = VEC_SET(1.0) / size[0]
     for pos in range(d.n_columns * d.q):
-        (<v8u*> s.cy)[pos] = (<v8u*> s.cy)[pos] * inverse
+        (<vecu*> s.cy)[pos] = (<vecu*> s.cy)[pos] * inverse
     for pos in range(d.n_patterns * n_a):
-        (<v8u*> s.rest)[pos] = (<v8u*> s.rest)[pos] * inverse * inverse
+        (<vecu*> s.rest)[pos] = (<vecu*> s.rest)[pos] * inverse * inverse
     for pos in range(d.p):
-        (<v8u*> s.within)[pos] = (<v8u*> s.within)[pos] * inverse
-    (<v8u*> s.within)[d.p] = (<v8u*> s.within)[d.p] * inverse * inverse
+        (<vecu*> s.within)[pos] = (<vecu*> s.within)[pos] * inverse
+    (<vecu*> s.within)[d.p] = (<vecu*> s.within)[d.p] * inverse * inverse
 
 
 cdef inline void sweep_patterns(Py_ssize_t q, Py_ssize_t p, const Batch* d, Lanes* s) noexcept nogil:
     """First sweep: logdet, sum_n, H and gram at f.factor; keeps N, B rest B' and E for the second."""
     cdef Py_ssize_t k = p + 1, n_a = q * (q + 1) // 2, n_c = q * k
     cdef Py_ssize_t pattern, a, b, c, j, l, pos
-    cdef v8u* factor = <v8u*> s.f.factor
-    cdef v8u* sum_n = <v8u*> s.f.sum_n
-    cdef v8u* H = <v8u*> s.f.H
-    cdef v8u* gram = <v8u*> s.f.gram
-    cdef v8u* U = <v8u*> s.small
-    cdef v8u* W = U + q * q
-    cdef v8u* Y = W + q * q
-    cdef v8u* inv = Y + q * q       # M^-1, then B = Y'M^-1
-    cdef v8u* half = inv + q * q
-    cdef v8u* D = half + q * q
-    cdef v8u* N
-    cdef v8u* E
-    cdef v8u* rest
+    cdef vecu* factor = <vecu*> s.f.factor
+    cdef vecu* sum_n = <vecu*> s.f.sum_n
+    cdef vecu* H = <vecu*> s.f.H
+    cdef vecu* gram = <vecu*> s.f.gram
+    cdef vecu* U = <vecu*> s.small
+    cdef vecu* W = U + q * q
+    cdef vecu* Y = W + q * q
+    cdef vecu* inv = Y + q * q       # M^-1, then B = Y'M^-1
+    cdef vecu* half = inv + q * q
+    cdef vecu* D = half + q * q
+    cdef vecu* N
+    cdef vecu* E
+    cdef vecu* rest
     cdef const double* R
-    cdef v8 t, u, det, product, logdet
+    cdef vec t, u, det, product, exponent, logdet
     cdef double count
     cdef bint with_rest
-    product = V8_SET(1.0)
-    logdet = V8_SET(0.0)
+    product = VEC_SET(1.0)
+    exponent = VEC_SET(0.0)
+    logdet = VEC_SET(0.0)
     pos = 0
     for j in range(p):
         for l in range(j + 1):
-            H[pos] = V8_SET(d.within_xx[pos])
+            H[pos] = VEC_SET(d.within_xx[pos])
             pos = pos + 1
     for j in range(k):
-        H[pos + j] = (<v8u*> s.within)[j]
+        H[pos + j] = (<vecu*> s.within)[j]
     for pos in range(n_a):
-        sum_n[pos] = V8_SET(0.0)
+        sum_n[pos] = VEC_SET(0.0)
     for pos in range(n_c * (n_c + 1) // 2):
-        gram[pos] = V8_SET(0.0)
+        gram[pos] = VEC_SET(0.0)
     for pattern in range(d.n_patterns):
         count = <double> (d.groups[pattern + 1] - d.groups[pattern])
         with_rest = count > 1.0
         R = d.R + pattern * n_a
-        N = (<v8u*> s.store) + pattern * 2 * n_a
-        rest = (<v8u*> s.rest) + pattern * n_a
+        N = (<vecu*> s.store) + pattern * 2 * n_a
+        rest = (<vecu*> s.rest) + pattern * n_a
         # U = R L, Y = R, inv = I
         pos = 0
         for a in range(q):
             for b in range(q):
-                t = V8_SET(0.0)
+                t = VEC_SET(0.0)
                 for l in range(a if a > b else b, q):
                     t = t + R[pos + l - a] * factor[l * q + b]
                 U[a * q + b] = t
-                Y[a * q + b] = V8_SET(R[pos + b - a] if b >= a else 0.0)
+                Y[a * q + b] = VEC_SET(R[pos + b - a] if b >= a else 0.0)
                 if with_rest:
-                    inv[a * q + b] = V8_SET(1.0 if a == b else 0.0)
+                    inv[a * q + b] = VEC_SET(1.0 if a == b else 0.0)
             pos = pos + q - a
         for a in range(q):
             for b in range(a + 1):
-                t = V8_SET(1.0 if a == b else 0.0)
+                t = VEC_SET(1.0 if a == b else 0.0)
                 for l in range(q):
                     t = t + U[a * q + l] * U[b * q + l]
                 W[a * q + b] = t
-        det = V8_SET(1.0)
+        det = VEC_SET(1.0)
         for a in range(q):
             t = W[a * q + a]
             det = det * t
-            u = V8_SET(1.0) / V8_SQRT(t)
+            u = VEC_SET(1.0) / VEC_SQRT(t)
             W[a * q + a] = u
             for b in range(q):
                 Y[a * q + b] = Y[a * q + b] * u
@@ -276,16 +287,15 @@ cdef inline void sweep_patterns(Py_ssize_t q, Py_ssize_t p, const Batch* d, Lane
                     if with_rest:
                         inv[b * q + l] = inv[b * q + l] - t * inv[a * q + l]
         if with_rest:
-            logdet = logdet + count * V8_LOG(det)
+            logdet = logdet + count * VEC_LOG(det)
         else:
+            # exponents are set aside lane by lane: no sum depends on the neighbours
             product = product * det
-            if v8_max(<v8u*> &product) > 1e100:
-                logdet = logdet + V8_LOG(product)
-                product = V8_SET(1.0)
+            VEC_SPLIT(product, exponent)
         pos = 0
         for a in range(q):
             for b in range(a + 1):
-                t = V8_SET(0.0)
+                t = VEC_SET(0.0)
                 for l in range(q):
                     t = t + Y[l * q + a] * Y[l * q + b]
                 N[pos] = t
@@ -295,7 +305,7 @@ cdef inline void sweep_patterns(Py_ssize_t q, Py_ssize_t p, const Batch* d, Lane
             # trace of inv rest inv' to H_yy; B rest B' to the y part of gram
             for a in range(q):
                 for b in range(q):
-                    t = V8_SET(0.0)
+                    t = VEC_SET(0.0)
                     for l in range(q):
                         t = t + inv[a * q + l] * rest[l * (l + 1) // 2 + b if l >= b else b * (b + 1) // 2 + l]
                     half[a * q + b] = t
@@ -307,20 +317,20 @@ cdef inline void sweep_patterns(Py_ssize_t q, Py_ssize_t p, const Batch* d, Lane
             # Y' (inv rest inv') Y, through T = Y' half (q x q), then T inv' Y
             for a in range(q):
                 for b in range(q):
-                    t = V8_SET(0.0)
+                    t = VEC_SET(0.0)
                     for l in range(q):
                         t = t + half[a * q + l] * inv[b * q + l]
                     U[a * q + b] = t
             for a in range(q):
                 for b in range(q):
-                    t = V8_SET(0.0)
+                    t = VEC_SET(0.0)
                     for l in range(q):
                         t = t + Y[l * q + a] * U[l * q + b]
                     half[a * q + b] = t
             pos = 0
             for a in range(q):
                 for b in range(a + 1):
-                    t = V8_SET(0.0)
+                    t = VEC_SET(0.0)
                     for l in range(q):
                         t = t + half[a * q + l] * Y[l * q + b]
                     N[n_a + pos] = t
@@ -328,11 +338,11 @@ cdef inline void sweep_patterns(Py_ssize_t q, Py_ssize_t p, const Batch* d, Lane
                     gram[l * (l + 1) // 2 + b * k + p] = gram[l * (l + 1) // 2 + b * k + p] + t
                     pos = pos + 1
         for c in range(d.columns[pattern], d.columns[pattern + 1]):
-            E = (<v8u*> s.store) + d.n_patterns * 2 * n_a + c * n_c
+            E = (<vecu*> s.store) + d.n_patterns * 2 * n_a + c * n_c
             # D = M^-1 c by forward substitution: W holds M below, 1 / M_aa on the diagonal
             for a in range(q):
                 for j in range(k):
-                    t = V8_SET(d.cx[(c * q + a) * p + j]) if j < p else (<v8u*> s.cy)[c * q + a]
+                    t = VEC_SET(d.cx[(c * q + a) * p + j]) if j < p else (<vecu*> s.cy)[c * q + a]
                     for l in range(a):
                         t = t - W[a * q + l] * D[l * k + j]
                     D[a * k + j] = t * W[a * q + a]
@@ -346,7 +356,7 @@ cdef inline void sweep_patterns(Py_ssize_t q, Py_ssize_t p, const Batch* d, Lane
                     pos = pos + 1
             for a in range(q):
                 for j in range(k):
-                    t = V8_SET(0.0)
+                    t = VEC_SET(0.0)
                     for l in range(q):
                         t = t + Y[l * q + a] * D[l * k + j]
                     E[a * k + j] = t
@@ -356,36 +366,36 @@ cdef inline void sweep_patterns(Py_ssize_t q, Py_ssize_t p, const Batch* d, Lane
                 for b in range(a + 1):
                     gram[pos + b] = gram[pos + b] + t * E[b]
                 pos = pos + a + 1
-    (<v8u*> s.f.logdet)[0] = logdet + V8_LOG(product)
+    (<vecu*> s.f.logdet)[0] = logdet + VEC_LOG(product) + exponent * M_LN2
 
 
 cdef inline void sweep_curvature(Py_ssize_t q, Py_ssize_t p, const Batch* d, Lanes* s) noexcept nogil:
     """Second sweep: tensor = sum B_i (x) N_i."""
     cdef Py_ssize_t k = p + 1, n_a = q * (q + 1) // 2, n_c = q * k, first = 0 if d.reml else p
     cdef Py_ssize_t pattern, a, b, c, j, l, pos
-    cdef v8u* tensor = <v8u*> s.f.tensor
-    cdef v8u* weight = <v8u*> s.f.weight
-    cdef v8u* F = <v8u*> s.small
-    cdef v8u* B = F + n_c
-    cdef v8u* N
-    cdef v8u* E
-    cdef v8 t, square
+    cdef vecu* tensor = <vecu*> s.f.tensor
+    cdef vecu* weight = <vecu*> s.f.weight
+    cdef vecu* F = <vecu*> s.small
+    cdef vecu* B = F + n_c
+    cdef vecu* N
+    cdef vecu* E
+    cdef vec t, square
     cdef double count
     square = weight[p * k + p] * weight[p * k + p]
     for pos in range(n_a * n_a):
-        tensor[pos] = V8_SET(0.0)
+        tensor[pos] = VEC_SET(0.0)
     for pattern in range(d.n_patterns):
         count = <double> (d.groups[pattern + 1] - d.groups[pattern])
-        N = (<v8u*> s.store) + pattern * 2 * n_a
+        N = (<vecu*> s.store) + pattern * 2 * n_a
         for pos in range(n_a):
-            B[pos] = V8_SET(0.0) - count * N[pos]
+            B[pos] = VEC_SET(0.0) - count * N[pos]
             if count > 1.0:
                 B[pos] = B[pos] + square * N[n_a + pos]
         for c in range(d.columns[pattern], d.columns[pattern + 1]):
-            E = (<v8u*> s.store) + d.n_patterns * 2 * n_a + c * n_c
+            E = (<vecu*> s.store) + d.n_patterns * 2 * n_a + c * n_c
             for a in range(q):
                 for j in range(first, k):
-                    t = V8_SET(0.0)
+                    t = VEC_SET(0.0)
                     for l in range(j + 1):
                         t = t + E[a * k + l] * weight[l * k + j]
                     F[a * k + j] = t
@@ -406,7 +416,7 @@ cdef inline void sweep_curvature(Py_ssize_t q, Py_ssize_t p, const Batch* d, Lan
 
 
 cdef void evaluate_responses(const Batch* d, Lanes* s, int order) noexcept nogil:
-    """The criterion of eight responses at f.factor with its derivatives (order 1 or 2)."""
+    """The criterion of a block of responses at f.factor with its derivatives (order 1 or 2)."""
     # constant sizes let the compiler unroll the shapes that nearly everyone uses
     if d.q == 1 and d.p == 1:
         sweep_patterns(1, 1, d, s)
@@ -437,23 +447,23 @@ cdef void evaluate_responses(const Batch* d, Lanes* s, int order) noexcept nogil
 cdef void first_theta(const Batch* d, Lanes* s) noexcept nogil:
     """Start: a step of Fisher scoring in G^ from a common point, kept away from singular matrices."""
     cdef Py_ssize_t q = d.q, n_a = q * (q + 1) // 2, a, b, l, i, alpha
-    cdef v8u* factor = <v8u*> s.f.factor
-    cdef v8u* theta = <v8u*> s.theta
-    cdef v8u* g = <v8u*> s.f.g
-    cdef v8u* G = <v8u*> s.small
-    cdef v8 t, floor
-    if d.first_scale != 0.0:
+    cdef vecu* factor = <vecu*> s.f.factor
+    cdef vecu* theta = <vecu*> s.theta
+    cdef vecu* g = <vecu*> s.f.g
+    cdef vecu* G = <vecu*> s.small
+    cdef vec t, floor
+    if d.first_theta != NULL:
         for i in range(d.n_par):
-            theta[i] = V8_SET(d.first_scale if d.row[i] == d.col[i] else 0.0)
+            theta[i] = VEC_SET(d.first_theta[i])
         return
     for a in range(q * q):
-        factor[a] = V8_SET(d.first[a])
+        factor[a] = VEC_SET(d.first[a])
     evaluate_responses(d, s, 1)
-    floor = V8_SET(0.1 / d.per_group)
+    floor = VEC_SET(0.1 / d.per_group)
     alpha = 0
     for a in range(q):
         for b in range(a + 1):
-            t = V8_SET(0.0)
+            t = VEC_SET(0.0)
             for l in range(q):
                 t = t + d.first[a * q + l] * d.first[b * q + l]
             i = 0
@@ -462,7 +472,7 @@ cdef void first_theta(const Batch* d, Lanes* s) noexcept nogil:
                 if l % q <= l // q:
                     t = t - (1.0 if l % q == l // q else 2.0) * d.scoring[alpha * n_a + i] * g[l]
                     i += 1
-            G[a * q + b] = t if d.structure[a * q + b] else V8_SET(0.0)
+            G[a * q + b] = t if d.structure[a * q + b] else VEC_SET(0.0)
             alpha += 1
     for a in range(q):
         for b in range(a + 1):
@@ -472,35 +482,35 @@ cdef void first_theta(const Batch* d, Lanes* s) noexcept nogil:
             if b < a:
                 G[a * q + b] = t / G[b * q + b]
             else:
-                t = V8_WHERE_POSITIVE(t - floor, t, floor)
-                G[a * q + a] = V8_SQRT(t)
+                t = VEC_WHERE_POSITIVE(t - floor, t, floor)
+                G[a * q + a] = VEC_SQRT(t)
     for i in range(d.n_par):
         theta[i] = G[d.row[i] * q + d.col[i]]
 
 
-cdef void newton_step(Py_ssize_t n, v8u* hess, v8u* grad, v8u* L, v8u* d, v8u* z, v8u* step, v8* decrement,
-                      v8* definite) noexcept nogil:
+cdef void newton_step(Py_ssize_t n, vecu* hess, vecu* grad, vecu* L, vecu* d, vecu* z, vecu* step, vec* decrement,
+                      vec* definite) noexcept nogil:
     """step = -H^-1 g by a modified L D L'; pivots that are not positive are replaced by their size.
 
     decrement: sqrt(g'H^-1 g); definite: positive where no pivot was modified.
     """
     cdef Py_ssize_t i, j, l
-    cdef v8 t, largest, floor, total, one
-    one = V8_SET(1.0)
-    largest = V8_SET(0.0)
+    cdef vec t, largest, floor, total, one
+    one = VEC_SET(1.0)
+    largest = VEC_SET(0.0)
     definite[0] = one
-    total = V8_SET(0.0)
+    total = VEC_SET(0.0)
     for i in range(n):
-        t = V8_ABS(hess[i * n + i])
-        largest = V8_WHERE_POSITIVE(t - largest, t, largest)
+        t = VEC_ABS(hess[i * n + i])
+        largest = VEC_WHERE_POSITIVE(t - largest, t, largest)
     floor = 1e-9 * largest + 1e-300
     for j in range(n):
         t = hess[j * n + j]
         for l in range(j):
             t = t - L[j * n + l] * L[j * n + l] * d[l]
-        definite[0] = V8_WHERE_POSITIVE(t - floor, definite[0], V8_SET(-1.0))
-        t = V8_ABS(t)
-        t = V8_WHERE_POSITIVE(t - floor, t, floor)
+        definite[0] = VEC_WHERE_POSITIVE(t - floor, definite[0], VEC_SET(-1.0))
+        t = VEC_ABS(t)
+        t = VEC_WHERE_POSITIVE(t - floor, t, floor)
         d[j] = t
         for i in range(j + 1, n):
             t = hess[i * n + j]
@@ -513,77 +523,77 @@ cdef void newton_step(Py_ssize_t n, v8u* hess, v8u* grad, v8u* L, v8u* d, v8u* z
         z[j] = t
         total = total + t * t / d[j]
     for i in range(n - 1, -1, -1):
-        t = V8_SET(0.0) - z[i] / d[i]
+        t = VEC_SET(0.0) - z[i] / d[i]
         for l in range(i + 1, n):
             t = t - L[l * n + i] * step[l]
         step[i] = t
-    decrement[0] = V8_SQRT(total)
+    decrement[0] = VEC_SQRT(total)
 
 
-cdef void set_factor(const Batch* d, Lanes* s, const v8u* theta) noexcept nogil:
+cdef void set_factor(const Batch* d, Lanes* s, const vecu* theta) noexcept nogil:
     cdef Py_ssize_t i
     for i in range(d.q * d.q):
-        (<v8u*> s.f.factor)[i] = V8_SET(0.0)
+        (<vecu*> s.f.factor)[i] = VEC_SET(0.0)
     for i in range(d.n_par):
-        (<v8u*> s.f.factor)[d.row[i] * d.q + d.col[i]] = theta[i]
+        (<vecu*> s.f.factor)[d.row[i] * d.q + d.col[i]] = theta[i]
 
 
-cdef Py_ssize_t minimize_lanes(const Batch* d, Lanes* s, v8* finished, v8* decrement_out, int* evaluations) noexcept nogil:
+cdef Py_ssize_t minimize_lanes(const Batch* d, Lanes* s, vec* finished, vec* decrement_out, int* evaluations) noexcept nogil:
     """Newton in lockstep from s.theta; leaves the evaluation at s.theta in s.f.  Returns the number of iterations."""
     cdef Py_ssize_t n = d.n_par, i, iteration, lane
-    cdef v8u* theta = <v8u*> s.theta
-    cdef v8u* trial = <v8u*> s.trial
-    cdef v8u* step = <v8u*> s.step
-    cdef v8u* L = <v8u*> s.small
-    cdef v8u* pivots = L + n * n
-    cdef v8u* z = pivots + n
-    cdef v8u* fresh = <v8u*> s.f.work
-    cdef v8 value, radius, done, accept, decrement, definite, old, norm, t, f_value, one, shrink, near, settled
+    cdef vecu* theta = <vecu*> s.theta
+    cdef vecu* trial = <vecu*> s.trial
+    cdef vecu* step = <vecu*> s.step
+    cdef vecu* L = <vecu*> s.small
+    cdef vecu* pivots = L + n * n
+    cdef vecu* z = pivots + n
+    cdef vecu* fresh = <vecu*> s.f.work
+    cdef vec value, radius, done, accept, decrement, definite, old, norm, t, f_value, one, shrink, near, settled
     cdef double* mask
-    one = V8_SET(1.0)
-    value = V8_SET(1e300) * 1e300
+    one = VEC_SET(1.0)
+    value = VEC_SET(1e300) * 1e300
     radius = one
-    done = V8_SET(-1.0)
-    old = V8_SET(1e300)
+    done = VEC_SET(-1.0)
+    old = VEC_SET(1e300)
     for i in range(n):
         trial[i] = theta[i]
-        step[i] = V8_SET(0.0)
+        step[i] = VEC_SET(0.0)
     for iteration in range(d.max_iterations):
         set_factor(d, s, trial)
         evaluate_responses(d, s, 2)
-        f_value = (<v8u*> s.f.value)[0]
-        newton_step(n, <v8u*> s.f.hess, <v8u*> s.f.grad, L, pivots, z, fresh, &decrement, &definite)
+        f_value = (<vecu*> s.f.value)[0]
+        newton_step(n, <vecu*> s.f.hess, <vecu*> s.f.grad, L, pivots, z, fresh, &decrement, &definite)
         # accept what does not raise the criterion beyond rounding; the first point if it is finite
-        t = value + 10.0 * (<v8u*> s.f.noise)[0] - f_value
-        accept = V8_WHERE_POSITIVE(t, one, V8_SET(-1.0))
-        accept = V8_WHERE_POSITIVE(done, V8_SET(-1.0), accept)
-        near = V8_WHERE_POSITIVE(V8_SET(d.tolerance) - decrement, one, V8_SET(-1.0))
+        t = value + 10.0 * (<vecu*> s.f.noise)[0] - f_value
+        accept = VEC_WHERE_POSITIVE(t, one, VEC_SET(-1.0))
+        accept = VEC_WHERE_POSITIVE(done, VEC_SET(-1.0), accept)
+        near = VEC_WHERE_POSITIVE(VEC_SET(d.tolerance) - decrement, one, VEC_SET(-1.0))
         # below 1e-5 a decrement that no longer falls has met the rounding error of the gradient
-        settled = V8_WHERE_POSITIVE(V8_SET(1e-5) - decrement, one, V8_SET(-1.0))
-        settled = V8_WHERE_POSITIVE(decrement - 0.5 * old, settled, V8_SET(-1.0))
-        near = V8_WHERE_POSITIVE(settled, one, near)
-        near = V8_WHERE_POSITIVE(definite, near, V8_SET(-1.0))
-        near = V8_WHERE_POSITIVE(accept, near, V8_SET(-1.0))
-        norm = V8_SET(0.0)
+        settled = VEC_WHERE_POSITIVE(VEC_SET(1e-5) - decrement, one, VEC_SET(-1.0))
+        settled = VEC_WHERE_POSITIVE(decrement - 0.5 * old, settled, VEC_SET(-1.0))
+        near = VEC_WHERE_POSITIVE(settled, one, near)
+        near = VEC_WHERE_POSITIVE(definite, near, VEC_SET(-1.0))
+        near = VEC_WHERE_POSITIVE(accept, near, VEC_SET(-1.0))
+        norm = VEC_SET(0.0)
         for i in range(n):
-            theta[i] = V8_WHERE_POSITIVE(accept, trial[i], theta[i])
+            theta[i] = VEC_WHERE_POSITIVE(accept, trial[i], theta[i])
             norm = norm + fresh[i] * fresh[i]
-        norm = V8_SQRT(norm)
-        value = V8_WHERE_POSITIVE(accept, f_value, value)
-        old = V8_WHERE_POSITIVE(accept, decrement, old)
+        norm = VEC_SQRT(norm)
+        value = VEC_WHERE_POSITIVE(accept, f_value, value)
+        old = VEC_WHERE_POSITIVE(accept, decrement, old)
         t = radius / (norm + 1e-300)
-        shrink = V8_WHERE_POSITIVE(t - one, one, t)
+        shrink = VEC_WHERE_POSITIVE(t - one, one, t)
         for i in range(n):
-            step[i] = V8_WHERE_POSITIVE(accept, fresh[i] * shrink, 0.25 * step[i])
+            step[i] = VEC_WHERE_POSITIVE(accept, fresh[i] * shrink, 0.25 * step[i])
         # after a rejected step the next radius is a quarter of it; after an accepted one it may grow
-        radius = V8_WHERE_POSITIVE(accept, 2.0 * radius, 0.25 * radius)
+        radius = VEC_WHERE_POSITIVE(accept, 2.0 * radius, 0.25 * radius)
         for lane in range(LANES):
             if (<double*> &done)[lane] < 0.0:
                 evaluations[lane] += 1
-        done = V8_WHERE_POSITIVE(near, one, done)
+        done = VEC_WHERE_POSITIVE(near, one, done)
         mask = <double*> &done
         for i in range(n):
-            trial[i] = V8_WHERE_POSITIVE(done, theta[i], theta[i] + step[i])
+            trial[i] = VEC_WHERE_POSITIVE(done, theta[i], theta[i] + step[i])
         i = 0
         for lane in range(LANES):
             if mask[lane] > 0.0:
@@ -604,16 +614,16 @@ cdef void batch_fit(
     cdef Py_ssize_t n = d.n_par, q = d.q, p = d.p, k = p + 1, block, count, lane, i, j, l, at, where
     cdef int evaluations[8]
     cdef int status[8]
-    cdef v8 total, size, finished, decrement, t, value, sign, usable, zero, changed, snapped
-    cdef v8u* theta = <v8u*> 0
-    cdef v8u* trial
-    cdef v8u* inverse
+    cdef vec total, size, finished, decrement, t, value, sign, usable, zero, changed, snapped
+    cdef vecu* theta = <vecu*> 0
+    cdef vecu* trial
+    cdef vecu* inverse
     cdef double limit = 1e-4 / d.per_group ** 0.5
     sizes(d, &s, work)
-    theta = <v8u*> s.theta
-    trial = <v8u*> s.trial
-    inverse = <v8u*> s.f.inverse
-    zero = V8_SET(0.0)
+    theta = <vecu*> s.theta
+    trial = <vecu*> s.trial
+    inverse = <vecu*> s.f.inverse
+    zero = VEC_SET(0.0)
     block = 0
     while block < n_responses:
         count = n_responses - block if n_responses - block < LANES else LANES
@@ -635,24 +645,24 @@ cdef void batch_fit(
                 for i in range(p):
                     s.within[i * LANES + lane] = 0.0
                 s.within[p * LANES + lane] = d.n
-        size = V8_SQRT(total * (1.0 / <double> d.n))
+        size = VEC_SQRT(total * (1.0 / <double> d.n))
         rescale_responses(d, &s, &size)
         first_theta(d, &s)
         minimize_lanes(d, &s, &finished, &decrement, evaluations)
         # columns of L by sign, and negligible ones to zero where that does not raise the criterion
-        value = (<v8u*> s.f.value)[0]
-        changed = V8_SET(-1.0)
+        value = (<vecu*> s.f.value)[0]
+        changed = VEC_SET(-1.0)
         for i in range(n):
             trial[i] = theta[i]
         for i in range(n):
             if d.row[i] == d.col[i]:
-                sign = V8_WHERE_POSITIVE(zero - theta[i], V8_SET(-1.0), V8_SET(1.0))
-                snapped = V8_WHERE_POSITIVE(V8_SET(limit) - V8_ABS(theta[i]), V8_SET(1.0), V8_SET(-1.0))
-                changed = V8_WHERE_POSITIVE(snapped, V8_SET(1.0), changed)
+                sign = VEC_WHERE_POSITIVE(zero - theta[i], VEC_SET(-1.0), VEC_SET(1.0))
+                snapped = VEC_WHERE_POSITIVE(VEC_SET(limit) - VEC_ABS(theta[i]), VEC_SET(1.0), VEC_SET(-1.0))
+                changed = VEC_WHERE_POSITIVE(snapped, VEC_SET(1.0), changed)
                 for j in range(n):
                     if d.col[j] == d.col[i]:
                         trial[j] = trial[j] * sign
-                trial[i] = V8_WHERE_POSITIVE(snapped, zero, trial[i])
+                trial[i] = VEC_WHERE_POSITIVE(snapped, zero, trial[i])
         for i in range(n):
             # a column without its diagonal is left to the single-fit path unless it vanishes altogether
             if d.row[i] != d.col[i]:
@@ -660,13 +670,13 @@ cdef void batch_fit(
                 for j in range(n):
                     if d.row[j] == d.col[i] and d.col[j] == d.col[i]:
                         at = j
-                snapped = V8_WHERE_POSITIVE(V8_SET(limit) - V8_ABS(trial[i]), zero, trial[i])
-                trial[i] = V8_WHERE_POSITIVE(trial[at], trial[i], snapped)
-        if v8_max(<v8u*> &changed) > 0.0:
+                snapped = VEC_WHERE_POSITIVE(VEC_SET(limit) - VEC_ABS(trial[i]), zero, trial[i])
+                trial[i] = VEC_WHERE_POSITIVE(trial[at], trial[i], snapped)
+        if vec_max(<vecu*> &changed) > 0.0:
             set_factor(d, &s, trial)
             evaluate_responses(d, &s, 2)
-            newton_step(n, <v8u*> s.f.hess, <v8u*> s.f.grad, <v8u*> s.small, (<v8u*> s.small) + n * n,
-                        (<v8u*> s.small) + n * n + n, <v8u*> s.f.work, &t, &usable)
+            newton_step(n, <vecu*> s.f.hess, <vecu*> s.f.grad, <vecu*> s.small, (<vecu*> s.small) + n * n,
+                        (<vecu*> s.small) + n * n + n, <vecu*> s.f.work, &t, &usable)
             # a lane that was not snapped repeats its point up to signs
             for lane in range(LANES):
                 if (<double*> &changed)[lane] > 0.0:
@@ -684,12 +694,11 @@ cdef void batch_fit(
                 for i in range(n):
                     if d.row[i] == d.col[i] and s.trial[i * LANES + lane] == 0.0:
                         status[lane] = 2
-                        # G may still want to grow in a direction that this triangular form cannot show
+                        # Where the diagonal is zero but its column is not, the triangular form does not show every
+                        # direction in which G may grow; a zero column shows all of them that are not in its range.
                         for j in range(n):
                             if d.col[j] == d.col[i] and s.trial[j * LANES + lane] != 0.0:
                                 status[lane] = 0
-                        if d.structure[d.row[i] * q + d.row[i]] and q > 2:
-                            status[lane] = 0
                 # nearly all variation between groups: the sums have lost digits
                 if s.f.r2[lane] < 1e-6 * d.n:
                     status[lane] = 0
@@ -699,7 +708,7 @@ cdef void batch_fit(
             for i in range(n):
                 out.theta[where * n + i] = s.trial[i * LANES + lane]
         # coefficients, standard errors, variance
-        t = (<v8u*> s.f.r2)[0] * size * size * (1.0 / d.nu)
+        t = (<vecu*> s.f.r2)[0] * size * size * (1.0 / d.nu)
         for lane in range(count):
             where = first + block + lane
             out.sigma2[where] = (<double*> &t)[lane]
@@ -707,14 +716,14 @@ cdef void batch_fit(
         for i in range(d.p_full):
             value = zero
             for j in range(p):
-                value = value + d.x_map[i * p + j] * ((<v8u*> s.beta)[j] - size * (<v8u*> s.f.b)[j])
+                value = value + d.x_map[i * p + j] * ((<vecu*> s.beta)[j] - size * (<vecu*> s.f.b)[j])
             snapped = zero
             for j in range(p):
                 sign = zero
                 for l in range(j + 1):
                     sign = sign + inverse[j * k + l] * d.x_map[i * p + l]
                 snapped = snapped + sign * sign
-            snapped = V8_SQRT(snapped * t)
+            snapped = VEC_SQRT(snapped * t)
             for lane in range(count):
                 where = first + block + lane
                 out.params[where * d.p_full + i] = (<double*> &value)[lane] + (

@@ -17,8 +17,6 @@ from libc.stdint cimport int32_t, int64_t
 
 import numpy as np
 
-from fastlmm_core._shapes cimport LANES
-
 ctypedef fused code_t:
     int32_t
     int64_t
@@ -428,7 +426,7 @@ def within_rows(
     position : (n_slots,) int64 array
         Position of each slot's group in `packed`.
     xy_transform, z_transform : upper triangular (p+1, p+1) and (q, q) arrays
-    packed : (blocks, K, 8) array
+    packed : (blocks, K, lanes) array
         Factored groups (R, c, count); B_i = R_i^-1 c_i.
     by_group : bool
         Give each group's own sum.
@@ -438,24 +436,24 @@ def within_rows(
     ((p+1)(p+2)/2,) array, or one such row for every position of `packed`
     """
     cdef Py_ssize_t n = X.shape[0], p = X.shape[1], q = Z.shape[1], k = p + 1, n_a = q * (q + 1) // 2
-    cdef Py_ssize_t i, j, l, a, b, g, pos, at
+    cdef Py_ssize_t i, j, l, a, b, g, pos, at, lanes = packed.shape[2]
     cdef double w = 1.0, t
-    b_array = np.zeros((packed.shape[0] * LANES, q, k))
+    b_array = np.zeros((packed.shape[0] * lanes, q, k))
     cdef double[:, :, ::1] B = b_array
     cdef double[::1] e = np.empty(k), z = np.empty(q), x = np.empty(k), zs = np.empty(q)
-    s_array = np.zeros((packed.shape[0] * LANES if by_group else 1, k * (k + 1) // 2))
+    s_array = np.zeros((packed.shape[0] * lanes if by_group else 1, k * (k + 1) // 2))
     cdef double[:, ::1] s = s_array
     with nogil:
-        for g in range(packed.shape[0] * LANES):
+        for g in range(packed.shape[0] * lanes):
             for a in range(q - 1, -1, -1):
                 at = a * q - a * (a - 1) // 2
-                if packed[g // LANES, at, g % LANES] == 0.0:
+                if packed[g // lanes, at, g % lanes] == 0.0:
                     continue
                 for j in range(k):
-                    t = packed[g // LANES, n_a + a * k + j, g % LANES]
+                    t = packed[g // lanes, n_a + a * k + j, g % lanes]
                     for b in range(a + 1, q):
-                        t -= packed[g // LANES, at + b - a, g % LANES] * B[g, b, j]
-                    B[g, a, j] = t / packed[g // LANES, at, g % LANES]
+                        t -= packed[g // lanes, at + b - a, g % lanes] * B[g, b, j]
+                    B[g, a, j] = t / packed[g // lanes, at, g % lanes]
         for i in range(n):
             g = position[<Py_ssize_t> (codes[i] - base)]
             if weights is not None:

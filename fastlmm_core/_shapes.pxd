@@ -1,9 +1,10 @@
 # Types shared by the lane kernels and their callers.
 
+# A block of packed groups, and a vector of any work space, has as many lanes as the variant in use: LANES inside
+# the lane kernels, LaneKernels.lanes outside.
 cdef extern from "vector.h":
-    ctypedef double v8
-    ctypedef double v8u
-    enum: LANES
+    ctypedef double vec
+    ctypedef double vecu
 
 # What the lane kernels need to know of a model's shape.
 cdef struct Shape:
@@ -25,16 +26,17 @@ ctypedef void (*effects_t)(
     ) noexcept nogil
 
 
-# One evaluation of the profiled criterion, eight at a time: everything but the loop over groups.
-# All pointers are to vectors of eight doubles.  Inputs are factor, sum_n, H, logdet and, for derivatives,
-# gram and tensor; see _profile.pyx.
+# One evaluation of the profiled criterion, several at a time: everything but the loop over groups.
+# All pointers are to vectors.  Inputs are factor, sum_n, H, logdet and, for derivatives,
+# gram and tensor; see _profile.pxi.
 cdef struct Profile:
     Py_ssize_t q, k, n_a, n_c, n_par
     const Py_ssize_t* row   # positions of the free elements of L
     const Py_ssize_t* col
     bint reml
     double nu               # n or n - p
-    double* factor          # L (q, q)
+    const double* turn      # orthogonal Q (q, q; numbers, not vectors), NULL for the identity
+    double* factor          # F = Q'L (q, q)
     double* logdet          # sum log|W_i|
     double* sum_n           # sum N_i (n_a)
     double* H               # [X y]'V^-1[X y], packed lower triangle by rows
@@ -87,7 +89,7 @@ cdef struct Batch:
     double nu, per_group
     const double* first         # (q, q) L from which the scoring step is taken
     const double* scoring       # (n_a, n_a) inverse of the expected Hessian in vech(G^) there
-    double first_scale          # 0: scoring step; otherwise start from first_scale I
+    const double* first_theta   # (n_par,) start, or NULL for the scoring step
     double tolerance
     Py_ssize_t max_iterations
     # the way back
@@ -112,6 +114,7 @@ ctypedef void (*batch_fit_t)(const Batch*, const double*, Py_ssize_t, Py_ssize_t
 ctypedef void (*profile_t)(Profile*, int) noexcept nogil
 
 cdef struct LaneKernels:
+    Py_ssize_t lanes
     factor_t factor
     moments_t moments
     curvature_t curvature

@@ -17,12 +17,30 @@ from .model import LinearMixedModel, lmm
 
 if TYPE_CHECKING:
     from . import datasets
+    from .assumed import assume
+    from .power_analysis import power, power_curve
     from .results import LMMResult
 
 __version__ = "0.1.0"
-__all__ = ["LMMError", "LMMResult", "LinearMixedModel", "__version__", "datasets", "lmm"]
+__all__ = [
+    "LMMError",
+    "LMMResult",
+    "LinearMixedModel",
+    "__version__",
+    "assume",
+    "datasets",
+    "lmm",
+    "power",
+    "power_curve",
+]
 
-_LAZY = {"LMMResult": ".results", "datasets": ".datasets"}
+_LAZY = {
+    "LMMResult": ".results",
+    "assume": ".assumed",
+    "datasets": ".datasets",
+    "power": ".power_analysis",
+    "power_curve": ".power_analysis",
+}
 
 
 def __getattr__(name: str) -> Any:

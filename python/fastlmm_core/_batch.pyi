@@ -47,7 +47,7 @@ class BatchDesign:
         first: int,
         reml: bool,
         criterion_offset: float,
-        first_scale: float,
+        start: _Array | None,
         theta: _Array,
         params: _Array,
         bse: _Array,

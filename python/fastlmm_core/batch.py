@@ -14,14 +14,13 @@ from numpy.typing import NDArray
 from . import kernels
 from .distributions import two_sided_p
 from .errors import LMMError
-from .optimize import SINGULAR
-from .simulation import STREAM
+from .optimize import SINGULAR, many_minima, other_starts
 
 if TYPE_CHECKING:
     from .model import LinearMixedModel
     from .results import LMMResult
 
-__all__ = ["BatchResult", "fit_drawn", "fit_many", "progress_bar"]
+__all__ = ["BatchResult", "check_jobs", "fit_drawn", "fit_many", "progress_bar"]
 
 Array = NDArray[np.float64]
 
@@ -88,7 +87,8 @@ class BatchResult:
     @property
     def tvalues(self) -> Array:
         """Estimates divided by standard errors (n_responses, p)."""
-        return np.asarray(self.params / self.bse)
+        with np.errstate(invalid="ignore"):
+            return np.asarray(self.params / self.bse)
 
     @property
     def pvalues(self) -> Array:
@@ -307,6 +307,8 @@ def _blocks(Y: Any, n: int) -> tuple[Iterator[Array], int | None, Any]:
             array = np.atleast_2d(np.asarray(block))
             if array.ndim != 2 or array.shape[1] != n:
                 raise LMMError(f"a block of Y has the shape {array.shape}; every block needs {n} columns")
+            if array.dtype.kind not in "fiub":
+                raise LMMError(f"a block of Y must hold numbers, not {array.dtype}")
             yield array
 
     return checked(), None, None
@@ -327,7 +329,7 @@ def fit_many(
     memory: float = 64.0,
 ) -> BatchResult:
     """See `LinearMixedModel.fit_many`."""
-    jobs = _jobs(n_jobs)
+    jobs = check_jobs(n_jobs)
     if not memory > 0.0:
         raise LMMError(f"memory={memory} must be a positive number of megabytes")
     blocks, count, whole = _blocks(Y, model.nobs)
@@ -339,15 +341,16 @@ def fit_drawn(
     model: LinearMixedModel,
     blocks: Iterator[Callable[[], Array]],
     count: int,
+    size: int,
     reml: bool,
     n_jobs: int | None,
     progress: bool,
 ) -> BatchResult:
-    """Fit responses that are drawn, block by block, on the thread that fits them."""
-    return _fit(model, blocks, count, None, reml, _jobs(n_jobs), progress)
+    """Fit responses that are drawn, in blocks of `size`, on the thread that fits them."""
+    return _fit(model, blocks, count, None, reml, check_jobs(n_jobs), progress, size)
 
 
-def _jobs(n_jobs: int | None) -> int:
+def check_jobs(n_jobs: int | None) -> int:
     jobs = (os.cpu_count() or 1) if n_jobs is None else int(n_jobs)
     if jobs < 1:
         raise LMMError(f"n_jobs={n_jobs} must be at least 1")
@@ -362,8 +365,9 @@ def _fit(
     reml: bool,
     jobs: int,
     progress: bool,
+    size: int = 0,
 ) -> BatchResult:
-    """Fit blocks (arrays, or functions that return them) of in all `count` responses (None: unknown)."""
+    """Fit blocks (arrays, or functions that return `size` responses) of in all `count` responses (None: unknown)."""
     shared = model.batch_design()
     pieces: list[BatchResult] = []
     if count is not None:
@@ -384,7 +388,7 @@ def _fit(
                 yield block, pieces[-1], 0
             else:
                 yield block, pieces[0], at
-                at += STREAM if callable(block) else len(block)
+                at += size if callable(block) else len(block)
 
     bar = progress_bar(count) if progress else None
     try:
@@ -395,11 +399,11 @@ def _fit(
     return pieces[0] if count is not None else _joined(model, reml, pieces)
 
 
-def _lanes(shared: kernels.BatchDesign, Y: Array, into: BatchResult, first: int, scale: float = 0.0) -> None:
+def _lanes(shared: kernels.BatchDesign, Y: Array, into: BatchResult, first: int, start: Array | None = None) -> None:
     problem = into.model.problem
     offset = problem.log_constant - (problem.log_jacobian if into.reml else 0.0)
     shared.fit(
-        Y, first, into.reml, offset, scale, into._theta_o, into.params, into.bse, into.sigma2, into.criterion,
+        Y, first, into.reml, offset, start, into._theta_o, into.params, into.bse, into.sigma2, into.criterion,
         into.gradient_norm, into._status, into.n_evaluations,
     )  # fmt: skip
 
@@ -437,18 +441,21 @@ def _second_look(model: LinearMixedModel, Y: Array, into: BatchResult, first: in
     """Other starts where an optimum lies on the boundary; the single-fit path where the lanes did not certify."""
     part = slice(first, first + len(Y))
     status = into._status[part]
-    edge = np.flatnonzero(status == BOUNDARY)
+    problem = model.problem
+    edge = np.flatnonzero(status > 0 if many_minima(model.structure, problem.m) else status == BOUNDARY)
     if len(edge):
         chosen = np.ascontiguousarray(Y[edge])
-        for scale in (1.0, 4.0 * float(np.sqrt(model.problem.m / model.problem.n))):
+        for start in other_starts(model.structure, problem.n, problem.m):
             other = BatchResult(model, into.reml, len(edge), None)
-            _lanes(model.batch_design(), chosen, other, 0, scale)
+            _lanes(model.batch_design(), chosen, other, 0, start)
             into.n_evaluations[first + edge] += other.n_evaluations
             better = np.flatnonzero((other._status > 0) & (other.criterion < into.criterion[first + edge] - 1e-9))
             for name in _FIELDS:
                 getattr(into, name)[first + edge[better]] = getattr(other, name)[better]
     for i in np.flatnonzero(status == 0):
         _single(model, Y[i], into, first + int(i))
+    dropped = np.setdiff1d(np.arange(into.params.shape[1]), model.problem.kept)
+    into.params[part, dropped] = into.bse[part, dropped] = np.nan
     lost = first + np.flatnonzero(into._status[part] < 0)
     for name in ("_theta_o", "params", "bse", "sigma2", "criterion", "gradient_norm"):
         getattr(into, name)[lost] = np.nan
@@ -486,6 +493,7 @@ def _joined(model: LinearMixedModel, reml: bool, pieces: list[BatchResult]) -> B
 
 
 def progress_bar(total: int | None) -> Any:
+    """A bar that counts fits."""
     try:
         from tqdm.auto import tqdm  # type: ignore[import-untyped]
     except ImportError:

@@ -10,11 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import kernels
+from .batch import check_jobs, progress_bar
 from .checks import check_share
 from .distributions import quantile
 from .errors import LMMError
 from .optimize import optimize
-from .simulation import Draw, parametric, simulate_fit, stream
+from .simulation import Draw, draws, key_of, parametric, simulate_fit, stream, stream_size
 
 if TYPE_CHECKING:
     from .model import LinearMixedModel
@@ -209,13 +210,16 @@ class _Cases:
         chosen = np.flatnonzero(counts)
         n_a = structure.q * (structure.q + 1) // 2
         weight = counts[chosen].astype(float)
-        padded = np.zeros((-(-len(chosen) // 8) * 8, self.lines.shape[1]))
+        lanes = kernels.lanes()
+        padded = np.zeros((-(-len(chosen) // lanes) * lanes, self.lines.shape[1]))
         padded[: len(chosen)] = self.lines[chosen]
         padded[: len(chosen), n_a:-1] *= np.sqrt(weight)[:, None]
         padded[: len(chosen), -1] = weight
-        packed = np.ascontiguousarray(padded.reshape(-1, 8, padded.shape[1]).transpose(0, 2, 1))
+        packed = np.ascontiguousarray(padded.reshape(-1, lanes, padded.shape[1]).transpose(0, 2, 1))
         within = np.ascontiguousarray(counts @ self.within)
         n, m = int(counts @ self.sizes), int(counts.sum())
+        if n <= m * structure.q:
+            raise LMMError("the resample has no more observations than random effects")
         rows, columns = structure.positions
         criterion = kernels.ClusterCriterion(packed, within, n, structure.q, r + 1, rows, columns, False)
         criterion.reml = self.result.reml
@@ -261,15 +265,21 @@ def _conditional(result: LMMResult) -> Draw:
 
 
 def _residual(result: LMMResult) -> Draw:
-    """BLUPs and residuals, centred and rescaled to the estimated covariances, drawn with replacement."""
-    model = result.model
-    m = model.problem.m
-    b = result._effects - result._effects.mean(axis=0)
-    # b A has covariance G: shrinkage is undone
-    values, vectors = np.linalg.eigh(b.T @ b / m)
-    keep = values > 1e-12 * max(values.max(), 1e-300)
+    """BLUPs and residuals, centred and rescaled to the estimated covariances, drawn with replacement.
+
+    The BLUPs are G Z_i'V_i^-1 r_i = Lambda u_i; it is u_i, in the directions that have variance, that is given the unit
+    covariance which shrinkage has taken away.
+    """
+    model, problem, factor = result.model, result.model.problem, result.optimum.factor
+    m = problem.m
+    e_i, _ = kernels.group_effects(result._packed, m, factor, np.append(-result._beta_o, 1.0))
+    u = e_i @ factor
+    u -= u.mean(axis=0)
+    live = np.linalg.norm(factor, axis=0) > 0.0
+    values, vectors = np.linalg.eigh(u[:, live].T @ u[:, live] / m)
+    keep = values > 1e-12 * max(values.max(initial=0.0), 1e-300)
     root = np.where(keep, 1.0 / np.sqrt(np.where(keep, values, 1.0)), 0.0)
-    b = b @ (vectors * root) @ vectors.T @ (result.sigma * result.relative_factor).T
+    b = result.sigma * u[:, live] @ (vectors * root) @ vectors.T @ (problem.z_map @ factor[:, live]).T
     w = np.ones(model.nobs) if model.weights is None else np.sqrt(model.weights)
     e = result.resid * w
     e = e - e.mean()
@@ -294,6 +304,7 @@ def bootstrap(
     if n < 2:
         raise LMMError(f"n={n} must be at least 2")
     model = result.model
+    check_jobs(n_jobs)
     frame: Callable[[dict[str, Any]], Any] = (lambda columns: columns) if model.spec is None else model.spec.frame
 
     def all_parameters(params: Array, covariance: Array, sigma2: Array) -> Array:
@@ -307,9 +318,6 @@ def bootstrap(
     if kind == "cases":
         if statistic is not None:
             raise LMMError("statistic= needs responses, which kind='cases' does not have; use another kind")
-        from .batch import progress_bar
-        from .simulation import key_of
-
         rng = stream(key_of(seed), 0)
         m = model.problem.m
         counts = rng.multinomial(m, np.full(m, 1.0 / m), size=n)
@@ -350,13 +358,11 @@ def _user_statistic(
     result: LMMResult, n: int, kind: str, statistic: Callable[[LMMResult], Any], draw: Draw,
     seed: int | np.random.Generator | None, frame: Callable[[dict[str, Any]], Any],
 ) -> BootstrapResult:  # fmt: skip
-    from .simulation import draws
-
     own = np.atleast_1d(np.asarray(statistic(result), dtype=float))
     values = np.full((n, len(own)), np.nan)
     converged, singular = np.zeros(n, dtype=bool), np.zeros(n, dtype=bool)
     at = 0
-    for block in draws(draw, n, seed):
+    for block in draws(draw, n, seed, stream_size(result.nobs)):
         for y in block():
             fit = result.model.refit(y, reml=result.reml)
             values[at] = statistic(fit)

@@ -23,7 +23,7 @@ from ._algebra import (
 )
 from ._batch import BatchDesign
 from ._cpu import variants
-from ._criterion import ClusterCriterion, factor_groups, group_effects, use_kernels
+from ._criterion import ClusterCriterion, factor_groups, group_effects, lanes, use_kernels
 from ._newton import minimize_newton
 from ._patterns import compress, pattern_bases, pattern_labels
 from ._rows import accumulate, column_scales, probe, within_rows
@@ -40,6 +40,7 @@ __all__ = [
     "eigen",
     "factor_groups",
     "group_effects",
+    "lanes",
     "log_diagonal",
     "lower_factor",
     "minimize_newton",

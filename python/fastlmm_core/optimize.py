@@ -16,7 +16,7 @@ from .parameters import CovarianceStructure
 if TYPE_CHECKING:
     from ._newton import Objective
 
-__all__ = ["Criterion", "Optimum", "newton", "optimize"]
+__all__ = ["Criterion", "Optimum", "many_minima", "newton", "optimize", "other_starts"]
 
 Array = NDArray[np.float64]
 
@@ -25,6 +25,9 @@ CERTIFIED = 1e-4
 
 SINGULAR = 1e-4
 """A singular value of Lambda (columns of Z of unit mean square per group) below this counts as zero."""
+
+ROUND, ROUNDS = 30, 8
+"""Iterations of Newton between changes of coordinates, and how many of these there may be."""
 
 _WITHOUT_GRADIENT = {"nelder-mead", "powell", "cobyla", "cobyqa"}
 _WITH_HESSIAN = {"newton-cg", "dogleg", "trust-ncg", "trust-krylov", "trust-exact", "trust-constr"}
@@ -38,6 +41,9 @@ class Criterion(Protocol):
 
     def evaluate(self, theta: Array, order: int = 0) -> tuple[float, Array | None, Array | None]:
         """Value, gradient and Hessian."""
+
+    def rotate(self, turn: Array | None = None) -> None:
+        """Take theta in other coordinates of G."""
 
     def solution(self) -> tuple[Array, float, Array, Array]:
         """Coefficients, r^2, Cholesky factor of X'V^-1X, derivative in G at the last point."""
@@ -232,9 +238,18 @@ def _free(structure: CovarianceStructure) -> NDArray[np.bool_]:
 
 
 def _settle(
-    criterion: Criterion, structure: CovarianceStructure, found: Any, n: int, m: int, method: str
+    criterion: Criterion,
+    structure: CovarianceStructure,
+    found: Any,
+    n: int,
+    m: int,
+    method: str,
+    turn: Array | None = None,
 ) -> tuple[Optimum, Array | None]:
-    """Certify an optimum; also a better start where the boundary turns out to be the wrong one."""
+    """Certify an optimum; also a better start where the boundary turns out to be the wrong one.
+
+    `turn` is the rotation in force (see `ClusterCriterion.rotate`); the results are in its coordinates.
+    """
     theta = np.asarray(found.x, dtype=float)
     per_group = n / m
     factor = structure.factor(theta)
@@ -247,7 +262,8 @@ def _settle(
         if value <= found.fun + 1e-11 * (abs(found.fun) + n):
             theta, factor, evaluated = at_zero, snapped, True
             # on the cone of covariance matrices no direction out of the null space may lower the criterion
-            slope = np.where(_free(structure), criterion.solution()[3], 0.0)
+            slope = criterion.solution()[3]
+            slope = np.where(_free(structure), slope if turn is None else turn @ slope @ turn.T, 0.0)
             slopes, directions = np.linalg.eigh(null.T @ slope @ null)
             if slopes[0] < -CERTIFIED * per_group * np.sqrt(m):
                 wrong = np.column_stack([factor, 0.5 / np.sqrt(per_group) * (null @ directions[:, 0])])
@@ -293,6 +309,76 @@ def _settle(
         trace=tuple(getattr(found, "trace", ())),
     )
     return optimum, wrong
+
+
+def _patiently(
+    criterion: Criterion, structure: CovarianceStructure, theta: Array, options: dict[str, Any], n: int, m: int
+) -> tuple[Optimum, Array | None]:
+    """Newton with a change of coordinates to the principal axes of G where a round of iterations was not enough.
+
+    A triangular Lambda whose first diagonal elements vanish before the last ones is nearly redundant: the way to the
+    optimum is then a narrow curved valley.  In the principal axes, largest first, it is not.
+    """
+    options = {**options, "maxiter": ROUND}
+    turn: Array | None = None
+    found = _run(criterion, theta, "newton", options)
+    for _ in range(ROUNDS):
+        if found.success:
+            break
+        factor = structure.factor(np.asarray(found.x))
+        turn, axes = _principal_axes(factor if turn is None else turn.T @ factor, structure)
+        criterion.rotate(turn)
+        found = _run(criterion, structure.theta(axes), "newton", options)
+    optimum, wrong = _settle(criterion, structure, found, n, m, "newton", turn)
+    if turn is None:
+        return optimum, wrong
+    criterion.rotate(None)
+    factor = structure.canonical(turn.T @ optimum.factor)
+    theta = structure.theta(factor)
+    value, gradient, hessian = criterion.evaluate(theta, 2)
+    assert gradient is not None and hessian is not None
+    optimum = optimum._replace(
+        theta=theta,
+        factor=factor,
+        value=value,
+        gradient=gradient,
+        hessian=hessian,
+        null_space=turn.T @ optimum.null_space,
+    )
+    return optimum, None if wrong is None else turn.T @ wrong
+
+
+def _principal_axes(factor: Array, structure: CovarianceStructure) -> tuple[Array, Array]:
+    """Orthogonal Q and diagonal L with Q'L L'Q = F F', largest first within each full block."""
+    turn, axes = np.eye(structure.q), np.zeros((structure.q, structure.q))
+    for block in structure.blocks:
+        part = slice(block.start, block.stop)
+        if block.structure != "full":
+            axes[part, part] = factor[part, part]
+            continue
+        left, sizes, _ = np.linalg.svd(factor[part, part])
+        turn[part, part] = left.T
+        axes[part, part] = np.diag(sizes)
+    return turn, axes
+
+
+def many_minima(structure: CovarianceStructure, m: int) -> bool:
+    """Whether so few groups bear so many parameters that a regular minimum may have a lower neighbour."""
+    return structure.q >= 3 and m < 20 * structure.n_parameters
+
+
+def other_starts(structure: CovarianceStructure, n: int, m: int) -> list[Array]:
+    """Theta to start from where there may be several minima, as at the boundary.
+
+    Multiples of the identity; from three random effects on also a small one, near optima of low rank, and points where
+    one effect prevails.
+    """
+    unit = float(np.sqrt(m / n))
+    sizes = [np.ones(structure.q), np.full(structure.q, 4.0 * unit)]
+    if structure.q >= 3:
+        sizes.append(np.full(structure.q, 0.3 * unit))
+        sizes += [unit * np.where(np.arange(structure.q) == j, 4.0, 0.3) for j in range(structure.q)]
+    return [structure.theta(np.diag(size)) for size in sizes]
 
 
 def optimize(
@@ -349,6 +435,8 @@ def optimize(
 
     def attempt(theta: Array) -> tuple[Optimum, Array | None]:
         try:
+            if method == "newton" and "maxiter" not in options:
+                return _patiently(criterion, structure, theta, options, n, m)
             found = _run(criterion, theta, method, options)
         except FloatingPointError as error:
             raise LMMError(f"start: {error}; give another") from None
@@ -372,10 +460,10 @@ def optimize(
         other, wrong = attempt(structure.theta(_fold(wrong, structure)))
         if other.value <= best.value or other.converged > best.converged:
             best = other
-    if (best.singular or not best.converged) and method == "newton" and start is None:
-        # the criterion may have several minima at the boundary: look from elsewhere too
-        for scale in (1.0, 4.0 / np.sqrt(n / m)):
-            other, _ = attempt(structure.theta(np.eye(structure.q) * scale))
+    doubtful = best.singular or not best.converged or many_minima(structure, m)
+    if doubtful and method == "newton" and start is None:
+        for theta in other_starts(structure, n, m):
+            other, _ = attempt(theta)
             if other.converged >= best.converged and other.value < best.value - 1e-9:
                 best = other
     if best.n_evaluations != criterion.n_evaluations:

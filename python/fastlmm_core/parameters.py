@@ -137,6 +137,11 @@ class CovarianceStructure:
                     work[:, i, j] = 0.0
             sign = np.where(np.diagonal(work, axis1=1, axis2=2) < 0.0, -1.0, 1.0)
             out[:, part, part] = np.tril(work * sign[:, None, :])
+            # a row without a pivot makes the triangle ambiguous: rare, and settled one by one
+            pivots = np.diagonal(out[:, part, part], axis1=1, axis2=2)
+            loose = (pivots == 0.0) & (np.abs(out[:, part, part]).sum(axis=1) > 0.0)
+            for k in np.flatnonzero(loose.any(axis=1)):
+                out[k, part, part] = lower_factor(inner[k])
         return out
 
 

@@ -1,4 +1,4 @@
-"""Prediction for populations, known subjects and subjects with a few observations; simulation.
+"""Prediction for populations, known subjects and subjects with a few observations.
 
 For a row (x, z) of a group with cross-products A = Z_i'Z_i and c = Z_i'(y_i - X_i beta):
 
@@ -24,7 +24,7 @@ from .errors import LMMError
 if TYPE_CHECKING:
     from .results import LMMResult
 
-__all__ = ["predict", "simulate"]
+__all__ = ["predict"]
 
 Array = NDArray[np.float64]
 
@@ -229,20 +229,3 @@ def _subjects(
 def _some(labels: list[Any]) -> str:
     shown = ", ".join(repr(label) for label in labels[:5])
     return shown if len(labels) <= 5 else f"{shown} and {len(labels) - 5} more"
-
-
-def simulate(result: LMMResult, n: int, seed: int | np.random.Generator | None) -> Array:
-    """See `LMMResult.simulate`."""
-    if n < 1:
-        raise LMMError(f"n={n} must be at least 1")
-    model = result.model
-    rng = np.random.default_rng(seed)
-    m, q = model.problem.m, model.structure.q
-    b = rng.standard_normal((n, m, q)) @ (result.sigma * result._factor.T)
-    noise = rng.standard_normal((n, model.nobs)) * result.sigma
-    if model.weights is not None:
-        noise /= np.sqrt(model.weights)
-    index = model.grouping.index
-    for j in range(q):
-        noise += model.exog_re[:, j] * b[:, index, j]
-    return np.asarray(noise + result._marginal_mean)

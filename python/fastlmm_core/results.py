@@ -503,7 +503,7 @@ class LMMResult:
         return predict(self, data, level, new_levels, interval, coverage, observed, offset, weights)
 
     def simulate(self, n: int = 1, seed: int | np.random.Generator | None = None) -> Array:
-        """Responses drawn from the fitted model, with new random effects.
+        """Responses drawn from the fitted model, with new random effects: those of `simulate_fit` for the same seed.
 
         Parameters
         ----------
@@ -515,7 +515,7 @@ class LMMResult:
         -------
         (n, nobs) array
         """
-        from .prediction import simulate
+        from .simulation import simulate
 
         return simulate(self, n, seed)
 

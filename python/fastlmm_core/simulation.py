@@ -14,20 +14,28 @@ if TYPE_CHECKING:
     from .batch import BatchResult
     from .model import LinearMixedModel
 
-__all__ = ["Generating", "draws", "key_of", "parametric", "simulate_fit", "stream"]
+__all__ = ["Generating", "draws", "key_of", "parametric", "simulate", "simulate_fit", "stream", "stream_size"]
 
 Array = NDArray[np.float64]
 Draw = Callable[[np.random.Generator, int], Array]
 
-STREAM = 128
-"""Responses that share a stream: fixed, so that draws depend on the seed and the position alone."""
+STREAM = 512
+"""Responses that share a stream, fewer where they are long: draws depend on the seed, the design and the position."""
+
+
+_ROWS = 8
 
 
 class Generating(Protocol):
     """What simulation needs to know of a fitted or an assumed model."""
 
-    model: LinearMixedModel
-    sigma2: float
+    @property
+    def model(self) -> LinearMixedModel:
+        """The design."""
+
+    @property
+    def sigma2(self) -> float:
+        """Residual variance."""
 
     @property
     def relative_factor(self) -> Array:
@@ -41,6 +49,8 @@ class Generating(Protocol):
 def key_of(seed: int | np.random.Generator | None) -> NDArray[np.uint64]:
     if isinstance(seed, np.random.Generator):
         return seed.integers(0, 2**63, size=2, dtype=np.uint64)
+    if seed is not None and seed < 0:
+        raise LMMError(f"seed={seed} must not be negative")
     return np.asarray(np.random.SeedSequence(seed).generate_state(2, np.uint64), dtype=np.uint64)
 
 
@@ -63,27 +73,47 @@ def parametric(source: Generating) -> Draw:
     def draw(rng: np.random.Generator, count: int) -> Array:
         y = rng.standard_normal((count, model.nobs))
         u = rng.standard_normal((count, q, m))
-        y *= scale
-        y += mean
-        for j in range(q):
-            y += u[:, j].take(index, axis=1) * turned[j]
+        # a few rows at a time: what is added to them stays in the cache
+        work = np.empty((_ROWS, model.nobs))
+        for begin in range(0, count, _ROWS):
+            part = y[begin : begin + _ROWS]
+            part *= scale
+            part += mean
+            own = work[: len(part)]
+            for j in range(q):
+                np.take(u[begin : begin + _ROWS, j], index, axis=1, out=own, mode="clip")
+                own *= turned[j]
+                part += own
         return y
 
     return draw
 
 
-def draws(draw: Draw, n: int, seed: int | np.random.Generator | None) -> Iterator[Callable[[], Array]]:
+def stream_size(nobs: int) -> int:
+    """Responses of this length that share a stream: at most some 16 MB of them."""
+    return max(1, min(STREAM, 2**21 // nobs))
+
+
+def draws(
+    draw: Draw, n: int, seed: int | np.random.Generator | None, size: int = STREAM
+) -> Iterator[Callable[[], Array]]:
     """The blocks of n responses, each as a function that draws it: threads draw as well as fit."""
     if n < 1:
         raise LMMError(f"n={n} must be at least 1")
     key = key_of(seed)
-    for block, begin in enumerate(range(0, n, STREAM)):
-        count = min(STREAM, n - begin)
+    for block, begin in enumerate(range(0, n, size)):
+        count = min(size, n - begin)
 
         def make(block: int = block, count: int = count) -> Array:
             return draw(stream(key, block), count)
 
         yield make
+
+
+def simulate(source: Generating, n: int, seed: int | np.random.Generator | None = None) -> Array:
+    """The n responses (n, nobs) that `simulate_fit` fits for the same seed."""
+    size = stream_size(source.model.nobs)
+    return np.concatenate([block() for block in draws(parametric(source), n, seed, size)])
 
 
 def simulate_fit(
@@ -120,5 +150,10 @@ def simulate_fit(
     """
     from .batch import fit_drawn
 
-    blocks = draws(parametric(source) if draw is None else draw, n, seed)
-    return fit_drawn(source.model if fit is None else fit, blocks, n, reml, n_jobs, progress)
+    if fit is not None and fit.nobs != source.model.nobs:
+        raise LMMError(f"fit has {fit.nobs} observations but the responses drawn have {source.model.nobs}")
+    if n < 1:
+        raise LMMError(f"n={n} must be at least 1")
+    size = stream_size(source.model.nobs)
+    blocks = draws(parametric(source) if draw is None else draw, n, seed, size)
+    return fit_drawn(source.model if fit is None else fit, blocks, n, size, reml, n_jobs, progress)
