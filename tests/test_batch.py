@@ -413,6 +413,26 @@ def test_the_response_of_the_model_does_not_matter(crowd):
     np.testing.assert_allclose(again.params, batch.params[good], rtol=1e-7, atol=1e-8)
 
 
+@pytest.mark.parametrize("options", [{}, {"weights": True, "offset": True}, {"structure": "diagonal"}])
+def test_random_effects_on_request(rng, options):
+    model = made(rng, 2, 2, "shuffled", **options)
+    Y = np.concatenate([responses(rng, model, 6), rng.standard_normal((3, model.nobs))])
+    Y[4, 3] = np.nan
+    batch = model.fit_many(Y)
+    effects = batch.random_effects()
+    assert effects.shape == (9, model.problem.m, 2)
+    assert np.isnan(effects[4]).all()
+    for i in (0, 1, 2, 3, 5, 6, 7, 8):
+        single = model.refit(Y[i])
+        # BLUPs move with the root of the accuracy of theta at the boundary
+        tolerance = (1e-5 if single.singular else 1e-7) * np.max(np.abs(Y[i]))
+        np.testing.assert_allclose(effects[i], single.random_effects, rtol=0, atol=tolerance)
+    np.testing.assert_array_equal(batch.random_effects([5, 0]), effects[[5, 0]])
+    np.testing.assert_array_equal(batch.random_effects(slice(0, 2)), effects[:2])
+    with pytest.raises(flc.LMMError, match="stream"):
+        model.fit_many(iter([Y])).random_effects()
+
+
 # ------------------------------------------------------------------------------------------------------------
 # responses that cannot be fitted
 

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import kernels
+from .batch_design import EffectsDesign
 from .distributions import two_sided_p
 from .errors import LMMError
 from .optimize import SINGULAR, many_minima, other_starts
@@ -26,9 +27,6 @@ Array = NDArray[np.float64]
 
 CHUNK_BYTES = 2**22
 """Size of the pieces in which responses are handed to threads."""
-
-MAX_ITERATIONS = 40
-"""Newton steps in lanes before a response is left to the single-fit path."""
 
 BOUNDARY = 2
 
@@ -97,10 +95,7 @@ class BatchResult:
 
     @cached_property
     def _factor(self) -> Array:
-        structure = self.model.structure
-        inner = np.zeros((len(self), structure.q, structure.q))
-        rows, columns = structure.positions
-        inner[:, rows, columns] = self._theta_o
+        structure, inner = self.model.structure, self._lambda_o
         problem = self.model.problem
         out = structure.natural(problem.z_map, inner)
         edge = self.singular
@@ -122,6 +117,45 @@ class BatchResult:
             name: whole[:, block.start : block.stop, block.start : block.stop]
             for name, block in zip(self.model.term_names, self.model.structure.blocks, strict=True)
         }
+
+    def random_effects(self, which: Any = None) -> Array:
+        """BLUPs of the random effects, computed on request from the responses.
+
+        Parameters
+        ----------
+        which : indices or slice, optional
+            Responses wanted; by default all.
+
+        Returns
+        -------
+        (n_wanted, n_groups, q) array
+            NaN where a response could not be fitted.
+
+        Raises
+        ------
+        LMMError
+            Where the responses were given as a stream and are gone.
+        """
+        if self._responses is None:
+            raise LMMError("the responses were given as a stream and are not kept: fit an array to have BLUPs")
+        problem = self.model.problem
+        chosen = np.arange(len(self))[slice(None) if which is None else which]
+        design = EffectsDesign(self.model)
+        out = np.empty((len(chosen), problem.m, self.model.structure.q))
+        size = max(1, CHUNK_BYTES // (8 * problem.n * out.shape[2]))
+        for begin in range(0, len(chosen), size):
+            part = chosen[begin : begin + size]
+            y = np.asarray(self._responses[part], dtype=np.float64)
+            out[begin : begin + size] = design.effects(y, self.params[part], self._lambda_o[part])
+        return out
+
+    @property
+    def _lambda_o(self) -> Array:
+        structure = self.model.structure
+        inner = np.zeros((len(self), structure.q, structure.q))
+        rows, columns = structure.positions
+        inner[:, rows, columns] = self._theta_o
+        return inner
 
     def __getitem__(self, i: int) -> LMMResult:
         """The full result of one response.
@@ -173,120 +207,6 @@ class BatchResult:
             f"<BatchResult: {len(self)} {kind} fits, {int(self.converged.sum())} certified, "
             f"{int(self.singular.sum())} singular, {len(self.invalid)} not fitted>"
         )
-
-
-def design(model: LinearMixedModel) -> kernels.BatchDesign:
-    """The arrays that all responses share, in conditioned coordinates."""
-    problem = model.problem
-    n, m, q, r = problem.n, problem.m, model.structure.q, problem.rank
-    packed, _ = kernels.factor_groups(problem.raw, problem.z_transform, problem.xy_transform)
-    lines = packed.transpose(0, 2, 1).reshape(-1, packed.shape[1])[:m]
-    labels = kernels.pattern_labels(packed, m, q, r + 1)
-    labels = np.arange(m) if labels is None else labels
-    sequence = np.argsort(labels, kind="stable")
-    lines = lines[sequence]
-    n_a = q * (q + 1) // 2
-    triangle = lines[:, :n_a]
-    cx = np.ascontiguousarray(lines[:, n_a:-1].reshape(m, q, r + 1)[:, :, :r])
-    bounds = np.append(0, np.cumsum(np.bincount(labels))).astype(np.int64)
-    columns, loading, rotated = kernels.pattern_bases(cx, bounds)
-
-    place = np.empty(m, dtype=np.int64)
-    place[sequence] = np.arange(m)
-    position = place[model.grouping.index]
-    order: NDArray[np.int64] | None = np.argsort(position, kind="stable")
-    start = np.append(0, np.cumsum(np.bincount(position, minlength=m))).astype(np.int64)
-    assert order is not None
-    z = problem.conditioned_z(model.exog_re)[order]
-    x = problem.conditioned_x(model.exog)[order]
-    group = position[order]
-    # rows of Z_i R_i^-1: their inner products with y_i are c_y
-    basis = np.empty((n, q))
-    at = 0
-    for a in range(q):
-        pivot = triangle[group, at]
-        rest = z[:, a].copy()
-        for b in range(a):
-            rest -= triangle[group, b * q - b * (b - 1) // 2 + a - b] * basis[:, b]
-        basis[:, a] = np.divide(rest, pivot, out=np.zeros(n), where=pivot > 0.0)
-        at += q - a
-    weights = None if model.weights is None else np.ascontiguousarray(model.weights[order])
-    offset = None if model.offset is None else np.ascontiguousarray(model.offset[order])
-    if weights is not None:
-        basis *= weights[:, None]
-        x = x * weights[:, None]
-    diagonal = np.cumsum(np.arange(1, r + 1)) - 1
-    exact = (problem.within[diagonal] == 0.0).astype(np.intc)
-    ones = np.zeros(model.exog.shape[1])
-    if problem.x_constant:
-        column = _constant_column(model)
-        ones[column] = 1.0 / model.exog[0, column]
-    first, scoring = _scoring(model, packed)
-    rows, positions = model.structure.positions
-    free = np.zeros((q, q), dtype=np.intc)
-    free[rows, positions] = free[positions, rows] = 1
-    return kernels.BatchDesign(
-        None if np.array_equal(order, np.arange(n)) else order,
-        start,
-        basis,
-        None if exact.all() else np.ascontiguousarray(x),
-        weights,
-        offset,
-        problem.x_constant,
-        bounds,
-        columns,
-        loading,
-        np.ascontiguousarray(triangle[bounds[:-1]]),
-        np.ascontiguousarray(rotated),
-        np.ascontiguousarray(problem.within[: r * (r + 1) // 2]),
-        exact,
-        free,
-        rows,
-        positions,
-        first,
-        scoring,
-        np.ascontiguousarray(problem.x_map),
-        ones,
-        n / m,
-        min(1e-9 * float(np.sqrt(m)), 1e-6),
-        MAX_ITERATIONS,
-    )
-
-
-def _constant_column(model: LinearMixedModel) -> int:
-    values = model.exog[:, model.problem.kept]
-    constant = np.flatnonzero((values == values[0]).all(axis=0) & (values[0] != 0.0))
-    return int(model.problem.kept[constant[0]])
-
-
-def _scoring(model: LinearMixedModel, packed: Array) -> tuple[Array, Array]:
-    """A point at which to take one step of Fisher scoring in G, and the inverse of the expected Hessian there.
-
-    The expected second derivative along D and F is sum tr(N_i D N_i F) (Jennrich and Schluchter 1986,
-    Biometrics 42, eq. 12).
-    """
-    problem, structure = model.problem, model.structure
-    q = structure.q
-    fitted = model.fit().optimum.factor
-    relative = fitted @ fitted.T + 0.25 * problem.m / problem.n * np.eye(q)
-    first = structure.canonical(np.asarray(np.linalg.cholesky(relative), dtype=np.float64))
-    _, n_i = kernels.group_effects(packed, problem.m, first, np.zeros(problem.rank + 1), precision=True)
-    assert n_i is not None
-    outer = np.tensordot(n_i, n_i, axes=(0, 0))  # [a, b, c, d] = sum N_ab N_cd
-    lower, upper = np.tril_indices(q)
-    information = np.zeros((len(lower), len(lower)))
-    for i, (a, b) in enumerate(zip(lower, upper, strict=True)):
-        for j, (c, d) in enumerate(zip(lower, upper, strict=True)):
-            pairs = {(a, b), (b, a)}
-            others = {(c, d), (d, c)}
-            information[i, j] = sum(outer[f, s, t, e] for s, t in pairs for e, f in others)
-    rows, columns = structure.positions
-    free = np.array(
-        [(a, b) in set(zip(rows.tolist(), columns.tolist(), strict=True)) for a, b in zip(lower, upper, strict=True)]
-    )
-    scoring = np.zeros_like(information)
-    scoring[np.ix_(free, free)] = np.linalg.pinv(information[np.ix_(free, free)])
-    return np.ascontiguousarray(first), scoring
 
 
 def _blocks(Y: Any, n: int) -> tuple[Iterator[Array], int | None, Any]:

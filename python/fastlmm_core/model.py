@@ -260,9 +260,9 @@ class LinearMixedModel:
         """What all responses of `fit_many` share; made once."""
         cached = self.__dict__.get("_cached_batch")
         if cached is None:
-            from .batch import design
+            from .batch_design import batch_design
 
-            cached = self._cached_batch = design(self)
+            cached = self._cached_batch = batch_design(self)
         return cast("BatchDesign", cached)
 
     def refit(self, y: ArrayLike, reml: bool = True, **options: Any) -> LMMResult:
