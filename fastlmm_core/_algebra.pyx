@@ -116,6 +116,40 @@ def orthonormal(const double[:, :] gram):
     return out_array, margin
 
 
+def regression(const double[:, ::1] S, const double[:, ::1] T):
+    """Least squares of the last column of a cross-product matrix on the others.
+
+    Parameters
+    ----------
+    S : (k, k) array
+    T : (k - 1, k - 1) upper triangular array
+        T'S_xx T = I.
+
+    Returns
+    -------
+    beta : (k - 1,) array
+    rest : float
+        Residual sum of squares, as the quadratic form at beta.
+    """
+    cdef Py_ssize_t p = T.shape[0], i, j
+    cdef double t, rest
+    beta_array = np.zeros(p)
+    cdef double[::1] beta = beta_array
+    for j in range(p):
+        t = 0.0
+        for i in range(j + 1):
+            t += T[i, j] * S[i, p]
+        for i in range(j + 1):
+            beta[i] += T[i, j] * t
+    rest = S[p, p]
+    for i in range(p):
+        t = -2.0 * S[i, p]
+        for j in range(p):
+            t += S[i, j] * beta[j]
+        rest += beta[i] * t
+    return beta_array, rest
+
+
 def scale_map(const double[:, ::1] shift_scale, Py_ssize_t constant):
     """M with (columns - shift) * scale = columns M, where column `constant` becomes 1 (-1: no shifts)."""
     cdef Py_ssize_t k = shift_scale.shape[1], j

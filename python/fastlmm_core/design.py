@@ -9,6 +9,7 @@ supplies a better transformation and a second pass is made with it.
 
 from __future__ import annotations
 
+from math import log, sqrt
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -134,7 +135,7 @@ class Problem(NamedTuple):
     def offset(self, reml: bool) -> float:
         """Criterion in the caller's units less that of the conditioned problem."""
         nu = self.n - self.rank if reml else self.n
-        return self.log_constant + nu * 2.0 * float(np.log(self.scale)) - (self.log_jacobian if reml else 0.0)
+        return self.log_constant + nu * 2.0 * log(self.scale) - (self.log_jacobian if reml else 0.0)
 
 
 def _revealed(columns: Array, shift_scale: Array, weights: Array | None) -> tuple[NDArray[np.intp], Array]:
@@ -265,15 +266,14 @@ def condition(
             z_transform = _z_preconditioner(Z, z_scale, weights, structure)
         if poor_x or poor_z:
             continue
-        beta1 = to_x @ (to_x.T @ S[:r, r])
-        rest = S[r, r] - 2.0 * beta1 @ S[:r, r] + beta1 @ S[:r, :r] @ beta1
+        beta1, rest = kernels.regression(S, to_x)
         if rest <= 1e-7 * S[r, r] and attempt < 3:
             # the fixed effects explain nearly all of y: take its residual again from the rows
             beta0 = beta0 + beta1
             continue
         break
     return _finish(
-        y, X, Z, x_columns, codes, base, offset, n, structure, raw, S, beta0, beta1, kept, x_scale, z_scale,
+        y, X, Z, x_columns, codes, base, offset, n, structure, raw, S, beta0, beta1, rest, kept, x_scale, z_scale,
         x_constant, z_constant,
         x_transform, z_transform, to_x, to_z, weights,
     )  # fmt: skip
@@ -344,6 +344,13 @@ def _z_preconditioner(Z: Array, z_scale: Array, weights: Array | None, structure
     return out
 
 
+def _spread(rows: Array, kept: NDArray[np.intp], p: int) -> Array:
+    """Zeros for the columns of X that were dropped."""
+    out = np.zeros((p, *rows.shape[1:]))
+    out[kept] = rows
+    return out
+
+
 def _padded(transform: Array) -> Array:
     out = np.eye(len(transform) + 1)
     out[:-1, :-1] = transform
@@ -352,17 +359,16 @@ def _padded(transform: Array) -> Array:
 
 def _finish(
     y: Array, X: Array, Z: Array, x_columns: Array, codes: NDArray[Any], base: int, offset: Array | None,
-    n: int, structure: CovarianceStructure, raw: Array, S: Array, beta0: Array, beta1: Array,
+    n: int, structure: CovarianceStructure, raw: Array, S: Array, beta0: Array, beta1: Array, rest: float,
     kept: NDArray[np.intp], x_scale: Array, z_scale: Array, x_constant: int, z_constant: int,
     x_transform: Array | None, z_transform: Array | None, to_x: Array, to_z: Array, weights: Array | None,
 ) -> tuple[Problem, NDArray[np.intp] | None]:  # fmt: skip
     q = structure.q
     r = len(kept)
-    rest = S[r, r] - beta1 @ S[:r, r]
-    size = S[r, r] + (beta0 @ S[:r, :r] @ beta0 if r else 0.0)
-    if not rest > 1e-30 * size:
+    # beta0 is not zero only where it has been taken from y before S was summed
+    if not rest > 1e-30 * (S[r, r] + (beta0 @ S[:r, :r] @ beta0)):
         raise LMMError("y is reproduced exactly by the fixed effects: there is no variation left to model")
-    scale = float(np.sqrt(rest / n))
+    scale = sqrt(rest / n)
     xy = np.zeros((r + 1, r + 1))
     xy[:r, :r] = to_x
     xy[:r, r] = -beta1 / scale
@@ -373,7 +379,6 @@ def _finish(
         present = np.flatnonzero(counts)
         raw = raw[present]
     m = len(raw)
-    to_z = np.ascontiguousarray(to_z)
     packed, between = kernels.factor_groups(raw, to_z, xy)
     within = kernels.within_part(S, xy, between)
     tolerance = EXACT_WITHIN
@@ -400,19 +405,19 @@ def _finish(
             "use fewer random effects"
         )
     smaller = kernels.compress(packed, m, q, r + 1) if m >= COMPRESS_FROM else None
-    x_map = np.zeros((X.shape[1], r))
     columns = kernels.scale_map(x_scale, x_constant)
     log_det = kernels.log_diagonal(columns) + kernels.log_diagonal(to_x)
     if x_transform is not None:
         log_det += kernels.log_diagonal(x_transform)
         columns = columns @ x_transform
-    x_map[kept] = columns @ to_x
+    x_map = columns @ to_x
+    beta_base = columns @ (beta0 + beta1)
+    if r < X.shape[1]:
+        x_map, beta_base = _spread(x_map, kept, X.shape[1]), _spread(beta_base, kept, X.shape[1])
     z_map = kernels.scale_map(z_scale, z_constant)
     if z_transform is not None:
         z_map = z_map @ z_transform
     z_map = z_map @ to_z
-    beta_base = np.zeros(X.shape[1])
-    beta_base[kept] = columns @ (beta0 + beta1)
     problem = Problem(
         n=n,
         m=m,

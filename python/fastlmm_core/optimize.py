@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from math import isfinite, sqrt
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, cast
 
 import numpy as np
@@ -214,7 +215,7 @@ def _small_directions(factor: Array, structure: CovarianceStructure, per_group: 
         part = slice(block.start, block.stop)
         inner = factor[part, part]
         columns = orthogonal_columns(inner) if block.structure == "full" else inner
-        pieces.append((part, columns, np.sqrt((columns * columns).sum(axis=0) * per_group) > SINGULAR))
+        pieces.append((part, columns, (columns * columns).sum(axis=0) > SINGULAR**2 / per_group))
     if all(keep.all() for _, _, keep in pieces):
         return factor, np.empty((q, 0))
     snapped = np.zeros_like(factor)
@@ -271,7 +272,7 @@ def _settle(
             null = null[:, :0]
     if not null.shape[1]:
         value, gradient, hessian = found.fun, getattr(found, "jac", None), getattr(found, "hess", None)
-        if not evaluated or (np.diag(factor) < 0.0).any():
+        if not evaluated or factor.diagonal().min() < 0.0:
             factor = structure.canonical(factor)
             theta = structure.theta(factor)
             value, gradient, hessian = criterion.evaluate(theta, 2)
@@ -279,7 +280,7 @@ def _settle(
     assert gradient is not None and hessian is not None
     fresh = evaluated and not null.shape[1]
     decrement, lowest = (found.decrement, found.lowest) if fresh else _decrement(gradient, hessian)
-    converged = bool(decrement <= CERTIFIED and lowest >= -1e-6 and wrong is None and np.isfinite(value))
+    converged = bool(decrement <= CERTIFIED and lowest >= -1e-6 and wrong is None and isfinite(value))
     if converged:
         message = "certified: the gradient vanishes to rounding error"
         if null.shape[1]:
@@ -427,7 +428,7 @@ def optimize(
     name = method if isinstance(method, str) else getattr(method, "__name__", "callable")
     if method == "newton":
         # relative accuracy of theta is about decrement / sqrt(m)
-        options.setdefault("tolerance", min(1e-9 * float(np.sqrt(m)), 1e-6))
+        options.setdefault("tolerance", min(1e-9 * sqrt(m), 1e-6))
     first = moment_start(criterion, structure, n, m, within) if start is None else start
     if pilot is not None and start is None and method == "newton":
         pilot.reml = criterion.reml
@@ -469,7 +470,7 @@ def optimize(
     if best.n_evaluations != criterion.n_evaluations:
         best = best._replace(n_evaluations=criterion.n_evaluations)
     # leave the criterion's state at the optimum
-    criterion.evaluate(best.theta, 2)
+    criterion.evaluate(best.theta, 0)
     return best
 
 

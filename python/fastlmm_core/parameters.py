@@ -110,8 +110,9 @@ class CovarianceStructure:
             A standard deviation below this, in units of sigma and of the rows of z_map, becomes exactly zero.
         """
         turned = z_map @ factor
-        zero = np.linalg.norm(turned, axis=-1) <= negligible * np.linalg.norm(z_map, axis=-1)
-        turned = np.where(zero[..., None], 0.0, turned)
+        if negligible > 0.0:
+            zero = np.linalg.norm(turned, axis=-1) <= negligible * np.linalg.norm(z_map, axis=-1)
+            turned = np.where(zero[..., None], 0.0, turned)
         return self.canonical(turned) if turned.ndim == 2 else self.canonical_many(turned)
 
     def canonical_many(self, factors: Array) -> Array:
