@@ -333,3 +333,28 @@ def lower_factor(const double[:, :] F):
             L[l, i] = x * A[l, c]
         c += 1
     return out_array
+
+
+def floored_factor(const double[:, :] matrix, double floor):
+    """Lower triangular L of a symmetric matrix whose eigenvalues below `floor` are raised to it.
+
+    Parameters
+    ----------
+    matrix : (q, q) array
+    floor : float
+        Not negative.
+
+    Returns
+    -------
+    (q, q) array
+    """
+    cdef Py_ssize_t q = matrix.shape[0], i, j
+    values_array, vectors_array = eigen(matrix)
+    cdef double[:, ::1] vectors = vectors_array
+    cdef double[::1] values = values_array
+    cdef double root
+    for j in range(q):
+        root = sqrt(values[j] if values[j] > floor else floor)
+        for i in range(q):
+            vectors[i, j] *= root
+    return lower_factor(vectors_array)

@@ -333,12 +333,14 @@ def accumulate(
         False if a column taken to be constant is not: the result is then not usable.
     varies : bool
         Whether the response takes more than one value.
+    finite : bool
+        Whether all sums are finite.
     """
     cdef Py_ssize_t p = X.shape[1], q = Z.shape[1], k = p + 1, n_s = k * (k + 1) // 2, j
     cdef Py_ssize_t n_a = q * (q + 1) // 2, line = n_a + q * k + 1, group
     cdef Pass d
     cdef int flags
-    cdef bint shared, plain
+    cdef bint shared, plain, finite = True
     cdef Py_ssize_t c_row = codes.strides[0] // <Py_ssize_t> sizeof(code_t)
     raw_array = np.zeros((n_groups, line))
     s_array = np.zeros(n_s)
@@ -396,7 +398,11 @@ def accumulate(
                 for j in range(n_a):
                     gram[j] += work[j]
                     work[j] = 0.0
-    return raw_array, s_array, gram_array, not flags & 1, bool(flags & 2)
+        for j in range(n_s):
+            finite = finite and isfinite(s_total[j])
+        for j in range(n_a):
+            finite = finite and isfinite(gram[j])
+    return raw_array, s_array, gram_array, not flags & 1, bool(flags & 2), finite
 
 
 def within_rows(

@@ -91,7 +91,8 @@ def test_accumulate(rng, p, q, extras):
     xs = np.vstack([rng.standard_normal(p), rng.uniform(0.5, 2.0, p)])
     zs = np.vstack([rng.standard_normal(q), rng.uniform(0.5, 2.0, q)])
     beta0 = rng.standard_normal(p)
-    raw, S, gram, constant, varies = accumulate(X, y, Z, index, 0, m, w, o, xs, zs, beta0, xt, zt)
+    raw, S, gram, constant, varies, finite = accumulate(X, y, Z, index, 0, m, w, o, xs, zs, beta0, xt, zt)
+    assert finite
     expected = rows_in_numpy(X, y, Z, index, m, w, o, xs, zs, beta0, xt, zt)
     for got, want in zip((raw, S, gram), expected, strict=True):
         close(got, want)
@@ -167,7 +168,7 @@ def test_one_array_for_x_and_z_gives_what_two_give(rng, k, weighted):
     for a, b, want in zip(shared[:3], apart[:3], expected, strict=True):
         close(a, want)
         close(b, want)
-    assert shared[3:] == apart[3:] == (True, True)
+    assert shared[3:] == apart[3:] == (True, True, True)
     # one array, but scaled in two ways, is not one design
     other = s * np.array([[1.0], [2.0]])
     found = accumulate(X, y, X, index, 0, m, w, None, s, other, beta0, xc=0, zc=0)
@@ -201,7 +202,7 @@ def test_sums_of_many_rows_stay_accurate():
     n = 400_000
     X = np.full((n, 1), 0.1)
     y = np.where(np.arange(n) % 2, 1.0 + 1e-9, 1.0)
-    raw, S, _, _, _ = accumulate(X, y, X.copy(), np.zeros(n, dtype=np.int64), 0, 1)
+    raw, S, _, _, _, _ = accumulate(X, y, X.copy(), np.zeros(n, dtype=np.int64), 0, 1)
     expected = n * np.array([0.01, 0.1 * (1.0 + 0.5e-9), 1.0 + 1e-9 + 0.5e-18])
     np.testing.assert_allclose(S, expected, rtol=1e-13)
     np.testing.assert_allclose(raw[0, :3], expected[[0, 0, 1]], rtol=1e-13)
@@ -501,6 +502,37 @@ def test_columns_in_the_span_of_z_are_cleared(rng):
     assert kernels.clear_exact(packed, 4, 1e14, 1e-12) is True
     B[3] = B[:, 3] = 0.0
     np.testing.assert_array_equal(packed, packed_triangle(B))
+
+
+@pytest.mark.parametrize("name", ["X", "y", "Z"])
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 1e200])
+def test_accumulate_sees_what_is_not_finite(rng, name, value):
+    arrays = {"X": rng.standard_normal((20, 2)), "y": rng.standard_normal(20), "Z": rng.standard_normal((20, 2))}
+    groups = np.repeat(np.arange(4), 5)
+    assert accumulate(arrays["X"], arrays["y"], arrays["Z"], groups, 0, 4)[5]
+    arrays[name][-1, ...] = value
+    assert not accumulate(arrays["X"], arrays["y"], arrays["Z"], groups, 0, 4)[5]
+
+
+@pytest.mark.parametrize("q", [1, 2, 3, 6])
+def test_floored_factor(rng, q):
+    matrix = rng.standard_normal((q, q))
+    matrix = matrix + matrix.T
+    lower = kernels.floored_factor(matrix, 0.3)
+    values, vectors = np.linalg.eigh(matrix)
+    np.testing.assert_allclose(lower @ lower.T, (vectors * np.maximum(values, 0.3)) @ vectors.T, atol=1e-13)
+    assert not np.triu(lower, 1).any()
+    assert (np.diag(lower) > 0.0).all()
+
+
+def test_regression(rng):
+    X, y = rng.standard_normal((30, 3)), rng.standard_normal(30)
+    S = np.column_stack([X, y]).T @ np.column_stack([X, y])
+    T, _ = kernels.orthonormal(S[:3, :3])
+    beta, rest = kernels.regression(S, T)
+    expected, (left,), *_ = np.linalg.lstsq(X, y, rcond=None)
+    np.testing.assert_allclose(beta, expected, atol=1e-13)
+    assert rest == pytest.approx(left, rel=1e-12)
 
 
 @pytest.mark.parametrize("k", [1, 2, 7])

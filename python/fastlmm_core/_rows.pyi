@@ -21,7 +21,7 @@ def accumulate(
     z_constant: int,
     x_transform: _Array | None,
     z_transform: _Array | None,
-) -> tuple[_Array, _Array, _Array, bool, bool]: ...
+) -> tuple[_Array, _Array, _Array, bool, bool, bool]: ...
 def within_rows(
     X: _Array,
     y: _Array,

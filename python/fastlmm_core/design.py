@@ -227,11 +227,11 @@ def condition(
         beta0[x_constant] = kernels.probe(y[:, None], SAMPLE)[0, 0]
     x_columns = X
     for attempt in range(4):
-        raw, packed_s, gram, constant, varies = kernels.accumulate(
+        raw, packed_s, gram, constant, varies, finite = kernels.accumulate(
             x_columns, y, Z, codes, base, n_slots, weights, offset, x_scale, z_scale, beta0,
             x_constant, z_constant, x_transform, z_transform,
         )  # fmt: skip
-        if not (np.isfinite(packed_s).all() and np.isfinite(gram).all()):
+        if not finite:
             _refuse(y, X, Z, weights, offset)
             raise LMMError("the data overflow: rescale y, X, Z or weights to values below 1e100 in size")
         if attempt == 0:
@@ -298,7 +298,7 @@ def _z_rotation(gram: Array, n: int, structure: CovarianceStructure) -> tuple[Ar
     margin = 1.0
     if len(structure.blocks) == 1 and structure.blocks[0].structure == "full":
         rotation, margin = kernels.orthonormal(gram)
-        return rotation * np.sqrt(n), margin
+        return rotation * sqrt(n), margin
     for block in structure.blocks:
         part = slice(block.start, block.stop)
         inner = gram[part, part]

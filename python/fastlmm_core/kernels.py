@@ -12,6 +12,7 @@ from importlib import import_module
 from ._algebra import (
     clear_exact,
     eigen,
+    floored_factor,
     log_diagonal,
     lower_factor,
     orthogonal_columns,
@@ -40,6 +41,7 @@ __all__ = [
     "compress",
     "eigen",
     "factor_groups",
+    "floored_factor",
     "group_effects",
     "lanes",
     "log_diagonal",

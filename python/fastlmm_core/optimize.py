@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .errors import LMMError
-from .kernels import eigen, minimize_newton, orthogonal_columns
+from .kernels import floored_factor, minimize_newton, orthogonal_columns
 from .parameters import CovarianceStructure
 
 if TYPE_CHECKING:
@@ -191,11 +191,10 @@ def moment_start(criterion: Criterion, structure: CovarianceStructure, n: int, m
     for block in structure.blocks:
         part = slice(block.start, block.stop)
         if block.structure == "full":
-            values, vectors = eigen(relative[part, part])
-            factor[part, part] = vectors * np.sqrt(np.maximum(values, floor))
+            factor[part, part] = floored_factor(relative[part, part], floor)
         else:
             factor[part, part] = np.diag(np.sqrt(np.maximum(np.diag(relative[part, part]), floor)))
-    return structure.theta(structure.canonical(factor))
+    return structure.theta(factor)
 
 
 def _decrement(gradient: Array, hessian: Array) -> tuple[float, float]:
