@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -23,8 +23,6 @@ __all__ = ["AssumedModel", "assume", "drawn", "number_array", "rebuilt", "stated
 
 Array = NDArray[np.float64]
 Seed = int | np.random.Generator | None
-Method = Literal["wald", "lrt"]
-Along = Literal["subjects", "observations", "effect"]
 
 
 class AssumedModel:
