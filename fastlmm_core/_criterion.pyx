@@ -386,3 +386,113 @@ cdef class ClusterCriterion(Objective):
         """Second derivatives of the criterion in vech(G^) (lower triangle by rows) at the last point of order 2."""
         cdef Py_ssize_t n_a = self.shape.n_a
         return np.array(<double[:n_a * n_a * kernels.lanes]> self.f.curve)[::kernels.lanes].reshape(n_a, n_a)
+
+    def _require(self, int order):
+        if self.last_order < order:
+            raise ValueError(f"evaluate with order={order} first")
+
+    def precision(self):
+        """sum N_i (q, q), N_i = Z_i'V_i^-1 Z_i, at the last point of order 1 or more."""
+        self._require(1)
+        n_a = self.shape.n_a
+        return symmetric(np.array(<double[:n_a]> self.sum_n), self.q)
+
+    def cross(self):
+        """sum E_i'D E_i for the unit directions D of vech(G^), E_i = Z_i'V_i^-1 [X_i y_i], at the last point of order 1.
+
+        Returns
+        -------
+        (n_a, k, k) array
+            Minus the derivative of [X y]'V^-1[X y].
+        """
+        self._require(1)
+        cdef Py_ssize_t q = self.q, k = self.k, n_g = self.shape.n_c * (self.shape.n_c + 1) // 2
+        gram = symmetric(np.array(<double[:n_g]> self.gram), self.shape.n_c).reshape(q, k, q, k)
+        rows, columns = np.tril_indices(q)
+        out = gram[rows, :, columns]
+        out[rows != columns] += gram[columns, :, rows][rows != columns]
+        return out
+
+    def traces(self, weight=None):
+        """tr(sum B_i D N_i F) for the unit directions D, F of vech(G^) at the last point of order 2.
+
+        Parameters
+        ----------
+        weight : upper triangular (k, k) array or None
+            B_i = (E_i w)(E_i w)'; without a weight B_i = N_i.
+
+        Returns
+        -------
+        (n_a, n_a) array
+        """
+        self._require(2)
+        cdef Py_ssize_t n_a = self.shape.n_a, k = self.k
+        cdef double[:, ::1] w = np.ascontiguousarray(np.zeros((k, k)) if weight is None else weight, dtype=float)
+        cdef double[:, ::1] out
+        counted = np.empty((n_a, n_a))
+        out = counted
+        with nogil:
+            kernels.curvature(&self.shape, self.n_blocks, k, self.packed, &w[0, 0], self.store, &out[0, 0],
+                              self.scratch)
+        if weight is None:
+            return contracted(-counted, self.q)
+        both = np.empty((n_a, n_a))
+        out = both
+        with nogil:
+            kernels.curvature(&self.shape, self.n_blocks, 0, self.packed, &w[0, 0], self.store, &out[0, 0],
+                              self.scratch)
+        return contracted(both - counted, self.q)
+
+    def sandwich(self, weight):
+        """sum_kl w_kl E_i'D_k N_i D_l E_i over groups and the unit directions of vech(G^), at the last point of order 2.
+
+        Parameters
+        ----------
+        weight : symmetric (n_a, n_a) array
+
+        Returns
+        -------
+        (k, k) array
+        """
+        self._require(2)
+        cdef Py_ssize_t n_a = self.shape.n_a, n_c = self.shape.n_c, q = self.q, k = self.k
+        total = self.n_blocks * (n_a + n_c) * kernels.lanes
+        store = np.asarray(<double[:total]> self.store).reshape(self.n_blocks, n_a + n_c, kernels.lanes)
+        parts = store.transpose(1, 0, 2).reshape(n_a + n_c, -1)
+        directions = unit_directions(q)
+        # omega_i = sum w_kl D_k N_i D_l, as a linear map of vech(N_i)
+        mapped = np.einsum("kl,kab,rbc,lcd->adr", weight, directions, directions, directions, optimize=True)
+        omega = mapped @ parts[:n_a]
+        E = parts[n_a:].reshape(q, k, -1)
+        out = np.zeros((k, k))
+        for a in range(q):
+            out += np.einsum("dg,djg->jg", omega[a], E) @ E[a].T
+        return 0.5 * (out + out.T)
+
+
+def symmetric(packed, n):
+    """The symmetric matrix of a lower triangle packed by rows."""
+    out = np.empty((n, n))
+    out[np.tril_indices(n)] = packed
+    out.T[np.tril_indices(n)] = packed
+    return out
+
+
+def unit_directions(q):
+    """(n_a, q, q): the symmetric unit directions of vech(G^), lower triangle by rows."""
+    rows, columns = np.tril_indices(q)
+    out = np.zeros((len(rows), q, q))
+    out[np.arange(len(rows)), rows, columns] = 1.0
+    out[np.arange(len(rows)), columns, rows] = 1.0
+    return out
+
+
+def contracted(tensor, q):
+    """tr(B D N F) for unit directions D, F from sum B[ab] N[cd], both by lower triangles."""
+    rows, columns = np.tril_indices(q)
+    place = np.empty((q, q), dtype=np.intp)
+    place[rows, columns] = place[columns, rows] = np.arange(len(rows))
+    full = tensor[place[:, :, None, None], place]
+    directions = unit_directions(q)
+    half = np.tensordot(directions, full, axes=((1, 2), (1, 2)))
+    return np.einsum("kad,lda->kl", half, directions)

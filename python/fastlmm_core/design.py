@@ -112,11 +112,27 @@ class Problem(NamedTuple):
         """Rows of X_o (n, r)."""
         return np.asarray((X[:, self.kept] - self.x_scale[0]) * self.x_scale[1] @ self.x_rows)
 
-    def criterion(self) -> kernels.ClusterCriterion:
-        """The criterion of the conditioned problem."""
-        rows, columns = self.structure.positions
+    def criterion(self, columns: Array | None = None) -> kernels.ClusterCriterion:
+        """The criterion of the conditioned problem.
+
+        Parameters
+        ----------
+        columns : (rank + 1, k) array, optional
+            Take [X y] columns for [X y]: for coefficients that are fixed or constrained.
+        """
+        rows, places = self.structure.positions
+        q, packed, within = self.structure.q, self.packed, self.within
+        if columns is None:
+            return kernels.ClusterCriterion(packed, within, self.n, q, self.rank + 1, rows, places, self.uniform)
+        k = columns.shape[1]
+        blocks, depth, lanes = packed.shape
+        n_a = q * (q + 1) // 2
+        crossed = packed[:, n_a : depth - 1].reshape(blocks, q, -1, lanes)
+        turned = np.einsum("bqil,ij->bqjl", crossed, columns).reshape(blocks, q * k, lanes)
+        packed = np.concatenate([packed[:, :n_a], turned, packed[:, depth - 1 :]], axis=1)
+        inner = columns.T @ kernels.symmetric(within, self.rank + 1) @ columns
         return kernels.ClusterCriterion(
-            self.packed, self.within, self.n, self.structure.q, self.rank + 1, rows, columns, self.uniform
+            packed, inner[np.tril_indices(k)], self.n, q, k, rows, places, self.uniform
         )
 
     def pilot(self, n_groups: int) -> kernels.ClusterCriterion | None:

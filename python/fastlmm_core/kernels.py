@@ -25,7 +25,7 @@ from ._algebra import (
 )
 from ._batch import BatchDesign
 from ._cpu import variants
-from ._criterion import ClusterCriterion, factor_groups, group_effects, lanes, use_kernels
+from ._criterion import ClusterCriterion, factor_groups, group_effects, lanes, symmetric, unit_directions, use_kernels
 from ._newton import minimize_newton
 from ._patterns import compress, pattern_bases, pattern_labels
 from ._rows import accumulate, column_scales, probe, within_rows
@@ -54,6 +54,8 @@ __all__ = [
     "probe",
     "regression",
     "scale_map",
+    "symmetric",
+    "unit_directions",
     "unpack",
     "whiten_residuals",
     "within_part",
