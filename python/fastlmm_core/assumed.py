@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from .errors import LMMError
-from .grouping import Grouping
+from .grouping import Factor, Grouping
 from .model import LinearMixedModel, lmm
 from .simulation import simulate, simulate_fit
 
@@ -240,16 +240,24 @@ def rebuilt(
 ) -> LinearMixedModel:  # fmt: skip
     """The design with other rows, columns of X, groups or response."""
     model = LinearMixedModel.__new__(LinearMixedModel)
-    labels = base.grouping.labels if codes is None else None
-    codes = base.grouping.index if codes is None else codes
+    if codes is None:
+        part = base.random._replace(Z=base.exog_re[rows], factors=tuple(_chosen(f, rows) for f in base.factors))
+    else:
+        grouping = Grouping(base.grouping.name, codes.astype(np.int64), 0, int(codes.max()) + 1)
+        part = base.random._replace(Z=base.exog_re[rows], factors=(Factor(grouping, 0, base.structure.q),))
     model._setup(
-        y, base.exog[rows][:, columns], base.exog_re[rows],
-        Grouping(base.grouping.name, codes.astype(np.int64), 0, int(codes.max()) + 1, labels), base.structure,
+        y, base.exog[rows][:, columns], part,
         None if base.weights is None else base.weights[rows], None if base.offset is None else base.offset[rows],
-        tuple(np.array(base.exog_names, dtype=object)[columns]), base.exog_re_names, base.term_names, base.spec,
-        base.response_name,
+        tuple(np.array(base.exog_names, dtype=object)[columns]), base.spec, base.response_name,
     )  # fmt: skip
     return model
+
+
+def _chosen(factor: Factor, rows: Any) -> Factor:
+    old = factor.grouping
+    return dataclasses.replace(
+        factor, grouping=Grouping(old.name, old.index[rows].astype(np.int64), 0, len(old.labels), old.labels)
+    )
 
 
 def drawn(model: LinearMixedModel, params: Array, factor: Array, sigma2: float) -> AssumedModel:

@@ -15,7 +15,8 @@ from . import kernels
 from .batch_design import EffectsDesign
 from .distributions import two_sided_p
 from .errors import LMMError
-from .optimize import SINGULAR, many_minima, other_starts
+from .optimize import SINGULAR
+from .starts import many_minima, other_starts
 
 if TYPE_CHECKING:
     from .model import LinearMixedModel
@@ -99,7 +100,7 @@ class BatchResult:
         problem = self.model.problem
         out = structure.natural(problem.z_map, inner)
         edge = self.singular
-        negligible = SINGULAR * float(np.sqrt(problem.m / problem.n))
+        negligible = SINGULAR * np.sqrt(problem.levels / problem.n)
         out[edge] = structure.natural(problem.z_map, inner[edge], negligible)
         return out
 
@@ -362,10 +363,10 @@ def _second_look(model: LinearMixedModel, Y: Array, into: BatchResult, first: in
     part = slice(first, first + len(Y))
     status = into._status[part]
     problem = model.problem
-    edge = np.flatnonzero(status > 0 if many_minima(model.structure, problem.m) else status == BOUNDARY)
+    edge = np.flatnonzero(status > 0 if many_minima(model.structure, problem.levels) else status == BOUNDARY)
     if len(edge):
         chosen = np.ascontiguousarray(Y[edge])
-        for start in other_starts(model.structure, problem.n, problem.m):
+        for start in other_starts(model.structure, problem.levels, problem.n):
             other = BatchResult(model, into.reml, len(edge), None)
             _lanes(model.batch_design(), chosen, other, 0, start)
             into.n_evaluations[first + edge] += other.n_evaluations

@@ -16,6 +16,7 @@ from .distributions import quantile
 from .errors import LMMError
 from .optimize import optimize
 from .simulation import Draw, draws, key_of, parametric, simulate_fit, stream, stream_size
+from .starts import moment_start
 
 if TYPE_CHECKING:
     from .model import LinearMixedModel
@@ -188,7 +189,8 @@ class _Cases:
         model, problem = result.model, result.model.problem
         self.result = result
         grouping = model.grouping
-        self.lines = result._packed.transpose(0, 2, 1).reshape(-1, result._packed.shape[1])[: problem.m]
+        packed = problem.unpatterned()
+        self.lines = packed.transpose(0, 2, 1).reshape(-1, packed.shape[1])[: problem.m]
         # rows are conditioned already: no shift, scale or rotation is left to do
         r, q = problem.rank, model.structure.q
         base = model.exog @ problem.beta_base + (0.0 if model.offset is None else model.offset)
@@ -198,7 +200,7 @@ class _Cases:
             np.ascontiguousarray(problem.conditioned_z(model.exog_re)),
             grouping.index.astype(np.int64), 0, np.arange(problem.m, dtype=np.int64), model.weights, None,
             np.array([np.zeros(r), np.ones(r)]), np.array([np.zeros(q), np.ones(q)]), np.zeros(r), np.eye(r + 1),
-            np.eye(q), result._packed, True,
+            np.eye(q), packed, True,
         )[: problem.m]  # fmt: skip
         self.within[:, problem.within == 0.0] = 0.0
         self.sizes = np.bincount(grouping.index, minlength=problem.m)
@@ -223,7 +225,8 @@ class _Cases:
         rows, columns = structure.positions
         criterion = kernels.ClusterCriterion(packed, within, n, structure.q, r + 1, rows, columns, False)
         criterion.reml = self.result.reml
-        optimum = optimize(criterion, structure, n, m, float(within[-1]))
+        start = moment_start(criterion, structure, n, m, float(within[-1]))
+        optimum = optimize(criterion, structure, np.full(structure.q, float(m)), n, start)
         beta, r2, chol, _ = criterion.solution()
         sigma2 = problem.scale**2 * r2 / (n - r if self.result.reml else n)
         params = np.full(model.exog.shape[1], np.nan)
@@ -272,7 +275,7 @@ def _residual(result: LMMResult) -> Draw:
     """
     model, problem, factor = result.model, result.model.problem, result.optimum.factor
     m = problem.m
-    e_i, _ = kernels.group_effects(result._packed, m, factor, np.append(-result._beta_o, 1.0))
+    e_i, _ = kernels.group_effects(problem.unpatterned(), m, factor, np.append(-result._beta_o, 1.0))
     u = e_i @ factor
     u -= u.mean(axis=0)
     live = np.linalg.norm(factor, axis=0) > 0.0

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from . import kernels
 from .errors import LMMError
 from .parameters import CovarianceStructure
+from .starts import moment_start
 
 __all__ = ["Problem", "condition"]
 
@@ -131,9 +132,7 @@ class Problem(NamedTuple):
         turned = np.einsum("bqil,ij->bqjl", crossed, columns).reshape(blocks, q * k, lanes)
         packed = np.concatenate([packed[:, :n_a], turned, packed[:, depth - 1 :]], axis=1)
         inner = columns.T @ kernels.symmetric(within, self.rank + 1) @ columns
-        return kernels.ClusterCriterion(
-            packed, inner[np.tril_indices(k)], self.n, q, k, rows, places, self.uniform
-        )
+        return kernels.ClusterCriterion(packed, inner[np.tril_indices(k)], self.n, q, k, rows, places, self.uniform)
 
     def pilot(self, n_groups: int) -> kernels.ClusterCriterion | None:
         """The criterion of about `n_groups` groups spread over the data, None where there are not many more."""
@@ -147,6 +146,33 @@ class Problem(NamedTuple):
         return kernels.ClusterCriterion(
             chosen, self.within * share, round(self.n * share), self.structure.q, self.rank + 1, rows, columns, True
         )
+
+    @property
+    def levels(self) -> Array:
+        """Number of groups of each random effect (q,)."""
+        return np.full(self.structure.q, float(self.m))
+
+    def start(self, criterion: kernels.ClusterCriterion) -> Array:
+        """Theta from the moments of the data."""
+        return moment_start(criterion, self.structure, self.n, self.m, float(self.within[-1]))
+
+    def unpatterned(self) -> Array:
+        """The factored groups one by one, in order."""
+        if self.uniform:
+            return self.packed
+        return kernels.factor_groups(self.raw, self.z_transform, self.xy_transform)[0]
+
+    def effects(self, factor: Array, beta: Array) -> tuple[Array, ...]:
+        """BLUPs of the conditioned random effects, one (m, q) array per grouping factor."""
+        e, _ = kernels.group_effects(self.unpatterned(), self.m, factor, np.append(-beta, 1.0))
+        return (e @ (factor @ factor.T),)
+
+    def effects_covariance(self, factor: Array) -> tuple[Array, ...]:
+        """Conditional covariances of the conditioned random effects, relative to sigma^2: (m, q, q) per factor."""
+        contrast = np.zeros(self.rank + 1)
+        _, conditional = kernels.group_effects(self.unpatterned(), self.m, factor, contrast, conditional=True)
+        assert conditional is not None
+        return (conditional,)
 
     def offset(self, reml: bool) -> float:
         """Criterion in the caller's units less that of the conditioned problem."""

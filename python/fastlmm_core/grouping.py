@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from .errors import LMMError
 
-__all__ = ["Grouping", "group_codes", "in_order", "integer_codes", "label_array", "label_codes"]
+__all__ = ["Factor", "Grouping", "group_codes", "in_order", "integer_codes", "label_array", "label_codes"]
 
 
 _FEW = 10_000
@@ -69,6 +69,27 @@ class Grouping:
         known = {label: i for i, label in enumerate(self.labels.tolist())}
         wanted = np.asarray(labels)
         return np.array([known.get(label, -1) for label in wanted.tolist()], dtype=np.intp)
+
+
+@dataclass(frozen=True)
+class Factor:
+    """A grouping factor and the random effects that each of its levels has.
+
+    Attributes
+    ----------
+    grouping : Grouping
+    start, stop : int
+        The columns of Z.
+    """
+
+    grouping: Grouping
+    start: int
+    stop: int
+
+    @property
+    def columns(self) -> slice:
+        """The columns of Z."""
+        return slice(self.start, self.stop)
 
 
 def group_codes(groups: Any, name: str) -> Grouping:

@@ -11,11 +11,12 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from .checks import float_array
-from .design import condition
+from .design import Problem, condition
 from .errors import LMMError
-from .grouping import Grouping, group_codes
+from .grouping import Factor, Grouping, group_codes
 from .optimize import optimize
 from .parameters import Block, CovarianceStructure, natural_derivatives
+from .terms import RandomPart, RandomTerm, Term, random_part, terms_of_arrays
 
 if TYPE_CHECKING:
     from .batch import BatchResult
@@ -48,7 +49,7 @@ class Evaluation:
 
 
 class LinearMixedModel:
-    """A Gaussian linear mixed model with one grouping factor, from arrays.
+    """A Gaussian linear mixed model from arrays.
 
     y_i = X_i beta + Z_i b_i + e_i with b_i ~ N(0, G) and e_i ~ N(0, sigma^2 / weights), independent
     between groups i (Laird and Ware 1982, Biometrics 38, eq. 2.1).
@@ -67,6 +68,8 @@ class LinearMixedModel:
         Prior weights: the residual variance is sigma^2 / weights.
     offset : (n,) array, optional
         Known part of the mean.
+    terms : sequence of RandomTerm, optional
+        Instead of `Z` and `groups`: several random-effects terms, of one or more grouping factors, nested or crossed.
     structure : {"full", "diagonal"}
         Covariance of the random effects of a group: unrestricted or independent.
     exog_names, exog_re_names : sequences of str, optional
@@ -87,6 +90,7 @@ class LinearMixedModel:
         Z: ArrayLike | None = None,
         groups: Any = None,
         *,
+        terms: Sequence[RandomTerm] | None = None,
         weights: ArrayLike | None = None,
         offset: ArrayLike | None = None,
         structure: Literal["full", "diagonal"] = "full",
@@ -94,42 +98,34 @@ class LinearMixedModel:
         exog_re_names: Sequence[str] | None = None,
         group_name: str = "group",
     ) -> None:
-        if groups is None:
-            raise LMMError("groups is missing: give the group of each row")
-        if structure not in ("full", "diagonal"):
-            raise LMMError(f"structure={structure!r} is unknown: use 'full' or 'diagonal'")
         response = float_array(y, "y", 1)
         n = len(response)
         if n == 0:
             raise LMMError("y is empty: there are no observations")
-        ones = np.ones((n, 1)) if X is None or Z is None else None
-        fixed = float_array(X, "X", 2) if X is not None else ones
-        random = float_array(Z, "Z", 2) if Z is not None else ones
-        assert fixed is not None and random is not None
-        q = random.shape[1]
-        if q == 0:
-            raise LMMError("Z has no columns: give at least one random effect, or leave Z out for a random intercept")
+        fixed = np.ones((n, 1)) if X is None else float_array(X, "X", 2)
+        if terms is None:
+            part = _one_term(n, Z, groups, structure, exog_re_names, group_name)
+        elif Z is not None or groups is not None:
+            raise LMMError("terms and Z, groups exclude each other: give the random effects in one way")
+        else:
+            part = random_part(terms_of_arrays(terms, n))
         self._setup(
             response,
             fixed,
-            random,
-            groups if isinstance(groups, Grouping) else group_codes(groups, group_name),
-            CovarianceStructure((Block(0, q, structure),)),
+            part,
             None if weights is None else float_array(weights, "weights", 1),
             None if offset is None else float_array(offset, "offset", 1),
             _names(exog_names, fixed.shape[1], "x", X is None, "exog_names"),
-            _names(exog_re_names, q, "z", Z is None, "exog_re_names"),
-            (group_name,),
         )
 
     def _setup(
-        self, y: Array, X: Array, Z: Array, grouping: Grouping, structure: CovarianceStructure, weights: Array | None,
-        offset: Array | None, exog_names: tuple[str, ...], exog_re_names: tuple[str, ...], term_names: tuple[str, ...],
-        spec: FormulaSpec | None = None, response_name: str = "y", n_dropped: int = 0,
+        self, y: Array, X: Array, part: RandomPart, weights: Array | None, offset: Array | None,
+        exog_names: tuple[str, ...], spec: FormulaSpec | None = None, response_name: str = "y", n_dropped: int = 0,
         kept: NDArray[np.intp] | None = None,
     ) -> None:  # fmt: skip
         n = len(y)
-        for name, values in (("X", X), ("Z", Z), ("groups", grouping.codes), ("weights", weights), ("offset", offset)):
+        codes = part.factors[0].grouping.codes
+        for name, values in (("X", X), ("Z", part.Z), ("groups", codes), ("weights", weights), ("offset", offset)):
             if values is not None and len(values) != n:
                 raise LMMError(f"{name} has {len(values)} rows but y has {n}; give one row per observation")
         if weights is not None and not (weights > 0.0).all():
@@ -137,30 +133,64 @@ class LinearMixedModel:
             raise LMMError(f"weights must be positive (first other: {weights[row]} at row {row}); remove such rows")
         self.endog = y
         self.exog = X
-        self.exog_re = Z
+        self.random = part
         self.weights = weights
         self.offset = offset
-        self.grouping = grouping
-        self.structure = structure
         self.exog_names = exog_names
-        self.exog_re_names = exog_re_names
-        self.term_names = term_names
         self.response_name = response_name
         self.spec = spec
         self.n_dropped = n_dropped
         self.kept = kept
         self._check_groups(n)
+        grouping = self.grouping
+        self.problem: Problem
+        if len(part.factors) > 1:
+            raise LMMError(
+                f"the formula has the grouping factors {', '.join(sorted(f.grouping.name for f in part.factors))}: "
+                "models with several are not supported; keep the terms of one"
+            )
         self.problem, grouping.present = condition(
-            y, X, Z, grouping.codes, grouping.base, grouping.n_slots, weights, offset, structure, grouping.name
-        )
+            y, X, part.Z, grouping.codes, grouping.base, grouping.n_slots, weights, offset, part.structure,
+            grouping.name,
+        )  # fmt: skip
+
+    @property
+    def exog_re(self) -> Array:
+        """Columns of the random effects of all terms (n, q)."""
+        return self.random.Z
+
+    @property
+    def factors(self) -> tuple[Factor, ...]:
+        """The grouping factors, that with most levels first."""
+        return self.random.factors
+
+    @property
+    def grouping(self) -> Grouping:
+        """The grouping factor, that with most levels where there are several."""
+        return self.random.factors[0].grouping
+
+    @property
+    def structure(self) -> CovarianceStructure:
+        """Which elements of the factor of G are free."""
+        return self.random.structure
+
+    @property
+    def exog_re_names(self) -> tuple[str, ...]:
+        """Names of the columns of the random effects."""
+        return self.random.columns
+
+    @property
+    def term_names(self) -> tuple[str, ...]:
+        """Names of the random-effects terms."""
+        return self.random.term_names
 
     def _check_groups(self, n: int) -> None:
-        name = self.grouping.name
-        if self.grouping.n_slots == 1:
-            raise LMMError(
-                f"the grouping factor {name!r} has one level: its variance cannot be estimated; "
-                "use ordinary regression or another factor"
-            )
+        for factor in self.factors:
+            if factor.grouping.n_slots == 1:
+                raise LMMError(
+                    f"the grouping factor {factor.grouping.name!r} has one level: its variance cannot be estimated; "
+                    "use ordinary regression or another factor"
+                )
         if n <= self.exog.shape[1]:
             raise LMMError(f"there are {n} observations for {self.exog.shape[1]} fixed effects; use fewer columns in X")
 
@@ -212,13 +242,13 @@ class LinearMixedModel:
         optimum = optimize(
             criterion,
             self.structure,
+            problem.levels,
             problem.n,
-            problem.m,
-            float(problem.within[-1]),
+            problem.start(criterion) if start is None else self._conditioned_theta(start),
             method,
-            None if start is None else self._conditioned_theta(start),
             options,
-            problem.pilot(PILOT_GROUPS),
+            problem.pilot(PILOT_GROUPS) if start is None else None,
+            start is None,
         )
         return LMMResult(self, optimum, criterion.solution(), bool(reml))
 
@@ -286,11 +316,8 @@ class LinearMixedModel:
             As for a model made from `y`.
         """
         other = LinearMixedModel.__new__(LinearMixedModel)
-        grouping = self.grouping
         other._setup(
-            float_array(y, "y", 1), self.exog, self.exog_re,
-            Grouping(grouping.name, grouping.codes, grouping.base, grouping.n_slots, grouping.slot_labels),
-            self.structure, self.weights, self.offset, self.exog_names, self.exog_re_names, self.term_names, self.spec,
+            float_array(y, "y", 1), self.exog, self.random, self.weights, self.offset, self.exog_names, self.spec,
             self.response_name, self.n_dropped, self.kept,
         )  # fmt: skip
         return other.fit(reml=reml, **options)
@@ -356,9 +383,31 @@ class LinearMixedModel:
 
     def __repr__(self) -> str:
         return (
-            f"<LinearMixedModel: {self.nobs} observations, {self.problem.m} levels of {self.grouping.name!r}, "
+            f"<LinearMixedModel: {self.nobs} observations, {_levels(self)}, "
             f"{self.exog.shape[1]} fixed and {self.structure.q} random effects>"
         )
+
+
+def _one_term(
+    n: int, Z: ArrayLike | None, groups: Any, structure: str, names: Sequence[str] | None, group_name: str
+) -> RandomPart:
+    if groups is None:
+        raise LMMError("groups is missing: give the group of each row")
+    if structure not in ("full", "diagonal"):
+        raise LMMError(f"structure={structure!r} is unknown: use 'full' or 'diagonal'")
+    random = np.ones((n, 1)) if Z is None else float_array(Z, "Z", 2)
+    q = random.shape[1]
+    if q == 0:
+        raise LMMError("Z has no columns: give at least one random effect, or leave Z out for a random intercept")
+    grouping = groups if isinstance(groups, Grouping) else group_codes(groups, group_name)
+    return RandomPart(
+        random, (Factor(grouping, 0, q),), CovarianceStructure((Block(0, q, structure),)),
+        _names(names, q, "z", Z is None, "exog_re_names"), (group_name,), (0,),
+    )  # fmt: skip
+
+
+def _levels(model: LinearMixedModel) -> str:
+    return ", ".join(f"{len(f.grouping.labels)} levels of {f.grouping.name!r}" for f in model.factors)
 
 
 def _names(given: Sequence[str] | None, count: int, stem: str, intercept: bool, argument: str) -> tuple[str, ...]:
@@ -382,8 +431,8 @@ def lmm(
     Parameters
     ----------
     formula : str
-        lme4's syntax with one grouping factor: ``y ~ x + (x | g)``, ``(1 | g)``, ``(0 + x | g)``, ``(x || g)``; both
-        sides may use formulaic's transforms.
+        lme4's syntax: ``y ~ x + (x | g)``, ``(1 | g)``, ``(0 + x | g)``, ``(x || g)``, nested factors ``(1 | a/b)``,
+        interactions ``(1 | a:b)``, crossed factors ``(1 | a) + (x | b)``; both sides may use formulaic's transforms.
     data : pandas.DataFrame, polars.DataFrame, pyarrow.Table or dict of arrays
     weights, offset : str or array, optional
         Column name or values: residual variance sigma^2 / weights, known part of the mean.
@@ -402,34 +451,14 @@ def lmm(
     from .formula import model_data
 
     found = model_data(formula, data, weights=weights, offset=offset, missing=missing)
-    factors = {term.name for term in found.terms}
-    if len(factors) > 1:
-        raise LMMError(
-            f"the formula has the grouping factors {', '.join(sorted(factors))}: models with several are not "
-            "supported; keep the terms of one"
-        )
-    first = found.terms[0]
-    blocks, names, start = [], [], 0
-    for i, term in enumerate(found.terms):
-        blocks.append(Block(start, start + len(term.columns), term.structure))
-        start += len(term.columns)
-        names.append(term.name if i == 0 else f"{term.name}.{i}")
-    columns = [term.Z for term in found.terms]
+    terms = [
+        Term(t.name, Grouping(t.name, t.codes.astype(np.int64, copy=False), 0, len(t.labels), t.labels), t.Z, t.columns,
+             t.structure)
+        for t in found.terms
+    ]  # fmt: skip
     model = LinearMixedModel.__new__(LinearMixedModel)
     model._setup(
-        found.y,
-        found.X,
-        columns[0] if len(columns) == 1 else np.column_stack(columns),
-        Grouping(first.name, first.codes.astype(np.int64, copy=False), 0, len(first.labels), first.labels),
-        CovarianceStructure(tuple(blocks)),
-        found.weights,
-        found.offset,
-        found.x_names,
-        tuple(name for term in found.terms for name in term.columns),
-        tuple(names),
-        found.spec,
-        found.response,
-        found.n_dropped,
-        found.kept,
-    )
+        found.y, found.X, random_part(terms), found.weights, found.offset, found.x_names, found.spec, found.response,
+        found.n_dropped, found.kept,
+    )  # fmt: skip
     return model

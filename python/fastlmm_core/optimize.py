@@ -1,4 +1,4 @@
-"""Fitting: starts, scipy.optimize around the compiled Newton, certification of the optimum."""
+"""Fitting: scipy.optimize around the compiled Newton, certification of the optimum."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .errors import LMMError
-from .kernels import floored_factor, minimize_newton, orthogonal_columns
+from .kernels import minimize_newton, orthogonal_columns
 from .parameters import CovarianceStructure
+from .starts import many_minima, other_starts
 
 if TYPE_CHECKING:
     from ._newton import Objective
 
-__all__ = ["Criterion", "Optimum", "many_minima", "newton", "optimize", "other_starts"]
+__all__ = ["Criterion", "Optimum", "newton", "optimize"]
 
 Array = NDArray[np.float64]
 
@@ -162,41 +163,6 @@ def _run(criterion: Criterion, start: Array, method: str | Callable[..., Any], o
         return minimize(objective, start, method=method, tol=1e-12, options=options, **derivatives)
 
 
-def moment_start(criterion: Criterion, structure: CovarianceStructure, n: int, m: int, within: float) -> Array:
-    """Theta from the second moments of Z_i'(y_i - X_i beta_OLS), as if all groups had the same Z_i'Z_i.
-
-    At Lambda = 0 the gradient in G holds sum_i Z_i'r_i r_i'Z_i; for balanced data without further
-    covariates the result is close to the optimum.  Eigenvalues are kept away from 0, which is stationary.
-
-    Parameters
-    ----------
-    within : float
-        Residual sum of squares within groups.
-    """
-    q = structure.q
-    reml, criterion.reml = criterion.reml, False
-    value, _, _ = criterion.evaluate(np.zeros(structure.n_parameters), 1)
-    _, r2, _, gradient = criterion.solution()
-    criterion.reml = reml
-    identity = np.eye(q)
-    if value == np.inf:
-        return structure.theta(identity)
-    sigma2 = within / max(n - m * q, 1)
-    per_group = n / m
-    # sum of squares (n I - gradient) r^2 / n; expectation m (per_group^2 G + per_group I) sigma^2
-    share = r2 / (n * m * sigma2 * per_group**2)
-    relative = (n * share - 1.0 / per_group) * identity - share * gradient
-    floor = 0.1 / per_group
-    factor = np.zeros((q, q))
-    for block in structure.blocks:
-        part = slice(block.start, block.stop)
-        if block.structure == "full":
-            factor[part, part] = floored_factor(relative[part, part], floor)
-        else:
-            factor[part, part] = np.diag(np.sqrt(np.maximum(np.diag(relative[part, part]), floor)))
-    return structure.theta(factor)
-
-
 def _decrement(gradient: Array, hessian: Array) -> tuple[float, float]:
     values, vectors = np.linalg.eigh(hessian)
     largest = float(np.max(np.abs(values)))
@@ -206,7 +172,7 @@ def _decrement(gradient: Array, hessian: Array) -> tuple[float, float]:
     return float(np.sqrt(np.sum((vectors.T @ gradient) ** 2 / size))), float(values[0] / largest)
 
 
-def _small_directions(factor: Array, structure: CovarianceStructure, per_group: float) -> tuple[Array, Array]:
+def _small_directions(factor: Array, structure: CovarianceStructure, per_group: Array) -> tuple[Array, Array]:
     """Lambda with its negligible singular values set to zero, and the directions of zero variance."""
     q = structure.q
     pieces: list[tuple[slice, Array, NDArray[np.bool_]]] = []
@@ -214,7 +180,7 @@ def _small_directions(factor: Array, structure: CovarianceStructure, per_group: 
         part = slice(block.start, block.stop)
         inner = factor[part, part]
         columns = orthogonal_columns(inner) if block.structure == "full" else inner
-        pieces.append((part, columns, (columns * columns).sum(axis=0) > SINGULAR**2 / per_group))
+        pieces.append((part, columns, (columns * columns).sum(axis=0) > SINGULAR**2 / per_group[block.start]))
     if all(keep.all() for _, _, keep in pieces):
         return factor, np.empty((q, 0))
     snapped = np.zeros_like(factor)
@@ -241,8 +207,8 @@ def _settle(
     criterion: Criterion,
     structure: CovarianceStructure,
     found: Any,
+    levels: Array,
     n: int,
-    m: int,
     method: str,
     turn: Array | None = None,
 ) -> tuple[Optimum, Array | None]:
@@ -251,7 +217,7 @@ def _settle(
     `turn` is the rotation in force (see `ClusterCriterion.rotate`); the results are in its coordinates.
     """
     theta = np.asarray(found.x, dtype=float)
-    per_group = n / m
+    per_group = n / levels
     factor = structure.factor(theta)
     snapped, null = _small_directions(factor, structure, per_group)
     wrong: Array | None = None
@@ -264,8 +230,9 @@ def _settle(
             # on the cone of covariance matrices no direction out of the null space may lower the criterion
             slope = criterion.solution()[3]
             slope = np.where(_free(structure), slope if turn is None else turn @ slope @ turn.T, 0.0)
-            slopes, directions = np.linalg.eigh(null.T @ slope @ null)
-            if slopes[0] < -CERTIFIED * per_group * np.sqrt(m):
+            size = per_group * np.sqrt(levels)
+            slopes, directions = np.linalg.eigh(null.T @ (slope / np.sqrt(np.outer(size, size))) @ null)
+            if slopes[0] < -CERTIFIED:
                 wrong = np.column_stack([factor, 0.5 / np.sqrt(per_group) * (null @ directions[:, 0])])
         else:
             null = null[:, :0]
@@ -312,7 +279,7 @@ def _settle(
 
 
 def _patiently(
-    criterion: Criterion, structure: CovarianceStructure, theta: Array, options: dict[str, Any], n: int, m: int
+    criterion: Criterion, structure: CovarianceStructure, theta: Array, options: dict[str, Any], levels: Array, n: int
 ) -> tuple[Optimum, Array | None]:
     """Newton with a change of coordinates to the principal axes of G where a round of iterations was not enough.
 
@@ -329,7 +296,7 @@ def _patiently(
         turn, axes = _principal_axes(factor if turn is None else turn.T @ factor, structure)
         criterion.rotate(turn)
         found = _run(criterion, structure.theta(axes), "newton", options)
-    optimum, wrong = _settle(criterion, structure, found, n, m, "newton", turn)
+    optimum, wrong = _settle(criterion, structure, found, levels, n, "newton", turn)
     if turn is None:
         return optimum, wrong
     criterion.rotate(None)
@@ -362,35 +329,16 @@ def _principal_axes(factor: Array, structure: CovarianceStructure) -> tuple[Arra
     return turn, axes
 
 
-def many_minima(structure: CovarianceStructure, m: int) -> bool:
-    """Whether so few groups bear so many parameters that a regular minimum may have a lower neighbour."""
-    return structure.q >= 3 and m < 20 * structure.n_parameters
-
-
-def other_starts(structure: CovarianceStructure, n: int, m: int) -> list[Array]:
-    """Theta to start from where there may be several minima, as at the boundary.
-
-    Multiples of the identity; from three random effects on also a small one, near optima of low rank, and points where
-    one effect prevails.
-    """
-    unit = float(np.sqrt(m / n))
-    sizes = [np.ones(structure.q), np.full(structure.q, 4.0 * unit)]
-    if structure.q >= 3:
-        sizes.append(np.full(structure.q, 0.3 * unit))
-        sizes += [unit * np.where(np.arange(structure.q) == j, 4.0, 0.3) for j in range(structure.q)]
-    return [structure.theta(np.diag(size)) for size in sizes]
-
-
 def optimize(
     criterion: Criterion,
     structure: CovarianceStructure,
+    levels: Array,
     n: int,
-    m: int,
-    within: float,
+    start: Array,
     method: str | Callable[..., Any] = "newton",
-    start: Array | None = None,
     options: dict[str, Any] | None = None,
     pilot: Criterion | None = None,
+    alternatives: bool = True,
 ) -> Optimum:
     """Minimise the criterion of a conditioned problem and certify what was found.
 
@@ -398,18 +346,20 @@ def optimize(
     ----------
     criterion : Criterion
     structure : CovarianceStructure
-    n, m : int
-        Observations and groups.
-    within : float
-        Residual sum of squares of y within groups.
+    levels : (q,) array
+        Number of groups of each random effect.
+    n : int
+        Observations.
+    start : array
+        Theta to start from.
     method : str or callable
         "newton" (compiled, exact Hessian) or any method of scipy.optimize.minimize.
-    start : array, optional
-        Theta to start from; by default from second moments.
     options : dict, optional
         Options of the method.
     pilot : Criterion, optional
         The criterion of a part of the groups, whose optimum is a start close enough for a few evaluations of all.
+    alternatives : bool
+        Try other starts too where there may be several minima.
 
     Returns
     -------
@@ -427,16 +377,15 @@ def optimize(
     name = method if isinstance(method, str) else getattr(method, "__name__", "callable")
     if method == "newton":
         # relative accuracy of theta is about decrement / sqrt(m)
-        options.setdefault("tolerance", min(1e-9 * sqrt(m), 1e-6))
-    first = moment_start(criterion, structure, n, m, within) if start is None else start
-    if pilot is not None and start is None and method == "newton":
+        options.setdefault("tolerance", min(1e-9 * sqrt(levels.max()), 1e-6))
+    if pilot is not None and method == "newton":
         pilot.reml = criterion.reml
-        first = _run(pilot, first, method, {}).x
+        start = _run(pilot, start, method, {}).x
 
     def attempt(theta: Array) -> tuple[Optimum, Array | None]:
         try:
             if method == "newton" and "maxiter" not in options:
-                return _patiently(criterion, structure, theta, options, n, m)
+                return _patiently(criterion, structure, theta, options, levels, n)
             found = _run(criterion, theta, method, options)
         except FloatingPointError as error:
             raise LMMError(f"start: {error}; give another") from None
@@ -451,18 +400,18 @@ def optimize(
                 known = "'newton' or a method of scipy.optimize.minimize"
                 raise LMMError(f"method={method!r} is unknown: use {known}") from None
             raise
-        return _settle(criterion, structure, found, n, m, name)
+        return _settle(criterion, structure, found, levels, n, name)
 
-    best, wrong = attempt(first)
+    best, wrong = attempt(start)
     for _ in range(structure.q + 1):
         if wrong is None:
             break
         other, wrong = attempt(structure.theta(_fold(wrong, structure)))
         if other.value <= best.value or other.converged > best.converged:
             best = other
-    doubtful = best.singular or not best.converged or many_minima(structure, m)
-    if doubtful and method == "newton" and start is None:
-        for theta in other_starts(structure, n, m):
+    doubtful = best.singular or not best.converged or many_minima(structure, levels)
+    if doubtful and method == "newton" and alternatives:
+        for theta in other_starts(structure, levels, n):
             other, _ = attempt(theta)
             if other.converged >= best.converged and other.value < best.value - 1e-9:
                 best = other

@@ -97,7 +97,7 @@ class CovarianceStructure:
             )
         return out
 
-    def natural(self, z_map: Array, factor: Array, negligible: float = 0.0) -> Array:
+    def natural(self, z_map: Array, factor: Array, negligible: Array | None = None) -> Array:
         """Canonical Lambda in natural units.
 
         Parameters
@@ -106,11 +106,11 @@ class CovarianceStructure:
             b = z_map b_o.
         factor : (q, q) array, or stack of them
             Lambda of b_o.
-        negligible : float
+        negligible : (q,) array, optional
             A standard deviation below this, in units of sigma and of the rows of z_map, becomes exactly zero.
         """
         turned = z_map @ factor
-        if negligible > 0.0:
+        if negligible is not None:
             zero = np.linalg.norm(turned, axis=-1) <= negligible * np.linalg.norm(z_map, axis=-1)
             turned = np.where(zero[..., None], 0.0, turned)
         return self.canonical(turned) if turned.ndim == 2 else self.canonical_many(turned)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -70,7 +70,7 @@ class LMMResult:
         self._beta_o = beta
         self._chol = chol
         # the negligible directions that the optimiser set to zero leave rounding errors in natural units
-        negligible = SINGULAR * float(np.sqrt(problem.m / problem.n)) if optimum.singular else 0.0
+        negligible = SINGULAR * np.sqrt(problem.levels / problem.n) if optimum.singular else None
         self._factor = model.structure.natural(problem.z_map, optimum.factor, negligible)
         self.theta = model.structure.theta(self._factor)
 
@@ -233,7 +233,8 @@ class LMMResult:
             names = self.model.exog_re_names[block.start : block.stop]
             zero = np.diag(g) == 0.0
             found += [f"sd of {names[i]} | {name} is 0" for i in np.flatnonzero(zero)]
-            rank = np.linalg.matrix_rank(self.model.structure.factor(self.optimum.theta), tol=1e-10)
+            part = slice(block.start, block.stop)
+            rank = np.linalg.matrix_rank(self.optimum.factor[part, part], tol=1e-10)
             live = np.flatnonzero(~zero)
             corr = self.random_effects_corr[name]
             pairs = [(i, j) for k, i in enumerate(live) for j in live[k + 1 :] if 1.0 - abs(corr[i, j]) < 1e-8]
@@ -260,8 +261,8 @@ class LMMResult:
 
     @property
     def n_groups(self) -> dict[str, int]:
-        """Number of levels of the grouping factor."""
-        return {self.model.grouping.name: self.model.problem.m}
+        """Number of levels of each grouping factor."""
+        return {f.grouping.name: len(f.grouping.labels) for f in self.model.factors}
 
     @property
     def llf(self) -> float:
@@ -286,39 +287,41 @@ class LMMResult:
     # ---- random effects ------------------------------------------------------------------------
 
     @cached_property
-    def _packed(self) -> Array:
+    def _effects_by_factor(self) -> tuple[Array, ...]:
         problem = self.model.problem
-        if problem.uniform:
-            return problem.packed
-        return kernels.factor_groups(problem.raw, problem.z_transform, problem.xy_transform)[0]
-
-    @cached_property
-    def _effects(self) -> Array:
-        problem = self.model.problem
-        contrast = np.append(-self._beta_o, 1.0)
-        e, _ = kernels.group_effects(self._packed, problem.m, self.optimum.factor, contrast)
-        inner = problem.z_map @ self.optimum.factor @ self.optimum.factor.T
-        return np.asarray(problem.scale * (e @ inner.T))
+        found = problem.effects(self.optimum.factor, self._beta_o)
+        return tuple(
+            problem.scale * (b @ problem.z_map[f.columns, f.columns].T)
+            for b, f in zip(found, self.model.factors, strict=True)
+        )
 
     @property
-    def group_labels(self) -> NDArray[Any]:
-        """Labels of the groups, in the order of the random effects."""
-        return self.model.grouping.labels
+    def group_labels(self) -> Any:
+        """Labels of the groups in the order of the random effects; a dict by factor where there are several."""
+        return self._by_factor([f.grouping.labels for f in self.model.factors])
+
+    def _by_factor(self, values: Sequence[Any]) -> Any:
+        if len(values) == 1:
+            return values[0]
+        return {f.grouping.name: value for f, value in zip(self.model.factors, values, strict=True)}
 
     @cached_property
     def random_effects(self) -> Any:
-        """BLUPs: conditional means of the random effects given y (m, q)."""
-        spec = self.model.spec
+        """BLUPs: conditional means of the random effects given y (m, q); a dict by factor where there are several."""
+        return self._by_factor([self._effects_table(i) for i in range(len(self.model.factors))])
+
+    def _effects_table(self, i: int) -> Any:
+        spec, factor, effects = self.model.spec, self.model.factors[i], self._effects_by_factor[i]
         if spec is None:
-            return self._effects
-        name = self.model.grouping.name
-        columns = {name: self.group_labels, **{n: self._effects[:, j] for j, n in enumerate(self._unique_re_names)}}
-        return spec.frame(columns)
+            return effects
+        names = self._unique_re_names[factor.columns]
+        grouping = factor.grouping
+        return spec.frame({grouping.name: grouping.labels, **{n: effects[:, j] for j, n in enumerate(names)}})
 
     @cached_property
     def _unique_re_names(self) -> tuple[str, ...]:
         names = self.model.exog_re_names
-        if len(set(names)) == len(names):
+        if all(len(set(names[f.columns])) == f.stop - f.start for f in self.model.factors):
             return names
         return tuple(
             f"{names[i]} ({term})"
@@ -327,13 +330,15 @@ class LMMResult:
         )
 
     @cached_property
-    def random_effects_covariance(self) -> Array:
-        """Conditional covariance of each group's random effects given y, at the estimated parameters (m, q, q)."""
+    def random_effects_covariance(self) -> Any:
+        """Conditional covariance of each group's random effects given y, at the estimated parameters (m, q, q).
+
+        A dict by factor where there are several.
+        """
         problem = self.model.problem
-        contrast = np.append(-self._beta_o, 1.0)
-        _, conditional = kernels.group_effects(self._packed, problem.m, self.optimum.factor, contrast, conditional=True)
-        assert conditional is not None
-        return np.asarray(self.sigma2 * (problem.z_map @ conditional @ problem.z_map.T))
+        found = problem.effects_covariance(self.optimum.factor)
+        maps = [problem.z_map[f.columns, f.columns] for f in self.model.factors]
+        return self._by_factor([self.sigma2 * (t @ c @ t.T) for c, t in zip(found, maps, strict=True)])
 
     # ---- fitted values -------------------------------------------------------------------------
 
@@ -346,9 +351,10 @@ class LMMResult:
     @cached_property
     def fittedvalues(self) -> Array:
         """Conditional means X beta + Z b (+ offset) of the rows used (n,)."""
-        model = self.model
-        own = np.einsum("ij,ij->i", model.exog_re, self._effects[model.grouping.index])
-        return np.asarray(self._marginal_mean + own)
+        model, mean = self.model, self._marginal_mean
+        for b, f in zip(self._effects_by_factor, model.factors, strict=True):
+            mean = mean + np.einsum("ij,ij->i", model.exog_re[:, f.columns], b[f.grouping.index])
+        return np.asarray(mean)
 
     @property
     def resid(self) -> Array:
@@ -383,25 +389,35 @@ class LMMResult:
             return self.resid / self.sigma * (1.0 if weights is None else np.sqrt(weights))
         if kind == "whitened":
             model = self.model
-            whitened = kernels.whiten_residuals(
+            if len(model.factors) > 1:
+                from .clusters import whitened
+
+                return whitened(self, self.residuals("marginal"))
+            values = kernels.whiten_residuals(
                 self.residuals("marginal"), model.exog_re, model.grouping.index.astype(np.int64), model.problem.m,
                 self._relative, model.weights,
             )  # fmt: skip
-            return np.asarray(whitened / self.sigma)
+            return np.asarray(values / self.sigma)
         raise LMMError(f"kind={kind!r} is unknown: use 'conditional', 'marginal', 'pearson' or 'whitened'")
 
-    def _rows_of(self, subject: Any) -> NDArray[np.intp]:
-        position = self.model.grouping.locate(np.array([subject]))[0]
+    def _rows_of(self, subject: Any, factor: str | None) -> NDArray[np.intp]:
+        groupings = {f.grouping.name: f.grouping for f in self.model.factors}
+        name = list(groupings)[-1] if factor is None else factor
+        if name not in groupings:
+            raise LMMError(f"factor={name!r} is not a grouping factor: use {' or '.join(map(repr, groupings))}")
+        position = groupings[name].locate(np.array([subject]))[0]
         if position < 0:
-            raise LMMError(f"{self.model.grouping.name} has no level {subject!r} among the rows used")
-        return np.flatnonzero(self.model.grouping.index == position)
+            raise LMMError(f"{name} has no level {subject!r} among the rows used")
+        return np.flatnonzero(groupings[name].index == position)
 
-    def marginal_covariance(self, subject: Any) -> Array:
+    def marginal_covariance(self, subject: Any, factor: str | None = None) -> Array:
         """Covariance matrix V_i = Z_i G Z_i' + sigma^2 / weights of the observations of one subject.
 
         Parameters
         ----------
         subject : label
+        factor : str, optional
+            The grouping factor of which it is a level, where there are several; by default that with fewest levels.
 
         Returns
         -------
@@ -413,30 +429,43 @@ class LMMResult:
         LMMError
             For a label that is not in the data.
         """
-        rows = self._rows_of(subject)
-        Z = self.model.exog_re[rows]
-        weights = self.model.weights
-        noise = np.full(len(rows), self.sigma2) if weights is None else self.sigma2 / weights[rows]
-        return np.asarray(Z @ self._covariance @ Z.T + np.diag(noise))
+        from .clusters import rows_covariance
 
-    def marginal_correlation(self, subject: Any) -> Array:
+        return rows_covariance(self, self._rows_of(subject, factor))
+
+    def marginal_correlation(self, subject: Any, factor: str | None = None) -> Array:
         """Correlation matrix of the observations of one subject (n_i, n_i)."""
-        covariance = self.marginal_covariance(subject)
+        covariance = self.marginal_covariance(subject, factor)
         sd = np.sqrt(np.diag(covariance))
         return np.asarray(covariance / np.outer(sd, sd))
 
-    def _mean_random_variance(self) -> float:
+    def _mean_random_variance(self) -> dict[str, float]:
+        """Variance z'Gz of each factor, averaged over the observations."""
         Z = self.model.exog_re
-        return float(np.sum((Z.T @ Z) * self._covariance) / len(Z))
+        covariance = self._covariance
+        out = {}
+        for f in self.model.factors:
+            part = Z[:, f.columns]
+            out[f.grouping.name] = float(np.sum((part.T @ part) * covariance[f.columns, f.columns]) / len(Z))
+        return out
 
-    def icc(self) -> float:
+    def icc(self) -> Any:
         """Intraclass correlation: share of the random effects in the variance around the fixed part.
 
         With random slopes the variance z'Gz is averaged over the observations (Johnson 2014, Methods Ecol. Evol.
         5, 944-946).
+
+        Returns
+        -------
+        float
+            For one grouping factor.
+        dict of str to float
+            The share of each factor where there are several.
         """
         random = self._mean_random_variance()
-        return random / (random + self.sigma2)
+        total = sum(random.values()) + self.sigma2
+        shares = {name: value / total for name, value in random.items()}
+        return shares if len(shares) > 1 else next(iter(shares.values()))
 
     def r2(self) -> dict[str, float]:
         """Marginal and conditional R^2 (Nakagawa and Schielzeth 2013; Johnson 2014 for random slopes).
@@ -448,7 +477,7 @@ class LMMResult:
         """
         mean = self.model.exog @ np.nan_to_num(self._params)
         fixed = float(np.var(mean, ddof=1))
-        random = self._mean_random_variance()
+        random = sum(self._mean_random_variance().values())
         total = fixed + random + self.sigma2
         return {"marginal": fixed / total, "conditional": (fixed + random) / total}
 

@@ -62,17 +62,16 @@ def stream(key: NDArray[np.uint64], block: int) -> np.random.Generator:
 def parametric(source: Generating) -> Draw:
     """Draws of y = X beta + Z b + e with new random effects and errors."""
     model = source.model
-    m, q = model.problem.m, model.structure.q
     sigma = float(np.sqrt(source.sigma2))
     # b = u (sigma Lambda)': the factor goes to the columns of Z, once
     turned = np.ascontiguousarray((model.exog_re @ (sigma * source.relative_factor)).T)
-    index = model.grouping.index
+    factors = [(f.grouping.index, len(f.grouping.labels), f.start, f.stop) for f in model.factors]
     mean = source.marginal_mean
     scale = sigma if model.weights is None else sigma / np.sqrt(model.weights)
 
     def draw(rng: np.random.Generator, count: int) -> Array:
         y = rng.standard_normal((count, model.nobs))
-        u = rng.standard_normal((count, q, m))
+        effects = [rng.standard_normal((count, stop - start, m)) for _, m, start, stop in factors]
         # a few rows at a time: what is added to them stays in the cache
         work = np.empty((_ROWS, model.nobs))
         for begin in range(0, count, _ROWS):
@@ -80,10 +79,11 @@ def parametric(source: Generating) -> Draw:
             part *= scale
             part += mean
             own = work[: len(part)]
-            for j in range(q):
-                np.take(u[begin : begin + _ROWS, j], index, axis=1, out=own, mode="clip")
-                own *= turned[j]
-                part += own
+            for u, (index, _, start, stop) in zip(effects, factors, strict=True):
+                for j in range(start, stop):
+                    np.take(u[begin : begin + _ROWS, j - start], index, axis=1, out=own, mode="clip")
+                    own *= turned[j]
+                    part += own
         return y
 
     return draw

@@ -71,7 +71,9 @@ class Summary:
     groups : tuple of (str, int)
         Grouping factor and number of levels.
     criterion_name : str
-    criterion, llf, aic, bic, icc, r2_marginal, r2_conditional : float
+    criterion, llf, aic, bic, r2_marginal, r2_conditional : float
+    icc : tuple of (str, float)
+        Share of each grouping factor.
     components : tuple of Component
         Random effects in order, the residual last.
     coefficients : tuple of Coefficient
@@ -102,7 +104,7 @@ class Summary:
     llf: float
     aic: float
     bic: float
-    icc: float
+    icc: tuple[tuple[str, float], ...]
     r2_marginal: float
     r2_conditional: float
     components: tuple[Component, ...]
@@ -141,7 +143,7 @@ class Summary:
         fixed = _fixed(result, level, ddf)
         rows = zip(*(fixed[name] for name in _FIXED), strict=True)
         dropped = result.dropped_columns
-        r2 = result.r2()
+        r2, icc = result.r2(), result.icc()
         return cls(
             title=f"Linear mixed model fit by {'REML' if result.reml else 'maximum likelihood'}",
             formula=None if model.spec is None else model.spec.formula,
@@ -155,7 +157,7 @@ class Summary:
             llf=float(result.llf),
             aic=float(result.aic),
             bic=float(result.bic),
-            icc=float(result.icc()),
+            icc=tuple(icc.items()) if isinstance(icc, dict) else ((result.model.grouping.name, icc),),
             r2_marginal=r2["marginal"],
             r2_conditional=r2["conditional"],
             components=tuple(_components(result)),
@@ -178,7 +180,8 @@ class Summary:
         if self.n_dropped:
             facts.append(("Rows dropped", f"{self.n_dropped} (missing values)"))
         facts += [("Groups", f"{count} ({name})") for name, count in self.groups]
-        facts.append(("ICC", f"{self.icc:.3f}"))
+        alone = len(self.icc) == 1
+        facts += [("ICC" if alone else f"ICC ({name})", f"{value:.3f}") for name, value in self.icc]
         facts.append(("R2", f"{self.r2_marginal:.3f} marginal, {self.r2_conditional:.3f} conditional"))
         return facts
 
@@ -519,19 +522,26 @@ def _ran_pars(result: LMMResult) -> dict[str, list[str] | NDArray[Any]]:
 
 def _ran_vals(result: LMMResult) -> dict[str, list[str] | NDArray[Any]]:
     model = result.model
-    labels = result.group_labels
-    m, q = len(labels), model.structure.q
-    variances = np.einsum("ijj->ij", result.random_effects_covariance)
-    groups = [
-        term
-        for term, block in zip(model.term_names, model.structure.blocks, strict=True)
-        for _ in range(block.start, block.stop)
-    ]
-    return {
-        "group": groups * m,
-        "level": np.repeat(labels, q),
-        "term": list(model.exog_re_names) * m,
-        "estimate": result._effects.ravel(),
+    covariances = result.random_effects_covariance
+    terms = np.array(
+        [
+            term
+            for term, block in zip(model.term_names, model.structure.blocks, strict=True)
+            for _ in range(block.start, block.stop)
+        ],
+        dtype=object,
+    )
+    columns: dict[str, list[Any]] = {"group": [], "level": [], "term": [], "estimate": [], "std_error": []}
+    for factor, effects in zip(model.factors, result._effects_by_factor, strict=True):
+        labels, q = factor.grouping.labels, factor.stop - factor.start
+        covariance = covariances[factor.grouping.name] if len(model.factors) > 1 else covariances
+        columns["group"] += [*terms[factor.columns]] * len(labels)
+        columns["level"].append(np.repeat(labels, q))
+        columns["term"] += [*model.exog_re_names[factor.columns]] * len(labels)
+        columns["estimate"].append(effects.ravel())
         # rounding may leave a variance of -1e-20 where there is none
-        "std_error": np.sqrt(np.maximum(variances, 0.0)).ravel(),
+        columns["std_error"].append(np.sqrt(np.maximum(np.einsum("ijj->ij", covariance), 0.0)).ravel())
+    return {
+        name: np.concatenate(values) if name in ("level", "estimate", "std_error") else values
+        for name, values in columns.items()
     }
