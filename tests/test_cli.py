@@ -66,14 +66,16 @@ def test_json(tmp_path, capsys):
     data["o"] = np.arange(180.0)
     formula = "Reaction ~ Days + twice + (Days | Subject)"
     path = write(tmp_path / "data.csv", data)
-    assert main(["fit", path, formula, "--json", "--ml", "--weights", "w", "--offset", "o", "--level", "0.9"]) == 0
+    options = ["--ml", "--weights", "w", "--offset", "o", "--level", "0.9", "--ddf", "residual"]
+    assert main(["fit", path, formula, "--json", *options]) == 0
     record = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)
     result = flc.lmm(formula, data, weights="w", offset="o").fit(reml=False)
     assert record["params"] == {**result.params, "twice": None}
     assert record["bse"]["twice"] is None
     assert record["bse"]["Days"] == result.bse["Days"]
-    assert record["conf_int"]["Days"] == [result.conf_int(level=0.9)[k][1] for k in ("lower", "upper")]
+    assert record["conf_int"]["Days"] == [result.conf_int(level=0.9, ddf="residual")[k][1] for k in ("lower", "upper")]
     assert record["conf_int"]["twice"] == [None, None]
+    assert (record["ddf"], record["df"]["Days"], record["df"]["twice"]) == ("residual", 178.0, None)
     assert record["theta"] == result.theta.tolist()
     assert record["G"] == {"Subject": result.G["Subject"].tolist()}
     assert record["random_effects_names"] == {"Subject": ["Intercept", "Days"]}

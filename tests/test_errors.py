@@ -359,7 +359,7 @@ def new_rows(**changes):
             lambda r: r.residuals("response"),
             r"^kind='response' is unknown: use 'conditional', 'marginal', 'pearson' or",
         ),
-        (lambda r: r.conf_int(ddf="kr"), r"^ddf='kr' is unknown: use 'normal' .* or 'residual'"),
+        (lambda r: r.conf_int(ddf="kr"), r"^ddf='kr' is unknown: use 'satterthwaite', .* or 'normal'"),
         (lambda r: r.conf_int(level=95), r"^level=95 must lie between 0 and 1, e\.g\. 0\.95"),
         (lambda r: r.conf_int(level=0.0), r"^level=0.0 must lie between 0 and 1"),
         (lambda r: r.conf_int(level=float("nan")), r"^level=nan must lie between 0 and 1"),

@@ -205,7 +205,7 @@ def test_seeds():
 
 
 def test_uncertified_fits_do_not_reject(monkeypatch):
-    from fastlmm_core import assumed
+    from fastlmm_core import simulation
 
     def lossy(*args, **options):
         batch = original(*args, **options)
@@ -216,8 +216,8 @@ def test_uncertified_fits_do_not_reject(monkeypatch):
         batch._theta_o[::4] = np.nan
         return batch
 
-    original = assumed.simulate_fit
-    monkeypatch.setattr(assumed, "simulate_fit", lossy)
+    original = simulation.simulate_fit
+    monkeypatch.setattr(simulation, "simulate_fit", lossy)
     for options in ({}, {"method": "lrt"}):
         for test in ("t:arm", ["arm", "t:arm"]):
             result = power(trial(slope=9.0), test, n_sim=100, seed=1, **options)
@@ -226,7 +226,7 @@ def test_uncertified_fits_do_not_reject(monkeypatch):
             assert np.isfinite(result.estimate).all()
             assert "25 not certified" in repr(result)
     assert "25 not certified" in repr(power_curve(trial(), "t", "effect", [1.0], n_sim=100, seed=1))
-    monkeypatch.setattr(assumed, "simulate_fit", original)
+    monkeypatch.setattr(simulation, "simulate_fit", original)
 
 
 # ---- curves --------------------------------------------------------------------------------------------------------

@@ -107,8 +107,12 @@ def test_intervals_and_tests(rng, level, ddf):
         fixed = result.tidy(level=level, ddf=ddf)
         np.testing.assert_allclose(fixed["p_value"], p, rtol=1e-10)
         np.testing.assert_allclose(np.column_stack([fixed["conf_low"], fixed["conf_high"]]), limits, rtol=1e-15)
-        np.testing.assert_allclose(result.pvalues, 2.0 * scipy.stats.norm.sf(np.abs(result.tvalues)), rtol=1e-10)
-    np.testing.assert_array_equal(result.conf_int(), result.conf_int(level=0.95, ddf="normal"))
+        by_default = result.tidy()
+        np.testing.assert_array_equal(result.pvalues, by_default["p_value"])
+        t = scipy.stats.t(by_default["df"])
+        np.testing.assert_allclose(result.pvalues, 2.0 * t.sf(np.abs(result.tvalues)), rtol=1e-10)
+        assert (by_default["df"][:2] < len(y) - 2).all()
+    np.testing.assert_array_equal(result.conf_int(), result.conf_int(level=0.95, ddf="satterthwaite"))
 
 
 def test_p_values_far_in_the_tail(rng):
@@ -118,7 +122,7 @@ def test_p_values_far_in_the_tail(rng):
     result = flc.LinearMixedModel(y + 22.0 * error * X[:, 1], X, X, groups).fit()
     expected = 2.0 * scipy.stats.norm.sf(np.abs(result.tvalues))
     assert 0.0 < expected[1] < 1e-50
-    np.testing.assert_allclose(result.pvalues, expected, rtol=1e-9)
+    np.testing.assert_allclose(result.tidy(ddf="normal")["p_value"], expected, rtol=1e-9)
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -333,7 +337,7 @@ def test_tables_speak_the_library_of_the_caller(rng, library):
         return frame.to_dict(as_series=False) if library == "polars" else frame.to_pydict()
 
     fixed = columns(result.tidy())
-    assert list(fixed) == ["term", "estimate", "std_error", "statistic", "p_value", "conf_low", "conf_high"]
+    assert list(fixed) == ["term", "estimate", "std_error", "df", "statistic", "p_value", "conf_low", "conf_high"]
     assert fixed["term"] == ["Intercept", "x"]
     closed(fixed["estimate"], plain.params, 1e-7)
     closed(fixed["std_error"], plain.bse, 1e-7)

@@ -21,6 +21,7 @@ from .errors import LMMError
 from .model import lmm
 
 if TYPE_CHECKING:
+    from .methods import Ddf
     from .results import LMMResult
 
 __all__ = ["main"]
@@ -78,6 +79,12 @@ def _parser() -> argparse.ArgumentParser:
     fit.add_argument("--ml", action="store_true", help="maximum likelihood instead of REML")
     fit.add_argument("--weights", metavar="COL", help="column of prior weights: residual variance sigma^2 / weights")
     fit.add_argument("--offset", metavar="COL", help="column of the known part of the mean")
+    fit.add_argument(
+        "--ddf",
+        choices=("satterthwaite", "kenward-roger", "residual", "normal"),
+        default="satterthwaite",
+        help="degrees of freedom of tests and limits (default: %(default)s)",
+    )
     fit.add_argument("--level", type=float, default=0.95, help="of the confidence limits (default: %(default)s)")
     fit.add_argument("--json", action="store_true", help="print all estimates as JSON instead of the summary")
     return parser
@@ -101,19 +108,19 @@ def _fit(options: argparse.Namespace) -> int:
     data = read_table(options.file)
     result = lmm(options.formula, data, weights=options.weights, offset=options.offset).fit(reml=not options.ml)
     if options.json:
-        print(json.dumps(_plain(_record(result, options.level)), indent=2, allow_nan=False), flush=True)
+        print(json.dumps(_plain(_record(result, options.level, options.ddf)), indent=2, allow_nan=False), flush=True)
     else:
-        print(result.summary(level=options.level), flush=True)
+        print(result.summary(level=options.level, ddf=options.ddf), flush=True)
     return 0 if result.converged else 1
 
 
-def _record(result: LMMResult, level: float) -> dict[str, Any]:
+def _record(result: LMMResult, level: float, ddf: Ddf) -> dict[str, Any]:
     """The estimates by their names in `LMMResult`."""
     from .summary import tidy_columns
 
     model = result.model
     names = model.exog_names
-    fixed = tidy_columns(result, "fixed", level, "normal")
+    fixed = tidy_columns(result, "fixed", level, ddf, "expected")
 
     def named(column: str) -> dict[str, Any]:
         return dict(zip(names, fixed[column], strict=True))
@@ -127,6 +134,8 @@ def _record(result: LMMResult, level: float) -> dict[str, Any]:
         "n_groups": result.n_groups,
         "params": named("estimate"),
         "bse": named("std_error"),
+        "ddf": ddf,
+        "df": named("df"),
         "tvalues": named("statistic"),
         "pvalues": named("p_value"),
         "conf_int": {

@@ -12,20 +12,18 @@ from numpy.typing import ArrayLike, NDArray
 
 from .errors import LMMError
 from .grouping import Factor, Grouping
+from .methods import Simulating
 from .model import LinearMixedModel, lmm
-from .simulation import simulate, simulate_fit
 
 if TYPE_CHECKING:
-    from .batch import BatchResult
     from .parameters import CovarianceStructure
 
 __all__ = ["AssumedModel", "assume", "drawn", "number_array", "rebuilt", "stated"]
 
 Array = NDArray[np.float64]
-Seed = int | np.random.Generator | None
 
 
-class AssumedModel:
+class AssumedModel(Simulating):
     """A design with stated parameters: what simulation needs, without any data.  Made by `assume`.
 
     Attributes
@@ -63,45 +61,6 @@ class AssumedModel:
         whole = self.sigma2 * (self._factor @ self._factor.T)
         blocks = zip(self.model.term_names, self.model.structure.blocks, strict=True)
         return {name: whole[block.start : block.stop, block.start : block.stop] for name, block in blocks}
-
-    def simulate(self, n: int = 1, seed: Seed = None) -> Array:
-        """Responses drawn from the stated parameters: those that `simulate_fit` fits for the same seed.
-
-        Parameters
-        ----------
-        n : int
-        seed : int or numpy Generator, optional
-
-        Returns
-        -------
-        (n, nobs) array
-        """
-        return simulate(self, n, seed)
-
-    def simulate_fit(
-        self, n: int, seed: Seed = None, *, reml: bool = True, n_jobs: int | None = None, progress: bool = False,
-        fit: LinearMixedModel | None = None,
-    ) -> BatchResult:  # fmt: skip
-        """Draw n responses and fit each, without storing the responses.
-
-        Parameters
-        ----------
-        n : int
-        seed : int or numpy Generator, optional
-            Streams are counter-based: the same seed gives the same result for any number of threads.
-        reml : bool
-        n_jobs : int, optional
-            Threads; by default one per processor.
-        progress : bool
-            Show a progress bar (needs tqdm).
-        fit : LinearMixedModel, optional
-            A model of the same observations to fit instead of this one, e.g. a reduced one.
-
-        Returns
-        -------
-        BatchResult
-        """
-        return simulate_fit(self, n, seed, reml=reml, n_jobs=n_jobs, progress=progress, fit=fit)
 
     def __repr__(self) -> str:
         stated = ", ".join(f"{name}={value:g}" for name, value in self.params.items())

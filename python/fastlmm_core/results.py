@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -11,23 +11,21 @@ from numpy.typing import NDArray
 
 from . import kernels
 from .checks import check_share
-from .distributions import quantile, two_sided_p
+from .distributions import quantile
 from .errors import LMMError
+from .methods import Ddf, Information, Methods
 from .optimize import SINGULAR, Optimum
 
 if TYPE_CHECKING:
-    from .batch import BatchResult
-    from .bootstrap import BootstrapResult
     from .model import LinearMixedModel
     from .summary import Summary
 
 __all__ = ["LMMResult"]
 
 Array = NDArray[np.float64]
-Ddf = Literal["normal", "residual"]
 
 
-class LMMResult:
+class LMMResult(Methods):
     """Estimates of a linear mixed model and everything that follows from them.
 
     Frames and labelled values come in the library of the caller's data (for pandas a Series, otherwise a
@@ -121,18 +119,16 @@ class LMMResult:
 
     @property
     def pvalues(self) -> Any:
-        """Two-sided p-values of the Wald z tests that each fixed effect is zero (p,)."""
-        return self._labelled(self._pvalues("normal"))
+        """Two-sided p-values of the t tests that each fixed effect is zero (p,), with Satterthwaite's df.
 
-    def _pvalues(self, ddf: Ddf) -> Array:
-        return two_sided_p(self._params / np.sqrt(np.diag(self._cov)), self._df(ddf))
+        `test`, `tidy` and `summary` offer others.
+        """
+        return self._labelled(self._table()["p_value"])
 
-    def _df(self, ddf: Ddf) -> float | None:
-        if ddf == "normal":
-            return None
-        if ddf == "residual":
-            return float(self.model.df_resid)
-        raise LMMError(f"ddf={ddf!r} is unknown: use 'normal' (z) or 'residual' (t with n - rank degrees of freedom)")
+    def _table(self, ddf: Ddf = "satterthwaite", information: Information = "expected") -> dict[str, Array]:
+        from .inference import coefficient_table
+
+        return coefficient_table(self, ddf, information)
 
     def cov_params(self) -> Any:
         """Covariance matrix of the fixed effects (p, p), sigma^2 (X'V^-1 X)^-1; a DataFrame for pandas."""
@@ -143,39 +139,63 @@ class LMMResult:
         names = list(self.model.exog_names)
         return pd.DataFrame(self._cov.copy(), index=names, columns=names)
 
-    def conf_int(self, level: float = 0.95, ddf: Ddf = "normal") -> Any:
-        """Wald confidence intervals of the fixed effects.
+    def conf_int(
+        self,
+        level: float = 0.95,
+        *,
+        ddf: Ddf = "satterthwaite",
+        information: Information = "expected",
+        method: Literal["wald", "profile"] = "wald",
+    ) -> Any:
+        """Confidence intervals of the fixed effects, or by the profile likelihood of all parameters.
 
         Parameters
         ----------
         level : float
             Between 0 and 1.
-        ddf : {"normal", "residual"}
-            Normal quantiles, or t with n - rank(X) degrees of freedom.
+        ddf : {"satterthwaite", "kenward-roger", "residual", "normal"}
+            Degrees of freedom of the Wald intervals.
+        information : {"expected", "observed"}
+            For Kenward-Roger, see `test`.
+        method : {"wald", "profile"}
+            Estimate and t quantile times standard error, or the values at which the profile deviance rises by the
+            chi-square quantile: then of standard deviations and correlations too.
 
         Returns
         -------
-        (p, 2) array or a frame with columns term, lower, upper
+        (p, 2) array or a frame with columns lower, upper
+            By profile of all parameters, in the order of ``profile().parameters``.
 
         Raises
         ------
         LMMError
-            For a level outside (0, 1) or an unknown ddf.
+            For a level outside (0, 1) or unknown options.
         """
-        half = self._quantile(level, ddf) * np.sqrt(np.diag(self._cov))
-        limits = np.column_stack([self._params - half, self._params + half])
+        if method == "profile":
+            from .profile import confidence_limits
+
+            limits = confidence_limits(self, level)
+            return self._limits(tuple(limits), np.array(list(limits.values())))
+        if method != "wald":
+            raise LMMError(f"method={method!r} is unknown: use 'wald' or 'profile'")
+        table = self._intervals(level, ddf, information)
+        return self._limits(self.model.exog_names, np.column_stack([table["conf_low"], table["conf_high"]]))
+
+    def _intervals(self, level: float, ddf: Ddf, information: Information) -> dict[str, Array]:
+        check_share(level, "level")
+        table = self._table(ddf, information)
+        half = quantile(0.5 + 0.5 * level, table["df"]) * table["std_error"]
+        return table | {"conf_low": table["estimate"] - half, "conf_high": table["estimate"] + half}
+
+    def _limits(self, names: tuple[str, ...], limits: Array) -> Any:
         spec = self.model.spec
         if spec is None:
             return limits
         if spec.library == "pandas":
             import pandas as pd
 
-            return pd.DataFrame(limits, index=list(self.model.exog_names), columns=["lower", "upper"])
-        return spec.frame({"term": list(self.model.exog_names), "lower": limits[:, 0], "upper": limits[:, 1]})
-
-    def _quantile(self, level: float, ddf: Ddf) -> float:
-        check_share(level, "level")
-        return float(quantile(0.5 + 0.5 * level, self._df(ddf)))
+            return pd.DataFrame(limits, index=list(names), columns=["lower", "upper"])
+        return spec.frame({"term": list(names), "lower": limits[:, 0], "upper": limits[:, 1]})
 
     @property
     def dropped_columns(self) -> tuple[str, ...]:
@@ -481,72 +501,7 @@ class LMMResult:
         total = fixed + random + self.sigma2
         return {"marginal": fixed / total, "conditional": (fixed + random) / total}
 
-    # ---- prediction and simulation -------------------------------------------------------------
-
-    def predict(
-        self,
-        data: Any = None,
-        level: Literal["population", "subject"] = "population",
-        new_levels: Literal["error", "population"] = "error",
-        interval: Literal["confidence", "prediction"] | None = None,
-        *,
-        coverage: float = 0.95,
-        observed: Any = None,
-        offset: Any = None,
-        weights: Any = None,
-    ) -> Any:
-        """Predicted means, for the population or for subjects.
-
-        Parameters
-        ----------
-        data : frame, or mapping with "X" and (for subjects) "Z" and "groups", optional
-            New rows: a table for a model from a formula, arrays for a model from arrays.  By default the rows used.
-        level : {"population", "subject"}
-            X beta, or X beta + Z b with the BLUP b of the row's group.
-        new_levels : {"error", "population"}
-            What to do with groups that are not in the data: refuse, or use b = 0.
-        interval : {"confidence", "prediction"}, optional
-            Also give limits: for the mean, or for a new observation.  Uncertainty in beta and b is included (Henderson
-            1975, Biometrics 31, 423-447), that in the variance parameters is not.
-        coverage : float
-            Of the intervals.
-        observed : frame, or mapping with "y", "X", "Z" and "groups", optional
-            A few observations of subjects that are not in the data: their BLUPs follow from the fitted parameters.
-        offset, weights : arrays, optional
-            Of the new rows (an offset given by column name is taken from `data`).
-
-        Returns
-        -------
-        (n,) array
-            Without interval.
-        dict of arrays or frame
-            With interval: ``mean``, ``lower``, ``upper``, ``se``.
-
-        Raises
-        ------
-        LMMError
-            For unknown groups (named), unknown options, or arrays that do not fit the model.
-        """
-        from .prediction import predict
-
-        return predict(self, data, level, new_levels, interval, coverage, observed, offset, weights)
-
-    def simulate(self, n: int = 1, seed: int | np.random.Generator | None = None) -> Array:
-        """Responses drawn from the fitted model, with new random effects: those of `simulate_fit` for the same seed.
-
-        Parameters
-        ----------
-        n : int
-            Number of responses.
-        seed : int or numpy Generator, optional
-
-        Returns
-        -------
-        (n, nobs) array
-        """
-        from .simulation import simulate
-
-        return simulate(self, n, seed)
+    # ---- what simulation needs -----------------------------------------------------------------
 
     @property
     def relative_factor(self) -> Array:
@@ -558,88 +513,19 @@ class LMMResult:
         """X beta plus offset (nobs,)."""
         return self._marginal_mean
 
-    def simulate_fit(
-        self,
-        n: int,
-        seed: int | np.random.Generator | None = None,
-        *,
-        reml: bool | None = None,
-        n_jobs: int | None = None,
-        progress: bool = False,
-        fit: LinearMixedModel | None = None,
-    ) -> BatchResult:
-        """Draw n responses from the fitted model and fit each, without storing the responses.
-
-        Parameters
-        ----------
-        n : int
-        seed : int or numpy Generator, optional
-            Streams are counter-based: the same seed gives the same result for any number of threads.
-        reml : bool, optional
-            By default as this fit.
-        n_jobs : int, optional
-            Threads; by default one per processor.
-        progress : bool
-            Show a progress bar (needs tqdm).
-        fit : LinearMixedModel, optional
-            A model of the same observations to fit instead of this one, e.g. a reduced one.
-
-        Returns
-        -------
-        BatchResult
-        """
-        from .simulation import simulate_fit
-
-        return simulate_fit(
-            self, n, seed, reml=self.reml if reml is None else reml, n_jobs=n_jobs, progress=progress, fit=fit
-        )
-
-    def bootstrap(
-        self,
-        n: int = 1000,
-        kind: Literal["parametric", "conditional", "residual", "cases"] = "parametric",
-        statistic: Callable[[LMMResult], Any] | None = None,
-        seed: int | np.random.Generator | None = None,
-        *,
-        n_jobs: int | None = None,
-        progress: bool = False,
-    ) -> BootstrapResult:
-        """Bootstrap the fit.
-
-        Parameters
-        ----------
-        n : int
-            Replicates.
-        kind : {"parametric", "conditional", "residual", "cases"}
-            New random effects and errors from the fitted distributions; new errors only, the BLUPs kept
-            (understates the uncertainty: intervals condition on these very subjects); BLUPs and residuals resampled
-            after rescaling to the estimated covariances (Carpenter, Goldstein and Rasbash 2003, Appl. Statist. 52,
-            431-443); whole groups resampled.
-        statistic : callable, optional
-            Of an LMMResult, returning numbers; by default all parameters.  Slower, as each replicate becomes a result.
-        seed : int or numpy Generator, optional
-        n_jobs : int, optional
-        progress : bool
-
-        Returns
-        -------
-        BootstrapResult
-        """
-        from .bootstrap import bootstrap
-
-        return bootstrap(self, n, kind, statistic, seed, n_jobs, progress)
-
     # ---- presentation --------------------------------------------------------------------------
 
-    def summary(self, level: float = 0.95, ddf: Ddf = "normal") -> Summary:
+    def summary(
+        self, level: float = 0.95, *, ddf: Ddf = "satterthwaite", information: Information = "expected"
+    ) -> Summary:
         """Tables of the fit as text and HTML.
 
         Parameters
         ----------
         level : float
             Of the confidence intervals.
-        ddf : {"normal", "residual"}
-            Reference distribution of tests and intervals.
+        ddf, information
+            Degrees of freedom of tests and intervals, see `test`.
 
         Returns
         -------
@@ -648,10 +534,15 @@ class LMMResult:
         """
         from .summary import Summary
 
-        return Summary.of(self, level, ddf)
+        return Summary.of(self, level, ddf, information)
 
     def tidy(
-        self, effects: Literal["fixed", "ran_pars", "ran_vals"] = "fixed", level: float = 0.95, ddf: Ddf = "normal"
+        self,
+        effects: Literal["fixed", "ran_pars", "ran_vals"] = "fixed",
+        level: float = 0.95,
+        *,
+        ddf: Ddf = "satterthwaite",
+        information: Information = "expected",
     ) -> Any:
         """One row per estimate, in the caller's own frame library (a dict of arrays for models from arrays).
 
@@ -660,7 +551,8 @@ class LMMResult:
         effects : {"fixed", "ran_pars", "ran_vals"}
             Coefficients; standard deviations and correlations; BLUPs with conditional standard errors.
         level : float
-        ddf : {"normal", "residual"}
+        ddf, information
+            Degrees of freedom of tests and intervals, see `test`.
 
         Returns
         -------
@@ -668,7 +560,7 @@ class LMMResult:
         """
         from .summary import tidy_columns
 
-        columns: Mapping[str, Any] = tidy_columns(self, effects, level, ddf)
+        columns: Mapping[str, Any] = tidy_columns(self, effects, level, ddf, information)
         spec = self.model.spec
         return {name: np.asarray(v) for name, v in columns.items()} if spec is None else spec.frame(columns)
 

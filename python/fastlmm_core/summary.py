@@ -7,7 +7,7 @@ import math
 import textwrap
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,13 +15,23 @@ from numpy.typing import NDArray
 from .errors import LMMError
 
 if TYPE_CHECKING:
+    from .methods import Ddf, Information
     from .results import LMMResult
 
 __all__ = ["Coefficient", "Component", "Summary", "tidy_columns"]
 
 _WIDTH = 80
+_DF_COLUMN = 7  # by which the coefficients may be wider
 _GAP = "  "
 _DIGITS = 5  # of a variance; an estimate is given to the fourth digit of its standard error
+
+
+_LAWS = {
+    "satterthwaite": "t tests and intervals with Satterthwaite's degrees of freedom",
+    "kenward-roger": "t tests and intervals by Kenward and Roger's method: adjusted standard errors",
+    "residual": "t tests and intervals with residual degrees of freedom",
+    "normal": "z tests and intervals: the uncertainty of the variances is left out",
+}
 
 
 @dataclass(frozen=True)
@@ -31,6 +41,7 @@ class Coefficient:
     name: str
     estimate: float
     std_error: float
+    df: float
     statistic: float
     p_value: float
     lower: float
@@ -82,8 +93,8 @@ class Summary:
         Columns of X that are combinations of those before them.
     level : float
         Of the confidence limits.
-    df : float or None
-        Degrees of freedom of the t tests; None for z tests.
+    ddf, information : str
+        Kind of the degrees of freedom (z tests for "normal"), and of the information behind Kenward-Roger's.
     converged : bool
     gradient_norm : float
     n_evaluations : int
@@ -111,7 +122,8 @@ class Summary:
     coefficients: tuple[Coefficient, ...]
     dropped: tuple[str, ...]
     level: float
-    df: float | None
+    ddf: str
+    information: str
     converged: bool
     gradient_norm: float
     n_evaluations: int
@@ -119,7 +131,9 @@ class Summary:
     singular_components: tuple[str, ...]
 
     @classmethod
-    def of(cls, result: LMMResult, level: float = 0.95, ddf: Literal["normal", "residual"] = "normal") -> Summary:
+    def of(
+        cls, result: LMMResult, level: float = 0.95, ddf: Ddf = "satterthwaite", information: Information = "expected"
+    ) -> Summary:
         """Collect the summary of a fit.
 
         Parameters
@@ -127,8 +141,8 @@ class Summary:
         result : LMMResult
         level : float
             Of the confidence limits.
-        ddf : {"normal", "residual"}
-            Reference distribution of tests and limits.
+        ddf, information
+            Degrees of freedom of tests and limits.
 
         Returns
         -------
@@ -140,7 +154,7 @@ class Summary:
             For a level outside (0, 1) or an unknown ddf.
         """
         model = result.model
-        fixed = _fixed(result, level, ddf)
+        fixed = _fixed(result, level, ddf, information)
         rows = zip(*(fixed[name] for name in _FIXED), strict=True)
         dropped = result.dropped_columns
         r2, icc = result.r2(), result.icc()
@@ -164,7 +178,8 @@ class Summary:
             coefficients=tuple(Coefficient(name, *map(float, x)) for name, *x in rows if name not in dropped),
             dropped=dropped,
             level=float(level),
-            df=result._df(ddf),
+            ddf=ddf,
+            information=information,
             converged=bool(result.converged),
             gradient_norm=float(result.gradient_norm),
             n_evaluations=int(result.n_evaluations),
@@ -216,20 +231,22 @@ class Summary:
             [c.name for c in rows],
             _estimates([c.estimate for c in rows], errors, 4),
             _estimates([c.std_error for c in rows], errors, 4),
+            *([] if self.ddf == "normal" else [[_degrees(c.df) for c in rows]]),
             _aligned([_statistic(c.statistic) for c in rows]),
             [_p_value(c.p_value) for c in rows],
             _estimates([c.lower for c in rows], errors, 3),
             _estimates([c.upper for c in rows], errors, 3),
         ]
-        kind = "z" if self.df is None else "t"
-        header = ["Name", "Estimate", "SE", kind, "p", f"{100 * self.level:g}% CI", ""]
+        kind = ["z"] if self.ddf == "normal" else ["df", "t"]
+        header = ["Name", "Estimate", "SE", *kind, "p", f"{100 * self.level:g}% CI", ""]
         return header, [list(row) for row in zip(*cells, strict=True)]
 
     def _notes(self) -> Iterator[str]:
         if self.dropped:
             yield f"Dropped, being combinations of the columns before them: {', '.join(self.dropped)}."
-        if self.df is not None:
-            yield f"t tests and intervals with {self.df:g} degrees of freedom."
+        if self.coefficients:
+            extra = " (observed information)" if self.information == "observed" else ""
+            yield f"{_LAWS[self.ddf]}{extra}."
         if self.singular_components:
             yield f"Singular fit: {'; '.join(self.singular_components)}. The estimate lies on the boundary."
         count = f"{self.n_evaluations} evaluation{'s' * (self.n_evaluations != 1)}"
@@ -321,6 +338,10 @@ def _statistic(value: float) -> str:
     return f"{value:.2f}" if abs(value) < 1e5 else f"{value:.2e}"
 
 
+def _degrees(value: float) -> str:
+    return f"{value:.1f}" if value < 99.95 else f"{value:.0f}" if value < 1e5 else f"{value:.0e}"
+
+
 def _gradient(value: float) -> str:
     return f"{value:.0e}" if value else "0"
 
@@ -389,7 +410,7 @@ def _random_text(header: list[str], rows: list[list[str]]) -> list[str]:
 def _fixed_text(header: list[str], rows: list[list[str]]) -> list[str]:
     """The table of coefficients; a name that leaves no room for the numbers takes a line of its own."""
     numbers = _text_table(header[1:], [row[1:] for row in rows], left=0)
-    room = max(_WIDTH - max(map(len, numbers)) - len(_GAP), 12)
+    room = max(_WIDTH + _DF_COLUMN - max(map(len, numbers)) - len(_GAP), 12)
     width = max((len(row[0]) for row in rows if len(row[0]) <= room), default=0)
     width = max(width, len(header[0]))
     lines = [f"{header[0]:<{width}}{_GAP}{numbers[0]}"]
@@ -430,11 +451,11 @@ def _html_table(header: list[str] | None, rows: Sequence[Sequence[str]], left: S
 
 # ---- estimates, one per row --------------------------------------------------------------------
 
-_FIXED = ("term", "estimate", "std_error", "statistic", "p_value", "conf_low", "conf_high")
+_FIXED = ("term", "estimate", "std_error", "df", "statistic", "p_value", "conf_low", "conf_high")
 
 
 def tidy_columns(
-    result: LMMResult, effects: str, level: float, ddf: Literal["normal", "residual"]
+    result: LMMResult, effects: str, level: float, ddf: Ddf, information: Information
 ) -> dict[str, list[str] | NDArray[Any]]:
     """Columns of a table with one row per estimate.
 
@@ -442,12 +463,13 @@ def tidy_columns(
     ----------
     result : LMMResult
     effects : {"fixed", "ran_pars", "ran_vals"}
-        "fixed": term, estimate, std_error, statistic, p_value, conf_low, conf_high.  "ran_pars": group, term
+        "fixed": term, estimate, std_error, df, statistic, p_value, conf_low, conf_high.  "ran_pars": group, term
         (``sd__x``, ``cor__x.y``; ``sd__Observation`` of the group Residual), estimate.  "ran_vals": group, level, term,
         estimate, std_error (the conditional standard deviation).
     level : float
         Of the confidence limits.
-    ddf : {"normal", "residual"}
+    ddf, information
+        Degrees of freedom of tests and limits.
 
     Returns
     -------
@@ -459,7 +481,7 @@ def tidy_columns(
         For unknown effects, a level outside (0, 1) or an unknown ddf.
     """
     if effects == "fixed":
-        return _fixed(result, level, ddf)
+        return _fixed(result, level, ddf, information)
     if effects == "ran_pars":
         return _ran_pars(result)
     if effects == "ran_vals":
@@ -467,25 +489,9 @@ def tidy_columns(
     raise LMMError(f"effects={effects!r} is unknown: use 'fixed', 'ran_pars' or 'ran_vals'")
 
 
-def _fixed(result: LMMResult, level: float, ddf: Literal["normal", "residual"]) -> dict[str, list[str] | NDArray[Any]]:
-    estimate = result._params
-    error = np.sqrt(np.diag(result._cov))
-    half = result._quantile(level, ddf) * error
-    return dict(
-        zip(
-            _FIXED,
-            (
-                list(result.model.exog_names),
-                estimate.copy(),
-                error,
-                estimate / error,
-                result._pvalues(ddf),
-                estimate - half,
-                estimate + half,
-            ),
-            strict=True,
-        )
-    )
+def _fixed(result: LMMResult, level: float, ddf: Ddf, information: Information) -> dict[str, list[str] | NDArray[Any]]:
+    table = result._intervals(level, ddf, information)
+    return {"term": list(result.model.exog_names)} | {name: table[name] for name in _FIXED[1:]}
 
 
 def _terms(result: LMMResult) -> Iterator[tuple[str, tuple[str, ...], NDArray[np.float64], NDArray[np.float64], bool]]:

@@ -1,0 +1,388 @@
+"""What one can do with a fit or an assumed model: the methods whose work is done in modules of their own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal, cast
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+if TYPE_CHECKING:
+    from .batch import BatchResult
+    from .bootstrap import BootstrapResult
+    from .influence import Influence
+    from .marginal import MarginalCovariance
+    from .marginal_means import MarginalMeans
+    from .model import LinearMixedModel
+    from .pooling import DesignEffect, Pooling
+    from .profile import ProfileResult
+    from .results import LMMResult
+    from .simulation import Generating
+    from .wald_test import WaldTest
+
+__all__ = ["Ddf", "Information", "Methods", "Simulating"]
+
+Array = NDArray[np.float64]
+Ddf = Literal["satterthwaite", "kenward-roger", "residual", "normal"]
+Information = Literal["expected", "observed"]
+
+
+def _fit(result: Methods) -> LMMResult:
+    return cast("LMMResult", result)
+
+
+class Simulating:
+    """Drawing responses from stated or estimated parameters."""
+
+    def simulate(self, n: int = 1, seed: int | np.random.Generator | None = None) -> Array:
+        """Responses with new random effects and errors: those of `simulate_fit` for the same seed.
+
+        Parameters
+        ----------
+        n : int
+            Number of responses.
+        seed : int or numpy Generator, optional
+
+        Returns
+        -------
+        (n, nobs) array
+        """
+        from .simulation import simulate
+
+        return simulate(cast("Generating", self), n, seed)
+
+    def simulate_fit(
+        self,
+        n: int,
+        seed: int | np.random.Generator | None = None,
+        *,
+        reml: bool | None = None,
+        n_jobs: int | None = None,
+        progress: bool = False,
+        fit: LinearMixedModel | None = None,
+    ) -> BatchResult:
+        """Draw n responses and fit each, without storing the responses.
+
+        Parameters
+        ----------
+        n : int
+        seed : int or numpy Generator, optional
+            Streams are counter-based: the same seed gives the same result for any number of threads.
+        reml : bool, optional
+            By default as this fit, True for an assumed model.
+        n_jobs : int, optional
+            Threads; by default one per processor.
+        progress : bool
+            Show a progress bar (needs tqdm).
+        fit : LinearMixedModel, optional
+            A model of the same observations to fit instead of this one, e.g. a reduced one.
+
+        Returns
+        -------
+        BatchResult
+        """
+        from .simulation import simulate_fit
+
+        by_reml = getattr(self, "reml", True) if reml is None else reml
+        source = cast("Generating", self)
+        return simulate_fit(source, n, seed, reml=by_reml, n_jobs=n_jobs, progress=progress, fit=fit)
+
+
+class Methods(Simulating):
+    """Inference, prediction, diagnostics and resampling of a fit."""
+
+    # ---- tests and intervals -------------------------------------------------------------------
+
+    def test(
+        self,
+        hypothesis: Any,
+        rhs: ArrayLike | None = None,
+        *,
+        ddf: Ddf = "satterthwaite",
+        information: Information = "expected",
+    ) -> WaldTest:
+        """Test linear hypotheses on the fixed effects.
+
+        Parameters
+        ----------
+        hypothesis : str, sequence of str, mapping or (r, p) array
+            ``"Days = 0"``, ``"recipeB - recipeC = 0"``, several separated by commas, names of coefficients, or L in
+            L beta = rhs.
+        rhs : (r,) array, optional
+            Values under the hypothesis; zeros by default.
+        ddf : {"satterthwaite", "kenward-roger", "residual", "normal"}
+            Denominator degrees of freedom.
+        information : {"expected", "observed"}
+            Of the variance parameters, for Kenward-Roger: expected as in Kenward and Roger (1997) and pbkrtest, or
+            observed as in SAS and mmrm.
+
+        Returns
+        -------
+        WaldTest
+
+        Raises
+        ------
+        LMMError
+            For unknown coefficients, inestimable hypotheses or unknown options.
+        """
+        from .inference import test
+
+        return test(_fit(self), hypothesis, rhs, ddf, information)
+
+    def anova(
+        self,
+        type: Literal["III", "II", "I"] = "III",
+        *,
+        ddf: Ddf = "satterthwaite",
+        information: Information = "expected",
+    ) -> Any:
+        """Analysis of variance: one F test per term of the fixed part.
+
+        Parameters
+        ----------
+        type : {"III", "II", "I"}
+            Each term given all others whatever the coding of factors; given all that do not contain it; in order.
+        ddf, information
+            See `test`.
+
+        Returns
+        -------
+        AnovaTable
+        """
+        from .anova import anova
+
+        return anova(_fit(self), type, ddf, information)
+
+    def emmeans(
+        self,
+        factors: str | Sequence[str],
+        *,
+        by: str | Sequence[str] | None = None,
+        at: Mapping[str, Any] | None = None,
+        contrasts: Any = None,
+        adjust: str | None = None,
+        level: float = 0.95,
+        ddf: Ddf = "satterthwaite",
+        information: Information = "expected",
+    ) -> MarginalMeans:
+        """Estimated marginal means of factors and contrasts of them.
+
+        Parameters
+        ----------
+        factors : str or sequence of str
+            Categorical columns whose means are wanted.
+        by : str or sequence of str, optional
+            Columns within whose levels contrasts are taken.
+        at : mapping, optional
+            Values of covariates; by default their means.
+        contrasts : {"pairwise", "revpairwise", "reference", "sequential", "effects", "polynomial"} or mapping, optional
+        adjust : {"tukey", "holm", "bonferroni", "sidak", "fdr", "none"}, optional
+            For multiplicity; by default "tukey" for pairwise contrasts.
+        level : float
+        ddf, information
+            See `test`.
+
+        Returns
+        -------
+        MarginalMeans
+        """
+        from .marginal_means import emmeans
+
+        return emmeans(
+            _fit(self), factors, by=by, at=at, contrasts=contrasts, adjust=adjust, level=level, ddf=ddf,
+            information=information,
+        )  # fmt: skip
+
+    def variance_components(self, level: float = 0.95) -> Any:
+        """Variance parameters with standard errors and intervals.
+
+        Parameters
+        ----------
+        level : float
+            Of the intervals: Wald on the log scale for variances, on Fisher's z scale for correlations.
+
+        Returns
+        -------
+        frame or dict of arrays
+        """
+        from .variance_components import variance_components
+
+        return variance_components(_fit(self), level)
+
+    def profile(
+        self, parameters: str | Sequence[str] | None = None, level: float = 0.99, *, progress: bool = False
+    ) -> ProfileResult:
+        """Profile likelihood of fixed effects, standard deviations and correlations.
+
+        Parameters
+        ----------
+        parameters : str or sequence of str, optional
+            By default all.
+        level : float
+            The profiles reach the limits of intervals of this level.
+        progress : bool
+            Show a progress bar (needs tqdm).
+
+        Returns
+        -------
+        ProfileResult
+        """
+        from .profile import profile
+
+        return profile(_fit(self), parameters, level, progress)
+
+    # ---- diagnostics ---------------------------------------------------------------------------
+
+    def influence(self, by: Literal["group", "observation"] = "group") -> Influence:
+        """Exact refits without each group or observation, and what they change.
+
+        Parameters
+        ----------
+        by : {"group", "observation"}
+
+        Returns
+        -------
+        Influence
+        """
+        from .influence import influence
+
+        return influence(_fit(self), by)
+
+    def residual_tests(self) -> Any:
+        """Tests of normality, equal variance, independence and outlying groups.
+
+        Returns
+        -------
+        frame or dict of arrays
+        """
+        from .diagnostics import residual_tests
+
+        return residual_tests(_fit(self))
+
+    def pooling(self, term: str | None = None) -> Pooling:
+        """No, complete and partial pooling of each group's coefficients, their shrinkage and reliability.
+
+        Parameters
+        ----------
+        term : str, optional
+            A random-effects term; by default the first.
+
+        Returns
+        -------
+        Pooling
+        """
+        from .pooling import pooling
+
+        return pooling(_fit(self), term)
+
+    def design_effect(self) -> DesignEffect:
+        """How much the grouping inflates the variance of a mean and of the fixed effects.
+
+        Returns
+        -------
+        DesignEffect
+        """
+        from .pooling import design_effect
+
+        return design_effect(_fit(self))
+
+    def marginal_covariance_at(self, at: Any) -> MarginalCovariance:
+        """Covariance and correlation of a new subject's observations at given values.
+
+        Parameters
+        ----------
+        at : frame, (k, q) array, or values of the only variable of the random part
+
+        Returns
+        -------
+        MarginalCovariance
+        """
+        from .marginal import marginal_covariance_at
+
+        return marginal_covariance_at(_fit(self), at)
+
+    # ---- prediction and resampling -------------------------------------------------------------
+
+    def predict(
+        self,
+        data: Any = None,
+        level: Literal["population", "subject"] = "population",
+        new_levels: Literal["error", "population"] = "error",
+        interval: Literal["confidence", "prediction"] | None = None,
+        *,
+        coverage: float = 0.95,
+        observed: Any = None,
+        offset: Any = None,
+        weights: Any = None,
+    ) -> Any:
+        """Predicted means, for the population or for subjects.
+
+        Parameters
+        ----------
+        data : frame, or mapping with "X" and (for subjects) "Z" and "groups", optional
+            New rows: a table for a model from a formula, arrays for a model from arrays.  By default the rows used.
+        level : {"population", "subject"}
+            X beta, or X beta + Z b with the BLUP b of the row's group.
+        new_levels : {"error", "population"}
+            What to do with groups that are not in the data: refuse, or use b = 0.
+        interval : {"confidence", "prediction"}, optional
+            Also give limits: for the mean, or for a new observation.  Uncertainty in beta and b is included (Henderson
+            1975, Biometrics 31, 423-447), that in the variance parameters is not.
+        coverage : float
+            Of the intervals.
+        observed : frame, or mapping with "y", "X", "Z" and "groups", optional
+            A few observations of subjects that are not in the data: their BLUPs follow from the fitted parameters.
+        offset, weights : arrays, optional
+            Of the new rows (an offset given by column name is taken from `data`).
+
+        Returns
+        -------
+        (n,) array
+            Without interval.
+        dict of arrays or frame
+            With interval: ``mean``, ``lower``, ``upper``, ``se``.
+
+        Raises
+        ------
+        LMMError
+            For unknown groups (named), unknown options, or arrays that do not fit the model.
+        """
+        from .prediction import predict
+
+        return predict(_fit(self), data, level, new_levels, interval, coverage, observed, offset, weights)
+
+    def bootstrap(
+        self,
+        n: int = 1000,
+        kind: Literal["parametric", "conditional", "residual", "cases"] = "parametric",
+        statistic: Callable[[LMMResult], Any] | None = None,
+        seed: int | np.random.Generator | None = None,
+        *,
+        n_jobs: int | None = None,
+        progress: bool = False,
+    ) -> BootstrapResult:
+        """Bootstrap the fit.
+
+        Parameters
+        ----------
+        n : int
+            Replicates.
+        kind : {"parametric", "conditional", "residual", "cases"}
+            New random effects and errors from the fitted distributions; new errors only, the BLUPs kept
+            (understates the uncertainty: intervals condition on these very subjects); BLUPs and residuals resampled
+            after rescaling to the estimated covariances (Carpenter, Goldstein and Rasbash 2003, Appl. Statist. 52,
+            431-443); whole groups resampled.
+        statistic : callable, optional
+            Of an LMMResult, returning numbers; by default all parameters.  Slower, as each replicate becomes a result.
+        seed : int or numpy Generator, optional
+        n_jobs : int, optional
+        progress : bool
+
+        Returns
+        -------
+        BootstrapResult
+        """
+        from .bootstrap import bootstrap
+
+        return bootstrap(_fit(self), n, kind, statistic, seed, n_jobs, progress)
