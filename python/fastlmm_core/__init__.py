@@ -16,30 +16,41 @@ from .errors import LMMError
 from .model import LinearMixedModel, lmm
 
 if TYPE_CHECKING:
-    from . import datasets
+    from . import datasets, plots
     from .assumed import assume
+    from .comparison import compare
     from .power_analysis import power, power_curve
+    from .random_effect_tests import random_effect_test
     from .results import LMMResult
+    from .terms import RandomTerm
 
 __version__ = "0.1.0"
 __all__ = [
     "LMMError",
     "LMMResult",
     "LinearMixedModel",
+    "RandomTerm",
     "__version__",
     "assume",
+    "compare",
     "datasets",
     "lmm",
+    "plots",
     "power",
     "power_curve",
+    "random_effect_test",
 ]
 
 _LAZY = {
     "LMMResult": ".results",
+    "RandomTerm": ".terms",
     "assume": ".assumed",
+    "compare": ".comparison",
     "datasets": ".datasets",
+    "plots": ".plots",
     "power": ".power_analysis",
     "power_curve": ".power_analysis",
+    "random_effect_test": ".random_effect_tests",
 }
 
 
@@ -47,7 +58,7 @@ def __getattr__(name: str) -> Any:
     if name not in _LAZY:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     module = import_module(_LAZY[name], __name__)
-    return module if name == "datasets" else getattr(module, name)
+    return module if name in ("datasets", "plots") else getattr(module, name)
 
 
 def __dir__() -> list[str]:
