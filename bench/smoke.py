@@ -7,7 +7,10 @@ import sys
 import time
 from pathlib import Path
 
-SCRIPTS = ("sleepstudy.py", "startup.py", "million.py", "scaling.py", "evaluation.py", "batch.py", "hostile.py")
+SCRIPTS = (
+    "sleepstudy.py", "startup.py", "million.py", "scaling.py", "evaluation.py", "batch.py", "hostile.py",
+    "inference.py", "profiles.py", "influence.py", "comparison.py",
+)  # fmt: skip
 
 
 def main() -> int:

@@ -1,6 +1,8 @@
 # cython: language_level=3
 """Algebra of matrices of a few rows, where a call of LAPACK costs more than the arithmetic."""
-from libc.math cimport fabs, log, sqrt
+from libc.math cimport fabs, log, sqrt, INFINITY
+from libc.stdlib cimport free, malloc
+from libc.string cimport memset
 
 import numpy as np
 
@@ -52,19 +54,6 @@ cdef void jacobi(Py_ssize_t n, double* A, double* Q, double* w) noexcept nogil:
         w[i] = A[i * n + i]
 
 
-def eigen(const double[:, :] matrix):
-    """Eigenvalues (n,) and eigenvectors (columns of an (n, n) array) of a symmetric matrix, in no order."""
-    cdef Py_ssize_t n = matrix.shape[0]
-    work_array = np.array(matrix, dtype=float, order="C")
-    vectors_array = np.empty((n, n))
-    values_array = np.empty(n)
-    cdef double[:, ::1] work = work_array, vectors = vectors_array
-    cdef double[::1] values = values_array
-    with nogil:
-        jacobi(n, &work[0, 0], &vectors[0, 0], &values[0])
-    return values_array, vectors_array
-
-
 def unpack(const double[::1] packed, Py_ssize_t k):
     """Symmetric (k, k) array from its lower triangle by rows."""
     out_array = np.empty((k, k))
@@ -78,6 +67,49 @@ def unpack(const double[::1] packed, Py_ssize_t k):
     return out_array
 
 
+cdef double triangle(Py_ssize_t k, const double* gram, Py_ssize_t row, Py_ssize_t column, double* L,
+                     double* T) noexcept nogil:
+    """Upper triangular T with T' gram T = I, the identity where gram is not positive definite; see `orthonormal`.
+
+    row, column: strides of gram in elements; L: work space (k, k).  Returns the margin.
+    """
+    cdef Py_ssize_t i, j, l
+    cdef double t, diagonal, margin = 1.0
+    memset(T, 0, k * k * sizeof(double))
+    for j in range(k):
+        for i in range(j, k):
+            t = gram[i * row + j * column]
+            for l in range(j):
+                t -= L[i * k + l] * L[j * k + l]
+            if i == j:
+                diagonal = gram[j * (row + column)]
+                if not (diagonal > 0.0 and t > 0.0):
+                    for l in range(k):
+                        T[l * k + l] = 1.0
+                    return 0.0
+                margin = min(margin, t / diagonal)
+                L[j * k + j] = sqrt(t)
+            else:
+                L[i * k + j] = t / L[j * k + j]
+    # T = L^-T
+    for j in range(k):
+        T[j * k + j] = 1.0 / L[j * k + j]
+        for i in range(j + 1, k):
+            t = 0.0
+            for l in range(j, i):
+                t += L[i * k + l] * T[j * k + l]
+            T[j * k + i] = -t / L[i * k + i]
+    return margin
+
+
+cdef double* doubles(Py_ssize_t n) except NULL:
+    """Work space, to be freed."""
+    cdef double* out = <double*> malloc((n if n > 0 else 1) * sizeof(double))
+    if out == NULL:
+        raise MemoryError()
+    return out
+
+
 def orthonormal(const double[:, :] gram):
     """Upper triangular T with T' gram T = I.
 
@@ -88,66 +120,112 @@ def orthonormal(const double[:, :] gram):
     margin : float
         Smallest 1 - R^2 of a column on those before it; 0 where gram is not positive definite.
     """
-    cdef Py_ssize_t k = gram.shape[0], i, j, l
-    cdef double t, margin = 1.0
-    lower_array = np.zeros((k, k))
-    out_array = np.zeros((k, k))
-    cdef double[:, ::1] L = lower_array, T = out_array
-    for j in range(k):
-        for i in range(j, k):
-            t = gram[i, j]
-            for l in range(j):
-                t -= L[i, l] * L[j, l]
-            if i == j:
-                if not (gram[j, j] > 0.0 and t > 0.0):
-                    return np.eye(k), 0.0
-                margin = min(margin, t / gram[j, j])
-                L[j, j] = sqrt(t)
-            else:
-                L[i, j] = t / L[j, j]
-    # T = L^-T
-    for j in range(k):
-        T[j, j] = 1.0 / L[j, j]
-        for i in range(j + 1, k):
-            t = 0.0
-            for l in range(j, i):
-                t += L[i, l] * T[j, l]
-            T[j, i] = -t / L[i, i]
+    cdef Py_ssize_t k = gram.shape[0]
+    cdef double margin
+    out_array = np.empty((k, k))
+    if k == 0:
+        return out_array, 1.0
+    cdef double[:, ::1] T = out_array
+    cdef double* L = doubles(k * k)
+    margin = triangle(k, &gram[0, 0], gram.strides[0] // 8, gram.strides[1] // 8, L, &T[0, 0])
+    free(L)
     return out_array, margin
 
 
-def regression(const double[:, ::1] S, const double[:, ::1] T):
-    """Least squares of the last column of a cross-product matrix on the others.
+def rotation(const double[::1] packed, Py_ssize_t k, double size):
+    """Upper triangular T with T' gram T = size I, and the margin, as `orthonormal` of a packed lower triangle."""
+    cdef Py_ssize_t i, j, pos = 0
+    cdef double margin, root = sqrt(size)
+    out_array = np.empty((k, k))
+    cdef double[:, ::1] out = out_array
+    cdef double* T = &out[0, 0]
+    cdef double* gram = doubles(2 * k * k)
+    for i in range(k):
+        for j in range(i + 1):
+            gram[i * k + j] = packed[pos]
+            pos += 1
+    margin = triangle(k, gram, k, 1, gram + k * k, T)
+    free(gram)
+    for i in range(k * k):
+        T[i] *= root
+    return out_array, margin
+
+
+def least_squares(const double[::1] packed, const double[::1] before, Py_ssize_t n):
+    """Orthonormal columns of X and the regression of y on them, from their cross-products.
 
     Parameters
     ----------
-    S : (k, k) array
-    T : (k - 1, k - 1) upper triangular array
-        T'S_xx T = I.
+    packed : (k(k+1)/2,) array
+        Cross-products of the columns [X r], lower triangle by rows, r = y - X before.
+    before : (k - 1,) array
+        Coefficients already removed from y.
+    n : int
+        Rows.
 
     Returns
     -------
+    T : (k - 1, k - 1) upper triangular array
+        (X T)'(X T) = I; the identity where X'X is not positive definite.
+    margin : float
+        Smallest 1 - R^2 of a column on those before it; 0 where X'X is not positive definite.
+    xy : (k, k) upper triangular array
+        [X r] xy is [X T, residual / scale]; not finite where the scale is zero.
     beta : (k - 1,) array
+        Coefficients, with those removed before.
     rest : float
         Residual sum of squares, as the quadratic form at beta.
+    total : float
+        Sum of squares of r and of X before.
+    scale : float
+        sqrt(rest / n), NaN where rounding errors make that negative.
     """
-    cdef Py_ssize_t p = T.shape[0], i, j
-    cdef double t, rest
-    beta_array = np.zeros(p)
+    cdef Py_ssize_t p = before.shape[0], k = p + 1, i, j, last = p * k // 2
+    cdef double t, rest, total, margin = 1.0, scale
+    t_array = np.empty((p, p))
+    xy_array = np.empty((k, k))
+    beta_array = np.empty(p)
+    cdef double[:, ::1] out = t_array, xy = xy_array
     cdef double[::1] beta = beta_array
+    cdef double* work = doubles(2 * p * p + p)
+    cdef double* S = work
+    cdef double* change = work + 2 * p * p
+    cdef double* T = NULL
+    if p > 0:
+        T = &out[0, 0]
+        for i in range(p):
+            for j in range(i + 1):
+                S[i * p + j] = packed[i * (i + 1) // 2 + j]
+                S[j * p + i] = S[i * p + j]
+        margin = triangle(p, S, p, 1, work + p * p, T)
+        memset(change, 0, p * sizeof(double))
     for j in range(p):
         t = 0.0
         for i in range(j + 1):
-            t += T[i, j] * S[i, p]
+            t += T[i * p + j] * packed[last + i]
         for i in range(j + 1):
-            beta[i] += T[i, j] * t
-    rest = S[p, p]
+            change[i] += T[i * p + j] * t
+    rest = packed[last + p]
+    total = rest
     for i in range(p):
-        t = -2.0 * S[i, p]
+        t = -2.0 * packed[last + i]
         for j in range(p):
-            t += S[i, j] * beta[j]
-        rest += beta[i] * t
-    return beta_array, rest
+            t += S[i * p + j] * change[j]
+        rest += change[i] * t
+        t = 0.0
+        for j in range(p):
+            t += S[i * p + j] * before[j]
+        total += before[i] * t
+    scale = sqrt(rest / n)
+    for i in range(p):
+        for j in range(p):
+            xy[i, j] = T[i * p + j]
+        xy[i, p] = -change[i] / scale
+        xy[p, i] = 0.0
+        beta[i] = before[i] + change[i]
+    xy[p, p] = 1.0 / scale
+    free(work)
+    return t_array, margin, xy_array, beta_array, rest, total, scale
 
 
 def scale_map(const double[:, ::1] shift_scale, Py_ssize_t constant):
@@ -162,6 +240,52 @@ def scale_map(const double[:, ::1] shift_scale, Py_ssize_t constant):
     return out_array
 
 
+def natural_map(const double[:, ::1] shift_scale, Py_ssize_t constant, const double[:, ::1] T, const double[::1] beta):
+    """`scale_map` and what follows from it.
+
+    Parameters
+    ----------
+    shift_scale : (2, k) array
+    constant : int
+    T : upper triangular (k, k) array
+    beta : (k,) array or None
+
+    Returns
+    -------
+    (k, k) array
+        M T, M being the map of `scale_map`.
+    coefficients : (k,) array or None
+        M beta.
+    log_det : float
+        log|det M T|.
+    """
+    cdef Py_ssize_t k = shift_scale.shape[1], i, j
+    cdef double log_det = 0.0, lean
+    out_array = np.empty((k, k))
+    beta_array = None
+    cdef double[:, ::1] out = out_array
+    cdef double[::1] b
+    for i in range(k):
+        log_det += log(fabs(shift_scale[1, i])) + log(fabs(T[i, i]))
+        for j in range(k):
+            out[i, j] = shift_scale[1, i] * T[i, j]
+    if beta is not None:
+        beta_array = np.empty(k)
+        b = beta_array
+        for i in range(k):
+            b[i] = shift_scale[1, i] * beta[i]
+    # row `constant` of M holds the shifts
+    for i in range(k if constant >= 0 else 0):
+        if i == constant:
+            continue
+        lean = -shift_scale[0, i] * shift_scale[1, i] * shift_scale[1, constant]
+        for j in range(k):
+            out[constant, j] += lean * T[i, j]
+        if beta is not None:
+            b[constant] += lean * beta[i]
+    return out_array, beta_array, log_det
+
+
 def log_diagonal(const double[:, :] matrix):
     """Sum of the logarithms of the absolute diagonal."""
     cdef Py_ssize_t i
@@ -171,27 +295,27 @@ def log_diagonal(const double[:, :] matrix):
     return total
 
 
-def within_part(const double[:, ::1] S, const double[:, ::1] T, const double[::1] between):
-    """T'S T less `between`, packed by rows; T is upper triangular."""
-    cdef Py_ssize_t k = S.shape[0], i, j, l, pos = 0
+def within_part(const double[::1] packed, const double[:, ::1] T, const double[::1] between):
+    """T'S T less `between`, packed by rows like S; T is upper triangular."""
+    cdef Py_ssize_t k = T.shape[0], i, j, l, pos = 0
     cdef double t
-    half_array = np.zeros((k, k))
     out_array = np.empty(k * (k + 1) // 2)
-    cdef double[:, ::1] half = half_array
     cdef double[::1] out = out_array
+    cdef double* half = doubles(k * k)
     for i in range(k):
         for j in range(k):
             t = 0.0
             for l in range(j + 1):
-                t += S[i, l] * T[l, j]
-            half[i, j] = t
+                t += packed[i * (i + 1) // 2 + l if i >= l else l * (l + 1) // 2 + i] * T[l, j]
+            half[i * k + j] = t
     for i in range(k):
         for j in range(i + 1):
             t = 0.0
             for l in range(i + 1):
-                t += T[l, i] * half[l, j]
+                t += T[l, i] * half[l * k + j]
             out[pos] = t - between[pos]
             pos += 1
+    free(half)
     return out_array
 
 
@@ -254,14 +378,9 @@ def clear_exact(double[::1] packed, Py_ssize_t k, double last, double exact):
     return found
 
 
-def orthogonal_columns(const double[:, :] F):
-    """F V with orthogonal columns for some orthogonal V: left singular vectors times singular values.
-
-    One-sided Jacobi: small singular values keep their relative accuracy.
-    """
-    out_array = np.array(F, dtype=float, order="C")
-    cdef double[:, ::1] A = out_array
-    cdef Py_ssize_t m = A.shape[0], n = A.shape[1], sweep, i, j, l
+cdef void orthogonalise(Py_ssize_t m, Py_ssize_t n, double* A) noexcept nogil:
+    """One-sided Jacobi rotations of the columns of A (m, n) until they are orthogonal."""
+    cdef Py_ssize_t sweep, i, j, l
     cdef double a, b, c, zeta, t, cs, sn, x
     cdef bint rotated
     for sweep in range(60):
@@ -272,9 +391,9 @@ def orthogonal_columns(const double[:, :] F):
                 b = 0.0
                 c = 0.0
                 for l in range(m):
-                    a += A[l, i] * A[l, i]
-                    b += A[l, j] * A[l, j]
-                    c += A[l, i] * A[l, j]
+                    a += A[l * n + i] * A[l * n + i]
+                    b += A[l * n + j] * A[l * n + j]
+                    c += A[l * n + i] * A[l * n + j]
                 if fabs(c) <= 1e-16 * sqrt(a * b) or c == 0.0:
                     continue
                 rotated = True
@@ -285,12 +404,75 @@ def orthogonal_columns(const double[:, :] F):
                 cs = 1.0 / sqrt(1.0 + t * t)
                 sn = cs * t
                 for l in range(m):
-                    x = A[l, i]
-                    A[l, i] = cs * x - sn * A[l, j]
-                    A[l, j] = sn * x + cs * A[l, j]
+                    x = A[l * n + i]
+                    A[l * n + i] = cs * x - sn * A[l * n + j]
+                    A[l * n + j] = sn * x + cs * A[l * n + j]
         if not rotated:
             break
+
+
+def orthogonal_columns(const double[:, :] F):
+    """F V with orthogonal columns for some orthogonal V: left singular vectors times singular values.
+
+    One-sided Jacobi: small singular values keep their relative accuracy.
+    """
+    out_array = np.array(F, dtype=float, order="C")
+    cdef double[:, ::1] A = out_array
+    if A.shape[0] > 0 and A.shape[1] > 0:
+        orthogonalise(A.shape[0], A.shape[1], &A[0, 0])
     return out_array
+
+
+def smallest_parts(const double[:, ::1] F):
+    """Square of the smallest singular value (as by `orthogonal_columns`) and smallest diagonal element of (q, q) F.
+
+    NaN where F is not finite.
+    """
+    cdef Py_ssize_t q = F.shape[0], i, j
+    cdef double size, least = INFINITY, lowest = INFINITY
+    cdef double* A = doubles(q * q)
+    for i in range(q):
+        if not F[i, i] >= lowest:
+            lowest = F[i, i]
+        for j in range(q):
+            A[i * q + j] = F[i, j]
+    orthogonalise(q, q, A)
+    for j in range(q):
+        size = 0.0
+        for i in range(q):
+            size += A[i * q + j] * A[i * q + j]
+        # NaN stays
+        if least == least and not size >= least:
+            least = size
+    free(A)
+    return least, lowest
+
+
+cdef void lower(Py_ssize_t q, Py_ssize_t r, double* A, double* L) noexcept nogil:
+    """`lower_factor` of A (q, r), which is overwritten."""
+    cdef Py_ssize_t i, j, l, c = 0
+    cdef double h, cosine, sine, x
+    memset(L, 0, q * q * sizeof(double))
+    # column c holds what is left of the columns; a row without a pivot leaves its column of L zero
+    for i in range(q):
+        if c == r:
+            break
+        for j in range(c + 1, r):
+            if A[i * r + j] == 0.0:
+                continue
+            h = sqrt(A[i * r + c] * A[i * r + c] + A[i * r + j] * A[i * r + j])
+            cosine = A[i * r + c] / h
+            sine = A[i * r + j] / h
+            for l in range(i, q):
+                x = A[l * r + c]
+                A[l * r + c] = cosine * x + sine * A[l * r + j]
+                A[l * r + j] = cosine * A[l * r + j] - sine * x
+        if A[i * r + c] == 0.0:
+            continue
+        x = -1.0 if A[i * r + c] < 0.0 else 1.0
+        for l in range(i, q):
+            L[l * q + i] = x * A[l * r + c]
+        c += 1
 
 
 def lower_factor(const double[:, :] F):
@@ -306,55 +488,49 @@ def lower_factor(const double[:, :] F):
     -------
     (q, q) array
     """
-    work = np.array(F, dtype=float, order="C")
-    cdef double[:, ::1] A = work
-    cdef Py_ssize_t q = A.shape[0], r = A.shape[1], i, j, l, c = 0
-    cdef double h, cosine, sine, x
-    out_array = np.zeros((q, q))
+    cdef Py_ssize_t q = F.shape[0], r = F.shape[1], i, j
+    out_array = np.empty((q, q))
+    if q == 0:
+        return out_array
     cdef double[:, ::1] L = out_array
-    # column c holds what is left of the columns; a row without a pivot leaves its column of L zero
+    cdef double* A = doubles(q * r)
     for i in range(q):
-        if c == r:
-            break
-        for j in range(c + 1, r):
-            if A[i, j] == 0.0:
-                continue
-            h = sqrt(A[i, c] * A[i, c] + A[i, j] * A[i, j])
-            cosine = A[i, c] / h
-            sine = A[i, j] / h
-            for l in range(i, q):
-                x = A[l, c]
-                A[l, c] = cosine * x + sine * A[l, j]
-                A[l, j] = cosine * A[l, j] - sine * x
-        if A[i, c] == 0.0:
-            continue
-        x = -1.0 if A[i, c] < 0.0 else 1.0
-        for l in range(i, q):
-            L[l, i] = x * A[l, c]
-        c += 1
+        for j in range(r):
+            A[i * r + j] = F[i, j]
+    lower(q, r, A, &L[0, 0])
+    free(A)
     return out_array
 
 
-def floored_factor(const double[:, :] matrix, double floor):
-    """Lower triangular L of a symmetric matrix whose eigenvalues below `floor` are raised to it.
+def floored_factor(const double[:, :] matrix, double floor, double scale=1.0, double shift=0.0):
+    """Lower triangular L of scale * matrix + shift * I, symmetric, its eigenvalues below `floor` raised to it.
 
     Parameters
     ----------
     matrix : (q, q) array
     floor : float
         Not negative.
+    scale, shift : float
 
     Returns
     -------
     (q, q) array
     """
     cdef Py_ssize_t q = matrix.shape[0], i, j
-    values_array, vectors_array = eigen(matrix)
-    cdef double[:, ::1] vectors = vectors_array
-    cdef double[::1] values = values_array
+    out_array = np.empty((q, q))
+    cdef double[:, ::1] L = out_array
+    cdef double* A = doubles(2 * q * q + q)
+    cdef double* vectors = A + q * q
+    cdef double* values = vectors + q * q
     cdef double root
+    for i in range(q):
+        for j in range(q):
+            A[i * q + j] = scale * matrix[i, j] + (shift if i == j else 0.0)
+    jacobi(q, A, vectors, values)
     for j in range(q):
         root = sqrt(values[j] if values[j] > floor else floor)
         for i in range(q):
-            vectors[i, j] *= root
-    return lower_factor(vectors_array)
+            vectors[i * q + j] *= root
+    lower(q, q, vectors, &L[0, 0])
+    free(A)
+    return out_array

@@ -9,6 +9,18 @@ from fastlmm_core._criterion cimport kernels
 from fastlmm_core._shapes cimport Batch, Outcome
 
 
+cdef int run(const Batch* d, const double* Y, Py_ssize_t count, Py_ssize_t first, const Outcome* out) except -1:
+    """Run the lanes over the rows of Y without the interpreter's lock."""
+    # 64 bytes more, so that the lanes can stand on cache lines
+    cdef double* work = <double*> malloc((kernels.batch_size(d) + 8) * sizeof(double))
+    if work == NULL:
+        raise MemoryError()
+    with nogil:
+        kernels.batch_fit(d, Y, d.n, count, first, out, <double*> ((<size_t> work + 63) & ~(<size_t> 63)))
+    free(work)
+    return 0
+
+
 cdef class BatchDesign:
     """The part of a batch that all responses share.
 
@@ -122,7 +134,7 @@ cdef class BatchDesign:
 
     def fit(self, const double[:, ::1] Y, Py_ssize_t first, bint reml, double criterion_offset, start,
             double[:, ::1] theta, double[:, ::1] params, double[:, ::1] bse, double[::1] sigma2, double[::1] value,
-            double[::1] decrement, int[::1] status, int[::1] evaluations):
+            double[::1] decrement, int[::1] status, int[::1] evaluations, df=None):
         """Fit the rows of Y; results go to rows first, first + 1, ... of the arrays.
 
         Parameters
@@ -134,15 +146,15 @@ cdef class BatchDesign:
             Added to the criterion for the caller's units (the part without the scale of y).
         start : (n_par,) array or None
             Theta to start from; None: start by a step of scoring.
-        theta, params, bse, sigma2, value, decrement, status, evaluations : arrays
+        theta, params, bse, sigma2, value, decrement, status, evaluations, df : arrays
             Overwritten; status: 1 certified, 2 certified at the boundary, 0 not certified, -1 response not
-            finite, -2 no variation.
+            finite, -2 no variation; df: Satterthwaite's degrees of freedom of the coefficients (optional).
         """
         cdef Batch d = self.d
         cdef Outcome out
-        cdef double* work
         cdef Py_ssize_t count = Y.shape[0]
         cdef const double[::1] start_view
+        cdef double[:, ::1] df_view
         if Y.shape[1] != self.n:
             raise ValueError(f"Y has {Y.shape[1]} columns, the design has {self.n} rows")
         if first < 0 or first + count > theta.shape[0]:
@@ -166,11 +178,56 @@ cdef class BatchDesign:
         out.decrement = &decrement[0]
         out.status = &status[0]
         out.evaluations = &evaluations[0]
-        # 64 bytes more, so that the lanes can stand on cache lines
-        work = <double*> malloc((kernels.batch_size(&d) + 8) * sizeof(double))
-        if work == NULL:
-            raise MemoryError()
-        with nogil:
-            kernels.batch_fit(&d, &Y[0, 0], self.n, count, first, &out,
-                              <double*> ((<size_t> work + 63) & ~(<size_t> 63)))
-        free(work)
+        out.df = NULL
+        if df is not None and self.p_full > 0:
+            df_view = df
+            out.df = &df_view[0, 0]
+        out.rows = NULL
+        run(&d, &Y[0, 0], count, first, &out)
+
+    def contrasts(self, const double[:, ::1] Y, bint reml, double[:, ::1] theta, const double[:, ::1] rows):
+        """What tests of rows beta_o need, at a given theta of each response.
+
+        Parameters
+        ----------
+        Y : (count, n) array
+        reml : bool
+        theta : (count, n_par) array
+        rows : (m, p) array
+            In the coordinates of the conditioned problem.
+
+        Returns
+        -------
+        covariance : (count, m, m) array
+            K = rows H_xx^-1 rows', relative to sigma^2.
+        slope : (count, n_par, m, m) array
+            Derivative of K in theta.
+        shift : (count, n_par) array
+            -(1 / r^2) d r^2 / d theta.
+        hess : (count, n_par, n_par) array
+            Second derivatives of the criterion.
+        """
+        cdef Batch d = self.d
+        cdef Outcome out
+        cdef Py_ssize_t count = Y.shape[0], m = rows.shape[0], n_par = self.n_par
+        cdef double[:, :, ::1] covariance, hess
+        cdef double[:, :, :, ::1] slope
+        cdef double[:, ::1] shift
+        if Y.shape[1] != self.n or rows.shape[1] != d.p or theta.shape[0] != count or theta.shape[1] != n_par:
+            raise ValueError("Y, theta and rows do not fit each other or the design")
+        arrays = (np.empty((count, m, m)), np.empty((count, n_par, m, m)), np.empty((count, n_par)),
+                  np.empty((count, n_par, n_par)))
+        if count == 0 or m == 0:
+            return arrays
+        covariance, slope, shift, hess = arrays
+        d.reml = reml
+        d.nu = <double> (d.n - d.p if reml else d.n)
+        out.theta = &theta[0, 0]
+        out.m = m
+        out.rows = &rows[0, 0]
+        out.covariance = &covariance[0, 0, 0]
+        out.slope = &slope[0, 0, 0, 0]
+        out.shift = &shift[0, 0]
+        out.hess = &hess[0, 0, 0]
+        run(&d, &Y[0, 0], count, 0, &out)
+        return arrays

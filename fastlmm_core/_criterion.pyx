@@ -9,9 +9,11 @@ from libc.stdint cimport uintptr_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy, memset
 
+from functools import lru_cache
+
 import numpy as np
 
-from fastlmm_core._newton cimport Objective
+from fastlmm_core._newton cimport Objective, vector
 from fastlmm_core._shapes cimport (LaneKernels, Profile, Shape, batch_fit_t, batch_size_t, curvature_t,
                                    effects_t, factor_t, moments_t, profile_t)
 
@@ -183,6 +185,7 @@ cdef class ClusterCriterion(Objective):
         cdef Py_ssize_t i, n_par = len(rows), n_a, n_c, n_h, n_g, n_scratch, total
         cdef double* place
         cdef double* offsets[22]
+        cdef Py_ssize_t[22] vectors
         cdef Profile* f
         self.shape = make_shape(q, k)
         self.q = q
@@ -199,12 +202,12 @@ cdef class ClusterCriterion(Objective):
         n_h = k * (k + 1) // 2
         n_g = n_c * (n_c + 1) // 2
         n_scratch = kernels.lanes * (3 * q * q + 2 * n_c + 2 * n_a + n_a * n_a + n_h + n_g)
-        largest = max(k * k, n_a * n_par)
         vectors = [q * q, 1, n_a, n_h, n_g, n_a * n_a, k * k, k * k, k, k * k, k * k, q * q, n_a * n_a, n_a * n_par,
-                   n_a * k * k, n_a * k, largest, 1, 1, 1, n_par, n_par * n_par]
-        sizes = [n_h, q * q, q * q, n_a, n_h, n_g, k * k, n_a * n_a, n_par, n_par, n_par * n_par, n_scratch + CACHE_LINE,
-                 kernels.lanes * sum(vectors)]
-        total = sum(sizes)
+                   n_a * k * k, n_a * k, max(k * k, n_a * n_par), 1, 1, 1, n_par, n_par * n_par]
+        total = (2 * n_h + 2 * q * q + n_a + n_g + k * k + n_a * n_a + 2 * n_par + n_par * n_par
+                 + n_scratch + CACHE_LINE)
+        for i in range(22):
+            total += kernels.lanes * vectors[i]
         self.row = <Py_ssize_t*> calloc(2 * n_par, sizeof(Py_ssize_t))
         self.buffer = <double*> calloc(total, sizeof(double))
         if self.row == NULL or self.buffer == NULL:
@@ -237,9 +240,9 @@ cdef class ClusterCriterion(Objective):
         f.turn = NULL
         f.row = self.row
         f.col = self.col
-        for i, slot in enumerate(vectors):
+        for i in range(22):
             offsets[i] = place
-            place += kernels.lanes * <Py_ssize_t> slot
+            place += kernels.lanes * vectors[i]
         (f.factor, f.logdet, f.sum_n, f.H, f.gram, f.tensor, f.chol, f.inverse, f.b, f.weight, f.M, f.g, f.curve,
          f.jac, f.directions, f.vectors, f.work, f.r2, f.value, f.noise, f.grad, f.hess) = (
             offsets[0], offsets[1], offsets[2], offsets[3], offsets[4], offsets[5], offsets[6], offsets[7], offsets[8],
@@ -354,8 +357,8 @@ cdef class ClusterCriterion(Objective):
             return (np.inf, np.zeros(n) if order >= 1 else None, np.eye(n) if order >= 2 else None)
         return (
             self.value_,
-            np.array(<double[:n]> self.grad_) if order >= 1 else None,
-            np.array(<double[:n * n]> self.hess_).reshape(n, n) if order >= 2 else None,
+            vector(self.grad_, n) if order >= 1 else None,
+            vector(self.hess_, n * n).reshape(n, n) if order >= 2 else None,
         )
 
     def solution(self):
@@ -379,13 +382,12 @@ cdef class ClusterCriterion(Objective):
             beta[i] = -self.f.b[i * kernels.lanes]
             for j in range(i + 1):
                 chol[i, j] = self.f.chol[(i * k + j) * kernels.lanes]
-        g = np.array(<double[:q * q * kernels.lanes]> self.f.g)[::kernels.lanes].reshape(q, q)
-        return beta_array, self.f.r2[0], chol_array, g
+        return beta_array, self.f.r2[0], chol_array, vector(self.f.g, q * q, kernels.lanes).reshape(q, q)
 
     def curvature(self):
         """Second derivatives of the criterion in vech(G^) (lower triangle by rows) at the last point of order 2."""
         cdef Py_ssize_t n_a = self.shape.n_a
-        return np.array(<double[:n_a * n_a * kernels.lanes]> self.f.curve)[::kernels.lanes].reshape(n_a, n_a)
+        return vector(self.f.curve, n_a * n_a, kernels.lanes).reshape(n_a, n_a)
 
     def _require(self, int order):
         if self.last_order < order:
@@ -395,7 +397,7 @@ cdef class ClusterCriterion(Objective):
         """sum N_i (q, q), N_i = Z_i'V_i^-1 Z_i, at the last point of order 1 or more."""
         self._require(1)
         n_a = self.shape.n_a
-        return symmetric(np.array(<double[:n_a]> self.sum_n), self.q)
+        return symmetric(vector(self.sum_n, n_a), self.q)
 
     def cross(self):
         """sum E_i'D E_i for the unit directions D of vech(G^), E_i = Z_i'V_i^-1 [X_i y_i], at the last point of order 1.
@@ -406,12 +408,24 @@ cdef class ClusterCriterion(Objective):
             Minus the derivative of [X y]'V^-1[X y].
         """
         self._require(1)
-        cdef Py_ssize_t q = self.q, k = self.k, n_g = self.shape.n_c * (self.shape.n_c + 1) // 2
-        gram = symmetric(np.array(<double[:n_g]> self.gram), self.shape.n_c).reshape(q, k, q, k)
-        rows, columns = np.tril_indices(q)
-        out = gram[rows, :, columns]
-        out[rows != columns] += gram[columns, :, rows][rows != columns]
-        return out
+        cdef Py_ssize_t q = self.q, k = self.k, a, b, i, j, l, r, pos = 0
+        cdef double t
+        found = np.empty((self.shape.n_a, k, k))
+        cdef double[:, :, ::1] out = found
+        for a in range(q):
+            for b in range(a + 1):
+                for i in range(k):
+                    for j in range(k):
+                        l = a * k + i
+                        r = b * k + j
+                        t = self.gram[l * (l + 1) // 2 + r] if l >= r else self.gram[r * (r + 1) // 2 + l]
+                        if a != b:
+                            l = a * k + j
+                            r = b * k + i
+                            t += self.gram[l * (l + 1) // 2 + r]
+                        out[pos, i, j] = t
+                pos += 1
+        return found
 
     def traces(self, weight=None):
         """tr(sum B_i D N_i F) for the unit directions D, F of vech(G^) at the last point of order 2.
@@ -461,38 +475,57 @@ cdef class ClusterCriterion(Objective):
         parts = store.transpose(1, 0, 2).reshape(n_a + n_c, -1)
         directions = unit_directions(q)
         # omega_i = sum w_kl D_k N_i D_l, as a linear map of vech(N_i)
-        mapped = np.einsum("kl,kab,rbc,lcd->adr", weight, directions, directions, directions, optimize=True)
-        omega = mapped @ parts[:n_a]
+        right = (weight @ directions.reshape(n_a, -1)).reshape(n_a, 1, q, q)
+        mapped = (directions[:, None] @ directions @ right).sum(axis=0)
+        omega = mapped.transpose(1, 2, 0) @ parts[:n_a]
         E = parts[n_a:].reshape(q, k, -1)
         out = np.zeros((k, k))
         for a in range(q):
-            out += np.einsum("dg,djg->jg", omega[a], E) @ E[a].T
+            out += (omega[a][:, None] * E).sum(axis=0) @ E[a].T
         return 0.5 * (out + out.T)
+
+
+@lru_cache(maxsize=32)
+def unpacking(n):
+    """Place of each element of a symmetric matrix in its lower triangle packed by rows."""
+    rows, columns = np.tril_indices(n)
+    out = np.empty((n, n), dtype=np.intp)
+    out[rows, columns] = out[columns, rows] = np.arange(len(rows))
+    return out
 
 
 def symmetric(packed, n):
     """The symmetric matrix of a lower triangle packed by rows."""
-    out = np.empty((n, n))
-    out[np.tril_indices(n)] = packed
-    out.T[np.tril_indices(n)] = packed
-    return out
+    return np.asarray(packed)[unpacking(n)]
 
 
+@lru_cache(maxsize=8)
 def unit_directions(q):
-    """(n_a, q, q): the symmetric unit directions of vech(G^), lower triangle by rows."""
+    """(n_a, q, q): the symmetric unit directions of vech(G^), lower triangle by rows; not to be written to."""
     rows, columns = np.tril_indices(q)
     out = np.zeros((len(rows), q, q))
     out[np.arange(len(rows)), rows, columns] = 1.0
     out[np.arange(len(rows)), columns, rows] = 1.0
+    out.setflags(write=False)
     return out
 
 
 def contracted(tensor, q):
     """tr(B D N F) for unit directions D, F from sum B[ab] N[cd], both by lower triangles."""
-    rows, columns = np.tril_indices(q)
-    place = np.empty((q, q), dtype=np.intp)
-    place[rows, columns] = place[columns, rows] = np.arange(len(rows))
-    full = tensor[place[:, :, None, None], place]
+    if q > 4:
+        return traces_of(tensor, q)
+    # for small q as one product with a table
+    return (contraction(q) @ tensor.ravel()).reshape(tensor.shape)
+
+
+@lru_cache(maxsize=4)
+def contraction(q):
+    n = q * (q + 1) // 2
+    return np.array([traces_of(unit.reshape(n, n), q).ravel() for unit in np.eye(n * n)]).T.copy()
+
+
+def traces_of(tensor, q):
+    place = unpacking(q)
     directions = unit_directions(q)
-    half = np.tensordot(directions, full, axes=((1, 2), (1, 2)))
+    half = np.tensordot(directions, tensor[place[:, :, None, None], place], axes=((1, 2), (1, 2)))
     return np.einsum("kad,lda->kl", half, directions)

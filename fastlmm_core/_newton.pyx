@@ -28,6 +28,16 @@ cdef class Objective:
         return -1
 
 
+cdef object vector(const double* values, Py_ssize_t n, Py_ssize_t step=1):
+    """A new array of n of the values, `step` apart."""
+    out_array = np.empty(n)
+    cdef double[::1] out = out_array
+    cdef Py_ssize_t i
+    for i in range(n):
+        out[i] = values[i * step]
+    return out_array
+
+
 cdef double spectrum(Objective f, double* work, double* Q, double* w, double* c) noexcept nogil:
     """Eigendecomposition of the Hessian and c = Q'g at the current point; returns the decrement."""
     cdef Py_ssize_t n = f.n_par, i, j
@@ -139,12 +149,10 @@ def minimize_newton(Objective f, const double[::1] start, double tolerance=1e-8,
     cdef Py_ssize_t n = f.n_par, i, iteration, n_evaluations = 0
     cdef double value, gain, change, ratio, norm, decrement, best_decrement, noise, largest = 0.0, smallest = INFINITY
     cdef bint inside = False, accept, stop = False, finished = False
-    x_array = np.array(start, dtype=float)
-    trial_array = np.empty(n)
+    x_array = np.empty(n)
     trace = []
     cdef double[::1] x = x_array
-    cdef double[::1] trial = trial_array
-    cdef double* work = <double*> malloc((2 * n * n + 4 * n) * sizeof(double))
+    cdef double* work = <double*> malloc((2 * n * n + 5 * n) * sizeof(double))
     if work == NULL:
         raise MemoryError()
     cdef double* Q = work + n * n
@@ -152,7 +160,10 @@ def minimize_newton(Objective f, const double[::1] start, double tolerance=1e-8,
     cdef double* c = w + n
     cdef double* coefs = c + n
     cdef double* step = coefs + n
+    cdef double* trial = step + n
     cdef int status
+    for i in range(n):
+        x[i] = start[i]
     try:
         with nogil:
             status = f.evaluate_(&x[0], 2)
@@ -178,7 +189,7 @@ def minimize_newton(Objective f, const double[::1] start, double tolerance=1e-8,
                         trial[i] = x[i] + step[i]
                         norm += step[i] * step[i]
                     norm = sqrt(norm)
-                    status = f.evaluate_(&trial[0], 2)
+                    status = f.evaluate_(trial, 2)
             if stop:
                 finished = True
                 break
@@ -223,9 +234,7 @@ def minimize_newton(Objective f, const double[::1] start, double tolerance=1e-8,
         for i in range(n):
             largest = max(largest, fabs(w[i]))
             smallest = min(smallest, w[i])
-        gradient = np.array(<double[:n]> f.grad_)
-        hessian = np.array(<double[:n * n]> f.hess_).reshape(n, n)
-        return (x_array, gradient, hessian, value, decrement, smallest / largest if largest > 0.0 else 0.0,
+        return (x_array, vector(f.grad_, n), vector(f.hess_, n * n).reshape(n, n), value, decrement, smallest / largest if largest > 0.0 else 0.0,
                 n_evaluations, trace, finished)
     finally:
         free(work)

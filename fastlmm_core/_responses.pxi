@@ -605,11 +605,126 @@ cdef Py_ssize_t minimize_lanes(const Batch* d, Lanes* s, vec* finished, vec* dec
     return iteration + 1
 
 
+cdef void along_theta(const Batch* d, Lanes* s, const vecu* c, const vecu* other, vecu* out) noexcept nogil:
+    """out = derivative of c_x'H_xx^-1 other_x in theta, up to H_xx^-1 at both ends: sum over D of (c'J_D other) jac_D."""
+    cdef Py_ssize_t q = d.q, p = d.p, k = p + 1, n = d.n_par, alpha = 0, a, b, i, j, l, r
+    cdef vecu* gram = <vecu*> s.f.gram
+    cdef vecu* jac = <vecu*> s.f.jac
+    cdef vec t, u
+    for l in range(n):
+        out[l] = VEC_SET(0.0)
+    for a in range(q):
+        for b in range(a + 1):
+            u = VEC_SET(0.0)
+            for i in range(p):
+                t = VEC_SET(0.0)
+                l = a * k + i
+                for j in range(p):
+                    r = b * k + j
+                    t = t + other[j] * (gram[l * (l + 1) // 2 + r] if l >= r else gram[r * (r + 1) // 2 + l])
+                u = u + c[i] * t
+                if a != b:
+                    t = VEC_SET(0.0)
+                    r = b * k + i
+                    for j in range(p):
+                        l = a * k + j
+                        t = t + other[j] * gram[l * (l + 1) // 2 + r]
+                    u = u + c[i] * t
+            for l in range(n):
+                out[l] = out[l] + u * jac[alpha * n + l]
+            alpha += 1
+
+
+cdef void contrast_of(const Batch* d, Lanes* s, const double* row, vecu* c, vec* variance) noexcept nogil:
+    """c = H_xx^-1 row' by way of a = L_xx^-1 row', and variance = a'a; c has room for 2 p vectors."""
+    cdef Py_ssize_t p = d.p, k = p + 1, i, j
+    cdef vecu* inverse = <vecu*> s.f.inverse
+    cdef vecu* a = c + p
+    cdef vec t, total
+    total = VEC_SET(0.0)
+    for i in range(p):
+        t = VEC_SET(0.0)
+        for j in range(i + 1):
+            t = t + inverse[i * k + j] * row[j]
+        a[i] = t
+        total = total + t * t
+    for j in range(p):
+        t = VEC_SET(0.0)
+        for i in range(j, p):
+            t = t + inverse[i * k + j] * a[i]
+        c[j] = t
+    variance[0] = total
+
+
+cdef void shift_of(const Batch* d, Lanes* s, vecu* out) noexcept nogil:
+    """-(1 / r^2) d r^2 / d theta."""
+    cdef Py_ssize_t n = d.n_par, k = d.p + 1, n_a = d.q * (d.q + 1) // 2, alpha, l
+    cdef vecu* jac = <vecu*> s.f.jac
+    cdef vecu* vectors = <vecu*> s.f.vectors
+    cdef vec t, inverse
+    inverse = VEC_SET(1.0) / (<vecu*> s.f.r2)[0]
+    for l in range(n):
+        t = VEC_SET(0.0)
+        for alpha in range(n_a):
+            t = t + vectors[alpha * k + k - 1] * jac[alpha * n + l]
+        out[l] = t * inverse
+
+
+cdef void degrees_of_freedom(const Batch* d, Lanes* s, const double* row, vec* df) noexcept nogil:
+    """Satterthwaite's degrees of freedom of row'beta: 1 / (1 / nu + u'H^-1u), u = d log var(row'beta) / d theta.
+
+    The scale of V is profiled out.  At the boundary u vanishes for the elements of theta that are zero with their
+    column, so that these are left out; M, work and `small` are overwritten.
+    """
+    cdef Py_ssize_t n = d.n_par, l
+    cdef vecu* c = <vecu*> s.f.M
+    cdef vecu* u = <vecu*> s.step
+    cdef vecu* shift = <vecu*> s.f.work
+    cdef vecu* small = <vecu*> s.small
+    cdef vec variance, decrement, definite
+    contrast_of(d, s, row, c, &variance)
+    along_theta(d, s, c, c, u)
+    shift_of(d, s, shift)
+    for l in range(n):
+        u[l] = u[l] / variance - shift[l]
+    newton_step(n, <vecu*> s.f.hess, u, small, small + n * n, small + n * n + n, shift, &decrement, &definite)
+    df[0] = VEC_SET(1.0) / (decrement * decrement + 1.0 / d.nu)
+
+
+cdef void write_contrasts(const Batch* d, Lanes* s, const Outcome* out, Py_ssize_t where, Py_ssize_t count) noexcept nogil:
+    """K, its slope, the shift and the Hessian at theta, for the lanes of one block."""
+    cdef Py_ssize_t n = d.n_par, p = d.p, k = p + 1, m = out.m, i, j, l, lane
+    cdef vecu* c = <vecu*> s.f.M
+    cdef vecu* other = <vecu*> s.f.chol
+    cdef vecu* slope = <vecu*> s.step
+    cdef vec variance, t
+    for i in range(m):
+        contrast_of(d, s, out.rows + i * p, c, &variance)
+        for j in range(i + 1):
+            contrast_of(d, s, out.rows + j * p, other, &variance)
+            t = VEC_SET(0.0)
+            for l in range(p):
+                t = t + c[l] * out.rows[j * p + l]
+            along_theta(d, s, c, other, slope)
+            for lane in range(count):
+                out.covariance[((where + lane) * m + i) * m + j] = (<double*> &t)[lane]
+                out.covariance[((where + lane) * m + j) * m + i] = (<double*> &t)[lane]
+                for l in range(n):
+                    out.slope[(((where + lane) * n + l) * m + i) * m + j] = (<double*> (slope + l))[lane]
+                    out.slope[(((where + lane) * n + l) * m + j) * m + i] = (<double*> (slope + l))[lane]
+    shift_of(d, s, slope)
+    for lane in range(count):
+        for l in range(n):
+            out.shift[(where + lane) * n + l] = (<double*> (slope + l))[lane]
+        for l in range(n * n):
+            out.hess[(where + lane) * n * n + l] = s.f.hess[l * LANES + lane]
+
+
 cdef void batch_fit(
     const Batch* d, const double* Y, Py_ssize_t stride, Py_ssize_t n_responses, Py_ssize_t first, const Outcome* out,
     double* work,
 ) noexcept nogil:
-    """Fit n_responses rows of Y; results go to rows first, first + 1, ... of the outcome."""
+    """Fit n_responses rows of Y; results go to rows first, first + 1, ... of the outcome (see also Outcome.rows)."""
     cdef Lanes s
     cdef Py_ssize_t n = d.n_par, q = d.q, p = d.p, k = p + 1, block, count, lane, i, j, l, at, where
     cdef int evaluations[8]
@@ -647,6 +762,16 @@ cdef void batch_fit(
                 s.within[p * LANES + lane] = d.n
         size = VEC_SQRT(total * (1.0 / <double> d.n))
         rescale_responses(d, &s, &size)
+        if out.rows != NULL:
+            for lane in range(LANES):
+                where = first + block + (lane if lane < count else count - 1)
+                for i in range(n):
+                    s.theta[i * LANES + lane] = out.theta[where * n + i]
+            set_factor(d, &s, theta)
+            evaluate_responses(d, &s, 2)
+            write_contrasts(d, &s, out, first + block, count)
+            block += LANES
+            continue
         first_theta(d, &s)
         minimize_lanes(d, &s, &finished, &decrement, evaluations)
         # columns of L by sign, and negligible ones to zero where that does not raise the criterion
@@ -729,4 +854,10 @@ cdef void batch_fit(
                 out.params[where * d.p_full + i] = (<double*> &value)[lane] + (
                     Y[(block + lane) * stride] * d.ones[i] if d.centre else 0.0)
                 out.bse[where * d.p_full + i] = (<double*> &snapped)[lane]
+            if out.df == NULL:
+                continue
+            degrees_of_freedom(d, &s, d.x_map + i * p, &snapped)
+            for lane in range(count):
+                where = first + block + lane
+                out.df[where * d.p_full + i] = (<double*> &snapped)[lane]
         block += LANES

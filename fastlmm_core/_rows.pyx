@@ -11,9 +11,11 @@ Layout of a line of `raw` (K = q(q+1)/2 + q(p+1) + 1 doubles): lower triangle of
 C_g by rows (q x (p+1)), number of rows.  S is packed as a lower triangle by rows.
 Indices are proven by the caller: 0 <= codes - base < n_groups, shapes agree.
 """
+from cpython.buffer cimport PyBUF_FORMAT, PyBUF_STRIDES, PyBuffer_Release, PyObject_GetBuffer
 from libc.math cimport isfinite, sqrt
-from libc.string cimport memset
 from libc.stdint cimport int32_t, int64_t
+from libc.stdlib cimport free, malloc
+from libc.string cimport memset
 
 import numpy as np
 
@@ -24,6 +26,31 @@ ctypedef fused code_t:
 # Partial sums of S are flushed after so many rows: rounding grows with the root of the
 # number of blocks, not with the number of rows.
 cdef Py_ssize_t FLUSH = 2048
+
+
+cdef void probe_column(const double* column, Py_ssize_t n, Py_ssize_t row, Py_ssize_t n_sample, double* mean_out,
+                       double* deviation, bint* constant) noexcept nogil:
+    """`probe` of one column, whose elements are `row` apart."""
+    cdef Py_ssize_t i = 0, used = 0, step = (n + n_sample - 1) // n_sample
+    cdef double first = column[0], mean = 0.0, ss = 0.0, x
+    if step < 1:
+        step = 1
+    constant[0] = True
+    while i < n:
+        x = column[i * row]
+        mean += x - first
+        if x != first:
+            constant[0] = False
+        used += 1
+        i += step
+    mean = first + mean / used
+    i = 0
+    while i < n:
+        x = column[i * row] - mean
+        ss += x * x
+        i += step
+    mean_out[0] = mean
+    deviation[0] = sqrt(ss / used)
 
 
 def probe(const double[:, :] columns, Py_ssize_t n_sample):
@@ -40,38 +67,58 @@ def probe(const double[:, :] columns, Py_ssize_t n_sample):
     (3, k) array
         Rows: mean, standard deviation, 1 if all sampled values are equal else 0.
     """
-    cdef Py_ssize_t n = columns.shape[0], k = columns.shape[1], i, j, step, used
-    cdef double mean, first, x, ss, constant
+    cdef Py_ssize_t n = columns.shape[0], k = columns.shape[1], j
+    cdef bint constant
     out = np.empty((3, k))
     cdef double[:, ::1] o = out
-    step = (n + n_sample - 1) // n_sample
-    if step < 1:
-        step = 1
     with nogil:
         for j in range(k):
-            first = columns[0, j]
-            mean = 0.0
-            constant = 1.0
-            used = 0
-            i = 0
-            while i < n:
-                x = columns[i, j]
-                mean += x - first
-                if x != first:
-                    constant = 0.0
-                used += 1
-                i += step
-            mean = first + mean / used
-            ss = 0.0
-            i = 0
-            while i < n:
-                x = columns[i, j] - mean
-                ss += x * x
-                i += step
-            o[0, j] = mean
-            o[1, j] = (ss / used) ** 0.5
+            probe_column(&columns[0, j], n, columns.strides[0] // 8, n_sample, &o[0, j], &o[1, j], &constant)
             o[2, j] = constant
     return out
+
+
+def sample_mean(const double[:] values, Py_ssize_t n_sample):
+    """Mean of every ceil(n / n_sample)-th of n values."""
+    cdef double mean, deviation
+    cdef bint constant
+    with nogil:
+        probe_column(&values[0], values.shape[0], values.strides[0] // 8, n_sample, &mean, &deviation, &constant)
+    return mean
+
+
+cdef int code_buffer(codes, Py_buffer* index) except -1:
+    """Buffer of a vector of int32 or int64: Cython's dispatch on the type takes longer than a small problem's sums."""
+    PyObject_GetBuffer(codes, index, PyBUF_STRIDES | PyBUF_FORMAT)
+    if index.ndim != 1 or index.format[0] not in (b"i", b"l", b"q"):
+        PyBuffer_Release(index)
+        raise TypeError("codes must be a vector of int32 or int64")
+    return 0
+
+
+cdef void bounds(const code_t* codes, Py_ssize_t n, Py_ssize_t row, int64_t* low, int64_t* high) noexcept nogil:
+    cdef Py_ssize_t i
+    cdef code_t small = codes[0], large = codes[0], x
+    for i in range(n):
+        x = codes[i * row]
+        small = x if x < small else small
+        large = x if x > large else large
+    low[0] = small
+    high[0] = large
+
+
+def code_range(codes):
+    """Smallest and largest of a vector of int32 or int64, not empty."""
+    cdef int64_t low, high
+    cdef Py_buffer index
+    code_buffer(codes, &index)
+    with nogil:
+        if index.itemsize == sizeof(int32_t):
+            bounds(<const int32_t*> index.buf, index.shape[0], index.strides[0] // 4, &low, &high)
+        else:
+            bounds(<const int64_t*> index.buf, index.shape[0], index.strides[0] // 8, &low, &high)
+    PyBuffer_Release(&index)
+    return low, high
 
 
 # What one pass reads and where it writes.  Strides are in elements.
@@ -94,7 +141,7 @@ cdef struct Pass:
     double x_value, z_value
     double* raw
     double* S
-    double* work    # (packed S,)
+    double* work    # (k + q + line of raw + packed S,)
 
 
 cdef inline int sweep(const Pass* d, Py_ssize_t p, Py_ssize_t q, bint shared, bint plain, const code_t* codes,
@@ -267,33 +314,45 @@ def column_scales(const double[:, :] columns, Py_ssize_t n_sample, bint may_shif
     constant : int
         That column; -1 if there is none or `may_shift` is false, and then nothing is shifted.
     """
-    cdef Py_ssize_t k = columns.shape[1], j, constant = -1
+    cdef Py_ssize_t n = columns.shape[0], k = columns.shape[1], j, constant = -1
     cdef double size
-    cdef const double[:, ::1] found = probe(columns, n_sample)
-    out_array = np.zeros((2, k))
+    cdef bint equal
+    out_array = np.empty((2, k))
     cdef double[:, ::1] out = out_array
-    for j in range(k if may_shift else 0):
-        if found[2, j] == 1.0 and found[0, j] != 0.0:
-            constant = j
-            break
-    for j in range(k):
-        if constant >= 0:
-            out[0, j] = found[0, j]
-            size = found[1, j]
-        else:
-            size = sqrt(found[1, j] ** 2 + found[0, j] ** 2)
-        out[1, j] = 1.0 / size if size > 0.0 and isfinite(size) else 1.0
-    if constant >= 0:
-        out[0, constant] = 0.0
-        out[1, constant] = 1.0 / found[0, constant]
+    with nogil:
+        for j in range(k):
+            probe_column(&columns[0, j], n, columns.strides[0] // 8, n_sample, &out[0, j], &out[1, j], &equal)
+            if may_shift and constant < 0 and equal and out[0, j] != 0.0:
+                constant = j
+        for j in range(k):
+            size = out[1, j]
+            if constant < 0:
+                size = sqrt(size * size + out[0, j] * out[0, j])
+                out[0, j] = 0.0
+            out[1, j] = 1.0 / size if size > 0.0 and isfinite(size) else 1.0
+            if j == constant:
+                out[1, j] = 1.0 / out[0, j]
+                out[0, j] = 0.0
     return out_array, constant
+
+
+cdef int whole_sweep(const Pass* d, bint shared, bint plain, const code_t* codes, Py_ssize_t c_row,
+                     int64_t base) noexcept nogil:
+    """`sweep` for all sizes; d.work has room for k + q, a line and packed S."""
+    cdef Py_ssize_t p = d.p, q = d.q, k = p + 1
+    cdef int flags = sweep_small(d, shared, plain, codes, c_row, base)
+    if flags < 0:
+        # general sizes: p and q at run time, work arrays in memory
+        flags = sweep(d, p, q, shared, plain, codes, c_row, base, d.work, d.work + k, d.work + k + q,
+                      d.work + k + q + q * (q + 1) // 2 + q * k + 1)
+    return flags
 
 
 def accumulate(
     const double[:, :] X,
     const double[:] y,
     const double[:, :] Z,
-    const code_t[:] codes,
+    codes,
     int64_t base,
     Py_ssize_t n_groups,
     const double[:] weights,
@@ -341,13 +400,13 @@ def accumulate(
     cdef Pass d
     cdef int flags
     cdef bint shared, plain, finite = True
-    cdef Py_ssize_t c_row = codes.strides[0] // <Py_ssize_t> sizeof(code_t)
     raw_array = np.zeros((n_groups, line))
     s_array = np.zeros(n_s)
-    work_array = np.zeros(k + q + line + n_s + n_a)
     gram_array = np.zeros(n_a)
     cdef double[:, ::1] raw = raw_array
-    cdef double[::1] s_total = s_array, work = work_array, gram = gram_array
+    cdef double[::1] s_total = s_array, gram = gram_array
+    cdef double* work
+    cdef Py_buffer index
     d.n = X.shape[0]
     d.p = p
     d.q = q
@@ -376,32 +435,39 @@ def accumulate(
     d.z_value = Z[0, z_constant] if z_constant >= 0 else 0.0
     d.raw = &raw[0, 0]
     d.S = &s_total[0]
-    d.work = &work[0]
     shared = (p == q and d.X == d.Z and d.x_row == d.z_row and d.x_column == d.z_column and d.x_transform == NULL
               and d.z_transform == NULL and x_constant == z_constant)
     for j in range(p if shared else 0):
         shared = shared and d.x_shift[j] == d.z_shift[j] and d.x_scale[j] == d.z_scale[j]
     plain = weights is None and offset is None and d.x_transform == NULL and d.z_transform == NULL
-    with nogil:
-        flags = sweep_small(&d, shared, plain, &codes[0], c_row, base)
-        if flags < 0:
-            # general sizes: p and q at run time, work arrays in memory
-            flags = sweep(&d, p, q, shared, plain, &codes[0], c_row, base, &work[0], &work[k], &work[k + q],
-                          &work[k + q + line])
-        if shared:
-            spread_shared(&d, n_groups)
-        memset(&work[0], 0, n_a * sizeof(double))
-        for group in range(n_groups):
-            for j in range(n_a):
-                work[j] += raw[group, j]
-            if (group & (FLUSH - 1)) == FLUSH - 1 or group == n_groups - 1:
+    work = <double*> malloc((k + q + line + n_s + n_a) * sizeof(double))
+    if work == NULL:
+        raise MemoryError()
+    d.work = work
+    try:
+        code_buffer(codes, &index)
+        with nogil:
+            if index.itemsize == sizeof(int32_t):
+                flags = whole_sweep(&d, shared, plain, <const int32_t*> index.buf, index.strides[0] // 4, base)
+            else:
+                flags = whole_sweep(&d, shared, plain, <const int64_t*> index.buf, index.strides[0] // 8, base)
+            if shared:
+                spread_shared(&d, n_groups)
+            memset(work, 0, n_a * sizeof(double))
+            for group in range(n_groups):
                 for j in range(n_a):
-                    gram[j] += work[j]
-                    work[j] = 0.0
-        for j in range(n_s):
-            finite = finite and isfinite(s_total[j])
-        for j in range(n_a):
-            finite = finite and isfinite(gram[j])
+                    work[j] += raw[group, j]
+                if (group & (FLUSH - 1)) == FLUSH - 1 or group == n_groups - 1:
+                    for j in range(n_a):
+                        gram[j] += work[j]
+                        work[j] = 0.0
+        PyBuffer_Release(&index)
+    finally:
+        free(work)
+    for j in range(n_s):
+        finite = finite and isfinite(s_total[j])
+    for j in range(n_a):
+        finite = finite and isfinite(gram[j])
     return raw_array, s_array, gram_array, not flags & 1, bool(flags & 2), finite
 
 

@@ -102,11 +102,20 @@ cdef struct Outcome:
     double* theta       # (., n_par)
     double* params      # (., p_full)
     double* bse         # (., p_full)
+    double* df          # (., p_full) Satterthwaite's degrees of freedom, or NULL
     double* sigma2
     double* value
     double* decrement
     int* status         # 1 certified, 2 certified at the boundary, 0 not, -1 not finite, -2 no variation
     int* evaluations
+    # Where `rows` is not NULL nothing is fitted: theta is read, and what tests of m linear functions of the coefficients
+    # need at it is all that is written (relative to sigma^2, the scale of V profiled out).
+    Py_ssize_t m
+    const double* rows  # (m, p) in conditioned coordinates
+    double* covariance  # (., m, m) K = rows H_xx^-1 rows'
+    double* slope       # (., n_par, m, m) derivative of K in theta
+    double* shift       # (., n_par) -(1 / r^2) d r^2 / d theta
+    double* hess        # (., n_par, n_par) second derivatives of the criterion in theta
 
 ctypedef Py_ssize_t (*batch_size_t)(const Batch*) noexcept nogil
 ctypedef void (*batch_fit_t)(const Batch*, const double*, Py_ssize_t, Py_ssize_t, Py_ssize_t, const Outcome*, double*

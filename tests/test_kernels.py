@@ -485,7 +485,7 @@ def test_within_part(rng, k):
     F = rng.standard_normal((20, k))
     S, T = F.T @ F, np.ascontiguousarray(np.triu(rng.standard_normal((k, k))))
     between = rng.standard_normal(k * (k + 1) // 2)
-    close(kernels.within_part(S, T, between), packed_triangle(T.T @ S @ T) - between, 1e-13)
+    close(kernels.within_part(packed_triangle(S), T, between), packed_triangle(T.T @ S @ T) - between, 1e-13)
 
 
 def test_columns_in_the_span_of_z_are_cleared(rng):
@@ -502,6 +502,40 @@ def test_columns_in_the_span_of_z_are_cleared(rng):
     assert kernels.clear_exact(packed, 4, 1e14, 1e-12) is True
     B[3] = B[:, 3] = 0.0
     np.testing.assert_array_equal(packed, packed_triangle(B))
+
+
+@pytest.mark.parametrize("kind", [np.int32, np.int64])
+def test_range_of_codes(rng, kind):
+    codes = rng.integers(-40, 60, 100).astype(kind)
+    for values in (codes, codes[::-3], np.column_stack([codes, codes])[:, 1], codes[:1]):
+        assert kernels.code_range(values) == (values.min(), values.max())
+    ends = np.array([np.iinfo(kind).min, 0, np.iinfo(kind).max], dtype=kind)
+    assert kernels.code_range(ends) == (ends[0], ends[2])
+
+
+@pytest.mark.parametrize("codes", [np.zeros(4), np.zeros(4, dtype=np.int16), np.zeros(4, dtype=np.uint64),
+                                   np.zeros((4, 1), dtype=np.int64)])  # fmt: skip
+def test_codes_of_another_type_are_refused(codes):
+    with pytest.raises(TypeError, match="int32 or int64"):
+        kernels.code_range(codes)
+    with pytest.raises(TypeError, match="int32 or int64"):
+        accumulate(np.ones((4, 1)), np.arange(4.0), np.ones((4, 1)), codes, 0, 1)
+
+
+def test_sample_mean(rng):
+    values = rng.standard_normal(1000) + 1e8
+    for layout in (values, values[::-1], np.repeat(values, 2)[::2]):
+        assert kernels.sample_mean(layout, 100) == pytest.approx(layout[::10].mean(), rel=1e-15)
+    assert kernels.sample_mean(values[:7], 100) == pytest.approx(values[:7].mean(), rel=1e-15)
+
+
+def test_fields_of_packed_records(rng):
+    records = np.zeros(60, dtype=[("flag", "i1"), ("y", "f8"), ("g", "i8"), ("h", "i4")])
+    records["y"] = rng.standard_normal(60) + np.repeat(rng.standard_normal(10), 6)
+    records["g"] = records["h"] = np.repeat(range(10), 6)
+    expected = flc.LinearMixedModel(records["y"].copy(), groups=records["g"].copy()).fit().criterion
+    for name in ("g", "h"):
+        assert flc.LinearMixedModel(records["y"], groups=records[name]).fit().criterion == expected
 
 
 @pytest.mark.parametrize("name", ["X", "y", "Z"])
@@ -523,34 +557,80 @@ def test_floored_factor(rng, q):
     np.testing.assert_allclose(lower @ lower.T, (vectors * np.maximum(values, 0.3)) @ vectors.T, atol=1e-13)
     assert not np.triu(lower, 1).any()
     assert (np.diag(lower) > 0.0).all()
+    moved = kernels.floored_factor(matrix, 0.3, -1.7, 0.4)
+    np.testing.assert_allclose(moved, kernels.floored_factor(0.4 * np.eye(q) - 1.7 * matrix, 0.3), rtol=0.0, atol=1e-13)
 
 
-def test_regression(rng):
-    X, y = rng.standard_normal((30, 3)), rng.standard_normal(30)
-    S = np.column_stack([X, y]).T @ np.column_stack([X, y])
-    T, _ = kernels.orthonormal(S[:3, :3])
-    beta, rest = kernels.regression(S, T)
-    expected, (left,), *_ = np.linalg.lstsq(X, y, rcond=None)
-    np.testing.assert_allclose(beta, expected, atol=1e-13)
-    assert rest == pytest.approx(left, rel=1e-12)
+@pytest.mark.parametrize("p", [0, 1, 3])
+def test_least_squares(rng, p):
+    X, y, before = rng.standard_normal((30, p)), rng.standard_normal(30), rng.standard_normal(p)
+    columns = np.column_stack([X, y - X @ before])
+    T, margin, xy, beta, rest, total, scale = kernels.least_squares(packed_triangle(columns.T @ columns), before, 30)
+    left = y
+    if p:
+        expected, smallest = kernels.orthonormal(X.T @ X)
+        np.testing.assert_allclose(T, expected, rtol=1e-13)
+        assert margin == pytest.approx(smallest, rel=1e-12)
+        coefficients = np.linalg.lstsq(X, y, rcond=None)[0]
+        np.testing.assert_allclose(beta, coefficients, atol=1e-13)
+        left = y - X @ coefficients
+    assert rest == pytest.approx(left @ left, rel=1e-12)
+    assert scale == pytest.approx(np.sqrt(left @ left / 30), rel=1e-12)
+    assert total == pytest.approx(np.sum(columns[:, -1] ** 2) + np.sum((X @ before) ** 2), rel=1e-12)
+    np.testing.assert_array_equal(xy, np.triu(xy))
+    close(columns @ xy, np.column_stack([X @ T, left / scale]), 1e-13)
+
+
+def test_least_squares_of_collinear_columns(rng):
+    columns = np.column_stack([np.ones((16, 2)), rng.standard_normal(16)])
+    T, margin = kernels.least_squares(packed_triangle(columns.T @ columns), np.zeros(2), 16)[:2]
+    assert margin == 0.0
+    np.testing.assert_array_equal(T, np.eye(2))
+
+
+@pytest.mark.parametrize("q", [1, 2, 5])
+def test_rotation(rng, q):
+    F = rng.standard_normal((q + 3, q))
+    T, margin = kernels.rotation(packed_triangle(F.T @ F), q, 7.0)
+    expected, smallest = kernels.orthonormal(F.T @ F)
+    np.testing.assert_allclose(T, np.sqrt(7.0) * expected, rtol=1e-14)
+    assert margin == smallest
+
+
+@pytest.mark.parametrize("q", [1, 2, 3, 6])
+def test_smallest_parts(rng, q):
+    F = np.tril(rng.standard_normal((q, q)))
+    least, lowest = kernels.smallest_parts(F)
+    assert np.sqrt(least) == pytest.approx(np.linalg.svd(F, compute_uv=False)[-1], rel=1e-11)
+    assert lowest == F.diagonal().min()
+    F[-1] = 0.0
+    assert kernels.smallest_parts(F)[0] <= 1e-30
+    for place in (0, -1):
+        F = np.eye(q)
+        F[place, place] = np.nan
+        assert not kernels.smallest_parts(F)[0] > 0.0
 
 
 @pytest.mark.parametrize("k", [1, 2, 7])
-def test_log_diagonal_scale_map_unpack_and_eigen(rng, k):
+def test_log_diagonal_scale_map_and_unpack(rng, k):
     A = rng.standard_normal((k, k))
     assert kernels.log_diagonal(A) == pytest.approx(np.sum(np.log(np.abs(np.diag(A)))), rel=1e-14)
     S = A + A.T
     np.testing.assert_array_equal(kernels.unpack(packed_triangle(S), k), S)
-    values, vectors = kernels.eigen(S)
-    np.testing.assert_allclose(np.sort(values), np.linalg.eigvalsh(S), rtol=0.0, atol=1e-13 * np.max(np.abs(S)) * k)
-    close((vectors * values) @ vectors.T, S, 1e-13)
-    close(vectors.T @ vectors, np.eye(k), 1e-14)
     X = rng.standard_normal((10, k))
     X[:, 0] = 4.0
     s = np.vstack([rng.standard_normal(k), rng.uniform(0.5, 2.0, k)])
     s[:, 0] = 0.0, 0.25
     close(X @ kernels.scale_map(s, 0), (X - s[0]) * s[1], 1e-14)
     close(X @ kernels.scale_map(s * [[0.0], [1.0]], -1), X * s[1], 1e-14)
+    T, beta = np.ascontiguousarray(np.triu(A)), rng.standard_normal(k)
+    for constant, shifts in ((0, s), (-1, s * [[0.0], [1.0]])):
+        found, coefficients, log_det = kernels.natural_map(shifts, constant, T, beta)
+        M = kernels.scale_map(shifts, constant)
+        close(found, M @ T, 1e-14)
+        close(coefficients, M @ beta, 1e-14)
+        assert log_det == pytest.approx(np.linalg.slogdet(M @ T)[1], rel=1e-12, abs=1e-12)
+        assert kernels.natural_map(shifts, constant, T, None)[1] is None
 
 
 # ------------------------------------------------------------------------------------------------------------

@@ -18,6 +18,7 @@ from .model import LinearMixedModel, lmm
 if TYPE_CHECKING:
     from . import datasets, plots
     from .assumed import assume
+    from .centering import between, group_mean, within
     from .comparison import compare
     from .power_analysis import power, power_curve
     from .random_effect_tests import random_effect_test
@@ -32,25 +33,31 @@ __all__ = [
     "RandomTerm",
     "__version__",
     "assume",
+    "between",
     "compare",
     "datasets",
+    "group_mean",
     "lmm",
     "plots",
     "power",
     "power_curve",
     "random_effect_test",
+    "within",
 ]
 
 _LAZY = {
     "LMMResult": ".results",
     "RandomTerm": ".terms",
     "assume": ".assumed",
+    "between": ".centering",
     "compare": ".comparison",
     "datasets": ".datasets",
+    "group_mean": ".centering",
     "plots": ".plots",
     "power": ".power_analysis",
     "power_curve": ".power_analysis",
     "random_effect_test": ".random_effect_tests",
+    "within": ".centering",
 }
 
 

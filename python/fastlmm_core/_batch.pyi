@@ -56,4 +56,8 @@ class BatchDesign:
         decrement: _Array,
         status: _Int,
         evaluations: _Int,
+        df: _Array | None = None,
     ) -> None: ...
+    def contrasts(
+        self, Y: _Array, reml: bool, theta: _Array, rows: _Array
+    ) -> tuple[_Array, _Array, _Array, _Array]: ...

@@ -214,9 +214,8 @@ def rebuilt(
 
 def _chosen(factor: Factor, rows: Any) -> Factor:
     old = factor.grouping
-    return dataclasses.replace(
-        factor, grouping=Grouping(old.name, old.index[rows].astype(np.int64), 0, len(old.labels), old.labels)
-    )
+    grouping = Grouping(old.name, old.index[rows].astype(np.int64), 0, len(old.labels), old.labels)
+    return Factor(grouping, factor.start, factor.stop)
 
 
 def drawn(model: LinearMixedModel, params: Array, factor: Array, sigma2: float) -> AssumedModel:

@@ -13,12 +13,14 @@ from numpy.typing import NDArray
 
 from . import kernels
 from .batch_design import EffectsDesign
-from .distributions import two_sided_p
 from .errors import LMMError
+from .inference import coefficient_df
 from .optimize import SINGULAR
 from .starts import many_minima, other_starts
 
 if TYPE_CHECKING:
+    from .batch_inference import BatchTest
+    from .methods import Ddf
     from .model import LinearMixedModel
     from .results import LMMResult
 
@@ -59,6 +61,9 @@ class BatchResult:
         self.gradient_norm = np.empty(count)
         self._status = np.empty(count, dtype=np.intc)
         self.n_evaluations = np.empty(count, dtype=np.intc)
+        # Satterthwaite's degrees of freedom; which responses the single-fit path fitted
+        self._df = np.empty((count, p))
+        self._alone = np.zeros(count, dtype=bool)
 
     def __len__(self) -> int:
         return len(self.sigma2)
@@ -89,10 +94,51 @@ class BatchResult:
         with np.errstate(invalid="ignore"):
             return np.asarray(self.params / self.bse)
 
-    @property
-    def pvalues(self) -> Array:
-        """Two-sided p-values of the Wald z tests (n_responses, p)."""
-        return two_sided_p(self.tvalues, None)
+    def df(self, ddf: Ddf = "satterthwaite") -> Array:
+        """Degrees of freedom of the t tests that each fixed effect is zero (n_responses, p).
+
+        Parameters
+        ----------
+        ddf : {"satterthwaite", "kenward-roger", "residual", "normal"}
+        """
+        from .batch_inference import df
+
+        return df(self, ddf)
+
+    def pvalues(self, ddf: Ddf = "satterthwaite") -> Array:
+        """Two-sided p-values of the tests that each fixed effect is zero (n_responses, p).
+
+        Parameters
+        ----------
+        ddf : {"satterthwaite", "kenward-roger", "residual", "normal"}
+            Degrees of freedom; Kenward-Roger with adjusted standard errors and the expected information.
+        """
+        from .batch_inference import pvalues
+
+        return pvalues(self, ddf)
+
+    def test(self, hypothesis: Any, rhs: Any = None, *, ddf: Ddf = "satterthwaite") -> BatchTest:
+        """Test linear hypotheses on the fixed effects for every response.
+
+        Parameters
+        ----------
+        hypothesis, rhs
+            See `LMMResult.test`.
+        ddf : {"satterthwaite", "kenward-roger", "residual", "normal"}
+
+        Returns
+        -------
+        BatchTest
+
+        Raises
+        ------
+        LMMError
+            For hypotheses that cannot be tested, or Satterthwaite's formula for other than single coefficients where
+            the responses were given as a stream and are gone.
+        """
+        from .batch_inference import test
+
+        return test(self, hypothesis, rhs, ddf)
 
     @cached_property
     def _factor(self) -> Array:
@@ -325,7 +371,7 @@ def _lanes(shared: kernels.BatchDesign, Y: Array, into: BatchResult, first: int,
     offset = problem.log_constant - (problem.log_jacobian if into.reml else 0.0)
     shared.fit(
         Y, first, into.reml, offset, start, into._theta_o, into.params, into.bse, into.sigma2, into.criterion,
-        into.gradient_norm, into._status, into.n_evaluations,
+        into.gradient_norm, into._status, into.n_evaluations, into._df,
     )  # fmt: skip
 
 
@@ -376,13 +422,13 @@ def _second_look(model: LinearMixedModel, Y: Array, into: BatchResult, first: in
     for i in np.flatnonzero(status == 0):
         _single(model, Y[i], into, first + int(i))
     dropped = np.setdiff1d(np.arange(into.params.shape[1]), model.problem.kept)
-    into.params[part, dropped] = into.bse[part, dropped] = np.nan
+    into.params[part, dropped] = into.bse[part, dropped] = into._df[part, dropped] = np.nan
     lost = first + np.flatnonzero(into._status[part] < 0)
-    for name in ("_theta_o", "params", "bse", "sigma2", "criterion", "gradient_norm"):
+    for name in ("_theta_o", "params", "bse", "sigma2", "criterion", "gradient_norm", "_df"):
         getattr(into, name)[lost] = np.nan
 
 
-_FIELDS = ("_theta_o", "params", "bse", "sigma2", "criterion", "gradient_norm", "_status")
+_FIELDS = ("_theta_o", "params", "bse", "sigma2", "criterion", "gradient_norm", "_status", "_df")
 
 
 def _single(model: LinearMixedModel, y: Array, into: BatchResult, at: int) -> None:
@@ -401,13 +447,15 @@ def _single(model: LinearMixedModel, y: Array, into: BatchResult, at: int) -> No
     into.sigma2[at] = result.sigma2
     into.criterion[at] = result.criterion
     into.gradient_norm[at] = result.gradient_norm
+    into._df[at] = coefficient_df(result)
+    into._alone[at] = True
     into._status[at] = (BOUNDARY if result.singular else 1) if result.converged else 0
     into.n_evaluations[at] += result.n_evaluations
 
 
 def _joined(model: LinearMixedModel, reml: bool, pieces: list[BatchResult]) -> BatchResult:
     out = BatchResult(model, reml, sum(map(len, pieces)), None)
-    for name in (*_FIELDS, "n_evaluations"):
+    for name in (*_FIELDS, "_alone", "n_evaluations"):
         if pieces:
             np.concatenate([getattr(piece, name) for piece in pieces], out=getattr(out, name))
     return out

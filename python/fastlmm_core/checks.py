@@ -28,6 +28,9 @@ def float_array(values: Any, name: str, ndim: int) -> Array:
             if array.dtype.kind in "USMmc":
                 raise ValueError
             array = array.astype(np.float64)
+        elif not array.flags.aligned:
+            # a field of packed records: the kernels count strides in elements
+            array = array.copy()
     except (ValueError, TypeError):
         kind = np.asarray(values, dtype=object).dtype if not hasattr(values, "dtype") else values.dtype
         raise LMMError(f"{name} must hold numbers, not {kind}; convert or encode it first") from None

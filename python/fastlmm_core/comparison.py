@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from .errors import LMMError
 from .nesting import Nesting, contained, efficient_information, nest
 from .null_distributions import NullTest, chi_bar_square, chi_square, counted
-from .summary import _aligned, _html_table, _p_value, _text_table
+from .text_tables import aligned_cells, html_table, p_value_cell, text_table
 
 if TYPE_CHECKING:
     from .model import LinearMixedModel
@@ -119,13 +119,13 @@ class Comparison:
 
     def _table(self, columns: Sequence[str] = ("AIC", "AICc", "BIC", "logLik", "Deviance", "LRT")) -> _Table:
         rows = self.rows
-        numbers = [_aligned([_decimal(getattr(row, _COLUMNS[name])) for row in rows]) for name in columns]
+        numbers = [aligned_cells([_decimal(getattr(row, _COLUMNS[name])) for row in rows]) for name in columns]
         cells = [
             [str(i + 1) for i in range(len(rows))],
             [str(row.n_parameters) for row in rows],
             *numbers,
             ["" if row.df is None else str(row.df) for row in rows],
-            _aligned(["" if math.isnan(row.p_value) else _p_value(row.p_value) for row in rows]),
+            aligned_cells(["" if math.isnan(row.p_value) else p_value_cell(row.p_value) for row in rows]),
         ]
         header = ["", "Parameters", *columns, "df", "p"]
         return header, [list(line) for line in zip(*cells, strict=True)]
@@ -137,9 +137,9 @@ class Comparison:
         lines = [self.title, ""]
         for i, row in enumerate(self.rows):
             lines += _item(str(i + 1), row.name)
-        table = _text_table(*self._table(), left=1)
+        table = text_table(*self._table(), left=1)
         if max(map(len, table)) > _WIDTH:
-            table = _text_table(*self._table(("AIC", "BIC", "logLik", "LRT")), left=1)
+            table = text_table(*self._table(("AIC", "BIC", "logLik", "LRT")), left=1)
         lines += ["", *table]
         if self._nulls():
             lines += ["", "Null distributions"]
@@ -155,10 +155,10 @@ class Comparison:
 
     def _repr_html_(self) -> str:
         names = [[str(i + 1), row.name] for i, row in enumerate(self.rows)]
-        parts = [f"<p><strong>{html.escape(self.title)}</strong></p>", _html_table(None, names, left=(0, 1))]
-        parts.append(_html_table(*self._table(), left=(0,)))
+        parts = [f"<p><strong>{html.escape(self.title)}</strong></p>", html_table(None, names, left=(0, 1))]
+        parts.append(html_table(*self._table(), left=(0,)))
         if self._nulls():
-            parts.append("<p>Null distributions</p>" + _html_table(None, [list(x) for x in self._nulls()], left=(0, 1)))
+            parts.append("<p>Null distributions</p>" + html_table(None, [list(x) for x in self._nulls()], left=(0, 1)))
         parts += [f"<p>{html.escape(note)}</p>" for note in self.notes]
         return f"<div>{''.join(parts)}</div>"
 

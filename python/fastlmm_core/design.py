@@ -9,7 +9,7 @@ supplies a better transformation and a second pass is made with it.
 
 from __future__ import annotations
 
-from math import log, sqrt
+from math import log
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -258,15 +258,14 @@ def condition(
     """
     n, p = X.shape
     q = Z.shape[1]
-    correlated = len(structure.blocks) == 1 and structure.blocks[0].structure == "full"
     x_scale, x_constant = kernels.column_scales(X, SAMPLE, True)
-    z_scale, z_constant = kernels.column_scales(Z, SAMPLE, correlated)
+    z_scale, z_constant = kernels.column_scales(Z, SAMPLE, structure.one_full)
     x_transform: Array | None = None
     z_transform: Array | None = None
     kept = np.arange(p)
     beta0 = np.zeros(p)
     if x_constant >= 0:
-        beta0[x_constant] = kernels.probe(y[:, None], SAMPLE)[0, 0]
+        beta0[x_constant] = kernels.sample_mean(y, SAMPLE)
     x_columns = X
     for attempt in range(4):
         raw, packed_s, gram, constant, varies, finite = kernels.accumulate(
@@ -277,7 +276,8 @@ def condition(
             _refuse(y, X, Z, weights, offset)
             raise LMMError("the data overflow: rescale y, X, Z or weights to values below 1e100 in size")
         if attempt == 0:
-            _check_size(n, int(np.count_nonzero(raw[:, -1])), q, group_name)
+            m = int(np.count_nonzero(raw[:, -1]))
+            _check_size(n, m, q, group_name)
         if not varies:
             raise LMMError("y is constant: there is nothing to model; check that the right column is the response")
         if not constant:
@@ -286,11 +286,9 @@ def condition(
             z_scale, z_constant = kernels.column_scales(Z, SAMPLE, False)
             beta0 = np.zeros(p)
             continue
-        S = kernels.unpack(packed_s, len(kept) + 1)
-        r = len(kept)
-        to_x, x_margin = kernels.orthonormal(S[:r, :r])
-        to_z, z_margin = _z_rotation(kernels.unpack(gram, q), n, structure)
-        poor_x = r > 0 and x_margin < WELL_CONDITIONED and x_transform is None
+        to_x, x_margin, xy, beta, rest, total, scale = kernels.least_squares(packed_s, beta0, n)
+        to_z, z_margin = _z_rotation(gram, n, structure)
+        poor_x = x_margin < WELL_CONDITIONED and x_transform is None
         poor_z = z_margin < WELL_CONDITIONED and z_transform is None
         if poor_x:
             kept, triangle = _revealed(X, x_scale, weights)
@@ -308,16 +306,17 @@ def condition(
             z_transform = _z_preconditioner(Z, z_scale, weights, structure)
         if poor_x or poor_z:
             continue
-        beta1, rest = kernels.regression(S, to_x)
-        if rest <= 1e-7 * S[r, r] and attempt < 3:
+        if rest <= 1e-7 * packed_s[-1] and attempt < 3:
             # the fixed effects explain nearly all of y: take its residual again from the rows
-            beta0 = beta0 + beta1
+            beta0 = beta
             continue
         break
+    # beta0 is not zero only where it has been taken from y before the sums
+    if not rest > 1e-30 * total:
+        raise LMMError("y is reproduced exactly by the fixed effects: there is no variation left to model")
     return _finish(
-        y, X, Z, x_columns, codes, base, offset, n, structure, raw, S, beta0, beta1, rest, kept, x_scale, z_scale,
-        x_constant, z_constant,
-        x_transform, z_transform, to_x, to_z, weights,
+        y, X, Z, x_columns, codes, base, offset, n, m, structure, raw, packed_s, beta0, beta, scale, kept, x_scale,
+        z_scale, x_constant, z_constant, x_transform, z_transform, to_x, to_z, xy, weights,
     )  # fmt: skip
 
 
@@ -334,13 +333,13 @@ def _check_size(n: int, m: int, q: int, name: str) -> None:
         )
 
 
-def _z_rotation(gram: Array, n: int, structure: CovarianceStructure) -> tuple[Array, float]:
+def _z_rotation(packed: Array, n: int, structure: CovarianceStructure) -> tuple[Array, float]:
     """Block-wise T with T' (Z'Z) T = n I (diagonal blocks: unit diagonal only), and the smallest 1 - R^2."""
+    if structure.one_full:
+        return kernels.rotation(packed, structure.q, n)
+    gram = kernels.unpack(packed, structure.q)
     out = np.zeros(gram.shape)
     margin = 1.0
-    if len(structure.blocks) == 1 and structure.blocks[0].structure == "full":
-        rotation, margin = kernels.orthonormal(gram)
-        return rotation * sqrt(n), margin
     for block in structure.blocks:
         part = slice(block.start, block.stop)
         inner = gram[part, part]
@@ -401,37 +400,28 @@ def _padded(transform: Array) -> Array:
 
 def _finish(
     y: Array, X: Array, Z: Array, x_columns: Array, codes: NDArray[Any], base: int, offset: Array | None,
-    n: int, structure: CovarianceStructure, raw: Array, S: Array, beta0: Array, beta1: Array, rest: float,
-    kept: NDArray[np.intp], x_scale: Array, z_scale: Array, x_constant: int, z_constant: int,
-    x_transform: Array | None, z_transform: Array | None, to_x: Array, to_z: Array, weights: Array | None,
+    n: int, m: int, structure: CovarianceStructure, raw: Array, packed_s: Array, beta0: Array, beta: Array,
+    scale: float, kept: NDArray[np.intp], x_scale: Array, z_scale: Array, x_constant: int, z_constant: int,
+    x_transform: Array | None, z_transform: Array | None, to_x: Array, to_z: Array, xy: Array, weights: Array | None,
 ) -> tuple[Problem, NDArray[np.intp] | None]:  # fmt: skip
     q = structure.q
     r = len(kept)
-    # beta0 is not zero only where it has been taken from y before S was summed
-    if not rest > 1e-30 * (S[r, r] + (beta0 @ S[:r, :r] @ beta0)):
-        raise LMMError("y is reproduced exactly by the fixed effects: there is no variation left to model")
-    scale = sqrt(rest / n)
-    xy = np.zeros((r + 1, r + 1))
-    xy[:r, :r] = to_x
-    xy[:r, r] = -beta1 / scale
-    xy[r, r] = 1.0 / scale
-    counts = raw[:, -1]
+    n_slots = len(raw)
     present: NDArray[np.intp] | None = None
-    if not counts.all():
-        present = np.flatnonzero(counts)
+    if m < n_slots:
+        present = np.flatnonzero(raw[:, -1])
         raw = raw[present]
-    m = len(raw)
     packed, between = kernels.factor_groups(raw, to_z, xy)
-    within = kernels.within_part(S, xy, between)
+    within = kernels.within_part(packed_s, xy, between)
     tolerance = EXACT_WITHIN
     slope, unexplained = kernels.within_regression(within, r + 1, EXACT_WITHIN)
     if unexplained < MOSTLY_BETWEEN * n:
         # sums of squares have lost digits: take out what X explains within groups and sum over the rows again
         xy[:r, r] -= to_x @ slope
-        beta1 = -xy[:r, r] * scale
+        beta = beta0 - xy[:r, r] * scale
         packed, between = kernels.factor_groups(raw, to_z, xy)
-        position = np.zeros(len(counts), dtype=np.int64)
-        position[counts > 0.0] = np.arange(m)
+        position = np.zeros(n_slots, dtype=np.int64)
+        position[slice(None) if present is None else present] = np.arange(m)
         within = kernels.within_rows(
             x_columns, y, Z, codes, base, position, weights, offset, x_scale, z_scale,
             beta0 if x_transform is None else x_transform @ beta0,
@@ -447,19 +437,18 @@ def _finish(
             "use fewer random effects"
         )
     smaller = kernels.compress(packed, m, q, r + 1) if m >= COMPRESS_FROM else None
-    columns = kernels.scale_map(x_scale, x_constant)
-    log_det = kernels.log_diagonal(columns) + kernels.log_diagonal(to_x)
+    x_map, beta_base, log_det = kernels.natural_map(
+        x_scale, x_constant, to_x if x_transform is None else x_transform, beta
+    )
     if x_transform is not None:
-        log_det += kernels.log_diagonal(x_transform)
-        columns = columns @ x_transform
-    x_map = columns @ to_x
-    beta_base = columns @ (beta0 + beta1)
+        beta_base = x_map @ beta
+        x_map = x_map @ to_x
+        log_det += kernels.log_diagonal(to_x)
     if r < X.shape[1]:
         x_map, beta_base = _spread(x_map, kept, X.shape[1]), _spread(beta_base, kept, X.shape[1])
-    z_map = kernels.scale_map(z_scale, z_constant)
+    z_map = kernels.natural_map(z_scale, z_constant, to_z if z_transform is None else z_transform, None)[0]
     if z_transform is not None:
-        z_map = z_map @ z_transform
-    z_map = z_map @ to_z
+        z_map = z_map @ to_z
     problem = Problem(
         n=n,
         m=m,

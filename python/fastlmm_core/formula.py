@@ -21,7 +21,7 @@ from .frames import Column, Table, first_rows, native_frame
 from .grouping import integer_codes
 from .syntax import C_OF_COLUMN, Side, capital, first_line, parse, terms_of
 
-__all__ = ["FormulaSpec", "ModelData", "RandomTermData", "model_data"]
+__all__ = ["FormulaSpec", "ModelData", "Numbers", "RandomTermData", "model_data"]
 
 Array = NDArray[Any]
 
@@ -97,6 +97,15 @@ class ModelData:
 
 
 @dataclass(frozen=True)
+class Numbers:
+    """Mean and range of a numeric column over the rows of the fit."""
+
+    mean: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
 class FormulaSpec:
     """What a fitted formula remembers to be evaluated on new data; it can be pickled.
 
@@ -113,6 +122,9 @@ class FormulaSpec:
         None where the part is made of plain numeric columns.
     integer_groups : frozenset of str
         Grouping columns whose labels were integers.
+    reference : dict
+        For each column that the fixed part uses a `Numbers`, or the tuple of its levels in use: of a categorical
+        column in order, of a logical one False and True.
     """
 
     formula: str
@@ -120,6 +132,7 @@ class FormulaSpec:
     offset_name: str | None
     states: tuple[Any, ...]
     integer_groups: frozenset[str]
+    reference: Mapping[str, Numbers | tuple[Any, ...]]
 
     def fixed(self, new_data: Any) -> Array:
         """The fixed-effects design of new data, coded as in the fit; response and groups are not needed."""
@@ -244,6 +257,7 @@ def model_data(
         offset if isinstance(offset, str) else None,
         tuple(states),
         frozenset(name for key in groups for name in key if _is_integer(used[name])),
+        {name: _typical(name, used[name], rows, x.state) for name in _needed(parsed.fixed, table)},
     )
     return ModelData(
         y=y.matrix[:, 0],
@@ -268,6 +282,25 @@ class _Part:
     state: Any
 
 
+def _typical(name: str, column: Column, rows: Array | None, state: Any) -> Numbers | tuple[Any, ...]:
+    """Mean and range of a numeric column, or the levels in use of a categorical one."""
+    encoder = {} if state is None else state.encoder_state
+    for expression, (_, encoding) in encoder.items():
+        call = C_OF_COLUMN.match(expression)
+        if encoding.get("categories") is not None and name == (call[1].strip("`") if call else expression):
+            levels = tuple(encoding["categories"])
+            if not column.is_category:
+                return levels
+            used = set(column.codes(rows)[1].tolist())
+            return tuple(level for level in levels if level in used)
+    if column.number is None:
+        return tuple(column.codes(rows)[1].tolist())
+    if column.number.dtype.kind == "b":
+        return (False, True)
+    values = column.number if rows is None else column.number[rows]
+    return Numbers(float(values.mean(dtype=np.float64)), float(values.min()), float(values.max()))
+
+
 # --- evaluation -----------------------------------------------------------------------------------------------------
 
 
@@ -277,9 +310,11 @@ def _needed(side: Side, table: Table) -> list[str]:
         return [name for name, _ in side.names]
     from formulaic.transforms import TRANSFORMS  # type: ignore[import-untyped]
 
+    from .centering import formula_functions
+
     needed = []
     for name, optional in side.names:
-        known = name in TRANSFORMS or hasattr(builtins, name)
+        known = name in TRANSFORMS or name in formula_functions() or hasattr(builtins, name)
         if known and (optional or name not in table):
             continue
         if optional and name not in table:
@@ -377,6 +412,8 @@ def _formulaic_matrix(side: Side, table: Table, rows: Array | None, state: Any) 
     import pandas as pd
     from formulaic.errors import DataMismatchWarning  # type: ignore[import-untyped]
 
+    from .centering import formula_functions
+
     needed = _needed(side, table)
     columns = {name: table.column(name).for_formulaic(rows, name in side.computed) for name in needed}
     bare = {str(factor.expr) for term in state.formula for factor in term.factors}
@@ -391,7 +428,7 @@ def _formulaic_matrix(side: Side, table: Table, rows: Array | None, state: Any) 
         with np.errstate(all="ignore"), warnings.catch_warnings():
             warnings.simplefilter("error", DataMismatchWarning)
             warnings.simplefilter("error", np.exceptions.ComplexWarning)
-            made = state.get_model_matrix(frame, context={})
+            made = state.get_model_matrix(frame, context=formula_functions())
             matrix = np.ascontiguousarray(made, dtype=np.float64)
     except DataMismatchWarning as warning:
         raise LMMError(

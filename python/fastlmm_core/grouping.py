@@ -8,18 +8,22 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .errors import LMMError
+from .kernels import code_range
 
 __all__ = ["Factor", "Grouping", "group_codes", "in_order", "integer_codes", "label_array", "label_codes"]
 
 
 _FEW = 10_000
 """So many labels are sorted in less time than it takes to import pandas."""
+
+_SMALL = 5_000
+"""Of so many codes a plain loop finds the range sooner than two vectorised reductions of numpy."""
 
 
 @dataclass
@@ -71,8 +75,7 @@ class Grouping:
         return np.array([known.get(label, -1) for label in wanted.tolist()], dtype=np.intp)
 
 
-@dataclass(frozen=True)
-class Factor:
+class Factor(NamedTuple):
     """A grouping factor and the random effects that each of its levels has.
 
     Attributes
@@ -116,6 +119,8 @@ def group_codes(groups: Any, name: str) -> Grouping:
     if values.size == 0:
         raise LMMError("groups is empty: there are no observations")
     if values.dtype.kind in "iu":
+        if not values.flags.aligned:
+            values = values.copy()
         bounds = _modest_range(values)
         if bounds is not None:
             codes = values if values.dtype in (np.int32, np.int64) else values.astype(np.int64)
@@ -138,7 +143,8 @@ def group_codes(groups: Any, name: str) -> Grouping:
 
 def _modest_range(values: NDArray[Any]) -> tuple[int, int] | None:
     """Smallest and largest of integers, where a table of all between them beats sorting."""
-    low, high = int(values.min()), int(values.max())
+    plain = values.size <= _SMALL and values.dtype in (np.int32, np.int64)
+    low, high = code_range(values) if plain else (int(values.min()), int(values.max()))
     return (low, high) if high - low < 4 * values.size + 1000 and high < 2**62 else None
 
 

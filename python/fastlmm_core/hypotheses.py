@@ -187,7 +187,8 @@ class _Parser:
         return self._refuse(f"there is no coefficient {name!r}{hint} (coefficients: {shown})")
 
     def _tokens(self) -> list[tuple[str, Any]]:
-        text, out, i = self.text, [], 0
+        text, i = self.text, 0
+        out: list[tuple[str, Any]] = []
         order = sorted(range(len(self.names)), key=lambda j: -len(self.names[j]))
         while i < len(text):
             if text[i].isspace():

@@ -11,14 +11,16 @@ from importlib import import_module
 
 from ._algebra import (
     clear_exact,
-    eigen,
     floored_factor,
+    least_squares,
     log_diagonal,
     lower_factor,
+    natural_map,
     orthogonal_columns,
     orthonormal,
-    regression,
+    rotation,
     scale_map,
+    smallest_parts,
     unpack,
     within_part,
     within_regression,
@@ -28,7 +30,7 @@ from ._cpu import variants
 from ._criterion import ClusterCriterion, factor_groups, group_effects, lanes, symmetric, unit_directions, use_kernels
 from ._newton import minimize_newton
 from ._patterns import compress, pattern_bases, pattern_labels
-from ._rows import accumulate, column_scales, probe, within_rows
+from ._rows import accumulate, code_range, column_scales, probe, sample_mean, within_rows
 from ._whiten import whiten_residuals
 
 __all__ = [
@@ -37,23 +39,27 @@ __all__ = [
     "ClusterCriterion",
     "accumulate",
     "clear_exact",
+    "code_range",
     "column_scales",
     "compress",
-    "eigen",
     "factor_groups",
     "floored_factor",
     "group_effects",
     "lanes",
+    "least_squares",
     "log_diagonal",
     "lower_factor",
     "minimize_newton",
+    "natural_map",
     "orthogonal_columns",
     "orthonormal",
     "pattern_bases",
     "pattern_labels",
     "probe",
-    "regression",
+    "rotation",
+    "sample_mean",
     "scale_map",
+    "smallest_parts",
     "symmetric",
     "unit_directions",
     "unpack",

@@ -11,8 +11,10 @@ from numpy.typing import ArrayLike, NDArray
 if TYPE_CHECKING:
     from .batch import BatchResult
     from .bootstrap import BootstrapResult
+    from .centering import ContextualEffect
+    from .comparison import Comparison
     from .influence import Influence
-    from .marginal import MarginalCovariance
+    from .marginal import LeastVariance, MarginalCovariance
     from .marginal_means import MarginalMeans
     from .model import LinearMixedModel
     from .pooling import DesignEffect, Pooling
@@ -171,14 +173,15 @@ class Methods(Simulating):
         Parameters
         ----------
         factors : str or sequence of str
-            Categorical columns whose means are wanted.
+            Categorical columns whose means are wanted; numeric ones too where `at` gives their values.
         by : str or sequence of str, optional
             Columns within whose levels contrasts are taken.
         at : mapping, optional
             Values of covariates; by default their means.
         contrasts : {"pairwise", "revpairwise", "reference", "sequential", "effects", "polynomial"} or mapping, optional
-        adjust : {"tukey", "holm", "bonferroni", "sidak", "fdr", "none"}, optional
-            For multiplicity; by default "tukey" for pairwise contrasts.
+        adjust : {"none", "tukey", "mvt", "dunnett", "scheffe", "sidak", "bonferroni", "holm", "fdr"}, optional
+            For multiplicity: by default "tukey" for pairwise contrasts, "mvt" against a reference or in sequence, "fdr"
+            for effects, "none" otherwise.
         level : float
         ddf, information
             See `test`.
@@ -193,6 +196,58 @@ class Methods(Simulating):
             _fit(self), factors, by=by, at=at, contrasts=contrasts, adjust=adjust, level=level, ddf=ddf,
             information=information,
         )  # fmt: skip
+
+    def slopes(
+        self,
+        variable: str,
+        factors: str | Sequence[str] | None = None,
+        *,
+        by: str | Sequence[str] | None = None,
+        at: Mapping[str, Any] | None = None,
+        contrasts: Any = None,
+        adjust: str | None = None,
+        level: float = 0.95,
+        ddf: Ddf = "satterthwaite",
+        information: Information = "expected",
+    ) -> MarginalMeans:
+        """Slopes of a numeric variable within the levels of factors, and contrasts of them.
+
+        Parameters
+        ----------
+        variable : str
+        factors : str or sequence of str, optional
+            By default the slope averaged over all factors.
+        by, at, contrasts, adjust, level, ddf, information
+            See `emmeans`.
+
+        Returns
+        -------
+        MarginalMeans
+        """
+        from .marginal_means import slopes
+
+        return slopes(
+            _fit(self), variable, factors, by=by, at=at, contrasts=contrasts, adjust=adjust, level=level, ddf=ddf,
+            information=information,
+        )  # fmt: skip
+
+    def random_effect_test(self, term: str | None = None, **options: Any) -> Comparison:
+        """Test whether each random effect is needed, with the null distribution that is right on the boundary.
+
+        Parameters
+        ----------
+        term : str, optional
+            A random effect, term or grouping factor; by default every effect that can be tested alone.
+        **options
+            ``null``, ``n_sim`` and ``seed``, see `fastlmm_core.random_effect_test`.
+
+        Returns
+        -------
+        Comparison
+        """
+        from .random_effect_tests import random_effect_test
+
+        return random_effect_test(_fit(self), term, **options)
 
     def variance_components(self, level: float = 0.95) -> Any:
         """Variance parameters with standard errors and intervals.
@@ -266,7 +321,7 @@ class Methods(Simulating):
         Parameters
         ----------
         term : str, optional
-            A random-effects term; by default the first.
+            A random-effects term; by default all terms of the first grouping factor.
 
         Returns
         -------
@@ -301,6 +356,54 @@ class Methods(Simulating):
         from .marginal import marginal_covariance_at
 
         return marginal_covariance_at(_fit(self), at)
+
+    def icc_at(self, at: Any) -> Array:
+        """Intraclass correlation of two observations at given values, by the random effects.
+
+        Parameters
+        ----------
+        at : frame, (k, q) array, or values of the only variable of the random part
+
+        Returns
+        -------
+        (k,) array
+        """
+        from .marginal import icc_at
+
+        return icc_at(_fit(self), at)
+
+    def least_variance_time(self) -> LeastVariance:
+        """Where subjects with random slopes differ least, and whether they fan out or in from there.
+
+        Returns
+        -------
+        LeastVariance
+        """
+        from .marginal import least_variance_time
+
+        return least_variance_time(_fit(self))
+
+    def contextual_effect(
+        self, x: str | Sequence[str] | None = None, *, factor: str | None = None, ddf: Ddf = "satterthwaite"
+    ) -> ContextualEffect:
+        """Test whether a covariate acts alike within and between groups (Mundlak 1978, Econometrica 46, 69-85).
+
+        Parameters
+        ----------
+        x : str or sequence of str, optional
+            A coefficient; by default all that vary within groups, jointly.
+        factor : str, optional
+            Grouping factor of the means, where there are several.
+        ddf : str
+            See `test`.
+
+        Returns
+        -------
+        ContextualEffect
+        """
+        from .centering import contextual_effect
+
+        return contextual_effect(_fit(self), x, factor=factor, ddf=ddf)
 
     # ---- prediction and resampling -------------------------------------------------------------
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
@@ -15,7 +16,7 @@ from .design import Problem, condition
 from .errors import LMMError
 from .grouping import Factor, Grouping, group_codes
 from .optimize import optimize
-from .parameters import Block, CovarianceStructure, natural_derivatives
+from .parameters import CovarianceStructure, natural_derivatives, one_block
 from .terms import RandomPart, RandomTerm, Term, random_part, terms_of_arrays
 
 if TYPE_CHECKING:
@@ -401,7 +402,7 @@ def _one_term(
         raise LMMError("Z has no columns: give at least one random effect, or leave Z out for a random intercept")
     grouping = groups if isinstance(groups, Grouping) else group_codes(groups, group_name)
     return RandomPart(
-        random, (Factor(grouping, 0, q),), CovarianceStructure((Block(0, q, structure),)),
+        random, (Factor(grouping, 0, q),), one_block(q, structure),
         _names(names, q, "z", Z is None, "exog_re_names"), (group_name,), (0,),
     )  # fmt: skip
 
@@ -410,9 +411,14 @@ def _levels(model: LinearMixedModel) -> str:
     return ", ".join(f"{len(f.grouping.labels)} levels of {f.grouping.name!r}" for f in model.factors)
 
 
+@lru_cache(maxsize=64)
+def _numbered(stem: str, count: int) -> tuple[str, ...]:
+    return tuple(f"{stem}{i}" for i in range(count))
+
+
 def _names(given: Sequence[str] | None, count: int, stem: str, intercept: bool, argument: str) -> tuple[str, ...]:
     if given is None:
-        return ("Intercept",) if intercept else tuple(f"{stem}{i}" for i in range(count))
+        return ("Intercept",) if intercept else _numbered(stem, count)
     if len(given) != count:
         raise LMMError(f"{argument} has {len(given)} names for {count} columns")
     return tuple(str(name) for name in given)

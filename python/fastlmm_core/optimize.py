@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from functools import cache
 from math import isfinite, sqrt
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, cast
 
@@ -11,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .errors import LMMError
-from .kernels import minimize_newton, orthogonal_columns
+from .kernels import minimize_newton, orthogonal_columns, smallest_parts
 from .parameters import CovarianceStructure
 from .starts import many_minima, other_starts
 
@@ -31,6 +32,8 @@ SINGULAR = 1e-4
 ROUND, ROUNDS = 30, 8
 """Iterations of Newton between changes of coordinates, and how many of these there may be."""
 
+# what a method may tell about its result besides x and fun
+_ENTRIES = ("jac", "hess", "decrement", "lowest", "success", "message", "trace")
 _WITHOUT_GRADIENT = {"nelder-mead", "powell", "cobyla", "cobyqa"}
 _WITH_HESSIAN = {"newton-cg", "dogleg", "trust-ncg", "trust-krylov", "trust-exact", "trust-constr"}
 
@@ -106,6 +109,14 @@ class _Objective:
         return out
 
 
+@cache
+def _scipy() -> Any:
+    """scipy.optimize, imported with the first fit."""
+    import scipy.optimize
+
+    return scipy.optimize
+
+
 def newton(
     fun: _Objective, x0: Array, args: Any = (), maxiter: int = 200, tolerance: float = 1e-8, jac: Any = None,
     hess: Any = None, hessp: Any = None, bounds: Any = None, constraints: Any = (), callback: Any = None,
@@ -120,13 +131,10 @@ def newton(
     jac, hess, hessp, bounds, constraints, callback : ignored
         Passed by scipy; the criterion has its own derivatives.
     """
-    from scipy.optimize import OptimizeResult
-
-    record: Any = OptimizeResult
     x, gradient, hessian, value, decrement, lowest, evaluations, trace, finished = minimize_newton(
         cast("Objective", fun.criterion), x0, tolerance=tolerance, max_iterations=maxiter
     )
-    return record(
+    return _scipy().OptimizeResult(
         x=x,
         fun=value,
         jac=gradient,
@@ -143,10 +151,7 @@ def newton(
 
 
 def _run(criterion: Criterion, start: Array, method: str | Callable[..., Any], options: dict[str, Any]) -> Any:
-    from scipy import optimize as scipy_optimize
-
-    minimize: Any = scipy_optimize.minimize
-
+    minimize = _scipy().minimize
     objective = _Objective(criterion)
     if method == "newton":
         return minimize(objective, start, method=newton, options=options)
@@ -217,11 +222,15 @@ def _settle(
     `turn` is the rotation in force (see `ClusterCriterion.rotate`); the results are in its coordinates.
     """
     theta = np.asarray(found.x, dtype=float)
-    per_group = n / levels
     factor = structure.factor(theta)
-    snapped, null = _small_directions(factor, structure, per_group)
+    least, lowest_diagonal = smallest_parts(factor) if structure.one_full else (0.0, float(factor.diagonal().min()))
+    if least > SINGULAR**2 * levels[0] / n:
+        snapped, null = factor, np.empty((structure.q, 0))
+    else:
+        snapped, null = _small_directions(factor, structure, n / levels)
     wrong: Array | None = None
-    evaluated = getattr(found, "decrement", None) is not None
+    entries = found if isinstance(found, dict) else {e: getattr(found, e) for e in _ENTRIES if hasattr(found, e)}
+    evaluated = entries.get("decrement") is not None
     if null.shape[1]:
         at_zero = structure.theta(snapped)
         value, gradient, hessian = criterion.evaluate(at_zero, 2)
@@ -230,6 +239,7 @@ def _settle(
             # on the cone of covariance matrices no direction out of the null space may lower the criterion
             slope = criterion.solution()[3]
             slope = np.where(_free(structure), slope if turn is None else turn @ slope @ turn.T, 0.0)
+            per_group = n / levels
             size = per_group * np.sqrt(levels)
             slopes, directions = np.linalg.eigh(null.T @ (slope / np.sqrt(np.outer(size, size))) @ null)
             if slopes[0] < -CERTIFIED:
@@ -237,21 +247,21 @@ def _settle(
         else:
             null = null[:, :0]
     if not null.shape[1]:
-        value, gradient, hessian = found.fun, getattr(found, "jac", None), getattr(found, "hess", None)
-        if not evaluated or factor.diagonal().min() < 0.0:
+        value, gradient, hessian = found.fun, entries.get("jac"), entries.get("hess")
+        if not evaluated or lowest_diagonal < 0.0:
             factor = structure.canonical(factor)
             theta = structure.theta(factor)
             value, gradient, hessian = criterion.evaluate(theta, 2)
             evaluated = False
     assert gradient is not None and hessian is not None
     fresh = evaluated and not null.shape[1]
-    decrement, lowest = (found.decrement, found.lowest) if fresh else _decrement(gradient, hessian)
+    decrement, lowest = (entries["decrement"], entries["lowest"]) if fresh else _decrement(gradient, hessian)
     converged = bool(decrement <= CERTIFIED and lowest >= -1e-6 and wrong is None and isfinite(value))
     if converged:
         message = "certified: the gradient vanishes to rounding error"
         if null.shape[1]:
             message += ", on the boundary"
-    elif not getattr(found, "success", True) and "iteration" in str(getattr(found, "message", "")).lower():
+    elif not entries.get("success", True) and "iteration" in str(entries.get("message", "")).lower():
         message = (
             "not certified: stopped at the limit of iterations; the criterion can still be lowered (a Newton step "
             f"promises {0.5 * decrement**2:.1e})"
@@ -273,7 +283,7 @@ def _settle(
         method=method,
         message=message,
         null_space=null,
-        trace=tuple(getattr(found, "trace", ())),
+        trace=tuple(entries.get("trace") or ()),
     )
     return optimum, wrong
 
@@ -377,7 +387,7 @@ def optimize(
     name = method if isinstance(method, str) else getattr(method, "__name__", "callable")
     if method == "newton":
         # relative accuracy of theta is about decrement / sqrt(m)
-        options.setdefault("tolerance", min(1e-9 * sqrt(levels.max()), 1e-6))
+        options.setdefault("tolerance", min(1e-9 * sqrt(max(levels.tolist())), 1e-6))
     if pilot is not None and method == "newton":
         pilot.reml = criterion.reml
         start = _run(pilot, start, method, {}).x

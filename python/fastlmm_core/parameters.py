@@ -9,19 +9,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .kernels import lower_factor
 
-__all__ = ["Block", "CovarianceStructure", "natural_derivatives", "vech_positions"]
+__all__ = ["Block", "CovarianceStructure", "natural_derivatives", "one_block", "vech_positions"]
 
 Array = NDArray[np.float64]
 
 
-@dataclass(frozen=True)
-class Block:
+class Block(NamedTuple):
     """Consecutive random effects of one term: correlated (full) or independent (diagonal)."""
 
     start: int
@@ -63,20 +63,31 @@ class CovarianceStructure:
         """Rows and columns of the free elements."""
         return _free_positions(self.blocks)
 
-    @property
+    @cached_property
     def n_parameters(self) -> int:
         """Number of free elements."""
         return len(self.positions[0])
 
+    @cached_property
+    def one_full(self) -> bool:
+        """Whether there is one block only, of correlated effects."""
+        return len(self.blocks) == 1 and self.blocks[0].structure == "full"
+
+    @cached_property
+    def _flat(self) -> NDArray[np.intp]:
+        """`positions` in the flattened matrix."""
+        rows, columns = self.positions
+        return rows * self.q + columns
+
     def factor(self, theta: Array) -> Array:
         """Lambda (q, q) from theta."""
-        out = np.zeros((self.q, self.q))
-        out[self.positions] = theta
-        return out
+        out = np.zeros(self.q * self.q)
+        out[self._flat] = theta
+        return out.reshape(self.q, self.q)
 
     def theta(self, factor: Array) -> Array:
         """Theta from Lambda."""
-        return factor[self.positions]
+        return factor.take(self._flat)
 
     def canonical(self, factor: Array) -> Array:
         """Lower triangular Lambda of this structure, non-negative diagonal, with the same G as `factor`.
@@ -86,7 +97,7 @@ class CovarianceStructure:
         factor : (q, q) array
             Any square factor of G that is block diagonal like G.
         """
-        if len(self.blocks) == 1 and self.blocks[0].structure == "full":
+        if self.one_full:
             return lower_factor(factor)
         out = np.zeros((self.q, self.q))
         for block in self.blocks:
@@ -144,6 +155,12 @@ class CovarianceStructure:
             for k in np.flatnonzero(loose.any(axis=1)):
                 out[k, part, part] = lower_factor(inner[k])
         return out
+
+
+@lru_cache(maxsize=64)
+def one_block(q: int, structure: str) -> CovarianceStructure:
+    """The structure of one term of q effects; made once, as its positions are."""
+    return CovarianceStructure((Block(0, q, structure),))
 
 
 def vech_positions(q: int) -> tuple[NDArray[np.intp], NDArray[np.intp]]:

@@ -78,7 +78,8 @@ class LMMResult(Methods):
     def _params(self) -> Array:
         problem = self.model.problem
         beta = problem.beta_base + problem.scale * (problem.x_map @ self._beta_o)
-        beta[np.setdiff1d(np.arange(len(beta)), problem.kept)] = np.nan
+        if problem.rank < len(beta):
+            beta[np.setdiff1d(np.arange(len(beta)), problem.kept)] = np.nan
         return beta
 
     @cached_property
@@ -86,9 +87,10 @@ class LMMResult(Methods):
         problem = self.model.problem
         half = np.linalg.solve(self._chol, problem.x_map.T) if problem.rank else problem.x_map.T
         cov: Array = self.sigma2 * (half.T @ half)
-        dropped = np.setdiff1d(np.arange(len(cov)), problem.kept)
-        cov[dropped] = np.nan
-        cov[:, dropped] = np.nan
+        if problem.rank < len(cov):
+            dropped = np.setdiff1d(np.arange(len(cov)), problem.kept)
+            cov[dropped] = np.nan
+            cov[:, dropped] = np.nan
         return cov
 
     def _labelled(self, values: Array, names: tuple[str, ...] | None = None) -> Any:
@@ -381,15 +383,17 @@ class LMMResult(Methods):
         """Conditional residuals y - fittedvalues (n,)."""
         return self.model.endog - self.fittedvalues
 
-    def residuals(self, kind: Literal["conditional", "marginal", "pearson", "whitened"] = "conditional") -> Array:
+    def residuals(
+        self, kind: Literal["conditional", "marginal", "pearson", "whitened", "studentized"] = "conditional"
+    ) -> Array:
         """Residuals of the rows used.
 
         Parameters
         ----------
-        kind : {"conditional", "marginal", "pearson", "whitened"}
-            y - X beta - Z b; y - X beta; conditional times sqrt(weights) / sigma; or
-            marginal times the inverse Cholesky factor of its covariance V_i, which are independent with unit
-            variance under the model.
+        kind : {"conditional", "marginal", "pearson", "whitened", "studentized"}
+            y - X beta - Z b; y - X beta; conditional times sqrt(weights) / sigma; marginal times the inverse Cholesky
+            factor of its covariance V_i, which are independent with unit variance under the model; or conditional
+            divided by its own standard deviation.
 
         Returns
         -------
@@ -418,7 +422,13 @@ class LMMResult(Methods):
                 self._relative, model.weights,
             )  # fmt: skip
             return np.asarray(values / self.sigma)
-        raise LMMError(f"kind={kind!r} is unknown: use 'conditional', 'marginal', 'pearson' or 'whitened'")
+        if kind == "studentized":
+            from .leverage import studentized_residuals
+
+            return studentized_residuals(self)
+        raise LMMError(
+            f"kind={kind!r} is unknown: use 'conditional', 'marginal', 'pearson', 'whitened' or 'studentized'"
+        )
 
     def _rows_of(self, subject: Any, factor: str | None) -> NDArray[np.intp]:
         groupings = {f.grouping.name: f.grouping for f in self.model.factors}

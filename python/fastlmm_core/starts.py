@@ -34,22 +34,23 @@ def moment_start(criterion: Criterion, structure: CovarianceStructure, n: int, m
     value, _, _ = criterion.evaluate(np.zeros(structure.n_parameters), 1)
     _, r2, _, gradient = criterion.solution()
     criterion.reml = reml
-    identity = np.eye(q)
     if value == np.inf:
-        return structure.theta(identity)
+        return structure.theta(np.eye(q))
     sigma2 = within / max(n - m * q, 1)
     per_group = n / m
     # sum of squares (n I - gradient) r^2 / n; expectation m (per_group^2 G + per_group I) sigma^2
     share = r2 / (n * m * sigma2 * per_group**2)
-    relative = (n * share - 1.0 / per_group) * identity - share * gradient
+    shift = n * share - 1.0 / per_group
     floor = 0.1 / per_group
+    if structure.one_full:
+        return structure.theta(floored_factor(gradient, floor, -share, shift))
     factor = np.zeros((q, q))
     for block in structure.blocks:
         part = slice(block.start, block.stop)
         if block.structure == "full":
-            factor[part, part] = floored_factor(relative[part, part], floor)
+            factor[part, part] = floored_factor(gradient[part, part], floor, -share, shift)
         else:
-            factor[part, part] = np.diag(np.sqrt(np.maximum(np.diag(relative[part, part]), floor)))
+            factor[part, part] = np.diag(np.sqrt(np.maximum(shift - share * np.diag(gradient[part, part]), floor)))
     return structure.theta(factor)
 
 

@@ -13,6 +13,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .errors import LMMError
+from .text_tables import (
+    GAP,
+    aligned_cells,
+    degrees_cell,
+    estimate_cells,
+    html_table,
+    p_value_cell,
+    statistic_cell,
+    text_table,
+    variance_cells,
+)
 
 if TYPE_CHECKING:
     from .methods import Ddf, Information
@@ -22,8 +33,6 @@ __all__ = ["Coefficient", "Component", "Summary", "tidy_columns"]
 
 _WIDTH = 80
 _DF_COLUMN = 7  # by which the coefficients may be wider
-_GAP = "  "
-_DIGITS = 5  # of a variance; an estimate is given to the fourth digit of its standard error
 
 
 _LAWS = {
@@ -211,8 +220,8 @@ class Summary:
 
     def _random_table(self) -> tuple[list[str], list[list[str]]]:
         """Header and cells; the correlations are the columns from the fifth on."""
-        variances = _variances([c.variance for c in self.components])
-        deviations = _variances([c.std_dev for c in self.components])
+        variances = variance_cells([c.variance for c in self.components])
+        deviations = variance_cells([c.std_dev for c in self.components])
         n_corr = max(len(c.correlations) for c in self.components)
         rows, last = [], None
         for component, variance, deviation in zip(self.components, variances, deviations, strict=True):
@@ -229,13 +238,13 @@ class Summary:
         errors = [c.std_error for c in rows]
         cells = [
             [c.name for c in rows],
-            _estimates([c.estimate for c in rows], errors, 4),
-            _estimates([c.std_error for c in rows], errors, 4),
-            *([] if self.ddf == "normal" else [[_degrees(c.df) for c in rows]]),
-            _aligned([_statistic(c.statistic) for c in rows]),
-            [_p_value(c.p_value) for c in rows],
-            _estimates([c.lower for c in rows], errors, 3),
-            _estimates([c.upper for c in rows], errors, 3),
+            estimate_cells([c.estimate for c in rows], errors, 4),
+            estimate_cells([c.std_error for c in rows], errors, 4),
+            *([] if self.ddf == "normal" else [[degrees_cell(c.df) for c in rows]]),
+            aligned_cells([statistic_cell(c.statistic) for c in rows]),
+            [p_value_cell(c.p_value) for c in rows],
+            estimate_cells([c.lower for c in rows], errors, 3),
+            estimate_cells([c.upper for c in rows], errors, 3),
         ]
         kind = ["z"] if self.ddf == "normal" else ["df", "t"]
         header = ["Name", "Estimate", "SE", *kind, "p", f"{100 * self.level:g}% CI", ""]
@@ -287,10 +296,10 @@ class Summary:
             [*(facts[i] if i < len(facts) else blank), *(criteria[i] if i < len(criteria) else blank)]
             for i in range(max(len(facts), len(criteria)))
         ]
-        parts.append(_html_table(None, pairs, left=(0, 1, 2)))
-        parts.append("<p>Random effects</p>" + _html_table(*self._random_table(), left=(0, 1)))
+        parts.append(html_table(None, pairs, left=(0, 1, 2)))
+        parts.append("<p>Random effects</p>" + html_table(*self._random_table(), left=(0, 1)))
         if self.coefficients:
-            parts.append("<p>Fixed effects</p>" + _html_table(*self._fixed_table(), left=(0,)))
+            parts.append("<p>Fixed effects</p>" + html_table(*self._fixed_table(), left=(0,)))
         parts += [f"<p>{html.escape(note)}</p>" for note in self._notes()]
         return f"<div>{''.join(parts)}</div>"
 
@@ -298,58 +307,8 @@ class Summary:
 # ---- numbers -----------------------------------------------------------------------------------
 
 
-def _variances(values: Sequence[float]) -> list[str]:
-    """Cells of a column of variances or standard deviations, to so many significant digits each."""
-    large = any(abs(value) >= 1e7 for value in values)
-    return _aligned([_significant(value, large) for value in values])
-
-
-def _significant(value: float, large: bool = False) -> str:
-    """Powers of ten where the column holds large numbers, or where a plain number would be mostly zeros."""
-    if value == 0.0:
-        return "0"
-    if not math.isfinite(value):
-        return str(value)
-    exponent = int(f"{value:.{_DIGITS - 1}e}".partition("e")[2])
-    if large or exponent < -4:
-        return f"{value:.{_DIGITS - 2}e}"
-    return f"{value:.{max(_DIGITS - 1 - exponent, 0)}f}"
-
-
-def _estimates(values: Sequence[float], errors: Sequence[float], digits: int) -> list[str]:
-    """Cells of a column of estimates, each to as many decimals as give its standard error so many digits."""
-    large = any(abs(value) >= 1e9 for value in values)
-    return _aligned([_to_precision(value, error, digits, large) for value, error in zip(values, errors, strict=True)])
-
-
-def _to_precision(value: float, error: float, digits: int, large: bool) -> str:
-    if not (math.isfinite(value) and math.isfinite(error) and error > 0.0):
-        return _significant(value, large)
-    decimals = digits - 1 - math.floor(math.log10(error))
-    size = math.floor(math.log10(max(abs(value), error)))
-    # never more than nine digits in all, whatever the standard error
-    if large or size < -4:
-        return f"{value:.{max(min(size + decimals, 8), 2)}e}"
-    shown = f"{value:.{max(min(decimals, 8 - size), 0)}f}"
-    return shown.removeprefix("-") if float(shown) == 0.0 else shown
-
-
-def _statistic(value: float) -> str:
-    return f"{value:.2f}" if abs(value) < 1e5 else f"{value:.2e}"
-
-
-def _degrees(value: float) -> str:
-    return f"{value:.1f}" if value < 99.95 else f"{value:.0f}" if value < 1e5 else f"{value:.0e}"
-
-
 def _gradient(value: float) -> str:
     return f"{value:.0e}" if value else "0"
-
-
-def _p_value(value: float) -> str:
-    if math.isnan(value):
-        return "nan"
-    return "<0.001" if value < 0.001 else f"{value:.3f}"
 
 
 def _correlation(value: float) -> str:
@@ -358,13 +317,6 @@ def _correlation(value: float) -> str:
     shown = f"{value:.3f}"
     # 1.000 is what is not told apart from 1: say so only where it is 1
     return f"{math.copysign(0.999, value)}" if abs(float(shown)) == 1.0 and 1.0 - abs(value) > 1e-8 else shown
-
-
-def _aligned(cells: Sequence[str]) -> list[str]:
-    """Pad on the right so that right-justified cells have their decimal points one below the other."""
-    behind = [len(cell) - cell.index(".") if "." in cell and "e" not in cell else 0 for cell in cells]
-    width = max(behind, default=0)
-    return [cell if "e" in cell else cell + " " * (width - after) for cell, after in zip(cells, behind, strict=True)]
 
 
 # ---- layout ------------------------------------------------------------------------------------
@@ -390,10 +342,10 @@ def _side_by_side(left: Sequence[tuple[str, str]], right: Sequence[tuple[str, st
 
 def _random_text(header: list[str], rows: list[list[str]]) -> list[str]:
     """The table of variances; correlations that do not fit beside it stand below, a few columns at a time."""
-    lines = _text_table(header, rows, left=2)
+    lines = text_table(header, rows, left=2)
     if max(map(len, lines)) <= _WIDTH or len(header) < 6:
         return lines
-    lines = _text_table(header[:4], [row[:4] for row in rows], left=2)
+    lines = text_table(header[:4], [row[:4] for row in rows], left=2)
     names = [row[1] for row in rows[:-1]]
     width = max(len(name) for name in names)
     per_block = max((_WIDTH - width - 6) // 8, 1)
@@ -403,50 +355,24 @@ def _random_text(header: list[str], rows: list[list[str]]) -> list[str]:
         cells = [
             [number, name, *row[4 + start : 4 + stop]] for number, name, row in zip(numbers, names, rows, strict=False)
         ]
-        lines += ["", *_text_table(["", "Corr", *numbers[start:stop]], cells[start + 1 :], left=2)]
+        lines += ["", *text_table(["", "Corr", *numbers[start:stop]], cells[start + 1 :], left=2)]
     return lines
 
 
 def _fixed_text(header: list[str], rows: list[list[str]]) -> list[str]:
     """The table of coefficients; a name that leaves no room for the numbers takes a line of its own."""
-    numbers = _text_table(header[1:], [row[1:] for row in rows], left=0)
-    room = max(_WIDTH + _DF_COLUMN - max(map(len, numbers)) - len(_GAP), 12)
+    numbers = text_table(header[1:], [row[1:] for row in rows], left=0)
+    room = max(_WIDTH + _DF_COLUMN - max(map(len, numbers)) - len(GAP), 12)
     width = max((len(row[0]) for row in rows if len(row[0]) <= room), default=0)
     width = max(width, len(header[0]))
-    lines = [f"{header[0]:<{width}}{_GAP}{numbers[0]}"]
+    lines = [f"{header[0]:<{width}}{GAP}{numbers[0]}"]
     for row, line in zip(rows, numbers[1:], strict=True):
         name = row[0]
         if len(name) > width:
             lines.append(name)
             name = ""
-        lines.append(f"{name:<{width}}{_GAP}{line}")
+        lines.append(f"{name:<{width}}{GAP}{line}")
     return lines
-
-
-def _text_table(header: list[str], rows: list[list[str]], left: int) -> list[str]:
-    """Lines of a table whose first `left` columns are flush left, all others flush right."""
-    table = [header, *rows]
-    widths = [max(len(row[j]) for row in table) for j in range(len(header))]
-    lines = []
-    for row in table:
-        cells = [
-            f"{cell:<{width}}" if j < left else f"{cell:>{width}}"
-            for j, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ]
-        lines.append(_GAP.join(cells).rstrip())
-    return lines
-
-
-def _html_table(header: list[str] | None, rows: Sequence[Sequence[str]], left: Sequence[int]) -> str:
-    def line(cells: Sequence[str], tag: str) -> str:
-        styled = (
-            f'<{tag} style="text-align: {"left" if j in left else "right"}">{html.escape(cell.strip())}</{tag}>'
-            for j, cell in enumerate(cells)
-        )
-        return f"<tr>{''.join(styled)}</tr>"
-
-    head = "" if header is None else f"<thead>{line(header, 'th')}</thead>"
-    return f"<table>{head}<tbody>{''.join(line(row, 'td') for row in rows)}</tbody></table>"
 
 
 # ---- estimates, one per row --------------------------------------------------------------------

@@ -210,7 +210,7 @@ def _side(text: str, where: str, intercept: bool = True) -> Side:
                 found[factor.expr] = False
                 product.append(factor.expr)
             elif factor.eval_method.value == "python":
-                for name, optional in _names_in(factor.expr).items():
+                for name, optional in names_in(factor.expr).items():
                     found[name] = found.get(name, True) and optional
                     if not C_OF_COLUMN.match(factor.expr):
                         computed.add(name)
@@ -241,7 +241,7 @@ def terms_of(text: str, where: str, intercept: bool) -> Any:
     return terms
 
 
-def _names_in(expression: str) -> dict[str, bool]:
+def names_in(expression: str) -> dict[str, bool]:
     """Names in a Python expression, True where all uses are calls or attributes, as `np` is in ``np.log(x)``."""
     quoted: dict[str, str] = {}
 

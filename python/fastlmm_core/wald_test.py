@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .text_tables import p_value_cell
+
 __all__ = ["WaldTest"]
 
 Array = NDArray[np.float64]
@@ -95,7 +97,7 @@ class WaldTest:
             freedom = [f"{self.row_df[i]:.2f}"] if single == "t" else []
             rows.append([
                 f"{name} = {self.rhs[i]:g}", f"{self.estimate[i]:.6g}", f"{self.std_error[i]:.4g}", *freedom,
-                f"{self.row_statistic[i]:.3f}", _p_value(self.row_p_value[i]),
+                f"{self.row_statistic[i]:.3f}", p_value_cell(self.row_p_value[i]),
             ])  # fmt: skip
         widths = [max(len(line[j]) for line in [header, *rows]) for j in range(len(header))]
         lines = [f"Wald test, {_METHODS[self.ddf]}", ""]
@@ -105,7 +107,7 @@ class WaldTest:
         if len(self.names) > 1:
             freedom_of = f"{self.df_num}" if self.ddf == "normal" else f"{self.df_num}, {self.df_denom:.2f}"
             kind = "chi2" if self.ddf == "normal" else "F"
-            shown = _p_value(self.pvalue)
+            shown = p_value_cell(self.pvalue)
             lines += [
                 "",
                 f"Jointly: {kind}({freedom_of}) = {self.statistic:.4g}, p {shown if '<' in shown else '= ' + shown}",
@@ -115,7 +117,3 @@ class WaldTest:
         return "\n".join(lines)
 
     __repr__ = __str__
-
-
-def _p_value(value: float) -> str:
-    return "nan" if np.isnan(value) else "<0.001" if value < 0.001 else f"{value:.3f}"

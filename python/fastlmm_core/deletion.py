@@ -1,0 +1,562 @@
+"""Exact refits of a model of one grouping factor after deletions, from cross-products.
+
+Every deletion takes the contribution of a group, or of one row, from the sums that the criterion is made of.  Where
+there are many deletions the sums over all groups are replaced by polynomials that agree with them to rounding error in
+a small ball around the optimum (see _deletion.pyx), and Newton's method for one deletion costs a few microseconds
+whatever the number of groups.  Deletions that lead out of the ball, to the boundary, or that cost X its rank are
+optimised one by one, also without a look at the rows.
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+from math import log
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from . import kernels
+from ._deletion import others_in_group, refit_deletions
+from .errors import LMMError
+from .expansion import DEGREES, Sums, n_nodes, symmetric_sum
+from .optimize import Optimum, optimize
+from .starts import many_minima, moment_start
+
+if TYPE_CHECKING:
+    from .design import Problem
+    from .model import LinearMixedModel
+    from .results import LMMResult
+
+__all__ = ["Deletions", "Pieces", "conditioned_rows", "delete", "group_pieces", "square_lines"]
+
+Array = NDArray[np.float64]
+
+EXPANSION_ERROR = 3e-10
+"""Relative truncation error of the derivatives of a polynomial that serves in place of the sums: radius^degree."""
+
+SMALLEST_RADIUS = 1e-3
+"""Differences of sums over a smaller ball are mostly rounding error."""
+
+RANK_LOSS = 1e-6
+"""Part of a column of X outside the others (squared) below which its rank is determined anew."""
+
+THOROUGH = 200
+"""Deletions up to which each that ends on the boundary is optimised from other starts too."""
+
+CERTIFICATE = 1e-6
+"""Decrement, evaluated over all groups, that the deletions farthest from the optimum must reach."""
+
+
+class Deletions(NamedTuple):
+    """Refits, one line per deletion; NaN where there is none.
+
+    Attributes
+    ----------
+    params : (d, p) array
+    half : (d, p, p) array
+        Upper or lower square root of the covariance of the fixed effects: cov = sigma2 half' half.
+    sigma2, criterion, gradient_norm : (d,) arrays
+    factor : (d, q, q) array
+        Lambda in natural units.
+    converged, singular : (d,) bool arrays
+    n : (d,) array
+        Observations left.
+    notes : dict of int to str
+        What is unusual about a deletion.
+    """
+
+    params: Array
+    half: Array
+    sigma2: Array
+    criterion: Array
+    gradient_norm: Array
+    factor: Array
+    converged: NDArray[np.bool_]
+    singular: NDArray[np.bool_]
+    n: NDArray[np.int64]
+    notes: dict[int, str]
+
+
+class Pieces(NamedTuple):
+    """What each deletion takes away and leaves of its group: lines of R (q q), c (q k) and the part within.
+
+    `owner` is the group, `others` the part within of all other groups.
+    """
+
+    less: Array
+    more: Array | None
+    owner: NDArray[np.int64]
+    removed: NDArray[np.int64]
+    vanishes: NDArray[np.bool_]
+    log_weights: Array
+    others: Array
+    counts: NDArray[np.int64]
+
+
+def _all_but_one(values: Array) -> Array:
+    """Sums over all lines but each one, without subtraction."""
+    zero = np.zeros((1, values.shape[1]))
+    before = np.cumsum(np.vstack([zero, values[:-1]]), axis=0)
+    after = np.cumsum(np.vstack([zero, values[:0:-1]]), axis=0)[::-1]
+    return np.asarray(before + after)
+
+
+def square_lines(packed: Array, count: int, q: int) -> tuple[Array, Array]:
+    """Square R (count, q, q) and c (count, q * k) of packed groups."""
+    flat = packed.transpose(0, 2, 1).reshape(-1, packed.shape[1])[:count]
+    n_a = q * (q + 1) // 2
+    R = np.zeros((count, q, q))
+    R[(slice(None), *np.triu_indices(q))] = flat[:, :n_a]
+    return R, flat[:, n_a:-1]
+
+
+def conditioned_rows(model: LinearMixedModel, problem: Problem) -> tuple[Array, Array, Array]:
+    """X_o, y_o and Z_o."""
+    y = model.endog if model.offset is None else model.endog - model.offset
+    # in shifted and scaled columns the constant takes nearly all of a large offset of y, and takes it without rounding
+    scaled = (model.exog[:, problem.kept] - problem.x_scale[0]) * problem.x_scale[1]
+    slopes = problem.x_rows @ np.linalg.solve(problem.x_map[problem.kept], problem.beta_base[problem.kept])
+    for j in np.argsort(-np.abs(slopes) * np.abs(scaled).max(axis=0)):
+        y = y - slopes[j] * scaled[:, j]
+    return (
+        np.ascontiguousarray(scaled @ problem.x_rows),
+        y / problem.scale,
+        np.ascontiguousarray(problem.conditioned_z(model.exog_re)),
+    )
+
+
+def group_pieces(model: LinearMixedModel, problem: Problem, by: str) -> Pieces:
+    q, r, m = model.structure.q, problem.rank, problem.m
+    k = r + 1
+    X, y, Z = conditioned_rows(model, problem)
+    index = model.grouping.index.astype(np.int64)
+    packed = problem.unpatterned()
+    # rows are conditioned already: no shift, scale or rotation is left to do
+    within = kernels.within_rows(
+        X, y, Z, index, 0, np.arange(m, dtype=np.int64), model.weights, None, np.array([np.zeros(r), np.ones(r)]),
+        np.array([np.zeros(q), np.ones(q)]), np.zeros(r), np.eye(k), np.eye(q), packed, True,
+    )[:m]  # fmt: skip
+    gone = problem.within == 0.0
+    within[:, gone] = 0.0
+    R, c = square_lines(packed, m, q)
+    less = np.column_stack([R.reshape(m, -1), c, within])
+    counts = np.bincount(index, minlength=m)
+    others = _all_but_one(within)
+    log_weights: Array = np.zeros(len(index)) if model.weights is None else np.log(model.weights)
+    if by == "group":
+        return Pieces(
+            less, None, np.arange(m), counts, np.ones(m, dtype=bool),
+            np.bincount(index, log_weights, minlength=m).astype(float), others, counts,
+        )  # fmt: skip
+    starts = np.concatenate([[0], np.cumsum(counts)])
+    xy = np.ascontiguousarray(np.column_stack([X, y]))
+    order = np.argsort(index, kind="stable")
+    raw, outer = others_in_group(Z, xy, model.weights, order, starts)
+    downdated = _downdated(xy, Z, model.weights, index, R, c.reshape(m, q, k), within)
+    R, c = square_lines(kernels.factor_groups(raw, np.eye(q), np.eye(k))[0], len(index), q)
+    lower = np.tril_indices(k)
+    c = c.reshape(-1, q, k)
+    rest = outer - np.einsum("iaj,iaj->ij", c[:, :, lower[0]], c[:, :, lower[1]])
+    # the first loses digits where most of the variation lies between groups, the second where it lies in the row
+    diagonal = np.flatnonzero(lower[0] == lower[1])
+    size = outer[:, diagonal] - within[index][:, diagonal]
+    rest = np.where(size[:, lower[0]] + size[:, lower[1]] > 0.0, downdated, rest)
+    rest[:, diagonal] = np.maximum(rest[:, diagonal], 0.0)
+    rest[:, gone] = 0.0
+    # as many rows as Z has independent columns leave nothing over
+    rest[(np.diagonal(R, axis1=1, axis2=2) != 0.0).sum(axis=1) == counts[index] - 1] = 0.0
+    more = np.column_stack([R.reshape(len(index), -1), c.reshape(len(index), -1), rest])
+    return Pieces(
+        less, more, index, np.ones(len(index), dtype=np.int64), counts[index] == 1, log_weights, others, counts
+    )
+
+
+def _downdated(
+    xy: Array, Z: Array, weights: Array | None, index: NDArray[np.int64], R: Array, c: Array, within: Array
+) -> Array:
+    """Part within each row's group without the row: w_i - w e e' / (1 - h), e and h the row's residual and leverage."""
+    q, k = Z.shape[1], xy.shape[1]
+    B, v = np.zeros_like(c), np.zeros_like(Z)
+    pivot = np.diagonal(R, axis1=1, axis2=2)
+    inverse = np.where(pivot != 0.0, 1.0 / np.where(pivot != 0.0, pivot, 1.0), 0.0)
+    for a in range(q - 1, -1, -1):
+        B[:, a] = (c[:, a] - np.einsum("ib,ibj->ij", R[:, a, a + 1 :], B[:, a + 1 :])) * inverse[:, a, None]
+    for a in range(q):
+        v[:, a] = (Z[:, a] - np.sum(R[index, :a, a] * v[:, :a], axis=1)) * inverse[index, a]
+    w = np.ones(len(Z)) if weights is None else weights
+    residual = xy - np.einsum("ia,iaj->ij", Z, B[index])
+    left = 1.0 - w * np.sum(v**2, axis=1)
+    # a row that alone determines a direction of Z leaves no residual
+    share = np.where(left > 1e-10, w / np.where(left > 1e-10, left, 1.0), 0.0)
+    rows, columns = np.tril_indices(k)
+    return np.asarray(within[index] - share[:, None] * residual[:, rows] * residual[:, columns])
+
+
+# ---- refits ------------------------------------------------------------------------------------------
+
+
+class _Refits:
+    """All deletions of one kind."""
+
+    def __init__(self, result: LMMResult, by: str) -> None:
+        model = result.model
+        problem: Any = model.problem
+        self.result, self.model, self.problem = result, model, problem
+        self.structure = model.structure
+        self.q, self.k = model.structure.q, problem.rank + 1
+        self.pieces = group_pieces(model, problem, by)
+        d, p, q, r = len(self.pieces.owner), model.exog.shape[1], self.q, problem.rank
+        self.n = problem.n - self.pieces.removed
+        self.m = problem.m - self.pieces.vanishes
+        self.beta, self.chol = np.full((d, r), np.nan), np.full((d, r, r), np.nan)
+        self.r2, self.value, self.decrement = np.full(d, np.nan), np.full(d, np.nan), np.full(d, np.nan)
+        self.factor = np.full((d, q, q), np.nan)
+        self.converged, self.singular = np.zeros(d, dtype=bool), np.zeros(d, dtype=bool)
+        self.notes: dict[int, str] = {}
+        # what deletions with a smaller X have in place of beta and chol
+        self.special: dict[int, tuple[Array, Array, float]] = {}
+        self.lines = problem.unpatterned().copy()
+        self.p = p
+
+    def run(self) -> Deletions:
+        d = len(self.n)
+        refused = self._refused()
+        open_ = ~refused
+        guess = np.zeros((d, self.structure.n_parameters))
+        deficient = np.zeros(d, dtype=bool)
+        if not self.result.singular and self.result.converged:
+            open_, guess, deficient = self._by_polynomials(open_, guess)
+        for i in np.flatnonzero(open_):
+            try:
+                self._exact(int(i), guess[i], bool(deficient[i]))
+            except LMMError as error:
+                self.notes[int(i)] = str(error)
+        return self._finished()
+
+    def _refused(self) -> NDArray[np.bool_]:
+        """Deletions that leave nothing to fit, with notes."""
+        name = self.model.grouping.name
+        few = self.n <= np.maximum(self.m * self.q, self.p)
+        one = self.m < 2
+        pieces = self.pieces
+        R = pieces.less[:, : self.q**2].reshape(-1, self.q, self.q)
+        A = R.transpose(0, 2, 1) @ R
+        size = A.sum(axis=0)
+        share = np.einsum("iaa->ia", A) / np.where(np.diag(size) > 0.0, np.diag(size), 1.0)
+        flat = np.zeros(len(self.n), dtype=bool)
+        # only a group with most of the variation of Z can take its rank away
+        suspects = np.flatnonzero((share.sum(axis=1) > 0.5)[pieces.owner])
+        if len(suspects):
+            rest = _all_but_one(A.reshape(len(A), -1)).reshape(-1, self.q, self.q)
+            for i in suspects:
+                left = rest[pieces.owner[i]]
+                if pieces.more is not None:
+                    R_i = pieces.more[i, : self.q**2].reshape(self.q, self.q)
+                    left = left + R_i.T @ R_i
+                flat[i] = self._collinear(left, np.diag(size))
+        for i in np.flatnonzero(few | one | flat):
+            if one[i]:
+                self.notes[int(i)] = f"one level of {name} is left: its variance cannot be estimated"
+            elif few[i]:
+                self.notes[int(i)] = "too few observations are left for the fixed and random effects"
+            else:
+                self.notes[int(i)] = "a column of Z becomes zero or a combination of others"
+        return np.asarray(few | one | flat)
+
+    def _collinear(self, gram: Array, size: Array) -> bool:
+        for block in self.structure.blocks:
+            part = slice(block.start, block.stop)
+            inner, scale = gram[part, part], np.sqrt(np.diag(gram)[part])
+            if (scale**2 <= 1e-14 * size[part]).any():
+                return True
+            if block.structure == "full" and np.linalg.eigvalsh(inner / np.outer(scale, scale))[0] < 1e-13:
+                return True
+        return False
+
+    def _by_polynomials(
+        self, wanted: NDArray[np.bool_], guess: Array
+    ) -> tuple[NDArray[np.bool_], Array, NDArray[np.bool_]]:
+        """Settle what can be settled by polynomials; what is left open, starts for it, and where X may lose rank."""
+        structure, problem = self.structure, self.problem
+        n_par = structure.n_parameters
+        d = len(wanted)
+        nothing = wanted, guess, np.zeros(d, dtype=bool)
+        if n_par not in DEGREES or self._several_minima:
+            return nothing
+        sums = Sums(self.result, problem)
+        chosen = np.flatnonzero(wanted)
+        # one step with quadratic polynomials tells how far the deletions lead
+        S, status, _ = self._newton(sums, chosen, guess[chosen], 2, 0.02, 0.3, 0.0, 1)
+        guess[chosen] = S
+        deficient = np.zeros(d, dtype=bool)
+        deficient[chosen[status == 2]] = True
+        size = np.full(d, np.inf)
+        size[chosen] = np.where(status == 2, np.inf, np.linalg.norm(S, axis=1))
+        wanted = wanted.copy()
+        top = DEGREES[n_par]
+        for degree in range(3, top + 1):
+            reach = EXPANSION_ERROR ** (1.0 / degree)
+            group = np.flatnonzero(wanted & (1.05 * size < reach))
+            # a polynomial pays where it replaces evaluations over all groups; one of low degree where it serves
+            # nearly all deletions, or so many that the terms saved outweigh another set of nodes
+            left = int(wanted.sum())
+            nodes = n_nodes(n_par, degree)
+            enough = nodes // 2 if degree == top else min(max(left - nodes // 3, nodes // 2), 60 * nodes)
+            if len(group) < enough:
+                continue
+            radius = max(SMALLEST_RADIUS, min(1.1 * float(size[group].max()), reach))
+            tolerance = 3e-10 * np.sqrt(problem.m)
+            S, status, found = self._newton(sums, group, guess[group], degree, radius, radius, tolerance, 25)
+            good = status == 0
+            farthest = np.argsort(np.where(good, -np.linalg.norm(S, axis=1), 0.0))[: min(2, int(good.sum()))]
+            if not all(self._certified(sums, int(group[i]), S[i]) for i in farthest):
+                continue
+            at = group[good]
+            value, r2, decrement, beta, chol = (part[good] for part in found)
+            self.value[at], self.r2[at], self.decrement[at] = value, r2, decrement
+            self.beta[at], self.chol[at], self.converged[at] = beta, chol, True
+            self.factor[at] = sums.factors(S[good])
+            wanted[at] = False
+        return wanted, guess, deficient
+
+    def _newton(
+        self, sums: Sums, chosen: NDArray[np.intp], start: Array, degree: int, radius: float, reach: float,
+        tolerance: float, max_iterations: int,
+    ) -> tuple[Array, NDArray[np.int64], tuple[Array, ...]]:  # fmt: skip
+        basis, table, second = sums.polynomials(degree, radius, reach)
+        pieces, q = self.pieces, self.q
+
+        def turned(lines: Array) -> Array:
+            R = lines[:, : q * q].reshape(-1, q, q)
+            return np.column_stack([(R @ sums.factor).reshape(len(lines), -1), lines[:, q * q :]])
+
+        S, value, r2, decrement, beta, chol, status = refit_deletions(
+            table, basis.parent, basis.variable, second, sums.rows.astype(np.int64), sums.columns.astype(np.int64),
+            q, self.k, sums.reml, self.problem.n, turned(pieces.less),
+            np.ascontiguousarray(pieces.owner[chosen]), None if pieces.more is None else turned(pieces.more[chosen]),
+            np.ascontiguousarray(pieces.removed[chosen]), np.ascontiguousarray(start), reach, RANK_LOSS, tolerance,
+            max_iterations,
+        )  # fmt: skip
+        return S, status, (value, r2, decrement, beta, chol)
+
+    def _certified(self, sums: Sums, i: int, S: Array) -> bool:
+        """Whether the gradient over all groups, without polynomials, vanishes where they say."""
+        with self._without(i) as criterion:
+            theta = self.structure.theta(sums.factors(S))
+            _, gradient, hessian = criterion.evaluate(theta, 2)
+        assert gradient is not None and hessian is not None
+        values, vectors = np.linalg.eigh(hessian)
+        if values[0] <= 0.0:
+            return False
+        return bool(np.sqrt(np.sum((vectors.T @ gradient) ** 2 / values)) <= CERTIFICATE)
+
+    def _without(self, i: int, columns: Array | None = None) -> _Without:
+        return _Without(self, i, columns)
+
+    @cached_property
+    def _several_minima(self) -> bool:
+        """Whether a deletion may make another minimum the lowest one: of a group, not of a single row."""
+        return self.pieces.more is None and many_minima(self.structure, self.problem.levels)
+
+    def _exact(self, i: int, guess: Array, deficient: bool) -> None:
+        """Optimise the criterion of deletion i over all groups."""
+        columns: Array | None = None
+        kept = np.arange(self.k - 1)
+        if deficient or self._x_left[i] < RANK_LOSS:
+            columns, kept, shift, triangle = self._smaller_x(i)
+        with self._without(i, columns) as criterion:
+            optimum = self._optimum(criterion, i, guess)
+            beta, r2, chol, _ = criterion.solution()
+        self.value[i], self.r2[i], self.decrement[i] = optimum.value, r2, optimum.gradient_norm
+        self.converged[i], self.singular[i] = optimum.converged, optimum.singular
+        self.factor[i] = optimum.factor
+        if not optimum.converged:
+            self.notes[i] = optimum.message
+        if columns is None:
+            self.beta[i], self.chol[i] = beta, chol
+            return
+        problem = self.problem
+        params, half = np.full(self.p, np.nan), np.full((self.p, self.p), np.nan)
+        at = problem.kept[kept]
+        params[at] = problem.scale * np.linalg.solve(triangle, beta) + shift
+        half[: len(at), at] = np.linalg.solve(chol, np.linalg.inv(triangle).T)
+        half[len(at) :, at] = 0.0
+        self.special[i] = (params, half, 2.0 * float(np.sum(np.log(np.abs(np.diag(triangle))))))
+        names = [self.model.exog_names[j] for j in np.setdiff1d(problem.kept, at)]
+        self.notes[i] = f"X loses rank: no estimate of {', '.join(names)}"
+
+    def _optimum(self, criterion: kernels.ClusterCriterion, i: int, guess: Array) -> Optimum:
+        structure, n, m = self.structure, int(self.n[i]), int(self.m[i])
+        levels = np.full(self.q, float(m))
+        found: Optimum | None = None
+        full = self.result.optimum
+        if not full.singular and full.converged:
+            S = symmetric_sum(structure, guess)
+            start = full.factor @ np.linalg.cholesky(S) if np.linalg.eigvalsh(S)[0] > 0.1 else full.factor
+            found = optimize(criterion, structure, levels, n, structure.theta(start), alternatives=False)
+            if found.converged and not found.singular and not self._several_minima:
+                return found
+        pieces = self.pieces
+        within = float(pieces.others[pieces.owner[i], -1] + (0.0 if pieces.more is None else pieces.more[i, -1]))
+        if not within > 0.0:
+            raise LMMError("y is reproduced exactly within every group by the random effects")
+        start_theta = moment_start(criterion, structure, n, m, within)
+        thorough = len(self.n) <= THOROUGH
+        other = optimize(criterion, structure, levels, n, start_theta, alternatives=thorough)
+        if not (thorough or other.converged):
+            other = optimize(criterion, structure, levels, n, start_theta)
+        if found is None or other.converged > found.converged or other.value <= found.value + 1e-9:
+            return other
+        criterion.evaluate(found.theta, 0)
+        return found
+
+    # ---- rank of X -----------------------------------------------------------------------------------
+
+    @cached_property
+    def _x_left(self) -> Array:
+        """Smallest eigenvalue of X_o'X_o after each deletion (1 where nothing is deleted)."""
+        q, k, r = self.q, self.k, self.k - 1
+        lower = np.tril_indices(k)
+
+        def gram(lines: Array) -> Array:
+            c = lines[:, q * q : q * q + q * k].reshape(-1, q, k)
+            out = np.zeros((len(lines), k, k))
+            out[:, lower[0], lower[1]] = out[:, lower[1], lower[0]] = lines[:, q * q + q * k :]
+            return (out + c.transpose(0, 2, 1) @ c)[:, :r, :r]
+
+        if r == 0:
+            return np.ones(len(self.n))
+        own = gram(self.pieces.less)
+        whole = own.sum(axis=0)
+        gone = own[self.pieces.owner] - (0.0 if self.pieces.more is None else gram(self.pieces.more))
+        scale = np.sqrt(np.diag(whole))
+        left = (whole - gone) / np.outer(scale, scale)
+        return np.asarray(np.linalg.eigvalsh(left)[:, 0])
+
+    def _smaller_x(self, i: int) -> tuple[Array | None, NDArray[np.intp], Array, Array]:
+        """Columns of [X y] whose X part is of full rank on the rows left.
+
+        Returns
+        -------
+        columns : (k, r' + 1) array or None
+            None where X keeps its rank.
+        kept : (r',) array
+            Positions among the columns kept so far.
+        shift, triangle : arrays
+            beta of the columns kept = shift + scale triangle^-1 beta_o.
+        """
+        model, problem = self.model, self.problem
+        index = model.grouping.index
+        rows = np.arange(len(index)) != i if self.pieces.more is not None else index != i
+        X = model.exog[rows][:, problem.kept]
+        w = np.ones(len(X)) if model.weights is None else np.sqrt(model.weights[rows])
+        scaled = X * w[:, None]
+        length = np.linalg.norm(scaled, axis=0)
+        kept: list[int] = []
+        basis = np.zeros((len(X), 0))
+        for j in range(X.shape[1]):
+            rest = scaled[:, j] / (length[j] or 1.0)
+            for _ in range(2):
+                rest = rest - basis @ (basis.T @ rest)
+            norm = float(np.linalg.norm(rest))
+            if norm > 1e-7:
+                kept.append(j)
+                basis = np.column_stack([basis, rest / norm])
+        at = np.array(kept, dtype=np.intp)
+        if len(at) == X.shape[1]:
+            return None, at, np.empty(0), np.empty((0, 0))
+        triangle = np.triu(basis.T @ scaled[:, at])
+        # the basis as combinations of the columns of X_o
+        inverse = np.linalg.inv(problem.x_map[problem.kept])
+        columns = np.zeros((self.k, len(at) + 1))
+        columns[:-1, :-1] = inverse[:, at] @ np.linalg.inv(triangle)
+        columns[-1, -1] = 1.0
+        # X beta_base on these rows in terms of the columns kept
+        target = scaled @ problem.beta_base[problem.kept]
+        shift = np.linalg.solve(triangle, basis.T @ target)
+        return columns, at, shift, triangle
+
+    # ---- back to the caller's units -------------------------------------------------------------------
+
+    def _finished(self) -> Deletions:
+        problem, reml = self.problem, self.result.reml
+        d, p = len(self.n), self.p
+        rank = np.full(d, problem.rank)
+        jacobian = np.full(d, problem.log_jacobian)
+        params = problem.beta_base + problem.scale * (self.beta @ problem.x_map.T)
+        dropped = np.setdiff1d(np.arange(p), problem.kept)
+        params[:, dropped] = np.nan
+        half = np.zeros((d, p, p))
+        fine = np.isfinite(self.r2)
+        fine[list(self.special)] = False
+        if problem.rank:
+            half[fine, : problem.rank] = np.linalg.solve(self.chol[fine], problem.x_map.T)
+        half[~fine] = np.nan
+        half[:, :, dropped] = np.nan
+        for at, (own, root, log_det) in self.special.items():
+            params[at], half[at] = own, root
+            rank[at] = int(np.isfinite(own).sum())
+            jacobian[at] = -log_det
+        nu = self.n - (rank if reml else 0)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            sigma2 = problem.scale**2 * self.r2 / nu
+        constant = problem.log_constant + self.pieces.log_weights
+        criterion = self.value + constant + nu * 2.0 * log(problem.scale) - (jacobian if reml else 0.0)
+        negligible = np.sqrt(problem.levels / problem.n) * 1e-4
+        factor = np.full_like(self.factor, np.nan)
+        known = np.isfinite(self.factor).all(axis=(1, 2))
+        for which, floor in ((known & ~self.singular, None), (known & self.singular, negligible)):
+            if which.any():
+                factor[which] = self.structure.natural(problem.z_map, self.factor[which], floor)
+        return Deletions(
+            params, half, sigma2, criterion, self.decrement, factor, self.converged, self.singular, self.n, self.notes
+        )
+
+
+class _Without:
+    """The criterion of one deletion; the groups are put right again on leaving."""
+
+    def __init__(self, refits: _Refits, i: int, columns: Array | None) -> None:
+        self.refits, self.i, self.columns = refits, i, columns
+
+    def __enter__(self) -> kernels.ClusterCriterion:
+        refits, i = self.refits, self.i
+        pieces, q, k = refits.pieces, refits.q, refits.k
+        problem = refits.problem
+        g = int(pieces.owner[i])
+        packed = refits.lines
+        self.place = (g // packed.shape[2], slice(None), g % packed.shape[2])
+        self.saved = packed[self.place].copy()
+        n_a = q * (q + 1) // 2
+        within = pieces.others[g].copy()
+        if pieces.more is None:
+            packed[self.place] = 0.0
+        else:
+            line = pieces.more[i]
+            packed[self.place][:n_a] = line[: q * q].reshape(q, q)[np.triu_indices(q)]
+            packed[self.place][n_a : n_a + q * k] = line[q * q : q * q + q * k]
+            packed[self.place][-1] = 0.0 if pieces.vanishes[i] else 1.0
+            within += line[q * q + q * k :]
+        rest = problem._replace(packed=packed, within=within, n=int(refits.n[i]), uniform=True)
+        criterion: kernels.ClusterCriterion = rest.criterion(self.columns)
+        criterion.reml = refits.result.reml
+        return criterion
+
+    def __exit__(self, *_: object) -> None:
+        self.refits.lines[self.place] = self.saved
+
+
+def delete(result: LMMResult, by: str) -> Deletions:
+    """Refit after the deletion of each group, or of each observation.
+
+    Parameters
+    ----------
+    result : LMMResult
+    by : {"group", "observation"}
+
+    Returns
+    -------
+    Deletions
+    """
+    return _Refits(result, by).run()

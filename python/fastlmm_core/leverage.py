@@ -1,0 +1,197 @@
+"""Leverage and studentised residuals.
+
+With V = Z G Z' + R, Phi = (X'V^-1 X)^-1 and P = V^-1 - V^-1 X Phi X'V^-1, marginal residuals y - X b have covariance
+V - X Phi X' and conditional ones R P R (Haslett and Dillane 2004, Statist. Neerl. 58, 131-142; Nobre and Singer 2007,
+Biom. J. 49, 863-875).  All of it is computed group by group in conditioned columns, O(n (p + q)^2).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .deletion import conditioned_rows, group_pieces, square_lines
+from .errors import LMMError
+
+if TYPE_CHECKING:
+    from .results import LMMResult
+
+__all__ = ["leverage", "leverage_parts", "one_factor", "studentized_residuals", "table"]
+
+Array = NDArray[np.float64]
+
+
+class _Rows(NamedTuple):
+    """What the variances of residuals are made of, relative to sigma^2.
+
+    Attributes
+    ----------
+    noise : (n,) array
+        1 / weights.
+    random : (n,) array
+        z'G^z.
+    conditional : (n,) array
+        z'M z, M = cov(b | y) / sigma^2 at known coefficients.
+    fixed : (n, r) array
+        L^-1 x with L L' = X'V^^-1X: its length squared is x'Phi x / sigma^2.
+    left : (n, r) array
+        L^-1 (x - C_x'M z), the same of a row of R V^-1 X.
+    """
+
+    noise: Array
+    random: Array
+    conditional: Array
+    fixed: Array
+    left: Array
+
+
+def one_factor(result: LMMResult, what: str) -> None:
+    """Refuse models with several grouping factors."""
+    if len(result.model.factors) > 1:
+        names = " and ".join(repr(factor.grouping.name) for factor in result.model.factors)
+        raise LMMError(f"{what} needs a model with one grouping factor, this one has {names}")
+
+
+def _rows(result: LMMResult) -> _Rows:
+    model: Any = result.model
+    problem, factor, index = model.problem, result.optimum.factor, model.grouping.index
+    q, r = model.structure.q, problem.rank
+    X, _, Z = conditioned_rows(model, problem)
+    noise = np.ones(model.nobs) if model.weights is None else 1.0 / model.weights
+    (M,) = problem.effects_covariance(factor)
+    R, c = square_lines(problem.unpatterned(), problem.m, q)
+    MC = M @ (R.transpose(0, 2, 1) @ c.reshape(-1, q, r + 1)[:, :, :r])
+    random = np.sum((Z @ factor) ** 2, axis=1)
+    conditional = np.einsum("ia,iab,ib->i", Z, M[index], Z, optimize=True)
+    fixed = np.asarray(np.linalg.solve(result._chol, X.T).T, dtype=np.float64)
+    own = np.einsum("ia,iaj->ij", Z, MC[index])
+    left = np.asarray(np.linalg.solve(result._chol, (X - own).T).T, dtype=np.float64)
+    return _Rows(noise, random, conditional, fixed, left)
+
+
+# ---- leverage ----------------------------------------------------------------------------------------
+
+
+def leverage_parts(result: LMMResult) -> dict[str, Array]:
+    """`leverage` as arrays: ``overall``, ``fixed`` and ``random``, each (n,)."""
+    one_factor(result, "leverage")
+    rows = _rows(result)
+    fixed = np.sum(rows.fixed * rows.left, axis=1) / rows.noise
+    random = (rows.conditional - np.sum((rows.fixed - rows.left) * rows.left, axis=1)) / rows.noise
+    return {"overall": fixed + random, "fixed": fixed, "random": random}
+
+
+def leverage(result: LMMResult) -> Any:
+    """Leverage of each observation (Demidenko and Stukel 2005, Statist. Med. 24, 893-909).
+
+    The fitted values are (H1 + H2) y with H1 = X Phi X'V^-1 and H2 = Z G Z'V^-1 (I - H1).
+
+    Parameters
+    ----------
+    result : LMMResult
+
+    Returns
+    -------
+    frame or dict of arrays
+        ``overall``, ``fixed`` and ``random``: the diagonals of H1 + H2, H1 and H2.  The second sums to rank(X).
+
+    Raises
+    ------
+    LMMError
+        For a model with several grouping factors.
+    """
+    return table(result, leverage_parts(result))
+
+
+# ---- residuals ---------------------------------------------------------------------------------------
+
+
+def studentized_residuals(
+    result: LMMResult, kind: Literal["marginal", "conditional"] = "conditional", external: bool = False
+) -> Array:
+    """Residuals divided by their standard errors.
+
+    Parameters
+    ----------
+    result : LMMResult
+    kind : {"marginal", "conditional"}
+        Of y - X beta, or of y - X beta - Z b.
+    external : bool
+        Instead divide the error of predicting each observation from all others, which are fitted anew (variance
+        parameters too), by its standard error: from the coefficients ("marginal") or from the other observations of
+        its group as well ("conditional").  In a model without random effects both are the deletion residuals of
+        Belsley, Kuh and Welsch (1980, eq. 2.26).
+
+    Returns
+    -------
+    (n,) array
+        NaN where a residual has no variance, or where nothing can be fitted without the observation.
+
+    Raises
+    ------
+    LMMError
+        For another kind, or a model with several grouping factors.
+    """
+    if kind not in ("marginal", "conditional"):
+        raise LMMError(f"kind={kind!r} is unknown: use 'marginal' or 'conditional'")
+    one_factor(result, "studentized_residuals")
+    if external:
+        return _prediction_errors(result, kind == "conditional")
+    rows = _rows(result)
+    if kind == "marginal":
+        whole = rows.noise + rows.random
+        variance = whole - np.sum(rows.fixed**2, axis=1)
+    else:
+        whole = rows.noise
+        variance = whole - rows.conditional - np.sum(rows.left**2, axis=1)
+    known = variance > 1e-10 * whole
+    sd = np.sqrt(result.sigma2 * np.where(known, variance, 1.0))
+    return np.where(known, result.residuals(kind) / sd, np.nan)
+
+
+def _prediction_errors(result: LMMResult, conditional: bool) -> Array:
+    """Standardised error of predicting each row from the fit to all others."""
+    from .influence import influence
+
+    model: Any = result.model
+    problem = model.problem
+    q, r, n = model.structure.q, problem.rank, model.nobs
+    deleted = influence(result, "observation")
+    kept = problem.kept
+    X, y, Z = conditioned_rows(model, problem)
+    back = np.linalg.inv(problem.x_map[kept])
+    beta = (deleted.params[:, kept] - problem.beta_base[kept]) @ back.T / problem.scale
+    factor = np.linalg.inv(problem.z_map) @ deleted._factor
+    noise = np.ones(n) if model.weights is None else 1.0 / model.weights
+    error = y - np.sum(X * beta, axis=1)
+    if conditional:
+        lines = group_pieces(model, problem, "observation").more
+        assert lines is not None
+        U = lines[:, : q * q].reshape(n, q, q) @ factor
+        c = lines[:, q * q : q * q + q * (r + 1)].reshape(n, q, r + 1)
+        # M Z' = F (I + U'U)^-1 U'c
+        inner: Array = np.eye(q) + U.transpose(0, 2, 1) @ U
+        turned = np.einsum("ia,iab->ib", Z, factor)
+        fine = np.asarray(np.isfinite(factor).all(axis=(1, 2)))
+        inner = np.where(fine[:, None, None], inner, np.eye(q))
+        turned = np.where(fine[:, None], turned, np.nan)
+        inverse = np.asarray(np.linalg.inv(inner), dtype=np.float64)
+        solved = np.einsum("iab,ib->ia", inverse, turned)
+        random = np.sum(turned * solved, axis=1)
+        carried = np.einsum("ia,iaj->ij", np.einsum("iab,ib->ia", U, solved), c)
+        error = error - (carried[:, r] - np.sum(carried[:, :r] * beta, axis=1))
+        design = X - carried[:, :r]
+    else:
+        random = np.sum(np.einsum("ia,iab->ib", Z, factor) ** 2, axis=1)
+        design = X
+    spread = np.einsum("iaj,ij->ia", deleted._half[:, :, kept], design @ back)
+    variance = deleted.sigma2 * (noise + random + np.sum(spread**2, axis=1))
+    return np.asarray(problem.scale * error / np.sqrt(variance))
+
+
+def table(result: LMMResult, columns: dict[str, Any]) -> Any:
+    """Columns in the library of the model's data; the dict itself for models from arrays."""
+    spec = result.model.spec
+    return columns if spec is None else spec.frame(columns)

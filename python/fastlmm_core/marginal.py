@@ -1,0 +1,263 @@
+"""The marginal covariance as a function of the random-effects variables: variance, correlation, shape.
+
+Observations of a group at rows z and z' have covariance z'Gz' (+ sigma^2 for one with itself).  With a random
+intercept and slope the variance is the parabola g00 + 2 g01 x + g11 x^2 + sigma^2 with its minimum at -g01 / g11
+(Fitzmaurice, Laird and Ware 2011, Applied Longitudinal Analysis, ch. 8).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .checks import float_array
+from .errors import LMMError
+
+if TYPE_CHECKING:
+    from .model import LinearMixedModel
+    from .results import LMMResult
+
+__all__ = [
+    "LeastVariance",
+    "MarginalCovariance",
+    "icc_at",
+    "least_variance_time",
+    "marginal_covariance_at",
+    "random_rows",
+    "slope_variable",
+]
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class MarginalCovariance:
+    """Second moments of k observations of one group, one at each of k points.
+
+    Attributes
+    ----------
+    Z : (k, q) array
+        Rows of the random-effects design.
+    random : (k, k) array
+        Z G Z', without the residual variance.
+    sigma2 : float
+        Residual variance (of an observation of weight 1).
+    """
+
+    Z: Array
+    random: Array
+    sigma2: float
+
+    @property
+    def covariance(self) -> Array:
+        """Z G Z' + sigma^2 I (k, k)."""
+        return np.asarray(self.random + self.sigma2 * np.eye(len(self.random)))
+
+    @property
+    def variance(self) -> Array:
+        """Variance at each point (k,)."""
+        return np.asarray(np.diag(self.random) + self.sigma2)
+
+    @property
+    def correlation(self) -> Array:
+        """Correlations of observations at different points, 1 on the diagonal (k, k)."""
+        sd = np.sqrt(self.variance)
+        out = self.random / np.outer(sd, sd)
+        np.fill_diagonal(out, 1.0)
+        return np.asarray(out)
+
+    @property
+    def icc(self) -> Array:
+        """Share of the random effects in the variance, the correlation of two observations at one point (k,)."""
+        random = np.diag(self.random)
+        return np.asarray(random / (random + self.sigma2))
+
+
+@dataclass(frozen=True)
+class LeastVariance:
+    """Where the variance around the population line is smallest.
+
+    Attributes
+    ----------
+    variable : str
+        The column with the random slope.
+    at : float
+        -g01 / g11; NaN where the slope does not vary.
+    variance : float
+        There, with the residual variance.
+    observed : (low, high)
+        Range of the variable in the data.
+    shape : str
+        "fan-out" (the lines spread as the variable grows), "fan-in", "both" (they come together and spread again
+        within the observed range) or "parallel".
+    """
+
+    variable: str
+    at: float
+    variance: float
+    observed: tuple[float, float]
+    shape: str
+
+    def __float__(self) -> float:
+        return self.at
+
+    def __str__(self) -> str:
+        low, high = self.observed
+        if self.shape == "parallel":
+            return f"The slope of {self.variable} does not vary: the lines are parallel, the variance is constant."
+        where = f"the variance is smallest at {self.variable} = {self.at:.4g}"
+        place = "within" if low <= self.at <= high else "below" if self.at < low else "above"
+        shapes = {"fan-out": "the lines fan out", "fan-in": "the lines fan in", "both": "the lines fan in, then out"}
+        return f"{shapes[self.shape].capitalize()}: {where}, {place} the observed range {low:.4g} to {high:.4g}."
+
+
+def random_variables(model: LinearMixedModel) -> tuple[str, ...]:
+    """Columns of the data that the random-effects design of a formula model uses."""
+    from .syntax import parse
+
+    assert model.spec is not None
+    sides = [bar.left for bar in parse(model.spec.formula).bars]
+    return tuple(dict.fromkeys(name for side in sides for name, optional in side.names if not optional))
+
+
+def slope_variable(model: LinearMixedModel) -> int:
+    """Position of the one column of Z that is not constant.
+
+    Raises
+    ------
+    LMMError
+        If there is none or there are several.
+    """
+    varying = [j for j, column in enumerate(model.exog_re.T) if (column != column[0]).any()]
+    if len(varying) != 1:
+        names = ", ".join(model.exog_re_names)
+        raise LMMError(
+            f"the random effects ({names}) must be a slope of one variable, with or without an intercept, for this; "
+            "give rows of Z or a table instead where the function takes them"
+        )
+    return varying[0]
+
+
+def random_rows(result: LMMResult, at: Any) -> Array:
+    """Rows of the random-effects design at new points.
+
+    Parameters
+    ----------
+    result : LMMResult
+    at : table, (k,) or (k, q) array
+        For a model from a formula a table of the variables in the random effects (groups are not needed) or the values
+        of the only one; for a model from arrays rows of Z or, with a random slope of one variable, its values.
+
+    Returns
+    -------
+    (k, q) array
+
+    Raises
+    ------
+    LMMError
+        For anything else.
+    """
+    model = result.model
+    if model.spec is not None:
+        if hasattr(at, "columns") or hasattr(at, "keys") or hasattr(at, "column_names"):
+            return model.spec.random_design(at)
+        names = random_variables(model)
+        if len(names) == 1 and np.ndim(at) < 2:
+            return model.spec.random_design({names[0]: np.atleast_1d(np.asarray(at))})
+        if np.ndim(at) < 2:
+            used = ", ".join(names) if names else "none but the intercept"
+            raise LMMError(f"the variables in the random effects are {used}: give a table with these columns")
+    values = np.atleast_1d(np.asarray(at))
+    q = model.structure.q
+    if values.ndim == 1 and q > 1:
+        x = float_array(values, "at", 1)
+        slope = slope_variable(model)
+        out = np.repeat(model.exog_re[:1], len(x), axis=0)
+        out[:, slope] = x
+    else:
+        out = float_array(values, "at", 2)
+    if out.shape[1] != q:
+        raise LMMError(f"at must have the {q} columns of Z ({', '.join(model.exog_re_names)}), not {out.shape[1]}")
+    if not np.isfinite(out).all():
+        raise LMMError(f"at is not finite in row {int(np.argwhere(~np.isfinite(out))[0, 0])}; remove such rows")
+    return out
+
+
+def marginal_covariance_at(result: LMMResult, at: Any) -> MarginalCovariance:
+    """Variances and correlations of observations of one group at given points.
+
+    Parameters
+    ----------
+    result : LMMResult
+    at : table, (k,) or (k, q) array
+        See `random_rows`; e.g. times.
+
+    Returns
+    -------
+    MarginalCovariance
+
+    Raises
+    ------
+    LMMError
+        For points that are not those of the model's random effects.
+    """
+    rows = random_rows(result, at)
+    turned = rows @ result.relative_factor
+    return MarginalCovariance(rows, result.sigma2 * (turned @ turned.T), result.sigma2)
+
+
+def icc_at(result: LMMResult, at: Any) -> Array:
+    """Intraclass correlation z'Gz / (z'Gz + sigma^2) at given points; with random slopes it depends on them.
+
+    Parameters
+    ----------
+    result : LMMResult
+    at : table, (k,) or (k, q) array
+        See `random_rows`.
+
+    Returns
+    -------
+    (k,) array
+        Goldstein, Browne and Rasbash 2002, Understanding Statistics 1, 223-231.
+    """
+    rows = random_rows(result, at)
+    random = result.sigma2 * np.sum((rows @ result.relative_factor) ** 2, axis=1)
+    return np.asarray(random / (random + result.sigma2))
+
+
+def least_variance_time(result: LMMResult) -> LeastVariance:
+    """Where the variance of a random slope model is smallest, and how the lines of the groups spread.
+
+    Parameters
+    ----------
+    result : LMMResult
+        Of a model with a random slope of one variable.
+
+    Returns
+    -------
+    LeastVariance
+
+    Raises
+    ------
+    LMMError
+        For other random effects.
+    """
+    model = result.model
+    slope = slope_variable(model)
+    column = model.exog_re[:, slope]
+    low, high = float(column.min()), float(column.max())
+    # the constant columns together make the intercept of a line
+    level = model.exog_re[0].copy()
+    level[slope] = 0.0
+    steep = np.zeros(len(level))
+    steep[slope] = 1.0
+    a, b = level @ result.relative_factor, steep @ result.relative_factor
+    g11 = float(b @ b)
+    at = float(-(a @ b) / g11) if g11 > 0.0 else float("nan")
+    least = a + at * b if g11 > 0.0 else a
+    shape = "parallel" if g11 == 0.0 else "fan-out" if at <= low else "fan-in" if at >= high else "both"
+    variance = result.sigma2 * (float(least @ least) + 1.0)
+    return LeastVariance(model.exog_re_names[slope], at, variance, (low, high), shape)

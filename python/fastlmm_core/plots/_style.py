@@ -1,0 +1,137 @@
+"""What all plots share: matplotlib on request, colours, axes, samples of groups, columns by name."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..checks import float_array
+from ..errors import LMMError
+
+if TYPE_CHECKING:
+    from ..model import LinearMixedModel
+
+__all__ = [
+    "BLACK", "BLUE", "GREEN", "GREY", "ORANGE", "SKY", "VERMILLION", "binned", "grid", "new_axes", "own_axes",
+    "plain", "pyplot", "sample", "variable",
+]  # fmt: skip
+
+Array = NDArray[np.float64]
+
+BLACK, GREY = "#000000", "#8C8C8C"
+ORANGE, SKY, GREEN, BLUE, VERMILLION = "#E69F00", "#56B4E9", "#009E73", "#0072B2", "#D55E00"
+"""Okabe and Ito 2008, Color Universal Design."""
+
+
+def pyplot() -> Any:
+    """matplotlib.pyplot.
+
+    Raises
+    ------
+    LMMError
+        Where matplotlib is not installed.
+    """
+    try:
+        return import_module("matplotlib.pyplot")
+    except ImportError:
+        raise LMMError("plots need matplotlib: pip install 'fastlmm-core[plot]'") from None
+
+
+def new_axes(rows: int, columns: int, size: tuple[float, float], **options: Any) -> Any:
+    """A figure of its own with an array of axes (rows, columns)."""
+    _, axes = pyplot().subplots(
+        rows, columns, figsize=(size[0] * columns, size[1] * rows), layout="constrained", squeeze=False, **options
+    )
+    return axes
+
+
+def own_axes(ax: Any, size: tuple[float, float] = (6.4, 4.4)) -> Any:
+    """The caller's axes, or new ones."""
+    pyplot()
+    return new_axes(1, 1, size)[0, 0] if ax is None else ax
+
+
+def grid(count: int, size: tuple[float, float], most: int = 4, **options: Any) -> list[Any]:
+    """Axes of a figure for `count` small plots, the rest of the cells empty."""
+    columns = min(most, count) if count <= most else min(most, int(np.ceil(np.sqrt(count))))
+    axes = new_axes(-(-count // columns), columns, size, **options).ravel()
+    for i, ax in enumerate(axes):
+        ax.set_visible(i < count)
+        ax.xaxis.set_tick_params(labelbottom=not options.get("sharex") or i + columns >= count)
+    return list(axes[:count])
+
+
+def plain(ax: Any) -> None:
+    """No box around the data."""
+    ax.spines[["top", "right"]].set_visible(False)
+
+
+def sample(count: int, most: int, seed: int = 0) -> NDArray[np.intp]:
+    """Positions of at most `most` of `count` groups, the same in every call."""
+    if count <= most:
+        return np.arange(count)
+    return np.sort(np.random.default_rng(seed).choice(count, most, replace=False))
+
+
+def variable(model: LinearMixedModel, x: Any = None) -> tuple[Array, str, list[str] | None]:
+    """Values and name of the variable of the horizontal axis, and the labels of 0, 1, ... where it is text.
+
+    Parameters
+    ----------
+    model : LinearMixedModel
+    x : str or (n,) array, optional
+        A column of X or Z, or values or labels for the rows used; by default the random slope, else the first column
+        that takes more than two values, or the only one that is not constant.
+
+    Raises
+    ------
+    LMMError
+        For an unknown column, another length, or where there is nothing to choose from.
+    """
+    names = [*model.exog_re_names, *model.exog_names]
+    columns = [*model.exog_re.T, *model.exog.T]
+    varying = {name: c for name, c in reversed(list(zip(names, columns, strict=True))) if (c != c[0]).any()}
+    if isinstance(x, str):
+        if x not in names:
+            raise LMMError(f"x={x!r} is not a column of the model; choose of {', '.join(varying)}, or give values")
+        return columns[names.index(x)], x, None
+    if x is not None:
+        name = str(getattr(x, "name", None) or "x")
+        labels: list[str] | None = None
+        try:
+            values = float_array(x, "x", 1)
+        except LMMError:
+            if np.ndim(x) != 1:
+                raise
+            found, codes = np.unique(np.asarray(x).astype(str), return_inverse=True)
+            values, labels = codes.astype(np.float64), found.tolist()
+        if len(values) != model.nobs:
+            raise LMMError(f"x has {len(values)} values, but the model uses {model.nobs} rows; give one for each")
+        return values, name, labels
+    slopes = [name for name in model.exog_re_names if name in varying]
+    order = [*slopes, *[name for name in model.exog_names if name in varying and name not in slopes]]
+    several = [name for name in order if len(np.unique(varying[name])) > 2]
+    if len(order) == 1 or several:
+        name = several[0] if several else order[0]
+        return varying[name], name, None
+    raise LMMError(
+        f"no column of the model is a variable to draw along ({', '.join(order) or 'an intercept only'}): give the "
+        "horizontal axis as x=, one value or label per row"
+    )
+
+
+def binned(x: Array, y: Array, bins: int) -> tuple[Array, Array, Array]:
+    """Centres, means and spreads of y in classes of x: its distinct values where there are few, else quantiles."""
+    values, place = np.unique(x, return_inverse=True)
+    if len(values) > bins:
+        edges = np.unique(np.quantile(x, np.linspace(0.0, 1.0, bins + 1)))
+        place = np.clip(np.searchsorted(edges, x, side="right") - 1, 0, max(len(edges) - 2, 0))
+        place = np.unique(place, return_inverse=True)[1]
+    count = np.bincount(place)
+    centre = np.bincount(place, weights=x) / count
+    mean = np.bincount(place, weights=y) / count
+    spread = np.sqrt(np.bincount(place, weights=(y - mean[place]) ** 2) / count)
+    return centre, mean, spread

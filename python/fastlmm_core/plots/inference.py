@@ -1,0 +1,282 @@
+"""Likelihood profiles, bootstrap distributions, power curves, influence."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from ..checks import check_share
+from ..distributions import quantile
+from ..errors import LMMError
+from ._style import BLACK, BLUE, GREY, SKY, VERMILLION, grid, own_axes, plain, pyplot
+
+if TYPE_CHECKING:
+    from ..bootstrap import BootstrapResult
+    from ..power_analysis import PowerCurve
+
+__all__ = ["bootstrap_density", "influence_plot", "power_curve", "profile_zeta"]
+
+Array = NDArray[np.float64]
+
+
+class ProfileLike(Protocol):
+    """What a profile has."""
+
+    @property
+    def parameters(self) -> Sequence[str]:
+        """Names."""
+
+    def zeta(self, parameter: str) -> tuple[ArrayLike, ArrayLike]:
+        """Values of a parameter and the signed roots of the likelihood ratio there."""
+
+
+class InfluenceLike(Protocol):
+    """What a record of influence has."""
+
+    @property
+    def labels(self) -> Any:
+        """Of the groups or observations."""
+
+    @property
+    def cooks_distance(self) -> Any:
+        """Of each."""
+
+
+def _wanted(names: Sequence[str], chosen: str | Sequence[str] | None, argument: str) -> list[str]:
+    wanted = list(names) if chosen is None else [chosen] if isinstance(chosen, str) else list(chosen)
+    for name in wanted:
+        if name not in names:
+            raise LMMError(f"{argument}: {name!r} is not there; choose of {', '.join(names)}")
+    return wanted
+
+
+def profile_zeta(
+    profile: ProfileLike, parameters: str | Sequence[str] | None = None, *, level: float = 0.95, ax: Any = None
+) -> Any:
+    """Signed root of the likelihood ratio against each parameter.
+
+    A straight line means that the Wald interval is right.  The vertical lines are the ends of the profile interval,
+    where the curve crosses the normal quantiles (Bates and Watts 1988, Nonlinear Regression, ch. 6).
+
+    Parameters
+    ----------
+    profile : object with `parameters` and `zeta(name)`
+    parameters : str or sequence of str, optional
+        By default all.
+    level : float
+    ax : matplotlib Axes, optional
+        For one parameter.
+
+    Returns
+    -------
+    Axes, or list of Axes for several parameters
+
+    Raises
+    ------
+    LMMError
+        For unknown parameters, or without matplotlib.
+    """
+    check_share(level, "level")
+    pyplot()
+    wanted = _wanted(list(profile.parameters), parameters, "parameters")
+    if ax is not None and len(wanted) != 1:
+        raise LMMError("ax is for one parameter: name it, or leave ax out")
+    axes = [ax] if ax is not None else grid(len(wanted), (3.0, 2.7))
+    cut = float(quantile(0.5 + 0.5 * level, None))
+    for one, name in zip(axes, wanted, strict=True):
+        values, zeta = (np.asarray(part, dtype=float) for part in profile.zeta(name))
+        usable = np.isfinite(values) & np.isfinite(zeta)
+        values, first = np.unique(values[usable], return_index=True)
+        zeta = zeta[usable][first]
+        if len(values) < 2:
+            raise LMMError(f"parameters: the profile of {name!r} has {len(values)} points; profile it further")
+        one.axhspan(-cut, cut, color=SKY, alpha=0.2, linewidth=0)
+        one.axhline(0.0, color=BLACK, linewidth=0.8, linestyle="--")
+        smooth, back = _curves(values, zeta)
+        at = np.unique(np.append(values, np.linspace(values[0], values[-1], 101)))
+        one.plot(at, smooth(at), color=BLUE, linewidth=2.0)
+        for bound in (-cut, 0.0, cut):
+            if zeta[0] <= bound <= zeta[-1]:
+                end = float(back(bound))
+                one.vlines(end, min(bound, 0.0), max(bound, 0.0), color=VERMILLION, linewidth=1.3, linestyle="-.")
+                one.plot(end, bound, marker="o", markersize=4, color=VERMILLION, zorder=4)
+        one.set_xlabel(name)
+        one.set_ylabel("ζ" if one is axes[0] or one.get_subplotspec().is_first_col() else "")
+        plain(one)
+    return axes[0] if ax is not None else axes
+
+
+def _curves(values: Array, zeta: Array) -> tuple[Callable[[Any], Any], Callable[[Any], Any]]:
+    """Zeta of a value and, as far as it increases, back; monotone cubics between the points."""
+    from scipy.interpolate import PchipInterpolator
+
+    if (np.diff(zeta) > 0.0).all():
+        return PchipInterpolator(values, zeta), PchipInterpolator(zeta, values)
+    return lambda x: np.interp(x, values, zeta), lambda z: np.interp(z, zeta, values)
+
+
+def _density(values: Array, at: Array) -> Array:
+    """Gaussian kernel density with Silverman's width (1986, Density Estimation, eq. 3.31)."""
+    q1, q3 = np.quantile(values, [0.25, 0.75])
+    spread = min(float(values.std(ddof=1)), float(q3 - q1) / 1.34) or float(values.std(ddof=1))
+    width = 0.9 * spread * len(values) ** -0.2
+    out = np.zeros(len(at))
+    for part in np.array_split(values, max(1, len(values) // 2000)):
+        out += np.exp(-0.5 * ((at[:, None] - part) / width) ** 2).sum(axis=1)
+    return np.asarray(out / (len(values) * width * np.sqrt(2.0 * np.pi)))
+
+
+def bootstrap_density(
+    boot: BootstrapResult,
+    names: str | Sequence[str] | None = None,
+    *,
+    level: float = 0.95,
+    method: Any = "percentile",
+    ax: Any = None,
+) -> Any:
+    """Distribution of the bootstrap replicates of each statistic, the estimate and an interval.
+
+    Parameters
+    ----------
+    boot : BootstrapResult
+    names : str or sequence of str, optional
+        Statistics; by default all.
+    level, method
+        Of the interval, see `BootstrapResult.conf_int`.
+    ax : matplotlib Axes, optional
+        For one statistic.
+
+    Returns
+    -------
+    Axes, or list of Axes for several statistics
+
+    Raises
+    ------
+    LMMError
+        For unknown statistics, or without matplotlib.
+    """
+    pyplot()
+    wanted = _wanted(boot.names, names, "names")
+    if ax is not None and len(wanted) != 1:
+        raise LMMError("ax is for one statistic: name it, or leave ax out")
+    limits = boot.conf_int(level, method)
+    axes = [ax] if ax is not None else grid(len(wanted), (3.0, 2.6))
+    for one, name in zip(axes, wanted, strict=True):
+        j = boot.names.index(name)
+        values = boot.replicates[:, j]
+        values = values[np.isfinite(values)]
+        low, high = limits[j]
+        one.hist(values, bins=int(np.clip(np.sqrt(len(values)), 10, 60)), density=True, color=GREY, alpha=0.4)
+        if np.ptp(values) > 0.0:
+            at = np.linspace(values.min(), values.max(), 200)
+            one.plot(at, _density(values, at), color=BLUE, linewidth=1.8)
+        if np.isfinite([low, high]).all():
+            one.axvspan(low, high, ymax=0.035, color=BLACK, linewidth=0, label=f"{100 * level:g} % interval")
+        one.axvline(boot.estimates[j], color=VERMILLION, linestyle="--", linewidth=1.5, label="estimate")
+        one.set_xlabel(name)
+        one.set_yticks([])
+        one.spines["left"].set_visible(False)
+        plain(one)
+    if ax is not None:
+        ax.legend(frameon=False, fontsize="small")
+        return ax
+    handles, labels = axes[0].get_legend_handles_labels()
+    axes[0].figure.legend(handles, labels, loc="outside upper center", ncols=2, frameon=False, fontsize="small")
+    return axes
+
+
+def power_curve(curve: PowerCurve, *, target: float | None = 0.8, ax: Any = None) -> Any:
+    """Power along a design or an effect, with the exact intervals of the simulations.
+
+    Parameters
+    ----------
+    curve : PowerCurve
+    target : float, optional
+        A power to mark, with the value that reaches it.
+    ax : matplotlib Axes, optional
+
+    Returns
+    -------
+    Axes
+
+    Raises
+    ------
+    LMMError
+        For a target outside (0, 1), or without matplotlib.
+    """
+    if target is not None:
+        check_share(target, "target")
+    ax = own_axes(ax, (5.6, 4.0))
+    values = np.asarray(curve.values, dtype=float)
+    order = np.argsort(values)
+    first = curve.results[0]
+    ax.fill_between(
+        values[order], curve.lower[order], curve.upper[order], color=SKY, alpha=0.35, linewidth=0,
+        label="95 % interval of the simulation",
+    )  # fmt: skip
+    ax.plot(values[order], curve.power[order], color=BLUE, marker="o", markersize=4.5, linewidth=1.8, label="power")
+    one_sign = not values.min() < 0.0 < values.max()
+    if target is not None:
+        ax.axhline(target, color=BLACK, linewidth=0.9, linestyle="--")
+        at = curve.target(target) if one_sign else float("nan")
+        if np.isfinite(at):
+            unit = "" if curve.along == "effect" else f" {curve.along}"
+            text = f"{target:g} at {at:.4g}{unit}"
+            ax.vlines(at, 0.0, target, color=VERMILLION, linewidth=1.4, linestyle="-.", label=text)
+    ax.set_ylim(0.0, 1.03)
+    label = "effect" if curve.along == "effect" else f"number of {curve.along}"
+    ax.set_xlabel(label if curve.along != "observations" else "observations per group")
+    ax.set_ylabel(f"power ({first.test}, {first.method}, α = {first.alpha:g})")
+    plain(ax)
+    ax.legend(loc="lower left", bbox_to_anchor=(0.0, 1.0), ncols=3, frameon=False, borderaxespad=0.2, fontsize="small")
+    return ax
+
+
+def influence_plot(influence: InfluenceLike, *, top: int = 5, ax: Any = None) -> Any:
+    """Cook's distance of each group or observation, the largest by name.
+
+    Parameters
+    ----------
+    influence : object with `labels` and `cooks_distance`
+    top : int
+        How many to name.
+    ax : matplotlib Axes, optional
+
+    Returns
+    -------
+    Axes
+        The dashed line is at 4 / (number of groups or observations), a rule of thumb.
+
+    Raises
+    ------
+    LMMError
+        Without matplotlib.
+    """
+    ax = own_axes(ax, (6.4, 3.8))
+    distance = np.asarray(influence.cooks_distance, dtype=float)
+    labels = np.asarray(influence.labels).tolist()
+    n = len(distance)
+    cut = 4.0 / n
+    at = np.arange(n)
+    for mask, color, marker in ((distance <= cut, GREY, "o"), (distance > cut, BLUE, "D")):
+        ax.vlines(at[mask], 0.0, distance[mask], color=color, linewidth=1.2 if n <= 100 else 0.6)
+        ax.plot(at[mask], distance[mask], linestyle="none", marker=marker, color=color, markersize=4 if n <= 100 else 2)
+    ax.axhline(cut, color=VERMILLION, linestyle="--", linewidth=1.2, label=f"4 / {n:,}")
+    for i in np.argsort(-np.nan_to_num(distance), kind="stable")[: min(top, int(np.isfinite(distance).sum()))].tolist():
+        ax.annotate(
+            str(labels[i]), (i, distance[i]), xytext=(0, 5), textcoords="offset points", ha="center",
+            fontsize="small",
+        )  # fmt: skip
+    if n <= 30:
+        texts = [str(label) for label in labels]
+        ax.set_xticks(at, texts, rotation=90 if n > 8 else 0, fontsize=8)
+    else:
+        ax.set_xlabel("position")
+    ax.set_ylabel("Cook's distance")
+    ax.set_ylim(0.0, 1.12 * float(np.nanmax(distance)))
+    plain(ax)
+    ax.legend(loc="upper left", frameon=False, fontsize="small", bbox_to_anchor=(0.0, 1.1))
+    return ax

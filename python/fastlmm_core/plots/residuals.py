@@ -1,0 +1,237 @@
+"""Residuals: four diagnostic panels, and quantile plots with simulated envelopes."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..checks import check_share
+from ..errors import LMMError
+from ._style import BLACK, BLUE, GREY, SKY, VERMILLION, binned, new_axes, own_axes, plain, pyplot
+from .effects import _column
+
+if TYPE_CHECKING:
+    from ..results import LMMResult
+
+__all__ = ["qq", "residual_panels"]
+
+Array = NDArray[np.float64]
+
+POINTS = 4000
+"""Points of a scatter plot above which densities are drawn, and of a quantile plot above which it is thinned."""
+
+HELD = 20_000_000
+"""Simulated values held at a time."""
+
+BOXES = 40
+
+CURVE = 30
+
+
+def residual_panels(result: LMMResult) -> Any:
+    """Four views of the residuals: against fitted values, their size, their quantiles, by group.
+
+    Residuals are Pearson residuals (conditional, over sigma).  Lines join means in classes of the fitted values.  The
+    band of the quantiles is simulated, see `qq` (none where the model has more than 20,000 rows).  With more than 40
+    groups, the standard deviation of the residuals in each group is shown in place of box plots.
+
+    Parameters
+    ----------
+    result : LMMResult
+
+    Returns
+    -------
+    (2, 2) array of Axes
+
+    Raises
+    ------
+    LMMError
+        Without matplotlib.
+    """
+    axes = new_axes(2, 2, (4.6, 3.6))
+    residual, fitted = result.residuals("pearson"), result.fittedvalues
+    _against(axes[0, 0], fitted, residual, "Pearson residual")
+    axes[0, 0].axhline(0.0, color=BLACK, linewidth=0.8, linestyle="--")
+    _against(axes[0, 1], fitted, np.sqrt(np.abs(residual)), "√|Pearson residual|")
+    for ax, title in zip(axes.ravel(), ("Residuals and fitted values", "Scale and location", "Quantiles", "Groups"),
+                         strict=True):  # fmt: skip
+        ax.set_title(title, fontsize="medium", loc="left")
+    qq(result, "residuals", envelope=len(residual) <= 20_000, ax=axes[1, 0])
+    _by_group(axes[1, 1], result, residual)
+    return axes
+
+
+def _against(ax: Any, x: Array, y: Array, name: str) -> None:
+    if len(x) > POINTS:
+        ax.hexbin(x, y, gridsize=45, bins="log", cmap="Greys", mincnt=1, linewidths=0.0)
+    else:
+        size = float(np.clip(4000.0 / len(x), 4.0, 16.0))
+        ax.scatter(x, y, s=size, color=GREY, alpha=0.7, linewidths=0)
+    centre, mean, _ = binned(x, y, int(np.clip(len(x) // 20, 4, CURVE)))
+    ax.plot(centre, mean, color=VERMILLION, linewidth=1.8, label="mean in classes")
+    ax.set_xlabel("fitted value")
+    ax.set_ylabel(name)
+    plain(ax)
+
+
+def _by_group(ax: Any, result: LMMResult, residual: Array) -> None:
+    grouping = result.model.grouping
+    index, labels = grouping.index, grouping.labels
+    order = np.argsort(index, kind="stable")
+    starts = np.flatnonzero(np.diff(index[order], prepend=-1))
+    if len(labels) <= BOXES:
+        drawn = ax.boxplot(
+            np.split(residual[order], starts[1:]), widths=0.6, patch_artist=True,
+            flierprops={"marker": "o", "markersize": 3, "markerfacecolor": "white", "markeredgecolor": GREY},
+            medianprops={"color": VERMILLION, "linewidth": 1.6},
+        )  # fmt: skip
+        for box in drawn["boxes"]:
+            box.set(facecolor=SKY, alpha=0.6, edgecolor=BLACK, linewidth=0.8)
+        ax.axhline(0.0, color=BLACK, linewidth=0.8, linestyle="--")
+        texts = [str(label) for label in labels.tolist()]
+        crowded = len(labels) > 6 or max(map(len, texts)) > 5
+        ax.set_xticks(np.arange(1, len(labels) + 1), texts, rotation=90 if crowded else 0, fontsize=7 if crowded else 9)
+        ax.set_xlabel(grouping.name)
+        ax.set_ylabel("Pearson residual")
+    else:
+        count = np.bincount(index)
+        mean = np.bincount(index, weights=residual) / count
+        spread = np.bincount(index, weights=(residual - mean[index]) ** 2)
+        several = count > 1
+        sd = np.sort(np.sqrt(spread[several] / (count[several] - 1)))
+        ax.plot(np.arange(len(sd)), sd, color=BLUE, linewidth=0, marker="o", markersize=2.0 if len(sd) > 300 else 3.5)
+        ax.axhline(float(np.median(sd)), color=VERMILLION, linewidth=1.5, label="median")
+        ax.locator_params(axis="x", nbins=4)
+        ax.set_xlabel(f"{grouping.name}, in order ({len(sd):,})")
+        ax.set_ylabel("SD of the residuals in the group")
+        ax.set_ylim(bottom=0.0)
+        ax.legend(frameon=False, fontsize="small", loc="upper left")
+    plain(ax)
+
+
+def qq(
+    result: LMMResult,
+    what: Literal["residuals", "blups"] = "residuals",
+    *,
+    effect: str | None = None,
+    term: str | None = None,
+    envelope: bool = True,
+    n_sim: int = 199,
+    level: float = 0.95,
+    seed: int = 0,
+    ax: Any = None,
+) -> Any:
+    """Ordered residuals or BLUPs against normal quantiles, with an envelope of simulated fits.
+
+    The envelope holds, for each rank, the share `level` of `n_sim` simulations: responses are drawn from the fitted
+    model and fitted again, so that shrinkage and the dependence of residuals are in it (Atkinson 1985, Plots,
+    Transformations and Regression, sec. 4.2; Schuetzenmeister and Piepho 2012, Comp. Stat. Data Anal. 56, 1405-1416).
+
+    Parameters
+    ----------
+    result : LMMResult
+    what : {"residuals", "blups"}
+        Pearson residuals, or BLUPs of one random effect.
+    effect, term : str, optional
+        The random effect; by default the first.
+    envelope : bool
+    n_sim : int
+    level : float
+    seed : int
+        Of the simulations.
+    ax : matplotlib Axes, optional
+
+    Returns
+    -------
+    Axes
+
+    Raises
+    ------
+    LMMError
+        For unknown options, or without matplotlib.
+    """
+    from scipy.special import ndtri
+
+    if what not in ("residuals", "blups"):
+        raise LMMError(f"what={what!r} is unknown: use 'residuals' or 'blups'")
+    check_share(level, "level")
+    if n_sim < 19:
+        raise LMMError(f"n_sim={n_sim} must be at least 19 for an envelope")
+    pyplot()
+    model = result.model
+    at, column = _column(result, effect, term) if what == "blups" else (0, 0)
+    inside = column - model.factors[at].start
+    values = result.residuals("pearson") if what == "residuals" else result._effects_by_factor[at][:, inside]
+    n = len(values)
+    values = np.sort(values)
+    # Blom's approximation of the expected order statistics
+    theory = ndtri((np.arange(1, n + 1) - 0.375) / (n + 0.25))
+    ranks = _ranks(n)
+    ax = own_axes(ax, (5.0, 4.4))
+    if envelope:
+        simulated = _ordered(result, what, at, inside, n_sim, seed, ranks)
+        low, high = np.quantile(simulated, [0.5 - 0.5 * level, 0.5 + 0.5 * level], axis=0)
+        ax.fill_between(
+            theory[ranks], low, high, color=SKY, alpha=0.35, linewidth=0, label=f"{100 * level:g} % of fits"
+        )
+    ax.plot(
+        theory[ranks], values[ranks], linestyle="none", marker="o", color=BLUE, zorder=3,
+        markersize=2.2 if n > 1000 else 3.4, label="data",
+    )  # fmt: skip
+    slope = 1.0 if what == "residuals" else float(np.sqrt(np.mean(values**2)))
+    ends = theory[[0, -1]]
+    ax.plot(ends, slope * ends, color=VERMILLION, linewidth=1.2, linestyle="--", zorder=2)
+    ax.set_xlabel("normal quantile")
+    label = "Pearson residual" if what == "residuals" else f"BLUP of {model.exog_re_names[column]}"
+    ax.set_ylabel(label)
+    plain(ax)
+    if envelope:
+        ax.legend(loc="upper left", frameon=False, fontsize="small")
+    return ax
+
+
+def _ranks(n: int) -> NDArray[np.intp]:
+    """All ranks, or of very many those of the tails and some between."""
+    if n <= POINTS:
+        return np.arange(n)
+    edge = POINTS // 8
+    middle = np.linspace(edge, n - 1 - edge, POINTS - 2 * edge)
+    return np.unique(np.concatenate([np.arange(edge), middle.astype(np.intp), np.arange(n - edge, n)]))
+
+
+def _ordered(
+    result: LMMResult, what: str, at: int, inside: int, n_sim: int, seed: int, ranks: NDArray[np.intp]
+) -> Array:
+    """Order statistics of simulated fits (n_sim, ranks), a piece of the simulations at a time."""
+    size = max(1, HELD // result.nobs)
+    parts = []
+    for begin in range(0, n_sim, size):
+        key = seed if begin == 0 else np.random.default_rng([seed, begin])
+        values = _refitted(result, what, at, inside, result.simulate(min(size, n_sim - begin), key))
+        values.sort(axis=1)
+        parts.append(values[:, ranks])
+    return np.concatenate(parts)
+
+
+def _refitted(result: LMMResult, what: str, at: int, inside: int, responses: Array) -> Array:
+    """What is plotted, for each response fitted by the same model (n_responses, count)."""
+    model = result.model
+    weight = np.ones(model.nobs) if model.weights is None else np.sqrt(model.weights)
+    if len(model.factors) > 1:
+        fits = [model.refit(y, reml=result.reml) for y in responses]
+        if what == "blups":
+            return np.array([fit._effects_by_factor[at][:, inside] for fit in fits])
+        return np.array([fit.residuals("pearson") for fit in fits])
+    batch = model.fit_many(responses, reml=result.reml)
+    usable = np.flatnonzero(np.isfinite(batch.sigma2))
+    effects = batch.random_effects(usable)
+    if what == "blups":
+        return np.asarray(effects[:, :, inside])
+    rest = responses[usable] - np.nan_to_num(batch.params[usable]) @ model.exog.T
+    if model.offset is not None:
+        rest -= model.offset
+    for j, column in enumerate(model.exog_re.T):
+        rest -= effects[:, model.grouping.index, j] * column
+    return np.asarray(rest * weight / np.sqrt(batch.sigma2[usable])[:, None])

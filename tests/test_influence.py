@@ -1,0 +1,342 @@
+"""Refits after deletions against refits from the rows left, and measures of influence against their formulas."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+import fastlmm_core as flc
+from fastlmm_core import deletion
+from fastlmm_core.errors import LMMError
+from fastlmm_core.influence import Influence, influence
+
+
+def data(seed, m=30, q=2, p=3, sizes=(3, 8), spread=1.0, noise=1.0, weights=False, offset=False):
+    rng = np.random.default_rng(seed)
+    counts = rng.integers(sizes[0], sizes[1] + 1, m)
+    codes = np.repeat(np.arange(m), counts)
+    n = len(codes)
+    t = rng.uniform(-1.0, 1.0, n)
+    Z = np.column_stack([np.ones(n), t, t**2 + rng.normal(0, 0.3, n)])[:, :q]
+    X = np.column_stack([np.ones(n), t, rng.normal(size=n), rng.normal(size=m)[codes]])[:, :p]
+    b = spread * rng.normal(size=(m, q))
+    w = rng.uniform(0.5, 3.0, n) if weights else None
+    o = rng.normal(size=n) if offset else None
+    e = noise * rng.normal(size=n) / (1.0 if w is None else np.sqrt(w))
+    y = X @ np.linspace(1.0, -1.0, p) + np.sum(Z * b[codes], axis=1) + e + (0.0 if o is None else o)
+    perm = rng.permutation(n)
+    pick = lambda v: None if v is None else v[perm]  # noqa: E731
+    return {"y": y[perm], "X": X[perm], "Z": Z[perm], "groups": codes[perm], "weights": pick(w), "offset": pick(o)}
+
+
+def without(d, keep):
+    return {name: None if v is None else v[keep] for name, v in d.items()}
+
+
+def refit(d, keep, reml, **options):
+    return flc.LinearMixedModel(**without(d, keep), **options).fit(reml=reml)
+
+
+def keeps(d, by, i, labels):
+    return d["groups"] != labels[i] if by == "group" else np.arange(len(d["y"])) != i
+
+
+def check(d, inf, by, reml, which=None, tol=1e-7, **options):
+    which = range(len(inf)) if which is None else which
+    for i in which:
+        fit = refit(d, keeps(d, by, i, inf.labels), reml, **options)
+        se = np.asarray(fit.bse)
+        assert inf.converged[i] and fit.converged
+        assert inf.nobs[i] == fit.nobs
+        # a criterion that is lower is no error, only a better minimum
+        assert abs(inf.criterion[i] - fit.criterion) < tol * (1 + abs(fit.criterion) * 1e-2), (i, fit.criterion)
+        np.testing.assert_allclose(inf.params[i] / se, fit.params / se, rtol=0, atol=tol)
+        np.testing.assert_allclose(inf.bse[i], se, rtol=tol)
+        np.testing.assert_allclose(inf.cov_params[i] / np.outer(se, se), fit.cov_params() / np.outer(se, se), atol=tol)
+        assert abs(inf.sigma2[i] / fit.sigma2 - 1) < tol
+        assert inf.singular[i] == fit.singular
+        np.testing.assert_allclose(inf.theta[i], fit.theta, rtol=tol, atol=tol * max(1.0, np.abs(fit.theta).max()))
+        np.testing.assert_allclose(inf.G[next(iter(inf.G))][i], next(iter(fit.G.values())), rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("by", ["group", "observation"])
+@pytest.mark.parametrize("q", [1, 2, 3])
+@pytest.mark.parametrize("reml", [True, False])
+def test_a_deletion_is_a_refit(by, q, reml):
+    d = data(q, m=40, q=q, sizes=(4, 9), noise=0.7)
+    result = flc.LinearMixedModel(**d).fit(reml=reml)
+    inf = influence(result, by)
+    which = range(0, len(inf), 1 if by == "group" else 11)
+    check(d, inf, by, reml, which)
+
+
+@pytest.mark.parametrize("by", ["group", "observation"])
+def test_weights_and_offset(by):
+    d = data(5, m=60, weights=True, offset=True)
+    result = flc.LinearMixedModel(**d).fit()
+    check(d, influence(result, by), by, True, range(0, 60, 3))
+
+
+@pytest.mark.parametrize("by", ["group", "observation"])
+@pytest.mark.parametrize("q", [1, 2, 3])
+def test_many_deletions_go_by_polynomials(by, q, monkeypatch):
+    d = data(10 + q, m=600, q=q, p=4, sizes=(4, 7) if q < 3 else (10, 16), spread=2.0)
+    result = flc.LinearMixedModel(**d).fit()
+    singly = []
+    exact = deletion._Refits._exact
+    monkeypatch.setattr(deletion._Refits, "_exact", lambda self, i, *rest: (singly.append(i), exact(self, i, *rest)))
+    inf = influence(result, by)
+    assert len(singly) < (0.1 if q < 3 else 0.5) * len(inf)
+    worst = inf.most_influential(4)
+    far = np.argsort(-np.linalg.norm(inf.theta - result.theta, axis=1))[:4]
+    check(d, inf, by, True, {*worst.tolist(), *far.tolist(), 7, 300})
+
+
+def test_compressed_designs():
+    rng = np.random.default_rng(3)
+    m, t = 400, np.arange(6.0)
+    codes, times = np.repeat(np.arange(m), 6), np.tile(t, m)
+    X = np.column_stack([np.ones(6 * m), times])
+    b = rng.normal(size=(m, 2)) * [2.0, 0.5]
+    y = 10 + times + b[codes, 0] + b[codes, 1] * times + rng.normal(size=6 * m)
+    d = {"y": y, "X": X, "Z": X.copy(), "groups": codes, "weights": None, "offset": None}
+    model = flc.LinearMixedModel(**d)
+    assert not model.problem.uniform
+    result = model.fit()
+    for by in ("group", "observation"):
+        inf = influence(result, by)
+        check(d, inf, by, True, [*inf.most_influential(3), 0, 5, 399])
+
+
+def test_diagonal_structure():
+    d = data(8, m=200, q=2)
+    result = flc.LinearMixedModel(**d, structure="diagonal").fit()
+    for by in ("group", "observation"):
+        inf = influence(result, by)
+        check(d, inf, by, True, range(0, 200, 23), structure="diagonal")
+
+
+def test_badly_scaled_data():
+    d = data(9, m=150)
+    d = {**d, "y": 1e9 + 1e-3 * d["y"], "X": d["X"] * [1, 1e6, 1], "Z": d["Z"] * [1, 1e6]}
+    d["X"][:, 1] += 2e7
+    d["Z"] = d["Z"].copy()
+    result = flc.LinearMixedModel(**d).fit()
+    inf = influence(result, "group")
+    for i in (0, 50, int(inf.most_influential(1)[0])):
+        fit = refit(d, keeps(d, "group", i, inf.labels), True)
+        assert abs(inf.criterion[i] - fit.criterion) < 1e-5
+        np.testing.assert_allclose(inf.params[i], fit.params, atol=1e-6 * np.abs(fit.bse).max() + 1e-5 * fit.bse.min())
+        np.testing.assert_allclose(inf.bse[i], fit.bse, rtol=1e-6)
+
+
+def test_nearly_all_variation_between_groups():
+    d = data(14, m=200, q=1)
+    d["y"] = 1e-5 * d["y"] + 100.0 * np.random.default_rng(0).normal(size=200)[d["groups"]]
+    result = flc.LinearMixedModel(**d).fit()
+    for by in ("group", "observation"):
+        inf = influence(result, by)
+        for i in (0, 50, int(inf.most_influential(1)[0])):
+            fit = refit(d, keeps(d, by, i, inf.labels), True)
+            assert abs(inf.criterion[i] - fit.criterion) < 1e-5
+            np.testing.assert_allclose(inf.params[i] / fit.bse, fit.params / fit.bse, atol=1e-6)
+            assert abs(inf.sigma2[i] / fit.sigma2 - 1) < 1e-7
+
+
+def test_a_gross_outlier_leaves_without_a_trace():
+    d = data(15, m=100)
+    d["y"][17] = 1e4
+    result = flc.LinearMixedModel(**d).fit()
+    for by in ("group", "observation"):
+        inf = influence(result, by)
+        i = 17 if by == "observation" else int(np.flatnonzero(inf.labels == d["groups"][17])[0])
+        fit = refit(d, keeps(d, by, i, inf.labels), True)
+        assert abs(inf.criterion[i] - fit.criterion) < 1e-6
+        np.testing.assert_allclose(inf.params[i], fit.params, rtol=1e-7)
+        np.testing.assert_allclose(inf.theta[i], fit.theta, rtol=1e-6)
+
+
+def test_singular_fits_and_deletions():
+    d = data(2, m=25, q=2, spread=0.15, sizes=(3, 5))
+    result = flc.LinearMixedModel(**d).fit()
+    assert result.singular
+    for by in ("group", "observation"):
+        inf = influence(result, by)
+        assert inf.singular.any()
+        for i in range(0, len(inf), 1 if by == "group" else 7):
+            fit = refit(d, keeps(d, by, i, inf.labels), True)
+            assert inf.converged[i]
+            assert inf.criterion[i] < fit.criterion + 1e-7
+            if inf.criterion[i] > fit.criterion - 1e-7:
+                np.testing.assert_allclose(inf.params[i] / fit.bse, fit.params / fit.bse, atol=1e-5)
+                np.testing.assert_allclose(inf.G["group"][i], fit.G["group"], atol=1e-5)
+
+
+def test_deletions_cross_the_boundary():
+    """One group alone carries the variance."""
+    rng = np.random.default_rng(0)
+    codes = np.repeat(np.arange(20), 5)
+    y = rng.normal(size=100)
+    y -= np.repeat(y.reshape(20, 5).mean(axis=1), 5)
+    y[:5] += 5.0
+    result = flc.LinearMixedModel(y, None, None, codes).fit()
+    assert not result.singular
+    inf = influence(result)
+    assert inf.singular[0] and not inf.singular[1:].any()
+    assert inf.theta[0, 0] == 0.0
+    assert inf.rvc[0, 1] == -1.0
+
+
+def test_groups_of_one_row():
+    d = data(4, m=40, q=1, sizes=(1, 5))
+    sizes = np.bincount(d["groups"])
+    alone = np.flatnonzero(sizes[d["groups"]] == 1)
+    assert len(alone) >= 3
+    result = flc.LinearMixedModel(**d).fit()
+    rows, groups = influence(result, "observation"), influence(result, "group")
+    check(d, rows, "observation", True, [*alone, 0, 1])
+    check(d, groups, "group", True)
+    for i in alone:
+        g = int(np.flatnonzero(groups.labels == d["groups"][i])[0])
+        np.testing.assert_allclose(rows.params[i], groups.params[g], rtol=1e-8)
+        np.testing.assert_allclose(rows.criterion[i], groups.criterion[g], rtol=1e-10)
+
+
+@pytest.mark.parametrize("reml", [True, False])
+def test_x_loses_rank(reml):
+    d = data(6, m=80, q=1, p=3)
+    own = (d["groups"] == 7) * 1.0
+    one = np.zeros(len(own))
+    one[13] = 1.0
+    d["X"] = np.column_stack([d["X"], own, one])
+    names = ["a", "b", "c", "group7", "row13"]
+    result = flc.LinearMixedModel(**d, exog_names=names).fit(reml=reml)
+    for by, i, j in (("group", 7, 3), ("observation", 13, 4)):
+        inf = influence(result, by)
+        assert np.isnan(inf.params[i, j]) and np.isfinite(np.delete(inf.params[i], j)).all()
+        assert np.isnan(inf.bse[i, j])
+        assert names[j] in inf.notes[inf.labels[i]]
+        unaffected = (
+            np.isin(inf.labels, [7, d["groups"][13]], invert=True) if by == "group" else np.arange(len(inf)) != 13
+        )
+        assert np.isfinite(inf.params[unaffected]).all()
+        fit = refit(d, keeps(d, by, i, inf.labels), reml)
+        keep = np.isfinite(fit.params)
+        assert (keep == np.isfinite(inf.params[i])).all()
+        np.testing.assert_allclose(inf.params[i][keep], fit.params[keep], rtol=1e-7)
+        np.testing.assert_allclose(inf.bse[i][keep], fit.bse[keep], rtol=1e-7)
+        np.testing.assert_allclose(inf.theta[i], fit.theta, rtol=1e-7)
+        assert abs(inf.criterion[i] - fit.criterion) < 1e-7
+        assert abs(inf.sigma2[i] / fit.sigma2 - 1) < 1e-7
+
+
+def test_columns_dropped_from_the_full_data_stay_nan():
+    d = data(6, m=70, q=1, p=3)
+    d["X"] = np.column_stack([d["X"], d["X"][:, 1] * 2.0])
+    result = flc.LinearMixedModel(**d).fit()
+    inf = influence(result)
+    assert np.isnan(inf.params[:, 3]).all() and np.isfinite(inf.params[:, :3]).all()
+    assert np.isfinite(inf.cooks_distance).all() and np.isfinite(inf.covratio).all()
+    smaller = influence(flc.LinearMixedModel(**{**d, "X": d["X"][:, :3]}).fit())
+    np.testing.assert_allclose(inf.cooks_distance, smaller.cooks_distance, rtol=1e-6)
+
+
+def test_z_loses_rank():
+    """Only one group varies in the slope variable."""
+    rng = np.random.default_rng(1)
+    codes = np.repeat(np.arange(12), 6)
+    t = np.where(codes == 4, np.tile(np.arange(6.0), 12), 1.0)
+    y = rng.normal(size=72) + rng.normal(size=12)[codes] + 0.3 * t
+    Z = np.column_stack([np.ones(72), t])
+    result = flc.LinearMixedModel(y, np.ones((72, 1)), Z, codes).fit()
+    inf = influence(result)
+    assert np.isnan(inf.params[4]).all() and not inf.converged[4]
+    assert "combination" in inf.notes[4]
+    assert np.isfinite(np.delete(inf.params, 4)).all()
+    with pytest.raises(LMMError, match="linear combination"):
+        keep = codes != 4
+        flc.LinearMixedModel(y[keep], np.ones((66, 1)), Z[keep], codes[keep])
+
+
+def test_too_few_left():
+    rng = np.random.default_rng(1)
+    codes = np.repeat([0, 1], 5)
+    result = flc.LinearMixedModel(rng.normal(size=10) + codes, None, None, codes).fit()
+    inf = influence(result)
+    assert np.isnan(inf.params).all() and not inf.converged.any()
+    assert "one level" in inf.notes[0]
+    assert "Influence" in repr(inf)
+
+
+@pytest.fixture(scope="module")
+def sleep():
+    frame = flc.datasets.load("sleepstudy")
+    return frame, flc.lmm("Reaction ~ Days + (Days | Subject)", frame).fit()
+
+
+@pytest.mark.parametrize("by", ["group", "observation"])
+def test_measures_against_their_formulas(sleep, by):
+    frame, result = sleep
+    inf = influence(result, by)
+    b, cov = np.asarray(result.params), np.asarray(result.cov_params())
+    labels = np.asarray(frame["Subject"]).astype(str)
+    for i in range(0, len(inf), 5):
+        keep = labels != str(inf.labels[i]) if by == "group" else np.arange(len(labels)) != i
+        fit = flc.lmm("Reaction ~ Days + (Days | Subject)", frame[keep]).fit()
+        b_i, cov_i = np.asarray(fit.params), np.asarray(fit.cov_params())
+        change = b - b_i
+        np.testing.assert_allclose(inf.cooks_distance[i], change @ np.linalg.solve(cov, change) / 2, rtol=1e-5)
+        np.testing.assert_allclose(inf.mdffits[i], change @ np.linalg.solve(cov_i, change) / 2, rtol=1e-5)
+        np.testing.assert_allclose(inf.dfbetas[i], change / np.sqrt(np.diag(cov_i)), rtol=1e-5, atol=1e-7)
+        np.testing.assert_allclose(inf.covratio[i], np.linalg.det(cov_i) / np.linalg.det(cov), rtol=1e-5)
+        expected = abs(np.trace(np.linalg.solve(cov, cov_i)) - 2)
+        np.testing.assert_allclose(inf.covtrace[i], expected, rtol=1e-5, atol=1e-7)
+        G, G_i = result.G["Subject"], fit.G["Subject"]
+        lower = np.tril_indices(2)
+        rvc = np.concatenate([[fit.sigma2 / result.sigma2], G_i[lower] / G[lower]]) - 1
+        np.testing.assert_allclose(inf.rvc[i], rvc, rtol=1e-5, atol=1e-6)
+    names = ("sigma2", "var_Intercept|Subject", "cov_Intercept.Days|Subject", "var_Days|Subject")
+    assert inf.rvc_names == names
+
+
+def test_leverage_of_groups_is_the_mean_of_their_rows(sleep):
+    frame, result = sleep
+    groups, rows = influence(result), influence(result, "observation")
+    labels = np.asarray(frame["Subject"]).astype(str)
+    for name in ("fixed", "random", "overall"):
+        means = [rows.leverage[name][labels == str(label)].mean() for label in groups.labels]
+        np.testing.assert_allclose(groups.leverage[name], means)
+
+
+def test_presentation(sleep):
+    _, result = sleep
+    inf = influence(result)
+    frame = inf.to_frame()
+    assert len(frame) == 18 and frame.columns[0] == "Subject"
+    assert {"cooks_distance", "mdffits", "dfbetas_Days", "rvc_sigma2", "leverage_fixed"} <= set(frame.columns)
+    text = repr(inf)
+    worst = inf.most_influential(3)
+    assert list(worst) == list(np.argsort(-inf.cooks_distance)[:3])
+    assert all(str(inf.labels[i]) in text for i in worst)
+    assert isinstance(inf, Influence)
+    rows = influence(result, "observation").to_frame()
+    assert list(rows["row"]) == list(range(180))
+
+
+def test_row_labels_skip_dropped_rows(sleep):
+    frame, _ = sleep
+    frame = frame.copy()
+    frame.loc[3, "Reaction"] = np.nan
+    inf = influence(flc.lmm("Reaction ~ Days + (Days | Subject)", frame).fit(), "observation")
+    assert len(inf) == 179 and 3 not in inf.labels and inf.labels[3] == 4
+
+
+def test_errors(sleep):
+    _, result = sleep
+    with pytest.raises(LMMError, match="'group' or 'observation'"):
+        influence(result, "row")  # type: ignore[arg-type]
+    factors = tuple(SimpleNamespace(grouping=SimpleNamespace(name=name)) for name in "ab")
+    with pytest.raises(LMMError, match="one grouping factor, this one has 'a' and 'b'"):
+        influence(SimpleNamespace(model=SimpleNamespace(factors=factors)))  # type: ignore[arg-type]

@@ -1,0 +1,437 @@
+"""Profile likelihood against lme4, dense likelihoods minimised by scipy, closed forms and invariances."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import scipy.optimize
+
+import fastlmm_core as flc
+import oracle
+from fastlmm_core.profile import PER_SIDE, confidence_limits
+from fastlmm_core.profile_points import ProfileError, Profiler, parameters_of
+
+LEVEL_95 = 3.841458820694124
+
+
+def columns_of(frame):
+    return {name: np.asarray(frame[name]) for name in frame}
+
+
+# ------------------------------------------------------------------------------------------------------------
+# a dense oracle: deviance minimised over everything but one parameter
+
+
+class Dense:
+    """ML deviance from the n x n covariance matrix in natural units, and its constrained minima."""
+
+    def __init__(self, y, X, Z, groups, weights=None, structure="full"):
+        self.y, self.X, self.structure = y, X, structure
+        n, self.q = Z.shape
+        same = groups[:, None] == groups
+        self.kernels = np.einsum("ai,bj->ijab", Z, Z) * same
+        self.noise = np.eye(n) if weights is None else np.diag(1.0 / weights)
+
+    def deviance(self, G, sigma2, fixed=None):
+        """-2 log-likelihood, beta profiled out (or one of its elements fixed: (column, value))."""
+        V = sigma2 * self.noise + np.tensordot(G, self.kernels, 2)
+        try:
+            L = np.linalg.cholesky(V)
+        except np.linalg.LinAlgError:
+            return 1e10
+        y, X = self.y, self.X
+        if fixed is not None:
+            y, X = y - X[:, fixed[0]] * fixed[1], np.delete(X, fixed[0], axis=1)
+        W = np.linalg.solve(L, np.column_stack([X, y]))
+        r = W[:, -1] - W[:, :-1] @ np.linalg.lstsq(W[:, :-1], W[:, -1], rcond=None)[0]
+        return len(y) * np.log(2.0 * np.pi) + 2.0 * np.log(np.diag(L)).sum() + r @ r
+
+    def covariance(self, x, order):
+        """F F' from the lower triangle (or diagonal) x of F, for the effects in this order."""
+        q = self.q
+        F = np.diag(x) if self.structure == "diagonal" else np.zeros((q, q))
+        if self.structure == "full":
+            F[np.tril_indices(q)] = x
+        out = np.empty((q, q))
+        out[np.ix_(order, order)] = F @ F.T
+        return out
+
+    def profiled(self, parameter, value, fit):
+        """The least deviance with this value of a parameter, from several starts."""
+        q, kind = self.q, parameter.kind
+        order = [*parameter.columns, *(i for i in range(q) if i not in parameter.columns)]
+        if kind in ("sigma", "beta"):
+            order = list(range(q))
+        G = oracle.covariance_blocks(fit)[np.ix_(order, order)]
+        size = np.sqrt(np.diag(G)) + 0.05 * fit.sigma
+
+        def full(x):
+            """The free values -> (G, sigma2, fixed)"""
+            if kind == "sigma":
+                return self.covariance(x, order), value**2, None
+            sigma2 = np.exp(2.0 * x[0])
+            if kind == "beta":
+                return self.covariance(x[1:], order), sigma2, (parameter.columns[0], value)
+            if kind == "sd":
+                return self.covariance(np.insert(x[1:], 0, value), order), sigma2, None
+            a, c = np.exp(x[1:3])
+            head = [a, c * value, c * np.sqrt(1.0 - value**2)]
+            return self.covariance(np.append(head, x[3:]), order), sigma2, None
+
+        def start(factor):
+            x = np.diag(factor) if self.structure == "diagonal" else factor[np.tril_indices(q)]
+            if kind == "sigma":
+                return x
+            if kind == "beta":
+                return np.append(np.log(fit.sigma), x)
+            if kind == "sd":
+                return np.append(np.log(fit.sigma), x[1:])
+            return np.concatenate([[np.log(fit.sigma)], np.log(size[:2]), x[3:]])
+
+        factors = [oracle.semidefinite_cholesky(G), np.diag(size), np.tril(np.outer(size, np.ones(q)))]
+        factors.append(np.tril(np.outer(size, 0.5 * (-1.0) ** np.arange(q))))
+        best = np.inf
+        for factor in factors:
+            found = scipy.optimize.minimize(
+                lambda x: self.deviance(*full(x)), start(factor) * 1.01, method="BFGS", options={"gtol": 1e-5}
+            )
+            best = min(best, found.fun)
+        return best
+
+
+def unbalanced(rng, q, structure="full", m=9, spread=1.0):
+    sizes = rng.integers(3, 8, m)
+    groups = np.repeat(np.arange(m), sizes)
+    n = len(groups)
+    Z = np.column_stack([np.ones(n), *(rng.normal(size=(q - 1, n)) + 0.5)])
+    X = np.column_stack([Z[:, : min(q, 2)], rng.normal(size=n)])
+    w = rng.uniform(0.5, 2.0, n)
+    L = np.eye(q) if structure == "diagonal" else np.tril(rng.normal(size=(q, q)) * 0.5) + np.eye(q)
+    b = spread * rng.normal(size=(m, q)) @ L.T
+    y = X @ rng.normal(size=X.shape[1]) + np.sum(Z * b[groups], axis=1) + rng.normal(size=n) * 0.7 / np.sqrt(w)
+    return y, X, Z, groups, w
+
+
+@pytest.mark.parametrize(
+    ("q", "structure", "m", "spread"),
+    [(1, "full", 9, 1.0), (2, "full", 12, 1.0), (2, "diagonal", 8, 0.3), (2, "full", 7, 0.3), (3, "full", 12, 0.8)],
+)
+def test_limits_against_dense_minimisation(rng, q, structure, m, spread):
+    data = unbalanced(rng, q, structure, m, spread)
+    fit = flc.LinearMixedModel(*data[:4], weights=data[4], structure=structure).fit(reml=False)
+    dense = Dense(*data, structure)
+    assert dense.deviance(oracle.covariance_blocks(fit), fit.sigma2) == pytest.approx(fit.criterion, abs=1e-8)
+    limits = confidence_limits(fit)
+    checked = 0
+    for parameter in parameters_of(fit):
+        if q == 3 and (parameter.kind == "beta" or 0 not in parameter.columns):
+            continue
+        for side, limit in enumerate(limits[parameter.name]):
+            rise = dense.profiled(parameter, limit, fit) - fit.criterion
+            if (parameter.kind == "sd" and limit == 0.0) or (parameter.kind == "corr" and abs(limit) == 1.0):
+                assert rise <= LEVEL_95 + 1e-6
+            else:
+                assert rise == pytest.approx(LEVEL_95, abs=2e-6), (parameter.name, side)
+                checked += 1
+    assert checked >= 5
+
+
+# ------------------------------------------------------------------------------------------------------------
+# lme4
+
+
+# At two limits of the reference the other parameters are not at their minimum: the between-batch variance, zero at the
+# estimate, is positive so far from the mean, and the random slope has a small variance.  The dense likelihood decides
+# below.
+DOUBTFUL = {("dyestuff2", "(Intercept)"), ("orthodont_slope", "sigma")}
+
+
+def reference_limits(name, key):
+    data = json.loads((oracle.REFERENCE / f"{name}.json").read_text())["ml"]
+    # `profile_ci_lme4` has the parameters in lme4's order, which is ours
+    return {parameter: data[key][parameter] for parameter in data["profile_ci_lme4"]}
+
+
+@pytest.mark.parametrize("name", [n for n in oracle.SINGLE_FACTOR if n != "machines_q3"])
+@pytest.mark.parametrize("reml", [True, False])
+def test_reference(fitted_reference, name, reml):
+    limits = confidence_limits(fitted_reference(name, reml, "formula"))
+    wanted = reference_limits(name, "profile_ci")
+    assert len(limits) == len(wanted)
+    for (parameter, expected), got in zip(wanted.items(), limits.values(), strict=True):
+        if (name, parameter) not in DOUBTFUL:
+            np.testing.assert_allclose(got, expected, atol=1e-5 * np.ptp(expected), rtol=0.0, err_msg=parameter)
+
+
+def test_reference_by_interpolation(fitted_reference):
+    limits = confidence_limits(fitted_reference("machines_q3", True, "formula"))
+    wanted = reference_limits("machines_q3", "profile_ci_lme4")
+    for (parameter, expected), got in zip(wanted.items(), limits.values(), strict=True):
+        # lme4 interpolates between points that are far apart near a correlation of 1
+        tolerance = 3e-2 if parameter.startswith("cor") else 1e-4
+        np.testing.assert_allclose(got, expected, atol=tolerance * np.ptp(expected), rtol=0.0, err_msg=parameter)
+
+
+@pytest.mark.parametrize(
+    ("name", "parameter", "side"), [("dyestuff2", "Intercept", 0), ("orthodont_slope", "sigma", 1)]
+)
+def test_where_the_reference_is_doubtful(fitted_reference, name, parameter, side):
+    ref = oracle.reference(name)
+    fit = fitted_reference(name, False, "formula")
+    dense = Dense(*ref.arrays)
+    chosen = next(p for p in parameters_of(fit) if p.name == parameter)
+    limit = confidence_limits(fit, parameters=parameter)[parameter][side]
+    assert dense.profiled(chosen, limit, fit) - fit.criterion == pytest.approx(LEVEL_95, abs=5e-6)
+    theirs = reference_limits(name, "profile_ci")["(Intercept)" if parameter == "Intercept" else parameter][side]
+    assert dense.profiled(chosen, theirs, fit) - fit.criterion < LEVEL_95 - 1e-4
+
+
+# ------------------------------------------------------------------------------------------------------------
+# closed forms
+
+
+def test_no_variation_between_groups(rng):
+    """Exactly equal group means: sd = 0 is the estimate, and sigma and the limits of sd have closed forms."""
+    m, k = 8, 6
+    groups = np.repeat(np.arange(m), k)
+    y = rng.normal(size=m * k)
+    y -= np.repeat(y.reshape(m, k).mean(axis=1), k)
+    fit = flc.LinearMixedModel(y, groups=groups).fit(reml=False)
+    assert fit.singular
+    limits = confidence_limits(fit)
+    n, r2 = m * k, y @ y
+
+    # with tau2 the deviance is n log s2 - m log s2 + m log(s2 + k tau2) + r2 / s2, and no sum of squares between
+    def profiled(tau):
+        def f(log_s2):
+            s2 = np.exp(log_s2)
+            return (n - m) * log_s2 + m * np.log(s2 + k * tau**2) + r2 / s2
+
+        centre = np.log(r2 / n)
+        return scipy.optimize.minimize_scalar(f, bounds=(centre - 1.0, centre + 1.0), options={"xatol": 1e-12}).fun
+
+    upper = scipy.optimize.brentq(lambda tau: profiled(tau) - profiled(0.0) - LEVEL_95, 1e-3, 10.0, xtol=1e-13)
+    assert limits["sd_Intercept|group"][0] == 0.0
+    assert limits["sd_Intercept|group"][1] == pytest.approx(upper, rel=1e-7)
+
+    # sigma: the variance between groups stays at zero on the side of small sigma^2 = r2 / n * u
+    def rise(u):
+        return n * np.log(u) + n / u - n - LEVEL_95
+
+    lower, upper = (scipy.optimize.brentq(rise, *ends, xtol=1e-14) for ends in ((0.3, 1.0), (1.0, 4.0)))
+    np.testing.assert_allclose(limits["sigma"], np.sqrt(r2 / n * np.array([lower, upper])), rtol=1e-8)
+
+
+@pytest.mark.parametrize("spread", [0.0, 0.15, 0.3, 0.6, 1.2])
+def test_zero_is_a_limit_where_the_deviance_does_not_rise_enough(rng, spread):
+    m, k = 10, 5
+    groups = np.repeat(np.arange(m), k)
+    y = rng.normal(size=m * k) + np.repeat(spread * rng.normal(size=m), k)
+    fit = flc.LinearMixedModel(y, groups=groups).fit(reml=False)
+    r = y - y.mean()
+    without = m * k * (1.0 + np.log(2.0 * np.pi * (r @ r) / (m * k)))
+    for level, rise in ((0.5, 0.454936423119572), (0.95, LEVEL_95), (0.999, 10.827566170662733)):
+        lower = confidence_limits(fit, level)["sd_Intercept|group"][0]
+        assert (lower == 0.0) == (without - fit.criterion <= rise)
+
+
+# ------------------------------------------------------------------------------------------------------------
+# invariances and edges
+
+
+def test_units_and_origin(rng):
+    y, X, Z, groups, w = unbalanced(rng, 2, m=15)
+    plain = confidence_limits(flc.LinearMixedModel(y, X, Z, groups, weights=w).fit())
+    moved = confidence_limits(
+        flc.LinearMixedModel((y + 1e6) * 1e-6, X * [1.0, 1e4, 1e-3], Z * [1.0, 1e4], groups, weights=w * 1e3).fit()
+    )
+    units = {
+        "sd_z0|group": 1e-6, "sd_z1|group": 1e-10, "cor_z1.z0|group": 1.0, "sigma": 1e-6 * np.sqrt(1e3),
+        "x0": 1e-6, "x1": 1e-10, "x2": 1e-3,
+    }  # fmt: skip
+    for name, limits in plain.items():
+        expected = np.array(limits) * units[name] + (1.0 if name == "x0" else 0.0)
+        np.testing.assert_allclose(moved[name], expected, atol=1e-7 * np.ptp(expected), rtol=1e-12, err_msg=name)
+
+
+def test_origin_of_time_changes_only_the_intercept(rng):
+    """Intercept and slope are almost perfectly correlated where time is a calendar year."""
+    y, X, Z, groups, _ = unbalanced(rng, 2, m=15)
+    near = confidence_limits(flc.LinearMixedModel(y, X, Z, groups).fit())
+    shift = np.array([[1.0, 2000.0], [0.0, 1.0]])
+    shifted_X = np.column_stack([X[:, :2] @ shift, X[:, 2]])
+    far = confidence_limits(flc.LinearMixedModel(y, shifted_X, Z @ shift, groups).fit())
+    for name in ("sd_z1|group", "sigma", "x1", "x2"):
+        np.testing.assert_allclose(far[name], near[name], atol=1e-6 * np.ptp(near[name]), err_msg=name)
+    assert np.isfinite(list(far.values())).all()
+
+
+def test_fixed_effects_of_a_reparametrised_model(rng):
+    y, X, Z, groups, w = unbalanced(rng, 2, m=15)
+    plain = confidence_limits(flc.LinearMixedModel(y, X, Z, groups, weights=w).fit(), parameters="fixed")
+    turned = X @ [[1.0, 0.0, 1.0], [0.0, 2.0, 0.0], [0.0, 0.0, 1.0]]
+    other = confidence_limits(flc.LinearMixedModel(y, turned, Z, groups, weights=w).fit(), parameters=["x1", "x2"])
+    np.testing.assert_allclose(other["x1"], np.array(plain["x1"]) / 2.0, rtol=1e-7)
+    assert set(plain) == {"x0", "x1", "x2"}
+    assert list(other) == ["x1", "x2"]
+
+
+def test_dropped_column(rng):
+    y, X, Z, groups, w = unbalanced(rng, 2, m=12)
+    plain = confidence_limits(flc.LinearMixedModel(y, X, Z, groups, weights=w).fit())
+    result = flc.LinearMixedModel(y, np.column_stack([X, X[:, 0] - X[:, 1]]), Z, groups, weights=w).fit()
+    limits = confidence_limits(result)
+    assert np.isnan(limits.pop("x3")).all()
+    for name, expected in plain.items():
+        np.testing.assert_allclose(limits[name], expected, atol=1e-7 * np.ptp(expected), err_msg=name)
+    assert "x3" not in result.profile(["fixed"], 0.5).parameters
+
+
+def test_perfect_correlation(rng):
+    m, k = 20, 6
+    groups = np.repeat(np.arange(m), k)
+    t = np.tile(np.arange(k) - 1.0, m)
+    Z = np.column_stack([np.ones(m * k), t])
+    for _ in range(60):
+        b = rng.normal(size=m)
+        y = b[groups] * (1.0 + 0.6 * t) + rng.normal(size=m * k)
+        fit = flc.LinearMixedModel(y, Z, Z, groups).fit(reml=False)
+        if fit.singular and (np.diag(fit.G["group"]) > 0.05).all():
+            break
+    limits = confidence_limits(fit)
+    dense = Dense(y, Z, Z, groups)
+    assert limits["cor_z1.z0|group"][1] == 1.0
+    for parameter in parameters_of(fit)[:3]:
+        limit = limits[parameter.name][0]
+        assert dense.profiled(parameter, limit, fit) - fit.criterion == pytest.approx(LEVEL_95, abs=5e-6)
+
+
+def test_no_variance_of_one_effect(rng):
+    y, X, Z, groups, _ = unbalanced(rng, 2, "diagonal", m=12)
+    for _ in range(60):
+        b = rng.normal(size=12)
+        y = X @ [1.0, 2.0, 3.0] + b[groups] + rng.normal(size=len(y))
+        fit = flc.LinearMixedModel(y, X, Z, groups).fit(reml=False)
+        if fit.G["group"][1, 1] == 0.0:
+            break
+    limits = confidence_limits(fit)
+    assert limits["sd_z1|group"][0] == 0.0
+    assert limits["cor_z1.z0|group"] == (-1.0, 1.0)
+    chosen = next(p for p in parameters_of(fit) if p.name == "sd_z1|group")
+    rise = Dense(y, X, Z, groups).profiled(chosen, limits["sd_z1|group"][1], fit) - fit.criterion
+    assert rise == pytest.approx(LEVEL_95, abs=5e-6)
+
+
+# ------------------------------------------------------------------------------------------------------------
+# paths
+
+
+@pytest.mark.parametrize("name", ["sleepstudy_slope", "sleepstudy_uncorrelated", "orthodont_slope", "dyestuff2"])
+def test_paths(fitted_reference, name):
+    result = fitted_reference(name, True, "formula")
+    found = result.profile()
+    assert found.fit.reml is False
+    ref = oracle.reference(name)
+    end = 2.5758293035489004
+    for parameter in found.parameters:
+        values, zeta = found.zeta(parameter)
+        assert (np.diff(values) > 0.0).all()
+        # where the estimate is at the boundary there is one side only
+        assert len(values) >= PER_SIDE + 1 or parameter in found.notes
+        np.testing.assert_allclose(np.diff(zeta)[1:-1], end / PER_SIDE, rtol=1e-9)
+        assert 0.0 in zeta
+        for side in (zeta[0], zeta[-1]):
+            assert abs(side) == pytest.approx(end) or parameter in found.notes
+    # the deviance from the dense likelihood at all parameters of a point
+    frame = columns_of(found.to_frame())
+    effects = ref.Z.shape[1]
+    names = [p.name for p in parameters_of(result)]
+    for row in range(0, len(frame["zeta"]), 5):
+        point = {key: frame[key][row] for key in names}
+        sd = np.array([v for key, v in point.items() if key.startswith("sd_")])
+        corr = np.eye(effects)
+        for key, value in point.items():
+            if key.startswith("cor_") and np.isfinite(value):
+                corr[0, 1] = corr[1, 0] = value
+        beta = [point[key] for key in names[-ref.X.shape[1] :]]
+        G = corr * np.outer(sd, sd)
+        deviance = -2.0 * oracle.loglik(*ref.arrays, beta, G, point["sigma"] ** 2)
+        rise = deviance - ref.blocks[False].criterion
+        assert rise == pytest.approx(frame["zeta"][row] ** 2, abs=1e-6), (frame["parameter"][row], row)
+        assert point[frame["parameter"][row]] in found.zeta(frame["parameter"][row])[0]
+
+
+def test_limits_of_a_profile(fitted_reference):
+    result = fitted_reference("sleepstudy_slope", True, "formula")
+    found = result.profile(["Days", "sigma"], level=0.8)
+    table = found.conf_int(0.99)
+    assert list(table.columns) == ["parameter", "estimate", "lower", "upper", "note"]
+    wanted = confidence_limits(result, 0.99)
+    for i, name in enumerate(["Days", "sigma"]):
+        assert table.parameter[i] == name
+        np.testing.assert_allclose((table.lower[i], table.upper[i]), wanted[name], rtol=1e-12)
+    assert (table.note == "").all()
+    values, zeta = found.zeta("sigma")
+    inner = confidence_limits(result, 0.8)["sigma"]
+    np.testing.assert_allclose(values[[0, -1]], inner, rtol=1e-8)
+    np.testing.assert_allclose(zeta[[0, -1]], [-1.2815515655446004, 1.2815515655446004], rtol=1e-12)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_random_problems_are_solved(seed):
+    """Many shapes, often singular: every limit is found, contains the estimate, and grows with the level."""
+    rng = np.random.default_rng(seed)
+    q = int(rng.integers(1, 4))
+    structure = "full" if seed % 4 else "diagonal"
+    y, X, Z, groups, w = unbalanced(rng, q, structure, int(rng.integers(5, 20)), float(rng.choice([0.0, 0.2, 1.0])))
+    fit = flc.LinearMixedModel(y, X, Z, groups, weights=w, structure=structure).fit()
+    profiler = Profiler(fit)
+    narrow, wide = confidence_limits(fit, 0.5), confidence_limits(fit, 0.99)
+    for parameter in parameters_of(fit):
+        estimate = profiler.estimate(parameter)
+        low, high = narrow[parameter.name]
+        lowest, highest = wide[parameter.name]
+        assert lowest <= low <= high <= highest
+        assert np.isnan(estimate) or low <= estimate <= high
+
+
+# ------------------------------------------------------------------------------------------------------------
+# errors
+
+
+def test_bad_arguments(fitted_reference):
+    result = fitted_reference("dyestuff", True, "formula")
+    with pytest.raises(flc.LMMError, match=r"parameters: there is no 'tau'.*sigma"):
+        result.profile("tau")
+    with pytest.raises(flc.LMMError, match="level=95"):
+        confidence_limits(result, 95)
+    with pytest.raises(flc.LMMError, match="'Intercept' was not profiled; use one of sigma"):
+        result.profile("sigma").zeta("Intercept")
+
+
+def test_a_lower_point_is_reported(fitted_reference):
+    profiler = Profiler(fitted_reference("sleepstudy_slope", False, "formula"))
+    profiler.minimum += 10.0
+    for parameter in parameters_of(profiler.fit):
+        with pytest.raises(ProfileError, match="not the global one"):
+            profiler.reach(parameter, 1, 1.0)
+
+
+def test_what_is_not_found_is_nan(fitted_reference, monkeypatch):
+    result = fitted_reference("sleepstudy_slope", False, "formula")
+
+    def fail(*_):
+        raise ProfileError("no way")
+
+    monkeypatch.setattr(Profiler, "_cross", fail)
+    with pytest.warns(RuntimeWarning, match=r"sigma, lower: no way; upper: no way"):
+        limits = confidence_limits(result)
+    assert np.isnan(limits["sigma"]).all()
+    assert np.isfinite(limits["Days"]).all()
+    table = result.profile("fixed").conf_int()
+    assert (table.note == "").all()
+    found = result.profile("sigma")
+    assert "no way" in found.notes["sigma"]
+    assert len(found.zeta("sigma")[0]) == 1
