@@ -8,10 +8,19 @@ from scipy import special
 
 import fastlmm_core as flc
 from fastlmm_core.assumed import AssumedModel, assume
-from fastlmm_core.power_analysis import PowerCurve, power, power_curve
+from fastlmm_core.power_analysis import PowerCurve
 
 N = 20_000
 Z = 1.959963984540054
+
+
+def power(*args, ddf="normal", **options):
+    """Most closed forms below are of z and chi-square tests."""
+    return flc.power(*args, ddf=ddf, **options)
+
+
+def power_curve(*args, ddf="normal", **options):
+    return flc.power_curve(*args, ddf=ddf, **options)
 
 
 def near(result, exact: float) -> None:
@@ -61,6 +70,26 @@ def test_paired_design(effect):
     near(result, t_power(m - 1, effect / np.sqrt(2.0 * sigma2 / m), Z))
     assert result.effect == effect
     assert abs(result.bias[0]) < 4.5 * np.sqrt(2.0 * sigma2 / m / N)
+
+
+@pytest.mark.parametrize("ddf", ["satterthwaite", "kenward-roger"])
+@pytest.mark.parametrize("effect", [0.0, 2.0])
+def test_few_subjects_take_t_tests(effect, ddf):
+    m, rows, tau2, sigma2 = 8, 4, 5.0, 0.5
+    result = power(arms(m, [effect], rows, tau2, sigma2), "arm1", n_sim=N, seed=3, ddf=ddf)
+    se = np.sqrt((tau2 + sigma2 / rows) * 4.0 / m)
+    near(result, t_power(m - 2, effect / se, special.stdtrit(m - 2, 0.975)))
+    by_default = flc.power(arms(m, [effect], rows, tau2, sigma2), "arm1", n_sim=20, seed=3)
+    assert by_default.ddf == "satterthwaite"
+
+
+@pytest.mark.parametrize("ddf", ["satterthwaite", "kenward-roger"])
+def test_joint_f_tests_agree_with_single_fits(ddf):
+    model, n = trial(), 10
+    result = power(model, ["arm", "t:arm"], n_sim=n, seed=6, ddf=ddf)
+    for y, p in zip(model.simulate(n, 6), result.pvalues, strict=True):
+        found = model.model.refit(y).test(["arm", "t:arm"], ddf=ddf)
+        np.testing.assert_allclose(p, found.pvalue, rtol=1e-5)
 
 
 @pytest.mark.parametrize("effect", [0.0, 2.0])
@@ -287,7 +316,7 @@ def curve_of(powers, values, along="subjects", n=1000) -> PowerCurve:
 
     nothing = np.zeros(1)
     results = tuple(
-        PowerResult("x", "wald", 0.05, p, (p, p), n, n, 0.0, nothing, nothing, nothing, nothing) for p in powers
+        PowerResult("x", "wald", "normal", 0.05, p, (p, p), n, n, 0.0, nothing, nothing, nothing, nothing) for p in powers
     )
     return PowerCurve(along, np.asarray(values), results, dict)
 
@@ -493,6 +522,5 @@ def test_other_refusals():
 
 
 def test_exported():
-    assert flc.power is power
-    assert flc.power_curve is power_curve
+    assert flc.power.__module__ == flc.power_curve.__module__ == "fastlmm_core.power_analysis"
     assert flc.assume is assume

@@ -308,13 +308,14 @@ def fit_drawn(
     model: LinearMixedModel,
     blocks: Iterator[Callable[[], Array]],
     count: int,
+    whole: Any,
     size: int,
     reml: bool,
     n_jobs: int | None,
     progress: bool,
 ) -> BatchResult:
-    """Fit responses that are drawn, in blocks of `size`, on the thread that fits them."""
-    return _fit(model, blocks, count, None, reml, check_jobs(n_jobs), progress, size)
+    """Fit responses that are drawn, in blocks of `size`, on the thread that fits them; `whole` draws them again."""
+    return _fit(model, blocks, count, whole, reml, check_jobs(n_jobs), progress, size)
 
 
 def check_jobs(n_jobs: int | None) -> int:

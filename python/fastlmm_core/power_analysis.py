@@ -11,12 +11,13 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from .assumed import AssumedModel, drawn, number_array, rebuilt, stated
+from .distributions import chi2_tail
 from .errors import LMMError
 from .model import LinearMixedModel
 from .simulation import key_of
 
 if TYPE_CHECKING:
-    from .batch import BatchResult
+    from .methods import Ddf
     from .results import LMMResult
 
 __all__ = ["PowerCurve", "PowerResult", "power", "power_curve"]
@@ -85,49 +86,6 @@ class _Hypothesis:
         return AssumedModel(truth.model, params, truth._factor, truth.sigma2)
 
 
-def _wald(batch: BatchResult, hypothesis: _Hypothesis) -> Array:
-    """Statistics (L b)' [L cov L']^-1 L b."""
-    if hypothesis.columns is not None and len(hypothesis.columns) == 1:
-        return np.asarray(batch.tvalues[:, hypothesis.columns[0]] ** 2)
-    kept = batch.model.problem.kept
-    estimates = batch.params[:, kept] @ hypothesis.L[:, kept].T
-    solved = np.linalg.solve(_covariance(batch, hypothesis.L), estimates[:, :, None])
-    return np.asarray(np.sum(estimates * solved[:, :, 0], axis=1))
-
-
-def _covariance(batch: BatchResult, L: Array) -> Array:
-    """Covariances of L b, sigma2 L (X'V^-1 X)^-1 L' (n, rows, rows).
-
-    X'V^-1 X = X'X - sum C_i' M_i C_i with M_i = Lambda (I + Lambda'A_i Lambda)^-1 Lambda', A_i = Z_i'Z_i and
-    C_i = Z_i'X_i is linear in M_i, so that groups with the same A_i are added up first (Woodbury's identity).
-    """
-    model, problem = batch.model, batch.model.problem
-    index, q = model.grouping.index, model.structure.q
-    root = np.ones((model.nobs, 1)) if model.weights is None else np.sqrt(model.weights)[:, None]
-    X, Z = problem.conditioned_x(model.exog) * root, problem.conditioned_z(model.exog_re) * root
-    order = np.argsort(index, kind="stable")
-    X, Z, starts = X[order], Z[order], np.flatnonzero(np.diff(index[order], prepend=-1))
-    A = np.add.reduceat(Z[:, :, None] * Z[:, None, :], starts)
-    C = np.add.reduceat(Z[:, :, None] * X[:, None, :], starts)
-    patterns, kind = np.unique(A.reshape(len(A), -1), axis=0, return_inverse=True)
-    squares = np.zeros((len(patterns), q * q, X.shape[1] ** 2))
-    for k in range(len(patterns)):
-        chosen = C[kind == k]
-        squares[k] = np.einsum("iaj,ibl->abjl", chosen, chosen, optimize=True).reshape(squares.shape[1:])
-    inner = np.linalg.inv(problem.z_map) @ batch._factor
-    across = L @ problem.x_map
-    out = np.empty((len(batch), len(L), len(L)))
-    step = max(1, 2**20 // (len(patterns) * q * q))
-    for begin in range(0, len(batch), step):
-        factor = inner[begin : begin + step, None]
-        turned = np.swapaxes(factor, 2, 3)
-        M = factor @ np.linalg.solve(np.eye(q) + turned @ patterns.reshape(-1, q, q) @ factor, turned)
-        between = M.reshape(len(M), -1) @ squares.reshape(-1, squares.shape[2])
-        H = X.T @ X - between.reshape(-1, X.shape[1], X.shape[1])
-        out[begin : begin + step] = across @ np.linalg.solve(H, np.broadcast_to(across.T, (len(H), *across.T.shape)))
-    return np.asarray(batch.sigma2[:, None, None] * out)
-
-
 @dataclasses.dataclass(frozen=True)
 class PowerResult:
     """Power of a test in simulations.
@@ -137,6 +95,8 @@ class PowerResult:
     test : str
         What is tested: L beta = 0.
     method : {"wald", "lrt"}
+    ddf : str
+        Degrees of freedom of the Wald test.
     alpha : float
     power : float
         Share of the simulations that reject; those that were not certified count as not rejecting.
@@ -156,6 +116,7 @@ class PowerResult:
 
     test: str
     method: str
+    ddf: str
     alpha: float
     power: float
     interval: tuple[float, float]
@@ -185,8 +146,8 @@ def _interval(count: int, n: int) -> tuple[float, float]:
 
 def power(
     source: LMMResult | AssumedModel, test: Any, *, effect: ArrayLike | None = None, n_sim: int = 1000,
-    alpha: float = 0.05, method: Method = "wald", seed: Seed = None, reml: bool = True, n_jobs: int | None = None,
-    progress: bool = False,
+    alpha: float = 0.05, method: Method = "wald", ddf: Ddf = "satterthwaite", seed: Seed = None, reml: bool = True,
+    n_jobs: int | None = None, progress: bool = False,
 ) -> PowerResult:  # fmt: skip
     """Power of a test of fixed effects, by simulation.
 
@@ -202,8 +163,10 @@ def power(
     alpha : float
         Level of the test.
     method : {"wald", "lrt"}
-        Estimate against standard error (normal or chi-square), or likelihood ratio of fits by maximum likelihood with
-        and without the coefficients to the same data (chi-square).
+        t or F test, or likelihood ratio of fits by maximum likelihood with and without the coefficients to the same
+        data (chi-square).
+    ddf : {"satterthwaite", "kenward-roger", "residual", "normal"}
+        Denominator degrees of freedom of the Wald test; "normal" takes the normal or chi-square distribution.
     seed : int or numpy Generator, optional
     reml : bool
         For the Wald test; the likelihood ratio always takes maximum likelihood.
@@ -221,8 +184,6 @@ def power(
     LMMError
         For arguments that cannot be used.
     """
-    from scipy.special import chdtrc
-
     truth = stated(source)
     if not 0.0 < alpha < 1.0:
         raise LMMError(f"alpha={alpha} must lie between 0 and 1, e.g. 0.05")
@@ -234,22 +195,23 @@ def power(
     batch = truth.simulate_fit(n_sim, seed, reml=reml and method == "wald", n_jobs=n_jobs, progress=progress)
     good = batch.converged
     if method == "wald":
-        statistic = _wald(batch, hypothesis)
+        found = batch.test(hypothesis.L, ddf=ddf).pvalue
     else:
         columns = [i for i in truth.model.problem.kept if i not in (hypothesis.columns or ())]
         reduced = rebuilt(truth.model, truth.model.endog, columns=columns)
         null = truth.simulate_fit(n_sim, seed, reml=False, n_jobs=n_jobs, progress=progress, fit=reduced)
         good = good & null.converged
-        statistic = np.maximum(null.criterion - batch.criterion, 0.0)
-    pvalues = np.where(good, chdtrc(len(hypothesis.L), statistic), np.nan)
+        found = chi2_tail(np.maximum(null.criterion - batch.criterion, 0.0), len(hypothesis.L))
+    pvalues = np.where(good, found, np.nan)
     count = int(np.sum(pvalues < alpha))
     kept = truth.model.problem.kept
     effects = hypothesis.L @ truth._params
-    found = batch.params[good][:, kept] @ hypothesis.L[:, kept].T
-    estimate = found.mean(axis=0) if good.any() else np.full(len(effects), np.nan)
+    estimates = batch.params[good][:, kept] @ hypothesis.L[:, kept].T
+    estimate = estimates.mean(axis=0) if good.any() else np.full(len(effects), np.nan)
     return PowerResult(
         test=hypothesis.label,
         method=method,
+        ddf=ddf,
         alpha=float(alpha),
         power=count / n_sim,
         interval=_interval(count, n_sim),
@@ -383,7 +345,8 @@ def _isotonic(values: Array) -> Array:
 def power_curve(
     source: LMMResult | AssumedModel, test: Any, along: Along = "subjects", values: ArrayLike = (), *,
     effect: ArrayLike | None = None, n_sim: int = 1000, alpha: float = 0.05, method: Method = "wald",
-    seed: Seed = None, reml: bool = True, n_jobs: int | None = None, progress: bool = False,
+    ddf: Ddf = "satterthwaite", seed: Seed = None, reml: bool = True, n_jobs: int | None = None,
+    progress: bool = False,
 ) -> PowerCurve:  # fmt: skip
     """Power for several sizes of a design or several effects.
 
@@ -399,7 +362,7 @@ def power_curve(
         their ratio at every size.  "observations": the first so many rows of each group.  "effect": true values of
         the one coefficient tested.
     values : sequence of numbers
-    effect, n_sim, alpha, method, reml, n_jobs, progress
+    effect, n_sim, alpha, method, ddf, reml, n_jobs, progress
         As for `power`.
     seed : int or numpy Generator, optional
         Each value has a stream of its own, by its position.
@@ -437,8 +400,8 @@ def power_curve(
     root = _integer(seed)
     results = tuple(
         power(
-            source, test, n_sim=n_sim, alpha=alpha, method=method, seed=_place(root, place), reml=reml,
-            n_jobs=n_jobs, progress=progress,
+            source, test, n_sim=n_sim, alpha=alpha, method=method, ddf=ddf, seed=_place(root, place),
+            reml=reml, n_jobs=n_jobs, progress=progress,
         )
         for place, source in enumerate(sources)
     )  # fmt: skip

@@ -14,7 +14,17 @@ if TYPE_CHECKING:
     from .batch import BatchResult
     from .model import LinearMixedModel
 
-__all__ = ["Generating", "draws", "key_of", "parametric", "simulate", "simulate_fit", "stream", "stream_size"]
+__all__ = [
+    "Generating",
+    "Redrawn",
+    "draws",
+    "key_of",
+    "parametric",
+    "simulate",
+    "simulate_fit",
+    "stream",
+    "stream_size",
+]
 
 Array = NDArray[np.float64]
 Draw = Callable[[np.random.Generator, int], Array]
@@ -95,12 +105,12 @@ def stream_size(nobs: int) -> int:
 
 
 def draws(
-    draw: Draw, n: int, seed: int | np.random.Generator | None, size: int = STREAM
+    draw: Draw, n: int, seed: int | np.random.Generator | NDArray[np.uint64] | None, size: int = STREAM
 ) -> Iterator[Callable[[], Array]]:
     """The blocks of n responses, each as a function that draws it: threads draw as well as fit."""
     if n < 1:
         raise LMMError(f"n={n} must be at least 1")
-    key = key_of(seed)
+    key = seed if isinstance(seed, np.ndarray) else key_of(seed)
     for block, begin in enumerate(range(0, n, size)):
         count = min(size, n - begin)
 
@@ -108,6 +118,39 @@ def draws(
             return draw(stream(key, block), count)
 
         yield make
+
+
+class Redrawn:
+    """The responses of `simulate_fit`, drawn again where they are asked for: an array (n, nobs) to be read only.
+
+    Parameters
+    ----------
+    source : LMMResult or AssumedModel
+    n : int
+    key : (2,) array
+    """
+
+    def __init__(self, source: Generating, n: int, key: NDArray[np.uint64]) -> None:
+        self.shape = (n, source.model.nobs)
+        self._source = source
+        self._key = key
+        self._size = stream_size(source.model.nobs)
+
+    def _block(self, block: int) -> Array:
+        count = min(self._size, self.shape[0] - block * self._size)
+        return parametric(self._source)(stream(self._key, block), count)
+
+    def __getitem__(self, at: int | slice | NDArray[np.intp]) -> Array:
+        if isinstance(at, int | np.integer):
+            block, row = divmod(int(at) % self.shape[0], self._size)
+            return np.asarray(self._block(block)[row])
+        wanted = np.arange(self.shape[0])[at]
+        blocks = wanted // self._size
+        out = np.empty((len(wanted), self.shape[1]))
+        for block in np.unique(blocks):
+            mine = blocks == block
+            out[mine] = self._block(int(block))[wanted[mine] - block * self._size]
+        return out
 
 
 def simulate(source: Generating, n: int, seed: int | np.random.Generator | None = None) -> Array:
@@ -154,6 +197,8 @@ def simulate_fit(
         raise LMMError(f"fit has {fit.nobs} observations but the responses drawn have {source.model.nobs}")
     if n < 1:
         raise LMMError(f"n={n} must be at least 1")
-    size = stream_size(source.model.nobs)
-    blocks = draws(parametric(source) if draw is None else draw, n, seed, size)
-    return fit_drawn(source.model if fit is None else fit, blocks, n, size, reml, n_jobs, progress)
+    size, key = stream_size(source.model.nobs), key_of(seed)
+    blocks = draws(parametric(source) if draw is None else draw, n, key, size)
+    model = source.model if fit is None else fit
+    whole = Redrawn(source, n, key) if draw is None else None
+    return fit_drawn(model, blocks, n, whole, size, reml, n_jobs, progress)
