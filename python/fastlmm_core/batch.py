@@ -418,15 +418,18 @@ def _second_look(model: LinearMixedModel, Y: Array, into: BatchResult, first: in
             _lanes(model.batch_design(), chosen, other, 0, start)
             into.n_evaluations[first + edge] += other.n_evaluations
             better = np.flatnonzero((other._status > 0) & (other.criterion < into.criterion[first + edge] - 1e-9))
-            for name in _FIELDS:
-                getattr(into, name)[first + edge[better]] = getattr(other, name)[better]
+            if len(better):
+                for name in _FIELDS:
+                    getattr(into, name)[first + edge[better]] = getattr(other, name)[better]
     for i in np.flatnonzero(status == 0):
         _single(model, Y[i], into, first + int(i))
-    dropped = np.setdiff1d(np.arange(into.params.shape[1]), model.problem.kept)
-    into.params[part, dropped] = into.bse[part, dropped] = into._df[part, dropped] = np.nan
-    lost = first + np.flatnonzero(into._status[part] < 0)
-    for name in ("_theta_o", "params", "bse", "sigma2", "criterion", "gradient_norm", "_df"):
-        getattr(into, name)[lost] = np.nan
+    if problem.rank < into.params.shape[1]:
+        dropped = np.setdiff1d(np.arange(into.params.shape[1]), problem.kept)
+        into.params[part, dropped] = into.bse[part, dropped] = into._df[part, dropped] = np.nan
+    lost = first + np.flatnonzero(status < 0)
+    if len(lost):
+        for name in ("_theta_o", "params", "bse", "sigma2", "criterion", "gradient_norm", "_df"):
+            getattr(into, name)[lost] = np.nan
 
 
 _FIELDS = ("_theta_o", "params", "bse", "sigma2", "criterion", "gradient_norm", "_status", "_df")
