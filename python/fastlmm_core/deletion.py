@@ -363,7 +363,7 @@ class _Refits:
         """Optimise the criterion of deletion i over all groups."""
         columns: Array | None = None
         kept = np.arange(self.k - 1)
-        if deficient or self._x_left[i] < RANK_LOSS:
+        if deficient or self._x_left(i) < RANK_LOSS:
             columns, kept, shift, triangle = self._smaller_x(i)
         with self._without(i, columns) as criterion:
             optimum = self._optimum(criterion, i, guess)
@@ -413,26 +413,27 @@ class _Refits:
 
     # ---- rank of X -----------------------------------------------------------------------------------
 
-    @cached_property
-    def _x_left(self) -> Array:
-        """Smallest eigenvalue of X_o'X_o after each deletion (1 where nothing is deleted)."""
+    def _x_gram(self, lines: Array) -> Array:
+        """Sum of X_o'X_o over pieces."""
         q, k, r = self.q, self.k, self.k - 1
-        lower = np.tril_indices(k)
+        c = lines[:, q * q : q * q + q * k].reshape(-1, k)
+        within = kernels.symmetric(lines[:, q * q + q * k :].sum(axis=0), k)
+        return np.asarray((within + c.T @ c)[:r, :r])
 
-        def gram(lines: Array) -> Array:
-            c = lines[:, q * q : q * q + q * k].reshape(-1, q, k)
-            out = np.zeros((len(lines), k, k))
-            out[:, lower[0], lower[1]] = out[:, lower[1], lower[0]] = lines[:, q * q + q * k :]
-            return (out + c.transpose(0, 2, 1) @ c)[:, :r, :r]
+    @cached_property
+    def _x_whole(self) -> Array:
+        return self._x_gram(self.pieces.less)
 
-        if r == 0:
-            return np.ones(len(self.n))
-        own = gram(self.pieces.less)
-        whole = own.sum(axis=0)
-        gone = own[self.pieces.owner] - (0.0 if self.pieces.more is None else gram(self.pieces.more))
-        scale = np.sqrt(np.diag(whole))
-        left = (whole - gone) / np.outer(scale, scale)
-        return np.asarray(np.linalg.eigvalsh(left)[:, 0])
+    def _x_left(self, i: int) -> float:
+        """Smallest eigenvalue of X_o'X_o after deletion i (about 1 where nothing is deleted)."""
+        if self.k == 1:
+            return 1.0
+        pieces, at = self.pieces, int(self.pieces.owner[i])
+        left = self._x_whole - self._x_gram(pieces.less[at : at + 1])
+        if pieces.more is not None:
+            left = left + self._x_gram(pieces.more[i : i + 1])
+        scale = np.sqrt(np.diag(self._x_whole))
+        return float(np.linalg.eigvalsh(left / np.outer(scale, scale))[0])
 
     def _smaller_x(self, i: int) -> tuple[Array | None, NDArray[np.intp], Array, Array]:
         """Columns of [X y] whose X part is of full rank on the rows left.
