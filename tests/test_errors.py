@@ -293,12 +293,6 @@ def test_missing_values_are_dropped_and_counted_or_refused(column):
     assert fitted.evaluate(theta).value == pytest.approx(by_hand.evaluate(theta).value, rel=1e-13)
 
 
-@pytest.mark.parametrize("formula", ["y ~ x + (1 | g) + (1 | h)", "y ~ x + (1 | g / h)", "y ~ x + (z | g) + (1 | h)"])
-def test_several_grouping_factors(formula):
-    with pytest.raises(LMMError, match=r"grouping factors .*: models with several are not supported; keep the terms"):
-        flc.lmm(formula, table() | {"h": np.arange(N) % 4})
-
-
 # ------------------------------------------------------------------------------------------------------------
 # evaluation and fit
 

@@ -146,14 +146,20 @@ class LinearMixedModel:
         grouping = self.grouping
         self.problem: Problem
         if len(part.factors) > 1:
-            raise LMMError(
-                f"the formula has the grouping factors {', '.join(sorted(f.grouping.name for f in part.factors))}: "
-                "models with several are not supported; keep the terms of one"
-            )
-        self.problem, grouping.present = condition(
-            y, X, part.Z, grouping.codes, grouping.base, grouping.n_slots, weights, offset, part.structure,
-            grouping.name,
-        )  # fmt: skip
+            from . import hierarchy
+
+            factors = [
+                hierarchy.Factor(part.Z[:, f.start : f.stop], f.grouping.codes, f.grouping.n_slots, f.grouping.name)
+                for f in part.factors
+            ]
+            found = hierarchy.condition_factors(y, X, factors, weights, offset, part.structure)
+            # what only one of the engines has is asked for where there is one factor
+            self.problem = cast("Problem", found)
+        else:
+            self.problem, grouping.present = condition(
+                y, X, part.Z, grouping.codes, grouping.base, grouping.n_slots, weights, offset, part.structure,
+                grouping.name,
+            )  # fmt: skip
 
     @property
     def exog_re(self) -> Array:

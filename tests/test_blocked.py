@@ -1,0 +1,536 @@
+"""Several grouping factors: every quantity of the block elimination against dense matrices, and lme4's fits."""
+
+from __future__ import annotations
+
+import csv
+import json
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fastlmm_core import blocked, hierarchy, kernels
+from fastlmm_core.design import condition
+from fastlmm_core.errors import LMMError
+from fastlmm_core.hierarchy import Factor, condition_factors
+from fastlmm_core.parameters import Block, CovarianceStructure
+
+REFERENCE = Path(__file__).parent / "reference"
+
+
+class Dense:
+    """The model with the full covariance matrix, in the conditioned problem's coordinates."""
+
+    def __init__(self, problem, factors, X, y, weights, offset):
+        root = np.ones(len(y)) if weights is None else np.sqrt(weights)
+        start = y if offset is None else y - offset
+        self.xy = root[:, None] * np.column_stack(
+            [problem.conditioned_x(X), (start - X @ problem.beta_base) / problem.scale]
+        )
+        self.n, self.problem = len(y), problem
+        self.Z, self.of = [], []
+        for f, (factor, column) in enumerate(zip(factors, problem.columns, strict=True)):
+            q = factor.Z.shape[1]
+            part = slice(column, column + q)
+            Z = root[:, None] * factor.Z @ problem.z_map[part, part]
+            wide = np.zeros((self.n, factor.m * q))
+            for j in range(q):
+                wide[np.arange(self.n), factor.codes * q + j] = Z[:, j]
+            self.Z.append(wide)
+            self.of += [f] * q
+
+    def at(self, G, reml):
+        problem = self.problem
+        V = np.eye(self.n)
+        for Z, column, m in zip(self.Z, problem.columns, problem.n_levels, strict=True):
+            q = Z.shape[1] // m
+            V = V + Z @ np.kron(np.eye(m), G[column : column + q, column : column + q]) @ Z.T
+        self.inverse = np.linalg.inv(V)
+        k = self.xy.shape[1]
+        p = k - 1
+        H = self.xy.T @ self.inverse @ self.xy
+        self.beta = np.linalg.solve(H[:p, :p], H[:p, p])
+        self.r2 = H[p, p] - H[p, :p] @ self.beta
+        self.chol = np.linalg.cholesky(H[:p, :p])
+        nu = self.n - p if reml else self.n
+        self.nu = nu
+        value = np.linalg.slogdet(V)[1] + nu * (1 + np.log(2 * np.pi * self.r2 / nu))
+        return value + (2 * np.log(np.diag(self.chol)).sum() if reml else 0.0)
+
+    def tangents(self):
+        """Z D Z' for the unit directions of vech(G); zero between factors."""
+        problem, q = self.problem, self.problem.structure.q
+        out = []
+        for D in kernels.unit_directions(q):
+            total = np.zeros((self.n, self.n))
+            for Z, column, m in zip(self.Z, problem.columns, problem.n_levels, strict=True):
+                q_f = Z.shape[1] // m
+                inner = D[column : column + q_f, column : column + q_f]
+                if inner.any():
+                    total += Z @ np.kron(np.eye(m), inner) @ Z.T
+            out.append(total)
+        return out
+
+
+def make(kind, seed, q=1, weights=False, n=60):
+    rng = np.random.default_rng(seed)
+    if kind == "nested":
+        codes = [np.repeat(np.arange(15), 4), np.repeat(np.arange(5), 12)]
+    elif kind == "nested3":
+        codes = [np.repeat(np.arange(15), 4), np.repeat(np.arange(5), 12), np.repeat(np.arange(2), [24, 36])]
+    elif kind == "crossed":
+        codes = [rng.permutation(np.arange(n) % 12), np.arange(n) % 5]
+    elif kind == "partial":
+        codes = [rng.integers(0, 14, n), rng.integers(0, 6, n)]
+    elif kind == "mixed":
+        codes = [np.repeat(np.arange(15), 4), rng.integers(0, 4, n), np.repeat(np.arange(5), 12)]
+    elif kind == "crossed3":
+        codes = [rng.integers(0, 10, n), rng.integers(0, 5, n), rng.integers(0, 4, n)]
+    elif kind == "schools":
+        school = np.repeat(np.arange(4), n // 4)
+        codes = [
+            school * 5 + rng.integers(0, 5, n),
+            school * 3 + rng.integers(0, 3, n),
+            school * 2 + rng.integers(0, 2, n),
+        ]
+    elif kind == "one":
+        codes = [np.repeat(np.arange(12), 5)]
+    codes = [np.unique(c, return_inverse=True)[1] for c in codes]
+    order = rng.permutation(n)
+    codes = [rng.permutation(c.max() + 1)[c][order] for c in codes]
+    X = np.column_stack([np.ones(n), rng.normal(size=(n, 2)) + 3.0])
+    widths = [q] * len(codes) if isinstance(q, int) else list(q)
+    factors, blocks, at, y = [], [], 0, X @ [3.0, 1.0, -2.0] + rng.normal(size=n)
+    for f, (c, width) in enumerate(zip(codes, widths, strict=True)):
+        Z = np.column_stack([np.ones(n), rng.normal(size=(n, width - 1))])
+        m = int(c.max()) + 1
+        y = y + (Z * rng.normal(size=(m, width))[c]).sum(1)
+        factors.append(Factor(Z, c, m, f"f{f}"))
+        if width == 3:
+            blocks += [Block(at, at + 2, "full"), Block(at + 2, at + 3, "diagonal")]
+        else:
+            blocks.append(Block(at, at + width, "full"))
+        at += width
+    w = rng.uniform(0.5, 2.0, n) if weights else None
+    off = rng.normal(size=n) if weights else None
+    structure = CovarianceStructure(tuple(blocks))
+    return y, X, factors, w, off, structure
+
+
+CASES = [
+    (kind, q, weights)
+    for kind in ("one", "nested", "nested3", "crossed", "partial", "mixed", "crossed3", "schools")
+    for q, weights in ((1, False), (2, True), (3, False))
+] + [("mixed", (1, 3, 2), False), ("crossed3", (2, 1, 3), True), ("crossed", (3, 1), False)]
+
+
+def close(a, b, tolerance):
+    a, b = np.asarray(a), np.asarray(b)
+    assert np.abs(a - b).max() <= tolerance * max(np.abs(b).max(), 1e-300), np.abs(a - b).max() / np.abs(b).max()
+
+
+@pytest.mark.parametrize("singular", [False, True, "zero"])
+@pytest.mark.parametrize("reml", [True, False])
+@pytest.mark.parametrize(("kind", "q", "weights"), CASES)
+def test_every_quantity_against_dense_matrices(kind, q, weights, reml, singular):
+    y, X, factors, w, off, structure = make(kind, 7, q, weights)
+    problem = condition_factors(y, X, factors, w, off, structure)
+    criterion = problem.criterion()
+    criterion.reml = reml
+    criterion.average = False
+    rng = np.random.default_rng(1)
+    factor = np.zeros((structure.q, structure.q))
+    factor[structure.positions] = rng.normal(size=structure.n_parameters) * 0.5 + 0.3
+    if singular == "zero":
+        factor[:] = 0.0
+    elif singular:
+        # one factor without variance, another of rank one; a tiny one
+        factor[problem.columns[-1] :, problem.columns[-1] :] = 0.0
+        if structure.blocks[0].stop > 1:
+            factor[1, 1] = 0.0
+        if len(factors) > 2:
+            factor[problem.columns[1] : problem.columns[2]] *= 1e-6
+    theta = structure.theta(factor)
+    value, gradient, hessian = criterion.evaluate(theta, 2)
+    dense = Dense(problem, factors, X, y, w, off)
+    expected = dense.at(factor @ factor.T, reml)
+    assert abs(value - expected) < 1e-10 * max(abs(expected), dense.n)
+    beta, r2, chol, slope = criterion.solution()
+    assert np.abs(beta - dense.beta).max() < 1e-10 * max(1.0, np.abs(dense.beta).max())
+    close(r2, dense.r2, 1e-11)
+    close(chol, dense.chol, 1e-11)
+    p = X.shape[1]
+    Vi, xy, n_a = dense.inverse, dense.xy, structure.q * (structure.q + 1) // 2
+    tangents = dense.tangents()
+    P = Vi - Vi @ xy[:, :p] @ np.linalg.solve(dense.chol @ dense.chol.T, xy[:, :p].T @ Vi)
+    residual = P @ xy[:, p]
+    scale = dense.nu / dense.r2
+    around = P if reml else Vi
+    first = np.array([np.trace(around @ T) - scale * residual @ T @ residual for T in tangents])
+    directions = kernels.unit_directions(structure.q)
+    inner = np.zeros((structure.q, structure.q), dtype=bool)
+    for f in range(len(factors)):
+        part = [i for i in range(structure.q) if dense.of[i] == f]
+        inner[np.ix_(part, part)] = True
+    found = np.array([np.sum(slope * inner * D) for D in directions])
+    mask = np.array([inner[np.nonzero(D)].all() for D in directions])
+    size = np.array([np.trace(Vi @ T) for T in tangents])
+    assert np.abs(found - first)[mask].max() < 1e-10 * np.abs(size).max()
+    s = np.array([residual @ T @ residual for T in tangents])
+    half = np.array([[residual @ T @ P @ F @ residual for F in tangents] for T in tangents])
+    trace = np.array([[np.sum((around @ T) * (around @ F).T) for F in tangents] for T in tangents])
+    exact = -trace + 2 * scale * half - scale / dense.r2 * np.outer(s, s)
+    close(criterion.curvature(), exact, 1e-9)
+    E = [Vi @ xy]
+    cross = np.array([E[0].T @ T @ E[0] for T in tangents])
+    close(criterion.cross(), cross, 1e-10)
+    close(criterion.traces(), [[np.sum((Vi @ T) * (Vi @ F).T) for F in tangents] for T in tangents], 1e-10)
+    weight = np.triu(rng.normal(size=(p + 1, p + 1)))
+    B = E[0] @ weight
+    close(criterion.traces(weight), [[np.trace(B.T @ T @ Vi @ F @ B) for F in tangents] for T in tangents], 1e-10)
+    W = rng.normal(size=(n_a, n_a))
+    W = W + W.T
+    close(
+        criterion.sandwich(W),
+        sum(W[i, j] * E[0].T @ tangents[i] @ Vi @ tangents[j] @ E[0] for i in range(n_a) for j in range(n_a)),
+        1e-9,
+    )
+    precision = criterion.precision()
+    close([np.sum(precision * inner * D) for D in directions], size, 1e-10)
+    # gradient and Hessian in theta by the chain rule
+    rows, columns = structure.positions
+    jac = np.zeros((n_a, len(rows)))
+    for i, (r, c) in enumerate(zip(rows, columns, strict=True)):
+        change = np.zeros_like(factor)
+        change[r, c] = 1.0
+        dG = change @ factor.T + factor @ change.T
+        jac[:, i] = dG[np.tril_indices(structure.q)]
+    slope_full = np.zeros((structure.q, structure.q))
+    for D, g in zip(directions, first, strict=True):
+        slope_full += D * g / np.sum(D)
+    slope_full *= inner
+    close(np.append(gradient, 1.0), np.append(2 * (slope_full @ factor)[rows, columns], 1.0), 1e-9)
+    second = 2.0 * slope_full[np.ix_(rows, rows)] * (columns[:, None] == columns)
+    close(hessian, jac.T @ exact @ jac + second, 1e-9)
+    average = scale * half - scale / dense.r2 * np.outer(s, s)
+    criterion.average = True
+    close(criterion.evaluate(theta, 2)[2], jac.T @ average @ jac + second, 1e-9)
+    # random effects and their conditional covariances
+    effects = problem.effects(factor, dense.beta)
+    for Z, column, m, u, C in zip(
+        dense.Z, problem.columns, problem.n_levels, effects, problem.effects_covariance(factor), strict=True
+    ):
+        q_f = Z.shape[1] // m
+        G = np.kron(np.eye(m), (factor @ factor.T)[column : column + q_f, column : column + q_f])
+        expected = G @ Z.T @ Vi @ (xy[:, p] - xy[:, :p] @ dense.beta)
+        assert np.abs(u.ravel() - expected).max() < 1e-10 * max(1.0, np.abs(expected).max())
+        full = G - G @ Z.T @ Vi @ Z @ G
+        for a in range(m):
+            block = full[a * q_f : (a + 1) * q_f, a * q_f : (a + 1) * q_f]
+            assert np.abs(C[a] - block).max() < 1e-10 * max(1.0, np.abs(G).max())
+
+
+@pytest.mark.parametrize("kind", ["nested", "mixed", "crossed"])
+@pytest.mark.parametrize("singular", [False, True])
+def test_differenced_second_derivatives(kind, singular, monkeypatch):
+    y, X, factors, w, off, structure = make(kind, 3, 2)
+    problem = condition_factors(y, X, factors, w, off, structure)
+    criterion = problem.criterion()
+    theta = np.full(structure.n_parameters, 0.4)
+    theta[-1] = 0.0 if singular else 0.4
+    criterion.evaluate(theta, 1)
+    exact = criterion.curvature()
+    monkeypatch.setattr(blocked, "DENSE_UP_TO", 0)
+    close(criterion.curvature(), exact, 1e-8)
+    assert criterion.evaluate(theta, 0)[0] == problem.criterion().evaluate(theta, 0)[0]
+
+
+@pytest.mark.parametrize("q", [1, 2])
+def test_one_factor_is_the_cluster_criterion(q):
+    y, X, factors, w, off, structure = make("one", 5, q, True)
+    factor = factors[0]
+    problem = condition_factors(y, X, factors, w, off, structure)
+    other, _ = condition(y, X, factor.Z, factor.codes, 0, factor.m, w, off, structure, "g")
+    for reml in (True, False):
+        engines = problem.criterion(), other.criterion()
+        factors_natural = np.tril(np.full((q, q), 0.5))
+        out = []
+        for engine, p in zip(engines, (problem, other), strict=True):
+            engine.reml = reml
+            theta = structure.theta(structure.canonical(np.linalg.solve(p.z_map, factors_natural)))
+            value, gradient, hessian = engine.evaluate(theta, 2)
+            out.append((value + p.offset(reml), gradient, hessian))
+        assert abs(out[0][0] - out[1][0]) < 1e-9
+        close(out[0][1], out[1][1], 1e-7)
+        close(out[0][2], out[1][2], 1e-7)
+
+
+def fitted(problem, reml=True):
+    criterion = problem.criterion()
+    criterion.reml = reml
+    found = kernels.minimize_newton(criterion, hierarchy.start(problem), tolerance=1e-9)
+    value, _, _ = criterion.evaluate(found[0], 2)
+    beta, r2, _, _ = criterion.solution()
+    factor = problem.structure.natural(problem.z_map, problem.structure.factor(found[0]))
+    nu = problem.n - problem.rank if reml else problem.n
+    return {
+        "criterion": value + problem.offset(reml),
+        "beta": problem.beta_base + problem.scale * problem.x_map @ beta,
+        "sigma": problem.scale * np.sqrt(r2 / nu),
+        "theta": problem.structure.theta(factor),
+        "evaluations": found[6],
+        "decrement": found[4],
+    }
+
+
+def read(name):
+    with (REFERENCE / "data" / f"{name}.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    return {key: [row[key] for row in rows] for key in rows[0]}
+
+
+def coded(*columns):
+    labels = [":".join(parts) for parts in zip(*columns, strict=True)]
+    return np.unique(labels, return_inverse=True)[1]
+
+
+def dummies(values):
+    names = sorted(set(values))
+    return [np.array([float(v == name) for v in values]) for name in names[1:]]
+
+
+def reference_model(name):
+    if name == "pastes":
+        data = read("pastes")
+        y, X = data["strength"], np.ones((60, 1))
+        codes = [coded(data["cask"], data["batch"]), coded(data["batch"])]
+    elif name == "penicillin":
+        data = read("penicillin")
+        y, X = data["diameter"], np.ones((144, 1))
+        codes = [coded(data["plate"]), coded(data["sample"])]
+    elif name == "machines_nested":
+        data = read("machines")
+        y, X = data["score"], np.column_stack([np.ones(54), *dummies(data["Machine"])])
+        codes = [coded(data["Machine"], data["Worker"]), coded(data["Worker"])]
+    else:
+        data = read("cake")
+        y = data["angle"]
+        recipe, temperature = dummies(data["recipe"]), dummies(data["temperature"])
+        X = np.column_stack([np.ones(270), *recipe, *temperature, *(t * r for t in temperature for r in recipe)])
+        codes = [coded(data["recipe"], data["replicate"])]
+    y = np.array(y, dtype=float)
+    factors = [Factor(np.ones((len(y), 1)), c, int(c.max()) + 1, "") for c in codes]
+    return y, X, factors, CovarianceStructure(tuple(Block(i, i + 1, "full") for i in range(len(codes))))
+
+
+@pytest.mark.parametrize("reml", [True, False])
+@pytest.mark.parametrize("name", ["pastes", "penicillin", "machines_nested", "cake"])
+def test_fits_of_lme4(name, reml):
+    y, X, factors, structure = reference_model(name)
+    record = json.loads((REFERENCE / f"{name}.json").read_text())["reml" if reml else "ml"]
+    fit = fitted(condition_factors(y, X, factors, None, None, structure), reml)
+    expected = record["reml_criterion"] if reml else -2.0 * record["loglik"]
+    assert abs(fit["criterion"] - expected) < 1e-10 * abs(expected)
+    assert np.abs(fit["theta"] - record["theta"]).max() < 1e-5 * max(record["theta"])
+    assert abs(fit["sigma"] - record["sigma"]) < 1e-6 * record["sigma"]
+    assert np.abs(np.array(fit["beta"]) - list(record["beta"].values())).max() < 1e-6 * np.abs(fit["beta"]).max()
+    assert fit["decrement"] < 1e-8
+    assert fit["evaluations"] <= 12
+
+
+@pytest.mark.parametrize("kind", ["nested3", "mixed", "crossed3", "schools"])
+def test_order_of_rows_levels_and_factors_does_not_matter(kind):
+    y, X, factors, w, off, structure = make(kind, 11, 1, True)
+    rng = np.random.default_rng(2)
+    here = condition_factors(y, X, factors, w, off, structure)
+    rows = rng.permutation(len(y))
+    turned = rng.permutation(len(factors))
+    relabel = [rng.permutation(f.m) for f in factors]
+    others = [Factor(factors[f].Z[rows], relabel[f][factors[f].codes[rows]], factors[f].m, "") for f in turned]
+    there = condition_factors(y[rows], X[rows], others, w[rows], off[rows], structure)
+    theta = rng.uniform(0.2, 1.0, len(factors))
+    a, b = here.criterion(), there.criterion()
+    value, gradient, hessian = a.evaluate(theta, 2)
+    value_b, gradient_b, hessian_b = b.evaluate(theta[turned], 2)
+    assert abs(value + here.offset(True) - value_b - there.offset(True)) < 1e-9
+    close(gradient_b, gradient[turned], 1e-9)
+    close(hessian_b, hessian[np.ix_(turned, turned)], 1e-9)
+    beta = a.solution()[0]
+    effects = here.effects(np.diag(theta), beta)
+    effects_b = there.effects(np.diag(theta[turned]), b.solution()[0])
+    for i, f in enumerate(turned):
+        close(effects_b[i][relabel[f]], effects[f], 1e-9)
+
+
+def test_fixed_and_constrained_columns():
+    y, X, factors, w, off, structure = make("mixed", 5, 1)
+    problem = condition_factors(y, X, factors, w, off, structure)
+    rng = np.random.default_rng(0)
+    T = np.zeros((4, 3))
+    T[:3, :2] = rng.normal(size=(3, 2))
+    T[:, 2] = [0.3, -0.2, 0.1, 1.0]
+    criterion = problem.criterion(T)
+    criterion.reml = False
+    theta = np.array([0.5, 0.4, 0.3])
+    value, gradient, _ = criterion.evaluate(theta, 1)
+    dense = Dense(problem, factors, X, y, w, off)
+    dense.xy = dense.xy @ T
+    assert abs(value - dense.at(np.diag(theta**2), False)) < 1e-10 * abs(value)
+    for i in range(3):
+        step = np.zeros(3)
+        step[i] = 1e-5
+        slope = (criterion.evaluate(theta + step)[0] - criterion.evaluate(theta - step)[0]) / 2e-5
+        assert abs(slope - gradient[i]) < 1e-6 * max(1.0, abs(slope))
+
+
+def test_rotation_of_coordinates():
+    y, X, factors, w, off, structure = make("crossed", 5, 2)
+    problem = condition_factors(y, X, factors, w, off, structure)
+    turn = np.zeros((4, 4))
+    for i in (0, 2):
+        turn[i : i + 2, i : i + 2] = np.linalg.qr(np.random.default_rng(i).normal(size=(2, 2)))[0]
+    theta = np.array([0.5, 0.2, 0.4, 0.3, -0.1, 0.6])
+    criterion = problem.criterion()
+    criterion.average = False
+    criterion.rotate(turn)
+    value, gradient, hessian = criterion.evaluate(theta, 2)
+    plain = problem.criterion()
+    factor = structure.canonical(turn.T @ structure.factor(theta))
+    assert abs(plain.evaluate(structure.theta(factor))[0] - value) < 1e-10 * abs(value)
+    for i in range(6):
+        step = np.zeros(6)
+        step[i] = 1e-5
+        up, down = criterion.evaluate(theta + step, 1), criterion.evaluate(theta - step, 1)
+        assert abs((up[0] - down[0]) / 2e-5 - gradient[i]) < 1e-6 * max(1.0, abs(gradient[i]))
+        close((up[1] - down[1]) / 2e-5, hessian[i], 1e-6)
+
+
+def test_an_offset_of_a_million_million():
+    y, X, factors, _, _, structure = make("crossed", 9, 1)
+    near = fitted(condition_factors(y, X, factors, None, None, structure))
+    far = fitted(condition_factors(np.round(y, 3) + 1e9, X, factors, None, None, structure))
+    rounded = fitted(condition_factors(np.round(y, 3), X, factors, None, None, structure))
+    assert abs(far["criterion"] - rounded["criterion"]) < 1e-4
+    assert abs(near["criterion"] - rounded["criterion"]) < 1.0
+
+
+def test_a_factor_without_variance_is_found():
+    rng = np.random.default_rng(4)
+    codes = [np.repeat(np.arange(12), 10), np.arange(120) % 8]
+    noise = rng.normal(size=120)
+    # no variation between levels of the second factor
+    noise -= np.array([noise[codes[1] == j].mean() for j in range(8)])[codes[1]]
+    y = rng.normal(size=12)[codes[0]] + noise
+    factors = [Factor(np.ones((120, 1)), c, int(c.max()) + 1, "") for c in codes]
+    fit = fitted(condition_factors(y, np.ones((120, 1)), factors, None, None, make("crossed", 0)[5]))
+    assert fit["theta"][1] < 1e-6
+    assert fit["decrement"] < 1e-8
+
+
+def test_dropped_columns_and_refusals():
+    y, X, factors, _, _, structure = make("crossed", 9, 1)
+    wide = np.column_stack([X, X[:, 1] + 2.0 * X[:, 2]])
+    problem = condition_factors(y, wide, factors, None, None, structure)
+    assert problem.rank == 3
+    plain = condition_factors(y, X, factors, None, None, structure)
+    theta = np.array([0.5, 0.5])
+    close(problem.criterion().evaluate(theta)[0], plain.criterion().evaluate(theta)[0], 1e-10)
+    with pytest.raises(LMMError, match="constant"):
+        condition_factors(np.ones(60), X, factors, None, None, structure)
+    with pytest.raises(LMMError, match="one observation"):
+        each = Factor(np.ones((60, 1)), np.arange(60), 60, "row")
+        condition_factors(y, X, [each, factors[1]], None, None, structure)
+    with pytest.raises(LMMError, match="not finite"):
+        condition_factors(np.where(np.arange(60) == 3, np.nan, y), X, factors, None, None, structure)
+
+
+def large_nested(weights=False, top=60):
+    rng = np.random.default_rng(8)
+    n = top * 40
+    order = rng.permutation(n)
+    a, b = np.repeat(np.arange(top), 40)[order], np.repeat(np.arange(top * 8), 5)[order]
+    b = rng.permutation(top * 8)[b]
+    Z = np.column_stack([np.ones(n), rng.normal(size=n) + 2000.0])
+    X = np.column_stack([Z, rng.normal(size=n)])
+    y = 1e3 + X[:, 2] + rng.normal(size=top)[a] + rng.normal(size=top * 8)[b] * (Z[:, 1] - 2000.0) + rng.normal(size=n)
+    factors = [Factor(Z[:, :1].copy(), a, top, "a"), Factor(Z, b, top * 8, "b")]
+    structure = CovarianceStructure((Block(0, 1, "full"), Block(1, 3, "full")))
+    return y, X, factors, rng.uniform(0.5, 2.0, n) if weights else None, structure
+
+
+@pytest.mark.parametrize("weights", [False, True])
+def test_one_pass_over_nested_rows(weights, monkeypatch):
+    y, X, factors, w, structure = large_nested(weights)
+    quick = condition_factors(y, X, factors, w, None, structure)
+    monkeypatch.setattr(hierarchy, "QUICK_FROM", 10**9)
+    careful = condition_factors(y, X, factors, w, None, structure)
+    assert len(quick.layout.stages) == 2
+    natural = np.zeros((3, 3))
+    natural[structure.positions] = [0.8, 0.5, 0.1, 0.9]
+    results = []
+    for problem in (quick, careful):
+        theta = structure.theta(structure.canonical(np.linalg.solve(problem.z_map, natural)))
+        criterion = problem.criterion()
+        value, _, _ = criterion.evaluate(theta, 1)
+        factor = structure.factor(theta)
+        beta = criterion.solution()[0]
+        effects = problem.effects(factor, beta)
+        covariances = problem.effects_covariance(factor)
+        maps = [problem.z_map[:1, :1], problem.z_map[1:, 1:]]
+        results.append(
+            (
+                value + problem.offset(True),
+                problem.beta_base + problem.scale * problem.x_map @ beta,
+                [problem.scale * u @ t.T for u, t in zip(effects, maps, strict=True)],
+                [t @ C @ t.T for C, t in zip(covariances, maps, strict=True)],
+            )
+        )
+    assert abs(results[0][0] - results[1][0]) < 1e-9 * abs(results[1][0])
+    close(results[0][1], results[1][1], 1e-9)
+    for i in (2, 3):
+        for a, b in zip(results[0][i], results[1][i], strict=True):
+            close(a, b, 1e-7)
+
+
+def test_pilot_of_nested_factors():
+    y, X, factors, w, structure = large_nested(top=400)
+    problem = condition_factors(y, X, factors, w, None, structure)
+    assert problem.pilot(200) is None
+    pilot = problem.pilot(100)
+    assert pilot is not None
+    first = kernels.minimize_newton(pilot, hierarchy.start(problem), tolerance=1e-6)
+    criterion = problem.criterion()
+    found = kernels.minimize_newton(criterion, first[0], tolerance=1e-7)
+    cold = kernels.minimize_newton(problem.criterion(), hierarchy.start(problem), tolerance=1e-7)
+    assert abs(found[3] - cold[3]) < 1e-8 * abs(cold[3])
+    assert found[6] <= 5
+    close(np.abs(first[0]), np.abs(found[0]), 0.3)
+
+
+def test_without_fixed_effects():
+    y, _, factors, _, _, structure = make("crossed", 9, 1)
+    empty = np.empty((60, 0))
+    problem = condition_factors(y, empty, factors, None, None, structure)
+    theta = np.array([0.5, 0.4])
+    value, gradient, _ = problem.criterion().evaluate(theta, 1)
+    dense = Dense(problem, factors, empty, y, None, None)
+    assert abs(value - dense.at(np.diag(theta**2), True)) < 1e-10 * abs(value)
+    assert np.isfinite(gradient).all()
+
+
+def test_problems_survive_pickling():
+    y, X, factors, w, off, structure = make("mixed", 9, 2, True)
+    problem = condition_factors(y, X, factors, w, off, structure)
+    again = pickle.loads(pickle.dumps(problem))
+    theta = np.full(structure.n_parameters, 0.4)
+    assert again.criterion().evaluate(theta)[0] == problem.criterion().evaluate(theta)[0]
+
+
+def test_a_tail_too_large_is_refused(monkeypatch):
+    from fastlmm_core import layout
+
+    y, X, factors, _, _, structure = make("crossed", 9, 1)
+    monkeypatch.setattr(layout, "LARGEST_TAIL", 3)
+    with pytest.raises(LMMError, match="crossed factors"):
+        condition_factors(y, X, factors, None, None, structure)
