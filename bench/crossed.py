@@ -167,14 +167,14 @@ def measure(name, with_lme4, repeats=3):
     value = found[3] + problem.offset(True)
     print(f"{name:12s} {seconds:9.4f} s  {criterion.n_evaluations:3d} evaluations  decrement {found[4]:.0e}", end="")
     sizes = np.diff(problem.layout.comp_slot)
-    if len(sizes) and sizes.max() > 200:
+    if len(sizes) and sizes.max() > 500:
         from scipy.linalg import lapack
 
         matrix = np.asfortranarray(np.eye(int(sizes.max())) * 2.0)
         begin = time.perf_counter()
         lapack.dpotrf(matrix)
         print(f"  {seconds / (time.perf_counter() - begin):6.1f} Cholesky factorisations", end="")
-    if not len(sizes):
+    if not len(sizes) and problem.n >= 100_000:
         begin = time.perf_counter()
         one_factor(y, X, factors[0])
         print(f"  {seconds / (time.perf_counter() - begin):6.1f} x one factor", end="")

@@ -36,6 +36,9 @@ RANK_TOLERANCE = 1e-7
 COMPRESS_FROM = 64
 """Groups below which an evaluation is cheaper than the search for equal ones."""
 
+PILOT_GROUPS = 2048
+"""Groups on which a start is found when there are many more of them, all different."""
+
 MOSTLY_BETWEEN = 1e-6
 """Share of the variation of y within groups below which it is summed from the rows again."""
 
@@ -134,7 +137,7 @@ class Problem(NamedTuple):
         inner = columns.T @ kernels.symmetric(within, self.rank + 1) @ columns
         return kernels.ClusterCriterion(packed, inner[np.tril_indices(k)], self.n, q, k, rows, places, self.uniform)
 
-    def pilot(self, n_groups: int) -> kernels.ClusterCriterion | None:
+    def pilot(self, n_groups: int = PILOT_GROUPS) -> kernels.ClusterCriterion | None:
         """The criterion of about `n_groups` groups spread over the data, None where there are not many more."""
         blocks = len(self.packed) - 1
         step = blocks * self.packed.shape[2] // n_groups

@@ -31,6 +31,9 @@ Index = NDArray[np.intp]
 QUICK_FROM = 2000
 """Rows from which nested factors are taken in by one pass; below, each column is treated with more care."""
 
+PILOT_GROUPS = 200
+"""Levels of the coarsest factor on which a start is found when there are many more of them."""
+
 EXACT_UP_TO = 150
 """Random effects, over all levels, up to which Newton's Hessian is exact."""
 
@@ -137,7 +140,7 @@ class HierarchyProblem:
         average = self.n_effects > EXACT_UP_TO
         return BlockedCriterion(self.layout, cross, gram, self.n, self.structure.q, rows, places, average)
 
-    def pilot(self, n_groups: int) -> BlockedCriterion | None:
+    def pilot(self, n_groups: int = PILOT_GROUPS) -> BlockedCriterion | None:
         """The criterion of about `n_groups` levels of the coarsest factor, None where there are not many more.
 
         Only where all factors are nested, so that the rest of the data can be left out.

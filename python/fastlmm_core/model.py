@@ -29,9 +29,6 @@ __all__ = ["Evaluation", "LinearMixedModel", "lmm"]
 
 Array = NDArray[np.float64]
 
-PILOT_GROUPS = 2048
-"""Groups on which a start is found when there are many more of them, all different."""
-
 
 @dataclass(frozen=True)
 class Evaluation:
@@ -254,7 +251,7 @@ class LinearMixedModel:
             problem.start(criterion) if start is None else self._conditioned_theta(start),
             method,
             options,
-            problem.pilot(PILOT_GROUPS) if start is None else None,
+            problem.pilot() if start is None else None,
             start is None,
         )
         return LMMResult(self, optimum, criterion.solution(), bool(reml))
