@@ -534,3 +534,156 @@ def floored_factor(const double[:, :] matrix, double floor, double scale=1.0, do
     lower(q, q, vectors, &L[0, 0])
     free(A)
     return out_array
+
+
+def whitened_slopes(const double[:, ::1] chol, const double[::1] beta, double r2, const double[:, :, ::1] cross):
+    """What the variance parameters do to the whitened coefficients.
+
+    Parameters
+    ----------
+    chol : (r, r) lower triangular array
+        L with L L' = X'V^-1X.
+    beta : (r,) array
+    r2 : float
+    cross : (n_a, r + 1, r + 1) array
+        Minus the derivatives of [X y]'V^-1[X y].
+
+    Returns
+    -------
+    half : (r, r) lower triangular array
+        L^-1.
+    slopes : (n_a, r, r) array
+        L^-1 cross_xx L^-T.
+    shift : (n_a,) array
+        -d log r^2: (-beta, 1)'cross(-beta, 1) / r^2.
+    """
+    cdef Py_ssize_t r = chol.shape[0], n_a = cross.shape[0], a, i, j, l
+    cdef double t
+    half_array = np.zeros((r, r))
+    slopes_array = np.empty((n_a, r, r))
+    shift_array = np.empty(n_a)
+    work_array = np.empty((r + 1, r + 1))
+    cdef double[:, ::1] half = half_array, work = work_array
+    cdef double[:, :, ::1] slopes = slopes_array
+    cdef double[::1] shift = shift_array
+    with nogil:
+        for i in range(r):
+            half[i, i] = 1.0 / chol[i, i]
+            for j in range(i):
+                t = 0.0
+                for l in range(j, i):
+                    t += chol[i, l] * half[l, j]
+                half[i, j] = -t * half[i, i]
+        for a in range(n_a):
+            for i in range(r):
+                for j in range(r):
+                    t = 0.0
+                    for l in range(i + 1):
+                        t += half[i, l] * cross[a, l, j]
+                    work[i, j] = t
+            for i in range(r):
+                for j in range(i + 1):
+                    t = 0.0
+                    for l in range(j + 1):
+                        t += work[i, l] * half[j, l]
+                    slopes[a, i, j] = t
+                    slopes[a, j, i] = t
+            t = cross[a, r, r]
+            for i in range(r):
+                t -= 2.0 * beta[i] * cross[a, i, r]
+                for j in range(r):
+                    t += beta[i] * beta[j] * cross[a, i, j]
+            shift[a] = t / r2
+    return half_array, slopes_array, shift_array
+
+
+def positive_inverse(const double[:, ::1] matrix):
+    """Inverse of a positive definite matrix, None for any other."""
+    cdef Py_ssize_t n = matrix.shape[0], i, j, l
+    cdef double t
+    cdef bint positive = True
+    out_array = np.empty((n, n))
+    lower_array = np.zeros((n, n))
+    cdef double[:, ::1] out = out_array, lower = lower_array
+    with nogil:
+        for i in range(n):
+            for j in range(i + 1):
+                t = matrix[i, j]
+                for l in range(j):
+                    t -= lower[i, l] * lower[j, l]
+                if i == j:
+                    positive = positive and t > 0.0
+                    lower[i, i] = sqrt(t) if t > 0.0 else 1.0
+                else:
+                    lower[i, j] = t / lower[j, j]
+        # in place of the factor its inverse, by rows
+        for i in range(n):
+            for j in range(i):
+                t = 0.0
+                for l in range(j, i):
+                    t += lower[i, l] * out[l, j]
+                out[i, j] = -t / lower[i, i]
+            out[i, i] = 1.0 / lower[i, i]
+        for i in range(n):
+            for j in range(i + 1):
+                t = 0.0
+                for l in range(i, n):
+                    t += out[l, i] * out[l, j]
+                lower[i, j] = t
+        for i in range(n):
+            for j in range(i + 1):
+                out[i, j] = lower[i, j]
+                out[j, i] = lower[i, j]
+    return out_array if positive else None
+
+
+def row_moments(const double[:, :] rows, const double[:, ::1] half, const double[:, :, ::1] slopes,
+                const double[::1] shift, const double[:, ::1] inverse, double nu):
+    """Relative variance a'a and degrees of freedom 1 / (1/nu + u'B u) of rows l of L, a = half l.
+
+    u_k = a'slopes_k a / a'a - shift_k.
+
+    Parameters
+    ----------
+    rows : (m, r) array
+    half, slopes, shift
+        See `whitened_slopes`.
+    inverse : (n_a, n_a) array
+        B.
+    nu : float
+
+    Returns
+    -------
+    variance, df : (m,) arrays
+        NaN where a row is zero.
+    """
+    cdef Py_ssize_t m = rows.shape[0], r = half.shape[0], n_a = slopes.shape[0], a, b, i, j, l
+    cdef double t, s, size
+    variance_array = np.empty(m)
+    df_array = np.empty(m)
+    work_array = np.empty(r + n_a)
+    cdef double[::1] variance = variance_array, df = df_array, work = work_array
+    with nogil:
+        for i in range(m):
+            size = 0.0
+            for j in range(r):
+                t = 0.0
+                for l in range(j + 1):
+                    t += half[j, l] * rows[i, l]
+                work[j] = t
+                size += t * t
+            variance[i] = size
+            for a in range(n_a):
+                s = 0.0
+                for j in range(r):
+                    t = 0.0
+                    for l in range(r):
+                        t += slopes[a, j, l] * work[l]
+                    s += t * work[j]
+                work[r + a] = s / size - shift[a]
+            s = 1.0 / nu
+            for a in range(n_a):
+                for b in range(n_a):
+                    s += work[r + a] * inverse[a, b] * work[r + b]
+            df[i] = 1.0 / s
+    return variance_array, df_array

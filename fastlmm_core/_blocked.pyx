@@ -583,6 +583,10 @@ cdef class BlockedEngine(Objective):
 
     # --- the face that it shares with ClusterCriterion
 
+    def second_derivatives(self):
+        """Second derivatives of the criterion in vech(G^) (n_a, n_a): given by `blocked.BlockedCriterion`."""
+        raise NotImplementedError
+
     def rotate(self, turn=None):
         """Let theta be the free elements of L in G^ = Q'L L'Q from now on.
 

@@ -21,7 +21,7 @@ def two_sided_p(statistic: ArrayLike, df: ArrayLike | None) -> NDArray[Any]:
     if df is None:
         return np.asarray(2.0 * ndtr(size))
     freedom = np.asarray(df, dtype=float)
-    if not np.isinf(freedom).any():
+    if freedom.sum() != np.inf:
         return np.asarray(2.0 * stdtr(freedom, size))
     return np.asarray(2.0 * np.where(np.isinf(freedom), ndtr(size), stdtr(freedom, size)))
 

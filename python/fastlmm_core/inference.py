@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from . import kernels
 from .distributions import chi2_tail, f_tail, two_sided_p
 from .errors import LMMError
 from .hypotheses import parse_hypothesis
@@ -146,17 +147,24 @@ def coefficient_table(result: LMMResult, ddf: str = "satterthwaite", information
     LMMError
         As `covariance`.
     """
-    df = coefficient_df(result, ddf, information)
+    check_options(ddf, information)
     estimate = result._params.copy()
     problem = result.model.problem
-    found = moments(result, ddf, information) if ddf in ("satterthwaite", "kenward-roger") else None
-    rows = problem.x_map @ (np.linalg.inv(result._chol) if found is None else found.half).T
-    variance = (rows * rows).sum(axis=1)
-    if found is not None and found.adjustment is not None:
-        variance += ((rows @ found.adjustment) * rows).sum(axis=1)
+    if ddf in ("satterthwaite", "kenward-roger"):
+        found = moments(result, ddf, information)
+        variance, df = kernels.row_moments(
+            problem.x_map, found.half, found.slopes, found.shift, found.inverse, found.nu
+        )
+        if found.adjustment is not None:
+            rows = _whitened(result, found)
+            variance += ((rows @ found.adjustment) * rows).sum(axis=1)
+    else:
+        df = coefficient_df(result, ddf, information)
+        variance = np.diag(result._cov) / result.sigma2
     error = np.sqrt(result.sigma2 * variance)
     if problem.rank < len(error):
-        error[np.isnan(df)] = np.nan
+        dropped = np.isnan(estimate)
+        error[dropped] = df[dropped] = np.nan
     with np.errstate(invalid="ignore", divide="ignore"):
         statistic = estimate / error
     return {

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from . import kernels
 from .errors import LMMError
 from .parameters import CovarianceStructure, vech_positions
 
@@ -110,12 +111,7 @@ def _moments(result: LMMResult, ddf: str, information: str) -> Moments:
     criterion.reml = result.reml
     criterion.evaluate(result.optimum.theta, 2)
     beta, r2, chol, slope = criterion.solution()
-    half: Array = np.asarray(np.linalg.inv(chol), dtype=np.float64)
-    cross = criterion.cross()
-    residual = np.ones(r + 1)
-    residual[:r] = -beta
-    shift = (cross @ residual @ residual) / r2
-    slopes = half @ cross[:, :r, :r] @ half.T
+    half, slopes, shift = kernels.whitened_slopes(chol, beta, r2, criterion.cross())
     nu = float(problem.n - r if result.reml else problem.n)
     if ddf == "satterthwaite":
         inverse, left_out = _observed(result, slope, criterion.curvature())
@@ -168,10 +164,8 @@ def _inverse_on(structure: CovarianceStructure, information: Array) -> Array:
 
 def _inverse(information: Array) -> Array:
     """Inverse; where there is no minimum, of the part with positive curvature."""
-    try:
-        np.linalg.cholesky(information)
-        inverse: Array = np.asarray(np.linalg.inv(information), dtype=np.float64)
-    except np.linalg.LinAlgError:
+    inverse = kernels.positive_inverse(np.ascontiguousarray(information))
+    if inverse is None:
         size = np.sqrt(np.abs(np.diag(information)))
         size[size == 0.0] = 1.0
         values, vectors = np.linalg.eigh(information / np.outer(size, size))
