@@ -61,7 +61,7 @@ class Simulating:
         *,
         reml: bool | None = None,
         n_jobs: int | None = None,
-        progress: bool = False,
+        progress: bool | None = None,
         fit: LinearMixedModel | None = None,
     ) -> BatchResult:
         """Draw n responses and fit each, without storing the responses.
@@ -75,8 +75,8 @@ class Simulating:
             By default as this fit, True for an assumed model.
         n_jobs : int, optional
             Threads; by default one per processor.
-        progress : bool
-            Show a progress bar (needs tqdm).
+        progress : bool, optional
+            Show a progress bar (needs tqdm); by default in interactive sessions.
         fit : LinearMixedModel, optional
             A model of the same observations to fit instead of this one, e.g. a reduced one.
 
@@ -266,7 +266,7 @@ class Methods(Simulating):
         return variance_components(_fit(self), level)
 
     def profile(
-        self, parameters: str | Sequence[str] | None = None, level: float = 0.99, *, progress: bool = False
+        self, parameters: str | Sequence[str] | None = None, level: float = 0.99, *, progress: bool | None = None
     ) -> ProfileResult:
         """Profile likelihood of fixed effects, standard deviations and correlations.
 
@@ -276,8 +276,8 @@ class Methods(Simulating):
             By default all.
         level : float
             The profiles reach the limits of intervals of this level.
-        progress : bool
-            Show a progress bar (needs tqdm).
+        progress : bool, optional
+            Show a progress bar (needs tqdm); by default in interactive sessions.
 
         Returns
         -------
@@ -463,7 +463,7 @@ class Methods(Simulating):
         seed: int | np.random.Generator | None = None,
         *,
         n_jobs: int | None = None,
-        progress: bool = False,
+        progress: bool | None = None,
     ) -> BootstrapResult:
         """Bootstrap the fit.
 
@@ -480,7 +480,7 @@ class Methods(Simulating):
             Of an LMMResult, returning numbers; by default all parameters.  Slower, as each replicate becomes a result.
         seed : int or numpy Generator, optional
         n_jobs : int, optional
-        progress : bool
+        progress : bool, optional
 
         Returns
         -------

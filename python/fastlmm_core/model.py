@@ -257,7 +257,7 @@ class LinearMixedModel:
         return LMMResult(self, optimum, criterion.solution(), bool(reml))
 
     def fit_many(
-        self, Y: Any, reml: bool = True, n_jobs: int | None = None, progress: bool = False, memory: float = 64.0
+        self, Y: Any, reml: bool = True, n_jobs: int | None = None, progress: bool | None = None, memory: float = 64.0
     ) -> BatchResult:
         """Fit many responses on this design.
 
@@ -271,8 +271,8 @@ class LinearMixedModel:
         reml : bool
         n_jobs : int, optional
             Threads; by default one per processor.
-        progress : bool
-            Show a progress bar (needs tqdm).
+        progress : bool, optional
+            Show a progress bar (needs tqdm); by default in interactive sessions.
         memory : float
             Megabytes that the pieces of Y under way may take together.
 

@@ -19,6 +19,7 @@ from .checks import check_share
 from .distributions import quantile
 from .errors import LMMError
 from .profile_points import Parameter, Point, ProfileError, Profiler, parameters_of
+from .progress import progress_bar
 
 if TYPE_CHECKING:
     from .results import LMMResult
@@ -252,7 +253,7 @@ def profile(
     result: LMMResult,
     parameters: str | Sequence[str] | None = None,
     level: float = 0.99,
-    progress: bool = False,
+    progress: bool | None = None,
 ) -> ProfileResult:
     """Profile the ML deviance.
 
@@ -265,8 +266,8 @@ def profile(
         default all that can be estimated.
     level : float
         Confidence level that the paths reach.
-    progress : bool
-        Show a progress bar (needs tqdm).
+    progress : bool, optional
+        Show a progress bar (needs tqdm); by default in interactive sessions.
 
     Returns
     -------
@@ -289,12 +290,11 @@ def profile(
     return ProfileResult(profiler, chosen, level, paths, notes)
 
 
-def _watched(parameters: list[Parameter], progress: bool) -> Iterator[Parameter]:
-    if not progress:
-        yield from parameters
-        return
-    try:
-        from tqdm.auto import tqdm  # type: ignore[import-untyped]
-    except ImportError:
-        raise LMMError("progress=True needs tqdm: pip install 'fastlmm-core[progress]'") from None
-    yield from tqdm(parameters, unit="parameter")
+def _watched(parameters: list[Parameter], progress: bool | None) -> Iterator[Parameter]:
+    bar = progress_bar(progress, len(parameters), "parameter")
+    for parameter in parameters:
+        yield parameter
+        if bar is not None:
+            bar.update(1)
+    if bar is not None:
+        bar.close()
