@@ -1,22 +1,33 @@
-"""The pages in docs/: their python blocks run, in order, with the output that they show, and their links are right.
+"""The pages in docs/: what they execute runs, with the output that they show, and their links are right.
 
-A block of ``>>>`` examples is a doctest; any other block is run as it stands. The blocks of a page share their names.
+Pages are of two kinds.  In one a block of ``>>>`` examples is a doctest; any other python block is run as it stands.
+The other (``file_format: mystnb``) is executed when the site is built, which needs the extra ``docs``; here its cells
+and the expressions in its text are run without that.  The blocks of a page share their names.
 """
 
 from __future__ import annotations
 
 import doctest
 import re
+import sys
 from pathlib import Path
 
 import pytest
 
 DOCS = Path(__file__).parent.parent / "docs"
-PAGES = sorted(DOCS.glob("**/*.md"))
-if not PAGES:
+ALL = {
+    str(page.relative_to(DOCS)): page.read_text(encoding="utf-8")
+    for page in sorted(DOCS.glob("**/*.md"))
+    if not {"_build", "jupyter_execute"} & set(page.relative_to(DOCS).parts)
+}
+if not ALL:
     pytest.skip("the tests stand without the rest of the tree", allow_module_level=True)
 
-each_page = pytest.mark.parametrize("page", PAGES, ids=[str(page.relative_to(DOCS)) for page in PAGES])
+NOTEBOOKS = [name for name in ALL if ALL[name].startswith("---\nfile_format: mystnb\n")]
+
+
+def without_code(text: str) -> str:
+    return re.sub(r"```.*?```", "", text, flags=re.DOTALL)
 
 
 def blocks(text: str) -> list[tuple[int, str]]:
@@ -25,39 +36,96 @@ def blocks(text: str) -> list[tuple[int, str]]:
     return [(text.count("\n", 0, match.start()) + 1, match[1]) for match in found]
 
 
+def cells(text: str) -> list[tuple[int, str, bool]]:
+    """Line number and source of what a notebook executes, and whether it is an expression."""
+    found = re.finditer(
+        r"^```\{code-cell\}[^\n]*\n(?::[^\n]*\n)*(?P<cell>.*?)^```$|\{eval\}`(?P<inline>[^`]+)`",
+        text, re.MULTILINE | re.DOTALL,
+    )  # fmt: skip
+    out = []
+    for match in found:
+        inline = match["inline"]
+        start = match.start("cell" if inline is None else "inline")
+        source = match["cell"] if inline is None else inline
+        out.append((text.count("\n", 0, start), source, inline is not None))
+    return out
+
+
 def anchors(text: str) -> set[str]:
     """The anchors that the headings of a page get."""
-    headings = re.findall(r"^#+ (.*)$", re.sub(r"```.*?```", "", text, flags=re.DOTALL), re.MULTILINE)
+    headings = re.findall(r"^#+ (.*)$", without_code(text), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
-@each_page
+@pytest.mark.parametrize("page", [name for name in ALL if name not in NOTEBOOKS])
 def test_the_examples_run(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     names: dict[str, object] = {"__name__": "__main__"}
     parser = doctest.DocTestParser()
     runner = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS | doctest.REPORT_NDIFF)
     report: list[str] = []
-    for line, source in blocks(page.read_text(encoding="utf-8")):
+    for line, source in blocks(ALL[page]):
         if not source.lstrip().startswith(">>>"):
-            exec(compile("\n" * line + source, str(page), "exec"), names)
+            exec(compile("\n" * line + source, page, "exec"), names)
             continue
         # on the page an empty line is part of the output, where doctest would see its end
         source = re.sub(r"^$(?=\n(?!>>>|\Z))", "<BLANKLINE>", source, flags=re.MULTILINE)
-        test = parser.get_doctest(source, names, page.name, str(page), line)
+        test = parser.get_doctest(source, names, page, str(DOCS / page), line)
         runner.run(test, out=report.append, clear_globs=False)
         names = test.globs
     assert runner.failures == 0, "".join(report)
 
 
-@each_page
+@pytest.mark.parametrize("page", NOTEBOOKS)
+def test_the_cells_run(page, monkeypatch, capsys):
+    if ".style." in ALL[page]:
+        pytest.importorskip("jinja2")
+    pyplot = pytest.importorskip("matplotlib.pyplot")
+    pyplot.switch_backend("agg")
+    monkeypatch.chdir((DOCS / page).parent)
+    monkeypatch.setattr(sys, "path", [str(DOCS / "_support"), *sys.path])
+    names: dict[str, object] = {"__name__": "__main__"}
+    try:
+        for line, source, expression in cells(ALL[page]):
+            code = compile("\n" * line + source, page, "eval" if expression else "exec")
+            if expression:
+                shown = repr(eval(code, names))
+                assert "nan" not in shown, f"line {line + 1}: {source}"
+            else:
+                exec(code, names)
+    finally:
+        pyplot.close("all")
+
+
+@pytest.mark.parametrize("page", ALL)
 def test_fences_and_links(page):
-    text = page.read_text(encoding="utf-8")
+    text = ALL[page]
     assert text.count("```") % 2 == 0
-    for target in re.findall(r"\]\(([^)\s]+)\)", re.sub(r"```.*?```", "", text, flags=re.DOTALL)):
+    for target in re.findall(r"\]\(([^)\s]+)\)", without_code(text)):
         if re.match(r"\w+:", target):
             continue
         path, _, anchor = target.partition("#")
-        other = (page.parent / path).resolve() if path else page
+        other = ((DOCS / page).parent / path).resolve() if path else DOCS / page
         assert other.exists(), target
         assert not anchor or anchor in anchors(other.read_text(encoding="utf-8")), target
+
+
+def test_every_page_has_its_place():
+    listed = {
+        line.strip() + ".md"
+        for tree in re.findall(r"```\{toctree\}\n(.*?)```", ALL["index.md"], re.DOTALL)
+        for line in tree.splitlines()
+        if line and not line.startswith(":")
+    }
+    assert listed | {"index.md"} == set(ALL)
+
+
+def test_every_public_name_is_in_the_reference():
+    import fastlmm_core
+    from fastlmm_core import datasets, plots
+
+    listed = set(re.findall(r"^   ([\w.]+)$", ALL["api.md"], re.MULTILINE))
+    modules = {"datasets": datasets, "plots": plots}
+    wanted = {name for name in fastlmm_core.__all__ if not name.startswith("__") and name not in modules}
+    wanted |= {f"{module}.{name}" for module, of in modules.items() for name in of.__all__}
+    assert wanted <= listed

@@ -109,7 +109,7 @@ class Methods(Simulating):
         Parameters
         ----------
         hypothesis : str, sequence of str, mapping or (r, p) array
-            ``"Days = 0"``, ``"recipeB - recipeC = 0"``, several separated by commas, names of coefficients, or L in
+            ``"Days = 0"``, ``"recipe[T.B] - recipe[T.C] = 0"``, several separated by commas, names of coefficients, or L in
             L beta = rhs.
         rhs : (r,) array, optional
             Values under the hypothesis; zeros by default.
@@ -314,6 +314,34 @@ class Methods(Simulating):
         from .diagnostics import residual_tests
 
         return residual_tests(_fit(self))
+
+    def mahalanobis(self) -> Any:
+        """Distance of each group's random effects from zero, and whether it is an outlier.
+
+        Returns
+        -------
+        frame or dict of arrays
+        """
+        from .diagnostics import mahalanobis
+
+        return mahalanobis(_fit(self))
+
+    def autocorrelation(self, max_lag: int = 5, time: Any = None) -> Any:
+        """Autocorrelation of the whitened residuals within groups, by lag.
+
+        Parameters
+        ----------
+        max_lag : int
+        time : str or (nobs,) array, optional
+            By which to order the rows of a group; by default as they stand.
+
+        Returns
+        -------
+        frame or dict of arrays
+        """
+        from .diagnostics import autocorrelation
+
+        return autocorrelation(_fit(self), max_lag, time)
 
     def pooling(self, term: str | None = None) -> Pooling:
         """No, complete and partial pooling of each group's coefficients, their shrinkage and reliability.

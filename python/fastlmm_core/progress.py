@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from typing import Any
 
 from .errors import LMMError
@@ -42,7 +43,10 @@ def progress_bar(progress: bool | None, total: int | None, unit: str = "fit") ->
     if progress is False:
         return None
     try:
-        from tqdm.auto import tqdm  # type: ignore[import-untyped]
+        with warnings.catch_warnings():
+            # a notebook without its widgets gets a plain bar
+            warnings.simplefilter("ignore")
+            from tqdm.auto import tqdm  # type: ignore[import-untyped]
     except ImportError:
         if progress is None:
             return None

@@ -432,13 +432,16 @@ class LMMResult(Methods):
 
     def _rows_of(self, subject: Any, factor: str | None) -> NDArray[np.intp]:
         groupings = {f.grouping.name: f.grouping for f in self.model.factors}
-        name = list(groupings)[-1] if factor is None else factor
-        if name not in groupings:
-            raise LMMError(f"factor={name!r} is not a grouping factor: use {' or '.join(map(repr, groupings))}")
-        position = groupings[name].locate(np.array([subject]))[0]
-        if position < 0:
-            raise LMMError(f"{name} has no level {subject!r} among the rows used")
-        return np.flatnonzero(groupings[name].index == position)
+        if factor is not None and factor not in groupings:
+            raise LMMError(f"factor={factor!r} is not a grouping factor: use {' or '.join(map(repr, groupings))}")
+        for name in reversed(groupings) if factor is None else [factor]:
+            position = groupings[name].locate(np.array([subject]))[0]
+            if position >= 0:
+                return np.flatnonzero(groupings[name].index == position)
+        searched = " and ".join(groupings) if factor is None else factor
+        raise LMMError(
+            f"{searched} {'have' if ' and ' in searched else 'has'} no level {subject!r} among the rows used"
+        )
 
     def marginal_covariance(self, subject: Any, factor: str | None = None) -> Array:
         """Covariance matrix V_i = Z_i G Z_i' + sigma^2 / weights of the observations of one subject.
@@ -447,7 +450,8 @@ class LMMResult(Methods):
         ----------
         subject : label
         factor : str, optional
-            The grouping factor of which it is a level, where there are several; by default that with fewest levels.
+            The grouping factor of which it is a level, where there are several; by default the one with fewest levels
+            that has it.
 
         Returns
         -------
