@@ -109,8 +109,8 @@ class Methods(Simulating):
         Parameters
         ----------
         hypothesis : str, sequence of str, mapping or (r, p) array
-            ``"Days = 0"``, ``"recipe[T.B] - recipe[T.C] = 0"``, several separated by commas, names of coefficients, or L in
-            L beta = rhs.
+            ``"Days = 0"``, ``"recipe[T.B] - recipe[T.C] = 0"``, several separated by commas, names of coefficients,
+            or L in L beta = rhs.
         rhs : (r,) array, optional
             Values under the hypothesis; zeros by default.
         ddf : {"satterthwaite", "kenward-roger", "residual", "normal"}
@@ -315,8 +315,13 @@ class Methods(Simulating):
 
         return residual_tests(_fit(self))
 
-    def mahalanobis(self) -> Any:
+    def mahalanobis(self, factor: str | None = None) -> Any:
         """Distance of each group's random effects from zero, and whether it is an outlier.
+
+        Parameters
+        ----------
+        factor : str, optional
+            Grouping factor, where there are several.
 
         Returns
         -------
@@ -324,9 +329,9 @@ class Methods(Simulating):
         """
         from .diagnostics import mahalanobis
 
-        return mahalanobis(_fit(self))
+        return mahalanobis(_fit(self), factor)
 
-    def autocorrelation(self, max_lag: int = 5, time: Any = None) -> Any:
+    def autocorrelation(self, max_lag: int = 5, time: Any = None, factor: str | None = None) -> Any:
         """Autocorrelation of the whitened residuals within groups, by lag.
 
         Parameters
@@ -334,6 +339,8 @@ class Methods(Simulating):
         max_lag : int
         time : str or (nobs,) array, optional
             By which to order the rows of a group; by default as they stand.
+        factor : str, optional
+            Grouping factor, where there are several.
 
         Returns
         -------
@@ -341,7 +348,7 @@ class Methods(Simulating):
         """
         from .diagnostics import autocorrelation
 
-        return autocorrelation(_fit(self), max_lag, time)
+        return autocorrelation(_fit(self), max_lag, time, factor)
 
     def pooling(self, term: str | None = None) -> Pooling:
         """No, complete and partial pooling of each group's coefficients, their shrinkage and reliability.

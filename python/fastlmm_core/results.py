@@ -438,10 +438,8 @@ class LMMResult(Methods):
             position = groupings[name].locate(np.array([subject]))[0]
             if position >= 0:
                 return np.flatnonzero(groupings[name].index == position)
-        searched = " and ".join(groupings) if factor is None else factor
-        raise LMMError(
-            f"{searched} {'have' if ' and ' in searched else 'has'} no level {subject!r} among the rows used"
-        )
+        searched = " or ".join(groupings) if factor is None else factor
+        raise LMMError(f"{searched} has no level {subject!r} among the rows used")
 
     def marginal_covariance(self, subject: Any, factor: str | None = None) -> Array:
         """Covariance matrix V_i = Z_i G Z_i' + sigma^2 / weights of the observations of one subject.
