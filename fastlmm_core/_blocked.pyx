@@ -31,7 +31,13 @@ include "_elimination.pxi"
 include "_tail.pxi"
 include "_substitution.pxi"
 include "_posterior.pxi"
+include "_curvature.pxi"
 
+
+cdef struct Level:
+    # the levels of one factor
+    Py_ssize_t m, q, column
+    const Py_ssize_t* at        # (m,) first slot
 
 cdef double NEARLY_SINGULAR = 1e-3
 """L^2 K below which N of the tail is not taken from I - S^-1, which would cancel."""
@@ -56,7 +62,7 @@ cdef class BlockedEngine(Objective):
 
     cdef readonly Py_ssize_t q, k, n_rows, n_slots
     cdef public bint reml
-    cdef public bint average
+    cdef bint average_
     cdef public Py_ssize_t n_evaluations
     cdef Elimination e
     cdef list kept                  # arrays that the pointers of e lead to
@@ -88,8 +94,14 @@ cdef class BlockedEngine(Objective):
     cdef double* turn
     cdef bint turned
     cdef double r2, logdet, log_h, nu
+    cdef Py_ssize_t wide            # columns that `apply` takes at a time
+    cdef Level level[2 * MAX_FACTORS]
+    cdef Py_ssize_t n_factors
+    cdef double* normal             # N (n_slots, n_slots), and work space; NULL until it is wanted
+    cdef double* spare
     cdef double* last
     cdef int last_order
+    cdef int kept_order             # what is known about G^ at the last point before a rotation, -1 where none was since
     cdef bint last_reml, last_average, full
 
     def __cinit__(self, layout, cross, gram, Py_ssize_t n_rows, Py_ssize_t q, rows, columns, bint average=True):
@@ -102,6 +114,7 @@ cdef class BlockedEngine(Objective):
         self.n_par = n_par
         self.reml = True
         self.average = average
+        self.kept_order = -1
         self.last_order = -1
         free = np.zeros((q, q), dtype=bool)
         free[rows, columns] = True
@@ -114,9 +127,11 @@ cdef class BlockedEngine(Objective):
         self.col = self.take_index(columns)
         self.free_row = self.take_index(free_row)
         self.free_col = self.take_index(free_col)
+        wide = max(k, self.n_free) if average else max(k, self.n_free, 32)
+        self.wide = wide
+        self.staged = True
         self.lay_out(layout)
         n_tail = self.n_slots - self.e.tail_slot
-        wide = max(k, self.n_free)
         self.V_array = np.zeros((self.n_slots, k))
         self.given_array = np.ascontiguousarray(cross, dtype=float)
         self.given = self.take(self.given_array)
@@ -124,8 +139,8 @@ cdef class BlockedEngine(Objective):
         self.V = self.take(self.V_array)
         self.U = self.take(np.zeros(self.n_slots * wide))
         self.X = self.take(np.zeros(2 * n_tail * wide))
-        self.R = self.take(np.zeros(self.n_slots * self.n_free))
-        self.NR = self.take(np.zeros(self.n_slots * self.n_free))
+        self.R = self.take(np.zeros(self.n_slots * wide))
+        self.NR = self.take(np.zeros(self.n_slots * wide))
         self.H = self.take(np.zeros(k * k))
         self.chol = self.take(np.zeros(k * k))
         self.inverse = self.take(np.zeros(k * k))
@@ -224,6 +239,13 @@ cdef class BlockedEngine(Objective):
             g.rest = self.take(np.zeros(g.q * g.q))
         e.n_slots = slot
         self.n_slots = slot
+        self.n_factors = e.n_stages + e.n_tails
+        for i in range(e.n_stages):
+            f = &e.stage[i]
+            self.level[i] = Level(f.m, f.q, f.column, self.take_index(f.slot + f.q * np.arange(f.m)))
+        for i, tail in enumerate(layout.tails):
+            first = e.tail_slot + np.asarray(layout.comp_slot)[tail.comp] + tail.slot
+            self.level[e.n_stages + i] = Level(tail.m, tail.q, tail.column, self.take_index(first))
         f = &e.stage[0]
         if e.n_stages == 1 and f.q == 1 and e.n_tails:
             stage = layout.stages[0]
@@ -251,7 +273,7 @@ cdef class BlockedEngine(Objective):
         e.cov = self.take(np.empty(e.n_dense))
         e.work = NULL
         e.width = largest * (widest + sum(stage.q for stage in layout.stages) + 4 * largest)
-        wide = max(self.k, self.n_free)
+        wide = self.wide
         scratch = max(e.width + 2 * largest * largest, largest * wide, slot - e.tail_slot, 3 * largest * largest)
         e.scratch = self.take(np.empty(scratch))
         e.wide = wide
@@ -261,8 +283,20 @@ cdef class BlockedEngine(Objective):
         e.partial = self.take(np.zeros(self.k * self.k))
         e.place = self.take_slots(np.zeros(widest, dtype=np.intc))
 
+    @property
+    def average(self):
+        """Whether the Hessian is the average information."""
+        return self.average_
+
+    @average.setter
+    def average(self, bint value):
+        self.average_ = value
+        self.approximate = value
+
     def __dealloc__(self):
         free(self.e.work)
+        free(self.normal)
+        free(self.spare)
 
     # --- evaluation
 
@@ -314,8 +348,9 @@ cdef class BlockedEngine(Objective):
         for i in range(self.n_par):
             same = same and x[i] == self.last[i]
         if not same:
-            done = -1
-        elif done == 2 and self.last_average != self.average:
+            done = self.turned_point(x) if self.kept_order >= 0 and self.last_reml == self.reml else -1
+        self.kept_order = -1
+        if done == 2 and self.last_average != self.average_:
             done = 1
         if done >= order:
             return 0
@@ -331,16 +366,44 @@ cdef class BlockedEngine(Objective):
                 return -1
         if order >= 2:
             self.last_order = 1
-            if self.average:
+            if self.average_:
                 self.average_information()
             else:
-                with gil:
-                    if not self.exact_information():
-                        return -1
-            self.last_average = self.average
+                if not self.exact_information():
+                    return -1
+            self.last_average = self.average_
             self.chain_hessian()
         self.last_order = order if order > done else done
         return 0
+
+    cdef int turned_point(self, const double* x) noexcept nogil:
+        """Order of what is known at theta in new coordinates: that of before where G^ is the same to rounding."""
+        cdef Py_ssize_t i, j, l, r, f, q = self.q
+        cdef int done = self.kept_order
+        cdef double t, change, size
+        cdef const double* before
+        self.set_lambda(x)
+        for f in range(self.n_factors):
+            before = self.e.stage[f].G if f < self.e.n_stages else self.e.tail[f - self.e.n_stages].G
+            l = self.level[f].column
+            change = 0.0
+            size = 0.0
+            for i in range(self.level[f].q):
+                for j in range(self.level[f].q):
+                    t = 0.0
+                    for r in range(q):
+                        t += self.factor[(l + i) * q + r] * self.factor[(l + j) * q + r]
+                    change = max(change, fabs(t - before[i * self.level[f].q + j]))
+                    size = max(size, t)
+            if not change <= 1e-14 * size:
+                return -1
+        memcpy(self.last, x, self.n_par * sizeof(double))
+        if done >= 1:
+            self.chain_gradient()
+        if done >= 2:
+            self.chain_hessian()
+        self.last_order = done
+        return done
 
     cdef bint value_at(self, const double* x) noexcept nogil:
         cdef Py_ssize_t k = self.k, p = k - 1, i, j
@@ -423,6 +486,13 @@ cdef class BlockedEngine(Objective):
             for i in range(e.tail[s].m):
                 self.subtract_effects(e.tail_slot + e.comp_slot[e.tail[s].comp[i]] + e.tail[s].slot[i], 1,
                                       e.tail[s].q, e.tail[s].column, first)
+        self.chain_gradient()
+        return True
+
+    cdef void chain_gradient(self) noexcept nogil:
+        """2 (Q slope Q'L) for the free elements of L."""
+        cdef Py_ssize_t i, j, l, q = self.q
+        cdef double t
         for l in range(self.n_par):
             t = 0.0
             for i in range(q):
@@ -432,7 +502,6 @@ cdef class BlockedEngine(Objective):
                 for j in range(q):
                     t += self.turn[self.row[l] * q + j] * self.slope[j * q + i] * self.factor[i * q + self.col[l]]
             self.grad_[l] = 2.0 * t
-        return True
 
     cdef void subtract_effects(self, Py_ssize_t slot, Py_ssize_t m, Py_ssize_t q, Py_ssize_t column, Py_ssize_t first
                                ) noexcept nogil:
@@ -523,21 +592,119 @@ cdef class BlockedEngine(Objective):
                     t -= u[f * k + j] * u[h * k + j]
                 self.curve[f * n + h] = scale * (t - u[f * k + p] * u[h * k + p] / self.r2)
 
-    cdef int exact_information(self):
-        """curve from the second derivatives in G^."""
-        cdef Py_ssize_t f, h, n = self.n_free
-        cdef double[:, ::1] full
-        cdef Py_ssize_t i, j
-        try:
-            full = np.ascontiguousarray(self.second_derivatives())
-        except MemoryError:
-            return 0
+    cdef bint form_normal(self) noexcept nogil:
+        """All of N, into `normal`; False where there is no memory for it."""
+        cdef Elimination* e = &self.e
+        cdef Py_ssize_t size = self.n_slots, n_tail = size - e.tail_slot, i, j, first, c, largest = 1
+        if self.normal == NULL:
+            for i in range(e.n_stages):
+                largest = max(largest, e.stage[i].m * e.stage[i].q)
+            for i in range(e.n_tails):
+                largest = max(largest, e.tail[i].m * e.tail[i].q)
+            # work space: two arrays (slots, n_tail); or two (m, q q) and one (q q, q q) for the traces
+            i = max((e.tail_slot + max(e.tail_slot, n_tail)) * n_tail, 2 * largest * self.q * self.q + self.q * self.q * self.q * self.q)
+            self.normal = <double*> calloc(size * size, sizeof(double))
+            self.spare = <double*> calloc(i, sizeof(double))
+            if self.normal == NULL or self.spare == NULL:
+                return False
+        if e.n_stages == 1 and e.n_comps == 1:
+            normal_of_one(e, self.normal, self.spare, self.spare + e.tail_slot * n_tail)
+            return True
+        first = 0
+        while first < size:
+            c = min(self.wide, size - first)
+            memset(self.R, 0, size * c * sizeof(double))
+            for j in range(c):
+                self.R[(first + j) * c + j] = 1.0
+            self.apply(c, self.R, self.NR)
+            for i in range(size):
+                for j in range(c):
+                    self.normal[i * size + first + j] = self.NR[i * c + j]
+            first += c
+        return True
+
+    cdef bint exact_information(self) noexcept nogil:
+        """curve = -tr(D N F N) [N less E_x K E_x' for REML] + (2 nu / r^2) g_D'(N - E_x K E_x')g_F - (nu / r^4) s_D s_F."""
+        cdef Py_ssize_t size = self.n_slots, n = self.n_free, k = self.k, p = k - 1, i, j, l, f, h
+        cdef double t, scale = 2.0 * self.nu / self.r2
+        cdef double* x = self.R
+        cdef double* s = self.small + 4 * self.q * self.q
+        if not self.form_normal():
+            return False
+        for i in range(size):
+            x[i] = 0.0
+            for j in range(k):
+                x[i] += self.V[i * k + j] * self.b[j]
+        memset(self.curve, 0, n * n * sizeof(double))
+        if not self.reml:
+            self.gather_traces(x, -1.0, 0.0)
+        # E_x K E_x' = F F'
+        for i in range(size):
+            for l in range(p):
+                t = 0.0
+                for j in range(l + 1):
+                    t += self.V[i * k + j] * self.inverse[l * k + j]
+                self.NR[i * p + l] = t
+        if p > 0:
+            gemm(size, p, size, -1.0, self.NR, p, self.NR, p, True, 1.0, self.normal, size)
+        self.gather_traces(x, -1.0 if self.reml else 0.0, scale)
         for f in range(n):
-            i = self.free_row[f] * (self.free_row[f] + 1) // 2 + self.free_col[f]
+            s[f] = self.along(x, self.free_row[f], self.free_col[f])
+        for f in range(n):
             for h in range(n):
-                j = self.free_row[h] * (self.free_row[h] + 1) // 2 + self.free_col[h]
-                self.curve[f * n + h] = full[i, j]
-        return 1
+                self.curve[f * n + h] -= 0.5 * scale / self.r2 * s[f] * s[h]
+        return True
+
+    cdef double along(self, const double* x, Py_ssize_t row, Py_ssize_t column) noexcept nogil:
+        """x'D x for the unit direction of an element of G^."""
+        cdef Py_ssize_t f, a
+        cdef Level* v
+        cdef double t = 0.0
+        for f in range(self.n_factors):
+            v = &self.level[f]
+            if v.column <= column and row < v.column + v.q:
+                for a in range(v.m):
+                    t += x[v.at[a] + row - v.column] * x[v.at[a] + column - v.column]
+        return t if row == column else 2.0 * t
+
+    cdef void gather_traces(self, const double* x, double share, double weight) noexcept nogil:
+        """curve += tr(D N F B), B = share N + weight x x', for the free elements of G^ and N in `normal`."""
+        cdef Py_ssize_t n = self.n_free, f, g, d, h, i, j, r, c, q, wide
+        cdef Level* v
+        cdef Level* u
+        cdef double t
+        cdef double* left = self.spare
+        cdef double* right
+        cdef double* T
+        for f in range(self.n_factors):
+            for g in range(f, self.n_factors):
+                v = &self.level[f]
+                u = &self.level[g]
+                q = u.q
+                wide = v.q * q
+                right = left + u.m * wide
+                T = right + u.m * wide
+                add_traces(self.n_slots, self.normal, x, share, weight, v.at, v.m, v.q, u.at, u.m, q, left, right, T)
+                for d in range(n):
+                    i = self.free_row[d] - v.column
+                    j = self.free_col[d] - v.column
+                    if j < 0 or i >= v.q:
+                        continue
+                    for h in range(n):
+                        r = self.free_row[h] - u.column
+                        c = self.free_col[h] - u.column
+                        if c < 0 or r >= q:
+                            continue
+                        t = T[(j * q + r) * wide + i * q + c]
+                        if i != j:
+                            t += T[(i * q + r) * wide + j * q + c]
+                        if r != c:
+                            t += T[(j * q + c) * wide + i * q + r]
+                            if i != j:
+                                t += T[(i * q + c) * wide + j * q + r]
+                        self.curve[d * n + h] += t
+                        if f != g:
+                            self.curve[h * n + d] += t
 
     cdef void chain_hessian(self) noexcept nogil:
         """Jac'curve Jac plus 2 Q slope Q' between elements of one column of L."""
@@ -597,6 +764,8 @@ cdef class BlockedEngine(Objective):
         """
         cdef double[:, ::1] view
         cdef Py_ssize_t i, q = self.q
+        if self.last_order >= 0:
+            self.kept_order = self.last_order
         self.last_order = -1
         self.turned = turn is not None
         if turn is None:
@@ -685,7 +854,7 @@ cdef class BlockedEngine(Objective):
         cdef double[:, ::1] part
         cdef double[:, ::1] result
         cdef Py_ssize_t c
-        wide = max(self.k, self.n_free)
+        wide = self.wide
         out = np.empty((self.n_slots, columns.shape[1]))
         for start in range(0, columns.shape[1], wide):
             block = np.array(columns[:, start : start + wide], dtype=float, order="C")
@@ -761,6 +930,7 @@ cdef class BlockedEngine(Objective):
         cdef bint valid
         cdef Py_ssize_t q = self.q
         self.last_order = -1
+        self.kept_order = -1
         memcpy(self.factor, &F[0, 0], q * q * sizeof(double))
         with nogil:
             self.set_factors()

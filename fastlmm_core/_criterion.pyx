@@ -14,8 +14,8 @@ from functools import lru_cache
 import numpy as np
 
 from fastlmm_core._newton cimport Objective, vector
-from fastlmm_core._shapes cimport (LaneKernels, Profile, Shape, batch_fit_t, batch_size_t, curvature_t,
-                                   effects_t, factor_t, moments_t, profile_t)
+from fastlmm_core._shapes cimport (LaneKernels, Profile, Shape, batch_fit_t, batch_size_t, chain_down_t, chain_pack_t,
+                                   chain_second_t, chain_up_t, curvature_t, effects_t, factor_t, moments_t, profile_t)
 
 
 
@@ -30,6 +30,10 @@ def use_kernels(addresses):
     kernels.profile_second = <profile_t> <uintptr_t> addresses[6]
     kernels.batch_size = <batch_size_t> <uintptr_t> addresses[7]
     kernels.batch_fit = <batch_fit_t> <uintptr_t> addresses[8]
+    kernels.chain_pack = <chain_pack_t> <uintptr_t> addresses[9]
+    kernels.chain_up = <chain_up_t> <uintptr_t> addresses[10]
+    kernels.chain_down = <chain_down_t> <uintptr_t> addresses[11]
+    kernels.chain_second = <chain_second_t> <uintptr_t> addresses[12]
 
 
 cdef Shape make_shape(Py_ssize_t q, Py_ssize_t k) noexcept nogil:

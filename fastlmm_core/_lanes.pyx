@@ -26,7 +26,7 @@ from libc.math cimport M_LN2, M_PI, isfinite, log
 from libc.stdint cimport uintptr_t
 from libc.string cimport memset
 
-from fastlmm_core._shapes cimport Batch, Outcome, Profile, Shape, vec, vecu
+from fastlmm_core._shapes cimport Batch, ChainStage, Outcome, Profile, Shape, vec, vecu
 
 cdef extern from "vector.h":
     enum: LANES
@@ -456,9 +456,11 @@ cdef void effects(
 
 include "_profile.pxi"
 include "_responses.pxi"
+include "_chain.pxi"
 
 
 def kernels():
     """Number of lanes and addresses of the functions, in the order of LaneKernels (see _shapes.pxd)."""
     return (<uintptr_t> LANES, <uintptr_t> &factor, <uintptr_t> &moments, <uintptr_t> &curvature, <uintptr_t> &effects,
-            <uintptr_t> &profile_value, <uintptr_t> &profile_second, <uintptr_t> &batch_size, <uintptr_t> &batch_fit)
+            <uintptr_t> &profile_value, <uintptr_t> &profile_second, <uintptr_t> &batch_size, <uintptr_t> &batch_fit,
+            <uintptr_t> &chain_pack, <uintptr_t> &chain_up, <uintptr_t> &chain_down, <uintptr_t> &chain_second)

@@ -1,6 +1,8 @@
 cdef class Objective:
     # A function of n_par free parameters that is evaluated without the GIL.
     cdef readonly Py_ssize_t n_par
+    cdef bint staged        # derivatives at the last point cost no more than with its value, so that they can wait
+    cdef bint approximate   # whether hess_ is not exact
     cdef double value_      # at the last point evaluated
     cdef double noise_      # rounding error expected in value_
     cdef double* grad_      # (n_par,)

@@ -122,6 +122,29 @@ ctypedef void (*batch_fit_t)(const Batch*, const double*, Py_ssize_t, Py_ssize_t
                              ) noexcept nogil
 ctypedef void (*profile_t)(Profile*, int) noexcept nogil
 
+# A stage of factors nested in each other, see _chain.pxi.  Its levels stand in blocks of families: lane l of the vectors
+# of a block holds the children of one parent.
+cdef struct ChainStage:
+    Py_ssize_t level            # 0 for the finest
+    Py_ssize_t n_blocks
+    Py_ssize_t stride           # vectors in a record, not of the finest stage
+    const Py_ssize_t* start     # (n_blocks + 1,) first vector of each block
+    const Py_ssize_t* parent    # (n_blocks, LANES) where the record of the parent begins in `above`; NULL at the top
+    const double* packed        # the finest stage: R, c and a count
+    double* record              # n, E; of the others A, C; R, c; n, E; M, P, Q, u, f, then A_F and R_F of finer stages
+    double* above               # records of the next stage
+    Py_ssize_t above_q          # Q and u in them
+    Py_ssize_t above_sums       # A_F and R_F in them
+
+ctypedef void (*chain_pack_t)(
+    const Shape*, Py_ssize_t, const Py_ssize_t*, const double*, const double*, const double*, double*, double*, double*
+    ) noexcept nogil
+ctypedef double (*chain_up_t)(const Shape*, const ChainStage*, const double*, double*, double*) noexcept nogil
+ctypedef void (*chain_down_t)(
+    const Shape*, const ChainStage*, Py_ssize_t, bint, bint, const double*, const double*, double*, double*, double*,
+    double*, double*) noexcept nogil
+ctypedef void (*chain_second_t)(const Shape*, const ChainStage*, Py_ssize_t, bint, double*, double*) noexcept nogil
+
 cdef struct LaneKernels:
     Py_ssize_t lanes
     factor_t factor
@@ -132,3 +155,7 @@ cdef struct LaneKernels:
     profile_t profile_second
     batch_size_t batch_size
     batch_fit_t batch_fit
+    chain_pack_t chain_pack
+    chain_up_t chain_up
+    chain_down_t chain_down
+    chain_second_t chain_second

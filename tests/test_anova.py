@@ -71,6 +71,7 @@ def test_agrees_with_lmertest(name, key):
     [
         ("emmeans_cake", "angle ~ recipe * temperature + (1 | recipe:replicate)"),
         ("emmeans_machines_q3", "score ~ Machine + (0 + Machine | Worker)"),
+        ("emmeans_machines_nested", "score ~ Machine + (1 | Worker/Machine)"),
     ],
 )
 def test_balanced_references(name, formula, ddf):

@@ -17,6 +17,7 @@ from fastlmm_core.diagnostics import (
     subject_chi2,
 )
 from fastlmm_core.errors import LMMError
+from several import KINDS, Study, covariance, noise
 
 
 def data(seed, m=20, q=2, sizes=(3, 7), weights=False, offset=False, sd=1.0):
@@ -332,3 +333,118 @@ def test_errors():
         autocorrelation(result, 2, time=np.random.default_rng(0).uniform(size=result.nobs))
     with pytest.raises(LMMError, match="not finite"):
         autocorrelation(result, 2, time=np.full(result.nobs, np.nan))
+
+
+# ---- several grouping factors --------------------------------------------------------------------------------------
+
+
+@pytest.fixture(params=KINDS)
+def several(request, rng):
+    study = Study(rng, request.param, True, n=120)
+    result = study.model(np.arange(120)).fit()
+    rows = study.part(np.arange(120))
+    R = np.diag(noise(result, rows))
+    V = covariance(result, rows, rows) + R
+    X = study.X
+    Vi = np.linalg.inv(V)
+    Phi = np.linalg.inv(X.T @ Vi @ X)
+    return study, result, rows, V, R, Phi, Vi - Vi @ X @ Phi @ X.T @ Vi
+
+
+def test_several_factors_leverage_and_studentized_residuals(several):
+    study, result, _, V, R, Phi, P = several
+    X = study.X
+    H1 = X @ Phi @ X.T @ np.linalg.inv(V)
+    H2 = (V - R) @ np.linalg.inv(V) @ (np.eye(len(X)) - H1)
+    found = leverage(result)
+    np.testing.assert_allclose(found["fixed"], np.diag(H1), rtol=1e-8, atol=1e-11)
+    np.testing.assert_allclose(found["random"], np.diag(H2), rtol=1e-8, atol=1e-11)
+    np.testing.assert_allclose(found["overall"], np.diag(H1 + H2), rtol=1e-8, atol=1e-11)
+    marginal = result.residuals("marginal") / np.sqrt(np.diag(V - X @ Phi @ X.T))
+    conditional = result.resid / np.sqrt(np.diag(R @ P @ R))
+    np.testing.assert_allclose(studentized_residuals(result, "marginal"), marginal, rtol=1e-8)
+    np.testing.assert_allclose(result.residuals("studentized"), conditional, rtol=1e-7)
+
+
+def test_several_factors_externally_studentized(rng):
+    study = Study(rng, "crossed", True, n=50)
+    every = np.arange(50)
+    result = study.model(every).fit()
+    marginal = studentized_residuals(result, "marginal", external=True)
+    conditional = studentized_residuals(result, "conditional", external=True)
+    for i in range(0, 50, 7):
+        keep = np.delete(every, i)
+        part, seen, one = study.model(keep).fit(), study.part(keep), study.part(np.array([i]))
+        R, own = np.diag(noise(part, seen)), covariance(part, one, one) + noise(part, one)
+        c = covariance(part, seen, one)
+        gain = np.linalg.solve(covariance(part, seen, seen) + R, c)
+        r = seen["y"] - seen["X"] @ part.params - seen["offset"]
+        gap = (one["y"] - one["X"] @ part.params - one["offset"])[0]
+        x = one["X"][0]
+        expected = gap / np.sqrt(own[0, 0] + x @ part.cov_params() @ x)
+        assert abs(marginal[i] - expected) < 1e-6 * (1 + abs(expected))
+        x = x - gain[:, 0] @ seen["X"]
+        variance = own[0, 0] - c[:, 0] @ gain[:, 0] + x @ part.cov_params() @ x
+        expected = (gap - gain[:, 0] @ r) / np.sqrt(variance)
+        assert abs(conditional[i] - expected) < 1e-6 * (1 + abs(expected))
+
+
+def test_several_factors_mahalanobis(several):
+    _, result, rows, _, _, _, P = several
+    for factor in result.model.factors:
+        name = factor.grouping.name
+        G, b = result._covariance[factor.columns, factor.columns], result.random_effects[name]
+        found = mahalanobis(result, name)
+        assert found[name] is factor.grouping.labels
+        for g, label in enumerate(factor.grouping.labels):
+            Zi = np.where((rows["groups"][name] == label)[:, None], rows["Z"][name], 0.0)
+            cov = G @ Zi.T @ P @ Zi @ G
+            expected = b[g] @ np.linalg.pinv(cov, rcond=1e-9, hermitian=True) @ b[g]
+            np.testing.assert_allclose(found["distance"][g], expected, rtol=1e-6)
+            np.testing.assert_allclose(found["pvalue"][g], stats.chi2.sf(expected, found["df"][g]), rtol=1e-5)
+    np.testing.assert_array_equal(mahalanobis(result)["df"], mahalanobis(result, result.model.grouping.name)["df"])
+
+
+def test_several_factors_chi2_and_autocorrelation(several):
+    study, result, rows, V, _, _, _ = several
+    r = result.residuals("marginal")
+    names = list(study.terms)
+    if names[-1] == "school":
+        found = subject_chi2(result)
+        for label, chi2, df in zip(found["school"], found["chi2"], found["df"], strict=True):
+            mine = np.flatnonzero(rows["groups"]["school"] == label)
+            np.testing.assert_allclose(chi2, r[mine] @ np.linalg.solve(V[np.ix_(mine, mine)], r[mine]), rtol=1e-9)
+            assert df == len(mine)
+    else:
+        with pytest.raises(LMMError, match="factors of this model are crossed"):
+            subject_chi2(result)
+    # whitened with the rows of a level of the first factor one after the other
+    name = result.model.grouping.name
+    for factor in (None, result.model.factors[-1].grouping.name):
+        labels = rows["groups"][name if factor is None else factor]
+        order = np.argsort(labels, kind="stable")
+        w = np.linalg.solve(np.linalg.cholesky(V[np.ix_(order, order)]), r[order])
+        found = autocorrelation(result, 3, factor=factor)
+        for lag in (1, 2, 3):
+            pairs = labels[order][lag:] == labels[order][:-lag]
+            assert found["pairs"][lag - 1] == pairs.sum()
+            expected = np.mean((w[lag:] * w[:-lag])[pairs]) / np.mean(w**2)
+            np.testing.assert_allclose(found["autocorrelation"][lag - 1], expected, rtol=1e-7, atol=1e-10)
+
+
+def test_several_factors_residual_tests():
+    result = flc.lmm("strength ~ 1 + (1 | batch/cask)", flc.datasets.load("pastes")).fit()
+    table = result.residual_tests()
+    assert list(table["of"])[:5] == [
+        "whitened residuals", "random effects: Intercept (batch:cask)", "random effects: Intercept (batch)",
+        "whitened residuals over batch:cask", "whitened residuals over batch",
+    ]  # fmt: skip
+    w = result.residuals("whitened")
+    np.testing.assert_allclose(table["pvalue"][0], stats.shapiro(w).pvalue)
+    assert list(table["test"])[7:] == ["Mahalanobis", "Mahalanobis", "chi^2"]
+    assert np.isfinite(table["pvalue"]).sum() == 9
+    crossed = flc.lmm("diameter ~ 1 + (1 | plate) + (1 | sample)", flc.datasets.load("penicillin")).fit()
+    assert list(crossed.residual_tests()["test"])[-2:] == ["Mahalanobis", "Mahalanobis"]
+    for call in (mahalanobis, lambda r, name: autocorrelation(r, 2, factor=name)):
+        with pytest.raises(LMMError, match="factor='x' is not a grouping factor: use 'plate' or 'sample'"):
+            call(crossed, "x")

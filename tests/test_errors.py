@@ -245,7 +245,7 @@ def pandas_table(**changes):
         ("y ~ xx + (z | g)", {}, r"`data` has no column 'xx', which the fixed part uses.*Did you mean 'x'"),
         ("y ~ x + (zz | g)", {}, r"`data` has no column 'zz', which the term \(zz \| g\) uses"),
         ("y ~ x + (z | h)", {}, r"`data` has no column 'h', which the term \(z \| h\) uses"),
-        ("y ~ x + (z + I(2 * z) | g)", {}, r"Z: column 2 is zero or a linear combination"),
+        ("y ~ x + (z + I(2 * z) | g)", {}, r"the column 'I\(2 \* z\)' of \(.*\| g\) is zero or a combination"),
         ("y ~ x", {}, r"has no random-effects term; add one such as \(1 \| g\)"),
     ],
 )
@@ -363,7 +363,7 @@ def new_rows(**changes):
         (lambda r: r.summary(ddf="kr"), r"^ddf='kr' is unknown"),
         (lambda r: r.simulate(0), r"^n=0 must be at least 1"),
         (lambda r: r.marginal_covariance(99), r"^group has no level 99 among the rows used"),
-        (lambda r: r.predict(level="group"), r"^level='group' is unknown: use 'population' or 'subject'"),
+        (lambda r: r.predict(level="cluster"), r"^level='cluster' is unknown: use 'population' or 'subject'"),
         (lambda r: r.predict(new_levels="drop"), r"^new_levels='drop' is unknown: use 'error' or 'population'"),
         (lambda r: r.predict(interval="both"), r"^interval='both' is unknown: use 'confidence', 'prediction' or None"),
         (lambda r: r.predict(interval="confidence", coverage=95), r"^coverage=95 must lie between 0 and 1"),

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
 
 import fastlmm_core as flc
-from fastlmm_core import deletion
+from fastlmm_core import deletion, refits
 from fastlmm_core.errors import LMMError
 from fastlmm_core.influence import Influence, influence
+from fastlmm_core.leverage import leverage
+from several import Study
 
 
 def data(seed, m=30, q=2, p=3, sizes=(3, 8), spread=1.0, noise=1.0, weights=False, offset=False):
@@ -336,7 +336,94 @@ def test_row_labels_skip_dropped_rows(sleep):
 def test_errors(sleep):
     _, result = sleep
     with pytest.raises(LMMError, match="'group' or 'observation'"):
-        influence(result, "row")  # type: ignore[arg-type]
-    factors = tuple(SimpleNamespace(grouping=SimpleNamespace(name=name)) for name in "ab")
-    with pytest.raises(LMMError, match="one grouping factor, this one has 'a' and 'b'"):
-        influence(SimpleNamespace(model=SimpleNamespace(factors=factors)))  # type: ignore[arg-type]
+        influence(result, "row")
+    for by in ("group", "Subject"):
+        assert influence(result, by).labels[0] == "308"
+
+
+# ---- several grouping factors --------------------------------------------------------------------------------------
+
+
+def agree(inf, i, fit):
+    se = np.asarray(fit.bse)
+    assert inf.converged[i] and inf.singular[i] == fit.singular and inf.nobs[i] == fit.nobs
+    assert abs(inf.criterion[i] - fit.criterion) < 1e-7 * (1 + abs(fit.criterion) * 1e-2)
+    np.testing.assert_allclose(inf.params[i] / se, fit.params / se, rtol=0, atol=1e-6)
+    np.testing.assert_allclose(inf.bse[i], se, rtol=1e-6)
+    np.testing.assert_allclose(inf.cov_params[i], fit.cov_params(), rtol=0, atol=1e-6 * se.max() ** 2)
+    np.testing.assert_allclose(inf.sigma2[i], fit.sigma2, rtol=1e-6)
+    for name, G in fit.G.items():
+        np.testing.assert_allclose(inf.G[name][i], G, rtol=0, atol=1e-5 * max(1.0, np.abs(G).max()))
+
+
+@pytest.mark.parametrize(
+    ("kind", "weighted"), [("nested", False), ("crossed", True), ("mixed", True), ("apart", False)]
+)
+def test_several_factors_against_refits(rng, kind, weighted):
+    study = Study(rng, kind, weighted)
+    rows = np.arange(len(study.y))
+    result = study.model(rows).fit()
+    names = list(study.terms)
+    for by in names:
+        inf = influence(result, by)
+        assert inf.by == by and len(inf) == len(np.unique(study.terms[by][1]))
+        for i in range(0, len(inf), 4):
+            agree(inf, i, study.model(rows[study.terms[by][1] != inf.labels[i]]).fit())
+        assert inf.to_frame()[by] is inf.labels
+        fixed = leverage(result)["fixed"]
+        means = [np.mean(fixed[study.terms[by][1] == label]) for label in inf.labels]
+        np.testing.assert_allclose(inf.leverage["fixed"], means)
+    if kind == "nested":
+        whole = influence(result)
+        np.testing.assert_allclose(whole.params, influence(result, "school").params)
+        assert list(whole.labels) == list(np.unique(study.terms["school"][1]))
+        b, b_i = np.asarray(result.params), whole.params[2]
+        change = b - b_i
+        np.testing.assert_allclose(
+            whole.cooks_distance[2], change @ np.linalg.solve(result.cov_params(), change) / len(b), rtol=1e-6
+        )
+        assert "Influence of each school: 5 exact refits" in repr(whole)
+        assert len(whole.rvc_names) == whole.rvc.shape[1] == 7
+    else:
+        with pytest.raises(LMMError, match="the grouping factors are crossed: say which levels are deleted, by='"):
+            influence(result)
+
+
+def test_several_factors_by_observation(rng, monkeypatch):
+    study = Study(rng, "crossed", True, n=70)
+    rows = np.arange(70)
+    result = study.model(rows).fit(reml=False)
+    inf = influence(result, "observation")
+    assert len(inf) == 70 and list(inf.labels) == list(rows)
+    for i in range(0, 70, 9):
+        agree(inf, i, study.model(np.delete(rows, i)).fit(reml=False))
+    monkeypatch.setattr(refits, "MOST", 60)
+    with pytest.raises(LMMError, match=r"each of up to 60 observations, this one has 70.*by="):
+        influence(result, "observation")
+
+
+def test_several_factors_what_cannot_be_fitted(rng):
+    study = Study(rng, "crossed", n=60)
+    a = study.terms["a"][1]
+    study.terms["b"] = (np.ones((60, 1)), (a == a[0]) | (a == a[1]))
+    study.X[:, 2] = a == a[0]
+    result = study.model(np.arange(60)).fit()
+    by_a, by_b = influence(result, "a"), influence(result, "b")
+    assert by_b.notes and all("one level" in note for note in by_b.notes.values())
+    assert np.isnan(by_b.params).all() and not by_b.converged.any()
+    i = int(np.flatnonzero(by_a.labels == a[0])[0])
+    assert "X loses rank: no estimate of x2" in by_a.notes[a[0]]
+    assert np.isnan(by_a.params[i, 2]) and np.isfinite(by_a.params[i, :2]).all()
+    assert np.isnan(by_a.bse[i, 2]) and np.isfinite(by_a.bse[i, :2]).all()
+    assert np.isnan(by_a.cooks_distance[i])
+
+
+def test_several_factors_singular_fit(rng):
+    study = Study(rng, "crossed", n=80)
+    study.y = study.X[:, 1] + np.tile([1.0, -1.0], 40) + 1e-3 * rng.standard_normal(80)
+    study.terms = {"a": (np.ones((80, 1)), np.repeat(np.arange(20), 4)), "b": (np.ones((80, 1)), np.arange(80) % 8)}
+    result = study.model(np.arange(80)).fit()
+    assert result.singular
+    inf = influence(result, "a")
+    for i in range(0, 20, 5):
+        agree(inf, i, study.model(np.flatnonzero(study.terms["a"][1] != i)).fit())

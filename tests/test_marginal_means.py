@@ -23,6 +23,7 @@ DDF = {"satterthwaite": "satterthwaite", "kenward_roger": "kenward-roger"}
 FORMULAS = {
     "emmeans_cake": "angle ~ recipe * temperature + (1 | recipe:replicate)",
     "emmeans_machines_q3": "score ~ Machine + (0 + Machine | Worker)",
+    "emmeans_machines_nested": "score ~ Machine + (1 | Worker/Machine)",
 }
 
 
@@ -75,7 +76,8 @@ def check_rows(found, rows, n_means=0) -> None:
 @pytest.mark.parametrize(
     ("name", "block"),
     [(n, b) for n, b in [("emmeans_cake", "recipe"), ("emmeans_cake", "temperature"),
-                         ("emmeans_cake", "recipe_temperature"), ("emmeans_machines_q3", "Machine")]],
+                         ("emmeans_cake", "recipe_temperature"), ("emmeans_machines_q3", "Machine"),
+                         ("emmeans_machines_nested", "Machine")]],
 )  # fmt: skip
 def test_balanced_references(name, block, ddf):
     result, ref = balanced(name)

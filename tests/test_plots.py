@@ -455,3 +455,56 @@ def test_without_matplotlib(sleep, monkeypatch):
     for plot in (plots.trajectories, plots.caterpillar, plots.shrinkage, plots.qq, plots.residual_panels):
         with pytest.raises(flc.LMMError, match=r"pip install 'fastlmm-core\[plot\]'"):
             plot(sleep)
+
+
+# ---- several grouping factors --------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module", params=["crossed", "nested"])
+def several(request):
+    if request.param == "crossed":
+        return flc.lmm("diameter ~ 1 + (1 | plate) + (1 | sample)", flc.datasets.load("penicillin")).fit()
+    return flc.lmm("score ~ Machine + (1 | Worker/Machine)", flc.datasets.load("machines")).fit()
+
+
+def test_effects_of_each_factor(several):
+    for term, factor in zip(several.model.term_names, several.model.factors, strict=True):
+        b = np.sort(several._effects_by_factor[several.model.factors.index(factor)][:, 0])
+        ax = plots.caterpillar(several, term=term)
+        drawn = np.sort(np.concatenate([one.get_xdata() for one in ax.lines if len(one.get_xdata()) > 2 or
+                                        str(one.get_label()) in ("interval covers 0", "does not")]))  # fmt: skip
+        np.testing.assert_allclose(drawn, b)
+        assert ax.get_ylabel() == factor.grouping.name
+        ax = plots.shrinkage(several, term=term)
+        found = pooling(several, term)
+        np.testing.assert_allclose(np.sort(line(ax, "own").get_xdata()), np.sort(found.no_pooling[:, 0]))
+        np.testing.assert_allclose(np.sort(line(ax, "partially").get_xdata()), np.sort(found.partial_pooling[:, 0]))
+        ax = plots.qq(several, "blups", term=term, n_sim=19)
+        np.testing.assert_allclose(line(ax, "data").get_ydata(), b)
+        assert ax.get_ylabel() == f"BLUP of Intercept ({factor.grouping.name})"
+        influence = several.influence(by=factor.grouping.name)
+        ax = plots.influence_plot(influence)
+        assert [text.get_text() for text in ax.get_xticklabels()] == [str(a) for a in influence.labels] or len(b) > 30
+
+
+def test_views_by_factor(several):
+    names = [f.grouping.name for f in several.model.factors]
+    codes = np.arange(several.nobs) % 3
+    assert plots.residual_panels(several, factor=names[1])[1, 1].get_xlabel() == names[1]
+    for name, factor in zip(names, several.model.factors, strict=True):
+        ax = plots.missingness(several.model, codes, factor=name)
+        assert ax.get_ylabel() == name
+        shown = np.asarray(ax.collections[0].get_array()).reshape(len(factor.grouping.labels), 3)
+        assert (shown > 0).sum() == len(set(zip(factor.grouping.index.tolist(), codes.tolist(), strict=True)))
+    panels = plots.trajectories(several, codes, "panels", factor=names[1])
+    assert len(panels) == len(several.model.factors[1].grouping.labels) == 6
+    for call in (plots.residual_panels, lambda r, factor: plots.missingness(r.model, codes, factor=factor)):
+        with pytest.raises(flc.LMMError, match="factor='x' is not a grouping factor; use '"):
+            call(several, factor="x")
+
+
+def test_groups_at_one_place_are_points(several):
+    """A level all of whose rows have one x has no line to be seen."""
+    places = several.model.factors[0].grouping.index.astype(float)
+    ax = plots.trajectories(several, places)
+    assert all(one.get_marker() == "o" for one in ax.lines if one.get_label() != "population")

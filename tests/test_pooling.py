@@ -14,6 +14,7 @@ from fastlmm_core.grouping import Factor, Grouping
 from fastlmm_core.marginal import icc_at, least_variance_time, marginal_covariance_at, random_rows
 from fastlmm_core.parameters import Block
 from fastlmm_core.pooling import design_effect, effective_sample_size, pooling, population_map
+from several import Study, covariance, noise
 
 
 @pytest.fixture(scope="module")
@@ -414,3 +415,67 @@ def test_pooling_of_one_factor_of_several(rng, term, at):
     root = np.sqrt(result.model.weights)
     whole = np.linalg.lstsq(result.model.exog * root[:, None], result.model.endog * root, rcond=None)[0]
     np.testing.assert_allclose(found.complete_pooling, whole[: len(found.names)], rtol=1e-10)
+
+
+@pytest.mark.parametrize("kind", ["nested", "crossed", "mixed"])
+def test_fits_of_several_factors(rng, kind):
+    study = Study(rng, kind, True)
+    rows = np.arange(150)
+    result = study.model(rows).fit()
+    part = study.part(rows)
+    V = covariance(result, part, part) + np.diag(noise(result, part))
+    D = np.diag(V)
+    found = result.design_effect()
+    np.testing.assert_allclose(found.mean, V.sum() / D.sum(), rtol=1e-9)
+    independent = np.linalg.inv(study.X.T @ (study.X / D[:, None]))
+    np.testing.assert_allclose(found.fixed_effects, np.diag(result.cov_params()) / np.diag(independent), rtol=1e-8)
+    R = V / np.sqrt(np.outer(D, D))
+    np.testing.assert_allclose(found.effective_sample_size, np.linalg.solve(R, np.ones(150)).sum(), rtol=1e-8)
+    for term, factor in zip(result.model.term_names, result.model.factors, strict=True):
+        pooled = result.pooling(term)
+        own = np.einsum("ijk,ik->ij", pooled.shrinkage, np.nan_to_num(pooled.no_pooling - pooled.population))
+        exists = np.isfinite(pooled.no_pooling[:, 0])
+        np.testing.assert_allclose((pooled.population + own)[exists], pooled.partial_pooling[exists], atol=1e-7)
+        b = result.random_effects[factor.grouping.name]
+        np.testing.assert_allclose(pooled.partial_pooling, pooled.population + b, atol=1e-12)
+        # least squares in the largest group, all else held
+        label = factor.grouping.labels[np.argmax(np.bincount(factor.grouping.index))]
+        mine = part["groups"][term] == label
+        Z, w = part["Z"][term][mine], part["weights"][mine]
+        rest = result.resid[mine] + Z @ b[factor.grouping.labels == label][0]
+        ols = np.linalg.lstsq(Z * np.sqrt(w)[:, None], rest * np.sqrt(w), rcond=None)[0]
+        np.testing.assert_allclose(
+            pooled.no_pooling[factor.grouping.labels == label][0], pooled.population + ols, atol=1e-8
+        )
+
+
+def test_marginal_covariance_of_several_factors():
+    data = flc.datasets.load("pastes")
+    data["x"] = np.random.default_rng(1).standard_normal(60)
+    data["strength"] += 2.0 * data["x"] * (data["batch"].astype("category").cat.codes % 3)
+    # the random design of a table is in the order of the model (batch:cask first), not of the formula
+    result = flc.lmm("strength ~ x + (x | batch) + (1 | batch:cask)", data).fit()
+    points = np.array([-1.0, 0.0, 2.0])
+    rows = np.column_stack([np.ones(3), points])
+    expected = rows @ result.G["batch"] @ rows.T + result.G["batch:cask"]
+    for at in (points, {"x": points}):
+        found = result.marginal_covariance_at(at)
+        np.testing.assert_allclose(found.random, expected, rtol=1e-10)
+    np.testing.assert_allclose(result.icc_at(points), np.diag(expected) / (np.diag(expected) + result.sigma2))
+
+
+def test_one_slope_in_several_factors(rng):
+    study = Study(rng, "nested")
+    result = study.model(np.arange(150)).fit()
+    points = np.array([-1.0, 0.0, 2.0])
+    rows = np.column_stack([np.ones(3), points])
+    G = sum(result.G.values())
+    for at in (points, np.hstack([rows, rows])):
+        found = result.marginal_covariance_at(at)
+        np.testing.assert_allclose(found.random, rows @ G @ rows.T, rtol=1e-10)
+    least = result.least_variance_time()
+    np.testing.assert_allclose(least.at, -G[0, 1] / G[1, 1], rtol=1e-9)
+    np.testing.assert_allclose(least.variance, G[0, 0] - G[0, 1] ** 2 / G[1, 1] + result.sigma2, rtol=1e-9)
+    study.terms["school"] = (np.column_stack([np.ones(150), study.X[:, 2]]), study.terms["school"][1])
+    with pytest.raises(flc.LMMError, match="slope of one variable"):
+        study.model(np.arange(150)).fit().least_variance_time()

@@ -283,7 +283,7 @@ def test_observations_are_the_first_ones():
 
 @pytest.mark.parametrize("order", ["in turn", "one arm after the other", "shuffled"])
 def test_arms_keep_their_ratio(order):
-    from fastlmm_core.power_analysis import _subjects
+    from fastlmm_core.copies import subjects
 
     arm = np.arange(12) % 3 == 0
     if order == "one arm after the other":
@@ -294,18 +294,18 @@ def test_arms_keep_their_ratio(order):
     data = {"id": rows, "arm": arm[rows].astype(float)}
     model = assume("y ~ arm + (1 | id)", data, [0.0, 1.0], 1.0, 1.0).model
     for count in (3, 6, 9, 12, 24, 30):
-        chosen, codes = _subjects(model)(count)
+        chosen, (codes,) = subjects(model)(count)
         np.testing.assert_array_equal(np.bincount(codes), np.full(count, 2))
         assert model.exog[chosen, 1].sum() == 2 * count / 3
     # every group once before any is used again
-    assert len(set(model.grouping.index[_subjects(model)(12)[0]])) == 12
+    assert len(set(model.grouping.index[subjects(model)(12)[0]])) == 12
 
 
 def test_different_subjects_come_in_the_order_of_their_rows():
-    from fastlmm_core.power_analysis import _subjects
+    from fastlmm_core.copies import subjects
 
     model = unbalanced().model
-    rows, codes = _subjects(model)(35)
+    rows, (codes,) = subjects(model)(35)
     np.testing.assert_array_equal(rows[: model.nobs], np.arange(model.nobs))
     np.testing.assert_array_equal(model.grouping.index[rows[codes >= 30]], codes[codes >= 30] - 30)
     assert power_curve(unbalanced(), "x", values=[20, 60], n_sim=50, seed=1).results[1].n_converged == 50
@@ -316,7 +316,8 @@ def curve_of(powers, values, along="subjects", n=1000) -> PowerCurve:
 
     nothing = np.zeros(1)
     results = tuple(
-        PowerResult("x", "wald", "normal", 0.05, p, (p, p), n, n, 0.0, nothing, nothing, nothing, nothing) for p in powers
+        PowerResult("x", "wald", "normal", 0.05, p, (p, p), n, n, 0.0, nothing, nothing, nothing, nothing)
+        for p in powers
     )
     return PowerCurve(along, np.asarray(values), results, dict)
 

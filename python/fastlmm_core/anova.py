@@ -222,7 +222,7 @@ def hypotheses(
     """
     terms = fixed_terms(result.model) if terms is None else terms
     tested = [term for term in terms if not term.is_intercept]
-    notes: list[str] = []
+    notes: list[str] = [] if tested else ["The fixed part has no terms to test."]
     if type == "I" or len(tested) <= 1:
         found = _sequential(result, tested, [])
     elif type == "II":

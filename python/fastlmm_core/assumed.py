@@ -195,15 +195,15 @@ def _factor_of(G: Any, structure: CovarianceStructure, terms: tuple[str, ...]) -
 
 def rebuilt(
     base: LinearMixedModel, y: Array, rows: Any = slice(None), columns: Any = slice(None),
-    codes: NDArray[np.intp] | None = None,
+    codes: tuple[NDArray[np.intp], ...] | None = None,
 ) -> LinearMixedModel:  # fmt: skip
-    """The design with other rows, columns of X, groups or response."""
+    """The design with other rows, columns of X, levels of each factor or response."""
     model = LinearMixedModel.__new__(LinearMixedModel)
     if codes is None:
-        part = base.random._replace(Z=base.exog_re[rows], factors=tuple(_chosen(f, rows) for f in base.factors))
+        factors = tuple(_chosen(f, rows) for f in base.factors)
     else:
-        grouping = Grouping(base.grouping.name, codes.astype(np.int64), 0, int(codes.max()) + 1)
-        part = base.random._replace(Z=base.exog_re[rows], factors=(Factor(grouping, 0, base.structure.q),))
+        factors = tuple(_coded(f, code) for f, code in zip(base.factors, codes, strict=True))
+    part = base.random._replace(Z=base.exog_re[rows], factors=factors)
     model._setup(
         y, base.exog[rows][:, columns], part,
         None if base.weights is None else base.weights[rows], None if base.offset is None else base.offset[rows],
@@ -215,6 +215,11 @@ def rebuilt(
 def _chosen(factor: Factor, rows: Any) -> Factor:
     old = factor.grouping
     grouping = Grouping(old.name, old.index[rows].astype(np.int64), 0, len(old.labels), old.labels)
+    return Factor(grouping, factor.start, factor.stop)
+
+
+def _coded(factor: Factor, codes: NDArray[np.intp]) -> Factor:
+    grouping = Grouping(factor.grouping.name, codes.astype(np.int64), 0, int(codes.max()) + 1)
     return Factor(grouping, factor.start, factor.stop)
 
 

@@ -12,10 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import kernels
-from .batch_design import EffectsDesign
+from .batch_design import effects_design
 from .errors import LMMError
 from .inference import coefficient_df
 from .optimize import SINGULAR
+from .progress import progress_bar
 from .starts import many_minima, other_starts
 
 if TYPE_CHECKING:
@@ -24,12 +25,15 @@ if TYPE_CHECKING:
     from .model import LinearMixedModel
     from .results import LMMResult
 
-__all__ = ["BatchResult", "check_jobs", "fit_drawn", "fit_many", "progress_bar"]
+__all__ = ["BatchResult", "check_jobs", "fit_drawn", "fit_many"]
 
 Array = NDArray[np.float64]
 
 CHUNK_BYTES = 2**22
 """Size of the pieces in which responses are handed to threads."""
+
+ONE_BY_ONE = 64
+"""Responses in a piece where each takes its own time: several grouping factors."""
 
 BOUNDARY = 2
 
@@ -165,7 +169,7 @@ class BatchResult:
             for name, block in zip(self.model.term_names, self.model.structure.blocks, strict=True)
         }
 
-    def random_effects(self, which: Any = None) -> Array:
+    def random_effects(self, which: Any = None) -> Any:
         """BLUPs of the random effects, computed on request from the responses.
 
         Parameters
@@ -176,7 +180,7 @@ class BatchResult:
         Returns
         -------
         (n_wanted, n_groups, q) array
-            NaN where a response could not be fitted.
+            NaN where a response could not be fitted.  A dict by factor where there are several.
 
         Raises
         ------
@@ -185,16 +189,20 @@ class BatchResult:
         """
         if self._responses is None:
             raise LMMError("the responses were given as a stream and are not kept: fit an array to have BLUPs")
-        problem = self.model.problem
         chosen = np.arange(len(self))[slice(None) if which is None else which]
-        design = EffectsDesign(self.model)
-        out = np.empty((len(chosen), problem.m, self.model.structure.q))
-        size = max(1, CHUNK_BYTES // (8 * problem.n * out.shape[2]))
+        factors = self.model.factors
+        design = effects_design(self.model)
+        out = [np.empty((len(chosen), len(f.grouping.labels), f.stop - f.start)) for f in factors]
+        size = max(1, CHUNK_BYTES // (8 * self.model.nobs * self.model.structure.q))
         for begin in range(0, len(chosen), size):
             part = chosen[begin : begin + size]
             y = np.asarray(self._responses[part], dtype=np.float64)
-            out[begin : begin + size] = design.effects(y, self.params[part], self._lambda_o[part])
-        return out
+            found = design.effects(y, self.params[part], self._lambda_o[part])
+            for whole, piece in zip(out, found, strict=True):
+                whole[begin : begin + size] = piece
+        if len(factors) == 1:
+            return out[0]
+        return {f.grouping.name: values for f, values in zip(factors, out, strict=True)}
 
     @property
     def _lambda_o(self) -> Array:
@@ -292,7 +300,7 @@ def fit_many(
     Y: Any,
     reml: bool = True,
     n_jobs: int | None = None,
-    progress: bool = False,
+    progress: bool | None = None,
     memory: float = 64.0,
 ) -> BatchResult:
     """See `LinearMixedModel.fit_many`."""
@@ -301,6 +309,8 @@ def fit_many(
         raise LMMError(f"memory={memory} must be a positive number of megabytes")
     blocks, count, whole = _blocks(Y, model.nobs)
     size = int(max(8, min(CHUNK_BYTES, memory * 2**20 / (2 * jobs)) // (8 * model.nobs) // 8 * 8))
+    if len(model.factors) > 1:
+        size = min(size, ONE_BY_ONE)
     return _fit(model, _chunks(blocks, size), count, whole, reml, jobs, progress)
 
 
@@ -312,7 +322,7 @@ def fit_drawn(
     size: int,
     reml: bool,
     n_jobs: int | None,
-    progress: bool,
+    progress: bool | None,
 ) -> BatchResult:
     """Fit responses that are drawn, in blocks of `size`, on the thread that fits them; `whole` draws them again."""
     return _fit(model, blocks, count, whole, reml, check_jobs(n_jobs), progress, size)
@@ -332,7 +342,7 @@ def _fit(
     whole: Any,
     reml: bool,
     jobs: int,
-    progress: bool,
+    progress: bool | None,
     size: int = 0,
 ) -> BatchResult:
     """Fit blocks (arrays, or functions that return `size` responses) of in all `count` responses (None: unknown)."""
@@ -358,7 +368,7 @@ def _fit(
                 yield block, pieces[0], at
                 at += size if callable(block) else len(block)
 
-    bar = progress_bar(count) if progress else None
+    bar = progress_bar(progress, count)
     try:
         _in_threads(run, tasks(), jobs, bar)
     finally:
@@ -463,12 +473,3 @@ def _joined(model: LinearMixedModel, reml: bool, pieces: list[BatchResult]) -> B
         if pieces:
             np.concatenate([getattr(piece, name) for piece in pieces], out=getattr(out, name))
     return out
-
-
-def progress_bar(total: int | None) -> Any:
-    """A bar that counts fits."""
-    try:
-        from tqdm.auto import tqdm  # type: ignore[import-untyped]
-    except ImportError:
-        raise LMMError("progress=True needs tqdm: pip install 'fastlmm-core[progress]'") from None
-    return tqdm(total=total, unit="fit")

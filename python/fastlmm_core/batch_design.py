@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,9 +10,10 @@ from numpy.typing import NDArray
 from . import kernels
 
 if TYPE_CHECKING:
+    from .hierarchy_batch import HierarchyDesign
     from .model import LinearMixedModel
 
-__all__ = ["EffectsDesign", "batch_design"]
+__all__ = ["EffectsDesign", "batch_design", "constant_column", "effects_design"]
 
 Array = NDArray[np.float64]
 
@@ -33,8 +34,8 @@ class EffectsDesign:
         self.weighted = z if model.weights is None else z * model.weights[self.order, None]
         self.gram = np.add.reduceat(self.weighted[:, :, None] * z[:, None, :], self.start, axis=0)
 
-    def effects(self, Y: Array, params: Array, factors: Array) -> Array:
-        """BLUPs (count, m, q) in natural units of the rows of Y."""
+    def effects(self, Y: Array, params: Array, factors: Array) -> list[Array]:
+        """BLUPs (count, m, q) in natural units of the rows of Y, in a list of one."""
         model = self.model
         residual = Y - np.nan_to_num(params) @ model.exog.T
         if model.offset is not None:
@@ -43,10 +44,24 @@ class EffectsDesign:
         turned = factors.transpose(0, 2, 1)[:, None]
         inner = np.eye(factors.shape[1]) + turned @ self.gram @ factors[:, None]
         spherical = np.linalg.solve(inner, turned @ cross[..., None])
-        return np.asarray((model.problem.z_map @ (factors[:, None] @ spherical))[..., 0])
+        return [(model.problem.z_map @ (factors[:, None] @ spherical))[..., 0]]
 
 
-def batch_design(model: LinearMixedModel) -> kernels.BatchDesign:
+def effects_design(model: LinearMixedModel) -> EffectsDesign | HierarchyDesign:
+    """What finds BLUPs of many responses, for one grouping factor or several."""
+    return EffectsDesign(model) if len(model.factors) == 1 else cast("HierarchyDesign", model.batch_design())
+
+
+def batch_design(model: LinearMixedModel) -> kernels.BatchDesign | HierarchyDesign:
+    """What all responses share, for the engine of one grouping factor or of several."""
+    if len(model.factors) > 1:
+        from .hierarchy_batch import HierarchyDesign
+
+        return HierarchyDesign(model)
+    return _one_factor(model)
+
+
+def _one_factor(model: LinearMixedModel) -> kernels.BatchDesign:
     """The arrays that all responses share, in conditioned coordinates."""
     problem = model.problem
     n, m, q, r = problem.n, problem.m, model.structure.q, problem.rank
@@ -90,7 +105,7 @@ def batch_design(model: LinearMixedModel) -> kernels.BatchDesign:
     exact = (problem.within[diagonal] == 0.0).astype(np.intc)
     ones = np.zeros(model.exog.shape[1])
     if problem.x_constant:
-        column = _constant_column(model)
+        column = constant_column(model)
         ones[column] = 1.0 / model.exog[0, column]
     first, scoring = _scoring(model, packed)
     rows, positions = model.structure.positions
@@ -124,7 +139,8 @@ def batch_design(model: LinearMixedModel) -> kernels.BatchDesign:
     )
 
 
-def _constant_column(model: LinearMixedModel) -> int:
+def constant_column(model: LinearMixedModel) -> int:
+    """The constant column of X among those kept."""
     values = model.exog[:, model.problem.kept]
     constant = np.flatnonzero((values == values[0]).all(axis=0) & (values[0] != 0.0))
     return int(model.problem.kept[constant[0]])

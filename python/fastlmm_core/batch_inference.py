@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,9 +24,11 @@ from .information import combined_df, free_directions, scaled_f
 
 if TYPE_CHECKING:
     from .batch import BatchResult
+    from .hierarchy_batch import HierarchyDesign, HierarchyPatterns
     from .model import LinearMixedModel
+    from .parameters import CovarianceStructure
 
-__all__ = ["BatchTest", "df", "pvalues", "test"]
+__all__ = ["BatchTest", "df", "inverse_hessian", "pvalues", "test"]
 
 Array = NDArray[np.float64]
 
@@ -228,7 +230,7 @@ def _satterthwaite(
         Y = np.ascontiguousarray(batch._responses[part], dtype=np.float64)
         theta = np.ascontiguousarray(batch._theta_o[part])
         covariance, slope, shift, hess = model.batch_design().contrasts(Y, batch.reml, theta, rows)
-        inverse = _inverse_hessian(model, theta, hess)
+        inverse = inverse_hessian(model.structure, theta, hess)
         variance = batch.sigma2[part, None] * np.einsum("nii->ni", covariance)
         error[part] = np.sqrt(variance)
         if m == 1:
@@ -250,10 +252,10 @@ def _satterthwaite(
     return error, statistic, freedom
 
 
-def _inverse_hessian(model: LinearMixedModel, theta: Array, hess: Array) -> Array:
+def inverse_hessian(structure: CovarianceStructure, theta: Array, hess: Array) -> Array:
     """Inverse Hessians in theta; zero for elements that are zero with their column of Lambda (the boundary)."""
-    columns = model.structure.positions[1]
-    largest = np.zeros((len(theta), model.structure.q))
+    columns = structure.positions[1]
+    largest = np.zeros((len(theta), structure.q))
     for k, column in enumerate(columns):
         largest[:, column] = np.maximum(largest[:, column], np.abs(theta[:, k]))
     null = largest[:, columns] == 0.0
@@ -292,6 +294,10 @@ class _Patterns:
         self.directions = kernels.unit_directions(q)
         self.free = free_directions(model.structure)
         self.nu = float(problem.n - r)
+
+    def half(self, factors: Array) -> Array:
+        """L_xx^-1 (n, r, r)."""
+        return self.whitening(factors)[0]
 
     def chunk(self) -> int:
         """Responses whose intermediate arrays have about CHUNK_BYTES."""
@@ -335,7 +341,15 @@ def _fitted(batch: BatchResult) -> NDArray[np.intp]:
     return np.flatnonzero(batch._status >= 0)
 
 
-def _chunks(batch: BatchResult, patterns: _Patterns) -> Iterator[tuple[NDArray[np.intp], Array]]:
+def _patterns(model: LinearMixedModel) -> _Patterns | HierarchyPatterns:
+    if len(model.factors) == 1:
+        return _Patterns(model)
+    from .hierarchy_batch import HierarchyPatterns
+
+    return HierarchyPatterns(cast("HierarchyDesign", model.batch_design()))
+
+
+def _chunks(batch: BatchResult, patterns: _Patterns | HierarchyPatterns) -> Iterator[tuple[NDArray[np.intp], Array]]:
     """Responses that were fitted, and their factors."""
     fitted, factors, size = _fitted(batch), batch._lambda_o, patterns.chunk()
     for begin in range(0, len(fitted), size):
@@ -351,7 +365,7 @@ def _refuse_ml(batch: BatchResult) -> None:
 def _kenward_roger_coefficients(batch: BatchResult) -> tuple[Array, Array]:
     """Adjusted standard errors and degrees of freedom (n, p) of the coefficients."""
     _refuse_ml(batch)
-    patterns = _Patterns(batch.model)
+    patterns = _patterns(batch.model)
     x_map, kept = batch.model.problem.x_map, batch.model.problem.kept
     error, freedom = np.full(batch.params.shape, np.nan), np.full(batch.params.shape, np.nan)
     for part, factors in _chunks(batch, patterns):
@@ -378,14 +392,14 @@ def _of_theta(
         _refuse_ml(batch)
     error, statistic, freedom = np.full((n, m), np.nan), np.full(n, np.nan), np.full(n, np.nan)
     known = np.inf if ddf == "normal" else float(batch.model.df_resid)
-    patterns = _Patterns(batch.model)
+    patterns = _patterns(batch.model)
     rank = len(basis)
     for part, factors in _chunks(batch, patterns):
         if ddf == "kenward-roger":
             half, slopes, shift, inverse, adjustment = patterns.kenward_roger(factors)
             inner = np.eye(half.shape[1]) + adjustment
         else:
-            half = patterns.whitening(factors)[0]
+            half = patterns.half(factors)
             inner = np.broadcast_to(np.eye(half.shape[1]), half.shape)
         turned = np.swapaxes(half, 1, 2)
         whitened = rows @ turned

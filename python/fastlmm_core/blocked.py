@@ -19,6 +19,9 @@ Index = NDArray[np.intp]
 DENSE_UP_TO = 4000
 """Random effects, over all levels, up to which tr(N D N F) is taken from all of N."""
 
+COSTLY_FROM, MANY_PARAMETERS = 1000, 20
+"""Random effects over all levels, and parameters, from which a fit is content with one certified minimum."""
+
 CENTRAL = ((-2.0, -1.0, 1.0, 2.0), (1.0 / 12.0, -2.0 / 3.0, 2.0 / 3.0, -1.0 / 12.0))
 ONE_SIDED = ((0.0, 1.0, 2.0, 3.0, 4.0), (-25.0 / 12.0, 4.0, -3.0, 4.0 / 3.0, -0.25))
 """Steps and weights of first derivatives of fourth order."""
@@ -34,6 +37,11 @@ class BlockedCriterion(BlockedEngine):
 
     See `_blocked.BlockedEngine` for the parameters.
     """
+
+    @property
+    def costly(self) -> bool:
+        """Whether the search for other minima than a certified one takes too long."""
+        return self.n_slots > COSTLY_FROM or self.n_par > MANY_PARAMETERS
 
     def directions(self) -> tuple[list[Index], list[int]]:
         """Slots of each factor as (m, q) arrays, and its first column in G^.

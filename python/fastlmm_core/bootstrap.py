@@ -4,21 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from . import kernels
-from .batch import check_jobs, progress_bar
+from .assumed import rebuilt
+from .batch import check_jobs
 from .checks import check_share
+from .copies import independent_units
 from .distributions import quantile
 from .errors import LMMError
 from .optimize import optimize
+from .progress import progress_bar
 from .simulation import Draw, draws, key_of, parametric, simulate_fit, stream, stream_size
 from .starts import moment_start
 
 if TYPE_CHECKING:
+    from .blocked import BlockedCriterion
+    from .hierarchy import HierarchyProblem
     from .model import LinearMixedModel
     from .results import LMMResult
 
@@ -237,23 +242,48 @@ class _Cases:
         factor = problem.z_map @ optimum.factor
         return params, errors, sigma2 * (factor @ factor.T), sigma2, optimum.converged, optimum.singular
 
-    def fits(self, counts: NDArray[np.int64], bar: Any = None) -> tuple[Array, Array, Array, Array, NDArray[np.bool_]]:
-        """`fit` for each row of counts, flags as columns; NaN where a resample cannot be fitted."""
-        model = self.result.model
-        size, p, q = len(counts), model.exog.shape[1], model.structure.q
-        params, errors = np.full((size, p), np.nan), np.full((size, p), np.nan)
-        covariance, sigma2 = np.full((size, q, q), np.nan), np.full(size, np.nan)
-        flags = np.zeros((size, 2), dtype=bool)
-        for i, row in enumerate(counts):
-            try:
-                params[i], errors[i], covariance[i], sigma2[i], *flags[i] = self.fit(row)
-            except LMMError:
-                # e.g. too few different groups were drawn for the columns of X
-                continue
-            finally:
-                if bar is not None:
-                    bar.update(1)
-        return params, errors, covariance, sigma2, flags
+
+class _Clusters:
+    """`_Cases` for several grouping factors: refits to the rows of clusters that share no level of any factor."""
+
+    def __init__(self, result: LMMResult, why: str) -> None:
+        self.result = result
+        try:
+            self.units = independent_units(result.model, why)
+        except LMMError as error:
+            raise LMMError(f"{error}; use kind='parametric'") from None
+
+    def fit(self, counts: NDArray[np.int64]) -> tuple[Array, Array, Array, float, bool, bool]:
+        """Params, standard errors, G, sigma2, converged, singular with cluster i counted counts[i] times."""
+        base = self.result.model
+        rows, codes = self.units.copies(np.repeat(np.arange(len(counts)), counts))
+        model = rebuilt(base, base.endog[rows], rows, codes=codes)
+        if len(model.problem.kept) < len(base.problem.kept):
+            raise LMMError("the resample does not determine all coefficients")
+        fit = model.fit(reml=self.result.reml)
+        errors = np.sqrt(np.diag(fit._cov))
+        return fit._params, errors, fit._covariance, fit.sigma2, fit.converged, fit.singular
+
+
+def _refits(
+    cases: _Cases | _Clusters, counts: NDArray[np.int64], bar: Any = None
+) -> tuple[Array, Array, Array, Array, NDArray[np.bool_]]:
+    """Fits for each row of counts, flags as columns; NaN where a resample cannot be fitted."""
+    model = cases.result.model
+    size, p, q = len(counts), model.exog.shape[1], model.structure.q
+    params, errors = np.full((size, p), np.nan), np.full((size, p), np.nan)
+    covariance, sigma2 = np.full((size, q, q), np.nan), np.full(size, np.nan)
+    flags = np.zeros((size, 2), dtype=bool)
+    for i, row in enumerate(counts):
+        try:
+            params[i], errors[i], covariance[i], sigma2[i], *flags[i] = cases.fit(row)
+        except LMMError:
+            # e.g. too few different groups were drawn for the columns of X
+            continue
+        finally:
+            if bar is not None:
+                bar.update(1)
+    return params, errors, covariance, sigma2, flags
 
 
 def _conditional(result: LMMResult) -> Draw:
@@ -273,35 +303,62 @@ def _residual(result: LMMResult) -> Draw:
     The BLUPs are G Z_i'V_i^-1 r_i = Lambda u_i; it is u_i, in the directions that have variance, that is given the unit
     covariance which shrinkage has taken away.
     """
-    model, problem, factor = result.model, result.model.problem, result.optimum.factor
-    m = problem.m
-    e_i, _ = kernels.group_effects(problem.unpatterned(), m, factor, np.append(-result._beta_o, 1.0))
-    u = e_i @ factor
-    u -= u.mean(axis=0)
-    live = np.linalg.norm(factor, axis=0) > 0.0
-    values, vectors = np.linalg.eigh(u[:, live].T @ u[:, live] / m)
-    keep = values > 1e-12 * max(values.max(initial=0.0), 1e-300)
-    root = np.where(keep, 1.0 / np.sqrt(np.where(keep, values, 1.0)), 0.0)
-    b = result.sigma * u[:, live] @ (vectors * root) @ vectors.T @ (problem.z_map @ factor[:, live]).T
+    model = result.model
+    Z = model.exog_re
+    pools = [(b, f.grouping.index, Z[:, f.columns]) for b, f in zip(_effect_pools(result), model.factors, strict=True)]
     w = np.ones(model.nobs) if model.weights is None else np.sqrt(model.weights)
     e = result.resid * w
     e = e - e.mean()
     e *= result.sigma / np.sqrt(np.mean(e**2))
-    mean, index, Z = result.marginal_mean, model.grouping.index, model.exog_re
+    mean = result.marginal_mean
 
     def draw(rng: np.random.Generator, count: int) -> Array:
         y = e[rng.integers(0, model.nobs, (count, model.nobs))] / w
-        u = b[rng.integers(0, m, (count, m))]
-        for j in range(Z.shape[1]):
-            y += u[:, :, j].take(index, axis=1) * Z[:, j]
+        for b, index, z in pools:
+            u = b[rng.integers(0, len(b), (count, len(b)))]
+            for j in range(z.shape[1]):
+                y += u[:, :, j].take(index, axis=1) * z[:, j]
         return np.asarray(y + mean)
 
     return draw
 
 
+def _effect_pools(result: LMMResult) -> list[Array]:
+    """Random effects of each factor (m_f, q_f) from which to draw: of mean 0 and the estimated covariance."""
+    model, problem = result.model, result.model.problem
+    residual = np.append(-result._beta_o, 1.0)
+    if len(model.factors) == 1:
+        scores = [kernels.group_effects(problem.unpatterned(), problem.m, result.optimum.factor, residual)[0]]
+    else:
+        criterion = problem.criterion()
+        criterion.evaluate(result.optimum.theta, 1)
+        every = cast("BlockedCriterion", criterion).scores() @ residual
+        scores = [every[places] for places in cast("HierarchyProblem", problem).layout.places]
+    out = []
+    for e_i, f in zip(scores, model.factors, strict=True):
+        factor = result.optimum.factor[f.columns, f.columns]
+        u = e_i @ factor
+        u -= u.mean(axis=0)
+        live = np.linalg.norm(factor, axis=0) > 0.0
+        values, vectors = np.linalg.eigh(u[:, live].T @ u[:, live] / len(u))
+        keep = values > 1e-12 * max(values.max(initial=0.0), 1e-300)
+        root = np.where(keep, 1.0 / np.sqrt(np.where(keep, values, 1.0)), 0.0)
+        turn = problem.z_map[f.columns, f.columns] @ factor[:, live]
+        out.append(result.sigma * u[:, live] @ (vectors * root) @ vectors.T @ turn.T)
+    return out
+
+
+def _cases(result: LMMResult, why: str) -> tuple[_Cases | _Clusters, int]:
+    """What refits resamples of the independent groups, and how many of these there are."""
+    if len(result.model.factors) == 1:
+        return _Cases(result), result.model.problem.m
+    clusters = _Clusters(result, why)
+    return clusters, len(clusters.units)
+
+
 def bootstrap(
     result: LMMResult, n: int, kind: str, statistic: Callable[[LMMResult], Any] | None,
-    seed: int | np.random.Generator | None, n_jobs: int | None, progress: bool,
+    seed: int | np.random.Generator | None, n_jobs: int | None, progress: bool | None,
 ) -> BootstrapResult:  # fmt: skip
     """See `LMMResult.bootstrap`."""
     if n < 2:
@@ -314,18 +371,18 @@ def bootstrap(
         return _parameters(model, params, covariance, sigma2)
 
     def jackknife() -> Array:
-        m = model.problem.m
-        params, _, covariance, sigma2, _ = _Cases(result).fits(1 - np.eye(m, dtype=np.int64))
+        cases, m = _cases(result, "method='bca' needs deletions of independent groups")
+        params, _, covariance, sigma2, _ = _refits(cases, 1 - np.eye(m, dtype=np.int64))
         return all_parameters(params, covariance, sigma2)
 
     if kind == "cases":
         if statistic is not None:
             raise LMMError("statistic= needs responses, which kind='cases' does not have; use another kind")
+        cases, m = _cases(result, "kind='cases' needs independent groups to resample")
         rng = stream(key_of(seed), 0)
-        m = model.problem.m
         counts = rng.multinomial(m, np.full(m, 1.0 / m), size=n)
-        bar = progress_bar(n) if progress else None
-        params, errors, covariance, sigma2, flags = _Cases(result).fits(counts, bar)
+        bar = progress_bar(progress, n)
+        params, errors, covariance, sigma2, flags = _refits(cases, counts, bar)
         converged, singular = flags.T
         if bar is not None:
             bar.close()

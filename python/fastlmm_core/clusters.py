@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -12,28 +13,48 @@ from .errors import LMMError
 if TYPE_CHECKING:
     from .results import LMMResult
 
-__all__ = ["cluster_labels", "rows_covariance", "whitened"]
+__all__ = ["cluster_labels", "of_equal_size", "rows_covariance", "whitened"]
 
 Array = NDArray[np.float64]
+Index = NDArray[np.intp]
 
 LARGEST = 10_000
 """Rows of a cluster whose covariance matrix is still formed."""
 
+HELD = 1 << 22
+"""Numbers in the covariance matrices of clusters that are formed at a time."""
 
-def rows_covariance(result: LMMResult, rows: NDArray[np.intp]) -> Array:
-    """Covariance matrix of some rows: sum_f Z_f G_f Z_f' where they share a level of f, and sigma^2 / weights."""
+TOGETHER = 64
+"""Rows of a cluster up to which those of equal size are factored together."""
+
+
+def rows_covariance(result: LMMResult, rows: Index) -> Array:
+    """Covariance matrix of some rows: sum_f Z_f G_f Z_f' where they share a level of f, and sigma^2 / weights.
+
+    Parameters
+    ----------
+    result : LMMResult
+    rows : (..., s) int array
+
+    Returns
+    -------
+    (..., s, s) array
+    """
     model = result.model
-    weights = model.weights
-    noise = np.full(len(rows), result.sigma2) if weights is None else result.sigma2 / weights[rows]
-    out = np.diag(noise)
+    size = rows.shape[-1]
+    noise = result.sigma2 * (np.ones(rows.shape) if model.weights is None else 1.0 / model.weights[rows])
+    out = np.zeros((*rows.shape, size))
+    out[..., np.arange(size), np.arange(size)] = noise
     for factor in model.factors:
         part = factor.columns
         Z, level = model.exog_re[rows, part], factor.grouping.index[rows]
-        out += (Z @ result._covariance[part, part] @ Z.T) * (level[:, None] == level)
+        product = (Z @ result._covariance[part, part]) @ np.swapaxes(Z, -1, -2)
+        product *= level[..., :, None] == level[..., None, :]
+        out += product
     return out
 
 
-def cluster_labels(result: LMMResult) -> NDArray[np.intp]:
+def cluster_labels(result: LMMResult) -> Index:
     """Cluster of each row: rows of different clusters share no level of any factor, so that they are independent."""
     factors = result.model.factors
     if len(factors) == 1:
@@ -53,8 +74,35 @@ def cluster_labels(result: LMMResult) -> NDArray[np.intp]:
     return np.asarray(labels, dtype=np.intp)
 
 
-def whitened(result: LMMResult, values: Array) -> Array:
-    """L_c^-1 values for the covariance matrix L_c L_c' of each cluster, rows in their order.
+def of_equal_size(labels: Index, held: int = HELD) -> Iterator[Index]:
+    """Rows of the clusters (c, s), in stretches of c clusters of s rows with about `held` squares of rows in each.
+
+    Rows of a cluster stay in their order.
+    """
+    order = np.argsort(labels, kind="stable")
+    sizes = np.bincount(labels)
+    starts = np.cumsum(sizes) - sizes
+    for size in np.unique(sizes[sizes > 0]).tolist():
+        members = np.flatnonzero(sizes == size)
+        step = max(1, held // size**2)
+        for begin in range(0, len(members), step):
+            yield order[starts[members[begin : begin + step], None] + np.arange(size)]
+
+
+def whitened(result: LMMResult, values: Array, order: Index | None = None) -> Array:
+    """L_c^-1 values for the covariance matrix L_c L_c' of each cluster.
+
+    Parameters
+    ----------
+    result : LMMResult
+    values : (n,) array
+    order : (n,) int array, optional
+        The order in which the rows of a cluster are taken; by default their own.
+
+    Returns
+    -------
+    (n,) array
+        By rows, whatever the order.
 
     Raises
     ------
@@ -64,15 +112,24 @@ def whitened(result: LMMResult, values: Array) -> Array:
     from scipy.linalg import solve_triangular
 
     labels = cluster_labels(result)
-    order = np.argsort(labels, kind="stable")
-    starts = np.flatnonzero(np.diff(labels[order], prepend=-1))
+    widest = int(np.bincount(labels).max())
+    if widest > LARGEST:
+        raise LMMError(
+            f"whitened residuals need the covariance matrix of {widest} rows that the grouping factors join, more than "
+            f"{LARGEST}; use kind='conditional' or 'pearson'"
+        )
+    place = np.arange(len(labels)) if order is None else order
     out = np.empty(len(values))
-    for rows in np.split(order, starts[1:]):
-        if len(rows) > LARGEST:
-            raise LMMError(
-                f"kind='whitened' needs the covariance matrix of {len(rows)} rows that the crossed factors join, more "
-                f"than {LARGEST}; use kind='conditional' or 'pearson'"
-            )
+    for local in of_equal_size(labels[place]):
+        rows = place[local]
         lower = np.linalg.cholesky(rows_covariance(result, rows))
-        out[rows] = solve_triangular(lower, values[rows], lower=True, check_finite=False)
+        if rows.shape[1] > TOGETHER:
+            for mine, triangle in zip(rows, lower, strict=True):
+                out[mine] = solve_triangular(triangle, values[mine], lower=True, check_finite=False)
+            continue
+        found = values[rows]
+        for j in range(rows.shape[1]):
+            found[:, j] -= np.einsum("ci,ci->c", lower[:, j, :j], found[:, :j])
+            found[:, j] /= lower[:, j, j]
+        out[rows] = found
     return out

@@ -25,6 +25,7 @@ __all__ = [
     "Comparison",
     "Null",
     "Row",
+    "beyond_rounding",
     "check_null",
     "compare",
     "information_criteria",
@@ -39,6 +40,8 @@ Null = Literal["auto", "chi2", "mixture", "exact", "bootstrap"]
 
 _NULLS = ("auto", "chi2", "mixture", "exact", "bootstrap")
 _WIDTH = 80
+NOTHING = 1e-8
+"""A likelihood ratio statistic within the precision to which optima are certified."""
 _COLUMNS = {
     "AIC": "aic", "AICc": "aicc", "BIC": "bic", "logLik": "llf", "Deviance": "deviance", "LRT": "statistic",
 }  # fmt: skip
@@ -184,7 +187,7 @@ def compare(
     seed: int | np.random.Generator | None = None,
     refit: bool = True,
     n_jobs: int | None = None,
-    progress: bool = False,
+    progress: bool | None = None,
 ) -> Comparison:
     """Compare models fitted to the same data.
 
@@ -212,8 +215,8 @@ def compare(
         fits are mixed.  Otherwise such models are refused.
     n_jobs : int, optional
         Threads of the bootstrap.
-    progress : bool
-        Show a progress bar for the bootstrap (needs tqdm).
+    progress : bool, optional
+        Show a progress bar for the bootstrap (needs tqdm); by default in interactive sessions.
 
     Returns
     -------
@@ -366,7 +369,7 @@ def _label(model: LinearMixedModel) -> str:
 
 def tested(
     row: Row, before: Row, fit: LMMResult, smaller: LMMResult, names: tuple[str, str], null: Null, n_sim: int,
-    seed: int | np.random.Generator | None, n_jobs: int | None = None, progress: bool = False,
+    seed: int | np.random.Generator | None, n_jobs: int | None = None, progress: bool | None = None,
 ) -> Row:  # fmt: skip
     """The row of a fit with its test against a smaller one.
 
@@ -391,7 +394,7 @@ def tested(
     if statistic < -1e-7 * (1.0 + abs(row.deviance)):
         why = f"{large} fits worse than {small}, nested in it, so that one of them is not at its optimum"
         return replace(row, null=f"No test: {why}.")
-    statistic = max(statistic, 0.0)
+    statistic = beyond_rounding(statistic, row.deviance)
     try:
         if null == "bootstrap":
             found = _bootstrapped(statistic, smaller, fit, n_sim, seed, n_jobs, progress)
@@ -402,6 +405,14 @@ def tested(
             raise LMMError(f"{small} and {large}: {error}") from error
         return replace(row, statistic=statistic, df=nesting.df, null=f"No test: {error}.")
     return replace(row, statistic=statistic, df=nesting.df, p_value=found.p_value, p_se=found.p_se, null=found.text)
+
+
+def beyond_rounding(statistic: float, deviance: float) -> float:
+    """A likelihood ratio statistic, 0 where it is no more than what optimisation and rounding leave of 0.
+
+    On the boundary the p-value jumps from 1/2 to 1 there.
+    """
+    return statistic if statistic > NOTHING + 1e-12 * abs(deviance) else 0.0
 
 
 def null_test(
@@ -454,7 +465,7 @@ def null_test(
 
 def _bootstrapped(
     statistic: float, smaller: LMMResult, fit: LMMResult, n_sim: int, seed: int | np.random.Generator | None,
-    n_jobs: int | None, progress: bool,
+    n_jobs: int | None, progress: bool | None,
 ) -> NullTest:  # fmt: skip
     """Parametric bootstrap: both models fitted to responses drawn from the smaller, the same ones for both."""
     key = int(np.random.default_rng(seed).integers(2**62))

@@ -14,10 +14,12 @@ from numpy.typing import ArrayLike, NDArray
 
 from . import kernels
 from .checks import float_array
+from .clusters import cluster_labels, whitened
 from .errors import LMMError
-from .leverage import leverage, leverage_parts, one_factor, studentized_residuals, table
+from .leverage import leverage, leverage_parts, studentized_residuals, table
 
 if TYPE_CHECKING:
+    from .grouping import Grouping
     from .results import LMMResult
 
 __all__ = [
@@ -65,23 +67,46 @@ def normal_scores(values: ArrayLike) -> Array:
 # ---- groups ------------------------------------------------------------------------------------------
 
 
-def _blups(result: LMMResult) -> tuple[Array, Array]:
-    """v_i = F'Z_i'V^^-1 (y_i - X_i beta) (m, q) and its covariance relative to sigma^2 (m, q, q); b_i = F v_i."""
+def _blups(result: LMMResult, at: int = 0) -> tuple[Array, Array]:
+    """v_i = F'Z_i'V^^-1 (y_i - X_i beta) (m, q) and its covariance relative to sigma^2 (m, q, q); b_i = F v_i.
+
+    `at` is the position of the grouping factor.
+    """
     model: Any = result.model
     problem, factor = model.problem, result.optimum.factor
-    packed, m, r = problem.unpatterned(), problem.m, problem.rank
-    e, N = kernels.group_effects(packed, m, factor, np.append(-result._beta_o, 1.0), precision=True)
-    assert N is not None
-    columns = [kernels.group_effects(packed, m, factor, unit)[0] for unit in np.eye(r + 1)[:r]]
-    E = np.stack(columns, axis=2) if columns else np.zeros((m, model.structure.q, 0))
+    m, r = problem.m, problem.rank
+    if len(model.factors) > 1:
+        part = model.factors[at].columns
+        factor = factor[part, part]
+        places = problem.layout.places[at]
+        engine = problem._at(result.optimum.factor)
+        N = engine.conditional(precision=True)[places][:, :, : places.shape[1]]
+        scores = engine.scores()[places]
+        e, E = scores @ np.append(-result._beta_o, 1.0), scores[:, :, :r]
+    else:
+        packed = problem.unpatterned()
+        e, N = kernels.group_effects(packed, m, factor, np.append(-result._beta_o, 1.0), precision=True)
+        assert N is not None
+        columns = [kernels.group_effects(packed, m, factor, unit)[0] for unit in np.eye(r + 1)[:r]]
+        E = np.stack(columns, axis=2) if columns else np.zeros((m, model.structure.q, 0))
     half = np.linalg.solve(result._chol, E.transpose(0, 2, 1))
     covariance = factor.T @ (N - half.transpose(0, 2, 1) @ half) @ factor
     return problem.scale * (e @ factor), covariance
 
 
-def _distances(result: LMMResult) -> tuple[Array, NDArray[np.int64]]:
+def _position(result: LMMResult, factor: str | None) -> int:
+    """Position of a grouping factor given by name, of that with most levels by default."""
+    names = [f.grouping.name for f in result.model.factors]
+    if factor is None:
+        return 0
+    if factor not in names:
+        raise LMMError(f"factor={factor!r} is not a grouping factor: use {' or '.join(map(repr, names))}")
+    return names.index(factor)
+
+
+def _distances(result: LMMResult, at: int = 0) -> tuple[Array, NDArray[np.int64]]:
     """b_i' var(b_i)^- b_i and the rank of var(b_i), for each group."""
-    v, covariance = _blups(result)
+    v, covariance = _blups(result, at)
     values, vectors = np.linalg.eigh(covariance)
     # the eigenvalues lie between 0 (nothing known, or no variance) and 1
     live = values > 1e-10
@@ -96,7 +121,7 @@ def _upper(statistic: Array, df: NDArray[np.int64]) -> Array:
     return np.where(df > 0, chdtrc(np.maximum(df, 1), statistic), np.nan)
 
 
-def mahalanobis(result: LMMResult) -> Any:
+def mahalanobis(result: LMMResult, factor: str | None = None) -> Any:
     """Squared distances of the groups' BLUPs from zero, b_i' var(b_i)^-1 b_i, to find outlying groups.
 
     var(b_i) = G Z_i'P Z_i G allows for the estimated fixed effects.  At known variance parameters the distance has a
@@ -106,6 +131,8 @@ def mahalanobis(result: LMMResult) -> Any:
     Parameters
     ----------
     result : LMMResult
+    factor : str, optional
+        The grouping factor, where there are several; by default that with most levels.
 
     Returns
     -------
@@ -116,11 +143,11 @@ def mahalanobis(result: LMMResult) -> Any:
     Raises
     ------
     LMMError
-        For a model with several grouping factors.
+        For an unknown factor.
     """
-    one_factor(result, "mahalanobis")
-    distance, df = _distances(result)
-    grouping = result.model.grouping
+    at = _position(result, factor)
+    distance, df = _distances(result, at)
+    grouping = result.model.factors[at].grouping
     return table(
         result, {grouping.name: grouping.labels, "distance": distance, "df": df, "pvalue": _upper(distance, df)}
     )
@@ -128,6 +155,8 @@ def mahalanobis(result: LMMResult) -> Any:
 
 def subject_chi2(result: LMMResult) -> Any:
     """Sums of squared whitened residuals of the groups, (y_i - X_i b)'V_i^-1 (y_i - X_i b), about chi^2 with n_i df.
+
+    Of several nested grouping factors the groups are the levels of the coarsest one, which are independent.
 
     Parameters
     ----------
@@ -141,16 +170,25 @@ def subject_chi2(result: LMMResult) -> Any:
     Raises
     ------
     LMMError
-        For a model with several grouping factors.
+        For crossed grouping factors, whose levels are not independent.
     """
-    one_factor(result, "subject_chi2")
-    grouping = result.model.grouping
-    chi2, df = _group_chi2(result)
+    grouping = _independent(result)
+    if grouping is None:
+        raise LMMError("subject_chi2 needs independent groups: the grouping factors of this model are crossed")
+    chi2, df = _group_chi2(result, grouping)
     return table(result, {grouping.name: grouping.labels, "chi2": chi2, "df": df, "pvalue": _upper(chi2, df)})
 
 
-def _group_chi2(result: LMMResult) -> tuple[Array, NDArray[np.int64]]:
-    index = result.model.grouping.index
+def _independent(result: LMMResult) -> Grouping | None:
+    """The grouping factor in which all are nested, None where there is none."""
+    coarsest = result.model.factors[-1].grouping
+    if len(result.model.factors) > 1 and int(cluster_labels(result).max()) + 1 < len(coarsest.labels):
+        return None
+    return coarsest
+
+
+def _group_chi2(result: LMMResult, grouping: Grouping) -> tuple[Array, NDArray[np.int64]]:
+    index = grouping.index
     return np.bincount(index, result.residuals("whitened") ** 2).astype(float), np.bincount(index).astype(np.int64)
 
 
@@ -160,6 +198,8 @@ def _group_chi2(result: LMMResult) -> tuple[Array, NDArray[np.int64]]:
 def _whitened_in_order(result: LMMResult, order: NDArray[np.intp]) -> Array:
     """Whitened residuals, each group's rows taken in the given order."""
     model = result.model
+    if len(model.factors) > 1:
+        return whitened(result, result.residuals("marginal"), order)[order]
     values = kernels.whiten_residuals(
         result.residuals("marginal")[order],
         np.ascontiguousarray(model.exog_re[order]),
@@ -171,10 +211,9 @@ def _whitened_in_order(result: LMMResult, order: NDArray[np.intp]) -> Array:
     return np.asarray(values / result.sigma)
 
 
-def _ticks(result: LMMResult, time: ArrayLike) -> NDArray[np.int64]:
+def _ticks(index: NDArray[np.intp], time: ArrayLike) -> NDArray[np.int64]:
     """Times in units of the smallest step within a group."""
     values = float_array(time, "time", 1)
-    index = result.model.grouping.index
     if len(values) != len(index):
         raise LMMError(f"time has {len(values)} values for {len(index)} rows used; give one per row")
     if not np.isfinite(values).all():
@@ -190,11 +229,13 @@ def _ticks(result: LMMResult, time: ArrayLike) -> NDArray[np.int64]:
     return np.asarray(ticks, dtype=np.int64)
 
 
-def _lag_products(result: LMMResult, max_lag: int, time: ArrayLike | None) -> tuple[Array, NDArray[np.int64]]:
+def _lag_products(
+    result: LMMResult, max_lag: int, time: ArrayLike | None, at: int = 0
+) -> tuple[Array, NDArray[np.int64]]:
     """Autocorrelations of the whitened residuals at lags 1..max_lag and the numbers of pairs."""
-    index = result.model.grouping.index
+    index = result.model.factors[at].grouping.index
     n = len(index)
-    ticks = np.arange(n) if time is None else _ticks(result, time)
+    ticks = np.arange(n) if time is None else _ticks(index, time)
     order = np.lexsort((ticks, index))
     group = index[order]
     w = _whitened_in_order(result, order)
@@ -214,7 +255,9 @@ def _lag_products(result: LMMResult, max_lag: int, time: ArrayLike | None) -> tu
     return found, pairs
 
 
-def autocorrelation(result: LMMResult, max_lag: int = 5, time: ArrayLike | None = None) -> Any:
+def autocorrelation(
+    result: LMMResult, max_lag: int = 5, time: ArrayLike | None = None, factor: str | None = None
+) -> Any:
     """Autocorrelation of the whitened residuals within groups (as nlme's ACF), by lag.
 
     Under the model whitened residuals are independent; correlated errors show up at the first lags.
@@ -226,6 +269,9 @@ def autocorrelation(result: LMMResult, max_lag: int = 5, time: ArrayLike | None 
     time : (nobs,) array, optional
         Time of each row used, on a grid within groups, gaps allowed: lags count its steps, and groups are whitened in
         its order.  By default lags count rows in their order.
+    factor : str, optional
+        The grouping factor within whose levels lags are counted, where there are several; by default that with most
+        levels.
 
     Returns
     -------
@@ -236,14 +282,14 @@ def autocorrelation(result: LMMResult, max_lag: int = 5, time: ArrayLike | None 
     Raises
     ------
     LMMError
-        For max_lag below 1, times that repeat or are not on a grid, or a model with several grouping factors.
+        For max_lag below 1, times that repeat or are not on a grid, an unknown factor, or crossed factors that join
+        more than 10,000 rows.
     """
-    one_factor(result, "autocorrelation")
     from scipy.special import ndtr
 
     if max_lag < 1:
         raise LMMError(f"max_lag={max_lag} must be at least 1")
-    found, pairs = _lag_products(result, int(max_lag), time)
+    found, pairs = _lag_products(result, int(max_lag), time, _position(result, factor))
     z = found * np.sqrt(pairs)
     return table(
         result,
@@ -311,7 +357,9 @@ def residual_tests(result: LMMResult, max_lag: int = 3, time: ArrayLike | None =
     for more than 5,000 values D'Agostino-Pearson); equal variances of the whitened residuals over groups (Levene, about
     zero) and along the marginal mean (Breusch-Pagan in the form of Koenker 1981, J. Econometrics 17, 107-112);
     autocorrelation within groups at lags 1..max_lag (sum of squared z, chi^2); outlying groups (largest Mahalanobis
-    distance of BLUPs and largest chi^2 of residuals, Bonferroni adjusted).
+    distance of BLUPs and largest chi^2 of residuals, Bonferroni adjusted).  With several grouping factors those of the
+    random effects and of equal variances are made for each, lags are counted within that with most levels, and the
+    chi^2 is that of the independent groups, if there are any.
 
     Estimated parameters have adapted to the data: in small samples the tests err on the side of large p-values.
 
@@ -333,22 +381,26 @@ def residual_tests(result: LMMResult, max_lag: int = 3, time: ArrayLike | None =
     LMMError
         See `autocorrelation`.
     """
-    one_factor(result, "residual_tests")
     model: Any = result.model
-    index, labels = model.grouping.index, model.grouping.labels
     w = result.residuals("whitened")
     rows: list[tuple[str, str, str, float, float, float]] = []
     rows.append(("normality", *_reordered(_normality(w), "whitened residuals")))
-    v, covariance = _blups(result)
-    turn = model.problem.z_map @ result.optimum.factor
-    b = v @ turn.T
-    sd = np.sqrt(result.sigma2 * np.einsum("ja,iab,jb->ij", turn, covariance, turn))
-    for j, name in enumerate(result._unique_re_names):
-        live = sd[:, j] > 1e-6 * max(float(sd[:, j].max(initial=0.0)), 1e-300)
-        scaled = b[live, j] / sd[live, j] if result._covariance[j, j] > 0.0 else np.empty(0)
-        rows.append(("normality", *_reordered(_normality(scaled), f"random effects: {name}")))
-    statistic, df, p = _levene(w, index)
-    rows.append(("equal variance", "Levene", f"whitened residuals over {model.grouping.name}", statistic, df, p))
+    plain = result._unique_re_names == model.exog_re_names
+    for at, factor in enumerate(model.factors):
+        part = factor.columns
+        v, covariance = _blups(result, at)
+        turn = model.problem.z_map[part, part] @ result.optimum.factor[part, part]
+        b = v @ turn.T
+        sd = np.sqrt(result.sigma2 * np.einsum("ja,iab,jb->ij", turn, covariance, turn))
+        for j, name in enumerate(result._unique_re_names[part]):
+            live = sd[:, j] > 1e-6 * max(float(sd[:, j].max(initial=0.0)), 1e-300)
+            scaled = b[live, j] / sd[live, j] if result._covariance[part, part][j, j] > 0.0 else np.empty(0)
+            of = f"{name} ({factor.grouping.name})" if plain and len(model.factors) > 1 else name
+            rows.append(("normality", *_reordered(_normality(scaled), f"random effects: {of}")))
+    for factor in model.factors:
+        statistic, df, p = _levene(w, factor.grouping.index)
+        what = f"whitened residuals over {factor.grouping.name}"
+        rows.append(("equal variance", "Levene", what, statistic, df, p))
     statistic, p = _breusch_pagan(w, result._marginal_mean)
     rows.append(("equal variance", "Breusch-Pagan", "whitened residuals along the marginal mean", statistic, 1.0, p))
     if max_lag < 1:
@@ -358,16 +410,25 @@ def residual_tests(result: LMMResult, max_lag: int = 3, time: ArrayLike | None =
     q_statistic = float(np.sum(pairs[used] * found[used] ** 2)) if used.any() else np.nan
     p = float(_upper(np.array([q_statistic]), np.array([used.sum()], dtype=np.int64))[0])
     rows.append(("independence", "Box-Pierce", f"lags 1 to {max_lag}", q_statistic, float(used.sum()), p))
-    for test, (values, df_each) in (("Mahalanobis", _distances(result)), ("chi^2", _group_chi2(result))):
-        each = _upper(values, df_each)
-        if not np.isfinite(each).any():
-            rows.append(("outliers", test, model.grouping.name, np.nan, np.nan, np.nan))
-            continue
-        i = int(np.nanargmin(each))
-        p = float(-np.expm1(len(each) * np.log1p(-each[i]))) if each[i] < 1.0 else 1.0
-        rows.append(("outliers", test, f"{model.grouping.name} {labels[i]}", float(values[i]), float(df_each[i]), p))
+    for at, factor in enumerate(model.factors):
+        rows.append(_outlier("Mahalanobis", factor.grouping, *_distances(result, at)))
+    independent = _independent(result)
+    if independent is not None:
+        rows.append(_outlier("chi^2", independent, *_group_chi2(result, independent)))
     names = ("assumption", "test", "of", "statistic", "df", "pvalue")
     return table(result, {name: np.array([row[j] for row in rows]) for j, name in enumerate(names)})
+
+
+def _outlier(
+    test: str, grouping: Grouping, values: Array, df: NDArray[np.int64]
+) -> tuple[str, str, str, float, float, float]:
+    """The group whose chi^2 statistic is least likely, adjusted for their number."""
+    each = _upper(values, df)
+    if not np.isfinite(each).any():
+        return "outliers", test, grouping.name, np.nan, np.nan, np.nan
+    i = int(np.nanargmin(each))
+    p = float(-np.expm1(len(each) * np.log1p(-each[i]))) if each[i] < 1.0 else 1.0
+    return "outliers", test, f"{grouping.name} {grouping.labels[i]}", float(values[i]), float(df[i]), p
 
 
 def _reordered(found: tuple[str, float, float, float], what: str) -> tuple[str, str, float, float, float]:

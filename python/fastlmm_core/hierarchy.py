@@ -34,8 +34,11 @@ QUICK_FROM = 2000
 PILOT_GROUPS = 200
 """Levels of the coarsest factor on which a start is found when there are many more of them."""
 
-EXACT_UP_TO = 150
-"""Random effects, over all levels, up to which Newton's Hessian is exact."""
+EXACT_UP_TO, WIDE_UP_TO = 3e6, 1e9
+"""Floating-point operations up to which Newton's Hessian is exact: for few parameters, where the average information
+does nearly as well, and for many, where it does not."""
+
+MANY_PARAMETERS = 10
 
 
 @dataclass(frozen=True)
@@ -137,7 +140,8 @@ class HierarchyProblem:
         if columns is not None:
             cross, gram = cross @ columns, columns.T @ gram @ columns
         rows, places = self.structure.positions
-        average = self.n_effects > EXACT_UP_TO
+        limit = EXACT_UP_TO if len(rows) < MANY_PARAMETERS else WIDE_UP_TO
+        average = _exact_work(self.layout) > limit
         return BlockedCriterion(self.layout, cross, gram, self.n, self.structure.q, rows, places, average)
 
     def pilot(self, n_groups: int = PILOT_GROUPS) -> BlockedCriterion | None:
@@ -426,29 +430,50 @@ def _condition_chain(
         z_map[part, part] = kernels.scale_map(np.ascontiguousarray(z_scale[:, mine]), local_constant) @ rotation
         starts.append(at)
         at += width
-    layout, cross = lay_out_chain(raw, turn, xy, chain, parents, sizes, starts, [len(w) for w in which])
     columns_map = kernels.scale_map(x_scale, x_constant)
-    return HierarchyProblem(
-        n=n,
-        m=sizes[chain[0]],
-        n_levels=tuple(sizes),
-        names=tuple(f.name for f in factors),
-        structure=structure,
-        columns=tuple(starts),
-        layout=layout,
-        cross=cross,
-        gram=gram,
-        x_scale=x_scale,
-        x_rows=to_x,
-        x_constant=x_constant >= 0,
-        z_map=z_map,
-        x_map=columns_map @ to_x,
-        beta_base=columns_map @ (beta0 + beta1),
-        scale=scale,
-        kept=np.arange(p),
-        log_constant=0.0 if weights is None else -float(np.sum(np.log(weights))),
-        log_jacobian=2.0 * (kernels.log_diagonal(columns_map) + kernels.log_diagonal(to_x)),
-    )
+    fields: dict[str, Any] = {
+        "n": n,
+        "m": sizes[chain[0]],
+        "n_levels": tuple(sizes),
+        "names": tuple(f.name for f in factors),
+        "structure": structure,
+        "columns": tuple(starts),
+        "gram": gram,
+        "x_scale": x_scale,
+        "x_rows": to_x,
+        "x_constant": x_constant >= 0,
+        "z_map": z_map,
+        "x_map": columns_map @ to_x,
+        "beta_base": columns_map @ (beta0 + beta1),
+        "scale": scale,
+        "kept": np.arange(p),
+        "log_constant": 0.0 if weights is None else -float(np.sum(np.log(weights))),
+        "log_jacobian": 2.0 * (kernels.log_diagonal(columns_map) + kernels.log_diagonal(to_x)),
+    }
+    from .chain import LONGEST, WIDEST, Chain, ChainProblem
+
+    shared, margin = kernels.orthonormal(gram_of)
+    if r <= WIDEST and p < LONGEST and margin >= design.WELL_CONDITIONED:
+        shared *= sqrt(n)
+        maps = [np.linalg.solve(shared, turn[:, at : at + len(w)]) for at, w in zip(starts, which, strict=True)]
+        return ChainProblem(Chain(raw, chain, parents, shared, xy, maps), **fields)
+    layout, cross = lay_out_chain(raw, turn, xy, chain, parents, sizes, starts, [len(w) for w in which])
+    return HierarchyProblem(layout=layout, cross=cross, **fields)
+
+
+def _exact_work(layout: Layout) -> float:
+    """Operations that an exact Hessian takes beyond a gradient: all of Z'V^-1 Z, and products of its blocks."""
+    items = (*layout.stages, *layout.tails)
+    total = float(sum(item.m * item.q for item in items))
+    if len(layout.stages) == 1 and len(layout.comp_slot) == 2:
+        tail = float(layout.comp_slot[-1])
+        chain = total - tail
+        work = 2.0 * tail * chain * total + 4.0 * tail**2 * total
+    else:
+        entries = sum(s.chain.size + s.own.size + (0 if s.panel is None else s.panel.size) for s in layout.stages)
+        entries += sum(t.own.size + t.panel.size for t in layout.tails)
+        work = 8.0 * total * (entries + float(np.sum(np.diff(layout.comp_slot).astype(float) ** 2)))
+    return work + sum(2.0 * a.m * b.m * (a.q * b.q) ** 2 for a in items for b in items)
 
 
 def _local(structure: CovarianceStructure, at: int, width: int) -> CovarianceStructure:

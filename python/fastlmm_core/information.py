@@ -111,7 +111,8 @@ def _moments(result: LMMResult, ddf: str, information: str) -> Moments:
     criterion.reml = result.reml
     criterion.evaluate(result.optimum.theta, 2)
     beta, r2, chol, slope = criterion.solution()
-    half, slopes, shift = kernels.whitened_slopes(chol, beta, r2, criterion.cross())
+    # the chol of the blocked engine comes in the memory order of LAPACK
+    half, slopes, shift = kernels.whitened_slopes(np.ascontiguousarray(chol), beta, r2, criterion.cross())
     nu = float(problem.n - r if result.reml else problem.n)
     if ddf == "satterthwaite":
         inverse, left_out = _observed(result, slope, criterion.curvature())

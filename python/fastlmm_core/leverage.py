@@ -2,7 +2,8 @@
 
 With V = Z G Z' + R, Phi = (X'V^-1 X)^-1 and P = V^-1 - V^-1 X Phi X'V^-1, marginal residuals y - X b have covariance
 V - X Phi X' and conditional ones R P R (Haslett and Dillane 2004, Statist. Neerl. 58, 131-142; Nobre and Singer 2007,
-Biom. J. 49, 863-875).  All of it is computed group by group in conditioned columns, O(n (p + q)^2).
+Biom. J. 49, 863-875).  With one grouping factor all of it is computed group by group in conditioned columns, O(n (p +
+q)^2), with several by the elimination of posterior.py.
 """
 
 from __future__ import annotations
@@ -14,11 +15,12 @@ from numpy.typing import NDArray
 
 from .deletion import conditioned_rows, group_pieces, square_lines
 from .errors import LMMError
+from .posterior import posterior_of
 
 if TYPE_CHECKING:
     from .results import LMMResult
 
-__all__ = ["leverage", "leverage_parts", "one_factor", "studentized_residuals", "table"]
+__all__ = ["leverage", "leverage_parts", "studentized_residuals", "table"]
 
 Array = NDArray[np.float64]
 
@@ -47,15 +49,10 @@ class _Rows(NamedTuple):
     left: Array
 
 
-def one_factor(result: LMMResult, what: str) -> None:
-    """Refuse models with several grouping factors."""
-    if len(result.model.factors) > 1:
-        names = " and ".join(repr(factor.grouping.name) for factor in result.model.factors)
-        raise LMMError(f"{what} needs a model with one grouping factor, this one has {names}")
-
-
 def _rows(result: LMMResult) -> _Rows:
     model: Any = result.model
+    if len(model.factors) > 1:
+        return _rows_of_several(result)
     problem, factor, index = model.problem, result.optimum.factor, model.grouping.index
     q, r = model.structure.q, problem.rank
     X, _, Z = conditioned_rows(model, problem)
@@ -71,12 +68,27 @@ def _rows(result: LMMResult) -> _Rows:
     return _Rows(noise, random, conditional, fixed, left)
 
 
+def _rows_of_several(result: LMMResult) -> _Rows:
+    """The same for several grouping factors."""
+    model: Any = result.model
+    problem = model.problem
+    Z = [model.exog_re[:, f.columns] @ problem.z_map[f.columns, f.columns] for f in model.factors]
+    carried, conditional = posterior_of(result).at(Z, [f.grouping.index for f in model.factors])
+    X = problem.conditioned_x(model.exog)
+    random = np.zeros(model.nobs)
+    for part, f in zip(Z, model.factors, strict=True):
+        random += np.sum((part @ result.optimum.factor[f.columns, f.columns]) ** 2, axis=1)
+    noise = np.ones(model.nobs) if model.weights is None else 1.0 / model.weights
+    fixed = np.asarray(np.linalg.solve(result._chol, X.T).T, dtype=np.float64)
+    left = np.asarray(np.linalg.solve(result._chol, (X - carried[:, :-1]).T).T, dtype=np.float64)
+    return _Rows(noise, random, conditional, fixed, left)
+
+
 # ---- leverage ----------------------------------------------------------------------------------------
 
 
 def leverage_parts(result: LMMResult) -> dict[str, Array]:
     """`leverage` as arrays: ``overall``, ``fixed`` and ``random``, each (n,)."""
-    one_factor(result, "leverage")
     rows = _rows(result)
     fixed = np.sum(rows.fixed * rows.left, axis=1) / rows.noise
     random = (rows.conditional - np.sum((rows.fixed - rows.left) * rows.left, axis=1)) / rows.noise
@@ -96,11 +108,6 @@ def leverage(result: LMMResult) -> Any:
     -------
     frame or dict of arrays
         ``overall``, ``fixed`` and ``random``: the diagonals of H1 + H2, H1 and H2.  The second sums to rank(X).
-
-    Raises
-    ------
-    LMMError
-        For a model with several grouping factors.
     """
     return table(result, leverage_parts(result))
 
@@ -121,7 +128,7 @@ def studentized_residuals(
     external : bool
         Instead divide the error of predicting each observation from all others, which are fitted anew (variance
         parameters too), by its standard error: from the coefficients ("marginal") or from the other observations of
-        its group as well ("conditional").  In a model without random effects both are the deletion residuals of
+        its groups as well ("conditional").  In a model without random effects both are the deletion residuals of
         Belsley, Kuh and Welsch (1980, eq. 2.26).
 
     Returns
@@ -132,13 +139,13 @@ def studentized_residuals(
     Raises
     ------
     LMMError
-        For another kind, or a model with several grouping factors.
+        For another kind; for `external` with several grouping factors and more rows than can be refitted without each.
     """
     if kind not in ("marginal", "conditional"):
         raise LMMError(f"kind={kind!r} is unknown: use 'marginal' or 'conditional'")
-    one_factor(result, "studentized_residuals")
     if external:
-        return _prediction_errors(result, kind == "conditional")
+        errors = _prediction_errors if len(result.model.factors) == 1 else _errors_of_refits
+        return errors(result, kind == "conditional")
     rows = _rows(result)
     if kind == "marginal":
         whole = rows.noise + rows.random
@@ -189,6 +196,27 @@ def _prediction_errors(result: LMMResult, conditional: bool) -> Array:
     spread = np.einsum("iaj,ij->ia", deleted._half[:, :, kept], design @ back)
     variance = deleted.sigma2 * (noise + random + np.sum(spread**2, axis=1))
     return np.asarray(problem.scale * error / np.sqrt(variance))
+
+
+def _errors_of_refits(result: LMMResult, conditional: bool) -> Array:
+    """The same by predictions from the refits, for several grouping factors."""
+    from .prediction import predict
+    from .refits import refits, rows_of_units
+
+    model = result.model
+    level = "subject" if conditional else "population"
+
+    def error(i: int, fit: LMMResult) -> float:
+        row = slice(i, i + 1)
+        data: dict[str, Any] = {"X": model.exog[row], "Z": model.exog_re[row]}
+        data["groups"] = {f.grouping.name: f.grouping.labels[f.grouping.index[row]] for f in model.factors}
+        offset = None if model.offset is None else model.offset[row]
+        weights = None if model.weights is None else model.weights[row]
+        found = predict(fit, data, level, "population", "prediction", 0.95, None, offset, weights)
+        return float((model.endog[i] - found["mean"][0]) / found["se"][0])
+
+    found = refits(result, rows_of_units(result, None), error)
+    return np.array([value if isinstance(value, float) else np.nan for value in found])
 
 
 def table(result: LMMResult, columns: dict[str, Any]) -> Any:

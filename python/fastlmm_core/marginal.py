@@ -1,6 +1,7 @@
 """The marginal covariance as a function of the random-effects variables: variance, correlation, shape.
 
-Observations of a group at rows z and z' have covariance z'Gz' (+ sigma^2 for one with itself).  With a random
+Observations of a group at rows z and z' have covariance z'Gz' (+ sigma^2 for one with itself); with several grouping
+factors those of one level of each have the sum over the factors.  With a random
 intercept and slope the variance is the parabola g00 + 2 g01 x + g11 x^2 + sigma^2 with its minimum at -g01 / g11
 (Fitzmaurice, Laird and Ware 2011, Applied Longitudinal Analysis, ch. 8).
 """
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 
 from .checks import float_array
 from .errors import LMMError
+from .new_rows import random_design
 
 if TYPE_CHECKING:
     from .model import LinearMixedModel
@@ -27,7 +29,7 @@ __all__ = [
     "least_variance_time",
     "marginal_covariance_at",
     "random_rows",
-    "slope_variable",
+    "slope_columns",
 ]
 
 Array = NDArray[np.float64]
@@ -123,22 +125,23 @@ def random_variables(model: LinearMixedModel) -> tuple[str, ...]:
     return tuple(dict.fromkeys(name for side in sides for name, optional in side.names if not optional))
 
 
-def slope_variable(model: LinearMixedModel) -> int:
-    """Position of the one column of Z that is not constant.
+def slope_columns(model: LinearMixedModel) -> NDArray[np.intp]:
+    """Positions of the columns of Z that are not constant but one variable: one, or one for each of several factors.
 
     Raises
     ------
     LMMError
-        If there is none or there are several.
+        If there is none or there are several variables.
     """
-    varying = [j for j, column in enumerate(model.exog_re.T) if (column != column[0]).any()]
-    if len(varying) != 1:
+    columns = model.exog_re.T
+    varying = [j for j, column in enumerate(columns) if (column != column[0]).any()]
+    if not varying or any((columns[j] != columns[varying[0]]).any() for j in varying):
         names = ", ".join(model.exog_re_names)
         raise LMMError(
             f"the random effects ({names}) must be a slope of one variable, with or without an intercept, for this; "
             "give rows of Z or a table instead where the function takes them"
         )
-    return varying[0]
+    return np.array(varying)
 
 
 def random_rows(result: LMMResult, at: Any) -> Array:
@@ -163,10 +166,10 @@ def random_rows(result: LMMResult, at: Any) -> Array:
     model = result.model
     if model.spec is not None:
         if hasattr(at, "columns") or hasattr(at, "keys") or hasattr(at, "column_names"):
-            return model.spec.random_design(at)
+            return random_design(model, at)
         names = random_variables(model)
         if len(names) == 1 and np.ndim(at) < 2:
-            return model.spec.random_design({names[0]: np.atleast_1d(np.asarray(at))})
+            return random_design(model, {names[0]: np.atleast_1d(np.asarray(at))})
         if np.ndim(at) < 2:
             used = ", ".join(names) if names else "none but the intercept"
             raise LMMError(f"the variables in the random effects are {used}: give a table with these columns")
@@ -174,9 +177,8 @@ def random_rows(result: LMMResult, at: Any) -> Array:
     q = model.structure.q
     if values.ndim == 1 and q > 1:
         x = float_array(values, "at", 1)
-        slope = slope_variable(model)
         out = np.repeat(model.exog_re[:1], len(x), axis=0)
-        out[:, slope] = x
+        out[:, slope_columns(model)] = x[:, None]
     else:
         out = float_array(values, "at", 2)
     if out.shape[1] != q:
@@ -187,7 +189,7 @@ def random_rows(result: LMMResult, at: Any) -> Array:
 
 
 def marginal_covariance_at(result: LMMResult, at: Any) -> MarginalCovariance:
-    """Variances and correlations of observations of one group at given points.
+    """Variances and correlations of observations of one group (one level of each factor) at given points.
 
     Parameters
     ----------
@@ -246,8 +248,8 @@ def least_variance_time(result: LMMResult) -> LeastVariance:
         For other random effects.
     """
     model = result.model
-    slope = slope_variable(model)
-    column = model.exog_re[:, slope]
+    slope = slope_columns(model)
+    column = model.exog_re[:, slope[0]]
     low, high = float(column.min()), float(column.max())
     # the constant columns together make the intercept of a line
     level = model.exog_re[0].copy()
@@ -260,4 +262,4 @@ def least_variance_time(result: LMMResult) -> LeastVariance:
     least = a + at * b if g11 > 0.0 else a
     shape = "parallel" if g11 == 0.0 else "fan-out" if at <= low else "fan-in" if at >= high else "both"
     variance = result.sigma2 * (float(least @ least) + 1.0)
-    return LeastVariance(model.exog_re_names[slope], at, variance, (low, high), shape)
+    return LeastVariance(model.exog_re_names[slope[0]], at, variance, (low, high), shape)

@@ -289,12 +289,13 @@ class Methods(Simulating):
 
     # ---- diagnostics ---------------------------------------------------------------------------
 
-    def influence(self, by: Literal["group", "observation"] = "group") -> Influence:
+    def influence(self, by: str = "group") -> Influence:
         """Exact refits without each group or observation, and what they change.
 
         Parameters
         ----------
-        by : {"group", "observation"}
+        by : {"group", "observation"}, or name of a grouping factor
+            Of several nested factors "group" is the coarsest; where they are crossed, name one.
 
         Returns
         -------
@@ -304,8 +305,15 @@ class Methods(Simulating):
 
         return influence(_fit(self), by)
 
-    def residual_tests(self) -> Any:
+    def residual_tests(self, max_lag: int = 3, time: Any = None) -> Any:
         """Tests of normality, equal variance, independence and outlying groups.
+
+        Parameters
+        ----------
+        max_lag : int
+            Of the autocorrelations tested.
+        time : (nobs,) array, optional
+            By which to order the rows of a group; by default as they stand.
 
         Returns
         -------
@@ -313,7 +321,7 @@ class Methods(Simulating):
         """
         from .diagnostics import residual_tests
 
-        return residual_tests(_fit(self))
+        return residual_tests(_fit(self), max_lag, time)
 
     def mahalanobis(self, factor: str | None = None) -> Any:
         """Distance of each group's random effects from zero, and whether it is an outlier.
@@ -445,7 +453,7 @@ class Methods(Simulating):
     def predict(
         self,
         data: Any = None,
-        level: Literal["population", "subject"] = "population",
+        level: str | Sequence[str] = "population",
         new_levels: Literal["error", "population"] = "error",
         interval: Literal["confidence", "prediction"] | None = None,
         *,
@@ -459,9 +467,10 @@ class Methods(Simulating):
         Parameters
         ----------
         data : frame, or mapping with "X" and (for subjects) "Z" and "groups", optional
-            New rows: a table for a model from a formula, arrays for a model from arrays.  By default the rows used.
-        level : {"population", "subject"}
-            X beta, or X beta + Z b with the BLUP b of the row's group.
+            New rows: a table for a model from a formula, arrays for a model from arrays (with several grouping factors
+            "Z" and "groups" are mappings by factor).  By default the rows used.
+        level : {"population", "subject"}, or name of a grouping factor or several
+            X beta, or X beta + Z b with the BLUPs b of the row's groups: of all factors, or of those named.
         new_levels : {"error", "population"}
             What to do with groups that are not in the data: refuse, or use b = 0.
         interval : {"confidence", "prediction"}, optional
@@ -471,6 +480,7 @@ class Methods(Simulating):
             Of the intervals.
         observed : frame, or mapping with "y", "X", "Z" and "groups", optional
             A few observations of subjects that are not in the data: their BLUPs follow from the fitted parameters.
+            With several factors these rows may have old levels of some and new levels of others.
         offset, weights : arrays, optional
             Of the new rows (an offset given by column name is taken from `data`).
 
@@ -510,7 +520,8 @@ class Methods(Simulating):
             New random effects and errors from the fitted distributions; new errors only, the BLUPs kept
             (understates the uncertainty: intervals condition on these very subjects); BLUPs and residuals resampled
             after rescaling to the estimated covariances (Carpenter, Goldstein and Rasbash 2003, Appl. Statist. 52,
-            431-443); whole groups resampled.
+            431-443); whole groups (the coarsest, where factors
+            are nested) resampled.
         statistic : callable, optional
             Of an LMMResult, returning numbers; by default all parameters.  Slower, as each replicate becomes a result.
         seed : int or numpy Generator, optional

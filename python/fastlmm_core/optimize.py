@@ -29,8 +29,11 @@ CERTIFIED = 1e-4
 SINGULAR = 1e-4
 """A singular value of Lambda (columns of Z of unit mean square per group) below this counts as zero."""
 
-ROUND, ROUNDS = 30, 8
-"""Iterations of Newton between changes of coordinates, and how many of these there may be."""
+ROUND, WIDE_ROUND, ITERATIONS = 30, 5, 240
+"""Iterations of Newton between changes of coordinates: of narrow terms, and of wide ones; of all rounds together."""
+
+WIDE = 6
+"""Correlated random effects of a term from which it is wide: some of its directions then vanish, as a rule."""
 
 # what a method may tell about its result besides x and fun
 _ENTRIES = ("jac", "hess", "decrement", "lowest", "success", "message", "trace")
@@ -296,10 +299,12 @@ def _patiently(
     A triangular Lambda whose first diagonal elements vanish before the last ones is nearly redundant: the way to the
     optimum is then a narrow curved valley.  In the principal axes, largest first, it is not.
     """
-    options = {**options, "maxiter": ROUND}
+    widest = max((b.stop - b.start for b in structure.blocks if b.structure == "full"), default=1)
+    iterations = ROUND if widest < WIDE else WIDE_ROUND
+    options = {**options, "maxiter": iterations}
     turn: Array | None = None
     found = _run(criterion, theta, "newton", options)
-    for _ in range(ROUNDS):
+    for _ in range(ITERATIONS // iterations):
         if found.success:
             break
         factor = structure.factor(np.asarray(found.x))
@@ -419,8 +424,8 @@ def optimize(
         other, wrong = attempt(structure.theta(_fold(wrong, structure)))
         if other.value <= best.value or other.converged > best.converged:
             best = other
-    doubtful = best.singular or not best.converged or many_minima(structure, levels)
-    if doubtful and method == "newton" and alternatives:
+    doubtful = best.singular or many_minima(structure, levels)
+    if (not best.converged or (doubtful and not getattr(criterion, "costly", False))) and method == "newton" and alternatives:
         for theta in other_starts(structure, levels, n):
             other, _ = attempt(theta)
             if other.converged >= best.converged and other.value < best.value - 1e-9:

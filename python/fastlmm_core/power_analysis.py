@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from .assumed import AssumedModel, drawn, number_array, rebuilt, stated
+from .copies import Rows, levels_of, observations, subjects
 from .distributions import chi2_tail
 from .errors import LMMError
 from .model import LinearMixedModel
@@ -25,7 +26,6 @@ __all__ = ["PowerCurve", "PowerResult", "power", "power_curve"]
 Array = NDArray[np.float64]
 Seed = int | np.random.Generator | None
 Method = Literal["wald", "lrt"]
-Along = Literal["subjects", "observations", "effect"]
 
 
 # ---- tests ---------------------------------------------------------------------------------------------------------
@@ -147,7 +147,7 @@ def _interval(count: int, n: int) -> tuple[float, float]:
 def power(
     source: LMMResult | AssumedModel, test: Any, *, effect: ArrayLike | None = None, n_sim: int = 1000,
     alpha: float = 0.05, method: Method = "wald", ddf: Ddf = "satterthwaite", seed: Seed = None, reml: bool = True,
-    n_jobs: int | None = None, progress: bool = False,
+    n_jobs: int | None = None, progress: bool | None = None,
 ) -> PowerResult:  # fmt: skip
     """Power of a test of fixed effects, by simulation.
 
@@ -172,8 +172,8 @@ def power(
         For the Wald test; the likelihood ratio always takes maximum likelihood.
     n_jobs : int, optional
         Threads; results do not depend on it.
-    progress : bool
-        Show a progress bar (needs tqdm).
+    progress : bool, optional
+        Show a progress bar (needs tqdm); by default in interactive sessions.
 
     Returns
     -------
@@ -241,7 +241,8 @@ class PowerCurve:
 
     Attributes
     ----------
-    along : {"subjects", "observations", "effect"}
+    along : str
+        "subjects", "observations", "effect" or a grouping factor.
     values : (k,) array
     results : tuple of PowerResult
         One for each value.
@@ -343,10 +344,10 @@ def _isotonic(values: Array) -> Array:
 
 
 def power_curve(
-    source: LMMResult | AssumedModel, test: Any, along: Along = "subjects", values: ArrayLike = (), *,
+    source: LMMResult | AssumedModel, test: Any, along: str = "subjects", values: ArrayLike = (), *,
     effect: ArrayLike | None = None, n_sim: int = 1000, alpha: float = 0.05, method: Method = "wald",
     ddf: Ddf = "satterthwaite", seed: Seed = None, reml: bool = True, n_jobs: int | None = None,
-    progress: bool = False,
+    progress: bool | None = None,
 ) -> PowerCurve:  # fmt: skip
     """Power for several sizes of a design or several effects.
 
@@ -355,12 +356,15 @@ def power_curve(
     source : LMMResult or AssumedModel
     test : str, list of str, or (rows, p) array
         As for `power`.
-    along : {"subjects", "observations", "effect"}
-        "subjects": designs of so many groups, copies of the given ones.  Groups with the same rows of X, Z, weights
-        and offset are of one kind; kinds take turns in proportion to their numbers, and within a kind the groups in
-        the order of their first rows, from the start again when all have been used.  So the arms of a trial keep
-        their ratio at every size.  "observations": the first so many rows of each group.  "effect": true values of
-        the one coefficient tested.
+    along : {"subjects", "observations", "effect"} or str
+        "subjects": designs of so many groups, copies of the given ones; of the coarsest factor where several are
+        nested.  Groups with the same rows of X, Z, weights and offset are of one kind; kinds take turns in proportion
+        to their numbers, and within a kind the groups in the order of their first rows, from the start again when all
+        have been used.  So the arms of a trial keep their ratio at every size.  The name of a grouping factor: designs
+        of so many of its levels with all their rows, taken in the same way, where the levels of crossed factors stay
+        as they are; for a factor that is nested in another, so many in each level of that.  "observations": the first
+        so many rows of each group (of the factor that has most).  "effect": true values of the one coefficient
+        tested.
     values : sequence of numbers
     effect, n_sim, alpha, method, ddf, reml, n_jobs, progress
         As for `power`.
@@ -377,8 +381,10 @@ def power_curve(
         For arguments that cannot be used, or a value whose design cannot be fitted.
     """
     truth = stated(source)
-    if along not in ("subjects", "observations", "effect"):
-        raise LMMError(f"along={along!r} is unknown: use 'subjects', 'observations' or 'effect'")
+    factors = [factor.grouping.name for factor in truth.model.factors]
+    if along not in ("subjects", "observations", "effect", *factors):
+        others = ", ".join(map(repr, ["observations", "effect", *factors[:-1]]))
+        raise LMMError(f"along={along!r} is unknown: use 'subjects', {others} or {factors[-1]!r}")
     points = number_array(values, "values")
     if points.ndim != 1 or len(points) == 0:
         raise LMMError("values must be a sequence of numbers, e.g. [50, 100, 200]")
@@ -390,12 +396,12 @@ def power_curve(
             raise LMMError("effect is what along='effect' varies; leave it out")
         sources = (hypothesis.given_effect(truth, value) for value in points)
     else:
-        least = 2 if along == "subjects" else 1
+        least = 1 if along == "observations" else 2
         if (points % 1.0 != 0.0).any() or (points < least).any():
             raise LMMError(f"values must be whole numbers of {along}, at least {least}; not {points.tolist()}")
         points = points.astype(np.int64)
         truth = hypothesis.given_effect(truth, effect)
-        resize = _subjects(truth.model) if along == "subjects" else _observations(truth.model)
+        resize = _resizing(truth.model, along)
         sources = (_resized(truth, along, value, *resize(value)) for value in points.tolist())
     root = _integer(seed)
     results = tuple(
@@ -414,62 +420,14 @@ def _place(root: int, place: int) -> int:
     return int.from_bytes(np.random.SeedSequence(root, spawn_key=(place,)).generate_state(4).tobytes(), "little")
 
 
-Rows = tuple[NDArray[np.intp], NDArray[np.intp]]
-
-
-def _by_group(model: LinearMixedModel) -> tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.intp]]:
-    """Rows in order of groups, where each group starts, and the numbers of rows."""
-    index = model.grouping.index
-    sizes = np.bincount(index)
-    return np.argsort(index, kind="stable"), np.cumsum(sizes) - sizes, sizes
-
-
-def _subjects(model: LinearMixedModel) -> Callable[[int], Rows]:
-    """Rows and groups of a design of so many groups: see `power_curve`."""
-    order, starts, sizes = _by_group(model)
-    parts = [model.exog, model.exog_re]
-    parts += [column[:, None] for column in (model.weights, model.offset) if column is not None]
-    table = np.column_stack(parts)[order]
-    contents = [row.tobytes() for row in np.split(table, starts[1:])]
-    members: dict[bytes, list[int]] = {}
-    for group in np.argsort(order[starts], kind="stable").tolist():
-        members.setdefault(contents[group], []).append(group)
-    # the i-th of c groups of a kind comes at (i + 1/2) / c
-    turns = [((i + 0.5) / len(kind), group) for kind in members.values() for i, group in enumerate(kind)]
-    cycle = np.array([group for _, group in sorted(turns, key=lambda turn: turn[0])])
-
-    def rows(count: int) -> Rows:
-        chosen = cycle[np.arange(count) % len(cycle)]
-        length = sizes[chosen]
-        first = np.cumsum(length) - length
-        return order[np.arange(length.sum()) + np.repeat(starts[chosen] - first, length)], np.repeat(
-            np.arange(count), length
-        )
-
-    return rows
-
-
-def _observations(model: LinearMixedModel) -> Callable[[int], Rows]:
-    """Rows and groups of a design with the first so many rows of each group."""
-    order, starts, sizes = _by_group(model)
-    groups = np.repeat(np.arange(len(sizes)), sizes)
-    place = np.arange(len(order)) - starts[groups]
-
-    def rows(count: int) -> Rows:
-        short = np.flatnonzero(sizes < count)
-        if len(short):
-            label = model.grouping.labels.tolist()[short[0]]
-            raise LMMError(
-                f"values: {count} observations are more than the {sizes[short[0]]} of {model.grouping.name} {label!r}; "
-                "give a design with as many rows per group as the largest value"
-            )
-        return order[place < count], groups[place < count]
-
-    return rows
+def _resizing(model: LinearMixedModel, along: str) -> Callable[[int], Rows]:
+    if along == "subjects":
+        return subjects(model)
+    return observations(model) if along == "observations" else levels_of(model, along)
 
 
 def _resized(
-    truth: AssumedModel, along: str, value: int, rows: NDArray[np.intp], codes: NDArray[np.intp]
+    truth: AssumedModel, along: str, value: int, rows: NDArray[np.intp], codes: tuple[NDArray[np.intp], ...]
 ) -> AssumedModel:
     y = np.random.default_rng(0).standard_normal(len(rows))
     try:

@@ -1,96 +1,78 @@
 """Prediction for populations, known subjects and subjects with a few observations.
 
-For a row (x, z) of a group with cross-products A = Z_i'Z_i and c = Z_i'(y_i - X_i beta):
+For a row (x, z) and random effects b of all levels with cross-products A = Z'Z and c = Z'(y - X beta):
 
     M     = L (I + L'A L)^-1 L',  G^ = L L'      (conditional covariance of b / sigma^2)
     b^    = M c                                  (BLUP)
-    error of x'beta^ + z'b^ has variance sigma^2 (d'H^-1 d + z'M z),  d = x - X_i'Z_i M z
+    error of x'beta^ + z'b^ has variance sigma^2 (d'H^-1 d + z'M z),  d = x - X'Z M z
 
-(Henderson 1975, Biometrics 31, eq. 3 and 5), in the conditioned coordinates of the problem.
+(Henderson 1975, Biometrics 31, eq. 3 and 5), in the conditioned coordinates of the problem.  With one grouping factor
+A and M fall apart into groups; with several the root of M comes from posterior.py.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .checks import check_share, float_array, row_values
+from .checks import check_share, row_values
 from .distributions import quantile
 from .errors import LMMError
+from .new_rows import NewRows, chosen_factors, read_rows
+from .posterior import posterior_of
 
 if TYPE_CHECKING:
+    from .model import LinearMixedModel
     from .results import LMMResult
 
 __all__ = ["predict"]
 
 Array = NDArray[np.float64]
+Index = NDArray[np.intp]
 
 
-@dataclass(frozen=True)
-class _Rows:
-    """New rows in the caller's units."""
+class _Conditional(Protocol):
+    """b given y."""
 
-    X: Array
-    Z: Array | None
-    labels: NDArray[Any] | None
-    offset: Array | None
-    y: Array | None = None
-    weights: Array | None = None
+    def at(self, Z: list[Array], levels: list[Index]) -> tuple[Array, Array]:
+        """z'M Z'[X_o, (y - X beta) / scale] (n, r + 1) and z'Mz (n,) for rows z in conditioned coordinates."""
+        ...
 
 
-def _rows(
-    result: LMMResult, data: Any, argument: str, with_random: bool, with_groups: bool, with_response: bool = False
-) -> _Rows:
-    """Read what is needed of new rows; `with_groups` implies `with_random`."""
-    model = result.model
-    if data is None:
-        labels = model.grouping.labels[model.grouping.index] if with_groups else None
-        return _Rows(model.exog, model.exog_re, labels, model.offset)
-    if model.spec is not None:
-        fixed = model.spec.fixed(data)
-        offset = model.spec.offset(data)
-        y = model.spec.response(data) if with_response else None
-        if not with_groups:
-            return _Rows(fixed, model.spec.random_design(data) if with_random else None, None, offset, y)
-        terms = model.spec.random(data)
-        return _Rows(fixed, np.column_stack([Z for Z, _ in terms]), terms[0][1], offset, y)
-    names = ["X"] + ["Z"] * with_random + ["groups"] * with_groups + ["y"] * with_response
-    if not hasattr(data, "keys"):
-        raise LMMError(
-            f"{argument} must be a mapping with the arrays {', '.join(names)}: the model was made from arrays"
+class _OneFactor:
+    """The groups of one factor, each by itself.
+
+    Parameters
+    ----------
+    factor : (q, q) array
+        L.
+    A : (g, q, q) array
+    C : (g, q, r + 1) array
+        Z'[X_o y_o].
+    beta : (r,) array
+    """
+
+    def __init__(self, factor: Array, A: Array, C: Array, beta: Array) -> None:
+        # M = L (I + L'A L)^-1 L' has no differences in it, however large L is
+        self.M = factor @ np.linalg.solve(
+            np.eye(len(factor)) + factor.T @ A @ factor, np.broadcast_to(factor.T, A.shape)
         )
-    found: dict[str, Any] = {}
-    for name in names:
-        if name not in data:
-            if name == "Z" and model.exog_re_names == ("Intercept",):
-                found[name] = np.ones((len(found["X"]), 1))
-                continue
-            raise LMMError(f"{argument} has no {name!r}; give the arrays {', '.join(names)}")
-        is_vector = name in ("y", "groups")
-        found[name] = (
-            np.asarray(data[name])
-            if name == "groups"
-            else float_array(data[name], f"{argument}[{name!r}]", 1 if is_vector else 2)
-        )
-    for name, width in (("X", model.exog.shape[1]), ("Z", model.structure.q)):
-        if name in found and found[name].shape[1] != width:
-            raise LMMError(f"{argument}[{name!r}] must have {width} columns, not the shape {found[name].shape}")
-    n = len(found["X"])
-    for name, values in found.items():
-        if len(values) != n:
-            raise LMMError(f"{argument}[{name!r}] has {len(values)} rows, {argument}['X'] has {n}")
-        if name != "groups" and not np.isfinite(values).all():
-            row = int(np.argwhere(~np.isfinite(values))[0, 0])
-            raise LMMError(f"{argument}[{name!r}] has values that are not finite (first: row {row}); remove these rows")
-    offset = row_values(data["offset"], f"{argument}['offset']", n) if "offset" in data else None
-    weights = row_values(data["weights"], f"{argument}['weights']", n, True) if "weights" in data else None
-    return _Rows(found["X"], found.get("Z"), found.get("groups"), offset, found.get("y"), weights)
+        self.carried = self.M @ C
+        self.carried[:, :, -1] -= self.carried[:, :, :-1] @ beta
+
+    def at(self, Z: list[Array], levels: list[Index]) -> tuple[Array, Array]:
+        (z,), (level,) = Z, levels
+        known = level >= 0
+        carried, variance = np.zeros((len(z), self.carried.shape[2])), np.zeros(len(z))
+        z, level = z[known], level[known]
+        carried[known] = np.einsum("ij,ijk->ik", z, self.carried[level])
+        variance[known] = np.einsum("ij,ijk,ik->i", z, self.M[level], z)
+        return carried, variance
 
 
-def _unpack_raw(result: LMMResult, positions: NDArray[np.intp]) -> tuple[Array, Array]:
+def _unpack_raw(result: LMMResult, positions: Index) -> tuple[Array, Array]:
     """A (g, q, q) and Z'[X y_res] (g, q, p+1) of known groups in conditioned coordinates."""
     problem = result.model.problem
     q, k = problem.structure.q, problem.rank + 1
@@ -104,15 +86,15 @@ def _unpack_raw(result: LMMResult, positions: NDArray[np.intp]) -> tuple[Array, 
     return turn.T @ lower @ turn, turn.T @ cross @ problem.xy_transform
 
 
-def _observed_cross(result: LMMResult, rows: _Rows) -> tuple[dict[Any, int], Array, Array]:
+def _observed_cross(result: LMMResult, rows: NewRows) -> tuple[dict[Any, int], Array, Array]:
     """The same for subjects given by a few observations."""
     problem = result.model.problem
-    assert rows.Z is not None and rows.labels is not None and rows.y is not None
+    assert rows.Z is not None and rows.y is not None
     w = np.ones(len(rows.y)) if rows.weights is None else rows.weights
     z = problem.conditioned_z(rows.Z)
     base = rows.X @ problem.beta_base + (0.0 if rows.offset is None else rows.offset)
     xy = np.column_stack([problem.conditioned_x(rows.X), (rows.y - base) / problem.scale])
-    labels, index = np.unique(rows.labels, return_inverse=True)
+    labels, index = rows.distinct(result.model.grouping)
     A = np.zeros((len(labels), z.shape[1], z.shape[1]))
     C = np.zeros((len(labels), z.shape[1], xy.shape[1]))
     np.add.at(A, index, w[:, None, None] * z[:, :, None] * z[:, None, :])
@@ -121,20 +103,19 @@ def _observed_cross(result: LMMResult, rows: _Rows) -> tuple[dict[Any, int], Arr
 
 
 def predict(
-    result: LMMResult, data: Any, level: str, new_levels: str, interval: str | None, coverage: float, observed: Any,
+    result: LMMResult, data: Any, level: Any, new_levels: str, interval: str | None, coverage: float, observed: Any,
     offset: Any, weights: Any,
 ) -> Any:  # fmt: skip
     """See `LMMResult.predict`."""
-    if level not in ("population", "subject"):
-        raise LMMError(f"level={level!r} is unknown: use 'population' or 'subject'")
+    model, problem = result.model, result.model.problem
+    chosen = chosen_factors(model, level)
     if new_levels not in ("error", "population"):
         raise LMMError(f"new_levels={new_levels!r} is unknown: use 'error' or 'population'")
     if interval not in (None, "confidence", "prediction"):
         raise LMMError(f"interval={interval!r} is unknown: use 'confidence', 'prediction' or None")
     check_share(coverage, "coverage")
-    model, problem = result.model, result.model.problem
-    with_groups = level == "subject"
-    rows = _rows(result, data, "data", with_groups or interval == "prediction", with_groups)
+    every = tuple(f.grouping.name for f in model.factors)
+    rows = read_rows(model, data, "data", every if interval == "prediction" else chosen, chosen)
     given_offset = rows.offset if offset is None else row_values(offset, "offset", len(rows.X))
     if given_offset is None and model.offset is not None:
         raise LMMError("the model has an offset: give that of the new rows as offset= (0 for none)")
@@ -143,43 +124,30 @@ def predict(
     mean = rows.X @ np.nan_to_num(result._params)
     if given_offset is not None:
         mean = mean + given_offset
-    positions = np.full(len(mean), -1, dtype=np.intp)
-    A = C = None
-    if with_groups:
-        positions, A, C = _subjects(result, rows, observed, new_levels)
-    known = positions >= 0
-    relative = result.optimum.factor @ result.optimum.factor.T
-    x = problem.conditioned_x(rows.X)
-    z = problem.conditioned_z(rows.Z) if rows.Z is not None else None
-    gain = None
-    if A is not None and C is not None and known.any():
-        assert z is not None
-        # M = L (I + L'A L)^-1 L' has no differences in it, however large L is
-        factor = result.optimum.factor
-        conditional = factor @ np.linalg.solve(
-            np.eye(len(factor)) + factor.T @ A @ factor, np.broadcast_to(factor.T, A.shape)
-        )
-        shrink = conditional @ C
-        b = problem.scale * (shrink @ np.append(-result._beta_o, 1.0))
-        mean = mean.copy()
-        mean[known] += np.einsum("ij,ij->i", z[known], b[positions[known]])
-        gain = (shrink[:, :, :-1], conditional)
+    levels = [np.full(len(mean), -1, dtype=np.intp) for _ in every]
+    conditional: _Conditional | None = None
+    if chosen:
+        finder = _one_factor if len(every) == 1 else _several_factors
+        levels, conditional = finder(result, rows, chosen, observed, new_levels, interval is not None)
+    z = [] if rows.Z is None else _conditioned(model, rows.Z)
+    if conditional is not None:
+        carried, variance = conditional.at(z, levels)
+        mean = mean + problem.scale * carried[:, -1]
+    elif chosen:
+        mean = mean + _blup_part(result, rows, levels)
     if interval is None:
         return mean
-    variance = np.zeros(len(mean))
-    direction = x.copy()
-    if gain is not None:
-        assert z is not None
-        shrink, conditional = gain
-        zk = z[known]
-        direction[known] -= np.einsum("ij,ijk->ik", zk, shrink[positions[known]])
-        variance[known] += np.einsum("ij,ijk,ik->i", zk, conditional[positions[known]], zk)
+    direction = problem.conditioned_x(rows.X)
+    if conditional is None:
+        variance = np.zeros(len(mean))
+    else:
+        direction = direction - carried[:, :-1]
     half = np.linalg.solve(result._chol, direction.T) if problem.rank else direction.T
-    variance += np.einsum("ji,ji->i", half, half)
+    variance = variance + np.einsum("ji,ji->i", half, half)
     if interval == "prediction":
-        assert z is not None
-        unknown = ~known
-        variance[unknown] += np.einsum("ij,jk,ik->i", z[unknown], relative, z[unknown])
+        for f, part, position in zip(model.factors, z, levels, strict=True):
+            turned = part @ result.optimum.factor[f.columns, f.columns]
+            variance += np.where(position < 0, np.einsum("ij,ij->i", turned, turned), 0.0)
         w = model.weights if weights is None and data is None else weights
         variance += 1.0 if w is None else 1.0 / w
     se = np.sqrt(result.sigma2 * variance)
@@ -188,13 +156,31 @@ def predict(
     return columns if model.spec is None else model.spec.frame(columns)
 
 
-def _subjects(
-    result: LMMResult, rows: _Rows, observed: Any, new_levels: str
-) -> tuple[NDArray[np.intp], Array | None, Array | None]:
-    """Position of each row's group among the cross-products returned; -1 for the population."""
+def _conditioned(model: LinearMixedModel, Z: Array) -> list[Array]:
+    """Rows of each factor in conditioned coordinates."""
+    problem = model.problem
+    if len(model.factors) == 1:
+        return [problem.conditioned_z(Z)]
+    return [Z[:, f.columns] @ problem.z_map[f.columns, f.columns] for f in model.factors]
+
+
+def _blup_part(result: LMMResult, rows: NewRows, levels: list[Index]) -> Array:
+    """Z b of the levels found."""
+    assert rows.Z is not None
+    out = np.zeros(len(rows.X))
+    for f, b, position in zip(result.model.factors, result._effects_by_factor, levels, strict=True):
+        own = np.einsum("ij,ij->i", rows.Z[:, f.columns], b[position])
+        out += np.where(position >= 0, own, 0.0)
+    return out
+
+
+def _one_factor(
+    result: LMMResult, rows: NewRows, chosen: tuple[str, ...], observed: Any, new_levels: str, intervals: bool
+) -> tuple[list[Index], _Conditional | None]:
+    """Position of each row's group among the cross-products returned (-1 for the population), and these."""
     model = result.model
-    assert rows.labels is not None
-    labels, index = np.unique(rows.labels, return_inverse=True)
+    name = model.grouping.name
+    labels, index = rows.distinct(model.grouping)
     where = model.grouping.locate(labels)
     position = np.full(len(labels), -1, dtype=np.intp)
     parts: list[tuple[Array, Array]] = []
@@ -203,27 +189,76 @@ def _subjects(
     if count:
         parts.append(_unpack_raw(result, where[where >= 0]))
     if observed is not None:
-        extra = _rows(result, observed, "observed", True, True, with_response=True)
+        extra = read_rows(model, observed, "observed", (name,), (name,), response=True)
         found, A, C = _observed_cross(result, extra)
         clash = [label for label, at in zip(labels.tolist(), where, strict=True) if at >= 0 and label in found]
         if clash:
             raise LMMError(
                 f"observed has the levels {_some(clash)} that the model was fitted to; "
-                f"give observations of new levels of {model.grouping.name} only"
+                f"give observations of new levels of {name} only"
             )
         for i, label in enumerate(labels.tolist()):
             if position[i] < 0 and label in found:
                 position[i] = count + found[label]
         parts.append((A, C))
-    missing = [label for i, label in enumerate(labels.tolist()) if position[i] < 0]
-    if missing and new_levels == "error":
+    if new_levels == "error":
+        _refuse_unseen([label for i, label in enumerate(labels.tolist()) if position[i] < 0], name)
+    if not parts:
+        return [position[index]], None
+    A, C = (np.concatenate(both) for both in zip(*parts, strict=True))
+    return [position[index]], _OneFactor(result.optimum.factor, A, C, result._beta_o)
+
+
+def _several_factors(
+    result: LMMResult, rows: NewRows, chosen: tuple[str, ...], observed: Any, new_levels: str, intervals: bool
+) -> tuple[list[Index], _Conditional | None]:
+    """Level of each row in each factor (-1 for none), and the random effects given the data where that is needed."""
+    model: Any = result.model
+    more = None
+    extra_labels: dict[str, dict[Any, int]] = {}
+    if observed is not None:
+        every = tuple(f.grouping.name for f in model.factors)
+        extra = read_rows(model, observed, "observed", every, every, response=True)
+        assert extra.y is not None and extra.Z is not None
+        if extra.offset is None and model.offset is not None:
+            raise LMMError("the model has an offset: give that of the observed rows in observed (0 for none)")
+        codes = []
+        for f in model.factors:
+            name = f.grouping.name
+            labels, index = extra.distinct(f.grouping)
+            at = f.grouping.locate(labels)
+            fresh = np.flatnonzero(at < 0)
+            at[fresh] = len(f.grouping.labels) + np.arange(len(fresh))
+            extra_labels[name] = dict(zip(labels[fresh].tolist(), at[fresh].tolist(), strict=True))
+            codes.append(at[index])
+        rest = extra.y - extra.X @ np.nan_to_num(result._params)
+        if extra.offset is not None:
+            rest = rest - extra.offset
+        w = np.ones(len(rest)) if extra.weights is None else extra.weights
+        more = (model.problem.conditioned_x(extra.X), extra.Z, codes, rest, w)
+    levels = []
+    for f in model.factors:
+        name = f.grouping.name
+        if name not in chosen:
+            levels.append(np.full(len(rows.X), -1, dtype=np.intp))
+            continue
+        labels, index = rows.distinct(f.grouping)
+        at = f.grouping.locate(labels)
+        for i in np.flatnonzero(at < 0):
+            at[i] = extra_labels.get(name, {}).get(labels[i : i + 1].tolist()[0], -1)
+        if new_levels == "error":
+            _refuse_unseen(labels[at < 0].tolist(), name)
+        levels.append(at[index])
+    # without new data the BLUPs of the fit serve
+    return levels, posterior_of(result, more) if intervals or more is not None else None
+
+
+def _refuse_unseen(missing: list[Any], name: str) -> None:
+    if missing:
         raise LMMError(
-            f"data has levels of {model.grouping.name} that the model has not seen: {_some(missing)}; use "
+            f"data has levels of {name} that the model has not seen: {_some(missing)}; use "
             'new_levels="population" for the population value, or give observations of them as observed='
         )
-    if not parts:
-        return position[index], None, None
-    return position[index], np.concatenate([a for a, _ in parts]), np.concatenate([c for _, c in parts])
 
 
 def _some(labels: list[Any]) -> str:

@@ -9,7 +9,17 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from .comparison import Comparison, Null, Row, check_null, information_criteria, null_test, tested, warnings
+from .comparison import (
+    Comparison,
+    Null,
+    Row,
+    beyond_rounding,
+    check_null,
+    information_criteria,
+    null_test,
+    tested,
+    warnings,
+)
 from .errors import LMMError
 from .model import LinearMixedModel
 from .nesting import nest, orthonormal
@@ -164,7 +174,7 @@ def _against_linear(
     if isinstance(nesting, str):
         raise LMMError(f"the random effects cannot be tested: {nesting}")
     criterion = model.evaluate(np.zeros(model.structure.n_parameters), reml=result.reml).value
-    statistic = max(criterion - result.criterion, 0.0)
+    statistic = beyond_rounding(criterion - result.criterion, result.criterion)
     found: NullTest
     if null == "bootstrap":
         found = _bootstrap_linear(statistic, result, criterion, n_sim, seed)

@@ -166,7 +166,7 @@ def simulate_fit(
     *,
     reml: bool = True,
     n_jobs: int | None = None,
-    progress: bool = False,
+    progress: bool | None = None,
     fit: LinearMixedModel | None = None,
     draw: Draw | None = None,
 ) -> BatchResult:
@@ -181,7 +181,7 @@ def simulate_fit(
     reml : bool
     n_jobs : int, optional
         Threads; results do not depend on it.
-    progress : bool
+    progress : bool, optional
     fit : LinearMixedModel, optional
         The model to fit, by default the one that generates.
     draw : callable, optional

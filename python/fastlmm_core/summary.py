@@ -473,6 +473,8 @@ def _ran_vals(result: LMMResult) -> dict[str, list[str] | NDArray[Any]]:
         columns["estimate"].append(effects.ravel())
         # rounding may leave a variance of -1e-20 where there is none
         columns["std_error"].append(np.sqrt(np.maximum(np.einsum("ijj->ij", covariance), 0.0)).ravel())
+    if len({labels.dtype.kind for labels in columns["level"]}) > 1:
+        columns["level"] = [labels.astype(str).astype(object) for labels in columns["level"]]
     return {
         name: np.concatenate(values) if name in ("level", "estimate", "std_error") else values
         for name, values in columns.items()

@@ -263,7 +263,8 @@ def variance_components(result: LMMResult, level: float = 0.95) -> Any:
 
 def _limits(kind: str, estimate: float, half: float) -> tuple[float, float]:
     if kind in ("sd", "var"):
-        factor = float(np.exp(half / estimate))
+        with np.errstate(over="ignore"):  # no upper limit
+            factor = float(np.exp(half / estimate))
         return estimate / factor, estimate * factor
     if kind == "corr":
         centre, reach = float(np.arctanh(estimate)), half / (1.0 - estimate**2)

@@ -12,11 +12,12 @@ from ..checks import float_array
 from ..errors import LMMError
 
 if TYPE_CHECKING:
+    from ..grouping import Grouping
     from ..model import LinearMixedModel
 
 __all__ = [
-    "BLACK", "BLUE", "GREEN", "GREY", "ORANGE", "SKY", "VERMILLION", "binned", "grid", "new_axes", "own_axes",
-    "plain", "pyplot", "sample", "variable",
+    "BLACK", "BLUE", "GREEN", "GREY", "ORANGE", "SKY", "VERMILLION", "binned", "grid", "grouping_of", "new_axes",
+    "own_axes", "plain", "pyplot", "sample", "variable",
 ]  # fmt: skip
 
 Array = NDArray[np.float64]
@@ -74,6 +75,22 @@ def sample(count: int, most: int, seed: int = 0) -> NDArray[np.intp]:
     if count <= most:
         return np.arange(count)
     return np.sort(np.random.default_rng(seed).choice(count, most, replace=False))
+
+
+def grouping_of(model: LinearMixedModel, factor: str | None) -> Grouping:
+    """A grouping factor by name, by default that with most levels.
+
+    Raises
+    ------
+    LMMError
+        For an unknown name.
+    """
+    groupings = {f.grouping.name: f.grouping for f in model.factors}
+    if factor is None:
+        return model.grouping
+    if factor not in groupings:
+        raise LMMError(f"factor={factor!r} is not a grouping factor; use {' or '.join(map(repr, groupings))}")
+    return groupings[factor]
 
 
 def variable(model: LinearMixedModel, x: Any = None) -> tuple[Array, str, list[str] | None]:

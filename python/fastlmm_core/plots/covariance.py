@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ..checks import float_array
-from ..marginal import least_variance_time, marginal_covariance_at, slope_variable
-from ._style import BLACK, BLUE, GREY, SKY, VERMILLION, own_axes, plain, pyplot, variable
+from ..marginal import least_variance_time, marginal_covariance_at, slope_columns
+from ._style import BLACK, BLUE, GREY, SKY, VERMILLION, grouping_of, own_axes, plain, pyplot, variable
 
 if TYPE_CHECKING:
     from ..model import LinearMixedModel
@@ -47,8 +47,7 @@ def marginal_variance(result: LMMResult, x: ArrayLike | None = None, *, ax: Any 
     """
     pyplot()
     model = result.model
-    slope = slope_variable(model)
-    observed = model.exog_re[:, slope]
+    observed = model.exog_re[:, slope_columns(model)[0]]
     low, high = float(observed.min()), float(observed.max())
     at = np.linspace(low, high, 101) if x is None else float_array(x, "x", 1)
     found = marginal_covariance_at(result, at)
@@ -69,7 +68,7 @@ def marginal_variance(result: LMMResult, x: ArrayLike | None = None, *, ax: Any 
     return ax
 
 
-def missingness(model: LinearMixedModel, x: Any = None, *, ax: Any = None) -> Any:
+def missingness(model: LinearMixedModel, x: Any = None, *, factor: str | None = None, ax: Any = None) -> Any:
     """Which groups were observed when: a row per group, or per pattern where there are many groups.
 
     Parameters
@@ -79,6 +78,8 @@ def missingness(model: LinearMixedModel, x: Any = None, *, ax: Any = None) -> An
         The occasions: a column of X or Z, or values or labels for the rows used; by default the variable of the random
         slope.
         More than 60 different ones are put into 60 classes of equal width.
+    factor : str, optional
+        The grouping factor, where there are several; by default that with most levels.
     ax : matplotlib Axes, optional
 
     Returns
@@ -89,11 +90,11 @@ def missingness(model: LinearMixedModel, x: Any = None, *, ax: Any = None) -> An
     Raises
     ------
     LMMError
-        For unknown columns, or without matplotlib.
+        For unknown columns or factors, or without matplotlib.
     """
     pyplot()
     values, name, ticks = variable(model, x)
-    grouping = model.grouping
+    grouping = grouping_of(model, factor)
     m = len(grouping.labels)
     times, place = np.unique(values, return_inverse=True)
     digits = ".6g"

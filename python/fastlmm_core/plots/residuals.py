@@ -9,10 +9,11 @@ from numpy.typing import NDArray
 
 from ..checks import check_share
 from ..errors import LMMError
-from ._style import BLACK, BLUE, GREY, SKY, VERMILLION, binned, new_axes, own_axes, plain, pyplot
+from ._style import BLACK, BLUE, GREY, SKY, VERMILLION, binned, grouping_of, new_axes, own_axes, plain, pyplot
 from .effects import _column
 
 if TYPE_CHECKING:
+    from ..grouping import Grouping
     from ..results import LMMResult
 
 __all__ = ["qq", "residual_panels"]
@@ -30,16 +31,19 @@ BOXES = 40
 CURVE = 30
 
 
-def residual_panels(result: LMMResult) -> Any:
+def residual_panels(result: LMMResult, *, factor: str | None = None) -> Any:
     """Four views of the residuals: against fitted values, their size, their quantiles, by group.
 
     Residuals are Pearson residuals (conditional, over sigma).  Lines join means in classes of the fitted values.  The
-    band of the quantiles is simulated, see `qq` (none where the model has more than 20,000 rows).  With more than 40
+    band of the quantiles is simulated, see `qq` (none where the model has more than 20,000 rows, or 5,000 and several
+    grouping factors).  With more than 40
     groups, the standard deviation of the residuals in each group is shown in place of box plots.
 
     Parameters
     ----------
     result : LMMResult
+    factor : str, optional
+        The grouping factor of the last view, where there are several; by default that with most levels.
 
     Returns
     -------
@@ -48,8 +52,9 @@ def residual_panels(result: LMMResult) -> Any:
     Raises
     ------
     LMMError
-        Without matplotlib.
+        For an unknown factor, or without matplotlib.
     """
+    grouping = grouping_of(result.model, factor)
     axes = new_axes(2, 2, (4.6, 3.6))
     residual, fitted = result.residuals("pearson"), result.fittedvalues
     _against(axes[0, 0], fitted, residual, "Pearson residual")
@@ -58,8 +63,9 @@ def residual_panels(result: LMMResult) -> Any:
     for ax, title in zip(axes.ravel(), ("Residuals and fitted values", "Scale and location", "Quantiles", "Groups"),
                          strict=True):  # fmt: skip
         ax.set_title(title, fontsize="medium", loc="left")
-    qq(result, "residuals", envelope=len(residual) <= 20_000, ax=axes[1, 0])
-    _by_group(axes[1, 1], result, residual)
+    most = 20_000 if len(result.model.factors) == 1 else 5_000
+    qq(result, "residuals", envelope=len(residual) <= most, ax=axes[1, 0])
+    _by_group(axes[1, 1], grouping, residual)
     return axes
 
 
@@ -76,8 +82,7 @@ def _against(ax: Any, x: Array, y: Array, name: str) -> None:
     plain(ax)
 
 
-def _by_group(ax: Any, result: LMMResult, residual: Array) -> None:
-    grouping = result.model.grouping
+def _by_group(ax: Any, grouping: Grouping, residual: Array) -> None:
     index, labels = grouping.index, grouping.labels
     order = np.argsort(index, kind="stable")
     starts = np.flatnonzero(np.diff(index[order], prepend=-1))
@@ -184,7 +189,8 @@ def qq(
     ends = theory[[0, -1]]
     ax.plot(ends, slope * ends, color=VERMILLION, linewidth=1.2, linestyle="--", zorder=2)
     ax.set_xlabel("normal quantile")
-    label = "Pearson residual" if what == "residuals" else f"BLUP of {model.exog_re_names[column]}"
+    of = f" ({model.factors[at].grouping.name})" if len(model.factors) > 1 else ""
+    label = "Pearson residual" if what == "residuals" else f"BLUP of {model.exog_re_names[column]}{of}"
     ax.set_ylabel(label)
     plain(ax)
     if envelope:

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import LMMError
-from ._style import BLACK, BLUE, GREY, binned, grid, own_axes, plain, pyplot, sample, variable
+from ._style import BLACK, BLUE, GREY, binned, grid, grouping_of, own_axes, plain, pyplot, sample, variable
 
 if TYPE_CHECKING:
     from ..grouping import Grouping
@@ -74,10 +74,7 @@ def trajectories(
         raise LMMError("layout='panels' makes a figure of its own: leave ax out")
     pyplot()
     model = result.model
-    groupings = {f.grouping.name: f.grouping for f in model.factors}
-    if factor is not None and factor not in groupings:
-        raise LMMError(f"factor={factor!r} is not a grouping factor; use {' or '.join(map(repr, groupings))}")
-    grouping = model.grouping if factor is None else groupings[factor]
+    grouping = grouping_of(model, factor)
     values, name, ticks = variable(model, x)
     chosen = _chosen(grouping, subjects, LINES if layout == "spaghetti" else PANELS)
     rows = np.flatnonzero(np.isin(grouping.index, chosen))
@@ -135,7 +132,7 @@ def _spaghetti(
         label = f"{grouping.name}: own lines" + ("" if shown == count else f" ({shown} of {count:,})")
         ax.plot(
             x[part], fitted[part], color=BLUE, alpha=strength, linewidth=1.0, label=label if i == 0 else None, zorder=2,
-            marker="o" if len(part) == 1 else None, markersize=2.5,
+            marker="o" if (x[part] == x[part[0]]).all() else None, markersize=2.5,
         )  # fmt: skip
     at, mean, averaged = _population(result, x)
     label = "population" + (" (mean over other covariates)" if averaged else "")
