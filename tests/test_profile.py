@@ -248,7 +248,7 @@ def test_units_and_origin(rng):
         flc.LinearMixedModel((y + 1e6) * 1e-6, X * [1.0, 1e4, 1e-3], Z * [1.0, 1e4], groups, weights=w * 1e3).fit()
     )
     units = {
-        "sd_z0|group": 1e-6, "sd_z1|group": 1e-10, "cor_z1.z0|group": 1.0, "sigma": 1e-6 * np.sqrt(1e3),
+        "sd_z0|group": 1e-6, "sd_z1|group": 1e-10, "cor_z0.z1|group": 1.0, "sigma": 1e-6 * np.sqrt(1e3),
         "x0": 1e-6, "x1": 1e-10, "x2": 1e-3,
     }  # fmt: skip
     for name, limits in plain.items():
@@ -302,7 +302,7 @@ def test_perfect_correlation(rng):
             break
     limits = confidence_limits(fit)
     dense = Dense(y, Z, Z, groups)
-    assert limits["cor_z1.z0|group"][1] == 1.0
+    assert limits["cor_z0.z1|group"][1] == 1.0
     for parameter in parameters_of(fit)[:3]:
         limit = limits[parameter.name][0]
         assert dense.profiled(parameter, limit, fit) - fit.criterion == pytest.approx(LEVEL_95, abs=5e-6)
@@ -318,7 +318,7 @@ def test_no_variance_of_one_effect(rng):
             break
     limits = confidence_limits(fit)
     assert limits["sd_z1|group"][0] == 0.0
-    assert limits["cor_z1.z0|group"] == (-1.0, 1.0)
+    assert limits["cor_z0.z1|group"] == (-1.0, 1.0)
     chosen = next(p for p in parameters_of(fit) if p.name == "sd_z1|group")
     rise = Dense(y, X, Z, groups).profiled(chosen, limits["sd_z1|group"][1], fit) - fit.criterion
     assert rise == pytest.approx(LEVEL_95, abs=5e-6)

@@ -97,9 +97,9 @@ def test_against_the_dense_hessian(rng, q, structure, reml):
         for j in range(i if structure == "full" else 0):
             root = np.sqrt(G[i, i] * G[j, j])
             corr = G[i, j] / root
-            assert found["group", f"z{i}.z{j}", "cov"][1] == pytest.approx(slope(**{f"g{i}{j}": 1.0}), rel=tolerance)
+            assert found["group", f"z{j}.z{i}", "cov"][1] == pytest.approx(slope(**{f"g{i}{j}": 1.0}), rel=tolerance)
             of_corr = {f"g{i}{j}": 1 / root, f"g{i}{i}": -0.5 * corr / G[i, i], f"g{j}{j}": -0.5 * corr / G[j, j]}
-            assert found["group", f"z{i}.z{j}", "corr"][1] == pytest.approx(slope(**of_corr), rel=tolerance)
+            assert found["group", f"z{j}.z{i}", "corr"][1] == pytest.approx(slope(**of_corr), rel=tolerance)
     assert found["Residual", "Observation", "var"][1] == pytest.approx(slope(sigma2=1.0), rel=tolerance)
     assert found["Residual", "Observation", "sd"][1] == pytest.approx(slope(sigma2=0.5 / result.sigma), rel=tolerance)
 
@@ -114,7 +114,7 @@ def test_against_the_dense_hessian(rng, q, structure, reml):
     jacobian = np.array([(theta(x + h * e) - theta(x - h * e)) / (2.0 * h) for e in np.eye(len(x))]).T
     expected = np.sqrt(np.diag(jacobian @ covariance @ jacobian.T))
     names = [
-        f"z{i}" if i == j else f"z{i}.z{j}" for j in range(q) for i in range(j, q if structure == "full" else j + 1)
+        f"z{i}" if i == j else f"z{j}.z{i}" for j in range(q) for i in range(j, q if structure == "full" else j + 1)
     ]
     got = np.array([found["group", name, "theta"] for name in names])
     np.testing.assert_allclose(got[:, 0], result.theta, rtol=1e-12)
@@ -222,12 +222,12 @@ def test_perfect_correlation(rng, reml):
     assert found["group", "z1", "sd"][1] == pytest.approx(errors[1], rel=1e-4)
     assert found["Residual", "Observation", "var"][1] == pytest.approx(errors[2], rel=1e-4)
     cov = np.sqrt(np.array([f[1], f[0]]) @ covariance[:2, :2] @ [f[1], f[0]])
-    assert found["group", "z1.z0", "cov"][1] == pytest.approx(cov, rel=1e-4)
-    assert np.isnan(found["group", "z1.z0", "corr"][1:]).all()
+    assert found["group", "z0.z1", "cov"][1] == pytest.approx(cov, rel=1e-4)
+    assert np.isnan(found["group", "z0.z1", "corr"][1:]).all()
     assert np.isnan(found["group", "z1", "theta"][1:]).all()
     # theta: f / sigma
     slope = np.array([0.0, 1.0, -0.5 * f[1] / result.sigma2]) / result.sigma
-    assert found["group", "z1.z0", "theta"][1] == pytest.approx(np.sqrt(slope @ covariance @ slope), rel=1e-4)
+    assert found["group", "z0.z1", "theta"][1] == pytest.approx(np.sqrt(slope @ covariance @ slope), rel=1e-4)
 
 
 def test_frames_and_errors(fitted_reference):

@@ -199,7 +199,7 @@ def confidence_limits(
     level : float
         Between 0 and 1.
     parameters : str or sequence of str, optional
-        Names (``sd_x|g``, ``cor_y.x|g``, ``sigma``, names of coefficients), "fixed" or "random" (with sigma); by
+        Names (``sd_x|g``, ``cor_x.y|g``, ``sigma``, names of coefficients), "fixed" or "random" (with sigma); by
         default all.
 
     Returns
@@ -262,7 +262,7 @@ def profile(
     result : LMMResult
         A REML fit is refitted by ML, as lme4 does.
     parameters : str or sequence of str, optional
-        Names (``sd_x|g``, ``cor_y.x|g``, ``sigma``, names of coefficients), "fixed" or "random" (with sigma); by
+        Names (``sd_x|g``, ``cor_x.y|g``, ``sigma``, names of coefficients), "fixed" or "random" (with sigma); by
         default all that can be estimated.
     level : float
         Confidence level that the paths reach.

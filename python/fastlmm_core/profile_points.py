@@ -54,7 +54,7 @@ class Parameter(NamedTuple):
     Attributes
     ----------
     name : str
-        ``sd_x|g``, ``cor_y.x|g`` (as in lme4), ``sigma``, or the name of the coefficient.
+        ``sd_x|g``, ``cor_x.y|g``, ``sigma``, or the name of the coefficient.
     kind : {"sd", "corr", "sigma", "beta"}
     columns : tuple of int
         Random effects, or the column of X.
@@ -100,7 +100,7 @@ def parameters_of(result: LMMResult) -> list[Parameter]:
             out.append(Parameter(f"sd_{names[i]}|{term}", "sd", (i,)))
             if block.structure == "full":
                 out += [
-                    Parameter(f"cor_{names[j]}.{names[i]}|{term}", "corr", (i, j)) for j in range(i + 1, block.stop)
+                    Parameter(f"cor_{names[i]}.{names[j]}|{term}", "corr", (i, j)) for j in range(i + 1, block.stop)
                 ]
     out.append(Parameter("sigma", "sigma", ()))
     return out + [Parameter(name, "beta", (j,)) for j, name in enumerate(model.exog_names)]

@@ -189,14 +189,14 @@ def _block_parameters(result: LMMResult, term: str, block: Block, of_g: Array, o
             slope = changes[:, i, j] / (sd[i] * sd[j]) - 0.5 * corr[i, j] * (
                 changes[:, i, i] / variance[i] + changes[:, j, j] / variance[j]
             )
-        out.append(_Parameter(term, f"{names[j]}.{names[i]}", "corr", float(corr[i, j]), slope))
+        out.append(_Parameter(term, f"{names[i]}.{names[j]}", "corr", float(corr[i, j]), slope))
     out += [
         _Parameter(term, names[i], "var", float(variance[i]), changes[:, i, i] if live[i] else None)
         for i in range(len(names))
     ]
     out += [
         _Parameter(
-            term, f"{names[j]}.{names[i]}", "cov", float(G[i, j]), changes[:, i, j] if live[i] and live[j] else None
+            term, f"{names[i]}.{names[j]}", "cov", float(G[i, j]), changes[:, i, j] if live[i] and live[j] else None
         )
         for i, j in pairs
     ]
@@ -207,7 +207,7 @@ def _block_parameters(result: LMMResult, term: str, block: Block, of_g: Array, o
     for j in range(len(names)):
         for i in range(j, len(names) if full else j + 1):
             slope = None if slopes is None or np.isnan(slopes[:, i, j]).any() else slopes[:, i, j]
-            name = names[j] if i == j else f"{names[i]}.{names[j]}"
+            name = names[j] if i == j else f"{names[j]}.{names[i]}"
             out.append(_Parameter(term, name, "theta", float(factor[i, j]), slope))
     return out
 
