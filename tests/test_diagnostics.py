@@ -131,7 +131,7 @@ def test_a_singular_fit_gives_the_residuals_of_regression():
         np.testing.assert_allclose(studentized_residuals(result, kind, external=True), external, rtol=1e-6)
     assert np.allclose(leverage(result)["random"], 0.0)
     frame = mahalanobis(result)
-    assert (np.asarray(frame["df"]) == 0).all() and np.isnan(frame["pvalue"]).all()
+    assert (np.asarray(frame["df"]) == 0).all() and np.isnan(frame["p_value"]).all()
 
 
 def test_normal_scores():
@@ -158,7 +158,7 @@ def test_mahalanobis_against_dense_algebra(case):
         assert found["df"][g] == rank
         expected = b[g] @ np.linalg.pinv(cov, rcond=1e-9, hermitian=True) @ b[g]
         np.testing.assert_allclose(found["distance"][g], expected, rtol=1e-6)
-        np.testing.assert_allclose(found["pvalue"][g], stats.chi2.sf(expected, rank), rtol=1e-5)
+        np.testing.assert_allclose(found["p_value"][g], stats.chi2.sf(expected, rank), rtol=1e-5)
 
 
 def test_subject_chi2_against_dense_algebra():
@@ -197,7 +197,7 @@ def test_autocorrelation_by_rows():
             r = products.mean() / scale
             np.testing.assert_allclose(found["autocorrelation"][lag - 1], r, rtol=1e-9)
             z = r * np.sqrt(len(products))
-            np.testing.assert_allclose(found["pvalue"][lag - 1], 2 * stats.norm.sf(abs(z)), rtol=1e-9)
+            np.testing.assert_allclose(found["p_value"][lag - 1], 2 * stats.norm.sf(abs(z)), rtol=1e-9)
         else:
             assert np.isnan(found["autocorrelation"][lag - 1])
 
@@ -251,7 +251,7 @@ def simulated(rng, m=60, n_i=8, kind="fine"):
 
 def test_p_values_are_uniform_under_the_model():
     rng = np.random.default_rng(12)
-    p = np.array([residual_tests(simulated(rng))["pvalue"] for _ in range(200)])
+    p = np.array([residual_tests(simulated(rng))["p_value"] for _ in range(200)])
     names = residual_tests(simulated(rng))["test"]
     assert np.isfinite(p).all()
     for j, name in enumerate(names):
@@ -269,7 +269,7 @@ def test_p_values_are_uniform_under_the_model():
 )
 def test_violations_are_found(kind, line):
     rng = np.random.default_rng(3)
-    found = [residual_tests(simulated(rng, kind=kind))["pvalue"][line] for _ in range(10)]
+    found = [residual_tests(simulated(rng, kind=kind))["p_value"][line] for _ in range(10)]
     assert np.median(found) < 0.01
 
 
@@ -285,16 +285,16 @@ def test_statistics_against_scipy():
     index = result.model.grouping.index
     assert table["statistic"][0] == stats.shapiro(w).statistic
     f, p = stats.f_oneway(*[np.abs(w[index == g]) for g in range(60)])
-    np.testing.assert_allclose([table["statistic"][3], table["pvalue"][3]], [f, p], rtol=1e-9)
+    np.testing.assert_allclose([table["statistic"][3], table["p_value"][3]], [f, p], rtol=1e-9)
     mean = result.model.exog @ result.params
     r = stats.pearsonr(w**2, mean).statistic
     np.testing.assert_allclose(table["statistic"][4], len(w) * r**2, rtol=1e-9)
     acf = autocorrelation(result, 3)
     np.testing.assert_allclose(table["statistic"][5], np.sum(acf["z"] ** 2), rtol=1e-9)
-    np.testing.assert_allclose(table["pvalue"][5], stats.chi2.sf(table["statistic"][5], 3), rtol=1e-9)
+    np.testing.assert_allclose(table["p_value"][5], stats.chi2.sf(table["statistic"][5], 3), rtol=1e-9)
     each = mahalanobis(result)
-    worst = int(np.argmin(each["pvalue"]))
-    np.testing.assert_allclose(table["pvalue"][6], 1 - (1 - each["pvalue"][worst]) ** 60, rtol=1e-9)
+    worst = int(np.argmin(each["p_value"]))
+    np.testing.assert_allclose(table["p_value"][6], 1 - (1 - each["p_value"][worst]) ** 60, rtol=1e-9)
 
 
 def test_frames_of_the_callers_library():
@@ -314,7 +314,7 @@ def test_constant_mean_and_singular_fits_leave_tests_out():
     result = flc.LinearMixedModel(y, None, None, codes).fit()
     assert result.singular
     table = residual_tests(result)
-    of = dict(zip(table["test"], table["pvalue"], strict=True))
+    of = dict(zip(table["test"], table["p_value"], strict=True))
     assert np.isnan(of["Breusch-Pagan"]) and np.isnan(of["Mahalanobis"])
     assert np.isfinite(of["Levene"]) and np.isfinite(of["Box-Pierce"])
 
@@ -401,7 +401,7 @@ def test_several_factors_mahalanobis(several):
             cov = G @ Zi.T @ P @ Zi @ G
             expected = b[g] @ np.linalg.pinv(cov, rcond=1e-9, hermitian=True) @ b[g]
             np.testing.assert_allclose(found["distance"][g], expected, rtol=1e-6)
-            np.testing.assert_allclose(found["pvalue"][g], stats.chi2.sf(expected, found["df"][g]), rtol=1e-5)
+            np.testing.assert_allclose(found["p_value"][g], stats.chi2.sf(expected, found["df"][g]), rtol=1e-5)
     np.testing.assert_array_equal(mahalanobis(result)["df"], mahalanobis(result, result.model.grouping.name)["df"])
 
 
@@ -440,9 +440,9 @@ def test_several_factors_residual_tests():
         "whitened residuals over batch:cask", "whitened residuals over batch",
     ]  # fmt: skip
     w = result.residuals("whitened")
-    np.testing.assert_allclose(table["pvalue"][0], stats.shapiro(w).pvalue)
+    np.testing.assert_allclose(table["p_value"][0], stats.shapiro(w).pvalue)
     assert list(table["test"])[7:] == ["Mahalanobis", "Mahalanobis", "chi^2"]
-    assert np.isfinite(table["pvalue"]).sum() == 9
+    assert np.isfinite(table["p_value"]).sum() == 9
     crossed = flc.lmm("diameter ~ 1 + (1 | plate) + (1 | sample)", flc.datasets.load("penicillin")).fit()
     assert list(crossed.residual_tests()["test"])[-2:] == ["Mahalanobis", "Mahalanobis"]
     for call in (mahalanobis, lambda r, name: autocorrelation(r, 2, factor=name)):

@@ -137,7 +137,7 @@ def mahalanobis(result: LMMResult, factor: str | None = None) -> Any:
     Returns
     -------
     frame or dict of arrays
-        The grouping factor, ``distance``, ``df`` and ``pvalue`` (not adjusted for the number of groups), one line per
+        The grouping factor, ``distance``, ``df`` and ``p_value`` (not adjusted for the number of groups), one line per
         group.
 
     Raises
@@ -149,7 +149,7 @@ def mahalanobis(result: LMMResult, factor: str | None = None) -> Any:
     distance, df = _distances(result, at)
     grouping = result.model.factors[at].grouping
     return table(
-        result, {grouping.name: grouping.labels, "distance": distance, "df": df, "pvalue": _upper(distance, df)}
+        result, {grouping.name: grouping.labels, "distance": distance, "df": df, "p_value": _upper(distance, df)}
     )
 
 
@@ -165,7 +165,7 @@ def subject_chi2(result: LMMResult) -> Any:
     Returns
     -------
     frame or dict of arrays
-        The grouping factor, ``chi2``, ``df`` and ``pvalue`` (upper tail), one line per group.
+        The grouping factor, ``chi2``, ``df`` and ``p_value`` (upper tail), one line per group.
 
     Raises
     ------
@@ -176,7 +176,7 @@ def subject_chi2(result: LMMResult) -> Any:
     if grouping is None:
         raise LMMError("subject_chi2 needs independent groups: the grouping factors of this model are crossed")
     chi2, df = _group_chi2(result, grouping)
-    return table(result, {grouping.name: grouping.labels, "chi2": chi2, "df": df, "pvalue": _upper(chi2, df)})
+    return table(result, {grouping.name: grouping.labels, "chi2": chi2, "df": df, "p_value": _upper(chi2, df)})
 
 
 def _independent(result: LMMResult) -> Grouping | None:
@@ -277,7 +277,7 @@ def autocorrelation(
     -------
     frame or dict of arrays
         ``lag``, ``pairs`` (number of products averaged), ``autocorrelation`` (their mean divided by the mean square),
-        ``z`` (times the root of the number of pairs: standard normal under the model) and ``pvalue`` (two-sided).
+        ``z`` (times the root of the number of pairs: standard normal under the model) and ``p_value`` (two-sided).
 
     Raises
     ------
@@ -295,7 +295,7 @@ def autocorrelation(
         result,
         {
             "lag": np.arange(1, int(max_lag) + 1), "pairs": pairs, "autocorrelation": found, "z": z,
-            "pvalue": 2.0 * ndtr(-np.abs(z)),
+            "p_value": 2.0 * ndtr(-np.abs(z)),
         },
     )  # fmt: skip
 
@@ -373,7 +373,7 @@ def residual_tests(result: LMMResult, max_lag: int = 3, time: ArrayLike | None =
     Returns
     -------
     frame or dict of arrays
-        ``assumption``, ``test``, ``of`` (what is tested), ``statistic``, ``df``, ``pvalue``; NaN where a test does not
+        ``assumption``, ``test``, ``of`` (what is tested), ``statistic``, ``df``, ``p_value``; NaN where a test does not
         apply.
 
     Raises
@@ -415,7 +415,7 @@ def residual_tests(result: LMMResult, max_lag: int = 3, time: ArrayLike | None =
     independent = _independent(result)
     if independent is not None:
         rows.append(_outlier("chi^2", independent, *_group_chi2(result, independent)))
-    names = ("assumption", "test", "of", "statistic", "df", "pvalue")
+    names = ("assumption", "test", "of", "statistic", "df", "p_value")
     return table(result, {name: np.array([row[j] for row in rows]) for j, name in enumerate(names)})
 
 
