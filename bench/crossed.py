@@ -24,8 +24,8 @@ from fastlmm_core import hierarchy, kernels, optimize
 from fastlmm_core.hierarchy import Factor, condition_factors
 from fastlmm_core.parameters import Block, CovarianceStructure
 
-ROUND, ROUNDS = 12, 10
-"""Iterations between changes to principal axes, as many as the driver's for wide terms."""
+ROUND, ROUNDS = optimize.WIDE_ROUND, optimize.ITERATIONS // optimize.WIDE_ROUND
+"""Iterations between changes to principal axes, and how many of these there may be."""
 
 
 def _dense(codes):

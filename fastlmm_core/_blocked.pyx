@@ -828,6 +828,11 @@ cdef class BlockedEngine(Objective):
         chol = np.tril(self.copied(self.chol, k, k))[: k - 1, : k - 1]
         return -self.copied(self.b, k, 1)[: k - 1, 0], self.r2, chol, self.copied(self.slope, self.q, self.q)
 
+    @property
+    def remainder(self):
+        """r^2 relative to y'y, at the last point: what the fixed and the random effects leave of y."""
+        return self.r2 / self.gram[self.k * self.k - 1]
+
     def precision(self):
         """sum N_aa (q, q) over the levels of each factor, at the last point of order 1 or more."""
         self._require(1)

@@ -370,8 +370,8 @@ cdef inline void chain_curve(Py_ssize_t q, Py_ssize_t k, Py_ssize_t below, Py_ss
 
 
 cdef inline void chain_down_of(
-    Py_ssize_t q, Py_ssize_t k, Py_ssize_t first, bint finest, bint second, bint traces, const ChainStage* stage,
-    const double* factor, const double* weight, double* sum_n, double* sum_f, double* gram, double* curve,
+    Py_ssize_t q, Py_ssize_t k, Py_ssize_t first, bint finest, bint second, bint traces, Py_ssize_t forms,
+    const ChainStage* stage, const double* factor, const double* weight, double* sum_n, double* sum_f, double* gram, double* curve,
     vecu* acc_n, vecu* temporary,
 ) noexcept nogil:
     cdef Py_ssize_t n_a = q * (q + 1) // 2, n_c = q * k, n_g = n_c * (n_c + 1) // 2
@@ -492,7 +492,7 @@ cdef inline void chain_down_of(
                 for pos in range(n_c):
                     record[n_a + n_c + pos] = f[pos]
             elif second:
-                chain_curve(q, k, 0, first, traces, nn, Q, f, NULL, NULL, NULL, out, acc_c, work)
+                chain_curve(q, k, 0, forms, traces, nn, Q, f, NULL, NULL, NULL, out, acc_c, work)
         if finest and second and stage.parent != NULL:
             chain_scatter(stage, block, stage.above_sums, n_a * (n_a + n_c), out)
     for pos in range(n_a):
@@ -507,13 +507,14 @@ cdef inline void chain_down_of(
 
 
 cdef void chain_down(
-    const Shape* shape, const ChainStage* stage, Py_ssize_t first, bint second, bint traces, const double* factor,
-    const double* weight, double* sum_n, double* sum_f, double* gram, double* curve, double* scratch,
+    const Shape* shape, const ChainStage* stage, Py_ssize_t first, bint second, bint traces, Py_ssize_t forms,
+    const double* factor, const double* weight, double* sum_n, double* sum_f, double* gram, double* curve, double* scratch,
 ) noexcept nogil:
     """E and N of the levels of a stage given those of coarser ones; sums of N and of f f', f = E weight.
 
     Columns of the upper triangular weight (k, k) before `first` are skipped.  If `second`, also gram = sum vec(E)
-    vec(E)' (packed; NULL if not wanted) and, at the finest stage, what `chain_second` does for the others.
+    vec(E)' (packed; NULL if not wanted) and, at the finest stage, what `chain_second` does for the others, with the
+    columns of f from `forms` on.
     scratch: LANES (15 q^2 + 5 q k + 3 n_a + n_g + n_a (2 n_a + q k)) doubles.
     """
     cdef Py_ssize_t n_c = shape.n_c
@@ -521,27 +522,29 @@ cdef void chain_down(
     cdef vecu* temporary = acc + 2 * shape.n_a + n_c * (n_c + 1) // 2 + shape.n_a * (2 * shape.n_a + n_c)
     # local, so that the compiler can keep them in registers
     cdef vec small[80]
-    if stage.level == 0 and shape.q == 2 and shape.k == 3 and first == 0 and traces:
-        if second:
-            chain_down_of(2, 3, 0, True, True, True, stage, factor, weight, sum_n, sum_f, gram, curve, acc,
-                          <vecu*> small)
-        else:
-            chain_down_of(2, 3, 0, True, False, True, stage, factor, weight, sum_n, sum_f, gram, curve, acc,
-                          <vecu*> small)
+    if stage.level == 0 and shape.q == 2 and shape.k == 3 and first == 0 and not second:
+        chain_down_of(2, 3, 0, True, False, False, 0, stage, factor, weight, sum_n, sum_f, gram, curve, acc,
+                      <vecu*> small)
+    elif stage.level == 0 and shape.q == 2 and shape.k == 3 and first == 0 and forms == 2 and not traces:
+        chain_down_of(2, 3, 0, True, True, False, 2, stage, factor, weight, sum_n, sum_f, gram, curve, acc,
+                      <vecu*> small)
+    elif stage.level == 0 and shape.q == 2 and shape.k == 3 and first == 0 and forms == 0 and traces:
+        chain_down_of(2, 3, 0, True, True, True, 0, stage, factor, weight, sum_n, sum_f, gram, curve, acc,
+                      <vecu*> small)
     elif stage.level == 0 and shape.q == 1:
-        chain_down_of(1, shape.k, first, True, second, traces, stage, factor, weight, sum_n, sum_f, gram, curve, acc,
-                      temporary)
-    elif stage.level == 0 and shape.q == 2:
-        chain_down_of(2, shape.k, first, True, second, traces, stage, factor, weight, sum_n, sum_f, gram, curve, acc,
-                      temporary)
-    elif stage.level == 0:
-        chain_down_of(shape.q, shape.k, first, True, second, traces, stage, factor, weight, sum_n, sum_f, gram, curve,
+        chain_down_of(1, shape.k, first, True, second, traces, forms, stage, factor, weight, sum_n, sum_f, gram, curve,
                       acc, temporary)
+    elif stage.level == 0 and shape.q == 2:
+        chain_down_of(2, shape.k, first, True, second, traces, forms, stage, factor, weight, sum_n, sum_f, gram, curve,
+                      acc, temporary)
+    elif stage.level == 0:
+        chain_down_of(shape.q, shape.k, first, True, second, traces, forms, stage, factor, weight, sum_n, sum_f, gram,
+                      curve, acc, temporary)
     elif shape.q == 2 and shape.k == 3:
-        chain_down_of(2, 3, first, False, second, traces, stage, factor, weight, sum_n, sum_f, gram, curve, acc,
+        chain_down_of(2, 3, first, False, second, traces, forms, stage, factor, weight, sum_n, sum_f, gram, curve, acc,
                       temporary)
     else:
-        chain_down_of(shape.q, shape.k, first, False, second, traces, stage, factor, weight, sum_n, sum_f, gram,
+        chain_down_of(shape.q, shape.k, first, False, second, traces, forms, stage, factor, weight, sum_n, sum_f, gram,
                       curve, acc, temporary)
 
 
@@ -590,7 +593,9 @@ cdef void chain_second(
 
     scratch: LANES (10 q^2 + q k + n_a + d^2 + d (n_a + q k)) doubles, d = (level + 1) n_a.
     """
-    if shape.q == 2 and shape.k == 3 and stage.level == 1 and first == 0 and traces:
+    if shape.q == 2 and shape.k == 3 and stage.level == 1 and first == 2 and not traces:
+        chain_second_of(2, 3, 3, 2, False, stage, curve, scratch)
+    elif shape.q == 2 and shape.k == 3 and stage.level == 1 and first == 0 and traces:
         chain_second_of(2, 3, 3, 0, True, stage, curve, scratch)
     else:
         chain_second_of(shape.q, shape.k, stage.level * shape.n_a, first, traces, stage, curve, scratch)

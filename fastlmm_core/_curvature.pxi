@@ -90,7 +90,12 @@ cdef void normal_of_one(Elimination* e, double* N, double* Y, double* X) noexcep
                     row[nbr[j]] += x * B[r * v + j]
     # X = Y Q
     gemm(n, w, w, 1.0, Y, w, e.cov, w, False, 0.0, X, w)
-    gemm(n, w, n, -1.0, X, w, Y, w, True, 0.0, N, size)
+    a = 0
+    while a < n:
+        r = min(64, n - a)
+        gemm(r, w, a + r, -1.0, X + a * w, w, Y, w, True, 0.0, N + a * size, size)
+        transpose(r, a, N + a * size, size, N + a, size)
+        a += r
     for a in range(f.m):
         for i in range(q):
             for j in range(q):

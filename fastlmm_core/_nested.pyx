@@ -136,6 +136,15 @@ cdef class ChainEngine(Objective):
         self.grad_ = &self.grad_view[0]
         self.hess_ = &self.hess_view[0]
 
+    @property
+    def average(self):
+        """Whether the Hessian is the average information; exact otherwise."""
+        return self.approximate
+
+    @average.setter
+    def average(self, bint value):
+        self.approximate = value
+
     cdef void clear(self, Py_ssize_t field, Py_ssize_t width) noexcept nogil:
         """Set a field of all records but the finest stage's to zero; width < 0: up to the end of the record."""
         cdef Py_ssize_t s, v, lanes = kernels.lanes
@@ -172,7 +181,7 @@ cdef class ChainEngine(Objective):
         return logdet, out
 
     def down(self, const double[:, :, ::1] factors, const double[:, ::1] weight, Py_ssize_t first, bint second=False,
-             bint traces=True):
+             bint traces=True, Py_ssize_t forms=0):
         """Sums over the levels of each stage, after `up` with the same factors.
 
         Parameters
@@ -186,6 +195,8 @@ cdef class ChainEngine(Objective):
             Also the last two results.
         traces : bool
             Whether B has the part -N.
+        forms : int
+            First column of F that counts in B.
 
         Returns
         -------
@@ -208,12 +219,12 @@ cdef class ChainEngine(Objective):
             if second:
                 self.clear(self.stage[0].above_sums if self.n_stages > 1 else 0, -1)
             for s in range(self.n_stages - 1, -1, -1):
-                kernels.chain_down(&self.shape, &self.stage[s], first, second, traces, &factors[s, 0, 0], &weight[0, 0],
-                                   &N[s, 0], &f[s, 0], &G[s, 0], &some[0], &self.scratch[0])
+                kernels.chain_down(&self.shape, &self.stage[s], first, second, traces, forms, &factors[s, 0, 0],
+                                   &weight[0, 0], &N[s, 0], &f[s, 0], &G[s, 0], &some[0], &self.scratch[0])
             for s in range(self.n_stages if second else 0):
                 d = (s + 1) * n_a
                 if s > 0:
-                    kernels.chain_second(&self.shape, &self.stage[s], first, traces, &some[0], &self.scratch[0])
+                    kernels.chain_second(&self.shape, &self.stage[s], forms, traces, &some[0], &self.scratch[0])
                 for i in range(d):
                     for j in range(i + 1):
                         total[i, j] += some[i * d + j]

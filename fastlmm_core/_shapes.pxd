@@ -141,8 +141,8 @@ ctypedef void (*chain_pack_t)(
     ) noexcept nogil
 ctypedef double (*chain_up_t)(const Shape*, const ChainStage*, const double*, double*, double*) noexcept nogil
 ctypedef void (*chain_down_t)(
-    const Shape*, const ChainStage*, Py_ssize_t, bint, bint, const double*, const double*, double*, double*, double*,
-    double*, double*) noexcept nogil
+    const Shape*, const ChainStage*, Py_ssize_t, bint, bint, Py_ssize_t, const double*, const double*, double*, double*,
+    double*, double*, double*) noexcept nogil
 ctypedef void (*chain_second_t)(const Shape*, const ChainStage*, Py_ssize_t, bint, double*, double*) noexcept nogil
 
 cdef struct LaneKernels:

@@ -10,11 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fastlmm_core import blocked, hierarchy, kernels
+from fastlmm_core import LinearMixedModel, blocked, hierarchy, kernels, optimize
 from fastlmm_core.design import condition
 from fastlmm_core.errors import LMMError
 from fastlmm_core.hierarchy import Factor, condition_factors
 from fastlmm_core.parameters import Block, CovarianceStructure
+from fastlmm_core.terms import RandomTerm
 
 REFERENCE = Path(__file__).parent / "reference"
 
@@ -404,6 +405,80 @@ def test_rotation_of_coordinates():
         up, down = criterion.evaluate(theta + step, 1), criterion.evaluate(theta - step, 1)
         assert abs((up[0] - down[0]) / 2e-5 - gradient[i]) < 1e-6 * max(1.0, abs(gradient[i]))
         close((up[1] - down[1]) / 2e-5, hessian[i], 1e-6)
+
+
+@pytest.mark.parametrize("average", [False, True])
+@pytest.mark.parametrize("kind", ["crossed", "mixed", "schools"])
+def test_a_rotation_where_it_stands_costs_nothing(kind, average):
+    y, X, factors, w, off, structure = make(kind, 5, 2)
+    problem = condition_factors(y, X, factors, w, off, structure)
+    factor = np.zeros((structure.q, structure.q))
+    factor[structure.positions] = np.random.default_rng(2).normal(size=structure.n_parameters)
+    criterion = problem.criterion()
+    criterion.average = average
+    value = criterion.evaluate(structure.theta(factor), 2)[0]
+    turn, axes = optimize._principal_axes(factor, structure)
+    criterion.rotate(turn)
+    theta = structure.theta(axes)
+    found = criterion.evaluate(theta, 2)
+    assert criterion.n_evaluations == 1
+    assert found[0] == value
+    fresh = problem.criterion()
+    fresh.average = average
+    fresh.rotate(turn)
+    expected = fresh.evaluate(theta, 2)
+    close(found[1], expected[1], 1e-9)
+    close(found[2], expected[2], 1e-9)
+    # what was known is forgotten elsewhere, for the other criterion, and after a change of state
+    criterion.rotate(None)
+    assert criterion.evaluate(theta, 0)[0] == problem.criterion().evaluate(theta, 0)[0]
+    criterion.evaluate(structure.theta(factor), 2)
+    criterion.rotate(turn)
+    criterion.reml = False
+    assert abs(criterion.evaluate(theta, 0)[0] - value) > 1e-3
+
+
+def wide(rng, sizes=(24, 16), q=7):
+    """Two crossed factors with many effects, most of them without variance."""
+    n = sizes[0] * sizes[1]
+    codes = [np.arange(n) % sizes[0], np.arange(n) // sizes[0]]
+    X = np.column_stack([np.ones(n), rng.choice([-1.0, 1.0], size=(n, q - 1))])
+    y = X[:, 1] + rng.normal(size=n)
+    for c, m in zip(codes, sizes, strict=True):
+        y += rng.normal(size=m)[c] + X[:, 1] * rng.normal(size=m)[c]
+    return y, X, codes
+
+
+def test_wide_terms_take_few_evaluations():
+    y, X, codes = wide(np.random.default_rng(1))
+    terms = [RandomTerm(X, c, name=name) for c, name in zip(codes, "ab", strict=True)]
+    result = LinearMixedModel(y, X, terms=terms).fit()
+    assert result.converged
+    assert result.optimum.singular
+    assert result.optimum.n_evaluations <= 40
+    # an optimiser without second derivatives does no better
+    assert result.criterion <= LinearMixedModel(y, X, terms=terms).fit(method="l-bfgs-b").criterion + 1e-6
+
+
+@pytest.mark.parametrize("small", [1e-3, 1e-5])
+def test_small_residual_variances(small):
+    rng = np.random.default_rng(0)
+    codes = [rng.integers(0, 15, 300), rng.integers(0, 10, 300)]
+    y = 3.0 + rng.normal(size=15)[codes[0]] + rng.normal(size=10)[codes[1]] + small * rng.normal(size=300)
+    result = LinearMixedModel(y, np.ones((300, 1)), terms=[RandomTerm(None, c) for c in codes]).fit()
+    assert result.converged
+    # as good as without shrinkage
+    fixed = np.column_stack([codes[0][:, None] == np.arange(15), codes[1][:, None] == np.arange(1, 10)]).astype(float)
+    rest = y - fixed @ np.linalg.lstsq(fixed, y, rcond=None)[0]
+    assert abs(result.sigma2 / (rest @ rest / (300 - 24)) - 1.0) < 1e-4
+
+
+def test_a_response_without_residual_variation_is_refused():
+    rng = np.random.default_rng(0)
+    codes = [rng.integers(0, 15, 300), rng.integers(0, 10, 300)]
+    y = 3.0 + rng.normal(size=15)[codes[0]] + rng.normal(size=10)[codes[1]]
+    with pytest.raises(LMMError, match="reproduced exactly"):
+        LinearMixedModel(y, np.ones((300, 1)), terms=[RandomTerm(None, c) for c in codes]).fit()
 
 
 def test_an_offset_of_a_million_million():

@@ -19,6 +19,7 @@ import fastlmm_core as flc
 import oracle
 from fastlmm_core import kernels
 from fastlmm_core._cpu import variants
+from fastlmm_core._newton import eigensystem
 
 LANES = 8
 
@@ -942,3 +943,28 @@ def test_newton_does_not_touch_its_start():
     start = np.array([0.3, 0.1, 0.4])
     kernels.minimize_newton(model.problem.criterion(), start)
     np.testing.assert_array_equal(start, [0.3, 0.1, 0.4])
+
+
+@pytest.mark.parametrize("n", [1, 2, 5, 16, 17, 18, 40, 75])
+@pytest.mark.parametrize("kind", ["random", "low rank", "equal", "diagonal", "graded", "zero"])
+def test_eigensystem(n, kind):
+    rng = np.random.default_rng(n)
+    A = rng.normal(size=(n, n))
+    if kind == "low rank":
+        A[:, 2:] = 0.0
+        A = A @ A.T
+    elif kind == "equal":
+        turn = np.linalg.qr(A)[0]
+        A = (turn * np.where(np.arange(n) % 2, 3.0, -1.0)) @ turn.T
+    elif kind == "diagonal":
+        A = np.diag(np.diag(A))
+    elif kind == "graded":
+        A = A @ A.T * np.outer(10.0 ** -np.arange(n), 10.0 ** -np.arange(n)) if n < 20 else A
+    elif kind == "zero":
+        A[:] = 0.0
+    A = A + A.T
+    values, vectors = eigensystem(A)
+    size = max(np.abs(A).max() * n, 1e-300)
+    assert np.abs(np.sort(values) - np.linalg.eigvalsh(A)).max() < 1e-14 * size
+    assert np.abs(vectors.T @ vectors - np.eye(n)).max() < 1e-13
+    assert np.abs((vectors * values) @ vectors.T - A).max() < 1e-14 * size

@@ -13,8 +13,9 @@ def aligned_zeros(size: int) -> _Array: ...
 def pack(raw: _Array, order: _Index, z_map: _Array, xy_map: _Array) -> tuple[_Array, _Array]: ...
 
 class ChainEngine(Objective):
-    def __new__(
-        cls,
+    average: bool
+    def __init__(
+        self,
         packed: _Array,
         r: int,
         k: int,
@@ -23,7 +24,7 @@ class ChainEngine(Objective):
         n_par: int,
         *args: Any,
         **options: Any,
-    ) -> ChainEngine: ...
+    ) -> None: ...
     @property
     def r(self) -> int: ...
     @property
@@ -32,5 +33,5 @@ class ChainEngine(Objective):
     def n_stages(self) -> int: ...
     def up(self, factors: _Array) -> tuple[float, _Array]: ...
     def down(
-        self, factors: _Array, weight: _Array, first: int, second: bool = False, traces: bool = True
+        self, factors: _Array, weight: _Array, first: int, second: bool = False, traces: bool = True, forms: int = 0
     ) -> tuple[_Array, _Array, _Array, _Array]: ...

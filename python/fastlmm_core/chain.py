@@ -14,8 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import _levels as levels
-from . import kernels
+from . import design, kernels
 from ._nested import ChainEngine, pack
+from .errors import LMMError
 from .hierarchy import HierarchyProblem, start
 from .layout import Layout, lay_out_chain
 
@@ -181,6 +182,7 @@ class ChainCriterion(ChainEngine):
         self.parts = [slice(at, at + T.shape[1]) for at, T in zip(places, maps, strict=True)]
         self.maps = maps
         self.reml = True
+        self.average = True
         self.n_evaluations = 0
         self.turn: Array | None = None
         rows, across = np.tril_indices(r)
@@ -205,12 +207,15 @@ class ChainCriterion(ChainEngine):
     # --- evaluation
 
     def rotate(self, turn: Array | None = None) -> None:
-        """Let theta be the free elements of L in G^ = Q'L L'Q from now on; Q (q, q) orthogonal, None for the identity."""
+        """Let theta be the free elements of L in G^ = Q'L L'Q from now on; Q (q, q) orthogonal or None."""
         self.turn = None if turn is None else np.array(turn, dtype=float)
         self._at = None
 
     def evaluate(self, theta: Any, order: int = 0) -> tuple[float, Array | None, Array | None]:
-        """Value, gradient and exact Hessian at theta (n_par,); an infinite value where it is not defined."""
+        """Value, gradient and Hessian at theta (n_par,); an infinite value where the criterion is not defined.
+
+        The Hessian is exact, or from the average information if `average`.
+        """
         theta = np.array(theta, dtype=float)
         n = self.n_par
         if theta.shape != (n,):
@@ -233,9 +238,8 @@ class ChainCriterion(ChainEngine):
             self._value_at(theta)
             self._at = (np.array(theta), self.reml)
             self._done = 0
-        if order >= 1 and self._done < order:
-            self._slopes(order)
-            self._done = order
+        if order > self._done or (order == 2 and self._averaged != self.average):
+            self._slopes(order, self.average)
         return (
             self._value,
             self._noise,
@@ -275,17 +279,18 @@ class ChainCriterion(ChainEngine):
         weight[:, p] = sqrt(2.0 * self._nu / self._r2) * self._b
         return weight
 
-    def _slopes(self, order: int) -> None:
+    def _slopes(self, order: int, average: bool) -> None:
         p = self.k - 1
-        second = order >= 2
-        sums, squares, gram, curve = self.down(self._factors, self._weight(), 0 if self.reml else p, second, True)
+        first, second = 0 if self.reml else p, order >= 2
+        sums, squares, gram, curve = self.down(
+            self._factors, self._weight(), first, second, not average, p if average else first
+        )
         self._sums = sums
         self._slope = self._joined(sums - 0.5 * squares)
         rows, columns = self._free
-        turned = self._slope if self.turn is None else self.turn @ self._slope @ self.turn.T
-        self._gradient = 2.0 * (
-            self._slope @ self._factor if self.turn is None else self.turn @ self._slope @ self._factor
-        )[rows, columns]
+        turned = self._slope if self.turn is None else self.turn @ self._slope
+        self._gradient = 2.0 * (turned @ self._factor)[rows, columns]
+        self._done, self._averaged = order, average
         if not second:
             return
         self._cross = self._products(gram)
@@ -294,8 +299,11 @@ class ChainCriterion(ChainEngine):
         square = u @ self._b
         whitened = u[:, :p] @ self._inverse.T
         out = self._spread.T @ curve @ self._spread
-        out -= 2.0 * scale * whitened @ whitened.T + scale / self._r2 * np.outer(square, square)
-        if self.reml and p:
+        if average:
+            out = 0.5 * out - scale * (whitened @ whitened.T + np.outer(square, square) / self._r2)
+        else:
+            out -= scale * (2.0 * whitened @ whitened.T + np.outer(square, square) / self._r2)
+        if self.reml and p and not average:
             inner = self._inverse @ self._cross[:, :p, :p] @ self._inverse.T
             out -= np.einsum("aij,bij->ab", inner, inner)
         self._curvature = out
@@ -303,6 +311,8 @@ class ChainCriterion(ChainEngine):
         change = self._changes(rows, columns)[:, i, j]
         free = i * (i + 1) // 2 + j
         self._hessian = change @ out[np.ix_(free, free)] @ change.T
+        if self.turn is not None:
+            turned = turned @ self.turn.T
         self._hessian += 2.0 * turned[np.ix_(rows, rows)] * (columns[:, None] == columns)
 
     def _changes(self, rows: Index, columns: Index) -> Array:
@@ -335,8 +345,7 @@ class ChainCriterion(ChainEngine):
         if self._at is None:
             raise ValueError(f"evaluate with order={order} first")
         if self._done < order:
-            self._slopes(order)
-            self._done = order
+            self._slopes(order, self.average)
 
     # --- what inference needs (see `BlockedCriterion`)
 
@@ -348,7 +357,9 @@ class ChainCriterion(ChainEngine):
 
     def curvature(self) -> Array:
         """Exact second derivatives of the criterion in vech(G^), (n_a, n_a), zero between factors."""
-        self._require(2)
+        self._require(1)
+        if self._done < 2 or self._averaged:
+            self._slopes(2, False)
         return self._curvature.copy()
 
     second_derivatives = curvature
@@ -462,12 +473,12 @@ class ChainProblem(HierarchyProblem):
         )
 
     @property
-    def layout(self) -> Layout:  # type: ignore[override]
+    def layout(self) -> Layout:
         """Order of elimination and products, as for factors that are not nested."""
         return self._laid_out[0]
 
     @property
-    def cross(self) -> Array:  # type: ignore[override]
+    def cross(self) -> Array:
         """Z'[X y] (n_slots, k)."""
         return self._laid_out[1]
 
@@ -486,6 +497,46 @@ class ChainProblem(HierarchyProblem):
         chain = self.chain
         packed, between = pack(chain.raw, self._families.order[0], chain.z_map, chain.xy_map)
         return packed, self.gram - kernels.unpack(between, len(self.gram))
+
+    def within_slope(self) -> Array | None:
+        """Regression of y_o on X_o within the finest levels where little of y varies within them, else None."""
+        lower = self._packed[1][np.tril_indices(len(self.gram))]
+        slope, rest = kernels.within_regression(lower, len(self.gram), design.EXACT_WITHIN)
+        return slope if rest < design.MOSTLY_BETWEEN * self.n else None
+
+    def look_within(self, rows: tuple[Any, ...] | None, maps: tuple[Array, Array, Array]) -> None:
+        """See what varies within the finest levels, summed over the rows again if they are given.
+
+        Parameters
+        ----------
+        rows : tuple or None
+            X, y, Z, codes of the finest factor, weights, offset; as given to `kernels.accumulate`.
+        maps : tuple
+            Shifts and scales of X and of Z, provisional coefficients.
+
+        Raises
+        ------
+        LMMError
+            For a response that the random effects reproduce.
+        """
+        packed, within = self._packed
+        k = len(within)
+        lower = np.ascontiguousarray(within[np.tril_indices(k)])
+        tolerance = design.EXACT_WITHIN
+        if rows is not None:
+            X, y, Z, codes, weights, offset = rows
+            order = self._families.order[0]
+            place = np.empty(len(self.chain.raw), dtype=np.int64)
+            place[order[order >= 0]] = np.flatnonzero(order >= 0)
+            lower = kernels.within_rows(
+                X, y, Z, codes, 0, place, weights, offset, *maps, self.chain.xy_map, self.chain.z_map, packed
+            )
+            tolerance = tolerance**2
+        if kernels.clear_exact(lower, k, float(self.n), tolerance):
+            raise LMMError(
+                "y is reproduced exactly by the random effects: the residual variance is zero; use fewer random effects"
+            )
+        self.__dict__["_packed"] = packed, kernels.unpack(lower, k)
 
     def criterion(self, columns: Array | None = None) -> ChainCriterion:  # type: ignore[override]
         """The criterion of the conditioned problem; see `HierarchyProblem.criterion`."""

@@ -368,15 +368,16 @@ def _condition_chain(
         mine = []
         for j in range(f.Z.shape[1]):
             column = f.Z[:, j]
-            same = (i for i, other in enumerate(columns) if np.array_equal(other, column))
+            same = (i for i, other in enumerate(columns) if _same_column(other, column))
             found = next(same, len(columns))
             if found == len(columns):
                 columns.append(column)
             mine.append(found)
         which.append(mine)
     r = len(columns)
-    if r == p and all(np.array_equal(X[:, i], column) for i, column in enumerate(columns)):
-        Z = X
+    for Z in (X, *(f.Z for f in factors)):
+        if Z.shape[1] == r and all(_same_column(Z[:, i], column) for i, column in enumerate(columns)):
+            break
     else:
         Z = np.column_stack(columns)
     x_scale, x_constant = kernels.column_scales(X, design.SAMPLE, True)
@@ -455,15 +456,35 @@ def _condition_chain(
     shared, margin = kernels.orthonormal(gram_of)
     if r <= WIDEST and p < LONGEST and margin >= design.WELL_CONDITIONED:
         shared *= sqrt(n)
-        maps = [np.linalg.solve(shared, turn[:, at : at + len(w)]) for at, w in zip(starts, which, strict=True)]
-        return ChainProblem(Chain(raw, chain, parents, shared, xy, maps), **fields)
+        maps: list[Array] = []
+        for at, mine in zip(starts, which, strict=True):
+            maps.append(np.asarray(np.linalg.solve(shared, turn[:, at : at + len(mine)]), dtype=np.float64))
+        problem = ChainProblem(Chain(raw, chain, parents, shared, xy, maps), **fields)
+        slope = problem.within_slope()
+        rows = None
+        if slope is not None:
+            # sums of squares have lost digits: take out what X explains within levels and sum over the rows again
+            xy[:p, p] -= to_x @ slope
+            fields["gram"] = xy.T @ S @ xy
+            fields["beta_base"] = columns_map @ (beta0 - xy[:p, p] * scale)
+            problem = ChainProblem(Chain(raw, chain, parents, shared, xy, maps), **fields)
+            rows = X, y, Z, codes[chain[0]], weights, offset
+        problem.look_within(rows, (x_scale, z_scale, beta0))
+        return problem
     layout, cross = lay_out_chain(raw, turn, xy, chain, parents, sizes, starts, [len(w) for w in which])
     return HierarchyProblem(layout=layout, cross=cross, **fields)
 
 
+def _same_column(one: Array, other: Array) -> bool:
+    """Whether two columns are equal; those in the same place of memory need not be read."""
+    if one.strides == other.strides and one.__array_interface__["data"] == other.__array_interface__["data"]:
+        return True
+    return np.array_equal(one[:64], other[:64]) and np.array_equal(one, other)
+
+
 def _exact_work(layout: Layout) -> float:
     """Operations that an exact Hessian takes beyond a gradient: all of Z'V^-1 Z, and products of its blocks."""
-    items = (*layout.stages, *layout.tails)
+    items: list[Stage | Tail] = [*layout.stages, *layout.tails]
     total = float(sum(item.m * item.q for item in items))
     if len(layout.stages) == 1 and len(layout.comp_slot) == 2:
         tail = float(layout.comp_slot[-1])

@@ -29,6 +29,9 @@ CERTIFIED = 1e-4
 SINGULAR = 1e-4
 """A singular value of Lambda (columns of Z of unit mean square per group) below this counts as zero."""
 
+EXACTLY = 1e-13
+"""Share of y'y that is left by the effects below which it is rounding error."""
+
 ROUND, WIDE_ROUND, ITERATIONS = 30, 5, 240
 """Iterations of Newton between changes of coordinates: of narrow terms, and of wide ones; of all rounds together."""
 
@@ -383,7 +386,7 @@ def optimize(
     Raises
     ------
     LMMError
-        For an unknown method or a start at which the criterion is not defined.
+        For an unknown method, a start at which the criterion is not defined, or a response without residual variation.
     """
     options = dict(options or {})
     criterion.n_evaluations = 0
@@ -425,7 +428,11 @@ def optimize(
         if other.value <= best.value or other.converged > best.converged:
             best = other
     doubtful = best.singular or many_minima(structure, levels)
-    if (not best.converged or (doubtful and not getattr(criterion, "costly", False))) and method == "newton" and alternatives:
+    if (
+        (not best.converged or (doubtful and not getattr(criterion, "costly", False)))
+        and method == "newton"
+        and alternatives
+    ):
         for theta in other_starts(structure, levels, n):
             other, _ = attempt(theta)
             if other.converged >= best.converged and other.value < best.value - 1e-9:
@@ -434,6 +441,10 @@ def optimize(
         best = best._replace(n_evaluations=criterion.n_evaluations)
     # leave the criterion's state at the optimum
     criterion.evaluate(best.theta, 0)
+    if not best.converged and getattr(criterion, "remainder", 1.0) < EXACTLY:
+        raise LMMError(
+            "y is reproduced exactly by the random effects: the residual variance is zero; use fewer random effects"
+        )
     return best
 
 
