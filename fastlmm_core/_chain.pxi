@@ -1,6 +1,6 @@
 # Factors nested in each other, level by level, finest first; siblings below one another, LANES families side by side.
 #
-# All factors are written in the same r columns U: a level of stage s adds U b, b ~ N(0, sigma^2 G_s) with the factor L_s
+# All factors are written in the same r columns U: a level of stage s adds U b, b ~ N(0, sigma^2 G_s), L_s a factor
 # of G_s (r, r; columns of zeros where the term has fewer effects).  With A = U'V^-1 U and C = U'V^-1 [X y], V the
 # covariance of the finer stages, A = R'R and c = R^-T C, a level is taken out as in _lanes.pyx:
 #
@@ -272,9 +272,10 @@ cdef inline void chain_pairs(Py_ssize_t q, Py_ssize_t k, Py_ssize_t below, Py_ss
     cdef vec t
     pos = 0
     for a in range(q):
-        for b in range(a + 1):
-            out[F * n_a + pos] = out[F * n_a + pos] + nu[a * q + b]
-            pos = pos + 1
+        if traces:
+            for b in range(a + 1):
+                out[F * n_a + pos] = out[F * n_a + pos] + nu[a * q + b]
+                pos = pos + 1
         for j in range(first, k):
             out[d * n_a + F * n_c + a * k + j] = out[d * n_a + F * n_c + a * k + j] + rho[a * k + j]
     if traces:
@@ -295,9 +296,11 @@ cdef inline void chain_pairs(Py_ssize_t q, Py_ssize_t k, Py_ssize_t below, Py_ss
 
 
 cdef inline void chain_curve(Py_ssize_t q, Py_ssize_t k, Py_ssize_t below, Py_ssize_t first, bint traces,
-                             const vecu* n, const vecu* Q, const vecu* f, const vecu* M, const vecu* P, const vecu* sums,
-                             vecu* out, vecu* acc, vecu* work) noexcept nogil:
+                             const vecu* n, const vecu* Q, const vecu* f, const vecu* M, const vecu* P,
+                             const vecu* sums, vecu* out, vecu* acc, vecu* work) noexcept nogil:
     """Second derivatives of one level, added to acc (d, d; lower triangle); nu_F and rho_F are added to out.
+
+    Without `traces` B is F F' alone, and nu_F is not needed.
 
     d = below + n_a directions, those of the finer stages first; `sums` holds A_F of the finer ones, then R_F, and out
     likewise nu_F of all, then rho_F.
@@ -313,12 +316,13 @@ cdef inline void chain_curve(Py_ssize_t q, Py_ssize_t k, Py_ssize_t below, Py_ss
     cdef vecu* T = A + q * q
     cdef vecu* rho = T + q * q
     cdef const vecu* R = sums + below * n_a
-    chain_product(q, q, n, Q, X)
-    for a in range(q):
-        for b in range(q):
-            X[a * q + b] = X[a * q + b] + X[a * q + b]
-        X[a * q + a] = X[a * q + a] - 1.0
-    if below > 0:
+    if traces:
+        chain_product(q, q, n, Q, X)
+        for a in range(q):
+            for b in range(q):
+                X[a * q + b] = X[a * q + b] + X[a * q + b]
+            X[a * q + a] = X[a * q + a] - 1.0
+    if traces and below > 0:
         chain_product(q, q, Q, P, T)
         for a in range(q):
             for b in range(q):
@@ -327,8 +331,8 @@ cdef inline void chain_curve(Py_ssize_t q, Py_ssize_t k, Py_ssize_t below, Py_ss
                     t = t + P[l * q + a] * T[l * q + b]
                 Z[a * q + b] = M[a * q + b] + t + t
     for F in range(below):
-        chain_square(q, sums + F * n_a, A)
         if traces:
+            chain_square(q, sums + F * n_a, A)
             chain_product(q, q, M, A, T)
             chain_product(q, q, T, Z, B)
         chain_product(q, k, M, R + F * n_c, rho)
@@ -346,20 +350,21 @@ cdef inline void chain_curve(Py_ssize_t q, Py_ssize_t k, Py_ssize_t below, Py_ss
                 for j in range(first, k):
                     t = t - R[D * n_c + a * k + j] * rho[a * k + j]
             acc[F * d + D] = acc[F * d + D] + t
-        chain_product(q, q, P, A, T)
-        for a in range(q):
-            for b in range(q):
-                t = VEC_SET(0.0)
-                for l in range(q):
-                    t = t + T[a * q + l] * P[b * q + l]
-                nu[a * q + b] = t
+        if traces:
+            chain_product(q, q, P, A, T)
+            for a in range(q):
+                for b in range(q):
+                    t = VEC_SET(0.0)
+                    for l in range(q):
+                        t = t + T[a * q + l] * P[b * q + l]
+                    nu[a * q + b] = t
         chain_product(q, k, P, R + F * n_c, rho)
         chain_pairs(q, k, below, first, traces, F, X, f, nu, rho, out, acc, B)
     F = below
     for i in range(q):
         for l in range(i + 1):
             for a in range(q):
-                for b in range(q):
+                for b in range(q if traces else 0):
                     t = n[a * q + i] * n[b * q + l]
                     nu[a * q + b] = t if i == l else t + n[a * q + l] * n[b * q + i]
                 for j in range(first, k):
@@ -371,8 +376,8 @@ cdef inline void chain_curve(Py_ssize_t q, Py_ssize_t k, Py_ssize_t below, Py_ss
 
 cdef inline void chain_down_of(
     Py_ssize_t q, Py_ssize_t k, Py_ssize_t first, bint finest, bint second, bint traces, Py_ssize_t forms,
-    const ChainStage* stage, const double* factor, const double* weight, double* sum_n, double* sum_f, double* gram, double* curve,
-    vecu* acc_n, vecu* temporary,
+    const ChainStage* stage, const double* factor, const double* weight, double* sum_n, double* sum_f, double* gram,
+    double* curve, vecu* acc_n, vecu* temporary,
 ) noexcept nogil:
     cdef Py_ssize_t n_a = q * (q + 1) // 2, n_c = q * k, n_g = n_c * (n_c + 1) // 2
     cdef Py_ssize_t block, v, a, b, j, l, pos
@@ -508,7 +513,8 @@ cdef inline void chain_down_of(
 
 cdef void chain_down(
     const Shape* shape, const ChainStage* stage, Py_ssize_t first, bint second, bint traces, Py_ssize_t forms,
-    const double* factor, const double* weight, double* sum_n, double* sum_f, double* gram, double* curve, double* scratch,
+    const double* factor, const double* weight, double* sum_n, double* sum_f, double* gram, double* curve,
+    double* scratch,
 ) noexcept nogil:
     """E and N of the levels of a stage given those of coarser ones; sums of N and of f f', f = E weight.
 

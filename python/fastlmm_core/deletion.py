@@ -9,6 +9,8 @@ optimised one by one, also without a look at the rows.
 
 from __future__ import annotations
 
+import os
+from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from math import log
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -37,6 +39,9 @@ EXPANSION_ERROR = 3e-10
 
 SMALLEST_RADIUS = 1e-3
 """Differences of sums over a smaller ball are mostly rounding error."""
+
+PER_THREAD = 200
+"""Deletions that are worth a thread."""
 
 RANK_LOSS = 1e-6
 """Part of a column of X outside the others (squared) below which its rank is determined anew."""
@@ -331,13 +336,24 @@ class _Refits:
             R = lines[:, : q * q].reshape(-1, q, q)
             return np.column_stack([(R @ sums.factor).reshape(len(lines), -1), lines[:, q * q :]])
 
-        S, value, r2, decrement, beta, chol, status = refit_deletions(
-            table, basis.parent, basis.variable, second, sums.rows.astype(np.int64), sums.columns.astype(np.int64),
-            q, self.k, sums.reml, self.problem.n, turned(pieces.less),
-            np.ascontiguousarray(pieces.owner[chosen]), None if pieces.more is None else turned(pieces.more[chosen]),
-            np.ascontiguousarray(pieces.removed[chosen]), np.ascontiguousarray(start), reach, RANK_LOSS, tolerance,
-            max_iterations,
-        )  # fmt: skip
+        less, rows, columns = turned(pieces.less), sums.rows.astype(np.int64), sums.columns.astype(np.int64)
+
+        def refit(part: NDArray[np.intp], start: Array) -> tuple[Array, ...]:
+            return refit_deletions(
+                table, basis.parent, basis.variable, second, rows, columns, q, self.k, sums.reml, self.problem.n, less,
+                np.ascontiguousarray(pieces.owner[part]),
+                None if pieces.more is None else turned(pieces.more[part]),
+                np.ascontiguousarray(pieces.removed[part]), np.ascontiguousarray(start), reach, RANK_LOSS, tolerance,
+                max_iterations,
+            )  # fmt: skip
+
+        jobs = min(os.cpu_count() or 1, len(chosen) // PER_THREAD)
+        if jobs < 2:
+            S, value, r2, decrement, beta, chol, status = refit(chosen, start)
+        else:
+            with ThreadPoolExecutor(jobs) as pool:
+                found = list(pool.map(refit, np.array_split(chosen, jobs), np.array_split(start, jobs)))
+            S, value, r2, decrement, beta, chol, status = (np.concatenate(parts) for parts in zip(*found, strict=True))
         return S, status, (value, r2, decrement, beta, chol)
 
     def _certified(self, sums: Sums, i: int, S: Array) -> bool:
