@@ -203,7 +203,7 @@ def rebuilt(
         factors = tuple(_chosen(f, rows) for f in base.factors)
     else:
         factors = tuple(_coded(f, code) for f, code in zip(base.factors, codes, strict=True))
-    part = base.random._replace(Z=base.exog_re[rows], factors=factors)
+    part = dataclasses.replace(base.random, parts=(base.exog_re[rows],), factors=factors)
     model._setup(
         y, base.exog[rows][:, columns], part,
         None if base.weights is None else base.weights[rows], None if base.offset is None else base.offset[rows],

@@ -338,7 +338,7 @@ class _Refits:
 
         less, rows, columns = turned(pieces.less), sums.rows.astype(np.int64), sums.columns.astype(np.int64)
 
-        def refit(part: NDArray[np.intp], start: Array) -> tuple[Array, ...]:
+        def refit(part: NDArray[np.intp], start: Array) -> tuple[Any, ...]:
             return refit_deletions(
                 table, basis.parent, basis.variable, second, rows, columns, q, self.k, sums.reml, self.problem.n, less,
                 np.ascontiguousarray(pieces.owner[part]),

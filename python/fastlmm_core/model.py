@@ -123,7 +123,13 @@ class LinearMixedModel:
     ) -> None:  # fmt: skip
         n = len(y)
         codes = part.factors[0].grouping.codes
-        for name, values in (("X", X), ("Z", part.Z), ("groups", codes), ("weights", weights), ("offset", offset)):
+        for name, values in (
+            ("X", X),
+            ("Z", part.parts[0]),
+            ("groups", codes),
+            ("weights", weights),
+            ("offset", offset),
+        ):
             if values is not None and len(values) != n:
                 raise LMMError(f"{name} has {len(values)} rows but y has {n}; give one row per observation")
         if weights is not None and not (weights > 0.0).all():
@@ -146,7 +152,7 @@ class LinearMixedModel:
             from . import hierarchy
 
             factors = [
-                hierarchy.Factor(part.Z[:, f.start : f.stop], f.grouping.codes, f.grouping.n_slots, f.grouping.name)
+                hierarchy.Factor(part.columns_of(f), f.grouping.codes, f.grouping.n_slots, f.grouping.name)
                 for f in part.factors
             ]
             found = hierarchy.condition_factors(y, X, factors, weights, offset, part.structure)
@@ -405,7 +411,7 @@ def _one_term(
         raise LMMError("Z has no columns: give at least one random effect, or leave Z out for a random intercept")
     grouping = groups if isinstance(groups, Grouping) else group_codes(groups, group_name)
     return RandomPart(
-        random, (Factor(grouping, 0, q),), one_block(q, structure),
+        (random,), (Factor(grouping, 0, q),), one_block(q, structure),
         _names(names, q, "z", Z is None, "exog_re_names"), (group_name,), (0,),
     )  # fmt: skip
 

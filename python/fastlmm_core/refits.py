@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from os import cpu_count
 from typing import TYPE_CHECKING, TypeVar
 
@@ -55,7 +56,7 @@ def subset(model: LinearMixedModel, rows: Index) -> LinearMixedModel:
     other._setup(
         model.endog[rows],
         model.exog[rows],
-        model.random._replace(Z=model.exog_re[rows], factors=tuple(factors)),
+        replace(model.random, parts=(model.exog_re[rows],), factors=tuple(factors)),
         None if model.weights is None else model.weights[rows],
         None if model.offset is None else model.offset[rows],
         model.exog_names,

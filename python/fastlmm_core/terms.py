@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import combinations
 from typing import Any, Literal, NamedTuple
 
@@ -62,13 +63,14 @@ class Term(NamedTuple):
     structure: str
 
 
-class RandomPart(NamedTuple):
+@dataclass(frozen=True)
+class RandomPart:
     """The random part of a model.
 
     Attributes
     ----------
-    Z : (n, q) array
-        The columns of all terms, those of one grouping factor side by side.
+    parts : tuple of (n, q_t) arrays
+        The columns of each term, those of one grouping factor one after the other.
     factors : tuple of Factor
         Those with most levels first (the order of lme4).
     structure : CovarianceStructure
@@ -80,12 +82,26 @@ class RandomPart(NamedTuple):
         Position of each term among those given.
     """
 
-    Z: Array
+    parts: tuple[Array, ...]
     factors: tuple[Factor, ...]
     structure: CovarianceStructure
     columns: tuple[str, ...]
     term_names: tuple[str, ...]
     order: tuple[int, ...]
+
+    @cached_property
+    def Z(self) -> Array:
+        """The columns of all terms (n, q)."""
+        return self.parts[0] if len(self.parts) == 1 else np.column_stack(self.parts)
+
+    def columns_of(self, factor: Factor) -> Array:
+        """The columns of one grouping factor; nothing is copied where it has one term."""
+        at = 0
+        for part in self.parts:
+            if (at, at + part.shape[1]) == (factor.start, factor.stop):
+                return part
+            at += part.shape[1]
+        return self.Z[:, factor.columns]
 
 
 def terms_of_arrays(terms: Sequence[RandomTerm], n: int) -> list[Term]:
@@ -173,9 +189,8 @@ def random_part(terms: Sequence[Term]) -> RandomPart:
             order.append(i)
             start = stop
         factors.append(Factor(groupings[name], first, start))
-    columns = [terms[i].Z for i in order]
     return RandomPart(
-        columns[0] if len(columns) == 1 else np.column_stack(columns),
+        tuple(terms[i].Z for i in order),
         tuple(factors),
         CovarianceStructure(tuple(blocks)),
         tuple(column for i in order for column in terms[i].columns),
