@@ -1,40 +1,28 @@
-"""Fits with several grouping factors: simulated twins of well-known shapes, timed from arrays to a certified optimum.
+"""Fits with several grouping factors: simulated twins of well-known shapes, from arrays to a certified result.
 
-    python bench/crossed.py [shape ...] [--lme4]
-
-Prints seconds and evaluations, the decrement that certifies the optimum, and the ratio to the time that one Cholesky
-factorisation of the tail's matrix takes in the same run (crossed shapes); for nested shapes the time from arrays to a
-fitted model, and its ratio to that of the same rows with the finest factor alone.  With --lme4 also the time of lme4
-on the same data, if Rscript has it; the criteria must agree to 1e-6 relative.
+The data of lme4's InstEval are replaced by a twin of the same shape, so that nothing but numpy is needed.  With --lme4
+the time of lme4 on the same data is measured too (minutes); the criteria must agree to 1e-6 relative.
 """
 
 from __future__ import annotations
 
-import argparse
 import shutil
 import subprocess
+import sys
 import tempfile
 import time
 from pathlib import Path
 
+import _harness
+
+# isort: split
 import numpy as np
 
-import fastlmm_core as flc
-from fastlmm_core import hierarchy, kernels, optimize
-from fastlmm_core.hierarchy import Factor, condition_factors
-from fastlmm_core.parameters import Block, CovarianceStructure
-
-ROUND, ROUNDS = optimize.WIDE_ROUND, optimize.ITERATIONS // optimize.WIDE_ROUND
-"""Iterations between changes to principal axes, and how many of these there may be."""
+from _harness import Case
 
 
 def _dense(codes):
     return np.unique(codes, return_inverse=True)[1]
-
-
-def _structure(*widths):
-    ends = np.cumsum(widths)
-    return CovarianceStructure(tuple(Block(int(e - w), int(e), "full") for e, w in zip(ends, widths, strict=True)))
 
 
 def penicillin(rng):
@@ -99,61 +87,33 @@ def kb07(rng):
     return y, X, [(X, s, "s"), (X, i, "i")]
 
 
-SHAPES = {f.__name__: f for f in (pastes, penicillin, kb07, insteval, nested, movielens)}
+SHAPES = (pastes, penicillin, kb07, insteval, nested, movielens)
+
+TARGETS = {"pastes": 2e-3, "penicillin": 2e-3, "kb07": 0.3, "movielens": 15.0}
+"""Seconds from arrays to the result."""
 
 
-def fit(y, X, factors, structure):
-    """Arrays to optimum, as the model does it: pilot, Newton, change of coordinates where it is slow."""
-    problem = condition_factors(y, X, factors, None, None, structure)
-    criterion = problem.criterion()
-    theta = hierarchy.start(problem)
-    pilot = problem.pilot(200)
-    if pilot is not None:
-        theta = kernels.minimize_newton(pilot, theta, tolerance=1e-5)[0]
-    turn = None
-    for _ in range(ROUNDS):
-        found = kernels.minimize_newton(
-            criterion, theta, tolerance=min(1e-9 * problem.m**0.5, 1e-6), max_iterations=ROUND
-        )
-        if found[-1]:
-            break
-        factor = structure.factor(found[0])
-        turn, axes = optimize._principal_axes(factor if turn is None else turn.T @ factor, structure)
-        criterion.rotate(turn)
-        theta = structure.theta(axes)
-    return problem, criterion, found
+def fit(data):
+    import fastlmm_core as flc
+
+    y, X, terms = data
+    return flc.LinearMixedModel(y, X, terms=[flc.RandomTerm(*term) for term in terms]).fit()
 
 
-def against_one_factor(y, X, terms, repeats=7):
-    """Median seconds of all factors, and of the finest alone, from arrays to a fitted model, taking turns.
+def one_factor(data):
+    """The same rows with the finest factor alone."""
+    import fastlmm_core as flc
 
-    The first fits are not counted: they import modules and touch memory for the first time.
-    """
-    finest = max(terms, key=lambda term: term[1].max())
-
-    def all_factors():
-        return flc.LinearMixedModel(y, X, terms=[flc.RandomTerm(*term) for term in terms]).fit()
-
-    def one_factor():
-        return flc.LinearMixedModel(y, X, finest[0], finest[1]).fit()
-
-    times = {all_factors: [], one_factor: []}
-    for fit_one in times:
-        fit_one()
-    for _ in range(repeats):
-        for fit_one, seconds in times.items():
-            begin = time.perf_counter()
-            result = fit_one()
-            seconds.append(time.perf_counter() - begin)
-            if not result.converged:
-                raise SystemExit(result.optimum.message)
-    return tuple(float(np.median(seconds)) for seconds in times.values())
+    y, X, terms = data
+    Z, codes, _ = max(terms, key=lambda term: term[1].max())
+    return flc.LinearMixedModel(y, X, Z, codes).fit()
 
 
-def lme4(y, X, terms):
+def lme4(data):
     """Seconds and REML criterion of lme4, None without it."""
     if shutil.which("Rscript") is None:
         return None
+    y, X, terms = data
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "data.csv"
         header = ["y", *(f"x{j}" for j in range(X.shape[1])), *(name for _, _, name in terms)]
@@ -166,58 +126,64 @@ def lme4(y, X, terms):
             'cat(t, sprintf("%.12g", REMLcrit(m)), "\\n")'
         )
         done = subprocess.run(["Rscript", "-e", script], capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        return None
-    return tuple(float(word) for word in done.stdout.split()[-2:])
+    return tuple(float(word) for word in done.stdout.split()[-2:]) if done.returncode == 0 else None
 
 
-def measure(name, with_lme4, repeats=3):
-    y, X, terms = SHAPES[name](np.random.default_rng(3))
-    factors = [
-        Factor(np.ones((len(y), 1)) if Z is None else Z, codes, int(codes.max()) + 1, label)
-        for Z, codes, label in terms
-    ]
-    structure = _structure(*(f.Z.shape[1] for f in factors))
-    fit(*_small())
-    times = []
-    for _ in range(repeats):
-        begin = time.perf_counter()
-        problem, criterion, found = fit(y, X, factors, structure)
-        times.append(time.perf_counter() - begin)
-    seconds = float(np.median(times))
-    value = found[3] + problem.offset(True)
-    print(f"{name:12s} {seconds:9.4f} s  {criterion.n_evaluations:3d} evaluations  decrement {found[4]:.0e}", end="")
-    sizes = np.diff(problem.layout.comp_slot)
-    if len(sizes) and sizes.max() > 500:
-        from scipy.linalg import lapack
-
-        matrix = np.asfortranarray(np.eye(int(sizes.max())) * 2.0)
-        begin = time.perf_counter()
-        lapack.dpotrf(matrix)
-        print(f"  {seconds / (time.perf_counter() - begin):6.1f} Cholesky factorisations", end="")
-    if not len(sizes) and problem.n >= 100_000:
-        together, alone = against_one_factor(y, X, terms)
-        print(f"  model and fit {together:.4f} s: {together / alone:.1f} x one factor ({alone:.4f} s)", end="")
-    if with_lme4:
-        other = lme4(y, X, terms)
+def main() -> int:
+    parser = _harness.parser(__doc__)
+    parser.add_argument("--lme4", action="store_true", help="time lme4 too")
+    parser.add_argument("--shape", choices=[shape.__name__ for shape in SHAPES], help="this one only")
+    options = parser.parse_args()
+    report = _harness.Report("several grouping factors", _harness.environment())
+    rows = []
+    targets = []
+    for shape in SHAPES:
+        name = shape.__name__
+        if (options.shape or name) != name or (options.smoke and name not in ("pastes", "penicillin")):
+            continue
+        data = shape(np.random.default_rng(3))
+        result = fit(data)
+        if not result.converged:
+            report.fail(f"{name}: {result.message}")
+            continue
+        cases = [Case(name, lambda data=data: fit(data))]
+        if name == "nested":
+            cases.append(Case("one factor", lambda data=data: one_factor(data)))
+        if name == "movielens":
+            begin = time.perf_counter()
+            peak = _harness.peak_extra_bytes(lambda data=data: fit(data))
+            seconds = time.perf_counter() - begin
+            targets.append(("peak memory, movielens", peak / 2**30, 2.0, False, " GB"))
+        else:
+            timings = _harness.interleave(cases, 2 if options.smoke else 7)
+            seconds = timings.median(name)
+        if name == "nested":
+            targets.append(("nested / one factor", timings.ratio(name, "one factor"), 3.0, False, ""))
+        if name in TARGETS:
+            targets.append((f"{name}, from arrays", seconds, TARGETS[name], False, " s"))
+        other = lme4(data) if options.lme4 else None
         if other is not None:
-            if value > other[1] + 1e-6 * abs(other[1]):
-                raise SystemExit(f"criteria differ: {value} here, {other[1]} by lme4")
-            print(f"  lme4 {other[0]:.3f} s: {other[0] / seconds:.0f} x", end="")
-    print(flush=True)
-
-
-def _small():
-    y, X, terms = penicillin(np.random.default_rng(0))
-    return y, X, [Factor(np.ones((144, 1)), c, int(c.max()) + 1, name) for _, c, name in terms], _structure(1, 1)
+            if result.criterion > other[1] + 1e-6 * abs(other[1]):
+                report.fail(f"{name}: criterion {result.criterion}, {other[1]} by lme4")
+            elif name == "insteval":
+                targets.append(("lme4 / insteval", other[0] / seconds, 15.0, True, ""))
+        rows.append(
+            (
+                name,
+                f"{len(data[0]):,}",
+                " x ".join(f"{codes.max() + 1:,}" for _, codes, _ in data[2]),
+                _harness.format_seconds(seconds),
+                str(result.n_evaluations),
+                f"{result.gradient_norm:.0e}",
+                "-" if other is None else f"{other[0] / seconds:.0f}",
+            )
+        )
+    header = ("", "rows", "levels", "construct + fit", "evaluations", "gradient", "lme4, x ours")
+    report.table("from arrays to the result", header, rows)
+    for sentence, value, limit, at_least, unit in targets:
+        report.target(sentence, value, limit, at_least, unit)
+    return report.finish(options)
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("shapes", nargs="*", default=["pastes", "penicillin", "kb07", "insteval", "nested"])
-    parser.add_argument("--lme4", action="store_true", help="time lme4 too")
-    arguments = parser.parse_args()
-    for shape in arguments.shapes:
-        if shape not in SHAPES:
-            parser.error(f"unknown shape {shape!r}: choose from {', '.join(SHAPES)}")
-        measure(shape, arguments.lme4, 1 if shape == "movielens" else 3)
+    sys.exit(main())
