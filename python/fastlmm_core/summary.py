@@ -257,7 +257,9 @@ class Summary:
             extra = " (observed information)" if self.information == "observed" else ""
             yield f"{_LAWS[self.ddf]}{extra}."
         if self.singular_components:
-            yield f"Singular fit: {'; '.join(self.singular_components)}. The estimate lies on the boundary."
+            known = self.ddf == "satterthwaite" or (self.ddf == "kenward-roger" and self.information == "observed")
+            extra = ", and the degrees of freedom take it for known" if known and self.coefficients else ""
+            yield f"Singular fit: {'; '.join(self.singular_components)}. The estimate lies on the boundary{extra}."
         count = f"{self.n_evaluations} evaluation{'s' * (self.n_evaluations != 1)}"
         if self.converged:
             yield f"Optimum certified after {count} (gradient {_gradient(self.gradient_norm)})."
