@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from .deletion import Deletions
 from .errors import LMMError
 from .grouping import Factor, Grouping
+from .progress import progress_bar
 
 if TYPE_CHECKING:
     from .model import LinearMixedModel
@@ -98,8 +99,16 @@ def refits(result: LMMResult, units: Sequence[Index], use: Callable[[int, LMMRes
         except LMMError as error:
             return error
 
+    bar = progress_bar(None, len(units), "refit")
+    found = []
     with ThreadPoolExecutor(max_workers=min(8, cpu_count() or 1)) as pool:
-        return list(pool.map(one, range(len(units))))
+        for outcome in pool.map(one, range(len(units))):
+            found.append(outcome)
+            if bar is not None:
+                bar.update(1)
+    if bar is not None:
+        bar.close()
+    return found
 
 
 def rows_of_units(result: LMMResult, grouping: Grouping | None) -> list[Index]:
