@@ -117,16 +117,12 @@ def own_products(const Py_ssize_t[::1] codes, const double[:, ::1] Z, const doub
     cdef double[:, :, ::1] own = own_array
     cdef double[:, ::1] cross = cross_array
     cdef double t
-    cdef double* target
-    cdef const double* row
     with nogil:
         for i in range(n):
-            row = &xy[i, 0]
             for a in range(q):
                 t = Z[i, a]
-                target = &cross[codes[i] * q + a, 0]
                 for j in range(k):
-                    target[j] += t * row[j]
+                    cross[codes[i] * q + a, j] += t * xy[i, j]
                 for b in range(a + 1):
                     own[codes[i], a, b] += t * Z[i, b]
         for i in range(m):
