@@ -29,6 +29,7 @@ from fastlmm_core._levels import sort_rows
 
 include "_elimination.pxi"
 include "_tail.pxi"
+include "_sparse.pxi"
 include "_substitution.pxi"
 include "_posterior.pxi"
 include "_curvature.pxi"
@@ -246,25 +247,43 @@ cdef class BlockedEngine(Objective):
         for i, tail in enumerate(layout.tails):
             first = e.tail_slot + np.asarray(layout.comp_slot)[tail.comp] + tail.slot
             self.level[e.n_stages + i] = Level(tail.m, tail.q, tail.column, self.take_index(first))
-        f = &e.stage[0]
-        if e.n_stages == 1 and f.q == 1 and e.n_tails:
-            stage = layout.stages[0]
+        comp_slot, core_slot = np.asarray(layout.comp_slot), np.asarray(layout.core_slot)
+        core_first = core_slot - comp_slot[: len(core_slot)]
+        for i, stage in enumerate(layout.stages if e.n_tails else ()):
+            f = &e.stage[i]
             level = np.repeat(np.arange(stage.m), np.diff(stage.start))
-            back, entry = sort_rows(stage.slots + np.asarray(layout.comp_slot)[stage.comp[level]], slot - e.tail_slot)
-            f.back = self.take_index(back)
-            f.entry = self.take_index(entry)
-            f.level = self.take_index(level[entry])
-            f.quad = self.take(np.zeros(f.m))
+            core = stage.slots >= core_first[stage.comp[level]]
+            f.skip = self.take_index(np.bincount(level[~core], minlength=stage.m))
+            f.rowwise = e.n_stages == 1 and f.q == 1
+            chosen = slice(None) if f.rowwise else np.flatnonzero(~core)
+            if f.rowwise or layout.sparse is not None:
+                back, entry = sort_rows((stage.slots + comp_slot[stage.comp[level]])[chosen], slot - e.tail_slot)
+                entry = entry if f.rowwise else chosen[entry]
+                f.back = self.take_index(back)
+                f.entry = self.take_index(entry)
+                f.level = self.take_index(level[entry])
+                if e.n_stages == 1:
+                    f.quad = self.take(np.zeros(f.m * f.q * f.q))
+                else:
+                    f.reach = self.take(np.zeros(len(stage.panel)))
         owner = np.concatenate([np.full(tail.m, i) for i, tail in enumerate(layout.tails)] + [np.zeros(0, dtype=int)])
-        places = np.concatenate([tail.slot for tail in layout.tails] + [np.zeros(0, dtype=np.intp)])
         comps = np.concatenate([tail.comp for tail in layout.tails] + [np.zeros(0, dtype=np.intp)])
+        places = np.concatenate([tail.slot for tail in layout.tails] + [np.zeros(0, dtype=np.intp)]) - core_first[comps]
+        for i, tail in enumerate(layout.tails):
+            e.tail[i].core = self.take_index(np.maximum(tail.slot - core_first[tail.comp], -1))
+        owner, comps, places = owner[places >= 0], comps[places >= 0], places[places >= 0]
         order = np.lexsort((places, comps))
         e.block_tail = self.take_index(owner[order])
         e.block_slot = self.take_index(places[order])
-        e.comp_block = self.take_index(np.searchsorted(comps[order], np.arange(len(layout.comp_slot))))
-        sizes = np.diff(layout.comp_slot)
+        e.comp_block = self.take_index(np.searchsorted(comps[order], np.arange(len(comp_slot))))
+        sizes = comp_slot[1:] - core_slot
         e.n_comps = len(sizes)
-        e.comp_slot = self.take_index(layout.comp_slot)
+        e.comp_slot = self.take_index(comp_slot)
+        e.core_slot = self.take_index(core_slot)
+        e.core_size = self.take_index(sizes)
+        e.sparse.n = 0
+        if layout.sparse is not None:
+            self.lay_out_sparse(layout.sparse, core_first)
         squares = np.concatenate([[0], np.cumsum(sizes * sizes)]).astype(np.intp)
         e.comp_start = self.take_index(squares)
         e.n_dense = int(squares.max())
@@ -282,6 +301,37 @@ cdef class BlockedEngine(Objective):
             e.block = self.take(np.empty(widest * max(widest, wide)))
         e.partial = self.take(np.zeros(self.k * self.k))
         e.place = self.take_slots(np.zeros(widest, dtype=np.intc))
+
+    cdef lay_out_sparse(self, sparse, core_first):
+        cdef Sparse* f = &self.e.sparse
+        f.n = len(sparse.slot)
+        f.tail = self.take_index(sparse.tail)
+        f.comp = self.take_index(sparse.comp)
+        f.slot = self.take_index(sparse.slot)
+        f.start = self.take_index(sparse.start)
+        f.nbr = self.take_slots(sparse.slots)
+        f.own_at = self.take_index(sparse.own_at)
+        f.panel_at = self.take_index(sparse.panel_at)
+        f.n_own = len(sparse.own)
+        f.n_panel = len(sparse.panel)
+        f.own0 = self.take(sparse.own)
+        f.panel0 = self.take(sparse.panel)
+        f.own = self.take(np.zeros(f.n_own))
+        f.mid = self.take(np.zeros(f.n_own))
+        f.proj = self.take(np.zeros(f.n_own))
+        f.cov = self.take(np.zeros(f.n_own))
+        f.panel = self.take(np.zeros(f.n_panel))
+        f.cov_panel = self.take(np.zeros(f.n_panel))
+        node = np.repeat(np.arange(f.n), np.diff(sparse.start))
+        early = sparse.slots < core_first[sparse.comp[node]]
+        f.skip = self.take_index(np.bincount(node[early], minlength=f.n))
+        slots = sparse.slots + np.asarray(self.layout.comp_slot)[sparse.comp[node]]
+        chosen = np.flatnonzero(early)
+        back, entry = sort_rows(slots[chosen], self.e.n_slots - self.e.tail_slot)
+        f.back = self.take_index(back)
+        f.entry = self.take_index(chosen[entry])
+        f.level = self.take_index(node[chosen[entry]])
+        f.where = self.take_slots(np.zeros(int(np.diff(self.layout.comp_slot).max()), dtype=np.intc))
 
     @property
     def average(self):
@@ -463,8 +513,7 @@ cdef class BlockedEngine(Objective):
             return False
         backward(e, k, self.V, self.U)
         memset(self.sum_n, 0, q * q * sizeof(double))
-        covariances_of_tail(e, self.sum_n, q, NULL)
-        covariances_of_chain(e, self.sum_n, q, NULL, NULL)
+        covariances(e, self.sum_n, q, NULL, NULL)
         # w: 2 M = w w', M = (nu / r^2) b b' [+ K]
         for j in range(p):
             self.inverse[j * k + j] = 1.0 / self.chol[j * k + j]
@@ -607,7 +656,7 @@ cdef class BlockedEngine(Objective):
             self.spare = <double*> calloc(i, sizeof(double))
             if self.normal == NULL or self.spare == NULL:
                 return False
-        if e.n_stages == 1 and e.n_comps == 1:
+        if e.n_stages == 1 and e.n_comps == 1 and e.sparse.n == 0:
             normal_of_one(e, self.normal, self.spare, self.spare + e.tail_slot * n_tail)
             return True
         first = 0
@@ -879,27 +928,13 @@ cdef class BlockedEngine(Objective):
             The (q_f, q_f) block of each level, left-justified, in the layout's order.
         """
         self._require(1)
-        cdef Py_ssize_t q = self.q, t, a, at, c, n, i, j
-        cdef Elimination* e = &self.e
-        cdef Tail* g
-        cdef double* K
+        cdef Py_ssize_t q = self.q
         out = np.zeros((self.n_slots, q))
         other = np.zeros((self.n_slots, q))
         sums = np.zeros((q, q))
         cdef double[:, ::1] N = other, post = out, total = sums
         with nogil:
-            covariances_of_tail(e, &total[0, 0], q, &N[0, 0])
-            covariances_of_chain(e, &total[0, 0], q, &N[0, 0], &post[0, 0])
-            for t in range(e.n_tails):
-                g = &e.tail[t]
-                for a in range(g.m):
-                    c = g.comp[a]
-                    n = e.comp_slot[c + 1] - e.comp_slot[c]
-                    K = e.cov + e.comp_start[c] + g.slot[a] * n + g.slot[a]
-                    at = e.tail_slot + e.comp_slot[c] + g.slot[a]
-                    for i in range(g.q):
-                        for j in range(g.q):
-                            post[at + i, j] = K[i * n + j] if i >= j else K[j * n + i]
+            covariances(&self.e, &total[0, 0], q, &N[0, 0], &post[0, 0])
         return other if precision else out
 
     def state(self):
@@ -943,8 +978,7 @@ cdef class BlockedEngine(Objective):
             valid = isfinite(eliminate(e)) and factor_tail(e, &logdet) and self.need_work()
             if valid:
                 memset(self.sum_n, 0, q * q * sizeof(double))
-                covariances_of_tail(e, self.sum_n, q, NULL)
-                covariances_of_chain(e, self.sum_n, q, NULL, NULL)
+                covariances(e, self.sum_n, q, NULL, NULL)
         if not valid:
             raise MemoryError("no second derivatives: the tail of the elimination could not be factored")
         return self.copied(self.sum_n, q, q)

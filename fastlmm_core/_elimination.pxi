@@ -8,12 +8,13 @@
 #     K_bc -= B_ab'M_a B_ac,   C_b -= B_ab'M_a C_a,   [X y]'[X y] -= C_a'M_a C_a,   log|V| += log|W|
 #
 # (Bates et al. 2015, J. Stat. Softw. 67(1), sec. 3.6, without the scaling by Lambda: singular Lambda is no exception).
-# The tail, connected component by connected component, is dense: S = I + L'K L = R R'.  On the way back
+# In each connected component of the tail, levels with few neighbours follow one by one in the same way
+# (_sparse.pxi); what is left, its core, is dense: S = I + L'K L = R R'.  On the way back
 #
 #     E_a = P_a (C_a - B_a u),  u_a = G E_a                                   (E = Z'V^-1 [X y], u = posterior means)
 #     N_aa = P_a K_a - P_a B_a Q B_a'P_a',  cov(a, nbrs) = -M_a B_a Q,  Q = posterior covariance of the neighbours
 #
-# Matrices are row by row; of symmetric ones of the tail only the lower triangle counts (LAPACK's upper one).
+# Matrices are row by row; of symmetric ones of the cores only the lower triangle counts (LAPACK's upper one).
 
 cdef enum:
     MAX_FACTORS = 16
@@ -27,7 +28,8 @@ cdef struct Stage:
     const Py_ssize_t* parent    # (m,) level of the next stage; NULL at the last
     const Py_ssize_t* comp      # (m,) component of the tail
     const Py_ssize_t* start     # (m + 1,)
-    const int* nbr              # slots of the tail neighbours within their component
+    const int* nbr              # slots of the tail neighbours within their component, ascending
+    const Py_ssize_t* skip      # (m,) how many of them come before the core
     const int* up               # their places in the parent's list
     double* own0                # (m, q, q): as given
     double* chain0              # (m, q, qc)
@@ -42,16 +44,19 @@ cdef struct Stage:
     double* cov_panel
     double* factor              # L (q, q)
     double* G
-    # where this is the only factor of the chain, with one column: its levels by tail slot, so that one row of the
-    # tail's matrices after the other is worked on (NULL otherwise)
-    const Py_ssize_t* back      # (n_tail + 1,)
+    # levels by tail slot: of the sparse levels, and of the cores where this is the only factor of the chain, with one
+    # column, so that one row of the cores' matrices after the other is worked on
+    const Py_ssize_t* back      # (n_tail + 1,); NULL where neither is the case
     const Py_ssize_t* entry     # place in nbr
     const Py_ssize_t* level
-    double* quad                # (m,) B Q B'
+    bint rowwise                # the latter
+    double* quad                # (m, q, q) B Q B': all of it, or what the sparse levels give; NULL elsewhere
+    double* reach               # like panel: B Q from the sparse levels, where that is wanted too
 
 cdef struct Tail:
     Py_ssize_t m, q, column
     const Py_ssize_t* slot      # (m,) within the component
+    const Py_ssize_t* core      # (m,) within its core, -1 for a sparse level
     const Py_ssize_t* comp
     const Py_ssize_t* start     # neighbours among the tail factors after this one
     const int* nbr              # slots within the component
@@ -63,18 +68,45 @@ cdef struct Tail:
     double* rest                # (q, q): projector on the others
     bint exact                  # whether there are any
 
+cdef struct Sparse:
+    Py_ssize_t n                # levels, in the order of their elimination
+    const Py_ssize_t* tail
+    const Py_ssize_t* comp
+    const Py_ssize_t* slot      # (n,) within the component
+    const Py_ssize_t* start     # (n + 1,)
+    const int* nbr              # slots of later neighbours within the component, ascending
+    const Py_ssize_t* skip      # (n,) how many of them come before the core
+    const Py_ssize_t* own_at    # (n,) places in own, mid, proj, cov
+    const Py_ssize_t* panel_at  # (n,) places in panel, reach, cov_panel
+    Py_ssize_t n_own, n_panel
+    double* own0
+    double* panel0
+    double* own
+    double* panel
+    double* mid
+    double* proj
+    double* cov
+    double* cov_panel           # first B Q, then the covariances with the neighbours
+    const Py_ssize_t* back      # sparse levels by tail slot, as in Stage
+    const Py_ssize_t* entry
+    const Py_ssize_t* level
+    int* where                  # (largest component,) place of a slot in the list at hand
+
 cdef struct Elimination:
     Py_ssize_t n_stages, n_tails, n_comps, n_slots, tail_slot, width
     Py_ssize_t wide             # columns of right-hand sides, at most
     Stage stage[MAX_FACTORS]
     Tail tail[MAX_FACTORS]
-    const Py_ssize_t* comp_slot     # (n_comps + 1,)
+    Sparse sparse
+    const Py_ssize_t* comp_slot     # (n_comps + 1,) first slot of each component
+    const Py_ssize_t* core_slot     # (n_comps,) first slot of its core
+    const Py_ssize_t* core_size     # (n_comps,)
     const Py_ssize_t* comp_start    # (n_comps,) into the dense arrays
-    const Py_ssize_t* comp_block    # (n_comps + 1,) into the next two: factor and slot of the levels in each component
+    const Py_ssize_t* comp_block    # (n_comps + 1,) into the next two: factor and place of the levels in each core
     const Py_ssize_t* block_tail
     const Py_ssize_t* block_slot
     Py_ssize_t n_dense
-    double* K                   # dense components
+    double* K                   # the cores
     double* S                   # Cholesky factors
     double* cov                 # posterior covariances
     double* work                # like K: only where L is nearly singular
@@ -223,7 +255,7 @@ cdef inline double eliminate_level(Py_ssize_t q, Elimination* e, Py_ssize_t s, P
     cdef Stage* f = &e.stage[s]
     cdef Stage* above
     cdef Stage* outer
-    cdef Py_ssize_t qc = f.qc, w = 0, i, j, r, l, h, b, c, width, first, second, ld, stride
+    cdef Py_ssize_t qc = f.qc, w = 0, i, j, r, l, h, b, c, width, first, second, ld, stride, skip, base
     cdef double det, t
     cdef double* Bc = f.chain + a * q * qc
     cdef double* Bt = NULL
@@ -281,19 +313,21 @@ cdef inline double eliminate_level(Py_ssize_t q, Elimination* e, Py_ssize_t s, P
         first = second
     if w > 0:
         c = f.comp[a]
-        ld = e.comp_slot[c + 1] - e.comp_slot[c]
+        ld = e.core_size[c]
+        skip = f.skip[a]
+        base = e.core_slot[c] - e.comp_slot[c]
         if e.block != NULL:
             crossed(w, w, q, Dt, Bt, w, e.block)
-            for i in range(w):
-                target = e.K + e.comp_start[c] + nbr[i] * ld
-                for j in range(i + 1):
+            for i in range(skip, w):
+                target = e.K + e.comp_start[c] + (nbr[i] - base) * ld - base
+                for j in range(skip, i + 1):
                     target[nbr[j]] -= e.block[i * w + j]
             return det
-        for i in range(w):
-            target = e.K + e.comp_start[c] + nbr[i] * ld
+        for i in range(skip, w):
+            target = e.K + e.comp_start[c] + (nbr[i] - base) * ld - base
             for r in range(q):
                 t = Bt[r * w + i]
-                for j in range(i + 1):
+                for j in range(skip, i + 1):
                     target[nbr[j]] -= t * Dt[r * w + j]
     return det
 
@@ -306,7 +340,7 @@ cdef double eliminate(Elimination* e) noexcept nogil:
     for s in range(e.n_stages):
         f = &e.stage[s]
         for a in range(f.m):
-            if f.back != NULL:
+            if f.rowwise:
                 det = shrink(1, f.own + a, f.factor, f.G, f.mid + a, f.proj + a, e.scratch)
             elif f.q == 1:
                 det = eliminate_level(1, e, s, a)
@@ -320,9 +354,10 @@ cdef double eliminate(Elimination* e) noexcept nogil:
             if product > 1e100:
                 logdet += log(product)
                 product = 1.0
-        if f.back != NULL:
+        if f.rowwise:
             eliminate_by_rows(e, f)
-    return logdet + log(product)
+    logdet += log(product)
+    return logdet + eliminate_sparse(e) if e.sparse.n > 0 else logdet
 
 
 cdef void eliminate_by_rows(Elimination* e, const Stage* f) noexcept nogil:
@@ -333,11 +368,11 @@ cdef void eliminate_by_rows(Elimination* e, const Stage* f) noexcept nogil:
     cdef const double* B
     cdef const int* nbr
     for c in range(e.n_comps):
-        n = e.comp_slot[c + 1] - e.comp_slot[c]
+        n = e.core_size[c]
         for i in range(n):
-            row = e.K + e.comp_start[c] + i * n
-            for l in range(f.back[e.comp_slot[c] + i], f.back[e.comp_slot[c] + i + 1]):
-                first = f.start[f.level[l]]
+            row = e.K + e.comp_start[c] + i * n - (e.core_slot[c] - e.comp_slot[c])
+            for l in range(f.back[e.core_slot[c] + i], f.back[e.core_slot[c] + i + 1]):
+                first = f.start[f.level[l]] + f.skip[f.level[l]]
                 nbr = f.nbr + first
                 B = f.panel + first
                 n_before = f.entry[l] - first + 1
@@ -347,19 +382,19 @@ cdef void eliminate_by_rows(Elimination* e, const Stage* f) noexcept nogil:
 
 
 cdef void cover_by_rows(Elimination* e, Stage* f) noexcept nogil:
-    """quad = B Q B' of every level, row by row of Q."""
-    cdef Py_ssize_t c, i, j, l, n, first, before
+    """quad += B Q B' of every level, Q of the cores, row by row of it."""
+    cdef Py_ssize_t c, i, j, l, n, first, before, base
     cdef double t, u
     cdef const double* row
     cdef const double* B
     cdef const int* nbr
-    memset(f.quad, 0, f.m * sizeof(double))
     for c in range(e.n_comps):
-        n = e.comp_slot[c + 1] - e.comp_slot[c]
+        n = e.core_size[c]
+        base = e.core_slot[c] - e.comp_slot[c]
         for i in range(n):
-            row = e.cov + e.comp_start[c] + i * n
-            for l in range(f.back[e.comp_slot[c] + i], f.back[e.comp_slot[c] + i + 1]):
-                first = f.start[f.level[l]]
+            row = e.cov + e.comp_start[c] + i * n - base
+            for l in range(f.back[e.core_slot[c] + i], f.back[e.core_slot[c] + i + 1]):
+                first = f.start[f.level[l]] + f.skip[f.level[l]]
                 nbr = f.nbr + first
                 B = f.panel + first
                 before = f.entry[l] - first
@@ -367,12 +402,12 @@ cdef void cover_by_rows(Elimination* e, Stage* f) noexcept nogil:
                 for j in range(before):
                     t += row[nbr[j]] * B[j]
                 u = f.panel[f.entry[l]]
-                f.quad[f.level[l]] += u * (2.0 * t + u * row[i])
+                f.quad[f.level[l]] += u * (2.0 * t + u * row[base + i])
 
 
 cdef void restore(Elimination* e) noexcept nogil:
     """The products as given, before an elimination."""
-    cdef Py_ssize_t s, t, a, i, j, c, r, ld, w, size
+    cdef Py_ssize_t s, t, a, i, j, c, r, ld, w, at, other
     cdef Stage* f
     cdef Tail* g
     cdef double* K
@@ -386,16 +421,22 @@ cdef void restore(Elimination* e) noexcept nogil:
     for t in range(e.n_tails):
         g = &e.tail[t]
         for a in range(g.m):
+            at = g.core[a]
+            if at < 0:
+                continue
             c = g.comp[a]
-            ld = e.comp_slot[c + 1] - e.comp_slot[c]
+            ld = e.core_size[c]
             K = e.K + e.comp_start[c]
             for i in range(g.q):
                 for j in range(i + 1):
-                    K[(g.slot[a] + i) * ld + g.slot[a] + j] = g.own0[(a * g.q + i) * g.q + j]
+                    K[(at + i) * ld + at + j] = g.own0[(a * g.q + i) * g.q + j]
                 w = g.start[a + 1] - g.start[a]
                 for r in range(w):
-                    size = g.nbr[g.start[a] + r]
-                    if size > g.slot[a]:
-                        K[size * ld + g.slot[a] + i] = g.panel0[g.q * g.start[a] + i * w + r]
-                    else:
-                        K[(g.slot[a] + i) * ld + size] = g.panel0[g.q * g.start[a] + i * w + r]
+                    other = g.nbr[g.start[a] + r] - (e.core_slot[c] - e.comp_slot[c])
+                    if other > at:
+                        K[other * ld + at + i] = g.panel0[g.q * g.start[a] + i * w + r]
+                    elif other >= 0:
+                        K[(at + i) * ld + other] = g.panel0[g.q * g.start[a] + i * w + r]
+    if e.sparse.n > 0:
+        memcpy(e.sparse.own, e.sparse.own0, e.sparse.n_own * sizeof(double))
+        memcpy(e.sparse.panel, e.sparse.panel0, e.sparse.n_panel * sizeof(double))

@@ -1,7 +1,7 @@
 # Posterior covariances and the blocks of N = Z'V^-1 Z on the diagonal, coarsest levels first (see _elimination.pxi).
 
 cdef void covariances_of_tail(Elimination* e, double* sums, Py_ssize_t total, double* each) noexcept nogil:
-    """cov = L S^-1 L' of the tail's components (full matrices unless all q = 1); adds sum N_bb of each factor to sums (total, total).
+    """cov = L S^-1 L' of the cores (full matrices unless all q = 1); adds sum N_bb of each factor to sums (total, total).
 
     each : NULL, or (n_slots, total) array whose rows take N_bb, left-justified.
     """
@@ -19,7 +19,7 @@ cdef void covariances_of_tail(Elimination* e, double* sums, Py_ssize_t total, do
         exact = exact or e.tail[t].exact
         scalar = scalar and e.tail[t].q == 1
     for c in range(e.n_comps):
-        inverse_of(e.comp_slot[c + 1] - e.comp_slot[c], e.cov + e.comp_start[c])
+        inverse_of(e.core_size[c], e.cov + e.comp_start[c])
     # N = T (I - S^-1) T' where L is not nearly singular
     for t in range(e.n_tails):
         g = &e.tail[t]
@@ -27,9 +27,11 @@ cdef void covariances_of_tail(Elimination* e, double* sums, Py_ssize_t total, do
         y = x + q * q
         N = y + q * q
         for a in range(g.m):
+            if g.core[a] < 0:
+                continue
             c = g.comp[a]
-            n = e.comp_slot[c + 1] - e.comp_slot[c]
-            A = e.cov + e.comp_start[c] + g.slot[a] * n + g.slot[a]
+            n = e.core_size[c]
+            A = e.cov + e.comp_start[c] + g.core[a] * n + g.core[a]
             for i in range(q):
                 for j in range(q):
                     x[i * q + j] = (1.0 if i == j else 0.0) - (A[i * n + j] if i >= j else A[j * n + i])
@@ -54,13 +56,13 @@ cdef void covariances_of_tail(Elimination* e, double* sums, Py_ssize_t total, do
         scale_tail(e, e.cov, x)
     else:
         for c in range(e.n_comps):
-            mirror(e.comp_slot[c + 1] - e.comp_slot[c], e.cov + e.comp_start[c])
+            mirror(e.core_size[c], e.cov + e.comp_start[c])
         sandwich_tail(e, e.cov, False)
     if not exact:
         return
     # N = K - K cov K where it is: the rows and columns of the projector
     for c in range(e.n_comps):
-        n = e.comp_slot[c + 1] - e.comp_slot[c]
+        n = e.core_size[c]
         K = e.K + e.comp_start[c]
         mirror(n, K)
         symmetric_product(n, n, e.cov + e.comp_start[c], K, e.work + e.comp_start[c])
@@ -72,13 +74,15 @@ cdef void covariances_of_tail(Elimination* e, double* sums, Py_ssize_t total, do
         if not g.exact:
             continue
         for a in range(g.m):
+            if g.core[a] < 0:
+                continue
             c = g.comp[a]
-            n = e.comp_slot[c + 1] - e.comp_slot[c]
-            K = e.K + e.comp_start[c] + g.slot[a] * n
-            A = e.work + e.comp_start[c] + g.slot[a]
+            n = e.core_size[c]
+            K = e.K + e.comp_start[c] + g.core[a] * n
+            A = e.work + e.comp_start[c] + g.core[a]
             for i in range(q):
                 for j in range(q):
-                    v = K[i * n + g.slot[a] + j]
+                    v = K[i * n + g.core[a] + j]
                     for r in range(n):
                         v -= K[i * n + r] * A[r * n + j]
                     x[i * q + j] = v
@@ -109,7 +113,7 @@ cdef inline void cover_level(Py_ssize_t q, Elimination* e, Py_ssize_t s, Py_ssiz
     cdef Stage* f = &e.stage[s]
     cdef Stage* above
     cdef Stage* outer
-    cdef Py_ssize_t qc = f.qc, w = 0, i, j, r, l, h, b, c, first, second, ld, stride
+    cdef Py_ssize_t qc = f.qc, w = 0, i, j, r, l, h, b, c, first, second, ld, stride, skip, base
     cdef double t, v
     cdef double* Bc = f.chain + a * q * qc
     cdef double* Bt = NULL
@@ -122,7 +126,6 @@ cdef inline void cover_level(Py_ssize_t q, Elimination* e, Py_ssize_t s, Py_ssiz
     cdef double* M = f.mid + a * q * q
     cdef double* P = f.proj + a * q * q
     cdef Py_ssize_t lineage[MAX_FACTORS]
-    cdef bint all_of_it = s > 0 or e.n_stages > 1
     b = a
     for l in range(s, e.n_stages - 1):
         b = e.stage[l].parent[b]
@@ -134,32 +137,38 @@ cdef inline void cover_level(Py_ssize_t q, Elimination* e, Py_ssize_t s, Py_ssiz
         Bt = f.panel + q * f.start[a]
         nbr = f.nbr + f.start[a]
         c = f.comp[a]
-        ld = e.comp_slot[c + 1] - e.comp_slot[c]
+        ld = e.core_size[c]
+        skip = f.skip[a]
+        base = e.core_slot[c] - e.comp_slot[c]
         for i in range(q * w):
             Yt[i] = 0.0
+        if f.reach != NULL:
+            memcpy(Yt, f.reach + q * f.start[a], q * w * sizeof(double))
         if e.block != NULL:
-            for i in range(w):
-                cov = e.cov + e.comp_start[c] + nbr[i] * ld
-                for j in range(i + 1):
+            memset(e.block, 0, skip * w * sizeof(double))
+            for i in range(skip, w):
+                cov = e.cov + e.comp_start[c] + (nbr[i] - base) * ld - base
+                memset(e.block + i * w, 0, skip * sizeof(double))
+                for j in range(skip, i + 1):
                     e.block[i * w + j] = cov[nbr[j]]
             add_symmetric(w, q, e.block, Bt, Yt)
         elif s > 0 or qc > 0:
-            for i in range(w):
-                cov = e.cov + e.comp_start[c] + nbr[i] * ld
+            for i in range(skip, w):
+                cov = e.cov + e.comp_start[c] + (nbr[i] - base) * ld - base
                 for r in range(q):
                     t = Bt[r * w + i]
                     v = 0.0
-                    for j in range(i):
+                    for j in range(skip, i):
                         Yt[r * w + j] += t * cov[nbr[j]]
                         v += Bt[r * w + j] * cov[nbr[j]]
                     Yt[r * w + i] += v + t * cov[nbr[i]]
         else:
             # only the quadratic form is wanted
-            for i in range(w):
-                cov = e.cov + e.comp_start[c] + nbr[i] * ld
+            for i in range(skip, w):
+                cov = e.cov + e.comp_start[c] + (nbr[i] - base) * ld - base
                 for r in range(q):
                     v = 0.0
-                    for j in range(i):
+                    for j in range(skip, i):
                         v += Bt[r * w + j] * cov[nbr[j]]
                     Yt[r * w + i] = v + 0.5 * Bt[r * w + i] * cov[nbr[i]]
     if qc > 0:
@@ -221,6 +230,9 @@ cdef inline void cover_level(Py_ssize_t q, Elimination* e, Py_ssize_t s, Py_ssiz
                 t = quad[r * q + i] + quad[i * q + r]
                 quad[r * q + i] = t
                 quad[i * q + r] = t
+    if f.quad != NULL:
+        for i in range(q * q):
+            quad[i] += f.quad[a * q * q + i]
     # N = P (K - quad P')
     multiply(q, q, q, P, quad, work)
     for i in range(q):
@@ -265,11 +277,11 @@ cdef void covariances_of_chain(Elimination* e, double* sums, Py_ssize_t total, d
     for s in range(e.n_stages - 1, -1, -1):
         f = &e.stage[s]
         q = f.q
-        if f.back != NULL:
+        if f.rowwise:
             cover_by_rows(e, f)
         for a in range(f.m):
             own = f.cov + a * q * q if s > 0 else (N + q * q if post != NULL else NULL)
-            if f.back != NULL:
+            if f.rowwise:
                 N[0] = f.proj[a] * (f.own[a] - f.quad[a] * f.proj[a])
                 if own != NULL:
                     own[0] = f.mid[a] + f.mid[a] * f.quad[a] * f.mid[a]
@@ -285,3 +297,37 @@ cdef void covariances_of_chain(Elimination* e, double* sums, Py_ssize_t total, d
                         each[(at + i) * total + j] = N[i * q + j]
                     if post != NULL:
                         post[(at + i) * total + j] = own[i * q + j]
+
+
+cdef void covariances(Elimination* e, double* sums, Py_ssize_t total, double* each, double* post) noexcept nogil:
+    """Posterior covariances of all levels; adds sum N_aa of each factor to sums (total, total).
+
+    each, post : NULL, or (n_slots, total) arrays whose rows take N_aa and the posterior covariance of each level.
+    """
+    cdef Py_ssize_t s, t, a, i, j, c, n, at
+    cdef Stage* f
+    cdef Tail* g
+    cdef double* Q
+    for s in range(e.n_stages):
+        f = &e.stage[s]
+        if f.quad != NULL:
+            memset(f.quad, 0, f.m * f.q * f.q * sizeof(double))
+        if f.reach != NULL:
+            memset(f.reach, 0, f.q * f.start[f.m] * sizeof(double))
+    covariances_of_tail(e, sums, total, each)
+    covariances_of_sparse(e, sums, total, each, post)
+    covariances_of_chain(e, sums, total, each, post)
+    if post == NULL:
+        return
+    for t in range(e.n_tails):
+        g = &e.tail[t]
+        for a in range(g.m):
+            if g.core[a] < 0:
+                continue
+            c = g.comp[a]
+            n = e.core_size[c]
+            Q = e.cov + e.comp_start[c] + g.core[a] * n + g.core[a]
+            at = e.tail_slot + e.comp_slot[c] + g.slot[a]
+            for i in range(g.q):
+                for j in range(g.q):
+                    post[(at + i) * total + j] = Q[i * n + j] if i >= j else Q[j * n + i]

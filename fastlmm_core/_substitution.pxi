@@ -64,10 +64,11 @@ cdef void forward(Elimination* e, Py_ssize_t c, double* V, double* H) noexcept n
                         t = B[r * w + i]
                         for j in range(c):
                             row[nbr[i] * c + j] -= t * g[r * c + j]
+    forward_sparse(e, c, V, H)
 
 
 cdef void solve_tail(Elimination* e, Py_ssize_t c, double* V, double* U, double* X, double* H) noexcept nogil:
-    """The tail's part of E (into V) and of the posterior means (into U); subtracts from H unless it is NULL.
+    """The cores' part of E (into V) and of the posterior means (into U); subtracts from H unless it is NULL.
 
     X : (n_tail, c) work space
     """
@@ -83,6 +84,8 @@ cdef void solve_tail(Elimination* e, Py_ssize_t c, double* V, double* U, double*
         q = g.q
         exact = exact or g.exact
         for a in range(g.m):
+            if g.core[a] < 0:
+                continue
             at = e.comp_slot[g.comp[a]] + g.slot[a]
             for i in range(q):
                 for j in range(c):
@@ -92,8 +95,8 @@ cdef void solve_tail(Elimination* e, Py_ssize_t c, double* V, double* U, double*
                     for j in range(c):
                         X[(at + i) * c + j] += x * C[(at + r) * c + j]
     for comp in range(e.n_comps):
-        n = e.comp_slot[comp + 1] - e.comp_slot[comp]
-        at = e.comp_slot[comp]
+        n = e.core_size[comp]
+        at = e.core_slot[comp]
         half_solve(n, c, e.S + e.comp_start[comp], X + at * c, False)
         if H != NULL:
             subtract_squares(n, c, X + at * c, X + at * c, H)
@@ -102,6 +105,8 @@ cdef void solve_tail(Elimination* e, Py_ssize_t c, double* V, double* U, double*
         g = &e.tail[t]
         q = g.q
         for a in range(g.m):
+            if g.core[a] < 0:
+                continue
             at = e.comp_slot[g.comp[a]] + g.slot[a]
             multiply(q, q, c, g.factor, X + at * c, u + at * c)
     if not exact:
@@ -109,21 +114,25 @@ cdef void solve_tail(Elimination* e, Py_ssize_t c, double* V, double* U, double*
             g = &e.tail[t]
             q = g.q
             for a in range(g.m):
+                if g.core[a] < 0:
+                    continue
                 at = e.comp_slot[g.comp[a]] + g.slot[a]
                 multiply(q, q, c, g.lift, X + at * c, C + at * c)
         return
     # C <- C - K u first, then its part where L is nearly singular, then lift x
     for comp in range(e.n_comps):
-        n = e.comp_slot[comp + 1] - e.comp_slot[comp]
-        at = e.comp_slot[comp]
-        # e.wide holds K u
+        n = e.core_size[comp]
+        at = e.core_slot[comp]
+        # the second half of X holds K u
         symmetric_product(n, c, e.K + e.comp_start[comp], u + at * c, X + (n_tail + at) * c)
-    for i in range(n_tail * c):
-        C[i] -= X[n_tail * c + i]
+        for i in range(at * c, (at + n) * c):
+            C[i] -= X[n_tail * c + i]
     for t in range(e.n_tails):
         g = &e.tail[t]
         q = g.q
         for a in range(g.m):
+            if g.core[a] < 0:
+                continue
             at = e.comp_slot[g.comp[a]] + g.slot[a]
             multiply(q, q, c, g.rest, C + at * c, e.scratch)
             multiply(q, q, c, g.lift, X + at * c, C + at * c)
@@ -132,7 +141,7 @@ cdef void solve_tail(Elimination* e, Py_ssize_t c, double* V, double* U, double*
 
 
 cdef void backward(Elimination* e, Py_ssize_t c, double* V, double* U) noexcept nogil:
-    """E of the chain (into V) and posterior means (into U), once those of the tail are there."""
+    """E of the sparse levels and of the chain (into V) and posterior means (into U), once those of the cores are there."""
     cdef Py_ssize_t s, l, a, b, i, j, r, q, qc, w, first
     cdef Stage* f
     cdef double* own
@@ -140,6 +149,7 @@ cdef void backward(Elimination* e, Py_ssize_t c, double* V, double* U) noexcept 
     cdef const double* row
     cdef const int* nbr
     cdef double t
+    backward_sparse(e, c, V, U)
     for s in range(e.n_stages - 1, -1, -1):
         f = &e.stage[s]
         q = f.q

@@ -1,4 +1,4 @@
-# Dense connected components of the tail (see _elimination.pxi): factorisation, triangular solutions, inverses.
+# The dense cores of the tail's components (see _elimination.pxi): factorisation, triangular solutions, inverses.
 #
 # Matrices are row by row; of symmetric ones only the lower triangle counts, which is LAPACK's upper one.
 
@@ -110,7 +110,7 @@ cdef void mirror(Py_ssize_t n, double* A) noexcept nogil:
 
 
 cdef bint factor_tail(Elimination* e, double* logdet) noexcept nogil:
-    """S = I + L'K L = R R' for each component; adds log|S|."""
+    """S = I + L'K L = R R' for each core; adds log|S|."""
     cdef Py_ssize_t c, n, t, u, a, b, i, j, r, l
     cdef double* K
     cdef double* S
@@ -123,7 +123,7 @@ cdef bint factor_tail(Elimination* e, double* logdet) noexcept nogil:
     memcpy(e.S, e.K, e.n_dense * sizeof(double))
     if not scalar:
         for c in range(e.n_comps):
-            mirror(e.comp_slot[c + 1] - e.comp_slot[c], e.S + e.comp_start[c])
+            mirror(e.core_size[c], e.S + e.comp_start[c])
         sandwich_tail(e, e.S, True)
     else:
         for t in range(e.n_tails):
@@ -132,7 +132,7 @@ cdef bint factor_tail(Elimination* e, double* logdet) noexcept nogil:
                 scale[e.comp_slot[g.comp[a]] + g.slot[a]] = g.factor[0]
         scale_tail(e, e.S, scale)
     for c in range(e.n_comps):
-        n = e.comp_slot[c + 1] - e.comp_slot[c]
+        n = e.core_size[c]
         S = e.S + e.comp_start[c]
         for i in range(n):
             S[i * n + i] += 1.0
@@ -150,8 +150,8 @@ cdef void scale_tail(Elimination* e, double* A, const double* scale) noexcept no
     cdef double* row
     cdef double t
     for c in range(e.n_comps):
-        n = e.comp_slot[c + 1] - e.comp_slot[c]
-        x = scale + e.comp_slot[c]
+        n = e.core_size[c]
+        x = scale + e.core_slot[c]
         for i in range(n):
             row = A + e.comp_start[c] + i * n
             t = x[i]
@@ -160,7 +160,7 @@ cdef void scale_tail(Elimination* e, double* A, const double* scale) noexcept no
 
 
 cdef void sandwich_tail(Elimination* e, double* A, bint transposed) noexcept nogil:
-    """A <- L'A L, or L A L', of full symmetric components, in place."""
+    """A <- L'A L, or L A L', of full symmetric cores, in place."""
     cdef Py_ssize_t c, n, t, a, i, j, r, q, p
     cdef Tail* g
     cdef double x
@@ -172,9 +172,11 @@ cdef void sandwich_tail(Elimination* e, double* A, bint transposed) noexcept nog
         q = g.q
         L = g.factor
         for a in range(g.m):
+            if g.core[a] < 0:
+                continue
             c = g.comp[a]
-            n = e.comp_slot[c + 1] - e.comp_slot[c]
-            block = A + e.comp_start[c] + g.slot[a] * n
+            n = e.core_size[c]
+            block = A + e.comp_start[c] + g.core[a] * n
             for j in range(n):
                 for i in range(q):
                     v[i] = block[i * n + j]
@@ -184,7 +186,7 @@ cdef void sandwich_tail(Elimination* e, double* A, bint transposed) noexcept nog
                         x += (L[r * q + i] if transposed else L[i * q + r]) * v[r]
                     block[i * n + j] = x
     for c in range(e.n_comps):
-        n = e.comp_slot[c + 1] - e.comp_slot[c]
+        n = e.core_size[c]
         for p in range(n):
             for a in range(e.comp_block[c], e.comp_block[c + 1]):
                 g = &e.tail[e.block_tail[a]]

@@ -1,8 +1,9 @@
 """Order of elimination of several grouping factors, and their cross-products in that order.
 
 Factors that are nested, each in the next, form a chain that is eliminated level by level, finest first; the levels of
-the others make up the tail, which is dense within each of its connected components.  The chain is chosen so that the
-tail is small.
+the others make up the tail.  The chain is chosen so that the tail is small.  In a large connected component of the
+tail, levels with few neighbours are eliminated one by one too, as long as that leaves the others sparse; the rest of
+each component, its core, is dense.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 
 from . import _levels as levels
 from .errors import LMMError
+from .tail import Sparse, Tail, sparse_levels, tail_levels
 
 __all__ = ["Layout", "Stage", "Tail", "chain_of", "lay_out", "lay_out_chain"]
 
@@ -22,7 +24,7 @@ Array = NDArray[np.float64]
 Index = NDArray[np.intp]
 
 LARGEST_TAIL = 20_000
-"""Columns of a connected component of the tail beyond which its dense matrices are refused."""
+"""Columns of the core of a component of the tail beyond which its dense matrices are refused."""
 
 
 class Stage(NamedTuple):
@@ -54,20 +56,6 @@ class Stage(NamedTuple):
     up: NDArray[np.int32] | None
 
 
-class Tail(NamedTuple):
-    """A factor of the tail: place of its levels, their products among themselves and with later factors."""
-
-    m: int
-    q: int
-    column: int
-    slot: Index
-    comp: Index
-    own: Array
-    start: Index
-    slots: NDArray[np.int32]
-    panel: Array
-
-
 class Layout(NamedTuple):
     """Order of elimination and cross-products.
 
@@ -78,12 +66,17 @@ class Layout(NamedTuple):
         First slot of each component of the tail.
     places : tuple of (m, q) arrays
         For each factor, as the caller numbers its levels, the row in arrays over all levels.
+    core_slot : (components,) array
+        First slot of the core of each component.
+    sparse : Sparse or None
     """
 
     stages: tuple[Stage, ...]
     tails: tuple[Tail, ...]
     comp_slot: Index
     places: tuple[Index, ...]
+    core_slot: Index = np.zeros(0, dtype=np.intp)
+    sparse: Sparse | None = None
 
 
 def chain_of(codes: list[Index], sizes: list[int], widths: list[int]) -> tuple[list[int], list[Index]]:
@@ -139,7 +132,7 @@ def lay_out(
     Raises
     ------
     LMMError
-        Where a component of the tail is too large to be dense.
+        Where the core of a component of the tail is too large to be dense.
     """
     widths = [part.shape[1] for part in Z]
     chain, parents = chain_of(codes, sizes, widths)
@@ -158,14 +151,18 @@ def lay_out(
 
     tail_of: list[Tail] = []
     comp_slot = np.zeros(1, dtype=np.intp)
+    core_slot = np.zeros(0, dtype=np.intp)
+    sparse: Sparse | None = None
     table = np.zeros((0, 5), dtype=np.intp)
     rows = np.zeros(0, dtype=np.intp)
     others = np.zeros((len(xy), 0))
     comp_of_top = None
     if last:
         top = chain[-1]
-        table, rows, others, comp, comp_slot = _tail_levels(last, codes, sizes, widths, Z, coded[top], sizes[top])
-        widest = int(np.diff(comp_slot).max())
+        found = tail_levels(last, codes, sizes, widths, Z, coded[top], sizes[top])
+        table, rows, others, comp, comp_slot = found.table, found.rows, found.others, found.comp, found.comp_slot
+        core_slot = found.core_slot
+        widest = int((comp_slot[1:] - core_slot).max())
         if widest > LARGEST_TAIL:
             raise LMMError(
                 f"crossed factors: {widest} random effects would need a dense matrix of "
@@ -186,6 +183,7 @@ def lay_out(
             if i == 0:
                 comp_of_top = np.empty(sizes[top], dtype=np.intp)
                 comp_of_top[coded[top]] = where[codes[f]]
+        sparse = sparse_levels(found, tail_of)
         table = np.ascontiguousarray(table[:, :5])
 
     stages: list[Stage] = []
@@ -230,45 +228,7 @@ def lay_out(
     for f, tail in zip(last, tail_of, strict=True):
         places[f] = (at + comp_slot[tail.comp] + tail.slot)[:, None] + np.arange(widths[f])
         cross[places[f].ravel()] = levels.own_products(codes[f], Z[f], xy, sizes[f])[1]
-    return Layout(tuple(stages), tuple(tail_of), comp_slot, tuple(places)), cross
-
-
-def _tail_levels(
-    last: list[int], codes: list[Index], sizes: list[int], widths: list[int], Z: list[Array], top: Index, n_top: int
-) -> tuple[Index, Index, Array, Index, Index]:
-    """Levels of the tail in the order of their slots: component by component, the most frequent ones first."""
-    offsets = np.concatenate([[0], np.cumsum([sizes[f] for f in last])]).astype(np.intp)
-    numbered = np.stack([codes[f] + offset for f, offset in zip(last, offsets[:-1], strict=True)])
-    label = levels.components(top, n_top, numbered, int(offsets[-1]))
-    starts, stops, rows, counts, of, level, width, column = [], [], [], [], [], [], [], []
-    n = len(top)
-    first = 0
-    for i, f in enumerate(last):
-        begin, order = levels.sort_rows(codes[f], sizes[f])
-        starts.append(begin[:-1] + i * n)
-        stops.append(begin[1:] + i * n)
-        rows.append(order)
-        counts.append(np.diff(begin))
-        of.append(np.full(sizes[f], i))
-        level.append(np.arange(sizes[f]))
-        width.append(np.full(sizes[f], widths[f]))
-        column.append(np.full(sizes[f], first))
-        first += widths[f]
-    widths_of = np.concatenate(width)
-    order = np.lexsort((-np.concatenate(counts), label))
-    comp = label[order]
-    n_comps = int(label.max()) + 1
-    comp_slot = np.zeros(n_comps + 1, dtype=np.intp)
-    np.cumsum(np.bincount(label, weights=widths_of, minlength=n_comps).astype(np.intp), out=comp_slot[1:])
-    ends = np.cumsum(widths_of[order])
-    slot = ends - widths_of[order] - comp_slot[comp]
-    table = np.column_stack(
-        [np.concatenate(part)[order] for part in (starts, stops, column, width)]
-        + [slot]
-        + [np.concatenate(part)[order] for part in (of, level)]
-    ).astype(np.intp)
-    others = np.ascontiguousarray(np.concatenate([Z[f] for f in last], axis=1))
-    return np.ascontiguousarray(table), np.concatenate(rows), others, comp, comp_slot
+    return Layout(tuple(stages), tuple(tail_of), comp_slot, tuple(places), core_slot, sparse), cross
 
 
 def lay_out_chain(

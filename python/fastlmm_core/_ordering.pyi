@@ -1,0 +1,23 @@
+import numpy as np
+from numpy.typing import NDArray
+
+_Array = NDArray[np.float64]
+_Index = NDArray[np.intp]
+_Slots = NDArray[np.int32]
+
+def minimum_degree(start: _Index, members: _Slots, width: _Index, share: float) -> tuple[_Index, _Index, _Slots]: ...
+def spread_products(
+    level_slot: _Index,
+    comp: _Index,
+    q: int,
+    start: _Index,
+    slots: _Slots,
+    panel: _Array,
+    first_slot: _Index,
+    node_at: _Index,
+    node_slot: _Index,
+    node_start: _Index,
+    node_slots: _Slots,
+    node_panel: _Index,
+    out: _Array,
+) -> None: ...
