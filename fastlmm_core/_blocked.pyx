@@ -474,7 +474,7 @@ cdef class BlockedEngine(Objective):
         # profile
         self.nu = <double> (self.n_rows - p if self.reml else self.n_rows)
         memcpy(self.chol, self.H, k * k * sizeof(double))
-        if not triangle(k, self.chol):
+        if not cholesky(k, self.chol):
             return False
         self.r2 = self.chol[p * k + p] * self.chol[p * k + p]
         self.log_h = 0.0
@@ -799,10 +799,6 @@ cdef class BlockedEngine(Objective):
 
     # --- the face that it shares with ClusterCriterion
 
-    def second_derivatives(self):
-        """Second derivatives of the criterion in vech(G^) (n_a, n_a): given by `blocked.BlockedCriterion`."""
-        raise NotImplementedError
-
     def rotate(self, turn=None):
         """Let theta be the free elements of L in G^ = Q'L L'Q from now on.
 
@@ -822,38 +818,6 @@ cdef class BlockedEngine(Objective):
         view = np.array(turn, dtype=float, order="C").reshape(q, q)
         for i in range(q * q):
             self.turn[i] = view[i // q, i % q]
-
-    def evaluate(self, theta, int order=0):
-        """Evaluate at theta.
-
-        Parameters
-        ----------
-        theta : (n_par,) array
-        order : {0, 1, 2}
-            Highest derivative wanted.
-
-        Returns
-        -------
-        value : float
-            Infinite where the criterion is not defined.
-        gradient : (n_par,) array or None
-        hessian : (n_par, n_par) array or None
-            Exact, or from the average information if `average`.
-        """
-        cdef double[::1] x = np.array(theta, dtype=float)
-        cdef int status
-        cdef Py_ssize_t n = self.n_par
-        if x.shape[0] != n:
-            raise ValueError(f"theta has {x.shape[0]} elements, the model has {n}")
-        with nogil:
-            status = self.evaluate_(&x[0], order)
-        if status != 0:
-            return (np.inf, np.zeros(n) if order >= 1 else None, np.eye(n) if order >= 2 else None)
-        return (
-            self.value_,
-            np.array(<double[:n]> self.grad_) if order >= 1 else None,
-            np.array(<double[:n * n]> self.hess_).reshape(n, n) if order >= 2 else None,
-        )
 
     def _require(self, int order):
         if self.last_order < order:
@@ -995,24 +959,6 @@ def blocks_of(rows, columns, q):
         out.append((start, reach[start] + 1))
         start = reach[start] + 1
     return out
-
-
-cdef bint triangle(Py_ssize_t k, double* A) noexcept nogil:
-    """Cholesky factor in place of the lower triangle (k, k)."""
-    cdef Py_ssize_t i, j, l
-    cdef double t
-    for i in range(k):
-        for j in range(i + 1):
-            t = A[i * k + j]
-            for l in range(j):
-                t -= A[i * k + l] * A[j * k + l]
-            if j < i:
-                A[i * k + j] = t / A[j * k + j]
-            else:
-                if not t > 0.0:
-                    return False
-                A[i * k + i] = sqrt(t)
-    return True
 
 
 cdef void split(Tail* g, double size, double* work) noexcept nogil:

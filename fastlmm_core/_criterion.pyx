@@ -334,37 +334,6 @@ cdef class ClusterCriterion(Objective):
             self.turn[i] = q_view[i // q, i % q]
         self.f.turn = self.turn
 
-    def evaluate(self, theta, int order=0):
-        """Evaluate at theta.
-
-        Parameters
-        ----------
-        theta : (n_par,) array
-        order : {0, 1, 2}
-            Highest derivative wanted.
-
-        Returns
-        -------
-        value : float
-            Infinite where the criterion is not defined.
-        gradient : (n_par,) array or None
-        hessian : (n_par, n_par) array or None
-        """
-        cdef double[::1] x = np.array(theta, dtype=float)
-        cdef int status
-        cdef Py_ssize_t n = self.n_par
-        if x.shape[0] != n:
-            raise ValueError(f"theta has {x.shape[0]} elements, the model has {n}")
-        with nogil:
-            status = self.evaluate_(&x[0], order)
-        if status != 0:
-            return (np.inf, np.zeros(n) if order >= 1 else None, np.eye(n) if order >= 2 else None)
-        return (
-            self.value_,
-            vector(self.grad_, n) if order >= 1 else None,
-            vector(self.hess_, n * n).reshape(n, n) if order >= 2 else None,
-        )
-
     def solution(self):
         """Coefficients, r^2, Cholesky factor of H_xx, and the derivatives in vech(G^) at the last point of order 2.
 

@@ -30,6 +30,43 @@ cdef class Objective:
         """Fill value_, and grad_ (order >= 1), hess_ (order >= 2); return 0, or -1 where x is outside the domain."""
         return -1
 
+    def evaluate(self, theta, int order=0):
+        """Evaluate at theta.
+
+        Parameters
+        ----------
+        theta : (n_par,) array
+        order : {0, 1, 2}
+            Highest derivative wanted.
+
+        Returns
+        -------
+        value : float
+            Infinite where the criterion is not defined.
+        gradient : (n_par,) array or None
+        hessian : (n_par, n_par) array or None
+            Exact unless the criterion was asked for an approximation.
+
+        Raises
+        ------
+        ValueError
+            For a theta of another length.
+        """
+        cdef double[::1] x = np.array(theta, dtype=float)
+        cdef int status
+        cdef Py_ssize_t n = self.n_par
+        if x.shape[0] != n:
+            raise ValueError(f"theta has {x.shape[0]} elements, the model has {n}")
+        with nogil:
+            status = self.evaluate_(&x[0], order)
+        if status != 0:
+            return (np.inf, np.zeros(n) if order >= 1 else None, np.eye(n) if order >= 2 else None)
+        return (
+            self.value_,
+            vector(self.grad_, n) if order >= 1 else None,
+            vector(self.hess_, n * n).reshape(n, n) if order >= 2 else None,
+        )
+
 
 cdef object vector(const double* values, Py_ssize_t n, Py_ssize_t step=1):
     """A new array of n of the values, `step` apart."""

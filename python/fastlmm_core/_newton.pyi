@@ -1,11 +1,12 @@
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 _Array = NDArray[np.float64]
 
 class Objective:
     @property
     def n_par(self) -> int: ...
+    def evaluate(self, theta: ArrayLike, order: int = 0) -> tuple[float, _Array | None, _Array | None]: ...
 
 def eigensystem(matrix: _Array) -> tuple[_Array, _Array]: ...
 def minimize_newton(
