@@ -41,6 +41,7 @@ DISTRIBUTIONS = (
     "numpy",
     "scipy",
     "formulaic",
+    "gpboost",
     "pandas",
     "polars",
     "statsmodels",

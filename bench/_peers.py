@@ -24,6 +24,16 @@ def _statsmodels_like(result: Any) -> Answer:
     return Answer(-2.0 * float(result.llf), np.asarray(result.fe_params, float), converged=bool(result.converged))
 
 
+def _mixedlm(formula: str, frame: pd.DataFrame) -> Case:
+    import mixedlm
+
+    return Case(
+        "mixedlm",
+        lambda: mixedlm.lmer(formula, frame),
+        lambda r: Answer(float(r.REMLcrit()), np.array(list(r.fixef().values()), float), converged=r.converged),
+    )
+
+
 # ----------------------------------------------------------------------------------------------------- from arrays
 
 
@@ -96,15 +106,6 @@ def formula_peers(
             _statsmodels_like,
         )
 
-    def mixedlm() -> Case:
-        import mixedlm
-
-        return Case(
-            "mixedlm",
-            lambda: mixedlm.lmer(f"{fixed} + {slope}", frame),
-            lambda r: Answer(float(r.REMLcrit()), np.array(list(r.fixef().values()), float), converged=r.converged),
-        )
-
     def lme_python() -> Case:
         import lme_python
         import polars
@@ -128,7 +129,7 @@ def formula_peers(
     makers: dict[str, tuple[str, Callable[[], Case]]] = {
         "statsmodels": ("statsmodels", statsmodels),
         "mixedlm-rs": ("mixedlm_rs", mixedlm_rs),
-        "mixedlm": ("mixedlm", mixedlm),
+        "mixedlm": ("mixedlm", lambda: _mixedlm(f"{fixed} + {slope}", frame)),
         "lme-python": ("lme_python", lme_python),
         "interlace": ("interlace", interlace),
     }
@@ -141,6 +142,39 @@ def formula_peers(
         else:
             missing.append(name)
     return cases, missing
+
+
+# ---------------------------------------------------------------------------------------- several grouping factors
+
+
+def crossed_ml_peers(
+    y: np.ndarray, x: np.ndarray, codes: np.ndarray, criterion: Callable[[np.ndarray, np.ndarray, float], float]
+) -> tuple[list[Case], list[str]]:
+    """Cases of the rivals that fit random intercepts by ML from arrays, and the names of those not installed.
+
+    The factors are the columns of `codes`.  `criterion` gives -2 log-likelihood at fixed effects, variances of the
+    factors and of the residual: gpboost's own is a stochastic approximation, so its estimates are judged by this one.
+    """
+    if not installed("gpboost"):
+        return [], ["gpboost"]
+    import gpboost
+
+    def run() -> Any:
+        model = gpboost.GPModel(group_data=codes, likelihood="gaussian")
+        model.fit(y=y, X=x)
+        return model
+
+    def answer(model: Any) -> Answer:
+        residual, *variances = np.ravel(model.get_cov_pars(format_pandas=False))
+        beta = np.ravel(model.get_coef(format_pandas=False))
+        return Answer(criterion(beta, np.array(variances), float(residual)), beta)
+
+    return [Case(f"gpboost, threads {gpboost.get_default_num_threads()}", run, answer)], []
+
+
+def crossed_formula_peers(formula: str, frame: pd.DataFrame) -> tuple[list[Case], list[str]]:
+    """Cases of the rivals that fit crossed factors of this size by REML from a formula, and those not installed."""
+    return ([_mixedlm(formula, frame)], []) if installed("mixedlm") else ([], ["mixedlm"])
 
 
 # ------------------------------------------------------------------------------------------------------------ lme4

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-THREADS = "1"
+THREADS = os.environ.get("BENCH_THREADS", "1")
 for name in (
     "OPENBLAS_NUM_THREADS",
     "OMP_NUM_THREADS",

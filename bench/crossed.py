@@ -1,6 +1,7 @@
 """Fits with several grouping factors: simulated twins of well-known shapes, from arrays to a certified result.
 
-The data of lme4's InstEval are replaced by a twin of the same shape, so that nothing but numpy is needed.  With --lme4
+The data of lme4's InstEval are replaced by a twin of the same shape, so that no data are needed.  On this twin the
+packages from PyPI that can fit it are timed too: by ML from arrays, by REML from a frame and a formula.  With --lme4
 the time of lme4 on the same data is measured too (minutes); the criteria must agree to 1e-6 relative.
 """
 
@@ -17,7 +18,9 @@ import _harness
 
 # isort: split
 import numpy as np
+import pandas as pd
 
+import _peers
 from _harness import Case
 
 
@@ -39,9 +42,8 @@ def pastes(rng):
     return y, np.ones((60, 1)), [(None, cask, "cask"), (None, batch, "batch")]
 
 
-def insteval(rng):
+def insteval(rng, n=73_421):
     """73,421 rows, 2,972 students x 1,128 lecturers, service x department."""
-    n = 73_421
     s = _dense(rng.integers(0, 2972, n))
     d = _dense((rng.pareto(1.2, n) * 60).astype(int) % 1128)
     service = rng.integers(0, 2, n).astype(float)
@@ -87,17 +89,52 @@ def kb07(rng):
     return y, X, [(X, s, "s"), (X, i, "i")]
 
 
-SHAPES = (pastes, penicillin, kb07, insteval, nested, movielens)
+def worker_firm(rng, workers=100_000, firms=30_000, years=10):
+    """1,000,000 rows, 100,000 workers over 10 years x 30,000 firms of skewed size, a fifth of the workers move.
+
+    Firms lie on a line.  Three movers in four join two firms to a larger one close by that precedes both, which
+    connects all firms; the others leave for firms close by, one move in twenty for anywhere.
+    """
+    size = 1.0 + rng.pareto(1.1, firms)
+
+    def largest(candidates):
+        return candidates[np.arange(len(candidates)), size[candidates].argmax(axis=1)]
+
+    def move(origin):
+        near = origin[:, None] + np.rint(rng.laplace(0.0, 50.0, (origin.size, 3))).astype(int)
+        return np.where(rng.random(origin.size) < 0.05, rng.integers(0, firms, origin.size), largest(near % firms))
+
+    first = np.arange(1, firms, 2)
+    earlier = first[:, None] - 1 - rng.exponential(50.0, (first.size, 3)).astype(int)
+    joining = np.column_stack([first, largest(np.maximum(earlier, 0)), np.minimum(first + 1, firms - 1)])
+    others = rng.choice(firms, workers - first.size, p=size / size.sum())
+    path = np.vstack([joining, np.repeat(others[:, None], 3, axis=1)])
+    movers = slice(first.size, workers // 5)
+    path[movers, 1] = move(path[movers, 0])
+    path[movers, 2] = move(path[movers, 1])
+    path = rng.permutation(firms)[rng.permutation(path)]
+    leaves = rng.integers(1, years - 1, workers)[:, None]
+    stage = (np.arange(years) >= leaves).astype(int) + (np.arange(years) >= rng.integers(leaves + 1, years))
+    w, f = np.repeat(np.arange(workers), years), np.take_along_axis(path, stage, axis=1).ravel()
+    x = rng.normal(size=w.size)
+    y = 2.0 + 0.5 * x + 0.6 * rng.normal(size=workers)[w] + 0.4 * rng.normal(size=firms)[f]
+    return y + 0.5 * rng.normal(size=w.size), np.column_stack([np.ones(w.size), x]), [(None, w, "w"), (None, f, "f")]
+
+
+SHAPES = (pastes, penicillin, kb07, insteval, nested, movielens, worker_firm)
+
+SMOKE = {"pastes": {}, "penicillin": {}, "insteval": {"n": 3000}, "worker_firm": {"workers": 2000, "firms": 600}}
+"""Shapes of the smoke run, with their sizes."""
 
 TARGETS = {"pastes": 2e-3, "penicillin": 2e-3, "kb07": 0.3, "movielens": 15.0}
 """Seconds from arrays to the result."""
 
 
-def fit(data):
+def fit(data, reml=True):
     import fastlmm_core as flc
 
     y, X, terms = data
-    return flc.LinearMixedModel(y, X, terms=[flc.RandomTerm(*term) for term in terms]).fit()
+    return flc.LinearMixedModel(y, X, terms=[flc.RandomTerm(*term) for term in terms]).fit(reml=reml)
 
 
 def one_factor(data):
@@ -129,9 +166,67 @@ def lme4(data):
     return tuple(float(word) for word in done.stdout.split()[-2:]) if done.returncode == 0 else None
 
 
+def ml_criterion(data, beta, variances, residual):
+    """-2 log-likelihood of two crossed intercepts at any parameters, independently, in numpy.
+
+    With r = y - X beta, L the relative standard deviations and W = I + L Z'Z L,
+    n log(2 pi residual) + log|W| + (r'r - r'ZL W^-1 LZ'r) / residual; the first factor is eliminated from W.
+    """
+    y, X, ((_, first, _), (_, second, _)) = data
+    a, b = np.sqrt(variances / residual)
+    m, k = first.max() + 1, second.max() + 1
+    r = y - X @ beta
+    own = 1.0 + a * a * np.bincount(first, minlength=m)
+    common = a * b * np.bincount(first * k + second, minlength=m * k).reshape(m, k)
+    u, v = a * np.bincount(first, r, m), b * np.bincount(second, r, k)
+    rest = np.diag(1.0 + b * b * np.bincount(second, minlength=k)) - common.T @ (common / own[:, None])
+    v = v - common.T @ (u / own)
+    explained = u @ (u / own) + v @ np.linalg.solve(rest, v)
+    logdet = np.log(own).sum() + np.linalg.slogdet(rest)[1]
+    return float(len(y) * np.log(2.0 * np.pi * residual) + logdet + (r @ r - explained) / residual)
+
+
+def against_ml(report, name, data, rounds):
+    """The packages from PyPI that fit two crossed intercepts by ML from arrays; answers first, then times."""
+    y, X, terms = data
+
+    def criterion(beta, variances, residual):
+        return ml_criterion(data, beta, variances, residual)
+
+    result = fit(data, reml=False)
+    variances = np.array([result.G[factor].item() for _, _, factor in terms])
+    recomputed = criterion(result.params, variances, result.sigma**2)
+    if not abs(recomputed - result.criterion) <= _harness.criterion_tolerance(recomputed):
+        report.fail(f"{name}: reports the criterion {result.criterion:.6f}, {recomputed:.6f} at its estimates")
+        return
+    ours = Case("fastlmm_core", lambda: fit(data, reml=False), _harness.answer_of)
+    codes = np.column_stack([codes for _, codes, _ in terms])
+    _against(report, f"{name} by ML, from arrays", ours, _peers.crossed_ml_peers(y, X, codes, criterion), rounds)
+
+
+def against_reml(report, name, data, rounds):
+    """The packages from PyPI that fit crossed intercepts by REML from a frame; answers first, then times."""
+    y, X, terms = data
+    fixed = [f"x{j}" for j in range(1, X.shape[1])]
+    frame = pd.DataFrame(X[:, 1:], columns=fixed).assign(y=y, **{factor: codes for _, codes, factor in terms})
+    formula = f"y ~ {' + '.join(fixed)} + {' + '.join(f'(1 | {factor})' for _, _, factor in terms)}"
+    ours = _peers.fastlmm_formula(formula, frame)
+    caption = f"{name} by REML, from a formula"
+    _against(report, caption, ours, _peers.crossed_formula_peers(formula, frame), rounds)
+
+
+def _against(report, caption, ours, peers, rounds):
+    timings = report.compare(caption, ours, *peers, rounds=rounds)
+    for peer in () if timings is None else timings.names[1:]:
+        report.target(f"{peer} / {caption}", timings.ratio(peer, ours.name), 2.0, True)
+
+
 def main() -> int:
+    import fastlmm_core as flc
+
     parser = _harness.parser(__doc__)
     parser.add_argument("--lme4", action="store_true", help="time lme4 too")
+    parser.add_argument("--slow", action="store_true", help="time a package from PyPI on worker_firm too (minutes)")
     parser.add_argument("--shape", choices=[shape.__name__ for shape in SHAPES], help="this one only")
     options = parser.parse_args()
     report = _harness.Report("several grouping factors", _harness.environment())
@@ -139,10 +234,14 @@ def main() -> int:
     targets = []
     for shape in SHAPES:
         name = shape.__name__
-        if (options.shape or name) != name or (options.smoke and name not in ("pastes", "penicillin")):
+        if (options.shape or name) != name or (options.smoke and name not in SMOKE):
             continue
-        data = shape(np.random.default_rng(3))
-        result = fit(data)
+        data = shape(np.random.default_rng(3), **(SMOKE[name] if options.smoke else {}))
+        try:
+            result = fit(data)
+        except flc.LMMError as error:
+            report.fail(f"{name}: {error}")
+            continue
         if not result.converged:
             report.fail(f"{name}: {result.message}")
             continue
@@ -167,6 +266,11 @@ def main() -> int:
                 report.fail(f"{name}: criterion {result.criterion}, {other[1]} by lme4")
             elif name == "insteval":
                 targets.append(("lme4 / insteval", other[0] / seconds, 15.0, True, ""))
+        if name == "insteval":
+            against_ml(report, name, data, 2 if options.smoke else 7)
+            against_reml(report, name, data, 2 if options.smoke else 7)
+        if name == "worker_firm" and (options.slow or options.smoke):
+            against_reml(report, name, data, 1)
         rows.append(
             (
                 name,
