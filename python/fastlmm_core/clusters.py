@@ -8,8 +8,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from .errors import LMMError
-
 if TYPE_CHECKING:
     from .results import LMMResult
 
@@ -18,7 +16,7 @@ __all__ = ["cluster_labels", "of_equal_size", "rows_covariance", "whitened"]
 Array = NDArray[np.float64]
 Index = NDArray[np.intp]
 
-LARGEST = 10_000
+LARGEST = 3_000
 """Rows of a cluster whose covariance matrix is still formed."""
 
 HELD = 1 << 22
@@ -90,7 +88,10 @@ def of_equal_size(labels: Index, held: int = HELD) -> Iterator[Index]:
 
 
 def whitened(result: LMMResult, values: Array, order: Index | None = None) -> Array:
-    """L_c^-1 values for the covariance matrix L_c L_c' of each cluster.
+    """Values less what the rows before them in their cluster tell, over the standard deviation of what is left.
+
+    That is L_c^-1 values for the covariance matrix L_c L_c' of each cluster.  Clusters of more rows than such matrices
+    are formed for are multiplied by another root of V^-1, one that does not depend on the order of the rows.
 
     Parameters
     ----------
@@ -103,23 +104,16 @@ def whitened(result: LMMResult, values: Array, order: Index | None = None) -> Ar
     -------
     (n,) array
         By rows, whatever the order.
-
-    Raises
-    ------
-    LMMError
-        Where crossed factors join more rows than a covariance matrix can be formed of.
     """
     from scipy.linalg import solve_triangular
 
     labels = cluster_labels(result)
-    widest = int(np.bincount(labels).max())
-    if widest > LARGEST:
-        raise LMMError(
-            f"whitened residuals need the covariance matrix of {widest} rows that the grouping factors join, more than "
-            f"{LARGEST}; use kind='conditional' or 'pearson'"
-        )
     place = np.arange(len(labels)) if order is None else order
     out = np.empty(len(values))
+    large = np.bincount(labels)[labels] > LARGEST
+    if large.any():
+        out[large] = _turned(result, values[large], np.flatnonzero(large))
+        place = place[~large[place]]
     for local in of_equal_size(labels[place]):
         rows = place[local]
         lower = np.linalg.cholesky(rows_covariance(result, rows))
@@ -133,3 +127,38 @@ def whitened(result: LMMResult, values: Array, order: Index | None = None) -> Ar
             found[:, j] /= lower[:, j, j]
         out[rows] = found
     return out
+
+
+def _turned(result: LMMResult, values: Array, rows: Index) -> Array:
+    """(I - A (R + I)^-T R^-1 A') values / sigma, A = Z Lambda of all factors and R R' = I + A'A (weighted rows).
+
+    Its transpose times itself is (I + A A')^-1 (Andrews 1968, AIAA J. 6, 1165-1166), and as near to the identity as
+    few, large random effects leave it: each value stays that of its row.
+    """
+    from scipy.sparse import csr_array, eye_array
+    from scipy.sparse.linalg import splu, spsolve_triangular
+
+    model = result.model
+    root = np.ones(len(rows)) if model.weights is None else np.sqrt(model.weights[rows])
+    inner, places = [], []
+    first = 0
+    for factor in model.factors:
+        part = factor.columns
+        width = part.stop - part.start
+        inner.append(model.exog_re[rows, part] @ result._factor[part, part] * root[:, None])
+        places.append(first + factor.grouping.index[rows][:, None] * width + np.arange(width))
+        first += len(factor.grouping.labels) * width
+    columns = np.concatenate(places, axis=1)
+    begin = np.arange(len(rows) + 1) * columns.shape[1]
+    A = csr_array((np.concatenate(inner, axis=1).ravel(), columns.ravel(), begin), shape=(len(rows), first))
+    S = (A.T @ A + eye_array(first)).tocsc()
+    # no row exchanges: the factors are those of Cholesky but for the diagonal
+    options = {"SymmetricMode": True}
+    factors = splu(S, permc_spec="MMD_AT_PLUS_A", diag_pivot_thresh=0.0, options=options)
+    R = (factors.L * np.sqrt(factors.U.diagonal())).tocsr()
+    mine = values / np.sqrt(result.sigma2) * root
+    moved = np.empty(first)
+    moved[factors.perm_r] = A.T @ mine
+    half = spsolve_triangular(R, moved, lower=True)
+    back = spsolve_triangular((R + eye_array(first)).T.tocsr(), half, lower=False)
+    return np.asarray(mine - A @ back[factors.perm_r])
