@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from .sparse_cholesky import sparse_cholesky
+
 if TYPE_CHECKING:
     from .results import LMMResult
 
@@ -136,7 +138,7 @@ def _turned(result: LMMResult, values: Array, rows: Index) -> Array:
     few, large random effects leave it: each value stays that of its row.
     """
     from scipy.sparse import csr_array, eye_array
-    from scipy.sparse.linalg import splu, spsolve_triangular
+    from scipy.sparse.linalg import spsolve_triangular
 
     model = result.model
     root = np.ones(len(rows)) if model.weights is None else np.sqrt(model.weights[rows])
@@ -151,14 +153,9 @@ def _turned(result: LMMResult, values: Array, rows: Index) -> Array:
     columns = np.concatenate(places, axis=1)
     begin = np.arange(len(rows) + 1) * columns.shape[1]
     A = csr_array((np.concatenate(inner, axis=1).ravel(), columns.ravel(), begin), shape=(len(rows), first))
-    S = (A.T @ A + eye_array(first)).tocsc()
-    # no row exchanges: the factors are those of Cholesky but for the diagonal
-    options = {"SymmetricMode": True}
-    factors = splu(S, permc_spec="MMD_AT_PLUS_A", diag_pivot_thresh=0.0, options=options)
-    R = (factors.L * np.sqrt(factors.U.diagonal())).tocsr()
+    R, order = sparse_cholesky(A.T @ A + eye_array(first))
     mine = values / np.sqrt(result.sigma2) * root
-    moved = np.empty(first)
-    moved[factors.perm_r] = A.T @ mine
-    half = spsolve_triangular(R, moved, lower=True)
-    back = spsolve_triangular((R + eye_array(first)).T.tocsr(), half, lower=False)
-    return np.asarray(mine - A @ back[factors.perm_r])
+    half = spsolve_triangular(R, (A.T @ mine)[order], lower=True)
+    back = np.empty(first)
+    back[order] = spsolve_triangular((R + eye_array(first)).T.tocsr(), half, lower=False)
+    return np.asarray(mine - A @ back)

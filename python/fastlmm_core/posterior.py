@@ -2,8 +2,9 @@
 
 At known parameters the effects b of all levels have covariance sigma^2 M given y, M = (G^-1 + Z'WZ)^-1.  Block
 elimination of nested factors, finest first, and then of the levels of the others, which are dense within connected
-components, gives Phi with M = Phi'Phi.  For a row z both z'Mz = |Phi z|^2 and z'M c = (Phi z)'(Phi c) are then sums
-without differences: they stay exact where M has large elements that cancel, as in crossed factors with large variances.
+components unless these are large, gives Phi with M = Phi'Phi.  For a row z both z'Mz = |Phi z|^2 and
+z'M c = (Phi z)'(Phi c) are then sums without differences: they stay exact where M has large elements that cancel, as in
+crossed factors with large variances.
 """
 
 from __future__ import annotations
@@ -13,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .errors import LMMError
-from .layout import LARGEST_TAIL, chain_of
+from .layout import chain_of
+from .sparse_cholesky import sparse_cholesky
 
 if TYPE_CHECKING:
     from .results import LMMResult
@@ -26,6 +27,9 @@ Index = NDArray[np.intp]
 
 HELD = 1 << 23
 """Numbers in the arrays of a piece of the rows."""
+
+LARGEST_DENSE = 5_000
+"""Random effects of a connected component up to which its square root is formed, by dense matrices."""
 
 
 class Posterior:
@@ -43,11 +47,6 @@ class Posterior:
         Lambda_f: relative covariances are Lambda_f Lambda_f'.
     xy : (n, k) array
         Columns c of which z'M Z'c is wanted, times the roots of the weights.
-
-    Raises
-    ------
-    LMMError
-        Where crossed factors join more random effects than a dense matrix can be formed of.
     """
 
     def __init__(self, Z: list[Array], codes: list[Index], sizes: list[int], factors: list[Array], xy: Array) -> None:
@@ -83,7 +82,7 @@ class Posterior:
         self.tail: Any = None
         if S.shape[0]:
             inner = block_diag([_repeated(factors[f], sizes[f]) for f in order[len(chain) :]], format="csr")
-            self.tail = _dense_root(csr_array(S), csr_array(inner))
+            self.tail = _root(csr_array(S), csr_array(inner))
             self.mine = self.tail @ cross
 
     def _sparse(self, Z: list[Array], levels: list[Index]) -> Any:
@@ -139,7 +138,7 @@ class Posterior:
             variance = variance + seen.power(2).sum(axis=1)
             left = left[:, stop:] - seen @ turned
         if self.tail is not None:
-            seen = left @ self.tail.T
+            seen = self.tail.along(left) if isinstance(self.tail, _SparseRoot) else left @ self.tail.T
             carried = carried + seen @ self.mine
             variance = variance + (seen**2 if isinstance(seen, np.ndarray) else seen.power(2)).sum(axis=1)
         return np.asarray(carried, dtype=np.float64), np.asarray(variance, dtype=np.float64)
@@ -157,8 +156,28 @@ def _repeated(block: Array, count: int) -> Any:
     return _block_diagonal(np.broadcast_to(block, (count, *block.shape)))
 
 
-def _dense_root(S: Any, L: Any) -> Any:
-    """(chol(I + L'SL))^-1 L', dense within connected components: an array if there is one, else sparse."""
+class _SparseRoot:
+    """(chol(I + L'SL))^-1 L' without forming it, for the levels in the order of their elimination."""
+
+    def __init__(self, S: Any, L: Any) -> None:
+        from scipy.sparse import eye_array
+
+        self.shape = S.shape
+        self.R, self.order = sparse_cholesky(L.T @ S @ L + eye_array(S.shape[0]))
+        self.turn = L.T.tocsr()[self.order]
+
+    def __matmul__(self, columns: Array) -> Array:
+        from scipy.sparse.linalg import spsolve_triangular
+
+        return np.asarray(spsolve_triangular(self.R, self.turn @ columns, lower=True))
+
+    def along(self, rows: Any) -> Array:
+        """The root applied to each of some sparse rows: (r, n) array."""
+        return np.ascontiguousarray((self @ rows.T.toarray()).T)
+
+
+def _root(S: Any, L: Any) -> Any:
+    """(chol(I + L'SL))^-1 L': an array if all is connected, a sparse matrix of dense components, or solutions."""
     from scipy.linalg import solve_triangular
     from scipy.sparse import csr_array
     from scipy.sparse.csgraph import connected_components
@@ -167,11 +186,8 @@ def _dense_root(S: Any, L: Any) -> Any:
     links: Any = abs(S) + abs(L) + abs(L.T)
     count, label = connected_components(links, directed=False)
     widest = int(np.bincount(label).max())
-    if widest > LARGEST_TAIL:
-        raise LMMError(
-            f"crossed factors join {widest} random effects, more than the {LARGEST_TAIL} whose covariance matrix can "
-            "be formed; predict for the population, or without interval= and observed="
-        )
+    if widest > LARGEST_DENSE:
+        return _SparseRoot(S, L)
     if count == 1:
         lower = np.linalg.cholesky(np.eye(n) + (L.T @ S @ L).toarray())
         return np.asarray(solve_triangular(lower, L.T.toarray(), lower=True, check_finite=False))
