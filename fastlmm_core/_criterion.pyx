@@ -14,6 +14,7 @@ from functools import lru_cache
 import numpy as np
 
 from fastlmm_core._newton cimport Objective, vector
+from fastlmm_core._refits cimport refit_t
 from fastlmm_core._shapes cimport (LaneKernels, Profile, Shape, batch_fit_t, batch_size_t, chain_down_t, chain_pack_t,
                                    chain_second_t, chain_up_t, curvature_t, effects_t, factor_t, moments_t, profile_t)
 
@@ -34,6 +35,7 @@ def use_kernels(addresses):
     kernels.chain_up = <chain_up_t> <uintptr_t> addresses[10]
     kernels.chain_down = <chain_down_t> <uintptr_t> addresses[11]
     kernels.chain_second = <chain_second_t> <uintptr_t> addresses[12]
+    kernels.refit = <refit_t> <uintptr_t> addresses[13]
 
 
 cdef Shape make_shape(Py_ssize_t q, Py_ssize_t k) noexcept nogil:

@@ -22,10 +22,11 @@ identity.)  A count differing from 1 stands for that many groups with the same A
 This file is compiled once per instruction set under different module names; it holds no
 policy and no state.  `kernels()` gives the addresses of its functions.
 """
-from libc.math cimport M_LN2, M_PI, isfinite, log
+from libc.math cimport INFINITY, M_LN2, M_PI, fabs, isfinite, log, sqrt
 from libc.stdint cimport uintptr_t
 from libc.string cimport memset
 
+from fastlmm_core._refits cimport DEFICIENT, FAR, FOUND, OPEN, TILE, DeletionWork, Deletions
 from fastlmm_core._shapes cimport Batch, ChainStage, Outcome, Profile, Shape, vec, vecu
 
 cdef extern from "vector.h":
@@ -457,10 +458,12 @@ cdef void effects(
 include "_profile.pxi"
 include "_responses.pxi"
 include "_chain.pxi"
+include "_refits.pxi"
 
 
 def kernels():
     """Number of lanes and addresses of the functions, in the order of LaneKernels (see _shapes.pxd)."""
     return (<uintptr_t> LANES, <uintptr_t> &factor, <uintptr_t> &moments, <uintptr_t> &curvature, <uintptr_t> &effects,
             <uintptr_t> &profile_value, <uintptr_t> &profile_second, <uintptr_t> &batch_size, <uintptr_t> &batch_fit,
-            <uintptr_t> &chain_pack, <uintptr_t> &chain_up, <uintptr_t> &chain_down, <uintptr_t> &chain_second)
+            <uintptr_t> &chain_pack, <uintptr_t> &chain_up, <uintptr_t> &chain_down, <uintptr_t> &chain_second,
+            <uintptr_t> &refit)

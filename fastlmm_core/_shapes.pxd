@@ -1,4 +1,5 @@
 # Types shared by the lane kernels and their callers.
+from fastlmm_core._refits cimport refit_t
 
 # A block of packed groups, and a vector of any work space, has as many lanes as the variant in use: LANES inside
 # the lane kernels, LaneKernels.lanes outside.
@@ -159,3 +160,4 @@ cdef struct LaneKernels:
     chain_up_t chain_up
     chain_down_t chain_down
     chain_second_t chain_second
+    refit_t refit

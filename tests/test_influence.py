@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import inspect
+
 import numpy as np
 import pytest
 
 import fastlmm_core as flc
 from fastlmm_core import deletion, refits
 from fastlmm_core.errors import LMMError
+from fastlmm_core.expansion import n_nodes
 from fastlmm_core.influence import Influence, influence
 from fastlmm_core.leverage import leverage
 from several import Study
@@ -92,6 +95,80 @@ def test_many_deletions_go_by_polynomials(by, q, monkeypatch):
     worst = inf.most_influential(4)
     far = np.argsort(-np.linalg.norm(inf.theta - result.theta, axis=1))[:4]
     check(d, inf, by, True, {*worst.tolist(), *far.tolist(), 7, 300})
+
+
+@pytest.mark.parametrize("by", ["group", "observation"])
+@pytest.mark.parametrize(
+    ("q", "p", "reml", "weights", "structure"),
+    [
+        (1, 3, True, False, "full"),
+        (2, 4, False, True, "full"),
+        (3, 1, True, True, "full"),
+        (3, 0, True, False, "diagonal"),
+    ],
+)
+def test_polynomials_lead_where_all_groups_lead(by, q, p, reml, weights, structure, monkeypatch):
+    d = data(20 + q, m=250, q=q, p=p, sizes=(4, 7), weights=weights)
+    result = flc.LinearMixedModel(**d, structure=structure).fit(reml=reml)
+    assert result.converged and not result.singular
+    singly = []
+    exact = deletion._Refits._exact
+    monkeypatch.setattr(deletion._Refits, "_exact", lambda self, i, *rest: (singly.append(i), exact(self, i, *rest)))
+    fast = influence(result, by)
+    by_polynomials = np.setdiff1d(np.arange(len(fast)), singly)
+    assert len(by_polynomials) > 60
+    monkeypatch.setattr(deletion, "DEGREES", {})
+    slow = influence(result, by)
+    assert len(singly) - len(np.unique(singly)) == len(fast) - len(by_polynomials)
+    at = by_polynomials
+    np.testing.assert_allclose(fast.criterion[at], slow.criterion[at], rtol=1e-12)
+    np.testing.assert_allclose(fast.params[at] / slow.bse[at], slow.params[at] / slow.bse[at], rtol=0, atol=1e-8)
+    np.testing.assert_allclose(fast.cov_params[at], slow.cov_params[at], rtol=1e-7, atol=1e-12)
+    np.testing.assert_allclose(fast.sigma2[at], slow.sigma2[at], rtol=1e-9)
+    np.testing.assert_allclose(fast.theta[at], slow.theta[at], rtol=0, atol=1e-8)
+
+
+@pytest.mark.parametrize("by", ["group", "observation"])
+def test_a_deletion_does_not_depend_on_the_others(by, monkeypatch):
+    """Neither on the order, nor on their number, nor on the threads: to the last bit."""
+    d = data(31, m=203, sizes=(4, 7))
+    result = flc.LinearMixedModel(**d).fit()
+    calls = []
+    kernel = deletion.refit_deletions
+    monkeypatch.setattr(deletion, "refit_deletions", lambda *a: (calls.append(a), kernel(*a))[1])
+    monkeypatch.setattr(deletion.os, "cpu_count", lambda: 1)
+    whole = influence(result, by)
+    assert len(calls) == 2
+    names = list(inspect.signature(kernel).parameters)
+    for call in calls:
+        inputs = dict(zip(names, call, strict=True))
+        each = [name for name in ("owner", "more", "removed", "start") if inputs[name] is not None]
+        expected = kernel(*call)
+        for chosen in (np.random.default_rng(0).permutation(len(inputs["owner"])), np.arange(3), np.array([5])):
+            found = kernel(**inputs | {name: np.ascontiguousarray(inputs[name][chosen]) for name in each})
+            for one, all_ in zip(found, expected, strict=True):
+                np.testing.assert_array_equal(one, all_[chosen])
+    monkeypatch.setattr(deletion.os, "cpu_count", lambda: 3)
+    monkeypatch.setattr(deletion, "PER_THREAD", 50)
+    calls.clear()
+    shared = influence(result, by)
+    assert len(calls) == 6
+    for name in ("params", "theta", "sigma2", "criterion", "gradient_norm", "bse"):
+        np.testing.assert_array_equal(getattr(shared, name), getattr(whole, name))
+
+
+def test_the_degree_is_chosen_by_cost():
+    reach = {degree: deletion.EXPANSION_ERROR ** (1 / degree) for degree in range(3, 7)}
+    assert deletion._degrees(3, np.full(500, 1e-5)) == list(reach.items())
+    # nodes are added where they cost less than the deletions that stay outside
+    some = np.full(500, 1e-5)
+    some[:2] = 1.5 * reach[3]
+    assert deletion._degrees(3, some)[0][0] == (4 if n_nodes(3, 4) < n_nodes(3, 3) + 2 * deletion.SINGLY else 3)
+    some[:100] = 0.9 * reach[6]
+    assert deletion._degrees(3, some) == [(6, reach[6])]
+    assert deletion._degrees(3, np.full(500, 0.1)) == []
+    assert deletion._degrees(3, np.full(1, 1e-5)) == []
+    assert deletion._degrees(3, np.empty(0)) == []
 
 
 def test_compressed_designs():

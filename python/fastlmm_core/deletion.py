@@ -19,18 +19,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import kernels
-from ._deletion import others_in_group, refit_deletions
+from ._deletion import refit_deletions
 from .errors import LMMError
-from .expansion import DEGREES, Sums, n_nodes, symmetric_sum
+from .expansion import DEGREES, Sums, n_nodes, n_terms, symmetric_sum
 from .optimize import Optimum, optimize
+from .pieces import all_but_one, group_pieces
 from .starts import many_minima, moment_start
 
 if TYPE_CHECKING:
-    from .design import Problem
-    from .model import LinearMixedModel
     from .results import LMMResult
 
-__all__ = ["Deletions", "Pieces", "conditioned_rows", "delete", "group_pieces", "square_lines"]
+__all__ = ["Deletions", "delete"]
 
 Array = NDArray[np.float64]
 
@@ -40,7 +39,10 @@ EXPANSION_ERROR = 3e-10
 SMALLEST_RADIUS = 1e-3
 """Differences of sums over a smaller ball are mostly rounding error."""
 
-PER_THREAD = 200
+SINGLY = 6
+"""Cost of one optimisation over all groups, in nodes at which polynomials are fitted."""
+
+PER_THREAD = 2000
 """Deletions that are worth a thread."""
 
 RANK_LOSS = 1e-6
@@ -48,6 +50,9 @@ RANK_LOSS = 1e-6
 
 THOROUGH = 200
 """Deletions up to which each that ends on the boundary is optimised from other starts too."""
+
+FOUND, DEFICIENT = 0, 2
+"""Status of a deletion (see `refit_deletions`): at its optimum, without the rank of X."""
 
 CERTIFICATE = 1e-6
 """Decrement, evaluated over all groups, that the deletions farthest from the optimum must reach."""
@@ -83,122 +88,15 @@ class Deletions(NamedTuple):
     notes: dict[int, str]
 
 
-class Pieces(NamedTuple):
-    """What each deletion takes away and leaves of its group: lines of R (q q), c (q k) and the part within.
+def _degrees(n_par: int, size: Array) -> list[tuple[int, float]]:
+    """The degree that serves deletions of these sizes at the least cost, and higher ones; with their reach.
 
-    `owner` is the group, `others` the part within of all other groups.
+    Empty where it costs less to optimise the deletions one by one.
     """
-
-    less: Array
-    more: Array | None
-    owner: NDArray[np.int64]
-    removed: NDArray[np.int64]
-    vanishes: NDArray[np.bool_]
-    log_weights: Array
-    others: Array
-    counts: NDArray[np.int64]
-
-
-def _all_but_one(values: Array) -> Array:
-    """Sums over all lines but each one, without subtraction."""
-    zero = np.zeros((1, values.shape[1]))
-    before = np.cumsum(np.vstack([zero, values[:-1]]), axis=0)
-    after = np.cumsum(np.vstack([zero, values[:0:-1]]), axis=0)[::-1]
-    return np.asarray(before + after)
-
-
-def square_lines(packed: Array, count: int, q: int) -> tuple[Array, Array]:
-    """Square R (count, q, q) and c (count, q * k) of packed groups."""
-    flat = packed.transpose(0, 2, 1).reshape(-1, packed.shape[1])[:count]
-    n_a = q * (q + 1) // 2
-    R = np.zeros((count, q, q))
-    R[(slice(None), *np.triu_indices(q))] = flat[:, :n_a]
-    return R, flat[:, n_a:-1]
-
-
-def conditioned_rows(model: LinearMixedModel, problem: Problem) -> tuple[Array, Array, Array]:
-    """X_o, y_o and Z_o."""
-    y = model.endog if model.offset is None else model.endog - model.offset
-    # in shifted and scaled columns the constant takes nearly all of a large offset of y, and takes it without rounding
-    scaled = (model.exog[:, problem.kept] - problem.x_scale[0]) * problem.x_scale[1]
-    slopes = problem.x_rows @ np.linalg.solve(problem.x_map[problem.kept], problem.beta_base[problem.kept])
-    for j in np.argsort(-np.abs(slopes) * np.abs(scaled).max(axis=0)):
-        y = y - slopes[j] * scaled[:, j]
-    return (
-        np.ascontiguousarray(scaled @ problem.x_rows),
-        y / problem.scale,
-        np.ascontiguousarray(problem.conditioned_z(model.exog_re)),
-    )
-
-
-def group_pieces(model: LinearMixedModel, problem: Problem, by: str) -> Pieces:
-    q, r, m = model.structure.q, problem.rank, problem.m
-    k = r + 1
-    X, y, Z = conditioned_rows(model, problem)
-    index = model.grouping.index.astype(np.int64)
-    packed = problem.unpatterned()
-    # rows are conditioned already: no shift, scale or rotation is left to do
-    within = kernels.within_rows(
-        X, y, Z, index, 0, np.arange(m, dtype=np.int64), model.weights, None, np.array([np.zeros(r), np.ones(r)]),
-        np.array([np.zeros(q), np.ones(q)]), np.zeros(r), np.eye(k), np.eye(q), packed, True,
-    )[:m]  # fmt: skip
-    gone = problem.within == 0.0
-    within[:, gone] = 0.0
-    R, c = square_lines(packed, m, q)
-    less = np.column_stack([R.reshape(m, -1), c, within])
-    counts = np.bincount(index, minlength=m)
-    others = _all_but_one(within)
-    log_weights: Array = np.zeros(len(index)) if model.weights is None else np.log(model.weights)
-    if by == "group":
-        return Pieces(
-            less, None, np.arange(m), counts, np.ones(m, dtype=bool),
-            np.bincount(index, log_weights, minlength=m).astype(float), others, counts,
-        )  # fmt: skip
-    starts = np.concatenate([[0], np.cumsum(counts)])
-    xy = np.ascontiguousarray(np.column_stack([X, y]))
-    order = np.argsort(index, kind="stable")
-    raw, outer = others_in_group(Z, xy, model.weights, order, starts)
-    downdated = _downdated(xy, Z, model.weights, index, R, c.reshape(m, q, k), within)
-    R, c = square_lines(kernels.factor_groups(raw, np.eye(q), np.eye(k))[0], len(index), q)
-    lower = np.tril_indices(k)
-    c = c.reshape(-1, q, k)
-    rest = outer - np.einsum("iaj,iaj->ij", c[:, :, lower[0]], c[:, :, lower[1]])
-    # the first loses digits where most of the variation lies between groups, the second where it lies in the row
-    diagonal = np.flatnonzero(lower[0] == lower[1])
-    size = outer[:, diagonal] - within[index][:, diagonal]
-    rest = np.where(size[:, lower[0]] + size[:, lower[1]] > 0.0, downdated, rest)
-    rest[:, diagonal] = np.maximum(rest[:, diagonal], 0.0)
-    rest[:, gone] = 0.0
-    # as many rows as Z has independent columns leave nothing over
-    rest[(np.diagonal(R, axis1=1, axis2=2) != 0.0).sum(axis=1) == counts[index] - 1] = 0.0
-    more = np.column_stack([R.reshape(len(index), -1), c.reshape(len(index), -1), rest])
-    return Pieces(
-        less, more, index, np.ones(len(index), dtype=np.int64), counts[index] == 1, log_weights, others, counts
-    )
-
-
-def _downdated(
-    xy: Array, Z: Array, weights: Array | None, index: NDArray[np.int64], R: Array, c: Array, within: Array
-) -> Array:
-    """Part within each row's group without the row: w_i - w e e' / (1 - h), e and h the row's residual and leverage."""
-    q, k = Z.shape[1], xy.shape[1]
-    B, v = np.zeros_like(c), np.zeros_like(Z)
-    pivot = np.diagonal(R, axis1=1, axis2=2)
-    inverse = np.where(pivot != 0.0, 1.0 / np.where(pivot != 0.0, pivot, 1.0), 0.0)
-    for a in range(q - 1, -1, -1):
-        B[:, a] = (c[:, a] - np.einsum("ib,ibj->ij", R[:, a, a + 1 :], B[:, a + 1 :])) * inverse[:, a, None]
-    for a in range(q):
-        v[:, a] = (Z[:, a] - np.sum(R[index, :a, a] * v[:, :a], axis=1)) * inverse[index, a]
-    w = np.ones(len(Z)) if weights is None else weights
-    residual = xy - np.einsum("ia,iaj->ij", Z, B[index])
-    left = 1.0 - w * np.sum(v**2, axis=1)
-    # a row that alone determines a direction of Z leaves no residual
-    share = np.where(left > 1e-10, w / np.where(left > 1e-10, left, 1.0), 0.0)
-    rows, columns = np.tril_indices(k)
-    return np.asarray(within[index] - share[:, None] * residual[:, rows] * residual[:, columns])
-
-
-# ---- refits ------------------------------------------------------------------------------------------
+    found = [(degree, EXPANSION_ERROR ** (1.0 / degree)) for degree in range(3, DEGREES[n_par] + 1)]
+    cost = [n_nodes(n_par, degree) + SINGLY * np.count_nonzero(size >= reach) for degree, reach in found]
+    best = int(np.argmin(cost))
+    return found[best:] if cost[best] < SINGLY * len(size) else []
 
 
 class _Refits:
@@ -214,12 +112,12 @@ class _Refits:
         d, p, q, r = len(self.pieces.owner), model.exog.shape[1], self.q, problem.rank
         self.n = problem.n - self.pieces.removed
         self.m = problem.m - self.pieces.vanishes
-        self.beta, self.chol = np.full((d, r), np.nan), np.full((d, r, r), np.nan)
+        self.beta, self.inverse = np.full((d, r), np.nan), np.full((d, r, r), np.nan)
         self.r2, self.value, self.decrement = np.full(d, np.nan), np.full(d, np.nan), np.full(d, np.nan)
         self.factor = np.full((d, q, q), np.nan)
         self.converged, self.singular = np.zeros(d, dtype=bool), np.zeros(d, dtype=bool)
         self.notes: dict[int, str] = {}
-        # what deletions with a smaller X have in place of beta and chol
+        # what deletions with a smaller X have in place of beta and inverse
         self.special: dict[int, tuple[Array, Array, float]] = {}
         self.lines = problem.unpatterned().copy()
         self.p = p
@@ -253,7 +151,7 @@ class _Refits:
         # only a group with most of the variation of Z can take its rank away
         suspects = np.flatnonzero((share.sum(axis=1) > 0.5)[pieces.owner])
         if len(suspects):
-            rest = _all_but_one(A.reshape(len(A), -1)).reshape(-1, self.q, self.q)
+            rest = all_but_one(A.reshape(len(A), -1)).reshape(-1, self.q, self.q)
             for i in suspects:
                 left = rest[pieces.owner[i]]
                 if pieces.more is not None:
@@ -286,79 +184,64 @@ class _Refits:
         structure, problem = self.structure, self.problem
         n_par = structure.n_parameters
         d = len(wanted)
-        nothing = wanted, guess, np.zeros(d, dtype=bool)
         if n_par not in DEGREES or self._several_minima:
-            return nothing
+            return wanted, guess, np.zeros(d, dtype=bool)
         sums = Sums(self.result, problem)
         chosen = np.flatnonzero(wanted)
-        # one step with quadratic polynomials tells how far the deletions lead
-        S, status, _ = self._newton(sums, chosen, guess[chosen], 2, 0.02, 0.3, 0.0, 1)
+        # two steps with cubic polynomials tell how far the deletions lead, and nearly lead there
+        S, status, _ = self._newton(sums, chosen, guess[chosen], 3, 0.02, 0.3, 0.0, 2)
         guess[chosen] = S
-        deficient = np.zeros(d, dtype=bool)
-        deficient[chosen[status == 2]] = True
-        size = np.full(d, np.inf)
-        size[chosen] = np.where(status == 2, np.inf, np.linalg.norm(S, axis=1))
-        wanted = wanted.copy()
-        top = DEGREES[n_par]
-        for degree in range(3, top + 1):
-            reach = EXPANSION_ERROR ** (1.0 / degree)
-            group = np.flatnonzero(wanted & (1.05 * size < reach))
-            # a polynomial pays where it replaces evaluations over all groups; one of low degree where it serves
-            # nearly all deletions, or so many that the terms saved outweigh another set of nodes
-            left = int(wanted.sum())
-            nodes = n_nodes(n_par, degree)
-            enough = nodes // 2 if degree == top else min(max(left - nodes // 3, nodes // 2), 60 * nodes)
-            if len(group) < enough:
-                continue
-            radius = max(SMALLEST_RADIUS, min(1.1 * float(size[group].max()), reach))
+        deficient, size = np.zeros(d, dtype=bool), np.full(d, np.inf)
+        deficient[chosen] = status == DEFICIENT
+        # with a margin: the last steps are still to come
+        size[chosen] = np.where(status == DEFICIENT, np.inf, 1.05 * np.sqrt(np.sum(S * S, axis=1)))
+        for degree, reach in _degrees(n_par, size[chosen]):
+            group = np.flatnonzero(size < reach)
+            radius = max(SMALLEST_RADIUS, min(1.05 * float(size[group].max()), reach))
             tolerance = 3e-10 * np.sqrt(problem.m)
             S, status, found = self._newton(sums, group, guess[group], degree, radius, radius, tolerance, 25)
-            good = status == 0
-            farthest = np.argsort(np.where(good, -np.linalg.norm(S, axis=1), 0.0))[: min(2, int(good.sum()))]
+            good = status == FOUND
+            farthest = np.argsort(np.where(good, -np.sum(S * S, axis=1), 0.0))[: min(2, int(good.sum()))]
             if not all(self._certified(sums, int(group[i]), S[i]) for i in farthest):
                 continue
             at = group[good]
-            value, r2, decrement, beta, chol = (part[good] for part in found)
-            self.value[at], self.r2[at], self.decrement[at] = value, r2, decrement
-            self.beta[at], self.chol[at], self.converged[at] = beta, chol, True
-            self.factor[at] = sums.factors(S[good])
+            self.value[at], self.r2[at], self.decrement[at], self.beta[at], self.inverse[at] = (
+                part[good] for part in found
+            )
+            self.factor[at], self.converged[at] = sums.factors(S[good]), True
+            wanted = wanted.copy()
             wanted[at] = False
+            break
         return wanted, guess, deficient
 
     def _newton(
         self, sums: Sums, chosen: NDArray[np.intp], start: Array, degree: int, radius: float, reach: float,
         tolerance: float, max_iterations: int,
     ) -> tuple[Array, NDArray[np.int64], tuple[Array, ...]]:  # fmt: skip
+        """S, status and what else is known of the deletions chosen, by polynomials fitted in |S| <= radius."""
         basis, table, second = sums.polynomials(degree, radius, reach)
-        pieces, q = self.pieces, self.q
-
-        def turned(lines: Array) -> Array:
-            R = lines[:, : q * q].reshape(-1, q, q)
-            return np.column_stack([(R @ sums.factor).reshape(len(lines), -1), lines[:, q * q :]])
-
-        less, rows, columns = turned(pieces.less), sums.rows.astype(np.int64), sums.columns.astype(np.int64)
+        pieces = self.pieces
 
         def refit(part: NDArray[np.intp], start: Array) -> tuple[Any, ...]:
             return refit_deletions(
-                table, basis.parent, basis.variable, second, rows, columns, q, self.k, sums.reml, self.problem.n, less,
-                np.ascontiguousarray(pieces.owner[part]),
-                None if pieces.more is None else turned(pieces.more[part]),
-                np.ascontiguousarray(pieces.removed[part]), np.ascontiguousarray(start), reach, RANK_LOSS, tolerance,
-                max_iterations,
+                table, basis.parent, basis.variable, n_terms(sums.n_par, degree - 1), second, sums.rows, sums.columns,
+                sums.factor, self.k, sums.reml, self.problem.n, pieces.less, pieces.owner[part],
+                None if pieces.more is None else pieces.more[part], pieces.removed[part], start, reach, RANK_LOSS,
+                tolerance, max_iterations,
             )  # fmt: skip
 
         jobs = min(os.cpu_count() or 1, len(chosen) // PER_THREAD)
         if jobs < 2:
-            S, value, r2, decrement, beta, chol, status = refit(chosen, start)
+            found = refit(chosen, start)
         else:
             with ThreadPoolExecutor(jobs) as pool:
-                found = list(pool.map(refit, np.array_split(chosen, jobs), np.array_split(start, jobs)))
-            S, value, r2, decrement, beta, chol, status = (np.concatenate(parts) for parts in zip(*found, strict=True))
-        return S, status, (value, r2, decrement, beta, chol)
+                shares = pool.map(refit, np.array_split(chosen, jobs), np.array_split(start, jobs))
+                found = tuple(np.concatenate(parts) for parts in zip(*shares, strict=True))
+        return found[0], found[-1], found[1:-1]
 
     def _certified(self, sums: Sums, i: int, S: Array) -> bool:
         """Whether the gradient over all groups, without polynomials, vanishes where they say."""
-        with self._without(i) as criterion:
+        with _Without(self, i) as criterion:
             theta = self.structure.theta(sums.factors(S))
             _, gradient, hessian = criterion.evaluate(theta, 2)
         assert gradient is not None and hessian is not None
@@ -366,9 +249,6 @@ class _Refits:
         if values[0] <= 0.0:
             return False
         return bool(np.sqrt(np.sum((vectors.T @ gradient) ** 2 / values)) <= CERTIFICATE)
-
-    def _without(self, i: int, columns: Array | None = None) -> _Without:
-        return _Without(self, i, columns)
 
     @cached_property
     def _several_minima(self) -> bool:
@@ -381,7 +261,7 @@ class _Refits:
         kept = np.arange(self.k - 1)
         if deficient or self._x_left(i) < RANK_LOSS:
             columns, kept, shift, triangle = self._smaller_x(i)
-        with self._without(i, columns) as criterion:
+        with _Without(self, i, columns) as criterion:
             optimum = self._optimum(criterion, i, guess)
             beta, r2, chol, _ = criterion.solution()
         self.value[i], self.r2[i], self.decrement[i] = optimum.value, r2, optimum.gradient_norm
@@ -390,7 +270,7 @@ class _Refits:
         if not optimum.converged:
             self.notes[i] = optimum.message
         if columns is None:
-            self.beta[i], self.chol[i] = beta, chol
+            self.beta[i], self.inverse[i] = beta, np.linalg.inv(chol)
             return
         problem = self.problem
         params, half = np.full(self.p, np.nan), np.full((self.p, self.p), np.nan)
@@ -508,7 +388,7 @@ class _Refits:
         fine = np.isfinite(self.r2)
         fine[list(self.special)] = False
         if problem.rank:
-            half[fine, : problem.rank] = np.linalg.solve(self.chol[fine], problem.x_map.T)
+            half[:, : problem.rank] = (self.inverse.reshape(-1, problem.rank) @ problem.x_map.T).reshape(d, -1, p)
         half[~fine] = np.nan
         half[:, :, dropped] = np.nan
         for at, (own, root, log_det) in self.special.items():
@@ -534,7 +414,7 @@ class _Refits:
 class _Without:
     """The criterion of one deletion; the groups are put right again on leaving."""
 
-    def __init__(self, refits: _Refits, i: int, columns: Array | None) -> None:
+    def __init__(self, refits: _Refits, i: int, columns: Array | None = None) -> None:
         self.refits, self.i, self.columns = refits, i, columns
 
     def __enter__(self) -> kernels.ClusterCriterion:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from .parameters import CovarianceStructure
     from .results import LMMResult
 
-__all__ = ["DEGREES", "Basis", "Sums", "n_nodes", "symmetric_sum"]
+__all__ = ["DEGREES", "Basis", "Sums", "n_nodes", "n_terms", "symmetric_sum"]
 
 Array = NDArray[np.float64]
 
@@ -43,9 +43,14 @@ class Basis(NamedTuple):
     solver: Array
 
 
+def n_terms(n_par: int, degree: int) -> int:
+    """Monomials up to a total degree."""
+    return comb(n_par + degree, degree)
+
+
 def n_nodes(n_par: int, degree: int) -> int:
     """Nodes for polynomials of a degree: each gives a value and n_par derivatives."""
-    return ceil(1.15 * comb(n_par + degree, degree) / (1 + n_par)) + 1
+    return ceil(1.15 * n_terms(n_par, degree) / (1 + n_par)) + 1
 
 
 @lru_cache(maxsize=32)
@@ -101,7 +106,7 @@ class Sums:
         self.k = problem.rank + 1
         self.criterion = problem.criterion()
         self.criterion.reml = result.reml
-        self.rows, self.columns = structure.positions
+        self.rows, self.columns = (np.asarray(part, dtype=np.int64) for part in structure.positions)
         self.n_par = len(self.rows)
         q = structure.q
         directions = np.zeros((self.n_par, q, q))

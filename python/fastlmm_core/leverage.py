@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from .deletion import conditioned_rows, group_pieces, square_lines
 from .errors import LMMError
+from .pieces import conditioned_rows, group_pieces, square_lines
 from .posterior import posterior_of
 
 if TYPE_CHECKING:
