@@ -545,8 +545,8 @@ def test_to_frame(library):
     expected = {
         x0: batch.params[:, 0],
         x1: batch.params[:, 1],
-        f"se_{x0}": batch.bse[:, 0],
-        f"se_{x1}": batch.bse[:, 1],
+        f"std_error_{x0}": batch.bse[:, 0],
+        f"std_error_{x1}": batch.bse[:, 1],
         f"sd_{a}|{term}": np.sqrt(batch.G[term][:, 0, 0]),
         f"sd_{b}|{term}": np.sqrt(batch.G[term][:, 1, 1]),
         f"cor_{a}.{b}|{term}": batch.G[term][:, 0, 1] / np.sqrt(batch.G[term][:, 0, 0] * batch.G[term][:, 1, 1]),

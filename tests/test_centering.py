@@ -144,7 +144,7 @@ def test_contextual_effect(data):
     found = contextual_effect(result, "x")
     larger = flc.lmm("y ~ x + z + between(x, g) + (1 | g)", data).fit()
     np.testing.assert_allclose(found.estimate, larger.params["between(x, g)"], rtol=1e-8)
-    np.testing.assert_allclose(found.se, larger.bse["between(x, g)"], rtol=1e-8)
+    np.testing.assert_allclose(found.std_error, larger.bse["between(x, g)"], rtol=1e-8)
     np.testing.assert_allclose(found.within, larger.params["x"], rtol=1e-8)
     separate = flc.lmm("y ~ within(x, g) + z + between(x, g) + (1 | g)", data).fit()
     np.testing.assert_allclose(found.between, separate.params["between(x, g)"], rtol=1e-8)
@@ -152,7 +152,7 @@ def test_contextual_effect(data):
     assert 40.0 < found.df[0] < 80.0  # a comparison between 60 groups
     assert found.result.reml and found.result.criterion < result.criterion
     frame = found.to_frame()
-    assert list(frame.columns) == ["term", "within", "between", "contextual", "se", "df", "p"]
+    assert list(frame.columns) == ["term", "within", "between", "contextual", "std_error", "df", "p_value"]
     assert "between less within: x 3." in repr(found)
 
 

@@ -73,7 +73,8 @@ def test_json(tmp_path, capsys):
     assert record["params"] == {**result.params, "twice": None}
     assert record["bse"]["twice"] is None
     assert record["bse"]["Days"] == result.bse["Days"]
-    assert record["conf_int"]["Days"] == [result.conf_int(level=0.9, ddf="residual")[k][1] for k in ("lower", "upper")]
+    limits = result.conf_int(level=0.9, ddf="residual")
+    assert record["conf_int"]["Days"] == [limits[k][1] for k in ("conf_low", "conf_high")]
     assert record["conf_int"]["twice"] == [None, None]
     assert (record["ddf"], record["df"]["Days"], record["df"]["twice"]) == ("residual", 178.0, None)
     assert record["theta"] == result.theta.tolist()

@@ -17,9 +17,9 @@ from scipy.stats import chi2
 
 import fastlmm_core as flc
 from fastlmm_core import LinearMixedModel, LMMError
-from fastlmm_core.comparison import compare
+from fastlmm_core.comparison import compare, null_test
 from fastlmm_core.exact_variance_test import draw, spectrum
-from fastlmm_core.nesting import cones
+from fastlmm_core.nesting import cones, nest
 from fastlmm_core.random_effect_tests import random_effect_test
 
 REFERENCE = Path(__file__).parent / "reference"
@@ -82,9 +82,72 @@ def test_one_variance_against_the_linear_model(name, reml):
 def test_exact_tests_beside_other_variances():
     large = fitted("sleepstudy", "uncorrelated", True)
     for name in ("intercept", "slope_only"):
-        row = compare(fitted("sleepstudy", name, True), large, null="exact", seed=1).rows[1]
+        row = compare(fitted("sleepstudy", name, True), large, null="exact", n_sim=10_000, seed=1).rows[1]
         assert row.p_value == pytest.approx(1.0 / 10_001)
         assert "other variances as known" in row.null
+
+
+AGREE = {
+    # by name of what is tested: the terms of the larger model and those left in the smaller
+    "independent slope": ("diagonal", [0, 1], [0]),
+    "correlated slope": ("full", [0, 1], [0]),
+    "two slopes": ("diagonal", [0, 1, 2], [0, 1]),
+}
+
+
+@pytest.mark.parametrize(
+    ("case", "null"),
+    # a slope with its covariance is not one variance, as the exact distribution needs it
+    [(c, n) for c in AGREE for n in ("auto", "mixture", "chi2", "exact") if (c, n) != ("correlated slope", "exact")],
+)
+def test_compare_and_random_effect_test_agree(rng, case, null):
+    structure, columns, keep = AGREE[case]
+    y, X, groups = arrays(rng, 12, 5, 0.3)
+    Z = np.column_stack([X, rng.standard_normal(len(y))])
+    y = y + 0.6 * np.sum(rng.standard_normal((12, 2))[groups] * Z[:, 1:], axis=1)  # nothing on the boundary
+    names = ["one", "t", "u"]
+    small, large = (
+        LinearMixedModel(y, X, Z[:, use], groups, structure=structure, exog_re_names=[names[j] for j in use]).fit()
+        for use in (keep, columns)
+    )
+    pair = compare(small, large, null=null, seed=1).rows[1]
+    row = random_effect_test(large, names[columns[-1]], null=null, seed=1).rows[1]
+    assert (pair.p_value, pair.p_se, pair.null, pair.df) == (row.p_value, row.p_se, row.null, row.df)
+    assert 0.0 < pair.p_value < 1.0
+
+
+def test_crossed_factors_are_tested_alike(rng):
+    a, b = rng.integers(0, 6, 80), rng.integers(0, 9, 80)
+    y = rng.standard_normal(80) + 0.3 * rng.standard_normal(6)[a] + 0.4 * rng.standard_normal(9)[b]
+    terms = [flc.RandomTerm(None, a, "a"), flc.RandomTerm(None, b, "b")]
+    large = LinearMixedModel(y, terms=terms).fit()
+    for name, left in (("a", terms[1]), ("b", terms[0])):
+        pair = compare(LinearMixedModel(y, terms=[left]).fit(), large, seed=1).rows[1]
+        row = random_effect_test(large, name, seed=1).rows[1]
+        assert pair.statistic == pytest.approx(row.statistic, abs=1e-9)
+        assert pair.p_value == pytest.approx(row.p_value, abs=1e-8)
+        assert pair.null == row.null == "0.5 chi2(0) + 0.5 chi2(1)"
+
+
+def test_auto_is_exact_for_the_only_variance(rng, monkeypatch):
+    """One policy for both: the exact distribution, and the mixture where it cannot be had."""
+    y, X, groups = arrays(rng, 8, 4)
+    model = LinearMixedModel(y, X, None, groups)
+    nesting = nest(None, model)
+    auto, exact, mixture = (null_test(1.3, nesting, model, None, True, null, 50_000, 1) for null in
+                            ("auto", "exact", "mixture"))  # fmt: skip
+    assert auto == exact
+    assert auto.p_value != mixture.p_value
+    # beside another variance the exact distribution would take that one as known
+    wide = LinearMixedModel(y, X, X, groups, structure="diagonal")
+    beside = nest(model, wide)
+    factor = np.diag([0.7, 0.0])
+    auto, mixture = (null_test(1.3, beside, wide, factor, True, null, 50_000, 1) for null in ("auto", "mixture"))
+    assert auto == mixture
+    monkeypatch.setattr("fastlmm_core.exact_variance_test.MAX_DISTINCT", 1)
+    auto = null_test(1.3, nesting, model, None, True, "auto", 50_000, 1)
+    assert auto.p_value == pytest.approx(0.5 * chi2.sf(1.3, 1))
+    assert "too many different groups" in auto.text
 
 
 def test_bootstrap_and_exact_distribution_agree():

@@ -230,8 +230,7 @@ def test_labels_of_every_kind(kind, library):
     order = sorted(set(values))
     assert term.codes.tolist() == [order.index(value) for value in values]
     assert sorted(set(term.codes.tolist())) == list(range(len(want)))
-    ((_, again),) = made.spec.random(data)
-    np.testing.assert_array_equal(again, term.labels[term.codes])
+    np.testing.assert_array_equal(made.spec.group_labels(data)["g"], term.labels[term.codes])
 
 
 @pytest.mark.parametrize(
@@ -319,16 +318,6 @@ def test_libraries_agree(frame, library, formula):
     np.testing.assert_array_equal(got.terms[0].codes, want.terms[0].codes)
     assert got.x_names == want.x_names and got.terms[0].labels.tolist() == want.terms[0].labels.tolist()
     assert got.spec.library == library.replace("lists", "dict")
-
-
-@pytest.mark.parametrize("library", ["pandas", "polars", "pyarrow", "dict"])
-def test_frame_speaks_the_library_of_the_caller(frame, library):
-    data = in_library({name: frame[name].to_numpy() for name in ("y", "x", "g")}, library)
-    made = model_data("y ~ x + (1|g)", data).spec.frame({"group": ["a", "b"], "value": np.array([1.0, 2.0])})
-    assert type(made) is type(data)
-    assert list(made["value"]) == ([1.0, 2.0] if library != "pyarrow" else [pa.scalar(1.0), pa.scalar(2.0)])
-    if library == "dict":
-        assert isinstance(made["group"], np.ndarray)
 
 
 def test_pandas_index_and_other_columns_do_not_matter(frame):
@@ -424,26 +413,37 @@ def test_new_data_is_coded_as_in_the_fit(frame, library):
     columns = {name: part[name].to_numpy() for name in ("a", "t", "x", "g", "u", "h")}
     new = in_library(columns | {"c": np.asarray(part["c"], dtype=object)}, library)
     np.testing.assert_allclose(spec.fixed(new), made.X[rows], rtol=1e-12)
-    ((z, labels),) = spec.random(new)
+    (z,) = spec.random(new)
     np.testing.assert_allclose(z, made.terms[0].Z[rows], rtol=1e-12)
-    assert labels.tolist() == part["h"].tolist()
+    assert spec.group_labels(new)["h"].tolist() == part["h"].tolist()
     np.testing.assert_array_equal(made.spec.response(frame), made.y)
 
 
 def test_fixed_needs_neither_response_nor_groups(frame):
     made = model_data("np.log(u) ~ x + (t | g)", frame)
     np.testing.assert_array_equal(made.spec.fixed({"x": [1.0, 2.0]}), [[1, 1], [1, 2]])
+    np.testing.assert_array_equal(made.spec.random({"t": [0, 3]})[0], [[1, 0], [1, 3]])
     with pytest.raises(LMMError, match=r"`new_data` has no column 'g', which the term \(t \| g\) uses"):
-        made.spec.random({"x": [1.0], "t": [0]})
+        made.spec.group_labels({"x": [1.0], "t": [0]})
     assert model_data("y ~ 1 + (1|g)", frame).spec.fixed({"anything": ["a", "b"]}).shape == (2, 1)
 
 
 def test_new_groups_are_passed_on_and_integers_stay_integers(frame):
     spec = model_data("y ~ x + (1 | g) + (1 | g:h)", frame).spec
     new = pd.DataFrame({"x": [1.0, 2.0], "g": [10.0, 99.0], "h": ["u", "zz"]})
-    (_, single), (_, nested) = spec.random(new)
+    single, nested = spec.group_labels(new).values()
     assert single.tolist() == [10, 99] and single.dtype.kind == "i"
     assert nested.tolist() == ["10:u", "99:zz"]
+    assert list(spec.group_labels(new, ["g:h"])) == ["g:h"]
+
+
+def test_terms_of_other_factors_are_left_out(frame):
+    spec = model_data("y ~ x + (x | g) + (t | h) + (0 + u | g)", frame).spec
+    assert spec.random_variables == ("x", "t", "u")
+    first, second, third = spec.random(frame[["x", "u"]], ["g"])
+    assert second is None
+    np.testing.assert_array_equal(first, np.column_stack([np.ones(len(frame)), frame["x"]]))
+    np.testing.assert_array_equal(third[:, 0], frame["u"])
 
 
 def test_new_data_that_cannot_be_used(frame):
@@ -466,7 +466,7 @@ def test_new_data_that_cannot_be_used(frame):
     with pytest.raises(LMMError, match=r"Values are missing\. Column 'x' of `new_data` at row 2 \(counting from 0\)"):
         made.spec.fixed(good.assign(x=[1.0, 2.0, np.nan]))
     with pytest.raises(LMMError, match=r"Column 'g' of `new_data` at row 0"):
-        made.spec.random(good.assign(g=[None, 10, 20]))
+        made.spec.group_labels(good.assign(g=[None, 10, 20]))
     plain_spec = model_data("y ~ x + (1 | g)", frame).spec
     with pytest.raises(LMMError, match=r"Column 'x' of `new_data` holds values of type str, but in the fit it held"):
         plain_spec.fixed(good.assign(x=["1", "2", "3"]))

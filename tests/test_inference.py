@@ -424,7 +424,7 @@ def test_presentation(fitted_reference):
     result = fitted_reference("cake", True, "formula")
     found = inference.test(result, "recipe[T.B] = recipe[T.C] = 0")
     text = str(found)
-    assert text.startswith("Wald test, Satterthwaite degrees of freedom")
+    assert text.startswith("Wald test, Satterthwaite's degrees of freedom")
     assert "recipe[T.B] = 0" in text
     assert "Jointly: F(2, " in text
     frame = found.to_frame()

@@ -20,6 +20,7 @@ from fastlmm_core.reference_grid import ReferenceGrid
 
 REFERENCE = json.loads((oracle.REFERENCE / "unbalanced_tests.json").read_text())["emmeans"]
 DDF = {"satterthwaite": "satterthwaite", "kenward_roger": "kenward-roger"}
+LIMITS = {"lower": "conf_low", "upper": "conf_high"}
 FORMULAS = {
     "emmeans_cake": "angle ~ recipe * temperature + (1 | recipe:replicate)",
     "emmeans_machines_q3": "score ~ Machine + (0 + Machine | Worker)",
@@ -59,7 +60,8 @@ def check_rows(found, rows, n_means=0) -> None:
     for name in ("estimate", "lower", "upper"):
         # R's qtukey is solved to 1e-4 only, which here leaves an error below 1e-5 of the limit
         wide = 1e-5 if tukey and name != "estimate" else 1e-6
-        assert np.abs(getattr(found, name) - column(rows, name)).max() < wide * np.abs(column(rows, "upper")).max()
+        gap = np.abs(getattr(found, LIMITS.get(name, name)) - column(rows, name))
+        assert gap.max() < wide * np.abs(column(rows, "upper")).max()
     if "t" in rows[0]:
         np.testing.assert_allclose(found.statistic, column(rows, "t"), rtol=1e-6, atol=1e-6)
         p = column(rows, "p")
@@ -135,7 +137,7 @@ def check(found, expected) -> None:
     np.testing.assert_allclose(found.df[live], np.array(expected["df"], dtype=float)[live], rtol=1e-6)
     assert np.abs((found.estimate[live] - estimate[live]) / se).max() < 1e-6
     if "lower.CL" in expected:
-        for actual, name in ((found.lower, "lower.CL"), (found.upper, "upper.CL")):
+        for actual, name in ((found.conf_low, "lower.CL"), (found.conf_high, "upper.CL")):
             assert np.abs((actual[live] - np.array(expected[name], dtype=float)[live]) / se).max() < 1e-6
     if "p.value" in expected:
         values = np.array(expected["p.value"], dtype=float)[live]
@@ -364,7 +366,7 @@ def test_weights_of_contrasts():
     raw = emmeans(result, "heat").contrast("reference", "none", reference="top")
     assert (last.pvalue > raw.pvalue).all()
     assert (last.pvalue < 2.0 * raw.pvalue + 1e-12).all()
-    assert (last.upper - last.lower > raw.upper - raw.lower).all()
+    assert (last.conf_high - last.conf_low > raw.conf_high - raw.conf_low).all()
 
 
 def test_polynomials_are_those_of_the_tables():
@@ -382,7 +384,7 @@ def test_known_variances_give_z_tests():
     means = emmeans(fitted("angle ~ recipe * heat + (1 | batch)"), "heat", contrasts="pairwise", ddf="normal")
     assert np.isinf(means.df).all()
     assert "P>|z|" in str(means)
-    np.testing.assert_allclose(means.upper - means.estimate, 1.959963984540054 * means.std_error, rtol=1e-12)
+    np.testing.assert_allclose(means.conf_high - means.estimate, 1.959963984540054 * means.std_error, rtol=1e-12)
 
 
 @pytest.mark.parametrize("library", ["pandas", "polars", "pyarrow", "dict"])
@@ -453,8 +455,19 @@ def test_refuses_arrays_and_other_slopes(rng):
     arrays = flc.LinearMixedModel(rng.normal(size=40), None, None, g).fit()
     with pytest.raises(flc.LMMError, match="need a model from a formula"):
         emmeans(arrays, "x")
-    with pytest.raises(flc.LMMError, match="'heat' is not a numeric variable"):
+    with pytest.raises(flc.LMMError, match=r"'heat' is not a numeric .*by emmeans\('heat'\), or choose one of 'x'"):
         slopes(fitted("angle ~ recipe * heat + x + (1 | batch)"), "heat")
+    for formula, variable, message in (
+        ("angle ~ recipe * heat + x + (1 | batch)", "y", r"'y' is not a numeric .*choose one of 'x'"),
+        ("angle ~ recipe + x + (temp | batch)", "temp", r"'temp' is not a numeric .*add it there"),
+        ("angle ~ recipe + (1 | batch)", "recipe", r"compare its levels by emmeans\('recipe'\)$"),
+        ("angle ~ recipe + (1 | batch)", ["x"], r"add one to the formula"),
+    ):
+        with pytest.raises(flc.LMMError, match=message):
+            slopes(fitted(formula), variable)
+    constant = flc.lmm("angle ~ 0 + x + (1 | batch)", unbalanced().assign(x=2.5)).fit()
+    with pytest.raises(flc.LMMError, match=r"'x' is 2\.5 in all rows and has no slope"):
+        slopes(constant, "x")
     with pytest.raises(flc.LMMError, match="reference='hot'"):
         emmeans(fitted("angle ~ recipe * heat + x + (1 | batch)"), "heat").contrast("reference", reference="hot")
 

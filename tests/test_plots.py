@@ -407,7 +407,7 @@ def test_power_curve(sleep):
     ax = plots.power_curve(curve, target=0.5)
     np.testing.assert_array_equal(line(ax, "power").get_xydata(), np.column_stack([curve.values, curve.power]))
     outline = ax.collections[0].get_paths()[0].vertices
-    for value, low, high in zip(curve.values, curve.lower, curve.upper, strict=True):
+    for value, low, high in zip(curve.values, curve.conf_low, curve.conf_high, strict=True):
         edge = outline[outline[:, 0] == value, 1]
         np.testing.assert_allclose([edge.min(), edge.max()], [low, high])
     assert (ax.get_xlabel(), ax.get_ylim()[0]) == ("number of subjects", 0.0)
@@ -499,7 +499,7 @@ def test_views_by_factor(several):
     panels = plots.trajectories(several, codes, "panels", factor=names[1])
     assert len(panels) == len(several.model.factors[1].grouping.labels) == 6
     for call in (plots.residual_panels, lambda r, factor: plots.missingness(r.model, codes, factor=factor)):
-        with pytest.raises(flc.LMMError, match="factor='x' is not a grouping factor; use '"):
+        with pytest.raises(flc.LMMError, match="factor='x' is not a grouping factor: use '"):
             call(several, factor="x")
 
 

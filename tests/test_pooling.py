@@ -381,7 +381,8 @@ class Crossed(SimpleNamespace):
                                   beta_base=np.array([0.3, 0.1]))  # fmt: skip
         model = SimpleNamespace(
             exog=X, exog_re=Z, endog=y, weights=w, offset=None, nobs=n, factors=factors, grouping=groupings[0],
-            structure=SimpleNamespace(blocks=blocks), term_names=("a", "b"), problem=problem, spec=None,
+            structure=SimpleNamespace(blocks=blocks), term_names=("a", "b"), problem=problem, library="dict",
+            random=SimpleNamespace(factor_of=lambda block: factors[blocks.index(block)]),
         )  # fmt: skip
         factor = np.linalg.solve(problem.z_map, np.linalg.cholesky(relative))
         return cls(

@@ -7,13 +7,16 @@ in it knows of groups, random effects or Henderson's equations.
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pandas as pd
 import polars as pl
 import pytest
 import scipy.linalg
-from scipy.stats import norm
+from scipy.stats import norm, t
 
+import dense_inference
 import fastlmm_core as flc
 import oracle
 
@@ -67,13 +70,14 @@ class Study:
         ).fit(reml=reml)
 
 
-def kriging(result, seen, new, extra=None, *, level, noise):
+def kriging(result, seen, new, extra=None, *, level, noise, at=None):
     """Best linear unbiased prediction of the rows `new` from the rows `seen`, and its mean squared error.
 
-    G and sigma2 are those of the result; beta is estimated from `seen` alone, then `extra` (rows of other subjects)
-    is used with that beta, as observed= does. level="population" predicts x'beta (with noise: for a new subject).
+    G and sigma2 are those of the result, or `at`; beta is estimated from `seen` alone, then `extra` (rows of other
+    subjects) is used with that beta, as observed= does. level="population" predicts x'beta (with noise: for a new
+    subject).
     """
-    G, s2 = oracle.covariance_blocks(result), float(result.sigma2)
+    G, s2 = (oracle.covariance_blocks(result), float(result.sigma2)) if at is None else at
 
     def covariance(a, b):
         return (a["groups"][:, None] == b["groups"]) * (a["Z"] @ G @ b["Z"].T)
@@ -139,20 +143,20 @@ def test_best_linear_unbiased_prediction(rng, level, weighted, with_offset, reml
     result = study.fit(reml)
     seen = study.part(study.inside)
     new = new_rows(rng, [3, 0, 11, 3, 7], weighted, with_offset)
-    options = {"level": level, "offset": new["offset"]}
+    options = {"level": level, "offset": new["offset"], "ddf": "normal"}
     mean, variance = kriging(result, seen, new, level=level, noise=False)
     close(result.predict(arrays(new), **options), mean)
     for interval in ("confidence", "prediction"):
         mean, variance = kriging(result, seen, new, level=level, noise=interval == "prediction")
         found = result.predict(arrays(new), interval=interval, weights=new["weights"], **options)
-        assert list(found) == ["mean", "lower", "upper", "se"]
+        assert list(found) == ["mean", "std_error", "df", "conf_low", "conf_high"]
         close(found["mean"], mean)
-        close(found["se"], np.sqrt(variance))
+        close(found["std_error"], np.sqrt(variance))
         for coverage in (0.5, 0.95):
             found = result.predict(arrays(new), interval=interval, coverage=coverage, weights=new["weights"], **options)
             width = norm.ppf(0.5 + coverage / 2.0) * np.sqrt(variance)
-            close(found["lower"], mean - width)
-            close(found["upper"], mean + width)
+            close(found["conf_low"], mean - width)
+            close(found["conf_high"], mean + width)
 
 
 @pytest.mark.parametrize(("q", "structure"), [(1, "full"), (2, "diagonal"), (3, "full")])
@@ -165,7 +169,7 @@ def test_prediction_for_other_shapes(rng, q, structure):
         found = result.predict(arrays(new), level="subject", interval=interval)
         # where the fit is singular or the polynomials are nearly collinear some digits go into the inverse of V
         close(found["mean"], mean, 1e-8)
-        close(found["se"], np.sqrt(variance), 1e-8)
+        close(found["std_error"], np.sqrt(variance), 1e-8)
 
 
 @BOTH
@@ -183,7 +187,7 @@ def test_one_subject_by_the_oracle(rng, reml):
         )  # fmt: skip
         found = result.predict(arrays(new), level="subject", interval="prediction" if noise else "confidence")
         close(found["mean"], mean)
-        close(found["se"], np.sqrt(np.diag(covariance)))
+        close(found["std_error"], np.sqrt(np.diag(covariance)))
 
 
 @pytest.mark.parametrize("interval", ["confidence", "prediction"])
@@ -197,7 +201,7 @@ def test_new_subjects_by_their_observations(rng, reml, interval):
     mean, variance = kriging(result, seen, new, extra, level="subject", noise=interval == "prediction")
     found = result.predict(arrays(new), level="subject", interval=interval, observed=arrays(extra))
     close(found["mean"], mean)
-    close(found["se"], np.sqrt(variance))
+    close(found["std_error"], np.sqrt(variance))
     close(result.predict(arrays(new), level="subject", observed=arrays(extra)), mean)
     # observations of subjects that are not asked for do no harm; of those asked for all are needed
     more = study.part(study.groups >= 12)
@@ -212,6 +216,26 @@ def test_observations_of_a_subject_of_the_fit_are_refused(rng):
     new = new_rows(rng, [3])
     with pytest.raises(flc.LMMError, match=r"observed has the levels 3 that the model was fitted to"):
         result.predict(arrays(new), level="subject", observed=arrays(study.part(study.groups == 3)))
+
+
+@pytest.mark.parametrize("interval", [None, "confidence", "prediction"])
+def test_rows_without_the_constant(rng, interval):
+    # differences of rows, and rows in which the columns that were constant in the fit have other values
+    study = Study(rng, q=2)
+    result = study.fit()
+    seen, extra = study.part(study.inside), study.part(study.groups == 13)
+    new = new_rows(rng, [3, 0, 11, 3, 13])
+    new["X"][:4, 0] = new["Z"][:4, 0] = [0.0, 0.0, -1.0, 2.0]
+    extra["X"] = extra["X"] * [3.0, 1.0, 1.0]
+    mean, variance = kriging(result, seen, new, extra, level="subject", noise=interval == "prediction")
+    options = {"level": "subject", "observed": arrays(extra)}
+    close(result.predict(arrays(new), **options), mean)
+    if interval is not None:
+        found = result.predict(arrays(new), interval=interval, **options)
+        close(found["mean"], mean)
+        close(found["std_error"], np.sqrt(variance))
+        _, variance = kriging(result, seen, new, level="population", noise=interval == "prediction")
+        close(result.predict(arrays(new), interval=interval)["std_error"], np.sqrt(variance))
 
 
 @pytest.mark.parametrize("interval", [None, "confidence", "prediction"])
@@ -233,12 +257,12 @@ def test_unseen_subjects(rng, interval):
         return
     close(found["mean"], mean)
     if interval == "prediction":
-        close(found["se"], np.sqrt(variance))
+        close(found["std_error"], np.sqrt(variance))
     else:  # the value promised is that of the population: the interval too
         known = np.array([1])
-        close(found["se"][known], np.sqrt(variance)[known])
+        close(found["std_error"][known], np.sqrt(variance)[known])
         _, variance = kriging(result, seen, new, level="population", noise=False)
-        close(found["se"][[0, 2, 3]], np.sqrt(variance)[[0, 2, 3]])
+        close(found["std_error"][[0, 2, 3]], np.sqrt(variance)[[0, 2, 3]])
 
 
 @pytest.mark.parametrize("reml", [True, False])
@@ -262,7 +286,7 @@ def test_prediction_at_the_boundary(rng, kind, reml):
         mean, variance = kriging(result, seen, new, level="subject", noise=interval == "prediction")
         found = result.predict(arrays(new), level="subject", interval=interval)
         close(found["mean"], mean)
-        close(found["se"], np.sqrt(variance))
+        close(found["std_error"], np.sqrt(variance))
 
 
 @pytest.mark.parametrize(("weighted", "with_offset"), OPTIONS, ids=["plain", "weights", "offset", "both"])
@@ -281,7 +305,200 @@ def test_rows_of_the_fit(rng, weighted, with_offset):
     close(result.predict(), population, 1e-12)
     # without new rows, a new observation has the weight of the row
     _, variance = kriging(result, seen, seen, level="subject", noise=True)
-    close(result.predict(level="subject", interval="prediction")["se"], np.sqrt(variance))
+    close(result.predict(level="subject", interval="prediction")["std_error"], np.sqrt(variance))
+
+
+# ------------------------------------------------------------------------------------------------------------
+# degrees of freedom
+
+
+def regular(rng, reml=True, **options):
+    """A study whose fit is not on the boundary, and the fit."""
+    draws = (Study(rng, **options) for _ in range(50))
+    return next((study, fit) for study in draws if not (fit := study.fit(reml)).singular)
+
+
+def delta_df(result, variance):
+    """2 v^2 / var(v^): the variance as a function of (G, sigma2) by central differences, their covariance dense."""
+    dense = dense_inference.at_optimum(result)
+
+    def moved(direction, size):
+        *of_g, of_noise = direction * size
+        G = dense.G + sum((value * unit for value, unit in zip(of_g, dense.units, strict=True)), 0.0 * dense.G)
+        return variance((G, dense.sigma2 + of_noise))
+
+    count = len(dense.V_k)
+    scale = np.array([*(np.trace(dense.G) * np.ones(count - 1)), dense.sigma2])
+    steps = 1e-4 * scale
+    g = np.array([(moved(row, h) - moved(row, -h)) / (2.0 * h) for row, h in zip(np.eye(count), steps, strict=True)])
+    W = dense.covariance("observed")
+    return 2.0 * moved(np.zeros(count), 0.0) ** 2 / np.einsum("ki,kl,li->i", g, W, g)
+
+
+@pytest.mark.parametrize("interval", ["confidence", "prediction"])
+@pytest.mark.parametrize("level", ["population", "subject"])
+@pytest.mark.parametrize(("q", "structure", "weighted"), [(1, "full", True), (2, "full", False), (2, "diagonal", True)])
+@BOTH
+def test_degrees_of_freedom_by_the_delta_method(rng, reml, q, structure, weighted, level, interval):
+    study, result = regular(rng, reml, weighted=weighted, q=q, structure=structure)
+    seen, extra = study.part(study.inside), study.part(study.groups == 13)
+    # two of the subjects are known by observations that came later, one not at all
+    groups = [3, 0, 11, 3] if level == "population" else [3, 0, 11, 13, 13, 99]
+    new = new_rows(rng, groups, weighted, q=q)
+    options = {"level": level, "interval": interval, "weights": new["weights"], "new_levels": "population"}
+    if level == "subject":
+        options["observed"] = arrays(extra) | {"weights": extra["weights"]} if weighted else arrays(extra)
+    noise = interval == "prediction"
+    last = len(groups) - 1
+
+    def variance(at):
+        out = kriging(result, seen, new, extra, level=level, noise=noise, at=at)[1].copy()
+        if level == "subject" and not noise:  # an unseen subject stands for the population
+            out[last] = kriging(result, seen, new, level="population", noise=False, at=at)[1][last]
+        return out
+
+    found = result.predict(arrays(new), **options)
+    close(found["std_error"], np.sqrt(variance(None)))
+    np.testing.assert_allclose(found["df"], delta_df(result, variance), rtol=1e-5)
+    half = t.ppf(0.975, found["df"]) * found["std_error"]
+    close(found["conf_low"], found["mean"] - half)
+    close(found["conf_high"], found["mean"] + half)
+
+
+def test_options_of_degrees_of_freedom(rng):
+    result = Study(rng).fit()
+    new = arrays(new_rows(rng, [3, 0, 11]))
+    residual = result.predict(new, interval="prediction", ddf="residual")
+    assert (residual["df"] == result.model.df_resid).all()
+    normal = result.predict(new, interval="prediction", ddf="normal")
+    assert np.isinf(normal["df"]).all()
+    close(normal["conf_high"], normal["mean"] + norm.ppf(0.975) * normal["std_error"])
+    # without random effects in it the variance is that of a linear function of beta
+    for ddf in ("satterthwaite", "kenward-roger"):
+        found = result.predict(new, interval="confidence", ddf=ddf)
+        expected = result.test(new["X"], ddf=ddf)
+        close(found["std_error"], expected.std_error, 1e-12)
+        close(found["df"], expected.row_df, 1e-10)
+    # Kenward and Roger add to the variance of the mean only
+    mean, adjusted = (
+        result.predict(new, interval="confidence", ddf=d)["std_error"] for d in ("normal", "kenward-roger")
+    )
+    whole = result.predict(new, interval="prediction", ddf="kenward-roger")
+    close(whole["std_error"] ** 2 - normal["std_error"] ** 2, adjusted**2 - mean**2)
+    assert (whole["df"] > 5.0).all() and (whole["df"] < result.nobs).all()
+    with pytest.raises(flc.LMMError, match=r"ddf='kenward-roger' is for level='population'"):
+        result.predict(new, level="subject", interval="confidence", ddf="kenward-roger")
+    with pytest.raises(flc.LMMError, match=r"ddf='kenward' is unknown"):
+        result.predict(new, interval="confidence", ddf="kenward")
+
+
+@pytest.mark.parametrize(
+    ("name", "block", "formula"),
+    [
+        ("emmeans_cake", "emmeans_recipe_temperature", "angle ~ recipe * temperature + (1 | recipe:replicate)"),
+        ("emmeans_machines_q3", "emmeans_Machine", "score ~ Machine + (0 + Machine | Worker)"),
+        ("emmeans_machines_nested", "emmeans_Machine", "score ~ Machine + (1 | Worker/Machine)"),
+    ],
+)
+@pytest.mark.parametrize("ddf", ["satterthwaite", "kenward-roger"])
+def test_means_of_cells_are_those_of_emmeans(name, block, formula, ddf):
+    ref = json.loads((oracle.REFERENCE / f"{name}.json").read_text())
+    data = pd.read_csv(oracle.REFERENCE / ref["data"], dtype=dict.fromkeys(ref["factors"], str))
+    rows = pd.DataFrame(ref[block][ddf.replace("-", "_")]["emmeans"])
+    cells = rows.drop(columns=["estimate", "se", "df", "lower", "upper"])
+    found = flc.lmm(formula, data).fit().predict(cells, interval="confidence", ddf=ddf)
+    for ours, theirs in (("mean", "estimate"), ("std_error", "se"), ("conf_low", "lower"), ("conf_high", "upper")):
+        np.testing.assert_allclose(found[ours], rows[theirs], rtol=1e-6)
+    np.testing.assert_allclose(found["df"], rows["df"], rtol=1e-5)
+
+
+def test_balanced_one_way_layout_has_the_degrees_of_freedom_of_satterthwaite():
+    # a new observation of a new group has variance (1 + 1/m) (MSB - MSW)/k + (1 + 1/(m k)) MSW
+    rng = np.random.default_rng(5)
+    m, k = 7, 4
+    y = 2.0 * np.repeat(rng.standard_normal(m), k) + rng.standard_normal(m * k)
+    result = flc.LinearMixedModel(y, groups=np.repeat(np.arange(m), k)).fit()
+    means = y.reshape(m, k).mean(axis=1)
+    msb, msw = k * np.var(means, ddof=1), np.sum((y.reshape(m, k) - means[:, None]) ** 2) / (m * (k - 1))
+    parts = np.array([(1.0 + 1.0 / m) / k * msb, (1.0 - 1.0 / k) * msw])
+    expected = parts.sum() ** 2 / (parts**2 / [m - 1, m * (k - 1)]).sum()
+    found = result.predict({"X": np.ones((1, 1))}, interval="prediction")
+    np.testing.assert_allclose(found["std_error"] ** 2, parts.sum(), rtol=1e-8)
+    np.testing.assert_allclose(found["df"], expected, rtol=1e-6)
+
+
+def test_nothing_to_estimate_and_nothing_to_predict(rng):
+    study, result = regular(rng)
+    zero = {"X": np.zeros((2, 3)), "Z": np.zeros((2, 2))}
+    for ddf in ("satterthwaite", "kenward-roger", "normal"):
+        found = result.predict(zero, interval="confidence", ddf=ddf)
+        for name in ("mean", "std_error", "conf_low", "conf_high"):
+            np.testing.assert_array_equal(found[name], [0.0, 0.0])
+    # the residual variance alone, whatever G is: as many degrees of freedom as the profiled scale leaves
+    whole = result.predict(zero, interval="prediction")
+    np.testing.assert_allclose(whole["std_error"], result.sigma, rtol=1e-12)
+    np.testing.assert_allclose(whole["df"], delta_df(result, lambda at: np.full(2, at[1])), rtol=1e-6)
+    empty = {"X": np.zeros((0, 3)), "Z": np.zeros((0, 2)), "groups": np.zeros(0, dtype=int)}
+    for level in ("population", "subject"):
+        assert result.predict(empty, level=level, interval="prediction")["df"].shape == (0,)
+    none = flc.LinearMixedModel(study.y, np.zeros((len(study.y), 0)), study.Z, study.groups).fit()
+    rows = {"X": np.zeros((2, 0)), "Z": study.Z[:2], "groups": study.groups[:2]}
+    for level in ("population", "subject"):
+        found = none.predict(rows, level=level, interval="prediction")
+        assert (found["df"] > 1.0).all()
+        assert (found["conf_low"] < found["mean"]).all()
+
+
+def test_several_factors(rng):
+    # crossed factors: the same from the covariance of the three variances, which is linear in them
+    n, a, b = 90, rng.integers(0, 8, 90), rng.integers(0, 10, 90)
+    y = rng.standard_normal(8)[a] + 1.5 * rng.standard_normal(10)[b] + rng.standard_normal(n)
+    X = np.column_stack([np.ones(n), rng.standard_normal(n)])
+    terms = [flc.RandomTerm(None, a, "a"), flc.RandomTerm(None, b, "b")]
+    result = flc.LinearMixedModel(y, X, terms=terms).fit()
+    assert not result.singular
+    V_k = [1.0 * (a[:, None] == a), 1.0 * (b[:, None] == b), np.eye(n)]
+    x = np.array([result.G["a"][0, 0], result.G["b"][0, 0], result.sigma2])
+    Vi = np.linalg.inv(sum(value * V for value, V in zip(x, V_k, strict=True)))
+    Phi = np.linalg.inv(X.T @ Vi @ X)
+    P = Vi - Vi @ X @ Phi @ X.T @ Vi
+    T, w = [P @ V for V in V_k], np.array([V @ P @ y for V in V_k])
+    W = 2.0 * np.linalg.inv(np.array([[-np.sum(s * t.T) for t in T] for s in T]) + 2.0 * w @ P @ w.T)
+    rows = {"X": rng.standard_normal((3, 2)), "Z": np.ones((3, 2))}
+    slopes = np.array([np.einsum("ij,jk,ik->i", rows["X"] @ Phi, X.T @ Vi @ V @ Vi @ X, rows["X"] @ Phi) for V in V_k])
+    mean = np.einsum("ij,jk,ik->i", rows["X"], Phi, rows["X"])
+    for interval, v, g in (("confidence", mean, slopes), ("prediction", mean + x.sum(), slopes + 1.0)):
+        found = result.predict(rows, interval=interval)
+        close(found["std_error"], np.sqrt(v))
+        np.testing.assert_allclose(found["df"], 2.0 * v**2 / np.einsum("ki,kl,li->i", g, W, g), rtol=1e-6)
+    # known levels of several factors have normal quantiles, new ones have not
+    known = rows | {"groups": {"a": [0, 99, 3], "b": [1, 98, 99]}}
+    found = result.predict(known, level="subject", interval="prediction", new_levels="population")
+    assert np.isinf(found["df"][[0, 2]]).all()
+    close(found["df"][1], result.predict(rows, interval="prediction")["df"][1], 1e-12)
+
+
+def test_coverage_in_small_samples():
+    # a new subject of a study with six: the normal interval misses twice as often as it says
+    m, k, n = 6, 4, 1500
+    x = np.tile(np.arange(float(k)), m)
+    design = np.column_stack([np.ones(m * k), x])
+    base = flc.LinearMixedModel(x + np.arange(m * k) % 5, design, groups=np.repeat(np.arange(m), k))
+    rng = np.random.default_rng(11)
+    level = 1.5 * rng.standard_normal((n, m + 1))
+    noise = rng.standard_normal((n, m * k))
+    row = {"X": np.array([[1.0, 2.0]])}
+    inside = {(ddf, kind): 0 for ddf in ("satterthwaite", "normal") for kind in ("confidence", "prediction")}
+    for i in range(n):
+        fit = base.refit(np.repeat(level[i, :m], k) + noise[i])
+        truth = {"confidence": 0.0, "prediction": level[i, m] + rng.standard_normal()}
+        for ddf, kind in inside:
+            found = fit.predict(row, interval=kind, ddf=ddf)
+            inside[ddf, kind] += found["conf_low"][0] < truth[kind] < found["conf_high"][0]
+    share = {key: count / n for key, count in inside.items()}
+    for kind in ("confidence", "prediction"):
+        assert abs(share["satterthwaite", kind] - 0.95) < 4.0 * np.sqrt(0.05 * 0.95 / n)
+        assert share["normal", kind] < 0.925
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -326,7 +543,8 @@ def test_frames_in_and_out(rng, library, interval):
         close(found, expected, 1e-8)
         return
     assert isinstance(found, {"pandas": pd.DataFrame, "polars": pl.DataFrame, "dict": dict}[library])
-    assert list(found.keys() if library == "dict" else found.columns) == ["mean", "lower", "upper", "se"]
+    names = list(found.keys() if library == "dict" else found.columns)
+    assert names == ["mean", "std_error", "df", "conf_low", "conf_high"]
     for name in expected:
         close(found[name], expected[name], 1e-8)
 
@@ -344,7 +562,7 @@ def test_stateful_transforms_and_categories_remember_the_fit(rng, library):
         found = result.predict(
             make(rows_of(data, rows)), level="subject", interval="prediction", weights=np.ones(len(rows))
         )
-        for name in ("mean", "se"):
+        for name in ("mean", "std_error"):
             close(found[name], np.asarray(inside[name])[rows])
     with pytest.raises(flc.LMMError, match=r"Column 'arm' of `new_data`.*has the level 'placebo'"):
         result.predict(make(rows_of(data, at) | {"arm": np.array(["placebo", "low", "low", "low"])}))
@@ -377,7 +595,7 @@ def test_new_subjects_of_a_frame(rng, library):
         )
         found = result.predict(make(new), level="subject", observed=make(late), interval=interval)
         close(found["mean"], mean, 1e-8)
-        close(found["se"], np.sqrt(variance), 1e-8)
+        close(found["std_error"], np.sqrt(variance), 1e-8)
     # neither the response nor, for the population, the groups are needed
     bare = {name: new[name] for name in ("t", "arm", "o")}
     close(result.predict(make(bare)), designed(new)["X"] @ oracle.values(result.params) + new["o"], 1e-10)

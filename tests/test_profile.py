@@ -367,11 +367,11 @@ def test_limits_of_a_profile(fitted_reference):
     result = fitted_reference("sleepstudy_slope", True, "formula")
     found = result.profile(["Days", "sigma"], level=0.8)
     table = found.conf_int(0.99)
-    assert list(table.columns) == ["parameter", "estimate", "lower", "upper", "note"]
+    assert list(table.columns) == ["parameter", "estimate", "conf_low", "conf_high", "note"]
     wanted = confidence_limits(result, 0.99)
     for i, name in enumerate(["Days", "sigma"]):
         assert table.parameter[i] == name
-        np.testing.assert_allclose((table.lower[i], table.upper[i]), wanted[name], rtol=1e-12)
+        np.testing.assert_allclose((table.conf_low[i], table.conf_high[i]), wanted[name], rtol=1e-12)
     assert (table.note == "").all()
     values, zeta = found.zeta("sigma")
     inner = confidence_limits(result, 0.8)["sigma"]

@@ -167,7 +167,7 @@ def test_conditional_covariances_keep_their_digits(rng, ratio):
     # and the error of the mean of a subject: what shrinkage leaves of the error of the grand mean is added
     left = s2 / (s2 + k * tau2)
     found = result.predict({"X": np.ones((1, 1)), "groups": [3]}, level="subject", interval="confidence")
-    assert found["se"][0] == pytest.approx(np.sqrt(conditional + (left * result.bse[0]) ** 2), rel=1e-9)
+    assert found["std_error"][0] == pytest.approx(np.sqrt(conditional + (left * result.bse[0]) ** 2), rel=1e-9)
 
 
 @BOTH
@@ -196,7 +196,7 @@ def test_no_fixed_effects_at_all(rng, reml):
         shrink = k * tau2 / (within + k * tau2)
         closed(r.fittedvalues, np.repeat(shrink * means, k), 1e-8)
         closed(r.random_effects_covariance[:, 0, 0], np.full(m, (1.0 - shrink) * tau2), 1e-8)
-        se = r.predict(level="subject", interval="confidence")["se"]
+        se = r.predict(level="subject", interval="confidence")["std_error"]
         closed(se, np.full(nu, np.sqrt((1.0 - shrink) * tau2)), 1e-8)
         assert r.r2()["marginal"] == 0.0
         assert np.all(np.isfinite(r.residuals("whitened")))
@@ -437,3 +437,35 @@ def test_gaps_in_integer_labels_do_not_matter(rng):
         closed(other.random_effects, base.random_effects[at], 1e-6)
         label = labels[0]
         closed(other.marginal_covariance(label), base.marginal_covariance(groups[0]), 1e-6)
+
+
+@pytest.mark.parametrize("library", ["pandas", "polars", "pyarrow", "dict"])
+def test_tables_come_in_the_library_of_the_data(rng, library):
+    y, X, groups, _ = study(rng)
+    data = {"y": y, "t": X[:, 1], "g": groups}
+    make = {"pandas": pd.DataFrame, "polars": pl.DataFrame, "pyarrow": pa.table, "dict": dict}[library]
+    model = flc.lmm("y ~ t + (1 | g)", make(data))
+    assert model.library == library
+    found = model.table({"name": ["a", "b"], "value": np.array([1.0, np.nan])})
+    assert type(found) is {"pandas": pd.DataFrame, "polars": pl.DataFrame, "pyarrow": pa.Table, "dict": dict}[library]
+    assert [str(value) for value in found["name"]] == ["a", "b"]
+    np.testing.assert_array_equal(np.asarray(found["value"], dtype=float), [1.0, np.nan])
+    arrays = flc.LinearMixedModel(y, X, groups=groups)
+    assert arrays.library == "dict"
+    assert isinstance(arrays.table({"name": ["a", "b"]})["name"], np.ndarray)
+
+
+def test_factors_by_name_and_by_term(rng):
+    a, b = rng.integers(0, 5, 60), rng.integers(0, 9, 60)
+    terms = [
+        flc.RandomTerm(None, a, "a"),
+        flc.RandomTerm(rng.standard_normal((60, 2)), b, "b"),
+        flc.RandomTerm(None, b, "b"),
+    ]
+    model = flc.LinearMixedModel(rng.standard_normal(60), terms=terms)
+    assert model.factor() is model.factors[0]
+    assert [model.factor(name).grouping.name for name in ("a", "b")] == ["a", "b"]
+    with pytest.raises(flc.LMMError, match="factor='c' is not a grouping factor: use 'b' or 'a'"):
+        model.factor("c")
+    owners = [model.random.factor_of(block).grouping.name for block in model.structure.blocks]
+    assert owners == ["b", "b", "a"]

@@ -129,7 +129,7 @@ def test_maximum_likelihood_and_t_tests():
     assert header == ["Name", "Estimate", "SE", "df", "t", "p", "90%", "CI"]
     assert [line.split()[3] for line in lines_after(text, "Fixed effects")[1:3]] == ["178", "178"]
     assert "t tests and intervals with residual degrees of freedom." in text
-    limits = result.conf_int(level=0.9, ddf="residual")["lower"]
+    limits = result.conf_int(level=0.9, ddf="residual")["conf_low"]
     assert f"{limits[1]:.2f}" in lines_after(text, "Fixed effects")[2]
 
 
@@ -279,8 +279,8 @@ def test_tidy_fixed(fits):
     np.testing.assert_array_equal(table["std_error"], list(result.bse.values()))
     np.testing.assert_array_equal(table["statistic"], list(result.tvalues.values()))
     limits = result.conf_int(level=0.9, ddf="residual")
-    np.testing.assert_array_equal(table["conf_low"], limits["lower"])
-    np.testing.assert_array_equal(table["conf_high"], limits["upper"])
+    np.testing.assert_array_equal(table["conf_low"], limits["conf_low"])
+    np.testing.assert_array_equal(table["conf_high"], limits["conf_high"])
     # t has heavier tails than z
     assert (table["p_value"] >= result.tidy(ddf="normal")["p_value"]).all()
 

@@ -14,11 +14,10 @@ import oracle
 def table(result, level=0.95):
     """{(group, term, parameter): (estimate, se, lower, upper)}"""
     found = result.variance_components(level)
-    columns = {
-        name: np.asarray(found[name]) for name in ("group", "term", "parameter", "estimate", "se", "lower", "upper")
-    }
+    names = ("group", "term", "parameter", "estimate", "std_error", "conf_low", "conf_high")
+    columns = {name: np.asarray(found[name]) for name in names}
     keys = zip(*(columns[name].tolist() for name in ("group", "term", "parameter")), strict=True)
-    values = np.column_stack([columns[name] for name in ("estimate", "se", "lower", "upper")])
+    values = np.column_stack([columns[name] for name in ("estimate", "std_error", "conf_low", "conf_high")])
     return dict(zip(keys, values, strict=True))
 
 
@@ -234,8 +233,8 @@ def test_frames_and_errors(fitted_reference):
     result = fitted_reference("sleepstudy_uncorrelated", True, "formula")
     frame = result.variance_components()
     assert type(frame).__module__.startswith("pandas")
-    assert list(frame.columns) == ["group", "term", "parameter", "estimate", "se", "lower", "upper"]
+    assert list(frame.columns) == ["group", "term", "parameter", "estimate", "std_error", "conf_low", "conf_high"]
     assert not (frame.parameter == "corr").any()
-    assert frame.se.notna().all()
+    assert frame.std_error.notna().all()
     with pytest.raises(flc.LMMError, match=r"level=1\.5"):
         result.variance_components(level=1.5)

@@ -18,6 +18,8 @@ from numpy.typing import NDArray
 from . import inference
 from .coding import FixedTerm, Overparametrised, contains, fixed_terms, overparametrised
 from .errors import LMMError
+from .frames import native_frame
+from .wald_test import METHODS
 
 if TYPE_CHECKING:
     from .results import LMMResult
@@ -29,12 +31,6 @@ Array = NDArray[np.float64]
 
 _TYPES = {"1": "I", "2": "II", "3": "III"}
 _TOLERANCE = 1e-8  # of hypotheses made of contrasts and weights of order one
-_METHODS = {
-    "satterthwaite": "Satterthwaite's degrees of freedom",
-    "kenward-roger": "Kenward and Roger's method",
-    "residual": "residual degrees of freedom",
-    "normal": "known variances",
-}
 
 
 @dataclass(frozen=True)
@@ -69,7 +65,7 @@ class AnovaTable:
     ddf: str
     hypotheses: Mapping[str, Array] = field(repr=False)
     notes: tuple[str, ...] = ()
-    _spec: Any = field(default=None, repr=False)
+    _library: str = field(default="dict", repr=False)
 
     def to_frame(self) -> Any:
         """A table in the library of the caller's data, with the columns term, sum_sq, mean_sq, df_num, df_denom,
@@ -84,12 +80,12 @@ class AnovaTable:
             "statistic": self.statistic,
             "p_value": self.pvalue,
         }
-        return columns if self._spec is None else self._spec.frame(columns)
+        return native_frame(self._library, columns)
 
     @property
     def title(self) -> str:
         """What the table shows."""
-        return f"Type {self.type} analysis of variance, {_METHODS[self.ddf]}"
+        return f"Type {self.type} analysis of variance, {METHODS[self.ddf]}"
 
     def _cells(self) -> tuple[list[str], list[list[str]]]:
         from .text_tables import aligned_cells, p_value_cell, significant_cell, statistic_cell
@@ -180,7 +176,7 @@ def anova(
         ddf=ddf,
         hypotheses=found,
         notes=notes,
-        _spec=result.model.spec,
+        _library=result.model.library,
     )
 
 

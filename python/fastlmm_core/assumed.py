@@ -12,8 +12,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from .errors import LMMError
 from .grouping import Factor, Grouping
-from .methods import Simulating
 from .model import LinearMixedModel, lmm
+from .simulation import Simulating
 
 if TYPE_CHECKING:
     from .parameters import CovarianceStructure

@@ -29,8 +29,11 @@ __all__ = ["BatchResult", "check_jobs", "fit_drawn", "fit_many"]
 
 Array = NDArray[np.float64]
 
-CHUNK_BYTES = 2**22
+CHUNK_BYTES = 2**23
 """Size of the pieces in which responses are handed to threads."""
+
+SMALLEST_CHUNK = 256
+"""Responses in the last pieces."""
 
 ONE_BY_ONE = 64
 """Responses in a piece where each takes its own time: several grouping factors."""
@@ -237,7 +240,7 @@ class BatchResult:
         """
         names = self.model.exog_names
         columns: dict[str, Any] = {name: self.params[:, j] for j, name in enumerate(names)}
-        columns |= {f"se_{name}": self.bse[:, j] for j, name in enumerate(names)}
+        columns |= {f"std_error_{name}": self.bse[:, j] for j, name in enumerate(names)}
         for term, g in self.G.items():
             block = self.model.structure.blocks[self.model.term_names.index(term)]
             labels = self.model.exog_re_names[block.start : block.stop]
@@ -253,8 +256,7 @@ class BatchResult:
             "converged": self.converged,
             "singular": self.singular,
         }
-        spec = self.model.spec
-        return columns if spec is None else spec.frame(columns)
+        return self.model.table(columns)
 
     def __repr__(self) -> str:
         kind = "REML" if self.reml else "ML"
@@ -289,10 +291,15 @@ def _blocks(Y: Any, n: int) -> tuple[Iterator[Array], int | None, Any]:
     return checked(), None, None
 
 
-def _chunks(blocks: Iterator[Array], size: int) -> Iterator[Array]:
+def _chunks(blocks: Iterator[Array], size: int, jobs: int) -> Iterator[Array]:
+    """Pieces of at most `size` rows; smaller ones towards the end of a block, so that all threads end together."""
     for block in blocks:
-        for begin in range(0, len(block), size):
-            yield block[begin : begin + size]
+        begin = 0
+        while begin < len(block):
+            share = (len(block) - begin) // (2 * jobs) // 8 * 8
+            length = min(size, max(share, SMALLEST_CHUNK)) if jobs > 1 else size
+            yield block[begin : begin + length]
+            begin += length
 
 
 def fit_many(
@@ -311,7 +318,7 @@ def fit_many(
     size = int(max(8, min(CHUNK_BYTES, memory * 2**20 / (2 * jobs)) // (8 * model.nobs) // 8 * 8))
     if len(model.factors) > 1:
         size = min(size, ONE_BY_ONE)
-    return _fit(model, _chunks(blocks, size), count, whole, reml, jobs, progress)
+    return _fit(model, _chunks(blocks, size, jobs), count, whole, reml, jobs, progress)
 
 
 def fit_drawn(

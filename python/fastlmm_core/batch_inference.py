@@ -8,8 +8,8 @@ responses.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -18,8 +18,9 @@ from numpy.typing import NDArray
 from . import kernels
 from .distributions import chi2_tail, f_tail, two_sided_p
 from .errors import LMMError
+from .frames import native_frame
 from .hypotheses import Hypothesis, parse_hypothesis
-from .inference import check_estimable, independent_rows, wald
+from .inference import DDF, check_estimable, check_options, independent_rows, wald
 from .information import combined_df, free_directions, scaled_f
 
 if TYPE_CHECKING:
@@ -28,11 +29,10 @@ if TYPE_CHECKING:
     from .model import LinearMixedModel
     from .parameters import CovarianceStructure
 
-__all__ = ["BatchTest", "df", "inverse_hessian", "pvalues", "test"]
+__all__ = ["DDF", "BatchTest", "df", "inverse_hessian", "pvalues", "test"]
 
 Array = NDArray[np.float64]
 
-DDF = ("satterthwaite", "kenward-roger", "residual", "normal")
 
 CHUNK_BYTES = 2**24
 """Size of the intermediate arrays over responses."""
@@ -68,7 +68,7 @@ class BatchTest:
     rhs: Array
     names: tuple[str, ...]
     ddf: str
-    frame: Callable[[dict[str, Any]], Any] | None = field(default=None, compare=False)
+    _library: str = "dict"
 
     def __len__(self) -> int:
         return len(self.statistic)
@@ -86,17 +86,12 @@ class BatchTest:
             "df_denom": self.df_denom.copy(),
             "p_value": self.pvalue.copy(),
         }
-        return columns if self.frame is None else self.frame(columns)
+        return native_frame(self._library, columns)
 
     def __repr__(self) -> str:
         said = ", ".join(f"{name} = {value:g}" for name, value in zip(self.names, self.rhs, strict=True))
         below = int((self.pvalue < 0.05).sum())
         return f"<BatchTest: {said}; {len(self)} responses, {below} with p < 0.05 ({self.ddf})>"
-
-
-def _check(ddf: str) -> None:
-    if ddf not in DDF:
-        raise LMMError(f"ddf={ddf!r} is unknown: use {', '.join(map(repr, DDF[:-1]))} or {DDF[-1]!r}")
 
 
 def df(batch: BatchResult, ddf: str = "satterthwaite") -> Array:
@@ -118,7 +113,7 @@ def df(batch: BatchResult, ddf: str = "satterthwaite") -> Array:
     LMMError
         For another `ddf`, or Kenward-Roger after fits by ML.
     """
-    _check(ddf)
+    check_options(ddf)
     if ddf == "satterthwaite":
         return batch._df.copy()
     if ddf == "kenward-roger":
@@ -146,7 +141,7 @@ def pvalues(batch: BatchResult, ddf: str = "satterthwaite") -> Array:
     LMMError
         As `df`.
     """
-    _check(ddf)
+    check_options(ddf)
     if ddf == "kenward-roger":
         error, freedom = _kenward_roger_coefficients(batch)
         return two_sided_p(batch.params / error, freedom)
@@ -175,7 +170,7 @@ def test(batch: BatchResult, hypothesis: Any, rhs: Any = None, ddf: str = "satte
         For hypotheses that cannot be tested, Kenward-Roger after fits by ML, or Satterthwaite's formula for other
         than single coefficients where the responses were given as a stream and are gone.
     """
-    _check(ddf)
+    check_options(ddf)
     model = batch.model
     parsed = parse_hypothesis(hypothesis, model.exog_names, rhs)
     check_estimable(model, parsed.L, parsed.names)
@@ -199,10 +194,9 @@ def test(batch: BatchResult, hypothesis: Any, rhs: Any = None, ddf: str = "satte
         p_value = chi2_tail(statistic, rank)
     else:
         p_value = f_tail(statistic, rank, freedom)
-    spec = model.spec
     return BatchTest(
         estimate, error, statistic, rank, freedom, p_value, parsed.L, parsed.rhs, parsed.names, ddf,
-        None if spec is None else spec.frame,
+        model.library,
     )  # fmt: skip
 
 

@@ -16,6 +16,7 @@ from .checks import check_share
 from .copies import independent_units
 from .distributions import quantile
 from .errors import LMMError
+from .frames import native_frame
 from .optimize import optimize
 from .progress import progress_bar
 from .simulation import Draw, draws, key_of, parametric, simulate_fit, stream, stream_size
@@ -61,7 +62,7 @@ class BootstrapResult:
     converged: NDArray[np.bool_]
     kind: str
     _jackknife: Callable[[], Array] = field(repr=False)
-    _frame: Callable[[dict[str, Any]], Any] = field(repr=False)
+    _library: str = field(repr=False)
 
     @property
     def se(self) -> Array:
@@ -150,7 +151,7 @@ class BootstrapResult:
 
     def to_frame(self) -> Any:
         """The replicates, one column per statistic, in the library of the model's data (or a dict of arrays)."""
-        return self._frame({name: self.replicates[:, j] for j, name in enumerate(self.names)})
+        return native_frame(self._library, {name: self.replicates[:, j] for j, name in enumerate(self.names)})
 
     def __len__(self) -> int:
         return len(self.replicates)
@@ -365,7 +366,6 @@ def bootstrap(
         raise LMMError(f"n={n} must be at least 2")
     model = result.model
     check_jobs(n_jobs)
-    frame: Callable[[dict[str, Any]], Any] = (lambda columns: columns) if model.spec is None else model.spec.frame
 
     def all_parameters(params: Array, covariance: Array, sigma2: Array) -> Array:
         return _parameters(model, params, covariance, sigma2)
@@ -392,7 +392,7 @@ def bootstrap(
             raise LMMError(f"kind={kind!r} is unknown: use 'parametric', 'conditional', 'residual' or 'cases'")
         draw = makers[kind](result)
         if statistic is not None:
-            return _user_statistic(result, n, kind, statistic, draw, seed, frame)
+            return _user_statistic(result, n, kind, statistic, draw, seed)
         batch = simulate_fit(result, n, seed, reml=result.reml, n_jobs=n_jobs, progress=progress, draw=draw)
         params, errors, sigma2 = batch.params, batch.bse, batch.sigma2
         covariance = sigma2[:, None, None] * (batch._factor @ batch._factor.transpose(0, 2, 1))
@@ -410,13 +410,13 @@ def bootstrap(
         converged=converged,
         kind=kind,
         _jackknife=jackknife,
-        _frame=frame,
+        _library=model.library,
     )
 
 
 def _user_statistic(
     result: LMMResult, n: int, kind: str, statistic: Callable[[LMMResult], Any], draw: Draw,
-    seed: int | np.random.Generator | None, frame: Callable[[dict[str, Any]], Any],
+    seed: int | np.random.Generator | None,
 ) -> BootstrapResult:  # fmt: skip
     own = np.atleast_1d(np.asarray(statistic(result), dtype=float))
     values = np.full((n, len(own)), np.nan)
@@ -442,5 +442,5 @@ def _user_statistic(
         converged=converged,
         kind=kind,
         _jackknife=jackknife,
-        _frame=frame,
+        _library=result.model.library,
     )

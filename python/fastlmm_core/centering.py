@@ -21,6 +21,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from .checks import float_array
 from .errors import LMMError
+from .frames import native_frame
 
 if TYPE_CHECKING:
     from .results import LMMResult
@@ -151,7 +152,7 @@ class ContextualEffect:
     ----------
     names : tuple of str
         The covariates.
-    estimate, se, df, pvalues : (k,) arrays
+    estimate, std_error, df, pvalues : (k,) arrays
         Of the coefficients of the group means beside the covariates themselves (between less within): standard errors,
         degrees of freedom and two-sided p-values that each is 0.
     within, between : (k,) arrays
@@ -164,27 +165,27 @@ class ContextualEffect:
 
     names: tuple[str, ...]
     estimate: Array
-    se: Array
+    std_error: Array
     df: Array
     pvalues: Array
     within: Array
     between: Array
     test: WaldTest
     result: LMMResult = field(repr=False)
-    _frame: Callable[[dict[str, Any]], Any] = field(repr=False)
+    _library: str = field(repr=False)
 
     def to_frame(self) -> Any:
         """One row per covariate, in the library of the caller's data (or a dict of arrays)."""
         columns = {
             "term": list(self.names), "within": self.within, "between": self.between, "contextual": self.estimate,
-            "se": self.se, "df": self.df, "p": self.pvalues,
+            "std_error": self.std_error, "df": self.df, "p_value": self.pvalues,
         }  # fmt: skip
-        return self._frame(columns)
+        return native_frame(self._library, columns)
 
     def __repr__(self) -> str:
         parts = ", ".join(
             f"{name} {value:.4g} (se {se:.3g}, p {p:.3g})"
-            for name, value, se, p in zip(self.names, self.estimate, self.se, self.pvalues, strict=True)
+            for name, value, se, p in zip(self.names, self.estimate, self.std_error, self.pvalues, strict=True)
         )
         return f"<ContextualEffect: between less within: {parts}>"
 
@@ -226,10 +227,7 @@ def contextual_effect(
     from .inference import wald
 
     model = result.model
-    groupings = {f.grouping.name: f.grouping for f in model.factors}
-    if factor is not None and factor not in groupings:
-        raise LMMError(f"factor={factor!r} is not a grouping factor; use {' or '.join(map(repr, groupings))}")
-    grouping = model.grouping if factor is None else groupings[factor]
+    grouping = model.factor(factor).grouping
     m = len(grouping.labels)
     names = list(model.exog_names)
     means = np.empty(model.exog.shape)
@@ -273,14 +271,14 @@ def contextual_effect(
     return ContextualEffect(
         names=tuple(names[j] for j in chosen),
         estimate=test.estimate,
-        se=test.std_error,
+        std_error=test.std_error,
         df=test.row_df,
         pvalues=test.row_p_value,
         within=inside,
         between=inside + test.estimate,
         test=test,
         result=larger,
-        _frame=dict if model.spec is None else model.spec.frame,
+        _library=model.library,
     )
 
 

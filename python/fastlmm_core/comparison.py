@@ -2,33 +2,27 @@
 
 from __future__ import annotations
 
-import html
-import math
-import textwrap
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from .comparison_table import Comparison, Row, information_criteria
 from .errors import LMMError
 from .nesting import Nesting, contained, efficient_information, nest
 from .null_distributions import NullTest, chi_bar_square, chi_square, counted
-from .text_tables import aligned_cells, html_table, p_value_cell, text_table
 
 if TYPE_CHECKING:
     from .model import LinearMixedModel
     from .results import LMMResult
 
 __all__ = [
-    "Comparison",
     "Null",
-    "Row",
     "beyond_rounding",
     "check_null",
     "compare",
-    "information_criteria",
     "null_test",
     "same_data",
     "tested",
@@ -39,151 +33,16 @@ Array = NDArray[np.float64]
 Null = Literal["auto", "chi2", "mixture", "exact", "bootstrap"]
 
 _NULLS = ("auto", "chi2", "mixture", "exact", "bootstrap")
-_WIDTH = 80
+_DRAWS, _RESPONSES = 100_000, 10_000
 NOTHING = 1e-8
 """A likelihood ratio statistic within the precision to which optima are certified."""
-_COLUMNS = {
-    "AIC": "aic", "AICc": "aicc", "BIC": "bic", "logLik": "llf", "Deviance": "deviance", "LRT": "statistic",
-}  # fmt: skip
-
-_Table = tuple[list[str], list[list[str]]]
-
-
-@dataclass(frozen=True)
-class Row:
-    """One model, and its test against the model that it extends.
-
-    Attributes
-    ----------
-    name : str
-    n_parameters : int
-        Fixed effects, covariance parameters and the residual variance.
-    aic, aicc, bic, llf, deviance : float
-        aicc = aic + 2k(k + 1) / (n - k - 1) for k parameters (Hurvich and Tsai 1989, Biometrika 76, 297-307); infinite
-        without observations to spare.  deviance is -2 llf.
-    statistic : float
-        Likelihood ratio statistic; NaN where there is no test.
-    df : int or None
-        Parameters tested.
-    p_value, p_se : float
-        p-value and its Monte Carlo standard error (0 where nothing was simulated).
-    null : str
-        Null distribution, or why there is no test.
-    """
-
-    name: str
-    n_parameters: int
-    aic: float
-    aicc: float
-    bic: float
-    llf: float
-    deviance: float
-    statistic: float = math.nan
-    df: int | None = None
-    p_value: float = math.nan
-    p_se: float = math.nan
-    null: str = ""
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """A table of models; prints as text and shows as HTML in notebooks.
-
-    Attributes
-    ----------
-    title : str
-    rows : tuple of Row
-    notes : tuple of str
-        What was refitted, and what to beware of.
-    reml : bool
-        Whether the criteria are those of REML.
-    """
-
-    title: str
-    rows: tuple[Row, ...]
-    notes: tuple[str, ...]
-    reml: bool
-    _spec: Any = None
-
-    def to_frame(self) -> Any:
-        """One row per model, in the caller's own frame library (a dict of arrays for models from arrays)."""
-        rows = self.rows
-        columns: dict[str, Any] = {"model": [row.name for row in rows]}
-        columns["n_parameters"] = np.array([row.n_parameters for row in rows])
-        for name in ("aic", "aicc", "bic", "llf", "deviance", "statistic"):
-            columns[name] = np.array([getattr(row, name) for row in rows])
-        columns["df"] = np.array([math.nan if row.df is None else float(row.df) for row in rows])
-        columns["p_value"] = np.array([row.p_value for row in rows])
-        columns["p_se"] = np.array([row.p_se for row in rows])
-        columns["null"] = [row.null for row in rows]
-        if self._spec is None:
-            return {name: np.asarray(values) for name, values in columns.items()}
-        return self._spec.frame(columns)
-
-    def _table(self, columns: Sequence[str] = ("AIC", "AICc", "BIC", "logLik", "Deviance", "LRT")) -> _Table:
-        rows = self.rows
-        numbers = [aligned_cells([_decimal(getattr(row, _COLUMNS[name])) for row in rows]) for name in columns]
-        cells = [
-            [str(i + 1) for i in range(len(rows))],
-            [str(row.n_parameters) for row in rows],
-            *numbers,
-            ["" if row.df is None else str(row.df) for row in rows],
-            aligned_cells(["" if math.isnan(row.p_value) else p_value_cell(row.p_value) for row in rows]),
-        ]
-        header = ["", "Parameters", *columns, "df", "p"]
-        return header, [list(line) for line in zip(*cells, strict=True)]
-
-    def _nulls(self) -> list[tuple[str, str]]:
-        return [(str(i + 1), row.null) for i, row in enumerate(self.rows) if row.null]
-
-    def __str__(self) -> str:
-        lines = [self.title, ""]
-        for i, row in enumerate(self.rows):
-            lines += _item(str(i + 1), row.name)
-        table = text_table(*self._table(), left=1)
-        if max(map(len, table)) > _WIDTH:
-            table = text_table(*self._table(("AIC", "BIC", "logLik", "LRT")), left=1)
-        lines += ["", *table]
-        if self._nulls():
-            lines += ["", "Null distributions"]
-            for label, text in self._nulls():
-                lines += _item(label, text)
-        if self.notes:
-            lines.append("")
-        for note in self.notes:
-            lines += textwrap.wrap(note, _WIDTH, break_long_words=False, break_on_hyphens=False)
-        return "\n".join(line.rstrip() for line in lines)
-
-    __repr__ = __str__
-
-    def _repr_html_(self) -> str:
-        names = [[str(i + 1), row.name] for i, row in enumerate(self.rows)]
-        parts = [f"<p><strong>{html.escape(self.title)}</strong></p>", html_table(None, names, left=(0, 1))]
-        parts.append(html_table(*self._table(), left=(0,)))
-        if self._nulls():
-            parts.append("<p>Null distributions</p>" + html_table(None, [list(x) for x in self._nulls()], left=(0, 1)))
-        parts += [f"<p>{html.escape(note)}</p>" for note in self.notes]
-        return f"<div>{''.join(parts)}</div>"
-
-
-def _item(label: str, text: str) -> list[str]:
-    return textwrap.wrap(
-        " ".join(text.split()), _WIDTH, initial_indent=f"{label}  ", subsequent_indent="   ", break_long_words=False,
-        break_on_hyphens=False,
-    )  # fmt: skip
-
-
-def _decimal(value: float) -> str:
-    if math.isnan(value):
-        return ""
-    return f"{value:.2f}" if abs(value) < 1e7 or not math.isfinite(value) else f"{value:.1f}"
 
 
 def compare(
     *results: LMMResult,
     test: Literal["lrt"] | None = "lrt",
     null: Null = "auto",
-    n_sim: int = 10_000,
+    n_sim: int | None = None,
     seed: int | np.random.Generator | None = None,
     refit: bool = True,
     n_jobs: int | None = None,
@@ -206,9 +65,12 @@ def compare(
         distributions, with weights that fit the boundary (Self and Liang 1987; Stram and Lee 1994); chi-square where
         no variance is tested.  "exact": finite-sample distribution for one independent variance (Crainiceanu and
         Ruppert 2004; Greven et al. 2008, the other variances being taken as known).  "bootstrap": both models
-        fitted to responses drawn from the smaller.  "auto": "mixture", and where its weights are not known no test.
-    n_sim : int
-        Draws of "exact" and "bootstrap" and of mixtures without closed form.
+        fitted to responses drawn from the smaller.  "auto", the same as in `random_effect_test`: "exact" where the
+        variance tested is the only one of the model (if there are not too many different groups), else "mixture", and
+        where its weights are not known no test.
+    n_sim : int, optional
+        Draws of "exact" and of mixtures without closed form, by default 100,000, or responses of "bootstrap", by
+        default 10,000.
     seed : int or numpy Generator, optional
     refit : bool
         Refit REML fits by ML where fixed parts differ, as REML criteria are then not comparable, or where REML and ML
@@ -230,7 +92,7 @@ def compare(
         For fewer than two results, results of different data (the difference is named), unknown options, or a null
         distribution that does not apply.
     """
-    _check(results, test, null, n_sim, seed)
+    size = _check(results, test, null, n_sim, seed)
     same_data(results)
     fits, notes = _comparable(list(results), refit)
     fits.sort(key=lambda fit: fit.n_parameters)
@@ -245,13 +107,13 @@ def compare(
     if test is not None:
         for i in range(1, len(fits)):
             names = f"model {i}", f"model {i + 1}"
-            rows[i] = tested(rows[i], rows[i - 1], fits[i], fits[i - 1], names, null, n_sim, seed, n_jobs, progress)
+            rows[i] = tested(rows[i], rows[i - 1], fits[i], fits[i - 1], names, null, size, seed, n_jobs, progress)
     notes += warnings([(f"model {i + 1}", fit) for i, fit in enumerate(fits)])
     kind = "REML" if reml else "maximum likelihood"
-    return Comparison(f"Comparison of models fit by {kind}", tuple(rows), tuple(notes), reml, results[0].model.spec)
+    return Comparison(f"Comparison of models fit by {kind}", tuple(rows), tuple(notes), reml, results[0].model.library)
 
 
-def _check(results: Sequence[Any], test: Any, null: Any, n_sim: int, seed: Any) -> None:
+def _check(results: Sequence[Any], test: Any, null: Any, n_sim: int | None, seed: Any) -> int:
     from .results import LMMResult
 
     for i, result in enumerate(results):
@@ -262,17 +124,20 @@ def _check(results: Sequence[Any], test: Any, null: Any, n_sim: int, seed: Any) 
         raise LMMError(f"compare needs at least two results, not {len(results)}")
     if test not in ("lrt", None):
         raise LMMError(f"test={test!r} is unknown: use 'lrt', or None for information criteria only")
-    check_null(null, n_sim, seed)
+    return check_null(null, n_sim, seed)
 
 
-def check_null(null: Any, n_sim: int, seed: Any) -> None:
-    """Refuse unknown null distributions, and numbers of draws and seeds that make no sense."""
+def check_null(null: Any, n_sim: int | None, seed: Any) -> int:
+    """The number of draws; unknown null distributions, and numbers and seeds that make no sense, are refused."""
     if null not in _NULLS:
         raise LMMError(f"null={null!r} is unknown: use {', '.join(map(repr, _NULLS[:-1]))} or {_NULLS[-1]!r}")
+    if n_sim is None:
+        n_sim = _RESPONSES if null == "bootstrap" else _DRAWS
     if n_sim < 2:
         raise LMMError(f"n_sim={n_sim} must be at least 2")
     if isinstance(seed, int) and seed < 0:
         raise LMMError(f"seed={seed} must not be negative")
+    return n_sim
 
 
 def same_data(results: Sequence[LMMResult]) -> None:
@@ -345,15 +210,6 @@ def _basis_shift(fit: LMMResult, first: LMMResult) -> float:
     return float(fit.model.problem.log_jacobian - first.model.problem.log_jacobian) if fit.reml else 0.0
 
 
-def information_criteria(name: str, n_parameters: int, criterion: float, nobs: int) -> Row:
-    """The row of a model without a test."""
-    k = n_parameters
-    aic = criterion + 2.0 * k
-    aicc = aic + 2.0 * k * (k + 1.0) / (nobs - k - 1.0) if nobs > k + 1 else math.inf
-    bic = criterion + math.log(nobs) * k
-    return Row(name, k, float(aic), float(aicc), float(bic), float(-0.5 * criterion), float(criterion))
-
-
 def _label(model: LinearMixedModel) -> str:
     if model.spec is not None:
         return " ".join(model.spec.formula.split())
@@ -362,8 +218,7 @@ def _label(model: LinearMixedModel) -> str:
     for block in model.structure.blocks:
         inside = " + ".join(model.exog_re_names[block.start : block.stop])
         bar = "|" if block.structure == "full" or block.stop == block.start + 1 else "||"
-        name = next(f.grouping.name for f in model.factors if f.start <= block.start < f.stop)
-        bars.append(f"({inside} {bar} {name})")
+        bars.append(f"({inside} {bar} {model.random.factor_of(block).grouping.name})")
     return f"{model.response_name} ~ {' + '.join([*fixed, *bars])}"
 
 
@@ -438,6 +293,8 @@ def null_test(
     LMMError
         Where the distribution does not apply.
     """
+    if null == "auto":
+        return _chosen_test(statistic, nesting, large, factor, reml, n_sim, seed)
     free = nesting.fixed + nesting.free
     if null == "chi2" or (not nesting.new and null != "exact"):
         return chi_square(statistic, nesting.df)
@@ -461,6 +318,21 @@ def null_test(
         if information is None:
             raise LMMError("the variances tested are confounded in the smaller model; use null='bootstrap'")
     return chi_bar_square(statistic, free, nesting.new, information, n_sim, seed)
+
+
+def _chosen_test(
+    statistic: float, nesting: Nesting, large: LinearMixedModel, factor: Array | None, reml: bool, n_sim: int,
+    seed: int | np.random.Generator | None,
+) -> NullTest:  # fmt: skip
+    """Exact where the variance tested is the only one, so that nothing has to be taken as known; else the mixture."""
+    note = ""
+    if factor is None and nesting.alone is not None and not nesting.fixed:
+        try:
+            return null_test(statistic, nesting, large, None, reml, "exact", n_sim, seed)
+        except LMMError:
+            note = " (too many different groups for the exact distribution)"
+    found = null_test(statistic, nesting, large, factor, reml, "mixture", n_sim, seed)
+    return replace(found, text=found.text + note)
 
 
 def _bootstrapped(

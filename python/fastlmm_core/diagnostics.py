@@ -16,7 +16,7 @@ from . import kernels
 from .checks import float_array
 from .clusters import cluster_labels, whitened
 from .errors import LMMError
-from .leverage import leverage, leverage_parts, studentized_residuals, table
+from .leverage import leverage, leverage_parts, studentized_residuals
 
 if TYPE_CHECKING:
     from .grouping import Grouping
@@ -94,16 +94,6 @@ def _blups(result: LMMResult, at: int = 0) -> tuple[Array, Array]:
     return problem.scale * (e @ factor), covariance
 
 
-def _position(result: LMMResult, factor: str | None) -> int:
-    """Position of a grouping factor given by name, of that with most levels by default."""
-    names = [f.grouping.name for f in result.model.factors]
-    if factor is None:
-        return 0
-    if factor not in names:
-        raise LMMError(f"factor={factor!r} is not a grouping factor: use {' or '.join(map(repr, names))}")
-    return names.index(factor)
-
-
 def _distances(result: LMMResult, at: int = 0) -> tuple[Array, NDArray[np.int64]]:
     """b_i' var(b_i)^- b_i and the rank of var(b_i), for each group."""
     v, covariance = _blups(result, at)
@@ -145,12 +135,11 @@ def mahalanobis(result: LMMResult, factor: str | None = None) -> Any:
     LMMError
         For an unknown factor.
     """
-    at = _position(result, factor)
+    at = result.model.factors.index(result.model.factor(factor))
     distance, df = _distances(result, at)
     grouping = result.model.factors[at].grouping
-    return table(
-        result, {grouping.name: grouping.labels, "distance": distance, "df": df, "p_value": _upper(distance, df)}
-    )
+    found = {grouping.name: grouping.labels, "distance": distance, "df": df, "p_value": _upper(distance, df)}
+    return result.model.table(found)
 
 
 def subject_chi2(result: LMMResult) -> Any:
@@ -176,7 +165,7 @@ def subject_chi2(result: LMMResult) -> Any:
     if grouping is None:
         raise LMMError("subject_chi2 needs independent groups: the grouping factors of this model are crossed")
     chi2, df = _group_chi2(result, grouping)
-    return table(result, {grouping.name: grouping.labels, "chi2": chi2, "df": df, "p_value": _upper(chi2, df)})
+    return result.model.table({grouping.name: grouping.labels, "chi2": chi2, "df": df, "p_value": _upper(chi2, df)})
 
 
 def _independent(result: LMMResult) -> Grouping | None:
@@ -289,10 +278,9 @@ def autocorrelation(
 
     if max_lag < 1:
         raise LMMError(f"max_lag={max_lag} must be at least 1")
-    found, pairs = _lag_products(result, int(max_lag), time, _position(result, factor))
+    found, pairs = _lag_products(result, int(max_lag), time, result.model.factors.index(result.model.factor(factor)))
     z = found * np.sqrt(pairs)
-    return table(
-        result,
+    return result.model.table(
         {
             "lag": np.arange(1, int(max_lag) + 1), "pairs": pairs, "autocorrelation": found, "z": z,
             "p_value": 2.0 * ndtr(-np.abs(z)),
@@ -416,7 +404,7 @@ def residual_tests(result: LMMResult, max_lag: int = 3, time: ArrayLike | None =
     if independent is not None:
         rows.append(_outlier("chi^2", independent, *_group_chi2(result, independent)))
     names = ("assumption", "test", "of", "statistic", "df", "p_value")
-    return table(result, {name: np.array([row[j] for row in rows]) for j, name in enumerate(names)})
+    return result.model.table({name: np.array([row[j] for row in rows]) for j, name in enumerate(names)})
 
 
 def _outlier(

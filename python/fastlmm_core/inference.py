@@ -27,6 +27,7 @@ __all__ = [
     "covariance",
     "estimable",
     "independent_rows",
+    "known_df",
     "test",
     "wald",
 ]
@@ -46,7 +47,7 @@ ESTIMABLE = 1e-6
 # ---- coefficients ------------------------------------------------------------------------------
 
 
-def check_options(ddf: str, information: str) -> None:
+def check_options(ddf: str, information: str = "expected") -> None:
     """Refuse unknown `ddf` or `information`."""
     if ddf not in DDF:
         raise LMMError(f"ddf={ddf!r} is unknown: use {', '.join(map(repr, DDF[:-1]))} or {DDF[-1]!r}")
@@ -54,7 +55,7 @@ def check_options(ddf: str, information: str) -> None:
         raise LMMError(f"information={information!r} is unknown: use 'expected' or 'observed'")
 
 
-def _known_df(model: LinearMixedModel, ddf: str) -> float:
+def known_df(model: LinearMixedModel, ddf: str) -> float:
     """Degrees of freedom that are the same for every row."""
     return float(model.df_resid) if ddf == "residual" else np.inf
 
@@ -119,7 +120,7 @@ def coefficient_df(result: LMMResult, ddf: str = "satterthwaite", information: s
     p = result.model.exog.shape[1]
     if ddf in ("residual", "normal"):
         out = np.full(p, np.nan)
-        out[kept] = _known_df(result.model, ddf)
+        out[kept] = known_df(result.model, ddf)
         return out
     found = moments(result, ddf, information)
     out = found.df(_whitened(result, found))
@@ -351,7 +352,7 @@ def wald(
     if found is not None and found.adjustment is not None:
         inner = inner + found.adjustment
     error = np.sqrt(result.sigma2 * ((whitened @ inner) * whitened).sum(axis=1))
-    df = np.full(len(rows), _known_df(model, ddf)) if found is None else found.df(whitened)
+    df = np.full(len(rows), known_df(model, ddf)) if found is None else found.df(whitened)
     t = (estimate - right) / error
     p_rows = two_sided_p(t, df)
     rank = len(basis)
@@ -360,7 +361,7 @@ def wald(
     else:
         z = combine @ (estimate - right) / np.sqrt(result.sigma2)
         chi2 = float(z @ np.linalg.solve(basis @ inner @ basis.T, z))
-        statistic, df_denom = chi2 / rank, _known_df(model, ddf)
+        statistic, df_denom = chi2 / rank, known_df(model, ddf)
         if ddf == "normal":
             statistic, p_value = chi2, float(chi2_tail(chi2, rank))
         else:
@@ -370,7 +371,6 @@ def wald(
                 factor, freedom = _kenward_roger(found, basis)
                 statistic, df_denom = statistic * factor, freedom
             p_value = float(f_tail(statistic, rank, df_denom))
-    spec = model.spec
     return WaldTest(
         estimate=estimate,
         std_error=error,
@@ -386,7 +386,7 @@ def wald(
         names=labels,
         ddf=ddf,
         left_out=() if found is None else found.left_out,
-        frame=None if spec is None else spec.frame,
+        _library=model.library,
     )
 
 

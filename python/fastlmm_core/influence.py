@@ -226,7 +226,7 @@ class Influence:
         columns |= {f"dfbetas_{name}": self.dfbetas[:, j] for j, name in enumerate(model.exog_names)}
         columns |= {f"rvc_{name}": self.rvc[:, j] for j, name in enumerate(self.rvc_names)}
         columns |= {"criterion": self.criterion, "singular": self.singular, "converged": self.converged}
-        return columns if model.spec is None else model.spec.frame(columns)
+        return model.table(columns)
 
     def most_influential(self, n: int = 5) -> NDArray[np.intp]:
         """Positions of the units of largest Cook's distance, largest first; units without a fit come last."""

@@ -68,9 +68,24 @@ class Moments(NamedTuple):
 
     def df(self, rows: Array) -> Array:
         """Degrees of freedom of single rows, whitened (m, r)."""
-        variance = (rows * rows).sum(axis=1)
+        return self.df_of((rows * rows).sum(axis=1), self.slopes_of(rows))
+
+    def slopes_of(self, rows: Array) -> Array:
+        """Derivatives of a'a along the unit directions of G^ (n_a, m), for whitened rows a (m, r)."""
+        return np.asarray(((rows @ self.slopes) * rows).sum(axis=2))
+
+    def df_of(self, variance: Array, slopes: Array) -> Array:
+        """Degrees of freedom of variances sigma^2 v by the delta method.
+
+        Parameters
+        ----------
+        variance : (m,) array
+            v, a function of G^.
+        slopes : (n_a, m) array
+            Its derivatives along the unit directions of G^.
+        """
         with np.errstate(invalid="ignore", divide="ignore"):
-            u = ((rows @ self.slopes) * rows).sum(axis=2) / variance - self.shift[:, None]
+            u = slopes / variance - self.shift[:, None]
             df: Array = 1.0 / (1.0 / self.nu + ((self.inverse @ u) * u).sum(axis=0))
         return df
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import combinations
 from typing import TYPE_CHECKING, Any
@@ -14,6 +13,7 @@ from . import inference
 from .anova import estimable_part, f_statistic
 from .coding import fixed_terms
 from .errors import LMMError
+from .frames import native_frame
 
 if TYPE_CHECKING:
     from .marginal_means import MarginalMeans
@@ -43,18 +43,19 @@ class JointTests:
     statistic: Array
     pvalue: Array
     notes: tuple[str, ...]
-    _frame: Callable[[dict[str, Any]], Any] = field(repr=False)
+    _library: str = field(repr=False)
 
     def to_frame(self) -> Any:
         """A table in the library of the caller's data: term, by, df_num, df_denom, statistic, p_value."""
-        return self._frame(
+        return native_frame(
+            self._library,
             {
                 **self.labels,
                 "df_num": self.df_num,
                 "df_denom": self.df_denom,
                 "statistic": self.statistic,
                 "p_value": self.pvalue,
-            }
+            },
         )
 
     def __str__(self) -> str:
@@ -127,6 +128,4 @@ def joint_tests(means: MarginalMeans) -> JointTests:
             rows.append((test.df_num, test.df_denom, f_statistic(test), test.pvalue))
     df_num, df_denom, statistic, pvalue = (np.array(column) for column in zip(*rows, strict=True))
     notes = ("Some comparisons are not estimable, because combinations of levels have no data.",) if lost else ()
-    spec = result.model.spec
-    assert spec is not None
-    return JointTests(labels, df_num, df_denom, statistic, pvalue, notes, spec.frame)
+    return JointTests(labels, df_num, df_denom, statistic, pvalue, notes, result.model.library)

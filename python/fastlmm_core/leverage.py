@@ -20,7 +20,7 @@ from .posterior import posterior_of
 if TYPE_CHECKING:
     from .results import LMMResult
 
-__all__ = ["leverage", "leverage_parts", "studentized_residuals", "table"]
+__all__ = ["leverage", "leverage_parts", "studentized_residuals"]
 
 Array = NDArray[np.float64]
 
@@ -109,7 +109,7 @@ def leverage(result: LMMResult) -> Any:
     frame or dict of arrays
         ``overall``, ``fixed`` and ``random``: the diagonals of H1 + H2, H1 and H2.  The second sums to rank(X).
     """
-    return table(result, leverage_parts(result))
+    return result.model.table(leverage_parts(result))
 
 
 # ---- residuals ---------------------------------------------------------------------------------------
@@ -200,7 +200,7 @@ def _prediction_errors(result: LMMResult, conditional: bool) -> Array:
 
 def _errors_of_refits(result: LMMResult, conditional: bool) -> Array:
     """The same by predictions from the refits, for several grouping factors."""
-    from .prediction import predict
+    from .prediction import predicted
     from .refits import refits, rows_of_units
 
     model = result.model
@@ -212,14 +212,9 @@ def _errors_of_refits(result: LMMResult, conditional: bool) -> Array:
         data["groups"] = {f.grouping.name: f.grouping.labels[f.grouping.index[row]] for f in model.factors}
         offset = None if model.offset is None else model.offset[row]
         weights = None if model.weights is None else model.weights[row]
-        found = predict(fit, data, level, "population", "prediction", 0.95, None, offset, weights)
-        return float((model.endog[i] - found["mean"][0]) / found["se"][0])
+        found = predicted(fit, data, level, "population", "prediction", None, offset, weights)
+        assert found.std_error is not None
+        return float((model.endog[i] - found.mean[0]) / found.std_error[0])
 
     found = refits(result, rows_of_units(result, None), error)
     return np.array([value if isinstance(value, float) else np.nan for value in found])
-
-
-def table(result: LMMResult, columns: dict[str, Any]) -> Any:
-    """Columns in the library of the model's data; the dict itself for models from arrays."""
-    spec = result.model.spec
-    return columns if spec is None else spec.frame(columns)

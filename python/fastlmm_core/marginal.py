@@ -9,7 +9,7 @@ intercept and slope the variance is the parabola g00 + 2 g01 x + g11 x^2 + sigma
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 __all__ = [
     "LeastVariance",
     "MarginalCovariance",
+    "MarginalMoments",
     "icc_at",
     "least_variance_time",
     "marginal_covariance_at",
@@ -33,6 +34,96 @@ __all__ = [
 ]
 
 Array = NDArray[np.float64]
+
+
+class MarginalMoments:
+    """Variances and covariances of the observations of a fit, and the shares of its parts in them."""
+
+    def marginal_covariance(self, subject: Any, factor: str | None = None) -> Array:
+        """Covariance matrix V_i = Z_i G Z_i' + sigma^2 / weights of the observations of one subject.
+
+        Parameters
+        ----------
+        subject : label
+        factor : str, optional
+            The grouping factor of which it is a level, where there are several; by default the one with fewest levels
+            that has it.
+
+        Returns
+        -------
+        (n_i, n_i) array
+            Rows in the order in which they stand in the data.
+
+        Raises
+        ------
+        LMMError
+            For a label that is not in the data.
+        """
+        from .clusters import rows_covariance
+
+        result = cast("LMMResult", self)
+        return rows_covariance(result, _rows_of(result.model, subject, factor))
+
+    def marginal_correlation(self, subject: Any, factor: str | None = None) -> Array:
+        """Correlation matrix of the observations of one subject (n_i, n_i)."""
+        covariance = self.marginal_covariance(subject, factor)
+        sd = np.sqrt(np.diag(covariance))
+        return np.asarray(covariance / np.outer(sd, sd))
+
+    def icc(self) -> Any:
+        """Intraclass correlation: share of the random effects in the variance around the fixed part.
+
+        With random slopes the variance z'Gz is averaged over the observations (Johnson 2014, Methods Ecol. Evol.
+        5, 944-946).
+
+        Returns
+        -------
+        float
+            For one grouping factor.
+        dict of str to float
+            The share of each factor where there are several.
+        """
+        result = cast("LMMResult", self)
+        random = _mean_random_variance(result)
+        total = sum(random.values()) + result.sigma2
+        shares = {name: value / total for name, value in random.items()}
+        return shares if len(shares) > 1 else next(iter(shares.values()))
+
+    def r2(self) -> dict[str, float]:
+        """Marginal and conditional R^2 (Nakagawa and Schielzeth 2013; Johnson 2014 for random slopes).
+
+        Returns
+        -------
+        dict
+            ``marginal``: share of the fixed part; ``conditional``: of fixed and random part together.
+        """
+        result = cast("LMMResult", self)
+        mean = result.model.exog @ np.nan_to_num(result._params)
+        fixed = float(np.var(mean, ddof=1))
+        random = sum(_mean_random_variance(result).values())
+        total = fixed + random + result.sigma2
+        return {"marginal": fixed / total, "conditional": (fixed + random) / total}
+
+
+def _rows_of(model: LinearMixedModel, subject: Any, factor: str | None) -> NDArray[np.intp]:
+    searched = model.factors[::-1] if factor is None else (model.factor(factor),)
+    for grouping, *_ in searched:
+        position = grouping.locate(np.array([subject]))[0]
+        if position >= 0:
+            return np.flatnonzero(grouping.index == position)
+    names = " or ".join(f.grouping.name for f in reversed(searched))
+    raise LMMError(f"{names} has no level {subject!r} among the rows used")
+
+
+def _mean_random_variance(result: LMMResult) -> dict[str, float]:
+    """Variance z'Gz of each factor, averaged over the observations."""
+    Z = result.model.exog_re
+    covariance = result._covariance
+    out = {}
+    for f in result.model.factors:
+        part = Z[:, f.columns]
+        out[f.grouping.name] = float(np.sum((part.T @ part) * covariance[f.columns, f.columns]) / len(Z))
+    return out
 
 
 @dataclass(frozen=True)
@@ -116,15 +207,6 @@ class LeastVariance:
         return f"{shapes[self.shape].capitalize()}: {where}, {place} the observed range {low:.4g} to {high:.4g}."
 
 
-def random_variables(model: LinearMixedModel) -> tuple[str, ...]:
-    """Columns of the data that the random-effects design of a formula model uses."""
-    from .syntax import parse
-
-    assert model.spec is not None
-    sides = [bar.left for bar in parse(model.spec.formula).bars]
-    return tuple(dict.fromkeys(name for side in sides for name, optional in side.names if not optional))
-
-
 def slope_columns(model: LinearMixedModel) -> NDArray[np.intp]:
     """Positions of the columns of Z that are not constant but one variable: one, or one for each of several factors.
 
@@ -167,7 +249,7 @@ def random_rows(result: LMMResult, at: Any) -> Array:
     if model.spec is not None:
         if hasattr(at, "columns") or hasattr(at, "keys") or hasattr(at, "column_names"):
             return random_design(model, at)
-        names = random_variables(model)
+        names = model.spec.random_variables
         if len(names) == 1 and np.ndim(at) < 2:
             return random_design(model, {names[0]: np.atleast_1d(np.asarray(at))})
         if np.ndim(at) < 2:

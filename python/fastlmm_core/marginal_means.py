@@ -53,7 +53,7 @@ class _Estimates:
     ----------
     labels : dict
         What each row stands for: columns of labels.
-    estimate, std_error, df, lower, upper : (n,) array
+    estimate, std_error, df, conf_low, conf_high : (n,) array
     statistic, pvalue : (n,) array
         t statistic of the hypothesis that the estimate is zero (z for infinite df), and its p-value.
     L : (n, p) array
@@ -69,8 +69,8 @@ class _Estimates:
     estimate: Array
     std_error: Array
     df: Array
-    lower: Array
-    upper: Array
+    conf_low: Array
+    conf_high: Array
     statistic: Array
     pvalue: Array
     L: Array = field(repr=False)
@@ -82,29 +82,27 @@ class _Estimates:
     _tests = True
 
     def to_frame(self) -> Any:
-        """A table in the library of the caller's data: labels, estimate, std_error, df, lower, upper, statistic,
-        p_value.
+        """A table in the library of the caller's data: labels, estimate, std_error, df, conf_low, conf_high,
+        statistic, p_value.
         """
         columns: dict[str, Any] = {
             **self.labels,
             "estimate": self.estimate,
             "std_error": self.std_error,
             "df": self.df,
-            "lower": self.lower,
-            "upper": self.upper,
+            "conf_low": self.conf_low,
+            "conf_high": self.conf_high,
             "statistic": self.statistic,
             "p_value": self.pvalue,
         }
-        spec = self._result.model.spec
-        assert spec is not None
-        return spec.frame(columns)
+        return self._result.model.table(columns)
 
     def _cells(self) -> tuple[list[str], list[list[str]]]:
         from .text_tables import aligned_cells, estimate_cells, p_value_cell, statistic_cell
 
         errors = self.std_error.tolist()
         columns = [[str(value) for value in values] for values in self.labels.values()]
-        numbers = (self.estimate, self.lower, self.upper)
+        numbers = (self.estimate, self.conf_low, self.conf_high)
         shown = [estimate_cells(values.tolist(), errors, 4) for values in numbers]
         percent = f"{100.0 * self.level:g}%"
         columns += [
@@ -325,12 +323,7 @@ def slopes(
         As `emmeans`, and for a variable that is not numeric.
     """
     grid = ReferenceGrid(result.model, at)
-    spec = result.model.spec
-    assert spec is not None
-    numbers = spec.reference.get(variable)
-    if numbers is None or isinstance(numbers, tuple):
-        raise LMMError(f"variable: {variable!r} is not a numeric variable of the fixed part")
-    step = 5e-4 * (numbers.high - numbers.low)
+    step = 5e-4 * grid.range_of(variable)
     chosen, conditions = _variables(factors, "factors"), _variables(by, "by")
     return _means(result, grid, chosen, conditions, (variable, step), contrasts, adjust, level, (ddf, information))
 
@@ -446,8 +439,8 @@ def _estimated(
         "estimate": estimate,
         "std_error": error,
         "df": df,
-        "lower": estimate - half,
-        "upper": estimate + half,
+        "conf_low": estimate - half,
+        "conf_high": estimate + half,
         "statistic": statistic,
         "pvalue": pvalue,
         "L": L,

@@ -8,22 +8,21 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from .simulation import Simulating
+
 if TYPE_CHECKING:
-    from .batch import BatchResult
     from .bootstrap import BootstrapResult
     from .centering import ContextualEffect
-    from .comparison import Comparison
+    from .comparison_table import Comparison
     from .influence import Influence
     from .marginal import LeastVariance, MarginalCovariance
     from .marginal_means import MarginalMeans
-    from .model import LinearMixedModel
     from .pooling import DesignEffect, Pooling
     from .profile import ProfileResult
     from .results import LMMResult
-    from .simulation import Generating
     from .wald_test import WaldTest
 
-__all__ = ["Ddf", "Information", "Methods", "Simulating"]
+__all__ = ["Ddf", "Information", "Methods"]
 
 Array = NDArray[np.float64]
 Ddf = Literal["satterthwaite", "kenward-roger", "residual", "normal"]
@@ -32,63 +31,6 @@ Information = Literal["expected", "observed"]
 
 def _fit(result: Methods) -> LMMResult:
     return cast("LMMResult", result)
-
-
-class Simulating:
-    """Drawing responses from stated or estimated parameters."""
-
-    def simulate(self, n: int = 1, seed: int | np.random.Generator | None = None) -> Array:
-        """Responses with new random effects and errors: those of `simulate_fit` for the same seed.
-
-        Parameters
-        ----------
-        n : int
-            Number of responses.
-        seed : int or numpy Generator, optional
-
-        Returns
-        -------
-        (n, nobs) array
-        """
-        from .simulation import simulate
-
-        return simulate(cast("Generating", self), n, seed)
-
-    def simulate_fit(
-        self,
-        n: int,
-        seed: int | np.random.Generator | None = None,
-        *,
-        reml: bool | None = None,
-        n_jobs: int | None = None,
-        progress: bool | None = None,
-        fit: LinearMixedModel | None = None,
-    ) -> BatchResult:
-        """Draw n responses and fit each, without storing the responses.
-
-        Parameters
-        ----------
-        n : int
-        seed : int or numpy Generator, optional
-            Streams are counter-based: the same seed gives the same result for any number of threads.
-        reml : bool, optional
-            By default as this fit, True for an assumed model.
-        n_jobs : int, optional
-            Threads; by default one per processor.
-        progress : bool, optional
-            Show a progress bar (needs tqdm); by default in interactive sessions.
-        fit : LinearMixedModel, optional
-            A model of the same observations to fit instead of this one, e.g. a reduced one.
-
-        Returns
-        -------
-        BatchResult
-        """
-        from .simulation import simulate_fit
-
-        by_reml = getattr(self, "reml", True) if reml is None else reml
-        source = cast("Generating", self)
-        return simulate_fit(source, n, seed, reml=by_reml, n_jobs=n_jobs, progress=progress, fit=fit)
 
 
 class Methods(Simulating):
@@ -461,6 +403,8 @@ class Methods(Simulating):
         observed: Any = None,
         offset: Any = None,
         weights: Any = None,
+        ddf: Ddf = "satterthwaite",
+        information: Information = "expected",
     ) -> Any:
         """Predicted means, for the population or for subjects.
 
@@ -475,7 +419,7 @@ class Methods(Simulating):
             What to do with groups that are not in the data: refuse, or use b = 0.
         interval : {"confidence", "prediction"}, optional
             Also give limits: for the mean, or for a new observation.  Uncertainty in beta and b is included (Henderson
-            1975, Biometrics 31, 423-447), that in the variance parameters is not.
+            1975, Biometrics 31, 423-447), that in the variance parameters by the degrees of freedom.
         coverage : float
             Of the intervals.
         observed : frame, or mapping with "y", "X", "Z" and "groups", optional
@@ -483,22 +427,32 @@ class Methods(Simulating):
             With several factors these rows may have old levels of some and new levels of others.
         offset, weights : arrays, optional
             Of the new rows (an offset given by column name is taken from `data`).
+        ddf : {"satterthwaite", "kenward-roger", "residual", "normal"}
+            Degrees of freedom of the intervals.  Satterthwaite: those of the estimated variance of the mean or, for a
+            new observation, of its total variance (for a new subject x' var(beta^) x + z'Gz + sigma^2), by the delta
+            method; with several grouping factors normal quantiles for rows of known levels.  Kenward-Roger, for the
+            population only: the variance of beta^ is adjusted too.
+        information : {"expected", "observed"}
+            For Kenward-Roger, see `test`.
 
         Returns
         -------
         (n,) array
             Without interval.
         dict of arrays or frame
-            With interval: ``mean``, ``lower``, ``upper``, ``se``.
+            With interval: ``mean``, ``std_error`` (of the mean, or of a new observation), ``df``, ``conf_low``,
+            ``conf_high``.
 
         Raises
         ------
         LMMError
             For unknown groups (named), unknown options, or arrays that do not fit the model.
         """
-        from .prediction import predict
+        from .prediction import prediction
 
-        return predict(_fit(self), data, level, new_levels, interval, coverage, observed, offset, weights)
+        return prediction(
+            _fit(self), data, level, new_levels, interval, coverage, observed, offset, weights, ddf, information
+        )
 
     def bootstrap(
         self,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Literal, cast
@@ -14,6 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 from .checks import float_array
 from .design import Problem, condition
 from .errors import LMMError
+from .frames import native_frame
 from .grouping import Factor, Grouping, group_codes
 from .optimize import optimize
 from .parameters import CovarianceStructure, natural_derivatives, one_block
@@ -179,6 +180,20 @@ class LinearMixedModel:
         """The grouping factor, that with most levels where there are several."""
         return self.random.factors[0].grouping
 
+    def factor(self, name: str | None = None) -> Factor:
+        """A grouping factor by name, by default that with most levels.
+
+        Raises
+        ------
+        LMMError
+            For an unknown name.
+        """
+        found = [f for f in self.factors if name in (None, f.grouping.name)]
+        if not found:
+            names = " or ".join(repr(f.grouping.name) for f in self.factors)
+            raise LMMError(f"factor={name!r} is not a grouping factor: use {names}")
+        return found[0]
+
     @property
     def structure(self) -> CovarianceStructure:
         """Which elements of the factor of G are free."""
@@ -193,6 +208,15 @@ class LinearMixedModel:
     def term_names(self) -> tuple[str, ...]:
         """Names of the random-effects terms."""
         return self.random.term_names
+
+    @property
+    def library(self) -> str:
+        """Library of the caller's data: "pandas", "polars", "pyarrow" or "dict", also for a model from arrays."""
+        return "dict" if self.spec is None else self.spec.library
+
+    def table(self, columns: Mapping[str, Any]) -> Any:
+        """A table of results in the library of the caller's data; a dict of arrays for a model from arrays."""
+        return native_frame(self.library, columns)
 
     def _check_groups(self, n: int) -> None:
         for factor in self.factors:

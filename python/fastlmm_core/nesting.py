@@ -103,7 +103,7 @@ def cones(model: LinearMixedModel) -> tuple[Cone, ...]:
     """The cones that make up the covariance of a model; every independent random effect is one of its own."""
     out = []
     for block in model.structure.blocks:
-        grouping = next(f.grouping for f in model.factors if f.start <= block.start < f.stop)
+        grouping = model.random.factor_of(block).grouping
         places = range(block.start, block.stop)
         for columns in (tuple(places),) if block.structure == "full" else tuple((j,) for j in places):
             out.append(

@@ -11,9 +11,6 @@ from numpy.typing import NDArray
 
 from .checks import float_array, row_values
 from .errors import LMMError
-from .formula import _complete_rows, _evaluate_new, _group
-from .frames import Table
-from .syntax import parse
 
 if TYPE_CHECKING:
     from .grouping import Factor, Grouping
@@ -86,39 +83,15 @@ def chosen_factors(model: LinearMixedModel, level: Any) -> tuple[str, ...]:
 
 def random_design(model: LinearMixedModel, data: Any, names: Collection[str] | None = None) -> Array:
     """Rows of Z of a formula model for new data in the model's order (n, q), zero for factors not in `names`."""
-    spec = model.spec
-    assert spec is not None
-    table = Table(data, "new_data")
-    bars, order = parse(spec.formula).bars, model.random.order
-    Z: Array | None = None
-    for block, i in zip(model.structure.blocks, order, strict=True):
-        if names is None or bars[i].name in names:
-            part = _evaluate_new(bars[i].left, table, spec.states[2 + i])
-            if Z is None:
-                Z = np.zeros((len(part), model.structure.q))
+    assert model.spec is not None
+    parts = model.spec.random(data, names)
+    n = next(len(part) for part in parts if part is not None)
+    Z = np.zeros((n, model.structure.q))
+    for block, i in zip(model.structure.blocks, model.random.order, strict=True):
+        part = parts[i]
+        if part is not None:
             Z[:, block.start : block.stop] = part
-    return np.zeros((table.n_rows, model.structure.q)) if Z is None else Z
-
-
-def _labels(model: LinearMixedModel, data: Any, names: Collection[str]) -> dict[str, NDArray[Any]]:
-    """Labels of new rows, by grouping factor."""
-    spec = model.spec
-    assert spec is not None
-    table = Table(data, "new_data")
-    found: dict[str, NDArray[Any]] = {}
-    for bar in parse(spec.formula).bars:
-        if bar.name not in names or bar.name in found:
-            continue
-        columns = [table.column(name, bar.where) for name in bar.factors]
-        _complete_rows(columns, table.n_rows, "raise")
-        for name, column in zip(bar.factors, columns, strict=True):
-            number = column.number
-            is_float = number is not None and number.dtype.kind == "f"
-            if name in spec.integer_groups and number is not None and is_float and (number % 1 == 0).all():
-                column.number = number.astype(np.int64)  # 3.0 is the group 3 of the fit
-        codes, labels = _group(bar.factors, columns, None)
-        found[bar.name] = labels[codes]
-    return found
+    return Z
 
 
 def read_rows(
@@ -152,7 +125,7 @@ def read_rows(
         offset = model.spec.offset(data)
         y = model.spec.response(data) if response else None
         Z = random_design(model, data, designs) if designs else None
-        return NewRows(fixed, Z, _labels(model, data, groups) if groups else {}, offset, y)
+        return NewRows(fixed, Z, model.spec.group_labels(data, groups) if groups else {}, offset, y)
     names = ["X"] + ["Z"] * bool(designs) + ["groups"] * bool(groups) + ["y"] * response
     listed = ", ".join(names)
     if not hasattr(data, "keys"):

@@ -11,7 +11,6 @@ ch. 3).  All sums over groups are taken for all groups at once.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .errors import LMMError
+from .frames import native_frame
 
 if TYPE_CHECKING:
     from .grouping import Factor, Grouping
@@ -76,7 +76,7 @@ class Pooling:
     population: Array
     shrinkage: Array
     reliability: Array
-    _frame: Callable[[dict[str, Any]], Any] = field(repr=False)
+    _library: str = field(repr=False)
 
     @property
     def average_reliability(self) -> Array:
@@ -97,7 +97,7 @@ class Pooling:
             "shrinkage": np.diagonal(self.shrinkage, axis1=1, axis2=2).ravel(),
             "reliability": self.reliability.ravel(),
         }
-        return self._frame(columns)
+        return native_frame(self._library, columns)
 
     def __repr__(self) -> str:
         own = int(np.isfinite(self.no_pooling[:, 0]).sum())
@@ -253,7 +253,7 @@ def _chosen(model: LinearMixedModel, term: str | None) -> tuple[int, slice]:
     if term not in model.term_names:
         raise LMMError(f"term={term!r} is not a random-effects term; choose one of {', '.join(model.term_names)}")
     block = model.structure.blocks[model.term_names.index(term)]
-    at = next(i for i, factor in enumerate(model.factors) if factor.start <= block.start < factor.stop)
+    at = model.factors.index(model.random.factor_of(block))
     return at, slice(block.start, block.stop)
 
 
@@ -308,7 +308,7 @@ def pooling(result: LMMResult, term: str | None = None) -> Pooling:
         population=population[chosen],
         shrinkage=shrinkage[:, chosen[:, None], chosen],
         reliability=(variance / (variance + noise))[:, chosen],
-        _frame=dict if model.spec is None else model.spec.frame,
+        _library=model.library,
     )
 
 

@@ -14,6 +14,7 @@ from .assumed import AssumedModel, drawn, number_array, rebuilt, stated
 from .copies import Rows, levels_of, observations, subjects
 from .distributions import chi2_tail
 from .errors import LMMError
+from .frames import native_frame
 from .model import LinearMixedModel
 from .simulation import key_of
 
@@ -251,7 +252,7 @@ class PowerCurve:
     along: str
     values: NDArray[Any]
     results: tuple[PowerResult, ...]
-    _frame: Callable[[dict[str, Any]], Any] = dataclasses.field(repr=False)
+    _library: str = dataclasses.field(repr=False)
 
     @property
     def power(self) -> Array:
@@ -259,21 +260,21 @@ class PowerCurve:
         return np.array([result.power for result in self.results])
 
     @property
-    def lower(self) -> Array:
+    def conf_low(self) -> Array:
         """Lower ends of the exact 95 % intervals (k,)."""
         return np.array([result.interval[0] for result in self.results])
 
     @property
-    def upper(self) -> Array:
+    def conf_high(self) -> Array:
         """Upper ends of the exact 95 % intervals (k,)."""
         return np.array([result.interval[1] for result in self.results])
 
     def to_frame(self) -> Any:
         """One row per value, in the library of the caller's data (or a dict of arrays)."""
-        columns = {self.along: self.values, "power": self.power, "lower": self.lower, "upper": self.upper}
+        columns = {self.along: self.values, "power": self.power, "conf_low": self.conf_low, "conf_high": self.conf_high}
         columns["n_converged"] = np.array([result.n_converged for result in self.results])
         columns["singular_fraction"] = np.array([result.singular_fraction for result in self.results])
-        return self._frame(columns)
+        return native_frame(self._library, columns)
 
     def target(self, power: float = 0.8) -> float:
         """The smallest value at which the power reaches a target.
@@ -411,8 +412,7 @@ def power_curve(
         )
         for place, source in enumerate(sources)
     )  # fmt: skip
-    spec = truth.model.spec
-    return PowerCurve(along, points, results, dict if spec is None else spec.frame)
+    return PowerCurve(along, points, results, truth.model.library)
 
 
 def _place(root: int, place: int) -> int:

@@ -8,11 +8,19 @@ For a row (x, z) and random effects b of all levels with cross-products A = Z'Z 
 
 (Henderson 1975, Biometrics 31, eq. 3 and 5), in the conditioned coordinates of the problem.  With one grouping factor
 A and M fall apart into groups; with several the root of M comes from posterior.py.
+
+The variance of a prediction, with that of a new observation where one is predicted, is a function sigma^2 v of the
+variance parameters, whose degrees of freedom follow by the delta method as in `information` (Satterthwaite; for
+predictions in mixed models Francq, Lin and Hoyer 2019, Stat. Med. 38, 5603-5622).  Along the unit direction D_k of G^
+
+    dv = h'E'D_k E h summed over all levels - 2 (E h)'D_k P z + (P z)'D_k P z,    h = H^-1 d,
+
+with E = P Z'X and P = (I + A G^)^-1 of the row's own level; P z = z for a level without observations.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,17 +28,42 @@ from numpy.typing import NDArray
 from .checks import check_share, row_values
 from .distributions import quantile
 from .errors import LMMError
+from .inference import check_options, known_df
+from .information import moments
 from .new_rows import NewRows, chosen_factors, read_rows
+from .parameters import vech_positions
 from .posterior import posterior_of
 
 if TYPE_CHECKING:
+    from .design import Problem
     from .model import LinearMixedModel
     from .results import LMMResult
 
-__all__ = ["predict"]
+__all__ = ["Predicted", "predicted", "prediction"]
 
 Array = NDArray[np.float64]
 Index = NDArray[np.intp]
+
+
+HELD = 1 << 20
+"""Numbers in the derivatives of the variances of a piece of the rows."""
+
+
+class Predicted(NamedTuple):
+    """Predictions of rows.
+
+    Attributes
+    ----------
+    mean : (n,) array
+    std_error : (n,) array or None
+        Of the mean, or of a new observation; None where no interval was asked for.
+    df : (n,) array or None
+        Degrees of freedom of the square of the standard error.
+    """
+
+    mean: Array
+    std_error: Array | None = None
+    df: Array | None = None
 
 
 class _Conditional(Protocol):
@@ -56,11 +89,11 @@ class _OneFactor:
 
     def __init__(self, factor: Array, A: Array, C: Array, beta: Array) -> None:
         # M = L (I + L'A L)^-1 L' has no differences in it, however large L is
-        self.M = factor @ np.linalg.solve(
-            np.eye(len(factor)) + factor.T @ A @ factor, np.broadcast_to(factor.T, A.shape)
-        )
+        unit = np.eye(len(factor))
+        self.M = factor @ np.linalg.solve(unit + factor.T @ A @ factor, np.broadcast_to(factor.T, A.shape))
         self.carried = self.M @ C
         self.carried[:, :, -1] -= self.carried[:, :, :-1] @ beta
+        self.C, self.inner = C[:, :, :-1], unit + A @ (factor @ factor.T)
 
     def at(self, Z: list[Array], levels: list[Index]) -> tuple[Array, Array]:
         (z,), (level,) = Z, levels
@@ -70,6 +103,11 @@ class _OneFactor:
         carried[known] = np.einsum("ij,ijk->ik", z, self.carried[level])
         variance[known] = np.einsum("ij,ijk,ik->i", z, self.M[level], z)
         return carried, variance
+
+    def turned(self, z: Array, level: Index, h: Array) -> tuple[Array, Array]:
+        """P z and E h (n, q) of rows of known levels."""
+        P: Array = np.asarray(np.linalg.inv(self.inner), dtype=np.float64)
+        return np.einsum("ijk,ik->ij", P[level], z), np.einsum("ijk,ik->ij", (P @ self.C)[level], h)
 
 
 def _unpack_raw(result: LMMResult, positions: Index) -> tuple[Array, Array]:
@@ -91,9 +129,9 @@ def _observed_cross(result: LMMResult, rows: NewRows) -> tuple[dict[Any, int], A
     problem = result.model.problem
     assert rows.Z is not None and rows.y is not None
     w = np.ones(len(rows.y)) if rows.weights is None else rows.weights
-    z = problem.conditioned_z(rows.Z)
+    z = _conditioned_z(problem, rows.Z)
     base = rows.X @ problem.beta_base + (0.0 if rows.offset is None else rows.offset)
-    xy = np.column_stack([problem.conditioned_x(rows.X), (rows.y - base) / problem.scale])
+    xy = np.column_stack([_conditioned_x(problem, rows.X), (rows.y - base) / problem.scale])
     labels, index = rows.distinct(result.model.grouping)
     A = np.zeros((len(labels), z.shape[1], z.shape[1]))
     C = np.zeros((len(labels), z.shape[1], xy.shape[1]))
@@ -102,18 +140,41 @@ def _observed_cross(result: LMMResult, rows: NewRows) -> tuple[dict[Any, int], A
     return {label: i for i, label in enumerate(labels.tolist())}, A, C
 
 
-def predict(
+def prediction(
     result: LMMResult, data: Any, level: Any, new_levels: str, interval: str | None, coverage: float, observed: Any,
-    offset: Any, weights: Any,
+    offset: Any, weights: Any, ddf: str, information: str,
 ) -> Any:  # fmt: skip
     """See `LMMResult.predict`."""
+    check_share(coverage, "coverage")
+    found = predicted(result, data, level, new_levels, interval, observed, offset, weights, ddf, information)
+    if found.std_error is None:
+        return found.mean
+    half = quantile(0.5 + 0.5 * coverage, found.df) * found.std_error
+    return result.model.table(
+        {
+            "mean": found.mean,
+            "std_error": found.std_error,
+            "df": found.df,
+            "conf_low": found.mean - half,
+            "conf_high": found.mean + half,
+        }
+    )
+
+
+def predicted(
+    result: LMMResult, data: Any, level: Any, new_levels: str, interval: str | None, observed: Any = None,
+    offset: Any = None, weights: Any = None, ddf: str = "normal", information: str = "expected",
+) -> Predicted:  # fmt: skip
+    """Means, and where `interval` is given standard errors and degrees of freedom; see `LMMResult.predict`."""
     model, problem = result.model, result.model.problem
     chosen = chosen_factors(model, level)
     if new_levels not in ("error", "population"):
         raise LMMError(f"new_levels={new_levels!r} is unknown: use 'error' or 'population'")
     if interval not in (None, "confidence", "prediction"):
         raise LMMError(f"interval={interval!r} is unknown: use 'confidence', 'prediction' or None")
-    check_share(coverage, "coverage")
+    check_options(ddf, information)
+    if interval is not None and chosen and ddf == "kenward-roger":
+        raise LMMError("ddf='kenward-roger' is for level='population': use ddf='satterthwaite' for subjects")
     every = tuple(f.grouping.name for f in model.factors)
     rows = read_rows(model, data, "data", every if interval == "prediction" else chosen, chosen)
     given_offset = rows.offset if offset is None else row_values(offset, "offset", len(rows.X))
@@ -136,31 +197,102 @@ def predict(
     elif chosen:
         mean = mean + _blup_part(result, rows, levels)
     if interval is None:
-        return mean
-    direction = problem.conditioned_x(rows.X)
+        return Predicted(mean)
+    direction = _conditioned_x(problem, rows.X)
     if conditional is None:
         variance = np.zeros(len(mean))
     else:
         direction = direction - carried[:, :-1]
-    half = np.linalg.solve(result._chol, direction.T) if problem.rank else direction.T
-    variance = variance + np.einsum("ji,ji->i", half, half)
+    whitened = _solved(result._chol, direction)
+    variance = variance + np.einsum("ij,ij->i", whitened, whitened)
+    # rows of Z for levels without observations, whose whole variance counts for a new observation
+    fresh = np.zeros((len(mean), model.structure.q))
     if interval == "prediction":
         for f, part, position in zip(model.factors, z, levels, strict=True):
-            turned = part @ result.optimum.factor[f.columns, f.columns]
-            variance += np.where(position < 0, np.einsum("ij,ij->i", turned, turned), 0.0)
+            fresh[:, f.columns] = np.where(position[:, None] < 0, part, 0.0)
+        turned = fresh @ result.optimum.factor
+        variance += np.einsum("ij,ij->i", turned, turned)
         w = model.weights if weights is None and data is None else weights
         variance += 1.0 if w is None else 1.0 / w
-    se = np.sqrt(result.sigma2 * variance)
-    width = float(quantile(0.5 + 0.5 * coverage, None)) * se
-    columns = {"mean": mean, "lower": mean - width, "upper": mean + width, "se": se}
-    return columns if model.spec is None else model.spec.frame(columns)
+    if ddf in ("residual", "normal"):
+        df = np.full(len(mean), known_df(model, ddf))
+    else:
+        variance, df = _freedom(result, whitened, variance, fresh, z, levels, conditional, ddf, information)
+    return Predicted(mean, np.sqrt(result.sigma2 * variance), df)
+
+
+def _freedom(
+    result: LMMResult, whitened: Array, variance: Array, fresh: Array, z: list[Array], levels: list[Index],
+    conditional: _Conditional | None, ddf: str, information: str,
+) -> tuple[Array, Array]:  # fmt: skip
+    """Variances relative to sigma^2, which Kenward and Roger's method adjusts, and their degrees of freedom (n,).
+
+    Parameters
+    ----------
+    result : LMMResult
+    whitened : (n, r) array
+        L^-1 d, with H = L L'.
+    variance : (n,) array
+    fresh : (n, q) array
+        z where the level has no observations and its variance counts, 0 elsewhere.
+    z : list of (n, q_f) arrays
+    levels : list of (n,) arrays
+    conditional : _OneFactor, or posterior of several factors, or None
+    ddf, information : str
+    """
+    normal = variance == 0.0
+    if conditional is not None and not isinstance(conditional, _OneFactor):
+        normal |= np.any([position >= 0 for position in levels], axis=0)
+    if normal.all():
+        return variance, np.full(len(variance), np.inf)
+    found = moments(result, ddf, information)
+    own, carried = fresh, np.zeros_like(fresh)
+    if isinstance(conditional, _OneFactor):
+        seen = np.flatnonzero(levels[0] >= 0)
+        h = _solved(result._chol.T, whitened[seen])
+        own[seen], carried[seen] = conditional.turned(z[0][seen], levels[0][seen], h)
+    lower, upper = vech_positions(fresh.shape[1])
+    both = np.where(lower == upper, 0.5, 1.0)[:, None]
+    df = np.empty(len(variance))
+    step = max(1, HELD // max(1, len(lower) * max(1, whitened.shape[1])))
+    for begin in range(0, len(df), step):
+        part = slice(begin, begin + step)
+        one, other = own[part].T, (own[part] - 2.0 * carried[part]).T
+        slopes = found.slopes_of(whitened[part]) + both * (one[lower] * other[upper] + one[upper] * other[lower])
+        df[part] = found.df_of(variance[part], slopes)
+    df[normal] = np.inf
+    if found.adjustment is not None:  # the degrees of freedom are those of the variance without it
+        variance = variance + np.einsum("ij,jk,ik->i", whitened, found.adjustment, whitened)
+    return variance, df
+
+
+def _solved(L: Array, rows: Array) -> Array:
+    """L^-1 a for rows a (n, r)."""
+    return np.asarray(np.linalg.solve(L, rows.T).T if rows.shape[1] else rows, dtype=np.float64)
+
+
+def _conditioned_x(problem: Problem, X: Array) -> Array:
+    """New rows of X in the coordinates of the problem (n, r)."""
+    return _linear(problem.conditioned_x(X), X, problem.x_map)
+
+
+def _conditioned_z(problem: Problem, Z: Array) -> Array:
+    """New rows of Z in the coordinates of the problem (n, q)."""
+    return _linear(problem.conditioned_z(Z), Z, problem.z_map)
+
+
+def _linear(shifted: Array, rows: Array, to_problem: Array) -> Array:
+    """Rows times a matrix; `shifted` has more digits, but takes what was constant in the fit for constant."""
+    product = rows @ to_problem
+    apart = np.abs(product - shifted) > 1e-6 * (np.abs(rows) @ np.abs(to_problem))
+    return np.where(apart.any(axis=1, keepdims=True), product, shifted)
 
 
 def _conditioned(model: LinearMixedModel, Z: Array) -> list[Array]:
     """Rows of each factor in conditioned coordinates."""
     problem = model.problem
     if len(model.factors) == 1:
-        return [problem.conditioned_z(Z)]
+        return [_conditioned_z(problem, Z)]
     return [Z[:, f.columns] @ problem.z_map[f.columns, f.columns] for f in model.factors]
 
 
@@ -235,7 +367,7 @@ def _several_factors(
         if extra.offset is not None:
             rest = rest - extra.offset
         w = np.ones(len(rest)) if extra.weights is None else extra.weights
-        more = (model.problem.conditioned_x(extra.X), extra.Z, codes, rest, w)
+        more = (_conditioned_x(model.problem, extra.X), extra.Z, codes, rest, w)
     levels = []
     for f in model.factors:
         name = f.grouping.name

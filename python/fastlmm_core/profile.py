@@ -118,15 +118,15 @@ class ProfileResult:
         Returns
         -------
         frame or dict of arrays
-            Columns parameter, estimate (by ML), lower, upper, note; a limit that could not be found is NaN, and the
-            note says why.
+            Columns parameter, estimate (by ML), conf_low, conf_high, note; a limit that could not be found is NaN, and
+            the note says why.
 
         Raises
         ------
         LMMError
             For a level outside (0, 1).
         """
-        return _table(self.fit, _limits(self._profiler, self._chosen, level))
+        return self.fit.model.table(_limits(self._profiler, self._chosen, level))
 
     @cached_property
     def _columns(self) -> dict[str, list[Any]]:
@@ -148,16 +148,10 @@ class ProfileResult:
         frame or dict of arrays
             Columns parameter, zeta, and one for each parameter of the model.
         """
-        return _table(self.fit, self._columns)
+        return self.fit.model.table(self._columns)
 
     def __repr__(self) -> str:
         return f"<ProfileResult: {', '.join(self.parameters)}>"
-
-
-def _table(result: LMMResult, columns: dict[str, Any]) -> Any:
-    spec = result.model.spec
-    arrays = {name: np.asarray(values) for name, values in columns.items()}
-    return arrays if spec is None else spec.frame(arrays)
 
 
 def _rise(level: float) -> float:
@@ -166,19 +160,19 @@ def _rise(level: float) -> float:
 
 
 def _limits(profiler: Profiler, chosen: list[Parameter], level: float) -> dict[str, list[Any]]:
-    """Columns parameter, estimate, lower, upper and note."""
+    """Columns parameter, estimate, conf_low, conf_high and note."""
     rise = _rise(level)
-    columns: dict[str, list[Any]] = {name: [] for name in ("parameter", "estimate", "lower", "upper", "note")}
+    columns: dict[str, list[Any]] = {name: [] for name in ("parameter", "estimate", "conf_low", "conf_high", "note")}
     for parameter in chosen:
         columns["parameter"].append(parameter.name)
         columns["estimate"].append(profiler.estimate(parameter))
         notes = []
-        for side, outward in (("lower", -1), ("upper", 1)):
+        for side, outward in (("conf_low", -1), ("conf_high", 1)):
             try:
                 columns[side].append(profiler.reach(parameter, outward, rise).value)
             except ProfileError as error:
                 columns[side].append(float("nan"))
-                notes.append(f"{side}: {error}")
+                notes.append(f"{'lower' if outward < 0 else 'upper'}: {error}")
         columns["note"].append("; ".join(notes))
     return columns
 
@@ -223,7 +217,7 @@ def confidence_limits(
     failed = [f"{name}, {note}" for name, note in zip(table["parameter"], table["note"], strict=True) if note]
     if failed:
         warnings.warn(f"limits not found: {'; '.join(failed)}", RuntimeWarning, stacklevel=2)
-    return dict(zip(table["parameter"], zip(table["lower"], table["upper"], strict=True), strict=True))
+    return dict(zip(table["parameter"], zip(table["conf_low"], table["conf_high"], strict=True), strict=True))
 
 
 def _path(profiler: Profiler, parameter: Parameter, rise: float) -> tuple[list[tuple[float, Point]], list[str]]:

@@ -9,17 +9,8 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from .comparison import (
-    Comparison,
-    Null,
-    Row,
-    beyond_rounding,
-    check_null,
-    information_criteria,
-    null_test,
-    tested,
-    warnings,
-)
+from .comparison import Null, beyond_rounding, check_null, null_test, tested, warnings
+from .comparison_table import Comparison, Row, information_criteria
 from .errors import LMMError
 from .model import LinearMixedModel
 from .nesting import nest, orthonormal
@@ -58,7 +49,7 @@ def random_effect_test(
     term: str | None = None,
     *,
     null: Null = "auto",
-    n_sim: int = 100_000,
+    n_sim: int | None = None,
     seed: int | np.random.Generator | None = None,
 ) -> Comparison:
     """Likelihood ratio tests of the random effects, each left out in turn with its covariances.
@@ -74,10 +65,10 @@ def random_effect_test(
         A random effect, or the grouping factor or term for all its effects together; by default each effect that can be
         tested.
     null : {"auto", "chi2", "mixture", "exact", "bootstrap"}
-        Null distribution, see `compare`.  "auto": "exact" for a model with one variance against the linear model (if
-        there are not too many different groups), else "mixture".
-    n_sim : int
-        Draws of "exact", "bootstrap" and of mixtures without closed form.
+        Null distribution, see `compare`, which gives the same test of the same variance.
+    n_sim : int, optional
+        Draws of "exact" and of mixtures without closed form, by default 100,000, or responses of "bootstrap", by
+        default 10,000.
     seed : int or numpy Generator, optional
 
     Returns
@@ -90,7 +81,7 @@ def random_effect_test(
     LMMError
         For an unknown term or null distribution, or one that does not apply.
     """
-    check_null(null, n_sim, seed)
+    size = check_null(null, n_sim, seed)
     model = result.model
     rows = [information_criteria("all random effects", result.n_parameters, result.criterion, result.nobs)]
     fits = []
@@ -101,14 +92,14 @@ def random_effect_test(
             smaller = _without(model, keep).fit(reml=result.reml)
             row = information_criteria(name, smaller.n_parameters, smaller.criterion, result.nobs)
             names = f"the model {name}", "the model with it"
-            row = _moved(tested(rows[0], row, result, smaller, names, null, n_sim, seed), row)
+            row = _moved(tested(rows[0], row, result, smaller, names, null, size, seed), row)
             fits.append((f"the model {name}", smaller))
         else:
-            row = _against_linear(result, name, null, n_sim, seed)
+            row = _against_linear(result, name, null, size, seed)
         rows.append(row)
     return Comparison(
         f"Tests of random effects, {'REML' if result.reml else 'maximum likelihood'}",
-        tuple(rows), tuple(warnings([*fits, ("the model", result)])), result.reml, model.spec,
+        tuple(rows), tuple(warnings([*fits, ("the model", result)])), result.reml, model.library,
     )  # fmt: skip
 
 
@@ -151,7 +142,7 @@ def _without(model: LinearMixedModel, keep: list[int]) -> LinearMixedModel:
     for block in model.structure.blocks:
         columns = [j for j in keep if block.start <= j < block.stop]
         if columns:
-            grouping = next(f.grouping for f in model.factors if f.start <= block.start < f.stop)
+            grouping = model.random.factor_of(block).grouping
             names = [model.exog_re_names[j] for j in columns]
             structure: Literal["full", "diagonal"] = "full" if block.structure == "full" else "diagonal"
             terms.append(RandomTerm(model.exog_re[:, columns], grouping.index, grouping.name, structure, names))
@@ -178,12 +169,6 @@ def _against_linear(
     found: NullTest
     if null == "bootstrap":
         found = _bootstrap_linear(statistic, result, criterion, n_sim, seed)
-    elif null == "auto" and nesting.alone is not None:
-        try:
-            found = null_test(statistic, nesting, model, None, result.reml, "exact", n_sim, seed)
-        except LMMError:
-            found = null_test(statistic, nesting, model, None, result.reml, "mixture", n_sim, seed)
-            found = replace(found, text=f"{found.text} (too many different groups for the exact distribution)")
     else:
         found = null_test(statistic, nesting, model, None, result.reml, null, n_sim, seed)
     row = information_criteria(name, model.problem.rank + 1, criterion, result.nobs)

@@ -44,8 +44,8 @@ class ReferenceGrid:
     def __init__(self, model: LinearMixedModel, at: Mapping[str, Any] | None = None) -> None:
         if model.spec is None:
             raise LMMError(
-                "marginal means need a model from a formula, which knows its factors; for a model from arrays test "
-                "linear combinations of its coefficients"
+                "marginal means and slopes need a model from a formula, which knows its factors; for a model from "
+                "arrays test linear combinations of its coefficients, e.g. test([[0, 1]])"
             )
         self.model = model
         self._spec: FormulaSpec = model.spec
@@ -91,6 +91,31 @@ class ReferenceGrid:
                 )
             if name not in self.levels:
                 raise LMMError(f"{argument}: {name!r} is not a variable of the fixed part, which uses {self._names()}")
+
+    def range_of(self, variable: Any) -> float:
+        """Largest less smallest value of a numeric variable in the data, along which slopes can be taken.
+
+        Raises
+        ------
+        LMMError
+            For a variable that has levels, is not in the fixed part or does not vary.
+        """
+        known = self._spec.reference
+        found = known.get(variable) if isinstance(variable, str) else None
+        if isinstance(found, Numbers) and found.high > found.low:
+            return found.high - found.low
+        if isinstance(found, Numbers):
+            raise LMMError(
+                f"variable: {variable!r} is {found.low:.6g} in all rows and has no slope; name a variable that varies"
+            )
+        others = ", ".join(repr(name) for name, value in known.items() if isinstance(value, Numbers))
+        if found is not None:
+            remedy = f"compare its levels by emmeans({variable!r})" + (f", or choose one of {others}" if others else "")
+        elif variable in self._spec.random_variables:
+            remedy = "add it there, as the random slopes vary around a fixed one"
+        else:
+            remedy = f"choose one of {others}" if others else "add one to the formula, which has none"
+        raise LMMError(f"variable: {variable!r} is not a numeric variable of the fixed part; {remedy}")
 
     def cells(self, names: Sequence[str]) -> dict[str, list[Any]]:
         """Levels of all combinations of some variables, the first varying fastest."""

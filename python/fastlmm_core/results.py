@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -13,6 +13,7 @@ from . import kernels
 from .checks import check_share
 from .distributions import quantile
 from .errors import LMMError
+from .marginal import MarginalMoments
 from .methods import Ddf, Information, Methods
 from .optimize import SINGULAR, Optimum
 
@@ -25,7 +26,7 @@ __all__ = ["LMMResult"]
 Array = NDArray[np.float64]
 
 
-class LMMResult(Methods):
+class LMMResult(MarginalMoments, Methods):
     """Estimates of a linear mixed model and everything that follows from them.
 
     Frames and labelled values come in the library of the caller's data (for pandas a Series, otherwise a
@@ -165,7 +166,7 @@ class LMMResult(Methods):
 
         Returns
         -------
-        (p, 2) array or a frame with columns lower, upper
+        (p, 2) array or a frame with columns conf_low, conf_high
             By profile of all parameters, in the order of ``profile().parameters``.
 
         Raises
@@ -196,8 +197,8 @@ class LMMResult(Methods):
         if spec.library == "pandas":
             import pandas as pd
 
-            return pd.DataFrame(limits, index=list(names), columns=["lower", "upper"])
-        return spec.frame({"term": list(names), "lower": limits[:, 0], "upper": limits[:, 1]})
+            return pd.DataFrame(limits, index=list(names), columns=["conf_low", "conf_high"])
+        return self.model.table({"term": list(names), "conf_low": limits[:, 0], "conf_high": limits[:, 1]})
 
     @property
     def dropped_columns(self) -> tuple[str, ...]:
@@ -338,7 +339,7 @@ class LMMResult(Methods):
             return effects
         names = self._unique_re_names[factor.columns]
         grouping = factor.grouping
-        return spec.frame({grouping.name: grouping.labels, **{n: effects[:, j] for j, n in enumerate(names)}})
+        return self.model.table({grouping.name: grouping.labels, **{n: effects[:, j] for j, n in enumerate(names)}})
 
     @cached_property
     def _unique_re_names(self) -> tuple[str, ...]:
@@ -430,89 +431,6 @@ class LMMResult(Methods):
             f"kind={kind!r} is unknown: use 'conditional', 'marginal', 'pearson', 'whitened' or 'studentized'"
         )
 
-    def _rows_of(self, subject: Any, factor: str | None) -> NDArray[np.intp]:
-        groupings = {f.grouping.name: f.grouping for f in self.model.factors}
-        if factor is not None and factor not in groupings:
-            raise LMMError(f"factor={factor!r} is not a grouping factor: use {' or '.join(map(repr, groupings))}")
-        for name in reversed(groupings) if factor is None else [factor]:
-            position = groupings[name].locate(np.array([subject]))[0]
-            if position >= 0:
-                return np.flatnonzero(groupings[name].index == position)
-        searched = " or ".join(groupings) if factor is None else factor
-        raise LMMError(f"{searched} has no level {subject!r} among the rows used")
-
-    def marginal_covariance(self, subject: Any, factor: str | None = None) -> Array:
-        """Covariance matrix V_i = Z_i G Z_i' + sigma^2 / weights of the observations of one subject.
-
-        Parameters
-        ----------
-        subject : label
-        factor : str, optional
-            The grouping factor of which it is a level, where there are several; by default the one with fewest levels
-            that has it.
-
-        Returns
-        -------
-        (n_i, n_i) array
-            Rows in the order in which they stand in the data.
-
-        Raises
-        ------
-        LMMError
-            For a label that is not in the data.
-        """
-        from .clusters import rows_covariance
-
-        return rows_covariance(self, self._rows_of(subject, factor))
-
-    def marginal_correlation(self, subject: Any, factor: str | None = None) -> Array:
-        """Correlation matrix of the observations of one subject (n_i, n_i)."""
-        covariance = self.marginal_covariance(subject, factor)
-        sd = np.sqrt(np.diag(covariance))
-        return np.asarray(covariance / np.outer(sd, sd))
-
-    def _mean_random_variance(self) -> dict[str, float]:
-        """Variance z'Gz of each factor, averaged over the observations."""
-        Z = self.model.exog_re
-        covariance = self._covariance
-        out = {}
-        for f in self.model.factors:
-            part = Z[:, f.columns]
-            out[f.grouping.name] = float(np.sum((part.T @ part) * covariance[f.columns, f.columns]) / len(Z))
-        return out
-
-    def icc(self) -> Any:
-        """Intraclass correlation: share of the random effects in the variance around the fixed part.
-
-        With random slopes the variance z'Gz is averaged over the observations (Johnson 2014, Methods Ecol. Evol.
-        5, 944-946).
-
-        Returns
-        -------
-        float
-            For one grouping factor.
-        dict of str to float
-            The share of each factor where there are several.
-        """
-        random = self._mean_random_variance()
-        total = sum(random.values()) + self.sigma2
-        shares = {name: value / total for name, value in random.items()}
-        return shares if len(shares) > 1 else next(iter(shares.values()))
-
-    def r2(self) -> dict[str, float]:
-        """Marginal and conditional R^2 (Nakagawa and Schielzeth 2013; Johnson 2014 for random slopes).
-
-        Returns
-        -------
-        dict
-            ``marginal``: share of the fixed part; ``conditional``: of fixed and random part together.
-        """
-        mean = self.model.exog @ np.nan_to_num(self._params)
-        fixed = float(np.var(mean, ddof=1))
-        random = sum(self._mean_random_variance().values())
-        total = fixed + random + self.sigma2
-        return {"marginal": fixed / total, "conditional": (fixed + random) / total}
-
     # ---- what simulation needs -----------------------------------------------------------------
 
     @property
@@ -572,9 +490,7 @@ class LMMResult(Methods):
         """
         from .summary import tidy_columns
 
-        columns: Mapping[str, Any] = tidy_columns(self, effects, level, ddf, information)
-        spec = self.model.spec
-        return {name: np.asarray(v) for name, v in columns.items()} if spec is None else spec.frame(columns)
+        return self.model.table(tidy_columns(self, effects, level, ddf, information))
 
     def _repr_html_(self) -> str:
         return self.summary()._repr_html_()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Generating",
     "Redrawn",
+    "Simulating",
     "draws",
     "key_of",
     "parametric",
@@ -202,3 +203,56 @@ def simulate_fit(
     model = source.model if fit is None else fit
     whole = Redrawn(source, n, key) if draw is None else None
     return fit_drawn(model, blocks, n, whole, size, reml, n_jobs, progress)
+
+
+class Simulating:
+    """Drawing responses from stated or estimated parameters."""
+
+    def simulate(self, n: int = 1, seed: int | np.random.Generator | None = None) -> Array:
+        """Responses with new random effects and errors: those of `simulate_fit` for the same seed.
+
+        Parameters
+        ----------
+        n : int
+            Number of responses.
+        seed : int or numpy Generator, optional
+
+        Returns
+        -------
+        (n, nobs) array
+        """
+        return simulate(cast("Generating", self), n, seed)
+
+    def simulate_fit(
+        self,
+        n: int,
+        seed: int | np.random.Generator | None = None,
+        *,
+        reml: bool | None = None,
+        n_jobs: int | None = None,
+        progress: bool | None = None,
+        fit: LinearMixedModel | None = None,
+    ) -> BatchResult:
+        """Draw n responses and fit each, without storing the responses.
+
+        Parameters
+        ----------
+        n : int
+        seed : int or numpy Generator, optional
+            Streams are counter-based: the same seed gives the same result for any number of threads.
+        reml : bool, optional
+            By default as this fit, True for an assumed model.
+        n_jobs : int, optional
+            Threads; by default one per processor.
+        progress : bool, optional
+            Show a progress bar (needs tqdm); by default in interactive sessions.
+        fit : LinearMixedModel, optional
+            A model of the same observations to fit instead of this one, e.g. a reduced one.
+
+        Returns
+        -------
+        BatchResult
+        """
+        by_reml = getattr(self, "reml", True) if reml is None else reml
+        source = cast("Generating", self)
+        return simulate_fit(source, n, seed, reml=by_reml, n_jobs=n_jobs, progress=progress, fit=fit)

@@ -53,8 +53,8 @@ class Coefficient:
     df: float
     statistic: float
     p_value: float
-    lower: float
-    upper: float
+    conf_low: float
+    conf_high: float
 
 
 @dataclass(frozen=True)
@@ -243,8 +243,8 @@ class Summary:
             *([] if self.ddf == "normal" else [[degrees_cell(c.df) for c in rows]]),
             aligned_cells([statistic_cell(c.statistic) for c in rows]),
             [p_value_cell(c.p_value) for c in rows],
-            estimate_cells([c.lower for c in rows], errors, 3),
-            estimate_cells([c.upper for c in rows], errors, 3),
+            estimate_cells([c.conf_low for c in rows], errors, 3),
+            estimate_cells([c.conf_high for c in rows], errors, 3),
         ]
         kind = ["z"] if self.ddf == "normal" else ["df", "t"]
         header = ["Name", "Estimate", "SE", *kind, "p", f"{100 * self.level:g}% CI", ""]

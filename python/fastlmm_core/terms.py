@@ -94,6 +94,10 @@ class RandomPart:
         """The columns of all terms (n, q)."""
         return self.parts[0] if len(self.parts) == 1 else np.column_stack(self.parts)
 
+    def factor_of(self, block: Block) -> Factor:
+        """The grouping factor of a term."""
+        return next(factor for factor in self.factors if factor.start <= block.start < factor.stop)
+
     def columns_of(self, factor: Factor) -> Array:
         """The columns of one grouping factor; nothing is copied where it has one term."""
         at = 0

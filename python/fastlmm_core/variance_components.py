@@ -229,8 +229,8 @@ def variance_components(result: LMMResult, level: float = 0.95) -> Any:
     Returns
     -------
     frame or dict of arrays
-        Columns group, term, parameter ("sd", "corr", "var", "cov", "theta"), estimate, se, lower, upper.  The residual
-        is the group "Residual", term "Observation".
+        Columns group, term, parameter ("sd", "corr", "var", "cov", "theta"), estimate, std_error, conf_low,
+        conf_high.  The residual is the group "Residual", term "Observation".
 
     Raises
     ------
@@ -248,17 +248,16 @@ def variance_components(result: LMMResult, level: float = 0.95) -> Any:
     found.append(_Parameter("Residual", "Observation", "var", float(result.sigma2), of_sigma2))
 
     columns: dict[str, list[Any]] = {
-        name: [] for name in ("group", "term", "parameter", "estimate", "se", "lower", "upper")
+        name: [] for name in ("group", "term", "parameter", "estimate", "std_error", "conf_low", "conf_high")
     }
     for one in found:
-        se = lower = upper = float("nan")
+        error = low = high = float("nan")
         if one.slope is not None:
-            se = float(np.sqrt(one.slope @ covariance @ one.slope))
-            lower, upper = _limits(one.kind, one.estimate, z * se)
-        for name, value in zip(columns, (one.group, one.term, one.kind, one.estimate, se, lower, upper), strict=True):
+            error = float(np.sqrt(one.slope @ covariance @ one.slope))
+            low, high = _limits(one.kind, one.estimate, z * error)
+        for name, value in zip(columns, (one.group, one.term, one.kind, one.estimate, error, low, high), strict=True):
             columns[name].append(value)
-    arrays = {name: np.asarray(values) for name, values in columns.items()}
-    return arrays if model.spec is None else model.spec.frame(arrays)
+    return model.table(columns)
 
 
 def _limits(kind: str, estimate: float, half: float) -> tuple[float, float]:

@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from .frames import native_frame
 from .text_tables import p_value_cell
 
-__all__ = ["WaldTest"]
+__all__ = ["METHODS", "WaldTest"]
 
 Array = NDArray[np.float64]
 
-_METHODS = {
-    "satterthwaite": "Satterthwaite degrees of freedom",
-    "kenward-roger": "Kenward-Roger degrees of freedom",
+METHODS = {
+    "satterthwaite": "Satterthwaite's degrees of freedom",
+    "kenward-roger": "Kenward and Roger's method",
     "residual": "residual degrees of freedom",
-    "normal": "normal approximation",
+    "normal": "known variances",
 }
 
 
@@ -62,7 +62,7 @@ class WaldTest:
     names: tuple[str, ...]
     ddf: str
     left_out: tuple[str, ...] = ()
-    frame: Callable[[dict[str, Any]], Any] | None = field(default=None, compare=False)
+    _library: str = "dict"
 
     @property
     def distribution(self) -> str:
@@ -87,7 +87,7 @@ class WaldTest:
             "statistic": self.row_statistic.copy(),
             "p_value": self.row_p_value.copy(),
         }
-        return {name: np.asarray(v) for name, v in columns.items()} if self.frame is None else self.frame(columns)
+        return native_frame(self._library, columns)
 
     def __str__(self) -> str:
         single = "z" if self.ddf == "normal" else "t"
@@ -100,7 +100,7 @@ class WaldTest:
                 f"{self.row_statistic[i]:.3f}", p_value_cell(self.row_p_value[i]),
             ])  # fmt: skip
         widths = [max(len(line[j]) for line in [header, *rows]) for j in range(len(header))]
-        lines = [f"Wald test, {_METHODS[self.ddf]}", ""]
+        lines = [f"Wald test, {METHODS[self.ddf]}", ""]
         for line in [header, *rows]:
             cells = [line[0].ljust(widths[0])] + [c.rjust(w) for c, w in zip(line[1:], widths[1:], strict=True)]
             lines.append("  ".join(cells).rstrip())

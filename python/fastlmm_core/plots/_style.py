@@ -12,12 +12,12 @@ from ..checks import float_array
 from ..errors import LMMError
 
 if TYPE_CHECKING:
-    from ..grouping import Grouping
     from ..model import LinearMixedModel
+    from ..results import LMMResult
 
 __all__ = [
-    "BLACK", "BLUE", "GREEN", "GREY", "ORANGE", "SKY", "VERMILLION", "binned", "grid", "grouping_of", "new_axes",
-    "own_axes", "plain", "pyplot", "sample", "variable",
+    "BLACK", "BLUE", "GREEN", "GREY", "ORANGE", "SKY", "VERMILLION", "binned", "effect_position", "grid",
+    "legend_above", "new_axes", "own_axes", "plain", "pyplot", "sample", "variable",
 ]  # fmt: skip
 
 Array = NDArray[np.float64]
@@ -70,6 +70,12 @@ def plain(ax: Any) -> None:
     ax.spines[["top", "right"]].set_visible(False)
 
 
+def legend_above(ax: Any, **options: Any) -> Any:
+    """A legend in one line above the axes."""
+    place: dict[str, Any] = {"loc": "lower left", "bbox_to_anchor": (0.0, 1.0), "ncols": 3, "borderaxespad": 0.2}
+    return ax.legend(**place, frameon=False, fontsize="small", **options)
+
+
 def sample(count: int, most: int, seed: int = 0) -> NDArray[np.intp]:
     """Positions of at most `most` of `count` groups, the same in every call."""
     if count <= most:
@@ -77,20 +83,27 @@ def sample(count: int, most: int, seed: int = 0) -> NDArray[np.intp]:
     return np.sort(np.random.default_rng(seed).choice(count, most, replace=False))
 
 
-def grouping_of(model: LinearMixedModel, factor: str | None) -> Grouping:
-    """A grouping factor by name, by default that with most levels.
-
-    Raises
-    ------
-    LMMError
-        For an unknown name.
-    """
-    groupings = {f.grouping.name: f.grouping for f in model.factors}
-    if factor is None:
-        return model.grouping
-    if factor not in groupings:
-        raise LMMError(f"factor={factor!r} is not a grouping factor; use {' or '.join(map(repr, groupings))}")
-    return groupings[factor]
+def effect_position(result: LMMResult, effect: str | None, term: str | None) -> tuple[int, int]:
+    """Position of a grouping factor, and of one of its effects among those of all factors."""
+    model = result.model
+    names = result._unique_re_names
+    found = [
+        (i, j)
+        for block, name in zip(model.structure.blocks, model.term_names, strict=True)
+        if term in (None, name)
+        for i in [model.factors.index(model.random.factor_of(block))]
+        for j in range(block.start, block.stop)
+        if effect in (None, names[j], model.exog_re_names[j])
+    ]
+    if not found:
+        what = f"effect={effect!r}" + (f" of term={term!r}" if term is not None else "")
+        listed = ", ".join(
+            f"{names[j]} | {name}"
+            for name, block in zip(model.term_names, model.structure.blocks, strict=True)
+            for j in range(block.start, block.stop)
+        )
+        raise LMMError(f"{what} is not a random effect; choose of {listed}")
+    return found[0]
 
 
 def variable(model: LinearMixedModel, x: Any = None) -> tuple[Array, str, list[str] | None]:

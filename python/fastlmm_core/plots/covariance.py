@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from ..checks import float_array
 from ..marginal import least_variance_time, marginal_covariance_at, slope_columns
-from ._style import BLACK, BLUE, GREY, SKY, VERMILLION, grouping_of, own_axes, plain, pyplot, variable
+from ._style import BLACK, BLUE, GREY, SKY, VERMILLION, legend_above, own_axes, plain, pyplot, variable
 
 if TYPE_CHECKING:
     from ..model import LinearMixedModel
@@ -64,7 +64,7 @@ def marginal_variance(result: LMMResult, x: ArrayLike | None = None, *, ax: Any 
     ax.set_ylabel(f"variance of {model.response_name}")
     ax.set_ylim(0.0, 1.08 * float(found.variance.max()))
     plain(ax)
-    ax.legend(loc="lower left", bbox_to_anchor=(0.0, 1.0), ncols=3, frameon=False, borderaxespad=0.2, fontsize="small")
+    legend_above(ax)
     return ax
 
 
@@ -94,7 +94,7 @@ def missingness(model: LinearMixedModel, x: Any = None, *, factor: str | None = 
     """
     pyplot()
     values, name, ticks = variable(model, x)
-    grouping = grouping_of(model, factor)
+    grouping = model.factor(factor).grouping
     m = len(grouping.labels)
     times, place = np.unique(values, return_inverse=True)
     digits = ".6g"
@@ -138,7 +138,7 @@ def missingness(model: LinearMixedModel, x: Any = None, *, factor: str | None = 
     patch = import_module("matplotlib.patches").Patch
     shown = [(0, "#FFFFFF", "not observed"), (1, SKY, "observed"), (2, BLUE, "more than once")]
     handles = [patch(facecolor=c, edgecolor="#BBBBBB", label=t) for k, c, t in shown if (drawn == k).any()]
-    ax.legend(handles=handles, loc="lower left", bbox_to_anchor=(0.0, 1.0), ncols=3, frameon=False, fontsize="small")
+    legend_above(ax, handles=handles)
     return ax
 
 

@@ -12,7 +12,20 @@ from ..checks import check_share
 from ..distributions import quantile
 from ..errors import LMMError
 from ..pooling import Pooling, pooling
-from ._style import BLACK, BLUE, GREY, ORANGE, SKY, VERMILLION, own_axes, plain, pyplot, sample
+from ._style import (
+    BLACK,
+    BLUE,
+    GREY,
+    ORANGE,
+    SKY,
+    VERMILLION,
+    effect_position,
+    legend_above,
+    own_axes,
+    plain,
+    pyplot,
+    sample,
+)
 
 if TYPE_CHECKING:
     from ..results import LMMResult
@@ -27,29 +40,6 @@ NAMED = 60
 ARROWS = 150
 
 INTERVALS = 5000
-
-
-def _column(result: LMMResult, effect: str | None, term: str | None) -> tuple[int, int]:
-    """Position of a grouping factor, and of one of its effects among those of all factors."""
-    model = result.model
-    names = result._unique_re_names
-    found = [
-        (i, j)
-        for i, factor in enumerate(model.factors)
-        for block, block_name in zip(model.structure.blocks, model.term_names, strict=True)
-        if factor.start <= block.start < factor.stop and term in (None, block_name)
-        for j in range(block.start, block.stop)
-        if effect in (None, names[j], model.exog_re_names[j])
-    ]
-    if not found:
-        what = f"effect={effect!r}" + (f" of term={term!r}" if term is not None else "")
-        listed = ", ".join(
-            f"{names[j]} | {name}"
-            for name, block in zip(model.term_names, model.structure.blocks, strict=True)
-            for j in range(block.start, block.stop)
-        )
-        raise LMMError(f"{what} is not a random effect; choose of {listed}")
-    return found[0]
 
 
 def caterpillar(
@@ -79,7 +69,7 @@ def caterpillar(
     """
     check_share(level, "level")
     pyplot()
-    at, column = _column(result, effect, term)
+    at, column = effect_position(result, effect, term)
     model = result.model
     factor = model.factors[at]
     labels = factor.grouping.labels
@@ -208,7 +198,7 @@ def shrinkage(
     ax.set_ylabel(wanted[1])
     ax.margins(0.06)
     plain(ax)
-    ax.legend(loc="lower left", bbox_to_anchor=(0.0, 1.0), ncols=3, frameon=False, borderaxespad=0.2, fontsize="small")
+    legend_above(ax)
     return ax
 
 
@@ -241,5 +231,5 @@ def _one(ax: Any, found: Pooling, column: int, own: Array, partial: Array, shown
         ax.set_yticks(rank, [str(label) for label in found.labels[shown].tolist()], fontsize=8)
     ax.set_ylabel(found.group_name if named else f"{found.group_name}, in order")
     plain(ax)
-    ax.legend(loc="lower left", bbox_to_anchor=(0.0, 1.0), ncols=3, frameon=False, borderaxespad=0.2, fontsize="small")
+    legend_above(ax)
     return ax

@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 from ..checks import check_share
 from ..distributions import quantile
 from ..errors import LMMError
-from ._style import BLACK, BLUE, GREY, SKY, VERMILLION, grid, own_axes, plain, pyplot
+from ._style import BLACK, BLUE, GREY, SKY, VERMILLION, grid, legend_above, own_axes, plain, pyplot
 
 if TYPE_CHECKING:
     from ..bootstrap import BootstrapResult
@@ -214,7 +214,7 @@ def power_curve(curve: PowerCurve, *, target: float | None = 0.8, ax: Any = None
     order = np.argsort(values)
     first = curve.results[0]
     ax.fill_between(
-        values[order], curve.lower[order], curve.upper[order], color=SKY, alpha=0.35, linewidth=0,
+        values[order], curve.conf_low[order], curve.conf_high[order], color=SKY, alpha=0.35, linewidth=0,
         label="95 % interval of the simulation",
     )  # fmt: skip
     ax.plot(values[order], curve.power[order], color=BLUE, marker="o", markersize=4.5, linewidth=1.8, label="power")
@@ -231,7 +231,7 @@ def power_curve(curve: PowerCurve, *, target: float | None = 0.8, ax: Any = None
     ax.set_xlabel(label if curve.along != "observations" else "observations per group")
     ax.set_ylabel(f"power ({first.test}, {first.method}, α = {first.alpha:g})")
     plain(ax)
-    ax.legend(loc="lower left", bbox_to_anchor=(0.0, 1.0), ncols=3, frameon=False, borderaxespad=0.2, fontsize="small")
+    legend_above(ax)
     return ax
 
 

@@ -9,8 +9,7 @@ from numpy.typing import NDArray
 
 from ..checks import check_share
 from ..errors import LMMError
-from ._style import BLACK, BLUE, GREY, SKY, VERMILLION, binned, grouping_of, new_axes, own_axes, plain, pyplot
-from .effects import _column
+from ._style import BLACK, BLUE, GREY, SKY, VERMILLION, binned, effect_position, new_axes, own_axes, plain, pyplot
 
 if TYPE_CHECKING:
     from ..grouping import Grouping
@@ -54,7 +53,7 @@ def residual_panels(result: LMMResult, *, factor: str | None = None) -> Any:
     LMMError
         For an unknown factor, or without matplotlib.
     """
-    grouping = grouping_of(result.model, factor)
+    grouping = result.model.factor(factor).grouping
     axes = new_axes(2, 2, (4.6, 3.6))
     residual, fitted = result.residuals("pearson"), result.fittedvalues
     _against(axes[0, 0], fitted, residual, "Pearson residual")
@@ -166,7 +165,7 @@ def qq(
         raise LMMError(f"n_sim={n_sim} must be at least 19 for an envelope")
     pyplot()
     model = result.model
-    at, column = _column(result, effect, term) if what == "blups" else (0, 0)
+    at, column = effect_position(result, effect, term) if what == "blups" else (0, 0)
     inside = column - model.factors[at].start
     values = result.residuals("pearson") if what == "residuals" else result._effects_by_factor[at][:, inside]
     n = len(values)

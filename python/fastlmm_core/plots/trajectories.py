@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import LMMError
-from ._style import BLACK, BLUE, GREY, binned, grid, grouping_of, own_axes, plain, pyplot, sample, variable
+from ._style import BLACK, BLUE, GREY, binned, grid, legend_above, own_axes, plain, pyplot, sample, variable
 
 if TYPE_CHECKING:
     from ..grouping import Grouping
@@ -74,7 +74,7 @@ def trajectories(
         raise LMMError("layout='panels' makes a figure of its own: leave ax out")
     pyplot()
     model = result.model
-    grouping = grouping_of(model, factor)
+    grouping = model.factor(factor).grouping
     values, name, ticks = variable(model, x)
     chosen = _chosen(grouping, subjects, LINES if layout == "spaghetti" else PANELS)
     rows = np.flatnonzero(np.isin(grouping.index, chosen))
@@ -140,8 +140,7 @@ def _spaghetti(
     ax.set_xlabel(name)
     ax.set_ylabel(model.response_name)
     plain(ax)
-    legend = ax.legend(loc="lower left", bbox_to_anchor=(0.0, 1.0), ncols=3, frameon=False, borderaxespad=0.2,
-                       fontsize="small", handletextpad=0.5, columnspacing=1.2)  # fmt: skip
+    legend = legend_above(ax, handletextpad=0.5, columnspacing=1.2)
     for handle in legend.legend_handles:
         handle.set_alpha(1.0)
     return ax
