@@ -819,6 +819,35 @@ cdef class BlockedEngine(Objective):
         for i in range(q * q):
             self.turn[i] = view[i // q, i % q]
 
+    def respond(self, const double[::1] cross, double square):
+        """Take another response from now on; the arrays that the criterion was made of are overwritten.
+
+        Parameters
+        ----------
+        cross : (n_slots,) array
+            Z'y in the layout's order, y orthogonal to X.
+        square : float
+            y'y.
+
+        Raises
+        ------
+        ValueError
+            For a cross-product of another length.
+        """
+        cdef Py_ssize_t i, k = self.k, p = k - 1
+        if cross.shape[0] != self.n_slots:
+            raise ValueError(f"cross has {cross.shape[0]} elements, there are {self.n_slots} random effects")
+        for i in range(self.n_slots):
+            self.given[i * k + p] = cross[i]
+        for i in range(p):
+            self.gram[p * k + i] = 0.0
+            self.gram[i * k + p] = 0.0
+        self.gram[p * k + p] = square
+        # what is known belongs to another response
+        self.last_order = -1
+        self.kept_order = -1
+        self.turned = False
+
     def _require(self, int order):
         if self.last_order < order:
             raise ValueError(f"evaluate with order={order} first")

@@ -14,6 +14,9 @@ is the distance to the optimum in units of the criterion: half its square is the
 from libc.math cimport fabs, hypot, isfinite, sqrt, INFINITY
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy, memset
+from libc.time cimport time, time_t
+
+from cpython.exc cimport PyErr_CheckSignals
 
 import numpy as np
 
@@ -29,6 +32,21 @@ cdef class Objective:
     cdef int evaluate_(self, const double* x, int order) noexcept nogil:
         """Fill value_, and grad_ (order >= 1), hess_ (order >= 2); return 0, or -1 where x is outside the domain."""
         return -1
+
+    @property
+    def costly(self):
+        """Whether the search for other minima than a certified one takes too long."""
+        return False
+
+    @property
+    def remainder(self):
+        """r^2 relative to y'y at the last point, where it may be lost in rounding errors; 1 elsewhere."""
+        return 1.0
+
+    @property
+    def serial(self):
+        """Whether an evaluation calls BLAS for matrices so small that its threads cost more than they gain."""
+        return False
 
     def evaluate(self, theta, int order=0):
         """Evaluate at theta.
@@ -389,12 +407,14 @@ def minimize_newton(Objective f, const double[::1] start, double tolerance=1e-8,
     finished : bool
         False where the limit on iterations ended the search.
     """
-    cdef Py_ssize_t n = f.n_par, i, iteration, n_evaluations = 0
-    cdef double value, gain, change, ratio, norm, decrement, best_decrement, noise, largest = 0.0, smallest = INFINITY
-    cdef bint inside = False, accept, stop = False, finished = False
-    x_array = np.empty(n)
-    trace = []
+    cdef Py_ssize_t n = f.n_par, i, iteration, n_evaluations = 1, accepted = 0
+    cdef double value = 0.0, gain = 0.0, change, ratio, norm = 0.0, decrement = 0.0, best_decrement, noise
+    cdef double largest = 0.0, smallest = INFINITY
+    cdef bint inside = False, accept, stop = False, finished = False, defined
+    x_array = np.array(start, dtype=float)
+    trace_array = np.empty((max(max_iterations, 0) + 1, 3))
     cdef double[::1] x = x_array
+    cdef double[:, ::1] trace = trace_array
     cdef double* work = <double*> malloc((2 * n * n + 5 * n + (2 * n * n + n if f.approximate else 0)) * sizeof(double))
     if work == NULL:
         raise MemoryError()
@@ -408,66 +428,62 @@ def minimize_newton(Objective f, const double[::1] start, double tolerance=1e-8,
     cdef double* hessian = gradient + n
     cdef double* correction = NULL
     cdef int status
+    cdef time_t asked = time(NULL)
     if f.approximate:
         correction = hessian + n * n
         memset(correction, 0, n * n * sizeof(double))
-    for i in range(n):
-        x[i] = start[i]
+    # other threads run while this one minimises; about once a second it asks whether the user has lost patience
     try:
         with nogil:
-            status = f.evaluate_(&x[0], 2)
-        n_evaluations = 1
-        if status != 0:
-            raise FloatingPointError("the criterion is not finite at the start")
-        value = f.value_
-        with nogil:
-            if correction != NULL:
-                memcpy(gradient, f.grad_, n * sizeof(double))
-                memcpy(hessian, f.hess_, n * n * sizeof(double))
-            decrement = spectrum(f, correction, work, Q, w, c)
-        trace.append((value, decrement, radius))
-        for iteration in range(max_iterations):
-            with nogil:
+            defined = f.evaluate_(&x[0], 2) == 0
+            if defined:
+                value = f.value_
+                if correction != NULL:
+                    memcpy(gradient, f.grad_, n * sizeof(double))
+                    memcpy(hessian, f.hess_, n * n * sizeof(double))
+                decrement = spectrum(f, correction, work, Q, w, c)
+                trace[0, 0], trace[0, 1], trace[0, 2] = value, decrement, radius
+                accepted = 1
+            for iteration in range(max_iterations if defined else 0):
                 largest = 0.0
                 smallest = INFINITY
                 for i in range(n):
                     largest = max(largest, fabs(w[i]))
                     smallest = min(smallest, w[i])
-                stop = decrement <= tolerance and smallest >= -1e-9 * largest
-                if not stop:
-                    gain = ball_step(n, Q, w, c, radius, coefs, step, &inside)
-                    norm = 0.0
-                    for i in range(n):
-                        trial[i] = x[i] + step[i]
-                        norm += step[i] * step[i]
-                    norm = sqrt(norm)
-                    status = f.evaluate_(trial, 0 if f.staged else 2)
-            if stop:
-                finished = True
-                break
-            n_evaluations += 1
-            noise = 10.0 * f.noise_
-            change = value - f.value_ if status == 0 else -INFINITY
-            ratio = change / gain if gain > 0.0 else -1.0
-            accept = ratio > 1e-4
-            if f.staged and status == 0 and (accept or (fabs(change) <= noise and gain <= noise)):
-                with nogil:
-                    status = f.evaluate_(trial, 2)
-                accept = accept and status == 0
-            if status == 0 and not accept and fabs(change) <= noise and gain <= noise:
-                # below the rounding error of the value only the gradient can judge
-                best_decrement = decrement
-                with nogil:
-                    decrement = spectrum(f, correction, work, Q, w, c)
-                accept = decrement < 0.5 * best_decrement
-                if not accept:
-                    stop = True
-                ratio = 1.0
-            if accept:
-                value = f.value_
+                if decrement <= tolerance and smallest >= -1e-9 * largest:
+                    finished = True
+                    break
+                if time(NULL) != asked:
+                    asked = time(NULL)
+                    with gil:
+                        PyErr_CheckSignals()
+                gain = ball_step(n, Q, w, c, radius, coefs, step, &inside)
+                norm = 0.0
                 for i in range(n):
-                    x[i] = trial[i]
-                with nogil:
+                    trial[i] = x[i] + step[i]
+                    norm += step[i] * step[i]
+                norm = sqrt(norm)
+                status = f.evaluate_(trial, 0 if f.staged else 2)
+                n_evaluations += 1
+                noise = 10.0 * f.noise_
+                change = value - f.value_ if status == 0 else -INFINITY
+                ratio = change / gain if gain > 0.0 else -1.0
+                accept = ratio > 1e-4
+                if f.staged and status == 0 and (accept or (fabs(change) <= noise and gain <= noise)):
+                    status = f.evaluate_(trial, 2)
+                    accept = accept and status == 0
+                if status == 0 and not accept and fabs(change) <= noise and gain <= noise:
+                    # below the rounding error of the value only the gradient can judge
+                    best_decrement = decrement
+                    decrement = spectrum(f, correction, work, Q, w, c)
+                    accept = decrement < 0.5 * best_decrement
+                    if not accept:
+                        stop = True
+                    ratio = 1.0
+                if accept:
+                    value = f.value_
+                    for i in range(n):
+                        x[i] = trial[i]
                     if correction != NULL:
                         # a long step tells more of the third derivatives than of what the Hessian lacks
                         if inside and decrement <= 1.0:
@@ -483,28 +499,37 @@ def minimize_newton(Objective f, const double[::1] start, double tolerance=1e-8,
                     if correction != NULL and smallest <= 0.0:
                         memset(correction, 0, n * n * sizeof(double))
                         decrement = spectrum(f, correction, work, Q, w, c)
-                trace.append((value, decrement, radius))
-                if ratio > 0.75 and not inside:
-                    radius = max(radius, 2.0 * norm)
-                    if ratio > 0.95:
-                        radius = 2.0 * radius
-                elif ratio < 0.25:
-                    radius = 0.5 * norm
-            else:
-                # Q, w and c still belong to x
-                radius = 0.25 * norm
-                if stop or radius <= 1e-14 * (1.0 + max(map(abs, x_array))):
-                    finished = True
-                    break
-        with nogil:
-            f.evaluate_(&x[0], 2)
-            decrement = spectrum(f, NULL, work, Q, w, c)
-        largest = 0.0
-        smallest = INFINITY
-        for i in range(n):
-            largest = max(largest, fabs(w[i]))
-            smallest = min(smallest, w[i])
-        return (x_array, vector(f.grad_, n), vector(f.hess_, n * n).reshape(n, n), value, decrement, smallest / largest if largest > 0.0 else 0.0,
-                n_evaluations, trace, finished)
+                    trace[accepted, 0], trace[accepted, 1], trace[accepted, 2] = value, decrement, radius
+                    accepted += 1
+                    if ratio > 0.75 and not inside:
+                        radius = max(radius, 2.0 * norm)
+                        if ratio > 0.95:
+                            radius = 2.0 * radius
+                    elif ratio < 0.25:
+                        radius = 0.5 * norm
+                else:
+                    # Q, w and c still belong to x
+                    radius = 0.25 * norm
+                    largest = 0.0
+                    for i in range(n):
+                        largest = max(largest, fabs(x[i]))
+                    if stop or radius <= 1e-14 * (1.0 + largest):
+                        finished = True
+                        break
+            if defined:
+                f.evaluate_(&x[0], 2)
+                decrement = spectrum(f, NULL, work, Q, w, c)
+            largest = 0.0
+            smallest = INFINITY
+            for i in range(n if defined else 0):
+                largest = max(largest, fabs(w[i]))
+                smallest = min(smallest, w[i])
     finally:
         free(work)
+    if not defined:
+        raise FloatingPointError("the criterion is not finite at the start")
+    return (
+        x_array, vector(f.grad_, n), vector(f.hess_, n * n).reshape(n, n), value, decrement,
+        smallest / largest if largest > 0.0 else 0.0, n_evaluations,
+        list(map(tuple, trace_array[:accepted].tolist())), finished,
+    )

@@ -11,7 +11,7 @@ from fastlmm_core import batch_inference, inference
 from fastlmm_core.batch import BatchResult
 from fastlmm_core.bootstrap import _residual
 from fastlmm_core.copies import independent_units, levels_of, observations, subjects
-from fastlmm_core.hierarchy_batch import DENSE_UP_TO
+from fastlmm_core.hierarchy_batch import EXACT_UP_TO
 from fastlmm_core.simulation import draws, key_of, stream
 
 RandomTerm = flc.RandomTerm
@@ -115,7 +115,7 @@ SHAPES = ["nested", "nested slopes", "nested diagonal", "crossed", "crossed slop
 def test_each_fit_is_the_single_fit(rng, shape, reml):
     odd = SHAPES.index(shape) % 2 == 1
     model = made(rng, shape, weights=odd, offset=odd)
-    assert (model.problem.n_effects > DENSE_UP_TO) == (shape in ("wide", "long"))
+    assert model.problem.n_effects <= EXACT_UP_TO
     count = 4 if shape in ("wide", "long") else 12
     Y = np.concatenate([responses(rng, model, count, 1.0), responses(rng, model, count, 0.1)])
     batch = model.fit_many(Y, reml=reml, n_jobs=1)
@@ -264,7 +264,7 @@ def test_to_frame(rng, library):
     batch = model.fit_many(responses(rng, model, 4))
     frame = batch.to_frame()
     assert list(frame) == [
-        "Intercept", "x", "se_Intercept", "se_x", "sd_Intercept|school:class", "sd_x|school:class",
+        "Intercept", "x", "std_error_Intercept", "std_error_x", "sd_Intercept|school:class", "sd_x|school:class",
         "cor_Intercept.x|school:class", "sd_Intercept|school", "sd_x|school", "cor_Intercept.x|school", "sigma",
         "criterion", "converged", "singular",
     ]  # fmt: skip
@@ -648,3 +648,44 @@ def test_likelihood_ratio_agrees_with_single_fits():
         null = flc.LinearMixedModel(y, X[:, :1], terms=terms).fit(reml=False)
         chi2 = max(null.criterion - full.criterion, 0.0)
         assert p == pytest.approx(special.chdtrc(1, chi2), rel=1e-4, abs=1e-9)
+
+
+@pytest.mark.parametrize("shape", ["nested", "crossed", "crossed slopes"])
+def test_responses_at_the_same_theta_do_not_share_their_state(rng, shape):
+    """Zero variances, or a response and its mirror image: the covariances are the same, the effects are not."""
+    model = made(rng, shape)
+    noise = responses(rng, model, 40, 0.0)
+    noise -= np.mean(noise[:, :1])
+    batch = model.fit_many(noise)
+    flat = np.flatnonzero((batch.theta == 0.0).all(axis=1))[:3]
+    y = responses(rng, model, 1)
+    Y = np.concatenate([noise[flat], y, -y, 3.0 * y + 5.0 * model.exog[:, 1]])
+    assert len(flat) == 3 or shape == "crossed slopes"
+    batch = model.fit_many(Y, n_jobs=1)
+    L = np.eye(3)[1:]
+    tests = batch.test(L)
+    effects = batch.random_effects()
+    for i, y in enumerate(Y):
+        single = model.refit(y)
+        alone = single.test(L)
+        np.testing.assert_allclose(tests.statistic[i], alone.statistic, rtol=1e-5)
+        np.testing.assert_allclose(tests.df_denom[i], alone.df_denom, rtol=1e-4)
+        for name, b in single.random_effects.items():
+            assert np.max(np.abs(effects[name][i] - b)) < 1e-5 * np.sqrt(single.sigma2)
+
+
+def test_blas_threads_come_back():
+    from threadpoolctl import ThreadpoolController
+
+    from fastlmm_core.blas_threads import one_blas_thread
+
+    def counts():
+        return [library["num_threads"] for library in ThreadpoolController().select(user_api="blas").info()]
+
+    before = counts()
+    assert before
+    with one_blas_thread():
+        with one_blas_thread():
+            assert set(counts()) == {1}
+        assert set(counts()) == {1}
+    assert counts() == before

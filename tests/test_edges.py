@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import signal
+
+import formulaic
 import numpy as np
+import pandas as pd
 import pytest
 
 import fastlmm_core as flc
 import oracle
+from fastlmm_core.design import condition
+from fastlmm_core.parameters import one_block
 
 BOTH = pytest.mark.parametrize("reml", [True, False])
 
@@ -521,3 +527,124 @@ def test_simulated_responses_have_the_model_covariance(rng):
     close(draws.mean(axis=0), mean, 5 / np.sqrt(20_000), sd)
     S = np.cov(draws.T)
     close(S, V, 5 / np.sqrt(20_000), np.sqrt(np.outer(sd**2, sd**2) + V**2))
+
+
+def restricted(y, X, covariance):
+    """-2 log restricted likelihood of error contrasts, sigma^2 = 1."""
+    kept = np.linalg.svd(X)[0][:, np.linalg.matrix_rank(X) :]
+    inner = kept.T @ covariance @ kept
+    return np.linalg.slogdet(inner)[1] + (kept.T @ y) @ np.linalg.solve(inner, kept.T @ y)
+
+
+ALIASED = {
+    "a fixed factor": ("y ~ C(a) + (1 | a)", "a", [0], r"\(1 \| a\): .* leave the term out"),
+    "a finer fixed factor": ("y ~ C(c) + (1 | a)", "a", [0], r"\(1 \| a\): "),
+    "intercept of two": ("y ~ C(a) + (x | a)", "a", [0], "'Intercept' is explained .* every level of 'a'.* write"),
+    "intercept, independent": ("y ~ C(a) + (x || a)", "a", [0], "'Intercept' is explained"),
+    "slope of two": ("y ~ C(a):x + (x | a)", "a", [1], r"explained .* write \(1 \| a\)"),
+    "both of two": ("y ~ C(a) * x + (x | a)", "a", [0, 1], "its random effects are explained"),
+    "slope alone": ("y ~ 0 + C(a):x + (0 + x | a)", "a", [1], "the random effect is explained"),
+}
+
+
+def aliased_data(n=90, seed=5):
+    rng = np.random.default_rng(seed)
+    a = rng.integers(0, 6, n)
+    c = a * 3 + rng.integers(0, 3, n)
+    x = rng.standard_normal(n) + 2.0
+    y = rng.standard_normal(6)[a] + x + rng.standard_normal(n)
+    pooled = np.where(a < 2, 0, a)
+    return {"y": y, "x": x, "a": a.astype(str), "c": c.astype(str), "pooled": pooled.astype(str), "w": 1.0 + x * x}
+
+
+@pytest.mark.parametrize("weights", [None, "w"])
+@pytest.mark.parametrize("case", ALIASED)
+def test_effects_that_the_fixed_effects_explain_are_refused(case, weights):
+    formula, group, directions, message = ALIASED[case]
+    data = aliased_data()
+    with pytest.raises(flc.LMMError, match=message):
+        flc.lmm(formula, data, weights=weights)
+    # the restricted likelihood is flat in those variances indeed, and in those only
+    fixed = formula.split("+ (")[0].removeprefix("y ~ ")
+    X = np.asarray(formulaic.model_matrix(fixed, pd.DataFrame(data)), dtype=float)
+    member = (data[group][:, None] == np.unique(data[group])).astype(float)
+    root = 1.0 if weights is None else np.sqrt(data["w"])[:, None]
+    for j, column in enumerate([np.ones(len(X)), data["x"]]):
+        Z = member * column[:, None] * root
+        flat = [restricted(data["y"], X * root, np.eye(len(X)) + g * Z @ Z.T) for g in (0.0, 1.0, 100.0)]
+        assert (np.ptp(flat) < 1e-9 * abs(flat[0])) == (j in directions)
+
+
+@pytest.mark.parametrize(
+    "formula",
+    [
+        "y ~ C(pooled) + (1 | a)",
+        "y ~ C(a) + (0 + x | a)",
+        "y ~ C(a) + (1 | c)",
+        "y ~ x + (x | a)",
+        "y ~ C(pooled) + (x | a)",
+    ],
+)
+def test_effects_that_the_fixed_effects_explain_in_part_are_estimated(formula):
+    data = aliased_data()
+    model = flc.lmm(formula, data)
+    assert model.fit().converged
+    args = (model.endog, model.exog, model.exog_re, np.asarray(model.grouping.index), True)
+    for theta in ([0.3], [2.0]) if model.structure.q == 1 else ([0.3, 0.1, 0.4], [2.0, -1.0, 0.5]):
+        assert model.evaluate(theta).value == pytest.approx(oracle.criterion_theta(np.array(theta), *args), rel=1e-11)
+
+
+def test_nearly_explained_effects_are_estimated():
+    rng = np.random.default_rng(8)
+    groups = np.repeat(np.arange(8), 6)
+    member = (groups[:, None] == np.arange(8)).astype(float)
+    y = rng.standard_normal(48)
+    nearly = member + 1e-3 * rng.standard_normal(member.shape)
+    with pytest.raises(flc.LMMError, match="explained"):
+        flc.LinearMixedModel(y, member, np.ones((48, 1)), groups)
+    model = flc.LinearMixedModel(y, nearly, np.ones((48, 1)), groups)
+    args = (y, nearly, np.ones((48, 1)), groups, True)
+    assert model.evaluate([3.0]).value == pytest.approx(oracle.criterion_theta(np.array([3.0]), *args), rel=1e-10)
+    # one group has all of the covariate: its slope is that of X
+    x = np.where(groups == 3, rng.standard_normal(48), 0.0)
+    X = np.column_stack([np.ones(48), x])
+    with pytest.raises(flc.LMMError, match=r"explained .* write \(1 \| group\)"):
+        flc.LinearMixedModel(y, X, X, groups, exog_re_names=("Intercept", "x"))
+    with pytest.raises(flc.LMMError, match=r"^\(x \| g\): the random effect 'x' is explained .* write \(1 "):
+        condition(y, X, X, groups, 0, 8, None, None, one_block(2, "full"), "g", ("Intercept", "x"))
+
+
+def test_many_groups_of_one_observation_do_not_look_explained():
+    rng = np.random.default_rng(9)
+    groups = np.concatenate([np.arange(300), np.repeat(np.arange(300, 500), 8)])
+    x = np.where(groups < 300, 1.0, rng.standard_normal(len(groups)))
+    X = np.column_stack([np.ones(len(x)), x])
+    y = rng.standard_normal(500)[groups] + x + rng.standard_normal(len(x))
+    assert flc.LinearMixedModel(y, X, X, groups).fit().converged
+    # only the last groups have the covariate
+    late = np.where(groups < 490, 0.0, x)
+    assert flc.LinearMixedModel(y, np.column_stack([X, late]), late[:, None], groups).fit().converged
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="no interval timer here")
+def test_a_long_fit_can_be_interrupted():
+    rng = np.random.default_rng(0)
+    n, m = 150_000, 4000
+    a, b = rng.integers(0, m, n), rng.integers(0, m, n)
+    y = rng.standard_normal(m)[a] + rng.standard_normal(m)[b] + rng.standard_normal(n)
+    terms = [flc.RandomTerm(None, a, name="a"), flc.RandomTerm(None, b, name="b")]
+    model = flc.LinearMixedModel(y, np.ones((n, 1)), terms=terms)
+
+    def lose_patience(*_):
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGALRM, lose_patience)
+    signal.setitimer(signal.ITIMER_REAL, 0.5)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            model.fit()
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0.0)
+        signal.signal(signal.SIGALRM, before)
+    assert model.fit().converged

@@ -164,7 +164,8 @@ def test_errors_of_variance_parameters_against_differences(kind, seed, reml):
     se = np.sqrt(np.diag(2.0 * np.linalg.inv(H))) * size
     table = result.variance_components()
     rows = {
-        (g, t, k): s for g, t, k, s in zip(table["group"], table["term"], table["parameter"], table["se"], strict=True)
+        (g, t, k): s
+        for g, t, k, s in zip(table["group"], table["term"], table["parameter"], table["std_error"], strict=True)
     }
     names = list(result.G)
     effects = [list(result.model.exog_re_names[b.start : b.stop]) for b in result.model.structure.blocks]
@@ -435,7 +436,7 @@ def test_a_factor_without_variance(reml):
     close(both.random_effects["a"]["Intercept"], one.random_effects["Intercept"], 1e-7)
     found, expected = both.variance_components(), one.variance_components()
     at = [i for i, g in enumerate(found["group"]) if g != "b"]
-    close(np.asarray(found["se"])[at], expected["se"], 1e-5)
+    close(np.asarray(found["std_error"])[at], expected["std_error"], 1e-5)
     assert "sd of Intercept | b is 0" in both.message
     assert both.icc()["b"] == 0.0
 
@@ -851,3 +852,116 @@ def test_small_problems_in_bad_units_are_certified_and_not_improved():
             assert result.criterion <= other.fun + 1e-7, seed
     assert fitted > 40
     assert 10 < singular < fitted
+
+
+def nested_rows(n, seed=3):
+    rng = np.random.default_rng(seed)
+    a = rng.integers(0, 7, n)
+    c = a * 4 + rng.integers(0, 4, n)
+    b = rng.integers(0, 9, n)
+    x = rng.standard_normal(n) + 1.0
+    y = rng.standard_normal(7)[a] + rng.standard_normal(28)[c] + rng.standard_normal(9)[b] + rng.standard_normal(n)
+    labels = {name: codes.astype(str) for name, codes in (("a", a), ("b", b), ("c", c))}
+    return {"y": y, "x": x, "pooled": np.where(a < 2, 0, a).astype(str), **labels}
+
+
+@pytest.mark.parametrize("n", [150, 2500])
+@pytest.mark.parametrize(
+    ("formula", "message"),
+    [
+        ("y ~ C(a) + (1 | a) + (1 | b)", r"\(1 \| a\): the random effect is explained .* every level of 'a'"),
+        ("y ~ C(a) + (1 | a / c)", r"\(1 \| a\): "),
+        ("y ~ C(c) + (1 | a / c)", r"\(1 \| "),
+        ("y ~ C(a) + (x | a / c)", "'Intercept' is explained .* write"),
+        ("y ~ C(b) + (1 | a / c) + (1 | b)", r"\(1 \| b\): "),
+        ("y ~ C(b) + (x || b) + (1 | a)", "'Intercept' is explained"),
+        ("y ~ C(c):x + C(b) + (x | a) + (1 | b)", r"explained .* every level of '[ab]'"),
+    ],
+)
+def test_effects_that_the_fixed_effects_explain_are_refused(formula, message, n):
+    with pytest.raises(LMMError, match=message):
+        flc.lmm(formula, nested_rows(n))
+
+
+@pytest.mark.parametrize("n", [150, 2500])
+@pytest.mark.parametrize(
+    "formula",
+    [
+        "y ~ C(a) + (1 | c) + (1 | b)",
+        "y ~ C(pooled) + (1 | a / c)",
+        "y ~ C(a) + (0 + x | a) + (1 | c)",
+        "y ~ C(b) + (1 | a / c)",
+    ],
+)
+def test_effects_explained_in_part_are_estimated(formula, n):
+    """Each variance changes the restricted likelihood of the error contrasts, and the fit finds its minimum."""
+    data = nested_rows(n)
+    model = flc.lmm(formula, data)
+    result = model.fit()
+    assert result.converged
+    theta = np.asarray(result.theta)
+    for j in range(len(theta)):
+        for step in (-0.05, 0.05, 1.0):
+            moved = theta.copy()
+            moved[j] = abs(moved[j] + step)
+            assert model.evaluate(moved).value > result.criterion + 1e-6
+
+
+def few_rows(seed):
+    """So few observations of two factors that their variances may be had in several ways."""
+    rng = np.random.default_rng(seed)
+    n = int(rng.integers(7, 25))
+    a, b = rng.integers(0, rng.integers(3, 8), n), rng.integers(0, rng.integers(3, 7), n)
+    x, size = rng.standard_normal(n), 10.0 ** rng.uniform(-1.0, 2.0)
+    y = rng.standard_normal(n) + size * (rng.standard_normal(8)[a] + rng.standard_normal(8)[b])
+    line = np.column_stack([np.ones(n), x])
+    return y, line, {"a": (line if seed % 2 else line[:, :1], a), "b": (line[:, :1], b)}
+
+
+@pytest.mark.parametrize("seed", [211, 289, 1903, 2776, 3035, 3169, 3983, 4060])
+def test_the_lowest_of_several_minima_is_found(seed):
+    """The lowest value from many starts of another optimiser on dense matrices; moments lead to a higher minimum."""
+    y, X, terms = few_rows(seed)
+    n, p = X.shape
+    model = flc.LinearMixedModel(y, X, terms=[flc.RandomTerm(Z, g, name=name) for name, (Z, g) in terms.items()])
+    result = model.fit()
+    assert result.converged
+    kept = np.linalg.svd(X)[0][:, p:]
+    members = [(kept.T @ ((g[:, None] == np.arange(8)) * z[:, None])) for Z, g in terms.values() for z in Z.T]
+    contrasts = kept.T @ y
+    slopes = terms["a"][0].shape[1] == 2
+
+    def value(theta):
+        if slopes:
+            columns = [theta[0] * members[0] + theta[1] * members[1], theta[2] * members[1], theta[3] * members[2]]
+        else:
+            columns = [theta[0] * members[0], theta[1] * members[1]]
+        V = np.eye(n - p) + sum(c @ c.T for c in columns)
+        r2 = contrasts @ np.linalg.solve(V, contrasts)
+        return np.linalg.slogdet(V)[1] + (n - p) * (1.0 + np.log(2.0 * np.pi * r2 / (n - p)))
+
+    constant = np.linalg.slogdet(X.T @ X)[1]
+    assert result.criterion == pytest.approx(value(result.theta) + constant, abs=1e-7)
+    rng = np.random.default_rng(0)
+    starts = [rng.standard_normal(len(result.theta)) * 10.0 ** rng.uniform(-1.5, 2.5) for _ in range(40)]
+    found = [scipy.optimize.minimize(value, start, method="BFGS").fun + constant for start in starts]
+    assert min(found) > result.criterion - 1e-6
+    # there are others indeed
+    assert max(found) > result.criterion + 1e-3
+
+
+def test_batches_find_the_lowest_minimum_too():
+    y, X, terms = few_rows(2776)
+    model = flc.LinearMixedModel(y, X, terms=[flc.RandomTerm(Z, g, name=name) for name, (Z, g) in terms.items()])
+    assert model.fit_many(y[None]).criterion[0] == pytest.approx(model.fit().criterion, abs=1e-7)
+
+
+@pytest.mark.parametrize("seed", [42, 176])
+def test_a_residual_variance_that_runs_to_zero_is_told(seed):
+    y, X, terms = few_rows(seed)
+    members = [(g[:, None] == np.arange(8)) * z[:, None] for Z, g in terms.values() for z in Z.T]
+    assert np.linalg.matrix_rank(np.column_stack([X, *members])) == len(y)
+    model = flc.LinearMixedModel(y, X, terms=[flc.RandomTerm(Z, g, name=name) for name, (Z, g) in terms.items()])
+    result = model.fit()
+    assert not result.converged and "the residual variance runs to zero" in result.message
+    assert result.sigma2 < 1e-6 * np.var(y)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import nullcontext
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 
 from . import kernels
 from .batch_design import effects_design
+from .blas_threads import one_blas_thread
 from .errors import LMMError
 from .inference import coefficient_df
 from .optimize import SINGULAR
@@ -377,7 +379,9 @@ def _fit(
 
     bar = progress_bar(progress, count)
     try:
-        _in_threads(run, tasks(), jobs, bar)
+        # our threads would wait for each other in BLAS
+        with one_blas_thread() if len(model.factors) > 1 else nullcontext():
+            _in_threads(run, tasks(), jobs, bar)
     finally:
         if bar is not None:
             bar.close()

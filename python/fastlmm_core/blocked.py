@@ -19,6 +19,9 @@ Index = NDArray[np.intp]
 DENSE_UP_TO = 4000
 """Random effects, over all levels, up to which tr(N D N F) is taken from all of N."""
 
+SERIAL_FROM, THREADED_FROM = 40, 2000
+"""Columns of a dense core from which BLAS is called, and from which its threads are worth what they cost each other."""
+
 COSTLY_FROM, MANY_PARAMETERS = 1000, 20
 """Random effects over all levels, and parameters, from which a fit is content with one certified minimum."""
 
@@ -38,10 +41,19 @@ class BlockedCriterion(BlockedEngine):
     See `_blocked.BlockedEngine` for the parameters.
     """
 
+    _traces: tuple[Array, Array] | None = None
+
     @property
     def costly(self) -> bool:
         """Whether the search for other minima than a certified one takes too long."""
         return self.n_slots > COSTLY_FROM or self.n_par > MANY_PARAMETERS
+
+    @property
+    def serial(self) -> bool:
+        """Whether an evaluation calls BLAS for matrices so small that its threads cost more than they gain."""
+        layout = self.layout
+        sizes = np.asarray(layout.comp_slot)[1:] - layout.core_slot
+        return SERIAL_FROM <= int(sizes.max(initial=0)) < THREADED_FROM
 
     def directions(self) -> tuple[list[Index], list[int]]:
         """Slots of each factor as (m, q) arrays, and its first column in G^.
@@ -133,7 +145,12 @@ class BlockedCriterion(BlockedEngine):
         """
         if weight is not None:
             return self.forms(self.scores() @ weight)
-        return self._dense_traces() if self.n_slots <= DENSE_UP_TO else self._differenced_traces()
+        # profiles ask twice at most points
+        factor = self.state()[1]
+        if self._traces is None or not np.array_equal(factor, self._traces[0]):
+            found = self._dense_traces() if self.n_slots <= DENSE_UP_TO else self._differenced_traces()
+            self._traces = factor, found
+        return self._traces[1].copy()
 
     def _dense_traces(self) -> Array:
         """tr(N D N F) from all of N, some columns at a time."""

@@ -1,13 +1,14 @@
-"""Factors nested in each other: their criterion with exact second derivatives, by sweeps over families of levels.
+"""Factors nested in each other: one pass over the rows, and levels in families for the sweeps of `chain_criterion`.
 
 All factors are written in the columns U that any of them has, conditioned once: the effects of factor s are
-b_s = T_s b_o, T_s (r, q_s), so that a level adds U b with covariance T_s G_s T_s'.  The sweeps are in _chain.pxi.
+b_s = T_s b_o, T_s (r, q_s), so that a level adds U b with covariance T_s G_s T_s'.
 """
 
 from __future__ import annotations
 
 from functools import cached_property
-from math import isfinite, log, pi, sqrt
+from itertools import pairwise
+from math import sqrt
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -15,16 +16,20 @@ from numpy.typing import NDArray
 
 from . import _levels as levels
 from . import design, kernels
-from ._nested import ChainEngine, pack
+from ._nested import pack
+from .aliasing import refuse_aliased, suspects
+from .chain_criterion import ChainCriterion
+from .conditioning import SAMPLE, WELL_CONDITIONED, ConditionedX, check_size, factor_structure, rotation
 from .errors import LMMError
-from .hierarchy import HierarchyProblem, start
+from .hierarchy import Factor, HierarchyProblem, problem_fields
 from .layout import Layout, lay_out_chain
+from .starts import factors_start
 
 if TYPE_CHECKING:
     from .blocked import BlockedCriterion
     from .parameters import CovarianceStructure
 
-__all__ = ["Chain", "ChainCriterion", "ChainProblem", "Families", "families"]
+__all__ = ["Chain", "ChainProblem", "Families", "condition_chain", "families"]
 
 Array = NDArray[np.float64]
 Index = NDArray[np.intp]
@@ -130,320 +135,6 @@ class Chain(NamedTuple):
     z_map: Array
     xy_map: Array
     maps: list[Array]
-
-
-def _vech(row: int, column: int) -> int:
-    """Place of row >= column in the lower triangle by rows."""
-    return row * (row + 1) // 2 + column
-
-
-def _turned_directions(T: Array) -> Array:
-    """Coefficients of T D T' in the unit directions of (r, r) matrices, for the unit directions D of (q, q) ones."""
-    r, q = T.shape
-    rows, columns = np.tril_indices(r)
-    out = np.empty((len(rows), q * (q + 1) // 2))
-    for i in range(q):
-        for j in range(i + 1):
-            turned = np.outer(T[:, i], T[:, j])
-            out[:, _vech(i, j)] = (turned if i == j else turned + turned.T)[rows, columns]
-    return out
-
-
-class ChainCriterion(ChainEngine):
-    """The criterion as a function of the free elements of L, with the interface of `BlockedCriterion`.
-
-    Parameters
-    ----------
-    packed, r, k, starts, parents, n_par :
-        See `_nested.ChainEngine`.
-    problem : ChainProblem
-        Where the primitives that need every level are found.
-    columns : array or None
-        [X y] columns in place of [X y].
-    within : (k, k) array
-        [X y]'[X y] less what the finest levels explain.
-    gram : (k, k) array
-        [X y]'[X y].
-    maps : list of (r, q_s) arrays
-        T_s, finest first.
-    places : list of int
-        First column of each in G^.
-    """
-
-    costly = False
-
-    def __init__(
-        self, packed: Array, r: int, k: int, starts: list[Index], parents: list[Index], n_par: int,
-        problem: ChainProblem, columns: Array | None, within: Array, gram: Array, maps: list[Array], places: list[int],
-    ) -> None:  # fmt: skip
-        self.structure: CovarianceStructure = problem.structure
-        self.problem, self.columns, self.within, self.gram = problem, columns, within, gram
-        self.q, self.n_rows = problem.structure.q, problem.n
-        self.parts = [slice(at, at + T.shape[1]) for at, T in zip(places, maps, strict=True)]
-        self.maps = maps
-        self.reml = True
-        self.average = True
-        self.n_evaluations = 0
-        self.turn: Array | None = None
-        rows, across = np.tril_indices(r)
-        self._lower = rows, across
-        n_a = len(rows)
-        self._spread = np.zeros((len(maps) * n_a, self.q * (self.q + 1) // 2))
-        for s, (part, T) in enumerate(zip(self.parts, maps, strict=True)):
-            i, j = np.tril_indices(T.shape[1])
-            i, j = i + part.start, j + part.start
-            self._spread[s * n_a : (s + 1) * n_a, i * (i + 1) // 2 + j] = _turned_directions(T)
-        self._free = self.structure.positions
-        free = np.zeros((self.q, self.q), dtype=bool)
-        for block in self.structure.blocks:
-            inner = slice(block.start, block.stop)
-            width = block.stop - block.start
-            free[inner, inner] = np.tril(np.ones((width, width))) if block.structure == "full" else np.eye(width)
-        self._elements = np.nonzero(free)
-        self._at: tuple[Any, ...] | None = None
-        self._done = -1
-        self._every: BlockedCriterion | None = None
-
-    # --- evaluation
-
-    def rotate(self, turn: Array | None = None) -> None:
-        """Let theta be the free elements of L in G^ = Q'L L'Q from now on; Q (q, q) orthogonal or None."""
-        self.turn = None if turn is None else np.array(turn, dtype=float)
-        self._at = None
-
-    def evaluate(self, theta: Any, order: int = 0) -> tuple[float, Array | None, Array | None]:
-        """Value, gradient and Hessian at theta (n_par,); an infinite value where the criterion is not defined.
-
-        The Hessian is exact, or from the average information if `average`.
-        """
-        theta = np.array(theta, dtype=float)
-        n = self.n_par
-        if theta.shape != (n,):
-            raise ValueError(f"theta has {theta.size} elements, the model has {n}")
-        try:
-            value, _, gradient, hessian = self.at(theta, order)
-        except (FloatingPointError, np.linalg.LinAlgError):
-            value = np.inf
-        if not isfinite(value):
-            return np.inf, np.zeros(n) if order >= 1 else None, np.eye(n) if order >= 2 else None
-        return value, gradient, hessian
-
-    def at(self, theta: Array, order: int) -> tuple[float, float, Array | None, Array | None]:
-        """Value, the rounding error expected in it, gradient and Hessian."""
-        here = self._at
-        if here is None or here[1] != self.reml or not np.array_equal(here[0], theta):
-            self.n_evaluations += 1
-            self._every = None
-            self._at = None
-            self._value_at(theta)
-            self._at = (np.array(theta), self.reml)
-            self._done = 0
-        if order > self._done or (order == 2 and self._averaged != self.average):
-            self._slopes(order, self.average)
-        return (
-            self._value,
-            self._noise,
-            self._gradient if order >= 1 else None,
-            self._hessian if order >= 2 else None,
-        )
-
-    def _value_at(self, theta: Array) -> None:
-        k, p, gram = self.k, self.k - 1, self.gram
-        factor = self.structure.factor(theta)
-        self._factor = factor if self.turn is None else self.turn.T @ factor
-        self._factors = np.zeros((self.n_stages, self.r, self.r))
-        for s, (part, T) in enumerate(zip(self.parts, self.maps, strict=True)):
-            self._factors[s, :, : T.shape[1]] = T @ self._factor[part, part]
-        logdet, quadratic = self.up(self._factors)
-        chol = np.linalg.cholesky(self.within + kernels.unpack(quadratic, k))
-        self._chol = chol
-        self._r2 = float(chol[p, p] ** 2)
-        self._inverse = np.linalg.inv(chol[:p, :p]) if p else np.zeros((0, 0))
-        self._b = np.append(-(self._inverse.T @ chol[p, :p]), 1.0)
-        diagonal = np.diag(chol)[:p]
-        log_h = 2.0 * float(np.log(diagonal).sum())
-        self._nu = nu = float(self.n_rows - p if self.reml else self.n_rows)
-        scale = nu * (1.0 + log(2.0 * pi * self._r2 / nu))
-        self._value = logdet + scale + (log_h if self.reml else 0.0)
-        noise = abs(logdet) + abs(scale) + abs(log_h) + nu * gram[p, p] / self._r2
-        if self.reml:
-            noise += float(np.sum(np.diag(gram)[:p] / diagonal**2))
-        self._noise = 2.3e-16 * noise
-
-    def _weight(self) -> Array:
-        """w with w w' = 2 M, M = (nu / r^2) b b' [+ K]."""
-        k, p = self.k, self.k - 1
-        weight = np.zeros((k, k))
-        if self.reml:
-            weight[:p, :p] = sqrt(2.0) * self._inverse.T
-        weight[:, p] = sqrt(2.0 * self._nu / self._r2) * self._b
-        return weight
-
-    def _slopes(self, order: int, average: bool) -> None:
-        p = self.k - 1
-        first, second = 0 if self.reml else p, order >= 2
-        sums, squares, gram, curve = self.down(
-            self._factors, self._weight(), first, second, not average, p if average else first
-        )
-        self._sums = sums
-        self._slope = self._joined(sums - 0.5 * squares)
-        rows, columns = self._free
-        turned = self._slope if self.turn is None else self.turn @ self._slope
-        self._gradient = 2.0 * (turned @ self._factor)[rows, columns]
-        self._done, self._averaged = order, average
-        if not second:
-            return
-        self._cross = self._products(gram)
-        scale = self._nu / self._r2
-        u = self._cross @ self._b
-        square = u @ self._b
-        whitened = u[:, :p] @ self._inverse.T
-        out = self._spread.T @ curve @ self._spread
-        if average:
-            out = 0.5 * out - scale * (whitened @ whitened.T + np.outer(square, square) / self._r2)
-        else:
-            out -= scale * (2.0 * whitened @ whitened.T + np.outer(square, square) / self._r2)
-        if self.reml and p and not average:
-            inner = self._inverse @ self._cross[:, :p, :p] @ self._inverse.T
-            out -= np.einsum("aij,bij->ab", inner, inner)
-        self._curvature = out
-        i, j = self._elements
-        change = self._changes(rows, columns)[:, i, j]
-        free = i * (i + 1) // 2 + j
-        self._hessian = change @ out[np.ix_(free, free)] @ change.T
-        if self.turn is not None:
-            turned = turned @ self.turn.T
-        self._hessian += 2.0 * turned[np.ix_(rows, rows)] * (columns[:, None] == columns)
-
-    def _changes(self, rows: Index, columns: Index) -> Array:
-        """Derivatives of G^ in theta, (n_par, q, q)."""
-        unit = np.eye(self.q) if self.turn is None else self.turn
-        half = unit[rows][:, :, None] * self._factor.T[columns][:, None, :]
-        return np.asarray(half + half.transpose(0, 2, 1))
-
-    def _joined(self, packed: Array) -> Array:
-        """Symmetric matrices of all stages, in the columns of G^."""
-        out = np.zeros((self.q, self.q))
-        for s, (part, T) in enumerate(zip(self.parts, self.maps, strict=True)):
-            out[part, part] = T.T @ kernels.symmetric(packed[s], self.r) @ T
-        return out
-
-    def _products(self, gram: Array) -> Array:
-        """sum E'D E (n_a, k, k)."""
-        k, r = self.k, self.r
-        out = np.zeros((self.q * (self.q + 1) // 2, k, k))
-        for s, (part, T) in enumerate(zip(self.parts, self.maps, strict=True)):
-            every = kernels.symmetric(gram[s], r * k).reshape(r, k, r, k)
-            turned = np.einsum("aibj,ac,bd->cdij", every, T, T)
-            for i in range(T.shape[1]):
-                for j in range(i + 1):
-                    product = turned[i, j]
-                    out[_vech(part.start + i, part.start + j)] = product if i == j else product + product.T
-        return out
-
-    def _require(self, order: int) -> None:
-        if self._at is None:
-            raise ValueError(f"evaluate with order={order} first")
-        if self._done < order:
-            self._slopes(order, self.average)
-
-    # --- what inference needs (see `BlockedCriterion`)
-
-    def solution(self) -> tuple[Array, float, Array, Array]:
-        """beta, r^2, the Cholesky factor of H_xx and the derivative in G^, at the last point of order 1 or more."""
-        self._require(1)
-        p = self.k - 1
-        return -self._b[:p], self._r2, np.ascontiguousarray(self._chol[:p, :p]), self._slope.copy()
-
-    def curvature(self) -> Array:
-        """Exact second derivatives of the criterion in vech(G^), (n_a, n_a), zero between factors."""
-        self._require(1)
-        if self._done < 2 or self._averaged:
-            self._slopes(2, False)
-        return self._curvature.copy()
-
-    second_derivatives = curvature
-
-    def precision(self) -> Array:
-        """sum N_aa (q, q) over the levels of each factor."""
-        self._require(1)
-        return self._joined(self._sums)
-
-    def cross(self) -> Array:
-        """sum E_a'D E_a (n_a, k, k) for the unit directions D of vech(G^)."""
-        self._require(2)
-        return self._cross.copy()
-
-    def traces(self, weight: Array | None = None) -> Array:
-        """tr(B D N F) (n_a, n_a) for the unit directions, B = N, or (E w)(E w)' for an upper triangular w (k, k)."""
-        self._require(1)
-        given = np.zeros((self.k, self.k)) if weight is None else np.ascontiguousarray(weight, dtype=float)
-        first = self.k if weight is None else 0
-        curve = self.down(self._factors, given, first, True, weight is None)[3]
-        out = self._spread.T @ curve @ self._spread
-        return np.asarray(-out if weight is None else out)
-
-    def sandwich(self, weight: Array) -> Array:
-        """sum_kl w_kl E'D_k N D_l E (k, k) over the unit directions, for a symmetric w (n_a, n_a)."""
-        k = self.k
-        single = np.empty(k)
-        out = np.zeros((k, k))
-        for j in range(k):
-            for i in range(j + 1):
-                column = np.zeros((k, k))
-                column[i, j] = column[j, j] = 1.0
-                total = float(np.sum(self.traces(column) * weight))
-                if i == j:
-                    single[j] = out[j, j] = total
-                else:
-                    out[i, j] = total
-        for j in range(k):
-            for i in range(j):
-                out[i, j] = out[j, i] = 0.5 * (out[i, j] - single[i] - single[j])
-        return out
-
-    def state(self) -> tuple[Array, Array, float, float, Array, Array]:
-        """theta, F = Q'L, nu, r^2, b = (-beta, 1) and the inverse of the Cholesky factor of H_xx."""
-        self._require(1)
-        assert self._at is not None
-        return self._at[0].copy(), self._factor.copy(), self._nu, self._r2, self._b.copy(), self._inverse.copy()
-
-    def blocked(self) -> BlockedCriterion:
-        """The same criterion by block elimination, at the last point."""
-        self._require(1)
-        if self._every is None:
-            self._every = self.problem.blocked_criterion(self.columns)
-            self._every.reml = self.reml
-            self._every.evaluate(self.structure.theta(self.structure.canonical(self._factor)), 1)
-        return self._every
-
-    def scores(self) -> Array:
-        """E = Z'V^-1 [X y] (n_slots, k) in the layout's order."""
-        return self.blocked().scores()
-
-    def multiply(self, columns: Array) -> Array:
-        """N columns for (n_slots, c) columns."""
-        return self.blocked().multiply(columns)
-
-    def conditional(self, precision: bool = False) -> Array:
-        """Posterior covariance of each level relative to sigma^2, or N_aa: (n_slots, q), left-justified."""
-        return self.blocked().conditional(precision)
-
-    def gram_times(self, columns: Array) -> Array:
-        """Z'Z columns for (n_slots, c) columns."""
-        if not columns.shape[1]:
-            return np.empty((self.n_slots, 0))
-        return self.problem.blocked_criterion().gram_times(columns)
-
-    @property
-    def layout(self) -> Layout:
-        """Levels and products of the block elimination."""
-        return self.problem.layout
-
-    @property
-    def n_slots(self) -> int:
-        """Random effects over all levels."""
-        return self.problem.n_effects
 
 
 class ChainProblem(HierarchyProblem):
@@ -592,7 +283,7 @@ class ChainProblem(HierarchyProblem):
 
     def start(self, criterion: Any) -> Array:
         """Theta from the moments of the data, or of a part of them."""
-        return start(self.sample(START_GROUPS) or self)
+        return factors_start(self.sample(START_GROUPS) or self)
 
     def pilot(self, n_groups: int = PILOT_GROUPS) -> ChainCriterion | None:  # type: ignore[override]
         """The criterion of about `n_groups` levels of the coarsest factor, None where there are not many more."""
@@ -605,3 +296,173 @@ def _padded(m: int, lanes: int) -> Index:
     out = np.full(-(-m // lanes) * lanes, -1, dtype=np.intp)
     out[:m] = np.arange(m)
     return out
+
+
+def condition_chain(
+    y: Array,
+    X: Array,
+    factors: list[Factor],
+    codes: list[Index],
+    weights: Array | None,
+    offset: Array | None,
+    structure: CovarianceStructure,
+) -> HierarchyProblem | None:
+    """The problem from one pass over the rows where all factors are nested in each other; None where that does not do.
+
+    It does not do for crossed factors, or columns so dependent, or explained so well, that sums of products are not
+    exact enough.  The parameters are those of `hierarchy.condition_factors`, and codes (n,) intp arrays.
+    """
+    n, p = X.shape
+    sizes = [f.m for f in factors]
+    if len(set(sizes)) < len(sizes):
+        return None
+    order = sorted(range(len(factors)), key=lambda f: -sizes[f])
+    parents: list[Index] = []
+    for fine, coarse in pairwise(order):
+        parent = levels.nested_in(codes[fine], codes[coarse], sizes[fine])
+        if parent is None:
+            return None
+        parents.append(parent)
+    for f in factors:
+        check_size(n, f.m, f.Z.shape[1], f.name)
+    Z, which = _shared_columns(X, factors)
+    r = Z.shape[1]
+    x_scale, x_constant = kernels.column_scales(X, SAMPLE, True)
+    widths = [len(mine) for mine in which]
+    starts = np.cumsum([0, *widths[:-1]]).tolist()
+    local = [factor_structure(structure, at, width) for at, width in zip(starts, widths, strict=True)]
+    # a shift must be undone by a constant column of the same block
+    z_scale, z_constant = kernels.column_scales(Z, SAMPLE, all(own.one_full for own in local))
+    if z_constant >= 0 and any(z_constant not in mine for mine in which):
+        z_scale, z_constant = kernels.column_scales(Z, SAMPLE, False)
+    beta0 = np.zeros(p)
+    if x_constant >= 0:
+        beta0[x_constant] = kernels.probe(y[:, None], SAMPLE)[0, 0]
+    finest = codes[order[0]]
+    raw, packed, gram_z, constant, varies, finite = kernels.accumulate(
+        X, y, Z, finest, 0, sizes[order[0]], weights, offset, x_scale, z_scale, beta0, x_constant, z_constant, None,
+        None,
+    )  # fmt: skip
+    if not (finite and varies and constant):
+        return None
+    S = kernels.unpack(packed, p + 1)
+    to_x, margin = kernels.orthonormal(S[:p, :p]) if p else (np.zeros((0, 0)), 1.0)
+    if p and margin < WELL_CONDITIONED:
+        return None
+    whitened = to_x.T @ S[:p, p]
+    beta1 = to_x @ whitened
+    rest = float(S[p, p] - whitened @ whitened)
+    if not rest > 1e-7 * S[p, p]:
+        return None
+    scale = sqrt(rest / n)
+    xy = np.zeros((p + 1, p + 1))
+    xy[:p, :p] = to_x
+    xy[:p, p] = -beta1 / scale
+    xy[p, p] = 1.0 / scale
+    gram_of = kernels.unpack(gram_z, r)
+    turn = np.zeros((r, structure.q))
+    z_map = np.zeros((structure.q, structure.q))
+    for at, mine, own in zip(starts, which, local, strict=True):
+        turned, margin = rotation(gram_of[np.ix_(mine, mine)], n, own)
+        if margin < WELL_CONDITIONED:
+            return None
+        part = slice(at, at + len(mine))
+        turn[mine, part] = turned
+        local_constant = mine.index(z_constant) if z_constant in mine else -1
+        z_map[part, part] = kernels.scale_map(np.ascontiguousarray(z_scale[:, mine]), local_constant) @ turned
+    x = ConditionedX(np.arange(p), x_scale, x_constant, to_x)
+    above = [np.arange(sizes[order[0]])]
+    for parent in parents:
+        above.append(parent[above[-1]])
+    free: set[int] = set()
+    for at, level in zip(reversed(order), reversed(above), strict=True):
+        # what varies freely between coarse levels does so between finer ones
+        part, own, given = slice(starts[at], starts[at] + widths[at]), local[at], factors[at]
+        if free.issuperset(which[at]):
+            continue
+        if _vary_freely(raw, turn[:, part], level, p, n, given.m):
+            free.update(which[at])
+            continue
+        found = suspects(_crossed(raw, turn[:, part], xy[:p, :p], level, given.m), n, own)
+        if found:
+            root = 1.0 if weights is None else np.sqrt(weights)[:, None]
+            rows = (Z - z_scale[0]) * z_scale[1] @ turn[:, part] * root
+            x_o = (X - x_scale[0]) * x_scale[1] @ to_x * root
+            refuse_aliased(found, rows, x_o, codes[at], z_map[part, part], given.Z, given.name, given.column_names)
+    fields: dict[str, Any] = {
+        "columns": tuple(starts),
+        "z_map": z_map,
+        "scale": scale,
+        **problem_fields(n, p, factors, weights, structure, x, beta0 + beta1),
+    }
+    gram = xy.T @ S @ xy
+    shared, margin = kernels.orthonormal(gram_of)
+    if r > WIDEST or p >= LONGEST or margin < WELL_CONDITIONED:
+        layout, cross = lay_out_chain(raw, turn, xy, order, parents, sizes, starts, widths)
+        return HierarchyProblem(layout=layout, cross=cross, gram=gram, **fields)
+    shared *= sqrt(n)
+    maps: list[Array] = []
+    for at, width in zip(starts, widths, strict=True):
+        maps.append(np.asarray(np.linalg.solve(shared, turn[:, at : at + width]), dtype=np.float64))
+    problem = ChainProblem(Chain(raw, order, parents, shared, xy, maps), gram=gram, **fields)
+    slope = problem.within_slope()
+    within = None
+    if slope is not None:
+        # sums of squares have lost digits: take out what X explains within levels and sum over the rows again
+        xy[:p, p] -= to_x @ slope
+        fields |= problem_fields(n, p, factors, weights, structure, x, beta0 - xy[:p, p] * scale)
+        problem = ChainProblem(Chain(raw, order, parents, shared, xy, maps), gram=xy.T @ S @ xy, **fields)
+        within = X, y, Z, finest, weights, offset
+    problem.look_within(within, (x_scale, z_scale, beta0))
+    return problem
+
+
+def _shared_columns(X: Array, factors: list[Factor]) -> tuple[Array, list[list[int]]]:
+    """The different columns among the Z of all factors side by side, and which of them each factor has."""
+    columns: list[Array] = []
+    which: list[list[int]] = []
+    for f in factors:
+        mine = []
+        for j in range(f.Z.shape[1]):
+            column = f.Z[:, j]
+            same = (i for i, other in enumerate(columns) if _same_column(other, column))
+            found = next(same, len(columns))
+            if found == len(columns):
+                columns.append(column)
+            mine.append(found)
+        which.append(mine)
+    # nothing is copied where one matrix has them all
+    for given in (X, *(f.Z for f in factors)):
+        if given.shape[1] == len(columns) and all(_same_column(given[:, i], c) for i, c in enumerate(columns)):
+            return given, which
+    return np.column_stack(columns), which
+
+
+def _vary_freely(raw: Array, turn: Array, level: Index, p: int, n: int, m: int) -> bool:
+    """Whether more of the first levels than X has columns take all effects of a factor, so that none is explained.
+
+    Levels have no rows in common, so that X explains as many of their columns as it has itself at most.
+    """
+    r = len(turn)
+    some = 2 * (p + 1)
+    few = np.flatnonzero(level < some)
+    own = np.zeros((some, r * (r + 1) // 2))
+    np.add.at(own, level[few], raw[few, : own.shape[1]])
+    taken = turn.T @ np.array([kernels.unpack(packed, r) for packed in own]) @ turn
+    return bool(np.count_nonzero(np.linalg.eigvalsh(taken)[:, 0] > 1e-8 * n / m) > p)
+
+
+def _crossed(raw: Array, turn: Array, x_turn: Array, level: Index, m: int) -> Array:
+    """Z_a'X_o (m, q, p) of the levels of a factor."""
+    r, p = len(turn), len(x_turn)
+    given = raw[:, r * (r + 1) // 2 : -1]
+    sums = [np.bincount(level, weights=column, minlength=m) for column in given.T]
+    products = np.array(sums).T.reshape(m, r, -1)[:, :, :p]
+    return np.asarray(np.einsum("aij,ik,jl->akl", products, turn, x_turn, optimize=True))
+
+
+def _same_column(one: Array, other: Array) -> bool:
+    """Whether two columns are equal; those in the same place of memory need not be read."""
+    if one.strides == other.strides and one.__array_interface__["data"] == other.__array_interface__["data"]:
+        return True
+    return np.array_equal(one[:64], other[:64]) and np.array_equal(one, other)

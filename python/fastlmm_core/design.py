@@ -9,13 +9,25 @@ supplies a better transformation and a second pass is made with it.
 
 from __future__ import annotations
 
-from math import log
+from collections.abc import Sequence
+from math import log, sqrt
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from . import kernels
+from .aliasing import default_names, refuse_aliased, suspects
+from .conditioning import (
+    SAMPLE,
+    WELL_CONDITIONED,
+    check_size,
+    independent_columns,
+    refuse_non_finite,
+    rotation,
+    spread,
+    z_preconditioner,
+)
 from .errors import LMMError
 from .parameters import CovarianceStructure
 from .starts import moment_start
@@ -23,15 +35,6 @@ from .starts import moment_start
 __all__ = ["Problem", "condition"]
 
 Array = NDArray[np.float64]
-
-SAMPLE = 1000
-"""Rows from which offsets and scales are taken."""
-
-WELL_CONDITIONED = 1e-5
-"""Smallest 1 - R^2 of a column on its predecessors for which cross-products are exact enough."""
-
-RANK_TOLERANCE = 1e-7
-"""A column whose part outside its predecessors is shorter than this, relatively, is dropped (as in R)."""
 
 COMPRESS_FROM = 64
 """Groups below which an evaluation is cheaper than the search for equal ones."""
@@ -183,46 +186,6 @@ class Problem(NamedTuple):
         return self.log_constant + nu * 2.0 * log(self.scale) - (self.log_jacobian if reml else 0.0)
 
 
-def _revealed(columns: Array, shift_scale: Array, weights: Array | None) -> tuple[NDArray[np.intp], Array]:
-    """Columns that are not combinations of their predecessors, and the R factor of those (scaled and weighted)."""
-    scaled = (columns - shift_scale[0]) * shift_scale[1]
-    if weights is not None:
-        scaled *= np.sqrt(weights)[:, None]
-    length = np.linalg.norm(scaled, axis=0)
-    length[length == 0.0] = 1.0
-    scaled /= length
-    r: Array = np.asarray(np.linalg.qr(scaled, mode="r"), dtype=np.float64)
-    kept: list[int] = []
-    basis = np.zeros((r.shape[0], 0))
-    for j in range(r.shape[1]):
-        rest = r[:, j]
-        for _ in range(2):
-            rest = rest - basis @ (basis.T @ rest)
-        norm = float(np.linalg.norm(rest))
-        if norm > RANK_TOLERANCE:
-            kept.append(j)
-            basis = np.column_stack([basis, rest / norm])
-    index = np.array(kept, dtype=np.intp)
-    triangle: Array = np.asarray(np.linalg.qr(r[:, index] * length[index], mode="r"), dtype=np.float64)
-    return index, triangle
-
-
-def _refuse(y: Array, X: Array, Z: Array, weights: Array | None, offset: Array | None) -> None:
-    """Name the first value that is not finite."""
-    for name, values in (("y", y), ("X", X), ("Z", Z), ("weights", weights), ("offset", offset)):
-        if values is None:
-            continue
-        bad = np.argwhere(~np.isfinite(values))
-        if len(bad):
-            row = int(bad[0, 0])
-            place = f"row {row}" + (f", column {int(bad[0, 1])}" if values.ndim == 2 else "")
-            value = values[tuple(bad[0])]
-            raise LMMError(
-                f"{name} has {len(bad)} values that are not finite (first: {value} at {place}); "
-                "remove or impute these rows before fitting"
-            )
-
-
 def condition(
     y: Array,
     X: Array,
@@ -234,6 +197,7 @@ def condition(
     offset: Array | None,
     structure: CovarianceStructure,
     group_name: str,
+    z_names: Sequence[str] | None = None,
 ) -> tuple[Problem, NDArray[np.intp] | None]:
     """Cross-products of a model, conditioned.
 
@@ -246,6 +210,8 @@ def condition(
     structure : CovarianceStructure
     group_name : str
         For messages.
+    z_names : (q,) sequence of str, optional
+        Names of the columns of Z, for messages.
 
     Returns
     -------
@@ -256,8 +222,8 @@ def condition(
     Raises
     ------
     LMMError
-        For values that are not finite, a constant response, collinear columns of Z, more random effects
-        than observations, or a response without residual variation.
+        For values that are not finite, a constant response, collinear columns of Z, random effects that the fixed
+        effects explain, more random effects than observations, or a response without residual variation.
     """
     n, p = X.shape
     q = Z.shape[1]
@@ -276,11 +242,11 @@ def condition(
             x_constant, z_constant, x_transform, z_transform,
         )  # fmt: skip
         if not finite:
-            _refuse(y, X, Z, weights, offset)
+            refuse_non_finite(y, X, Z, weights, offset)
             raise LMMError("the data overflow: rescale y, X, Z or weights to values below 1e100 in size")
         if attempt == 0:
             m = int(np.count_nonzero(raw[:, -1]))
-            _check_size(n, m, q, group_name)
+            check_size(n, m, q, group_name)
         if not varies:
             raise LMMError("y is constant: there is nothing to model; check that the right column is the response")
         if not constant:
@@ -294,19 +260,12 @@ def condition(
         poor_x = x_margin < WELL_CONDITIONED and x_transform is None
         poor_z = z_margin < WELL_CONDITIONED and z_transform is None
         if poor_x:
-            kept, triangle = _revealed(X, x_scale, weights)
-            if x_constant >= 0 and x_constant not in kept:
-                # shifts need the constant column that they lean on
-                x_scale, x_constant = kernels.column_scales(X, SAMPLE, False)
-                kept, triangle = _revealed(X, x_scale, weights)
-            if x_constant >= 0:
-                x_constant = int(np.flatnonzero(kept == x_constant)[0])
+            kept, x_scale, x_constant, turn = independent_columns(X, x_scale, x_constant, weights, SAMPLE)
             x_columns = np.ascontiguousarray(X[:, kept])
-            x_scale = np.ascontiguousarray(x_scale[:, kept])
-            x_transform = np.ascontiguousarray(np.triu(np.linalg.inv(triangle))) * np.sqrt(n)
+            x_transform = turn * sqrt(n)
             beta0 = np.zeros(len(kept))
         if poor_z:
-            z_transform = _z_preconditioner(Z, z_scale, weights, structure)
+            z_transform = z_preconditioner(Z, z_scale, weights, structure)
         if poor_x or poor_z:
             continue
         if rest <= 1e-7 * packed_s[-1] and attempt < 3:
@@ -317,82 +276,62 @@ def condition(
     # beta0 is not zero only where it has been taken from y before the sums
     if not rest > 1e-30 * total:
         raise LMMError("y is reproduced exactly by the fixed effects: there is no variation left to model")
-    return _finish(
+    problem, present, free = _finish(
         y, X, Z, x_columns, codes, base, offset, n, m, structure, raw, packed_s, beta0, beta, scale, kept, x_scale,
         z_scale, x_constant, z_constant, x_transform, z_transform, to_x, to_z, xy, weights,
     )  # fmt: skip
+    if not free:
+        _look_for_aliases(problem, X, Z, codes, weights, group_name, z_names)
+    return problem, present
 
 
-def _check_size(n: int, m: int, q: int, name: str) -> None:
-    if m == n and q == 1:
-        raise LMMError(
-            f"every level of {name!r} has one observation: its variance cannot be told from the residual variance; "
-            "use ordinary regression or a coarser factor"
-        )
-    if n <= m * q:
-        raise LMMError(
-            f"there are {n} observations and {m * q} random effects ({q} for each of {m} levels of {name!r}): "
-            "the residual variance cannot be told from G; use fewer random effects"
-        )
+def _vary_freely(packed: Array, q: int, r: int, n: int, m: int) -> bool:
+    """Whether more of the first groups than X has columns take all random effects: no direction is then explained.
+
+    Groups have no rows in common, so that X explains as many of their columns as it has itself at most.
+    """
+    least = 1e-4 * sqrt(n) / m
+    if r < packed.shape[2]:
+        # few numbers: arrays would take longer
+        at, lane, item = 0, 0, packed.item
+        for a in range(q, 0, -1):
+            lane = 0
+            while lane <= r and item(0, at, lane) > least:
+                lane += 1
+            if lane <= r:
+                break
+            at += a
+        if lane > r:
+            return True
+    pivots = np.cumsum([0, *range(q, 1, -1)])
+    taken = packed[: 4 * (r // packed.shape[2] + 1), pivots].min(axis=1) > least
+    return bool(np.count_nonzero(taken) > r)
+
+
+def _look_for_aliases(
+    problem: Problem, X: Array, Z: Array, codes: NDArray[Any], weights: Array | None, name: str,
+    z_names: Sequence[str] | None,
+) -> None:  # fmt: skip
+    """Refuse random effects that X explains in every group."""
+    structure, r = problem.structure, problem.rank
+    q = structure.q
+    n_a = q * (q + 1) // 2
+    scaled = problem.raw[:, n_a:-1].reshape(len(problem.raw), q, -1)
+    crossed = np.einsum("aij,ik,jl->akl", scaled, problem.z_transform, problem.xy_transform[:, :r], optimize=True)
+    found = suspects(crossed, problem.n, structure)
+    if found:
+        root = 1.0 if weights is None else np.sqrt(weights)[:, None]
+        refuse_aliased(
+            found, problem.conditioned_z(Z) * root, problem.conditioned_x(X) * root, codes, problem.z_map, Z, name,
+            default_names(Z) if z_names is None else z_names,
+        )  # fmt: skip
 
 
 def _z_rotation(packed: Array, n: int, structure: CovarianceStructure) -> tuple[Array, float]:
-    """Block-wise T with T' (Z'Z) T = n I (diagonal blocks: unit diagonal only), and the smallest 1 - R^2."""
+    """`rotation` from packed sums of products."""
     if structure.one_full:
         return kernels.rotation(packed, structure.q, n)
-    gram = kernels.unpack(packed, structure.q)
-    out = np.zeros(gram.shape)
-    margin = 1.0
-    for block in structure.blocks:
-        part = slice(block.start, block.stop)
-        inner = gram[part, part]
-        if block.structure == "full":
-            rotation, smallest = kernels.orthonormal(inner)
-            margin = min(margin, smallest)
-        else:
-            size = np.sqrt(np.diag(inner))
-            rotation = np.diag(1.0 / np.where(size > 0.0, size, 1.0))
-            _check_diagonal(inner, size, block.start)
-        out[part, part] = rotation * np.sqrt(n)
-    return out, margin
-
-
-def _check_diagonal(gram: Array, size: Array, start: int) -> None:
-    """Independent random effects may have dependent columns, but not zero or proportional ones."""
-    for j in range(len(size)):
-        length = np.where(size[:j] > 0.0, size[:j], 1.0)
-        if size[j] == 0.0 or (np.abs(gram[j, :j]) >= (1.0 - 1e-12) * length * size[j]).any():
-            raise LMMError(
-                f"Z: column {start + j} is zero or proportional to one before it, so that its variance cannot be "
-                "told from that one's; remove it from the random effects"
-            )
-
-
-def _z_preconditioner(Z: Array, z_scale: Array, weights: Array | None, structure: CovarianceStructure) -> Array:
-    """Block-wise upper triangular T that makes the columns of Z nearly orthogonal; refuses collinear ones."""
-    q = Z.shape[1]
-    out = np.zeros((q, q))
-    for block in structure.blocks:
-        part = slice(block.start, block.stop)
-        if block.structure != "full":
-            out[part, part] = np.eye(block.stop - block.start)
-            continue
-        index, triangle = _revealed(Z[:, part], z_scale[:, part], weights)
-        if len(index) < block.stop - block.start:
-            missing = sorted(set(range(block.stop - block.start)) - set(index.tolist()))
-            raise LMMError(
-                f"Z: column {block.start + missing[0]} is zero or a linear combination of the columns before it, so "
-                "that its variance cannot be told from theirs; remove it from the random effects"
-            )
-        out[part, part] = np.triu(np.linalg.inv(triangle)) * np.sqrt(len(Z))
-    return out
-
-
-def _spread(rows: Array, kept: NDArray[np.intp], p: int) -> Array:
-    """Zeros for the columns of X that were dropped."""
-    out = np.zeros((p, *rows.shape[1:]))
-    out[kept] = rows
-    return out
+    return rotation(kernels.unpack(packed, structure.q), n, structure)
 
 
 def _padded(transform: Array) -> Array:
@@ -406,7 +345,7 @@ def _finish(
     n: int, m: int, structure: CovarianceStructure, raw: Array, packed_s: Array, beta0: Array, beta: Array,
     scale: float, kept: NDArray[np.intp], x_scale: Array, z_scale: Array, x_constant: int, z_constant: int,
     x_transform: Array | None, z_transform: Array | None, to_x: Array, to_z: Array, xy: Array, weights: Array | None,
-) -> tuple[Problem, NDArray[np.intp] | None]:  # fmt: skip
+) -> tuple[Problem, NDArray[np.intp] | None, bool]:  # fmt: skip
     q = structure.q
     r = len(kept)
     n_slots = len(raw)
@@ -415,6 +354,7 @@ def _finish(
         present = np.flatnonzero(raw[:, -1])
         raw = raw[present]
     packed, between = kernels.factor_groups(raw, to_z, xy)
+    free = _vary_freely(packed, q, r, n, m)
     within = kernels.within_part(packed_s, xy, between)
     tolerance = EXACT_WITHIN
     slope, unexplained = kernels.within_regression(within, r + 1, EXACT_WITHIN)
@@ -448,7 +388,7 @@ def _finish(
         x_map = x_map @ to_x
         log_det += kernels.log_diagonal(to_x)
     if r < X.shape[1]:
-        x_map, beta_base = _spread(x_map, kept, X.shape[1]), _spread(beta_base, kept, X.shape[1])
+        x_map, beta_base = spread(x_map, kept, X.shape[1]), spread(beta_base, kept, X.shape[1])
     z_map = kernels.natural_map(z_scale, z_constant, to_z if z_transform is None else z_transform, None)[0]
     if z_transform is not None:
         z_map = z_map @ to_z
@@ -475,4 +415,4 @@ def _finish(
         log_constant=0.0 if weights is None else -float(np.sum(np.log(weights))),
         log_jacobian=2.0 * log_det,
     )
-    return problem, present
+    return problem, present, free

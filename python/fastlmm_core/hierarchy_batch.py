@@ -1,8 +1,8 @@
 """Many responses on one design with several grouping factors.
 
 The responses share the layout of the elimination and Z'X; only the column of y in Z'[X y] changes, so that each is a
-fit by the compiled Newton from one start.  The second derivatives that certify an optimum and give its degrees of
-freedom are taken for many responses at once where there are few random effects; the formulas are those of `_blocked`.
+fit by the compiled Newton from one start.  What certifies an optimum and gives its standard errors and degrees of
+freedom is taken for many responses at once; the formulas are those of `_blocked`.
 
 No result depends on the responses beside it: sums over rows are products with sparse matrices, which add up each
 column by itself, and stacks of small matrices are multiplied one by one.
@@ -11,19 +11,23 @@ column by itself, and stacks of small matrices are multiplied one by one.
 from __future__ import annotations
 
 import threading
+from math import prod, sqrt
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
-from . import hierarchy
 from .batch_design import constant_column
 from .batch_inference import inverse_hessian
+from .blas_threads import one_blas_thread
+from .conditioning import condition_z, factor_structure
 from .errors import LMMError
 from .hierarchy import HierarchyProblem
 from .information import free_directions
-from .optimize import CERTIFIED, optimize
+from .kernels import minimize_newton
+from .optimize import CERTIFIED, ROUND, SINGULAR, optimize
 from .parameters import CovarianceStructure, vech_positions
+from .starts import many_minima, other_starts
 
 if TYPE_CHECKING:
     from .blocked import BlockedCriterion
@@ -37,8 +41,8 @@ Index = NDArray[np.intp]
 CHUNK_BYTES = 2**22
 """Size of the intermediate arrays over responses."""
 
-DENSE_UP_TO = 150
-"""Random effects, over all levels, up to which second derivatives come from all of N = Z'V^-1 Z."""
+EXACT_UP_TO = 1500
+"""Random effects, over all levels, up to which exact second derivatives come from the matrix N = Z'V^-1 Z."""
 
 NOT_FINITE, CONSTANT = -1, -2
 
@@ -46,12 +50,12 @@ NOT_FINITE, CONSTANT = -1, -2
 class _State(NamedTuple):
     """What one evaluation of the criterion leaves for inference, per response."""
 
-    factor: Array
-    cross: Array
-    half: Array
-    b: Array
-    r2: Any
-    slope: Array
+    theta: Array
+    scores: Array  # E = Z'V^-1 [X y]
+    b: Array  # (-beta_o, 1)
+    r2: Array
+    chol: Array  # factor of H_xx
+    hess: Array  # in theta
 
 
 class _Responses(NamedTuple):
@@ -64,27 +68,53 @@ class _Responses(NamedTuple):
 
 
 class _Worker:
-    """A criterion whose response can be exchanged: it reads Z'[X y] where `cross` is."""
+    """A criterion of this design whose response can be exchanged."""
 
-    def __init__(self, problem: HierarchyProblem, average: bool) -> None:
+    def __init__(self, problem: HierarchyProblem) -> None:
         from .blocked import BlockedCriterion
 
-        self.cross = np.array(problem.cross, order="C")
-        self.gram = np.array(problem.gram, order="C")
-        self.gram[-1, :-1] = self.gram[:-1, -1] = 0.0
-        self.gram[-1, -1] = problem.n
+        self.structure = problem.structure
+        # steps of the average information where an exact Hessian takes much longer
+        self.average = bool(problem.criterion().average)
+        self.exact = problem.n_effects <= EXACT_UP_TO
+        self.n = problem.n
         rows, columns = problem.structure.positions
         self.criterion = BlockedCriterion(
-            problem.layout, self.cross, self.gram, problem.n, problem.structure.q, rows, columns, average
-        )
+            problem.layout, problem.cross.copy(), problem.gram.copy(), problem.n, problem.structure.q, rows, columns,
+            self.average,
+        )  # fmt: skip
 
     def take(self, cross: Array, reml: bool) -> BlockedCriterion:
         """The criterion of the response with this Z'y."""
-        self.cross[:, -1] = cross
-        self.criterion.reml = reml
-        # what it knows belongs to another response
-        self.criterion.rotate(None)
-        return self.criterion
+        criterion = self.criterion
+        criterion.respond(cross, float(self.n))
+        criterion.reml = reml
+        criterion.n_evaluations = 0
+        return criterion
+
+    def hessian(self, theta: Array) -> Array:
+        """Exact second derivatives at a point where first ones are known."""
+        criterion, structure = self.criterion, self.structure
+        if self.exact:
+            criterion.average = False
+            found = criterion.evaluate(theta, 2)[2]
+            criterion.average = self.average
+            assert found is not None
+            return found
+        free = free_directions(structure)
+        jacobian = _jacobian(structure, structure.factor(theta))
+        rows, columns = structure.positions
+        slope = criterion.solution()[3]
+        hess = jacobian @ criterion.curvature()[np.ix_(free, free)] @ jacobian.T
+        return np.asarray(hess + 2.0 * slope[np.ix_(rows, rows)] * (columns[:, None] == columns))
+
+    def state(self, theta: Array, hess: Array | None = None) -> _State:
+        """What inference needs, at the point of the last evaluation, theta; hess if it is known exactly."""
+        beta, r2, chol, _ = self.criterion.solution()
+        scores = self.criterion.scores()
+        return _State(
+            theta, scores, np.append(-beta, 1.0), np.array(r2), chol, self.hessian(theta) if hess is None else hess
+        )
 
 
 class HierarchyDesign:
@@ -123,7 +153,7 @@ class HierarchyDesign:
         entries, rows, slots = [], [], []
         for factor, places in zip(model.factors, problem.layout.places, strict=True):
             part = factor.columns
-            Z = _conditioned_z(model, part, root)
+            Z = _conditioned_z(model, part)
             for j in range(Z.shape[1]):
                 entries.append(Z[:, j])
                 rows.append(np.arange(problem.n))
@@ -131,15 +161,20 @@ class HierarchyDesign:
         self.z: Any = coo_array(
             (np.concatenate(entries), (np.concatenate(slots), np.concatenate(rows))), (problem.n_effects, problem.n)
         ).tocsr()
-        self.dense = _Dense(problem, self.z) if problem.n_effects <= DENSE_UP_TO else None
         self.first = _start(model)
-        self.step = max(1, int(CHUNK_BYTES // (8 * (problem.n if self.dense is None else self.dense.size + problem.n))))
+        # where few observations may have several minima, as for single fits; `batch` looks again at the boundary
+        levels, n = problem.levels, problem.n
+        tiny = many_minima(self.structure, levels, n) and not many_minima(self.structure, levels)
+        self.others = other_starts(self.structure, levels, n) if tiny else []
+        self.pieces = _pieces(self.structure, SINGULAR * np.sqrt(problem.levels / problem.n))
+        self.tolerance = min(1e-9 * sqrt(float(problem.levels.max())), 1e-6)
+        self.step = max(1, int(CHUNK_BYTES // (8 * (problem.n + problem.cross.size))))
         self._local = threading.local()
 
     def worker(self) -> _Worker:
         """This thread's own."""
         if not hasattr(self._local, "worker"):
-            self._local.worker = _Worker(self.problem, average=True)
+            self._local.worker = _Worker(self.problem)
         found: _Worker = self._local.worker
         return found
 
@@ -202,103 +237,149 @@ class HierarchyDesign:
         evaluations[:] = 0
         worker = self.worker()
         states: list[_State] = []
-        seconds: list[tuple[Array, Array]] = []
         gradients: list[Array] = []
         fitted: list[int] = []
-        for i, cross, scale, base in zip(*responses, strict=True):
+        begin = self.first if start is None else start
+        for at, (i, cross) in enumerate(zip(responses.good.tolist(), responses.cross, strict=True)):
             criterion = worker.take(cross, reml)
-            try:
-                found = optimize(
-                    criterion, structure, problem.levels, problem.n, self.first if start is None else start,
-                    alternatives=False,
-                )  # fmt: skip
-            except LMMError:
+            found = self._minimize(worker, begin)
+            evaluations[i] = criterion.n_evaluations
+            for other in self.others if start is None else ():
+                worker.take(cross, reml)
+                again = self._minimize(worker, other)
+                evaluations[i] += criterion.n_evaluations
+                if again is not None and (found is None or again[2] < found[2] - 1e-9):
+                    found = again
+            if found is None:
                 continue
-            evaluations[i] = found.n_evaluations
-            if not found.converged:
-                continue
-            state = self._state(worker, found.theta)
+            state, gradient, value[i], singular = found
             states.append(state)
-            gradients.append(found.gradient)
-            fitted.append(i)
-            if self.dense is None:
-                seconds.append(self._second(criterion))
-            theta[i] = found.theta
-            sigma2[i] = scale**2 * state.r2 / nu
-            params[i] = base - scale * (problem.x_map @ state.b[:-1])
-            bse[i] = np.sqrt(sigma2[i] * np.sum((problem.x_map @ state.half.T) ** 2, axis=1))
-            value[i] = found.value + offset + nu * 2.0 * np.log(scale)
-            decrement[i] = found.gradient_norm
-            status[i] = 2 if found.singular else 1
+            gradients.append(gradient)
+            fitted.append(at)
+            status[i] = 2 if singular else 1
         if not fitted:
             return
-        stacked = _State(*map(np.array, zip(*states, strict=True)))
-        slopes, shift, hess = self._derivatives(stacked, seconds, reml)
-        if self.dense is not None:
-            decrement[fitted], lowest = _decrements(np.array(gradients), hess)
-            status[fitted] *= (decrement[fitted] <= CERTIFIED) & (lowest >= -1e-6)
-        rows = problem.x_map @ stacked.half.transpose(0, 2, 1)
-        variance = (rows * rows).sum(axis=2)
+        state = _State(*map(np.array, zip(*states, strict=True)))
+        rows, scale = responses.good[fitted], responses.scale[fitted]
+        half, slopes, shift = self._derivatives(state)
+        turned = problem.x_map @ half.transpose(0, 2, 1)
+        theta[rows] = state.theta
+        sigma2[rows] = scale**2 * state.r2 / nu
+        params[rows] = responses.base[fitted] - scale[:, None] * (state.b[:, None, :-1] * problem.x_map).sum(axis=2)
+        variance = (turned * turned).sum(axis=2)
+        bse[rows] = np.sqrt(sigma2[rows, None] * variance)
+        value[rows] += offset + nu * 2.0 * np.log(scale)
+        decrement[rows], lowest = _decrements(np.array(gradients), state.hess)
+        status[rows] *= (decrement[rows] <= CERTIFIED) & (lowest >= -1e-6)
         with np.errstate(invalid="ignore", divide="ignore"):
-            u = (rows[:, None] @ slopes * rows[:, None]).sum(axis=3) / variance[:, None] - shift[:, :, None]
-            inverse = inverse_hessian(structure, theta[fitted], hess)
-            df[fitted] = 1.0 / (1.0 / nu + ((inverse @ u) * u).sum(axis=1))
+            u = (turned[:, None] @ slopes * turned[:, None]).sum(axis=3) / variance[:, None] - shift[:, :, None]
+            inverse = inverse_hessian(structure, state.theta, state.hess)
+            df[rows] = 1.0 / (1.0 / nu + ((inverse @ u) * u).sum(axis=1))
 
-    def _state(self, worker: _Worker, theta: Array) -> _State:
-        criterion = worker.criterion
-        criterion.evaluate(theta, 1)
-        beta, r2, chol, slope = criterion.solution()
-        half = np.asarray(np.linalg.inv(chol), dtype=np.float64)
-        return _State(self.structure.factor(theta), worker.cross[:, -1].copy(), half, np.append(-beta, 1.0), r2, slope)
+    def _minimize(self, worker: _Worker, start: Array) -> tuple[_State, Array, float, bool] | None:
+        """The state at a certified minimum, its gradient and value, and whether it lies on the boundary."""
+        criterion, structure = worker.criterion, self.structure
+        try:
+            x, gradient, hess, value, decrement, _, _, _, finished = minimize_newton(
+                criterion, start, tolerance=self.tolerance, max_iterations=ROUND
+            )
+            if finished and decrement <= CERTIFIED and self._inside(x):
+                return worker.state(x, None if worker.average else hess), gradient, value, False
+            if finished and len(self.pieces) == len(x):
+                at_zero = self._at_zero(worker, x, value)
+                if at_zero is not None:
+                    return at_zero
+            # it is settled as a single fit is: zero variances, coordinates in which Newton does better
+            before = criterion.n_evaluations
+            found = optimize(criterion, structure, self.problem.levels, self.problem.n, x, alternatives=False)
+            criterion.n_evaluations += before
+        except (FloatingPointError, LMMError):
+            return None
+        if not found.converged:
+            return None
+        criterion.evaluate(found.theta, 1)
+        state = worker.state(found.theta, None if worker.average else found.hessian)
+        return state, found.gradient, found.value, found.singular
 
-    def _second(self, criterion: BlockedCriterion) -> tuple[Array, Array]:
-        """Second derivatives and E'DE for the free directions of G^, from the criterion."""
-        free = free_directions(self.structure)
-        return criterion.curvature()[np.ix_(free, free)], criterion.cross()[free]
+    def _at_zero(self, worker: _Worker, x: Array, value: float) -> tuple[_State, Array, float, bool] | None:
+        """The state where independent effects of negligible size have none, if that is a minimum; see `optimize`."""
+        criterion, problem = worker.criterion, self.problem
+        theta = np.abs(x)
+        zero = theta <= [least for _, _, least in self.pieces]
+        theta[zero] = 0.0
+        value_there, gradient, hess = criterion.evaluate(theta, 2)
+        assert gradient is not None
+        if not value_there <= value + 1e-11 * (abs(value) + problem.n):
+            return None
+        slopes = criterion.solution()[3].diagonal() * np.sqrt(problem.levels) / problem.n
+        if (slopes[zero] < -CERTIFIED).any():
+            return None
+        return worker.state(theta, None if worker.average else hess), gradient, value_there, bool(zero.any())
 
-    def _derivatives(self, state: _State, seconds: list[tuple[Array, Array]], reml: bool) -> tuple[Array, Array, Array]:
-        """Slopes of L_xx^-1 (c, k, r, r), -(1 / r^2) d r^2 (c, k) and second derivatives (c, k, k), in theta."""
-        if self.dense is None:
-            curvature, cross = (np.array(part) for part in zip(*seconds, strict=True))
-        else:
-            curvature, cross = self.dense.second(state, reml)
+    def _inside(self, theta: Array) -> bool:
+        """Whether Lambda is canonical and clearly not singular."""
+        values = theta.tolist()
+        for diagonal, elements, least in self.pieces:
+            pivots = [values[j] for j in diagonal]
+            if min(pivots) <= least:
+                return False
+            # the smallest singular value is at least |det| over the others
+            width = len(pivots) - 1
+            if width and prod(pivots) <= least * sum(values[j] ** 2 for j in elements) ** (0.5 * width):
+                return False
+        return True
+
+    def _derivatives(self, state: _State) -> tuple[Array, Array, Array]:
+        """L_xx^-1 (c, r, r), its slopes (c, k, r, r) and -(1 / r^2) d r^2 (c, k), in theta."""
         structure = self.structure
-        jacobian = _jacobian(structure, state.factor)
-        r = state.half.shape[1]
-        slopes = state.half[:, None] @ cross[:, :, :r, :r] @ state.half.transpose(0, 2, 1)[:, None]
+        half: Array = np.asarray(np.linalg.inv(state.chol), dtype=np.float64)
+        cross = self._cross(state.scores)
+        r = half.shape[1]
+        slopes = half[:, None] @ cross[:, :, :r, :r] @ half.transpose(0, 2, 1)[:, None]
         shift = (state.b[:, None, None] @ cross @ state.b[:, None, :, None])[..., 0] / state.r2[:, None, None]
+        factors = np.zeros((len(half), structure.q, structure.q))
+        factors[:, structure.positions[0], structure.positions[1]] = state.theta
+        jacobian = _jacobian(structure, factors)
         turned = jacobian @ slopes.reshape(*slopes.shape[:2], r * r)
-        hess = jacobian @ curvature @ jacobian.transpose(0, 2, 1)
-        rows, columns = structure.positions
-        hess += 2.0 * state.slope[:, rows[:, None], rows] * (columns[:, None] == columns)
-        return turned.reshape(*turned.shape[:2], r, r), (jacobian @ shift)[..., 0], hess
+        return half, turned.reshape(*turned.shape[:2], r, r), (jacobian @ shift)[..., 0]
+
+    def _cross(self, scores: Array) -> Array:
+        """E'D E (c, d, k, k) for the free directions D of G^."""
+        k = scores.shape[2]
+        lower, upper = (part[free_directions(self.structure)] for part in vech_positions(self.structure.q))
+        out = np.empty((len(scores), len(lower), k, k))
+        for column, places in zip(self.problem.columns, self.problem.layout.places, strict=True):
+            for at, (i, j) in enumerate(zip(lower.tolist(), upper.tolist(), strict=True)):
+                if not column <= j <= i < column + places.shape[1]:
+                    continue
+                one = np.ascontiguousarray(scores[:, places[:, i - column]])
+                other = one if i == j else np.ascontiguousarray(scores[:, places[:, j - column]])
+                product = one.transpose(0, 2, 1) @ other
+                out[:, at] = product if i == j else product + product.transpose(0, 2, 1)
+        return out
 
     # ---- what is asked for later ---------------------------------------------------------------
-
-    def _states(self, Y: Array, reml: bool, theta: Array) -> tuple[_State, list[tuple[Array, Array]]]:
-        responses, _ = self.condition(Y)
-        worker = self.worker()
-        states: list[_State] = []
-        seconds: list[tuple[Array, Array]] = []
-        for i, cross in zip(responses.good, responses.cross, strict=True):
-            worker.take(cross, reml)
-            states.append(self._state(worker, theta[i]))
-            if self.dense is None:
-                seconds.append(self._second(worker.criterion))
-        return _State(*map(np.array, zip(*states, strict=True))), seconds
 
     def contrasts(self, Y: Array, reml: bool, theta: Array, rows: Array) -> tuple[Array, Array, Array, Array]:
         """What tests of rows beta_o need at a given theta of each response; see `kernels.BatchDesign.contrasts`."""
         m, k = len(rows), self.structure.n_parameters
         covariance, slope = np.empty((len(Y), m, m)), np.empty((len(Y), k, m, m))
         shift, hess = np.empty((len(Y), k)), np.empty((len(Y), k, k))
-        for begin in range(0, len(Y), self.step):
-            part = slice(begin, begin + self.step)
-            state, seconds = self._states(Y[part], reml, theta[part])
-            slopes, shift[part], hess[part] = self._derivatives(state, seconds, reml)
-            turned = rows @ state.half.transpose(0, 2, 1)
-            covariance[part] = turned @ turned.transpose(0, 2, 1)
-            slope[part] = turned[:, None] @ slopes @ turned.transpose(0, 2, 1)[:, None]
+        worker = self.worker()
+        with one_blas_thread():
+            for begin in range(0, len(Y), self.step):
+                part = slice(begin, begin + self.step)
+                responses, _ = self.condition(Y[part])
+                states: list[_State] = []
+                for i, cross in zip(responses.good, responses.cross, strict=True):
+                    worker.take(cross, reml).evaluate(theta[part][i], 1)
+                    states.append(worker.state(theta[part][i]))
+                state = _State(*map(np.array, zip(*states, strict=True)))
+                half, slopes, shift[part] = self._derivatives(state)
+                hess[part] = state.hess
+                turned = rows @ half.transpose(0, 2, 1)
+                covariance[part] = turned @ turned.transpose(0, 2, 1)
+                slope[part] = turned[:, None] @ slopes @ turned.transpose(0, 2, 1)[:, None]
         return covariance, slope, shift, hess
 
     def effects(self, Y: Array, params: Array, factors: Array) -> list[Array]:
@@ -311,8 +392,9 @@ class HierarchyDesign:
             factor = factors[i]
             if not np.isfinite(factor).all():
                 continue
+            theta = self.structure.theta(factor)
             criterion = worker.take(cross, True)
-            criterion.evaluate(self.structure.theta(factor), 1)
+            criterion.evaluate(theta, 1)
             scores = criterion.scores() @ np.append(-criterion.solution()[0], 1.0)
             for own, part, places in zip(out, self.columns, problem.layout.places, strict=True):
                 inner = factor[part, part]
@@ -329,7 +411,7 @@ class HierarchyPatterns:
     """
 
     def __init__(self, design: HierarchyDesign) -> None:
-        self.worker = _Worker(design.problem, average=True)
+        self.worker = _Worker(design.problem)
         self.structure = design.structure
         self.nu = float(design.problem.n - design.problem.rank)
 
@@ -346,131 +428,43 @@ class HierarchyPatterns:
 
     def half(self, factors: Array) -> Array:
         """L_xx^-1 (n, r, r)."""
-        return np.array([self._at(factor) for factor in factors])
+        with one_blas_thread():
+            return np.array([self._at(factor) for factor in factors])
 
     def kenward_roger(self, factors: Array) -> tuple[Array, Array, Array, Array, Array]:
         """L_xx^-1, U (n, a, r, r), shift (n, a), inverse information (n, a, a), adjustment (n, r, r)."""
-        criterion, free = self.worker.criterion, free_directions(self.structure)
-        lower, upper = vech_positions(self.structure.q)
-        found: list[tuple[Any, ...]] = []
-        for factor in factors:
-            half = self._at(factor)
-            r = len(half)
-            slopes = half @ criterion.cross()[:, :r, :r] @ half.T
-            shift = criterion.precision()[lower, upper] * (2.0 - (lower == upper))
-            shift = (shift - np.trace(slopes, axis1=1, axis2=2)) / self.nu
-            weight = np.zeros((r + 1, r + 1))
-            weight[:r, :r] = half.T
-            information = criterion.traces() - 2.0 * criterion.traces(weight)
-            information += np.einsum("kij,lji->kl", slopes, slopes) - self.nu * np.outer(shift, shift)
-            inverse = np.linalg.inv(information[np.ix_(free, free)])
-            twice = np.zeros_like(information)
-            twice[np.ix_(free, free)] = 2.0 * inverse
-            middle = half @ criterion.sandwich(twice)[:r, :r] @ half.T
-            middle -= np.einsum("kl,kij,ljm->im", twice, slopes, slopes, optimize=True)
-            found.append((half, slopes[free], shift[free], inverse, middle + middle.T))
+        with one_blas_thread():
+            found = [self._adjusted(factor) for factor in factors]
         half, slopes, shift, inverse, adjustment = (
             np.array(part, dtype=np.float64) for part in zip(*found, strict=True)
         )
         return half, slopes, shift, inverse, adjustment
 
-
-class _Dense:
-    """Second derivatives for many responses at once, from the matrix Z'Z of all random effects.
-
-    The rows of its matrices are sorted by random effect, the levels of its factor side by side.
-    """
-
-    def __init__(self, problem: HierarchyProblem, z: Any) -> None:
-        structure, places = problem.structure, problem.layout.places
-        self.n_obs = problem.n
-        self.order: Index = np.concatenate([slots.T.ravel() for slots in places])
-        self.K = np.ascontiguousarray((z @ z.T).toarray()[np.ix_(self.order, self.order)])
-        self.cross = problem.cross[self.order, :-1]
-        ends = np.cumsum(problem.levels).astype(int).tolist()
-        self.effects = [slice(end - int(m), end) for end, m in zip(ends, problem.levels.tolist(), strict=True)]
-        # (first effect, number of effects, levels) of each factor
-        self.factors = [
-            (column, slots.shape[1], len(slots)) for column, slots in zip(problem.columns, places, strict=True)
-        ]
-        free = free_directions(structure)
-        lower, upper = (part[free] for part in vech_positions(structure.q))
-        self.directions: list[tuple[int, int]] = list(zip(lower.tolist(), upper.tolist(), strict=True))
-        self.size = len(self.K) ** 2 * 6
-
-    def _turned(self, M: Array) -> Array:
-        """D M (c, d, s, columns) for the free directions D of G^."""
-        out = np.zeros((len(M), len(self.directions), *M.shape[1:]))
-        for at, (i, j) in enumerate(self.directions):
-            out[:, at, self.effects[i]] = M[:, self.effects[j]]
-            out[:, at, self.effects[j]] = M[:, self.effects[i]]
-        return out
-
-    def _traces(self, N: Array) -> Array:
-        """tr(D N F N) (c, d, d): inner products of the blocks of N between two effects."""
-        out = np.zeros((len(N), len(self.directions), len(self.directions)))
-        for first, q_f, m_f in self.factors:
-            rows = slice(self.effects[first].start, self.effects[first + q_f - 1].stop)
-            own = [(at, i - first, j - first) for at, (i, j) in enumerate(self.directions) if first <= i < first + q_f]
-            for second, q_g, m_g in self.factors:
-                if second < first:
-                    continue
-                columns = slice(self.effects[second].start, self.effects[second + q_g - 1].stop)
-                blocks = N[:, rows, columns].reshape(-1, q_f, m_f, q_g, m_g).transpose(0, 1, 3, 2, 4)
-                flat = blocks.reshape(len(N), q_f * q_g, m_f * m_g)
-                gram = (flat @ flat.transpose(0, 2, 1)).reshape(-1, q_f, q_g, q_f, q_g)
-                for at, i, j in own:
-                    for to, (k, h) in enumerate(self.directions):
-                        if not second <= k < second + q_g:
-                            continue
-                        total = np.zeros(len(N))
-                        for p, q in {(i, j), (j, i)}:
-                            for r, t in {(k - second, h - second), (h - second, k - second)}:
-                                total += gram[:, q, r, p, t]
-                        out[:, at, to] = out[:, to, at] = total
-        return out
-
-    def second(self, state: _State, reml: bool) -> tuple[Array, Array]:
-        """Second derivatives (c, d, d) and E'DE (c, d, k, k) for the free directions of G^."""
-        K, d = self.K, len(self.directions)
-        c, s = state.cross.shape
-        r = state.half.shape[1]
-        G = state.factor @ state.factor.transpose(0, 2, 1)
-        inner = np.zeros((c, s, s))
-        inner[:, np.arange(s), np.arange(s)] = 1.0
-        for column, q_f, _ in self.factors:
-            for i in range(column, column + q_f):
-                for j in range(column, column + q_f):
-                    inner[:, :, self.effects[i]] += K[:, self.effects[j]] * G[:, j, i, None, None]
-        right = np.empty((c, s, s + r + 1))
-        right[:, :, :s] = K
-        right[:, :, s:-1] = self.cross
-        right[:, :, -1] = state.cross[:, self.order]
-        solved = np.linalg.solve(inner, right)
-        N, E = np.ascontiguousarray(solved[:, :, :s]), np.ascontiguousarray(solved[:, :, s:])
-        b, nu = state.b[:, :, None], float(self.n_obs - r if reml else self.n_obs)
-        turned = self._turned(E)
-        cross = E.transpose(0, 2, 1)[:, None] @ turned
-        e = (turned @ b[:, None])[..., 0]
-        u = (cross @ b[:, None])[..., 0]
-        square = u @ b
-        whitened = u[:, :, :r] @ state.half.transpose(0, 2, 1)
-        scale = (nu / state.r2)[:, None, None]
-        out = 2.0 * scale * (e @ N @ e.transpose(0, 2, 1) - whitened @ whitened.transpose(0, 2, 1))
-        out -= scale / state.r2[:, None, None] * (square @ square.transpose(0, 2, 1)) + self._traces(N)
-        if reml and r:
-            F = turned[..., :r] @ state.half.transpose(0, 2, 1)[:, None]
-            out += 2.0 * F.reshape(c, d, -1) @ (N[:, None] @ F).reshape(c, d, -1).transpose(0, 2, 1)
-            slopes = state.half[:, None] @ cross[:, :, :r, :r] @ state.half.transpose(0, 2, 1)[:, None]
-            flat = slopes.reshape(c, d, -1)
-            out -= flat @ flat.transpose(0, 2, 1)
-        return out, cross
+    def _adjusted(self, factor: Array) -> tuple[Array, Array, Array, Array, Array]:
+        """The same at one factor."""
+        criterion, free = self.worker.criterion, free_directions(self.structure)
+        lower, upper = vech_positions(self.structure.q)
+        half = self._at(factor)
+        r = len(half)
+        slopes = half @ criterion.cross()[:, :r, :r] @ half.T
+        shift = criterion.precision()[lower, upper] * (2.0 - (lower == upper))
+        shift = (shift - np.trace(slopes, axis1=1, axis2=2)) / self.nu
+        weight = np.zeros((r + 1, r + 1))
+        weight[:r, :r] = half.T
+        information = criterion.traces() - 2.0 * criterion.traces(weight)
+        information += np.einsum("kij,lji->kl", slopes, slopes) - self.nu * np.outer(shift, shift)
+        inverse: Array = np.asarray(np.linalg.inv(information[np.ix_(free, free)]), dtype=np.float64)
+        twice = np.zeros_like(information)
+        twice[np.ix_(free, free)] = 2.0 * inverse
+        middle = half @ criterion.sandwich(twice)[:r, :r] @ half.T
+        middle -= np.einsum("kl,kij,ljm->im", twice, slopes, slopes, optimize=True)
+        return half, slopes[free], shift[free], inverse, middle + middle.T
 
 
-def _conditioned_z(model: LinearMixedModel, part: slice, root: Array | None) -> Array:
+def _conditioned_z(model: LinearMixedModel, part: slice) -> Array:
     """Z_o of one factor, weighted."""
-    local = hierarchy._local(model.structure, part.start, part.stop - part.start)
-    Z, own = hierarchy._condition_z(model.exog_re[:, part], model.weights, root, local)
+    local = factor_structure(model.structure, part.start, part.stop - part.start)
+    Z, own = condition_z(model.exog_re[:, part], model.weights, local)
     z_map = model.problem.z_map[part, part]
     # the problem may have been conditioned by one pass over the rows
     return Z if np.array_equal(own, z_map) else np.asarray(Z @ np.linalg.solve(own, z_map))
@@ -484,12 +478,25 @@ def _start(model: LinearMixedModel) -> Array:
     return structure.theta(structure.canonical(np.asarray(np.linalg.cholesky(relative), dtype=np.float64)))
 
 
+def _pieces(structure: CovarianceStructure, least: Array) -> list[tuple[list[int], list[int], float]]:
+    """Places in theta of the diagonal and of all elements of each independent part of Lambda, and its least size."""
+    rows, columns = structure.positions
+    out: list[tuple[list[int], list[int], float]] = []
+    for block in structure.blocks:
+        width = block.stop - block.start if block.structure == "full" else 1
+        for start in range(block.start, block.stop, width):
+            inside = (columns >= start) & (columns < start + width)
+            diagonal = np.flatnonzero(inside & (rows == columns)).tolist()
+            out.append((diagonal, np.flatnonzero(inside).tolist(), float(least[start])))
+    return out
+
+
 def _jacobian(structure: CovarianceStructure, factors: Array) -> Array:
-    """Derivatives of the free elements of G^ in theta (c, k, d)."""
+    """Derivatives of the free elements of G^ in theta (..., k, d)."""
     rows, columns = structure.positions
     lower, upper = (part[free_directions(structure)] for part in vech_positions(structure.q))
-    first = factors[:, upper[None, :], columns[:, None]] * (rows[:, None] == lower)
-    return np.asarray(first + factors[:, lower[None, :], columns[:, None]] * (rows[:, None] == upper))
+    first = factors[..., upper[None, :], columns[:, None]] * (rows[:, None] == lower)
+    return np.asarray(first + factors[..., lower[None, :], columns[:, None]] * (rows[:, None] == upper))
 
 
 def _decrements(gradients: Array, hess: Array) -> tuple[Array, Array]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Literal, cast
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from .blas_threads import one_blas_thread
 from .checks import float_array
 from .design import Problem, condition
 from .errors import LMMError
@@ -153,7 +155,9 @@ class LinearMixedModel:
             from . import hierarchy
 
             factors = [
-                hierarchy.Factor(part.columns_of(f), f.grouping.codes, f.grouping.n_slots, f.grouping.name)
+                hierarchy.Factor(
+                    part.columns_of(f), f.grouping.codes, f.grouping.n_slots, f.grouping.name, part.columns[f.columns]
+                )
                 for f in part.factors
             ]
             found = hierarchy.condition_factors(y, X, factors, weights, offset, part.structure)
@@ -162,7 +166,7 @@ class LinearMixedModel:
         else:
             self.problem, grouping.present = condition(
                 y, X, part.Z, grouping.codes, grouping.base, grouping.n_slots, weights, offset, part.structure,
-                grouping.name,
+                grouping.name, part.columns,
             )  # fmt: skip
 
     @property
@@ -273,17 +277,18 @@ class LinearMixedModel:
         problem = self.problem
         criterion = problem.criterion()
         criterion.reml = bool(reml)
-        optimum = optimize(
-            criterion,
-            self.structure,
-            problem.levels,
-            problem.n,
-            problem.start(criterion) if start is None else self._conditioned_theta(start),
-            method,
-            options,
-            problem.pilot() if start is None else None,
-            start is None,
-        )
+        with one_blas_thread() if criterion.serial else nullcontext():
+            optimum = optimize(
+                criterion,
+                self.structure,
+                problem.levels,
+                problem.n,
+                problem.start(criterion) if start is None else self._conditioned_theta(start),
+                method,
+                options,
+                problem.pilot() if start is None else None,
+                start is None,
+            )
         return LMMResult(self, optimum, criterion.solution(), bool(reml))
 
     def fit_many(

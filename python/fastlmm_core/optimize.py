@@ -32,6 +32,9 @@ SINGULAR = 1e-4
 EXACTLY = 1e-13
 """Share of y'y that is left by the effects below which it is rounding error."""
 
+NEARLY = 1e-6
+"""Share below which a search that does not end is on its way to no residual variance."""
+
 ROUND, WIDE_ROUND, ITERATIONS = 30, 5, 240
 """Iterations of Newton between changes of coordinates: of narrow terms, and of wide ones; of all rounds together."""
 
@@ -49,6 +52,14 @@ class Criterion(Protocol):
 
     reml: bool
     n_evaluations: int
+
+    @property
+    def costly(self) -> bool:
+        """Whether the search for other minima than a certified one takes too long."""
+
+    @property
+    def remainder(self) -> float:
+        """r^2 relative to y'y at the last point, where it may be lost in rounding errors; 1 elsewhere."""
 
     def evaluate(self, theta: Array, order: int = 0) -> tuple[float, Array | None, Array | None]:
         """Value, gradient and Hessian."""
@@ -427,12 +438,8 @@ def optimize(
         other, wrong = attempt(structure.theta(_fold(wrong, structure)))
         if other.value <= best.value or other.converged > best.converged:
             best = other
-    doubtful = best.singular or many_minima(structure, levels)
-    if (
-        (not best.converged or (doubtful and not getattr(criterion, "costly", False)))
-        and method == "newton"
-        and alternatives
-    ):
+    doubtful = best.singular or many_minima(structure, levels, n)
+    if (not best.converged or (doubtful and not criterion.costly)) and method == "newton" and alternatives:
         for theta in other_starts(structure, levels, n):
             other, _ = attempt(theta)
             if other.converged >= best.converged and other.value < best.value - 1e-9:
@@ -441,10 +448,18 @@ def optimize(
         best = best._replace(n_evaluations=criterion.n_evaluations)
     # leave the criterion's state at the optimum
     criterion.evaluate(best.theta, 0)
-    if not best.converged and getattr(criterion, "remainder", 1.0) < EXACTLY:
+    remainder = 1.0 if best.converged else criterion.remainder
+    if remainder < EXACTLY:
         raise LMMError(
-            "y is reproduced exactly by the random effects: the residual variance is zero; use fewer random effects"
+            "y is reproduced by the random effects to rounding error: the residual variance cannot be told from zero; "
+            "use fewer random effects"
         )
+    if remainder < NEARLY:
+        message = (
+            f"not certified: the residual variance runs to zero or nearly ({remainder:.0e} of the variation is left), "
+            "as where the fixed and random effects together can reproduce y; use fewer random effects"
+        )
+        best = best._replace(message=message)
     return best
 
 
