@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import nullcontext
 from functools import cached_property
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from .inference import coefficient_df
 from .optimize import SINGULAR
 from .progress import progress_bar
 from .starts import many_minima, other_starts
+from .threads import in_threads
 
 if TYPE_CHECKING:
     from .batch_inference import BatchTest
@@ -36,6 +38,9 @@ CHUNK_BYTES = 2**23
 
 SMALLEST_CHUNK = 256
 """Responses in the last pieces."""
+
+ROUND = 2
+"""Pieces of a stream that are held for each thread."""
 
 ONE_BY_ONE = 64
 """Responses in a piece where each takes its own time: several grouping factors."""
@@ -337,6 +342,12 @@ def fit_drawn(
     return _fit(model, blocks, count, whole, reml, check_jobs(n_jobs), progress, size)
 
 
+def _rounds(tasks: Iterator[Any], size: int) -> Iterator[Iterator[Any]]:
+    """Some tasks at a time, each let go once it is taken."""
+    while some := deque(islice(tasks, size)):
+        yield (some.popleft() for _ in range(len(some)))
+
+
 def check_jobs(n_jobs: int | None) -> int:
     jobs = (os.cpu_count() or 1) if n_jobs is None else int(n_jobs)
     if jobs < 1:
@@ -381,7 +392,9 @@ def _fit(
     try:
         # our threads would wait for each other in BLAS
         with one_blas_thread() if len(model.factors) > 1 else nullcontext():
-            _in_threads(run, tasks(), jobs, bar)
+            # the blocks of a stream are drawn here, some at a time
+            for some in _rounds(tasks(), ROUND * jobs) if count is None else (tasks(),):
+                in_threads(run, some, jobs, None if bar is None else bar.update)
     finally:
         if bar is not None:
             bar.close()
@@ -395,35 +408,6 @@ def _lanes(shared: kernels.BatchDesign, Y: Array, into: BatchResult, first: int,
         Y, first, into.reml, offset, start, into._theta_o, into.params, into.bse, into.sigma2, into.criterion,
         into.gradient_norm, into._status, into.n_evaluations, into._df,
     )  # fmt: skip
-
-
-def _in_threads(run: Any, tasks: Iterator[Any], jobs: int, bar: Any) -> None:
-    """Run the tasks on so many threads; an interrupt waits for the chunks under way and no more."""
-    if jobs == 1:
-        for task in tasks:
-            done = run(*task)
-            if bar is not None:
-                bar.update(done)
-        return
-    with ThreadPoolExecutor(jobs) as pool:
-        pending: set[Future[int]] = set()
-        try:
-            for task in tasks:
-                pending.add(pool.submit(run, *task))
-                if len(pending) >= 2 * jobs:
-                    finished, pending = wait(pending, return_when=FIRST_COMPLETED)
-                    for future in finished:
-                        done = future.result()
-                        if bar is not None:
-                            bar.update(done)
-            for future in pending:
-                done = future.result()
-                if bar is not None:
-                    bar.update(done)
-        except BaseException:
-            for future in pending:
-                future.cancel()
-            raise
 
 
 def _second_look(model: LinearMixedModel, Y: Array, into: BatchResult, first: int) -> None:

@@ -1,0 +1,60 @@
+"""Tasks on several threads, the calling one among them."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+__all__ = ["in_threads"]
+
+
+def in_threads(
+    run: Callable[..., int], tasks: Iterator[tuple[Any, ...]], jobs: int, report: Callable[[int], Any] | None = None
+) -> None:
+    """Run `run(*task)` for all tasks.
+
+    The first error of any thread is raised once the tasks under way have ended; so is an interrupt.
+
+    Parameters
+    ----------
+    run : callable
+        Returns the amount of work done.
+    tasks : iterator
+        Asked for one task at a time, by any of the threads.
+    jobs : int
+        Threads.
+    report : callable, optional
+        Told the amount of work done after each task, by one thread at a time.
+    """
+    lock = threading.Lock()
+    errors: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            while not errors:
+                with lock:
+                    task = next(tasks, None)
+                if task is None:
+                    return
+                done = run(*task)
+                if report is not None:
+                    with lock:
+                        report(done)
+        except BaseException as error:
+            errors.append(error)
+
+    others = [threading.Thread(target=work) for _ in range(jobs - 1)]
+    for thread in others:
+        thread.start()
+    try:
+        work()
+        for thread in others:
+            thread.join()
+    except BaseException as error:
+        # an interrupt while this thread waited
+        errors.append(error)
+        for thread in others:
+            thread.join()
+    if errors:
+        raise errors[0]
