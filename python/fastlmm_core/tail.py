@@ -164,35 +164,18 @@ def _sparse_first(
     sizes = np.diff(comp_slot)
     if sizes.max() < SPARSE_FROM:
         return order, nothing, nothing, nothing
-    # levels of the tail that each level of the chain's last factor touches
-    n, m = len(top), len(label)
-    begin, rows = zip(*(levels.sort_rows(codes, m) for codes in numbered), strict=True)
-    table = np.zeros((m, 5), dtype=np.intp)
-    own = np.argmax([np.diff(b) for b in begin], axis=0)
-    table[:, 0] = np.choose(own, [b[:-1] for b in begin]) + own * n
-    table[:, 1] = np.choose(own, [b[1:] for b in begin]) + own * n
-    table[:, 3] = 1
-    table[:, 4] = np.arange(m)
-    no_columns = np.zeros((n, 0))
-    start, near, _ = levels.panel_products(top, n_top, no_columns, table, np.concatenate(rows), np.zeros((n, 1)))
+    m = len(label)
+    start, near, useful = _elements(numbered, top, n_top, m)
     counts = np.diff(start)
-    lone = counts < 2
-    # pairs are many: each once
-    first = near[np.minimum(start[:-1], max(len(near) - 1, 0))].astype(np.int64)
-    second = near[np.minimum(start[:-1] + 1, max(len(near) - 1, 0))]
-    pairs = np.flatnonzero(counts == 2)
-    once = pairs[np.unique(first[pairs] * m + second[pairs], return_index=True)[1]]
-    useful = ~lone
-    useful[pairs] = False
-    useful[once] = True
-    element_comp = label[near[np.minimum(start[:-1], max(len(near) - 1, 0))]]
+    comp_of = np.full(n_top, -1, dtype=np.intp)
+    comp_of[counts > 0] = label[near[start[:-1][counts > 0]]]
 
     orders, chosen, lengths, later = [], [], [], []
     position = np.empty(m, dtype=np.intp)
     for c in np.flatnonzero(sizes >= SPARSE_FROM):
         mine = order[label[order] == c]
         position[mine] = np.arange(len(mine))
-        which = np.flatnonzero(useful & (element_comp == c))
+        which = np.flatnonzero(useful & (comp_of == c))
         length = counts[which]
         at = np.repeat(start[which] - np.concatenate([[0], np.cumsum(length)[:-1]]), length) + np.arange(length.sum())
         member = position[near[at]].astype(np.int32)
@@ -218,6 +201,36 @@ def _sparse_first(
     for c, levels_of_it in orders:
         order[label[order] == c] = levels_of_it
     return order, np.concatenate(chosen), np.concatenate(lengths), np.concatenate(later)
+
+
+def _elements(numbered: Index, top: Index, n_top: int, m: int) -> tuple[Index, NDArray[np.int32], NDArray[np.bool_]]:
+    """Levels of the tail that each level of the chain's last factor touches.
+
+    Returns
+    -------
+    start : (n_top + 1,) array
+        First place of each set in `near`.
+    near : int32 array
+    useful : (n_top,) bool array
+        Which sets to keep: not those of one level, and each pair, of which there may be many, once.
+    """
+    n = len(top)
+    begin, rows = zip(*(levels.sort_rows(codes, m) for codes in numbered), strict=True)
+    own = np.argmax([np.diff(b) for b in begin], axis=0)
+    table = np.zeros((m, 5), dtype=np.intp)
+    table[:, 0] = np.choose(own, [b[:-1] for b in begin]) + own * n
+    table[:, 1] = np.choose(own, [b[1:] for b in begin]) + own * n
+    table[:, 3] = 1
+    table[:, 4] = np.arange(m)
+    start, near, _ = levels.panel_products(
+        top, n_top, np.zeros((n, 0)), table, np.concatenate(rows), np.zeros((n, 1))
+    )  # fmt: skip
+    counts = np.diff(start)
+    useful = counts > 2
+    pairs = np.flatnonzero(counts == 2)
+    kind = near[start[pairs]].astype(np.int64) * m + near[start[pairs] + 1]
+    useful[pairs[np.unique(kind, return_index=True)[1]]] = True
+    return start, near, useful
 
 
 def sparse_levels(found: TailLevels, tails: list[Tail]) -> Sparse | None:
