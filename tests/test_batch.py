@@ -17,6 +17,7 @@ import pytest
 
 import fastlmm_core as flc
 import oracle
+from fastlmm_core import batch as batch_module
 from fastlmm_core.simulation import STREAM, draws, parametric
 
 # Both paths stop at a decrement of at most 1e-9 sqrt(m) or where rounding of the gradient ends the search; a decrement
@@ -37,6 +38,12 @@ FIELDS = (
     "singular",
     "n_evaluations",
 )
+
+
+@pytest.fixture(autouse=True)
+def _threads_for_little(monkeypatch):
+    """Few responses are divided among threads too."""
+    monkeypatch.setattr(batch_module, "WORTH_A_THREAD", 1)
 
 
 def identical(a, b):

@@ -7,6 +7,7 @@ import pytest
 from scipy import special
 
 import fastlmm_core as flc
+from fastlmm_core import batch as batch_module
 from fastlmm_core import batch_inference, inference
 from fastlmm_core.batch import BatchResult
 from fastlmm_core.bootstrap import _residual
@@ -19,6 +20,12 @@ RandomTerm = flc.RandomTerm
 # A certified optimum is within 5e-9 of the minimum of the criterion; the estimates are that close in standard errors.
 CRITERION = 1e-8
 AGREE = 1e-6
+
+
+@pytest.fixture(autouse=True)
+def _threads_for_little(monkeypatch):
+    """Few responses are divided among threads too."""
+    monkeypatch.setattr(batch_module, "WORTH_ONE", 1)
 
 
 def nested(rng, tops=8, mids=3, rows=5):
@@ -689,3 +696,15 @@ def test_blas_threads_come_back():
             assert set(counts()) == {1}
         assert set(counts()) == {1}
     assert counts() == before
+
+
+def test_few_responses_are_not_worth_a_thread(rng, monkeypatch):
+    asked = []
+    kept = batch_module.in_threads
+    monkeypatch.setattr(batch_module, "in_threads", lambda *task: (asked.append(task[2]), kept(*task)))
+    monkeypatch.setattr(batch_module, "WORTH_ONE", 8)
+    model = made(rng, "crossed")
+    Y = responses(rng, model, 17)
+    for count, jobs in ((7, 1), (17, 2)):
+        model.fit_many(Y[:count], n_jobs=3)
+        assert asked.pop() == jobs

@@ -36,14 +36,14 @@ Array = NDArray[np.float64]
 CHUNK_BYTES = 2**23
 """Size of the pieces in which responses are handed to threads."""
 
-SMALLEST_CHUNK = 256
-"""Responses in the last pieces."""
+WORTH_A_THREAD = 2**16
+"""Numbers in the responses that are worth a thread, and in the last pieces."""
 
 ROUND = 2
 """Pieces of a stream that are held for each thread."""
 
-ONE_BY_ONE = 64
-"""Responses in a piece where each takes its own time: several grouping factors."""
+ONE_BY_ONE, WORTH_ONE = 64, 8
+"""Responses in a piece, and worth a thread, where each takes its own time: several grouping factors."""
 
 BOUNDARY = 2
 
@@ -298,13 +298,13 @@ def _blocks(Y: Any, n: int) -> tuple[Iterator[Array], int | None, Any]:
     return checked(), None, None
 
 
-def _chunks(blocks: Iterator[Array], size: int, jobs: int) -> Iterator[Array]:
+def _chunks(blocks: Iterator[Array], size: int, smallest: int, jobs: int) -> Iterator[Array]:
     """Pieces of at most `size` rows; smaller ones towards the end of a block, so that all threads end together."""
     for block in blocks:
         begin = 0
         while begin < len(block):
             share = (len(block) - begin) // (2 * jobs) // 8 * 8
-            length = min(size, max(share, SMALLEST_CHUNK)) if jobs > 1 else size
+            length = min(size, max(share, smallest)) if jobs > 1 else size
             yield block[begin : begin + length]
             begin += length
 
@@ -323,9 +323,12 @@ def fit_many(
         raise LMMError(f"memory={memory} must be a positive number of megabytes")
     blocks, count, whole = _blocks(Y, model.nobs)
     size = int(max(8, min(CHUNK_BYTES, memory * 2**20 / (2 * jobs)) // (8 * model.nobs) // 8 * 8))
+    smallest = max(8, WORTH_A_THREAD // model.nobs // 8 * 8)
     if len(model.factors) > 1:
-        size = min(size, ONE_BY_ONE)
-    return _fit(model, _chunks(blocks, size, jobs), count, whole, reml, jobs, progress)
+        size, smallest = min(size, ONE_BY_ONE), WORTH_ONE
+    if count is not None:
+        jobs = min(jobs, max(1, count // smallest))
+    return _fit(model, _chunks(blocks, size, smallest, jobs), count, whole, reml, jobs, progress)
 
 
 def fit_drawn(
@@ -339,7 +342,8 @@ def fit_drawn(
     progress: bool | None,
 ) -> BatchResult:
     """Fit responses that are drawn, in blocks of `size`, on the thread that fits them; `whole` draws them again."""
-    return _fit(model, blocks, count, whole, reml, check_jobs(n_jobs), progress, size)
+    jobs = min(check_jobs(n_jobs), max(1, -(-count // size)))
+    return _fit(model, blocks, count, whole, reml, jobs, progress, size)
 
 
 def _rounds(tasks: Iterator[Any], size: int) -> Iterator[Iterator[Any]]:
