@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from fastlmm_core._ordering import minimum_degree
 
 import test_blocked as dense
 from fastlmm_core import LinearMixedModel, RandomTerm, layout, tail
+from fastlmm_core._ordering import minimum_degree
 from fastlmm_core.errors import LMMError
 from fastlmm_core.hierarchy import condition_factors
 
