@@ -29,9 +29,9 @@ from fastlmm_core._levels import sort_rows
 
 include "_elimination.pxi"
 include "_tail.pxi"
-include "_sparse.pxi"
 include "_substitution.pxi"
 include "_posterior.pxi"
+include "_sparse.pxi"
 include "_curvature.pxi"
 
 

@@ -16,7 +16,7 @@ import numpy as np
 from fastlmm_core._newton cimport Objective, vector
 from fastlmm_core._refits cimport refit_t
 from fastlmm_core._shapes cimport (LaneKernels, Profile, Shape, batch_fit_t, batch_size_t, chain_down_t, chain_pack_t,
-                                   chain_second_t, chain_up_t, curvature_t, effects_t, factor_t, moments_t, profile_t)
+                                   chain_second_t, chain_up_t, curvature_t, effects_t, factor_t, make_shape, moments_t, profile_t)
 
 
 
@@ -36,16 +36,6 @@ def use_kernels(addresses):
     kernels.chain_down = <chain_down_t> <uintptr_t> addresses[11]
     kernels.chain_second = <chain_second_t> <uintptr_t> addresses[12]
     kernels.refit = <refit_t> <uintptr_t> addresses[13]
-
-
-cdef Shape make_shape(Py_ssize_t q, Py_ssize_t k) noexcept nogil:
-    cdef Shape shape
-    shape.q = q
-    shape.k = k
-    shape.n_a = q * (q + 1) // 2
-    shape.n_c = q * k
-    shape.stride = shape.n_a + shape.n_c + 1
-    return shape
 
 
 # Doubles in a cache line: what `aligned` may skip.

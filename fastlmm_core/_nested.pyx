@@ -8,7 +8,7 @@ import numpy as np
 
 from fastlmm_core._criterion cimport kernels
 from fastlmm_core._newton cimport Objective
-from fastlmm_core._shapes cimport ChainStage, Shape
+from fastlmm_core._shapes cimport ChainStage, Shape, make_shape
 
 cdef enum:
     MAX_STAGES = 16
@@ -19,16 +19,6 @@ def aligned_zeros(Py_ssize_t size):
     cdef double[::1] view = np.zeros(size + 8)
     cdef Py_ssize_t skip = (-(<uintptr_t> &view[0]) & 63) // 8
     return np.asarray(view)[skip : skip + size]
-
-
-cdef Shape shape_of(Py_ssize_t q, Py_ssize_t k) noexcept:
-    cdef Shape shape
-    shape.q = q
-    shape.k = k
-    shape.n_a = q * (q + 1) // 2
-    shape.n_c = q * k
-    shape.stride = shape.n_a + shape.n_c + 1
-    return shape
 
 
 def pack(const double[:, ::1] raw, const Py_ssize_t[::1] order, const double[:, ::1] z_map,
@@ -50,7 +40,7 @@ def pack(const double[:, ::1] raw, const Py_ssize_t[::1] order, const double[:, 
     between : (k(k+1)/2,) array
         sum c'c.
     """
-    cdef Shape shape = shape_of(z_map.shape[0], xy_map.shape[0])
+    cdef Shape shape = make_shape(z_map.shape[0], xy_map.shape[0])
     cdef Py_ssize_t n_vectors = order.shape[0] // kernels.lanes, n_h = shape.k * (shape.k + 1) // 2
     cdef Py_ssize_t size = shape.q * shape.q + shape.n_c + 2 * shape.q + n_h + shape.stride
     out = aligned_zeros(n_vectors * shape.stride * kernels.lanes)
@@ -98,7 +88,7 @@ cdef class ChainEngine(Objective):
         self.staged = True
         if self.n_stages > MAX_STAGES:
             raise ValueError(f"more than {MAX_STAGES} grouping factors")
-        self.shape = shape_of(r, k)
+        self.shape = make_shape(r, k)
         self.kept = [finest]
         n_a, n_c = self.shape.n_a, self.shape.n_c
         base = 3 * (n_a + n_c) + n_a + r * r

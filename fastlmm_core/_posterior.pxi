@@ -107,6 +107,50 @@ cdef void add_symmetric(Py_ssize_t w, Py_ssize_t q, double* A, double* B, double
     dsymm(&left, &upper, &rows, &columns, &one, A, &rows, B, &rows, &one, out, &rows)
 
 
+cdef inline void reach_core(Py_ssize_t q, Py_ssize_t skip, Py_ssize_t w, const double* B, const int* nbr,
+                            const double* Q, Py_ssize_t ld, Py_ssize_t base, double* Y) noexcept nogil:
+    """Y (q, w) += B Q for the neighbours from `skip` on, Q the covariances of their core, whose first slot is `base`."""
+    cdef Py_ssize_t i, j, r
+    cdef double t, v
+    cdef const double* cov
+    for i in range(skip, w):
+        cov = Q + (nbr[i] - base) * ld - base
+        for r in range(q):
+            t = B[r * w + i]
+            v = 0.0
+            for j in range(skip, i):
+                Y[r * w + j] += t * cov[nbr[j]]
+                v += B[r * w + j] * cov[nbr[j]]
+            Y[r * w + i] += v + t * cov[nbr[i]]
+
+
+cdef inline void close_level(Py_ssize_t q, const double* M, const double* P, const double* K, const double* quad,
+                             double* work, double* N, double* post) noexcept nogil:
+    """N = P (K - quad P') and, unless `post` is NULL, M + M quad M, from quad = B Q B' of a level.
+
+    work : (2, q, q)
+    """
+    cdef Py_ssize_t i, j, r
+    cdef double t
+    multiply(q, q, q, P, quad, work)
+    for i in range(q):
+        for j in range(q):
+            t = 0.0
+            for r in range(q):
+                t += P[i * q + r] * K[r * q + j] - work[i * q + r] * P[j * q + r]
+            N[i * q + j] = t
+    for i in range(q):
+        for j in range(i):
+            t = 0.5 * (N[i * q + j] + N[j * q + i])
+            N[i * q + j] = t
+            N[j * q + i] = t
+    if post != NULL:
+        multiply(q, q, q, M, quad, work)
+        multiply(q, q, q, work, M, work + q * q)
+        for i in range(q * q):
+            post[i] = M[i] + work[q * q + i]
+
+
 cdef inline void cover_level(Py_ssize_t q, Elimination* e, Py_ssize_t s, Py_ssize_t a, double* N, double* post
                              ) noexcept nogil:
     """N_aa and, unless `post` is NULL, the posterior covariance of level a; beyond the finest stage also that with its neighbours."""
@@ -153,15 +197,7 @@ cdef inline void cover_level(Py_ssize_t q, Elimination* e, Py_ssize_t s, Py_ssiz
                     e.block[i * w + j] = cov[nbr[j]]
             add_symmetric(w, q, e.block, Bt, Yt)
         elif s > 0 or qc > 0:
-            for i in range(skip, w):
-                cov = e.cov + e.comp_start[c] + (nbr[i] - base) * ld - base
-                for r in range(q):
-                    t = Bt[r * w + i]
-                    v = 0.0
-                    for j in range(skip, i):
-                        Yt[r * w + j] += t * cov[nbr[j]]
-                        v += Bt[r * w + j] * cov[nbr[j]]
-                    Yt[r * w + i] += v + t * cov[nbr[i]]
+            reach_core(q, skip, w, Bt, nbr, e.cov + e.comp_start[c], ld, base, Yt)
         else:
             # only the quadratic form is wanted
             for i in range(skip, w):
@@ -233,24 +269,7 @@ cdef inline void cover_level(Py_ssize_t q, Elimination* e, Py_ssize_t s, Py_ssiz
     if f.quad != NULL:
         for i in range(q * q):
             quad[i] += f.quad[a * q * q + i]
-    # N = P (K - quad P')
-    multiply(q, q, q, P, quad, work)
-    for i in range(q):
-        for j in range(q):
-            t = 0.0
-            for r in range(q):
-                t += P[i * q + r] * f.own[(a * q + r) * q + j] - work[i * q + r] * P[j * q + r]
-            N[i * q + j] = t
-    for i in range(q):
-        for j in range(i):
-            t = 0.5 * (N[i * q + j] + N[j * q + i])
-            N[i * q + j] = t
-            N[j * q + i] = t
-    if post != NULL:
-        multiply(q, q, q, M, quad, work)
-        multiply(q, q, q, work, M, work + q * q)
-        for i in range(q * q):
-            post[i] = M[i] + work[q * q + i]
+    close_level(q, M, P, f.own + a * q * q, quad, work, N, post)
     if s > 0:
         for i in range(q):
             for j in range(qc):

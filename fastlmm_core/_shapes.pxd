@@ -15,6 +15,15 @@ cdef struct Shape:
     Py_ssize_t n_c      # q k
     Py_ssize_t stride   # vectors per block of packed groups: n_a + n_c + 1
 
+cdef inline Shape make_shape(Py_ssize_t q, Py_ssize_t k) noexcept nogil:
+    cdef Shape shape
+    shape.q = q
+    shape.k = k
+    shape.n_a = q * (q + 1) // 2
+    shape.n_c = q * k
+    shape.stride = shape.n_a + shape.n_c + 1
+    return shape
+
 ctypedef void (*factor_t)(
     const Shape*, Py_ssize_t, const double*, const double*, const double*, double*, double*, double*) noexcept nogil
 ctypedef double (*moments_t)(

@@ -214,7 +214,7 @@ cdef void covariances_of_sparse(Elimination* e, double* sums, Py_ssize_t total, 
     cdef Stage* h
     cdef Tail* g
     cdef Py_ssize_t a, b, s, i, j, l, r, n, q, w, first, c, ld, base, at
-    cdef double t, v
+    cdef double t
     cdef double* Y
     cdef double* M
     cdef double* P
@@ -223,7 +223,6 @@ cdef void covariances_of_sparse(Elimination* e, double* sums, Py_ssize_t total, 
     cdef double* work
     cdef double* own
     cdef const double* B
-    cdef const double* Q
     cdef const int* nbr
     memset(f.cov_panel, 0, f.n_panel * sizeof(double))
     for b in range(f.n - 1, -1, -1):
@@ -242,39 +241,20 @@ cdef void covariances_of_sparse(Elimination* e, double* sums, Py_ssize_t total, 
         P = f.proj + f.own_at[b]
         own = f.cov + f.own_at[b]
         # the covariances of the core; those of sparse neighbours are in Y already
-        for i in range(f.skip[b], w):
-            Q = e.cov + e.comp_start[c] + (nbr[i] - base) * ld - base
-            for r in range(n):
-                t = B[r * w + i]
-                v = 0.0
-                for j in range(f.skip[b], i):
-                    Y[r * w + j] += t * Q[nbr[j]]
-                    v += B[r * w + j] * Q[nbr[j]]
-                Y[r * w + i] += v + t * Q[nbr[i]]
+        reach_core(n, f.skip[b], w, B, nbr, e.cov + e.comp_start[c], ld, base, Y)
         for r in range(n):
             for i in range(n):
                 t = 0.0
                 for j in range(w):
                     t += Y[r * w + j] * B[i * w + j]
                 quad[r * n + i] = t
-        # N = P (K - quad P')
-        multiply(n, n, n, P, quad, work)
-        for i in range(n):
-            for j in range(n):
-                t = 0.0
-                for r in range(n):
-                    t += P[i * n + r] * f.own[f.own_at[b] + r * n + j] - work[i * n + r] * P[j * n + r]
-                N[i * n + j] = t
-        multiply(n, n, n, M, quad, work)
-        multiply(n, n, n, work, M, own)
+        close_level(n, M, P, f.own + f.own_at[b], quad, work, N, own)
         at = e.tail_slot + e.comp_slot[c] + f.slot[b]
         for i in range(n):
             for j in range(n):
-                own[i * n + j] += M[i * n + j]
-                t = 0.5 * (N[i * n + j] + N[j * n + i])
-                sums[(g.column + i) * total + g.column + j] += t
+                sums[(g.column + i) * total + g.column + j] += N[i * n + j]
                 if each != NULL:
-                    each[(at + i) * total + j] = t
+                    each[(at + i) * total + j] = N[i * n + j]
                 if post != NULL:
                     post[(at + i) * total + j] = own[i * n + j]
         for j in range(w):

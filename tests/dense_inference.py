@@ -47,7 +47,10 @@ class Dense:
         noise = np.eye(n) if self.weights is None else np.diag(1.0 / self.weights)
         self.units = unit_matrices(self.free)
         self.V_k = [big @ np.kron(np.eye(len(levels)), D) @ big.T for D in self.units] + [noise]
-        V = big @ np.kron(np.eye(len(levels)), self.G) @ big.T + self.sigma2 * noise
+        self.settle(big @ np.kron(np.eye(len(levels)), self.G) @ big.T + self.sigma2 * noise)
+
+    def settle(self, V):
+        """What all tests are made of, from the covariance matrix and its derivatives V_k."""
         self.Vi = np.linalg.inv(V)
         self.ViX = self.Vi @ self.X
         self.Phi = np.linalg.inv(self.X.T @ self.ViX)

@@ -262,13 +262,7 @@ class Inference(dense_inference.Dense):
             if terms is None or i in terms:
                 self.V_k += [t.spread(D) for D in dense_inference.unit_matrices(free)]
         self.V_k.append(design.noise)
-        self.Vi = np.linalg.inv(V)
-        self.ViX = self.Vi @ self.X
-        self.Phi = np.linalg.inv(self.X.T @ self.ViX)
-        self.beta = self.Phi @ (self.ViX.T @ self.y)
-        self.P = self.Vi - self.ViX @ self.Phi @ self.ViX.T
-        self.P_k = [-self.ViX.T @ V_k @ self.ViX for V_k in self.V_k]
-        self.S_k = [self.Vi @ V_k for V_k in self.V_k]
+        self.settle(V)
 
 
 # ------------------------------------------------------------------------------------------------------------

@@ -123,13 +123,15 @@ def tail_levels(
     n_comps = int(label.max()) + 1
     comp_slot = np.zeros(n_comps + 1, dtype=np.intp)
     np.cumsum(np.bincount(label, weights=widths_of, minlength=n_comps).astype(np.intp), out=comp_slot[1:])
-    order, chosen, lengths, later = _sparse_first(order, label, comp_slot, numbered, top, n_top, widths_of)
+    first_row, last_row, by_level = np.concatenate(starts), np.concatenate(stops), np.concatenate(rows)
+    order, chosen, lengths, later = _sparse_first(
+        order, label, comp_slot, first_row, last_row, by_level, top, n_top, widths_of
+    )
     comp = label[order]
     ends = np.cumsum(widths_of[order])
     slot = ends - widths_of[order] - comp_slot[comp]
     table = np.column_stack(
-        [np.concatenate(part)[order] for part in (starts, stops, column, width)]
-        + [slot]
+        [first_row[order], last_row[order], np.concatenate(column)[order], widths_of[order], slot]
         + [np.concatenate(part)[order] for part in (of, level)]
     ).astype(np.intp)
     sparse_columns = np.bincount(label[chosen], weights=widths_of[chosen], minlength=n_comps).astype(np.intp)
@@ -137,7 +139,7 @@ def tail_levels(
     rank[order] = np.arange(len(order))
     return TailLevels(
         np.ascontiguousarray(table),
-        np.concatenate(rows),
+        by_level,
         np.ascontiguousarray(np.concatenate([Z[f] for f in last], axis=1)),
         comp,
         comp_slot,
@@ -148,8 +150,9 @@ def tail_levels(
 
 
 def _sparse_first(
-    order: Index, label: Index, comp_slot: Index, numbered: Index, top: Index, n_top: int, widths: Index
-) -> tuple[Index, Index, Index, Index]:
+    order: Index, label: Index, comp_slot: Index, first_row: Index, last_row: Index, by_level: Index, top: Index,
+    n_top: int, widths: Index,
+) -> tuple[Index, Index, Index, Index]:  # fmt: skip
     """Levels that are eliminated one by one moved to the front of their components.
 
     Returns
@@ -165,7 +168,7 @@ def _sparse_first(
     if sizes.max() < SPARSE_FROM:
         return order, nothing, nothing, nothing
     m = len(label)
-    start, near, useful = _elements(numbered, top, n_top, m)
+    start, near, useful = _elements(first_row, last_row, by_level, top, n_top)
     counts = np.diff(start)
     comp_of = np.full(n_top, -1, dtype=np.intp)
     comp_of[counts > 0] = label[near[start[:-1][counts > 0]]]
@@ -203,7 +206,9 @@ def _sparse_first(
     return order, np.concatenate(chosen), np.concatenate(lengths), np.concatenate(later)
 
 
-def _elements(numbered: Index, top: Index, n_top: int, m: int) -> tuple[Index, NDArray[np.int32], NDArray[np.bool_]]:
+def _elements(
+    first_row: Index, last_row: Index, by_level: Index, top: Index, n_top: int
+) -> tuple[Index, NDArray[np.int32], NDArray[np.bool_]]:
     """Levels of the tail that each level of the chain's last factor touches.
 
     Returns
@@ -214,17 +219,10 @@ def _elements(numbered: Index, top: Index, n_top: int, m: int) -> tuple[Index, N
     useful : (n_top,) bool array
         Which sets to keep: not those of one level, and each pair, of which there may be many, once.
     """
-    n = len(top)
-    begin, rows = zip(*(levels.sort_rows(codes, m) for codes in numbered), strict=True)
-    own = np.argmax([np.diff(b) for b in begin], axis=0)
+    n, m = len(top), len(first_row)
     table = np.zeros((m, 5), dtype=np.intp)
-    table[:, 0] = np.choose(own, [b[:-1] for b in begin]) + own * n
-    table[:, 1] = np.choose(own, [b[1:] for b in begin]) + own * n
-    table[:, 3] = 1
-    table[:, 4] = np.arange(m)
-    start, near, _ = levels.panel_products(
-        top, n_top, np.zeros((n, 0)), table, np.concatenate(rows), np.zeros((n, 1))
-    )  # fmt: skip
+    table[:, 0], table[:, 1], table[:, 3], table[:, 4] = first_row, last_row, 1, np.arange(m)
+    start, near, _ = levels.panel_products(top, n_top, np.zeros((n, 0)), table, by_level, np.zeros((n, 1)))
     counts = np.diff(start)
     useful = counts > 2
     pairs = np.flatnonzero(counts == 2)
