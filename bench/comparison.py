@@ -17,8 +17,8 @@ import _harness  # noqa: F401  (sets the number of threads before numpy is impor
 import numpy as np
 
 from fastlmm_core import LinearMixedModel
-from fastlmm_core.exact_variance_test import draw, spectrum
-from fastlmm_core.nesting import cones
+from fastlmm_core.inference.likelihood_ratio.exact import draw, spectrum
+from fastlmm_core.inference.likelihood_ratio.nesting import cones
 
 DRAWS = 100_000
 

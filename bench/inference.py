@@ -30,7 +30,7 @@ def fresh(result):
 
 
 def table(result, ddf):
-    from fastlmm_core.inference import coefficient_table
+    from fastlmm_core.inference.wald import coefficient_table
 
     return coefficient_table(fresh(result), ddf)
 
@@ -135,8 +135,8 @@ def large(report: _harness.Report, groups: int, rounds: int) -> None:
 
 def batch(report: _harness.Report, count: int, rounds: int) -> None:
     import fastlmm_core as flc
-    from fastlmm_core import batch_inference
-    from fastlmm_core.inference import coefficient_table, wald
+    from fastlmm_core.inference import many as batch_inference
+    from fastlmm_core.inference.wald import coefficient_table, wald
 
     data = sleepstudy_arrays()
     model = flc.LinearMixedModel(data.y, data.x, data.z, data.codes)

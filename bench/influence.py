@@ -56,7 +56,7 @@ def wrong(found: object, result: object, data: Data, by: str, count: int) -> str
 
 def main() -> int:
     import fastlmm_core as flc
-    from fastlmm_core.influence import influence
+    from fastlmm_core.diagnostics.influence import influence
 
     options = _harness.parser(__doc__).parse_args()
     subjects, rounds = (150, 2) if options.smoke else (1_000, 15)

@@ -21,7 +21,7 @@ AGREE = 1e-3
 
 def main() -> int:
     import fastlmm_core as flc
-    from fastlmm_core.profile import confidence_limits
+    from fastlmm_core.inference.profile.profile import confidence_limits
 
     options = _harness.parser(__doc__).parse_args()
     rounds, min_sample = (1, 0.0) if options.smoke else (5, 0.1)

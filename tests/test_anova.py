@@ -11,8 +11,8 @@ import pytest
 
 import fastlmm_core as flc
 import oracle
-from fastlmm_core import inference
-from fastlmm_core.anova import anova, hypotheses
+from fastlmm_core.inference import wald as inference
+from fastlmm_core.inference.anova import anova, hypotheses
 
 # F and sums of squares follow theta, which the optimiser of the reference leaves uncertain by 1e-6 at most; those of
 # terms with an F near zero most.

@@ -17,8 +17,8 @@ import pytest
 
 import fastlmm_core as flc
 import oracle
-from fastlmm_core import batch as batch_module
-from fastlmm_core.simulation import STREAM, draws, parametric
+from fastlmm_core import batch_result as batch_module
+from fastlmm_core.simulation.draws import STREAM, draws, parametric
 
 # Both paths stop at a decrement of at most 1e-9 sqrt(m) or where rounding of the gradient ends the search; a decrement
 # is the distance to the optimum in standard errors of theta, so 1e-8 of a standard error is what agreement can mean.

@@ -7,13 +7,14 @@ import pytest
 from scipy import special
 
 import fastlmm_core as flc
-from fastlmm_core import batch as batch_module
-from fastlmm_core import batch_inference, inference
-from fastlmm_core.batch import BatchResult
-from fastlmm_core.bootstrap import _residual
-from fastlmm_core.copies import independent_units, levels_of, observations, subjects
-from fastlmm_core.hierarchy_batch import EXACT_UP_TO
-from fastlmm_core.simulation import draws, key_of, stream
+from fastlmm_core import batch_result as batch_module
+from fastlmm_core.batch_result import BatchResult
+from fastlmm_core.design.replication import independent_units, levels_of, observations, subjects
+from fastlmm_core.estimation.many.several_factors import EXACT_UP_TO
+from fastlmm_core.inference import many as batch_inference
+from fastlmm_core.inference import wald as inference
+from fastlmm_core.simulation.bootstrap import _residual
+from fastlmm_core.simulation.draws import draws, key_of, stream
 
 RandomTerm = flc.RandomTerm
 
@@ -684,7 +685,7 @@ def test_responses_at_the_same_theta_do_not_share_their_state(rng, shape):
 def test_blas_threads_come_back():
     from threadpoolctl import ThreadpoolController
 
-    from fastlmm_core.blas_threads import one_blas_thread
+    from fastlmm_core.support.blas_threads import one_blas_thread
 
     def counts():
         return [library["num_threads"] for library in ThreadpoolController().select(user_api="blas").info()]

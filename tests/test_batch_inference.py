@@ -7,7 +7,8 @@ import pytest
 
 import fastlmm_core as flc
 import oracle
-from fastlmm_core import batch_inference, inference
+from fastlmm_core.inference import many as batch_inference
+from fastlmm_core.inference import wald as inference
 
 # Both paths stop within 1e-8 standard errors of the optimum (see test_batch.py). Derivatives of the variances follow
 # theta, and near the boundary they change fast.

@@ -15,7 +15,7 @@ import fastlmm_core as flc
 import oracle
 from fastlmm_core import kernels
 from fastlmm_core._cpu import variants
-from fastlmm_core.batch_design import batch_design as design
+from fastlmm_core.estimation.many.one_factor import batch_design as design
 
 LANES = 8
 

@@ -10,12 +10,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fastlmm_core import LinearMixedModel, blocked, hierarchy, kernels, optimize, starts
-from fastlmm_core.design import condition
+from fastlmm_core import LinearMixedModel, kernels
+from fastlmm_core.covariance.parameters import Block, CovarianceStructure
+from fastlmm_core.design.terms import RandomTerm
+from fastlmm_core.engines import starts
+from fastlmm_core.engines.crossed import engine as blocked
+from fastlmm_core.engines.crossed import problem as hierarchy
+from fastlmm_core.engines.crossed.problem import Factor, condition_factors
+from fastlmm_core.engines.one_factor.problem import condition
 from fastlmm_core.errors import LMMError
-from fastlmm_core.hierarchy import Factor, condition_factors
-from fastlmm_core.parameters import Block, CovarianceStructure
-from fastlmm_core.terms import RandomTerm
+from fastlmm_core.estimation import optimize
 
 REFERENCE = Path(__file__).parent / "reference"
 
@@ -603,7 +607,7 @@ def test_problems_survive_pickling():
 
 
 def test_a_tail_too_large_is_refused(monkeypatch):
-    from fastlmm_core import layout
+    from fastlmm_core.engines.crossed import order as layout
 
     y, X, factors, _, _, structure = make("crossed", 9, 1)
     monkeypatch.setattr(layout, "LARGEST_TAIL", 3)

@@ -8,7 +8,7 @@ from scipy.stats import norm
 
 import fastlmm_core as flc
 import oracle
-from fastlmm_core.simulation import STREAM, draws, key_of, parametric, stream
+from fastlmm_core.simulation.draws import STREAM, draws, key_of, parametric, stream
 
 # Replicates and copied rows give sums in another order and stop where rounding ends the search (see test_batch.py).
 AGREE = 1e-8
@@ -127,7 +127,7 @@ def test_conditional_errors_of_slopes():
 
 
 def residual_draws(result, n, seed):
-    from fastlmm_core.bootstrap import _residual
+    from fastlmm_core.simulation.bootstrap import _residual
 
     return np.concatenate([block() for block in draws(_residual(result), n, seed)])
 
@@ -214,7 +214,7 @@ def test_residual_draws_of_slopes_per_microsecond(rng):
 @pytest.mark.parametrize("kind", ["parametric", "conditional", "residual"])
 @pytest.mark.parametrize("reml", [True, False])
 def test_replicates_are_fits_of_the_draws(rng, reml, kind):
-    from fastlmm_core import bootstrap as module
+    from fastlmm_core.simulation import bootstrap as module
 
     result = slopes(rng, weights=True, offset=True).fit(reml=reml)
     n = STREAM + 20

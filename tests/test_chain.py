@@ -11,11 +11,13 @@ import numpy as np
 import pytest
 
 import fastlmm_core as flc
-from fastlmm_core import RandomTerm, chain, hierarchy, kernels
-from fastlmm_core.chain import ChainProblem, families
+from fastlmm_core import RandomTerm, kernels
+from fastlmm_core.covariance.parameters import Block, CovarianceStructure
+from fastlmm_core.engines.crossed import problem as hierarchy
+from fastlmm_core.engines.crossed.problem import Factor, condition_factors
+from fastlmm_core.engines.nested import problem as chain
+from fastlmm_core.engines.nested.problem import ChainProblem, families
 from fastlmm_core.errors import LMMError
-from fastlmm_core.hierarchy import Factor, condition_factors
-from fastlmm_core.parameters import Block, CovarianceStructure
 from test_blocked import Dense, close
 
 

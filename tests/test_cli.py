@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 import fastlmm_core as flc
-from fastlmm_core import tables
 from fastlmm_core.__main__ import main
+from fastlmm_core.tables import files as tables
 
 SLEEPSTUDY = "Reaction ~ Days + (Days | Subject)"
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from fastlmm_core import clusters
+from fastlmm_core.design import independence as clusters
 from several import KINDS, Study
 
 

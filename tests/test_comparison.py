@@ -17,10 +17,10 @@ from scipy.stats import chi2
 
 import fastlmm_core as flc
 from fastlmm_core import LinearMixedModel, LMMError
-from fastlmm_core.comparison import compare, null_test
-from fastlmm_core.exact_variance_test import draw, spectrum
-from fastlmm_core.nesting import cones, nest
-from fastlmm_core.random_effect_tests import random_effect_test
+from fastlmm_core.inference.likelihood_ratio.compare import compare, null_test
+from fastlmm_core.inference.likelihood_ratio.exact import draw, spectrum
+from fastlmm_core.inference.likelihood_ratio.nesting import cones, nest
+from fastlmm_core.inference.likelihood_ratio.random_effects import random_effect_test
 
 REFERENCE = Path(__file__).parent / "reference"
 
@@ -144,7 +144,7 @@ def test_auto_is_exact_for_the_only_variance(rng, monkeypatch):
     factor = np.diag([0.7, 0.0])
     auto, mixture = (null_test(1.3, beside, wide, factor, True, null, 50_000, 1) for null in ("auto", "mixture"))
     assert auto == mixture
-    monkeypatch.setattr("fastlmm_core.exact_variance_test.MAX_DISTINCT", 1)
+    monkeypatch.setattr("fastlmm_core.inference.likelihood_ratio.exact.MAX_DISTINCT", 1)
     auto = null_test(1.3, nesting, model, None, True, "auto", 50_000, 1)
     assert auto.p_value == pytest.approx(0.5 * chi2.sf(1.3, 1))
     assert "too many different groups" in auto.text

@@ -7,7 +7,7 @@ import pytest
 from scipy import stats
 
 import fastlmm_core as flc
-from fastlmm_core.diagnostics import (
+from fastlmm_core.diagnostics.assumptions import (
     autocorrelation,
     leverage,
     mahalanobis,

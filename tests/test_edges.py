@@ -11,8 +11,8 @@ import pytest
 
 import fastlmm_core as flc
 import oracle
-from fastlmm_core.design import condition
-from fastlmm_core.parameters import one_block
+from fastlmm_core.covariance.parameters import one_block
+from fastlmm_core.engines.one_factor.problem import condition
 
 BOTH = pytest.mark.parametrize("reml", [True, False])
 

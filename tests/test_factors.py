@@ -15,7 +15,7 @@ import fastlmm_core as flc
 import oracle
 import oracle_factors
 from fastlmm_core.errors import LMMError
-from fastlmm_core.profile import confidence_limits
+from fastlmm_core.inference.profile.profile import confidence_limits
 
 KINDS = ("nested", "nested3", "crossed", "partial", "three", "mixed", "slopes", "split", "mixed_slopes")
 CASES = [(kind, weights) for kind in KINDS for weights in (False, True)]

@@ -10,7 +10,7 @@ import pytest
 
 import fastlmm_core as flc
 import oracle_factors
-from fastlmm_core.profile import confidence_limits
+from fastlmm_core.inference.profile.profile import confidence_limits
 
 NAMES = ("pastes", "penicillin", "machines_nested", "cake")
 CASES = [(name, reml) for name in NAMES for reml in (True, False)]

@@ -17,10 +17,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fastlmm_core.design.grouping import integer_codes
 from fastlmm_core.errors import LMMError
-from fastlmm_core.formula import FormulaSpec, model_data
-from fastlmm_core.frames import Column, Table
-from fastlmm_core.grouping import integer_codes
+from fastlmm_core.formula.specification import FormulaSpec, model_data
+from fastlmm_core.tables.columns import Column, Table
 
 N = 24
 
@@ -673,7 +673,7 @@ def test_column_of_a_mask_keeps_its_integers():
 def test_neither_formulaic_nor_pandas_is_imported_for_plain_arrays():
     code = (
         "import sys, types, importlib.util, numpy as np\n"
-        "import fastlmm_core.formula as f\n"
+        "import fastlmm_core.formula.specification as f\n"
         "assert not {'pandas', 'formulaic'} & set(sys.modules), 'at import'\n"
         "m = f.model_data('y ~ x + (x | g)', {'y': np.arange(4.), 'x': np.ones(4), 'g': np.array([1, 1, 2, 2])})\n"
         "assert m.X.shape == (4, 2)\n"

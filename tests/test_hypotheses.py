@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import fastlmm_core as flc
-from fastlmm_core.hypotheses import parse_hypothesis
+from fastlmm_core.inference.hypotheses import parse_hypothesis
 
 NAMES = [
     "Intercept",

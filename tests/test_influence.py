@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 
 import fastlmm_core as flc
-from fastlmm_core import deletion, refits
+from fastlmm_core.diagnostics.influence import Influence, influence
+from fastlmm_core.diagnostics.leverage import leverage
 from fastlmm_core.errors import LMMError
-from fastlmm_core.expansion import n_nodes
-from fastlmm_core.influence import Influence, influence
-from fastlmm_core.leverage import leverage
+from fastlmm_core.estimation.deletion import groups as deletion
+from fastlmm_core.estimation.deletion import rows as refits
+from fastlmm_core.estimation.deletion.polynomials import n_nodes
 from several import Study
 
 

@@ -12,11 +12,11 @@ import scipy.stats
 
 import fastlmm_core as flc
 import oracle
-from fastlmm_core import inference
-from fastlmm_core.anova import anova
-from fastlmm_core.contrasts import polynomial_weights
-from fastlmm_core.marginal_means import emmeans, slopes
-from fastlmm_core.reference_grid import ReferenceGrid
+from fastlmm_core.inference import wald as inference
+from fastlmm_core.inference.anova import anova
+from fastlmm_core.inference.means.contrasts import polynomial_weights
+from fastlmm_core.inference.means.grid import ReferenceGrid
+from fastlmm_core.inference.means.means import emmeans, slopes
 
 REFERENCE = json.loads((oracle.REFERENCE / "unbalanced_tests.json").read_text())["emmeans"]
 DDF = {"satterthwaite": "satterthwaite", "kenward_roger": "kenward-roger"}
@@ -477,7 +477,7 @@ def test_marginaleffects():
     polars = pytest.importorskip("polars")
     if int(polars.__version__.split(".")[0]) >= 2:
         pytest.skip("marginaleffects 0.6 does not work with polars 2")
-    from fastlmm_core.marginaleffects_adapter import marginaleffects_model
+    from fastlmm_core.inference.means.marginaleffects import marginaleffects_model
 
     formula = "angle ~ recipe * heat + x + (1 | batch)"
     for ddf, offset in (("normal", None), ("kenward-roger", "temp")):

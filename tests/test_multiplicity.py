@@ -7,8 +7,8 @@ import pytest
 import scipy.stats
 from scipy.special import ndtr
 
-from fastlmm_core import multiplicity as mp
 from fastlmm_core.errors import LMMError
+from fastlmm_core.inference.means import multiplicity as mp
 
 
 @pytest.mark.parametrize("k", [2, 3, 6, 20, 100])

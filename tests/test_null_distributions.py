@@ -11,10 +11,17 @@ from scipy.optimize import brentq, minimize, nnls
 from scipy.stats import chi2, ks_2samp
 
 import oracle
-from fastlmm_core import LinearMixedModel, LMMError, exact_variance_test
-from fastlmm_core.exact_variance_test import draw, spectrum
-from fastlmm_core.nesting import cones, contained, efficient_information, nest, orthonormal
-from fastlmm_core.null_distributions import chi_bar_square, chi_square, counted, orthant_weights, projection_shares
+from fastlmm_core import LinearMixedModel, LMMError
+from fastlmm_core.inference.likelihood_ratio import exact as exact_variance_test
+from fastlmm_core.inference.likelihood_ratio.exact import draw, spectrum
+from fastlmm_core.inference.likelihood_ratio.nesting import cones, contained, efficient_information, nest, orthonormal
+from fastlmm_core.inference.likelihood_ratio.null_distributions import (
+    chi_bar_square,
+    chi_square,
+    counted,
+    orthant_weights,
+    projection_shares,
+)
 
 REFERENCE = Path(__file__).parent / "reference"
 

@@ -18,7 +18,7 @@ import matplotlib.pyplot as plt  # noqa: E402
 from matplotlib.quiver import Quiver  # noqa: E402
 
 from fastlmm_core import plots  # noqa: E402
-from fastlmm_core.pooling import pooling  # noqa: E402
+from fastlmm_core.diagnostics.pooling import pooling  # noqa: E402
 
 
 @pytest.fixture(autouse=True)

@@ -10,10 +10,10 @@ import scipy.linalg
 import scipy.optimize
 
 import fastlmm_core as flc
-from fastlmm_core.grouping import Factor, Grouping
-from fastlmm_core.marginal import icc_at, least_variance_time, marginal_covariance_at, random_rows
-from fastlmm_core.parameters import Block
-from fastlmm_core.pooling import design_effect, effective_sample_size, pooling, population_map
+from fastlmm_core.covariance.parameters import Block
+from fastlmm_core.design.grouping import Factor, Grouping
+from fastlmm_core.diagnostics.marginal import icc_at, least_variance_time, marginal_covariance_at, random_rows
+from fastlmm_core.diagnostics.pooling import design_effect, effective_sample_size, pooling, population_map
 from several import Study, covariance, noise
 
 

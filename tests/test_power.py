@@ -7,8 +7,8 @@ import pytest
 from scipy import special
 
 import fastlmm_core as flc
-from fastlmm_core.assumed import AssumedModel, assume
-from fastlmm_core.power_analysis import PowerCurve
+from fastlmm_core.planning.assumed import AssumedModel, assume
+from fastlmm_core.planning.power import PowerCurve
 
 N = 20_000
 Z = 1.959963984540054
@@ -234,7 +234,7 @@ def test_seeds():
 
 
 def test_uncertified_fits_do_not_reject(monkeypatch):
-    from fastlmm_core import simulation
+    from fastlmm_core.simulation import draws as simulation
 
     def lossy(*args, **options):
         batch = original(*args, **options)
@@ -283,7 +283,7 @@ def test_observations_are_the_first_ones():
 
 @pytest.mark.parametrize("order", ["in turn", "one arm after the other", "shuffled"])
 def test_arms_keep_their_ratio(order):
-    from fastlmm_core.copies import subjects
+    from fastlmm_core.design.replication import subjects
 
     arm = np.arange(12) % 3 == 0
     if order == "one arm after the other":
@@ -302,7 +302,7 @@ def test_arms_keep_their_ratio(order):
 
 
 def test_different_subjects_come_in_the_order_of_their_rows():
-    from fastlmm_core.copies import subjects
+    from fastlmm_core.design.replication import subjects
 
     model = unbalanced().model
     rows, (codes,) = subjects(model)(35)
@@ -312,7 +312,7 @@ def test_different_subjects_come_in_the_order_of_their_rows():
 
 
 def curve_of(powers, values, along="subjects", n=1000) -> PowerCurve:
-    from fastlmm_core.power_analysis import PowerResult
+    from fastlmm_core.planning.power import PowerResult
 
     nothing = np.zeros(1)
     results = tuple(
@@ -524,5 +524,5 @@ def test_other_refusals():
 
 
 def test_exported():
-    assert flc.power.__module__ == flc.power_curve.__module__ == "fastlmm_core.power_analysis"
+    assert flc.power.__module__ == flc.power_curve.__module__ == "fastlmm_core.planning.power"
     assert flc.assume is assume

@@ -15,9 +15,10 @@ import pytest
 from scipy.stats import norm
 
 import fastlmm_core as flc
-from fastlmm_core import LMMError, RandomTerm, posterior
-from fastlmm_core.clusters import cluster_labels, rows_covariance
-from fastlmm_core.posterior import posterior_of
+from fastlmm_core import LMMError, RandomTerm
+from fastlmm_core.design.independence import cluster_labels, rows_covariance
+from fastlmm_core.engines.crossed import posterior_root as posterior
+from fastlmm_core.engines.crossed.posterior_root import posterior_of
 from several import KINDS, Study, blocks, close, covariance, noise
 
 REFERENCE = Path(__file__).parent / "reference"
@@ -371,7 +372,7 @@ def test_marginal_covariance_and_whitened_residuals(rng, kind):
 
 
 def test_clusters_are_whitened_alike_together_and_one_by_one(rng, monkeypatch):
-    from fastlmm_core import clusters
+    from fastlmm_core.design import independence as clusters
 
     study = Study(rng, "nested", True)
     result = study.model(np.arange(150)).fit()

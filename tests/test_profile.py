@@ -10,8 +10,8 @@ import scipy.optimize
 
 import fastlmm_core as flc
 import oracle
-from fastlmm_core.profile import PER_SIDE, confidence_limits
-from fastlmm_core.profile_points import ProfileError, Profiler, parameters_of
+from fastlmm_core.inference.profile.points import ProfileError, Profiler, parameters_of
+from fastlmm_core.inference.profile.profile import PER_SIDE, confidence_limits
 
 LEVEL_95 = 3.841458820694124
 

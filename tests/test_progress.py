@@ -8,7 +8,7 @@ import types
 import pytest
 
 import fastlmm_core as flc
-from fastlmm_core.progress import progress_bar
+from fastlmm_core.support.progress import progress_bar
 
 
 @pytest.fixture

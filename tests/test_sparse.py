@@ -6,10 +6,12 @@ import numpy as np
 import pytest
 
 import test_blocked as dense
-from fastlmm_core import LinearMixedModel, RandomTerm, layout, tail
+from fastlmm_core import LinearMixedModel, RandomTerm
 from fastlmm_core._ordering import minimum_degree
+from fastlmm_core.engines.crossed import cores as tail
+from fastlmm_core.engines.crossed import order as layout
+from fastlmm_core.engines.crossed.problem import condition_factors
 from fastlmm_core.errors import LMMError
-from fastlmm_core.hierarchy import condition_factors
 
 CASES = [case for case in dense.CASES if case[0] not in ("one", "nested", "nested3")]
 

@@ -17,13 +17,13 @@ from .model import LinearMixedModel, lmm
 
 if TYPE_CHECKING:
     from . import datasets, plots
-    from .assumed import assume
-    from .centering import between, group_mean, within
-    from .comparison import compare
-    from .power_analysis import power, power_curve
-    from .random_effect_tests import random_effect_test
-    from .results import LMMResult
-    from .terms import RandomTerm
+    from .design.terms import RandomTerm
+    from .formula.group_means import between, group_mean, within
+    from .inference.likelihood_ratio.compare import compare
+    from .inference.likelihood_ratio.random_effects import random_effect_test
+    from .planning.assumed import assume
+    from .planning.power import power, power_curve
+    from .result import LMMResult
 
 __version__ = "0.1.0"
 __all__ = [
@@ -46,18 +46,18 @@ __all__ = [
 ]
 
 _LAZY = {
-    "LMMResult": ".results",
-    "RandomTerm": ".terms",
-    "assume": ".assumed",
-    "between": ".centering",
-    "compare": ".comparison",
+    "LMMResult": ".result",
+    "RandomTerm": ".design.terms",
+    "assume": ".planning.assumed",
+    "between": ".formula.group_means",
+    "compare": ".inference.likelihood_ratio.compare",
     "datasets": ".datasets",
-    "group_mean": ".centering",
+    "group_mean": ".formula.group_means",
     "plots": ".plots",
-    "power": ".power_analysis",
-    "power_curve": ".power_analysis",
-    "random_effect_test": ".random_effect_tests",
-    "within": ".centering",
+    "power": ".planning.power",
+    "power_curve": ".planning.power",
+    "random_effect_test": ".inference.likelihood_ratio.random_effects",
+    "within": ".formula.group_means",
 }
 
 

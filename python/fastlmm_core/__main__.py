@@ -22,7 +22,7 @@ from .model import lmm
 
 if TYPE_CHECKING:
     from .methods import Ddf
-    from .results import LMMResult
+    from .result import LMMResult
 
 __all__ = ["main"]
 
@@ -101,7 +101,7 @@ def _demo() -> int:
 
 
 def _fit(options: argparse.Namespace) -> int:
-    from .tables import read_table
+    from .tables.files import read_table
 
     if not 0.0 < options.level < 1.0:  # before the work, not after it
         raise LMMError(f"--level {options.level:g} must lie between 0 and 1, e.g. 0.95")
@@ -116,7 +116,7 @@ def _fit(options: argparse.Namespace) -> int:
 
 def _record(result: LMMResult, level: float, ddf: Ddf) -> dict[str, Any]:
     """The estimates by their names in `LMMResult`."""
-    from .summary import tidy_columns
+    from .report.summary import tidy_columns
 
     model = result.model
     names = model.exog_names

@@ -4,7 +4,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ._newton import Objective
-from .layout import Layout
+from .engines.crossed.order import Layout
 
 _Array = NDArray[np.float64]
 

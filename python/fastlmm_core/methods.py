@@ -8,19 +8,19 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from .simulation import Simulating
+from .simulation.draws import Simulating
 
 if TYPE_CHECKING:
-    from .bootstrap import BootstrapResult
-    from .centering import ContextualEffect
-    from .comparison_table import Comparison
-    from .influence import Influence
-    from .marginal import LeastVariance, MarginalCovariance
-    from .marginal_means import MarginalMeans
-    from .pooling import DesignEffect, Pooling
-    from .profile import ProfileResult
-    from .results import LMMResult
-    from .wald_test import WaldTest
+    from .diagnostics.influence import Influence
+    from .diagnostics.marginal import LeastVariance, MarginalCovariance
+    from .diagnostics.pooling import DesignEffect, Pooling
+    from .formula.group_means import ContextualEffect
+    from .inference.likelihood_ratio.table import Comparison
+    from .inference.means.means import MarginalMeans
+    from .inference.profile.profile import ProfileResult
+    from .inference.wald_test import WaldTest
+    from .result import LMMResult
+    from .simulation.bootstrap import BootstrapResult
 
 __all__ = ["Ddf", "Information", "Methods"]
 
@@ -70,7 +70,7 @@ class Methods(Simulating):
         LMMError
             For unknown coefficients, inestimable hypotheses or unknown options.
         """
-        from .inference import test
+        from .inference.wald import test
 
         return test(_fit(self), hypothesis, rhs, ddf, information)
 
@@ -94,7 +94,7 @@ class Methods(Simulating):
         -------
         AnovaTable
         """
-        from .anova import anova
+        from .inference.anova import anova
 
         return anova(_fit(self), type, ddf, information)
 
@@ -132,7 +132,7 @@ class Methods(Simulating):
         -------
         MarginalMeans
         """
-        from .marginal_means import emmeans
+        from .inference.means.means import emmeans
 
         return emmeans(
             _fit(self), factors, by=by, at=at, contrasts=contrasts, adjust=adjust, level=level, ddf=ddf,
@@ -166,7 +166,7 @@ class Methods(Simulating):
         -------
         MarginalMeans
         """
-        from .marginal_means import slopes
+        from .inference.means.means import slopes
 
         return slopes(
             _fit(self), variable, factors, by=by, at=at, contrasts=contrasts, adjust=adjust, level=level, ddf=ddf,
@@ -187,7 +187,7 @@ class Methods(Simulating):
         -------
         Comparison
         """
-        from .random_effect_tests import random_effect_test
+        from .inference.likelihood_ratio.random_effects import random_effect_test
 
         return random_effect_test(_fit(self), term, **options)
 
@@ -203,7 +203,7 @@ class Methods(Simulating):
         -------
         frame or dict of arrays
         """
-        from .variance_components import variance_components
+        from .inference.variance_components import variance_components
 
         return variance_components(_fit(self), level)
 
@@ -225,7 +225,7 @@ class Methods(Simulating):
         -------
         ProfileResult
         """
-        from .profile import profile
+        from .inference.profile.profile import profile
 
         return profile(_fit(self), parameters, level, progress)
 
@@ -243,7 +243,7 @@ class Methods(Simulating):
         -------
         Influence
         """
-        from .influence import influence
+        from .diagnostics.influence import influence
 
         return influence(_fit(self), by)
 
@@ -261,7 +261,7 @@ class Methods(Simulating):
         -------
         frame or dict of arrays
         """
-        from .diagnostics import residual_tests
+        from .diagnostics.assumptions import residual_tests
 
         return residual_tests(_fit(self), max_lag, time)
 
@@ -277,7 +277,7 @@ class Methods(Simulating):
         -------
         frame or dict of arrays
         """
-        from .diagnostics import mahalanobis
+        from .diagnostics.assumptions import mahalanobis
 
         return mahalanobis(_fit(self), factor)
 
@@ -296,7 +296,7 @@ class Methods(Simulating):
         -------
         frame or dict of arrays
         """
-        from .diagnostics import autocorrelation
+        from .diagnostics.assumptions import autocorrelation
 
         return autocorrelation(_fit(self), max_lag, time, factor)
 
@@ -312,7 +312,7 @@ class Methods(Simulating):
         -------
         Pooling
         """
-        from .pooling import pooling
+        from .diagnostics.pooling import pooling
 
         return pooling(_fit(self), term)
 
@@ -323,7 +323,7 @@ class Methods(Simulating):
         -------
         DesignEffect
         """
-        from .pooling import design_effect
+        from .diagnostics.pooling import design_effect
 
         return design_effect(_fit(self))
 
@@ -338,7 +338,7 @@ class Methods(Simulating):
         -------
         MarginalCovariance
         """
-        from .marginal import marginal_covariance_at
+        from .diagnostics.marginal import marginal_covariance_at
 
         return marginal_covariance_at(_fit(self), at)
 
@@ -353,7 +353,7 @@ class Methods(Simulating):
         -------
         (k,) array
         """
-        from .marginal import icc_at
+        from .diagnostics.marginal import icc_at
 
         return icc_at(_fit(self), at)
 
@@ -364,7 +364,7 @@ class Methods(Simulating):
         -------
         LeastVariance
         """
-        from .marginal import least_variance_time
+        from .diagnostics.marginal import least_variance_time
 
         return least_variance_time(_fit(self))
 
@@ -386,7 +386,7 @@ class Methods(Simulating):
         -------
         ContextualEffect
         """
-        from .centering import contextual_effect
+        from .formula.group_means import contextual_effect
 
         return contextual_effect(_fit(self), x, factor=factor, ddf=ddf)
 
@@ -448,7 +448,7 @@ class Methods(Simulating):
         LMMError
             For unknown groups (named), unknown options, or arrays that do not fit the model.
         """
-        from .prediction import prediction
+        from .prediction.predict import prediction
 
         return prediction(
             _fit(self), data, level, new_levels, interval, coverage, observed, offset, weights, ddf, information
@@ -486,6 +486,6 @@ class Methods(Simulating):
         -------
         BootstrapResult
         """
-        from .bootstrap import bootstrap
+        from .simulation.bootstrap import bootstrap
 
         return bootstrap(_fit(self), n, kind, statistic, seed, n_jobs, progress)

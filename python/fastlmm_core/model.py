@@ -12,21 +12,21 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from .blas_threads import one_blas_thread
-from .checks import float_array
-from .design import Problem, condition
+from .covariance.parameters import CovarianceStructure, natural_derivatives, one_block
+from .design.grouping import Factor, Grouping, group_codes
+from .design.terms import RandomPart, RandomTerm, Term, random_part, terms_of_arrays
+from .engines.one_factor.problem import Problem, condition
 from .errors import LMMError
-from .frames import native_frame
-from .grouping import Factor, Grouping, group_codes
-from .optimize import optimize
-from .parameters import CovarianceStructure, natural_derivatives, one_block
-from .terms import RandomPart, RandomTerm, Term, random_part, terms_of_arrays
+from .estimation.optimize import optimize
+from .support.blas_threads import one_blas_thread
+from .support.checks import float_array
+from .tables.columns import native_frame
 
 if TYPE_CHECKING:
-    from .batch import BatchResult
-    from .formula import FormulaSpec
+    from .batch_result import BatchResult
+    from .formula.specification import FormulaSpec
     from .kernels import BatchDesign, ClusterCriterion
-    from .results import LMMResult
+    from .result import LMMResult
 
 __all__ = ["Evaluation", "LinearMixedModel", "lmm"]
 
@@ -152,7 +152,7 @@ class LinearMixedModel:
         grouping = self.grouping
         self.problem: Problem
         if len(part.factors) > 1:
-            from . import hierarchy
+            from .engines.crossed import problem as hierarchy
 
             factors = [
                 hierarchy.Factor(
@@ -272,7 +272,7 @@ class LinearMixedModel:
         LMMError
             For an unknown method or a start of the wrong length.
         """
-        from .results import LMMResult
+        from .result import LMMResult
 
         problem = self.problem
         criterion = problem.criterion()
@@ -321,7 +321,7 @@ class LinearMixedModel:
         LMMError
             For Y of another shape or type.
         """
-        from .batch import fit_many
+        from .batch_result import fit_many
 
         return fit_many(self, Y, reml, n_jobs, progress, memory)
 
@@ -329,7 +329,7 @@ class LinearMixedModel:
         """What all responses of `fit_many` share; made once."""
         cached = self.__dict__.get("_cached_batch")
         if cached is None:
-            from .batch_design import batch_design
+            from .estimation.many.one_factor import batch_design
 
             cached = self._cached_batch = batch_design(self)
         return cast("BatchDesign", cached)
@@ -492,7 +492,7 @@ def lmm(
     LMMError
         For input that cannot be fitted; the message names the argument, the place and the remedy.
     """
-    from .formula import model_data
+    from .formula.specification import model_data
 
     found = model_data(formula, data, weights=weights, offset=offset, missing=missing)
     terms = [

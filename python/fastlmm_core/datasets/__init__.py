@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 
 from numpy.typing import NDArray
 
-from fastlmm_core.errors import LMMError
-from fastlmm_core.tables import parse_csv
+from ..errors import LMMError
+from ..tables.files import parse_csv
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..checks import float_array
 from ..errors import LMMError
+from ..support.checks import float_array
 
 if TYPE_CHECKING:
     from ..model import LinearMixedModel
-    from ..results import LMMResult
+    from ..result import LMMResult
 
 __all__ = [
     "BLACK", "BLUE", "GREEN", "GREY", "ORANGE", "SKY", "VERMILLION", "binned", "effect_position", "grid",

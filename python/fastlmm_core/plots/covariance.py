@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ..checks import float_array
-from ..marginal import least_variance_time, marginal_covariance_at, slope_columns
+from ..diagnostics.marginal import least_variance_time, marginal_covariance_at, slope_columns
+from ..support.checks import float_array
 from ._style import BLACK, BLUE, GREY, SKY, VERMILLION, legend_above, own_axes, plain, pyplot, variable
 
 if TYPE_CHECKING:
     from ..model import LinearMixedModel
-    from ..results import LMMResult
+    from ..result import LMMResult
 
 __all__ = ["marginal_variance", "missingness"]
 

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..checks import check_share
-from ..distributions import quantile
+from ..diagnostics.pooling import Pooling, pooling
 from ..errors import LMMError
-from ..pooling import Pooling, pooling
+from ..support.checks import check_share
+from ..support.distributions import quantile
 from ._style import (
     BLACK,
     BLUE,
@@ -28,7 +28,7 @@ from ._style import (
 )
 
 if TYPE_CHECKING:
-    from ..results import LMMResult
+    from ..result import LMMResult
 
 __all__ = ["caterpillar", "shrinkage"]
 

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ..checks import check_share
-from ..distributions import quantile
 from ..errors import LMMError
+from ..support.checks import check_share
+from ..support.distributions import quantile
 from ._style import BLACK, BLUE, GREY, SKY, VERMILLION, grid, legend_above, own_axes, plain, pyplot
 
 if TYPE_CHECKING:
-    from ..bootstrap import BootstrapResult
-    from ..power_analysis import PowerCurve
+    from ..planning.power import PowerCurve
+    from ..simulation.bootstrap import BootstrapResult
 
 __all__ = ["bootstrap_density", "influence_plot", "power_curve", "profile_zeta"]
 

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from ..checks import check_share
 from ..errors import LMMError
+from ..support.checks import check_share
 from ._style import BLACK, BLUE, GREY, SKY, VERMILLION, binned, effect_position, new_axes, own_axes, plain, pyplot
 
 if TYPE_CHECKING:
-    from ..grouping import Grouping
-    from ..results import LMMResult
+    from ..design.grouping import Grouping
+    from ..result import LMMResult
 
 __all__ = ["qq", "residual_panels"]
 

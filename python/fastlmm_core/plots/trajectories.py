@@ -11,8 +11,8 @@ from ..errors import LMMError
 from ._style import BLACK, BLUE, GREY, binned, grid, legend_above, own_axes, plain, pyplot, sample, variable
 
 if TYPE_CHECKING:
-    from ..grouping import Grouping
-    from ..results import LMMResult
+    from ..design.grouping import Grouping
+    from ..result import LMMResult
 
 __all__ = ["trajectories"]
 

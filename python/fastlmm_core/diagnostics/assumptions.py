@@ -1,0 +1,423 @@
+"""Tests of the assumptions that a fit rests on: normality, equal variances, independence, outlying groups.
+
+They look at quantities that are independent and standard normal under the model: whitened residuals, and BLUPs divided
+by their standard deviations; BLUPs have covariance G Z'P Z G, P = V^-1 - V^-1 X Phi X'V^-1 (Nobre and Singer 2007,
+Biom. J. 49, 863-875).  Leverage and studentised residuals are in leverage.py.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from .. import kernels
+from ..design.independence import cluster_labels, whitened
+from ..errors import LMMError
+from ..support.checks import float_array
+from .leverage import leverage, leverage_parts, studentized_residuals
+
+if TYPE_CHECKING:
+    from ..design.grouping import Grouping
+    from ..result import LMMResult
+
+__all__ = [
+    "autocorrelation",
+    "leverage",
+    "leverage_parts",
+    "mahalanobis",
+    "normal_scores",
+    "residual_tests",
+    "studentized_residuals",
+    "subject_chi2",
+]
+
+Array = NDArray[np.float64]
+
+SHAPIRO_LIMIT = 5000
+"""Values up to which the p-value of the Shapiro-Wilk test is known."""
+
+
+def normal_scores(values: ArrayLike) -> Array:
+    """Expected normal order statistics for a Q-Q plot, in the order of the values.
+
+    Of rank k the quantile of (k - 3/8) / (n + 1/4) (Blom 1958, Statistical Estimates and Transformed Beta-Variables).
+
+    Parameters
+    ----------
+    values : (n,) array
+        Ties share their mean rank; NaN stays NaN.
+
+    Returns
+    -------
+    (n,) array
+    """
+    from scipy.special import ndtri
+
+    x = np.asarray(values, dtype=float)
+    out = np.full(len(x), np.nan)
+    known = np.isfinite(x)
+    _, inverse, counts = np.unique(x[known], return_inverse=True, return_counts=True)
+    rank = (np.cumsum(counts) - 0.5 * (counts - 1))[inverse]
+    out[known] = ndtri((rank - 0.375) / (known.sum() + 0.25))
+    return out
+
+
+# ---- groups ------------------------------------------------------------------------------------------
+
+
+def _blups(result: LMMResult, at: int = 0) -> tuple[Array, Array]:
+    """v_i = F'Z_i'V^^-1 (y_i - X_i beta) (m, q) and its covariance relative to sigma^2 (m, q, q); b_i = F v_i.
+
+    `at` is the position of the grouping factor.
+    """
+    model: Any = result.model
+    problem, factor = model.problem, result.optimum.factor
+    m, r = problem.m, problem.rank
+    if len(model.factors) > 1:
+        part = model.factors[at].columns
+        factor = factor[part, part]
+        places = problem.layout.places[at]
+        engine = problem._at(result.optimum.factor)
+        N = engine.conditional(precision=True)[places][:, :, : places.shape[1]]
+        scores = engine.scores()[places]
+        e, E = scores @ np.append(-result._beta_o, 1.0), scores[:, :, :r]
+    else:
+        packed = problem.unpatterned()
+        e, N = kernels.group_effects(packed, m, factor, np.append(-result._beta_o, 1.0), precision=True)
+        assert N is not None
+        columns = [kernels.group_effects(packed, m, factor, unit)[0] for unit in np.eye(r + 1)[:r]]
+        E = np.stack(columns, axis=2) if columns else np.zeros((m, model.structure.q, 0))
+    half = np.linalg.solve(result._chol, E.transpose(0, 2, 1))
+    covariance = factor.T @ (N - half.transpose(0, 2, 1) @ half) @ factor
+    return problem.scale * (e @ factor), covariance
+
+
+def _distances(result: LMMResult, at: int = 0) -> tuple[Array, NDArray[np.int64]]:
+    """b_i' var(b_i)^- b_i and the rank of var(b_i), for each group."""
+    v, covariance = _blups(result, at)
+    values, vectors = np.linalg.eigh(covariance)
+    # the eigenvalues lie between 0 (nothing known, or no variance) and 1
+    live = values > 1e-10
+    turned = np.einsum("iab,ia->ib", vectors, v) ** 2
+    parts = np.where(live, turned / np.where(live, values, 1.0), 0.0)
+    return parts.sum(axis=1) / result.sigma2, np.asarray(live.sum(axis=1), dtype=np.int64)
+
+
+def _upper(statistic: Array, df: NDArray[np.int64]) -> Array:
+    from scipy.special import chdtrc
+
+    return np.where(df > 0, chdtrc(np.maximum(df, 1), statistic), np.nan)
+
+
+def mahalanobis(result: LMMResult, factor: str | None = None) -> Any:
+    """Squared distances of the groups' BLUPs from zero, b_i' var(b_i)^-1 b_i, to find outlying groups.
+
+    var(b_i) = G Z_i'P Z_i G allows for the estimated fixed effects.  At known variance parameters the distance has a
+    chi^2 distribution with as many degrees of freedom as var(b_i) has dimensions (Waternaux, Laird and Ware 1989, J.
+    Am. Statist. Assoc. 84, 33-41).
+
+    Parameters
+    ----------
+    result : LMMResult
+    factor : str, optional
+        The grouping factor, where there are several; by default that with most levels.
+
+    Returns
+    -------
+    frame or dict of arrays
+        The grouping factor, ``distance``, ``df`` and ``p_value`` (not adjusted for the number of groups), one line per
+        group.
+
+    Raises
+    ------
+    LMMError
+        For an unknown factor.
+    """
+    at = result.model.factors.index(result.model.factor(factor))
+    distance, df = _distances(result, at)
+    grouping = result.model.factors[at].grouping
+    found = {grouping.name: grouping.labels, "distance": distance, "df": df, "p_value": _upper(distance, df)}
+    return result.model.table(found)
+
+
+def subject_chi2(result: LMMResult) -> Any:
+    """Sums of squared whitened residuals of the groups, (y_i - X_i b)'V_i^-1 (y_i - X_i b), about chi^2 with n_i df.
+
+    Of several nested grouping factors the groups are the levels of the coarsest one, which are independent.
+
+    Parameters
+    ----------
+    result : LMMResult
+
+    Returns
+    -------
+    frame or dict of arrays
+        The grouping factor, ``chi2``, ``df`` and ``p_value`` (upper tail), one line per group.
+
+    Raises
+    ------
+    LMMError
+        For crossed grouping factors, whose levels are not independent.
+    """
+    grouping = _independent(result)
+    if grouping is None:
+        raise LMMError("subject_chi2 needs independent groups: the grouping factors of this model are crossed")
+    chi2, df = _group_chi2(result, grouping)
+    return result.model.table({grouping.name: grouping.labels, "chi2": chi2, "df": df, "p_value": _upper(chi2, df)})
+
+
+def _independent(result: LMMResult) -> Grouping | None:
+    """The grouping factor in which all are nested, None where there is none."""
+    coarsest = result.model.factors[-1].grouping
+    if len(result.model.factors) > 1 and int(cluster_labels(result).max()) + 1 < len(coarsest.labels):
+        return None
+    return coarsest
+
+
+def _group_chi2(result: LMMResult, grouping: Grouping) -> tuple[Array, NDArray[np.int64]]:
+    index = grouping.index
+    return np.bincount(index, result.residuals("whitened") ** 2).astype(float), np.bincount(index).astype(np.int64)
+
+
+# ---- autocorrelation ---------------------------------------------------------------------------------
+
+
+def _whitened_in_order(result: LMMResult, order: NDArray[np.intp]) -> Array:
+    """Whitened residuals, each group's rows taken in the given order."""
+    model = result.model
+    if len(model.factors) > 1:
+        return whitened(result, result.residuals("marginal"), order)[order]
+    values = kernels.whiten_residuals(
+        result.residuals("marginal")[order],
+        np.ascontiguousarray(model.exog_re[order]),
+        model.grouping.index[order].astype(np.int64),
+        len(model.grouping.labels),
+        result._relative,
+        None if model.weights is None else model.weights[order],
+    )
+    return np.asarray(values / result.sigma)
+
+
+def _ticks(index: NDArray[np.intp], time: ArrayLike) -> NDArray[np.int64]:
+    """Times in units of the smallest step within a group."""
+    values = float_array(time, "time", 1)
+    if len(values) != len(index):
+        raise LMMError(f"time has {len(values)} values for {len(index)} rows used; give one per row")
+    if not np.isfinite(values).all():
+        raise LMMError("time has values that are not finite; give a number for every row used")
+    order = np.lexsort((values, index))
+    steps = np.diff(values[order])[np.diff(index[order]) == 0]
+    if not len(steps) or steps.min() <= 0.0:
+        raise LMMError("time repeats within a group, or no group has two rows; lags need distinct times")
+    relative = (values - values.min()) / steps.min()
+    ticks = np.rint(relative)
+    if np.abs(relative - ticks).max() > 1e-3:
+        raise LMMError("time is not equally spaced: round it to a grid, or leave it out to count rows")
+    return np.asarray(ticks, dtype=np.int64)
+
+
+def _lag_products(
+    result: LMMResult, max_lag: int, time: ArrayLike | None, at: int = 0
+) -> tuple[Array, NDArray[np.int64]]:
+    """Autocorrelations of the whitened residuals at lags 1..max_lag and the numbers of pairs."""
+    index = result.model.factors[at].grouping.index
+    n = len(index)
+    ticks = np.arange(n) if time is None else _ticks(index, time)
+    order = np.lexsort((ticks, index))
+    group = index[order]
+    w = _whitened_in_order(result, order)
+    tick = np.arange(n) if time is None else ticks[order]
+    # one line of places for all groups, with gaps wider than any lag
+    start = np.flatnonzero(np.diff(group, prepend=-1))
+    local = tick - tick[start][np.searchsorted(start, np.arange(n), side="right") - 1]
+    key = group * (int(local.max()) + max_lag + 1) + local
+    scale = float(np.mean(w**2))
+    found, pairs = np.full(max_lag, np.nan), np.zeros(max_lag, dtype=np.int64)
+    for lag in range(1, max_lag + 1):
+        place = np.minimum(np.searchsorted(key, key + lag), n - 1)
+        match = key[place] == key + lag
+        pairs[lag - 1] = int(match.sum())
+        if pairs[lag - 1]:
+            found[lag - 1] = float(np.mean(w[match] * w[place[match]])) / scale
+    return found, pairs
+
+
+def autocorrelation(
+    result: LMMResult, max_lag: int = 5, time: ArrayLike | None = None, factor: str | None = None
+) -> Any:
+    """Autocorrelation of the whitened residuals within groups (as nlme's ACF), by lag.
+
+    Under the model whitened residuals are independent; correlated errors show up at the first lags.
+
+    Parameters
+    ----------
+    result : LMMResult
+    max_lag : int
+    time : (nobs,) array, optional
+        Time of each row used, on a grid within groups, gaps allowed: lags count its steps, and groups are whitened in
+        its order.  By default lags count rows in their order.
+    factor : str, optional
+        The grouping factor within whose levels lags are counted, where there are several; by default that with most
+        levels.
+
+    Returns
+    -------
+    frame or dict of arrays
+        ``lag``, ``pairs`` (number of products averaged), ``autocorrelation`` (their mean divided by the mean square),
+        ``z`` (times the root of the number of pairs: standard normal under the model) and ``p_value`` (two-sided).
+
+    Raises
+    ------
+    LMMError
+        For max_lag below 1, times that repeat or are not on a grid, an unknown factor, or crossed factors that join
+        more than 10,000 rows.
+    """
+    from scipy.special import ndtr
+
+    if max_lag < 1:
+        raise LMMError(f"max_lag={max_lag} must be at least 1")
+    found, pairs = _lag_products(result, int(max_lag), time, result.model.factors.index(result.model.factor(factor)))
+    z = found * np.sqrt(pairs)
+    return result.model.table(
+        {
+            "lag": np.arange(1, int(max_lag) + 1), "pairs": pairs, "autocorrelation": found, "z": z,
+            "p_value": 2.0 * ndtr(-np.abs(z)),
+        },
+    )  # fmt: skip
+
+
+# ---- tests -------------------------------------------------------------------------------------------
+
+
+def _normality(values: Array) -> tuple[str, float, float, float]:
+    """Name, statistic, degrees of freedom and p-value of a test of normality."""
+    import warnings
+
+    from scipy import stats
+
+    if len(values) < 8:
+        return "Shapiro-Wilk", np.nan, np.nan, np.nan
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        if len(values) <= SHAPIRO_LIMIT:
+            statistic, p = stats.shapiro(values)
+            return "Shapiro-Wilk", float(statistic), np.nan, float(p)
+        statistic, p = stats.normaltest(values)
+    return "D'Agostino-Pearson", float(statistic), 2.0, float(p)
+
+
+def _levene(values: Array, index: NDArray[np.intp]) -> tuple[float, float, float]:
+    """F, denominator degrees of freedom and p-value of one-way analysis of variance of |values| over groups."""
+    from scipy.special import fdtrc
+
+    size = np.abs(values)
+    counts = np.bincount(index)
+    n, m = len(size), len(counts)
+    if n <= m or m < 2:
+        return np.nan, np.nan, np.nan
+    means = np.bincount(index, size) / counts
+    within = float(np.sum((size - means[index]) ** 2))
+    between = float(np.sum(counts * (means - size.mean()) ** 2))
+    if within <= 0.0:
+        return np.nan, np.nan, np.nan
+    statistic = between / (m - 1) / (within / (n - m))
+    return statistic, float(n - m), float(fdtrc(m - 1, n - m, statistic))
+
+
+def _breusch_pagan(values: Array, regressor: Array) -> tuple[float, float]:
+    """Koenker's studentised statistic n R^2 of squares on one regressor, chi^2 with 1 df, and its p-value."""
+    from scipy.special import chdtrc
+
+    x = regressor - regressor.mean()
+    if np.linalg.norm(x) <= 1e-10 * (np.linalg.norm(regressor) + 1e-300):
+        return np.nan, np.nan
+    squares = values**2 - np.mean(values**2)
+    statistic = len(x) * float((x @ squares) ** 2 / ((x @ x) * (squares @ squares)))
+    return statistic, float(chdtrc(1.0, statistic))
+
+
+def residual_tests(result: LMMResult, max_lag: int = 3, time: ArrayLike | None = None) -> Any:
+    """Tests of the assumptions of the model, on quantities that are independent and standard normal under it.
+
+    Normality of the whitened residuals and of the BLUPs divided by their marginal standard deviations (Shapiro-Wilk,
+    for more than 5,000 values D'Agostino-Pearson); equal variances of the whitened residuals over groups (Levene, about
+    zero) and along the marginal mean (Breusch-Pagan in the form of Koenker 1981, J. Econometrics 17, 107-112);
+    autocorrelation within groups at lags 1..max_lag (sum of squared z, chi^2); outlying groups (largest Mahalanobis
+    distance of BLUPs and largest chi^2 of residuals, Bonferroni adjusted).  With several grouping factors those of the
+    random effects and of equal variances are made for each, lags are counted within that with most levels, and the
+    chi^2 is that of the independent groups, if there are any.
+
+    Estimated parameters have adapted to the data: in small samples the tests err on the side of large p-values.
+
+    Parameters
+    ----------
+    result : LMMResult
+    max_lag : int
+    time : (nobs,) array, optional
+        See `autocorrelation`.
+
+    Returns
+    -------
+    frame or dict of arrays
+        ``assumption``, ``test``, ``of`` (what is tested), ``statistic``, ``df``, ``p_value``; NaN where a test does not
+        apply.
+
+    Raises
+    ------
+    LMMError
+        See `autocorrelation`.
+    """
+    model: Any = result.model
+    w = result.residuals("whitened")
+    rows: list[tuple[str, str, str, float, float, float]] = []
+    rows.append(("normality", *_reordered(_normality(w), "whitened residuals")))
+    plain = result._unique_re_names == model.exog_re_names
+    for at, factor in enumerate(model.factors):
+        part = factor.columns
+        v, covariance = _blups(result, at)
+        turn = model.problem.z_map[part, part] @ result.optimum.factor[part, part]
+        b = v @ turn.T
+        sd = np.sqrt(result.sigma2 * np.einsum("ja,iab,jb->ij", turn, covariance, turn))
+        for j, name in enumerate(result._unique_re_names[part]):
+            live = sd[:, j] > 1e-6 * max(float(sd[:, j].max(initial=0.0)), 1e-300)
+            scaled = b[live, j] / sd[live, j] if result._covariance[part, part][j, j] > 0.0 else np.empty(0)
+            of = f"{name} ({factor.grouping.name})" if plain and len(model.factors) > 1 else name
+            rows.append(("normality", *_reordered(_normality(scaled), f"random effects: {of}")))
+    for factor in model.factors:
+        statistic, df, p = _levene(w, factor.grouping.index)
+        what = f"whitened residuals over {factor.grouping.name}"
+        rows.append(("equal variance", "Levene", what, statistic, df, p))
+    statistic, p = _breusch_pagan(w, result._marginal_mean)
+    rows.append(("equal variance", "Breusch-Pagan", "whitened residuals along the marginal mean", statistic, 1.0, p))
+    if max_lag < 1:
+        raise LMMError(f"max_lag={max_lag} must be at least 1")
+    found, pairs = _lag_products(result, int(max_lag), time)
+    used = pairs > 0
+    q_statistic = float(np.sum(pairs[used] * found[used] ** 2)) if used.any() else np.nan
+    p = float(_upper(np.array([q_statistic]), np.array([used.sum()], dtype=np.int64))[0])
+    rows.append(("independence", "Box-Pierce", f"lags 1 to {max_lag}", q_statistic, float(used.sum()), p))
+    for at, factor in enumerate(model.factors):
+        rows.append(_outlier("Mahalanobis", factor.grouping, *_distances(result, at)))
+    independent = _independent(result)
+    if independent is not None:
+        rows.append(_outlier("chi^2", independent, *_group_chi2(result, independent)))
+    names = ("assumption", "test", "of", "statistic", "df", "p_value")
+    return result.model.table({name: np.array([row[j] for row in rows]) for j, name in enumerate(names)})
+
+
+def _outlier(
+    test: str, grouping: Grouping, values: Array, df: NDArray[np.int64]
+) -> tuple[str, str, str, float, float, float]:
+    """The group whose chi^2 statistic is least likely, adjusted for their number."""
+    each = _upper(values, df)
+    if not np.isfinite(each).any():
+        return "outliers", test, grouping.name, np.nan, np.nan, np.nan
+    i = int(np.nanargmin(each))
+    p = float(-np.expm1(len(each) * np.log1p(-each[i]))) if each[i] < 1.0 else 1.0
+    return "outliers", test, f"{grouping.name} {grouping.labels[i]}", float(values[i]), float(df[i]), p
+
+
+def _reordered(found: tuple[str, float, float, float], what: str) -> tuple[str, str, float, float, float]:
+    return found[0], what, *found[1:]

@@ -1,0 +1,344 @@
+"""Influence of groups and observations: what the estimates become without them.
+
+The refits are exact (see deletion.py, and refits.py for several grouping factors).  Measures follow Loy and Hofmann
+2014 (J. Stat. Softw. 56(5), sec. 3), Belsley, Kuh and Welsch 1980 (Regression Diagnostics, ch. 2), and Demidenko and
+Stukel 2005 (Statist. Med. 24, 893-909), with the estimates of the deleted fit in the place of one-step approximations.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..design.independence import cluster_labels
+from ..errors import LMMError
+from ..estimation.deletion.groups import delete
+from ..estimation.deletion.rows import refit_each
+
+if TYPE_CHECKING:
+    from ..design.grouping import Grouping
+    from ..result import LMMResult
+
+__all__ = ["Influence", "influence"]
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class Influence:
+    """The fits without each group, or without each observation, one per line (d lines).
+
+    A line is NaN where nothing can be fitted without the unit; coefficients that are then not estimable are NaN too.
+    `notes` says why.
+
+    Attributes
+    ----------
+    result : LMMResult
+        The fit of all data.
+    by : str
+        "group", "observation" or the name of the grouping factor.
+    labels : (d,) array
+        Labels of the groups, or the row numbers of the observations in the caller's data.
+    params : (d, p) array
+        Fixed effects.
+    theta : (d, k) array
+        Relative covariance parameters.
+    sigma2 : (d,) array
+        Residual variance.
+    criterion : (d,) array
+        REML criterion or deviance of the data that are left.
+    gradient_norm : (d,) array
+        Square root of twice the decrease of the criterion still to be had.
+    converged, singular : (d,) bool arrays
+    nobs : (d,) int array
+        Observations left.
+    notes : dict
+        Label to what is unusual about the fit without it.
+    """
+
+    result: LMMResult
+    by: str
+    labels: NDArray[Any]
+    params: Array
+    theta: Array
+    sigma2: Array
+    criterion: Array
+    gradient_norm: Array
+    converged: NDArray[np.bool_]
+    singular: NDArray[np.bool_]
+    nobs: NDArray[np.int64]
+    notes: dict[Any, str]
+    _half: Array = field(repr=False)
+    _factor: Array = field(repr=False)
+    _grouping: Grouping | None = field(repr=False)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    # ---- the fits ------------------------------------------------------------------------------
+
+    @cached_property
+    def bse(self) -> Array:
+        """Standard errors of the fixed effects (d, p)."""
+        return np.asarray(np.sqrt(self.sigma2[:, None] * np.einsum("dij,dij->dj", self._half, self._half)))
+
+    @cached_property
+    def cov_params(self) -> Array:
+        """Covariance matrices of the fixed effects (d, p, p)."""
+        return np.asarray(self.sigma2[:, None, None] * (self._half.transpose(0, 2, 1) @ self._half))
+
+    @cached_property
+    def _covariance(self) -> Array:
+        return np.asarray(self.sigma2[:, None, None] * (self._factor @ self._factor.transpose(0, 2, 1)))
+
+    @property
+    def G(self) -> dict[str, Array]:
+        """Covariance matrices of the random effects by term (d, q, q)."""
+        model = self.result.model
+        return {
+            name: self._covariance[:, block.start : block.stop, block.start : block.stop]
+            for name, block in zip(model.term_names, model.structure.blocks, strict=True)
+        }
+
+    # ---- fixed effects -------------------------------------------------------------------------
+
+    @cached_property
+    def _kept(self) -> NDArray[np.intp]:
+        return self.result.model.problem.kept
+
+    @cached_property
+    def _root(self) -> Array:
+        """Lower Cholesky factor of the covariance of the fixed effects of the full data (rank, rank)."""
+        return np.asarray(np.linalg.cholesky(self.result._cov[np.ix_(self._kept, self._kept)]), dtype=np.float64)
+
+    @cached_property
+    def _change(self) -> Array:
+        """Estimate less the one without the unit (d, p)."""
+        return np.asarray(self.result._params - self.params)
+
+    @cached_property
+    def _relative(self) -> Array:
+        """L^-1 cov_i L^-T for the covariance L L' of the full data (d, rank, rank): no units left."""
+        cov = self.cov_params[:, self._kept[:, None], self._kept]
+        half = np.linalg.solve(self._root, cov)
+        return np.asarray(np.linalg.solve(self._root, half.transpose(0, 2, 1)))
+
+    @cached_property
+    def cooks_distance(self) -> Array:
+        """Cook's distance of the fixed effects (d,): (b - b_i)' cov(b)^-1 (b - b_i) / rank(X)."""
+        scaled = np.linalg.solve(self._root, self._change[:, self._kept].T)
+        return np.asarray(np.sum(scaled**2, axis=0) / max(len(self._kept), 1))
+
+    @cached_property
+    def mdffits(self) -> Array:
+        """Multivariate DFFITS (d,): as Cook's distance, with the covariance matrix of the fit without the unit."""
+        scaled = np.linalg.solve(self._root, self._change[:, self._kept].T).T
+        out = np.full(len(self), np.nan)
+        fine = np.isfinite(scaled).all(axis=1) & np.isfinite(self._relative).all(axis=(1, 2))
+        solved = np.linalg.solve(self._relative[fine], scaled[fine, :, None])[:, :, 0]
+        out[fine] = np.sum(scaled[fine] * solved, axis=1) / max(len(self._kept), 1)
+        return out
+
+    @cached_property
+    def dfbetas(self) -> Array:
+        """Change of each coefficient in standard errors of the fit without the unit (d, p): (b - b_i) / se_i."""
+        return np.asarray(self._change / self.bse)
+
+    @cached_property
+    def covratio(self) -> Array:
+        """det(cov_i) / det(cov) (d,): below 1 where the unit costs precision."""
+        out = np.full(len(self), np.nan)
+        fine = np.isfinite(self._relative).all(axis=(1, 2))
+        out[fine] = np.linalg.det(self._relative[fine])
+        return out
+
+    @cached_property
+    def covtrace(self) -> Array:
+        """|tr(cov^-1 cov_i) - rank(X)| (d,)."""
+        return np.asarray(np.abs(np.trace(self._relative, axis1=1, axis2=2) - len(self._kept)))
+
+    # ---- variance components -------------------------------------------------------------------
+
+    @cached_property
+    def rvc_names(self) -> tuple[str, ...]:
+        """Names of the columns of `rvc`."""
+        model = self.result.model
+        names = ["sigma2"]
+        for term, block in zip(model.term_names, model.structure.blocks, strict=True):
+            labels = model.exog_re_names[block.start : block.stop]
+            for a, label in enumerate(labels):
+                if block.structure == "full":
+                    names += [f"cov_{labels[b]}.{label}|{term}" for b in range(a)]
+                names.append(f"var_{label}|{term}")
+        return tuple(names)
+
+    @cached_property
+    def rvc(self) -> Array:
+        """Relative change of the variance components (d, c): estimate without the unit / estimate - 1.
+
+        Residual variance, then variances and covariances of the random effects; NaN where an estimate is zero.
+        """
+        model = self.result.model
+        own, full = [self.sigma2], [self.result.sigma2]
+        for block in model.structure.blocks:
+            for a in range(block.start, block.stop):
+                for b in range(block.start, a + 1):
+                    if block.structure == "full" or a == b:
+                        own.append(self._covariance[:, a, b])
+                        full.append(self.result._covariance[a, b])
+        base = np.array(full)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return np.where(base != 0.0, np.column_stack(own) / base - 1.0, np.nan)
+
+    # ---- leverage ------------------------------------------------------------------------------
+
+    @cached_property
+    def leverage(self) -> dict[str, Array]:
+        """Leverage of each unit in the fit of all data (see `leverage.leverage`); of groups the mean of their rows.
+
+        Returns
+        -------
+        dict
+            ``overall``, ``fixed``, ``random``: arrays (d,).
+        """
+        from .leverage import leverage_parts
+
+        rows = leverage_parts(self.result)
+        if self._grouping is None:
+            return rows
+        index = self._grouping.index
+        counts = np.bincount(index)
+        return {name: np.bincount(index, values) / counts for name, values in rows.items()}
+
+    # ---- presentation --------------------------------------------------------------------------
+
+    def to_frame(self) -> Any:
+        """All measures, one line per unit, in the library of the model's data (a dict of arrays for array models)."""
+        model = self.result.model
+        columns: dict[str, Any] = {"row" if self._grouping is None else self._grouping.name: self.labels}
+        columns |= {"nobs": self.nobs, "cooks_distance": self.cooks_distance, "mdffits": self.mdffits}
+        columns |= {"covratio": self.covratio, "covtrace": self.covtrace}
+        columns |= {f"leverage_{name}": values for name, values in self.leverage.items()}
+        columns |= {f"dfbetas_{name}": self.dfbetas[:, j] for j, name in enumerate(model.exog_names)}
+        columns |= {f"rvc_{name}": self.rvc[:, j] for j, name in enumerate(self.rvc_names)}
+        columns |= {"criterion": self.criterion, "singular": self.singular, "converged": self.converged}
+        return model.table(columns)
+
+    def most_influential(self, n: int = 5) -> NDArray[np.intp]:
+        """Positions of the units of largest Cook's distance, largest first; units without a fit come last."""
+        order = np.argsort(-np.nan_to_num(self.cooks_distance, nan=-1.0), kind="stable")
+        return np.asarray(order[: max(int(n), 0)], dtype=np.intp)
+
+    def summary(self, n: int = 5) -> str:
+        """The most influential units as text.
+
+        Parameters
+        ----------
+        n : int
+            Number of units listed.
+        """
+        chosen = self.most_influential(n)
+        names = self.result.model.exog_names
+        head = ("unit", "Cook's D", "MDFFITS", "COVRATIO", "largest DFBETAS", "largest rel. variance change")
+        lines = [head]
+        for i in chosen:
+            lines.append(
+                (
+                    str(self.labels[i]), f"{self.cooks_distance[i]:.4g}", f"{self.mdffits[i]:.4g}",
+                    f"{self.covratio[i]:.4g}", _largest(self.dfbetas[i], names),
+                    _largest(self.rvc[i], self.rvc_names),
+                )
+            )  # fmt: skip
+        widths = [max(len(line[j]) for line in lines) for j in range(len(head))]
+        what = "observation" if self._grouping is None else self._grouping.name
+        text = [f"Influence of each {what}: {len(self)} exact refits"]
+        text += ["  ".join(cell.rjust(w) for cell, w in zip(line, widths, strict=True)) for line in lines]
+        open_ = int((~self.converged).sum())
+        text.append(f"{int(self.singular.sum())} singular, {open_} not certified or without a fit")
+        text += [f"{label}: {note}" for label, note in list(self.notes.items())[:n]]
+        if len(self.notes) > n:
+            text.append(f"... and {len(self.notes) - n} more notes")
+        return "\n".join(text)
+
+    def __repr__(self) -> str:
+        return self.summary()
+
+
+def _largest(values: Array, names: tuple[str, ...]) -> str:
+    if not np.isfinite(values).any():
+        return "-"
+    j = int(np.nanargmax(np.abs(np.where(np.isfinite(values), values, np.nan))))
+    return f"{values[j]:+.3g} ({names[j]})"
+
+
+def _unit(result: LMMResult, by: str) -> Grouping | None:
+    """The grouping factor whose levels are deleted, None for observations."""
+    groupings = {f.grouping.name: f.grouping for f in result.model.factors}
+    if by in groupings:
+        return groupings[by]
+    named = " or ".join(repr(name) for name in groupings)
+    if by == "observation":
+        return None
+    if by != "group":
+        raise LMMError(f"by={by!r} is unknown: use 'group' or 'observation', or the grouping factor {named}")
+    coarsest = list(groupings.values())[-1]
+    if len(groupings) > 1 and int(cluster_labels(result).max()) + 1 < len(coarsest.labels):
+        raise LMMError(f"the grouping factors are crossed: say which levels are deleted, by={named}")
+    return coarsest
+
+
+def influence(result: LMMResult, by: str = "group") -> Influence:
+    """Refit without each group or each observation, exactly, and measure the changes.
+
+    Parameters
+    ----------
+    result : LMMResult
+    by : str
+        "group", "observation" or the name of a grouping factor.  Of several factors that are nested "group" is the
+        coarsest one; where they are crossed it is not defined.
+
+    Returns
+    -------
+    Influence
+
+    Raises
+    ------
+    LMMError
+        For another `by`; for several grouping factors and more observations than are refitted one by one.
+
+    Notes
+    -----
+    With one grouping factor a deletion costs microseconds; with several it is a fit, started at the estimates of all
+    rows.
+    """
+    model = result.model
+    grouping = _unit(result, by)
+    if len(model.factors) > 1:
+        found = refit_each(result, grouping)
+    else:
+        found = delete(result, "observation" if grouping is None else "group")
+    if grouping is not None:
+        labels = grouping.labels
+    else:
+        labels = np.arange(model.nobs) if model.kept is None else np.asarray(model.kept)
+    return Influence(
+        result=result,
+        by=by,
+        labels=labels,
+        params=found.params,
+        theta=found.factor[:, model.structure.positions[0], model.structure.positions[1]],
+        sigma2=found.sigma2,
+        criterion=found.criterion,
+        gradient_norm=found.gradient_norm,
+        converged=found.converged,
+        singular=found.singular,
+        nobs=found.n,
+        notes={labels[i]: note for i, note in sorted(found.notes.items())},
+        _half=found.half,
+        _factor=found.factor,
+        _grouping=grouping,
+    )

@@ -1,0 +1,347 @@
+"""The marginal covariance as a function of the random-effects variables: variance, correlation, shape.
+
+Observations of a group at rows z and z' have covariance z'Gz' (+ sigma^2 for one with itself); with several grouping
+factors those of one level of each have the sum over the factors.  With a random
+intercept and slope the variance is the parabola g00 + 2 g01 x + g11 x^2 + sigma^2 with its minimum at -g01 / g11
+(Fitzmaurice, Laird and Ware 2011, Applied Longitudinal Analysis, ch. 8).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import LMMError
+from ..prediction.new_rows import random_design
+from ..support.checks import float_array
+
+if TYPE_CHECKING:
+    from ..model import LinearMixedModel
+    from ..result import LMMResult
+
+__all__ = [
+    "LeastVariance",
+    "MarginalCovariance",
+    "MarginalMoments",
+    "icc_at",
+    "least_variance_time",
+    "marginal_covariance_at",
+    "random_rows",
+    "slope_columns",
+]
+
+Array = NDArray[np.float64]
+
+
+class MarginalMoments:
+    """Variances and covariances of the observations of a fit, and the shares of its parts in them."""
+
+    def marginal_covariance(self, subject: Any, factor: str | None = None) -> Array:
+        """Covariance matrix V_i = Z_i G Z_i' + sigma^2 / weights of the observations of one subject.
+
+        Parameters
+        ----------
+        subject : label
+        factor : str, optional
+            The grouping factor of which it is a level, where there are several; by default the one with fewest levels
+            that has it.
+
+        Returns
+        -------
+        (n_i, n_i) array
+            Rows in the order in which they stand in the data.
+
+        Raises
+        ------
+        LMMError
+            For a label that is not in the data.
+        """
+        from ..design.independence import rows_covariance
+
+        result = cast("LMMResult", self)
+        return rows_covariance(result, _rows_of(result.model, subject, factor))
+
+    def marginal_correlation(self, subject: Any, factor: str | None = None) -> Array:
+        """Correlation matrix of the observations of one subject (n_i, n_i)."""
+        covariance = self.marginal_covariance(subject, factor)
+        sd = np.sqrt(np.diag(covariance))
+        return np.asarray(covariance / np.outer(sd, sd))
+
+    def icc(self) -> Any:
+        """Intraclass correlation: share of the random effects in the variance around the fixed part.
+
+        With random slopes the variance z'Gz is averaged over the observations (Johnson 2014, Methods Ecol. Evol.
+        5, 944-946).
+
+        Returns
+        -------
+        float
+            For one grouping factor.
+        dict of str to float
+            The share of each factor where there are several.
+        """
+        result = cast("LMMResult", self)
+        random = _mean_random_variance(result)
+        total = sum(random.values()) + result.sigma2
+        shares = {name: value / total for name, value in random.items()}
+        return shares if len(shares) > 1 else next(iter(shares.values()))
+
+    def r2(self) -> dict[str, float]:
+        """Marginal and conditional R^2 (Nakagawa and Schielzeth 2013; Johnson 2014 for random slopes).
+
+        Returns
+        -------
+        dict
+            ``marginal``: share of the fixed part; ``conditional``: of fixed and random part together.
+        """
+        result = cast("LMMResult", self)
+        mean = result.model.exog @ np.nan_to_num(result._params)
+        fixed = float(np.var(mean, ddof=1))
+        random = sum(_mean_random_variance(result).values())
+        total = fixed + random + result.sigma2
+        return {"marginal": fixed / total, "conditional": (fixed + random) / total}
+
+
+def _rows_of(model: LinearMixedModel, subject: Any, factor: str | None) -> NDArray[np.intp]:
+    searched = model.factors[::-1] if factor is None else (model.factor(factor),)
+    for grouping, *_ in searched:
+        position = grouping.locate(np.array([subject]))[0]
+        if position >= 0:
+            return np.flatnonzero(grouping.index == position)
+    names = " or ".join(f.grouping.name for f in reversed(searched))
+    raise LMMError(f"{names} has no level {subject!r} among the rows used")
+
+
+def _mean_random_variance(result: LMMResult) -> dict[str, float]:
+    """Variance z'Gz of each factor, averaged over the observations."""
+    Z = result.model.exog_re
+    covariance = result._covariance
+    out = {}
+    for f in result.model.factors:
+        part = Z[:, f.columns]
+        out[f.grouping.name] = float(np.sum((part.T @ part) * covariance[f.columns, f.columns]) / len(Z))
+    return out
+
+
+@dataclass(frozen=True)
+class MarginalCovariance:
+    """Second moments of k observations of one group, one at each of k points.
+
+    Attributes
+    ----------
+    Z : (k, q) array
+        Rows of the random-effects design.
+    random : (k, k) array
+        Z G Z', without the residual variance.
+    sigma2 : float
+        Residual variance (of an observation of weight 1).
+    """
+
+    Z: Array
+    random: Array
+    sigma2: float
+
+    @property
+    def covariance(self) -> Array:
+        """Z G Z' + sigma^2 I (k, k)."""
+        return np.asarray(self.random + self.sigma2 * np.eye(len(self.random)))
+
+    @property
+    def variance(self) -> Array:
+        """Variance at each point (k,)."""
+        return np.asarray(np.diag(self.random) + self.sigma2)
+
+    @property
+    def correlation(self) -> Array:
+        """Correlations of observations at different points, 1 on the diagonal (k, k)."""
+        sd = np.sqrt(self.variance)
+        out = self.random / np.outer(sd, sd)
+        np.fill_diagonal(out, 1.0)
+        return np.asarray(out)
+
+    @property
+    def icc(self) -> Array:
+        """Share of the random effects in the variance, the correlation of two observations at one point (k,)."""
+        random = np.diag(self.random)
+        return np.asarray(random / (random + self.sigma2))
+
+
+@dataclass(frozen=True)
+class LeastVariance:
+    """Where the variance around the population line is smallest.
+
+    Attributes
+    ----------
+    variable : str
+        The column with the random slope.
+    at : float
+        -g01 / g11; NaN where the slope does not vary.
+    variance : float
+        There, with the residual variance.
+    observed : (low, high)
+        Range of the variable in the data.
+    shape : str
+        "fan-out" (the lines spread as the variable grows), "fan-in", "both" (they come together and spread again
+        within the observed range) or "parallel".
+    """
+
+    variable: str
+    at: float
+    variance: float
+    observed: tuple[float, float]
+    shape: str
+
+    def __float__(self) -> float:
+        return self.at
+
+    def __str__(self) -> str:
+        low, high = self.observed
+        if self.shape == "parallel":
+            return f"The slope of {self.variable} does not vary: the lines are parallel, the variance is constant."
+        where = f"the variance is smallest at {self.variable} = {self.at:.4g}"
+        place = "within" if low <= self.at <= high else "below" if self.at < low else "above"
+        shapes = {"fan-out": "the lines fan out", "fan-in": "the lines fan in", "both": "the lines fan in, then out"}
+        return f"{shapes[self.shape].capitalize()}: {where}, {place} the observed range {low:.4g} to {high:.4g}."
+
+
+def slope_columns(model: LinearMixedModel) -> NDArray[np.intp]:
+    """Positions of the columns of Z that are not constant but one variable: one, or one for each of several factors.
+
+    Raises
+    ------
+    LMMError
+        If there is none or there are several variables.
+    """
+    columns = model.exog_re.T
+    varying = [j for j, column in enumerate(columns) if (column != column[0]).any()]
+    if not varying or any((columns[j] != columns[varying[0]]).any() for j in varying):
+        names = ", ".join(model.exog_re_names)
+        raise LMMError(
+            f"the random effects ({names}) must be a slope of one variable, with or without an intercept, for this; "
+            "give rows of Z or a table instead where the function takes them"
+        )
+    return np.array(varying)
+
+
+def random_rows(result: LMMResult, at: Any) -> Array:
+    """Rows of the random-effects design at new points.
+
+    Parameters
+    ----------
+    result : LMMResult
+    at : table, (k,) or (k, q) array
+        For a model from a formula a table of the variables in the random effects (groups are not needed) or the values
+        of the only one; for a model from arrays rows of Z or, with a random slope of one variable, its values.
+
+    Returns
+    -------
+    (k, q) array
+
+    Raises
+    ------
+    LMMError
+        For anything else.
+    """
+    model = result.model
+    if model.spec is not None:
+        if hasattr(at, "columns") or hasattr(at, "keys") or hasattr(at, "column_names"):
+            return random_design(model, at)
+        names = model.spec.random_variables
+        if len(names) == 1 and np.ndim(at) < 2:
+            return random_design(model, {names[0]: np.atleast_1d(np.asarray(at))})
+        if np.ndim(at) < 2:
+            used = ", ".join(names) if names else "none but the intercept"
+            raise LMMError(f"the variables in the random effects are {used}: give a table with these columns")
+    values = np.atleast_1d(np.asarray(at))
+    q = model.structure.q
+    if values.ndim == 1 and q > 1:
+        x = float_array(values, "at", 1)
+        out = np.repeat(model.exog_re[:1], len(x), axis=0)
+        out[:, slope_columns(model)] = x[:, None]
+    else:
+        out = float_array(values, "at", 2)
+    if out.shape[1] != q:
+        raise LMMError(f"at must have the {q} columns of Z ({', '.join(model.exog_re_names)}), not {out.shape[1]}")
+    if not np.isfinite(out).all():
+        raise LMMError(f"at is not finite in row {int(np.argwhere(~np.isfinite(out))[0, 0])}; remove such rows")
+    return out
+
+
+def marginal_covariance_at(result: LMMResult, at: Any) -> MarginalCovariance:
+    """Variances and correlations of observations of one group (one level of each factor) at given points.
+
+    Parameters
+    ----------
+    result : LMMResult
+    at : table, (k,) or (k, q) array
+        See `random_rows`; e.g. times.
+
+    Returns
+    -------
+    MarginalCovariance
+
+    Raises
+    ------
+    LMMError
+        For points that are not those of the model's random effects.
+    """
+    rows = random_rows(result, at)
+    turned = rows @ result.relative_factor
+    return MarginalCovariance(rows, result.sigma2 * (turned @ turned.T), result.sigma2)
+
+
+def icc_at(result: LMMResult, at: Any) -> Array:
+    """Intraclass correlation z'Gz / (z'Gz + sigma^2) at given points; with random slopes it depends on them.
+
+    Parameters
+    ----------
+    result : LMMResult
+    at : table, (k,) or (k, q) array
+        See `random_rows`.
+
+    Returns
+    -------
+    (k,) array
+        Goldstein, Browne and Rasbash 2002, Understanding Statistics 1, 223-231.
+    """
+    rows = random_rows(result, at)
+    random = result.sigma2 * np.sum((rows @ result.relative_factor) ** 2, axis=1)
+    return np.asarray(random / (random + result.sigma2))
+
+
+def least_variance_time(result: LMMResult) -> LeastVariance:
+    """Where the variance of a random slope model is smallest, and how the lines of the groups spread.
+
+    Parameters
+    ----------
+    result : LMMResult
+        Of a model with a random slope of one variable.
+
+    Returns
+    -------
+    LeastVariance
+
+    Raises
+    ------
+    LMMError
+        For other random effects.
+    """
+    model = result.model
+    slope = slope_columns(model)
+    column = model.exog_re[:, slope[0]]
+    low, high = float(column.min()), float(column.max())
+    # the constant columns together make the intercept of a line
+    level = model.exog_re[0].copy()
+    level[slope] = 0.0
+    steep = np.zeros(len(level))
+    steep[slope] = 1.0
+    a, b = level @ result.relative_factor, steep @ result.relative_factor
+    g11 = float(b @ b)
+    at = float(-(a @ b) / g11) if g11 > 0.0 else float("nan")
+    least = a + at * b if g11 > 0.0 else a
+    shape = "parallel" if g11 == 0.0 else "fan-out" if at <= low else "fan-in" if at >= high else "both"
+    variance = result.sigma2 * (float(least @ least) + 1.0)
+    return LeastVariance(model.exog_re_names[slope[0]], at, variance, (low, high), shape)

@@ -1,0 +1,408 @@
+"""What grouping does to estimates: shrinkage of group coefficients, design effects, effective sample sizes.
+
+With A_i = Z_i'W_iZ_i, the group's own least-squares coefficients c_i have sampling covariance sigma^2 A_i^-1 around
+their true values, which have covariance G around the population's.  The partially pooled ones are the average
+
+    gamma + BLUP_i = S_i c_i + (I - S_i) gamma,    S_i = G (G + sigma^2 A_i^-1)^-1
+
+(Lindley and Smith 1972, J. R. Statist. Soc. B 34, 1-41; Raudenbush and Bryk 2002, Hierarchical Linear Models, 2nd ed.,
+ch. 3).  All sums over groups are taken for all groups at once.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import LMMError
+from ..tables.columns import native_frame
+
+if TYPE_CHECKING:
+    from ..design.grouping import Factor, Grouping
+    from ..model import LinearMixedModel
+    from ..result import LMMResult
+
+__all__ = ["DesignEffect", "Pooling", "design_effect", "effective_sample_size", "pooling", "population_map"]
+
+Array = NDArray[np.float64]
+
+IN_SPAN = 1e-9
+"""A column of X is a combination of those of Z when what these leave of it is relatively smaller."""
+
+OWN_RANK = 1e-12
+"""Smallest eigenvalue of the correlations of a group's columns for which it has estimates of its own."""
+
+
+@dataclass(frozen=True)
+class Pooling:
+    """Coefficients that vary between groups: own estimates, one for all, and the compromise.
+
+    Attributes
+    ----------
+    names : tuple of str
+        The q coefficients.
+    group_name : str
+    labels : (m,) array
+        Of the groups.
+    n : (m,) int array
+        Observations of each group.
+    no_pooling : (m, q) array
+        Least squares in each group alone, the remaining fixed effects and the offset held at their values in the fit;
+        NaN where the group's rows do not determine all of its coefficients.
+    complete_pooling : (q,) array
+        Least squares over all rows, groups ignored.
+    partial_pooling : (m, q) array
+        Population coefficient plus BLUP.
+    population : (q,) array
+        Population coefficients of the mixed model; 0 for a column of Z that the columns of X do not contain.
+    shrinkage : (m, q, q) array
+        S_i: the weights of the group's own coefficients in the partially pooled ones (also where it has none).
+    reliability : (m, q) array
+        G_kk / (G_kk + sigma^2 (A_i^-1)_kk), the share of the variance of the group's own estimate that is variance of
+        the true coefficient (Raudenbush and Bryk 2002, eq. 3.58); NaN where there is no own estimate.  For a random
+        intercept it is tau^2 / (tau^2 + sigma^2 / n_i) and equal to S_i.
+    """
+
+    names: tuple[str, ...]
+    group_name: str
+    labels: NDArray[Any]
+    n: NDArray[np.intp]
+    no_pooling: Array
+    complete_pooling: Array
+    partial_pooling: Array
+    population: Array
+    shrinkage: Array
+    reliability: Array
+    _library: str = field(repr=False)
+
+    @property
+    def average_reliability(self) -> Array:
+        """Mean reliability over the groups with own estimates."""
+        own = np.isfinite(self.reliability[:, 0])
+        return np.asarray(self.reliability[own].mean(axis=0) if own.any() else np.full(len(self.names), np.nan))
+
+    def to_frame(self) -> Any:
+        """One row per group and coefficient, in the library of the caller's data (or a dict of arrays)."""
+        m, q = self.no_pooling.shape
+        columns = {
+            self.group_name: np.repeat(self.labels, q),
+            "coefficient": np.array(self.names * m, dtype=object),
+            "n": np.repeat(self.n, q),
+            "no_pooling": self.no_pooling.ravel(),
+            "complete_pooling": np.tile(self.complete_pooling, m),
+            "partial_pooling": self.partial_pooling.ravel(),
+            "shrinkage": np.diagonal(self.shrinkage, axis1=1, axis2=2).ravel(),
+            "reliability": self.reliability.ravel(),
+        }
+        return native_frame(self._library, columns)
+
+    def __repr__(self) -> str:
+        own = int(np.isfinite(self.no_pooling[:, 0]).sum())
+        parts = ", ".join(f"{k} {v:.3f}" for k, v in zip(self.names, self.average_reliability.tolist(), strict=True))
+        return (
+            f"<Pooling: {len(self.labels)} levels of {self.group_name!r}, {own} with estimates of their own; "
+            f"mean reliability: {parts}>"
+        )
+
+
+@dataclass(frozen=True)
+class DesignEffect:
+    """By what factor grouping multiplies the variances of estimates.
+
+    Attributes
+    ----------
+    icc : dict of str to float
+        By grouping factor: the intraclass correlation, averaged over the observations.
+    mean_size : dict of str to float
+        Observations per group.
+    kish : dict of str to float
+        1 + (mean_size - 1) icc (Kish 1965, Survey Sampling, ch. 5): exact for the mean where there is one factor,
+        groups are of one size and only the intercept varies.
+    mean : float
+        1'V1 / tr V: variance of the mean of all observations against independent ones with the same variances.
+    fixed_effects : (p,) Series, dict or array
+        Diagonals of (X'V^-1 X)^-1 over those of (X'D^-1 X)^-1 with D = diag(V): above 1 for what is
+        compared between groups, below 1 for what is compared within them.
+    effective_sample_size : float
+        See `effective_sample_size`.
+    """
+
+    icc: dict[str, float]
+    mean_size: dict[str, float]
+    kish: dict[str, float]
+    mean: float
+    fixed_effects: Any
+    effective_sample_size: float
+
+    def __repr__(self) -> str:
+        parts = "; ".join(
+            f"{name}: Kish {self.kish[name]:.3f}, ICC {icc:.3f}, {self.mean_size[name]:.1f} observations per group"
+            for name, icc in self.icc.items()
+        )
+        return f"<DesignEffect: mean {self.mean:.3f} ({parts}), effective sample size {self.effective_sample_size:.1f}>"
+
+
+def _rows(model: LinearMixedModel, factor: Factor) -> tuple[Array, Array]:
+    """Well-conditioned rows of one factor's Z (n, q), and the map of their coefficients to those of Z."""
+    turn = model.problem.z_map[factor.columns, factor.columns]
+    if len(model.factors) == 1:
+        return model.problem.conditioned_z(model.exog_re), turn
+    return model.exog_re[:, factor.columns] @ turn, turn
+
+
+def _grams(rows: Array, weights: Array | None, grouping: Grouping) -> Array:
+    """Weighted sums of the outer products of the rows (n, q) over each group (m, q, q)."""
+    m, q = len(grouping.labels), rows.shape[1]
+    weighted = rows if weights is None else rows * weights[:, None]
+    out = np.empty((m, q, q))
+    for j in range(q):
+        for k in range(j + 1):
+            products = weighted[:, j] * rows[:, k]
+            out[:, j, k] = out[:, k, j] = np.bincount(grouping.index, weights=products, minlength=m)
+    return out
+
+
+def _sums(rows: Array, grouping: Grouping) -> Array:
+    """Sums of the rows (n, q) over each group (m, q)."""
+    m = len(grouping.labels)
+    return np.column_stack([np.bincount(grouping.index, weights=column, minlength=m) for column in rows.T])
+
+
+def _conditional(factor: Array, grams: Array) -> Array:
+    """M_i = Lambda (I + Lambda'A_iLambda)^-1 Lambda' (m, q, q)."""
+    inner = np.eye(len(factor)) + factor.T @ grams @ factor
+    return np.asarray(factor @ np.linalg.solve(inner, np.broadcast_to(factor.T, inner.shape)))
+
+
+def population_map(model: LinearMixedModel, factor: Factor | None = None) -> Array:
+    """T (q, p) with Z T[:, k] = X[:, k] for the columns of X that are combinations of those of Z, 0 for the others.
+
+    T beta are the population values of the coefficients that vary: beta itself where Z repeats columns of X, the means
+    of the cells where X codes by contrasts what Z codes by indicators, 0 for what is in Z alone.
+
+    Parameters
+    ----------
+    model : LinearMixedModel
+    factor : Factor, optional
+        The grouping factor whose columns of Z are meant; by default the first.
+
+    Returns
+    -------
+    (q, p) array
+    """
+    factor = model.factors[0] if factor is None else factor
+    X, Z = model.exog, model.exog_re[:, factor.columns]
+    rows, turn = _rows(model, factor)
+    gram = rows.T @ rows
+    out = np.zeros((Z.shape[1], X.shape[1]))
+    for k, column in enumerate(X.T):
+        same = [j for j in range(Z.shape[1]) if np.array_equal(column, Z[:, j])]
+        if same:
+            out[same[0], k] = 1.0
+            continue
+        inner = np.linalg.solve(gram, rows.T @ column)
+        rest = column - rows @ inner
+        inner += np.linalg.solve(gram, rows.T @ rest)
+        if np.linalg.norm(column - rows @ inner) <= IN_SPAN * np.linalg.norm(column):
+            out[:, k] = turn @ inner
+    return out
+
+
+def _own(rest: Array, rows: Array, grams: Array, weights: Array | None, grouping: Grouping) -> Array:
+    """Least squares of `rest` on `rows` in each group (m, q); NaN where a group's rows do not determine it."""
+    size = np.sqrt(np.diagonal(grams, axis1=1, axis2=2))
+    safe = np.where(size > 0.0, size, 1.0)
+    smallest = np.linalg.eigvalsh(grams / (safe[:, :, None] * safe[:, None, :]))[:, 0]
+    counts = np.bincount(grouping.index, minlength=len(grouping.labels))
+    exists = (size > 0.0).all(axis=1) & (smallest > np.maximum(OWN_RANK, counts * np.finfo(float).eps))
+    out = np.full(size.shape, np.nan)
+    out[exists] = 0.0
+    weighted = rows if weights is None else rows * weights[:, None]
+    left = rest
+    for _ in range(2):  # the second time takes out what rounding has left
+        cross = _sums(weighted * left[:, None], grouping)
+        out[exists] += np.linalg.solve(grams[exists], cross[exists][:, :, None])[:, :, 0]
+        left = rest - np.einsum("ij,ij->i", rows, np.nan_to_num(out)[grouping.index])
+    return out
+
+
+def _fixed_rows(model: LinearMixedModel) -> Array:
+    """Well-conditioned rows of the columns of X that were kept (n, r); x_map takes their coefficients to those of X."""
+    problem = model.problem
+    return problem.conditioned_x(model.exog) if len(model.factors) == 1 else model.exog @ problem.x_map
+
+
+def _least_squares(model: LinearMixedModel) -> Array:
+    """Coefficients of (weighted) least squares over all rows (p,), 0 for dropped columns."""
+    problem = model.problem
+    rest = model.endog - model.exog @ problem.beta_base
+    if model.offset is not None:
+        rest = rest - model.offset
+    root = np.ones(model.nobs) if model.weights is None else np.sqrt(model.weights)
+    step = np.linalg.lstsq(_fixed_rows(model) * root[:, None], rest * root, rcond=None)[0]
+    return np.asarray(problem.beta_base + problem.x_map @ step)
+
+
+def _chosen(model: LinearMixedModel, term: str | None) -> tuple[int, slice]:
+    """Position of a term's grouping factor, and the columns of the term."""
+    if term is None:
+        return 0, model.factors[0].columns
+    if term not in model.term_names:
+        raise LMMError(f"term={term!r} is not a random-effects term; choose one of {', '.join(model.term_names)}")
+    block = model.structure.blocks[model.term_names.index(term)]
+    at = model.factors.index(model.random.factor_of(block))
+    return at, slice(block.start, block.stop)
+
+
+def pooling(result: LMMResult, term: str | None = None) -> Pooling:
+    """No, complete and partial pooling of the coefficients that vary between groups.
+
+    Parameters
+    ----------
+    result : LMMResult
+    term : str, optional
+        One random-effects term (see ``model.term_names``); by default all terms of the first grouping factor.  A
+        group's own estimates are those of all terms of the factor together in either case; the random effects of other
+        factors are held at their BLUPs.
+
+    Returns
+    -------
+    Pooling
+
+    Raises
+    ------
+    LMMError
+        For an unknown term.
+    """
+    model, weights = result.model, result.model.weights
+    at, columns = _chosen(model, term)
+    factor = model.factors[at]
+    grouping, part = factor.grouping, factor.columns
+    chosen = np.arange(columns.start, columns.stop) - factor.start
+    to_z = population_map(model, factor)
+    population = to_z @ np.nan_to_num(result._params)
+    effects = result._effects_by_factor[at]
+    rows, turn = _rows(model, factor)
+    grams = _grams(rows, weights, grouping)
+    rest = result.resid + np.einsum("ij,ij->i", model.exog_re[:, part], effects[grouping.index])
+    deviation = _own(rest, rows, grams, weights, grouping)
+
+    exists = np.isfinite(deviation[:, 0])
+    noise = np.full(deviation.shape, np.nan)
+    half = np.linalg.solve(np.linalg.cholesky(grams[exists]), np.broadcast_to(turn.T, grams[exists].shape))
+    noise[exists] = result.sigma2 * np.sum(half**2, axis=1)
+    variance = np.diag(result._covariance)[part]
+    shares = _conditional(result.optimum.factor[part, part], grams) @ grams
+    shrinkage = turn @ shares @ np.linalg.inv(turn)
+    return Pooling(
+        names=tuple(result._unique_re_names[columns]),
+        group_name=grouping.name,
+        labels=grouping.labels,
+        n=np.bincount(grouping.index, minlength=len(grouping.labels)),
+        no_pooling=(population + deviation @ turn.T)[:, chosen],
+        complete_pooling=(to_z @ _least_squares(model))[chosen],
+        partial_pooling=(population + effects)[:, chosen],
+        population=population[chosen],
+        shrinkage=shrinkage[:, chosen[:, None], chosen],
+        reliability=(variance / (variance + noise))[:, chosen],
+        _library=model.library,
+    )
+
+
+def _variances(result: LMMResult) -> Array:
+    """Diagonal of V / sigma^2 (n,)."""
+    model = result.model
+    out = np.ones(model.nobs) if model.weights is None else 1.0 / model.weights
+    for factor in model.factors:
+        rows, _ = _rows(model, factor)
+        turned = rows @ result.optimum.factor[factor.columns, factor.columns]
+        out += np.einsum("ij,ij->i", turned, turned)
+    return out
+
+
+def effective_sample_size(result: LMMResult) -> float:
+    """How many independent observations tell as much of a common mean as the correlated ones do.
+
+    1'R^-1 1 with R the marginal correlation matrix, a sum over groups where there is one grouping factor (Faes et al.
+    2009, American Statistician 63, 389-399).
+
+    Parameters
+    ----------
+    result : LMMResult
+
+    Returns
+    -------
+    float
+    """
+    model, weights = result.model, result.model.weights
+    sd = np.sqrt(_variances(result))
+    weighted = sd if weights is None else sd * weights
+    if len(model.factors) > 1:
+        return float(sd @ weighted - _crossed_part(result, weighted))
+    rows, _ = _rows(model, model.factors[0])
+    cross = _sums(rows * weighted[:, None], model.grouping)
+    inner = _conditional(result.optimum.factor, _grams(rows, weights, model.grouping))
+    return float(sd @ weighted - np.einsum("ij,ijk,ik->", cross, inner, cross))
+
+
+def _crossed_part(result: LMMResult, weighted: Array) -> float:
+    """c'(I + Lambda'Z'WZLambda)^-1 c, c = Lambda'Z'W s, over all levels of several factors."""
+    from scipy.sparse import csc_array, diags_array, eye_array, hstack
+    from scipy.sparse.linalg import spsolve
+
+    model = result.model
+    parts = []
+    for factor in model.factors:
+        rows, _ = _rows(model, factor)
+        turned = rows @ result.optimum.factor[factor.columns, factor.columns]
+        m, q = len(factor.grouping.labels), turned.shape[1]
+        places = factor.grouping.index[:, None] * q + np.arange(q)
+        indices = (np.repeat(np.arange(model.nobs), q), places.ravel())
+        parts.append(csc_array((turned.ravel(), indices), shape=(model.nobs, m * q)))
+    Z = hstack(parts, format="csc")
+    root = np.ones(model.nobs) if model.weights is None else np.sqrt(model.weights)
+    scaled: Any = diags_array(root) @ Z
+    cross = Z.T @ weighted
+    solved: Any = spsolve(csc_array(eye_array(Z.shape[1]) + scaled.T @ scaled), cross)
+    return float(cross @ solved)
+
+
+def design_effect(result: LMMResult) -> DesignEffect:
+    """Design effects of the grouping, for the mean and for each fixed effect.
+
+    Parameters
+    ----------
+    result : LMMResult
+
+    Returns
+    -------
+    DesignEffect
+    """
+    model, problem = result.model, result.model.problem
+    variances = _variances(result)
+    of_sum = float(model.nobs) if model.weights is None else float(np.sum(1.0 / model.weights))
+    for factor in model.factors:
+        rows, _ = _rows(model, factor)
+        of_sum += float(
+            np.sum((_sums(rows, factor.grouping) @ result.optimum.factor[factor.columns, factor.columns]) ** 2)
+        )
+    scaled = _fixed_rows(model) / np.sqrt(variances)[:, None]
+    root = np.asarray(np.linalg.qr(scaled, mode="r"), dtype=np.float64)
+    half = np.linalg.solve(root.T, problem.x_map.T)
+    independent = result.sigma2 * np.sum(half**2, axis=0)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        ratio = np.diag(result._cov) / independent
+    share = result.icc()
+    icc = dict(share) if isinstance(share, dict) else {model.grouping.name: float(share)}
+    size = {f.grouping.name: model.nobs / len(f.grouping.labels) for f in model.factors}
+    return DesignEffect(
+        icc=icc,
+        mean_size=size,
+        kish={name: 1.0 + (size[name] - 1.0) * icc[name] for name in icc},
+        mean=of_sum / float(variances.sum()),
+        fixed_effects=result._labelled(ratio),
+        effective_sample_size=effective_sample_size(result),
+    )

@@ -1,0 +1,7 @@
+"""What evaluates the criterion: one engine per shape of model.
+
+starts       points to start from
+one_factor   one grouping factor: cross-products per group
+nested       nested factors: sweeps from the leaves up
+crossed      any factors: block elimination, sparse and dense
+"""

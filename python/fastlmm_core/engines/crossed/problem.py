@@ -1,0 +1,395 @@
+"""Several grouping factors to a conditioned problem, as design.py does it for one.
+
+The order in which their levels are eliminated is found in layout.py, the criterion is in the kernel `_blocked`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from math import log, sqrt
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ... import _levels as levels
+from ... import kernels
+from ...covariance.parameters import CovarianceStructure
+from ...errors import LMMError
+from ...problem.aliasing import default_names, refuse_aliased, suspects
+from ...problem.columns import (
+    ConditionedX,
+    check_size,
+    condition_x,
+    condition_z,
+    factor_structure,
+    refuse_non_finite,
+    spread,
+)
+from ..starts import factors_start
+from .cores import Tail
+from .order import Layout, Stage, lay_out
+
+if TYPE_CHECKING:
+    from .engine import BlockedCriterion
+
+__all__ = ["Factor", "HierarchyProblem", "condition_factors", "problem_fields"]
+
+Array = NDArray[np.float64]
+Index = NDArray[np.intp]
+
+QUICK_FROM = 2000
+"""Rows from which nested factors are taken in by one pass; below, each column is treated with more care."""
+
+PILOT_GROUPS = 200
+"""Levels of the coarsest factor on which a start is found when there are many more of them."""
+
+EXACT_UP_TO, WIDE_UP_TO = 3e6, 1e9
+"""Floating-point operations up to which Newton's Hessian is exact: for few parameters, where the average information
+does nearly as well, and for many, where it does not."""
+
+MANY_PARAMETERS = 10
+
+
+@dataclass(frozen=True)
+class Factor:
+    """One grouping factor with all its random effects.
+
+    Parameters
+    ----------
+    Z : (n, q) array
+    codes : (n,) int array
+        Level of each row, 0 to m - 1, all of them used.
+    m : int
+    name : str
+    columns : tuple of str, optional
+        Names of the columns of Z, for messages.
+    """
+
+    Z: Array
+    codes: NDArray[Any]
+    m: int
+    name: str
+    columns: tuple[str, ...] = ()
+
+    @property
+    def column_names(self) -> tuple[str, ...]:
+        """Names of the columns of Z, made up where there are none."""
+        return self.columns or default_names(self.Z)
+
+
+@dataclass(frozen=True)
+class HierarchyProblem:
+    """A conditioned problem of several grouping factors and the way back to the caller's units.
+
+    Attributes
+    ----------
+    n, m : int
+        Observations; levels of the factor that has most.
+    n_levels : tuple of int
+        Levels of each factor.
+    names : tuple of str
+    structure : CovarianceStructure
+        Over all factors, side by side.
+    columns : tuple of int
+        First column of each factor in Lambda.
+    layout : Layout
+    cross, gram : arrays
+        Z'[X y] (n_slots, k) and [X y]'[X y] (k, k) of the conditioned columns.
+    z_map, x_map, beta_base, scale, kept, log_constant, log_jacobian
+        As in `design.Problem`; z_map is block diagonal.
+    """
+
+    n: int
+    m: int
+    n_levels: tuple[int, ...]
+    names: tuple[str, ...]
+    structure: CovarianceStructure
+    columns: tuple[int, ...]
+    layout: Layout
+    cross: Array
+    gram: Array
+    x_scale: Array
+    x_rows: Array
+    x_constant: bool
+    z_map: Array
+    x_map: Array
+    beta_base: Array
+    scale: float
+    kept: Index
+    log_constant: float
+    log_jacobian: float
+
+    @property
+    def rank(self) -> int:
+        """Number of fixed-effect columns kept."""
+        return len(self.kept)
+
+    @property
+    def levels(self) -> Array:
+        """Number of levels of the factor of each random effect (q,)."""
+        widths = np.diff([*self.columns, self.structure.q])
+        return np.repeat(np.array(self.n_levels, dtype=float), widths)
+
+    def start(self, criterion: BlockedCriterion) -> Array:
+        """Theta from the moments of the data."""
+        return factors_start(self)
+
+    @cached_property
+    def n_effects(self) -> int:
+        """Random effects over all levels."""
+        return len(self.cross)
+
+    def conditioned_x(self, X: Array) -> Array:
+        """Rows of X_o (n, r)."""
+        return np.asarray((X[:, self.kept] - self.x_scale[0]) * self.x_scale[1] @ self.x_rows)
+
+    def criterion(self, columns: Array | None = None) -> BlockedCriterion:
+        """The criterion of the conditioned problem.
+
+        Parameters
+        ----------
+        columns : (rank + 1, k) array, optional
+            Take [X y] columns for [X y]: for coefficients that are fixed or constrained.
+        """
+        from .engine import BlockedCriterion
+
+        cross, gram = self.cross, self.gram
+        if columns is not None:
+            cross, gram = cross @ columns, columns.T @ gram @ columns
+        rows, places = self.structure.positions
+        limit = EXACT_UP_TO if len(rows) < MANY_PARAMETERS else WIDE_UP_TO
+        average = _exact_work(self.layout) > limit
+        return BlockedCriterion(self.layout, cross, gram, self.n, self.structure.q, rows, places, average)
+
+    def pilot(self, n_groups: int = PILOT_GROUPS) -> BlockedCriterion | None:
+        """The criterion of about `n_groups` levels of the coarsest factor, None where there are not many more.
+
+        Only where all factors are nested, so that the rest of the data can be left out.
+        """
+        from .engine import BlockedCriterion
+
+        stages = self.layout.stages
+        if self.layout.tails or not stages or stages[-1].m < 4 * n_groups:
+            return None
+        step = stages[-1].m // n_groups
+        some = np.zeros(stages[-1].m, dtype=bool)
+        some[::step] = True
+        chosen: list[Stage] = []
+        crosses: list[Array] = []
+        at = len(self.cross)
+        finest = None
+        number = np.zeros(0, dtype=np.intp)
+        for stage in reversed(stages):
+            up = stage.parent
+            if up is not None:
+                parent_number, some = number, some[up]
+                up = parent_number[up[some]]
+            number = np.cumsum(some) - 1
+            at -= stage.m * stage.q
+            finest = self.cross[at : at + stage.m * stage.q].reshape(stage.m, stage.q, -1)
+            crosses.append(finest[some].reshape(-1, finest.shape[2]))
+            chosen.append(stage._replace(m=int(some.sum()), parent=up, own=stage.own[some], chain=stage.chain[some]))
+        chosen.reverse()
+        crosses.reverse()
+        assert finest is not None
+        # what the finest levels leave of [X y]'[X y] is taken to be spread evenly
+        kernel = levels.explained
+        mine = kernel(stages[0].own, finest, some.astype(np.uint8))
+        others = kernel(stages[0].own, finest, (~some).astype(np.uint8))
+        share = chosen[0].m / stages[0].m
+        gram = mine + share * (self.gram - mine - others)
+        rows, places = self.structure.positions
+        layout = Layout(tuple(chosen), (), np.zeros(1, dtype=np.intp), ())
+        n = round(self.n * share)
+        return BlockedCriterion(layout, np.concatenate(crosses), gram, n, self.structure.q, rows, places, True)
+
+    def offset(self, reml: bool) -> float:
+        """Criterion in the caller's units less that of the conditioned problem."""
+        nu = self.n - self.rank if reml else self.n
+        return self.log_constant + nu * 2.0 * log(self.scale) - (self.log_jacobian if reml else 0.0)
+
+    def _at(self, factor: Array) -> BlockedCriterion:
+        engine = self.criterion()
+        engine.evaluate(self.structure.theta(factor), 1)
+        return engine
+
+    def effects(self, factor: Array, beta: Array) -> list[Array]:
+        """Posterior means of the random effects in conditioned units.
+
+        Parameters
+        ----------
+        factor : (q, q) array
+            Lambda_o.
+        beta : (rank,) array
+            beta_o.
+
+        Returns
+        -------
+        list of (m_f, q_f) arrays
+            One for each factor, its levels as the caller numbers them; times `scale` for the caller's units of y.
+        """
+        scores = self._at(factor).scores() @ np.append(-beta, 1.0)
+        G = factor @ factor.T
+        return [
+            scores[places] @ G[start : start + places.shape[1], start : start + places.shape[1]]
+            for start, places in zip(self.columns, self.layout.places, strict=True)
+        ]
+
+    def effects_covariance(self, factor: Array) -> list[Array]:
+        """Conditional covariances of the random effects given y, relative to sigma^2, in conditioned units.
+
+        Returns
+        -------
+        list of (m_f, q_f, q_f) arrays
+        """
+        blocks = self._at(factor).conditional()
+        return [blocks[places][:, :, : places.shape[1]] for places in self.layout.places]
+
+
+def condition_factors(
+    y: Array,
+    X: Array,
+    factors: list[Factor],
+    weights: Array | None,
+    offset: Array | None,
+    structure: CovarianceStructure,
+) -> HierarchyProblem:
+    """Cross-products of a model with several grouping factors, conditioned.
+
+    Parameters
+    ----------
+    y, X : (n,), (n, p) arrays
+    factors : list of Factor
+        Different grouping factors; several terms on one factor make one with all their columns.
+    weights, offset : (n,) arrays or None
+    structure : CovarianceStructure
+        Over the columns of all factors, in their order.
+
+    Raises
+    ------
+    LMMError
+        For values that are not finite, a constant response, collinear columns of a Z, random effects that the fixed
+        effects explain, a factor with as many random effects as there are observations, a response without residual
+        variation, or crossed factors too large for a dense matrix.
+    """
+    n = len(y)
+    codes = [np.ascontiguousarray(f.codes, dtype=np.intp) for f in factors]
+    if n >= QUICK_FROM:
+        from ..nested.problem import condition_chain
+
+        quick = condition_chain(y, X, factors, codes, weights, offset, structure)
+        if quick is not None:
+            return quick
+    refuse_non_finite(y, X, np.concatenate([f.Z for f in factors], axis=1), weights, offset)
+    for f in factors:
+        check_size(n, f.m, f.Z.shape[1], f.name)
+    if (y == y[0]).all():
+        raise LMMError("y is constant: there is nothing to model; check that the right column is the response")
+    x, x_o = condition_x(X, weights)
+    # the residual of y, twice: the second pass takes out what rounding has left of X in the first
+    rest = np.array(y if offset is None else y - offset)
+    before = float(np.sum(rest * rest))
+    shift = np.zeros(len(x.kept))
+    if x.constant >= 0:
+        shift[x.constant] = rest.mean()
+        rest -= rest.mean()
+    if weights is not None:
+        rest *= np.sqrt(weights)
+    beta_o = np.zeros(len(x.kept))
+    for _ in range(2):
+        change = x_o.T @ rest
+        rest -= x_o @ change
+        beta_o += change
+    squares = float(rest @ rest)
+    if not squares > 1e-30 * before:
+        raise LMMError("y is reproduced exactly by the fixed effects: there is no variation left to model")
+    scale = sqrt(squares / n)
+    xy = np.column_stack([x_o, rest / scale])
+
+    Z: list[Array] = []
+    columns: list[int] = []
+    local: list[CovarianceStructure] = []
+    z_map = np.zeros((structure.q, structure.q))
+    at = 0
+    for f in factors:
+        width = f.Z.shape[1]
+        part = slice(at, at + width)
+        local.append(factor_structure(structure, at, width))
+        conditioned, z_map[part, part] = condition_z(np.asarray(f.Z, dtype=float), weights, local[-1])
+        Z.append(conditioned)
+        columns.append(at)
+        at += width
+    layout, cross = lay_out(Z, codes, [f.m for f in factors], columns, xy)
+    for f, rows, at, own, places in zip(factors, Z, columns, local, layout.places, strict=True):
+        found = suspects(cross[places, :-1], n, own)
+        if found:
+            part = slice(at, at + own.q)
+            refuse_aliased(found, rows, x_o, f.codes, z_map[part, part], f.Z, f.name, f.column_names)
+    return HierarchyProblem(
+        layout=layout,
+        cross=cross,
+        gram=xy.T @ xy,
+        z_map=z_map,
+        columns=tuple(columns),
+        scale=scale,
+        **problem_fields(n, X.shape[1], factors, weights, structure, x, shift + x.turn @ beta_o),
+    )
+
+
+def problem_fields(
+    n: int,
+    p: int,
+    factors: list[Factor],
+    weights: Array | None,
+    structure: CovarianceStructure,
+    x: ConditionedX,
+    coefficients: Array,
+) -> dict[str, Any]:
+    """What a problem of several factors holds of its sizes and its fixed effects.
+
+    Parameters
+    ----------
+    n, p : int
+    factors : list of Factor
+    weights : (n,) array or None
+    structure : CovarianceStructure
+    x : ConditionedX
+    coefficients : (r,) array
+        Taken out of y, of the shifted and scaled columns.
+    """
+    columns_map = kernels.scale_map(x.shift_scale, x.constant)
+    x_map, beta_base = columns_map @ x.turn, columns_map @ coefficients
+    if len(x.kept) < p:
+        x_map, beta_base = spread(x_map, x.kept, p), spread(beta_base, x.kept, p)
+    return {
+        "n": n,
+        "m": max(f.m for f in factors),
+        "n_levels": tuple(f.m for f in factors),
+        "names": tuple(f.name for f in factors),
+        "structure": structure,
+        "x_scale": x.shift_scale,
+        "x_rows": x.turn,
+        "x_constant": x.constant >= 0,
+        "x_map": x_map,
+        "beta_base": beta_base,
+        "kept": x.kept,
+        "log_constant": 0.0 if weights is None else -float(np.sum(np.log(weights))),
+        "log_jacobian": 2.0 * (kernels.log_diagonal(columns_map) + kernels.log_diagonal(x.turn)),
+    }
+
+
+def _exact_work(layout: Layout) -> float:
+    """Operations that an exact Hessian takes beyond a gradient: all of Z'V^-1 Z, and products of its blocks."""
+    items: list[Stage | Tail] = [*layout.stages, *layout.tails]
+    total = float(sum(item.m * item.q for item in items))
+    if len(layout.stages) == 1 and len(layout.comp_slot) == 2:
+        tail = float(layout.comp_slot[-1])
+        chain = total - tail
+        work = 2.0 * tail * chain * total + 4.0 * tail**2 * total
+    else:
+        entries = sum(s.chain.size + s.own.size + (0 if s.panel is None else s.panel.size) for s in layout.stages)
+        entries += sum(t.own.size + t.panel.size for t in layout.tails)
+        work = 8.0 * total * (entries + float(np.sum(np.diff(layout.comp_slot).astype(float) ** 2)))
+    return work + sum(2.0 * a.m * b.m * (a.q * b.q) ** 2 for a in items for b in items)

@@ -1,0 +1,469 @@
+"""Factors nested in each other: one pass over the rows, and levels in families for the sweeps of `chain_criterion`.
+
+All factors are written in the columns U that any of them has, conditioned once: the effects of factor s are
+b_s = T_s b_o, T_s (r, q_s), so that a level adds U b with covariance T_s G_s T_s'.
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+from itertools import pairwise
+from math import sqrt
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ... import _levels as levels
+from ... import kernels
+from ..._nested import pack
+from ...errors import LMMError
+from ...problem.aliasing import refuse_aliased, suspects
+from ...problem.columns import SAMPLE, WELL_CONDITIONED, ConditionedX, check_size, factor_structure, rotation
+from ..crossed.order import Layout, lay_out_chain
+from ..crossed.problem import Factor, HierarchyProblem, problem_fields
+from ..one_factor import problem as design
+from ..starts import factors_start
+from .engine import ChainCriterion
+
+if TYPE_CHECKING:
+    from ...covariance.parameters import CovarianceStructure
+    from ..crossed.engine import BlockedCriterion
+
+__all__ = ["Chain", "ChainProblem", "Families", "condition_chain", "families"]
+
+Array = NDArray[np.float64]
+Index = NDArray[np.intp]
+
+RUN = 32
+"""Children of one parent that stand below one another at most; larger families are divided."""
+
+PILOT_GROUPS, START_GROUPS = 1000, 200
+"""Levels of the coarsest factor from which an approximate optimum and its start are found when there are many more."""
+
+WIDEST, LONGEST = 4, 40
+"""Different columns of Z, and columns of [X y], up to which levels take the sweeps."""
+
+
+class Families(NamedTuple):
+    """Places of the levels of a chain of factors, finest first.
+
+    Attributes
+    ----------
+    order : tuple of (n_places,) arrays
+        Level in each place, -1 for none.
+    starts : tuple of (n_blocks + 1,) arrays
+        First vector of each block.
+    parents : tuple of (n_blocks, lanes) arrays
+        For all factors but the last, the place of the parent of each lane; -1 for none.
+    """
+
+    order: tuple[Index, ...]
+    starts: tuple[Index, ...]
+    parents: tuple[Index, ...]
+
+
+def families(parents: list[Index], sizes: list[int], lanes: int) -> Families:
+    """Put the children of as many parents as there are lanes side by side, families of one size together.
+
+    Parameters
+    ----------
+    parents : list of intp arrays
+        Parent of each level, for all factors but the last; finest first.
+    sizes : list of int
+        Levels of each factor.
+    lanes : int
+    """
+    vectors = -(-sizes[-1] // lanes)
+    top = np.full(vectors * lanes, -1, dtype=np.intp)
+    top[: sizes[-1]] = np.arange(sizes[-1])
+    orders, starts, above = [top], [np.array([0, vectors], dtype=np.intp)], []
+    place = np.arange(sizes[-1])
+    for s in range(len(sizes) - 2, -1, -1):
+        begin, member = levels.sort_rows(parents[s], sizes[s + 1])
+        count = np.diff(begin)
+        first, parent = begin[:-1], np.arange(len(count))
+        if int(count.max()) > RUN:
+            runs = -(-count // RUN)
+            parent = np.repeat(parent, runs)
+            i = np.arange(len(parent)) - np.repeat(np.cumsum(runs) - runs, runs)
+            least, more = np.divmod(count, runs)
+            first = first[parent] + i * least[parent] + np.minimum(i, more[parent])
+            count = least[parent] + (i < more[parent])
+        if int(count.min()) < int(count.max()):
+            by_size = np.argsort(-count, kind="stable")
+            first, parent, count = first[by_size], parent[by_size], count[by_size]
+        n_blocks = -(-len(count) // lanes)
+        start = np.zeros(n_blocks + 1, dtype=np.intp)
+        np.cumsum(count[::lanes], out=start[1:])
+        run = np.arange(len(count))
+        within = np.arange(sizes[s]) - np.repeat(np.cumsum(count) - count, count)
+        places = np.repeat(start[run // lanes] * lanes + run % lanes, count) + within * lanes
+        member = member[np.repeat(first, count) + within]
+        order = np.full(start[-1] * lanes, -1, dtype=np.intp)
+        order[places] = member
+        up = np.full(n_blocks * lanes, -1, dtype=np.intp)
+        up[: len(count)] = place[parent]
+        place = np.empty(sizes[s], dtype=np.intp)
+        place[member] = places
+        orders.append(order)
+        starts.append(start)
+        above.append(up.reshape(n_blocks, lanes))
+    return Families(tuple(reversed(orders)), tuple(reversed(starts)), tuple(reversed(above)))
+
+
+class Chain(NamedTuple):
+    """Nested factors in common columns.
+
+    Attributes
+    ----------
+    raw : (m, line) array
+        Cross-products of the levels of the finest factor, as `kernels.accumulate` gives them.
+    order : list of int
+        The factors, finest first.
+    parents : list of intp arrays
+        Parent of each level, for all factors but the last.
+    z_map : upper triangular (r, r) array
+        U = columns z_map.
+    xy_map : upper triangular (k, k) array
+    maps : list of (r, q_s) arrays
+        T_s, in the order of the factors.
+    """
+
+    raw: Array
+    order: list[int]
+    parents: list[Index]
+    z_map: Array
+    xy_map: Array
+    maps: list[Array]
+
+
+class ChainProblem(HierarchyProblem):
+    """A conditioned problem of nested factors; layout and products of the block elimination are made when asked for.
+
+    Parameters
+    ----------
+    chain : Chain
+    **fields
+        Those of `HierarchyProblem` but `layout` and `cross`.
+    """
+
+    chain: Chain
+
+    def __init__(self, chain: Chain, **fields: Any) -> None:
+        self.__dict__.update(fields, chain=chain)
+
+    @cached_property
+    def _laid_out(self) -> tuple[Layout, Array]:
+        chain = self.chain
+        turn = np.zeros((len(chain.z_map), self.structure.q))
+        widths = [T.shape[1] for T in chain.maps]
+        for at, T in zip(self.columns, chain.maps, strict=True):
+            turn[:, at : at + T.shape[1]] = chain.z_map @ T
+        return lay_out_chain(
+            chain.raw, turn, chain.xy_map, chain.order, chain.parents, list(self.n_levels), list(self.columns), widths
+        )
+
+    @property
+    def layout(self) -> Layout:
+        """Order of elimination and products, as for factors that are not nested."""
+        return self._laid_out[0]
+
+    @property
+    def cross(self) -> Array:
+        """Z'[X y] (n_slots, k)."""
+        return self._laid_out[1]
+
+    @cached_property
+    def n_effects(self) -> int:
+        """Random effects over all levels."""
+        return sum(m * T.shape[1] for m, T in zip(self.n_levels, self.chain.maps, strict=True))
+
+    @cached_property
+    def _families(self) -> Families:
+        return families(self.chain.parents, [self.n_levels[f] for f in self.chain.order], kernels.lanes())
+
+    @cached_property
+    def _packed(self) -> tuple[Array, Array]:
+        """Factored levels of the finest factor, and [X y]'[X y] less what they explain."""
+        chain = self.chain
+        packed, between = pack(chain.raw, self._families.order[0], chain.z_map, chain.xy_map)
+        return packed, self.gram - kernels.unpack(between, len(self.gram))
+
+    def within_slope(self) -> Array | None:
+        """Regression of y_o on X_o within the finest levels where little of y varies within them, else None."""
+        lower = self._packed[1][np.tril_indices(len(self.gram))]
+        slope, rest = kernels.within_regression(lower, len(self.gram), design.EXACT_WITHIN)
+        return slope if rest < design.MOSTLY_BETWEEN * self.n else None
+
+    def look_within(self, rows: tuple[Any, ...] | None, maps: tuple[Array, Array, Array]) -> None:
+        """See what varies within the finest levels, summed over the rows again if they are given.
+
+        Parameters
+        ----------
+        rows : tuple or None
+            X, y, Z, codes of the finest factor, weights, offset; as given to `kernels.accumulate`.
+        maps : tuple
+            Shifts and scales of X and of Z, provisional coefficients.
+
+        Raises
+        ------
+        LMMError
+            For a response that the random effects reproduce.
+        """
+        packed, within = self._packed
+        k = len(within)
+        lower = np.ascontiguousarray(within[np.tril_indices(k)])
+        tolerance = design.EXACT_WITHIN
+        if rows is not None:
+            X, y, Z, codes, weights, offset = rows
+            order = self._families.order[0]
+            place = np.empty(len(self.chain.raw), dtype=np.int64)
+            place[order[order >= 0]] = np.flatnonzero(order >= 0)
+            lower = kernels.within_rows(
+                X, y, Z, codes, 0, place, weights, offset, *maps, self.chain.xy_map, self.chain.z_map, packed
+            )
+            tolerance = tolerance**2
+        if kernels.clear_exact(lower, k, float(self.n), tolerance):
+            raise LMMError(
+                "y is reproduced exactly by the random effects: the residual variance is zero; use fewer random effects"
+            )
+        self.__dict__["_packed"] = packed, kernels.unpack(lower, k)
+
+    def criterion(self, columns: Array | None = None) -> ChainCriterion:  # type: ignore[override]
+        """The criterion of the conditioned problem; see `HierarchyProblem.criterion`."""
+        packed, within = self._packed
+        gram, r, k = self.gram, len(self.chain.z_map), len(self.gram)
+        if columns is not None:
+            n_a = r * (r + 1) // 2
+            products = packed[:, n_a:-1].reshape(len(packed), r, k, -1)
+            k = columns.shape[1]
+            products = np.einsum("vakl,kj->vajl", products, columns).reshape(len(packed), r * k, -1)
+            packed = np.ascontiguousarray(np.concatenate([packed[:, :n_a], products, packed[:, -1:]], axis=1))
+            gram, within = columns.T @ gram @ columns, columns.T @ within @ columns
+        return ChainCriterion(
+            packed, r, k, list(self._families.starts), list(self._families.parents), self.structure.n_parameters, self,
+            columns, within, gram, [self.chain.maps[f] for f in self.chain.order],
+            [self.columns[f] for f in self.chain.order],
+        )  # fmt: skip
+
+    def blocked_criterion(self, columns: Array | None = None) -> BlockedCriterion:
+        """The criterion by block elimination."""
+        return super().criterion(columns)
+
+    def sample(self, n_groups: int) -> ChainProblem | None:
+        """The problem of about `n_groups` levels of the coarsest factor, None where there are not many more."""
+        chain = self.chain
+        sizes = [self.n_levels[f] for f in chain.order]
+        if sizes[-1] < 4 * n_groups:
+            return None
+        some = np.zeros(sizes[-1], dtype=bool)
+        some[:: sizes[-1] // n_groups] = True
+        kept = [int(some.sum())]
+        parents: list[Index] = []
+        for parent in reversed(chain.parents):
+            number = np.cumsum(some) - 1
+            some = some[parent]
+            parents.append(number[parent[some]])
+            kept.append(len(parents[-1]))
+        raw = chain.raw[some]
+        share = float(raw[:, -1].sum() / chain.raw[:, -1].sum())
+        # what the finest levels leave of [X y]'[X y] is taken to be spread evenly
+        between = pack(raw, _padded(len(raw), kernels.lanes()), chain.z_map, chain.xy_map)[1]
+        n_levels = [0] * len(kept)
+        for f, m in zip(chain.order, reversed(kept), strict=True):
+            n_levels[f] = m
+        fields = {name: value for name, value in self.__dict__.items() if name in HierarchyProblem.__dataclass_fields__}
+        fields.update(
+            n=round(self.n * share),
+            m=kept[-1],
+            n_levels=tuple(n_levels),
+            gram=share * self._packed[1] + kernels.unpack(between, len(self.gram)),
+        )
+        return ChainProblem(chain._replace(raw=raw, parents=parents[::-1]), **fields)
+
+    def start(self, criterion: Any) -> Array:
+        """Theta from the moments of the data, or of a part of them."""
+        return factors_start(self.sample(START_GROUPS) or self)
+
+    def pilot(self, n_groups: int = PILOT_GROUPS) -> ChainCriterion | None:  # type: ignore[override]
+        """The criterion of about `n_groups` levels of the coarsest factor, None where there are not many more."""
+        sample = self.sample(n_groups)
+        return None if sample is None else sample.criterion()
+
+
+def _padded(m: int, lanes: int) -> Index:
+    """0, 1, ... m - 1 and -1 up to a multiple of the lanes."""
+    out = np.full(-(-m // lanes) * lanes, -1, dtype=np.intp)
+    out[:m] = np.arange(m)
+    return out
+
+
+def condition_chain(
+    y: Array,
+    X: Array,
+    factors: list[Factor],
+    codes: list[Index],
+    weights: Array | None,
+    offset: Array | None,
+    structure: CovarianceStructure,
+) -> HierarchyProblem | None:
+    """The problem from one pass over the rows where all factors are nested in each other; None where that does not do.
+
+    It does not do for crossed factors, or columns so dependent, or explained so well, that sums of products are not
+    exact enough.  The parameters are those of `hierarchy.condition_factors`, and codes (n,) intp arrays.
+    """
+    n, p = X.shape
+    sizes = [f.m for f in factors]
+    if len(set(sizes)) < len(sizes):
+        return None
+    order = sorted(range(len(factors)), key=lambda f: -sizes[f])
+    parents: list[Index] = []
+    for fine, coarse in pairwise(order):
+        parent = levels.nested_in(codes[fine], codes[coarse], sizes[fine])
+        if parent is None:
+            return None
+        parents.append(parent)
+    for f in factors:
+        check_size(n, f.m, f.Z.shape[1], f.name)
+    Z, which = _shared_columns(X, factors)
+    r = Z.shape[1]
+    x_scale, x_constant = kernels.column_scales(X, SAMPLE, True)
+    widths = [len(mine) for mine in which]
+    starts = np.cumsum([0, *widths[:-1]]).tolist()
+    local = [factor_structure(structure, at, width) for at, width in zip(starts, widths, strict=True)]
+    # a shift must be undone by a constant column of the same block
+    z_scale, z_constant = kernels.column_scales(Z, SAMPLE, all(own.one_full for own in local))
+    if z_constant >= 0 and any(z_constant not in mine for mine in which):
+        z_scale, z_constant = kernels.column_scales(Z, SAMPLE, False)
+    beta0 = np.zeros(p)
+    if x_constant >= 0:
+        beta0[x_constant] = kernels.probe(y[:, None], SAMPLE)[0, 0]
+    finest = codes[order[0]]
+    raw, packed, gram_z, constant, varies, finite = kernels.accumulate(
+        X, y, Z, finest, 0, sizes[order[0]], weights, offset, x_scale, z_scale, beta0, x_constant, z_constant, None,
+        None,
+    )  # fmt: skip
+    if not (finite and varies and constant):
+        return None
+    S = kernels.unpack(packed, p + 1)
+    to_x, margin = kernels.orthonormal(S[:p, :p]) if p else (np.zeros((0, 0)), 1.0)
+    if p and margin < WELL_CONDITIONED:
+        return None
+    whitened = to_x.T @ S[:p, p]
+    beta1 = to_x @ whitened
+    rest = float(S[p, p] - whitened @ whitened)
+    if not rest > 1e-7 * S[p, p]:
+        return None
+    scale = sqrt(rest / n)
+    xy = np.zeros((p + 1, p + 1))
+    xy[:p, :p] = to_x
+    xy[:p, p] = -beta1 / scale
+    xy[p, p] = 1.0 / scale
+    gram_of = kernels.unpack(gram_z, r)
+    turn = np.zeros((r, structure.q))
+    z_map = np.zeros((structure.q, structure.q))
+    for at, mine, own in zip(starts, which, local, strict=True):
+        turned, margin = rotation(gram_of[np.ix_(mine, mine)], n, own)
+        if margin < WELL_CONDITIONED:
+            return None
+        part = slice(at, at + len(mine))
+        turn[mine, part] = turned
+        local_constant = mine.index(z_constant) if z_constant in mine else -1
+        z_map[part, part] = kernels.scale_map(np.ascontiguousarray(z_scale[:, mine]), local_constant) @ turned
+    x = ConditionedX(np.arange(p), x_scale, x_constant, to_x)
+    above = [np.arange(sizes[order[0]])]
+    for parent in parents:
+        above.append(parent[above[-1]])
+    free: set[int] = set()
+    for at, level in zip(reversed(order), reversed(above), strict=True):
+        # what varies freely between coarse levels does so between finer ones
+        part, own, given = slice(starts[at], starts[at] + widths[at]), local[at], factors[at]
+        if free.issuperset(which[at]):
+            continue
+        if _vary_freely(raw, turn[:, part], level, p, n, given.m):
+            free.update(which[at])
+            continue
+        found = suspects(_crossed(raw, turn[:, part], xy[:p, :p], level, given.m), n, own)
+        if found:
+            root = 1.0 if weights is None else np.sqrt(weights)[:, None]
+            rows = (Z - z_scale[0]) * z_scale[1] @ turn[:, part] * root
+            x_o = (X - x_scale[0]) * x_scale[1] @ to_x * root
+            refuse_aliased(found, rows, x_o, codes[at], z_map[part, part], given.Z, given.name, given.column_names)
+    fields: dict[str, Any] = {
+        "columns": tuple(starts),
+        "z_map": z_map,
+        "scale": scale,
+        **problem_fields(n, p, factors, weights, structure, x, beta0 + beta1),
+    }
+    gram = xy.T @ S @ xy
+    shared, margin = kernels.orthonormal(gram_of)
+    if r > WIDEST or p >= LONGEST or margin < WELL_CONDITIONED:
+        layout, cross = lay_out_chain(raw, turn, xy, order, parents, sizes, starts, widths)
+        return HierarchyProblem(layout=layout, cross=cross, gram=gram, **fields)
+    shared *= sqrt(n)
+    maps: list[Array] = []
+    for at, width in zip(starts, widths, strict=True):
+        maps.append(np.asarray(np.linalg.solve(shared, turn[:, at : at + width]), dtype=np.float64))
+    problem = ChainProblem(Chain(raw, order, parents, shared, xy, maps), gram=gram, **fields)
+    slope = problem.within_slope()
+    within = None
+    if slope is not None:
+        # sums of squares have lost digits: take out what X explains within levels and sum over the rows again
+        xy[:p, p] -= to_x @ slope
+        fields |= problem_fields(n, p, factors, weights, structure, x, beta0 - xy[:p, p] * scale)
+        problem = ChainProblem(Chain(raw, order, parents, shared, xy, maps), gram=xy.T @ S @ xy, **fields)
+        within = X, y, Z, finest, weights, offset
+    problem.look_within(within, (x_scale, z_scale, beta0))
+    return problem
+
+
+def _shared_columns(X: Array, factors: list[Factor]) -> tuple[Array, list[list[int]]]:
+    """The different columns among the Z of all factors side by side, and which of them each factor has."""
+    columns: list[Array] = []
+    which: list[list[int]] = []
+    for f in factors:
+        mine = []
+        for j in range(f.Z.shape[1]):
+            column = f.Z[:, j]
+            same = (i for i, other in enumerate(columns) if _same_column(other, column))
+            found = next(same, len(columns))
+            if found == len(columns):
+                columns.append(column)
+            mine.append(found)
+        which.append(mine)
+    # nothing is copied where one matrix has them all
+    for given in (X, *(f.Z for f in factors)):
+        if given.shape[1] == len(columns) and all(_same_column(given[:, i], c) for i, c in enumerate(columns)):
+            return given, which
+    return np.column_stack(columns), which
+
+
+def _vary_freely(raw: Array, turn: Array, level: Index, p: int, n: int, m: int) -> bool:
+    """Whether more of the first levels than X has columns take all effects of a factor, so that none is explained.
+
+    Levels have no rows in common, so that X explains as many of their columns as it has itself at most.
+    """
+    r = len(turn)
+    some = 2 * (p + 1)
+    few = np.flatnonzero(level < some)
+    own = np.zeros((some, r * (r + 1) // 2))
+    np.add.at(own, level[few], raw[few, : own.shape[1]])
+    taken = turn.T @ np.array([kernels.unpack(packed, r) for packed in own]) @ turn
+    return bool(np.count_nonzero(np.linalg.eigvalsh(taken)[:, 0] > 1e-8 * n / m) > p)
+
+
+def _crossed(raw: Array, turn: Array, x_turn: Array, level: Index, m: int) -> Array:
+    """Z_a'X_o (m, q, p) of the levels of a factor."""
+    r, p = len(turn), len(x_turn)
+    given = raw[:, r * (r + 1) // 2 : -1]
+    sums = [np.bincount(level, weights=column, minlength=m) for column in given.T]
+    products = np.array(sums).T.reshape(m, r, -1)[:, :, :p]
+    return np.asarray(np.einsum("aij,ik,jl->akl", products, turn, x_turn, optimize=True))
+
+
+def _same_column(one: Array, other: Array) -> bool:
+    """Whether two columns are equal; those in the same place of memory need not be read."""
+    if one.strides == other.strides and one.__array_interface__["data"] == other.__array_interface__["data"]:
+        return True
+    return np.array_equal(one[:64], other[:64]) and np.array_equal(one, other)

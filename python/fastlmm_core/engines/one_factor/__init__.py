@@ -1,0 +1,4 @@
+"""One grouping factor.
+
+problem   arrays to a conditioned problem
+"""

@@ -1,0 +1,418 @@
+"""Arrays to a conditioned problem: cross-products, orthonormal columns, rank.
+
+The kernels work on X_o = X x_map with X_o'X_o = I, on Z_o = Z z_map with Z_o'Z_o = n I (full
+blocks; diagonal ones are scaled only) and on the residual of y, scaled to unit variance, so that
+neither units nor origins matter.  One pass over the rows is enough where offsets and scales
+taken from a sample of the rows leave the columns well conditioned; otherwise a QR decomposition
+supplies a better transformation and a second pass is made with it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import log, sqrt
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ... import kernels
+from ...covariance.parameters import CovarianceStructure
+from ...errors import LMMError
+from ...problem.aliasing import default_names, refuse_aliased, suspects
+from ...problem.columns import (
+    SAMPLE,
+    WELL_CONDITIONED,
+    check_size,
+    independent_columns,
+    refuse_non_finite,
+    rotation,
+    spread,
+    z_preconditioner,
+)
+from ..starts import moment_start
+
+__all__ = ["Problem", "condition"]
+
+Array = NDArray[np.float64]
+
+COMPRESS_FROM = 64
+"""Groups below which an evaluation is cheaper than the search for equal ones."""
+
+PILOT_GROUPS = 2048
+"""Groups on which a start is found when there are many more of them, all different."""
+
+MOSTLY_BETWEEN = 1e-6
+"""Share of the variation of y within groups below which it is summed from the rows again."""
+
+EXACT_WITHIN = 1e-12
+"""A column of [X y] whose part within groups is relatively smaller lies in the span of Z_i."""
+
+
+class Problem(NamedTuple):
+    """A conditioned problem and the way back to the caller's units.
+
+    Attributes
+    ----------
+    raw : (m, K) array
+        Cross-products per group (see `kernels.accumulate`).
+    packed : (blocks, K, 8) array
+        Factored groups, as the criterion reads them; compressed if `uniform` is False.
+    within : array
+        [X y]'[X y] less the part between groups, packed.
+    z_transform, xy_transform : arrays
+        From the scaled columns in `raw` to the conditioned ones.
+    z_scale, x_scale : (2, q), (2, p) arrays
+        Shifts and scales of the columns, as applied row by row (X: of the columns kept).
+    z_rows, x_rows : (q, q), (r, r) arrays
+        From shifted and scaled rows to conditioned ones.
+    x_constant : bool
+        Whether X has a constant column.
+    z_map : (q, q) array
+        Z_o = Z z_map, b = z_map b_o.
+    x_map : (p, r) array
+        X_o = X x_map for the r columns kept (zero rows elsewhere).
+    beta_base : (p,) array
+        Coefficients already removed from y: beta = beta_base + scale * x_map @ beta_o.
+    scale : float
+        Standard deviation of the residual of y, by which it was divided.
+    kept : (r,) array
+        Columns of X kept.
+    log_constant : float
+        -sum(log(weights)).
+    log_jacobian : float
+        2 log|det| of x_map on the kept columns.
+    """
+
+    n: int
+    m: int
+    structure: CovarianceStructure
+    raw: Array
+    packed: Array
+    uniform: bool
+    within: Array
+    z_transform: Array
+    xy_transform: Array
+    z_scale: Array
+    x_scale: Array
+    z_rows: Array
+    x_rows: Array
+    x_constant: bool
+    z_map: Array
+    x_map: Array
+    beta_base: Array
+    scale: float
+    kept: NDArray[np.intp]
+    log_constant: float
+    log_jacobian: float
+
+    @property
+    def rank(self) -> int:
+        """Number of fixed-effect columns kept."""
+        return len(self.kept)
+
+    def conditioned_z(self, Z: Array) -> Array:
+        """Rows of Z_o (n, q)."""
+        return np.asarray((Z - self.z_scale[0]) * self.z_scale[1] @ self.z_rows)
+
+    def conditioned_x(self, X: Array) -> Array:
+        """Rows of X_o (n, r)."""
+        return np.asarray((X[:, self.kept] - self.x_scale[0]) * self.x_scale[1] @ self.x_rows)
+
+    def criterion(self, columns: Array | None = None) -> kernels.ClusterCriterion:
+        """The criterion of the conditioned problem.
+
+        Parameters
+        ----------
+        columns : (rank + 1, k) array, optional
+            Take [X y] columns for [X y]: for coefficients that are fixed or constrained.
+        """
+        rows, places = self.structure.positions
+        q, packed, within = self.structure.q, self.packed, self.within
+        if columns is None:
+            return kernels.ClusterCriterion(packed, within, self.n, q, self.rank + 1, rows, places, self.uniform)
+        k = columns.shape[1]
+        blocks, depth, lanes = packed.shape
+        n_a = q * (q + 1) // 2
+        crossed = packed[:, n_a : depth - 1].reshape(blocks, q, -1, lanes)
+        turned = np.einsum("bqil,ij->bqjl", crossed, columns).reshape(blocks, q * k, lanes)
+        packed = np.concatenate([packed[:, :n_a], turned, packed[:, depth - 1 :]], axis=1)
+        inner = columns.T @ kernels.symmetric(within, self.rank + 1) @ columns
+        return kernels.ClusterCriterion(packed, inner[np.tril_indices(k)], self.n, q, k, rows, places, self.uniform)
+
+    def pilot(self, n_groups: int = PILOT_GROUPS) -> kernels.ClusterCriterion | None:
+        """The criterion of about `n_groups` groups spread over the data, None where there are not many more."""
+        blocks = len(self.packed) - 1
+        step = blocks * self.packed.shape[2] // n_groups
+        if step < 4 or not self.uniform:
+            return None
+        chosen = np.ascontiguousarray(self.packed[:blocks:step])
+        share = len(chosen) * self.packed.shape[2] / self.m
+        rows, columns = self.structure.positions
+        return kernels.ClusterCriterion(
+            chosen, self.within * share, round(self.n * share), self.structure.q, self.rank + 1, rows, columns, True
+        )
+
+    @property
+    def levels(self) -> Array:
+        """Number of groups of each random effect (q,)."""
+        return np.full(self.structure.q, float(self.m))
+
+    def start(self, criterion: kernels.ClusterCriterion) -> Array:
+        """Theta from the moments of the data."""
+        return moment_start(criterion, self.structure, self.n, self.m, float(self.within[-1]))
+
+    def unpatterned(self) -> Array:
+        """The factored groups one by one, in order."""
+        if self.uniform:
+            return self.packed
+        return kernels.factor_groups(self.raw, self.z_transform, self.xy_transform)[0]
+
+    def effects(self, factor: Array, beta: Array) -> tuple[Array, ...]:
+        """BLUPs of the conditioned random effects, one (m, q) array per grouping factor."""
+        e, _ = kernels.group_effects(self.unpatterned(), self.m, factor, np.append(-beta, 1.0))
+        return (e @ (factor @ factor.T),)
+
+    def effects_covariance(self, factor: Array) -> tuple[Array, ...]:
+        """Conditional covariances of the conditioned random effects, relative to sigma^2: (m, q, q) per factor."""
+        contrast = np.zeros(self.rank + 1)
+        _, conditional = kernels.group_effects(self.unpatterned(), self.m, factor, contrast, conditional=True)
+        assert conditional is not None
+        return (conditional,)
+
+    def offset(self, reml: bool) -> float:
+        """Criterion in the caller's units less that of the conditioned problem."""
+        nu = self.n - self.rank if reml else self.n
+        return self.log_constant + nu * 2.0 * log(self.scale) - (self.log_jacobian if reml else 0.0)
+
+
+def condition(
+    y: Array,
+    X: Array,
+    Z: Array,
+    codes: NDArray[Any],
+    base: int,
+    n_slots: int,
+    weights: Array | None,
+    offset: Array | None,
+    structure: CovarianceStructure,
+    group_name: str,
+    z_names: Sequence[str] | None = None,
+) -> tuple[Problem, NDArray[np.intp] | None]:
+    """Cross-products of a model, conditioned.
+
+    Parameters
+    ----------
+    y, X, Z : (n,), (n, p), (n, q) arrays
+    codes : (n,) int32 or int64 array
+        base <= codes < base + n_slots.
+    weights, offset : (n,) arrays or None
+    structure : CovarianceStructure
+    group_name : str
+        For messages.
+    z_names : (q,) sequence of str, optional
+        Names of the columns of Z, for messages.
+
+    Returns
+    -------
+    Problem
+    present : array or None
+        Slots that occur, None if all do.
+
+    Raises
+    ------
+    LMMError
+        For values that are not finite, a constant response, collinear columns of Z, random effects that the fixed
+        effects explain, more random effects than observations, or a response without residual variation.
+    """
+    n, p = X.shape
+    q = Z.shape[1]
+    x_scale, x_constant = kernels.column_scales(X, SAMPLE, True)
+    z_scale, z_constant = kernels.column_scales(Z, SAMPLE, structure.one_full)
+    x_transform: Array | None = None
+    z_transform: Array | None = None
+    kept = np.arange(p)
+    beta0 = np.zeros(p)
+    if x_constant >= 0:
+        beta0[x_constant] = kernels.sample_mean(y, SAMPLE)
+    x_columns = X
+    for attempt in range(4):
+        raw, packed_s, gram, constant, varies, finite = kernels.accumulate(
+            x_columns, y, Z, codes, base, n_slots, weights, offset, x_scale, z_scale, beta0,
+            x_constant, z_constant, x_transform, z_transform,
+        )  # fmt: skip
+        if not finite:
+            refuse_non_finite(y, X, Z, weights, offset)
+            raise LMMError("the data overflow: rescale y, X, Z or weights to values below 1e100 in size")
+        if attempt == 0:
+            m = int(np.count_nonzero(raw[:, -1]))
+            check_size(n, m, q, group_name)
+        if not varies:
+            raise LMMError("y is constant: there is nothing to model; check that the right column is the response")
+        if not constant:
+            # a column that looked constant in the sample is not: do without shifts
+            x_scale, x_constant = kernels.column_scales(X, SAMPLE, False)
+            z_scale, z_constant = kernels.column_scales(Z, SAMPLE, False)
+            beta0 = np.zeros(p)
+            continue
+        to_x, x_margin, xy, beta, rest, total, scale = kernels.least_squares(packed_s, beta0, n)
+        to_z, z_margin = _z_rotation(gram, n, structure)
+        poor_x = x_margin < WELL_CONDITIONED and x_transform is None
+        poor_z = z_margin < WELL_CONDITIONED and z_transform is None
+        if poor_x:
+            kept, x_scale, x_constant, turn = independent_columns(X, x_scale, x_constant, weights, SAMPLE)
+            x_columns = np.ascontiguousarray(X[:, kept])
+            x_transform = turn * sqrt(n)
+            beta0 = np.zeros(len(kept))
+        if poor_z:
+            z_transform = z_preconditioner(Z, z_scale, weights, structure)
+        if poor_x or poor_z:
+            continue
+        if rest <= 1e-7 * packed_s[-1] and attempt < 3:
+            # the fixed effects explain nearly all of y: take its residual again from the rows
+            beta0 = beta
+            continue
+        break
+    # beta0 is not zero only where it has been taken from y before the sums
+    if not rest > 1e-30 * total:
+        raise LMMError("y is reproduced exactly by the fixed effects: there is no variation left to model")
+    problem, present, free = _finish(
+        y, X, Z, x_columns, codes, base, offset, n, m, structure, raw, packed_s, beta0, beta, scale, kept, x_scale,
+        z_scale, x_constant, z_constant, x_transform, z_transform, to_x, to_z, xy, weights,
+    )  # fmt: skip
+    if not free:
+        _look_for_aliases(problem, X, Z, codes, weights, group_name, z_names)
+    return problem, present
+
+
+def _vary_freely(packed: Array, q: int, r: int, n: int, m: int) -> bool:
+    """Whether more of the first groups than X has columns take all random effects: no direction is then explained.
+
+    Groups have no rows in common, so that X explains as many of their columns as it has itself at most.
+    """
+    least = 1e-4 * sqrt(n) / m
+    if r < packed.shape[2]:
+        # few numbers: arrays would take longer
+        at, lane, item = 0, 0, packed.item
+        for a in range(q, 0, -1):
+            lane = 0
+            while lane <= r and item(0, at, lane) > least:
+                lane += 1
+            if lane <= r:
+                break
+            at += a
+        if lane > r:
+            return True
+    pivots = np.cumsum([0, *range(q, 1, -1)])
+    taken = packed[: 4 * (r // packed.shape[2] + 1), pivots].min(axis=1) > least
+    return bool(np.count_nonzero(taken) > r)
+
+
+def _look_for_aliases(
+    problem: Problem, X: Array, Z: Array, codes: NDArray[Any], weights: Array | None, name: str,
+    z_names: Sequence[str] | None,
+) -> None:  # fmt: skip
+    """Refuse random effects that X explains in every group."""
+    structure, r = problem.structure, problem.rank
+    q = structure.q
+    n_a = q * (q + 1) // 2
+    scaled = problem.raw[:, n_a:-1].reshape(len(problem.raw), q, -1)
+    crossed = np.einsum("aij,ik,jl->akl", scaled, problem.z_transform, problem.xy_transform[:, :r], optimize=True)
+    found = suspects(crossed, problem.n, structure)
+    if found:
+        root = 1.0 if weights is None else np.sqrt(weights)[:, None]
+        refuse_aliased(
+            found, problem.conditioned_z(Z) * root, problem.conditioned_x(X) * root, codes, problem.z_map, Z, name,
+            default_names(Z) if z_names is None else z_names,
+        )  # fmt: skip
+
+
+def _z_rotation(packed: Array, n: int, structure: CovarianceStructure) -> tuple[Array, float]:
+    """`rotation` from packed sums of products."""
+    if structure.one_full:
+        return kernels.rotation(packed, structure.q, n)
+    return rotation(kernels.unpack(packed, structure.q), n, structure)
+
+
+def _padded(transform: Array) -> Array:
+    out = np.eye(len(transform) + 1)
+    out[:-1, :-1] = transform
+    return out
+
+
+def _finish(
+    y: Array, X: Array, Z: Array, x_columns: Array, codes: NDArray[Any], base: int, offset: Array | None,
+    n: int, m: int, structure: CovarianceStructure, raw: Array, packed_s: Array, beta0: Array, beta: Array,
+    scale: float, kept: NDArray[np.intp], x_scale: Array, z_scale: Array, x_constant: int, z_constant: int,
+    x_transform: Array | None, z_transform: Array | None, to_x: Array, to_z: Array, xy: Array, weights: Array | None,
+) -> tuple[Problem, NDArray[np.intp] | None, bool]:  # fmt: skip
+    q = structure.q
+    r = len(kept)
+    n_slots = len(raw)
+    present: NDArray[np.intp] | None = None
+    if m < n_slots:
+        present = np.flatnonzero(raw[:, -1])
+        raw = raw[present]
+    packed, between = kernels.factor_groups(raw, to_z, xy)
+    free = _vary_freely(packed, q, r, n, m)
+    within = kernels.within_part(packed_s, xy, between)
+    tolerance = EXACT_WITHIN
+    slope, unexplained = kernels.within_regression(within, r + 1, EXACT_WITHIN)
+    if unexplained < MOSTLY_BETWEEN * n:
+        # sums of squares have lost digits: take out what X explains within groups and sum over the rows again
+        xy[:r, r] -= to_x @ slope
+        beta = beta0 - xy[:r, r] * scale
+        packed, between = kernels.factor_groups(raw, to_z, xy)
+        position = np.zeros(n_slots, dtype=np.int64)
+        position[slice(None) if present is None else present] = np.arange(m)
+        within = kernels.within_rows(
+            x_columns, y, Z, codes, base, position, weights, offset, x_scale, z_scale,
+            beta0 if x_transform is None else x_transform @ beta0,
+            xy if x_transform is None else _padded(x_transform) @ xy,
+            to_z if z_transform is None else z_transform @ to_z,
+            packed,
+        )  # fmt: skip
+        tolerance = EXACT_WITHIN**2
+    exact = kernels.clear_exact(within, r + 1, float(n), tolerance)
+    if exact:
+        raise LMMError(
+            "y is reproduced exactly within every group by the random effects: the residual variance is zero; "
+            "use fewer random effects"
+        )
+    smaller = kernels.compress(packed, m, q, r + 1) if m >= COMPRESS_FROM else None
+    x_map, beta_base, log_det = kernels.natural_map(
+        x_scale, x_constant, to_x if x_transform is None else x_transform, beta
+    )
+    if x_transform is not None:
+        beta_base = x_map @ beta
+        x_map = x_map @ to_x
+        log_det += kernels.log_diagonal(to_x)
+    if r < X.shape[1]:
+        x_map, beta_base = spread(x_map, kept, X.shape[1]), spread(beta_base, kept, X.shape[1])
+    z_map = kernels.natural_map(z_scale, z_constant, to_z if z_transform is None else z_transform, None)[0]
+    if z_transform is not None:
+        z_map = z_map @ to_z
+    problem = Problem(
+        n=n,
+        m=m,
+        structure=structure,
+        raw=raw,
+        packed=packed if smaller is None else smaller,
+        uniform=smaller is None,
+        within=within,
+        z_transform=to_z,
+        xy_transform=xy,
+        z_scale=z_scale,
+        x_scale=x_scale,
+        z_rows=to_z if z_transform is None else z_transform @ to_z,
+        x_rows=to_x if x_transform is None else x_transform @ to_x,
+        x_constant=x_constant >= 0,
+        z_map=z_map,
+        x_map=x_map,
+        beta_base=beta_base,
+        scale=scale,
+        kept=kept,
+        log_constant=0.0 if weights is None else -float(np.sum(np.log(weights))),
+        log_jacobian=2.0 * log_det,
+    )
+    return problem, present, free

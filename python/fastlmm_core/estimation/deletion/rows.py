@@ -1,0 +1,184 @@
+"""Refits of a model of several grouping factors without some of its rows, by the model's own machinery.
+
+What one factor allows, to take a group's contribution from sums (deletion.py), crossed factors do not: a row that goes
+changes the elimination of all levels.  Refits start at the estimates of all rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from os import cpu_count
+from typing import TYPE_CHECKING, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...design.grouping import Factor, Grouping
+from ...errors import LMMError
+from ...support.progress import progress_bar
+from .groups import Deletions
+
+if TYPE_CHECKING:
+    from ...model import LinearMixedModel
+    from ...result import LMMResult
+
+__all__ = ["MOST", "refit_each", "refits", "rows_of_units", "subset"]
+
+Array = NDArray[np.float64]
+Index = NDArray[np.intp]
+T = TypeVar("T")
+
+MOST = 3000
+"""Refits without single observations that are still made."""
+
+
+def subset(model: LinearMixedModel, rows: Index) -> LinearMixedModel:
+    """The model of some of the rows, from arrays; levels without rows are left out.
+
+    Parameters
+    ----------
+    model : LinearMixedModel
+    rows : (n,) int array
+
+    Raises
+    ------
+    LMMError
+        Where the rows cannot be fitted.
+    """
+    factors = []
+    for factor in model.factors:
+        grouping = factor.grouping
+        present, codes = np.unique(grouping.index[rows], return_inverse=True)
+        left = Grouping(grouping.name, codes.astype(np.int64), 0, len(present), grouping.labels[present])
+        factors.append(Factor(left, factor.start, factor.stop))
+    other = type(model).__new__(type(model))
+    other._setup(
+        model.endog[rows],
+        model.exog[rows],
+        replace(model.random, parts=(model.exog_re[rows],), factors=tuple(factors)),
+        None if model.weights is None else model.weights[rows],
+        None if model.offset is None else model.offset[rows],
+        model.exog_names,
+        response_name=model.response_name,
+    )
+    return other
+
+
+def _refit(result: LMMResult, rows: Index) -> LMMResult:
+    model = subset(result.model, rows)
+    found = None
+    if result.converged and not result.singular:
+        found = model.fit(reml=result.reml, start=result.theta)
+        if found.converged and not found.singular:
+            return found
+    other = model.fit(reml=result.reml)
+    if found is None or other.converged > found.converged or other.criterion <= found.criterion:
+        return other
+    return found
+
+
+def refits(result: LMMResult, units: Sequence[Index], use: Callable[[int, LMMResult], T]) -> list[T | LMMError]:
+    """Fit the rows outside each unit and make use of the fit; the error where there is none.
+
+    Parameters
+    ----------
+    result : LMMResult
+    units : sequence of int arrays
+        Rows left out.
+    use : callable
+        Of the number of the unit and the fit without it.
+    """
+
+    def one(i: int) -> T | LMMError:
+        keep = np.ones(result.nobs, dtype=bool)
+        keep[units[i]] = False
+        try:
+            return use(i, _refit(result, np.flatnonzero(keep)))
+        except LMMError as error:
+            return error
+
+    bar = progress_bar(None, len(units), "refit")
+    found = []
+    with ThreadPoolExecutor(max_workers=min(8, cpu_count() or 1)) as pool:
+        for outcome in pool.map(one, range(len(units))):
+            found.append(outcome)
+            if bar is not None:
+                bar.update(1)
+    if bar is not None:
+        bar.close()
+    return found
+
+
+def rows_of_units(result: LMMResult, grouping: Grouping | None) -> list[Index]:
+    """Rows of each level of a factor, or each row by itself.
+
+    Raises
+    ------
+    LMMError
+        For more single rows than refits are made of.
+    """
+    if grouping is None:
+        if result.nobs > MOST:
+            raise LMMError(
+                f"a model with several grouping factors is refitted without each of up to {MOST:,} observations, this "
+                f"one has {result.nobs:,}; leave out the levels of a grouping factor instead (by=)"
+            )
+        return [np.array([i]) for i in range(result.nobs)]
+    order = np.argsort(grouping.index, kind="stable")
+    counts = np.bincount(grouping.index, minlength=len(grouping.labels))
+    return np.split(order, np.cumsum(counts)[:-1])
+
+
+def refit_each(result: LMMResult, grouping: Grouping | None) -> Deletions:
+    """`deletion.delete` for several grouping factors.
+
+    Parameters
+    ----------
+    result : LMMResult
+    grouping : Grouping or None
+        The factor each of whose levels is deleted; None to delete each observation.
+
+    Raises
+    ------
+    LMMError
+        See `rows_of_units`.
+    """
+    p, q = result.model.exog.shape[1], result.model.structure.q
+    units = rows_of_units(result, grouping)
+    d = len(units)
+    out = Deletions(
+        params=np.full((d, p), np.nan),
+        half=np.full((d, p, p), np.nan),
+        sigma2=np.full(d, np.nan),
+        criterion=np.full(d, np.nan),
+        gradient_norm=np.full(d, np.nan),
+        factor=np.full((d, q, q), np.nan),
+        converged=np.zeros(d, dtype=bool),
+        singular=np.zeros(d, dtype=bool),
+        n=np.array([result.nobs - len(rows) for rows in units], dtype=np.int64),
+        notes={},
+    )
+    before = result.model.problem.kept
+
+    def take(i: int, fit: LMMResult) -> None:
+        problem = fit.model.problem
+        out.params[i] = fit._params
+        out.half[i] = 0.0
+        out.half[i, : problem.rank] = np.linalg.solve(fit._chol, problem.x_map.T) if problem.rank else 0.0
+        out.half[i][:, np.setdiff1d(np.arange(p), problem.kept)] = np.nan
+        out.sigma2[i], out.criterion[i], out.gradient_norm[i] = fit.sigma2, fit.criterion, fit.gradient_norm
+        out.factor[i] = fit.relative_factor
+        out.converged[i], out.singular[i] = fit.converged, fit.singular
+        lost = np.setdiff1d(before, problem.kept)
+        if len(lost):
+            names = ", ".join(result.model.exog_names[j] for j in lost)
+            out.notes[i] = f"X loses rank: no estimate of {names}"
+        elif not fit.converged:
+            out.notes[i] = fit.message
+
+    for i, error in enumerate(refits(result, units, take)):
+        if error is not None:
+            out.notes[i] = str(error)
+    return out

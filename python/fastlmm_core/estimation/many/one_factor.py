@@ -1,0 +1,176 @@
+"""What many responses on one design share, in conditioned coordinates."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ... import kernels
+
+if TYPE_CHECKING:
+    from ...model import LinearMixedModel
+    from .several_factors import HierarchyDesign
+
+__all__ = ["EffectsDesign", "batch_design", "constant_column", "effects_design"]
+
+Array = NDArray[np.float64]
+
+MAX_ITERATIONS = 40
+"""Newton steps in lanes before a response is left to the single-fit path."""
+
+
+class EffectsDesign:
+    """What BLUPs of many responses share: b = L (I + L'A L)^-1 L' Z'W (y - X beta), group by group."""
+
+    def __init__(self, model: LinearMixedModel) -> None:
+        problem = model.problem
+        self.model = model
+        position = model.grouping.index
+        self.order = np.argsort(position, kind="stable")
+        self.start = np.append(0, np.cumsum(np.bincount(position, minlength=problem.m)))[:-1]
+        z = problem.conditioned_z(model.exog_re)[self.order]
+        self.weighted = z if model.weights is None else z * model.weights[self.order, None]
+        self.gram = np.add.reduceat(self.weighted[:, :, None] * z[:, None, :], self.start, axis=0)
+
+    def effects(self, Y: Array, params: Array, factors: Array) -> list[Array]:
+        """BLUPs (count, m, q) in natural units of the rows of Y, in a list of one."""
+        model = self.model
+        residual = Y - np.nan_to_num(params) @ model.exog.T
+        if model.offset is not None:
+            residual -= model.offset
+        cross = np.add.reduceat(residual[:, self.order, None] * self.weighted, self.start, axis=1)
+        turned = factors.transpose(0, 2, 1)[:, None]
+        inner = np.eye(factors.shape[1]) + turned @ self.gram @ factors[:, None]
+        spherical = np.linalg.solve(inner, turned @ cross[..., None])
+        return [(model.problem.z_map @ (factors[:, None] @ spherical))[..., 0]]
+
+
+def effects_design(model: LinearMixedModel) -> EffectsDesign | HierarchyDesign:
+    """What finds BLUPs of many responses, for one grouping factor or several."""
+    return EffectsDesign(model) if len(model.factors) == 1 else cast("HierarchyDesign", model.batch_design())
+
+
+def batch_design(model: LinearMixedModel) -> kernels.BatchDesign | HierarchyDesign:
+    """What all responses share, for the engine of one grouping factor or of several."""
+    if len(model.factors) > 1:
+        from .several_factors import HierarchyDesign
+
+        return HierarchyDesign(model)
+    return _one_factor(model)
+
+
+def _one_factor(model: LinearMixedModel) -> kernels.BatchDesign:
+    """The arrays that all responses share, in conditioned coordinates."""
+    problem = model.problem
+    n, m, q, r = problem.n, problem.m, model.structure.q, problem.rank
+    packed, _ = kernels.factor_groups(problem.raw, problem.z_transform, problem.xy_transform)
+    lines = packed.transpose(0, 2, 1).reshape(-1, packed.shape[1])[:m]
+    labels = kernels.pattern_labels(packed, m, q, r + 1)
+    labels = np.arange(m) if labels is None else labels
+    sequence = np.argsort(labels, kind="stable")
+    lines = lines[sequence]
+    n_a = q * (q + 1) // 2
+    triangle = lines[:, :n_a]
+    cx = np.ascontiguousarray(lines[:, n_a:-1].reshape(m, q, r + 1)[:, :, :r])
+    bounds = np.append(0, np.cumsum(np.bincount(labels))).astype(np.int64)
+    columns, loading, rotated = kernels.pattern_bases(cx, bounds)
+
+    place = np.empty(m, dtype=np.int64)
+    place[sequence] = np.arange(m)
+    position = place[model.grouping.index]
+    order: NDArray[np.int64] | None = np.argsort(position, kind="stable")
+    start = np.append(0, np.cumsum(np.bincount(position, minlength=m))).astype(np.int64)
+    assert order is not None
+    z = problem.conditioned_z(model.exog_re)[order]
+    x = problem.conditioned_x(model.exog)[order]
+    group = position[order]
+    # rows of Z_i R_i^-1: their inner products with y_i are c_y
+    basis = np.empty((n, q))
+    at = 0
+    for a in range(q):
+        pivot = triangle[group, at]
+        rest = z[:, a].copy()
+        for b in range(a):
+            rest -= triangle[group, b * q - b * (b - 1) // 2 + a - b] * basis[:, b]
+        basis[:, a] = np.divide(rest, pivot, out=np.zeros(n), where=pivot > 0.0)
+        at += q - a
+    weights = None if model.weights is None else np.ascontiguousarray(model.weights[order])
+    offset = None if model.offset is None else np.ascontiguousarray(model.offset[order])
+    if weights is not None:
+        basis *= weights[:, None]
+        x = x * weights[:, None]
+    diagonal = np.cumsum(np.arange(1, r + 1)) - 1
+    exact = (problem.within[diagonal] == 0.0).astype(np.intc)
+    ones = np.zeros(model.exog.shape[1])
+    if problem.x_constant:
+        column = constant_column(model)
+        ones[column] = 1.0 / model.exog[0, column]
+    first, scoring = _scoring(model, packed)
+    rows, positions = model.structure.positions
+    free = np.zeros((q, q), dtype=np.intc)
+    free[rows, positions] = free[positions, rows] = 1
+    return kernels.BatchDesign(
+        None if np.array_equal(order, np.arange(n)) else order,
+        start,
+        basis,
+        None if exact.all() else np.ascontiguousarray(x),
+        weights,
+        offset,
+        problem.x_constant,
+        bounds,
+        columns,
+        loading,
+        np.ascontiguousarray(triangle[bounds[:-1]]),
+        np.ascontiguousarray(rotated),
+        np.ascontiguousarray(problem.within[: r * (r + 1) // 2]),
+        exact,
+        free,
+        rows,
+        positions,
+        first,
+        scoring,
+        np.ascontiguousarray(problem.x_map),
+        ones,
+        n / m,
+        min(1e-9 * float(np.sqrt(m)), 1e-6),
+        MAX_ITERATIONS,
+    )
+
+
+def constant_column(model: LinearMixedModel) -> int:
+    """The constant column of X among those kept."""
+    values = model.exog[:, model.problem.kept]
+    constant = np.flatnonzero((values == values[0]).all(axis=0) & (values[0] != 0.0))
+    return int(model.problem.kept[constant[0]])
+
+
+def _scoring(model: LinearMixedModel, packed: Array) -> tuple[Array, Array]:
+    """A point at which to take one step of Fisher scoring in G, and the inverse of the expected Hessian there.
+
+    The expected second derivative along D and F is sum tr(N_i D N_i F) (Jennrich and Schluchter 1986,
+    Biometrics 42, eq. 12).
+    """
+    problem, structure = model.problem, model.structure
+    q = structure.q
+    fitted = model.fit().optimum.factor
+    relative = fitted @ fitted.T + 0.25 * problem.m / problem.n * np.eye(q)
+    first = structure.canonical(np.asarray(np.linalg.cholesky(relative), dtype=np.float64))
+    _, n_i = kernels.group_effects(packed, problem.m, first, np.zeros(problem.rank + 1), precision=True)
+    assert n_i is not None
+    outer = np.tensordot(n_i, n_i, axes=(0, 0))  # [a, b, c, d] = sum N_ab N_cd
+    lower, upper = np.tril_indices(q)
+    information = np.zeros((len(lower), len(lower)))
+    for i, (a, b) in enumerate(zip(lower, upper, strict=True)):
+        for j, (c, d) in enumerate(zip(lower, upper, strict=True)):
+            pairs = {(a, b), (b, a)}
+            others = {(c, d), (d, c)}
+            information[i, j] = sum(outer[f, s, t, e] for s, t in pairs for e, f in others)
+    rows, columns = structure.positions
+    free = np.array(
+        [(a, b) in set(zip(rows.tolist(), columns.tolist(), strict=True)) for a, b in zip(lower, upper, strict=True)]
+    )
+    scoring = np.zeros_like(information)
+    scoring[np.ix_(free, free)] = np.linalg.pinv(information[np.ix_(free, free)])
+    return np.ascontiguousarray(first), scoring

@@ -1,0 +1,476 @@
+"""Fitting: scipy.optimize around the compiled Newton, certification of the optimum."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from functools import cache
+from math import isfinite, sqrt
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..covariance.parameters import CovarianceStructure
+from ..engines.starts import many_minima, other_starts
+from ..errors import LMMError
+from ..kernels import minimize_newton, orthogonal_columns, smallest_parts
+
+if TYPE_CHECKING:
+    from .._newton import Objective
+
+__all__ = ["Criterion", "Optimum", "newton", "optimize"]
+
+Array = NDArray[np.float64]
+
+CERTIFIED = 1e-4
+"""Decrement below which an optimum is certified: the criterion is then within 5e-9 of its minimum."""
+
+SINGULAR = 1e-4
+"""A singular value of Lambda (columns of Z of unit mean square per group) below this counts as zero."""
+
+EXACTLY = 1e-13
+"""Share of y'y that is left by the effects below which it is rounding error."""
+
+NEARLY = 1e-6
+"""Share below which a search that does not end is on its way to no residual variance."""
+
+ROUND, WIDE_ROUND, ITERATIONS = 30, 5, 240
+"""Iterations of Newton between changes of coordinates: of narrow terms, and of wide ones; of all rounds together."""
+
+WIDE = 6
+"""Correlated random effects of a term from which it is wide: some of its directions then vanish, as a rule."""
+
+# what a method may tell about its result besides x and fun
+_ENTRIES = ("jac", "hess", "decrement", "lowest", "success", "message", "trace")
+_WITHOUT_GRADIENT = {"nelder-mead", "powell", "cobyla", "cobyqa"}
+_WITH_HESSIAN = {"newton-cg", "dogleg", "trust-ncg", "trust-krylov", "trust-exact", "trust-constr"}
+
+
+class Criterion(Protocol):
+    """What an engine offers to the optimiser; the compiled Newton needs an `Objective` of the kernels besides."""
+
+    reml: bool
+    n_evaluations: int
+
+    @property
+    def costly(self) -> bool:
+        """Whether the search for other minima than a certified one takes too long."""
+
+    @property
+    def remainder(self) -> float:
+        """r^2 relative to y'y at the last point, where it may be lost in rounding errors; 1 elsewhere."""
+
+    def evaluate(self, theta: Array, order: int = 0) -> tuple[float, Array | None, Array | None]:
+        """Value, gradient and Hessian."""
+
+    def rotate(self, turn: Array | None = None) -> None:
+        """Take theta in other coordinates of G."""
+
+    def solution(self) -> tuple[Array, float, Array, Array]:
+        """Coefficients, r^2, Cholesky factor of X'V^-1X, derivative in G at the last point."""
+
+
+class Optimum(NamedTuple):
+    """One record of the optimisation, in the conditioned problem's units.
+
+    Attributes
+    ----------
+    theta, factor : arrays
+        Free elements of Lambda, and Lambda.
+    value : float
+    gradient, hessian : arrays
+    gradient_norm : float
+        Decrement: square root of twice the decrease of the criterion that a Newton step promises.
+    converged, singular : bool
+    n_evaluations : int
+    method, message : str
+    null_space : (q, r) array
+        Directions of zero variance.
+    trace : tuple
+        (value, decrement, radius) at each point accepted by the Newton method.
+    """
+
+    theta: Array
+    factor: Array
+    value: float
+    gradient: Array
+    hessian: Array
+    gradient_norm: float
+    converged: bool
+    singular: bool
+    n_evaluations: int
+    method: str
+    message: str
+    null_space: Array
+    trace: tuple[tuple[float, float, float], ...]
+
+
+class _Objective:
+    """The criterion as scipy sees it."""
+
+    def __init__(self, criterion: Criterion) -> None:
+        self.criterion = criterion
+
+    def __call__(self, theta: Array, *args: Any) -> float:
+        return self.criterion.evaluate(theta, 0)[0]
+
+    def gradient(self, theta: Array, *args: Any) -> Array:
+        out = self.criterion.evaluate(theta, 1)[1]
+        assert out is not None
+        return out
+
+    def hessian(self, theta: Array, *args: Any) -> Array:
+        out = self.criterion.evaluate(theta, 2)[2]
+        assert out is not None
+        return out
+
+
+@cache
+def _scipy() -> Any:
+    """scipy.optimize, imported with the first fit."""
+    import scipy.optimize
+
+    return scipy.optimize
+
+
+def newton(
+    fun: _Objective, x0: Array, args: Any = (), maxiter: int = 200, tolerance: float = 1e-8, jac: Any = None,
+    hess: Any = None, hessp: Any = None, bounds: Any = None, constraints: Any = (), callback: Any = None,
+) -> Any:  # fmt: skip
+    """The compiled trust-region Newton, as a `method` of scipy.optimize.minimize.
+
+    Parameters
+    ----------
+    maxiter : int
+    tolerance : float
+        Decrement at which to stop.
+    jac, hess, hessp, bounds, constraints, callback : ignored
+        Passed by scipy; the criterion has its own derivatives.
+    """
+    x, gradient, hessian, value, decrement, lowest, evaluations, trace, finished = minimize_newton(
+        cast("Objective", fun.criterion), x0, tolerance=tolerance, max_iterations=maxiter
+    )
+    return _scipy().OptimizeResult(
+        x=x,
+        fun=value,
+        jac=gradient,
+        hess=hessian,
+        nfev=evaluations,
+        nit=len(trace) - 1,
+        success=finished,
+        status=0 if finished else 1,
+        message="" if finished else "Maximum number of iterations reached",
+        decrement=decrement,
+        lowest=lowest,
+        trace=trace,
+    )
+
+
+def _run(criterion: Criterion, start: Array, method: str | Callable[..., Any], options: dict[str, Any]) -> Any:
+    minimize = _scipy().minimize
+    objective = _Objective(criterion)
+    if method == "newton":
+        return minimize(objective, start, method=newton, options=options)
+    derivatives: dict[str, Any] = {}
+    name = method.lower() if isinstance(method, str) else ""
+    if name not in _WITHOUT_GRADIENT:
+        derivatives["jac"] = objective.gradient
+    if name in _WITH_HESSIAN or not name:
+        derivatives["hess"] = objective.hessian
+    with warnings.catch_warnings():
+        # the outcome is judged by its own gradient below; only options that a method does not know are refused
+        warnings.simplefilter("ignore")
+        warnings.filterwarnings("error", message="Unknown solver options")
+        return minimize(objective, start, method=method, tol=1e-12, options=options, **derivatives)
+
+
+def _decrement(gradient: Array, hessian: Array) -> tuple[float, float]:
+    values, vectors = np.linalg.eigh(hessian)
+    largest = float(np.max(np.abs(values)))
+    if largest == 0.0:
+        return float(np.linalg.norm(gradient)), 0.0
+    size = np.maximum(np.abs(values), 1e-12 * largest)
+    return float(np.sqrt(np.sum((vectors.T @ gradient) ** 2 / size))), float(values[0] / largest)
+
+
+def _small_directions(factor: Array, structure: CovarianceStructure, per_group: Array) -> tuple[Array, Array]:
+    """Lambda with its negligible singular values set to zero, and the directions of zero variance."""
+    q = structure.q
+    pieces: list[tuple[slice, Array, NDArray[np.bool_]]] = []
+    for block in structure.blocks:
+        part = slice(block.start, block.stop)
+        inner = factor[part, part]
+        columns = orthogonal_columns(inner) if block.structure == "full" else inner
+        pieces.append((part, columns, (columns * columns).sum(axis=0) > SINGULAR**2 / per_group[block.start]))
+    if all(keep.all() for _, _, keep in pieces):
+        return factor, np.empty((q, 0))
+    snapped = np.zeros_like(factor)
+    null: list[Array] = []
+    for (part, columns, keep), block in zip(pieces, structure.blocks, strict=True):
+        kept = np.where(keep, columns, 0.0)
+        snapped[part, part] = kept
+        basis = np.linalg.svd(kept)[0] if block.structure == "full" else np.eye(len(kept))
+        out = basis[:, keep.sum() :] if block.structure == "full" else basis[:, ~keep]
+        null.extend(np.pad(direction, (part.start, q - part.stop)) for direction in out.T)
+    return structure.canonical(snapped), np.array(null).T.reshape(q, len(null))
+
+
+def _free(structure: CovarianceStructure) -> NDArray[np.bool_]:
+    """Which elements of G are free."""
+    rows, columns = structure.positions
+    out = np.zeros((structure.q, structure.q), dtype=bool)
+    out[rows, columns] = True
+    out[columns, rows] = True
+    return out
+
+
+def _settle(
+    criterion: Criterion,
+    structure: CovarianceStructure,
+    found: Any,
+    levels: Array,
+    n: int,
+    method: str,
+    turn: Array | None = None,
+) -> tuple[Optimum, Array | None]:
+    """Certify an optimum; also a better start where the boundary turns out to be the wrong one.
+
+    `turn` is the rotation in force (see `ClusterCriterion.rotate`); the results are in its coordinates.
+    """
+    theta = np.asarray(found.x, dtype=float)
+    factor = structure.factor(theta)
+    least, lowest_diagonal = smallest_parts(factor) if structure.one_full else (0.0, float(factor.diagonal().min()))
+    if least > SINGULAR**2 * levels[0] / n:
+        snapped, null = factor, np.empty((structure.q, 0))
+    else:
+        snapped, null = _small_directions(factor, structure, n / levels)
+    wrong: Array | None = None
+    entries = found if isinstance(found, dict) else {e: getattr(found, e) for e in _ENTRIES if hasattr(found, e)}
+    evaluated = entries.get("decrement") is not None
+    if null.shape[1]:
+        at_zero = structure.theta(snapped)
+        value, gradient, hessian = criterion.evaluate(at_zero, 2)
+        if value <= found.fun + 1e-11 * (abs(found.fun) + n):
+            theta, factor, evaluated = at_zero, snapped, True
+            # on the cone of covariance matrices no direction out of the null space may lower the criterion
+            slope = criterion.solution()[3]
+            slope = np.where(_free(structure), slope if turn is None else turn @ slope @ turn.T, 0.0)
+            per_group = n / levels
+            size = per_group * np.sqrt(levels)
+            slopes, directions = np.linalg.eigh(null.T @ (slope / np.sqrt(np.outer(size, size))) @ null)
+            if slopes[0] < -CERTIFIED:
+                wrong = np.column_stack([factor, 0.5 / np.sqrt(per_group) * (null @ directions[:, 0])])
+        else:
+            null = null[:, :0]
+    if not null.shape[1]:
+        value, gradient, hessian = found.fun, entries.get("jac"), entries.get("hess")
+        if not evaluated or lowest_diagonal < 0.0:
+            factor = structure.canonical(factor)
+            theta = structure.theta(factor)
+            value, gradient, hessian = criterion.evaluate(theta, 2)
+            evaluated = False
+    assert gradient is not None and hessian is not None
+    fresh = evaluated and not null.shape[1]
+    decrement, lowest = (entries["decrement"], entries["lowest"]) if fresh else _decrement(gradient, hessian)
+    converged = bool(decrement <= CERTIFIED and lowest >= -1e-6 and wrong is None and isfinite(value))
+    if converged:
+        message = "certified: the gradient vanishes to rounding error"
+        if null.shape[1]:
+            message += ", on the boundary"
+    elif not entries.get("success", True) and "iteration" in str(entries.get("message", "")).lower():
+        message = (
+            "not certified: stopped at the limit of iterations; the criterion can still be lowered (a Newton step "
+            f"promises {0.5 * decrement**2:.1e})"
+        )
+    elif wrong is not None or (decrement <= CERTIFIED and lowest < -1e-6):
+        message = "not certified: a saddle point, the criterion can still be lowered"
+    else:
+        message = f"not certified: the criterion can still be lowered by about {0.5 * decrement**2:.1e}"
+    optimum = Optimum(
+        theta=theta,
+        factor=factor,
+        value=float(value),
+        gradient=gradient,
+        hessian=hessian,
+        gradient_norm=decrement,
+        converged=converged,
+        singular=bool(null.shape[1]),
+        n_evaluations=criterion.n_evaluations,
+        method=method,
+        message=message,
+        null_space=null,
+        trace=tuple(entries.get("trace") or ()),
+    )
+    return optimum, wrong
+
+
+def _patiently(
+    criterion: Criterion, structure: CovarianceStructure, theta: Array, options: dict[str, Any], levels: Array, n: int
+) -> tuple[Optimum, Array | None]:
+    """Newton with a change of coordinates to the principal axes of G where a round of iterations was not enough.
+
+    A triangular Lambda whose first diagonal elements vanish before the last ones is nearly redundant: the way to the
+    optimum is then a narrow curved valley.  In the principal axes, largest first, it is not.
+    """
+    widest = max((b.stop - b.start for b in structure.blocks if b.structure == "full"), default=1)
+    iterations = ROUND if widest < WIDE else WIDE_ROUND
+    options = {**options, "maxiter": iterations}
+    turn: Array | None = None
+    found = _run(criterion, theta, "newton", options)
+    for _ in range(ITERATIONS // iterations):
+        if found.success:
+            break
+        factor = structure.factor(np.asarray(found.x))
+        turn, axes = _principal_axes(factor if turn is None else turn.T @ factor, structure)
+        criterion.rotate(turn)
+        found = _run(criterion, structure.theta(axes), "newton", options)
+    optimum, wrong = _settle(criterion, structure, found, levels, n, "newton", turn)
+    if turn is None:
+        return optimum, wrong
+    criterion.rotate(None)
+    factor = structure.canonical(turn.T @ optimum.factor)
+    theta = structure.theta(factor)
+    value, gradient, hessian = criterion.evaluate(theta, 2)
+    assert gradient is not None and hessian is not None
+    optimum = optimum._replace(
+        theta=theta,
+        factor=factor,
+        value=value,
+        gradient=gradient,
+        hessian=hessian,
+        null_space=turn.T @ optimum.null_space,
+    )
+    return optimum, None if wrong is None else turn.T @ wrong
+
+
+def _principal_axes(factor: Array, structure: CovarianceStructure) -> tuple[Array, Array]:
+    """Orthogonal Q and diagonal L with Q'L L'Q = F F', largest first within each full block."""
+    turn, axes = np.eye(structure.q), np.zeros((structure.q, structure.q))
+    for block in structure.blocks:
+        part = slice(block.start, block.stop)
+        if block.structure != "full":
+            axes[part, part] = factor[part, part]
+            continue
+        left, sizes, _ = np.linalg.svd(factor[part, part])
+        turn[part, part] = left.T
+        axes[part, part] = np.diag(sizes)
+    return turn, axes
+
+
+def optimize(
+    criterion: Criterion,
+    structure: CovarianceStructure,
+    levels: Array,
+    n: int,
+    start: Array,
+    method: str | Callable[..., Any] = "newton",
+    options: dict[str, Any] | None = None,
+    pilot: Criterion | None = None,
+    alternatives: bool = True,
+) -> Optimum:
+    """Minimise the criterion of a conditioned problem and certify what was found.
+
+    Parameters
+    ----------
+    criterion : Criterion
+    structure : CovarianceStructure
+    levels : (q,) array
+        Number of groups of each random effect.
+    n : int
+        Observations.
+    start : array
+        Theta to start from.
+    method : str or callable
+        "newton" (compiled, exact Hessian) or any method of scipy.optimize.minimize.
+    options : dict, optional
+        Options of the method.
+    pilot : Criterion, optional
+        The criterion of a part of the groups, whose optimum is a start close enough for a few evaluations of all.
+    alternatives : bool
+        Try other starts too where there may be several minima.
+
+    Returns
+    -------
+    Optimum
+
+    Raises
+    ------
+    LMMError
+        For an unknown method, a start at which the criterion is not defined, or a response without residual variation.
+    """
+    options = dict(options or {})
+    criterion.n_evaluations = 0
+    if not isinstance(method, str) and not callable(method):
+        raise LMMError(f"method={method!r} is unknown: use 'newton' or a method of scipy by name, or a callable")
+    name = method if isinstance(method, str) else getattr(method, "__name__", "callable")
+    if method == "newton":
+        # relative accuracy of theta is about decrement / sqrt(m)
+        options.setdefault("tolerance", min(1e-9 * sqrt(max(levels.tolist())), 1e-6))
+    if pilot is not None and method == "newton":
+        pilot.reml = criterion.reml
+        start = _run(pilot, start, method, {}).x
+
+    def attempt(theta: Array) -> tuple[Optimum, Array | None]:
+        try:
+            if method == "newton" and "maxiter" not in options:
+                return _patiently(criterion, structure, theta, options, levels, n)
+            found = _run(criterion, theta, method, options)
+        except FloatingPointError as error:
+            raise LMMError(f"start: {error}; give another") from None
+        except TypeError as error:
+            if "unexpected keyword" not in str(error):
+                raise
+            raise LMMError(f"options: {error}; newton knows maxiter and tolerance") from None
+        except Warning as warning:
+            raise LMMError(f"options: {str(warning).lower()}; method={name!r} does not know them") from None
+        except ValueError as error:
+            if "Unknown solver" in str(error):
+                known = "'newton' or a method of scipy.optimize.minimize"
+                raise LMMError(f"method={method!r} is unknown: use {known}") from None
+            raise
+        return _settle(criterion, structure, found, levels, n, name)
+
+    best, wrong = attempt(start)
+    for _ in range(structure.q + 1):
+        if wrong is None:
+            break
+        other, wrong = attempt(structure.theta(_fold(wrong, structure)))
+        if other.value <= best.value or other.converged > best.converged:
+            best = other
+    doubtful = best.singular or many_minima(structure, levels, n)
+    if (not best.converged or (doubtful and not criterion.costly)) and method == "newton" and alternatives:
+        for theta in other_starts(structure, levels, n):
+            other, _ = attempt(theta)
+            if other.converged >= best.converged and other.value < best.value - 1e-9:
+                best = other
+    if best.n_evaluations != criterion.n_evaluations:
+        best = best._replace(n_evaluations=criterion.n_evaluations)
+    # leave the criterion's state at the optimum
+    criterion.evaluate(best.theta, 0)
+    remainder = 1.0 if best.converged else criterion.remainder
+    if remainder < EXACTLY:
+        raise LMMError(
+            "y is reproduced by the random effects to rounding error: the residual variance cannot be told from zero; "
+            "use fewer random effects"
+        )
+    if remainder < NEARLY:
+        message = (
+            f"not certified: the residual variance runs to zero or nearly ({remainder:.0e} of the variation is left), "
+            "as where the fixed and random effects together can reproduce y; use fewer random effects"
+        )
+        best = best._replace(message=message)
+    return best
+
+
+def _fold(wide: Array, structure: CovarianceStructure) -> Array:
+    """Square factor of the structure from q x (q + 1) columns."""
+    out = np.zeros((structure.q, structure.q))
+    for block in structure.blocks:
+        part = slice(block.start, block.stop)
+        covariance = wide[part] @ wide[part].T
+        values, vectors = np.linalg.eigh(covariance)
+        out[part, part] = vectors * np.sqrt(np.maximum(values, 0.0))
+        if block.structure != "full":
+            out[part, part] = np.diag(np.sqrt(np.diag(covariance)))
+    return structure.canonical(out)

@@ -1,0 +1,272 @@
+"""The sides of a formula, evaluated on a table: matrices, group codes and the rows that are complete.
+
+A part made of an intercept and plain numeric columns is built straight from the columns, every other part by formulaic,
+which with pandas is imported only then.
+"""
+
+from __future__ import annotations
+
+import builtins
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..design.grouping import integer_codes
+from ..errors import LMMError
+from ..tables.columns import Column, Table, first_rows
+from .syntax import C_OF_COLUMN, Side, capital, first_line, terms_of
+
+__all__ = [
+    "Part",
+    "argument_column",
+    "complete_rows",
+    "evaluate",
+    "evaluate_new",
+    "factor_codes",
+    "floats",
+    "is_integer",
+    "needed_columns",
+]
+
+Array = NDArray[Any]
+
+_BLOCK = 2048  # rows of a wide matrix filled at a time, so that its cache lines are written once
+
+
+@dataclass(frozen=True)
+class Part:
+    """An evaluated side: its matrix, the names of the columns, and formulaic's ModelSpec if it took part."""
+
+    matrix: Array
+    names: tuple[str, ...]
+    state: Any
+
+
+def needed_columns(side: Side, table: Table) -> list[str]:
+    """The columns that a part uses; names that are neither columns nor known functions are refused."""
+    if side.plan is not None:
+        return [name for name, _ in side.names]
+    from formulaic.transforms import TRANSFORMS  # type: ignore[import-untyped]
+
+    from .group_means import formula_functions
+
+    needed = []
+    for name, optional in side.names:
+        known = name in TRANSFORMS or name in formula_functions() or hasattr(builtins, name)
+        if known and (optional or name not in table):
+            continue
+        if optional and name not in table:
+            raise LMMError(
+                f"{capital(side.where)} of the formula uses {name!r}, which is neither a column of "
+                f"`{table.argument}` nor a function that formulas know. Compute the result as a column first."
+            )
+        needed.append(name)
+    return needed
+
+
+def complete_rows(columns: Sequence[Column], n_rows: int, missing: str) -> Array | None:
+    """Indices of the rows with nothing missing, None when that is all of them."""
+    if n_rows == 0:
+        raise LMMError("The table given as data has no rows; give it at least one.")
+    gaps = [(column, gap) for column in dict.fromkeys(columns) if (gap := column.missing()) is not None]
+    if not gaps:
+        return None
+    if missing == "raise":
+        listed = "; ".join(f"{column.title} at {first_rows(np.flatnonzero(gap))}" for column, gap in gaps)
+        raise LMMError(f"Values are missing. {listed}. Fill them in or drop these rows.")
+    mask = gaps[0][1]
+    for _, gap in gaps[1:]:
+        mask = mask | gap
+    if mask.all():
+        listed = "; ".join(column.title for column, _ in gaps)
+        raise LMMError(f"Every row has a missing value ({listed}); no row is left to fit.")
+    return np.flatnonzero(~mask)
+
+
+def evaluate(side: Side, table: Table, rows: Array | None, parts: dict[tuple[str, ...], Part]) -> Part:
+    """The matrix of one part in the fit; equal parts share one matrix."""
+    known = parts.get(side.key)
+    if known is not None:
+        return known
+    response = side.where == "the response"
+    if side.plan is not None and all(table.column(name).number is not None for name, _ in side.names):
+        part = Part(_plain_matrix(side, table, rows), side.columns, None)
+    else:
+        from formulaic import ModelSpec  # type: ignore[import-untyped]
+
+        if response and side.plan is not None:
+            _refuse_labels(side.label, table.column(side.names[0][0]).dtype)
+        fresh = ModelSpec(formula=terms_of(side.text, side.where, not response), na_action="ignore", output="numpy")
+        part = _formulaic_matrix(side, table, rows, fresh)
+        if response and any(kind.value == "categorical" for kind, _ in part.state.encoder_state.values()):
+            _refuse_labels(side.label, "categorical")
+    if response and part.matrix.shape[1] != 1:
+        raise LMMError(
+            f"The response {side.label!r} makes {part.matrix.shape[1]} columns; it must be one. Write arithmetic "
+            "inside I(), e.g. I(a + b)."
+        )
+    parts[side.key] = part
+    return part
+
+
+def evaluate_new(side: Side, table: Table, state: Any) -> Array:
+    """The matrix of one part on new data, coded as in the fit."""
+    columns = [table.column(name, side.where).settle() for name in needed_columns(side, table)]
+    complete_rows(columns, table.n_rows, "raise")
+    if state is not None:
+        _refuse_new_levels(side, table, state)
+        return _formulaic_matrix(side, table, None, state).matrix
+    for column in columns:
+        if column.number is None:
+            raise LMMError(
+                f"{column.title} holds values of type {column.dtype}, but in the fit it held numbers; convert it to "
+                "numbers."
+            )
+    return _plain_matrix(side, table, None)
+
+
+def _plain_matrix(side: Side, table: Table, rows: Array | None) -> Array:
+    """Matrix of products of numeric columns."""
+    plan = side.plan or ()
+    n = table.n_rows if rows is None else len(rows)
+    matrix = np.empty((n, len(plan)))
+    sources = {name: _numbers(table.column(name), rows) for name, _ in side.names}
+    step = _BLOCK if len(plan) > 4 else n
+    for start in range(0, n, step):
+        block = slice(start, start + step)
+        for j, product in enumerate(plan):
+            out = matrix[block, j]
+            out[...] = sources[product[0]][block] if product else 1.0
+            for name in product[1:]:
+                with np.errstate(over="ignore"):
+                    out *= sources[name][block]
+    if any(len(product) > 1 for product in plan):
+        _refuse_non_finite(matrix, side.columns, side, rows)
+    return matrix
+
+
+def _formulaic_matrix(side: Side, table: Table, rows: Array | None, state: Any) -> Part:
+    """Matrix of any part, by formulaic."""
+    import pandas as pd
+    from formulaic.errors import DataMismatchWarning  # type: ignore[import-untyped]
+
+    from .group_means import formula_functions
+
+    needed = needed_columns(side, table)
+    columns = {name: table.column(name).for_formulaic(rows, name in side.computed) for name in needed}
+    bare = {str(factor.expr) for term in state.formula for factor in term.factors}
+    for name, values in columns.items():
+        if name in bare and getattr(values.dtype, "kind", "O") in "mM":
+            raise LMMError(
+                f"Column {name!r} in {side.where} of the formula holds dates or times; make it a number, e.g. the days "
+                f"since a date, or write C({name})."
+            )
+    frame = pd.DataFrame(columns, index=pd.RangeIndex(table.n_rows if rows is None else len(rows)))
+    try:
+        with np.errstate(all="ignore"), warnings.catch_warnings():
+            warnings.simplefilter("error", DataMismatchWarning)
+            warnings.simplefilter("error", np.exceptions.ComplexWarning)
+            made = state.get_model_matrix(frame, context=formula_functions())
+            matrix = np.ascontiguousarray(made, dtype=np.float64)
+    except DataMismatchWarning as warning:
+        raise LMMError(
+            f"A categorical term in {side.where} of the formula, {side.text!r}, meets levels that its levels= or the "
+            "fit does not know; drop these rows or recode them."
+        ) from warning
+    except Exception as error:  # whatever a transform may raise
+        raise LMMError(
+            f"{capital(side.where)} of the formula, {side.text!r}, cannot be evaluated: {first_line(error)}"
+        ) from error
+    names = tuple(map(str, made.model_spec.column_names))
+    _refuse_non_finite(matrix, names, side, rows)
+    return Part(matrix, names, made.model_spec)
+
+
+def factor_codes(factors: tuple[str, ...], columns: Sequence[Column], rows: Array | None) -> tuple[Array, Array]:
+    """Codes and labels of a grouping factor or of an interaction of several."""
+    codes, labels = columns[0].codes(rows)
+    for column in columns[1:]:
+        codes_next, labels_next = column.codes(rows)
+        codes, used = integer_codes(codes * len(labels_next) + codes_next)
+        pairs = zip(labels[used // len(labels_next)], labels_next[used % len(labels_next)], strict=True)
+        labels = np.empty(len(used), dtype=object)
+        labels[:] = [f"{a}:{b}" for a, b in pairs]
+    if len(columns) > 1 and len(set(labels)) < len(labels):
+        raise LMMError(
+            f"Labels of the grouping factor {':'.join(factors)!r} are ambiguous, because labels of {factors[0]!r} or "
+            "another of its columns hold ':' themselves; rename them."
+        )
+    return codes, labels
+
+
+def argument_column(argument: str, given: Any, table: Table) -> Column:
+    """The column for `weights` or `offset`, given by name or as values."""
+    if isinstance(given, str):
+        column = table.column(given, f"`{argument}`").settle()
+    else:
+        column = Column(f"`{argument}`", given).settle()
+        if len(column) != table.n_rows:
+            raise LMMError(
+                f"`{argument}` has {len(column)} values, but `data` has {table.n_rows} rows; give one per row."
+            )
+    _numbers(column, None)
+    return column
+
+
+def _numbers(column: Column, rows: Array | None) -> Array:
+    if column.number is None:
+        raise LMMError(f"{column.title} must hold numbers, but its type is {column.dtype}; convert it.")
+    return column.number if rows is None else column.number[rows]
+
+
+def floats(column: Column, rows: Array | None) -> Array:
+    return np.array(_numbers(column, rows), dtype=np.float64)
+
+
+def is_integer(column: Column) -> bool:
+    return column.number is not None and column.number.dtype.kind in "iu"
+
+
+def _refuse_non_finite(matrix: Array, names: Sequence[str], side: Side, rows: Array | None) -> None:
+    with np.errstate(all="ignore"):
+        total = matrix.sum()
+    if np.isfinite(total):
+        return
+    bad: Array = ~np.isfinite(matrix)
+    if bad.any():
+        bad_rows: Array = np.flatnonzero(bad.any(axis=1))
+        listed = ", ".join(repr(name) for name, column in zip(names, bad.T, strict=True) if column.any())
+        raise LMMError(
+            f"{listed} in {side.where} of the formula has no finite value at "
+            f"{first_rows(bad_rows if rows is None else rows[bad_rows])}. Correct these rows or mark their values as "
+            "missing (NaN), or change the transform."
+        )
+
+
+def _refuse_labels(response: str, dtype: str) -> None:
+    raise LMMError(
+        f"The response {response!r} is not numeric (its type is {dtype}). A linear mixed model needs a numeric "
+        "response; convert the column to numbers."
+    )
+
+
+def _refuse_new_levels(side: Side, table: Table, state: Any) -> None:
+    """Name the levels of categorical columns that the fit has not seen."""
+    for expression, (_, encoding) in state.encoder_state.items():
+        call = C_OF_COLUMN.match(expression)
+        name = call[1].strip("`") if call else expression
+        if encoding.get("categories") is None or name not in table:
+            continue
+        labels = table.column(name).codes(None)[1]
+        known = set(encoding["categories"])
+        unseen = [label for label in labels.tolist() if label not in known] if labels.dtype.kind not in "mM" else []
+        if unseen:
+            raise LMMError(
+                f"Column {name!r} of `{table.argument}`, which {side.where} uses, has the level"
+                f"{'s' if len(unseen) > 1 else ''} {', '.join(map(repr, unseen[:5]))} that the fit has not seen; drop "
+                "these rows or recode them."
+            )

@@ -1,0 +1,315 @@
+"""Model arrays from a formula in lme4's syntax and a table.
+
+`syntax` splits a formula into its sides, `formula_matrices` turns each into a matrix; here they are put together, and
+what a fit must remember of them is kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import LMMError
+from ..tables.columns import Column, Table, first_rows
+from .matrices import (
+    Part,
+    argument_column,
+    complete_rows,
+    evaluate,
+    evaluate_new,
+    factor_codes,
+    floats,
+    is_integer,
+    needed_columns,
+)
+from .syntax import C_OF_COLUMN, capital, parse
+
+__all__ = ["FormulaSpec", "ModelData", "Numbers", "RandomTermData", "model_data"]
+
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True)
+class RandomTermData:
+    """The arrays of one random-effects term.
+
+    Attributes
+    ----------
+    name : str
+        The grouping factor as written, e.g. ``"Subject"`` or ``"class:school"``.
+    Z : ndarray of shape (n, q)
+        Random-effects design in float64; the very array ``X`` where the columns are the same.
+    columns : tuple of str
+        Names of the columns of `Z`.
+    codes : ndarray of shape (n,)
+        Index of each row's label in `labels`.
+    labels : ndarray of shape (m,)
+        The labels in use: sorted, or in the order of the categories. Labels of an interaction are joined by ``":"``
+        and follow the order of the first factor, then of the second, and so on.
+    structure : {"full", "diagonal"}
+        Covariance of the columns; ``"diagonal"`` for ``(x || g)``, where the columns of a categorical `x` are
+        independent of each other too.
+    """
+
+    name: str
+    Z: Array
+    columns: tuple[str, ...]
+    codes: Array
+    labels: Array
+    structure: str
+
+
+@dataclass(frozen=True)
+class ModelData:
+    """The arrays of a model, rows with missing values left out.
+
+    Attributes
+    ----------
+    y : ndarray of shape (n,)
+        Response.
+    X : ndarray of shape (n, p)
+        Fixed-effects design.
+    x_names : tuple of str
+        Names of the columns of `X`.
+    response : str
+        Name of the response, as written.
+    terms : tuple of RandomTermData
+        Random-effects terms in the order of the formula; ``(x | a/b)`` gives the terms ``a`` and ``a:b``.
+    weights, offset : ndarray of shape (n,) or None
+        Prior weights and offset.
+    n_dropped : int
+        Number of rows left out because of missing values.
+    kept : ndarray or None
+        Indices of the rows kept, None when none was left out.
+    spec : FormulaSpec
+        Evaluates the formula on new data as in the fit.
+    """
+
+    y: Array
+    X: Array
+    x_names: tuple[str, ...]
+    response: str
+    terms: tuple[RandomTermData, ...]
+    weights: Array | None
+    offset: Array | None
+    n_dropped: int
+    kept: Array | None
+    spec: FormulaSpec
+
+
+@dataclass(frozen=True)
+class Numbers:
+    """Mean and range of a numeric column over the rows of the fit."""
+
+    mean: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class FormulaSpec:
+    """What a fitted formula remembers to be evaluated on new data; it can be pickled.
+
+    Attributes
+    ----------
+    formula : str
+        The formula as written.
+    library : {"pandas", "polars", "pyarrow", "dict"}
+        Library of the caller's table.
+    offset_name : str or None
+        Column of the offset, where it was given by name.
+    states : tuple
+        For response, fixed part and each bar's left side formulaic's ModelSpec (transforms, levels, contrasts), or
+        None where the part is made of plain numeric columns.
+    integer_groups : frozenset of str
+        Grouping columns whose labels were integers.
+    reference : dict
+        For each column that the fixed part uses a `Numbers`, or the tuple of its levels in use: of a categorical
+        column in order, of a logical one False and True.
+    """
+
+    formula: str
+    library: str
+    offset_name: str | None
+    states: tuple[Any, ...]
+    integer_groups: frozenset[str]
+    reference: Mapping[str, Numbers | tuple[Any, ...]]
+
+    def fixed(self, new_data: Any) -> Array:
+        """The fixed-effects design of new data, coded as in the fit; response and groups are not needed."""
+        table = Table(new_data, "new_data")
+        return evaluate_new(parse(self.formula).fixed, table, self.states[1])
+
+    @property
+    def random_variables(self) -> tuple[str, ...]:
+        """Columns of the data that the random-effects designs use."""
+        sides = [bar.left for bar in parse(self.formula).bars]
+        return tuple(dict.fromkeys(name for side in sides for name, optional in side.names if not optional))
+
+    def random(self, new_data: Any, factors: Collection[str] | None = None) -> list[Array | None]:
+        """The random-effects design of each term on new data, coded as in the fit; groups are not needed.
+
+        Parameters
+        ----------
+        new_data : table
+        factors : collection of str, optional
+            Grouping factors whose terms are wanted; by default all.
+
+        Returns
+        -------
+        list of (n, q_t) arrays, in the order of the formula
+            None for the terms of other factors.
+        """
+        table = Table(new_data, "new_data")
+        return [
+            evaluate_new(bar.left, table, state) if factors is None or bar.name in factors else None
+            for bar, state in zip(parse(self.formula).bars, self.states[2:], strict=True)
+        ]
+
+    def group_labels(self, new_data: Any, factors: Collection[str] | None = None) -> dict[str, Array]:
+        """The label of each row of new data in each grouping factor, or in those named."""
+        table = Table(new_data, "new_data")
+        found: dict[str, Array] = {}
+        for bar in parse(self.formula).bars:
+            if bar.name in found or (factors is not None and bar.name not in factors):
+                continue
+            columns = [table.column(name, bar.where) for name in bar.factors]
+            complete_rows(columns, table.n_rows, "raise")
+            for name, column in zip(bar.factors, columns, strict=True):
+                number = column.number
+                is_float = number is not None and number.dtype.kind == "f"
+                if name in self.integer_groups and number is not None and is_float and (number % 1 == 0).all():
+                    column.number = number.astype(np.int64)  # 3.0 is the group 3 of the fit
+            codes, labels = factor_codes(bar.factors, columns, None)
+            found[bar.name] = labels[codes]
+        return found
+
+    def response(self, new_data: Any) -> Array:
+        """The response of new data."""
+        return evaluate_new(parse(self.formula).response, Table(new_data, "new_data"), self.states[0])[:, 0]
+
+    def offset(self, new_data: Any) -> Array | None:
+        """The offset of new data, None unless it was given as the name of a column."""
+        if self.offset_name is None:
+            return None
+        table = Table(new_data, "new_data")
+        column = table.column(self.offset_name, "`offset`").settle()
+        complete_rows([column], table.n_rows, "raise")
+        return floats(column, None)
+
+
+def model_data(
+    formula: str,
+    data: Any,
+    *,
+    weights: Any = None,
+    offset: Any = None,
+    missing: Literal["drop", "raise"] = "drop",
+) -> ModelData:
+    """Turn a formula and a table into the arrays of a linear mixed model.
+
+    Parameters
+    ----------
+    formula : str
+        lme4's syntax, e.g. ``"y ~ x + (x | g)"``. The response, the fixed part and each bar's left side may use
+        formulaic's transforms; the right side of a bar names a column, ``a:b`` or ``a/b``. ``(x || g)`` makes the
+        random effects independent of each other.
+    data : pandas.DataFrame, polars.DataFrame, pyarrow.Table or mapping of one-dimensional arrays
+        The table; only the columns in use are read.
+    weights, offset : str or array-like of length ``len(data)``, optional
+        The name of a column, or the values.
+    missing : {"drop", "raise"}
+        Whether rows with a missing value in a used column are left out and counted, or refused.
+
+    Returns
+    -------
+    ModelData
+        Response, designs, groups, and the specification that evaluates the formula on new data.
+
+    Raises
+    ------
+    LMMError
+        For any formula or table that cannot be used; the message names the place and the remedy.
+    """
+    if missing not in ("drop", "raise"):
+        raise LMMError(f"`missing` must be 'drop' or 'raise', not {missing!r}.")
+    parsed = parse(formula)
+    table = Table(data)
+    used: dict[str, Column] = {}
+    for side in (parsed.response, parsed.fixed, *(bar.left for bar in parsed.bars)):
+        for name in needed_columns(side, table):
+            used[name] = table.column(name, side.where).settle()
+    for bar in parsed.bars:
+        for name in bar.factors:
+            used[name] = table.column(name, bar.where)
+    extra = {
+        argument: argument_column(argument, given, table)
+        for argument, given in (("weights", weights), ("offset", offset))
+        if given is not None
+    }
+    rows = complete_rows([*used.values(), *extra.values()], table.n_rows, missing)
+
+    parts: dict[tuple[str, ...], Part] = {}
+    y = evaluate(parsed.response, table, rows, parts)
+    x = evaluate(parsed.fixed, table, rows, parts)
+    groups: dict[tuple[str, ...], tuple[Array, Array]] = {}
+    terms, states = [], [y.state, x.state]
+    for bar in parsed.bars:
+        z = evaluate(bar.left, table, rows, parts)
+        if z.matrix.shape[1] == 0:
+            raise LMMError(f"{capital(bar.where)} has no columns on its left side; write e.g. (1 | {bar.name}).")
+        if bar.factors not in groups:
+            groups[bar.factors] = factor_codes(bar.factors, [used[name] for name in bar.factors], rows)
+        terms.append(RandomTermData(bar.name, z.matrix, z.names, *groups[bar.factors], bar.structure))
+        states.append(z.state)
+
+    w = floats(extra["weights"], rows) if "weights" in extra else None
+    if w is not None and not (w > 0).all():
+        at = np.flatnonzero(w <= 0)
+        raise LMMError(
+            f"`weights` must be positive, which they are not at {first_rows(at if rows is None else rows[at])}. Drop "
+            "the rows that are to have no weight."
+        )
+    spec = FormulaSpec(
+        formula,
+        table.library,
+        offset if isinstance(offset, str) else None,
+        tuple(states),
+        frozenset(name for key in groups for name in key if is_integer(used[name])),
+        {name: _typical(name, used[name], rows, x.state) for name in needed_columns(parsed.fixed, table)},
+    )
+    return ModelData(
+        y=y.matrix[:, 0],
+        X=x.matrix,
+        x_names=x.names,
+        response=parsed.response.label,
+        terms=tuple(terms),
+        weights=w,
+        offset=floats(extra["offset"], rows) if "offset" in extra else None,
+        n_dropped=0 if rows is None else table.n_rows - len(rows),
+        kept=rows,
+        spec=spec,
+    )
+
+
+def _typical(name: str, column: Column, rows: Array | None, state: Any) -> Numbers | tuple[Any, ...]:
+    """Mean and range of a numeric column, or the levels in use of a categorical one."""
+    encoder = {} if state is None else state.encoder_state
+    for expression, (_, encoding) in encoder.items():
+        call = C_OF_COLUMN.match(expression)
+        if encoding.get("categories") is not None and name == (call[1].strip("`") if call else expression):
+            levels = tuple(encoding["categories"])
+            if not column.is_category:
+                return levels
+            used = set(column.codes(rows)[1].tolist())
+            return tuple(level for level in levels if level in used)
+    if column.number is None:
+        return tuple(column.codes(rows)[1].tolist())
+    if column.number.dtype.kind == "b":
+        return (False, True)
+    values = column.number if rows is None else column.number[rows]
+    return Numbers(float(values.mean(dtype=np.float64)), float(values.min()), float(values.max()))

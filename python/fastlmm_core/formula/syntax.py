@@ -1,0 +1,273 @@
+"""Formulas in lme4's syntax, read but not evaluated.
+
+`parse` splits a formula into the response, the fixed part and the bars; what stands before, between and inside them
+is kept as text, with the names that it uses. Sums of names are read here, every other part by formulaic, which is not
+imported before such a part is met. Nothing here knows of tables.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import pairwise
+from typing import Any
+
+from ..errors import LMMError
+
+__all__ = ["C_OF_COLUMN", "Bar", "Parsed", "Side", "capital", "first_line", "parse", "terms_of"]
+
+Plan = tuple[tuple[str, ...], ...]  # per matrix column the data columns whose product it is; () is the intercept
+
+_NAME = r"(?:`[^`]+`|[^\W\d][\w.]*)"
+_PLAIN_SUM = re.compile(rf"(?:(?P<intercept>[01])\s*(?:\+\s*|$))?(?P<names>{_NAME}(?:\s*\+\s*{_NAME})*)?")
+C_OF_COLUMN = re.compile(rf"C\(\s*({_NAME})\s*[,)]")
+_CLOSERS = {"(": ")", "[": "]", "{": "}"}
+
+
+@dataclass(frozen=True)
+class Side:
+    """One part of the formula: the response, the fixed part, or the left side of a bar."""
+
+    text: str
+    where: str  # what messages call it
+    label: str
+    plan: Plan | None  # None unless an intercept and products of column lookups are all there is
+    names: tuple[tuple[str, bool], ...]  # names to look up; True where a function or module may be meant
+    key: tuple[str, ...]  # equal for parts with the same matrix
+    computed: frozenset[str] = frozenset()  # names in expressions other than C(name)
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Column names of the plan, as formulaic forms them."""
+        return tuple(":".join(product) or "Intercept" for product in self.plan or ())
+
+
+@dataclass(frozen=True)
+class Bar:
+    """One random-effects term; ``(x | a/b)`` makes two."""
+
+    left: Side
+    factors: tuple[str, ...]
+    structure: str
+
+    @property
+    def name(self) -> str:
+        return ":".join(self.factors)
+
+    @property
+    def where(self) -> str:
+        return self.left.where
+
+
+@dataclass(frozen=True)
+class Parsed:
+    response: Side
+    fixed: Side
+    bars: tuple[Bar, ...]
+
+
+@lru_cache(maxsize=256)
+def parse(formula: str) -> Parsed:
+    """Split a formula into response, fixed part and bars."""
+    if not isinstance(formula, str):
+        raise LMMError(f"`formula` must be a string such as 'y ~ x + (x | g)', not {type(formula).__name__!r}.")
+    tildes = [at for at, char, depth in _marks(formula) if char == "~" and depth == 0]
+    if len(tildes) != 1:
+        raise LMMError(
+            f"The formula {formula!r} has {len(tildes) or 'no'} '~' outside parentheses; write the response, one '~' "
+            "and the terms, e.g. 'y ~ x + (x | g)'."
+        )
+    left, right = formula[: tildes[0]].strip(), formula[tildes[0] + 1 :]
+    if not left:
+        raise LMMError(f"The formula {formula!r} names no response; write it to the left of '~'.")
+    fixed, bars, end = "", [], 0
+    marks = _marks(right)
+    for start, stop in _groups(marks):
+        if not any(char == "|" for at, char, _ in marks if start < at < stop):
+            continue
+        before, after = (fixed + right[end:start]).rstrip(), right[stop + 1 :].lstrip()
+        if (before and before[-1] != "+") or (after and after[0] not in "+-"):
+            raise LMMError(
+                f"The term {right[start : stop + 1]} of the formula must stand by itself; join it to the other terms "
+                "with '+'."
+            )
+        fixed, end = before[:-1], stop + 1
+        bars += _bars(right[start + 1 : stop])
+        if not fixed.strip() and after[:1] == "+":
+            end = right.index("+", end) + 1
+    fixed = (fixed + right[end:]).strip()
+    if any(char == "|" for _, char, _ in _marks(fixed)):
+        raise LMMError(f"A bar in the formula {formula!r} stands outside parentheses; write it as (1 | g).")
+    if not bars:
+        raise LMMError(
+            f"The formula {formula!r} has no random-effects term; add one such as (1 | g), where g is the column that "
+            "holds the groups."
+        )
+    return Parsed(_side(left, "the response", False), _side(fixed or "1", "the fixed part"), tuple(bars))
+
+
+def _marks(text: str) -> list[tuple[int, str, int]]:
+    """Position, character and depth of the formula's own symbols: none inside quotes, calls, [] or {}."""
+    marks: list[tuple[int, str, int]] = []
+    opened: list[tuple[int, bool]] = []  # position, and whether what is inside belongs to formulaic alone
+    at = 0
+    while at < len(text):
+        char = text[at]
+        opaque = bool(opened) and opened[-1][1]
+        if char in "`'\"":
+            close = text.find(char, at + 1)
+            if close < 0:
+                raise LMMError(f"The quote {char} at character {at} of {text!r} is not closed; close it.")
+            at = close
+        elif char in _CLOSERS:
+            opaque = opaque or char != "(" or (at > 0 and (text[at - 1].isalnum() or text[at - 1] in "_.)]`"))
+            opened.append((at, opaque))
+        elif char in ")]}":
+            if not opened or _CLOSERS[text[opened[-1][0]]] != char:
+                raise LMMError(f"The {char!r} at character {at} of {text!r} closes nothing; balance the parentheses.")
+            opaque = opened.pop()[1]
+        if char in "()|~+-*:/" and not opaque:
+            marks.append((at, char, len(opened) - (char == "(")))
+        at += 1
+    if opened:
+        at = opened[-1][0]
+        raise LMMError(f"The {text[at]!r} at character {at} of {text!r} is not closed; balance the parentheses.")
+    return marks
+
+
+def _groups(marks: Sequence[tuple[int, str, int]]) -> list[tuple[int, int]]:
+    """Positions of the outermost pairs of parentheses."""
+    opening = [at for at, char, depth in marks if char == "(" and depth == 0]
+    closing = [at for at, char, depth in marks if char == ")" and depth == 0]
+    return list(zip(opening, closing, strict=True))
+
+
+def _unwrap(text: str) -> str:
+    """Strip blanks and parentheses around the whole text."""
+    text = text.strip()
+    while _groups(_marks(text)) == [(0, len(text) - 1)]:
+        text = text[1:-1].strip()
+    return text
+
+
+def _split(text: str, symbol: str) -> list[str]:
+    """Pieces of the text between a symbol outside parentheses."""
+    cuts = [-1, *(at for at, char, depth in _marks(text) if char == symbol and depth == 0), len(text)]
+    return [text[a + 1 : b] for a, b in pairwise(cuts)]
+
+
+def _bars(inside: str) -> list[Bar]:
+    """The terms of one pair of parentheses: (x | g) makes one, (x | a/b) one for a and one for a:b."""
+    inside = _unwrap(inside)
+    where = f"the term ({inside})"
+    pieces = _split(inside, "|")
+    double = len(pieces) == 3 and not pieces[1]
+    left, right = pieces[0].strip(), pieces[-1].strip()
+    if (len(pieces) != 2 and not double) or any(char == "|" for _, char, _ in _marks(left + " " + right)):
+        raise LMMError(f"{capital(where)} of the formula must hold one bar, as in (x | g) or (x || g).")
+    if not left or not right:
+        raise LMMError(
+            f"{capital(where)} of the formula has nothing to the {'right' if left else 'left'} of its bar; write "
+            "e.g. (1 | g) for a random intercept per level of g."
+        )
+    side = _side(left, where)
+    path: tuple[str, ...] = ()
+    bars = []
+    for level in _split(_unwrap(right), "/"):
+        for name in _split(_unwrap(level), ":"):
+            name = _unwrap(name)
+            if not re.fullmatch(_NAME, name):
+                raise LMMError(
+                    f"{capital(where)} of the formula has {right!r} to the right of its bar, where only a column, "
+                    "a:b or a/b can stand. Write one term per grouping factor, and make a column of anything that "
+                    "has to be computed."
+                )
+            path = tuple(dict.fromkeys((*path, name.strip("`"))))
+        bars.append(Bar(side, path, "diagonal" if double else "full"))
+    return bars
+
+
+def _side(text: str, where: str, intercept: bool = True) -> Side:
+    """Read one part; sums of names need no parser."""
+    plain = _PLAIN_SUM.fullmatch(text)
+    if plain and (plain["names"] or plain["intercept"] == text) and (intercept or re.fullmatch(_NAME, text)):
+        names = dict.fromkeys(name.strip("`") for name in re.findall(_NAME, plain["names"] or ""))
+        if "in" not in names:
+            plan: Plan = (*([()] if intercept and plain["intercept"] != "0" else []), *((name,) for name in names))
+            label = text.strip("`") if not intercept else text
+            return Side(text, where, label, plan, tuple((n, False) for n in names), tuple(map(repr, plan)))
+    products: list[tuple[str, ...]] | None = []
+    found: dict[str, bool] = {}
+    computed: set[str] = set()
+    terms = terms_of(text, where, intercept)
+    for term in terms:
+        product = []
+        for factor in term.factors:
+            if factor.eval_method.value == "lookup":
+                found[factor.expr] = False
+                product.append(factor.expr)
+            elif factor.eval_method.value == "python":
+                for name, optional in names_in(factor.expr).items():
+                    found[name] = found.get(name, True) and optional
+                    if not C_OF_COLUMN.match(factor.expr):
+                        computed.add(name)
+                products = None
+            elif str(factor.expr) != "1" or len(term.factors) > 1:
+                products = None
+        if products is not None:
+            products.append(tuple(product))
+    if products is not None:
+        plan = tuple(products)
+        return Side(text, where, text, plan, tuple(found.items()), tuple(map(repr, plan)))
+    return Side(text, where, text, None, tuple(found.items()), tuple(map(str, terms)), frozenset(computed))
+
+
+@lru_cache(maxsize=256)
+def terms_of(text: str, where: str, intercept: bool) -> Any:
+    """formulaic's terms of one part."""
+    from formulaic import Formula, SimpleFormula  # type: ignore[import-untyped]
+
+    try:
+        terms = Formula(text if intercept else f"0 + {text}")
+    except Exception as error:  # formulaic raises its own and Python's
+        if "`.` operator" in str(error):
+            raise LMMError(f"{capital(where)} of the formula, {text!r}, uses '.'; name the columns instead.") from error
+        raise LMMError(f"{capital(where)} of the formula, {text!r}, cannot be read: {first_line(error)}") from error
+    if not isinstance(terms, SimpleFormula):
+        raise LMMError(f"{capital(where)} of the formula, {text!r}, must be one sum of terms.")
+    return terms
+
+
+def names_in(expression: str) -> dict[str, bool]:
+    """Names in a Python expression, True where all uses are calls or attributes, as `np` is in ``np.log(x)``."""
+    quoted: dict[str, str] = {}
+
+    def alias(match: re.Match[str]) -> str:
+        return quoted.setdefault(match[1], f"_quoted_{len(quoted)}")
+
+    tree = ast.parse(re.sub("`([^`]+)`", alias, expression).strip(), mode="eval")
+    original = {name: column for column, name in quoted.items()}
+    owners = set()
+    for node in ast.walk(tree):
+        owner = node.func if isinstance(node, ast.Call) else node.value if isinstance(node, ast.Attribute) else None
+        if isinstance(owner, ast.Name):
+            owners.add(owner)
+    found: dict[str, bool] = {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Name):
+            name = original.get(node.id, node.id)
+            found[name] = found.get(name, True) and node in owners
+    return found
+
+
+def capital(text: str) -> str:
+    return text[:1].upper() + text[1:]
+
+
+def first_line(error: Exception) -> str:
+    """First line of a message, without formulaic's coloured excerpt."""
+    text = str(error).partition("\n")[0].strip() or type(error).__name__
+    return text if text.endswith(".") else text + "."

@@ -1,0 +1,12 @@
+"""What a fit says about its parameters.
+
+hypotheses            text, names or matrices to L beta = r
+information           Satterthwaite's and Kenward and Roger's moments
+wald, wald_test       tests of fixed effects and their result
+anova                 one test per term
+variance_components   variances with standard errors
+many                  the same for a batch
+means                 marginal means, slopes, contrasts
+profile               profile likelihood
+likelihood_ratio      comparison of models, tests of variances
+"""

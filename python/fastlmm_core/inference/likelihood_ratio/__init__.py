@@ -1,0 +1,9 @@
+"""Comparison of models by likelihood.
+
+compare              several models side by side
+table                what comparisons return
+nesting              which model lies within which
+null_distributions   chi-bar-square mixtures
+exact                exact distribution for one variance
+random_effects       tests of random effects
+"""

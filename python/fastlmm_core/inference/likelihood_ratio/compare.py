@@ -1,0 +1,369 @@
+"""Comparison of fitted models: information criteria and likelihood ratio tests."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...errors import LMMError
+from .nesting import Nesting, contained, efficient_information, nest
+from .null_distributions import NullTest, chi_bar_square, chi_square, counted
+from .table import Comparison, Row, information_criteria
+
+if TYPE_CHECKING:
+    from ...model import LinearMixedModel
+    from ...result import LMMResult
+
+__all__ = [
+    "Null",
+    "beyond_rounding",
+    "check_null",
+    "compare",
+    "null_test",
+    "same_data",
+    "tested",
+    "warnings",
+]
+
+Array = NDArray[np.float64]
+Null = Literal["auto", "chi2", "mixture", "exact", "bootstrap"]
+
+_NULLS = ("auto", "chi2", "mixture", "exact", "bootstrap")
+_DRAWS, _RESPONSES = 100_000, 10_000
+NOTHING = 1e-8
+"""A likelihood ratio statistic within the precision to which optima are certified."""
+
+
+def compare(
+    *results: LMMResult,
+    test: Literal["lrt"] | None = "lrt",
+    null: Null = "auto",
+    n_sim: int | None = None,
+    seed: int | np.random.Generator | None = None,
+    refit: bool = True,
+    n_jobs: int | None = None,
+    progress: bool | None = None,
+) -> Comparison:
+    """Compare models fitted to the same data.
+
+    Models stand in the order of their number of parameters; each is tested against the one before it, if that is
+    nested in it.  Variances that the smaller model sets to zero lie on the boundary, where a chi-square distribution
+    is not the null distribution (p-values twice as large as they should be for one variance).
+
+    Parameters
+    ----------
+    *results : LMMResult
+        Two or more.
+    test : {"lrt"} or None
+        Likelihood ratio tests, or information criteria only.
+    null : {"auto", "chi2", "mixture", "exact", "bootstrap"}
+        Null distribution.  "chi2": with the number of parameters, whatever is tested.  "mixture": of chi-square
+        distributions, with weights that fit the boundary (Self and Liang 1987; Stram and Lee 1994); chi-square where
+        no variance is tested.  "exact": finite-sample distribution for one independent variance (Crainiceanu and
+        Ruppert 2004; Greven et al. 2008, the other variances being taken as known).  "bootstrap": both models
+        fitted to responses drawn from the smaller.  "auto", the same as in `random_effect_test`: "exact" where the
+        variance tested is the only one of the model (if there are not too many different groups), else "mixture", and
+        where its weights are not known no test.
+    n_sim : int, optional
+        Draws of "exact" and of mixtures without closed form, by default 100,000, or responses of "bootstrap", by
+        default 10,000.
+    seed : int or numpy Generator, optional
+    refit : bool
+        Refit REML fits by ML where fixed parts differ, as REML criteria are then not comparable, or where REML and ML
+        fits are mixed.  Otherwise such models are refused.
+    n_jobs : int, optional
+        Threads of the bootstrap.
+    progress : bool, optional
+        Show a progress bar for the bootstrap (needs tqdm); by default in interactive sessions.
+
+    Returns
+    -------
+    Comparison
+        Where models are not nested, or the distribution asked for does not apply under "auto", the p-value is NaN and
+        ``null`` says why.
+
+    Raises
+    ------
+    LMMError
+        For fewer than two results, results of different data (the difference is named), unknown options, or a null
+        distribution that does not apply.
+    """
+    size = _check(results, test, null, n_sim, seed)
+    same_data(results)
+    fits, notes = _comparable(list(results), refit)
+    fits.sort(key=lambda fit: fit.n_parameters)
+    reml = fits[0].reml
+    shifts = [_basis_shift(fit, fits[0]) for fit in fits]
+    if max(map(abs, shifts)) > 1e-8:
+        notes.append("REML criteria depend on the coding of the fixed effects: all are given in the coding of model 1.")
+    rows = [
+        information_criteria(_label(fit.model), fit.n_parameters, fit.criterion + shift, fit.nobs)
+        for fit, shift in zip(fits, shifts, strict=True)
+    ]
+    if test is not None:
+        for i in range(1, len(fits)):
+            names = f"model {i}", f"model {i + 1}"
+            rows[i] = tested(rows[i], rows[i - 1], fits[i], fits[i - 1], names, null, size, seed, n_jobs, progress)
+    notes += warnings([(f"model {i + 1}", fit) for i, fit in enumerate(fits)])
+    kind = "REML" if reml else "maximum likelihood"
+    return Comparison(f"Comparison of models fit by {kind}", tuple(rows), tuple(notes), reml, results[0].model.library)
+
+
+def _check(results: Sequence[Any], test: Any, null: Any, n_sim: int | None, seed: Any) -> int:
+    from ...result import LMMResult
+
+    for i, result in enumerate(results):
+        if not isinstance(result, LMMResult):
+            remedy = "; call its fit() first" if hasattr(result, "fit") else ""
+            raise LMMError(f"argument {i + 1} is a {type(result).__name__}, not the result of a fit{remedy}")
+    if len(results) < 2:
+        raise LMMError(f"compare needs at least two results, not {len(results)}")
+    if test not in ("lrt", None):
+        raise LMMError(f"test={test!r} is unknown: use 'lrt', or None for information criteria only")
+    return check_null(null, n_sim, seed)
+
+
+def check_null(null: Any, n_sim: int | None, seed: Any) -> int:
+    """The number of draws; unknown null distributions, and numbers and seeds that make no sense, are refused."""
+    if null not in _NULLS:
+        raise LMMError(f"null={null!r} is unknown: use {', '.join(map(repr, _NULLS[:-1]))} or {_NULLS[-1]!r}")
+    if n_sim is None:
+        n_sim = _RESPONSES if null == "bootstrap" else _DRAWS
+    if n_sim < 2:
+        raise LMMError(f"n_sim={n_sim} must be at least 2")
+    if isinstance(seed, int) and seed < 0:
+        raise LMMError(f"seed={seed} must not be negative")
+    return n_sim
+
+
+def same_data(results: Sequence[LMMResult]) -> None:
+    """Refuse results whose observations, weights or offsets differ.
+
+    Raises
+    ------
+    LMMError
+        Naming the first difference.
+    """
+    first = results[0].model
+    for i, result in enumerate(results[1:], start=2):
+        model = result.model
+        if model is first:
+            continue
+        pair = f"results 1 and {i}"
+        if model.nobs != first.nobs:
+            dropped = (
+                f" (rows dropped for missing values: {first.n_dropped} and {model.n_dropped}; fit both to "
+                "the rows that are complete for both)"
+                if first.n_dropped != model.n_dropped
+                else "; fit both to the same rows"
+            )
+            raise LMMError(f"{pair} use {first.nobs} and {model.nobs} observations{dropped}")
+        for name, one, other in (
+            ("response", first.endog, model.endog),
+            ("weights", _filled(first.weights, 1.0, first.nobs), _filled(model.weights, 1.0, first.nobs)),
+            ("offset", _filled(first.offset, 0.0, first.nobs), _filled(model.offset, 0.0, first.nobs)),
+        ):
+            if np.array_equal(one, other):
+                continue
+            row = int(np.flatnonzero(one != other)[0])
+            order = name == "response" and np.array_equal(np.sort(one), np.sort(other))
+            remedy = "bring the rows into the same order" if order else "fit both models to the same data"
+            raise LMMError(
+                f"{pair} differ in the {name} (first at row {row} of those used: {one[row]:g} and {other[row]:g}): "
+                f"their likelihoods cannot be compared; {remedy}"
+            )
+
+
+def _filled(values: Array | None, default: float, n: int) -> Array:
+    return np.full(n, default) if values is None else values
+
+
+def _comparable(results: list[LMMResult], refit: bool) -> tuple[list[LMMResult], list[str]]:
+    """Results whose criteria are of one kind."""
+    kinds = {result.reml for result in results}
+    if kinds == {False}:
+        return results, []
+    why = "REML and ML fits are mixed"
+    if len(kinds) == 1:
+        if all(_same_span(result.model, results[0].model) for result in results[1:]):
+            return results, []
+        why = "their fixed parts differ"
+    if not refit:
+        raise LMMError(f"the REML criteria of these models cannot be compared, as {why}; use refit=True, or fit by ML")
+    changed = [result.model.fit(reml=False) if result.reml else result for result in results]
+    return changed, [f"Refitted by maximum likelihood: the models were fit by REML and {why}."]
+
+
+def _same_span(one: LinearMixedModel, other: LinearMixedModel) -> bool:
+    if one is other:
+        return True
+    X, Y = one.exog[:, one.problem.kept], other.exog[:, other.problem.kept]
+    return X.shape == Y.shape and contained(X, Y)
+
+
+def _basis_shift(fit: LMMResult, first: LMMResult) -> float:
+    """What brings a REML criterion to the coding of X of the first: log|X'V^-1 X| changes by 2 log|det| of the map."""
+    return float(fit.model.problem.log_jacobian - first.model.problem.log_jacobian) if fit.reml else 0.0
+
+
+def _label(model: LinearMixedModel) -> str:
+    if model.spec is not None:
+        return " ".join(model.spec.formula.split())
+    fixed = [name for i, name in enumerate(model.exog_names) if i in set(model.problem.kept.tolist())]
+    bars = []
+    for block in model.structure.blocks:
+        inside = " + ".join(model.exog_re_names[block.start : block.stop])
+        bar = "|" if block.structure == "full" or block.stop == block.start + 1 else "||"
+        bars.append(f"({inside} {bar} {model.random.factor_of(block).grouping.name})")
+    return f"{model.response_name} ~ {' + '.join([*fixed, *bars])}"
+
+
+def tested(
+    row: Row, before: Row, fit: LMMResult, smaller: LMMResult, names: tuple[str, str], null: Null, n_sim: int,
+    seed: int | np.random.Generator | None, n_jobs: int | None = None, progress: bool | None = None,
+) -> Row:  # fmt: skip
+    """The row of a fit with its test against a smaller one.
+
+    Parameters
+    ----------
+    row, before : Row
+        Of the fit and of the smaller one.
+    fit, smaller : LMMResult
+        Both by REML, with fixed effects that span the same space, or both by ML.
+    names : (str, str)
+        What messages call the smaller and the larger model.
+    null, n_sim, seed, n_jobs, progress
+        See `compare`.
+    """
+    small, large = names
+    if fit.n_parameters == smaller.n_parameters:
+        return replace(row, null=f"No test: {small} and {large} have as many parameters.")
+    nesting = nest(smaller.model, fit.model)
+    if isinstance(nesting, str):
+        return replace(row, null=f"No test: {small} is not nested in {large}, as {nesting}.")
+    statistic = before.deviance - row.deviance
+    if statistic < -1e-7 * (1.0 + abs(row.deviance)):
+        why = f"{large} fits worse than {small}, nested in it, so that one of them is not at its optimum"
+        return replace(row, null=f"No test: {why}.")
+    statistic = beyond_rounding(statistic, row.deviance)
+    try:
+        if null == "bootstrap":
+            found = _bootstrapped(statistic, smaller, fit, n_sim, seed, n_jobs, progress)
+        else:
+            found = null_test(statistic, nesting, fit.model, smaller.relative_factor, fit.reml, null, n_sim, seed)
+    except LMMError as error:
+        if null != "auto":
+            raise LMMError(f"{small} and {large}: {error}") from error
+        return replace(row, statistic=statistic, df=nesting.df, null=f"No test: {error}.")
+    return replace(row, statistic=statistic, df=nesting.df, p_value=found.p_value, p_se=found.p_se, null=found.text)
+
+
+def beyond_rounding(statistic: float, deviance: float) -> float:
+    """A likelihood ratio statistic, 0 where it is no more than what optimisation and rounding leave of 0.
+
+    On the boundary the p-value jumps from 1/2 to 1 there.
+    """
+    return statistic if statistic > NOTHING + 1e-12 * abs(deviance) else 0.0
+
+
+def null_test(
+    statistic: float, nesting: Nesting, large: LinearMixedModel, factor: Array | None, reml: bool, null: Null,
+    n_sim: int, seed: int | np.random.Generator | None,
+) -> NullTest:  # fmt: skip
+    """The p-value of a likelihood ratio statistic, by any null distribution but the bootstrap.
+
+    Parameters
+    ----------
+    statistic : float
+    nesting : Nesting
+    large : LinearMixedModel
+    factor : (q, q) array or None
+        Relative factor of the smaller model's fit; None for the linear model.
+    reml : bool
+    null : {"auto", "chi2", "mixture", "exact"}
+    n_sim : int
+    seed : int or Generator, optional
+
+    Raises
+    ------
+    LMMError
+        Where the distribution does not apply.
+    """
+    if null == "auto":
+        return _chosen_test(statistic, nesting, large, factor, reml, n_sim, seed)
+    free = nesting.fixed + nesting.free
+    if null == "chi2" or (not nesting.new and null != "exact"):
+        return chi_square(statistic, nesting.df)
+    if null == "exact":
+        from .exact import draw, spectrum
+
+        cone = nesting.alone
+        if cone is None or nesting.fixed:
+            raise LMMError(
+                "the exact null distribution is that of one variance, of an effect that is independent of all others, "
+                "with the same fixed effects; use null='mixture' or 'bootstrap'"
+            )
+        found = spectrum(large.exog[:, large.problem.kept], cone, large.weights)
+        others = factor is not None
+        text = f"exact finite-sample distribution{', other variances as known' if others else ''}, simulated"
+        return counted(statistic, draw(found, n_sim, seed, reml), text)
+    information = None
+    if nesting.boundary > 1:
+        relative = None if factor is None else factor @ factor.T
+        information = efficient_information(nesting, large, relative, reml)
+        if information is None:
+            raise LMMError("the variances tested are confounded in the smaller model; use null='bootstrap'")
+    return chi_bar_square(statistic, free, nesting.new, information, n_sim, seed)
+
+
+def _chosen_test(
+    statistic: float, nesting: Nesting, large: LinearMixedModel, factor: Array | None, reml: bool, n_sim: int,
+    seed: int | np.random.Generator | None,
+) -> NullTest:  # fmt: skip
+    """Exact where the variance tested is the only one, so that nothing has to be taken as known; else the mixture."""
+    note = ""
+    if factor is None and nesting.alone is not None and not nesting.fixed:
+        try:
+            return null_test(statistic, nesting, large, None, reml, "exact", n_sim, seed)
+        except LMMError:
+            note = " (too many different groups for the exact distribution)"
+    found = null_test(statistic, nesting, large, factor, reml, "mixture", n_sim, seed)
+    return replace(found, text=found.text + note)
+
+
+def _bootstrapped(
+    statistic: float, smaller: LMMResult, fit: LMMResult, n_sim: int, seed: int | np.random.Generator | None,
+    n_jobs: int | None, progress: bool | None,
+) -> NullTest:  # fmt: skip
+    """Parametric bootstrap: both models fitted to responses drawn from the smaller, the same ones for both."""
+    key = int(np.random.default_rng(seed).integers(2**62))
+    under = smaller.simulate_fit(n_sim, key, n_jobs=n_jobs, progress=progress)
+    over = smaller.simulate_fit(n_sim, key, n_jobs=n_jobs, progress=progress, fit=fit.model)
+    shift = _basis_shift(fit, smaller)
+    drawn = under.criterion - over.criterion - shift
+    good = under.converged & over.converged
+    lost = int(n_sim - np.count_nonzero(good))
+    text = f"parametric bootstrap of {n_sim - lost} responses"
+    if lost:
+        text += f" ({lost} more without certified fits left out)"
+    if lost == n_sim:
+        raise LMMError("none of the bootstrap responses could be fitted by both models")
+    return counted(statistic, drawn[good], text)
+
+
+def warnings(fits: Sequence[tuple[str, LMMResult]]) -> list[str]:
+    """What to beware of in tests of these models, named, in order of size."""
+    out = []
+    doubtful = [name for name, fit in fits if not fit.converged]
+    if doubtful:
+        out.append(f"Not certified as optimal: {', '.join(doubtful)}; tests that involve it are not to be relied on.")
+    singular = [name for name, fit in fits[:-1] if fit.singular]
+    if singular:
+        out.append(
+            f"Itself on the boundary: {', '.join(singular)}; null distributions of tests against it are approximate."
+        )
+    return out

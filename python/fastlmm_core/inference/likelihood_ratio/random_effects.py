@@ -1,0 +1,203 @@
+"""Is each random effect needed?"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...design.terms import RandomTerm
+from ...errors import LMMError
+from ...model import LinearMixedModel
+from ...simulation.draws import draws, parametric, simulate_fit, stream_size
+from .compare import Null, beyond_rounding, check_null, null_test, tested, warnings
+from .nesting import nest, orthonormal
+from .null_distributions import NullTest, counted
+from .table import Comparison, Row, information_criteria
+
+if TYPE_CHECKING:
+    from ...result import LMMResult
+
+__all__ = ["random_effect_test"]
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class _Effect:
+    """Random effects that are tested together."""
+
+    name: str
+    columns: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class _LinearNull:
+    """The linear model without random effects, as a source of responses."""
+
+    model: LinearMixedModel
+    sigma2: float
+    relative_factor: Array
+    marginal_mean: Array
+
+
+def random_effect_test(
+    result: LMMResult,
+    term: str | None = None,
+    *,
+    null: Null = "auto",
+    n_sim: int | None = None,
+    seed: int | np.random.Generator | None = None,
+) -> Comparison:
+    """Likelihood ratio tests of the random effects, each left out in turn with its covariances.
+
+    A random intercept that has slopes beside it is not tested, as its variance depends on the origin of their
+    covariates.  The columns of one categorical covariate are tested together.
+
+    Parameters
+    ----------
+    result : LMMResult
+        REML gives restricted likelihood ratio tests.
+    term : str, optional
+        A random effect, or the grouping factor or term for all its effects together; by default each effect that can be
+        tested.
+    null : {"auto", "chi2", "mixture", "exact", "bootstrap"}
+        Null distribution, see `compare`, which gives the same test of the same variance.
+    n_sim : int, optional
+        Draws of "exact" and of mixtures without closed form, by default 100,000, or responses of "bootstrap", by
+        default 10,000.
+    seed : int or numpy Generator, optional
+
+    Returns
+    -------
+    Comparison
+        The model first, then each model without one of the effects, with the test of that effect.
+
+    Raises
+    ------
+    LMMError
+        For an unknown term or null distribution, or one that does not apply.
+    """
+    size = check_null(null, n_sim, seed)
+    model = result.model
+    rows = [information_criteria("all random effects", result.n_parameters, result.criterion, result.nobs)]
+    fits = []
+    for effect in _effects(model, term):
+        keep = [j for j in range(model.structure.q) if j not in effect.columns]
+        name = f"without {effect.name}"
+        if keep:
+            smaller = _without(model, keep).fit(reml=result.reml)
+            row = information_criteria(name, smaller.n_parameters, smaller.criterion, result.nobs)
+            names = f"the model {name}", "the model with it"
+            row = _moved(tested(rows[0], row, result, smaller, names, null, size, seed), row)
+            fits.append((f"the model {name}", smaller))
+        else:
+            row = _against_linear(result, name, null, size, seed)
+        rows.append(row)
+    return Comparison(
+        f"Tests of random effects, {'REML' if result.reml else 'maximum likelihood'}",
+        tuple(rows), tuple(warnings([*fits, ("the model", result)])), result.reml, model.library,
+    )  # fmt: skip
+
+
+def _moved(larger: Row, smaller: Row) -> Row:
+    """The test of the larger model in the row of the smaller."""
+    return replace(
+        smaller, statistic=larger.statistic, df=larger.df, p_value=larger.p_value, p_se=larger.p_se, null=larger.null
+    )
+
+
+def _effects(model: LinearMixedModel, term: str | None) -> list[_Effect]:
+    names = model.exog_re_names
+    tested: list[_Effect] = []
+    known: set[str] = set()
+    for label, block in zip(model.term_names, model.structure.blocks, strict=True):
+        places = range(block.start, block.stop)
+        together: dict[str, list[int]] = {}
+        for j in places:
+            # the columns of a categorical covariate are named covariate[level]
+            together.setdefault(re.sub(r"\[.*?\]", "", names[j]), []).append(j)
+        known |= {label, *together}
+        if term == label:
+            return [_Effect(f"({' + '.join(together)} | {label})", tuple(places))]
+        for name, columns in together.items():
+            constant = len(columns) == 1 and np.ptp(model.exog_re[:, columns[0]]) == 0.0
+            marginal = block.structure == "full" and constant and len(together) > 1
+            if (term is None and not marginal) or term == name:
+                tested.append(_Effect(f"{name} | {label}", tuple(columns)))
+    for factor in model.factors:
+        if term == factor.grouping.name:
+            return [_Effect(f"all effects of {term}", tuple(range(factor.start, factor.stop)))]
+    if not tested:
+        raise LMMError(f"term={term!r} is not among the random effects; use one of {', '.join(sorted(known))}")
+    return tested
+
+
+def _without(model: LinearMixedModel, keep: list[int]) -> LinearMixedModel:
+    """The model with these random effects only."""
+    terms = []
+    for block in model.structure.blocks:
+        columns = [j for j in keep if block.start <= j < block.stop]
+        if columns:
+            grouping = model.random.factor_of(block).grouping
+            names = [model.exog_re_names[j] for j in columns]
+            structure: Literal["full", "diagonal"] = "full" if block.structure == "full" else "diagonal"
+            terms.append(RandomTerm(model.exog_re[:, columns], grouping.index, grouping.name, structure, names))
+    return LinearMixedModel(
+        model.endog,
+        model.exog,
+        terms=terms,
+        weights=model.weights,
+        offset=model.offset,
+        exog_names=model.exog_names,
+    )
+
+
+def _against_linear(
+    result: LMMResult, name: str, null: Null, n_sim: int, seed: int | np.random.Generator | None
+) -> Row:
+    """The test of all random effects against the linear model."""
+    model = result.model
+    nesting = nest(None, model)
+    if isinstance(nesting, str):
+        raise LMMError(f"the random effects cannot be tested: {nesting}")
+    criterion = model.evaluate(np.zeros(model.structure.n_parameters), reml=result.reml).value
+    statistic = beyond_rounding(criterion - result.criterion, result.criterion)
+    found: NullTest
+    if null == "bootstrap":
+        found = _bootstrap_linear(statistic, result, criterion, n_sim, seed)
+    else:
+        found = null_test(statistic, nesting, model, None, result.reml, null, n_sim, seed)
+    row = information_criteria(name, model.problem.rank + 1, criterion, result.nobs)
+    return replace(row, statistic=statistic, df=nesting.df, p_value=found.p_value, p_se=found.p_se, null=found.text)
+
+
+def _bootstrap_linear(
+    statistic: float, result: LMMResult, criterion: float, n_sim: int, seed: int | np.random.Generator | None
+) -> NullTest:
+    """Parametric bootstrap under the linear model, whose criterion is a multiple of log RSS but for a constant."""
+    model = result.model
+    n, rank = model.nobs, model.problem.rank
+    root = np.ones(n) if model.weights is None else np.sqrt(model.weights)
+    Q = orthonormal(model.exog[:, model.problem.kept], model.weights)
+    base = result.marginal_mean  # taken out first: a large mean costs digits
+
+    def log_rss(Y: Array) -> Array:
+        scaled = (Y - base) * root
+        scaled -= (scaled @ Q) @ Q.T
+        return np.asarray(np.log(np.einsum("ij,ij->i", scaled, scaled)))
+
+    nu = n - rank if result.reml else n
+    observed = float(log_rss(model.endog[None])[0])
+    q = model.structure.q
+    source = _LinearNull(model, float(np.exp(observed) / (n - rank)), np.zeros((q, q)), base)
+    key = int(np.random.default_rng(seed).integers(2**62))
+    fits = simulate_fit(source, n_sim, key, reml=result.reml)
+    blocks = draws(parametric(source), n_sim, key, stream_size(n))
+    under = criterion + nu * (np.concatenate([log_rss(block()) for block in blocks]) - observed)
+    good = fits.converged
+    text = f"parametric bootstrap of {int(good.sum())} responses"
+    return counted(statistic, (under - fits.criterion)[good], text)

@@ -1,0 +1,9 @@
+"""Marginal means and what is made of them.
+
+grid              the reference grid
+means             means and slopes
+contrasts         weights of contrasts
+joint_tests       joint tests
+multiplicity      adjusted p-values and limits
+marginaleffects   adapter for the package of that name
+"""

@@ -1,0 +1,128 @@
+"""Weights of comparisons among means."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from fractions import Fraction
+from math import gcd, lcm
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...errors import LMMError
+
+__all__ = ["CONTRASTS", "contrast_weights", "polynomial_weights"]
+
+Array = NDArray[np.float64]
+
+CONTRASTS = ("pairwise", "revpairwise", "reference", "sequential", "effects", "polynomial")
+"""Names of the comparisons."""
+
+_DEGREES = ("linear", "quadratic", "cubic", "quartic")
+_MOST = 6  # degrees of a polynomial
+
+
+def contrast_weights(
+    method: str | Mapping[str, Sequence[float]], members: Sequence[tuple[Any, ...]], reference: Any = None
+) -> dict[str, Array]:
+    """Weights of the means in each comparison.
+
+    Parameters
+    ----------
+    method : str or mapping
+        One of `CONTRASTS`, or names to weights.
+    members : sequence of tuple
+        Levels of each of the k means.
+    reference : label or tuple of labels, optional
+        With what "reference" compares; by default the first.
+
+    Returns
+    -------
+    dict
+        Name to (k,) weights.
+
+    Raises
+    ------
+    LMMError
+        For unknown methods or members, and weights of the wrong number.
+    """
+    k = len(members)
+    names = [" ".join(map(str, member)) for member in members]
+    identity = np.eye(k)
+    if reference is not None and method != "reference":
+        raise LMMError("reference is for contrasts='reference'; leave it out")
+    if not isinstance(method, str):
+        return _given(method, k)
+    if method not in CONTRASTS:
+        raise LMMError(f"contrasts={method!r} is unknown: use one of {', '.join(CONTRASTS)}, or names to weights")
+    if k < 2:
+        raise LMMError(f"contrasts={method!r} needs at least two means, there is one")
+    if method == "effects":
+        return {f"{names[i]} effect": identity[i] - 1.0 / k for i in range(k)}
+    if method == "polynomial":
+        return polynomial_weights(k)
+    if method == "reference":
+        at = 0 if reference is None else _place(reference, members)
+        pairs = [(i, at) for i in range(k) if i != at]
+    elif method == "sequential":
+        pairs = [(i + 1, i) for i in range(k - 1)]
+    elif method == "pairwise":
+        pairs = [(i, j) for i in range(k) for j in range(i + 1, k)]
+    else:
+        pairs = [(i, j) for i in range(k) for j in range(i)]
+    return {f"{names[i]} - {names[j]}": identity[i] - identity[j] for i, j in pairs}
+
+
+def _given(method: Mapping[str, Sequence[float]], k: int) -> dict[str, Array]:
+    if not isinstance(method, Mapping) or not method:
+        raise LMMError("contrasts must be a name or a mapping of names to weights, e.g. {'a - b': [1, -1, 0]}")
+    out = {}
+    for name, weights in method.items():
+        try:
+            values = np.array(weights, dtype=np.float64)
+        except (TypeError, ValueError) as error:
+            raise LMMError(f"contrasts: the weights of {name!r} are not numbers") from error
+        if values.shape != (k,) or not np.isfinite(values).all():
+            raise LMMError(f"contrasts: {name!r} must have {k} finite weights, one per mean; it has {weights!r}")
+        out[str(name)] = values
+    return out
+
+
+def _place(reference: Any, members: Sequence[tuple[Any, ...]]) -> int:
+    wanted = reference if isinstance(reference, tuple) else (reference,)
+    for i, member in enumerate(members):
+        if member == wanted:
+            return i
+    listed = ", ".join(repr(m[0] if len(m) == 1 else m) for m in members)
+    raise LMMError(f"reference={reference!r} is not one of the means: {listed}")
+
+
+def polynomial_weights(k: int) -> dict[str, Array]:
+    """Orthogonal polynomials in k equally spaced levels, as the smallest integers, rising at the last level.
+
+    Parameters
+    ----------
+    k : int
+
+    Returns
+    -------
+    dict
+        "linear", "quadratic", "cubic", "quartic", "degree 5", "degree 6" to (k,) weights.
+    """
+    found: list[list[Fraction]] = [[Fraction(1)] * k]
+    for _ in range(min(k - 1, _MOST)):
+        # the last one times the levels, made orthogonal to all before
+        column = [Fraction(x) * value for x, value in enumerate(found[-1])]
+        for other in found:
+            inner = sum((a * b for a, b in zip(column, other, strict=True)), Fraction(0))
+            factor = inner / sum((b * b for b in other), Fraction(0))
+            column = [a - factor * b for a, b in zip(column, other, strict=True)]
+        found.append(column)
+    out = {}
+    for degree, column in enumerate(found[1:], start=1):
+        whole = [value * lcm(*(v.denominator for v in column)) for value in column]
+        divisor = gcd(*(int(v) for v in whole))
+        name = _DEGREES[degree - 1] if degree <= len(_DEGREES) else f"degree {degree}"
+        out[name] = np.array([float(v / divisor) for v in whole])
+    return out

@@ -1,0 +1,452 @@
+"""Estimated marginal means, slopes, and comparisons among them (Searle, Speed and Milliken 1980, Am. Stat. 34, 216).
+
+Means are linear functions of the coefficients on the reference grid, averaged over the other factors with equal
+weights, as by R's emmeans; degrees of freedom and covariances come from `inference`.
+"""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...errors import LMMError
+from ...support.checks import check_share
+from .. import wald as inference
+from . import multiplicity
+from .contrasts import CONTRASTS, contrast_weights
+from .grid import ReferenceGrid
+
+if TYPE_CHECKING:
+    from ...result import LMMResult
+    from .joint_tests import JointTests
+
+__all__ = ["Contrasts", "MarginalMeans", "emmeans", "slopes"]
+
+Array = NDArray[np.float64]
+Labels = dict[str, list[Any]]
+
+_DEFAULT_ADJUST = {
+    "pairwise": "tukey",
+    "revpairwise": "tukey",
+    "reference": "mvt",
+    "sequential": "mvt",
+    "effects": "fdr",
+}
+_NOTES = {
+    "tukey": "Tukey's method for comparing {means} means",
+    "mvt": "multivariate t for {count} tests",
+    "scheffe": "Scheffe's method with rank {rank}",
+    "fdr": "false discovery rate of {count} tests",
+}
+_NOT_ESTIMABLE = "nan: not estimable, because combinations of levels that enter have no data."
+
+
+@dataclass(frozen=True, repr=False)
+class _Estimates:
+    """Estimates with standard errors, limits and t tests, some of which may be NaN because they are not estimable.
+
+    Attributes
+    ----------
+    labels : dict
+        What each row stands for: columns of labels.
+    estimate, std_error, df, conf_low, conf_high : (n,) array
+    statistic, pvalue : (n,) array
+        t statistic of the hypothesis that the estimate is zero (z for infinite df), and its p-value.
+    L : (n, p) array
+        The linear functions of the coefficients.
+    level : float
+        Of the limits.
+    adjust : str
+        Adjustment of p-values and limits for the number of estimates.
+    notes : tuple of str
+    """
+
+    labels: Labels
+    estimate: Array
+    std_error: Array
+    df: Array
+    conf_low: Array
+    conf_high: Array
+    statistic: Array
+    pvalue: Array
+    L: Array = field(repr=False)
+    level: float
+    adjust: str
+    notes: tuple[str, ...]
+    _result: LMMResult = field(repr=False)
+
+    _tests = True
+
+    def to_frame(self) -> Any:
+        """A table in the library of the caller's data: labels, estimate, std_error, df, conf_low, conf_high,
+        statistic, p_value.
+        """
+        columns: dict[str, Any] = {
+            **self.labels,
+            "estimate": self.estimate,
+            "std_error": self.std_error,
+            "df": self.df,
+            "conf_low": self.conf_low,
+            "conf_high": self.conf_high,
+            "statistic": self.statistic,
+            "p_value": self.pvalue,
+        }
+        return self._result.model.table(columns)
+
+    def _cells(self) -> tuple[list[str], list[list[str]]]:
+        from ...support.text_tables import aligned_cells, estimate_cells, p_value_cell, statistic_cell
+
+        errors = self.std_error.tolist()
+        columns = [[str(value) for value in values] for values in self.labels.values()]
+        numbers = (self.estimate, self.conf_low, self.conf_high)
+        shown = [estimate_cells(values.tolist(), errors, 4) for values in numbers]
+        percent = f"{100.0 * self.level:g}%"
+        columns += [
+            shown[0],
+            estimate_cells(errors, errors, 4),
+            aligned_cells([f"{v:.2f}" for v in self.df.tolist()]),
+            *shown[1:],
+        ]
+        header = [*self.labels, "estimate", "SE", "df", f"lower {percent}", f"upper {percent}"]
+        if self._tests:
+            columns += [aligned_cells([statistic_cell(v) for v in self.statistic.tolist()])]
+            columns += [[p_value_cell(v) for v in self.pvalue.tolist()]]
+            header += ["z" if np.isinf(self.df).all() else "t", "P>|z|" if np.isinf(self.df).all() else "P>|t|"]
+        return header, [list(row) for row in zip(*columns, strict=True)]
+
+    def __str__(self) -> str:
+        from ...support.text_tables import text_table
+
+        header, rows = self._cells()
+        return "\n".join([*text_table(header, rows, left=len(self.labels)), "", *self.notes]).rstrip()
+
+    __repr__ = __str__
+
+    def _repr_html_(self) -> str:
+        from ...support.text_tables import html_table
+
+        notes = "".join(f"<p>{html.escape(note)}</p>" for note in self.notes)
+        return f"<div>{html_table(*self._cells(), left=range(len(self.labels)))}{notes}</div>"
+
+
+class Contrasts(_Estimates):
+    """Comparisons of marginal means; prints as text and shows as HTML in notebooks."""
+
+
+@dataclass(frozen=True, repr=False)
+class MarginalMeans(_Estimates):
+    """Marginal means, or slopes; prints as text and shows as HTML in notebooks.
+
+    Attributes
+    ----------
+    factors, by : tuple of str
+        Variables whose combinations make the means, and those that only divide them into families.
+    comparison : Contrasts or None
+        The comparisons that were asked for.
+    """
+
+    factors: tuple[str, ...]
+    by: tuple[str, ...]
+    comparison: Contrasts | None
+    _grid: ReferenceGrid = field(repr=False)
+    _options: tuple[str, str] = field(repr=False)
+
+    _tests = False
+
+    @property
+    def contrasts(self) -> Any:
+        """The comparisons as a table in the library of the caller's data; None if none were asked for."""
+        return None if self.comparison is None else self.comparison.to_frame()
+
+    def contrast(
+        self,
+        method: str | Mapping[str, Sequence[float]] = "pairwise",
+        adjust: str | None = None,
+        level: float | None = None,
+        reference: Any = None,
+    ) -> Contrasts:
+        """Compare the means, within each combination of the levels of `by`.
+
+        Parameters
+        ----------
+        method : str or mapping
+            "pairwise", "revpairwise", "reference" (each with one of them), "sequential" (each with the one before),
+            "effects" (each with the mean of all), "polynomial", or names to weights, one per mean.
+        adjust : str, optional
+            One of `multiplicity.ADJUSTMENTS`.  By default "tukey" for pairs, "mvt" for "reference" (Dunnett's test)
+            and "sequential", "fdr" for "effects", otherwise "none".
+        level : float, optional
+            Of the limits; by default that of the means.
+        reference : label, optional
+            With what "reference" compares: a level, for several factors a tuple; by default the first.
+
+        Returns
+        -------
+        Contrasts
+
+        Raises
+        ------
+        LMMError
+            For unknown methods, adjustments or levels, and weights of the wrong number.
+        """
+        level = self.level if level is None else level
+        families = _families(self.labels, self.by)
+        members = {tuple(self.labels[name][i] for name in self.factors): i for i in families[0]}
+        weights = contrast_weights(method, list(members), reference)
+        if adjust is None:
+            adjust = _DEFAULT_ADJUST.get(method, "none") if isinstance(method, str) else "none"
+        name = multiplicity.method_name(adjust)
+        pairs = method in ("pairwise", "revpairwise")
+        if name == "tukey" and not pairs:
+            raise LMMError("adjust='tukey' is for all pairs of means: use 'sidak' or 'mvt'")
+        stacked = np.array(list(weights.values()))
+        L = np.vstack([stacked @ self.L[rows] for rows in families])
+        labels: Labels = {"contrast": list(weights) * len(families)}
+        for variable in self.by:
+            labels[variable] = [self.labels[variable][rows[0]] for rows in families for _ in weights]
+        sizes = [np.arange(len(weights)) + i * len(weights) for i in range(len(families))]
+        sums = np.tile(stacked.sum(axis=1), len(families))
+        found = _estimated(self._result, L, level, name, sizes, self._options, sums, stacked if pairs else None)
+        return Contrasts(labels=labels, **found)
+
+    def joint_test(self) -> JointTests:
+        """F tests that the means do not differ: one per factor and interaction, within each combination of `by`.
+
+        Returns
+        -------
+        JointTests
+        """
+        from .joint_tests import joint_tests
+
+        return joint_tests(self)
+
+    def families(self) -> list[NDArray[np.intp]]:
+        """Rows of each combination of the levels of `by`."""
+        return _families(self.labels, self.by)
+
+    def __str__(self) -> str:
+        means = super().__str__()
+        return means if self.comparison is None else f"{means}\n\n{self.comparison}"
+
+    __repr__ = __str__
+
+    def _repr_html_(self) -> str:
+        means = super()._repr_html_()
+        return means if self.comparison is None else f"{means}{self.comparison._repr_html_()}"
+
+
+def emmeans(
+    result: LMMResult,
+    factors: str | Sequence[str],
+    by: str | Sequence[str] | None = None,
+    at: Mapping[str, Any] | None = None,
+    contrasts: str | Mapping[str, Sequence[float]] | None = None,
+    adjust: str | None = None,
+    level: float = 0.95,
+    ddf: str = "satterthwaite",
+    information: str = "expected",
+) -> MarginalMeans:
+    """Estimated marginal means of the levels of one or more factors.
+
+    Parameters
+    ----------
+    result : LMMResult
+        Of a model from a formula.
+    factors : str or sequence of str
+        Variables whose combinations make the means; ``"a:b"`` is short for ``["a", "b"]``.
+    by : str or sequence of str, optional
+        Further variables: comparisons are made within their combinations only.
+    at : mapping, optional
+        Values of covariates, which otherwise stand at their means, or a selection of levels.
+    contrasts : str or mapping, optional
+        Comparisons, as for `MarginalMeans.contrast`.
+    adjust : str, optional
+        Adjustment of the comparisons, or of the means where there are none.
+    level : float
+        Of the confidence limits.
+    ddf : {"satterthwaite", "kenward-roger", "residual", "normal"}
+    information : {"expected", "observed"}
+        For Kenward-Roger.
+
+    Returns
+    -------
+    MarginalMeans
+        The mean of the offset of the model, if there is one, is part of the means.
+
+    Raises
+    ------
+    LMMError
+        For a model from arrays, unknown variables, levels or options.
+    """
+    grid = ReferenceGrid(result.model, at)
+    chosen, conditions = _variables(factors, "factors"), _variables(by, "by")
+    return _means(result, grid, chosen, conditions, None, contrasts, adjust, level, (ddf, information))
+
+
+def slopes(
+    result: LMMResult,
+    variable: str,
+    factors: str | Sequence[str] | None = None,
+    by: str | Sequence[str] | None = None,
+    at: Mapping[str, Any] | None = None,
+    contrasts: str | Mapping[str, Sequence[float]] | None = None,
+    adjust: str | None = None,
+    level: float = 0.95,
+    ddf: str = "satterthwaite",
+    information: str = "expected",
+) -> MarginalMeans:
+    """Slopes of the linear predictor along a covariate, averaged over the levels of factors.
+
+    Parameters
+    ----------
+    result : LMMResult
+        Of a model from a formula.
+    variable : str
+        A numeric variable; the slope is taken at its mean or at the values in `at` (their average unless it is one of
+        `factors`), by a central difference over a thousandth of its range.
+    factors : str or sequence of str, optional
+        Variables for whose combinations slopes are estimated; one slope if there are none.
+    by, at, contrasts, adjust, level, ddf, information
+        As for `emmeans`.
+
+    Returns
+    -------
+    MarginalMeans
+
+    Raises
+    ------
+    LMMError
+        As `emmeans`, and for a variable that is not numeric.
+    """
+    grid = ReferenceGrid(result.model, at)
+    step = 5e-4 * grid.range_of(variable)
+    chosen, conditions = _variables(factors, "factors"), _variables(by, "by")
+    return _means(result, grid, chosen, conditions, (variable, step), contrasts, adjust, level, (ddf, information))
+
+
+def _means(
+    result: LMMResult,
+    grid: ReferenceGrid,
+    factors: tuple[str, ...],
+    by: tuple[str, ...],
+    along: tuple[str, float] | None,
+    contrasts: str | Mapping[str, Sequence[float]] | None,
+    adjust: str | None,
+    level: float,
+    options: tuple[str, str],
+) -> MarginalMeans:
+    check_share(level, "level")
+    inference.check_options(*options)
+    repeated = [name for name in factors if name in by]
+    if repeated:
+        raise LMMError(f"by: {repeated[0]!r} is one of `factors` too; name it once")
+    if along is None and not factors:
+        raise LMMError("factors is empty: name at least one variable")
+    if isinstance(contrasts, str) and contrasts not in CONTRASTS:
+        raise LMMError(f"contrasts={contrasts!r} is unknown: use one of {', '.join(CONTRASTS)}, or names to weights")
+    grid.check(factors, "factors")
+    grid.check(by, "by")
+    names = (*factors, *by)
+    labels = grid.cells(names)
+    if along is None:
+        L, weights = grid.functions(names), np.ones(len(labels[names[0]]))
+    else:
+        variable, step = along
+        L = (grid.functions(names, {variable: step}) - grid.functions(names, {variable: -step})) / (2.0 * step)
+        weights = np.zeros(len(L))
+        labels = labels if names else {"slope": [variable]}
+    families = _families(labels, by)
+    own = "none" if adjust is None or contrasts is not None else multiplicity.method_name(adjust)
+    if own == "tukey":
+        raise LMMError("adjust='tukey' is for comparisons: give contrasts='pairwise', or use 'sidak'")
+    found = _estimated(result, L, level, own, families, options, weights, None)
+    means = MarginalMeans(
+        labels=labels, **found, factors=factors, by=by, comparison=None, _grid=grid, _options=options
+    )  # fmt: skip
+    return means if contrasts is None else replace(means, comparison=means.contrast(contrasts, adjust))
+
+
+def _variables(given: str | Sequence[str] | None, argument: str) -> tuple[str, ...]:
+    if given is None:
+        return ()
+    names: list[Any] = list(given) if np.ndim(given) == 1 else [given]
+    if not all(isinstance(name, str) for name in names):
+        raise LMMError(f"{argument} must be names of variables, not {given!r}")
+    return tuple(dict.fromkeys(part.strip() for name in names for part in name.split(":")))
+
+
+def _families(labels: Labels, by: Sequence[str]) -> list[NDArray[np.intp]]:
+    """Rows of each combination of the levels of `by`, in order of appearance."""
+    n = len(next(iter(labels.values())))
+    found: dict[tuple[Any, ...], list[int]] = {}
+    for i in range(n):
+        found.setdefault(tuple(labels[name][i] for name in by), []).append(i)
+    return [np.array(rows) for rows in found.values()]
+
+
+def _estimated(
+    result: LMMResult,
+    L: Array,
+    level: float,
+    adjust: str,
+    families: Sequence[NDArray[np.intp]],
+    options: tuple[str, str],
+    weights: Array,
+    pairs: Array | None,
+) -> dict[str, Any]:
+    """Everything that `_Estimates` holds, labels aside.
+
+    An offset enters with `weights`; `pairs` are the weights of the means in the comparisons of a family.  What is not
+    estimable does not count as one of a family.
+    """
+    n = len(L)
+    estimate, error, df = (np.full(n, np.nan) for _ in range(3))
+    there = np.flatnonzero(inference.estimable(result.model, L) & L.any(axis=1))
+    if len(there):
+        test = inference.wald(result, L[there], None, *options)
+        estimate[there], error[there], df[there] = test.estimate, test.std_error, test.row_df
+    offset = result.model.offset
+    if offset is not None:
+        estimate = estimate + weights * offset.mean()
+    with np.errstate(invalid="ignore", divide="ignore"):
+        statistic = estimate / error
+    covariance = np.nan_to_num(inference.covariance(result, *options)) if adjust == "mvt" else None
+    pvalue, half = np.full(n, np.nan), np.full(n, np.nan)
+    notes: list[str] = []
+    for rows in families:
+        live = rows[~np.isnan(df[rows])]
+        n_means = 0 if pairs is None else int(pairs[~np.isnan(df[rows])].any(axis=0).sum())
+        corr = None if covariance is None else multiplicity.correlations(L[live] @ covariance @ L[live].T)
+        rank = int(np.linalg.matrix_rank(L[live])) if adjust == "scheffe" and len(live) else 0
+        pvalue[live] = multiplicity.adjusted_p(
+            statistic[live], df[live], adjust, n_means=n_means, correlation=corr, rank=rank
+        )
+        half[live] = error[live] * multiplicity.critical_values(
+            level, df[live], adjust, n_means=n_means, correlation=corr, rank=rank
+        )
+        if adjust != "none" and len(live) > 1:
+            text = _NOTES.get(adjust, f"{adjust.capitalize()}'s method for {{count}} tests")
+            notes.append(f"Adjustment: {text.format(means=n_means, count=len(live), rank=rank)}.")
+            if adjust in ("holm", "fdr"):
+                notes.append("Limits: Bonferroni's method.")
+    if np.isnan(estimate).any():
+        notes.append(_NOT_ESTIMABLE)
+    return {
+        "estimate": estimate,
+        "std_error": error,
+        "df": df,
+        "conf_low": estimate - half,
+        "conf_high": estimate + half,
+        "statistic": statistic,
+        "pvalue": pvalue,
+        "L": L,
+        "level": level,
+        "adjust": adjust,
+        "notes": tuple(dict.fromkeys(notes)),
+        "_result": result,
+    }

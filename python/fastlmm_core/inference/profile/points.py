@@ -1,0 +1,475 @@
+"""Points of profiles: where the ML deviance, minimised over everything else, has risen by a given amount.
+
+For a fixed effect the compiled Newton minimises along the constraint.  For the others each step takes the quadratic
+model of the deviance in all parameters to the point where its profile has the level wanted (Venzon and Moolgavkar
+1988, Appl. Statist. 37, 87-94), in the coordinates of `unprofiled`; where the model is not to be trusted the
+nuisance parameters are settled first, and a bracket keeps the steps from going astray.
+"""
+
+from __future__ import annotations
+
+from math import exp, isfinite, log
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...engines.starts import other_starts
+from ...estimation.optimize import CERTIFIED
+from ...kernels import minimize_newton
+from .coordinates import (
+    LARGEST_STEP,
+    Chart,
+    CorrelationChart,
+    Deviance,
+    Expansion,
+    Local,
+    SdChart,
+    SigmaChart,
+    State,
+    ZeroChart,
+)
+
+if TYPE_CHECKING:
+    from ...result import LMMResult
+
+__all__ = ["Parameter", "Point", "ProfileError", "Profiler", "parameters_of"]
+
+Array = NDArray[np.float64]
+Kind = Literal["sd", "corr", "sigma", "beta"]
+
+EXACT = 1e-6
+"""Decrement squared, relative to the level, at which a last step of Newton's method is exact: it leaves its cube."""
+
+SETTLED = 0.05
+"""The same up to which the quadratic model is trusted for steps along the profile."""
+
+PATIENCE = 12
+"""Steps after which the nuisance parameters are settled exactly before each further one."""
+
+
+class Parameter(NamedTuple):
+    """What can be profiled.
+
+    Attributes
+    ----------
+    name : str
+        ``sd_x|g``, ``cor_x.y|g``, ``sigma``, or the name of the coefficient.
+    kind : {"sd", "corr", "sigma", "beta"}
+    columns : tuple of int
+        Random effects, or the column of X.
+    """
+
+    name: str
+    kind: Kind
+    columns: tuple[int, ...]
+
+
+class Point(NamedTuple):
+    """One point of a profile.
+
+    Attributes
+    ----------
+    value : float
+        Of the parameter.
+    rise : float
+        Of the deviance above its minimum.
+    state : State
+        Variance parameters there.
+    beta : (rank,) array or None
+        Conditioned coefficients, where they are not what follows from the state.
+    """
+
+    value: float
+    rise: float
+    state: State
+    beta: Array | None = None
+
+
+class ProfileError(Exception):
+    """A point of a profile could not be found; the message says why."""
+
+
+def parameters_of(result: LMMResult) -> list[Parameter]:
+    """All parameters in lme4's order: random effects by term, sigma, fixed effects."""
+    model = result.model
+    out = []
+    names = model.exog_re_names
+    for term, block in zip(model.term_names, model.structure.blocks, strict=True):
+        for i in range(block.start, block.stop):
+            out.append(Parameter(f"sd_{names[i]}|{term}", "sd", (i,)))
+            if block.structure == "full":
+                out += [
+                    Parameter(f"cor_{names[i]}.{names[j]}|{term}", "corr", (i, j)) for j in range(i + 1, block.stop)
+                ]
+    out.append(Parameter("sigma", "sigma", ()))
+    return out + [Parameter(name, "beta", (j,)) for j, name in enumerate(model.exog_names)]
+
+
+class _Model:
+    """The quadratic model of the deviance in the nuisance coordinates at one point."""
+
+    def __init__(self, found: Expansion) -> None:
+        values, vectors = np.linalg.eigh(found.hessian[1:, 1:])
+        largest = float(np.abs(values).max(initial=0.0))
+        self.inner = vectors.T @ found.gradient[1:]
+        self.mixed = vectors.T @ found.hessian[1:, 0]
+        # directions that change nothing, as at the boundary
+        live = np.abs(values) > 1e-11 * largest
+        self.inverse = np.where(live, 1.0 / np.where(live, np.abs(values), 1.0), 0.0)
+        self.vectors = vectors
+        self.decrement2 = float(self.inner**2 @ self.inverse)
+        self.falling = bool(len(values) and values[0] < -1e-8 * largest)
+        # the profile at this value of the parameter, and its derivatives there
+        self.value = found.value - 0.5 * self.decrement2
+        self.slope = float(found.gradient[0] - self.mixed * self.inverse @ self.inner)
+        self.bend = float(found.hessian[0, 0] - self.mixed**2 @ self.inverse)
+
+    def step(self, along: float) -> Array:
+        """To the minimum for a step of that length in the parameter of interest."""
+        out = np.empty(len(self.inner) + 1)
+        out[0] = along
+        out[1:] = self.vectors @ (self.inverse * (self.inner + along * self.mixed))
+        out[1:] *= -1.0
+        return out
+
+
+def _shortened(chart: Chart, step: Array) -> Array:
+    longest = float(np.abs(step[: chart.scale_free]).max(initial=0.0))
+    return step if longest <= LARGEST_STEP else step * (LARGEST_STEP / longest)
+
+
+class Profiler:
+    """Finds points of the profiles of one fit.
+
+    Parameters
+    ----------
+    result : LMMResult
+        Refitted by ML where it is a REML fit.
+    """
+
+    def __init__(self, result: LMMResult) -> None:
+        self.fit = fit = result.model.fit(reml=False) if result.reml else result
+        self.problem = problem = fit.model.problem
+        self.deviance = Deviance(problem)
+        self.minimum = fit.optimum.value
+        s = float(np.log(fit.sigma2 / problem.scale**2))
+        self.optimum = State(fit.optimum.factor * np.exp(0.5 * s), s)
+        self.unit = float(np.sqrt(problem.levels.max() / problem.n))
+        self.noise = 1e-13 * (abs(self.minimum) + problem.n)
+        self._zero: dict[int, tuple[float, State]] = {}
+        self._local: Local | None = None
+        self._openings: dict[str, tuple[Chart, State, Expansion]] = {}
+
+    def estimate(self, parameter: Parameter) -> float:
+        """The ML estimate; NaN for a dropped coefficient and for the correlation of an effect that does not vary."""
+        index = list(parameter.columns)
+        if parameter.kind == "beta":
+            return float(self.fit._params[index[0]])
+        # what the fit declares zero has rounding errors in the conditioned problem
+        still = parameter.kind != "sigma" and not self.fit._factor[index].any(axis=1).all()
+        if still:
+            return 0.0 if parameter.kind == "sd" else float("nan")
+        return self._natural(parameter, self.optimum)
+
+    def _natural(self, parameter: Parameter, state: State) -> float:
+        scale = self.problem.scale
+        if parameter.kind == "sigma":
+            return float(scale * np.exp(0.5 * state.s))
+        rows = self.problem.z_map[list(parameter.columns)] @ state.M
+        size = np.linalg.norm(rows, axis=1)
+        if parameter.kind == "sd":
+            return float(scale * size[0])
+        return float(np.clip(rows[0] @ rows[1] / (size[0] * size[1]), -1.0, 1.0)) if size.all() else float("nan")
+
+    def everything(self, parameter: Parameter, point: Point) -> dict[str, float]:
+        """All parameters at a point of the profile of one."""
+        problem, beta = self.problem, point.beta
+        if beta is None:
+            self.deviance.evaluate(point.state.M, point.state.s)
+            beta = self.deviance.criterion.solution()[0]
+        coefficients = problem.beta_base + problem.scale * (problem.x_map @ beta)
+        coefficients[np.setdiff1d(np.arange(len(coefficients)), problem.kept)] = np.nan
+        out = {
+            p.name: float(coefficients[p.columns[0]]) if p.kind == "beta" else self._natural(p, point.state)
+            for p in parameters_of(self.fit)
+        }
+        out[parameter.name] = point.value
+        return out
+
+    def reach(self, parameter: Parameter, outward: int, level: float, guide: Point | None = None) -> Point:
+        """Where the profile has risen by `level` on one side, or its end if it does not rise so far.
+
+        Parameters
+        ----------
+        parameter : Parameter
+        outward : {-1, 1}
+        level : float
+            Positive.
+        guide : Point, optional
+            A point of the same side to start from.
+
+        Returns
+        -------
+        Point
+            A rise below `level` means that the parameter has reached 0 (standard deviations) or +-1 (correlations).
+
+        Raises
+        ------
+        ProfileError
+            If no such point was found.
+        """
+        start = self.optimum if guide is None else guide.state
+        if parameter.kind == "beta":
+            return self._coefficient(parameter.columns[0], outward, level, guide)
+        if parameter.kind == "sd":
+            return self._deviation(parameter, outward, level, start)
+        if parameter.kind == "corr":
+            return self._correlation(parameter, outward, level, start)
+        state, rise = self._cross(*self._opening(parameter, start, level), outward, level)
+        return Point(self._natural(parameter, state), rise, state)
+
+    # ---- standard deviations and correlations --------------------------------------------------
+
+    def _without(self, index: int) -> tuple[float, State]:
+        """Rise of the deviance where the standard deviation of a random effect is zero, and the state."""
+        if index not in self._zero:
+            chart = ZeroChart(SdChart(self.problem, self.optimum.M, index))
+            start = chart.start(self.optimum.M, self.optimum.s)
+            state, model = self._settle(chart, start, self._expand(chart, start), EXACT + self.noise)
+            s = log(self.deviance.criterion.solution()[1] / self.problem.n)
+            self._zero[index] = (max(model.value - self.minimum, 0.0), State(state.M * exp(0.5 * s), s))
+        return self._zero[index]
+
+    def _deviation(self, parameter: Parameter, outward: int, level: float, start: State) -> Point:
+        index = parameter.columns[0]
+        if outward < 0:
+            if self.estimate(parameter) == 0.0:
+                return Point(0.0, 0.0, self.optimum)
+            rise, state = self._without(index)
+            if rise <= level:
+                return Point(0.0, rise, state)
+        state, rise = self._cross(*self._opening(parameter, start, level), outward, level)
+        return Point(self._natural(parameter, state), rise, state)
+
+    def _first_length(self, chart: SdChart, level: float) -> tuple[float, Array]:
+        """A standard deviation to start with where the estimate is zero, and a direction for its row of M."""
+        start = self.optimum
+        self.deviance.evaluate(start.M, start.s)
+        block = chart.block
+        part = slice(block.start, block.stop)
+        slope = float(chart.v @ self.deviance.criterion.solution()[3][part, part] @ chart.v) * np.exp(-start.s)
+        row = np.eye(block.stop - block.start)[-1 if chart.own is None else chart.own]
+        largest = np.exp(0.5 * start.s) * self.unit
+        length = float(np.sqrt(level / slope)) if slope > 0.0 else largest
+        return min(length, largest) * chart.length, row
+
+    def _correlation(self, parameter: Parameter, outward: int, level: float, start: State) -> Point:
+        first, second = parameter.columns
+        # where one of the effects does not vary any correlation is as likely
+        defined = np.isfinite(self.estimate(parameter))
+        ends = [self._without(first), self._without(second)] if defined else []
+        rise, state = min(ends, key=lambda end: end[0], default=(0.0, self.optimum))
+        if rise <= level:
+            return Point(float(outward), rise, state)
+        chart, state, found = self._opening(parameter, start, level)
+        farthest = max(0.5 * np.pi - outward * state.inner[0], 0.0)
+        state, rise = self._cross(chart, state, found, outward, level, farthest)
+        return Point(float(outward) if rise < level else float(np.sin(state.inner[0])), rise, state)
+
+    def _opening(self, parameter: Parameter, start: State, level: float) -> tuple[Chart, State, Expansion]:
+        """A chart, the state to start from and its expansion, which serve both sides at the optimum."""
+        at_optimum = start is self.optimum
+        if at_optimum and parameter.name in self._openings:
+            return self._openings[parameter.name]
+        chart: Chart
+        if parameter.kind == "sigma":
+            chart = SigmaChart(self.problem, start.M)
+        elif parameter.kind == "corr":
+            chart = CorrelationChart(self.problem, start.M, *parameter.columns)
+        else:
+            chart = of_sd = SdChart(self.problem, start.M, *parameter.columns)
+            if at_optimum and self.estimate(parameter) == 0.0:
+                state = of_sd.with_length(of_sd.start(start.M, start.s), *self._first_length(of_sd, level))
+                return chart, state, self._expand(chart, state)
+        state = chart.start(start.M, start.s)
+        if not at_optimum:
+            return chart, state, self._expand(chart, state)
+        # the same derivatives in G serve all charts
+        if self._local is None:
+            self._local = self.deviance.local(state.M, state.s)
+        opening = chart, state, self._expand(chart, state, self._local)
+        self._openings[parameter.name] = opening
+        return opening
+
+    def _settle(self, chart: Chart, state: State, found: Expansion, tolerance: float) -> tuple[State, _Model]:
+        """Minimise over the nuisance coordinates by damped Newton steps until the decrement squared is small."""
+        for _ in range(100):
+            model = _Model(found)
+            if model.decrement2 <= tolerance and not model.falling:
+                return state, model
+            step = model.step(0.0)
+            if model.falling and model.decrement2 <= tolerance:
+                # a saddle point: leave it along the lowest direction
+                size = 0.3 * max(float(np.linalg.norm(state.M)), np.exp(0.5 * state.s) * self.unit)
+                step = np.append(0.0, size * model.vectors[:, 0])
+            step = _shortened(chart, step)
+            for _ in range(40):
+                trial = chart.move(state, step)
+                ahead = self.deviance.expand(chart, trial)
+                if ahead is not None and ahead.value < found.value:
+                    break
+                step = 0.5 * step
+            else:
+                if model.decrement2 <= max(tolerance, 1e3 * self.noise):
+                    return state, model
+                break
+            state, found = trial, ahead
+        raise ProfileError("the deviance could not be minimised over the other parameters")
+
+    def _expand(self, chart: Chart, state: State, local: Local | None = None) -> Expansion:
+        found = self.deviance.expand(chart, state, local)
+        if found is None:
+            raise ProfileError("the deviance is not defined at a point of the profile")
+        return found
+
+    def _not_below(self, value: float) -> None:
+        if value < self.minimum - 1e-6 - 10.0 * self.noise:
+            raise ProfileError(
+                f"a point {self.minimum - value:.2g} below the minimum was found: the fit is not the global one"
+            )
+
+    def _cross(
+        self, chart: Chart, state: State, found: Expansion, outward: int, level: float, farthest: float = np.inf
+    ) -> tuple[State, float]:
+        """The state at which the profile has risen by `level`, going outward in the first coordinate.
+
+        Returns
+        -------
+        state : State
+        rise : float
+            `level`, or less where the profile has not risen so far at the farthest point.
+        """
+        goal = self.minimum + level
+        exact = EXACT * level + self.noise
+        position, inside, outside = 0.0, -np.inf, np.inf
+        settled = SETTLED * level + self.noise
+        for iteration in range(60):
+            model = _Model(found)
+            if iteration == PATIENCE:
+                # the model is poor here: know the profile itself before every step
+                settled, inside, outside = exact, -np.inf, np.inf
+            if model.falling or model.decrement2 > settled:
+                state, model = self._settle(chart, state, found, settled)
+            if position >= farthest and model.value < goal:
+                state, model = self._settle(chart, state, self._expand(chart, state), exact)
+            self._not_below(model.value)
+            gap = goal - model.value
+            if position >= farthest and gap > 0.0:
+                return chart.move(state, model.step(0.0)), model.value - self.minimum
+            slope = outward * model.slope
+            root = slope**2 + 2.0 * model.bend * gap
+            length = LARGEST_STEP if gap > 0.0 else -np.inf
+            if root >= 0.0 and slope + np.sqrt(root) > 0.0:
+                length = 2.0 * gap / (slope + np.sqrt(root))
+            if model.decrement2 <= exact and abs(gap) <= 0.02 * level and abs(length) <= 3e-3:
+                return chart.move(state, model.step(outward * length)), level
+            if abs(gap) > max(1e-3 * level, 4.0 * model.decrement2) or iteration >= PATIENCE:
+                inside, outside = (max(inside, position), outside) if gap > 0.0 else (inside, min(outside, position))
+            target = min(position + min(max(length, -LARGEST_STEP), LARGEST_STEP), farthest)
+            if not inside <= target <= outside or length == -np.inf:
+                target = 0.5 * (inside + outside) if isfinite(inside + outside) else position + np.sign(gap)
+            step = _shortened(chart, model.step(outward * (target - position)))
+            for _ in range(40):
+                trial = chart.move(state, step)
+                ahead = self.deviance.expand(chart, trial)
+                if ahead is not None:
+                    break
+                step = 0.5 * step
+            else:
+                break
+            state, found, position = trial, ahead, position + outward * float(step[0])
+        raise ProfileError("the end point was not found within 60 steps")
+
+    # ---- fixed effects -------------------------------------------------------------------------
+
+    def _coefficient(self, column: int, outward: int, level: float, guide: Point | None) -> Point:
+        """The profile of beta_j = beta_base_j + scale l'beta_o.
+
+        With Q orthogonal and l / |l| its last column, beta_o = Q gamma and gamma_r is what is fixed.  The derivative of
+        the profile is that of n log(r2 + (gamma_r - gamma_r^)^2 / q'H_xx^-1 q) at fixed theta.
+        """
+        problem, structure, n = self.problem, self.problem.structure, self.problem.n
+        if column not in problem.kept:
+            return Point(float("nan"), level, self.optimum)
+        row = problem.x_map[column]
+        size = float(np.linalg.norm(row))
+        q = row / size
+        rest = np.linalg.qr(q[:, None], mode="complete")[0][:, 1:]
+        theta = self.fit.optimum.theta
+        centre, spread, r2 = self._at(theta, q)
+        unit = spread * float(np.sqrt(r2 / n))
+        goal = float(np.sqrt(level))
+        # as if theta did not depend on the coefficient
+        t = float(np.sqrt(n * np.expm1(level / n)))
+        if guide is not None and guide.beta is not None:
+            factor = guide.state.M * np.exp(-0.5 * guide.state.s)
+            theta = structure.theta(structure.canonical(factor))
+            t = abs(float(q @ guide.beta) - centre) / unit * goal / np.sqrt(guide.rise)
+        inside, outside = 0.0, np.inf
+        for _ in range(60):
+            gamma = centre + outward * t * unit
+            columns = np.zeros((problem.rank + 1, problem.rank))
+            columns[:-1, :-1] = rest
+            columns[:-1, -1] = -gamma * q
+            columns[-1, -1] = 1.0
+            criterion = problem.criterion(columns)
+            criterion.reml = False
+            theta, value = self._minimise(criterion, theta)
+            self._not_below(value)
+            rise = max(value - self.minimum, 0.0)
+            inner, r2, _, _ = criterion.solution()
+            own, spread, _ = self._at(theta, q)
+            slope = 2.0 * n / r2 * abs(gamma - own) / spread**2 * unit
+            zeta = float(np.sqrt(rise))
+            change = (goal - zeta) * 2.0 * zeta / slope if slope > 0.0 and zeta > 0.0 else t
+            if abs(change) <= 5e-4 * t:
+                # the error left is of the order of the square of this change
+                t += change
+                gamma = centre + outward * t * unit
+                s = float(np.log(r2 / n))
+                beta = rest @ inner + gamma * q
+                value = float(self.fit._params[column]) + outward * t * unit * size * problem.scale
+                return Point(value, level, State(structure.factor(theta) * np.exp(0.5 * s), s), beta)
+            inside, outside = (t, outside) if zeta < goal else (inside, t)
+            t = min(t + change, 4.0 * t)
+            if not inside < t < outside:
+                t = 0.5 * (inside + outside)
+        raise ProfileError("the end point was not found within 60 steps")
+
+    def _at(self, theta: Array, q: Array) -> tuple[float, float, float]:
+        """q'beta_o, the square root of q'H_xx^-1 q, and r2 at theta."""
+        criterion = self.deviance.criterion
+        criterion.evaluate(theta, 0)
+        beta, r2, chol, _ = criterion.solution()
+        return float(q @ beta), float(np.linalg.norm(np.linalg.solve(chol, q))), r2
+
+    def _minimise(self, criterion: Any, theta: Array) -> tuple[Array, float]:
+        """The constrained minimum found from a neighbour, or else the lowest from anywhere."""
+
+        def attempt(start: Array) -> tuple[Array, float] | None:
+            try:
+                x, _, _, value, decrement, lowest, *_ = minimize_newton(criterion, start, tolerance=1e-5)
+            except FloatingPointError:
+                return None
+            return (x, value) if decrement <= CERTIFIED and lowest > -1e-6 else None
+
+        best = attempt(theta)
+        if best is None:
+            problem = self.problem
+            found = [attempt(start) for start in other_starts(problem.structure, problem.levels, problem.n)]
+            best = min((one for one in found if one is not None), key=lambda one: one[1], default=None)
+        if best is None:
+            raise ProfileError("the deviance could not be minimised over the other parameters")
+        criterion.evaluate(best[0], 0)
+        return best

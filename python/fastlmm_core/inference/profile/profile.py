@@ -1,0 +1,294 @@
+"""Profile likelihood: confidence limits and paths of every parameter.
+
+Profiles are of the ML deviance, as lme4's are (Bates et al. 2015, J. Stat. Softw. 67(1), sec. 5.1); a REML fit is
+refitted by ML.  Limits, where the profile has risen by a quantile of chi-squared with one degree of freedom, are
+solved for and not interpolated.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...errors import LMMError
+from ...support.checks import check_share
+from ...support.distributions import quantile
+from ...support.progress import progress_bar
+from .points import Parameter, Point, ProfileError, Profiler, parameters_of
+
+if TYPE_CHECKING:
+    from ...result import LMMResult
+
+__all__ = ["ProfileResult", "confidence_limits", "profile"]
+
+Array = NDArray[np.float64]
+
+PER_SIDE = 8
+"""Points of a path on each side of the minimum."""
+
+
+def _chosen(result: LMMResult, parameters: str | Sequence[str] | None) -> list[Parameter]:
+    known = parameters_of(result)
+    if parameters is None:
+        return known
+    wanted = [parameters] if isinstance(parameters, str) else list(parameters)
+    out: list[Parameter] = []
+    for name in wanted:
+        if name in ("fixed", "random"):
+            found = [p for p in known if (p.kind == "beta") == (name == "fixed")]
+        else:
+            found = [p for p in known if p.name == name]
+        if not found:
+            raise LMMError(
+                f"parameters: there is no {name!r}; use 'fixed', 'random' or some of {', '.join(p.name for p in known)}"
+            )
+        out += [p for p in found if p not in out]
+    return out
+
+
+class ProfileResult:
+    """Profiles of the ML deviance.
+
+    The signed root zeta = sign(value - estimate) sqrt(deviance - minimum) is standard normal where the parameter has
+    the value, so that a straight line means that the Wald interval is as good.
+
+    Attributes
+    ----------
+    fit : LMMResult
+        The ML fit.
+    level : float
+        Confidence level up to which the paths reach.
+    parameters : tuple of str
+    notes : dict
+        Parameter to a message, where a path ends early: at 0, at +-1, or because a point was not found.
+    """
+
+    def __init__(
+        self, profiler: Profiler, chosen: list[Parameter], level: float, paths: dict[str, list[tuple[float, Point]]],
+        notes: dict[str, str],
+    ) -> None:  # fmt: skip
+        self.fit = profiler.fit
+        self.level = level
+        self.parameters = tuple(p.name for p in chosen)
+        self.notes = notes
+        self._profiler = profiler
+        self._chosen = chosen
+        self._paths = paths
+
+    def _path(self, parameter: str) -> list[tuple[float, Point]]:
+        if parameter not in self._paths:
+            raise LMMError(
+                f"parameter: {parameter!r} was not profiled; use one of {', '.join(self.parameters) or 'none'}"
+            )
+        return self._paths[parameter]
+
+    def zeta(self, parameter: str) -> tuple[Array, Array]:
+        """The path of one parameter.
+
+        Parameters
+        ----------
+        parameter : str
+
+        Returns
+        -------
+        values, roots : (k,) arrays
+            Values of the parameter, ascending, and zeta there.
+
+        Raises
+        ------
+        LMMError
+            For a parameter that was not profiled.
+        """
+        path = self._path(parameter)
+        return np.array([point.value for _, point in path]), np.array([zeta for zeta, _ in path])
+
+    def conf_int(self, level: float = 0.95) -> Any:
+        """Profile confidence limits, solved for as by `confidence_limits`.
+
+        Parameters
+        ----------
+        level : float
+            Any, not only up to that of the paths.
+
+        Returns
+        -------
+        frame or dict of arrays
+            Columns parameter, estimate (by ML), conf_low, conf_high, note; a limit that could not be found is NaN, and
+            the note says why.
+
+        Raises
+        ------
+        LMMError
+            For a level outside (0, 1).
+        """
+        return self.fit.model.table(_limits(self._profiler, self._chosen, level))
+
+    @cached_property
+    def _columns(self) -> dict[str, list[Any]]:
+        names = [p.name for p in parameters_of(self.fit)]
+        out: dict[str, list[Any]] = {name: [] for name in ("parameter", "zeta", *names)}
+        for parameter in self._chosen:
+            for zeta, point in self._paths[parameter.name]:
+                out["parameter"].append(parameter.name)
+                out["zeta"].append(zeta)
+                for name, value in self._profiler.everything(parameter, point).items():
+                    out[name].append(value)
+        return out
+
+    def to_frame(self) -> Any:
+        """All paths: one row per point, with the values of all parameters there.
+
+        Returns
+        -------
+        frame or dict of arrays
+            Columns parameter, zeta, and one for each parameter of the model.
+        """
+        return self.fit.model.table(self._columns)
+
+    def __repr__(self) -> str:
+        return f"<ProfileResult: {', '.join(self.parameters)}>"
+
+
+def _rise(level: float) -> float:
+    check_share(level, "level")
+    return float(quantile(0.5 + 0.5 * level, None)) ** 2
+
+
+def _limits(profiler: Profiler, chosen: list[Parameter], level: float) -> dict[str, list[Any]]:
+    """Columns parameter, estimate, conf_low, conf_high and note."""
+    rise = _rise(level)
+    columns: dict[str, list[Any]] = {name: [] for name in ("parameter", "estimate", "conf_low", "conf_high", "note")}
+    for parameter in chosen:
+        columns["parameter"].append(parameter.name)
+        columns["estimate"].append(profiler.estimate(parameter))
+        notes = []
+        for side, outward in (("conf_low", -1), ("conf_high", 1)):
+            try:
+                columns[side].append(profiler.reach(parameter, outward, rise).value)
+            except ProfileError as error:
+                columns[side].append(float("nan"))
+                notes.append(f"{'lower' if outward < 0 else 'upper'}: {error}")
+        columns["note"].append("; ".join(notes))
+    return columns
+
+
+def confidence_limits(
+    result: LMMResult, level: float = 0.95, parameters: str | Sequence[str] | None = None
+) -> dict[str, tuple[float, float]]:
+    """Profile-likelihood confidence limits, each solved for.
+
+    The limits are where the ML deviance, minimised over all other parameters, exceeds its minimum by the quantile of
+    chi-squared with one degree of freedom.  The limit of a standard deviation is 0, and that of a correlation +-1,
+    where the deviance does not rise so far.
+
+    Parameters
+    ----------
+    result : LMMResult
+        A REML fit is refitted by ML.
+    level : float
+        Between 0 and 1.
+    parameters : str or sequence of str, optional
+        Names (``sd_x|g``, ``cor_x.y|g``, ``sigma``, names of coefficients), "fixed" or "random" (with sigma); by
+        default all.
+
+    Returns
+    -------
+    dict
+        Parameter to (lower, upper).
+
+    Raises
+    ------
+    LMMError
+        For an unknown parameter or a level outside (0, 1).
+
+    Warns
+    -----
+    RuntimeWarning
+        For limits that could not be found, with the reason; they are NaN.
+    """
+    chosen = _chosen(result, parameters)
+    _rise(level)
+    table = _limits(Profiler(result), chosen, level)
+    failed = [f"{name}, {note}" for name, note in zip(table["parameter"], table["note"], strict=True) if note]
+    if failed:
+        warnings.warn(f"limits not found: {'; '.join(failed)}", RuntimeWarning, stacklevel=2)
+    return dict(zip(table["parameter"], zip(table["conf_low"], table["conf_high"], strict=True), strict=True))
+
+
+def _path(profiler: Profiler, parameter: Parameter, rise: float) -> tuple[list[tuple[float, Point]], list[str]]:
+    """Points from the lowest to the highest value, and notes."""
+    sides: dict[int, list[tuple[float, Point]]] = {-1: [], 1: []}
+    notes = []
+    for outward, side in sides.items():
+        guide: Point | None = None
+        for k in range(1, PER_SIDE + 1):
+            target = rise * (k / PER_SIDE) ** 2
+            try:
+                guide = profiler.reach(parameter, outward, target, guide)
+            except ProfileError as error:
+                notes.append(f"{'lower' if outward < 0 else 'upper'} side: {error}")
+                break
+            if guide.rise < target:
+                if guide.rise > 0.0:
+                    side.append((outward * float(np.sqrt(guide.rise)), guide))
+                notes.append(f"{'lower' if outward < 0 else 'upper'} side: ends at {guide.value:g}")
+                break
+            side.append((outward * float(np.sqrt(target)), guide))
+    centre = Point(profiler.estimate(parameter), 0.0, profiler.optimum)
+    return [*reversed(sides[-1]), (0.0, centre), *sides[1]], notes
+
+
+def profile(
+    result: LMMResult,
+    parameters: str | Sequence[str] | None = None,
+    level: float = 0.99,
+    progress: bool | None = None,
+) -> ProfileResult:
+    """Profile the ML deviance.
+
+    Parameters
+    ----------
+    result : LMMResult
+        A REML fit is refitted by ML, as lme4 does.
+    parameters : str or sequence of str, optional
+        Names (``sd_x|g``, ``cor_x.y|g``, ``sigma``, names of coefficients), "fixed" or "random" (with sigma); by
+        default all that can be estimated.
+    level : float
+        Confidence level that the paths reach.
+    progress : bool, optional
+        Show a progress bar (needs tqdm); by default in interactive sessions.
+
+    Returns
+    -------
+    ProfileResult
+
+    Raises
+    ------
+    LMMError
+        For an unknown parameter or a level outside (0, 1).
+    """
+    rise = _rise(level)
+    dropped = set(result.dropped_columns)
+    chosen = [p for p in _chosen(result, parameters) if not (p.kind == "beta" and p.name in dropped)]
+    profiler = Profiler(result)
+    paths, notes = {}, {}
+    for parameter in _watched(chosen, progress):
+        paths[parameter.name], found = _path(profiler, parameter, rise)
+        if found:
+            notes[parameter.name] = "; ".join(found)
+    return ProfileResult(profiler, chosen, level, paths, notes)
+
+
+def _watched(parameters: list[Parameter], progress: bool | None) -> Iterator[Parameter]:
+    bar = progress_bar(progress, len(parameters), "parameter")
+    for parameter in parameters:
+        yield parameter
+        if bar is not None:
+            bar.update(1)
+    if bar is not None:
+        bar.close()

@@ -1,0 +1,409 @@
+"""Tests of fixed effects: coefficient by coefficient, and of linear hypotheses; the formulas are in `information`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .. import kernels
+from ..errors import LMMError
+from ..support.distributions import chi2_tail, f_tail, two_sided_p
+from .hypotheses import parse_hypothesis
+from .information import Moments, combined_df, moments, scaled_f
+from .wald_test import WaldTest
+
+if TYPE_CHECKING:
+    from ..model import LinearMixedModel
+    from ..result import LMMResult
+
+__all__ = [
+    "check_estimable",
+    "check_options",
+    "coefficient_df",
+    "coefficient_table",
+    "covariance",
+    "estimable",
+    "independent_rows",
+    "known_df",
+    "test",
+    "wald",
+]
+
+Array = NDArray[np.float64]
+
+DDF = ("satterthwaite", "kenward-roger", "residual", "normal")
+INFORMATION = ("expected", "observed")
+
+RANK = 1e-9
+"""Singular value of the whitened rows of L, each of length 1, below which they are dependent."""
+
+ESTIMABLE = 1e-6
+"""A row of L outside the row space of X by more than this, relatively, is not estimable."""
+
+
+# ---- coefficients ------------------------------------------------------------------------------
+
+
+def check_options(ddf: str, information: str = "expected") -> None:
+    """Refuse unknown `ddf` or `information`."""
+    if ddf not in DDF:
+        raise LMMError(f"ddf={ddf!r} is unknown: use {', '.join(map(repr, DDF[:-1]))} or {DDF[-1]!r}")
+    if information not in INFORMATION:
+        raise LMMError(f"information={information!r} is unknown: use 'expected' or 'observed'")
+
+
+def known_df(model: LinearMixedModel, ddf: str) -> float:
+    """Degrees of freedom that are the same for every row."""
+    return float(model.df_resid) if ddf == "residual" else np.inf
+
+
+def covariance(result: LMMResult, ddf: str = "satterthwaite", information: str = "expected") -> Array:
+    """Covariance matrix of the fixed effects that goes with `ddf`.
+
+    Parameters
+    ----------
+    result : LMMResult
+    ddf : {"satterthwaite", "kenward-roger", "residual", "normal"}
+        Kenward-Roger: adjusted for the uncertainty of the variance parameters, Phi + 2 Phi Lambda Phi (Kenward and
+        Roger 1997, eq. 3); otherwise sigma^2 (X'V^-1X)^-1.
+    information : {"expected", "observed"}
+        Of the variance parameters, for Kenward-Roger: expected as in pbkrtest, observed as in SAS and mmrm.
+
+    Returns
+    -------
+    (p, p) array
+        In the caller's units; NaN for dropped columns.
+
+    Raises
+    ------
+    LMMError
+        For unknown options, or Kenward-Roger after a fit by ML.
+    """
+    check_options(ddf, information)
+    if ddf != "kenward-roger":
+        return result._cov.copy()
+    rows = _whitened(result, moments(result, ddf, information))
+    adjustment = moments(result, ddf, information).adjustment
+    assert adjustment is not None
+    out = result._cov + result.sigma2 * (rows @ adjustment @ rows.T)
+    return np.asarray(0.5 * (out + out.T))
+
+
+def _whitened(result: LMMResult, found: Moments) -> Array:
+    return np.asarray(result.model.problem.x_map @ found.half.T)
+
+
+def coefficient_df(result: LMMResult, ddf: str = "satterthwaite", information: str = "expected") -> Array:
+    """Degrees of freedom of the t test of each fixed effect.
+
+    Parameters
+    ----------
+    result : LMMResult
+    ddf : {"satterthwaite", "kenward-roger", "residual", "normal"}
+    information : {"expected", "observed"}
+
+    Returns
+    -------
+    (p,) array
+        Infinite for "normal"; NaN for dropped columns.
+
+    Raises
+    ------
+    LMMError
+        As `covariance`.
+    """
+    check_options(ddf, information)
+    kept = result.model.problem.kept
+    p = result.model.exog.shape[1]
+    if ddf in ("residual", "normal"):
+        out = np.full(p, np.nan)
+        out[kept] = known_df(result.model, ddf)
+        return out
+    found = moments(result, ddf, information)
+    out = found.df(_whitened(result, found))
+    if len(kept) < p:
+        out[np.setdiff1d(np.arange(p), kept)] = np.nan
+    return out
+
+
+def coefficient_table(result: LMMResult, ddf: str = "satterthwaite", information: str = "expected") -> dict[str, Array]:
+    """Estimates, standard errors, degrees of freedom, t statistics and p-values of the fixed effects.
+
+    Parameters
+    ----------
+    result : LMMResult
+    ddf : {"satterthwaite", "kenward-roger", "residual", "normal"}
+    information : {"expected", "observed"}
+
+    Returns
+    -------
+    dict of (p,) arrays
+        ``estimate``, ``std_error``, ``df``, ``statistic``, ``p_value``; NaN for dropped columns.
+
+    Raises
+    ------
+    LMMError
+        As `covariance`.
+    """
+    check_options(ddf, information)
+    estimate = result._params.copy()
+    problem = result.model.problem
+    if ddf in ("satterthwaite", "kenward-roger"):
+        found = moments(result, ddf, information)
+        variance, df = kernels.row_moments(
+            problem.x_map, found.half, found.slopes, found.shift, found.inverse, found.nu
+        )
+        if found.adjustment is not None:
+            rows = _whitened(result, found)
+            variance += ((rows @ found.adjustment) * rows).sum(axis=1)
+    else:
+        df = coefficient_df(result, ddf, information)
+        variance = np.diag(result._cov) / result.sigma2
+    error = np.sqrt(result.sigma2 * variance)
+    if problem.rank < len(error):
+        dropped = np.isnan(estimate)
+        error[dropped] = df[dropped] = np.nan
+    with np.errstate(invalid="ignore", divide="ignore"):
+        statistic = estimate / error
+    return {
+        "estimate": estimate,
+        "std_error": error,
+        "df": df,
+        "statistic": statistic,
+        "p_value": two_sided_p(statistic, df),
+    }
+
+
+# ---- hypotheses --------------------------------------------------------------------------------
+
+
+def estimable(model: LinearMixedModel, L: Array) -> NDArray[np.bool_]:
+    """Whether each L beta is a function of the means of the observations: whether L lies in the row space of X.
+
+    Parameters
+    ----------
+    model : LinearMixedModel
+    L : (m, p) array
+
+    Returns
+    -------
+    (m,) bool array
+    """
+    L = np.atleast_2d(np.asarray(L, dtype=float))
+    null = null_space(model)
+    return np.asarray((np.abs(L @ null) <= ESTIMABLE * (np.abs(L) @ np.abs(null))).all(axis=1))
+
+
+def null_space(model: LinearMixedModel) -> Array:
+    """(p, p - r): for each dropped column its combination of the columns kept, as a vector N with X N = 0."""
+    cached: Array | None = model.__dict__.get("_x_null")
+    if cached is None:
+        p, kept = model.exog.shape[1], model.problem.kept
+        dropped = np.setdiff1d(np.arange(p), kept)
+        cached = np.zeros((p, len(dropped)))
+        if len(dropped):
+            size = np.linalg.norm(model.exog, axis=0)
+            size[size == 0.0] = 1.0
+            scaled = model.exog / size
+            weights = np.linalg.lstsq(scaled[:, kept], scaled[:, dropped], rcond=None)[0]
+            weights[np.abs(weights) < 1e-9] = 0.0
+            cached[kept] = -weights / size[kept, None]
+            cached[dropped, np.arange(len(dropped))] = 1.0 / size[dropped]
+        model.__dict__["_x_null"] = cached
+    return cached
+
+
+def check_estimable(model: LinearMixedModel, L: Array, names: Sequence[str]) -> None:
+    """Refuse rows that involve dropped columns in a way that the data do not determine.
+
+    Rows without dropped columns are taken as in the table of coefficients, where dropped ones are zero.
+    """
+    kept = model.problem.kept
+    if len(kept) == L.shape[1]:
+        return
+    involved = np.delete(L, kept, axis=1).any(axis=1)
+    dropped = ", ".join(np.delete(np.array(model.exog_names), kept).tolist())
+    for i in np.flatnonzero(involved).tolist():
+        if not estimable(model, L[i])[0]:
+            raise LMMError(
+                f"hypothesis: {names[i]!r} is not estimable, because X has dependent columns (dropped: {dropped}); "
+                "leave the dropped ones out, or test a combination that the data determine"
+            )
+
+
+def independent_rows(rows: Array, right: Array, names: Sequence[str]) -> tuple[Array, Array]:
+    """Orthonormal rows spanning those of a hypothesis, and how L beta - rhs is to be combined for them.
+
+    Parameters
+    ----------
+    rows : (m, r) array
+        In coordinates in which the coefficients are about equally well known.
+    right : (m,) array
+        Right-hand sides.
+    names : sequence of str
+        For messages.
+
+    Returns
+    -------
+    basis : (k, r) array
+    combine : (k, m) array
+        basis = combine @ rows.
+
+    Raises
+    ------
+    LMMError
+        For a row of zeros, or dependent rows whose right-hand sides contradict each other.
+    """
+    length = np.linalg.norm(rows, axis=1)
+    if not length.all():
+        raise LMMError(f"hypothesis: {names[int(np.argmin(length))]!r} involves dropped columns of X only; remove it")
+    # rows of length 1, so that units do not decide which are dependent
+    left, sizes, basis = np.linalg.svd(rows / length[:, None], full_matrices=False)
+    rank = int((sizes > RANK * sizes[0]).sum())
+    span = left[:, :rank]
+    wanted = right / length
+    if np.linalg.norm(wanted - span @ (span.T @ wanted)) > 1e-6 * np.linalg.norm(wanted):
+        raise LMMError(
+            "hypothesis: rows that depend on each other have contradicting right-hand sides; remove one of them"
+        )
+    return basis[:rank], (span / sizes[:rank]).T / length
+
+
+def test(
+    result: LMMResult,
+    hypothesis: Any,
+    rhs: Any = None,
+    ddf: str = "satterthwaite",
+    information: str = "expected",
+) -> WaldTest:
+    """Test a linear hypothesis about the fixed effects.
+
+    Parameters
+    ----------
+    result : LMMResult
+    hypothesis : str, sequence of str, mapping or array
+        See `hypotheses.parse_hypothesis`.
+    rhs : float or (m,) array, optional
+    ddf : {"satterthwaite", "kenward-roger", "residual", "normal"}
+    information : {"expected", "observed"}
+
+    Returns
+    -------
+    WaldTest
+
+    Raises
+    ------
+    LMMError
+        For unknown names or options, or hypotheses that cannot be tested.
+    """
+    parsed = parse_hypothesis(hypothesis, result.model.exog_names, rhs)
+    return wald(result, parsed.L, parsed.rhs, ddf, information, parsed.names)
+
+
+def wald(
+    result: LMMResult,
+    L: Any,
+    rhs: Any = None,
+    ddf: str = "satterthwaite",
+    information: str = "expected",
+    names: tuple[str, ...] | None = None,
+) -> WaldTest:
+    """Test L beta = rhs: each row by t, all together by F.
+
+    Parameters
+    ----------
+    result : LMMResult
+    L : (m, p) or (p,) array
+        Rows may be dependent; the joint test has as many numerator degrees of freedom as there are independent rows.
+    rhs : float or (m,) array, optional
+    ddf : {"satterthwaite", "kenward-roger", "residual", "normal"}
+        Satterthwaite: for several rows by Fai and Cornelius (1996, J. Stat. Comput. Simul. 54, 363-378), as
+        lmerTest; depends on the scaling of the rows against each other.  Kenward-Roger: the adjusted covariance
+        matrix, and a scaled F for several rows.  Normal: z tests and chi-square.
+    information : {"expected", "observed"}
+        For Kenward-Roger.
+    names : tuple of str, optional
+        What each row says.
+
+    Returns
+    -------
+    WaldTest
+
+    Raises
+    ------
+    LMMError
+        For unknown options, rows that are not estimable, or dependent rows with contradicting right-hand sides.
+    """
+    check_options(ddf, information)
+    model = result.model
+    parsed = parse_hypothesis(np.asarray(L, dtype=float), model.exog_names, rhs)
+    rows, right = parsed.L, parsed.rhs
+    labels = parsed.names if names is None else names
+    check_estimable(model, rows, labels)
+    found = moments(result, ddf, information) if ddf in ("satterthwaite", "kenward-roger") else None
+    half = np.linalg.inv(result._chol) if found is None else found.half
+    whitened = rows @ model.problem.x_map @ half.T
+    basis, combine = independent_rows(whitened, right, labels)
+    estimate = rows @ np.nan_to_num(result._params)
+    inner = np.eye(len(half))
+    if found is not None and found.adjustment is not None:
+        inner = inner + found.adjustment
+    error = np.sqrt(result.sigma2 * ((whitened @ inner) * whitened).sum(axis=1))
+    df = np.full(len(rows), known_df(model, ddf)) if found is None else found.df(whitened)
+    t = (estimate - right) / error
+    p_rows = two_sided_p(t, df)
+    rank = len(basis)
+    if len(rows) == 1:
+        statistic, df_denom, p_value = float(t[0]), float(df[0]), float(p_rows[0])
+    else:
+        z = combine @ (estimate - right) / np.sqrt(result.sigma2)
+        chi2 = float(z @ np.linalg.solve(basis @ inner @ basis.T, z))
+        statistic, df_denom = chi2 / rank, known_df(model, ddf)
+        if ddf == "normal":
+            statistic, p_value = chi2, float(chi2_tail(chi2, rank))
+        else:
+            if found is not None and ddf == "satterthwaite":
+                df_denom = float(combined_df(found.df(_eigen_contrasts(whitened, rank))))
+            elif found is not None:
+                factor, freedom = _kenward_roger(found, basis)
+                statistic, df_denom = statistic * factor, freedom
+            p_value = float(f_tail(statistic, rank, df_denom))
+    return WaldTest(
+        estimate=estimate,
+        std_error=error,
+        row_statistic=t,
+        row_df=df,
+        row_p_value=p_rows,
+        statistic=statistic,
+        df_num=rank,
+        df_denom=df_denom,
+        pvalue=p_value,
+        L=rows,
+        rhs=right,
+        names=labels,
+        ddf=ddf,
+        left_out=() if found is None else found.left_out,
+        _library=model.library,
+    )
+
+
+def _eigen_contrasts(whitened: Array, rank: int) -> Array:
+    """Whitened rows (rank, r) of the eigenvectors of L Phi L' times L (lmerTest::contestMD)."""
+    return np.asarray(np.linalg.svd(whitened, full_matrices=False)[2][:rank])
+
+
+def _kenward_roger(found: Moments, basis: Array) -> tuple[float, float]:
+    """Scale and denominator degrees of freedom of F for orthonormal whitened rows (m, r).
+
+    Kenward and Roger (1997), section 3; A_1 and A_2 with the scale of V split off.
+    """
+    m = len(basis)
+    turned = basis @ found.slopes @ basis.T - found.shift[:, None, None] * np.eye(m)
+    traces = np.trace(turned, axis1=1, axis2=2)
+    a1 = 2.0 * (traces @ found.inverse @ traces + m * m / found.nu)
+    a2 = 2.0 * (np.einsum("kl,kij,lji", found.inverse, turned, turned, optimize=True) + m / found.nu)
+    scale, df = scaled_f(m, a1, a2)
+    return float(scale), float(df)

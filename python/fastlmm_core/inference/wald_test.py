@@ -1,0 +1,119 @@
+"""The outcome of a test of a linear hypothesis."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..support.text_tables import p_value_cell
+from ..tables.columns import native_frame
+
+__all__ = ["METHODS", "WaldTest"]
+
+Array = NDArray[np.float64]
+
+METHODS = {
+    "satterthwaite": "Satterthwaite's degrees of freedom",
+    "kenward-roger": "Kenward and Roger's method",
+    "residual": "residual degrees of freedom",
+    "normal": "known variances",
+}
+
+
+@dataclass(frozen=True, repr=False)
+class WaldTest:
+    """Test of L beta = rhs.
+
+    Attributes
+    ----------
+    estimate, std_error : (m,) arrays
+        L beta and its standard error, row by row.
+    row_statistic, row_df, row_p_value : (m,) arrays
+        t (or z, with infinite df) test of each row.
+    statistic : float
+        Of all rows together: t or z for one row, otherwise F, or chi-square for ddf="normal".
+    df_num, df_denom : int, float
+        Number of independent rows; denominator degrees of freedom (infinite for ddf="normal").
+    pvalue : float
+        Two-sided, of all rows together.
+    L : (m, p) array
+    rhs : (m,) array
+    names : tuple of str
+        What each row says.
+    ddf : str
+    left_out : tuple of str
+        Variance parameters at the boundary that were taken for known.
+    """
+
+    estimate: Array
+    std_error: Array
+    row_statistic: Array
+    row_df: Array
+    row_p_value: Array
+    statistic: float
+    df_num: int
+    df_denom: float
+    pvalue: float
+    L: Array
+    rhs: Array
+    names: tuple[str, ...]
+    ddf: str
+    left_out: tuple[str, ...] = ()
+    _library: str = "dict"
+
+    @property
+    def distribution(self) -> str:
+        """What `statistic` is: "t", "z", "F" or "chi2"."""
+        if len(self.names) == 1:
+            return "z" if self.ddf == "normal" else "t"
+        return "chi2" if self.ddf == "normal" else "F"
+
+    def to_frame(self) -> Any:
+        """One row per row of L: hypothesis, estimate, rhs, std_error, df, statistic, p_value.
+
+        Returns
+        -------
+        frame in the library of the model's data, or dict of arrays
+        """
+        columns = {
+            "hypothesis": list(self.names),
+            "estimate": self.estimate.copy(),
+            "rhs": self.rhs.copy(),
+            "std_error": self.std_error.copy(),
+            "df": self.row_df.copy(),
+            "statistic": self.row_statistic.copy(),
+            "p_value": self.row_p_value.copy(),
+        }
+        return native_frame(self._library, columns)
+
+    def __str__(self) -> str:
+        single = "z" if self.ddf == "normal" else "t"
+        header = ["Hypothesis", "Estimate", "SE", *(["df"] if single == "t" else []), single, "p"]
+        rows = []
+        for i, name in enumerate(self.names):
+            freedom = [f"{self.row_df[i]:.2f}"] if single == "t" else []
+            rows.append([
+                f"{name} = {self.rhs[i]:g}", f"{self.estimate[i]:.6g}", f"{self.std_error[i]:.4g}", *freedom,
+                f"{self.row_statistic[i]:.3f}", p_value_cell(self.row_p_value[i]),
+            ])  # fmt: skip
+        widths = [max(len(line[j]) for line in [header, *rows]) for j in range(len(header))]
+        lines = [f"Wald test, {METHODS[self.ddf]}", ""]
+        for line in [header, *rows]:
+            cells = [line[0].ljust(widths[0])] + [c.rjust(w) for c, w in zip(line[1:], widths[1:], strict=True)]
+            lines.append("  ".join(cells).rstrip())
+        if len(self.names) > 1:
+            freedom_of = f"{self.df_num}" if self.ddf == "normal" else f"{self.df_num}, {self.df_denom:.2f}"
+            kind = "chi2" if self.ddf == "normal" else "F"
+            shown = p_value_cell(self.pvalue)
+            lines += [
+                "",
+                f"Jointly: {kind}({freedom_of}) = {self.statistic:.4g}, p {shown if '<' in shown else '= ' + shown}",
+            ]
+        if self.left_out:
+            lines += ["", f"Taken for known, being at the boundary: {'; '.join(self.left_out)}."]
+        return "\n".join(lines)
+
+    __repr__ = __str__

@@ -1,0 +1,5 @@
+"""A study before there are data.
+
+assumed   a model with stated parameters
+power     power and power curves by simulation
+"""

@@ -1,0 +1,443 @@
+"""Power of a test by simulation, from a fit or from parameters that are stated before there are data."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from ..design.replication import Rows, levels_of, observations, subjects
+from ..errors import LMMError
+from ..model import LinearMixedModel
+from ..simulation.draws import key_of
+from ..support.distributions import chi2_tail
+from ..tables.columns import native_frame
+from .assumed import AssumedModel, drawn, number_array, rebuilt, stated
+
+if TYPE_CHECKING:
+    from ..methods import Ddf
+    from ..result import LMMResult
+
+__all__ = ["PowerCurve", "PowerResult", "power", "power_curve"]
+
+Array = NDArray[np.float64]
+Seed = int | np.random.Generator | None
+Method = Literal["wald", "lrt"]
+
+
+# ---- tests ---------------------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class _Hypothesis:
+    """L beta = 0; `columns` of X where the rows of L pick single coefficients."""
+
+    label: str
+    L: Array
+    columns: tuple[int, ...] | None
+
+    @classmethod
+    def of(cls, test: Any, model: LinearMixedModel, method: str) -> _Hypothesis:
+        names, kept = model.exog_names, model.problem.kept
+        if method not in ("wald", "lrt"):
+            raise LMMError(f"method={method!r} is unknown: use 'wald' or 'lrt'")
+        given = [test] if isinstance(test, str) else list(test) if hasattr(test, "__len__") else []
+        if given and all(isinstance(name, str) for name in given):
+            for name in given:
+                if name not in names:
+                    close = difflib.get_close_matches(name, names, n=1)
+                    hint = f"did you mean {close[0]!r}?" if close else f"there are {', '.join(map(repr, names))}"
+                    raise LMMError(f"test={name!r} is not a coefficient of the model; {hint}")
+            columns = tuple(names.index(name) for name in given)
+            if len(set(columns)) < len(columns):
+                raise LMMError("test names a coefficient twice")
+            hypothesis = cls(", ".join(given), np.eye(len(names))[list(columns)], columns)
+        else:
+            L = np.atleast_2d(number_array(test, "test"))
+            if L.shape[1:] != (len(names),) or len(L) == 0:
+                raise LMMError(f"test must have {len(names)} columns, one per coefficient, not the shape {L.shape}")
+            if np.linalg.matrix_rank(L) < len(L):
+                raise LMMError("test has rows that are combinations of the others; leave these out")
+            if method == "lrt":
+                raise LMMError("method='lrt' needs the names of the coefficients to leave out; use method='wald'")
+            hypothesis = cls(f"{len(L)} contrast{'s' * (len(L) > 1)}", L, None)
+        dropped = np.setdiff1d(np.arange(len(names)), kept)
+        lost = dropped[hypothesis.L[:, dropped].any(axis=0)]
+        if len(lost):
+            raise LMMError(
+                f"test uses the coefficient {names[lost[0]]!r}, which the design cannot tell from those before it"
+            )
+        return hypothesis
+
+    def given_effect(self, truth: AssumedModel, effect: Any) -> AssumedModel:
+        """The model with the tested coefficients at `effect`."""
+        if effect is None:
+            return truth
+        if self.columns is None:
+            raise LMMError("effect needs a test by the names of coefficients, not by contrasts")
+        values = np.atleast_1d(number_array(effect, "effect"))
+        if values.shape != (len(self.columns),):
+            raise LMMError(f"effect must hold {len(self.columns)} values, one for each of {self.label}")
+        params = truth._params.copy()
+        params[list(self.columns)] = values
+        return AssumedModel(truth.model, params, truth._factor, truth.sigma2)
+
+
+@dataclasses.dataclass(frozen=True)
+class PowerResult:
+    """Power of a test in simulations.
+
+    Attributes
+    ----------
+    test : str
+        What is tested: L beta = 0.
+    method : {"wald", "lrt"}
+    ddf : str
+        Degrees of freedom of the Wald test.
+    alpha : float
+    power : float
+        Share of the simulations that reject; those that were not certified count as not rejecting.
+    interval : (lower, upper)
+        Exact 95 % interval of the power for the number of simulations (Clopper and Pearson 1934, Biometrika 26,
+        404-413).
+    n_sim, n_converged : int
+    singular_fraction : float
+        Share of the certified fits that lie on the boundary.
+    effect : (rows,) array
+        True value of L beta.
+    estimate, bias : (rows,) arrays
+        Mean of its estimates, and that less the true value.
+    pvalues : (n_sim,) array
+        NaN for fits that were not certified.
+    """
+
+    test: str
+    method: str
+    ddf: str
+    alpha: float
+    power: float
+    interval: tuple[float, float]
+    n_sim: int
+    n_converged: int
+    singular_fraction: float
+    effect: Array
+    estimate: Array
+    bias: Array
+    pvalues: Array = dataclasses.field(repr=False)
+
+    def __repr__(self) -> str:
+        low, high = self.interval
+        lost = self.n_sim - self.n_converged
+        return (
+            f"<PowerResult: {self.power:.3f} [{low:.3f}, {high:.3f}], {self.method} test of {self.test} at level "
+            f"{self.alpha:g}, {self.n_sim} simulations{f', {lost} not certified' if lost else ''}>"
+        )
+
+
+def _interval(count: int, n: int) -> tuple[float, float]:
+    from scipy.special import betaincinv
+
+    low = float(betaincinv(count, n - count + 1, 0.025)) if count else 0.0
+    return low, float(betaincinv(count + 1, n - count, 0.975)) if count < n else 1.0
+
+
+def power(
+    source: LMMResult | AssumedModel, test: Any, *, effect: ArrayLike | None = None, n_sim: int = 1000,
+    alpha: float = 0.05, method: Method = "wald", ddf: Ddf = "satterthwaite", seed: Seed = None, reml: bool = True,
+    n_jobs: int | None = None, progress: bool | None = None,
+) -> PowerResult:  # fmt: skip
+    """Power of a test of fixed effects, by simulation.
+
+    Parameters
+    ----------
+    source : LMMResult or AssumedModel
+        What generates the data and is fitted to them.
+    test : str, list of str, or (rows, p) array
+        A coefficient, several tested together, or contrasts L in L beta = 0.
+    effect : float or array, optional
+        True values of the coefficients named in `test`; by default those of `source`.  0 gives the type I error.
+    n_sim : int
+    alpha : float
+        Level of the test.
+    method : {"wald", "lrt"}
+        t or F test, or likelihood ratio of fits by maximum likelihood with and without the coefficients to the same
+        data (chi-square).
+    ddf : {"satterthwaite", "kenward-roger", "residual", "normal"}
+        Denominator degrees of freedom of the Wald test; "normal" takes the normal or chi-square distribution.
+    seed : int or numpy Generator, optional
+    reml : bool
+        For the Wald test; the likelihood ratio always takes maximum likelihood.
+    n_jobs : int, optional
+        Threads; results do not depend on it.
+    progress : bool, optional
+        Show a progress bar (needs tqdm); by default in interactive sessions.
+
+    Returns
+    -------
+    PowerResult
+
+    Raises
+    ------
+    LMMError
+        For arguments that cannot be used.
+    """
+    truth = stated(source)
+    if not 0.0 < alpha < 1.0:
+        raise LMMError(f"alpha={alpha} must lie between 0 and 1, e.g. 0.05")
+    if not isinstance(n_sim, int | np.integer) or n_sim < 1:
+        raise LMMError(f"n_sim={n_sim} must be a whole number, at least 1")
+    hypothesis = _Hypothesis.of(test, truth.model, method)
+    truth = hypothesis.given_effect(truth, effect)
+    seed = _integer(seed)
+    batch = truth.simulate_fit(n_sim, seed, reml=reml and method == "wald", n_jobs=n_jobs, progress=progress)
+    good = batch.converged
+    if method == "wald":
+        found = batch.test(hypothesis.L, ddf=ddf).pvalue
+    else:
+        columns = [i for i in truth.model.problem.kept if i not in (hypothesis.columns or ())]
+        reduced = rebuilt(truth.model, truth.model.endog, columns=columns)
+        null = truth.simulate_fit(n_sim, seed, reml=False, n_jobs=n_jobs, progress=progress, fit=reduced)
+        good = good & null.converged
+        found = chi2_tail(np.maximum(null.criterion - batch.criterion, 0.0), len(hypothesis.L))
+    pvalues = np.where(good, found, np.nan)
+    count = int(np.sum(pvalues < alpha))
+    kept = truth.model.problem.kept
+    effects = hypothesis.L @ truth._params
+    estimates = batch.params[good][:, kept] @ hypothesis.L[:, kept].T
+    estimate = estimates.mean(axis=0) if good.any() else np.full(len(effects), np.nan)
+    return PowerResult(
+        test=hypothesis.label,
+        method=method,
+        ddf=ddf,
+        alpha=float(alpha),
+        power=count / n_sim,
+        interval=_interval(count, n_sim),
+        n_sim=n_sim,
+        n_converged=int(good.sum()),
+        singular_fraction=float(batch.singular[good].mean()) if good.any() else float("nan"),
+        effect=effects,
+        estimate=estimate,
+        bias=estimate - effects,
+        pvalues=pvalues,
+    )
+
+
+def _integer(seed: Seed) -> int:
+    """One number that stands for a seed: integers as they are."""
+    if isinstance(seed, int | np.integer):
+        return int(seed)
+    return int.from_bytes(key_of(seed).tobytes(), "little")
+
+
+# ---- curves --------------------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class PowerCurve:
+    """Power along a design or an effect.
+
+    Attributes
+    ----------
+    along : str
+        "subjects", "observations", "effect" or a grouping factor.
+    values : (k,) array
+    results : tuple of PowerResult
+        One for each value.
+    """
+
+    along: str
+    values: NDArray[Any]
+    results: tuple[PowerResult, ...]
+    _library: str = dataclasses.field(repr=False)
+
+    @property
+    def power(self) -> Array:
+        """Share of the simulations that reject (k,)."""
+        return np.array([result.power for result in self.results])
+
+    @property
+    def conf_low(self) -> Array:
+        """Lower ends of the exact 95 % intervals (k,)."""
+        return np.array([result.interval[0] for result in self.results])
+
+    @property
+    def conf_high(self) -> Array:
+        """Upper ends of the exact 95 % intervals (k,)."""
+        return np.array([result.interval[1] for result in self.results])
+
+    def to_frame(self) -> Any:
+        """One row per value, in the library of the caller's data (or a dict of arrays)."""
+        columns = {self.along: self.values, "power": self.power, "conf_low": self.conf_low, "conf_high": self.conf_high}
+        columns["n_converged"] = np.array([result.n_converged for result in self.results])
+        columns["singular_fraction"] = np.array([result.singular_fraction for result in self.results])
+        return native_frame(self._library, columns)
+
+    def target(self, power: float = 0.8) -> float:
+        """The smallest value at which the power reaches a target.
+
+        The simulated powers are made monotone by isotonic regression (Barlow et al. 1972, Statistical Inference under
+        Order Restrictions, sec. 1.2).  Between the two values that enclose the target, the normal quantile of the
+        power is taken as linear in the effect or in the square root of the number of subjects or observations, as it
+        is for a z test, up to the opposite tail.  Numbers of subjects and observations are rounded up.
+
+        Parameters
+        ----------
+        power : float
+
+        Returns
+        -------
+        float
+            The first value where the power is reached there already, NaN where it is reached nowhere.
+
+        Raises
+        ------
+        LMMError
+            For a power outside (0, 1), or effects of both signs.
+        """
+        from scipy.special import ndtri
+
+        if not 0.0 < power < 1.0:
+            raise LMMError(f"power={power} must lie between 0 and 1, e.g. 0.8")
+        if self.values.min() < 0.0 < self.values.max():
+            raise LMMError("target() needs effects of one sign: the power falls and rises again around 0")
+        order = np.argsort(np.abs(self.values), kind="stable")
+        values, n = self.values[order].astype(float), self.results[0].n_sim
+        levels = _isotonic(self.power[order])
+        at = int(np.argmax(levels >= power))
+        if levels[at] < power:
+            return float("nan")
+        if at == 0:
+            return float(values[0])
+        z = ndtri(np.clip(levels[at - 1 : at + 1], 0.5 / n, 1.0 - 0.5 / n))
+        share = float(np.clip((ndtri(power) - z[0]) / (z[1] - z[0]), 0.0, 1.0))
+        if self.along == "effect":
+            return float(values[at - 1] + share * (values[at] - values[at - 1]))
+        low, high = np.sqrt(values[at - 1 : at + 1])
+        return float(np.ceil(round((low + share * (high - low)) ** 2, 9)))
+
+    def __repr__(self) -> str:
+        first = self.results[0]
+        head = (
+            f"Power of the {first.method} test of {first.test} at level {first.alpha:g}, {first.n_sim} simulations each"
+        )
+        lines = [head, f"{self.along:>12}  power  95% interval"]
+        for value, result in zip(self.values.tolist(), self.results, strict=True):
+            lost = result.n_sim - result.n_converged
+            note = f"  {lost} not certified" if lost else ""
+            low, high = result.interval
+            lines.append(f"{value:>12g}  {result.power:.3f}   {low:.3f} {high:.3f}{note}")
+        return "\n".join(lines)
+
+
+def _isotonic(values: Array) -> Array:
+    """Least-squares non-decreasing sequence: neighbours that fall are averaged."""
+    pools: list[tuple[float, int]] = []
+    for value in values.tolist():
+        pools.append((value, 1))
+        while len(pools) > 1 and pools[-2][0] > pools[-1][0]:
+            (a, count_a), (b, count_b) = pools[-2:]
+            pools[-2:] = [((a * count_a + b * count_b) / (count_a + count_b), count_a + count_b)]
+    return np.repeat([level for level, _ in pools], [count for _, count in pools])
+
+
+def power_curve(
+    source: LMMResult | AssumedModel, test: Any, along: str = "subjects", values: ArrayLike = (), *,
+    effect: ArrayLike | None = None, n_sim: int = 1000, alpha: float = 0.05, method: Method = "wald",
+    ddf: Ddf = "satterthwaite", seed: Seed = None, reml: bool = True, n_jobs: int | None = None,
+    progress: bool | None = None,
+) -> PowerCurve:  # fmt: skip
+    """Power for several sizes of a design or several effects.
+
+    Parameters
+    ----------
+    source : LMMResult or AssumedModel
+    test : str, list of str, or (rows, p) array
+        As for `power`.
+    along : {"subjects", "observations", "effect"} or str
+        "subjects": designs of so many groups, copies of the given ones; of the coarsest factor where several are
+        nested.  Groups with the same rows of X, Z, weights and offset are of one kind; kinds take turns in proportion
+        to their numbers, and within a kind the groups in the order of their first rows, from the start again when all
+        have been used.  So the arms of a trial keep their ratio at every size.  The name of a grouping factor: designs
+        of so many of its levels with all their rows, taken in the same way, where the levels of crossed factors stay
+        as they are; for a factor that is nested in another, so many in each level of that.  "observations": the first
+        so many rows of each group (of the factor that has most).  "effect": true values of the one coefficient
+        tested.
+    values : sequence of numbers
+    effect, n_sim, alpha, method, ddf, reml, n_jobs, progress
+        As for `power`.
+    seed : int or numpy Generator, optional
+        Each value has a stream of its own, by its position.
+
+    Returns
+    -------
+    PowerCurve
+
+    Raises
+    ------
+    LMMError
+        For arguments that cannot be used, or a value whose design cannot be fitted.
+    """
+    truth = stated(source)
+    factors = [factor.grouping.name for factor in truth.model.factors]
+    if along not in ("subjects", "observations", "effect", *factors):
+        others = ", ".join(map(repr, ["observations", "effect", *factors[:-1]]))
+        raise LMMError(f"along={along!r} is unknown: use 'subjects', {others} or {factors[-1]!r}")
+    points = number_array(values, "values")
+    if points.ndim != 1 or len(points) == 0:
+        raise LMMError("values must be a sequence of numbers, e.g. [50, 100, 200]")
+    hypothesis = _Hypothesis.of(test, truth.model, method)
+    if along == "effect":
+        if len(hypothesis.L) != 1 or hypothesis.columns is None:
+            raise LMMError("along='effect' needs a test of one coefficient, by its name")
+        if effect is not None:
+            raise LMMError("effect is what along='effect' varies; leave it out")
+        sources = (hypothesis.given_effect(truth, value) for value in points)
+    else:
+        least = 1 if along == "observations" else 2
+        if (points % 1.0 != 0.0).any() or (points < least).any():
+            raise LMMError(f"values must be whole numbers of {along}, at least {least}; not {points.tolist()}")
+        points = points.astype(np.int64)
+        truth = hypothesis.given_effect(truth, effect)
+        resize = _resizing(truth.model, along)
+        sources = (_resized(truth, along, value, *resize(value)) for value in points.tolist())
+    root = _integer(seed)
+    results = tuple(
+        power(
+            source, test, n_sim=n_sim, alpha=alpha, method=method, ddf=ddf, seed=_place(root, place),
+            reml=reml, n_jobs=n_jobs, progress=progress,
+        )
+        for place, source in enumerate(sources)
+    )  # fmt: skip
+    return PowerCurve(along, points, results, truth.model.library)
+
+
+def _place(root: int, place: int) -> int:
+    """The seed of one point of a curve."""
+    return int.from_bytes(np.random.SeedSequence(root, spawn_key=(place,)).generate_state(4).tobytes(), "little")
+
+
+def _resizing(model: LinearMixedModel, along: str) -> Callable[[int], Rows]:
+    if along == "subjects":
+        return subjects(model)
+    return observations(model) if along == "observations" else levels_of(model, along)
+
+
+def _resized(
+    truth: AssumedModel, along: str, value: int, rows: NDArray[np.intp], codes: tuple[NDArray[np.intp], ...]
+) -> AssumedModel:
+    y = np.random.default_rng(0).standard_normal(len(rows))
+    try:
+        model = rebuilt(truth.model, y, rows, codes=codes)
+    except LMMError as error:
+        raise LMMError(f"values: the design with {value} {along} cannot be fitted: {error}") from None
+    lost = np.setdiff1d(truth.model.problem.kept, model.problem.kept)
+    if len(lost):
+        raise LMMError(
+            f"values: with {value} {along} the coefficient {model.exog_names[lost[0]]!r} cannot be told from those "
+            "before it; leave this value out"
+        )
+    return drawn(model, truth._params, truth._factor, truth.sigma2)

@@ -1,0 +1,218 @@
+"""New rows of a fitted model, from tables or arrays, in the model's own columns."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import LMMError
+from ..support.checks import float_array, row_values
+
+if TYPE_CHECKING:
+    from ..design.grouping import Factor, Grouping
+    from ..model import LinearMixedModel
+
+__all__ = ["NewRows", "chosen_factors", "random_design", "read_rows"]
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class NewRows:
+    """New rows in the caller's units.
+
+    Attributes
+    ----------
+    X : (n, p) array
+    Z : (n, q) array or None
+        Over all factors in the model's order; zero for those that were not asked for.
+    labels : dict of str to (n,) array
+        Labels of the levels, by grouping factor; empty for the rows of the fit.
+    offset, y, weights : (n,) arrays or None
+    of_fit : bool
+        Whether they are the rows of the fit.
+    """
+
+    X: Array
+    Z: Array | None
+    labels: dict[str, NDArray[Any]]
+    offset: Array | None
+    y: Array | None = None
+    weights: Array | None = None
+    of_fit: bool = False
+
+    def distinct(self, grouping: Grouping) -> tuple[NDArray[Any], NDArray[np.intp]]:
+        """The labels of a factor that occur, and the place of each row's among them."""
+        if self.of_fit:
+            return grouping.labels, grouping.index
+        labels, index = np.unique(self.labels[grouping.name], return_inverse=True)
+        return labels, index
+
+
+def chosen_factors(model: LinearMixedModel, level: Any) -> tuple[str, ...]:
+    """Names of the grouping factors whose effects `level` asks for, in the model's order.
+
+    Raises
+    ------
+    LMMError
+        For anything but "population", "subject", the name of a factor or a sequence of names.
+    """
+    names = tuple(f.grouping.name for f in model.factors)
+    if isinstance(level, str):
+        if level == "population":
+            return ()
+        if level == "subject":
+            return names
+        wanted: Collection[Any] = (level,)
+    elif isinstance(level, Collection):
+        wanted = level
+    else:
+        wanted = (level,)
+    unknown = [name for name in wanted if name not in names]
+    if unknown:
+        raise LMMError(
+            f"level={level!r} is unknown: use 'population' or 'subject', or the name of a grouping factor or a list of "
+            f"names, of {', '.join(map(repr, names))}"
+        )
+    return tuple(name for name in names if name in wanted)
+
+
+def random_design(model: LinearMixedModel, data: Any, names: Collection[str] | None = None) -> Array:
+    """Rows of Z of a formula model for new data in the model's order (n, q), zero for factors not in `names`."""
+    assert model.spec is not None
+    parts = model.spec.random(data, names)
+    n = next(len(part) for part in parts if part is not None)
+    Z = np.zeros((n, model.structure.q))
+    for block, i in zip(model.structure.blocks, model.random.order, strict=True):
+        part = parts[i]
+        if part is not None:
+            Z[:, block.start : block.stop] = part
+    return Z
+
+
+def read_rows(
+    model: LinearMixedModel, data: Any, argument: str, designs: Collection[str], groups: Collection[str],
+    response: bool = False,
+) -> NewRows:  # fmt: skip
+    """Read what is needed of new rows.
+
+    Parameters
+    ----------
+    model : LinearMixedModel
+    data : table, or mapping with "X", "Z", "groups" and "y" for models from arrays; None for the rows of the fit
+        With several factors "Z" is (n, q) over all of them in the model's order, or a mapping by factor, and "groups"
+        is a mapping by factor.
+    argument : str
+        What messages call `data`.
+    designs, groups : collections of str
+        Grouping factors whose rows of Z, and whose labels, are needed.
+    response : bool
+        Whether y is needed.
+
+    Raises
+    ------
+    LMMError
+        For columns or arrays that are missing or do not fit the model.
+    """
+    if data is None:
+        return NewRows(model.exog, model.exog_re, {}, model.offset, of_fit=True)
+    if model.spec is not None:
+        fixed = model.spec.fixed(data)
+        offset = model.spec.offset(data)
+        y = model.spec.response(data) if response else None
+        Z = random_design(model, data, designs) if designs else None
+        return NewRows(fixed, Z, model.spec.group_labels(data, groups) if groups else {}, offset, y)
+    names = ["X"] + ["Z"] * bool(designs) + ["groups"] * bool(groups) + ["y"] * response
+    listed = ", ".join(names)
+    if not hasattr(data, "keys"):
+        raise LMMError(f"{argument} must be a mapping with the arrays {listed}: the model was made from arrays")
+    if "X" not in data:
+        raise LMMError(f"{argument} has no 'X'; give the arrays {listed}")
+    X = float_array(data["X"], f"{argument}['X']", 2)
+    if X.shape[1] != model.exog.shape[1]:
+        raise LMMError(f"{argument}['X'] must have {model.exog.shape[1]} columns, not the shape {X.shape}")
+    n = len(X)
+    found: dict[str, Any] = {"['X']": X}
+    Z = None
+    if designs:
+        Z = np.zeros((n, model.structure.q))
+        for key, columns, values in _array_designs(model, data, argument, designs, n, listed):
+            found[key] = values
+            if len(values) == n:
+                Z[:, columns] = values
+    labels = {}
+    for key, name, values in _array_groups(model, data, argument, groups, listed):
+        found[key] = labels[name] = values
+    if response:
+        if "y" not in data:
+            raise LMMError(f"{argument} has no 'y'; give the arrays {listed}")
+        found["['y']"] = float_array(data["y"], f"{argument}['y']", 1)
+    for key, values in found.items():
+        if len(values) != n:
+            raise LMMError(f"{argument}{key} has {len(values)} rows, {argument}['X'] has {n}")
+        if "groups" not in key and not np.isfinite(values).all():
+            row = int(np.argwhere(~np.isfinite(values))[0, 0])
+            raise LMMError(f"{argument}{key} has values that are not finite (first: row {row}); remove these rows")
+    offset = row_values(data["offset"], f"{argument}['offset']", n) if "offset" in data else None
+    weights = row_values(data["weights"], f"{argument}['weights']", n, True) if "weights" in data else None
+    return NewRows(X, Z, labels, offset, found.get("['y']"), weights)
+
+
+def _intercepts(model: LinearMixedModel, factor: Factor) -> bool:
+    return model.exog_re_names[factor.columns] == ("Intercept",)
+
+
+def _array_designs(
+    model: LinearMixedModel, data: Any, argument: str, designs: Collection[str], n: int, listed: str
+) -> Sequence[tuple[str, slice, Array]]:
+    """What there is of Z: key in `data`, columns of the model, values."""
+    wanted = [f for f in model.factors if f.grouping.name in designs]
+    given: Any = {}
+    if "Z" in data:
+        given = data["Z"]
+    if not hasattr(given, "keys"):
+        whole = float_array(given, f"{argument}['Z']", 2)
+        if whole.shape[1] != model.structure.q:
+            raise LMMError(f"{argument}['Z'] must have {model.structure.q} columns, not the shape {whole.shape}")
+        return [("['Z']", slice(0, model.structure.q), whole)]
+    found = []
+    for factor in wanted:
+        name, width = factor.grouping.name, factor.stop - factor.start
+        if name not in given:
+            if not _intercepts(model, factor):
+                where = f"no {'Z'!r}" if "Z" not in data else f"no Z of {name!r} among those given by factor"
+                raise LMMError(f"{argument} has {where}; give the arrays {listed}")
+            found.append((f"['Z'][{name!r}]", factor.columns, np.ones((n, 1))))
+            continue
+        key = f"['Z'][{name!r}]"
+        values = float_array(given[name], argument + key, 2)
+        if values.shape[1] != width:
+            raise LMMError(f"{argument}{key} must have {width} columns, not the shape {values.shape}")
+        found.append((key, factor.columns, values))
+    return found
+
+
+def _array_groups(
+    model: LinearMixedModel, data: Any, argument: str, groups: Collection[str], listed: str
+) -> Sequence[tuple[str, str, NDArray[Any]]]:
+    """Labels by factor: key in `data`, factor, values."""
+    if not groups:
+        return []
+    if "groups" not in data:
+        raise LMMError(f"{argument} has no 'groups'; give the arrays {listed}")
+    given = data["groups"]
+    if not hasattr(given, "keys"):
+        if len(model.factors) > 1:
+            named = ", ".join(f"{name!r}: labels" for name in groups)
+            raise LMMError(f"{argument}['groups'] must be a mapping by grouping factor: {{{named}}}")
+        return [("['groups']", model.grouping.name, np.asarray(given))]
+    found = []
+    for name in groups:
+        if name not in given:
+            raise LMMError(f"{argument}['groups'] has no {name!r}: give the level of each row in this factor")
+        found.append((f"['groups'][{name!r}]", name, np.asarray(given[name])))
+    return found

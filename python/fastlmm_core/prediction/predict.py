@@ -1,0 +1,398 @@
+"""Prediction for populations, known subjects and subjects with a few observations.
+
+For a row (x, z) and random effects b of all levels with cross-products A = Z'Z and c = Z'(y - X beta):
+
+    M     = L (I + L'A L)^-1 L',  G^ = L L'      (conditional covariance of b / sigma^2)
+    b^    = M c                                  (BLUP)
+    error of x'beta^ + z'b^ has variance sigma^2 (d'H^-1 d + z'M z),  d = x - X'Z M z
+
+(Henderson 1975, Biometrics 31, eq. 3 and 5), in the conditioned coordinates of the problem.  With one grouping factor
+A and M fall apart into groups; with several the root of M comes from posterior.py.
+
+The variance of a prediction, with that of a new observation where one is predicted, is a function sigma^2 v of the
+variance parameters, whose degrees of freedom follow by the delta method as in `information` (Satterthwaite; for
+predictions in mixed models Francq, Lin and Hoyer 2019, Stat. Med. 38, 5603-5622).  Along the unit direction D_k of G^
+
+    dv = h'E'D_k E h summed over all levels - 2 (E h)'D_k P z + (P z)'D_k P z,    h = H^-1 d,
+
+with E = P Z'X and P = (I + A G^)^-1 of the row's own level; P z = z for a level without observations.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..covariance.parameters import vech_positions
+from ..engines.crossed.posterior_root import posterior_of
+from ..errors import LMMError
+from ..inference.information import moments
+from ..inference.wald import check_options, known_df
+from ..support.checks import check_share, row_values
+from ..support.distributions import quantile
+from .new_rows import NewRows, chosen_factors, read_rows
+
+if TYPE_CHECKING:
+    from ..engines.one_factor.problem import Problem
+    from ..model import LinearMixedModel
+    from ..result import LMMResult
+
+__all__ = ["Predicted", "predicted", "prediction"]
+
+Array = NDArray[np.float64]
+Index = NDArray[np.intp]
+
+
+HELD = 1 << 20
+"""Numbers in the derivatives of the variances of a piece of the rows."""
+
+
+class Predicted(NamedTuple):
+    """Predictions of rows.
+
+    Attributes
+    ----------
+    mean : (n,) array
+    std_error : (n,) array or None
+        Of the mean, or of a new observation; None where no interval was asked for.
+    df : (n,) array or None
+        Degrees of freedom of the square of the standard error.
+    """
+
+    mean: Array
+    std_error: Array | None = None
+    df: Array | None = None
+
+
+class _Conditional(Protocol):
+    """b given y."""
+
+    def at(self, Z: list[Array], levels: list[Index]) -> tuple[Array, Array]:
+        """z'M Z'[X_o, (y - X beta) / scale] (n, r + 1) and z'Mz (n,) for rows z in conditioned coordinates."""
+        ...
+
+
+class _OneFactor:
+    """The groups of one factor, each by itself.
+
+    Parameters
+    ----------
+    factor : (q, q) array
+        L.
+    A : (g, q, q) array
+    C : (g, q, r + 1) array
+        Z'[X_o y_o].
+    beta : (r,) array
+    """
+
+    def __init__(self, factor: Array, A: Array, C: Array, beta: Array) -> None:
+        # M = L (I + L'A L)^-1 L' has no differences in it, however large L is
+        unit = np.eye(len(factor))
+        self.M = factor @ np.linalg.solve(unit + factor.T @ A @ factor, np.broadcast_to(factor.T, A.shape))
+        self.carried = self.M @ C
+        self.carried[:, :, -1] -= self.carried[:, :, :-1] @ beta
+        self.C, self.inner = C[:, :, :-1], unit + A @ (factor @ factor.T)
+
+    def at(self, Z: list[Array], levels: list[Index]) -> tuple[Array, Array]:
+        (z,), (level,) = Z, levels
+        known = level >= 0
+        carried, variance = np.zeros((len(z), self.carried.shape[2])), np.zeros(len(z))
+        z, level = z[known], level[known]
+        carried[known] = np.einsum("ij,ijk->ik", z, self.carried[level])
+        variance[known] = np.einsum("ij,ijk,ik->i", z, self.M[level], z)
+        return carried, variance
+
+    def turned(self, z: Array, level: Index, h: Array) -> tuple[Array, Array]:
+        """P z and E h (n, q) of rows of known levels."""
+        P: Array = np.asarray(np.linalg.inv(self.inner), dtype=np.float64)
+        return np.einsum("ijk,ik->ij", P[level], z), np.einsum("ijk,ik->ij", (P @ self.C)[level], h)
+
+
+def _unpack_raw(result: LMMResult, positions: Index) -> tuple[Array, Array]:
+    """A (g, q, q) and Z'[X y_res] (g, q, p+1) of known groups in conditioned coordinates."""
+    problem = result.model.problem
+    q, k = problem.structure.q, problem.rank + 1
+    lines = problem.raw[positions]
+    lower = np.zeros((len(lines), q, q))
+    rows, columns = np.tril_indices(q)
+    lower[:, rows, columns] = lines[:, : len(rows)]
+    lower[:, columns, rows] = lines[:, : len(rows)]
+    cross = lines[:, len(rows) : len(rows) + q * k].reshape(-1, q, k)
+    turn = problem.z_transform
+    return turn.T @ lower @ turn, turn.T @ cross @ problem.xy_transform
+
+
+def _observed_cross(result: LMMResult, rows: NewRows) -> tuple[dict[Any, int], Array, Array]:
+    """The same for subjects given by a few observations."""
+    problem = result.model.problem
+    assert rows.Z is not None and rows.y is not None
+    w = np.ones(len(rows.y)) if rows.weights is None else rows.weights
+    z = _conditioned_z(problem, rows.Z)
+    base = rows.X @ problem.beta_base + (0.0 if rows.offset is None else rows.offset)
+    xy = np.column_stack([_conditioned_x(problem, rows.X), (rows.y - base) / problem.scale])
+    labels, index = rows.distinct(result.model.grouping)
+    A = np.zeros((len(labels), z.shape[1], z.shape[1]))
+    C = np.zeros((len(labels), z.shape[1], xy.shape[1]))
+    np.add.at(A, index, w[:, None, None] * z[:, :, None] * z[:, None, :])
+    np.add.at(C, index, w[:, None, None] * z[:, :, None] * xy[:, None, :])
+    return {label: i for i, label in enumerate(labels.tolist())}, A, C
+
+
+def prediction(
+    result: LMMResult, data: Any, level: Any, new_levels: str, interval: str | None, coverage: float, observed: Any,
+    offset: Any, weights: Any, ddf: str, information: str,
+) -> Any:  # fmt: skip
+    """See `LMMResult.predict`."""
+    check_share(coverage, "coverage")
+    found = predicted(result, data, level, new_levels, interval, observed, offset, weights, ddf, information)
+    if found.std_error is None:
+        return found.mean
+    half = quantile(0.5 + 0.5 * coverage, found.df) * found.std_error
+    return result.model.table(
+        {
+            "mean": found.mean,
+            "std_error": found.std_error,
+            "df": found.df,
+            "conf_low": found.mean - half,
+            "conf_high": found.mean + half,
+        }
+    )
+
+
+def predicted(
+    result: LMMResult, data: Any, level: Any, new_levels: str, interval: str | None, observed: Any = None,
+    offset: Any = None, weights: Any = None, ddf: str = "normal", information: str = "expected",
+) -> Predicted:  # fmt: skip
+    """Means, and where `interval` is given standard errors and degrees of freedom; see `LMMResult.predict`."""
+    model, problem = result.model, result.model.problem
+    chosen = chosen_factors(model, level)
+    if new_levels not in ("error", "population"):
+        raise LMMError(f"new_levels={new_levels!r} is unknown: use 'error' or 'population'")
+    if interval not in (None, "confidence", "prediction"):
+        raise LMMError(f"interval={interval!r} is unknown: use 'confidence', 'prediction' or None")
+    check_options(ddf, information)
+    if interval is not None and chosen and ddf == "kenward-roger":
+        raise LMMError("ddf='kenward-roger' is for level='population': use ddf='satterthwaite' for subjects")
+    every = tuple(f.grouping.name for f in model.factors)
+    rows = read_rows(model, data, "data", every if interval == "prediction" else chosen, chosen)
+    given_offset = rows.offset if offset is None else row_values(offset, "offset", len(rows.X))
+    if given_offset is None and model.offset is not None:
+        raise LMMError("the model has an offset: give that of the new rows as offset= (0 for none)")
+    if weights is not None:
+        weights = row_values(weights, "weights", len(rows.X), True)
+    mean = rows.X @ np.nan_to_num(result._params)
+    if given_offset is not None:
+        mean = mean + given_offset
+    levels = [np.full(len(mean), -1, dtype=np.intp) for _ in every]
+    conditional: _Conditional | None = None
+    if chosen:
+        finder = _one_factor if len(every) == 1 else _several_factors
+        levels, conditional = finder(result, rows, chosen, observed, new_levels, interval is not None)
+    z = [] if rows.Z is None else _conditioned(model, rows.Z)
+    if conditional is not None:
+        carried, variance = conditional.at(z, levels)
+        mean = mean + problem.scale * carried[:, -1]
+    elif chosen:
+        mean = mean + _blup_part(result, rows, levels)
+    if interval is None:
+        return Predicted(mean)
+    direction = _conditioned_x(problem, rows.X)
+    if conditional is None:
+        variance = np.zeros(len(mean))
+    else:
+        direction = direction - carried[:, :-1]
+    whitened = _solved(result._chol, direction)
+    variance = variance + np.einsum("ij,ij->i", whitened, whitened)
+    # rows of Z for levels without observations, whose whole variance counts for a new observation
+    fresh = np.zeros((len(mean), model.structure.q))
+    if interval == "prediction":
+        for f, part, position in zip(model.factors, z, levels, strict=True):
+            fresh[:, f.columns] = np.where(position[:, None] < 0, part, 0.0)
+        turned = fresh @ result.optimum.factor
+        variance += np.einsum("ij,ij->i", turned, turned)
+        w = model.weights if weights is None and data is None else weights
+        variance += 1.0 if w is None else 1.0 / w
+    if ddf in ("residual", "normal"):
+        df = np.full(len(mean), known_df(model, ddf))
+    else:
+        variance, df = _freedom(result, whitened, variance, fresh, z, levels, conditional, ddf, information)
+    return Predicted(mean, np.sqrt(result.sigma2 * variance), df)
+
+
+def _freedom(
+    result: LMMResult, whitened: Array, variance: Array, fresh: Array, z: list[Array], levels: list[Index],
+    conditional: _Conditional | None, ddf: str, information: str,
+) -> tuple[Array, Array]:  # fmt: skip
+    """Variances relative to sigma^2, which Kenward and Roger's method adjusts, and their degrees of freedom (n,).
+
+    Parameters
+    ----------
+    result : LMMResult
+    whitened : (n, r) array
+        L^-1 d, with H = L L'.
+    variance : (n,) array
+    fresh : (n, q) array
+        z where the level has no observations and its variance counts, 0 elsewhere.
+    z : list of (n, q_f) arrays
+    levels : list of (n,) arrays
+    conditional : _OneFactor, or posterior of several factors, or None
+    ddf, information : str
+    """
+    normal = variance == 0.0
+    if conditional is not None and not isinstance(conditional, _OneFactor):
+        normal |= np.any([position >= 0 for position in levels], axis=0)
+    if normal.all():
+        return variance, np.full(len(variance), np.inf)
+    found = moments(result, ddf, information)
+    own, carried = fresh, np.zeros_like(fresh)
+    if isinstance(conditional, _OneFactor):
+        seen = np.flatnonzero(levels[0] >= 0)
+        h = _solved(result._chol.T, whitened[seen])
+        own[seen], carried[seen] = conditional.turned(z[0][seen], levels[0][seen], h)
+    lower, upper = vech_positions(fresh.shape[1])
+    both = np.where(lower == upper, 0.5, 1.0)[:, None]
+    df = np.empty(len(variance))
+    step = max(1, HELD // max(1, len(lower) * max(1, whitened.shape[1])))
+    for begin in range(0, len(df), step):
+        part = slice(begin, begin + step)
+        one, other = own[part].T, (own[part] - 2.0 * carried[part]).T
+        slopes = found.slopes_of(whitened[part]) + both * (one[lower] * other[upper] + one[upper] * other[lower])
+        df[part] = found.df_of(variance[part], slopes)
+    df[normal] = np.inf
+    if found.adjustment is not None:  # the degrees of freedom are those of the variance without it
+        variance = variance + np.einsum("ij,jk,ik->i", whitened, found.adjustment, whitened)
+    return variance, df
+
+
+def _solved(L: Array, rows: Array) -> Array:
+    """L^-1 a for rows a (n, r)."""
+    return np.asarray(np.linalg.solve(L, rows.T).T if rows.shape[1] else rows, dtype=np.float64)
+
+
+def _conditioned_x(problem: Problem, X: Array) -> Array:
+    """New rows of X in the coordinates of the problem (n, r)."""
+    return _linear(problem.conditioned_x(X), X, problem.x_map)
+
+
+def _conditioned_z(problem: Problem, Z: Array) -> Array:
+    """New rows of Z in the coordinates of the problem (n, q)."""
+    return _linear(problem.conditioned_z(Z), Z, problem.z_map)
+
+
+def _linear(shifted: Array, rows: Array, to_problem: Array) -> Array:
+    """Rows times a matrix; `shifted` has more digits, but takes what was constant in the fit for constant."""
+    product = rows @ to_problem
+    apart = np.abs(product - shifted) > 1e-6 * (np.abs(rows) @ np.abs(to_problem))
+    return np.where(apart.any(axis=1, keepdims=True), product, shifted)
+
+
+def _conditioned(model: LinearMixedModel, Z: Array) -> list[Array]:
+    """Rows of each factor in conditioned coordinates."""
+    problem = model.problem
+    if len(model.factors) == 1:
+        return [_conditioned_z(problem, Z)]
+    return [Z[:, f.columns] @ problem.z_map[f.columns, f.columns] for f in model.factors]
+
+
+def _blup_part(result: LMMResult, rows: NewRows, levels: list[Index]) -> Array:
+    """Z b of the levels found."""
+    assert rows.Z is not None
+    out = np.zeros(len(rows.X))
+    for f, b, position in zip(result.model.factors, result._effects_by_factor, levels, strict=True):
+        own = np.einsum("ij,ij->i", rows.Z[:, f.columns], b[position])
+        out += np.where(position >= 0, own, 0.0)
+    return out
+
+
+def _one_factor(
+    result: LMMResult, rows: NewRows, chosen: tuple[str, ...], observed: Any, new_levels: str, intervals: bool
+) -> tuple[list[Index], _Conditional | None]:
+    """Position of each row's group among the cross-products returned (-1 for the population), and these."""
+    model = result.model
+    name = model.grouping.name
+    labels, index = rows.distinct(model.grouping)
+    where = model.grouping.locate(labels)
+    position = np.full(len(labels), -1, dtype=np.intp)
+    parts: list[tuple[Array, Array]] = []
+    count = int((where >= 0).sum())
+    position[where >= 0] = np.arange(count)
+    if count:
+        parts.append(_unpack_raw(result, where[where >= 0]))
+    if observed is not None:
+        extra = read_rows(model, observed, "observed", (name,), (name,), response=True)
+        found, A, C = _observed_cross(result, extra)
+        clash = [label for label, at in zip(labels.tolist(), where, strict=True) if at >= 0 and label in found]
+        if clash:
+            raise LMMError(
+                f"observed has the levels {_some(clash)} that the model was fitted to; "
+                f"give observations of new levels of {name} only"
+            )
+        for i, label in enumerate(labels.tolist()):
+            if position[i] < 0 and label in found:
+                position[i] = count + found[label]
+        parts.append((A, C))
+    if new_levels == "error":
+        _refuse_unseen([label for i, label in enumerate(labels.tolist()) if position[i] < 0], name)
+    if not parts:
+        return [position[index]], None
+    A, C = (np.concatenate(both) for both in zip(*parts, strict=True))
+    return [position[index]], _OneFactor(result.optimum.factor, A, C, result._beta_o)
+
+
+def _several_factors(
+    result: LMMResult, rows: NewRows, chosen: tuple[str, ...], observed: Any, new_levels: str, intervals: bool
+) -> tuple[list[Index], _Conditional | None]:
+    """Level of each row in each factor (-1 for none), and the random effects given the data where that is needed."""
+    model: Any = result.model
+    more = None
+    extra_labels: dict[str, dict[Any, int]] = {}
+    if observed is not None:
+        every = tuple(f.grouping.name for f in model.factors)
+        extra = read_rows(model, observed, "observed", every, every, response=True)
+        assert extra.y is not None and extra.Z is not None
+        if extra.offset is None and model.offset is not None:
+            raise LMMError("the model has an offset: give that of the observed rows in observed (0 for none)")
+        codes = []
+        for f in model.factors:
+            name = f.grouping.name
+            labels, index = extra.distinct(f.grouping)
+            at = f.grouping.locate(labels)
+            fresh = np.flatnonzero(at < 0)
+            at[fresh] = len(f.grouping.labels) + np.arange(len(fresh))
+            extra_labels[name] = dict(zip(labels[fresh].tolist(), at[fresh].tolist(), strict=True))
+            codes.append(at[index])
+        rest = extra.y - extra.X @ np.nan_to_num(result._params)
+        if extra.offset is not None:
+            rest = rest - extra.offset
+        w = np.ones(len(rest)) if extra.weights is None else extra.weights
+        more = (_conditioned_x(model.problem, extra.X), extra.Z, codes, rest, w)
+    levels = []
+    for f in model.factors:
+        name = f.grouping.name
+        if name not in chosen:
+            levels.append(np.full(len(rows.X), -1, dtype=np.intp))
+            continue
+        labels, index = rows.distinct(f.grouping)
+        at = f.grouping.locate(labels)
+        for i in np.flatnonzero(at < 0):
+            at[i] = extra_labels.get(name, {}).get(labels[i : i + 1].tolist()[0], -1)
+        if new_levels == "error":
+            _refuse_unseen(labels[at < 0].tolist(), name)
+        levels.append(at[index])
+    # without new data the BLUPs of the fit serve
+    return levels, posterior_of(result, more) if intervals or more is not None else None
+
+
+def _refuse_unseen(missing: list[Any], name: str) -> None:
+    if missing:
+        raise LMMError(
+            f"data has levels of {name} that the model has not seen: {_some(missing)}; use "
+            'new_levels="population" for the population value, or give observations of them as observed='
+        )
+
+
+def _some(labels: list[Any]) -> str:
+    shown = ", ".join(repr(label) for label in labels[:5])
+    return shown if len(labels) <= 5 else f"{shown} and {len(labels) - 5} more"

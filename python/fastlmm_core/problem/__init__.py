@@ -1,0 +1,5 @@
+"""Rows to well-conditioned columns, shared by all engines.
+
+columns    scales, shifts and checks of columns
+aliasing   random effects that the fixed effects explain
+"""

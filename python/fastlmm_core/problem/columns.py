@@ -1,0 +1,345 @@
+"""Conditioning of columns: shifts, scales, rank, orthonormal columns; what is refused on the way.
+
+X and the columns of each grouping factor are shifted and scaled, freed of columns that depend on others (X) or refused
+for them (Z), and turned so that their cross-products are the identity.
+"""
+
+from __future__ import annotations
+
+from math import sqrt
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .. import kernels
+from ..covariance.parameters import Block, CovarianceStructure
+from ..errors import LMMError
+
+__all__ = [
+    "RANK_TOLERANCE",
+    "SAMPLE",
+    "WELL_CONDITIONED",
+    "ConditionedX",
+    "check_size",
+    "condition_x",
+    "condition_z",
+    "factor_structure",
+    "independent_columns",
+    "refuse_non_finite",
+    "rotation",
+    "spread",
+    "z_preconditioner",
+]
+
+Array = NDArray[np.float64]
+Index = NDArray[np.intp]
+
+SAMPLE = 1000
+"""Rows from which offsets and scales are taken."""
+
+WELL_CONDITIONED = 1e-5
+"""Smallest 1 - R^2 of a column on its predecessors for which cross-products are exact enough."""
+
+RANK_TOLERANCE = 1e-7
+"""A column whose part outside its predecessors is shorter than this, relatively, is dropped (as in R)."""
+
+
+class ConditionedX(NamedTuple):
+    """Fixed-effect columns that are kept, and how they are turned into orthonormal ones.
+
+    Attributes
+    ----------
+    kept : (r,) array
+    shift_scale : (2, r) array
+    constant : int
+        Which of the columns kept is constant, -1 for none.
+    turn : (r, r) array
+        From shifted, scaled (and weighted) rows to orthonormal columns.
+    """
+
+    kept: Index
+    shift_scale: Array
+    constant: int
+    turn: Array
+
+
+def refuse_non_finite(y: Array, X: Array, Z: Array, weights: Array | None, offset: Array | None) -> None:
+    """Name the first value that is not finite.
+
+    Raises
+    ------
+    LMMError
+        If there is one.
+    """
+    for name, values in (("y", y), ("X", X), ("Z", Z), ("weights", weights), ("offset", offset)):
+        if values is None:
+            continue
+        bad = np.argwhere(~np.isfinite(values))
+        if len(bad):
+            row = int(bad[0, 0])
+            place = f"row {row}" + (f", column {int(bad[0, 1])}" if values.ndim == 2 else "")
+            value = values[tuple(bad[0])]
+            raise LMMError(
+                f"{name} has {len(bad)} values that are not finite (first: {value} at {place}); "
+                "remove or impute these rows before fitting"
+            )
+
+
+def check_size(n: int, m: int, q: int, name: str) -> None:
+    """Refuse as many random effects of one factor as there are observations.
+
+    Parameters
+    ----------
+    n, m, q : int
+        Observations, levels, random effects of a level.
+    name : str
+        Of the factor.
+
+    Raises
+    ------
+    LMMError
+    """
+    if m == n and q == 1:
+        raise LMMError(
+            f"every level of {name!r} has one observation: its variance cannot be told from the residual variance; "
+            "use ordinary regression or a coarser factor"
+        )
+    if n <= m * q:
+        raise LMMError(
+            f"there are {n} observations and {m * q} random effects ({q} for each of {m} levels of {name!r}): "
+            "the residual variance cannot be told from G; use fewer random effects"
+        )
+
+
+def spread(rows: Array, kept: Index, p: int) -> Array:
+    """Rows of the columns kept, and zeros for the other ones of p columns."""
+    out = np.zeros((p, *rows.shape[1:]))
+    out[kept] = rows
+    return out
+
+
+def factor_structure(structure: CovarianceStructure, start: int, width: int) -> CovarianceStructure:
+    """The blocks of the grouping factor whose `width` columns begin at `start`, by themselves."""
+    stop = start + width
+    return CovarianceStructure(
+        tuple(Block(b.start - start, b.stop - start, b.structure) for b in structure.blocks if start <= b.start < stop)
+    )
+
+
+def _revealed(columns: Array, shift_scale: Array, weights: Array | None) -> tuple[Index, Array]:
+    """Columns that are not combinations of their predecessors, and the R factor of those (scaled and weighted)."""
+    scaled = (columns - shift_scale[0]) * shift_scale[1]
+    if weights is not None:
+        scaled *= np.sqrt(weights)[:, None]
+    length = np.linalg.norm(scaled, axis=0)
+    length[length == 0.0] = 1.0
+    scaled /= length
+    r: Array = np.asarray(np.linalg.qr(scaled, mode="r"), dtype=np.float64)
+    kept: list[int] = []
+    basis = np.zeros((r.shape[0], 0))
+    for j in range(r.shape[1]):
+        rest = r[:, j]
+        for _ in range(2):
+            rest = rest - basis @ (basis.T @ rest)
+        norm = float(np.linalg.norm(rest))
+        if norm > RANK_TOLERANCE:
+            kept.append(j)
+            basis = np.column_stack([basis, rest / norm])
+    index = np.array(kept, dtype=np.intp)
+    triangle: Array = np.asarray(np.linalg.qr(r[:, index] * length[index], mode="r"), dtype=np.float64)
+    return index, triangle
+
+
+def independent_columns(
+    X: Array, shift_scale: Array, constant: int, weights: Array | None, sample: int
+) -> tuple[Index, Array, int, Array]:
+    """Columns of X that do not depend on those before them, and a turn that makes them orthonormal but for rounding.
+
+    Parameters
+    ----------
+    X : (n, p) array
+    shift_scale : (2, p) array
+    constant : int
+        The constant column that shifts lean on, -1 for none.
+    weights : (n,) array or None
+    sample : int
+        Rows from which scales are taken again where that column is not kept.
+
+    Returns
+    -------
+    kept : (r,) array
+    shift_scale : (2, r) array
+    constant : int
+        Among the columns kept.
+    turn : upper triangular (r, r) array
+    """
+    kept, triangle = _revealed(X, shift_scale, weights)
+    if constant >= 0 and constant not in kept:
+        shift_scale, constant = kernels.column_scales(X, sample, False)
+        kept, triangle = _revealed(X, shift_scale, weights)
+    if constant >= 0:
+        constant = int(np.flatnonzero(kept == constant)[0])
+    turn = np.triu(np.linalg.inv(triangle)) if len(kept) else np.zeros((0, 0))
+    return kept, np.ascontiguousarray(shift_scale[:, kept]), constant, np.ascontiguousarray(turn)
+
+
+def _scales(columns: Array, may_shift: bool) -> tuple[Array, int]:
+    """Shift and scale of each column and the constant one, from all rows (see `kernels.column_scales`)."""
+    n = len(columns)
+    shift_scale, constant = kernels.column_scales(columns, n, may_shift)
+    if constant >= 0 and not (columns[:, constant] == columns[0, constant]).all():
+        return kernels.column_scales(columns, n, False)
+    return shift_scale, constant
+
+
+def condition_x(X: Array, weights: Array | None) -> tuple[ConditionedX, Array]:
+    """Fixed-effect columns conditioned with care, from all rows.
+
+    Parameters
+    ----------
+    X : (n, p) array
+    weights : (n,) array or None
+
+    Returns
+    -------
+    ConditionedX
+    (n, r) array
+        X_o, weighted; orthonormal.
+    """
+    kept = np.arange(X.shape[1])
+    root = None if weights is None else np.sqrt(weights)
+    shift_scale, constant = _scales(X, True)
+    scaled = _scaled(X, shift_scale, root)
+    turn, margin = kernels.orthonormal(scaled.T @ scaled) if len(kept) else (np.zeros((0, 0)), 1.0)
+    if margin < WELL_CONDITIONED:
+        kept, shift_scale, constant, first = independent_columns(X, shift_scale, constant, weights, len(X))
+        scaled = _scaled(X[:, kept], shift_scale, root)
+        turned = scaled @ first
+        turn = first @ kernels.orthonormal(turned.T @ turned)[0] if len(kept) else first
+    turn = np.ascontiguousarray(turn)
+    return ConditionedX(kept, shift_scale, constant, turn), scaled @ turn
+
+
+def _scaled(columns: Array, shift_scale: Array, root: Array | None) -> Array:
+    scaled: Array = (columns - shift_scale[0]) * shift_scale[1]
+    if root is not None:
+        scaled *= root[:, None]
+    return scaled
+
+
+def condition_z(Z: Array, weights: Array | None, structure: CovarianceStructure) -> tuple[Array, Array]:
+    """Columns of one grouping factor conditioned with care, from all rows.
+
+    Parameters
+    ----------
+    Z : (n, q) array
+    weights : (n,) array or None
+    structure : CovarianceStructure
+        Of this factor.
+
+    Returns
+    -------
+    (n, q) array
+        Z_o, weighted.
+    z_map : (q, q) array
+        b = z_map b_o.
+
+    Raises
+    ------
+    LMMError
+        For dependent columns.
+    """
+    n = len(Z)
+    z_scale, constant = _scales(Z, structure.one_full)
+    scaled = _scaled(Z, z_scale, None if weights is None else np.sqrt(weights))
+    z_map = kernels.scale_map(z_scale, constant)
+    turn, margin = rotation(scaled.T @ scaled, n, structure)
+    if margin < WELL_CONDITIONED:
+        first = z_preconditioner(Z, z_scale, weights, structure)
+        scaled = scaled @ first
+        z_map = z_map @ first
+        turn, _ = rotation(scaled.T @ scaled, n, structure)
+    return np.ascontiguousarray(scaled @ turn), z_map @ turn
+
+
+def rotation(gram: Array, n: int, structure: CovarianceStructure) -> tuple[Array, float]:
+    """Block-wise T with T' gram T = n I (diagonal blocks: unit diagonal only).
+
+    Parameters
+    ----------
+    gram : (q, q) array
+        Z'Z.
+    n : int
+    structure : CovarianceStructure
+
+    Returns
+    -------
+    T : (q, q) array
+    margin : float
+        Smallest 1 - R^2 of a column on those before it, in full blocks.
+
+    Raises
+    ------
+    LMMError
+        For zero or proportional columns of a diagonal block.
+    """
+    out = np.zeros(gram.shape)
+    margin = 1.0
+    for block in structure.blocks:
+        part = slice(block.start, block.stop)
+        inner = np.ascontiguousarray(gram[part, part])
+        if block.structure == "full":
+            turn, smallest = kernels.orthonormal(inner)
+            margin = min(margin, smallest)
+        else:
+            size = np.sqrt(np.diag(inner))
+            turn = np.diag(1.0 / np.where(size > 0.0, size, 1.0))
+            _check_diagonal(inner, size, block.start)
+        out[part, part] = turn * sqrt(n)
+    return out, margin
+
+
+def _check_diagonal(gram: Array, size: Array, start: int) -> None:
+    """Independent random effects may have dependent columns, but not zero or proportional ones."""
+    for j in range(len(size)):
+        length = np.where(size[:j] > 0.0, size[:j], 1.0)
+        if size[j] == 0.0 or (np.abs(gram[j, :j]) >= (1.0 - 1e-12) * length * size[j]).any():
+            raise LMMError(
+                f"Z: column {start + j} is zero or proportional to one before it, so that its variance cannot be "
+                "told from that one's; remove it from the random effects"
+            )
+
+
+def z_preconditioner(Z: Array, z_scale: Array, weights: Array | None, structure: CovarianceStructure) -> Array:
+    """Block-wise upper triangular T that makes the columns of Z nearly orthogonal.
+
+    Parameters
+    ----------
+    Z : (n, q) array
+    z_scale : (2, q) array
+        Shifts and scales.
+    weights : (n,) array or None
+    structure : CovarianceStructure
+
+    Raises
+    ------
+    LMMError
+        For dependent columns of a full block.
+    """
+    q = Z.shape[1]
+    out = np.zeros((q, q))
+    for block in structure.blocks:
+        part = slice(block.start, block.stop)
+        if block.structure != "full":
+            out[part, part] = np.eye(block.stop - block.start)
+            continue
+        index, triangle = _revealed(Z[:, part], z_scale[:, part], weights)
+        if len(index) < block.stop - block.start:
+            missing = sorted(set(range(block.stop - block.start)) - set(index.tolist()))
+            raise LMMError(
+                f"Z: column {block.start + missing[0]} is zero or a linear combination of the columns before it, so "
+                "that its variance cannot be told from theirs; remove it from the random effects"
+            )
+        out[part, part] = np.triu(np.linalg.inv(triangle)) * np.sqrt(len(Z))
+    return out

@@ -1,0 +1,4 @@
+"""What is printed.
+
+summary   tables of a fit as text, HTML and frames
+"""

@@ -1,0 +1,483 @@
+"""Tables of a fit: text, HTML, and one row per estimate."""
+
+from __future__ import annotations
+
+import html
+import math
+import textwrap
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import LMMError
+from ..support.text_tables import (
+    GAP,
+    aligned_cells,
+    degrees_cell,
+    estimate_cells,
+    html_table,
+    p_value_cell,
+    statistic_cell,
+    text_table,
+    variance_cells,
+)
+
+if TYPE_CHECKING:
+    from ..methods import Ddf, Information
+    from ..result import LMMResult
+
+__all__ = ["Coefficient", "Component", "Summary", "tidy_columns"]
+
+_WIDTH = 80
+_DF_COLUMN = 7  # by which the coefficients may be wider
+
+
+_LAWS = {
+    "satterthwaite": "t tests and intervals with Satterthwaite's degrees of freedom",
+    "kenward-roger": "t tests and intervals by Kenward and Roger's method: adjusted standard errors",
+    "residual": "t tests and intervals with residual degrees of freedom",
+    "normal": "z tests and intervals: the uncertainty of the variances is left out",
+}
+
+
+@dataclass(frozen=True)
+class Coefficient:
+    """One fixed effect with its Wald test and confidence limits."""
+
+    name: str
+    estimate: float
+    std_error: float
+    df: float
+    statistic: float
+    p_value: float
+    conf_low: float
+    conf_high: float
+
+
+@dataclass(frozen=True)
+class Component:
+    """One random effect, or the residual.
+
+    Attributes
+    ----------
+    group, name : str
+    variance, std_dev : float
+    correlations : tuple of float
+        With the effects of the group listed before it; NaN where it is not defined.
+    """
+
+    group: str
+    name: str
+    variance: float
+    std_dev: float
+    correlations: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What there is to say about a fit on one page; prints as text and shows as HTML in notebooks.
+
+    Attributes
+    ----------
+    title : str
+    formula : str or None
+        None for a model from arrays.
+    nobs, n_dropped : int
+        Rows used, and rows left out because of missing values.
+    weighted, has_offset : bool
+    groups : tuple of (str, int)
+        Grouping factor and number of levels.
+    criterion_name : str
+    criterion, llf, aic, bic, r2_marginal, r2_conditional : float
+    icc : tuple of (str, float)
+        Share of each grouping factor.
+    components : tuple of Component
+        Random effects in order, the residual last.
+    coefficients : tuple of Coefficient
+        Without the dropped columns.
+    dropped : tuple of str
+        Columns of X that are combinations of those before them.
+    level : float
+        Of the confidence limits.
+    ddf, information : str
+        Kind of the degrees of freedom (z tests for "normal"), and of the information behind Kenward-Roger's.
+    converged : bool
+    gradient_norm : float
+    n_evaluations : int
+    message : str
+        Of the optimiser.
+    singular_components : tuple of str
+    """
+
+    title: str
+    formula: str | None
+    nobs: int
+    n_dropped: int
+    weighted: bool
+    has_offset: bool
+    groups: tuple[tuple[str, int], ...]
+    criterion_name: str
+    criterion: float
+    llf: float
+    aic: float
+    bic: float
+    icc: tuple[tuple[str, float], ...]
+    r2_marginal: float
+    r2_conditional: float
+    components: tuple[Component, ...]
+    coefficients: tuple[Coefficient, ...]
+    dropped: tuple[str, ...]
+    level: float
+    ddf: str
+    information: str
+    converged: bool
+    gradient_norm: float
+    n_evaluations: int
+    message: str
+    singular_components: tuple[str, ...]
+
+    @classmethod
+    def of(
+        cls, result: LMMResult, level: float = 0.95, ddf: Ddf = "satterthwaite", information: Information = "expected"
+    ) -> Summary:
+        """Collect the summary of a fit.
+
+        Parameters
+        ----------
+        result : LMMResult
+        level : float
+            Of the confidence limits.
+        ddf, information
+            Degrees of freedom of tests and limits.
+
+        Returns
+        -------
+        Summary
+
+        Raises
+        ------
+        LMMError
+            For a level outside (0, 1) or an unknown ddf.
+        """
+        model = result.model
+        fixed = _fixed(result, level, ddf, information)
+        rows = zip(*(fixed[name] for name in _FIXED), strict=True)
+        dropped = result.dropped_columns
+        r2, icc = result.r2(), result.icc()
+        return cls(
+            title=f"Linear mixed model fit by {'REML' if result.reml else 'maximum likelihood'}",
+            formula=None if model.spec is None else model.spec.formula,
+            nobs=result.nobs,
+            n_dropped=model.n_dropped,
+            weighted=model.weights is not None,
+            has_offset=model.offset is not None,
+            groups=tuple(result.n_groups.items()),
+            criterion_name="REML criterion" if result.reml else "Deviance",
+            criterion=float(result.criterion),
+            llf=float(result.llf),
+            aic=float(result.aic),
+            bic=float(result.bic),
+            icc=tuple(icc.items()) if isinstance(icc, dict) else ((result.model.grouping.name, icc),),
+            r2_marginal=r2["marginal"],
+            r2_conditional=r2["conditional"],
+            components=tuple(_components(result)),
+            coefficients=tuple(Coefficient(name, *map(float, x)) for name, *x in rows if name not in dropped),
+            dropped=dropped,
+            level=float(level),
+            ddf=ddf,
+            information=information,
+            converged=bool(result.converged),
+            gradient_norm=float(result.gradient_norm),
+            n_evaluations=int(result.n_evaluations),
+            message=result.optimum.message,
+            singular_components=result.singular_components,
+        )
+
+    # ---- what both forms show ------------------------------------------------------------------
+
+    def _facts(self) -> list[tuple[str, str]]:
+        marks = [mark for mark, there in (("weighted", self.weighted), ("with offset", self.has_offset)) if there]
+        facts = [("Observations", f"{self.nobs}" + (f" ({', '.join(marks)})" if marks else ""))]
+        if self.n_dropped:
+            facts.append(("Rows dropped", f"{self.n_dropped} (missing values)"))
+        facts += [("Groups", f"{count} ({name})") for name, count in self.groups]
+        alone = len(self.icc) == 1
+        facts += [("ICC" if alone else f"ICC ({name})", f"{value:.3f}") for name, value in self.icc]
+        facts.append(("R2", f"{self.r2_marginal:.3f} marginal, {self.r2_conditional:.3f} conditional"))
+        return facts
+
+    def _criteria(self) -> list[tuple[str, str]]:
+        values = (
+            (self.criterion_name, self.criterion),
+            ("Log-likelihood", self.llf),
+            ("AIC", self.aic),
+            ("BIC", self.bic),
+        )
+        return [(name, f"{value:.3f}" if abs(value) < 1e7 else f"{value:.1f}") for name, value in values]
+
+    def _random_table(self) -> tuple[list[str], list[list[str]]]:
+        """Header and cells; the correlations are the columns from the fifth on."""
+        variances = variance_cells([c.variance for c in self.components])
+        deviations = variance_cells([c.std_dev for c in self.components])
+        n_corr = max(len(c.correlations) for c in self.components)
+        rows, last = [], None
+        for component, variance, deviation in zip(self.components, variances, deviations, strict=True):
+            shown = component.group if component.group != last else ""
+            last = component.group
+            correlations = [_correlation(r) for r in component.correlations]
+            rows.append(
+                [shown, component.name, variance, deviation, *correlations, *[""] * (n_corr - len(correlations))]
+            )
+        return ["Group", "Name", "Variance", "Std.dev.", *["Corr"] * bool(n_corr), *[""] * (n_corr - 1)], rows
+
+    def _fixed_table(self) -> tuple[list[str], list[list[str]]]:
+        rows = self.coefficients
+        errors = [c.std_error for c in rows]
+        cells = [
+            [c.name for c in rows],
+            estimate_cells([c.estimate for c in rows], errors, 4),
+            estimate_cells([c.std_error for c in rows], errors, 4),
+            *([] if self.ddf == "normal" else [[degrees_cell(c.df) for c in rows]]),
+            aligned_cells([statistic_cell(c.statistic) for c in rows]),
+            [p_value_cell(c.p_value) for c in rows],
+            estimate_cells([c.conf_low for c in rows], errors, 3),
+            estimate_cells([c.conf_high for c in rows], errors, 3),
+        ]
+        kind = ["z"] if self.ddf == "normal" else ["df", "t"]
+        header = ["Name", "Estimate", "SE", *kind, "p", f"{100 * self.level:g}% CI", ""]
+        return header, [list(row) for row in zip(*cells, strict=True)]
+
+    def _notes(self) -> Iterator[str]:
+        if self.dropped:
+            yield f"Dropped, being combinations of the columns before them: {', '.join(self.dropped)}."
+        if self.coefficients:
+            extra = " (observed information)" if self.information == "observed" else ""
+            yield f"{_LAWS[self.ddf]}{extra}."
+        if self.singular_components:
+            known = self.ddf == "satterthwaite" or (self.ddf == "kenward-roger" and self.information == "observed")
+            extra = ", and the degrees of freedom take it for known" if known and self.coefficients else ""
+            yield f"Singular fit: {'; '.join(self.singular_components)}. The estimate lies on the boundary{extra}."
+        count = f"{self.n_evaluations} evaluation{'s' * (self.n_evaluations != 1)}"
+        if self.converged:
+            yield f"Optimum certified after {count} (gradient {_gradient(self.gradient_norm)})."
+        else:
+            yield f"Optimum NOT certified after {count}: {self.message.removeprefix('not certified: ')}."
+
+    # ---- text ----------------------------------------------------------------------------------
+
+    def __str__(self) -> str:
+        lines = [self.title]
+        if self.formula is not None:
+            lines += textwrap.wrap(
+                " ".join(self.formula.split()), _WIDTH, subsequent_indent="    ", break_long_words=False
+            )
+        lines += ["", *_side_by_side(self._facts(), self._criteria()), "", "Random effects"]
+        lines += _random_text(*self._random_table())
+        if self.coefficients:
+            lines += ["", "Fixed effects", *_fixed_text(*self._fixed_table())]
+        lines.append("")
+        for note in self._notes():
+            lines += textwrap.wrap(note, _WIDTH, break_long_words=False, break_on_hyphens=False)
+        return "\n".join(line.rstrip() for line in lines)
+
+    __repr__ = __str__
+
+    # ---- HTML ----------------------------------------------------------------------------------
+
+    def _repr_html_(self) -> str:
+        parts = [f"<p><strong>{html.escape(self.title)}</strong>"]
+        if self.formula is not None:
+            parts.append(f"<br><code>{html.escape(self.formula)}</code>")
+        parts.append("</p>")
+        facts, criteria = self._facts(), self._criteria()
+        blank = ("", "")
+        pairs = [
+            [*(facts[i] if i < len(facts) else blank), *(criteria[i] if i < len(criteria) else blank)]
+            for i in range(max(len(facts), len(criteria)))
+        ]
+        parts.append(html_table(None, pairs, left=(0, 1, 2)))
+        parts.append("<p>Random effects</p>" + html_table(*self._random_table(), left=(0, 1)))
+        if self.coefficients:
+            parts.append("<p>Fixed effects</p>" + html_table(*self._fixed_table(), left=(0,)))
+        parts += [f"<p>{html.escape(note)}</p>" for note in self._notes()]
+        return f"<div>{''.join(parts)}</div>"
+
+
+# ---- numbers -----------------------------------------------------------------------------------
+
+
+def _gradient(value: float) -> str:
+    return f"{value:.0e}" if value else "0"
+
+
+def _correlation(value: float) -> str:
+    if math.isnan(value):
+        return "."
+    shown = f"{value:.3f}"
+    # 1.000 is what is not told apart from 1: say so only where it is 1
+    return f"{math.copysign(0.999, value)}" if abs(float(shown)) == 1.0 and 1.0 - abs(value) > 1e-8 else shown
+
+
+# ---- layout ------------------------------------------------------------------------------------
+
+
+def _side_by_side(left: Sequence[tuple[str, str]], right: Sequence[tuple[str, str]]) -> list[str]:
+    """Two lists of names and values; values on the right have their decimal points aligned."""
+    name_left = max(len(name) for name, _ in left) + 1
+    name_right = max(len(name) for name, _ in right) + 1
+    value_right = max(len(value) for _, value in right)
+    texts = [f"{name + ':':<{name_left}} {value}" for name, value in left]
+    room = _WIDTH - name_right - value_right - 1
+    start = min(room, max(44, max(map(len, texts)) + 4))
+    lines = []
+    for i in range(max(len(left), len(right))):
+        text = texts[i] if i < len(left) else ""
+        if i < len(right):
+            name, value = right[i]
+            text = f"{text:<{start}}{name + ':':<{name_right}} {value:>{value_right}}"
+        lines.append(text)
+    return lines
+
+
+def _random_text(header: list[str], rows: list[list[str]]) -> list[str]:
+    """The table of variances; correlations that do not fit beside it stand below, a few columns at a time."""
+    lines = text_table(header, rows, left=2)
+    if max(map(len, lines)) <= _WIDTH or len(header) < 6:
+        return lines
+    lines = text_table(header[:4], [row[:4] for row in rows], left=2)
+    names = [row[1] for row in rows[:-1]]
+    width = max(len(name) for name in names)
+    per_block = max((_WIDTH - width - 6) // 8, 1)
+    numbers = [f"{i + 1}" for i in range(len(names))]
+    for start in range(0, len(header) - 4, per_block):
+        stop = min(start + per_block, len(header) - 4)
+        cells = [
+            [number, name, *row[4 + start : 4 + stop]] for number, name, row in zip(numbers, names, rows, strict=False)
+        ]
+        lines += ["", *text_table(["", "Corr", *numbers[start:stop]], cells[start + 1 :], left=2)]
+    return lines
+
+
+def _fixed_text(header: list[str], rows: list[list[str]]) -> list[str]:
+    """The table of coefficients; a name that leaves no room for the numbers takes a line of its own."""
+    numbers = text_table(header[1:], [row[1:] for row in rows], left=0)
+    room = max(_WIDTH + _DF_COLUMN - max(map(len, numbers)) - len(GAP), 12)
+    width = max((len(row[0]) for row in rows if len(row[0]) <= room), default=0)
+    width = max(width, len(header[0]))
+    lines = [f"{header[0]:<{width}}{GAP}{numbers[0]}"]
+    for row, line in zip(rows, numbers[1:], strict=True):
+        name = row[0]
+        if len(name) > width:
+            lines.append(name)
+            name = ""
+        lines.append(f"{name:<{width}}{GAP}{line}")
+    return lines
+
+
+# ---- estimates, one per row --------------------------------------------------------------------
+
+_FIXED = ("term", "estimate", "std_error", "df", "statistic", "p_value", "conf_low", "conf_high")
+
+
+def tidy_columns(
+    result: LMMResult, effects: str, level: float, ddf: Ddf, information: Information
+) -> dict[str, list[str] | NDArray[Any]]:
+    """Columns of a table with one row per estimate.
+
+    Parameters
+    ----------
+    result : LMMResult
+    effects : {"fixed", "ran_pars", "ran_vals"}
+        "fixed": term, estimate, std_error, df, statistic, p_value, conf_low, conf_high.  "ran_pars": group, term
+        (``sd__x``, ``cor__x.y``; ``sd__Observation`` of the group Residual), estimate.  "ran_vals": group, level, term,
+        estimate, std_error (the conditional standard deviation).
+    level : float
+        Of the confidence limits.
+    ddf, information
+        Degrees of freedom of tests and limits.
+
+    Returns
+    -------
+    dict
+
+    Raises
+    ------
+    LMMError
+        For unknown effects, a level outside (0, 1) or an unknown ddf.
+    """
+    if effects == "fixed":
+        return _fixed(result, level, ddf, information)
+    if effects == "ran_pars":
+        return _ran_pars(result)
+    if effects == "ran_vals":
+        return _ran_vals(result)
+    raise LMMError(f"effects={effects!r} is unknown: use 'fixed', 'ran_pars' or 'ran_vals'")
+
+
+def _fixed(result: LMMResult, level: float, ddf: Ddf, information: Information) -> dict[str, list[str] | NDArray[Any]]:
+    table = result._intervals(level, ddf, information)
+    return {"term": list(result.model.exog_names)} | {name: table[name] for name in _FIXED[1:]}
+
+
+def _terms(result: LMMResult) -> Iterator[tuple[str, tuple[str, ...], NDArray[np.float64], NDArray[np.float64], bool]]:
+    """Name, effects, variances, correlations and whether these are free, of each term."""
+    model = result.model
+    for (term, g), block in zip(result.G.items(), model.structure.blocks, strict=True):
+        names = model.exog_re_names[block.start : block.stop]
+        yield term, names, np.diag(g), result.random_effects_corr[term], block.structure == "full"
+
+
+def _components(result: LMMResult) -> Iterator[Component]:
+    for term, names, variances, correlations, free in _terms(result):
+        for i, (name, variance) in enumerate(zip(names, variances.tolist(), strict=True)):
+            others = tuple(correlations[i, :i].tolist()) if free else ()
+            yield Component(term, name, variance, math.sqrt(variance), others)
+    yield Component("Residual", "", float(result.sigma2), result.sigma)
+
+
+def _ran_pars(result: LMMResult) -> dict[str, list[str] | NDArray[Any]]:
+    groups: list[str] = []
+    terms: list[str] = []
+    estimates: list[float] = []
+    for term, names, variances, correlations, free in _terms(result):
+        pairs = [(i, j) for i in range(len(names)) for j in range(i + 1, len(names))] if free else []
+        terms += [f"sd__{name}" for name in names] + [f"cor__{names[i]}.{names[j]}" for i, j in pairs]
+        estimates += [*np.sqrt(variances).tolist(), *(float(correlations[i, j]) for i, j in pairs)]
+        groups += [term] * (len(names) + len(pairs))
+    return {
+        "group": [*groups, "Residual"],
+        "term": [*terms, "sd__Observation"],
+        "estimate": np.array([*estimates, result.sigma]),
+    }
+
+
+def _ran_vals(result: LMMResult) -> dict[str, list[str] | NDArray[Any]]:
+    model = result.model
+    covariances = result.random_effects_covariance
+    terms = np.array(
+        [
+            term
+            for term, block in zip(model.term_names, model.structure.blocks, strict=True)
+            for _ in range(block.start, block.stop)
+        ],
+        dtype=object,
+    )
+    columns: dict[str, list[Any]] = {"group": [], "level": [], "term": [], "estimate": [], "std_error": []}
+    for factor, effects in zip(model.factors, result._effects_by_factor, strict=True):
+        labels, q = factor.grouping.labels, factor.stop - factor.start
+        covariance = covariances[factor.grouping.name] if len(model.factors) > 1 else covariances
+        columns["group"] += [*terms[factor.columns]] * len(labels)
+        columns["level"].append(np.repeat(labels, q))
+        columns["term"] += [*model.exog_re_names[factor.columns]] * len(labels)
+        columns["estimate"].append(effects.ravel())
+        # rounding may leave a variance of -1e-20 where there is none
+        columns["std_error"].append(np.sqrt(np.maximum(np.einsum("ijj->ij", covariance), 0.0)).ravel())
+    if len({labels.dtype.kind for labels in columns["level"]}) > 1:
+        columns["level"] = [labels.astype(str).astype(object) for labels in columns["level"]]
+    return {
+        name: np.concatenate(values) if name in ("level", "estimate", "std_error") else values
+        for name, values in columns.items()
+    }

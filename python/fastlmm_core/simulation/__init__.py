@@ -1,0 +1,5 @@
+"""Draws from a fit.
+
+draws       streams, draws of responses, refits of them
+bootstrap   parametric, conditional, residual and by cases
+"""

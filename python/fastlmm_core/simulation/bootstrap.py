@@ -1,0 +1,446 @@
+"""Bootstrap of a fit: replicates, standard errors, bias and intervals."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .. import kernels
+from ..batch_result import check_jobs
+from ..design.replication import independent_units
+from ..engines.starts import moment_start
+from ..errors import LMMError
+from ..estimation.optimize import optimize
+from ..planning.assumed import rebuilt
+from ..support.checks import check_share
+from ..support.distributions import quantile
+from ..support.progress import progress_bar
+from ..tables.columns import native_frame
+from .draws import Draw, draws, key_of, parametric, simulate_fit, stream, stream_size
+
+if TYPE_CHECKING:
+    from ..engines.crossed.engine import BlockedCriterion
+    from ..engines.crossed.problem import HierarchyProblem
+    from ..model import LinearMixedModel
+    from ..result import LMMResult
+
+__all__ = ["BootstrapResult", "bootstrap"]
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class BootstrapResult:
+    """Replicates of a bootstrap.
+
+    Attributes
+    ----------
+    names : tuple of str
+        Of the statistics.
+    estimates : (k,) array
+        At the original fit.
+    replicates : (n, k) array
+        NaN where a replicate could not be fitted.
+    standard_errors : (n, k) array or None
+        Of each replicate's statistics, NaN where there is none; needed for studentised intervals.
+    estimate_errors : (k,) array or None
+        Standard errors of the original fit.
+    singular, converged : (n,) bool arrays
+    kind : str
+    """
+
+    names: tuple[str, ...]
+    estimates: Array
+    replicates: Array
+    standard_errors: Array | None
+    estimate_errors: Array | None
+    singular: NDArray[np.bool_]
+    converged: NDArray[np.bool_]
+    kind: str
+    _jackknife: Callable[[], Array] = field(repr=False)
+    _library: str = field(repr=False)
+
+    @property
+    def se(self) -> Array:
+        """Bootstrap standard errors (k,)."""
+        return np.asarray(np.nanstd(self.replicates, axis=0, ddof=1))
+
+    @property
+    def bias(self) -> Array:
+        """Mean of the replicates less the estimate (k,)."""
+        return np.asarray(np.nanmean(self.replicates, axis=0) - self.estimates)
+
+    @property
+    def singular_fraction(self) -> float:
+        """Share of replicates on the boundary."""
+        return float(np.mean(self.singular))
+
+    def conf_int(
+        self,
+        level: float = 0.95,
+        method: Literal["percentile", "basic", "normal", "bca", "studentized"] = "percentile",
+    ) -> Array:
+        """Bootstrap intervals (Davison and Hinkley 1997, Bootstrap Methods and their Application, ch. 5).
+
+        Parameters
+        ----------
+        level : float
+        method : {"percentile", "basic", "normal", "bca", "studentized"}
+            "bca" corrects for bias and acceleration, the latter by deletion of each group; "studentized" needs
+            standard errors, which exist for fixed effects.
+
+        Returns
+        -------
+        (k, 2) array
+            NaN where a method does not apply.
+
+        Raises
+        ------
+        LMMError
+            For an unknown method or level, or where no statistic has standard errors.
+        """
+        check_share(level, "level")
+        tails = np.array([0.5 - 0.5 * level, 0.5 + 0.5 * level])
+        values, estimates = self.replicates, self.estimates
+        if method == "percentile":
+            return np.asarray(np.nanquantile(values, tails, axis=0).T)
+        if method == "basic":
+            low, high = np.nanquantile(values, tails, axis=0)
+            return np.column_stack([2.0 * estimates - high, 2.0 * estimates - low])
+        if method == "normal":
+            half = float(quantile(tails[1], None)) * self.se
+            centre = estimates - self.bias
+            return np.column_stack([centre - half, centre + half])
+        if method == "studentized":
+            if self.standard_errors is None or self.estimate_errors is None:
+                raise LMMError("method='studentized' needs standard errors, which a user's statistic does not have")
+            out = np.full((len(estimates), 2), np.nan)
+            for j in np.flatnonzero(np.isfinite(self.estimate_errors)):
+                t = (values[:, j] - estimates[j]) / self.standard_errors[:, j]
+                low, high = np.nanquantile(t, tails)
+                out[j] = estimates[j] - np.array([high, low]) * self.estimate_errors[j]
+            return out
+        if method == "bca":
+            return self._bca(tails)
+        raise LMMError(f"method={method!r} is unknown: use 'percentile', 'basic', 'normal', 'bca' or 'studentized'")
+
+    def _bca(self, tails: Array) -> Array:
+        """Efron 1987, J. Am. Statist. Assoc. 82, eq. 2.3 and 6.6."""
+        from scipy.special import ndtr, ndtri
+
+        deleted = self._jackknife()
+        centred = np.nanmean(deleted, axis=0) - deleted
+        with np.errstate(invalid="ignore", divide="ignore"):
+            acceleration = np.nansum(centred**3, axis=0) / (6.0 * np.nansum(centred**2, axis=0) ** 1.5)
+        out = np.full((len(self.estimates), 2), np.nan)
+        for j, estimate in enumerate(self.estimates):
+            values = self.replicates[:, j]
+            values = values[np.isfinite(values)]
+            # ties (variances of zero) count half
+            below = (np.sum(values < estimate) + 0.5 * np.sum(values == estimate)) / max(len(values), 1)
+            if not 0.0 < below < 1.0 or not np.isfinite(acceleration[j]):
+                continue
+            z0 = ndtri(below)
+            z = z0 + ndtri(tails)
+            out[j] = np.quantile(values, ndtr(z0 + z / (1.0 - acceleration[j] * z)))
+        return out
+
+    def to_frame(self) -> Any:
+        """The replicates, one column per statistic, in the library of the model's data (or a dict of arrays)."""
+        return native_frame(self._library, {name: self.replicates[:, j] for j, name in enumerate(self.names)})
+
+    def __len__(self) -> int:
+        return len(self.replicates)
+
+    def __repr__(self) -> str:
+        return (
+            f"<BootstrapResult: {len(self)} {self.kind} replicates of {len(self.names)} statistics, "
+            f"{100.0 * self.singular_fraction:.1f}% singular, {int((~self.converged).sum())} not certified>"
+        )
+
+
+def _parameter_names(model: LinearMixedModel) -> tuple[str, ...]:
+    names = [model.exog_names[i] for i in model.problem.kept]
+    for term, block in zip(model.term_names, model.structure.blocks, strict=True):
+        labels = model.exog_re_names[block.start : block.stop]
+        for a, label in enumerate(labels):
+            names.append(f"sd_{label}|{term}")
+            if block.structure == "full":
+                names += [f"cor_{labels[b]}.{label}|{term}" for b in range(a)]
+    return (*names, "sigma")
+
+
+def _parameters(model: LinearMixedModel, params: Array, covariance: Array, sigma2: Array) -> Array:
+    """Fixed effects, standard deviations, correlations and sigma of many fits, in the order of the names."""
+    columns = [params[:, model.problem.kept]]
+    for block in model.structure.blocks:
+        for a in range(block.start, block.stop):
+            columns.append(np.sqrt(covariance[:, a, a])[:, None])
+            if block.structure == "full":
+                for b in range(block.start, a):
+                    with np.errstate(invalid="ignore", divide="ignore"):
+                        corr = covariance[:, a, b] / np.sqrt(covariance[:, a, a] * covariance[:, b, b])
+                    columns.append(corr[:, None])
+    return np.column_stack([*columns, np.sqrt(sigma2)])
+
+
+class _Cases:
+    """Refits with whole groups counted several times or not at all, from their cross-products."""
+
+    def __init__(self, result: LMMResult) -> None:
+        model, problem = result.model, result.model.problem
+        self.result = result
+        grouping = model.grouping
+        packed = problem.unpatterned()
+        self.lines = packed.transpose(0, 2, 1).reshape(-1, packed.shape[1])[: problem.m]
+        # rows are conditioned already: no shift, scale or rotation is left to do
+        r, q = problem.rank, model.structure.q
+        base = model.exog @ problem.beta_base + (0.0 if model.offset is None else model.offset)
+        self.within = kernels.within_rows(
+            np.ascontiguousarray(problem.conditioned_x(model.exog)),
+            (model.endog - base) / problem.scale,
+            np.ascontiguousarray(problem.conditioned_z(model.exog_re)),
+            grouping.index.astype(np.int64), 0, np.arange(problem.m, dtype=np.int64), model.weights, None,
+            np.array([np.zeros(r), np.ones(r)]), np.array([np.zeros(q), np.ones(q)]), np.zeros(r), np.eye(r + 1),
+            np.eye(q), packed, True,
+        )[: problem.m]  # fmt: skip
+        self.within[:, problem.within == 0.0] = 0.0
+        self.sizes = np.bincount(grouping.index, minlength=problem.m)
+
+    def fit(self, counts: NDArray[np.int64]) -> tuple[Array, Array, Array, float, bool, bool]:
+        """Params, standard errors, G, sigma2, converged, singular with group i counted counts[i] times."""
+        model, problem = self.result.model, self.result.model.problem
+        structure, r = model.structure, problem.rank
+        chosen = np.flatnonzero(counts)
+        n_a = structure.q * (structure.q + 1) // 2
+        weight = counts[chosen].astype(float)
+        lanes = kernels.lanes()
+        padded = np.zeros((-(-len(chosen) // lanes) * lanes, self.lines.shape[1]))
+        padded[: len(chosen)] = self.lines[chosen]
+        padded[: len(chosen), n_a:-1] *= np.sqrt(weight)[:, None]
+        padded[: len(chosen), -1] = weight
+        packed = np.ascontiguousarray(padded.reshape(-1, lanes, padded.shape[1]).transpose(0, 2, 1))
+        within = np.ascontiguousarray(counts @ self.within)
+        n, m = int(counts @ self.sizes), int(counts.sum())
+        if n <= m * structure.q:
+            raise LMMError("the resample has no more observations than random effects")
+        rows, columns = structure.positions
+        criterion = kernels.ClusterCriterion(packed, within, n, structure.q, r + 1, rows, columns, False)
+        criterion.reml = self.result.reml
+        start = moment_start(criterion, structure, n, m, float(within[-1]))
+        optimum = optimize(criterion, structure, np.full(structure.q, float(m)), n, start)
+        beta, r2, chol, _ = criterion.solution()
+        sigma2 = problem.scale**2 * r2 / (n - r if self.result.reml else n)
+        params = np.full(model.exog.shape[1], np.nan)
+        errors = params.copy()
+        params[problem.kept] = (problem.beta_base + problem.scale * (problem.x_map @ beta))[problem.kept]
+        half = np.linalg.solve(chol, problem.x_map.T)
+        errors[problem.kept] = np.sqrt(sigma2 * np.sum(half**2, axis=0))[problem.kept]
+        factor = problem.z_map @ optimum.factor
+        return params, errors, sigma2 * (factor @ factor.T), sigma2, optimum.converged, optimum.singular
+
+
+class _Clusters:
+    """`_Cases` for several grouping factors: refits to the rows of clusters that share no level of any factor."""
+
+    def __init__(self, result: LMMResult, why: str) -> None:
+        self.result = result
+        try:
+            self.units = independent_units(result.model, why)
+        except LMMError as error:
+            raise LMMError(f"{error}; use kind='parametric'") from None
+
+    def fit(self, counts: NDArray[np.int64]) -> tuple[Array, Array, Array, float, bool, bool]:
+        """Params, standard errors, G, sigma2, converged, singular with cluster i counted counts[i] times."""
+        base = self.result.model
+        rows, codes = self.units.copies(np.repeat(np.arange(len(counts)), counts))
+        model = rebuilt(base, base.endog[rows], rows, codes=codes)
+        if len(model.problem.kept) < len(base.problem.kept):
+            raise LMMError("the resample does not determine all coefficients")
+        fit = model.fit(reml=self.result.reml)
+        errors = np.sqrt(np.diag(fit._cov))
+        return fit._params, errors, fit._covariance, fit.sigma2, fit.converged, fit.singular
+
+
+def _refits(
+    cases: _Cases | _Clusters, counts: NDArray[np.int64], bar: Any = None
+) -> tuple[Array, Array, Array, Array, NDArray[np.bool_]]:
+    """Fits for each row of counts, flags as columns; NaN where a resample cannot be fitted."""
+    model = cases.result.model
+    size, p, q = len(counts), model.exog.shape[1], model.structure.q
+    params, errors = np.full((size, p), np.nan), np.full((size, p), np.nan)
+    covariance, sigma2 = np.full((size, q, q), np.nan), np.full(size, np.nan)
+    flags = np.zeros((size, 2), dtype=bool)
+    for i, row in enumerate(counts):
+        try:
+            params[i], errors[i], covariance[i], sigma2[i], *flags[i] = cases.fit(row)
+        except LMMError:
+            # e.g. too few different groups were drawn for the columns of X
+            continue
+        finally:
+            if bar is not None:
+                bar.update(1)
+    return params, errors, covariance, sigma2, flags
+
+
+def _conditional(result: LMMResult) -> Draw:
+    model = result.model
+    mean = result.fittedvalues
+    scale = result.sigma if model.weights is None else result.sigma / np.sqrt(model.weights)
+
+    def draw(rng: np.random.Generator, count: int) -> Array:
+        return mean + scale * rng.standard_normal((count, model.nobs))
+
+    return draw
+
+
+def _residual(result: LMMResult) -> Draw:
+    """BLUPs and residuals, centred and rescaled to the estimated covariances, drawn with replacement.
+
+    The BLUPs are G Z_i'V_i^-1 r_i = Lambda u_i; it is u_i, in the directions that have variance, that is given the unit
+    covariance which shrinkage has taken away.
+    """
+    model = result.model
+    Z = model.exog_re
+    pools = [(b, f.grouping.index, Z[:, f.columns]) for b, f in zip(_effect_pools(result), model.factors, strict=True)]
+    w = np.ones(model.nobs) if model.weights is None else np.sqrt(model.weights)
+    e = result.resid * w
+    e = e - e.mean()
+    e *= result.sigma / np.sqrt(np.mean(e**2))
+    mean = result.marginal_mean
+
+    def draw(rng: np.random.Generator, count: int) -> Array:
+        y = e[rng.integers(0, model.nobs, (count, model.nobs))] / w
+        for b, index, z in pools:
+            u = b[rng.integers(0, len(b), (count, len(b)))]
+            for j in range(z.shape[1]):
+                y += u[:, :, j].take(index, axis=1) * z[:, j]
+        return np.asarray(y + mean)
+
+    return draw
+
+
+def _effect_pools(result: LMMResult) -> list[Array]:
+    """Random effects of each factor (m_f, q_f) from which to draw: of mean 0 and the estimated covariance."""
+    model, problem = result.model, result.model.problem
+    residual = np.append(-result._beta_o, 1.0)
+    if len(model.factors) == 1:
+        scores = [kernels.group_effects(problem.unpatterned(), problem.m, result.optimum.factor, residual)[0]]
+    else:
+        criterion = problem.criterion()
+        criterion.evaluate(result.optimum.theta, 1)
+        every = cast("BlockedCriterion", criterion).scores() @ residual
+        scores = [every[places] for places in cast("HierarchyProblem", problem).layout.places]
+    out = []
+    for e_i, f in zip(scores, model.factors, strict=True):
+        factor = result.optimum.factor[f.columns, f.columns]
+        u = e_i @ factor
+        u -= u.mean(axis=0)
+        live = np.linalg.norm(factor, axis=0) > 0.0
+        values, vectors = np.linalg.eigh(u[:, live].T @ u[:, live] / len(u))
+        keep = values > 1e-12 * max(values.max(initial=0.0), 1e-300)
+        root = np.where(keep, 1.0 / np.sqrt(np.where(keep, values, 1.0)), 0.0)
+        turn = problem.z_map[f.columns, f.columns] @ factor[:, live]
+        out.append(result.sigma * u[:, live] @ (vectors * root) @ vectors.T @ turn.T)
+    return out
+
+
+def _cases(result: LMMResult, why: str) -> tuple[_Cases | _Clusters, int]:
+    """What refits resamples of the independent groups, and how many of these there are."""
+    if len(result.model.factors) == 1:
+        return _Cases(result), result.model.problem.m
+    clusters = _Clusters(result, why)
+    return clusters, len(clusters.units)
+
+
+def bootstrap(
+    result: LMMResult, n: int, kind: str, statistic: Callable[[LMMResult], Any] | None,
+    seed: int | np.random.Generator | None, n_jobs: int | None, progress: bool | None,
+) -> BootstrapResult:  # fmt: skip
+    """See `LMMResult.bootstrap`."""
+    if n < 2:
+        raise LMMError(f"n={n} must be at least 2")
+    model = result.model
+    check_jobs(n_jobs)
+
+    def all_parameters(params: Array, covariance: Array, sigma2: Array) -> Array:
+        return _parameters(model, params, covariance, sigma2)
+
+    def jackknife() -> Array:
+        cases, m = _cases(result, "method='bca' needs deletions of independent groups")
+        params, _, covariance, sigma2, _ = _refits(cases, 1 - np.eye(m, dtype=np.int64))
+        return all_parameters(params, covariance, sigma2)
+
+    if kind == "cases":
+        if statistic is not None:
+            raise LMMError("statistic= needs responses, which kind='cases' does not have; use another kind")
+        cases, m = _cases(result, "kind='cases' needs independent groups to resample")
+        rng = stream(key_of(seed), 0)
+        counts = rng.multinomial(m, np.full(m, 1.0 / m), size=n)
+        bar = progress_bar(progress, n)
+        params, errors, covariance, sigma2, flags = _refits(cases, counts, bar)
+        converged, singular = flags.T
+        if bar is not None:
+            bar.close()
+    else:
+        makers = {"parametric": parametric, "conditional": _conditional, "residual": _residual}
+        if kind not in makers:
+            raise LMMError(f"kind={kind!r} is unknown: use 'parametric', 'conditional', 'residual' or 'cases'")
+        draw = makers[kind](result)
+        if statistic is not None:
+            return _user_statistic(result, n, kind, statistic, draw, seed)
+        batch = simulate_fit(result, n, seed, reml=result.reml, n_jobs=n_jobs, progress=progress, draw=draw)
+        params, errors, sigma2 = batch.params, batch.bse, batch.sigma2
+        covariance = sigma2[:, None, None] * (batch._factor @ batch._factor.transpose(0, 2, 1))
+        converged, singular = batch.converged, batch.singular
+    own = all_parameters(result._params[None], result._covariance[None], np.array([result.sigma2]))[0]
+    kept = model.problem.kept
+    extra = len(own) - len(kept)
+    return BootstrapResult(
+        names=_parameter_names(model),
+        estimates=own,
+        replicates=all_parameters(params, covariance, sigma2),
+        standard_errors=np.column_stack([errors[:, kept], np.full((n, extra), np.nan)]),
+        estimate_errors=np.append(np.sqrt(np.diag(result._cov))[kept], np.full(extra, np.nan)),
+        singular=singular,
+        converged=converged,
+        kind=kind,
+        _jackknife=jackknife,
+        _library=model.library,
+    )
+
+
+def _user_statistic(
+    result: LMMResult, n: int, kind: str, statistic: Callable[[LMMResult], Any], draw: Draw,
+    seed: int | np.random.Generator | None,
+) -> BootstrapResult:  # fmt: skip
+    own = np.atleast_1d(np.asarray(statistic(result), dtype=float))
+    values = np.full((n, len(own)), np.nan)
+    converged, singular = np.zeros(n, dtype=bool), np.zeros(n, dtype=bool)
+    at = 0
+    for block in draws(draw, n, seed, stream_size(result.nobs)):
+        for y in block():
+            fit = result.model.refit(y, reml=result.reml)
+            values[at] = statistic(fit)
+            converged[at], singular[at] = fit.converged, fit.singular
+            at += 1
+
+    def jackknife() -> Array:
+        raise LMMError("method='bca' needs deletions of groups, which a user's statistic does not have")
+
+    return BootstrapResult(
+        names=tuple(f"statistic_{i}" for i in range(len(own))),
+        estimates=own,
+        replicates=values,
+        standard_errors=None,
+        estimate_errors=None,
+        singular=singular,
+        converged=converged,
+        kind=kind,
+        _jackknife=jackknife,
+        _library=result.model.library,
+    )

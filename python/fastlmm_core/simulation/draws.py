@@ -1,0 +1,258 @@
+"""Simulated responses in counter-based streams, and fits of them without storing them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Protocol, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import LMMError
+
+if TYPE_CHECKING:
+    from ..batch_result import BatchResult
+    from ..model import LinearMixedModel
+
+__all__ = [
+    "Generating",
+    "Redrawn",
+    "Simulating",
+    "draws",
+    "key_of",
+    "parametric",
+    "simulate",
+    "simulate_fit",
+    "stream",
+    "stream_size",
+]
+
+Array = NDArray[np.float64]
+Draw = Callable[[np.random.Generator, int], Array]
+
+STREAM = 512
+"""Responses that share a stream, fewer where they are long: draws depend on the seed, the design and the position."""
+
+
+_ROWS = 8
+
+
+class Generating(Protocol):
+    """What simulation needs to know of a fitted or an assumed model."""
+
+    @property
+    def model(self) -> LinearMixedModel:
+        """The design."""
+
+    @property
+    def sigma2(self) -> float:
+        """Residual variance."""
+
+    @property
+    def relative_factor(self) -> Array:
+        """Lambda in natural units: the random effects have covariance sigma2 Lambda Lambda'."""
+
+    @property
+    def marginal_mean(self) -> Array:
+        """X beta plus offset, (nobs,)."""
+
+
+def key_of(seed: int | np.random.Generator | None) -> NDArray[np.uint64]:
+    if isinstance(seed, np.random.Generator):
+        return seed.integers(0, 2**63, size=2, dtype=np.uint64)
+    if seed is not None and seed < 0:
+        raise LMMError(f"seed={seed} must not be negative")
+    return np.asarray(np.random.SeedSequence(seed).generate_state(2, np.uint64), dtype=np.uint64)
+
+
+def stream(key: NDArray[np.uint64], block: int) -> np.random.Generator:
+    """The generator of one block of responses (Philox: any block can be drawn without those before it)."""
+    return np.random.Generator(np.random.Philox(key=key, counter=[0, 0, 0, block]))
+
+
+def parametric(source: Generating) -> Draw:
+    """Draws of y = X beta + Z b + e with new random effects and errors."""
+    model = source.model
+    sigma = float(np.sqrt(source.sigma2))
+    # b = u (sigma Lambda)': the factor goes to the columns of Z, once
+    turned = np.ascontiguousarray((model.exog_re @ (sigma * source.relative_factor)).T)
+    factors = [(f.grouping.index, len(f.grouping.labels), f.start, f.stop) for f in model.factors]
+    mean = source.marginal_mean
+    scale = sigma if model.weights is None else sigma / np.sqrt(model.weights)
+
+    def draw(rng: np.random.Generator, count: int) -> Array:
+        y = rng.standard_normal((count, model.nobs))
+        effects = [rng.standard_normal((count, stop - start, m)) for _, m, start, stop in factors]
+        # a few rows at a time: what is added to them stays in the cache
+        work = np.empty((_ROWS, model.nobs))
+        for begin in range(0, count, _ROWS):
+            part = y[begin : begin + _ROWS]
+            part *= scale
+            part += mean
+            own = work[: len(part)]
+            for u, (index, _, start, stop) in zip(effects, factors, strict=True):
+                for j in range(start, stop):
+                    np.take(u[begin : begin + _ROWS, j - start], index, axis=1, out=own, mode="clip")
+                    own *= turned[j]
+                    part += own
+        return y
+
+    return draw
+
+
+def stream_size(nobs: int) -> int:
+    """Responses of this length that share a stream: at most some 16 MB of them."""
+    return max(1, min(STREAM, 2**21 // nobs))
+
+
+def draws(
+    draw: Draw, n: int, seed: int | np.random.Generator | NDArray[np.uint64] | None, size: int = STREAM
+) -> Iterator[Callable[[], Array]]:
+    """The blocks of n responses, each as a function that draws it: threads draw as well as fit."""
+    if n < 1:
+        raise LMMError(f"n={n} must be at least 1")
+    key = seed if isinstance(seed, np.ndarray) else key_of(seed)
+    for block, begin in enumerate(range(0, n, size)):
+        count = min(size, n - begin)
+
+        def make(block: int = block, count: int = count) -> Array:
+            return draw(stream(key, block), count)
+
+        yield make
+
+
+class Redrawn:
+    """The responses of `simulate_fit`, drawn again where they are asked for: an array (n, nobs) to be read only.
+
+    Parameters
+    ----------
+    source : LMMResult or AssumedModel
+    n : int
+    key : (2,) array
+    """
+
+    def __init__(self, source: Generating, n: int, key: NDArray[np.uint64]) -> None:
+        self.shape = (n, source.model.nobs)
+        self._source = source
+        self._key = key
+        self._size = stream_size(source.model.nobs)
+
+    def _block(self, block: int) -> Array:
+        count = min(self._size, self.shape[0] - block * self._size)
+        return parametric(self._source)(stream(self._key, block), count)
+
+    def __getitem__(self, at: int | slice | NDArray[np.intp]) -> Array:
+        if isinstance(at, int | np.integer):
+            block, row = divmod(int(at) % self.shape[0], self._size)
+            return np.asarray(self._block(block)[row])
+        wanted = np.arange(self.shape[0])[at]
+        blocks = wanted // self._size
+        out = np.empty((len(wanted), self.shape[1]))
+        for block in np.unique(blocks):
+            mine = blocks == block
+            out[mine] = self._block(int(block))[wanted[mine] - block * self._size]
+        return out
+
+
+def simulate(source: Generating, n: int, seed: int | np.random.Generator | None = None) -> Array:
+    """The n responses (n, nobs) that `simulate_fit` fits for the same seed."""
+    size = stream_size(source.model.nobs)
+    return np.concatenate([block() for block in draws(parametric(source), n, seed, size)])
+
+
+def simulate_fit(
+    source: Generating,
+    n: int,
+    seed: int | np.random.Generator | None = None,
+    *,
+    reml: bool = True,
+    n_jobs: int | None = None,
+    progress: bool | None = None,
+    fit: LinearMixedModel | None = None,
+    draw: Draw | None = None,
+) -> BatchResult:
+    """Draw n responses and fit each, without storing the responses.
+
+    Parameters
+    ----------
+    source : LMMResult or AssumedModel
+        What generates the data.
+    n : int
+    seed : int or numpy Generator, optional
+    reml : bool
+    n_jobs : int, optional
+        Threads; results do not depend on it.
+    progress : bool, optional
+    fit : LinearMixedModel, optional
+        The model to fit, by default the one that generates.
+    draw : callable, optional
+        Draws (generator, count) -> (count, nobs) in place of the parametric ones.
+
+    Returns
+    -------
+    BatchResult
+    """
+    from ..batch_result import fit_drawn
+
+    if fit is not None and fit.nobs != source.model.nobs:
+        raise LMMError(f"fit has {fit.nobs} observations but the responses drawn have {source.model.nobs}")
+    if n < 1:
+        raise LMMError(f"n={n} must be at least 1")
+    size, key = stream_size(source.model.nobs), key_of(seed)
+    blocks = draws(parametric(source) if draw is None else draw, n, key, size)
+    model = source.model if fit is None else fit
+    whole = Redrawn(source, n, key) if draw is None else None
+    return fit_drawn(model, blocks, n, whole, size, reml, n_jobs, progress)
+
+
+class Simulating:
+    """Drawing responses from stated or estimated parameters."""
+
+    def simulate(self, n: int = 1, seed: int | np.random.Generator | None = None) -> Array:
+        """Responses with new random effects and errors: those of `simulate_fit` for the same seed.
+
+        Parameters
+        ----------
+        n : int
+            Number of responses.
+        seed : int or numpy Generator, optional
+
+        Returns
+        -------
+        (n, nobs) array
+        """
+        return simulate(cast("Generating", self), n, seed)
+
+    def simulate_fit(
+        self,
+        n: int,
+        seed: int | np.random.Generator | None = None,
+        *,
+        reml: bool | None = None,
+        n_jobs: int | None = None,
+        progress: bool | None = None,
+        fit: LinearMixedModel | None = None,
+    ) -> BatchResult:
+        """Draw n responses and fit each, without storing the responses.
+
+        Parameters
+        ----------
+        n : int
+        seed : int or numpy Generator, optional
+            Streams are counter-based: the same seed gives the same result for any number of threads.
+        reml : bool, optional
+            By default as this fit, True for an assumed model.
+        n_jobs : int, optional
+            Threads; by default one per processor.
+        progress : bool, optional
+            Show a progress bar (needs tqdm); by default in interactive sessions.
+        fit : LinearMixedModel, optional
+            A model of the same observations to fit instead of this one, e.g. a reduced one.
+
+        Returns
+        -------
+        BatchResult
+        """
+        by_reml = getattr(self, "reml", True) if reml is None else reml
+        source = cast("Generating", self)
+        return simulate_fit(source, n, seed, reml=by_reml, n_jobs=n_jobs, progress=progress, fit=fit)

@@ -1,0 +1,9 @@
+"""What every floor may use; knows nothing of models.
+
+checks          arguments: numbers, shares, choices
+distributions   tails and quantiles without scipy.stats
+threads         pieces of work over threads
+blas_threads    one BLAS thread where matrices are small
+progress        the progress bar
+text_tables     aligned text
+"""

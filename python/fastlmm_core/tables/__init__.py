@@ -1,0 +1,5 @@
+"""The caller's tables.
+
+columns   pandas, polars, pyarrow and dicts behind one `Table`; results back in the caller's library
+files     CSV and Parquet
+"""

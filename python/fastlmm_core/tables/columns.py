@@ -1,0 +1,379 @@
+"""Columns of the caller's table as numpy arrays, whichever library the table comes from.
+
+A `Table` hands out `Column` objects one by one, so that only the columns in use are converted. A `Column` can be read
+as numbers, as group labels (integer codes and the sorted distinct labels) or as what formulaic takes. Nothing here
+knows of formulas. pandas, polars and pyarrow are looked up, not imported, unless a conversion needs them.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..design.grouping import in_order, integer_codes, label_array, label_codes
+from ..errors import LMMError
+
+__all__ = ["Column", "Table", "first_rows", "native_frame"]
+
+Array = NDArray[Any]
+
+_ROWS_SHOWN = 5
+
+
+def first_rows(rows: Array) -> str:
+    """Name the first of some row numbers for a message, e.g. ``rows 3, 7 and 12 more (counting from 0)``."""
+    shown = ", ".join(str(row) for row in rows[:_ROWS_SHOWN])
+    more = f" and {len(rows) - _ROWS_SHOWN} more" if len(rows) > _ROWS_SHOWN else ""
+    return f"row{'s' if len(rows) > 1 else ''} {shown}{more} (counting from 0)"
+
+
+class Table:
+    """The caller's table, read one column at a time.
+
+    Parameters
+    ----------
+    data : pandas.DataFrame, polars.DataFrame, pyarrow.Table or mapping of one-dimensional arrays
+        The table.
+    argument : str
+        Name of the caller's argument, for messages.
+    """
+
+    def __init__(self, data: Any, argument: str = "data") -> None:
+        if hasattr(data, "to_native"):  # a narwhals frame
+            data = data.to_native()
+        self.argument = argument
+        self._data = data
+        self._columns: dict[str, Column] = {}
+        self._n_rows: int | None = None
+        self._index: Any = data  # whatever answers `name in` and iterates over the names
+        if isinstance(data, Mapping):
+            self.library = "dict"
+        elif _is_instance(data, "pandas", "DataFrame"):
+            self.library, self._index, self._n_rows = "pandas", data.columns, len(data)
+        elif _is_instance(data, "polars", "DataFrame"):
+            self.library, self._index, self._n_rows = "polars", data.columns, data.height
+        elif _is_instance(data, "pyarrow", "Table", "RecordBatch"):
+            self.library, self._index, self._n_rows = "pyarrow", data.schema.names, data.num_rows
+        else:
+            hint = " Call `.collect()` on it first." if _is_instance(data, "polars", "LazyFrame") else ""
+            raise LMMError(
+                f"`{argument}` must be a pandas or polars DataFrame, a pyarrow Table or a dict of one-dimensional "
+                f"arrays, not {type(data).__name__!r}.{hint}"
+            )
+
+    @property
+    def n_rows(self) -> int:
+        """Number of rows; for a dict the length of the first column read, or of the first one there is."""
+        if self._n_rows is None:
+            first = next(iter(self._index), None)
+            if first is None:
+                raise LMMError(f"`{self.argument}` has no columns; give a dict of one-dimensional arrays.")
+            self.column(first)
+        assert self._n_rows is not None
+        return self._n_rows
+
+    @property
+    def names(self) -> list[str]:
+        """The column names."""
+        return [str(name) for name in self._index]
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._index
+
+    def column(self, name: str, where: str = "") -> Column:
+        """The column `name`, read once; `where` tells in a message what it is used for."""
+        known = self._columns.get(name)
+        if known is not None:
+            return known
+        if name not in self:
+            close = difflib.get_close_matches(name, self.names, n=3, cutoff=0.5) or [
+                other for other in self.names if other.lower() == name.lower()
+            ]
+            shown = ", ".join(map(repr, self.names[:20])) + (", ..." if len(self.names) > 20 else "")
+            remedy = f"Did you mean {' or '.join(map(repr, close))}?" if close else f"The columns are: {shown}."
+            used = f", which {where} uses" if where else ""
+            raise LMMError(f"`{self.argument}` has no column {name!r}{used}. {remedy}")
+        raw = None if self.library == "pyarrow" and self.names.count(name) > 1 else self._data[name]
+        if raw is None or (self.library == "pandas" and raw.ndim > 1):
+            raise LMMError(f"`{self.argument}` has more than one column {name!r}; rename or drop all but one.")
+        column = Column(f"Column {name!r} of `{self.argument}`", raw)
+        if self._n_rows is None:
+            self._n_rows = len(column)
+        elif len(column) != self._n_rows:
+            raise LMMError(
+                f"{column.title} has {len(column)} values where other columns have {self._n_rows}; "
+                "all columns must be of one length."
+            )
+        self._columns[name] = column
+        return column
+
+
+class Column:
+    """One column: a numpy array, or a series of pandas, polars or pyarrow.
+
+    Parameters
+    ----------
+    title : str
+        What a message calls the column, capitalised.
+    raw : array-like
+        The values, as the caller's library stores them.
+
+    Attributes
+    ----------
+    number : ndarray or None
+        The values of a numeric or boolean column (missing integers filled with 0), None for any other type.
+    """
+
+    def __init__(self, title: str, raw: Any) -> None:
+        self.title = title
+        if isinstance(raw, np.ma.MaskedArray):
+            raw = np.asarray(raw.tolist(), dtype=object)  # None where masked
+        elif not isinstance(raw, np.ndarray) and _library_of(raw) is None:
+            raw = _from_sequence(raw, title)
+        if getattr(raw, "ndim", 1) != 1:
+            raise LMMError(f"{title} has {raw.ndim} dimensions; give a one-dimensional array.")
+        self.raw: Any = raw
+        if getattr(getattr(raw, "dtype", None), "kind", "") == "c":
+            raise LMMError(f"{title} holds complex numbers; give its real part, imaginary part or modulus.")
+        numbers = _as_numbers(raw)
+        self.number: Array | None = None if numbers is None else numbers[0]
+        self._null: Array | None = None if numbers is None else numbers[1]
+        self._encoded: tuple[Array, Array] | None = None
+
+    def __len__(self) -> int:
+        return len(self.raw)
+
+    @property
+    def dtype(self) -> str:
+        """Name of the caller's dtype, for messages."""
+        return str(getattr(self.raw, "dtype", getattr(self.raw, "type", "object")))
+
+    @property
+    def is_category(self) -> bool:
+        """Whether the column declares its categories and their order."""
+        return _has_categories(self.raw)
+
+    def settle(self) -> Column:
+        """Take an object column whose values are all numbers for what it is: a numeric column."""
+        if self.number is None and self.dtype == "object":
+            numbers = _numbers_from_objects(self.raw)
+            if numbers is not None:
+                self.number, self._null = numbers
+        return self
+
+    def missing(self) -> Array | None:
+        """Mask of the missing values (None when there are none); infinite values are refused here."""
+        null, values = self._null, self.number
+        if values is None:
+            codes = self._encode()[0]
+            return codes < 0 if len(codes) and codes.min() < 0 else None
+        if values.dtype.kind == "f":
+            with np.errstate(all="ignore"):
+                total = values.sum(dtype=np.float64)
+            # A sum that is finite proves every value finite; one that is not may only have overflowed.
+            if not np.isfinite(total):
+                nan = np.isnan(values)
+                infinite = np.isinf(values)
+                if infinite.any():
+                    raise LMMError(
+                        f"{self.title} is infinite at {first_rows(np.flatnonzero(infinite))}; correct these values or "
+                        "mark them as missing (NaN)."
+                    )
+                if nan.any():
+                    null = nan if null is None else nan | null
+        return null
+
+    def codes(self, rows: Array | None) -> tuple[Array, Array]:
+        """Codes of the group labels in `rows` (None: all) and the sorted labels in use; no row may be missing."""
+        if self.number is not None:
+            values = self.number if rows is None else self.number[rows]
+            if values.dtype.kind == "b":
+                codes, labels = integer_codes(values.view(np.int8))
+                return codes, labels.astype(bool)
+            if values.dtype.kind != "f":
+                return integer_codes(values)
+            return label_codes(values, self.title)
+        codes, labels = self._encode()
+        if rows is None and not self.is_category:
+            return codes, labels
+        codes, used = integer_codes(codes if rows is None else codes[rows])
+        return codes, labels[used]
+
+    def for_formulaic(self, rows: Array | None, as_text: bool) -> Any:
+        """The values in `rows` in a form that formulaic takes: numbers, dates, pandas categories or objects.
+
+        Text goes as categories, which are coded already, unless `as_text` tells that an expression computes with it.
+        """
+        if self.number is not None:
+            return self.number if rows is None else self.number[rows]
+        raw = self.raw
+        if isinstance(raw, np.ndarray) and raw.dtype.kind in "Mm":
+            return raw if rows is None else raw[rows]
+        if _library_of(raw) == "pandas" and getattr(raw.dtype, "kind", "O") in "Mm":
+            return raw.array if rows is None else raw.array[rows]
+        if self.is_category:  # unused categories stay, as formulaic keeps them
+            codes, labels = self._encode()
+            codes = codes if rows is None else codes[rows]
+        else:
+            codes, labels = self.codes(rows)
+            if as_text or labels.dtype.kind != "O":
+                return labels[codes]
+        import pandas as pd
+
+        return pd.Categorical.from_codes(codes, categories=labels)  # type: ignore[call-overload]
+
+    def _encode(self) -> tuple[Array, Array]:
+        """Codes (-1 where missing) and sorted labels of a column that is not numeric."""
+        if self._encoded is None:
+            self._encoded = _encode_labels(self.raw, self.title)
+        return self._encoded
+
+
+def native_frame(library: str, columns: Mapping[str, Any]) -> Any:
+    """A table of `library` ("pandas", "polars", "pyarrow" or "dict") with the given columns."""
+    if library == "dict":
+        return {name: np.asarray(values) for name, values in columns.items()}
+    if library == "pyarrow":
+        return importlib.import_module("pyarrow").table(dict(columns))
+    return importlib.import_module(library).DataFrame(dict(columns))
+
+
+def _is_instance(value: Any, library: str, *names: str) -> bool:
+    """Whether `value` is an instance of a class of `library`, which is not imported for the question."""
+    module = sys.modules.get(library)
+    return module is not None and isinstance(value, tuple(getattr(module, name) for name in names))
+
+
+def _library_of(raw: Any) -> str | None:
+    """Library of a series, None for anything that is not one."""
+    root = type(raw).__module__.partition(".")[0]
+    return root if root in ("pandas", "polars", "pyarrow") and hasattr(raw, "__len__") else None
+
+
+def _from_sequence(raw: Any, title: str) -> Array:
+    """Array of a list, tuple or any other array-like."""
+    if isinstance(raw, (str, bytes)) or not (isinstance(raw, Sequence) or hasattr(raw, "__array__")):
+        raise LMMError(f"{title} is a {type(raw).__name__}; give a one-dimensional array or list.")
+    try:
+        array = np.asarray(raw)
+    except (ValueError, TypeError) as error:
+        raise LMMError(f"{title} is not a one-dimensional array: {error}.") from error
+    if array.dtype.kind in "US" and isinstance(raw, Sequence):
+        array = np.asarray(raw, dtype=object)  # numpy would have turned a missing value into the text 'nan'
+    return array
+
+
+def _has_categories(raw: Any) -> bool:
+    library = _library_of(raw)
+    if library == "pandas":
+        return hasattr(raw.dtype, "categories")
+    if library == "polars":
+        return str(raw.dtype).startswith("Enum")
+    return library == "pyarrow" and hasattr(raw.type, "index_type")
+
+
+def _as_numbers(raw: Any) -> tuple[Array, Array | None] | None:
+    """Values and mask of nulls of a column whose dtype is numeric or boolean, None for other dtypes."""
+    if isinstance(raw, np.ndarray):
+        return (raw, None) if raw.dtype.kind in "iufb" else None
+    null: Any = None
+    library = _library_of(raw)
+    if library == "pandas":
+        if isinstance(raw.dtype, np.dtype):
+            return _as_numbers(raw.to_numpy())
+        kind = getattr(raw.dtype, "kind", "O")
+        if kind == "f":
+            return raw.to_numpy(dtype=np.float64, na_value=np.nan), None
+        if kind not in ("i", "u", "b"):
+            return None
+        null = np.asarray(raw.isna())
+        wanted = {"i": np.int64, "u": np.uint64, "b": np.bool_}[kind]
+        values = raw.to_numpy(dtype=wanted, na_value=wanted(0))
+        return values, null if null.any() else None
+    if library == "polars":
+        boolean = str(raw.dtype) == "Boolean"
+        if raw.dtype.is_decimal():
+            raw = raw.cast(importlib.import_module("polars").Float64)
+        if not (boolean or raw.dtype.is_numeric()):
+            return None
+        if raw.null_count():
+            null = raw.is_null().to_numpy()
+            raw = raw.fill_null(False if boolean else 0)
+        return raw.to_numpy(), null
+    types, compute = importlib.import_module("pyarrow.types"), importlib.import_module("pyarrow.compute")
+    if types.is_decimal(raw.type):
+        raw = compute.cast(raw, "float64")
+    boolean = types.is_boolean(raw.type)
+    if not (boolean or types.is_integer(raw.type) or types.is_floating(raw.type)):
+        return None
+    if raw.null_count:
+        null = compute.is_null(raw).to_numpy(zero_copy_only=False)
+        raw = compute.fill_null(raw, False if boolean else 0)
+    return raw.to_numpy(zero_copy_only=False), null
+
+
+def _numbers_from_objects(raw: Any) -> tuple[Array, Array | None] | None:
+    """Values and mask of nulls of an object column that holds numbers or booleans only, else None."""
+    import pandas as pd
+
+    kind = pd.api.types.infer_dtype(raw, skipna=True)
+    if kind not in ("integer", "floating", "mixed-integer-float", "decimal", "boolean"):
+        return None
+    null = np.asarray(pd.isna(raw))
+    values = np.where(null, 0, np.asarray(raw, dtype=object))
+    wanted = {"integer": np.int64, "boolean": np.bool_}.get(kind, np.float64)
+    try:
+        return values.astype(wanted), null if null.any() else None
+    except OverflowError:
+        return values.astype(np.float64), null if null.any() else None
+
+
+def _encode_labels(raw: Any, title: str) -> tuple[Array, Array]:
+    """Codes (-1 where missing) and labels: in the order of the categories where declared, sorted otherwise."""
+    library = _library_of(raw)
+    if library == "pyarrow":
+        types = importlib.import_module("pyarrow.types")
+        if _has_categories(raw):
+            raw = raw.to_pandas()
+            library = "pandas"
+        elif types.is_string(raw.type) or types.is_large_string(raw.type):
+            encoded = raw.dictionary_encode()
+            encoded = encoded.combine_chunks() if hasattr(encoded, "combine_chunks") else encoded
+            codes = encoded.indices.fill_null(-1).to_numpy(zero_copy_only=False)
+            return in_order(codes, label_array(encoded.dictionary.to_pylist()), title)
+        else:
+            raw = raw.to_numpy(zero_copy_only=False)
+    elif library == "polars":
+        if _has_categories(raw):
+            codes = _signed(raw.to_physical())
+            return codes, label_array(raw.dtype.categories.to_list())
+        if str(raw.dtype) == "String" or str(raw.dtype).startswith("Categorical"):
+            return _encode_polars_text(raw, title)
+        raw = raw.to_numpy()
+    if library == "pandas" and _has_categories(raw):
+        categorical = raw.array if hasattr(raw, "array") else raw
+        return np.asarray(categorical.codes, dtype=np.intp), np.asarray(categorical.categories)
+    return label_codes(raw, title)
+
+
+def _encode_polars_text(raw: Any, title: str) -> tuple[Array, Array]:
+    physical = _signed(raw.cast(importlib.import_module("polars").Categorical).to_physical())
+    codes, used = integer_codes(physical)
+    row_of = np.empty(len(used), dtype=np.intp)
+    row_of[codes] = np.arange(len(codes))
+    labels = label_array(raw.gather(row_of).cast(importlib.import_module("polars").String).to_list())
+    if len(used) and used[0] < 0:
+        codes -= 1
+        labels = labels[1:]
+    return in_order(codes, labels, title)
+
+
+def _signed(physical: Any) -> Array:
+    """Codes of a polars series of physical values, nulls as -1."""
+    return np.asarray(physical.cast(importlib.import_module("polars").Int64).fill_null(-1).to_numpy())
