@@ -61,7 +61,7 @@ def wrong(model: Any, Y: np.ndarray, batch: Any) -> str | None:
         found = Answer(float(batch.criterion[i]), batch.params[i], batch.bse[i], bool(batch.converged[i]))
         why = _harness.disagreement(found, reference)
         if why is None and i == 0:
-            why = objection(single, Y[i], model.exog, model.exog_re, model.grouping.codes)
+            why = objection(single, Y[i], model.exog, model.exog_re, model.grouping.index)
         if why is not None:
             return f"response {i}: {why}"
     return None
@@ -141,7 +141,7 @@ def lme4_refit(
         q = model.exog_re.shape[1]
         factor = np.zeros((q, q))
         factor[np.triu_indices(q)[::-1]] = values[: q * (q + 1) // 2]
-        products = cross_products(Y[i], model.exog, model.exog_re, model.grouping.codes)
+        products = cross_products(Y[i], model.exog, model.exog_re, model.grouping.index)
         return Answer(reml_criterion(products, factor), values[q * (q + 1) // 2 :])
 
     return case, answer

@@ -234,7 +234,7 @@ def test_dropped_columns_are_nan(rng):
     base = made(rng, 2, 2, m=20)
     x = base.exog
     X = np.column_stack([x[:, 0], x[:, 1], 2.0 * x[:, 1] - 3.0, x[:, 1] ** 2, x[:, 0]])
-    model = flc.LinearMixedModel(base.endog, X, base.exog_re, base.grouping.codes)
+    model = flc.LinearMixedModel(base.endog, X, base.exog_re, base.grouping.index)
     assert list(model.fit().dropped_columns) == ["x2", "x4"]
     Y = responses(rng, model, 10)
     batch = model.fit_many(Y, n_jobs=1)
@@ -274,7 +274,7 @@ def test_the_gradient_vanishes_by_the_oracle(rng, structure, visits, reml):
     Y = responses(rng, model, 4)
     batch = model.fit_many(Y, reml=reml)
     for y, theta, singular, value in zip(Y, batch.theta, batch.singular, batch.criterion, strict=True):
-        data = (y, model.exog, model.exog_re, model.grouping.codes, reml, model.weights, model.offset, structure)
+        data = (y, model.exog, model.exog_re, model.grouping.index, reml, model.weights, model.offset, structure)
         assert oracle.criterion_theta(theta, *data) == pytest.approx(value, rel=1e-11)
         gradient, hessian = oracle.gradient_theta(theta, *data), oracle.hessian_theta(theta, *data)
         # what a Newton step would still gain; 1e-6 of it is a rounding error of the dense oracle's gradient
@@ -478,7 +478,7 @@ def test_responses_that_cannot_be_fitted(rng, p, options):
 def test_constant_responses_where_no_column_is_constant(rng):
     base = made(rng, 2, 2, "balanced")
     x = base.exog[:, 1:]
-    model = flc.LinearMixedModel(base.endog, x, x, base.grouping.codes)
+    model = flc.LinearMixedModel(base.endog, x, x, base.grouping.index)
     Y = responses(rng, model, 3)
     Y[1] = 5.0
     with pytest.raises(flc.LMMError, match="y is constant"):
@@ -490,7 +490,7 @@ def test_responses_in_the_span_of_x(rng):
     model = made(rng, 1, 2, "balanced")
     # by construction without rounding: small integers times columns of ones and of multiples of 1/2
     X = np.column_stack([np.ones(model.nobs), rng.integers(-4, 5, model.nobs) / 2.0])
-    model = flc.LinearMixedModel(model.endog, X, None, model.grouping.codes)
+    model = flc.LinearMixedModel(model.endog, X, None, model.grouping.index)
     Y = responses(rng, model, 4)
     Y[2] = X @ [3.0, -2.0]
     with pytest.raises(flc.LMMError, match="reproduced exactly"):
@@ -819,7 +819,7 @@ def test_simulate_fit_is_fit_many_of_the_draws(rng, options):
 def test_a_reduced_model_sees_the_same_draws(rng):
     model = made(rng, 2, 2, "unbalanced")
     result = model.fit()
-    reduced = flc.LinearMixedModel(model.endog, model.exog[:, :1], None, model.grouping.codes)
+    reduced = flc.LinearMixedModel(model.endog, model.exog[:, :1], None, model.grouping.index)
     identical(result.simulate_fit(300, 8, fit=reduced, n_jobs=2), reduced.fit_many(drawn(result, 300, 8)))
     full = result.simulate_fit(300, 8, reml=False)
     small = result.simulate_fit(300, 8, reml=False, fit=reduced)

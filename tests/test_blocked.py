@@ -12,6 +12,7 @@ import pytest
 
 from fastlmm_core import LinearMixedModel, kernels
 from fastlmm_core.covariance.parameters import Block, CovarianceStructure
+from fastlmm_core.design.grouping import Codes
 from fastlmm_core.design.terms import RandomTerm
 from fastlmm_core.engines import starts
 from fastlmm_core.engines.crossed import engine as blocked
@@ -256,7 +257,7 @@ def test_one_factor_is_the_cluster_criterion(q):
     y, X, factors, w, off, structure = make("one", 5, q, True)
     factor = factors[0]
     problem = condition_factors(y, X, factors, w, off, structure)
-    other, _ = condition(y, X, factor.Z, factor.codes, 0, factor.m, w, off, structure, "g")
+    other, _ = condition(y, X, factor.Z, Codes("g", factor.codes, 0, factor.m), w, off, structure)
     for reml in (True, False):
         engines = problem.criterion(), other.criterion()
         factors_natural = np.tril(np.full((q, q), 0.5))

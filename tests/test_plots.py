@@ -354,7 +354,7 @@ def test_missingness_by_pattern(many):
     for pattern, count in zip(shown, counts, strict=True):
         assert (seen == pattern.astype(bool)).all(axis=1).sum() == count
     assert "more patterns" in ax.get_ylabel()
-    twice = flc.LinearMixedModel(many.model.endog, None, None, many.model.grouping.codes % 20)
+    twice = flc.LinearMixedModel(many.model.endog, None, None, many.model.grouping.index % 20)
     ax = plots.missingness(twice, np.linspace(0.0, 1.0, twice.nobs))
     assert ax.collections[0].get_array().size == 20 * 60 and "more than once" in legend_texts(ax)
 

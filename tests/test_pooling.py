@@ -11,7 +11,7 @@ import scipy.optimize
 
 import fastlmm_core as flc
 from fastlmm_core.covariance.parameters import Block
-from fastlmm_core.design.grouping import Factor, Grouping
+from fastlmm_core.design.grouping import Codes, Factor, Grouping
 from fastlmm_core.diagnostics.marginal import icc_at, least_variance_time, marginal_covariance_at, random_rows
 from fastlmm_core.diagnostics.pooling import design_effect, effective_sample_size, pooling, population_map
 from several import Study, covariance, noise
@@ -124,7 +124,7 @@ def test_an_origin_far_away(rng):
 def test_offset_is_held(rng):
     model = ragged(rng, weights=False)
     offset = rng.standard_normal(model.nobs)
-    args = model.exog, model.exog_re, model.grouping.codes
+    args = model.exog, model.exog_re, model.grouping.index
     plain = pooling(flc.LinearMixedModel(model.endog, *args).fit())
     shifted = pooling(flc.LinearMixedModel(model.endog + offset, *args, offset=offset).fit())
     for name in ("no_pooling", "complete_pooling", "partial_pooling", "reliability"):
@@ -144,7 +144,7 @@ def test_cell_means_where_x_is_coded_by_contrasts():
 
 def test_a_column_of_z_alone_has_population_coefficient_zero(rng):
     model = ragged(rng, weights=False)
-    without = flc.LinearMixedModel(model.endog, model.exog[:, [0]], model.exog_re, model.grouping.codes)
+    without = flc.LinearMixedModel(model.endog, model.exog[:, [0]], model.exog_re, model.grouping.index)
     np.testing.assert_array_equal(population_map(without), [[1.0], [0.0]])
     found = pooling(without.fit())
     assert found.population[1] == 0.0 and found.complete_pooling[1] == 0.0
@@ -154,7 +154,7 @@ def test_a_column_of_z_alone_has_population_coefficient_zero(rng):
 def test_a_dropped_column_counts_as_zero(rng):
     model = ragged(rng, weights=False)
     X = np.column_stack([model.exog, model.exog[:, 1] * 2.0])
-    more = flc.LinearMixedModel(model.endog, X, model.exog_re, model.grouping.codes).fit()
+    more = flc.LinearMixedModel(model.endog, X, model.exog_re, model.grouping.index).fit()
     assert more.dropped_columns
     np.testing.assert_allclose(pooling(more).partial_pooling, pooling(model.fit()).partial_pooling, rtol=1e-7)
 
@@ -363,7 +363,7 @@ class Crossed(SimpleNamespace):
         X, Z = np.column_stack([np.ones(n), t]), np.column_stack([np.ones(n), t, np.ones(n)])
         y = 1.0 + t + rng.standard_normal(12)[a] + rng.standard_normal(5)[b] + rng.standard_normal(n)
         relative = scipy.linalg.block_diag([[0.9, 0.2], [0.2, 0.4]], [[0.7]])
-        groupings = [Grouping("a", a, 0, 12, np.arange(12)), Grouping("b", b, 0, 5, np.arange(5))]
+        groupings = [Grouping(Codes("a", a, 0, 12)), Grouping(Codes("b", b, 0, 5))]
         factors = (Factor(groupings[0], 0, 2), Factor(groupings[1], 2, 3))
         full = [np.zeros((n, 24)), np.zeros((n, 5))]
         full[0][np.arange(n), 2 * a], full[0][np.arange(n), 2 * a + 1] = 1.0, t
@@ -382,7 +382,7 @@ class Crossed(SimpleNamespace):
         model = SimpleNamespace(
             exog=X, exog_re=Z, endog=y, weights=w, offset=None, nobs=n, factors=factors, grouping=groupings[0],
             structure=SimpleNamespace(blocks=blocks), term_names=("a", "b"), problem=problem, library="dict",
-            random=SimpleNamespace(factor_of=lambda block: factors[blocks.index(block)]),
+            factor_of=lambda block: factors[blocks.index(block)],
         )  # fmt: skip
         factor = np.linalg.solve(problem.z_map, np.linalg.cholesky(relative))
         return cls(

@@ -467,5 +467,5 @@ def test_factors_by_name_and_by_term(rng):
     assert [model.factor(name).grouping.name for name in ("a", "b")] == ["a", "b"]
     with pytest.raises(flc.LMMError, match="factor='c' is not a grouping factor: use 'b' or 'a'"):
         model.factor("c")
-    owners = [model.random.factor_of(block).grouping.name for block in model.structure.blocks]
+    owners = [model.factor_of(block).grouping.name for block in model.structure.blocks]
     assert owners == ["b", "b", "a"]

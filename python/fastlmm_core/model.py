@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from .covariance.parameters import CovarianceStructure, natural_derivatives, one_block
-from .design.grouping import Factor, Grouping, group_codes
+from .covariance.parameters import Block, CovarianceStructure, natural_derivatives, one_block
+from .design.grouping import Codes, Factor, Grouping, group_codes
 from .design.terms import RandomPart, RandomTerm, Term, random_part, terms_of_arrays
 from .engines.one_factor.problem import Problem, condition
 from .errors import LMMError
@@ -125,11 +125,10 @@ class LinearMixedModel:
         kept: NDArray[np.intp] | None = None,
     ) -> None:  # fmt: skip
         n = len(y)
-        codes = part.factors[0].grouping.codes
         for name, values in (
             ("X", X),
             ("Z", part.parts[0]),
-            ("groups", codes),
+            ("groups", part.codes[0].codes),
             ("weights", weights),
             ("offset", offset),
         ):
@@ -149,25 +148,27 @@ class LinearMixedModel:
         self.n_dropped = n_dropped
         self.kept = kept
         self._check_groups(n)
-        grouping = self.grouping
         self.problem: Problem
-        if len(part.factors) > 1:
+        if len(part.codes) > 1:
             from .engines.crossed import problem as hierarchy
 
             factors = [
-                hierarchy.Factor(
-                    part.columns_of(f), f.grouping.codes, f.grouping.n_slots, f.grouping.name, part.columns[f.columns]
-                )
-                for f in part.factors
+                hierarchy.Factor(part.columns_of(span), read.codes, read.n_slots, read.name, part.columns[span])
+                for read, span in zip(part.codes, part.spans, strict=True)
             ]
             found = hierarchy.condition_factors(y, X, factors, weights, offset, part.structure)
             # what only one of the engines has is asked for where there is one factor
             self.problem = cast("Problem", found)
+            groupings = [Grouping(read) for read in part.codes]
         else:
-            self.problem, grouping.present = condition(
-                y, X, part.Z, grouping.codes, grouping.base, grouping.n_slots, weights, offset, part.structure,
-                grouping.name, part.columns,
-            )  # fmt: skip
+            self.problem, grouping = condition(
+                y, X, part.Z, part.codes[0], weights, offset, part.structure, part.columns
+            )
+            groupings = [grouping]
+        self.factors = tuple(
+            Factor(grouping, span.start, span.stop) for grouping, span in zip(groupings, part.spans, strict=True)
+        )
+        """The grouping factors, that with most levels first."""
 
     @property
     def exog_re(self) -> Array:
@@ -175,14 +176,9 @@ class LinearMixedModel:
         return self.random.Z
 
     @property
-    def factors(self) -> tuple[Factor, ...]:
-        """The grouping factors, that with most levels first."""
-        return self.random.factors
-
-    @property
     def grouping(self) -> Grouping:
         """The grouping factor, that with most levels where there are several."""
-        return self.random.factors[0].grouping
+        return self.factors[0].grouping
 
     def factor(self, name: str | None = None) -> Factor:
         """A grouping factor by name, by default that with most levels.
@@ -197,6 +193,10 @@ class LinearMixedModel:
             names = " or ".join(repr(f.grouping.name) for f in self.factors)
             raise LMMError(f"factor={name!r} is not a grouping factor: use {names}")
         return found[0]
+
+    def factor_of(self, block: Block) -> Factor:
+        """The grouping factor of a term."""
+        return next(factor for factor in self.factors if factor.start <= block.start < factor.stop)
 
     @property
     def structure(self) -> CovarianceStructure:
@@ -223,10 +223,10 @@ class LinearMixedModel:
         return native_frame(self.library, columns)
 
     def _check_groups(self, n: int) -> None:
-        for factor in self.factors:
-            if factor.grouping.n_slots == 1:
+        for read in self.random.codes:
+            if read.n_slots == 1:
                 raise LMMError(
-                    f"the grouping factor {factor.grouping.name!r} has one level: its variance cannot be estimated; "
+                    f"the grouping factor {read.name!r} has one level: its variance cannot be estimated; "
                     "use ordinary regression or another factor"
                 )
         if n <= self.exog.shape[1]:
@@ -438,9 +438,8 @@ def _one_term(
     q = random.shape[1]
     if q == 0:
         raise LMMError("Z has no columns: give at least one random effect, or leave Z out for a random intercept")
-    grouping = groups if isinstance(groups, Grouping) else group_codes(groups, group_name)
     return RandomPart(
-        (random,), (Factor(grouping, 0, q),), one_block(q, structure),
+        (random,), (group_codes(groups, group_name),), (slice(0, q),), one_block(q, structure),
         _names(names, q, "z", Z is None, "exog_re_names"), (group_name,), (0,),
     )  # fmt: skip
 
@@ -496,7 +495,7 @@ def lmm(
 
     found = model_data(formula, data, weights=weights, offset=offset, missing=missing)
     terms = [
-        Term(t.name, Grouping(t.name, t.codes.astype(np.int64, copy=False), 0, len(t.labels), t.labels), t.Z, t.columns,
+        Term(t.name, Codes(t.name, t.codes.astype(np.int64, copy=False), 0, len(t.labels), t.labels), t.Z, t.columns,
              t.structure)
         for t in found.terms
     ]  # fmt: skip

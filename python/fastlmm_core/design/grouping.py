@@ -6,7 +6,7 @@ else is hashed by pandas, and only the distinct labels are sorted.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from ..errors import LMMError
 from ..kernels import code_range
 
-__all__ = ["Factor", "Grouping", "group_codes", "in_order", "integer_codes", "label_array", "label_codes"]
+__all__ = ["Codes", "Factor", "Grouping", "group_codes", "in_order", "integer_codes", "label_array", "label_codes"]
 
 
 _FEW = 10_000
@@ -26,21 +26,23 @@ _SMALL = 5_000
 """Of so many codes a plain loop finds the range sooner than two vectorised reductions of numpy."""
 
 
-@dataclass
-class Grouping:
-    """The grouping factor of a model.
+@dataclass(frozen=True, eq=False)
+class Codes:
+    """Labels as they were read: a code for each row, and room for levels that need not occur.
 
-    Integer labels of a modest range serve as codes as they are: nothing is copied or sorted.
+    Integer labels of a modest range serve as codes as they are: nothing is copied or sorted.  Which levels occur is not
+    known before the rows have been counted, so that there are no labels, positions or number of levels here.
 
     Attributes
     ----------
     name : str
+        Of the grouping factor.
     codes : (n,) int32 or int64 array
         base <= codes < base + n_slots.
+    base : int
+    n_slots : int
     slot_labels : (n_slots,) array or None
         Labels of the slots; None where the code itself is the label.
-    present : array or None
-        Slots that occur in the data, increasing; None if all do.  Set when the rows have been read.
     """
 
     name: str
@@ -48,23 +50,65 @@ class Grouping:
     base: int
     n_slots: int
     slot_labels: NDArray[Any] | None = None
-    present: NDArray[np.intp] | None = field(default=None)
+
+    def count(self) -> Grouping:
+        """The factor with the levels that occur, by a pass over the codes."""
+        counts = np.bincount(np.asarray(self.codes, dtype=np.intp) - self.base, minlength=self.n_slots)
+        return Grouping(self, None if counts.all() else np.flatnonzero(counts))
+
+    def dense(self) -> Codes:
+        """The same labels with codes 0, 1, ... all of which occur."""
+        counted = self.count()
+        return Codes(self.name, counted.index, 0, counted.m, counted.labels)
+
+    def agrees(self, other: Codes) -> bool:
+        """Whether each row has the same label here and there."""
+        return np.array_equal(self._row_labels(), other._row_labels())
+
+    def _row_labels(self) -> NDArray[Any]:
+        return self.codes if self.slot_labels is None else self.slot_labels[self.codes - self.base]
+
+
+@dataclass(frozen=True, eq=False)
+class Grouping:
+    """A grouping factor: codes, and which of their slots occur among the rows.
+
+    Attributes
+    ----------
+    codes : Codes
+    present : array or None
+        Slots that occur in the data, increasing; None if all do.
+    """
+
+    codes: Codes
+    present: NDArray[np.intp] | None = None
+
+    @property
+    def name(self) -> str:
+        """Name of the grouping factor."""
+        return self.codes.name
+
+    @property
+    def m(self) -> int:
+        """Number of levels that occur."""
+        return self.codes.n_slots if self.present is None else len(self.present)
 
     @cached_property
     def labels(self) -> NDArray[Any]:
-        """Labels of the groups that occur, in order."""
-        slots = np.arange(self.n_slots) if self.present is None else self.present
-        if self.slot_labels is None:
-            return (slots + self.base).astype(self.codes.dtype)
-        return self.slot_labels[slots]
+        """Labels of the levels that occur, in order, (m,)."""
+        read = self.codes
+        slots = np.arange(read.n_slots) if self.present is None else self.present
+        if read.slot_labels is None:
+            return (slots + read.base).astype(read.codes.dtype)
+        return read.slot_labels[slots]
 
     @cached_property
     def index(self) -> NDArray[np.intp]:
-        """Position of each row's group in `labels`, (n,)."""
-        shifted = np.asarray(self.codes, dtype=np.intp) - self.base
+        """Position of each row's level in `labels`, (n,)."""
+        shifted = np.asarray(self.codes.codes, dtype=np.intp) - self.codes.base
         if self.present is None:
             return shifted
-        rank = np.full(self.n_slots, -1, dtype=np.intp)
+        rank = np.full(self.codes.n_slots, -1, dtype=np.intp)
         rank[self.present] = np.arange(len(self.present))
         return rank[shifted]
 
@@ -73,6 +117,10 @@ class Grouping:
         known = {label: i for i, label in enumerate(self.labels.tolist())}
         wanted = np.asarray(labels)
         return np.array([known.get(label, -1) for label in wanted.tolist()], dtype=np.intp)
+
+    def of_rows(self, rows: Any) -> Codes:
+        """Codes of some of the rows; levels without any of them are left out."""
+        return Codes(self.name, self.index[rows], 0, self.m, self.labels).dense()
 
 
 class Factor(NamedTuple):
@@ -95,7 +143,7 @@ class Factor(NamedTuple):
         return slice(self.start, self.stop)
 
 
-def group_codes(groups: Any, name: str) -> Grouping:
+def group_codes(groups: Any, name: str) -> Codes:
     """Codes of an array of labels.
 
     Parameters
@@ -106,7 +154,7 @@ def group_codes(groups: Any, name: str) -> Grouping:
 
     Returns
     -------
-    Grouping
+    Codes
 
     Raises
     ------
@@ -124,7 +172,7 @@ def group_codes(groups: Any, name: str) -> Grouping:
         bounds = _modest_range(values)
         if bounds is not None:
             codes = values if values.dtype in (np.int32, np.int64) else values.astype(np.int64)
-            return Grouping(name, codes, bounds[0], bounds[1] - bounds[0] + 1)
+            return Codes(name, codes, bounds[0], bounds[1] - bounds[0] + 1)
     gap: NDArray[np.bool_] | None = None
     if values.dtype.kind in "OUS":
         codes, labels = label_codes(values, "groups")
@@ -138,7 +186,7 @@ def group_codes(groups: Any, name: str) -> Grouping:
     if gap is not None and gap.any():
         row = int(np.flatnonzero(gap)[0])
         raise LMMError(f"groups has missing labels (first: row {row}); remove these rows or give them a label")
-    return Grouping(name, codes.astype(np.int64, copy=False), 0, len(labels), labels)
+    return Codes(name, codes.astype(np.int64, copy=False), 0, len(labels), labels)
 
 
 def _modest_range(values: NDArray[Any]) -> tuple[int, int] | None:

@@ -13,9 +13,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from ..covariance.parameters import Block, CovarianceStructure
 from ..errors import LMMError
-from ..inference.likelihood_ratio.nesting import TOLERANCE
 from ..support.checks import float_array
-from .grouping import Factor, Grouping, group_codes
+from .grouping import Codes, group_codes
 
 __all__ = ["RandomPart", "RandomTerm", "Term", "random_part", "terms_of_arrays"]
 
@@ -23,6 +22,9 @@ Array = NDArray[np.float64]
 
 SAMPLE = 256
 """Rows that are looked at first where columns may be dependent, or two terms or factors the same."""
+
+TOLERANCE = 1e-7
+"""A unit vector with no more than this outside a space belongs to it (as for columns of X that are dropped)."""
 
 EXACT = 1e-11
 """What rounding may leave of a dependent unit vector; what is nearly dependent is left to the engines."""
@@ -57,7 +59,7 @@ class Term(NamedTuple):
     """A term whose input has been checked."""
 
     name: str
-    grouping: Grouping
+    codes: Codes
     Z: Array
     columns: tuple[str, ...]
     structure: str
@@ -71,8 +73,10 @@ class RandomPart:
     ----------
     parts : tuple of (n, q_t) arrays
         The columns of each term, those of one grouping factor one after the other.
-    factors : tuple of Factor
-        Those with most levels first (the order of lme4).
+    codes : tuple of Codes
+        Of each grouping factor, those with most levels first (the order of lme4).  Of several factors all slots occur.
+    spans : tuple of slice
+        The columns of each grouping factor.
     structure : CovarianceStructure
         One block per term.
     columns : (q,) tuple of str
@@ -83,7 +87,8 @@ class RandomPart:
     """
 
     parts: tuple[Array, ...]
-    factors: tuple[Factor, ...]
+    codes: tuple[Codes, ...]
+    spans: tuple[slice, ...]
     structure: CovarianceStructure
     columns: tuple[str, ...]
     term_names: tuple[str, ...]
@@ -94,18 +99,14 @@ class RandomPart:
         """The columns of all terms (n, q)."""
         return self.parts[0] if len(self.parts) == 1 else np.column_stack(self.parts)
 
-    def factor_of(self, block: Block) -> Factor:
-        """The grouping factor of a term."""
-        return next(factor for factor in self.factors if factor.start <= block.start < factor.stop)
-
-    def columns_of(self, factor: Factor) -> Array:
+    def columns_of(self, span: slice) -> Array:
         """The columns of one grouping factor; nothing is copied where it has one term."""
         at = 0
         for part in self.parts:
-            if (at, at + part.shape[1]) == (factor.start, factor.stop):
+            if (at, at + part.shape[1]) == (span.start, span.stop):
                 return part
             at += part.shape[1]
-        return self.Z[:, factor.columns]
+        return self.Z[:, span]
 
 
 def terms_of_arrays(terms: Sequence[RandomTerm], n: int) -> list[Term]:
@@ -117,7 +118,7 @@ def terms_of_arrays(terms: Sequence[RandomTerm], n: int) -> list[Term]:
         For arrays of the wrong shape or with values that are not finite, or terms of one name with different groups.
     """
     found: list[Term] = []
-    known: dict[str, Grouping] = {}
+    known: dict[str, Codes] = {}
     if not isinstance(terms, Sequence):
         raise LMMError(f"terms is of type {type(terms).__name__!r}; give a list of RandomTerm(Z, groups, name=...)")
     for i, term in enumerate(terms):
@@ -138,24 +139,24 @@ def terms_of_arrays(terms: Sequence[RandomTerm], n: int) -> list[Term]:
                 "remove or impute these rows before fitting"
             )
         try:
-            grouping = group_codes(term.groups, name)
+            codes = group_codes(term.groups, name)
         except LMMError as error:
             raise LMMError(f"terms[{i}]: {error}") from error
-        for argument, values in (("Z", Z), ("groups", grouping.codes)):
+        for argument, values in (("Z", Z), ("groups", codes.codes)):
             if len(values) != n:
                 raise LMMError(f"terms[{i}].{argument} has {len(values)} rows but y has {n}; give one per observation")
         if name in known:
-            if not np.array_equal(known[name].labels[known[name].index], grouping.labels[grouping.index]):
+            if not known[name].agrees(codes):
                 raise LMMError(f"terms[{i}] has the name {name!r} of an earlier term but other groups; rename it")
-            grouping = known[name]
-        known[name] = grouping
+            codes = known[name]
+        known[name] = codes
         if term.exog_names is None:
             columns = ("Intercept",) if term.Z is None else tuple(f"z{j}" for j in range(Z.shape[1]))
         else:
             columns = tuple(map(str, term.exog_names))
             if len(columns) != Z.shape[1]:
                 raise LMMError(f"terms[{i}].exog_names has {len(columns)} names for {Z.shape[1]} columns")
-        found.append(Term(name, grouping, Z, columns, term.structure))
+        found.append(Term(name, codes, Z, columns, term.structure))
     if not found:
         raise LMMError("terms is empty: give at least one RandomTerm")
     return found
@@ -170,17 +171,16 @@ def random_part(terms: Sequence[Term]) -> RandomPart:
         For a term with dependent columns, and terms whose covariances cannot be told apart.
     """
     names = list(dict.fromkeys(term.name for term in terms))
+    codes = {term.name: term.codes for term in terms}
     if len(names) > 1:
-        groupings = {term.name: _dense(term.grouping) for term in terms}
-        names.sort(key=lambda name: -groupings[name].n_slots)
-    else:
-        groupings = {terms[0].name: terms[0].grouping}
+        codes = {name: read.dense() for name, read in codes.items()}
+        names.sort(key=lambda name: -codes[name].n_slots)
     for term in terms:
         _refuse_dependent(term)
     if len(terms) > 1:
-        _refuse_overlap(terms, groupings)
+        _refuse_overlap(terms, codes)
     blocks: list[Block] = []
-    factors: list[Factor] = []
+    spans: list[slice] = []
     labels: list[str] = []
     order: list[int] = []
     start = 0
@@ -192,23 +192,16 @@ def random_part(terms: Sequence[Term]) -> RandomPart:
             labels.append(f"{name}.{number}" if number else name)
             order.append(i)
             start = stop
-        factors.append(Factor(groupings[name], first, start))
+        spans.append(slice(first, start))
     return RandomPart(
         tuple(terms[i].Z for i in order),
-        tuple(factors),
+        tuple(codes[name] for name in names),
+        tuple(spans),
         CovarianceStructure(tuple(blocks)),
         tuple(column for i in order for column in terms[i].columns),
         tuple(labels),
         tuple(order),
     )
-
-
-def _dense(grouping: Grouping) -> Grouping:
-    """The same factor without unused slots."""
-    counts = np.bincount(np.asarray(grouping.codes, dtype=np.intp) - grouping.base, minlength=grouping.n_slots)
-    if grouping.present is None and not counts.all():
-        grouping.present = np.flatnonzero(counts)
-    return Grouping(grouping.name, grouping.index, 0, len(grouping.labels), grouping.labels)
 
 
 def _refuse_dependent(term: Term) -> None:
@@ -229,13 +222,13 @@ def _refuse_dependent(term: Term) -> None:
             )
 
 
-def _refuse_overlap(terms: Sequence[Term], groupings: dict[str, Grouping]) -> None:
+def _refuse_overlap(terms: Sequence[Term], codes: dict[str, Codes]) -> None:
     """Refuse two terms that have a random effect in common: z z' times its variance is part of both covariances."""
     alike: dict[tuple[str, str], bool] = {}
     for one, other in combinations(terms, 2):
         names = one.name, other.name
         if names not in alike:
-            alike[names] = one.name == other.name or _same_partition(groupings[one.name], groupings[other.name])
+            alike[names] = one.name == other.name or _same_partition(codes[one.name], codes[other.name])
         if not alike[names]:
             continue
         for first in _independent_parts(one):
@@ -247,7 +240,7 @@ def _refuse_overlap(terms: Sequence[Term], groupings: dict[str, Grouping]) -> No
                     "have a random effect in common"
                     if one.name == other.name
                     else f"have one in common, as {one.name!r} and {other.name!r} divide the observations alike into "
-                    f"{groupings[one.name].n_slots} groups"
+                    f"{codes[one.name].n_slots} groups"
                 )
                 raise LMMError(
                     f"the random effects {shown[0]} and {shown[1]} {reason}: its two variances cannot be told apart; "
@@ -261,7 +254,7 @@ def _independent_parts(term: Term) -> list[slice]:
     return [slice(0, q)] if term.structure == "full" else [slice(j, j + 1) for j in range(q)]
 
 
-def _same_partition(one: Grouping, other: Grouping) -> bool:
+def _same_partition(one: Codes, other: Codes) -> bool:
     """Whether two factors, all of whose slots are in use, divide the rows alike."""
     if one.n_slots != other.n_slots:
         return False

@@ -253,7 +253,7 @@ def _chosen(model: LinearMixedModel, term: str | None) -> tuple[int, slice]:
     if term not in model.term_names:
         raise LMMError(f"term={term!r} is not a random-effects term; choose one of {', '.join(model.term_names)}")
     block = model.structure.blocks[model.term_names.index(term)]
-    at = model.factors.index(model.random.factor_of(block))
+    at = model.factors.index(model.factor_of(block))
     return at, slice(block.start, block.stop)
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ..design.grouping import Factor, Grouping
+from ..design.grouping import Codes
 from ..errors import LMMError
 from ..model import LinearMixedModel, lmm
 from ..simulation.draws import Simulating
@@ -200,27 +200,16 @@ def rebuilt(
     """The design with other rows, columns of X, levels of each factor or response."""
     model = LinearMixedModel.__new__(LinearMixedModel)
     if codes is None:
-        factors = tuple(_chosen(f, rows) for f in base.factors)
+        read = tuple(f.grouping.of_rows(rows) for f in base.factors)
     else:
-        factors = tuple(_coded(f, code) for f, code in zip(base.factors, codes, strict=True))
-    part = dataclasses.replace(base.random, parts=(base.exog_re[rows],), factors=factors)
+        read = tuple(Codes(f.grouping.name, c, 0, int(c.max()) + 1) for f, c in zip(base.factors, codes, strict=True))
+    part = dataclasses.replace(base.random, parts=(base.exog_re[rows],), codes=read)
     model._setup(
         y, base.exog[rows][:, columns], part,
         None if base.weights is None else base.weights[rows], None if base.offset is None else base.offset[rows],
         tuple(np.array(base.exog_names, dtype=object)[columns]), base.spec, base.response_name,
     )  # fmt: skip
     return model
-
-
-def _chosen(factor: Factor, rows: Any) -> Factor:
-    old = factor.grouping
-    grouping = Grouping(old.name, old.index[rows].astype(np.int64), 0, len(old.labels), old.labels)
-    return Factor(grouping, factor.start, factor.stop)
-
-
-def _coded(factor: Factor, codes: NDArray[np.intp]) -> Factor:
-    grouping = Grouping(factor.grouping.name, codes.astype(np.int64), 0, int(codes.max()) + 1)
-    return Factor(grouping, factor.start, factor.stop)
 
 
 def drawn(model: LinearMixedModel, params: Array, factor: Array, sigma2: float) -> AssumedModel:

@@ -91,7 +91,7 @@ def effect_position(result: LMMResult, effect: str | None, term: str | None) -> 
         (i, j)
         for block, name in zip(model.structure.blocks, model.term_names, strict=True)
         if term in (None, name)
-        for i in [model.factors.index(model.random.factor_of(block))]
+        for i in [model.factors.index(model.factor_of(block))]
         for j in range(block.start, block.stop)
         if effect in (None, names[j], model.exog_re_names[j])
     ]

@@ -89,7 +89,6 @@ class HierarchyProblem:
         Observations; levels of the factor that has most.
     n_levels : tuple of int
         Levels of each factor.
-    names : tuple of str
     structure : CovarianceStructure
         Over all factors, side by side.
     columns : tuple of int
@@ -104,7 +103,6 @@ class HierarchyProblem:
     n: int
     m: int
     n_levels: tuple[int, ...]
-    names: tuple[str, ...]
     structure: CovarianceStructure
     columns: tuple[int, ...]
     layout: Layout
@@ -276,6 +274,8 @@ def condition_factors(
     """
     n = len(y)
     codes = [np.ascontiguousarray(f.codes, dtype=np.intp) for f in factors]
+    for f, code in zip(factors, codes, strict=True):
+        _check_codes(code, f.m, f.name)
     if n >= QUICK_FROM:
         from ..nested.problem import condition_chain
 
@@ -338,6 +338,15 @@ def condition_factors(
     )
 
 
+def _check_codes(codes: Index, m: int, name: str) -> None:
+    """Refuse codes that are not 0 to m - 1, all of them in use: the kernels write where they point."""
+    if codes.min() < 0 or len(counts := np.bincount(codes, minlength=m)) != m or not counts.all():
+        raise LMMError(
+            f"internal error: the codes of the grouping factor {name!r} are not 0 to {m - 1} with rows for each; "
+            "please report this with the model that led to it"
+        )
+
+
 def problem_fields(
     n: int,
     p: int,
@@ -367,7 +376,6 @@ def problem_fields(
         "n": n,
         "m": max(f.m for f in factors),
         "n_levels": tuple(f.m for f in factors),
-        "names": tuple(f.name for f in factors),
         "structure": structure,
         "x_scale": x.shift_scale,
         "x_rows": x.turn,

@@ -11,13 +11,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from math import log, sqrt
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ... import kernels
 from ...covariance.parameters import CovarianceStructure
+from ...design.grouping import Codes, Grouping
 from ...errors import LMMError
 from ...problem.aliasing import default_names, refuse_aliased, suspects
 from ...problem.columns import (
@@ -190,34 +191,28 @@ def condition(
     y: Array,
     X: Array,
     Z: Array,
-    codes: NDArray[Any],
-    base: int,
-    n_slots: int,
+    groups: Codes,
     weights: Array | None,
     offset: Array | None,
     structure: CovarianceStructure,
-    group_name: str,
     z_names: Sequence[str] | None = None,
-) -> tuple[Problem, NDArray[np.intp] | None]:
+) -> tuple[Problem, Grouping]:
     """Cross-products of a model, conditioned.
 
     Parameters
     ----------
     y, X, Z : (n,), (n, p), (n, q) arrays
-    codes : (n,) int32 or int64 array
-        base <= codes < base + n_slots.
+    groups : Codes
     weights, offset : (n,) arrays or None
     structure : CovarianceStructure
-    group_name : str
-        For messages.
     z_names : (q,) sequence of str, optional
         Names of the columns of Z, for messages.
 
     Returns
     -------
     Problem
-    present : array or None
-        Slots that occur, None if all do.
+    Grouping
+        The grouping factor with the levels that occur.
 
     Raises
     ------
@@ -238,7 +233,7 @@ def condition(
     x_columns = X
     for attempt in range(4):
         raw, packed_s, gram, constant, varies, finite = kernels.accumulate(
-            x_columns, y, Z, codes, base, n_slots, weights, offset, x_scale, z_scale, beta0,
+            x_columns, y, Z, groups.codes, groups.base, groups.n_slots, weights, offset, x_scale, z_scale, beta0,
             x_constant, z_constant, x_transform, z_transform,
         )  # fmt: skip
         if not finite:
@@ -246,7 +241,7 @@ def condition(
             raise LMMError("the data overflow: rescale y, X, Z or weights to values below 1e100 in size")
         if attempt == 0:
             m = int(np.count_nonzero(raw[:, -1]))
-            check_size(n, m, q, group_name)
+            check_size(n, m, q, groups.name)
         if not varies:
             raise LMMError("y is constant: there is nothing to model; check that the right column is the response")
         if not constant:
@@ -277,12 +272,12 @@ def condition(
     if not rest > 1e-30 * total:
         raise LMMError("y is reproduced exactly by the fixed effects: there is no variation left to model")
     problem, present, free = _finish(
-        y, X, Z, x_columns, codes, base, offset, n, m, structure, raw, packed_s, beta0, beta, scale, kept, x_scale,
+        y, X, Z, x_columns, groups, offset, n, m, structure, raw, packed_s, beta0, beta, scale, kept, x_scale,
         z_scale, x_constant, z_constant, x_transform, z_transform, to_x, to_z, xy, weights,
     )  # fmt: skip
     if not free:
-        _look_for_aliases(problem, X, Z, codes, weights, group_name, z_names)
-    return problem, present
+        _look_for_aliases(problem, X, Z, groups, weights, z_names)
+    return problem, Grouping(groups, present)
 
 
 def _vary_freely(packed: Array, q: int, r: int, n: int, m: int) -> bool:
@@ -309,9 +304,8 @@ def _vary_freely(packed: Array, q: int, r: int, n: int, m: int) -> bool:
 
 
 def _look_for_aliases(
-    problem: Problem, X: Array, Z: Array, codes: NDArray[Any], weights: Array | None, name: str,
-    z_names: Sequence[str] | None,
-) -> None:  # fmt: skip
+    problem: Problem, X: Array, Z: Array, groups: Codes, weights: Array | None, z_names: Sequence[str] | None
+) -> None:
     """Refuse random effects that X explains in every group."""
     structure, r = problem.structure, problem.rank
     q = structure.q
@@ -322,8 +316,8 @@ def _look_for_aliases(
     if found:
         root = 1.0 if weights is None else np.sqrt(weights)[:, None]
         refuse_aliased(
-            found, problem.conditioned_z(Z) * root, problem.conditioned_x(X) * root, codes, problem.z_map, Z, name,
-            default_names(Z) if z_names is None else z_names,
+            found, problem.conditioned_z(Z) * root, problem.conditioned_x(X) * root, groups.codes, problem.z_map, Z,
+            groups.name, default_names(Z) if z_names is None else z_names,
         )  # fmt: skip
 
 
@@ -341,7 +335,7 @@ def _padded(transform: Array) -> Array:
 
 
 def _finish(
-    y: Array, X: Array, Z: Array, x_columns: Array, codes: NDArray[Any], base: int, offset: Array | None,
+    y: Array, X: Array, Z: Array, x_columns: Array, groups: Codes, offset: Array | None,
     n: int, m: int, structure: CovarianceStructure, raw: Array, packed_s: Array, beta0: Array, beta: Array,
     scale: float, kept: NDArray[np.intp], x_scale: Array, z_scale: Array, x_constant: int, z_constant: int,
     x_transform: Array | None, z_transform: Array | None, to_x: Array, to_z: Array, xy: Array, weights: Array | None,
@@ -366,7 +360,7 @@ def _finish(
         position = np.zeros(n_slots, dtype=np.int64)
         position[slice(None) if present is None else present] = np.arange(m)
         within = kernels.within_rows(
-            x_columns, y, Z, codes, base, position, weights, offset, x_scale, z_scale,
+            x_columns, y, Z, groups.codes, groups.base, position, weights, offset, x_scale, z_scale,
             beta0 if x_transform is None else x_transform @ beta0,
             xy if x_transform is None else _padded(x_transform) @ xy,
             to_z if z_transform is None else z_transform @ to_z,

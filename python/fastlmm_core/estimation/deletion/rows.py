@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from ...design.grouping import Factor, Grouping
 from ...errors import LMMError
 from ...support.progress import progress_bar
 from .groups import Deletions
 
 if TYPE_CHECKING:
+    from ...design.grouping import Grouping
     from ...model import LinearMixedModel
     from ...result import LMMResult
 
@@ -47,17 +47,12 @@ def subset(model: LinearMixedModel, rows: Index) -> LinearMixedModel:
     LMMError
         Where the rows cannot be fitted.
     """
-    factors = []
-    for factor in model.factors:
-        grouping = factor.grouping
-        present, codes = np.unique(grouping.index[rows], return_inverse=True)
-        left = Grouping(grouping.name, codes.astype(np.int64), 0, len(present), grouping.labels[present])
-        factors.append(Factor(left, factor.start, factor.stop))
+    codes = tuple(factor.grouping.of_rows(rows) for factor in model.factors)
     other = type(model).__new__(type(model))
     other._setup(
         model.endog[rows],
         model.exog[rows],
-        replace(model.random, parts=(model.exog_re[rows],), factors=tuple(factors)),
+        replace(model.random, parts=(model.exog_re[rows],), codes=codes),
         None if model.weights is None else model.weights[rows],
         None if model.offset is None else model.offset[rows],
         model.exog_names,

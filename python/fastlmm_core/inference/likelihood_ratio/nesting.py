@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from ...design.terms import TOLERANCE
+
 if TYPE_CHECKING:
     from ...kernels import ClusterCriterion
     from ...model import LinearMixedModel
@@ -21,9 +23,6 @@ if TYPE_CHECKING:
 __all__ = ["Cone", "Nesting", "cones", "contained", "efficient_information", "nest", "orthonormal", "same_grouping"]
 
 Array = NDArray[np.float64]
-
-TOLERANCE = 1e-7
-"""A unit vector with no more than this outside a space belongs to it (as for columns of X that are dropped)."""
 
 
 @dataclass(frozen=True)
@@ -103,7 +102,7 @@ def cones(model: LinearMixedModel) -> tuple[Cone, ...]:
     """The cones that make up the covariance of a model; every independent random effect is one of its own."""
     out = []
     for block in model.structure.blocks:
-        grouping = model.random.factor_of(block).grouping
+        grouping = model.factor_of(block).grouping
         places = range(block.start, block.stop)
         for columns in (tuple(places),) if block.structure == "full" else tuple((j,) for j in places):
             out.append(

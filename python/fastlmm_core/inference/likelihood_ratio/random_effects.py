@@ -142,7 +142,7 @@ def _without(model: LinearMixedModel, keep: list[int]) -> LinearMixedModel:
     for block in model.structure.blocks:
         columns = [j for j in keep if block.start <= j < block.stop]
         if columns:
-            grouping = model.random.factor_of(block).grouping
+            grouping = model.factor_of(block).grouping
             names = [model.exog_re_names[j] for j in columns]
             structure: Literal["full", "diagonal"] = "full" if block.structure == "full" else "diagonal"
             terms.append(RandomTerm(model.exog_re[:, columns], grouping.index, grouping.name, structure, names))
