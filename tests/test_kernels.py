@@ -18,8 +18,8 @@ import scipy.linalg
 import fastlmm_core as flc
 import oracle
 from fastlmm_core import kernels
-from fastlmm_core._cpu import variants
-from fastlmm_core._newton import eigensystem
+from fastlmm_core.kernels import variants
+from fastlmm_core.kernels._newton import eigensystem
 
 LANES = 8
 

@@ -6,6 +6,7 @@ import ast
 import importlib.metadata
 import inspect
 import pkgutil
+import re
 import subprocess
 import sys
 import tomllib
@@ -29,8 +30,8 @@ HEAVY = (
     "matplotlib",
     "tqdm",
 )
-KERNELS = sorted(module.name for module in pkgutil.iter_modules([str(PACKAGE)]) if module.name.startswith("_"))
-KERNELS = [name for name in KERNELS if name != "__main__" and not (PACKAGE / f"{name}.py").exists()]
+STUBS = PACKAGE / "kernels"
+KERNELS = sorted(path.stem for path in STUBS.glob("*.pyi"))
 
 
 @pytest.mark.parametrize("statement", ["import fastlmm_core", "from fastlmm_core import *"])
@@ -90,12 +91,32 @@ def test_public_names_are_documented():
 
 def test_types_are_shipped():
     assert (PACKAGE / "py.typed").exists()
-    assert KERNELS
-    for name in KERNELS:
-        assert (PACKAGE / f"{name}.pyi").exists(), f"{name} has no stub"
-    optional = {"_lanes_avx2", "_lanes_avx512"}  # built for x86-64 only
-    stubs = {path.stem for path in PACKAGE.glob("*.pyi")}
-    assert stubs - set(KERNELS) <= optional
+    sources = Path(__file__).parents[1] / "fastlmm_core"
+    built = {name for path in sources.glob("*/meson.build") for name in re.findall(r"'(_[a-z]+)':", path.read_text())}
+    lanes = {f"_lanes_{variant}" for variant in ("base", "avx2", "avx512")}
+    assert len(built) > 10
+    assert built | lanes == set(KERNELS)
+
+
+def test_compiled_kernels_are_imported_by_the_facade_only():
+    for path in PACKAGE.rglob("*.py"):
+        if path.parent == STUBS:
+            continue
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.ImportFrom | ast.Import) else []
+            if isinstance(node, ast.ImportFrom):
+                names = [f"{node.module or ''}.{name}" for name in names]
+            for name in names:
+                assert not set(name.split(".")) & set(KERNELS), f"{path.name}:{node.lineno} imports {name}"
+
+
+def test_import_loads_what_every_model_needs():
+    code = "import fastlmm_core, sys; print(*[n for n in sys.modules if n.startswith('fastlmm_core.kernels.')])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    loaded = set(done.stdout.replace("fastlmm_core.kernels.", "").split())
+    assert loaded <= set(KERNELS)
+    assert not loaded & {"_levels", "_ordering", "_nested", "_crossed", "_deletion"}
+    assert len([name for name in loaded if name.startswith("_lanes_")]) == 1
 
 
 def signatures(body):
@@ -112,9 +133,9 @@ def signatures(body):
 def test_stubs_agree_with_the_kernels(name):
     if name.startswith("_lanes_") and name != "_lanes_base":
         pytest.skip("the CPU need not run it")
-    module = import_module(f"fastlmm_core.{name}")
+    module = import_module(f"fastlmm_core.kernels.{name}")
     stubbed = set()
-    for path, expected in signatures(ast.parse((PACKAGE / f"{name}.pyi").read_text(encoding="utf-8")).body):
+    for path, expected in signatures(ast.parse((STUBS / f"{name}.pyi").read_text(encoding="utf-8")).body):
         item = module
         for part in path:
             item = getattr(item, part)

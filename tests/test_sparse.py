@@ -7,11 +7,11 @@ import pytest
 
 import test_blocked as dense
 from fastlmm_core import LinearMixedModel, RandomTerm
-from fastlmm_core._ordering import minimum_degree
 from fastlmm_core.engines.crossed import cores as tail
 from fastlmm_core.engines.crossed import order as layout
 from fastlmm_core.engines.crossed.problem import condition_factors
 from fastlmm_core.errors import LMMError
+from fastlmm_core.kernels.hierarchies import minimum_degree
 
 CASES = [case for case in dense.CASES if case[0] not in ("one", "nested", "nested3")]
 
@@ -24,7 +24,7 @@ def force(monkeypatch, share):
         n = max(round(share * len(order)), 1)
         return order[:n], begin[: n + 1], neighbours[: begin[n]]
 
-    monkeypatch.setattr(tail, "minimum_degree", some)
+    monkeypatch.setattr(tail.hierarchies, "minimum_degree", some)
     monkeypatch.setattr(tail, "SPARSE_FROM", 0)
     monkeypatch.setattr(tail, "SPARSE_GAIN", np.inf)
 

@@ -17,7 +17,7 @@ from ..errors import LMMError
 from ..kernels import minimize_newton, orthogonal_columns, smallest_parts
 
 if TYPE_CHECKING:
-    from .._newton import Objective
+    from ..kernels import Objective
 
 __all__ = ["Criterion", "Optimum", "newton", "optimize"]
 

@@ -11,8 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ... import _levels as levels
-from ..._ordering import minimum_degree, spread_products
+from ...kernels import hierarchies
 
 __all__ = ["Sparse", "Tail", "TailLevels", "sparse_levels", "tail_levels"]
 
@@ -103,12 +102,12 @@ def tail_levels(
     """Component by component: sparse levels in the order of their elimination, then the most frequent ones first."""
     offsets = np.concatenate([[0], np.cumsum([sizes[f] for f in last])]).astype(np.intp)
     numbered = np.stack([codes[f] + offset for f, offset in zip(last, offsets[:-1], strict=True)])
-    label = levels.components(top, n_top, numbered, int(offsets[-1]))
+    label = hierarchies.components(top, n_top, numbered, int(offsets[-1]))
     starts, stops, rows, counts, of, level, width, column = [], [], [], [], [], [], [], []
     n = len(top)
     first = 0
     for i, f in enumerate(last):
-        begin, order = levels.sort_rows(codes[f], sizes[f])
+        begin, order = hierarchies.sort_rows(codes[f], sizes[f])
         starts.append(begin[:-1] + i * n)
         stops.append(begin[1:] + i * n)
         rows.append(order)
@@ -184,7 +183,7 @@ def _sparse_first(
         member = position[near[at]].astype(np.int32)
         elements = np.concatenate([[0], np.cumsum(length)]).astype(np.intp)
         width = np.ascontiguousarray(widths[mine])
-        found, ends, neighbours = minimum_degree(elements, member, width, DENSE_SHARE)
+        found, ends, neighbours = hierarchies.minimum_degree(elements, member, width, DENSE_SHARE)
         owner = np.repeat(np.arange(len(found)), np.diff(ends))
         degree = np.bincount(owner, weights=width[neighbours], minlength=len(found))
         total = float(sizes[c])
@@ -222,7 +221,7 @@ def _elements(
     n, m = len(top), len(first_row)
     table = np.zeros((m, 5), dtype=np.intp)
     table[:, 0], table[:, 1], table[:, 3], table[:, 4] = first_row, last_row, 1, np.arange(m)
-    start, near, _ = levels.panel_products(top, n_top, np.zeros((n, 0)), table, by_level, np.zeros((n, 1)))
+    start, near, _ = hierarchies.panel_products(top, n_top, np.zeros((n, 0)), table, by_level, np.zeros((n, 1)))
     counts = np.diff(start)
     useful = counts > 2
     pairs = np.flatnonzero(counts == 2)
@@ -259,7 +258,7 @@ def sparse_levels(found: TailLevels, tails: list[Tail]) -> Sparse | None:
         mine = np.flatnonzero(table[node, 5] == i)
         at = own_at[mine][:, None] + np.arange(tail.q * tail.q)
         own[at] = tail.own[table[node[mine], 6]].reshape(at.shape)
-        spread_products(
+        hierarchies.spread_products(
             tail.slot, tail.comp, tail.q, tail.start, tail.slots, tail.panel, comp_slot, node_at, slot, start, slots,
             panel_at, panel,
         )  # fmt: skip

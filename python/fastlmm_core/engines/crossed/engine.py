@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from ..._blocked import BlockedEngine
+from ...kernels.crossed import BlockedEngine
 
 __all__ = ["BlockedCriterion"]
 

@@ -14,8 +14,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ... import _levels as levels
 from ...errors import LMMError
+from ...kernels import hierarchies
 from .cores import Sparse, Tail, sparse_levels, tail_levels
 
 __all__ = ["Layout", "Stage", "Tail", "chain_of", "lay_out", "lay_out_chain"]
@@ -40,7 +40,7 @@ class Stage(NamedTuple):
     comp : (m,) array or None
         Component of the tail.
     start, slots, panel, up : arrays or None
-        Neighbours in the tail: see `_levels.panel_products` and `_levels.places_above`.
+        Neighbours in the tail: see `hierarchies.panel_products` and `hierarchies.places_above`.
     """
 
     m: int
@@ -91,7 +91,7 @@ def chain_of(codes: list[Index], sizes: list[int], widths: list[int]) -> tuple[l
     def parent(fine: int, coarse: int) -> Index | None:
         if (fine, coarse) not in parents:
             smaller = sizes[coarse] <= sizes[fine]
-            kernel = levels.nested_in
+            kernel = hierarchies.nested_in
             parents[fine, coarse] = kernel(codes[fine], codes[coarse], sizes[fine]) if smaller else None
         return parents[fine, coarse]
 
@@ -143,7 +143,7 @@ def lay_out(
     for s in range(len(chain) - 2, -1, -1):
         f = chain[s]
         up = number[chain[s + 1]][parents[s]]
-        order = levels.sort_rows(up, sizes[chain[s + 1]])[1]
+        order = hierarchies.sort_rows(up, sizes[chain[s + 1]])[1]
         number[f] = np.empty(sizes[f], dtype=np.intp)
         number[f][order] = np.arange(sizes[f])
         above[f] = up[order]
@@ -177,8 +177,8 @@ def lay_out(
             where = np.empty(sizes[f], dtype=np.intp)
             where[level] = comp[mine]
             later = np.ascontiguousarray(table[table[:, 5] > i][:, :5])
-            start, slots, panel = levels.panel_products(codes[f], sizes[f], Z[f], later, rows, others)
-            own, _ = levels.own_products(codes[f], Z[f], xy[:, :0], sizes[f])
+            start, slots, panel = hierarchies.panel_products(codes[f], sizes[f], Z[f], later, rows, others)
+            own, _ = hierarchies.own_products(codes[f], Z[f], xy[:, :0], sizes[f])
             tail_of.append(Tail(sizes[f], widths[f], columns[f], slot, where, own, start, slots, panel))
             if i == 0:
                 comp_of_top = np.empty(sizes[top], dtype=np.intp)
@@ -195,25 +195,25 @@ def lay_out(
         comps.append(None if before is None else before[above[f]])
     comps.reverse()
     for s, f in enumerate(chain):
-        own, cross = levels.own_products(coded[f], Z[f], xy, sizes[f])
+        own, cross = hierarchies.own_products(coded[f], Z[f], xy, sizes[f])
         crosses.append(cross)
         coarser = chain[s + 1 :]
         products = np.zeros((sizes[f], widths[f], sum(widths[g] for g in coarser)))
         column = 0
         for g in coarser:
-            levels.chain_products(coded[f], Z[f], Z[g], sizes[f], products, column)
+            hierarchies.chain_products(coded[f], Z[f], Z[g], sizes[f], products, column)
             column += widths[g]
         stage = Stage(
             sizes[f], widths[f], columns[f], above.get(f), own, products, comps[s], None, None, None, None
         )  # fmt: skip
         if last:
-            begin, near, touched = levels.panel_products(coded[f], sizes[f], Z[f], table, rows, others)
+            begin, near, touched = hierarchies.panel_products(coded[f], sizes[f], Z[f], table, rows, others)
             stage = stage._replace(start=begin, slots=near, panel=touched)
             lists.append((begin, near))
         stages.append(stage)
     if last:
         for s, f in enumerate(chain[:-1]):
-            upward = levels.places_above(*lists[s], above[f], *lists[s + 1])
+            upward = hierarchies.places_above(*lists[s], above[f], *lists[s + 1])
             stages[s] = stages[s]._replace(up=upward)
 
     places: list[Index] = [np.zeros((0, 0), dtype=np.intp)] * len(Z)
@@ -227,7 +227,7 @@ def lay_out(
         cross[:at] = np.concatenate(crosses)
     for f, tail in zip(last, tail_of, strict=True):
         places[f] = (at + comp_slot[tail.comp] + tail.slot)[:, None] + np.arange(widths[f])
-        cross[places[f].ravel()] = levels.own_products(codes[f], Z[f], xy, sizes[f])[1]
+        cross[places[f].ravel()] = hierarchies.own_products(codes[f], Z[f], xy, sizes[f])[1]
     return Layout(tuple(stages), tuple(tail_of), comp_slot, tuple(places), core_slot, sparse), cross
 
 
@@ -242,14 +242,14 @@ def lay_out_chain(
     order = number
     for s in range(len(chain) - 2, -1, -1):
         up = number[parents[s]]
-        order = levels.sort_rows(up, sizes[chain[s + 1]])[1]
+        order = hierarchies.sort_rows(up, sizes[chain[s + 1]])[1]
         number = np.empty(sizes[chain[s]], dtype=np.intp)
         number[order] = np.arange(len(number))
         numbers.append(number)
         above.append(up[order])
     numbers.reverse()
     above.reverse()
-    A, C = levels.rotated_products(raw, order, turn, xy)
+    A, C = hierarchies.rotated_products(raw, order, turn, xy)
     stages: list[Stage] = []
     crosses: list[Array] = []
     places: list[Index] = [order] * len(chain)

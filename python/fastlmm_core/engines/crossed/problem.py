@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ... import _levels as levels
 from ... import kernels
 from ...covariance.parameters import CovarianceStructure
 from ...errors import LMMError
+from ...kernels import hierarchies
 from ...problem.aliasing import default_names, refuse_aliased, suspects
 from ...problem.columns import (
     ConditionedX,
@@ -193,7 +193,7 @@ class HierarchyProblem:
         crosses.reverse()
         assert finest is not None
         # what the finest levels leave of [X y]'[X y] is taken to be spread evenly
-        kernel = levels.explained
+        kernel = hierarchies.explained
         mine = kernel(stages[0].own, finest, some.astype(np.uint8))
         others = kernel(stages[0].own, finest, (~some).astype(np.uint8))
         share = chosen[0].m / stages[0].m

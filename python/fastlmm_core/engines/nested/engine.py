@@ -1,6 +1,6 @@
 """The criterion of nested factors with exact second derivatives, by sweeps over families of levels.
 
-The sweeps are in _chain.pxi; see `chain` for the columns in which the factors are written.
+The sweeps are in lanes/families.pxi; see `chain` for the columns in which the factors are written.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ... import kernels
-from ..._nested import ChainEngine
+from ...kernels.hierarchies import ChainEngine
 
 if TYPE_CHECKING:
     from ...covariance.parameters import CovarianceStructure

@@ -14,10 +14,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ... import _levels as levels
 from ... import kernels
-from ..._nested import pack
 from ...errors import LMMError
+from ...kernels import hierarchies
 from ...problem.aliasing import refuse_aliased, suspects
 from ...problem.columns import SAMPLE, WELL_CONDITIONED, ConditionedX, check_size, factor_structure, rotation
 from ..crossed.order import Layout, lay_out_chain
@@ -80,7 +79,7 @@ def families(parents: list[Index], sizes: list[int], lanes: int) -> Families:
     orders, starts, above = [top], [np.array([0, vectors], dtype=np.intp)], []
     place = np.arange(sizes[-1])
     for s in range(len(sizes) - 2, -1, -1):
-        begin, member = levels.sort_rows(parents[s], sizes[s + 1])
+        begin, member = hierarchies.sort_rows(parents[s], sizes[s + 1])
         count = np.diff(begin)
         first, parent = begin[:-1], np.arange(len(count))
         if int(count.max()) > RUN:
@@ -187,7 +186,7 @@ class ChainProblem(HierarchyProblem):
     def _packed(self) -> tuple[Array, Array]:
         """Factored levels of the finest factor, and [X y]'[X y] less what they explain."""
         chain = self.chain
-        packed, between = pack(chain.raw, self._families.order[0], chain.z_map, chain.xy_map)
+        packed, between = hierarchies.pack(chain.raw, self._families.order[0], chain.z_map, chain.xy_map)
         return packed, self.gram - kernels.unpack(between, len(self.gram))
 
     def within_slope(self) -> Array | None:
@@ -269,7 +268,7 @@ class ChainProblem(HierarchyProblem):
         raw = chain.raw[some]
         share = float(raw[:, -1].sum() / chain.raw[:, -1].sum())
         # what the finest levels leave of [X y]'[X y] is taken to be spread evenly
-        between = pack(raw, _padded(len(raw), kernels.lanes()), chain.z_map, chain.xy_map)[1]
+        between = hierarchies.pack(raw, _padded(len(raw), kernels.lanes()), chain.z_map, chain.xy_map)[1]
         n_levels = [0] * len(kept)
         for f, m in zip(chain.order, reversed(kept), strict=True):
             n_levels[f] = m
@@ -320,7 +319,7 @@ def condition_chain(
     order = sorted(range(len(factors)), key=lambda f: -sizes[f])
     parents: list[Index] = []
     for fine, coarse in pairwise(order):
-        parent = levels.nested_in(codes[fine], codes[coarse], sizes[fine])
+        parent = hierarchies.nested_in(codes[fine], codes[coarse], sizes[fine])
         if parent is None:
             return None
         parents.append(parent)

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ... import kernels
-from ..._deletion import others_in_group
+from ...kernels.deletions import others_in_group
 
 if TYPE_CHECKING:
     from ...engines.one_factor.problem import Problem

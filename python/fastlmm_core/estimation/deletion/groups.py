@@ -2,9 +2,9 @@
 
 Every deletion takes the contribution of a group, or of one row, from the sums that the criterion is made of.  Where
 there are many deletions the sums over all groups are replaced by polynomials that agree with them to rounding error in
-a small ball around the optimum (see _deletion.pyx), and Newton's method for one deletion costs a few microseconds
-whatever the number of groups.  Deletions that lead out of the ball, to the boundary, or that cost X its rank are
-optimised one by one, also without a look at the rows.
+a small ball around the optimum (see one_factor/deletion.pyx), and Newton's method for one deletion costs a few
+microseconds whatever the number of groups.  Deletions that lead out of the ball, to the boundary, or that cost X its
+rank are optimised one by one, also without a look at the rows.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ... import kernels
-from ..._deletion import refit_deletions
 from ...engines.starts import many_minima, moment_start
 from ...errors import LMMError
+from ...kernels.deletions import refit_deletions
 from ..optimize import Optimum, optimize
 from .contributions import all_but_one, group_pieces
 from .polynomials import DEGREES, Sums, n_nodes, n_terms, symmetric_sum

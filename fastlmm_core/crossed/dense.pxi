@@ -1,0 +1,202 @@
+# The dense cores of the tail's components (see elimination.pxi): factorisation, triangular solutions, inverses.
+#
+# Matrices are row by row; of symmetric ones only the lower triangle counts, which is LAPACK's upper one.
+
+cdef bint cholesky(Py_ssize_t n, double* A) noexcept nogil:
+    """Lower triangle R with A = R R', in place; False where A is not positive definite."""
+    cdef Py_ssize_t i, j, r
+    cdef int size = <int> n, info = 0
+    cdef double t
+    cdef char upper = b'U'
+    if n > SMALL:
+        dpotrf(&upper, &size, A, &size, &info)
+        return info == 0
+    for i in range(n):
+        for j in range(i + 1):
+            t = A[i * n + j]
+            for r in range(j):
+                t -= A[i * n + r] * A[j * n + r]
+            if j < i:
+                A[i * n + j] = t / A[j * n + j]
+            else:
+                if not t > 0.0:
+                    return False
+                A[i * n + i] = sqrt(t)
+    return True
+
+
+cdef void half_solve(Py_ssize_t n, Py_ssize_t c, double* R, double* B, bint back) noexcept nogil:
+    """B (n, c) <- R^-1 B, or R^-T B."""
+    cdef Py_ssize_t i, j, r
+    cdef int rows = <int> c, columns = <int> n
+    cdef double t, one = 1.0
+    cdef char right = b'R', upper = b'U', trans = b'T' if back else b'N', unit = b'N'
+    if n > SMALL:
+        dtrsm(&right, &upper, &trans, &unit, &rows, &columns, &one, R, &columns, B, &rows)
+        return
+    if not back:
+        for i in range(n):
+            for r in range(i):
+                t = R[i * n + r]
+                for j in range(c):
+                    B[i * c + j] -= t * B[r * c + j]
+            t = 1.0 / R[i * n + i]
+            for j in range(c):
+                B[i * c + j] *= t
+    else:
+        for i in range(n - 1, -1, -1):
+            t = 1.0 / R[i * n + i]
+            for j in range(c):
+                B[i * c + j] *= t
+            for r in range(i):
+                t = R[i * n + r]
+                for j in range(c):
+                    B[r * c + j] -= t * B[i * c + j]
+
+
+cdef void inverse_of(Py_ssize_t n, double* A) noexcept nogil:
+    """A <- (R R')^-1 from R, lower triangle."""
+    cdef Py_ssize_t i, j, r
+    cdef int size = <int> n, info = 0
+    cdef double t
+    cdef char upper = b'U'
+    if n > SMALL:
+        dpotri(&upper, &size, A, &size, &info)
+        return
+    for j in range(n):
+        A[j * n + j] = 1.0 / A[j * n + j]
+        for i in range(j + 1, n):
+            t = 0.0
+            for r in range(j, i):
+                t += A[i * n + r] * A[r * n + j]
+            A[i * n + j] = -t / A[i * n + i]
+    for i in range(n):
+        for j in range(i + 1):
+            t = 0.0
+            for r in range(i, n):
+                t += A[r * n + i] * A[r * n + j]
+            A[i * n + j] = t
+
+
+cdef void symmetric_product(Py_ssize_t n, Py_ssize_t c, double* A, double* B, double* out) noexcept nogil:
+    """out (n, c) = A B with the lower triangle of a symmetric A."""
+    cdef Py_ssize_t i, j, r
+    cdef int rows = <int> c, columns = <int> n
+    cdef double t, one = 1.0, zero = 0.0
+    cdef char right = b'R', upper = b'U'
+    if n > SMALL:
+        dsymm(&right, &upper, &rows, &columns, &one, A, &columns, B, &rows, &zero, out, &rows)
+        return
+    for i in range(n * c):
+        out[i] = 0.0
+    for i in range(n):
+        for r in range(i + 1):
+            t = A[i * n + r]
+            for j in range(c):
+                out[i * c + j] += t * B[r * c + j]
+            if r < i:
+                for j in range(c):
+                    out[r * c + j] += t * B[i * c + j]
+
+
+cdef void mirror(Py_ssize_t n, double* A) noexcept nogil:
+    """Upper triangle from the lower one, by tiles."""
+    cdef Py_ssize_t i, j, ib, jb
+    for ib in range(0, n, 32):
+        for jb in range(0, ib + 1, 32):
+            for i in range(ib, min(ib + 32, n)):
+                for j in range(jb, min(jb + 32, i)):
+                    A[j * n + i] = A[i * n + j]
+
+
+cdef bint factor_tail(Elimination* e, double* logdet) noexcept nogil:
+    """S = I + L'K L = R R' for each core; adds log|S|."""
+    cdef Py_ssize_t c, n, t, u, a, b, i, j, r, l
+    cdef double* K
+    cdef double* S
+    cdef Tail* g
+    cdef double x
+    cdef double* scale = e.scratch
+    cdef bint scalar = True
+    for t in range(e.n_tails):
+        scalar = scalar and e.tail[t].q == 1
+    memcpy(e.S, e.K, e.n_dense * sizeof(double))
+    if not scalar:
+        for c in range(e.n_comps):
+            mirror(e.core_size[c], e.S + e.comp_start[c])
+        sandwich_tail(e, e.S, True)
+    else:
+        for t in range(e.n_tails):
+            g = &e.tail[t]
+            for a in range(g.m):
+                scale[e.comp_slot[g.comp[a]] + g.slot[a]] = g.factor[0]
+        scale_tail(e, e.S, scale)
+    for c in range(e.n_comps):
+        n = e.core_size[c]
+        S = e.S + e.comp_start[c]
+        for i in range(n):
+            S[i * n + i] += 1.0
+        if not cholesky(n, S):
+            return False
+        for i in range(n):
+            logdet[0] += 2.0 * log(S[i * n + i])
+    return True
+
+
+cdef void scale_tail(Elimination* e, double* A, const double* scale) noexcept nogil:
+    """Lower triangles of A times scale by rows and by columns."""
+    cdef Py_ssize_t c, n, i, j
+    cdef const double* x
+    cdef double* row
+    cdef double t
+    for c in range(e.n_comps):
+        n = e.core_size[c]
+        x = scale + e.core_slot[c]
+        for i in range(n):
+            row = A + e.comp_start[c] + i * n
+            t = x[i]
+            for j in range(i + 1):
+                row[j] *= t * x[j]
+
+
+cdef void sandwich_tail(Elimination* e, double* A, bint transposed) noexcept nogil:
+    """A <- L'A L, or L A L', of full symmetric cores, in place."""
+    cdef Py_ssize_t c, n, t, a, i, j, r, q, p
+    cdef Tail* g
+    cdef double x
+    cdef double* L
+    cdef double* block
+    cdef double* v = e.scratch
+    for t in range(e.n_tails):
+        g = &e.tail[t]
+        q = g.q
+        L = g.factor
+        for a in range(g.m):
+            if g.core[a] < 0:
+                continue
+            c = g.comp[a]
+            n = e.core_size[c]
+            block = A + e.comp_start[c] + g.core[a] * n
+            for j in range(n):
+                for i in range(q):
+                    v[i] = block[i * n + j]
+                for i in range(q):
+                    x = 0.0
+                    for r in range(q):
+                        x += (L[r * q + i] if transposed else L[i * q + r]) * v[r]
+                    block[i * n + j] = x
+    for c in range(e.n_comps):
+        n = e.core_size[c]
+        for p in range(n):
+            for a in range(e.comp_block[c], e.comp_block[c + 1]):
+                g = &e.tail[e.block_tail[a]]
+                q = g.q
+                L = g.factor
+                block = A + e.comp_start[c] + p * n + e.block_slot[a]
+                for i in range(q):
+                    v[i] = block[i]
+                for i in range(q):
+                    x = 0.0
+                    for r in range(q):
+                        x += (L[r * q + i] if transposed else L[i * q + r]) * v[r]
+                    block[i] = x

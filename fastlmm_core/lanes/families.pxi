@@ -1,0 +1,607 @@
+# Factors nested in each other, level by level, finest first; siblings below one another, LANES families side by side.
+#
+# All factors are written in the same r columns U: a level of stage s adds U b, b ~ N(0, sigma^2 G_s), L_s a factor
+# of G_s (r, r; columns of zeros where the term has fewer effects).  With A = U'V^-1 U and C = U'V^-1 [X y], V the
+# covariance of the finer stages, A = R'R and c = R^-T C, a level is taken out as in lanes/lanes.pyx:
+#
+#     n = U'(V + U G U')^-1 U = Y'Y,  E = Y'D,   A_parent = sum n,  C_parent = sum E
+#
+# so that nothing but sums of squares is passed on.  On the way back, with Q and u = posterior covariance and means of
+# the sum of all coarser levels' effects (0 at the top),
+#
+#     N = n - n Q n,   E <- E - n u,       M = L (I + L'A L)^-1 L',  P = I - A M = (I + A G)^-1
+#     Q <- M + P'Q P,  u <- u + G E                                                (for the level's children)
+#
+# Second derivatives along directions D, F of G (Z D Z' of every level of a stage) go up again: with f = E w and
+#
+#     F at this stage:   nu_F = n F n,       rho_F = n F f          A_F = sum nu_F, R_F = sum rho_F over the children
+#     F below:           nu_F = P A_F P',    rho_F = P R_F
+#
+# each level adds to  tr(B D N F), B = -N + F F' for the f of all levels side by side,
+#
+#     D at this stage:   -tr(D nu_F) + 2 tr(D n Q nu_F) + tr(f'D rho_F)
+#     both below:        -tr(A_D M A_F (M + 2 P'Q P)) - tr(R_D'M R_F)
+
+
+cdef inline void chain_gather(const ChainStage* stage, Py_ssize_t block, Py_ssize_t field, Py_ssize_t n, vecu* out
+                              ) noexcept nogil:
+    """A field of the parents of a block."""
+    cdef Py_ssize_t lane, i
+    cdef const double* source
+    for lane in range(LANES):
+        source = stage.above + stage.parent[block * LANES + lane] + field * LANES
+        for i in range(n):
+            (<double*> out)[i * LANES + lane] = source[i * LANES]
+
+
+cdef inline void chain_scatter(const ChainStage* stage, Py_ssize_t block, Py_ssize_t field, Py_ssize_t n,
+                               const vecu* values) noexcept nogil:
+    """Add to a field of the parents of a block."""
+    cdef Py_ssize_t lane, i
+    cdef double* target
+    for lane in range(LANES):
+        target = stage.above + stage.parent[block * LANES + lane] + field * LANES
+        for i in range(n):
+            target[i * LANES] += (<const double*> values)[i * LANES + lane]
+
+
+cdef void chain_pack(
+    const Shape* shape, Py_ssize_t n_vectors, const Py_ssize_t* order, const double* raw, const double* Tz,
+    const double* Tx, double* packed, double* between, double* scratch,
+) noexcept nogil:
+    """`factor` for groups in the given order (n_vectors * LANES,), -1 for padding.
+
+    scratch: LANES (q^2 + q k + 2 q + k(k+1)/2 + stride) doubles.
+    """
+    cdef Py_ssize_t line = shape.stride, block, lane, i, g
+    cdef double* lines = scratch + LANES * (shape.q * shape.q + shape.q * shape.k + 2 * shape.q
+                                            + shape.k * (shape.k + 1) // 2)
+    for block in range(n_vectors):
+        for lane in range(LANES):
+            g = order[block * LANES + lane]
+            for i in range(line):
+                lines[lane * line + i] = raw[g * line + i] if g >= 0 else 0.0
+        factor(shape, LANES, lines, Tz, Tx, packed + block * line * LANES, between, scratch)
+
+
+cdef inline void chain_root(Py_ssize_t q, Py_ssize_t k, const vecu* A, const vecu* C, vecu* full, vecu* R, vecu* c
+                            ) noexcept nogil:
+    """R and c from A and C; columns that add nothing are left out."""
+    cdef Py_ssize_t a, b, j, l, pos = 0
+    cdef vec t, u
+    for a in range(q):
+        for b in range(a + 1):
+            full[b * q + a] = A[pos]
+            pos = pos + 1
+        for j in range(k):
+            c[a * k + j] = C[a * k + j]
+    pos = 0
+    for a in range(q):
+        u = VEC_RSQRT_ABOVE(full[a * q + a], A[a * (a + 1) // 2 + a] * 1e-14)
+        for b in range(a, q):
+            full[a * q + b] = full[a * q + b] * u
+            R[pos] = full[a * q + b]
+            pos = pos + 1
+        for j in range(k):
+            c[a * k + j] = c[a * k + j] * u
+        for b in range(a + 1, q):
+            t = full[a * q + b]
+            for l in range(b, q):
+                full[b * q + l] = full[b * q + l] - t * full[a * q + l]
+            for j in range(k):
+                c[b * k + j] = c[b * k + j] - t * c[a * k + j]
+
+
+cdef inline double chain_up_of(Py_ssize_t q, Py_ssize_t k, bint finest, const ChainStage* stage, const double* factor,
+                               double* sum_h, double* scratch) noexcept nogil:
+    cdef Py_ssize_t n_a = q * (q + 1) // 2, n_c = q * k, n_h = k * (k + 1) // 2
+    cdef Py_ssize_t block, v, a, b, j, l, pos
+    cdef vecu* U = <vecu*> scratch
+    cdef vecu* W = U + q * q
+    cdef vecu* Y = W + q * q
+    cdef vecu* D = Y + q * q
+    cdef vecu* acc = D + n_c
+    cdef vecu* part_h = acc + n_a + n_c
+    cdef vecu* acc_h = part_h + n_h
+    cdef vecu* record
+    cdef vecu* R
+    cdef vecu* n
+    cdef vecu* E
+    cdef vec t, det, product
+    cdef double logdet = 0.0
+    product = VEC_SET(1.0)
+    for pos in range(2 * n_h):
+        part_h[pos] = VEC_SET(0.0)
+    for block in range(stage.n_blocks):
+        for pos in range(n_a + n_c):
+            acc[pos] = VEC_SET(0.0)
+        for v in range(stage.start[block], stage.start[block + 1]):
+            if finest:
+                R = (<vecu*> stage.packed) + v * (n_a + n_c + 1)
+                n = (<vecu*> stage.record) + v * (n_a + n_c)
+            else:
+                # A, C; R, c; n, E
+                record = (<vecu*> stage.record) + v * stage.stride
+                R = record + n_a + n_c
+                n = R + n_a + n_c
+                chain_root(q, k, record, record + n_a, W, R, R + n_a)
+                # what c explains was not taken out of [X y]'[X y] with the rows
+                pos = 0
+                for j in range(k):
+                    for l in range(j + 1):
+                        t = part_h[pos]
+                        for a in range(q):
+                            t = t - R[n_a + a * k + j] * R[n_a + a * k + l]
+                        part_h[pos] = t
+                        pos = pos + 1
+            E = n + n_a
+            whiten(q, k, R, R + n_a, factor, U, W, Y, D, &det)
+            product = product * det
+            if vec_max(&product) > 1e100:
+                for l in range(LANES):
+                    logdet += log((<double*> &product)[l])
+                product = VEC_SET(1.0)
+            pos = 0
+            for a in range(q):
+                for b in range(a + 1):
+                    t = VEC_SET(0.0)
+                    for l in range(q):
+                        t = t + Y[l * q + a] * Y[l * q + b]
+                    n[pos] = t
+                    acc[pos] = acc[pos] + t
+                    pos = pos + 1
+            for a in range(q):
+                for j in range(k):
+                    t = VEC_SET(0.0)
+                    for l in range(q):
+                        t = t + Y[l * q + a] * D[l * k + j]
+                    E[a * k + j] = t
+                    acc[n_a + a * k + j] = acc[n_a + a * k + j] + t
+            pos = 0
+            for j in range(k):
+                for l in range(j + 1):
+                    t = part_h[pos]
+                    for a in range(q):
+                        t = t + D[a * k + j] * D[a * k + l]
+                    part_h[pos] = t
+                    pos = pos + 1
+            if (v & 63) == 63:
+                for pos in range(n_h):
+                    acc_h[pos] = acc_h[pos] + part_h[pos]
+                    part_h[pos] = VEC_SET(0.0)
+        if stage.parent != NULL:
+            chain_scatter(stage, block, 0, n_a + n_c, acc)
+    for l in range(LANES):
+        logdet += log((<double*> &product)[l])
+    for pos in range(n_h):
+        sum_h[pos] += vec_sum(acc_h + pos) + vec_sum(part_h + pos)
+    return logdet
+
+
+cdef double chain_up(const Shape* shape, const ChainStage* stage, const double* factor, double* sum_h, double* scratch
+                     ) noexcept nogil:
+    """Take a stage out: n and E of its levels, sums for their parents; adds to sum_h (k(k+1)/2) what this adds to
+    [X y]'V^-1[X y], returns sum log|I + L'A L|.
+
+    scratch: LANES (3 q^2 + 2 q k + q(q+1)/2 + k(k+1)) doubles.
+    """
+    if stage.level == 0:
+        if shape.q == 1 and shape.k == 2:
+            return chain_up_of(1, 2, True, stage, factor, sum_h, scratch)
+        if shape.q == 1:
+            return chain_up_of(1, shape.k, True, stage, factor, sum_h, scratch)
+        if shape.q == 2 and shape.k == 3:
+            return chain_up_of(2, 3, True, stage, factor, sum_h, scratch)
+        if shape.q == 2:
+            return chain_up_of(2, shape.k, True, stage, factor, sum_h, scratch)
+        return chain_up_of(shape.q, shape.k, True, stage, factor, sum_h, scratch)
+    if shape.q == 2 and shape.k == 3:
+        return chain_up_of(2, 3, False, stage, factor, sum_h, scratch)
+    return chain_up_of(shape.q, shape.k, False, stage, factor, sum_h, scratch)
+
+
+cdef inline void chain_square(Py_ssize_t q, const vecu* packed, vecu* out) noexcept nogil:
+    """Both triangles of a symmetric matrix given by its lower one, by rows."""
+    cdef Py_ssize_t a, b, pos = 0
+    for a in range(q):
+        for b in range(a + 1):
+            out[a * q + b] = packed[pos]
+            out[b * q + a] = packed[pos]
+            pos = pos + 1
+
+
+cdef inline void chain_product(Py_ssize_t q, Py_ssize_t k, const vecu* A, const vecu* B, vecu* out) noexcept nogil:
+    """out (q, k) = A (q, q) B (q, k)."""
+    cdef Py_ssize_t a, j, l
+    cdef vec t
+    for a in range(q):
+        for j in range(k):
+            t = A[a * q] * B[j]
+            for l in range(1, q):
+                t = t + A[a * q + l] * B[l * k + j]
+            out[a * k + j] = t
+
+
+cdef inline void chain_conditional(Py_ssize_t q, const vecu* R, const double* factor, vecu* U, vecu* W, vecu* S, vecu* M
+                                   ) noexcept nogil:
+    """M = L (I + L'A L)^-1 L' = S'S, both triangles."""
+    cdef Py_ssize_t a, b, l
+    cdef vec t, u
+    cdef const vecu* row = R
+    for a in range(q):
+        for b in range(q):
+            t = VEC_SET(0.0)
+            for l in range(a, q):
+                t = t + row[l - a] * factor[l * q + b]
+            U[a * q + b] = t
+        row = row + (q - a)
+    for a in range(q):
+        for b in range(a + 1):
+            t = VEC_SET(1.0 if a == b else 0.0)
+            for l in range(q):
+                t = t + U[l * q + a] * U[l * q + b]
+            W[a * q + b] = t
+        for b in range(q):
+            S[a * q + b] = VEC_SET(factor[b * q + a])
+    for a in range(q):
+        u = VEC_SET(1.0) / VEC_SQRT(W[a * q + a])
+        for b in range(q):
+            S[a * q + b] = S[a * q + b] * u
+        for b in range(a + 1, q):
+            W[b * q + a] = W[b * q + a] * u
+        for b in range(a + 1, q):
+            t = W[b * q + a]
+            for l in range(a + 1, b + 1):
+                W[b * q + l] = W[b * q + l] - t * W[l * q + a]
+            for l in range(q):
+                S[b * q + l] = S[b * q + l] - t * S[a * q + l]
+    for a in range(q):
+        for b in range(a + 1):
+            t = VEC_SET(0.0)
+            for l in range(q):
+                t = t + S[l * q + a] * S[l * q + b]
+            M[a * q + b] = t
+            M[b * q + a] = t
+
+
+cdef inline void chain_pairs(Py_ssize_t q, Py_ssize_t k, Py_ssize_t below, Py_ssize_t first, bint traces, Py_ssize_t F,
+                             const vecu* X, const vecu* f, const vecu* nu, const vecu* rho, vecu* out, vecu* acc,
+                             vecu* B) noexcept nogil:
+    """Add nu_F and rho_F to out, and F with each direction of this stage from F on to acc."""
+    cdef Py_ssize_t n_a = q * (q + 1) // 2, n_c = q * k, d = below + n_a, D, a, b, j, pos
+    cdef vec t
+    pos = 0
+    for a in range(q):
+        if traces:
+            for b in range(a + 1):
+                out[F * n_a + pos] = out[F * n_a + pos] + nu[a * q + b]
+                pos = pos + 1
+        for j in range(first, k):
+            out[d * n_a + F * n_c + a * k + j] = out[d * n_a + F * n_c + a * k + j] + rho[a * k + j]
+    if traces:
+        chain_product(q, q, X, nu, B)
+    D = below
+    for a in range(q):
+        for b in range(a + 1):
+            if D >= F:
+                t = VEC_SET(0.0)
+                if traces:
+                    t = B[a * q + a] if a == b else B[a * q + b] + B[b * q + a]
+                for j in range(first, k):
+                    t = t + f[a * k + j] * rho[b * k + j]
+                    if a != b:
+                        t = t + f[b * k + j] * rho[a * k + j]
+                acc[D * d + F] = acc[D * d + F] + t
+            D = D + 1
+
+
+cdef inline void chain_curve(Py_ssize_t q, Py_ssize_t k, Py_ssize_t below, Py_ssize_t first, bint traces,
+                             const vecu* n, const vecu* Q, const vecu* f, const vecu* M, const vecu* P,
+                             const vecu* sums, vecu* out, vecu* acc, vecu* work) noexcept nogil:
+    """Second derivatives of one level, added to acc (d, d; lower triangle); nu_F and rho_F are added to out.
+
+    Without `traces` B is F F' alone, and nu_F is not needed.
+
+    d = below + n_a directions, those of the finer stages first; `sums` holds A_F of the finer ones, then R_F, and out
+    likewise nu_F of all, then rho_F.
+    work: 6 q^2 + q k vectors.
+    """
+    cdef Py_ssize_t n_a = q * (q + 1) // 2, n_c = q * k, d = below + n_a, D, F, a, b, i, j, l, pos
+    cdef vec t
+    cdef vecu* X = work                 # 2 n Q - I
+    cdef vecu* nu = X + q * q
+    cdef vecu* B = nu + q * q
+    cdef vecu* Z = B + q * q            # M + 2 P'Q P
+    cdef vecu* A = Z + q * q
+    cdef vecu* T = A + q * q
+    cdef vecu* rho = T + q * q
+    cdef const vecu* R = sums + below * n_a
+    if traces:
+        chain_product(q, q, n, Q, X)
+        for a in range(q):
+            for b in range(q):
+                X[a * q + b] = X[a * q + b] + X[a * q + b]
+            X[a * q + a] = X[a * q + a] - 1.0
+    if traces and below > 0:
+        chain_product(q, q, Q, P, T)
+        for a in range(q):
+            for b in range(q):
+                t = VEC_SET(0.0)
+                for l in range(q):
+                    t = t + P[l * q + a] * T[l * q + b]
+                Z[a * q + b] = M[a * q + b] + t + t
+    for F in range(below):
+        if traces:
+            chain_square(q, sums + F * n_a, A)
+            chain_product(q, q, M, A, T)
+            chain_product(q, q, T, Z, B)
+        chain_product(q, k, M, R + F * n_c, rho)
+        for D in range(F + 1):
+            t = VEC_SET(0.0)
+            if traces:
+                pos = 0
+                for a in range(q):
+                    for b in range(a):
+                        t = t - sums[D * n_a + pos] * (B[a * q + b] + B[b * q + a])
+                        pos = pos + 1
+                    t = t - sums[D * n_a + pos] * B[a * q + a]
+                    pos = pos + 1
+            for a in range(q):
+                for j in range(first, k):
+                    t = t - R[D * n_c + a * k + j] * rho[a * k + j]
+            acc[F * d + D] = acc[F * d + D] + t
+        if traces:
+            chain_product(q, q, P, A, T)
+            for a in range(q):
+                for b in range(q):
+                    t = VEC_SET(0.0)
+                    for l in range(q):
+                        t = t + T[a * q + l] * P[b * q + l]
+                    nu[a * q + b] = t
+        chain_product(q, k, P, R + F * n_c, rho)
+        chain_pairs(q, k, below, first, traces, F, X, f, nu, rho, out, acc, B)
+    F = below
+    for i in range(q):
+        for l in range(i + 1):
+            for a in range(q):
+                for b in range(q if traces else 0):
+                    t = n[a * q + i] * n[b * q + l]
+                    nu[a * q + b] = t if i == l else t + n[a * q + l] * n[b * q + i]
+                for j in range(first, k):
+                    t = n[a * q + i] * f[l * k + j]
+                    rho[a * k + j] = t if i == l else t + n[a * q + l] * f[i * k + j]
+            chain_pairs(q, k, below, first, traces, F, X, f, nu, rho, out, acc, B)
+            F = F + 1
+
+
+cdef inline void chain_down_of(
+    Py_ssize_t q, Py_ssize_t k, Py_ssize_t first, bint finest, bint second, bint traces, Py_ssize_t forms,
+    const ChainStage* stage, const double* factor, const double* weight, double* sum_n, double* sum_f, double* gram,
+    double* curve, vecu* acc_n, vecu* temporary,
+) noexcept nogil:
+    cdef Py_ssize_t n_a = q * (q + 1) // 2, n_c = q * k, n_g = n_c * (n_c + 1) // 2
+    cdef Py_ssize_t block, v, a, b, j, l, pos
+    cdef vecu* Qp = temporary
+    cdef vecu* Q = Qp + n_a
+    cdef vecu* u = Q + q * q
+    cdef vecu* nn = u + n_c
+    cdef vecu* X = nn + q * q
+    cdef vecu* E = X + q * q
+    cdef vecu* f = E + n_c
+    cdef vecu* U = f + n_c
+    cdef vecu* W = U + q * q
+    cdef vecu* S = W + q * q
+    cdef vecu* M = S + q * q
+    cdef vecu* work = M + q * q
+    cdef vecu* acc_f = acc_n + n_a
+    cdef vecu* acc_g = acc_f + n_a
+    cdef vecu* acc_c = acc_g + n_g
+    cdef vecu* out = acc_c + n_a * n_a
+    cdef vecu* record
+    cdef vecu* place
+    cdef vecu* n
+    cdef vec t
+    for pos in range(2 * n_a + n_g + n_a * n_a):
+        acc_n[pos] = VEC_SET(0.0)
+    for pos in range(n_c):
+        f[pos] = VEC_SET(0.0)
+    for block in range(stage.n_blocks):
+        if stage.parent != NULL:
+            chain_gather(stage, block, stage.above_q, n_a, Qp)
+            chain_gather(stage, block, stage.above_q + n_a, n_c, u)
+        else:
+            for pos in range(n_a):
+                Qp[pos] = VEC_SET(0.0)
+            for pos in range(n_c):
+                u[pos] = VEC_SET(0.0)
+        chain_square(q, Qp, Q)
+        if finest and second:
+            for pos in range(n_a * (n_a + n_c)):
+                out[pos] = VEC_SET(0.0)
+        for v in range(stage.start[block], stage.start[block + 1]):
+            record = (<vecu*> stage.record) + v * (n_a + n_c if finest else stage.stride)
+            n = record if finest else record + 2 * (n_a + n_c)
+            chain_square(q, n, nn)
+            chain_product(q, q, nn, Q, X)
+            pos = 0
+            for a in range(q):
+                for b in range(a + 1):
+                    t = n[pos]
+                    for l in range(q):
+                        t = t - X[a * q + l] * nn[l * q + b]
+                    acc_n[pos] = acc_n[pos] + t
+                    pos = pos + 1
+                for j in range(k):
+                    t = n[n_a + a * k + j]
+                    for l in range(q):
+                        t = t - nn[a * q + l] * u[l * k + j]
+                    E[a * k + j] = t
+                for j in range(first, k):
+                    t = VEC_SET(0.0)
+                    for l in range(j + 1):
+                        t = t + E[a * k + l] * weight[l * k + j]
+                    f[a * k + j] = t
+            pos = 0
+            for a in range(q):
+                for b in range(a + 1):
+                    t = acc_f[pos]
+                    for j in range(first, k):
+                        t = t + f[a * k + j] * f[b * k + j]
+                    acc_f[pos] = t
+                    pos = pos + 1
+            if second and gram != NULL:
+                pos = 0
+                for a in range(n_c):
+                    t = E[a]
+                    for b in range(a + 1):
+                        acc_g[pos + b] = acc_g[pos + b] + t * E[b]
+                    pos = pos + a + 1
+            if not finest:
+                # M, P; Q, u; f
+                chain_conditional(q, record + n_a + n_c, factor, U, W, S, M)
+                place = record + 3 * (n_a + n_c)
+                pos = 0
+                for a in range(q):
+                    for b in range(a + 1):
+                        place[pos] = M[a * q + b]
+                        pos = pos + 1
+                place = place + n_a
+                chain_square(q, record, W)
+                chain_product(q, q, W, M, U)
+                for a in range(q):
+                    for b in range(q):
+                        place[a * q + b] = VEC_SET(1.0 if a == b else 0.0) - U[a * q + b]
+                chain_product(q, q, Q, place, U)
+                record = place + q * q
+                pos = 0
+                for a in range(q):
+                    for b in range(a + 1):
+                        t = M[a * q + b]
+                        for l in range(q):
+                            t = t + place[l * q + a] * U[l * q + b]
+                        record[pos] = t
+                        pos = pos + 1
+                # G E
+                for a in range(q):
+                    for j in range(k):
+                        t = VEC_SET(0.0)
+                        for l in range(q):
+                            t = t + factor[l * q + a] * E[l * k + j]
+                        record[n_a + n_c + a * k + j] = t
+                for a in range(q):
+                    for j in range(k):
+                        t = u[a * k + j]
+                        for l in range(q):
+                            t = t + factor[a * q + l] * record[n_a + n_c + l * k + j]
+                        record[n_a + a * k + j] = t
+                for pos in range(n_c):
+                    record[n_a + n_c + pos] = f[pos]
+            elif second:
+                chain_curve(q, k, 0, forms, traces, nn, Q, f, NULL, NULL, NULL, out, acc_c, work)
+        if finest and second and stage.parent != NULL:
+            chain_scatter(stage, block, stage.above_sums, n_a * (n_a + n_c), out)
+    for pos in range(n_a):
+        sum_n[pos] = vec_sum(acc_n + pos)
+        sum_f[pos] = vec_sum(acc_f + pos)
+    if second and gram != NULL:
+        for pos in range(n_g):
+            gram[pos] = vec_sum(acc_g + pos)
+    if second and finest:
+        for pos in range(n_a * n_a):
+            curve[pos] = vec_sum(acc_c + pos)
+
+
+cdef void chain_down(
+    const Shape* shape, const ChainStage* stage, Py_ssize_t first, bint second, bint traces, Py_ssize_t forms,
+    const double* factor, const double* weight, double* sum_n, double* sum_f, double* gram, double* curve,
+    double* scratch,
+) noexcept nogil:
+    """E and N of the levels of a stage given those of coarser ones; sums of N and of f f', f = E weight.
+
+    Columns of the upper triangular weight (k, k) before `first` are skipped.  If `second`, also gram = sum vec(E)
+    vec(E)' (packed; NULL if not wanted) and, at the finest stage, what `chain_second` does for the others, with the
+    columns of f from `forms` on.
+    scratch: LANES (15 q^2 + 5 q k + 3 n_a + n_g + n_a (2 n_a + q k)) doubles.
+    """
+    cdef Py_ssize_t n_c = shape.n_c
+    cdef vecu* acc = <vecu*> scratch
+    cdef vecu* temporary = acc + 2 * shape.n_a + n_c * (n_c + 1) // 2 + shape.n_a * (2 * shape.n_a + n_c)
+    # local, so that the compiler can keep them in registers
+    cdef vec small[80]
+    if stage.level == 0 and shape.q == 2 and shape.k == 3 and first == 0 and not second:
+        chain_down_of(2, 3, 0, True, False, False, 0, stage, factor, weight, sum_n, sum_f, gram, curve, acc,
+                      <vecu*> small)
+    elif stage.level == 0 and shape.q == 2 and shape.k == 3 and first == 0 and forms == 2 and not traces:
+        chain_down_of(2, 3, 0, True, True, False, 2, stage, factor, weight, sum_n, sum_f, gram, curve, acc,
+                      <vecu*> small)
+    elif stage.level == 0 and shape.q == 2 and shape.k == 3 and first == 0 and forms == 0 and traces:
+        chain_down_of(2, 3, 0, True, True, True, 0, stage, factor, weight, sum_n, sum_f, gram, curve, acc,
+                      <vecu*> small)
+    elif stage.level == 0 and shape.q == 1:
+        chain_down_of(1, shape.k, first, True, second, traces, forms, stage, factor, weight, sum_n, sum_f, gram, curve,
+                      acc, temporary)
+    elif stage.level == 0 and shape.q == 2:
+        chain_down_of(2, shape.k, first, True, second, traces, forms, stage, factor, weight, sum_n, sum_f, gram, curve,
+                      acc, temporary)
+    elif stage.level == 0:
+        chain_down_of(shape.q, shape.k, first, True, second, traces, forms, stage, factor, weight, sum_n, sum_f, gram,
+                      curve, acc, temporary)
+    elif shape.q == 2 and shape.k == 3:
+        chain_down_of(2, 3, first, False, second, traces, forms, stage, factor, weight, sum_n, sum_f, gram, curve, acc,
+                      temporary)
+    else:
+        chain_down_of(shape.q, shape.k, first, False, second, traces, forms, stage, factor, weight, sum_n, sum_f, gram,
+                      curve, acc, temporary)
+
+
+cdef inline void chain_second_of(
+    Py_ssize_t q, Py_ssize_t k, Py_ssize_t below, Py_ssize_t first, bint traces, const ChainStage* stage,
+    double* curve, double* scratch,
+) noexcept nogil:
+    cdef Py_ssize_t n_a = q * (q + 1) // 2, n_c = q * k, d = below + n_a, block, v, pos
+    cdef vecu* Qp = <vecu*> scratch
+    cdef vecu* Q = Qp + n_a
+    cdef vecu* nn = Q + q * q
+    cdef vecu* M = nn + q * q
+    cdef vecu* acc = M + q * q
+    cdef vecu* out = acc + d * d
+    cdef vecu* work = out + d * (n_a + n_c)
+    cdef vecu* record
+    cdef vecu* P
+    for pos in range(d * d):
+        acc[pos] = VEC_SET(0.0)
+    for block in range(stage.n_blocks):
+        if stage.parent != NULL:
+            chain_gather(stage, block, stage.above_q, n_a, Qp)
+        else:
+            for pos in range(n_a):
+                Qp[pos] = VEC_SET(0.0)
+        chain_square(q, Qp, Q)
+        for pos in range(d * (n_a + n_c)):
+            out[pos] = VEC_SET(0.0)
+        for v in range(stage.start[block], stage.start[block + 1]):
+            record = (<vecu*> stage.record) + v * stage.stride
+            chain_square(q, record + 2 * (n_a + n_c), nn)
+            chain_square(q, record + 3 * (n_a + n_c), M)
+            P = record + 3 * (n_a + n_c) + n_a
+            chain_curve(q, k, below, first, traces, nn, Q, P + q * q + n_a + n_c, M, P, P + q * q + n_a + 2 * n_c, out,
+                        acc, work)
+        if stage.parent != NULL:
+            chain_scatter(stage, block, stage.above_sums, d * (n_a + n_c), out)
+    for pos in range(d * d):
+        curve[pos] = vec_sum(acc + pos)
+
+
+cdef void chain_second(
+    const Shape* shape, const ChainStage* stage, Py_ssize_t first, bint traces, double* curve, double* scratch,
+) noexcept nogil:
+    """tr(B D N F) of a stage that is not the finest, (d, d; lower triangle) for the d directions of it and finer ones.
+
+    scratch: LANES (10 q^2 + q k + n_a + d^2 + d (n_a + q k)) doubles, d = (level + 1) n_a.
+    """
+    if shape.q == 2 and shape.k == 3 and stage.level == 1 and first == 2 and not traces:
+        chain_second_of(2, 3, 3, 2, False, stage, curve, scratch)
+    elif shape.q == 2 and shape.k == 3 and stage.level == 1 and first == 0 and traces:
+        chain_second_of(2, 3, 3, 0, True, stage, curve, scratch)
+    else:
+        chain_second_of(shape.q, shape.k, stage.level * shape.n_a, first, traces, stage, curve, scratch)

@@ -1,0 +1,172 @@
+# Types shared by the lane kernels and their callers.
+from fastlmm_core.lanes.deletions cimport refit_t
+
+# A block of packed groups, and a vector of any work space, has as many lanes as the variant in use: LANES inside
+# the lane kernels, LaneKernels.lanes outside.
+cdef extern from "vector.h":
+    ctypedef double vec
+    ctypedef double vecu
+
+# What the lane kernels need to know of a model's shape.
+cdef struct Shape:
+    Py_ssize_t q        # random effects per group
+    Py_ssize_t k        # columns of [X y]: p + 1
+    Py_ssize_t n_a      # q (q + 1) / 2
+    Py_ssize_t n_c      # q k
+    Py_ssize_t stride   # vectors per block of packed groups: n_a + n_c + 1
+
+cdef inline Shape make_shape(Py_ssize_t q, Py_ssize_t k) noexcept nogil:
+    cdef Shape shape
+    shape.q = q
+    shape.k = k
+    shape.n_a = q * (q + 1) // 2
+    shape.n_c = q * k
+    shape.stride = shape.n_a + shape.n_c + 1
+    return shape
+
+ctypedef void (*factor_t)(
+    const Shape*, Py_ssize_t, const double*, const double*, const double*, double*, double*, double*) noexcept nogil
+ctypedef double (*moments_t)(
+    const Shape*, Py_ssize_t, bint, const double*, const double*, double*, double*, double*, double*, double*
+    ) noexcept nogil
+ctypedef void (*curvature_t)(
+    const Shape*, Py_ssize_t, Py_ssize_t, const double*, const double*, const double*, double*, double*) noexcept nogil
+ctypedef void (*effects_t)(
+    const Shape*, Py_ssize_t, const double*, const double*, const double*, double*, double*, bint, double*
+    ) noexcept nogil
+
+
+# One evaluation of the profiled criterion, several at a time: everything but the loop over groups.
+# All pointers are to vectors.  Inputs are factor, sum_n, H, logdet and, for derivatives,
+# gram and tensor; see lanes/profile.pxi.
+cdef struct Profile:
+    Py_ssize_t q, k, n_a, n_c, n_par
+    const Py_ssize_t* row   # positions of the free elements of L
+    const Py_ssize_t* col
+    bint reml
+    double nu               # n or n - p
+    const double* turn      # orthogonal Q (q, q; numbers, not vectors), NULL for the identity
+    double* factor          # F = Q'L (q, q)
+    double* logdet          # sum log|W_i|
+    double* sum_n           # sum N_i (n_a)
+    double* H               # [X y]'V^-1[X y], packed lower triangle by rows
+    double* gram            # sum vec(E_i) vec(E_i)', packed
+    double* tensor          # sum B_i (x) N_i (n_a, n_a)
+    double* chol            # Cholesky factor of H (k, k)
+    double* inverse         # inverse of that of H_xx (k, k; p x p used)
+    double* b               # (-beta, 1)
+    double* weight          # w (k, k), 2 M = w w'
+    double* M               # (k, k)
+    double* g               # gradient in G^ (q, q)
+    double* curve           # Hessian in vech(G^) (n_a, n_a)
+    double* jac             # d vech(G^) / d theta (n_a, n_par)
+    double* directions      # whitened J_D (n_a, k, k)
+    double* vectors         # (L_xx^-1 u_D, s_D) (n_a, k)
+    double* work            # (max(k k, n_a n_par),)
+    double* r2
+    double* value           # infinite where H is not positive definite
+    double* noise           # rounding error expected in value
+    double* grad            # (n_par,)
+    double* hess            # (n_par, n_par)
+
+# What all responses of a batch share: the design, in the coordinates of the conditioned problem.
+# Groups are sorted by pattern, rows by group.  A pattern of one group has one column, (c_x, c_y) itself; the groups
+# of a larger one are rotated so that `columns` of them carry all of c_x, and the rest enter by their sum of squares.
+cdef struct Batch:
+    Py_ssize_t n, q, p, p_full, m, n_patterns, n_columns, n_par
+    const Py_ssize_t* row       # positions of the free elements of L
+    const Py_ssize_t* col
+    const int* structure        # (q, q): 1 where an element of G is free
+    # rows
+    const Py_ssize_t* order     # (n,) row of the caller, or NULL
+    const Py_ssize_t* start     # (m + 1,) first row of each group
+    const double* basis         # (n, q): w R^-T z_o
+    const double* x             # (n, p): w x_o, or NULL where X_o'y follows from the groups
+    const double* weights       # (n,) or NULL
+    const double* offset        # (n,) or NULL
+    bint centre                 # whether X spans a constant, so that responses may be shifted
+    # groups and patterns
+    const Py_ssize_t* groups    # (n_patterns + 1,) first group of each pattern
+    const Py_ssize_t* columns   # (n_patterns + 1,) first column of each pattern
+    const double* loading       # (m, most columns of a pattern): rotation, for patterns with a rest
+    Py_ssize_t loading_width
+    const double* R             # (n_patterns, n_a) rows of the upper triangle
+    const double* cx            # (n_columns, q, p)
+    const double* within_xx     # packed
+    const int* exact            # (p,) columns of X that do not vary within groups
+    # criterion
+    bint reml
+    double nu, per_group
+    const double* first         # (q, q) L from which the scoring step is taken
+    const double* scoring       # (n_a, n_a) inverse of the expected Hessian in vech(G^) there
+    const double* first_theta   # (n_par,) start, or NULL for the scoring step
+    double tolerance
+    Py_ssize_t max_iterations
+    # the way back
+    const double* x_map         # (p_full, p)
+    const double* ones          # (p_full,): X ones = 1, where `centre`
+    double criterion_offset
+
+# Results of a batch, one row per response.
+cdef struct Outcome:
+    double* theta       # (., n_par)
+    double* params      # (., p_full)
+    double* bse         # (., p_full)
+    double* df          # (., p_full) Satterthwaite's degrees of freedom, or NULL
+    double* sigma2
+    double* value
+    double* decrement
+    int* status         # 1 certified, 2 certified at the boundary, 0 not, -1 not finite, -2 no variation
+    int* evaluations
+    # Where `rows` is not NULL nothing is fitted: theta is read, and what tests of m linear functions of the coefficients
+    # need at it is all that is written (relative to sigma^2, the scale of V profiled out).
+    Py_ssize_t m
+    const double* rows  # (m, p) in conditioned coordinates
+    double* covariance  # (., m, m) K = rows H_xx^-1 rows'
+    double* slope       # (., n_par, m, m) derivative of K in theta
+    double* shift       # (., n_par) -(1 / r^2) d r^2 / d theta
+    double* hess        # (., n_par, n_par) second derivatives of the criterion in theta
+
+ctypedef Py_ssize_t (*batch_size_t)(const Batch*) noexcept nogil
+ctypedef void (*batch_fit_t)(const Batch*, const double*, Py_ssize_t, Py_ssize_t, Py_ssize_t, const Outcome*, double*
+                             ) noexcept nogil
+ctypedef void (*profile_t)(Profile*, int) noexcept nogil
+
+# A stage of factors nested in each other, see lanes/families.pxi.  Its levels stand in blocks of families: lane l of the vectors
+# of a block holds the children of one parent.
+cdef struct ChainStage:
+    Py_ssize_t level            # 0 for the finest
+    Py_ssize_t n_blocks
+    Py_ssize_t stride           # vectors in a record, not of the finest stage
+    const Py_ssize_t* start     # (n_blocks + 1,) first vector of each block
+    const Py_ssize_t* parent    # (n_blocks, LANES) where the record of the parent begins in `above`; NULL at the top
+    const double* packed        # the finest stage: R, c and a count
+    double* record              # n, E; of the others A, C; R, c; n, E; M, P, Q, u, f, then A_F and R_F of finer stages
+    double* above               # records of the next stage
+    Py_ssize_t above_q          # Q and u in them
+    Py_ssize_t above_sums       # A_F and R_F in them
+
+ctypedef void (*chain_pack_t)(
+    const Shape*, Py_ssize_t, const Py_ssize_t*, const double*, const double*, const double*, double*, double*, double*
+    ) noexcept nogil
+ctypedef double (*chain_up_t)(const Shape*, const ChainStage*, const double*, double*, double*) noexcept nogil
+ctypedef void (*chain_down_t)(
+    const Shape*, const ChainStage*, Py_ssize_t, bint, bint, Py_ssize_t, const double*, const double*, double*, double*,
+    double*, double*, double*) noexcept nogil
+ctypedef void (*chain_second_t)(const Shape*, const ChainStage*, Py_ssize_t, bint, double*, double*) noexcept nogil
+
+cdef struct LaneKernels:
+    Py_ssize_t lanes
+    factor_t factor
+    moments_t moments
+    curvature_t curvature
+    effects_t effects
+    profile_t profile_value
+    profile_t profile_second
+    batch_size_t batch_size
+    batch_fit_t batch_fit
+    chain_pack_t chain_pack
+    chain_up_t chain_up
+    chain_down_t chain_down
+    chain_second_t chain_second
+    refit_t refit

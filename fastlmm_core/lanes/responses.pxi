@@ -1,0 +1,863 @@
+# Many responses on one design, several at a time: the lanes are responses.
+#
+# What a response contributes: X_o'y, y'y, and for every column of the patterns c_y; everything else is shared.
+# All move in lockstep, each with its own theta, step and radius; a lane that has converged repeats its last
+# point, so that no result depends on the neighbours.  Indices are proven by the caller (see one_factor/batch.pyx).
+
+cdef struct Lanes:
+    # Work space of one block of responses; all pointers are to vectors.
+    Profile f
+    double* cy          # (n_columns, q)
+    double* rest        # (n_patterns, n_a)
+    double* within      # (k,): cross-products of y within groups with X and itself
+    double* beta        # (p,) OLS coefficients of the conditioned columns
+    double* store       # (n_patterns, 2 n_a) N and B rest B', then (n_columns, n_c) E
+    double* theta       # (n_par,)
+    double* trial
+    double* step
+    double* small       # sweeps: 5 q^2 + 2 q k + q; Newton: n_par^2 + 2 n_par
+    double* tile        # 64 rows
+
+
+cdef Py_ssize_t sizes(const Batch* d, Lanes* s, double* place) noexcept nogil:
+    """Lay out the work space from `place`; returns the number of doubles."""
+    cdef Py_ssize_t q = d.q, p = d.p, k = p + 1, n_a = q * (q + 1) // 2, n_c = q * k, n = d.n_par
+    cdef Py_ssize_t used = 0, largest
+    cdef Profile* f = &s.f
+    f.q = q
+    f.k = k
+    f.n_a = n_a
+    f.n_c = n_c
+    f.n_par = n
+    f.row = d.row
+    f.col = d.col
+    f.turn = NULL
+    f.reml = d.reml
+    f.nu = d.nu
+    f.factor = place + used * LANES; used += q * q
+    f.logdet = place + used * LANES; used += 1
+    f.sum_n = place + used * LANES; used += n_a
+    f.H = place + used * LANES; used += k * (k + 1) // 2
+    f.gram = place + used * LANES; used += n_c * (n_c + 1) // 2
+    f.tensor = place + used * LANES; used += n_a * n_a
+    f.chol = place + used * LANES; used += k * k
+    f.inverse = place + used * LANES; used += k * k
+    f.b = place + used * LANES; used += k
+    f.weight = place + used * LANES; used += k * k
+    f.M = place + used * LANES; used += k * k
+    f.g = place + used * LANES; used += q * q
+    f.curve = place + used * LANES; used += n_a * n_a
+    f.jac = place + used * LANES; used += n_a * n
+    f.directions = place + used * LANES; used += n_a * k * k
+    f.vectors = place + used * LANES; used += n_a * k
+    largest = k * k if k * k > n_a * n else n_a * n
+    f.work = place + used * LANES; used += largest
+    f.r2 = place + used * LANES; used += 1
+    f.value = place + used * LANES; used += 1
+    f.noise = place + used * LANES; used += 1
+    f.grad = place + used * LANES; used += n
+    f.hess = place + used * LANES; used += n * n
+    s.cy = place + used * LANES; used += d.n_columns * q
+    s.rest = place + used * LANES; used += d.n_patterns * n_a
+    s.within = place + used * LANES; used += k
+    s.beta = place + used * LANES; used += p
+    s.store = place + used * LANES; used += d.n_patterns * 2 * n_a + d.n_columns * n_c
+    s.theta = place + used * LANES; used += n
+    s.trial = place + used * LANES; used += n
+    s.step = place + used * LANES; used += n
+    largest = 5 * q * q + 2 * n_c + q
+    if n * n + 2 * n > largest:
+        largest = n * n + 2 * n
+    s.small = place + used * LANES; used += largest
+    s.tile = place + used * LANES; used += 64
+    return used * LANES
+
+
+cdef Py_ssize_t batch_size(const Batch* d) noexcept nogil:
+    """Doubles of work space that `batch_fit` needs."""
+    cdef Lanes s
+    return sizes(d, &s, NULL)
+
+
+cdef void read_responses(const Batch* d, Lanes* s, const double* Y, Py_ssize_t stride, Py_ssize_t count,
+                         vec* residual) noexcept nogil:
+    """One pass over a block of rows of Y: c_y, rest, X_o'y; residual = y'y less what X_o explains."""
+    cdef Py_ssize_t q = d.q, p = d.p, n_a = q * (q + 1) // 2
+    cdef Py_ssize_t g, i, a, b, j, lane, pattern = 0, c, pos, begin, at, filled = 0, used = 0
+    cdef vecu* cy = <vecu*> s.cy
+    cdef vecu* rest = <vecu*> s.rest
+    cdef vecu* acc = <vecu*> s.small
+    cdef vecu* beta = <vecu*> s.beta
+    cdef vecu* within = <vecu*> s.within
+    cdef double* tile = s.tile
+    cdef double shift[8]
+    cdef const double* row[8]
+    cdef vec v, total, t, first, spread
+    cdef bint whole
+    # a constant response is refused even where X cannot reproduce it
+    cdef bint watch = d.offset != NULL or not d.centre
+    total = VEC_SET(0.0)
+    spread = VEC_SET(0.0)
+    first = VEC_SET(0.0)
+    for pos in range(d.n_columns * q):
+        cy[pos] = VEC_SET(0.0)
+    for pos in range(d.n_patterns * n_a):
+        rest[pos] = VEC_SET(0.0)
+    for j in range(p):
+        beta[j] = VEC_SET(0.0)
+    for lane in range(LANES):
+        # lanes beyond the last response repeat it
+        row[lane] = Y + (lane if lane < count else count - 1) * stride
+        shift[lane] = row[lane][0] if d.centre else 0.0
+        (<double*> &first)[lane] = row[lane][0] - shift[lane]
+    for g in range(d.m):
+        while g >= d.groups[pattern + 1]:
+            pattern += 1
+        for a in range(q):
+            acc[a] = VEC_SET(0.0)
+        for i in range(d.start[g], d.start[g + 1]):
+            if used == filled:
+                filled = d.n - i if d.n - i < 64 else 64
+                used = 0
+                j = 0
+                if d.order == NULL:
+                    while j + LANES <= filled:
+                        vec_transpose(row, i + j, shift, tile + j * LANES)
+                        j += LANES
+                while j < filled:
+                    at = i + j if d.order == NULL else d.order[i + j]
+                    for lane in range(LANES):
+                        tile[j * LANES + lane] = row[lane][at] - shift[lane]
+                    j += 1
+            v = (<vecu*> tile)[used]
+            used += 1
+            if watch:
+                spread = spread + VEC_ABS(v - first)
+            if d.offset != NULL:
+                v = v - d.offset[i]
+            for a in range(q):
+                acc[a] = acc[a] + d.basis[i * q + a] * v
+            if d.x != NULL:
+                for j in range(p):
+                    beta[j] = beta[j] + d.x[i * p + j] * v
+            if d.weights != NULL:
+                total = total + d.weights[i] * v * v
+            else:
+                total = total + v * v
+        begin = d.columns[pattern]
+        if d.groups[pattern + 1] - d.groups[pattern] == 1:
+            for a in range(q):
+                cy[begin * q + a] = acc[a]
+        else:
+            pos = pattern * n_a
+            for a in range(q):
+                for b in range(a + 1):
+                    rest[pos] = rest[pos] + acc[a] * acc[b]
+                    pos = pos + 1
+            for c in range(d.columns[pattern + 1] - begin):
+                for a in range(q):
+                    cy[(begin + c) * q + a] = cy[(begin + c) * q + a] + d.loading[g * d.loading_width + c] * acc[a]
+    if d.x == NULL:
+        for c in range(d.n_columns):
+            for a in range(q):
+                for j in range(p):
+                    beta[j] = beta[j] + d.cx[(c * q + a) * p + j] * cy[c * q + a]
+    for j in range(p):
+        total = total - beta[j] * beta[j]
+    # the rest loses what its columns carry; then y is replaced by its OLS residual (the rest has c_x = 0)
+    within[p] = total
+    for j in range(p):
+        within[j] = VEC_SET(0.0)
+    for pattern in range(d.n_patterns):
+        whole = d.groups[pattern + 1] - d.groups[pattern] == 1
+        for c in range(d.columns[pattern], d.columns[pattern + 1]):
+            pos = pattern * n_a
+            for a in range(q if not whole else 0):
+                for b in range(a + 1):
+                    rest[pos] = rest[pos] - cy[c * q + a] * cy[c * q + b]
+                    pos = pos + 1
+            for a in range(q):
+                t = cy[c * q + a]
+                for j in range(p):
+                    t = t - d.cx[(c * q + a) * p + j] * beta[j]
+                cy[c * q + a] = t
+                within[p] = within[p] - t * t
+                for j in range(p):
+                    if d.exact[j] == 0:
+                        within[j] = within[j] - d.cx[(c * q + a) * p + j] * t
+        pos = pattern * n_a
+        for a in range(q):
+            within[p] = within[p] - rest[pos + a]
+            pos = pos + a + 1
+    if watch:
+        total = VEC_WHERE_POSITIVE(spread, total, total * 0.0)
+    residual[0] = total
+
+
+cdef void rescale_responses(const Batch* d, Lanes* s, vec* size) noexcept nogil:
+    """Divide y by size, lane by lane."""
+    cdef Py_ssize_t pos, n_a = d.q * (d.q + 1) // 2
+    cdef vec inverse = VEC_SET(1.0) / size[0]
+    for pos in range(d.n_columns * d.q):
+        (<vecu*> s.cy)[pos] = (<vecu*> s.cy)[pos] * inverse
+    for pos in range(d.n_patterns * n_a):
+        (<vecu*> s.rest)[pos] = (<vecu*> s.rest)[pos] * inverse * inverse
+    for pos in range(d.p):
+        (<vecu*> s.within)[pos] = (<vecu*> s.within)[pos] * inverse
+    (<vecu*> s.within)[d.p] = (<vecu*> s.within)[d.p] * inverse * inverse
+
+
+cdef inline void sweep_patterns(Py_ssize_t q, Py_ssize_t p, const Batch* d, Lanes* s) noexcept nogil:
+    """First sweep: logdet, sum_n, H and gram at f.factor; keeps N, B rest B' and E for the second."""
+    cdef Py_ssize_t k = p + 1, n_a = q * (q + 1) // 2, n_c = q * k
+    cdef Py_ssize_t pattern, a, b, c, j, l, pos
+    cdef vecu* factor = <vecu*> s.f.factor
+    cdef vecu* sum_n = <vecu*> s.f.sum_n
+    cdef vecu* H = <vecu*> s.f.H
+    cdef vecu* gram = <vecu*> s.f.gram
+    cdef vecu* U = <vecu*> s.small
+    cdef vecu* W = U + q * q
+    cdef vecu* Y = W + q * q
+    cdef vecu* inv = Y + q * q       # M^-1, then B = Y'M^-1
+    cdef vecu* half = inv + q * q
+    cdef vecu* D = half + q * q
+    cdef vecu* N
+    cdef vecu* E
+    cdef vecu* rest
+    cdef const double* R
+    cdef vec t, u, det, product, exponent, logdet
+    cdef double count
+    cdef bint with_rest
+    product = VEC_SET(1.0)
+    exponent = VEC_SET(0.0)
+    logdet = VEC_SET(0.0)
+    pos = 0
+    for j in range(p):
+        for l in range(j + 1):
+            H[pos] = VEC_SET(d.within_xx[pos])
+            pos = pos + 1
+    for j in range(k):
+        H[pos + j] = (<vecu*> s.within)[j]
+    for pos in range(n_a):
+        sum_n[pos] = VEC_SET(0.0)
+    for pos in range(n_c * (n_c + 1) // 2):
+        gram[pos] = VEC_SET(0.0)
+    for pattern in range(d.n_patterns):
+        count = <double> (d.groups[pattern + 1] - d.groups[pattern])
+        with_rest = count > 1.0
+        R = d.R + pattern * n_a
+        N = (<vecu*> s.store) + pattern * 2 * n_a
+        rest = (<vecu*> s.rest) + pattern * n_a
+        # U = R L, Y = R, inv = I
+        pos = 0
+        for a in range(q):
+            for b in range(q):
+                t = VEC_SET(0.0)
+                for l in range(a if a > b else b, q):
+                    t = t + R[pos + l - a] * factor[l * q + b]
+                U[a * q + b] = t
+                Y[a * q + b] = VEC_SET(R[pos + b - a] if b >= a else 0.0)
+                if with_rest:
+                    inv[a * q + b] = VEC_SET(1.0 if a == b else 0.0)
+            pos = pos + q - a
+        for a in range(q):
+            for b in range(a + 1):
+                t = VEC_SET(1.0 if a == b else 0.0)
+                for l in range(q):
+                    t = t + U[a * q + l] * U[b * q + l]
+                W[a * q + b] = t
+        det = VEC_SET(1.0)
+        for a in range(q):
+            t = W[a * q + a]
+            det = det * t
+            u = VEC_SET(1.0) / VEC_SQRT(t)
+            W[a * q + a] = u
+            for b in range(q):
+                Y[a * q + b] = Y[a * q + b] * u
+                if with_rest:
+                    inv[a * q + b] = inv[a * q + b] * u
+            for b in range(a + 1, q):
+                W[b * q + a] = W[b * q + a] * u
+            for b in range(a + 1, q):
+                t = W[b * q + a]
+                for l in range(a + 1, b + 1):
+                    W[b * q + l] = W[b * q + l] - t * W[l * q + a]
+                for l in range(q):
+                    Y[b * q + l] = Y[b * q + l] - t * Y[a * q + l]
+                    if with_rest:
+                        inv[b * q + l] = inv[b * q + l] - t * inv[a * q + l]
+        if with_rest:
+            logdet = logdet + count * VEC_LOG(det)
+        else:
+            # exponents are set aside lane by lane: no sum depends on the neighbours
+            product = product * det
+            VEC_SPLIT(product, exponent)
+        pos = 0
+        for a in range(q):
+            for b in range(a + 1):
+                t = VEC_SET(0.0)
+                for l in range(q):
+                    t = t + Y[l * q + a] * Y[l * q + b]
+                N[pos] = t
+                sum_n[pos] = sum_n[pos] + count * t
+                pos = pos + 1
+        if with_rest:
+            # trace of inv rest inv' to H_yy; B rest B' to the y part of gram
+            for a in range(q):
+                for b in range(q):
+                    t = VEC_SET(0.0)
+                    for l in range(q):
+                        t = t + inv[a * q + l] * rest[l * (l + 1) // 2 + b if l >= b else b * (b + 1) // 2 + l]
+                    half[a * q + b] = t
+            t = H[p * (p + 1) // 2 + p]
+            for a in range(q):
+                for b in range(q):
+                    t = t + half[a * q + b] * inv[a * q + b]
+            H[p * (p + 1) // 2 + p] = t
+            # Y' (inv rest inv') Y, through T = Y' half (q x q), then T inv' Y
+            for a in range(q):
+                for b in range(q):
+                    t = VEC_SET(0.0)
+                    for l in range(q):
+                        t = t + half[a * q + l] * inv[b * q + l]
+                    U[a * q + b] = t
+            for a in range(q):
+                for b in range(q):
+                    t = VEC_SET(0.0)
+                    for l in range(q):
+                        t = t + Y[l * q + a] * U[l * q + b]
+                    half[a * q + b] = t
+            pos = 0
+            for a in range(q):
+                for b in range(a + 1):
+                    t = VEC_SET(0.0)
+                    for l in range(q):
+                        t = t + half[a * q + l] * Y[l * q + b]
+                    N[n_a + pos] = t
+                    l = a * k + p
+                    gram[l * (l + 1) // 2 + b * k + p] = gram[l * (l + 1) // 2 + b * k + p] + t
+                    pos = pos + 1
+        for c in range(d.columns[pattern], d.columns[pattern + 1]):
+            E = (<vecu*> s.store) + d.n_patterns * 2 * n_a + c * n_c
+            # D = M^-1 c by forward substitution: W holds M below, 1 / M_aa on the diagonal
+            for a in range(q):
+                for j in range(k):
+                    t = VEC_SET(d.cx[(c * q + a) * p + j]) if j < p else (<vecu*> s.cy)[c * q + a]
+                    for l in range(a):
+                        t = t - W[a * q + l] * D[l * k + j]
+                    D[a * k + j] = t * W[a * q + a]
+            pos = 0
+            for j in range(k):
+                for l in range(j + 1):
+                    t = H[pos]
+                    for a in range(q):
+                        t = t + D[a * k + j] * D[a * k + l]
+                    H[pos] = t
+                    pos = pos + 1
+            for a in range(q):
+                for j in range(k):
+                    t = VEC_SET(0.0)
+                    for l in range(q):
+                        t = t + Y[l * q + a] * D[l * k + j]
+                    E[a * k + j] = t
+            pos = 0
+            for a in range(n_c):
+                t = E[a]
+                for b in range(a + 1):
+                    gram[pos + b] = gram[pos + b] + t * E[b]
+                pos = pos + a + 1
+    (<vecu*> s.f.logdet)[0] = logdet + VEC_LOG(product) + exponent * M_LN2
+
+
+cdef inline void sweep_curvature(Py_ssize_t q, Py_ssize_t p, const Batch* d, Lanes* s) noexcept nogil:
+    """Second sweep: tensor = sum B_i (x) N_i."""
+    cdef Py_ssize_t k = p + 1, n_a = q * (q + 1) // 2, n_c = q * k, first = 0 if d.reml else p
+    cdef Py_ssize_t pattern, a, b, c, j, l, pos
+    cdef vecu* tensor = <vecu*> s.f.tensor
+    cdef vecu* weight = <vecu*> s.f.weight
+    cdef vecu* F = <vecu*> s.small
+    cdef vecu* B = F + n_c
+    cdef vecu* N
+    cdef vecu* E
+    cdef vec t, square
+    cdef double count
+    square = weight[p * k + p] * weight[p * k + p]
+    for pos in range(n_a * n_a):
+        tensor[pos] = VEC_SET(0.0)
+    for pattern in range(d.n_patterns):
+        count = <double> (d.groups[pattern + 1] - d.groups[pattern])
+        N = (<vecu*> s.store) + pattern * 2 * n_a
+        for pos in range(n_a):
+            B[pos] = VEC_SET(0.0) - count * N[pos]
+            if count > 1.0:
+                B[pos] = B[pos] + square * N[n_a + pos]
+        for c in range(d.columns[pattern], d.columns[pattern + 1]):
+            E = (<vecu*> s.store) + d.n_patterns * 2 * n_a + c * n_c
+            for a in range(q):
+                for j in range(first, k):
+                    t = VEC_SET(0.0)
+                    for l in range(j + 1):
+                        t = t + E[a * k + l] * weight[l * k + j]
+                    F[a * k + j] = t
+            pos = 0
+            for a in range(q):
+                for b in range(a + 1):
+                    t = B[pos]
+                    for j in range(first, k):
+                        t = t + F[a * k + j] * F[b * k + j]
+                    B[pos] = t
+                    pos = pos + 1
+        pos = 0
+        for a in range(n_a):
+            t = B[a]
+            for b in range(n_a):
+                tensor[pos] = tensor[pos] + t * N[b]
+                pos = pos + 1
+
+
+cdef void evaluate_responses(const Batch* d, Lanes* s, int order) noexcept nogil:
+    """The criterion of a block of responses at f.factor with its derivatives (order 1 or 2)."""
+    # constant sizes let the compiler unroll the shapes that nearly everyone uses
+    if d.q == 1 and d.p == 1:
+        sweep_patterns(1, 1, d, s)
+    elif d.q == 1 and d.p == 2:
+        sweep_patterns(1, 2, d, s)
+    elif d.q == 2 and d.p == 2:
+        sweep_patterns(2, 2, d, s)
+    elif d.q == 2 and d.p == 4:
+        sweep_patterns(2, 4, d, s)
+    elif d.q == 2:
+        sweep_patterns(2, d.p, d, s)
+    elif d.q == 3:
+        sweep_patterns(3, d.p, d, s)
+    else:
+        sweep_patterns(d.q, d.p, d, s)
+    profile_value(&s.f, 1)
+    if order < 2:
+        return
+    if d.q == 2 and d.p == 2:
+        sweep_curvature(2, 2, d, s)
+    elif d.q == 2:
+        sweep_curvature(2, d.p, d, s)
+    else:
+        sweep_curvature(d.q, d.p, d, s)
+    profile_second(&s.f, 2)
+
+
+cdef void first_theta(const Batch* d, Lanes* s) noexcept nogil:
+    """Start: a step of Fisher scoring in G^ from a common point, kept away from singular matrices."""
+    cdef Py_ssize_t q = d.q, n_a = q * (q + 1) // 2, a, b, l, i, alpha
+    cdef vecu* factor = <vecu*> s.f.factor
+    cdef vecu* theta = <vecu*> s.theta
+    cdef vecu* g = <vecu*> s.f.g
+    cdef vecu* G = <vecu*> s.small
+    cdef vec t, floor
+    if d.first_theta != NULL:
+        for i in range(d.n_par):
+            theta[i] = VEC_SET(d.first_theta[i])
+        return
+    for a in range(q * q):
+        factor[a] = VEC_SET(d.first[a])
+    evaluate_responses(d, s, 1)
+    floor = VEC_SET(0.1 / d.per_group)
+    alpha = 0
+    for a in range(q):
+        for b in range(a + 1):
+            t = VEC_SET(0.0)
+            for l in range(q):
+                t = t + d.first[a * q + l] * d.first[b * q + l]
+            i = 0
+            for l in range(q * q):
+                # vech order: element (l // q, l % q) of the lower triangle; off-diagonal slopes count twice
+                if l % q <= l // q:
+                    t = t - (1.0 if l % q == l // q else 2.0) * d.scoring[alpha * n_a + i] * g[l]
+                    i += 1
+            G[a * q + b] = t if d.structure[a * q + b] else VEC_SET(0.0)
+            alpha += 1
+    for a in range(q):
+        for b in range(a + 1):
+            t = G[a * q + b]
+            for l in range(b):
+                t = t - G[a * q + l] * G[b * q + l]
+            if b < a:
+                G[a * q + b] = t / G[b * q + b]
+            else:
+                t = VEC_WHERE_POSITIVE(t - floor, t, floor)
+                G[a * q + a] = VEC_SQRT(t)
+    for i in range(d.n_par):
+        theta[i] = G[d.row[i] * q + d.col[i]]
+
+
+cdef void newton_step(Py_ssize_t n, vecu* hess, vecu* grad, vecu* L, vecu* d, vecu* z, vecu* step, vec* decrement,
+                      vec* definite) noexcept nogil:
+    """step = -H^-1 g by a modified L D L'; pivots that are not positive are replaced by their size.
+
+    decrement: sqrt(g'H^-1 g); definite: positive where no pivot was modified.
+    """
+    cdef Py_ssize_t i, j, l
+    cdef vec t, largest, floor, total, one
+    one = VEC_SET(1.0)
+    largest = VEC_SET(0.0)
+    definite[0] = one
+    total = VEC_SET(0.0)
+    for i in range(n):
+        t = VEC_ABS(hess[i * n + i])
+        largest = VEC_WHERE_POSITIVE(t - largest, t, largest)
+    floor = 1e-9 * largest + 1e-300
+    for j in range(n):
+        t = hess[j * n + j]
+        for l in range(j):
+            t = t - L[j * n + l] * L[j * n + l] * d[l]
+        definite[0] = VEC_WHERE_POSITIVE(t - floor, definite[0], VEC_SET(-1.0))
+        t = VEC_ABS(t)
+        t = VEC_WHERE_POSITIVE(t - floor, t, floor)
+        d[j] = t
+        for i in range(j + 1, n):
+            t = hess[i * n + j]
+            for l in range(j):
+                t = t - L[i * n + l] * L[j * n + l] * d[l]
+            L[i * n + j] = t / d[j]
+        t = grad[j]
+        for l in range(j):
+            t = t - L[j * n + l] * z[l]
+        z[j] = t
+        total = total + t * t / d[j]
+    for i in range(n - 1, -1, -1):
+        t = VEC_SET(0.0) - z[i] / d[i]
+        for l in range(i + 1, n):
+            t = t - L[l * n + i] * step[l]
+        step[i] = t
+    decrement[0] = VEC_SQRT(total)
+
+
+cdef void set_factor(const Batch* d, Lanes* s, const vecu* theta) noexcept nogil:
+    cdef Py_ssize_t i
+    for i in range(d.q * d.q):
+        (<vecu*> s.f.factor)[i] = VEC_SET(0.0)
+    for i in range(d.n_par):
+        (<vecu*> s.f.factor)[d.row[i] * d.q + d.col[i]] = theta[i]
+
+
+cdef Py_ssize_t minimize_lanes(const Batch* d, Lanes* s, vec* finished, vec* decrement_out, int* evaluations) noexcept nogil:
+    """Newton in lockstep from s.theta; leaves the evaluation at s.theta in s.f.  Returns the number of iterations."""
+    cdef Py_ssize_t n = d.n_par, i, iteration, lane
+    cdef vecu* theta = <vecu*> s.theta
+    cdef vecu* trial = <vecu*> s.trial
+    cdef vecu* step = <vecu*> s.step
+    cdef vecu* L = <vecu*> s.small
+    cdef vecu* pivots = L + n * n
+    cdef vecu* z = pivots + n
+    cdef vecu* fresh = <vecu*> s.f.work
+    cdef vec value, radius, done, accept, decrement, definite, old, norm, t, f_value, one, shrink, near, settled
+    cdef double* mask
+    one = VEC_SET(1.0)
+    value = VEC_SET(1e300) * 1e300
+    radius = one
+    done = VEC_SET(-1.0)
+    old = VEC_SET(1e300)
+    for i in range(n):
+        trial[i] = theta[i]
+        step[i] = VEC_SET(0.0)
+    for iteration in range(d.max_iterations):
+        set_factor(d, s, trial)
+        evaluate_responses(d, s, 2)
+        f_value = (<vecu*> s.f.value)[0]
+        newton_step(n, <vecu*> s.f.hess, <vecu*> s.f.grad, L, pivots, z, fresh, &decrement, &definite)
+        # accept what does not raise the criterion beyond rounding; the first point if it is finite
+        t = value + 10.0 * (<vecu*> s.f.noise)[0] - f_value
+        accept = VEC_WHERE_POSITIVE(t, one, VEC_SET(-1.0))
+        accept = VEC_WHERE_POSITIVE(done, VEC_SET(-1.0), accept)
+        near = VEC_WHERE_POSITIVE(VEC_SET(d.tolerance) - decrement, one, VEC_SET(-1.0))
+        # below 1e-5 a decrement that no longer falls has met the rounding error of the gradient
+        settled = VEC_WHERE_POSITIVE(VEC_SET(1e-5) - decrement, one, VEC_SET(-1.0))
+        settled = VEC_WHERE_POSITIVE(decrement - 0.5 * old, settled, VEC_SET(-1.0))
+        near = VEC_WHERE_POSITIVE(settled, one, near)
+        near = VEC_WHERE_POSITIVE(definite, near, VEC_SET(-1.0))
+        near = VEC_WHERE_POSITIVE(accept, near, VEC_SET(-1.0))
+        norm = VEC_SET(0.0)
+        for i in range(n):
+            theta[i] = VEC_WHERE_POSITIVE(accept, trial[i], theta[i])
+            norm = norm + fresh[i] * fresh[i]
+        norm = VEC_SQRT(norm)
+        value = VEC_WHERE_POSITIVE(accept, f_value, value)
+        old = VEC_WHERE_POSITIVE(accept, decrement, old)
+        t = radius / (norm + 1e-300)
+        shrink = VEC_WHERE_POSITIVE(t - one, one, t)
+        for i in range(n):
+            step[i] = VEC_WHERE_POSITIVE(accept, fresh[i] * shrink, 0.25 * step[i])
+        # after a rejected step the next radius is a quarter of it; after an accepted one it may grow
+        radius = VEC_WHERE_POSITIVE(accept, 2.0 * radius, 0.25 * radius)
+        for lane in range(LANES):
+            if (<double*> &done)[lane] < 0.0:
+                evaluations[lane] += 1
+        done = VEC_WHERE_POSITIVE(near, one, done)
+        mask = <double*> &done
+        for i in range(n):
+            trial[i] = VEC_WHERE_POSITIVE(done, theta[i], theta[i] + step[i])
+        i = 0
+        for lane in range(LANES):
+            if mask[lane] > 0.0:
+                i += 1
+        if i == LANES:
+            break
+    finished[0] = done
+    decrement_out[0] = old
+    return iteration + 1
+
+
+cdef void along_theta(const Batch* d, Lanes* s, const vecu* c, const vecu* other, vecu* out) noexcept nogil:
+    """out = derivative of c_x'H_xx^-1 other_x in theta, up to H_xx^-1 at both ends: sum over D of (c'J_D other) jac_D."""
+    cdef Py_ssize_t q = d.q, p = d.p, k = p + 1, n = d.n_par, alpha = 0, a, b, i, j, l, r
+    cdef vecu* gram = <vecu*> s.f.gram
+    cdef vecu* jac = <vecu*> s.f.jac
+    cdef vec t, u
+    for l in range(n):
+        out[l] = VEC_SET(0.0)
+    for a in range(q):
+        for b in range(a + 1):
+            u = VEC_SET(0.0)
+            for i in range(p):
+                t = VEC_SET(0.0)
+                l = a * k + i
+                for j in range(p):
+                    r = b * k + j
+                    t = t + other[j] * (gram[l * (l + 1) // 2 + r] if l >= r else gram[r * (r + 1) // 2 + l])
+                u = u + c[i] * t
+                if a != b:
+                    t = VEC_SET(0.0)
+                    r = b * k + i
+                    for j in range(p):
+                        l = a * k + j
+                        t = t + other[j] * gram[l * (l + 1) // 2 + r]
+                    u = u + c[i] * t
+            for l in range(n):
+                out[l] = out[l] + u * jac[alpha * n + l]
+            alpha += 1
+
+
+cdef void contrast_of(const Batch* d, Lanes* s, const double* row, vecu* c, vec* variance) noexcept nogil:
+    """c = H_xx^-1 row' by way of a = L_xx^-1 row', and variance = a'a; c has room for 2 p vectors."""
+    cdef Py_ssize_t p = d.p, k = p + 1, i, j
+    cdef vecu* inverse = <vecu*> s.f.inverse
+    cdef vecu* a = c + p
+    cdef vec t, total
+    total = VEC_SET(0.0)
+    for i in range(p):
+        t = VEC_SET(0.0)
+        for j in range(i + 1):
+            t = t + inverse[i * k + j] * row[j]
+        a[i] = t
+        total = total + t * t
+    for j in range(p):
+        t = VEC_SET(0.0)
+        for i in range(j, p):
+            t = t + inverse[i * k + j] * a[i]
+        c[j] = t
+    variance[0] = total
+
+
+cdef void shift_of(const Batch* d, Lanes* s, vecu* out) noexcept nogil:
+    """-(1 / r^2) d r^2 / d theta."""
+    cdef Py_ssize_t n = d.n_par, k = d.p + 1, n_a = d.q * (d.q + 1) // 2, alpha, l
+    cdef vecu* jac = <vecu*> s.f.jac
+    cdef vecu* vectors = <vecu*> s.f.vectors
+    cdef vec t, inverse
+    inverse = VEC_SET(1.0) / (<vecu*> s.f.r2)[0]
+    for l in range(n):
+        t = VEC_SET(0.0)
+        for alpha in range(n_a):
+            t = t + vectors[alpha * k + k - 1] * jac[alpha * n + l]
+        out[l] = t * inverse
+
+
+cdef void degrees_of_freedom(const Batch* d, Lanes* s, const double* row, vec* df) noexcept nogil:
+    """Satterthwaite's degrees of freedom of row'beta: 1 / (1 / nu + u'H^-1u), u = d log var(row'beta) / d theta.
+
+    The scale of V is profiled out.  At the boundary u vanishes for the elements of theta that are zero with their
+    column, so that these are left out; M, work and `small` are overwritten.
+    """
+    cdef Py_ssize_t n = d.n_par, l
+    cdef vecu* c = <vecu*> s.f.M
+    cdef vecu* u = <vecu*> s.step
+    cdef vecu* shift = <vecu*> s.f.work
+    cdef vecu* small = <vecu*> s.small
+    cdef vec variance, decrement, definite
+    contrast_of(d, s, row, c, &variance)
+    along_theta(d, s, c, c, u)
+    shift_of(d, s, shift)
+    for l in range(n):
+        u[l] = u[l] / variance - shift[l]
+    newton_step(n, <vecu*> s.f.hess, u, small, small + n * n, small + n * n + n, shift, &decrement, &definite)
+    df[0] = VEC_SET(1.0) / (decrement * decrement + 1.0 / d.nu)
+
+
+cdef void write_contrasts(const Batch* d, Lanes* s, const Outcome* out, Py_ssize_t where, Py_ssize_t count) noexcept nogil:
+    """K, its slope, the shift and the Hessian at theta, for the lanes of one block."""
+    cdef Py_ssize_t n = d.n_par, p = d.p, k = p + 1, m = out.m, i, j, l, lane
+    cdef vecu* c = <vecu*> s.f.M
+    cdef vecu* other = <vecu*> s.f.chol
+    cdef vecu* slope = <vecu*> s.step
+    cdef vec variance, t
+    for i in range(m):
+        contrast_of(d, s, out.rows + i * p, c, &variance)
+        for j in range(i + 1):
+            contrast_of(d, s, out.rows + j * p, other, &variance)
+            t = VEC_SET(0.0)
+            for l in range(p):
+                t = t + c[l] * out.rows[j * p + l]
+            along_theta(d, s, c, other, slope)
+            for lane in range(count):
+                out.covariance[((where + lane) * m + i) * m + j] = (<double*> &t)[lane]
+                out.covariance[((where + lane) * m + j) * m + i] = (<double*> &t)[lane]
+                for l in range(n):
+                    out.slope[(((where + lane) * n + l) * m + i) * m + j] = (<double*> (slope + l))[lane]
+                    out.slope[(((where + lane) * n + l) * m + j) * m + i] = (<double*> (slope + l))[lane]
+    shift_of(d, s, slope)
+    for lane in range(count):
+        for l in range(n):
+            out.shift[(where + lane) * n + l] = (<double*> (slope + l))[lane]
+        for l in range(n * n):
+            out.hess[(where + lane) * n * n + l] = s.f.hess[l * LANES + lane]
+
+
+cdef void batch_fit(
+    const Batch* d, const double* Y, Py_ssize_t stride, Py_ssize_t n_responses, Py_ssize_t first, const Outcome* out,
+    double* work,
+) noexcept nogil:
+    """Fit n_responses rows of Y; results go to rows first, first + 1, ... of the outcome (see also Outcome.rows)."""
+    cdef Lanes s
+    cdef Py_ssize_t n = d.n_par, q = d.q, p = d.p, k = p + 1, block, count, lane, i, j, l, at, where
+    cdef int evaluations[8]
+    cdef int status[8]
+    cdef vec total, size, finished, decrement, t, value, sign, usable, zero, changed, snapped
+    cdef vecu* theta = <vecu*> 0
+    cdef vecu* trial
+    cdef vecu* inverse
+    cdef double limit = 1e-4 / d.per_group ** 0.5
+    sizes(d, &s, work)
+    theta = <vecu*> s.theta
+    trial = <vecu*> s.trial
+    inverse = <vecu*> s.f.inverse
+    zero = VEC_SET(0.0)
+    block = 0
+    while block < n_responses:
+        count = n_responses - block if n_responses - block < LANES else LANES
+        read_responses(d, &s, Y + block * stride, stride, count, &total)
+        for lane in range(LANES):
+            evaluations[lane] = 0
+            status[lane] = 0
+            if not isfinite((<double*> &total)[lane]):
+                status[lane] = -1
+            elif not (<double*> &total)[lane] > 0.0:
+                status[lane] = -2
+            if status[lane] < 0:
+                # neutral numbers keep a lane without data from spoiling nothing but itself
+                (<double*> &total)[lane] = d.n
+                for i in range(d.n_columns * q):
+                    s.cy[i * LANES + lane] = 0.0
+                for i in range(d.n_patterns * (q * (q + 1) // 2)):
+                    s.rest[i * LANES + lane] = 0.0
+                for i in range(p):
+                    s.within[i * LANES + lane] = 0.0
+                s.within[p * LANES + lane] = d.n
+        size = VEC_SQRT(total * (1.0 / <double> d.n))
+        rescale_responses(d, &s, &size)
+        if out.rows != NULL:
+            for lane in range(LANES):
+                where = first + block + (lane if lane < count else count - 1)
+                for i in range(n):
+                    s.theta[i * LANES + lane] = out.theta[where * n + i]
+            set_factor(d, &s, theta)
+            evaluate_responses(d, &s, 2)
+            write_contrasts(d, &s, out, first + block, count)
+            block += LANES
+            continue
+        first_theta(d, &s)
+        minimize_lanes(d, &s, &finished, &decrement, evaluations)
+        # columns of L by sign, and negligible ones to zero where that does not raise the criterion
+        value = (<vecu*> s.f.value)[0]
+        changed = VEC_SET(-1.0)
+        for i in range(n):
+            trial[i] = theta[i]
+        for i in range(n):
+            if d.row[i] == d.col[i]:
+                sign = VEC_WHERE_POSITIVE(zero - theta[i], VEC_SET(-1.0), VEC_SET(1.0))
+                snapped = VEC_WHERE_POSITIVE(VEC_SET(limit) - VEC_ABS(theta[i]), VEC_SET(1.0), VEC_SET(-1.0))
+                changed = VEC_WHERE_POSITIVE(snapped, VEC_SET(1.0), changed)
+                for j in range(n):
+                    if d.col[j] == d.col[i]:
+                        trial[j] = trial[j] * sign
+                trial[i] = VEC_WHERE_POSITIVE(snapped, zero, trial[i])
+        for i in range(n):
+            # a column without its diagonal is left to the single-fit path unless it vanishes altogether
+            if d.row[i] != d.col[i]:
+                at = 0
+                for j in range(n):
+                    if d.row[j] == d.col[i] and d.col[j] == d.col[i]:
+                        at = j
+                snapped = VEC_WHERE_POSITIVE(VEC_SET(limit) - VEC_ABS(trial[i]), zero, trial[i])
+                trial[i] = VEC_WHERE_POSITIVE(trial[at], trial[i], snapped)
+        if vec_max(<vecu*> &changed) > 0.0:
+            set_factor(d, &s, trial)
+            evaluate_responses(d, &s, 2)
+            newton_step(n, <vecu*> s.f.hess, <vecu*> s.f.grad, <vecu*> s.small, (<vecu*> s.small) + n * n,
+                        (<vecu*> s.small) + n * n + n, <vecu*> s.f.work, &t, &usable)
+            # a lane that was not snapped repeats its point up to signs
+            for lane in range(LANES):
+                if (<double*> &changed)[lane] > 0.0:
+                    (<double*> &decrement)[lane] = (<double*> &t)[lane]
+                    evaluations[lane] += 1
+                    if not (s.f.value[lane] <= (<double*> &value)[lane]
+                            + 1e-11 * ((<double*> &value)[lane] if (<double*> &value)[lane] > 0.0
+                                       else -(<double*> &value)[lane]) + 1e-11 * d.n
+                            and (<double*> &usable)[lane] > 0.0):
+                        (<double*> &finished)[lane] = -1.0
+        for lane in range(count):
+            where = first + block + lane
+            if status[lane] == 0 and (<double*> &finished)[lane] > 0.0 and (<double*> &decrement)[lane] <= 1e-4:
+                status[lane] = 1
+                for i in range(n):
+                    if d.row[i] == d.col[i] and s.trial[i * LANES + lane] == 0.0:
+                        status[lane] = 2
+                        # Where the diagonal is zero but its column is not, the triangular form does not show every
+                        # direction in which G may grow; a zero column shows all of them that are not in its range.
+                        for j in range(n):
+                            if d.col[j] == d.col[i] and s.trial[j * LANES + lane] != 0.0:
+                                status[lane] = 0
+                # nearly all variation between groups: the sums have lost digits
+                if s.f.r2[lane] < 1e-6 * d.n:
+                    status[lane] = 0
+            out.status[where] = status[lane]
+            out.evaluations[where] = evaluations[lane]
+            out.decrement[where] = (<double*> &decrement)[lane]
+            for i in range(n):
+                out.theta[where * n + i] = s.trial[i * LANES + lane]
+        # coefficients, standard errors, variance
+        t = (<vecu*> s.f.r2)[0] * size * size * (1.0 / d.nu)
+        for lane in range(count):
+            where = first + block + lane
+            out.sigma2[where] = (<double*> &t)[lane]
+            out.value[where] = s.f.value[lane] + d.nu * log((<double*> &total)[lane] / d.n) + d.criterion_offset
+        for i in range(d.p_full):
+            value = zero
+            for j in range(p):
+                value = value + d.x_map[i * p + j] * ((<vecu*> s.beta)[j] - size * (<vecu*> s.f.b)[j])
+            snapped = zero
+            for j in range(p):
+                sign = zero
+                for l in range(j + 1):
+                    sign = sign + inverse[j * k + l] * d.x_map[i * p + l]
+                snapped = snapped + sign * sign
+            snapped = VEC_SQRT(snapped * t)
+            for lane in range(count):
+                where = first + block + lane
+                out.params[where * d.p_full + i] = (<double*> &value)[lane] + (
+                    Y[(block + lane) * stride] * d.ones[i] if d.centre else 0.0)
+                out.bse[where * d.p_full + i] = (<double*> &snapped)[lane]
+            if out.df == NULL:
+                continue
+            degrees_of_freedom(d, &s, d.x_map + i * p, &snapped)
+            for lane in range(count):
+                where = first + block + lane
+                out.df[where * d.p_full + i] = (<double*> &snapped)[lane]
+        block += LANES

@@ -1,0 +1,535 @@
+# cython: language_level=3
+"""Trust-region Newton with exact Hessians, for criteria of a few dozen parameters.
+
+Each step minimises the quadratic model within a ball by the eigendecomposition of the Hessian
+(Conn, Gould and Toint 2000, sec. 7.3; the hard case is taken along the lowest eigenvector), so
+a saddle point is left along its negative curvature even where the gradient is zero.
+
+The measure of convergence is free of scale: the decrement
+
+    sqrt(sum_i (q_i'g)^2 / |w_i|)      (w_i, q_i: eigenvalues and eigenvectors of the Hessian)
+
+is the distance to the optimum in units of the criterion: half its square is the decrease still to be had.
+"""
+from libc.math cimport fabs, hypot, isfinite, sqrt, INFINITY
+from libc.stdlib cimport free, malloc
+from libc.string cimport memcpy, memset
+from libc.time cimport time, time_t
+
+from cpython.exc cimport PyErr_CheckSignals
+
+import numpy as np
+
+from fastlmm_core.kernels._matrices cimport jacobi
+
+cdef Py_ssize_t SWEEPS_UP_TO = 16
+"""Parameters up to which Jacobi's sweeps are faster than a tridiagonal form."""
+
+
+cdef class Objective:
+    """A function of n_par parameters with value, gradient and Hessian."""
+
+    cdef int evaluate_(self, const double* x, int order) noexcept nogil:
+        """Fill value_, and grad_ (order >= 1), hess_ (order >= 2); return 0, or -1 where x is outside the domain."""
+        return -1
+
+    @property
+    def costly(self):
+        """Whether the search for other minima than a certified one takes too long."""
+        return False
+
+    @property
+    def remainder(self):
+        """r^2 relative to y'y at the last point, where it may be lost in rounding errors; 1 elsewhere."""
+        return 1.0
+
+    @property
+    def serial(self):
+        """Whether an evaluation calls BLAS for matrices so small that its threads cost more than they gain."""
+        return False
+
+    def evaluate(self, theta, int order=0):
+        """Evaluate at theta.
+
+        Parameters
+        ----------
+        theta : (n_par,) array
+        order : {0, 1, 2}
+            Highest derivative wanted.
+
+        Returns
+        -------
+        value : float
+            Infinite where the criterion is not defined.
+        gradient : (n_par,) array or None
+        hessian : (n_par, n_par) array or None
+            Exact unless the criterion was asked for an approximation.
+
+        Raises
+        ------
+        ValueError
+            For a theta of another length.
+        """
+        cdef double[::1] x = np.array(theta, dtype=float)
+        cdef int status
+        cdef Py_ssize_t n = self.n_par
+        if x.shape[0] != n:
+            raise ValueError(f"theta has {x.shape[0]} elements, the model has {n}")
+        with nogil:
+            status = self.evaluate_(&x[0], order)
+        if status != 0:
+            return (np.inf, np.zeros(n) if order >= 1 else None, np.eye(n) if order >= 2 else None)
+        return (
+            self.value_,
+            vector(self.grad_, n) if order >= 1 else None,
+            vector(self.hess_, n * n).reshape(n, n) if order >= 2 else None,
+        )
+
+
+cdef object vector(const double* values, Py_ssize_t n, Py_ssize_t step=1):
+    """A new array of n of the values, `step` apart."""
+    out_array = np.empty(n)
+    cdef double[::1] out = out_array
+    cdef Py_ssize_t i
+    for i in range(n):
+        out[i] = values[i * step]
+    return out_array
+
+
+cdef void tridiagonal(Py_ssize_t n, double* V, double* d, double* e) noexcept nogil:
+    """Householder's reduction: V (symmetric) <- rows of Q' with Q'VQ tridiagonal, d its diagonal, e[1:] beside it.
+
+    Martin, Reinsch and Wilkinson (1968), Numer. Math. 11, 181-195 (tred2), by rows.
+    """
+    cdef Py_ssize_t i, j, k
+    cdef double scale, h, f, g
+    cdef double* row
+    for j in range(n):
+        d[j] = V[j * n + n - 1]
+    for i in range(n - 1, 0, -1):
+        scale = 0.0
+        h = 0.0
+        for k in range(i):
+            scale += fabs(d[k])
+        if scale == 0.0:
+            e[i] = d[i - 1]
+            for j in range(i):
+                d[j] = V[j * n + i - 1]
+                V[j * n + i] = 0.0
+                V[i * n + j] = 0.0
+        else:
+            for k in range(i):
+                d[k] /= scale
+                h += d[k] * d[k]
+            f = d[i - 1]
+            g = -sqrt(h) if f > 0.0 else sqrt(h)
+            e[i] = scale * g
+            h -= f * g
+            d[i - 1] = f - g
+            for j in range(i):
+                e[j] = 0.0
+            for j in range(i):
+                row = V + j * n
+                f = d[j]
+                V[i * n + j] = f
+                g = e[j] + row[j] * f
+                for k in range(j + 1, i):
+                    g += row[k] * d[k]
+                    e[k] += row[k] * f
+                e[j] = g
+            f = 0.0
+            for j in range(i):
+                e[j] /= h
+                f += e[j] * d[j]
+            f /= h + h
+            for j in range(i):
+                e[j] -= f * d[j]
+            for j in range(i):
+                row = V + j * n
+                f = d[j]
+                g = e[j]
+                for k in range(j, i):
+                    row[k] -= f * e[k] + g * d[k]
+                d[j] = row[i - 1]
+                row[i] = 0.0
+        d[i] = h
+    for i in range(n - 1):
+        V[i * n + n - 1] = V[i * n + i]
+        V[i * n + i] = 1.0
+        h = d[i + 1]
+        row = V + (i + 1) * n
+        if h != 0.0:
+            for k in range(i + 1):
+                d[k] = row[k] / h
+            for j in range(i + 1):
+                g = 0.0
+                for k in range(i + 1):
+                    g += row[k] * V[j * n + k]
+                for k in range(i + 1):
+                    V[j * n + k] -= g * d[k]
+        for k in range(i + 1):
+            row[k] = 0.0
+    for j in range(n):
+        d[j] = V[j * n + n - 1]
+        V[j * n + n - 1] = 0.0
+    V[n * n - 1] = 1.0
+    e[0] = 0.0
+
+
+cdef void diagonal(Py_ssize_t n, double* V, double* d, double* e) noexcept nogil:
+    """Eigenvalues d of the tridiagonal matrix (d, e), its eigenvectors times the rows of V, by implicit QL steps.
+
+    Bowdler, Martin, Reinsch and Wilkinson (1968), Numer. Math. 11, 293-306 (tql2), by rows.
+    """
+    cdef Py_ssize_t i, k, l, m, trial
+    cdef double shift = 0.0, size = 0.0, g, p, r, h, next_d, c, c2, c3, next_e, s, s2
+    cdef double* upper
+    cdef double* lower
+    for i in range(1, n):
+        e[i - 1] = e[i]
+    e[n - 1] = 0.0
+    for l in range(n):
+        size = max(size, fabs(d[l]) + fabs(e[l]))
+        m = l
+        while m < n - 1 and fabs(e[m]) > 2.3e-16 * size:
+            m += 1
+        for trial in range(60):
+            if m == l:
+                break
+            g = d[l]
+            p = (d[l + 1] - g) / (2.0 * e[l])
+            r = hypot(p, 1.0)
+            if p < 0.0:
+                r = -r
+            d[l] = e[l] / (p + r)
+            d[l + 1] = e[l] * (p + r)
+            next_d = d[l + 1]
+            h = g - d[l]
+            for i in range(l + 2, n):
+                d[i] -= h
+            shift += h
+            p = d[m]
+            c = 1.0
+            c2 = c
+            c3 = c
+            next_e = e[l + 1]
+            s = 0.0
+            s2 = 0.0
+            for i in range(m - 1, l - 1, -1):
+                c3 = c2
+                c2 = c
+                s2 = s
+                g = c * e[i]
+                h = c * p
+                r = hypot(p, e[i])
+                e[i + 1] = s * r
+                s = e[i] / r
+                c = p / r
+                p = c * d[i] - s * g
+                d[i + 1] = h + s * (c * g + s * d[i])
+                lower = V + i * n
+                upper = lower + n
+                for k in range(n):
+                    h = upper[k]
+                    upper[k] = s * lower[k] + c * h
+                    lower[k] = c * lower[k] - s * h
+            p = -s * s2 * c3 * next_e * e[l] / next_d
+            e[l] = s * p
+            d[l] = c * p
+            if fabs(e[l]) <= 2.3e-16 * size:
+                break
+        d[l] += shift
+        e[l] = 0.0
+
+
+cdef void eigen(Py_ssize_t n, double* A, double* Q, double* w) noexcept nogil:
+    """Eigenvalues w and eigenvectors (columns of Q) of the symmetric A, which is overwritten; no order is promised."""
+    cdef Py_ssize_t i, j
+    if n <= SWEEPS_UP_TO:
+        jacobi(n, A, Q, w)
+        return
+    # the first row of Q is free until the end
+    tridiagonal(n, A, w, Q)
+    diagonal(n, A, w, Q)
+    for i in range(n):
+        for j in range(n):
+            Q[i * n + j] = A[j * n + i]
+
+
+def eigensystem(const double[:, ::1] matrix):
+    """Eigenvalues, in no order, and eigenvectors (columns) of a symmetric (n, n) matrix."""
+    cdef Py_ssize_t n = matrix.shape[0]
+    A_array = np.array(matrix)
+    Q_array = np.empty((n, n))
+    w_array = np.empty(n)
+    cdef double[:, ::1] A = A_array, Q = Q_array
+    cdef double[::1] w = w_array
+    if n:
+        with nogil:
+            eigen(n, &A[0, 0], &Q[0, 0], &w[0])
+    return w_array, Q_array
+
+
+cdef double spectrum(Objective f, const double* correction, double* work, double* Q, double* w, double* c
+                     ) noexcept nogil:
+    """Eigendecomposition of the Hessian plus `correction` (unless NULL), c = Q'g at the current point; the decrement."""
+    cdef Py_ssize_t n = f.n_par, i, j
+    cdef double floor = 0.0, total = 0.0, size
+    memcpy(work, f.hess_, n * n * sizeof(double))
+    if correction != NULL:
+        for i in range(n * n):
+            work[i] += correction[i]
+    eigen(n, work, Q, w)
+    for i in range(n):
+        if fabs(w[i]) > floor:
+            floor = fabs(w[i])
+    floor = 1e-12 * floor
+    for i in range(n):
+        c[i] = 0.0
+        for j in range(n):
+            c[i] += Q[j * n + i] * f.grad_[j]
+        size = fabs(w[i])
+        if size < floor:
+            size = floor
+        if c[i] != 0.0:
+            total += c[i] * c[i] / size
+    return sqrt(total)
+
+
+cdef double ball_step(Py_ssize_t n, const double* Q, const double* w, const double* c, double radius,
+                      double* coefs, double* step, bint* inside) noexcept nogil:
+    """Minimise c's + s'diag(w)s/2 over |s| <= radius; returns the predicted decrease, step = Q s."""
+    cdef Py_ssize_t i, j, lowest = 0, it
+    cdef double low, high, lam, norm, derivative, gain, largest = 0.0
+    for i in range(n):
+        if w[i] < w[lowest]:
+            lowest = i
+        if fabs(w[i]) > largest:
+            largest = fabs(w[i])
+    inside[0] = False
+    if w[lowest] > 1e-13 * largest:
+        norm = 0.0
+        for i in range(n):
+            coefs[i] = -c[i] / w[i]
+            norm += coefs[i] * coefs[i]
+        inside[0] = norm <= radius * radius
+    if not inside[0]:
+        # |s(lam)| falls from the pole at -w_min; bracket, then Newton on 1/|s| (secular equation)
+        low = -w[lowest] if w[lowest] < 0.0 else 0.0
+        norm = 0.0
+        for i in range(n):
+            norm += c[i] * c[i]
+        high = low + sqrt(norm) / radius + largest + 1e-300
+        lam = low + 1e-3 * (high - low)
+        for it in range(200):
+            norm = 0.0
+            derivative = 0.0
+            for i in range(n):
+                if c[i] != 0.0:
+                    norm += (c[i] / (w[i] + lam)) ** 2
+                    derivative += c[i] * c[i] / (w[i] + lam) ** 3
+            norm = sqrt(norm)
+            if norm > radius:
+                low = lam
+            else:
+                high = lam
+            if fabs(norm - radius) <= 1e-3 * radius or high - low <= 1e-15 * (fabs(high) + fabs(w[lowest])):
+                break
+            if derivative > 0.0 and norm > 0.0:
+                lam = lam + (norm - radius) / radius * (norm * norm / derivative)
+            if not (low < lam < high):
+                lam = 0.5 * (low + high)
+        norm = 0.0
+        for i in range(n):
+            coefs[i] = -c[i] / (w[i] + lam) if c[i] != 0.0 else 0.0
+            norm += coefs[i] * coefs[i]
+        if w[lowest] < 0.0 and norm < 0.99 * radius * radius:
+            # hard case: the gradient has no part along the lowest eigenvector
+            coefs[lowest] += sqrt(radius * radius - norm) * (-1.0 if c[lowest] > 0.0 else 1.0)
+    gain = 0.0
+    for i in range(n):
+        gain -= c[i] * coefs[i] + 0.5 * w[i] * coefs[i] * coefs[i]
+    for j in range(n):
+        step[j] = 0.0
+        for i in range(n):
+            step[j] += Q[j * n + i] * coefs[i]
+    return gain
+
+
+cdef void learn(Py_ssize_t n, const double* step, const double* gradient, const double* hessian, Objective f,
+                double* v, double* r, double* correction) noexcept nogil:
+    """Correct an approximate Hessian by what it missed on an accepted step from (gradient, hessian) to the point of f.
+
+    The least change, in the metric of the Hessian itself, by which (H_0 + H_1) / 2 + correction takes the step to the
+    change of the gradient (Dennis and Schnabel 1983, sec. 9.3).
+    """
+    cdef Py_ssize_t i, j
+    cdef double sv = 0.0, sr = 0.0
+    for i in range(n):
+        v[i] = 0.0
+        r[i] = f.grad_[i] - gradient[i]
+        for j in range(n):
+            v[i] += 0.5 * (hessian[i * n + j] + f.hess_[i * n + j]) * step[j]
+            r[i] -= correction[i * n + j] * step[j]
+        r[i] -= v[i]
+        sv += step[i] * v[i]
+        sr += step[i] * r[i]
+    if not sv > 0.0:
+        return
+    for i in range(n):
+        for j in range(n):
+            correction[i * n + j] += (r[i] * v[j] + v[i] * r[j] - sr / sv * v[i] * v[j]) / sv
+
+
+def minimize_newton(Objective f, const double[::1] start, double tolerance=1e-8, Py_ssize_t max_iterations=200,
+                    double radius=1.0):
+    """Minimise `f` from `start`.
+
+    Parameters
+    ----------
+    f : Objective
+    start : (n_par,) array
+    tolerance : float
+        Decrement (square root of twice the expected decrease) at which to stop.
+    max_iterations : int
+    radius : float
+        First radius of the trust region.
+
+    Returns
+    -------
+    x, gradient, hessian : arrays
+    value, decrement : float
+    lowest : float
+        Smallest eigenvalue of the Hessian divided by the largest absolute one.
+    n_evaluations : int
+    trace : list of tuples
+        Value, decrement and radius at each accepted point.
+    finished : bool
+        False where the limit on iterations ended the search.
+    """
+    cdef Py_ssize_t n = f.n_par, i, iteration, n_evaluations = 1, accepted = 0
+    cdef double value = 0.0, gain = 0.0, change, ratio, norm = 0.0, decrement = 0.0, best_decrement, noise
+    cdef double largest = 0.0, smallest = INFINITY
+    cdef bint inside = False, accept, stop = False, finished = False, defined
+    x_array = np.array(start, dtype=float)
+    trace_array = np.empty((max(max_iterations, 0) + 1, 3))
+    cdef double[::1] x = x_array
+    cdef double[:, ::1] trace = trace_array
+    cdef double* work = <double*> malloc((2 * n * n + 5 * n + (2 * n * n + n if f.approximate else 0)) * sizeof(double))
+    if work == NULL:
+        raise MemoryError()
+    cdef double* Q = work + n * n
+    cdef double* w = Q + n * n
+    cdef double* c = w + n
+    cdef double* coefs = c + n
+    cdef double* step = coefs + n
+    cdef double* trial = step + n
+    cdef double* gradient = trial + n
+    cdef double* hessian = gradient + n
+    cdef double* correction = NULL
+    cdef int status
+    cdef time_t asked = time(NULL)
+    if f.approximate:
+        correction = hessian + n * n
+        memset(correction, 0, n * n * sizeof(double))
+    # other threads run while this one minimises; about once a second it asks whether the user has lost patience
+    try:
+        with nogil:
+            defined = f.evaluate_(&x[0], 2) == 0
+            if defined:
+                value = f.value_
+                if correction != NULL:
+                    memcpy(gradient, f.grad_, n * sizeof(double))
+                    memcpy(hessian, f.hess_, n * n * sizeof(double))
+                decrement = spectrum(f, correction, work, Q, w, c)
+                trace[0, 0], trace[0, 1], trace[0, 2] = value, decrement, radius
+                accepted = 1
+            for iteration in range(max_iterations if defined else 0):
+                largest = 0.0
+                smallest = INFINITY
+                for i in range(n):
+                    largest = max(largest, fabs(w[i]))
+                    smallest = min(smallest, w[i])
+                if decrement <= tolerance and smallest >= -1e-9 * largest:
+                    finished = True
+                    break
+                if time(NULL) != asked:
+                    asked = time(NULL)
+                    with gil:
+                        PyErr_CheckSignals()
+                gain = ball_step(n, Q, w, c, radius, coefs, step, &inside)
+                norm = 0.0
+                for i in range(n):
+                    trial[i] = x[i] + step[i]
+                    norm += step[i] * step[i]
+                norm = sqrt(norm)
+                status = f.evaluate_(trial, 0 if f.staged else 2)
+                n_evaluations += 1
+                noise = 10.0 * f.noise_
+                change = value - f.value_ if status == 0 else -INFINITY
+                ratio = change / gain if gain > 0.0 else -1.0
+                accept = ratio > 1e-4
+                if f.staged and status == 0 and (accept or (fabs(change) <= noise and gain <= noise)):
+                    status = f.evaluate_(trial, 2)
+                    accept = accept and status == 0
+                if status == 0 and not accept and fabs(change) <= noise and gain <= noise:
+                    # below the rounding error of the value only the gradient can judge
+                    best_decrement = decrement
+                    decrement = spectrum(f, correction, work, Q, w, c)
+                    accept = decrement < 0.5 * best_decrement
+                    if not accept:
+                        stop = True
+                    ratio = 1.0
+                if accept:
+                    value = f.value_
+                    for i in range(n):
+                        x[i] = trial[i]
+                    if correction != NULL:
+                        # a long step tells more of the third derivatives than of what the Hessian lacks
+                        if inside and decrement <= 1.0:
+                            learn(n, step, gradient, hessian, f, work, Q, correction)
+                        else:
+                            memset(correction, 0, n * n * sizeof(double))
+                        memcpy(gradient, f.grad_, n * sizeof(double))
+                        memcpy(hessian, f.hess_, n * n * sizeof(double))
+                    decrement = spectrum(f, correction, work, Q, w, c)
+                    smallest = INFINITY
+                    for i in range(n):
+                        smallest = min(smallest, w[i])
+                    if correction != NULL and smallest <= 0.0:
+                        memset(correction, 0, n * n * sizeof(double))
+                        decrement = spectrum(f, correction, work, Q, w, c)
+                    trace[accepted, 0], trace[accepted, 1], trace[accepted, 2] = value, decrement, radius
+                    accepted += 1
+                    if ratio > 0.75 and not inside:
+                        radius = max(radius, 2.0 * norm)
+                        if ratio > 0.95:
+                            radius = 2.0 * radius
+                    elif ratio < 0.25:
+                        radius = 0.5 * norm
+                else:
+                    # Q, w and c still belong to x
+                    radius = 0.25 * norm
+                    largest = 0.0
+                    for i in range(n):
+                        largest = max(largest, fabs(x[i]))
+                    if stop or radius <= 1e-14 * (1.0 + largest):
+                        finished = True
+                        break
+            if defined:
+                f.evaluate_(&x[0], 2)
+                decrement = spectrum(f, NULL, work, Q, w, c)
+            largest = 0.0
+            smallest = INFINITY
+            for i in range(n if defined else 0):
+                largest = max(largest, fabs(w[i]))
+                smallest = min(smallest, w[i])
+    finally:
+        free(work)
+    if not defined:
+        raise FloatingPointError("the criterion is not finite at the start")
+    return (
+        x_array, vector(f.grad_, n), vector(f.hess_, n * n).reshape(n, n), value, decrement,
+        smallest / largest if largest > 0.0 else 0.0, n_evaluations,
+        list(map(tuple, trace_array[:accepted].tolist())), finished,
+    )

@@ -1,0 +1,496 @@
+# cython: language_level=3
+"""The criterion of one grouping factor as a function of theta: sweeps over groups, then the algebra of their sums.
+
+The loops over groups are in lanes/lanes.pyx, the formulas of criterion, gradient and Hessian in lanes/profile.pxi; here they
+are joined, with the sums of all groups in every lane.
+"""
+from libc.math cimport isfinite
+from libc.stdint cimport uintptr_t
+from libc.stdlib cimport calloc, free
+from libc.string cimport memcpy, memset
+
+from functools import lru_cache
+
+import numpy as np
+
+from fastlmm_core.kernels._newton cimport Objective, vector
+from fastlmm_core.lanes.deletions cimport refit_t
+from fastlmm_core.lanes.kernels cimport (LaneKernels, Profile, Shape, batch_fit_t, batch_size_t, chain_down_t, chain_pack_t,
+                                   chain_second_t, chain_up_t, curvature_t, effects_t, factor_t, make_shape, moments_t, profile_t)
+
+
+
+def use_kernels(addresses):
+    """Take the lane kernels (number of lanes and addresses, see _lanes.kernels); before anything is packed."""
+    kernels.lanes = <Py_ssize_t> addresses[0]
+    kernels.factor = <factor_t> <uintptr_t> addresses[1]
+    kernels.moments = <moments_t> <uintptr_t> addresses[2]
+    kernels.curvature = <curvature_t> <uintptr_t> addresses[3]
+    kernels.effects = <effects_t> <uintptr_t> addresses[4]
+    kernels.profile_value = <profile_t> <uintptr_t> addresses[5]
+    kernels.profile_second = <profile_t> <uintptr_t> addresses[6]
+    kernels.batch_size = <batch_size_t> <uintptr_t> addresses[7]
+    kernels.batch_fit = <batch_fit_t> <uintptr_t> addresses[8]
+    kernels.chain_pack = <chain_pack_t> <uintptr_t> addresses[9]
+    kernels.chain_up = <chain_up_t> <uintptr_t> addresses[10]
+    kernels.chain_down = <chain_down_t> <uintptr_t> addresses[11]
+    kernels.chain_second = <chain_second_t> <uintptr_t> addresses[12]
+    kernels.refit = <refit_t> <uintptr_t> addresses[13]
+
+
+# Doubles in a cache line: what `aligned` may skip.
+cdef Py_ssize_t CACHE_LINE = 8
+
+
+cdef inline double* aligned(double* place) noexcept nogil:
+    """The next address on a cache line: vectors that straddle two are slow to store and load again."""
+    return <double*> ((<uintptr_t> place + 63) & ~(<uintptr_t> 63))
+
+
+def lanes():
+    """Groups in a block of packed ones: the lanes of the variant in use."""
+    return kernels.lanes
+
+
+def factor_groups(const double[:, ::1] raw, const double[:, ::1] z_transform, const double[:, ::1] xy_transform):
+    """Rotate and factor the cross-products of groups.
+
+    Parameters
+    ----------
+    raw : (m, K) array
+        As returned by ``accumulate``.
+    z_transform, xy_transform : upper triangular (q, q) and (p+1, p+1) arrays
+
+    Returns
+    -------
+    packed : (ceil(m / lanes), K, lanes) array
+    between : ((p+1)(p+2)/2,) array
+        Sum of c_i'c_i: the part of [X y]'[X y] that the columns of Z explain within groups.
+    """
+    cdef Shape shape = make_shape(z_transform.shape[0], xy_transform.shape[0])
+    cdef Py_ssize_t m = raw.shape[0], n_h = shape.k * (shape.k + 1) // 2
+    cdef Py_ssize_t size = shape.q * shape.q + shape.n_c + 2 * shape.q + n_h
+    out = np.empty(((m + kernels.lanes - 1) // kernels.lanes, shape.stride, kernels.lanes))
+    between = np.zeros(n_h)
+    scratch = np.empty(size * kernels.lanes)
+    cdef double[:, :, ::1] packed = out
+    cdef double[::1] b = between, s = scratch
+    with nogil:
+        kernels.factor(&shape, m, &raw[0, 0], &z_transform[0, 0], &xy_transform[0, 0], &packed[0, 0, 0], &b[0], &s[0])
+    return out, between
+
+
+def group_effects(const double[:, :, ::1] packed, Py_ssize_t n_groups, const double[:, ::1] factor,
+                  const double[::1] contrast, bint precision=False, bint conditional=False):
+    """e_i = Z_i'V_i^-1 [X_i y_i] contrast of every group and, if asked for, a matrix of each.
+
+    Parameters
+    ----------
+    packed : (blocks, K, lanes) array
+    n_groups : int
+    factor : (q, q) array
+        L.
+    contrast : (p + 1,) array
+    precision, conditional : bool
+        Which matrix, if any: N_i = Z_i'V_i^-1 Z_i, or L (I + L'Z_i'Z_i L)^-1 L', which is cov(b_i | y) / sigma^2.
+
+    Returns
+    -------
+    e : (n_groups, q) array
+    matrices : (n_groups, q, q) array or None
+    """
+    cdef Shape shape = make_shape(factor.shape[0], contrast.shape[0])
+    cdef Py_ssize_t n_blocks = packed.shape[0]
+    cdef bint wanted = precision or conditional
+    e_array = np.empty((n_blocks * kernels.lanes, shape.q))
+    matrix_array = np.empty((n_blocks * kernels.lanes, shape.q, shape.q)) if wanted else None
+    scratch = np.empty((4 * shape.q * shape.q + shape.n_c + shape.q) * kernels.lanes)
+    cdef double[:, ::1] e = e_array
+    cdef double[::1] s = scratch
+    cdef double[:, :, ::1] matrices
+    cdef double* out = NULL
+    if wanted:
+        matrices = matrix_array
+        out = &matrices[0, 0, 0]
+    with nogil:
+        kernels.effects(&shape, n_blocks, &packed[0, 0, 0], &factor[0, 0], &contrast[0], &e[0, 0], out, conditional,
+                        &s[0])
+    return e_array[:n_groups], matrix_array[:n_groups] if wanted else None
+
+
+cdef inline void spread(const double* values, Py_ssize_t n, double* vectors) noexcept nogil:
+    """Each value to all lanes of a vector."""
+    cdef Py_ssize_t i, lane
+    for i in range(n):
+        for lane in range(kernels.lanes):
+            vectors[i * kernels.lanes + lane] = values[i]
+
+
+cdef inline void gather(const double* vectors, Py_ssize_t n, double* values) noexcept nogil:
+    """The first lane of each vector."""
+    cdef Py_ssize_t i
+    for i in range(n):
+        values[i] = vectors[i * kernels.lanes]
+
+
+cdef class ClusterCriterion(Objective):
+    """The criterion as a function of the free elements of L.
+
+    Parameters
+    ----------
+    packed : (blocks, K, lanes) array
+        Factored groups, possibly compressed.
+    within : ((p+1)(p+2)/2,) array
+        [X y]'[X y] less its part between groups, packed lower triangle by rows.
+    n_rows, q, k : int
+    rows, columns : int arrays
+        Positions of the free elements of L (rows >= columns).
+    uniform : bool
+        Whether every group stands for itself (not compressed).
+    """
+
+    cdef readonly Py_ssize_t q, k, n_rows
+    cdef public bint reml
+    cdef bint uniform
+    cdef Shape shape
+    cdef Py_ssize_t n_blocks
+    cdef object owner_packed
+    cdef const double* packed
+    cdef Py_ssize_t* row
+    cdef Py_ssize_t* col
+    cdef double* buffer
+    cdef double* within
+    cdef double* turn        # Q (q x q)
+    cdef double* factor      # Q'L (q x q)
+    cdef double* sum_n
+    cdef double* H           # packed
+    cdef double* gram
+    cdef double* weight      # w of lanes/profile.pxi (k x k)
+    cdef double* tensor
+    cdef Profile f           # the same in lanes, and what follows from it
+    cdef double* scratch
+    cdef double* store_buffer
+    cdef double* store
+    cdef double* last        # the last point, its highest derivative and kind
+    cdef int last_order
+    cdef bint last_reml
+    cdef public Py_ssize_t n_evaluations
+
+    def __cinit__(self, const double[:, :, ::1] packed, const double[::1] within, Py_ssize_t n_rows,
+                  Py_ssize_t q, Py_ssize_t k, rows, columns, bint uniform):
+        cdef Py_ssize_t i, n_par = len(rows), n_a, n_c, n_h, n_g, n_scratch, total
+        cdef double* place
+        cdef double* offsets[22]
+        cdef Py_ssize_t[22] vectors
+        cdef Profile* f
+        self.shape = make_shape(q, k)
+        self.q = q
+        self.k = k
+        self.n_rows = n_rows
+        self.n_par = n_par
+        self.reml = True
+        self.uniform = uniform
+        self.n_blocks = packed.shape[0]
+        self.owner_packed = packed.base
+        self.packed = &packed[0, 0, 0]
+        n_a = self.shape.n_a
+        n_c = self.shape.n_c
+        n_h = k * (k + 1) // 2
+        n_g = n_c * (n_c + 1) // 2
+        n_scratch = kernels.lanes * (3 * q * q + 2 * n_c + 2 * n_a + n_a * n_a + n_h + n_g)
+        vectors = [q * q, 1, n_a, n_h, n_g, n_a * n_a, k * k, k * k, k, k * k, k * k, q * q, n_a * n_a, n_a * n_par,
+                   n_a * k * k, n_a * k, max(k * k, n_a * n_par), 1, 1, 1, n_par, n_par * n_par]
+        total = (2 * n_h + 2 * q * q + n_a + n_g + k * k + n_a * n_a + 2 * n_par + n_par * n_par
+                 + n_scratch + CACHE_LINE)
+        for i in range(22):
+            total += kernels.lanes * vectors[i]
+        self.row = <Py_ssize_t*> calloc(2 * n_par, sizeof(Py_ssize_t))
+        self.buffer = <double*> calloc(total, sizeof(double))
+        if self.row == NULL or self.buffer == NULL:
+            raise MemoryError()
+        self.col = self.row + n_par
+        for i in range(n_par):
+            self.row[i] = rows[i]
+            self.col[i] = columns[i]
+        place = self.buffer
+        self.within = place; place += n_h
+        self.turn = place; place += q * q
+        self.factor = place; place += q * q
+        self.sum_n = place; place += n_a
+        self.H = place; place += n_h
+        self.gram = place; place += n_g
+        self.weight = place; place += k * k
+        self.tensor = place; place += n_a * n_a
+        self.last = place; place += n_par
+        self.last_order = -1
+        self.grad_ = place; place += n_par
+        self.hess_ = place; place += n_par * n_par
+        self.scratch = aligned(place)
+        place = self.scratch + n_scratch
+        f = &self.f
+        f.q = q
+        f.k = k
+        f.n_a = n_a
+        f.n_c = n_c
+        f.n_par = n_par
+        f.turn = NULL
+        f.row = self.row
+        f.col = self.col
+        for i in range(22):
+            offsets[i] = place
+            place += kernels.lanes * vectors[i]
+        (f.factor, f.logdet, f.sum_n, f.H, f.gram, f.tensor, f.chol, f.inverse, f.b, f.weight, f.M, f.g, f.curve,
+         f.jac, f.directions, f.vectors, f.work, f.r2, f.value, f.noise, f.grad, f.hess) = (
+            offsets[0], offsets[1], offsets[2], offsets[3], offsets[4], offsets[5], offsets[6], offsets[7], offsets[8],
+            offsets[9], offsets[10], offsets[11], offsets[12], offsets[13], offsets[14], offsets[15], offsets[16],
+            offsets[17], offsets[18], offsets[19], offsets[20], offsets[21])
+        for i in range(n_h):
+            self.within[i] = within[i]
+
+    def __dealloc__(self):
+        free(self.row)
+        free(self.buffer)
+        free(self.store_buffer)
+
+    cdef int evaluate_(self, const double* x, int order) noexcept nogil:
+        cdef Py_ssize_t q = self.q, k = self.k, p = k - 1, n_h = k * (k + 1) // 2, n_a = self.shape.n_a, i, j
+        cdef Py_ssize_t n_c = self.shape.n_c
+        cdef double logdet
+        cdef bint same = self.last_order >= order and self.last_reml == self.reml
+        cdef Profile* f = &self.f
+        for i in range(self.n_par):
+            same = same and x[i] == self.last[i]
+        if same:
+            return 0
+        self.n_evaluations += 1
+        self.last_order = -1
+        if order >= 2 and self.store == NULL:
+            self.store_buffer = <double*> calloc(self.n_blocks * (n_a + n_c) * kernels.lanes + CACHE_LINE, sizeof(double))
+            if self.store_buffer == NULL:
+                return -1
+            self.store = aligned(self.store_buffer)
+        memset(self.factor, 0, q * q * sizeof(double))
+        for i in range(self.n_par):
+            if f.turn == NULL:
+                self.factor[self.row[i] * q + self.col[i]] = x[i]
+            else:
+                for j in range(q):
+                    self.factor[j * q + self.col[i]] += self.turn[self.row[i] * q + j] * x[i]
+        memcpy(self.H, self.within, n_h * sizeof(double))
+        logdet = kernels.moments(&self.shape, self.n_blocks, self.uniform, self.packed, self.factor, self.sum_n,
+                                 self.H, self.gram if order >= 1 else NULL, self.store if order >= 2 else NULL,
+                                 self.scratch)
+        f.reml = self.reml
+        f.nu = <double> (self.n_rows - p if self.reml else self.n_rows)
+        spread(&logdet, 1, f.logdet)
+        spread(self.H, n_h, f.H)
+        spread(self.factor, q * q, f.factor)
+        if order >= 1:
+            spread(self.sum_n, n_a, f.sum_n)
+            spread(self.gram, n_c * (n_c + 1) // 2, f.gram)
+        kernels.profile_value(f, order)
+        self.value_ = f.value[0]
+        self.noise_ = f.noise[0]
+        if not isfinite(self.value_):
+            return -1
+        if order >= 2:
+            gather(f.weight, k * k, self.weight)
+            kernels.curvature(&self.shape, self.n_blocks, 0 if self.reml else p, self.packed, self.weight, self.store,
+                              self.tensor, self.scratch)
+            spread(self.tensor, n_a * n_a, f.tensor)
+            kernels.profile_second(f, order)
+            gather(f.hess, self.n_par * self.n_par, self.hess_)
+        if order >= 1:
+            gather(f.grad, self.n_par, self.grad_)
+        memcpy(self.last, x, self.n_par * sizeof(double))
+        self.last_order = order
+        self.last_reml = self.reml
+        return 0
+
+    def rotate(self, turn=None):
+        """Let theta be the free elements of L in G^ = Q'L L'Q from now on.
+
+        Parameters
+        ----------
+        turn : (q, q) orthogonal array or None
+            Q, block diagonal like G^; None for the identity.
+        """
+        cdef double[:, ::1] q_view
+        cdef Py_ssize_t i, q = self.q
+        self.last_order = -1
+        self.f.turn = NULL
+        if turn is None:
+            return
+        q_view = np.array(turn, dtype=float, order="C").reshape(q, q)
+        for i in range(q * q):
+            self.turn[i] = q_view[i // q, i % q]
+        self.f.turn = self.turn
+
+    def solution(self):
+        """Coefficients, r^2, Cholesky factor of H_xx, and the derivatives in vech(G^) at the last point of order 2.
+
+        Returns
+        -------
+        beta : (p,) array
+        r2 : float
+        chol : (p, p) lower triangular array
+        gradient : (q, q) array
+            Derivative of the criterion in G^, as a symmetric matrix.
+        """
+        cdef Py_ssize_t k = self.k, q = self.q, p = self.k - 1
+        cdef Py_ssize_t i, j
+        chol_array = np.zeros((p, p))
+        beta_array = np.empty(p)
+        cdef double[:, ::1] chol = chol_array
+        cdef double[::1] beta = beta_array
+        for i in range(p):
+            beta[i] = -self.f.b[i * kernels.lanes]
+            for j in range(i + 1):
+                chol[i, j] = self.f.chol[(i * k + j) * kernels.lanes]
+        return beta_array, self.f.r2[0], chol_array, vector(self.f.g, q * q, kernels.lanes).reshape(q, q)
+
+    def curvature(self):
+        """Second derivatives of the criterion in vech(G^) (lower triangle by rows) at the last point of order 2."""
+        cdef Py_ssize_t n_a = self.shape.n_a
+        return vector(self.f.curve, n_a * n_a, kernels.lanes).reshape(n_a, n_a)
+
+    def _require(self, int order):
+        if self.last_order < order:
+            raise ValueError(f"evaluate with order={order} first")
+
+    def precision(self):
+        """sum N_i (q, q), N_i = Z_i'V_i^-1 Z_i, at the last point of order 1 or more."""
+        self._require(1)
+        n_a = self.shape.n_a
+        return symmetric(vector(self.sum_n, n_a), self.q)
+
+    def cross(self):
+        """sum E_i'D E_i for the unit directions D of vech(G^), E_i = Z_i'V_i^-1 [X_i y_i], at the last point of order 1.
+
+        Returns
+        -------
+        (n_a, k, k) array
+            Minus the derivative of [X y]'V^-1[X y].
+        """
+        self._require(1)
+        cdef Py_ssize_t q = self.q, k = self.k, a, b, i, j, l, r, pos = 0
+        cdef double t
+        found = np.empty((self.shape.n_a, k, k))
+        cdef double[:, :, ::1] out = found
+        for a in range(q):
+            for b in range(a + 1):
+                for i in range(k):
+                    for j in range(k):
+                        l = a * k + i
+                        r = b * k + j
+                        t = self.gram[l * (l + 1) // 2 + r] if l >= r else self.gram[r * (r + 1) // 2 + l]
+                        if a != b:
+                            l = a * k + j
+                            r = b * k + i
+                            t += self.gram[l * (l + 1) // 2 + r]
+                        out[pos, i, j] = t
+                pos += 1
+        return found
+
+    def traces(self, weight=None):
+        """tr(sum B_i D N_i F) for the unit directions D, F of vech(G^) at the last point of order 2.
+
+        Parameters
+        ----------
+        weight : upper triangular (k, k) array or None
+            B_i = (E_i w)(E_i w)'; without a weight B_i = N_i.
+
+        Returns
+        -------
+        (n_a, n_a) array
+        """
+        self._require(2)
+        cdef Py_ssize_t n_a = self.shape.n_a, k = self.k
+        cdef double[:, ::1] w = np.ascontiguousarray(np.zeros((k, k)) if weight is None else weight, dtype=float)
+        cdef double[:, ::1] out
+        counted = np.empty((n_a, n_a))
+        out = counted
+        with nogil:
+            kernels.curvature(&self.shape, self.n_blocks, k, self.packed, &w[0, 0], self.store, &out[0, 0],
+                              self.scratch)
+        if weight is None:
+            return contracted(-counted, self.q)
+        both = np.empty((n_a, n_a))
+        out = both
+        with nogil:
+            kernels.curvature(&self.shape, self.n_blocks, 0, self.packed, &w[0, 0], self.store, &out[0, 0],
+                              self.scratch)
+        return contracted(both - counted, self.q)
+
+    def sandwich(self, weight):
+        """sum_kl w_kl E_i'D_k N_i D_l E_i over groups and the unit directions of vech(G^), at the last point of order 2.
+
+        Parameters
+        ----------
+        weight : symmetric (n_a, n_a) array
+
+        Returns
+        -------
+        (k, k) array
+        """
+        self._require(2)
+        cdef Py_ssize_t n_a = self.shape.n_a, n_c = self.shape.n_c, q = self.q, k = self.k
+        total = self.n_blocks * (n_a + n_c) * kernels.lanes
+        store = np.asarray(<double[:total]> self.store).reshape(self.n_blocks, n_a + n_c, kernels.lanes)
+        parts = store.transpose(1, 0, 2).reshape(n_a + n_c, -1)
+        directions = unit_directions(q)
+        # omega_i = sum w_kl D_k N_i D_l, as a linear map of vech(N_i)
+        right = (weight @ directions.reshape(n_a, -1)).reshape(n_a, 1, q, q)
+        mapped = (directions[:, None] @ directions @ right).sum(axis=0)
+        omega = mapped.transpose(1, 2, 0) @ parts[:n_a]
+        E = parts[n_a:].reshape(q, k, -1)
+        out = np.zeros((k, k))
+        for a in range(q):
+            out += (omega[a][:, None] * E).sum(axis=0) @ E[a].T
+        return 0.5 * (out + out.T)
+
+
+@lru_cache(maxsize=32)
+def unpacking(n):
+    """Place of each element of a symmetric matrix in its lower triangle packed by rows."""
+    rows, columns = np.tril_indices(n)
+    out = np.empty((n, n), dtype=np.intp)
+    out[rows, columns] = out[columns, rows] = np.arange(len(rows))
+    return out
+
+
+def symmetric(packed, n):
+    """The symmetric matrix of a lower triangle packed by rows."""
+    return np.asarray(packed)[unpacking(n)]
+
+
+@lru_cache(maxsize=8)
+def unit_directions(q):
+    """(n_a, q, q): the symmetric unit directions of vech(G^), lower triangle by rows; not to be written to."""
+    rows, columns = np.tril_indices(q)
+    out = np.zeros((len(rows), q, q))
+    out[np.arange(len(rows)), rows, columns] = 1.0
+    out[np.arange(len(rows)), columns, rows] = 1.0
+    out.setflags(write=False)
+    return out
+
+
+def contracted(tensor, q):
+    """tr(B D N F) for unit directions D, F from sum B[ab] N[cd], both by lower triangles."""
+    if q > 4:
+        return traces_of(tensor, q)
+    # for small q as one product with a table
+    return (contraction(q) @ tensor.ravel()).reshape(tensor.shape)
+
+
+@lru_cache(maxsize=4)
+def contraction(q):
+    n = q * (q + 1) // 2
+    return np.array([traces_of(unit.reshape(n, n), q).ravel() for unit in np.eye(n * n)]).T.copy()
+
+
+def traces_of(tensor, q):
+    place = unpacking(q)
+    directions = unit_directions(q)
+    half = np.tensordot(directions, tensor[place[:, :, None, None], place], axes=((1, 2), (1, 2)))
+    return np.einsum("kad,lda->kl", half, directions)

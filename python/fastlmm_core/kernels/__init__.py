@@ -1,0 +1,94 @@
+"""The compiled kernels, with the fastest lane variant that this CPU runs.
+
+Set the environment variable ``FASTLMM_KERNELS`` to ``base``, ``avx2`` or ``avx512`` before the
+import to choose another (all give the same answers to rounding error).
+
+This is what every model needs. `hierarchies`, `crossed` and `deletions` give the rest, so that their libraries are
+loaded by the models that need them. No other module imports a compiled one.
+"""
+
+from __future__ import annotations
+
+import os
+from importlib import import_module
+
+from ._batch import BatchDesign
+from ._cpu import variants
+from ._criterion import ClusterCriterion, factor_groups, group_effects, lanes, symmetric, unit_directions, use_kernels
+from ._matrices import (
+    clear_exact,
+    floored_factor,
+    least_squares,
+    log_diagonal,
+    lower_factor,
+    natural_map,
+    orthogonal_columns,
+    orthonormal,
+    positive_inverse,
+    rotation,
+    row_moments,
+    scale_map,
+    smallest_parts,
+    unpack,
+    whitened_slopes,
+    within_part,
+    within_regression,
+)
+from ._newton import Objective, minimize_newton
+from ._patterns import compress, pattern_bases, pattern_labels
+from ._rows import accumulate, code_range, column_scales, probe, sample_mean, within_rows
+from ._whiten import whiten_residuals
+
+__all__ = [
+    "VARIANT",
+    "BatchDesign",
+    "ClusterCriterion",
+    "Objective",
+    "accumulate",
+    "clear_exact",
+    "code_range",
+    "column_scales",
+    "compress",
+    "factor_groups",
+    "floored_factor",
+    "group_effects",
+    "lanes",
+    "least_squares",
+    "log_diagonal",
+    "lower_factor",
+    "minimize_newton",
+    "natural_map",
+    "orthogonal_columns",
+    "orthonormal",
+    "pattern_bases",
+    "pattern_labels",
+    "positive_inverse",
+    "probe",
+    "rotation",
+    "row_moments",
+    "sample_mean",
+    "scale_map",
+    "smallest_parts",
+    "symmetric",
+    "unit_directions",
+    "unpack",
+    "variants",
+    "whiten_residuals",
+    "whitened_slopes",
+    "within_part",
+    "within_regression",
+    "within_rows",
+]
+
+
+def _choose() -> str:
+    available: list[str] = variants()
+    wanted = os.environ.get("FASTLMM_KERNELS", available[0])
+    if wanted not in available:
+        raise ImportError(f"FASTLMM_KERNELS={wanted!r} is not available on this CPU; choose one of {available}")
+    use_kernels(import_module(f"{__package__}._lanes_{wanted}").kernels())
+    return wanted
+
+
+VARIANT = _choose()
+"""Name of the lane variant in use."""
