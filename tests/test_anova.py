@@ -11,6 +11,7 @@ import pytest
 
 import fastlmm_core as flc
 import oracle
+from fastlmm_core.formula.coding import fixed_terms
 from fastlmm_core.inference import wald as inference
 from fastlmm_core.inference.anova import anova, hypotheses
 
@@ -247,3 +248,77 @@ def test_refuses():
     with pytest.raises(flc.LMMError, match="ddf="):
         anova(result, ddf="between")
     assert anova(result, 2).type == "II"
+
+
+def cake(order: list[str]) -> pd.DataFrame:
+    data = pd.DataFrame(flc.datasets.load("cake"))
+    return data.assign(
+        temp=data["temperature"].astype(float), temperature=pd.Categorical(data["temperature"], categories=order)
+    )
+
+
+TEMPERATURES = ["175", "185", "195", "205", "215", "225"]
+
+
+@pytest.mark.parametrize(
+    "order", [TEMPERATURES, [*TEMPERATURES[5:], *TEMPERATURES[:5]], [*TEMPERATURES[::2], *TEMPERATURES[1::2]]]
+)
+@pytest.mark.parametrize("formula", ["recipe + temp + temperature", "temperature + temp + recipe"])
+def test_type_two_of_a_factor_and_its_numeric_values(order, formula):
+    """What is tested does not depend on the columns that are kept; the linear trend is 96.05 by lmerTest and car."""
+    table = anova(flc.lmm(f"angle ~ {formula} + (1 | recipe:replicate)", cake(order)).fit(), "II")
+    found = dict(zip(table.terms, zip(table.df_num, table.statistic, strict=True), strict=True))
+    assert found["temp"] == (1, pytest.approx(96.05, abs=0.005))
+    assert found["temperature"] == (4, pytest.approx(1.6312, abs=5e-4))
+    assert found["recipe"] == (2, pytest.approx(0.2488, abs=5e-4))
+
+
+@pytest.mark.parametrize(
+    "fixed", ["x + recipe + twice", "recipe * temp + recipe * heat", "heat + temp + recipe:heat + x"]
+)
+@pytest.mark.parametrize("turned", [False, True], ids=["as given", "levels turned"])
+def test_type_two_with_dependent_columns_against_projections(fixed, turned):
+    """F of what the columns of a term add to those of all terms that do not contain it, from the means themselves."""
+    data = unbalanced().assign(twice=lambda d: 2.0 * d["x"] + 1.0)
+    data["temp"] = data["heat"].map({"low": 1.0, "mid": 2.0, "top": 4.0})
+    if turned:
+        for name in ("heat", "recipe"):
+            data[name] = pd.Categorical(data[name], categories=sorted(set(data[name]))[::-1])
+    result = flc.lmm(f"angle ~ {fixed} + (1 | batch)", data).fit()
+    table = anova(result, "II", "normal")
+    both = frozenset(("recipe", "heat"))
+    above = {
+        frozenset(("temp",)): [{"heat"}, {"recipe", "temp"}, both],
+        frozenset(("heat",)): [both],
+        frozenset(("recipe",)): [{"recipe", "temp"}, both],
+        frozenset(("recipe", "temp")): [both],
+    }
+    columns = {term.name: list(term.columns) for term in fixed_terms(result.model)}
+    X = result.model.exog
+    covariance = X @ np.nan_to_num(result.cov_params()) @ X.T
+    mean = X @ np.nan_to_num(np.asarray(result.params))
+    for name, df, f in zip(table.terms, table.df_num, table.statistic, strict=True):
+        out = [{*name.split(":")}, *above.get(frozenset(name.split(":")), ())]
+        rest = [j for t, c in columns.items() if {*t.split(":")} not in out for j in c]
+        own = X[:, columns[name]]
+        added = own - X[:, rest] @ np.linalg.lstsq(X[:, rest], own, rcond=None)[0]
+        left, size, _ = np.linalg.svd(added, full_matrices=False)
+        basis = left[:, size > 1e-8]
+        assert df == basis.shape[1]
+        if df:
+            estimate = basis.T @ mean
+            expected = estimate @ np.linalg.solve(basis.T @ covariance @ basis, estimate) / df
+            assert f == pytest.approx(expected, rel=1e-7)
+    assert ("twice" in columns) == bool((table.df_num == 0).any())
+
+
+def test_columns_that_are_each_others_combinations_are_not_tested(rng):
+    g = np.repeat(np.arange(12), 5)
+    x = rng.normal(size=(60, 2))
+    X = np.column_stack([np.ones(60), x, x @ [1.0, -2.0], rng.normal(size=60)])
+    result = flc.LinearMixedModel(rng.normal(size=60) + rng.normal(size=12)[g], X, None, g).fit()
+    for kind in ("II", "III"):
+        table = anova(result, kind)
+        assert table.df_num.tolist() == [0, 0, 0, 1]
+        assert np.isnan(table.statistic[:3]).all()
+    assert anova(result, "I").df_num.tolist() == [1, 1, 0, 1]

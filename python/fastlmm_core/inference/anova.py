@@ -31,6 +31,7 @@ Array = NDArray[np.float64]
 
 _TYPES = {"1": "I", "2": "II", "3": "III"}
 _TOLERANCE = 1e-8  # of hypotheses made of contrasts and weights of order one
+_DEPENDENT = 1e-9  # share of a column that is left by those on which it depends
 
 
 @dataclass(frozen=True)
@@ -221,6 +222,9 @@ def hypotheses(
     notes: list[str] = [] if tested else ["The fixed part has no terms to test."]
     if type == "I" or len(tested) <= 1:
         found = _sequential(result, tested, [])
+    elif type == "II" and len(result.model.problem.kept) < result.model.exog.shape[1]:
+        K = _coordinates(result)
+        found = {term.name: _adjusted(K, terms, term, _containing(K, terms, term)) for term in tested}
     elif type == "II":
         found = {}
         for term in tested:
@@ -230,7 +234,11 @@ def hypotheses(
         written = overparametrised(result.model, terms)
         if written is None:
             notes.append("Contrasts do not span all levels: each term is tested by its own coefficients.")
-            found = _marginal(result, tested)
+            if len(result.model.problem.kept) == result.model.exog.shape[1]:
+                found = _marginal(result, tested)
+            else:
+                K = _coordinates(result)
+                found = {term.name: _adjusted(K, terms, term, []) for term in tested}
         else:
             found = _type3(result, terms, written)
             notes += _empty_cells(result, written)
@@ -267,9 +275,69 @@ def _sequential(result: LMMResult, terms: Sequence[FixedTerm], above: Sequence[F
 
 def _marginal(result: LMMResult, terms: Sequence[FixedTerm]) -> dict[str, Array]:
     """Each term's own coefficients."""
-    kept = set(result.model.problem.kept.tolist())
     identity = np.eye(result.model.exog.shape[1])
-    return {term.name: identity[[j for j in term.columns if j in kept]] for term in terms}
+    return {term.name: identity[list(term.columns)] for term in terms}
+
+
+def _coordinates(result: LMMResult) -> Array:
+    """K (r, p) with X = Q K and orthonormal Q: the columns of X, those that depend on others too (without weights)."""
+    model = result.model
+    problem = model.problem
+    kept, null = problem.kept, inference.null_space(model)
+    K = np.zeros((len(kept), model.exog.shape[1]))
+    K[:, kept] = np.linalg.qr(problem.conditioned_x(model.exog), mode="r") @ np.linalg.inv(problem.x_map[kept])
+    dropped = np.setdiff1d(np.arange(K.shape[1]), kept)
+    K[:, dropped] = -K[:, kept] @ null[kept] / null[dropped, np.arange(len(dropped))]
+    return K
+
+
+def _outside(K: Array, own: Sequence[int], others: Sequence[int]) -> tuple[Array, list[int]]:
+    """Orthonormal (r, d) basis of what the columns `own` of K add to the span of `others`, and which d add to it."""
+    basis = np.zeros((len(K), 0))
+    added: list[int] = []
+    # those that vary little about another are compared with what varies: nothing shorter than a rounding error is kept
+    for j in (*others, *own):
+        rest = K[:, j]
+        for _ in range(2):
+            rest = rest - basis @ (basis.T @ rest)
+        length = float(np.linalg.norm(rest))
+        if length > _DEPENDENT * float(np.linalg.norm(K[:, j])):
+            basis = np.column_stack([basis, rest / length])
+            if j in own:
+                added.append(j)
+    return basis[:, basis.shape[1] - len(added) :], added
+
+
+def _containing(K: Array, terms: Sequence[FixedTerm], term: FixedTerm) -> list[FixedTerm]:
+    """The terms that contain this one: by their factors, or as a factor contains the numeric values of its levels.
+
+    The latter is so where its columns lie in the span of theirs and of the terms that they contain, and not inversely.
+    """
+
+    def span(outer: FixedTerm) -> list[int]:
+        return [j for t in terms if t is outer or t.is_intercept or contains(outer, t) for j in t.columns]
+
+    found = []
+    for other in terms:
+        if other is term or other.is_intercept:
+            continue
+        inside = not _outside(K, term.columns, span(other))[1]
+        if contains(other, term) or (inside and _outside(K, other.columns, span(term))[1]):
+            found.append(other)
+    return found
+
+
+def _adjusted(K: Array, terms: Sequence[FixedTerm], term: FixedTerm, above: Sequence[FixedTerm]) -> Array:
+    """The hypothesis that a term adds nothing to the mean that all others but those `above` have.
+
+    That is M'X beta = 0 for a basis M of what its columns add to theirs: whichever columns of X are kept.
+    """
+    others = [j for t in terms if t is not term and t not in above for j in t.columns]
+    basis, added = _outside(K, term.columns, others)
+    L = basis.T @ K
+    # Satterthwaite's degrees of freedom depend on the rows: lmerTest's are unit vectors, or as `_sequential` has them
+    own = L[:, added]
+    return _clean(L / own.diagonal()[:, None] if above else np.linalg.solve(own, L))
 
 
 def _type3(result: LMMResult, terms: Sequence[FixedTerm], written: Overparametrised) -> dict[str, Array]:
