@@ -2,7 +2,9 @@
 
 The hypotheses are those of lmerTest (Kuznetsova, Brockhoff and Christensen 2017, J. Stat. Softw. 82(13)) and SAS:
 type I tests each term after those before it, type II after all terms that do not contain it, type III gives all
-combinations of levels equal weight and does not depend on the contrasts in use.
+combinations of levels equal weight and does not depend on the contrasts in use.  Where columns of X depend on others,
+type II tests what a term adds to the mean, so that it does not matter which columns are kept; a factor then contains
+the numeric values of its levels.
 """
 
 from __future__ import annotations
