@@ -339,7 +339,7 @@ def _adjusted(K: Array, terms: Sequence[FixedTerm], term: FixedTerm, above: Sequ
     L = basis.T @ K
     # Satterthwaite's degrees of freedom depend on the rows: lmerTest's are unit vectors, or as `_sequential` has them
     own = L[:, added]
-    return _clean(L / own.diagonal()[:, None] if above else np.linalg.solve(own, L))
+    return _clean(np.asarray(L / own.diagonal()[:, None] if above else np.linalg.solve(own, L), dtype=float))
 
 
 def _type3(result: LMMResult, terms: Sequence[FixedTerm], written: Overparametrised) -> dict[str, Array]:
