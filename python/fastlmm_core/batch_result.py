@@ -406,10 +406,9 @@ def _fit(
 
 
 def _lanes(shared: kernels.BatchDesign, Y: Array, into: BatchResult, first: int, start: Array | None = None) -> None:
-    problem = into.model.problem
-    offset = problem.log_constant - (problem.log_jacobian if into.reml else 0.0)
+    constant = into.model.problem.constant(into.reml)
     shared.fit(
-        Y, first, into.reml, offset, start, into._theta_o, into.params, into.bse, into.sigma2, into.criterion,
+        Y, first, into.reml, constant, start, into._theta_o, into.params, into.bse, into.sigma2, into.criterion,
         into.gradient_norm, into._status, into.n_evaluations, into._df,
     )  # fmt: skip
 

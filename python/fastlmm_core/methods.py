@@ -287,8 +287,8 @@ class Methods(Simulating):
         Parameters
         ----------
         max_lag : int
-        time : str or (nobs,) array, optional
-            By which to order the rows of a group; by default as they stand.
+        time : (nobs,) array, optional
+            Time of each row used, on a grid within groups: lags count its steps.  By default lags count rows.
         factor : str, optional
             Grouping factor, where there are several.
 

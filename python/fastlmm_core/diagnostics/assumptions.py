@@ -271,8 +271,7 @@ def autocorrelation(
     Raises
     ------
     LMMError
-        For max_lag below 1, times that repeat or are not on a grid, an unknown factor, or crossed factors that join
-        more than 10,000 rows.
+        For max_lag below 1, times that repeat or are not on a grid, or an unknown factor.
     """
     from scipy.special import ndtr
 

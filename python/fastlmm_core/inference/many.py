@@ -284,7 +284,7 @@ class _Patterns:
         upper = np.triu_indices(q)
         self.R = np.zeros((len(bounds) - 1, q, q))
         self.R[:, upper[0], upper[1]] = lines[bounds[:-1], :n_a]
-        self.within = kernels.symmetric(np.ascontiguousarray(problem.within[: r * (r + 1) // 2]), r)
+        self.within = kernels.unpack(problem.within[: r * (r + 1) // 2], r)
         self.directions = kernels.unit_directions(q)
         self.free = free_directions(model.structure)
         self.nu = float(problem.n - r)

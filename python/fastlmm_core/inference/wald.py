@@ -85,10 +85,10 @@ def covariance(result: LMMResult, ddf: str = "satterthwaite", information: str =
     check_options(ddf, information)
     if ddf != "kenward-roger":
         return result._cov.copy()
-    rows = _whitened(result, moments(result, ddf, information))
-    adjustment = moments(result, ddf, information).adjustment
-    assert adjustment is not None
-    out = result._cov + result.sigma2 * (rows @ adjustment @ rows.T)
+    found = moments(result, ddf, information)
+    assert found.adjustment is not None
+    rows = _whitened(result, found)
+    out = result._cov + result.sigma2 * (rows @ found.adjustment @ rows.T)
     return np.asarray(0.5 * (out + out.T))
 
 

@@ -242,8 +242,8 @@ class BlockedCriterion(BlockedEngine):
             out += mixed[:, i].T @ self.multiply(turned[:, i])
         return 0.5 * (out + out.T)
 
-    def second_derivatives(self) -> Array:
-        """Exact second derivatives of the criterion along the unit directions of vech(G^), (n_a, n_a)."""
+    def curvature(self) -> Array:
+        """Exact second derivatives of the criterion in vech(G^) at the last point of order 1 or more, (n_a, n_a)."""
         k, p = self.k, self.k - 1
         _, _, nu, r2, b, inverse = self.state()
         scale = nu / r2
@@ -261,7 +261,3 @@ class BlockedCriterion(BlockedEngine):
             inner = inverse @ self.cross()[:, :p, :p] @ inverse.T
             out += 2.0 * self.forms(E[:, :p] @ inverse.T) - np.einsum("aij,bij->ab", inner, inner)
         return out
-
-    def curvature(self) -> Array:
-        """Exact second derivatives of the criterion in vech(G^) at the last point of order 1 or more."""
-        return self.second_derivatives()

@@ -206,7 +206,11 @@ class HierarchyProblem:
     def offset(self, reml: bool) -> float:
         """Criterion in the caller's units less that of the conditioned problem."""
         nu = self.n - self.rank if reml else self.n
-        return self.log_constant + nu * 2.0 * log(self.scale) - (self.log_jacobian if reml else 0.0)
+        return self.constant(reml) + nu * 2.0 * log(self.scale)
+
+    def constant(self, reml: bool) -> float:
+        """The part of `offset` that does not depend on the response."""
+        return self.log_constant - (self.log_jacobian if reml else 0.0)
 
     def _at(self, factor: Array) -> BlockedCriterion:
         engine = self.criterion()

@@ -217,7 +217,7 @@ class ChainCriterion(ChainEngine):
         """Symmetric matrices of all stages, in the columns of G^."""
         out = np.zeros((self.q, self.q))
         for s, (part, T) in enumerate(zip(self.parts, self.maps, strict=True)):
-            out[part, part] = T.T @ kernels.symmetric(packed[s], self.r) @ T
+            out[part, part] = T.T @ kernels.unpack(packed[s], self.r) @ T
         return out
 
     def _products(self, gram: Array) -> Array:
@@ -225,7 +225,7 @@ class ChainCriterion(ChainEngine):
         k, r = self.k, self.r
         out = np.zeros((self.q * (self.q + 1) // 2, k, k))
         for s, (part, T) in enumerate(zip(self.parts, self.maps, strict=True)):
-            every = kernels.symmetric(gram[s], r * k).reshape(r, k, r, k)
+            every = kernels.unpack(gram[s], r * k).reshape(r, k, r, k)
             turned = np.einsum("aibj,ac,bd->cdij", every, T, T)
             for i in range(T.shape[1]):
                 for j in range(i + 1):
@@ -253,8 +253,6 @@ class ChainCriterion(ChainEngine):
         if self._done < 2 or self._averaged:
             self._slopes(2, False)
         return self._curvature.copy()
-
-    second_derivatives = curvature
 
     def precision(self) -> Array:
         """sum N_aa (q, q) over the levels of each factor."""

@@ -337,7 +337,7 @@ def condition_chain(
         z_scale, z_constant = kernels.column_scales(Z, SAMPLE, False)
     beta0 = np.zeros(p)
     if x_constant >= 0:
-        beta0[x_constant] = kernels.probe(y[:, None], SAMPLE)[0, 0]
+        beta0[x_constant] = kernels.sample_mean(y, SAMPLE)
     finest = codes[order[0]]
     raw, packed, gram_z, constant, varies, finite = kernels.accumulate(
         X, y, Z, finest, 0, sizes[order[0]], weights, offset, x_scale, z_scale, beta0, x_constant, z_constant, None,

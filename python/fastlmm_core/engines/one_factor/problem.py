@@ -138,7 +138,7 @@ class Problem(NamedTuple):
         crossed = packed[:, n_a : depth - 1].reshape(blocks, q, -1, lanes)
         turned = np.einsum("bqil,ij->bqjl", crossed, columns).reshape(blocks, q * k, lanes)
         packed = np.concatenate([packed[:, :n_a], turned, packed[:, depth - 1 :]], axis=1)
-        inner = columns.T @ kernels.symmetric(within, self.rank + 1) @ columns
+        inner = columns.T @ kernels.unpack(within, self.rank + 1) @ columns
         return kernels.ClusterCriterion(packed, inner[np.tril_indices(k)], self.n, q, k, rows, places, self.uniform)
 
     def pilot(self, n_groups: int = PILOT_GROUPS) -> kernels.ClusterCriterion | None:
@@ -184,7 +184,11 @@ class Problem(NamedTuple):
     def offset(self, reml: bool) -> float:
         """Criterion in the caller's units less that of the conditioned problem."""
         nu = self.n - self.rank if reml else self.n
-        return self.log_constant + nu * 2.0 * log(self.scale) - (self.log_jacobian if reml else 0.0)
+        return self.constant(reml) + nu * 2.0 * log(self.scale)
+
+    def constant(self, reml: bool) -> float:
+        """The part of `offset` that does not depend on the response."""
+        return self.log_constant - (self.log_jacobian if reml else 0.0)
 
 
 def condition(

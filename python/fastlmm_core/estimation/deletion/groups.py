@@ -22,7 +22,7 @@ from ... import kernels
 from ...engines.starts import many_minima, moment_start
 from ...errors import LMMError
 from ...kernels.deletions import refit_deletions
-from ..optimize import Optimum, optimize
+from ..optimize import SINGULAR, Optimum, optimize
 from .contributions import all_but_one, group_pieces
 from .polynomials import DEGREES, Sums, n_nodes, n_terms, symmetric_sum
 
@@ -313,7 +313,7 @@ class _Refits:
         """Sum of X_o'X_o over pieces."""
         q, k, r = self.q, self.k, self.k - 1
         c = lines[:, q * q : q * q + q * k].reshape(-1, k)
-        within = kernels.symmetric(lines[:, q * q + q * k :].sum(axis=0), k)
+        within = kernels.unpack(lines[:, q * q + q * k :].sum(axis=0), k)
         return np.asarray((within + c.T @ c)[:r, :r])
 
     @cached_property
@@ -400,7 +400,7 @@ class _Refits:
             sigma2 = problem.scale**2 * self.r2 / nu
         constant = problem.log_constant + self.pieces.log_weights
         criterion = self.value + constant + nu * 2.0 * log(problem.scale) - (jacobian if reml else 0.0)
-        negligible = np.sqrt(problem.levels / problem.n) * 1e-4
+        negligible = SINGULAR * np.sqrt(problem.levels / problem.n)
         factor = np.full_like(self.factor, np.nan)
         known = np.isfinite(self.factor).all(axis=(1, 2))
         for which, floor in ((known & ~self.singular, None), (known & self.singular, negligible)):
