@@ -63,7 +63,7 @@ def test_agrees_with_lmertest(name, key):
         (table.statistic, "F"),
     ):
         np.testing.assert_allclose(actual, expected[column], rtol=TOLERANCE, err_msg=column)
-    np.testing.assert_allclose(table.pvalue, expected["p"], rtol=1e-4, atol=1e-12)
+    np.testing.assert_allclose(table.pvalues, expected["p"], rtol=1e-4, atol=1e-12)
 
 
 @pytest.mark.parametrize("ddf", list(DDF))
@@ -87,7 +87,7 @@ def test_balanced_references(name, formula, ddf):
         assert table.df_num[i] == expected["num_df"]
         assert table.df_denom[i] == pytest.approx(expected["den_df"], rel=1e-5)
         assert table.statistic[i] == pytest.approx(expected["F"], rel=1e-6)
-        assert table.pvalue[i] == pytest.approx(expected["p"], rel=1e-5)
+        assert table.pvalues[i] == pytest.approx(expected["p"], rel=1e-5)
 
 
 CODINGS = ["{}", "C({}, contr.sum)", "C({}, contr.helmert)", "C({}, contr.poly)", "C({}, contr.treatment(base='mid'))"]
@@ -161,7 +161,7 @@ def test_confounded_factors():
     table = anova(flc.lmm("angle ~ recipe + copy + x + (1 | batch)", data).fit())
     assert table.df_num.tolist() == [0, 0, 1]
     assert np.isnan(table.statistic[:2]).all()
-    assert np.isfinite(table.pvalue[2])
+    assert np.isfinite(table.pvalues[2])
     assert any(note.startswith("recipe: none") for note in table.notes)
 
 
@@ -171,7 +171,7 @@ def test_single_numeric_columns_are_squared_t():
     test = inference.wald(result, np.eye(3)[1:], None, "kenward-roger")
     np.testing.assert_allclose(table.statistic, test.row_statistic**2, rtol=1e-12)
     np.testing.assert_allclose(table.df_denom, test.row_df, rtol=1e-12)
-    np.testing.assert_allclose(table.pvalue, test.row_p_value, rtol=1e-10)
+    np.testing.assert_allclose(table.pvalues, test.row_pvalues, rtol=1e-10)
 
 
 def test_logical_column_is_a_factor():

@@ -238,7 +238,7 @@ def test_dropped_columns_are_nan(rng):
     assert list(model.fit().dropped_columns) == ["x2", "x4"]
     Y = responses(rng, model, 10)
     batch = model.fit_many(Y, n_jobs=1)
-    for values in (batch.params, batch.bse, batch.tvalues, batch.pvalues()):
+    for values in (batch.params, batch.bse, batch.tvalues, batch.pvalues):
         np.testing.assert_array_equal(np.isnan(values), np.tile([False, False, True, False, True], (10, 1)))
     agrees(model, batch, Y)
 
@@ -515,7 +515,7 @@ def test_a_full_result_of_one_response(crowd, reml):
         np.testing.assert_array_equal(full.model.endog, Y[20:40][i])
         assert full.criterion == pytest.approx(batch.criterion[i], rel=1e-11)
         np.testing.assert_allclose(full.tvalues, batch.tvalues[i], rtol=1e-7)
-        np.testing.assert_allclose(full.pvalues, batch.pvalues()[i], rtol=1e-6, atol=1e-12)
+        np.testing.assert_allclose(full.pvalues, batch.pvalues[i], rtol=1e-6, atol=1e-12)
     for i in (20, -21, 1000):
         with pytest.raises(IndexError):
             batch[i]

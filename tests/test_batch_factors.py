@@ -107,7 +107,7 @@ def agrees(batch, Y, reml, df=True):
             # a factor at the boundary is known to the root of the accuracy of the criterion only
             assert np.max(np.abs(batch.G[name][i] - G) / np.outer(size, size)) < (1e-4 if single.singular else 1e-5)
         if df:
-            np.testing.assert_allclose(batch.df()[i], inference.coefficient_df(single), rtol=1e-5)
+            np.testing.assert_allclose(batch.df[i], inference.coefficient_df(single), rtol=1e-5)
     return singles
 
 
@@ -153,7 +153,7 @@ def test_dropped_columns_are_nan(rng):
     singles = agrees(batch, Y, True)
     dropped = np.isnan(singles[0]._params)
     assert dropped.sum() == 1
-    assert np.isnan(batch.params[:, dropped]).all() and np.isnan(batch.df()[:, dropped]).all()
+    assert np.isnan(batch.params[:, dropped]).all() and np.isnan(batch.df[:, dropped]).all()
 
 
 @pytest.mark.parametrize(("origin", "scale"), [(1e6, 1.0), (0.0, 1e-12), (-1e9, 1e3), (0.0, 1e150)])
@@ -180,7 +180,7 @@ def test_nearly_all_variation_between_levels(rng, ratio):
         # the residual sum of squares is what is left of a total that is ratio^2 as large
         rounding = 1e-15 * model.nobs * ratio**2
         assert abs(batch.criterion[i] - single.criterion) < CRITERION + rounding
-        np.testing.assert_allclose(batch.df()[i], inference.coefficient_df(single), rtol=1e-4)
+        np.testing.assert_allclose(batch.df[i], inference.coefficient_df(single), rtol=1e-4)
 
 
 def test_the_response_of_the_model_does_not_matter(rng):
@@ -201,7 +201,7 @@ def test_responses_that_cannot_be_fitted(rng):
     Y[6, 5] = np.inf
     batch = model.fit_many(Y)
     assert batch.invalid.tolist() == [1, 3, 4, 6]
-    for values in (batch.params, batch.bse, batch.sigma2, batch.criterion, batch.df(), batch.pvalues()):
+    for values in (batch.params, batch.bse, batch.sigma2, batch.criterion, batch.df, batch.pvalues):
         assert np.isnan(values[batch.invalid]).all()
     assert not batch.converged[batch.invalid].any()
     good = np.setdiff1d(np.arange(8), batch.invalid)
@@ -210,7 +210,7 @@ def test_responses_that_cannot_be_fitted(rng):
     np.testing.assert_array_equal(alone.params, batch.params[good])
     effects = batch.random_effects()
     assert np.isnan(effects["a"][batch.invalid]).all() and np.isfinite(effects["a"][good]).all()
-    assert np.isnan(batch.test(np.eye(3)[1:]).pvalue[batch.invalid]).all()
+    assert np.isnan(batch.test(np.eye(3)[1:]).pvalues[batch.invalid]).all()
     with pytest.raises(flc.LMMError):
         batch[1]
 
@@ -227,7 +227,7 @@ def test_bits_do_not_depend_on_the_company(rng, shape):
     def same(found: BatchResult, rows):
         for name in FIELDS:
             np.testing.assert_array_equal(getattr(found, name), getattr(first, name)[rows], err_msg=name)
-        np.testing.assert_array_equal(found.df(), first.df()[rows])
+        np.testing.assert_array_equal(found.df, first.df[rows])
 
     first = model.fit_many(Y, n_jobs=1)
     everything = np.arange(len(Y))
@@ -300,18 +300,23 @@ def test_hypotheses(rng, shape, ddf):
             np.testing.assert_allclose(found.statistic[i], own.statistic, rtol=1e-5)
             np.testing.assert_allclose(found.std_error[i], own.std_error, rtol=AGREE)
             np.testing.assert_allclose(found.df_denom[i], own.df_denom, rtol=1e-4)
-            np.testing.assert_allclose(found.pvalue[i], own.pvalue, rtol=1e-4)
+            np.testing.assert_allclose(found.pvalues[i], own.pvalue, rtol=1e-4)
+    whole = batch.tidy(0.9, ddf=ddf)
     for i, single in enumerate(singles):
-        table = inference.coefficient_table(single, ddf)
-        np.testing.assert_allclose(batch.df(ddf)[i], table["df"], rtol=1e-5)
-        np.testing.assert_allclose(batch.pvalues(ddf)[i], table["p_value"], rtol=1e-4)
+        table, rows = single.tidy(level=0.9, ddf=ddf), whole["response"] == i
+        assert (
+            list(whole) == ["response", *table]
+            and [t for t, at in zip(whole["term"], rows, strict=True) if at] == list(table["term"])
+        )
+        for name in ("estimate", "std_error", "df", "statistic", "p_value", "conf_low", "conf_high"):
+            np.testing.assert_allclose(whole[name][rows], table[name], rtol=1e-4)
 
 
 def test_kenward_roger_needs_reml(rng):
     model = made(rng, "nested")
     batch = model.fit_many(responses(rng, model, 3), reml=False)
     with pytest.raises(flc.LMMError, match="REML"):
-        batch.df("kenward-roger")
+        batch.tidy(ddf="kenward-roger")
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -328,7 +333,7 @@ def test_simulate_fit_is_fit_many_of_the_draws(rng):
     # drawn again where they are asked for
     assert batch[7].criterion == pytest.approx(batch.criterion[7], abs=CRITERION)
     np.testing.assert_allclose(batch.random_effects([7])["c"], again.random_effects([7])["c"], rtol=1e-4, atol=1e-6)
-    assert batch.test([[0.0, 1.0, 1.0]]).pvalue.shape == (20,)
+    assert batch.test([[0.0, 1.0, 1.0]]).pvalues.shape == (20,)
 
 
 # ------------------------------------------------------------------------------------------------------------

@@ -107,7 +107,7 @@ def test_hypotheses(rng, q, structure, ddf):
                 same(found.statistic[i], single.statistic, 1e-5)
                 same(found.df_denom[i], single.df_denom, 10 * AGREE)
                 assert found.df_num == single.df_num
-                assert abs(found.pvalue[i] / single.pvalue - 1.0) < 1e-5 * (10.0 + single.statistic**2)
+                assert abs(found.pvalues[i] / single.pvalue - 1.0) < 1e-5 * (10.0 + single.statistic**2)
 
 
 def test_dependent_rows(rng):
@@ -136,12 +136,12 @@ def test_what_the_lanes_did_not_fit(rng):
         df, pvalues = batch_inference.df(batch, ddf), batch_inference.pvalues(batch, ddf)
         found = batch_inference.test(batch, L, None, ddf)
         for i in (5, 7):
-            for values in (df[i], pvalues[i], found.statistic[i], found.pvalue[i], found.std_error[i]):
+            for values in (df[i], pvalues[i], found.statistic[i], found.pvalues[i], found.std_error[i]):
                 assert np.isnan(values).all()
         same(df[3], inference.coefficient_df(batch[3], ddf), 1e-5)
         single = inference.wald(batch[3], L, None, ddf)
         same([found.statistic[3], found.df_denom[3]], [single.statistic, single.df_denom], 1e-5)
-        assert np.isfinite(found.pvalue[[0, 1, 2, 3, 4, 6, 8]]).all()
+        assert np.isfinite(found.pvalues[[0, 1, 2, 3, 4, 6, 8]]).all()
 
 
 def test_dropped_columns(rng):
@@ -168,10 +168,10 @@ def test_streams(rng):
     np.testing.assert_array_equal(batch_inference.df(stream), batch_inference.df(whole))
     for ddf in batch_inference.DDF:
         one, other = (batch_inference.test(b, "x2 = 0.1", None, ddf) for b in (whole, stream))
-        np.testing.assert_array_equal(one.pvalue, other.pvalue)
+        np.testing.assert_array_equal(one.pvalues, other.pvalues)
     np.testing.assert_array_equal(
-        batch_inference.test(stream, L, None, "kenward-roger").pvalue,
-        batch_inference.test(whole, L, None, "kenward-roger").pvalue,
+        batch_inference.test(stream, L, None, "kenward-roger").pvalues,
+        batch_inference.test(whole, L, None, "kenward-roger").pvalues,
     )
     with pytest.raises(flc.LMMError, match="given as a stream"):
         batch_inference.test(stream, L)

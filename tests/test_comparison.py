@@ -59,8 +59,8 @@ def test_sleepstudy_tests(case):
     assert row.llf == pytest.approx(logliks[case["alternative"]], abs=1e-7)
     assert row.statistic == pytest.approx(case["statistic"], abs=2e-7)
     assert row.df == case["df"]
-    assert row.p_value == pytest.approx(case["p_mixture"], rel=1e-6)
-    assert compare(small, large, null="chi2").rows[1].p_value == pytest.approx(case["p_chisq"], rel=1e-6)
+    assert row.pvalue == pytest.approx(case["p_mixture"], rel=1e-6)
+    assert compare(small, large, null="chi2").rows[1].pvalue == pytest.approx(case["p_chisq"], rel=1e-6)
 
 
 @pytest.mark.parametrize("name", ["dyestuff", "sleepstudy"])
@@ -72,18 +72,18 @@ def test_one_variance_against_the_linear_model(name, reml):
     row = random_effect_test(result, null="mixture").rows[1]
     assert row.llf == pytest.approx(reference["loglik_reml" if reml else "loglik_ml"]["none"], abs=1e-7)
     assert row.statistic == pytest.approx(case["statistic"], abs=2e-7)
-    assert row.p_value == pytest.approx(case["p_mixture"], rel=1e-6)
+    assert row.pvalue == pytest.approx(case["p_mixture"], rel=1e-6)
     simulated = reference["finite_sample_RLRsim"]["intercept_vs_none" if reml else "intercept_vs_none_ML"]
     row = random_effect_test(result, seed=1).rows[1]
     assert "exact" in row.null
-    assert abs(row.p_value - simulated["p"]) < 4.0 * np.hypot(row.p_se, simulated["p_mc_se"])
+    assert abs(row.pvalue - simulated["p"]) < 4.0 * np.hypot(row.p_se, simulated["p_mc_se"])
 
 
 def test_exact_tests_beside_other_variances():
     large = fitted("sleepstudy", "uncorrelated", True)
     for name in ("intercept", "slope_only"):
         row = compare(fitted("sleepstudy", name, True), large, null="exact", n_sim=10_000, seed=1).rows[1]
-        assert row.p_value == pytest.approx(1.0 / 10_001)
+        assert row.pvalue == pytest.approx(1.0 / 10_001)
         assert "other variances as known" in row.null
 
 
@@ -112,8 +112,8 @@ def test_compare_and_random_effect_test_agree(rng, case, null):
     )
     pair = compare(small, large, null=null, seed=1).rows[1]
     row = random_effect_test(large, names[columns[-1]], null=null, seed=1).rows[1]
-    assert (pair.p_value, pair.p_se, pair.null, pair.df) == (row.p_value, row.p_se, row.null, row.df)
-    assert 0.0 < pair.p_value < 1.0
+    assert (pair.pvalue, pair.p_se, pair.null, pair.df) == (row.pvalue, row.p_se, row.null, row.df)
+    assert 0.0 < pair.pvalue < 1.0
 
 
 def test_crossed_factors_are_tested_alike(rng):
@@ -125,7 +125,7 @@ def test_crossed_factors_are_tested_alike(rng):
         pair = compare(LinearMixedModel(y, terms=[left]).fit(), large, seed=1).rows[1]
         row = random_effect_test(large, name, seed=1).rows[1]
         assert pair.statistic == pytest.approx(row.statistic, abs=1e-9)
-        assert pair.p_value == pytest.approx(row.p_value, abs=1e-8)
+        assert pair.pvalue == pytest.approx(row.pvalue, abs=1e-8)
         assert pair.null == row.null == "0.5 chi2(0) + 0.5 chi2(1)"
 
 
@@ -137,7 +137,7 @@ def test_auto_is_exact_for_the_only_variance(rng, monkeypatch):
     auto, exact, mixture = (null_test(1.3, nesting, model, None, True, null, 50_000, 1) for null in
                             ("auto", "exact", "mixture"))  # fmt: skip
     assert auto == exact
-    assert auto.p_value != mixture.p_value
+    assert auto.pvalue != mixture.pvalue
     # beside another variance the exact distribution would take that one as known
     wide = LinearMixedModel(y, X, X, groups, structure="diagonal")
     beside = nest(model, wide)
@@ -146,7 +146,7 @@ def test_auto_is_exact_for_the_only_variance(rng, monkeypatch):
     assert auto == mixture
     monkeypatch.setattr("fastlmm_core.inference.likelihood_ratio.exact.MAX_DISTINCT", 1)
     auto = null_test(1.3, nesting, model, None, True, "auto", 50_000, 1)
-    assert auto.p_value == pytest.approx(0.5 * chi2.sf(1.3, 1))
+    assert auto.pvalue == pytest.approx(0.5 * chi2.sf(1.3, 1))
     assert "too many different groups" in auto.text
 
 
@@ -154,7 +154,7 @@ def test_bootstrap_and_exact_distribution_agree():
     result = fitted("dyestuff", "intercept", True)
     exact, bootstrap = (random_effect_test(result, null=null, n_sim=40_000, seed=3).rows[1] for null in
                         ("exact", "bootstrap"))  # fmt: skip
-    assert abs(exact.p_value - bootstrap.p_value) < 4.0 * np.hypot(exact.p_se, bootstrap.p_se)
+    assert abs(exact.pvalue - bootstrap.pvalue) < 4.0 * np.hypot(exact.p_se, bootstrap.p_se)
     assert "40000 responses" in bootstrap.null
 
 
@@ -163,8 +163,8 @@ def test_bootstrap_of_two_models_and_mixture_agree(rng):
     small, large = (LinearMixedModel(y, X, X[:, :q], groups).fit() for q in (1, 2))
     mixture = compare(small, large).rows[1]
     bootstrap = compare(small, large, null="bootstrap", n_sim=4000, seed=5).rows[1]
-    assert 0.001 < mixture.p_value < 0.8  # something to compare
-    assert abs(mixture.p_value - bootstrap.p_value) < 0.02 + 4.0 * bootstrap.p_se
+    assert 0.001 < mixture.pvalue < 0.8  # something to compare
+    assert abs(mixture.pvalue - bootstrap.pvalue) < 0.02 + 4.0 * bootstrap.p_se
     assert compare(small, large, null="bootstrap", n_sim=4000, seed=5, n_jobs=1).rows[1] == bootstrap
 
 
@@ -220,7 +220,7 @@ def test_information_criteria():
         assert row.aicc == pytest.approx(row.aic + 2 * k * (k + 1) / (180 - k - 1), rel=1e-14)
         assert row.deviance == results[i].criterion
         assert row.df is None
-        assert np.isnan(row.p_value)
+        assert np.isnan(row.pvalue)
         assert np.isnan(row.statistic)
 
 
@@ -245,7 +245,7 @@ def test_reml_fits_with_different_fixed_parts_are_refitted():
     assert "Refitted by maximum likelihood" in found.notes[0]
     ml = [model.fit(reml=False) for model in (small, large)]
     assert found.rows[1].statistic == pytest.approx(ml[0].criterion - ml[1].criterion, abs=1e-8)
-    assert found.rows[1].p_value == pytest.approx(chi2.sf(ml[0].criterion - ml[1].criterion, 1), rel=1e-6)
+    assert found.rows[1].pvalue == pytest.approx(chi2.sf(ml[0].criterion - ml[1].criterion, 1), rel=1e-6)
     assert found.rows[1].null == "chi2(1)"
     # mixed kinds too
     mixed = compare(large.fit(), small.fit(reml=False))
@@ -270,7 +270,7 @@ def test_the_coding_of_the_fixed_effects_does_not_matter(rng):
     y, X, groups = arrays(rng)
     small = LinearMixedModel(y, X, X[:, :1], groups).fit()
     same, recoded = (LinearMixedModel(y, columns, X, groups).fit() for columns in (X, X @ [[1.0, 40.0], [1.0, 3.0]]))
-    boot = [compare(small, fit, null="bootstrap", n_sim=200, seed=1).rows[1].p_value for fit in (same, recoded)]
+    boot = [compare(small, fit, null="bootstrap", n_sim=200, seed=1).rows[1].pvalue for fit in (same, recoded)]
     assert 0.05 < boot[0] < 1.0
     assert boot[0] == boot[1]
 
@@ -299,7 +299,7 @@ def test_units_and_origins_do_not_matter(rng, null):
         rows.append(compare(small, large, null=null, seed=1).rows[1])
     # the second response has nine digits less
     assert rows[0].statistic == pytest.approx(rows[1].statistic, abs=1e-5)
-    assert rows[0].p_value == pytest.approx(rows[1].p_value, rel=1e-4)
+    assert rows[0].pvalue == pytest.approx(rows[1].pvalue, rel=1e-4)
     if null == "auto":
         assert rows[0].null.count("chi2") == 3
 
@@ -320,7 +320,7 @@ def test_weights_and_offsets_enter(rng):
     assert row.deviance == pytest.approx(expected, rel=1e-12)
     assert row.statistic == pytest.approx(expected - result.criterion, abs=1e-8)
     for null in ("exact", "bootstrap"):
-        assert 0.0 < random_effect_test(result, null=null, n_sim=500, seed=1).rows[1].p_value <= 0.01
+        assert 0.0 < random_effect_test(result, null=null, n_sim=500, seed=1).rows[1].pvalue <= 0.01
 
 
 def test_no_test_where_models_are_not_nested(rng):
@@ -329,7 +329,7 @@ def test_no_test_where_models_are_not_nested(rng):
     one = LinearMixedModel(y, X, X[:, :1], groups).fit(reml=False)
     two = LinearMixedModel(y, other[:, [0, 2, 3]], X[:, :1], groups).fit(reml=False)
     found = compare(one, two)
-    assert np.isnan(found.rows[1].p_value)
+    assert np.isnan(found.rows[1].pvalue)
     assert "not nested" in found.rows[1].null
     assert "fixed effects" in found.rows[1].null
     assert np.isfinite(found.rows[1].aic)
@@ -348,10 +348,10 @@ def test_a_singular_null_fit_and_an_uncertified_fit_are_named():
     assert small.singular
     found = compare(small, large)
     assert "boundary: model 1" in found.notes[0]
-    assert found.rows[1].p_value <= 1.0
+    assert found.rows[1].pvalue <= 1.0
     row = random_effect_test(small, seed=1).rows[1]
     assert row.statistic == pytest.approx(0.0, abs=1e-8)
-    assert row.p_value == 1.0
+    assert row.pvalue == 1.0
     stopped = small.model.fit(options={"maxiter": 0})
     if not stopped.converged:
         assert any("Not certified" in note for note in compare(stopped, large).notes)
@@ -366,8 +366,8 @@ def test_no_fixed_effects_at_all(rng):
         for null in ("exact", "bootstrap", "mixture")
     )
     assert exact.deviance == pytest.approx(48 * (1 + np.log(2 * np.pi * (y @ y) / 48)), rel=1e-12)
-    assert abs(exact.p_value - bootstrap.p_value) < 4.5 * np.hypot(exact.p_se, bootstrap.p_se) + 1e-12
-    assert abs(exact.p_value - mixture.p_value) < 0.2 or mixture.p_value == 1.0
+    assert abs(exact.pvalue - bootstrap.pvalue) < 4.5 * np.hypot(exact.p_se, bootstrap.p_se) + 1e-12
+    assert abs(exact.pvalue - mixture.pvalue) < 0.2 or mixture.pvalue == 1.0
     assert compare(result, LinearMixedModel(y, None, None, groups).fit()).rows[1].null == "chi2(1)"
 
 
@@ -380,14 +380,14 @@ def test_tests_of_every_effect(rng):
     for j, row in ((1, found.rows[1]), (2, found.rows[2])):
         small = LinearMixedModel(y, X, np.delete(Z, j, axis=1), groups).fit()
         pair = compare(small, result).rows[1]
-        assert (row.statistic, row.p_value, row.df) == (pair.statistic, pair.p_value, 3)
+        assert (row.statistic, row.pvalue, row.df) == (pair.statistic, pair.pvalue, 3)
         assert row.aic == small.aic
     # the whole term: a 3 x 3 matrix against nothing
     whole = random_effect_test(result, "group", n_sim=2000, seed=1).rows[1]
     assert whole.df == 6
     assert "chi2(6)" in whole.null
-    assert 0.0 < whole.p_value < 1e-8
-    assert whole.p_se < 0.1 * whole.p_value
+    assert 0.0 < whole.pvalue < 1e-8
+    assert whole.p_se < 0.1 * whole.pvalue
     assert random_effect_test(result, "z1").rows[1] == found.rows[1]
     with pytest.raises(LMMError, match=r"use one of .*z1"):
         random_effect_test(result, "time")
@@ -404,7 +404,7 @@ def test_columns_of_a_categorical_covariate_are_tested_together(rng):
     assert found.rows[1].df == 5
     assert found.rows[1].null == "mixture of chi2(2) to chi2(5), simulated"
     pair = compare(flc.lmm("y ~ arm + (1 | g)", data).fit(), result, n_sim=2000, seed=1).rows[1]
-    assert found.rows[1].p_value == pytest.approx(pair.p_value, rel=1e-9)
+    assert found.rows[1].pvalue == pytest.approx(pair.pvalue, rel=1e-9)
 
 
 def test_several_terms_of_one_factor():
@@ -418,7 +418,7 @@ def test_several_terms_of_one_factor():
     row = compare(fitted("sleepstudy", "correlated", True), mixed).rows[1]
     assert (row.df, row.null) == (1, "0.5 chi2(0) + 0.5 chi2(1)")
     exact = compare(fitted("sleepstudy", "correlated", True), mixed, null="exact", seed=1).rows[1]
-    assert abs(exact.p_value - row.p_value) < 0.1
+    assert abs(exact.pvalue - row.pvalue) < 0.1
 
 
 def test_many_different_groups_fall_back_to_the_mixture(rng):
@@ -447,7 +447,7 @@ def test_frames_come_in_the_callers_library(make):
     assert list(frame.keys() if make is dict else getattr(frame, "column_names", getattr(frame, "columns", None))) == [
         "model", "n_parameters", "aic", "aicc", "bic", "llf", "deviance", "statistic", "df", "p_value", "p_se", "null",
     ]  # fmt: skip
-    assert float(np.asarray(frame["p_value"])[1]) == found.rows[1].p_value
+    assert float(np.asarray(frame["p_value"])[1]) == found.rows[1].pvalue
     assert isinstance(random_effect_test(fits[1]).to_frame(), type(data))
 
 

@@ -631,11 +631,11 @@ def test_a_factor_is_tested_by_leaving_it_out(kind, reml):
         statistic = max(least - result.criterion, 0.0)
         assert row.statistic == pytest.approx(statistic, abs=1e-7)
         assert row.df == 1
-        assert row.p_value == pytest.approx(half_chi2(statistic) if statistic > 1e-7 else 1.0, rel=1e-4)
+        assert row.pvalue == pytest.approx(half_chi2(statistic) if statistic > 1e-7 else 1.0, rel=1e-4)
         # compare() says the same of the two models
         pair = flc.compare(smaller.model.fit(reml=reml), result)
         assert pair.rows[-1].statistic == pytest.approx(statistic, abs=1e-7)
-        assert pair.rows[-1].p_value == pytest.approx(row.p_value, rel=1e-6)
+        assert pair.rows[-1].pvalue == pytest.approx(row.pvalue, rel=1e-6)
 
 
 @pytest.mark.parametrize("reml", [True, False])
@@ -671,7 +671,7 @@ def test_two_new_factors_are_tested_against_the_right_mixture(reml):
     assert statistic > 0.1
     assert row.statistic == pytest.approx(statistic, rel=1e-9)
     expected = 0.5 * scipy.stats.chi2.sf(statistic, 1) + both * scipy.stats.chi2.sf(statistic, 2)
-    assert row.p_value == pytest.approx(expected, rel=1e-6)
+    assert row.pvalue == pytest.approx(expected, rel=1e-6)
 
 
 def test_models_that_are_not_nested_are_not_tested():
@@ -679,7 +679,7 @@ def test_models_that_are_not_nested_are_not_tested():
     one = flc.lmm("y ~ x + (1 | a) + (1 | b)", data).fit(reml=False)
     other = flc.lmm("y ~ x + (1 | a) + (1 | b:c)", data).fit(reml=False)
     found = flc.compare(one, other)
-    assert np.isnan(found.rows[-1].p_value)
+    assert np.isnan(found.rows[-1].pvalue)
 
 
 def test_fixed_effects_are_compared_by_the_ratio_of_likelihoods():
@@ -688,7 +688,7 @@ def test_fixed_effects_are_compared_by_the_ratio_of_likelihoods():
     large = flc.lmm("y ~ x + (1 | b) + (1 | a)", data).fit(reml=False)
     row = flc.compare(small, large).rows[-1]
     assert row.statistic == pytest.approx(small.criterion - large.criterion, rel=1e-9)
-    assert row.p_value == pytest.approx(scipy.stats.chi2.sf(row.statistic, 1), rel=1e-9)
+    assert row.pvalue == pytest.approx(scipy.stats.chi2.sf(row.statistic, 1), rel=1e-9)
 
 
 # ---- formulas --------------------------------------------------------------------------------------------------------

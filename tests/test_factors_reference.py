@@ -154,7 +154,7 @@ def test_analysis_of_variance(name, ddf):
         assert table.statistic[i] == pytest.approx(expected["F"], rel=1e-6)
         assert table.df_num[i] == expected["num_df"]
         assert table.df_denom[i] == pytest.approx(expected["den_df"], rel=1e-5)
-        assert table.pvalue[i] == pytest.approx(expected["p"], rel=1e-5)
+        assert table.pvalues[i] == pytest.approx(expected["p"], rel=1e-5)
 
 
 def test_analysis_of_variance_of_an_intercept_says_so():

@@ -71,7 +71,7 @@ def check_rows(found, rows, n_means=0) -> None:
             exact = scipy.stats.studentized_range.sf(q, n_means, df)
             np.testing.assert_allclose(p, exact, rtol=0, atol=5e-7)
             p = exact
-        np.testing.assert_allclose(found.pvalue, p, rtol=1e-5, atol=1e-11)
+        np.testing.assert_allclose(found.pvalues, p, rtol=1e-5, atol=1e-11)
 
 
 @pytest.mark.parametrize("ddf", list(DDF))
@@ -102,7 +102,7 @@ def test_balanced_references(name, block, ddf):
     check_rows(pairs, expected["pairs_tukey"], len(means.estimate))
     check_rows(means.contrast("pairwise", "none"), expected["pairs_unadjusted"])
     for method in ("holm", "bonferroni"):
-        np.testing.assert_allclose(means.contrast("pairwise", method).pvalue, expected[f"pairs_{method}_p"], rtol=1e-5)
+        np.testing.assert_allclose(means.contrast("pairwise", method).pvalues, expected[f"pairs_{method}_p"], rtol=1e-5)
 
 
 def ref_name(name: str) -> str:
@@ -120,7 +120,7 @@ def test_joint_tests_of_balanced_references(name):
     np.testing.assert_allclose(found.statistic, column(block, "F"), atol=5.1e-4)
     np.testing.assert_allclose(found.df_num, column(block, "df1"))
     np.testing.assert_allclose(found.df_denom, column(block, "df2"), rtol=1e-5)
-    np.testing.assert_allclose(found.pvalue, column(block, "p"), rtol=1e-5)
+    np.testing.assert_allclose(found.pvalues, column(block, "p"), rtol=1e-5)
 
 
 # ---- unbalanced data ---------------------------------------------------------------------------
@@ -141,7 +141,7 @@ def check(found, expected) -> None:
             assert np.abs((actual[live] - np.array(expected[name], dtype=float)[live]) / se).max() < 1e-6
     if "p.value" in expected:
         values = np.array(expected["p.value"], dtype=float)[live]
-        np.testing.assert_allclose(found.pvalue[live], values, rtol=1e-5, atol=1e-9)
+        np.testing.assert_allclose(found.pvalues[live], values, rtol=1e-5, atol=1e-9)
 
 
 THREE = REFERENCE["three"]
@@ -255,7 +255,7 @@ def test_missing_cell():
     live = np.array([v is not None for v in block["pairs"]["estimate"]])
     np.testing.assert_array_equal(np.isnan(pairs.estimate), ~live)
     # one comparison is left, which needs no adjustment (emmeans adjusts for those that cannot be made)
-    assert pairs.pvalue[1] == pytest.approx(means.contrast("pairwise", "none").pvalue[1], rel=1e-12)
+    assert pairs.pvalues[1] == pytest.approx(means.contrast("pairwise", "none").pvalues[1], rel=1e-12)
     joint = emmeans(result, ["recipe", "heat"]).joint_test()
     # emmeans::joint_tests
     assert joint.df_num.tolist() == [1, 1, 3]
@@ -364,8 +364,8 @@ def test_weights_of_contrasts():
     assert last.labels["contrast"] == ["low - top", "mid - top"]
     assert last.adjust == "mvt"
     raw = emmeans(result, "heat").contrast("reference", "none", reference="top")
-    assert (last.pvalue > raw.pvalue).all()
-    assert (last.pvalue < 2.0 * raw.pvalue + 1e-12).all()
+    assert (last.pvalues > raw.pvalues).all()
+    assert (last.pvalues < 2.0 * raw.pvalues + 1e-12).all()
     assert (last.conf_high - last.conf_low > raw.conf_high - raw.conf_low).all()
 
 

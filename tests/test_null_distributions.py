@@ -47,10 +47,10 @@ def test_one_variance_is_an_even_mixture(free):
     for t in (0.5, 4.0, 60.0):
         tails = [chi2.sf(t, df) if df else 0.0 for df in (free, free + 1)]
         found = chi_bar_square(t, free, (1,))
-        assert found.p_value == pytest.approx(0.5 * sum(tails), rel=1e-12)
+        assert found.pvalue == pytest.approx(0.5 * sum(tails), rel=1e-12)
         assert found.p_se == 0.0
-    assert chi_bar_square(0.0, free, (1,)).p_value == 1.0
-    assert chi_square(3.0, 2).p_value == pytest.approx(np.exp(-1.5), rel=1e-13)
+    assert chi_bar_square(0.0, free, (1,)).pvalue == 1.0
+    assert chi_square(3.0, 2).pvalue == pytest.approx(np.exp(-1.5), rel=1e-13)
 
 
 @pytest.mark.parametrize("d", [2, 3])
@@ -129,23 +129,23 @@ def test_matrices_with_free_parameters_against_draws(rng):
         for t in (1.0, 5.0):
             found = chi_bar_square(t, free, (2,), information, 20_000, 1)
             p = np.mean(drawn >= t)
-            assert abs(found.p_value - p) < 4.5 * np.hypot(found.p_se, np.sqrt(p * (1 - p) / len(a)))
+            assert abs(found.pvalue - p) < 4.5 * np.hypot(found.p_se, np.sqrt(p * (1 - p) / len(a)))
 
 
 def test_the_seed_decides_and_information_is_needed(rng):
     information = positive_definite(rng, 3)
     assert chi_bar_square(3.0, 1, (2,), information, 500, 7) == chi_bar_square(3.0, 1, (2,), information, 500, 7)
-    assert chi_bar_square(0.0, 1, (2,), information, 500, 7).p_value == 1.0
+    assert chi_bar_square(0.0, 1, (2,), information, 500, 7).pvalue == 1.0
     with pytest.raises(LMMError, match="bootstrap"):
         chi_bar_square(3.0, 0, (1, 1))
 
 
 def test_monte_carlo_p_values_count_ties_and_are_never_zero():
-    assert counted(0.0, np.zeros(9), "").p_value == 1.0
+    assert counted(0.0, np.zeros(9), "").pvalue == 1.0
     found = counted(5.0, np.arange(9.0), "")
-    assert found.p_value == 0.5
+    assert found.pvalue == 0.5
     assert found.p_se == pytest.approx(np.sqrt(0.25 / 9))
-    assert counted(50.0, np.arange(9.0), "").p_value == 0.1
+    assert counted(50.0, np.arange(9.0), "").pvalue == 0.1
 
 
 # ---- information -------------------------------------------------------------------------------
@@ -212,7 +212,7 @@ def test_information_on_correlated_effects_gives_the_same_mixture(rng, reml):
     expected = efficient(dense, [pairs.index(pair) for pair in ((1, 1), (2, 1), (2, 2))])
     for t in (4.0, 12.0):
         one, other = (chi_bar_square(t, 2, (2,), info, 20_000, k) for k, info in enumerate((found, expected)))
-        assert abs(one.p_value - other.p_value) < 4.5 * np.hypot(one.p_se, other.p_se)
+        assert abs(one.pvalue - other.pvalue) < 4.5 * np.hypot(one.p_se, other.p_se)
 
 
 # ---- exact distribution ------------------------------------------------------------------------
@@ -391,7 +391,7 @@ def test_thresholds_hold_their_level_for_three_parameters(rng):
     Y = rng.standard_normal((1500, m * k))
     large = LinearMixedModel(Y[0], X, X, groups)
     information = efficient_information(nest(None, large), large, None, True)
-    threshold = brentq(lambda t: chi_bar_square(t, 0, (2,), information, 4000, 1).p_value - 0.05, 1.0, 12.0)
+    threshold = brentq(lambda t: chi_bar_square(t, 0, (2,), information, 4000, 1).pvalue - 0.05, 1.0, 12.0)
     batch = large.fit_many(Y, reml=True)
     Q = orthonormal(X)
     rss = np.sum((Y - (Y @ Q) @ Q.T) ** 2, axis=1)

@@ -108,28 +108,49 @@ class BatchResult:
         with np.errstate(invalid="ignore"):
             return np.asarray(self.params / self.bse)
 
-    def df(self, ddf: Ddf = "satterthwaite") -> Array:
-        """Degrees of freedom of the t tests that each fixed effect is zero (n_responses, p).
+    @property
+    def df(self) -> Array:
+        """Satterthwaite's degrees of freedom of the t tests that each fixed effect is zero (n_responses, p).
 
-        Parameters
-        ----------
-        ddf : {"satterthwaite", "kenward-roger", "residual", "normal"}
+        `tidy` and `test` offer others.
         """
         from .inference.many import df
 
-        return df(self, ddf)
+        return df(self)
 
-    def pvalues(self, ddf: Ddf = "satterthwaite") -> Array:
-        """Two-sided p-values of the tests that each fixed effect is zero (n_responses, p).
+    @property
+    def pvalues(self) -> Array:
+        """Two-sided p-values of the t tests that each fixed effect is zero (n_responses, p), with Satterthwaite's df.
 
-        Parameters
-        ----------
-        ddf : {"satterthwaite", "kenward-roger", "residual", "normal"}
-            Degrees of freedom; Kenward-Roger with adjusted standard errors and the expected information.
+        `tidy` and `test` offer others.
         """
         from .inference.many import pvalues
 
-        return pvalues(self, ddf)
+        return pvalues(self)
+
+    def tidy(self, level: float = 0.95, *, ddf: Ddf = "satterthwaite") -> Any:
+        """One row per response and coefficient.
+
+        Parameters
+        ----------
+        level : float
+            Of the confidence limits.
+        ddf : {"satterthwaite", "kenward-roger", "residual", "normal"}
+            Degrees of freedom; Kenward-Roger with adjusted standard errors and the expected information.
+
+        Returns
+        -------
+        frame in the library of the model's data, or dict of arrays
+            response (its position), term, estimate, std_error, df, statistic, p_value, conf_low, conf_high.
+
+        Raises
+        ------
+        LMMError
+            For a level outside (0, 1), another `ddf`, or Kenward-Roger after fits by ML.
+        """
+        from .inference.many import tidy_columns
+
+        return self.model.table(tidy_columns(self, level, ddf))
 
     def test(self, hypothesis: Any, rhs: Any = None, *, ddf: Ddf = "satterthwaite") -> BatchTest:
         """Test linear hypotheses on the fixed effects for every response.

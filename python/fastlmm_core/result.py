@@ -121,6 +121,14 @@ class LMMResult(MarginalMoments, Methods):
         return self._labelled(self._params / np.sqrt(np.diag(self._cov)))
 
     @property
+    def df(self) -> Any:
+        """Satterthwaite's degrees of freedom of the t tests that each fixed effect is zero (p,).
+
+        `test`, `tidy` and `summary` offer others.
+        """
+        return self._labelled(self._table()["df"])
+
+    @property
     def pvalues(self) -> Any:
         """Two-sided p-values of the t tests that each fixed effect is zero (p,), with Satterthwaite's df.
 

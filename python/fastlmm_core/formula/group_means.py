@@ -273,7 +273,7 @@ def contextual_effect(
         estimate=test.estimate,
         std_error=test.std_error,
         df=test.row_df,
-        pvalues=test.row_p_value,
+        pvalues=test.row_pvalues,
         within=inside,
         between=inside + test.estimate,
         test=test,

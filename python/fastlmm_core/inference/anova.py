@@ -47,7 +47,7 @@ class AnovaTable:
         As lmerTest has them: the mean square is F times the residual variance.
     df_num, df_denom : (k,) array
         Zero and NaN for a term that cannot be tested.
-    statistic, pvalue : (k,) array
+    statistic, pvalues : (k,) array
         F and its p-value; NaN for a term that cannot be tested.
     type : {"I", "II", "III"}
     ddf : str
@@ -63,7 +63,7 @@ class AnovaTable:
     df_num: NDArray[np.intp]
     df_denom: Array
     statistic: Array
-    pvalue: Array
+    pvalues: Array
     type: str
     ddf: str
     hypotheses: Mapping[str, Array] = field(repr=False)
@@ -81,7 +81,7 @@ class AnovaTable:
             "df_num": self.df_num,
             "df_denom": self.df_denom,
             "statistic": self.statistic,
-            "p_value": self.pvalue,
+            "p_value": self.pvalues,
         }
         return native_frame(self._library, columns)
 
@@ -100,7 +100,7 @@ class AnovaTable:
             [str(v) for v in self.df_num.tolist()],
             aligned_cells([f"{v:.2f}" for v in self.df_denom.tolist()]),
             aligned_cells([statistic_cell(v) for v in self.statistic.tolist()]),
-            [p_value_cell(v) for v in self.pvalue.tolist()],
+            [p_value_cell(v) for v in self.pvalues.tolist()],
         ]
         header = ["", "Sum Sq", "Mean Sq", "NumDF", "DenDF", "F", "P>F"]
         return header, [list(row) for row in zip(*columns, strict=True)]
@@ -151,7 +151,7 @@ def anova(
     tested = [term for term in terms if not term.is_intercept]
     found, notes = hypotheses(result, kind, terms)
     k = len(tested)
-    mean_sq, df_denom, statistic, pvalue = (np.full(k, np.nan) for _ in range(4))
+    mean_sq, df_denom, statistic, pvalues = (np.full(k, np.nan) for _ in range(4))
     df_num = np.zeros(k, dtype=np.intp)
     covariance = None
     for i, term in enumerate(tested):
@@ -164,7 +164,7 @@ def anova(
             if covariance is None:
                 covariance = np.nan_to_num(inference.covariance(result, ddf, information))
             unscaled = _quadratic(test.estimate, L @ covariance @ L.T, test.df_num)
-        mean_sq[i], df_num[i], df_denom[i], pvalue[i] = (
+        mean_sq[i], df_num[i], df_denom[i], pvalues[i] = (
             unscaled * result.sigma2, test.df_num, test.df_denom, test.pvalue,
         )  # fmt: skip
     return AnovaTable(
@@ -174,7 +174,7 @@ def anova(
         df_num=df_num,
         df_denom=df_denom,
         statistic=statistic,
-        pvalue=pvalue,
+        pvalues=pvalues,
         type=kind,
         ddf=ddf,
         hypotheses=found,

@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 
 from .. import kernels
 from ..errors import LMMError
-from ..support.distributions import chi2_tail, f_tail, two_sided_p
+from ..support.checks import check_share
+from ..support.distributions import chi2_tail, f_tail, quantile, two_sided_p
 from ..tables.columns import native_frame
 from .hypotheses import Hypothesis, parse_hypothesis
 from .information import combined_df, free_directions, scaled_f
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from ..estimation.many.several_factors import HierarchyDesign, HierarchyPatterns
     from ..model import LinearMixedModel
 
-__all__ = ["DDF", "BatchTest", "df", "inverse_hessian", "pvalues", "test"]
+__all__ = ["DDF", "BatchTest", "df", "inverse_hessian", "pvalues", "test", "tidy_columns"]
 
 Array = NDArray[np.float64]
 
@@ -50,7 +51,7 @@ class BatchTest:
         t (z for ddf="normal") for one row; otherwise F (chi-square for ddf="normal").
     df_num : int
         Number of independent rows.
-    df_denom, pvalue : (n_responses,) arrays
+    df_denom, pvalues : (n_responses,) arrays
         NaN for responses that could not be fitted.
     L : (m, p) array
     rhs : (m,) array
@@ -63,7 +64,7 @@ class BatchTest:
     statistic: Array
     df_num: int
     df_denom: Array
-    pvalue: Array
+    pvalues: Array
     L: Array
     rhs: Array
     names: tuple[str, ...]
@@ -84,13 +85,13 @@ class BatchTest:
             "statistic": self.statistic.copy(),
             "df_num": np.full(len(self), self.df_num),
             "df_denom": self.df_denom.copy(),
-            "p_value": self.pvalue.copy(),
+            "p_value": self.pvalues.copy(),
         }
         return native_frame(self._library, columns)
 
     def __repr__(self) -> str:
         said = ", ".join(f"{name} = {value:g}" for name, value in zip(self.names, self.rhs, strict=True))
-        below = int((self.pvalue < 0.05).sum())
+        below = int((self.pvalues < 0.05).sum())
         return f"<BatchTest: {said}; {len(self)} responses, {below} with p < 0.05 ({self.ddf})>"
 
 
@@ -141,11 +142,50 @@ def pvalues(batch: BatchResult, ddf: str = "satterthwaite") -> Array:
     LMMError
         As `df`.
     """
-    check_options(ddf)
-    if ddf == "kenward-roger":
-        error, freedom = _kenward_roger_coefficients(batch)
+    error, freedom = _coefficients(batch, ddf)
+    with np.errstate(invalid="ignore"):
         return two_sided_p(batch.params / error, freedom)
-    return two_sided_p(batch.tvalues, None if ddf == "normal" else df(batch, ddf))
+
+
+def _coefficients(batch: BatchResult, ddf: str) -> tuple[Array, Array]:
+    """Standard errors and degrees of freedom (n, p) of the coefficients."""
+    check_options(ddf)
+    return _kenward_roger_coefficients(batch) if ddf == "kenward-roger" else (batch.bse, df(batch, ddf))
+
+
+def tidy_columns(batch: BatchResult, level: float, ddf: str) -> dict[str, Any]:
+    """Columns of a table with one row per response and coefficient.
+
+    Parameters
+    ----------
+    batch : BatchResult
+    level : float
+        Of the confidence limits.
+    ddf : {"satterthwaite", "kenward-roger", "residual", "normal"}
+
+    Returns
+    -------
+    dict
+        response (its position), term, estimate, std_error, df, statistic, p_value, conf_low, conf_high.
+
+    Raises
+    ------
+    LMMError
+        As `df`, and for a level outside (0, 1).
+    """
+    check_share(level, "level")
+    error, freedom = _coefficients(batch, ddf)
+    estimate, names = batch.params, batch.model.exog_names
+    with np.errstate(invalid="ignore"):
+        statistic = estimate / error
+        half = quantile(0.5 + 0.5 * level, freedom) * error
+    columns = {
+        "estimate": estimate, "std_error": error, "df": freedom, "statistic": statistic,
+        "p_value": two_sided_p(statistic, freedom), "conf_low": estimate - half, "conf_high": estimate + half,
+    }  # fmt: skip
+    return {"response": np.repeat(np.arange(len(batch)), len(names)), "term": list(names) * len(batch)} | {
+        name: np.array(values).ravel() for name, values in columns.items()
+    }
 
 
 def test(batch: BatchResult, hypothesis: Any, rhs: Any = None, ddf: str = "satterthwaite") -> BatchTest:
@@ -189,13 +229,13 @@ def test(batch: BatchResult, hypothesis: Any, rhs: Any = None, ddf: str = "satte
     else:
         error, statistic, freedom = _satterthwaite(batch, parsed, rows, gap, rank)
     if len(rows) == 1:
-        p_value = two_sided_p(statistic, freedom)
+        pvalues = two_sided_p(statistic, freedom)
     elif ddf == "normal":
-        p_value = chi2_tail(statistic, rank)
+        pvalues = chi2_tail(statistic, rank)
     else:
-        p_value = f_tail(statistic, rank, freedom)
+        pvalues = f_tail(statistic, rank, freedom)
     return BatchTest(
-        estimate, error, statistic, rank, freedom, p_value, parsed.L, parsed.rhs, parsed.names, ddf,
+        estimate, error, statistic, rank, freedom, pvalues, parsed.L, parsed.rhs, parsed.names, ddf,
         model.library,
     )  # fmt: skip
 

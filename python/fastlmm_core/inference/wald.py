@@ -357,30 +357,30 @@ def wald(
     p_rows = two_sided_p(t, df)
     rank = len(basis)
     if len(rows) == 1:
-        statistic, df_denom, p_value = float(t[0]), float(df[0]), float(p_rows[0])
+        statistic, df_denom, pvalue = float(t[0]), float(df[0]), float(p_rows[0])
     else:
         z = combine @ (estimate - right) / np.sqrt(result.sigma2)
         chi2 = float(z @ np.linalg.solve(basis @ inner @ basis.T, z))
         statistic, df_denom = chi2 / rank, known_df(model, ddf)
         if ddf == "normal":
-            statistic, p_value = chi2, float(chi2_tail(chi2, rank))
+            statistic, pvalue = chi2, float(chi2_tail(chi2, rank))
         else:
             if found is not None and ddf == "satterthwaite":
                 df_denom = float(combined_df(found.df(_eigen_contrasts(whitened, rank))))
             elif found is not None:
                 factor, freedom = _kenward_roger(found, basis)
                 statistic, df_denom = statistic * factor, freedom
-            p_value = float(f_tail(statistic, rank, df_denom))
+            pvalue = float(f_tail(statistic, rank, df_denom))
     return WaldTest(
         estimate=estimate,
         std_error=error,
         row_statistic=t,
         row_df=df,
-        row_p_value=p_rows,
+        row_pvalues=p_rows,
         statistic=statistic,
         df_num=rank,
         df_denom=df_denom,
-        pvalue=p_value,
+        pvalue=pvalue,
         L=rows,
         rhs=right,
         names=labels,

@@ -31,7 +31,7 @@ class WaldTest:
     ----------
     estimate, std_error : (m,) arrays
         L beta and its standard error, row by row.
-    row_statistic, row_df, row_p_value : (m,) arrays
+    row_statistic, row_df, row_pvalues : (m,) arrays
         t (or z, with infinite df) test of each row.
     statistic : float
         Of all rows together: t or z for one row, otherwise F, or chi-square for ddf="normal".
@@ -52,7 +52,7 @@ class WaldTest:
     std_error: Array
     row_statistic: Array
     row_df: Array
-    row_p_value: Array
+    row_pvalues: Array
     statistic: float
     df_num: int
     df_denom: float
@@ -85,7 +85,7 @@ class WaldTest:
             "std_error": self.std_error.copy(),
             "df": self.row_df.copy(),
             "statistic": self.row_statistic.copy(),
-            "p_value": self.row_p_value.copy(),
+            "p_value": self.row_pvalues.copy(),
         }
         return native_frame(self._library, columns)
 
@@ -97,7 +97,7 @@ class WaldTest:
             freedom = [f"{self.row_df[i]:.2f}"] if single == "t" else []
             rows.append([
                 f"{name} = {self.rhs[i]:g}", f"{self.estimate[i]:.6g}", f"{self.std_error[i]:.4g}", *freedom,
-                f"{self.row_statistic[i]:.3f}", p_value_cell(self.row_p_value[i]),
+                f"{self.row_statistic[i]:.3f}", p_value_cell(self.row_pvalues[i]),
             ])  # fmt: skip
         widths = [max(len(line[j]) for line in [header, *rows]) for j in range(len(header))]
         lines = [f"Wald test, {METHODS[self.ddf]}", ""]

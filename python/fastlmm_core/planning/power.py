@@ -196,7 +196,7 @@ def power(
     batch = truth.simulate_fit(n_sim, seed, reml=reml and method == "wald", n_jobs=n_jobs, progress=progress)
     good = batch.converged
     if method == "wald":
-        found = batch.test(hypothesis.L, ddf=ddf).pvalue
+        found = batch.test(hypothesis.L, ddf=ddf).pvalues
     else:
         columns = [i for i in truth.model.problem.kept if i not in (hypothesis.columns or ())]
         reduced = rebuilt(truth.model, truth.model.endog, columns=columns)

@@ -52,7 +52,7 @@ class Coefficient:
     std_error: float
     df: float
     statistic: float
-    p_value: float
+    pvalue: float
     conf_low: float
     conf_high: float
 
@@ -242,7 +242,7 @@ class Summary:
             estimate_cells([c.std_error for c in rows], errors, 4),
             *([] if self.ddf == "normal" else [[degrees_cell(c.df) for c in rows]]),
             aligned_cells([statistic_cell(c.statistic) for c in rows]),
-            [p_value_cell(c.p_value) for c in rows],
+            [p_value_cell(c.pvalue) for c in rows],
             estimate_cells([c.conf_low for c in rows], errors, 3),
             estimate_cells([c.conf_high for c in rows], errors, 3),
         ]

@@ -30,14 +30,14 @@ class NullTest:
 
     Attributes
     ----------
-    p_value : float
+    pvalue : float
     p_se : float
         Monte Carlo standard error, 0 where nothing was simulated.
     text : str
         The null distribution.
     """
 
-    p_value: float
+    pvalue: float
     p_se: float
     text: str
 

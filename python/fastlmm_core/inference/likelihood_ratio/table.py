@@ -40,7 +40,7 @@ class Row:
         Likelihood ratio statistic; NaN where there is no test.
     df : int or None
         Parameters tested.
-    p_value, p_se : float
+    pvalue, p_se : float
         p-value and its Monte Carlo standard error (0 where nothing was simulated).
     null : str
         Null distribution, or why there is no test.
@@ -55,7 +55,7 @@ class Row:
     deviance: float
     statistic: float = math.nan
     df: int | None = None
-    p_value: float = math.nan
+    pvalue: float = math.nan
     p_se: float = math.nan
     null: str = ""
 
@@ -88,7 +88,7 @@ class Comparison:
         for name in ("aic", "aicc", "bic", "llf", "deviance", "statistic"):
             columns[name] = np.array([getattr(row, name) for row in rows])
         columns["df"] = np.array([math.nan if row.df is None else float(row.df) for row in rows])
-        columns["p_value"] = np.array([row.p_value for row in rows])
+        columns["p_value"] = np.array([row.pvalue for row in rows])
         columns["p_se"] = np.array([row.p_se for row in rows])
         columns["null"] = [row.null for row in rows]
         return native_frame(self._library, columns)
@@ -101,7 +101,7 @@ class Comparison:
             [str(row.n_parameters) for row in rows],
             *numbers,
             ["" if row.df is None else str(row.df) for row in rows],
-            aligned_cells(["" if math.isnan(row.p_value) else p_value_cell(row.p_value) for row in rows]),
+            aligned_cells(["" if math.isnan(row.pvalue) else p_value_cell(row.pvalue) for row in rows]),
         ]
         header = ["", "Parameters", *columns, "df", "p"]
         return header, [list(line) for line in zip(*cells, strict=True)]

@@ -32,7 +32,7 @@ class JointTests:
     ----------
     labels : dict
         The term, and the levels of `by`.
-    df_num, df_denom, statistic, pvalue : (k,) array
+    df_num, df_denom, statistic, pvalues : (k,) array
         NaN where nothing about a term can be estimated.
     notes : tuple of str
     """
@@ -41,7 +41,7 @@ class JointTests:
     df_num: NDArray[np.intp]
     df_denom: Array
     statistic: Array
-    pvalue: Array
+    pvalues: Array
     notes: tuple[str, ...]
     _library: str = field(repr=False)
 
@@ -54,7 +54,7 @@ class JointTests:
                 "df_num": self.df_num,
                 "df_denom": self.df_denom,
                 "statistic": self.statistic,
-                "p_value": self.pvalue,
+                "p_value": self.pvalues,
             },
         )
 
@@ -66,7 +66,7 @@ class JointTests:
             [str(v) for v in self.df_num.tolist()],
             aligned_cells([f"{v:.2f}" for v in self.df_denom.tolist()]),
             aligned_cells([statistic_cell(v) for v in self.statistic.tolist()]),
-            [p_value_cell(v) for v in self.pvalue.tolist()],
+            [p_value_cell(v) for v in self.pvalues.tolist()],
         ]
         rows = [list(row) for row in zip(*columns, strict=True)]
         table = text_table([*self.labels, "NumDF", "DenDF", "F", "P>F"], rows, left=len(self.labels))
@@ -126,6 +126,6 @@ def joint_tests(means: MarginalMeans) -> JointTests:
                 continue
             test = inference.wald(result, L, None, *means._options)
             rows.append((test.df_num, test.df_denom, f_statistic(test), test.pvalue))
-    df_num, df_denom, statistic, pvalue = (np.array(column) for column in zip(*rows, strict=True))
+    df_num, df_denom, statistic, pvalues = (np.array(column) for column in zip(*rows, strict=True))
     notes = ("Some comparisons are not estimable, because combinations of levels have no data.",) if lost else ()
-    return JointTests(labels, df_num, df_denom, statistic, pvalue, notes, result.model.library)
+    return JointTests(labels, df_num, df_denom, statistic, pvalues, notes, result.model.library)

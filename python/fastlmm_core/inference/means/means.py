@@ -55,7 +55,7 @@ class _Estimates:
     labels : dict
         What each row stands for: columns of labels.
     estimate, std_error, df, conf_low, conf_high : (n,) array
-    statistic, pvalue : (n,) array
+    statistic, pvalues : (n,) array
         t statistic of the hypothesis that the estimate is zero (z for infinite df), and its p-value.
     L : (n, p) array
         The linear functions of the coefficients.
@@ -73,7 +73,7 @@ class _Estimates:
     conf_low: Array
     conf_high: Array
     statistic: Array
-    pvalue: Array
+    pvalues: Array
     L: Array = field(repr=False)
     level: float
     adjust: str
@@ -94,7 +94,7 @@ class _Estimates:
             "conf_low": self.conf_low,
             "conf_high": self.conf_high,
             "statistic": self.statistic,
-            "p_value": self.pvalue,
+            "p_value": self.pvalues,
         }
         return self._result.model.table(columns)
 
@@ -115,7 +115,7 @@ class _Estimates:
         header = [*self.labels, "estimate", "SE", "df", f"lower {percent}", f"upper {percent}"]
         if self._tests:
             columns += [aligned_cells([statistic_cell(v) for v in self.statistic.tolist()])]
-            columns += [[p_value_cell(v) for v in self.pvalue.tolist()]]
+            columns += [[p_value_cell(v) for v in self.pvalues.tolist()]]
             header += ["z" if np.isinf(self.df).all() else "t", "P>|z|" if np.isinf(self.df).all() else "P>|t|"]
         return header, [list(row) for row in zip(*columns, strict=True)]
 
@@ -416,14 +416,14 @@ def _estimated(
     with np.errstate(invalid="ignore", divide="ignore"):
         statistic = estimate / error
     covariance = np.nan_to_num(inference.covariance(result, *options)) if adjust == "mvt" else None
-    pvalue, half = np.full(n, np.nan), np.full(n, np.nan)
+    pvalues, half = np.full(n, np.nan), np.full(n, np.nan)
     notes: list[str] = []
     for rows in families:
         live = rows[~np.isnan(df[rows])]
         n_means = 0 if pairs is None else int(pairs[~np.isnan(df[rows])].any(axis=0).sum())
         corr = None if covariance is None else multiplicity.correlations(L[live] @ covariance @ L[live].T)
         rank = int(np.linalg.matrix_rank(L[live])) if adjust == "scheffe" and len(live) else 0
-        pvalue[live] = multiplicity.adjusted_p(
+        pvalues[live] = multiplicity.adjusted_p(
             statistic[live], df[live], adjust, n_means=n_means, correlation=corr, rank=rank
         )
         half[live] = error[live] * multiplicity.critical_values(
@@ -443,7 +443,7 @@ def _estimated(
         "conf_low": estimate - half,
         "conf_high": estimate + half,
         "statistic": statistic,
-        "pvalue": pvalue,
+        "pvalues": pvalues,
         "L": L,
         "level": level,
         "adjust": adjust,
