@@ -104,12 +104,10 @@ def test_new_data(data, group):
     np.testing.assert_allclose(model.spec.fixed(new), expected, rtol=1e-13)
     np.testing.assert_allclose(pickle.loads(pickle.dumps(model)).spec.fixed(new), expected, rtol=1e-13)
     result = model.fit()
-    again = result.predict(data, level="subject")
+    again = result.predict(data, effects="all")
     np.testing.assert_allclose(again, result.fittedvalues, rtol=1e-12)
     shuffled = data.sample(frac=0.3, random_state=1)
-    np.testing.assert_allclose(
-        result.predict(shuffled, level="subject"), result.fittedvalues[shuffled.index], rtol=1e-12
-    )
+    np.testing.assert_allclose(result.predict(shuffled, effects="all"), result.fittedvalues[shuffled.index], rtol=1e-12)
 
 
 @pytest.mark.parametrize("library", ["polars", "pyarrow", "dict"])

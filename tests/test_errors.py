@@ -363,19 +363,19 @@ def new_rows(**changes):
         (lambda r: r.summary(ddf="kr"), r"^ddf='kr' is unknown"),
         (lambda r: r.simulate(0), r"^n=0 must be at least 1"),
         (lambda r: r.marginal_covariance(99), r"^group has no level 99 among the rows used"),
-        (lambda r: r.predict(level="cluster"), r"^level='cluster' is unknown: use 'population' or 'subject'"),
+        (lambda r: r.predict(effects="cluster"), r"^effects='cluster' is unknown: use 'population', 'all'"),
         (lambda r: r.predict(new_levels="drop"), r"^new_levels='drop' is unknown: use 'error' or 'population'"),
         (lambda r: r.predict(interval="both"), r"^interval='both' is unknown: use 'confidence', 'prediction' or None"),
-        (lambda r: r.predict(interval="confidence", coverage=95), r"^coverage=95 must lie between 0 and 1"),
+        (lambda r: r.predict(interval="confidence", level=95), r"^level=95 must lie between 0 and 1"),
         (
             lambda r: r.predict(good()["X"]),
             r"^data must be a mapping with the arrays X: the model was made from arrays",
         ),
         (lambda r: r.predict({"Z": good()["Z"]}), r"^data has no 'X'; give the arrays X"),
-        (lambda r: r.predict({"X": good()["X"]}, level="subject"), r"^data has no 'Z'; give the arrays X, Z, groups"),
+        (lambda r: r.predict({"X": good()["X"]}, effects="all"), r"^data has no 'Z'; give the arrays X, Z, groups"),
         (lambda r: r.predict(new_rows(X=np.ones((3, 3)))), r"^data\['X'\] must have 2 columns, not the shape \(3, 3\)"),
         (
-            lambda r: r.predict(new_rows(Z=np.ones((2, 2))), level="subject"),
+            lambda r: r.predict(new_rows(Z=np.ones((2, 2))), effects="all"),
             r"^data\['Z'\] has 2 rows, data\['X'\] has 3",
         ),
         (
@@ -384,11 +384,11 @@ def new_rows(**changes):
         ),
         (lambda r: r.predict(new_rows(X=np.full((3, 2), "a"))), r"^data\['X'\] must hold numbers"),
         (
-            lambda r: r.predict(new_rows(groups=[0, 99, -1]), level="subject"),
+            lambda r: r.predict(new_rows(groups=[0, 99, -1]), effects="all"),
             r'^data has levels of group that the model has not seen: -1, 99; use new_levels="population"',
         ),
         (
-            lambda r: r.predict(new_rows(groups=np.arange(100, 103)), level="subject", observed={"X": np.ones((1, 2))}),
+            lambda r: r.predict(new_rows(groups=np.arange(100, 103)), effects="all", observed={"X": np.ones((1, 2))}),
             r"^observed has no 'Z'; give the arrays X, Z, groups, y",
         ),
         (lambda r: r.predict(new_rows(), offset=np.ones(2)), r"^offset has 2 .*3"),
@@ -413,16 +413,16 @@ def test_arguments_of_results(result, call, message):
     [
         (
             {"g": ["g00", "new", "newer"]},
-            {"level": "subject"},
+            {"effects": "all"},
             r"levels of g .*not seen: 'new', 'newer'; use new_levels",
         ),
-        ({"g": ["g00", "g01", None]}, {"level": "subject"}, r"Column 'g' of `new_data` at row 2"),
+        ({"g": ["g00", "g01", None]}, {"effects": "all"}, r"Column 'g' of `new_data` at row 2"),
         ({"x": [1.0, np.nan, 2.0]}, {}, r"Values are missing\. Column 'x' of `new_data` at row 1"),
         ({"x": [1.0, np.inf, 2.0]}, {}, r"Column 'x' of `new_data` is infinite at row 1"),
         ({"x": ["a", "b", "c"]}, {}, r"Column 'x' of `new_data` holds values of type .*convert it to numbers"),
         ({"x": None}, {}, r"`new_data` has no column 'x', which the fixed part uses"),
-        ({"z": None}, {"level": "subject"}, r"`new_data` has no column 'z', which the term"),
-        ({"g": None}, {"level": "subject"}, r"`new_data` has no column 'g', which the term"),
+        ({"z": None}, {"effects": "all"}, r"`new_data` has no column 'z', which the term"),
+        ({"g": None}, {"effects": "all"}, r"`new_data` has no column 'g', which the term"),
         ({"o": None}, {}, r"`new_data` has no column 'o', which `offset` uses"),
     ],
 )

@@ -727,12 +727,12 @@ def test_labels_of_interactions_follow_the_formula():
 def test_prediction_adds_the_effects_of_known_levels():
     data = table().assign(b=lambda d: d.b.map("b{}".format))
     result = flc.lmm("y ~ x + (1 | a) + (x | b/c)", data).fit()
-    close(result.predict(data, level="subject"), result.fittedvalues, 1e-12)
-    close(result.predict(data.iloc[[7, 3]], level="subject"), result.fittedvalues[[7, 3]], 1e-12)
+    close(result.predict(data, effects="all"), result.fittedvalues, 1e-12)
+    close(result.predict(data.iloc[[7, 3]], effects="all"), result.fittedvalues[[7, 3]], 1e-12)
     new = data.iloc[[0]].assign(c=77)
     with pytest.raises(LMMError, match="b:c"):
-        result.predict(new, level="subject")
-    found = result.predict(new, level="subject", new_levels="population")[0]
+        result.predict(new, effects="all")
+    found = result.predict(new, effects="all", new_levels="population")[0]
     effects = {name: frame.set_index(name) for name, frame in result.random_effects.items()}
     row, beta = new.iloc[0], result.params
     expected = beta.iloc[0] + beta.iloc[1] * row.x + effects["a"].loc[row.a].iloc[0]

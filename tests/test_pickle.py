@@ -87,8 +87,8 @@ def test_prediction_by_a_pickled_result():
     frame = flc.datasets.load("machines", "pandas")
     result = with_transforms().fit()
     for again in round_trips(result):
-        for level in ("population", "subject"):
-            assert_same(result.predict(frame[:5], level=level), again.predict(frame[:5], level=level))
+        for effects in ("population", "all"):
+            assert_same(result.predict(frame[:5], effects=effects), again.predict(frame[:5], effects=effects))
 
 
 def test_summary():

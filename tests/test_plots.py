@@ -78,7 +78,7 @@ def test_lines_are_predictions(sleep):
     assert len(own) == 18
     for one, label in zip(own, sleep.group_labels, strict=True):
         new = {"Days": days, "Subject": np.full(10, label)}
-        np.testing.assert_allclose(one.get_ydata(), sleep.predict(new, level="subject"), rtol=1e-12)
+        np.testing.assert_allclose(one.get_ydata(), sleep.predict(new, effects="all"), rtol=1e-12)
     points = ax.collections[0].get_offsets()
     expected = np.column_stack([sleep.model.exog[:, 1], sleep.model.endog])
     np.testing.assert_allclose(sorted(map(tuple, points)), sorted(map(tuple, expected)))

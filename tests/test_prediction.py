@@ -70,11 +70,11 @@ class Study:
         ).fit(reml=reml)
 
 
-def kriging(result, seen, new, extra=None, *, level, noise, at=None):
+def kriging(result, seen, new, extra=None, *, effects, noise, at=None):
     """Best linear unbiased prediction of the rows `new` from the rows `seen`, and its mean squared error.
 
     G and sigma2 are those of the result, or `at`; beta is estimated from `seen` alone, then `extra` (rows of other
-    subjects) is used with that beta, as observed= does. level="population" predicts x'beta (with noise: for a new
+    subjects) is used with that beta, as observed= does. effects="population" predicts x'beta (with noise: for a new
     subject).
     """
     G, s2 = (oracle.covariance_blocks(result), float(result.sigma2)) if at is None else at
@@ -94,7 +94,7 @@ def kriging(result, seen, new, extra=None, *, level, noise, at=None):
     W = K @ seen["X"].T @ Vi  # beta = W y
     beta = W @ centred(seen)
     add = np.zeros(len(new["X"])) if new["offset"] is None else new["offset"]
-    if level == "population":
+    if effects == "population":
         variance = new["X"] @ K @ new["X"].T
         if noise:
             variance = variance + new["Z"] @ G @ new["Z"].T + error(new)
@@ -136,25 +136,25 @@ OPTIONS = [(False, False), (True, False), (False, True), (True, True)]
 
 
 @pytest.mark.parametrize(("weighted", "with_offset"), OPTIONS, ids=["plain", "weights", "offset", "both"])
-@pytest.mark.parametrize("level", ["population", "subject"])
+@pytest.mark.parametrize("effects", ["population", "all"])
 @BOTH
-def test_best_linear_unbiased_prediction(rng, level, weighted, with_offset, reml):
+def test_best_linear_unbiased_prediction(rng, effects, weighted, with_offset, reml):
     study = Study(rng, weighted, with_offset)
     result = study.fit(reml)
     seen = study.part(study.inside)
     new = new_rows(rng, [3, 0, 11, 3, 7], weighted, with_offset)
-    options = {"level": level, "offset": new["offset"], "ddf": "normal"}
-    mean, variance = kriging(result, seen, new, level=level, noise=False)
+    options = {"effects": effects, "offset": new["offset"], "ddf": "normal"}
+    mean, variance = kriging(result, seen, new, effects=effects, noise=False)
     close(result.predict(arrays(new), **options), mean)
     for interval in ("confidence", "prediction"):
-        mean, variance = kriging(result, seen, new, level=level, noise=interval == "prediction")
+        mean, variance = kriging(result, seen, new, effects=effects, noise=interval == "prediction")
         found = result.predict(arrays(new), interval=interval, weights=new["weights"], **options)
         assert list(found) == ["mean", "std_error", "df", "conf_low", "conf_high"]
         close(found["mean"], mean)
         close(found["std_error"], np.sqrt(variance))
-        for coverage in (0.5, 0.95):
-            found = result.predict(arrays(new), interval=interval, coverage=coverage, weights=new["weights"], **options)
-            width = norm.ppf(0.5 + coverage / 2.0) * np.sqrt(variance)
+        for level in (0.5, 0.95):
+            found = result.predict(arrays(new), interval=interval, level=level, weights=new["weights"], **options)
+            width = norm.ppf(0.5 + level / 2.0) * np.sqrt(variance)
             close(found["conf_low"], mean - width)
             close(found["conf_high"], mean + width)
 
@@ -165,8 +165,8 @@ def test_prediction_for_other_shapes(rng, q, structure):
     result = study.fit()
     new = new_rows(rng, [1, 2, 2, 9], q=q)
     for interval in ("confidence", "prediction"):
-        mean, variance = kriging(result, study.part(study.inside), new, level="subject", noise=interval == "prediction")
-        found = result.predict(arrays(new), level="subject", interval=interval)
+        mean, variance = kriging(result, study.part(study.inside), new, effects="all", noise=interval == "prediction")
+        found = result.predict(arrays(new), effects="all", interval=interval)
         # where the fit is singular or the polynomials are nearly collinear some digits go into the inverse of V
         close(found["mean"], mean, 1e-8)
         close(found["std_error"], np.sqrt(variance), 1e-8)
@@ -185,7 +185,7 @@ def test_one_subject_by_the_oracle(rng, reml):
             new["X"], new["Z"], seen["y"][own], seen["X"][own], seen["Z"][own], result.params,
             oracle.covariance_blocks(result), result.sigma2, result.cov_params(), noise=noise,
         )  # fmt: skip
-        found = result.predict(arrays(new), level="subject", interval="prediction" if noise else "confidence")
+        found = result.predict(arrays(new), effects="all", interval="prediction" if noise else "confidence")
         close(found["mean"], mean)
         close(found["std_error"], np.sqrt(np.diag(covariance)))
 
@@ -198,16 +198,16 @@ def test_new_subjects_by_their_observations(rng, reml, interval):
     result = study.fit(reml)
     seen, extra = study.part(study.inside), study.part((study.groups == 12) | (study.groups == 14))
     new = new_rows(rng, [14, 3, 12, 12, 8])
-    mean, variance = kriging(result, seen, new, extra, level="subject", noise=interval == "prediction")
-    found = result.predict(arrays(new), level="subject", interval=interval, observed=arrays(extra))
+    mean, variance = kriging(result, seen, new, extra, effects="all", noise=interval == "prediction")
+    found = result.predict(arrays(new), effects="all", interval=interval, observed=arrays(extra))
     close(found["mean"], mean)
     close(found["std_error"], np.sqrt(variance))
-    close(result.predict(arrays(new), level="subject", observed=arrays(extra)), mean)
+    close(result.predict(arrays(new), effects="all", observed=arrays(extra)), mean)
     # observations of subjects that are not asked for do no harm; of those asked for all are needed
     more = study.part(study.groups >= 12)
-    close(result.predict(arrays(new), level="subject", observed=arrays(more)), mean)
+    close(result.predict(arrays(new), effects="all", observed=arrays(more)), mean)
     with pytest.raises(flc.LMMError, match=r"levels of group that the model has not seen: 13;"):
-        result.predict(arrays(new_rows(rng, [13])), level="subject", observed=arrays(extra))
+        result.predict(arrays(new_rows(rng, [13])), effects="all", observed=arrays(extra))
 
 
 def test_observations_of_a_subject_of_the_fit_are_refused(rng):
@@ -215,7 +215,7 @@ def test_observations_of_a_subject_of_the_fit_are_refused(rng):
     result = study.fit()
     new = new_rows(rng, [3])
     with pytest.raises(flc.LMMError, match=r"observed has the levels 3 that the model was fitted to"):
-        result.predict(arrays(new), level="subject", observed=arrays(study.part(study.groups == 3)))
+        result.predict(arrays(new), effects="all", observed=arrays(study.part(study.groups == 3)))
 
 
 @pytest.mark.parametrize("interval", [None, "confidence", "prediction"])
@@ -227,14 +227,14 @@ def test_rows_without_the_constant(rng, interval):
     new = new_rows(rng, [3, 0, 11, 3, 13])
     new["X"][:4, 0] = new["Z"][:4, 0] = [0.0, 0.0, -1.0, 2.0]
     extra["X"] = extra["X"] * [3.0, 1.0, 1.0]
-    mean, variance = kriging(result, seen, new, extra, level="subject", noise=interval == "prediction")
-    options = {"level": "subject", "observed": arrays(extra)}
+    mean, variance = kriging(result, seen, new, extra, effects="all", noise=interval == "prediction")
+    options = {"effects": "all", "observed": arrays(extra)}
     close(result.predict(arrays(new), **options), mean)
     if interval is not None:
         found = result.predict(arrays(new), interval=interval, **options)
         close(found["mean"], mean)
         close(found["std_error"], np.sqrt(variance))
-        _, variance = kriging(result, seen, new, level="population", noise=interval == "prediction")
+        _, variance = kriging(result, seen, new, effects="population", noise=interval == "prediction")
         close(result.predict(arrays(new), interval=interval)["std_error"], np.sqrt(variance))
 
 
@@ -245,10 +245,10 @@ def test_unseen_subjects(rng, interval):
     seen = study.part(study.inside)
     new = new_rows(rng, [77, 3, -5, 77])
     with pytest.raises(flc.LMMError, match=r"levels of group that the model has not seen: -5, 77; .*new_levels="):
-        result.predict(arrays(new), level="subject", interval=interval)
-    found = result.predict(arrays(new), level="subject", new_levels="population", interval=interval)
+        result.predict(arrays(new), effects="all", interval=interval)
+    found = result.predict(arrays(new), effects="all", new_levels="population", interval=interval)
     # the joint covariance knows what to do: an unseen subject shares nothing with the rows seen
-    mean, variance = kriging(result, seen, new, level="subject", noise=interval == "prediction")
+    mean, variance = kriging(result, seen, new, effects="all", noise=interval == "prediction")
     population = result.predict(arrays(new))
     if interval is None:
         close(found, mean)
@@ -261,7 +261,7 @@ def test_unseen_subjects(rng, interval):
     else:  # the value promised is that of the population: the interval too
         known = np.array([1])
         close(found["std_error"][known], np.sqrt(variance)[known])
-        _, variance = kriging(result, seen, new, level="population", noise=False)
+        _, variance = kriging(result, seen, new, effects="population", noise=False)
         close(found["std_error"][[0, 2, 3]], np.sqrt(variance)[[0, 2, 3]])
 
 
@@ -283,8 +283,8 @@ def test_prediction_at_the_boundary(rng, kind, reml):
     new = {"X": X[[3, 8]] + [0.0, 4.0], "Z": X[[3, 8]] + [0.0, 4.0], "groups": groups[[3, 8]]}
     new |= {"weights": None, "offset": None}
     for interval in ("confidence", "prediction"):
-        mean, variance = kriging(result, seen, new, level="subject", noise=interval == "prediction")
-        found = result.predict(arrays(new), level="subject", interval=interval)
+        mean, variance = kriging(result, seen, new, effects="all", noise=interval == "prediction")
+        found = result.predict(arrays(new), effects="all", interval=interval)
         close(found["mean"], mean)
         close(found["std_error"], np.sqrt(variance))
 
@@ -294,8 +294,8 @@ def test_rows_of_the_fit(rng, weighted, with_offset):
     study = Study(rng, weighted, with_offset)
     result = study.fit()
     seen = study.part(study.inside)
-    close(result.predict(level="subject"), result.fittedvalues, 1e-11)
-    close(result.predict(arrays(seen), level="subject", offset=seen["offset"]), result.fittedvalues, 1e-11)
+    close(result.predict(effects="all"), result.fittedvalues, 1e-11)
+    close(result.predict(arrays(seen), effects="all", offset=seen["offset"]), result.fittedvalues, 1e-11)
     expected = oracle.fitted(
         seen["y"], seen["X"], seen["Z"], seen["groups"], oracle.covariance_blocks(result) / result.sigma2,
         seen["weights"], seen["offset"],
@@ -304,8 +304,8 @@ def test_rows_of_the_fit(rng, weighted, with_offset):
     population = seen["X"] @ result.params + (0.0 if seen["offset"] is None else seen["offset"])
     close(result.predict(), population, 1e-12)
     # without new rows, a new observation has the weight of the row
-    _, variance = kriging(result, seen, seen, level="subject", noise=True)
-    close(result.predict(level="subject", interval="prediction")["std_error"], np.sqrt(variance))
+    _, variance = kriging(result, seen, seen, effects="all", noise=True)
+    close(result.predict(effects="all", interval="prediction")["std_error"], np.sqrt(variance))
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -336,25 +336,25 @@ def delta_df(result, variance):
 
 
 @pytest.mark.parametrize("interval", ["confidence", "prediction"])
-@pytest.mark.parametrize("level", ["population", "subject"])
+@pytest.mark.parametrize("effects", ["population", "all"])
 @pytest.mark.parametrize(("q", "structure", "weighted"), [(1, "full", True), (2, "full", False), (2, "diagonal", True)])
 @BOTH
-def test_degrees_of_freedom_by_the_delta_method(rng, reml, q, structure, weighted, level, interval):
+def test_degrees_of_freedom_by_the_delta_method(rng, reml, q, structure, weighted, effects, interval):
     study, result = regular(rng, reml, weighted=weighted, q=q, structure=structure)
     seen, extra = study.part(study.inside), study.part(study.groups == 13)
     # two of the subjects are known by observations that came later, one not at all
-    groups = [3, 0, 11, 3] if level == "population" else [3, 0, 11, 13, 13, 99]
+    groups = [3, 0, 11, 3] if effects == "population" else [3, 0, 11, 13, 13, 99]
     new = new_rows(rng, groups, weighted, q=q)
-    options = {"level": level, "interval": interval, "weights": new["weights"], "new_levels": "population"}
-    if level == "subject":
+    options = {"effects": effects, "interval": interval, "weights": new["weights"], "new_levels": "population"}
+    if effects == "all":
         options["observed"] = arrays(extra) | {"weights": extra["weights"]} if weighted else arrays(extra)
     noise = interval == "prediction"
     last = len(groups) - 1
 
     def variance(at):
-        out = kriging(result, seen, new, extra, level=level, noise=noise, at=at)[1].copy()
-        if level == "subject" and not noise:  # an unseen subject stands for the population
-            out[last] = kriging(result, seen, new, level="population", noise=False, at=at)[1][last]
+        out = kriging(result, seen, new, extra, effects=effects, noise=noise, at=at)[1].copy()
+        if effects == "all" and not noise:  # an unseen subject stands for the population
+            out[last] = kriging(result, seen, new, effects="population", noise=False, at=at)[1][last]
         return out
 
     found = result.predict(arrays(new), **options)
@@ -386,8 +386,8 @@ def test_options_of_degrees_of_freedom(rng):
     whole = result.predict(new, interval="prediction", ddf="kenward-roger")
     close(whole["std_error"] ** 2 - normal["std_error"] ** 2, adjusted**2 - mean**2)
     assert (whole["df"] > 5.0).all() and (whole["df"] < result.nobs).all()
-    with pytest.raises(flc.LMMError, match=r"ddf='kenward-roger' is for level='population'"):
-        result.predict(new, level="subject", interval="confidence", ddf="kenward-roger")
+    with pytest.raises(flc.LMMError, match=r"ddf='kenward-roger' is for effects='population'"):
+        result.predict(new, effects="all", interval="confidence", ddf="kenward-roger")
     with pytest.raises(flc.LMMError, match=r"ddf='kenward' is unknown"):
         result.predict(new, interval="confidence", ddf="kenward")
 
@@ -439,12 +439,12 @@ def test_nothing_to_estimate_and_nothing_to_predict(rng):
     np.testing.assert_allclose(whole["std_error"], result.sigma, rtol=1e-12)
     np.testing.assert_allclose(whole["df"], delta_df(result, lambda at: np.full(2, at[1])), rtol=1e-6)
     empty = {"X": np.zeros((0, 3)), "Z": np.zeros((0, 2)), "groups": np.zeros(0, dtype=int)}
-    for level in ("population", "subject"):
-        assert result.predict(empty, level=level, interval="prediction")["df"].shape == (0,)
+    for effects in ("population", "all"):
+        assert result.predict(empty, effects=effects, interval="prediction")["df"].shape == (0,)
     none = flc.LinearMixedModel(study.y, np.zeros((len(study.y), 0)), study.Z, study.groups).fit()
     rows = {"X": np.zeros((2, 0)), "Z": study.Z[:2], "groups": study.groups[:2]}
-    for level in ("population", "subject"):
-        found = none.predict(rows, level=level, interval="prediction")
+    for effects in ("population", "all"):
+        found = none.predict(rows, effects=effects, interval="prediction")
         assert (found["df"] > 1.0).all()
         assert (found["conf_low"] < found["mean"]).all()
 
@@ -473,7 +473,7 @@ def test_several_factors(rng):
         np.testing.assert_allclose(found["df"], 2.0 * v**2 / np.einsum("ki,kl,li->i", g, W, g), rtol=1e-6)
     # known levels of several factors have normal quantiles, new ones have not
     known = rows | {"groups": {"a": [0, 99, 3], "b": [1, 98, 99]}}
-    found = result.predict(known, level="subject", interval="prediction", new_levels="population")
+    found = result.predict(known, effects="all", interval="prediction", new_levels="population")
     assert np.isinf(found["df"][[0, 2]]).all()
     close(found["df"][1], result.predict(rows, interval="prediction")["df"][1], 1e-12)
 
@@ -536,8 +536,8 @@ def test_frames_in_and_out(rng, library, interval):
     at = rng.permutation(len(X))[:9]
     few = rows_of(data, at)
     rest = {"offset": few["o"], "weights": few["w"], "interval": interval}
-    expected = plain.predict({"X": X[at], "Z": X[at], "groups": few["g"]}, level="subject", **rest)
-    found = result.predict(make(few), level="subject", interval=interval, weights=few["w"])
+    expected = plain.predict({"X": X[at], "Z": X[at], "groups": few["g"]}, effects="all", **rest)
+    found = result.predict(make(few), effects="all", interval=interval, weights=few["w"])
     if interval is None:
         assert isinstance(found, np.ndarray)
         close(found, expected, 1e-8)
@@ -555,12 +555,12 @@ def test_stateful_transforms_and_categories_remember_the_fit(rng, library):
     data = table(rng)
     formula = "y ~ center(t) + scale(o) + poly(w, 2) + C(arm, contr.sum) + (1 + center(t) | g)"
     result = flc.lmm(formula, make(data)).fit()
-    inside = result.predict(level="subject", interval="prediction")
+    inside = result.predict(effects="all", interval="prediction")
     # a few rows with one level of arm and other means than the fit
     at = np.flatnonzero(data["arm"] == "low")[:4]
     for rows in (at, at[:1], np.arange(len(data["y"]))[::-1]):
         found = result.predict(
-            make(rows_of(data, rows)), level="subject", interval="prediction", weights=np.ones(len(rows))
+            make(rows_of(data, rows)), effects="all", interval="prediction", weights=np.ones(len(rows))
         )
         for name in ("mean", "std_error"):
             close(found[name], np.asarray(inside[name])[rows])
@@ -588,12 +588,12 @@ def test_new_subjects_of_a_frame(rng, library):
     late = rows_of(data, ~inside)
     new = rows_of(late, slice(None, None, -1))
     with pytest.raises(flc.LMMError, match=r"levels of g that the model has not seen: 's12', 's13'; use"):
-        result.predict(make(new), level="subject")
+        result.predict(make(new), effects="all")
     for interval in ("confidence", "prediction"):
         mean, variance = kriging(
-            result, seen, designed(new), designed(late), level="subject", noise=interval == "prediction"
+            result, seen, designed(new), designed(late), effects="all", noise=interval == "prediction"
         )
-        found = result.predict(make(new), level="subject", observed=make(late), interval=interval)
+        found = result.predict(make(new), effects="all", observed=make(late), interval=interval)
         close(found["mean"], mean, 1e-8)
         close(found["std_error"], np.sqrt(variance), 1e-8)
     # neither the response nor, for the population, the groups are needed
@@ -614,8 +614,8 @@ def test_a_table_with_gaps_is_predicted_in_the_rows_used(rng):
     data["t"][[2, 9]] = np.nan
     result = flc.lmm("y ~ t + (1 | g)", data).fit()
     keep = np.isfinite(data["t"])
-    close(result.predict(level="subject"), result.fittedvalues, 1e-12)
-    close(result.predict(rows_of(data, keep), level="subject"), result.fittedvalues, 1e-11)
+    close(result.predict(effects="all"), result.fittedvalues, 1e-12)
+    close(result.predict(rows_of(data, keep), effects="all"), result.fittedvalues, 1e-11)
     with pytest.raises(flc.LMMError, match=r"Column 't' of `new_data` at rows 2, 9"):
         result.predict(data)
 
@@ -628,9 +628,9 @@ def test_columns_dropped_from_the_fit_do_not_count(rng):
     slim = flc.LinearMixedModel(d["y"], d["X"], d["Z"], d["groups"]).fit()
     new = new_rows(rng, [0, 1, 2])
     wide_new = arrays(new) | {"X": np.column_stack([new["X"], [7.0, 8.0, 9.0]])}
-    for level in ("population", "subject"):
-        found = result.predict(wide_new, level=level, interval="prediction")
-        expected = slim.predict(arrays(new), level=level, interval="prediction")
+    for effects in ("population", "all"):
+        found = result.predict(wide_new, effects=effects, interval="prediction")
+        expected = slim.predict(arrays(new), effects=effects, interval="prediction")
         for name in expected:
             close(found[name], expected[name], 1e-7)
 

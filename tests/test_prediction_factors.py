@@ -64,7 +64,7 @@ def kriging(result, seen, new, names, extra=None, prediction=False):
 
 def levels_of(study):
     names = list(study.terms)
-    return ["population", "subject", names[0], names[1:], names]
+    return ["population", "all", names[0], names[1:], names]
 
 
 # ---- predictions ---------------------------------------------------------------------------------------------------
@@ -82,15 +82,15 @@ def test_best_linear_unbiased_prediction(rng, kind, weighted):
     for name in new["groups"]:
         new["groups"][name] = rng.permutation(seen["groups"][name])[:20]
         new["groups"][name][rng.integers(0, 20, 3)] = 7777
-    for level in levels_of(study):
-        names = [] if level == "population" else list(study.terms) if level == "subject" else np.atleast_1d(level)
+    for effects in levels_of(study):
+        names = [] if effects == "population" else list(study.terms) if effects == "all" else np.atleast_1d(effects)
         mean, _ = kriging(result, seen, new, names)
         extra = {"offset": new.get("offset")} if weighted else {}
-        close(result.predict(new, level=level, new_levels="population", **extra), mean)
+        close(result.predict(new, effects=effects, new_levels="population", **extra), mean)
         for interval in ("confidence", "prediction"):
             mean, se = kriging(result, seen, new, names, prediction=interval == "prediction")
             found = result.predict(
-                new, level=level, new_levels="population", interval=interval, coverage=0.9, **extra,
+                new, effects=effects, new_levels="population", interval=interval, level=0.9, **extra,
                 weights=new.get("weights"), ddf="normal",
             )  # fmt: skip
             close(found["mean"], mean)
@@ -110,12 +110,12 @@ def test_observations_of_new_levels(rng, kind, weighted):
     for part in (extra, new):
         part["groups"][names[0]][::2] = 5000 + np.arange(len(part["y"][::2])) % 3
         part["groups"][names[-1]][::3] = 6000
-    for level in ("subject", names[0]):
-        chosen = names if level == "subject" else [level]
+    for effects in ("all", names[0]):
+        chosen = names if effects == "all" else [effects]
         for interval in ("confidence", "prediction"):
             mean, se = kriging(result, seen, new, chosen, extra, interval == "prediction")
             found = result.predict(
-                new, level=level, interval=interval, observed=extra, new_levels="population",
+                new, effects=effects, interval=interval, observed=extra, new_levels="population",
                 offset=new.get("offset"), weights=new.get("weights"),
             )  # fmt: skip
             close(found["mean"], mean)
@@ -125,8 +125,8 @@ def test_observations_of_new_levels(rng, kind, weighted):
 def test_rows_of_the_fit_are_the_fitted_values(rng):
     study = Study(rng, "mixed", True)
     result = study.model(np.arange(150)).fit()
-    close(result.predict(level="subject"), result.fittedvalues)
-    found = result.predict(level="subject", interval="confidence")
+    close(result.predict(effects="all"), result.fittedvalues)
+    found = result.predict(effects="all", interval="confidence")
     mean, se = kriging(result, study.part(np.arange(150)), study.part(np.arange(150)), list(study.terms))
     close(found["mean"], mean)
     close(found["std_error"], se)
@@ -140,11 +140,11 @@ def test_many_rows(rng):
         study.part(np.arange(2090)),
         study.part(np.arange(2090, 2100)),
     )
-    for level in ("subject", "school"):
-        names = list(study.terms) if level == "subject" else [level]
+    for effects in ("all", "school"):
+        names = list(study.terms) if effects == "all" else [effects]
         mean, se = kriging(result, seen, new, names, prediction=True)
         found = result.predict(
-            new, level=level, interval="prediction", offset=new["offset"], weights=new["weights"]
+            new, effects=effects, interval="prediction", offset=new["offset"], weights=new["weights"]
         )  # fmt: skip
         close(found["mean"], mean)
         close(found["std_error"], se)
@@ -159,9 +159,9 @@ def test_a_singular_fit(rng):
     study.y = study.y - (np.bincount(b, study.w * rest) / np.bincount(b, study.w))[b]
     seen, result = study.part(np.arange(150)), study.model(np.arange(150)).fit()
     assert result.singular
-    for level in ("subject", "b"):
-        names = list(study.terms) if level == "subject" else [level]
-        found = result.predict(level=level, interval="confidence")
+    for effects in ("all", "b"):
+        names = list(study.terms) if effects == "all" else [effects]
+        found = result.predict(effects=effects, interval="confidence")
         mean, se = kriging(result, seen, seen, names)
         close(found["mean"], mean)
         close(found["std_error"], se)
@@ -169,12 +169,12 @@ def test_a_singular_fit(rng):
 
 def test_units_and_origins_do_not_matter(rng):
     study = Study(rng, "nested", True)
-    one = study.model(np.arange(150)).fit().predict(level="subject", interval="confidence")
+    one = study.model(np.arange(150)).fit().predict(effects="all", interval="confidence")
     study.y, study.offset = 1e-9 * study.y, 1e-9 * study.offset
     for name, (Z, labels) in study.terms.items():
         study.terms[name] = (np.add(Z, [0.0, 2000.0]), labels)
     study.X = np.add(study.X, [0.0, 2000.0, 0.0])
-    other = study.model(np.arange(150)).fit().predict(level="subject", interval="confidence")
+    other = study.model(np.arange(150)).fit().predict(effects="all", interval="confidence")
     for key in ("mean", "std_error"):
         close(1e9 * other[key], one[key], 1e-7)
 
@@ -183,19 +183,19 @@ def test_pieces_agree_with_the_whole(rng, monkeypatch):
     for kind in ("apart", "three"):
         study = Study(rng, kind, True)
         result = study.model(np.arange(150)).fit()
-        whole = result.predict(level="subject", interval="confidence")
+        whole = result.predict(effects="all", interval="confidence")
         with monkeypatch.context() as patch:
             patch.setattr(posterior, "HELD", 50)
-            close(result.predict(level="subject", interval="confidence")["std_error"], whole["std_error"], 1e-13)
+            close(result.predict(effects="all", interval="confidence")["std_error"], whole["std_error"], 1e-13)
             patch.setattr(posterior, "LARGEST_DENSE", 0)
-            close(result.predict(level="subject", interval="confidence")["std_error"], whole["std_error"], 1e-12)
+            close(result.predict(effects="all", interval="confidence")["std_error"], whole["std_error"], 1e-12)
 
 
 def test_no_rows(rng):
     study = Study(rng, "mixed")
     result = study.model(np.arange(150)).fit()
-    assert result.predict(study.part(np.arange(0)), level="subject").shape == (0,)
-    assert result.predict(study.part(np.arange(0)), level="subject", interval="prediction")["std_error"].shape == (0,)
+    assert result.predict(study.part(np.arange(0)), effects="all").shape == (0,)
+    assert result.predict(study.part(np.arange(0)), effects="all", interval="prediction")["std_error"].shape == (0,)
 
 
 @pytest.mark.parametrize("ratio", [30.0, 1000.0])
@@ -204,7 +204,7 @@ def test_variances_that_cancel(rng, ratio):
     a, b = np.repeat(np.arange(12), 10), np.tile(np.arange(5), 24)
     y = ratio * rng.standard_normal(12)[a] + ratio * rng.standard_normal(5)[b] + rng.standard_normal(120)
     result = flc.LinearMixedModel(y, terms=[RandomTerm(None, a, "a"), RandomTerm(None, b, "b")]).fit()
-    found = result.predict(level="subject", interval="confidence")["std_error"]
+    found = result.predict(effects="all", interval="confidence")["std_error"]
     # the fit by least squares with fixed effects is the limit for large variances: (12 + 5 - 1) / n of sigma^2
     limit = np.sqrt(result.sigma2 * (1 / 10 + 1 / 24 - 1 / 120))
     np.testing.assert_allclose(found, limit, rtol=3.0 * result.sigma2 / min(g[0, 0] for g in result.G.values()))
@@ -239,11 +239,11 @@ def test_lme4(name):
     for kind in ("reml", "ml"):
         result = flc.lmm(formula, data).fit(reml=kind == "reml")
         fitted = np.asarray(expected[kind]["fitted"])
-        close(result.predict(level="subject")[: len(fitted)], fitted, 1e-7)
-        close(result.predict(data, level="subject")[: len(fitted)], fitted, 1e-7)
+        close(result.predict(effects="all")[: len(fitted)], fitted, 1e-7)
+        close(result.predict(data, effects="all")[: len(fitted)], fitted, 1e-7)
         # the effects of one factor
         for f, b in zip(result.model.factors, result._effects_by_factor, strict=True):
-            one = result.predict(data, level=f.grouping.name) - result.predict(data)
+            one = result.predict(data, effects=f.grouping.name) - result.predict(data)
             close(one, b[f.grouping.index, 0])
 
 
@@ -260,16 +260,16 @@ def pastes():
 def test_only_the_columns_of_the_factors_asked_for_are_needed(pastes):
     data, result = pastes
     assert [f.grouping.name for f in result.model.factors] == ["batch:cask", "batch"]
-    whole = result.predict(data, level="batch")
-    close(result.predict(data[["x", "batch"]], level="batch"), whole)
+    whole = result.predict(data, effects="batch")
+    close(result.predict(data[["x", "batch"]], effects="batch"), whole)
     close(result.predict(data[["x"]]), result.predict(data))
     with pytest.raises(LMMError, match="no column 'cask'"):
-        result.predict(data[["x", "batch"]], level="subject")
+        result.predict(data[["x", "batch"]], effects="all")
     # the random design of a table is in the order of the model, not of the formula
     b = result.random_effects["batch"].set_index("batch").loc[data["batch"]].to_numpy()
     close(whole - result.predict(data), b[:, 0] + b[:, 1] * data["x"])
-    close(result.predict(data, level="subject"), result.fittedvalues)
-    found = result.predict(data, level="subject", interval="prediction")
+    close(result.predict(data, effects="all"), result.fittedvalues)
+    found = result.predict(data, effects="all", interval="prediction")
     close(found["mean"], result.fittedvalues)
     assert list(found.columns) == ["mean", "std_error", "df", "conf_low", "conf_high"]
 
@@ -279,46 +279,46 @@ def test_an_unseen_level_keeps_the_effects_of_the_others(pastes):
     new = data.head(4).copy()
     new["cask"] = ["z", "z", "a", "a"]
     with pytest.raises(LMMError, match=r"levels of batch:cask that the model has not seen: 'A:z'"):
-        result.predict(new, level="subject")
-    found = result.predict(new, level="subject", new_levels="population")
-    close(found[:2], result.predict(new, level="batch")[:2])
-    close(found[2:], result.predict(new, level="subject", new_levels="population")[2:])
-    close(result.predict(new, level="batch"), result.predict(data, level="batch")[:4])
+        result.predict(new, effects="all")
+    found = result.predict(new, effects="all", new_levels="population")
+    close(found[:2], result.predict(new, effects="batch")[:2])
+    close(found[2:], result.predict(new, effects="all", new_levels="population")[2:])
+    close(result.predict(new, effects="batch"), result.predict(data, effects="batch")[:4])
 
 
 def test_one_factor_by_name():
     data = flc.datasets.load("sleepstudy")
     result = flc.lmm("Reaction ~ Days + (Days | Subject)", data).fit()
-    for level in ("Subject", ["Subject"]):
-        close(result.predict(data, level=level), result.predict(data, level="subject"), 0.0)
-    close(result.predict(data, level=[]), result.predict(data), 0.0)
+    for effects in ("Subject", ["Subject"]):
+        close(result.predict(data, effects=effects), result.predict(data, effects="all"), 0.0)
+    close(result.predict(data, effects=[]), result.predict(data), 0.0)
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"level": "plates"}, r"level='plates' is unknown.*'subject'.*'a', 'b'"),
-        ({"level": ["a", "c"]}, r"level=\['a', 'c'\] is unknown"),
-        ({"level": 3}, r"level=3 is unknown"),
-        ({"level": "subject", "drop": "groups"}, r"data has no 'groups'"),
-        ({"level": "subject", "groups": np.zeros(4, dtype=int)}, r"data\['groups'\] must be a mapping.*'a': labels"),
-        ({"level": "b", "groups": {"a": np.zeros(4, dtype=int)}}, r"data\['groups'\] has no 'b'"),
-        ({"level": "subject", "Z": np.ones((4, 2))}, r"data\['Z'\] must have 3 columns"),
-        ({"level": "a", "Z": {"b": np.ones((4, 1))}}, r"data has no Z of 'a'"),
-        ({"level": "a", "Z": {"a": np.ones((4, 3))}}, r"data\['Z'\]\['a'\] must have 2 columns"),
-        ({"level": "a", "groups": {"a": np.zeros(3, dtype=int)}}, r"data\['groups'\]\['a'\] has 3 rows.*has 4"),
-        ({"level": "a", "Z": {"a": np.full((4, 2), np.nan)}}, r"data\['Z'\]\['a'\] has values that are not finite"),
-        ({"level": "a", "drop": "X"}, r"data has no 'X'"),
+        ({"effects": "plates"}, r"effects='plates' is unknown.*'all'.*'a', 'b'"),
+        ({"effects": ["a", "c"]}, r"effects=\['a', 'c'\] is unknown"),
+        ({"effects": 3}, r"effects=3 is unknown"),
+        ({"effects": "all", "drop": "groups"}, r"data has no 'groups'"),
+        ({"effects": "all", "groups": np.zeros(4, dtype=int)}, r"data\['groups'\] must be a mapping.*'a': labels"),
+        ({"effects": "b", "groups": {"a": np.zeros(4, dtype=int)}}, r"data\['groups'\] has no 'b'"),
+        ({"effects": "all", "Z": np.ones((4, 2))}, r"data\['Z'\] must have 3 columns"),
+        ({"effects": "a", "Z": {"b": np.ones((4, 1))}}, r"data has no Z of 'a'"),
+        ({"effects": "a", "Z": {"a": np.ones((4, 3))}}, r"data\['Z'\]\['a'\] must have 2 columns"),
+        ({"effects": "a", "groups": {"a": np.zeros(3, dtype=int)}}, r"data\['groups'\]\['a'\] has 3 rows.*has 4"),
+        ({"effects": "a", "Z": {"a": np.full((4, 2), np.nan)}}, r"data\['Z'\]\['a'\] has values that are not finite"),
+        ({"effects": "a", "drop": "X"}, r"data has no 'X'"),
     ],
 )
 def test_errors(rng, options, message):
     study = Study(rng, "crossed")
     result = study.model(np.arange(150)).fit()
     new = study.part(np.arange(4))
-    level = options.pop("level")
+    effects = options.pop("effects")
     new.pop(options.pop("drop", None), None)
     with pytest.raises(LMMError, match=message):
-        result.predict(new | options, level=level)
+        result.predict(new | options, effects=effects)
 
 
 def test_an_intercept_needs_no_Z(rng):
@@ -328,9 +328,9 @@ def test_an_intercept_needs_no_Z(rng):
     ).fit()
     new = study.part(np.arange(150))
     del new["Z"]
-    close(result.predict(new, level="subject"), result.fittedvalues)
+    close(result.predict(new, effects="all"), result.fittedvalues)
     del new["groups"]["a"]
-    close(result.predict(new, level="b", interval="prediction")["mean"], result.predict(level="b"))
+    close(result.predict(new, effects="b", interval="prediction")["mean"], result.predict(effects="b"))
 
 
 def test_observed_rows_need_all_groups_and_the_offset(rng):
@@ -339,10 +339,10 @@ def test_observed_rows_need_all_groups_and_the_offset(rng):
     extra = study.part(np.arange(130, 140))
     without = {key: value for key, value in extra.items() if key != "offset"}
     with pytest.raises(LMMError, match="offset"):
-        result.predict(extra, level="a", observed=without, new_levels="population", offset=0.0)
+        result.predict(extra, effects="a", observed=without, new_levels="population", offset=0.0)
     del extra["groups"]["b"]
     with pytest.raises(LMMError, match=r"observed\['groups'\] has no 'b'"):
-        result.predict(extra, level="a", observed=extra, new_levels="population", offset=0.0)
+        result.predict(extra, effects="a", observed=extra, new_levels="population", offset=0.0)
 
 
 # ---- residuals and covariances of rows -----------------------------------------------------------------------------

@@ -180,12 +180,12 @@ def test_prediction_of_the_data(case):
         pytest.skip("prediction from a frame needs a formula")
     pd = pytest.importorskip("pandas")
     frame = pd.DataFrame(ref.columns)
-    inside = oracle.values(result.predict(frame, level="subject"))
+    inside = oracle.values(result.predict(frame, effects="all"))
     close(inside, oracle.values(result.fittedvalues), 1e-10, block.sigma)
-    population = oracle.values(result.predict(frame, level="population"))
+    population = oracle.values(result.predict(frame, effects="population"))
     close(population, ref.X @ in_reference_order(ref, path, result.params), 1e-10, block.sigma)
     # rows on their own are predicted as they are among the others: factor levels come from the fit
-    few = oracle.values(result.predict(frame.iloc[[3]].reset_index(drop=True), level="subject"))
+    few = oracle.values(result.predict(frame.iloc[[3]].reset_index(drop=True), effects="all"))
     close(few, inside[[3]], 1e-10, block.sigma)
 
 

@@ -166,7 +166,7 @@ def test_conditional_covariances_keep_their_digits(rng, ratio):
     np.testing.assert_allclose(result.random_effects_covariance[:, 0, 0], conditional, rtol=1e-9)
     # and the error of the mean of a subject: what shrinkage leaves of the error of the grand mean is added
     left = s2 / (s2 + k * tau2)
-    found = result.predict({"X": np.ones((1, 1)), "groups": [3]}, level="subject", interval="confidence")
+    found = result.predict({"X": np.ones((1, 1)), "groups": [3]}, effects="all", interval="confidence")
     assert found["std_error"][0] == pytest.approx(np.sqrt(conditional + (left * result.bse[0]) ** 2), rel=1e-9)
 
 
@@ -196,7 +196,7 @@ def test_no_fixed_effects_at_all(rng, reml):
         shrink = k * tau2 / (within + k * tau2)
         closed(r.fittedvalues, np.repeat(shrink * means, k), 1e-8)
         closed(r.random_effects_covariance[:, 0, 0], np.full(m, (1.0 - shrink) * tau2), 1e-8)
-        se = r.predict(level="subject", interval="confidence")["std_error"]
+        se = r.predict(effects="all", interval="confidence")["std_error"]
         closed(se, np.full(nu, np.sqrt((1.0 - shrink) * tau2)), 1e-8)
         assert r.r2()["marginal"] == 0.0
         assert np.all(np.isfinite(r.residuals("whitened")))

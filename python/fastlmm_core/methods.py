@@ -395,11 +395,11 @@ class Methods(Simulating):
     def predict(
         self,
         data: Any = None,
-        level: str | Sequence[str] = "population",
+        effects: str | Sequence[str] = "population",
         new_levels: Literal["error", "population"] = "error",
         interval: Literal["confidence", "prediction"] | None = None,
         *,
-        coverage: float = 0.95,
+        level: float = 0.95,
         observed: Any = None,
         offset: Any = None,
         weights: Any = None,
@@ -413,14 +413,14 @@ class Methods(Simulating):
         data : frame, or mapping with "X" and (for subjects) "Z" and "groups", optional
             New rows: a table for a model from a formula, arrays for a model from arrays (with several grouping factors
             "Z" and "groups" are mappings by factor).  By default the rows used.
-        level : {"population", "subject"}, or name of a grouping factor or several
+        effects : {"population", "all"}, or name of a grouping factor or several
             X beta, or X beta + Z b with the BLUPs b of the row's groups: of all factors, or of those named.
         new_levels : {"error", "population"}
             What to do with groups that are not in the data: refuse, or use b = 0.
         interval : {"confidence", "prediction"}, optional
             Also give limits: for the mean, or for a new observation.  Uncertainty in beta and b is included (Henderson
             1975, Biometrics 31, 423-447), that in the variance parameters by the degrees of freedom.
-        coverage : float
+        level : float
             Of the intervals.
         observed : frame, or mapping with "y", "X", "Z" and "groups", optional
             A few observations of subjects that are not in the data: their BLUPs follow from the fitted parameters.
@@ -451,7 +451,7 @@ class Methods(Simulating):
         from .prediction.predict import prediction
 
         return prediction(
-            _fit(self), data, level, new_levels, interval, coverage, observed, offset, weights, ddf, information
+            _fit(self), data, effects, new_levels, interval, level, observed, offset, weights, ddf, information
         )
 
     def bootstrap(

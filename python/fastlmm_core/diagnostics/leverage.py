@@ -204,7 +204,7 @@ def _errors_of_refits(result: LMMResult, conditional: bool) -> Array:
     from ..prediction.predict import predicted
 
     model = result.model
-    level = "subject" if conditional else "population"
+    effects = "all" if conditional else "population"
 
     def error(i: int, fit: LMMResult) -> float:
         row = slice(i, i + 1)
@@ -212,7 +212,7 @@ def _errors_of_refits(result: LMMResult, conditional: bool) -> Array:
         data["groups"] = {f.grouping.name: f.grouping.labels[f.grouping.index[row]] for f in model.factors}
         offset = None if model.offset is None else model.offset[row]
         weights = None if model.weights is None else model.weights[row]
-        found = predicted(fit, data, level, "population", "prediction", None, offset, weights)
+        found = predicted(fit, data, effects, "population", "prediction", None, offset, weights)
         assert found.std_error is not None
         return float((model.endog[i] - found.mean[0]) / found.std_error[0])
 

@@ -53,29 +53,29 @@ class NewRows:
         return labels, index
 
 
-def chosen_factors(model: LinearMixedModel, level: Any) -> tuple[str, ...]:
-    """Names of the grouping factors whose effects `level` asks for, in the model's order.
+def chosen_factors(model: LinearMixedModel, effects: Any) -> tuple[str, ...]:
+    """Names of the grouping factors that `effects` asks for, in the model's order.
 
     Raises
     ------
     LMMError
-        For anything but "population", "subject", the name of a factor or a sequence of names.
+        For anything but "population", "all", the name of a factor or a sequence of names.
     """
     names = tuple(f.grouping.name for f in model.factors)
-    if isinstance(level, str):
-        if level == "population":
+    if isinstance(effects, str):
+        if effects == "population":
             return ()
-        if level == "subject":
+        if effects == "all":
             return names
-        wanted: Collection[Any] = (level,)
-    elif isinstance(level, Collection):
-        wanted = level
+        wanted: Collection[Any] = (effects,)
+    elif isinstance(effects, Collection):
+        wanted = effects
     else:
-        wanted = (level,)
+        wanted = (effects,)
     unknown = [name for name in wanted if name not in names]
     if unknown:
         raise LMMError(
-            f"level={level!r} is unknown: use 'population' or 'subject', or the name of a grouping factor or a list of "
+            f"effects={effects!r} is unknown: use 'population', 'all', or the name of a grouping factor or a list of "
             f"names, of {', '.join(map(repr, names))}"
         )
     return tuple(name for name in names if name in wanted)

@@ -141,15 +141,15 @@ def _observed_cross(result: LMMResult, rows: NewRows) -> tuple[dict[Any, int], A
 
 
 def prediction(
-    result: LMMResult, data: Any, level: Any, new_levels: str, interval: str | None, coverage: float, observed: Any,
+    result: LMMResult, data: Any, effects: Any, new_levels: str, interval: str | None, level: float, observed: Any,
     offset: Any, weights: Any, ddf: str, information: str,
 ) -> Any:  # fmt: skip
     """See `LMMResult.predict`."""
-    check_share(coverage, "coverage")
-    found = predicted(result, data, level, new_levels, interval, observed, offset, weights, ddf, information)
+    check_share(level, "level")
+    found = predicted(result, data, effects, new_levels, interval, observed, offset, weights, ddf, information)
     if found.std_error is None:
         return found.mean
-    half = quantile(0.5 + 0.5 * coverage, found.df) * found.std_error
+    half = quantile(0.5 + 0.5 * level, found.df) * found.std_error
     return result.model.table(
         {
             "mean": found.mean,
@@ -162,19 +162,19 @@ def prediction(
 
 
 def predicted(
-    result: LMMResult, data: Any, level: Any, new_levels: str, interval: str | None, observed: Any = None,
+    result: LMMResult, data: Any, effects: Any, new_levels: str, interval: str | None, observed: Any = None,
     offset: Any = None, weights: Any = None, ddf: str = "normal", information: str = "expected",
 ) -> Predicted:  # fmt: skip
     """Means, and where `interval` is given standard errors and degrees of freedom; see `LMMResult.predict`."""
     model, problem = result.model, result.model.problem
-    chosen = chosen_factors(model, level)
+    chosen = chosen_factors(model, effects)
     if new_levels not in ("error", "population"):
         raise LMMError(f"new_levels={new_levels!r} is unknown: use 'error' or 'population'")
     if interval not in (None, "confidence", "prediction"):
         raise LMMError(f"interval={interval!r} is unknown: use 'confidence', 'prediction' or None")
     check_options(ddf, information)
     if interval is not None and chosen and ddf == "kenward-roger":
-        raise LMMError("ddf='kenward-roger' is for level='population': use ddf='satterthwaite' for subjects")
+        raise LMMError("ddf='kenward-roger' is for effects='population': use ddf='satterthwaite' for those of groups")
     every = tuple(f.grouping.name for f in model.factors)
     rows = read_rows(model, data, "data", every if interval == "prediction" else chosen, chosen)
     given_offset = rows.offset if offset is None else row_values(offset, "offset", len(rows.X))
