@@ -1,6 +1,97 @@
 # The dense cores of the tail's components (see elimination.pxi): factorisation, triangular solutions, inverses.
 #
 # Matrices are row by row; of symmetric ones only the lower triangle counts, which is LAPACK's upper one.
+#
+# A core of 9,000 columns takes LAPACK half a minute, during which no signal is served: large ones are worked on in
+# panels, each a part of a second, and signals are asked for between them.  What an interrupt raises stays set while
+# the functions return that they have not finished; whoever takes the GIL back raises it (Objective.require_).
+
+cdef Py_ssize_t LARGE = 3000
+"""Columns from which a core is worked on in panels."""
+
+cdef Py_ssize_t NARROW = 64, WIDEST = 1024
+cdef double PANEL_WORK = 1.2e10
+"""Bounds of the width of a panel, and multiplications between two questions for signals."""
+
+
+cdef extern from "Python.h":
+    int ask_for_signals "PyErr_CheckSignals"() noexcept
+
+
+cdef bint interrupted() noexcept nogil:
+    """Whether a signal has raised an exception, which stays set."""
+    with gil:
+        return ask_for_signals() != 0
+
+
+cdef Py_ssize_t panel_width(Py_ssize_t n, Py_ssize_t m) noexcept nogil:
+    """Columns of a panel that meets an (n, m) matrix."""
+    return <Py_ssize_t> max(<double> NARROW, min(<double> WIDEST, PANEL_WORK / (<double> n * m)))
+
+
+cdef bint cholesky_by_panels(Py_ssize_t n, double* A) noexcept nogil:
+    """`cholesky` of a large matrix; False where a signal has raised an exception, too."""
+    cdef Py_ssize_t first = 0, step = panel_width(n, n)
+    cdef int size = <int> n, width, rest, info = 0
+    cdef double one = 1.0, minus = -1.0
+    cdef double* D
+    cdef char upper = b'U', left = b'L', trans = b'T', unit = b'N'
+    while first < n:
+        if interrupted():
+            return False
+        width = <int> min(step, n - first)
+        rest = <int> (n - first - width)
+        D = A + first * (n + 1)
+        dpotrf(&upper, &width, D, &size, &info)
+        if info != 0:
+            return False
+        if rest > 0:
+            dtrsm(&left, &upper, &trans, &unit, &width, &rest, &one, D, &size, D + width * n, &size)
+            dsyrk(&upper, &trans, &rest, &width, &minus, D + width * n, &size, &one, D + width * (n + 1), &size)
+        first += step
+    return True
+
+
+cdef bint inverse_by_panels(Py_ssize_t n, double* A) noexcept nogil:
+    """`inverse_of` for a large matrix: R^-1, then its product with itself; False where a signal has raised an exception."""
+    cdef Py_ssize_t first = 0, step = panel_width(n, n)
+    cdef int size = <int> n, width, before, rest, info = 0
+    cdef double one = 1.0, minus = -1.0
+    cdef double* D
+    cdef double* B
+    cdef char upper = b'U', left = b'L', right = b'R', trans = b'T', plain = b'N', unit = b'N'
+    while first < n:
+        if interrupted():
+            return False
+        width = <int> min(step, n - first)
+        before = <int> first
+        B = A + first * n
+        D = B + first
+        if before > 0:
+            dtrmm(&left, &upper, &plain, &unit, &before, &width, &one, A, &size, B, &size)
+            dtrsm(&right, &upper, &plain, &unit, &before, &width, &minus, D, &size, B, &size)
+        dtrtri(&upper, &unit, &width, D, &size, &info)
+        first += step
+    first = 0
+    while first < n:
+        if interrupted():
+            return False
+        width = <int> min(step, n - first)
+        before = <int> first
+        rest = <int> (n - first - width)
+        B = A + first * n
+        D = B + first
+        if before > 0:
+            dtrmm(&right, &upper, &trans, &unit, &before, &width, &one, D, &size, B, &size)
+        dlauum(&upper, &width, D, &size, &info)
+        if rest > 0:
+            if before > 0:
+                dgemm(&plain, &trans, &before, &width, &rest, &one, B + width * n, &size, D + width * n, &size, &one, B,
+                      &size)
+            dsyrk(&upper, &plain, &width, &rest, &one, D + width * n, &size, &one, D, &size)
+        first += step
+    return True
+
 
 cdef bint cholesky(Py_ssize_t n, double* A) noexcept nogil:
     """Lower triangle R with A = R R', in place; False where A is not positive definite."""
@@ -8,6 +99,8 @@ cdef bint cholesky(Py_ssize_t n, double* A) noexcept nogil:
     cdef int size = <int> n, info = 0
     cdef double t
     cdef char upper = b'U'
+    if n >= LARGE:
+        return cholesky_by_panels(n, A)
     if n > SMALL:
         dpotrf(&upper, &size, A, &size, &info)
         return info == 0
@@ -54,15 +147,17 @@ cdef void half_solve(Py_ssize_t n, Py_ssize_t c, double* R, double* B, bint back
                     B[r * c + j] -= t * B[i * c + j]
 
 
-cdef void inverse_of(Py_ssize_t n, double* A) noexcept nogil:
-    """A <- (R R')^-1 from R, lower triangle."""
+cdef bint inverse_of(Py_ssize_t n, double* A) noexcept nogil:
+    """A <- (R R')^-1 from R, lower triangle; False where a signal has raised an exception."""
     cdef Py_ssize_t i, j, r
     cdef int size = <int> n, info = 0
     cdef double t
     cdef char upper = b'U'
+    if n >= LARGE:
+        return inverse_by_panels(n, A)
     if n > SMALL:
         dpotri(&upper, &size, A, &size, &info)
-        return
+        return True
     for j in range(n):
         A[j * n + j] = 1.0 / A[j * n + j]
         for i in range(j + 1, n):
@@ -76,17 +171,24 @@ cdef void inverse_of(Py_ssize_t n, double* A) noexcept nogil:
             for r in range(i, n):
                 t += A[r * n + i] * A[r * n + j]
             A[i * n + j] = t
+    return True
 
 
-cdef void symmetric_product(Py_ssize_t n, Py_ssize_t c, double* A, double* B, double* out) noexcept nogil:
-    """out (n, c) = A B with the lower triangle of a symmetric A."""
-    cdef Py_ssize_t i, j, r
-    cdef int rows = <int> c, columns = <int> n
+cdef bint symmetric_product(Py_ssize_t n, Py_ssize_t c, double* A, double* B, double* out) noexcept nogil:
+    """out (n, c) = A B with the lower triangle of a symmetric A; False where a signal has raised an exception."""
+    cdef Py_ssize_t i, j, r, step = c if n < LARGE else panel_width(n, n)
+    cdef int rows, columns = <int> n, ld = <int> c
     cdef double t, one = 1.0, zero = 0.0
     cdef char right = b'R', upper = b'U'
     if n > SMALL:
-        dsymm(&right, &upper, &rows, &columns, &one, A, &columns, B, &rows, &zero, out, &rows)
-        return
+        j = 0
+        while j < c:
+            if c > step and interrupted():
+                return False
+            rows = <int> min(step, c - j)
+            dsymm(&right, &upper, &rows, &columns, &one, A, &columns, B + j, &ld, &zero, out + j, &ld)
+            j += step
+        return True
     for i in range(n * c):
         out[i] = 0.0
     for i in range(n):
@@ -97,6 +199,7 @@ cdef void symmetric_product(Py_ssize_t n, Py_ssize_t c, double* A, double* B, do
             if r < i:
                 for j in range(c):
                     out[r * c + j] += t * B[i * c + j]
+    return True
 
 
 cdef void mirror(Py_ssize_t n, double* A) noexcept nogil:

@@ -17,15 +17,19 @@ from libc.math cimport M_PI, NAN, fabs, isfinite, log, sqrt
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy, memset
 
-from scipy.linalg.cython_blas cimport dgemm, dsymm, dtrsm
-from scipy.linalg.cython_lapack cimport dpotrf, dpotri
+from cpython.exc cimport PyErr_Occurred
+from scipy.linalg.cython_blas cimport dgemm, dsymm, dsyrk, dtrmm, dtrsm
+from scipy.linalg.cython_lapack cimport dlauum, dpotrf, dpotri, dtrtri
 
 import numpy as np
 
 from fastlmm_core.kernels._matrices cimport jacobi
-from fastlmm_core.kernels._newton cimport Objective
+from fastlmm_core.kernels._newton cimport Objective, failed, reraise
 
 from fastlmm_core.kernels._levels import sort_rows
+
+cdef extern from "Python.h":
+    void* set_no_memory "PyErr_NoMemory"() noexcept     # NULL
 
 include "elimination.pxi"
 include "dense.pxi"
@@ -408,19 +412,19 @@ cdef class BlockedEngine(Objective):
         if done < 0:
             self.n_evaluations += 1
             if not self.value_at(x):
-                return -1
+                return failed()
             memcpy(self.last, x, self.n_par * sizeof(double))
             self.last_reml = self.reml
         if done < 1 and order >= 1:
             if not self.gradient_at():
-                return -1
+                return failed()
         if order >= 2:
             self.last_order = 1
             if self.average_:
                 self.average_information()
             else:
                 if not self.exact_information():
-                    return -1
+                    return failed()
             self.last_average = self.average_
             self.chain_hessian()
         self.last_order = order if order > done else done
@@ -502,7 +506,7 @@ cdef class BlockedEngine(Objective):
             for t in range(self.e.n_tails):
                 if self.e.tail[t].exact:
                     self.e.work = <double*> calloc(max(self.e.n_dense, 1), sizeof(double))
-                    return self.e.work != NULL
+                    return self.e.work != NULL or out_of_memory()
         return True
 
     cdef bint gradient_at(self) noexcept nogil:
@@ -513,7 +517,8 @@ cdef class BlockedEngine(Objective):
             return False
         backward(e, k, self.V, self.U)
         memset(self.sum_n, 0, q * q * sizeof(double))
-        covariances(e, self.sum_n, q, NULL, NULL)
+        if not covariances(e, self.sum_n, q, NULL, NULL):
+            return False
         # w: 2 M = w w', M = (nu / r^2) b b' [+ K]
         for j in range(p):
             self.inverse[j * k + j] = 1.0 / self.chol[j * k + j]
@@ -655,7 +660,11 @@ cdef class BlockedEngine(Objective):
             self.normal = <double*> calloc(size * size, sizeof(double))
             self.spare = <double*> calloc(i, sizeof(double))
             if self.normal == NULL or self.spare == NULL:
-                return False
+                free(self.normal)
+                free(self.spare)
+                self.normal = NULL
+                self.spare = NULL
+                return out_of_memory()
         if e.n_stages == 1 and e.n_comps == 1 and e.sparse.n == 0:
             normal_of_one(e, self.normal, self.spare, self.spare + e.tail_slot * n_tail)
             return True
@@ -926,8 +935,11 @@ cdef class BlockedEngine(Objective):
         other = np.zeros((self.n_slots, q))
         sums = np.zeros((q, q))
         cdef double[:, ::1] N = other, post = out, total = sums
+        cdef bint done
         with nogil:
-            covariances(&self.e, &total[0, 0], q, &N[0, 0], &post[0, 0])
+            done = covariances(&self.e, &total[0, 0], q, &N[0, 0], &post[0, 0])
+        if not done:
+            reraise()
         return other if precision else out
 
     def state(self):
@@ -971,10 +983,18 @@ cdef class BlockedEngine(Objective):
             valid = isfinite(eliminate(e)) and factor_tail(e, &logdet) and self.need_work()
             if valid:
                 memset(self.sum_n, 0, q * q * sizeof(double))
-                covariances(e, self.sum_n, q, NULL, NULL)
+                valid = covariances(e, self.sum_n, q, NULL, NULL)
+        if PyErr_Occurred() != NULL:
+            reraise()
         if not valid:
-            raise MemoryError("no second derivatives: the tail of the elimination could not be factored")
+            raise FloatingPointError("no second derivatives: the tail of the elimination could not be factored")
         return self.copied(self.sum_n, q, q)
+
+
+cdef bint out_of_memory() noexcept nogil:
+    """Set MemoryError; False."""
+    with gil:
+        return set_no_memory() != NULL
 
 
 def blocks_of(rows, columns, q):

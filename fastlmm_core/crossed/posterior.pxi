@@ -1,7 +1,9 @@
 # Posterior covariances and the blocks of N = Z'V^-1 Z on the diagonal, coarsest levels first (see elimination.pxi).
 
-cdef void covariances_of_tail(Elimination* e, double* sums, Py_ssize_t total, double* each) noexcept nogil:
+cdef bint covariances_of_tail(Elimination* e, double* sums, Py_ssize_t total, double* each) noexcept nogil:
     """cov = L S^-1 L' of the cores (full matrices unless all q = 1); adds sum N_bb of each factor to sums (total, total).
+
+    Returns False where a signal has raised an exception.
 
     each : NULL, or (n_slots, total) array whose rows take N_bb, left-justified.
     """
@@ -19,7 +21,8 @@ cdef void covariances_of_tail(Elimination* e, double* sums, Py_ssize_t total, do
         exact = exact or e.tail[t].exact
         scalar = scalar and e.tail[t].q == 1
     for c in range(e.n_comps):
-        inverse_of(e.core_size[c], e.cov + e.comp_start[c])
+        if not inverse_of(e.core_size[c], e.cov + e.comp_start[c]):
+            return False
     # N = T (I - S^-1) T' where L is not nearly singular
     for t in range(e.n_tails):
         g = &e.tail[t]
@@ -59,13 +62,14 @@ cdef void covariances_of_tail(Elimination* e, double* sums, Py_ssize_t total, do
             mirror(e.core_size[c], e.cov + e.comp_start[c])
         sandwich_tail(e, e.cov, False)
     if not exact:
-        return
+        return True
     # N = K - K cov K where it is: the rows and columns of the projector
     for c in range(e.n_comps):
         n = e.core_size[c]
         K = e.K + e.comp_start[c]
         mirror(n, K)
-        symmetric_product(n, n, e.cov + e.comp_start[c], K, e.work + e.comp_start[c])
+        if not symmetric_product(n, n, e.cov + e.comp_start[c], K, e.work + e.comp_start[c]):
+            return False
     for t in range(e.n_tails):
         g = &e.tail[t]
         q = g.q
@@ -97,6 +101,7 @@ cdef void covariances_of_tail(Elimination* e, double* sums, Py_ssize_t total, do
                     sums[(g.column + i) * total + g.column + j] += v
                     if each != NULL:
                         each[(e.tail_slot + e.comp_slot[c] + g.slot[a] + i) * total + j] += v
+    return True
 
 
 cdef void add_symmetric(Py_ssize_t w, Py_ssize_t q, double* A, double* B, double* out) noexcept nogil:
@@ -318,8 +323,10 @@ cdef void covariances_of_chain(Elimination* e, double* sums, Py_ssize_t total, d
                         post[(at + i) * total + j] = own[i * q + j]
 
 
-cdef void covariances(Elimination* e, double* sums, Py_ssize_t total, double* each, double* post) noexcept nogil:
+cdef bint covariances(Elimination* e, double* sums, Py_ssize_t total, double* each, double* post) noexcept nogil:
     """Posterior covariances of all levels; adds sum N_aa of each factor to sums (total, total).
+
+    Returns False where a signal has raised an exception.
 
     each, post : NULL, or (n_slots, total) arrays whose rows take N_aa and the posterior covariance of each level.
     """
@@ -333,11 +340,12 @@ cdef void covariances(Elimination* e, double* sums, Py_ssize_t total, double* ea
             memset(f.quad, 0, f.m * f.q * f.q * sizeof(double))
         if f.reach != NULL:
             memset(f.reach, 0, f.q * f.start[f.m] * sizeof(double))
-    covariances_of_tail(e, sums, total, each)
+    if not covariances_of_tail(e, sums, total, each):
+        return False
     covariances_of_sparse(e, sums, total, each, post)
     covariances_of_chain(e, sums, total, each, post)
     if post == NULL:
-        return
+        return True
     for t in range(e.n_tails):
         g = &e.tail[t]
         for a in range(g.m):
@@ -350,3 +358,4 @@ cdef void covariances(Elimination* e, double* sums, Py_ssize_t total, double* ea
             for i in range(g.q):
                 for j in range(g.q):
                     post[(at + i) * total + j] = Q[i * n + j] if i >= j else Q[j * n + i]
+    return True

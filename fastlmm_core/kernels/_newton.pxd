@@ -1,3 +1,9 @@
+cdef enum:
+    RAISED = -2             # status of an evaluation that ended with an exception set: an interrupt, no memory
+
+cdef int failed() noexcept nogil
+cdef int reraise() except -1
+
 cdef class Objective:
     # A function of n_par free parameters that is evaluated without the GIL.
     cdef readonly Py_ssize_t n_par

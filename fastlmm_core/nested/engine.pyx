@@ -4,10 +4,12 @@ from libc.math cimport isfinite
 from libc.stdint cimport uintptr_t
 from libc.string cimport memset
 
+from cpython.exc cimport PyErr_SetObject
+
 import numpy as np
 
 from fastlmm_core.kernels._criterion cimport kernels
-from fastlmm_core.kernels._newton cimport Objective
+from fastlmm_core.kernels._newton cimport Objective, RAISED
 from fastlmm_core.lanes.kernels cimport ChainStage, Shape, make_shape
 
 cdef enum:
@@ -245,4 +247,7 @@ cdef class ChainEngine(Objective):
                         self.hess_[i] = hessian[i // n, i % n]
             except (FloatingPointError, np.linalg.LinAlgError):
                 return -1
+            except BaseException as error:
+                PyErr_SetObject(type(error), error)
+                return RAISED
         return 0

@@ -16,7 +16,7 @@ from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy, memset
 from libc.time cimport time, time_t
 
-from cpython.exc cimport PyErr_CheckSignals
+from cpython.exc cimport PyErr_CheckSignals, PyErr_Occurred
 
 import numpy as np
 
@@ -26,11 +26,25 @@ cdef Py_ssize_t SWEEPS_UP_TO = 16
 """Parameters up to which Jacobi's sweeps are faster than a tridiagonal form."""
 
 
+cdef int failed() noexcept nogil:
+    """Status of an evaluation that was not finished: RAISED where an exception is set, -1 where x is outside the domain."""
+    with gil:
+        return RAISED if PyErr_Occurred() != NULL else -1
+
+
+cdef int reraise() except -1:
+    """Raise the exception that an evaluation left set."""
+    return -1
+
+
 cdef class Objective:
     """A function of n_par parameters with value, gradient and Hessian."""
 
     cdef int evaluate_(self, const double* x, int order) noexcept nogil:
-        """Fill value_, and grad_ (order >= 1), hess_ (order >= 2); return 0, or -1 where x is outside the domain."""
+        """Fill value_, and grad_ (order >= 1), hess_ (order >= 2).
+
+        Returns 0, -1 where x is outside the domain, or RAISED.
+        """
         return -1
 
     @property
@@ -77,6 +91,8 @@ cdef class Objective:
             raise ValueError(f"theta has {x.shape[0]} elements, the model has {n}")
         with nogil:
             status = self.evaluate_(&x[0], order)
+        if status == RAISED:
+            reraise()
         if status != 0:
             return (np.inf, np.zeros(n) if order >= 1 else None, np.eye(n) if order >= 2 else None)
         return (
@@ -427,7 +443,7 @@ def minimize_newton(Objective f, const double[::1] start, double tolerance=1e-8,
     cdef double* gradient = trial + n
     cdef double* hessian = gradient + n
     cdef double* correction = NULL
-    cdef int status
+    cdef int status = 0
     cdef time_t asked = time(NULL)
     if f.approximate:
         correction = hessian + n * n
@@ -435,7 +451,8 @@ def minimize_newton(Objective f, const double[::1] start, double tolerance=1e-8,
     # other threads run while this one minimises; about once a second it asks whether the user has lost patience
     try:
         with nogil:
-            defined = f.evaluate_(&x[0], 2) == 0
+            status = f.evaluate_(&x[0], 2)
+            defined = status == 0
             if defined:
                 value = f.value_
                 if correction != NULL:
@@ -472,6 +489,8 @@ def minimize_newton(Objective f, const double[::1] start, double tolerance=1e-8,
                 if f.staged and status == 0 and (accept or (fabs(change) <= noise and gain <= noise)):
                     status = f.evaluate_(trial, 2)
                     accept = accept and status == 0
+                if status == RAISED:
+                    break
                 if status == 0 and not accept and fabs(change) <= noise and gain <= noise:
                     # below the rounding error of the value only the gradient can judge
                     best_decrement = decrement
@@ -516,8 +535,8 @@ def minimize_newton(Objective f, const double[::1] start, double tolerance=1e-8,
                     if stop or radius <= 1e-14 * (1.0 + largest):
                         finished = True
                         break
-            if defined:
-                f.evaluate_(&x[0], 2)
+            if defined and status != RAISED:
+                status = f.evaluate_(&x[0], 2)
                 decrement = spectrum(f, NULL, work, Q, w, c)
             largest = 0.0
             smallest = INFINITY
@@ -526,6 +545,8 @@ def minimize_newton(Objective f, const double[::1] start, double tolerance=1e-8,
                 smallest = min(smallest, w[i])
     finally:
         free(work)
+    if status == RAISED:
+        reraise()
     if not defined:
         raise FloatingPointError("the criterion is not finite at the start")
     return (

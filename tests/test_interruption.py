@@ -1,0 +1,134 @@
+"""Signals during an evaluation: they end it, and what was being evaluated can be evaluated again."""
+
+from __future__ import annotations
+
+import signal
+from contextlib import contextmanager
+
+import numpy as np
+import pytest
+from scipy.sparse import coo_array
+
+import fastlmm_core as flc
+from fastlmm_core import kernels
+
+CORE = 3050
+"""Columns of a core that is factored in panels."""
+
+
+class Stop(Exception):
+    """Raised by the handler of a signal."""
+
+
+@contextmanager
+def alarm(seconds):
+    """A signal after so many seconds, whose handler raises Stop."""
+
+    def stop(*_):
+        raise Stop
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0.0)
+        signal.signal(signal.SIGALRM, before)
+
+
+@pytest.fixture(scope="module")
+def crossed():
+    """A model of two crossed factors whose core is dense and large, and its y, X, A and B."""
+    rng = np.random.default_rng(1)
+    n, m = 30_000, CORE + 50
+    a, b = rng.integers(0, m, n), rng.integers(0, CORE, n)
+    X = np.column_stack([np.ones(n), rng.standard_normal(n)])
+    y = X @ [1.0, 2.0] + rng.standard_normal(m)[a] + rng.standard_normal(CORE)[b] + rng.standard_normal(n)
+    model = flc.LinearMixedModel(y, X, terms=[flc.RandomTerm(None, a, "a"), flc.RandomTerm(None, b, "b")])
+    rows = np.arange(n)
+    A, B = (coo_array((np.ones(n), (rows, codes))).tocsr() for codes in (a, b))
+    return model, y, X, A, B
+
+
+def schur(A, B, theta):
+    """K = B'(I - A D A')B and the diagonal of D = theta_a^2 (I + theta_a^2 A'A)^-1."""
+    D = theta[0] ** 2 / (1.0 + theta[0] ** 2 * A.sum(axis=0))
+    BA = (B.T @ A).tocsr()
+    return np.diag(B.sum(axis=0)) - (BA.multiply(D) @ BA.T).toarray(), D
+
+
+def reml(y, X, A, B, theta):
+    """The REML criterion, by the levels of b that are left after those of a."""
+    K, D = schur(A, B, theta)
+    S = np.eye(len(K)) + theta[1] ** 2 * K
+    W = np.column_stack([X, y])
+    AW = A.T @ W
+    half = B.T @ W - B.T @ (A @ (D[:, None] * AW))
+    H = W.T @ W - AW.T @ (D[:, None] * AW) - theta[1] ** 2 * half.T @ np.linalg.solve(S, half)
+    n, p = X.shape
+    r2 = H[p, p] - H[p, :p] @ np.linalg.solve(H[:p, :p], H[p, :p])
+    logdet = np.log1p(theta[0] ** 2 * A.sum(axis=0)).sum() + np.linalg.slogdet(S)[1] + np.linalg.slogdet(H[:p, :p])[1]
+    return logdet + (n - p) * (1.0 + np.log(2.0 * np.pi * r2 / (n - p)))
+
+
+def test_a_large_core_in_panels(crossed):
+    model, y, X, A, B = crossed
+    theta = np.array([0.9, 1.2])
+    found = model.evaluate(theta, order=1)
+    # sums of some 1e5 terms of the order of one
+    assert found.value == pytest.approx(reml(y, X, A, B, theta), rel=1e-11)
+    step = np.array([0.0, 1e-4])
+    difference = model.evaluate(theta + step).value - model.evaluate(theta - step).value
+    # the third derivative times h^2 / 6, and rounding errors of the value over h
+    assert found.gradient[1] == pytest.approx(difference / 2e-4, rel=1e-6)
+
+
+def test_a_large_core_without_effects(crossed):
+    model, _, _, A, B = crossed
+    criterion = model.problem.criterion()
+    criterion.evaluate(np.array([0.9, 0.0]), 1)
+    K = schur(A, B, [0.9, 0.0])[0]
+    # the direction of b is that on which the criterion does not depend at zero
+    assert criterion.precision()[1, 1] == pytest.approx(np.trace(K), rel=1e-12)
+
+
+@pytest.mark.parametrize("theta", [[0.9, 1.2], [0.9, 0.0]], ids=["inside", "boundary"])
+def test_a_signal_ends_an_evaluation(crossed, theta):
+    criterion = crossed[0].problem.criterion()
+    theta = np.array(theta)
+    with pytest.raises(Stop), alarm(0.02):
+        criterion.evaluate(theta, 1)
+    # not served when the evaluation was over
+    with pytest.raises(ValueError, match="order=1"):
+        criterion.scores()
+    again = criterion.evaluate(theta, 1)
+    fresh = crossed[0].problem.criterion().evaluate(theta, 1)
+    assert again[0] == fresh[0]
+    np.testing.assert_array_equal(again[1], fresh[1])
+
+
+def test_a_signal_ends_a_fit(crossed):
+    model = crossed[0]
+    with pytest.raises(Stop), alarm(0.3):
+        model.fit()
+
+
+def test_an_error_in_an_evaluation_is_that_of_the_search(monkeypatch):
+    # the criterion of nested factors is partly Python
+    rng = np.random.default_rng(1)
+    a = np.repeat(np.arange(300), 10)
+    b = np.repeat(np.arange(1500), 2)
+    y = rng.standard_normal(300)[a] + rng.standard_normal(1500)[b] + rng.standard_normal(3000)
+    model = flc.LinearMixedModel(y, terms=[flc.RandomTerm(None, a, "a"), flc.RandomTerm(None, b, "b")])
+    criterion = model.problem.criterion()
+
+    def stop(*_):
+        raise Stop
+
+    with monkeypatch.context() as patch:
+        patch.setattr(type(criterion), "at", stop)
+        with pytest.raises(Stop):
+            criterion.evaluate(np.ones(2))
+        with pytest.raises(Stop):
+            kernels.minimize_newton(criterion, np.ones(2))
+    assert np.isfinite(criterion.evaluate(np.ones(2))[0])
