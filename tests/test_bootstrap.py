@@ -126,6 +126,53 @@ def test_conditional_errors_of_slopes():
     np.testing.assert_allclose(boot.se[:2], expected, rtol=5.0 / np.sqrt(2.0 * n))
 
 
+def drawn(result, n, kind, seed):
+    """The responses that a bootstrap fits, by its own account."""
+    return result.bootstrap(n, kind, statistic=lambda fit: fit.model.endog, seed=seed).replicates
+
+
+def test_conditional_draws_have_the_variance_of_each_row(rng):
+    n = 3000
+    groups = np.repeat(np.arange(8), 4)
+    w = np.tile([0.1, 0.5, 2.0, 9.0], 8)
+    y = rng.standard_normal(8)[groups] + rng.standard_normal(32) / np.sqrt(w)
+    result = flc.LinearMixedModel(y + groups, None, None, groups, weights=w, offset=groups.astype(float)).fit()
+    Y = drawn(result, n, "conditional", 3)
+    variance = result.sigma2 / w
+    fitted = oracle.fitted(
+        y + groups, np.ones((32, 1)), np.ones((32, 1)), groups, oracle.covariance_blocks(result) / result.sigma2, w,
+        groups.astype(float),
+    )  # fmt: skip
+    assert np.all(np.abs(Y.mean(axis=0) - fitted) < 5.0 * np.sqrt(variance / n))
+    np.testing.assert_allclose(Y.var(axis=0), variance, rtol=5.0 * np.sqrt(2.0 / n))
+    corr = np.corrcoef(Y.T) - np.eye(32)
+    assert np.abs(corr).max() < 5.5 / np.sqrt(n)
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_residual_draws_are_centred_and_scaled_effects_and_residuals(rng, weighted):
+    # few groups and rows, so that every value of a draw is an effect and a residual from lists in closed form
+    m, n_i = 5, 3
+    groups = np.repeat(np.arange(m), n_i)
+    w = rng.uniform(0.5, 2.0, m * n_i) if weighted else np.ones(m * n_i)
+    y = 10.0 + 2.0 * rng.standard_normal(m)[groups] + rng.standard_normal(m * n_i) / np.sqrt(w)
+    result = flc.LinearMixedModel(y, None, None, groups, weights=w if weighted else None).fit()
+    G, sigma2 = oracle.covariance_blocks(result), result.sigma2
+    assert G[0, 0] > 0.0
+    one = np.ones((m * n_i, 1))
+    b = oracle.blups(y, one, one, groups, G / sigma2, w)[:, 0]
+    e = np.sqrt(w) * (y - oracle.fitted(y, one, one, groups, G / sigma2, w))
+    # of mean zero and, as lists, of exactly the estimated variances
+    b, e = b - b.mean(), e - e.mean()
+    b *= np.sqrt(G[0, 0] / np.mean(b**2))
+    e *= np.sqrt(sigma2 / np.mean(e**2))
+    Y = (drawn(result, 200, "residual", 1) - result.marginal_mean) * np.sqrt(w)
+    for i in range(m * n_i):
+        values = np.sqrt(w[i]) * b[:, None] + e
+        gap = np.abs(Y[:, i, None, None] - values).min(axis=(1, 2))
+        assert gap.max() < 1e-6 * np.abs(values).max()
+
+
 def residual_draws(result, n, seed):
     from fastlmm_core.simulation.bootstrap import _residual
 

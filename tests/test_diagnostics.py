@@ -226,6 +226,25 @@ def test_autocorrelation_by_time_with_gaps():
         np.testing.assert_allclose(found["autocorrelation"][lag - 1], np.mean(products) / scale, rtol=1e-9)
 
 
+def test_lags_without_pairs_do_not_count_in_box_pierce():
+    # times 0, 1 and 5: pairs at lags 1, 4 and 5 only
+    rng = np.random.default_rng(4)
+    m = 30
+    codes, time = np.repeat(np.arange(m), 3), np.tile([0.0, 1.0, 5.0], m)
+    y = rng.standard_normal(m)[codes] + rng.standard_normal(3 * m)
+    result = flc.LinearMixedModel(y, np.column_stack([np.ones(3 * m), time]), None, codes).fit()
+    w = np.array(list(whitened_by_hand(result, range(3 * m)).values()))
+    scale = np.mean(w**2)
+    products = {1: w[:, 0] * w[:, 1], 4: w[:, 1] * w[:, 2], 5: w[:, 0] * w[:, 2]}
+    for max_lag, used in ((3, [1]), (4, [1, 4]), (8, [1, 4, 5])):
+        statistic = sum(m * (products[lag].mean() / scale) ** 2 for lag in used)
+        table = residual_tests(result, max_lag, time)
+        line = list(table["test"]).index("Box-Pierce")
+        np.testing.assert_allclose(table["statistic"][line], statistic, rtol=1e-9)
+        assert table["df"][line] == len(used)
+        np.testing.assert_allclose(table["p_value"][line], stats.chi2.sf(statistic, len(used)), rtol=1e-9)
+
+
 def simulated(rng, m=60, n_i=8, kind="fine"):
     codes = np.repeat(np.arange(m), n_i)
     t = np.tile(np.linspace(-1, 1, n_i), m)

@@ -326,6 +326,19 @@ def test_f_does_not_depend_on_how_the_hypothesis_is_written(rng):
         inference.wald(result, np.vstack([L, L[0] + L[1]]), np.append(rhs, 7.0))
 
 
+def test_how_much_right_hand_sides_may_contradict(rng):
+    # numbers rounded to a few digits contradict each other, those that arithmetic has rounded do not
+    result = problem(rng, 2).fit()
+    L = np.eye(4)[1:]
+    L = np.vstack([L, L[0] + L[1]])
+    for gap in (0.0, 1e-15, 1e-10, -1e-8):
+        found = inference.wald(result, L, [0.1, 0.2, 0.3, 0.3 * (1.0 + gap)])
+        assert found.df_num == 3
+    for gap in (1e-4, -1e-3, 1e-2, 0.1):
+        with pytest.raises(flc.LMMError, match="contradicting"):
+            inference.wald(result, L, [0.1, 0.2, 0.3, 0.3 * (1.0 + gap)])
+
+
 def test_one_row_is_a_coefficient(rng):
     result = problem(rng, 2).fit()
     for ddf in inference.DDF:

@@ -348,6 +348,30 @@ def test_too_few_left():
     assert "Influence" in repr(inf)
 
 
+@pytest.mark.parametrize("by", ["group", "observation"])
+def test_as_many_observations_as_random_effects_are_too_few(rng, by):
+    # one row more than random effects: without one row, or a group of three, there are as many of either
+    sizes = np.array([1, 3] * 6 + [3])
+    codes = np.repeat(np.arange(13), sizes)
+    t = rng.uniform(-1.0, 1.0, len(codes))
+    Z = np.column_stack([np.ones(len(codes)), t])
+    y = rng.standard_normal(13)[codes] + 0.5 * rng.standard_normal(len(codes))
+    result = flc.LinearMixedModel(y, Z[:, :1], Z, codes).fit()
+    assert len(codes) == 2 * 13 + 1
+    found = influence(result, by)
+    for i, label in enumerate(found.labels):
+        keep = codes != label if by == "group" else np.arange(len(codes)) != i
+        left = 2 * len(np.unique(codes[keep]))
+        if keep.sum() > left:
+            assert np.isfinite(found.params[i]).all()
+            continue
+        assert keep.sum() == left
+        assert np.isnan(found.params[i]).all() and np.isnan(found.sigma2[i]) and not found.converged[i]
+        assert "too few observations" in found.notes[label]
+        with pytest.raises(LMMError):
+            flc.LinearMixedModel(y[keep], Z[keep, :1], Z[keep], codes[keep]).fit()
+
+
 @pytest.fixture(scope="module")
 def sleep():
     frame = flc.datasets.load("sleepstudy")

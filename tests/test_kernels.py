@@ -309,6 +309,31 @@ def test_group_effects(rng, q, p, m, covariance):
         assert N is None
 
 
+@pytest.mark.parametrize("theta", [1e2, 1e5, 1e12, 1e25, 1e50])
+@pytest.mark.parametrize("reml", [True, False])
+def test_large_determinants_do_not_overflow(rng, theta, reml):
+    # groups around one mean, all different: |V_i| is 1 + (sum of weights) theta^2 but for a constant, the rest follows
+    m, n = 280, 1400
+    groups = np.repeat(np.arange(m), 5)
+    w = rng.uniform(0.3, 3.0, n)
+    y = rng.standard_normal(m)[groups] + rng.standard_normal(n)
+    problem = flc.LinearMixedModel(y, None, None, groups, weights=w).problem
+    assert problem.uniform
+    criterion = problem.criterion()
+    criterion.reml = reml
+    total = np.bincount(groups, w)
+    means = np.bincount(groups, w * y) / total
+
+    def exact(theta):
+        det = 1.0 + total * theta**2
+        u = total / det
+        r2 = np.sum(w * (y - means[groups]) ** 2) + np.sum(u * (means - np.sum(u * means) / np.sum(u)) ** 2)
+        return np.sum(np.log(det)) + (n - reml) * np.log(r2) + (np.log(np.sum(u)) if reml else 0.0)
+
+    value, base = (criterion.evaluate(np.array([t]) / problem.z_map[0, 0], 0)[0] for t in (theta, 1.0))
+    assert value - base == pytest.approx(exact(theta) - exact(1.0), rel=1e-10)
+
+
 def schedules(rng, m, q, p, n_patterns):
     """Groups of which each has one of a few Z, with X and y of its own."""
     designs = [rng.standard_normal((q + 3, q)) for _ in range(n_patterns)]

@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 import scipy.stats
 
+import dense_inference
 import fastlmm_core as flc
 import oracle
 from fastlmm_core.inference import wald as inference
@@ -273,6 +274,66 @@ def test_offset():
     # comparisons do not contain it
     L = means.comparison.L
     np.testing.assert_allclose(means.comparison.estimate, L @ result._params, rtol=1e-12)
+
+
+def test_slopes_are_free_of_the_offset():
+    data = unbalanced()
+    result = flc.lmm("angle ~ recipe * x + (1 | batch)", data, offset=0.5 * data["x"].to_numpy()).fit()
+    beta = dict(zip(result.model.exog_names, result._params, strict=True))
+    own = [beta["x"], beta["x"] + beta["recipe[T.B]:x"], beta["x"] + beta["recipe[T.C]:x"]]
+    found = slopes(result, "x", "recipe", contrasts="pairwise")
+    np.testing.assert_allclose(found.estimate, own, rtol=1e-9)
+    np.testing.assert_allclose(
+        found.comparison.estimate, [own[0] - own[1], own[0] - own[2], own[1] - own[2]], rtol=1e-9
+    )
+    np.testing.assert_allclose(found.statistic, np.array(own) / found.std_error, rtol=1e-9)
+    # the fit to what the offset leaves
+    plain = flc.lmm("angle ~ recipe * x + (1 | batch)", data.assign(angle=data["angle"] - 0.5 * data["x"])).fit()
+    np.testing.assert_allclose(found.estimate, slopes(plain, "x", "recipe").estimate, rtol=1e-7)
+
+
+def test_contrasts_with_an_offset_are_combinations_of_the_means():
+    # weights that do not add to zero take their share of the offset, in every family
+    data = unbalanced()
+    result = flc.lmm("angle ~ recipe * heat * block + (1 | batch)", data, offset=50.0 + data["x"].to_numpy()).fit()
+    weights = {"first": [1.0, 0.0, 0.0], "a - b": [1.0, -1.0, 0.0], "twice": [0.0, 1.0, 1.0]}
+    means = emmeans(result, "heat", by="block", contrasts=weights)
+    W = np.array(list(weights.values()))
+    assert means.labels["block"] == ["u"] * 3 + ["v"] * 3
+    expected = np.concatenate([W @ means.estimate[:3], W @ means.estimate[3:]])
+    np.testing.assert_allclose(means.comparison.estimate, expected, rtol=1e-9)
+    assert means.comparison.labels["contrast"] == list(weights) * 2
+    assert means.comparison.labels["block"] == ["u"] * 3 + ["v"] * 3
+
+
+def correlation(covariance) -> float:
+    return float(covariance[0, 1] / np.sqrt(covariance[0, 0] * covariance[1, 1]))
+
+
+def max_t_of_two(x: float, df: float, rho: float) -> float:
+    """P(max(|t_1|, |t_2|) > x) by sums over the first normal and the scale."""
+    z, step = np.linspace(-9.0, 9.0, 3001, retstep=True)
+    weight = scipy.stats.norm.pdf(z) * step
+    s, thin = np.linspace(1e-6, 6.0, 3001, retstep=True)
+    density = scipy.stats.chi.pdf(s * np.sqrt(df), df) * np.sqrt(df) * thin
+    limit, rest = x * s[:, None], np.sqrt(1.0 - rho * rho)
+    inside = scipy.stats.norm.cdf((limit - rho * z) / rest) - scipy.stats.norm.cdf((-limit - rho * z) / rest)
+    return 1.0 - float(density @ (np.where(np.abs(z) <= limit, inside, 0.0) @ weight))
+
+
+def test_multivariate_t_takes_the_covariance_that_the_errors_are_of():
+    # Kenward and Roger's adjusted covariance has other correlations than the one that it adjusts
+    data = unbalanced().iloc[:40]
+    result = flc.lmm("angle ~ heat + x + (x | batch)", data).fit()
+    Phi = dense_inference.at_optimum(result).Phi
+    adjusted = dense_inference.at_optimum(result).adjusted("expected")
+    pairs = emmeans(result, "heat", contrasts="reference", ddf="kenward-roger").comparison
+    assert pairs.adjust == "mvt"
+    rho, plain = (correlation(pairs.L @ C @ pairs.L.T) for C in (adjusted, Phi))
+    expected = [max_t_of_two(abs(t), df, rho) for t, df in zip(pairs.statistic, pairs.df, strict=True)]
+    naive = [max_t_of_two(abs(t), df, plain) for t, df in zip(pairs.statistic, pairs.df, strict=True)]
+    np.testing.assert_allclose(pairs.pvalue, expected, rtol=0, atol=5e-6)
+    assert np.abs(np.subtract(naive, expected)).max() > 5e-5
 
 
 # ---- definitions -------------------------------------------------------------------------------

@@ -137,6 +137,29 @@ def test_what_is_missing_does_not_count():
     assert alone[0] == pytest.approx(2.0 * scipy.stats.t.sf(2.0, 9.0))
 
 
+@pytest.mark.parametrize("method", ["none", "bonferroni", "holm", "fdr", "sidak", "mvt"])
+def test_limits_of_what_is_missing_do_not_count(method):
+    # two estimates of four are there
+    df = np.array([9.0, np.nan, 9.0, np.nan])
+    correlation = np.full((4, 4), np.nan)
+    correlation[::2, ::2] = np.eye(2)
+    found = mp.critical_values(0.95, df, method, correlation=correlation)
+    assert np.isnan(found[1::2]).all()
+    if method == "mvt":
+        # two uncorrelated t statistics with a common scale
+        s, step = np.linspace(1e-6, 5.0, 4001, retstep=True)
+        inside = (2.0 * ndtr(found[0] * s) - 1.0) ** 2
+        share = np.sum(scipy.stats.chi.pdf(s * 3.0, 9.0) * 3.0 * step * inside)
+        assert share == pytest.approx(0.95, abs=2e-6)
+        assert found[2] == found[0]
+        return
+    tail = {"none": 0.05, "sidak": 1.0 - np.sqrt(0.95)}.get(method, 0.025)
+    np.testing.assert_allclose(found[::2], scipy.stats.t.isf(0.5 * tail, 9.0), rtol=1e-10)
+    # one that is left needs no adjustment
+    alone = mp.critical_values(0.95, [9.0, np.nan], method, correlation=np.eye(2))
+    assert alone[0] == pytest.approx(scipy.stats.t.isf(0.025, 9.0), rel=1e-10)
+
+
 def test_names():
     assert mp.method_name("bh") == "fdr"
     assert mp.method_name("dunnett") == "mvt"

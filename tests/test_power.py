@@ -258,6 +258,24 @@ def test_uncertified_fits_do_not_reject(monkeypatch):
     monkeypatch.setattr(simulation, "simulate_fit", original)
 
 
+def test_an_uncertified_null_fit_does_not_reject(monkeypatch):
+    from fastlmm_core import simulation
+
+    original = simulation.simulate_fit
+
+    def lossy(*args, fit=None, **options):
+        batch = original(*args, fit=fit, **options)
+        if fit is not None:  # the reduced model; its criteria stay, as those of fits that stopped short do
+            batch._status[::4] = -2
+        return batch
+
+    monkeypatch.setattr(simulation, "simulate_fit", lossy)
+    result = power(trial(slope=9.0), "t:arm", n_sim=100, seed=1, method="lrt")
+    assert (result.power, result.n_converged) == (0.75, 75)
+    assert np.isnan(result.pvalues[::4]).all()
+    assert np.isfinite(np.delete(result.pvalues, np.arange(0, 100, 4))).all()
+
+
 # ---- curves --------------------------------------------------------------------------------------------------------
 
 
@@ -340,6 +358,18 @@ def test_target():
     found = power_curve(arms(30, [2.0]), "arm1", values=range(20, 81, 10), n_sim=N, seed=1).target(0.8)
     sizes = np.arange(20, 81)
     assert abs(found - sizes[t_power(sizes - 2, 2.0 / np.sqrt(5.25 * 4.0 / sizes), Z) >= 0.8][0]) <= 1
+
+
+def test_target_at_a_value_is_that_value():
+    # the square of a square root, off by rounding, must not be rounded up to the next subject
+    for size in range(11, 400):
+        assert curve_of([0.1, 0.8, 0.9], [10, size, 1000]).target(0.8) == size
+    # halfway between the roots 4 and 8: 36 subjects have the power exactly; a little more takes 37
+    low, high = special.ndtri([0.3, 0.9])
+    middle = float(special.ndtr(0.5 * (low + high)))
+    assert curve_of([0.3, 0.9], [16, 64]).target(middle) == 36
+    assert curve_of([0.3, 0.9], [16, 64]).target(middle + 1e-4) == 37
+    assert curve_of([0.3, 0.9], [16, 64]).target(middle - 1e-4) == 36
 
 
 def test_repr():
