@@ -259,7 +259,7 @@ def test_uncertified_fits_do_not_reject(monkeypatch):
 
 
 def test_an_uncertified_null_fit_does_not_reject(monkeypatch):
-    from fastlmm_core import simulation
+    from fastlmm_core.simulation import draws as simulation
 
     original = simulation.simulate_fit
 

@@ -1,0 +1,220 @@
+"""Plausible mistakes, and whether the tests notice them.
+
+Each entry of `mutants.toml` changes one piece of the library: a wrong sign, a transposed factor, degrees of freedom of
+something else.  The tests named there run against a copy of the library with that one mistake; a mutant is killed where
+a test fails.  Survivors are listed, those that the table explains (`survives = "why"`) apart from the others.
+
+    python tests/mutants.py                          # all of it: an hour or two on one core
+    python tests/mutants.py --start 40 --count 20    # a piece
+    python tests/mutants.py --only power             # entries with this word in their text, file or tests
+    python tests/mutants.py --work /tmp/m            # keep the build there for the next piece
+    python tests/mutants.py --check                  # does every entry still fit the code?  (no build, no tests)
+
+An entry is found by its text, which stands once in the library, so that it survives moves of files; `file` (a part of
+the path) tells apart what stands at several places.  `tests` are names of test files without .py, or "name::part of the
+names of tests".  The library is built once, in a copy of the tree (again for each mutant of a kernel; Cython, meson and
+ninja must be on the path); the tree itself is not touched.  The exit status is 1 where a mutant survives without a
+reason, or an entry does not fit the code or the tests any more.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+import tomllib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+TABLE = Path(__file__).with_suffix(".toml")
+LIBRARY, KERNELS = Path("python/fastlmm_core"), Path("fastlmm_core")
+LIMIT = 400
+"""Seconds after which the tests of a mutant are stopped; a search without end counts as noticed."""
+UNCOVER = """import sys
+sys.meta_path[:] = [finder for finder in sys.meta_path if type(finder).__name__ != "MesonpyMetaFinder"]
+"""
+"""An editable install is found before any path is looked at; the mutants are found by a path."""
+
+
+class Misfit(Exception):
+    """An entry that does not fit the code or the tests any more."""
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """One entry of the table."""
+
+    was: str
+    now: str
+    tests: str
+    file: str = ""
+    survives: str = ""
+
+    def source(self, tree: Path) -> Path:
+        """The file in which the text stands, once, relative to the tree."""
+        places: list[Path] = []
+        for part in (LIBRARY, KERNELS):
+            for path in sorted((tree / part).rglob("*")):
+                name = path.relative_to(tree)
+                if path.suffix in (".py", ".pyx", ".pxi", ".pxd", ".h") and self.file in str(name):
+                    places += [name] * path.read_text().count(self.was)
+        if len(places) != 1:
+            raise Misfit(f"stands {len(places)} times in the library: {self.was!r}")
+        return places[0]
+
+    def arguments(self, tree: Path) -> list[str]:
+        """What pytest is to run."""
+        files: list[str] = []
+        words: list[str] = []
+        for item in self.tests.split():
+            name, _, word = item.partition("::")
+            found = sorted(path for path in (tree / "tests").rglob("test_*.py") if str(path).endswith(f"/{name}.py"))
+            if len(found) != 1:
+                raise Misfit(f"{len(found)} test files are called {name!r}")
+            if str(found[0].relative_to(tree)) not in files:
+                files.append(str(found[0].relative_to(tree)))
+            words.append(word)
+        return [*files, "-k", " or ".join(words)] if all(words) else files
+
+
+class Copy:
+    """A copy of the tree with a build of its own."""
+
+    def __init__(self, where: Path) -> None:
+        self.tree, self.build, self.stage, start = (where / name for name in ("tree", "build", "stage", "start"))
+        ignored = shutil.ignore_patterns(".git", ".venv*", "build*", "__pycache__", ".*_cache", ".hypothesis", "_build")
+        for part in ("tree", "stage"):
+            shutil.rmtree(where / part / ("tests" if part == "tree" else ""), ignore_errors=True)
+        shutil.rmtree(self.tree / LIBRARY, ignore_errors=True)
+        shutil.copytree(ROOT, self.tree, ignore=ignored, dirs_exist_ok=True)
+        if not self.build.exists():
+            self._run("meson", "setup", str(self.build), str(self.tree))
+        self.make()
+        start.mkdir(exist_ok=True)
+        (start / "sitecustomize.py").write_text(UNCOVER)
+        path = os.pathsep.join([str(start), str(self.package.parent)])
+        self.environment = os.environ | {"PYTHONPATH": path, "PYTHONDONTWRITEBYTECODE": "1"}
+
+    def _run(self, *command: str) -> None:
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode:
+            raise SystemExit(f"{' '.join(command)} failed:\n{done.stdout[-3000:]}{done.stderr[-3000:]}")
+
+    def make(self) -> None:
+        """Compile what has changed, and install it."""
+        self._run("ninja", "-C", str(self.build))
+        self._run("meson", "install", "-C", str(self.build), "--no-rebuild", "--quiet", "--destdir", str(self.stage))
+
+    @property
+    def package(self) -> Path:
+        """The installed library."""
+        return next(self.stage.rglob("fastlmm_core/__init__.py")).parent
+
+    @contextlib.contextmanager
+    def mutated(self, mutant: Mutant) -> Iterator[None]:
+        """The library with one mistake."""
+        name = mutant.source(self.tree)
+        kernel = name.suffix != ".py"
+        path = self.tree / name if kernel else self.package / name.relative_to(LIBRARY)
+        text = path.read_text()
+        built = {so: so.read_bytes() for so in self.package.rglob("*.so")} if kernel else {}
+        path.write_text(text.replace(mutant.was, mutant.now))
+        try:
+            if kernel:
+                self.make()
+            yield
+        finally:
+            path.write_text(text)
+            for so, content in built.items():
+                so.write_bytes(content)
+
+    def failure(self, arguments: list[str]) -> str:
+        """The first test that fails; empty where all pass."""
+        command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "--tb=no", *arguments]
+        try:
+            done = subprocess.run(
+                command, cwd=self.tree, env=self.environment, capture_output=True, text=True, timeout=LIMIT
+            )
+        except subprocess.TimeoutExpired:
+            return f"no end after {LIMIT} s"
+        if done.returncode == 0:
+            return ""
+        if done.returncode < 0:
+            return f"the interpreter crashes (signal {-done.returncode})"
+        failed = [line.split(" - ")[0] for line in done.stdout.splitlines() if line.startswith(("FAILED", "ERROR"))]
+        if done.returncode > 2 or not failed:
+            raise Misfit(f"pytest ends with status {done.returncode}: {done.stdout[-800:]}{done.stderr[-800:]}")
+        return failed[0]
+
+
+def campaign(chosen: list[tuple[int, Mutant]], copy: Copy, trust: bool) -> int:
+    """Run the mutants and print what becomes of each; the number of complaints."""
+    healthy: dict[tuple[str, ...], str] = {}
+    count = {"killed": 0, "explained": 0, "SURVIVED": 0, "MISFIT": 0}
+    for number, mutant in chosen:
+        begin = time.perf_counter()
+        try:
+            arguments = mutant.arguments(copy.tree)
+            key = tuple(arguments)
+            if not trust and key not in healthy:
+                healthy[key] = copy.failure(arguments)
+            if healthy.get(key):
+                raise Misfit(f"fails without a mutant: {healthy[key]}")
+            with copy.mutated(mutant):
+                failed = copy.failure(arguments)
+            outcome = "killed" if failed else "explained" if mutant.survives else "SURVIVED"
+            what = failed or mutant.survives or mutant.tests
+        except Misfit as why:
+            outcome, what = "MISFIT", str(why)
+        count[outcome] += 1
+        change = " ".join(f"{mutant.was}  ->  {mutant.now}".split())
+        print(f"{number:>4}  {outcome:<9} {time.perf_counter() - begin:5.1f} s  {change}\n{'':>16}{what}", flush=True)
+    ran = len(chosen) - count["MISFIT"]
+    print(f"\n{count['killed']} of {ran} killed ({count['killed'] / max(ran, 1):.1%}), {count['explained']} explained, "
+          f"{count['SURVIVED']} survived, {count['MISFIT']} do not fit")  # fmt: skip
+    return count["SURVIVED"] + count["MISFIT"]
+
+
+def check(chosen: list[tuple[int, Mutant]]) -> int:
+    """Print and count the entries that do not fit the code or the tests."""
+    lost = 0
+    for number, mutant in chosen:
+        try:
+            mutant.source(ROOT)
+            mutant.arguments(ROOT)
+        except Misfit as why:
+            lost += 1
+            print(f"{number:>4}  {why}")
+    print(f"{lost} of {len(chosen)} do not fit")
+    return lost
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Plausible mistakes, and whether the tests notice them.")
+    parser.add_argument("--start", type=int, default=0, help="number of the first entry")
+    parser.add_argument("--count", type=int, default=None, help="how many entries")
+    parser.add_argument("--only", default="", help="entries with this word in their text, file or tests")
+    parser.add_argument("--work", type=Path, help="where to build, and to keep the build for the next piece")
+    parser.add_argument("--check", action="store_true", help="only see whether the entries fit the code")
+    parser.add_argument("--trust", action="store_true", help="do not run the tests against the library as it is first")
+    given = parser.parse_args()
+    table = [Mutant(**entry) for entry in tomllib.loads(TABLE.read_text())["mutant"]]
+    chosen = [(i, m) for i, m in enumerate(table) if i >= given.start]
+    chosen = [(i, m) for i, m in chosen if given.only in f"{m.was}{m.now}{m.file}{m.tests}"][: given.count]
+    if given.check:
+        return int(check(chosen) > 0)
+    with contextlib.ExitStack() as stack:
+        where = given.work or Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        where.mkdir(parents=True, exist_ok=True)
+        return int(campaign(chosen, Copy(where.resolve()), given.trust) > 0)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
