@@ -332,7 +332,7 @@ def test_multivariate_t_takes_the_covariance_that_the_errors_are_of():
     rho, plain = (correlation(pairs.L @ C @ pairs.L.T) for C in (adjusted, Phi))
     expected = [max_t_of_two(abs(t), df, rho) for t, df in zip(pairs.statistic, pairs.df, strict=True)]
     naive = [max_t_of_two(abs(t), df, plain) for t, df in zip(pairs.statistic, pairs.df, strict=True)]
-    np.testing.assert_allclose(pairs.pvalue, expected, rtol=0, atol=5e-6)
+    np.testing.assert_allclose(pairs.pvalues, expected, rtol=0, atol=5e-6)
     assert np.abs(np.subtract(naive, expected)).max() > 5e-5
 
 

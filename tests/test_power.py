@@ -89,7 +89,7 @@ def test_joint_f_tests_agree_with_single_fits(ddf):
     result = power(model, ["arm", "t:arm"], n_sim=n, seed=6, ddf=ddf)
     for y, p in zip(model.simulate(n, 6), result.pvalues, strict=True):
         found = model.model.refit(y).test(["arm", "t:arm"], ddf=ddf)
-        np.testing.assert_allclose(p, found.pvalues, rtol=1e-5)
+        np.testing.assert_allclose(p, found.pvalue, rtol=1e-5)
 
 
 @pytest.mark.parametrize("effect", [0.0, 2.0])
