@@ -71,7 +71,7 @@ def test_attributes_in_the_table_exist():
 
 
 def test_promised_precision_is_what_the_tests_demand():
-    source = (ROOT / "tests" / "test_reference.py").read_text(encoding="utf-8")
+    source = (ROOT / "tests" / "estimation" / "test_reference.py").read_text(encoding="utf-8")
     demanded = dict(re.findall(r'^    "(\w+)": ([\de-]+),', source, re.MULTILINE))
     for row, name in (
         ("REML criterion, deviance", "criterion"),

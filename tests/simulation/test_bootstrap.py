@@ -10,7 +10,7 @@ import fastlmm_core as flc
 import oracle
 from fastlmm_core.simulation.draws import STREAM, draws, key_of, parametric, stream
 
-# Replicates and copied rows give sums in another order and stop where rounding ends the search (see test_batch.py).
+# Replicates and copied rows give sums in another order and stop where rounding ends the search (see many/).
 AGREE = 1e-8
 
 

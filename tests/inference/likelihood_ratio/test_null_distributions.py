@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -22,8 +21,6 @@ from fastlmm_core.inference.likelihood_ratio.null_distributions import (
     orthant_weights,
     projection_shares,
 )
-
-REFERENCE = Path(__file__).parent / "reference"
 
 
 def unbalanced(rng, m=6, weights=False, least=1):
@@ -295,9 +292,9 @@ def test_exact_distribution_is_that_of_simulated_fits(rng, reml, kind):
 
 @pytest.mark.parametrize("name", ["dyestuff", "sleepstudy"])
 def test_quantiles_of_rlrsim(name):
-    known = json.loads((REFERENCE / f"lrt_{name}.json").read_text())["finite_sample_RLRsim"]
+    known = json.loads((oracle.REFERENCE / f"lrt_{name}.json").read_text())["finite_sample_RLRsim"]
     group, response = ("Batch", "Yield") if name == "dyestuff" else ("Subject", "Reaction")
-    columns = oracle.read_csv(REFERENCE / "data" / f"{name}.csv", [group])
+    columns = oracle.read_csv(oracle.REFERENCE / "data" / f"{name}.csv", [group])
     y = np.asarray(columns[response], dtype=float)
     X = np.ones((len(y), 1))
     if name == "sleepstudy":

@@ -7,7 +7,6 @@ levels or elimination.
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -15,13 +14,12 @@ import pytest
 from scipy.stats import norm
 
 import fastlmm_core as flc
+import oracle
 from fastlmm_core import LMMError, RandomTerm
 from fastlmm_core.design.independence import cluster_labels, rows_covariance
 from fastlmm_core.engines.crossed import posterior_root as posterior
 from fastlmm_core.engines.crossed.posterior_root import posterior_of
 from several import KINDS, Study, blocks, close, covariance, noise
-
-REFERENCE = Path(__file__).parent / "reference"
 
 
 def joined(a, b):
@@ -231,9 +229,9 @@ def test_the_root_of_the_conditional_covariance(rng):
 
 @pytest.mark.parametrize("name", ["penicillin", "pastes", "machines_nested"])
 def test_lme4(name):
-    expected = json.loads((REFERENCE / f"{name}.json").read_text())
+    expected = json.loads((oracle.REFERENCE / f"{name}.json").read_text())
     formula = expected["formula"] if isinstance(expected["formula"], str) else expected["formula"][0]
-    data = pd.read_csv(REFERENCE / expected["data"])
+    data = pd.read_csv(oracle.REFERENCE / expected["data"])
     for column in expected["factors"]:
         data[column] = data[column].astype(str)
     for kind in ("reml", "ml"):

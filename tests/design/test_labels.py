@@ -89,7 +89,7 @@ def numbers(model, labels):
         "fitted": result.fittedvalues,
         "effects": one(result.random_effects),
         "batch": one(batch.random_effects()),
-        "predicted": result.predict(new, level="subject"),
+        "predicted": result.predict(new, effects="all"),
     }
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-import test_blocked as dense
+import dense_factors as dense
 from fastlmm_core import LinearMixedModel, RandomTerm
 from fastlmm_core.engines.crossed import cores as tail
 from fastlmm_core.engines.crossed import order as layout
@@ -39,7 +39,7 @@ def test_every_quantity_against_dense_matrices(kind, q, weights, reml, singular,
     found = condition_factors(y, X, factors, w, off, structure).layout
     assert found.sparse is not None
     assert (len(found.sparse.slot) == sum(t.m for t in found.tails)) == (share == 1.0)
-    dense.test_every_quantity_against_dense_matrices(kind, q, weights, reml, singular)
+    dense.compare_every_quantity(kind, q, weights, reml, singular)
 
 
 def elements(rng, n, count, most):

@@ -10,7 +10,7 @@ import oracle
 from fastlmm_core.inference import many as batch_inference
 from fastlmm_core.inference import wald as inference
 
-# Both paths stop within 1e-8 standard errors of the optimum (see test_batch.py). Derivatives of the variances follow
+# Both paths stop within 1e-8 standard errors of the optimum (see many/). Derivatives of the variances follow
 # theta, and near the boundary they change fast.
 AGREE = 1e-6
 # Where theta is the same to its last digits.

@@ -6,7 +6,6 @@ import json
 from dataclasses import replace
 from functools import cache
 from itertools import pairwise
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -16,24 +15,23 @@ import pytest
 from scipy.stats import chi2
 
 import fastlmm_core as flc
+import oracle
 from fastlmm_core import LinearMixedModel, LMMError
 from fastlmm_core.inference.likelihood_ratio.compare import compare, null_test
 from fastlmm_core.inference.likelihood_ratio.exact import draw, spectrum
 from fastlmm_core.inference.likelihood_ratio.nesting import cones, nest
 from fastlmm_core.inference.likelihood_ratio.random_effects import random_effect_test
 
-REFERENCE = Path(__file__).parent / "reference"
-
 
 @cache
 def fitted(name: str, model: str, reml: bool):
-    known = json.loads((REFERENCE / f"lrt_{name}.json").read_text())
-    data = pd.read_csv(REFERENCE / "data" / f"{name}.csv")
+    known = json.loads((oracle.REFERENCE / f"lrt_{name}.json").read_text())
+    data = pd.read_csv(oracle.REFERENCE / "data" / f"{name}.csv")
     return flc.lmm(known["models"][model], data).fit(reml=reml)
 
 
 def known(name: str):
-    return json.loads((REFERENCE / f"lrt_{name}.json").read_text())
+    return json.loads((oracle.REFERENCE / f"lrt_{name}.json").read_text())
 
 
 def arrays(rng, m=30, k=6, slope=0.0):
@@ -237,7 +235,7 @@ def test_aicc_without_observations_to_spare(rng):
 
 
 def test_reml_fits_with_different_fixed_parts_are_refitted():
-    data = pd.read_csv(REFERENCE / "data" / "sleepstudy.csv")
+    data = pd.read_csv(oracle.REFERENCE / "data" / "sleepstudy.csv")
     small = flc.lmm("Reaction ~ 1 + (Days | Subject)", data)
     large = flc.lmm("Reaction ~ Days + (Days | Subject)", data)
     found = compare(small.fit(), large.fit())
@@ -341,7 +339,7 @@ def test_no_test_where_models_are_not_nested(rng):
 
 
 def test_a_singular_null_fit_and_an_uncertified_fit_are_named():
-    data = pd.read_csv(REFERENCE / "data" / "dyestuff2.csv")
+    data = pd.read_csv(oracle.REFERENCE / "data" / "dyestuff2.csv")
     data["x"] = np.tile([-1.0, 0.0, 1.0, 0.5, -0.5], 6)
     small = flc.lmm("Yield ~ x + (1 | Batch)", data).fit()
     large = flc.lmm("Yield ~ x + (x | Batch)", data).fit()
@@ -408,7 +406,7 @@ def test_columns_of_a_categorical_covariate_are_tested_together(rng):
 
 
 def test_several_terms_of_one_factor():
-    data = pd.read_csv(REFERENCE / "data" / "sleepstudy.csv")
+    data = pd.read_csv(oracle.REFERENCE / "data" / "sleepstudy.csv")
     data["week"] = (data["Days"] > 6).astype(float)
     separate = flc.lmm("Reaction ~ Days + (1 | Subject) + (0 + Days | Subject)", data).fit()
     together = fitted("sleepstudy", "uncorrelated", True)
@@ -438,7 +436,7 @@ def test_many_different_groups_fall_back_to_the_mixture(rng):
 
 @pytest.mark.parametrize("make", [pd.DataFrame, pl.DataFrame, pa.table, dict])
 def test_frames_come_in_the_callers_library(make):
-    columns = pd.read_csv(REFERENCE / "data" / "sleepstudy.csv")
+    columns = pd.read_csv(oracle.REFERENCE / "data" / "sleepstudy.csv")
     data = make({name: columns[name].to_numpy() for name in columns})
     fits = [flc.lmm(f"Reaction ~ Days + ({term} | Subject)", data).fit() for term in ("1", "Days")]
     found = compare(*fits)

@@ -6,11 +6,13 @@ import os
 import pickle
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 import fastlmm_core as flc
+from dense_factors import Dense, close
 from fastlmm_core import RandomTerm, kernels
 from fastlmm_core.covariance.parameters import Block, CovarianceStructure
 from fastlmm_core.engines.crossed import problem as hierarchy
@@ -18,7 +20,6 @@ from fastlmm_core.engines.crossed.problem import Factor, condition_factors
 from fastlmm_core.engines.nested import problem as chain
 from fastlmm_core.engines.nested.problem import ChainProblem, families
 from fastlmm_core.errors import LMMError
-from test_blocked import Dense, close
 
 
 @pytest.fixture(autouse=True)
@@ -265,8 +266,8 @@ def test_problems_survive_pickling():
 
 def test_variants_agree():
     code = (
-        "import sys; sys.path.insert(0, 'tests')\n"
-        "from test_chain import *\n"
+        "import sys; sys.path[:0] = ['tests', 'tests/engines/nested']\n"
+        "from test_engine import *\n"
         "hierarchy.QUICK_FROM = 0\n"
         "for columns in (((0, 1), (0, 1)), ((0,), (0, 1), (0,))):\n"
         "    problem = condition_factors(*make(columns, weights=True))\n"
@@ -277,7 +278,7 @@ def test_variants_agree():
         "    print(*map(repr, map(float, [value, *gradient, *hessian.ravel()])))\n"
     )
     found = []
-    root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    root = Path(__file__).parents[3]
     for variant in kernels.variants():
         environment = {**os.environ, "FASTLMM_KERNELS": variant}
         done = subprocess.run(
