@@ -17,7 +17,7 @@ from fastlmm_core import kernels
 from fastlmm_core.estimation.many.one_factor import batch_design as design
 from fastlmm_core.kernels import variants
 
-LANES = 8
+LANES = kernels.lanes()
 
 # Sums of some hundred products in double precision, in another order.
 SUMS = 1e-12
@@ -43,7 +43,7 @@ def unit_scales(k):
 
 
 def factored(xy, Z, index, m, w=None):
-    """Groups as the kernels pack them: the triangle R of Z'WZ, R^-T Z'W[X y] and a count, eight groups to a block."""
+    """Groups as the kernels pack them: the triangle R of Z'WZ, R^-T Z'W[X y] and a count, LANES groups to a block."""
     q, k = Z.shape[1], xy.shape[1]
     w = np.ones(len(Z)) if w is None else w
     lines = np.zeros((-(-m // LANES) * LANES, q * (q + 1) // 2 + q * k + 1))
