@@ -455,3 +455,6 @@ cdef void refit(
     for lane in range(LANES):
         if status[lane] == OPEN:
             status[lane] = FAR
+
+
+offered.refit = &refit

@@ -605,3 +605,9 @@ cdef void chain_second(
         chain_second_of(2, 3, 3, 0, True, stage, curve, scratch)
     else:
         chain_second_of(shape.q, shape.k, stage.level * shape.n_a, first, traces, stage, curve, scratch)
+
+
+offered.chain_pack = &chain_pack
+offered.chain_up = &chain_up
+offered.chain_down = &chain_down
+offered.chain_second = &chain_second

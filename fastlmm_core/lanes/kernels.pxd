@@ -155,6 +155,7 @@ ctypedef void (*chain_down_t)(
     double*, double*, double*) noexcept nogil
 ctypedef void (*chain_second_t)(const Shape*, const ChainStage*, Py_ssize_t, bint, double*, double*) noexcept nogil
 
+# What a variant of the lane kernels offers.  `kernels()` of its module gives the address in a capsule of this name.
 cdef struct LaneKernels:
     Py_ssize_t lanes
     factor_t factor
@@ -170,3 +171,6 @@ cdef struct LaneKernels:
     chain_down_t chain_down
     chain_second_t chain_second
     refit_t refit
+
+cdef inline const char* lane_kernels_name() noexcept nogil:
+    return b"fastlmm_core.LaneKernels"

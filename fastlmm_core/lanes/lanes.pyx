@@ -20,14 +20,18 @@ identity.)  A count differing from 1 stands for that many groups with the same A
 0 for a further column of their cross-products (see rows/patterns.pyx).
 
 This file is compiled once per instruction set under different module names; it holds no
-policy and no state.  `kernels()` gives the addresses of its functions.
+policy, and no state but the table of its functions, to which each chapter adds its own.
+
+Its chapters are included, not imported, so that all of them are one translation unit: what runs in lanes is inlined with
+constant sizes, which modules of their own, or declarations shared between them, could not be.
 """
+from cpython.pycapsule cimport PyCapsule_New
 from libc.math cimport INFINITY, M_LN2, M_PI, fabs, isfinite, log, sqrt
-from libc.stdint cimport uintptr_t
 from libc.string cimport memset
 
 from fastlmm_core.lanes.deletions cimport DEFICIENT, FAR, FOUND, OPEN, TILE, DeletionWork, Deletions
-from fastlmm_core.lanes.kernels cimport Batch, ChainStage, Outcome, Profile, Shape, vec, vecu
+from fastlmm_core.lanes.kernels cimport (
+    Batch, ChainStage, LaneKernels, Outcome, Profile, Shape, lane_kernels_name, vec, vecu)
 
 cdef extern from "vector.h":
     enum: LANES
@@ -41,6 +45,9 @@ cdef extern from "vector.h":
     void vec_transpose(const double* const*, long, const double*, double*) nogil
     double vec_sum(const vecu*) nogil
     double vec_max(const vecu*) nogil
+
+cdef LaneKernels offered
+offered.lanes = LANES
 
 
 cdef inline void factor_of(
@@ -455,6 +462,11 @@ cdef void effects(
                     matrix_out[((block * LANES + lane) * q + a) * q + b] = (<double*> &t)[lane]
 
 
+offered.factor = &factor
+offered.moments = &moments
+offered.curvature = &curvature
+offered.effects = &effects
+
 include "profile.pxi"
 include "responses.pxi"
 include "families.pxi"
@@ -462,8 +474,5 @@ include "deletions.pxi"
 
 
 def kernels():
-    """Number of lanes and addresses of the functions, in the order of LaneKernels (see _shapes.pxd)."""
-    return (<uintptr_t> LANES, <uintptr_t> &factor, <uintptr_t> &moments, <uintptr_t> &curvature, <uintptr_t> &effects,
-            <uintptr_t> &profile_value, <uintptr_t> &profile_second, <uintptr_t> &batch_size, <uintptr_t> &batch_fit,
-            <uintptr_t> &chain_pack, <uintptr_t> &chain_up, <uintptr_t> &chain_down, <uintptr_t> &chain_second,
-            <uintptr_t> &refit)
+    """The functions of this variant, a capsule of a LaneKernels."""
+    return PyCapsule_New(&offered, lane_kernels_name(), NULL)

@@ -281,3 +281,7 @@ cdef void profile_second(Profile* f, int order) noexcept nogil:
         hessian_of(2, 3, f)
     else:
         hessian_of(f.q, f.k, f)
+
+
+offered.profile_value = &profile_value
+offered.profile_second = &profile_second

@@ -861,3 +861,7 @@ cdef void batch_fit(
                 where = first + block + lane
                 out.df[where * d.p_full + i] = (<double*> &snapped)[lane]
         block += LANES
+
+
+offered.batch_size = &batch_size
+offered.batch_fit = &batch_fit

@@ -4,6 +4,7 @@
 The loops over groups are in lanes/lanes.pyx, the formulas of criterion, gradient and Hessian in lanes/profile.pxi; here they
 are joined, with the sums of all groups in every lane.
 """
+from cpython.pycapsule cimport PyCapsule_GetPointer
 from libc.math cimport isfinite
 from libc.stdint cimport uintptr_t
 from libc.stdlib cimport calloc, free
@@ -14,28 +15,13 @@ from functools import lru_cache
 import numpy as np
 
 from fastlmm_core.kernels._newton cimport Objective, vector
-from fastlmm_core.lanes.deletions cimport refit_t
-from fastlmm_core.lanes.kernels cimport (LaneKernels, Profile, Shape, batch_fit_t, batch_size_t, chain_down_t, chain_pack_t,
-                                   chain_second_t, chain_up_t, curvature_t, effects_t, factor_t, make_shape, moments_t, profile_t)
+from fastlmm_core.lanes.kernels cimport LaneKernels, Profile, Shape, lane_kernels_name, make_shape
 
 
-
-def use_kernels(addresses):
-    """Take the lane kernels (number of lanes and addresses, see _lanes.kernels); before anything is packed."""
-    kernels.lanes = <Py_ssize_t> addresses[0]
-    kernels.factor = <factor_t> <uintptr_t> addresses[1]
-    kernels.moments = <moments_t> <uintptr_t> addresses[2]
-    kernels.curvature = <curvature_t> <uintptr_t> addresses[3]
-    kernels.effects = <effects_t> <uintptr_t> addresses[4]
-    kernels.profile_value = <profile_t> <uintptr_t> addresses[5]
-    kernels.profile_second = <profile_t> <uintptr_t> addresses[6]
-    kernels.batch_size = <batch_size_t> <uintptr_t> addresses[7]
-    kernels.batch_fit = <batch_fit_t> <uintptr_t> addresses[8]
-    kernels.chain_pack = <chain_pack_t> <uintptr_t> addresses[9]
-    kernels.chain_up = <chain_up_t> <uintptr_t> addresses[10]
-    kernels.chain_down = <chain_down_t> <uintptr_t> addresses[11]
-    kernels.chain_second = <chain_second_t> <uintptr_t> addresses[12]
-    kernels.refit = <refit_t> <uintptr_t> addresses[13]
+def use_kernels(table):
+    """Take the lane kernels of a variant (see `kernels` of lanes/lanes.pyx); before anything is packed."""
+    global kernels
+    kernels = (<LaneKernels*> PyCapsule_GetPointer(table, lane_kernels_name()))[0]
 
 
 # Doubles in a cache line: what `aligned` may skip.
