@@ -238,7 +238,7 @@ def bootstrap(report: _harness.Report, count: int, rounds: int) -> None:
     result = flc.lmm("Reaction ~ Days + (Days | Subject)", sleepstudy_frame()).fit()
     boot = result.bootstrap(count, seed=1, n_jobs=1)
     # balanced and X = Z: the true standard errors of beta are those of the fit
-    error = np.max(np.abs(boot.se[:2] / np.asarray(result.bse) - 1.0))
+    error = np.max(np.abs(boot.std_error[:2] / np.asarray(result.bse) - 1.0))
     if not (boot.converged.mean() > 0.999 and error < 5.0 / np.sqrt(2.0 * count)):
         report.fail(f"bootstrap: standard errors differ from those of the model by {error:.2g}")
         return

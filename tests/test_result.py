@@ -348,10 +348,10 @@ def test_tables_speak_the_library_of_the_caller(rng, library):
     assert list(parts) == ["group", "term", "estimate"]
     assert dict(zip(zip(parts["group"], parts["term"], strict=True), parts["estimate"], strict=True)) == pytest.approx(
         {
-            ("g", "sd__Intercept"): result.random_effects_sd["g"][0],
-            ("g", "cor__Intercept.x"): result.random_effects_corr["g"][0, 1],
-            ("g", "sd__x"): result.random_effects_sd["g"][1],
-            ("Residual", "sd__Observation"): result.sigma,
+            ("g", "sd_Intercept|g"): result.random_effects_sd["g"][0],
+            ("g", "cor_Intercept.x|g"): result.random_effects_corr["g"][0, 1],
+            ("g", "sd_x|g"): result.random_effects_sd["g"][1],
+            ("Residual", "sigma"): result.sigma,
         },
         rel=1e-12,
     )

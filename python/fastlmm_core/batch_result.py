@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import kernels
+from .covariance.elements import element_names, sd_and_cor
 from .engines.starts import many_minima, other_starts
 from .errors import LMMError
 from .estimation.many.one_factor import effects_design
@@ -186,6 +187,10 @@ class BatchResult:
         return out
 
     @property
+    def _covariance(self) -> Array:
+        return np.asarray(self.sigma2[:, None, None] * (self._factor @ self._factor.transpose(0, 2, 1)))
+
+    @property
     def theta(self) -> Array:
         """Relative covariance parameters in natural units (n_responses, k)."""
         rows, columns = self.model.structure.positions
@@ -194,7 +199,7 @@ class BatchResult:
     @property
     def G(self) -> dict[str, Array]:
         """Covariance matrices of the random effects by term (n_responses, q, q)."""
-        whole = self.sigma2[:, None, None] * (self._factor @ self._factor.transpose(0, 2, 1))
+        whole = self._covariance
         return {
             name: whole[:, block.start : block.stop, block.start : block.stop]
             for name, block in zip(self.model.term_names, self.model.structure.blocks, strict=True)
@@ -269,17 +274,10 @@ class BatchResult:
         names = self.model.exog_names
         columns: dict[str, Any] = {name: self.params[:, j] for j, name in enumerate(names)}
         columns |= {f"std_error_{name}": self.bse[:, j] for j, name in enumerate(names)}
-        for term, g in self.G.items():
-            block = self.model.structure.blocks[self.model.term_names.index(term)]
-            labels = self.model.exog_re_names[block.start : block.stop]
-            for a, label in enumerate(labels):
-                columns[f"sd_{label}|{term}"] = np.sqrt(g[:, a, a])
-                for b in range(a):
-                    with np.errstate(invalid="ignore", divide="ignore"):
-                        corr = g[:, a, b] / np.sqrt(g[:, a, a] * g[:, b, b])
-                    columns[f"cor_{labels[b]}.{label}|{term}"] = corr
+        elements = self.model.random.elements
+        values = np.column_stack([sd_and_cor(elements, self._covariance), np.sqrt(self.sigma2)])
+        columns |= {name: values[:, k] for k, name in enumerate(element_names(elements))}
         columns |= {
-            "sigma": np.sqrt(self.sigma2),
             "criterion": self.criterion,
             "converged": self.converged,
             "singular": self.singular,

@@ -264,7 +264,7 @@ def test_deletions_cross_the_boundary():
     inf = influence(result)
     assert inf.singular[0] and not inf.singular[1:].any()
     assert inf.theta[0, 0] == 0.0
-    assert inf.rvc[0, 1] == -1.0
+    assert inf.rvc[0, 0] == -1.0
 
 
 def test_groups_of_one_row():
@@ -397,9 +397,9 @@ def test_measures_against_their_formulas(sleep, by):
         np.testing.assert_allclose(inf.covtrace[i], expected, rtol=1e-5, atol=1e-7)
         G, G_i = result.G["Subject"], fit.G["Subject"]
         lower = np.tril_indices(2)
-        rvc = np.concatenate([[fit.sigma2 / result.sigma2], G_i[lower] / G[lower]]) - 1
+        rvc = np.append(G_i[lower] / G[lower], fit.sigma2 / result.sigma2) - 1
         np.testing.assert_allclose(inf.rvc[i], rvc, rtol=1e-5, atol=1e-6)
-    names = ("sigma2", "var_Intercept|Subject", "cov_Intercept.Days|Subject", "var_Days|Subject")
+    names = ("var_Intercept|Subject", "cov_Intercept.Days|Subject", "var_Days|Subject", "sigma2")
     assert inf.rvc_names == names
 
 

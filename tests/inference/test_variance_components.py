@@ -12,11 +12,18 @@ import oracle
 
 
 def table(result, level=0.95):
-    """{(group, term, parameter): (estimate, se, lower, upper)}"""
+    """{(group, effects, kind): (estimate, se, lower, upper)}"""
     found = result.variance_components(level)
-    names = ("group", "term", "parameter", "estimate", "std_error", "conf_low", "conf_high")
+    names = ("group", "term", "kind", "estimate", "std_error", "conf_low", "conf_high")
     columns = {name: np.asarray(found[name]) for name in names}
-    keys = zip(*(columns[name].tolist() for name in ("group", "term", "parameter")), strict=True)
+    keys = []
+    for group, term, kind in zip(*(columns[name].tolist() for name in names[:3]), strict=True):
+        if group == "Residual":
+            assert term == {"sd": "sigma", "var": "sigma2"}[kind]
+            keys.append((group, "Observation", kind))
+        else:
+            assert term.startswith(f"{kind}_") and term.endswith(f"|{group}")
+            keys.append((group, term.removeprefix(f"{kind}_").removesuffix(f"|{group}"), kind))
     values = np.column_stack([columns[name] for name in ("estimate", "std_error", "conf_low", "conf_high")])
     return dict(zip(keys, values, strict=True))
 
@@ -98,7 +105,7 @@ def test_against_the_dense_hessian(rng, q, structure, reml):
             corr = G[i, j] / root
             assert found["group", f"z{j}.z{i}", "cov"][1] == pytest.approx(slope(**{f"g{i}{j}": 1.0}), rel=tolerance)
             of_corr = {f"g{i}{j}": 1 / root, f"g{i}{i}": -0.5 * corr / G[i, i], f"g{j}{j}": -0.5 * corr / G[j, j]}
-            assert found["group", f"z{j}.z{i}", "corr"][1] == pytest.approx(slope(**of_corr), rel=tolerance)
+            assert found["group", f"z{j}.z{i}", "cor"][1] == pytest.approx(slope(**of_corr), rel=tolerance)
     assert found["Residual", "Observation", "var"][1] == pytest.approx(slope(sigma2=1.0), rel=tolerance)
     assert found["Residual", "Observation", "sd"][1] == pytest.approx(slope(sigma2=0.5 / result.sigma), rel=tolerance)
 
@@ -145,7 +152,7 @@ def test_intervals(rng):
         if kind in ("sd", "var"):
             assert np.log(upper / estimate) == pytest.approx(z * se / estimate, rel=1e-10)
             assert lower * upper == pytest.approx(estimate**2, rel=1e-10)
-        elif kind == "corr":
+        elif kind == "cor":
             half = z * se / (1.0 - estimate**2)
             np.testing.assert_allclose(
                 np.arctanh([lower, upper]), np.arctanh(estimate) + half * np.array([-1.0, 1.0]), rtol=1e-9
@@ -167,7 +174,7 @@ def test_units(rng, reml):
         scale = 1.0
         for part in term.split("."):
             scale *= unit[part]
-        scale = {"sd": scale, "var": scale**2, "cov": scale, "corr": 1.0}.get(kind)
+        scale = {"sd": scale, "var": scale**2, "cov": scale, "cor": 1.0}.get(kind)
         if scale is not None:
             np.testing.assert_allclose(after[group, term, kind], values * scale, rtol=1e-6, err_msg=f"{term} {kind}")
 
@@ -222,7 +229,7 @@ def test_perfect_correlation(rng, reml):
     assert found["Residual", "Observation", "var"][1] == pytest.approx(errors[2], rel=1e-4)
     cov = np.sqrt(np.array([f[1], f[0]]) @ covariance[:2, :2] @ [f[1], f[0]])
     assert found["group", "z0.z1", "cov"][1] == pytest.approx(cov, rel=1e-4)
-    assert np.isnan(found["group", "z0.z1", "corr"][1:]).all()
+    assert np.isnan(found["group", "z0.z1", "cor"][1:]).all()
     assert np.isnan(found["group", "z1", "theta"][1:]).all()
     # theta: f / sigma
     slope = np.array([0.0, 1.0, -0.5 * f[1] / result.sigma2]) / result.sigma
@@ -233,8 +240,8 @@ def test_frames_and_errors(fitted_reference):
     result = fitted_reference("sleepstudy_uncorrelated", True, "formula")
     frame = result.variance_components()
     assert type(frame).__module__.startswith("pandas")
-    assert list(frame.columns) == ["group", "term", "parameter", "estimate", "std_error", "conf_low", "conf_high"]
-    assert not (frame.parameter == "corr").any()
+    assert list(frame.columns) == ["group", "term", "kind", "estimate", "std_error", "conf_low", "conf_high"]
+    assert not (frame.kind == "cor").any()
     assert frame.std_error.notna().all()
     with pytest.raises(flc.LMMError, match=r"level=1\.5"):
         result.variance_components(level=1.5)

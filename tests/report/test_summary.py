@@ -287,23 +287,25 @@ def test_tidy_fixed(fits):
 
 def test_tidy_variances(fits):
     table = fits["machines"].tidy("ran_pars")
-    names = ["Machine[A]", "Machine[B]", "Machine[C]"]
     assert table["term"].tolist() == [
-        *(f"sd__{name}" for name in names),
-        "cor__Machine[A].Machine[B]",
-        "cor__Machine[A].Machine[C]",
-        "cor__Machine[B].Machine[C]",
-        "sd__Observation",
+        "sd_Machine[A]|Worker",
+        "cor_Machine[A].Machine[B]|Worker",
+        "cor_Machine[A].Machine[C]|Worker",
+        "sd_Machine[B]|Worker",
+        "cor_Machine[B].Machine[C]|Worker",
+        "sd_Machine[C]|Worker",
+        "sigma",
     ]
     assert table["group"].tolist() == ["Worker"] * 6 + ["Residual"]
     G = fits["machines"].G["Worker"]
     sd = np.sqrt(np.diag(G))
-    expected = [*sd, *(G / np.outer(sd, sd))[np.triu_indices(3, 1)], fits["machines"].sigma]
+    corr = G / np.outer(sd, sd)
+    expected = [sd[0], corr[0, 1], corr[0, 2], sd[1], corr[1, 2], sd[2], fits["machines"].sigma]
     np.testing.assert_allclose(table["estimate"], expected, rtol=1e-12)
 
 
 def test_tidy_variances_of_independent_effects(fits):
-    assert fits["oxboys"].tidy("ran_pars")["term"].tolist() == ["sd__Intercept", "sd__age", "sd__Observation"]
+    assert fits["oxboys"].tidy("ran_pars")["term"].tolist() == ["sd_Intercept|Subject", "sd_age|Subject", "sigma"]
 
 
 def test_tidy_effects(fits):

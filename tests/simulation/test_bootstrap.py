@@ -45,7 +45,7 @@ def statistics(result):
         sd = np.sqrt(np.diag(G))
         for a in range(len(sd)):
             parts.append([sd[a]])
-            for b in range(a):
+            for b in range(a + 1, len(sd)):
                 if block.structure == "full":
                     with np.errstate(invalid="ignore", divide="ignore"):
                         parts.append([G[a, b] / (sd[a] * sd[b])])
@@ -89,7 +89,7 @@ def test_parametric_errors_are_those_of_the_model(rng):
     boot = result.bootstrap(n, seed=1)
     # the estimate of the mean is the mean of all
     sd = np.sqrt((tau2 + sigma2 / n_i) / m)
-    assert boot.se[0] == pytest.approx(sd, rel=5.0 / np.sqrt(2.0 * n))
+    assert boot.std_error[0] == pytest.approx(sd, rel=5.0 / np.sqrt(2.0 * n))
     assert abs(boot.bias[0]) < 5.0 * sd / np.sqrt(n)
     assert boot.kind == "parametric"
     # sigma^2 is the mean square within where the variance between is not zero
@@ -109,12 +109,12 @@ def test_conditional_errors_leave_out_the_variation_between_groups(rng, reml):
     result = one_way(rng).fit(reml=reml)
     boot = result.bootstrap(n, "conditional", seed=2)
     sd = np.sqrt(result.sigma2 / result.nobs)
-    assert boot.se[0] == pytest.approx(sd, rel=5.0 / np.sqrt(2.0 * n))
+    assert boot.std_error[0] == pytest.approx(sd, rel=5.0 / np.sqrt(2.0 * n))
     low, high = boot.conf_int(0.95)[0]
     assert high - low == pytest.approx(2.0 * norm.ppf(0.975) * sd, rel=0.05)
     # the mean of all fitted values is the estimate
     assert abs(boot.bias[0]) < 5.0 * sd / np.sqrt(n)
-    assert boot.se[0] < 0.5 * result.bootstrap(500, seed=2).se[0]
+    assert boot.std_error[0] < 0.5 * result.bootstrap(500, seed=2).std_error[0]
 
 
 def test_conditional_errors_of_slopes():
@@ -123,7 +123,7 @@ def test_conditional_errors_of_slopes():
     X, n = result.model.exog, 8000
     boot = result.bootstrap(n, "conditional", seed=3)
     expected = np.sqrt(result.sigma2 * np.diag(np.linalg.inv(X.T @ X)))
-    np.testing.assert_allclose(boot.se[:2], expected, rtol=5.0 / np.sqrt(2.0 * n))
+    np.testing.assert_allclose(boot.std_error[:2], expected, rtol=5.0 / np.sqrt(2.0 * n))
 
 
 def drawn(result, n, kind, seed):
@@ -250,8 +250,8 @@ def test_residual_draws_of_slopes_per_microsecond(rng):
     result = flc.LinearMixedModel(base.endog, X, X, base.grouping.index).fit()
     check_residual_moments(result)
     # the units of x change nothing but the units of the slope
-    expected = base.fit().bootstrap(300, "residual", seed=1).se * [1.0, 1e-6, 1.0, 1e-6, 1.0, 1.0]
-    np.testing.assert_allclose(result.bootstrap(300, "residual", seed=1).se, expected, rtol=1e-6)
+    expected = base.fit().bootstrap(300, "residual", seed=1).std_error * [1.0, 1e-6, 1.0, 1.0, 1e-6, 1.0]
+    np.testing.assert_allclose(result.bootstrap(300, "residual", seed=1).std_error, expected, rtol=1e-6)
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -275,13 +275,13 @@ def test_replicates_are_fits_of_the_draws(rng, reml, kind):
         assert boot.converged[i] == single.converged
         assert boot.singular[i] == single.singular
         se = np.sqrt(np.diag(single._cov))
-        np.testing.assert_allclose(boot.standard_errors[i, :2], se, rtol=AGREE)
+        np.testing.assert_allclose(boot.replicate_std_error[i, :2], se, rtol=AGREE)
         if not single.singular:
             # standard deviations near zero are known to the root of what variances are known to
             np.testing.assert_allclose(boot.replicates[i], statistics(single), rtol=10.0 * AGREE, atol=AGREE)
-    assert np.isnan(boot.standard_errors[:, 2:]).all()
-    np.testing.assert_allclose(boot.estimate_errors[:2], np.sqrt(np.diag(result._cov)), rtol=1e-14)
-    np.testing.assert_allclose(boot.estimates, statistics(result), rtol=1e-13)
+    assert np.isnan(boot.replicate_std_error[:, 2:]).all()
+    np.testing.assert_allclose(boot.fit_std_error[:2], np.sqrt(np.diag(result._cov)), rtol=1e-14)
+    np.testing.assert_allclose(boot.estimate, statistics(result), rtol=1e-13)
 
 
 CASES = {
@@ -309,7 +309,7 @@ def test_cases_are_fits_of_copied_rows(rng, options, reml):
         assert boot.converged[i] == single.converged
         assert boot.singular[i] == single.singular
         se = np.sqrt(np.diag(single._cov))[result.model.problem.kept]
-        np.testing.assert_allclose(boot.standard_errors[i, :kept], se, rtol=AGREE)
+        np.testing.assert_allclose(boot.replicate_std_error[i, :kept], se, rtol=AGREE)
         own = statistics(single)
         floor = AGREE * np.max(se, initial=0.0)
         np.testing.assert_allclose(boot.replicates[i, :kept], own[:kept], rtol=AGREE, atol=floor)
@@ -340,7 +340,7 @@ def test_cases_that_cannot_be_fitted_are_nan(rng):
     assert not boot.converged[missed].any()
     assert boot.converged[~missed].all()
     assert np.isfinite(boot.conf_int()).all()
-    assert np.isfinite(boot.se).all()
+    assert np.isfinite(boot.std_error).all()
     assert f"{missed.sum()} not certified" in repr(boot)
 
 
@@ -363,8 +363,8 @@ def test_cases_vary_as_the_parameters_do(rng):
     result = one_way(rng, m=m).fit()
     boot = result.bootstrap(2000, "cases", seed=9)
     means = result.model.endog.reshape(m, -1).mean(axis=1)
-    assert boot.se[0] == pytest.approx(means.std() / np.sqrt(m), rel=5.0 / np.sqrt(4000.0))
-    assert abs(boot.bias[0]) < 5.0 * boot.se[0] / np.sqrt(2000.0)
+    assert boot.std_error[0] == pytest.approx(means.std() / np.sqrt(m), rel=5.0 / np.sqrt(4000.0))
+    assert abs(boot.bias[0]) < 5.0 * boot.std_error[0] / np.sqrt(2000.0)
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -382,7 +382,7 @@ def test_errors_and_bias(sample):
     result, boot = sample
     values = boot.replicates
     assert np.isfinite(values[:, [0, 1, 2, 3, 5]]).all()
-    np.testing.assert_allclose(boot.se, [np.std(v[np.isfinite(v)], ddof=1) for v in values.T], rtol=1e-12)
+    np.testing.assert_allclose(boot.std_error, [np.std(v[np.isfinite(v)], ddof=1) for v in values.T], rtol=1e-12)
     bias = [np.mean(v[np.isfinite(v)]) - e for v, e in zip(values.T, statistics(result), strict=True)]
     np.testing.assert_allclose(boot.bias, bias, rtol=1e-9, atol=1e-12)
     assert boot.singular_fraction == np.mean(boot.singular)
@@ -408,7 +408,7 @@ def test_intervals(sample, level):
     )
     studentized = boot.conf_int(level, "studentized")
     for j in range(2):
-        t = (values[:, j] - own[j]) / boot.standard_errors[:, j]
+        t = (values[:, j] - own[j]) / boot.replicate_std_error[:, j]
         se = np.sqrt(result._cov[j, j])
         expected = [own[j] - np.quantile(t, 1.0 - a) * se, own[j] - np.quantile(t, a) * se]
         np.testing.assert_allclose(studentized[j], expected, rtol=1e-11)
@@ -455,7 +455,7 @@ def test_variances_of_zero(rng):
     assert result.singular
     boot = result.bootstrap(400, seed=2)
     assert 0.3 < boot.singular_fraction < 0.9
-    assert boot.estimates[1] == 0.0
+    assert boot.estimate[1] == 0.0
     for method in ("percentile", "basic", "normal"):
         limits = boot.conf_int(method=method)
         assert np.isfinite(limits).all()
@@ -474,7 +474,7 @@ def test_a_statistic_of_the_user(rng):
     Y = np.concatenate([block() for block in draws(parametric(result), n, 3)])
     fits = [result.model.refit(y) for y in Y]
     np.testing.assert_array_equal(boot.replicates, [[f.icc(), f.params[1], f.llf] for f in fits])
-    np.testing.assert_array_equal(boot.estimates, [result.icc(), result.params[1], result.llf])
+    np.testing.assert_array_equal(boot.estimate, [result.icc(), result.params[1], result.llf])
     np.testing.assert_array_equal(boot.singular, [f.singular for f in fits])
     assert len(boot.names) == 3
     # the same replicates as without a statistic
@@ -507,8 +507,8 @@ def test_names():
             "Intercept",
             "Days",
             "sd_Intercept|Subject",
-            "sd_Days|Subject",
             "cor_Intercept.Days|Subject",
+            "sd_Days|Subject",
             "sigma",
         ],
         "(Days || Subject)": ["Intercept", "Days", "sd_Intercept|Subject", "sd_Days|Subject", "sigma"],
@@ -519,10 +519,15 @@ def test_names():
         boot = result.bootstrap(20, seed=1)
         assert [name.replace("Subject.1", "Subject") for name in boot.names] == names
         assert len(set(boot.names)) == len(names)
-        np.testing.assert_allclose(boot.estimates, statistics(result), rtol=1e-12)
+        np.testing.assert_allclose(boot.estimate, statistics(result), rtol=1e-12)
         assert boot.conf_int().shape == (len(names), 2)
         tidy = result.tidy("ran_pars")
-        np.testing.assert_allclose(sorted(tidy["estimate"]), sorted(boot.estimates[2:]), rtol=1e-12)
+        np.testing.assert_allclose(tidy["estimate"], boot.estimate[2:], rtol=1e-12)
+        assert tuple(tidy["term"]) == boot.names[2:] == result.profile(level=0.5).parameters[2:]
+        assert tuple(result.variance_components()["term"][: len(tidy)]) == boot.names[2:]
+        assert [name for name in result.model.fit_many(result.simulate(2, 1)).to_frame() if name in boot.names] == [
+            *boot.names
+        ]
 
 
 def test_dropped_columns_have_no_statistic(rng):
@@ -565,7 +570,7 @@ def test_seeds_and_threads(rng, kind):
     for n_jobs in (2, 3, None):
         again = result.bootstrap(n, kind, seed=1, n_jobs=n_jobs)
         np.testing.assert_array_equal(first.replicates, again.replicates)
-        np.testing.assert_array_equal(first.standard_errors, again.standard_errors)
+        np.testing.assert_array_equal(first.replicate_std_error, again.replicate_std_error)
     other = result.bootstrap(n, kind, seed=2)
     assert not np.any(first.replicates[:, 0] == other.replicates[:, 0])
     assert not np.any(result.bootstrap(n, kind).replicates[:, 0] == result.bootstrap(n, kind).replicates[:, 0])

@@ -11,6 +11,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from ..covariance.elements import Element, elements
 from ..covariance.parameters import Block, CovarianceStructure
 from ..errors import LMMError
 from ..support.checks import float_array
@@ -93,6 +94,11 @@ class RandomPart:
     columns: tuple[str, ...]
     term_names: tuple[str, ...]
     order: tuple[int, ...]
+
+    @cached_property
+    def elements(self) -> tuple[Element, ...]:
+        """The free elements of the covariance matrices, in the order of theta, with their names."""
+        return elements(self.structure, self.columns, self.term_names)
 
     @cached_property
     def Z(self) -> Array:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..covariance.elements import element_names
 from ..design.independence import cluster_labels
 from ..errors import LMMError
 from ..estimation.deletion.groups import delete
@@ -166,33 +167,19 @@ class Influence:
     @cached_property
     def rvc_names(self) -> tuple[str, ...]:
         """Names of the columns of `rvc`."""
-        model = self.result.model
-        names = ["sigma2"]
-        for term, block in zip(model.term_names, model.structure.blocks, strict=True):
-            labels = model.exog_re_names[block.start : block.stop]
-            for a, label in enumerate(labels):
-                if block.structure == "full":
-                    names += [f"cov_{labels[b]}.{label}|{term}" for b in range(a)]
-                names.append(f"var_{label}|{term}")
-        return tuple(names)
+        return element_names(self.result.model.random.elements, "var")
 
     @cached_property
     def rvc(self) -> Array:
         """Relative change of the variance components (d, c): estimate without the unit / estimate - 1.
 
-        Residual variance, then variances and covariances of the random effects; NaN where an estimate is zero.
+        Variances and covariances of the random effects, then the residual variance; NaN where an estimate is zero.
         """
-        model = self.result.model
-        own, full = [self.sigma2], [self.result.sigma2]
-        for block in model.structure.blocks:
-            for a in range(block.start, block.stop):
-                for b in range(block.start, a + 1):
-                    if block.structure == "full" or a == b:
-                        own.append(self._covariance[:, a, b])
-                        full.append(self.result._covariance[a, b])
-        base = np.array(full)
+        rows, columns = self.result.model.structure.positions
+        base = np.append(self.result._covariance[rows, columns], self.result.sigma2)
+        own = np.column_stack([self._covariance[:, rows, columns], self.sigma2])
         with np.errstate(divide="ignore", invalid="ignore"):
-            return np.where(base != 0.0, np.column_stack(own) / base - 1.0, np.nan)
+            return np.where(base != 0.0, own / base - 1.0, np.nan)
 
     # ---- leverage ------------------------------------------------------------------------------
 

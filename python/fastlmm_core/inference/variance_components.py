@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from ..covariance.elements import Element, Scale, sd_and_cor
 from ..covariance.parameters import Block
 from ..support.checks import check_share
 from ..support.distributions import quantile
@@ -44,6 +45,10 @@ class _Parameter(NamedTuple):
     kind: str
     estimate: float
     slope: Array | None
+
+    @classmethod
+    def of(cls, element: Element, scale: Scale, estimate: float, slope: Array | None) -> _Parameter:
+        return cls(element.term, element.name(scale), element.kind(scale), estimate, slope)
 
 
 def _face(block: Block, relative: Array, slope: Array, null: Array, q: int) -> tuple[list[Array], Array]:
@@ -169,46 +174,46 @@ def _factor_slopes(factor: Array, relative: Array, changes: Array) -> Array | No
     return out
 
 
-def _block_parameters(result: LMMResult, term: str, block: Block, of_g: Array, of_sigma2: Array) -> list[_Parameter]:
-    part = slice(block.start, block.stop)
-    names = result.model.exog_re_names[part]
-    full = block.structure == "full"
-    G, changes = result._covariance[part, part], of_g[:, part, part]
+def _found(result: LMMResult, of_g: Array, of_sigma2: Array) -> list[_Parameter]:
+    """All parameters: standard deviations and correlations, variances and covariances, elements of theta."""
+    elements = result.model.random.elements
+    G = result._covariance
     variance = np.diag(G)
-    sd = np.sqrt(variance)
-    live = variance > 0.0
-    pairs = [(i, j) for i in range(len(names)) for j in range(i + 1, len(names))] if full else []
-    corr = result.random_effects_corr[term]
-    out = [
-        _Parameter(term, names[i], "sd", float(sd[i]), changes[:, i, i] / (2.0 * sd[i]) if live[i] else None)
-        for i in range(len(names))
-    ]
-    for i, j in pairs:
+    sd, live = np.sqrt(variance), variance > 0.0
+    scales: dict[Scale, list[_Parameter]] = {"sd": [], "var": [], "theta": []}
+    estimates = sd_and_cor(elements, G[None])[0].tolist()
+    theta = _theta_slopes(result, of_g, of_sigma2)
+    for element, estimate in zip(elements, estimates, strict=True):
+        i, j = element.i, element.j
         slope = None
-        if live[i] and live[j] and 1.0 - abs(corr[i, j]) > AT_ONE:
-            slope = changes[:, i, j] / (sd[i] * sd[j]) - 0.5 * corr[i, j] * (
-                changes[:, i, i] / variance[i] + changes[:, j, j] / variance[j]
+        if i == j and live[i]:
+            slope = of_g[:, i, i] / (2.0 * sd[i])
+        elif live[i] and live[j] and 1.0 - abs(estimate) > AT_ONE:
+            slope = of_g[:, i, j] / (sd[i] * sd[j]) - 0.5 * estimate * (
+                of_g[:, i, i] / variance[i] + of_g[:, j, j] / variance[j]
             )
-        out.append(_Parameter(term, f"{names[i]}.{names[j]}", "corr", float(corr[i, j]), slope))
-    out += [
-        _Parameter(term, names[i], "var", float(variance[i]), changes[:, i, i] if live[i] else None)
-        for i in range(len(names))
-    ]
-    out += [
-        _Parameter(
-            term, f"{names[i]}.{names[j]}", "cov", float(G[i, j]), changes[:, i, j] if live[i] and live[j] else None
+        scales["sd"].append(_Parameter.of(element, "sd", estimate, slope))
+        scales["var"].append(
+            _Parameter.of(element, "var", float(G[i, j]), of_g[:, i, j] if live[i] and live[j] else None)
         )
-        for i, j in pairs
-    ]
-    factor = result._factor[part, part]
-    relative = result._relative[part, part]
-    moved = changes / result.sigma2 - relative * (of_sigma2 / result.sigma2)[:, None, None]
-    slopes = _factor_slopes(factor, relative, moved)
-    for j in range(len(names)):
-        for i in range(j, len(names) if full else j + 1):
-            slope = None if slopes is None or np.isnan(slopes[:, i, j]).any() else slopes[:, i, j]
-            name = names[j] if i == j else f"{names[j]}.{names[i]}"
-            out.append(_Parameter(term, name, "theta", float(factor[i, j]), slope))
+        change = theta[:, j, i]
+        scales["theta"].append(
+            _Parameter.of(element, "theta", float(result._factor[j, i]), None if np.isnan(change).any() else change)
+        )
+    scales["sd"].append(_Parameter("Residual", "sigma", "sd", result.sigma, of_sigma2 / (2.0 * result.sigma)))
+    scales["var"].append(_Parameter("Residual", "sigma2", "var", float(result.sigma2), of_sigma2))
+    return [*scales["sd"], *scales["var"], *scales["theta"]]
+
+
+def _theta_slopes(result: LMMResult, of_g: Array, of_sigma2: Array) -> Array:
+    """Changes of Lambda (k, q, q) with G and sigma^2; NaN where it is not smooth."""
+    out = np.full(of_g.shape, np.nan)
+    moved = of_g / result.sigma2 - result._relative * (of_sigma2 / result.sigma2)[:, None, None]
+    for block in result.model.structure.blocks:
+        part = slice(block.start, block.stop)
+        found = _factor_slopes(result._factor[part, part], result._relative[part, part], moved[:, part, part])
+        if found is not None:
+            out[:, part, part] = found
     return out
 
 
@@ -229,8 +234,9 @@ def variance_components(result: LMMResult, level: float = 0.95) -> Any:
     Returns
     -------
     frame or dict of arrays
-        Columns group, term, parameter ("sd", "corr", "var", "cov", "theta"), estimate, std_error, conf_low,
-        conf_high.  The residual is the group "Residual", term "Observation".
+        Columns group, term, kind, estimate, std_error, conf_low, conf_high: first standard deviations and correlations
+        (``sd_x|g``, ``cor_x.y|g``, ``sigma``), then variances and covariances (``var_x|g``, ``cov_x.y|g``, ``sigma2``),
+        then theta (``theta_x|g``, ``theta_x.y|g``).  The kind is "sd", "cor", "var", "cov" or "theta".
 
     Raises
     ------
@@ -241,16 +247,10 @@ def variance_components(result: LMMResult, level: float = 0.95) -> Any:
     z = float(quantile(0.5 + 0.5 * level, None))
     model = result.model
     of_g, of_sigma2, covariance = _covariance(result)
-    found: list[_Parameter] = []
-    for term, block in zip(model.term_names, model.structure.blocks, strict=True):
-        found += _block_parameters(result, term, block, of_g, of_sigma2)
-    found.append(_Parameter("Residual", "Observation", "sd", result.sigma, of_sigma2 / (2.0 * result.sigma)))
-    found.append(_Parameter("Residual", "Observation", "var", float(result.sigma2), of_sigma2))
-
     columns: dict[str, list[Any]] = {
-        name: [] for name in ("group", "term", "parameter", "estimate", "std_error", "conf_low", "conf_high")
+        name: [] for name in ("group", "term", "kind", "estimate", "std_error", "conf_low", "conf_high")
     }
-    for one in found:
+    for one in _found(result, of_g, of_sigma2):
         error = low = high = float("nan")
         if one.slope is not None:
             error = float(np.sqrt(one.slope @ covariance @ one.slope))
@@ -265,7 +265,7 @@ def _limits(kind: str, estimate: float, half: float) -> tuple[float, float]:
         with np.errstate(over="ignore"):  # no upper limit
             factor = float(np.exp(half / estimate))
         return estimate / factor, estimate * factor
-    if kind == "corr":
+    if kind == "cor":
         centre, reach = float(np.arctanh(estimate)), half / (1.0 - estimate**2)
         return float(np.tanh(centre - reach)), float(np.tanh(centre + reach))
     return estimate - half, estimate + half

@@ -101,7 +101,7 @@ class PowerResult:
     alpha : float
     power : float
         Share of the simulations that reject; those that were not certified count as not rejecting.
-    interval : (lower, upper)
+    conf_low, conf_high : float
         Exact 95 % interval of the power for the number of simulations (Clopper and Pearson 1934, Biometrika 26,
         404-413).
     n_sim, n_converged : int
@@ -120,7 +120,8 @@ class PowerResult:
     ddf: str
     alpha: float
     power: float
-    interval: tuple[float, float]
+    conf_low: float
+    conf_high: float
     n_sim: int
     n_converged: int
     singular_fraction: float
@@ -130,11 +131,10 @@ class PowerResult:
     pvalues: Array = dataclasses.field(repr=False)
 
     def __repr__(self) -> str:
-        low, high = self.interval
         lost = self.n_sim - self.n_converged
         return (
-            f"<PowerResult: {self.power:.3f} [{low:.3f}, {high:.3f}], {self.method} test of {self.test} at level "
-            f"{self.alpha:g}, {self.n_sim} simulations{f', {lost} not certified' if lost else ''}>"
+            f"<PowerResult: {self.power:.3f} [{self.conf_low:.3f}, {self.conf_high:.3f}], {self.method} test of "
+            f"{self.test} at level {self.alpha:g}, {self.n_sim} simulations{f', {lost} not certified' if lost else ''}>"
         )
 
 
@@ -205,6 +205,7 @@ def power(
         found = chi2_tail(np.maximum(null.criterion - batch.criterion, 0.0), len(hypothesis.L))
     pvalues = np.where(good, found, np.nan)
     count = int(np.sum(pvalues < alpha))
+    low, high = _interval(count, n_sim)
     kept = truth.model.problem.kept
     effects = hypothesis.L @ truth._params
     estimates = batch.params[good][:, kept] @ hypothesis.L[:, kept].T
@@ -215,7 +216,8 @@ def power(
         ddf=ddf,
         alpha=float(alpha),
         power=count / n_sim,
-        interval=_interval(count, n_sim),
+        conf_low=low,
+        conf_high=high,
         n_sim=n_sim,
         n_converged=int(good.sum()),
         singular_fraction=float(batch.singular[good].mean()) if good.any() else float("nan"),
@@ -262,12 +264,12 @@ class PowerCurve:
     @property
     def conf_low(self) -> Array:
         """Lower ends of the exact 95 % intervals (k,)."""
-        return np.array([result.interval[0] for result in self.results])
+        return np.array([result.conf_low for result in self.results])
 
     @property
     def conf_high(self) -> Array:
         """Upper ends of the exact 95 % intervals (k,)."""
-        return np.array([result.interval[1] for result in self.results])
+        return np.array([result.conf_high for result in self.results])
 
     def to_frame(self) -> Any:
         """One row per value, in the library of the caller's data (or a dict of arrays)."""
@@ -328,8 +330,7 @@ class PowerCurve:
         for value, result in zip(self.values.tolist(), self.results, strict=True):
             lost = result.n_sim - result.n_converged
             note = f"  {lost} not certified" if lost else ""
-            low, high = result.interval
-            lines.append(f"{value:>12g}  {result.power:.3f}   {low:.3f} {high:.3f}{note}")
+            lines.append(f"{value:>12g}  {result.power:.3f}   {result.conf_low:.3f} {result.conf_high:.3f}{note}")
         return "\n".join(lines)
 
 

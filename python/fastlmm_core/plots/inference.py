@@ -175,7 +175,7 @@ def bootstrap_density(
             one.plot(at, _density(values, at), color=BLUE, linewidth=1.8)
         if np.isfinite([low, high]).all():
             one.axvspan(low, high, ymax=0.035, color=BLACK, linewidth=0, label=f"{100 * level:g} % interval")
-        one.axvline(boot.estimates[j], color=VERMILLION, linestyle="--", linewidth=1.5, label="estimate")
+        one.axvline(boot.estimate[j], color=VERMILLION, linestyle="--", linewidth=1.5, label="estimate")
         one.set_xlabel(name)
         one.set_yticks([])
         one.spines["left"].set_visible(False)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..covariance.elements import element_names, sd_and_cor
 from ..errors import LMMError
 from ..support.text_tables import (
     GAP,
@@ -392,7 +393,7 @@ def tidy_columns(
     result : LMMResult
     effects : {"fixed", "ran_pars", "ran_vals"}
         "fixed": term, estimate, std_error, df, statistic, p_value, conf_low, conf_high.  "ran_pars": group, term
-        (``sd__x``, ``cor__x.y``; ``sd__Observation`` of the group Residual), estimate.  "ran_vals": group, level, term,
+        (``sd_x|g``, ``cor_x.y|g``; ``sigma`` of the group Residual), estimate.  "ran_vals": group, level, term,
         estimate, std_error (the conditional standard deviation).
     level : float
         Of the confidence limits.
@@ -439,18 +440,11 @@ def _components(result: LMMResult) -> Iterator[Component]:
 
 
 def _ran_pars(result: LMMResult) -> dict[str, list[str] | NDArray[Any]]:
-    groups: list[str] = []
-    terms: list[str] = []
-    estimates: list[float] = []
-    for term, names, variances, correlations, free in _terms(result):
-        pairs = [(i, j) for i in range(len(names)) for j in range(i + 1, len(names))] if free else []
-        terms += [f"sd__{name}" for name in names] + [f"cor__{names[i]}.{names[j]}" for i, j in pairs]
-        estimates += [*np.sqrt(variances).tolist(), *(float(correlations[i, j]) for i, j in pairs)]
-        groups += [term] * (len(names) + len(pairs))
+    elements = result.model.random.elements
     return {
-        "group": [*groups, "Residual"],
-        "term": [*terms, "sd__Observation"],
-        "estimate": np.array([*estimates, result.sigma]),
+        "group": [*(element.term for element in elements), "Residual"],
+        "term": list(element_names(elements)),
+        "estimate": np.append(sd_and_cor(elements, result._covariance[None])[0], result.sigma),
     }
 
 

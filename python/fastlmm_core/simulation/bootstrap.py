@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from .. import kernels
 from ..batch_result import check_jobs
+from ..covariance.elements import element_names, sd_and_cor
 from ..design.replication import independent_units
 from ..engines.starts import moment_start
 from ..errors import LMMError
@@ -41,23 +42,23 @@ class BootstrapResult:
     ----------
     names : tuple of str
         Of the statistics.
-    estimates : (k,) array
+    estimate : (k,) array
         At the original fit.
     replicates : (n, k) array
         NaN where a replicate could not be fitted.
-    standard_errors : (n, k) array or None
+    replicate_std_error : (n, k) array or None
         Of each replicate's statistics, NaN where there is none; needed for studentised intervals.
-    estimate_errors : (k,) array or None
+    fit_std_error : (k,) array or None
         Standard errors of the original fit.
     singular, converged : (n,) bool arrays
     kind : str
     """
 
     names: tuple[str, ...]
-    estimates: Array
+    estimate: Array
     replicates: Array
-    standard_errors: Array | None
-    estimate_errors: Array | None
+    replicate_std_error: Array | None
+    fit_std_error: Array | None
     singular: NDArray[np.bool_]
     converged: NDArray[np.bool_]
     kind: str
@@ -65,14 +66,14 @@ class BootstrapResult:
     _library: str = field(repr=False)
 
     @property
-    def se(self) -> Array:
+    def std_error(self) -> Array:
         """Bootstrap standard errors (k,)."""
         return np.asarray(np.nanstd(self.replicates, axis=0, ddof=1))
 
     @property
     def bias(self) -> Array:
         """Mean of the replicates less the estimate (k,)."""
-        return np.asarray(np.nanmean(self.replicates, axis=0) - self.estimates)
+        return np.asarray(np.nanmean(self.replicates, axis=0) - self.estimate)
 
     @property
     def singular_fraction(self) -> float:
@@ -105,24 +106,24 @@ class BootstrapResult:
         """
         check_share(level, "level")
         tails = np.array([0.5 - 0.5 * level, 0.5 + 0.5 * level])
-        values, estimates = self.replicates, self.estimates
+        values, estimate = self.replicates, self.estimate
         if method == "percentile":
             return np.asarray(np.nanquantile(values, tails, axis=0).T)
         if method == "basic":
             low, high = np.nanquantile(values, tails, axis=0)
-            return np.column_stack([2.0 * estimates - high, 2.0 * estimates - low])
+            return np.column_stack([2.0 * estimate - high, 2.0 * estimate - low])
         if method == "normal":
-            half = float(quantile(tails[1], None)) * self.se
-            centre = estimates - self.bias
+            half = float(quantile(tails[1], None)) * self.std_error
+            centre = estimate - self.bias
             return np.column_stack([centre - half, centre + half])
         if method == "studentized":
-            if self.standard_errors is None or self.estimate_errors is None:
+            if self.replicate_std_error is None or self.fit_std_error is None:
                 raise LMMError("method='studentized' needs standard errors, which a user's statistic does not have")
-            out = np.full((len(estimates), 2), np.nan)
-            for j in np.flatnonzero(np.isfinite(self.estimate_errors)):
-                t = (values[:, j] - estimates[j]) / self.standard_errors[:, j]
+            out = np.full((len(estimate), 2), np.nan)
+            for j in np.flatnonzero(np.isfinite(self.fit_std_error)):
+                t = (values[:, j] - estimate[j]) / self.replicate_std_error[:, j]
                 low, high = np.nanquantile(t, tails)
-                out[j] = estimates[j] - np.array([high, low]) * self.estimate_errors[j]
+                out[j] = estimate[j] - np.array([high, low]) * self.fit_std_error[j]
             return out
         if method == "bca":
             return self._bca(tails)
@@ -136,8 +137,8 @@ class BootstrapResult:
         centred = np.nanmean(deleted, axis=0) - deleted
         with np.errstate(invalid="ignore", divide="ignore"):
             acceleration = np.nansum(centred**3, axis=0) / (6.0 * np.nansum(centred**2, axis=0) ** 1.5)
-        out = np.full((len(self.estimates), 2), np.nan)
-        for j, estimate in enumerate(self.estimates):
+        out = np.full((len(self.estimate), 2), np.nan)
+        for j, estimate in enumerate(self.estimate):
             values = self.replicates[:, j]
             values = values[np.isfinite(values)]
             # ties (variances of zero) count half
@@ -164,28 +165,14 @@ class BootstrapResult:
 
 
 def _parameter_names(model: LinearMixedModel) -> tuple[str, ...]:
-    names = [model.exog_names[i] for i in model.problem.kept]
-    for term, block in zip(model.term_names, model.structure.blocks, strict=True):
-        labels = model.exog_re_names[block.start : block.stop]
-        for a, label in enumerate(labels):
-            names.append(f"sd_{label}|{term}")
-            if block.structure == "full":
-                names += [f"cor_{labels[b]}.{label}|{term}" for b in range(a)]
-    return (*names, "sigma")
+    return (*(model.exog_names[i] for i in model.problem.kept), *element_names(model.random.elements))
 
 
 def _parameters(model: LinearMixedModel, params: Array, covariance: Array, sigma2: Array) -> Array:
     """Fixed effects, standard deviations, correlations and sigma of many fits, in the order of the names."""
-    columns = [params[:, model.problem.kept]]
-    for block in model.structure.blocks:
-        for a in range(block.start, block.stop):
-            columns.append(np.sqrt(covariance[:, a, a])[:, None])
-            if block.structure == "full":
-                for b in range(block.start, a):
-                    with np.errstate(invalid="ignore", divide="ignore"):
-                        corr = covariance[:, a, b] / np.sqrt(covariance[:, a, a] * covariance[:, b, b])
-                    columns.append(corr[:, None])
-    return np.column_stack([*columns, np.sqrt(sigma2)])
+    return np.column_stack(
+        [params[:, model.problem.kept], sd_and_cor(model.random.elements, covariance), np.sqrt(sigma2)]
+    )
 
 
 class _Cases:
@@ -395,17 +382,17 @@ def bootstrap(
             return _user_statistic(result, n, kind, statistic, draw, seed)
         batch = simulate_fit(result, n, seed, reml=result.reml, n_jobs=n_jobs, progress=progress, draw=draw)
         params, errors, sigma2 = batch.params, batch.bse, batch.sigma2
-        covariance = sigma2[:, None, None] * (batch._factor @ batch._factor.transpose(0, 2, 1))
+        covariance = batch._covariance
         converged, singular = batch.converged, batch.singular
     own = all_parameters(result._params[None], result._covariance[None], np.array([result.sigma2]))[0]
     kept = model.problem.kept
     extra = len(own) - len(kept)
     return BootstrapResult(
         names=_parameter_names(model),
-        estimates=own,
+        estimate=own,
         replicates=all_parameters(params, covariance, sigma2),
-        standard_errors=np.column_stack([errors[:, kept], np.full((n, extra), np.nan)]),
-        estimate_errors=np.append(np.sqrt(np.diag(result._cov))[kept], np.full(extra, np.nan)),
+        replicate_std_error=np.column_stack([errors[:, kept], np.full((n, extra), np.nan)]),
+        fit_std_error=np.append(np.sqrt(np.diag(result._cov))[kept], np.full(extra, np.nan)),
         singular=singular,
         converged=converged,
         kind=kind,
@@ -434,10 +421,10 @@ def _user_statistic(
 
     return BootstrapResult(
         names=tuple(f"statistic_{i}" for i in range(len(own))),
-        estimates=own,
+        estimate=own,
         replicates=values,
-        standard_errors=None,
-        estimate_errors=None,
+        replicate_std_error=None,
+        fit_std_error=None,
         singular=singular,
         converged=converged,
         kind=kind,

@@ -164,8 +164,8 @@ def test_errors_of_variance_parameters_against_differences(kind, seed, reml):
     se = np.sqrt(np.diag(2.0 * np.linalg.inv(H))) * size
     table = result.variance_components()
     rows = {
-        (g, t, k): s
-        for g, t, k, s in zip(table["group"], table["term"], table["parameter"], table["std_error"], strict=True)
+        (g, "Observation" if g == "Residual" else t.removeprefix(f"{k}_").removesuffix(f"|{g}"), k): s
+        for g, t, k, s in zip(table["group"], table["term"], table["kind"], table["std_error"], strict=True)
     }
     names = list(result.G)
     effects = [list(result.model.exog_re_names[b.start : b.stop]) for b in result.model.structure.blocks]

@@ -272,8 +272,9 @@ def test_to_frame(rng, library):
     batch = model.fit_many(responses(rng, model, 4))
     frame = batch.to_frame()
     assert list(frame) == [
-        "Intercept", "x", "std_error_Intercept", "std_error_x", "sd_Intercept|school:class", "sd_x|school:class",
-        "cor_Intercept.x|school:class", "sd_Intercept|school", "sd_x|school", "cor_Intercept.x|school", "sigma",
+        "Intercept", "x", "std_error_Intercept", "std_error_x", "sd_Intercept|school:class",
+        "cor_Intercept.x|school:class", "sd_x|school:class", "sd_Intercept|school", "cor_Intercept.x|school",
+        "sd_x|school", "sigma",
         "criterion", "converged", "singular",
     ]  # fmt: skip
     for i in range(4):
@@ -352,7 +353,7 @@ def test_parametric_errors_are_those_of_the_model(rng):
     boot = result.bootstrap(n, seed=1)
     assert boot.names == ("x0", "sd_z0|mid", "sd_z0|top", "sigma") or boot.names[0] in ("Intercept", "const", "x0")
     sd = np.sqrt(tau / 8 + inner / 32 + result.sigma2 / 96)
-    assert boot.se[0] == pytest.approx(sd, rel=5.0 / np.sqrt(2.0 * n))
+    assert boot.std_error[0] == pytest.approx(sd, rel=5.0 / np.sqrt(2.0 * n))
     # sigma^2 is the mean square within classes on 64 degrees of freedom, wherever no variance is zero
     squares = boot.replicates[~boot.singular, -1] ** 2
     assert squares.mean() == pytest.approx(result.sigma2, rel=5.0 * np.sqrt(2.0 / 64 / n) + 0.002)
@@ -363,8 +364,8 @@ def test_conditional_errors_leave_out_the_variation_between_groups(rng):
     n = 1000
     result = balanced(rng)
     boot = result.bootstrap(n, "conditional", seed=2)
-    assert boot.se[0] == pytest.approx(np.sqrt(result.sigma2 / 96), rel=5.0 / np.sqrt(2.0 * n))
-    assert abs(boot.bias[0]) < 5.0 * boot.se[0] / np.sqrt(n)
+    assert boot.std_error[0] == pytest.approx(np.sqrt(result.sigma2 / 96), rel=5.0 / np.sqrt(2.0 * n))
+    assert abs(boot.bias[0]) < 5.0 * boot.std_error[0] / np.sqrt(n)
 
 
 def test_residual_draws_have_the_estimated_covariances(rng):
@@ -431,7 +432,7 @@ def test_cases_are_fits_of_copied_rows(rng, reml):
         single = by_hand(result, counts[i])
         assert boot.converged[i] == single.converged
         se = np.sqrt(np.diag(single._cov))
-        np.testing.assert_allclose(boot.standard_errors[i, :3], se, rtol=AGREE)
+        np.testing.assert_allclose(boot.replicate_std_error[i, :3], se, rtol=AGREE)
         assert (np.abs(boot.replicates[i, :3] - single._params) < AGREE * se).all()
         np.testing.assert_allclose(boot.replicates[i, -1], single.sigma, rtol=AGREE)
         if not single.singular:
@@ -445,7 +446,7 @@ def test_cases_vary_as_the_means_do(rng):
     result = balanced(rng, tops=20)
     boot = result.bootstrap(300, "cases", seed=9)
     means = result.model.endog.reshape(20, -1).mean(axis=1)
-    assert boot.se[0] == pytest.approx(means.std() / np.sqrt(20), rel=5.0 / np.sqrt(600.0))
+    assert boot.std_error[0] == pytest.approx(means.std() / np.sqrt(20), rel=5.0 / np.sqrt(600.0))
 
 
 def test_bca_deletes_top_groups(rng):

@@ -130,7 +130,7 @@ def test_limits_against_dense_minimisation(rng, q, structure, m, spread):
             continue
         for side, limit in enumerate(limits[parameter.name]):
             rise = dense.profiled(parameter, limit, fit) - fit.criterion
-            if (parameter.kind == "sd" and limit == 0.0) or (parameter.kind == "corr" and abs(limit) == 1.0):
+            if (parameter.kind == "sd" and limit == 0.0) or (parameter.kind == "cor" and abs(limit) == 1.0):
                 assert rise <= LEVEL_95 + 1e-6
             else:
                 assert rise == pytest.approx(LEVEL_95, abs=2e-6), (parameter.name, side)
@@ -150,8 +150,10 @@ DOUBTFUL = {("dyestuff2", "(Intercept)"), ("orthodont_slope", "sigma")}
 
 def reference_limits(name, key):
     data = json.loads((oracle.REFERENCE / f"{name}.json").read_text())["ml"]
-    # `profile_ci_lme4` has the parameters in lme4's order, which is ours
-    return {parameter: data[key][parameter] for parameter in data["profile_ci_lme4"]}
+    # `profile_ci_lme4` has the parameters in lme4's order: ours but that the fixed effects come last
+    names = [*data["profile_ci_lme4"]]
+    place = names.index("sigma") + 1
+    return {parameter: data[key][parameter] for parameter in names[place:] + names[:place]}
 
 
 @pytest.mark.parametrize("name", [n for n in oracle.SINGLE_FACTOR if n != "machines_q3"])
@@ -355,22 +357,22 @@ def test_paths(fitted_reference, name):
         for key, value in point.items():
             if key.startswith("cor_") and np.isfinite(value):
                 corr[0, 1] = corr[1, 0] = value
-        beta = [point[key] for key in names[-ref.X.shape[1] :]]
+        beta = [point[key] for key in names[: ref.X.shape[1]]]
         G = corr * np.outer(sd, sd)
         deviance = -2.0 * oracle.loglik(*ref.arrays, beta, G, point["sigma"] ** 2)
         rise = deviance - ref.blocks[False].criterion
-        assert rise == pytest.approx(frame["zeta"][row] ** 2, abs=1e-6), (frame["parameter"][row], row)
-        assert point[frame["parameter"][row]] in found.zeta(frame["parameter"][row])[0]
+        assert rise == pytest.approx(frame["zeta"][row] ** 2, abs=1e-6), (frame["term"][row], row)
+        assert point[frame["term"][row]] in found.zeta(frame["term"][row])[0]
 
 
 def test_limits_of_a_profile(fitted_reference):
     result = fitted_reference("sleepstudy_slope", True, "formula")
     found = result.profile(["Days", "sigma"], level=0.8)
     table = found.conf_int(0.99)
-    assert list(table.columns) == ["parameter", "estimate", "conf_low", "conf_high", "note"]
+    assert list(table.columns) == ["term", "estimate", "conf_low", "conf_high", "note"]
     wanted = confidence_limits(result, 0.99)
     for i, name in enumerate(["Days", "sigma"]):
-        assert table.parameter[i] == name
+        assert table.term[i] == name
         np.testing.assert_allclose((table.conf_low[i], table.conf_high[i]), wanted[name], rtol=1e-12)
     assert (table.note == "").all()
     values, zeta = found.zeta("sigma")

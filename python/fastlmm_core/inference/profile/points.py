@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 __all__ = ["Parameter", "Point", "ProfileError", "Profiler", "parameters_of"]
 
 Array = NDArray[np.float64]
-Kind = Literal["sd", "corr", "sigma", "beta"]
+Kind = Literal["sd", "cor", "sigma", "beta"]
 
 EXACT = 1e-6
 """Decrement squared, relative to the level, at which a last step of Newton's method is exact: it leaves its cube."""
@@ -55,7 +55,7 @@ class Parameter(NamedTuple):
     ----------
     name : str
         ``sd_x|g``, ``cor_x.y|g``, ``sigma``, or the name of the coefficient.
-    kind : {"sd", "corr", "sigma", "beta"}
+    kind : {"sd", "cor", "sigma", "beta"}
     columns : tuple of int
         Random effects, or the column of X.
     """
@@ -91,19 +91,18 @@ class ProfileError(Exception):
 
 
 def parameters_of(result: LMMResult) -> list[Parameter]:
-    """All parameters in lme4's order: random effects by term, sigma, fixed effects."""
+    """All parameters: fixed effects, then standard deviations and correlations in the order of theta, and sigma."""
     model = result.model
-    out = []
-    names = model.exog_re_names
-    for term, block in zip(model.term_names, model.structure.blocks, strict=True):
-        for i in range(block.start, block.stop):
-            out.append(Parameter(f"sd_{names[i]}|{term}", "sd", (i,)))
-            if block.structure == "full":
-                out += [
-                    Parameter(f"cor_{names[i]}.{names[j]}|{term}", "corr", (i, j)) for j in range(i + 1, block.stop)
-                ]
-    out.append(Parameter("sigma", "sigma", ()))
-    return out + [Parameter(name, "beta", (j,)) for j, name in enumerate(model.exog_names)]
+    return [
+        *(Parameter(name, "beta", (j,)) for j, name in enumerate(model.exog_names)),
+        *(
+            Parameter(one.name("sd"), "sd", (one.i,))
+            if one.i == one.j
+            else Parameter(one.name("sd"), "cor", (one.i, one.j))
+            for one in model.random.elements
+        ),
+        Parameter("sigma", "sigma", ()),
+    ]
 
 
 class _Model:
@@ -224,7 +223,7 @@ class Profiler:
             return self._coefficient(parameter.columns[0], outward, level, guide)
         if parameter.kind == "sd":
             return self._deviation(parameter, outward, level, start)
-        if parameter.kind == "corr":
+        if parameter.kind == "cor":
             return self._correlation(parameter, outward, level, start)
         state, rise = self._cross(*self._opening(parameter, start, level), outward, level)
         return Point(self._natural(parameter, state), rise, state)
@@ -285,7 +284,7 @@ class Profiler:
         chart: Chart
         if parameter.kind == "sigma":
             chart = SigmaChart(self.problem, start.M)
-        elif parameter.kind == "corr":
+        elif parameter.kind == "cor":
             chart = CorrelationChart(self.problem, start.M, *parameter.columns)
         else:
             chart = of_sd = SdChart(self.problem, start.M, *parameter.columns)

@@ -118,7 +118,7 @@ class ProfileResult:
         Returns
         -------
         frame or dict of arrays
-            Columns parameter, estimate (by ML), conf_low, conf_high, note; a limit that could not be found is NaN, and
+            Columns term, estimate (by ML), conf_low, conf_high, note; a limit that could not be found is NaN, and
             the note says why.
 
         Raises
@@ -131,10 +131,10 @@ class ProfileResult:
     @cached_property
     def _columns(self) -> dict[str, list[Any]]:
         names = [p.name for p in parameters_of(self.fit)]
-        out: dict[str, list[Any]] = {name: [] for name in ("parameter", "zeta", *names)}
+        out: dict[str, list[Any]] = {name: [] for name in ("term", "zeta", *names)}
         for parameter in self._chosen:
             for zeta, point in self._paths[parameter.name]:
-                out["parameter"].append(parameter.name)
+                out["term"].append(parameter.name)
                 out["zeta"].append(zeta)
                 for name, value in self._profiler.everything(parameter, point).items():
                     out[name].append(value)
@@ -146,7 +146,7 @@ class ProfileResult:
         Returns
         -------
         frame or dict of arrays
-            Columns parameter, zeta, and one for each parameter of the model.
+            Columns term, zeta, and one for each parameter of the model.
         """
         return self.fit.model.table(self._columns)
 
@@ -160,11 +160,11 @@ def _rise(level: float) -> float:
 
 
 def _limits(profiler: Profiler, chosen: list[Parameter], level: float) -> dict[str, list[Any]]:
-    """Columns parameter, estimate, conf_low, conf_high and note."""
+    """Columns term, estimate, conf_low, conf_high and note."""
     rise = _rise(level)
-    columns: dict[str, list[Any]] = {name: [] for name in ("parameter", "estimate", "conf_low", "conf_high", "note")}
+    columns: dict[str, list[Any]] = {name: [] for name in ("term", "estimate", "conf_low", "conf_high", "note")}
     for parameter in chosen:
-        columns["parameter"].append(parameter.name)
+        columns["term"].append(parameter.name)
         columns["estimate"].append(profiler.estimate(parameter))
         notes = []
         for side, outward in (("conf_low", -1), ("conf_high", 1)):
@@ -214,10 +214,10 @@ def confidence_limits(
     chosen = _chosen(result, parameters)
     _rise(level)
     table = _limits(Profiler(result), chosen, level)
-    failed = [f"{name}, {note}" for name, note in zip(table["parameter"], table["note"], strict=True) if note]
+    failed = [f"{name}, {note}" for name, note in zip(table["term"], table["note"], strict=True) if note]
     if failed:
         warnings.warn(f"limits not found: {'; '.join(failed)}", RuntimeWarning, stacklevel=2)
-    return dict(zip(table["parameter"], zip(table["conf_low"], table["conf_high"], strict=True), strict=True))
+    return dict(zip(table["term"], zip(table["conf_low"], table["conf_high"], strict=True), strict=True))
 
 
 def _path(profiler: Profiler, parameter: Parameter, rise: float) -> tuple[list[tuple[float, Point]], list[str]]:
