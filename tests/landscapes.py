@@ -1,0 +1,248 @@
+"""Mixed-model problems whose criterion tends to have several minima, by family, and a dense search for the lowest.
+
+`problem(family, seed)` draws one of any number of problems.  `lowest(problem)` searches for the minimum of the profiled
+criterion from many starts; only numpy and scipy are used, and V = I + sum_t Z_t (I (x) Lambda_t Lambda_t') Z_t' is an
+n x n matrix, so that nothing is shared with the library's engines: neither elimination, nor starts, nor the optimiser.
+
+Rows are divided by the square roots of the weights first.  X becomes an orthogonal matrix, y its standardised residual,
+the columns of Z of each term an orthogonal one (independent effects: columns of unit mean square), all by Householder
+QR; the criterion in the caller's units differs by a known constant.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from scipy.optimize import minimize
+from scipy.stats import qmc
+
+
+@dataclass(frozen=True)
+class Term:
+    """Random effects of the columns Z (n, q) for each level of `codes`, correlated or independent."""
+
+    Z: np.ndarray
+    codes: np.ndarray
+    full: bool = True
+    factor: str = "g"
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One data set."""
+
+    family: str
+    seed: int
+    reml: bool
+    y: np.ndarray
+    X: np.ndarray
+    terms: tuple[Term, ...]
+    weights: np.ndarray | None = None
+
+    @property
+    def name(self) -> str:
+        return f"{self.family} {self.seed}"
+
+
+# -------------------------------------------------------------------------------------------------------- families
+
+
+def _effects(rng: np.random.Generator, term: Term, sd: np.ndarray) -> np.ndarray:
+    """Z b by row, b independent normal with the given standard deviations."""
+    b = rng.standard_normal((term.codes.max() + 1, term.Z.shape[1])) * sd
+    return np.sum(b[term.codes] * term.Z, axis=1)
+
+
+def _line(t: np.ndarray) -> np.ndarray:
+    return np.column_stack([np.ones(len(t)), t])
+
+
+def distant_origin(rng: np.random.Generator) -> dict:
+    """(t || g): 10 to 100 groups, 3 to 8 times, from an origin 0 to 50 units away; some rows missing in half of them."""
+    m, k = int(rng.integers(10, 101)), int(rng.integers(3, 9))
+    t = np.tile(np.arange(float(k)), m)
+    codes = np.repeat(np.arange(m), k)
+    if rng.random() < 0.5:
+        keep = rng.random(m * k) < 0.85
+        keep[::k] = True
+        t, codes = t[keep], codes[keep]
+    sd = 10.0 ** rng.uniform(-0.5, 1.0, 2)
+    y = _effects(rng, Term(_line(t - t.mean()), codes), sd) + 0.3 * t + rng.standard_normal(len(t))
+    Z = _line(t + rng.uniform(0.0, 50.0))
+    return {"y": y, "X": Z, "terms": (Term(Z, codes, full=False),)}
+
+
+def shifted_slope(rng: np.random.Generator) -> dict:
+    """(1 | g) + (0 + x | g) with x far from zero: the same by two terms, x a covariate."""
+    m = int(rng.integers(8, 40))
+    codes = np.repeat(np.arange(m), rng.integers(2, 8, m))
+    x = rng.standard_normal(len(codes))
+    Z = _line(x + rng.uniform(-30.0, 30.0))
+    sd = 10.0 ** rng.uniform(-0.5, 1.0, 2)
+    y = _effects(rng, Term(_line(x), codes), sd) + x + rng.standard_normal(len(x))
+    return {"y": y, "X": Z, "terms": (Term(Z[:, :1], codes), Term(Z[:, 1:], codes))}
+
+
+def nested_slopes(rng: np.random.Generator) -> dict:
+    """(t || school) + (t || pupil)."""
+    schools, pupils, k = int(rng.integers(4, 10)), int(rng.integers(2, 6)), int(rng.integers(3, 6))
+    pupil = np.repeat(np.arange(schools * pupils), k)
+    school = pupil // pupils
+    t = np.tile(np.arange(float(k)), schools * pupils)
+    centred = _line(t - t.mean())
+    y = _effects(rng, Term(centred, pupil), 10.0 ** rng.uniform(-0.5, 1.0, 2))
+    y += _effects(rng, Term(centred, school), 10.0 ** rng.uniform(-0.5, 1.0, 2)) + rng.standard_normal(len(t))
+    Z = _line(t + rng.uniform(0.0, 25.0))
+    return {"y": y, "X": Z, "terms": (Term(Z, pupil, False, "pupil"), Term(Z, school, False, "school"))}
+
+
+def _grouped(rng: np.random.Generator, m: int, q: int, largest: int) -> tuple[np.ndarray, np.ndarray]:
+    """Codes of m groups, and columns 1, time, normal covariates."""
+    sizes = rng.integers(1, largest + 1, m)
+    sizes[:3] = q + 3
+    while sizes.sum() <= m * q + 5:
+        sizes[rng.integers(m)] += 1
+    codes = np.repeat(np.arange(m), sizes)
+    n = len(codes)
+    return codes, np.column_stack([np.ones(n), rng.uniform(0.0, 5.0, n), rng.standard_normal((n, 4))])
+
+
+def eight_decades(rng: np.random.Generator) -> dict:
+    """Weights from 1e-4 to 1e4, that the errors may or may not follow."""
+    q = int(rng.integers(1, 4))
+    codes, columns = _grouped(rng, int(rng.integers(6, 25)), q, 6)
+    n = len(codes)
+    weights = 10.0 ** rng.uniform(-4.0, 4.0, n)
+    error = rng.standard_normal(n) / (np.sqrt(weights) if rng.random() < 0.5 else 1.0)
+    p = int(rng.integers(1, 4))
+    y = columns[:, :p].sum(axis=1) + error
+    y += _effects(rng, Term(columns[:, :q], codes), 10.0 ** rng.uniform(-2.0, 1.0, q))
+    return {"y": y, "X": columns[:, :p], "terms": (Term(columns[:, :q], codes),), "weights": weights}
+
+
+def cauchy_errors(rng: np.random.Generator) -> dict:
+    """Errors and effects with the tails of Cauchy's distribution (t with one degree of freedom)."""
+    q = int(rng.integers(1, 4))
+    codes, columns = _grouped(rng, int(rng.integers(6, 30)), q, 8)
+    p = int(rng.integers(1, 4))
+    y = columns[:, :p].sum(axis=1) + rng.standard_t(1.0, len(codes))
+    b = rng.standard_t(1.0, (codes.max() + 1, q))
+    y += np.sum(b[codes] * columns[:, :q], axis=1)
+    return {"y": y, "X": columns[:, :p], "terms": (Term(columns[:, :q], codes),)}
+
+
+def few_rows(rng: np.random.Generator) -> dict:
+    """q up to 5 in 5 to 8 groups, n little above p: 54 rows for 24 fixed effects, as an example."""
+    q, m = int(rng.integers(2, 6)), int(rng.integers(5, 9))
+    n = m * q + int(rng.integers(8, 40))
+    codes = np.sort(np.concatenate([np.repeat(np.arange(m), q), rng.integers(0, m, n - m * q)]))
+    columns = np.column_stack([np.ones(n), rng.standard_normal((n, n))])
+    p = int(rng.integers(q, max(q + 1, (n - q) * 6 // 10)))
+    y = columns[:, :p] @ rng.standard_normal(p) + rng.standard_normal(n)
+    y += _effects(rng, Term(columns[:, :q], codes), 10.0 ** rng.uniform(-1.0, 0.7, q))
+    return {"y": y, "X": columns[:, :p], "terms": (Term(columns[:, :q], codes),)}
+
+
+def small_weighted(rng: np.random.Generator) -> dict:
+    """q = 2, 18 rows in 5 to 8 groups, weights over two decades."""
+    m, n = int(rng.integers(5, 8)), 18
+    codes = np.sort(np.concatenate([np.repeat(np.arange(m), 2), rng.integers(0, m, n - 2 * m)]))
+    Z = _line(rng.standard_normal(n))
+    weights = 10.0 ** rng.uniform(-1.0, 1.0, n)
+    y = _effects(rng, Term(Z, codes), 10.0 ** rng.uniform(-1.0, 0.7, 2)) + rng.standard_normal(n) / np.sqrt(weights)
+    return {"y": y, "X": Z, "terms": (Term(Z, codes),), "weights": weights}
+
+
+def pharmacology(rng: np.random.Generator) -> dict:
+    """Change of QT on concentration, time points and treatment, (1 + C | id): 48 ids, 12 time points, 574 rows.
+
+    The concentration is zero for a quarter of the ids and follows nearly the same course for the others; a slope that
+    differs between ids competes with residuals that grow with it.
+    """
+    ids, k = 48, 12
+    codes, point = np.repeat(np.arange(ids), k), np.tile(np.arange(k), ids)
+    keep = np.ones(ids * k, dtype=bool)
+    keep[rng.choice(ids * k, 2, replace=False)] = False
+    codes, point = codes[keep], point[keep]
+    hours = np.array([0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0, 10.0, 12.0, 18.0, 24.0])
+    course = np.exp(-0.1 * hours) - np.exp(-1.2 * hours)
+    active = codes >= ids // 4
+    level = np.exp(rng.normal(0.0, 0.15, ids))[codes] * np.exp(rng.normal(0.0, 10.0 ** rng.uniform(-2.0, -0.5), len(codes)))
+    C = np.where(active, 30.0 * course[point] * level, 0.0)
+    points = (point[:, None] == np.arange(1, k)).astype(float)
+    X = np.column_stack([C, points, ~active, active]).astype(float)
+    y = X @ rng.normal(0.0, 2.0, X.shape[1]) + _effects(rng, Term(_line(C), codes), [4.0, 10.0 ** rng.uniform(-1.5, 0.0)])
+    y += rng.normal(0.0, 3.0, len(codes)) * (1.0 + 10.0 ** rng.uniform(-1.0, 1.0) * rng.random(ids)[codes])
+    return {"y": y, "X": X, "terms": (Term(_line(C), codes),)}
+
+
+def several_terms(rng: np.random.Generator) -> dict:
+    """Two to four terms, crossed or nested, intercepts or lines, correlated or not, in 30 to 80 rows."""
+    n, count = int(rng.integers(30, 81)), int(rng.integers(2, 5))
+    x = rng.standard_normal(n)
+    line = _line(x)
+    y = x + rng.standard_normal(n)
+    terms = []
+    for i in range(count):
+        m = int(rng.integers(3, 9))
+        codes = np.concatenate([np.arange(m), rng.integers(0, m, n - m)])
+        rng.shuffle(codes)
+        if terms and rng.random() < 0.3:
+            codes = np.unique(terms[-1].codes * 100 + codes % 3, return_inverse=True)[1]
+        if rng.random() < 0.3:
+            terms.append(Term(_line(x + rng.uniform(-10.0, 10.0)), codes, bool(rng.random() < 0.5), f"f{i}"))
+        else:
+            terms.append(Term(line[:, :1], codes, True, f"f{i}"))
+        y = y + _effects(rng, terms[-1], 10.0 ** rng.uniform(-1.0, 1.0, terms[-1].Z.shape[1]))
+    return {"y": y, "X": line, "terms": tuple(terms)}
+
+
+def identical_factors(rng: np.random.Generator) -> dict:
+    """Two factors that differ in a few rows, and a third one perhaps."""
+    n, m = int(rng.integers(40, 90)), int(rng.integers(6, 12))
+    one = rng.integers(0, m, n)
+    one[:m] = np.arange(m)
+    other = one.copy()
+    moved = rng.choice(np.arange(m, n), int(rng.integers(2, 6)), replace=False)
+    other[moved] = rng.integers(0, m, len(moved))
+    ones = np.ones((n, 1))
+    terms = [Term(ones, one, True, "a"), Term(ones, other, True, "b")]
+    if rng.random() < 0.5:
+        third = rng.integers(0, 5, n)
+        third[:5] = np.arange(5)
+        terms.append(Term(ones, third, True, "c"))
+    y = rng.standard_normal(n)
+    for term in terms:
+        y = y + _effects(rng, term, 10.0 ** rng.uniform(-1.0, 1.0, 1))
+    return {"y": y, "X": np.column_stack([np.ones(n), rng.standard_normal(n)]), "terms": tuple(terms)}
+
+
+def nearly_collinear(rng: np.random.Generator) -> dict:
+    """X nearly collinear, columns in units from 1e-6 to 1e6, a response far from zero."""
+    q = int(rng.integers(1, 4))
+    codes, columns = _grouped(rng, int(rng.integers(6, 25)), q, 6)
+    p = int(rng.integers(2, 5))
+    X = np.column_stack([columns[:, :p], columns[:, p - 1] + 10.0 ** rng.uniform(-3.0, -1.0) * columns[:, p]])
+    y = columns[:, :p].sum(axis=1) + _effects(rng, Term(columns[:, :q], codes), 10.0 ** rng.uniform(-1.0, 1.0, q))
+    y = 10.0 ** rng.uniform(-6.0, 6.0) * (y + rng.standard_normal(len(y)) + 10.0 ** rng.uniform(0.0, 5.0))
+    X = X * 10.0 ** rng.uniform(-6.0, 6.0, X.shape[1])
+    Z = columns[:, :q] * 10.0 ** rng.uniform(-6.0, 6.0, q)
+    return {"y": y, "X": X, "terms": (Term(Z, codes, bool(rng.random() < 0.7)),)}
+
+
+FAMILIES: dict[str, Callable[[np.random.Generator], dict]] = {
+    f.__name__: f
+    for f in (
+        distant_origin, shifted_slope, nested_slopes, eight_decades, cauchy_errors, few_rows, small_weighted,
+        pharmacology, several_terms, identical_factors, nearly_collinear,
+    )
+}  # fmt: skip
+
+
+def problem(family: str, seed: int) -> Problem:
+    """Problem number `seed` of a family; two of three are REML."""
+    rng = np.random.default_rng([20261, sorted(FAMILIES).index(family), seed])
+    return Problem(family, seed, seed % 3 != 0, **FAMILIES[family](rng))
