@@ -13,11 +13,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 from scipy.optimize import minimize
-from scipy.stats import qmc
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ def _line(t: np.ndarray) -> np.ndarray:
 
 
 def distant_origin(rng: np.random.Generator) -> dict:
-    """(t || g): 10 to 100 groups, 3 to 8 times, from an origin 0 to 50 units away; some rows missing in half of them."""
+    """(t || g): 10 to 100 groups, 3 to 8 times, from an origin 0 to 50 units away; in half of them rows are missing."""
     m, k = int(rng.integers(10, 101)), int(rng.integers(3, 9))
     t = np.tile(np.arange(float(k)), m)
     codes = np.repeat(np.arange(m), k)
@@ -170,11 +170,12 @@ def pharmacology(rng: np.random.Generator) -> dict:
     hours = np.array([0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0, 10.0, 12.0, 18.0, 24.0])
     course = np.exp(-0.1 * hours) - np.exp(-1.2 * hours)
     active = codes >= ids // 4
-    level = np.exp(rng.normal(0.0, 0.15, ids))[codes] * np.exp(rng.normal(0.0, 10.0 ** rng.uniform(-2.0, -0.5), len(codes)))
+    level = np.exp(rng.normal(0.0, 0.15, ids)[codes] + rng.normal(0.0, 10.0 ** rng.uniform(-2.0, -0.5), len(codes)))
     C = np.where(active, 30.0 * course[point] * level, 0.0)
     points = (point[:, None] == np.arange(1, k)).astype(float)
     X = np.column_stack([C, points, ~active, active]).astype(float)
-    y = X @ rng.normal(0.0, 2.0, X.shape[1]) + _effects(rng, Term(_line(C), codes), [4.0, 10.0 ** rng.uniform(-1.5, 0.0)])
+    sd = np.array([4.0, 10.0 ** rng.uniform(-1.5, 0.0)])
+    y = X @ rng.normal(0.0, 2.0, X.shape[1]) + _effects(rng, Term(_line(C), codes), sd)
     y += rng.normal(0.0, 3.0, len(codes)) * (1.0 + 10.0 ** rng.uniform(-1.0, 1.0) * rng.random(ids)[codes])
     return {"y": y, "X": X, "terms": (Term(_line(C), codes),)}
 
@@ -246,3 +247,161 @@ def problem(family: str, seed: int) -> Problem:
     """Problem number `seed` of a family; two of three are REML."""
     rng = np.random.default_rng([20261, sorted(FAMILIES).index(family), seed])
     return Problem(family, seed, seed % 3 != 0, **FAMILIES[family](rng))
+
+
+# ---------------------------------------------------------------------------------------------------------- criterion
+
+
+class Dense:
+    """The profiled criterion of a problem and its gradient in theta, from the inverse of V.
+
+    Rows that share no level with others are kept apart; all parts are padded with rows of zeros to one size s, which
+    change nothing.  theta holds the lower triangle (independent effects: the diagonal) of each Lambda_t, row by row.
+    """
+
+    def __init__(self, problem: Problem) -> None:
+        n, p = problem.X.shape
+        root = np.ones(n) if problem.weights is None else np.sqrt(problem.weights)
+        size = np.sqrt(np.mean((problem.X * root[:, None]) ** 2, axis=0))
+        x, r_x = np.linalg.qr(problem.X * root[:, None] / size)
+        y = problem.y * root
+        for _ in range(2):
+            y = y - x @ (x.T @ y)
+        scale = np.sqrt(np.mean(y**2))
+        self.n, self.p, self.reml = n, p, problem.reml
+        self.nu = n - p if problem.reml else n
+        self.shift = 2.0 * self.nu * np.log(scale) - 2.0 * np.sum(np.log(root))
+        if problem.reml:
+            self.shift += 2.0 * np.sum(np.log(np.abs(np.diag(r_x)) * size))
+        part, place = _parts([term.codes for term in problem.terms])
+        count, s = part.max() + 1, place.max() + 1
+        self.xy = np.zeros((count, s, p + 1))
+        self.xy[part, place] = np.column_stack([x, y / scale])
+        self.wide, self.maps, self.positions = [], [], []
+        for term in problem.terms:
+            z = term.Z * root[:, None]
+            r_z = np.linalg.qr(z, mode="r") / np.sqrt(n) if term.full else np.diag(np.sqrt(np.mean(z**2, axis=0)))
+            within = np.zeros(n, dtype=int)
+            for c in range(count):
+                within[part == c] = np.unique(term.codes[part == c], return_inverse=True)[1]
+            wide = np.zeros((count, s, within.max() + 1, z.shape[1]))
+            wide[part, place, within] = np.linalg.solve(r_z.T, z.T).T
+            self.wide.append(wide)
+            self.maps.append(r_z)
+            q = z.shape[1]
+            self.positions.append(np.tril_indices(q) if term.full else (np.arange(q), np.arange(q)))
+        self.cuts = np.cumsum([len(rows) for rows, _ in self.positions])
+        self.unit = [np.sqrt((term.codes.max() + 1) / n) for term in problem.terms]
+
+    def factors(self, theta: np.ndarray) -> list[np.ndarray]:
+        """The Lambda_t."""
+        out = []
+        for positions, values, wide in zip(self.positions, np.split(theta, self.cuts[:-1]), self.wide, strict=True):
+            factor = np.zeros((wide.shape[3],) * 2)
+            factor[positions] = values
+            out.append(factor)
+        return out
+
+    def theta_of(self, relative: list[np.ndarray]) -> np.ndarray:
+        """Theta from the G_t / sigma^2 in the caller's units."""
+        out = []
+        for G, r_z, positions in zip(relative, self.maps, self.positions, strict=True):
+            inner = r_z @ G @ r_z.T
+            values, vectors = np.linalg.eigh((inner + inner.T) / 2.0)
+            root = np.linalg.qr((vectors * np.sqrt(np.maximum(values, 0.0))).T, mode="r").T
+            root = root if len(positions[0]) > len(G) or len(G) == 1 else np.diag(np.sqrt(np.diag(inner)))
+            out.append(root[positions])
+        return np.concatenate(out)
+
+    def value(self, theta: np.ndarray) -> float:
+        """The criterion less `shift`, by Cholesky factors of V and a QR decomposition of the whitened rows."""
+        u = self._columns(self.factors(theta))
+        lower = np.linalg.cholesky(np.eye(u.shape[1]) + u @ u.transpose(0, 2, 1))
+        white = np.linalg.solve(lower, self.xy).reshape(-1, self.p + 1)
+        diagonal = np.abs(np.diag(np.linalg.qr(white, mode="r")))
+        out = 2.0 * np.sum(np.log(np.diagonal(lower, axis1=1, axis2=2)))
+        out += self.nu * (1.0 + np.log(2.0 * np.pi * diagonal[-1] ** 2 / self.nu))
+        return float(out + (2.0 * np.sum(np.log(diagonal[:-1])) if self.reml else 0.0))
+
+    def _columns(self, factors: list[np.ndarray]) -> np.ndarray:
+        parts = [wide @ factor for wide, factor in zip(self.wide, factors, strict=True)]
+        return np.concatenate([part.reshape(*part.shape[:2], -1) for part in parts], axis=2)
+
+    def with_gradient(self, theta: np.ndarray) -> tuple[float, np.ndarray]:
+        """The criterion less `shift` and its gradient; huge where it cannot be evaluated."""
+        factors = self.factors(theta)
+        u = self._columns(factors)
+        v = np.eye(u.shape[1]) + u @ u.transpose(0, 2, 1)
+        try:
+            w = np.linalg.inv(v)
+            _, logdet = np.linalg.slogdet(v)
+            e = w @ self.xy
+            h = np.einsum("csi,csj->ij", self.xy, e)
+            k = np.linalg.inv(h[:-1, :-1])
+            beta = k @ h[:-1, -1]
+            r2 = h[-1, -1] - h[:-1, -1] @ beta
+            _, log_h = np.linalg.slogdet(h[:-1, :-1])
+        except np.linalg.LinAlgError:
+            return 1e12, np.zeros_like(theta)
+        if not (np.isfinite(r2) and r2 > 0.0 and np.isfinite(logdet).all()):
+            return 1e12, np.zeros_like(theta)
+        value = np.sum(logdet) + self.nu * (1.0 + np.log(2.0 * np.pi * r2 / self.nu)) + (log_h if self.reml else 0.0)
+        rest = e[..., -1] - e[..., :-1] @ beta
+        slope = w - self.nu / r2 * rest[:, :, None] * rest[:, None, :]
+        if self.reml:
+            slope -= e[..., :-1] @ k @ e[..., :-1].transpose(0, 2, 1)
+        gradient = []
+        for wide, factor, positions in zip(self.wide, factors, self.positions, strict=True):
+            columns = (wide @ factor).reshape(*wide.shape[:2], -1)
+            turned = (slope @ columns).reshape(*wide.shape)
+            gradient.append(2.0 * np.tensordot(wide, turned, axes=((0, 1, 2), (0, 1, 2)))[positions])
+        return float(value), np.concatenate(gradient)
+
+
+def _parts(codes: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """The part of each row, rows of one part sharing levels directly or through others; its place in it."""
+    n = len(codes[0])
+    levels = [np.unique(c, return_inverse=True)[1] + i * n for i, c in enumerate(codes)]
+    ends = np.concatenate([np.column_stack([np.arange(n), level]) for level in levels])
+    _, dense = np.unique(ends[:, 1], return_inverse=True)
+    size = n + dense.max() + 1
+    graph = coo_array((np.ones(len(ends)), (ends[:, 0], n + dense)), shape=(size, size))
+    part = np.unique(connected_components(graph, directed=False)[1][:n], return_inverse=True)[1]
+    place = np.zeros(n, dtype=int)
+    for c in range(part.max() + 1):
+        place[part == c] = np.arange(np.sum(part == c))
+    return part, place
+
+
+# ------------------------------------------------------------------------------------------------------------- search
+
+
+def _start(dense: Dense, rng: np.random.Generator) -> np.ndarray:
+    """Theta of random principal standard deviations, over 4.5 decades, and axes."""
+    out = []
+    for unit, positions, wide in zip(dense.unit, dense.positions, dense.wide, strict=True):
+        q = wide.shape[3]
+        sizes = unit * 10.0 ** rng.uniform(-1.0, 3.5, q)
+        if len(positions[0]) == q:
+            out.append(sizes)
+        else:
+            axes = np.linalg.qr(rng.standard_normal((q, q)))[0]
+            out.append(np.linalg.qr((axes * sizes).T, mode="r").T[positions])
+    return np.concatenate(out)
+
+
+def lowest(problem: Problem, points: int = 200, descents: int = 20, seed: int = 0) -> float:
+    """The lowest criterion, in the caller's units, found from the best of many random points and some others."""
+    dense = Dense(problem)
+    rng = np.random.default_rng([7, seed, problem.seed])
+    starts = [_start(dense, rng) for _ in range(points)]
+    heights = [dense.with_gradient(start)[0] for start in starts]
+    order = np.argsort(heights)
+    chosen = [*order[: descents // 2], *order[descents // 2 :: max(1, points // (descents - descents // 2))]]
+    best = dense.value(np.zeros(dense.cuts[-1]))
+    options = {"maxiter": 300, "ftol": 1e-13, "gtol": 1e-8}
+    for i in chosen:
+        found = minimize(dense.with_gradient, starts[i], jac=True, method="L-BFGS-B", options=options)
+        if found.fun < best + 1e-3:
+            best = min(best, dense.value(found.x))
+    return best + dense.shift

@@ -287,7 +287,7 @@ class LinearMixedModel:
                 method,
                 options,
                 problem.pilot() if start is None else None,
-                start is None,
+                "unasked" if start is not None else "nothing" if problem.balanced() else "search",
             )
         return LMMResult(self, optimum, criterion.solution(), bool(reml))
 

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from functools import cache
-from math import isfinite, sqrt
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, cast
+from functools import cache, partial
+from math import inf, isfinite, sqrt
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, TypeAlias, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..covariance.parameters import CovarianceStructure
-from ..engines.starts import many_minima, other_starts
 from ..errors import LMMError
 from ..kernels import minimize_newton, orthogonal_columns, smallest_parts
+from .search import Found, search
 
 if TYPE_CHECKING:
     from ..kernels import Objective
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 __all__ = ["Criterion", "Optimum", "newton", "optimize"]
 
 Array = NDArray[np.float64]
+
+Elsewhere: TypeAlias = Literal["search", "nothing", "unasked"]
 
 CERTIFIED = 1e-4
 """Decrement below which an optimum is certified: the criterion is then within 5e-9 of its minimum."""
@@ -37,6 +39,12 @@ NEARLY = 1e-6
 
 ROUND, WIDE_ROUND, ITERATIONS = 30, 5, 240
 """Iterations of Newton between changes of coordinates: of narrow terms, and of wide ones; of all rounds together."""
+
+REPORTED, APART = 2.0, 1e-6
+"""Units of the criterion up to which other certified minima are reported, and from which they differ."""
+
+PILOT_UNITS = 10.0
+"""Units by which a minimum of a part of the groups may be higher than another and be the lower one of all groups."""
 
 WIDE = 6
 """Correlated random effects of a term from which it is wide: some of its directions then vanish, as a rule."""
@@ -64,11 +72,21 @@ class Criterion(Protocol):
     def evaluate(self, theta: Array, order: int = 0) -> tuple[float, Array | None, Array | None]:
         """Value, gradient and Hessian."""
 
+    def precision(self) -> Array:
+        """Sum of Z_i'V_i^-1 Z_i (q, q), at the last point of order 1 or more."""
+
     def rotate(self, turn: Array | None = None) -> None:
         """Take theta in other coordinates of G."""
 
     def solution(self) -> tuple[Array, float, Array, Array]:
         """Coefficients, r^2, Cholesky factor of X'V^-1X, derivative in G at the last point."""
+
+
+class LocalMinimum(NamedTuple):
+    """Value and theta of a certified minimum that is not the lowest one."""
+
+    value: float
+    theta: Array
 
 
 class Optimum(NamedTuple):
@@ -89,6 +107,8 @@ class Optimum(NamedTuple):
         Directions of zero variance.
     trace : tuple
         (value, decrement, radius) at each point accepted by the Newton method.
+    others : tuple of LocalMinimum
+        Certified minima that are at most `REPORTED` units higher.
     """
 
     theta: Array
@@ -104,6 +124,7 @@ class Optimum(NamedTuple):
     message: str
     null_space: Array
     trace: tuple[tuple[float, float, float], ...]
+    others: tuple[LocalMinimum, ...] = ()
 
 
 class _Objective:
@@ -367,7 +388,7 @@ def optimize(
     method: str | Callable[..., Any] = "newton",
     options: dict[str, Any] | None = None,
     pilot: Criterion | None = None,
-    alternatives: bool = True,
+    elsewhere: Elsewhere = "search",
 ) -> Optimum:
     """Minimise the criterion of a conditioned problem and certify what was found.
 
@@ -387,8 +408,8 @@ def optimize(
         Options of the method.
     pilot : Criterion, optional
         The criterion of a part of the groups, whose optimum is a start close enough for a few evaluations of all.
-    alternatives : bool
-        Try other starts too where there may be several minima.
+    elsewhere : {"search", "nothing", "unasked"}
+        Search for other minima; there are none, as is known; the caller asks for the one that `start` leads to.
 
     Returns
     -------
@@ -403,34 +424,22 @@ def optimize(
     criterion.n_evaluations = 0
     if not isinstance(method, str) and not callable(method):
         raise LMMError(f"method={method!r} is unknown: use 'newton' or a method of scipy by name, or a callable")
-    name = method if isinstance(method, str) else getattr(method, "__name__", "callable")
+    if "maxiter" in options:
+        # who limits the steps asks for those of one start
+        elsewhere = "unasked"
     if method == "newton":
         # relative accuracy of theta is about decrement / sqrt(m)
         options.setdefault("tolerance", min(1e-9 * sqrt(max(levels.tolist())), 1e-6))
-    if pilot is not None and method == "newton":
+    else:
+        pilot = None
+    attempt = partial(_attempt, criterion, structure, levels, n, method, options)
+    found: Found | None = None
+    if pilot is not None:
         pilot.reml = criterion.reml
-        start = _run(pilot, start, method, {}).x
-
-    def attempt(theta: Array) -> tuple[Optimum, Array | None]:
-        try:
-            if method == "newton" and "maxiter" not in options:
-                return _patiently(criterion, structure, theta, options, levels, n)
-            found = _run(criterion, theta, method, options)
-        except FloatingPointError as error:
-            raise LMMError(f"start: {error}; give another") from None
-        except TypeError as error:
-            if "unexpected keyword" not in str(error):
-                raise
-            raise LMMError(f"options: {error}; newton knows maxiter and tolerance") from None
-        except Warning as warning:
-            raise LMMError(f"options: {str(warning).lower()}; method={name!r} does not know them") from None
-        except ValueError as error:
-            if "Unknown solver" in str(error):
-                known = "'newton' or a method of scipy.optimize.minimize"
-                raise LMMError(f"method={method!r} is unknown: use {known}") from None
-            raise
-        return _settle(criterion, structure, found, levels, n, name)
-
+        first = _run(pilot, start, method, {})
+        start = first.x
+        if elsewhere == "search":
+            found = search(pilot, structure, levels, n, (float(first.fun), start))
     best, wrong = attempt(start)
     for _ in range(structure.q + 1):
         if wrong is None:
@@ -438,16 +447,77 @@ def optimize(
         other, wrong = attempt(structure.theta(_fold(wrong, structure)))
         if other.value <= best.value or other.converged > best.converged:
             best = other
-    doubtful = best.singular or many_minima(structure, levels, n)
-    if (not best.converged or (doubtful and not criterion.costly)) and method == "newton" and alternatives:
-        for theta in other_starts(structure, levels, n):
-            other, _ = attempt(theta)
-            if other.converged >= best.converged and other.value < best.value - 1e-9:
-                best = other
+    if method == "newton" and elsewhere == "search":
+        if found is None and not (criterion.costly and best.converged):
+            found = search(criterion, structure, levels, n, (best.value, best.theta))
+            limit = best.value if best.converged else inf
+        elif found is not None:
+            limit = float(first.fun) + PILOT_UNITS
+        if found is not None:
+            best = _lowest(attempt, best, [theta for value, theta in found.minima if value <= limit + REPORTED])
+    if best.converged and elsewhere != "unasked" and method == "newton":
+        best = best._replace(message=best.message + _looked(found, elsewhere, pilot is not None))
     if best.n_evaluations != criterion.n_evaluations:
         best = best._replace(n_evaluations=criterion.n_evaluations)
     # leave the criterion's state at the optimum
     criterion.evaluate(best.theta, 0)
+    return _judged(best, criterion)
+
+
+def _attempt(
+    criterion: Criterion, structure: CovarianceStructure, levels: Array, n: int, method: str | Callable[..., Any],
+    options: dict[str, Any], theta: Array,
+) -> tuple[Optimum, Array | None]:  # fmt: skip
+    """One minimisation, settled."""
+    name = method if isinstance(method, str) else getattr(method, "__name__", "callable")
+    try:
+        if method == "newton" and "maxiter" not in options:
+            return _patiently(criterion, structure, theta, options, levels, n)
+        found = _run(criterion, theta, method, options)
+    except FloatingPointError as error:
+        raise LMMError(f"start: {error}; give another") from None
+    except TypeError as error:
+        if "unexpected keyword" not in str(error):
+            raise
+        raise LMMError(f"options: {error}; newton knows maxiter and tolerance") from None
+    except Warning as warning:
+        raise LMMError(f"options: {str(warning).lower()}; method={name!r} does not know them") from None
+    except ValueError as error:
+        if "Unknown solver" in str(error):
+            known = "'newton' or a method of scipy.optimize.minimize"
+            raise LMMError(f"method={method!r} is unknown: use {known}") from None
+        raise
+    return _settle(criterion, structure, found, levels, n, name)
+
+
+def _lowest(attempt: Callable[[Array], tuple[Optimum, Array | None]], best: Optimum, starts: list[Array]) -> Optimum:
+    """The lowest optimum that is found from any start, with the other certified ones that are hardly higher."""
+    others: list[Optimum] = []
+    for theta in starts:
+        other, _ = attempt(theta)
+        if other.converged >= best.converged and other.value < best.value - 1e-9:
+            best, other = other, best
+        others.append(other)
+    distinct: list[LocalMinimum] = []
+    for other in sorted(others, key=lambda o: o.value):
+        above = [best.value, *(one.value for one in distinct)]
+        apart = min(abs(other.value - value) for value in above) > APART
+        if other.converged and apart and other.value <= best.value + REPORTED:
+            distinct.append(LocalMinimum(other.value, other.theta))
+    return best._replace(others=tuple(distinct)) if distinct else best
+
+
+def _looked(found: Found | None, elsewhere: Elsewhere, pilot: bool) -> str:
+    """What a message says of other minima."""
+    if elsewhere == "nothing":
+        return "; balanced data have one minimum only"
+    if found is None:
+        return ""
+    return f"; no better point in a screen of {found.screened} starts{' for some of the groups' if pilot else ''}"
+
+
+def _judged(best: Optimum, criterion: Criterion) -> Optimum:
+    """The optimum, or why it is none where no residual variance is left."""
     remainder = 1.0 if best.converged else criterion.remainder
     if remainder < EXACTLY:
         raise LMMError(

@@ -37,6 +37,7 @@ from ._matrices import (
 from ._newton import Objective, minimize_newton
 from ._patterns import compress, pattern_bases, pattern_labels
 from ._rows import accumulate, code_range, column_scales, probe, sample_mean, within_rows
+from ._screen import balanced, screen
 from ._whiten import whiten_residuals
 
 __all__ = [
@@ -45,6 +46,7 @@ __all__ = [
     "ClusterCriterion",
     "Objective",
     "accumulate",
+    "balanced",
     "clear_exact",
     "code_range",
     "column_scales",
@@ -68,6 +70,7 @@ __all__ = [
     "row_moments",
     "sample_mean",
     "scale_map",
+    "screen",
     "smallest_parts",
     "symmetric",
     "unit_directions",

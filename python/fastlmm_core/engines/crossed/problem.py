@@ -124,6 +124,10 @@ class HierarchyProblem:
         """Number of fixed-effect columns kept."""
         return len(self.kept)
 
+    def balanced(self) -> bool:
+        """Whether the criterion is known to have one minimum only."""
+        return False
+
     @property
     def levels(self) -> Array:
         """Number of levels of the factor of each random effect (q,)."""

@@ -154,6 +154,13 @@ class Problem(NamedTuple):
             chosen, self.within * share, round(self.n * share), self.structure.q, self.rank + 1, rows, columns, True
         )
 
+    def balanced(self) -> bool:
+        """Whether the criterion is known to have one minimum only."""
+        rows, columns = self.structure.positions
+        free = np.zeros((self.structure.q, self.structure.q), dtype=bool)
+        free[rows, columns] = free[columns, rows] = True
+        return kernels.balanced(self.packed, self.within, self.structure.q, self.rank + 1, free)
+
     @property
     def levels(self) -> Array:
         """Number of groups of each random effect (q,)."""

@@ -19,10 +19,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ... import kernels
-from ...engines.starts import many_minima, moment_start
+from ...engines.starts import moment_start
 from ...errors import LMMError
 from ...kernels.deletions import refit_deletions
 from ..optimize import SINGULAR, Optimum, optimize
+from ..search import few_groups
 from .contributions import all_but_one, group_pieces
 from .polynomials import DEGREES, Sums, n_nodes, n_terms, symmetric_sum
 
@@ -253,7 +254,7 @@ class _Refits:
     @cached_property
     def _several_minima(self) -> bool:
         """Whether a deletion may make another minimum the lowest one: of a group, not of a single row."""
-        return self.pieces.more is None and many_minima(self.structure, self.problem.levels)
+        return self.pieces.more is None and few_groups(self.structure, self.problem.levels)
 
     def _exact(self, i: int, guess: Array, deficient: bool) -> None:
         """Optimise the criterion of deletion i over all groups."""
@@ -290,7 +291,7 @@ class _Refits:
         if not full.singular and full.converged:
             S = symmetric_sum(structure, guess)
             start = full.factor @ np.linalg.cholesky(S) if np.linalg.eigvalsh(S)[0] > 0.1 else full.factor
-            found = optimize(criterion, structure, levels, n, structure.theta(start), alternatives=False)
+            found = optimize(criterion, structure, levels, n, structure.theta(start), elsewhere="unasked")
             if found.converged and not found.singular and not self._several_minima:
                 return found
         pieces = self.pieces
@@ -299,7 +300,7 @@ class _Refits:
             raise LMMError("y is reproduced exactly within every group by the random effects")
         start_theta = moment_start(criterion, structure, n, m, within)
         thorough = len(self.n) <= THOROUGH
-        other = optimize(criterion, structure, levels, n, start_theta, alternatives=thorough)
+        other = optimize(criterion, structure, levels, n, start_theta, elsewhere="search" if thorough else "unasked")
         if not (thorough or other.converged):
             other = optimize(criterion, structure, levels, n, start_theta)
         if found is None or other.converged > found.converged or other.value <= found.value + 1e-9:

@@ -291,7 +291,7 @@ class HierarchyDesign:
                     return at_zero
             # it is settled as a single fit is: zero variances, coordinates in which Newton does better
             before = criterion.n_evaluations
-            found = optimize(criterion, structure, self.problem.levels, self.problem.n, x, alternatives=False)
+            found = optimize(criterion, structure, self.problem.levels, self.problem.n, x, elsewhere="unasked")
             criterion.n_evaluations += before
         except (FloatingPointError, LMMError):
             return None

@@ -1,0 +1,193 @@
+"""Certified means found: no dense multi-start search finds anything lower, in families with several minima."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+import fastlmm_core as flc
+import landscapes
+from fastlmm_core import kernels
+from fastlmm_core.covariance.parameters import Block, CovarianceStructure
+from fastlmm_core.estimation import search
+
+BY_DEFAULT, BY_HAND = 3, 100
+TOLERANCE = 1e-6  # above the best found: a worse optimum
+ROUNDING = 1e-5  # below the value at the same point: what the reported number may owe to rounding
+
+
+def model_of(problem: landscapes.Problem) -> flc.LinearMixedModel:
+    terms = [
+        flc.RandomTerm(t.Z, t.codes, name=t.factor, structure="full" if t.full else "diagonal") for t in problem.terms
+    ]
+    return flc.LinearMixedModel(problem.y, problem.X, weights=problem.weights, terms=terms)
+
+
+def dense_value(problem: landscapes.Problem, result: flc.LMMResult) -> float:
+    """The criterion by dense algebra at the covariances of a result."""
+    dense = landscapes.Dense(problem)
+    names = [term.factor for term in problem.terms]
+    found: dict[str, list[np.ndarray]] = {name: [] for name in names}
+    blocks = zip(result.model.structure.blocks, result.G.values(), strict=True)
+    factors = [f.grouping.name for block, _ in blocks for f in result.model.factors if f.start <= block.start < f.stop]
+    for name, G in zip(factors, result.G.values(), strict=True):
+        found[name].append(np.asarray(G, dtype=float) / result.sigma2)
+    return dense.value(dense.theta_of([found[name].pop(0) for name in names])) + dense.shift
+
+
+def check(family: str, seed: int) -> None:
+    problem = landscapes.problem(family, seed)
+    try:
+        result = model_of(problem).fit(reml=problem.reml)
+    except flc.LMMError as error:
+        # fewer degrees of freedom than random effects leave
+        assert family in ("few_rows", "several_terms"), error
+        return
+    assert result.converged, result.message
+    assert result.criterion <= landscapes.lowest(problem) + TOLERANCE, "a dense search found a better fit"
+    assert result.criterion == pytest.approx(dense_value(problem, result), abs=ROUNDING)
+
+
+@pytest.mark.parametrize("seed", range(BY_DEFAULT))
+@pytest.mark.parametrize("family", landscapes.FAMILIES)
+def test_nothing_lower_is_found(family: str, seed: int) -> None:
+    check(family, seed)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(BY_DEFAULT, BY_HAND))
+@pytest.mark.parametrize("family", landscapes.FAMILIES)
+def test_nothing_lower_is_found_anywhere(family: str, seed: int) -> None:
+    check(family, seed)
+
+
+# Problems that a search from moments alone, or from a few multiples of the identity, ends at a higher minimum.
+HARD = [
+    ("distant_origin", 10), ("distant_origin", 19), ("shifted_slope", 12), ("shifted_slope", 36), ("nested_slopes", 0),
+    ("nested_slopes", 1), ("eight_decades", 158), ("eight_decades", 552), ("eight_decades", 652),
+    ("cauchy_errors", 98), ("cauchy_errors", 527), ("few_rows", 27), ("small_weighted", 523), ("small_weighted", 1253),
+    ("identical_factors", 8),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("family", "seed"), HARD)
+def test_minima_that_lie_apart_are_found(family: str, seed: int) -> None:
+    check(family, seed)
+
+
+@pytest.mark.parametrize("family", landscapes.FAMILIES)
+def test_the_gradient_of_the_dense_search(family: str) -> None:
+    problem = landscapes.problem(family, 1)
+    dense = landscapes.Dense(problem)
+    rng = np.random.default_rng(0)
+    theta = np.concatenate(
+        [u * rng.uniform(0.5, 2.0, len(p[0])) for u, p in zip(dense.unit, dense.positions, strict=True)]
+    )
+    value, gradient = dense.with_gradient(theta)
+    assert value == pytest.approx(dense.value(theta), abs=1e-7)
+    h = 1e-5 * np.max(theta)
+    steps = h * np.eye(len(theta))
+    differences = [(dense.value(theta + step) - dense.value(theta - step)) / (2.0 * h) for step in steps]
+    np.testing.assert_allclose(gradient, differences, rtol=1e-4, atol=1e-4 * (1.0 + np.max(np.abs(gradient))))
+
+
+def test_a_distant_origin_by_hand() -> None:
+    """300 children, ages 18 to 22, independent intercepts at birth and slopes."""
+    rng = np.random.default_rng(1)
+    age, child = np.tile(np.arange(18.0, 23.0), 300), np.repeat(np.arange(300), 5)
+    b = rng.standard_normal((300, 2)) * [5.0, 3.0]
+    y = 10.0 + 0.3 * (age - 20.0) + b[child, 0] + b[child, 1] * (age - 20.0) + rng.standard_normal(1500)
+    X = np.column_stack([np.ones(1500), age])
+    result = flc.LinearMixedModel(y, X, X, child, structure="diagonal").fit()
+    assert result.sigma == pytest.approx(1.0, abs=0.05)
+    assert result.message.endswith("no better point in a screen of 36 starts")
+
+
+# ----------------------------------------------------------------------------------------------------- what theory says
+
+
+@pytest.mark.parametrize("reml", [True, False])
+@pytest.mark.parametrize(("columns", "one"), [("Days", True), ("1", False)])
+def test_balanced_data_have_one_minimum(columns: str, one: bool, reml: bool) -> None:
+    data = flc.datasets.load("sleepstudy")
+    model = flc.lmm(f"Reaction ~ {columns} + (Days | Subject)", data)
+    assert model.problem.balanced() is one
+    result = model.fit(reml=reml)
+    assert ("one minimum only" in result.message) is one
+    criterion = model.problem.criterion()
+    criterion.reml = reml
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        start = rng.standard_normal(3) * 10.0 ** rng.uniform(-1.5, 1.5)
+        x, *_ = kernels.minimize_newton(criterion, start)
+        assert criterion.evaluate(x)[0] == pytest.approx(result.optimum.value, abs=1e-7)
+
+
+@pytest.mark.parametrize(
+    ("formula", "one"),
+    [
+        ("y ~ t * between + (t | g)", True),
+        ("y ~ t + between + (t | g)", False),  # `between` changes the mean of a group, not its slope
+        ("y ~ t + between + (1 | g)", True),
+        ("y ~ t + x + (1 | g)", False),  # x varies within groups and between them
+        ("y ~ within + t + between + (1 | g)", True),
+        ("y ~ c + (c || g)", True),
+        ("y ~ t + (t || g)", False),  # the columns of independent effects are not orthogonal
+    ],
+)
+def test_balance(formula: str, one: bool) -> None:
+    rng = np.random.default_rng(3)
+    g = np.repeat(np.arange(12), 6)
+    t = np.tile(np.arange(6.0), 12)
+    x = rng.standard_normal(72)
+    data = {
+        "y": rng.standard_normal(72), "t": t, "c": t - 2.5, "g": g, "between": rng.standard_normal(12)[g], "x": x,
+        "within": x - (np.bincount(g, x) / 6.0)[g],
+    }  # fmt: skip
+    assert flc.lmm(formula, data).problem.balanced() is one
+    # a row less
+    assert not flc.lmm(formula, {name: values[1:] for name, values in data.items()}).problem.balanced()
+
+
+# ------------------------------------------------------------------------------------------------------------- screens
+
+
+@pytest.mark.parametrize("few", [True, False])
+@pytest.mark.parametrize(
+    "blocks",
+    [
+        (Block(0, 1, "full"),), (Block(0, 2, "full"),), (Block(0, 2, "diagonal"),), (Block(0, 3, "full"),),
+        (Block(0, 2, "diagonal"), Block(2, 4, "diagonal")), (Block(0, 8, "full"),),
+        (Block(0, 1, "full"), Block(1, 3, "full")),
+    ],
+)  # fmt: skip
+def test_points_of_a_screen(blocks: tuple[Block, ...], few: bool) -> None:
+    points = search._spread(blocks, few, 1.0)
+    structure = CovarianceStructure(blocks)
+    count = len(points.thetas)
+    assert 12 <= count <= 216
+    assert points.neighbours.shape == (count, search.NEAR)
+    assert not (points.neighbours == np.arange(count)[:, None]).any()
+    sizes = [np.linalg.svd(structure.factor(theta), compute_uv=False) for theta in points.thetas]
+    assert np.min(sizes) == pytest.approx(search.VANISHING, rel=0.3) or np.min(sizes) >= search.VANISHING
+    assert np.max(sizes) > 0.5 * search.HIGHEST
+    assert len(np.unique(points.thetas.round(9), axis=0)) == count
+
+
+def test_values_and_valleys_of_a_screen() -> None:
+    model = flc.lmm("Reaction ~ Days + (1 | Subject)", flc.datasets.load("sleepstudy"))
+    criterion = model.problem.criterion()
+    points = np.array([[0.1], [0.5], [1.0], [2.0], [4.0], [np.nan]])
+    near = np.array([[1, 2], [0, 2], [1, 3], [2, 4], [3, 2], [4, 3]], dtype=np.intp)
+    values, valleys = kernels.screen(criterion, points, near)
+    assert values[:5] == pytest.approx([criterion.evaluate(point)[0] for point in points[:5]], rel=1e-14)
+    assert values[5] == np.inf
+    expected = [i for i in range(5) if all(values[i] <= values[j] for j in near[i])]
+    assert valleys.tolist() == sorted(expected, key=lambda i: values[i])
+
+
+def test_other_minima_are_reported() -> None:
+    problem = landscapes.problem("eight_decades", 158)
+    result = model_of(problem).fit(reml=problem.reml)
+    assert len(result.optimum.others) == 1
+    assert 0.1 < result.optimum.others[0].value - result.optimum.value < 0.2
