@@ -44,10 +44,25 @@ def test_the_examples_run():
 
 def test_quick_start():
     headings = re.findall(r"^#+ (.*)$", re.sub(r"```.*?```", "", TEXT, flags=re.DOTALL), re.MULTILINE)
-    assert headings[0] == "Quick start"
-    section = TEXT[: TEXT.index(f"# {headings[1]}")]
+    assert headings[:2] == ["fastlmm_core", "Quick start"]
+    # the name, one sentence, and the section
+    start = TEXT.index("## Quick start")
+    assert re.fullmatch(r"# fastlmm_core\n\n[^\n.]+\.\n\n", TEXT[:start])
+    section = TEXT[start : TEXT.index(f"## {headings[2]}")]
     assert [source.strip() for _, source in blocks("sh")] == COMMANDS
     assert section.count("```") == 4
+
+
+def test_the_picture_is_what_its_script_draws(tmp_path, monkeypatch):
+    image = pytest.importorskip("matplotlib.image")
+    monkeypatch.syspath_prepend(str(ROOT / "docs" / "_support"))
+    import picture
+
+    picture.draw(tmp_path / "now.png")
+    now, shown = (image.imread(path)[..., :3] for path in (tmp_path / "now.png", picture.TARGET))
+    assert now.shape == shown.shape
+    # fonts and antialiasing differ between versions of matplotlib, the picture does not
+    assert abs(now - shown).mean() < 0.02
 
 
 def test_every_fence_is_one_that_is_tested():

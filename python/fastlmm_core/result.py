@@ -129,6 +129,11 @@ class LMMResult(MarginalMoments, Methods):
         return self._labelled(self._table()["df"])
 
     @property
+    def df_resid(self) -> int:
+        """Observations less estimable fixed effects: the degrees of freedom of ``ddf="residual"``."""
+        return self.model.df_resid
+
+    @property
     def pvalues(self) -> Any:
         """Two-sided p-values of the t tests that each fixed effect is zero (p,), with Satterthwaite's df.
 

@@ -58,7 +58,9 @@ def check(d, inf, by, reml, which=None, tol=1e-7, **options):
         assert abs(inf.criterion[i] - fit.criterion) < tol * (1 + abs(fit.criterion) * 1e-2), (i, fit.criterion)
         np.testing.assert_allclose(inf.params[i] / se, fit.params / se, rtol=0, atol=tol)
         np.testing.assert_allclose(inf.bse[i], se, rtol=tol)
-        np.testing.assert_allclose(inf.cov_params[i] / np.outer(se, se), fit.cov_params() / np.outer(se, se), atol=tol)
+        np.testing.assert_allclose(
+            inf.cov_params()[i] / np.outer(se, se), fit.cov_params() / np.outer(se, se), atol=tol
+        )
         assert abs(inf.sigma2[i] / fit.sigma2 - 1) < tol
         assert inf.singular[i] == fit.singular
         np.testing.assert_allclose(inf.theta[i], fit.theta, rtol=tol, atol=tol * max(1.0, np.abs(fit.theta).max()))
@@ -124,7 +126,7 @@ def test_polynomials_lead_where_all_groups_lead(by, q, p, reml, weights, structu
     at = by_polynomials
     np.testing.assert_allclose(fast.criterion[at], slow.criterion[at], rtol=1e-12)
     np.testing.assert_allclose(fast.params[at] / slow.bse[at], slow.params[at] / slow.bse[at], rtol=0, atol=1e-8)
-    np.testing.assert_allclose(fast.cov_params[at], slow.cov_params[at], rtol=1e-7, atol=1e-12)
+    np.testing.assert_allclose(fast.cov_params()[at], slow.cov_params()[at], rtol=1e-7, atol=1e-12)
     np.testing.assert_allclose(fast.sigma2[at], slow.sigma2[at], rtol=1e-9)
     np.testing.assert_allclose(fast.theta[at], slow.theta[at], rtol=0, atol=1e-8)
 
@@ -452,7 +454,7 @@ def agree(inf, i, fit):
     assert abs(inf.criterion[i] - fit.criterion) < 1e-7 * (1 + abs(fit.criterion) * 1e-2)
     np.testing.assert_allclose(inf.params[i] / se, fit.params / se, rtol=0, atol=1e-6)
     np.testing.assert_allclose(inf.bse[i], se, rtol=1e-6)
-    np.testing.assert_allclose(inf.cov_params[i], fit.cov_params(), rtol=0, atol=1e-6 * se.max() ** 2)
+    np.testing.assert_allclose(inf.cov_params()[i], fit.cov_params(), rtol=0, atol=1e-6 * se.max() ** 2)
     np.testing.assert_allclose(inf.sigma2[i], fit.sigma2, rtol=1e-6)
     for name, G in fit.G.items():
         np.testing.assert_allclose(inf.G[name][i], G, rtol=0, atol=1e-5 * max(1.0, np.abs(G).max()))

@@ -87,7 +87,6 @@ class Influence:
         """Standard errors of the fixed effects (d, p)."""
         return np.asarray(np.sqrt(self.sigma2[:, None] * np.einsum("dij,dij->dj", self._half, self._half)))
 
-    @cached_property
     def cov_params(self) -> Array:
         """Covariance matrices of the fixed effects (d, p, p)."""
         return np.asarray(self.sigma2[:, None, None] * (self._half.transpose(0, 2, 1) @ self._half))
@@ -124,7 +123,7 @@ class Influence:
     @cached_property
     def _relative(self) -> Array:
         """L^-1 cov_i L^-T for the covariance L L' of the full data (d, rank, rank): no units left."""
-        cov = self.cov_params[:, self._kept[:, None], self._kept]
+        cov = self.cov_params()[:, self._kept[:, None], self._kept]
         half = np.linalg.solve(self._root, cov)
         return np.asarray(np.linalg.solve(self._root, half.transpose(0, 2, 1)))
 
