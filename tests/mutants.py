@@ -2,7 +2,8 @@
 
 Each entry of `mutants.toml` changes one piece of the library: a wrong sign, a transposed factor, degrees of freedom of
 something else.  The tests named there run against a copy of the library with that one mistake; a mutant is killed where
-a test fails.  Survivors are listed, those that the table explains (`survives = "why"`) apart from the others.
+a test fails that passes without it.  Survivors are listed, those that the table explains (`survives = "why"`) apart
+from the others.
 
     python tests/mutants.py                          # all of it: an hour or two on one core
     python tests/mutants.py --start 40 --count 20    # a piece
@@ -41,6 +42,15 @@ UNCOVER = """import sys
 sys.meta_path[:] = [finder for finder in sys.meta_path if type(finder).__name__ != "MesonpyMetaFinder"]
 """
 """An editable install is found before any path is looked at; the mutants are found by a path."""
+WATCH = """from pathlib import Path
+
+def note(report):
+    if report.failed:
+        Path(__file__).with_suffix(".txt").write_text(report.nodeid)
+
+pytest_runtest_logreport = pytest_collectreport = note
+"""
+"""A plugin of pytest that writes down what fails."""
 
 
 class Misfit(Exception):
@@ -90,15 +100,16 @@ class Copy:
     def __init__(self, where: Path) -> None:
         self.tree, self.build, self.stage, start = (where / name for name in ("tree", "build", "stage", "start"))
         ignored = shutil.ignore_patterns(".git", ".venv*", "build*", "__pycache__", ".*_cache", ".hypothesis", "_build")
-        for part in ("tree", "stage"):
-            shutil.rmtree(where / part / ("tests" if part == "tree" else ""), ignore_errors=True)
-        shutil.rmtree(self.tree / LIBRARY, ignore_errors=True)
+        for old in (self.stage, self.tree / "tests", self.tree / LIBRARY, self.tree / KERNELS):
+            shutil.rmtree(old, ignore_errors=True)
         shutil.copytree(ROOT, self.tree, ignore=ignored, dirs_exist_ok=True)
         if not self.build.exists():
             self._run("meson", "setup", str(self.build), str(self.tree))
         self.make()
         start.mkdir(exist_ok=True)
         (start / "sitecustomize.py").write_text(UNCOVER)
+        (start / "watch.py").write_text(WATCH)
+        self.failed = start / "watch.txt"
         path = os.pathsep.join([str(start), str(self.package.parent)])
         self.environment = os.environ | {"PYTHONPATH": path, "PYTHONDONTWRITEBYTECODE": "1"}
 
@@ -137,7 +148,8 @@ class Copy:
 
     def failure(self, arguments: list[str]) -> str:
         """The first test that fails; empty where all pass."""
-        command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "--tb=no", *arguments]
+        command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "-p", "watch", *arguments]
+        self.failed.unlink(missing_ok=True)
         try:
             done = subprocess.run(
                 command, cwd=self.tree, env=self.environment, capture_output=True, text=True, timeout=LIMIT
@@ -148,27 +160,24 @@ class Copy:
             return ""
         if done.returncode < 0:
             return f"the interpreter crashes (signal {-done.returncode})"
-        failed = [line.split(" - ")[0] for line in done.stdout.splitlines() if line.startswith(("FAILED", "ERROR"))]
-        if done.returncode > 2 or not failed:
+        if done.returncode > 2 or not self.failed.exists():
             raise Misfit(f"pytest ends with status {done.returncode}: {done.stdout[-800:]}{done.stderr[-800:]}")
-        return failed[0]
+        return self.failed.read_text()
 
 
-def campaign(chosen: list[tuple[int, Mutant]], copy: Copy, trust: bool) -> int:
+def campaign(chosen: list[tuple[int, Mutant]], copy: Copy) -> int:
     """Run the mutants and print what becomes of each; the number of complaints."""
-    healthy: dict[tuple[str, ...], str] = {}
+    healthy: dict[str, bool] = {}
     count = {"killed": 0, "explained": 0, "SURVIVED": 0, "MISFIT": 0}
     for number, mutant in chosen:
         begin = time.perf_counter()
         try:
-            arguments = mutant.arguments(copy.tree)
-            key = tuple(arguments)
-            if not trust and key not in healthy:
-                healthy[key] = copy.failure(arguments)
-            if healthy.get(key):
-                raise Misfit(f"fails without a mutant: {healthy[key]}")
             with copy.mutated(mutant):
-                failed = copy.failure(arguments)
+                failed = copy.failure(mutant.arguments(copy.tree))
+            if "::" in failed and failed not in healthy:
+                healthy[failed] = not copy.failure([failed])
+            if not healthy.get(failed, True):
+                raise Misfit(f"fails without a mutant too: {failed}")
             outcome = "killed" if failed else "explained" if mutant.survives else "SURVIVED"
             what = failed or mutant.survives or mutant.tests
         except Misfit as why:
@@ -203,7 +212,6 @@ def main() -> int:
     parser.add_argument("--only", default="", help="entries with this word in their text, file or tests")
     parser.add_argument("--work", type=Path, help="where to build, and to keep the build for the next piece")
     parser.add_argument("--check", action="store_true", help="only see whether the entries fit the code")
-    parser.add_argument("--trust", action="store_true", help="do not run the tests against the library as it is first")
     given = parser.parse_args()
     table = [Mutant(**entry) for entry in tomllib.loads(TABLE.read_text())["mutant"]]
     chosen = [(i, m) for i, m in enumerate(table) if i >= given.start]
@@ -213,7 +221,7 @@ def main() -> int:
     with contextlib.ExitStack() as stack:
         where = given.work or Path(stack.enter_context(tempfile.TemporaryDirectory()))
         where.mkdir(parents=True, exist_ok=True)
-        return int(campaign(chosen, Copy(where.resolve()), given.trust) > 0)
+        return int(campaign(chosen, Copy(where.resolve())) > 0)
 
 
 if __name__ == "__main__":

@@ -322,6 +322,8 @@ def test_f_does_not_depend_on_how_the_hypothesis_is_written(rng):
         more = inference.wald(result, np.vstack([L, L[0] + L[1]]), np.append(rhs, rhs[0] + rhs[1]), ddf)
         assert more.df_num == 3
         same(more.statistic, plain.statistic, 1e-9)
+        tail = chi2_tail(more.statistic, 3) if ddf == "normal" else f_tail(more.statistic, 3, more.df_denom)
+        same(more.pvalue, tail, 1e-12)
     with pytest.raises(flc.LMMError, match="contradicting"):
         inference.wald(result, np.vstack([L, L[0] + L[1]]), np.append(rhs, 7.0))
 
