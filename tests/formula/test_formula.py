@@ -263,7 +263,7 @@ def test_missing_text_labels(column):
     [
         pd.Series(pd.Categorical(["lo", "hi", None, "lo"], categories=["lo", "never", "hi"])),
         pl.Series(["lo", "hi", None, "lo"], dtype=pl.Enum(["lo", "never", "hi"])),
-        pa.DictionaryArray.from_arrays(pa.array([0, 2, None, 0]), pa.array(["lo", "never", "hi"])),
+        pa.DictionaryArray.from_arrays(pa.array([0, 2, None, 0]), pa.array(["lo", "never", "hi"]), ordered=True),
     ],
     ids=["pandas", "polars", "pyarrow"],
 )

@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 
 from ..design.grouping import integer_codes
 from ..errors import LMMError
+from ..support.checks import exact_floats
 from ..tables.columns import Column, Table, first_rows
-from .syntax import C_OF_COLUMN, Side, capital, first_line, terms_of
+from .syntax import C_OF_COLUMN, Side, capital, first_line, sum_of_truths, terms_of
 
 __all__ = [
     "Part",
@@ -134,7 +135,7 @@ def _plain_matrix(side: Side, table: Table, rows: Array | None) -> Array:
     plan = side.plan or ()
     n = table.n_rows if rows is None else len(rows)
     matrix = np.empty((n, len(plan)))
-    sources = {name: _numbers(table.column(name), rows) for name, _ in side.names}
+    sources = {name: _plain_numbers(table.column(name), rows) for name, _ in side.names}
     step = _BLOCK if len(plan) > 4 else n
     for start in range(0, n, step):
         block = slice(start, start + step)
@@ -157,13 +158,24 @@ def _formulaic_matrix(side: Side, table: Table, rows: Array | None, state: Any) 
     from .group_means import formula_functions
 
     needed = needed_columns(side, table)
-    columns = {name: table.column(name).for_formulaic(rows, name in side.computed) for name in needed}
+    columns = {
+        name: table.column(name).for_formulaic(rows, name in side.computed, name in side.labels, name in side.numbers)
+        for name in needed
+    }
+    truths = frozenset(name for name, values in columns.items() if getattr(values.dtype, "kind", "O") == "b")
     bare = {str(factor.expr) for term in state.formula for factor in term.factors}
     for name, values in columns.items():
         if name in bare and getattr(values.dtype, "kind", "O") in "mM":
             raise LMMError(
                 f"Column {name!r} in {side.where} of the formula holds dates or times; make it a number, e.g. the days "
                 f"since a date, or write C({name})."
+            )
+    for expression in sorted(bare):
+        found = sum_of_truths(expression, truths) if "+" in expression else None
+        if found:
+            raise LMMError(
+                f"{capital(side.where)} of the formula adds truth values in {found!r}; write 1 * before each of them "
+                "so that they are counted."
             )
     frame = pd.DataFrame(columns, index=pd.RangeIndex(table.n_rows if rows is None else len(rows)))
     try:
@@ -224,7 +236,13 @@ def _numbers(column: Column, rows: Array | None) -> Array:
 
 
 def floats(column: Column, rows: Array | None) -> Array:
-    return np.array(_numbers(column, rows), dtype=np.float64)
+    return exact_floats(_numbers(column, rows), column.title)
+
+
+def _plain_numbers(column: Column, rows: Array | None) -> Array:
+    """Numbers that a matrix of float64 takes as they are; those that would lose digits are refused."""
+    values = _numbers(column, rows)
+    return exact_floats(values, column.title) if values.dtype.kind in "iu" and values.dtype.itemsize == 8 else values
 
 
 def is_integer(column: Column) -> bool:

@@ -17,7 +17,7 @@ from typing import Any
 
 from ..errors import LMMError
 
-__all__ = ["C_OF_COLUMN", "Bar", "Parsed", "Side", "capital", "first_line", "parse", "terms_of"]
+__all__ = ["C_OF_COLUMN", "Bar", "Parsed", "Side", "capital", "first_line", "parse", "sum_of_truths", "terms_of"]
 
 Plan = tuple[tuple[str, ...], ...]  # per matrix column the data columns whose product it is; () is the intercept
 
@@ -38,6 +38,8 @@ class Side:
     names: tuple[tuple[str, bool], ...]  # names to look up; True where a function or module may be meant
     key: tuple[str, ...]  # equal for parts with the same matrix
     computed: frozenset[str] = frozenset()  # names in expressions other than C(name)
+    numbers: frozenset[str] = frozenset()  # names that are computed with as numbers, in expressions or products
+    labels: frozenset[str] = frozenset()  # names that are levels or truth values there, as in C(x), x == 3, ~x
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -202,6 +204,8 @@ def _side(text: str, where: str, intercept: bool = True) -> Side:
     products: list[tuple[str, ...]] | None = []
     found: dict[str, bool] = {}
     computed: set[str] = set()
+    numbers: set[str] = set()
+    labels: set[str] = set()
     terms = terms_of(text, where, intercept)
     for term in terms:
         product = []
@@ -209,11 +213,15 @@ def _side(text: str, where: str, intercept: bool = True) -> Side:
             if factor.eval_method.value == "lookup":
                 found[factor.expr] = False
                 product.append(factor.expr)
+                if len(term.factors) > 1:
+                    numbers.add(factor.expr)
             elif factor.eval_method.value == "python":
                 for name, optional in names_in(factor.expr).items():
                     found[name] = found.get(name, True) and optional
                     if not C_OF_COLUMN.match(factor.expr):
                         computed.add(name)
+                for name, as_label in _uses(factor.expr):
+                    (labels if as_label else numbers).add(name)
                 products = None
             elif str(factor.expr) != "1" or len(term.factors) > 1:
                 products = None
@@ -222,7 +230,8 @@ def _side(text: str, where: str, intercept: bool = True) -> Side:
     if products is not None:
         plan = tuple(products)
         return Side(text, where, text, plan, tuple(found.items()), tuple(map(repr, plan)))
-    return Side(text, where, text, None, tuple(found.items()), tuple(map(str, terms)), frozenset(computed))
+    sets = map(frozenset, (computed, numbers, labels))
+    return Side(text, where, text, None, tuple(found.items()), tuple(map(str, terms)), *sets)
 
 
 @lru_cache(maxsize=256)
@@ -243,13 +252,7 @@ def terms_of(text: str, where: str, intercept: bool) -> Any:
 
 def names_in(expression: str) -> dict[str, bool]:
     """Names in a Python expression, True where all uses are calls or attributes, as `np` is in ``np.log(x)``."""
-    quoted: dict[str, str] = {}
-
-    def alias(match: re.Match[str]) -> str:
-        return quoted.setdefault(match[1], f"_quoted_{len(quoted)}")
-
-    tree = ast.parse(re.sub("`([^`]+)`", alias, expression).strip(), mode="eval")
-    original = {name: column for column, name in quoted.items()}
+    tree, original = _read(expression)
     owners = set()
     for node in ast.walk(tree):
         owner = node.func if isinstance(node, ast.Call) else node.value if isinstance(node, ast.Attribute) else None
@@ -261,6 +264,71 @@ def names_in(expression: str) -> dict[str, bool]:
             name = original.get(node.id, node.id)
             found[name] = found.get(name, True) and node in owners
     return found
+
+
+def _read(expression: str) -> tuple[ast.Expression, dict[str, str]]:
+    """Syntax tree of a Python expression, and the columns that names in it stand for where they were quoted."""
+    quoted: dict[str, str] = {}
+
+    def alias(match: re.Match[str]) -> str:
+        return quoted.setdefault(match[1], f"_quoted_{len(quoted)}")
+
+    tree = ast.parse(re.sub("`([^`]+)`", alias, expression).strip(), mode="eval")
+    return tree, {name: column for column, name in quoted.items()}
+
+
+def _uses(expression: str) -> list[tuple[str, bool]]:
+    """Names in a Python expression, each with whether the place takes it for a label or truth value, not a number."""
+    tree, original = _read(expression)
+    found = []
+    for parent in ast.walk(tree):
+        for child in ast.iter_child_nodes(parent):
+            if isinstance(child, ast.Name):
+                found.append((original.get(child.id, child.id), _takes_labels(parent, child)))
+    return found
+
+
+def _takes_labels(parent: ast.AST, name: ast.Name) -> bool:
+    """Whether a name directly inside `parent` stands for levels or truth values."""
+    if isinstance(parent, ast.Call):
+        if not isinstance(parent.func, ast.Name) or name is parent.func:
+            return False
+        grouped = parent.func.id in ("within", "between") and name is not parent.args[0]
+        return grouped or parent.func.id in ("C", "hashed")
+    if isinstance(parent, ast.Attribute):
+        return parent.attr in ("astype", "isin", "map", "replace")
+    if isinstance(parent, ast.BinOp):
+        return isinstance(parent.op, (ast.BitAnd, ast.BitOr, ast.BitXor, ast.LShift, ast.RShift))
+    if isinstance(parent, ast.UnaryOp):
+        return isinstance(parent.op, (ast.Invert, ast.Not))
+    return isinstance(parent, (ast.Compare, ast.BoolOp)) or (isinstance(parent, ast.Subscript) and name is parent.slice)
+
+
+def sum_of_truths(expression: str, truths: frozenset[str]) -> str | None:
+    """The first sum in an expression both of whose terms are truth values: numpy would take it for `or`.
+
+    Parameters
+    ----------
+    expression : str
+    truths : frozenset of str
+        Columns that hold truth values.
+    """
+    tree, original = _read(expression)
+
+    def truth(node: ast.AST) -> bool:
+        if isinstance(node, ast.Name):
+            return original.get(node.id, node.id) in truths
+        if isinstance(node, ast.UnaryOp):
+            return isinstance(node.op, ast.Not) or (isinstance(node.op, ast.Invert) and truth(node.operand))
+        if isinstance(node, ast.BinOp):
+            bits = isinstance(node.op, (ast.BitAnd, ast.BitOr, ast.BitXor, ast.Mult))
+            return bits and truth(node.left) and truth(node.right)
+        return isinstance(node, ast.Compare)
+
+    for node in ast.walk(tree):
+        if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add) and truth(node.left) and truth(node.right):
+            return ast.unparse(node)
+    return None
 
 
 def capital(text: str) -> str:

@@ -9,9 +9,12 @@ from numpy.typing import NDArray
 
 from ..errors import LMMError
 
-__all__ = ["check_share", "float_array", "row_values"]
+__all__ = ["check_share", "exact_floats", "float_array", "object_floats", "row_values"]
 
 Array = NDArray[np.float64]
+
+_EXACT = 2**53
+"""Up to here float64 holds every integer."""
 
 
 def float_array(values: Any, name: str, ndim: int) -> Array:
@@ -39,6 +42,48 @@ def float_array(values: Any, name: str, ndim: int) -> Array:
     if array.ndim != ndim:
         raise LMMError(f"{name} must have {ndim} dimension{'s' * (ndim > 1)}, not the shape {array.shape}")
     return array
+
+
+def exact_floats(values: NDArray[Any], name: str) -> Array:
+    """Numbers as float64.
+
+    Raises
+    ------
+    LMMError
+        For integers of more than 53 binary digits that float64 would round.
+    """
+    floats = values.astype(np.float64)
+    if values.dtype.kind not in "iu" or values.dtype.itemsize < 8 or values.size == 0:
+        return floats
+    if int(values.max()) <= _EXACT and int(values.min()) >= -_EXACT:
+        return floats
+    beyond = floats >= float(2 ** (63 if values.dtype.kind == "i" else 64))  # the largest integers round up to this
+    lost = beyond | (np.where(beyond, 0.0, floats).astype(values.dtype) != values)
+    if lost.any():
+        at = np.argwhere(lost)[0].tolist()
+        raise LMMError(
+            f"{name} holds integers that a float64 would round (first: {values[tuple(at)]} at row {at[0]}); subtract "
+            "a constant from them, or give them as text if they are labels"
+        )
+    return floats
+
+
+def object_floats(values: NDArray[Any], name: str) -> Array:
+    """Numbers that are Python objects, as float64.
+
+    Raises
+    ------
+    LMMError
+        For integers that float64 would round, and those beyond its range.
+    """
+    for at, value in enumerate(values.ravel().tolist()):
+        if isinstance(value, int) and abs(value) > _EXACT and (abs(value) >= 2**1023 or int(float(value)) != value):
+            shown = str(value) if abs(value) < 10**30 else f"an integer of {value.bit_length()} binary digits"
+            raise LMMError(
+                f"{name} holds integers that a float64 would round (first: {shown}, element {at}); subtract a constant "
+                "from them, or give them as text if they are labels"
+            )
+    return np.asarray(values, dtype=np.float64)
 
 
 def row_values(values: Any, name: str, n: int, positive: bool = False) -> Array:

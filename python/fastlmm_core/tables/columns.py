@@ -18,12 +18,16 @@ from numpy.typing import NDArray
 
 from ..design.grouping import in_order, integer_codes, label_array, label_codes
 from ..errors import LMMError
+from ..support.checks import exact_floats, object_floats
 
 __all__ = ["Column", "Table", "first_rows", "native_frame"]
 
 Array = NDArray[Any]
 
 _ROWS_SHOWN = 5
+
+_SAFE = 2**12
+"""Integers up to here have fifth powers, and sums of these, that int64 holds."""
 
 
 def first_rows(rows: Array) -> str:
@@ -162,7 +166,7 @@ class Column:
     def settle(self) -> Column:
         """Take an object column whose values are all numbers for what it is: a numeric column."""
         if self.number is None and self.dtype == "object":
-            numbers = _numbers_from_objects(self.raw)
+            numbers = _numbers_from_objects(self.raw, self.title)
             if numbers is not None:
                 self.number, self._null = numbers
         return self
@@ -205,13 +209,14 @@ class Column:
         codes, used = integer_codes(codes if rows is None else codes[rows])
         return codes, labels[used]
 
-    def for_formulaic(self, rows: Array | None, as_text: bool) -> Any:
+    def for_formulaic(self, rows: Array | None, as_text: bool, as_labels: bool = False, as_numbers: bool = True) -> Any:
         """The values in `rows` in a form that formulaic takes: numbers, dates, pandas categories or objects.
 
         Text goes as categories, which are coded already, unless `as_text` tells that an expression computes with it.
+        `as_labels` and `as_numbers` tell what the formula takes numbers for.
         """
         if self.number is not None:
-            return self.number if rows is None else self.number[rows]
+            return self._computable(self.number if rows is None else self.number[rows], as_labels, as_numbers)
         raw = self.raw
         if isinstance(raw, np.ndarray) and raw.dtype.kind in "Mm":
             return raw if rows is None else raw[rows]
@@ -227,6 +232,18 @@ class Column:
         import pandas as pd
 
         return pd.Categorical.from_codes(codes, categories=labels)  # type: ignore[call-overload]
+
+    def _computable(self, values: Array, as_labels: bool, as_numbers: bool) -> Array:
+        """Numbers of which no sum or power wraps: float64, unless they are labels or truth values too."""
+        if as_labels and values.dtype.kind == "b":
+            return values
+        if as_labels and values.dtype.kind in "iu" and len(values):
+            low, high = int(values.min()), int(values.max())
+            if high < 2**63 and (not as_numbers or max(-low, high) <= _SAFE):
+                return values.astype(np.int64)
+            if not as_numbers:
+                return values
+        return exact_floats(values, self.title)
 
     def _encode(self) -> tuple[Array, Array]:
         """Codes (-1 where missing) and sorted labels of a column that is not numeric."""
@@ -275,7 +292,10 @@ def _has_categories(raw: Any) -> bool:
         return hasattr(raw.dtype, "categories")
     if library == "polars":
         return str(raw.dtype).startswith("Enum")
-    return library == "pyarrow" and hasattr(raw.type, "index_type")
+    if library != "pyarrow" or not hasattr(raw.type, "index_type"):
+        return False
+    # an encoding of text that does not declare an order is text; of anything else it says that these are labels
+    return raw.type.ordered or str(raw.type.value_type) not in ("string", "large_string", "string_view")
 
 
 def _as_numbers(raw: Any) -> tuple[Array, Array | None] | None:
@@ -318,7 +338,7 @@ def _as_numbers(raw: Any) -> tuple[Array, Array | None] | None:
     return raw.to_numpy(zero_copy_only=False), null
 
 
-def _numbers_from_objects(raw: Any) -> tuple[Array, Array | None] | None:
+def _numbers_from_objects(raw: Any, title: str) -> tuple[Array, Array | None] | None:
     """Values and mask of nulls of an object column that holds numbers or booleans only, else None."""
     import pandas as pd
 
@@ -327,11 +347,12 @@ def _numbers_from_objects(raw: Any) -> tuple[Array, Array | None] | None:
         return None
     null = np.asarray(pd.isna(raw))
     values = np.where(null, 0, np.asarray(raw, dtype=object))
-    wanted = {"integer": np.int64, "boolean": np.bool_}.get(kind, np.float64)
+    gaps = null if null.any() else None
+    wanted = {"integer": np.int64, "boolean": np.bool_}.get(kind)
     try:
-        return values.astype(wanted), null if null.any() else None
-    except OverflowError:
-        return values.astype(np.float64), null if null.any() else None
+        return values.astype(np.float64 if wanted is None else wanted), gaps
+    except OverflowError:  # integers beyond 64 bits
+        return object_floats(values, title), gaps
 
 
 def _encode_labels(raw: Any, title: str) -> tuple[Array, Array]:
@@ -339,16 +360,16 @@ def _encode_labels(raw: Any, title: str) -> tuple[Array, Array]:
     library = _library_of(raw)
     if library == "pyarrow":
         types = importlib.import_module("pyarrow.types")
-        if _has_categories(raw):
-            raw = raw.to_pandas()
-            library = "pandas"
-        elif types.is_string(raw.type) or types.is_large_string(raw.type):
-            encoded = raw.dictionary_encode()
-            encoded = encoded.combine_chunks() if hasattr(encoded, "combine_chunks") else encoded
-            codes = encoded.indices.fill_null(-1).to_numpy(zero_copy_only=False)
-            return in_order(codes, label_array(encoded.dictionary.to_pylist()), title)
-        else:
-            raw = raw.to_numpy(zero_copy_only=False)
+        if types.is_dictionary(raw.type):
+            if raw.type.ordered:
+                return _arrow_codes(raw)
+            codes, labels = _arrow_codes(raw)
+            codes, used = integer_codes(codes)
+            gaps = int(len(used) > 0 and used[0] < 0)
+            return in_order(codes - gaps, labels[used[gaps:]], title)
+        if types.is_string(raw.type) or types.is_large_string(raw.type):
+            return in_order(*_arrow_codes(raw.dictionary_encode()), title)
+        raw = raw.to_numpy(zero_copy_only=False)
     elif library == "polars":
         if _has_categories(raw):
             codes = _signed(raw.to_physical())
@@ -360,6 +381,14 @@ def _encode_labels(raw: Any, title: str) -> tuple[Array, Array]:
         categorical = raw.array if hasattr(raw, "array") else raw
         return np.asarray(categorical.codes, dtype=np.intp), np.asarray(categorical.categories)
     return label_codes(raw, title)
+
+
+def _arrow_codes(encoded: Any) -> tuple[Array, Array]:
+    """Codes (-1 where missing) and labels of a dictionary of pyarrow, as they stand."""
+    if hasattr(encoded, "combine_chunks"):
+        encoded = encoded.unify_dictionaries().combine_chunks()
+    codes = encoded.indices.fill_null(-1).to_numpy(zero_copy_only=False)
+    return codes.astype(np.intp), label_array(encoded.dictionary.to_pylist())
 
 
 def _encode_polars_text(raw: Any, title: str) -> tuple[Array, Array]:
