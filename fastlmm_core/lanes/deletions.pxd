@@ -1,13 +1,14 @@
 # Types shared by the refits after deletions and their lane kernel.
 from libc.stdint cimport int64_t
 
+from fastlmm_core.small.arena cimport Arena, take
+
 cdef enum:
     FOUND = 0        # certified
     FAR = 1          # outside the ball in which the polynomials hold, or not a minimum
     DEFICIENT = 2    # X has lost rank, or nothing is left
     OPEN = 3         # on the way
     TILE = 8         # sums of polynomials taken at a time
-    N_PARTS = 25     # arrays in DeletionWork
 
 
 # What the refits after deletions have in common, see one_factor/deletion.pyx.
@@ -51,6 +52,36 @@ cdef struct DeletionWork:
     double* full                # (1,) 1 where H is positive definite, -1 elsewhere
     double* convex              # (1,) the same of the Hessian
     double* decrement           # (1,)
+
+
+cdef inline void lay_deletions(const Deletions* d, DeletionWork* w, Arena* arena, Py_ssize_t lanes) noexcept nogil:
+    """Take the arrays that the lanes work on."""
+    cdef Py_ssize_t q = d.q, k = d.k, p = k - 1, n = d.n_par
+    w.less = take(arena, lanes * d.line)
+    w.more = take(arena, lanes * d.line)
+    w.x = take(arena, lanes * n)
+    w.mono = take(arena, lanes * d.n_terms)
+    w.sums = take(arena, lanes * d.n_tiles * TILE)
+    w.S = take(arena, lanes * q * q)
+    w.N = take(arena, lanes * 2 * q * q)
+    w.E = take(arena, lanes * 2 * q * k)
+    w.chol = take(arena, lanes * k * k)
+    w.inverse = take(arena, lanes * k * k)
+    w.b = take(arena, lanes * k)
+    w.half = take(arena, lanes * k * k)
+    w.M = take(arena, lanes * d.n_h)
+    w.vectors = take(arena, lanes * n * k)
+    w.turned = take(arena, lanes * n * (p * (p + 1) // 2))
+    w.grad = take(arena, lanes * n)
+    w.hess = take(arena, lanes * n * n)
+    w.step = take(arena, lanes * n)
+    w.scratch = take(arena, lanes * (4 * q * q + q * k + k))
+    w.nu = take(arena, lanes)
+    w.r2 = take(arena, lanes)
+    w.value = take(arena, lanes)
+    w.full = take(arena, lanes)
+    w.convex = take(arena, lanes)
+    w.decrement = take(arena, lanes)
 
 
 # Refits of as many deletions as there are lanes: R, c and w of each group before the deletion and after it (or NULL),

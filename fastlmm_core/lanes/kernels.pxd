@@ -1,5 +1,6 @@
 # Types shared by the lane kernels and their callers.
 from fastlmm_core.lanes.deletions cimport refit_t
+from fastlmm_core.small.arena cimport Arena, take
 
 # A block of packed groups, and a vector of any work space, has as many lanes as the variant in use: LANES inside
 # the lane kernels, LaneKernels.lanes outside.
@@ -68,6 +69,35 @@ cdef struct Profile:
     double* noise           # rounding error expected in value
     double* grad            # (n_par,)
     double* hess            # (n_par, n_par)
+
+cdef inline void lay_profile(Profile* f, Arena* arena, Py_ssize_t lanes) noexcept nogil:
+    """Take the arrays of a profile of given q, k and n_par."""
+    cdef Py_ssize_t q = f.q, k = f.k, n = f.n_par, n_a = q * (q + 1) // 2, n_c = q * k
+    f.n_a = n_a
+    f.n_c = n_c
+    f.factor = take(arena, lanes * q * q)
+    f.logdet = take(arena, lanes)
+    f.sum_n = take(arena, lanes * n_a)
+    f.H = take(arena, lanes * (k * (k + 1) // 2))
+    f.gram = take(arena, lanes * (n_c * (n_c + 1) // 2))
+    f.tensor = take(arena, lanes * n_a * n_a)
+    f.chol = take(arena, lanes * k * k)
+    f.inverse = take(arena, lanes * k * k)
+    f.b = take(arena, lanes * k)
+    f.weight = take(arena, lanes * k * k)
+    f.M = take(arena, lanes * k * k)
+    f.g = take(arena, lanes * q * q)
+    f.curve = take(arena, lanes * n_a * n_a)
+    f.jac = take(arena, lanes * n_a * n)
+    f.directions = take(arena, lanes * n_a * k * k)
+    f.vectors = take(arena, lanes * n_a * k)
+    f.work = take(arena, lanes * max(k * k, n_a * n))
+    f.r2 = take(arena, lanes)
+    f.value = take(arena, lanes)
+    f.noise = take(arena, lanes)
+    f.grad = take(arena, lanes * n)
+    f.hess = take(arena, lanes * n * n)
+
 
 # What all responses of a batch share: the design, in the coordinates of the conditioned problem.
 # Groups are sorted by pattern, rows by group.  A pattern of one group has one column, (c_x, c_y) itself; the groups

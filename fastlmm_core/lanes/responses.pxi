@@ -19,64 +19,37 @@ cdef struct Lanes:
     double* tile        # 64 rows
 
 
-cdef Py_ssize_t sizes(const Batch* d, Lanes* s, double* place) noexcept nogil:
-    """Lay out the work space from `place`; returns the number of doubles."""
+cdef void lay_lanes(const Batch* d, Lanes* s, Arena* arena) noexcept nogil:
+    """Take the work space of a block of responses."""
     cdef Py_ssize_t q = d.q, p = d.p, k = p + 1, n_a = q * (q + 1) // 2, n_c = q * k, n = d.n_par
-    cdef Py_ssize_t used = 0, largest
     cdef Profile* f = &s.f
     f.q = q
     f.k = k
-    f.n_a = n_a
-    f.n_c = n_c
     f.n_par = n
     f.row = d.row
     f.col = d.col
     f.turn = NULL
     f.reml = d.reml
     f.nu = d.nu
-    f.factor = place + used * LANES; used += q * q
-    f.logdet = place + used * LANES; used += 1
-    f.sum_n = place + used * LANES; used += n_a
-    f.H = place + used * LANES; used += k * (k + 1) // 2
-    f.gram = place + used * LANES; used += n_c * (n_c + 1) // 2
-    f.tensor = place + used * LANES; used += n_a * n_a
-    f.chol = place + used * LANES; used += k * k
-    f.inverse = place + used * LANES; used += k * k
-    f.b = place + used * LANES; used += k
-    f.weight = place + used * LANES; used += k * k
-    f.M = place + used * LANES; used += k * k
-    f.g = place + used * LANES; used += q * q
-    f.curve = place + used * LANES; used += n_a * n_a
-    f.jac = place + used * LANES; used += n_a * n
-    f.directions = place + used * LANES; used += n_a * k * k
-    f.vectors = place + used * LANES; used += n_a * k
-    largest = k * k if k * k > n_a * n else n_a * n
-    f.work = place + used * LANES; used += largest
-    f.r2 = place + used * LANES; used += 1
-    f.value = place + used * LANES; used += 1
-    f.noise = place + used * LANES; used += 1
-    f.grad = place + used * LANES; used += n
-    f.hess = place + used * LANES; used += n * n
-    s.cy = place + used * LANES; used += d.n_columns * q
-    s.rest = place + used * LANES; used += d.n_patterns * n_a
-    s.within = place + used * LANES; used += k
-    s.beta = place + used * LANES; used += p
-    s.store = place + used * LANES; used += d.n_patterns * 2 * n_a + d.n_columns * n_c
-    s.theta = place + used * LANES; used += n
-    s.trial = place + used * LANES; used += n
-    s.step = place + used * LANES; used += n
-    largest = 5 * q * q + 2 * n_c + q
-    if n * n + 2 * n > largest:
-        largest = n * n + 2 * n
-    s.small = place + used * LANES; used += largest
-    s.tile = place + used * LANES; used += 64
-    return used * LANES
+    lay_profile(f, arena, LANES)
+    s.cy = take(arena, LANES * d.n_columns * q)
+    s.rest = take(arena, LANES * d.n_patterns * n_a)
+    s.within = take(arena, LANES * k)
+    s.beta = take(arena, LANES * p)
+    s.store = take(arena, LANES * (d.n_patterns * 2 * n_a + d.n_columns * n_c))
+    s.theta = take(arena, LANES * n)
+    s.trial = take(arena, LANES * n)
+    s.step = take(arena, LANES * n)
+    s.small = take(arena, LANES * max(5 * q * q + 2 * n_c + q, n * n + 2 * n))
+    s.tile = take(arena, LANES * 64)
 
 
 cdef Py_ssize_t batch_size(const Batch* d) noexcept nogil:
     """Doubles of work space that `batch_fit` needs."""
     cdef Lanes s
-    return sizes(d, &s, NULL)
+    cdef Arena arena = Arena(NULL, 0)
+    lay_lanes(d, &s, &arena)
+    return arena.used
 
 
 cdef void read_responses(const Batch* d, Lanes* s, const double* Y, Py_ssize_t stride, Py_ssize_t count,
@@ -726,6 +699,7 @@ cdef void batch_fit(
 ) noexcept nogil:
     """Fit n_responses rows of Y; results go to rows first, first + 1, ... of the outcome (see also Outcome.rows)."""
     cdef Lanes s
+    cdef Arena arena = Arena(work, 0)
     cdef Py_ssize_t n = d.n_par, q = d.q, p = d.p, k = p + 1, block, count, lane, i, j, l, at, where
     cdef int evaluations[8]
     cdef int status[8]
@@ -734,7 +708,7 @@ cdef void batch_fit(
     cdef vecu* trial
     cdef vecu* inverse
     cdef double limit = 1e-4 / d.per_group ** 0.5
-    sizes(d, &s, work)
+    lay_lanes(d, &s, &arena)
     theta = <vecu*> s.theta
     trial = <vecu*> s.trial
     inverse = <vecu*> s.f.inverse

@@ -7,16 +7,18 @@ import numpy as np
 
 from fastlmm_core.kernels._criterion cimport kernels
 from fastlmm_core.lanes.kernels cimport Batch, Outcome
+from fastlmm_core.small.arena cimport Arena, furnish, take
 
 
 cdef int run(const Batch* d, const double* Y, Py_ssize_t count, Py_ssize_t first, const Outcome* out) except -1:
     """Run the lanes over the rows of Y without the interpreter's lock."""
-    # 64 bytes more, so that the lanes can stand on cache lines
-    cdef double* work = <double*> malloc((kernels.batch_size(d) + 8) * sizeof(double))
+    cdef Arena arena = Arena(NULL, 0)
+    take(&arena, kernels.batch_size(d))
+    cdef double* work = furnish(&arena)
     if work == NULL:
         raise MemoryError()
     with nogil:
-        kernels.batch_fit(d, Y, d.n, count, first, out, <double*> ((<size_t> work + 63) & ~(<size_t> 63)))
+        kernels.batch_fit(d, Y, d.n, count, first, out, arena.base)
     free(work)
     return 0
 

@@ -6,7 +6,6 @@ are joined, with the sums of all groups in every lane.
 """
 from cpython.pycapsule cimport PyCapsule_GetPointer
 from libc.math cimport isfinite
-from libc.stdint cimport uintptr_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy, memset
 
@@ -15,22 +14,14 @@ from functools import lru_cache
 import numpy as np
 
 from fastlmm_core.kernels._newton cimport Objective, vector
-from fastlmm_core.lanes.kernels cimport LaneKernels, Profile, Shape, lane_kernels_name, make_shape
+from fastlmm_core.lanes.kernels cimport LaneKernels, Profile, Shape, lane_kernels_name, lay_profile, make_shape
+from fastlmm_core.small.arena cimport Arena, furnish, take
 
 
 def use_kernels(table):
     """Take the lane kernels of a variant (see `kernels` of lanes/lanes.pyx); before anything is packed."""
     global kernels
     kernels = (<LaneKernels*> PyCapsule_GetPointer(table, lane_kernels_name()))[0]
-
-
-# Doubles in a cache line: what `aligned` may skip.
-cdef Py_ssize_t CACHE_LINE = 8
-
-
-cdef inline double* aligned(double* place) noexcept nogil:
-    """The next address on a cache line: vectors that straddle two are slow to store and load again."""
-    return <double*> ((<uintptr_t> place + 63) & ~(<uintptr_t> 63))
 
 
 def lanes():
@@ -164,11 +155,8 @@ cdef class ClusterCriterion(Objective):
 
     def __cinit__(self, const double[:, :, ::1] packed, const double[::1] within, Py_ssize_t n_rows,
                   Py_ssize_t q, Py_ssize_t k, rows, columns, bint uniform):
-        cdef Py_ssize_t i, n_par = len(rows), n_a, n_c, n_h, n_g, n_scratch, total
-        cdef double* place
-        cdef double* offsets[22]
-        cdef Py_ssize_t[22] vectors
-        cdef Profile* f
+        cdef Py_ssize_t i, n_par = len(rows)
+        cdef Arena arena = Arena(NULL, 0)
         self.shape = make_shape(q, k)
         self.q = q
         self.k = k
@@ -179,59 +167,43 @@ cdef class ClusterCriterion(Objective):
         self.n_blocks = packed.shape[0]
         self.owner_packed = packed.base
         self.packed = &packed[0, 0, 0]
-        n_a = self.shape.n_a
-        n_c = self.shape.n_c
-        n_h = k * (k + 1) // 2
-        n_g = n_c * (n_c + 1) // 2
-        n_scratch = kernels.lanes * (3 * q * q + 2 * n_c + 2 * n_a + n_a * n_a + n_h + n_g)
-        vectors = [q * q, 1, n_a, n_h, n_g, n_a * n_a, k * k, k * k, k, k * k, k * k, q * q, n_a * n_a, n_a * n_par,
-                   n_a * k * k, n_a * k, max(k * k, n_a * n_par), 1, 1, 1, n_par, n_par * n_par]
-        total = (2 * n_h + 2 * q * q + n_a + n_g + k * k + n_a * n_a + 2 * n_par + n_par * n_par
-                 + n_scratch + CACHE_LINE)
-        for i in range(22):
-            total += kernels.lanes * vectors[i]
+        self.last_order = -1
         self.row = <Py_ssize_t*> calloc(2 * n_par, sizeof(Py_ssize_t))
-        self.buffer = <double*> calloc(total, sizeof(double))
+        self.lay(&arena)
+        self.buffer = furnish(&arena)
         if self.row == NULL or self.buffer == NULL:
             raise MemoryError()
+        self.lay(&arena)
         self.col = self.row + n_par
         for i in range(n_par):
             self.row[i] = rows[i]
             self.col[i] = columns[i]
-        place = self.buffer
-        self.within = place; place += n_h
-        self.turn = place; place += q * q
-        self.factor = place; place += q * q
-        self.sum_n = place; place += n_a
-        self.H = place; place += n_h
-        self.gram = place; place += n_g
-        self.weight = place; place += k * k
-        self.tensor = place; place += n_a * n_a
-        self.last = place; place += n_par
-        self.last_order = -1
-        self.grad_ = place; place += n_par
-        self.hess_ = place; place += n_par * n_par
-        self.scratch = aligned(place)
-        place = self.scratch + n_scratch
-        f = &self.f
-        f.q = q
-        f.k = k
-        f.n_a = n_a
-        f.n_c = n_c
-        f.n_par = n_par
-        f.turn = NULL
-        f.row = self.row
-        f.col = self.col
-        for i in range(22):
-            offsets[i] = place
-            place += kernels.lanes * vectors[i]
-        (f.factor, f.logdet, f.sum_n, f.H, f.gram, f.tensor, f.chol, f.inverse, f.b, f.weight, f.M, f.g, f.curve,
-         f.jac, f.directions, f.vectors, f.work, f.r2, f.value, f.noise, f.grad, f.hess) = (
-            offsets[0], offsets[1], offsets[2], offsets[3], offsets[4], offsets[5], offsets[6], offsets[7], offsets[8],
-            offsets[9], offsets[10], offsets[11], offsets[12], offsets[13], offsets[14], offsets[15], offsets[16],
-            offsets[17], offsets[18], offsets[19], offsets[20], offsets[21])
-        for i in range(n_h):
+        self.f.turn = NULL
+        self.f.row = self.row
+        self.f.col = self.col
+        for i in range(k * (k + 1) // 2):
             self.within[i] = within[i]
+
+    cdef void lay(self, Arena* arena) noexcept:
+        """Take the work space."""
+        cdef Py_ssize_t q = self.q, k = self.k, n_a = self.shape.n_a, n_c = self.shape.n_c, n_h = k * (k + 1) // 2
+        cdef Py_ssize_t n_g = n_c * (n_c + 1) // 2
+        self.within = take(arena, n_h)
+        self.turn = take(arena, q * q)
+        self.factor = take(arena, q * q)
+        self.sum_n = take(arena, n_a)
+        self.H = take(arena, n_h)
+        self.gram = take(arena, n_g)
+        self.weight = take(arena, k * k)
+        self.tensor = take(arena, n_a * n_a)
+        self.last = take(arena, self.n_par)
+        self.grad_ = take(arena, self.n_par)
+        self.hess_ = take(arena, self.n_par * self.n_par)
+        self.scratch = take(arena, kernels.lanes * (3 * q * q + 2 * n_c + 2 * n_a + n_a * n_a + n_h + n_g))
+        self.f.q = q
+        self.f.k = k
+        self.f.n_par = self.n_par
+        lay_profile(&self.f, arena, kernels.lanes)
 
     def __dealloc__(self):
         free(self.row)
@@ -244,6 +216,7 @@ cdef class ClusterCriterion(Objective):
         cdef double logdet
         cdef bint same = self.last_order >= order and self.last_reml == self.reml
         cdef Profile* f = &self.f
+        cdef Arena arena = Arena(NULL, 0)
         for i in range(self.n_par):
             same = same and x[i] == self.last[i]
         if same:
@@ -251,10 +224,11 @@ cdef class ClusterCriterion(Objective):
         self.n_evaluations += 1
         self.last_order = -1
         if order >= 2 and self.store == NULL:
-            self.store_buffer = <double*> calloc(self.n_blocks * (n_a + n_c) * kernels.lanes + CACHE_LINE, sizeof(double))
+            take(&arena, self.n_blocks * (n_a + n_c) * kernels.lanes)
+            self.store_buffer = furnish(&arena)
             if self.store_buffer == NULL:
                 return -1
-            self.store = aligned(self.store_buffer)
+            self.store = arena.base
         memset(self.factor, 0, q * q * sizeof(double))
         for i in range(self.n_par):
             if f.turn == NULL:

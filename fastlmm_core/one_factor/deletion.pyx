@@ -12,13 +12,14 @@ through U = R F: W = I + U (I + S) U' = M M', N = (M^-1 U)'(M^-1 U), E = (M^-1 U
 Newton's method itself is in lanes/deletions.pxi, a deletion in every lane; here are its inputs and results.
 """
 from libc.math cimport NAN
-from libc.stdint cimport int64_t, uintptr_t
-from libc.stdlib cimport calloc, free
+from libc.stdint cimport int64_t
+from libc.stdlib cimport free
 
 import numpy as np
 
 from fastlmm_core.kernels._criterion cimport kernels
-from fastlmm_core.lanes.deletions cimport FAR, FOUND, N_PARTS, TILE, DeletionWork, Deletions
+from fastlmm_core.lanes.deletions cimport FAR, FOUND, TILE, DeletionWork, Deletions, lay_deletions
+from fastlmm_core.small.arena cimport Arena, furnish
 
 
 def refit_deletions(const double[:, ::1] table, const int64_t[::1] parent, const int64_t[::1] variable,
@@ -80,8 +81,7 @@ def refit_deletions(const double[:, ::1] table, const int64_t[::1] parent, const
     cdef const double* old_lines[8]
     cdef const double* new_lines[8]
     cdef const double* starts[8]
-    cdef double* place
-    cdef double** parts
+    cdef Arena arena = Arena(NULL, 0)
     cdef double nan = NAN
     d.q = q
     d.k = k
@@ -119,22 +119,11 @@ def refit_deletions(const double[:, ::1] table, const int64_t[::1] parent, const
     d.reml = reml
     d.radius = radius
     d.rank_tolerance = rank_tolerance
-    # in the order of DeletionWork
-    cdef Py_ssize_t[N_PARTS] sizes = [
-        d.line, d.line, n_par, n_terms, d.n_tiles * TILE, q * q, 2 * q * q, 2 * q * k, k * k, k * k, k, k * k, d.n_h,
-        n_par * k, n_par * (p * (p + 1) // 2), n_par, n_par * n_par, n_par, 4 * q * q + q * k + k, 1, 1, 1, 1, 1, 1]
-    l = 0
-    for i in range(N_PARTS):
-        l += sizes[i]
-    cdef double* buffer = <double*> calloc(l * lanes + 8, sizeof(double))
-    if buffer == NULL:
+    lay_deletions(&d, &w, &arena, lanes)
+    cdef double* memory = furnish(&arena)
+    if memory == NULL:
         raise MemoryError()
-    # on a cache line: vectors that straddle two are slow to store and load again
-    place = <double*> ((<uintptr_t> buffer + 63) & ~(<uintptr_t> 63))
-    parts = <double**> &w
-    for i in range(N_PARTS):
-        parts[i] = place
-        place += sizes[i] * lanes
+    lay_deletions(&d, &w, &arena, lanes)
     with nogil:
         for block in range((count + lanes - 1) // lanes):
             i = block * lanes
@@ -161,7 +150,7 @@ def refit_deletions(const double[:, ::1] table, const int64_t[::1] parent, const
                     beta_out[j, a] = -w.b[a * lanes + lane]
                     for l in range(a + 1):
                         inverse_out[j, a, l] = w.inverse[(a * k + l) * lanes + lane]
-    free(buffer)
+    free(memory)
     return S_array, value_array, r2_array, decrement_array, beta_array, inverse_array, status_array
 
 
