@@ -31,4 +31,5 @@ def sparse_cholesky(S: Any) -> tuple[Any, NDArray[np.intp]]:
     options = {"SymmetricMode": True}
     factors = splu(S.tocsc(), permc_spec="MMD_AT_PLUS_A", diag_pivot_thresh=0.0, options=options)
     order = np.argsort(factors.perm_r).astype(np.intp)
-    return csr_array(factors.L * np.sqrt(factors.U.diagonal())), order
+    # up to scipy 1.14 the factors are matrices, whose * is the matrix product
+    return csr_array(factors.L).multiply(np.sqrt(factors.U.diagonal())).tocsr(), order
