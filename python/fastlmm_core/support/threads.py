@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, TypeVar
 
-__all__ = ["in_threads"]
+__all__ = ["in_threads", "map_in_threads"]
+
+T = TypeVar("T")
 
 
 def in_threads(
@@ -23,7 +25,7 @@ def in_threads(
     tasks : iterator
         Asked for one task at a time, by any of the threads.
     jobs : int
-        Threads.
+        Threads; fewer where the system starts no more.
     report : callable, optional
         Told the amount of work done after each task, by one thread at a time.
     """
@@ -44,9 +46,15 @@ def in_threads(
         except BaseException as error:
             errors.append(error)
 
-    others = [threading.Thread(target=work) for _ in range(jobs - 1)]
-    for thread in others:
-        thread.start()
+    others: list[threading.Thread] = []
+    for _ in range(jobs - 1):
+        thread = threading.Thread(target=work)
+        try:
+            thread.start()
+        except RuntimeError:
+            # a limit on threads or memory: those that run do the work
+            break
+        others.append(thread)
     try:
         work()
         for thread in others:
@@ -58,3 +66,17 @@ def in_threads(
             thread.join()
     if errors:
         raise errors[0]
+
+
+def map_in_threads(
+    run: Callable[..., T], tasks: Iterable[tuple[Any, ...]], jobs: int, report: Callable[[int], Any] | None = None
+) -> list[T]:
+    """What `run(*task)` returns for each task, in their order; `jobs` and `report` as for `in_threads`."""
+    found: dict[int, T] = {}
+
+    def one(place: int, task: tuple[Any, ...]) -> int:
+        found[place] = run(*task)
+        return 1
+
+    in_threads(one, enumerate(tasks), jobs, report)
+    return [found[place] for place in range(len(found))]

@@ -10,7 +10,6 @@ rank are optimised one by one, also without a look at the rows.
 from __future__ import annotations
 
 import os
-from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from math import log
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -22,6 +21,7 @@ from ... import kernels
 from ...engines.starts import moment_start
 from ...errors import LMMError
 from ...kernels.deletions import refit_deletions
+from ...support.threads import map_in_threads
 from ..optimize import SINGULAR, Optimum, optimize
 from ..search import few_groups
 from .contributions import all_but_one, group_pieces
@@ -235,9 +235,9 @@ class _Refits:
         if jobs < 2:
             found = refit(chosen, start)
         else:
-            with ThreadPoolExecutor(jobs) as pool:
-                shares = pool.map(refit, np.array_split(chosen, jobs), np.array_split(start, jobs))
-                found = tuple(np.concatenate(parts) for parts in zip(*shares, strict=True))
+            tasks = zip(np.array_split(chosen, jobs), np.array_split(start, jobs), strict=True)
+            shares = map_in_threads(refit, tasks, jobs)
+            found = tuple(np.concatenate(parts) for parts in zip(*shares, strict=True))
         return found[0], found[-1], found[1:-1]
 
     def _certified(self, sums: Sums, i: int, S: Array) -> bool:

@@ -7,7 +7,6 @@ changes the elimination of all levels.  Refits start at the estimates of all row
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from os import cpu_count
 from typing import TYPE_CHECKING, TypeVar
@@ -17,6 +16,7 @@ from numpy.typing import NDArray
 
 from ...errors import LMMError
 from ...support.progress import progress_bar
+from ...support.threads import map_in_threads
 from .groups import Deletions
 
 if TYPE_CHECKING:
@@ -95,12 +95,8 @@ def refits(result: LMMResult, units: Sequence[Index], use: Callable[[int, LMMRes
             return error
 
     bar = progress_bar(None, len(units), "refit")
-    found = []
-    with ThreadPoolExecutor(max_workers=min(8, cpu_count() or 1)) as pool:
-        for outcome in pool.map(one, range(len(units))):
-            found.append(outcome)
-            if bar is not None:
-                bar.update(1)
+    tasks = ((i,) for i in range(len(units)))
+    found = map_in_threads(one, tasks, min(8, cpu_count() or 1), None if bar is None else bar.update)
     if bar is not None:
         bar.close()
     return found
