@@ -10,6 +10,7 @@ from pathlib import Path
 # The BLAS of numpy and that of scipy each bring a pool of spinning threads. On the small matrices of the tests the two
 # pools fight for the cores (an oracle fit went from 0.7 s to 60 s), so each gets one thread by default.
 os.environ["OPENBLAS_NUM_THREADS"] = os.environ.get("OPENBLAS_NUM_THREADS", "1")
+os.environ["OMP_NUM_THREADS"] = os.environ.get("OMP_NUM_THREADS", "1")
 # Helper modules (oracle, nist) stand beside the tests; the importlib mode of pytest leaves sys.path alone.
 sys.path.insert(0, str(Path(__file__).parent))
 
@@ -21,6 +22,14 @@ import oracle
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--run-slow", action="store_true", default=False, help="also run the tests marked slow")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """Processes of `-n auto`: as many as there are cores for all tests, none but this one where some were named."""
+    if config.args_source is config.ArgsSource.ARGS:
+        return 0
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
