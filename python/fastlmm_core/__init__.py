@@ -63,7 +63,11 @@ _LAZY = {
 
 def __getattr__(name: str) -> Any:
     if name not in _LAZY:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        from .support.words import attribute
+
+        found = None if name.startswith("_") else attribute(name)
+        said = f"module {__name__!r} has no attribute {name!r}"
+        raise AttributeError(f"{said}: {found}" if found else said)
     module = import_module(_LAZY[name], __name__)
     return module if name in ("datasets", "plots") else getattr(module, name)
 

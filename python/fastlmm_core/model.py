@@ -84,6 +84,13 @@ class LinearMixedModel:
         For input that cannot be fitted; the message names the argument, the place and the remedy.
     """
 
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any:
+            from .support.words import missing_attribute
+
+            missing_attribute(self, name, _after_fit(name))
+
     def __init__(
         self,
         y: ArrayLike,
@@ -425,6 +432,22 @@ class LinearMixedModel:
             f"<LinearMixedModel: {self.nobs} observations, {_levels(self)}, "
             f"{self.exog.shape[1]} fixed and {self.structure.q} random effects>"
         )
+
+
+_ESTIMATES = frozenset(
+    {"sigma2", "theta", "criterion", "converged", "singular", "gradient_norm", "n_evaluations", "optimum", "reml"}
+)
+"""What a result has beside what its class defines."""
+
+
+def _after_fit(name: str) -> str:
+    """What to say of an attribute that a result has, where the model was not fitted."""
+    from .result import LMMResult
+
+    if name.startswith("_") or not (name in _ESTIMATES or hasattr(LMMResult, name)):
+        return ""
+    call = "(...)" if callable(getattr(LMMResult, name, None)) else ""
+    return f"fit the model first, result = model.fit(), then result.{name}{call}"
 
 
 def _one_term(

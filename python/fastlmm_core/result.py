@@ -51,6 +51,13 @@ class LMMResult(MarginalMoments, Methods):
     message : str
     """
 
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any:
+            from .support.words import missing_attribute
+
+            missing_attribute(self, name)
+
     def __init__(
         self, model: LinearMixedModel, optimum: Optimum, solution: tuple[Array, float, Array, Array], reml: bool
     ) -> None:

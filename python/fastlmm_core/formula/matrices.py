@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from ..design.grouping import integer_codes
 from ..errors import LMMError
 from ..support.checks import exact_floats
+from ..support.words import function
 from ..tables.columns import Column, Table, first_rows
 from .syntax import C_OF_COLUMN, Side, capital, first_line, sum_of_truths, terms_of
 
@@ -57,6 +58,9 @@ def needed_columns(side: Side, table: Table) -> list[str]:
 
     needed = []
     for name, optional in side.names:
+        instead = function(name) if optional and name not in table else None
+        if instead is not None and not (name in formula_functions() or hasattr(builtins, name)):
+            raise LMMError(f"{capital(side.where)} of the formula uses {name}(): {instead}.")
         known = name in TRANSFORMS or name in formula_functions() or hasattr(builtins, name)
         if known and (optional or name not in table):
             continue

@@ -6,6 +6,7 @@ what a fit must remember of them is kept.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -26,7 +27,7 @@ from .matrices import (
     is_integer,
     needed_columns,
 )
-from .syntax import C_OF_COLUMN, capital, parse
+from .syntax import C_OF_COLUMN, Parsed, capital, parse, self_products
 
 __all__ = ["FormulaSpec", "ModelData", "Numbers", "RandomTermData", "model_data"]
 
@@ -237,7 +238,13 @@ def model_data(
     """
     if missing not in ("drop", "raise"):
         raise LMMError(f"`missing` must be 'drop' or 'raise', not {missing!r}.")
+    text: Any = formula
+    if not isinstance(text, str):
+        if isinstance(data, str):
+            raise LMMError("`formula` and `data` are swapped; write lmm(formula, data).")
+        raise LMMError(f"`formula` must be a string such as 'y ~ x + (x | g)', not {type(text).__name__!r}.")
     parsed = parse(formula)
+    _warn_of_powers(parsed)
     table = Table(data)
     used: dict[str, Column] = {}
     for side in (parsed.response, parsed.fixed, *(bar.left for bar in parsed.bars)):
@@ -294,6 +301,17 @@ def model_data(
         kept=rows,
         spec=spec,
     )
+
+
+def _warn_of_powers(parsed: Parsed) -> None:
+    for side in (parsed.fixed, *(bar.left for bar in parsed.bars)):
+        for base, power in self_products(side.text):
+            warnings.warn(
+                f"{base}**{power} in {side.where} of the formula is {base} crossed with itself, which is {base}; write "
+                f"I({base}**{power}) for the power",
+                UserWarning,
+                stacklevel=4,
+            )
 
 
 def _typical(name: str, column: Column, rows: Array | None, state: Any) -> Numbers | tuple[Any, ...]:

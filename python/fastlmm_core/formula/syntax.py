@@ -16,6 +16,7 @@ from itertools import pairwise
 from typing import Any
 
 from ..errors import LMMError
+from ..support.words import function
 
 __all__ = ["C_OF_COLUMN", "Bar", "Parsed", "Side", "capital", "first_line", "parse", "sum_of_truths", "terms_of"]
 
@@ -76,6 +77,8 @@ def parse(formula: str) -> Parsed:
     """Split a formula into response, fixed part and bars."""
     if not isinstance(formula, str):
         raise LMMError(f"`formula` must be a string such as 'y ~ x + (x | g)', not {type(formula).__name__!r}.")
+    if "#" in re.sub(r"`[^`]*`|'[^']*'|\"[^\"]*\"", "", formula):
+        raise LMMError(f"The formula {formula!r} has a '#': comments are not part of formulas; leave them out.")
     tildes = [at for at, char, depth in _marks(formula) if char == "~" and depth == 0]
     if len(tildes) != 1:
         raise LMMError(
@@ -131,7 +134,7 @@ def _marks(text: str) -> list[tuple[int, str, int]]:
             if not opened or _CLOSERS[text[opened[-1][0]]] != char:
                 raise LMMError(f"The {char!r} at character {at} of {text!r} closes nothing; balance the parentheses.")
             opaque = opened.pop()[1]
-        if char in "()|~+-*:/" and not opaque:
+        if char in "()|~+-*:/^" and not opaque:
             marks.append((at, char, len(opened) - (char == "(")))
         at += 1
     if opened:
@@ -216,6 +219,7 @@ def _side(text: str, where: str, intercept: bool = True) -> Side:
                 if len(term.factors) > 1:
                     numbers.add(factor.expr)
             elif factor.eval_method.value == "python":
+                _refuse_xor(factor.expr, where)
                 for name, optional in names_in(factor.expr).items():
                     found[name] = found.get(name, True) and optional
                     if not C_OF_COLUMN.match(factor.expr):
@@ -244,10 +248,57 @@ def terms_of(text: str, where: str, intercept: bool) -> Any:
     except Exception as error:  # formulaic raises its own and Python's
         if "`.` operator" in str(error):
             raise LMMError(f"{capital(where)} of the formula, {text!r}, uses '.'; name the columns instead.") from error
-        raise LMMError(f"{capital(where)} of the formula, {text!r}, cannot be read: {first_line(error)}") from error
+        said = _remedy(text) or first_line(error)
+        if "Missing operator between" in said:
+            said += " A name with blanks or signs stands in backticks: `my column`."
+        raise LMMError(f"{capital(where)} of the formula, {text!r}, cannot be read: {said}") from error
     if not isinstance(terms, SimpleFormula):
         raise LMMError(f"{capital(where)} of the formula, {text!r}, must be one sum of terms.")
     return terms
+
+
+def _remedy(text: str) -> str:
+    """What to write instead of a function of R that Python cannot read, such as ``as.factor``."""
+    for name in re.findall(r"([^\W\d]\w*(?:\.\w+)+)\s*\(", text):
+        found = function(name)
+        if found is not None:
+            return f"{name}() is not a function of formulas; {found}."
+    return ""
+
+
+def self_products(text: str) -> list[tuple[str, str]]:
+    """Powers of single factors, which are no squares but the factor itself: ``x**2`` gives ("x", "2")."""
+    if "^" not in text and "**" not in text:
+        return []
+    marks = _marks(text)
+    places = [at for at, _, _ in marks]
+    found = []
+    for k, (at, char, _) in enumerate(marks):
+        last = k + (char == "*")  # of the operator's characters
+        if char != "^" and not (char == "*" and text[at : at + 2] == "**"):
+            continue
+        base = text[places[k - 1] + 1 if k else 0 : at].strip()
+        power = text[places[last] + 1 : places[last + 1] if last + 1 < len(places) else len(text)].strip()
+        if base and not base.isdigit() and power.isdigit() and int(power) > 1:
+            found.append((base, power))
+    return found
+
+
+def _refuse_xor(expression: str, where: str) -> None:
+    """R's power inside a call is Python's exclusive or."""
+    tree, original = _read(expression)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.BinOp) and isinstance(node.op, ast.BitXor):
+            for side in (node.left, node.right):
+                if isinstance(side, ast.Constant) and not isinstance(side.value, bool):
+                    node.op = ast.Pow()
+                    meant = ast.unparse(tree).replace(" ** ", "**")
+                    for alias, column in original.items():
+                        meant = meant.replace(alias, f"`{column}`")
+                    raise LMMError(
+                        f"{capital(where)} of the formula has {expression!r}, where '^' is Python's exclusive or; "
+                        f"write {meant} for the power."
+                    )
 
 
 def names_in(expression: str) -> dict[str, bool]:

@@ -89,6 +89,10 @@ class ReferenceGrid:
                     f"{argument}: {name!r} is numeric; say at which values to predict, e.g. at={{{name!r}: "
                     f"[{self.means[name]:.6g}]}}"
                 )
+            if "~" in str(name):
+                raise LMMError(
+                    f"{argument}: {name!r} is a formula; give names of factors, with contrasts='pairwise' to compare"
+                )
             if name not in self.levels:
                 raise LMMError(f"{argument}: {name!r} is not a variable of the fixed part, which uses {self._names()}")
 

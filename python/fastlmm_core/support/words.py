@@ -1,0 +1,365 @@
+"""What users of lme4, its companions and statsmodels write, and the words for it here.
+
+One table for everything that speaks to newcomers: the errors for attributes, arguments and functions that do not exist
+here, and the pages "Coming from lme4" and "Coming from statsmodels" of the documentation.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple, NoReturn
+
+__all__ = [
+    "ARGUMENTS",
+    "FORMULAS",
+    "LME4",
+    "READING",
+    "WRITING",
+    "Word",
+    "argument",
+    "attribute",
+    "function",
+    "missing_attribute",
+]
+
+
+class Word(NamedTuple):
+    """One thing in another package's words and in ours.
+
+    Attributes
+    ----------
+    theirs, here : str
+        Code in Markdown: with backticks.
+    note : str
+    names : tuple of str
+        Names of theirs that an error can point out.
+    """
+
+    theirs: str
+    here: str
+    note: str = ""
+    names: tuple[str, ...] = ()
+
+
+# ---- lme4 and friends ----------------------------------------------------------------------------------------------
+
+LME4 = (
+    Word("`lmer(y ~ x + (x | g), d)`", '`flc.lmm("y ~ x + (x | g)", d).fit()`', names=("lmer", "lme", "blmer")),
+    Word("`lmer(..., REML = FALSE)`", "`.fit(reml=False)`"),
+    Word("`lmer(..., weights = w, offset = o)`", '`flc.lmm(..., weights="w", offset="o")`'),
+    Word("`update(m, . ~ . + z)`", "`flc.lmm(...)` with the new formula", names=("update",)),
+    Word("`summary(m)` (with lmerTest)", "`result.summary()`"),
+    Word("`fixef(m)`, `vcov(m)`", "`result.params`, `result.cov_params()`", names=("fixef", "vcov")),
+    Word(
+        "`VarCorr(m)`, `sigma(m)`",
+        "`result.G`, `result.random_effects_sd`, `result.random_effects_corr`, `result.sigma`",
+        names=("VarCorr",),
+    ),
+    Word(
+        "`as.data.frame(VarCorr(m))`",
+        '`result.tidy("ran_pars")`, with intervals `result.variance_components()`',
+    ),
+    Word(
+        "`ranef(m)`, with `condVar = TRUE`",
+        "`result.random_effects`, `result.random_effects_covariance`",
+        names=("ranef",),
+    ),
+    Word("`coef(m)`", "`result.pooling().to_frame()`, column `partial_pooling`", names=("coef",)),
+    Word(
+        '`getME(m, "theta")`, `getME(m, c("X", "Z"))`',
+        "`result.theta`, `model.exog`, `model.exog_re` (rows of Z, not the sparse matrix)",
+        names=("getME",),
+    ),
+    Word(
+        "`REMLcrit(m)`, `deviance(m)`, `logLik(m)`",
+        "`result.criterion`, `result.llf`",
+        names=("REMLcrit", "deviance", "logLik", "loglik"),
+    ),
+    Word("`AIC(m)`, `BIC(m)`", "`result.aic`, `result.bic`", names=("AIC", "BIC")),
+    Word("`AICc(m)`", "`flc.compare(m1, m2)`, column `aicc`", names=("aicc", "AICc")),
+    Word(
+        "`fitted(m)`, `resid(m)`",
+        "`result.fittedvalues`, `result.resid`, `result.residuals(kind)`",
+        names=("fitted",),
+    ),
+    Word("`predict(m, new, re.form = NA)`", "`result.predict(new)`"),
+    Word("`predict(m, new)`", '`result.predict(new, effects="all")`'),
+    Word("`predict(m, new, re.form = ~(1 | g))`", '`result.predict(new, effects="g")`'),
+    Word("`predict(..., allow.new.levels = TRUE)`", '`result.predict(..., new_levels="population")`'),
+    Word("`simulate(m, 1000)`", "`result.simulate(1000)`; responses are rows"),
+    Word("`refit(m, y)`", "`result.model.refit(y)`, for many `result.model.fit_many(Y)`", names=("refit",)),
+    Word(
+        "`bootMer(m, f, 1000)`",
+        "`result.bootstrap(1000)`, of your own statistic `result.bootstrap(1000, statistic=f)`",
+        names=("bootMer", "bootmer", "boot"),
+    ),
+    Word(
+        "`confint(m)`, `profile(m)`",
+        '`result.conf_int(method="profile")`, `result.profile()`',
+        names=("confint",),
+    ),
+    Word("`anova(m1, m2)`", "`flc.compare(m1, m2)`"),
+    Word("`drop1(m)`", "`result.anova()`, `flc.compare(m1, m2)`", names=("drop1",)),
+    Word("`step(m)`", "`flc.compare(m1, m2)` of models that you state", names=("step",)),
+    Word("`isSingular(m)`", "`result.singular`, `result.singular_components`", names=("isSingular", "is_singular")),
+    Word("`rePCA(m)`", "`result.singular_components`", names=("rePCA", "repca")),
+    Word("`ngrps(m)`, `nobs(m)`", "`result.n_groups`, `result.nobs`", names=("ngrps", "ngroups")),
+    Word(
+        "`formula(m)`, `model.frame(m)`",
+        "`result.model.spec.formula`; the data are not kept",
+        names=("formula", "data"),
+    ),
+    Word(
+        "`plot(m)`, `lattice::dotplot(ranef(m))`",
+        "`flc.plots.residual_panels(result)`, `flc.plots.caterpillar(result)`",
+        names=("plot",),
+    ),
+    Word("`saveRDS(m, file)`", "`pickle.dump(result, file)`"),
+    Word('`lmerTest::anova(m, ddf = "Kenward-Roger")`', '`result.anova(ddf="kenward-roger")`'),
+    Word("`lmerTest::contest(m, L)`", "`result.test(L)`", names=("contest",)),
+    Word("`lmerTest::ranova(m)`", "`flc.random_effect_test(result)`", names=("ranova", "rand")),
+    Word("`pbkrtest::KRmodcomp(m, L)`", '`result.test(L, ddf="kenward-roger")`', names=("KRmodcomp", "PBmodcomp")),
+    Word(
+        "`emmeans::emmeans(m, pairwise ~ a)`",
+        '`result.emmeans("a", contrasts="pairwise")`',
+        names=("lsmeans", "difflsmeans", "pairs"),
+    ),
+    Word('`emmeans::emtrends(m, "a", var = "x")`', '`result.slopes("x", "a")`', names=("emtrends",)),
+    Word("`RLRsim::exactRLRT(m)`", '`flc.random_effect_test(result, null="exact")`', names=("exactRLRT",)),
+    Word(
+        "`influence.ME`, `HLMdiag`",
+        '`result.influence()`, `result.influence("observation")`',
+        names=("cooks_distance", "hatvalues"),
+    ),
+    Word("`simr::powerSim`, `powerCurve`", "`flc.power`, `flc.power_curve`", names=("powerSim", "powerCurve")),
+    Word("`performance::icc`, `r2`", "`result.icc()`, `result.r2()`", names=("rsquared", "r_squared", "rsquared_adj")),
+)  # fmt: skip
+
+# ---- statsmodels ---------------------------------------------------------------------------------------------------
+
+WRITING = (
+    Word('`smf.mixedlm("y ~ x", d, groups="g")`', '`flc.lmm("y ~ x + (1 | g)", d)`', names=("mixedlm", "from_formula")),
+    Word('`..., groups="g", re_formula="~x"`', '`"y ~ x + (x | g)"`'),
+    Word('`..., re_formula="~0 + x"`', '`"y ~ x + (0 + x | g)"`'),
+    Word('`..., re_formula="1", vc_formula={"h": "0 + C(h)"}`', '`"y ~ x + (1 | g/h)"`'),
+    Word("independent effects, `free=MixedLMParams.from_components(...)`", '`"y ~ x + (x || g)"`'),
+    Word("`MixedLM(y, X, groups, Z)`", "`flc.LinearMixedModel(y, X, Z, groups)`", names=("MixedLM",)),
+    Word("`.fit(reml=True)`", "`.fit(reml=True)`"),
+    Word('`.fit(method=["bfgs", "lbfgs"])`', '`.fit(method="BFGS")`, not needed'),
+)
+
+READING = (
+    Word(
+        "`fe_params`",
+        "`result.params`",
+        "statsmodels' `params` appends the variance parameters; here they are apart",
+        ("fe_params",),
+    ),
+    Word(
+        "`bse_fe`, `tvalues`, `pvalues`",
+        "`result.bse`, `result.tvalues`, `result.pvalues`",
+        "fixed effects only; t tests with Satterthwaite's degrees of freedom, where statsmodels has z",
+        ("bse_fe",),
+    ),
+    Word("`conf_int()`", "`result.conf_int()`", 'same difference; `ddf="normal"` gives statsmodels\''),
+    Word("`conf_int(alpha=0.1)`", "`result.conf_int(0.9)`", "the level is that of the interval"),
+    Word("`cov_params()`", "`result.cov_params()`", "fixed effects only", ("normalized_cov_params",)),
+    Word("`cov_re`", '`result.G["g"]`', "by term", ("cov_re", "cov_re_unscaled")),
+    Word("`scale`", "`result.sigma2`", "", ("scale",)),
+    Word("`vcomp`", "`result.G`", "", ("vcomp",)),
+    Word("`bse_re`", "`result.variance_components()`", "with intervals", ("bse_re",)),
+    Word("`random_effects` (dict of Series)", "`result.random_effects` (one frame)"),
+    Word("`random_effects_cov`", "`result.random_effects_covariance`", "", ("random_effects_cov",)),
+    Word("`llf`, `aic`, `bic`", "`result.llf`, `result.aic`, `result.bic`", "statsmodels has none by REML"),
+    Word("`fittedvalues`, `resid`", "`result.fittedvalues`, `result.resid`", "given the random effects, in both"),
+    Word("`predict(exog)`", "`result.predict(data)`", 'with `effects="all"` the random effects are included'),
+    Word("`get_prediction(...)`", '`result.predict(..., interval="confidence")`', "", ("get_prediction",)),
+    Word("`t_test(L)`, `f_test(L)`, `wald_test(L)`", "`result.test(L)`", 'also of text, `"x = 0"`',
+         ("t_test", "f_test", "wald_test", "t_test_pairwise")),
+    Word("`wald_test_terms()`", "`result.anova()`", "", ("wald_test_terms",)),
+    Word("`compare_lr_test(m)`", "`flc.compare(m1, m2)`", "with the distribution that is right on the boundary",
+         ("compare_lr_test", "compare_f_test")),
+    Word(
+        "`converged`",
+        "`result.converged`, `result.gradient_norm`, `result.singular`",
+        "here `converged` is a certificate",
+        ("mle_retvals",),
+    ),
+    Word("`profile_re(...)`", '`result.profile()`, `result.conf_int(method="profile")`', "", ("profile_re",)),
+    Word("`remove_data()`, `save(file)`, `load(file)`", "`pickle.dump(result, file)`", "", ("remove_data",)),
+    Word("`use_t`, `df_modelwc`", "`result.df`, `result.df_resid`", "degrees of freedom of each coefficient",
+         ("use_t", "df_modelwc", "df_model")),
+    Word("`k_fe`, `k_re`, `exog_names`", "`result.model.exog_names`, `result.model.exog_re_names`", "",
+         ("k_fe", "k_re", "k_re2", "k_vc")),
+)  # fmt: skip
+
+# ---- formulas ------------------------------------------------------------------------------------------------------
+
+FORMULAS = (
+    Word("`factor(h)`, `as.factor(h)`", "`C(h)`", "texts are categorical without it",
+         ("factor", "as.factor", "as.character", "as_factor")),
+    Word('`relevel(h, ref = "b")`', "`C(h, Treatment('b'))`", "", ("relevel", "fct_relevel")),
+    Word("`contr.sum`, `contr.helmert`", "`C(h, Sum)`, `C(h, Helmert)`", "", ("contr.sum", "contr.helmert")),
+    Word("`ordered(h)`", "`C(h, Poly)`", "", ("ordered", "as.ordered")),
+    Word("`I(x^2)`", "`I(x**2)`", "inside `I()` stands Python; `x**2` alone is a product of factors, and equals `x`"),
+    Word("`sqrt(x)`", "`np.sqrt(x)`", "so with all functions of numpy", ("sqrt",)),
+    Word("`ns(x, 3)`, `rcs(x, 4)`", "`cr(x, df=4)`", "one more: the constant is among them; B-splines are `bs`",
+         ("ns", "rcs")),
+    Word("`s(x)`", "`bs(x, df=5)`", "without a penalty", ("s", "te")),
+    Word("`offset(z)`", '`offset="z"`, an argument of `lmm`', "", ("offset",)),
+    Word("`interaction(a, b)`", "`a:b`", "", ("interaction",)),
+    Word("`Q('my x')`", "`` `my x` ``", "names in backticks", ("Q",)),
+    Word("`as.numeric(x)`, `cut(x, 3)`, `ifelse(...)`", "a column of the table", "computed before the fit",
+         ("as.numeric", "as.integer", "as.logical", "cut", "ifelse", "is.na", "droplevels")),
+)  # fmt: skip
+
+# ---- arguments -----------------------------------------------------------------------------------------------------
+
+_BAR = "the groups stand in the formula, after a bar: lmm('y ~ x + (1 | g)', data)"
+_RANDOM = "random slopes stand in the formula, before a bar: lmm('y ~ x + (x | g)', data)"
+_COMPONENTS = "every random effect stands in the formula: lmm('y ~ x + (1 | g/h)', data), or (1 | g) + (1 | h)"
+_EFFECTS = "whose effects are added is said by effects='population', 'all' or names of grouping factors"
+_LEVEL = "intervals have a level=, e.g. level=0.95"
+_DRAWS = "the number of draws is the first argument, n"
+_GAUSSIAN = "responses are Gaussian here; generalised models are not part of this library"
+
+ARGUMENTS: dict[str, dict[str, str]] = {
+    "lmm": {
+        "groups": _BAR,
+        "group": _BAR,
+        "subject": _BAR,
+        "re_formula": _RANDOM,
+        "random": _RANDOM,
+        "exog_re": _RANDOM,
+        "vc_formula": _COMPONENTS,
+        "family": _GAUSSIAN,
+        "REML": "it is an argument of fit: lmm(...).fit(reml=False)",
+        "reml": "it is an argument of fit: lmm(...).fit(reml=False)",
+        "method": "it is an argument of fit: lmm(...).fit(method='BFGS')",
+        "control": "there is nothing to set; an optimiser of scipy is chosen by lmm(...).fit(method='BFGS')",
+        "subset": "filter the table before the fit",
+        "na_action": "missing='drop' or 'raise' says what to do with missing values",
+        "contrasts": "contrasts stand in the formula: C(h, Sum), C(h, Treatment('b'))",
+        "use_sqrt": "the parametrisation cannot be chosen",
+    },
+    "LinearMixedModel": {
+        "endog": "the response is called y",
+        "exog": "the columns of the fixed effects are called X",
+        "exog_re": "the columns of the random effects are called Z",
+        "exog_vc": "several random-effects terms are given as terms=[RandomTerm(Z, groups, name=...), ...]",
+        "group": "the labels are called groups",
+        "random": "the columns of the random effects are called Z",
+        "formula": "formulas are for lmm(formula, data)",
+        "data": "tables are for lmm(formula, data)",
+        "missing": "arrays must be complete; lmm(formula, data) drops rows with missing values",
+    },
+    "fit": {
+        "REML": "it is called reml",
+        "ml": "maximum likelihood is fit(reml=False)",
+        "ML": "maximum likelihood is fit(reml=False)",
+        "optimizer": "it is called method: 'newton' or a method of scipy.optimize.minimize",
+        "control": "it is called options: those of the method, e.g. options={'maxiter': 50}",
+        "maxiter": "it is one of the options: options={'maxiter': 50}",
+        "start_params": "it is called start",
+        "free": "independent random effects stand in the formula: (x || g)",
+        "disp": "nothing is printed; the result tells whether it is converged",
+        "full_output": "the result has all of it: converged, n_evaluations, gradient_norm, message",
+        "do_cg": "the optimiser is chosen by method=",
+    },
+    "fit_many": {"data": "the responses are called Y, (n_responses, n_obs)", "y": "the responses are called Y"},
+    "predict": {
+        "re_form": _EFFECTS,
+        "re_formula": _EFFECTS,
+        "coverage": _LEVEL,
+        "alpha": _LEVEL,
+        "newdata": "the new rows are called data",
+        "new_data": "the new rows are called data",
+        "exog": "the new rows are called data",
+        "allow_new_levels": "groups that the fit has not seen are allowed by new_levels='population'",
+        "se_fit": "standard errors come with interval='confidence'",
+        "type": "predictions are on the scale of the response",
+    },
+    "conf_int": {
+        "alpha": _LEVEL,
+        "cols": "the limits of all coefficients come labelled; choose among them",
+        "parm": "the limits of all coefficients come labelled; choose among them",
+    },
+    "summary": {
+        "alpha": _LEVEL,
+        "digits": "the digits follow from the standard errors; tidy() has the numbers",
+        "stars": "p-values are printed, no stars",
+        "yname": "names are those of the formula",
+        "xname_fe": "names are those of the formula",
+    },
+    "test": {"r_matrix": "it is the first argument, hypothesis", "L": "it is the first argument, hypothesis"},
+    "anova": {"test": "the tests are F tests; likelihood ratios are for flc.compare", "typ": "it is called type"},
+    "emmeans": {
+        "specs": "it is the first argument, factors",
+        "pairwise": "pairwise comparisons are contrasts='pairwise'",
+        "method": "contrasts are asked for by contrasts=, adjustments by adjust=",
+        "lmer_df": "it is called ddf",
+        "alpha": _LEVEL,
+    },
+    "simulate": {"nsim": _DRAWS, "n_sim": _DRAWS, "nrep": _DRAWS, "size": _DRAWS},
+    "bootstrap": {
+        "nsim": _DRAWS, "n_sim": _DRAWS, "R": _DRAWS, "n_boot": _DRAWS, "n_reps": _DRAWS,
+        "FUN": "a statistic of your own is called statistic", "func": "a statistic of your own is called statistic",
+        "type": "it is called kind",
+    },
+    "residuals": {"type": "it is called kind"},
+    "random_effect_test": {"nsim": "it is called n_sim"},
+    "power": {"nsim": "it is called n_sim", "level": "the level of the test is called alpha"},
+}  # fmt: skip
+
+_PACKAGES = (("lme4's", LME4), ("statsmodels'", (*WRITING, *READING)))
+
+
+def attribute(name: str) -> str | None:
+    """A sentence on a name of another package, e.g. ``instead of statsmodels' scale use result.sigma2``, or None."""
+    for exact in (True, False):
+        for package, words in _PACKAGES:
+            for word in words:
+                if name in word.names or (not exact and name.lower() in map(str.lower, word.names)):
+                    whose = "" if "::" in word.theirs else f"{package} "
+                    return f"instead of {whose}{_plain(word.theirs)} use {_plain(word.here)}"
+    return None
+
+
+def function(name: str) -> str | None:
+    """What to write in a formula instead of a function of R or patsy; None for those that are not known."""
+    for word in FORMULAS:
+        if name in word.names:
+            return f"write {_plain(word.here)}{f' ({_plain(word.note)})' if word.note else ''}"
+    return None
+
+
+def argument(owner: str, name: str) -> str | None:
+    """What to do instead of a keyword that the public function `owner` does not take; None where it is not known."""
+    return ARGUMENTS.get(owner, {}).get(name)
+
+
+def missing_attribute(owner: object, name: str, instead: str = "") -> NoReturn:
+    """Raise for an attribute that an object does not have, in place of Python's own message.
+
+    Parameters
+    ----------
+    owner : object
+    name : str
+    instead : str
+        A remedy that is known better than by the tables of words.
+
+    Raises
+    ------
+    AttributeError
+    """
+    kind = type(owner)
+    if hasattr(kind, name):
+        object.__getattribute__(owner, name)  # it exists and failed: let its own error through
+    found = "" if name.startswith("_") else instead or attribute(name)
+    said = f"{kind.__name__!r} object has no attribute {name!r}"
+    raise AttributeError(f"{said}: {found}" if found else said, name=name, obj=owner)
+
+
+def _plain(text: str) -> str:
+    """Text without the marks of Markdown."""
+    quoted = text.replace("`` `", "\0").replace("` ``", "\0")
+    return quoted.replace("`", "").replace("\0", "`")
