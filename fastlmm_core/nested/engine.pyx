@@ -1,15 +1,13 @@
 # cython: language_level=3
-"""Sweeps over the levels of factors nested in each other (see lanes/families.pxi), for `chain.ChainCriterion`."""
+"""The criterion of factors nested in each other, by sweeps over the families of their levels (lanes/families.pxi)."""
 from libc.math cimport isfinite
 from libc.stdint cimport uintptr_t
-from libc.string cimport memset
-
-from cpython.exc cimport PyErr_SetObject
+from libc.string cimport memcpy, memset
 
 import numpy as np
 
 from fastlmm_core.kernels._criterion cimport kernels
-from fastlmm_core.kernels._newton cimport Objective, RAISED
+from fastlmm_core.kernels._profiled cimport ProfiledEngine, copied
 from fastlmm_core.lanes.kernels cimport ChainStage, Shape, make_shape
 
 cdef enum:
@@ -54,88 +52,127 @@ def pack(const double[:, ::1] raw, const Py_ssize_t[::1] order, const double[:, 
     return out.reshape(n_vectors, shape.stride, kernels.lanes), between
 
 
-cdef class ChainEngine(Objective):
-    """Sums over the levels of a chain of nested factors, all written in the same r columns.
+cdef class NestedEngine(ProfiledEngine):
+    """The criterion as a function of the free elements of L: all factors in the same r columns, b_s = T_s b_o.
 
     Parameters
     ----------
     packed : (n_vectors, r(r+1)/2 + r k + 1, lanes) array
         The levels of the finest factor.
-    r, k : int
-    starts : list of intp arrays
-        For each stage, finest first, the first vector of each block of families.
-    parents : list of intp arrays
-        For each stage but the last, (n_blocks, lanes): place of the parent, -1 for none.
-    n_par : int
-        Parameters of the criterion that a subclass makes of the sums by its method
-        ``at(theta, order) -> (value, noise, gradient, hessian)``.
+    families : Families
+        Places of the levels, finest factor first: `starts`, first vectors of the blocks, and `parents`.
+    within, gram : (k, k) arrays
+        [X y]'[X y] less what the finest levels explain, and all of it.
+    n_rows : int
+    parts : list of (int, (r, q_s) array)
+        First column of each factor in G^, and T_s; finest first.
+    structure : CovarianceStructure
     """
 
-    cdef readonly Py_ssize_t r, k, n_stages
+    cdef readonly Py_ssize_t r, n_stages
     cdef Shape shape
     cdef ChainStage stage[MAX_STAGES]
-    cdef list kept
-    cdef double[::1] scratch, grad_view, hess_view
+    cdef Py_ssize_t width[MAX_STAGES]       # q_s
+    cdef Py_ssize_t column[MAX_STAGES]      # first column in G^
+    cdef double* T[MAX_STAGES]              # T_s (r, q_s)
+    cdef double* factors                    # T_s L_s (n_stages, r, r), columns of zeros where q_s < r
+    cdef double* within
+    cdef double* total                      # sum of D'D, packed
+    cdef double* stage_n                    # sum N and sum f f' (n_stages, n_a)
+    cdef double* stage_f
+    cdef double* gram_e                     # sum vec(E) vec(E)' (n_stages, n_g), packed
+    cdef double* stage_curve                # tr(B D N F) over the unit directions of every stage (d, d)
+    cdef double* part                       # the same of one stage
+    cdef double* spread                     # (d, n_free): T_s D T_s' in the unit directions of its stage
+    cdef double* J                          # sum E'D E (n_free, k, k), for the directions D of `chain`
+    cdef double* copy_J
+    cdef double* u                          # J b (n_free, k)
+    cdef double* scratch
 
-    def __cinit__(self, packed, Py_ssize_t r, Py_ssize_t k, starts, parents, Py_ssize_t n_par, *args, **options):
-        cdef Py_ssize_t s, n_vectors, n_a, n_c, base, lanes = kernels.lanes, d
-        cdef ChainStage* stage
-        cdef const Py_ssize_t[::1] index
-        cdef double[::1] values
-        cdef const double[:, :, ::1] finest = packed
+    def __cinit__(self, packed, families, within, gram, Py_ssize_t n_rows, parts, structure, *rest):
+        cdef Py_ssize_t s, d, n_c, n_g, k, r = parts[0][1].shape[0], lanes = kernels.lanes
+        # inference asks for all directions within factors
+        ranges = [(place, place + T.shape[1]) for place, T in sorted(parts, key=lambda part: part[0])]
+        self.set_up(gram, n_rows, structure, ranges, True)
+        k = self.k
         self.r = r
-        self.k = k
-        self.n_par = n_par
-        self.n_stages = len(starts)
-        self.staged = True
+        self.n_stages = len(parts)
         if self.n_stages > MAX_STAGES:
             raise ValueError(f"more than {MAX_STAGES} grouping factors")
         self.shape = make_shape(r, k)
-        self.kept = [finest]
-        n_a, n_c = self.shape.n_a, self.shape.n_c
-        base = 3 * (n_a + n_c) + n_a + r * r
+        self.lay_families(packed, families)
+        for s, (place, T) in enumerate(parts):
+            self.width[s], self.column[s], self.T[s] = T.shape[1], place, self.take(T)
+        n_c = self.shape.n_c
+        n_g = n_c * (n_c + 1) // 2
+        d = self.n_stages * self.shape.n_a
+        n_free = self.chain.n_free
+        self.factors = self.take(np.zeros(self.n_stages * r * r))
+        self.within = self.take(within)
+        self.total = self.take(np.zeros(k * (k + 1) // 2))
+        self.stage_n = self.take(np.zeros(d))
+        self.stage_f = self.take(np.zeros(d))
+        self.gram_e = self.take(np.zeros(self.n_stages * n_g))
+        self.stage_curve = self.take(np.zeros(d * d))
+        self.part = self.take(np.zeros(d * d))
+        self.J = self.take(np.zeros(n_free * k * k))
+        self.copy_J = self.take(np.zeros(n_free * k * k))
+        self.u = self.take(np.zeros(n_free * k))
+        self.spread = self.take(np.zeros(d * n_free))
+        self.spread_directions()
+        self.scratch = self.take(aligned_zeros(lanes * (
+            15 * r * r + 5 * n_c + 5 * self.shape.n_a + 2 * n_g + k * (k + 1) + d * d
+            + d * (self.shape.n_a + n_c) + d * n_free + 64)))
+
+    cdef lay_families(self, packed, families):
+        """Records of all levels, and where each finds its parent's."""
+        cdef Py_ssize_t s, n_vectors, lanes = kernels.lanes, r = self.r, n_a = self.shape.n_a, n_c = self.shape.n_c
+        cdef Py_ssize_t base = 3 * (n_a + n_c) + n_a + r * r
+        cdef ChainStage* stage
+        cdef const double[:, :, ::1] finest = packed
+        self.kept.append(finest)
         for s in range(self.n_stages):
             stage = &self.stage[s]
-            index = starts[s]
-            self.kept.append(index)
             stage.level = s
-            stage.n_blocks = index.shape[0] - 1
-            stage.start = &index[0]
-            n_vectors = index[index.shape[0] - 1]
+            stage.n_blocks = len(families.starts[s]) - 1
+            stage.start = self.take_index(families.starts[s])
+            n_vectors = stage.start[stage.n_blocks]
             stage.packed = &finest[0, 0, 0] if s == 0 else NULL
             stage.stride = n_a + n_c if s == 0 else base + n_a + 2 * n_c + s * n_a * (n_a + n_c)
             # one more for the children that fill up a vector
-            values = aligned_zeros((n_vectors + 1) * stage.stride * lanes)
-            self.kept.append(values)
-            stage.record = &values[0]
+            stage.record = self.take(aligned_zeros((n_vectors + 1) * stage.stride * lanes))
             stage.parent = NULL
         for s in range(self.n_stages - 1):
             stage = &self.stage[s]
-            places = np.asarray(parents[s], dtype=np.intp)
+            places = np.asarray(families.parents[s], dtype=np.intp)
             places = np.where(places < 0, self.stage[s + 1].start[self.stage[s + 1].n_blocks] * lanes, places)
             stride = self.stage[s + 1].stride
-            index = np.ascontiguousarray((places // lanes * stride * lanes + places % lanes).reshape(-1))
-            self.kept.append(index)
-            stage.parent = &index[0]
+            stage.parent = self.take_index(places // lanes * stride * lanes + places % lanes)
             stage.above = self.stage[s + 1].record
             stage.above_q = base
             stage.above_sums = base + n_a + 2 * n_c
-        d = self.n_stages * n_a
-        self.scratch = aligned_zeros(lanes * (
-            15 * r * r + 5 * n_c + 5 * n_a + n_c * (n_c + 1) + k * (k + 1) + d * d + d * (n_a + n_c) + 64))
-        self.grad_view = np.zeros(n_par)
-        self.hess_view = np.zeros(n_par * n_par)
-        self.grad_ = &self.grad_view[0]
-        self.hess_ = &self.hess_view[0]
 
-    @property
-    def average(self):
-        """Whether the Hessian is the average information; exact otherwise."""
-        return self.approximate
+    cdef void spread_directions(self) noexcept nogil:
+        """T_s D T_s' in the unit directions of (r, r) matrices, for the directions D within factors."""
+        cdef Py_ssize_t f, s, i, j, a, b, q, n = self.chain.n_free, pos
+        cdef double t
+        cdef const double* T
+        for f in range(n):
+            for s in range(self.n_stages):
+                q = self.width[s]
+                i = self.chain.free_row[f] - self.column[s]
+                j = self.chain.free_col[f] - self.column[s]
+                if i < 0 or j < 0 or i >= q or j >= q:
+                    continue
+                T = self.T[s]
+                pos = s * self.shape.n_a
+                for a in range(self.r):
+                    for b in range(a + 1):
+                        t = T[a * q + i] * T[b * q + j]
+                        self.spread[pos * n + f] = t if i == j else t + T[a * q + j] * T[b * q + i]
+                        pos += 1
 
-    @average.setter
-    def average(self, bint value):
-        self.approximate = value
+    # --- evaluation
 
     cdef void clear(self, Py_ssize_t field, Py_ssize_t width) noexcept nogil:
         """Set a field of all records but the finest stage's to zero; width < 0: up to the end of the record."""
@@ -147,107 +184,228 @@ cdef class ChainEngine(Objective):
                 memset(stage.record + (v * stage.stride + field) * lanes, 0,
                        (width if width >= 0 else stage.stride - field) * lanes * sizeof(double))
 
-    def up(self, const double[:, :, ::1] factors):
-        """Sums of all levels.
+    cdef int reduce_(self) noexcept nogil:
+        cdef Py_ssize_t s, a, i, j, q, r = self.r, k = self.k, pos = 0
+        cdef double t
+        memset(self.factors, 0, self.n_stages * r * r * sizeof(double))
+        for s in range(self.n_stages):
+            q = self.width[s]
+            for a in range(r):
+                for i in range(q):
+                    t = 0.0
+                    for j in range(q):
+                        t += self.T[s][a * q + j] * self.factor[(self.column[s] + j) * self.q + self.column[s] + i]
+                    self.factors[(s * r + a) * r + i] = t
+        memset(self.total, 0, k * (k + 1) // 2 * sizeof(double))
+        self.logdet = 0.0
+        self.clear(0, self.shape.n_a + self.shape.n_c)
+        for s in range(self.n_stages):
+            self.logdet += kernels.chain_up(&self.shape, &self.stage[s], self.factors + s * r * r, self.total,
+                                            self.scratch)
+        for i in range(k):
+            for j in range(i + 1):
+                self.H[pos] = self.within[i * k + j] + self.total[pos]
+                pos += 1
+        return 0 if isfinite(self.logdet) else -1
+
+    cdef void sweep(self, const double* weight, Py_ssize_t first, bint second, bint traces, Py_ssize_t forms
+                    ) noexcept nogil:
+        """Down the stages: sums N, f f' and, by `second`, vec(E) vec(E)' and the curvature of each stage.
 
         Parameters
         ----------
-        factors : (n_stages, r, r) array
-            L_s in the columns that all stages share.
-
-        Returns
-        -------
-        logdet : float
-            log|V|.
-        quadratic : (k(k+1)/2,) array
-            [X y]'V^-1[X y] less what is left of it within the levels of the finest factor.
-        """
-        cdef Py_ssize_t s
-        cdef double logdet = 0.0
-        out = np.zeros(self.k * (self.k + 1) // 2)
-        cdef double[::1] total = out
-        with nogil:
-            self.clear(0, self.shape.n_a + self.shape.n_c)
-            for s in range(self.n_stages):
-                logdet += kernels.chain_up(&self.shape, &self.stage[s], &factors[s, 0, 0], &total[0], &self.scratch[0])
-        return logdet, out
-
-    def down(self, const double[:, :, ::1] factors, const double[:, ::1] weight, Py_ssize_t first, bint second=False,
-             bint traces=True, Py_ssize_t forms=0):
-        """Sums over the levels of each stage, after `up` with the same factors.
-
-        Parameters
-        ----------
-        factors : (n_stages, r, r) array
-        weight : upper triangular (k, k) array
+        weight : upper triangular (k, k)
             w: f = E w.
         first : int
             First column of w that is not zero.
-        second : bool
-            Also the last two results.
         traces : bool
             Whether B has the part -N.
         forms : int
-            First column of F that counts in B.
-
-        Returns
-        -------
-        sum_n, sum_f : (n_stages, r(r+1)/2) arrays
-            sum N and sum f f', lower triangles by rows.
-        gram : (n_stages, r k (r k + 1)/2) array
-            sum vec(E) vec(E)', packed.
-        curve : (n_stages r(r+1)/2, n_stages r(r+1)/2) array
-            tr(B D N F), B = F F' [- N], for the unit directions D and F of every stage.
+            First column of f that counts in B.
         """
-        cdef Py_ssize_t s, i, j, d, n_a = self.shape.n_a, n_c = self.shape.n_c, field
-        sum_n = np.zeros((self.n_stages, n_a))
-        sum_f = np.zeros((self.n_stages, n_a))
-        gram = np.zeros((self.n_stages, n_c * (n_c + 1) // 2))
-        curve = np.zeros((self.n_stages * n_a, self.n_stages * n_a))
-        part = np.zeros(curve.size)
-        cdef double[:, ::1] N = sum_n, f = sum_f, G = gram, total = curve
-        cdef double[::1] some = part
-        with nogil:
-            if second:
-                self.clear(self.stage[0].above_sums if self.n_stages > 1 else 0, -1)
-            for s in range(self.n_stages - 1, -1, -1):
-                kernels.chain_down(&self.shape, &self.stage[s], first, second, traces, forms, &factors[s, 0, 0],
-                                   &weight[0, 0], &N[s, 0], &f[s, 0], &G[s, 0], &some[0], &self.scratch[0])
-            for s in range(self.n_stages if second else 0):
-                d = (s + 1) * n_a
-                if s > 0:
-                    kernels.chain_second(&self.shape, &self.stage[s], forms, traces, &some[0], &self.scratch[0])
-                for i in range(d):
-                    for j in range(i + 1):
-                        total[i, j] += some[i * d + j]
-            for i in range(self.n_stages * n_a):
-                for j in range(i):
-                    total[j, i] = total[i, j]
-        return sum_n, sum_f, gram, curve
+        cdef Py_ssize_t s, i, j, d, r = self.r, n_a = self.shape.n_a, n_c = self.shape.n_c, n_g = n_c * (n_c + 1) // 2
+        cdef Py_ssize_t size = self.n_stages * n_a
+        if second:
+            self.clear(self.stage[0].above_sums if self.n_stages > 1 else 0, -1)
+        for s in range(self.n_stages - 1, -1, -1):
+            kernels.chain_down(&self.shape, &self.stage[s], first, second, traces, forms, self.factors + s * r * r,
+                               weight, self.stage_n + s * n_a, self.stage_f + s * n_a, self.gram_e + s * n_g,
+                               self.part, self.scratch)
+        if not second:
+            return
+        memset(self.stage_curve, 0, size * size * sizeof(double))
+        for s in range(self.n_stages):
+            d = (s + 1) * n_a
+            if s > 0:
+                kernels.chain_second(&self.shape, &self.stage[s], forms, traces, self.part, self.scratch)
+            for i in range(d):
+                for j in range(i + 1):
+                    self.stage_curve[i * size + j] += self.part[i * d + j]
+        for i in range(size):
+            for j in range(i):
+                self.stage_curve[j * size + i] = self.stage_curve[i * size + j]
 
-    cdef int evaluate_(self, const double* x, int order) noexcept nogil:
-        cdef Py_ssize_t i, n = self.n_par
-        cdef double[::1] gradient
-        cdef double[:, ::1] hessian
-        with gil:
-            try:
-                theta = np.empty(n)
-                for i in range(n):
-                    theta[i] = x[i]
-                self.value_, self.noise_, grad, hess = self.at(theta, order)
-                if not isfinite(self.value_):
-                    return -1
-                if grad is not None:
-                    gradient = np.ascontiguousarray(grad)
-                    for i in range(n):
-                        self.grad_[i] = gradient[i]
-                if hess is not None:
-                    hessian = np.ascontiguousarray(hess)
-                    for i in range(n * n):
-                        self.hess_[i] = hessian[i // n, i % n]
-            except (FloatingPointError, np.linalg.LinAlgError):
-                return -1
-            except BaseException as error:
-                PyErr_SetObject(type(error), error)
-                return RAISED
+    cdef void join_curve(self, double scale, double* out) noexcept nogil:
+        """out (n_free, n_free) = scale spread' stage_curve spread."""
+        cdef Py_ssize_t d = self.n_stages * self.shape.n_a, n = self.chain.n_free, i, j, f, h
+        cdef double* half = self.scratch
+        cdef double t
+        for i in range(d):
+            for f in range(n):
+                t = 0.0
+                for j in range(d):
+                    t += self.stage_curve[i * d + j] * self.spread[j * n + f]
+                half[i * n + f] = scale * t
+        for f in range(n):
+            for h in range(n):
+                t = 0.0
+                for i in range(d):
+                    t += self.spread[i * n + f] * half[i * n + h]
+                out[f * n + h] = t
+
+    cdef int differentiate_(self, int done, int order) noexcept nogil:
+        cdef Py_ssize_t k = self.k, p = k - 1, first = 0 if self.reml else p, n = self.chain.n_free, i, j
+        cdef bint second = order >= 2, exact = not self.average_
+        self.sweep(self.gls.weight, first, second, exact, first if exact else p)
+        self.join_slope()
+        if not second:
+            return 0
+        self.join_products()
+        for i in range(n * k):
+            self.u[i] = 0.0
+            for j in range(k):
+                self.u[i] += self.J[i * k + j] * self.gls.b[j]
+        memcpy(self.copy_J, self.J, n * k * k * sizeof(double))
+        self.join_curve(1.0 if exact else 0.5, self.curve)
+        self.profile_curve(2.0 if exact else 1.0, self.u, self.copy_J if self.reml and exact else NULL)
         return 0
+
+    cdef void join_slope(self) noexcept nogil:
+        """sum_n = T'N T and slope = T'(N - f f' / 2) T of every stage."""
+        cdef Py_ssize_t s, a, b, i, j, q, at, pos
+        cdef double t, N, S
+        memset(self.sum_n, 0, self.q * self.q * sizeof(double))
+        memset(self.slope, 0, self.q * self.q * sizeof(double))
+        for s in range(self.n_stages):
+            q = self.width[s]
+            for i in range(q):
+                for j in range(i + 1):
+                    N = 0.0
+                    S = 0.0
+                    pos = s * self.shape.n_a
+                    for a in range(self.r):
+                        for b in range(a + 1):
+                            t = self.T[s][a * q + i] * self.T[s][b * q + j]
+                            if a != b:
+                                t += self.T[s][b * q + i] * self.T[s][a * q + j]
+                            N += t * self.stage_n[pos]
+                            S += t * (self.stage_n[pos] - 0.5 * self.stage_f[pos])
+                            pos += 1
+                    at = (self.column[s] + i) * self.q + self.column[s] + j
+                    self.sum_n[at] = N
+                    self.slope[at] = S
+                    at = (self.column[s] + j) * self.q + self.column[s] + i
+                    self.sum_n[at] = N
+                    self.slope[at] = S
+
+    cdef void join_products(self) noexcept nogil:
+        """J = sum E'D E for all directions, from sum vec(E) vec(E)' of every stage."""
+        cdef Py_ssize_t f, s, i, j, l, a, b, m, q, k = self.k, row, column, n_c = self.shape.n_c
+        cdef double t
+        cdef const double* T
+        cdef const double* gram
+        cdef double* J
+        memset(self.J, 0, self.chain.n_free * k * k * sizeof(double))
+        for f in range(self.chain.n_free):
+            J = self.J + f * k * k
+            for s in range(self.n_stages):
+                q = self.width[s]
+                i = self.chain.free_row[f] - self.column[s]
+                j = self.chain.free_col[f] - self.column[s]
+                if i < 0 or j < 0 or i >= q or j >= q:
+                    continue
+                T = self.T[s]
+                gram = self.gram_e + s * (n_c * (n_c + 1) // 2)
+                for a in range(self.r):
+                    for b in range(self.r):
+                        t = T[a * q + i] * T[b * q + j]
+                        if t == 0.0:
+                            continue
+                        for l in range(k):
+                            for m in range(k):
+                                row = max(a * k + l, b * k + m)
+                                column = min(a * k + l, b * k + m)
+                                J[l * k + m] += t * gram[row * (row + 1) // 2 + column]
+            if self.chain.free_row[f] != self.chain.free_col[f]:
+                for l in range(k):
+                    for m in range(l + 1):
+                        t = J[l * k + m] + J[m * k + l]
+                        J[l * k + m] = t
+                        J[m * k + l] = t
+
+    # --- what inference needs, along the unit directions of vech(G^)
+
+    def _complete(self, bint exact):
+        """Second derivatives at the last point, exact ones if asked for."""
+        self._require(1)
+        if self.last_order < 2 or (exact and self.last_average):
+            average, self.average = self.average, self.average and not exact
+            self.evaluate(copied(self.last, self.n_par, 1)[:, 0], 2)
+            self.average = average
+
+    def _placed(self, free):
+        """Whole matrices, or stacks, over vech(G^) from those over the directions within factors."""
+        n_a = self.q * (self.q + 1) // 2
+        rows = np.asarray(<Py_ssize_t[:self.chain.n_free]> <Py_ssize_t*> self.chain.free_row)
+        columns = np.asarray(<Py_ssize_t[:self.chain.n_free]> <Py_ssize_t*> self.chain.free_col)
+        which = rows * (rows + 1) // 2 + columns
+        if free.ndim == 3:
+            out = np.zeros((n_a, *free.shape[1:]))
+            out[which] = free
+        else:
+            out = np.zeros((n_a, n_a))
+            out[np.ix_(which, which)] = free
+        return out
+
+    def curvature(self):
+        """Exact second derivatives of the criterion in vech(G^), (n_a, n_a), zero between factors."""
+        self._complete(True)
+        return self._placed(copied(self.curve, self.chain.n_free, self.chain.n_free))
+
+    def cross(self):
+        """sum E_a'D E_a (n_a, k, k) for the unit directions D of vech(G^)."""
+        self._complete(False)
+        n, k = self.chain.n_free, self.k
+        return self._placed(copied(self.J, n * k, k).reshape(n, k, k))
+
+    def traces(self, weight=None):
+        """tr(B D N F) (n_a, n_a) for the unit directions, B = N, or (E w)(E w)' for an upper triangular w (k, k)."""
+        self._require(1)
+        cdef Py_ssize_t k = self.k
+        cdef bint plain = weight is None
+        cdef double[:, ::1] w = np.ascontiguousarray(np.zeros((k, k)) if plain else weight, dtype=float)
+        found = np.empty((self.chain.n_free, self.chain.n_free))
+        cdef double[:, ::1] out = found
+        with nogil:
+            self.sweep(&w[0, 0], k if plain else 0, True, plain, k if plain else 0)
+            self.join_curve(-1.0 if plain else 1.0, &out[0, 0])
+        return self._placed(found)
+
+    def sandwich(self, weight):
+        """sum_kl w_kl E'D_k N D_l E (k, k) over the unit directions, for a symmetric w (n_a, n_a)."""
+        k = self.k
+        single = np.empty(k)
+        out = np.zeros((k, k))
+        for j in range(k):
+            for i in range(j + 1):
+                column = np.zeros((k, k))
+                column[i, j] = column[j, j] = 1.0
+                total = float(np.sum(self.traces(column) * weight))
+                if i == j:
+                    single[j] = out[j, j] = total
+                else:
+                    out[i, j] = total
+        for j in range(k):
+            for i in range(j):
+                out[i, j] = out[j, i] = 0.5 * (out[i, j] - single[i] - single[j])
+        return out

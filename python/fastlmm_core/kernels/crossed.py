@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from ._crossed import BlockedEngine
+from ._crossed import CrossedEngine
 
-__all__ = ["BlockedEngine"]
+__all__ = ["CrossedEngine"]

@@ -13,11 +13,11 @@ from ._levels import (
     rotated_products,
     sort_rows,
 )
-from ._nested import ChainEngine, aligned_zeros, pack
+from ._nested import NestedEngine, aligned_zeros, pack
 from ._ordering import minimum_degree, spread_products
 
 __all__ = [
-    "ChainEngine",
+    "NestedEngine",
     "aligned_zeros",
     "chain_products",
     "components",

@@ -24,7 +24,7 @@ from ..tables.columns import native_frame
 from .draws import Draw, draws, key_of, parametric, simulate_fit, stream, stream_size
 
 if TYPE_CHECKING:
-    from ..engines.crossed.engine import BlockedCriterion
+    from ..engines.crossed.engine import CrossedCriterion
     from ..engines.crossed.problem import HierarchyProblem
     from ..model import LinearMixedModel
     from ..result import LMMResult
@@ -320,7 +320,7 @@ def _effect_pools(result: LMMResult) -> list[Array]:
     else:
         criterion = problem.criterion()
         criterion.evaluate(result.optimum.theta, 1)
-        every = cast("BlockedCriterion", criterion).scores() @ residual
+        every = cast("CrossedCriterion", criterion).scores() @ residual
         scores = [every[places] for places in cast("HierarchyProblem", problem).layout.places]
     out = []
     for e_i, f in zip(scores, model.factors, strict=True):

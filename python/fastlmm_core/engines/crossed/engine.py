@@ -9,9 +9,9 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from ...kernels.crossed import BlockedEngine
+from ...kernels.crossed import CrossedEngine
 
-__all__ = ["BlockedCriterion"]
+__all__ = ["CrossedCriterion"]
 
 Array = NDArray[np.float64]
 Index = NDArray[np.intp]
@@ -35,10 +35,10 @@ def _vech(row: int, column: int) -> int:
     return row * (row + 1) // 2 + column
 
 
-class BlockedCriterion(BlockedEngine):
+class CrossedCriterion(CrossedEngine):
     """The criterion as a function of the free elements of L, with the interface of `ClusterCriterion`.
 
-    See `_blocked.BlockedEngine` for the parameters.
+    See `_blocked.CrossedEngine` for the parameters.
     """
 
     _traces: tuple[Array, Array] | None = None

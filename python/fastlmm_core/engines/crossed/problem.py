@@ -32,7 +32,7 @@ from .cores import Tail
 from .order import Layout, Stage, lay_out
 
 if TYPE_CHECKING:
-    from .engine import BlockedCriterion
+    from .engine import CrossedCriterion
 
 __all__ = ["Factor", "HierarchyProblem", "condition_factors", "problem_fields"]
 
@@ -134,7 +134,7 @@ class HierarchyProblem:
         widths = np.diff([*self.columns, self.structure.q])
         return np.repeat(np.array(self.n_levels, dtype=float), widths)
 
-    def start(self, criterion: BlockedCriterion) -> Array:
+    def start(self, criterion: CrossedCriterion) -> Array:
         """Theta from the moments of the data."""
         return factors_start(self)
 
@@ -147,7 +147,7 @@ class HierarchyProblem:
         """Rows of X_o (n, r)."""
         return np.asarray((X[:, self.kept] - self.x_scale[0]) * self.x_scale[1] @ self.x_rows)
 
-    def criterion(self, columns: Array | None = None) -> BlockedCriterion:
+    def criterion(self, columns: Array | None = None) -> CrossedCriterion:
         """The criterion of the conditioned problem.
 
         Parameters
@@ -155,22 +155,21 @@ class HierarchyProblem:
         columns : (rank + 1, k) array, optional
             Take [X y] columns for [X y]: for coefficients that are fixed or constrained.
         """
-        from .engine import BlockedCriterion
+        from .engine import CrossedCriterion
 
         cross, gram = self.cross, self.gram
         if columns is not None:
             cross, gram = cross @ columns, columns.T @ gram @ columns
-        rows, places = self.structure.positions
-        limit = EXACT_UP_TO if len(rows) < MANY_PARAMETERS else WIDE_UP_TO
+        limit = EXACT_UP_TO if self.structure.n_parameters < MANY_PARAMETERS else WIDE_UP_TO
         average = _exact_work(self.layout) > limit
-        return BlockedCriterion(self.layout, cross, gram, self.n, self.structure.q, rows, places, average)
+        return CrossedCriterion(self.layout, cross, gram, self.n, self.structure, average)
 
-    def pilot(self, n_groups: int = PILOT_GROUPS) -> BlockedCriterion | None:
+    def pilot(self, n_groups: int = PILOT_GROUPS) -> CrossedCriterion | None:
         """The criterion of about `n_groups` levels of the coarsest factor, None where there are not many more.
 
         Only where all factors are nested, so that the rest of the data can be left out.
         """
-        from .engine import BlockedCriterion
+        from .engine import CrossedCriterion
 
         stages = self.layout.stages
         if self.layout.tails or not stages or stages[-1].m < 4 * n_groups:
@@ -202,10 +201,9 @@ class HierarchyProblem:
         others = kernel(stages[0].own, finest, (~some).astype(np.uint8))
         share = chosen[0].m / stages[0].m
         gram = mine + share * (self.gram - mine - others)
-        rows, places = self.structure.positions
         layout = Layout(tuple(chosen), (), np.zeros(1, dtype=np.intp), ())
         n = round(self.n * share)
-        return BlockedCriterion(layout, np.concatenate(crosses), gram, n, self.structure.q, rows, places, True)
+        return CrossedCriterion(layout, np.concatenate(crosses), gram, n, self.structure, True)
 
     def offset(self, reml: bool) -> float:
         """Criterion in the caller's units less that of the conditioned problem."""
@@ -216,7 +214,7 @@ class HierarchyProblem:
         """The part of `offset` that does not depend on the response."""
         return self.log_constant - (self.log_jacobian if reml else 0.0)
 
-    def _at(self, factor: Array) -> BlockedCriterion:
+    def _at(self, factor: Array) -> CrossedCriterion:
         engine = self.criterion()
         engine.evaluate(self.structure.theta(factor), 1)
         return engine

@@ -1,4 +1,4 @@
-"""Factors nested in each other: one pass over the rows, and levels in families for the sweeps of `chain_criterion`.
+"""Factors nested in each other: one pass over the rows, and levels in families for the sweeps of `NestedEngine`.
 
 All factors are written in the columns U that any of them has, conditioned once: the effects of factor s are
 b_s = T_s b_o, T_s (r, q_s), so that a level adds U b with covariance T_s G_s T_s'.
@@ -23,11 +23,11 @@ from ..crossed.order import Layout, lay_out_chain
 from ..crossed.problem import Factor, HierarchyProblem, problem_fields
 from ..one_factor import problem as design
 from ..starts import factors_start
-from .engine import ChainCriterion
+from .engine import NestedCriterion
 
 if TYPE_CHECKING:
     from ...covariance.parameters import CovarianceStructure
-    from ..crossed.engine import BlockedCriterion
+    from ..crossed.engine import CrossedCriterion
 
 __all__ = ["Chain", "ChainProblem", "Families", "condition_chain", "families"]
 
@@ -229,7 +229,7 @@ class ChainProblem(HierarchyProblem):
             )
         self.__dict__["_packed"] = packed, kernels.unpack(lower, k)
 
-    def criterion(self, columns: Array | None = None) -> ChainCriterion:  # type: ignore[override]
+    def criterion(self, columns: Array | None = None) -> NestedCriterion:  # type: ignore[override]
         """The criterion of the conditioned problem; see `HierarchyProblem.criterion`."""
         packed, within = self._packed
         gram, r, k = self.gram, len(self.chain.z_map), len(self.gram)
@@ -240,13 +240,14 @@ class ChainProblem(HierarchyProblem):
             products = np.einsum("vakl,kj->vajl", products, columns).reshape(len(packed), r * k, -1)
             packed = np.ascontiguousarray(np.concatenate([packed[:, :n_a], products, packed[:, -1:]], axis=1))
             gram, within = columns.T @ gram @ columns, columns.T @ within @ columns
-        return ChainCriterion(
-            packed, r, k, list(self._families.starts), list(self._families.parents), self.structure.n_parameters, self,
-            columns, within, gram, [self.chain.maps[f] for f in self.chain.order],
-            [self.columns[f] for f in self.chain.order],
-        )  # fmt: skip
+        parts = [(self.columns[f], self.chain.maps[f]) for f in self.chain.order]
 
-    def blocked_criterion(self, columns: Array | None = None) -> BlockedCriterion:
+        def elimination() -> CrossedCriterion:
+            return self.blocked_criterion(columns)
+
+        return NestedCriterion(packed, self._families, within, gram, self.n, parts, self.structure, elimination)
+
+    def blocked_criterion(self, columns: Array | None = None) -> CrossedCriterion:
         """The criterion by block elimination."""
         return super().criterion(columns)
 
@@ -285,7 +286,7 @@ class ChainProblem(HierarchyProblem):
         """Theta from the moments of the data, or of a part of them."""
         return factors_start(self.sample(START_GROUPS) or self)
 
-    def pilot(self, n_groups: int = PILOT_GROUPS) -> ChainCriterion | None:  # type: ignore[override]
+    def pilot(self, n_groups: int = PILOT_GROUPS) -> NestedCriterion | None:  # type: ignore[override]
         """The criterion of about `n_groups` levels of the coarsest factor, None where there are not many more."""
         sample = self.sample(n_groups)
         return None if sample is None else sample.criterion()

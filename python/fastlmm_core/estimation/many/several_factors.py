@@ -30,7 +30,7 @@ from ..optimize import CERTIFIED, ROUND, SINGULAR, optimize
 from .one_factor import constant_column
 
 if TYPE_CHECKING:
-    from ...engines.crossed.engine import BlockedCriterion
+    from ...engines.crossed.engine import CrossedCriterion
     from ...model import LinearMixedModel
 
 __all__ = ["HierarchyDesign", "HierarchyPatterns"]
@@ -71,20 +71,18 @@ class _Worker:
     """A criterion of this design whose response can be exchanged."""
 
     def __init__(self, problem: HierarchyProblem) -> None:
-        from ...engines.crossed.engine import BlockedCriterion
+        from ...engines.crossed.engine import CrossedCriterion
 
         self.structure = problem.structure
         # steps of the average information where an exact Hessian takes much longer
         self.average = bool(problem.criterion().average)
         self.exact = problem.n_effects <= EXACT_UP_TO
         self.n = problem.n
-        rows, columns = problem.structure.positions
-        self.criterion = BlockedCriterion(
-            problem.layout, problem.cross.copy(), problem.gram.copy(), problem.n, problem.structure.q, rows, columns,
-            self.average,
-        )  # fmt: skip
+        self.criterion = CrossedCriterion(
+            problem.layout, problem.cross.copy(), problem.gram.copy(), problem.n, problem.structure, self.average
+        )
 
-    def take(self, cross: Array, reml: bool) -> BlockedCriterion:
+    def take(self, cross: Array, reml: bool) -> CrossedCriterion:
         """The criterion of the response with this Z'y."""
         criterion = self.criterion
         criterion.respond(cross, float(self.n))
