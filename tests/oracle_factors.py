@@ -230,7 +230,9 @@ class Design:
         """Theta of the scaled model."""
         out = []
         for Lam, T in zip(self.lambdas(theta), turns, strict=True):
-            out.append(oracle.semidefinite_cholesky(T @ Lam @ Lam.T @ T.T))
+            # not by way of the covariance matrix: a singular one would leave elements of 1e-8 where there are none
+            upper = np.linalg.qr((T @ Lam).T, mode="r")
+            out.append(upper.T * np.where(np.diagonal(upper) < 0.0, -1.0, 1.0))
         return self.theta(out)
 
     def least(self, reml: bool, extra: list[np.ndarray], seed: int = 0, draws: int = 3) -> float:
