@@ -10,7 +10,6 @@ import pytest
 from scipy.sparse import coo_array
 
 import fastlmm_core as flc
-from fastlmm_core import kernels
 
 CORE = 3050
 """Columns of a core that is factored in panels."""
@@ -111,24 +110,3 @@ def test_a_signal_ends_a_fit(crossed):
     model = crossed[0]
     with pytest.raises(Stop), alarm(0.3):
         model.fit()
-
-
-def test_an_error_in_an_evaluation_is_that_of_the_search(monkeypatch):
-    # the criterion of nested factors is partly Python
-    rng = np.random.default_rng(1)
-    a = np.repeat(np.arange(300), 10)
-    b = np.repeat(np.arange(1500), 2)
-    y = rng.standard_normal(300)[a] + rng.standard_normal(1500)[b] + rng.standard_normal(3000)
-    model = flc.LinearMixedModel(y, terms=[flc.RandomTerm(None, a, "a"), flc.RandomTerm(None, b, "b")])
-    criterion = model.problem.criterion()
-
-    def stop(*_):
-        raise Stop
-
-    with monkeypatch.context() as patch:
-        patch.setattr(type(criterion), "at", stop)
-        with pytest.raises(Stop):
-            criterion.evaluate(np.ones(2))
-        with pytest.raises(Stop):
-            kernels.minimize_newton(criterion, np.ones(2))
-    assert np.isfinite(criterion.evaluate(np.ones(2))[0])
