@@ -74,7 +74,7 @@ def test_one_variance_against_the_linear_model(name, reml):
     simulated = reference["finite_sample_RLRsim"]["intercept_vs_none" if reml else "intercept_vs_none_ML"]
     row = random_effect_test(result, seed=1).rows[1]
     assert "exact" in row.null
-    assert abs(row.pvalue - simulated["p"]) < 4.0 * np.hypot(row.p_se, simulated["p_mc_se"])
+    assert abs(row.pvalue - simulated["p"]) < 4.0 * np.hypot(row.p_std_error, simulated["p_mc_se"])
 
 
 def test_exact_tests_beside_other_variances():
@@ -110,7 +110,7 @@ def test_compare_and_random_effect_test_agree(rng, case, null):
     )
     pair = compare(small, large, null=null, seed=1).rows[1]
     row = random_effect_test(large, names[columns[-1]], null=null, seed=1).rows[1]
-    assert (pair.pvalue, pair.p_se, pair.null, pair.df) == (row.pvalue, row.p_se, row.null, row.df)
+    assert (pair.pvalue, pair.p_std_error, pair.null, pair.df) == (row.pvalue, row.p_std_error, row.null, row.df)
     assert 0.0 < pair.pvalue < 1.0
 
 
@@ -152,7 +152,7 @@ def test_bootstrap_and_exact_distribution_agree():
     result = fitted("dyestuff", "intercept", True)
     exact, bootstrap = (random_effect_test(result, null=null, n_sim=40_000, seed=3).rows[1] for null in
                         ("exact", "bootstrap"))  # fmt: skip
-    assert abs(exact.pvalue - bootstrap.pvalue) < 4.0 * np.hypot(exact.p_se, bootstrap.p_se)
+    assert abs(exact.pvalue - bootstrap.pvalue) < 4.0 * np.hypot(exact.p_std_error, bootstrap.p_std_error)
     assert "40000 responses" in bootstrap.null
 
 
@@ -162,7 +162,7 @@ def test_bootstrap_of_two_models_and_mixture_agree(rng):
     mixture = compare(small, large).rows[1]
     bootstrap = compare(small, large, null="bootstrap", n_sim=4000, seed=5).rows[1]
     assert 0.001 < mixture.pvalue < 0.8  # something to compare
-    assert abs(mixture.pvalue - bootstrap.pvalue) < 0.02 + 4.0 * bootstrap.p_se
+    assert abs(mixture.pvalue - bootstrap.pvalue) < 0.02 + 4.0 * bootstrap.p_std_error
     assert compare(small, large, null="bootstrap", n_sim=4000, seed=5, n_jobs=1).rows[1] == bootstrap
 
 
@@ -364,7 +364,7 @@ def test_no_fixed_effects_at_all(rng):
         for null in ("exact", "bootstrap", "mixture")
     )
     assert exact.deviance == pytest.approx(48 * (1 + np.log(2 * np.pi * (y @ y) / 48)), rel=1e-12)
-    assert abs(exact.pvalue - bootstrap.pvalue) < 4.5 * np.hypot(exact.p_se, bootstrap.p_se) + 1e-12
+    assert abs(exact.pvalue - bootstrap.pvalue) < 4.5 * np.hypot(exact.p_std_error, bootstrap.p_std_error) + 1e-12
     assert abs(exact.pvalue - mixture.pvalue) < 0.2 or mixture.pvalue == 1.0
     assert compare(result, LinearMixedModel(y, None, None, groups).fit()).rows[1].null == "chi2(1)"
 
@@ -385,7 +385,7 @@ def test_tests_of_every_effect(rng):
     assert whole.df == 6
     assert "chi2(6)" in whole.null
     assert 0.0 < whole.pvalue < 1e-8
-    assert whole.p_se < 0.1 * whole.pvalue
+    assert whole.p_std_error < 0.1 * whole.pvalue
     assert random_effect_test(result, "z1").rows[1] == found.rows[1]
     with pytest.raises(LMMError, match=r"use one of .*z1"):
         random_effect_test(result, "time")
@@ -443,7 +443,8 @@ def test_frames_come_in_the_callers_library(make):
     frame = found.to_frame()
     assert isinstance(frame, type(data))
     assert list(frame.keys() if make is dict else getattr(frame, "column_names", getattr(frame, "columns", None))) == [
-        "model", "n_parameters", "aic", "aicc", "bic", "llf", "deviance", "statistic", "df", "p_value", "p_se", "null",
+        "model", "n_parameters", "aic", "aicc", "bic", "llf", "deviance", "statistic", "df", "p_value", "p_std_error",
+        "null",
     ]  # fmt: skip
     assert float(np.asarray(frame["p_value"])[1]) == found.rows[1].pvalue
     assert isinstance(random_effect_test(fits[1]).to_frame(), type(data))

@@ -45,7 +45,7 @@ def test_one_variance_is_an_even_mixture(free):
         tails = [chi2.sf(t, df) if df else 0.0 for df in (free, free + 1)]
         found = chi_bar_square(t, free, (1,))
         assert found.pvalue == pytest.approx(0.5 * sum(tails), rel=1e-12)
-        assert found.p_se == 0.0
+        assert found.p_std_error == 0.0
     assert chi_bar_square(0.0, free, (1,)).pvalue == 1.0
     assert chi_square(3.0, 2).pvalue == pytest.approx(np.exp(-1.5), rel=1e-13)
 
@@ -126,7 +126,7 @@ def test_matrices_with_free_parameters_against_draws(rng):
         for t in (1.0, 5.0):
             found = chi_bar_square(t, free, (2,), information, 20_000, 1)
             p = np.mean(drawn >= t)
-            assert abs(found.pvalue - p) < 4.5 * np.hypot(found.p_se, np.sqrt(p * (1 - p) / len(a)))
+            assert abs(found.pvalue - p) < 4.5 * np.hypot(found.p_std_error, np.sqrt(p * (1 - p) / len(a)))
 
 
 def test_the_seed_decides_and_information_is_needed(rng):
@@ -141,7 +141,7 @@ def test_monte_carlo_p_values_count_ties_and_are_never_zero():
     assert counted(0.0, np.zeros(9), "").pvalue == 1.0
     found = counted(5.0, np.arange(9.0), "")
     assert found.pvalue == 0.5
-    assert found.p_se == pytest.approx(np.sqrt(0.25 / 9))
+    assert found.p_std_error == pytest.approx(np.sqrt(0.25 / 9))
     assert counted(50.0, np.arange(9.0), "").pvalue == 0.1
 
 
@@ -209,7 +209,7 @@ def test_information_on_correlated_effects_gives_the_same_mixture(rng, reml):
     expected = efficient(dense, [pairs.index(pair) for pair in ((1, 1), (2, 1), (2, 2))])
     for t in (4.0, 12.0):
         one, other = (chi_bar_square(t, 2, (2,), info, 20_000, k) for k, info in enumerate((found, expected)))
-        assert abs(one.pvalue - other.pvalue) < 4.5 * np.hypot(one.p_se, other.p_se)
+        assert abs(one.pvalue - other.pvalue) < 4.5 * np.hypot(one.p_std_error, other.p_std_error)
 
 
 # ---- exact distribution ------------------------------------------------------------------------

@@ -259,7 +259,9 @@ def tested(
         if null != "auto":
             raise LMMError(f"{small} and {large}: {error}") from error
         return replace(row, statistic=statistic, df=nesting.df, null=f"No test: {error}.")
-    return replace(row, statistic=statistic, df=nesting.df, pvalue=found.pvalue, p_se=found.p_se, null=found.text)
+    return replace(
+        row, statistic=statistic, df=nesting.df, pvalue=found.pvalue, p_std_error=found.p_std_error, null=found.text
+    )
 
 
 def beyond_rounding(statistic: float, deviance: float) -> float:

@@ -31,14 +31,14 @@ class NullTest:
     Attributes
     ----------
     pvalue : float
-    p_se : float
+    p_std_error : float
         Monte Carlo standard error, 0 where nothing was simulated.
     text : str
         The null distribution.
     """
 
     pvalue: float
-    p_se: float
+    p_std_error: float
     text: str
 
 

@@ -106,7 +106,12 @@ def random_effect_test(
 def _moved(larger: Row, smaller: Row) -> Row:
     """The test of the larger model in the row of the smaller."""
     return replace(
-        smaller, statistic=larger.statistic, df=larger.df, pvalue=larger.pvalue, p_se=larger.p_se, null=larger.null
+        smaller,
+        statistic=larger.statistic,
+        df=larger.df,
+        pvalue=larger.pvalue,
+        p_std_error=larger.p_std_error,
+        null=larger.null,
     )
 
 
@@ -172,7 +177,9 @@ def _against_linear(
     else:
         found = null_test(statistic, nesting, model, None, result.reml, null, n_sim, seed)
     row = information_criteria(name, model.problem.rank + 1, criterion, result.nobs)
-    return replace(row, statistic=statistic, df=nesting.df, pvalue=found.pvalue, p_se=found.p_se, null=found.text)
+    return replace(
+        row, statistic=statistic, df=nesting.df, pvalue=found.pvalue, p_std_error=found.p_std_error, null=found.text
+    )
 
 
 def _bootstrap_linear(

@@ -40,7 +40,7 @@ class Row:
         Likelihood ratio statistic; NaN where there is no test.
     df : int or None
         Parameters tested.
-    pvalue, p_se : float
+    pvalue, p_std_error : float
         p-value and its Monte Carlo standard error (0 where nothing was simulated).
     null : str
         Null distribution, or why there is no test.
@@ -56,7 +56,7 @@ class Row:
     statistic: float = math.nan
     df: int | None = None
     pvalue: float = math.nan
-    p_se: float = math.nan
+    p_std_error: float = math.nan
     null: str = ""
 
 
@@ -89,7 +89,7 @@ class Comparison:
             columns[name] = np.array([getattr(row, name) for row in rows])
         columns["df"] = np.array([math.nan if row.df is None else float(row.df) for row in rows])
         columns["p_value"] = np.array([row.pvalue for row in rows])
-        columns["p_se"] = np.array([row.p_se for row in rows])
+        columns["p_std_error"] = np.array([row.p_std_error for row in rows])
         columns["null"] = [row.null for row in rows]
         return native_frame(self._library, columns)
 
