@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
@@ -22,7 +21,7 @@ from .estimation.optimize import SINGULAR
 from .inference.wald import coefficient_df
 from .support.blas_threads import one_blas_thread
 from .support.progress import progress_bar
-from .support.threads import in_threads
+from .support.threads import in_threads, thread_count
 
 if TYPE_CHECKING:
     from .inference.many import BatchTest
@@ -30,7 +29,7 @@ if TYPE_CHECKING:
     from .model import LinearMixedModel
     from .result import LMMResult
 
-__all__ = ["BatchResult", "check_jobs", "fit_drawn", "fit_many"]
+__all__ = ["BatchResult", "fit_drawn", "fit_many"]
 
 Array = NDArray[np.float64]
 
@@ -337,7 +336,7 @@ def fit_many(
     memory: float = 64.0,
 ) -> BatchResult:
     """See `LinearMixedModel.fit_many`."""
-    jobs = check_jobs(n_jobs)
+    jobs = thread_count(n_jobs)
     if not memory > 0.0:
         raise LMMError(f"memory={memory} must be a positive number of megabytes")
     blocks, count, whole = _blocks(Y, model.nobs)
@@ -361,7 +360,7 @@ def fit_drawn(
     progress: bool | None,
 ) -> BatchResult:
     """Fit responses that are drawn, in blocks of `size`, on the thread that fits them; `whole` draws them again."""
-    jobs = min(check_jobs(n_jobs), max(1, -(-count // size)))
+    jobs = min(thread_count(n_jobs), max(1, -(-count // size)))
     return _fit(model, blocks, count, whole, reml, jobs, progress, size)
 
 
@@ -369,13 +368,6 @@ def _rounds(tasks: Iterator[Any], size: int) -> Iterator[Iterator[Any]]:
     """Some tasks at a time, each let go once it is taken."""
     while some := deque(islice(tasks, size)):
         yield (some.popleft() for _ in range(len(some)))
-
-
-def check_jobs(n_jobs: int | None) -> int:
-    jobs = (os.cpu_count() or 1) if n_jobs is None else int(n_jobs)
-    if jobs < 1:
-        raise LMMError(f"n_jobs={n_jobs} must be at least 1")
-    return jobs
 
 
 def _fit(

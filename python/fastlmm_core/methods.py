@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from .inference.wald_test import WaldTest
     from .result import LMMResult
     from .simulation.bootstrap import BootstrapResult
+    from .support.seeds import Seed
 
 __all__ = ["Ddf", "Information", "Methods"]
 
@@ -459,7 +460,7 @@ class Methods(Simulating):
         n: int = 1000,
         kind: Literal["parametric", "conditional", "residual", "cases"] = "parametric",
         statistic: Callable[[LMMResult], Any] | None = None,
-        seed: int | np.random.Generator | None = None,
+        seed: Seed = None,
         *,
         n_jobs: int | None = None,
         progress: bool | None = None,
@@ -478,7 +479,7 @@ class Methods(Simulating):
             are nested) resampled.
         statistic : callable, optional
             Of an LMMResult, returning numbers; by default all parameters.  Slower, as each replicate becomes a result.
-        seed : int or numpy Generator, optional
+        seed : int, sequence of int, SeedSequence or Generator, optional
         n_jobs : int, optional
         progress : bool, optional
 

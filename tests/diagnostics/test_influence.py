@@ -139,7 +139,7 @@ def test_a_deletion_does_not_depend_on_the_others(by, monkeypatch):
     calls = []
     kernel = deletion.refit_deletions
     monkeypatch.setattr(deletion, "refit_deletions", lambda *a: (calls.append(a), kernel(*a))[1])
-    monkeypatch.setattr(deletion.os, "cpu_count", lambda: 1)
+    monkeypatch.setattr(deletion, "processors", lambda: 1)
     whole = influence(result, by)
     assert len(calls) == 2
     names = list(inspect.signature(kernel).parameters)
@@ -151,7 +151,7 @@ def test_a_deletion_does_not_depend_on_the_others(by, monkeypatch):
             found = kernel(**inputs | {name: np.ascontiguousarray(inputs[name][chosen]) for name in each})
             for one, all_ in zip(found, expected, strict=True):
                 np.testing.assert_array_equal(one, all_[chosen])
-    monkeypatch.setattr(deletion.os, "cpu_count", lambda: 3)
+    monkeypatch.setattr(deletion, "processors", lambda: 3)
     monkeypatch.setattr(deletion, "PER_THREAD", 50)
     calls.clear()
     shared = influence(result, by)

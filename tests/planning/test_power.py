@@ -504,10 +504,10 @@ def test_refused_by_assume(change, message):
         ({"effect": [1.0, 2.0]}, "effect must hold 1 values"),
         ({"effect": np.nan}, "effect has values that are not finite"),
         ({"alpha": 1.0}, "alpha=1.0 must lie between 0 and 1"),
-        ({"n_sim": 0}, "n_sim=0 must be a whole number"),
-        ({"n_sim": 10.5}, "n_sim=10.5 must be a whole number"),
+        ({"n_sim": 0}, "n_sim=0 must be at least 1"),
+        ({"n_sim": 10.5}, "n_sim=10.5 must be an integer"),
         ({"method": "score"}, "method='score' is unknown"),
-        ({"n_jobs": 0}, "n_jobs=0 must be at least 1"),
+        ({"n_jobs": 0}, "n_jobs=0 must be -1 or between"),
     ],
 )
 def test_refused_by_power(change, message):

@@ -8,7 +8,8 @@ from scipy.stats import norm
 
 import fastlmm_core as flc
 import oracle
-from fastlmm_core.simulation.draws import STREAM, draws, key_of, parametric, stream
+from fastlmm_core.simulation.draws import STREAM, draws, parametric
+from fastlmm_core.support.seeds import key_of, stream
 
 # Replicates and copied rows give sums in another order and stop where rounding ends the search (see many/).
 AGREE = 1e-8
@@ -176,7 +177,7 @@ def test_residual_draws_are_centred_and_scaled_effects_and_residuals(rng, weight
 def residual_draws(result, n, seed):
     from fastlmm_core.simulation.bootstrap import _residual
 
-    return np.concatenate([block() for block in draws(_residual(result), n, seed)])
+    return np.concatenate([block() for block in draws(_residual(result), n, key_of(seed))])
 
 
 def moments_by_group(result, Y):
@@ -267,7 +268,7 @@ def test_replicates_are_fits_of_the_draws(rng, reml, kind):
     n = STREAM + 20
     boot = result.bootstrap(n, kind, seed=4)
     maker = parametric if kind == "parametric" else getattr(module, f"_{kind}")
-    Y = np.concatenate([block() for block in draws(maker(result), n, 4)])
+    Y = np.concatenate([block() for block in draws(maker(result), n, key_of(4))])
     assert len(boot) == n
     assert boot.replicates.shape == (n, 6)
     for i in range(0, n, 9):
@@ -471,7 +472,7 @@ def test_a_statistic_of_the_user(rng):
     result = slopes(rng).fit()
     n = 40
     boot = result.bootstrap(n, statistic=lambda r: [r.icc(), r.params[1], r.llf], seed=3)
-    Y = np.concatenate([block() for block in draws(parametric(result), n, 3)])
+    Y = np.concatenate([block() for block in draws(parametric(result), n, key_of(3))])
     fits = [result.model.refit(y) for y in Y]
     np.testing.assert_array_equal(boot.replicates, [[f.icc(), f.params[1], f.llf] for f in fits])
     np.testing.assert_array_equal(boot.estimate, [result.icc(), result.params[1], result.llf])

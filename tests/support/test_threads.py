@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import threading
 
 import numpy as np
@@ -60,7 +59,7 @@ def test_the_first_error_is_raised(granted):
 
 def test_many_responses_and_deletions_need_no_second_thread(granted, rng, monkeypatch):
     monkeypatch.setattr(deletion, "PER_THREAD", 150)
-    monkeypatch.setattr(os, "cpu_count", lambda: 4)
+    monkeypatch.setattr(deletion, "processors", lambda: 4)
     groups = np.repeat(np.arange(600), 4)
     x = rng.standard_normal(2400)
     X = np.column_stack([np.ones(2400), x])

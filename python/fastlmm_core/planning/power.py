@@ -13,8 +13,9 @@ from numpy.typing import ArrayLike, NDArray
 from ..design.replication import Rows, levels_of, observations, subjects
 from ..errors import LMMError
 from ..model import LinearMixedModel
-from ..simulation.draws import key_of
+from ..support.checks import check_count
 from ..support.distributions import chi2_tail
+from ..support.seeds import Seed, key_of
 from ..tables.columns import native_frame
 from .assumed import AssumedModel, drawn, number_array, rebuilt, stated
 
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
 __all__ = ["PowerCurve", "PowerResult", "power", "power_curve"]
 
 Array = NDArray[np.float64]
-Seed = int | np.random.Generator | None
 Method = Literal["wald", "lrt"]
 
 
@@ -168,7 +168,7 @@ def power(
         data (chi-square).
     ddf : {"satterthwaite", "kenward-roger", "residual", "normal"}
         Denominator degrees of freedom of the Wald test; "normal" takes the normal or chi-square distribution.
-    seed : int or numpy Generator, optional
+    seed : int, sequence of int, SeedSequence or Generator, optional
     reml : bool
         For the Wald test; the likelihood ratio always takes maximum likelihood.
     n_jobs : int, optional
@@ -188,8 +188,7 @@ def power(
     truth = stated(source)
     if not 0.0 < alpha < 1.0:
         raise LMMError(f"alpha={alpha} must lie between 0 and 1, e.g. 0.05")
-    if not isinstance(n_sim, int | np.integer) or n_sim < 1:
-        raise LMMError(f"n_sim={n_sim} must be a whole number, at least 1")
+    check_count(n_sim, "n_sim")
     hypothesis = _Hypothesis.of(test, truth.model, method)
     truth = hypothesis.given_effect(truth, effect)
     seed = _integer(seed)
@@ -230,9 +229,8 @@ def power(
 
 def _integer(seed: Seed) -> int:
     """One number that stands for a seed: integers as they are."""
-    if isinstance(seed, int | np.integer):
-        return int(seed)
-    return int.from_bytes(key_of(seed).tobytes(), "little")
+    key = key_of(seed)
+    return int(seed) if isinstance(seed, int | np.integer) else int.from_bytes(key.tobytes(), "little")
 
 
 # ---- curves --------------------------------------------------------------------------------------------------------
@@ -370,7 +368,7 @@ def power_curve(
     values : sequence of numbers
     effect, n_sim, alpha, method, ddf, reml, n_jobs, progress
         As for `power`.
-    seed : int or numpy Generator, optional
+    seed : int, sequence of int, SeedSequence or Generator, optional
         Each value has a stream of its own, by its position.
 
     Returns

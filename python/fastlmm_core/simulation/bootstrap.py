@@ -10,18 +10,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .. import kernels
-from ..batch_result import check_jobs
 from ..covariance.elements import element_names, sd_and_cor
 from ..design.replication import independent_units
 from ..engines.starts import moment_start
 from ..errors import LMMError
 from ..estimation.optimize import optimize
 from ..planning.assumed import rebuilt
-from ..support.checks import check_share
+from ..support.checks import check_count, check_share
 from ..support.distributions import quantile
 from ..support.progress import progress_bar
+from ..support.seeds import Seed, key_of, stream
+from ..support.threads import thread_count
 from ..tables.columns import native_frame
-from .draws import Draw, draws, key_of, parametric, simulate_fit, stream, stream_size
+from .draws import Draw, draws, parametric, simulate_fit, stream_size
 
 if TYPE_CHECKING:
     from ..engines.crossed.engine import CrossedCriterion
@@ -346,13 +347,12 @@ def _cases(result: LMMResult, why: str) -> tuple[_Cases | _Clusters, int]:
 
 def bootstrap(
     result: LMMResult, n: int, kind: str, statistic: Callable[[LMMResult], Any] | None,
-    seed: int | np.random.Generator | None, n_jobs: int | None, progress: bool | None,
+    seed: Seed, n_jobs: int | None, progress: bool | None,
 ) -> BootstrapResult:  # fmt: skip
     """See `LMMResult.bootstrap`."""
-    if n < 2:
-        raise LMMError(f"n={n} must be at least 2")
+    check_count(n, "n", 2)
     model = result.model
-    check_jobs(n_jobs)
+    thread_count(n_jobs)
 
     def all_parameters(params: Array, covariance: Array, sigma2: Array) -> Array:
         return _parameters(model, params, covariance, sigma2)
@@ -402,14 +402,13 @@ def bootstrap(
 
 
 def _user_statistic(
-    result: LMMResult, n: int, kind: str, statistic: Callable[[LMMResult], Any], draw: Draw,
-    seed: int | np.random.Generator | None,
+    result: LMMResult, n: int, kind: str, statistic: Callable[[LMMResult], Any], draw: Draw, seed: Seed
 ) -> BootstrapResult:  # fmt: skip
     own = np.atleast_1d(np.asarray(statistic(result), dtype=float))
     values = np.full((n, len(own)), np.nan)
     converged, singular = np.zeros(n, dtype=bool), np.zeros(n, dtype=bool)
     at = 0
-    for block in draws(draw, n, seed, stream_size(result.nobs)):
+    for block in draws(draw, n, key_of(seed), stream_size(result.nobs)):
         for y in block():
             fit = result.model.refit(y, reml=result.reml)
             values[at] = statistic(fit)

@@ -9,6 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import LMMError
+from ..support.checks import check_count
+from ..support.seeds import Seed, key_of, stream
 
 if TYPE_CHECKING:
     from ..batch_result import BatchResult
@@ -19,11 +21,9 @@ __all__ = [
     "Redrawn",
     "Simulating",
     "draws",
-    "key_of",
     "parametric",
     "simulate",
     "simulate_fit",
-    "stream",
     "stream_size",
 ]
 
@@ -33,6 +33,8 @@ Draw = Callable[[np.random.Generator, int], Array]
 STREAM = 512
 """Responses that share a stream, fewer where they are long: draws depend on the seed, the design and the position."""
 
+MOST_BYTES = 2**38
+"""Responses that take more than this together (256 GB) are not drawn at once."""
 
 _ROWS = 8
 
@@ -55,19 +57,6 @@ class Generating(Protocol):
     @property
     def marginal_mean(self) -> Array:
         """X beta plus offset, (nobs,)."""
-
-
-def key_of(seed: int | np.random.Generator | None) -> NDArray[np.uint64]:
-    if isinstance(seed, np.random.Generator):
-        return seed.integers(0, 2**63, size=2, dtype=np.uint64)
-    if seed is not None and seed < 0:
-        raise LMMError(f"seed={seed} must not be negative")
-    return np.asarray(np.random.SeedSequence(seed).generate_state(2, np.uint64), dtype=np.uint64)
-
-
-def stream(key: NDArray[np.uint64], block: int) -> np.random.Generator:
-    """The generator of one block of responses (Philox: any block can be drawn without those before it)."""
-    return np.random.Generator(np.random.Philox(key=key, counter=[0, 0, 0, block]))
 
 
 def parametric(source: Generating) -> Draw:
@@ -105,13 +94,8 @@ def stream_size(nobs: int) -> int:
     return max(1, min(STREAM, 2**21 // nobs))
 
 
-def draws(
-    draw: Draw, n: int, seed: int | np.random.Generator | NDArray[np.uint64] | None, size: int = STREAM
-) -> Iterator[Callable[[], Array]]:
+def draws(draw: Draw, n: int, key: NDArray[np.uint64], size: int = STREAM) -> Iterator[Callable[[], Array]]:
     """The blocks of n responses, each as a function that draws it: threads draw as well as fit."""
-    if n < 1:
-        raise LMMError(f"n={n} must be at least 1")
-    key = seed if isinstance(seed, np.ndarray) else key_of(seed)
     for block, begin in enumerate(range(0, n, size)):
         count = min(size, n - begin)
 
@@ -154,16 +138,23 @@ class Redrawn:
         return out
 
 
-def simulate(source: Generating, n: int, seed: int | np.random.Generator | None = None) -> Array:
+def simulate(source: Generating, n: int, seed: Seed = None) -> Array:
     """The n responses (n, nobs) that `simulate_fit` fits for the same seed."""
-    size = stream_size(source.model.nobs)
-    return np.concatenate([block() for block in draws(parametric(source), n, seed, size)])
+    nobs = source.model.nobs
+    check_count(n, "n")
+    if n * nobs * 8 > MOST_BYTES:
+        raise LMMError(
+            f"n={n} responses of {nobs} observations would take {n * nobs * 8 / 1e9:,.0f} GB; draw fewer, or fit them "
+            "without storing them by simulate_fit"
+        )
+    size = stream_size(nobs)
+    return np.concatenate([block() for block in draws(parametric(source), n, key_of(seed), size)])
 
 
 def simulate_fit(
     source: Generating,
     n: int,
-    seed: int | np.random.Generator | None = None,
+    seed: Seed = None,
     *,
     reml: bool = True,
     n_jobs: int | None = None,
@@ -178,7 +169,7 @@ def simulate_fit(
     source : LMMResult or AssumedModel
         What generates the data.
     n : int
-    seed : int or numpy Generator, optional
+    seed : int, sequence of int, SeedSequence or Generator, optional
     reml : bool
     n_jobs : int, optional
         Threads; results do not depend on it.
@@ -196,8 +187,7 @@ def simulate_fit(
 
     if fit is not None and fit.nobs != source.model.nobs:
         raise LMMError(f"fit has {fit.nobs} observations but the responses drawn have {source.model.nobs}")
-    if n < 1:
-        raise LMMError(f"n={n} must be at least 1")
+    check_count(n, "n")
     size, key = stream_size(source.model.nobs), key_of(seed)
     blocks = draws(parametric(source) if draw is None else draw, n, key, size)
     model = source.model if fit is None else fit
@@ -208,14 +198,14 @@ def simulate_fit(
 class Simulating:
     """Drawing responses from stated or estimated parameters."""
 
-    def simulate(self, n: int = 1, seed: int | np.random.Generator | None = None) -> Array:
+    def simulate(self, n: int = 1, seed: Seed = None) -> Array:
         """Responses with new random effects and errors: those of `simulate_fit` for the same seed.
 
         Parameters
         ----------
         n : int
             Number of responses.
-        seed : int or numpy Generator, optional
+        seed : int, sequence of int, SeedSequence or Generator, optional
 
         Returns
         -------
@@ -226,7 +216,7 @@ class Simulating:
     def simulate_fit(
         self,
         n: int,
-        seed: int | np.random.Generator | None = None,
+        seed: Seed = None,
         *,
         reml: bool | None = None,
         n_jobs: int | None = None,
@@ -238,7 +228,7 @@ class Simulating:
         Parameters
         ----------
         n : int
-        seed : int or numpy Generator, optional
+        seed : int, sequence of int, SeedSequence or Generator, optional
             Streams are counter-based: the same seed gives the same result for any number of threads.
         reml : bool, optional
             By default as this fit, True for an assumed model.

@@ -9,9 +9,11 @@ from numpy.typing import NDArray
 
 from ..errors import LMMError
 
-__all__ = ["check_share", "exact_floats", "float_array", "object_floats", "row_values"]
+__all__ = ["check_count", "check_share", "exact_floats", "float_array", "object_floats", "row_values"]
 
 Array = NDArray[np.float64]
+
+_BILLION = 10**9
 
 _EXACT = 2**53
 """Up to here float64 holds every integer."""
@@ -107,6 +109,16 @@ def row_values(values: Any, name: str, n: int, positive: bool = False) -> Array:
             raise LMMError(f"{name} must be positive, which {value} at row {row} is not; correct or remove such rows")
         raise LMMError(f"{name} is not finite at row {row} ({value}); correct or remove such rows")
     return array
+
+
+def check_count(n: int, name: str, least: int = 1) -> None:
+    """Refuse what is not an integer from `least` to a billion."""
+    if not isinstance(n, (int, np.integer)) or isinstance(n, bool):
+        raise LMMError(f"{name}={n!r} must be an integer of at least {least}")
+    if n < least:
+        raise LMMError(f"{name}={n} must be at least {least}")
+    if n > _BILLION:
+        raise LMMError(f"{name}={n} must be at most {_BILLION:,}")
 
 
 def check_share(value: float, name: str) -> None:

@@ -2,13 +2,47 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
-__all__ = ["in_threads", "map_in_threads"]
+import numpy as np
+
+from ..errors import LMMError
+
+__all__ = ["MOST_THREADS", "in_threads", "map_in_threads", "processors", "thread_count"]
 
 T = TypeVar("T")
+
+MOST_THREADS = 1024
+"""More are a mistake: their stacks alone would take the memory."""
+
+
+def processors() -> int:
+    """Processors that this process may use, which are fewer than the machine has under taskset, cgroups or a queue."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def thread_count(n_jobs: int | None) -> int:
+    """Threads that `n_jobs` asks for: None or -1 is one per processor that this process may use.
+
+    Raises
+    ------
+    LMMError
+        For anything but -1 and positive integers of moderate size.
+    """
+    if n_jobs is None:
+        return processors()
+    if not isinstance(n_jobs, (int, np.integer)) or isinstance(n_jobs, bool):
+        raise LMMError(f"n_jobs={n_jobs!r} must be an integer: a number of threads, or -1 for one per processor")
+    if n_jobs == -1:
+        return processors()
+    if not 1 <= n_jobs <= MOST_THREADS:
+        raise LMMError(f"n_jobs={n_jobs} must be -1 or between 1 and {MOST_THREADS}; by default one per processor")
+    return int(n_jobs)
 
 
 def in_threads(

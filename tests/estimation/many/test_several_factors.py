@@ -14,7 +14,8 @@ from fastlmm_core.estimation.many.several_factors import EXACT_UP_TO
 from fastlmm_core.inference import many as batch_inference
 from fastlmm_core.inference import wald as inference
 from fastlmm_core.simulation.bootstrap import _residual
-from fastlmm_core.simulation.draws import draws, key_of, stream
+from fastlmm_core.simulation.draws import draws
+from fastlmm_core.support.seeds import key_of, stream
 
 RandomTerm = flc.RandomTerm
 
@@ -373,7 +374,7 @@ def test_residual_draws_have_the_estimated_covariances(rng):
     result = model.refit(responses(rng, model, 1, 1.5)[0])
     assert not result.singular
     n = 20_000
-    Y = np.concatenate([block() for block in draws(_residual(result), n, 5)]) - result.marginal_mean
+    Y = np.concatenate([block() for block in draws(_residual(result), n, key_of(5))]) - result.marginal_mean
     root = np.sqrt(model.weights)
     second = Y.T @ Y / n
     expected = np.diag(result.sigma2 / model.weights)
@@ -392,7 +393,7 @@ def test_residual_draws_of_a_factor_without_variance(rng):
     b = rng.standard_normal(8)[model.factors[1].grouping.index]
     found = (model.refit(2.0 * b + rng.standard_normal(model.nobs)) for _ in range(50))
     result = next(fit for fit in found if fit.G["a"][0, 0] == 0.0 and fit.G["b"][0, 0] > 0.5)
-    Y = np.concatenate([block() for block in draws(_residual(result), 4000, 5)]) - result.marginal_mean
+    Y = np.concatenate([block() for block in draws(_residual(result), 4000, key_of(5))]) - result.marginal_mean
     total = result.G["b"][0, 0] + result.sigma2
     assert np.mean(Y**2) == pytest.approx(total, rel=0.05)
 

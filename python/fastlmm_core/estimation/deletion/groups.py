@@ -9,7 +9,6 @@ rank are optimised one by one, also without a look at the rows.
 
 from __future__ import annotations
 
-import os
 from functools import cached_property
 from math import log
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -21,7 +20,7 @@ from ... import kernels
 from ...engines.starts import moment_start
 from ...errors import LMMError
 from ...kernels.deletions import refit_deletions
-from ...support.threads import map_in_threads
+from ...support.threads import map_in_threads, processors
 from ..optimize import SINGULAR, Optimum, optimize
 from ..search import few_groups
 from .contributions import all_but_one, group_pieces
@@ -231,7 +230,7 @@ class _Refits:
                 tolerance, max_iterations,
             )  # fmt: skip
 
-        jobs = min(os.cpu_count() or 1, len(chosen) // PER_THREAD)
+        jobs = min(processors(), len(chosen) // PER_THREAD)
         if jobs < 2:
             found = refit(chosen, start)
         else:

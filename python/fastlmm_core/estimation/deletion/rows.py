@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from os import cpu_count
 from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
@@ -16,7 +15,7 @@ from numpy.typing import NDArray
 
 from ...errors import LMMError
 from ...support.progress import progress_bar
-from ...support.threads import map_in_threads
+from ...support.threads import map_in_threads, processors
 from .groups import Deletions
 
 if TYPE_CHECKING:
@@ -96,7 +95,7 @@ def refits(result: LMMResult, units: Sequence[Index], use: Callable[[int, LMMRes
 
     bar = progress_bar(None, len(units), "refit")
     tasks = ((i,) for i in range(len(units)))
-    found = map_in_threads(one, tasks, min(8, cpu_count() or 1), None if bar is None else bar.update)
+    found = map_in_threads(one, tasks, min(8, processors()), None if bar is None else bar.update)
     if bar is not None:
         bar.close()
     return found

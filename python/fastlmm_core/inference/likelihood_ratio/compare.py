@@ -10,6 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...errors import LMMError
+from ...support.checks import check_count
+from ...support.seeds import Seed, check_seed, generator_of
 from .nesting import Nesting, contained, efficient_information, nest
 from .null_distributions import NullTest, chi_bar_square, chi_square, counted
 from .table import Comparison, Row, information_criteria
@@ -43,7 +45,7 @@ def compare(
     test: Literal["lrt"] | None = "lrt",
     null: Null = "auto",
     n_sim: int | None = None,
-    seed: int | np.random.Generator | None = None,
+    seed: Seed = None,
     refit: bool = True,
     n_jobs: int | None = None,
     progress: bool | None = None,
@@ -71,7 +73,7 @@ def compare(
     n_sim : int, optional
         Draws of "exact" and of mixtures without closed form, by default 100,000, or responses of "bootstrap", by
         default 10,000.
-    seed : int or numpy Generator, optional
+    seed : int, sequence of int, SeedSequence or Generator, optional
     refit : bool
         Refit REML fits by ML where fixed parts differ, as REML criteria are then not comparable, or where REML and ML
         fits are mixed.  Otherwise such models are refused.
@@ -133,10 +135,8 @@ def check_null(null: Any, n_sim: int | None, seed: Any) -> int:
         raise LMMError(f"null={null!r} is unknown: use {', '.join(map(repr, _NULLS[:-1]))} or {_NULLS[-1]!r}")
     if n_sim is None:
         n_sim = _RESPONSES if null == "bootstrap" else _DRAWS
-    if n_sim < 2:
-        raise LMMError(f"n_sim={n_sim} must be at least 2")
-    if isinstance(seed, int) and seed < 0:
-        raise LMMError(f"seed={seed} must not be negative")
+    check_count(n_sim, "n_sim", 2)
+    check_seed(seed)
     return n_sim
 
 
@@ -224,7 +224,7 @@ def _label(model: LinearMixedModel) -> str:
 
 def tested(
     row: Row, before: Row, fit: LMMResult, smaller: LMMResult, names: tuple[str, str], null: Null, n_sim: int,
-    seed: int | np.random.Generator | None, n_jobs: int | None = None, progress: bool | None = None,
+    seed: Seed, n_jobs: int | None = None, progress: bool | None = None,
 ) -> Row:  # fmt: skip
     """The row of a fit with its test against a smaller one.
 
@@ -274,7 +274,7 @@ def beyond_rounding(statistic: float, deviance: float) -> float:
 
 def null_test(
     statistic: float, nesting: Nesting, large: LinearMixedModel, factor: Array | None, reml: bool, null: Null,
-    n_sim: int, seed: int | np.random.Generator | None,
+    n_sim: int, seed: Seed,
 ) -> NullTest:  # fmt: skip
     """The p-value of a likelihood ratio statistic, by any null distribution but the bootstrap.
 
@@ -288,7 +288,7 @@ def null_test(
     reml : bool
     null : {"auto", "chi2", "mixture", "exact"}
     n_sim : int
-    seed : int or Generator, optional
+    seed : int, sequence of int, SeedSequence or Generator, optional
 
     Raises
     ------
@@ -324,7 +324,7 @@ def null_test(
 
 def _chosen_test(
     statistic: float, nesting: Nesting, large: LinearMixedModel, factor: Array | None, reml: bool, n_sim: int,
-    seed: int | np.random.Generator | None,
+    seed: Seed,
 ) -> NullTest:  # fmt: skip
     """Exact where the variance tested is the only one, so that nothing has to be taken as known; else the mixture."""
     note = ""
@@ -338,11 +338,11 @@ def _chosen_test(
 
 
 def _bootstrapped(
-    statistic: float, smaller: LMMResult, fit: LMMResult, n_sim: int, seed: int | np.random.Generator | None,
+    statistic: float, smaller: LMMResult, fit: LMMResult, n_sim: int, seed: Seed,
     n_jobs: int | None, progress: bool | None,
 ) -> NullTest:  # fmt: skip
     """Parametric bootstrap: both models fitted to responses drawn from the smaller, the same ones for both."""
-    key = int(np.random.default_rng(seed).integers(2**62))
+    key = int(generator_of(seed).integers(2**62))
     under = smaller.simulate_fit(n_sim, key, n_jobs=n_jobs, progress=progress)
     over = smaller.simulate_fit(n_sim, key, n_jobs=n_jobs, progress=progress, fit=fit.model)
     shift = _basis_shift(fit, smaller)

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...errors import LMMError
+from ...support.seeds import Seed, generator_of
 from .nesting import Cone, orthonormal
 
 __all__ = ["MAX_DISTINCT", "Spectrum", "draw", "spectrum"]
@@ -131,7 +132,7 @@ def _merged(values: Array, counts: NDArray[np.intp]) -> tuple[Array, NDArray[np.
     return distinct, np.bincount(member, counts).astype(np.intp)
 
 
-def draw(found: Spectrum, n_sim: int, seed: int | np.random.Generator | None, reml: bool) -> Array:
+def draw(found: Spectrum, n_sim: int, seed: Seed, reml: bool) -> Array:
     """Draws of the statistic under the null hypothesis.
 
     For REML (Crainiceanu and Ruppert 2004): sup over lambda >= 0 of
@@ -143,7 +144,7 @@ def draw(found: Spectrum, n_sim: int, seed: int | np.random.Generator | None, re
     ----------
     found : Spectrum
     n_sim : int
-    seed : int or Generator, optional
+    seed : int, sequence of int, SeedSequence or Generator, optional
     reml : bool
 
     Returns
@@ -154,7 +155,7 @@ def draw(found: Spectrum, n_sim: int, seed: int | np.random.Generator | None, re
     mu, count = found.values, found.counts
     if not len(mu):
         return np.zeros(n_sim)
-    rng = np.random.default_rng(seed)
+    rng = generator_of(seed)
     weight = mu * np.sqrt(count)
     low = np.log(1e-3 / np.linalg.norm(weight))
     # with few degrees of freedom left for the errors the maximum may lie far out

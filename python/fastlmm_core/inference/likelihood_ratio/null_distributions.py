@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...errors import LMMError
+from ...support.seeds import Seed, generator_of
 
 __all__ = ["NullTest", "chi_bar_square", "chi_square", "counted", "orthant_weights", "projection_shares"]
 
@@ -72,7 +73,7 @@ def chi_bar_square(
     new: Sequence[int],
     information: Array | None = None,
     n_sim: int = 10_000,
-    seed: int | np.random.Generator | None = None,
+    seed: Seed = None,
 ) -> NullTest:
     """The test with the mixture of chi-square distributions that belongs to the cone of alternatives.
 
@@ -91,7 +92,7 @@ def chi_bar_square(
         variance.
     n_sim : int
         Directions drawn.
-    seed : int or Generator, optional
+    seed : int, sequence of int, SeedSequence or Generator, optional
 
     Returns
     -------
@@ -117,7 +118,7 @@ def chi_bar_square(
     text = f"mixture of chi2({free}) to chi2({free + d}), simulated"
     if statistic <= 0.0:
         return NullTest(1.0, 0.0, text)
-    rng = np.random.default_rng(seed)
+    rng = generator_of(seed)
     shares = projection_shares(information, sizes, n_sim, rng)
     if free:
         # the squared length divides over the unrestricted and the restricted parameters as a beta variable

@@ -13,6 +13,7 @@ from ...design.terms import RandomTerm
 from ...errors import LMMError
 from ...model import LinearMixedModel
 from ...simulation.draws import draws, parametric, simulate_fit, stream_size
+from ...support.seeds import Seed, generator_of, key_of
 from .compare import Null, beyond_rounding, check_null, null_test, tested, warnings
 from .nesting import nest, orthonormal
 from .null_distributions import NullTest, counted
@@ -50,7 +51,7 @@ def random_effect_test(
     *,
     null: Null = "auto",
     n_sim: int | None = None,
-    seed: int | np.random.Generator | None = None,
+    seed: Seed = None,
 ) -> Comparison:
     """Likelihood ratio tests of the random effects, each left out in turn with its covariances.
 
@@ -69,7 +70,7 @@ def random_effect_test(
     n_sim : int, optional
         Draws of "exact" and of mixtures without closed form, by default 100,000, or responses of "bootstrap", by
         default 10,000.
-    seed : int or numpy Generator, optional
+    seed : int, sequence of int, SeedSequence or Generator, optional
 
     Returns
     -------
@@ -161,9 +162,7 @@ def _without(model: LinearMixedModel, keep: list[int]) -> LinearMixedModel:
     )
 
 
-def _against_linear(
-    result: LMMResult, name: str, null: Null, n_sim: int, seed: int | np.random.Generator | None
-) -> Row:
+def _against_linear(result: LMMResult, name: str, null: Null, n_sim: int, seed: Seed) -> Row:
     """The test of all random effects against the linear model."""
     model = result.model
     nesting = nest(None, model)
@@ -182,9 +181,7 @@ def _against_linear(
     )
 
 
-def _bootstrap_linear(
-    statistic: float, result: LMMResult, criterion: float, n_sim: int, seed: int | np.random.Generator | None
-) -> NullTest:
+def _bootstrap_linear(statistic: float, result: LMMResult, criterion: float, n_sim: int, seed: Seed) -> NullTest:
     """Parametric bootstrap under the linear model, whose criterion is a multiple of log RSS but for a constant."""
     model = result.model
     n, rank = model.nobs, model.problem.rank
@@ -201,9 +198,9 @@ def _bootstrap_linear(
     observed = float(log_rss(model.endog[None])[0])
     q = model.structure.q
     source = _LinearNull(model, float(np.exp(observed) / (n - rank)), np.zeros((q, q)), base)
-    key = int(np.random.default_rng(seed).integers(2**62))
+    key = int(generator_of(seed).integers(2**62))
     fits = simulate_fit(source, n_sim, key, reml=result.reml)
-    blocks = draws(parametric(source), n_sim, key, stream_size(n))
+    blocks = draws(parametric(source), n_sim, key_of(key), stream_size(n))
     under = criterion + nu * (np.concatenate([log_rss(block()) for block in blocks]) - observed)
     good = fits.converged
     text = f"parametric bootstrap of {int(good.sum())} responses"

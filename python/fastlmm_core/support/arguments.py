@@ -1,0 +1,258 @@
+"""Arguments of public functions: names that are known, and values of the type that the annotation states.
+
+A user who writes ``fit(reml="ML")`` or ``predict(subjects=...)`` learns of it at the call, from the function that was
+called.  What an annotation cannot say (ranges, shapes, names of columns) is checked where it is used.
+"""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import inspect
+import numbers
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import wraps
+from typing import Any, TypeVar, cast, get_args
+
+import numpy as np
+
+from ..errors import LMMError
+
+__all__ = ["checked", "near"]
+
+T = TypeVar("T")
+Check = Callable[[Any], bool]
+
+_FREE = frozenset({"Any", "ArrayLike", "Array", "Index", "NDArray", "ndarray", "object", "Self", "TypeVar"})
+"""Annotations that say nothing that could be checked here."""
+
+
+_OURS = frozenset(
+    {"LMMResult", "LinearMixedModel", "BatchResult", "AssumedModel", "PowerCurve", "BootstrapResult", "Influence"}
+)
+"""Classes of this package that signatures name without importing them."""
+
+
+def near(name: str, known: Iterable[str]) -> str:
+    """A hint for a name that is not known: those close to it, or all."""
+    names = list(known)
+    lower = {other.lower(): other for other in names}
+    close = difflib.get_close_matches(name.lower(), lower, n=3, cutoff=0.6)
+    if close:
+        return f"did you mean {' or '.join(repr(lower[other]) for other in close)}?"
+    return f"use {', '.join(map(repr, names))}" if names else "it takes none"
+
+
+def checked(target: T) -> T:
+    """Check the arguments of a function, or of the public methods of a class, at each call.
+
+    Raises (the decorated function)
+    -------------------------------
+    LMMError
+        For a value of another type than the annotation of its parameter states.
+    TypeError
+        For an unknown keyword, with the names that are near it.
+    """
+    if not isinstance(target, type):
+        return cast("T", _checked(target, getattr(target, "__name__", "function"), 0))
+    for name, member in list(vars(target).items()):
+        if inspect.isfunction(member) and (name == "__init__" or not name.startswith("_")):
+            shown = target.__name__ if name == "__init__" else name
+            setattr(target, name, _checked(member, shown, 1))
+    return target
+
+
+def _checked(function: Any, name: str, bound: int) -> Any:
+    """The function with its checks; `bound` counts the arguments that Python gives it (self)."""
+    parameters: dict[str, Check | None] = {}
+    positional: list[str] = []
+    open_ended = False
+
+    def read() -> None:
+        nonlocal open_ended
+        listed = list(inspect.signature(function).parameters.values())[bound:]
+        for parameter in listed:
+            if parameter.kind is parameter.VAR_KEYWORD:
+                open_ended = True
+            elif parameter.kind is not parameter.VAR_POSITIONAL:
+                parameters[parameter.name] = _check_of(parameter.annotation, function.__globals__)
+                if parameter.kind is not parameter.KEYWORD_ONLY:
+                    positional.append(parameter.name)
+
+    def look(arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
+        if not parameters:
+            read()
+        given = [*zip(positional, arguments, strict=False), *keywords.items()]
+        for argument, value in given:
+            if argument not in parameters:
+                if not open_ended:
+                    raise TypeError(f"{name}() has no argument {argument!r}: {near(argument, parameters)}")
+                continue
+            check = parameters[argument]
+            if check is not None and not check(value):
+                raise LMMError(f"{name}(): {argument} must be {_wanted(function, argument)}, not {_shown(value)}")
+
+    @wraps(function)
+    def call(*arguments: Any, **keywords: Any) -> Any:
+        if len(arguments) > bound or keywords:
+            look(arguments[bound:], keywords)
+        return function(*arguments, **keywords)
+
+    return call
+
+
+def _shown(value: Any) -> str:
+    """A value for a message, short."""
+    kind = type(value).__name__
+    text = repr(value) if isinstance(value, (str, int, float, bool, list, tuple, dict)) else ""
+    return f"{text} of type {kind!r}" if 0 < len(text) <= 40 else f"of type {kind!r}"
+
+
+# ---- annotations -------------------------------------------------------------------------------------
+
+
+def _is_bool(value: Any) -> bool:
+    return isinstance(value, (bool, np.bool_))
+
+
+def _is_int(value: Any) -> bool:
+    return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+
+
+def _is_float(value: Any) -> bool:
+    return isinstance(value, numbers.Real) and not _is_bool(value)
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+_ATOMS: dict[str, tuple[Check, str]] = {
+    "bool": (_is_bool, "True or False"),
+    "int": (_is_int, "an integer"),
+    "float": (_is_float, "a number"),
+    "str": (_is_text, "a string"),
+    "None": (lambda value: value is None, "None"),
+    "Callable": (callable, "a function"),
+    "Mapping": (lambda value: isinstance(value, Mapping), "a mapping"),
+    "dict": (lambda value: isinstance(value, Mapping), "a dict"),
+}
+
+
+def _wanted(function: Any, argument: str) -> str:
+    """The type of a parameter in words."""
+    annotation = inspect.signature(function).parameters[argument].annotation
+    return " or ".join(words for _, words in _alternatives(annotation, function.__globals__) or [])
+
+
+def _check_of(annotation: Any, names: Mapping[str, Any]) -> Check | None:
+    """What a value must satisfy, None where the annotation does not tell."""
+    found = _alternatives(annotation, names)
+    if found is None:
+        return None
+    checks = tuple(check for check, _ in found)
+    if len(checks) == 1:
+        return checks[0]
+    return lambda value: any(check(value) for check in checks)
+
+
+def _alternatives(annotation: Any, names: Mapping[str, Any]) -> list[tuple[Check, str]] | None:
+    """Checks and words of each type of a union."""
+    if annotation is inspect.Parameter.empty:
+        return None
+    if not isinstance(annotation, str):
+        annotation = "None" if annotation is None else getattr(annotation, "__name__", None) or str(annotation)
+    return _parsed(ast.parse(annotation, mode="eval").body, names)
+
+
+def _parsed(node: ast.expr, names: Mapping[str, Any]) -> list[tuple[Check, str]] | None:
+    if isinstance(node, ast.BinOp):
+        left, right = _parsed(node.left, names), _parsed(node.right, names)
+        return None if left is None or right is None else [*left, *right]
+    if isinstance(node, ast.Constant):
+        return [_ATOMS["None"]] if node.value is None else None
+    if isinstance(node, ast.Subscript):
+        return _generic(node, names)
+    name = node.attr if isinstance(node, ast.Attribute) else node.id if isinstance(node, ast.Name) else ""
+    return _named(name, names)
+
+
+def _named(name: str, names: Mapping[str, Any]) -> list[tuple[Check, str]] | None:
+    if name in _ATOMS:
+        return [_ATOMS[name]]
+    if name in _FREE or not name:
+        return None
+    known = names.get(name)
+    choices = get_args(known)
+    if choices and all(isinstance(choice, str) for choice in choices):
+        return [_one_of(choices)]
+    if known is not None and not isinstance(known, type):
+        return _aliased(known)
+    if getattr(known, "_is_protocol", False) or (known is None and name not in _OURS):
+        return None
+    return [_instance(name)]
+
+
+def _instance(name: str) -> tuple[Check, str]:
+    """Classes are known by name: most are imported for types only."""
+
+    def check(value: Any) -> bool:
+        return any(kind.__name__ == name for kind in type(value).__mro__)
+
+    return check, f"{_article(name)} {name}"
+
+
+def _aliased(known: Any) -> list[tuple[Check, str]] | None:
+    """An alias that brings its own check with it: a union of types."""
+    found: list[tuple[Check, str]] = []
+    for part in get_args(known):
+        if part is type(None):
+            found.append(_ATOMS["None"])
+        elif isinstance(part, type) and part.__name__ in _ATOMS:
+            found.append(_ATOMS[part.__name__])
+        elif isinstance(part, type):
+            found.append(_instance(part.__name__))
+        else:
+            return None
+    return found or None
+
+
+def _generic(node: ast.Subscript, names: Mapping[str, Any]) -> list[tuple[Check, str]] | None:
+    base = node.value
+    name = base.attr if isinstance(base, ast.Attribute) else base.id if isinstance(base, ast.Name) else ""
+    if name == "Literal":
+        return [
+            _one_of(
+                ast.literal_eval(node.slice) if isinstance(node.slice, ast.Tuple) else (ast.literal_eval(node.slice),)
+            )
+        ]
+    if name in ("Sequence", "list", "tuple", "Iterable", "Collection"):
+        inner = node.slice.elts[0] if isinstance(node.slice, ast.Tuple) else node.slice
+        return _listed(_parsed(inner, names))
+    return _named(name, names)
+
+
+def _listed(inner: list[tuple[Check, str]] | None) -> list[tuple[Check, str]]:
+    """Several values of one kind, in a list, tuple, array, index or series; a string is one value."""
+
+    def check(value: Any) -> bool:
+        if isinstance(value, (str, bytes, Mapping)) or not (isinstance(value, Sequence) or hasattr(value, "__array__")):
+            return False
+        return inner is None or all(any(fits(item) for fits, _ in inner) for item in value)
+
+    words = "a list" if inner is None else f"a list of {' or '.join(_plural(words) for _, words in inner)}"
+    return [(check, words)]
+
+
+def _one_of(choices: Sequence[Any]) -> tuple[Check, str]:
+    """Options are compared where they are used, which knows the remedy; here only their type."""
+    kinds = tuple({type(choice) for choice in choices})
+    return (lambda value: isinstance(value, kinds)), " or ".join(map(repr, choices))
+
+
+def _plural(words: str) -> str:
+    return {"a string": "strings", "a number": "numbers", "an integer": "integers"}.get(words, words)
+
+
+def _article(name: str) -> str:
+    return "an" if name[0] in "AEIOU" or name.startswith("LMM") else "a"
