@@ -21,9 +21,13 @@ reason, or an entry does not fit the code or the tests any more.
 from __future__ import annotations
 
 import argparse
+import compileall
 import contextlib
+import importlib
 import os
+import py_compile
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -32,10 +36,13 @@ import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
 ROOT = Path(__file__).resolve().parents[1]
 TABLE = Path(__file__).with_suffix(".toml")
 LIBRARY, KERNELS = Path("python/fastlmm_core"), Path("fastlmm_core")
+LOADED = ("numpy", "pandas", "polars", "pyarrow", "scipy.stats", "scipy.optimize", "scipy.sparse.csgraph", "formulaic")
+"""What is imported once for all runs of the tests."""
 LIMIT = 400
 """Seconds after which the tests of a mutant are stopped; a search without end counts as noticed."""
 UNCOVER = """import sys
@@ -109,9 +116,11 @@ class Copy:
         start.mkdir(exist_ok=True)
         (start / "sitecustomize.py").write_text(UNCOVER)
         (start / "watch.py").write_text(WATCH)
-        self.failed = start / "watch.txt"
+        self.failed, self.output = start / "watch.txt", start / "output.txt"
         path = os.pathsep.join([str(start), str(self.package.parent)])
-        self.environment = os.environ | {"PYTHONPATH": path, "PYTHONDONTWRITEBYTECODE": "1"}
+        self.environment = os.environ | {"PYTHONPATH": path}
+        # compiled modules that know their source by its content: two mutants of a file may be of one length and second
+        compileall.compile_dir(self.package, quiet=1, invalidation_mode=py_compile.PycInvalidationMode.CHECKED_HASH)
 
     def _run(self, *command: str) -> None:
         done = subprocess.run(command, capture_output=True, text=True)
@@ -148,21 +157,43 @@ class Copy:
 
     def failure(self, arguments: list[str]) -> str:
         """The first test that fails; empty where all pass."""
-        command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "-p", "watch", *arguments]
         self.failed.unlink(missing_ok=True)
-        try:
-            done = subprocess.run(
-                command, cwd=self.tree, env=self.environment, capture_output=True, text=True, timeout=LIMIT
-            )
-        except subprocess.TimeoutExpired:
-            return f"no end after {LIMIT} s"
-        if done.returncode == 0:
+        child = os.fork()
+        if not child:
+            self._test(["-x", "-q", "-p", "no:cacheprovider", "-p", "watch", *arguments])
+        end = time.monotonic() + LIMIT
+        while not (done := os.waitpid(child, os.WNOHANG))[0]:
+            if time.monotonic() > end:
+                os.kill(child, signal.SIGKILL)
+                os.waitpid(child, 0)
+                return f"no end after {LIMIT} s"
+            time.sleep(0.02)
+        status = os.waitstatus_to_exitcode(done[1])
+        if status == 0:
             return ""
-        if done.returncode < 0:
-            return f"the interpreter crashes (signal {-done.returncode})"
-        if done.returncode > 2 or not self.failed.exists():
-            raise Misfit(f"pytest ends with status {done.returncode}: {done.stdout[-800:]}{done.stderr[-800:]}")
+        if status < 0:
+            return f"the interpreter crashes (signal {-status})"
+        if status > 2 or not self.failed.exists():
+            raise Misfit(f"pytest ends with status {status}: {self.output.read_text()[-800:]}")
         return self.failed.read_text()
+
+    def _test(self, arguments: list[str]) -> NoReturn:
+        """Run pytest in this process, a child that has the other libraries already, and end it."""
+        import pytest
+
+        status = 3
+        try:
+            with self.output.open("w") as file:
+                for stream in (1, 2):
+                    os.dup2(file.fileno(), stream)
+            os.chdir(self.tree)
+            os.environ.update(self.environment)
+            sys.meta_path[:] = [finder for finder in sys.meta_path if type(finder).__name__ != "MesonpyMetaFinder"]
+            sys.path[:0] = self.environment["PYTHONPATH"].split(os.pathsep)
+            importlib.invalidate_caches()
+            status = int(pytest.main(arguments))
+        finally:
+            os._exit(status)
 
 
 def campaign(chosen: list[tuple[int, Mutant]], copy: Copy) -> int:
@@ -218,6 +249,10 @@ def main() -> int:
     chosen = [(i, m) for i, m in chosen if given.only in f"{m.was}{m.now}{m.file}{m.tests}"][: given.count]
     if given.check:
         return int(check(chosen) > 0)
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    for name in LOADED:
+        with contextlib.suppress(ImportError):
+            importlib.import_module(name)
     with contextlib.ExitStack() as stack:
         where = given.work or Path(stack.enter_context(tempfile.TemporaryDirectory()))
         where.mkdir(parents=True, exist_ok=True)

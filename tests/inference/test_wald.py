@@ -460,6 +460,7 @@ def test_distributions():
     same(chi2_tail(3.3, 2), stats.chi2.sf(3.3, 2), 1e-12)
     same(f_quantile(0.95, [2, 3], [7.3, np.inf]), [stats.f.ppf(0.95, 2, 7.3), stats.chi2.ppf(0.95, 3) / 3.0], 1e-10)
     same(two_sided_p([2.0, -2.0], [5.5, np.inf]), [2 * stats.t.sf(2.0, 5.5), 2 * stats.norm.sf(2.0)], 1e-12)
+    same(two_sided_p([2.0, -0.5], None), 2 * stats.norm.sf([2.0, 0.5]), 1e-12)
     same(quantile(0.9, [5.5, np.inf]), [stats.t.ppf(0.9, 5.5), stats.norm.ppf(0.9)], 1e-10)
     assert np.isnan(two_sided_p([np.nan, 1.0], [3.0, np.nan])).all()
 
