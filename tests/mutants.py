@@ -7,6 +7,7 @@ from the others.
 
     python tests/mutants.py                          # all of it: an hour or two on one core
     python tests/mutants.py --start 40 --count 20    # a piece
+    python tests/mutants.py --shuffle --count 40     # a random sample
     python tests/mutants.py --only power             # entries with this word in their text, file or tests
     python tests/mutants.py --work /tmp/m            # keep the build there for the next piece
     python tests/mutants.py --check                  # does every entry still fit the code?  (no build, no tests)
@@ -26,6 +27,7 @@ import contextlib
 import importlib
 import os
 import py_compile
+import random
 import shutil
 import signal
 import subprocess
@@ -241,12 +243,15 @@ def main() -> int:
     parser.add_argument("--start", type=int, default=0, help="number of the first entry")
     parser.add_argument("--count", type=int, default=None, help="how many entries")
     parser.add_argument("--only", default="", help="entries with this word in their text, file or tests")
+    parser.add_argument("--shuffle", action="store_true", help="in an order that makes each piece a sample of all")
     parser.add_argument("--work", type=Path, help="where to build, and to keep the build for the next piece")
     parser.add_argument("--check", action="store_true", help="only see whether the entries fit the code")
     given = parser.parse_args()
     table = [Mutant(**entry) for entry in tomllib.loads(TABLE.read_text())["mutant"]]
-    chosen = [(i, m) for i, m in enumerate(table) if i >= given.start]
-    chosen = [(i, m) for i, m in chosen if given.only in f"{m.was}{m.now}{m.file}{m.tests}"][: given.count]
+    chosen = [(i, m) for i, m in enumerate(table) if given.only in f"{m.was}{m.now}{m.file}{m.tests}"]
+    if given.shuffle:
+        random.Random(0).shuffle(chosen)
+    chosen = chosen[given.start :][: given.count]
     if given.check:
         return int(check(chosen) > 0)
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")

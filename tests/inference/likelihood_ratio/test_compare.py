@@ -156,6 +156,41 @@ def test_bootstrap_and_exact_distribution_agree():
     assert "40000 responses" in bootstrap.null
 
 
+@pytest.mark.parametrize("reml", [True, False])
+def test_bootstrap_and_exact_distribution_agree_with_many_fixed_effects(rng, reml):
+    # rank(X) is a fourth of n: what the linear model's criterion leaves out of its degrees of freedom shows
+    groups = np.repeat(np.arange(7), 4)
+    X = np.column_stack([np.ones(28), rng.standard_normal((28, 6))])
+    y = 1.2 * rng.standard_normal(7)[groups] + rng.standard_normal(28)
+    result = LinearMixedModel(y, X, None, groups).fit(reml=reml)
+    exact, bootstrap = (random_effect_test(result, null=null, n_sim=20_000, seed=3).rows[1] for null in
+                        ("exact", "bootstrap"))  # fmt: skip
+    assert 0.001 < exact.pvalue < 0.9
+    assert abs(exact.pvalue - bootstrap.pvalue) < 4.5 * np.hypot(exact.p_se, bootstrap.p_se)
+
+
+def test_bootstrap_leaves_out_what_either_fit_has_not_certified(rng, monkeypatch):
+    from fastlmm_core.simulation import draws
+
+    y, X, groups = arrays(rng)
+    small, large = (LinearMixedModel(y, X[:, :p], None, groups).fit(reml=False) for p in (1, 2))
+    original = draws.simulate_fit
+    for of_null, of_large in ((1, 0), (0, 1), (1, 1)):
+
+        def lossy(*args, fit=None, lost=(of_null, of_large), **options):
+            batch = original(*args, fit=fit, **options)
+            if lost[0 if fit is None else 1]:
+                batch._status[fit is not None :: 4] = -2
+            return batch
+
+        monkeypatch.setattr(draws, "simulate_fit", lossy)
+        row = compare(small, large, null="bootstrap", n_sim=100, seed=5).rows[1]
+        lost = 25 * (of_null + of_large)
+        assert (
+            row.null == f"parametric bootstrap of {100 - lost} responses ({lost} more without certified fits left out)"
+        )
+
+
 def test_bootstrap_of_two_models_and_mixture_agree(rng):
     y, X, groups = arrays(rng, 60, 5, 0.4)
     small, large = (LinearMixedModel(y, X, X[:, :q], groups).fit() for q in (1, 2))
