@@ -371,6 +371,17 @@ def test_target_at_a_value_is_that_value():
     assert curve_of([0.3, 0.9], [16, 64]).target(middle - 1e-4) == 36
 
 
+def test_isotonic_regression(rng):
+    from fastlmm_core.planning.power import _isotonic
+
+    for values in ([0.4, 0.5, 0.1, 0.9], [0.9, 0.8, 0.1], rng.uniform(size=12), np.sort(rng.uniform(size=6))):
+        v = np.array(values)
+        n = len(v)
+        # the least of the means to the right of the greatest to the left (Barlow et al. 1972, th. 1.4)
+        exact = [max(min(v[j : k + 1].mean() for k in range(i, n)) for j in range(i + 1)) for i in range(n)]
+        np.testing.assert_allclose(_isotonic(v), exact, rtol=1e-12)
+
+
 def test_repr():
     result = power(trial(), "t:arm", n_sim=100, seed=1)
     assert repr(result).startswith(f"<PowerResult: {result.power:.3f} [")
