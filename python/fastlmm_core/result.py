@@ -187,7 +187,7 @@ class LMMResult(MarginalMoments, Methods):
         Returns
         -------
         (p, 2) array or a frame with columns conf_low, conf_high
-            By profile of all parameters, in the order of ``profile().parameters``.
+            By profile of all parameters, in the order of ``profile().names``.
 
         Raises
         ------

@@ -364,7 +364,7 @@ def test_missingness_by_pattern(many):
 
 def test_profile_zeta():
     grid = np.linspace(0.5, 8.0, 61)
-    profile = SimpleNamespace(parameters=("a", "b"), zeta=lambda name: (grid, (np.log(grid) - 1.0) * 2.0))
+    profile = SimpleNamespace(names=("a", "b"), zeta=lambda name: (grid, (np.log(grid) - 1.0) * 2.0))
     axes = plots.profile_zeta(profile, level=0.9)
     assert [ax.get_xlabel() for ax in axes] == ["a", "b"]
     curve = max(axes[0].lines, key=lambda one: len(one.get_xdata()))

@@ -292,6 +292,14 @@ def test_one_factor_by_name():
     close(result.predict(data, effects=[]), result.predict(data), 0.0)
 
 
+def test_a_factor_that_is_called_all():
+    data = flc.datasets.load("pastes").rename(columns={"batch": "all", "cask": "population"})
+    result = flc.lmm("strength ~ 1 + (1 | all) + (1 | all:population)", data).fit()
+    own = np.asarray(result.random_effects["all"]["Intercept"])[result.model.factor("all").grouping.index]
+    close(result.predict(data, effects=["all"]), result.predict(data) + own)
+    close(result.predict(data, effects="all"), result.fittedvalues)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -524,7 +524,7 @@ def test_names():
         assert boot.conf_int().shape == (len(names), 2)
         tidy = result.tidy("ran_pars")
         np.testing.assert_allclose(tidy["estimate"], boot.estimate[2:], rtol=1e-12)
-        assert tuple(tidy["term"]) == boot.names[2:] == result.profile(level=0.5).parameters[2:]
+        assert tuple(tidy["term"]) == boot.names[2:] == result.profile(level=0.5).names[2:]
         assert tuple(result.variance_components()["term"][: len(tidy)]) == boot.names[2:]
         assert [name for name in result.model.fit_many(result.simulate(2, 1)).to_frame() if name in boot.names] == [
             *boot.names

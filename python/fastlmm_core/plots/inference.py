@@ -26,7 +26,7 @@ class ProfileLike(Protocol):
     """What a profile has."""
 
     @property
-    def parameters(self) -> Sequence[str]:
+    def names(self) -> Sequence[str]:
         """Names."""
 
     def zeta(self, parameter: str) -> tuple[ArrayLike, ArrayLike]:
@@ -63,7 +63,7 @@ def profile_zeta(
 
     Parameters
     ----------
-    profile : object with `parameters` and `zeta(name)`
+    profile : object with `names` and `zeta(name)`
     parameters : str or sequence of str, optional
         By default all.
     level : float
@@ -81,7 +81,7 @@ def profile_zeta(
     """
     check_share(level, "level")
     pyplot()
-    wanted = _wanted(list(profile.parameters), parameters, "parameters")
+    wanted = _wanted(list(profile.names), parameters, "parameters")
     if ax is not None and len(wanted) != 1:
         raise LMMError("ax is for one parameter: name it, or leave ax out")
     axes = [ax] if ax is not None else grid(len(wanted), (3.0, 2.7))

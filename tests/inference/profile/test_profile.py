@@ -288,7 +288,7 @@ def test_dropped_column(rng):
     assert np.isnan(limits.pop("x3")).all()
     for name, expected in plain.items():
         np.testing.assert_allclose(limits[name], expected, atol=1e-7 * np.ptp(expected), err_msg=name)
-    assert "x3" not in result.profile(["fixed"], 0.5).parameters
+    assert "x3" not in result.profile(["fixed"], 0.5).names
 
 
 def test_perfect_correlation(rng):
@@ -337,7 +337,7 @@ def test_paths(fitted_reference, name):
     assert found.fit.reml is False
     ref = oracle.reference(name)
     end = 2.5758293035489004
-    for parameter in found.parameters:
+    for parameter in found.names:
         values, zeta = found.zeta(parameter)
         assert (np.diff(values) > 0.0).all()
         # where the estimate is at the boundary there is one side only

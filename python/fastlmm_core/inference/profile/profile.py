@@ -63,7 +63,8 @@ class ProfileResult:
         The ML fit.
     level : float
         Confidence level up to which the paths reach.
-    parameters : tuple of str
+    names : tuple of str
+        Of the parameters profiled.
     notes : dict
         Parameter to a message, where a path ends early: at 0, at +-1, or because a point was not found.
     """
@@ -74,7 +75,7 @@ class ProfileResult:
     ) -> None:  # fmt: skip
         self.fit = profiler.fit
         self.level = level
-        self.parameters = tuple(p.name for p in chosen)
+        self.names = tuple(p.name for p in chosen)
         self.notes = notes
         self._profiler = profiler
         self._chosen = chosen
@@ -82,9 +83,7 @@ class ProfileResult:
 
     def _path(self, parameter: str) -> list[tuple[float, Point]]:
         if parameter not in self._paths:
-            raise LMMError(
-                f"parameter: {parameter!r} was not profiled; use one of {', '.join(self.parameters) or 'none'}"
-            )
+            raise LMMError(f"parameter: {parameter!r} was not profiled; use one of {', '.join(self.names) or 'none'}")
         return self._paths[parameter]
 
     def zeta(self, parameter: str) -> tuple[Array, Array]:
@@ -151,7 +150,7 @@ class ProfileResult:
         return self.fit.model.table(self._columns)
 
     def __repr__(self) -> str:
-        return f"<ProfileResult: {', '.join(self.parameters)}>"
+        return f"<ProfileResult: {', '.join(self.names)}>"
 
 
 def _rise(level: float) -> float:
