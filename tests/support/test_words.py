@@ -13,6 +13,7 @@ import pytest
 
 import fastlmm_core as flc
 from fastlmm_core.support import words
+from fastlmm_core.support.arguments import checked
 
 DOCS = Path(__file__).parents[2] / "docs"
 
@@ -217,6 +218,33 @@ def test_swapped_arguments():
 def test_formulas_of_emmeans():
     with pytest.raises(flc.LMMError, match=r"'pairwise ~ h' is a formula.*contrasts='pairwise'"):
         result().emmeans("pairwise ~ h")
+
+
+# ---- arguments -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("owner", "name", "said"),
+    [(owner, name, said) for owner, known in words.ARGUMENTS.items() for name, said in known.items()],
+)
+def test_arguments_that_have_other_names_here(owner, name, said):
+    """Whatever the words say, the error of a checked function says it, and names the function that was called."""
+
+    def called(x=None):
+        return x
+
+    called.__name__ = owner
+    with pytest.raises(TypeError, match=re.escape(f"{owner}() has no argument {name!r}: {said}")):
+        checked(called)(**{name: 1})
+
+
+def test_swapped_arguments_of_a_checked_function():
+    def called(text: str, table: dict, level: float = 0.5): ...
+
+    with pytest.raises(flc.LMMError, match=r"^called\(\): text and table are swapped; write called\(text, table\)$"):
+        checked(called)({}, "text")
+    with pytest.raises(flc.LMMError, match="text must be a string"):
+        checked(called)({}, {})
 
 
 # ---- the table itself ----------------------------------------------------------------------------------------------

@@ -86,10 +86,16 @@ def _checked(function: Any, name: str, bound: int) -> Any:
         for argument, value in given:
             if argument not in parameters:
                 if not open_ended:
-                    raise TypeError(f"{name}() has no argument {argument!r}: {near(argument, parameters)}")
+                    from . import words
+
+                    hint = words.argument(name, argument) or near(argument, parameters)
+                    raise TypeError(f"{name}() has no argument {argument!r}: {hint}")
                 continue
             check = parameters[argument]
             if check is not None and not check(value):
+                if argument == positional[0] and len(arguments) > 1 and check(arguments[1]):
+                    order = ", ".join(positional[:2])
+                    raise LMMError(f"{name}(): {argument} and {positional[1]} are swapped; write {name}({order})")
                 raise LMMError(f"{name}(): {argument} must be {_wanted(function, argument)}, not {_shown(value)}")
 
     @wraps(function)
