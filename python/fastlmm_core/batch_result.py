@@ -20,6 +20,7 @@ from .estimation.many.one_factor import effects_design
 from .estimation.optimize import SINGULAR
 from .inference.wald import coefficient_df
 from .support.blas_threads import one_blas_thread
+from .support.memory import blas_callers
 from .support.progress import progress_bar
 from .support.threads import in_threads, thread_count
 
@@ -406,10 +407,12 @@ def _fit(
     bar = progress_bar(progress, count)
     try:
         # our threads would wait for each other in BLAS
-        with one_blas_thread() if len(model.factors) > 1 else nullcontext():
+        several = len(model.factors) > 1
+        callers = blas_callers(jobs) if several else jobs
+        with one_blas_thread() if several else nullcontext():
             # the blocks of a stream are drawn here, some at a time
             for some in _rounds(tasks(), ROUND * jobs) if count is None else (tasks(),):
-                in_threads(run, some, jobs, None if bar is None else bar.update)
+                in_threads(run, some, callers, None if bar is None else bar.update)
     finally:
         if bar is not None:
             bar.close()

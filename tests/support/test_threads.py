@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import threading
 
 import numpy as np
@@ -73,3 +76,18 @@ def test_many_responses_and_deletions_need_no_second_thread(granted, rng, monkey
     rest = groups != 5
     alone = flc.LinearMixedModel(y[rest], X[rest], groups=groups[rest]).fit()
     np.testing.assert_allclose(influence.params[5], alone.params, rtol=1e-7)
+
+
+def test_one_blas_thread_counts_libraries_that_are_loaded_later():
+    # scipy's BLAS comes with the first model of crossed factors, after numpy's was asked for
+    code = (
+        "from threadpoolctl import threadpool_info\n"
+        "from fastlmm_core.support.blas_threads import one_blas_thread\n"
+        "with one_blas_thread(): pass\n"
+        "import fastlmm_core.engines.crossed.engine\n"
+        "with one_blas_thread():\n"
+        "    print(*[found['num_threads'] for found in threadpool_info() if found['user_api'] == 'blas'])\n"
+    )
+    environment = {**os.environ, "OPENBLAS_NUM_THREADS": "2"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
+    assert set(done.stdout.split()) == {"1"}

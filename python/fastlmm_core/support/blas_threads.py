@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
-__all__ = ["one_blas_thread"]
+__all__ = ["libraries", "one_blas_thread"]
 
 _lock = threading.Lock()
 _users = 0
@@ -20,8 +20,8 @@ _limits: Any = None
 
 
 @cache
-def _libraries() -> Any:
-    """The BLAS libraries that are loaded."""
+def libraries() -> Any:
+    """The BLAS libraries that are loaded; whoever loads another clears this cache."""
     from threadpoolctl import ThreadpoolController
 
     return ThreadpoolController()
@@ -37,7 +37,7 @@ def one_blas_thread() -> Iterator[None]:
     with _lock:
         _users += 1
         if _users == 1:
-            _limits = _libraries().limit(limits=1, user_api="blas")
+            _limits = libraries().limit(limits=1, user_api="blas")
     try:
         yield
     finally:

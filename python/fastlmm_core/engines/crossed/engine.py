@@ -10,8 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...kernels.crossed import CrossedEngine
+from ...support.blas_threads import libraries
 
 __all__ = ["CrossedCriterion"]
+
+# the kernel has loaded scipy's BLAS
+libraries.cache_clear()
 
 Array = NDArray[np.float64]
 Index = NDArray[np.intp]
@@ -51,9 +55,7 @@ class CrossedCriterion(CrossedEngine):
     @property
     def serial(self) -> bool:
         """Whether an evaluation calls BLAS for matrices so small that its threads cost more than they gain."""
-        layout = self.layout
-        sizes = np.asarray(layout.comp_slot)[1:] - layout.core_slot
-        return SERIAL_FROM <= int(sizes.max(initial=0)) < THREADED_FROM
+        return SERIAL_FROM <= int(self.layout.core_sizes.max(initial=0)) < THREADED_FROM
 
     def directions(self) -> tuple[list[Index], list[int]]:
         """Slots of each factor as (m, q) arrays, and its first column in G^.

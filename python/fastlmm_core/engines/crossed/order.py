@@ -78,6 +78,11 @@ class Layout(NamedTuple):
     core_slot: Index = np.zeros(0, dtype=np.intp)
     sparse: Sparse | None = None
 
+    @property
+    def core_sizes(self) -> Index:
+        """Columns of the core of each component."""
+        return self.comp_slot[1:] - self.core_slot
+
 
 def chain_of(codes: list[Index], sizes: list[int], widths: list[int]) -> tuple[list[int], list[Index]]:
     """Factors to be eliminated level by level, finest first, and the parents of their levels.

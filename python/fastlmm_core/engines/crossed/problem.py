@@ -27,6 +27,7 @@ from ...problem.columns import (
     refuse_non_finite,
     spread,
 )
+from ...support.memory import numpy_blas, require, scipy_blas
 from ..starts import factors_start
 from .cores import Tail
 from .order import Layout, Stage, lay_out
@@ -50,6 +51,9 @@ EXACT_UP_TO, WIDE_UP_TO = 3e6, 1e9
 does nearly as well, and for many, where it does not."""
 
 MANY_PARAMETERS = 10
+
+MATRICES = 3
+"""Dense matrices of the size of each core: the products, their factor, and the covariances."""
 
 
 @dataclass(frozen=True)
@@ -155,8 +159,12 @@ class HierarchyProblem:
         columns : (rank + 1, k) array, optional
             Take [X y] columns for [X y]: for coefficients that are fixed or constrained.
         """
+        scipy_blas()
         from .engine import CrossedCriterion
 
+        cores = self.layout.core_sizes
+        purpose = f"crossed factors with a dense core of {cores.max(initial=0):,} random effects"
+        require(MATRICES * 8 * int(np.sum(cores * cores)), purpose)
         cross, gram = self.cross, self.gram
         if columns is not None:
             cross, gram = cross @ columns, columns.T @ gram @ columns
@@ -169,6 +177,7 @@ class HierarchyProblem:
 
         Only where all factors are nested, so that the rest of the data can be left out.
         """
+        scipy_blas()
         from .engine import CrossedCriterion
 
         stages = self.layout.stages
@@ -278,6 +287,7 @@ def condition_factors(
         effects explain, a factor with as many random effects as there are observations, a response without residual
         variation, or crossed factors too large for a dense matrix.
     """
+    numpy_blas()
     n = len(y)
     codes = [np.ascontiguousarray(f.codes, dtype=np.intp) for f in factors]
     for f, code in zip(factors, codes, strict=True):

@@ -1,0 +1,113 @@
+"""Memory is asked for before it is needed where the lack of it would end the process.
+
+OpenBLAS takes its work space with the first product of matrices, and ends the process where the system has none: under
+a limit on memory (`ulimit -v`, a batch system) what is about to call BLAS lets it take its space first, where that is
+granted.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+from functools import cache
+
+import numpy as np
+
+from .blas_threads import libraries, one_blas_thread
+
+__all__ = ["blas_callers", "numpy_blas", "require", "scipy_blas"]
+
+BUFFER = 34 << 20
+"""Bytes that a caller of an OpenBLAS library holds (32 MB, and what it is aligned by)."""
+
+LIBRARY = 100 << 20
+"""Bytes that scipy's linear algebra and its OpenBLAS map when they are loaded."""
+
+THREAD = 44 << 20
+"""Bytes of each further thread of OpenBLAS: a buffer and a stack."""
+
+
+def limited() -> bool:
+    """Whether a limit on memory is set for this process."""
+    try:
+        import resource
+    except ImportError:
+        return False  # not POSIX
+    return any(
+        resource.getrlimit(kind)[0] != resource.RLIM_INFINITY for kind in (resource.RLIMIT_AS, resource.RLIMIT_DATA)
+    )
+
+
+def granted(size: int) -> bool:
+    """Whether the system grants so many bytes at present."""
+    try:
+        mmap.mmap(-1, max(size, 1)).close()
+    except (OSError, OverflowError, ValueError):
+        return False
+    return True
+
+
+def require(size: int, purpose: str) -> None:
+    """Nothing, where the system grants so many bytes.
+
+    Raises
+    ------
+    MemoryError
+        That names the purpose, where it does not.
+    """
+    if not granted(size):
+        raise MemoryError(f"{purpose}: {size / 2**20:,.0f} MB of memory are needed and not granted; raise the limit")
+
+
+def numpy_blas() -> None:
+    """Let numpy's BLAS take its work space, where memory is limited.
+
+    Raises
+    ------
+    MemoryError
+        Where there is no room for it.
+    """
+    if limited():
+        _numpy_blas()
+
+
+@cache
+def _numpy_blas() -> None:
+    require(BUFFER, "products of matrices (numpy's BLAS)")
+    square = np.ones((128, 128))
+    _ = square @ square
+
+
+def scipy_blas() -> None:
+    """Load scipy's BLAS and let it take its work space, where memory is limited.
+
+    Raises
+    ------
+    MemoryError
+        Where there is no room for it.
+    """
+    if limited():
+        _scipy_blas()
+
+
+@cache
+def _scipy_blas() -> None:
+    _numpy_blas()
+    stated = [os.environ.get(name, "") for name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS")]
+    threads = min([os.cpu_count() or 1, *(int(number) for number in stated if number.isdigit() and int(number) > 0)])
+    # a change of the number of threads takes a buffer of each library for good
+    require(LIBRARY + 3 * BUFFER + (threads - 1) * THREAD, "several grouping factors (scipy's BLAS)")
+    from scipy.linalg.blas import dgemm
+
+    libraries.cache_clear()
+    square = np.ones((128, 128), order="F")
+    with one_blas_thread():
+        dgemm(1.0, square, square)
+        _ = square @ square
+
+
+def blas_callers(wanted: int) -> int:
+    """How many threads, up to so many, may call both libraries at a time: at least one."""
+    while wanted > 1 and not granted(2 * (wanted - 1) * BUFFER):
+        wanted -= 1
+    return wanted
