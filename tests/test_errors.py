@@ -127,8 +127,8 @@ def test_lengths_that_differ(name, n):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"y": np.array(["1.0"] * N)}, r"^y must hold numbers, not <U3; convert"),
-        ({"y": np.array(["high"] * N, dtype=object)}, r"^y must hold numbers, not object; convert"),
+        ({"y": np.array(["1.0"] * N)}, r"^y must hold numbers, not text \(<U3\); convert"),
+        ({"y": np.array(["high"] * N, dtype=object)}, r"^y must hold numbers, not text \(object\); convert"),
         ({"y": np.full(N, 1j)}, r"^y must hold numbers, not complex128"),
         ({"y": np.full(N, "2020-01-01", dtype="datetime64[D]")}, r"^y must hold numbers, not datetime64\[D\]"),
         ({"X": np.full((N, 2), "a")}, r"^X must hold numbers"),

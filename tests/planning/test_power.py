@@ -508,7 +508,7 @@ def test_refused_by_assume(change, message):
         ({"test": [1.0, 0.0]}, "test must have 4 columns"),
         ({"test": []}, "test must have 4 columns"),
         ({"test": None}, "test"),
-        ({"test": [["t"], ["arm", "t"]]}, "test must hold numbers"),
+        ({"test": [["t"], ["arm", "t"]]}, "test must be an array, but its rows have different lengths"),
         ({"test": [[1, 0, 0, 0], [2, 0, 0, 0]]}, "test has rows that are combinations"),
         ({"test": [[1, 0, 0, 0]], "method": "lrt"}, "method='lrt' needs the names"),
         ({"test": [[1, 0, 0, 0]], "effect": 1.0}, "effect needs a test by the names"),

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from ..errors import LMMError
 from ..kernels import code_range
+from ..support.checks import plain_array
 
 __all__ = ["Codes", "Factor", "Grouping", "group_codes", "in_order", "integer_codes", "label_array", "label_codes"]
 
@@ -159,9 +160,11 @@ def group_codes(groups: Any, name: str) -> Codes:
     Raises
     ------
     LMMError
-        If it is not one-dimensional or labels are missing.
+        If it is not one-dimensional, or labels are missing or masked.
     """
-    values = np.asarray(groups)
+    values = plain_array(groups, "groups")
+    if values.dtype.kind == "T":  # numpy's strings of any length, which pandas may not know
+        values = np.array([text if isinstance(text, str) else None for text in values.tolist()], dtype=object)
     if values.ndim != 1:
         raise LMMError(f"groups must be one-dimensional, not of shape {values.shape}; give one label per row")
     if values.size == 0:

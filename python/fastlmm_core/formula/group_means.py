@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ..errors import LMMError
-from ..support.checks import float_array
+from ..support.checks import float_array, plain_array
 from ..tables.columns import native_frame
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ def _grouped(x: ArrayLike, groups: tuple[Any, ...]) -> tuple[Array, NDArray[np.i
     codes = np.zeros(len(values), dtype=np.intp)
     labels: list[Any] = [()]
     for group in groups:
-        column = np.asarray(group)
+        column = plain_array(group, "the group")
         if column.ndim != 1 or len(column) != len(values):
             raise LMMError(f"the groups have the shape {column.shape}, but x has {len(values)} values")
         own, names = integer_codes(column) if column.dtype.kind in "iu" else label_codes(column, "the group")

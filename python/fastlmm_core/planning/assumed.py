@@ -14,11 +14,12 @@ from ..design.grouping import Codes
 from ..errors import LMMError
 from ..model import LinearMixedModel, lmm
 from ..simulation.draws import Simulating
+from ..support.checks import number_array
 
 if TYPE_CHECKING:
     from ..covariance.parameters import CovarianceStructure
 
-__all__ = ["AssumedModel", "assume", "drawn", "number_array", "rebuilt", "stated"]
+__all__ = ["AssumedModel", "assume", "drawn", "rebuilt", "stated"]
 
 Array = NDArray[np.float64]
 
@@ -143,16 +144,6 @@ def _coefficients(params: Any, names: tuple[str, ...]) -> Array:
     if values.shape != (len(names),):
         raise LMMError(f"params must hold {len(names)} values, for {', '.join(map(repr, names))}, not {values.size}")
     return values
-
-
-def number_array(values: Any, argument: str) -> Array:
-    try:
-        array = np.array(values, dtype=np.float64)
-    except (TypeError, ValueError):
-        raise LMMError(f"{argument} must hold numbers, not {values!r}") from None
-    if not np.isfinite(array).all():
-        raise LMMError(f"{argument} has values that are not finite; give a number for each")
-    return array
 
 
 def _factor_of(G: Any, structure: CovarianceStructure, terms: tuple[str, ...]) -> Array:

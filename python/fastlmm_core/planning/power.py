@@ -13,11 +13,11 @@ from numpy.typing import ArrayLike, NDArray
 from ..design.replication import Rows, levels_of, observations, subjects
 from ..errors import LMMError
 from ..model import LinearMixedModel
-from ..support.checks import check_count
+from ..support.checks import check_count, number_array
 from ..support.distributions import chi2_tail
 from ..support.seeds import Seed, key_of
 from ..tables.columns import native_frame
-from .assumed import AssumedModel, drawn, number_array, rebuilt, stated
+from .assumed import AssumedModel, drawn, rebuilt, stated
 
 if TYPE_CHECKING:
     from ..methods import Ddf

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import LMMError
-from ..support.checks import float_array, row_values
+from ..support.checks import float_array, plain_array, row_values
 
 if TYPE_CHECKING:
     from ..design.grouping import Factor, Grouping
@@ -209,10 +209,11 @@ def _array_groups(
         if len(model.factors) > 1:
             named = ", ".join(f"{name!r}: labels" for name in groups)
             raise LMMError(f"{argument}['groups'] must be a mapping by grouping factor: {{{named}}}")
-        return [("['groups']", model.grouping.name, np.asarray(given))]
+        return [("['groups']", model.grouping.name, plain_array(given, f"{argument}['groups']"))]
     found = []
     for name in groups:
         if name not in given:
             raise LMMError(f"{argument}['groups'] has no {name!r}: give the level of each row in this factor")
-        found.append((f"['groups'][{name!r}]", name, np.asarray(given[name])))
+        place = f"['groups'][{name!r}]"
+        found.append((place, name, plain_array(given[name], argument + place)))
     return found

@@ -9,7 +9,16 @@ from numpy.typing import NDArray
 
 from ..errors import LMMError
 
-__all__ = ["check_count", "check_share", "exact_floats", "float_array", "object_floats", "row_values"]
+__all__ = [
+    "check_count",
+    "check_share",
+    "exact_floats",
+    "float_array",
+    "number_array",
+    "object_floats",
+    "plain_array",
+    "row_values",
+]
 
 Array = NDArray[np.float64]
 
@@ -19,31 +28,90 @@ _EXACT = 2**53
 """Up to here float64 holds every integer."""
 
 
+def plain_array(values: Any, name: str) -> NDArray[Any]:
+    """What the caller gave, as an array of numpy.
+
+    Raises
+    ------
+    LMMError
+        For masked values (missing data), sparse matrices and records.
+    """
+    if isinstance(values, np.ma.MaskedArray) or (
+        isinstance(values, (list, tuple)) and any(isinstance(part, np.ma.MaskedArray) for part in values)
+    ):
+        masked = np.ma.array(values) if isinstance(values, (list, tuple)) else values
+        gaps = np.ma.getmaskarray(masked)
+        if gaps.any():
+            place = ", ".join(map(str, np.argwhere(gaps)[0].tolist()))
+            raise LMMError(
+                f"{name} is masked at {int(gaps.sum())} places (first: [{place}]): masked values are missing; remove "
+                "or impute these rows"
+            )
+        return np.asarray(masked.data)
+    if hasattr(values, "toarray") and hasattr(values, "tocsr"):
+        raise LMMError(f"{name} is a sparse matrix ({type(values).__name__}); give {name}.toarray()")
+    try:
+        array = np.asarray(values)
+    except ValueError as error:
+        raise LMMError(f"{name} must be an array, but its rows have different lengths; fill or split them") from error
+    if array.dtype.names is not None:
+        raise LMMError(f"{name} holds records with the fields {', '.join(array.dtype.names)}; give one of them")
+    return array
+
+
 def float_array(values: Any, name: str, ndim: int) -> Array:
     """A float64 array of `ndim` dimensions, copied only where it has to be; a vector counts as one column.
 
     Raises
     ------
     LMMError
-        For text, dates, complex numbers or another number of dimensions.
+        For text, dates, complex numbers, masked or sparse values, records, integers that float64 would round, or
+        another number of dimensions.
     """
-    try:
-        array = np.asarray(values)
-        if array.dtype != np.float64:
-            if array.dtype.kind in "USMmc":
-                raise ValueError
-            array = array.astype(np.float64)
-        elif not array.flags.aligned:
-            # a field of packed records: the kernels count strides in elements
-            array = array.copy()
-    except (ValueError, TypeError):
-        kind = np.asarray(values, dtype=object).dtype if not hasattr(values, "dtype") else values.dtype
-        raise LMMError(f"{name} must hold numbers, not {kind}; convert or encode it first") from None
+    array = plain_array(values, name)
+    if array.dtype != np.float64:
+        array = _floats(array, values, name)
+    elif not array.flags.aligned:
+        # a field of packed records: the kernels count strides in elements
+        array = array.copy()
     if ndim == 2 and array.ndim == 1:
         array = array[:, None]
     if array.ndim != ndim:
         raise LMMError(f"{name} must have {ndim} dimension{'s' * (ndim > 1)}, not the shape {array.shape}")
     return array
+
+
+def number_array(values: Any, name: str) -> Array:
+    """Finite numbers in an array of any shape, always a copy.
+
+    Raises
+    ------
+    LMMError
+        As `float_array`, and for values that are not finite.
+    """
+    array = plain_array(values, name)
+    floats = array.copy() if array.dtype == np.float64 else _floats(array, values, name)
+    if not np.isfinite(floats).all():
+        raise LMMError(f"{name} has values that are not finite; give a number for each")
+    return floats
+
+
+def _floats(array: NDArray[Any], values: Any, name: str) -> Array:
+    """Numbers of any other kind as float64."""
+    kind = array.dtype.kind
+    if kind in "iufb":
+        return exact_floats(array, name)
+    text = array.ndim > 0 and kind in "UST"
+    if kind == "O" and values is not None:
+        # numpy would read numbers from text
+        text = array.ndim > 0 and any(isinstance(value, (str, bytes)) for value in array.flat)
+        try:
+            if not text:
+                return object_floats(array, name)
+        except TypeError:  # objects that are no numbers
+            pass
+    shown = str(array.dtype if array.ndim or hasattr(values, "dtype") else type(values).__name__)
+    raise LMMError(f"{name} must hold numbers, not {f'text ({shown})' if text else shown}; convert or encode it first")
 
 
 def exact_floats(values: NDArray[Any], name: str) -> Array:
