@@ -16,20 +16,6 @@
 #
 # Matrices are row by row; of symmetric ones of the cores only the lower triangle counts (LAPACK's upper one).
 
-cdef inline void multiply(Py_ssize_t n, Py_ssize_t m, Py_ssize_t l, const double* A, const double* B, double* out
-                          ) noexcept nogil:
-    """out (n, l) = A (n, m) B (m, l)."""
-    cdef Py_ssize_t i, j, r
-    cdef double t
-    for i in range(n):
-        for j in range(l):
-            out[i * l + j] = 0.0
-        for r in range(m):
-            t = A[i * m + r]
-            for j in range(l):
-                out[i * l + j] += t * B[r * l + j]
-
-
 cdef inline void subtract_crossed(Py_ssize_t m, Py_ssize_t n, Py_ssize_t l, const double* A, Py_ssize_t lda,
                                   const double* B, double* out) noexcept nogil:
     """out (n, l) -= A (m, n)' B (m, l)."""
@@ -101,52 +87,20 @@ cdef inline void invert(Py_ssize_t q, double* A, double* out) noexcept nogil:
 cdef inline double shrink(Py_ssize_t q, const double* K, const double* L, const double* G, double* M, double* P,
                           double* work) noexcept nogil:
     """M = L (I + L'KL)^-1 L', P = (I + KG)^-1; returns |I + L'KL|, not positive where K has lost its digits."""
-    cdef Py_ssize_t i, j, r
-    cdef double t, det = 1.0
-    cdef double* W = work
-    cdef double* Y = work + q * q
+    cdef Py_ssize_t i
+    cdef double det
     if q == 1:
         det = 1.0 + L[0] * L[0] * K[0]
         M[0] = G[0] / det
         P[0] = 1.0 / (1.0 + K[0] * G[0])
         return det
-    multiply(q, q, q, K, L, Y)
+    det = conditional_covariance(q, K, L, M, work)
+    if not det > 0.0:
+        return det
+    multiply(q, q, q, K, G, work)
     for i in range(q):
-        for j in range(i + 1):
-            t = 1.0 if i == j else 0.0
-            for r in range(q):
-                t += L[r * q + i] * Y[r * q + j]
-            W[i * q + j] = t
-    for i in range(q):
-        for j in range(q):
-            Y[i * q + j] = L[j * q + i]
-    for i in range(q):
-        t = W[i * q + i]
-        if not t > 0.0:
-            return -1.0
-        det *= t
-        t = 1.0 / sqrt(t)
-        for j in range(q):
-            Y[i * q + j] *= t
-        for j in range(i + 1, q):
-            W[j * q + i] *= t
-        for j in range(i + 1, q):
-            t = W[j * q + i]
-            for r in range(i + 1, j + 1):
-                W[j * q + r] -= t * W[r * q + i]
-            for r in range(q):
-                Y[j * q + r] -= t * Y[i * q + r]
-    for i in range(q):
-        for j in range(i + 1):
-            t = 0.0
-            for r in range(q):
-                t += Y[r * q + i] * Y[r * q + j]
-            M[i * q + j] = t
-            M[j * q + i] = t
-    multiply(q, q, q, K, G, W)
-    for i in range(q):
-        W[i * q + i] += 1.0
-    invert(q, W, P)
+        work[i * q + i] += 1.0
+    invert(q, work, P)
     return det
 
 

@@ -27,6 +27,7 @@ from fastlmm_core.crossed.structures cimport MAX_FACTORS, SMALL, WIDE, Eliminati
 from fastlmm_core.kernels._matrices cimport jacobi
 from fastlmm_core.kernels._newton cimport failed, reraise
 from fastlmm_core.kernels._profiled cimport ProfiledEngine, copied
+from fastlmm_core.small.conditional cimport conditional_covariance, multiply
 
 from fastlmm_core.kernels._levels import sort_rows
 from fastlmm_core.kernels._profiled import blocks_of
@@ -439,6 +440,23 @@ cdef class CrossedEngine(ProfiledEngine):
             with nogil:
                 self.apply(c, &part[0, 0], &result[0, 0])
             out[:, start : start + wide] = product
+        return out
+
+    def means(self, columns):
+        """Posterior means M columns for Z'Wv in (n_slots, c) columns, at the last point."""
+        self._require(0)
+        cdef Elimination* e = &self.e
+        cdef double[:, ::1] part
+        cdef Py_ssize_t c
+        out = np.empty((self.n_slots, columns.shape[1]))
+        for start in range(0, columns.shape[1], self.wide):
+            block = np.array(columns[:, start : start + self.wide], dtype=float, order="C")
+            part, c = block, block.shape[1]
+            with nogil:
+                forward(e, c, &part[0, 0], NULL)
+                solve_tail(e, c, &part[0, 0], self.U, self.X, NULL)
+                backward(e, c, &part[0, 0], self.U)
+            out[:, start : start + self.wide] = copied(self.U, self.n_slots, c)
         return out
 
     def conditional(self, bint precision=False):

@@ -13,6 +13,8 @@ from functools import lru_cache
 
 import numpy as np
 
+from fastlmm_core.kernels._whiten import solve_groups
+
 from fastlmm_core.kernels._newton cimport Objective, vector
 from fastlmm_core.lanes.kernels cimport LaneKernels, Profile, Shape, lane_kernels_name, lay_profile, make_shape
 from fastlmm_core.small.arena cimport Arena, furnish, take
@@ -317,6 +319,28 @@ cdef class ClusterCriterion(Objective):
     def _require(self, int order):
         if self.last_order < order:
             raise ValueError(f"evaluate with order={order} first")
+
+    def solve(self, v, rows):
+        """V^-1 v by rows at the last point, V relative to sigma^2.
+
+        Parameters
+        ----------
+        v : (n,) or (n, k) array
+        rows : engines.rows.Rows
+            The rows that v belongs to.
+
+        Returns
+        -------
+        array like v
+        """
+        self._require(0)
+        cdef Py_ssize_t q = self.q
+        factor = np.array(<double[:q * q]> self.factor).reshape(q, q)
+        v = np.asarray(v, dtype=float)
+        index = np.ascontiguousarray(rows.codes[0], dtype=np.int64)
+        columns = np.ascontiguousarray(v.reshape(len(v), -1))
+        n_groups = int(index.max(initial=-1)) + 1
+        return solve_groups(columns, rows.Z[0], index, n_groups, factor, rows.weights).reshape(v.shape)
 
     def precision(self):
         """sum N_i (q, q), N_i = Z_i'V_i^-1 Z_i, at the last point of order 1 or more."""

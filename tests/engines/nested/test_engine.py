@@ -287,3 +287,31 @@ def test_variants_agree():
         found.append(np.array(done.stdout.split(), dtype=float))
     for other in found[1:]:
         np.testing.assert_allclose(other, found[0], rtol=1e-9, atol=1e-9 * np.abs(found[0]).max())
+
+
+def test_rows_that_the_columns_of_all_factors_reproduce():
+    # three rows in each fine level, three different columns of Z, two of them with effects of that level
+    rng = np.random.default_rng(0)
+    m = 200
+    fine = np.repeat(np.arange(m), 3)
+    coarse = fine // 10
+    n = len(fine)
+    x = rng.normal(size=(n, 2))
+    one = np.ones(n)
+    Z = [np.column_stack([one, x[:, 0]]), np.column_stack([one, x[:, 1]])]
+    y = 1.0 + rng.normal(size=n)
+    for z, c in zip(Z, (fine, coarse), strict=True):
+        y += (z * rng.normal(size=(m, 2))[c]).sum(1)
+    factors = [Factor(Z[0], fine, m, "fine"), Factor(Z[1], coarse, m // 10, "coarse")]
+    structure = CovarianceStructure((Block(0, 2, "full"), Block(2, 4, "full")))
+    problem = condition_factors(y, one[:, None], factors, None, None, structure)
+    theta = np.array([0.8, 0.2, 0.6, 0.9, -0.1, 0.5])
+    Lam = structure.factor(theta)
+    dense = Dense(problem, factors, one[:, None], y, None, None)
+    value = problem.criterion().evaluate(theta)[0]
+    assert abs(value - dense.at(Lam @ Lam.T, True)) < 1e-10 * abs(value)
+    # effects of as many columns as there are rows do reproduce them
+    wide = [Factor(np.column_stack([one, x]), fine, m, "fine"), factors[1]]
+    structure = CovarianceStructure((Block(0, 3, "full"), Block(3, 5, "full")))
+    with pytest.raises(LMMError, match=r"observations|reproduced exactly"):
+        condition_factors(y, one[:, None], wide, None, None, structure)

@@ -10,7 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...kernels.crossed import CrossedEngine
+from ...kernels.hierarchies import own_products
 from ...support.blas_threads import libraries
+from ..rows import Rows
 
 __all__ = ["CrossedCriterion"]
 
@@ -56,6 +58,32 @@ class CrossedCriterion(CrossedEngine):
     def serial(self) -> bool:
         """Whether an evaluation calls BLAS for matrices so small that its threads cost more than they gain."""
         return SERIAL_FROM <= int(self.layout.core_sizes.max(initial=0)) < THREADED_FROM
+
+    def solve(self, v: Array, rows: Rows) -> Array:
+        """V^-1 v by rows at the last point, V relative to sigma^2: W (v - Z u), u the means of the effects given v.
+
+        Parameters
+        ----------
+        v : (n,) or (n, k) array
+        rows : Rows
+            The rows that v belongs to.
+
+        Returns
+        -------
+        array like v
+        """
+        root = 1.0 if rows.weights is None else rows.weights[:, None]
+        rest = np.array(v, dtype=float).reshape(len(v), -1)
+        weighted = np.ascontiguousarray(root * rest)
+        places = self.layout.places
+        products = np.zeros((self.n_slots, rest.shape[1]))
+        for Z, codes, slots in zip(rows.Z, rows.codes, places, strict=True):
+            products[slots.ravel()] = own_products(codes, Z, weighted, len(slots))[1]
+        means = self.means(products)
+        for Z, codes, slots in zip(rows.Z, rows.codes, places, strict=True):
+            for column, slot in zip(Z.T, slots.T, strict=True):
+                rest -= column[:, None] * means[slot[codes]]
+        return np.asarray((root * rest).reshape(np.shape(v)))
 
     def directions(self) -> tuple[list[Index], list[int]]:
         """Slots of each factor as (m, q) arrays, and its first column in G^.

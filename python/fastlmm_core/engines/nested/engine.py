@@ -17,6 +17,7 @@ from ...kernels.hierarchies import NestedEngine
 if TYPE_CHECKING:
     from ...covariance.parameters import CovarianceStructure
     from ..crossed.engine import CrossedCriterion
+    from ..rows import Rows
     from .problem import Families
 
 __all__ = ["NestedCriterion"]
@@ -51,6 +52,10 @@ class NestedCriterion(NestedEngine):
             engine.evaluate(self._structure.theta(self._structure.canonical(factor)), 1)
             self._every = known = factor, self.reml, engine
         return known[2]
+
+    def solve(self, v: Array, rows: Rows) -> Array:
+        """V^-1 v by rows at the last point, V relative to sigma^2; see `CrossedCriterion.solve`."""
+        return self.every_level().solve(v, rows)
 
     def scores(self) -> Array:
         """E = Z'V^-1 [X y] (n_slots, k) in the layout's order."""

@@ -195,7 +195,7 @@ class ChainProblem(HierarchyProblem):
         slope, rest = kernels.within_regression(lower, len(self.gram), design.EXACT_WITHIN)
         return slope if rest < design.MOSTLY_BETWEEN * self.n else None
 
-    def look_within(self, rows: tuple[Any, ...] | None, maps: tuple[Array, Array, Array]) -> None:
+    def look_within(self, rows: tuple[Any, ...] | None, maps: tuple[Array, Array, Array]) -> bool:
         """See what varies within the finest levels, summed over the rows again if they are given.
 
         Parameters
@@ -204,6 +204,12 @@ class ChainProblem(HierarchyProblem):
             X, y, Z, codes of the finest factor, weights, offset; as given to `kernels.accumulate`.
         maps : tuple
             Shifts and scales of X and of Z, provisional coefficients.
+
+        Returns
+        -------
+        bool
+            Whether anything of y varies within them.  The columns that the factors share may reproduce it where those
+            of the finest factor do not.
 
         Raises
         ------
@@ -224,10 +230,13 @@ class ChainProblem(HierarchyProblem):
             )
             tolerance = tolerance**2
         if kernels.clear_exact(lower, k, float(self.n), tolerance):
+            if self.chain.maps[self.chain.order[0]].shape[1] < len(self.chain.z_map):
+                return False
             raise LMMError(
                 "y is reproduced exactly by the random effects: the residual variance is zero; use fewer random effects"
             )
         self.__dict__["_packed"] = packed, kernels.unpack(lower, k)
+        return True
 
     def criterion(self, columns: Array | None = None) -> NestedCriterion:  # type: ignore[override]
         """The criterion of the conditioned problem; see `HierarchyProblem.criterion`."""
@@ -414,8 +423,7 @@ def condition_chain(
         fields |= problem_fields(n, p, factors, weights, structure, x, beta0 - xy[:p, p] * scale)
         problem = ChainProblem(Chain(raw, order, parents, shared, xy, maps), gram=xy.T @ S @ xy, **fields)
         within = X, y, Z, finest, weights, offset
-    problem.look_within(within, (x_scale, z_scale, beta0))
-    return problem
+    return problem if problem.look_within(within, (x_scale, z_scale, beta0)) else None
 
 
 def _shared_columns(X: Array, factors: list[Factor]) -> tuple[Array, list[list[int]]]:
