@@ -34,6 +34,9 @@ __all__ = ["BootstrapResult", "bootstrap"]
 
 Array = NDArray[np.float64]
 
+DEPENDENT = 1e-10
+"""Smallest eigenvalue of the correlations of X in a resample below which its columns depend on each other."""
+
 
 @dataclass(frozen=True)
 class BootstrapResult:
@@ -216,6 +219,7 @@ class _Cases:
         n, m = int(counts @ self.sizes), int(counts.sum())
         if n <= m * structure.q:
             raise LMMError("the resample has no more observations than random effects")
+        self._check_rank(padded[:, n_a:-1].reshape(-1, structure.q, r + 1)[:, :, :r], within)
         rows, columns = structure.positions
         criterion = kernels.ClusterCriterion(packed, within, n, structure.q, r + 1, rows, columns, False)
         criterion.reml = self.result.reml
@@ -230,6 +234,14 @@ class _Cases:
         errors[problem.kept] = np.sqrt(sigma2 * np.sum(half**2, axis=0))[problem.kept]
         factor = problem.z_map @ optimum.factor
         return params, errors, sigma2 * (factor @ factor.T), sigma2, optimum.converged, optimum.singular
+
+    def _check_rank(self, c: Array, within: Array) -> None:
+        """Refuse a resample in which columns of X_o depend on each other: X_o'X_o is c'c and the part within groups."""
+        r = c.shape[2]
+        gram = kernels.unpack(within, r + 1)[:r, :r] + np.tensordot(c, c, axes=((0, 1), (0, 1)))
+        size = np.sqrt(np.diag(gram))
+        if not size.all() or (r and np.linalg.eigvalsh(gram / np.outer(size, size))[0] < DEPENDENT):
+            raise LMMError("the resample does not determine all coefficients")
 
 
 class _Clusters:
