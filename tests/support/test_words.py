@@ -210,6 +210,50 @@ def test_natural_splines_are_those_of_r():
     assert np.abs(basis - made @ np.linalg.lstsq(made, basis, rcond=None)[0]).max() < 1e-9 * np.abs(basis).max()
 
 
+NO_TABLES = [
+    (lambda d: "data.csv", "pandas.read_csv(path)"),
+    (lambda d: Path("data.csv"), "pandas.read_csv(path)"),
+    (lambda d: d.groupby("g"), "(1 | g)"),
+    (lambda d: d.to_dict("records"), "pandas.DataFrame(data)"),
+    (lambda d: d.to_records(), "pandas.DataFrame(data)"),
+    (lambda d: d[["x", "z"]].to_numpy(), "LinearMixedModel(y, X, Z, groups)"),
+    (lambda d: d.x, ".to_frame()"),
+    (lambda d: pytest.importorskip("polars").LazyFrame({"x": [1.0]}), ".collect()"),
+    (lambda d: None, "not 'NoneType'."),
+]
+
+
+@pytest.mark.parametrize(("made", "said"), NO_TABLES)
+def test_things_that_are_no_tables(made, said):
+    with pytest.raises(flc.LMMError, match="`data` must be a pandas or polars DataFrame") as caught:
+        flc.lmm("y ~ x + (1 | g)", made(data()))
+    assert said in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("method", "said"),
+    [
+        ("lbfgs", "'L-BFGS-B'"), ("nelder", "'Nelder-Mead'"), ("neldermead", "'Nelder-Mead'"), ("bfg", "'BFGS'"),
+        ("bobyqa", "'COBYLA'"), ("powel", "'Powell'"),
+    ],
+)  # fmt: skip
+def test_optimisers(method, said):
+    with pytest.raises(flc.LMMError, match=f"method='{method}' is unknown: use 'newton' or .*{said}"):
+        model().fit(method=method)
+
+
+def test_other_ways_to_compare():
+    with pytest.raises(flc.LMMError, match=r"argument 1 is a list.*compare\(\*results\)"):
+        flc.compare([result(), result()])
+    with pytest.raises(flc.LMMError, match=r"models are compared by compare\(m1, m2\)"):
+        result().anova(result())
+
+
+def test_groups_of_within():
+    with pytest.raises(flc.LMMError, match=r"'within\(x\)': the groups are missing: .*within\(x, g\)$"):
+        flc.lmm("y ~ within(x) + (1 | g)", data())
+
+
 def test_swapped_arguments():
     with pytest.raises(flc.LMMError, match=r"formula.*data.*swapped.*lmm\(formula, data\)"):
         flc.lmm(data(), "y ~ x + (1 | g)")

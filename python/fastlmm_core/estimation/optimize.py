@@ -54,6 +54,9 @@ _ENTRIES = ("jac", "hess", "decrement", "lowest", "success", "message", "trace")
 _WITHOUT_GRADIENT = {"nelder-mead", "powell", "cobyla", "cobyqa"}
 _WITH_HESSIAN = {"newton-cg", "dogleg", "trust-ncg", "trust-krylov", "trust-exact", "trust-constr"}
 
+SCIPY = ("Nelder-Mead", "Powell", "CG", "BFGS", "L-BFGS-B", "TNC", "COBYLA", "SLSQP", "trust-constr", "trust-exact")
+"""Methods of scipy.optimize.minimize that messages name."""
+
 
 class Criterion(Protocol):
     """What an engine offers to the optimiser; the compiled Newton needs an `Objective` of the kernels besides."""
@@ -484,8 +487,12 @@ def _attempt(
         raise LMMError(f"options: {str(warning).lower()}; method={name!r} does not know them") from None
     except ValueError as error:
         if "Unknown solver" in str(error):
-            known = "'newton' or a method of scipy.optimize.minimize"
-            raise LMMError(f"method={method!r} is unknown: use {known}") from None
+            from ..support.arguments import near
+
+            raise LMMError(
+                f"method={method!r} is unknown: use 'newton' or a method of scipy.optimize.minimize; "
+                f"{near(str(method), SCIPY)}"
+            ) from None
         raise
     return _settle(criterion, structure, found, levels, n, name)
 

@@ -194,6 +194,9 @@ def _formulaic_matrix(side: Side, table: Table, rows: Array | None, state: Any) 
             "fit does not know; drop these rows or recode them."
         ) from warning
     except Exception as error:  # whatever a transform may raise
+        own = error.__cause__ or error.__context__
+        if isinstance(own, LMMError):
+            raise LMMError(f"{capital(side.where)} of the formula, {side.text!r}: {own}") from error
         raise LMMError(
             f"{capital(side.where)} of the formula, {side.text!r}, cannot be evaluated: {first_line(error)}"
         ) from error

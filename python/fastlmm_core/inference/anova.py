@@ -145,7 +145,8 @@ def anova(
     """
     kind = _TYPES.get(str(type), type)
     if kind not in _TYPES.values():
-        raise LMMError(f"type={type!r} is unknown: use 'I', 'II' or 'III'")
+        models = "; models are compared by compare(m1, m2)" if hasattr(type, "criterion") else ""
+        raise LMMError(f"type={type!r} is unknown: use 'I', 'II' or 'III'{models}")
     inference.check_options(ddf, information)
     terms = fixed_terms(result.model)
     tested = [term for term in terms if not term.is_intercept]

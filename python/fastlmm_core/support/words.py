@@ -13,6 +13,7 @@ __all__ = [
     "FORMULAS",
     "LME4",
     "READING",
+    "TABLES",
     "WRITING",
     "Word",
     "argument",
@@ -309,6 +310,22 @@ ARGUMENTS: dict[str, dict[str, str]] = {
     "random_effect_test": {"nsim": "it is called n_sim"},
     "power": {"nsim": "it is called n_sim", "level": "the level of the test is called alpha"},
 }  # fmt: skip
+
+TABLES: dict[str, str] = {
+    "str": "read the file first, e.g. pandas.read_csv(path)",
+    "PosixPath": "read the file first, e.g. pandas.read_csv(path)",
+    "WindowsPath": "read the file first, e.g. pandas.read_csv(path)",
+    "DataFrameGroupBy": "give the table itself: the groups stand in the formula, (1 | g)",
+    "GroupBy": "give the table itself: the groups stand in the formula, (1 | g)",
+    "LazyFrame": "call .collect() on it first",
+    "DuckDBPyRelation": "call .df() or .pl() on it first",
+    "Series": "a table has named columns: .to_frame()",
+    "list": "make it a table, e.g. pandas.DataFrame(data)",
+    "recarray": "make it a table, e.g. pandas.DataFrame(data)",
+    "ndarray": "arrays without names are for LinearMixedModel(y, X, Z, groups)",
+    "Dataset": "call .to_dataframe() on it first",
+}
+"""What to do with things that are no tables, by the name of their type."""
 
 _PACKAGES = (("lme4's", LME4), ("statsmodels'", (*WRITING, *READING)))
 

@@ -65,10 +65,12 @@ class Table:
         elif _is_instance(data, "pyarrow", "Table", "RecordBatch"):
             self.library, self._index, self._n_rows = "pyarrow", data.schema.names, data.num_rows
         else:
-            hint = " Call `.collect()` on it first." if _is_instance(data, "polars", "LazyFrame") else ""
+            from ..support.words import TABLES
+
+            kind = type(data).__name__
             raise LMMError(
                 f"`{argument}` must be a pandas or polars DataFrame, a pyarrow Table or a dict of one-dimensional "
-                f"arrays, not {type(data).__name__!r}.{hint}"
+                f"arrays, not {kind!r}{'; ' + TABLES[kind] if kind in TABLES else ''}."
             )
 
     @property

@@ -166,7 +166,7 @@ def test_bootstrap_and_exact_distribution_agree_with_many_fixed_effects(rng, rem
     exact, bootstrap = (random_effect_test(result, null=null, n_sim=20_000, seed=3).rows[1] for null in
                         ("exact", "bootstrap"))  # fmt: skip
     assert 0.001 < exact.pvalue < 0.9
-    assert abs(exact.pvalue - bootstrap.pvalue) < 4.5 * np.hypot(exact.p_se, bootstrap.p_se)
+    assert abs(exact.pvalue - bootstrap.pvalue) < 4.5 * np.hypot(exact.p_std_error, bootstrap.p_std_error)
 
 
 def test_bootstrap_leaves_out_what_either_fit_has_not_certified(rng, monkeypatch):

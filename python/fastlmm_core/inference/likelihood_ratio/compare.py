@@ -121,6 +121,8 @@ def _check(results: Sequence[Any], test: Any, null: Any, n_sim: int | None, seed
     for i, result in enumerate(results):
         if not isinstance(result, LMMResult):
             remedy = "; call its fit() first" if hasattr(result, "fit") else ""
+            if isinstance(result, (list, tuple)):
+                remedy = "; give the results one by one, compare(*results)"
             raise LMMError(f"argument {i + 1} is a {type(result).__name__}, not the result of a fit{remedy}")
     if len(results) < 2:
         raise LMMError(f"compare needs at least two results, not {len(results)}")
