@@ -382,14 +382,18 @@ def _fit(
     size: int = 0,
 ) -> BatchResult:
     """Fit blocks (arrays, or functions that return `size` responses) of in all `count` responses (None: unknown)."""
-    shared = model.batch_design()
+    # where no row tells the residual variance by itself, each response may have an optimum or none
+    shared = None if model.problem.saturated else model.batch_design()
     pieces: list[BatchResult] = []
     if count is not None:
         pieces.append(BatchResult(model, reml, count, whole))
 
     def run(block: Any, into: BatchResult, first: int) -> int:
         dense = np.ascontiguousarray(block() if callable(block) else block, dtype=np.float64)
-        _lanes(shared, dense, into, first)
+        if shared is None:
+            into._status[first : first + len(dense)] = into.n_evaluations[first : first + len(dense)] = 0
+        else:
+            _lanes(shared, dense, into, first)
         _second_look(model, dense, into, first)
         return len(dense)
 

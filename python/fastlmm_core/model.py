@@ -18,6 +18,7 @@ from .design.terms import RandomPart, RandomTerm, Term, random_part, terms_of_ar
 from .engines.one_factor.problem import Problem, condition
 from .errors import LMMError
 from .estimation.optimize import optimize
+from .estimation.residual_limit import refuse_unbounded, with_residual_variance
 from .support.blas_threads import one_blas_thread
 from .support.checks import float_array
 from .tables.columns import native_frame
@@ -277,13 +278,16 @@ class LinearMixedModel:
         Raises
         ------
         LMMError
-            For an unknown method or a start of the wrong length.
+            For an unknown method, a start of the wrong length, or a likelihood that has its supremum where the residual
+            variance is zero.
         """
         from .result import LMMResult
 
         problem = self.problem
         criterion = problem.criterion()
         criterion.reml = bool(reml)
+        if problem.saturated and not reml:
+            refuse_unbounded(problem.outside)
         with one_blas_thread() if criterion.serial else nullcontext():
             optimum = optimize(
                 criterion,
@@ -295,6 +299,9 @@ class LinearMixedModel:
                 options,
                 problem.pilot() if start is None else None,
                 "unasked" if start is not None else "nothing" if problem.balanced() else "search",
+            )
+            optimum = with_residual_variance(
+                criterion, self.structure, problem.levels, problem.n, optimum, problem.saturated
             )
         return LMMResult(self, optimum, criterion.solution(), bool(reml))
 

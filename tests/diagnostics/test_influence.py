@@ -351,7 +351,7 @@ def test_too_few_left():
 
 
 @pytest.mark.parametrize("by", ["group", "observation"])
-def test_as_many_observations_as_random_effects_are_too_few(rng, by):
+def test_hardly_more_observations_than_random_effects(rng, by):
     # one row more than random effects: without one row, or a group of three, there are as many of either
     sizes = np.array([1, 3] * 6 + [3])
     codes = np.repeat(np.arange(13), sizes)
@@ -363,15 +363,8 @@ def test_as_many_observations_as_random_effects_are_too_few(rng, by):
     found = influence(result, by)
     for i, label in enumerate(found.labels):
         keep = codes != label if by == "group" else np.arange(len(codes)) != i
-        left = 2 * len(np.unique(codes[keep]))
-        if keep.sum() > left:
-            assert np.isfinite(found.params[i]).all()
-            continue
-        assert keep.sum() == left
-        assert np.isnan(found.params[i]).all() and np.isnan(found.sigma2[i]) and not found.converged[i]
-        assert "too few observations" in found.notes[label]
-        with pytest.raises(LMMError):
-            flc.LinearMixedModel(y[keep], Z[keep, :1], Z[keep], codes[keep]).fit()
+        expected = flc.LinearMixedModel(y[keep], Z[keep, :1], Z[keep], codes[keep]).fit()
+        assert found.criterion[i] == pytest.approx(expected.criterion, abs=1e-6)
 
 
 @pytest.fixture(scope="module")

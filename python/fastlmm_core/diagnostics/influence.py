@@ -298,12 +298,12 @@ def influence(result: LMMResult, by: str = "group") -> Influence:
 
     Notes
     -----
-    With one grouping factor a deletion costs microseconds; with several it is a fit, started at the estimates of all
-    rows.
+    With one grouping factor a deletion costs microseconds; with several, or where there are hardly more rows than
+    random effects, it is a fit, started at the estimates of all rows.
     """
     model = result.model
     grouping = _unit(result, by)
-    if len(model.factors) > 1:
+    if len(model.factors) > 1 or model.problem.crowded:
         found = refit_each(result, grouping)
     else:
         found = delete(result, "observation" if grouping is None else "group")

@@ -37,7 +37,8 @@ def moment_start(criterion: Criterion, structure: CovarianceStructure, n: int, m
     Parameters
     ----------
     within : float
-        Residual sum of squares within groups.
+        Residual sum of squares within groups; zero where there are as many random effects as rows and columns of X
+        leave, so that half of the variation is taken for residual.
     """
     q = structure.q
     reml, criterion.reml = criterion.reml, False
@@ -46,7 +47,7 @@ def moment_start(criterion: Criterion, structure: CovarianceStructure, n: int, m
     criterion.reml = reml
     if value == np.inf:
         return structure.theta(np.eye(q))
-    sigma2 = within / max(n - m * q, 1)
+    sigma2 = within / max(n - m * q, 1) if within > 0.0 else 0.5 * r2 / n
     per_group = n / m
     # sum of squares (n I - gradient) r^2 / n; expectation m (per_group^2 G + per_group I) sigma^2
     share = r2 / (n * m * sigma2 * per_group**2)

@@ -1,6 +1,7 @@
 """From a problem to a fit.
 
-optimize   the compiled Newton method through scipy, certificates, further starts
-many       many responses on one design
-deletion   refits without groups or rows
+optimize        the compiled Newton method through scipy, certificates, further starts
+residual_limit  fits whose residual variance runs to zero
+many            many responses on one design
+deletion        refits without groups or rows
 """

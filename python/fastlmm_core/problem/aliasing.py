@@ -17,7 +17,7 @@ from ..covariance.parameters import Block, CovarianceStructure
 from ..errors import LMMError
 from .columns import RANK_TOLERANCE
 
-__all__ = ["default_names", "refuse_aliased", "suspects"]
+__all__ = ["default_names", "refuse_aliased", "suspects", "term_text"]
 
 Array = NDArray[np.float64]
 
@@ -130,18 +130,19 @@ def _message(name: str, columns: list[str], structure: str, effects: list[int], 
         subject, remedy = f"a combination of the random effects {which} is", "leave one of them out"
     elif rest:
         subject = f"the random effect {which} is" if len(effects) == 1 else f"the random effects {which} are"
-        remedy = f"write {_term(rest, structure, name)} for it"
+        remedy = f"write {term_text(rest, structure, name)} for it"
     else:
         subject = "the random effect is" if len(columns) == 1 else "its random effects are"
         remedy = "leave the term out"
+    term = term_text(columns, structure, name)
     return (
-        f"{_term(columns, structure, name)}: {subject} explained by the fixed effects at every level of {name!r}, so "
+        f"{term}: {subject} explained by the fixed effects at every level of {name!r}, so "
         f"that no observation tells the variance; {remedy}, or leave what tells the levels of {name!r} apart out of "
         "the fixed effects"
     )
 
 
-def _term(columns: list[str], structure: str, name: str) -> str:
+def term_text(columns: list[str], structure: str, name: str) -> str:
     """A term as formulas have it."""
     bar = "||" if structure != "full" and len(columns) > 1 else "|"
     others = [column for column in columns if column != "Intercept"]

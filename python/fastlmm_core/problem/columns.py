@@ -21,7 +21,6 @@ __all__ = [
     "SAMPLE",
     "WELL_CONDITIONED",
     "ConditionedX",
-    "check_size",
     "condition_x",
     "condition_z",
     "factor_structure",
@@ -84,32 +83,6 @@ def refuse_non_finite(y: Array, X: Array, Z: Array, weights: Array | None, offse
                 f"{name} has {len(bad)} values that are not finite (first: {value} at {place}); "
                 "remove or impute these rows before fitting"
             )
-
-
-def check_size(n: int, m: int, q: int, name: str) -> None:
-    """Refuse as many random effects of one factor as there are observations.
-
-    Parameters
-    ----------
-    n, m, q : int
-        Observations, levels, random effects of a level.
-    name : str
-        Of the factor.
-
-    Raises
-    ------
-    LMMError
-    """
-    if m == n and q == 1:
-        raise LMMError(
-            f"every level of {name!r} has one observation: its variance cannot be told from the residual variance; "
-            "use ordinary regression or a coarser factor"
-        )
-    if n <= m * q:
-        raise LMMError(
-            f"there are {n} observations and {m * q} random effects ({q} for each of {m} levels of {name!r}): "
-            "the residual variance cannot be told from G; use fewer random effects"
-        )
 
 
 def spread(rows: Array, kept: Index, p: int) -> Array:

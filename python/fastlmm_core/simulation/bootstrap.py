@@ -201,6 +201,7 @@ class _Cases:
         )[: problem.m]  # fmt: skip
         self.within[:, problem.within == 0.0] = 0.0
         self.sizes = np.bincount(grouping.index, minlength=problem.m)
+        self._by_rows: _Clusters | None = None
 
     def fit(self, counts: NDArray[np.int64]) -> tuple[Array, Array, Array, float, bool, bool]:
         """Params, standard errors, G, sigma2, converged, singular with group i counted counts[i] times."""
@@ -218,7 +219,10 @@ class _Cases:
         within = np.ascontiguousarray(counts @ self.within)
         n, m = int(counts @ self.sizes), int(counts.sum())
         if n <= m * structure.q:
-            raise LMMError("the resample has no more observations than random effects")
+            # what tells the parameters apart, if anything does, is seen in the rows
+            if self._by_rows is None:
+                self._by_rows = _Clusters(self.result, "")
+            return self._by_rows.fit(counts)
         self._check_rank(padded[:, n_a:-1].reshape(-1, structure.q, r + 1)[:, :, :r], within)
         rows, columns = structure.positions
         criterion = kernels.ClusterCriterion(packed, within, n, structure.q, r + 1, rows, columns, False)

@@ -310,8 +310,12 @@ def test_rows_that_the_columns_of_all_factors_reproduce():
     dense = Dense(problem, factors, one[:, None], y, None, None)
     value = problem.criterion().evaluate(theta)[0]
     assert abs(value - dense.at(Lam @ Lam.T, True)) < 1e-10 * abs(value)
-    # effects of as many columns as there are rows do reproduce them
+    # effects of as many columns as there are rows do reproduce them, but the times differ between levels
     wide = [Factor(np.column_stack([one, x]), fine, m, "fine"), factors[1]]
     structure = CovarianceStructure((Block(0, 3, "full"), Block(3, 5, "full")))
-    with pytest.raises(LMMError, match=r"observations|reproduced exactly"):
-        condition_factors(y, one[:, None], wide, None, None, structure)
+    problem = condition_factors(y, one[:, None], wide, None, None, structure)
+    assert problem.saturated and problem.outside == 0
+    Lam = np.tril(rng.uniform(0.2, 0.9, (5, 5))) * (np.arange(5) // 3 == np.arange(5)[:, None] // 3)
+    value = problem.criterion().evaluate(structure.theta(Lam))[0]
+    dense = Dense(problem, wide, one[:, None], y, None, None)
+    assert abs(value - dense.at(Lam @ Lam.T, True)) < 1e-10 * abs(value)

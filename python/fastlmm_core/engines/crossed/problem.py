@@ -20,13 +20,13 @@ from ...kernels import hierarchies
 from ...problem.aliasing import default_names, refuse_aliased, suspects
 from ...problem.columns import (
     ConditionedX,
-    check_size,
     condition_x,
     condition_z,
     factor_structure,
     refuse_non_finite,
     spread,
 )
+from ...problem.identification import GroupedColumns, refuse_unidentified_rows
 from ...support.memory import numpy_blas, require, scipy_blas
 from ..starts import factors_start
 from .cores import Tail
@@ -87,6 +87,9 @@ class Factor:
 class HierarchyProblem:
     """A conditioned problem of several grouping factors and the way back to the caller's units.
 
+    `saturated` is told of nested factors only; with crossed ones a fit that leaves hardly any residual variance is
+    looked at (see `estimation.residual_limit`).
+
     Attributes
     ----------
     n, m : int
@@ -122,6 +125,8 @@ class HierarchyProblem:
     kept: Index
     log_constant: float
     log_jacobian: float
+    saturated: bool = False
+    outside: int = 0
 
     @property
     def rank(self) -> int:
@@ -284,7 +289,7 @@ def condition_factors(
     ------
     LMMError
         For values that are not finite, a constant response, collinear columns of a Z, random effects that the fixed
-        effects explain, a factor with as many random effects as there are observations, a response without residual
+        effects explain, covariance parameters that are not identified, a response without residual
         variation, or crossed factors too large for a dense matrix.
     """
     numpy_blas()
@@ -299,8 +304,6 @@ def condition_factors(
         if quick is not None:
             return quick
     refuse_non_finite(y, X, np.concatenate([f.Z for f in factors], axis=1), weights, offset)
-    for f in factors:
-        check_size(n, f.m, f.Z.shape[1], f.name)
     if (y == y[0]).all():
         raise LMMError("y is constant: there is nothing to model; check that the right column is the response")
     x, x_o = condition_x(X, weights)
@@ -343,6 +346,8 @@ def condition_factors(
         if found:
             part = slice(at, at + own.q)
             refuse_aliased(found, rows, x_o, f.codes, z_map[part, part], f.Z, f.name, f.column_names)
+    grouped = [GroupedColumns(rows, f.codes, f.m, f.name, f.column_names) for f, rows in zip(factors, Z, strict=True)]
+    refuse_unidentified_rows(grouped, x_o, structure, z_map)
     return HierarchyProblem(
         layout=layout,
         cross=cross,

@@ -18,7 +18,13 @@ from ... import kernels
 from ...errors import LMMError
 from ...kernels import hierarchies
 from ...problem.aliasing import refuse_aliased, suspects
-from ...problem.columns import SAMPLE, WELL_CONDITIONED, ConditionedX, check_size, factor_structure, rotation
+from ...problem.columns import SAMPLE, WELL_CONDITIONED, ConditionedX, factor_structure, rotation
+from ...problem.identification import (
+    GroupedColumns,
+    clearly_identified,
+    refuse_unidentified_rows,
+    telling_rows,
+)
 from ..crossed.order import Layout, lay_out_chain
 from ..crossed.problem import Factor, HierarchyProblem, problem_fields
 from ..one_factor import problem as design
@@ -208,8 +214,8 @@ class ChainProblem(HierarchyProblem):
         Returns
         -------
         bool
-            Whether anything of y varies within them.  The columns that the factors share may reproduce it where those
-            of the finest factor do not.
+            Whether anything of y varies within them, or nothing could.  The columns that the factors share may
+            reproduce it where those of the finest factor do not.
 
         Raises
         ------
@@ -229,12 +235,20 @@ class ChainProblem(HierarchyProblem):
                 X, y, Z, codes, 0, place, weights, offset, *maps, self.chain.xy_map, self.chain.z_map, packed
             )
             tolerance = tolerance**2
+            outside, spanned = design.spanned_rows(
+                packed, len(self.chain.z_map), self._families.order[0], self.chain.raw[:, -1], kernels.unpack(lower, k)
+            )
+            if spanned:
+                lower[-k:] = 0.0
+            self.__dict__.update(saturated=spanned, outside=outside)
         if kernels.clear_exact(lower, k, float(self.n), tolerance):
             if self.chain.maps[self.chain.order[0]].shape[1] < len(self.chain.z_map):
                 return False
-            raise LMMError(
-                "y is reproduced exactly by the random effects: the residual variance is zero; use fewer random effects"
-            )
+            if not self.saturated:
+                raise LMMError(
+                    "y is reproduced exactly by the random effects: the residual variance is zero; use fewer random "
+                    "effects"
+                )
         self.__dict__["_packed"] = packed, kernels.unpack(lower, k)
         return True
 
@@ -333,8 +347,6 @@ def condition_chain(
         if parent is None:
             return None
         parents.append(parent)
-    for f in factors:
-        check_size(n, f.m, f.Z.shape[1], f.name)
     Z, which = _shared_columns(X, factors)
     r = Z.shape[1]
     x_scale, x_constant = kernels.column_scales(X, SAMPLE, True)
@@ -399,6 +411,19 @@ def condition_chain(
             rows = (Z - z_scale[0]) * z_scale[1] @ turn[:, part] * root
             x_o = (X - x_scale[0]) * x_scale[1] @ to_x * root
             refuse_aliased(found, rows, x_o, codes[at], z_map[part, part], given.Z, given.name, given.column_names)
+
+    def conditioned(rows: Any) -> tuple[list[GroupedColumns], Array]:
+        """Conditioned columns of each factor and of X, of some rows."""
+        root = 1.0 if weights is None else np.sqrt(weights[rows])[:, None]
+        z = (Z[rows] - z_scale[0]) * z_scale[1] @ turn * root
+        grouped = [
+            GroupedColumns(z[:, at : at + width], code[rows], f.m, f.name, f.column_names)
+            for f, code, at, width in zip(factors, codes, starts, widths, strict=True)
+        ]
+        return grouped, (X[rows] - x_scale[0]) * x_scale[1] @ to_x * root
+
+    if not clearly_identified(*conditioned(telling_rows(codes)), structure):
+        refuse_unidentified_rows(*conditioned(slice(None)), structure, z_map)
     fields: dict[str, Any] = {
         "columns": tuple(starts),
         "z_map": z_map,

@@ -24,13 +24,13 @@ from ...problem.aliasing import default_names, refuse_aliased, suspects
 from ...problem.columns import (
     SAMPLE,
     WELL_CONDITIONED,
-    check_size,
     independent_columns,
     refuse_non_finite,
     rotation,
     spread,
     z_preconditioner,
 )
+from ...problem.identification import GroupedColumns, Shared, parts_identify, refuse_unidentified
 from ..starts import moment_start
 
 __all__ = ["Problem", "condition"]
@@ -45,6 +45,9 @@ PILOT_GROUPS = 2048
 
 MOSTLY_BETWEEN = 1e-6
 """Share of the variation of y within groups below which it is summed from the rows again."""
+
+SPANNED = 1e-10
+"""Share of a combination of columns of X within groups below which the columns of Z explain it."""
 
 EXACT_WITHIN = 1e-12
 """A column of [X y] whose part within groups is relatively smaller lies in the span of Z_i."""
@@ -83,6 +86,11 @@ class Problem(NamedTuple):
         -sum(log(weights)).
     log_jacobian : float
         2 log|det| of x_map on the kept columns.
+    saturated : bool
+        Whether the columns of X and those of Z, a set for each group, span all rows: no row tells the residual
+        variance by itself.
+    outside : int
+        Dimensions that Z leaves to X where that is so.
     """
 
     n: int
@@ -106,11 +114,19 @@ class Problem(NamedTuple):
     kept: NDArray[np.intp]
     log_constant: float
     log_jacobian: float
+    saturated: bool
+    outside: int
 
     @property
     def rank(self) -> int:
         """Number of fixed-effect columns kept."""
         return len(self.kept)
+
+    @property
+    def crowded(self) -> bool:
+        """Whether without some group, or some row, there are as many random effects as rows."""
+        q = self.structure.q
+        return bool(self.n - self.m * q <= max(float(self.raw[:, -1].max()) - q, 1.0))
 
     def conditioned_z(self, Z: Array) -> Array:
         """Rows of Z_o (n, q)."""
@@ -229,10 +245,9 @@ def condition(
     ------
     LMMError
         For values that are not finite, a constant response, collinear columns of Z, random effects that the fixed
-        effects explain, more random effects than observations, or a response without residual variation.
+        effects explain, covariance parameters that are not identified, or a response without residual variation.
     """
     n, p = X.shape
-    q = Z.shape[1]
     x_scale, x_constant = kernels.column_scales(X, SAMPLE, True)
     z_scale, z_constant = kernels.column_scales(Z, SAMPLE, structure.one_full)
     x_transform: Array | None = None
@@ -252,7 +267,6 @@ def condition(
             raise LMMError("the data overflow: rescale y, X, Z or weights to values below 1e100 in size")
         if attempt == 0:
             m = int(np.count_nonzero(raw[:, -1]))
-            check_size(n, m, q, groups.name)
         if not varies:
             raise LMMError("y is constant: there is nothing to model; check that the right column is the response")
         if not constant:
@@ -282,54 +296,79 @@ def condition(
     # beta0 is not zero only where it has been taken from y before the sums
     if not rest > 1e-30 * total:
         raise LMMError("y is reproduced exactly by the fixed effects: there is no variation left to model")
-    problem, present, free = _finish(
+    problem, present, free, exact = _finish(
         y, X, Z, x_columns, groups, offset, n, m, structure, raw, packed_s, beta0, beta, scale, kept, x_scale,
         z_scale, x_constant, z_constant, x_transform, z_transform, to_x, to_z, xy, weights,
     )  # fmt: skip
     if not free:
-        _look_for_aliases(problem, X, Z, groups, weights, z_names)
+        _refuse_what_is_not_identified(problem, X, Z, groups, weights, z_names)
+    if exact and not problem.saturated:
+        raise LMMError(
+            "y is reproduced exactly within every group by the random effects: the residual variance is zero; "
+            "use fewer random effects"
+        )
     return problem, Grouping(groups, present)
 
 
-def _vary_freely(packed: Array, q: int, r: int, n: int, m: int) -> bool:
-    """Whether more of the first groups than X has columns take all random effects: no direction is then explained.
+def _vary_freely(packed: Array, raw: Array, q: int, r: int, n: int) -> bool:
+    """Whether more of the first groups than twice the columns of X take all random effects and have rows left over.
 
-    Groups have no rows in common, so that X explains as many of their columns as it has itself at most.
+    Groups have no rows in common, so that X explains as many of their columns as it has itself at most: no direction
+    is explained.  Such a group tells all parameters apart, and all of them together do so without X
+    (see `problem.identification.parts_identify`).
     """
-    least = 1e-4 * sqrt(n) / m
-    if r < packed.shape[2]:
+    least = 1e-4 * sqrt(n) / len(raw)
+    wanted = 2 * r + 1
+    if wanted <= packed.shape[2]:
         # few numbers: arrays would take longer
-        at, lane, item = 0, 0, packed.item
+        at, lane, item, rows = 0, 0, packed.item, raw.item
         for a in range(q, 0, -1):
             lane = 0
-            while lane <= r and item(0, at, lane) > least:
+            while lane < wanted and item(0, at, lane) > least:
                 lane += 1
-            if lane <= r:
+            if lane < wanted:
                 break
             at += a
-        if lane > r:
+        if lane == wanted and all(rows(lane, -1) > q for lane in range(wanted)):
             return True
     pivots = np.cumsum([0, *range(q, 1, -1)])
-    taken = packed[: 4 * (r // packed.shape[2] + 1), pivots].min(axis=1) > least
-    return bool(np.count_nonzero(taken) > r)
+    taken = packed[: 4 * (wanted // packed.shape[2] + 1), pivots].min(axis=1).ravel() > least
+    some = min(len(taken), len(raw))
+    return bool(np.count_nonzero(taken[:some] & (raw[:some, -1] > q)) >= wanted)
 
 
-def _look_for_aliases(
+def _refuse_what_is_not_identified(
     problem: Problem, X: Array, Z: Array, groups: Codes, weights: Array | None, z_names: Sequence[str] | None
 ) -> None:
-    """Refuse random effects that X explains in every group."""
-    structure, r = problem.structure, problem.rank
-    q = structure.q
+    """Refuse random effects that X explains in every group, and parameters that nothing tells apart."""
+    structure, r, n = problem.structure, problem.rank, problem.n
+    q, m = structure.q, len(problem.raw)
     n_a = q * (q + 1) // 2
-    scaled = problem.raw[:, n_a:-1].reshape(len(problem.raw), q, -1)
+    names = default_names(Z) if z_names is None else z_names
+    scaled = problem.raw[:, n_a:-1].reshape(m, q, -1)
     crossed = np.einsum("aij,ik,jl->akl", scaled, problem.z_transform, problem.xy_transform[:, :r], optimize=True)
-    found = suspects(crossed, problem.n, structure)
-    if found:
+
+    def rows() -> tuple[list[GroupedColumns], Array]:
         root = 1.0 if weights is None else np.sqrt(weights)[:, None]
-        refuse_aliased(
-            found, problem.conditioned_z(Z) * root, problem.conditioned_x(X) * root, groups.codes, problem.z_map, Z,
-            groups.name, default_names(Z) if z_names is None else z_names,
-        )  # fmt: skip
+        place = np.zeros(groups.n_slots, dtype=np.intp)
+        place[np.unique(groups.codes) - groups.base] = np.arange(m)
+        columns = GroupedColumns(
+            problem.conditioned_z(Z) * root, place[groups.codes - groups.base], m, groups.name, names
+        )
+        return [columns], problem.conditioned_x(X) * root
+
+    found = suspects(crossed, n, structure)
+    if found:
+        (own,), x_o = rows()
+        refuse_aliased(found, own.Z, x_o, own.codes, problem.z_map, Z, groups.name, names)
+    lower = np.zeros((q, q), dtype=np.intp)
+    lower[np.tril_indices(q)] = np.arange(n_a)
+    packed = problem.raw[:, np.maximum(lower, lower.T)]
+    products = problem.z_transform.T @ packed @ problem.z_transform
+    if parts_identify(products, problem.raw[:, -1], structure, r):
+        return
+    levels = np.arange(m)
+    refuse_unidentified([Shared(0, 0, levels, levels, products)], [crossed], structure, n, problem.z_map, rows)
 
 
 def _z_rotation(packed: Array, n: int, structure: CovarianceStructure) -> tuple[Array, float]:
@@ -337,6 +376,30 @@ def _z_rotation(packed: Array, n: int, structure: CovarianceStructure) -> tuple[
     if structure.one_full:
         return kernels.rotation(packed, structure.q, n)
     return rotation(kernels.unpack(packed, structure.q), n, structure)
+
+
+def spanned_rows(packed: Array, q: int, order: NDArray[np.intp], counts: Array, within: Array) -> tuple[int, bool]:
+    """How many dimensions of the rows Z leaves, and whether X takes them all.
+
+    Parameters
+    ----------
+    packed : (blocks, K, lanes) array
+        Factored groups.
+    q : int
+        Columns of Z.
+    order : (places,) array
+        Group in each place, -1 for none.
+    counts : (m,) array
+        Rows of each group.
+    within : (k, k) array
+        [X y]'[X y] less the part between groups.
+    """
+    r = len(within) - 1
+    taken = (packed[:, np.cumsum([0, *range(q, 1, -1)])] > 0.0).sum(axis=1).ravel()[: len(order)]
+    # pivots that rounding has left are more than a group has rows
+    rank = np.minimum(taken, np.where(order >= 0, counts[order], 0.0)).sum()
+    outside = round(float(counts.sum() - rank))
+    return outside, outside == np.count_nonzero(np.linalg.eigvalsh(within[:r, :r]) > SPANNED)
 
 
 def _padded(transform: Array) -> Array:
@@ -350,7 +413,7 @@ def _finish(
     n: int, m: int, structure: CovarianceStructure, raw: Array, packed_s: Array, beta0: Array, beta: Array,
     scale: float, kept: NDArray[np.intp], x_scale: Array, z_scale: Array, x_constant: int, z_constant: int,
     x_transform: Array | None, z_transform: Array | None, to_x: Array, to_z: Array, xy: Array, weights: Array | None,
-) -> tuple[Problem, NDArray[np.intp] | None, bool]:  # fmt: skip
+) -> tuple[Problem, NDArray[np.intp] | None, bool, bool]:  # fmt: skip
     q = structure.q
     r = len(kept)
     n_slots = len(raw)
@@ -359,9 +422,9 @@ def _finish(
         present = np.flatnonzero(raw[:, -1])
         raw = raw[present]
     packed, between = kernels.factor_groups(raw, to_z, xy)
-    free = _vary_freely(packed, q, r, n, m)
+    free = _vary_freely(packed, raw, q, r, n)
     within = kernels.within_part(packed_s, xy, between)
-    tolerance = EXACT_WITHIN
+    tolerance, saturated, outside = EXACT_WITHIN, False, 0
     slope, unexplained = kernels.within_regression(within, r + 1, EXACT_WITHIN)
     if unexplained < MOSTLY_BETWEEN * n:
         # sums of squares have lost digits: take out what X explains within groups and sum over the rows again
@@ -378,12 +441,10 @@ def _finish(
             packed,
         )  # fmt: skip
         tolerance = EXACT_WITHIN**2
+        outside, saturated = spanned_rows(packed, q, np.arange(m), raw[:, -1], kernels.symmetric(within, r + 1))
+        if saturated:
+            within[-r - 1 :] = 0.0
     exact = kernels.clear_exact(within, r + 1, float(n), tolerance)
-    if exact:
-        raise LMMError(
-            "y is reproduced exactly within every group by the random effects: the residual variance is zero; "
-            "use fewer random effects"
-        )
     smaller = kernels.compress(packed, m, q, r + 1) if m >= COMPRESS_FROM else None
     x_map, beta_base, log_det = kernels.natural_map(
         x_scale, x_constant, to_x if x_transform is None else x_transform, beta
@@ -419,5 +480,7 @@ def _finish(
         kept=kept,
         log_constant=0.0 if weights is None else -float(np.sum(np.log(weights))),
         log_jacobian=2.0 * log_det,
+        saturated=saturated,
+        outside=outside,
     )
-    return problem, present, free
+    return problem, present, free, exact

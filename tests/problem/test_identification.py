@@ -1,0 +1,105 @@
+"""What the data tell apart: ranks of dense derivatives of V, and models that counting would refuse."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+import fastlmm_core as flc
+from fastlmm_core.covariance.parameters import Block, CovarianceStructure
+from fastlmm_core.problem.identification import GroupedColumns, crossed_levels, gram_of_derivatives, shared_levels
+
+
+def derivatives(Z, codes, structure):
+    """I and the derivative of V in each free element of G, n x n."""
+    n = len(codes[0])
+    out = [np.eye(n)]
+    owner = np.repeat(np.arange(len(Z)), [z.shape[1] for z in Z])
+    wide = np.column_stack(Z)
+    for i, j in zip(*structure.positions, strict=True):
+        same = codes[owner[i]][:, None] == codes[owner[i]]
+        product = np.outer(wide[:, i], wide[:, j])
+        out.append(same * (product if i == j else product + product.T))
+    return out
+
+
+def example(rng, sizes, widths, n, structure):
+    codes = [np.concatenate([np.arange(m), rng.integers(0, m, n - m)]) for m in sizes]
+    Z = [rng.normal(size=(n, q)) for q in widths]
+    X = np.linalg.qr(rng.normal(size=(n, 3)))[0]
+    starts = np.cumsum([0, *widths])
+    kinds = structure * len(widths)
+    blocks = tuple(Block(a, b, s) for a, b, s in zip(starts, starts[1:], kinds, strict=False))
+    factors = [
+        GroupedColumns(z, c, m, f"g{i}", tuple("abcd")[: z.shape[1]])
+        for i, (z, c, m) in enumerate(zip(Z, codes, sizes, strict=True))
+    ]
+    return factors, X, CovarianceStructure(blocks)
+
+
+@pytest.mark.parametrize(("sizes", "widths"), [((7,), (3,)), ((9, 4), (2, 3)), ((8, 5, 3), (1, 2, 1))])
+@pytest.mark.parametrize("structure", [("full",), ("diagonal", "full", "diagonal")])
+@pytest.mark.parametrize("with_x", [True, False])
+def test_gram_matrix_of_the_derivatives(rng, sizes, widths, structure, with_x):
+    factors, X, structure = example(rng, sizes, widths, 30, structure)
+    X = X if with_x else X[:, :0]
+    gram, size = gram_of_derivatives(shared_levels(factors), [crossed_levels(f, X) for f in factors], structure, 30)
+    Q = np.eye(30) - X @ X.T
+    dense = derivatives([f.Z for f in factors], [f.codes for f in factors], structure)
+    expected = [[np.trace(Q @ a @ Q @ b) for b in dense] for a in dense]
+    np.testing.assert_allclose(gram, expected, rtol=0, atol=1e-11 * np.max(expected))
+    np.testing.assert_allclose(size, [np.linalg.norm(a) for a in dense], rtol=1e-12)
+
+
+def identified(y, X, terms, weights=None):
+    """Rank of Q D_k Q for a model from arrays, by singular values."""
+    root = np.ones(len(y)) if weights is None else np.sqrt(weights)
+    Z = [root[:, None] * t.Z for t in terms]
+    codes = [np.unique(t.groups, return_inverse=True)[1] for t in terms]
+    starts = np.cumsum([0, *(z.shape[1] for z in Z)])
+    structure = CovarianceStructure(
+        tuple(Block(a, b, t.structure) for a, b, t in zip(starts, starts[1:], terms, strict=False))
+    )
+    basis = np.linalg.qr(root[:, None] * X)[0]
+    Q = np.eye(len(y)) - basis @ basis.T
+    dense = derivatives(Z, codes, structure)
+    columns = np.array([(Q @ d @ Q).ravel() / max(np.linalg.norm(d), 1e-300) for d in dense])
+    return np.linalg.svd(columns, compute_uv=False)[-1] > 1e-6
+
+
+def small_model(rng):
+    """Few rows for many random effects, with columns that are often dependent or the same within groups."""
+    n = int(rng.integers(8, 40))
+    terms = []
+    shared = [np.sort(rng.integers(0, int(rng.integers(2, n)), n)) for _ in range(2)]
+    if rng.random() < 0.4:
+        shared[0] = np.arange(n)
+    pool = [np.ones(n), rng.integers(0, 2, n) + 0.0, rng.integers(0, 3, n) - 1.0, rng.normal(size=n)]
+    pool.append(1.0 - pool[1])
+    pool.append(np.where(shared[1] % 2 == 0, 1.0, -1.0))
+    for _ in range(int(rng.integers(1, 4))):
+        which = int(rng.integers(0, 2))
+        q = int(rng.integers(1, 4))
+        Z = np.column_stack([pool[int(i)] for i in rng.choice(len(pool), q, replace=False)])
+        terms.append(flc.RandomTerm(Z, shared[which], f"g{which}", str(rng.choice(["full", "diagonal"]))))
+    X = np.column_stack([np.ones(n), rng.normal(size=(n, int(rng.integers(0, 3))))])
+    if rng.random() < 0.3:
+        X = np.column_stack([X, shared[1] % 2 == 0])
+    return rng.normal(size=n), X, terms, rng.uniform(0.5, 2.0, n) if rng.random() < 0.3 else None
+
+
+SENSIBLE = ("cannot be told", " in common", "explained by", "is zero or")
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_refused_if_and_only_if_not_identified(seed):
+    y, X, terms, weights = small_model(np.random.default_rng(seed))
+    terms = sorted(terms, key=lambda t: t.name)
+    known = identified(y, X, terms, weights)
+    try:
+        flc.LinearMixedModel(y, X, terms=terms, weights=weights)
+        message = None
+    except flc.LMMError as error:
+        message = str(error)
+    assert (message is None) == bool(known), message
+    assert message is None or any(part in message for part in SENSIBLE), message
