@@ -16,6 +16,7 @@ from .estimation.optimize import SINGULAR, Optimum
 from .methods import Ddf, Information, Methods
 from .support.checks import check_share
 from .support.distributions import quantile
+from .tables.columns import limits_table
 
 if TYPE_CHECKING:
     from .model import LinearMixedModel
@@ -212,13 +213,7 @@ class LMMResult(MarginalMoments, Methods):
 
     def _limits(self, names: tuple[str, ...], limits: Array) -> Any:
         spec = self.model.spec
-        if spec is None:
-            return limits
-        if spec.library == "pandas":
-            import pandas as pd
-
-            return pd.DataFrame(limits, index=list(names), columns=["conf_low", "conf_high"])
-        return self.model.table({"term": list(names), "conf_low": limits[:, 0], "conf_high": limits[:, 1]})
+        return limits_table(None if spec is None else spec.library, names, limits)
 
     @property
     def dropped_columns(self) -> tuple[str, ...]:

@@ -397,7 +397,7 @@ def test_bootstrap_density(sleep):
     assert 0.9 < np.trapezoid(curve[:, 1], curve[:, 0]) <= 1.0
     span = next(patch for patch in axes[1].patches if patch.get_label() == "95 % interval")
     bounds = span.get_x(), span.get_x() + span.get_width()
-    np.testing.assert_allclose(bounds, boot.conf_int()[1], rtol=1e-9)
+    np.testing.assert_allclose(bounds, boot.conf_int().iloc[1], rtol=1e-9)
     ax = plots.bootstrap_density(boot, "sigma", ax=plt.figure().add_subplot())
     assert ax.get_xlabel() == "sigma"
 

@@ -561,6 +561,16 @@ def test_to_frame(library):
     assert tuple(columns) == boot.names
     for j, name in enumerate(boot.names):
         np.testing.assert_array_equal(np.asarray(frame[name], dtype=float), boot.replicates[:, j])
+    limits = boot.conf_int(0.8)
+    expected = np.quantile(boot.replicates, [0.1, 0.9], axis=0)
+    if library == "arrays":
+        np.testing.assert_allclose(limits, expected.T, rtol=1e-12)
+        return
+    assert type(limits) is (dict if library == "dict" else type(data))
+    names = limits.index if library == "pandas" else limits["term"]
+    assert [str(name) for name in names] == [*boot.names]
+    for column, values in zip(("conf_low", "conf_high"), expected, strict=True):
+        np.testing.assert_allclose(np.asarray(limits[column], dtype=float), values, rtol=1e-12)
 
 
 @pytest.mark.parametrize("kind", ["parametric", "conditional", "residual", "cases"])

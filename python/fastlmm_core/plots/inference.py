@@ -162,7 +162,8 @@ def bootstrap_density(
     wanted = _wanted(boot.names, names, "names")
     if ax is not None and len(wanted) != 1:
         raise LMMError("ax is for one statistic: name it, or leave ax out")
-    limits = boot.conf_int(level, method)
+    found = boot.conf_int(level, method)
+    limits = found if isinstance(found, np.ndarray) else np.column_stack([found["conf_low"], found["conf_high"]])
     axes = [ax] if ax is not None else grid(len(wanted), (3.0, 2.6))
     for one, name in zip(axes, wanted, strict=True):
         j = boot.names.index(name)

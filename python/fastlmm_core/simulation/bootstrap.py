@@ -21,7 +21,7 @@ from ..support.distributions import quantile
 from ..support.progress import progress_bar
 from ..support.seeds import Seed, key_of, stream
 from ..support.threads import thread_count
-from ..tables.columns import native_frame
+from ..tables.columns import limits_table, native_frame
 from .draws import Draw, draws, parametric, simulate_fit, stream_size
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ class BootstrapResult:
     converged: NDArray[np.bool_]
     kind: str
     _jackknife: Callable[[], Array] = field(repr=False)
-    _library: str = field(repr=False)
+    _library: str | None = field(repr=False)
 
     @property
     def std_error(self) -> Array:
@@ -88,7 +88,7 @@ class BootstrapResult:
         self,
         level: float = 0.95,
         method: Literal["percentile", "basic", "normal", "bca", "studentized"] = "percentile",
-    ) -> Array:
+    ) -> Any:
         """Bootstrap intervals (Davison and Hinkley 1997, Bootstrap Methods and their Application, ch. 5).
 
         Parameters
@@ -100,8 +100,8 @@ class BootstrapResult:
 
         Returns
         -------
-        (k, 2) array
-            NaN where a method does not apply.
+        frame, or (k, 2) array for a model from arrays
+            Columns conf_low, conf_high, with the names of the statistics; NaN where a method does not apply.
 
         Raises
         ------
@@ -110,6 +110,10 @@ class BootstrapResult:
         """
         check_share(level, "level")
         tails = np.array([0.5 - 0.5 * level, 0.5 + 0.5 * level])
+        return limits_table(self._library, self.names, self._limits(tails, method))
+
+    def _limits(self, tails: Array, method: str) -> Array:
+        """Bounds (k, 2) with these probabilities below them."""
         values, estimate = self.replicates, self.estimate
         if method == "percentile":
             return np.asarray(np.nanquantile(values, tails, axis=0).T)
@@ -156,7 +160,7 @@ class BootstrapResult:
 
     def to_frame(self) -> Any:
         """The replicates, one column per statistic, in the library of the model's data (or a dict of arrays)."""
-        return native_frame(self._library, {name: self.replicates[:, j] for j, name in enumerate(self.names)})
+        return native_frame(self._library or "dict", {name: self.replicates[:, j] for j, name in enumerate(self.names)})
 
     def __len__(self) -> int:
         return len(self.replicates)
@@ -413,7 +417,7 @@ def bootstrap(
         converged=converged,
         kind=kind,
         _jackknife=jackknife,
-        _library=model.library,
+        _library=None if model.spec is None else model.library,
     )
 
 
@@ -444,5 +448,5 @@ def _user_statistic(
         converged=converged,
         kind=kind,
         _jackknife=jackknife,
-        _library=result.model.library,
+        _library=None if result.model.spec is None else result.model.library,
     )
