@@ -1,4 +1,7 @@
 # All of N = Z'V^-1 Z, and the traces tr(D A F B) that exact second derivatives are made of (see elimination.pxi).
+#
+# uses   P_a of elimination.pxi, `cov` of posterior.pxi; mirror (dense.pxi)
+# gives  normal_of_one, add_traces, gemm
 
 cdef void turn_columns(Elimination* e, Py_ssize_t rows, double* A, Py_ssize_t ld, bint resting) noexcept nogil:
     """Columns of A (rows, n_tail) of each level of the tail <- times lift lift', or the projector `rest`."""
@@ -43,12 +46,12 @@ cdef void transpose(Py_ssize_t rows, Py_ssize_t columns, const double* A, Py_ssi
                     out[j * ldo + i] = A[i * lda + j]
 
 
-cdef void gemm(Py_ssize_t n, Py_ssize_t m, Py_ssize_t l, double alpha, double* A, Py_ssize_t lda, double* B,
-               Py_ssize_t ldb, bint transposed, double beta, double* out, Py_ssize_t ldo) noexcept nogil:
-    """out (n, l) = alpha A (n, m) B (m, l) + beta out, or with B (l, m)'."""
-    cdef int rows = <int> l, columns = <int> n, inner = <int> m, a = <int> lda, b = <int> ldb, o = <int> ldo
+cdef void gemm(double alpha, Matrix A, Matrix B, bint transposed, double beta, Matrix out) noexcept nogil:
+    """out = alpha A B + beta out, or with B'."""
+    cdef int rows = <int> out.columns, columns = <int> A.rows, inner = <int> A.columns
+    cdef int a = <int> A.ld, b = <int> B.ld, o = <int> out.ld
     cdef char plain = b'N', first = b'T' if transposed else b'N'
-    dgemm(&first, &plain, &rows, &columns, &inner, &alpha, B, &b, A, &a, &beta, out, &o)
+    dgemm(&first, &plain, &rows, &columns, &inner, &alpha, B.at, &b, A.at, &a, &beta, out.at, &o)
 
 
 cdef void normal_of_one(Elimination* e, double* N, double* Y, double* X) noexcept nogil:
@@ -61,22 +64,38 @@ cdef void normal_of_one(Elimination* e, double* N, double* Y, double* X) noexcep
 
     Y, X : (chain slots, n_tail), (the larger of chain slots and n_tail, n_tail) work space
     """
-    cdef Stage* f = &e.stage[0]
-    cdef Py_ssize_t n = e.tail_slot, w = e.n_slots - n, size = e.n_slots, q = f.q, a, i, j, r, t, v
-    cdef int rows = <int> w, columns = <int> n
-    cdef double one = 1.0, zero = 0.0
-    cdef char right = b'R', upper = b'U'
-    cdef double* Nt = N + n * size + n
-    cdef double* K = e.K
+    cdef Py_ssize_t n = e.tail_slot, w = e.n_slots - n, size = e.n_slots, i, j, t
     cdef double* row
-    cdef const int* nbr
-    cdef const double* B
-    cdef Tail* g
     cdef bint exact = False
-    cdef double x
     for t in range(e.n_tails):
         exact = exact or e.tail[t].exact
     mirror(w, e.cov)
+    normal_of_chain(e, N, Y, X)
+    if exact:
+        mirror(w, e.K)
+        gemm(-1.0, Matrix(X, n, w, w), Matrix(e.K, w, w, w), False, 1.0, Matrix(Y, n, w, w))
+        turn_columns(e, n, Y, w, True)
+    turn_columns(e, n, X, w, False)
+    for i in range(n):
+        row = N + i * size + n
+        for j in range(w):
+            row[j] = X[i * w + j]
+            if exact:
+                row[j] += Y[i * w + j]
+    normal_of_tail(e, N + n * size + n, X)
+    if exact:
+        add_singular_part(e, N + n * size + n, X)
+    transpose(n, w, N + n, size, N + n * size, size)
+
+
+cdef void normal_of_chain(Elimination* e, double* N, double* Y, double* X) noexcept nogil:
+    """Y, X = Y Q, and N between levels of the chain."""
+    cdef Stage* f = &e.stage[0]
+    cdef Py_ssize_t n = e.tail_slot, w = e.n_slots - n, size = e.n_slots, q = f.q, a, i, j, r, v
+    cdef double* row
+    cdef const int* nbr
+    cdef const double* B
+    cdef double x
     memset(Y, 0, n * w * sizeof(double))
     for a in range(f.m):
         v = f.start[a + 1] - f.start[a]
@@ -88,12 +107,11 @@ cdef void normal_of_one(Elimination* e, double* N, double* Y, double* X) noexcep
                 x = f.proj[(a * q + i) * q + r]
                 for j in range(v):
                     row[nbr[j]] += x * B[r * v + j]
-    # X = Y Q
-    gemm(n, w, w, 1.0, Y, w, e.cov, w, False, 0.0, X, w)
+    gemm(1.0, Matrix(Y, n, w, w), Matrix(e.cov, w, w, w), False, 0.0, Matrix(X, n, w, w))
     a = 0
     while a < n:
         r = min(64, n - a)
-        gemm(r, w, a + r, -1.0, X + a * w, w, Y, w, True, 0.0, N + a * size, size)
+        gemm(-1.0, Matrix(X + a * w, r, w, w), Matrix(Y, a + r, w, w), True, 0.0, Matrix(N + a * size, r, a + r, size))
         transpose(r, a, N + a * size, size, N + a, size)
         a += r
     for a in range(f.m):
@@ -101,20 +119,13 @@ cdef void normal_of_one(Elimination* e, double* N, double* Y, double* X) noexcep
             for j in range(q):
                 for r in range(q):
                     N[(a * q + i) * size + a * q + j] += f.proj[(a * q + i) * q + r] * f.own[(a * q + r) * q + j]
-    if exact:
-        mirror(w, K)
-        gemm(n, w, w, -1.0, X, w, K, w, False, 1.0, Y, w)
-        turn_columns(e, n, Y, w, True)
-    turn_columns(e, n, X, w, False)
-    for i in range(n):
-        row = N + i * size + n
-        for j in range(w):
-            row[j] = X[i * w + j]
-            if exact:
-                row[j] += Y[i * w + j]
-    # the tail: T T' - T T'Q T T'
-    for i in range(w):
-        memcpy(X + i * w, e.cov + i * w, w * sizeof(double))
+
+
+cdef void normal_of_tail(Elimination* e, double* Nt, double* X) noexcept nogil:
+    """N between levels of the tail, where L is not nearly singular: T T' - T T'Q T T'."""
+    cdef Py_ssize_t w = e.n_slots - e.tail_slot, size = e.n_slots, a, i, j, r, t, v
+    cdef Tail* g
+    memcpy(X, e.cov, w * w * sizeof(double))
     turn_columns(e, w, X, w, False)
     transpose(w, w, X, w, Nt, size)
     turn_columns(e, w, Nt, size, False)
@@ -129,68 +140,80 @@ cdef void normal_of_one(Elimination* e, double* N, double* Y, double* X) noexcep
                 for j in range(g.q):
                     for r in range(g.q):
                         Nt[(v + i) * size + v + j] += g.lift[i * g.q + r] * g.lift[j * g.q + r]
-    if exact:
-        # Y takes X = K - K Q K, then its parts in the rest; there are at least as many slots in the chain
-        gemm(w, w, w, 1.0, e.cov, w, K, w, False, 0.0, X, w)
-        memcpy(e.work, K, w * w * sizeof(double))
-        gemm(w, w, w, -1.0, K, w, X, w, False, 1.0, e.work, w)
-        memcpy(X, e.work, w * w * sizeof(double))
-        turn_columns(e, w, X, w, True)
-        for i in range(w):
-            for j in range(w):
-                Nt[i * size + j] += X[i * w + j]
-                Nt[j * size + i] += X[i * w + j]
-        transpose(w, w, X, w, e.work, w)
-        turn_columns(e, w, e.work, w, True)
-        for i in range(w):
-            for j in range(w):
-                Nt[i * size + j] -= e.work[i * w + j]
-    transpose(n, w, N + n, size, N + n * size, size)
 
 
-cdef void gather(Py_ssize_t q, const double* N, Py_ssize_t size, const Py_ssize_t* at, Py_ssize_t m, Py_ssize_t q_g,
-                 double* out) noexcept nogil:
-    """out (m, q, q_g): blocks of the q rows N for the levels whose first columns are `at`."""
+cdef void add_singular_part(Elimination* e, double* Nt, double* X) noexcept nogil:
+    """Nt += R X + X R - R X R, X = K - K Q K, where L is nearly singular; X (n_tail, n_tail) is work space."""
+    cdef Py_ssize_t w = e.n_slots - e.tail_slot, size = e.n_slots, i, j
+    gemm(1.0, Matrix(e.cov, w, w, w), Matrix(e.K, w, w, w), False, 0.0, Matrix(X, w, w, w))
+    memcpy(e.work, e.K, w * w * sizeof(double))
+    gemm(-1.0, Matrix(e.K, w, w, w), Matrix(X, w, w, w), False, 1.0, Matrix(e.work, w, w, w))
+    memcpy(X, e.work, w * w * sizeof(double))
+    turn_columns(e, w, X, w, True)
+    for i in range(w):
+        for j in range(w):
+            Nt[i * size + j] += X[i * w + j]
+            Nt[j * size + i] += X[i * w + j]
+    transpose(w, w, X, w, e.work, w)
+    turn_columns(e, w, e.work, w, True)
+    for i in range(w):
+        for j in range(w):
+            Nt[i * size + j] -= e.work[i * w + j]
+
+
+cdef void gather(const Pairs* pairs, Py_ssize_t a) noexcept nogil:
+    """left (m_g, q_f, q_g): N_ab for all levels b."""
+    cdef const Level* f = pairs.f
+    cdef const Level* g = pairs.g
     cdef Py_ssize_t b, i, r
     cdef const double* row
-    for b in range(m):
-        for i in range(q):
-            row = N + i * size + at[b]
-            for r in range(q_g):
-                out[(b * q + i) * q_g + r] = row[r]
+    for b in range(g.m):
+        for i in range(f.q):
+            row = pairs.N + (f.at[a] + i) * pairs.size + g.at[b]
+            for r in range(g.q):
+                pairs.left[(b * f.q + i) * g.q + r] = row[r]
 
 
-cdef void add_traces(Py_ssize_t size, const double* N, const double* x, double share, double weight,
-                     const Py_ssize_t* at_f, Py_ssize_t m_f, Py_ssize_t q_f, const Py_ssize_t* at_g, Py_ssize_t m_g,
-                     Py_ssize_t q_g, double* left, double* right, double* out) noexcept nogil:
-    """out (q_f q_g, q_f q_g) = sum_ab vec(N_ab) vec(share N_ab + weight x_a x_b')' for levels a, b of two factors.
-
-    left, right : (m_g, q_f q_g) work space
-    """
-    cdef Py_ssize_t a, b, i, r, wide = q_f * q_g
-    cdef int rows = <int> wide, inner = <int> m_g
-    cdef double one = 1.0, beta = 0.0, t = 0.0, y
-    cdef char plain = b'N', trans = b'T'
+cdef double trace_of_intercepts(const Pairs* pairs, double share, double weight) noexcept nogil:
+    """`add_traces` for factors of one column."""
+    cdef const Level* f = pairs.f
+    cdef const Level* g = pairs.g
+    cdef const double* x = pairs.x
     cdef const double* row
+    cdef Py_ssize_t a, b
+    cdef double t = 0.0, y
+    for a in range(f.m):
+        row = pairs.N + f.at[a] * pairs.size
+        y = weight * x[f.at[a]]
+        for b in range(g.m):
+            t += row[g.at[b]] * (share * row[g.at[b]] + y * x[g.at[b]])
+    return t
+
+
+cdef void add_traces(const Pairs* pairs, double share, double weight, double* out) noexcept nogil:
+    """out (q_f q_g, q_f q_g) = sum_ab vec(N_ab) vec(share N_ab + weight x_a x_b')' for levels a, b of two factors."""
+    cdef const Level* f = pairs.f
+    cdef const Level* g = pairs.g
+    cdef Py_ssize_t a, b, i, r, wide = f.q * g.q
+    cdef int rows = <int> wide, inner = <int> g.m
+    cdef double one = 1.0, beta = 0.0, y
+    cdef double* left = pairs.left
+    cdef double* right = pairs.right
+    cdef char plain = b'N', trans = b'T'
     if wide == 1:
-        for a in range(m_f):
-            row = N + at_f[a] * size
-            y = weight * x[at_f[a]]
-            for b in range(m_g):
-                t += row[at_g[b]] * (share * row[at_g[b]] + y * x[at_g[b]])
-        out[0] = t
+        out[0] = trace_of_intercepts(pairs, share, weight)
         return
-    for a in range(m_f):
-        gather(q_f, N + at_f[a] * size, size, at_g, m_g, q_g, left)
-        for b in range(m_g):
-            for i in range(q_f):
-                y = weight * x[at_f[a] + i]
-                for r in range(q_g):
-                    right[(b * q_f + i) * q_g + r] = share * left[(b * q_f + i) * q_g + r] + y * x[at_g[b] + r]
+    for a in range(f.m):
+        gather(pairs, a)
+        for b in range(g.m):
+            for i in range(f.q):
+                y = weight * pairs.x[f.at[a] + i]
+                for r in range(g.q):
+                    right[(b * f.q + i) * g.q + r] = share * left[(b * f.q + i) * g.q + r] + y * pairs.x[g.at[b] + r]
         if wide < 9:
             if a == 0:
                 memset(out, 0, wide * wide * sizeof(double))
-            for b in range(m_g):
+            for b in range(g.m):
                 for i in range(wide):
                     y = left[b * wide + i]
                     for r in range(wide):

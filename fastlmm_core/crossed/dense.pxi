@@ -5,6 +5,10 @@
 # A core of 9,000 columns takes LAPACK half a minute, during which no signal is served: large ones are worked on in
 # panels, each a part of a second, and signals are asked for between them.  What an interrupt raises stays set while
 # the functions return that they have not finished; whoever takes the GIL back raises it (Objective.require_).
+#
+# uses   Elimination, Tail
+# gives  factor_tail: S = R R' of the cores; cholesky, half_solve, inverse_of, symmetric_product, mirror; scale_tail,
+#        sandwich_tail
 
 cdef Py_ssize_t LARGE = 3000
 """Columns from which a core is worked on in panels."""

@@ -15,6 +15,10 @@
 #     N_aa = P_a K_a - P_a B_a Q B_a'P_a',  cov(a, nbrs) = -M_a B_a Q,  Q = posterior covariance of the neighbours
 #
 # Matrices are row by row; of symmetric ones of the cores only the lower triangle counts (LAPACK's upper one).
+#
+# uses   the structs; multiply, conditional_covariance (small/conditional.pxd); eliminate_sparse (sparse.pxi)
+# gives  restore, eliminate: M_a, P_a of the chain, and K of the cores; shrink, find_reach, crossed, add_rows, subtract_crossed,
+#        cover_by_rows
 
 cdef inline void subtract_crossed(Py_ssize_t m, Py_ssize_t n, Py_ssize_t l, const double* A, Py_ssize_t lda,
                                   const double* B, double* out) noexcept nogil:
@@ -37,16 +41,16 @@ cdef void crossed(Py_ssize_t w, Py_ssize_t c, Py_ssize_t q, double* g, double* B
     dgemm(&plain, &trans, &rows, &columns, &inner, &one, g, &rows, B, &ld, &zero, out, &rows)
 
 
-cdef void add_rows(Py_ssize_t q, Py_ssize_t c, Py_ssize_t w, double sign, const double* R, const int* nbr, double* B,
-                   double* block, double* out) noexcept nogil:
-    """out (q, c) += sign B (q, w) R[nbr] by BLAS."""
-    cdef int rows = <int> c, columns = <int> q, inner = <int> w
+cdef void add_rows(Py_ssize_t q, Py_ssize_t c, double sign, const double* R, const Reach* x, double* block, double* out
+                   ) noexcept nogil:
+    """out (q, c) += sign B (q, w) R[nbr], the tail's part of B, by BLAS."""
+    cdef int rows = <int> c, columns = <int> q, inner = <int> x.w
     cdef double one = 1.0
     cdef char plain = b'N'
     cdef Py_ssize_t i
-    for i in range(w):
-        memcpy(block + i * c, R + nbr[i] * c, c * sizeof(double))
-    dgemm(&plain, &plain, &rows, &columns, &inner, &sign, block, &rows, B, &inner, &one, out, &rows)
+    for i in range(x.w):
+        memcpy(block + i * c, R + x.nbr[i] * c, c * sizeof(double))
+    dgemm(&plain, &plain, &rows, &columns, &inner, &sign, block, &rows, x.panel, &inner, &one, out, &rows)
 
 
 cdef inline void invert(Py_ssize_t q, double* A, double* out) noexcept nogil:
@@ -104,86 +108,103 @@ cdef inline double shrink(Py_ssize_t q, const double* K, const double* L, const 
     return det
 
 
+cdef inline void find_reach(Py_ssize_t q, const Elimination* e, Py_ssize_t s, Py_ssize_t a, double* out, Reach* x
+                            ) noexcept nogil:
+    """Where level a of stage s leads; out takes products with all of that (q, qc + w)."""
+    cdef const Stage* f = &e.stage[s]
+    cdef Py_ssize_t l, b = a
+    for l in range(s, e.n_stages - 1):
+        b = e.stage[l].parent[b]
+        x.ancestor[l + 1] = b
+    x.chain = f.chain + a * q * f.qc
+    x.chain_out = out
+    x.panel_out = out + q * f.qc
+    x.w = 0
+    x.nbr = NULL
+    x.panel = NULL
+    if e.n_tails > 0:
+        x.w = f.start[a + 1] - f.start[a]
+        x.nbr = f.nbr + f.start[a]
+        x.panel = f.panel + q * f.start[a]
+
+
 cdef inline double eliminate_level(Py_ssize_t q, Elimination* e, Py_ssize_t s, Py_ssize_t a) noexcept nogil:
     """Take level a of stage s out of the products of its neighbours; returns |W|."""
     cdef Stage* f = &e.stage[s]
-    cdef Stage* above
-    cdef Stage* outer
-    cdef Py_ssize_t qc = f.qc, w = 0, i, j, r, l, h, b, c, width, first, second, ld, stride, skip, base
-    cdef double det, t
-    cdef double* Bc = f.chain + a * q * qc
-    cdef double* Bt = NULL
-    cdef double* Dc = e.scratch
-    cdef double* Dt
-    cdef double* target
-    cdef const int* nbr = NULL
-    cdef Py_ssize_t lineage[MAX_FACTORS]
-    det = shrink(q, f.own + a * q * q, f.factor, f.G, f.mid + a * q * q, f.proj + a * q * q, e.scratch)
+    cdef double* M = f.mid + a * q * q
+    cdef double det
+    cdef Reach x
+    det = shrink(q, f.own + a * q * q, f.factor, f.G, M, f.proj + a * q * q, e.scratch)
     if not det > 0.0:
         return det
-    Dt = Dc + q * qc
-    multiply(q, q, qc, f.mid + a * q * q, Bc, Dc)
-    if e.n_tails > 0:
-        w = f.start[a + 1] - f.start[a]
-        Bt = f.panel + q * f.start[a]
-        nbr = f.nbr + f.start[a]
-        multiply(q, q, w, f.mid + a * q * q, Bt, Dt)
-        for i in range(w):
-            e.place[i] = <int> i
-    b = a
-    for l in range(s, e.n_stages - 1):
-        b = e.stage[l].parent[b]
-        lineage[l + 1] = b
-    first = 0
-    b = a
+    find_reach(q, e, s, a, e.scratch, &x)
+    multiply(q, q, f.qc, M, x.chain, x.chain_out)
+    multiply(q, q, x.w, M, x.panel, x.panel_out)
+    take_from_ancestors(q, e, s, a, &x)
+    if x.w > 0:
+        take_from_core(q, e, f.comp[a], f.skip[a], &x)
+    return det
+
+
+cdef inline void take_from_ancestors(Py_ssize_t q, Elimination* e, Py_ssize_t s, Py_ssize_t a, const Reach* x
+                                     ) noexcept nogil:
+    """K_bc -= B_ab'M_a B_ac for the ancestors b of a: with b itself, with later ones, and with the tail."""
+    cdef Py_ssize_t qc = e.stage[s].qc, w = x.w, i, j, r, l, b = a, first = 0, second, stride
+    cdef const Stage* above
+    cdef const Stage* outer
+    cdef double* target
+    cdef double t
+    for i in range(w):
+        e.place[i] = <int> i
     for l in range(s + 1, e.n_stages):
         above = &e.stage[l]
-        # products of this ancestor with itself, with later ones, and with the tail
-        target = above.own + lineage[l] * above.q * above.q
+        target = above.own + x.ancestor[l] * above.q * above.q
         for i in range(above.q):
             for r in range(q):
-                t = Bc[r * qc + first + i]
+                t = x.chain[r * qc + first + i]
                 for j in range(above.q):
-                    target[i * above.q + j] -= t * Dc[r * qc + first + j]
+                    target[i * above.q + j] -= t * x.chain_out[r * qc + first + j]
         second = first + above.q
-        target = above.chain + lineage[l] * above.q * above.qc
+        target = above.chain + x.ancestor[l] * above.q * above.qc
         for i in range(above.q):
             for r in range(q):
-                t = Bc[r * qc + first + i]
+                t = x.chain[r * qc + first + i]
                 for j in range(above.qc):
-                    target[i * above.qc + j] -= t * Dc[r * qc + second + j]
+                    target[i * above.qc + j] -= t * x.chain_out[r * qc + second + j]
         if w > 0:
             outer = &e.stage[l - 1]
             for i in range(w):
                 e.place[i] = outer.up[outer.start[b] + e.place[i]]
-            b = lineage[l]
+            b = x.ancestor[l]
             stride = above.start[b + 1] - above.start[b]
             target = above.panel + above.q * above.start[b]
             for i in range(above.q):
                 for r in range(q):
-                    t = Bc[r * qc + first + i]
+                    t = x.chain[r * qc + first + i]
                     for j in range(w):
-                        target[i * stride + e.place[j]] -= t * Dt[r * w + j]
+                        target[i * stride + e.place[j]] -= t * x.panel_out[r * w + j]
         first = second
-    if w > 0:
-        c = f.comp[a]
-        ld = e.core_size[c]
-        skip = f.skip[a]
-        base = e.core_slot[c] - e.comp_slot[c]
-        if e.block != NULL:
-            crossed(w, w, q, Dt, Bt, w, e.block)
-            for i in range(skip, w):
-                target = e.K + e.comp_start[c] + (nbr[i] - base) * ld - base
-                for j in range(skip, i + 1):
-                    target[nbr[j]] -= e.block[i * w + j]
-            return det
+
+
+cdef inline void take_from_core(Py_ssize_t q, Elimination* e, Py_ssize_t c, Py_ssize_t skip, const Reach* x
+                                ) noexcept nogil:
+    """K -= B_a'M_a B_a for the neighbours from `skip` on, in the core of component c."""
+    cdef Py_ssize_t ld = e.core_size[c], base = e.core_slot[c] - e.comp_slot[c], w = x.w, i, j, r
+    cdef double* target
+    cdef double t
+    if e.block != NULL:
+        crossed(w, w, q, x.panel_out, x.panel, w, e.block)
         for i in range(skip, w):
-            target = e.K + e.comp_start[c] + (nbr[i] - base) * ld - base
-            for r in range(q):
-                t = Bt[r * w + i]
-                for j in range(skip, i + 1):
-                    target[nbr[j]] -= t * Dt[r * w + j]
-    return det
+            target = e.K + e.comp_start[c] + (x.nbr[i] - base) * ld - base
+            for j in range(skip, i + 1):
+                target[x.nbr[j]] -= e.block[i * w + j]
+        return
+    for i in range(skip, w):
+        target = e.K + e.comp_start[c] + (x.nbr[i] - base) * ld - base
+        for r in range(q):
+            t = x.panel[r * w + i]
+            for j in range(skip, i + 1):
+                target[x.nbr[j]] -= t * x.panel_out[r * w + j]
 
 
 cdef double eliminate(Elimination* e) noexcept nogil:

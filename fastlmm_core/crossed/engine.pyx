@@ -23,7 +23,8 @@ from scipy.linalg.cython_lapack cimport dlauum, dpotrf, dpotri, dtrtri
 
 import numpy as np
 
-from fastlmm_core.crossed.structures cimport MAX_FACTORS, SMALL, WIDE, Elimination, Level, Sparse, Stage, Tail
+from fastlmm_core.crossed.structures cimport (MAX_FACTORS, SMALL, WIDE, Elimination, Level, Matrix, Pairs, Panel, Reach,
+                                              Sparse, Stage, Tail, Target)
 from fastlmm_core.kernels._matrices cimport jacobi
 from fastlmm_core.kernels._newton cimport failed, reraise
 from fastlmm_core.kernels._profiled cimport ProfiledEngine, copied
@@ -320,7 +321,8 @@ cdef class CrossedEngine(ProfiledEngine):
                     t += self.V[i * k + j] * self.gls.inverse[l * k + j]
                 self.NR[i * p + l] = t
         if p > 0:
-            gemm(size, p, size, -1.0, self.NR, p, self.NR, p, True, 1.0, self.normal, size)
+            gemm(-1.0, Matrix(self.NR, size, p, p), Matrix(self.NR, size, p, p), True, 1.0,
+                 Matrix(self.normal, size, size, size))
         self.gather_traces(x, -1.0 if self.reml else 0.0, scale)
         for f in range(n):
             s[f] = self.along(x, self.chain.free_row[f], self.chain.free_col[f])
@@ -343,42 +345,46 @@ cdef class CrossedEngine(ProfiledEngine):
 
     cdef void gather_traces(self, const double* x, double share, double weight) noexcept nogil:
         """curve += tr(D N F B), B = share N + weight x x', for the free elements of G^ and N in `normal`."""
-        cdef Py_ssize_t n = self.chain.n_free, f, g, d, h, i, j, r, c, q, wide
-        cdef Level* v
-        cdef Level* u
-        cdef double t
-        cdef double* left = self.spare
-        cdef double* right
+        cdef Py_ssize_t f, g
+        cdef Pairs pairs
         cdef double* T
+        pairs.size = self.n_slots
+        pairs.N = self.normal
+        pairs.x = x
+        pairs.left = self.spare
         for f in range(self.n_factors):
             for g in range(f, self.n_factors):
-                v = &self.level[f]
-                u = &self.level[g]
-                q = u.q
-                wide = v.q * q
-                right = left + u.m * wide
-                T = right + u.m * wide
-                add_traces(self.n_slots, self.normal, x, share, weight, v.at, v.m, v.q, u.at, u.m, q, left, right, T)
-                for d in range(n):
-                    i = self.chain.free_row[d] - v.column
-                    j = self.chain.free_col[d] - v.column
-                    if j < 0 or i >= v.q:
-                        continue
-                    for h in range(n):
-                        r = self.chain.free_row[h] - u.column
-                        c = self.chain.free_col[h] - u.column
-                        if c < 0 or r >= q:
-                            continue
-                        t = T[(j * q + r) * wide + i * q + c]
-                        if i != j:
-                            t += T[(i * q + r) * wide + j * q + c]
-                        if r != c:
-                            t += T[(j * q + c) * wide + i * q + r]
-                            if i != j:
-                                t += T[(i * q + c) * wide + j * q + r]
-                        self.curve[d * n + h] += t
-                        if f != g:
-                            self.curve[h * n + d] += t
+                pairs.f = &self.level[f]
+                pairs.g = &self.level[g]
+                pairs.right = pairs.left + pairs.g.m * pairs.f.q * pairs.g.q
+                T = pairs.right + pairs.g.m * pairs.f.q * pairs.g.q
+                add_traces(&pairs, share, weight, T)
+                self.add_curve(&pairs, T, f != g)
+
+    cdef void add_curve(self, const Pairs* pairs, const double* T, bint both) noexcept nogil:
+        """Elements of `curve` from T = sum_ab vec(N_ab) vec(B_ab)' of two factors; `both`: of its two triangles."""
+        cdef Py_ssize_t n = self.chain.n_free, d, h, i, j, r, c, q = pairs.g.q, wide = pairs.f.q * q
+        cdef double t
+        for d in range(n):
+            i = self.chain.free_row[d] - pairs.f.column
+            j = self.chain.free_col[d] - pairs.f.column
+            if j < 0 or i >= pairs.f.q:
+                continue
+            for h in range(n):
+                r = self.chain.free_row[h] - pairs.g.column
+                c = self.chain.free_col[h] - pairs.g.column
+                if c < 0 or r >= q:
+                    continue
+                t = T[(j * q + r) * wide + i * q + c]
+                if i != j:
+                    t += T[(i * q + r) * wide + j * q + c]
+                if r != c:
+                    t += T[(j * q + c) * wide + i * q + r]
+                    if i != j:
+                        t += T[(i * q + c) * wide + j * q + r]
+                self.curve[d * n + h] += t
+                if both:
+                    self.curve[h * n + d] += t
 
     def respond(self, const double[::1] cross, double square):
         """Take another response from now on; the arrays that the criterion was made of are overwritten.

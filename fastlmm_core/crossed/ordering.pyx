@@ -33,6 +33,164 @@ cdef bint reserve(Pool* pool, Py_ssize_t more) noexcept nogil:
     return True
 
 
+cdef class Quotient:
+    """Levels, the elements that each belongs to, and lists of the levels by degree.
+
+    Parameters
+    ----------
+    start, members, width :
+        See `minimum_degree`.
+    """
+
+    cdef Py_ssize_t n, n_given, done, left, lowest      # `left`: columns of the levels that are not eliminated
+    cdef const Py_ssize_t[::1] width
+    cdef Py_ssize_t[::1] own, count     # elements of each level: first place in `of`, and how many
+    cdef int32_t[::1] of
+    cdef Py_ssize_t[::1] at, length     # of each element: place of its members, how many
+    cdef Py_ssize_t[::1] weight         # columns; -1: it is no more
+    cdef Py_ssize_t[::1] outside        # columns that are not in the newest one
+    cdef Py_ssize_t[::1] seen, mark
+    cdef Py_ssize_t[::1] degrees, head, after, before
+    cdef Pool pool
+
+    def __cinit__(self, const Py_ssize_t[::1] start, const int32_t[::1] members, const Py_ssize_t[::1] width):
+        cdef Py_ssize_t n = width.shape[0], n_given = start.shape[0] - 1, n_elements = n_given + n
+        self.n, self.n_given, self.done, self.lowest = n, n_given, 0, 0
+        self.width = width
+        # a level's list never grows, since each new element replaces at least one
+        self.own = np.zeros(n + 1, dtype=np.intp)
+        self.count = np.zeros(n, dtype=np.intp)
+        self.of = np.empty(members.shape[0], dtype=np.int32)
+        self.at = np.zeros(n_elements, dtype=np.intp)
+        self.length = np.zeros(n_elements, dtype=np.intp)
+        self.weight = np.zeros(n_elements, dtype=np.intp)
+        self.outside = np.zeros(n_elements, dtype=np.intp)
+        self.seen = np.full(n_elements, -1, dtype=np.intp)
+        self.mark = np.full(n, -1, dtype=np.intp)
+        self.degrees = np.zeros(n, dtype=np.intp)
+        self.after = np.full(n, -1, dtype=np.intp)
+        self.before = np.full(n, -1, dtype=np.intp)
+        self.left = int(np.sum(width))
+        self.head = np.full(self.left + 1, -1, dtype=np.intp)
+        self.pool.size = members.shape[0]
+        self.pool.room = 4 * self.pool.size + 16
+        self.pool.item = <int32_t*> malloc(self.pool.room * sizeof(int32_t))
+        if self.pool.item == NULL:
+            raise MemoryError("no memory for the order of elimination")
+        if self.pool.size:
+            memcpy(self.pool.item, &members[0], self.pool.size * sizeof(int32_t))
+        with nogil:
+            self.join(start, members)
+
+    def __dealloc__(self):
+        free(self.pool.item)
+
+    cdef void join(self, const Py_ssize_t[::1] start, const int32_t[::1] members) noexcept nogil:
+        """The given elements, lists of those of each level, and first bounds of the degrees."""
+        cdef Py_ssize_t e, i, v, degree
+        for e in range(self.n_given):
+            self.at[e] = start[e]
+            self.length[e] = start[e + 1] - start[e]
+            for i in range(start[e], start[e + 1]):
+                self.own[members[i] + 1] += 1
+                self.weight[e] += self.width[members[i]]
+        for v in range(self.n):
+            self.own[v + 1] += self.own[v]
+        for e in range(self.n_given):
+            for i in range(start[e], start[e + 1]):
+                v = members[i]
+                self.of[self.own[v] + self.count[v]] = <int32_t> e
+                self.count[v] += 1
+        for v in range(self.n):
+            degree = 0
+            for i in range(self.own[v], self.own[v] + self.count[v]):
+                degree += self.weight[self.of[i]] - self.width[v]
+            self.degrees[v] = min(degree, self.left - self.width[v])
+            self.insert(v)
+
+    cdef Py_ssize_t next_level(self, double share) noexcept nogil:
+        """A level of the least degree, -1 where it is more than this share of what is left."""
+        if self.done == self.n:
+            return -1
+        while self.head[self.lowest] < 0:
+            self.lowest += 1
+        return -1 if self.lowest > share * self.left else self.head[self.lowest]
+
+    cdef bint eliminate(self, Py_ssize_t v) noexcept nogil:
+        """Melt v's elements into one, without v; False where there is no memory for it."""
+        cdef Py_ssize_t p = self.n_given + self.done, size = 0, e, i, j, u
+        self.remove(v)
+        for i in range(self.own[v], self.own[v] + self.count[v]):
+            size += self.length[self.of[i]]
+        if not reserve(&self.pool, size):
+            return False
+        self.at[p] = self.pool.size
+        self.mark[v] = v
+        for i in range(self.own[v], self.own[v] + self.count[v]):
+            e = self.of[i]
+            for j in range(self.at[e], self.at[e] + self.length[e]):
+                u = self.pool.item[j]
+                if self.mark[u] != v:
+                    self.mark[u] = v
+                    self.pool.item[self.pool.size] = <int32_t> u
+                    self.pool.size += 1
+                    self.weight[p] += self.width[u]
+            self.weight[e] = -1
+        self.length[p] = self.pool.size - self.at[p]
+        self.done += 1
+        self.left -= self.width[v]
+        self.renew_degrees(p)
+        return True
+
+    cdef void renew_degrees(self, Py_ssize_t p) noexcept nogil:
+        """Elements and degrees of the members of the newest element."""
+        cdef Py_ssize_t i, j, u, e, kept, degree
+        for j in range(self.at[p], self.at[p] + self.length[p]):
+            u = self.pool.item[j]
+            for i in range(self.own[u], self.own[u] + self.count[u]):
+                e = self.of[i]
+                if self.weight[e] < 0:
+                    continue
+                if self.seen[e] != p:
+                    self.seen[e] = p
+                    self.outside[e] = self.weight[e]
+                self.outside[e] -= self.width[u]
+        for j in range(self.at[p], self.at[p] + self.length[p]):
+            u = self.pool.item[j]
+            kept = 0
+            degree = self.weight[p] - self.width[u]
+            for i in range(self.own[u], self.own[u] + self.count[u]):
+                e = self.of[i]
+                # those within the new element tell nothing beside it
+                if self.weight[e] >= 0 and self.outside[e] > 0:
+                    self.of[self.own[u] + kept] = <int32_t> e
+                    kept += 1
+                    degree += self.outside[e]
+            self.of[self.own[u] + kept] = <int32_t> p
+            self.count[u] = kept + 1
+            self.remove(u)
+            self.degrees[u] = min(degree, self.left - self.width[u])
+            self.insert(u)
+            self.lowest = min(self.lowest, self.degrees[u])
+
+    cdef void insert(self, Py_ssize_t v) noexcept nogil:
+        """Into the list of its degree."""
+        cdef Py_ssize_t degree = self.degrees[v], first = self.head[degree]
+        self.after[v] = first
+        self.before[v] = -1
+        if first >= 0:
+            self.before[first] = v
+        self.head[degree] = v
+
+    cdef void remove(self, Py_ssize_t v) noexcept nogil:
+        if self.before[v] >= 0:
+            self.after[self.before[v]] = self.after[v]
+        else:
+            self.head[self.degrees[v]] = self.after[v]
+        if self.after[v] >= 0:
+            self.before[self.after[v]] = self.before[v]
+
+
 def minimum_degree(const Py_ssize_t[::1] start, const int32_t[::1] members, const Py_ssize_t[::1] width, double share):
     """Levels to be eliminated one by one, the one with fewest neighbours first, until what is left is nearly dense.
 
@@ -55,164 +213,41 @@ def minimum_degree(const Py_ssize_t[::1] start, const int32_t[::1] members, cons
     neighbours : int32 array
         Levels that are eliminated later, or are left, and that its elimination joins; in no order.
     """
-    cdef Py_ssize_t n = width.shape[0], n_given = start.shape[0] - 1, n_elements = n_given + n, i, j, v, u, e, p, l
-    cdef Py_ssize_t total = 0, left = 0, done = 0, degree, lowest, first, size, kept
+    cdef Quotient graph = Quotient(start, members, width)
+    cdef Py_ssize_t v, i, j, p
     cdef bint enough = True
-    # elements of each level; a level's list never grows, since each new element replaces at least one
-    own_array = np.zeros(n + 1, dtype=np.intp)
-    of_array = np.empty(members.shape[0], dtype=np.int32)
-    count_array = np.zeros(n, dtype=np.intp)
-    cdef Py_ssize_t[::1] own = own_array, count = count_array
-    cdef int32_t[::1] of = of_array
-    # each element: place of its members, how many, columns (-1: no more), columns outside the newest one
-    cdef Py_ssize_t[::1] at = np.zeros(n_elements, dtype=np.intp), length = np.zeros(n_elements, dtype=np.intp)
-    cdef Py_ssize_t[::1] weight = np.zeros(n_elements, dtype=np.intp), outside = np.zeros(n_elements, dtype=np.intp)
-    cdef Py_ssize_t[::1] seen = np.full(n_elements, -1, dtype=np.intp), mark = np.full(n, -1, dtype=np.intp)
-    order_array = np.empty(n, dtype=np.intp)
-    begin_array = np.zeros(n + 1, dtype=np.intp)
+    order_array = np.empty(graph.n, dtype=np.intp)
+    begin_array = np.zeros(graph.n + 1, dtype=np.intp)
     cdef Py_ssize_t[::1] order = order_array, begin = begin_array
-    cdef Py_ssize_t[::1] degrees = np.zeros(n, dtype=np.intp), head, after = np.full(n, -1, dtype=np.intp)
-    cdef Py_ssize_t[::1] before = np.full(n, -1, dtype=np.intp)
-    cdef Pool pool
-    for i in range(n):
-        total += width[i]
-    head = np.full(total + 1, -1, dtype=np.intp)
-    pool.size = members.shape[0]
-    pool.room = 4 * pool.size + 16
-    pool.item = <int32_t*> malloc(pool.room * sizeof(int32_t))
-    if pool.item == NULL:
-        raise MemoryError("no memory for the order of elimination")
     with nogil:
-        if pool.size:
-            memcpy(pool.item, &members[0], pool.size * sizeof(int32_t))
-        for e in range(n_given):
-            at[e] = start[e]
-            length[e] = start[e + 1] - start[e]
-            for i in range(start[e], start[e + 1]):
-                own[members[i] + 1] += 1
-                weight[e] += width[members[i]]
-        for v in range(n):
-            own[v + 1] += own[v]
-        for e in range(n_given):
-            for i in range(start[e], start[e + 1]):
-                v = members[i]
-                of[own[v] + count[v]] = <int32_t> e
-                count[v] += 1
-        left = total
-        for v in range(n):
-            degree = 0
-            for i in range(own[v], own[v] + count[v]):
-                degree += weight[of[i]] - width[v]
-            degrees[v] = min(degree, left - width[v])
-            insert(v, degrees[v], head, after, before)
-        lowest = 0
-        while done < n:
-            while head[lowest] < 0:
-                lowest += 1
-            if lowest > share * left:
-                break
-            v = head[lowest]
-            remove(v, lowest, head, after, before)
-            # the new element: all that v's elements hold
-            size = 0
-            for i in range(own[v], own[v] + count[v]):
-                size += length[of[i]]
-            if not reserve(&pool, size):
-                enough = False
-                break
-            p = n_given + done
-            at[p] = pool.size
-            mark[v] = v
-            for i in range(own[v], own[v] + count[v]):
-                e = of[i]
-                for j in range(at[e], at[e] + length[e]):
-                    u = pool.item[j]
-                    if mark[u] != v:
-                        mark[u] = v
-                        pool.item[pool.size] = <int32_t> u
-                        pool.size += 1
-                        weight[p] += width[u]
-                weight[e] = -1
-            length[p] = pool.size - at[p]
-            order[done] = v
-            begin[done + 1] = begin[done] + length[p]
-            done += 1
-            left -= width[v]
-            # columns of the other elements that are not in the new one
-            for j in range(at[p], at[p] + length[p]):
-                u = pool.item[j]
-                for i in range(own[u], own[u] + count[u]):
-                    e = of[i]
-                    if weight[e] < 0:
-                        continue
-                    if seen[e] != p:
-                        seen[e] = p
-                        outside[e] = weight[e]
-                    outside[e] -= width[u]
-            for j in range(at[p], at[p] + length[p]):
-                u = pool.item[j]
-                kept = 0
-                degree = weight[p] - width[u]
-                for i in range(own[u], own[u] + count[u]):
-                    e = of[i]
-                    # those within the new element tell nothing beside it
-                    if weight[e] >= 0 and outside[e] > 0:
-                        of[own[u] + kept] = <int32_t> e
-                        kept += 1
-                        degree += outside[e]
-                of[own[u] + kept] = <int32_t> p
-                count[u] = kept + 1
-                remove(u, degrees[u], head, after, before)
-                degrees[u] = min(degree, left - width[u])
-                insert(u, degrees[u], head, after, before)
-                lowest = min(lowest, degrees[u])
+        v = graph.next_level(share)
+        while v >= 0 and enough:
+            enough = graph.eliminate(v)
+            if enough:
+                order[graph.done - 1] = v
+                begin[graph.done] = begin[graph.done - 1] + graph.length[graph.n_given + graph.done - 1]
+                v = graph.next_level(share)
     if not enough:
-        free(pool.item)
         raise MemoryError("no memory for the order of elimination")
-    neighbours_array = np.empty(begin[done], dtype=np.int32)
+    neighbours_array = np.empty(begin[graph.done], dtype=np.int32)
     cdef int32_t[::1] neighbours = neighbours_array
     with nogil:
-        for i in range(done):
-            p = n_given + i
-            for j in range(length[p]):
-                neighbours[begin[i] + j] = pool.item[at[p] + j]
-    free(pool.item)
-    return order_array[:done].copy(), begin_array[: done + 1].copy(), neighbours_array
+        for i in range(graph.done):
+            p = graph.n_given + i
+            for j in range(graph.length[p]):
+                neighbours[begin[i] + j] = graph.pool.item[graph.at[p] + j]
+    return order_array[: graph.done].copy(), begin_array[: graph.done + 1].copy(), neighbours_array
 
 
-cdef inline void insert(Py_ssize_t v, Py_ssize_t degree, Py_ssize_t[::1] head, Py_ssize_t[::1] after,
-                        Py_ssize_t[::1] before) noexcept nogil:
-    after[v] = head[degree]
-    before[v] = -1
-    if head[degree] >= 0:
-        before[head[degree]] = v
-    head[degree] = v
-
-
-cdef inline void remove(Py_ssize_t v, Py_ssize_t degree, Py_ssize_t[::1] head, Py_ssize_t[::1] after,
-                        Py_ssize_t[::1] before) noexcept nogil:
-    if before[v] >= 0:
-        after[before[v]] = after[v]
-    else:
-        head[degree] = after[v]
-    if after[v] >= 0:
-        before[after[v]] = before[v]
-
-
-def spread_products(const Py_ssize_t[::1] level_slot, const Py_ssize_t[::1] comp, Py_ssize_t q,
-                    const Py_ssize_t[::1] start, const int32_t[::1] slots, const double[::1] panel,
-                    const Py_ssize_t[::1] first_slot, const Py_ssize_t[::1] node_at,
+def spread_products(tail, const Py_ssize_t[::1] first_slot, const Py_ssize_t[::1] node_at,
                     const Py_ssize_t[::1] node_slot, const Py_ssize_t[::1] node_start, const int32_t[::1] node_slots,
                     const Py_ssize_t[::1] node_panel, double[::1] out):
     """Products between the levels of two of the last factors, to the panels of those that are eliminated one by one.
 
     Parameters
     ----------
-    level_slot, comp : (m,) intp arrays
-        Slot of each level of a factor within its component.
-    q : int
-    start, slots, panel : arrays
-        Neighbours of each level among later factors, as `panel_products` gives them.
+    tail : Tail
+        A factor: slots of its levels, their neighbours among later factors and the products with them.
     first_slot : (components,) intp array
         Slots of each component before the others.
     node_at : (slots,) intp array
@@ -223,6 +258,10 @@ def spread_products(const Py_ssize_t[::1] level_slot, const Py_ssize_t[::1] comp
     out : array
         Added to.
     """
+    cdef const Py_ssize_t[::1] level_slot = tail.slot, comp = tail.comp, start = tail.start
+    cdef const int32_t[::1] slots = tail.slots
+    cdef const double[::1] panel = tail.panel
+    cdef Py_ssize_t q = tail.q
     cdef Py_ssize_t m = level_slot.shape[0], a, i, j, r, w, at, other, node, low, high, mid, target, width
     with nogil:
         for a in range(m):

@@ -1,20 +1,18 @@
 # Posterior covariances and the blocks of N = Z'V^-1 Z on the diagonal, coarsest levels first (see elimination.pxi).
+#
+# uses   M_a, P_a of elimination.pxi, S of dense.pxi; covariances_of_sparse (sparse.pxi)
+# gives  covariances; reach_core, close_level
 
-cdef bint covariances_of_tail(Elimination* e, double* sums, Py_ssize_t total, double* each) noexcept nogil:
+cdef bint covariances_of_cores(Elimination* e, double* sums, Py_ssize_t total, double* each) noexcept nogil:
     """cov = L S^-1 L' of the cores (full matrices unless all q = 1); adds sum N_bb of each factor to sums (total, total).
 
     Returns False where a signal has raised an exception.
 
     each : NULL, or (n_slots, total) array whose rows take N_bb, left-justified.
     """
-    cdef Py_ssize_t c, n, t, a, i, j, r, l, q, at
+    cdef Py_ssize_t c, t, a
     cdef Tail* g
-    cdef double* A
-    cdef double* K
-    cdef double* x = e.scratch
-    cdef double* y
-    cdef double* N
-    cdef double v
+    cdef double* scale = e.scratch
     cdef bint exact = False, scalar = True
     memcpy(e.cov, e.S, e.n_dense * sizeof(double))
     for t in range(e.n_tails):
@@ -23,85 +21,99 @@ cdef bint covariances_of_tail(Elimination* e, double* sums, Py_ssize_t total, do
     for c in range(e.n_comps):
         if not inverse_of(e.core_size[c], e.cov + e.comp_start[c]):
             return False
-    # N = T (I - S^-1) T' where L is not nearly singular
     for t in range(e.n_tails):
-        g = &e.tail[t]
-        q = g.q
-        y = x + q * q
-        N = y + q * q
-        for a in range(g.m):
-            if g.core[a] < 0:
-                continue
-            c = g.comp[a]
-            n = e.core_size[c]
-            A = e.cov + e.comp_start[c] + g.core[a] * n + g.core[a]
-            for i in range(q):
-                for j in range(q):
-                    x[i * q + j] = (1.0 if i == j else 0.0) - (A[i * n + j] if i >= j else A[j * n + i])
-            multiply(q, q, q, g.lift, x, y)
-            for i in range(q):
-                for j in range(q):
-                    v = 0.0
-                    for r in range(q):
-                        v += y[i * q + r] * g.lift[j * q + r]
-                    N[i * q + j] = v
-                    sums[(g.column + i) * total + g.column + j] += v
-            if each != NULL:
-                at = e.tail_slot + e.comp_slot[c] + g.slot[a]
-                for i in range(q):
-                    for j in range(q):
-                        each[(at + i) * total + j] = N[i * q + j]
+        precisions_where_regular(e, &e.tail[t], sums, total, each)
     if scalar:
         for t in range(e.n_tails):
             g = &e.tail[t]
             for a in range(g.m):
-                x[e.comp_slot[g.comp[a]] + g.slot[a]] = g.factor[0]
-        scale_tail(e, e.cov, x)
+                scale[e.comp_slot[g.comp[a]] + g.slot[a]] = g.factor[0]
+        scale_tail(e, e.cov, scale)
     else:
         for c in range(e.n_comps):
             mirror(e.core_size[c], e.cov + e.comp_start[c])
         sandwich_tail(e, e.cov, False)
     if not exact:
         return True
-    # N = K - K cov K where it is: the rows and columns of the projector
+    # cov K of each core
     for c in range(e.n_comps):
-        n = e.core_size[c]
-        K = e.K + e.comp_start[c]
-        mirror(n, K)
-        if not symmetric_product(n, n, e.cov + e.comp_start[c], K, e.work + e.comp_start[c]):
+        mirror(e.core_size[c], e.K + e.comp_start[c])
+        if not symmetric_product(e.core_size[c], e.core_size[c], e.cov + e.comp_start[c], e.K + e.comp_start[c],
+                                 e.work + e.comp_start[c]):
             return False
     for t in range(e.n_tails):
-        g = &e.tail[t]
-        q = g.q
-        y = x + q * q
-        N = y + q * q
-        if not g.exact:
-            continue
-        for a in range(g.m):
-            if g.core[a] < 0:
-                continue
-            c = g.comp[a]
-            n = e.core_size[c]
-            K = e.K + e.comp_start[c] + g.core[a] * n
-            A = e.work + e.comp_start[c] + g.core[a]
-            for i in range(q):
-                for j in range(q):
-                    v = K[i * n + g.core[a] + j]
-                    for r in range(n):
-                        v -= K[i * n + r] * A[r * n + j]
-                    x[i * q + j] = v
-            # rest x + x rest - rest x rest
-            multiply(q, q, q, g.rest, x, y)
-            multiply(q, q, q, y, g.rest, N)
-            for i in range(q):
-                for j in range(q):
-                    v = y[i * q + j] - N[i * q + j]
-                    for r in range(q):
-                        v += x[i * q + r] * g.rest[r * q + j]
-                    sums[(g.column + i) * total + g.column + j] += v
-                    if each != NULL:
-                        each[(e.tail_slot + e.comp_slot[c] + g.slot[a] + i) * total + j] += v
+        if e.tail[t].exact:
+            precisions_where_singular(e, &e.tail[t], sums, total, each)
     return True
+
+
+cdef void precisions_where_regular(Elimination* e, const Tail* g, double* sums, Py_ssize_t total, double* each
+                                   ) noexcept nogil:
+    """N_bb = T (I - S^-1) T' of the levels in cores, T = L^-T where L is not nearly singular; `cov` holds S^-1."""
+    cdef Py_ssize_t a, c, i, j, r, n, at, q = g.q
+    cdef double* x = e.scratch
+    cdef double* y = x + q * q
+    cdef double* N = y + q * q
+    cdef const double* A
+    cdef double v
+    for a in range(g.m):
+        if g.core[a] < 0:
+            continue
+        c = g.comp[a]
+        n = e.core_size[c]
+        A = e.cov + e.comp_start[c] + g.core[a] * n + g.core[a]
+        for i in range(q):
+            for j in range(q):
+                x[i * q + j] = (1.0 if i == j else 0.0) - (A[i * n + j] if i >= j else A[j * n + i])
+        multiply(q, q, q, g.lift, x, y)
+        for i in range(q):
+            for j in range(q):
+                v = 0.0
+                for r in range(q):
+                    v += y[i * q + r] * g.lift[j * q + r]
+                N[i * q + j] = v
+                sums[(g.column + i) * total + g.column + j] += v
+        if each != NULL:
+            at = e.tail_slot + e.comp_slot[c] + g.slot[a]
+            for i in range(q):
+                for j in range(q):
+                    each[(at + i) * total + j] = N[i * q + j]
+
+
+cdef void precisions_where_singular(Elimination* e, const Tail* g, double* sums, Py_ssize_t total, double* each
+                                    ) noexcept nogil:
+    """Add the rows and columns of N_bb = (K - K cov K)_bb where L is nearly singular; `work` holds cov K."""
+    cdef Py_ssize_t a, c, i, j, r, n, q = g.q
+    cdef double* x = e.scratch
+    cdef double* y = x + q * q
+    cdef double* N = y + q * q
+    cdef const double* A
+    cdef const double* K
+    cdef double v
+    for a in range(g.m):
+        if g.core[a] < 0:
+            continue
+        c = g.comp[a]
+        n = e.core_size[c]
+        K = e.K + e.comp_start[c] + g.core[a] * n
+        A = e.work + e.comp_start[c] + g.core[a]
+        for i in range(q):
+            for j in range(q):
+                v = K[i * n + g.core[a] + j]
+                for r in range(n):
+                    v -= K[i * n + r] * A[r * n + j]
+                x[i * q + j] = v
+        # rest x + x rest - rest x rest
+        multiply(q, q, q, g.rest, x, y)
+        multiply(q, q, q, y, g.rest, N)
+        for i in range(q):
+            for j in range(q):
+                v = y[i * q + j] - N[i * q + j]
+                for r in range(q):
+                    v += x[i * q + r] * g.rest[r * q + j]
+                sums[(g.column + i) * total + g.column + j] += v
+                if each != NULL:
+                    each[(e.tail_slot + e.comp_slot[c] + g.slot[a] + i) * total + j] += v
 
 
 cdef void add_symmetric(Py_ssize_t w, Py_ssize_t q, double* A, double* B, double* out) noexcept nogil:
@@ -112,21 +124,50 @@ cdef void add_symmetric(Py_ssize_t w, Py_ssize_t q, double* A, double* B, double
     dsymm(&left, &upper, &rows, &columns, &one, A, &rows, B, &rows, &one, out, &rows)
 
 
-cdef inline void reach_core(Py_ssize_t q, Py_ssize_t skip, Py_ssize_t w, const double* B, const int* nbr,
-                            const double* Q, Py_ssize_t ld, Py_ssize_t base, double* Y) noexcept nogil:
-    """Y (q, w) += B Q for the neighbours from `skip` on, Q the covariances of their core, whose first slot is `base`."""
-    cdef Py_ssize_t i, j, r
+cdef inline void reach_core(Py_ssize_t q, const Elimination* e, Py_ssize_t c, Py_ssize_t skip, const Reach* x
+                            ) noexcept nogil:
+    """B Q (q, w) += the part of the neighbours from `skip` on, Q their covariances in the core of component c."""
+    cdef Py_ssize_t i, j, r, w = x.w, ld = e.core_size[c], base = e.core_slot[c] - e.comp_slot[c]
     cdef double t, v
     cdef const double* cov
     for i in range(skip, w):
-        cov = Q + (nbr[i] - base) * ld - base
+        cov = e.cov + e.comp_start[c] + (x.nbr[i] - base) * ld - base
         for r in range(q):
-            t = B[r * w + i]
+            t = x.panel[r * w + i]
             v = 0.0
             for j in range(skip, i):
-                Y[r * w + j] += t * cov[nbr[j]]
-                v += B[r * w + j] * cov[nbr[j]]
-            Y[r * w + i] += v + t * cov[nbr[i]]
+                x.panel_out[r * w + j] += t * cov[x.nbr[j]]
+                v += x.panel[r * w + j] * cov[x.nbr[j]]
+            x.panel_out[r * w + i] += v + t * cov[x.nbr[i]]
+
+
+cdef void reach_core_by_blas(Py_ssize_t q, const Elimination* e, Py_ssize_t c, Py_ssize_t skip, const Reach* x
+                             ) noexcept nogil:
+    """`reach_core` of a wide level."""
+    cdef Py_ssize_t i, j, w = x.w, ld = e.core_size[c], base = e.core_slot[c] - e.comp_slot[c]
+    cdef const double* cov
+    memset(e.block, 0, skip * w * sizeof(double))
+    for i in range(skip, w):
+        cov = e.cov + e.comp_start[c] + (x.nbr[i] - base) * ld - base
+        memset(e.block + i * w, 0, skip * sizeof(double))
+        for j in range(skip, i + 1):
+            e.block[i * w + j] = cov[x.nbr[j]]
+    add_symmetric(w, q, e.block, x.panel, x.panel_out)
+
+
+cdef inline void reach_half(Py_ssize_t q, const Elimination* e, Py_ssize_t c, Py_ssize_t skip, const Reach* x
+                            ) noexcept nogil:
+    """As much of B Q as B Q B' needs: the part before the diagonal of Q, and half of that on it."""
+    cdef Py_ssize_t i, j, r, w = x.w, ld = e.core_size[c], base = e.core_slot[c] - e.comp_slot[c]
+    cdef double v
+    cdef const double* cov
+    for i in range(skip, w):
+        cov = e.cov + e.comp_start[c] + (x.nbr[i] - base) * ld - base
+        for r in range(q):
+            v = 0.0
+            for j in range(skip, i):
+                v += x.panel[r * w + j] * cov[x.nbr[j]]
+            x.panel_out[r * w + i] = v + 0.5 * x.panel[r * w + i] * cov[x.nbr[i]]
 
 
 cdef inline void close_level(Py_ssize_t q, const double* M, const double* P, const double* K, const double* quad,
@@ -156,116 +197,91 @@ cdef inline void close_level(Py_ssize_t q, const double* M, const double* P, con
             post[i] = M[i] + work[q * q + i]
 
 
+cdef inline void reach_ancestors(Py_ssize_t q, Elimination* e, Py_ssize_t s, Py_ssize_t a, const Reach* x) noexcept nogil:
+    """B Q (q, qc), and what the covariances of the ancestors with the tail add to the tail's part of B Q."""
+    cdef Py_ssize_t qc = e.stage[s].qc, w = x.w, i, j, r, l, b = a, first = 0, second, stride
+    cdef const Stage* above
+    cdef const Stage* outer
+    cdef const double* cov
+    cdef double t, v
+    for i in range(q * qc):
+        x.chain_out[i] = 0.0
+    for i in range(w):
+        e.place[i] = <int> i
+    for l in range(s + 1, e.n_stages):
+        above = &e.stage[l]
+        second = first + above.q
+        cov = above.cov + x.ancestor[l] * above.q * above.q
+        for r in range(q):
+            for i in range(above.q):
+                t = x.chain[r * qc + first + i]
+                for j in range(above.q):
+                    x.chain_out[r * qc + first + j] += t * cov[i * above.q + j]
+        cov = above.cov_chain + x.ancestor[l] * above.q * above.qc
+        for r in range(q):
+            for i in range(above.q):
+                t = x.chain[r * qc + first + i]
+                v = 0.0
+                for j in range(above.qc):
+                    x.chain_out[r * qc + second + j] += t * cov[i * above.qc + j]
+                    v += x.chain[r * qc + second + j] * cov[i * above.qc + j]
+                x.chain_out[r * qc + first + i] += v
+        if w > 0:
+            outer = &e.stage[l - 1]
+            for i in range(w):
+                e.place[i] = outer.up[outer.start[b] + e.place[i]]
+            b = x.ancestor[l]
+            stride = above.start[b + 1] - above.start[b]
+            cov = above.cov_panel + above.q * above.start[b]
+            for r in range(q):
+                for i in range(above.q):
+                    t = x.chain[r * qc + first + i]
+                    v = 0.0
+                    for j in range(w):
+                        x.panel_out[r * w + j] += t * cov[i * stride + e.place[j]]
+                        v += x.panel[r * w + j] * cov[i * stride + e.place[j]]
+                    x.chain_out[r * qc + first + i] += v
+        first = second
+
+
 cdef inline void cover_level(Py_ssize_t q, Elimination* e, Py_ssize_t s, Py_ssize_t a, double* N, double* post
                              ) noexcept nogil:
     """N_aa and, unless `post` is NULL, the posterior covariance of level a; beyond the finest stage also that with its neighbours."""
     cdef Stage* f = &e.stage[s]
-    cdef Stage* above
-    cdef Stage* outer
-    cdef Py_ssize_t qc = f.qc, w = 0, i, j, r, l, h, b, c, first, second, ld, stride, skip, base
-    cdef double t, v
-    cdef double* Bc = f.chain + a * q * qc
-    cdef double* Bt = NULL
-    cdef double* quad = e.scratch           # Y B'
-    cdef double* work = quad + q * q
-    cdef double* Yc = work + 2 * q * q      # B Q
-    cdef double* Yt = Yc + q * qc
-    cdef const double* cov
-    cdef const int* nbr = NULL
+    cdef Py_ssize_t qc = f.qc, w, i, j, r
+    cdef bint half = s == 0 and qc == 0 and e.block == NULL      # only B Q B' is wanted
+    cdef double t
+    cdef double* quad = e.scratch           # B Q B'
     cdef double* M = f.mid + a * q * q
-    cdef double* P = f.proj + a * q * q
-    cdef Py_ssize_t lineage[MAX_FACTORS]
-    b = a
-    for l in range(s, e.n_stages - 1):
-        b = e.stage[l].parent[b]
-        lineage[l + 1] = b
+    cdef Reach x
+    find_reach(q, e, s, a, quad + 3 * q * q, &x)
+    w = x.w
     for i in range(q * q):
         quad[i] = 0.0
-    if e.n_tails > 0:
-        w = f.start[a + 1] - f.start[a]
-        Bt = f.panel + q * f.start[a]
-        nbr = f.nbr + f.start[a]
-        c = f.comp[a]
-        ld = e.core_size[c]
-        skip = f.skip[a]
-        base = e.core_slot[c] - e.comp_slot[c]
-        for i in range(q * w):
-            Yt[i] = 0.0
+    if w > 0:
         if f.reach != NULL:
-            memcpy(Yt, f.reach + q * f.start[a], q * w * sizeof(double))
-        if e.block != NULL:
-            memset(e.block, 0, skip * w * sizeof(double))
-            for i in range(skip, w):
-                cov = e.cov + e.comp_start[c] + (nbr[i] - base) * ld - base
-                memset(e.block + i * w, 0, skip * sizeof(double))
-                for j in range(skip, i + 1):
-                    e.block[i * w + j] = cov[nbr[j]]
-            add_symmetric(w, q, e.block, Bt, Yt)
-        elif s > 0 or qc > 0:
-            reach_core(q, skip, w, Bt, nbr, e.cov + e.comp_start[c], ld, base, Yt)
+            memcpy(x.panel_out, f.reach + q * f.start[a], q * w * sizeof(double))
         else:
-            # only the quadratic form is wanted
-            for i in range(skip, w):
-                cov = e.cov + e.comp_start[c] + (nbr[i] - base) * ld - base
-                for r in range(q):
-                    v = 0.0
-                    for j in range(skip, i):
-                        v += Bt[r * w + j] * cov[nbr[j]]
-                    Yt[r * w + i] = v + 0.5 * Bt[r * w + i] * cov[nbr[i]]
+            memset(x.panel_out, 0, q * w * sizeof(double))
+        if half:
+            reach_half(q, e, f.comp[a], f.skip[a], &x)
+        elif e.block != NULL:
+            reach_core_by_blas(q, e, f.comp[a], f.skip[a], &x)
+        else:
+            reach_core(q, e, f.comp[a], f.skip[a], &x)
     if qc > 0:
-        for i in range(q * qc):
-            Yc[i] = 0.0
-        for i in range(w):
-            e.place[i] = <int> i
-        first = 0
-        b = a
-        for l in range(s + 1, e.n_stages):
-            above = &e.stage[l]
-            second = first + above.q
-            cov = above.cov + lineage[l] * above.q * above.q
-            for r in range(q):
-                for i in range(above.q):
-                    t = Bc[r * qc + first + i]
-                    for j in range(above.q):
-                        Yc[r * qc + first + j] += t * cov[i * above.q + j]
-            cov = above.cov_chain + lineage[l] * above.q * above.qc
-            for r in range(q):
-                for i in range(above.q):
-                    t = Bc[r * qc + first + i]
-                    v = 0.0
-                    for j in range(above.qc):
-                        Yc[r * qc + second + j] += t * cov[i * above.qc + j]
-                        v += Bc[r * qc + second + j] * cov[i * above.qc + j]
-                    Yc[r * qc + first + i] += v
-            if w > 0:
-                outer = &e.stage[l - 1]
-                for i in range(w):
-                    e.place[i] = outer.up[outer.start[b] + e.place[i]]
-                b = lineage[l]
-                stride = above.start[b + 1] - above.start[b]
-                cov = above.cov_panel + above.q * above.start[b]
-                for r in range(q):
-                    for i in range(above.q):
-                        t = Bc[r * qc + first + i]
-                        v = 0.0
-                        for j in range(w):
-                            Yt[r * w + j] += t * cov[i * stride + e.place[j]]
-                            v += Bt[r * w + j] * cov[i * stride + e.place[j]]
-                        Yc[r * qc + first + i] += v
-            first = second
+        reach_ancestors(q, e, s, a, &x)
         for r in range(q):
             for i in range(q):
-                t = 0.0
                 for j in range(qc):
-                    t += Yc[r * qc + j] * Bc[i * qc + j]
-                quad[r * q + i] += t
+                    quad[r * q + i] += x.chain_out[r * qc + j] * x.chain[i * qc + j]
     for r in range(q):
         for i in range(q):
             t = 0.0
             for j in range(w):
-                t += Yt[r * w + j] * Bt[i * w + j]
+                t += x.panel_out[r * w + j] * x.panel[i * w + j]
             quad[r * q + i] += t
-    if w > 0 and s == 0 and qc == 0 and e.block == NULL:
+    if half:
         for r in range(q):
             for i in range(r + 1):
                 t = quad[r * q + i] + quad[i * q + r]
@@ -274,19 +290,27 @@ cdef inline void cover_level(Py_ssize_t q, Elimination* e, Py_ssize_t s, Py_ssiz
     if f.quad != NULL:
         for i in range(q * q):
             quad[i] += f.quad[a * q * q + i]
-    close_level(q, M, P, f.own + a * q * q, quad, work, N, post)
+    close_level(q, M, f.proj + a * q * q, f.own + a * q * q, quad, quad + q * q, N, post)
     if s > 0:
-        for i in range(q):
-            for j in range(qc):
-                t = 0.0
-                for r in range(q):
-                    t -= M[i * q + r] * Yc[r * qc + j]
-                f.cov_chain[(a * q + i) * qc + j] = t
-            for j in range(w):
-                t = 0.0
-                for r in range(q):
-                    t -= M[i * q + r] * Yt[r * w + j]
-                f.cov_panel[q * f.start[a] + i * w + j] = t
+        keep_covariances(q, f, a, M, &x)
+
+
+cdef inline void keep_covariances(Py_ssize_t q, const Stage* f, Py_ssize_t a, const double* M, const Reach* x
+                                  ) noexcept nogil:
+    """cov(a, neighbours) = -M_a B_a Q, for the levels below."""
+    cdef Py_ssize_t i, j, r
+    cdef double t
+    for i in range(q):
+        for j in range(f.qc):
+            t = 0.0
+            for r in range(q):
+                t -= M[i * q + r] * x.chain_out[r * f.qc + j]
+            f.cov_chain[(a * q + i) * f.qc + j] = t
+        for j in range(x.w):
+            t = 0.0
+            for r in range(q):
+                t -= M[i * q + r] * x.panel_out[r * x.w + j]
+            f.cov_panel[q * f.start[a] + i * x.w + j] = t
 
 
 cdef void covariances_of_chain(Elimination* e, double* sums, Py_ssize_t total, double* each, double* post) noexcept nogil:
@@ -340,7 +364,7 @@ cdef bint covariances(Elimination* e, double* sums, Py_ssize_t total, double* ea
             memset(f.quad, 0, f.m * f.q * f.q * sizeof(double))
         if f.reach != NULL:
             memset(f.reach, 0, f.q * f.start[f.m] * sizeof(double))
-    if not covariances_of_tail(e, sums, total, each):
+    if not covariances_of_cores(e, sums, total, each):
         return False
     covariances_of_sparse(e, sums, total, each, post)
     covariances_of_chain(e, sums, total, each, post)

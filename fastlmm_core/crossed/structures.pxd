@@ -1,6 +1,6 @@
 # What the engine of crossed factors works on; the order of elimination is described at the head of elimination.pxi.
 #
-# gives  Level, Stage, Tail, Sparse, Elimination, Panel, Reach
+# gives  Level, Stage, Tail, Sparse, Elimination, Reach, Panel, Target, Matrix, Pairs
 
 cdef enum:
     MAX_FACTORS = 16
@@ -105,3 +105,46 @@ cdef struct Elimination:
     double* partial             # (k, k)
     double* block               # (widest, the larger of widest and columns), NULL where all factors of the chain are narrow
     int* place
+
+# What a level of the chain touches: its ancestors in the coarser factors of the chain, and levels of the tail.
+cdef struct Reach:
+    Py_ssize_t ancestor[MAX_FACTORS]    # in each later stage
+    Py_ssize_t w                # columns of the neighbours in the tail
+    const int* nbr              # their slots within the component
+    double* chain               # B: products with the coarser factors (q, qc) and with the tail (q, w)
+    double* panel
+    double* chain_out           # M B on the way up, B Q on the way back
+    double* panel_out
+
+# An eliminated level that has a sparse level of the tail among its neighbours.
+cdef struct Panel:
+    Py_ssize_t q                # its columns
+    Py_ssize_t w                # columns of its neighbours
+    Py_ssize_t at               # where the sparse level stands among them
+    const int* nbr
+    const double* B             # (q, w)
+
+# That sparse level, and what is summed over all such others.
+cdef struct Target:
+    Py_ssize_t n                # its columns
+    Py_ssize_t w                # columns of its later neighbours
+    const int* where            # places of slots among them
+    double* own                 # (n, n), (n, w): products on the way up, covariances on the way back
+    double* panel
+    double* scratch
+
+# A part of a matrix that is stored by rows.
+cdef struct Matrix:
+    double* at
+    Py_ssize_t rows, columns
+    Py_ssize_t ld               # from row to row
+
+# Blocks N_ab for the levels a, b of two factors.
+cdef struct Pairs:
+    const Level* f
+    const Level* g
+    Py_ssize_t size             # rows of N
+    const double* N
+    const double* x             # (size,)
+    double* left                # work space: (m_g, q_f q_g) twice
+    double* right

@@ -1,4 +1,7 @@
 # Right-hand sides, arrays (n_slots, c), through the structure of elimination.pxi: Z'v to Z'V^-1 v and posterior means.
+#
+# uses   M_a, P_a of elimination.pxi and sparse.pxi, S of dense.pxi; forward_sparse, backward_sparse
+# gives  forward, solve_tail, backward (in this order V^-1), products (Z'Z); subtract_squares, flush
 
 cdef void subtract_squares(Py_ssize_t rows, Py_ssize_t k, const double* A, const double* B, double* H) noexcept nogil:
     """H (k, k; lower triangle) -= A (rows, k)' B (rows, k)."""
@@ -149,6 +152,7 @@ cdef void backward(Elimination* e, Py_ssize_t c, double* V, double* U) noexcept 
     cdef const double* row
     cdef const int* nbr
     cdef double t
+    cdef Reach x
     backward_sparse(e, c, V, U)
     for s in range(e.n_stages - 1, -1, -1):
         f = &e.stage[s]
@@ -174,7 +178,8 @@ cdef void backward(Elimination* e, Py_ssize_t c, double* V, double* U) noexcept 
                 B = f.panel + q * f.start[a]
                 row = U + (e.tail_slot + e.comp_slot[f.comp[a]]) * c
                 if e.block != NULL:
-                    add_rows(q, c, w, -1.0, row, nbr, <double*> B, e.block, own)
+                    find_reach(q, e, s, a, e.scratch, &x)
+                    add_rows(q, c, -1.0, row, &x, e.block, own)
                 for r in range(q if e.block == NULL else 0):
                     for i in range(w):
                         t = B[r * w + i]
@@ -191,6 +196,7 @@ cdef void products(Elimination* e, Py_ssize_t c, const double* R, double* out) n
     cdef Tail* g
     cdef const double* B
     cdef const int* nbr
+    cdef Reach x
     memset(out, 0, e.n_slots * c * sizeof(double))
     for s in range(e.n_stages):
         f = &e.stage[s]
@@ -215,7 +221,10 @@ cdef void products(Elimination* e, Py_ssize_t c, const double* R, double* out) n
                 B = f.panel0 + q * f.start[a]
                 base = e.tail_slot + e.comp_slot[f.comp[a]]
                 if e.block != NULL and c <= e.wide:
-                    add_rows(q, c, w, 1.0, R + base * c, nbr, <double*> B, e.block, out + at * c)
+                    x.w = w
+                    x.nbr = nbr
+                    x.panel = <double*> B
+                    add_rows(q, c, 1.0, R + base * c, &x, e.block, out + at * c)
                     crossed(w, c, q, <double*> R + at * c, <double*> B, w, e.block)
                     for i in range(w):
                         for j in range(c):

@@ -1,18 +1,18 @@
 import numpy as np
 from numpy.typing import NDArray
 
+from ..engines.crossed.cores import Tail
+
 _Array = NDArray[np.float64]
 _Index = NDArray[np.intp]
 _Slots = NDArray[np.int32]
 
+class Quotient:
+    def __init__(self, start: _Index, members: _Slots, width: _Index) -> None: ...
+
 def minimum_degree(start: _Index, members: _Slots, width: _Index, share: float) -> tuple[_Index, _Index, _Slots]: ...
 def spread_products(
-    level_slot: _Index,
-    comp: _Index,
-    q: int,
-    start: _Index,
-    slots: _Slots,
-    panel: _Array,
+    tail: Tail,
     first_slot: _Index,
     node_at: _Index,
     node_slot: _Index,

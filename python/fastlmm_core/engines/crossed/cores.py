@@ -258,8 +258,5 @@ def sparse_levels(found: TailLevels, tails: list[Tail]) -> Sparse | None:
         mine = np.flatnonzero(table[node, 5] == i)
         at = own_at[mine][:, None] + np.arange(tail.q * tail.q)
         own[at] = tail.own[table[node[mine], 6]].reshape(at.shape)
-        hierarchies.spread_products(
-            tail.slot, tail.comp, tail.q, tail.start, tail.slots, tail.panel, comp_slot, node_at, slot, start, slots,
-            panel_at, panel,
-        )  # fmt: skip
+        hierarchies.spread_products(tail, comp_slot, node_at, slot, start, slots, panel_at, panel)
     return Sparse(table[node, 5], comp[node], slot, start, slots, own_at, panel_at, own, panel)
