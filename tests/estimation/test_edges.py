@@ -648,3 +648,22 @@ def test_a_long_fit_can_be_interrupted():
         signal.setitimer(signal.ITIMER_REAL, 0.0)
         signal.signal(signal.SIGALRM, before)
     assert model.fit().converged
+
+
+@pytest.mark.parametrize("q", [1, 2, 3])
+def test_the_gradient_norm_is_newtons_decrement(rng, q):
+    # twice the fall of the quadratic model, where a search was stopped short of the optimum
+    groups = np.repeat(np.arange(30), 8)
+    Z = np.column_stack([np.ones(240), rng.standard_normal((240, 2))])[:, :q]
+    y = np.sum(Z * rng.standard_normal((30, q))[groups], axis=1) + rng.standard_normal(240)
+    seen = 0
+    for steps in (2, 5, 12, 25):
+        with np.errstate(all="ignore"):
+            result = flc.LinearMixedModel(y, Z[:, :1], Z, groups).fit(method="nelder-mead", options={"maxiter": steps})
+        g, H = result.optimum.gradient, result.optimum.hessian
+        if np.linalg.eigvalsh(H)[0] <= 0.0:
+            continue
+        assert result.gradient_norm == pytest.approx(np.sqrt(g @ np.linalg.solve(H, g)), rel=1e-8)
+        assert result.converged == (result.gradient_norm <= 1e-4)
+        seen += not result.converged
+    assert seen
