@@ -148,6 +148,59 @@ def test_limits_against_dense_minimisation(rng, q, structure, m, spread):
 DOUBTFUL = {("dyestuff2", "(Intercept)"), ("orthodont_slope", "sigma")}
 
 
+@pytest.mark.parametrize(
+    ("kind", "structure"),
+    [("sigma", "full"), ("sigma", "diagonal"), ("sd", "full"), ("sd", "diagonal"), ("correlation", "full"),
+     ("zero", "full"), ("zero", "diagonal")],
+)  # fmt: skip
+def test_coordinates_against_differences(rng, kind, structure):
+    from fastlmm_core.inference.profile import coordinates as charts
+
+    y, X, Z, groups, w = data = unbalanced(rng, 3, structure, m=12)
+    n = len(y)
+    problem = flc.LinearMixedModel(y, X, Z, groups, weights=w, structure=structure).problem
+    deviance = charts.Deviance(problem)
+    M = np.diag(rng.uniform(0.3, 1.5, 3)) if structure == "diagonal" else np.tril(rng.normal(0.0, 0.7, (3, 3)))
+    if kind == "sigma":
+        chart = charts.SigmaChart(problem, M)
+    elif kind == "correlation":
+        chart = charts.CorrelationChart(problem, M, 0, 2)
+    else:
+        chart = charts.SdChart(problem, M, 1)
+        chart = charts.ZeroChart(chart) if kind == "zero" else chart
+    state = chart.start(M, -0.3)
+    found = deviance.expand(chart, state)
+    k = len(found.gradient)
+
+    def value(*steps):
+        return deviance.expand(chart, chart.move(state, np.sum(steps, axis=0))).value
+
+    # the value: sigma^2 and G in the units of the data
+    if kind != "zero":
+        turned = problem.scale * (problem.z_map @ state.M)
+        exact = Dense(*data, structure).deviance(turned @ turned.T, problem.scale**2 * np.exp(state.s))
+        assert found.value + problem.offset(False) == pytest.approx(exact, rel=1e-10)
+    h = 2e-3
+    e = h * np.eye(k)
+    for i in range(1 if kind == "zero" else 0, k):
+        slope = (8.0 * (value(e[i]) - value(-e[i])) - (value(2 * e[i]) - value(-2 * e[i]))) / (12.0 * h)
+        assert found.gradient[i] == pytest.approx(slope, rel=1e-6, abs=1e-6 * n)
+        for j in range(1 if kind == "zero" else 0, i + 1):
+            if i == j:
+                bend = 16.0 * (value(e[i]) + value(-e[i])) - value(2 * e[i]) - value(-2 * e[i]) - 30.0 * value(0 * e[i])
+                bend /= 12.0 * h * h
+            else:
+                near, far = (
+                    sum(a * b * value(a * t * e[i], b * t * e[j]) for a in (-1, 1) for b in (-1, 1))
+                    / (2.0 * t * h) ** 2
+                    for t in (1, 2)
+                )
+                bend = (4.0 * near - far) / 3.0
+            # rounding of the values over h^2, and the next term of the series
+            assert found.hessian[i, j] == pytest.approx(bend, rel=1e-4, abs=1e-5 * n), (i, j)
+    np.testing.assert_allclose(found.hessian, found.hessian.T, rtol=1e-9, atol=1e-9)
+
+
 def reference_limits(name, key):
     data = json.loads((oracle.REFERENCE / f"{name}.json").read_text())["ml"]
     # `profile_ci_lme4` has the parameters in lme4's order: ours but that the fixed effects come last
