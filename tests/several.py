@@ -73,7 +73,7 @@ class Study:
 
 
 def blocks(result):
-    return {f.grouping.name: result._covariance[f.columns, f.columns] for f in result.model.factors}
+    return {f.grouping.name: result.covariance[f.columns, f.columns] for f in result.model.factors}
 
 
 def covariance(result, a, b, names=None):

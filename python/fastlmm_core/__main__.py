@@ -21,7 +21,7 @@ from .errors import LMMError
 from .model import lmm
 
 if TYPE_CHECKING:
-    from .methods import Ddf
+    from .inference.options import Ddf
     from .result import LMMResult
 
 __all__ = ["main"]

@@ -2,55 +2,32 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
-from dataclasses import dataclass
-from functools import lru_cache
-from typing import TYPE_CHECKING, Any, Literal, cast
+from collections.abc import Callable, Sequence
+from functools import lru_cache, partial
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from .covariance.parameters import Block, CovarianceStructure, natural_derivatives, one_block
-from .design.grouping import Codes, Factor, Grouping, group_codes
+from .covariance.parameters import one_block
+from .design.design import Design
+from .design.grouping import Codes, group_codes
 from .design.terms import RandomPart, RandomTerm, Term, random_part, terms_of_arrays
-from .engines.one_factor.problem import Problem, condition
 from .errors import LMMError
-from .estimation.optimize import optimize
-from .estimation.residual_limit import refuse_unbounded, with_residual_variance
-from .support.blas_threads import one_blas_thread
+from .estimation.fit import estimate
+from .estimation.model import Model
 from .support.checks import float_array
-from .tables.columns import native_frame
 
 if TYPE_CHECKING:
     from .batch_result import BatchResult
-    from .formula.specification import FormulaSpec
-    from .kernels import BatchDesign, ClusterCriterion
     from .result import LMMResult
 
-__all__ = ["Evaluation", "LinearMixedModel", "lmm"]
+__all__ = ["LinearMixedModel", "lmm"]
 
 Array = NDArray[np.float64]
 
 
-@dataclass(frozen=True)
-class Evaluation:
-    """The criterion at one point.
-
-    Attributes
-    ----------
-    value : float
-    gradient : (k,) array or None
-    hessian : (k, k) array or None
-    """
-
-    value: float
-    gradient: Array | None
-    hessian: Array | None
-
-
-class LinearMixedModel:
+class LinearMixedModel(Model):
     """A Gaussian linear mixed model from arrays.
 
     y_i = X_i beta + Z_i b_i + e_i with b_i ~ N(0, G) and e_i ~ N(0, sigma^2 / weights), independent
@@ -78,6 +55,8 @@ class LinearMixedModel:
         Names of the columns of X and Z.
     group_name : str
         Name of the grouping factor.
+    design : Design, optional
+        Instead of all the others but `y`: the design of a model made before (``model.design``).
 
     Raises
     ------
@@ -106,11 +85,17 @@ class LinearMixedModel:
         exog_names: Sequence[str] | None = None,
         exog_re_names: Sequence[str] | None = None,
         group_name: str = "group",
+        design: Design | None = None,
     ) -> None:
         response = float_array(y, "y", 1)
         n = len(response)
         if n == 0:
             raise LMMError("y is empty: there are no observations")
+        if design is not None:
+            if any(given is not None for given in (X, Z, groups, terms, weights, offset)):
+                raise LMMError("design holds X, Z, groups, terms, weights and offset: give either it or them")
+            super().__init__(design, response)
+            return
         fixed = np.ones((n, 1)) if X is None else float_array(X, "X", 2)
         if terms is None:
             part = _one_term(n, Z, groups, structure, exog_re_names, group_name)
@@ -118,137 +103,21 @@ class LinearMixedModel:
             raise LMMError("terms and Z, groups exclude each other: give the random effects in one way")
         else:
             part = random_part(terms_of_arrays(terms, n))
-        self._setup(
+        super().__init__(
+            Design(
+                fixed,
+                part,
+                _names(exog_names, fixed.shape[1], "x", X is None, "exog_names"),
+                None if weights is None else float_array(weights, "weights", 1),
+                None if offset is None else float_array(offset, "offset", 1),
+            ),
             response,
-            fixed,
-            part,
-            None if weights is None else float_array(weights, "weights", 1),
-            None if offset is None else float_array(offset, "offset", 1),
-            _names(exog_names, fixed.shape[1], "x", X is None, "exog_names"),
         )
 
-    def _setup(
-        self, y: Array, X: Array, part: RandomPart, weights: Array | None, offset: Array | None,
-        exog_names: tuple[str, ...], spec: FormulaSpec | None = None, response_name: str = "y", n_dropped: int = 0,
-        kept: NDArray[np.intp] | None = None,
-    ) -> None:  # fmt: skip
-        n = len(y)
-        for name, values in (
-            ("X", X),
-            ("Z", part.parts[0]),
-            ("groups", part.codes[0].codes),
-            ("weights", weights),
-            ("offset", offset),
-        ):
-            if values is not None and len(values) != n:
-                raise LMMError(f"{name} has {len(values)} rows but y has {n}; give one row per observation")
-        if weights is not None and not (weights > 0.0).all():
-            row = int(np.flatnonzero(~(weights > 0.0))[0])
-            raise LMMError(f"weights must be positive (first other: {weights[row]} at row {row}); remove such rows")
-        self.endog = y
-        self.exog = X
-        self.random = part
-        self.weights = weights
-        self.offset = offset
-        self.exog_names = exog_names
-        self.response_name = response_name
-        self.spec = spec
-        self.n_dropped = n_dropped
-        self.kept = kept
-        self._check_groups(n)
-        self.problem: Problem
-        if len(part.codes) > 1:
-            from .engines.crossed import problem as hierarchy
-
-            factors = [
-                hierarchy.Factor(part.columns_of(span), read.codes, read.n_slots, read.name, part.columns[span])
-                for read, span in zip(part.codes, part.spans, strict=True)
-            ]
-            found = hierarchy.condition_factors(y, X, factors, weights, offset, part.structure)
-            # what only one of the engines has is asked for where there is one factor
-            self.problem = cast("Problem", found)
-            groupings = [Grouping(read) for read in part.codes]
-        else:
-            self.problem, grouping = condition(
-                y, X, part.Z, part.codes[0], weights, offset, part.structure, part.columns
-            )
-            groupings = [grouping]
-        self.factors = tuple(
-            Factor(grouping, span.start, span.stop) for grouping, span in zip(groupings, part.spans, strict=True)
-        )
-        """The grouping factors, that with most levels first."""
-
-    @property
-    def exog_re(self) -> Array:
-        """Columns of the random effects of all terms (n, q)."""
-        return self.random.Z
-
-    @property
-    def grouping(self) -> Grouping:
-        """The grouping factor, that with most levels where there are several."""
-        return self.factors[0].grouping
-
-    def factor(self, name: str | None = None) -> Factor:
-        """A grouping factor by name, by default that with most levels.
-
-        Raises
-        ------
-        LMMError
-            For an unknown name.
-        """
-        found = [f for f in self.factors if name in (None, f.grouping.name)]
-        if not found:
-            names = " or ".join(repr(f.grouping.name) for f in self.factors)
-            raise LMMError(f"factor={name!r} is not a grouping factor: use {names}")
-        return found[0]
-
-    def factor_of(self, block: Block) -> Factor:
-        """The grouping factor of a term."""
-        return next(factor for factor in self.factors if factor.start <= block.start < factor.stop)
-
-    @property
-    def structure(self) -> CovarianceStructure:
-        """Which elements of the factor of G are free."""
-        return self.random.structure
-
-    @property
-    def exog_re_names(self) -> tuple[str, ...]:
-        """Names of the columns of the random effects."""
-        return self.random.columns
-
-    @property
-    def term_names(self) -> tuple[str, ...]:
-        """Names of the random-effects terms."""
-        return self.random.term_names
-
-    @property
-    def library(self) -> str:
-        """Library of the caller's data: "pandas", "polars", "pyarrow" or "dict", also for a model from arrays."""
-        return "dict" if self.spec is None else self.spec.library
-
-    def table(self, columns: Mapping[str, Any]) -> Any:
-        """A table of results in the library of the caller's data; a dict of arrays for a model from arrays."""
-        return native_frame(self.library, columns)
-
-    def _check_groups(self, n: int) -> None:
-        for read in self.random.codes:
-            if read.n_slots == 1:
-                raise LMMError(
-                    f"the grouping factor {read.name!r} has one level: its variance cannot be estimated; "
-                    "use ordinary regression or another factor"
-                )
-        if n <= self.exog.shape[1]:
-            raise LMMError(f"there are {n} observations for {self.exog.shape[1]} fixed effects; use fewer columns in X")
-
-    @property
-    def nobs(self) -> int:
-        """Number of observations."""
-        return self.problem.n
-
-    @property
-    def df_resid(self) -> int:
-        """Observations less estimable fixed effects."""
-        return self.problem.n - self.problem.rank
+    @classmethod
+    def of(cls, design: Design, y: Array) -> Self:
+        """A model from a design and a response."""
+        return cls(y, design=design)
 
     def fit(
         self,
@@ -283,27 +152,7 @@ class LinearMixedModel:
         """
         from .result import LMMResult
 
-        problem = self.problem
-        criterion = problem.criterion()
-        criterion.reml = bool(reml)
-        if problem.saturated and not reml:
-            refuse_unbounded(problem.outside)
-        with one_blas_thread() if criterion.serial else nullcontext():
-            optimum = optimize(
-                criterion,
-                self.structure,
-                problem.levels,
-                problem.n,
-                problem.start(criterion) if start is None else self._conditioned_theta(start),
-                method,
-                options,
-                problem.pilot() if start is None else None,
-                "unasked" if start is not None else "nothing" if problem.balanced() else "search",
-            )
-            optimum = with_residual_variance(
-                criterion, self.structure, problem.levels, problem.n, optimum, problem.saturated
-            )
-        return LMMResult(self, optimum, criterion.solution(), bool(reml))
+        return estimate(LMMResult, self, reml, method, start, options)
 
     def fit_many(
         self, Y: Any, reml: bool = True, n_jobs: int | None = None, progress: bool | None = None, memory: float = 64.0
@@ -335,18 +184,11 @@ class LinearMixedModel:
         LMMError
             For Y of another shape or type.
         """
-        from .batch_result import fit_many
+        from .batch_result import BatchResult
+        from .estimation.many.policy import fit_many
+        from .result import LMMResult
 
-        return fit_many(self, Y, reml, n_jobs, progress, memory)
-
-    def batch_design(self) -> BatchDesign:
-        """What all responses of `fit_many` share; made once."""
-        cached = self.__dict__.get("_cached_batch")
-        if cached is None:
-            from .estimation.many.one_factor import batch_design
-
-            cached = self._cached_batch = batch_design(self)
-        return cast("BatchDesign", cached)
+        return fit_many(partial(BatchResult, self, LMMResult, bool(reml)), Y, n_jobs, progress, memory)
 
     def refit(self, y: ArrayLike, reml: bool = True, **options: Any) -> LMMResult:
         """Fit another response on this design.
@@ -368,71 +210,7 @@ class LinearMixedModel:
         LMMError
             As for a model made from `y`.
         """
-        other = LinearMixedModel.__new__(LinearMixedModel)
-        other._setup(
-            float_array(y, "y", 1), self.exog, self.random, self.weights, self.offset, self.exog_names, self.spec,
-            self.response_name, self.n_dropped, self.kept,
-        )  # fmt: skip
-        return other.fit(reml=reml, **options)
-
-    def evaluate(self, theta: ArrayLike, reml: bool = True, order: int = 0) -> Evaluation:
-        """The profiled criterion (-2 log-likelihood) at theta.
-
-        Parameters
-        ----------
-        theta : (k,) array
-            Lower triangle of Lambda by columns (diagonal only for independent effects), in natural units.
-        reml : bool
-        order : {0, 1, 2}
-            Highest derivative to compute.
-
-        Returns
-        -------
-        Evaluation
-            With respect to theta.
-        """
-        problem = self.problem
-        natural = self._natural_factor(theta)
-        criterion = self._criterion()
-        criterion.reml = bool(reml)
-        back: Array = np.asarray(np.linalg.inv(problem.z_map), dtype=np.float64)
-        factor = self.structure.canonical(back @ natural)
-        value, _, _ = criterion.evaluate(self.structure.theta(factor), order)
-        value += problem.offset(bool(reml))
-        if order == 0:
-            return Evaluation(value, None, None)
-        gradient, hessian = natural_derivatives(
-            self.structure, natural, back, criterion.solution()[3], criterion.curvature() if order > 1 else None
-        )
-        return Evaluation(value, gradient, hessian)
-
-    def _criterion(self) -> ClusterCriterion:
-        """A criterion of this thread's own: its work space serves one evaluation at a time."""
-        local = self.__dict__.setdefault("_per_thread", threading.local())
-        if not hasattr(local, "criterion"):
-            local.criterion = self.problem.criterion()
-        return cast("ClusterCriterion", local.criterion)
-
-    def _natural_factor(self, theta: ArrayLike, name: str = "theta") -> Array:
-        values = float_array(theta, name, 1)
-        count = self.structure.n_parameters
-        if len(values) != count:
-            raise LMMError(f"{name} has {len(values)} elements, the model has {count} covariance parameters")
-        if not np.isfinite(values).all():
-            raise LMMError(f"{name} has values that are not finite; give {count} finite numbers")
-        return self.structure.factor(values)
-
-    def _conditioned_theta(self, theta: ArrayLike) -> Array:
-        inner: Array = np.asarray(
-            np.linalg.solve(self.problem.z_map, self._natural_factor(theta, "start")), dtype=np.float64
-        )
-        return self.structure.theta(self.structure.canonical(inner))
-
-    def __getstate__(self) -> dict[str, Any]:
-        state = self.__dict__.copy()
-        state.pop("_per_thread", None)
-        state.pop("_cached_batch", None)
-        return state
+        return self.with_response(float_array(y, "y", 1)).fit(reml=reml, **options)
 
     def __repr__(self) -> str:
         return (
@@ -529,9 +307,8 @@ def lmm(
              t.structure)
         for t in found.terms
     ]  # fmt: skip
-    model = LinearMixedModel.__new__(LinearMixedModel)
-    model._setup(
-        found.y, found.X, random_part(terms), found.weights, found.offset, found.x_names, found.spec, found.response,
+    design = Design(
+        found.X, random_part(terms), found.x_names, found.weights, found.offset, found.spec, found.response,
         found.n_dropped, found.kept,
     )  # fmt: skip
-    return model
+    return LinearMixedModel(found.y, design=design)

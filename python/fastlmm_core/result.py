@@ -2,32 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
-from . import kernels
-from .diagnostics.marginal import MarginalMoments
 from .errors import LMMError
-from .estimation.optimize import SINGULAR, Optimum
-from .methods import Ddf, Information, Methods
-from .support.checks import check_share
-from .support.distributions import quantile
+from .estimation.fit import Fit
+from .inference.options import Ddf, Information
 from .tables.columns import limits_table
 
 if TYPE_CHECKING:
-    from .model import LinearMixedModel
+    from .batch_result import BatchResult
+    from .diagnostics.context import ContextualEffect
+    from .diagnostics.influence import Influence
+    from .diagnostics.marginal import LeastVariance, MarginalCovariance
+    from .diagnostics.pooling import DesignEffect, Pooling
+    from .estimation.fit import Fit
+    from .estimation.model import Model
+    from .inference.likelihood_ratio.table import Comparison
+    from .inference.means.means import MarginalMeans
+    from .inference.profile.profile import ProfileResult
+    from .inference.wald_test import WaldTest
     from .report.summary import Summary
+    from .simulation.bootstrap import BootstrapResult
+    from .support.seeds import Seed
 
 __all__ = ["LMMResult"]
 
 Array = NDArray[np.float64]
 
 
-class LMMResult(MarginalMoments, Methods):
+class LMMResult(Fit):
     """Estimates of a linear mixed model and everything that follows from them.
 
     Frames and labelled values come in the library of the caller's data (for pandas a Series, otherwise a
@@ -59,74 +67,22 @@ class LMMResult(MarginalMoments, Methods):
 
             missing_attribute(self, name)
 
-    def __init__(
-        self, model: LinearMixedModel, optimum: Optimum, solution: tuple[Array, float, Array, Array], reml: bool
-    ) -> None:
-        problem = model.problem
-        beta, r2, chol, _ = solution
-        nu = problem.n - problem.rank if reml else problem.n
-        self.model = model
-        self.optimum = optimum
-        self.reml = reml
-        self.sigma2 = problem.scale**2 * r2 / nu
-        self.criterion = optimum.value + problem.offset(reml)
-        self.converged = optimum.converged
-        self.singular = optimum.singular
-        self.gradient_norm = optimum.gradient_norm
-        self.n_evaluations = optimum.n_evaluations
-        self._beta_o = beta
-        self._chol = chol
-        # the negligible directions that the optimiser set to zero leave rounding errors in natural units
-        negligible = SINGULAR * np.sqrt(problem.levels / problem.n) if optimum.singular else None
-        self._factor = model.structure.natural(problem.z_map, optimum.factor, negligible)
-        self.theta = model.structure.theta(self._factor)
-
     # ---- fixed effects -------------------------------------------------------------------------
-
-    @cached_property
-    def _params(self) -> Array:
-        problem = self.model.problem
-        beta = problem.beta_base + problem.scale * (problem.x_map @ self._beta_o)
-        if problem.rank < len(beta):
-            beta[np.setdiff1d(np.arange(len(beta)), problem.kept)] = np.nan
-        return beta
-
-    @cached_property
-    def _cov(self) -> Array:
-        problem = self.model.problem
-        half = np.linalg.solve(self._chol, problem.x_map.T) if problem.rank else problem.x_map.T
-        cov: Array = self.sigma2 * (half.T @ half)
-        if problem.rank < len(cov):
-            dropped = np.setdiff1d(np.arange(len(cov)), problem.kept)
-            cov[dropped] = np.nan
-            cov[:, dropped] = np.nan
-        return cov
-
-    def _labelled(self, values: Array, names: tuple[str, ...] | None = None) -> Any:
-        spec = self.model.spec
-        if spec is None:
-            return values
-        names = self.model.exog_names if names is None else names
-        if spec.library == "pandas":
-            import pandas as pd
-
-            return pd.Series(values, index=list(names))
-        return dict(zip(names, values.tolist(), strict=True))
 
     @property
     def params(self) -> Any:
         """Fixed effects (p,); NaN for dropped columns."""
-        return self._labelled(self._params.copy())
+        return self.model.labelled(self.beta.copy())
 
     @property
     def bse(self) -> Any:
         """Standard errors of the fixed effects (p,)."""
-        return self._labelled(np.sqrt(np.diag(self._cov)))
+        return self.model.labelled(np.sqrt(np.diag(self.cov)))
 
     @property
     def tvalues(self) -> Any:
         """Fixed effects divided by their standard errors (p,)."""
-        return self._labelled(self._params / np.sqrt(np.diag(self._cov)))
+        return self.model.labelled(self.beta / np.sqrt(np.diag(self.cov)))
 
     @property
     def df(self) -> Any:
@@ -134,7 +90,7 @@ class LMMResult(MarginalMoments, Methods):
 
         `test`, `tidy` and `summary` offer others.
         """
-        return self._labelled(self._table()["df"])
+        return self.model.labelled(self._table()["df"])
 
     @property
     def df_resid(self) -> int:
@@ -147,7 +103,7 @@ class LMMResult(MarginalMoments, Methods):
 
         `test`, `tidy` and `summary` offer others.
         """
-        return self._labelled(self._table()["p_value"])
+        return self.model.labelled(self._table()["p_value"])
 
     def _table(self, ddf: Ddf = "satterthwaite", information: Information = "expected") -> dict[str, Array]:
         from .inference.wald import coefficient_table
@@ -157,11 +113,11 @@ class LMMResult(MarginalMoments, Methods):
     def cov_params(self) -> Any:
         """Covariance matrix of the fixed effects (p, p), sigma^2 (X'V^-1 X)^-1; a DataFrame for pandas."""
         if self.model.spec is None or self.model.spec.library != "pandas":
-            return self._cov.copy()
+            return self.cov.copy()
         import pandas as pd
 
         names = list(self.model.exog_names)
-        return pd.DataFrame(self._cov.copy(), index=names, columns=names)
+        return pd.DataFrame(self.cov.copy(), index=names, columns=names)
 
     def conf_int(
         self,
@@ -202,136 +158,18 @@ class LMMResult(MarginalMoments, Methods):
             return self._limits(tuple(limits), np.array(list(limits.values())))
         if method != "wald":
             raise LMMError(f"method={method!r} is unknown: use 'wald' or 'profile'")
-        table = self._intervals(level, ddf, information)
-        return self._limits(self.model.exog_names, np.column_stack([table["conf_low"], table["conf_high"]]))
+        from .inference.wald import coefficient_intervals
 
-    def _intervals(self, level: float, ddf: Ddf, information: Information) -> dict[str, Array]:
-        check_share(level, "level")
-        table = self._table(ddf, information)
-        half = quantile(0.5 + 0.5 * level, table["df"]) * table["std_error"]
-        return table | {"conf_low": table["estimate"] - half, "conf_high": table["estimate"] + half}
+        table = coefficient_intervals(self, level, ddf, information)
+        return self._limits(self.model.exog_names, np.column_stack([table["conf_low"], table["conf_high"]]))
 
     def _limits(self, names: tuple[str, ...], limits: Array) -> Any:
         spec = self.model.spec
         return limits_table(None if spec is None else spec.library, names, limits)
 
-    @property
-    def dropped_columns(self) -> tuple[str, ...]:
-        """Names of the columns of X dropped because they are combinations of those before them."""
-        names = self.model.exog_names
-        return tuple(names[i] for i in np.setdiff1d(np.arange(len(names)), self.model.problem.kept))
-
     # ---- covariance parameters -----------------------------------------------------------------
 
-    @cached_property
-    def _relative(self) -> Array:
-        return self._factor @ self._factor.T
-
-    @cached_property
-    def _covariance(self) -> Array:
-        return self.sigma2 * self._relative
-
-    @property
-    def G(self) -> dict[str, Array]:
-        """Covariance matrix of the random effects in natural units, by term."""
-        return {
-            name: self._covariance[block.start : block.stop, block.start : block.stop].copy()
-            for name, block in zip(self.model.term_names, self.model.structure.blocks, strict=True)
-        }
-
-    @property
-    def sigma(self) -> float:
-        """Residual standard deviation."""
-        return float(np.sqrt(self.sigma2))
-
-    @cached_property
-    def random_effects_sd(self) -> dict[str, Array]:
-        """Standard deviations of the random effects, by term."""
-        return {name: np.sqrt(np.diag(g)) for name, g in self.G.items()}
-
-    @cached_property
-    def random_effects_corr(self) -> dict[str, Array]:
-        """Correlation matrix of the random effects, by term; NaN where a variance is zero."""
-        out = {}
-        for name, g in self.G.items():
-            sd = np.sqrt(np.diag(g))
-            with np.errstate(invalid="ignore", divide="ignore"):
-                corr = np.clip(g / np.outer(sd, sd), -1.0, 1.0)
-            corr[np.arange(len(sd)), np.arange(len(sd))] = np.where(sd > 0.0, 1.0, np.nan)
-            out[name] = corr
-        return out
-
-    @cached_property
-    def singular_components(self) -> tuple[str, ...]:
-        """What is at the boundary: variances that are 0 and correlations that are +-1, in words."""
-        found: list[str] = []
-        if not self.singular:
-            return ()
-        for (name, g), block in zip(self.G.items(), self.model.structure.blocks, strict=True):
-            names = self.model.exog_re_names[block.start : block.stop]
-            zero = np.diag(g) == 0.0
-            found += [f"sd of {names[i]} | {name} is 0" for i in np.flatnonzero(zero)]
-            part = slice(block.start, block.stop)
-            rank = np.linalg.matrix_rank(self.optimum.factor[part, part], tol=1e-10)
-            live = np.flatnonzero(~zero)
-            corr = self.random_effects_corr[name]
-            pairs = [(i, j) for k, i in enumerate(live) for j in live[k + 1 :] if 1.0 - abs(corr[i, j]) < 1e-8]
-            found += [
-                f"correlation of {names[i]} and {names[j]} | {name} is {'+' if corr[i, j] > 0 else '-'}1"
-                for i, j in pairs
-            ]
-            if not pairs and rank < len(live) and block.structure == "full":
-                found.append(f"a combination of {', '.join(names[i] for i in live)} | {name} has variance 0")
-        return tuple(found)
-
-    @property
-    def message(self) -> str:
-        """What the optimiser found, with the components at the boundary."""
-        parts = [self.optimum.message, *self.singular_components]
-        return "; ".join(parts)
-
-    # ---- likelihood ----------------------------------------------------------------------------
-
-    @property
-    def nobs(self) -> int:
-        """Number of observations."""
-        return self.model.nobs
-
-    @property
-    def n_groups(self) -> dict[str, int]:
-        """Number of levels of each grouping factor."""
-        return {f.grouping.name: len(f.grouping.labels) for f in self.model.factors}
-
-    @property
-    def llf(self) -> float:
-        """Maximised log-likelihood (restricted by REML)."""
-        return -0.5 * self.criterion
-
-    @property
-    def n_parameters(self) -> int:
-        """Fixed effects, covariance parameters and the residual variance, as lme4 counts them."""
-        return self.model.problem.rank + self.model.structure.n_parameters + 1
-
-    @property
-    def aic(self) -> float:
-        """Akaike's information criterion."""
-        return self.criterion + 2.0 * self.n_parameters
-
-    @property
-    def bic(self) -> float:
-        """Schwarz's information criterion with log(nobs)."""
-        return self.criterion + float(np.log(self.nobs)) * self.n_parameters
-
     # ---- random effects ------------------------------------------------------------------------
-
-    @cached_property
-    def _effects_by_factor(self) -> tuple[Array, ...]:
-        problem = self.model.problem
-        found = problem.effects(self.optimum.factor, self._beta_o)
-        return tuple(
-            problem.scale * (b @ problem.z_map[f.columns, f.columns].T)
-            for b, f in zip(found, self.model.factors, strict=True)
-        )
 
     @property
     def group_labels(self) -> Any:
@@ -349,23 +187,12 @@ class LMMResult(MarginalMoments, Methods):
         return self._by_factor([self._effects_table(i) for i in range(len(self.model.factors))])
 
     def _effects_table(self, i: int) -> Any:
-        spec, factor, effects = self.model.spec, self.model.factors[i], self._effects_by_factor[i]
+        spec, factor, effects = self.model.spec, self.model.factors[i], self.blups[i]
         if spec is None:
             return effects
-        names = self._unique_re_names[factor.columns]
+        names = self.effect_names[factor.columns]
         grouping = factor.grouping
         return self.model.table({grouping.name: grouping.labels, **{n: effects[:, j] for j, n in enumerate(names)}})
-
-    @cached_property
-    def _unique_re_names(self) -> tuple[str, ...]:
-        names = self.model.exog_re_names
-        if all(len(set(names[f.columns])) == f.stop - f.start for f in self.model.factors):
-            return names
-        return tuple(
-            f"{names[i]} ({term})"
-            for term, block in zip(self.model.term_names, self.model.structure.blocks, strict=True)
-            for i in range(block.start, block.stop)
-        )
 
     @cached_property
     def random_effects_covariance(self) -> Any:
@@ -373,31 +200,19 @@ class LMMResult(MarginalMoments, Methods):
 
         A dict by factor where there are several.
         """
-        problem = self.model.problem
-        found = problem.effects_covariance(self.optimum.factor)
-        maps = [problem.z_map[f.columns, f.columns] for f in self.model.factors]
-        return self._by_factor([self.sigma2 * (t @ c @ t.T) for c, t in zip(found, maps, strict=True)])
+        return self._by_factor(self.blup_covariances)
 
     # ---- fitted values -------------------------------------------------------------------------
 
-    @cached_property
-    def _marginal_mean(self) -> Array:
-        model = self.model
-        mean = model.exog @ np.nan_to_num(self._params)
-        return np.asarray(mean if model.offset is None else mean + model.offset)
-
-    @cached_property
+    @property
     def fittedvalues(self) -> Array:
         """Conditional means X beta + Z b (+ offset) of the rows used (n,)."""
-        model, mean = self.model, self._marginal_mean
-        for b, f in zip(self._effects_by_factor, model.factors, strict=True):
-            mean = mean + np.einsum("ij,ij->i", model.exog_re[:, f.columns], b[f.grouping.index])
-        return np.asarray(mean)
+        return self.fitted_mean
 
     @property
     def resid(self) -> Array:
         """Conditional residuals y - fittedvalues (n,)."""
-        return self.model.endog - self.fittedvalues
+        return self.rest
 
     def residuals(
         self, kind: Literal["conditional", "marginal", "pearson", "whitened", "studentized"] = "conditional"
@@ -420,43 +235,577 @@ class LMMResult(MarginalMoments, Methods):
         LMMError
             For another kind.
         """
-        if kind == "conditional":
-            return self.resid
-        if kind == "marginal":
-            return self.model.endog - self._marginal_mean
-        if kind == "pearson":
-            weights = self.model.weights
-            return self.resid / self.sigma * (1.0 if weights is None else np.sqrt(weights))
-        if kind == "whitened":
-            model = self.model
-            if len(model.factors) > 1:
-                from .design.independence import whitened
+        from .diagnostics.residuals import residuals
 
-                return whitened(self, self.residuals("marginal"))
-            values = kernels.whiten_residuals(
-                self.residuals("marginal"), model.exog_re, model.grouping.index.astype(np.int64), model.problem.m,
-                self._relative, model.weights,
-            )  # fmt: skip
-            return np.asarray(values / self.sigma)
-        if kind == "studentized":
-            from .diagnostics.leverage import studentized_residuals
+        return residuals(self, kind)
 
-            return studentized_residuals(self)
-        raise LMMError(
-            f"kind={kind!r} is unknown: use 'conditional', 'marginal', 'pearson', 'whitened' or 'studentized'"
+    # ---- marginal moments ----------------------------------------------------------------------
+
+    def marginal_covariance(self, subject: Any, factor: str | None = None) -> Array:
+        """Covariance matrix V_i = Z_i G Z_i' + sigma^2 / weights of the observations of one subject.
+
+        Parameters
+        ----------
+        subject : label
+        factor : str, optional
+            The grouping factor of which it is a level, where there are several; by default the one with fewest levels
+            that has it.
+
+        Returns
+        -------
+        (n_i, n_i) array
+            Rows in the order in which they stand in the data.
+
+        Raises
+        ------
+        LMMError
+            For a label that is not in the data.
+        """
+        from .diagnostics.marginal import marginal_covariance
+
+        return marginal_covariance(self, subject, factor)
+
+    def marginal_correlation(self, subject: Any, factor: str | None = None) -> Array:
+        """Correlation matrix of the observations of one subject (n_i, n_i)."""
+        from .diagnostics.marginal import marginal_correlation
+
+        return marginal_correlation(self, subject, factor)
+
+    def icc(self) -> Any:
+        """Intraclass correlation: share of the random effects in the variance around the fixed part.
+
+        With random slopes the variance z'Gz is averaged over the observations (Johnson 2014, Methods Ecol. Evol.
+        5, 944-946).
+
+        Returns
+        -------
+        float
+            For one grouping factor.
+        dict of str to float
+            The share of each factor where there are several.
+        """
+        from .diagnostics.marginal import icc
+
+        return icc(self)
+
+    def r2(self) -> dict[str, float]:
+        """Marginal and conditional R^2 (Nakagawa and Schielzeth 2013; Johnson 2014 for random slopes).
+
+        Returns
+        -------
+        dict
+            ``marginal``: share of the fixed part; ``conditional``: of fixed and random part together.
+        """
+        from .diagnostics.marginal import r2
+
+        return r2(self)
+
+    # ---- tests and intervals -------------------------------------------------------------------
+
+    def test(
+        self,
+        hypothesis: Any,
+        rhs: ArrayLike | None = None,
+        *,
+        ddf: Ddf = "satterthwaite",
+        information: Information = "expected",
+    ) -> WaldTest:
+        """Test linear hypotheses on the fixed effects.
+
+        Parameters
+        ----------
+        hypothesis : str, sequence of str, mapping or (r, p) array
+            ``"Days = 0"``, ``"recipe[T.B] - recipe[T.C] = 0"``, several separated by commas, names of coefficients,
+            or L in L beta = rhs.
+        rhs : (r,) array, optional
+            Values under the hypothesis; zeros by default.
+        ddf : {"satterthwaite", "kenward-roger", "residual", "normal"}
+            Denominator degrees of freedom.
+        information : {"expected", "observed"}
+            Of the variance parameters, for Kenward-Roger: expected as in Kenward and Roger (1997) and pbkrtest, or
+            observed as in SAS and mmrm.
+
+        Returns
+        -------
+        WaldTest
+
+        Raises
+        ------
+        LMMError
+            For unknown coefficients, inestimable hypotheses or unknown options.
+        """
+        from .inference.wald import test
+
+        return test(self, hypothesis, rhs, ddf, information)
+
+    def anova(
+        self,
+        type: Literal["III", "II", "I"] = "III",
+        *,
+        ddf: Ddf = "satterthwaite",
+        information: Information = "expected",
+    ) -> Any:
+        """Analysis of variance: one F test per term of the fixed part.
+
+        Parameters
+        ----------
+        type : {"III", "II", "I"}
+            Each term given all others whatever the coding of factors; given all that do not contain it; in order.
+        ddf, information
+            See `test`.
+
+        Returns
+        -------
+        AnovaTable
+        """
+        from .inference.anova import anova
+
+        return anova(self, type, ddf, information)
+
+    def emmeans(
+        self,
+        factors: str | Sequence[str],
+        *,
+        by: str | Sequence[str] | None = None,
+        at: Mapping[str, Any] | None = None,
+        contrasts: Any = None,
+        adjust: str | None = None,
+        level: float = 0.95,
+        ddf: Ddf = "satterthwaite",
+        information: Information = "expected",
+    ) -> MarginalMeans:
+        """Estimated marginal means of factors and contrasts of them.
+
+        Parameters
+        ----------
+        factors : str or sequence of str
+            Categorical columns whose means are wanted; numeric ones too where `at` gives their values.
+        by : str or sequence of str, optional
+            Columns within whose levels contrasts are taken.
+        at : mapping, optional
+            Values of covariates; by default their means.
+        contrasts : {"pairwise", "revpairwise", "reference", "sequential", "effects", "polynomial"} or mapping, optional
+        adjust : {"none", "tukey", "mvt", "dunnett", "scheffe", "sidak", "bonferroni", "holm", "fdr"}, optional
+            For multiplicity: by default "tukey" for pairwise contrasts, "mvt" against a reference or in sequence, "fdr"
+            for effects, "none" otherwise.
+        level : float
+        ddf, information
+            See `test`.
+
+        Returns
+        -------
+        MarginalMeans
+        """
+        from .inference.means.means import emmeans
+
+        return emmeans(
+            self, factors, by=by, at=at, contrasts=contrasts, adjust=adjust, level=level, ddf=ddf,
+            information=information,
+        )  # fmt: skip
+
+    def slopes(
+        self,
+        variable: str,
+        factors: str | Sequence[str] | None = None,
+        *,
+        by: str | Sequence[str] | None = None,
+        at: Mapping[str, Any] | None = None,
+        contrasts: Any = None,
+        adjust: str | None = None,
+        level: float = 0.95,
+        ddf: Ddf = "satterthwaite",
+        information: Information = "expected",
+    ) -> MarginalMeans:
+        """Slopes of a numeric variable within the levels of factors, and contrasts of them.
+
+        Parameters
+        ----------
+        variable : str
+        factors : str or sequence of str, optional
+            By default the slope averaged over all factors.
+        by, at, contrasts, adjust, level, ddf, information
+            See `emmeans`.
+
+        Returns
+        -------
+        MarginalMeans
+        """
+        from .inference.means.means import slopes
+
+        return slopes(
+            self, variable, factors, by=by, at=at, contrasts=contrasts, adjust=adjust, level=level, ddf=ddf,
+            information=information,
+        )  # fmt: skip
+
+    def random_effect_test(self, term: str | None = None, **options: Any) -> Comparison:
+        """Test whether each random effect is needed, with the null distribution that is right on the boundary.
+
+        Parameters
+        ----------
+        term : str, optional
+            A random effect, term or grouping factor; by default every effect that can be tested alone.
+        **options
+            ``null``, ``n_sim`` and ``seed``, see `fastlmm_core.random_effect_test`.
+
+        Returns
+        -------
+        Comparison
+        """
+        from .inference.likelihood_ratio.random_effects import random_effect_test
+
+        return random_effect_test(self, term, **options)
+
+    def variance_components(self, level: float = 0.95) -> Any:
+        """Variance parameters with standard errors and intervals.
+
+        Parameters
+        ----------
+        level : float
+            Of the intervals: Wald on the log scale for variances, on Fisher's z scale for correlations.
+
+        Returns
+        -------
+        frame or dict of arrays
+        """
+        from .inference.variance_components import variance_components
+
+        return variance_components(self, level)
+
+    def profile(
+        self, parameters: str | Sequence[str] | None = None, level: float = 0.99, *, progress: bool | None = None
+    ) -> ProfileResult:
+        """Profile likelihood of fixed effects, standard deviations and correlations.
+
+        Parameters
+        ----------
+        parameters : str or sequence of str, optional
+            By default all.
+        level : float
+            The profiles reach the limits of intervals of this level.
+        progress : bool, optional
+            Show a progress bar (needs tqdm); by default in interactive sessions.
+
+        Returns
+        -------
+        ProfileResult
+        """
+        from .inference.profile.profile import profile
+
+        return profile(self, parameters, level, progress)
+
+    # ---- diagnostics ---------------------------------------------------------------------------
+
+    def influence(self, by: str = "group") -> Influence:
+        """Exact refits without each group or observation, and what they change.
+
+        Parameters
+        ----------
+        by : {"group", "observation"}, or name of a grouping factor
+            Of several nested factors "group" is the coarsest; where they are crossed, name one.
+
+        Returns
+        -------
+        Influence
+        """
+        from .diagnostics.influence import influence
+
+        return influence(self, by)
+
+    def residual_tests(self, max_lag: int = 3, time: Any = None) -> Any:
+        """Tests of normality, equal variance, independence and outlying groups.
+
+        Parameters
+        ----------
+        max_lag : int
+            Of the autocorrelations tested.
+        time : (nobs,) array, optional
+            By which to order the rows of a group; by default as they stand.
+
+        Returns
+        -------
+        frame or dict of arrays
+        """
+        from .diagnostics.assumptions import residual_tests
+
+        return residual_tests(self, max_lag, time)
+
+    def mahalanobis(self, factor: str | None = None) -> Any:
+        """Distance of each group's random effects from zero, and whether it is an outlier.
+
+        Parameters
+        ----------
+        factor : str, optional
+            Grouping factor, where there are several.
+
+        Returns
+        -------
+        frame or dict of arrays
+        """
+        from .diagnostics.assumptions import mahalanobis
+
+        return mahalanobis(self, factor)
+
+    def autocorrelation(self, max_lag: int = 5, time: Any = None, factor: str | None = None) -> Any:
+        """Autocorrelation of the whitened residuals within groups, by lag.
+
+        Parameters
+        ----------
+        max_lag : int
+        time : (nobs,) array, optional
+            Time of each row used, on a grid within groups: lags count its steps.  By default lags count rows.
+        factor : str, optional
+            Grouping factor, where there are several.
+
+        Returns
+        -------
+        frame or dict of arrays
+        """
+        from .diagnostics.assumptions import autocorrelation
+
+        return autocorrelation(self, max_lag, time, factor)
+
+    def pooling(self, term: str | None = None) -> Pooling:
+        """No, complete and partial pooling of each group's coefficients, their shrinkage and reliability.
+
+        Parameters
+        ----------
+        term : str, optional
+            A random-effects term; by default all terms of the first grouping factor.
+
+        Returns
+        -------
+        Pooling
+        """
+        from .diagnostics.pooling import pooling
+
+        return pooling(self, term)
+
+    def design_effect(self) -> DesignEffect:
+        """How much the grouping inflates the variance of a mean and of the fixed effects.
+
+        Returns
+        -------
+        DesignEffect
+        """
+        from .diagnostics.pooling import design_effect
+
+        return design_effect(self)
+
+    def marginal_covariance_at(self, at: Any) -> MarginalCovariance:
+        """Covariance and correlation of a new subject's observations at given values.
+
+        Parameters
+        ----------
+        at : frame, (k, q) array, or values of the only variable of the random part
+
+        Returns
+        -------
+        MarginalCovariance
+        """
+        from .diagnostics.marginal import marginal_covariance_at
+
+        return marginal_covariance_at(self, at)
+
+    def icc_at(self, at: Any) -> Array:
+        """Intraclass correlation of two observations at given values, by the random effects.
+
+        Parameters
+        ----------
+        at : frame, (k, q) array, or values of the only variable of the random part
+
+        Returns
+        -------
+        (k,) array
+        """
+        from .diagnostics.marginal import icc_at
+
+        return icc_at(self, at)
+
+    def least_variance_time(self) -> LeastVariance:
+        """Where subjects with random slopes differ least, and whether they fan out or in from there.
+
+        Returns
+        -------
+        LeastVariance
+        """
+        from .diagnostics.marginal import least_variance_time
+
+        return least_variance_time(self)
+
+    def contextual_effect(
+        self, x: str | Sequence[str] | None = None, *, factor: str | None = None, ddf: Ddf = "satterthwaite"
+    ) -> ContextualEffect:
+        """Test whether a covariate acts alike within and between groups (Mundlak 1978, Econometrica 46, 69-85).
+
+        Parameters
+        ----------
+        x : str or sequence of str, optional
+            A coefficient; by default all that vary within groups, jointly.
+        factor : str, optional
+            Grouping factor of the means, where there are several.
+        ddf : str
+            See `test`.
+
+        Returns
+        -------
+        ContextualEffect
+        """
+        from .diagnostics.context import contextual_effect
+
+        return contextual_effect(self, x, factor=factor, ddf=ddf)
+
+    # ---- prediction and resampling -------------------------------------------------------------
+
+    def predict(
+        self,
+        data: Any = None,
+        effects: str | Sequence[str] = "population",
+        new_levels: Literal["error", "population"] = "error",
+        interval: Literal["confidence", "prediction"] | None = None,
+        *,
+        level: float = 0.95,
+        observed: Any = None,
+        offset: Any = None,
+        weights: Any = None,
+        ddf: Ddf = "satterthwaite",
+        information: Information = "expected",
+    ) -> Any:
+        """Predicted means, for the population or for subjects.
+
+        Parameters
+        ----------
+        data : frame, or mapping with "X" and (for subjects) "Z" and "groups", optional
+            New rows: a table for a model from a formula, arrays for a model from arrays (with several grouping factors
+            "Z" and "groups" are mappings by factor).  By default the rows used.
+        effects : {"population", "all"}, or name of a grouping factor or several
+            X beta, or X beta + Z b with the BLUPs b of the row's groups: of all factors, or of those named.
+        new_levels : {"error", "population"}
+            What to do with groups that are not in the data: refuse, or use b = 0.
+        interval : {"confidence", "prediction"}, optional
+            Also give limits: for the mean, or for a new observation.  Uncertainty in beta and b is included (Henderson
+            1975, Biometrics 31, 423-447), that in the variance parameters by the degrees of freedom.
+        level : float
+            Of the intervals.
+        observed : frame, or mapping with "y", "X", "Z" and "groups", optional
+            A few observations of subjects that are not in the data: their BLUPs follow from the fitted parameters.
+            With several factors these rows may have old levels of some and new levels of others.
+        offset, weights : arrays, optional
+            Of the new rows (an offset given by column name is taken from `data`).
+        ddf : {"satterthwaite", "kenward-roger", "residual", "normal"}
+            Degrees of freedom of the intervals.  Satterthwaite: those of the estimated variance of the mean or, for a
+            new observation, of its total variance (for a new subject x' var(beta^) x + z'Gz + sigma^2), by the delta
+            method; with several grouping factors normal quantiles for rows of known levels.  Kenward-Roger, for the
+            population only: the variance of beta^ is adjusted too.
+        information : {"expected", "observed"}
+            For Kenward-Roger, see `test`.
+
+        Returns
+        -------
+        (n,) array
+            Without interval.
+        dict of arrays or frame
+            With interval: ``mean``, ``std_error`` (of the mean, or of a new observation), ``df``, ``conf_low``,
+            ``conf_high``.
+
+        Raises
+        ------
+        LMMError
+            For unknown groups (named), unknown options, or arrays that do not fit the model.
+        """
+        from .prediction.predict import prediction
+
+        return prediction(self, data, effects, new_levels, interval, level, observed, offset, weights, ddf, information)
+
+    def bootstrap(
+        self,
+        n: int = 1000,
+        kind: Literal["parametric", "conditional", "residual", "cases"] = "parametric",
+        statistic: Callable[[Fit], Any] | None = None,
+        seed: Seed = None,
+        *,
+        n_jobs: int | None = None,
+        progress: bool | None = None,
+    ) -> BootstrapResult:
+        """Bootstrap the fit.
+
+        Parameters
+        ----------
+        n : int
+            Replicates.
+        kind : {"parametric", "conditional", "residual", "cases"}
+            New random effects and errors from the fitted distributions; new errors only, the BLUPs kept
+            (understates the uncertainty: intervals condition on these very subjects); BLUPs and residuals resampled
+            after rescaling to the estimated covariances (Carpenter, Goldstein and Rasbash 2003, Appl. Statist. 52,
+            431-443); whole groups (the coarsest, where factors
+            are nested) resampled.
+        statistic : callable, optional
+            Of an LMMResult, returning numbers; by default all parameters.  Slower, as each replicate becomes a result.
+        seed : int, sequence of int, SeedSequence or Generator, optional
+        n_jobs : int, optional
+        progress : bool, optional
+
+        Returns
+        -------
+        BootstrapResult
+        """
+        from .simulation.bootstrap import bootstrap
+
+        return bootstrap(self, n, kind, statistic, seed, n_jobs, progress)
+
+    def simulate(self, n: int = 1, seed: Seed = None) -> Array:
+        """Responses with new random effects and errors: those of `simulate_fit` for the same seed.
+
+        Parameters
+        ----------
+        n : int
+            Number of responses.
+        seed : int, sequence of int, SeedSequence or Generator, optional
+
+        Returns
+        -------
+        (n, nobs) array
+        """
+        from .simulation.draws import simulate
+
+        return simulate(self, n, seed)
+
+    def simulate_fit(
+        self,
+        n: int,
+        seed: Seed = None,
+        *,
+        reml: bool | None = None,
+        n_jobs: int | None = None,
+        progress: bool | None = None,
+        fit: Model | None = None,
+    ) -> BatchResult:
+        """Draw n responses and fit each, without storing the responses.
+
+        Parameters
+        ----------
+        n : int
+        seed : int, sequence of int, SeedSequence or Generator, optional
+            Streams are counter-based: the same seed gives the same result for any number of threads.
+        reml : bool, optional
+            By default as this fit.
+        n_jobs : int, optional
+            Threads; by default one per processor.
+        progress : bool, optional
+            Show a progress bar (needs tqdm); by default in interactive sessions.
+        fit : LinearMixedModel, optional
+            A model of the same observations to fit instead of this one, e.g. a reduced one.
+
+        Returns
+        -------
+        BatchResult
+        """
+        from .batch_result import BatchResult
+        from .simulation.draws import simulate_into
+
+        by_reml = self.reml if reml is None else reml
+        return simulate_into(
+            BatchResult, self, n, seed, reml=by_reml, n_jobs=n_jobs, progress=progress, fit=fit, kind=type(self)
         )
-
-    # ---- what simulation needs -----------------------------------------------------------------
-
-    @property
-    def relative_factor(self) -> Array:
-        """Lambda in natural units (q, q): the random effects have covariance sigma2 Lambda Lambda'."""
-        return self._factor
-
-    @property
-    def marginal_mean(self) -> Array:
-        """X beta plus offset (nobs,)."""
-        return self._marginal_mean
 
     # ---- presentation --------------------------------------------------------------------------
 

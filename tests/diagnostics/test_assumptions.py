@@ -412,7 +412,7 @@ def test_several_factors_mahalanobis(several):
     _, result, rows, _, _, _, P = several
     for factor in result.model.factors:
         name = factor.grouping.name
-        G, b = result._covariance[factor.columns, factor.columns], result.random_effects[name]
+        G, b = result.covariance[factor.columns, factor.columns], result.random_effects[name]
         found = mahalanobis(result, name)
         assert found[name] is factor.grouping.labels
         for g, label in enumerate(factor.grouping.labels):

@@ -44,7 +44,7 @@ def dense(result):
     model = result.model
     same = model.grouping.index[:, None] == model.grouping.index
     noise = np.ones(model.nobs) if model.weights is None else 1.0 / model.weights
-    return (model.exog_re @ result._covariance @ model.exog_re.T) * same + result.sigma2 * np.diag(noise)
+    return (model.exog_re @ result.covariance @ model.exog_re.T) * same + result.sigma2 * np.diag(noise)
 
 
 # ---- pooling -------------------------------------------------------------------------------------------------------
@@ -378,18 +378,21 @@ class Crossed(SimpleNamespace):
         effects = [sigma2 * (p @ f.T @ pull) for f, p in zip(full, parts, strict=True)]
         resid = y - X @ beta - sum(f @ u for f, u in zip(full, effects, strict=True))
         blocks = (Block(0, 2, "full"), Block(2, 3, "full"))
-        problem = SimpleNamespace(z_map=np.diag([2.0, 0.5, 3.0]), x_map=np.array([[1.0, -1.5], [0.0, 1.0]]),
+        turn = np.diag([2.0, 0.5, 3.0])
+        problem = SimpleNamespace(z_map=turn, conditioned_z=lambda rows: rows @ turn,
+                                  x_map=np.array([[1.0, -1.5], [0.0, 1.0]]),
                                   beta_base=np.array([0.3, 0.1]))  # fmt: skip
         model = SimpleNamespace(
             exog=X, exog_re=Z, endog=y, weights=w, offset=None, nobs=n, factors=factors, grouping=groupings[0],
             structure=SimpleNamespace(blocks=blocks), term_names=("a", "b"), problem=problem, library="dict",
+            labelled=lambda values: values,
             factor_of=lambda block: factors[blocks.index(block)],
         )  # fmt: skip
         factor = np.linalg.solve(problem.z_map, np.linalg.cholesky(relative))
         return cls(
-            model=model, V=V, sigma2=sigma2, resid=resid, _params=beta, _cov=cov, _covariance=sigma2 * relative,
-            _effects_by_factor=(effects[0].reshape(12, 2), effects[1][:, None]), optimum=SimpleNamespace(factor=factor),
-            _unique_re_names=("one", "t", "one"), _labelled=lambda values: values, icc=lambda: {"a": 0.3, "b": 0.2},
+            model=model, V=V, sigma2=sigma2, rest=resid, beta=beta, cov=cov, covariance=sigma2 * relative,
+            blups=(effects[0].reshape(12, 2), effects[1][:, None]), optimum=SimpleNamespace(factor=factor),
+            effect_names=("one", "t", "one"),
         )  # fmt: skip
 
 
@@ -400,7 +403,7 @@ def test_several_factors_against_dense_matrices(rng):
     found = design_effect(result)
     np.testing.assert_allclose(found.mean, V.sum() / D.sum(), rtol=1e-12)
     independent = np.linalg.inv(X.T @ (X / D[:, None]))
-    np.testing.assert_allclose(found.fixed_effects, np.diag(result._cov) / np.diag(independent), rtol=1e-10)
+    np.testing.assert_allclose(found.fixed_effects, np.diag(result.cov) / np.diag(independent), rtol=1e-10)
     R = V / np.sqrt(np.outer(D, D))
     np.testing.assert_allclose(found.effective_sample_size, np.linalg.solve(R, np.ones(120)).sum(), rtol=1e-10)
     np.testing.assert_allclose(found.kish["b"], 1.0 + (24.0 - 1.0) * 0.2, rtol=1e-14)
@@ -413,7 +416,7 @@ def test_pooling_of_one_factor_of_several(rng, term, at):
     found = pooling(result, term)
     own = np.einsum("ijk,ik->ij", found.shrinkage, found.no_pooling - found.population)
     np.testing.assert_allclose(found.population + own, found.partial_pooling, rtol=1e-10)
-    np.testing.assert_allclose(found.partial_pooling, found.population + result._effects_by_factor[at], rtol=1e-14)
+    np.testing.assert_allclose(found.partial_pooling, found.population + result.blups[at], rtol=1e-14)
     root = np.sqrt(result.model.weights)
     whole = np.linalg.lstsq(result.model.exog * root[:, None], result.model.endog * root, rcond=None)[0]
     np.testing.assert_allclose(found.complete_pooling, whole[: len(found.names)], rtol=1e-10)

@@ -9,7 +9,8 @@ import pandas as pd
 import pytest
 
 import fastlmm_core as flc
-from fastlmm_core.formula.group_means import between, contextual_effect, group_mean, within
+from fastlmm_core.diagnostics.context import contextual_effect
+from fastlmm_core.formula.group_means import between, group_mean, within
 
 FORMULA = "y ~ within(x, g) + between(x, g) + (1 | g)"
 

@@ -130,7 +130,7 @@ def test_what_the_lanes_did_not_fit(rng):
     Y[5] = np.nan
     Y[7] = 3.0
     batch = model.fit_many(Y)
-    assert batch._alone[3]
+    assert batch.alone[3]
     assert batch.invalid.tolist() == [5, 7]
     for ddf in ("satterthwaite", "kenward-roger", "residual", "normal"):
         df, pvalues = batch_inference.df(batch, ddf), batch_inference.pvalues(batch, ddf)

@@ -11,8 +11,8 @@ import pytest
 import dense_inference
 import fastlmm_core as flc
 import oracle
+from fastlmm_core.estimation.information import combined_df, moments, scaled_f
 from fastlmm_core.inference import wald as inference
-from fastlmm_core.inference.information import combined_df, moments, scaled_f
 from fastlmm_core.support.distributions import chi2_tail, f_quantile, f_tail, quantile, two_sided_p
 
 # What the references can be held to (see their README).

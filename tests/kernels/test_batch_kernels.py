@@ -14,7 +14,7 @@ import pytest
 import fastlmm_core as flc
 import oracle
 from fastlmm_core import kernels
-from fastlmm_core.estimation.many.one_factor import batch_design as design
+from fastlmm_core.estimation.many.one_factor import shared_design as design
 from fastlmm_core.kernels import variants
 
 LANES = kernels.lanes()

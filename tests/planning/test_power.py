@@ -157,7 +157,7 @@ def test_joint_test_agrees_with_single_fits():
     result = power(model, ["x", "year"], n_sim=n, seed=6)
     for y, p in zip(model.simulate(n, 6), result.pvalues, strict=True):
         fit = model.model.refit(y)
-        b, cov = fit._params[[2, 1]], fit._cov[np.ix_([2, 1], [2, 1])]
+        b, cov = fit.beta[[2, 1]], fit.cov[np.ix_([2, 1], [2, 1])]
         np.testing.assert_allclose(p, special.chdtrc(2, b @ np.linalg.solve(cov, b)), rtol=1e-5)
 
 
@@ -234,19 +234,19 @@ def test_seeds():
 
 
 def test_uncertified_fits_do_not_reject(monkeypatch):
-    from fastlmm_core.simulation import draws as simulation
+    from fastlmm_core.planning import assumed as simulation
 
     def lossy(*args, **options):
         batch = original(*args, **options)
-        batch._status[::4] = -2
+        batch.status[::4] = -2
         batch.params[::4] = np.nan
         batch.bse[::4] = np.nan
         batch.criterion[::4] = np.nan
-        batch._theta_o[::4] = np.nan
+        batch.theta_o[::4] = np.nan
         return batch
 
-    original = simulation.simulate_fit
-    monkeypatch.setattr(simulation, "simulate_fit", lossy)
+    original = simulation.simulate_into
+    monkeypatch.setattr(simulation, "simulate_into", lossy)
     for options in ({}, {"method": "lrt"}):
         for test in ("t:arm", ["arm", "t:arm"]):
             result = power(trial(slope=9.0), test, n_sim=100, seed=1, **options)
@@ -255,21 +255,21 @@ def test_uncertified_fits_do_not_reject(monkeypatch):
             assert np.isfinite(result.estimate).all()
             assert "25 not certified" in repr(result)
     assert "25 not certified" in repr(power_curve(trial(), "t", "effect", [1.0], n_sim=100, seed=1))
-    monkeypatch.setattr(simulation, "simulate_fit", original)
+    monkeypatch.setattr(simulation, "simulate_into", original)
 
 
 def test_an_uncertified_null_fit_does_not_reject(monkeypatch):
-    from fastlmm_core.simulation import draws as simulation
+    from fastlmm_core.planning import assumed as simulation
 
-    original = simulation.simulate_fit
+    original = simulation.simulate_into
 
     def lossy(*args, fit=None, **options):
         batch = original(*args, fit=fit, **options)
         if fit is not None:  # the reduced model; its criteria stay, as those of fits that stopped short do
-            batch._status[::4] = -2
+            batch.status[::4] = -2
         return batch
 
-    monkeypatch.setattr(simulation, "simulate_fit", lossy)
+    monkeypatch.setattr(simulation, "simulate_into", lossy)
     result = power(trial(slope=9.0), "t:arm", n_sim=100, seed=1, method="lrt")
     assert (result.power, result.n_converged) == (0.75, 75)
     assert np.isnan(result.pvalues[::4]).all()

@@ -469,7 +469,7 @@ def several(request):
 
 def test_effects_of_each_factor(several):
     for term, factor in zip(several.model.term_names, several.model.factors, strict=True):
-        b = np.sort(several._effects_by_factor[several.model.factors.index(factor)][:, 0])
+        b = np.sort(several.blups[several.model.factors.index(factor)][:, 0])
         ax = plots.caterpillar(several, term=term)
         drawn = np.sort(np.concatenate([one.get_xdata() for one in ax.lines if len(one.get_xdata()) > 2 or
                                         str(one.get_label()) in ("interval covers 0", "does not")]))  # fmt: skip

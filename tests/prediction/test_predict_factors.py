@@ -16,9 +16,10 @@ from scipy.stats import norm
 import fastlmm_core as flc
 import oracle
 from fastlmm_core import LMMError, RandomTerm
-from fastlmm_core.design.independence import cluster_labels, rows_covariance
+from fastlmm_core.design.independence import cluster_labels
+from fastlmm_core.diagnostics.whitening import rows_covariance
 from fastlmm_core.engines.crossed import posterior_root as posterior
-from fastlmm_core.engines.crossed.posterior_root import posterior_of
+from fastlmm_core.prediction.conditional import posterior_of
 from several import KINDS, Study, blocks, close, covariance, noise
 
 
@@ -224,7 +225,7 @@ def test_the_root_of_the_conditional_covariance(rng):
                 Z[at][:, j], levels[at] = 1.0, np.arange(m)
                 carried, variance = posterior.at(Z, levels)
                 close(variance, of[:, j, j])
-                close(carried[:, -1], problem.effects(result.optimum.factor, result._beta_o)[at][:, j])
+                close(carried[:, -1], problem.effects(result.optimum.factor, result.solution.beta)[at][:, j])
 
 
 @pytest.mark.parametrize("name", ["penicillin", "pastes", "machines_nested"])
@@ -240,7 +241,7 @@ def test_lme4(name):
         close(result.predict(effects="all")[: len(fitted)], fitted, 1e-7)
         close(result.predict(data, effects="all")[: len(fitted)], fitted, 1e-7)
         # the effects of one factor
-        for f, b in zip(result.model.factors, result._effects_by_factor, strict=True):
+        for f, b in zip(result.model.factors, result.blups, strict=True):
             one = result.predict(data, effects=f.grouping.name) - result.predict(data)
             close(one, b[f.grouping.index, 0])
 
@@ -367,7 +368,7 @@ def test_marginal_covariance_and_whitened_residuals(rng, kind):
         close(own, V[np.ix_(mine, mine)], 1e-12)
         sd = np.sqrt(np.diag(own))
         close(result.marginal_correlation(f.grouping.labels[1], factor=f.grouping.name), own / np.outer(sd, sd), 1e-12)
-    labels = cluster_labels(result)
+    labels = cluster_labels(result.model.design)
     assert len(np.unique(labels)) == (5 if kind in ("nested", "apart") else 1)
     assert not (V * (labels[:, None] != labels)).any()
     w, r = result.residuals("whitened"), result.residuals("marginal")
@@ -378,7 +379,7 @@ def test_marginal_covariance_and_whitened_residuals(rng, kind):
 
 
 def test_clusters_are_whitened_alike_together_and_one_by_one(rng, monkeypatch):
-    from fastlmm_core.design import independence as clusters
+    from fastlmm_core.diagnostics import whitening as clusters
 
     study = Study(rng, "nested", True)
     result = study.model(np.arange(150)).fit()

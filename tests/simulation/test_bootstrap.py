@@ -40,7 +40,7 @@ def slopes(rng, m=14, structure="full", weights=False, offset=False, deficient=F
 
 def statistics(result):
     """All parameters of one fit in the order of the names, by hand."""
-    params = np.asarray(result._params)[result.model.problem.kept]
+    params = np.asarray(result.beta)[result.model.problem.kept]
     parts = [params]
     for G, block in zip(result.G.values(), result.model.structure.blocks, strict=True):
         sd = np.sqrt(np.diag(G))
@@ -275,13 +275,13 @@ def test_replicates_are_fits_of_the_draws(rng, reml, kind):
         single = result.model.refit(Y[i], reml=reml)
         assert boot.converged[i] == single.converged
         assert boot.singular[i] == single.singular
-        se = np.sqrt(np.diag(single._cov))
+        se = np.sqrt(np.diag(single.cov))
         np.testing.assert_allclose(boot.replicate_std_error[i, :2], se, rtol=AGREE)
         if not single.singular:
             # standard deviations near zero are known to the root of what variances are known to
             np.testing.assert_allclose(boot.replicates[i], statistics(single), rtol=10.0 * AGREE, atol=AGREE)
     assert np.isnan(boot.replicate_std_error[:, 2:]).all()
-    np.testing.assert_allclose(boot.fit_std_error[:2], np.sqrt(np.diag(result._cov)), rtol=1e-14)
+    np.testing.assert_allclose(boot.fit_std_error[:2], np.sqrt(np.diag(result.cov)), rtol=1e-14)
     np.testing.assert_allclose(boot.estimate, statistics(result), rtol=1e-13)
 
 
@@ -309,7 +309,7 @@ def test_cases_are_fits_of_copied_rows(rng, options, reml):
         single = copied(result, counts[i])
         assert boot.converged[i] == single.converged
         assert boot.singular[i] == single.singular
-        se = np.sqrt(np.diag(single._cov))[result.model.problem.kept]
+        se = np.sqrt(np.diag(single.cov))[result.model.problem.kept]
         np.testing.assert_allclose(boot.replicate_std_error[i, :kept], se, rtol=AGREE)
         own = statistics(single)
         floor = AGREE * np.max(se, initial=0.0)
@@ -410,7 +410,7 @@ def test_intervals(sample, level):
     studentized = boot.conf_int(level, "studentized")
     for j in range(2):
         t = (values[:, j] - own[j]) / boot.replicate_std_error[:, j]
-        se = np.sqrt(result._cov[j, j])
+        se = np.sqrt(result.cov[j, j])
         expected = [own[j] - np.quantile(t, 1.0 - a) * se, own[j] - np.quantile(t, a) * se]
         np.testing.assert_allclose(studentized[j], expected, rtol=1e-11)
     assert np.isnan(studentized[2:]).all()

@@ -1,62 +1,25 @@
-"""Covariances of rows and of the clusters that they form."""
+"""Which rows are independent of which."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..engines.crossed.sparse_cholesky import sparse_cholesky
+from .design import Design
 
-if TYPE_CHECKING:
-    from ..result import LMMResult
+__all__ = ["cluster_labels", "of_equal_size"]
 
-__all__ = ["cluster_labels", "of_equal_size", "rows_covariance", "whitened"]
-
-Array = NDArray[np.float64]
 Index = NDArray[np.intp]
-
-LARGEST = 3_000
-"""Rows of a cluster whose covariance matrix is still formed."""
 
 HELD = 1 << 22
 """Numbers in the covariance matrices of clusters that are formed at a time."""
 
-TOGETHER = 64
-"""Rows of a cluster up to which those of equal size are factored together."""
 
-
-def rows_covariance(result: LMMResult, rows: Index) -> Array:
-    """Covariance matrix of some rows: sum_f Z_f G_f Z_f' where they share a level of f, and sigma^2 / weights.
-
-    Parameters
-    ----------
-    result : LMMResult
-    rows : (..., s) int array
-
-    Returns
-    -------
-    (..., s, s) array
-    """
-    model = result.model
-    size = rows.shape[-1]
-    noise = result.sigma2 * (np.ones(rows.shape) if model.weights is None else 1.0 / model.weights[rows])
-    out = np.zeros((*rows.shape, size))
-    out[..., np.arange(size), np.arange(size)] = noise
-    for factor in model.factors:
-        part = factor.columns
-        Z, level = model.exog_re[rows, part], factor.grouping.index[rows]
-        product = (Z @ result._covariance[part, part]) @ np.swapaxes(Z, -1, -2)
-        product *= level[..., :, None] == level[..., None, :]
-        out += product
-    return out
-
-
-def cluster_labels(result: LMMResult) -> Index:
+def cluster_labels(design: Design) -> Index:
     """Cluster of each row: rows of different clusters share no level of any factor, so that they are independent."""
-    factors = result.model.factors
+    factors = design.factors
     if len(factors) == 1:
         return factors[0].grouping.index
     from scipy.sparse import coo_array
@@ -66,7 +29,7 @@ def cluster_labels(result: LMMResult) -> Index:
     nodes = []
     for factor in factors:
         nodes.append(factor.grouping.index + base)
-        base += len(factor.grouping.labels)
+        base += factor.grouping.m
     first = np.concatenate([nodes[0]] * (len(nodes) - 1))
     graph = coo_array((np.ones(len(first), dtype=bool), (first, np.concatenate(nodes[1:]))), shape=(base, base))
     _, component = connected_components(graph, directed=False)
@@ -87,75 +50,3 @@ def of_equal_size(labels: Index, held: int = HELD) -> Iterator[Index]:
         step = max(1, held // size**2)
         for begin in range(0, len(members), step):
             yield order[starts[members[begin : begin + step], None] + np.arange(size)]
-
-
-def whitened(result: LMMResult, values: Array, order: Index | None = None) -> Array:
-    """Values less what the rows before them in their cluster tell, over the standard deviation of what is left.
-
-    That is L_c^-1 values for the covariance matrix L_c L_c' of each cluster.  Clusters of more rows than such matrices
-    are formed for are multiplied by another root of V^-1, one that does not depend on the order of the rows.
-
-    Parameters
-    ----------
-    result : LMMResult
-    values : (n,) array
-    order : (n,) int array, optional
-        The order in which the rows of a cluster are taken; by default their own.
-
-    Returns
-    -------
-    (n,) array
-        By rows, whatever the order.
-    """
-    from scipy.linalg import solve_triangular
-
-    labels = cluster_labels(result)
-    place = np.arange(len(labels)) if order is None else order
-    out = np.empty(len(values))
-    large = np.bincount(labels)[labels] > LARGEST
-    if large.any():
-        out[large] = _turned(result, values[large], np.flatnonzero(large))
-        place = place[~large[place]]
-    for local in of_equal_size(labels[place]):
-        rows = place[local]
-        lower = np.linalg.cholesky(rows_covariance(result, rows))
-        if rows.shape[1] > TOGETHER:
-            for mine, triangle in zip(rows, lower, strict=True):
-                out[mine] = solve_triangular(triangle, values[mine], lower=True, check_finite=False)
-            continue
-        found = values[rows]
-        for j in range(rows.shape[1]):
-            found[:, j] -= np.einsum("ci,ci->c", lower[:, j, :j], found[:, :j])
-            found[:, j] /= lower[:, j, j]
-        out[rows] = found
-    return out
-
-
-def _turned(result: LMMResult, values: Array, rows: Index) -> Array:
-    """(I - A (R + I)^-T R^-1 A') values / sigma, A = Z Lambda of all factors and R R' = I + A'A (weighted rows).
-
-    Its transpose times itself is (I + A A')^-1 (Andrews 1968, AIAA J. 6, 1165-1166), and as near to the identity as
-    few, large random effects leave it: each value stays that of its row.
-    """
-    from scipy.sparse import csr_array, eye_array
-    from scipy.sparse.linalg import spsolve_triangular
-
-    model = result.model
-    root = np.ones(len(rows)) if model.weights is None else np.sqrt(model.weights[rows])
-    inner, places = [], []
-    first = 0
-    for factor in model.factors:
-        part = factor.columns
-        width = part.stop - part.start
-        inner.append(model.exog_re[rows, part] @ result._factor[part, part] * root[:, None])
-        places.append(first + factor.grouping.index[rows][:, None] * width + np.arange(width))
-        first += len(factor.grouping.labels) * width
-    columns = np.concatenate(places, axis=1)
-    begin = np.arange(len(rows) + 1) * columns.shape[1]
-    A = csr_array((np.concatenate(inner, axis=1).ravel(), columns.ravel(), begin), shape=(len(rows), first))
-    R, order = sparse_cholesky(A.T @ A + eye_array(first))
-    mine = values / np.sqrt(result.sigma2) * root
-    half = spsolve_triangular(R, (A.T @ mine)[order], lower=True)
-    back = np.empty(first)
-    back[order] = spsolve_triangular((R + eye_array(first)).T.tocsr(), half, lower=False)
-    return np.asarray(mine - A @ back)

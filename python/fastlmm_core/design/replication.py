@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from types import SimpleNamespace
-from typing import TYPE_CHECKING, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import LMMError
-
-if TYPE_CHECKING:
-    from ..model import LinearMixedModel
-    from ..result import LMMResult
+from .design import Design
+from .independence import cluster_labels
 
 __all__ = ["Rows", "Units", "independent_units", "levels_of", "observations", "subjects"]
 
@@ -39,14 +35,14 @@ class Units:
 
     Parameters
     ----------
-    model : LinearMixedModel
+    design : Design
     labels : (n,) array
         Unit of each row, 0 to m - 1, all of them used.
     fresh : (n_factors,) sequence of bool
         Whether every copy of a unit has levels of its own of this factor; otherwise it keeps those that it has.
     """
 
-    def __init__(self, model: LinearMixedModel, labels: Index, fresh: list[bool]) -> None:
+    def __init__(self, design: Design, labels: Index, fresh: list[bool]) -> None:
         self.order = np.argsort(labels, kind="stable")
         self.sizes = np.bincount(labels)
         self.starts = np.cumsum(self.sizes) - self.sizes
@@ -55,7 +51,7 @@ class Units:
         # levels within units, of each factor, for the rows in their order by units
         self.levels: list[Index] = []
         self.counts: list[Index] = []
-        for factor, own in zip(model.factors, fresh, strict=True):
+        for factor, own in zip(design.factors, fresh, strict=True):
             level, counts = factor.grouping.index[self.order], np.zeros(0, dtype=np.intp)
             if own:
                 level, counts = _distinct(unit, level)
@@ -80,7 +76,7 @@ class Units:
                 codes.append(np.unique(level[at], return_inverse=True)[1])
         return self.order[at], tuple(codes)
 
-    def cycle(self, model: LinearMixedModel, among: Index) -> Index:
+    def cycle(self, design: Design, among: Index) -> Index:
         """Units in the order in which they are taken: kinds take turns in proportion to their numbers.
 
         Units with the same rows of X, Z, weights and offset, and the same levels within, are of one kind; within a
@@ -91,8 +87,8 @@ class Units:
         among : (k,) array
             The units that take part.
         """
-        parts = [model.exog, model.exog_re]
-        parts += [column[:, None] for column in (model.weights, model.offset) if column is not None]
+        parts = [design.exog, design.exog_re]
+        parts += [column[:, None] for column in (design.weights, design.offset) if column is not None]
         table = np.column_stack([*(part[self.order] for part in parts), *self.levels])
         contents = np.split(table, self.starts[1:])
         members: dict[bytes, list[int]] = {}
@@ -103,7 +99,7 @@ class Units:
         return np.array([unit for _, unit in sorted(turns, key=lambda turn: turn[0])], dtype=np.intp)
 
 
-def independent_units(model: LinearMixedModel, why: str) -> Units:
+def independent_units(design: Design, why: str) -> Units:
     """The groups of the only factor, or the clusters of rows that share no level of any factor.
 
     Parameters
@@ -116,32 +112,29 @@ def independent_units(model: LinearMixedModel, why: str) -> Units:
     LMMError
         Where crossed factors join all rows.
     """
-    from .independence import cluster_labels
-
-    # it looks at the design only
-    labels = cluster_labels(cast("LMMResult", SimpleNamespace(model=model)))
+    labels = cluster_labels(design)
     if not labels.any():
-        names = " and ".join(repr(factor.grouping.name) for factor in model.factors)
+        names = " and ".join(repr(factor.grouping.name) for factor in design.factors)
         raise LMMError(f"{why}, but the crossed factors {names} join all rows, so that there are none")
-    return Units(model, labels, [True] * len(model.factors))
+    return Units(design, labels, [True] * len(design.factors))
 
 
-def subjects(model: LinearMixedModel) -> Callable[[int], Rows]:
+def subjects(design: Design) -> Callable[[int], Rows]:
     """Designs of so many independent groups: see `power_analysis.power_curve`."""
-    names = " or ".join(f"along={factor.grouping.name!r}" for factor in model.factors)
+    names = " or ".join(f"along={factor.grouping.name!r}" for factor in design.factors)
     try:
-        units = independent_units(model, "along='subjects' needs independent groups")
+        units = independent_units(design, "along='subjects' needs independent groups")
     except LMMError as error:
         raise LMMError(f"{error}; use {names}") from None
-    cycle = units.cycle(model, np.arange(len(units)))
+    cycle = units.cycle(design, np.arange(len(units)))
     return lambda count: units.copies(cycle[np.arange(count) % len(cycle)])
 
 
-def levels_of(model: LinearMixedModel, name: str) -> Callable[[int], Rows]:
+def levels_of(design: Design, name: str) -> Callable[[int], Rows]:
     """Designs of so many levels of one factor, within each level of the factors in which it is nested."""
-    at = [factor.grouping.name for factor in model.factors].index(name)
-    index = [factor.grouping.index for factor in model.factors]
-    counts = [len(factor.grouping.labels) for factor in model.factors]
+    at = [factor.grouping.name for factor in design.factors].index(name)
+    index = [factor.grouping.index for factor in design.factors]
+    counts = [len(factor.grouping.labels) for factor in design.factors]
 
     def parents(fine: int, coarse: int) -> Index | None:
         """The level of `coarse` in which each level of `fine` lies, if it is nested."""
@@ -150,18 +143,18 @@ def levels_of(model: LinearMixedModel, name: str) -> Callable[[int], Rows]:
         return up if fine != coarse and (up[index[fine]] == index[coarse]).all() else None
 
     fresh = [f == at or parents(f, at) is not None for f in range(len(index))]
-    units = Units(model, index[at], fresh)
+    units = Units(design, index[at], fresh)
     above = [up for f in range(len(index)) if not fresh[f] and (up := parents(at, f)) is not None]
     place = np.zeros(counts[at], dtype=np.intp)
     if above:
         place = np.unique(np.column_stack(above), axis=0, return_inverse=True)[1].reshape(-1)
-    cycles = [units.cycle(model, np.flatnonzero(place == p)) for p in range(int(place.max()) + 1)]
+    cycles = [units.cycle(design, np.flatnonzero(place == p)) for p in range(int(place.max()) + 1)]
     return lambda count: units.copies(np.concatenate([cycle[np.arange(count) % len(cycle)] for cycle in cycles]))
 
 
-def observations(model: LinearMixedModel) -> Callable[[int], Rows]:
+def observations(design: Design) -> Callable[[int], Rows]:
     """Designs with the first so many rows of each level of the factor that has most."""
-    index = model.grouping.index
+    index = design.grouping.index
     sizes = np.bincount(index)
     order = np.argsort(index, kind="stable")
     groups = index[order]
@@ -170,12 +163,13 @@ def observations(model: LinearMixedModel) -> Callable[[int], Rows]:
     def rows(count: int) -> Rows:
         short = np.flatnonzero(sizes < count)
         if len(short):
-            label = model.grouping.labels.tolist()[short[0]]
+            grouping, first = design.grouping, short[0]
             raise LMMError(
-                f"values: {count} observations are more than the {sizes[short[0]]} of {model.grouping.name} {label!r}; "
+                f"values: {count} observations are more than the {sizes[first]} of {grouping.name} "
+                f"{grouping.labels.tolist()[first]!r}; "
                 "give a design with as many rows per group as the largest value"
             )
         chosen = order[place < count]
-        return chosen, tuple(np.unique(f.grouping.index[chosen], return_inverse=True)[1] for f in model.factors)
+        return chosen, tuple(np.unique(f.grouping.index[chosen], return_inverse=True)[1] for f in design.factors)
 
     return rows

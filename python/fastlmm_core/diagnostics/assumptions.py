@@ -13,14 +13,16 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from .. import kernels
-from ..design.independence import cluster_labels, whitened
+from ..design.independence import cluster_labels
 from ..errors import LMMError
 from ..support.checks import float_array
 from .leverage import leverage, leverage_parts, studentized_residuals
+from .residuals import residuals
+from .whitening import whitened
 
 if TYPE_CHECKING:
     from ..design.grouping import Grouping
-    from ..result import LMMResult
+    from ..estimation.fit import Fit
 
 __all__ = [
     "autocorrelation",
@@ -67,7 +69,7 @@ def normal_scores(values: ArrayLike) -> Array:
 # ---- groups ------------------------------------------------------------------------------------------
 
 
-def _blups(result: LMMResult, at: int = 0) -> tuple[Array, Array]:
+def _blups(result: Fit, at: int = 0) -> tuple[Array, Array]:
     """v_i = F'Z_i'V^^-1 (y_i - X_i beta) (m, q) and its covariance relative to sigma^2 (m, q, q); b_i = F v_i.
 
     `at` is the position of the grouping factor.
@@ -82,19 +84,19 @@ def _blups(result: LMMResult, at: int = 0) -> tuple[Array, Array]:
         engine = problem._at(result.optimum.factor)
         N = engine.conditional(precision=True)[places][:, :, : places.shape[1]]
         scores = engine.scores()[places]
-        e, E = scores @ np.append(-result._beta_o, 1.0), scores[:, :, :r]
+        e, E = scores @ np.append(-result.solution.beta, 1.0), scores[:, :, :r]
     else:
         packed = problem.unpatterned()
-        e, N = kernels.group_effects(packed, m, factor, np.append(-result._beta_o, 1.0), precision=True)
+        e, N = kernels.group_effects(packed, m, factor, np.append(-result.solution.beta, 1.0), precision=True)
         assert N is not None
         columns = [kernels.group_effects(packed, m, factor, unit)[0] for unit in np.eye(r + 1)[:r]]
         E = np.stack(columns, axis=2) if columns else np.zeros((m, model.structure.q, 0))
-    half = np.linalg.solve(result._chol, E.transpose(0, 2, 1))
+    half = np.linalg.solve(result.solution.chol, E.transpose(0, 2, 1))
     covariance = factor.T @ (N - half.transpose(0, 2, 1) @ half) @ factor
     return problem.scale * (e @ factor), covariance
 
 
-def _distances(result: LMMResult, at: int = 0) -> tuple[Array, NDArray[np.int64]]:
+def _distances(result: Fit, at: int = 0) -> tuple[Array, NDArray[np.int64]]:
     """b_i' var(b_i)^- b_i and the rank of var(b_i), for each group."""
     v, covariance = _blups(result, at)
     values, vectors = np.linalg.eigh(covariance)
@@ -111,7 +113,7 @@ def _upper(statistic: Array, df: NDArray[np.int64]) -> Array:
     return np.where(df > 0, chdtrc(np.maximum(df, 1), statistic), np.nan)
 
 
-def mahalanobis(result: LMMResult, factor: str | None = None) -> Any:
+def mahalanobis(result: Fit, factor: str | None = None) -> Any:
     """Squared distances of the groups' BLUPs from zero, b_i' var(b_i)^-1 b_i, to find outlying groups.
 
     var(b_i) = G Z_i'P Z_i G allows for the estimated fixed effects.  At known variance parameters the distance has a
@@ -142,7 +144,7 @@ def mahalanobis(result: LMMResult, factor: str | None = None) -> Any:
     return result.model.table(found)
 
 
-def subject_chi2(result: LMMResult) -> Any:
+def subject_chi2(result: Fit) -> Any:
     """Sums of squared whitened residuals of the groups, (y_i - X_i b)'V_i^-1 (y_i - X_i b), about chi^2 with n_i df.
 
     Of several nested grouping factors the groups are the levels of the coarsest one, which are independent.
@@ -168,33 +170,33 @@ def subject_chi2(result: LMMResult) -> Any:
     return result.model.table({grouping.name: grouping.labels, "chi2": chi2, "df": df, "p_value": _upper(chi2, df)})
 
 
-def _independent(result: LMMResult) -> Grouping | None:
+def _independent(result: Fit) -> Grouping | None:
     """The grouping factor in which all are nested, None where there is none."""
     coarsest = result.model.factors[-1].grouping
-    if len(result.model.factors) > 1 and int(cluster_labels(result).max()) + 1 < len(coarsest.labels):
+    if len(result.model.factors) > 1 and int(cluster_labels(result.model.design).max()) + 1 < len(coarsest.labels):
         return None
     return coarsest
 
 
-def _group_chi2(result: LMMResult, grouping: Grouping) -> tuple[Array, NDArray[np.int64]]:
+def _group_chi2(result: Fit, grouping: Grouping) -> tuple[Array, NDArray[np.int64]]:
     index = grouping.index
-    return np.bincount(index, result.residuals("whitened") ** 2).astype(float), np.bincount(index).astype(np.int64)
+    return np.bincount(index, residuals(result, "whitened") ** 2).astype(float), np.bincount(index).astype(np.int64)
 
 
 # ---- autocorrelation ---------------------------------------------------------------------------------
 
 
-def _whitened_in_order(result: LMMResult, order: NDArray[np.intp]) -> Array:
+def _whitened_in_order(result: Fit, order: NDArray[np.intp]) -> Array:
     """Whitened residuals, each group's rows taken in the given order."""
     model = result.model
     if len(model.factors) > 1:
-        return whitened(result, result.residuals("marginal"), order)[order]
+        return whitened(result, result.marginal_rest, order)[order]
     values = kernels.whiten_residuals(
-        result.residuals("marginal")[order],
+        result.marginal_rest[order],
         np.ascontiguousarray(model.exog_re[order]),
         model.grouping.index[order].astype(np.int64),
         len(model.grouping.labels),
-        result._relative,
+        result.relative_covariance,
         None if model.weights is None else model.weights[order],
     )
     return np.asarray(values / result.sigma)
@@ -218,9 +220,7 @@ def _ticks(index: NDArray[np.intp], time: ArrayLike) -> NDArray[np.int64]:
     return np.asarray(ticks, dtype=np.int64)
 
 
-def _lag_products(
-    result: LMMResult, max_lag: int, time: ArrayLike | None, at: int = 0
-) -> tuple[Array, NDArray[np.int64]]:
+def _lag_products(result: Fit, max_lag: int, time: ArrayLike | None, at: int = 0) -> tuple[Array, NDArray[np.int64]]:
     """Autocorrelations of the whitened residuals at lags 1..max_lag and the numbers of pairs."""
     index = result.model.factors[at].grouping.index
     n = len(index)
@@ -244,9 +244,7 @@ def _lag_products(
     return found, pairs
 
 
-def autocorrelation(
-    result: LMMResult, max_lag: int = 5, time: ArrayLike | None = None, factor: str | None = None
-) -> Any:
+def autocorrelation(result: Fit, max_lag: int = 5, time: ArrayLike | None = None, factor: str | None = None) -> Any:
     """Autocorrelation of the whitened residuals within groups (as nlme's ACF), by lag.
 
     Under the model whitened residuals are independent; correlated errors show up at the first lags.
@@ -337,7 +335,7 @@ def _breusch_pagan(values: Array, regressor: Array) -> tuple[float, float]:
     return statistic, float(chdtrc(1.0, statistic))
 
 
-def residual_tests(result: LMMResult, max_lag: int = 3, time: ArrayLike | None = None) -> Any:
+def residual_tests(result: Fit, max_lag: int = 3, time: ArrayLike | None = None) -> Any:
     """Tests of the assumptions of the model, on quantities that are independent and standard normal under it.
 
     Normality of the whitened residuals and of the BLUPs divided by their marginal standard deviations (Shapiro-Wilk,
@@ -369,26 +367,26 @@ def residual_tests(result: LMMResult, max_lag: int = 3, time: ArrayLike | None =
         See `autocorrelation`.
     """
     model: Any = result.model
-    w = result.residuals("whitened")
+    w = residuals(result, "whitened")
     rows: list[tuple[str, str, str, float, float, float]] = []
     rows.append(("normality", *_reordered(_normality(w), "whitened residuals")))
-    plain = result._unique_re_names == model.exog_re_names
+    plain = result.effect_names == model.exog_re_names
     for at, factor in enumerate(model.factors):
         part = factor.columns
         v, covariance = _blups(result, at)
         turn = model.problem.z_map[part, part] @ result.optimum.factor[part, part]
         b = v @ turn.T
         sd = np.sqrt(result.sigma2 * np.einsum("ja,iab,jb->ij", turn, covariance, turn))
-        for j, name in enumerate(result._unique_re_names[part]):
+        for j, name in enumerate(result.effect_names[part]):
             live = sd[:, j] > 1e-6 * max(float(sd[:, j].max(initial=0.0)), 1e-300)
-            scaled = b[live, j] / sd[live, j] if result._covariance[part, part][j, j] > 0.0 else np.empty(0)
+            scaled = b[live, j] / sd[live, j] if result.covariance[part, part][j, j] > 0.0 else np.empty(0)
             of = f"{name} ({factor.grouping.name})" if plain and len(model.factors) > 1 else name
             rows.append(("normality", *_reordered(_normality(scaled), f"random effects: {of}")))
     for factor in model.factors:
         statistic, df, p = _levene(w, factor.grouping.index)
         what = f"whitened residuals over {factor.grouping.name}"
         rows.append(("equal variance", "Levene", what, statistic, df, p))
-    statistic, p = _breusch_pagan(w, result._marginal_mean)
+    statistic, p = _breusch_pagan(w, result.marginal_mean)
     rows.append(("equal variance", "Breusch-Pagan", "whitened residuals along the marginal mean", statistic, 1.0, p))
     if max_lag < 1:
         raise LMMError(f"max_lag={max_lag} must be at least 1")

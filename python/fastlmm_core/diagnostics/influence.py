@@ -16,13 +16,14 @@ from numpy.typing import NDArray
 
 from ..covariance.elements import element_names
 from ..design.independence import cluster_labels
+from ..engines.one_factor.problem import one_factor
 from ..errors import LMMError
 from ..estimation.deletion.groups import delete
 from ..estimation.deletion.rows import refit_each
 
 if TYPE_CHECKING:
     from ..design.grouping import Grouping
-    from ..result import LMMResult
+    from ..estimation.fit import Fit
 
 __all__ = ["Influence", "influence"]
 
@@ -61,7 +62,7 @@ class Influence:
         Label to what is unusual about the fit without it.
     """
 
-    result: LMMResult
+    result: Fit
     by: str
     labels: NDArray[Any]
     params: Array
@@ -74,7 +75,7 @@ class Influence:
     nobs: NDArray[np.int64]
     notes: dict[Any, str]
     _half: Array = field(repr=False)
-    _factor: Array = field(repr=False)
+    relative_factor: Array = field(repr=False)
     _grouping: Grouping | None = field(repr=False)
 
     def __len__(self) -> int:
@@ -92,15 +93,16 @@ class Influence:
         return np.asarray(self.sigma2[:, None, None] * (self._half.transpose(0, 2, 1) @ self._half))
 
     @cached_property
-    def _covariance(self) -> Array:
-        return np.asarray(self.sigma2[:, None, None] * (self._factor @ self._factor.transpose(0, 2, 1)))
+    def covariance(self) -> Array:
+        """Covariance matrices of all random effects (d, q, q)."""
+        return np.asarray(self.sigma2[:, None, None] * (self.relative_factor @ self.relative_factor.transpose(0, 2, 1)))
 
     @property
     def G(self) -> dict[str, Array]:
         """Covariance matrices of the random effects by term (d, q, q)."""
         model = self.result.model
         return {
-            name: self._covariance[:, block.start : block.stop, block.start : block.stop]
+            name: self.covariance[:, block.start : block.stop, block.start : block.stop]
             for name, block in zip(model.term_names, model.structure.blocks, strict=True)
         }
 
@@ -113,12 +115,12 @@ class Influence:
     @cached_property
     def _root(self) -> Array:
         """Lower Cholesky factor of the covariance of the fixed effects of the full data (rank, rank)."""
-        return np.asarray(np.linalg.cholesky(self.result._cov[np.ix_(self._kept, self._kept)]), dtype=np.float64)
+        return np.asarray(np.linalg.cholesky(self.result.cov[np.ix_(self._kept, self._kept)]), dtype=np.float64)
 
     @cached_property
     def _change(self) -> Array:
         """Estimate less the one without the unit (d, p)."""
-        return np.asarray(self.result._params - self.params)
+        return np.asarray(self.result.beta - self.params)
 
     @cached_property
     def _relative(self) -> Array:
@@ -175,8 +177,8 @@ class Influence:
         Variances and covariances of the random effects, then the residual variance; NaN where an estimate is zero.
         """
         rows, columns = self.result.model.structure.positions
-        base = np.append(self.result._covariance[rows, columns], self.result.sigma2)
-        own = np.column_stack([self._covariance[:, rows, columns], self.sigma2])
+        base = np.append(self.result.covariance[rows, columns], self.result.sigma2)
+        own = np.column_stack([self.covariance[:, rows, columns], self.sigma2])
         with np.errstate(divide="ignore", invalid="ignore"):
             return np.where(base != 0.0, own / base - 1.0, np.nan)
 
@@ -261,7 +263,7 @@ def _largest(values: Array, names: tuple[str, ...]) -> str:
     return f"{values[j]:+.3g} ({names[j]})"
 
 
-def _unit(result: LMMResult, by: str) -> Grouping | None:
+def _unit(result: Fit, by: str) -> Grouping | None:
     """The grouping factor whose levels are deleted, None for observations."""
     groupings = {f.grouping.name: f.grouping for f in result.model.factors}
     if by in groupings:
@@ -272,12 +274,12 @@ def _unit(result: LMMResult, by: str) -> Grouping | None:
     if by != "group":
         raise LMMError(f"by={by!r} is unknown: use 'group' or 'observation', or the grouping factor {named}")
     coarsest = list(groupings.values())[-1]
-    if len(groupings) > 1 and int(cluster_labels(result).max()) + 1 < len(coarsest.labels):
+    if len(groupings) > 1 and int(cluster_labels(result.model.design).max()) + 1 < len(coarsest.labels):
         raise LMMError(f"the grouping factors are crossed: say which levels are deleted, by={named}")
     return coarsest
 
 
-def influence(result: LMMResult, by: str = "group") -> Influence:
+def influence(result: Fit, by: str = "group") -> Influence:
     """Refit without each group or each observation, exactly, and measure the changes.
 
     Parameters
@@ -303,7 +305,7 @@ def influence(result: LMMResult, by: str = "group") -> Influence:
     """
     model = result.model
     grouping = _unit(result, by)
-    if len(model.factors) > 1 or model.problem.crowded:
+    if len(model.factors) > 1 or one_factor(model.problem).crowded:
         found = refit_each(result, grouping)
     else:
         found = delete(result, "observation" if grouping is None else "group")
@@ -325,6 +327,6 @@ def influence(result: LMMResult, by: str = "group") -> Influence:
         nobs=found.n,
         notes={labels[i]: note for i, note in sorted(found.notes.items())},
         _half=found.half,
-        _factor=found.factor,
+        relative_factor=found.factor,
         _grouping=grouping,
     )

@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ..engines.crossed.posterior_root import posterior_of
 from ..errors import LMMError
 from ..estimation.deletion.contributions import conditioned_rows, group_pieces, square_lines
+from ..prediction.conditional import posterior_of
 
 if TYPE_CHECKING:
-    from ..result import LMMResult
+    from ..estimation.fit import Fit
 
 __all__ = ["leverage", "leverage_parts", "studentized_residuals"]
 
@@ -49,7 +49,7 @@ class _Rows(NamedTuple):
     left: Array
 
 
-def _rows(result: LMMResult) -> _Rows:
+def _rows(result: Fit) -> _Rows:
     model: Any = result.model
     if len(model.factors) > 1:
         return _rows_of_several(result)
@@ -62,13 +62,13 @@ def _rows(result: LMMResult) -> _Rows:
     MC = M @ (R.transpose(0, 2, 1) @ c.reshape(-1, q, r + 1)[:, :, :r])
     random = np.sum((Z @ factor) ** 2, axis=1)
     conditional = np.einsum("ia,iab,ib->i", Z, M[index], Z, optimize=True)
-    fixed = np.asarray(np.linalg.solve(result._chol, X.T).T, dtype=np.float64)
+    fixed = np.asarray(np.linalg.solve(result.solution.chol, X.T).T, dtype=np.float64)
     own = np.einsum("ia,iaj->ij", Z, MC[index])
-    left = np.asarray(np.linalg.solve(result._chol, (X - own).T).T, dtype=np.float64)
+    left = np.asarray(np.linalg.solve(result.solution.chol, (X - own).T).T, dtype=np.float64)
     return _Rows(noise, random, conditional, fixed, left)
 
 
-def _rows_of_several(result: LMMResult) -> _Rows:
+def _rows_of_several(result: Fit) -> _Rows:
     """The same for several grouping factors."""
     model: Any = result.model
     problem = model.problem
@@ -79,15 +79,15 @@ def _rows_of_several(result: LMMResult) -> _Rows:
     for part, f in zip(Z, model.factors, strict=True):
         random += np.sum((part @ result.optimum.factor[f.columns, f.columns]) ** 2, axis=1)
     noise = np.ones(model.nobs) if model.weights is None else 1.0 / model.weights
-    fixed = np.asarray(np.linalg.solve(result._chol, X.T).T, dtype=np.float64)
-    left = np.asarray(np.linalg.solve(result._chol, (X - carried[:, :-1]).T).T, dtype=np.float64)
+    fixed = np.asarray(np.linalg.solve(result.solution.chol, X.T).T, dtype=np.float64)
+    left = np.asarray(np.linalg.solve(result.solution.chol, (X - carried[:, :-1]).T).T, dtype=np.float64)
     return _Rows(noise, random, conditional, fixed, left)
 
 
 # ---- leverage ----------------------------------------------------------------------------------------
 
 
-def leverage_parts(result: LMMResult) -> dict[str, Array]:
+def leverage_parts(result: Fit) -> dict[str, Array]:
     """`leverage` as arrays: ``overall``, ``fixed`` and ``random``, each (n,)."""
     rows = _rows(result)
     fixed = np.sum(rows.fixed * rows.left, axis=1) / rows.noise
@@ -95,7 +95,7 @@ def leverage_parts(result: LMMResult) -> dict[str, Array]:
     return {"overall": fixed + random, "fixed": fixed, "random": random}
 
 
-def leverage(result: LMMResult) -> Any:
+def leverage(result: Fit) -> Any:
     """Leverage of each observation (Demidenko and Stukel 2005, Statist. Med. 24, 893-909).
 
     The fitted values are (H1 + H2) y with H1 = X Phi X'V^-1 and H2 = Z G Z'V^-1 (I - H1).
@@ -116,7 +116,7 @@ def leverage(result: LMMResult) -> Any:
 
 
 def studentized_residuals(
-    result: LMMResult, kind: Literal["marginal", "conditional"] = "conditional", external: bool = False
+    result: Fit, kind: Literal["marginal", "conditional"] = "conditional", external: bool = False
 ) -> Array:
     """Residuals divided by their standard errors.
 
@@ -155,10 +155,10 @@ def studentized_residuals(
         variance = whole - rows.conditional - np.sum(rows.left**2, axis=1)
     known = variance > 1e-10 * whole
     sd = np.sqrt(result.sigma2 * np.where(known, variance, 1.0))
-    return np.where(known, result.residuals(kind) / sd, np.nan)
+    return np.where(known, (result.rest if kind == "conditional" else result.marginal_rest) / sd, np.nan)
 
 
-def _prediction_errors(result: LMMResult, conditional: bool) -> Array:
+def _prediction_errors(result: Fit, conditional: bool) -> Array:
     """Standardised error of predicting each row from the fit to all others."""
     from .influence import influence
 
@@ -170,7 +170,7 @@ def _prediction_errors(result: LMMResult, conditional: bool) -> Array:
     X, y, Z = conditioned_rows(model, problem)
     back = np.linalg.inv(problem.x_map[kept])
     beta = (deleted.params[:, kept] - problem.beta_base[kept]) @ back.T / problem.scale
-    factor = np.linalg.inv(problem.z_map) @ deleted._factor
+    factor = np.linalg.inv(problem.z_map) @ deleted.relative_factor
     noise = np.ones(n) if model.weights is None else 1.0 / model.weights
     error = y - np.sum(X * beta, axis=1)
     if conditional:
@@ -198,7 +198,7 @@ def _prediction_errors(result: LMMResult, conditional: bool) -> Array:
     return np.asarray(problem.scale * error / np.sqrt(variance))
 
 
-def _errors_of_refits(result: LMMResult, conditional: bool) -> Array:
+def _errors_of_refits(result: Fit, conditional: bool) -> Array:
     """The same by predictions from the refits, for several grouping factors."""
     from ..estimation.deletion.rows import refits, rows_of_units
     from ..prediction.predict import predicted
@@ -206,7 +206,7 @@ def _errors_of_refits(result: LMMResult, conditional: bool) -> Array:
     model = result.model
     effects = "all" if conditional else "population"
 
-    def error(i: int, fit: LMMResult) -> float:
+    def error(i: int, fit: Fit) -> float:
         row = slice(i, i + 1)
         data: dict[str, Any] = {"X": model.exog[row], "Z": model.exog_re[row]}
         data["groups"] = {f.grouping.name: f.grouping.labels[f.grouping.index[row]] for f in model.factors}

@@ -9,7 +9,7 @@ intercept and slope the variance is the parabola g00 + 2 g01 x + g11 x^2 + sigma
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,18 +17,22 @@ from numpy.typing import NDArray
 from ..errors import LMMError
 from ..prediction.new_rows import random_design
 from ..support.checks import float_array
+from .whitening import rows_covariance
 
 if TYPE_CHECKING:
-    from ..model import LinearMixedModel
-    from ..result import LMMResult
+    from ..estimation.fit import Fit
+    from ..estimation.model import Model
 
 __all__ = [
     "LeastVariance",
     "MarginalCovariance",
-    "MarginalMoments",
+    "icc",
     "icc_at",
     "least_variance_time",
+    "marginal_correlation",
+    "marginal_covariance",
     "marginal_covariance_at",
+    "r2",
     "random_rows",
     "slope_columns",
 ]
@@ -36,76 +40,36 @@ __all__ = [
 Array = NDArray[np.float64]
 
 
-class MarginalMoments:
-    """Variances and covariances of the observations of a fit, and the shares of its parts in them."""
-
-    def marginal_covariance(self, subject: Any, factor: str | None = None) -> Array:
-        """Covariance matrix V_i = Z_i G Z_i' + sigma^2 / weights of the observations of one subject.
-
-        Parameters
-        ----------
-        subject : label
-        factor : str, optional
-            The grouping factor of which it is a level, where there are several; by default the one with fewest levels
-            that has it.
-
-        Returns
-        -------
-        (n_i, n_i) array
-            Rows in the order in which they stand in the data.
-
-        Raises
-        ------
-        LMMError
-            For a label that is not in the data.
-        """
-        from ..design.independence import rows_covariance
-
-        result = cast("LMMResult", self)
-        return rows_covariance(result, _rows_of(result.model, subject, factor))
-
-    def marginal_correlation(self, subject: Any, factor: str | None = None) -> Array:
-        """Correlation matrix of the observations of one subject (n_i, n_i)."""
-        covariance = self.marginal_covariance(subject, factor)
-        sd = np.sqrt(np.diag(covariance))
-        return np.asarray(covariance / np.outer(sd, sd))
-
-    def icc(self) -> Any:
-        """Intraclass correlation: share of the random effects in the variance around the fixed part.
-
-        With random slopes the variance z'Gz is averaged over the observations (Johnson 2014, Methods Ecol. Evol.
-        5, 944-946).
-
-        Returns
-        -------
-        float
-            For one grouping factor.
-        dict of str to float
-            The share of each factor where there are several.
-        """
-        result = cast("LMMResult", self)
-        random = _mean_random_variance(result)
-        total = sum(random.values()) + result.sigma2
-        shares = {name: value / total for name, value in random.items()}
-        return shares if len(shares) > 1 else next(iter(shares.values()))
-
-    def r2(self) -> dict[str, float]:
-        """Marginal and conditional R^2 (Nakagawa and Schielzeth 2013; Johnson 2014 for random slopes).
-
-        Returns
-        -------
-        dict
-            ``marginal``: share of the fixed part; ``conditional``: of fixed and random part together.
-        """
-        result = cast("LMMResult", self)
-        mean = result.model.exog @ np.nan_to_num(result._params)
-        fixed = float(np.var(mean, ddof=1))
-        random = sum(_mean_random_variance(result).values())
-        total = fixed + random + result.sigma2
-        return {"marginal": fixed / total, "conditional": (fixed + random) / total}
+def marginal_covariance(result: Fit, subject: Any, factor: str | None = None) -> Array:
+    """See `LMMResult.marginal_covariance`."""
+    return rows_covariance(result, _rows_of(result.model, subject, factor))
 
 
-def _rows_of(model: LinearMixedModel, subject: Any, factor: str | None) -> NDArray[np.intp]:
+def marginal_correlation(result: Fit, subject: Any, factor: str | None = None) -> Array:
+    """See `LMMResult.marginal_correlation`."""
+    covariance = marginal_covariance(result, subject, factor)
+    sd = np.sqrt(np.diag(covariance))
+    return np.asarray(covariance / np.outer(sd, sd))
+
+
+def icc(result: Fit) -> Any:
+    """See `LMMResult.icc`."""
+    random = _mean_random_variance(result)
+    total = sum(random.values()) + result.sigma2
+    shares = {name: value / total for name, value in random.items()}
+    return shares if len(shares) > 1 else next(iter(shares.values()))
+
+
+def r2(result: Fit) -> dict[str, float]:
+    """See `LMMResult.r2`."""
+    mean = result.model.exog @ np.nan_to_num(result.beta)
+    fixed = float(np.var(mean, ddof=1))
+    random = sum(_mean_random_variance(result).values())
+    total = fixed + random + result.sigma2
+    return {"marginal": fixed / total, "conditional": (fixed + random) / total}
+
+
+def _rows_of(model: Model, subject: Any, factor: str | None) -> NDArray[np.intp]:
     searched = model.factors[::-1] if factor is None else (model.factor(factor),)
     for grouping, *_ in searched:
         position = grouping.locate(np.array([subject]))[0]
@@ -115,10 +79,10 @@ def _rows_of(model: LinearMixedModel, subject: Any, factor: str | None) -> NDArr
     raise LMMError(f"{names} has no level {subject!r} among the rows used")
 
 
-def _mean_random_variance(result: LMMResult) -> dict[str, float]:
+def _mean_random_variance(result: Fit) -> dict[str, float]:
     """Variance z'Gz of each factor, averaged over the observations."""
     Z = result.model.exog_re
-    covariance = result._covariance
+    covariance = result.covariance
     out = {}
     for f in result.model.factors:
         part = Z[:, f.columns]
@@ -207,7 +171,7 @@ class LeastVariance:
         return f"{shapes[self.shape].capitalize()}: {where}, {place} the observed range {low:.4g} to {high:.4g}."
 
 
-def slope_columns(model: LinearMixedModel) -> NDArray[np.intp]:
+def slope_columns(model: Model) -> NDArray[np.intp]:
     """Positions of the columns of Z that are not constant but one variable: one, or one for each of several factors.
 
     Raises
@@ -226,7 +190,7 @@ def slope_columns(model: LinearMixedModel) -> NDArray[np.intp]:
     return np.array(varying)
 
 
-def random_rows(result: LMMResult, at: Any) -> Array:
+def random_rows(result: Fit, at: Any) -> Array:
     """Rows of the random-effects design at new points.
 
     Parameters
@@ -270,7 +234,7 @@ def random_rows(result: LMMResult, at: Any) -> Array:
     return out
 
 
-def marginal_covariance_at(result: LMMResult, at: Any) -> MarginalCovariance:
+def marginal_covariance_at(result: Fit, at: Any) -> MarginalCovariance:
     """Variances and correlations of observations of one group (one level of each factor) at given points.
 
     Parameters
@@ -293,7 +257,7 @@ def marginal_covariance_at(result: LMMResult, at: Any) -> MarginalCovariance:
     return MarginalCovariance(rows, result.sigma2 * (turned @ turned.T), result.sigma2)
 
 
-def icc_at(result: LMMResult, at: Any) -> Array:
+def icc_at(result: Fit, at: Any) -> Array:
     """Intraclass correlation z'Gz / (z'Gz + sigma^2) at given points; with random slopes it depends on them.
 
     Parameters
@@ -312,7 +276,7 @@ def icc_at(result: LMMResult, at: Any) -> Array:
     return np.asarray(random / (random + result.sigma2))
 
 
-def least_variance_time(result: LMMResult) -> LeastVariance:
+def least_variance_time(result: Fit) -> LeastVariance:
     """Where the variance of a random slope model is smallest, and how the lines of the groups spread.
 
     Parameters

@@ -19,11 +19,12 @@ from numpy.typing import NDArray
 
 from ..errors import LMMError
 from ..tables.columns import native_frame
+from .marginal import icc
 
 if TYPE_CHECKING:
     from ..design.grouping import Factor, Grouping
-    from ..model import LinearMixedModel
-    from ..result import LMMResult
+    from ..estimation.fit import Fit
+    from ..estimation.model import Model
 
 __all__ = ["DesignEffect", "Pooling", "design_effect", "effective_sample_size", "pooling", "population_map"]
 
@@ -145,12 +146,10 @@ class DesignEffect:
         return f"<DesignEffect: mean {self.mean:.3f} ({parts}), effective sample size {self.effective_sample_size:.1f}>"
 
 
-def _rows(model: LinearMixedModel, factor: Factor) -> tuple[Array, Array]:
+def _rows(model: Model, factor: Factor) -> tuple[Array, Array]:
     """Well-conditioned rows of one factor's Z (n, q), and the map of their coefficients to those of Z."""
     turn = model.problem.z_map[factor.columns, factor.columns]
-    if len(model.factors) == 1:
-        return model.problem.conditioned_z(model.exog_re), turn
-    return model.exog_re[:, factor.columns] @ turn, turn
+    return model.problem.conditioned_z(model.exog_re)[:, factor.columns], turn
 
 
 def _grams(rows: Array, weights: Array | None, grouping: Grouping) -> Array:
@@ -177,7 +176,7 @@ def _conditional(factor: Array, grams: Array) -> Array:
     return np.asarray(factor @ np.linalg.solve(inner, np.broadcast_to(factor.T, inner.shape)))
 
 
-def population_map(model: LinearMixedModel, factor: Factor | None = None) -> Array:
+def population_map(model: Model, factor: Factor | None = None) -> Array:
     """T (q, p) with Z T[:, k] = X[:, k] for the columns of X that are combinations of those of Z, 0 for the others.
 
     T beta are the population values of the coefficients that vary: beta itself where Z repeats columns of X, the means
@@ -229,13 +228,13 @@ def _own(rest: Array, rows: Array, grams: Array, weights: Array | None, grouping
     return out
 
 
-def _fixed_rows(model: LinearMixedModel) -> Array:
+def _fixed_rows(model: Model) -> Array:
     """Well-conditioned rows of the columns of X that were kept (n, r); x_map takes their coefficients to those of X."""
     problem = model.problem
     return problem.conditioned_x(model.exog) if len(model.factors) == 1 else model.exog @ problem.x_map
 
 
-def _least_squares(model: LinearMixedModel) -> Array:
+def _least_squares(model: Model) -> Array:
     """Coefficients of (weighted) least squares over all rows (p,), 0 for dropped columns."""
     problem = model.problem
     rest = model.endog - model.exog @ problem.beta_base
@@ -246,7 +245,7 @@ def _least_squares(model: LinearMixedModel) -> Array:
     return np.asarray(problem.beta_base + problem.x_map @ step)
 
 
-def _chosen(model: LinearMixedModel, term: str | None) -> tuple[int, slice]:
+def _chosen(model: Model, term: str | None) -> tuple[int, slice]:
     """Position of a term's grouping factor, and the columns of the term."""
     if term is None:
         return 0, model.factors[0].columns
@@ -257,7 +256,7 @@ def _chosen(model: LinearMixedModel, term: str | None) -> tuple[int, slice]:
     return at, slice(block.start, block.stop)
 
 
-def pooling(result: LMMResult, term: str | None = None) -> Pooling:
+def pooling(result: Fit, term: str | None = None) -> Pooling:
     """No, complete and partial pooling of the coefficients that vary between groups.
 
     Parameters
@@ -283,22 +282,22 @@ def pooling(result: LMMResult, term: str | None = None) -> Pooling:
     grouping, part = factor.grouping, factor.columns
     chosen = np.arange(columns.start, columns.stop) - factor.start
     to_z = population_map(model, factor)
-    population = to_z @ np.nan_to_num(result._params)
-    effects = result._effects_by_factor[at]
+    population = to_z @ np.nan_to_num(result.beta)
+    effects = result.blups[at]
     rows, turn = _rows(model, factor)
     grams = _grams(rows, weights, grouping)
-    rest = result.resid + np.einsum("ij,ij->i", model.exog_re[:, part], effects[grouping.index])
+    rest = result.rest + np.einsum("ij,ij->i", model.exog_re[:, part], effects[grouping.index])
     deviation = _own(rest, rows, grams, weights, grouping)
 
     exists = np.isfinite(deviation[:, 0])
     noise = np.full(deviation.shape, np.nan)
     half = np.linalg.solve(np.linalg.cholesky(grams[exists]), np.broadcast_to(turn.T, grams[exists].shape))
     noise[exists] = result.sigma2 * np.sum(half**2, axis=1)
-    variance = np.diag(result._covariance)[part]
+    variance = np.diag(result.covariance)[part]
     shares = _conditional(result.optimum.factor[part, part], grams) @ grams
     shrinkage = turn @ shares @ np.linalg.inv(turn)
     return Pooling(
-        names=tuple(result._unique_re_names[columns]),
+        names=tuple(result.effect_names[columns]),
         group_name=grouping.name,
         labels=grouping.labels,
         n=np.bincount(grouping.index, minlength=len(grouping.labels)),
@@ -312,7 +311,7 @@ def pooling(result: LMMResult, term: str | None = None) -> Pooling:
     )
 
 
-def _variances(result: LMMResult) -> Array:
+def _variances(result: Fit) -> Array:
     """Diagonal of V / sigma^2 (n,)."""
     model = result.model
     out = np.ones(model.nobs) if model.weights is None else 1.0 / model.weights
@@ -323,7 +322,7 @@ def _variances(result: LMMResult) -> Array:
     return out
 
 
-def effective_sample_size(result: LMMResult) -> float:
+def effective_sample_size(result: Fit) -> float:
     """How many independent observations tell as much of a common mean as the correlated ones do.
 
     1'R^-1 1 with R the marginal correlation matrix, a sum over groups where there is one grouping factor (Faes et al.
@@ -348,7 +347,7 @@ def effective_sample_size(result: LMMResult) -> float:
     return float(sd @ weighted - np.einsum("ij,ijk,ik->", cross, inner, cross))
 
 
-def _crossed_part(result: LMMResult, weighted: Array) -> float:
+def _crossed_part(result: Fit, weighted: Array) -> float:
     """c'(I + Lambda'Z'WZLambda)^-1 c, c = Lambda'Z'W s, over all levels of several factors."""
     from scipy.sparse import csc_array, diags_array, eye_array, hstack
     from scipy.sparse.linalg import spsolve
@@ -370,7 +369,7 @@ def _crossed_part(result: LMMResult, weighted: Array) -> float:
     return float(cross @ solved)
 
 
-def design_effect(result: LMMResult) -> DesignEffect:
+def design_effect(result: Fit) -> DesignEffect:
     """Design effects of the grouping, for the mean and for each fixed effect.
 
     Parameters
@@ -394,15 +393,15 @@ def design_effect(result: LMMResult) -> DesignEffect:
     half = np.linalg.solve(root.T, problem.x_map.T)
     independent = result.sigma2 * np.sum(half**2, axis=0)
     with np.errstate(invalid="ignore", divide="ignore"):
-        ratio = np.diag(result._cov) / independent
-    share = result.icc()
-    icc = dict(share) if isinstance(share, dict) else {model.grouping.name: float(share)}
+        ratio = np.diag(result.cov) / independent
+    found = icc(result)
+    shares = dict(found) if isinstance(found, dict) else {model.grouping.name: float(found)}
     size = {f.grouping.name: model.nobs / len(f.grouping.labels) for f in model.factors}
     return DesignEffect(
-        icc=icc,
+        icc=shares,
         mean_size=size,
-        kish={name: 1.0 + (size[name] - 1.0) * icc[name] for name in icc},
+        kish={name: 1.0 + (size[name] - 1.0) * shares[name] for name in shares},
         mean=of_sum / float(variances.sum()),
-        fixed_effects=result._labelled(ratio),
+        fixed_effects=result.model.labelled(ratio),
         effective_sample_size=effective_sample_size(result),
     )

@@ -11,10 +11,10 @@ from ..kernels import floored_factor
 
 if TYPE_CHECKING:
     from ..covariance.parameters import CovarianceStructure
-    from ..estimation.optimize import Criterion
     from .crossed.cores import Tail
     from .crossed.order import Layout, Stage
-    from .crossed.problem import HierarchyProblem
+    from .crossed.problem import CrossedProblem
+    from .protocol import Engine
 
 __all__ = ["factors_start", "many_minima", "moment_start", "other_starts"]
 
@@ -28,7 +28,7 @@ EXACT_UP_TO = 2000
 """Random effects of nested factors up to which the moments of several factors allow for the fixed effects."""
 
 
-def moment_start(criterion: Criterion, structure: CovarianceStructure, n: int, m: int, within: float) -> Array:
+def moment_start(criterion: Engine, structure: CovarianceStructure, n: int, m: int, within: float) -> Array:
     """Theta from the second moments of Z_i'(y_i - X_i beta_OLS), as if all groups had the same Z_i'Z_i.
 
     At Lambda = 0 the gradient in G holds sum_i Z_i'r_i r_i'Z_i; for balanced data without further
@@ -112,7 +112,7 @@ def other_starts(structure: CovarianceStructure, levels: Array, n: int) -> list[
     return [structure.theta(np.diag(size)) for size in sizes]
 
 
-def factors_start(problem: HierarchyProblem) -> Array:
+def factors_start(problem: CrossedProblem) -> Array:
     """Theta from second moments: MINQUE(0) with one variance per factor, then the shape of each block.
 
     The sums of squares of Z_f'r, r the residual of y, are set to their expectations where each G^_f is a multiple of

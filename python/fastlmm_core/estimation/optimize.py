@@ -6,12 +6,13 @@ import warnings
 from collections.abc import Callable
 from functools import cache, partial
 from math import inf, isfinite, sqrt
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..covariance.parameters import CovarianceStructure
+from ..engines.protocol import Engine
 from ..errors import LMMError
 from ..kernels import minimize_newton, orthogonal_columns, smallest_parts
 from .search import Found, search
@@ -19,7 +20,7 @@ from .search import Found, search
 if TYPE_CHECKING:
     from ..kernels import Objective
 
-__all__ = ["Criterion", "Optimum", "newton", "optimize"]
+__all__ = ["Optimum", "newton", "optimize"]
 
 Array = NDArray[np.float64]
 
@@ -56,33 +57,6 @@ _WITH_HESSIAN = {"newton-cg", "dogleg", "trust-ncg", "trust-krylov", "trust-exac
 
 SCIPY = ("Nelder-Mead", "Powell", "CG", "BFGS", "L-BFGS-B", "TNC", "COBYLA", "SLSQP", "trust-constr", "trust-exact")
 """Methods of scipy.optimize.minimize that messages name."""
-
-
-class Criterion(Protocol):
-    """What an engine offers to the optimiser; the compiled Newton needs an `Objective` of the kernels besides."""
-
-    reml: bool
-    n_evaluations: int
-
-    @property
-    def costly(self) -> bool:
-        """Whether the search for other minima than a certified one takes too long."""
-
-    @property
-    def remainder(self) -> float:
-        """r^2 relative to y'y at the last point, where it may be lost in rounding errors; 1 elsewhere."""
-
-    def evaluate(self, theta: Array, order: int = 0) -> tuple[float, Array | None, Array | None]:
-        """Value, gradient and Hessian."""
-
-    def precision(self) -> Array:
-        """Sum of Z_i'V_i^-1 Z_i (q, q), at the last point of order 1 or more."""
-
-    def rotate(self, turn: Array | None = None) -> None:
-        """Take theta in other coordinates of G."""
-
-    def solution(self) -> tuple[Array, float, Array, Array]:
-        """Coefficients, r^2, Cholesky factor of X'V^-1X, derivative in G at the last point."""
 
 
 class LocalMinimum(NamedTuple):
@@ -133,7 +107,7 @@ class Optimum(NamedTuple):
 class _Objective:
     """The criterion as scipy sees it."""
 
-    def __init__(self, criterion: Criterion) -> None:
+    def __init__(self, criterion: Engine) -> None:
         self.criterion = criterion
 
     def __call__(self, theta: Array, *args: Any) -> float:
@@ -191,7 +165,7 @@ def newton(
     )
 
 
-def _run(criterion: Criterion, start: Array, method: str | Callable[..., Any], options: dict[str, Any]) -> Any:
+def _run(criterion: Engine, start: Array, method: str | Callable[..., Any], options: dict[str, Any]) -> Any:
     minimize = _scipy().minimize
     objective = _Objective(criterion)
     if method == "newton":
@@ -250,7 +224,7 @@ def _free(structure: CovarianceStructure) -> NDArray[np.bool_]:
 
 
 def _settle(
-    criterion: Criterion,
+    criterion: Engine,
     structure: CovarianceStructure,
     found: Any,
     levels: Array,
@@ -330,7 +304,7 @@ def _settle(
 
 
 def _patiently(
-    criterion: Criterion, structure: CovarianceStructure, theta: Array, options: dict[str, Any], levels: Array, n: int
+    criterion: Engine, structure: CovarianceStructure, theta: Array, options: dict[str, Any], levels: Array, n: int
 ) -> tuple[Optimum, Array | None]:
     """Newton with a change of coordinates to the principal axes of G where a round of iterations was not enough.
 
@@ -383,21 +357,21 @@ def _principal_axes(factor: Array, structure: CovarianceStructure) -> tuple[Arra
 
 
 def optimize(
-    criterion: Criterion,
+    criterion: Engine,
     structure: CovarianceStructure,
     levels: Array,
     n: int,
     start: Array,
     method: str | Callable[..., Any] = "newton",
     options: dict[str, Any] | None = None,
-    pilot: Criterion | None = None,
+    pilot: Engine | None = None,
     elsewhere: Elsewhere = "search",
 ) -> Optimum:
     """Minimise the criterion of a conditioned problem and certify what was found.
 
     Parameters
     ----------
-    criterion : Criterion
+    criterion : Engine
     structure : CovarianceStructure
     levels : (q,) array
         Number of groups of each random effect.
@@ -409,7 +383,7 @@ def optimize(
         "newton" (compiled, exact Hessian) or any method of scipy.optimize.minimize.
     options : dict, optional
         Options of the method.
-    pilot : Criterion, optional
+    pilot : Engine, optional
         The criterion of a part of the groups, whose optimum is a start close enough for a few evaluations of all.
     elsewhere : {"search", "nothing", "unasked"}
         Search for other minima; there are none, as is known; the caller asks for the one that `start` leads to.
@@ -468,7 +442,7 @@ def optimize(
 
 
 def _attempt(
-    criterion: Criterion, structure: CovarianceStructure, levels: Array, n: int, method: str | Callable[..., Any],
+    criterion: Engine, structure: CovarianceStructure, levels: Array, n: int, method: str | Callable[..., Any],
     options: dict[str, Any], theta: Array,
 ) -> tuple[Optimum, Array | None]:  # fmt: skip
     """One minimisation, settled."""
@@ -523,7 +497,7 @@ def _looked(found: Found | None, elsewhere: Elsewhere, pilot: bool) -> str:
     return f"; no better point in a screen of {found.screened} starts{' for some of the groups' if pilot else ''}"
 
 
-def _judged(best: Optimum, criterion: Criterion) -> Optimum:
+def _judged(best: Optimum, criterion: Engine) -> Optimum:
     """The optimum, or why it is none where no residual variance is left."""
     remainder = 1.0 if best.converged else criterion.remainder
     if remainder < EXACTLY:

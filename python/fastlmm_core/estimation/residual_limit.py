@@ -18,7 +18,7 @@ from .optimize import Optimum, optimize
 
 if TYPE_CHECKING:
     from ..covariance.parameters import CovarianceStructure
-    from .optimize import Criterion
+    from ..engines.protocol import Engine
 
 __all__ = ["refuse_unbounded", "with_residual_variance"]
 
@@ -61,13 +61,13 @@ def refuse_unbounded(outside: int) -> None:
 
 
 def with_residual_variance(
-    criterion: Criterion, structure: CovarianceStructure, levels: Array, n: int, best: Optimum, saturated: bool
+    criterion: Engine, structure: CovarianceStructure, levels: Array, n: int, best: Optimum, saturated: bool
 ) -> Optimum:
     """The optimum, or a better one with residual variance.
 
     Parameters
     ----------
-    criterion : Criterion
+    criterion : Engine
     structure : CovarianceStructure
     levels : (q,) array
         Number of groups of each random effect.

@@ -19,8 +19,8 @@ from ..kernels import minimize_newton, screen
 
 if TYPE_CHECKING:
     from ..covariance.parameters import Block, CovarianceStructure
+    from ..engines.protocol import Engine
     from ..kernels import Objective
-    from .optimize import Criterion
 
 __all__ = ["Found", "few_groups", "search"]
 
@@ -80,13 +80,13 @@ def few_groups(structure: CovarianceStructure, levels: Array) -> bool:
 
 
 def search(
-    criterion: Criterion, structure: CovarianceStructure, levels: Array, n: int, known: tuple[float, Array]
+    criterion: Engine, structure: CovarianceStructure, levels: Array, n: int, known: tuple[float, Array]
 ) -> Found:
     """Other minima of a criterion.
 
     Parameters
     ----------
-    criterion : Criterion
+    criterion : Engine
     structure : CovarianceStructure
     levels : (q,) array
         Number of groups of each random effect.
@@ -131,10 +131,10 @@ def search(
 
 def _leads_to(objective: Objective, value: float, theta: Array, minimum: tuple[float, Array]) -> bool:
     """Whether the criterion falls all the way from a point to a minimum."""
-    evaluations = cast("Criterion", objective).n_evaluations
+    evaluations = cast("Engine", objective).n_evaluations
     path = np.array([minimum[1] + share * (theta - minimum[1]) for share in PATH])
     along, _ = screen(objective, path, np.zeros((len(path), 0), dtype=np.intp))
-    cast("Criterion", objective).n_evaluations = evaluations
+    cast("Engine", objective).n_evaluations = evaluations
     heights = [value, *along.tolist(), minimum[0]]
     return all(a >= b - 1e-9 * abs(b) for a, b in pairwise(heights))
 
@@ -148,7 +148,7 @@ def _same(structure: CovarianceStructure, unit: Array, one: tuple[float, Array],
     return bool((np.abs(G - H) <= SAME * (np.sqrt(np.outer(H.diagonal(), H.diagonal())) + 1.0)).all())
 
 
-def _stretch(criterion: Criterion, structure: CovarianceStructure) -> float:
+def _stretch(criterion: Engine, structure: CovarianceStructure) -> float:
     """How much larger effects of different blocks may be than any that rows can tell from noise one by one.
 
     Columns of Z of one factor that are nearly dependent, as 1 and a time far from its origin, and whose effects are

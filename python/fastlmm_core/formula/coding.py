@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from .syntax import C_OF_COLUMN, names_in, parse
 
 if TYPE_CHECKING:
-    from ..model import LinearMixedModel
+    from ..design.design import Design
 
 __all__ = ["FixedTerm", "Overparametrised", "contains", "fixed_terms", "overparametrised"]
 
@@ -85,23 +85,23 @@ def contains(outer: FixedTerm, inner: FixedTerm) -> bool:
     return inner.factors < outer.factors and inner.numeric == outer.numeric and not inner.is_intercept
 
 
-def fixed_terms(model: LinearMixedModel) -> tuple[FixedTerm, ...]:
+def fixed_terms(design: Design) -> tuple[FixedTerm, ...]:
     """The terms of the fixed part in the order of the columns of X, with the intercept.
 
     Parameters
     ----------
-    model : LinearMixedModel
+    design : Design
 
     Returns
     -------
     tuple of FixedTerm
         One term per column for a model from arrays; a constant column is its intercept.
     """
-    spec = model.spec
+    spec = design.spec
     if spec is None:
-        constant = (model.exog == model.exog[:1]).all(axis=0) & (model.exog[0] != 0.0)
+        constant = (design.exog == design.exog[:1]).all(axis=0) & (design.exog[0] != 0.0)
         nothing: frozenset[str] = frozenset()
-        names = model.exog_names
+        names = design.exog_names
         unique = [name if names.count(name) == 1 else f"{name} (column {j})" for j, name in enumerate(names)]
         return tuple(
             FixedTerm(name, range(j, j + 1), nothing, nothing, nothing if constant[j] else frozenset((f"{j}",)))
@@ -113,7 +113,7 @@ def fixed_terms(model: LinearMixedModel) -> tuple[FixedTerm, ...]:
         logical = {name for name in spec.reference if _is_logical(spec.reference, name)}
         return tuple(
             FixedTerm(
-                model.exog_names[j], range(j, j + 1), frozenset(names), frozenset(names) & logical,
+                design.exog_names[j], range(j, j + 1), frozenset(names), frozenset(names) & logical,
                 frozenset(names) - logical,
             )
             for j, names in enumerate(plan)
@@ -122,7 +122,7 @@ def fixed_terms(model: LinearMixedModel) -> tuple[FixedTerm, ...]:
     for entry in state.structure:
         stop = start + len(entry.columns)
         expressions = [str(f.expr) for f in entry.term.factors if str(f.expr) != "1"]
-        factors = frozenset(e for e in expressions if _levels(model, e) is not None)
+        factors = frozenset(e for e in expressions if _levels(design, e) is not None)
         variables = frozenset(name for e in expressions for name in variables_of(e, spec.reference))
         found.append(
             FixedTerm(
@@ -143,9 +143,9 @@ def variables_of(expression: str, known: Any) -> list[str]:
     return [name for name in names if name in known]
 
 
-def _levels(model: LinearMixedModel, expression: str) -> list[Any] | None:
+def _levels(design: Design, expression: str) -> list[Any] | None:
     """Levels of a factor of a term, None for a numeric one; a logical column has the levels False and True."""
-    spec = model.spec
+    spec = design.spec
     assert spec is not None
     state = spec.states[1]
     encoding = None if state is None else state.encoder_state.get(expression)
@@ -168,12 +168,12 @@ class _Column(NamedTuple):
     treatment: dict[str, int]
 
 
-def overparametrised(model: LinearMixedModel, terms: Sequence[FixedTerm]) -> Overparametrised | None:
+def overparametrised(design: Design, terms: Sequence[FixedTerm]) -> Overparametrised | None:
     """The design written out by levels.
 
     Parameters
     ----------
-    model : LinearMixedModel
+    design : Design
     terms : sequence of FixedTerm
 
     Returns
@@ -181,10 +181,10 @@ def overparametrised(model: LinearMixedModel, terms: Sequence[FixedTerm]) -> Ove
     Overparametrised or None
         None where the columns of X do not span all levels, as with contrasts fewer than levels less one.
     """
-    columns = _columns(model, terms)
+    columns = _columns(design, terms)
     if columns is None:
         return None
-    levels = {e: _levels(model, e) or [] for term in terms for e in term.factors}
+    levels = {e: _levels(design, e) or [] for term in terms for e in term.factors}
     blocks: list[tuple[int, Key, tuple[str, ...]]] = []
     for t, term in enumerate(terms):
         names = tuple(sorted(term.factors))
@@ -232,8 +232,8 @@ def _over_grid(contrasts: dict[str, Array], names: tuple[str, ...], levels: dict
     return reduce(lambda a, b: np.multiply.outer(a, b).ravel(), parts, np.ones(1))
 
 
-def _columns(model: LinearMixedModel, terms: Sequence[FixedTerm]) -> list[_Column] | None:
-    spec = model.spec
+def _columns(design: Design, terms: Sequence[FixedTerm]) -> list[_Column] | None:
+    spec = design.spec
     if spec is None or spec.states[1] is None:
         return [
             _Column(
@@ -251,7 +251,7 @@ def _columns(model: LinearMixedModel, terms: Sequence[FixedTerm]) -> list[_Colum
             pieces: list[list[tuple[str, int, Array | None]]] = []
             for item in scoped.factors:
                 expression = str(item.factor.expr)
-                pieces.append(_pieces(model, state, expression, bool(item.reduced), entry.columns, term))
+                pieces.append(_pieces(design, state, expression, bool(item.reduced), entry.columns, term))
             # formulaic lets the first factor vary fastest
             for combination in product(*reversed(pieces)):
                 key = tuple(sorted((e, i) for e, i, contrast in combination if contrast is None))
@@ -263,7 +263,7 @@ def _columns(model: LinearMixedModel, terms: Sequence[FixedTerm]) -> list[_Colum
 
 
 def _pieces(
-    model: LinearMixedModel, state: Any, expression: str, reduced: bool, names: Sequence[str], term: FixedTerm
+    design: Design, state: Any, expression: str, reduced: bool, names: Sequence[str], term: FixedTerm
 ) -> list[tuple[str, int, Array | None]]:
     """The columns of one factor: for a numeric one their numbers, else level in treatment contrasts and contrast."""
     if expression not in term.factors:

@@ -11,31 +11,22 @@ fit.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ..errors import LMMError
 from ..support.checks import float_array, plain_array
-from ..tables.columns import native_frame
 
-if TYPE_CHECKING:
-    from ..inference.wald_test import WaldTest
-    from ..result import LMMResult
-
-__all__ = ["ContextualEffect", "between", "contextual_effect", "formula_functions", "group_mean", "within"]
+__all__ = ["between", "formula_functions", "group_mean", "means_of", "within"]
 
 Array = NDArray[np.float64]
 
-VARIES = 1e-10
-"""Relative size below which differences within groups, or between their means, are rounding."""
 
-
-def _means(x: Array, codes: NDArray[np.intp], m: int, weights: Array | None = None) -> Array:
+def means_of(x: Array, codes: NDArray[np.intp], m: int, weights: Array | None = None) -> Array:
     """Means of groups 0..m-1; the second pass takes out the rounding of a large common offset."""
     count = np.bincount(codes, weights=weights, minlength=m)
     means = np.full(m, x[0] if len(x) else 0.0)
@@ -86,7 +77,7 @@ def group_mean(x: ArrayLike, *groups: Any) -> Array:
         For arrays of different lengths or missing labels.
     """
     values, codes, labels = _grouped(x, groups)
-    return np.asarray(_means(values, codes, len(labels))[codes])
+    return np.asarray(means_of(values, codes, len(labels))[codes])
 
 
 between = group_mean
@@ -117,7 +108,7 @@ def within(x: ArrayLike, *groups: Any) -> Array:
 def _remembered(x: Any, groups: tuple[Any, ...], state: dict[str, Any]) -> tuple[Array, Array]:
     """Values and group means: of the fit for groups that it has seen, of these rows for others."""
     values, codes, labels = _grouped(x, groups)
-    means = _means(values, codes, len(labels))
+    means = means_of(values, codes, len(labels))
     if "means" in state:
         known = state["means"]
         means = np.array([known.get(label, mean) for label, mean in zip(labels, means.tolist(), strict=True)])
@@ -142,154 +133,3 @@ def formula_functions() -> dict[str, Callable[..., Any]]:
         return _remembered(data, groups, _state)[1]
 
     return {"within": stateful_transform(within), "between": stateful_transform(between)}
-
-
-@dataclass(frozen=True)
-class ContextualEffect:
-    """Difference of the effects between and within groups.
-
-    Attributes
-    ----------
-    names : tuple of str
-        The covariates.
-    estimate, std_error, df, pvalues : (k,) arrays
-        Of the coefficients of the group means beside the covariates themselves (between less within): standard errors,
-        degrees of freedom and two-sided p-values that each is 0.
-    within, between : (k,) arrays
-        The effects of x within groups, and of its group mean.
-    test : WaldTest
-        Of all together (Hausman 1978, Econometrica 46, 1251-1271).
-    result : LMMResult
-        The fit with the group means, of a model from arrays.
-    """
-
-    names: tuple[str, ...]
-    estimate: Array
-    std_error: Array
-    df: Array
-    pvalues: Array
-    within: Array
-    between: Array
-    test: WaldTest
-    result: LMMResult = field(repr=False)
-    _library: str = field(repr=False)
-
-    def to_frame(self) -> Any:
-        """One row per covariate, in the library of the caller's data (or a dict of arrays)."""
-        columns = {
-            "term": list(self.names), "within": self.within, "between": self.between, "contextual": self.estimate,
-            "std_error": self.std_error, "df": self.df, "p_value": self.pvalues,
-        }  # fmt: skip
-        return native_frame(self._library, columns)
-
-    def __repr__(self) -> str:
-        parts = ", ".join(
-            f"{name} {value:.4g} (se {se:.3g}, p {p:.3g})"
-            for name, value, se, p in zip(self.names, self.estimate, self.std_error, self.pvalues, strict=True)
-        )
-        return f"<ContextualEffect: between less within: {parts}>"
-
-
-def contextual_effect(
-    result: LMMResult,
-    x: str | Sequence[str] | None = None,
-    *,
-    factor: str | None = None,
-    ddf: str = "satterthwaite",
-) -> ContextualEffect:
-    """Test whether the effects of covariates are the same within and between groups.
-
-    The model is fitted again with the group means of the covariates beside them.  Their coefficients are the
-    differences between the effects; if they are not 0, the coefficient of x alone is a mixture of the two, and the
-    random intercepts are correlated with x (Mundlak 1978; with all covariates that vary within groups this is Hausman's
-    test).  Means are weighted by the prior weights, so that with a random intercept the coefficient of x is that of
-    a regression with a fixed intercept for each group.
-
-    Parameters
-    ----------
-    result : LMMResult
-    x : str or sequence of str, optional
-        Columns of X, by name; by default all that vary both within groups and between their means.
-    factor : str, optional
-        The grouping factor, where there are several; by default that with most levels.
-    ddf : str
-        Denominator degrees of freedom of the t tests, as for ``result.test``.
-
-    Returns
-    -------
-    ContextualEffect
-
-    Raises
-    ------
-    LMMError
-        For an unknown column, or one that varies within groups only or between them only.
-    """
-    from ..inference.wald import wald
-
-    model = result.model
-    grouping = model.factor(factor).grouping
-    m = len(grouping.labels)
-    names = list(model.exog_names)
-    means = np.empty(model.exog.shape)
-    for j, column in enumerate(model.exog.T):
-        means[:, j] = _means(column, grouping.index, m, model.weights)[grouping.index]
-    rounding = VARIES * np.ptp(model.exog, axis=0) + 8.0 * np.finfo(float).eps * np.abs(model.exog).max(axis=0)
-    varies = np.abs(model.exog - means).max(axis=0) > rounding
-    differs = np.ptp(means, axis=0) > rounding
-    if x is None:
-        chosen = [j for j in model.problem.kept.tolist() if varies[j] and differs[j]]
-        if not chosen:
-            raise LMMError(
-                f"no column of X varies both within levels of {grouping.name!r} and between their means: there is no "
-                "contextual effect"
-            )
-    else:
-        wanted = [x] if isinstance(x, str) else list(x)
-        chosen = []
-        for name in wanted:
-            if name not in names:
-                raise LMMError(f"x={name!r} is not a column of X; choose of {', '.join(names)}")
-            j = names.index(name)
-            if not varies[j] or not differs[j]:
-                what = "constant within groups" if not varies[j] else "of the same mean in every group"
-                raise LMMError(
-                    f"{name!r} is {what} of {grouping.name!r}: it has no within and between effects to compare"
-                )
-            chosen.append(j)
-    larger = _with_columns(result, means[:, chosen], tuple(f"{names[j]} (group mean)" for j in chosen))
-    extra = np.arange(len(names), len(names) + len(chosen))
-    dropped = np.setdiff1d(np.append(chosen, extra), larger.model.problem.kept)
-    if len(dropped):
-        raise LMMError(
-            f"{larger.model.exog_names[dropped[0]]!r} is a combination of the other columns of X: the model contains "
-            "the group means already"
-        )
-    L = np.zeros((len(extra), len(larger.model.exog_names)))
-    L[np.arange(len(extra)), extra] = 1.0
-    test = wald(larger, L, None, ddf, "expected", tuple(larger.model.exog_names[k] for k in extra.tolist()))
-    inside = larger._params[chosen]
-    return ContextualEffect(
-        names=tuple(names[j] for j in chosen),
-        estimate=test.estimate,
-        std_error=test.std_error,
-        df=test.row_df,
-        pvalues=test.row_pvalues,
-        within=inside,
-        between=inside + test.estimate,
-        test=test,
-        result=larger,
-        _library=model.library,
-    )
-
-
-def _with_columns(result: LMMResult, columns: Array, names: tuple[str, ...]) -> LMMResult:
-    """The fit of the same model with more columns in X; a model from arrays, as no formula makes these columns."""
-    from ..model import LinearMixedModel
-
-    old = result.model
-    model = LinearMixedModel.__new__(LinearMixedModel)
-    model._setup(
-        old.endog, np.column_stack([old.exog, columns]), old.random, old.weights, old.offset,
-        (*old.exog_names, *names), None, old.response_name, old.n_dropped, old.kept,
-    )  # fmt: skip
-    return model.fit(reml=result.reml)

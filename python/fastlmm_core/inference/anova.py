@@ -21,10 +21,11 @@ from ..errors import LMMError
 from ..formula.coding import FixedTerm, Overparametrised, contains, fixed_terms, overparametrised
 from ..tables.columns import native_frame
 from . import wald as inference
+from .options import check_options
 from .wald_test import METHODS
 
 if TYPE_CHECKING:
-    from ..result import LMMResult
+    from ..estimation.fit import Fit
     from .wald_test import WaldTest
 
 __all__ = ["AnovaTable", "anova", "estimable_part", "f_statistic", "hypotheses"]
@@ -118,9 +119,7 @@ class AnovaTable:
         return f"<div><p>{html.escape(self.title)}</p>{html_table(*self._cells(), left=(0,))}{notes}</div>"
 
 
-def anova(
-    result: LMMResult, type: str = "III", ddf: str = "satterthwaite", information: str = "expected"
-) -> AnovaTable:
+def anova(result: Fit, type: str = "III", ddf: str = "satterthwaite", information: str = "expected") -> AnovaTable:
     """F tests of the terms of the fixed part.
 
     Parameters
@@ -147,8 +146,8 @@ def anova(
     if kind not in _TYPES.values():
         models = "; models are compared by compare(m1, m2)" if hasattr(type, "criterion") else ""
         raise LMMError(f"type={type!r} is unknown: use 'I', 'II' or 'III'{models}")
-    inference.check_options(ddf, information)
-    terms = fixed_terms(result.model)
+    check_options(ddf, information)
+    terms = fixed_terms(result.model.design)
     tested = [term for term in terms if not term.is_intercept]
     found, notes = hypotheses(result, kind, terms)
     k = len(tested)
@@ -203,7 +202,7 @@ def _quadratic(estimate: Array, covariance: Array, rank: int) -> float:
 
 
 def hypotheses(
-    result: LMMResult, type: str, terms: Sequence[FixedTerm] | None = None
+    result: Fit, type: str, terms: Sequence[FixedTerm] | None = None
 ) -> tuple[dict[str, Array], tuple[str, ...]]:
     """The contrasts that each term's test sets to zero.
 
@@ -220,7 +219,7 @@ def hypotheses(
     notes : tuple of str
         Which hypotheses are not estimable.
     """
-    terms = fixed_terms(result.model) if terms is None else terms
+    terms = fixed_terms(result.model.design) if terms is None else terms
     tested = [term for term in terms if not term.is_intercept]
     notes: list[str] = [] if tested else ["The fixed part has no terms to test."]
     if type == "I" or len(tested) <= 1:
@@ -234,7 +233,7 @@ def hypotheses(
             above = [other for other in tested if contains(other, term)]
             found.update(_sequential(result, [term], above) if above else _marginal(result, [term]))
     else:
-        written = overparametrised(result.model, terms)
+        written = overparametrised(result.model.design, terms)
         if written is None:
             notes.append("Contrasts do not span all levels: each term is tested by its own coefficients.")
             if len(result.model.problem.kept) == result.model.exog.shape[1]:
@@ -255,7 +254,7 @@ def hypotheses(
     return found, tuple(notes)
 
 
-def _sequential(result: LMMResult, terms: Sequence[FixedTerm], above: Sequence[FixedTerm]) -> dict[str, Array]:
+def _sequential(result: Fit, terms: Sequence[FixedTerm], above: Sequence[FixedTerm]) -> dict[str, Array]:
     """Each term's coefficients when the columns after it are left out of X.
 
     `above` is moved behind the terms.  Rows of the unit upper triangular R of X = QR (Cholesky's factor of X'X, as in
@@ -276,13 +275,13 @@ def _sequential(result: LMMResult, terms: Sequence[FixedTerm], above: Sequence[F
     return {term.name: L[[place[j] for j in term.columns if j in place]] for term in terms}
 
 
-def _marginal(result: LMMResult, terms: Sequence[FixedTerm]) -> dict[str, Array]:
+def _marginal(result: Fit, terms: Sequence[FixedTerm]) -> dict[str, Array]:
     """Each term's own coefficients."""
     identity = np.eye(result.model.exog.shape[1])
     return {term.name: identity[list(term.columns)] for term in terms}
 
 
-def _coordinates(result: LMMResult) -> Array:
+def _coordinates(result: Fit) -> Array:
     """K (r, p) with X = Q K and orthonormal Q: the columns of X, those that depend on others too (without weights)."""
     model = result.model
     problem = model.problem
@@ -343,7 +342,7 @@ def _adjusted(K: Array, terms: Sequence[FixedTerm], term: FixedTerm, above: Sequ
     return _clean(np.asarray(L / own.diagonal()[:, None] if above else np.linalg.solve(own, L), dtype=float))
 
 
-def _type3(result: LMMResult, terms: Sequence[FixedTerm], written: Overparametrised) -> dict[str, Array]:
+def _type3(result: Fit, terms: Sequence[FixedTerm], written: Overparametrised) -> dict[str, Array]:
     """Type III hypotheses (Goodnight 1976, SAS Technical Report R-101; as lmerTest builds them).
 
     The coefficients of the treatment contrasts, written as functions of the overparametrised ones, generate all
@@ -378,7 +377,7 @@ def _type3(result: LMMResult, terms: Sequence[FixedTerm], written: Overparametri
     return found
 
 
-def _empty_cells(result: LMMResult, written: Overparametrised) -> list[str]:
+def _empty_cells(result: Fit, written: Overparametrised) -> list[str]:
     """Say which combinations of levels have no data, if any."""
     null = inference.null_space(result.model)
     if not null.shape[1]:
@@ -417,7 +416,7 @@ def _estimable_functions(functions: Array, own: NDArray[np.intp], null: Array) -
     return _clean(functions[kept] - basis[:, kept].T @ functions[dropped]), own[kept]
 
 
-def estimable_part(result: LMMResult, L: Array) -> Array:
+def estimable_part(result: Fit, L: Array) -> Array:
     """The estimable hypotheses among those that say L beta = 0.
 
     Parameters

@@ -16,21 +16,24 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .. import kernels
+from ..covariance.directions import free_directions, inverse_hessian
+from ..engines.one_factor.problem import one_factor
 from ..errors import LMMError
+from ..estimation.information import combined_df, scaled_f
+from ..estimation.many.one_factor import shared_design
 from ..support.checks import check_share
 from ..support.distributions import chi2_tail, f_tail, quantile, two_sided_p
 from ..tables.columns import native_frame
 from .hypotheses import Hypothesis, parse_hypothesis
-from .information import combined_df, free_directions, scaled_f
-from .wald import DDF, check_estimable, check_options, independent_rows, wald
+from .options import DDF, check_options
+from .wald import check_estimable, independent_rows, wald
 
 if TYPE_CHECKING:
-    from ..batch_result import BatchResult
-    from ..covariance.parameters import CovarianceStructure
+    from ..estimation.many.batch_fit import BatchFit
     from ..estimation.many.several_factors import HierarchyDesign, HierarchyPatterns
-    from ..model import LinearMixedModel
+    from ..estimation.model import Model
 
-__all__ = ["DDF", "BatchTest", "df", "inverse_hessian", "pvalues", "test", "tidy_columns"]
+__all__ = ["DDF", "BatchTest", "df", "pvalues", "test", "tidy_columns"]
 
 Array = NDArray[np.float64]
 
@@ -95,7 +98,7 @@ class BatchTest:
         return f"<BatchTest: {said}; {len(self)} responses, {below} with p < 0.05 ({self.ddf})>"
 
 
-def df(batch: BatchResult, ddf: str = "satterthwaite") -> Array:
+def df(batch: BatchFit, ddf: str = "satterthwaite") -> Array:
     """Degrees of freedom of the t tests of the coefficients.
 
     Parameters
@@ -116,14 +119,14 @@ def df(batch: BatchResult, ddf: str = "satterthwaite") -> Array:
     """
     check_options(ddf)
     if ddf == "satterthwaite":
-        return batch._df.copy()
+        return batch.satterthwaite.copy()
     if ddf == "kenward-roger":
         return _kenward_roger_coefficients(batch)[1]
     known = np.inf if ddf == "normal" else float(batch.model.df_resid)
     return np.where(np.isnan(batch.params), np.nan, known)
 
 
-def pvalues(batch: BatchResult, ddf: str = "satterthwaite") -> Array:
+def pvalues(batch: BatchFit, ddf: str = "satterthwaite") -> Array:
     """Two-sided p-values of the coefficients.
 
     Parameters
@@ -147,13 +150,13 @@ def pvalues(batch: BatchResult, ddf: str = "satterthwaite") -> Array:
         return two_sided_p(batch.params / error, freedom)
 
 
-def _coefficients(batch: BatchResult, ddf: str) -> tuple[Array, Array]:
+def _coefficients(batch: BatchFit, ddf: str) -> tuple[Array, Array]:
     """Standard errors and degrees of freedom (n, p) of the coefficients."""
     check_options(ddf)
     return _kenward_roger_coefficients(batch) if ddf == "kenward-roger" else (batch.bse, df(batch, ddf))
 
 
-def tidy_columns(batch: BatchResult, level: float, ddf: str) -> dict[str, Any]:
+def tidy_columns(batch: BatchFit, level: float, ddf: str) -> dict[str, Any]:
     """Columns of a table with one row per response and coefficient.
 
     Parameters
@@ -188,7 +191,7 @@ def tidy_columns(batch: BatchResult, level: float, ddf: str) -> dict[str, Any]:
     }
 
 
-def test(batch: BatchResult, hypothesis: Any, rhs: Any = None, ddf: str = "satterthwaite") -> BatchTest:
+def test(batch: BatchFit, hypothesis: Any, rhs: Any = None, ddf: str = "satterthwaite") -> BatchTest:
     """Test a linear hypothesis about the fixed effects for every response.
 
     Parameters
@@ -218,14 +221,14 @@ def test(batch: BatchResult, hypothesis: Any, rhs: Any = None, ddf: str = "satte
     basis, combine = independent_rows(rows, parsed.rhs, parsed.names)
     rank = len(basis)
     estimate = np.nan_to_num(batch.params) @ parsed.L.T
-    estimate[batch._status < 0] = np.nan
+    estimate[batch.status < 0] = np.nan
     gap = estimate - parsed.rhs
     if ddf != "satterthwaite":
         error, statistic, freedom = _of_theta(batch, rows, basis, gap, gap @ combine.T, ddf)
     elif len(rows) == 1 and np.count_nonzero(parsed.L) == 1:
         j = int(np.flatnonzero(parsed.L[0])[0])
         error = np.abs(parsed.L[0, j]) * batch.bse[:, [j]]
-        statistic, freedom = gap[:, 0] / error[:, 0], batch._df[:, j].copy()
+        statistic, freedom = gap[:, 0] / error[:, 0], batch.satterthwaite[:, j].copy()
     else:
         error, statistic, freedom = _satterthwaite(batch, parsed, rows, gap, rank)
     if len(rows) == 1:
@@ -244,10 +247,10 @@ def test(batch: BatchResult, hypothesis: Any, rhs: Any = None, ddf: str = "satte
 
 
 def _satterthwaite(
-    batch: BatchResult, parsed: Hypothesis, rows: Array, gap: Array, rank: int
+    batch: BatchFit, parsed: Hypothesis, rows: Array, gap: Array, rank: int
 ) -> tuple[Array, Array, Array]:
     """Standard errors (n, m), statistics (n,) and denominator degrees of freedom (n,)."""
-    if batch._responses is None:
+    if batch.responses is None:
         raise LMMError(
             "the responses were given as a stream and are not kept: fit an array, test single coefficients, or use "
             "ddf='kenward-roger' or 'residual'"
@@ -256,14 +259,14 @@ def _satterthwaite(
     error, statistic, freedom = np.full((n, m), np.nan), np.full(n, np.nan), np.full(n, np.nan)
     model = batch.model
     nu = float(model.df_resid if batch.reml else model.nobs)
-    regular = np.flatnonzero((batch._status >= 0) & ~batch._alone)
+    regular = np.flatnonzero((batch.status >= 0) & ~batch.alone)
     rows = np.ascontiguousarray(rows)
     size = max(8, CHUNK_BYTES // (8 * model.nobs))
     for begin in range(0, len(regular), size):
         part = regular[begin : begin + size]
-        Y = np.ascontiguousarray(batch._responses[part], dtype=np.float64)
-        theta = np.ascontiguousarray(batch._theta_o[part])
-        covariance, slope, shift, hess = model.batch_design().contrasts(Y, batch.reml, theta, rows)
+        Y = np.ascontiguousarray(batch.responses[part], dtype=np.float64)
+        theta = np.ascontiguousarray(batch.theta_o[part])
+        covariance, slope, shift, hess = shared_design(model).contrasts(Y, batch.reml, theta, rows)
         inverse = inverse_hessian(model.structure, theta, hess)
         variance = batch.sigma2[part, None] * np.einsum("nii->ni", covariance)
         error[part] = np.sqrt(variance)
@@ -280,25 +283,10 @@ def _satterthwaite(
         u = turned / values[:, None] - shift[:, :, None]
         each = 1.0 / (1.0 / nu + np.einsum("nkr,nkl,nlr->nr", u, inverse, u, optimize=True))
         freedom[part] = combined_df(each)
-    for i in np.flatnonzero((batch._status >= 0) & batch._alone):
-        found = wald(batch[int(i)], parsed.L, parsed.rhs)
+    for i in np.flatnonzero((batch.status >= 0) & batch.alone):
+        found = wald(batch.one(int(i)), parsed.L, parsed.rhs)
         error[i], statistic[i], freedom[i] = found.std_error, found.statistic, found.df_denom
     return error, statistic, freedom
-
-
-def inverse_hessian(structure: CovarianceStructure, theta: Array, hess: Array) -> Array:
-    """Inverse Hessians in theta; zero for elements that are zero with their column of Lambda (the boundary)."""
-    columns = structure.positions[1]
-    largest = np.zeros((len(theta), structure.q))
-    for k, column in enumerate(columns):
-        largest[:, column] = np.maximum(largest[:, column], np.abs(theta[:, k]))
-    null = largest[:, columns] == 0.0
-    inner = np.where(null[:, :, None] | null[:, None, :], 0.0, hess)
-    diagonal = np.arange(len(columns))
-    inner[:, diagonal, diagonal] += null
-    out: Array = np.linalg.inv(inner)
-    out[:, diagonal, diagonal] -= null
-    return out
 
 
 # ---- what depends on theta only ----------------------------------------------------------------
@@ -307,8 +295,8 @@ def inverse_hessian(structure: CovarianceStructure, theta: Array, hess: Array) -
 class _Patterns:
     """Sums over groups as functions of theta, for many thetas: groups with the same Z_i'Z_i share everything but X."""
 
-    def __init__(self, model: LinearMixedModel) -> None:
-        problem = model.problem
+    def __init__(self, model: Model) -> None:
+        problem = one_factor(model.problem)
         m, q, r = problem.m, model.structure.q, problem.rank
         packed, _ = kernels.factor_groups(problem.raw, problem.z_transform, problem.xy_transform)
         lines = packed.transpose(0, 2, 1).reshape(-1, packed.shape[1])[:m]
@@ -371,32 +359,32 @@ class _Patterns:
         return half, slopes, shift, inverse, middle + np.swapaxes(middle, 1, 2)
 
 
-def _fitted(batch: BatchResult) -> NDArray[np.intp]:
-    return np.flatnonzero(batch._status >= 0)
+def _fitted(batch: BatchFit) -> NDArray[np.intp]:
+    return np.flatnonzero(batch.status >= 0)
 
 
-def _patterns(model: LinearMixedModel) -> _Patterns | HierarchyPatterns:
+def _patterns(model: Model) -> _Patterns | HierarchyPatterns:
     if len(model.factors) == 1:
         return _Patterns(model)
     from ..estimation.many.several_factors import HierarchyPatterns
 
-    return HierarchyPatterns(cast("HierarchyDesign", model.batch_design()))
+    return HierarchyPatterns(cast("HierarchyDesign", shared_design(model)))
 
 
-def _chunks(batch: BatchResult, patterns: _Patterns | HierarchyPatterns) -> Iterator[tuple[NDArray[np.intp], Array]]:
+def _chunks(batch: BatchFit, patterns: _Patterns | HierarchyPatterns) -> Iterator[tuple[NDArray[np.intp], Array]]:
     """Responses that were fitted, and their factors."""
-    fitted, factors, size = _fitted(batch), batch._lambda_o, patterns.chunk()
+    fitted, factors, size = _fitted(batch), batch.factor_o, patterns.chunk()
     for begin in range(0, len(fitted), size):
         part = fitted[begin : begin + size]
         yield part, factors[part]
 
 
-def _refuse_ml(batch: BatchResult) -> None:
+def _refuse_ml(batch: BatchFit) -> None:
     if not batch.reml:
         raise LMMError("ddf='kenward-roger' needs REML fits: fit with reml=True, or use ddf='satterthwaite'")
 
 
-def _kenward_roger_coefficients(batch: BatchResult) -> tuple[Array, Array]:
+def _kenward_roger_coefficients(batch: BatchFit) -> tuple[Array, Array]:
     """Adjusted standard errors and degrees of freedom (n, p) of the coefficients."""
     _refuse_ml(batch)
     patterns = _patterns(batch.model)
@@ -417,9 +405,7 @@ def _single_df(rows: Array, variance: Array, slopes: Array, shift: Array, invers
     return np.asarray(1.0 / (1.0 / nu + np.einsum("nkr,nkl,nlr->nr", u, inverse, u, optimize=True)))
 
 
-def _of_theta(
-    batch: BatchResult, rows: Array, basis: Array, gap: Array, z: Array, ddf: str
-) -> tuple[Array, Array, Array]:
+def _of_theta(batch: BatchFit, rows: Array, basis: Array, gap: Array, z: Array, ddf: str) -> tuple[Array, Array, Array]:
     """Standard errors (n, m), statistics (n,) and df (n,) by "kenward-roger", "residual" or "normal"."""
     n, m = gap.shape
     if ddf == "kenward-roger":

@@ -27,7 +27,7 @@ from ..support.checks import check_share
 from ..support.distributions import quantile
 
 if TYPE_CHECKING:
-    from ..result import LMMResult
+    from ..estimation.fit import Fit
 
 __all__ = ["variance_components"]
 
@@ -91,7 +91,7 @@ def _face(block: Block, relative: Array, slope: Array, null: Array, q: int) -> t
     return out, curvature
 
 
-def _covariance(result: LMMResult) -> tuple[Array, Array, Array]:
+def _covariance(result: Fit) -> tuple[Array, Array, Array]:
     """Directions of G and sigma^2 in natural units, and the covariance of the coordinates along them.
 
     Returns
@@ -145,7 +145,7 @@ def _covariance(result: LMMResult) -> tuple[Array, Array, Array]:
         covariance = 2.0 * np.linalg.inv(scaled) / np.outer(size, size)
     of_g = np.empty((k, q, q))
     of_g[:-1] = result.sigma2 * (problem.z_map @ directions @ problem.z_map.T)
-    of_g[-1] = result._covariance
+    of_g[-1] = result.covariance
     of_sigma2 = np.zeros(k)
     of_sigma2[-1] = result.sigma2
     return of_g, of_sigma2, covariance
@@ -174,10 +174,10 @@ def _factor_slopes(factor: Array, relative: Array, changes: Array) -> Array | No
     return out
 
 
-def _found(result: LMMResult, of_g: Array, of_sigma2: Array) -> list[_Parameter]:
+def _found(result: Fit, of_g: Array, of_sigma2: Array) -> list[_Parameter]:
     """All parameters: standard deviations and correlations, variances and covariances, elements of theta."""
     elements = result.model.random.elements
-    G = result._covariance
+    G = result.covariance
     variance = np.diag(G)
     sd, live = np.sqrt(variance), variance > 0.0
     scales: dict[Scale, list[_Parameter]] = {"sd": [], "var": [], "theta": []}
@@ -198,26 +198,30 @@ def _found(result: LMMResult, of_g: Array, of_sigma2: Array) -> list[_Parameter]
         )
         change = theta[:, j, i]
         scales["theta"].append(
-            _Parameter.of(element, "theta", float(result._factor[j, i]), None if np.isnan(change).any() else change)
+            _Parameter.of(
+                element, "theta", float(result.relative_factor[j, i]), None if np.isnan(change).any() else change
+            )
         )
     scales["sd"].append(_Parameter("Residual", "sigma", "sd", result.sigma, of_sigma2 / (2.0 * result.sigma)))
     scales["var"].append(_Parameter("Residual", "sigma2", "var", float(result.sigma2), of_sigma2))
     return [*scales["sd"], *scales["var"], *scales["theta"]]
 
 
-def _theta_slopes(result: LMMResult, of_g: Array, of_sigma2: Array) -> Array:
+def _theta_slopes(result: Fit, of_g: Array, of_sigma2: Array) -> Array:
     """Changes of Lambda (k, q, q) with G and sigma^2; NaN where it is not smooth."""
     out = np.full(of_g.shape, np.nan)
-    moved = of_g / result.sigma2 - result._relative * (of_sigma2 / result.sigma2)[:, None, None]
+    moved = of_g / result.sigma2 - result.relative_covariance * (of_sigma2 / result.sigma2)[:, None, None]
     for block in result.model.structure.blocks:
         part = slice(block.start, block.stop)
-        found = _factor_slopes(result._factor[part, part], result._relative[part, part], moved[:, part, part])
+        found = _factor_slopes(
+            result.relative_factor[part, part], result.relative_covariance[part, part], moved[:, part, part]
+        )
         if found is not None:
             out[:, part, part] = found
     return out
 
 
-def variance_components(result: LMMResult, level: float = 0.95) -> Any:
+def variance_components(result: Fit, level: float = 0.95) -> Any:
     """Variance parameters with standard errors and intervals.
 
     Standard errors are by the delta method from the observed information of all variance parameters together.

@@ -10,32 +10,30 @@ from numpy.typing import NDArray
 
 from .. import kernels
 from ..errors import LMMError
-from ..support.distributions import chi2_tail, f_tail, two_sided_p
+from ..estimation.information import Moments, combined_df, moments, scaled_f, whitened_rows
+from ..support.checks import check_share
+from ..support.distributions import chi2_tail, f_tail, quantile, two_sided_p
 from .hypotheses import parse_hypothesis
-from .information import Moments, combined_df, moments, scaled_f
+from .options import check_options, known_df
 from .wald_test import WaldTest
 
 if TYPE_CHECKING:
-    from ..model import LinearMixedModel
-    from ..result import LMMResult
+    from ..estimation.fit import Fit
+    from ..estimation.model import Model
 
 __all__ = [
     "check_estimable",
-    "check_options",
     "coefficient_df",
+    "coefficient_intervals",
     "coefficient_table",
     "covariance",
     "estimable",
     "independent_rows",
-    "known_df",
     "test",
     "wald",
 ]
 
 Array = NDArray[np.float64]
-
-DDF = ("satterthwaite", "kenward-roger", "residual", "normal")
-INFORMATION = ("expected", "observed")
 
 RANK = 1e-9
 """Singular value of the whitened rows of L, each of length 1, below which they are dependent."""
@@ -47,20 +45,7 @@ ESTIMABLE = 1e-6
 # ---- coefficients ------------------------------------------------------------------------------
 
 
-def check_options(ddf: str, information: str = "expected") -> None:
-    """Refuse unknown `ddf` or `information`."""
-    if ddf not in DDF:
-        raise LMMError(f"ddf={ddf!r} is unknown: use {', '.join(map(repr, DDF[:-1]))} or {DDF[-1]!r}")
-    if information not in INFORMATION:
-        raise LMMError(f"information={information!r} is unknown: use 'expected' or 'observed'")
-
-
-def known_df(model: LinearMixedModel, ddf: str) -> float:
-    """Degrees of freedom that are the same for every row."""
-    return float(model.df_resid) if ddf == "residual" else np.inf
-
-
-def covariance(result: LMMResult, ddf: str = "satterthwaite", information: str = "expected") -> Array:
+def covariance(result: Fit, ddf: str = "satterthwaite", information: str = "expected") -> Array:
     """Covariance matrix of the fixed effects that goes with `ddf`.
 
     Parameters
@@ -84,19 +69,15 @@ def covariance(result: LMMResult, ddf: str = "satterthwaite", information: str =
     """
     check_options(ddf, information)
     if ddf != "kenward-roger":
-        return result._cov.copy()
+        return result.cov.copy()
     found = moments(result, ddf, information)
     assert found.adjustment is not None
-    rows = _whitened(result, found)
-    out = result._cov + result.sigma2 * (rows @ found.adjustment @ rows.T)
+    rows = whitened_rows(result.model.problem, found)
+    out = result.cov + result.sigma2 * (rows @ found.adjustment @ rows.T)
     return np.asarray(0.5 * (out + out.T))
 
 
-def _whitened(result: LMMResult, found: Moments) -> Array:
-    return np.asarray(result.model.problem.x_map @ found.half.T)
-
-
-def coefficient_df(result: LMMResult, ddf: str = "satterthwaite", information: str = "expected") -> Array:
+def coefficient_df(result: Fit, ddf: str = "satterthwaite", information: str = "expected") -> Array:
     """Degrees of freedom of the t test of each fixed effect.
 
     Parameters
@@ -116,20 +97,14 @@ def coefficient_df(result: LMMResult, ddf: str = "satterthwaite", information: s
         As `covariance`.
     """
     check_options(ddf, information)
-    kept = result.model.problem.kept
-    p = result.model.exog.shape[1]
     if ddf in ("residual", "normal"):
-        out = np.full(p, np.nan)
-        out[kept] = known_df(result.model, ddf)
+        out = np.full(result.model.exog.shape[1], known_df(result.model, ddf))
+        out[result.model.problem.dropped] = np.nan
         return out
-    found = moments(result, ddf, information)
-    out = found.df(_whitened(result, found))
-    if len(kept) < p:
-        out[np.setdiff1d(np.arange(p), kept)] = np.nan
-    return out
+    return moments(result, ddf, information).coefficient_df(result.model.problem)
 
 
-def coefficient_table(result: LMMResult, ddf: str = "satterthwaite", information: str = "expected") -> dict[str, Array]:
+def coefficient_table(result: Fit, ddf: str = "satterthwaite", information: str = "expected") -> dict[str, Array]:
     """Estimates, standard errors, degrees of freedom, t statistics and p-values of the fixed effects.
 
     Parameters
@@ -149,7 +124,7 @@ def coefficient_table(result: LMMResult, ddf: str = "satterthwaite", information
         As `covariance`.
     """
     check_options(ddf, information)
-    estimate = result._params.copy()
+    estimate = result.beta.copy()
     problem = result.model.problem
     if ddf in ("satterthwaite", "kenward-roger"):
         found = moments(result, ddf, information)
@@ -157,11 +132,11 @@ def coefficient_table(result: LMMResult, ddf: str = "satterthwaite", information
             problem.x_map, found.half, found.slopes, found.shift, found.inverse, found.nu
         )
         if found.adjustment is not None:
-            rows = _whitened(result, found)
+            rows = whitened_rows(result.model.problem, found)
             variance += ((rows @ found.adjustment) * rows).sum(axis=1)
     else:
         df = coefficient_df(result, ddf, information)
-        variance = np.diag(result._cov) / result.sigma2
+        variance = np.diag(result.cov) / result.sigma2
     error = np.sqrt(result.sigma2 * variance)
     if problem.rank < len(error):
         dropped = np.isnan(estimate)
@@ -177,10 +152,24 @@ def coefficient_table(result: LMMResult, ddf: str = "satterthwaite", information
     }
 
 
+def coefficient_intervals(result: Fit, level: float, ddf: str, information: str) -> dict[str, Array]:
+    """`coefficient_table` with confidence limits: conf_low, conf_high.
+
+    Raises
+    ------
+    LMMError
+        For a level outside (0, 1), or unknown options.
+    """
+    check_share(level, "level")
+    table = coefficient_table(result, ddf, information)
+    half = quantile(0.5 + 0.5 * level, table["df"]) * table["std_error"]
+    return table | {"conf_low": table["estimate"] - half, "conf_high": table["estimate"] + half}
+
+
 # ---- hypotheses --------------------------------------------------------------------------------
 
 
-def estimable(model: LinearMixedModel, L: Array) -> NDArray[np.bool_]:
+def estimable(model: Model, L: Array) -> NDArray[np.bool_]:
     """Whether each L beta is a function of the means of the observations: whether L lies in the row space of X.
 
     Parameters
@@ -197,26 +186,26 @@ def estimable(model: LinearMixedModel, L: Array) -> NDArray[np.bool_]:
     return np.asarray((np.abs(L @ null) <= ESTIMABLE * (np.abs(L) @ np.abs(null))).all(axis=1))
 
 
-def null_space(model: LinearMixedModel) -> Array:
+def null_space(model: Model) -> Array:
     """(p, p - r): for each dropped column its combination of the columns kept, as a vector N with X N = 0."""
-    cached: Array | None = model.__dict__.get("_x_null")
-    if cached is None:
-        p, kept = model.exog.shape[1], model.problem.kept
-        dropped = np.setdiff1d(np.arange(p), kept)
-        cached = np.zeros((p, len(dropped)))
-        if len(dropped):
-            size = np.linalg.norm(model.exog, axis=0)
-            size[size == 0.0] = 1.0
-            scaled = model.exog / size
-            weights = np.linalg.lstsq(scaled[:, kept], scaled[:, dropped], rcond=None)[0]
-            weights[np.abs(weights) < 1e-9] = 0.0
-            cached[kept] = -weights / size[kept, None]
-            cached[dropped, np.arange(len(dropped))] = 1.0 / size[dropped]
-        model.__dict__["_x_null"] = cached
-    return cached
+    return model.once("null space", lambda: _null_space(model))
 
 
-def check_estimable(model: LinearMixedModel, L: Array, names: Sequence[str]) -> None:
+def _null_space(model: Model) -> Array:
+    p, kept, dropped = model.exog.shape[1], model.problem.kept, model.problem.dropped
+    out = np.zeros((p, len(dropped)))
+    if len(dropped):
+        size = np.linalg.norm(model.exog, axis=0)
+        size[size == 0.0] = 1.0
+        scaled = model.exog / size
+        weights = np.linalg.lstsq(scaled[:, kept], scaled[:, dropped], rcond=None)[0]
+        weights[np.abs(weights) < 1e-9] = 0.0
+        out[kept] = -weights / size[kept, None]
+        out[dropped, np.arange(len(dropped))] = 1.0 / size[dropped]
+    return out
+
+
+def check_estimable(model: Model, L: Array, names: Sequence[str]) -> None:
     """Refuse rows that involve dropped columns in a way that the data do not determine.
 
     Rows without dropped columns are taken as in the table of coefficients, where dropped ones are zero.
@@ -273,7 +262,7 @@ def independent_rows(rows: Array, right: Array, names: Sequence[str]) -> tuple[A
 
 
 def test(
-    result: LMMResult,
+    result: Fit,
     hypothesis: Any,
     rhs: Any = None,
     ddf: str = "satterthwaite",
@@ -304,7 +293,7 @@ def test(
 
 
 def wald(
-    result: LMMResult,
+    result: Fit,
     L: Any,
     rhs: Any = None,
     ddf: str = "satterthwaite",
@@ -344,10 +333,10 @@ def wald(
     labels = parsed.names if names is None else names
     check_estimable(model, rows, labels)
     found = moments(result, ddf, information) if ddf in ("satterthwaite", "kenward-roger") else None
-    half = np.linalg.inv(result._chol) if found is None else found.half
+    half = np.linalg.inv(result.solution.chol) if found is None else found.half
     whitened = rows @ model.problem.x_map @ half.T
     basis, combine = independent_rows(whitened, right, labels)
-    estimate = rows @ np.nan_to_num(result._params)
+    estimate = rows @ np.nan_to_num(result.beta)
     inner = np.eye(len(half))
     if found is not None and found.adjustment is not None:
         inner = inner + found.adjustment

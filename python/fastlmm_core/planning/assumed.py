@@ -10,58 +10,80 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ..design.grouping import Codes
+from ..batch_result import BatchResult
 from ..errors import LMMError
-from ..model import LinearMixedModel, lmm
-from ..simulation.draws import Simulating
+from ..estimation.model import Model
+from ..formula.specification import FormulaSpec
+from ..model import lmm
+from ..result import LMMResult
+from ..simulation.draws import simulate, simulate_into
 from ..support.checks import number_array
 
 if TYPE_CHECKING:
     from ..covariance.parameters import CovarianceStructure
+    from ..support.seeds import Seed
 
-__all__ = ["AssumedModel", "assume", "drawn", "rebuilt", "stated"]
+__all__ = ["AssumedModel", "assume", "drawn", "stated"]
 
 Array = NDArray[np.float64]
 
 
-class AssumedModel(Simulating):
+class AssumedModel:
     """A design with stated parameters: what simulation needs, without any data.  Made by `assume`.
 
     Attributes
     ----------
     model : LinearMixedModel
         The design.  Its response is one draw from the stated parameters and serves for nothing else.
+    beta : (p,) array
+        Fixed effects.
+    relative_factor : (q, q) array
+        Lambda in natural units: the random effects have covariance sigma2 Lambda Lambda'.
     sigma2 : float
     """
 
-    def __init__(self, model: LinearMixedModel, params: Array, factor: Array, sigma2: float) -> None:
+    def __init__(self, model: Model, params: Array, factor: Array, sigma2: float) -> None:
         self.model = model
         self.sigma2 = sigma2
-        self._params = params
-        self._factor = factor
+        self.beta = params
+        self.relative_factor = factor
 
     @property
     def params(self) -> dict[str, float]:
         """Fixed effects by name."""
-        return dict(zip(self.model.exog_names, self._params.tolist(), strict=True))
-
-    @property
-    def relative_factor(self) -> Array:
-        """Lambda in natural units (q, q): the random effects have covariance sigma2 Lambda Lambda'."""
-        return self._factor
+        return dict(zip(self.model.exog_names, self.beta.tolist(), strict=True))
 
     @property
     def marginal_mean(self) -> Array:
         """X beta plus offset (nobs,)."""
-        mean = np.asarray(self.model.exog @ self._params)
+        mean = np.asarray(self.model.exog @ self.beta)
         return mean if self.model.offset is None else mean + self.model.offset
 
     @property
     def G(self) -> dict[str, Array]:
         """Covariance matrix of the random effects in natural units, by term."""
-        whole = self.sigma2 * (self._factor @ self._factor.T)
+        whole = self.sigma2 * (self.relative_factor @ self.relative_factor.T)
         blocks = zip(self.model.term_names, self.model.structure.blocks, strict=True)
         return {name: whole[block.start : block.stop, block.start : block.stop] for name, block in blocks}
+
+    def simulate(self, n: int = 1, seed: Seed = None) -> Array:
+        """Responses with new random effects and errors (n, nobs); see `LMMResult.simulate`."""
+        return simulate(self, n, seed)
+
+    def simulate_fit(
+        self,
+        n: int,
+        seed: Seed = None,
+        *,
+        reml: bool = True,
+        n_jobs: int | None = None,
+        progress: bool | None = None,
+        fit: Model | None = None,
+    ) -> BatchResult:
+        """Draw n responses and fit each, without storing the responses; see `LMMResult.simulate_fit`."""
+        return simulate_into(
+            BatchResult, self, n, seed, reml=reml, n_jobs=n_jobs, progress=progress, fit=fit, kind=LMMResult
+        )
 
     def __repr__(self) -> str:
         stated = ", ".join(f"{name}={value:g}" for name, value in self.params.items())
@@ -113,8 +135,9 @@ def assume(
         columns = {key: table.column(key).raw for key in table.names if key in table}
     columns[name] = np.random.default_rng(0).standard_normal(table.n_rows)
     model = lmm(formula, columns, weights=weights, offset=offset)
-    assert model.spec is not None
-    model.spec = dataclasses.replace(model.spec, library=table.library)
+    assert isinstance(model.spec, FormulaSpec)
+    spec = dataclasses.replace(model.spec, library=table.library)
+    model = model.of(dataclasses.replace(model.design, spec=spec), model.endog)
     if len(model.problem.kept) < len(model.exog_names):
         lost = [key for i, key in enumerate(model.exog_names) if i not in model.problem.kept]
         raise LMMError(
@@ -184,38 +207,18 @@ def _factor_of(G: Any, structure: CovarianceStructure, terms: tuple[str, ...]) -
     return structure.canonical(factor)
 
 
-def rebuilt(
-    base: LinearMixedModel, y: Array, rows: Any = slice(None), columns: Any = slice(None),
-    codes: tuple[NDArray[np.intp], ...] | None = None,
-) -> LinearMixedModel:  # fmt: skip
-    """The design with other rows, columns of X, levels of each factor or response."""
-    model = LinearMixedModel.__new__(LinearMixedModel)
-    if codes is None:
-        read = tuple(f.grouping.of_rows(rows) for f in base.factors)
-    else:
-        read = tuple(Codes(f.grouping.name, c, 0, int(c.max()) + 1) for f, c in zip(base.factors, codes, strict=True))
-    part = dataclasses.replace(base.random, parts=(base.exog_re[rows],), codes=read)
-    model._setup(
-        y, base.exog[rows][:, columns], part,
-        None if base.weights is None else base.weights[rows], None if base.offset is None else base.offset[rows],
-        tuple(np.array(base.exog_names, dtype=object)[columns]), base.spec, base.response_name,
-    )  # fmt: skip
-    return model
-
-
-def drawn(model: LinearMixedModel, params: Array, factor: Array, sigma2: float) -> AssumedModel:
+def drawn(model: Model, params: Array, factor: Array, sigma2: float) -> AssumedModel:
     """The design with a draw from the parameters as response: scales and starts are then those of the simulations."""
     y = AssumedModel(model, params, factor, sigma2).simulate(1, 0)[0]
-    fresh = rebuilt(model, y)
-    fresh.n_dropped, fresh.kept = model.n_dropped, model.kept
-    return AssumedModel(fresh, params, factor, sigma2)
+    return AssumedModel(model.with_response(y), params, factor, sigma2)
 
 
 def stated(source: Any) -> AssumedModel:
-    from ..result import LMMResult
+    """A fit as an assumed model."""
+    from ..estimation.fit import Fit
 
     if isinstance(source, AssumedModel):
         return source
-    if isinstance(source, LMMResult):
-        return AssumedModel(source.model, np.nan_to_num(source._params), source.relative_factor, source.sigma2)
+    if isinstance(source, Fit):
+        return AssumedModel(source.model, np.nan_to_num(source.beta), source.relative_factor, source.sigma2)
     raise LMMError(f"source must be a fitted model or one from assume(), not {type(source).__name__!r}")

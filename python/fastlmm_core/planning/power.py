@@ -12,16 +12,16 @@ from numpy.typing import ArrayLike, NDArray
 
 from ..design.replication import Rows, levels_of, observations, subjects
 from ..errors import LMMError
-from ..model import LinearMixedModel
+from ..estimation.model import Model
 from ..support.checks import check_count, number_array
 from ..support.distributions import chi2_tail
 from ..support.seeds import Seed, key_of
 from ..tables.columns import native_frame
-from .assumed import AssumedModel, drawn, rebuilt, stated
+from .assumed import AssumedModel, drawn, stated
 
 if TYPE_CHECKING:
-    from ..methods import Ddf
-    from ..result import LMMResult
+    from ..estimation.fit import Fit
+    from ..inference.options import Ddf
 
 __all__ = ["PowerCurve", "PowerResult", "power", "power_curve"]
 
@@ -41,7 +41,7 @@ class _Hypothesis:
     columns: tuple[int, ...] | None
 
     @classmethod
-    def of(cls, test: Any, model: LinearMixedModel, method: str) -> _Hypothesis:
+    def of(cls, test: Any, model: Model, method: str) -> _Hypothesis:
         names, kept = model.exog_names, model.problem.kept
         if method not in ("wald", "lrt"):
             raise LMMError(f"method={method!r} is unknown: use 'wald' or 'lrt'")
@@ -82,9 +82,9 @@ class _Hypothesis:
         values = np.atleast_1d(number_array(effect, "effect"))
         if values.shape != (len(self.columns),):
             raise LMMError(f"effect must hold {len(self.columns)} values, one for each of {self.label}")
-        params = truth._params.copy()
+        params = truth.beta.copy()
         params[list(self.columns)] = values
-        return AssumedModel(truth.model, params, truth._factor, truth.sigma2)
+        return AssumedModel(truth.model, params, truth.relative_factor, truth.sigma2)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -146,7 +146,7 @@ def _interval(count: int, n: int) -> tuple[float, float]:
 
 
 def power(
-    source: LMMResult | AssumedModel, test: Any, *, effect: ArrayLike | None = None, n_sim: int = 1000,
+    source: Fit | AssumedModel, test: Any, *, effect: ArrayLike | None = None, n_sim: int = 1000,
     alpha: float = 0.05, method: Method = "wald", ddf: Ddf = "satterthwaite", seed: Seed = None, reml: bool = True,
     n_jobs: int | None = None, progress: bool | None = None,
 ) -> PowerResult:  # fmt: skip
@@ -198,7 +198,8 @@ def power(
         found = batch.test(hypothesis.L, ddf=ddf).pvalues
     else:
         columns = [i for i in truth.model.problem.kept if i not in (hypothesis.columns or ())]
-        reduced = rebuilt(truth.model, truth.model.endog, columns=columns)
+        model = truth.model
+        reduced = model.of(model.design.columns(columns), model.endog)
         null = truth.simulate_fit(n_sim, seed, reml=False, n_jobs=n_jobs, progress=progress, fit=reduced)
         good = good & null.converged
         found = chi2_tail(np.maximum(null.criterion - batch.criterion, 0.0), len(hypothesis.L))
@@ -206,7 +207,7 @@ def power(
     count = int(np.sum(pvalues < alpha))
     low, high = _interval(count, n_sim)
     kept = truth.model.problem.kept
-    effects = hypothesis.L @ truth._params
+    effects = hypothesis.L @ truth.beta
     estimates = batch.params[good][:, kept] @ hypothesis.L[:, kept].T
     estimate = estimates.mean(axis=0) if good.any() else np.full(len(effects), np.nan)
     return PowerResult(
@@ -344,7 +345,7 @@ def _isotonic(values: Array) -> Array:
 
 
 def power_curve(
-    source: LMMResult | AssumedModel, test: Any, along: str = "subjects", values: ArrayLike = (), *,
+    source: Fit | AssumedModel, test: Any, along: str = "subjects", values: ArrayLike = (), *,
     effect: ArrayLike | None = None, n_sim: int = 1000, alpha: float = 0.05, method: Method = "wald",
     ddf: Ddf = "satterthwaite", seed: Seed = None, reml: bool = True, n_jobs: int | None = None,
     progress: bool | None = None,
@@ -419,10 +420,10 @@ def _place(root: int, place: int) -> int:
     return int.from_bytes(np.random.SeedSequence(root, spawn_key=(place,)).generate_state(4).tobytes(), "little")
 
 
-def _resizing(model: LinearMixedModel, along: str) -> Callable[[int], Rows]:
+def _resizing(model: Model, along: str) -> Callable[[int], Rows]:
     if along == "subjects":
-        return subjects(model)
-    return observations(model) if along == "observations" else levels_of(model, along)
+        return subjects(model.design)
+    return observations(model.design) if along == "observations" else levels_of(model.design, along)
 
 
 def _resized(
@@ -430,7 +431,7 @@ def _resized(
 ) -> AssumedModel:
     y = np.random.default_rng(0).standard_normal(len(rows))
     try:
-        model = rebuilt(truth.model, y, rows, codes=codes)
+        model = truth.model.of(truth.model.design.rows(rows, codes), y)
     except LMMError as error:
         raise LMMError(f"values: the design with {value} {along} cannot be fitted: {error}") from None
     lost = np.setdiff1d(truth.model.problem.kept, model.problem.kept)
@@ -439,4 +440,4 @@ def _resized(
             f"values: with {value} {along} the coefficient {model.exog_names[lost[0]]!r} cannot be told from those "
             "before it; leave this value out"
         )
-    return drawn(model, truth._params, truth._factor, truth.sigma2)
+    return drawn(model, truth.beta, truth.relative_factor, truth.sigma2)

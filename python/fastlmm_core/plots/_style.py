@@ -12,7 +12,7 @@ from ..errors import LMMError
 from ..support.checks import float_array
 
 if TYPE_CHECKING:
-    from ..model import LinearMixedModel
+    from ..estimation.model import Model
     from ..result import LMMResult
 
 __all__ = [
@@ -86,7 +86,7 @@ def sample(count: int, most: int, seed: int = 0) -> NDArray[np.intp]:
 def effect_position(result: LMMResult, effect: str | None, term: str | None) -> tuple[int, int]:
     """Position of a grouping factor, and of one of its effects among those of all factors."""
     model = result.model
-    names = result._unique_re_names
+    names = result.effect_names
     found = [
         (i, j)
         for block, name in zip(model.structure.blocks, model.term_names, strict=True)
@@ -106,7 +106,7 @@ def effect_position(result: LMMResult, effect: str | None, term: str | None) -> 
     return found[0]
 
 
-def variable(model: LinearMixedModel, x: Any = None) -> tuple[Array, str, list[str] | None]:
+def variable(model: Model, x: Any = None) -> tuple[Array, str, list[str] | None]:
     """Values and name of the variable of the horizontal axis, and the labels of 0, 1, ... where it is text.
 
     Parameters

@@ -77,7 +77,7 @@ def caterpillar(
     if isinstance(covariance, dict):
         covariance = covariance[factor.grouping.name]
     inside = column - factor.start
-    values = result._effects_by_factor[at][:, inside]
+    values = result.blups[at][:, inside]
     half = float(quantile(0.5 + 0.5 * level, None)) * np.sqrt(covariance[:, inside, inside])
     order = np.argsort(values, kind="stable")
     order = order[sample(len(order), INTERVALS)]
@@ -210,7 +210,7 @@ def _covariance(result: LMMResult, found: Pooling, term: str | None) -> Array:
     else:
         block = model.structure.blocks[model.term_names.index(term)]
         part = slice(block.start, block.stop)
-    return np.asarray(result._covariance[part, part])
+    return np.asarray(result.covariance[part, part])
 
 
 def _one(ax: Any, found: Pooling, column: int, own: Array, partial: Array, shown: NDArray[np.intp], note: str) -> Any:

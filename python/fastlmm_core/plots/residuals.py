@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ..batch_result import BatchResult
 from ..errors import LMMError
+from ..estimation.many.policy import fit_many
 from ..support.checks import check_share
 from ._style import BLACK, BLUE, GREY, SKY, VERMILLION, binned, effect_position, new_axes, own_axes, plain, pyplot
 
@@ -167,7 +170,7 @@ def qq(
     model = result.model
     at, column = effect_position(result, effect, term) if what == "blups" else (0, 0)
     inside = column - model.factors[at].start
-    values = result.residuals("pearson") if what == "residuals" else result._effects_by_factor[at][:, inside]
+    values = result.residuals("pearson") if what == "residuals" else result.blups[at][:, inside]
     n = len(values)
     values = np.sort(values)
     # Blom's approximation of the expected order statistics
@@ -225,11 +228,11 @@ def _refitted(result: LMMResult, what: str, at: int, inside: int, responses: Arr
     model = result.model
     weight = np.ones(model.nobs) if model.weights is None else np.sqrt(model.weights)
     if len(model.factors) > 1:
-        fits = [model.refit(y, reml=result.reml) for y in responses]
+        fits = [result.again(model.with_response(y)) for y in responses]
         if what == "blups":
-            return np.array([fit._effects_by_factor[at][:, inside] for fit in fits])
+            return np.array([fit.blups[at][:, inside] for fit in fits])
         return np.array([fit.residuals("pearson") for fit in fits])
-    batch = model.fit_many(responses, reml=result.reml)
+    batch = fit_many(partial(BatchResult, model, type(result), result.reml), responses)
     usable = np.flatnonzero(np.isfinite(batch.sigma2))
     effects = batch.random_effects(usable)
     if what == "blups":

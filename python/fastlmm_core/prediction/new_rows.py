@@ -14,7 +14,7 @@ from ..support.checks import float_array, plain_array, row_values
 
 if TYPE_CHECKING:
     from ..design.grouping import Factor, Grouping
-    from ..model import LinearMixedModel
+    from ..estimation.model import Model
 
 __all__ = ["NewRows", "chosen_factors", "random_design", "read_rows"]
 
@@ -53,7 +53,7 @@ class NewRows:
         return labels, index
 
 
-def chosen_factors(model: LinearMixedModel, effects: Any) -> tuple[str, ...]:
+def chosen_factors(model: Model, effects: Any) -> tuple[str, ...]:
     """Names of the grouping factors that `effects` asks for, in the model's order.
 
     Raises
@@ -81,7 +81,7 @@ def chosen_factors(model: LinearMixedModel, effects: Any) -> tuple[str, ...]:
     return tuple(name for name in names if name in wanted)
 
 
-def random_design(model: LinearMixedModel, data: Any, names: Collection[str] | None = None) -> Array:
+def random_design(model: Model, data: Any, names: Collection[str] | None = None) -> Array:
     """Rows of Z of a formula model for new data in the model's order (n, q), zero for factors not in `names`."""
     assert model.spec is not None
     parts = model.spec.random(data, names)
@@ -95,7 +95,7 @@ def random_design(model: LinearMixedModel, data: Any, names: Collection[str] | N
 
 
 def read_rows(
-    model: LinearMixedModel, data: Any, argument: str, designs: Collection[str], groups: Collection[str],
+    model: Model, data: Any, argument: str, designs: Collection[str], groups: Collection[str],
     response: bool = False,
 ) -> NewRows:  # fmt: skip
     """Read what is needed of new rows.
@@ -162,12 +162,12 @@ def read_rows(
     return NewRows(X, Z, labels, offset, found.get("['y']"), weights)
 
 
-def _intercepts(model: LinearMixedModel, factor: Factor) -> bool:
+def _intercepts(model: Model, factor: Factor) -> bool:
     return model.exog_re_names[factor.columns] == ("Intercept",)
 
 
 def _array_designs(
-    model: LinearMixedModel, data: Any, argument: str, designs: Collection[str], n: int, listed: str
+    model: Model, data: Any, argument: str, designs: Collection[str], n: int, listed: str
 ) -> Sequence[tuple[str, slice, Array]]:
     """What there is of Z: key in `data`, columns of the model, values."""
     wanted = [f for f in model.factors if f.grouping.name in designs]
@@ -197,7 +197,7 @@ def _array_designs(
 
 
 def _array_groups(
-    model: LinearMixedModel, data: Any, argument: str, groups: Collection[str], listed: str
+    model: Model, data: Any, argument: str, groups: Collection[str], listed: str
 ) -> Sequence[tuple[str, str, NDArray[Any]]]:
     """Labels by factor: key in `data`, factor, values."""
     if not groups:

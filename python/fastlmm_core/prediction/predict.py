@@ -26,18 +26,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..covariance.parameters import vech_positions
-from ..engines.crossed.posterior_root import posterior_of
+from ..engines.one_factor.problem import OneFactorProblem, one_factor
+from ..engines.protocol import Problem
 from ..errors import LMMError
-from ..inference.information import moments
-from ..inference.wald import check_options, known_df
+from ..estimation.information import moments
+from ..inference.options import check_options, known_df
 from ..support.checks import check_share, row_values
 from ..support.distributions import quantile
+from .conditional import posterior_of
 from .new_rows import NewRows, chosen_factors, read_rows
 
 if TYPE_CHECKING:
-    from ..engines.one_factor.problem import Problem
-    from ..model import LinearMixedModel
-    from ..result import LMMResult
+    from ..estimation.fit import Fit
+    from ..estimation.model import Model
 
 __all__ = ["Predicted", "predicted", "prediction"]
 
@@ -110,9 +111,9 @@ class _OneFactor:
         return np.einsum("ijk,ik->ij", P[level], z), np.einsum("ijk,ik->ij", (P @ self.C)[level], h)
 
 
-def _unpack_raw(result: LMMResult, positions: Index) -> tuple[Array, Array]:
+def _unpack_raw(result: Fit, positions: Index) -> tuple[Array, Array]:
     """A (g, q, q) and Z'[X y_res] (g, q, p+1) of known groups in conditioned coordinates."""
-    problem = result.model.problem
+    problem = one_factor(result.model.problem)
     q, k = problem.structure.q, problem.rank + 1
     lines = problem.raw[positions]
     lower = np.zeros((len(lines), q, q))
@@ -124,9 +125,9 @@ def _unpack_raw(result: LMMResult, positions: Index) -> tuple[Array, Array]:
     return turn.T @ lower @ turn, turn.T @ cross @ problem.xy_transform
 
 
-def _observed_cross(result: LMMResult, rows: NewRows) -> tuple[dict[Any, int], Array, Array]:
+def _observed_cross(result: Fit, rows: NewRows) -> tuple[dict[Any, int], Array, Array]:
     """The same for subjects given by a few observations."""
-    problem = result.model.problem
+    problem = one_factor(result.model.problem)
     assert rows.Z is not None and rows.y is not None
     w = np.ones(len(rows.y)) if rows.weights is None else rows.weights
     z = _conditioned_z(problem, rows.Z)
@@ -141,7 +142,7 @@ def _observed_cross(result: LMMResult, rows: NewRows) -> tuple[dict[Any, int], A
 
 
 def prediction(
-    result: LMMResult, data: Any, effects: Any, new_levels: str, interval: str | None, level: float, observed: Any,
+    result: Fit, data: Any, effects: Any, new_levels: str, interval: str | None, level: float, observed: Any,
     offset: Any, weights: Any, ddf: str, information: str,
 ) -> Any:  # fmt: skip
     """See `LMMResult.predict`."""
@@ -162,7 +163,7 @@ def prediction(
 
 
 def predicted(
-    result: LMMResult, data: Any, effects: Any, new_levels: str, interval: str | None, observed: Any = None,
+    result: Fit, data: Any, effects: Any, new_levels: str, interval: str | None, observed: Any = None,
     offset: Any = None, weights: Any = None, ddf: str = "normal", information: str = "expected",
 ) -> Predicted:  # fmt: skip
     """Means, and where `interval` is given standard errors and degrees of freedom; see `LMMResult.predict`."""
@@ -182,7 +183,7 @@ def predicted(
         raise LMMError("the model has an offset: give that of the new rows as offset= (0 for none)")
     if weights is not None:
         weights = row_values(weights, "weights", len(rows.X), True)
-    mean = rows.X @ np.nan_to_num(result._params)
+    mean = rows.X @ np.nan_to_num(result.beta)
     if given_offset is not None:
         mean = mean + given_offset
     levels = [np.full(len(mean), -1, dtype=np.intp) for _ in every]
@@ -203,7 +204,7 @@ def predicted(
         variance = np.zeros(len(mean))
     else:
         direction = direction - carried[:, :-1]
-    whitened = _solved(result._chol, direction)
+    whitened = _solved(result.solution.chol, direction)
     variance = variance + np.einsum("ij,ij->i", whitened, whitened)
     # rows of Z for levels without observations, whose whole variance counts for a new observation
     fresh = np.zeros((len(mean), model.structure.q))
@@ -222,7 +223,7 @@ def predicted(
 
 
 def _freedom(
-    result: LMMResult, whitened: Array, variance: Array, fresh: Array, z: list[Array], levels: list[Index],
+    result: Fit, whitened: Array, variance: Array, fresh: Array, z: list[Array], levels: list[Index],
     conditional: _Conditional | None, ddf: str, information: str,
 ) -> tuple[Array, Array]:  # fmt: skip
     """Variances relative to sigma^2, which Kenward and Roger's method adjusts, and their degrees of freedom (n,).
@@ -249,7 +250,7 @@ def _freedom(
     own, carried = fresh, np.zeros_like(fresh)
     if isinstance(conditional, _OneFactor):
         seen = np.flatnonzero(levels[0] >= 0)
-        h = _solved(result._chol.T, whitened[seen])
+        h = _solved(result.solution.chol.T, whitened[seen])
         own[seen], carried[seen] = conditional.turned(z[0][seen], levels[0][seen], h)
     lower, upper = vech_positions(fresh.shape[1])
     both = np.where(lower == upper, 0.5, 1.0)[:, None]
@@ -276,7 +277,7 @@ def _conditioned_x(problem: Problem, X: Array) -> Array:
     return _linear(problem.conditioned_x(X), X, problem.x_map)
 
 
-def _conditioned_z(problem: Problem, Z: Array) -> Array:
+def _conditioned_z(problem: OneFactorProblem, Z: Array) -> Array:
     """New rows of Z in the coordinates of the problem (n, q)."""
     return _linear(problem.conditioned_z(Z), Z, problem.z_map)
 
@@ -288,26 +289,26 @@ def _linear(shifted: Array, rows: Array, to_problem: Array) -> Array:
     return np.where(apart.any(axis=1, keepdims=True), product, shifted)
 
 
-def _conditioned(model: LinearMixedModel, Z: Array) -> list[Array]:
+def _conditioned(model: Model, Z: Array) -> list[Array]:
     """Rows of each factor in conditioned coordinates."""
     problem = model.problem
     if len(model.factors) == 1:
-        return [_conditioned_z(problem, Z)]
+        return [_conditioned_z(one_factor(problem), Z)]
     return [Z[:, f.columns] @ problem.z_map[f.columns, f.columns] for f in model.factors]
 
 
-def _blup_part(result: LMMResult, rows: NewRows, levels: list[Index]) -> Array:
+def _blup_part(result: Fit, rows: NewRows, levels: list[Index]) -> Array:
     """Z b of the levels found."""
     assert rows.Z is not None
     out = np.zeros(len(rows.X))
-    for f, b, position in zip(result.model.factors, result._effects_by_factor, levels, strict=True):
+    for f, b, position in zip(result.model.factors, result.blups, levels, strict=True):
         own = np.einsum("ij,ij->i", rows.Z[:, f.columns], b[position])
         out += np.where(position >= 0, own, 0.0)
     return out
 
 
 def _one_factor(
-    result: LMMResult, rows: NewRows, chosen: tuple[str, ...], observed: Any, new_levels: str, intervals: bool
+    result: Fit, rows: NewRows, chosen: tuple[str, ...], observed: Any, new_levels: str, intervals: bool
 ) -> tuple[list[Index], _Conditional | None]:
     """Position of each row's group among the cross-products returned (-1 for the population), and these."""
     model = result.model
@@ -338,11 +339,11 @@ def _one_factor(
     if not parts:
         return [position[index]], None
     A, C = (np.concatenate(both) for both in zip(*parts, strict=True))
-    return [position[index]], _OneFactor(result.optimum.factor, A, C, result._beta_o)
+    return [position[index]], _OneFactor(result.optimum.factor, A, C, result.solution.beta)
 
 
 def _several_factors(
-    result: LMMResult, rows: NewRows, chosen: tuple[str, ...], observed: Any, new_levels: str, intervals: bool
+    result: Fit, rows: NewRows, chosen: tuple[str, ...], observed: Any, new_levels: str, intervals: bool
 ) -> tuple[list[Index], _Conditional | None]:
     """Level of each row in each factor (-1 for none), and the random effects given the data where that is needed."""
     model: Any = result.model
@@ -363,7 +364,7 @@ def _several_factors(
             at[fresh] = len(f.grouping.labels) + np.arange(len(fresh))
             extra_labels[name] = dict(zip(labels[fresh].tolist(), at[fresh].tolist(), strict=True))
             codes.append(at[index])
-        rest = extra.y - extra.X @ np.nan_to_num(result._params)
+        rest = extra.y - extra.X @ np.nan_to_num(result.beta)
         if extra.offset is not None:
             rest = rest - extra.offset
         w = np.ones(len(rest)) if extra.weights is None else extra.weights

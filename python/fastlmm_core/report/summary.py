@@ -13,7 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..covariance.elements import element_names, sd_and_cor
+from ..diagnostics.marginal import icc, r2
 from ..errors import LMMError
+from ..inference.wald import coefficient_intervals
 from ..support.text_tables import (
     GAP,
     aligned_cells,
@@ -27,8 +29,8 @@ from ..support.text_tables import (
 )
 
 if TYPE_CHECKING:
-    from ..methods import Ddf, Information
-    from ..result import LMMResult
+    from ..estimation.fit import Fit
+    from ..inference.options import Ddf, Information
 
 __all__ = ["Coefficient", "Component", "Summary", "tidy_columns"]
 
@@ -142,7 +144,7 @@ class Summary:
 
     @classmethod
     def of(
-        cls, result: LMMResult, level: float = 0.95, ddf: Ddf = "satterthwaite", information: Information = "expected"
+        cls, result: Fit, level: float = 0.95, ddf: Ddf = "satterthwaite", information: Information = "expected"
     ) -> Summary:
         """Collect the summary of a fit.
 
@@ -167,7 +169,7 @@ class Summary:
         fixed = _fixed(result, level, ddf, information)
         rows = zip(*(fixed[name] for name in _FIXED), strict=True)
         dropped = result.dropped_columns
-        r2, icc = result.r2(), result.icc()
+        explained, share = r2(result), icc(result)
         return cls(
             title=f"Linear mixed model fit by {'REML' if result.reml else 'maximum likelihood'}",
             formula=None if model.spec is None else model.spec.formula,
@@ -181,9 +183,9 @@ class Summary:
             llf=float(result.llf),
             aic=float(result.aic),
             bic=float(result.bic),
-            icc=tuple(icc.items()) if isinstance(icc, dict) else ((result.model.grouping.name, icc),),
-            r2_marginal=r2["marginal"],
-            r2_conditional=r2["conditional"],
+            icc=tuple(share.items()) if isinstance(share, dict) else ((model.grouping.name, share),),
+            r2_marginal=explained["marginal"],
+            r2_conditional=explained["conditional"],
             components=tuple(_components(result)),
             coefficients=tuple(Coefficient(name, *map(float, x)) for name, *x in rows if name not in dropped),
             dropped=dropped,
@@ -384,7 +386,7 @@ _FIXED = ("term", "estimate", "std_error", "df", "statistic", "p_value", "conf_l
 
 
 def tidy_columns(
-    result: LMMResult, effects: str, level: float, ddf: Ddf, information: Information
+    result: Fit, effects: str, level: float, ddf: Ddf, information: Information
 ) -> dict[str, list[str] | NDArray[Any]]:
     """Columns of a table with one row per estimate.
 
@@ -418,12 +420,12 @@ def tidy_columns(
     raise LMMError(f"effects={effects!r} is unknown: use 'fixed', 'ran_pars' or 'ran_vals'")
 
 
-def _fixed(result: LMMResult, level: float, ddf: Ddf, information: Information) -> dict[str, list[str] | NDArray[Any]]:
-    table = result._intervals(level, ddf, information)
+def _fixed(result: Fit, level: float, ddf: Ddf, information: Information) -> dict[str, list[str] | NDArray[Any]]:
+    table = coefficient_intervals(result, level, ddf, information)
     return {"term": list(result.model.exog_names)} | {name: table[name] for name in _FIXED[1:]}
 
 
-def _terms(result: LMMResult) -> Iterator[tuple[str, tuple[str, ...], NDArray[np.float64], NDArray[np.float64], bool]]:
+def _terms(result: Fit) -> Iterator[tuple[str, tuple[str, ...], NDArray[np.float64], NDArray[np.float64], bool]]:
     """Name, effects, variances, correlations and whether these are free, of each term."""
     model = result.model
     for (term, g), block in zip(result.G.items(), model.structure.blocks, strict=True):
@@ -431,7 +433,7 @@ def _terms(result: LMMResult) -> Iterator[tuple[str, tuple[str, ...], NDArray[np
         yield term, names, np.diag(g), result.random_effects_corr[term], block.structure == "full"
 
 
-def _components(result: LMMResult) -> Iterator[Component]:
+def _components(result: Fit) -> Iterator[Component]:
     for term, names, variances, correlations, free in _terms(result):
         for i, (name, variance) in enumerate(zip(names, variances.tolist(), strict=True)):
             others = tuple(correlations[i, :i].tolist()) if free else ()
@@ -439,18 +441,17 @@ def _components(result: LMMResult) -> Iterator[Component]:
     yield Component("Residual", "", float(result.sigma2), result.sigma)
 
 
-def _ran_pars(result: LMMResult) -> dict[str, list[str] | NDArray[Any]]:
+def _ran_pars(result: Fit) -> dict[str, list[str] | NDArray[Any]]:
     elements = result.model.random.elements
     return {
         "group": [*(element.term for element in elements), "Residual"],
         "term": list(element_names(elements)),
-        "estimate": np.append(sd_and_cor(elements, result._covariance[None])[0], result.sigma),
+        "estimate": np.append(sd_and_cor(elements, result.covariance[None])[0], result.sigma),
     }
 
 
-def _ran_vals(result: LMMResult) -> dict[str, list[str] | NDArray[Any]]:
+def _ran_vals(result: Fit) -> dict[str, list[str] | NDArray[Any]]:
     model = result.model
-    covariances = result.random_effects_covariance
     terms = np.array(
         [
             term
@@ -460,9 +461,8 @@ def _ran_vals(result: LMMResult) -> dict[str, list[str] | NDArray[Any]]:
         dtype=object,
     )
     columns: dict[str, list[Any]] = {"group": [], "level": [], "term": [], "estimate": [], "std_error": []}
-    for factor, effects in zip(model.factors, result._effects_by_factor, strict=True):
+    for factor, effects, covariance in zip(model.factors, result.blups, result.blup_covariances, strict=True):
         labels, q = factor.grouping.labels, factor.stop - factor.start
-        covariance = covariances[factor.grouping.name] if len(model.factors) > 1 else covariances
         columns["group"] += [*terms[factor.columns]] * len(labels)
         columns["level"].append(np.repeat(labels, q))
         columns["term"] += [*model.exog_re_names[factor.columns]] * len(labels)

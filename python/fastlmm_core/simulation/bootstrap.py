@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 from .. import kernels
 from ..covariance.elements import element_names, sd_and_cor
 from ..design.replication import independent_units
+from ..engines.one_factor.problem import one_factor
 from ..engines.starts import moment_start
 from ..errors import LMMError
 from ..estimation.optimize import optimize
-from ..planning.assumed import rebuilt
 from ..support.checks import check_count, check_share
 from ..support.distributions import quantile
 from ..support.progress import progress_bar
@@ -26,9 +26,9 @@ from .draws import Draw, draws, parametric, simulate_fit, stream_size
 
 if TYPE_CHECKING:
     from ..engines.crossed.engine import CrossedCriterion
-    from ..engines.crossed.problem import HierarchyProblem
-    from ..model import LinearMixedModel
-    from ..result import LMMResult
+    from ..engines.crossed.problem import CrossedProblem
+    from ..estimation.fit import Fit
+    from ..estimation.model import Model
 
 __all__ = ["BootstrapResult", "bootstrap"]
 
@@ -172,11 +172,11 @@ class BootstrapResult:
         )
 
 
-def _parameter_names(model: LinearMixedModel) -> tuple[str, ...]:
+def _parameter_names(model: Model) -> tuple[str, ...]:
     return (*(model.exog_names[i] for i in model.problem.kept), *element_names(model.random.elements))
 
 
-def _parameters(model: LinearMixedModel, params: Array, covariance: Array, sigma2: Array) -> Array:
+def _parameters(model: Model, params: Array, covariance: Array, sigma2: Array) -> Array:
     """Fixed effects, standard deviations, correlations and sigma of many fits, in the order of the names."""
     return np.column_stack(
         [params[:, model.problem.kept], sd_and_cor(model.random.elements, covariance), np.sqrt(sigma2)]
@@ -186,8 +186,8 @@ def _parameters(model: LinearMixedModel, params: Array, covariance: Array, sigma
 class _Cases:
     """Refits with whole groups counted several times or not at all, from their cross-products."""
 
-    def __init__(self, result: LMMResult) -> None:
-        model, problem = result.model, result.model.problem
+    def __init__(self, result: Fit) -> None:
+        model, problem = result.model, one_factor(result.model.problem)
         self.result = result
         grouping = model.grouping
         packed = problem.unpatterned()
@@ -255,10 +255,10 @@ class _Cases:
 class _Clusters:
     """`_Cases` for several grouping factors: refits to the rows of clusters that share no level of any factor."""
 
-    def __init__(self, result: LMMResult, why: str) -> None:
+    def __init__(self, result: Fit, why: str) -> None:
         self.result = result
         try:
-            self.units = independent_units(result.model, why)
+            self.units = independent_units(result.model.design, why)
         except LMMError as error:
             raise LMMError(f"{error}; use kind='parametric'") from None
 
@@ -266,12 +266,12 @@ class _Clusters:
         """Params, standard errors, G, sigma2, converged, singular with cluster i counted counts[i] times."""
         base = self.result.model
         rows, codes = self.units.copies(np.repeat(np.arange(len(counts)), counts))
-        model = rebuilt(base, base.endog[rows], rows, codes=codes)
+        model = base.of(base.design.rows(rows, codes), base.endog[rows])
         if len(model.problem.kept) < len(base.problem.kept):
             raise LMMError("the resample does not determine all coefficients")
-        fit = model.fit(reml=self.result.reml)
-        errors = np.sqrt(np.diag(fit._cov))
-        return fit._params, errors, fit._covariance, fit.sigma2, fit.converged, fit.singular
+        fit = self.result.again(model)
+        errors = np.sqrt(np.diag(fit.cov))
+        return fit.beta, errors, fit.covariance, fit.sigma2, fit.converged, fit.singular
 
 
 def _refits(
@@ -295,9 +295,9 @@ def _refits(
     return params, errors, covariance, sigma2, flags
 
 
-def _conditional(result: LMMResult) -> Draw:
+def _conditional(result: Fit) -> Draw:
     model = result.model
-    mean = result.fittedvalues
+    mean = result.fitted_mean
     scale = result.sigma if model.weights is None else result.sigma / np.sqrt(model.weights)
 
     def draw(rng: np.random.Generator, count: int) -> Array:
@@ -306,7 +306,7 @@ def _conditional(result: LMMResult) -> Draw:
     return draw
 
 
-def _residual(result: LMMResult) -> Draw:
+def _residual(result: Fit) -> Draw:
     """BLUPs and residuals, centred and rescaled to the estimated covariances, drawn with replacement.
 
     The BLUPs are G Z_i'V_i^-1 r_i = Lambda u_i; it is u_i, in the directions that have variance, that is given the unit
@@ -316,7 +316,7 @@ def _residual(result: LMMResult) -> Draw:
     Z = model.exog_re
     pools = [(b, f.grouping.index, Z[:, f.columns]) for b, f in zip(_effect_pools(result), model.factors, strict=True)]
     w = np.ones(model.nobs) if model.weights is None else np.sqrt(model.weights)
-    e = result.resid * w
+    e = result.rest * w
     e = e - e.mean()
     e *= result.sigma / np.sqrt(np.mean(e**2))
     mean = result.marginal_mean
@@ -332,17 +332,18 @@ def _residual(result: LMMResult) -> Draw:
     return draw
 
 
-def _effect_pools(result: LMMResult) -> list[Array]:
+def _effect_pools(result: Fit) -> list[Array]:
     """Random effects of each factor (m_f, q_f) from which to draw: of mean 0 and the estimated covariance."""
     model, problem = result.model, result.model.problem
-    residual = np.append(-result._beta_o, 1.0)
+    residual = np.append(-result.solution.beta, 1.0)
     if len(model.factors) == 1:
-        scores = [kernels.group_effects(problem.unpatterned(), problem.m, result.optimum.factor, residual)[0]]
+        packed = one_factor(problem).unpatterned()
+        scores = [kernels.group_effects(packed, problem.m, result.optimum.factor, residual)[0]]
     else:
         criterion = problem.criterion()
         criterion.evaluate(result.optimum.theta, 1)
         every = cast("CrossedCriterion", criterion).scores() @ residual
-        scores = [every[places] for places in cast("HierarchyProblem", problem).layout.places]
+        scores = [every[places] for places in cast("CrossedProblem", problem).layout.places]
     out = []
     for e_i, f in zip(scores, model.factors, strict=True):
         factor = result.optimum.factor[f.columns, f.columns]
@@ -357,7 +358,7 @@ def _effect_pools(result: LMMResult) -> list[Array]:
     return out
 
 
-def _cases(result: LMMResult, why: str) -> tuple[_Cases | _Clusters, int]:
+def _cases(result: Fit, why: str) -> tuple[_Cases | _Clusters, int]:
     """What refits resamples of the independent groups, and how many of these there are."""
     if len(result.model.factors) == 1:
         return _Cases(result), result.model.problem.m
@@ -366,7 +367,7 @@ def _cases(result: LMMResult, why: str) -> tuple[_Cases | _Clusters, int]:
 
 
 def bootstrap(
-    result: LMMResult, n: int, kind: str, statistic: Callable[[LMMResult], Any] | None,
+    result: Fit, n: int, kind: str, statistic: Callable[[Fit], Any] | None,
     seed: Seed, n_jobs: int | None, progress: bool | None,
 ) -> BootstrapResult:  # fmt: skip
     """See `LMMResult.bootstrap`."""
@@ -402,9 +403,9 @@ def bootstrap(
             return _user_statistic(result, n, kind, statistic, draw, seed)
         batch = simulate_fit(result, n, seed, reml=result.reml, n_jobs=n_jobs, progress=progress, draw=draw)
         params, errors, sigma2 = batch.params, batch.bse, batch.sigma2
-        covariance = batch._covariance
+        covariance = batch.covariance
         converged, singular = batch.converged, batch.singular
-    own = all_parameters(result._params[None], result._covariance[None], np.array([result.sigma2]))[0]
+    own = all_parameters(result.beta[None], result.covariance[None], np.array([result.sigma2]))[0]
     kept = model.problem.kept
     extra = len(own) - len(kept)
     return BootstrapResult(
@@ -412,7 +413,7 @@ def bootstrap(
         estimate=own,
         replicates=all_parameters(params, covariance, sigma2),
         replicate_std_error=np.column_stack([errors[:, kept], np.full((n, extra), np.nan)]),
-        fit_std_error=np.append(np.sqrt(np.diag(result._cov))[kept], np.full(extra, np.nan)),
+        fit_std_error=np.append(np.sqrt(np.diag(result.cov))[kept], np.full(extra, np.nan)),
         singular=singular,
         converged=converged,
         kind=kind,
@@ -422,7 +423,7 @@ def bootstrap(
 
 
 def _user_statistic(
-    result: LMMResult, n: int, kind: str, statistic: Callable[[LMMResult], Any], draw: Draw, seed: Seed
+    result: Fit, n: int, kind: str, statistic: Callable[[Fit], Any], draw: Draw, seed: Seed
 ) -> BootstrapResult:  # fmt: skip
     own = np.atleast_1d(np.asarray(statistic(result), dtype=float))
     values = np.full((n, len(own)), np.nan)
@@ -430,7 +431,7 @@ def _user_statistic(
     at = 0
     for block in draws(draw, n, key_of(seed), stream_size(result.nobs)):
         for y in block():
-            fit = result.model.refit(y, reml=result.reml)
+            fit = result.again(result.model.with_response(y))
             values[at] = statistic(fit)
             converged[at], singular[at] = fit.converged, fit.singular
             at += 1

@@ -3,32 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Protocol, cast
+from functools import partial
+from typing import Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import LMMError
+from ..estimation.fit import Fit
+from ..estimation.many.batch_fit import BatchFit
+from ..estimation.many.policy import fit_drawn
+from ..estimation.model import Model
 from ..support.checks import check_count
 from ..support.seeds import Seed, key_of, stream
-
-if TYPE_CHECKING:
-    from ..batch_result import BatchResult
-    from ..model import LinearMixedModel
 
 __all__ = [
     "Generating",
     "Redrawn",
-    "Simulating",
     "draws",
     "parametric",
     "simulate",
     "simulate_fit",
+    "simulate_into",
     "stream_size",
 ]
 
 Array = NDArray[np.float64]
 Draw = Callable[[np.random.Generator, int], Array]
+B = TypeVar("B", bound=BatchFit)
 
 STREAM = 512
 """Responses that share a stream, fewer where they are long: draws depend on the seed, the design and the position."""
@@ -43,7 +45,7 @@ class Generating(Protocol):
     """What simulation needs to know of a fitted or an assumed model."""
 
     @property
-    def model(self) -> LinearMixedModel:
+    def model(self) -> Model:
         """The design."""
 
     @property
@@ -159,14 +161,36 @@ def simulate_fit(
     reml: bool = True,
     n_jobs: int | None = None,
     progress: bool | None = None,
-    fit: LinearMixedModel | None = None,
+    fit: Model | None = None,
     draw: Draw | None = None,
-) -> BatchResult:
+    kind: type[Fit] = Fit,
+) -> BatchFit:
+    """Draw n responses and fit each, without storing the responses; see `simulate_into`."""
+    return simulate_into(
+        BatchFit, source, n, seed, reml=reml, n_jobs=n_jobs, progress=progress, fit=fit, draw=draw, kind=kind
+    )
+
+
+def simulate_into(
+    batch: type[B],
+    source: Generating,
+    n: int,
+    seed: Seed,
+    *,
+    reml: bool,
+    n_jobs: int | None,
+    progress: bool | None,
+    fit: Model | None,
+    draw: Draw | None = None,
+    kind: type[Fit],
+) -> B:
     """Draw n responses and fit each, without storing the responses.
 
     Parameters
     ----------
-    source : LMMResult or AssumedModel
+    batch, kind : types
+        Of the record of all fits, and of a single one.
+    source : Fit or AssumedModel
         What generates the data.
     n : int
     seed : int, sequence of int, SeedSequence or Generator, optional
@@ -174,17 +198,11 @@ def simulate_fit(
     n_jobs : int, optional
         Threads; results do not depend on it.
     progress : bool, optional
-    fit : LinearMixedModel, optional
+    fit : Model, optional
         The model to fit, by default the one that generates.
     draw : callable, optional
         Draws (generator, count) -> (count, nobs) in place of the parametric ones.
-
-    Returns
-    -------
-    BatchResult
     """
-    from ..batch_result import fit_drawn
-
     if fit is not None and fit.nobs != source.model.nobs:
         raise LMMError(f"fit has {fit.nobs} observations but the responses drawn have {source.model.nobs}")
     check_count(n, "n")
@@ -192,57 +210,4 @@ def simulate_fit(
     blocks = draws(parametric(source) if draw is None else draw, n, key, size)
     model = source.model if fit is None else fit
     whole = Redrawn(source, n, key) if draw is None else None
-    return fit_drawn(model, blocks, n, whole, size, reml, n_jobs, progress)
-
-
-class Simulating:
-    """Drawing responses from stated or estimated parameters."""
-
-    def simulate(self, n: int = 1, seed: Seed = None) -> Array:
-        """Responses with new random effects and errors: those of `simulate_fit` for the same seed.
-
-        Parameters
-        ----------
-        n : int
-            Number of responses.
-        seed : int, sequence of int, SeedSequence or Generator, optional
-
-        Returns
-        -------
-        (n, nobs) array
-        """
-        return simulate(cast("Generating", self), n, seed)
-
-    def simulate_fit(
-        self,
-        n: int,
-        seed: Seed = None,
-        *,
-        reml: bool | None = None,
-        n_jobs: int | None = None,
-        progress: bool | None = None,
-        fit: LinearMixedModel | None = None,
-    ) -> BatchResult:
-        """Draw n responses and fit each, without storing the responses.
-
-        Parameters
-        ----------
-        n : int
-        seed : int, sequence of int, SeedSequence or Generator, optional
-            Streams are counter-based: the same seed gives the same result for any number of threads.
-        reml : bool, optional
-            By default as this fit, True for an assumed model.
-        n_jobs : int, optional
-            Threads; by default one per processor.
-        progress : bool, optional
-            Show a progress bar (needs tqdm); by default in interactive sessions.
-        fit : LinearMixedModel, optional
-            A model of the same observations to fit instead of this one, e.g. a reduced one.
-
-        Returns
-        -------
-        BatchResult
-        """
-        by_reml = getattr(self, "reml", True) if reml is None else reml
-        source = cast("Generating", self)
-        return simulate_fit(source, n, seed, reml=by_reml, n_jobs=n_jobs, progress=progress, fit=fit)
+    return fit_drawn(partial(batch, model, kind, reml), blocks, n, whole, size, n_jobs, progress)

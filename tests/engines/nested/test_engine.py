@@ -18,7 +18,7 @@ from fastlmm_core.covariance.parameters import Block, CovarianceStructure
 from fastlmm_core.engines.crossed import problem as hierarchy
 from fastlmm_core.engines.crossed.problem import Factor, condition_factors
 from fastlmm_core.engines.nested import problem as chain
-from fastlmm_core.engines.nested.problem import ChainProblem, families
+from fastlmm_core.engines.nested.problem import NestedProblem, families
 from fastlmm_core.errors import LMMError
 
 
@@ -79,7 +79,7 @@ SHAPES = [
 def test_every_quantity_against_block_elimination(columns, options, reml, point):
     y, X, factors, w, offset, structure = make(columns, **options)
     problem = condition_factors(y, X, factors, w, offset, structure)
-    assert isinstance(problem, ChainProblem)
+    assert isinstance(problem, NestedProblem)
     found, expected = problem.criterion(), problem.blocked_criterion()
     found.average = expected.average = False
     found.reml = expected.reml = reml
@@ -221,15 +221,15 @@ def fitted(y, X, factors, **options):
 def test_fits_are_those_of_block_elimination(columns, monkeypatch):
     y, X, factors, *_ = make(columns, top=40)
     found = fitted(y, X, factors)
-    assert isinstance(found.model.problem, ChainProblem)
+    assert isinstance(found.model.problem, NestedProblem)
     monkeypatch.setattr(chain, "WIDEST", 0)
     expected = fitted(y, X, factors)
-    assert not isinstance(expected.model.problem, ChainProblem)
+    assert not isinstance(expected.model.problem, NestedProblem)
     assert found.converged and expected.converged
     assert abs(found.criterion - expected.criterion) < 1e-10 * abs(found.criterion)
     close(found.params, expected.params, 1e-7)
     close(found.bse, expected.bse, 1e-7)
-    for a, b in zip(found._effects_by_factor, expected._effects_by_factor, strict=True):
+    for a, b in zip(found.blups, expected.blups, strict=True):
         close(a, b, 1e-6)
 
 

@@ -17,7 +17,7 @@ import pytest
 
 import fastlmm_core as flc
 import oracle
-from fastlmm_core import batch_result as batch_module
+from fastlmm_core.estimation.many import policy as batch_module
 from fastlmm_core.simulation.draws import STREAM, draws, parametric
 from fastlmm_core.support.seeds import key_of
 
@@ -73,12 +73,12 @@ def agrees(model, batch, Y, reml=True, rows=None, tolerance=AGREE, criterion=CRI
         n_singular += single.singular
         assert abs(batch.criterion[i] - single.criterion) <= criterion * (abs(single.criterion) + model.nobs), i
         assert batch.llf[i] == -0.5 * batch.criterion[i]
-        se = np.sqrt(np.diag(single._cov))
-        np.testing.assert_array_equal(np.isnan(batch.params[i]), np.isnan(single._params))
+        se = np.sqrt(np.diag(single.cov))
+        np.testing.assert_array_equal(np.isnan(batch.params[i]), np.isnan(single.beta))
         np.testing.assert_allclose(batch.bse[i], se, rtol=tolerance)
         # nothing can be known to better than the last digits of y
-        floor = 4e-16 * np.max(np.abs(single._params[np.isfinite(single._params)]), initial=0.0)
-        off = np.abs(batch.params[i] - single._params) / (tolerance * se + floor)
+        floor = 4e-16 * np.max(np.abs(single.beta[np.isfinite(single.beta)]), initial=0.0)
+        off = np.abs(batch.params[i] - single.beta) / (tolerance * se + floor)
         assert not np.any(off > 1.0), (i, off)
         assert batch.sigma2[i] == pytest.approx(single.sigma2, rel=tolerance)
         # G on the scale on which it matters: its own size, or the share of the residual in a group's effects

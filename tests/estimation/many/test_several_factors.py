@@ -7,9 +7,9 @@ import pytest
 from scipy import special
 
 import fastlmm_core as flc
-from fastlmm_core import batch_result as batch_module
 from fastlmm_core.batch_result import BatchResult
 from fastlmm_core.design.replication import independent_units, levels_of, observations, subjects
+from fastlmm_core.estimation.many import policy as batch_module
 from fastlmm_core.estimation.many.several_factors import EXACT_UP_TO
 from fastlmm_core.inference import many as batch_inference
 from fastlmm_core.inference import wald as inference
@@ -99,8 +99,8 @@ def agrees(batch, Y, reml, df=True):
         assert single.converged and batch.converged[i], i
         assert single.singular == batch.singular[i], i
         assert abs(single.criterion - batch.criterion[i]) < CRITERION, i
-        se = np.sqrt(np.diag(single._cov))
-        assert (np.abs(batch.params[i] - single._params) < AGREE * se)[kept].all(), i
+        se = np.sqrt(np.diag(single.cov))
+        assert (np.abs(batch.params[i] - single.beta) < AGREE * se)[kept].all(), i
         np.testing.assert_allclose(batch.bse[i], se, rtol=AGREE)
         np.testing.assert_allclose(batch.sigma2[i], single.sigma2, rtol=AGREE)
         for name, G in single.G.items():
@@ -129,7 +129,7 @@ def test_each_fit_is_the_single_fit(rng, shape, reml):
     Y = np.concatenate([responses(rng, model, count, 1.0), responses(rng, model, count, 0.1)])
     batch = model.fit_many(Y, reml=reml, n_jobs=1)
     agrees(batch, Y, reml)
-    assert not batch._alone.any()
+    assert not batch.alone.any()
 
 
 def test_pure_noise_lies_on_the_boundary(rng):
@@ -152,7 +152,7 @@ def test_dropped_columns_are_nan(rng):
     Y = responses(rng, model, 6)
     batch = model.fit_many(Y)
     singles = agrees(batch, Y, True)
-    dropped = np.isnan(singles[0]._params)
+    dropped = np.isnan(singles[0].beta)
     assert dropped.sum() == 1
     assert np.isnan(batch.params[:, dropped]).all() and np.isnan(batch.df[:, dropped]).all()
 
@@ -380,7 +380,7 @@ def test_residual_draws_have_the_estimated_covariances(rng):
     expected = np.diag(result.sigma2 / model.weights)
     for f in model.factors:
         Z, level = model.exog_re[:, f.columns], f.grouping.index
-        expected += (Z @ result._covariance[f.columns, f.columns] @ Z.T) * (level[:, None] == level)
+        expected += (Z @ result.covariance[f.columns, f.columns] @ Z.T) * (level[:, None] == level)
     # resampled values have some kurtosis: eight standard errors of normal ones
     size = np.sqrt(np.diag(expected))
     assert np.max(np.abs(second - expected) / np.outer(size, size)) < 8.0 * np.sqrt(2.0 / n)
@@ -432,9 +432,9 @@ def test_cases_are_fits_of_copied_rows(rng, reml):
     for i in range(n):
         single = by_hand(result, counts[i])
         assert boot.converged[i] == single.converged
-        se = np.sqrt(np.diag(single._cov))
+        se = np.sqrt(np.diag(single.cov))
         np.testing.assert_allclose(boot.replicate_std_error[i, :3], se, rtol=AGREE)
-        assert (np.abs(boot.replicates[i, :3] - single._params) < AGREE * se).all()
+        assert (np.abs(boot.replicates[i, :3] - single.beta) < AGREE * se).all()
         np.testing.assert_allclose(boot.replicates[i, -1], single.sigma, rtol=AGREE)
         if not single.singular:
             interior += 1
@@ -457,10 +457,10 @@ def test_bca_deletes_top_groups(rng):
     assert deleted.shape == (8, 4)
     for i in range(8):
         single = by_hand(result, 1 - np.eye(8, dtype=int)[i])
-        np.testing.assert_allclose(deleted[i, 0], single._params[0], rtol=1e-8)
+        np.testing.assert_allclose(deleted[i, 0], single.beta[0], rtol=1e-8)
         np.testing.assert_allclose(deleted[i, -1], single.sigma, rtol=1e-6)
     low, high = boot.conf_int(method="bca")[0]
-    assert low < result._params[0] < high
+    assert low < result.beta[0] < high
 
 
 def test_crossed_factors_have_no_cases(rng):

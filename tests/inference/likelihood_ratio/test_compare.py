@@ -180,7 +180,7 @@ def test_bootstrap_leaves_out_what_either_fit_has_not_certified(rng, monkeypatch
         def lossy(*args, fit=None, lost=(of_null, of_large), **options):
             batch = original(*args, fit=fit, **options)
             if lost[0 if fit is None else 1]:
-                batch._status[fit is not None :: 4] = -2
+                batch.status[fit is not None :: 4] = -2
             return batch
 
         monkeypatch.setattr(draws, "simulate_fit", lossy)

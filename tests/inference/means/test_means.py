@@ -230,7 +230,7 @@ def test_interaction_with_a_covariate():
     check(trends.comparison, block["trend_pairs"])
     names = result.model.exog_names
     first = slopes(result, "x", "recipe", at={"recipe": ["A"]})
-    assert first.estimate[0] == pytest.approx(result._params[names.index("x")], rel=1e-9)
+    assert first.estimate[0] == pytest.approx(result.beta[names.index("x")], rel=1e-9)
 
 
 def test_transforms_are_those_of_the_fit():
@@ -273,13 +273,13 @@ def test_offset():
     check(means, REFERENCE["offset"]["recipe"])
     # comparisons do not contain it
     L = means.comparison.L
-    np.testing.assert_allclose(means.comparison.estimate, L @ result._params, rtol=1e-12)
+    np.testing.assert_allclose(means.comparison.estimate, L @ result.beta, rtol=1e-12)
 
 
 def test_slopes_are_free_of_the_offset():
     data = unbalanced()
     result = flc.lmm("angle ~ recipe * x + (1 | batch)", data, offset=0.5 * data["x"].to_numpy()).fit()
-    beta = dict(zip(result.model.exog_names, result._params, strict=True))
+    beta = dict(zip(result.model.exog_names, result.beta, strict=True))
     own = [beta["x"], beta["x"] + beta["recipe[T.B]:x"], beta["x"] + beta["recipe[T.C]:x"]]
     found = slopes(result, "x", "recipe", contrasts="pairwise")
     np.testing.assert_allclose(found.estimate, own, rtol=1e-9)
@@ -397,7 +397,7 @@ def test_many_factors_do_not_make_a_large_grid(rng):
 def test_intercept_alone_and_numeric_models():
     result = fitted("angle ~ x + temp + (1 | batch)")
     found = emmeans(result, ["x", "temp"], at={"x": [0.0, 2.0], "temp": 180.0})
-    beta = dict(zip(result.model.exog_names, result._params, strict=True))
+    beta = dict(zip(result.model.exog_names, result.beta, strict=True))
     expected = [beta["Intercept"] + x * beta["x"] + 180.0 * beta["temp"] for x in (0.0, 2.0)]
     np.testing.assert_allclose(found.estimate, expected, rtol=1e-12)
     np.testing.assert_allclose(slopes(result, "x").estimate, beta["x"], rtol=1e-9)

@@ -9,7 +9,7 @@ crossed factors with large variances.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,10 +17,7 @@ from numpy.typing import NDArray
 from .order import chain_of
 from .sparse_cholesky import sparse_cholesky
 
-if TYPE_CHECKING:
-    from ...result import LMMResult
-
-__all__ = ["Posterior", "posterior_of"]
+__all__ = ["Posterior"]
 
 Array = NDArray[np.float64]
 Index = NDArray[np.intp]
@@ -210,37 +207,3 @@ def _root(S: Any, L: Any) -> Any:
     whole: Any = csr_array((np.concatenate(values), place), shape=(n, n))
     whole.eliminate_zeros()
     return whole
-
-
-def posterior_of(result: LMMResult, more: tuple[Array, Array, list[Index], Array, Array] | None = None) -> Posterior:
-    """The random effects of a model with several factors given its data, at the estimates.
-
-    The columns carried are [X_o, (y - X beta) / scale] in the conditioned coordinates of the problem.
-
-    Parameters
-    ----------
-    result : LMMResult
-    more : tuple, optional
-        Rows observed later: X_o, Z in natural units, the level in each factor (new levels are numbered from the number
-        of levels in the fit), residuals y - X beta, weights.
-    """
-    model: Any = result.model
-    problem = model.problem
-    w = np.ones(model.nobs) if model.weights is None else model.weights
-    X, Z, rest = problem.conditioned_x(model.exog), model.exog_re, result.residuals("marginal")
-    codes = [np.asarray(f.grouping.index, dtype=np.intp) for f in model.factors]
-    sizes = [len(f.grouping.labels) for f in model.factors]
-    if more is not None:
-        X, Z = np.vstack([X, more[0]]), np.vstack([Z, more[1]])
-        codes = [np.concatenate(pair) for pair in zip(codes, more[2], strict=True)]
-        sizes = [max(size, int(code.max()) + 1) for size, code in zip(sizes, codes, strict=True)]
-        rest, w = np.concatenate([rest, more[3]]), np.concatenate([w, more[4]])
-    root = np.sqrt(w)[:, None]
-    parts = [f.columns for f in model.factors]
-    return Posterior(
-        [root * (Z[:, part] @ problem.z_map[part, part]) for part in parts],
-        codes,
-        sizes,
-        [result.optimum.factor[part, part] for part in parts],
-        root * np.column_stack([X, rest / problem.scale]),
-    )

@@ -28,6 +28,7 @@ from ...problem.columns import (
 )
 from ...problem.identification import GroupedColumns, refuse_unidentified_rows
 from ...support.memory import numpy_blas, require, scipy_blas
+from ..protocol import Engine
 from ..starts import factors_start
 from .cores import Tail
 from .order import Layout, Stage, lay_out
@@ -35,7 +36,7 @@ from .order import Layout, Stage, lay_out
 if TYPE_CHECKING:
     from .engine import CrossedCriterion
 
-__all__ = ["Factor", "HierarchyProblem", "condition_factors", "problem_fields"]
+__all__ = ["CrossedProblem", "Factor", "condition_factors", "problem_fields"]
 
 Array = NDArray[np.float64]
 Index = NDArray[np.intp]
@@ -84,7 +85,7 @@ class Factor:
 
 
 @dataclass(frozen=True)
-class HierarchyProblem:
+class CrossedProblem:
     """A conditioned problem of several grouping factors and the way back to the caller's units.
 
     `saturated` is told of nested factors only; with crossed ones a fit that leaves hardly any residual variance is
@@ -143,7 +144,7 @@ class HierarchyProblem:
         widths = np.diff([*self.columns, self.structure.q])
         return np.repeat(np.array(self.n_levels, dtype=float), widths)
 
-    def start(self, criterion: CrossedCriterion) -> Array:
+    def start(self, criterion: Engine) -> Array:
         """Theta from the moments of the data."""
         return factors_start(self)
 
@@ -152,9 +153,18 @@ class HierarchyProblem:
         """Random effects over all levels."""
         return len(self.cross)
 
+    @property
+    def dropped(self) -> NDArray[np.intp]:
+        """Columns of X left out, being combinations of those before them."""
+        return np.setdiff1d(np.arange(len(self.x_map)), self.kept)
+
     def conditioned_x(self, X: Array) -> Array:
         """Rows of X_o (n, r)."""
         return np.asarray((X[:, self.kept] - self.x_scale[0]) * self.x_scale[1] @ self.x_rows)
+
+    def conditioned_z(self, Z: Array) -> Array:
+        """Rows of Z_o (n, q), the columns of all factors side by side."""
+        return Z @ self.z_map
 
     def criterion(self, columns: Array | None = None) -> CrossedCriterion:
         """The criterion of the conditioned problem.
@@ -233,7 +243,7 @@ class HierarchyProblem:
         engine.evaluate(self.structure.theta(factor), 1)
         return engine
 
-    def effects(self, factor: Array, beta: Array) -> list[Array]:
+    def effects(self, factor: Array, beta: Array) -> tuple[Array, ...]:
         """Posterior means of the random effects in conditioned units.
 
         Parameters
@@ -245,25 +255,25 @@ class HierarchyProblem:
 
         Returns
         -------
-        list of (m_f, q_f) arrays
+        tuple of (m_f, q_f) arrays
             One for each factor, its levels as the caller numbers them; times `scale` for the caller's units of y.
         """
         scores = self._at(factor).scores() @ np.append(-beta, 1.0)
         G = factor @ factor.T
-        return [
+        return tuple(
             scores[places] @ G[start : start + places.shape[1], start : start + places.shape[1]]
             for start, places in zip(self.columns, self.layout.places, strict=True)
-        ]
+        )
 
-    def effects_covariance(self, factor: Array) -> list[Array]:
+    def effects_covariance(self, factor: Array) -> tuple[Array, ...]:
         """Conditional covariances of the random effects given y, relative to sigma^2, in conditioned units.
 
         Returns
         -------
-        list of (m_f, q_f, q_f) arrays
+        tuple of (m_f, q_f, q_f) arrays
         """
         blocks = self._at(factor).conditional()
-        return [blocks[places][:, :, : places.shape[1]] for places in self.layout.places]
+        return tuple(blocks[places][:, :, : places.shape[1]] for places in self.layout.places)
 
 
 def condition_factors(
@@ -273,7 +283,7 @@ def condition_factors(
     weights: Array | None,
     offset: Array | None,
     structure: CovarianceStructure,
-) -> HierarchyProblem:
+) -> CrossedProblem:
     """Cross-products of a model with several grouping factors, conditioned.
 
     Parameters
@@ -348,7 +358,7 @@ def condition_factors(
             refuse_aliased(found, rows, x_o, f.codes, z_map[part, part], f.Z, f.name, f.column_names)
     grouped = [GroupedColumns(rows, f.codes, f.m, f.name, f.column_names) for f, rows in zip(factors, Z, strict=True)]
     refuse_unidentified_rows(grouped, x_o, structure, z_map)
-    return HierarchyProblem(
+    return CrossedProblem(
         layout=layout,
         cross=cross,
         gram=xy.T @ xy,

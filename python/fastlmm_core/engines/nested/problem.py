@@ -26,7 +26,7 @@ from ...problem.identification import (
     telling_rows,
 )
 from ..crossed.order import Layout, lay_out_chain
-from ..crossed.problem import Factor, HierarchyProblem, problem_fields
+from ..crossed.problem import CrossedProblem, Factor, problem_fields
 from ..one_factor import problem as design
 from ..starts import factors_start
 from .engine import NestedCriterion
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from ...covariance.parameters import CovarianceStructure
     from ..crossed.engine import CrossedCriterion
 
-__all__ = ["Chain", "ChainProblem", "Families", "condition_chain", "families"]
+__all__ = ["Chain", "Families", "NestedProblem", "condition_chain", "families"]
 
 Array = NDArray[np.float64]
 Index = NDArray[np.intp]
@@ -143,14 +143,14 @@ class Chain(NamedTuple):
     maps: list[Array]
 
 
-class ChainProblem(HierarchyProblem):
+class NestedProblem(CrossedProblem):
     """A conditioned problem of nested factors; layout and products of the block elimination are made when asked for.
 
     Parameters
     ----------
     chain : Chain
     **fields
-        Those of `HierarchyProblem` but `layout` and `cross`.
+        Those of `CrossedProblem` but `layout` and `cross`.
     """
 
     chain: Chain
@@ -253,7 +253,7 @@ class ChainProblem(HierarchyProblem):
         return True
 
     def criterion(self, columns: Array | None = None) -> NestedCriterion:  # type: ignore[override]
-        """The criterion of the conditioned problem; see `HierarchyProblem.criterion`."""
+        """The criterion of the conditioned problem; see `CrossedProblem.criterion`."""
         packed, within = self._packed
         gram, r, k = self.gram, len(self.chain.z_map), len(self.gram)
         if columns is not None:
@@ -274,7 +274,7 @@ class ChainProblem(HierarchyProblem):
         """The criterion by block elimination."""
         return super().criterion(columns)
 
-    def sample(self, n_groups: int) -> ChainProblem | None:
+    def sample(self, n_groups: int) -> NestedProblem | None:
         """The problem of about `n_groups` levels of the coarsest factor, None where there are not many more."""
         chain = self.chain
         sizes = [self.n_levels[f] for f in chain.order]
@@ -296,14 +296,14 @@ class ChainProblem(HierarchyProblem):
         n_levels = [0] * len(kept)
         for f, m in zip(chain.order, reversed(kept), strict=True):
             n_levels[f] = m
-        fields = {name: value for name, value in self.__dict__.items() if name in HierarchyProblem.__dataclass_fields__}
+        fields = {name: value for name, value in self.__dict__.items() if name in CrossedProblem.__dataclass_fields__}
         fields.update(
             n=round(self.n * share),
             m=kept[-1],
             n_levels=tuple(n_levels),
             gram=share * self._packed[1] + kernels.unpack(between, len(self.gram)),
         )
-        return ChainProblem(chain._replace(raw=raw, parents=parents[::-1]), **fields)
+        return NestedProblem(chain._replace(raw=raw, parents=parents[::-1]), **fields)
 
     def start(self, criterion: Any) -> Array:
         """Theta from the moments of the data, or of a part of them."""
@@ -330,7 +330,7 @@ def condition_chain(
     weights: Array | None,
     offset: Array | None,
     structure: CovarianceStructure,
-) -> HierarchyProblem | None:
+) -> CrossedProblem | None:
     """The problem from one pass over the rows where all factors are nested in each other; None where that does not do.
 
     It does not do for crossed factors, or columns so dependent, or explained so well, that sums of products are not
@@ -434,19 +434,19 @@ def condition_chain(
     shared, margin = kernels.orthonormal(gram_of)
     if r > WIDEST or p >= LONGEST or margin < WELL_CONDITIONED:
         layout, cross = lay_out_chain(raw, turn, xy, order, parents, sizes, starts, widths)
-        return HierarchyProblem(layout=layout, cross=cross, gram=gram, **fields)
+        return CrossedProblem(layout=layout, cross=cross, gram=gram, **fields)
     shared *= sqrt(n)
     maps: list[Array] = []
     for at, width in zip(starts, widths, strict=True):
         maps.append(np.asarray(np.linalg.solve(shared, turn[:, at : at + width]), dtype=np.float64))
-    problem = ChainProblem(Chain(raw, order, parents, shared, xy, maps), gram=gram, **fields)
+    problem = NestedProblem(Chain(raw, order, parents, shared, xy, maps), gram=gram, **fields)
     slope = problem.within_slope()
     within = None
     if slope is not None:
         # sums of squares have lost digits: take out what X explains within levels and sum over the rows again
         xy[:p, p] -= to_x @ slope
         fields |= problem_fields(n, p, factors, weights, structure, x, beta0 - xy[:p, p] * scale)
-        problem = ChainProblem(Chain(raw, order, parents, shared, xy, maps), gram=xy.T @ S @ xy, **fields)
+        problem = NestedProblem(Chain(raw, order, parents, shared, xy, maps), gram=xy.T @ S @ xy, **fields)
         within = X, y, Z, finest, weights, offset
     return problem if problem.look_within(within, (x_scale, z_scale, beta0)) else None
 

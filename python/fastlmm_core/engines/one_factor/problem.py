@@ -31,9 +31,10 @@ from ...problem.columns import (
     z_preconditioner,
 )
 from ...problem.identification import GroupedColumns, Shared, parts_identify, refuse_unidentified
+from ..protocol import Engine, Problem
 from ..starts import moment_start
 
-__all__ = ["Problem", "condition"]
+__all__ = ["OneFactorProblem", "condition", "one_factor"]
 
 Array = NDArray[np.float64]
 
@@ -53,7 +54,7 @@ EXACT_WITHIN = 1e-12
 """A column of [X y] whose part within groups is relatively smaller lies in the span of Z_i."""
 
 
-class Problem(NamedTuple):
+class OneFactorProblem(NamedTuple):
     """A conditioned problem and the way back to the caller's units.
 
     Attributes
@@ -132,6 +133,11 @@ class Problem(NamedTuple):
         """Rows of Z_o (n, q)."""
         return np.asarray((Z - self.z_scale[0]) * self.z_scale[1] @ self.z_rows)
 
+    @property
+    def dropped(self) -> NDArray[np.intp]:
+        """Columns of X left out, being combinations of those before them."""
+        return np.setdiff1d(np.arange(len(self.x_map)), self.kept)
+
     def conditioned_x(self, X: Array) -> Array:
         """Rows of X_o (n, r)."""
         return np.asarray((X[:, self.kept] - self.x_scale[0]) * self.x_scale[1] @ self.x_rows)
@@ -182,7 +188,7 @@ class Problem(NamedTuple):
         """Number of groups of each random effect (q,)."""
         return np.full(self.structure.q, float(self.m))
 
-    def start(self, criterion: kernels.ClusterCriterion) -> Array:
+    def start(self, criterion: Engine) -> Array:
         """Theta from the moments of the data."""
         return moment_start(criterion, self.structure, self.n, self.m, float(self.within[-1]))
 
@@ -214,6 +220,13 @@ class Problem(NamedTuple):
         return self.log_constant - (self.log_jacobian if reml else 0.0)
 
 
+def one_factor(problem: Problem) -> OneFactorProblem:
+    """The problem, which must be one of a single grouping factor: for what is done with its groups one by one."""
+    if not isinstance(problem, OneFactorProblem):
+        raise TypeError(f"a problem of one grouping factor is needed, not {type(problem).__name__}")
+    return problem
+
+
 def condition(
     y: Array,
     X: Array,
@@ -223,7 +236,7 @@ def condition(
     offset: Array | None,
     structure: CovarianceStructure,
     z_names: Sequence[str] | None = None,
-) -> tuple[Problem, Grouping]:
+) -> tuple[OneFactorProblem, Grouping]:
     """Cross-products of a model, conditioned.
 
     Parameters
@@ -237,7 +250,7 @@ def condition(
 
     Returns
     -------
-    Problem
+    OneFactorProblem
     Grouping
         The grouping factor with the levels that occur.
 
@@ -338,7 +351,7 @@ def _vary_freely(packed: Array, raw: Array, q: int, r: int, n: int) -> bool:
 
 
 def _refuse_what_is_not_identified(
-    problem: Problem, X: Array, Z: Array, groups: Codes, weights: Array | None, z_names: Sequence[str] | None
+    problem: OneFactorProblem, X: Array, Z: Array, groups: Codes, weights: Array | None, z_names: Sequence[str] | None
 ) -> None:
     """Refuse random effects that X explains in every group, and parameters that nothing tells apart."""
     structure, r, n = problem.structure, problem.rank, problem.n
@@ -413,7 +426,7 @@ def _finish(
     n: int, m: int, structure: CovarianceStructure, raw: Array, packed_s: Array, beta0: Array, beta: Array,
     scale: float, kept: NDArray[np.intp], x_scale: Array, z_scale: Array, x_constant: int, z_constant: int,
     x_transform: Array | None, z_transform: Array | None, to_x: Array, to_z: Array, xy: Array, weights: Array | None,
-) -> tuple[Problem, NDArray[np.intp] | None, bool, bool]:  # fmt: skip
+) -> tuple[OneFactorProblem, NDArray[np.intp] | None, bool, bool]:  # fmt: skip
     q = structure.q
     r = len(kept)
     n_slots = len(raw)
@@ -458,7 +471,7 @@ def _finish(
     z_map = kernels.natural_map(z_scale, z_constant, to_z if z_transform is None else z_transform, None)[0]
     if z_transform is not None:
         z_map = z_map @ to_z
-    problem = Problem(
+    problem = OneFactorProblem(
         n=n,
         m=m,
         structure=structure,

@@ -11,8 +11,8 @@ from ... import kernels
 from ...kernels.deletions import others_in_group
 
 if TYPE_CHECKING:
-    from ...engines.one_factor.problem import Problem
-    from ...model import LinearMixedModel
+    from ...engines.one_factor.problem import OneFactorProblem
+    from ..model import Model
 
 __all__ = ["Pieces", "all_but_one", "conditioned_rows", "group_pieces", "square_lines"]
 
@@ -52,7 +52,7 @@ def square_lines(packed: Array, count: int, q: int) -> tuple[Array, Array]:
     return R, flat[:, n_a:-1]
 
 
-def conditioned_rows(model: LinearMixedModel, problem: Problem) -> tuple[Array, Array, Array]:
+def conditioned_rows(model: Model, problem: OneFactorProblem) -> tuple[Array, Array, Array]:
     """X_o, y_o and Z_o."""
     y = model.endog if model.offset is None else model.endog - model.offset
     # in shifted and scaled columns the constant takes nearly all of a large offset of y, and takes it without rounding
@@ -67,14 +67,14 @@ def conditioned_rows(model: LinearMixedModel, problem: Problem) -> tuple[Array, 
     )
 
 
-def group_pieces(model: LinearMixedModel, problem: Problem, by: str) -> Pieces:
+def group_pieces(model: Model, problem: OneFactorProblem, by: str) -> Pieces:
     """What the deletion of each group, or of each observation, takes away and leaves.
 
     Parameters
     ----------
     model : LinearMixedModel
         With one grouping factor.
-    problem : Problem
+    problem : OneFactorProblem
         Of the model.
     by : {"group", "observation"}
     """

@@ -27,7 +27,7 @@ from .contributions import all_but_one, group_pieces
 from .polynomials import DEGREES, Sums, n_nodes, n_terms, symmetric_sum
 
 if TYPE_CHECKING:
-    from ...result import LMMResult
+    from ..fit import Fit
 
 __all__ = ["Deletions", "delete"]
 
@@ -102,7 +102,7 @@ def _degrees(n_par: int, size: Array) -> list[tuple[int, float]]:
 class _Refits:
     """All deletions of one kind."""
 
-    def __init__(self, result: LMMResult, by: str) -> None:
+    def __init__(self, result: Fit, by: str) -> None:
         model = result.model
         problem: Any = model.problem
         self.result, self.model, self.problem = result, model, problem
@@ -444,7 +444,7 @@ class _Without:
         self.refits.lines[self.place] = self.saved
 
 
-def delete(result: LMMResult, by: str) -> Deletions:
+def delete(result: Fit, by: str) -> Deletions:
     """Refit after the deletion of each group, or of each observation.
 
     Parameters

@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 
 if TYPE_CHECKING:
     from ...covariance.parameters import CovarianceStructure
-    from ...engines.one_factor.problem import Problem
-    from ...result import LMMResult
+    from ...engines.one_factor.problem import OneFactorProblem
+    from ..fit import Fit
 
 __all__ = ["DEGREES", "Basis", "Sums", "n_nodes", "n_terms", "symmetric_sum"]
 
@@ -97,7 +97,7 @@ def symmetric_sum(structure: CovarianceStructure, S: Array) -> Array:
 class Sums:
     """The sums log|W| and H over all groups as functions of S, where G^ = F (I + S) F'."""
 
-    def __init__(self, result: LMMResult, problem: Problem) -> None:
+    def __init__(self, result: Fit, problem: OneFactorProblem) -> None:
         structure = result.model.structure
         self.structure = structure
         self.factor = result.optimum.factor

@@ -7,7 +7,6 @@ changes the elimination of all levels.  Refits start at the estimates of all row
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
@@ -20,10 +19,9 @@ from .groups import Deletions
 
 if TYPE_CHECKING:
     from ...design.grouping import Grouping
-    from ...model import LinearMixedModel
-    from ...result import LMMResult
+    from ..fit import Fit
 
-__all__ = ["MOST", "refit_each", "refits", "rows_of_units", "subset"]
+__all__ = ["MOST", "refit_each", "refits", "rows_of_units"]
 
 Array = NDArray[np.float64]
 Index = NDArray[np.intp]
@@ -33,47 +31,20 @@ MOST = 3000
 """Refits without single observations that are still made."""
 
 
-def subset(model: LinearMixedModel, rows: Index) -> LinearMixedModel:
-    """The model of some of the rows, from arrays; levels without rows are left out.
-
-    Parameters
-    ----------
-    model : LinearMixedModel
-    rows : (n,) int array
-
-    Raises
-    ------
-    LMMError
-        Where the rows cannot be fitted.
-    """
-    codes = tuple(factor.grouping.of_rows(rows) for factor in model.factors)
-    other = type(model).__new__(type(model))
-    other._setup(
-        model.endog[rows],
-        model.exog[rows],
-        replace(model.random, parts=(model.exog_re[rows],), codes=codes),
-        None if model.weights is None else model.weights[rows],
-        None if model.offset is None else model.offset[rows],
-        model.exog_names,
-        response_name=model.response_name,
-    )
-    return other
-
-
-def _refit(result: LMMResult, rows: Index) -> LMMResult:
-    model = subset(result.model, rows)
+def _refit(result: Fit, rows: Index) -> Fit:
+    model = result.model.rows(rows)
     found = None
     if result.converged and not result.singular:
-        found = model.fit(reml=result.reml, start=result.theta)
+        found = result.again(model, start=result.theta)
         if found.converged and not found.singular:
             return found
-    other = model.fit(reml=result.reml)
+    other = result.again(model)
     if found is None or other.converged > found.converged or other.criterion <= found.criterion:
         return other
     return found
 
 
-def refits(result: LMMResult, units: Sequence[Index], use: Callable[[int, LMMResult], T]) -> list[T | LMMError]:
+def refits(result: Fit, units: Sequence[Index], use: Callable[[int, Fit], T]) -> list[T | LMMError]:
     """Fit the rows outside each unit and make use of the fit; the error where there is none.
 
     Parameters
@@ -101,7 +72,7 @@ def refits(result: LMMResult, units: Sequence[Index], use: Callable[[int, LMMRes
     return found
 
 
-def rows_of_units(result: LMMResult, grouping: Grouping | None) -> list[Index]:
+def rows_of_units(result: Fit, grouping: Grouping | None) -> list[Index]:
     """Rows of each level of a factor, or each row by itself.
 
     Raises
@@ -121,7 +92,7 @@ def rows_of_units(result: LMMResult, grouping: Grouping | None) -> list[Index]:
     return np.split(order, np.cumsum(counts)[:-1])
 
 
-def refit_each(result: LMMResult, grouping: Grouping | None) -> Deletions:
+def refit_each(result: Fit, grouping: Grouping | None) -> Deletions:
     """`deletion.delete` for several grouping factors.
 
     Parameters
@@ -152,12 +123,12 @@ def refit_each(result: LMMResult, grouping: Grouping | None) -> Deletions:
     )
     before = result.model.problem.kept
 
-    def take(i: int, fit: LMMResult) -> None:
+    def take(i: int, fit: Fit) -> None:
         problem = fit.model.problem
-        out.params[i] = fit._params
+        out.params[i] = fit.beta
         out.half[i] = 0.0
-        out.half[i, : problem.rank] = np.linalg.solve(fit._chol, problem.x_map.T) if problem.rank else 0.0
-        out.half[i][:, np.setdiff1d(np.arange(p), problem.kept)] = np.nan
+        out.half[i, : problem.rank] = np.linalg.solve(fit.solution.chol, problem.x_map.T) if problem.rank else 0.0
+        out.half[i][:, problem.dropped] = np.nan
         out.sigma2[i], out.criterion[i], out.gradient_norm[i] = fit.sigma2, fit.criterion, fit.gradient_norm
         out.factor[i] = fit.relative_factor
         out.converged[i], out.singular[i] = fit.converged, fit.singular

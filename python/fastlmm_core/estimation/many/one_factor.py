@@ -8,12 +8,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ... import kernels
+from ...engines.one_factor.problem import one_factor
+from ..fit import Fit, estimate
+from ..model import Model
 
 if TYPE_CHECKING:
-    from ...model import LinearMixedModel
     from .several_factors import HierarchyDesign
 
-__all__ = ["EffectsDesign", "batch_design", "constant_column", "effects_design"]
+__all__ = ["EffectsDesign", "constant_column", "effects_design", "shared_design"]
 
 Array = NDArray[np.float64]
 
@@ -24,8 +26,8 @@ MAX_ITERATIONS = 40
 class EffectsDesign:
     """What BLUPs of many responses share: b = L (I + L'A L)^-1 L' Z'W (y - X beta), group by group."""
 
-    def __init__(self, model: LinearMixedModel) -> None:
-        problem = model.problem
+    def __init__(self, model: Model) -> None:
+        problem = one_factor(model.problem)
         self.model = model
         position = model.grouping.index
         self.order = np.argsort(position, kind="stable")
@@ -47,13 +49,17 @@ class EffectsDesign:
         return [(model.problem.z_map @ (factors[:, None] @ spherical))[..., 0]]
 
 
-def effects_design(model: LinearMixedModel) -> EffectsDesign | HierarchyDesign:
+def effects_design(model: Model) -> EffectsDesign | HierarchyDesign:
     """What finds BLUPs of many responses, for one grouping factor or several."""
-    return EffectsDesign(model) if len(model.factors) == 1 else cast("HierarchyDesign", model.batch_design())
+    return EffectsDesign(model) if len(model.factors) == 1 else cast("HierarchyDesign", shared_design(model))
 
 
-def batch_design(model: LinearMixedModel) -> kernels.BatchDesign | HierarchyDesign:
-    """What all responses share, for the engine of one grouping factor or of several."""
+def shared_design(model: Model) -> kernels.BatchDesign | HierarchyDesign:
+    """What all responses share; made once per model."""
+    return model.once("shared by responses", lambda: _shared_design(model))
+
+
+def _shared_design(model: Model) -> kernels.BatchDesign | HierarchyDesign:
     if len(model.factors) > 1:
         from .several_factors import HierarchyDesign
 
@@ -61,9 +67,9 @@ def batch_design(model: LinearMixedModel) -> kernels.BatchDesign | HierarchyDesi
     return _one_factor(model)
 
 
-def _one_factor(model: LinearMixedModel) -> kernels.BatchDesign:
+def _one_factor(model: Model) -> kernels.BatchDesign:
     """The arrays that all responses share, in conditioned coordinates."""
-    problem = model.problem
+    problem = one_factor(model.problem)
     n, m, q, r = problem.n, problem.m, model.structure.q, problem.rank
     packed, _ = kernels.factor_groups(problem.raw, problem.z_transform, problem.xy_transform)
     lines = packed.transpose(0, 2, 1).reshape(-1, packed.shape[1])[:m]
@@ -139,22 +145,22 @@ def _one_factor(model: LinearMixedModel) -> kernels.BatchDesign:
     )
 
 
-def constant_column(model: LinearMixedModel) -> int:
+def constant_column(model: Model) -> int:
     """The constant column of X among those kept."""
     values = model.exog[:, model.problem.kept]
     constant = np.flatnonzero((values == values[0]).all(axis=0) & (values[0] != 0.0))
     return int(model.problem.kept[constant[0]])
 
 
-def _scoring(model: LinearMixedModel, packed: Array) -> tuple[Array, Array]:
+def _scoring(model: Model, packed: Array) -> tuple[Array, Array]:
     """A point at which to take one step of Fisher scoring in G, and the inverse of the expected Hessian there.
 
     The expected second derivative along D and F is sum tr(N_i D N_i F) (Jennrich and Schluchter 1986,
     Biometrics 42, eq. 12).
     """
-    problem, structure = model.problem, model.structure
+    problem, structure = one_factor(model.problem), model.structure
     q = structure.q
-    fitted = model.fit().optimum.factor
+    fitted = estimate(Fit, model, True).optimum.factor
     relative = fitted @ fitted.T + 0.25 * problem.m / problem.n * np.eye(q)
     first = structure.canonical(np.asarray(np.linalg.cholesky(relative), dtype=np.float64))
     _, n_i = kernels.group_effects(packed, problem.m, first, np.zeros(problem.rank + 1), precision=True)

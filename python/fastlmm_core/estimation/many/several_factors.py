@@ -17,21 +17,21 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from ...covariance.directions import free_directions, inverse_hessian
 from ...covariance.parameters import CovarianceStructure, vech_positions
-from ...engines.crossed.problem import HierarchyProblem
+from ...engines.crossed.problem import CrossedProblem
 from ...engines.starts import many_minima, other_starts
 from ...errors import LMMError
-from ...inference.information import free_directions
-from ...inference.many import inverse_hessian
 from ...kernels import minimize_newton
 from ...problem.columns import condition_z, factor_structure
 from ...support.blas_threads import one_blas_thread
+from ..fit import Fit, estimate
+from ..model import Model
 from ..optimize import CERTIFIED, ROUND, SINGULAR, optimize
 from .one_factor import constant_column
 
 if TYPE_CHECKING:
     from ...engines.crossed.engine import CrossedCriterion
-    from ...model import LinearMixedModel
 
 __all__ = ["HierarchyDesign", "HierarchyPatterns"]
 
@@ -70,7 +70,7 @@ class _Responses(NamedTuple):
 class _Worker:
     """A criterion of this design whose response can be exchanged."""
 
-    def __init__(self, problem: HierarchyProblem) -> None:
+    def __init__(self, problem: CrossedProblem) -> None:
         from ...engines.crossed.engine import CrossedCriterion
 
         self.structure = problem.structure
@@ -124,10 +124,10 @@ class HierarchyDesign:
         With several grouping factors.
     """
 
-    def __init__(self, model: LinearMixedModel) -> None:
+    def __init__(self, model: Model) -> None:
         from scipy.sparse import coo_array, csr_array
 
-        problem = cast("HierarchyProblem", model.problem)
+        problem = cast("CrossedProblem", model.problem)
         self.problem = problem
         self.structure: CovarianceStructure = model.structure
         self.columns = [factor.columns for factor in model.factors]
@@ -459,7 +459,7 @@ class HierarchyPatterns:
         return half, slopes[free], shift[free], inverse, middle + middle.T
 
 
-def _conditioned_z(model: LinearMixedModel, part: slice) -> Array:
+def _conditioned_z(model: Model, part: slice) -> Array:
     """Z_o of one factor, weighted."""
     local = factor_structure(model.structure, part.start, part.stop - part.start)
     Z, own = condition_z(model.exog_re[:, part], model.weights, local)
@@ -468,10 +468,10 @@ def _conditioned_z(model: LinearMixedModel, part: slice) -> Array:
     return Z if np.array_equal(own, z_map) else np.asarray(Z @ np.linalg.solve(own, z_map))
 
 
-def _start(model: LinearMixedModel) -> Array:
+def _start(model: Model) -> Array:
     """Theta from which each response starts: the optimum of the model's own, away from the boundary."""
     problem, structure = model.problem, model.structure
-    fitted = model.fit().optimum.factor
+    fitted = estimate(Fit, model, True).optimum.factor
     relative = fitted @ fitted.T + 0.25 * np.diag(problem.levels / problem.n)
     return structure.theta(structure.canonical(np.asarray(np.linalg.cholesky(relative), dtype=np.float64)))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -17,8 +18,9 @@ from .null_distributions import NullTest, chi_bar_square, chi_square, counted
 from .table import Comparison, Row, information_criteria
 
 if TYPE_CHECKING:
-    from ...model import LinearMixedModel
-    from ...result import LMMResult
+    from ...estimation.fit import Fit
+    from ...estimation.model import Model
+from ...simulation.draws import simulate_fit
 
 __all__ = [
     "Null",
@@ -41,7 +43,7 @@ NOTHING = 1e-8
 
 
 def compare(
-    *results: LMMResult,
+    *results: Fit,
     test: Literal["lrt"] | None = "lrt",
     null: Null = "auto",
     n_sim: int | None = None,
@@ -116,10 +118,10 @@ def compare(
 
 
 def _check(results: Sequence[Any], test: Any, null: Any, n_sim: int | None, seed: Any) -> int:
-    from ...result import LMMResult
+    from ...estimation.fit import Fit
 
     for i, result in enumerate(results):
-        if not isinstance(result, LMMResult):
+        if not isinstance(result, Fit):
             remedy = "; call its fit() first" if hasattr(result, "fit") else ""
             if isinstance(result, (list, tuple)):
                 remedy = "; give the results one by one, compare(*results)"
@@ -142,7 +144,7 @@ def check_null(null: Any, n_sim: int | None, seed: Any) -> int:
     return n_sim
 
 
-def same_data(results: Sequence[LMMResult]) -> None:
+def same_data(results: Sequence[Fit]) -> None:
     """Refuse results whose observations, weights or offsets differ.
 
     Raises
@@ -184,7 +186,7 @@ def _filled(values: Array | None, default: float, n: int) -> Array:
     return np.full(n, default) if values is None else values
 
 
-def _comparable(results: list[LMMResult], refit: bool) -> tuple[list[LMMResult], list[str]]:
+def _comparable(results: list[Fit], refit: bool) -> tuple[list[Fit], list[str]]:
     """Results whose criteria are of one kind."""
     kinds = {result.reml for result in results}
     if kinds == {False}:
@@ -196,23 +198,23 @@ def _comparable(results: list[LMMResult], refit: bool) -> tuple[list[LMMResult],
         why = "their fixed parts differ"
     if not refit:
         raise LMMError(f"the REML criteria of these models cannot be compared, as {why}; use refit=True, or fit by ML")
-    changed = [result.model.fit(reml=False) if result.reml else result for result in results]
+    changed = [result.again(result.model, reml=False) if result.reml else result for result in results]
     return changed, [f"Refitted by maximum likelihood: the models were fit by REML and {why}."]
 
 
-def _same_span(one: LinearMixedModel, other: LinearMixedModel) -> bool:
+def _same_span(one: Model, other: Model) -> bool:
     if one is other:
         return True
     X, Y = one.exog[:, one.problem.kept], other.exog[:, other.problem.kept]
     return X.shape == Y.shape and contained(X, Y)
 
 
-def _basis_shift(fit: LMMResult, first: LMMResult) -> float:
+def _basis_shift(fit: Fit, first: Fit) -> float:
     """What brings a REML criterion to the coding of X of the first: log|X'V^-1 X| changes by 2 log|det| of the map."""
     return float(fit.model.problem.log_jacobian - first.model.problem.log_jacobian) if fit.reml else 0.0
 
 
-def _label(model: LinearMixedModel) -> str:
+def _label(model: Model) -> str:
     if model.spec is not None:
         return " ".join(model.spec.formula.split())
     fixed = [name for i, name in enumerate(model.exog_names) if i in set(model.problem.kept.tolist())]
@@ -225,7 +227,7 @@ def _label(model: LinearMixedModel) -> str:
 
 
 def tested(
-    row: Row, before: Row, fit: LMMResult, smaller: LMMResult, names: tuple[str, str], null: Null, n_sim: int,
+    row: Row, before: Row, fit: Fit, smaller: Fit, names: tuple[str, str], null: Null, n_sim: int,
     seed: Seed, n_jobs: int | None = None, progress: bool | None = None,
 ) -> Row:  # fmt: skip
     """The row of a fit with its test against a smaller one.
@@ -275,7 +277,7 @@ def beyond_rounding(statistic: float, deviance: float) -> float:
 
 
 def null_test(
-    statistic: float, nesting: Nesting, large: LinearMixedModel, factor: Array | None, reml: bool, null: Null,
+    statistic: float, nesting: Nesting, large: Model, factor: Array | None, reml: bool, null: Null,
     n_sim: int, seed: Seed,
 ) -> NullTest:  # fmt: skip
     """The p-value of a likelihood ratio statistic, by any null distribution but the bootstrap.
@@ -325,7 +327,7 @@ def null_test(
 
 
 def _chosen_test(
-    statistic: float, nesting: Nesting, large: LinearMixedModel, factor: Array | None, reml: bool, n_sim: int,
+    statistic: float, nesting: Nesting, large: Model, factor: Array | None, reml: bool, n_sim: int,
     seed: Seed,
 ) -> NullTest:  # fmt: skip
     """Exact where the variance tested is the only one, so that nothing has to be taken as known; else the mixture."""
@@ -340,13 +342,13 @@ def _chosen_test(
 
 
 def _bootstrapped(
-    statistic: float, smaller: LMMResult, fit: LMMResult, n_sim: int, seed: Seed,
+    statistic: float, smaller: Fit, fit: Fit, n_sim: int, seed: Seed,
     n_jobs: int | None, progress: bool | None,
 ) -> NullTest:  # fmt: skip
     """Parametric bootstrap: both models fitted to responses drawn from the smaller, the same ones for both."""
     key = int(generator_of(seed).integers(2**62))
-    under = smaller.simulate_fit(n_sim, key, n_jobs=n_jobs, progress=progress)
-    over = smaller.simulate_fit(n_sim, key, n_jobs=n_jobs, progress=progress, fit=fit.model)
+    drawing = partial(simulate_fit, smaller, n_sim, key, reml=smaller.reml, n_jobs=n_jobs, progress=progress)
+    under, over = drawing(), drawing(fit=fit.model)
     shift = _basis_shift(fit, smaller)
     drawn = under.criterion - over.criterion - shift
     good = under.converged & over.converged
@@ -359,7 +361,7 @@ def _bootstrapped(
     return counted(statistic, drawn[good], text)
 
 
-def warnings(fits: Sequence[tuple[str, LMMResult]]) -> list[str]:
+def warnings(fits: Sequence[tuple[str, Fit]]) -> list[str]:
     """What to beware of in tests of these models, named, in order of size."""
     out = []
     doubtful = [name for name, fit in fits if not fit.converged]

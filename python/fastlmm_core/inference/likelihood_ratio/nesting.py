@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from ...design.terms import TOLERANCE
 
 if TYPE_CHECKING:
-    from ...kernels import ClusterCriterion
-    from ...model import LinearMixedModel
+    from ...engines.protocol import Engine
+    from ...estimation.model import Model
 
 __all__ = ["Cone", "Nesting", "cones", "contained", "efficient_information", "nest", "orthonormal", "same_grouping"]
 
@@ -98,7 +98,7 @@ class Nesting:
         return self.fixed + self.free + self.boundary
 
 
-def cones(model: LinearMixedModel) -> tuple[Cone, ...]:
+def cones(model: Model) -> tuple[Cone, ...]:
     """The cones that make up the covariance of a model; every independent random effect is one of its own."""
     out = []
     for block in model.structure.blocks:
@@ -160,7 +160,7 @@ def same_grouping(one: Cone, other: Cone) -> bool:
     return len(pairs) == one.n_groups
 
 
-def nest(small: LinearMixedModel | None, large: LinearMixedModel) -> Nesting | str:
+def nest(small: Model | None, large: Model) -> Nesting | str:
     """What the larger model adds, or in words why the smaller is not nested in it.
 
     Parameters
@@ -222,9 +222,7 @@ def _new_effects(target: Cone, parents: Sequence[Cone], fresh: int) -> str:
     return f"{' + '.join(shown)} | {target.factor}"
 
 
-def efficient_information(
-    nesting: Nesting, large: LinearMixedModel, relative: Array | None, reml: bool
-) -> Array | None:
+def efficient_information(nesting: Nesting, large: Model, relative: Array | None, reml: bool) -> Array | None:
     """Information on the covariances that are zero in the smaller model, all others being estimated.
 
     The expected information of the larger model at the estimate of the smaller, in G / sigma^2 and log sigma^2
@@ -283,11 +281,11 @@ def efficient_information(
     return inner if np.linalg.eigvalsh(inner)[0] > 1e-10 * np.trace(inner) else None
 
 
-def _information(criterion: ClusterCriterion, n: int, rank: int, reml: bool) -> Array:
+def _information(criterion: Engine, n: int, rank: int, reml: bool) -> Array:
     """Expected information on vech(G / sigma^2), sigma^2 being estimated, at the last point of order 2."""
-    lower = np.tril_indices(criterion.q)
     traces = criterion.traces()
     n_sum = criterion.precision()
+    lower = np.tril_indices(len(n_sum))
     mean = np.where(lower[0] == lower[1], 1.0, 2.0) * n_sum[lower]
     nu = n
     if reml and rank:

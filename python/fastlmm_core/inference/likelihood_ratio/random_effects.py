@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ...design.terms import RandomTerm
+from ...design.terms import Term, random_part
 from ...errors import LMMError
-from ...model import LinearMixedModel
+from ...estimation.model import Model
 from ...simulation.draws import draws, parametric, simulate_fit, stream_size
 from ...support.seeds import Seed, generator_of, key_of
 from .compare import Null, beyond_rounding, check_null, null_test, tested, warnings
@@ -20,7 +20,7 @@ from .null_distributions import NullTest, counted
 from .table import Comparison, Row, information_criteria
 
 if TYPE_CHECKING:
-    from ...result import LMMResult
+    from ...estimation.fit import Fit
 
 __all__ = ["random_effect_test"]
 
@@ -39,14 +39,14 @@ class _Effect:
 class _LinearNull:
     """The linear model without random effects, as a source of responses."""
 
-    model: LinearMixedModel
+    model: Model
     sigma2: float
     relative_factor: Array
     marginal_mean: Array
 
 
 def random_effect_test(
-    result: LMMResult,
+    result: Fit,
     term: str | None = None,
     *,
     null: Null = "auto",
@@ -90,7 +90,7 @@ def random_effect_test(
         keep = [j for j in range(model.structure.q) if j not in effect.columns]
         name = f"without {effect.name}"
         if keep:
-            smaller = _without(model, keep).fit(reml=result.reml)
+            smaller = result.again(_without(model, keep))
             row = information_criteria(name, smaller.n_parameters, smaller.criterion, result.nobs)
             names = f"the model {name}", "the model with it"
             row = _moved(tested(rows[0], row, result, smaller, names, null, size, seed), row)
@@ -116,7 +116,7 @@ def _moved(larger: Row, smaller: Row) -> Row:
     )
 
 
-def _effects(model: LinearMixedModel, term: str | None) -> list[_Effect]:
+def _effects(model: Model, term: str | None) -> list[_Effect]:
     names = model.exog_re_names
     tested: list[_Effect] = []
     known: set[str] = set()
@@ -142,27 +142,19 @@ def _effects(model: LinearMixedModel, term: str | None) -> list[_Effect]:
     return tested
 
 
-def _without(model: LinearMixedModel, keep: list[int]) -> LinearMixedModel:
+def _without(model: Model, keep: list[int]) -> Model:
     """The model with these random effects only."""
     terms = []
     for block in model.structure.blocks:
         columns = [j for j in keep if block.start <= j < block.stop]
         if columns:
-            grouping = model.factor_of(block).grouping
-            names = [model.exog_re_names[j] for j in columns]
-            structure: Literal["full", "diagonal"] = "full" if block.structure == "full" else "diagonal"
-            terms.append(RandomTerm(model.exog_re[:, columns], grouping.index, grouping.name, structure, names))
-    return LinearMixedModel(
-        model.endog,
-        model.exog,
-        terms=terms,
-        weights=model.weights,
-        offset=model.offset,
-        exog_names=model.exog_names,
-    )
+            codes = model.factor_of(block).grouping.codes
+            names = tuple(model.exog_re_names[j] for j in columns)
+            terms.append(Term(codes.name, codes, model.exog_re[:, columns], names, block.structure))
+    return model.of(model.design.with_random(random_part(terms)), model.endog)
 
 
-def _against_linear(result: LMMResult, name: str, null: Null, n_sim: int, seed: Seed) -> Row:
+def _against_linear(result: Fit, name: str, null: Null, n_sim: int, seed: Seed) -> Row:
     """The test of all random effects against the linear model."""
     model = result.model
     nesting = nest(None, model)
@@ -181,7 +173,7 @@ def _against_linear(result: LMMResult, name: str, null: Null, n_sim: int, seed: 
     )
 
 
-def _bootstrap_linear(statistic: float, result: LMMResult, criterion: float, n_sim: int, seed: Seed) -> NullTest:
+def _bootstrap_linear(statistic: float, result: Fit, criterion: float, n_sim: int, seed: Seed) -> NullTest:
     """Parametric bootstrap under the linear model, whose criterion is a multiple of log RSS but for a constant."""
     model = result.model
     n, rank = model.nobs, model.problem.rank

@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 
 from ...errors import LMMError
 from ...formula.coding import fixed_terms
-from ...formula.specification import FormulaSpec, Numbers
+from ...formula.specification import Numbers
 
 if TYPE_CHECKING:
-    from ...model import LinearMixedModel
+    from ...estimation.model import Model
 
 __all__ = ["ReferenceGrid"]
 
@@ -41,14 +41,14 @@ class ReferenceGrid:
         Where the other variables, which are numeric, stand.
     """
 
-    def __init__(self, model: LinearMixedModel, at: Mapping[str, Any] | None = None) -> None:
+    def __init__(self, model: Model, at: Mapping[str, Any] | None = None) -> None:
         if model.spec is None:
             raise LMMError(
                 "marginal means and slopes need a model from a formula, which knows its factors; for a model from "
                 "arrays test linear combinations of its coefficients, e.g. test([[0, 1]])"
             )
         self.model = model
-        self._spec: FormulaSpec = model.spec
+        self._spec = model.spec
         reference = model.spec.reference
         self.levels = {name: value for name, value in reference.items() if isinstance(value, tuple)}
         self.means = {name: value.mean for name, value in reference.items() if isinstance(value, Numbers)}
@@ -144,7 +144,7 @@ class ReferenceGrid:
         -------
         (cells, p) array
         """
-        terms = fixed_terms(self.model)
+        terms = fixed_terms(self.model.design)
         varied = [frozenset(term.variables & self.levels.keys()) for term in terms]
         largest = [s for s in dict.fromkeys(varied) if not any(s < other for other in varied)]
         count = int(np.prod([len(self.levels[name]) for name in names]))

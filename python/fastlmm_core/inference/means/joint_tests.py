@@ -94,7 +94,7 @@ def joint_tests(means: MarginalMeans) -> JointTests:
     result, grid = means._result, means._grid
     if not any(len(grid.levels[name]) > 1 for name in means.factors):
         raise LMMError("joint_test needs at least two means to compare; name a factor with several levels in `factors`")
-    variables = [term.variables for term in fixed_terms(result.model)]
+    variables = [term.variables for term in fixed_terms(result.model.design)]
     families = means.families()
     terms = [
         term

@@ -15,12 +15,12 @@ from ...errors import LMMError
 from .. import wald as inference
 
 if TYPE_CHECKING:
-    from ...result import LMMResult
+    from ...estimation.fit import Fit
 
 __all__ = ["marginaleffects_model"]
 
 
-def marginaleffects_model(result: LMMResult, data: Any, ddf: str = "normal", information: str = "expected") -> Any:
+def marginaleffects_model(result: Fit, data: Any, ddf: str = "normal", information: str = "expected") -> Any:
     """The fit as a model that marginaleffects understands.
 
     Parameters
@@ -105,7 +105,7 @@ def marginaleffects_model(result: LMMResult, data: Any, ddf: str = "normal", inf
             return None if offset else {"model_type": "linear", "family": None, "link": None}
 
     vault = ModelVault(
-        coef=result._params.copy(),
+        coef=result.beta.copy(),
         coefnames=np.array(model.exog_names),
         formula=f"{response} ~ {quoted}",
         modeldata=frame,

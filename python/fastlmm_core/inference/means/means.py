@@ -17,12 +17,13 @@ from numpy.typing import NDArray
 from ...errors import LMMError
 from ...support.checks import check_share
 from .. import wald as inference
+from ..options import check_options
 from . import multiplicity
 from .contrasts import CONTRASTS, contrast_weights
 from .grid import ReferenceGrid
 
 if TYPE_CHECKING:
-    from ...result import LMMResult
+    from ...estimation.fit import Fit
     from .joint_tests import JointTests
 
 __all__ = ["Contrasts", "MarginalMeans", "emmeans", "slopes"]
@@ -78,7 +79,7 @@ class _Estimates:
     level: float
     adjust: str
     notes: tuple[str, ...]
-    _result: LMMResult = field(repr=False)
+    _result: Fit = field(repr=False)
 
     _tests = True
 
@@ -241,7 +242,7 @@ class MarginalMeans(_Estimates):
 
 
 def emmeans(
-    result: LMMResult,
+    result: Fit,
     factors: str | Sequence[str],
     by: str | Sequence[str] | None = None,
     at: Mapping[str, Any] | None = None,
@@ -289,7 +290,7 @@ def emmeans(
 
 
 def slopes(
-    result: LMMResult,
+    result: Fit,
     variable: str,
     factors: str | Sequence[str] | None = None,
     by: str | Sequence[str] | None = None,
@@ -330,7 +331,7 @@ def slopes(
 
 
 def _means(
-    result: LMMResult,
+    result: Fit,
     grid: ReferenceGrid,
     factors: tuple[str, ...],
     by: tuple[str, ...],
@@ -341,7 +342,7 @@ def _means(
     options: tuple[str, str],
 ) -> MarginalMeans:
     check_share(level, "level")
-    inference.check_options(*options)
+    check_options(*options)
     repeated = [name for name in factors if name in by]
     if repeated:
         raise LMMError(f"by: {repeated[0]!r} is one of `factors` too; name it once")
@@ -390,7 +391,7 @@ def _families(labels: Labels, by: Sequence[str]) -> list[NDArray[np.intp]]:
 
 
 def _estimated(
-    result: LMMResult,
+    result: Fit,
     L: Array,
     level: float,
     adjust: str,

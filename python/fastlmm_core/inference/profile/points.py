@@ -9,12 +9,14 @@ nuisance parameters are settled first, and a bracket keeps the steps from going 
 from __future__ import annotations
 
 from math import exp, isfinite, log
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ...engines.one_factor.problem import one_factor
 from ...engines.starts import other_starts
+from ...estimation.fit import Fit
 from ...estimation.optimize import CERTIFIED
 from ...kernels import minimize_newton
 from .coordinates import (
@@ -29,9 +31,6 @@ from .coordinates import (
     State,
     ZeroChart,
 )
-
-if TYPE_CHECKING:
-    from ...result import LMMResult
 
 __all__ = ["Parameter", "Point", "ProfileError", "Profiler", "parameters_of"]
 
@@ -90,7 +89,7 @@ class ProfileError(Exception):
     """A point of a profile could not be found; the message says why."""
 
 
-def parameters_of(result: LMMResult) -> list[Parameter]:
+def parameters_of(result: Fit) -> list[Parameter]:
     """All parameters: fixed effects, then standard deviations and correlations in the order of theta, and sigma."""
     model = result.model
     return [
@@ -147,10 +146,10 @@ class Profiler:
         Refitted by ML where it is a REML fit.
     """
 
-    def __init__(self, result: LMMResult) -> None:
-        self.fit = fit = result.model.fit(reml=False) if result.reml else result
+    def __init__(self, result: Fit) -> None:
+        self.fit = fit = result.again(result.model, reml=False) if result.reml else result
         self.problem = problem = fit.model.problem
-        self.deviance = Deviance(problem)
+        self.deviance = Deviance(one_factor(problem))
         self.minimum = fit.optimum.value
         s = float(np.log(fit.sigma2 / problem.scale**2))
         self.optimum = State(fit.optimum.factor * np.exp(0.5 * s), s)
@@ -164,9 +163,9 @@ class Profiler:
         """The ML estimate; NaN for a dropped coefficient and for the correlation of an effect that does not vary."""
         index = list(parameter.columns)
         if parameter.kind == "beta":
-            return float(self.fit._params[index[0]])
+            return float(self.fit.beta[index[0]])
         # what the fit declares zero has rounding errors in the conditioned problem
-        still = parameter.kind != "sigma" and not self.fit._factor[index].any(axis=1).all()
+        still = parameter.kind != "sigma" and not self.fit.relative_factor[index].any(axis=1).all()
         if still:
             return 0.0 if parameter.kind == "sd" else float("nan")
         return self._natural(parameter, self.optimum)
@@ -233,7 +232,7 @@ class Profiler:
     def _without(self, index: int) -> tuple[float, State]:
         """Rise of the deviance where the standard deviation of a random effect is zero, and the state."""
         if index not in self._zero:
-            chart = ZeroChart(SdChart(self.problem, self.optimum.M, index))
+            chart = ZeroChart(SdChart(one_factor(self.problem), self.optimum.M, index))
             start = chart.start(self.optimum.M, self.optimum.s)
             state, model = self._settle(chart, start, self._expand(chart, start), EXACT + self.noise)
             s = log(self.deviance.criterion.solution()[1] / self.problem.n)
@@ -283,11 +282,11 @@ class Profiler:
             return self._openings[parameter.name]
         chart: Chart
         if parameter.kind == "sigma":
-            chart = SigmaChart(self.problem, start.M)
+            chart = SigmaChart(one_factor(self.problem), start.M)
         elif parameter.kind == "cor":
-            chart = CorrelationChart(self.problem, start.M, *parameter.columns)
+            chart = CorrelationChart(one_factor(self.problem), start.M, *parameter.columns)
         else:
-            chart = of_sd = SdChart(self.problem, start.M, *parameter.columns)
+            chart = of_sd = SdChart(one_factor(self.problem), start.M, *parameter.columns)
             if at_optimum and self.estimate(parameter) == 0.0:
                 state = of_sd.with_length(of_sd.start(start.M, start.s), *self._first_length(of_sd, level))
                 return chart, state, self._expand(chart, state)
@@ -438,7 +437,7 @@ class Profiler:
                 gamma = centre + outward * t * unit
                 s = float(np.log(r2 / n))
                 beta = rest @ inner + gamma * q
-                value = float(self.fit._params[column]) + outward * t * unit * size * problem.scale
+                value = float(self.fit.beta[column]) + outward * t * unit * size * problem.scale
                 return Point(value, level, State(structure.factor(theta) * np.exp(0.5 * s), s), beta)
             inside, outside = (t, outside) if zeta < goal else (inside, t)
             t = min(t + change, 4.0 * t)

@@ -22,7 +22,7 @@ from ...support.progress import progress_bar
 from .points import Parameter, Point, ProfileError, Profiler, parameters_of
 
 if TYPE_CHECKING:
-    from ...result import LMMResult
+    from ...estimation.fit import Fit
 
 __all__ = ["ProfileResult", "confidence_limits", "profile"]
 
@@ -32,7 +32,7 @@ PER_SIDE = 8
 """Points of a path on each side of the minimum."""
 
 
-def _chosen(result: LMMResult, parameters: str | Sequence[str] | None) -> list[Parameter]:
+def _chosen(result: Fit, parameters: str | Sequence[str] | None) -> list[Parameter]:
     known = parameters_of(result)
     if parameters is None:
         return known
@@ -177,7 +177,7 @@ def _limits(profiler: Profiler, chosen: list[Parameter], level: float) -> dict[s
 
 
 def confidence_limits(
-    result: LMMResult, level: float = 0.95, parameters: str | Sequence[str] | None = None
+    result: Fit, level: float = 0.95, parameters: str | Sequence[str] | None = None
 ) -> dict[str, tuple[float, float]]:
     """Profile-likelihood confidence limits, each solved for.
 
@@ -243,7 +243,7 @@ def _path(profiler: Profiler, parameter: Parameter, rise: float) -> tuple[list[t
 
 
 def profile(
-    result: LMMResult,
+    result: Fit,
     parameters: str | Sequence[str] | None = None,
     level: float = 0.99,
     progress: bool | None = None,

@@ -19,20 +19,19 @@ information exists along the covariance matrices of the rank found only.
 
 from __future__ import annotations
 
-from functools import lru_cache
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .. import kernels
-from ..covariance.parameters import CovarianceStructure, vech_positions
+from ..covariance.directions import free_directions, unit_places
+from ..covariance.parameters import CovarianceStructure
+from ..engines.protocol import Problem
 from ..errors import LMMError
+from .fit import Fit
 
-if TYPE_CHECKING:
-    from ..result import LMMResult
-
-__all__ = ["Moments", "combined_df", "free_directions", "moments", "scaled_f"]
+__all__ = ["Moments", "combined_df", "moments", "scaled_f", "whitened_rows"]
 
 Array = NDArray[np.float64]
 
@@ -66,6 +65,12 @@ class Moments(NamedTuple):
     adjustment: Array | None
     left_out: tuple[str, ...]
 
+    def coefficient_df(self, problem: Problem) -> Array:
+        """Degrees of freedom of each coefficient (p,), NaN for dropped columns."""
+        out = self.df(whitened_rows(problem, self))
+        out[problem.dropped] = np.nan
+        return out
+
     def df(self, rows: Array) -> Array:
         """Degrees of freedom of single rows, whitened (m, r)."""
         return self.df_of((rows * rows).sum(axis=1), self.slopes_of(rows))
@@ -90,7 +95,7 @@ class Moments(NamedTuple):
         return df
 
 
-def moments(result: LMMResult, ddf: str, information: str = "expected") -> Moments:
+def moments(result: Fit, ddf: str, information: str = "expected") -> Moments:
     """The moments for "satterthwaite" or "kenward-roger", computed once per result.
 
     Parameters
@@ -109,26 +114,25 @@ def moments(result: LMMResult, ddf: str, information: str = "expected") -> Momen
     LMMError
         For Kenward-Roger after a fit by ML.
     """
-    cache = result.__dict__.setdefault("_moments", {})
-    key = (ddf, information if ddf == "kenward-roger" else "")
-    found = cache.get(key)
-    if found is None:
-        found = cache[key] = _moments(result, ddf, information)
-    return found  # type: ignore[no-any-return]
+    key = ("moments", ddf, information if ddf == "kenward-roger" else "")
+    return result.once(key, lambda: _moments(result, ddf, information))
 
 
-def _moments(result: LMMResult, ddf: str, information: str) -> Moments:
+def whitened_rows(problem: Problem, found: Moments) -> Array:
+    """The unit vectors of the coefficients in whitened coordinates (p, r)."""
+    return np.asarray(problem.x_map @ found.half.T)
+
+
+def _moments(result: Fit, ddf: str, information: str) -> Moments:
     if ddf == "kenward-roger" and not result.reml:
         raise LMMError("ddf='kenward-roger' needs a REML fit: fit with reml=True, or use ddf='satterthwaite'")
     problem = result.model.problem
     r = problem.rank
-    criterion = problem.criterion()
-    criterion.reml = result.reml
-    criterion.evaluate(result.optimum.theta, 2)
-    beta, r2, chol, slope = criterion.solution()
+    criterion = result.engine
+    beta, r2, chol, slope = result.solution
     # the chol of the blocked engine comes in the memory order of LAPACK
     half, slopes, shift = kernels.whitened_slopes(np.ascontiguousarray(chol), beta, r2, criterion.cross())
-    nu = float(problem.n - r if result.reml else problem.n)
+    nu = float(result.nu)
     if ddf == "satterthwaite":
         inverse, left_out = _observed(result, slope, criterion.curvature())
         return Moments(half, slopes, shift, inverse, nu, None, left_out)
@@ -139,7 +143,7 @@ def _moments(result: LMMResult, ddf: str, information: str) -> Moments:
         weight = np.zeros((r + 1, r + 1))
         weight[:r, :r] = half.T
         full = criterion.traces() - 2.0 * criterion.traces(weight) + _products(slopes)
-        lower, upper = _places(problem.structure.q)
+        lower, upper = unit_places(problem.structure.q)
         shift = shift + slope[lower, upper] * ((2.0 - (lower == upper)) / nu)
         inverse, left_out = _inverse_on(problem.structure, full - nu * np.outer(shift, shift)), ()
     twice = 2.0 * inverse
@@ -153,19 +157,6 @@ def _products(slopes: Array) -> Array:
     """tr(U_k U_l)."""
     flat = slopes.reshape(len(slopes), -1)
     return np.asarray(flat @ flat.T)
-
-
-@lru_cache(maxsize=64)
-def _places(q: int) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-    """Rows and columns of the unit directions of G^."""
-    return vech_positions(q)
-
-
-def free_directions(structure: CovarianceStructure) -> NDArray[np.intp]:
-    """Which of the unit directions of G^ are parameters."""
-    lower, upper = _places(structure.q)
-    rows, columns = structure.positions
-    return np.flatnonzero(np.isin(lower * structure.q + upper, rows * structure.q + columns))
 
 
 def _inverse_on(structure: CovarianceStructure, information: Array) -> Array:
@@ -191,7 +182,7 @@ def _inverse(information: Array) -> Array:
     return inverse
 
 
-def _observed(result: LMMResult, slope: Array, curvature: Array) -> tuple[Array, tuple[str, ...]]:
+def _observed(result: Fit, slope: Array, curvature: Array) -> tuple[Array, tuple[str, ...]]:
     """Inverse Hessian of the profiled criterion in vech(G^), and what had to be left out."""
     structure, optimum = result.model.structure, result.optimum
     if not optimum.singular:
@@ -203,7 +194,7 @@ def _observed(result: LMMResult, slope: Array, curvature: Array) -> tuple[Array,
     return tangent @ inner @ tangent.T, result.singular_components
 
 
-def _tangent(result: LMMResult, slope: Array) -> tuple[Array, Array]:
+def _tangent(result: Fit, slope: Array) -> tuple[Array, Array]:
     """Directions (n_a, t) in which G^ keeps its rank, and what the bend of these matrices adds to the Hessian (t, t).
 
     With G^ = F F' for F of full column rank, directions are dF F' + F dF', and along dF the criterion changes to second
@@ -211,7 +202,7 @@ def _tangent(result: LMMResult, slope: Array) -> tuple[Array, Array]:
     """
     structure, optimum = result.model.structure, result.optimum
     q = structure.q
-    lower, upper = _places(q)
+    lower, upper = unit_places(q)
     directions: list[Array] = []
     bends: list[Array] = []
     for block in structure.blocks:

@@ -1,0 +1,237 @@
+"""Everything of a model but its response: columns, random-effects terms, weights, offset, names."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..covariance.parameters import Block, CovarianceStructure
+from ..errors import LMMError
+from ..tables.columns import native_frame
+from .grouping import Codes, Factor, Grouping
+from .terms import RandomPart
+
+__all__ = ["Design", "Specification"]
+
+Array = NDArray[np.float64]
+
+
+class Specification(Protocol):
+    """What a design remembers of the formula that made it: how new data become columns."""
+
+    @property
+    def formula(self) -> str:
+        """As written."""
+
+    @property
+    def library(self) -> str:
+        """Library of the caller's table."""
+
+    @property
+    def offset_name(self) -> str | None:
+        """Column of the offset, where it was given by name."""
+
+    @property
+    def reference(self) -> Mapping[str, Any]:
+        """For each column of the fixed part its numbers or levels."""
+
+    @property
+    def states(self) -> tuple[Any, ...]:
+        """formulaic's ModelSpec of response, fixed part and each bar's left side."""
+
+    @property
+    def random_variables(self) -> tuple[str, ...]:
+        """Columns of the data that the random part uses."""
+
+    def fixed(self, new_data: Any) -> Array:
+        """X of new data."""
+
+    def random(self, new_data: Any, factors: Collection[str] | None = None) -> list[Array | None]:
+        """Columns of each term on new data."""
+
+    def group_labels(self, new_data: Any, factors: Collection[str] | None = None) -> dict[str, Array]:
+        """Labels of each row of new data."""
+
+    def offset(self, new_data: Any) -> Array | None:
+        """Offset of new data."""
+
+    def response(self, new_data: Any) -> Array:
+        """Response of new data."""
+
+
+@dataclass(frozen=True, eq=False)
+class Design:
+    """Everything of a model but its response.
+
+    Attributes
+    ----------
+    exog : (n, p) array
+        Columns of the fixed effects.
+    random : RandomPart
+        Random-effects terms.
+    exog_names : (p,) tuple of str
+    weights, offset : (n,) arrays or None
+    spec : Specification or None
+        The formula; None for a design from arrays.
+    response_name : str
+    n_dropped : int
+        Rows of the caller's table left out for missing values.
+    kept : (n,) int array or None
+        Positions of the rows in the caller's table, None for all of them.
+    groupings : tuple of Grouping or None
+        The grouping factors, counted, where the rows have been read already.
+    """
+
+    exog: Array
+    random: RandomPart
+    exog_names: tuple[str, ...]
+    weights: Array | None = None
+    offset: Array | None = None
+    spec: Specification | None = None
+    response_name: str = "y"
+    n_dropped: int = 0
+    kept: NDArray[np.intp] | None = None
+    groupings: tuple[Grouping, ...] | None = None
+
+    def check(self, n: int) -> None:
+        """Refuse what cannot belong to n observations.
+
+        Raises
+        ------
+        LMMError
+            For arrays of another length, weights that are not positive, a factor of one level, or more columns in X
+            than observations.
+        """
+        for name, values in (
+            ("X", self.exog),
+            ("Z", self.random.parts[0]),
+            ("groups", self.random.codes[0].codes),
+            ("weights", self.weights),
+            ("offset", self.offset),
+        ):
+            if values is not None and len(values) != n:
+                raise LMMError(f"{name} has {len(values)} rows but y has {n}; give one row per observation")
+        if self.weights is not None and not (self.weights > 0.0).all():
+            row = int(np.flatnonzero(~(self.weights > 0.0))[0])
+            raise LMMError(
+                f"weights must be positive (first other: {self.weights[row]} at row {row}); remove such rows"
+            )
+        for read in self.random.codes:
+            if read.n_slots == 1:
+                raise LMMError(
+                    f"the grouping factor {read.name!r} has one level: its variance cannot be estimated; "
+                    "use ordinary regression or another factor"
+                )
+        if n <= self.exog.shape[1]:
+            raise LMMError(f"there are {n} observations for {self.exog.shape[1]} fixed effects; use fewer columns in X")
+
+    # ---- the random part -----------------------------------------------------------------------
+
+    @property
+    def exog_re(self) -> Array:
+        """Columns of the random effects of all terms (n, q)."""
+        return self.random.Z
+
+    @property
+    def structure(self) -> CovarianceStructure:
+        """Covariance of the random effects."""
+        return self.random.structure
+
+    @property
+    def exog_re_names(self) -> tuple[str, ...]:
+        """Names of the columns of the random effects."""
+        return self.random.columns
+
+    @property
+    def term_names(self) -> tuple[str, ...]:
+        """Names of the random-effects terms."""
+        return self.random.term_names
+
+    @cached_property
+    def factors(self) -> tuple[Factor, ...]:
+        """The grouping factors, that with most levels first."""
+        counted = tuple(read.count() for read in self.random.codes) if self.groupings is None else self.groupings
+        return tuple(Factor(g, span.start, span.stop) for g, span in zip(counted, self.random.spans, strict=True))
+
+    @property
+    def grouping(self) -> Grouping:
+        """The grouping factor, that with most levels where there are several."""
+        return self.factors[0].grouping
+
+    def factor(self, name: str | None = None) -> Factor:
+        """A grouping factor by name, by default that with most levels.
+
+        Raises
+        ------
+        LMMError
+            For an unknown name.
+        """
+        found = [f for f in self.factors if name in (None, f.grouping.name)]
+        if not found:
+            names = " or ".join(repr(f.grouping.name) for f in self.factors)
+            raise LMMError(f"factor={name!r} is not a grouping factor: use {names}")
+        return found[0]
+
+    def factor_of(self, block: Block) -> Factor:
+        """The grouping factor of a term."""
+        return next(factor for factor in self.factors if factor.start <= block.start < factor.stop)
+
+    # ---- the caller's tables -------------------------------------------------------------------
+
+    @property
+    def library(self) -> str:
+        """Library of the caller's data: "pandas", "polars", "pyarrow" or "dict", also for a design from arrays."""
+        return "dict" if self.spec is None else self.spec.library
+
+    def table(self, columns: Mapping[str, Any]) -> Any:
+        """A table of results in the library of the caller's data; a dict of arrays for a design from arrays."""
+        return native_frame(self.library, columns)
+
+    # ---- other designs -------------------------------------------------------------------------
+
+    def rows(self, rows: Any, levels: tuple[NDArray[np.intp], ...] | None = None) -> Design:
+        """The design of some rows, or of rows several times over.
+
+        Parameters
+        ----------
+        rows : slice or int array
+        levels : tuple of int arrays, optional
+            The level of each of these rows in each factor, 0 to m - 1, all used; by default those that they have, of
+            which the ones without rows are left out.
+        """
+        if levels is None:
+            codes = tuple(f.grouping.of_rows(rows) for f in self.factors)
+        else:
+            codes = tuple(
+                Codes(f.grouping.name, level.astype(np.int64), 0, int(level.max()) + 1)
+                for f, level in zip(self.factors, levels, strict=True)
+            )
+        return replace(
+            self,
+            exog=self.exog[rows],
+            random=replace(self.random, parts=(self.exog_re[rows],), codes=codes),
+            weights=None if self.weights is None else self.weights[rows],
+            offset=None if self.offset is None else self.offset[rows],
+            n_dropped=0,
+            kept=None,
+            groupings=None,
+        )
+
+    def columns(self, chosen: Any) -> Design:
+        """The design with some columns of X only."""
+        names = tuple(np.array(self.exog_names, dtype=object)[chosen])
+        return replace(self, exog=self.exog[:, chosen], exog_names=names)
+
+    def with_columns(self, columns: Array, names: tuple[str, ...]) -> Design:
+        """The design with more columns in X; from arrays, as no formula makes these columns."""
+        joined = np.column_stack([self.exog, columns])
+        return replace(self, exog=joined, exog_names=(*self.exog_names, *names), spec=None)
+
+    def with_random(self, random: RandomPart) -> Design:
+        """The design with other random effects; from arrays, as no formula makes them."""
+        return replace(self, random=random, spec=None, groupings=None)

@@ -1,0 +1,39 @@
+"""Residuals of every kind."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .. import kernels
+from ..errors import LMMError
+from ..estimation.fit import Fit
+from .leverage import studentized_residuals
+from .whitening import whitened
+
+__all__ = ["residuals"]
+
+Array = NDArray[np.float64]
+
+
+def residuals(fit: Fit, kind: str) -> Array:
+    """Residuals of the rows used; see `LMMResult.residuals`."""
+    if kind == "conditional":
+        return fit.rest
+    if kind == "marginal":
+        return fit.marginal_rest
+    if kind == "pearson":
+        weights = fit.model.weights
+        return fit.rest / fit.sigma * (1.0 if weights is None else np.sqrt(weights))
+    if kind == "whitened":
+        model = fit.model
+        if len(model.factors) > 1:
+            return whitened(fit, fit.marginal_rest)
+        values = kernels.whiten_residuals(
+            fit.marginal_rest, model.exog_re, model.grouping.index.astype(np.int64), model.problem.m,
+            fit.relative_covariance, model.weights,
+        )  # fmt: skip
+        return np.asarray(values / fit.sigma)
+    if kind == "studentized":
+        return studentized_residuals(fit)
+    raise LMMError(f"kind={kind!r} is unknown: use 'conditional', 'marginal', 'pearson', 'whitened' or 'studentized'")

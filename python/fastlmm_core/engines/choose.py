@@ -1,0 +1,46 @@
+"""Which engine takes a design."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..design.design import Design
+from ..design.grouping import Grouping
+from .one_factor.problem import condition
+from .protocol import Problem
+
+__all__ = ["problem_of"]
+
+Array = NDArray[np.float64]
+
+
+def problem_of(design: Design, y: Array) -> tuple[Problem, tuple[Grouping, ...]]:
+    """Condition a design with a response, for the engine that evaluates it soonest.
+
+    Returns
+    -------
+    Problem
+    tuple of Grouping
+        The grouping factors, counted.
+
+    Raises
+    ------
+    LMMError
+        For what cannot be fitted; see `condition` and `condition_factors`.
+    """
+    part = design.random
+    if len(part.codes) == 1:
+        problem, grouping = condition(
+            y, design.exog, part.Z, part.codes[0], design.weights, design.offset, part.structure, part.columns
+        )
+        return problem, (grouping,)
+    # loaded with the first model that needs it
+    from .crossed.problem import Factor, condition_factors
+
+    factors = [
+        Factor(part.columns_of(span), read.codes, read.n_slots, read.name, part.columns[span])
+        for read, span in zip(part.codes, part.spans, strict=True)
+    ]
+    found = condition_factors(y, design.exog, factors, design.weights, design.offset, part.structure)
+    return found, tuple(Grouping(read) for read in part.codes)

@@ -1,0 +1,182 @@
+"""What every engine offers: one question, one form of answer.
+
+Problem   a design with a response, conditioned: it makes engines and starts
+Engine    evaluates the profiled criterion, and what inference needs at the last point evaluated
+Solution  what profiling out the coefficients leaves
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from ..covariance.parameters import CovarianceStructure
+
+__all__ = ["Engine", "Problem", "Solution"]
+
+Array = NDArray[np.float64]
+
+
+class Solution(NamedTuple):
+    """What profiling out the coefficients leaves at one point, in conditioned units.
+
+    Attributes
+    ----------
+    beta : (r,) array
+        Coefficients of X_o.
+    r2 : float
+        Generalised residual sum of squares.
+    chol : (r, r) array
+        Lower triangular factor of X_o'V^-1X_o, relative to sigma^2.
+    slope : (q, q) array
+        Derivative of the criterion in the relative covariance of the random effects.
+    """
+
+    beta: Array
+    r2: float
+    chol: Array
+    slope: Array
+
+
+class Engine(Protocol):
+    """The profiled criterion of a conditioned problem.
+
+    The compiled Newton method needs an `Objective` of the kernels besides.  An engine has one work space: it serves one
+    thread, and what follows the first three methods speaks of the last point evaluated.
+    """
+
+    reml: bool
+    n_evaluations: int
+
+    @property
+    def serial(self) -> bool:
+        """Whether its matrices are of a size that one BLAS thread serves best."""
+
+    @property
+    def costly(self) -> bool:
+        """Whether the search for other minima than a certified one takes too long."""
+
+    @property
+    def remainder(self) -> float:
+        """r^2 relative to y'y, where it may be lost in rounding errors; 1 elsewhere."""
+
+    def evaluate(self, theta: Array, order: int = 0) -> tuple[float, Array | None, Array | None]:
+        """Value, gradient and Hessian in theta."""
+
+    def rotate(self, turn: Array | None = None) -> None:
+        """Take theta in other coordinates of G."""
+
+    def solution(self) -> tuple[Array, float, Array, Array]:
+        """The fields of `Solution`."""
+
+    def curvature(self) -> Array:
+        """Second derivatives along the unit directions of G (n_a, n_a), after an evaluation of order 2."""
+
+    def precision(self) -> Array:
+        """Sum over the levels of Z_i'V_i^-1Z_i (q, q), within factors."""
+
+    def cross(self) -> Array:
+        """Derivatives of [X y]'V^-1[X y] along the unit directions of G, up to their sign (n_a, r + 1, r + 1)."""
+
+    def traces(self, weight: Array | None = None) -> Array:
+        """tr(V^-1 dV V^-1 dV) for pairs of unit directions (n_a, n_a); within the columns [X y] `weight`, if given."""
+
+    def sandwich(self, weight: Array) -> Array:
+        """Sum over pairs of directions of w_kl X'V^-1 dV_k V^-1 dV_l V^-1 X."""
+
+
+class Problem(Protocol):
+    """A design with a response, conditioned, and the way back to the caller's units."""
+
+    @property
+    def n(self) -> int:
+        """Observations."""
+
+    @property
+    def m(self) -> int:
+        """Levels of the factor that has most."""
+
+    @property
+    def rank(self) -> int:
+        """Columns of X kept."""
+
+    @property
+    def kept(self) -> NDArray[np.intp]:
+        """Which columns of X those are."""
+
+    @property
+    def dropped(self) -> NDArray[np.intp]:
+        """Which were left out."""
+
+    @property
+    def structure(self) -> CovarianceStructure:
+        """Covariance of the random effects."""
+
+    @property
+    def levels(self) -> Array:
+        """Number of levels for each random effect (q,)."""
+
+    @property
+    def scale(self) -> float:
+        """Standard deviation of the residual of y, by which it was divided."""
+
+    @property
+    def x_map(self) -> Array:
+        """X_o = X x_map (p, r)."""
+
+    @property
+    def z_map(self) -> Array:
+        """Z_o = Z z_map (q, q)."""
+
+    @property
+    def beta_base(self) -> Array:
+        """Coefficients taken out of y (p,)."""
+
+    @property
+    def x_constant(self) -> bool:
+        """Whether X has a constant column."""
+
+    @property
+    def log_jacobian(self) -> float:
+        """2 log|det| of x_map on the kept columns."""
+
+    def criterion(self, columns: Array | None = None) -> Engine:
+        """An engine; `columns` (r + 1, k): take [X y] columns for [X y]."""
+
+    def pilot(self) -> Engine | None:
+        """The engine of a part of the data, where that is a good start for all."""
+
+    def conditioned_z(self, Z: Array) -> Array:
+        """Rows of Z_o (n, q), the columns of all factors side by side."""
+
+    def start(self, criterion: Engine) -> Array:
+        """Theta from moments of the data."""
+
+    @property
+    def saturated(self) -> bool:
+        """Whether no row tells the residual variance by itself: fixed and random effects span all rows."""
+
+    @property
+    def outside(self) -> int:
+        """Dimensions that the random effects do not reach."""
+
+    def balanced(self) -> bool:
+        """Whether the data are known to have one minimum only."""
+
+    def offset(self, reml: bool) -> float:
+        """Criterion in the caller's units less that of the conditioned problem."""
+
+    def constant(self, reml: bool) -> float:
+        """The part of `offset` that does not depend on the response."""
+
+    def conditioned_x(self, X: Array) -> Array:
+        """Rows of X_o (n, r)."""
+
+    def effects(self, factor: Array, beta: Array) -> tuple[Array, ...]:
+        """BLUPs of the conditioned random effects, one (m, q) array per grouping factor."""
+
+    def effects_covariance(self, factor: Array) -> tuple[Array, ...]:
+        """Conditional covariances of the conditioned effects, relative to sigma^2: (m, q, q) per factor."""

@@ -1,0 +1,362 @@
+"""The record of one fit: what inference, prediction and diagnostics read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Self, TypeVar
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from ..engines.protocol import Engine, Solution
+from ..support.blas_threads import one_blas_thread
+from .model import Model
+from .optimize import SINGULAR, Optimum, optimize
+from .residual_limit import refuse_unbounded, with_residual_variance
+
+__all__ = ["Fit", "estimate"]
+
+Array = NDArray[np.float64]
+T = TypeVar("T")
+F = TypeVar("F", bound="Fit")
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Fit:
+    """A model at its estimates.
+
+    Attributes
+    ----------
+    model : Model
+    optimum : Optimum
+        The record of the optimisation, in conditioned units.
+    reml : bool
+    solution : Solution
+        What profiling out the coefficients left at the optimum, in conditioned units.
+    """
+
+    model: Model
+    optimum: Optimum
+    reml: bool
+    solution: Solution
+
+    # ---- likelihood ----------------------------------------------------------------------------
+
+    @property
+    def nobs(self) -> int:
+        """Number of observations."""
+        return self.model.nobs
+
+    @property
+    def n_groups(self) -> dict[str, int]:
+        """Number of levels of each grouping factor."""
+        return {f.grouping.name: f.grouping.m for f in self.model.factors}
+
+    @property
+    def nu(self) -> int:
+        """Divisor of the residual variance: observations, by REML less the rank of X."""
+        problem = self.model.problem
+        return problem.n - problem.rank if self.reml else problem.n
+
+    @cached_property
+    def criterion(self) -> float:
+        """REML criterion or deviance: -2 times the maximised (restricted) log-likelihood."""
+        return self.optimum.value + self.model.problem.offset(self.reml)
+
+    @property
+    def converged(self) -> bool:
+        """Whether the optimum is certified."""
+        return self.optimum.converged
+
+    @property
+    def singular(self) -> bool:
+        """Whether the covariance of the random effects lies on the boundary."""
+        return self.optimum.singular
+
+    @property
+    def gradient_norm(self) -> float:
+        """Scale-free gradient: square root of twice the decrease of the criterion still to be had."""
+        return self.optimum.gradient_norm
+
+    @property
+    def n_evaluations(self) -> int:
+        """Evaluations of the criterion."""
+        return self.optimum.n_evaluations
+
+    @property
+    def n_parameters(self) -> int:
+        """Fixed effects, covariance parameters and the residual variance, as lme4 counts them."""
+        return self.model.problem.rank + self.model.structure.n_parameters + 1
+
+    @property
+    def llf(self) -> float:
+        """Maximised log-likelihood (restricted by REML)."""
+        return -0.5 * self.criterion
+
+    @property
+    def aic(self) -> float:
+        """Akaike's information criterion."""
+        return self.criterion + 2.0 * self.n_parameters
+
+    @property
+    def bic(self) -> float:
+        """Schwarz's information criterion with log(nobs)."""
+        return self.criterion + float(np.log(self.nobs)) * self.n_parameters
+
+    @cached_property
+    def engine(self) -> Engine:
+        """An engine at the optimum, evaluated to second order; its work space serves one thread at a time."""
+        engine = self.model.problem.criterion()
+        engine.reml = self.reml
+        engine.evaluate(self.optimum.theta, 2)
+        return engine
+
+    # ---- fixed effects -------------------------------------------------------------------------
+
+    @cached_property
+    def beta(self) -> Array:
+        """Coefficients of the columns of X (p,); NaN for dropped columns."""
+        problem = self.model.problem
+        beta = problem.beta_base + problem.scale * (problem.x_map @ self.solution.beta)
+        if problem.rank < len(beta):
+            beta[problem.dropped] = np.nan
+        return beta
+
+    @cached_property
+    def cov(self) -> Array:
+        """Covariance of the coefficients (p, p), sigma^2 (X'V^-1 X)^-1; NaN for dropped columns."""
+        problem = self.model.problem
+        half = np.linalg.solve(self.solution.chol, problem.x_map.T) if problem.rank else problem.x_map.T
+        cov: Array = self.sigma2 * (half.T @ half)
+        if problem.rank < len(cov):
+            cov[problem.dropped] = np.nan
+            cov[:, problem.dropped] = np.nan
+        return cov
+
+    @property
+    def dropped_columns(self) -> tuple[str, ...]:
+        """Names of the columns of X dropped because they are combinations of those before them."""
+        names = self.model.exog_names
+        return tuple(names[i] for i in self.model.problem.dropped)
+
+    @cached_property
+    def marginal_mean(self) -> Array:
+        """X beta plus offset (nobs,)."""
+        model = self.model
+        mean = model.exog @ np.nan_to_num(self.beta)
+        return np.asarray(mean if model.offset is None else mean + model.offset)
+
+    # ---- covariance parameters -----------------------------------------------------------------
+
+    @cached_property
+    def sigma2(self) -> float:
+        """Residual variance (of an observation of weight 1)."""
+        return self.model.problem.scale**2 * self.solution.r2 / self.nu
+
+    @cached_property
+    def relative_factor(self) -> Array:
+        """Lambda in natural units (q, q): the random effects have covariance sigma2 Lambda Lambda'."""
+        problem, optimum = self.model.problem, self.optimum
+        # the negligible directions that the optimiser set to zero leave rounding errors in natural units
+        negligible = SINGULAR * np.sqrt(problem.levels / problem.n) if optimum.singular else None
+        return self.model.structure.natural(problem.z_map, optimum.factor, negligible)
+
+    @cached_property
+    def theta(self) -> Array:
+        """Relative covariance parameters in natural units, in lme4's order (k,)."""
+        return self.model.structure.theta(self.relative_factor)
+
+    @cached_property
+    def relative_covariance(self) -> Array:
+        """Covariance of the random effects of all terms relative to sigma2 (q, q)."""
+        return self.relative_factor @ self.relative_factor.T
+
+    @cached_property
+    def covariance(self) -> Array:
+        """Covariance of the random effects of all terms (q, q)."""
+        return self.sigma2 * self.relative_covariance
+
+    @property
+    def G(self) -> dict[str, Array]:
+        """Covariance matrix of the random effects in natural units, by term."""
+        return {
+            name: self.covariance[block.start : block.stop, block.start : block.stop].copy()
+            for name, block in zip(self.model.term_names, self.model.structure.blocks, strict=True)
+        }
+
+    @property
+    def sigma(self) -> float:
+        """Residual standard deviation."""
+        return float(np.sqrt(self.sigma2))
+
+    @cached_property
+    def random_effects_sd(self) -> dict[str, Array]:
+        """Standard deviations of the random effects, by term."""
+        return {name: np.sqrt(np.diag(g)) for name, g in self.G.items()}
+
+    @cached_property
+    def random_effects_corr(self) -> dict[str, Array]:
+        """Correlation matrix of the random effects, by term; NaN where a variance is zero."""
+        out = {}
+        for name, g in self.G.items():
+            sd = np.sqrt(np.diag(g))
+            with np.errstate(invalid="ignore", divide="ignore"):
+                corr = np.clip(g / np.outer(sd, sd), -1.0, 1.0)
+            corr[np.arange(len(sd)), np.arange(len(sd))] = np.where(sd > 0.0, 1.0, np.nan)
+            out[name] = corr
+        return out
+
+    @cached_property
+    def singular_components(self) -> tuple[str, ...]:
+        """What is at the boundary: variances that are 0 and correlations that are +-1, in words."""
+        found: list[str] = []
+        if not self.singular:
+            return ()
+        for (name, g), block in zip(self.G.items(), self.model.structure.blocks, strict=True):
+            names = self.model.exog_re_names[block.start : block.stop]
+            zero = np.diag(g) == 0.0
+            found += [f"sd of {names[i]} | {name} is 0" for i in np.flatnonzero(zero)]
+            part = slice(block.start, block.stop)
+            rank = np.linalg.matrix_rank(self.optimum.factor[part, part], tol=1e-10)
+            live = np.flatnonzero(~zero)
+            corr = self.random_effects_corr[name]
+            pairs = [(i, j) for k, i in enumerate(live) for j in live[k + 1 :] if 1.0 - abs(corr[i, j]) < 1e-8]
+            found += [
+                f"correlation of {names[i]} and {names[j]} | {name} is {'+' if corr[i, j] > 0 else '-'}1"
+                for i, j in pairs
+            ]
+            if not pairs and rank < len(live) and block.structure == "full":
+                found.append(f"a combination of {', '.join(names[i] for i in live)} | {name} has variance 0")
+        return tuple(found)
+
+    @property
+    def message(self) -> str:
+        """What the optimiser found, with the components at the boundary."""
+        parts = [self.optimum.message, *self.singular_components]
+        return "; ".join(parts)
+
+    # ---- random effects ------------------------------------------------------------------------
+
+    @cached_property
+    def blups(self) -> tuple[Array, ...]:
+        """Conditional means of the random effects given y, an (m, q) array per grouping factor."""
+        problem = self.model.problem
+        found = problem.effects(self.optimum.factor, self.solution.beta)
+        return tuple(
+            problem.scale * (b @ problem.z_map[f.columns, f.columns].T)
+            for b, f in zip(found, self.model.factors, strict=True)
+        )
+
+    @cached_property
+    def blup_covariances(self) -> tuple[Array, ...]:
+        """Conditional covariances of the random effects given y, an (m, q, q) array per grouping factor."""
+        problem = self.model.problem
+        found = problem.effects_covariance(self.optimum.factor)
+        maps = [problem.z_map[f.columns, f.columns] for f in self.model.factors]
+        return tuple(self.sigma2 * (t @ c @ t.T) for c, t in zip(found, maps, strict=True))
+
+    @cached_property
+    def effect_names(self) -> tuple[str, ...]:
+        """Names of the random effects, with their terms where one factor has two of a name."""
+        model, names = self.model, self.model.exog_re_names
+        if all(len(set(names[f.columns])) == f.stop - f.start for f in model.factors):
+            return names
+        return tuple(
+            f"{names[i]} ({term})"
+            for term, block in zip(model.term_names, model.structure.blocks, strict=True)
+            for i in range(block.start, block.stop)
+        )
+
+    @cached_property
+    def fitted_mean(self) -> Array:
+        """Conditional means X beta + Z b plus offset of the rows used (nobs,)."""
+        model, mean = self.model, self.marginal_mean
+        for b, f in zip(self.blups, model.factors, strict=True):
+            mean = mean + np.einsum("ij,ij->i", model.exog_re[:, f.columns], b[f.grouping.index])
+        return np.asarray(mean)
+
+    @property
+    def rest(self) -> Array:
+        """Conditional residuals y - X beta - Z b (less the offset) of the rows used (nobs,)."""
+        return self.model.endog - self.fitted_mean
+
+    @property
+    def marginal_rest(self) -> Array:
+        """Marginal residuals y - X beta (less the offset) of the rows used (nobs,)."""
+        return self.model.endog - self.marginal_mean
+
+    # ---- other fits, and what is kept with this one --------------------------------------------
+
+    def again(self, model: Model, *, reml: bool | None = None, start: ArrayLike | None = None) -> Self:
+        """The fit of another model by the same criterion, unless told otherwise.
+
+        Raises
+        ------
+        LMMError
+            As `estimate`.
+        """
+        return estimate(type(self), model, self.reml if reml is None else reml, start=start)
+
+    @cached_property
+    def _made(self) -> dict[Hashable, Any]:
+        return {}
+
+    def once(self, key: Hashable, make: Callable[[], T]) -> T:
+        """What `make` returns, made at the first call with this key and kept with the fit."""
+        if key not in self._made:
+            self._made[key] = make()
+        found: T = self._made[key]
+        return found
+
+    def __getstate__(self) -> dict[str, Any]:
+        left_out = ("engine", "_made")
+        return {name: value for name, value in self.__dict__.items() if name not in left_out}
+
+
+def estimate(
+    kind: type[F],
+    model: Model,
+    reml: bool,
+    method: str | Callable[..., Any] = "newton",
+    start: ArrayLike | None = None,
+    options: dict[str, Any] | None = None,
+) -> F:
+    """Fit a model.
+
+    Parameters
+    ----------
+    kind : type
+        Of the record wanted: `Fit` or what derives from it.
+    model : Model
+    reml : bool
+    method, start, options
+        See `LinearMixedModel.fit`.
+
+    Raises
+    ------
+    LMMError
+        For an unknown method, a start of the wrong length, or a likelihood that has its supremum where the residual
+        variance is zero.
+    """
+    problem = model.problem
+    engine = problem.criterion()
+    engine.reml = bool(reml)
+    if problem.saturated and not reml:
+        refuse_unbounded(problem.outside)
+    with one_blas_thread() if engine.serial else nullcontext():
+        optimum = optimize(
+            engine,
+            model.structure,
+            problem.levels,
+            problem.n,
+            problem.start(engine) if start is None else model.conditioned_theta(start, "start"),
+            method,
+            options,
+            problem.pilot() if start is None else None,
+            "unasked" if start is not None else "nothing" if problem.balanced() else "search",
+        )
+        optimum = with_residual_variance(engine, model.structure, problem.levels, problem.n, optimum, problem.saturated)
+    return kind(model, optimum, bool(reml), Solution(*engine.solution()))

@@ -1,0 +1,171 @@
+"""Estimates for many responses on one design."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...errors import LMMError
+from ..fit import Fit, estimate
+from ..model import Model
+from ..optimize import SINGULAR
+from .one_factor import effects_design
+
+__all__ = ["BOUNDARY", "BatchFit"]
+
+Array = NDArray[np.float64]
+
+BOUNDARY = 2
+"""Status of a certified optimum on the boundary; 1: inside, 0: not certified, below 0: cannot be fitted."""
+
+CHUNK_BYTES = 2**23
+"""Size of the pieces of responses that are held at a time."""
+
+
+class BatchFit:
+    """Estimates for many responses; every array has a leading axis over responses.
+
+    Parameters
+    ----------
+    model : Model
+        The design, with any response.
+    kind : type
+        Of the record of one of the fits.
+    reml : bool
+    count : int
+        Responses.
+    responses : (count, nobs) array or None
+        None where they are not kept.
+
+    Attributes
+    ----------
+    params, bse : (count, p) arrays
+        Fixed effects and standard errors; NaN for dropped columns and for responses that could not be fitted.
+    sigma2, criterion, gradient_norm : (count,) arrays
+    theta_o : (count, k) array
+        Covariance parameters in conditioned units.
+    status : (count,) int array
+        2: certified, on the boundary; 1: certified; 0: not certified; below 0: could not be fitted.
+    satterthwaite : (count, p) array
+        Degrees of freedom of the coefficients.
+    alone : (count,) bool array
+        Which responses were fitted one by one.
+    n_evaluations : (count,) int array
+    """
+
+    def __init__(self, model: Model, kind: type[Fit], reml: bool, count: int, responses: Any) -> None:
+        p, n_par = model.exog.shape[1], model.structure.n_parameters
+        self.model = model
+        self.kind = kind
+        self.reml = reml
+        self.responses = responses
+        self.theta_o = np.empty((count, n_par))
+        self.params = np.empty((count, p))
+        self.bse = np.empty((count, p))
+        self.sigma2 = np.empty(count)
+        self.criterion = np.empty(count)
+        self.gradient_norm = np.empty(count)
+        self.status = np.empty(count, dtype=np.intc)
+        self.n_evaluations = np.empty(count, dtype=np.intc)
+        self.satterthwaite = np.empty((count, p))
+        self.alone = np.zeros(count, dtype=bool)
+
+    def __len__(self) -> int:
+        return len(self.sigma2)
+
+    @property
+    def converged(self) -> NDArray[np.bool_]:
+        """Whether each optimum is certified."""
+        return np.asarray(self.status > 0)
+
+    @property
+    def singular(self) -> NDArray[np.bool_]:
+        """Whether each estimate lies on the boundary."""
+        return np.asarray(self.status == BOUNDARY)
+
+    @property
+    def invalid(self) -> NDArray[np.intp]:
+        """Responses that could not be fitted."""
+        return np.flatnonzero(self.status < 0)
+
+    @property
+    def llf(self) -> Array:
+        """Maximised log-likelihoods."""
+        return -0.5 * self.criterion
+
+    @cached_property
+    def relative_factor(self) -> Array:
+        """Lambda in natural units (n_responses, q, q)."""
+        structure, inner = self.model.structure, self.factor_o
+        problem = self.model.problem
+        out = structure.natural(problem.z_map, inner)
+        edge = self.singular
+        negligible = SINGULAR * np.sqrt(problem.levels / problem.n)
+        out[edge] = structure.natural(problem.z_map, inner[edge], negligible)
+        return out
+
+    @property
+    def covariance(self) -> Array:
+        """Covariance matrices of the random effects of all terms (count, q, q)."""
+        return np.asarray(self.sigma2[:, None, None] * (self.relative_factor @ self.relative_factor.transpose(0, 2, 1)))
+
+    @property
+    def theta(self) -> Array:
+        """Relative covariance parameters in natural units (n_responses, k)."""
+        rows, columns = self.model.structure.positions
+        return np.asarray(self.relative_factor[:, rows, columns])
+
+    @property
+    def G(self) -> dict[str, Array]:
+        """Covariance matrices of the random effects by term (n_responses, q, q)."""
+        whole = self.covariance
+        return {
+            name: whole[:, block.start : block.stop, block.start : block.stop]
+            for name, block in zip(self.model.term_names, self.model.structure.blocks, strict=True)
+        }
+
+    def blups(self, chosen: NDArray[np.intp]) -> list[Array]:
+        """BLUPs of some responses, an (n_chosen, m, q) array per factor.
+
+        Raises
+        ------
+        LMMError
+            Where the responses are not kept.
+        """
+        if self.responses is None:
+            raise LMMError("the responses were given as a stream and are not kept: fit an array to have BLUPs")
+        design = effects_design(self.model)
+        out = [np.empty((len(chosen), f.grouping.m, f.stop - f.start)) for f in self.model.factors]
+        size = max(1, CHUNK_BYTES // (8 * self.model.nobs * self.model.structure.q))
+        for begin in range(0, len(chosen), size):
+            part = chosen[begin : begin + size]
+            y = np.asarray(self.responses[part], dtype=np.float64)
+            found = design.effects(y, self.params[part], self.factor_o[part])
+            for whole, piece in zip(out, found, strict=True):
+                whole[begin : begin + size] = piece
+        return out
+
+    def one(self, i: int) -> Fit:
+        """The full record of one response.
+
+        Raises
+        ------
+        LMMError
+            Where the responses are not kept, or this one could not be fitted.
+        """
+        if self.responses is None:
+            raise LMMError("the responses were given as a stream and are not kept; fit this one with model.refit(y)")
+        y = np.asarray(self.responses[i], dtype=float)
+        return estimate(self.kind, self.model.with_response(y), self.reml)
+
+    @property
+    def factor_o(self) -> Array:
+        """Lambda in conditioned units (count, q, q)."""
+        structure = self.model.structure
+        inner = np.zeros((len(self), structure.q, structure.q))
+        rows, columns = structure.positions
+        inner[:, rows, columns] = self.theta_o
+        return inner

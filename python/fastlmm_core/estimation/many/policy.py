@@ -1,0 +1,244 @@
+"""Many responses on one design: pieces over threads, a second look at the boundary, single fits where need be."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import nullcontext
+from itertools import islice
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ... import kernels
+from ...engines.starts import many_minima, other_starts
+from ...errors import LMMError
+from ...support.blas_threads import one_blas_thread
+from ...support.memory import blas_callers
+from ...support.progress import progress_bar
+from ...support.threads import in_threads, thread_count
+from ..fit import Fit, estimate
+from ..information import moments
+from ..model import Model
+from .batch_fit import BOUNDARY, CHUNK_BYTES, BatchFit
+from .one_factor import shared_design
+from .several_factors import HierarchyDesign
+
+__all__ = ["fit_drawn", "fit_many"]
+
+Array = NDArray[np.float64]
+B = TypeVar("B", bound=BatchFit)
+
+WORTH_A_THREAD = 2**16
+"""Numbers in the responses that are worth a thread, and in the last pieces."""
+
+ROUND = 2
+"""Pieces of a stream that are held for each thread."""
+
+ONE_BY_ONE, WORTH_ONE = 64, 8
+"""Responses in a piece, and worth a thread, where each takes its own time: several grouping factors."""
+
+
+def _blocks(Y: Any, n: int) -> tuple[Iterator[Array], int | None, Any]:
+    """Blocks of responses, their number if it is known, and the whole if it can be indexed."""
+    if hasattr(Y, "ndim") and hasattr(Y, "shape"):
+        if Y.ndim == 1 and Y.shape[0] == n:
+            Y = Y[None, :]
+        if Y.ndim != 2 or Y.shape[1] != n:
+            raise LMMError(f"Y must have the shape (n_responses, {n}), not {tuple(Y.shape)}; transpose it if needed")
+        if np.asarray(Y[:0]).dtype.kind not in "fiub":
+            raise LMMError(f"Y must hold numbers, not {np.asarray(Y[:0]).dtype}")
+        return iter([Y]), int(Y.shape[0]), Y
+    if not isinstance(Y, Iterable):
+        raise LMMError("Y must be an array of shape (n_responses, n_obs) or an iterable of such blocks")
+
+    def checked() -> Iterator[Array]:
+        for block in Y:
+            array = np.atleast_2d(np.asarray(block))
+            if array.ndim != 2 or array.shape[1] != n:
+                raise LMMError(f"a block of Y has the shape {array.shape}; every block needs {n} columns")
+            if array.dtype.kind not in "fiub":
+                raise LMMError(f"a block of Y must hold numbers, not {array.dtype}")
+            yield array
+
+    return checked(), None, None
+
+
+def _chunks(blocks: Iterator[Array], size: int, smallest: int, jobs: int) -> Iterator[Array]:
+    """Pieces of at most `size` rows; smaller ones towards the end of a block, so that all threads end together."""
+    for block in blocks:
+        begin = 0
+        while begin < len(block):
+            share = (len(block) - begin) // (2 * jobs) // 8 * 8
+            length = min(size, max(share, smallest)) if jobs > 1 else size
+            yield block[begin : begin + length]
+            begin += length
+
+
+def fit_many(
+    empty: Callable[[int, Any], B],
+    Y: Any,
+    n_jobs: int | None = None,
+    progress: bool | None = None,
+    memory: float = 64.0,
+) -> B:
+    """Fit many responses; see `LinearMixedModel.fit_many`.
+
+    Parameters
+    ----------
+    empty : callable
+        Makes an empty batch for so many responses, which are kept if they are given.
+    """
+    model = empty(0, None).model
+    jobs = thread_count(n_jobs)
+    if not memory > 0.0:
+        raise LMMError(f"memory={memory} must be a positive number of megabytes")
+    blocks, count, whole = _blocks(Y, model.nobs)
+    size = int(max(8, min(CHUNK_BYTES, memory * 2**20 / (2 * jobs)) // (8 * model.nobs) // 8 * 8))
+    smallest = max(8, WORTH_A_THREAD // model.nobs // 8 * 8)
+    if len(model.factors) > 1:
+        size, smallest = min(size, ONE_BY_ONE), WORTH_ONE
+    if count is not None:
+        jobs = min(jobs, max(1, count // smallest))
+    return _fit(empty, _chunks(blocks, size, smallest, jobs), count, whole, jobs, progress)
+
+
+def fit_drawn(
+    empty: Callable[[int, Any], B],
+    blocks: Iterator[Callable[[], Array]],
+    count: int,
+    whole: Any,
+    size: int,
+    n_jobs: int | None,
+    progress: bool | None,
+) -> B:
+    """Fit responses that are drawn, in blocks of `size`, on the thread that fits them; `whole` draws them again."""
+    jobs = min(thread_count(n_jobs), max(1, -(-count // size)))
+    return _fit(empty, blocks, count, whole, jobs, progress, size)
+
+
+def _rounds(tasks: Iterator[Any], size: int) -> Iterator[Iterator[Any]]:
+    """Some tasks at a time, each let go once it is taken."""
+    while some := deque(islice(tasks, size)):
+        yield (some.popleft() for _ in range(len(some)))
+
+
+def _fit(
+    empty: Callable[[int, Any], B],
+    blocks: Iterator[Any],
+    count: int | None,
+    whole: Any,
+    jobs: int,
+    progress: bool | None,
+    size: int = 0,
+) -> B:
+    """Fit blocks (arrays, or functions that return `size` responses) of in all `count` responses (None: unknown)."""
+    pieces: list[B] = [] if count is None else [empty(count, whole)]
+    model = empty(0, None).model
+    # where no row tells the residual variance by itself, each response may have an optimum or none
+    shared = None if model.problem.saturated else shared_design(model)
+
+    def run(block: Any, into: BatchFit, first: int) -> int:
+        dense = np.ascontiguousarray(block() if callable(block) else block, dtype=np.float64)
+        if shared is None:
+            into.status[first : first + len(dense)] = into.n_evaluations[first : first + len(dense)] = 0
+        else:
+            _lanes(shared, dense, into, first)
+        _second_look(model, dense, into, first)
+        return len(dense)
+
+    def tasks() -> Iterator[tuple[Any, BatchFit, int]]:
+        at = 0
+        for block in blocks:
+            if count is None:
+                # results of a stream grow with it
+                pieces.append(empty(len(block), None))
+                yield block, pieces[-1], 0
+            else:
+                yield block, pieces[0], at
+                at += size if callable(block) else len(block)
+
+    bar = progress_bar(progress, count)
+    try:
+        # our threads would wait for each other in BLAS
+        several = len(model.factors) > 1
+        callers = blas_callers(jobs) if several else jobs
+        with one_blas_thread() if several else nullcontext():
+            # the blocks of a stream are drawn here, some at a time
+            for some in _rounds(tasks(), ROUND * jobs) if count is None else (tasks(),):
+                in_threads(run, some, callers, None if bar is None else bar.update)
+    finally:
+        if bar is not None:
+            bar.close()
+    return pieces[0] if count is not None else _joined(empty, pieces)
+
+
+def _lanes(
+    shared: kernels.BatchDesign | HierarchyDesign, Y: Array, into: BatchFit, first: int, start: Array | None = None
+) -> None:
+    constant = into.model.problem.constant(into.reml)
+    shared.fit(
+        Y, first, into.reml, constant, start, into.theta_o, into.params, into.bse, into.sigma2, into.criterion,
+        into.gradient_norm, into.status, into.n_evaluations, into.satterthwaite,
+    )  # fmt: skip
+
+
+def _second_look(model: Model, Y: Array, into: BatchFit, first: int) -> None:
+    """Other starts where an optimum lies on the boundary; the single-fit path where the lanes did not certify."""
+    part = slice(first, first + len(Y))
+    status = into.status[part]
+    problem = model.problem
+    edge = np.flatnonzero(status > 0 if many_minima(model.structure, problem.levels) else status == BOUNDARY)
+    if len(edge):
+        chosen = np.ascontiguousarray(Y[edge])
+        for start in other_starts(model.structure, problem.levels, problem.n):
+            other = BatchFit(model, into.kind, into.reml, len(edge), None)
+            _lanes(shared_design(model), chosen, other, 0, start)
+            into.n_evaluations[first + edge] += other.n_evaluations
+            better = np.flatnonzero((other.status > 0) & (other.criterion < into.criterion[first + edge] - 1e-9))
+            if len(better):
+                for name in _FIELDS:
+                    getattr(into, name)[first + edge[better]] = getattr(other, name)[better]
+    for i in np.flatnonzero(status == 0):
+        _single(model, Y[i], into, first + int(i))
+    if problem.rank < into.params.shape[1]:
+        dropped = problem.dropped
+        into.params[part, dropped] = into.bse[part, dropped] = into.satterthwaite[part, dropped] = np.nan
+    lost = first + np.flatnonzero(status < 0)
+    if len(lost):
+        for name in ("theta_o", "params", "bse", "sigma2", "criterion", "gradient_norm", "satterthwaite"):
+            getattr(into, name)[lost] = np.nan
+
+
+_FIELDS = ("theta_o", "params", "bse", "sigma2", "criterion", "gradient_norm", "status", "satterthwaite")
+
+
+def _single(model: Model, y: Array, into: BatchFit, at: int) -> None:
+    """Fit one response by the single-fit path."""
+    try:
+        result = estimate(Fit, model.with_response(y), into.reml)
+    except LMMError:
+        into.status[at] = -2
+        return
+    problem = model.problem
+    # theta of the fit in the coordinates of this design
+    inner: Array = np.asarray(np.linalg.solve(problem.z_map, result.relative_factor), dtype=np.float64)
+    into.theta_o[at] = model.structure.theta(model.structure.canonical(inner))
+    into.params[at] = result.beta
+    into.bse[at] = np.sqrt(np.diag(result.cov))
+    into.sigma2[at] = result.sigma2
+    into.criterion[at] = result.criterion
+    into.gradient_norm[at] = result.gradient_norm
+    into.satterthwaite[at] = moments(result, "satterthwaite").coefficient_df(result.model.problem)
+    into.alone[at] = True
+    into.status[at] = (BOUNDARY if result.singular else 1) if result.converged else 0
+    into.n_evaluations[at] += result.n_evaluations
+
+
+def _joined(empty: Callable[[int, Any], B], pieces: list[B]) -> B:
+    out = empty(sum(map(len, pieces)), None)
+    for name in (*_FIELDS, "alone", "n_evaluations"):
+        if pieces:
+            np.concatenate([getattr(piece, name) for piece in pieces], out=getattr(out, name))
+    return out

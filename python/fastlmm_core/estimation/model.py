@@ -1,0 +1,272 @@
+"""A design with a response, conditioned: what estimation and inference work on."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Hashable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Self, TypeVar
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from ..covariance.parameters import Block, CovarianceStructure, natural_derivatives
+from ..design.design import Design, Specification
+from ..design.grouping import Factor, Grouping
+from ..design.terms import RandomPart
+from ..engines.choose import problem_of
+from ..engines.protocol import Engine, Problem
+from ..errors import LMMError
+from ..support.checks import float_array
+
+__all__ = ["Evaluation", "Model"]
+
+Array = NDArray[np.float64]
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The criterion at one point.
+
+    Attributes
+    ----------
+    value : float
+    gradient : (k,) array or None
+    hessian : (k, k) array or None
+    """
+
+    value: float
+    gradient: Array | None
+    hessian: Array | None
+
+
+class Model:
+    """A design with a response, conditioned.
+
+    Parameters
+    ----------
+    design : Design
+    y : (n,) array
+
+    Attributes
+    ----------
+    design : Design
+    endog : (n,) array
+    problem : Problem
+
+    Raises
+    ------
+    LMMError
+        For input that cannot be fitted; the message names the argument, the place and the remedy.
+    """
+
+    def __init__(self, design: Design, y: Array) -> None:
+        design.check(len(y))
+        self.problem: Problem
+        self.problem, groupings = problem_of(design, y)
+        self.design = replace(design, groupings=groupings)
+        self.endog = y
+        self._made: dict[Hashable, Any] = {}
+        self._local = threading.local()
+
+    @classmethod
+    def of(cls, design: Design, y: Array) -> Self:
+        """A model of this kind from a design and a response."""
+        return cls(design, y)
+
+    def with_response(self, y: Array) -> Self:
+        """The same design with another response."""
+        return self.of(self.design, y)
+
+    def rows(self, rows: Any) -> Self:
+        """The model of some of the rows; levels without rows are left out."""
+        return self.of(self.design.rows(rows), self.endog[rows])
+
+    def once(self, key: Hashable, make: Callable[[], T]) -> T:
+        """What `make` returns, made at the first call with this key and kept with the model."""
+        if key not in self._made:
+            self._made[key] = make()
+        found: T = self._made[key]
+        return found
+
+    # ---- the design ----------------------------------------------------------------------------
+
+    @property
+    def exog(self) -> Array:
+        """Columns of the fixed effects (n, p)."""
+        return self.design.exog
+
+    @property
+    def exog_names(self) -> tuple[str, ...]:
+        """Names of the columns of the fixed effects."""
+        return self.design.exog_names
+
+    @property
+    def random(self) -> RandomPart:
+        """The random-effects terms."""
+        return self.design.random
+
+    @property
+    def exog_re(self) -> Array:
+        """Columns of the random effects of all terms (n, q)."""
+        return self.design.exog_re
+
+    @property
+    def exog_re_names(self) -> tuple[str, ...]:
+        """Names of the columns of the random effects."""
+        return self.design.exog_re_names
+
+    @property
+    def term_names(self) -> tuple[str, ...]:
+        """Names of the random-effects terms."""
+        return self.design.term_names
+
+    @property
+    def structure(self) -> CovarianceStructure:
+        """Covariance of the random effects."""
+        return self.design.structure
+
+    @property
+    def factors(self) -> tuple[Factor, ...]:
+        """The grouping factors, that with most levels first."""
+        return self.design.factors
+
+    @property
+    def grouping(self) -> Grouping:
+        """The grouping factor, that with most levels where there are several."""
+        return self.design.grouping
+
+    def factor(self, name: str | None = None) -> Factor:
+        """A grouping factor by name, by default that with most levels."""
+        return self.design.factor(name)
+
+    def factor_of(self, block: Block) -> Factor:
+        """The grouping factor of a term."""
+        return self.design.factor_of(block)
+
+    @property
+    def weights(self) -> Array | None:
+        """Prior weights (n,)."""
+        return self.design.weights
+
+    @property
+    def offset(self) -> Array | None:
+        """Known part of the mean (n,)."""
+        return self.design.offset
+
+    @property
+    def spec(self) -> Specification | None:
+        """The formula, None for a model from arrays."""
+        return self.design.spec
+
+    @property
+    def response_name(self) -> str:
+        """Name of the response."""
+        return self.design.response_name
+
+    @property
+    def n_dropped(self) -> int:
+        """Rows of the caller's table left out for missing values."""
+        return self.design.n_dropped
+
+    @property
+    def kept(self) -> NDArray[np.intp] | None:
+        """Positions of the rows in the caller's table, None for all of them."""
+        return self.design.kept
+
+    @property
+    def library(self) -> str:
+        """Library of the caller's data: "pandas", "polars", "pyarrow" or "dict", also for a model from arrays."""
+        return self.design.library
+
+    def table(self, columns: Mapping[str, Any]) -> Any:
+        """A table of results in the library of the caller's data; a dict of arrays for a model from arrays."""
+        return self.design.table(columns)
+
+    def labelled(self, values: Array) -> Any:
+        """One value per coefficient: a Series for pandas, a dict for other tables, the array where there is none."""
+        if self.spec is None:
+            return values
+        if self.library == "pandas":
+            import pandas as pd
+
+            return pd.Series(values, index=list(self.exog_names))
+        return dict(zip(self.exog_names, values.tolist(), strict=True))
+
+    @property
+    def nobs(self) -> int:
+        """Number of observations."""
+        return self.problem.n
+
+    @property
+    def df_resid(self) -> int:
+        """Observations less estimable fixed effects."""
+        return self.problem.n - self.problem.rank
+
+    # ---- the criterion -------------------------------------------------------------------------
+
+    def evaluate(self, theta: ArrayLike, reml: bool = True, order: int = 0) -> Evaluation:
+        """The profiled criterion (-2 log-likelihood) at theta.
+
+        Parameters
+        ----------
+        theta : (k,) array
+            Lower triangle of Lambda by columns (diagonal only for independent effects), in natural units.
+        reml : bool
+        order : {0, 1, 2}
+            Highest derivative to compute.
+
+        Returns
+        -------
+        Evaluation
+            With respect to theta.
+        """
+        problem = self.problem
+        natural = self._natural_factor(theta, "theta")
+        engine = self._engine()
+        engine.reml = bool(reml)
+        back: Array = np.asarray(np.linalg.inv(problem.z_map), dtype=np.float64)
+        factor = self.structure.canonical(back @ natural)
+        value, _, _ = engine.evaluate(self.structure.theta(factor), order)
+        value += problem.offset(bool(reml))
+        if order == 0:
+            return Evaluation(value, None, None)
+        gradient, hessian = natural_derivatives(
+            self.structure, natural, back, engine.solution()[3], engine.curvature() if order > 1 else None
+        )
+        return Evaluation(value, gradient, hessian)
+
+    def conditioned_theta(self, theta: ArrayLike, name: str) -> Array:
+        """Theta of the conditioned problem from that in natural units; `name` is what a message calls it.
+
+        Raises
+        ------
+        LMMError
+            For another length, or values that are not finite.
+        """
+        inner = np.linalg.solve(self.problem.z_map, self._natural_factor(theta, name))
+        return self.structure.theta(self.structure.canonical(np.asarray(inner, dtype=np.float64)))
+
+    def _engine(self) -> Engine:
+        """An engine of this thread's own: its work space serves one evaluation at a time."""
+        local = self._local
+        if not hasattr(local, "engine"):
+            local.engine = self.problem.criterion()
+        found: Engine = local.engine
+        return found
+
+    def _natural_factor(self, theta: ArrayLike, name: str) -> Array:
+        values = float_array(theta, name, 1)
+        count = self.structure.n_parameters
+        if len(values) != count:
+            raise LMMError(f"{name} has {len(values)} elements, the model has {count} covariance parameters")
+        if not np.isfinite(values).all():
+            raise LMMError(f"{name} has values that are not finite; give {count} finite numbers")
+        return self.structure.factor(values)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"design": self.design, "endog": self.endog, "problem": self.problem}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, _made={}, _local=threading.local())
