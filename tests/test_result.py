@@ -469,3 +469,31 @@ def test_factors_by_name_and_by_term(rng):
         model.factor("c")
     owners = [model.factor_of(block).grouping.name for block in model.structure.blocks]
     assert owners == ["b", "b", "a"]
+
+
+@pytest.mark.parametrize("reml", [True, False])
+def test_residuals_with_weights_and_an_offset(rng, reml):
+    groups = rng.permutation(np.repeat(np.arange(12), 6))
+    n = len(groups)
+    Z = np.column_stack([np.ones(n), rng.uniform(-1.0, 1.0, n)])
+    w, offset = rng.uniform(0.2, 5.0, n), rng.normal(0.0, 10.0, n)
+    y = offset + Z @ [1.0, 2.0] + np.sum(Z * rng.standard_normal((12, 2))[groups], axis=1)
+    y = y + rng.standard_normal(n) / np.sqrt(w)
+    result = flc.LinearMixedModel(y, Z, Z, groups, weights=w, offset=offset).fit(reml=reml)
+    Ghat = oracle.covariance_blocks(result) / result.sigma2
+    for kind in ("conditional", "marginal", "pearson", "whitened"):
+        expected = oracle.residuals(y, Z, Z, groups, Ghat, reml, kind, w, offset)
+        np.testing.assert_allclose(result.residuals(kind), expected, rtol=1e-7, atol=1e-7)
+
+
+def test_r2_and_icc_by_their_definitions(rng):
+    groups = np.repeat(np.arange(10), 3)
+    X = np.column_stack([np.ones(30), rng.standard_normal(30)])
+    y = X @ [1.0, 0.7] + np.sum(X * rng.standard_normal((10, 2))[groups], axis=1) + rng.standard_normal(30)
+    result = flc.LinearMixedModel(y, X, X, groups).fit()
+    mean = X @ result.params
+    fixed = np.sum((mean - mean.mean()) ** 2) / 29
+    random = np.mean(np.einsum("ij,jk,ik->i", X, oracle.covariance_blocks(result), X))
+    total = fixed + random + result.sigma2
+    assert result.r2() == pytest.approx({"marginal": fixed / total, "conditional": (fixed + random) / total}, rel=1e-10)
+    assert result.icc() == pytest.approx(random / (random + result.sigma2), rel=1e-10)

@@ -667,3 +667,22 @@ def test_the_gradient_norm_is_newtons_decrement(rng, q):
         assert result.converged == (result.gradient_norm <= 1e-4)
         seen += not result.converged
     assert seen
+
+
+def test_a_small_variance_beside_one_of_zero_is_not_zero():
+    # the variance of the intercept is estimated as zero, that of the slope, by bisection, as next to nothing
+    rng = np.random.default_rng(3)
+    groups, t = np.repeat(np.arange(40), 6), np.tile(np.linspace(-1.0, 1.0, 6), 40)
+    e = rng.standard_normal(240)
+    e -= 0.999 * (np.bincount(groups, e) / 6)[groups]
+    Z, line = np.column_stack([np.ones(240), t]), rng.standard_normal(40)[groups] * t
+    low, high = 0.0, 2.0
+    for _ in range(40):
+        middle = 0.5 * (low + high)
+        result = flc.LinearMixedModel(e + middle * line, Z, Z, groups, structure="diagonal").fit()
+        share = result.theta[1] ** 2 * np.sum(t**2) / 40
+        low, high = (middle, high) if share < 5e-5 else (low, middle)
+    assert 4e-5 < share < 6e-5
+    assert result.converged and result.singular
+    assert result.theta[0] == 0.0 < result.theta[1]
+    assert result.singular_components == ("sd of z0 | group is 0",)

@@ -442,7 +442,10 @@ def test_moments_of_the_draws():
     model = unbalanced()
     Y = model.simulate(20_000, 1)
     sd = Y.std(axis=0)
-    assert np.all(np.abs(Y.mean(axis=0) - model.marginal_mean) < 5.0 * sd / np.sqrt(len(Y)))
+    x = model.model.exog
+    mean = 1.0 + 0.1 * x[:, 1] + 0.2 * x[:, 2] + np.arange(len(x)) / len(x)  # the offset is part of it
+    np.testing.assert_allclose(model.marginal_mean, mean, rtol=1e-12)
+    assert np.all(np.abs(Y.mean(axis=0) - mean) < 5.0 * sd / np.sqrt(len(Y)))
     z, w = model.model.exog_re, model.model.weights
     variance = 3.0 + 0.02 * z[:, 1] ** 2 + 2.0 / w
     np.testing.assert_allclose(sd**2, variance, rtol=5.0 * np.sqrt(2.0 / len(Y)))
