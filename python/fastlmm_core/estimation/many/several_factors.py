@@ -494,7 +494,8 @@ def _jacobian(structure: CovarianceStructure, factors: Array) -> Array:
     rows, columns = structure.positions
     lower, upper = (part[free_directions(structure)] for part in vech_positions(structure.q))
     first = factors[..., upper[None, :], columns[:, None]] * (rows[:, None] == lower)
-    return np.asarray(first + factors[..., lower[None, :], columns[:, None]] * (rows[:, None] == upper))
+    # in the order of its axes, whatever indexing makes of one response: up to numpy 2.2 the last bits depend on it
+    return np.ascontiguousarray(first + factors[..., lower[None, :], columns[:, None]] * (rows[:, None] == upper))
 
 
 def _decrements(gradients: Array, hess: Array) -> tuple[Array, Array]:
