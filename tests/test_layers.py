@@ -1,0 +1,113 @@
+"""Imports run one way: a folder imports only from folders on lower floors, lazily, for types or otherwise."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+SOURCE = Path(__file__).parents[1] / "python" / "fastlmm_core"
+
+FLOORS = [
+    {"errors"},
+    {"support", "kernels"},
+    {"covariance", "tables"},
+    {"design", "problem"},
+    {"formula", "engines"},
+    {"estimation"},
+    {"simulation"},
+    {"inference"},
+    {"prediction", "report", "planning", "batch_result"},
+    {"diagnostics"},
+    {"result", "methods"},
+    {"model"},
+    {"plots", "datasets"},
+    {"__init__"},
+    {"__main__"},
+]
+FLOOR = {name: floor for floor, names in enumerate(FLOORS) for name in names}
+
+KNOWN = {
+    "batch_result.py": {"methods", "model", "result"},
+    "design/independence.py": {"engines", "result"},
+    "design/replication.py": {"model", "result"},
+    "diagnostics/assumptions.py": {"result"},
+    "diagnostics/influence.py": {"result"},
+    "diagnostics/leverage.py": {"result"},
+    "diagnostics/marginal.py": {"model", "result"},
+    "diagnostics/pooling.py": {"model", "result"},
+    "engines/crossed/posterior_root.py": {"result"},
+    "engines/starts.py": {"estimation"},
+    "estimation/deletion/contributions.py": {"model"},
+    "estimation/deletion/groups.py": {"result"},
+    "estimation/deletion/polynomials.py": {"result"},
+    "estimation/deletion/rows.py": {"model", "result"},
+    "estimation/many/one_factor.py": {"model"},
+    "estimation/many/several_factors.py": {"inference", "model"},
+    "formula/coding.py": {"model"},
+    "formula/group_means.py": {"inference", "model", "result"},
+    "inference/anova.py": {"result"},
+    "inference/information.py": {"result"},
+    "inference/likelihood_ratio/compare.py": {"model", "result"},
+    "inference/likelihood_ratio/nesting.py": {"model"},
+    "inference/likelihood_ratio/random_effects.py": {"model", "result"},
+    "inference/many.py": {"batch_result", "model"},
+    "inference/means/grid.py": {"model"},
+    "inference/means/marginaleffects.py": {"result"},
+    "inference/means/means.py": {"result"},
+    "inference/profile/points.py": {"result"},
+    "inference/profile/profile.py": {"result"},
+    "inference/variance_components.py": {"result"},
+    "inference/wald.py": {"model", "result"},
+    "methods.py": {"result"},
+    "planning/assumed.py": {"model", "result"},
+    "planning/power.py": {"methods", "model", "result"},
+    "prediction/new_rows.py": {"model"},
+    "prediction/predict.py": {"model", "result"},
+    "report/summary.py": {"methods", "result"},
+    "result.py": {"methods", "model"},
+    "simulation/bootstrap.py": {"model", "planning", "result"},
+    "simulation/draws.py": {"batch_result", "model"},
+    "tables/columns.py": {"design"},
+}
+"""Files that import from a floor that is not below their own. Nothing may be added; what is gone is to be taken out."""
+
+FILES = sorted(SOURCE.rglob("*.py"))
+
+
+def room(path: Path) -> str:
+    """The folder, or the module beside the folders, in which a file stands."""
+    return path.relative_to(SOURCE).parts[0].removesuffix(".py")
+
+
+def imported(path: Path) -> Iterator[tuple[str, int]]:
+    """Rooms that a file imports from, anywhere in it, with the line."""
+    here = path.relative_to(SOURCE).parts
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if not isinstance(node, ast.ImportFrom) or not node.level:
+            continue
+        parts = [*here[: len(here) - node.level], *(node.module.split(".") if node.module else [])]
+        for name in parts[:1] or [alias.name for alias in node.names]:
+            yield name if name in FLOOR else "__init__", node.lineno
+
+
+def test_every_room_has_a_floor():
+    assert {room(path) for path in FILES} <= set(FLOOR)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(SOURCE)))
+def test_imports_point_down(path):
+    own, known = room(path), KNOWN.get(path.relative_to(SOURCE).as_posix(), set())
+    upward = [(name, line) for name, line in imported(path) if name != own and FLOOR[name] >= FLOOR[own]]
+    assert [(name, line) for name, line in upward if name not in known] == []
+
+
+def test_absolute_imports_of_the_library_are_not_used():
+    # they would not be seen above
+    for path in FILES:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) and not node.level else []
+            assert not [name for name in names if name.split(".")[0] == "fastlmm_core"], f"{path}:{node.lineno}"
