@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-from functools import cache
 from pathlib import Path
 
 # The BLAS of numpy and that of scipy each bring a pool of spinning threads. On the small matrices of the tests the two
@@ -16,8 +15,6 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 import numpy as np
 import pytest
-
-import oracle
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -49,25 +46,7 @@ def rng(request: pytest.FixtureRequest) -> np.random.Generator:
 
 @pytest.fixture(scope="session")
 def fitted_reference():
-    """fitted_reference(name, reml, path) -> result; each model is fitted once in a run.
+    """`fits.fitted_reference(name, reml, path)`: the fit of a reference, made once."""
+    import fits
 
-    `path` is "formula" (lme4's formula on a pandas frame) or "arrays".
-    """
-    import pandas as pd
-
-    import fastlmm_core as flc
-
-    @cache
-    def model(name: str, path: str):
-        ref = oracle.reference(name)
-        if path == "formula":
-            return flc.lmm(ref.formula, pd.DataFrame(ref.columns))
-        return flc.LinearMixedModel(
-            *ref.arrays, structure=ref.structure, exog_names=ref.coef_names, exog_re_names=ref.effect_names
-        )
-
-    @cache
-    def fit(name: str, reml: bool, path: str):
-        return model(name, path).fit(reml=reml)
-
-    return fit
+    return fits.fitted_reference

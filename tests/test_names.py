@@ -13,6 +13,7 @@ import pandas as pd
 import pytest
 
 import fastlmm_core as flc
+import fits
 
 OTHER_WORDS = {
     "p_value": "pvalue", "p_values": "pvalues", "pval": "pvalue", "p": "pvalue",
@@ -73,14 +74,14 @@ def test_arguments():
 
 @pytest.fixture(scope="module")
 def fit():
-    return flc.lmm("Reaction ~ Days + (Days | Subject)", flc.datasets.load("sleepstudy")).fit()
+    return fits.fitted(fits.SLEEPSTUDY, "sleepstudy")
 
 
 def tables(fit):
-    cake = flc.lmm("angle ~ recipe + temperature + (1 | recipe:replicate)", flc.datasets.load("cake")).fit()
+    cake = fits.fitted("angle ~ recipe + temperature + (1 | recipe:replicate)", "cake")
     means = cake.emmeans("recipe", contrasts="pairwise")
     batch = fit.model.fit_many(fit.simulate(3, 1))
-    smaller = flc.lmm("Reaction ~ Days + (1 | Subject)", flc.datasets.load("sleepstudy")).fit()
+    smaller = fits.fitted("Reaction ~ Days + (1 | Subject)", "sleepstudy")
     orthodont = flc.lmm("distance ~ age + (1 | Subject)", flc.datasets.load("orthodont").iloc[1:]).fit()
     trial = flc.assume(
         "y ~ x + (1 | g)", {"x": np.arange(60.0) % 5, "g": np.arange(60) // 5}, [0.0, 1.0], G=[[1.0]], sigma2=1.0

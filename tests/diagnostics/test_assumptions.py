@@ -7,6 +7,7 @@ import pytest
 from scipy import stats
 
 import fastlmm_core as flc
+import fits
 from fastlmm_core.diagnostics.assumptions import (
     autocorrelation,
     leverage,
@@ -452,7 +453,7 @@ def test_several_factors_chi2_and_autocorrelation(several):
 
 
 def test_several_factors_residual_tests():
-    result = flc.lmm("strength ~ 1 + (1 | batch/cask)", flc.datasets.load("pastes")).fit()
+    result = fits.fitted("strength ~ 1 + (1 | batch/cask)", "pastes")
     table = result.residual_tests()
     assert list(table["of"])[:5] == [
         "whitened residuals", "random effects: Intercept (batch:cask)", "random effects: Intercept (batch)",
@@ -462,7 +463,7 @@ def test_several_factors_residual_tests():
     np.testing.assert_allclose(table["p_value"][0], stats.shapiro(w).pvalue)
     assert list(table["test"])[7:] == ["Mahalanobis", "Mahalanobis", "chi^2"]
     assert np.isfinite(table["p_value"]).sum() == 9
-    crossed = flc.lmm("diameter ~ 1 + (1 | plate) + (1 | sample)", flc.datasets.load("penicillin")).fit()
+    crossed = fits.fitted("diameter ~ 1 + (1 | plate) + (1 | sample)", "penicillin")
     assert list(crossed.residual_tests()["test"])[-2:] == ["Mahalanobis", "Mahalanobis"]
     for call in (mahalanobis, lambda r, name: autocorrelation(r, 2, factor=name)):
         with pytest.raises(LMMError, match="factor='x' is not a grouping factor: use 'plate' or 'sample'"):

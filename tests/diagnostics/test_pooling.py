@@ -10,6 +10,7 @@ import scipy.linalg
 import scipy.optimize
 
 import fastlmm_core as flc
+import fits
 from fastlmm_core.covariance.parameters import Block
 from fastlmm_core.design.grouping import Codes, Factor, Grouping
 from fastlmm_core.diagnostics.marginal import icc_at, least_variance_time, marginal_covariance_at, random_rows
@@ -19,7 +20,7 @@ from several import Study, covariance, noise
 
 @pytest.fixture(scope="module")
 def sleep():
-    return flc.lmm("Reaction ~ Days + (Days | Subject)", flc.datasets.load("sleepstudy")).fit()
+    return fits.fitted(fits.SLEEPSTUDY, "sleepstudy")
 
 
 def ragged(rng, m=25, weights=True, structure="full", origin=0.0):
@@ -51,7 +52,7 @@ def dense(result):
 
 
 def test_random_intercept_in_closed_form():
-    result = flc.lmm("Yield ~ 1 + (1 | Batch)", flc.datasets.load("dyestuff")).fit()
+    result = fits.fitted("Yield ~ 1 + (1 | Batch)", "dyestuff")
     found = pooling(result)
     data = flc.datasets.load("dyestuff")
     means = data.groupby("Batch")["Yield"].mean().to_numpy()
@@ -160,7 +161,7 @@ def test_a_dropped_column_counts_as_zero(rng):
 
 
 def test_zero_variance_pools_completely():
-    result = flc.lmm("Yield ~ 1 + (1 | Batch)", flc.datasets.load("dyestuff2")).fit()
+    result = fits.fitted("Yield ~ 1 + (1 | Batch)", "dyestuff2")
     found = pooling(result)
     assert result.singular
     assert not found.reliability.any() and not found.shrinkage.any()
@@ -219,7 +220,7 @@ def test_design_effects_against_dense_matrices(rng, weights):
 
 
 def test_kish_is_exact_where_it_should_be():
-    result = flc.lmm("Yield ~ 1 + (1 | Batch)", flc.datasets.load("dyestuff")).fit()
+    result = fits.fitted("Yield ~ 1 + (1 | Batch)", "dyestuff")
     found = design_effect(result)
     np.testing.assert_allclose(found.kish["Batch"], 1.0 + 4.0 * result.icc(), rtol=1e-14)
     np.testing.assert_allclose(found.mean, found.kish["Batch"], rtol=1e-12)
@@ -229,13 +230,13 @@ def test_kish_is_exact_where_it_should_be():
 
 
 def test_no_variance_between_groups_has_no_effect():
-    found = design_effect(flc.lmm("Yield ~ 1 + (1 | Batch)", flc.datasets.load("dyestuff2")).fit())
+    found = design_effect(fits.fitted("Yield ~ 1 + (1 | Batch)", "dyestuff2"))
     np.testing.assert_allclose([found.mean, found.kish["Batch"], found.fixed_effects["Intercept"]], 1.0, rtol=1e-14)
     np.testing.assert_allclose(found.effective_sample_size, 30.0, rtol=1e-14)
 
 
 def test_a_slope_within_groups_gains(sleep):
-    fixed = flc.lmm("Reaction ~ Days + (1 | Subject)", flc.datasets.load("sleepstudy")).fit()
+    fixed = fits.fitted("Reaction ~ Days + (1 | Subject)", "sleepstudy")
     found = design_effect(fixed).fixed_effects
     np.testing.assert_allclose(found["Days"], 1.0 - fixed.icc(), rtol=1e-12)
     assert design_effect(sleep).fixed_effects["Days"] > 1.0
@@ -260,7 +261,7 @@ def test_icc_along_the_slope(sleep):
     np.testing.assert_allclose(icc_at(sleep, t), random / (random + sleep.sigma2), rtol=1e-12)
     # the same quadratic form, summed in another order
     np.testing.assert_allclose(marginal_covariance_at(sleep, t).icc, icc_at(sleep, t), rtol=1e-14)
-    constant = flc.lmm("Reaction ~ Days + (1 | Subject)", flc.datasets.load("sleepstudy")).fit()
+    constant = fits.fitted("Reaction ~ Days + (1 | Subject)", "sleepstudy")
     np.testing.assert_allclose(icc_at(constant, [[1.0]]), constant.icc(), rtol=1e-13)
 
 
@@ -274,7 +275,7 @@ def test_points_can_be_given_in_several_ways(sleep, rng):
     arrays = ragged(rng).fit()
     np.testing.assert_array_equal(random_rows(arrays, [0, 1, 5]), expected)
     np.testing.assert_array_equal(random_rows(arrays, expected), expected)
-    curved = flc.lmm("Reaction ~ Days + (poly(Days, 2) | Subject)", flc.datasets.load("sleepstudy")).fit()
+    curved = fits.fitted("Reaction ~ Days + (poly(Days, 2) | Subject)", "sleepstudy")
     rows = random_rows(curved, np.arange(10))
     np.testing.assert_allclose(rows, curved.model.exog_re[:10], rtol=1e-12)
 

@@ -10,6 +10,7 @@ import pytest
 from scipy.special import ndtri
 
 import fastlmm_core as flc
+import fits
 
 matplotlib = pytest.importorskip("matplotlib")
 matplotlib.use("Agg")
@@ -32,7 +33,7 @@ def no_figures_left():
 
 @pytest.fixture(scope="module")
 def sleep():
-    return flc.lmm("Reaction ~ Days + (Days | Subject)", flc.datasets.load("sleepstudy")).fit()
+    return fits.fitted(fits.SLEEPSTUDY, "sleepstudy")
 
 
 @pytest.fixture(scope="module")
@@ -124,7 +125,7 @@ def test_other_axes(sleep):
         plots.trajectories(sleep, "Day")
     with pytest.raises(flc.LMMError, match="3 values"):
         plots.trajectories(sleep, [1.0, 2.0, 3.0])
-    dyestuff = flc.lmm("Yield ~ 1 + (1 | Batch)", flc.datasets.load("dyestuff")).fit()
+    dyestuff = fits.fitted("Yield ~ 1 + (1 | Batch)", "dyestuff")
     with pytest.raises(flc.LMMError, match="intercept only"):
         plots.trajectories(dyestuff)
     data = flc.datasets.load("machines")
@@ -463,8 +464,8 @@ def test_without_matplotlib(sleep, monkeypatch):
 @pytest.fixture(scope="module", params=["crossed", "nested"])
 def several(request):
     if request.param == "crossed":
-        return flc.lmm("diameter ~ 1 + (1 | plate) + (1 | sample)", flc.datasets.load("penicillin")).fit()
-    return flc.lmm("score ~ Machine + (1 | Worker/Machine)", flc.datasets.load("machines")).fit()
+        return fits.fitted("diameter ~ 1 + (1 | plate) + (1 | sample)", "penicillin")
+    return fits.fitted("score ~ Machine + (1 | Worker/Machine)", "machines")
 
 
 def test_effects_of_each_factor(several):

@@ -7,6 +7,7 @@ import pytest
 from scipy.stats import norm
 
 import fastlmm_core as flc
+import fits
 import oracle
 from fastlmm_core.simulation.draws import STREAM, draws, parametric
 from fastlmm_core.support.seeds import key_of, stream
@@ -120,7 +121,7 @@ def test_conditional_errors_leave_out_the_variation_between_groups(rng, reml):
 
 def test_conditional_errors_of_slopes():
     # balanced and X = Z: beta is least squares, so given the groups its covariance is sigma^2 (X'X)^-1
-    result = flc.lmm("Reaction ~ Days + (Days | Subject)", flc.datasets.load("sleepstudy")).fit()
+    result = fits.fitted(fits.SLEEPSTUDY, "sleepstudy")
     X, n = result.model.exog, 8000
     boot = result.bootstrap(n, "conditional", seed=3)
     expected = np.sqrt(result.sigma2 * np.diag(np.linalg.inv(X.T @ X)))

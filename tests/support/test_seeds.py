@@ -7,13 +7,14 @@ import numpy as np
 import pytest
 
 import fastlmm_core as flc
+import fits
 from fastlmm_core.support.seeds import generator_of, key_of
 from fastlmm_core.support.threads import processors, thread_count
 
 
 @pytest.fixture(scope="module")
 def fit():
-    return flc.lmm("Reaction ~ Days + (Days | Subject)", flc.datasets.load("sleepstudy")).fit()
+    return fits.fitted(fits.SLEEPSTUDY, "sleepstudy")
 
 
 def test_seeds_of_every_kind():
