@@ -135,7 +135,8 @@ class LinearMixedModel(Model):
             "newton": compiled trust-region Newton with exact Hessian.  Any method of
             scipy.optimize.minimize by name, or a callable that it accepts.
         start : (k,) array, optional
-            Theta to start from (lme4's order and scale); by default from moments of the data.
+            Theta to start from (lme4's order and scale); by default from moments of the data.  It is divided by a power
+            of ten where that lowers the criterion.
         options : dict, optional
             Options of the method, e.g. ``{"maxiter": 50}``.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import isfinite
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,10 +17,13 @@ if TYPE_CHECKING:
     from .crossed.problem import CrossedProblem
     from .protocol import Engine
 
-__all__ = ["factors_start", "many_minima", "moment_start", "other_starts"]
+__all__ = ["factors_start", "many_minima", "moment_start", "other_starts", "shrunk_start"]
 
 Array = NDArray[np.float64]
 Index = NDArray[np.intp]
+
+SHRINK = 400
+"""Powers of ten by which a start that is too large is divided at most."""
 
 TINY = 50
 """Observations up to which several terms are started from large variances too."""
@@ -63,6 +67,22 @@ def moment_start(criterion: Engine, structure: CovarianceStructure, n: int, m: i
         else:
             factor[part, part] = np.diag(np.sqrt(np.maximum(shift - share * np.diag(gradient[part, part]), floor)))
     return structure.theta(factor)
+
+
+def shrunk_start(engine: Engine, theta: Array) -> Array:
+    """A start divided by a power of ten as long as the criterion falls, or is not defined.
+
+    Far out the criterion grows with log|Lambda| and is nearly flat in everything else, so that a search from there
+    takes long steps to nowhere.
+    """
+    least = engine.evaluate(theta, 0)[0]
+    for _ in range(SHRINK):
+        smaller = 0.1 * theta
+        value = engine.evaluate(smaller, 0)[0]
+        if not (value < least or not isfinite(least)):
+            break
+        theta, least = smaller, value
+    return theta
 
 
 def many_minima(structure: CovarianceStructure, levels: Array, n: int | None = None) -> bool:

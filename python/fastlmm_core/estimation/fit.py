@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ..engines.protocol import Engine, Solution
+from ..engines.starts import shrunk_start
 from ..support.blas_threads import one_blas_thread
 from .model import Model
 from .optimize import SINGULAR, Optimum, optimize
@@ -22,6 +23,9 @@ __all__ = ["Fit", "estimate"]
 Array = NDArray[np.float64]
 T = TypeVar("T")
 F = TypeVar("F", bound="Fit")
+
+LARGE = 30.0
+"""Standard deviation of a start, relative to what a group tells of it, from which smaller ones are tried."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -316,6 +320,13 @@ class Fit:
         return {name: value for name, value in self.__dict__.items() if name not in left_out}
 
 
+def _given_start(engine: Engine, model: Model, start: ArrayLike) -> Array:
+    """Conditioned theta of a start, shrunk where it is very large and smaller ones are better."""
+    theta = model.conditioned_theta(start, "start")
+    unit = float(np.sqrt(model.problem.levels.max() / model.problem.n))
+    return theta if np.abs(theta).max() <= LARGE * unit else shrunk_start(engine, theta)
+
+
 def estimate(
     kind: type[F],
     model: Model,
@@ -352,7 +363,7 @@ def estimate(
             model.structure,
             problem.levels,
             problem.n,
-            problem.start(engine) if start is None else model.conditioned_theta(start, "start"),
+            problem.start(engine) if start is None else _given_start(engine, model, start),
             method,
             options,
             problem.pilot() if start is None else None,

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from ..covariance.parameters import CovarianceStructure
 from ..engines.protocol import Engine
+from ..engines.starts import shrunk_start
 from ..errors import LMMError
 from ..kernels import minimize_newton, orthogonal_columns, smallest_parts
 from .search import Found, search
@@ -452,7 +453,10 @@ def _attempt(
             return _patiently(criterion, structure, theta, options, levels, n)
         found = _run(criterion, theta, method, options)
     except FloatingPointError as error:
-        raise LMMError(f"start: {error}; give another") from None
+        smaller = shrunk_start(criterion, theta)
+        if not isfinite(criterion.evaluate(smaller, 0)[0]):
+            raise LMMError(f"{error}, nor at smaller variances; rescale y, X and Z") from None
+        return _attempt(criterion, structure, levels, n, method, options, smaller)
     except TypeError as error:
         if "unexpected keyword" not in str(error):
             raise

@@ -101,6 +101,9 @@ def with_residual_variance(
         lowest = min(lowest, criterion.evaluate(FAR * other.theta)[0])
         if other.converged >= best.converged and other.value < best.value - 1e-9:
             best = other
+        if lowest <= best.value - FLAT:
+            # a search for other minima has been made before
+            break
     criterion.evaluate(best.theta, 0)
     vanishing = saturated and not best.converged and criterion.solution()[1] < SMALL * n
     # r^2 falls by FAR^2 on the way to the limit, and with it the digits of an engine that takes it from y'y
