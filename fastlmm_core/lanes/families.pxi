@@ -21,6 +21,9 @@
 #
 #     D at this stage:   -tr(D nu_F) + 2 tr(D n Q nu_F) + tr(f'D rho_F)
 #     both below:        -tr(A_D M A_F (M + 2 P'Q P)) - tr(R_D'M R_F)
+#
+# uses   whiten, factor (lanes.pyx); ChainStage, ChainSums, ChainColumns
+# gives  chain_pack, chain_up, chain_down, chain_second (the kernels of nested/engine.pyx)
 
 
 cdef inline void chain_gather(const ChainStage* stage, Py_ssize_t block, Py_ssize_t field, Py_ssize_t n, vecu* out
@@ -45,10 +48,8 @@ cdef inline void chain_scatter(const ChainStage* stage, Py_ssize_t block, Py_ssi
             target[i * LANES] += (<const double*> values)[i * LANES + lane]
 
 
-cdef void chain_pack(
-    const Shape* shape, Py_ssize_t n_vectors, const Py_ssize_t* order, const double* raw, const double* Tz,
-    const double* Tx, double* packed, double* between, double* scratch,
-) noexcept nogil:
+cdef void chain_pack(const Shape* shape, Py_ssize_t n_vectors, const Py_ssize_t* order, const double* raw,
+                     const ChainColumns* T, double* packed, double* between, double* scratch) noexcept nogil:
     """`factor` for groups in the given order (n_vectors * LANES,), -1 for padding.
 
     scratch: LANES (q^2 + q k + 2 q + k(k+1)/2 + stride) doubles.
@@ -61,13 +62,14 @@ cdef void chain_pack(
             g = order[block * LANES + lane]
             for i in range(line):
                 lines[lane * line + i] = raw[g * line + i] if g >= 0 else 0.0
-        factor(shape, LANES, lines, Tz, Tx, packed + block * line * LANES, between, scratch)
+        factor(shape, LANES, lines, T.z, T.xy, packed + block * line * LANES, between, scratch)
 
 
-cdef inline void chain_root(Py_ssize_t q, Py_ssize_t k, const vecu* A, const vecu* C, vecu* full, vecu* R, vecu* c
-                            ) noexcept nogil:
-    """R and c from A and C; columns that add nothing are left out."""
-    cdef Py_ssize_t a, b, j, l, pos = 0
+cdef inline void chain_root(Py_ssize_t q, Py_ssize_t k, const vecu* A, vecu* full, vecu* R) noexcept nogil:
+    """R and c from A and C, which follow each other; columns that add nothing are left out."""
+    cdef Py_ssize_t a, b, j, l, pos = 0, n_a = q * (q + 1) // 2
+    cdef const vecu* C = A + n_a
+    cdef vecu* c = R + n_a
     cdef vec t, u
     for a in range(q):
         for b in range(a + 1):
@@ -92,10 +94,54 @@ cdef inline void chain_root(Py_ssize_t q, Py_ssize_t k, const vecu* A, const vec
                 c[b * k + j] = c[b * k + j] - t * c[a * k + j]
 
 
+cdef inline void chain_subtract_root(Py_ssize_t q, Py_ssize_t k, const vecu* c, vecu* part_h) noexcept nogil:
+    """part_h -= c'c: what c explains was not taken out of [X y]'[X y] with the rows."""
+    cdef Py_ssize_t a, j, l, pos = 0
+    cdef vec t
+    for j in range(k):
+        for l in range(j + 1):
+            t = part_h[pos]
+            for a in range(q):
+                t = t - c[a * k + j] * c[a * k + l]
+            part_h[pos] = t
+            pos = pos + 1
+
+
+cdef inline void chain_sums(Py_ssize_t q, Py_ssize_t k, const vecu* Y, const vecu* D, vecu* n, vecu* acc, vecu* part_h
+                            ) noexcept nogil:
+    """n = Y'Y and E = Y'D of a level, added to those of its siblings; part_h += D'D."""
+    cdef Py_ssize_t n_a = q * (q + 1) // 2, a, b, j, l, pos = 0
+    cdef vecu* E = n + n_a
+    cdef vec t
+    for a in range(q):
+        for b in range(a + 1):
+            t = VEC_SET(0.0)
+            for l in range(q):
+                t = t + Y[l * q + a] * Y[l * q + b]
+            n[pos] = t
+            acc[pos] = acc[pos] + t
+            pos = pos + 1
+    for a in range(q):
+        for j in range(k):
+            t = VEC_SET(0.0)
+            for l in range(q):
+                t = t + Y[l * q + a] * D[l * k + j]
+            E[a * k + j] = t
+            acc[n_a + a * k + j] = acc[n_a + a * k + j] + t
+    pos = 0
+    for j in range(k):
+        for l in range(j + 1):
+            t = part_h[pos]
+            for a in range(q):
+                t = t + D[a * k + j] * D[a * k + l]
+            part_h[pos] = t
+            pos = pos + 1
+
+
 cdef inline double chain_up_of(Py_ssize_t q, Py_ssize_t k, bint finest, const ChainStage* stage, const double* factor,
                                double* sum_h, double* scratch) noexcept nogil:
     cdef Py_ssize_t n_a = q * (q + 1) // 2, n_c = q * k, n_h = k * (k + 1) // 2
-    cdef Py_ssize_t block, v, a, b, j, l, pos
+    cdef Py_ssize_t block, v, l, pos
     cdef vecu* U = <vecu*> scratch
     cdef vecu* W = U + q * q
     cdef vecu* Y = W + q * q
@@ -106,8 +152,7 @@ cdef inline double chain_up_of(Py_ssize_t q, Py_ssize_t k, bint finest, const Ch
     cdef vecu* record
     cdef vecu* R
     cdef vecu* n
-    cdef vecu* E
-    cdef vec t, det, product
+    cdef vec det, product
     cdef double logdet = 0.0
     product = VEC_SET(1.0)
     for pos in range(2 * n_h):
@@ -124,47 +169,15 @@ cdef inline double chain_up_of(Py_ssize_t q, Py_ssize_t k, bint finest, const Ch
                 record = (<vecu*> stage.record) + v * stage.stride
                 R = record + n_a + n_c
                 n = R + n_a + n_c
-                chain_root(q, k, record, record + n_a, W, R, R + n_a)
-                # what c explains was not taken out of [X y]'[X y] with the rows
-                pos = 0
-                for j in range(k):
-                    for l in range(j + 1):
-                        t = part_h[pos]
-                        for a in range(q):
-                            t = t - R[n_a + a * k + j] * R[n_a + a * k + l]
-                        part_h[pos] = t
-                        pos = pos + 1
-            E = n + n_a
+                chain_root(q, k, record, W, R)
+                chain_subtract_root(q, k, R + n_a, part_h)
             whiten(q, k, R, R + n_a, factor, U, W, Y, D, &det)
             product = product * det
             if vec_max(&product) > 1e100:
                 for l in range(LANES):
                     logdet += log((<double*> &product)[l])
                 product = VEC_SET(1.0)
-            pos = 0
-            for a in range(q):
-                for b in range(a + 1):
-                    t = VEC_SET(0.0)
-                    for l in range(q):
-                        t = t + Y[l * q + a] * Y[l * q + b]
-                    n[pos] = t
-                    acc[pos] = acc[pos] + t
-                    pos = pos + 1
-            for a in range(q):
-                for j in range(k):
-                    t = VEC_SET(0.0)
-                    for l in range(q):
-                        t = t + Y[l * q + a] * D[l * k + j]
-                    E[a * k + j] = t
-                    acc[n_a + a * k + j] = acc[n_a + a * k + j] + t
-            pos = 0
-            for j in range(k):
-                for l in range(j + 1):
-                    t = part_h[pos]
-                    for a in range(q):
-                        t = t + D[a * k + j] * D[a * k + l]
-                    part_h[pos] = t
-                    pos = pos + 1
+            chain_sums(q, k, Y, D, n, acc, part_h)
             if (v & 63) == 63:
                 for pos in range(n_h):
                     acc_h[pos] = acc_h[pos] + part_h[pos]
@@ -264,30 +277,46 @@ cdef inline void chain_conditional(Py_ssize_t q, const vecu* R, const double* fa
             M[b * q + a] = t
 
 
-cdef inline void chain_pairs(Py_ssize_t q, Py_ssize_t k, Py_ssize_t below, Py_ssize_t first, bint traces, Py_ssize_t F,
-                             const vecu* X, const vecu* f, const vecu* nu, const vecu* rho, vecu* out, vecu* acc,
-                             vecu* B) noexcept nogil:
+# The directions of a sweep, as constants where they are known.
+cdef struct Directions:
+    Py_ssize_t q, k
+    Py_ssize_t below            # directions of finer stages
+    Py_ssize_t first            # column of f from which B = F F' counts
+    bint traces                 # whether B has the part -N
+
+
+# What a level that is not of the finest stage has besides.
+cdef struct Finer:
+    const vecu* M
+    const vecu* P
+    const vecu* sums            # A_F of the directions of finer stages, then their R_F
+
+
+cdef inline void chain_pairs(Directions s, Py_ssize_t F, const vecu* f, vecu* out, vecu* acc, vecu* X) noexcept nogil:
     """Add nu_F and rho_F to out, and F with each direction of this stage from F on to acc."""
-    cdef Py_ssize_t n_a = q * (q + 1) // 2, n_c = q * k, d = below + n_a, D, a, b, j, pos
+    cdef Py_ssize_t q = s.q, k = s.k, n_a = q * (q + 1) // 2, n_c = q * k, d = s.below + n_a, D, a, b, j, pos
+    cdef vecu* nu = X + q * q
+    cdef vecu* B = nu + q * q
+    cdef vecu* rho = X + 6 * q * q
     cdef vec t
     pos = 0
     for a in range(q):
-        if traces:
+        if s.traces:
             for b in range(a + 1):
                 out[F * n_a + pos] = out[F * n_a + pos] + nu[a * q + b]
                 pos = pos + 1
-        for j in range(first, k):
+        for j in range(s.first, k):
             out[d * n_a + F * n_c + a * k + j] = out[d * n_a + F * n_c + a * k + j] + rho[a * k + j]
-    if traces:
+    if s.traces:
         chain_product(q, q, X, nu, B)
-    D = below
+    D = s.below
     for a in range(q):
         for b in range(a + 1):
             if D >= F:
                 t = VEC_SET(0.0)
-                if traces:
+                if s.traces:
                     t = B[a * q + a] if a == b else B[a * q + b] + B[b * q + a]
-                for j in range(first, k):
+                for j in range(s.first, k):
                     t = t + f[a * k + j] * rho[b * k + j]
                     if a != b:
                         t = t + f[b * k + j] * rho[a * k + j]
@@ -295,34 +324,22 @@ cdef inline void chain_pairs(Py_ssize_t q, Py_ssize_t k, Py_ssize_t below, Py_ss
             D = D + 1
 
 
-cdef inline void chain_curve(Py_ssize_t q, Py_ssize_t k, Py_ssize_t below, Py_ssize_t first, bint traces,
-                             const vecu* n, const vecu* Q, const vecu* f, const vecu* M, const vecu* P,
-                             const vecu* sums, vecu* out, vecu* acc, vecu* work) noexcept nogil:
-    """Second derivatives of one level, added to acc (d, d; lower triangle); nu_F and rho_F are added to out.
-
-    Without `traces` B is F F' alone, and nu_F is not needed.
-
-    d = below + n_a directions, those of the finer stages first; `sums` holds A_F of the finer ones, then R_F, and out
-    likewise nu_F of all, then rho_F.
-    work: 6 q^2 + q k vectors.
-    """
-    cdef Py_ssize_t n_a = q * (q + 1) // 2, n_c = q * k, d = below + n_a, D, F, a, b, i, j, l, pos
+cdef inline void chain_finer(Directions s, const vecu* Q, const vecu* f, const Finer* x, vecu* out, vecu* acc, vecu* X
+                             ) noexcept nogil:
+    """Directions of finer stages: with each other, and with those of this stage."""
+    cdef Py_ssize_t q = s.q, k = s.k, n_a = q * (q + 1) // 2, n_c = q * k, d = s.below + n_a, D, F, a, b, j, l, pos
     cdef vec t
-    cdef vecu* X = work                 # 2 n Q - I
     cdef vecu* nu = X + q * q
     cdef vecu* B = nu + q * q
     cdef vecu* Z = B + q * q            # M + 2 P'Q P
     cdef vecu* A = Z + q * q
     cdef vecu* T = A + q * q
     cdef vecu* rho = T + q * q
-    cdef const vecu* R = sums + below * n_a
-    if traces:
-        chain_product(q, q, n, Q, X)
-        for a in range(q):
-            for b in range(q):
-                X[a * q + b] = X[a * q + b] + X[a * q + b]
-            X[a * q + a] = X[a * q + a] - 1.0
-    if traces and below > 0:
+    cdef const vecu* M = x.M
+    cdef const vecu* P = x.P
+    cdef const vecu* sums = x.sums
+    cdef const vecu* R = sums + s.below * n_a
+    if s.traces:
         chain_product(q, q, Q, P, T)
         for a in range(q):
             for b in range(q):
@@ -330,15 +347,15 @@ cdef inline void chain_curve(Py_ssize_t q, Py_ssize_t k, Py_ssize_t below, Py_ss
                 for l in range(q):
                     t = t + P[l * q + a] * T[l * q + b]
                 Z[a * q + b] = M[a * q + b] + t + t
-    for F in range(below):
-        if traces:
+    for F in range(s.below):
+        if s.traces:
             chain_square(q, sums + F * n_a, A)
             chain_product(q, q, M, A, T)
             chain_product(q, q, T, Z, B)
         chain_product(q, k, M, R + F * n_c, rho)
         for D in range(F + 1):
             t = VEC_SET(0.0)
-            if traces:
+            if s.traces:
                 pos = 0
                 for a in range(q):
                     for b in range(a):
@@ -347,10 +364,10 @@ cdef inline void chain_curve(Py_ssize_t q, Py_ssize_t k, Py_ssize_t below, Py_ss
                     t = t - sums[D * n_a + pos] * B[a * q + a]
                     pos = pos + 1
             for a in range(q):
-                for j in range(first, k):
+                for j in range(s.first, k):
                     t = t - R[D * n_c + a * k + j] * rho[a * k + j]
             acc[F * d + D] = acc[F * d + D] + t
-        if traces:
+        if s.traces:
             chain_product(q, q, P, A, T)
             for a in range(q):
                 for b in range(q):
@@ -359,206 +376,244 @@ cdef inline void chain_curve(Py_ssize_t q, Py_ssize_t k, Py_ssize_t below, Py_ss
                         t = t + T[a * q + l] * P[b * q + l]
                     nu[a * q + b] = t
         chain_product(q, k, P, R + F * n_c, rho)
-        chain_pairs(q, k, below, first, traces, F, X, f, nu, rho, out, acc, B)
-    F = below
+        chain_pairs(s, F, f, out, acc, X)
+
+
+cdef inline void chain_curve(Directions s, const vecu* n, const vecu* Q, const vecu* f, const Finer* x, vecu* out,
+                             vecu* acc, vecu* X) noexcept nogil:
+    """Second derivatives of one level, added to acc (d, d; lower triangle); nu_F and rho_F are added to out.
+
+    d = below + n_a directions, those of the finer stages first; out holds nu_F of all, then rho_F.  Without `traces` B
+    is F F' alone, and nu_F is not needed.
+    X: 6 q^2 + q k vectors of work space, the first of which take 2 n Q - I.
+    """
+    cdef Py_ssize_t q = s.q, k = s.k, F = s.below, a, b, i, j, l
+    cdef vec t
+    cdef vecu* nu = X + q * q
+    cdef vecu* rho = X + 6 * q * q
+    if s.traces:
+        chain_product(q, q, n, Q, X)
+        for a in range(q):
+            for b in range(q):
+                X[a * q + b] = X[a * q + b] + X[a * q + b]
+            X[a * q + a] = X[a * q + a] - 1.0
+    if s.below > 0:
+        chain_finer(s, Q, f, x, out, acc, X)
     for i in range(q):
         for l in range(i + 1):
             for a in range(q):
-                for b in range(q if traces else 0):
+                for b in range(q if s.traces else 0):
                     t = n[a * q + i] * n[b * q + l]
                     nu[a * q + b] = t if i == l else t + n[a * q + l] * n[b * q + i]
-                for j in range(first, k):
+                for j in range(s.first, k):
                     t = n[a * q + i] * f[l * k + j]
                     rho[a * k + j] = t if i == l else t + n[a * q + l] * f[i * k + j]
-            chain_pairs(q, k, below, first, traces, F, X, f, nu, rho, out, acc, B)
+            chain_pairs(s, F, f, out, acc, X)
             F = F + 1
 
 
-cdef inline void chain_down_of(
-    Py_ssize_t q, Py_ssize_t k, Py_ssize_t first, bint finest, bint second, bint traces, Py_ssize_t forms,
-    const ChainStage* stage, const double* factor, const double* weight, double* sum_n, double* sum_f, double* gram,
-    double* curve, vecu* acc_n, vecu* temporary,
-) noexcept nogil:
-    cdef Py_ssize_t n_a = q * (q + 1) // 2, n_c = q * k, n_g = n_c * (n_c + 1) // 2
-    cdef Py_ssize_t block, v, a, b, j, l, pos
+# The shape of a sweep down, as constants where they are known.
+cdef struct Descending:
+    Py_ssize_t q, k, first
+    bint finest, second, traces
+    Py_ssize_t forms
+
+
+cdef inline void chain_parents(Py_ssize_t q, Py_ssize_t k, const ChainStage* stage, Py_ssize_t block, vecu* Qp, vecu* Q,
+                               vecu* u) noexcept nogil:
+    """Q and u of the parents of a block, zero at the top."""
+    cdef Py_ssize_t n_a = q * (q + 1) // 2, n_c = q * k, pos
+    if stage.parent != NULL:
+        chain_gather(stage, block, stage.above_q, n_a, Qp)
+        if u != NULL:
+            chain_gather(stage, block, stage.above_q + n_a, n_c, u)
+    else:
+        for pos in range(n_a):
+            Qp[pos] = VEC_SET(0.0)
+        if u != NULL:
+            for pos in range(n_c):
+                u[pos] = VEC_SET(0.0)
+    chain_square(q, Qp, Q)
+
+
+cdef inline void chain_level(Descending d, const double* weight, const vecu* n, const vecu* Q, const vecu* u,
+                             vecu* nn, vecu* acc_n, vecu* acc_f) noexcept nogil:
+    """n in full (nn), X = n Q, E and f of a level, which follow each other; sums of N and of f f'."""
+    cdef Py_ssize_t q = d.q, k = d.k, n_a = q * (q + 1) // 2, a, b, j, l, pos = 0
+    cdef vecu* X = nn + q * q
+    cdef vecu* E = X + q * q
+    cdef vecu* f = E + q * k
+    cdef vec t
+    chain_square(q, n, nn)
+    chain_product(q, q, nn, Q, X)
+    for a in range(q):
+        for b in range(a + 1):
+            t = n[pos]
+            for l in range(q):
+                t = t - X[a * q + l] * nn[l * q + b]
+            acc_n[pos] = acc_n[pos] + t
+            pos = pos + 1
+        for j in range(k):
+            t = n[n_a + a * k + j]
+            for l in range(q):
+                t = t - nn[a * q + l] * u[l * k + j]
+            E[a * k + j] = t
+        for j in range(d.first, k):
+            t = VEC_SET(0.0)
+            for l in range(j + 1):
+                t = t + E[a * k + l] * weight[l * k + j]
+            f[a * k + j] = t
+    pos = 0
+    for a in range(q):
+        for b in range(a + 1):
+            t = acc_f[pos]
+            for j in range(d.first, k):
+                t = t + f[a * k + j] * f[b * k + j]
+            acc_f[pos] = t
+            pos = pos + 1
+
+
+cdef inline void chain_hand_down(Py_ssize_t q, Py_ssize_t k, const double* factor, const vecu* Q, const vecu* u,
+                                 const vecu* E, vecu* record, vecu* U) noexcept nogil:
+    """M, P; Q, u; f into the record of a level, for its children; U: 4 q^2 vectors of work space."""
+    cdef Py_ssize_t n_a = q * (q + 1) // 2, n_c = q * k, a, b, j, l, pos = 0
+    cdef vecu* W = U + q * q
+    cdef vecu* S = W + q * q
+    cdef vecu* M = S + q * q
+    cdef vecu* P = record + 3 * (n_a + n_c) + n_a
+    cdef vecu* below = P + q * q        # Q, u, f
+    cdef const vecu* f = E + n_c
+    cdef vec t
+    chain_conditional(q, record + n_a + n_c, factor, U, W, S, M)
+    for a in range(q):
+        for b in range(a + 1):
+            record[3 * (n_a + n_c) + pos] = M[a * q + b]
+            pos = pos + 1
+    chain_square(q, record, W)
+    chain_product(q, q, W, M, U)
+    for a in range(q):
+        for b in range(q):
+            P[a * q + b] = VEC_SET(1.0 if a == b else 0.0) - U[a * q + b]
+    chain_product(q, q, Q, P, U)
+    pos = 0
+    for a in range(q):
+        for b in range(a + 1):
+            t = M[a * q + b]
+            for l in range(q):
+                t = t + P[l * q + a] * U[l * q + b]
+            below[pos] = t
+            pos = pos + 1
+    # G E, in the place of f for a while
+    for a in range(q):
+        for j in range(k):
+            t = VEC_SET(0.0)
+            for l in range(q):
+                t = t + factor[l * q + a] * E[l * k + j]
+            below[n_a + n_c + a * k + j] = t
+    for a in range(q):
+        for j in range(k):
+            t = u[a * k + j]
+            for l in range(q):
+                t = t + factor[a * q + l] * below[n_a + n_c + l * k + j]
+            below[n_a + a * k + j] = t
+    for pos in range(n_c):
+        below[n_a + n_c + pos] = f[pos]
+
+
+cdef inline void chain_gram(Py_ssize_t n_c, const vecu* E, vecu* acc) noexcept nogil:
+    """acc += vec(E) vec(E)', packed."""
+    cdef Py_ssize_t a, b, pos = 0
+    cdef vec t
+    for a in range(n_c):
+        t = E[a]
+        for b in range(a + 1):
+            acc[pos + b] = acc[pos + b] + t * E[b]
+        pos = pos + a + 1
+
+
+cdef inline void chain_down_of(Descending d, const ChainStage* stage, const double* factor, const ChainSums* sums,
+                               vecu* acc_n, vecu* temporary) noexcept nogil:
+    cdef Py_ssize_t q = d.q, k = d.k, n_a = q * (q + 1) // 2, n_c = q * k, n_g = n_c * (n_c + 1) // 2
+    cdef Py_ssize_t block, v, pos
     cdef vecu* Qp = temporary
     cdef vecu* Q = Qp + n_a
     cdef vecu* u = Q + q * q
     cdef vecu* nn = u + n_c
-    cdef vecu* X = nn + q * q
-    cdef vecu* E = X + q * q
+    cdef vecu* E = nn + 2 * q * q
     cdef vecu* f = E + n_c
-    cdef vecu* U = f + n_c
-    cdef vecu* W = U + q * q
-    cdef vecu* S = W + q * q
-    cdef vecu* M = S + q * q
-    cdef vecu* work = M + q * q
+    cdef vecu* work = f + n_c
     cdef vecu* acc_f = acc_n + n_a
     cdef vecu* acc_g = acc_f + n_a
     cdef vecu* acc_c = acc_g + n_g
     cdef vecu* out = acc_c + n_a * n_a
     cdef vecu* record
-    cdef vecu* place
-    cdef vecu* n
-    cdef vec t
     for pos in range(2 * n_a + n_g + n_a * n_a):
         acc_n[pos] = VEC_SET(0.0)
     for pos in range(n_c):
         f[pos] = VEC_SET(0.0)
     for block in range(stage.n_blocks):
-        if stage.parent != NULL:
-            chain_gather(stage, block, stage.above_q, n_a, Qp)
-            chain_gather(stage, block, stage.above_q + n_a, n_c, u)
-        else:
-            for pos in range(n_a):
-                Qp[pos] = VEC_SET(0.0)
-            for pos in range(n_c):
-                u[pos] = VEC_SET(0.0)
-        chain_square(q, Qp, Q)
-        if finest and second:
+        chain_parents(q, k, stage, block, Qp, Q, u)
+        if d.finest and d.second:
             for pos in range(n_a * (n_a + n_c)):
                 out[pos] = VEC_SET(0.0)
         for v in range(stage.start[block], stage.start[block + 1]):
-            record = (<vecu*> stage.record) + v * (n_a + n_c if finest else stage.stride)
-            n = record if finest else record + 2 * (n_a + n_c)
-            chain_square(q, n, nn)
-            chain_product(q, q, nn, Q, X)
-            pos = 0
-            for a in range(q):
-                for b in range(a + 1):
-                    t = n[pos]
-                    for l in range(q):
-                        t = t - X[a * q + l] * nn[l * q + b]
-                    acc_n[pos] = acc_n[pos] + t
-                    pos = pos + 1
-                for j in range(k):
-                    t = n[n_a + a * k + j]
-                    for l in range(q):
-                        t = t - nn[a * q + l] * u[l * k + j]
-                    E[a * k + j] = t
-                for j in range(first, k):
-                    t = VEC_SET(0.0)
-                    for l in range(j + 1):
-                        t = t + E[a * k + l] * weight[l * k + j]
-                    f[a * k + j] = t
-            pos = 0
-            for a in range(q):
-                for b in range(a + 1):
-                    t = acc_f[pos]
-                    for j in range(first, k):
-                        t = t + f[a * k + j] * f[b * k + j]
-                    acc_f[pos] = t
-                    pos = pos + 1
-            if second and gram != NULL:
-                pos = 0
-                for a in range(n_c):
-                    t = E[a]
-                    for b in range(a + 1):
-                        acc_g[pos + b] = acc_g[pos + b] + t * E[b]
-                    pos = pos + a + 1
-            if not finest:
-                # M, P; Q, u; f
-                chain_conditional(q, record + n_a + n_c, factor, U, W, S, M)
-                place = record + 3 * (n_a + n_c)
-                pos = 0
-                for a in range(q):
-                    for b in range(a + 1):
-                        place[pos] = M[a * q + b]
-                        pos = pos + 1
-                place = place + n_a
-                chain_square(q, record, W)
-                chain_product(q, q, W, M, U)
-                for a in range(q):
-                    for b in range(q):
-                        place[a * q + b] = VEC_SET(1.0 if a == b else 0.0) - U[a * q + b]
-                chain_product(q, q, Q, place, U)
-                record = place + q * q
-                pos = 0
-                for a in range(q):
-                    for b in range(a + 1):
-                        t = M[a * q + b]
-                        for l in range(q):
-                            t = t + place[l * q + a] * U[l * q + b]
-                        record[pos] = t
-                        pos = pos + 1
-                # G E
-                for a in range(q):
-                    for j in range(k):
-                        t = VEC_SET(0.0)
-                        for l in range(q):
-                            t = t + factor[l * q + a] * E[l * k + j]
-                        record[n_a + n_c + a * k + j] = t
-                for a in range(q):
-                    for j in range(k):
-                        t = u[a * k + j]
-                        for l in range(q):
-                            t = t + factor[a * q + l] * record[n_a + n_c + l * k + j]
-                        record[n_a + a * k + j] = t
-                for pos in range(n_c):
-                    record[n_a + n_c + pos] = f[pos]
-            elif second:
-                chain_curve(q, k, 0, forms, traces, nn, Q, f, NULL, NULL, NULL, out, acc_c, work)
-        if finest and second and stage.parent != NULL:
+            record = (<vecu*> stage.record) + v * (n_a + n_c if d.finest else stage.stride)
+            chain_level(d, sums.weight, record if d.finest else record + 2 * (n_a + n_c), Q, u, nn, acc_n, acc_f)
+            if d.second:
+                chain_gram(n_c, E, acc_g)
+            if not d.finest:
+                chain_hand_down(q, k, factor, Q, u, E, record, work)
+            elif d.second:
+                chain_curve(Directions(q, k, 0, d.forms, d.traces), nn, Q, f, NULL, out, acc_c, work)
+        if d.finest and d.second and stage.parent != NULL:
             chain_scatter(stage, block, stage.above_sums, n_a * (n_a + n_c), out)
     for pos in range(n_a):
-        sum_n[pos] = vec_sum(acc_n + pos)
-        sum_f[pos] = vec_sum(acc_f + pos)
-    if second and gram != NULL:
+        sums.n[pos] = vec_sum(acc_n + pos)
+        sums.f[pos] = vec_sum(acc_f + pos)
+    if d.second:
         for pos in range(n_g):
-            gram[pos] = vec_sum(acc_g + pos)
-    if second and finest:
+            sums.gram[pos] = vec_sum(acc_g + pos)
+    if d.second and d.finest:
         for pos in range(n_a * n_a):
-            curve[pos] = vec_sum(acc_c + pos)
+            sums.curve[pos] = vec_sum(acc_c + pos)
 
 
-cdef void chain_down(
-    const Shape* shape, const ChainStage* stage, Py_ssize_t first, bint second, bint traces, Py_ssize_t forms,
-    const double* factor, const double* weight, double* sum_n, double* sum_f, double* gram, double* curve,
-    double* scratch,
-) noexcept nogil:
+cdef void chain_down(const Shape* shape, const ChainStage* stage, const double* factor, const ChainSums* sums,
+                     double* scratch) noexcept nogil:
     """E and N of the levels of a stage given those of coarser ones; sums of N and of f f', f = E weight.
 
-    Columns of the upper triangular weight (k, k) before `first` are skipped.  If `second`, also gram = sum vec(E)
-    vec(E)' (packed; NULL if not wanted) and, at the finest stage, what `chain_second` does for the others, with the
-    columns of f from `forms` on.
+    If `second`, also gram = sum vec(E) vec(E)' (packed) and, at the finest stage, what `chain_second` does for the
+    others.
     scratch: LANES (15 q^2 + 5 q k + 3 n_a + n_g + n_a (2 n_a + q k)) doubles.
     """
-    cdef Py_ssize_t n_c = shape.n_c
+    cdef Py_ssize_t n_c = shape.n_c, first = sums.first, forms = sums.forms
+    cdef bint second = sums.second, traces = sums.traces
     cdef vecu* acc = <vecu*> scratch
     cdef vecu* temporary = acc + 2 * shape.n_a + n_c * (n_c + 1) // 2 + shape.n_a * (2 * shape.n_a + n_c)
     # local, so that the compiler can keep them in registers
     cdef vec small[80]
     if stage.level == 0 and shape.q == 2 and shape.k == 3 and first == 0 and not second:
-        chain_down_of(2, 3, 0, True, False, False, 0, stage, factor, weight, sum_n, sum_f, gram, curve, acc,
-                      <vecu*> small)
+        chain_down_of(Descending(2, 3, 0, True, False, False, 0), stage, factor, sums, acc, <vecu*> small)
     elif stage.level == 0 and shape.q == 2 and shape.k == 3 and first == 0 and forms == 2 and not traces:
-        chain_down_of(2, 3, 0, True, True, False, 2, stage, factor, weight, sum_n, sum_f, gram, curve, acc,
-                      <vecu*> small)
+        chain_down_of(Descending(2, 3, 0, True, True, False, 2), stage, factor, sums, acc, <vecu*> small)
     elif stage.level == 0 and shape.q == 2 and shape.k == 3 and first == 0 and forms == 0 and traces:
-        chain_down_of(2, 3, 0, True, True, True, 0, stage, factor, weight, sum_n, sum_f, gram, curve, acc,
-                      <vecu*> small)
+        chain_down_of(Descending(2, 3, 0, True, True, True, 0), stage, factor, sums, acc, <vecu*> small)
     elif stage.level == 0 and shape.q == 1:
-        chain_down_of(1, shape.k, first, True, second, traces, forms, stage, factor, weight, sum_n, sum_f, gram, curve,
-                      acc, temporary)
+        chain_down_of(Descending(1, shape.k, first, True, second, traces, forms), stage, factor, sums, acc, temporary)
     elif stage.level == 0 and shape.q == 2:
-        chain_down_of(2, shape.k, first, True, second, traces, forms, stage, factor, weight, sum_n, sum_f, gram, curve,
-                      acc, temporary)
+        chain_down_of(Descending(2, shape.k, first, True, second, traces, forms), stage, factor, sums, acc, temporary)
     elif stage.level == 0:
-        chain_down_of(shape.q, shape.k, first, True, second, traces, forms, stage, factor, weight, sum_n, sum_f, gram,
-                      curve, acc, temporary)
-    elif shape.q == 2 and shape.k == 3:
-        chain_down_of(2, 3, first, False, second, traces, forms, stage, factor, weight, sum_n, sum_f, gram, curve, acc,
+        chain_down_of(Descending(shape.q, shape.k, first, True, second, traces, forms), stage, factor, sums, acc,
                       temporary)
+    elif shape.q == 2 and shape.k == 3:
+        chain_down_of(Descending(2, 3, first, False, second, traces, forms), stage, factor, sums, acc, temporary)
     else:
-        chain_down_of(shape.q, shape.k, first, False, second, traces, forms, stage, factor, weight, sum_n, sum_f, gram,
-                      curve, acc, temporary)
+        chain_down_of(Descending(shape.q, shape.k, first, False, second, traces, forms), stage, factor, sums, acc,
+                      temporary)
 
 
-cdef inline void chain_second_of(
-    Py_ssize_t q, Py_ssize_t k, Py_ssize_t below, Py_ssize_t first, bint traces, const ChainStage* stage,
-    double* curve, double* scratch,
-) noexcept nogil:
-    cdef Py_ssize_t n_a = q * (q + 1) // 2, n_c = q * k, d = below + n_a, block, v, pos
+cdef inline void chain_second_of(Directions s, const ChainStage* stage, double* curve, double* scratch) noexcept nogil:
+    cdef Py_ssize_t q = s.q, k = s.k, n_a = q * (q + 1) // 2, n_c = q * k, d = s.below + n_a, block, v, pos
     cdef vecu* Qp = <vecu*> scratch
     cdef vecu* Q = Qp + n_a
     cdef vecu* nn = Q + q * q
@@ -567,44 +622,43 @@ cdef inline void chain_second_of(
     cdef vecu* out = acc + d * d
     cdef vecu* work = out + d * (n_a + n_c)
     cdef vecu* record
-    cdef vecu* P
+    cdef const vecu* f
+    cdef Finer x
     for pos in range(d * d):
         acc[pos] = VEC_SET(0.0)
     for block in range(stage.n_blocks):
-        if stage.parent != NULL:
-            chain_gather(stage, block, stage.above_q, n_a, Qp)
-        else:
-            for pos in range(n_a):
-                Qp[pos] = VEC_SET(0.0)
-        chain_square(q, Qp, Q)
+        chain_parents(q, k, stage, block, Qp, Q, NULL)
         for pos in range(d * (n_a + n_c)):
             out[pos] = VEC_SET(0.0)
         for v in range(stage.start[block], stage.start[block + 1]):
             record = (<vecu*> stage.record) + v * stage.stride
             chain_square(q, record + 2 * (n_a + n_c), nn)
             chain_square(q, record + 3 * (n_a + n_c), M)
-            P = record + 3 * (n_a + n_c) + n_a
-            chain_curve(q, k, below, first, traces, nn, Q, P + q * q + n_a + n_c, M, P, P + q * q + n_a + 2 * n_c, out,
-                        acc, work)
+            x.M = M
+            x.P = record + 3 * (n_a + n_c) + n_a
+            f = x.P + q * q + n_a + n_c
+            x.sums = f + n_c
+            chain_curve(s, nn, Q, f, &x, out, acc, work)
         if stage.parent != NULL:
             chain_scatter(stage, block, stage.above_sums, d * (n_a + n_c), out)
     for pos in range(d * d):
         curve[pos] = vec_sum(acc + pos)
 
 
-cdef void chain_second(
-    const Shape* shape, const ChainStage* stage, Py_ssize_t first, bint traces, double* curve, double* scratch,
-) noexcept nogil:
+cdef void chain_second(const Shape* shape, const ChainStage* stage, const ChainSums* sums, double* scratch
+                       ) noexcept nogil:
     """tr(B D N F) of a stage that is not the finest, (d, d; lower triangle) for the d directions of it and finer ones.
 
     scratch: LANES (10 q^2 + q k + n_a + d^2 + d (n_a + q k)) doubles, d = (level + 1) n_a.
     """
-    if shape.q == 2 and shape.k == 3 and stage.level == 1 and first == 2 and not traces:
-        chain_second_of(2, 3, 3, 2, False, stage, curve, scratch)
-    elif shape.q == 2 and shape.k == 3 and stage.level == 1 and first == 0 and traces:
-        chain_second_of(2, 3, 3, 0, True, stage, curve, scratch)
+    cdef Py_ssize_t below = stage.level * shape.n_a, first = sums.forms
+    cdef bint traces = sums.traces
+    if shape.q == 2 and shape.k == 3 and below == 3 and first == 2 and not traces:
+        chain_second_of(Directions(2, 3, 3, 2, False), stage, sums.curve, scratch)
+    elif shape.q == 2 and shape.k == 3 and below == 3 and first == 0 and traces:
+        chain_second_of(Directions(2, 3, 3, 0, True), stage, sums.curve, scratch)
     else:
-        chain_second_of(shape.q, shape.k, stage.level * shape.n_a, first, traces, stage, curve, scratch)
+        chain_second_of(Directions(shape.q, shape.k, below, first, traces), stage, sums.curve, scratch)
 
 
 offered.chain_pack = &chain_pack

@@ -176,14 +176,29 @@ cdef struct ChainStage:
     Py_ssize_t above_q          # Q and u in them
     Py_ssize_t above_sums       # A_F and R_F in them
 
+# What a sweep down the stages is asked for, and where the sums of a stage go.
+cdef struct ChainSums:
+    Py_ssize_t first            # column of `weight` before which it is zero
+    bint second                 # whether gram and curve are wanted
+    bint traces                 # whether B has the part -N
+    Py_ssize_t forms            # first column of f that counts in B
+    const double* weight        # w (k, k), upper triangular: f = E w
+    double* n                   # sum N (n_a)
+    double* f                   # sum f f' (n_a)
+    double* gram                # sum vec(E) vec(E)', packed
+    double* curve               # tr(B D N F) over the unit directions of this stage and finer ones, lower triangle
+
+# Columns that the levels are written in.
+cdef struct ChainColumns:
+    const double* z             # upper triangular (q, q)
+    const double* xy            # (k, k)
+
 ctypedef void (*chain_pack_t)(
-    const Shape*, Py_ssize_t, const Py_ssize_t*, const double*, const double*, const double*, double*, double*, double*
+    const Shape*, Py_ssize_t, const Py_ssize_t*, const double*, const ChainColumns*, double*, double*, double*
     ) noexcept nogil
 ctypedef double (*chain_up_t)(const Shape*, const ChainStage*, const double*, double*, double*) noexcept nogil
-ctypedef void (*chain_down_t)(
-    const Shape*, const ChainStage*, Py_ssize_t, bint, bint, Py_ssize_t, const double*, const double*, double*, double*,
-    double*, double*, double*) noexcept nogil
-ctypedef void (*chain_second_t)(const Shape*, const ChainStage*, Py_ssize_t, bint, double*, double*) noexcept nogil
+ctypedef void (*chain_down_t)(const Shape*, const ChainStage*, const double*, const ChainSums*, double*) noexcept nogil
+ctypedef void (*chain_second_t)(const Shape*, const ChainStage*, const ChainSums*, double*) noexcept nogil
 
 # What a variant of the lane kernels offers.  `kernels()` of its module gives the address in a capsule of this name.
 cdef struct LaneKernels:

@@ -31,7 +31,7 @@ from libc.string cimport memset
 
 from fastlmm_core.lanes.deletions cimport DEFICIENT, FAR, FOUND, OPEN, TILE, DeletionWork, Deletions
 from fastlmm_core.lanes.kernels cimport (
-    Batch, ChainStage, LaneKernels, Outcome, Profile, Shape, lane_kernels_name, lay_profile, vec, vecu)
+    Batch, ChainColumns, ChainStage, ChainSums, LaneKernels, Outcome, Profile, Shape, lane_kernels_name, lay_profile, vec, vecu)
 from fastlmm_core.small.arena cimport Arena, take
 
 cdef extern from "vector.h":

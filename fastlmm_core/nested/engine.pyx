@@ -8,7 +8,7 @@ import numpy as np
 
 from fastlmm_core.kernels._criterion cimport kernels
 from fastlmm_core.kernels._profiled cimport ProfiledEngine, copied
-from fastlmm_core.lanes.kernels cimport ChainStage, Shape, make_shape
+from fastlmm_core.lanes.kernels cimport ChainColumns, ChainStage, ChainSums, Shape, make_shape
 
 cdef enum:
     MAX_STAGES = 16
@@ -46,9 +46,9 @@ def pack(const double[:, ::1] raw, const Py_ssize_t[::1] order, const double[:, 
     out = aligned_zeros(n_vectors * shape.stride * kernels.lanes)
     between = np.zeros(n_h)
     cdef double[::1] packed = out, total = between, scratch = aligned_zeros(size * kernels.lanes)
+    cdef ChainColumns columns = ChainColumns(&z_map[0, 0], &xy_map[0, 0])
     with nogil:
-        kernels.chain_pack(&shape, n_vectors, &order[0], &raw[0, 0], &z_map[0, 0], &xy_map[0, 0], &packed[0], &total[0],
-                           &scratch[0])
+        kernels.chain_pack(&shape, n_vectors, &order[0], &raw[0, 0], &columns, &packed[0], &total[0], &scratch[0])
     return out.reshape(n_vectors, shape.stride, kernels.lanes), between
 
 
@@ -225,19 +225,21 @@ cdef class NestedEngine(ProfiledEngine):
         """
         cdef Py_ssize_t s, i, j, d, r = self.r, n_a = self.shape.n_a, n_c = self.shape.n_c, n_g = n_c * (n_c + 1) // 2
         cdef Py_ssize_t size = self.n_stages * n_a
+        cdef ChainSums sums = ChainSums(first, second, traces, forms, weight, NULL, NULL, NULL, self.part)
         if second:
             self.clear(self.stage[0].above_sums if self.n_stages > 1 else 0, -1)
         for s in range(self.n_stages - 1, -1, -1):
-            kernels.chain_down(&self.shape, &self.stage[s], first, second, traces, forms, self.factors + s * r * r,
-                               weight, self.stage_n + s * n_a, self.stage_f + s * n_a, self.gram_e + s * n_g,
-                               self.part, self.scratch)
+            sums.n = self.stage_n + s * n_a
+            sums.f = self.stage_f + s * n_a
+            sums.gram = self.gram_e + s * n_g
+            kernels.chain_down(&self.shape, &self.stage[s], self.factors + s * r * r, &sums, self.scratch)
         if not second:
             return
         memset(self.stage_curve, 0, size * size * sizeof(double))
         for s in range(self.n_stages):
             d = (s + 1) * n_a
             if s > 0:
-                kernels.chain_second(&self.shape, &self.stage[s], forms, traces, self.part, self.scratch)
+                kernels.chain_second(&self.shape, &self.stage[s], &sums, self.scratch)
             for i in range(d):
                 for j in range(i + 1):
                     self.stage_curve[i * size + j] += self.part[i * d + j]
