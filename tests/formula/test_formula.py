@@ -683,3 +683,16 @@ def test_neither_formulaic_nor_pandas_is_imported_for_plain_arrays():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("library", ["polars", "pyarrow"])
+def test_null_and_nan_in_one_column_are_both_missing(library):
+    n = 24
+    x = [float(i) for i in range(n)]
+    x[3], x[10] = None, float("nan")
+    columns = {"y": [float(i % 7) for i in range(n)], "x": x, "g": [i % 6 for i in range(n)]}
+    module = pytest.importorskip(library)
+    table = module.table(columns) if library == "pyarrow" else module.DataFrame(columns, strict=False)
+    model = flc.lmm("y ~ x + (1 | g)", table)
+    assert model.n_dropped == 2 and model.nobs == n - 2
+    np.testing.assert_array_equal(np.setdiff1d(np.arange(n), model.kept), [3, 10])

@@ -353,3 +353,11 @@ def test_bad_arguments_are_refused(fits):
             call(level=95)
         with pytest.raises(flc.LMMError, match="ddf"):
             call(ddf="kenward")
+
+
+def test_cells_of_p_values():
+    from fastlmm_core.support.text_tables import p_value_cell
+
+    values = {0.0: "<0.001", 0.00099: "<0.001", 0.001: "0.001", 0.0051: "0.005", 0.25: "0.250", 1.0: "1.000"}
+    assert {value: p_value_cell(value) for value in values} == values
+    assert p_value_cell(float("nan")) == "nan"
