@@ -408,3 +408,30 @@ def test_a_tail_too_large_is_refused(monkeypatch):
     monkeypatch.setattr(layout, "LARGEST_TAIL", 3)
     with pytest.raises(LMMError, match="crossed factors"):
         condition_factors(y, X, factors, None, None, structure)
+
+
+# the restricted likelihood of block elimination takes |X'V^-1 X| from a difference, and is infinite where that is lost
+@pytest.mark.parametrize(("theta", "reml"), [(1e2, True), (1e5, True), (1e2, False), (1e5, False), (1e12, False),
+                                             (1e25, False)])  # fmt: skip
+@pytest.mark.parametrize("kind", ["crossed", "nested", "many nested"])
+def test_large_determinants_do_not_overflow(rng, theta, reml, kind):
+    # a second factor without variance: groups around one mean, and all else in closed form
+    m, n_i = (280, 5) if kind != "many nested" else (1500, 4)
+    n = m * n_i
+    groups = np.repeat(np.arange(m), n_i)
+    other = groups // 10 if kind != "crossed" else rng.permutation(np.arange(n) % 7)
+    w = rng.uniform(0.3, 3.0, n)
+    y = rng.standard_normal(m)[groups] + rng.standard_normal(n)
+    terms = [RandomTerm(None, groups, "a"), RandomTerm(None, other, "b")]
+    model = LinearMixedModel(y, None, terms=terms, weights=w)
+    total = np.bincount(groups, w)
+    means = np.bincount(groups, w * y) / total
+
+    def exact(theta):
+        det = 1.0 + total * theta**2
+        u = total / det
+        r2 = np.sum(w * (y - means[groups]) ** 2) + np.sum(u * (means - np.sum(u * means) / np.sum(u)) ** 2)
+        return np.sum(np.log(det)) + (n - reml) * np.log(r2) + (np.log(np.sum(u)) if reml else 0.0)
+
+    value, base = (model.evaluate([t, 0.0], reml).value for t in (theta, 1.0))
+    assert value - base == pytest.approx(exact(theta) - exact(1.0), rel=1e-8)
