@@ -237,7 +237,7 @@ def test_display():
     table = anova(fitted("angle ~ recipe * heat + (1 | batch)"))
     lines = str(table).splitlines()
     assert lines[0] == "Type III analysis of variance, Satterthwaite's degrees of freedom"
-    assert lines[2].split() == ["Sum", "Sq", "Mean", "Sq", "NumDF", "DenDF", "F", "P>F"]
+    assert lines[2].split() == ["Sum", "Sq", "Mean", "Sq", "NumDF", "DenDF", "F", "p"]
     assert "<td" in table._repr_html_()
 
 

@@ -103,7 +103,7 @@ class AnovaTable:
             aligned_cells([statistic_cell(v) for v in self.statistic.tolist()]),
             [p_value_cell(v) for v in self.pvalues.tolist()],
         ]
-        header = ["", "Sum Sq", "Mean Sq", "NumDF", "DenDF", "F", "P>F"]
+        header = ["", "Sum Sq", "Mean Sq", "NumDF", "DenDF", "F", "p"]
         return header, [list(row) for row in zip(*columns, strict=True)]
 
     def __str__(self) -> str:

@@ -444,7 +444,7 @@ def test_polynomials_are_those_of_the_tables():
 def test_known_variances_give_z_tests():
     means = emmeans(fitted("angle ~ recipe * heat + (1 | batch)"), "heat", contrasts="pairwise", ddf="normal")
     assert np.isinf(means.df).all()
-    assert "P>|z|" in str(means)
+    assert any(line.split()[-2:] == ["z", "p"] for line in str(means).splitlines())
     np.testing.assert_allclose(means.conf_high - means.estimate, 1.959963984540054 * means.std_error, rtol=1e-12)
 
 

@@ -69,7 +69,7 @@ class JointTests:
             [p_value_cell(v) for v in self.pvalues.tolist()],
         ]
         rows = [list(row) for row in zip(*columns, strict=True)]
-        table = text_table([*self.labels, "NumDF", "DenDF", "F", "P>F"], rows, left=len(self.labels))
+        table = text_table([*self.labels, "NumDF", "DenDF", "F", "p"], rows, left=len(self.labels))
         return "\n".join([*table, *(f"\n{note}" for note in self.notes)])
 
     __repr__ = __str__

@@ -106,18 +106,17 @@ class _Estimates:
         columns = [[str(value) for value in values] for values in self.labels.values()]
         numbers = (self.estimate, self.conf_low, self.conf_high)
         shown = [estimate_cells(values.tolist(), errors, 4) for values in numbers]
-        percent = f"{100.0 * self.level:g}%"
         columns += [
             shown[0],
             estimate_cells(errors, errors, 4),
             aligned_cells([f"{v:.2f}" for v in self.df.tolist()]),
             *shown[1:],
         ]
-        header = [*self.labels, "estimate", "SE", "df", f"lower {percent}", f"upper {percent}"]
+        header = [*self.labels, "Estimate", "SE", "df", f"{100.0 * self.level:g}% CI", ""]
         if self._tests:
             columns += [aligned_cells([statistic_cell(v) for v in self.statistic.tolist()])]
             columns += [[p_value_cell(v) for v in self.pvalues.tolist()]]
-            header += ["z" if np.isinf(self.df).all() else "t", "P>|z|" if np.isinf(self.df).all() else "P>|t|"]
+            header += ["z" if np.isinf(self.df).all() else "t", "p"]
         return header, [list(row) for row in zip(*columns, strict=True)]
 
     def __str__(self) -> str:
