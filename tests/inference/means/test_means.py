@@ -465,7 +465,7 @@ def test_frames_in_frames_out(library):
 def test_display():
     means = emmeans(fitted("angle ~ recipe * heat + (1 | batch)"), "heat", by="recipe", contrasts="pairwise")
     text = str(means)
-    assert text.splitlines()[0].split() == ["heat", "recipe", "estimate", "SE", "df", "lower", "95%", "upper", "95%"]
+    assert text.splitlines()[0].split() == ["heat", "recipe", "Estimate", "SE", "df", "95%", "CI"]
     assert "Tukey's method for comparing 3 means" in text
     html = means._repr_html_()
     assert html.count("<table>") == 2
