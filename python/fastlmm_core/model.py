@@ -220,17 +220,11 @@ class LinearMixedModel(Model):
         )
 
 
-_ESTIMATES = frozenset(
-    {"sigma2", "theta", "criterion", "converged", "singular", "gradient_norm", "n_evaluations", "optimum", "reml"}
-)
-"""What a result has beside what its class defines."""
-
-
 def _after_fit(name: str) -> str:
     """What to say of an attribute that a result has, where the model was not fitted."""
     from .result import LMMResult
 
-    if name.startswith("_") or not (name in _ESTIMATES or hasattr(LMMResult, name)):
+    if name.startswith("_") or not (name in LMMResult.__dataclass_fields__ or hasattr(LMMResult, name)):
         return ""
     call = "(...)" if callable(getattr(LMMResult, name, None)) else ""
     return f"fit the model first, result = model.fit(), then result.{name}{call}"
