@@ -8,7 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .covariance.elements import element_names, sd_and_cor
+from .errors import LMMError
 from .estimation.many.batch_fit import BatchFit
+from .support.arguments import checked
 
 if TYPE_CHECKING:
     from .estimation.fit import Fit
@@ -20,6 +22,7 @@ __all__ = ["BatchResult"]
 Array = NDArray[np.float64]
 
 
+@checked
 class BatchResult(BatchFit):
     """Estimates for many responses; every array has a leading axis over responses.
 
@@ -125,7 +128,13 @@ class BatchResult(BatchFit):
         LMMError
             Where the responses were given as a stream and are gone.
         """
-        out = self.blups(np.arange(len(self))[slice(None) if which is None else which])
+        try:
+            chosen = np.atleast_1d(np.arange(len(self))[slice(None) if which is None else which])
+            if chosen.ndim != 1:
+                raise IndexError
+        except Exception as error:  # whatever an index may raise
+            raise LMMError(f"which must be positions below {len(self)}, a mask of so many values or a slice") from error
+        out = self.blups(chosen)
         factors = self.model.factors
         if len(factors) == 1:
             return out[0]

@@ -16,6 +16,7 @@ from .design.terms import RandomPart, RandomTerm, Term, random_part, terms_of_ar
 from .errors import LMMError
 from .estimation.fit import estimate
 from .estimation.model import Model
+from .support.arguments import checked
 from .support.checks import float_array
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ __all__ = ["LinearMixedModel", "lmm"]
 Array = NDArray[np.float64]
 
 
+@checked
 class LinearMixedModel(Model):
     """A Gaussian linear mixed model from arrays.
 
@@ -191,15 +193,22 @@ class LinearMixedModel(Model):
 
         return fit_many(partial(BatchResult, self, LMMResult, bool(reml)), Y, n_jobs, progress, memory)
 
-    def refit(self, y: ArrayLike, reml: bool = True, **options: Any) -> LMMResult:
+    def refit(
+        self,
+        y: ArrayLike,
+        reml: bool = True,
+        method: str | Callable[..., Any] = "newton",
+        start: ArrayLike | None = None,
+        options: dict[str, Any] | None = None,
+    ) -> LMMResult:
         """Fit another response on this design.
 
         Parameters
         ----------
         y : (nobs,) array
         reml : bool
-        **options
-            Passed to `fit`.
+        method, start, options
+            As for `fit`.
 
         Returns
         -------
@@ -211,7 +220,7 @@ class LinearMixedModel(Model):
         LMMError
             As for a model made from `y`.
         """
-        return self.with_response(float_array(y, "y", 1)).fit(reml=reml, **options)
+        return self.with_response(float_array(y, "y", 1)).fit(reml, method, start, options)
 
     def __repr__(self) -> str:
         return (
@@ -264,6 +273,7 @@ def _names(given: Sequence[str] | None, count: int, stem: str, intercept: bool, 
     return tuple(str(name) for name in given)
 
 
+@checked
 def lmm(
     formula: str,
     data: Any,

@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 from .errors import LMMError
 from .estimation.fit import Fit
 from .inference.options import Ddf, Information
+from .support.arguments import checked
 from .tables.columns import limits_table
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ __all__ = ["LMMResult"]
 Array = NDArray[np.float64]
 
 
+@checked
 class LMMResult(Fit):
     """Estimates of a linear mixed model and everything that follows from them.
 

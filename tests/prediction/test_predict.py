@@ -673,7 +673,7 @@ def test_marginal_covariance_and_correlation(rng, weighted):
             np.diag(result.marginal_correlation(subject)), 1.0, rtol=1e-15
         )
     for call in (result.marginal_covariance, result.marginal_correlation):
-        with pytest.raises(flc.LMMError, match=r"group has no level 99 among the rows used"):
+        with pytest.raises(flc.LMMError, match=r"subject=99: group has no such level among the rows used"):
             call(99)
 
 

@@ -306,7 +306,7 @@ def test_a_factor_that_is_called_all():
     [
         ({"effects": "plates"}, r"effects='plates' is unknown.*'all'.*'a', 'b'"),
         ({"effects": ["a", "c"]}, r"effects=\['a', 'c'\] is unknown"),
-        ({"effects": 3}, r"effects=3 is unknown"),
+        ({"effects": 3}, r"effects must be a string or a list of strings, not 3"),
         ({"effects": "all", "drop": "groups"}, r"data has no 'groups'"),
         ({"effects": "all", "groups": np.zeros(4, dtype=int)}, r"data\['groups'\] must be a mapping.*'a': labels"),
         ({"effects": "b", "groups": {"a": np.zeros(4, dtype=int)}}, r"data\['groups'\] has no 'b'"),

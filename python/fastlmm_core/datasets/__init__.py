@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 from numpy.typing import NDArray
 
 from ..errors import LMMError
+from ..support.arguments import checked
 from ..tables.files import parse_csv
 
 if TYPE_CHECKING:
@@ -241,6 +242,7 @@ def names() -> list[str]:
     return sorted(_DESCRIPTIONS)
 
 
+@checked
 def describe(name: str) -> Description:
     """What a data set holds, in which units, and who published it.
 
@@ -267,7 +269,7 @@ def describe(name: str) -> Description:
     try:
         return _DESCRIPTIONS[name]
     except KeyError:
-        raise LMMError(f"no data set is called {name!r}; choose one of {', '.join(names())}") from None
+        raise LMMError(f"name={name!r}: there is no such data set; choose one of {', '.join(names())}") from None
 
 
 def _read(name: str) -> dict[str, NDArray[Any]]:
@@ -283,6 +285,7 @@ def load(name: str, frame: Literal["polars"]) -> pl.DataFrame: ...
 def load(name: str, frame: Literal["pyarrow"]) -> Any: ...
 @overload
 def load(name: str, frame: Literal["dict"]) -> dict[str, NDArray[Any]]: ...
+@checked
 def load(name: str, frame: FrameKind = "pandas") -> Any:
     """Load a data set.
 

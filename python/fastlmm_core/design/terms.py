@@ -14,6 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 from ..covariance.elements import Element, elements
 from ..covariance.parameters import Block, CovarianceStructure
 from ..errors import LMMError
+from ..support.arguments import checked
 from ..support.checks import float_array
 from .grouping import Codes, group_codes
 
@@ -31,6 +32,7 @@ EXACT = 1e-11
 """What rounding may leave of a dependent unit vector; what is nearly dependent is left to the engines."""
 
 
+@checked
 @dataclass(frozen=True)
 class RandomTerm:
     """A random-effects term from arrays: the columns `Z` vary between the levels of `groups`.

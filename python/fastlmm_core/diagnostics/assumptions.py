@@ -273,8 +273,8 @@ def autocorrelation(result: Fit, max_lag: int = 5, time: ArrayLike | None = None
     """
     from scipy.special import ndtr
 
-    if max_lag < 1:
-        raise LMMError(f"max_lag={max_lag} must be at least 1")
+    if not 1 <= max_lag < max(result.nobs, 2):
+        raise LMMError(f"max_lag={max_lag} must be at least 1 and below the number of rows, {result.nobs}")
     found, pairs = _lag_products(result, int(max_lag), time, result.model.factors.index(result.model.factor(factor)))
     z = found * np.sqrt(pairs)
     return result.model.table(
@@ -388,8 +388,8 @@ def residual_tests(result: Fit, max_lag: int = 3, time: ArrayLike | None = None)
         rows.append(("equal variance", "Levene", what, statistic, df, p))
     statistic, p = _breusch_pagan(w, result.marginal_mean)
     rows.append(("equal variance", "Breusch-Pagan", "whitened residuals along the marginal mean", statistic, 1.0, p))
-    if max_lag < 1:
-        raise LMMError(f"max_lag={max_lag} must be at least 1")
+    if not 1 <= max_lag < max(result.nobs, 2):
+        raise LMMError(f"max_lag={max_lag} must be at least 1 and below the number of rows, {result.nobs}")
     found, pairs = _lag_products(result, int(max_lag), time)
     used = pairs > 0
     q_statistic = float(np.sum(pairs[used] * found[used] ** 2)) if used.any() else np.nan

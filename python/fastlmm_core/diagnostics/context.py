@@ -14,6 +14,7 @@ from ..estimation.fit import Fit
 from ..formula.group_means import means_of
 from ..inference.wald import wald
 from ..inference.wald_test import WaldTest
+from ..support.arguments import checked
 from ..tables.columns import native_frame
 
 __all__ = ["ContextualEffect", "contextual_effect"]
@@ -24,6 +25,7 @@ VARIES = 1e-10
 """Relative size below which differences within groups, or between their means, are rounding."""
 
 
+@checked
 @dataclass(frozen=True)
 class ContextualEffect:
     """Difference of the effects between and within groups.
@@ -123,6 +125,8 @@ def contextual_effect(
             )
     else:
         wanted = [x] if isinstance(x, str) else list(x)
+        if not wanted:
+            raise LMMError("x names no column; leave it out for all that vary within groups and between their means")
         chosen = []
         for name in wanted:
             if name not in names:

@@ -20,6 +20,7 @@ from ..engines.one_factor.problem import one_factor
 from ..errors import LMMError
 from ..estimation.deletion.groups import delete
 from ..estimation.deletion.rows import refit_each
+from ..support.arguments import checked
 
 if TYPE_CHECKING:
     from ..design.grouping import Grouping
@@ -30,6 +31,7 @@ __all__ = ["Influence", "influence"]
 Array = NDArray[np.float64]
 
 
+@checked
 @dataclass(frozen=True, eq=False)
 class Influence:
     """The fits without each group, or without each observation, one per line (d lines).

@@ -16,10 +16,12 @@ from numpy.typing import NDArray
 
 from ..errors import LMMError
 from ..prediction.new_rows import random_design
-from ..support.checks import float_array
+from ..support.arguments import checked
+from ..support.checks import float_array, plain_array
 from .whitening import rows_covariance
 
 if TYPE_CHECKING:
+    from ..design.grouping import Grouping
     from ..estimation.fit import Fit
     from ..estimation.model import Model
 
@@ -72,11 +74,20 @@ def r2(result: Fit) -> dict[str, float]:
 def _rows_of(model: Model, subject: Any, factor: str | None) -> NDArray[np.intp]:
     searched = model.factors[::-1] if factor is None else (model.factor(factor),)
     for grouping, *_ in searched:
-        position = grouping.locate(np.array([subject]))[0]
-        if position >= 0:
-            return np.flatnonzero(grouping.index == position)
+        at = np.flatnonzero(grouping.index == _position(grouping, subject))
+        if len(at):
+            return at
     names = " or ".join(f.grouping.name for f in reversed(searched))
-    raise LMMError(f"{names} has no level {subject!r} among the rows used")
+    shown = repr(subject) if len(repr(subject)) < 40 else f"of type {type(subject).__name__!r}"
+    raise LMMError(f"subject={shown}: {names} has no such level among the rows used")
+
+
+def _position(grouping: Grouping, subject: Any) -> int:
+    """Position of a level, -1 for what is none."""
+    try:
+        return int(grouping.labels.tolist().index(np.array([subject]).tolist()[0]))
+    except Exception:  # whatever things of other types raise when they are compared
+        return -1
 
 
 def _mean_random_variance(result: Fit) -> dict[str, float]:
@@ -90,6 +101,7 @@ def _mean_random_variance(result: Fit) -> dict[str, float]:
     return out
 
 
+@checked
 @dataclass(frozen=True)
 class MarginalCovariance:
     """Second moments of k observations of one group, one at each of k points.
@@ -133,6 +145,7 @@ class MarginalCovariance:
         return np.asarray(random / (random + self.sigma2))
 
 
+@checked
 @dataclass(frozen=True)
 class LeastVariance:
     """Where the variance around the population line is smallest.
@@ -210,16 +223,18 @@ def random_rows(result: Fit, at: Any) -> Array:
         For anything else.
     """
     model = result.model
+    if not hasattr(at, "keys") and not hasattr(at, "column_names"):
+        at = at if hasattr(at, "columns") else plain_array(at, "at")
     if model.spec is not None:
         if hasattr(at, "columns") or hasattr(at, "keys") or hasattr(at, "column_names"):
             return random_design(model, at)
         names = model.spec.random_variables
         if len(names) == 1 and np.ndim(at) < 2:
-            return random_design(model, {names[0]: np.atleast_1d(np.asarray(at))})
+            return random_design(model, {names[0]: np.atleast_1d(plain_array(at, "at"))})
         if np.ndim(at) < 2:
             used = ", ".join(names) if names else "none but the intercept"
-            raise LMMError(f"the variables in the random effects are {used}: give a table with these columns")
-    values = np.atleast_1d(np.asarray(at))
+            raise LMMError(f"at: the variables in the random effects are {used}; give a table with these columns")
+    values = np.atleast_1d(plain_array(at, "at"))
     q = model.structure.q
     if values.ndim == 1 and q > 1:
         x = float_array(values, "at", 1)

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import LMMError
+from ..support.arguments import checked
 from ..tables.columns import native_frame
 from .marginal import icc
 
@@ -37,6 +38,7 @@ OWN_RANK = 1e-12
 """Smallest eigenvalue of the correlations of a group's columns for which it has estimates of its own."""
 
 
+@checked
 @dataclass(frozen=True)
 class Pooling:
     """Coefficients that vary between groups: own estimates, one for all, and the compromise.
@@ -109,6 +111,7 @@ class Pooling:
         )
 
 
+@checked
 @dataclass(frozen=True)
 class DesignEffect:
     """By what factor grouping multiplies the variances of estimates.

@@ -17,6 +17,7 @@ from ..design.terms import RandomPart
 from ..engines.choose import problem_of
 from ..engines.protocol import Engine, Problem
 from ..errors import LMMError
+from ..support.arguments import checked
 from ..support.checks import float_array
 
 __all__ = ["Evaluation", "Model"]
@@ -206,6 +207,7 @@ class Model:
 
     # ---- the criterion -------------------------------------------------------------------------
 
+    @checked
     def evaluate(self, theta: ArrayLike, reml: bool = True, order: int = 0) -> Evaluation:
         """The profiled criterion (-2 log-likelihood) at theta.
 
@@ -222,6 +224,8 @@ class Model:
         Evaluation
             With respect to theta.
         """
+        if order not in (0, 1, 2):
+            raise LMMError(f"order={order} must be 0, 1 or 2: the highest derivative wanted")
         problem = self.problem
         natural = self._natural_factor(theta, "theta")
         engine = self._engine()

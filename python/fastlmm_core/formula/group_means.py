@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ..errors import LMMError
+from ..support.arguments import checked
 from ..support.checks import float_array, plain_array
 
 __all__ = ["between", "formula_functions", "group_mean", "means_of", "within"]
@@ -58,6 +59,7 @@ def _grouped(x: ArrayLike, groups: tuple[Any, ...]) -> tuple[Array, NDArray[np.i
     return values, codes, labels
 
 
+@checked
 def group_mean(x: ArrayLike, *groups: Any) -> Array:
     """Mean of x over the group of each row.
 
@@ -83,6 +85,7 @@ def group_mean(x: ArrayLike, *groups: Any) -> Array:
 between = group_mean
 
 
+@checked
 def within(x: ArrayLike, *groups: Any) -> Array:
     """x less its mean over the group of each row.
 

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import LMMError
+from ..support.arguments import outside
 from ..tables.columns import Column, Table, first_rows
 from .matrices import (
     Part,
@@ -310,7 +311,7 @@ def _warn_of_powers(parsed: Parsed) -> None:
                 f"{base}**{power} in {side.where} of the formula is {base} crossed with itself, which is {base}; write "
                 f"I({base}**{power}) for the power",
                 UserWarning,
-                stacklevel=4,
+                stacklevel=outside(),
             )
 
 

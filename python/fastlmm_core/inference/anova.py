@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from ..errors import LMMError
 from ..formula.coding import FixedTerm, Overparametrised, contains, fixed_terms, overparametrised
+from ..support.arguments import checked
 from ..tables.columns import native_frame
 from . import wald as inference
 from .options import check_options
@@ -37,6 +38,7 @@ _TOLERANCE = 1e-8  # of hypotheses made of contrasts and weights of order one
 _DEPENDENT = 1e-9  # share of a column that is left by those on which it depends
 
 
+@checked
 @dataclass(frozen=True)
 class AnovaTable:
     """F tests of the terms; prints as text and shows as HTML in notebooks.

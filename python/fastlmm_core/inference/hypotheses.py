@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import LMMError
+from ..support.checks import plain_array
 
 __all__ = ["Hypothesis", "parse_hypothesis"]
 
@@ -94,8 +95,10 @@ def _all_text(hypothesis: Any) -> bool:
 
 def _matrix(hypothesis: Any, p: int) -> Array:
     try:
-        rows = np.atleast_2d(np.array(hypothesis, dtype=float))
-    except (TypeError, ValueError):
+        rows = np.atleast_2d(np.array(plain_array(hypothesis, "hypothesis"), dtype=float))
+    except (TypeError, ValueError, OverflowError) as error:
+        if isinstance(error, LMMError):
+            raise
         raise LMMError(
             f"hypothesis must be text, a list of names, a mapping or a matrix with {p} columns, "
             f"not {type(hypothesis).__name__}"
@@ -112,8 +115,10 @@ def _matrix(hypothesis: Any, p: int) -> Array:
 
 def _right_hand_side(rhs: Any, m: int) -> Array:
     try:
-        values = np.array(rhs, dtype=float)
-    except (TypeError, ValueError):
+        values = np.array(plain_array(rhs, "rhs"), dtype=float)
+    except (TypeError, ValueError, OverflowError) as error:
+        if isinstance(error, LMMError):
+            raise
         raise LMMError(f"rhs must be a number or {m} numbers, not {rhs!r}") from None
     if values.ndim > 1 or (values.ndim == 1 and len(values) != m):
         raise LMMError(f"rhs has the shape {values.shape} for {m} rows; give a number or one per row")

@@ -21,6 +21,7 @@ from ..engines.one_factor.problem import one_factor
 from ..errors import LMMError
 from ..estimation.information import combined_df, scaled_f
 from ..estimation.many.one_factor import shared_design
+from ..support.arguments import checked
 from ..support.checks import check_share
 from ..support.distributions import chi2_tail, f_tail, quantile, two_sided_p
 from ..tables.columns import native_frame
@@ -42,6 +43,7 @@ CHUNK_BYTES = 2**24
 """Size of the intermediate arrays over responses."""
 
 
+@checked
 @dataclass(frozen=True, repr=False)
 class BatchTest:
     """Test of L beta = rhs for every response.

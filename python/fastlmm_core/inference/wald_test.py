@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..support.arguments import checked
 from ..support.text_tables import p_value_cell
 from ..tables.columns import native_frame
 
@@ -23,6 +24,7 @@ METHODS = {
 }
 
 
+@checked
 @dataclass(frozen=True, repr=False)
 class WaldTest:
     """Test of L beta = rhs.

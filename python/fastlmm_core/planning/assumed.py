@@ -17,6 +17,7 @@ from ..formula.specification import FormulaSpec
 from ..model import lmm
 from ..result import LMMResult
 from ..simulation.draws import simulate, simulate_into
+from ..support.arguments import checked
 from ..support.checks import number_array
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ __all__ = ["AssumedModel", "assume", "drawn", "stated"]
 Array = NDArray[np.float64]
 
 
+@checked
 class AssumedModel:
     """A design with stated parameters: what simulation needs, without any data.  Made by `assume`.
 
@@ -90,6 +92,7 @@ class AssumedModel:
         return f"<AssumedModel: {stated}; {self.model!r}>"
 
 
+@checked
 def assume(
     formula: str, data: Any, params: Mapping[str, float] | ArrayLike, G: Any, sigma2: float, *,
     weights: Any = None, offset: Any = None,

@@ -13,6 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 from ..design.replication import Rows, levels_of, observations, subjects
 from ..errors import LMMError
 from ..estimation.model import Model
+from ..support.arguments import checked
 from ..support.checks import check_count, number_array
 from ..support.distributions import chi2_tail
 from ..support.seeds import Seed, key_of
@@ -45,7 +46,7 @@ class _Hypothesis:
         names, kept = model.exog_names, model.problem.kept
         if method not in ("wald", "lrt"):
             raise LMMError(f"method={method!r} is unknown: use 'wald' or 'lrt'")
-        given = [test] if isinstance(test, str) else list(test) if hasattr(test, "__len__") else []
+        given = [test] if isinstance(test, str) else list(test) if isinstance(test, (list, tuple)) else []
         if given and all(isinstance(name, str) for name in given):
             for name in given:
                 if name not in names:
@@ -145,6 +146,7 @@ def _interval(count: int, n: int) -> tuple[float, float]:
     return low, float(betaincinv(count + 1, n - count, 0.975)) if count < n else 1.0
 
 
+@checked
 def power(
     source: Fit | AssumedModel, test: Any, *, effect: ArrayLike | None = None, n_sim: int = 1000,
     alpha: float = 0.05, method: Method = "wald", ddf: Ddf = "satterthwaite", seed: Seed = None, reml: bool = True,
@@ -237,6 +239,7 @@ def _integer(seed: Seed) -> int:
 # ---- curves --------------------------------------------------------------------------------------------------------
 
 
+@checked
 @dataclasses.dataclass(frozen=True)
 class PowerCurve:
     """Power along a design or an effect.
@@ -344,6 +347,7 @@ def _isotonic(values: Array) -> Array:
     return np.repeat([level for level, _ in pools], [count for _, count in pools])
 
 
+@checked
 def power_curve(
     source: Fit | AssumedModel, test: Any, along: str = "subjects", values: ArrayLike = (), *,
     effect: ArrayLike | None = None, n_sim: int = 1000, alpha: float = 0.05, method: Method = "wald",

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import LMMError
-from ..support.checks import float_array
+from ..support.checks import float_array, plain_array
 
 if TYPE_CHECKING:
     from ..estimation.model import Model
@@ -52,6 +52,8 @@ def new_axes(rows: int, columns: int, size: tuple[float, float], **options: Any)
 def own_axes(ax: Any, size: tuple[float, float] = (6.4, 4.4)) -> Any:
     """The caller's axes, or new ones."""
     pyplot()
+    if ax is not None and not hasattr(ax, "get_figure"):
+        raise LMMError(f"ax must be axes of matplotlib, not of type {type(ax).__name__!r}; leave it out for new ones")
     return new_axes(1, 1, size)[0, 0] if ax is None else ax
 
 
@@ -134,9 +136,10 @@ def variable(model: Model, x: Any = None) -> tuple[Array, str, list[str] | None]
         try:
             values = float_array(x, "x", 1)
         except LMMError:
-            if np.ndim(x) != 1:
+            given = plain_array(x, "x")
+            if given.ndim != 1:
                 raise
-            found, codes = np.unique(np.asarray(x).astype(str), return_inverse=True)
+            found, codes = np.unique([str(label) for label in given.tolist()], return_inverse=True)
             values, labels = codes.astype(np.float64), found.tolist()
         if len(values) != model.nobs:
             raise LMMError(f"x has {len(values)} values, but the model uses {model.nobs} rows; give one for each")

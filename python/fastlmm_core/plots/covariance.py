@@ -9,6 +9,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ..diagnostics.marginal import least_variance_time, marginal_covariance_at, slope_columns
+from ..errors import LMMError
+from ..support.arguments import checked
 from ..support.checks import float_array
 from ._style import BLACK, BLUE, GREY, SKY, VERMILLION, legend_above, own_axes, plain, pyplot, variable
 
@@ -25,6 +27,7 @@ COLUMNS = 60
 PATTERNS = 25
 
 
+@checked
 def marginal_variance(result: LMMResult, x: ArrayLike | None = None, *, ax: Any = None) -> Any:
     """Variance of an observation along the variable of the random slope: total, and the residual part.
 
@@ -50,6 +53,8 @@ def marginal_variance(result: LMMResult, x: ArrayLike | None = None, *, ax: Any 
     observed = model.exog_re[:, slope_columns(model)[0]]
     low, high = float(observed.min()), float(observed.max())
     at = np.linspace(low, high, 101) if x is None else float_array(x, "x", 1)
+    if not len(at):
+        raise LMMError("x holds no values; give some, or leave it out for the range observed")
     found = marginal_covariance_at(result, at)
     ax = own_axes(ax)
     ax.fill_between(at, 0.0, result.sigma2, color=GREY, alpha=0.25, linewidth=0)
@@ -68,6 +73,7 @@ def marginal_variance(result: LMMResult, x: ArrayLike | None = None, *, ax: Any 
     return ax
 
 
+@checked
 def missingness(model: LinearMixedModel, x: Any = None, *, factor: str | None = None, ax: Any = None) -> Any:
     """Which groups were observed when: a row per group, or per pattern where there are many groups.
 

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from ..diagnostics.pooling import Pooling, pooling
 from ..errors import LMMError
+from ..support.arguments import checked
 from ..support.checks import check_share
 from ..support.distributions import quantile
 from ._style import (
@@ -42,6 +43,7 @@ ARROWS = 150
 INTERVALS = 5000
 
 
+@checked
 def caterpillar(
     result: LMMResult, effect: str | None = None, *, term: str | None = None, level: float = 0.95, ax: Any = None
 ) -> Any:
@@ -126,9 +128,10 @@ def _ellipse(centre: Array, covariance: Array, level: float) -> Array:
     return np.asarray(centre[:, None] + radius * (vectors * np.sqrt(np.maximum(values, 0.0))) @ circle)
 
 
+@checked
 def shrinkage(
     result: LMMResult,
-    effects: Sequence[str] | None = None,
+    effects: str | Sequence[str] | None = None,
     *,
     term: str | None = None,
     levels: Sequence[float] = (0.5, 0.95),

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ..errors import LMMError
+from ..support.arguments import checked
 from ..support.checks import check_share
 from ..support.distributions import quantile
 from ._style import BLACK, BLUE, GREY, SKY, VERMILLION, grid, legend_above, own_axes, plain, pyplot
@@ -47,12 +48,15 @@ class InfluenceLike(Protocol):
 
 def _wanted(names: Sequence[str], chosen: str | Sequence[str] | None, argument: str) -> list[str]:
     wanted = list(names) if chosen is None else [chosen] if isinstance(chosen, str) else list(chosen)
+    if not wanted:
+        raise LMMError(f"{argument} names nothing; choose of {', '.join(names)}")
     for name in wanted:
         if name not in names:
             raise LMMError(f"{argument}: {name!r} is not there; choose of {', '.join(names)}")
     return wanted
 
 
+@checked
 def profile_zeta(
     profile: ProfileLike, parameters: str | Sequence[str] | None = None, *, level: float = 0.95, ax: Any = None
 ) -> Any:
@@ -84,7 +88,7 @@ def profile_zeta(
     wanted = _wanted(list(profile.names), parameters, "parameters")
     if ax is not None and len(wanted) != 1:
         raise LMMError("ax is for one parameter: name it, or leave ax out")
-    axes = [ax] if ax is not None else grid(len(wanted), (3.0, 2.7))
+    axes = [own_axes(ax)] if ax is not None else grid(len(wanted), (3.0, 2.7))
     cut = float(quantile(0.5 + 0.5 * level, None))
     for one, name in zip(axes, wanted, strict=True):
         values, zeta = (np.asarray(part, dtype=float) for part in profile.zeta(name))
@@ -129,6 +133,7 @@ def _density(values: Array, at: Array) -> Array:
     return np.asarray(out / (len(values) * width * np.sqrt(2.0 * np.pi)))
 
 
+@checked
 def bootstrap_density(
     boot: BootstrapResult,
     names: str | Sequence[str] | None = None,
@@ -164,7 +169,7 @@ def bootstrap_density(
         raise LMMError("ax is for one statistic: name it, or leave ax out")
     found = boot.conf_int(level, method)
     limits = found if isinstance(found, np.ndarray) else np.column_stack([found["conf_low"], found["conf_high"]])
-    axes = [ax] if ax is not None else grid(len(wanted), (3.0, 2.6))
+    axes = [own_axes(ax)] if ax is not None else grid(len(wanted), (3.0, 2.6))
     for one, name in zip(axes, wanted, strict=True):
         j = boot.names.index(name)
         values = boot.replicates[:, j]
@@ -189,6 +194,7 @@ def bootstrap_density(
     return axes
 
 
+@checked
 def power_curve(curve: PowerCurve, *, target: float | None = 0.8, ax: Any = None) -> Any:
     """Power along a design or an effect, with the exact intervals of the simulations.
 
@@ -236,6 +242,7 @@ def power_curve(curve: PowerCurve, *, target: float | None = 0.8, ax: Any = None
     return ax
 
 
+@checked
 def influence_plot(influence: InfluenceLike, *, top: int = 5, ax: Any = None) -> Any:
     """Cook's distance of each group or observation, the largest by name.
 

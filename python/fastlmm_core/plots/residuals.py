@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from ..batch_result import BatchResult
 from ..errors import LMMError
 from ..estimation.many.policy import fit_many
-from ..support.checks import check_share
+from ..support.arguments import checked
+from ..support.checks import check_count, check_share
 from ._style import BLACK, BLUE, GREY, SKY, VERMILLION, binned, effect_position, new_axes, own_axes, plain, pyplot
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ BOXES = 40
 CURVE = 30
 
 
+@checked
 def residual_panels(result: LMMResult, *, factor: str | None = None) -> Any:
     """Four views of the residuals: against fitted values, their size, their quantiles, by group.
 
@@ -118,6 +120,7 @@ def _by_group(ax: Any, grouping: Grouping, residual: Array) -> None:
     plain(ax)
 
 
+@checked
 def qq(
     result: LMMResult,
     what: Literal["residuals", "blups"] = "residuals",
@@ -164,8 +167,7 @@ def qq(
     if what not in ("residuals", "blups"):
         raise LMMError(f"what={what!r} is unknown: use 'residuals' or 'blups'")
     check_share(level, "level")
-    if n_sim < 19:
-        raise LMMError(f"n_sim={n_sim} must be at least 19 for an envelope")
+    check_count(n_sim, "n_sim", 19)
     pyplot()
     model = result.model
     at, column = effect_position(result, effect, term) if what == "blups" else (0, 0)

@@ -8,6 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import LMMError
+from ..support.arguments import checked
+from ..support.checks import plain_array
 from ._style import BLACK, BLUE, GREY, binned, grid, legend_above, own_axes, plain, pyplot, sample, variable
 
 if TYPE_CHECKING:
@@ -27,6 +29,7 @@ CLASSES = 60
 """Points of the population line where the other covariates have to be averaged."""
 
 
+@checked
 def trajectories(
     result: LMMResult,
     x: Any = None,
@@ -98,10 +101,16 @@ def _chosen(grouping: Grouping, subjects: Any, most: int) -> NDArray[np.intp]:
         if subjects < 1:
             raise LMMError(f"subjects={subjects} must be at least 1, or the labels of groups")
         return sample(count, int(subjects))
-    wanted = np.atleast_1d(np.asarray(subjects))
-    found = grouping.locate(wanted)
+    wanted = np.atleast_1d(plain_array(subjects, "subjects"))
+    if not len(wanted):
+        raise LMMError("subjects names no group; give labels of groups, or how many of them")
+    try:
+        found = grouping.locate(wanted)
+    except TypeError as error:
+        raise LMMError(f"subjects must be labels of groups, or how many of them: {error}") from error
     if (found < 0).any():
-        raise LMMError(f"{grouping.name} has no level {wanted[found < 0].tolist()[0]!r} among the rows used")
+        missed = wanted[found < 0].tolist()[0]
+        raise LMMError(f"subjects: {grouping.name} has no level {missed!r} among the rows used")
     return found
 
 

@@ -16,6 +16,7 @@ from ..engines.one_factor.problem import one_factor
 from ..engines.starts import moment_start
 from ..errors import LMMError
 from ..estimation.optimize import optimize
+from ..support.arguments import checked
 from ..support.checks import check_count, check_share
 from ..support.distributions import quantile
 from ..support.progress import progress_bar
@@ -38,6 +39,7 @@ DEPENDENT = 1e-10
 """Smallest eigenvalue of the correlations of X in a resample below which its columns depend on each other."""
 
 
+@checked
 @dataclass(frozen=True)
 class BootstrapResult:
     """Replicates of a bootstrap.

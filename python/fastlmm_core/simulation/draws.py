@@ -35,8 +35,8 @@ B = TypeVar("B", bound=BatchFit)
 STREAM = 512
 """Responses that share a stream, fewer where they are long: draws depend on the seed, the design and the position."""
 
-MOST_BYTES = 2**38
-"""Responses that take more than this together (256 GB) are not drawn at once."""
+MOST_BYTES = 2**37
+"""Responses that take more than this together (137 GB) are not drawn at once."""
 
 _ROWS = 8
 

@@ -9,16 +9,17 @@ from __future__ import annotations
 import ast
 import difflib
 import inspect
-import numbers
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import wraps
+from pathlib import Path
 from typing import Any, TypeVar, cast, get_args
 
 import numpy as np
 
 from ..errors import LMMError
 
-__all__ = ["checked", "near"]
+__all__ = ["checked", "near", "outside"]
 
 T = TypeVar("T")
 Check = Callable[[Any], bool]
@@ -27,10 +28,16 @@ _FREE = frozenset({"Any", "ArrayLike", "Array", "Index", "NDArray", "ndarray", "
 """Annotations that say nothing that could be checked here."""
 
 
-_OURS = frozenset(
-    {"LMMResult", "LinearMixedModel", "BatchResult", "AssumedModel", "PowerCurve", "BootstrapResult", "Influence"}
-)
-"""Classes of this package that signatures name without importing them."""
+_SCALARS = (np.integer, np.floating, np.bool_)
+
+_HERE = str(Path(__file__).parents[1])
+
+_OURS = {
+    "Fit": "LMMResult", "Model": "LinearMixedModel", "BatchFit": "BatchResult", "LMMResult": "LMMResult",
+    "LinearMixedModel": "LinearMixedModel", "BatchResult": "BatchResult", "AssumedModel": "AssumedModel",
+    "PowerCurve": "PowerCurve", "BootstrapResult": "BootstrapResult", "Influence": "Influence",
+}  # fmt: skip
+"""Classes of this package that signatures name without importing them, and what users know them as."""
 
 
 def near(name: str, known: Iterable[str]) -> str:
@@ -55,11 +62,21 @@ def checked(target: T) -> T:
     """
     if not isinstance(target, type):
         return cast("T", _checked(target, getattr(target, "__name__", "function"), 0))
+    private = any(field.startswith("_") for field in getattr(target, "__dataclass_fields__", ()))
+    made = ("__init__",) if private else ()  # results are made by this package
     for name, member in list(vars(target).items()):
-        if inspect.isfunction(member) and (name == "__init__" or not name.startswith("_")):
+        if inspect.isfunction(member) and (name == "__init__" or not name.startswith("_")) and name not in made:
             shown = target.__name__ if name == "__init__" else name
             setattr(target, name, _checked(member, shown, 1))
     return target
+
+
+def outside() -> int:
+    """The `stacklevel` of a warning that is to name the line outside this package from which it was called."""
+    frame, level = sys._getframe(1), 1
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(_HERE):
+        frame, level = frame.f_back, level + 1
+    return level
 
 
 def _checked(function: Any, name: str, bound: int) -> Any:
@@ -93,7 +110,7 @@ def _checked(function: Any, name: str, bound: int) -> Any:
                 continue
             check = parameters[argument]
             if check is not None and not check(value):
-                if argument == positional[0] and len(arguments) > 1 and check(arguments[1]):
+                if argument in positional[:1] and len(positional) > 1 and len(arguments) > 1 and check(arguments[1]):
                     order = ", ".join(positional[:2])
                     raise LMMError(f"{name}(): {argument} and {positional[1]} are swapped; write {name}({order})")
                 raise LMMError(f"{name}(): {argument} must be {_wanted(function, argument)}, not {_shown(value)}")
@@ -101,6 +118,9 @@ def _checked(function: Any, name: str, bound: int) -> Any:
     @wraps(function)
     def call(*arguments: Any, **keywords: Any) -> Any:
         if len(arguments) > bound or keywords:
+            # the widths of numpy's scalars would spread to what is computed with them
+            arguments = tuple(value.item() if isinstance(value, _SCALARS) else value for value in arguments)
+            keywords = {key: value.item() if isinstance(value, _SCALARS) else value for key, value in keywords.items()}
             look(arguments[bound:], keywords)
         return function(*arguments, **keywords)
 
@@ -110,6 +130,8 @@ def _checked(function: Any, name: str, bound: int) -> Any:
 def _shown(value: Any) -> str:
     """A value for a message, short."""
     kind = type(value).__name__
+    if isinstance(value, int) and abs(value) >= 10**30:
+        return f"an integer of {value.bit_length()} binary digits"
     text = repr(value) if isinstance(value, (str, int, float, bool, list, tuple, dict)) else ""
     return f"{text} of type {kind!r}" if 0 < len(text) <= 40 else f"of type {kind!r}"
 
@@ -126,11 +148,17 @@ def _is_int(value: Any) -> bool:
 
 
 def _is_float(value: Any) -> bool:
-    return isinstance(value, numbers.Real) and not _is_bool(value)
+    if isinstance(value, int) and abs(value) > sys.float_info.max:
+        return False
+    return isinstance(value, (int, float, np.integer, np.floating)) and not _is_bool(value)
 
 
 def _is_text(value: Any) -> bool:
     return isinstance(value, str)
+
+
+def _is_mapping_of_names(value: Any) -> bool:
+    return isinstance(value, Mapping) and all(isinstance(key, str) for key in value)
 
 
 _ATOMS: dict[str, tuple[Check, str]] = {
@@ -141,7 +169,9 @@ _ATOMS: dict[str, tuple[Check, str]] = {
     "None": (lambda value: value is None, "None"),
     "Callable": (callable, "a function"),
     "Mapping": (lambda value: isinstance(value, Mapping), "a mapping"),
-    "dict": (lambda value: isinstance(value, Mapping), "a dict"),
+    "dict": (_is_mapping_of_names, "a dict with strings as keys"),
+    "Ddf": (_is_text, "a string"),
+    "Information": (_is_text, "a string"),
 }
 
 
@@ -194,18 +224,27 @@ def _named(name: str, names: Mapping[str, Any]) -> list[tuple[Check, str]] | Non
         return [_one_of(choices)]
     if known is not None and not isinstance(known, type):
         return _aliased(known)
-    if getattr(known, "_is_protocol", False) or (known is None and name not in _OURS):
+    if getattr(known, "_is_protocol", False):
+        return [_offering(tuple(member for member in vars(known) if not member.startswith("_")))]
+    if known is None and name not in _OURS:
         return None
-    return [_instance(name)]
+    return [_instance(name, known)]
 
 
-def _instance(name: str) -> tuple[Check, str]:
-    """Classes are known by name: most are imported for types only."""
+def _offering(members: tuple[str, ...]) -> tuple[Check, str]:
+    """What a protocol asks for."""
+    return (lambda value: all(hasattr(value, member) for member in members)), f"an object with {', '.join(members)}"
+
+
+def _instance(name: str, known: type | None = None) -> tuple[Check, str]:
+    """Classes are known by name where they are imported for types only."""
 
     def check(value: Any) -> bool:
-        return any(kind.__name__ == name for kind in type(value).__mro__)
+        by_name = any(kind.__name__ == name for kind in type(value).__mro__)
+        return by_name or (known is not None and isinstance(value, known))
 
-    return check, f"{_article(name)} {name}"
+    shown = _OURS.get(name, name)
+    return check, f"{_article(shown)} {shown}"
 
 
 def _aliased(known: Any) -> list[tuple[Check, str]] | None:
@@ -242,7 +281,9 @@ def _listed(inner: list[tuple[Check, str]] | None) -> list[tuple[Check, str]]:
     """Several values of one kind, in a list, tuple, array, index or series; a string is one value."""
 
     def check(value: Any) -> bool:
-        if isinstance(value, (str, bytes, Mapping)) or not (isinstance(value, Sequence) or hasattr(value, "__array__")):
+        if isinstance(value, (str, bytes, Mapping, np.generic)) or getattr(value, "ndim", 1) == 0:
+            return False
+        if not (isinstance(value, Sequence) or hasattr(value, "__array__")) or not hasattr(value, "__iter__"):
             return False
         return inner is None or all(any(fits(item) for fits, _ in inner) for item in value)
 
@@ -251,9 +292,15 @@ def _listed(inner: list[tuple[Check, str]] | None) -> list[tuple[Check, str]]:
 
 
 def _one_of(choices: Sequence[Any]) -> tuple[Check, str]:
-    """Options are compared where they are used, which knows the remedy; here only their type."""
-    kinds = tuple({type(choice) for choice in choices})
-    return (lambda value: isinstance(value, kinds)), " or ".join(map(repr, choices))
+    """Options are compared where they are used, which knows the remedy; here only whether they can be compared."""
+
+    def check(value: Any) -> bool:
+        try:
+            return bool(value in choices) or hash(value) is not None
+        except Exception:  # arrays, lists, and whatever else does not say yes or no
+            return False
+
+    return check, " or ".join(map(repr, choices))
 
 
 def _plural(words: str) -> str:

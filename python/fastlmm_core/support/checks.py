@@ -22,7 +22,10 @@ __all__ = [
 
 Array = NDArray[np.float64]
 
-_BILLION = 10**9
+_LARGEST = 1e100
+"""Squares and products of numbers up to here are finite."""
+
+_MOST = 10**8
 
 _EXACT = 2**53
 """Up to here float64 holds every integer."""
@@ -52,8 +55,12 @@ def plain_array(values: Any, name: str) -> NDArray[Any]:
         raise LMMError(f"{name} is a sparse matrix ({type(values).__name__}); give {name}.toarray()")
     try:
         array = np.asarray(values)
-    except ValueError as error:
-        raise LMMError(f"{name} must be an array, but its rows have different lengths; fill or split them") from error
+    except Exception as error:
+        if isinstance(values, (list, tuple)):
+            raise LMMError(
+                f"{name} must be an array, but its rows have different lengths; fill or split them"
+            ) from error
+        raise LMMError(f"{name} of type {type(values).__name__!r} cannot be read as an array: {error}") from error
     if array.dtype.names is not None:
         raise LMMError(f"{name} holds records with the fields {', '.join(array.dtype.names)}; give one of them")
     return array
@@ -93,6 +100,8 @@ def number_array(values: Any, name: str) -> Array:
     floats = array.copy() if array.dtype == np.float64 else _floats(array, values, name)
     if not np.isfinite(floats).all():
         raise LMMError(f"{name} has values that are not finite; give a number for each")
+    if floats.size and np.abs(floats).max() > _LARGEST:
+        raise LMMError(f"{name} has values above {_LARGEST:g} in size; use larger units")
     return floats
 
 
@@ -108,8 +117,9 @@ def _floats(array: NDArray[Any], values: Any, name: str) -> Array:
         try:
             if not text:
                 return object_floats(array, name)
-        except TypeError:  # objects that are no numbers
-            pass
+        except (TypeError, ValueError) as error:  # objects that are no numbers
+            if isinstance(error, LMMError):
+                raise
     shown = str(array.dtype if array.ndim or hasattr(values, "dtype") else type(values).__name__)
     raise LMMError(f"{name} must hold numbers, not {f'text ({shown})' if text else shown}; convert or encode it first")
 
@@ -164,7 +174,8 @@ def row_values(values: Any, name: str, n: int, positive: bool = False) -> Array:
     LMMError
         For another length, values that are not finite, or (`positive`) values that are not positive.
     """
-    array = float_array(np.full(n, values) if np.ndim(values) == 0 else values, name, 1)
+    given = plain_array(values, name)
+    array = float_array(np.full(n, given) if given.ndim == 0 else given, name, 1)
     if len(array) != n:
         raise LMMError(f"{name} has {len(array)} values for {n} rows; give one per row")
     bad = ~np.isfinite(array)
@@ -180,13 +191,14 @@ def row_values(values: Any, name: str, n: int, positive: bool = False) -> Array:
 
 
 def check_count(n: int, name: str, least: int = 1) -> None:
-    """Refuse what is not an integer from `least` to a billion."""
+    """Refuse what is not an integer from `least` to a hundred million."""
     if not isinstance(n, (int, np.integer)) or isinstance(n, bool):
         raise LMMError(f"{name}={n!r} must be an integer of at least {least}")
     if n < least:
         raise LMMError(f"{name}={n} must be at least {least}")
-    if n > _BILLION:
-        raise LMMError(f"{name}={n} must be at most {_BILLION:,}")
+    if n > _MOST:
+        shown = n if n < 10**30 else "a huge number"
+        raise LMMError(f"{name}={shown} must be at most {_MOST:,}")
 
 
 def check_share(value: float, name: str) -> None:

@@ -46,7 +46,7 @@ def _sequence(seed: Any) -> np.random.SeedSequence:
         return seed
     if isinstance(seed, np.random.RandomState):
         raise LMMError("seed is a RandomState, numpy's legacy generator; give an integer or numpy.random.default_rng()")
-    several = isinstance(seed, (list, tuple, np.ndarray)) and np.ndim(seed) == 1
+    several = isinstance(seed, (list, tuple)) or (isinstance(seed, np.ndarray) and seed.ndim == 1)
     values = list(seed) if several else [seed]
     for value in values:
         if not isinstance(value, (int, np.integer)) or isinstance(value, bool):

@@ -294,7 +294,7 @@ def _from_sequence(raw: Any, title: str) -> Array:
         raise LMMError(f"{title} is a {type(raw).__name__}; give a one-dimensional array or list.")
     try:
         array = np.asarray(raw)
-    except (ValueError, TypeError) as error:
+    except Exception as error:  # whatever conversions may raise
         raise LMMError(f"{title} is not a one-dimensional array: {error}.") from error
     if array.dtype.kind in "US" and isinstance(raw, Sequence):
         array = np.asarray(raw, dtype=object)  # numpy would have turned a missing value into the text 'nan'

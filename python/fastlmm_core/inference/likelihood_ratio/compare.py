@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...errors import LMMError
+from ...support.arguments import checked
 from ...support.checks import check_count
 from ...support.seeds import Seed, check_seed, generator_of
 from .nesting import Nesting, contained, efficient_information, nest
@@ -42,6 +43,7 @@ NOTHING = 1e-8
 """A likelihood ratio statistic within the precision to which optima are certified."""
 
 
+@checked
 def compare(
     *results: Fit,
     test: Literal["lrt"] | None = "lrt",

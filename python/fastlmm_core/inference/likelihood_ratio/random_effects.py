@@ -13,6 +13,7 @@ from ...design.terms import Term, random_part
 from ...errors import LMMError
 from ...estimation.model import Model
 from ...simulation.draws import draws, parametric, simulate_fit, stream_size
+from ...support.arguments import checked
 from ...support.seeds import Seed, generator_of, key_of
 from .compare import Null, beyond_rounding, check_null, null_test, tested, warnings
 from .nesting import nest, orthonormal
@@ -45,6 +46,7 @@ class _LinearNull:
     marginal_mean: Array
 
 
+@checked
 def random_effect_test(
     result: Fit,
     term: str | None = None,

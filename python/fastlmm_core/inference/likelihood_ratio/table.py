@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from ...support.arguments import checked
 from ...support.text_tables import aligned_cells, html_table, p_value_cell, text_table
 from ...tables.columns import native_frame
 
@@ -60,6 +61,7 @@ class Row:
     null: str = ""
 
 
+@checked
 @dataclass(frozen=True)
 class Comparison:
     """A table of models; prints as text and shows as HTML in notebooks.

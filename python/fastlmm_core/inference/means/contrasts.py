@@ -55,9 +55,11 @@ def contrast_weights(
     if not isinstance(method, str):
         return _given(method, k)
     if method not in CONTRASTS:
-        raise LMMError(f"contrasts={method!r} is unknown: use one of {', '.join(CONTRASTS)}, or names to weights")
+        raise LMMError(
+            f"contrasts: the method {method!r} is unknown: use one of {', '.join(CONTRASTS)}, or names to weights"
+        )
     if k < 2:
-        raise LMMError(f"contrasts={method!r} needs at least two means, there is one")
+        raise LMMError(f"contrasts: the method {method!r} needs at least two means, there is one")
     if method == "effects":
         return {f"{names[i]} effect": identity[i] - 1.0 / k for i in range(k)}
     if method == "polynomial":
@@ -76,15 +78,17 @@ def contrast_weights(
 
 def _given(method: Mapping[str, Sequence[float]], k: int) -> dict[str, Array]:
     if not isinstance(method, Mapping) or not method:
-        raise LMMError("contrasts must be a name or a mapping of names to weights, e.g. {'a - b': [1, -1, 0]}")
+        raise LMMError("contrasts: the method must be a name, or a mapping of names to weights: {'a - b': [1, -1, 0]}")
     out = {}
     for name, weights in method.items():
         try:
             values = np.array(weights, dtype=np.float64)
         except (TypeError, ValueError) as error:
-            raise LMMError(f"contrasts: the weights of {name!r} are not numbers") from error
+            raise LMMError(f"contrasts: the weights of the method {name!r} are not numbers") from error
         if values.shape != (k,) or not np.isfinite(values).all():
-            raise LMMError(f"contrasts: {name!r} must have {k} finite weights, one per mean; it has {weights!r}")
+            raise LMMError(
+                f"contrasts: the method {name!r} must have {k} finite weights, one per mean; it has {weights!r}"
+            )
         out[str(name)] = values
     return out
 

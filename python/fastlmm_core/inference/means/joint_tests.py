@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from ...errors import LMMError
 from ...formula.coding import fixed_terms
+from ...support.arguments import checked
 from ...tables.columns import native_frame
 from .. import wald as inference
 from ..anova import estimable_part, f_statistic
@@ -24,6 +25,7 @@ Array = NDArray[np.float64]
 Labels = dict[str, list[Any]]
 
 
+@checked
 @dataclass(frozen=True, repr=False)
 class JointTests:
     """F tests of main effects and interactions of marginal means; prints as text.

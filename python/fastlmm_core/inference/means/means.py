@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...errors import LMMError
+from ...support.arguments import checked
 from ...support.checks import check_share
 from .. import wald as inference
 from ..options import check_options
@@ -47,6 +48,7 @@ _NOTES = {
 _NOT_ESTIMABLE = "nan: not estimable, because combinations of levels that enter have no data."
 
 
+@checked
 @dataclass(frozen=True, repr=False)
 class _Estimates:
     """Estimates with standard errors, limits and t tests, some of which may be NaN because they are not estimable.
@@ -134,10 +136,12 @@ class _Estimates:
         return f"<div>{html_table(*self._cells(), left=range(len(self.labels)))}{notes}</div>"
 
 
+@checked
 class Contrasts(_Estimates):
     """Comparisons of marginal means; prints as text and shows as HTML in notebooks."""
 
 
+@checked
 @dataclass(frozen=True, repr=False)
 class MarginalMeans(_Estimates):
     """Marginal means, or slopes; prints as text and shows as HTML in notebooks.

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...errors import LMMError
+from ...support.arguments import checked, outside
 from ...support.checks import check_share
 from ...support.distributions import quantile
 from ...support.progress import progress_bar
@@ -51,6 +52,7 @@ def _chosen(result: Fit, parameters: str | Sequence[str] | None) -> list[Paramet
     return out
 
 
+@checked
 class ProfileResult:
     """Profiles of the ML deviance.
 
@@ -215,7 +217,7 @@ def confidence_limits(
     table = _limits(Profiler(result), chosen, level)
     failed = [f"{name}, {note}" for name, note in zip(table["term"], table["note"], strict=True) if note]
     if failed:
-        warnings.warn(f"limits not found: {'; '.join(failed)}", RuntimeWarning, stacklevel=2)
+        warnings.warn(f"limits not found: {'; '.join(failed)}", RuntimeWarning, stacklevel=outside())
     return dict(zip(table["term"], zip(table["conf_low"], table["conf_high"], strict=True), strict=True))
 
 
