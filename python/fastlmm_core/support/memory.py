@@ -14,6 +14,7 @@ from functools import cache
 import numpy as np
 
 from .blas_threads import libraries, one_blas_thread
+from .threads import processors
 
 __all__ = ["blas_callers", "numpy_blas", "require", "scipy_blas"]
 
@@ -94,7 +95,7 @@ def scipy_blas() -> None:
 def _scipy_blas() -> None:
     _numpy_blas()
     stated = [os.environ.get(name, "") for name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS")]
-    threads = min([os.cpu_count() or 1, *(int(number) for number in stated if number.isdigit() and int(number) > 0)])
+    threads = min([processors(), *(int(number) for number in stated if number.isdigit() and int(number) > 0)])
     # a change of the number of threads takes a buffer of each library for good
     require(LIBRARY + 3 * BUFFER + (threads - 1) * THREAD, "several grouping factors (scipy's BLAS)")
     from scipy.linalg.blas import dgemm
