@@ -159,24 +159,24 @@ def small_weighted(rng: np.random.Generator) -> dict:
 def pharmacology(rng: np.random.Generator) -> dict:
     """Change of QT on concentration, time points and treatment, (1 + C | id): 48 ids, 12 time points, 574 rows.
 
-    The concentration is zero for a quarter of the ids and follows nearly the same course for the others; a slope that
-    differs between ids competes with residuals that grow with it.
+    The concentration is zero for a quarter of the ids and hardly varies within the others, so that levels and slopes
+    of the ids are told apart by how the ids differ.
     """
     ids, k = 48, 12
     codes, point = np.repeat(np.arange(ids), k), np.tile(np.arange(k), ids)
     keep = np.ones(ids * k, dtype=bool)
     keep[rng.choice(ids * k, 2, replace=False)] = False
     codes, point = codes[keep], point[keep]
-    hours = np.array([0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0, 10.0, 12.0, 18.0, 24.0])
-    course = np.exp(-0.1 * hours) - np.exp(-1.2 * hours)
     active = codes >= ids // 4
-    level = np.exp(rng.normal(0.0, 0.15, ids)[codes] + rng.normal(0.0, 10.0 ** rng.uniform(-2.0, -0.5), len(codes)))
-    C = np.where(active, 30.0 * course[point] * level, 0.0)
+    level = 1.0 + rng.uniform(0.3, 1.2) * rng.standard_normal(ids)[codes]
+    level *= 1.0 + 10.0 ** rng.uniform(-2.0, -0.5) * rng.standard_normal(len(codes))
+    C = np.where(active, level, 0.0)
     points = (point[:, None] == np.arange(1, k)).astype(float)
     X = np.column_stack([C, points, ~active, active]).astype(float)
-    sd = np.array([4.0, 10.0 ** rng.uniform(-1.5, 0.0)])
-    y = X @ rng.normal(0.0, 2.0, X.shape[1]) + _effects(rng, Term(_line(C), codes), sd)
-    y += rng.normal(0.0, 3.0, len(codes)) * (1.0 + 10.0 ** rng.uniform(-1.0, 1.0) * rng.random(ids)[codes])
+    first = rng.standard_normal(ids) * 10.0 ** rng.uniform(0.0, 0.8)
+    slope = rng.standard_normal(ids) * 10.0 ** rng.uniform(-0.5, 0.8) - rng.choice([0.0, 0.5, 1.0]) * first
+    y = 0.2 * C + rng.normal(0.0, 3.0, k)[point] + first[codes] + slope[codes] * C
+    y += rng.normal(0.0, 3.0, len(codes)) * (1.0 + rng.choice([0.0, 1.0]) * rng.random(ids)[codes])
     return {"y": y, "X": X, "terms": (Term(_line(C), codes),)}
 
 

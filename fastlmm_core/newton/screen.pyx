@@ -155,3 +155,44 @@ def balanced(const double[:, :, ::1] packed, const double[::1] within, Py_ssize_
                 if not fabs(norm - total) <= SAME:
                     return False
     return True
+
+
+def least_information(const double[:, :, ::1] packed, Py_ssize_t q):
+    """The least harmonic mean, over groups, of the eigenvalues of Z_i'Z_i; of groups without any effects, none.
+
+    It is q over the sum of squares of the inverse of the triangular factor, and lies between the smallest eigenvalue
+    and q times that.
+
+    Parameters
+    ----------
+    packed : (blocks, K, lanes) array
+        Factored groups, possibly compressed.
+    q : int
+    """
+    cdef Py_ssize_t block, lane, a, b, i, row
+    cdef double least = INFINITY, total, t, size
+    column_array = np.empty(q)
+    cdef double[::1] column = column_array
+    with nogil:
+        for block in range(packed.shape[0]):
+            for lane in range(packed.shape[2]):
+                size = 0.0
+                for i in range(q * (q + 1) // 2):
+                    size = max(size, fabs(packed[block, i, lane]))
+                if size == 0.0:
+                    continue
+                total = 0.0
+                # columns of R^-1 from the last row up; row a of R begins at a q - a (a - 1) / 2
+                for b in range(q):
+                    for a in range(b, -1, -1):
+                        row = a * q - a * (a - 1) // 2 - a
+                        t = 1.0 if a == b else 0.0
+                        for i in range(a + 1, b + 1):
+                            t -= packed[block, row + i, lane] * column[i]
+                        column[a] = t / packed[block, row + a, lane]
+                        total += column[a] * column[a]
+                # nothing, or not a number, where a pivot is zero
+                least = min(least, <double> q / total) if total > 0.0 and isfinite(total) else 0.0
+                if least == 0.0:
+                    break
+    return least

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 if TYPE_CHECKING:
     from ..covariance.parameters import CovarianceStructure
+    from .starts import Elsewhere
 
 __all__ = ["Engine", "Problem", "Solution"]
 
@@ -163,8 +164,8 @@ class Problem(Protocol):
     def outside(self) -> int:
         """Dimensions that the random effects do not reach."""
 
-    def balanced(self) -> bool:
-        """Whether the data are known to have one minimum only."""
+    def elsewhere(self) -> Elsewhere:
+        """What is known of other minima of the criterion, and how to look for them."""
 
     def offset(self, reml: bool) -> float:
         """Criterion in the caller's units less that of the conditioned problem."""

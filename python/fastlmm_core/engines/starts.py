@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from math import isfinite
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +17,10 @@ if TYPE_CHECKING:
     from .crossed.problem import CrossedProblem
     from .protocol import Engine
 
-__all__ = ["factors_start", "many_minima", "moment_start", "other_starts", "shrunk_start"]
+__all__ = [
+    "CAREFUL", "EASY", "HARD", "ORDINARY", "UNASKED", "Elsewhere", "factors_start", "few_groups", "many_minima",
+    "moment_start", "other_starts", "shrunk_start",
+]  # fmt: skip
 
 Array = NDArray[np.float64]
 Index = NDArray[np.intp]
@@ -25,11 +28,50 @@ Index = NDArray[np.intp]
 SHRINK = 400
 """Powers of ten by which a start that is too large is divided at most."""
 
+EASY, ORDINARY, CAREFUL, HARD = range(4)
+"""Efforts of a search for other minima: data that are nearly balanced; one factor with many groups; not so many, or
+several factors with few levels; few groups, some of which tell hardly anything of some effects, so that minima may lie
+close together."""
+
+ENOUGH = 14
+"""Groups for each random effect from which the criterion is nearly convex about the truth: Zwiernik, Uhler and Richards
+(2017), J. R. Stat. Soc. B 79, 1269-1292, for a linear covariance model of as many dimensions."""
+
 TINY = 50
 """Observations up to which several terms are started from large variances too."""
 
 EXACT_UP_TO = 2000
 """Random effects of nested factors up to which the moments of several factors allow for the fixed effects."""
+
+
+class Elsewhere(NamedTuple):
+    """What is known of minima other than that which a start leads to.
+
+    Attributes
+    ----------
+    kind : {"search", "nothing", "unasked"}
+        Search for other minima; there are none, by theory; the caller asks for the one that the start leads to.
+    effort : int
+        EASY, ORDINARY, CAREFUL or HARD.
+    scout : Engine, optional
+        The criterion of a part of the groups, to be searched instead of that of all.
+    always : bool
+        Search although evaluations take long: other minima are common.
+    """
+
+    kind: Literal["search", "nothing", "unasked"] = "search"
+    effort: int = ORDINARY
+    scout: Engine | None = None
+    always: bool = False
+
+
+UNASKED = Elsewhere("unasked")
+
+
+def few_groups(structure: CovarianceStructure, levels: Array) -> bool:
+    """Whether so few groups bear so many random effects that there may be minima close to each other."""
+    sizes = levels.tolist()
+    return any(m < ENOUGH * sizes.count(m) for m in set(sizes))
 
 
 def moment_start(criterion: Engine, structure: CovarianceStructure, n: int, m: int, within: float) -> Array:

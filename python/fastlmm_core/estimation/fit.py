@@ -12,10 +12,10 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ..engines.protocol import Engine, Solution
-from ..engines.starts import shrunk_start
+from ..engines.starts import UNASKED, shrunk_start
 from ..support.blas_threads import one_blas_thread
 from .model import Model
-from .optimize import SINGULAR, Optimum, optimize
+from .optimize import SINGULAR, LocalMinimum, Optimum, optimize
 from .residual_limit import refuse_unbounded, with_residual_variance
 
 __all__ = ["Fit", "estimate"]
@@ -167,6 +167,20 @@ class Fit:
         # the negligible directions that the optimiser set to zero leave rounding errors in natural units
         negligible = SINGULAR * np.sqrt(problem.levels / problem.n) if optimum.singular else None
         return self.model.structure.natural(problem.z_map, optimum.factor, negligible)
+
+    @property
+    def optima(self) -> tuple[LocalMinimum, ...]:
+        """The optimum, and the other certified minima of the criterion that are at most 2 units higher: value, theta.
+
+        Where there are several, the data do not tell the parameters apart by more than that.
+        """
+        problem, structure = self.model.problem, self.model.structure
+        offset = self.criterion - self.optimum.value
+        others = [
+            LocalMinimum(value + offset, structure.theta(structure.natural(problem.z_map, structure.factor(theta))))
+            for value, theta in self.optimum.others
+        ]
+        return (LocalMinimum(self.criterion, self.theta), *others)
 
     @cached_property
     def theta(self) -> Array:
@@ -367,7 +381,7 @@ def estimate(
             method,
             options,
             problem.pilot() if start is None else None,
-            "unasked" if start is not None else "nothing" if problem.balanced() else "search",
+            problem.elsewhere() if start is None else UNASKED,
         )
         optimum = with_residual_variance(engine, model.structure, problem.levels, problem.n, optimum, problem.saturated)
     return kind(model, optimum, bool(reml), Solution(*engine.solution()))

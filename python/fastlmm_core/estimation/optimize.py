@@ -6,17 +6,17 @@ import warnings
 from collections.abc import Callable
 from functools import cache, partial
 from math import inf, isfinite, sqrt
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..covariance.parameters import CovarianceStructure
 from ..engines.protocol import Engine
-from ..engines.starts import shrunk_start
+from ..engines.starts import EASY, UNASKED, Elsewhere, shrunk_start
 from ..errors import LMMError
 from ..kernels import minimize_newton, orthogonal_columns, smallest_parts
-from .search import Found, search
+from .search import Found, descend, search
 
 if TYPE_CHECKING:
     from ..kernels import Objective
@@ -24,8 +24,6 @@ if TYPE_CHECKING:
 __all__ = ["Optimum", "newton", "optimize"]
 
 Array = NDArray[np.float64]
-
-Elsewhere: TypeAlias = Literal["search", "nothing", "unasked"]
 
 CERTIFIED = 1e-4
 """Decrement below which an optimum is certified: the criterion is then within 5e-9 of its minimum."""
@@ -41,6 +39,8 @@ NEARLY = 1e-6
 
 ROUND, WIDE_ROUND, ITERATIONS = 30, 5, 240
 """Iterations of Newton between changes of coordinates: of narrow terms, and of wide ones; of all rounds together."""
+
+SEARCH = Elsewhere()
 
 REPORTED, APART = 2.0, 1e-6
 """Units of the criterion up to which other certified minima are reported, and from which they differ."""
@@ -366,7 +366,7 @@ def optimize(
     method: str | Callable[..., Any] = "newton",
     options: dict[str, Any] | None = None,
     pilot: Engine | None = None,
-    elsewhere: Elsewhere = "search",
+    elsewhere: Elsewhere = SEARCH,
 ) -> Optimum:
     """Minimise the criterion of a conditioned problem and certify what was found.
 
@@ -386,8 +386,8 @@ def optimize(
         Options of the method.
     pilot : Engine, optional
         The criterion of a part of the groups, whose optimum is a start close enough for a few evaluations of all.
-    elsewhere : {"search", "nothing", "unasked"}
-        Search for other minima; there are none, as is known; the caller asks for the one that `start` leads to.
+    elsewhere : Elsewhere
+        What is known of other minima.
 
     Returns
     -------
@@ -402,22 +402,16 @@ def optimize(
     criterion.n_evaluations = 0
     if not isinstance(method, str) and not callable(method):
         raise LMMError(f"method={method!r} is unknown: use 'newton' or a method of scipy by name, or a callable")
-    if "maxiter" in options:
-        # who limits the steps asks for those of one start
-        elsewhere = "unasked"
     if method == "newton":
         # relative accuracy of theta is about decrement / sqrt(m)
         options.setdefault("tolerance", min(1e-9 * sqrt(max(levels.tolist())), 1e-6))
-    else:
-        pilot = None
-    attempt = partial(_attempt, criterion, structure, levels, n, method, options)
-    found: Found | None = None
-    if pilot is not None:
+    if method != "newton" or "maxiter" in options:
+        # who chooses the method or limits the steps asks for what they lead to
+        elsewhere = UNASKED
+    elif pilot is not None:
         pilot.reml = criterion.reml
-        first = _run(pilot, start, method, {})
-        start = first.x
-        if elsewhere == "search":
-            found = search(pilot, structure, levels, n, (float(first.fun), start))
+        start = _run(pilot, start, method, {}).x
+    attempt = partial(_attempt, criterion, structure, levels, n, method, options)
     best, wrong = attempt(start)
     for _ in range(structure.q + 1):
         if wrong is None:
@@ -425,16 +419,13 @@ def optimize(
         other, wrong = attempt(structure.theta(_fold(wrong, structure)))
         if other.value <= best.value or other.converged > best.converged:
             best = other
-    if method == "newton" and elsewhere == "search":
-        if found is None and not (criterion.costly and best.converged):
-            found = search(criterion, structure, levels, n, (best.value, best.theta))
-            limit = best.value if best.converged else inf
-        elif found is not None:
-            limit = float(first.fun) + PILOT_UNITS
-        if found is not None:
-            best = _lowest(attempt, best, [theta for value, theta in found.minima if value <= limit + REPORTED])
-    if best.converged and elsewhere != "unasked" and method == "newton":
-        best = best._replace(message=best.message + _looked(found, elsewhere, pilot is not None))
+    found: Found | None = None
+    wanted = elsewhere.kind == "search" and (not criterion.costly or elsewhere.always)
+    if wanted or (elsewhere.kind != "unasked" and not best.converged):
+        found, starts = _elsewhere(criterion, structure, np.sqrt(levels / n), best, elsewhere)
+        best = _lowest(attempt, best, starts)
+    if best.converged:
+        best = best._replace(message=best.message + _looked(found, elsewhere))
     if best.n_evaluations != criterion.n_evaluations:
         best = best._replace(n_evaluations=criterion.n_evaluations)
     # leave the criterion's state at the optimum
@@ -475,6 +466,23 @@ def _attempt(
     return _settle(criterion, structure, found, levels, n, name)
 
 
+def _elsewhere(
+    criterion: Engine, structure: CovarianceStructure, unit: Array, best: Optimum, elsewhere: Elsewhere
+) -> tuple[Found, list[Array]]:
+    """A search for other minima, and what it found that deserves a closer look."""
+    scout = elsewhere.scout
+    if scout is None:
+        effort = EASY if criterion.costly else elsewhere.effort
+        found = search(criterion, structure, unit, (best.value if best.converged else inf, best.theta), effort)
+        limit = best.value + REPORTED if best.converged else inf
+    else:
+        scout.reml = criterion.reml
+        known = descend(cast("Objective", scout), structure, best.theta) or (inf, best.theta)
+        found = search(scout, structure, unit, known, elsewhere.effort)
+        limit = known[0] + PILOT_UNITS if best.converged else inf
+    return found, [theta for value, theta in found.minima if value <= limit]
+
+
 def _lowest(attempt: Callable[[Array], tuple[Optimum, Array | None]], best: Optimum, starts: list[Array]) -> Optimum:
     """The lowest optimum that is found from any start, with the other certified ones that are hardly higher."""
     others: list[Optimum] = []
@@ -492,13 +500,14 @@ def _lowest(attempt: Callable[[Array], tuple[Optimum, Array | None]], best: Opti
     return best._replace(others=tuple(distinct)) if distinct else best
 
 
-def _looked(found: Found | None, elsewhere: Elsewhere, pilot: bool) -> str:
+def _looked(found: Found | None, elsewhere: Elsewhere) -> str:
     """What a message says of other minima."""
-    if elsewhere == "nothing":
+    if elsewhere.kind == "nothing":
         return "; balanced data have one minimum only"
     if found is None:
         return ""
-    return f"; no better point in a screen of {found.screened} starts{' for some of the groups' if pilot else ''}"
+    part = "" if elsewhere.scout is None else " for some of the groups"
+    return f"; no better point in a screen of {found.screened} starts{part}"
 
 
 def _judged(best: Optimum, criterion: Engine) -> Optimum:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from ..engines.starts import UNASKED
 from ..errors import LMMError
 from .optimize import Optimum, optimize
 
@@ -93,7 +94,7 @@ def with_residual_variance(
     lowest = criterion.evaluate(FAR * best.theta)[0]
     for start in _large_starts(structure, levels, n) if saturated else ():
         try:
-            other = optimize(criterion, structure, levels, n, start, elsewhere="unasked")
+            other = optimize(criterion, structure, levels, n, start, elsewhere=UNASKED)
         except LMMError:
             # no residual variance is left to an engine that takes r^2 from y'y
             continue

@@ -2,8 +2,8 @@
 
 The criterion is evaluated, without derivatives, at points spread over the covariance matrices on a logarithmic scale.
 A point that lies lower than the points nearest to it marks a valley.  Where a straight path leads from there down to a
-minimum that is known, the valley is that of this minimum; from the others a Newton search descends.  Where few groups
-bear the random effects minima lie close together, and all valleys and the lowest points are descended from.
+minimum that is known, the valley is that of this minimum; from the others a Newton search descends.  Where minima may
+lie close together, all valleys and the lowest points are descended from.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from ..engines.starts import EASY, ORDINARY
 from ..kernels import minimize_newton, screen
 
 if TYPE_CHECKING:
@@ -22,7 +23,9 @@ if TYPE_CHECKING:
     from ..engines.protocol import Engine
     from ..kernels import Objective
 
-__all__ = ["Found", "few_groups", "search"]
+__all__ = [
+    "DESCENTS", "LOWEST_POINTS", "VANISHING", "Found", "Points", "descend", "screen_of", "search", "spread_points",
+]  # fmt: skip
 
 Array = NDArray[np.float64]
 Index = NDArray[np.intp]
@@ -36,15 +39,17 @@ VANISHING = 0.1
 NEAR = 4
 """Neighbours that a valley lies lower than."""
 
-ENOUGH = 14
-"""Groups for each random effect from which the criterion is nearly convex about the truth: Zwiernik, Uhler and Richards
-(2017), J. R. Stat. Soc. B 79, 1269-1292, for a linear covariance model of as many dimensions."""
+DESCENTS = (3, 3, 6, 28)
+"""Searches that start from other valleys, by effort."""
 
-DESCENTS, FEW_DESCENTS = 3, 24
-"""Searches that start from other valleys, where there are many groups, and few."""
+LOWEST_POINTS = (0, 0, 3, 8)
+"""Lowest points from which a search starts whether they mark a valley or not, by effort."""
 
-LOWEST_POINTS = 4
-"""Points from which a search starts where there are few groups, whether they mark a valley or not."""
+NARROWED = 3
+"""Lowest minima inside the boundary from which, with the least standard deviation nearly zero, a search starts too."""
+
+MANY_EFFECTS = 5
+"""Random effects from which a few points cannot be spread over the directions of nearly balanced data."""
 
 PATH = (0.3, 0.1, 0.03)
 """Shares of the way from a minimum to a valley at which the criterion is evaluated."""
@@ -73,14 +78,8 @@ class Found(NamedTuple):
     screened: int
 
 
-def few_groups(structure: CovarianceStructure, levels: Array) -> bool:
-    """Whether so few groups bear so many random effects that there may be minima close to each other."""
-    sizes = levels.tolist()
-    return any(m < ENOUGH * sizes.count(m) for m in set(sizes))
-
-
 def search(
-    criterion: Engine, structure: CovarianceStructure, levels: Array, n: int, known: tuple[float, Array]
+    criterion: Engine, structure: CovarianceStructure, unit: Array, known: tuple[float, Array], effort: int
 ) -> Found:
     """Other minima of a criterion.
 
@@ -88,45 +87,75 @@ def search(
     ----------
     criterion : Engine
     structure : CovarianceStructure
-    levels : (q,) array
-        Number of groups of each random effect.
-    n : int
-        Observations.
+    unit : (q,) array
+        Standard deviation of each random effect, relative to that of the residuals, that makes half of the variance of
+        the mean of a group: sqrt(levels / n).
     known : tuple
-        Value and theta of a minimum.
+        Value and theta of a minimum; an infinite value where it is not certified.
+    effort : int
+        EASY, ORDINARY, CAREFUL or HARD.
 
     Returns
     -------
     Found
     """
-    few = few_groups(structure, levels)
     objective = cast("Objective", criterion)
-    unit = np.sqrt(levels / n)
     evaluations = criterion.n_evaluations
-    points = _points(structure, few, _stretch(criterion, structure))
-    scale = unit[structure.positions[0]]
-    thetas = points.thetas * scale
+    points = screen_of(criterion, structure, effort)
+    thetas = points.thetas * unit[structure.positions[0]]
     values, valleys = screen(objective, thetas, points.neighbours)
     criterion.n_evaluations = evaluations
     starts = valleys.tolist()
-    if few:
-        starts += [i for i in np.argsort(values, kind="stable")[:LOWEST_POINTS].tolist() if i not in starts]
+    if LOWEST_POINTS[effort]:
+        lowest = np.argsort(values, kind="stable")[: LOWEST_POINTS[effort]].tolist()
+        starts += [i for i in lowest if i not in starts]
+    # minima that lie close together may all be reached by straight paths
+    joined = effort <= ORDINARY
     minima = [known]
-    left = FEW_DESCENTS if few else DESCENTS
+    left = DESCENTS[effort]
     for i in starts:
         if not left or not np.isfinite(values[i]):
             break
-        if not few and any(_leads_to(objective, float(values[i]), thetas[i], minimum) for minimum in minima):
+        if joined and any(_leads_to(objective, float(values[i]), thetas[i], minimum) for minimum in minima):
             continue
         left -= 1
-        try:
-            x, _, _, value, *_ = minimize_newton(objective, thetas[i], tolerance=TOLERANCE, max_iterations=ITERATIONS)
-        except FloatingPointError:
-            continue
-        theta = structure.theta(structure.canonical(structure.factor(x)))
-        if np.isfinite(value) and not any(_same(structure, unit, (value, theta), other) for other in minima):
-            minima.append((value, theta))
+        _add(minima, structure, unit, descend(objective, structure, thetas[i]))
+    if effort > ORDINARY:
+        for minimum in sorted(minima, key=lambda minimum: minimum[0])[:NARROWED]:
+            for theta in _narrowed(structure, unit, minimum[1]):
+                _add(minima, structure, unit, descend(objective, structure, theta))
     return Found(sorted(minima[1:], key=lambda minimum: minimum[0]), len(thetas))
+
+
+def descend(objective: Objective, structure: CovarianceStructure, theta: Array) -> tuple[float, Array] | None:
+    """Value and canonical theta where a Newton search from theta ends, None where the criterion is not defined."""
+    try:
+        x, _, _, value, *_ = minimize_newton(objective, theta, tolerance=TOLERANCE, max_iterations=ITERATIONS)
+    except FloatingPointError:
+        return None
+    return (value, structure.theta(structure.canonical(structure.factor(x)))) if np.isfinite(value) else None
+
+
+def _add(
+    minima: list[tuple[float, Array]], structure: CovarianceStructure, unit: Array, minimum: tuple[float, Array] | None
+) -> None:
+    """Add a minimum unless it is known."""
+    if minimum is not None and not any(_same(structure, unit, minimum, other) for other in minima):
+        minima.append(minimum)
+
+
+def _narrowed(structure: CovarianceStructure, unit: Array, theta: Array) -> list[Array]:
+    """Theta with the least principal standard deviation of each full block next to none, where it is larger."""
+    factor = structure.factor(theta) / unit[:, None]
+    out = []
+    for block in structure.blocks:
+        part = slice(block.start, block.stop)
+        axes, sizes, _ = np.linalg.svd(factor[part, part])
+        if block.structure == "full" and len(sizes) > 1 and sizes[-1] > 2.0 * VANISHING:
+            changed = factor.copy()
+            changed[part, part] = axes * [*sizes[:-1], VANISHING]
+            out.append(structure.theta(structure.canonical(changed * unit[:, None])))
+    return out
 
 
 def _leads_to(objective: Objective, value: float, theta: Array, minimum: tuple[float, Array]) -> bool:
@@ -141,7 +170,7 @@ def _leads_to(objective: Objective, value: float, theta: Array, minimum: tuple[f
 
 def _same(structure: CovarianceStructure, unit: Array, one: tuple[float, Array], other: tuple[float, Array]) -> bool:
     """Whether two searches ended at one minimum; a lower value is another one."""
-    if one[0] < other[0] - 1e-9 * (1.0 + abs(other[0])):
+    if not np.isfinite(other[0]) or one[0] < other[0] - 1e-9 * (1.0 + abs(other[0])):
         return False
     a, b = (structure.factor(theta) / unit[:, None] for theta in (one[1], other[1]))
     G, H = a @ a.T, b @ b.T
@@ -169,12 +198,13 @@ def _stretch(criterion: Engine, structure: CovarianceStructure) -> float:
 # ------------------------------------------------------------------------------------------------------------ points
 
 
-def _points(structure: CovarianceStructure, few: bool, stretch: float) -> Points:
-    return _spread(structure.blocks, few, max(1.0, stretch / 10.0))
+def screen_of(criterion: Engine, structure: CovarianceStructure, effort: int) -> Points:
+    """The points at which a criterion is screened; rows of Lambda are still to be multiplied by sqrt(levels / n)."""
+    return spread_points(structure.blocks, effort, max(1.0, _stretch(criterion, structure) / 10.0))
 
 
 @lru_cache(maxsize=64)
-def _spread(blocks: tuple[Block, ...], few: bool, stretch: float) -> Points:
+def spread_points(blocks: tuple[Block, ...], effort: int, stretch: float) -> Points:
     """The screen of a structure: a grid of standard deviations, and of directions, where it is small enough."""
     from ..covariance.parameters import CovarianceStructure
 
@@ -182,17 +212,19 @@ def _spread(blocks: tuple[Block, ...], few: bool, stretch: float) -> Points:
     q, highest = structure.q, HIGHEST * stretch
     single = all(b.structure != "full" or b.stop - b.start == 1 for b in blocks)
     if q == 1:
-        factors = [np.array([[size]]) for size in _sizes(12, highest)]
+        factors = [np.array([[size]]) for size in _sizes((6, 12, 12, 12)[effort], highest)]
     elif single and q <= 3:
-        count = ((6, 8), (4, 6))[q - 2][few] + round(np.log10(stretch) / np.log10(5.0))
+        count = ((3, 6, 6, 8), (3, 4, 4, 6))[q - 2][effort] + round(np.log10(stretch) / np.log10(5.0))
         factors = [np.diag(sizes) for sizes in product(_sizes(count, highest), repeat=q)]
-        factors = factors if len(factors) <= 512 else _sequence(blocks, 216, highest)
+        factors = factors if len(factors) <= 216 else _sequence(blocks, 216, highest)
     elif q == 2:
-        factors = _plane(6, 5) if few else _plane(4, 3)
+        factors = _plane(*((3, 2), (4, 3), (4, 3), (6, 5))[effort])
+    elif effort == EASY and q >= MANY_EFFECTS:
+        factors = [np.eye(q) * size for size in _sizes(NEAR, highest)]
     else:
-        factors = _sequence(blocks, 216 if few else 48, highest)
+        factors = _sequence(blocks, (16, 48, 64, 216)[effort], highest)
     thetas = np.array([structure.theta(structure.canonical(factor)) for factor in factors])
-    return Points(thetas, _nearest(factors))
+    return Points(thetas, _nearest(np.array(factors)))
 
 
 def _sizes(count: int, highest: float) -> Array:
@@ -247,13 +279,13 @@ def _primes(count: int) -> list[int]:
     return found
 
 
-def _nearest(factors: list[Array]) -> Index:
+def _nearest(factors: Array) -> Index:
     """The NEAR nearest of each, by the Frobenius distance of the logarithms of G^ + VANISHING^2 I."""
-    stack = np.array(factors)
-    values, vectors = np.linalg.eigh(stack @ stack.transpose(0, 2, 1))
-    logs = (vectors * np.log(np.maximum(values, 0.0) + VANISHING**2)[:, None, :]) @ vectors.transpose(0, 2, 1)
-    flat = logs.reshape(len(stack), -1)
-    squares = (flat * flat).sum(axis=1)
-    distance = squares[:, None] + squares - 2.0 * (flat @ flat.T)
+    values, vectors = np.linalg.eigh(factors @ factors.transpose(0, 2, 1))
+    sizes = np.log(np.maximum(values, 0.0) + VANISHING**2)
+    logs = ((vectors * sizes[:, None, :]) @ vectors.transpose(0, 2, 1)).reshape(len(factors), -1)
+    squares = (logs * logs).sum(axis=1)
+    distance = squares[:, None] + squares - 2.0 * (logs @ logs.T)
     np.fill_diagonal(distance, np.inf)
-    return np.ascontiguousarray(np.argsort(distance, axis=1, kind="stable")[:, :NEAR].astype(np.intp))
+    near = np.argsort(distance, axis=1, kind="stable")[:, : min(NEAR, len(factors) - 1)]
+    return np.ascontiguousarray(near, dtype=np.intp)

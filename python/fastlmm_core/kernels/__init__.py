@@ -37,7 +37,7 @@ from ._matrices import (
 from ._newton import Objective, minimize_newton
 from ._patterns import compress, pattern_bases, pattern_labels
 from ._rows import accumulate, code_range, column_scales, probe, sample_mean, within_rows
-from ._screen import balanced, screen
+from ._screen import balanced, least_information, screen
 from ._whiten import whiten_residuals
 
 __all__ = [
@@ -55,6 +55,7 @@ __all__ = [
     "floored_factor",
     "group_effects",
     "lanes",
+    "least_information",
     "least_squares",
     "log_diagonal",
     "lower_factor",

@@ -28,7 +28,7 @@ DENSE_UP_TO = 4000
 SERIAL_FROM, THREADED_FROM = 40, 2000
 """Columns of a dense core from which BLAS is called, and from which its threads are worth what they cost each other."""
 
-COSTLY_FROM, MANY_PARAMETERS = 1000, 20
+COSTLY_FROM, MANY_PARAMETERS = 300, 20
 """Random effects over all levels, and parameters, from which a fit is content with one certified minimum."""
 
 CENTRAL = ((-2.0, -1.0, 1.0, 2.0), (1.0 / 12.0, -2.0 / 3.0, 2.0 / 3.0, -1.0 / 12.0))

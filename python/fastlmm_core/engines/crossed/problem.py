@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ... import kernels
-from ...covariance.parameters import CovarianceStructure
+from ...covariance.parameters import Block, CovarianceStructure
 from ...errors import LMMError
 from ...kernels import hierarchies
 from ...problem.aliasing import default_names, refuse_aliased, suspects
@@ -29,7 +29,7 @@ from ...problem.columns import (
 from ...problem.identification import GroupedColumns, refuse_unidentified_rows
 from ...support.memory import numpy_blas, require, scipy_blas
 from ..protocol import Engine
-from ..starts import factors_start
+from ..starts import CAREFUL, EASY, Elsewhere, factors_start
 from .cores import Tail
 from .order import Layout, Stage, lay_out
 
@@ -43,6 +43,10 @@ Index = NDArray[np.intp]
 
 QUICK_FROM = 2000
 """Rows from which nested factors are taken in by one pass; below, each column is treated with more care."""
+
+SCOUT_GROUPS, CAREFUL_UP_TO = 50, 100
+"""Levels of the coarsest factor of which the criterion is screened for other minima; random effects up to which it is
+searched with care."""
 
 PILOT_GROUPS = 200
 """Levels of the coarsest factor on which a start is found when there are many more of them."""
@@ -134,9 +138,23 @@ class CrossedProblem:
         """Number of fixed-effect columns kept."""
         return len(self.kept)
 
-    def balanced(self) -> bool:
-        """Whether the criterion is known to have one minimum only."""
-        return False
+    def elsewhere(self) -> Elsewhere:
+        """What is known of other minima of the criterion, and how to look for them."""
+        scout = self.pilot(SCOUT_GROUPS)
+        if all(width == block.stop - block.start and block.structure == "full" for width, block in self._terms()):
+            small = self.n_effects <= CAREFUL_UP_TO
+            return Elsewhere("search", CAREFUL if small else EASY, scout)
+        return Elsewhere("search", CAREFUL, scout, always=True)
+
+    def _terms(self) -> list[tuple[int, Block]]:
+        """Each block of G, and how many effects its factor has."""
+        starts = [*self.columns, self.structure.q]
+        return [
+            (starts[f + 1] - starts[f], block)
+            for f in range(len(self.columns))
+            for block in self.structure.blocks
+            if starts[f] <= block.start < starts[f + 1]
+        ]
 
     @property
     def levels(self) -> Array:

@@ -32,7 +32,7 @@ from ...problem.columns import (
 )
 from ...problem.identification import GroupedColumns, Shared, parts_identify, refuse_unidentified
 from ..protocol import Engine, Problem
-from ..starts import moment_start
+from ..starts import CAREFUL, EASY, HARD, ORDINARY, Elsewhere, few_groups, moment_start
 
 __all__ = ["OneFactorProblem", "condition", "one_factor"]
 
@@ -43,6 +43,12 @@ COMPRESS_FROM = 64
 
 PILOT_GROUPS = 2048
 """Groups on which a start is found when there are many more of them, all different."""
+
+SCOUT_GROUPS = 256
+"""Groups of which the criterion is screened for other minima when there are many more of them, all different."""
+
+REGULAR = 0.2
+"""Least information in a group (harmonic mean over its effects), relative to the mean, of nearly balanced data."""
 
 MOSTLY_BETWEEN = 1e-6
 """Share of the variation of y within groups below which it is summed from the rows again."""
@@ -176,12 +182,23 @@ class OneFactorProblem(NamedTuple):
             chosen, self.within * share, round(self.n * share), self.structure.q, self.rank + 1, rows, columns, True
         )
 
-    def balanced(self) -> bool:
-        """Whether the criterion is known to have one minimum only."""
-        rows, columns = self.structure.positions
-        free = np.zeros((self.structure.q, self.structure.q), dtype=bool)
+    def elsewhere(self) -> Elsewhere:
+        """What is known of other minima of the criterion, and how to look for them."""
+        structure, q = self.structure, self.structure.q
+        rows, columns = structure.positions
+        free = np.zeros((q, q), dtype=bool)
         free[rows, columns] = free[columns, rows] = True
-        return kernels.balanced(self.packed, self.within, self.structure.q, self.rank + 1, free)
+        if kernels.balanced(self.packed, self.within, q, self.rank + 1, free):
+            return Elsewhere("nothing")
+        scout = self.pilot(SCOUT_GROUPS)
+        if not structure.one_full:
+            return Elsewhere("search", ORDINARY, scout)
+        packed = np.ascontiguousarray(self.packed[:: max(1, len(self.packed) // SCOUT_GROUPS)])
+        ample = self.n - self.rank >= 2 * self.m * q
+        if ample and kernels.least_information(packed, q) >= REGULAR * self.n / self.m:
+            return Elsewhere("search", EASY, scout)
+        few, not_many = few_groups(structure, self.levels), few_groups(structure, self.levels / 4.0)
+        return Elsewhere("search", HARD if few else CAREFUL if not_many else ORDINARY, scout)
 
     @property
     def levels(self) -> Array:

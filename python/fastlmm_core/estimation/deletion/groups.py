@@ -17,12 +17,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ... import kernels
-from ...engines.starts import moment_start
+from ...engines.starts import EASY, HARD, UNASKED, Elsewhere, moment_start
 from ...errors import LMMError
 from ...kernels.deletions import refit_deletions
 from ...support.threads import map_in_threads, processors
 from ..optimize import SINGULAR, Optimum, optimize
-from ..search import few_groups
 from .contributions import all_but_one, group_pieces
 from .polynomials import DEGREES, Sums, n_nodes, n_terms, symmetric_sum
 
@@ -253,7 +252,13 @@ class _Refits:
     @cached_property
     def _several_minima(self) -> bool:
         """Whether a deletion may make another minimum the lowest one: of a group, not of a single row."""
-        return self.pieces.more is None and few_groups(self.structure, self.problem.levels)
+        return self.pieces.more is None and self.elsewhere.effort == HARD
+
+    @cached_property
+    def elsewhere(self) -> Elsewhere:
+        """How to look for other minima without a group, or a row."""
+        found = self.problem.elsewhere()
+        return Elsewhere("search", EASY if found.kind == "nothing" else found.effort)
 
     def _exact(self, i: int, guess: Array, deficient: bool) -> None:
         """Optimise the criterion of deletion i over all groups."""
@@ -290,7 +295,7 @@ class _Refits:
         if not full.singular and full.converged:
             S = symmetric_sum(structure, guess)
             start = full.factor @ np.linalg.cholesky(S) if np.linalg.eigvalsh(S)[0] > 0.1 else full.factor
-            found = optimize(criterion, structure, levels, n, structure.theta(start), elsewhere="unasked")
+            found = optimize(criterion, structure, levels, n, structure.theta(start), elsewhere=UNASKED)
             if found.converged and not found.singular and not self._several_minima:
                 return found
         pieces = self.pieces
@@ -299,9 +304,10 @@ class _Refits:
             raise LMMError("y is reproduced exactly within every group by the random effects")
         start_theta = moment_start(criterion, structure, n, m, within)
         thorough = len(self.n) <= THOROUGH
-        other = optimize(criterion, structure, levels, n, start_theta, elsewhere="search" if thorough else "unasked")
+        where = self.elsewhere if thorough else UNASKED
+        other = optimize(criterion, structure, levels, n, start_theta, elsewhere=where)
         if not (thorough or other.converged):
-            other = optimize(criterion, structure, levels, n, start_theta)
+            other = optimize(criterion, structure, levels, n, start_theta, elsewhere=self.elsewhere)
         if found is None or other.converged > found.converged or other.value <= found.value + 1e-9:
             return other
         criterion.evaluate(found.theta, 0)

@@ -11,6 +11,7 @@ from ... import kernels
 from ...engines.one_factor.problem import one_factor
 from ..fit import Fit, estimate
 from ..model import Model
+from .search import group_basis
 
 if TYPE_CHECKING:
     from .several_factors import HierarchyDesign
@@ -91,17 +92,10 @@ def _one_factor(model: Model) -> kernels.BatchDesign:
     assert order is not None
     z = problem.conditioned_z(model.exog_re)[order]
     x = problem.conditioned_x(model.exog)[order]
-    group = position[order]
-    # rows of Z_i R_i^-1: their inner products with y_i are c_y
-    basis = np.empty((n, q))
-    at = 0
-    for a in range(q):
-        pivot = triangle[group, at]
-        rest = z[:, a].copy()
-        for b in range(a):
-            rest -= triangle[group, b * q - b * (b - 1) // 2 + a - b] * basis[:, b]
-        basis[:, a] = np.divide(rest, pivot, out=np.zeros(n), where=pivot > 0.0)
-        at += q - a
+    upper = np.zeros((m, q, q))
+    upper[:, *np.triu_indices(q)] = triangle
+    # their inner products with y_i are c_y
+    basis = group_basis(z, upper[position[order]])
     weights = None if model.weights is None else np.ascontiguousarray(model.weights[order])
     offset = None if model.offset is None else np.ascontiguousarray(model.offset[order])
     if weights is not None:

@@ -12,7 +12,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ... import kernels
-from ...engines.starts import many_minima, other_starts
 from ...errors import LMMError
 from ...support.blas_threads import one_blas_thread
 from ...support.memory import blas_callers
@@ -23,6 +22,7 @@ from ..information import moments
 from ..model import Model
 from .batch_fit import BOUNDARY, CHUNK_BYTES, BatchFit
 from .one_factor import shared_design
+from .search import ResponseSearch
 from .several_factors import HierarchyDesign
 
 __all__ = ["fit_drawn", "fit_many"]
@@ -185,21 +185,23 @@ def _lanes(
 
 
 def _second_look(model: Model, Y: Array, into: BatchFit, first: int) -> None:
-    """Other starts where an optimum lies on the boundary; the single-fit path where the lanes did not certify."""
+    """Other starts where there may be other minima; the single-fit path where the lanes did not certify."""
     part = slice(first, first + len(Y))
     status = into.status[part]
     problem = model.problem
-    edge = np.flatnonzero(status > 0 if many_minima(model.structure, problem.levels) else status == BOUNDARY)
-    if len(edge):
-        chosen = np.ascontiguousarray(Y[edge])
-        for start in other_starts(model.structure, problem.levels, problem.n):
-            other = BatchFit(model, into.kind, into.reml, len(edge), None)
-            _lanes(shared_design(model), chosen, other, 0, start)
-            into.n_evaluations[first + edge] += other.n_evaluations
-            better = np.flatnonzero((other.status > 0) & (other.criterion < into.criterion[first + edge] - 1e-9))
-            if len(better):
-                for name in _FIELDS:
-                    getattr(into, name)[first + edge[better]] = getattr(other, name)[better]
+    good = np.flatnonzero(status > 0)
+    if len(good) and len(model.factors) == 1:
+        look = model.once("response search", lambda: ResponseSearch(model))
+        chosen = Y if len(good) == len(Y) else Y[good]
+        where = look.starts(chosen, into.params[first + good], into.theta_o[first + good], into.reml)
+        for start, some in where if look.needed else ():
+            which = good[some]
+            other = BatchFit(model, into.kind, into.reml, len(which), None)
+            _lanes(shared_design(model), np.ascontiguousarray(Y[which]), other, 0, start)
+            into.n_evaluations[first + which] += other.n_evaluations
+            better = np.flatnonzero((other.status > 0) & (other.criterion < into.criterion[first + which] - 1e-9))
+            for name in _FIELDS if len(better) else ():
+                getattr(into, name)[first + which[better]] = getattr(other, name)[better]
     for i in np.flatnonzero(status == 0):
         _single(model, Y[i], into, first + int(i))
     if problem.rank < into.params.shape[1]:

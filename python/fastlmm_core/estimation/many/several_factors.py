@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import threading
 from math import prod, sqrt
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from ...covariance.directions import free_directions, inverse_hessian
 from ...covariance.parameters import CovarianceStructure, vech_positions
 from ...engines.crossed.problem import CrossedProblem
-from ...engines.starts import many_minima, other_starts
+from ...engines.starts import EASY, UNASKED
 from ...errors import LMMError
 from ...kernels import minimize_newton
 from ...problem.columns import condition_z, factor_structure
@@ -28,6 +28,7 @@ from ...support.blas_threads import one_blas_thread
 from ..fit import Fit, estimate
 from ..model import Model
 from ..optimize import CERTIFIED, ROUND, SINGULAR, optimize
+from ..search import search
 from .one_factor import constant_column
 
 if TYPE_CHECKING:
@@ -56,6 +57,10 @@ class _State(NamedTuple):
     r2: Array
     chol: Array  # factor of H_xx
     hess: Array  # in theta
+
+
+_Minimum: TypeAlias = tuple[_State, Array, float, bool]
+"""State at a certified minimum, gradient, value, and whether it lies on the boundary."""
 
 
 class _Responses(NamedTuple):
@@ -160,10 +165,11 @@ class HierarchyDesign:
             (np.concatenate(entries), (np.concatenate(slots), np.concatenate(rows))), (problem.n_effects, problem.n)
         ).tocsr()
         self.first = _start(model)
-        # where few observations may have several minima, as for single fits; `batch` looks again at the boundary
-        levels, n = problem.levels, problem.n
-        tiny = many_minima(self.structure, levels, n) and not many_minima(self.structure, levels)
-        self.others = other_starts(self.structure, levels, n) if tiny else []
+        elsewhere = problem.elsewhere()
+        # nearly balanced data are left alone: a look would take longer than the fit
+        wanted = elsewhere.kind == "search" and elsewhere.effort > EASY and elsewhere.scout is None
+        self.effort = elsewhere.effort if wanted and (elsewhere.always or not problem.criterion().costly) else EASY
+        self.sizes = np.sqrt(problem.levels / problem.n)
         self.pieces = _pieces(self.structure, SINGULAR * np.sqrt(problem.levels / problem.n))
         self.tolerance = min(1e-9 * sqrt(float(problem.levels.max())), 1e-6)
         self.step = max(1, int(CHUNK_BYTES // (8 * (problem.n + problem.cross.size))))
@@ -242,12 +248,9 @@ class HierarchyDesign:
             criterion = worker.take(cross, reml)
             found = self._minimize(worker, begin)
             evaluations[i] = criterion.n_evaluations
-            for other in self.others if start is None else ():
-                worker.take(cross, reml)
-                again = self._minimize(worker, other)
-                evaluations[i] += criterion.n_evaluations
-                if again is not None and (found is None or again[2] < found[2] - 1e-9):
-                    found = again
+            if found is not None and start is None and self.effort > EASY:
+                found = self._lowest(worker, found)
+                evaluations[i] = criterion.n_evaluations
             if found is None:
                 continue
             state, gradient, value[i], singular = found
@@ -274,7 +277,17 @@ class HierarchyDesign:
             inverse = inverse_hessian(structure, state.theta, state.hess)
             df[rows] = 1.0 / (1.0 / nu + ((inverse @ u) * u).sum(axis=1))
 
-    def _minimize(self, worker: _Worker, start: Array) -> tuple[_State, Array, float, bool] | None:
+    def _lowest(self, worker: _Worker, found: _Minimum) -> _Minimum:
+        """The lowest of all minima that a search finds, as for a single fit."""
+        known = (found[2], found[0].theta)
+        for value, theta in search(worker.criterion, self.structure, self.sizes, known, self.effort).minima:
+            if value < found[2] - 1e-9:
+                other = self._minimize(worker, theta)
+                if other is not None and other[2] < found[2] - 1e-9:
+                    found = other
+        return found
+
+    def _minimize(self, worker: _Worker, start: Array) -> _Minimum | None:
         """The state at a certified minimum, its gradient and value, and whether it lies on the boundary."""
         criterion, structure = worker.criterion, self.structure
         try:
@@ -289,7 +302,7 @@ class HierarchyDesign:
                     return at_zero
             # it is settled as a single fit is: zero variances, coordinates in which Newton does better
             before = criterion.n_evaluations
-            found = optimize(criterion, structure, self.problem.levels, self.problem.n, x, elsewhere="unasked")
+            found = optimize(criterion, structure, self.problem.levels, self.problem.n, x, elsewhere=UNASKED)
             criterion.n_evaluations += before
         except (FloatingPointError, LMMError):
             return None
@@ -299,7 +312,7 @@ class HierarchyDesign:
         state = worker.state(found.theta, None if worker.average else found.hessian)
         return state, found.gradient, found.value, found.singular
 
-    def _at_zero(self, worker: _Worker, x: Array, value: float) -> tuple[_State, Array, float, bool] | None:
+    def _at_zero(self, worker: _Worker, x: Array, value: float) -> _Minimum | None:
         """The state where independent effects of negligible size have none, if that is a minimum; see `optimize`."""
         criterion, problem = worker.criterion, self.problem
         theta = np.abs(x)
