@@ -497,3 +497,11 @@ def test_r2_and_icc_by_their_definitions(rng):
     total = fixed + random + result.sigma2
     assert result.r2() == pytest.approx({"marginal": fixed / total, "conditional": (fixed + random) / total}, rel=1e-10)
     assert result.icc() == pytest.approx(random / (random + result.sigma2), rel=1e-10)
+
+
+@pytest.mark.parametrize(("name", "singular"), [("dyestuff2", True), ("dyestuff", False)])
+def test_the_message_says_whether_the_optimum_is_on_the_boundary(fitted_reference, name, singular):
+    result = fitted_reference(name, True, "arrays")
+    assert result.singular == singular
+    assert result.message.startswith("certified: the gradient vanishes to rounding error")
+    assert ("on the boundary" in result.message) == singular
