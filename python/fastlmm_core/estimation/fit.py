@@ -16,6 +16,7 @@ from ..engines.starts import UNASKED, shrunk_start
 from ..support.blas_threads import one_blas_thread
 from .model import Model
 from .optimize import SINGULAR, LocalMinimum, Optimum, optimize
+from .refinement import refined
 from .residual_limit import refuse_unbounded, with_residual_variance
 
 __all__ = ["Fit", "estimate"]
@@ -384,4 +385,5 @@ def estimate(
             problem.elsewhere() if start is None else UNASKED,
         )
         optimum = with_residual_variance(engine, model.structure, problem.levels, problem.n, optimum, problem.saturated)
-    return kind(model, optimum, bool(reml), Solution(*engine.solution()))
+        optimum, solution = refined(engine, model, optimum)
+    return kind(model, optimum, bool(reml), solution)

@@ -28,6 +28,7 @@ from ...support.blas_threads import one_blas_thread
 from ..fit import Fit, estimate
 from ..model import Model
 from ..optimize import CERTIFIED, ROUND, SINGULAR, optimize
+from ..refinement import LOST
 from ..search import search
 from .one_factor import constant_column
 
@@ -271,7 +272,9 @@ class HierarchyDesign:
         bse[rows] = np.sqrt(sigma2[rows, None] * variance)
         value[rows] += offset + nu * 2.0 * np.log(scale)
         decrement[rows], lowest = _decrements(np.array(gradients), state.hess)
-        status[rows] *= (decrement[rows] <= CERTIFIED) & (lowest >= -1e-6)
+        # where hardly anything is left of y, the single fit takes the criterion from the rows
+        left = state.r2 > LOST * self.problem.n
+        status[rows] *= (decrement[rows] <= CERTIFIED) & (lowest >= -1e-6) & left
         with np.errstate(invalid="ignore", divide="ignore"):
             u = (turned[:, None] @ slopes * turned[:, None]).sum(axis=3) / variance[:, None] - shift[:, :, None]
             inverse = inverse_hessian(structure, state.theta, state.hess)
