@@ -170,20 +170,19 @@ def test_bootstrap_and_exact_distribution_agree_with_many_fixed_effects(rng, rem
 
 
 def test_bootstrap_leaves_out_what_either_fit_has_not_certified(rng, monkeypatch):
-    from fastlmm_core.simulation import draws
+    from fastlmm_core.simulation.draws import simulate_fit
 
     y, X, groups = arrays(rng)
     small, large = (LinearMixedModel(y, X[:, :p], None, groups).fit(reml=False) for p in (1, 2))
-    original = draws.simulate_fit
     for of_null, of_large in ((1, 0), (0, 1), (1, 1)):
 
         def lossy(*args, fit=None, lost=(of_null, of_large), **options):
-            batch = original(*args, fit=fit, **options)
+            batch = simulate_fit(*args, fit=fit, **options)
             if lost[0 if fit is None else 1]:
                 batch.status[fit is not None :: 4] = -2
             return batch
 
-        monkeypatch.setattr(draws, "simulate_fit", lossy)
+        monkeypatch.setattr("fastlmm_core.inference.likelihood_ratio.compare.simulate_fit", lossy)
         row = compare(small, large, null="bootstrap", n_sim=100, seed=5).rows[1]
         lost = 25 * (of_null + of_large)
         assert (
