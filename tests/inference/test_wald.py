@@ -487,3 +487,57 @@ def test_scaled_f_is_exact_for_hotelling():
         scale, df = scaled_f(m, 2.0 * m * m / nu, 2.0 * m / nu)
         same([scale, df], [1.0, nu], 1e-12)
     assert scaled_f(1, 0.5, 0.5)[1] == 4.0
+
+
+def tiny(seed):
+    """Few groups of few rows, without much between them: the joint F of Kenward and Roger may not exist."""
+    rng = np.random.default_rng(seed)
+    m, n = rng.integers(3, 7), rng.integers(2, 5)
+    g = np.repeat(np.arange(m), n)
+    X = np.column_stack([np.ones(m * n), rng.standard_normal((m * n, 2))])
+    Z = np.column_stack([np.ones(m * n), X[:, 1]]) if seed % 2 and n > 2 else None
+    y = rng.standard_normal(m * n) + rng.standard_normal(m)[g] * rng.choice([0, 0.3, 1])
+    return flc.LinearMixedModel(y, X, Z, g)
+
+
+@pytest.mark.parametrize(
+    ("seed", "information"),
+    [(23, "expected"), (69, "expected"), (81, "expected"), (117, "expected"), (827, "observed")],
+)
+def test_a_joint_test_that_kenward_and_roger_do_not_have(seed, information):
+    """Moments that ask for a scale and degrees of freedom below zero: Satterthwaite's test, and the result says so."""
+    result = tiny(seed).fit()
+    L = np.eye(3)[1:]
+    test = result.test(L, ddf="kenward-roger", information=information)
+    other = result.test(L, ddf="satterthwaite")
+    assert (test.ddf, test.joint_ddf) == ("kenward-roger", "satterthwaite")
+    assert (test.statistic, test.df_denom, test.pvalue) == (other.statistic, other.df_denom, other.pvalue)
+    assert test.statistic > 0.0 and test.df_denom > 0.0
+    assert "The joint test is by Satterthwaite's degrees of freedom: Kenward and Roger's method has none" in str(test)
+    # each row has its own, and so has one row alone
+    single = result.test(L[:1], ddf="kenward-roger", information=information)
+    assert single.df_denom == pytest.approx(test.row_df[0], rel=1e-12) and single.joint_ddf == "kenward-roger"
+    if information == "expected":
+        batch = result.model.fit_many(np.vstack([result.model.endog, result.model.endog + 1.0]))
+        many = batch.test(L, ddf="kenward-roger")
+        np.testing.assert_allclose(many.statistic, test.statistic, rtol=1e-5)
+        np.testing.assert_allclose(many.df_denom, test.df_denom, rtol=1e-5)
+        gone = result.model.fit_many(iter([result.model.endog]))
+        assert np.isnan(gone.test(L, ddf="kenward-roger").pvalues).all()
+
+
+def test_no_joint_test_has_a_negative_denominator():
+    for seed in range(150):
+        for information in ("expected", "observed"):
+            try:
+                test = tiny(seed).fit().test(np.eye(3)[1:], ddf="kenward-roger", information=information)
+            except flc.LMMError:
+                continue
+            assert test.statistic >= 0.0 and test.df_denom > 0.0 and 0.0 <= test.pvalue <= 1.0
+
+
+def test_moments_that_no_f_has_are_nan():
+    """The solution of Kenward and Roger (1997) for these A_1, A_2 is (-0.81, -0.36): its F would be negative."""
+    scale, df = scaled_f(2, np.array([11.754108751726271, 0.1]), np.array([12.665943923431227, 0.05]))
+    assert np.isnan([scale[0], df[0]]).all()
+    assert scale[1] > 0.0 and df[1] > 0.0

@@ -277,7 +277,8 @@ def scaled_f(m: int, a1: Array, a2: Array) -> tuple[Array, Array]:
     Returns
     -------
     scale, df : arrays
-        1 and 2 / a2 for one row, where the statistic is a squared t.
+        1 and 2 / a2 for one row, where the statistic is a squared t.  NaN where no F distribution has such moments:
+        the solution has a scale or degrees of freedom below zero.
     """
     a1, a2 = np.asarray(a1, dtype=float), np.asarray(a2, dtype=float)
     if m == 1:
@@ -295,4 +296,6 @@ def scaled_f(m: int, a1: Array, a2: Array) -> tuple[Array, Array]:
         rho = ratio * ratio * np.where(np.abs(v0) < 1e-10, 0.0, v0)
         df = 4.0 + (m + 2) * v2 / (rho - v2)
         scale = np.where(np.isinf(df), mean, df * mean / (df - 2.0))
-    return np.where(np.abs(df - 2.0) < 1e-2, 1.0, scale), df
+        scale = np.where(np.abs(df - 2.0) < 1e-2, 1.0, scale)
+        none = ~((scale > 0.0) & (df > 0.0))
+    return np.where(none, np.nan, scale), np.where(none, np.nan, df)

@@ -162,7 +162,7 @@ def anova(result: Fit, type: str = "III", ddf: str = "satterthwaite", informatio
             continue
         test = inference.wald(result, L, None, ddf, information)
         statistic[i] = unscaled = f_statistic(test)
-        if ddf == "kenward-roger" and test.df_num > 1:
+        if test.joint_ddf == "kenward-roger" and test.df_num > 1:
             if covariance is None:
                 covariance = np.nan_to_num(inference.covariance(result, ddf, information))
             unscaled = _quadratic(test.estimate, L @ covariance @ L.T, test.df_num)

@@ -57,7 +57,8 @@ class BatchTest:
     df_num : int
         Number of independent rows.
     df_denom, pvalues : (n_responses,) arrays
-        NaN for responses that could not be fitted.
+        NaN for responses that could not be fitted, and for those of a stream where Kenward and Roger's method has no
+        joint test.
     L : (m, p) array
     rhs : (m,) array
     names : tuple of str
@@ -226,7 +227,7 @@ def test(batch: BatchFit, hypothesis: Any, rhs: Any = None, ddf: str = "satterth
     estimate[batch.status < 0] = np.nan
     gap = estimate - parsed.rhs
     if ddf != "satterthwaite":
-        error, statistic, freedom = _of_theta(batch, rows, basis, gap, gap @ combine.T, ddf)
+        error, statistic, freedom = _of_theta(batch, parsed, rows, basis, gap, gap @ combine.T, ddf)
     elif len(rows) == 1 and np.count_nonzero(parsed.L) == 1:
         j = int(np.flatnonzero(parsed.L[0])[0])
         error = np.abs(parsed.L[0, j]) * batch.bse[:, [j]]
@@ -407,12 +408,15 @@ def _single_df(rows: Array, variance: Array, slopes: Array, shift: Array, invers
     return np.asarray(1.0 / (1.0 / nu + np.einsum("nkr,nkl,nlr->nr", u, inverse, u, optimize=True)))
 
 
-def _of_theta(batch: BatchFit, rows: Array, basis: Array, gap: Array, z: Array, ddf: str) -> tuple[Array, Array, Array]:
+def _of_theta(
+    batch: BatchFit, parsed: Hypothesis, rows: Array, basis: Array, gap: Array, z: Array, ddf: str
+) -> tuple[Array, Array, Array]:
     """Standard errors (n, m), statistics (n,) and df (n,) by "kenward-roger", "residual" or "normal"."""
     n, m = gap.shape
     if ddf == "kenward-roger":
         _refuse_ml(batch)
     error, statistic, freedom = np.full((n, m), np.nan), np.full(n, np.nan), np.full(n, np.nan)
+    fallen = np.zeros(n, dtype=bool)
     known = np.inf if ddf == "normal" else float(batch.model.df_resid)
     patterns = _patterns(batch.model)
     rank = len(basis)
@@ -448,4 +452,8 @@ def _of_theta(batch: BatchFit, rows: Array, basis: Array, gap: Array, z: Array, 
             a2 = 2.0 * (np.einsum("nkl,nkij,nlji->n", inverse, U, U, optimize=True) + rank / patterns.nu)
             scale, freedom[part] = scaled_f(rank, a1, a2)
             statistic[part] *= scale
+            fallen[part] = np.isnan(scale)
+    for i in np.flatnonzero(fallen & (batch.status >= 0)) if batch.responses is not None else ():
+        found = wald(batch.one(int(i)), parsed.L, parsed.rhs)
+        statistic[i], freedom[i] = found.statistic, found.df_denom
     return error, statistic, freedom

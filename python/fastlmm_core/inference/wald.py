@@ -311,7 +311,8 @@ def wald(
     ddf : {"satterthwaite", "kenward-roger", "residual", "normal"}
         Satterthwaite: for several rows by Fai and Cornelius (1996, J. Stat. Comput. Simul. 54, 363-378), as
         lmerTest; depends on the scaling of the rows against each other.  Kenward-Roger: the adjusted covariance
-        matrix, and a scaled F for several rows.  Normal: z tests and chi-square.
+        matrix, and a scaled F for several rows; Satterthwaite's F where no F distribution has the moments that it
+        needs (``joint_ddf`` of the result).  Normal: z tests and chi-square.
     information : {"expected", "observed"}
         For Kenward-Roger.
     names : tuple of str, optional
@@ -345,6 +346,7 @@ def wald(
     t = (estimate - right) / error
     p_rows = two_sided_p(t, df)
     rank = len(basis)
+    joint = ddf
     if len(rows) == 1:
         statistic, df_denom, pvalue = float(t[0]), float(df[0]), float(p_rows[0])
     else:
@@ -359,6 +361,10 @@ def wald(
             elif found is not None:
                 factor, freedom = _kenward_roger(found, basis)
                 statistic, df_denom = statistic * factor, freedom
+                if np.isnan(freedom):  # as lmerTest where Kenward and Roger's method fails
+                    joint = "satterthwaite"
+                    other = wald(result, rows, right, joint)
+                    statistic, df_denom = other.statistic, other.df_denom
             pvalue = float(f_tail(statistic, rank, df_denom))
     return WaldTest(
         estimate=estimate,
@@ -374,6 +380,7 @@ def wald(
         rhs=right,
         names=labels,
         ddf=ddf,
+        joint_ddf=joint,
         left_out=() if found is None else found.left_out,
         _library=model.library,
     )

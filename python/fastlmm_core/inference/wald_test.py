@@ -46,6 +46,8 @@ class WaldTest:
     names : tuple of str
         What each row says.
     ddf : str
+    joint_ddf : str
+        What the joint test is by: as `ddf`, but "satterthwaite" where Kenward and Roger's method has none.
     left_out : tuple of str
         Variance parameters at the boundary that were taken for known.
     """
@@ -63,6 +65,7 @@ class WaldTest:
     rhs: Array
     names: tuple[str, ...]
     ddf: str
+    joint_ddf: str = ""
     left_out: tuple[str, ...] = ()
     _library: str = "dict"
 
@@ -114,6 +117,8 @@ class WaldTest:
                 "",
                 f"Jointly: {kind}({freedom_of}) = {self.statistic:.4g}, p {shown if '<' in shown else '= ' + shown}",
             ]
+        if self.joint_ddf not in ("", self.ddf):
+            lines += ["", f"The joint test is by {METHODS[self.joint_ddf]}: Kenward and Roger's method has none here."]
         if self.left_out:
             lines += ["", f"Taken for known, being at the boundary: {'; '.join(self.left_out)}."]
         return "\n".join(lines)
