@@ -407,7 +407,10 @@ def test_several_factors_against_dense_matrices(rng):
     np.testing.assert_allclose(found.fixed_effects, np.diag(result.cov) / np.diag(independent), rtol=1e-10)
     R = V / np.sqrt(np.outer(D, D))
     np.testing.assert_allclose(found.effective_sample_size, np.linalg.solve(R, np.ones(120)).sum(), rtol=1e-10)
-    np.testing.assert_allclose(found.kish["b"], 1.0 + (24.0 - 1.0) * 0.2, rtol=1e-14)
+    G, Z = result.covariance, result.model.exog_re
+    of_a, of_b = np.mean(np.einsum("ij,jk,ik->i", Z[:, :2], G[:2, :2], Z[:, :2])), G[2, 2]
+    share = of_b / (of_a + of_b + result.sigma2)
+    np.testing.assert_allclose(found.kish["b"], 1.0 + (24.0 - 1.0) * share, rtol=1e-12)
 
 
 @pytest.mark.parametrize(("term", "at"), [(None, 0), ("a", 0), ("b", 1)])

@@ -32,14 +32,11 @@ class Solution(NamedTuple):
         Generalised residual sum of squares.
     chol : (r, r) array
         Lower triangular factor of X_o'V^-1X_o, relative to sigma^2.
-    slope : (q, q) array
-        Derivative of the criterion in the relative covariance of the random effects.
     """
 
     beta: Array
     r2: float
     chol: Array
-    slope: Array
 
 
 class Engine(Protocol):
@@ -71,7 +68,7 @@ class Engine(Protocol):
         """Take theta in other coordinates of G."""
 
     def solution(self) -> tuple[Array, float, Array, Array]:
-        """The fields of `Solution`."""
+        """The fields of `Solution`, and the derivative in the relative covariance (after an order of 1 or more)."""
 
     def curvature(self) -> Array:
         """Second derivatives along the unit directions of G (n_a, n_a), after an evaluation of order 2."""

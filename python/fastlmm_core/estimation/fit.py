@@ -331,8 +331,8 @@ class Fit:
         return found
 
     def __getstate__(self) -> dict[str, Any]:
-        left_out = ("engine", "_made")
-        return {name: value for name, value in self.__dict__.items() if name not in left_out}
+        # an engine is a work space in memory; what was found at the optimum travels
+        return {name: value for name, value in self.__dict__.items() if name != "engine"}
 
 
 def _given_start(engine: Engine, model: Model, start: ArrayLike) -> Array:

@@ -129,7 +129,7 @@ def _moments(result: Fit, ddf: str, information: str) -> Moments:
     problem = result.model.problem
     r = problem.rank
     criterion = result.engine
-    beta, r2, chol, slope = result.solution
+    beta, r2, chol, slope = criterion.solution()
     # the chol of the blocked engine comes in the memory order of LAPACK
     half, slopes, shift = kernels.whitened_slopes(np.ascontiguousarray(chol), beta, r2, criterion.cross())
     nu = float(result.nu)

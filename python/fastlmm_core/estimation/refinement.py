@@ -55,7 +55,7 @@ def refined(engine: Engine, model: Model, optimum: Optimum) -> tuple[Optimum, So
     model : Model
     optimum : Optimum
     """
-    solution = Solution(*engine.solution())
+    solution = Solution(*engine.solution()[:3])
     if not engine.remainder < LOST:
         return optimum, solution
     from ..engines.crossed.engine import CrossedCriterion

@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...covariance.parameters import Block
-from ...engines.one_factor.problem import OneFactorProblem
+from ...engines.protocol import Problem
 
 __all__ = ["Chart", "CorrelationChart", "Deviance", "Expansion", "Local", "SdChart", "SigmaChart", "State", "ZeroChart"]
 
@@ -94,10 +94,10 @@ class Deviance:
 
     Parameters
     ----------
-    problem : OneFactorProblem
+    problem : Problem
     """
 
-    def __init__(self, problem: OneFactorProblem) -> None:
+    def __init__(self, problem: Problem) -> None:
         self.problem = problem
         self.criterion = problem.criterion()
         self.criterion.reml = False
@@ -213,7 +213,7 @@ def _complement(vectors: Array) -> Array:
 class _Axes:
     """The blocks that the quantity of interest does not belong to: triangular in the principal axes of M M'."""
 
-    def __init__(self, problem: OneFactorProblem, M: Array, own: int | None) -> None:
+    def __init__(self, problem: Problem, M: Array, own: int | None) -> None:
         structure = problem.structure
         self.q = structure.q
         self.turn = np.eye(self.q)
@@ -249,7 +249,7 @@ class SigmaChart:
     scale_free = 1
     place_of_s = 0
 
-    def __init__(self, problem: OneFactorProblem, M: Array) -> None:
+    def __init__(self, problem: Problem, M: Array) -> None:
         self.axes = _Axes(problem, M, None)
         q = self.axes.q
         self.first = _stack([np.zeros((q, q)), *self.axes.changes], q)
@@ -277,7 +277,7 @@ class SdChart:
 
     Parameters
     ----------
-    problem : OneFactorProblem
+    problem : Problem
     M : (q, q) array
         Where the coordinates are used.
     index : int
@@ -287,7 +287,7 @@ class SdChart:
     scale_free = 2
     place_of_s = 1
 
-    def __init__(self, problem: OneFactorProblem, M: Array, index: int) -> None:
+    def __init__(self, problem: Problem, M: Array, index: int) -> None:
         place, block = _block_of(problem, index)
         self.block = block
         part = slice(block.start, block.stop)
@@ -408,7 +408,7 @@ class CorrelationChart:
 
     Parameters
     ----------
-    problem : OneFactorProblem
+    problem : Problem
     M : (q, q) array
         Where the coordinates are used; both standard deviations must be positive.
     first, second : int
@@ -418,7 +418,7 @@ class CorrelationChart:
     scale_free = 4
     place_of_s = 1
 
-    def __init__(self, problem: OneFactorProblem, M: Array, first: int, second: int) -> None:
+    def __init__(self, problem: Problem, M: Array, first: int, second: int) -> None:
         place, block = _block_of(problem, first)
         self.part = part = slice(block.start, block.stop)
         z = problem.z_map[[first, second], part].T
@@ -480,5 +480,5 @@ class CorrelationChart:
         return State(M, state.s + float(step[1]), (angle, a, c))
 
 
-def _block_of(problem: OneFactorProblem, index: int) -> tuple[int, Block]:
+def _block_of(problem: Problem, index: int) -> tuple[int, Block]:
     return next((i, b) for i, b in enumerate(problem.structure.blocks) if b.start <= index < b.stop)

@@ -14,7 +14,6 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ...engines.one_factor.problem import one_factor
 from ...engines.starts import other_starts
 from ...estimation.fit import Fit
 from ...estimation.optimize import CERTIFIED
@@ -149,7 +148,7 @@ class Profiler:
     def __init__(self, result: Fit) -> None:
         self.fit = fit = result.again(result.model, reml=False) if result.reml else result
         self.problem = problem = fit.model.problem
-        self.deviance = Deviance(one_factor(problem))
+        self.deviance = Deviance(problem)
         self.minimum = fit.optimum.value
         s = float(np.log(fit.sigma2 / problem.scale**2))
         self.optimum = State(fit.optimum.factor * np.exp(0.5 * s), s)
@@ -232,7 +231,7 @@ class Profiler:
     def _without(self, index: int) -> tuple[float, State]:
         """Rise of the deviance where the standard deviation of a random effect is zero, and the state."""
         if index not in self._zero:
-            chart = ZeroChart(SdChart(one_factor(self.problem), self.optimum.M, index))
+            chart = ZeroChart(SdChart(self.problem, self.optimum.M, index))
             start = chart.start(self.optimum.M, self.optimum.s)
             state, model = self._settle(chart, start, self._expand(chart, start), EXACT + self.noise)
             s = log(self.deviance.criterion.solution()[1] / self.problem.n)
@@ -282,11 +281,11 @@ class Profiler:
             return self._openings[parameter.name]
         chart: Chart
         if parameter.kind == "sigma":
-            chart = SigmaChart(one_factor(self.problem), start.M)
+            chart = SigmaChart(self.problem, start.M)
         elif parameter.kind == "cor":
-            chart = CorrelationChart(one_factor(self.problem), start.M, *parameter.columns)
+            chart = CorrelationChart(self.problem, start.M, *parameter.columns)
         else:
-            chart = of_sd = SdChart(one_factor(self.problem), start.M, *parameter.columns)
+            chart = of_sd = SdChart(self.problem, start.M, *parameter.columns)
             if at_optimum and self.estimate(parameter) == 0.0:
                 state = of_sd.with_length(of_sd.start(start.M, start.s), *self._first_length(of_sd, level))
                 return chart, state, self._expand(chart, state)
