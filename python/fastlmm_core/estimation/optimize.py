@@ -428,8 +428,8 @@ def optimize(
         best = best._replace(message=best.message + _looked(found, elsewhere))
     if best.n_evaluations != criterion.n_evaluations:
         best = best._replace(n_evaluations=criterion.n_evaluations)
-    # leave the criterion's state at the optimum
-    criterion.evaluate(best.theta, 0)
+    # leave the criterion's state at the optimum, with the slope in G
+    criterion.evaluate(best.theta, 1)
     return _judged(best, criterion)
 
 
