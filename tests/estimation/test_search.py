@@ -65,7 +65,7 @@ def test_nothing_lower_is_found_anywhere(family: str, seed: int) -> None:
 
 # Problems that a search from moments alone, or from a few multiples of the identity, ends at a higher minimum.
 HARD = {
-    "distant_origin": (10, 19),
+    "distant_origin": (10, 19, 5011),
     "shifted_slope": (12, 36),
     "nested_slopes": (0, 1, 80),
     "eight_decades": (158, 552, 652, 1083, 1461),

@@ -57,6 +57,9 @@ PATH = (0.3, 0.1, 0.03)
 ITERATIONS, TOLERANCE = 60, 1e-6
 """Of a descent; what it finds is settled like any other optimum if it is lower."""
 
+FIRST_STEP = 0.3
+"""Length of the first step of a descent, relative to theta, at most."""
+
 SAME = 0.02
 """Relative difference of elements of G^ that two searches may leave at one minimum on the boundary."""
 
@@ -119,7 +122,9 @@ def search(
         if joined and any(_leads_to(objective, float(values[i]), thetas[i], minimum) for minimum in minima):
             continue
         left -= 1
-        _add(minima, structure, unit, descend(objective, structure, thetas[i]))
+        # the only way into a valley must not lead out of it again by a long step
+        radius = FIRST_STEP * float(np.linalg.norm(thetas[i])) if joined else 1.0
+        _add(minima, structure, unit, descend(objective, structure, thetas[i], radius))
     if effort > ORDINARY:
         for minimum in sorted(minima, key=lambda minimum: minimum[0])[:NARROWED]:
             for theta in _narrowed(structure, unit, minimum[1]):
@@ -127,10 +132,12 @@ def search(
     return Found(sorted(minima[1:], key=lambda minimum: minimum[0]), len(thetas))
 
 
-def descend(objective: Objective, structure: CovarianceStructure, theta: Array) -> tuple[float, Array] | None:
+def descend(
+    objective: Objective, structure: CovarianceStructure, theta: Array, radius: float = 1.0
+) -> tuple[float, Array] | None:
     """Value and canonical theta where a Newton search from theta ends, None where the criterion is not defined."""
     try:
-        x, _, _, value, *_ = minimize_newton(objective, theta, tolerance=TOLERANCE, max_iterations=ITERATIONS)
+        x, _, _, value, *_ = minimize_newton(objective, theta, TOLERANCE, ITERATIONS, radius)
     except FloatingPointError:
         return None
     return (value, structure.theta(structure.canonical(structure.factor(x)))) if np.isfinite(value) else None
