@@ -8,6 +8,7 @@ and the expressions in its text are run without that.  The blocks of a page shar
 from __future__ import annotations
 
 import doctest
+import pkgutil
 import re
 import sys
 from pathlib import Path
@@ -129,3 +130,10 @@ def test_every_public_name_is_in_the_reference():
     wanted = {name for name in fastlmm_core.__all__ if not name.startswith("__") and name not in modules}
     wanted |= {f"{module}.{name}" for module, of in modules.items() for name in of.__all__}
     assert wanted <= listed
+
+
+def test_the_reference_names_what_exists():
+    names = re.findall(r"^   ([A-Za-z_][\w.]*)$", ALL["api.md"], re.MULTILINE)
+    assert len(names) > 40
+    for name in names:
+        pkgutil.resolve_name(f"fastlmm_core.{name}")

@@ -291,6 +291,37 @@ def test_swapped_arguments_of_a_checked_function():
         checked(called)({}, {})
 
 
+CALLS = [
+    (lambda: flc.lmm("y ~ x", data(), groups="g"), "lmm() has no argument 'groups': the groups stand in the formula"),
+    (lambda: flc.lmm("y ~ x", data(), re_formula="~x"), "lmm('y ~ x + (x | g)', data)"),
+    (lambda: flc.lmm("y ~ x", data(), vc_formula={"h": "0 + C(h)"}), "(1 | g/h)"),
+    (lambda: flc.lmm("y ~ x + (1 | g)", data(), REML=False), "lmm(...).fit(reml=False)"),
+    (lambda: flc.lmm("y ~ x + (1 | g)", data(), family="binomial"), "Gaussian"),
+    (lambda: flc.LinearMixedModel(endog=data().y, groups=data().g), "the response is called y"),
+    (lambda: flc.LinearMixedModel(data().y, exog_re=data().x, groups=data().g), "are called Z"),
+    (lambda: model().fit(REML=False), "fit() has no argument 'REML': it is called reml"),
+    (lambda: model().fit(maxiter=10), "options={'maxiter': 50}"),
+    (lambda: result().predict(re_form=None), "predict() has no argument 're_form': whose effects are added"),
+    (lambda: result().predict(coverage=0.9), "level=0.95"),
+    (lambda: result().predict(allow_new_levels=True), "new_levels='population'"),
+    (lambda: result().predict(levle=0.9), "did you mean 'level'"),
+    (lambda: result().conf_int(alpha=0.05), "conf_int() has no argument 'alpha': intervals have a level="),
+    (lambda: result().summary(digits=3), "tidy() has the numbers"),
+    (lambda: result().simulate(nsim=3), "the first argument, n"),
+    (lambda: result().bootstrap(10, FUN=len), "called statistic"),
+    (lambda: result().residuals(type="pearson"), "residuals() has no argument 'type': it is called kind"),
+    (lambda: result().emmeans("h", method="pairwise"), "contrasts="),
+    (lambda: result().anova(typ=2), "it is called type"),
+]
+
+
+@pytest.mark.parametrize(("call", "said"), CALLS)
+def test_calls_with_the_arguments_of_others(call, said):
+    with pytest.raises(TypeError) as caught:
+        call()
+    assert said in str(caught.value)
+
+
 # ---- the table itself ----------------------------------------------------------------------------------------------
 
 
