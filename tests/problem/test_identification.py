@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
+import pandas as pd
 import pytest
+import scipy.optimize
 
 import fastlmm_core as flc
 from fastlmm_core.covariance.parameters import Block, CovarianceStructure
@@ -103,3 +105,104 @@ def test_refused_if_and_only_if_not_identified(seed):
         message = str(error)
     assert (message is None) == bool(known), message
     assert message is None or any(part in message for part in SENSIBLE), message
+
+
+def orthodont():
+    data = pd.DataFrame(flc.datasets.load("orthodont"))
+    male = (data["Sex"] == "Male").astype(float)
+    return data.assign(nsex=male, nsexage=male * data["age"], obs=np.arange(len(data)), early=data["age"] < 11)
+
+
+@pytest.mark.parametrize(
+    ("formula", "criterion"),
+    [
+        # lme4's manual, ?lmer
+        ("distance ~ age + (age | Subject) + (0 + nsex | Subject) + (0 + nsexage | Subject)", 442.6367),
+        # a residual variance for each sex
+        ("distance ~ age + (age | Subject) + (0 + nsex | obs)", 421.6466),
+    ],
+)
+def test_as_many_random_effects_as_observations(formula, criterion):
+    result = flc.lmm(formula, orthodont()).fit()
+    assert result.converged
+    assert result.criterion == pytest.approx(criterion, abs=5e-5)
+
+
+def test_variances_of_two_parts_of_each_group():
+    data = orthodont().assign(a=lambda d: d.early.astype(float), b=lambda d: 1.0 - d.early)
+    assert flc.lmm("distance ~ age + (1 | Subject) + (0 + a | Subject) + (0 + b | Subject)", data).fit().converged
+
+
+def test_residual_variances_that_depend_on_a_column_against_dense_matrices():
+    rng = np.random.default_rng(2)
+    n = 80
+    x, X = rng.uniform(0.0, 2.0, n), np.column_stack([np.ones(n), rng.normal(size=n)])
+    y = X @ [1.0, 2.0] + np.sqrt(0.5 + x**2) * rng.normal(size=n)
+    result = flc.LinearMixedModel(y, X, x[:, None], np.arange(n)).fit()
+
+    def value(ratio):
+        v = 1.0 + ratio**2 * x**2
+        gram = X.T @ (X / v[:, None])
+        rest = y - X @ np.linalg.solve(gram, X.T @ (y / v))
+        r2 = rest @ (rest / v)
+        return np.log(v).sum() + np.linalg.slogdet(gram)[1] + (n - 2) * (1 + np.log(2 * np.pi * r2 / (n - 2)))
+
+    found = scipy.optimize.minimize_scalar(value, bounds=(0.0, 20.0), method="bounded", options={"xatol": 1e-10})
+    assert result.criterion == pytest.approx(found.fun, abs=1e-8)
+    assert result.theta[0] == pytest.approx(found.x, rel=1e-4)
+
+
+MESSAGES = {
+    "distance ~ age + (1 | obs)": r"every level of 'obs' has one observation: the variance of 'Intercept' in "
+    r"\(1 \| obs\).*use ordinary regression",
+    "distance ~ age + (age | obs)": r"'obs' has one observation: .*leave 'Intercept' out, or take a coarser factor",
+    "distance ~ age + (0 + Sex | obs)": r"the covariance of 'Sex\[Female\]' with 'Sex\[Male\]' in .* cannot be told: .*"
+    r"no pair of observations depends on it; make these random effects independent",
+    "distance ~ age + (0 + C(age) | Subject)": r"the residual variance and the variances of 'C\(age\)\[8\]', .* in "
+    r"\(0 \+ .*\| Subject\) cannot be told apart: .*use fewer random effects for each level of 'Subject'",
+    "distance ~ age + (1 | Subject) + (0 + C(age) || Subject)": r"the residual variance and the variances of .*",
+}
+
+
+@pytest.mark.parametrize("formula", list(MESSAGES))
+def test_messages_name_parameters_terms_and_remedies(formula):
+    with pytest.raises(flc.LMMError, match=MESSAGES[formula]):
+        flc.lmm(formula, orthodont())
+
+
+def test_weights_identify_what_equal_variances_do_not():
+    # known precisions up to a factor: a variance between studies is told from it
+    rng = np.random.default_rng(0)
+    study, precision = np.arange(40), 10.0 ** rng.uniform(-2.0, 2.0, 40)
+    y = np.sqrt(0.5 + 1.0 / precision) * rng.normal(size=40)
+    with pytest.raises(flc.LMMError, match="one observation"):
+        flc.LinearMixedModel(y, None, None, study, weights=np.full(40, 3.0))
+    assert flc.LinearMixedModel(y, None, None, study, weights=precision).fit().converged
+
+
+def test_a_million_rows_are_decided_from_some():
+    """Two rows a group and two random effects: no group tells all parameters, a few dozen of them do."""
+    n = 200_000
+    rng = np.random.default_rng(0)
+    Z = np.column_stack([np.ones(n), rng.uniform(-1.0, 1.0, n)])
+    y = rng.normal(size=n)
+    groups = np.repeat(np.arange(n // 2), 2)
+    assert flc.LinearMixedModel(y, Z[:, :1], Z, groups).problem.saturated
+    Z[:, 1] = np.tile([0.0, 1.0], n // 2)
+    with pytest.raises(flc.LMMError, match="cannot be told apart"):
+        flc.LinearMixedModel(y, Z[:, :1], Z, groups)
+
+
+@pytest.mark.parametrize("rows", [400, 4000])
+def test_nested_and_crossed_factors_of_many_rows(rows):
+    rng = np.random.default_rng(0)
+    fine = np.repeat(np.arange(rows // 4), 4)
+    for coarse in (fine // 10, rng.permutation(rows) % 10):
+        x = rng.normal(size=rows)
+        inner = (np.arange(rows) % 4 < 2).astype(float)
+        terms = [flc.RandomTerm(None, coarse, "c"), flc.RandomTerm(None, fine, "f")]
+        dependent = [flc.RandomTerm(z[:, None], fine, "f") for z in (inner, 1.0 - inner)]
+        product = [flc.RandomTerm(None, 2 * fine + inner.astype(int), "half")]
+        flc.LinearMixedModel(x, None, terms=[*terms, *dependent])
+        with pytest.raises(flc.LMMError, match=r"the variance of .* cannot be told apart.*leave one of these"):
+            flc.LinearMixedModel(x, None, terms=[terms[0], *dependent, *product])
