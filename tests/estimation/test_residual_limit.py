@@ -184,3 +184,19 @@ def test_nested_factors_as_many_as_rows():
     assert result.sigma2 == pytest.approx(0.25, rel=0.3)
     with pytest.raises(LMMError, match=r"residual variance .*use fewer random effects"):
         flc.LinearMixedModel(y, Z, terms=terms).fit()
+
+
+def test_an_unbounded_full_likelihood_of_crossed_factors_is_refused():
+    rng = np.random.default_rng(0)
+    codes = [np.arange(24) // 2, np.arange(24) % 8]
+    X = np.column_stack([np.ones(24), rng.normal(size=(24, 8))])
+    members = [c[:, None] == np.arange(c.max() + 1) for c in codes]
+    assert np.linalg.matrix_rank(np.column_stack([X, *members])) == 24
+    assert np.linalg.matrix_rank(np.column_stack(members)) < 24
+    y = rng.normal(size=24)
+    model = flc.LinearMixedModel(y, X, terms=[flc.RandomTerm(None, c) for c in codes])
+    with pytest.raises(LMMError, match=r"full likelihood has no maximum: it grows without bound.*use reml=True"):
+        model.fit(reml=False)
+    np.testing.assert_array_equal(model.fit_many(y[None], reml=False).invalid, [0])
+    values = [model.evaluate(np.array([size, size]), reml=False).value for size in (1e2, 1e3, 1e4)]
+    assert (np.diff(values) < -10.0).all()

@@ -370,7 +370,7 @@ def estimate(
     problem = model.problem
     engine = problem.criterion()
     engine.reml = bool(reml)
-    if problem.saturated and not reml:
+    if not reml:
         refuse_unbounded(problem.outside)
     with one_blas_thread() if engine.serial else nullcontext():
         optimum = optimize(

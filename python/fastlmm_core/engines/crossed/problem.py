@@ -41,6 +41,9 @@ __all__ = ["CrossedProblem", "Factor", "condition_factors", "problem_fields"]
 Array = NDArray[np.float64]
 Index = NDArray[np.intp]
 
+SPANNED_UP_TO = 600
+"""Rows up to which it is looked at whether X and Z span them all, if there are as many columns."""
+
 QUICK_FROM = 2000
 """Rows from which nested factors are taken in by one pass; below, each column is treated with more care."""
 
@@ -93,7 +96,7 @@ class CrossedProblem:
     """A conditioned problem of several grouping factors and the way back to the caller's units.
 
     `saturated` is told of nested factors only; with crossed ones a fit that leaves hardly any residual variance is
-    looked at (see `estimation.residual_limit`).
+    looked at (see `estimation.residual_limit`), and `outside` is told of few rows.
 
     Attributes
     ----------
@@ -384,7 +387,18 @@ def condition_factors(
         columns=tuple(columns),
         scale=scale,
         **problem_fields(n, X.shape[1], factors, weights, structure, x, shift + x.turn @ beta_o),
+        outside=_left_to_x(grouped, x_o),
     )
+
+
+def _left_to_x(factors: list[GroupedColumns], X: Array) -> int:
+    """Dimensions of the rows that Z leaves where X takes them all, 0 where X and Z do not span all rows (or many)."""
+    n, width = len(X), sum(f.m * f.Z.shape[1] for f in factors)
+    if width + X.shape[1] < n or n > SPANNED_UP_TO:
+        return 0
+    wide = [(f.codes[:, None] == np.arange(f.m)) * z[:, None] for f in factors for z in f.Z.T]
+    rank = int(np.linalg.matrix_rank(np.column_stack(wide)))
+    return n - rank if np.linalg.matrix_rank(np.column_stack([*wide, X])) == n else 0
 
 
 def _check_codes(codes: Index, m: int, name: str) -> None:

@@ -240,7 +240,7 @@ class NestedProblem(CrossedProblem):
             )
             if spanned:
                 lower[-k:] = 0.0
-            self.__dict__.update(saturated=spanned, outside=outside)
+            self.__dict__.update(saturated=spanned, outside=outside if spanned else 0)
         if kernels.clear_exact(lower, k, float(self.n), tolerance):
             if self.chain.maps[self.chain.order[0]].shape[1] < len(self.chain.z_map):
                 return False

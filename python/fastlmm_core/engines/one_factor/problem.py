@@ -511,6 +511,6 @@ def _finish(
         log_constant=0.0 if weights is None else -float(np.sum(np.log(weights))),
         log_jacobian=2.0 * log_det,
         saturated=saturated,
-        outside=outside,
+        outside=outside if saturated else 0,
     )
     return problem, present, free, exact

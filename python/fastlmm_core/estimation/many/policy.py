@@ -90,7 +90,8 @@ def fit_many(
     empty : callable
         Makes an empty batch for so many responses, which are kept if they are given.
     """
-    model = empty(0, None).model
+    none = empty(0, None)
+    model = none.model
     jobs = thread_count(n_jobs)
     if not memory > 0.0:
         raise LMMError(f"memory={memory} must be a positive number of megabytes")
@@ -135,9 +136,11 @@ def _fit(
 ) -> B:
     """Fit blocks (arrays, or functions that return `size` responses) of in all `count` responses (None: unknown)."""
     pieces: list[B] = [] if count is None else [empty(count, whole)]
-    model = empty(0, None).model
+    none = empty(0, None)
+    model = none.model
     # where no row tells the residual variance by itself, each response may have an optimum or none
-    shared = None if model.problem.saturated else shared_design(model)
+    alone = model.problem.saturated or (model.problem.outside > 0 and not none.reml)
+    shared = None if alone else shared_design(model)
 
     def run(block: Any, into: BatchFit, first: int) -> int:
         dense = np.ascontiguousarray(block() if callable(block) else block, dtype=np.float64)
