@@ -361,7 +361,7 @@ def new_rows(**changes):
             r"^kind='response' is unknown: use 'conditional', .*'whitened' or 'studentized'",
         ),
         (lambda r: r.conf_int(ddf="kr"), r"^ddf='kr' is unknown: use 'satterthwaite', .* or 'normal'"),
-        (lambda r: r.conf_int(level=95), r"^level=95 must lie between 0 and 1, e\.g\. 0\.95"),
+        (lambda r: r.conf_int(level=95), r"^level=95 must lie between 0 and 1; write 0\.95"),
         (lambda r: r.conf_int(level=0.0), r"^level=0.0 must lie between 0 and 1"),
         (lambda r: r.conf_int(level=float("nan")), r"^level=nan must lie between 0 and 1"),
         (lambda r: r.tidy("random"), r"^effects='random' is unknown: use 'fixed', 'ran_pars' or 'ran_vals'"),

@@ -330,3 +330,18 @@ def test_scalars_of_numpy_are_numbers(made):
     np.testing.assert_array_equal(fit.simulate(np.int16(2), np.int64(5)), fit.simulate(2, 5))
     np.testing.assert_array_equal(fit.conf_int(np.float32(0.5)), fit.conf_int(0.5))
     assert made["model"].fit(np.True_).criterion == fit.criterion
+
+
+@pytest.mark.parametrize("method", ["conf_int", "variance_components", "tidy"])
+def test_levels_that_are_no_confidence(made, method):
+    """Half of the packages take the share outside the limits; what is meant is told."""
+    for level, words in (
+        (0.05, "level=0.05 is the share that the limits are to cover, not the share outside them; write level=0.95"),
+        (5, "level=5 must lie between 0 and 1, e.g. 0.95"),
+        (95, "level=95 must lie between 0 and 1; write 0.95"),
+        (1.0, "level=1.0 must lie between 0 and 1"),
+        (float("nan"), "level=nan must lie between 0 and 1"),
+    ):
+        with pytest.raises(flc.LMMError) as error:
+            getattr(made["result"], method)(level=level)
+        assert words in str(error.value)

@@ -140,3 +140,17 @@ def test_labels_of_text_of_any_length():
         model(g=RECORDS)
     with pytest.raises(flc.LMMError, match="groups must be an array, but its rows have different lengths"):
         model(g=[[1], [1, 2]])
+
+
+def test_masked_responses_are_invalid():
+    """The mask is missing data, as NaN is; never the number below it."""
+    Y2 = np.vstack([Y, Y[::-1], Y])
+    masked = np.ma.array(Y2, mask=False)
+    masked[1, 3] = np.ma.masked
+    for given in (masked, iter([masked]), (row for row in masked)):
+        batch = model().fit_many(given)
+        assert batch.invalid.tolist() == [1]
+        np.testing.assert_allclose(batch.params[0], model().fit().params, rtol=1e-8)
+    assert not len(model().fit_many(np.ma.array(Y2)).invalid)
+    with pytest.raises(flc.LMMError, match="Y"):
+        model().fit_many(sp.csr_matrix(Y2))

@@ -22,7 +22,7 @@ from ..errors import LMMError
 from ..estimation.information import combined_df, scaled_f
 from ..estimation.many.one_factor import shared_design
 from ..support.arguments import checked
-from ..support.checks import check_share
+from ..support.checks import check_level
 from ..support.distributions import chi2_tail, f_tail, quantile, two_sided_p
 from ..tables.columns import native_frame
 from .hypotheses import Hypothesis, parse_hypothesis
@@ -179,7 +179,7 @@ def tidy_columns(batch: BatchFit, level: float, ddf: str) -> dict[str, Any]:
     LMMError
         As `df`, and for a level outside (0, 1).
     """
-    check_share(level, "level")
+    check_level(level)
     error, freedom = _coefficients(batch, ddf)
     estimate, names = batch.params, batch.model.exog_names
     with np.errstate(invalid="ignore"):

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from ..covariance.elements import Element, Scale, sd_and_cor
 from ..covariance.parameters import Block
-from ..support.checks import check_share
+from ..support.checks import check_level
 from ..support.distributions import quantile
 
 if TYPE_CHECKING:
@@ -247,7 +247,7 @@ def variance_components(result: Fit, level: float = 0.95) -> Any:
     LMMError
         For a level outside (0, 1).
     """
-    check_share(level, "level")
+    check_level(level)
     z = float(quantile(0.5 + 0.5 * level, None))
     model = result.model
     of_g, of_sigma2, covariance = _covariance(result)

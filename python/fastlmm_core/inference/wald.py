@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from .. import kernels
 from ..errors import LMMError
 from ..estimation.information import Moments, combined_df, moments, scaled_f, whitened_rows
-from ..support.checks import check_share
+from ..support.checks import check_level
 from ..support.distributions import chi2_tail, f_tail, quantile, two_sided_p
 from .hypotheses import parse_hypothesis
 from .options import check_options, known_df
@@ -160,7 +160,7 @@ def coefficient_intervals(result: Fit, level: float, ddf: str, information: str)
     LMMError
         For a level outside (0, 1), or unknown options.
     """
-    check_share(level, "level")
+    check_level(level)
     table = coefficient_table(result, ddf, information)
     half = quantile(0.5 + 0.5 * level, table["df"]) * table["std_error"]
     return table | {"conf_low": table["estimate"] - half, "conf_high": table["estimate"] + half}

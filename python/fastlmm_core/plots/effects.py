@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from ..diagnostics.pooling import Pooling, pooling
 from ..errors import LMMError
 from ..support.arguments import checked
-from ..support.checks import check_share
+from ..support.checks import check_level
 from ..support.distributions import quantile
 from ._style import (
     BLACK,
@@ -69,7 +69,7 @@ def caterpillar(
     LMMError
         For an unknown effect or level, or without matplotlib.
     """
-    check_share(level, "level")
+    check_level(level)
     pyplot()
     at, column = effect_position(result, effect, term)
     model = result.model
@@ -164,7 +164,7 @@ def shrinkage(
     """
     pyplot()
     for level in levels:
-        check_share(level, "levels")
+        check_level(level, "levels")
     found = pooling(result, term)
     names = list(found.names)
     wanted = names[:2] if effects is None else [effects] if isinstance(effects, str) else list(effects)

@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from ..errors import LMMError
 from ..support.arguments import checked
-from ..support.checks import check_share
+from ..support.checks import check_level, check_share
 from ..support.distributions import quantile
 from ._style import BLACK, BLUE, GREY, SKY, VERMILLION, grid, legend_above, own_axes, plain, pyplot
 
@@ -83,7 +83,7 @@ def profile_zeta(
     LMMError
         For unknown parameters, or without matplotlib.
     """
-    check_share(level, "level")
+    check_level(level)
     pyplot()
     wanted = _wanted(list(profile.names), parameters, "parameters")
     if ax is not None and len(wanted) != 1:

@@ -12,7 +12,7 @@ from ..batch_result import BatchResult
 from ..errors import LMMError
 from ..estimation.many.policy import fit_many
 from ..support.arguments import checked
-from ..support.checks import check_count, check_share
+from ..support.checks import check_count, check_level
 from ._style import BLACK, BLUE, GREY, SKY, VERMILLION, binned, effect_position, new_axes, own_axes, plain, pyplot
 
 if TYPE_CHECKING:
@@ -166,7 +166,7 @@ def qq(
 
     if what not in ("residuals", "blups"):
         raise LMMError(f"what={what!r} is unknown: use 'residuals' or 'blups'")
-    check_share(level, "level")
+    check_level(level)
     check_count(n_sim, "n_sim", 19)
     pyplot()
     model = result.model

@@ -31,7 +31,7 @@ from ..engines.protocol import Problem
 from ..errors import LMMError
 from ..estimation.information import moments
 from ..inference.options import check_options, known_df
-from ..support.checks import check_share, row_values
+from ..support.checks import check_level, row_values
 from ..support.distributions import quantile
 from .conditional import posterior_of
 from .new_rows import NewRows, chosen_factors, read_rows
@@ -146,7 +146,7 @@ def prediction(
     offset: Any, weights: Any, ddf: str, information: str,
 ) -> Any:  # fmt: skip
     """See `LMMResult.predict`."""
-    check_share(level, "level")
+    check_level(level)
     found = predicted(result, data, effects, new_levels, interval, observed, offset, weights, ddf, information)
     if found.std_error is None:
         return found.mean

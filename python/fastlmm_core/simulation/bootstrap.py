@@ -17,7 +17,7 @@ from ..engines.starts import moment_start
 from ..errors import LMMError
 from ..estimation.optimize import optimize
 from ..support.arguments import checked
-from ..support.checks import check_count, check_share
+from ..support.checks import check_count, check_level
 from ..support.distributions import quantile
 from ..support.progress import progress_bar
 from ..support.seeds import Seed, key_of, stream
@@ -110,7 +110,7 @@ class BootstrapResult:
         LMMError
             For an unknown method or level, or where no statistic has standard errors.
         """
-        check_share(level, "level")
+        check_level(level)
         tails = np.array([0.5 - 0.5 * level, 0.5 + 0.5 * level])
         return limits_table(self._library, self.names, self._limits(tails, method))
 

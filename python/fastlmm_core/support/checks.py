@@ -11,6 +11,7 @@ from ..errors import LMMError
 
 __all__ = [
     "check_count",
+    "check_level",
     "check_share",
     "exact_floats",
     "float_array",
@@ -199,6 +200,18 @@ def check_count(n: int, name: str, least: int = 1) -> None:
     if n > _MOST:
         shown = n if n < 10**30 else "a huge number"
         raise LMMError(f"{name}={shown} must be at most {_MOST:,}")
+
+
+def check_level(level: float, name: str = "level") -> None:
+    """Refuse a level of confidence that is none: not between 0 and 1, or below one half, where alpha was meant."""
+    if not 0.0 < level < 1.0:
+        hint = f"; write {level / 100:g}" if 50.0 <= level < 100.0 else ", e.g. 0.95"
+        raise LMMError(f"{name}={level} must lie between 0 and 1{hint}")
+    if level < 0.5:
+        raise LMMError(
+            f"{name}={level} is the share that the limits are to cover, not the share outside them; write "
+            f"{name}={1.0 - level:g}"
+        )
 
 
 def check_share(value: float, name: str) -> None:

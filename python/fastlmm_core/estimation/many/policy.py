@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from ... import kernels
 from ...errors import LMMError
 from ...support.blas_threads import one_blas_thread
+from ...support.checks import plain_array
 from ...support.memory import blas_callers
 from ...support.progress import progress_bar
 from ...support.threads import in_threads, thread_count
@@ -47,6 +48,7 @@ def _blocks(Y: Any, n: int) -> tuple[Iterator[Array], int | None, Any]:
             Y = Y[None, :]
         if Y.ndim != 2 or Y.shape[1] != n:
             raise LMMError(f"Y must have the shape (n_responses, {n}), not {tuple(Y.shape)}; transpose it if needed")
+        Y = _unmasked(Y)
         if np.asarray(Y[:0]).dtype.kind not in "fiub":
             raise LMMError(f"Y must hold numbers, not {np.asarray(Y[:0]).dtype}")
         return iter([Y]), int(Y.shape[0]), Y
@@ -55,7 +57,7 @@ def _blocks(Y: Any, n: int) -> tuple[Iterator[Array], int | None, Any]:
 
     def checked() -> Iterator[Array]:
         for block in Y:
-            array = np.atleast_2d(np.asarray(block))
+            array = np.atleast_2d(plain_array(_unmasked(block), "a block of Y"))
             if array.ndim != 2 or array.shape[1] != n:
                 raise LMMError(f"a block of Y has the shape {array.shape}; every block needs {n} columns")
             if array.dtype.kind not in "fiub":
@@ -63,6 +65,13 @@ def _blocks(Y: Any, n: int) -> tuple[Iterator[Array], int | None, Any]:
             yield array
 
     return checked(), None, None
+
+
+def _unmasked(Y: Any) -> Any:
+    """Responses with NaN where they are masked: such a response is listed as invalid."""
+    if isinstance(Y, np.ma.MaskedArray):
+        return np.where(np.ma.getmaskarray(Y), np.nan, Y.data)
+    return Y
 
 
 def _chunks(blocks: Iterator[Array], size: int, smallest: int, jobs: int) -> Iterator[Array]:

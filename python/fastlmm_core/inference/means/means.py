@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from ...errors import LMMError
 from ...support.arguments import checked
-from ...support.checks import check_share
+from ...support.checks import check_level
 from .. import wald as inference
 from ..options import check_options
 from . import multiplicity
@@ -344,7 +344,7 @@ def _means(
     level: float,
     options: tuple[str, str],
 ) -> MarginalMeans:
-    check_share(level, "level")
+    check_level(level)
     check_options(*options)
     repeated = [name for name in factors if name in by]
     if repeated:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from ...errors import LMMError
 from ...support.arguments import checked, outside
-from ...support.checks import check_share
+from ...support.checks import check_level
 from ...support.distributions import quantile
 from ...support.progress import progress_bar
 from .points import Parameter, Point, ProfileError, Profiler, parameters_of
@@ -156,7 +156,7 @@ class ProfileResult:
 
 
 def _rise(level: float) -> float:
-    check_share(level, "level")
+    check_level(level)
     return float(quantile(0.5 + 0.5 * level, None)) ** 2
 
 
