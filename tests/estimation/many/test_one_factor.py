@@ -700,7 +700,7 @@ INTERRUPTED = """
         else:
             model.fit_many(Y, n_jobs=n_jobs)
     except KeyboardInterrupt:
-        print("interrupted", flush=True)
+        print("interrupted at", time.monotonic(), flush=True)
 """
 
 
@@ -716,14 +716,13 @@ def test_an_interrupt_ends_a_long_fit(way, n_jobs):
         sent = time.monotonic()
         process.send_signal(signal.SIGINT)
         out, err = process.communicate(timeout=30.0)
-        took = time.monotonic() - sent
     finally:
         process.kill()
-    assert out == "interrupted\n"
+    assert out.startswith("interrupted at ")
     assert err == ""
     assert process.returncode == 0
-    # a piece under way takes milliseconds; the rest is the end of the interpreter on a busy machine
-    assert took < 1.5
+    # a piece under way takes milliseconds; both processes read the same clock
+    assert float(out.split()[-1]) - sent < 1.5
 
 
 MEMORY = """
