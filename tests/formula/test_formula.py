@@ -17,10 +17,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fastlmm_core.design.grouping import integer_codes
 from fastlmm_core.errors import LMMError
 from fastlmm_core.formula.specification import FormulaSpec, model_data
 from fastlmm_core.tables.columns import Column, Table
+from fastlmm_core.tables.labels import integer_codes
 
 N = 24
 

@@ -1,5 +1,6 @@
 """Everything of a model but the response.
 
+design         everything but y in one record; rows, columns and random effects of other designs
 grouping       labels of groups and their codes
 terms          random-effects terms and their checks
 independence   which rows are independent of which

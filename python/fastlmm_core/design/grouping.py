@@ -14,17 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import LMMError
-from ..kernels import code_range
 from ..support.checks import plain_array
+from ..tables.labels import label_codes, modest_range
 
-__all__ = ["Codes", "Factor", "Grouping", "group_codes", "in_order", "integer_codes", "label_array", "label_codes"]
-
-
-_FEW = 10_000
-"""So many labels are sorted in less time than it takes to import pandas."""
-
-_SMALL = 5_000
-"""Of so many codes a plain loop finds the range sooner than two vectorised reductions of numpy."""
+__all__ = ["Codes", "Factor", "Grouping", "group_codes"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -172,7 +165,7 @@ def group_codes(groups: Any, name: str) -> Codes:
     if values.dtype.kind in "iu":
         if not values.flags.aligned:
             values = values.copy()
-        bounds = _modest_range(values)
+        bounds = modest_range(values)
         if bounds is not None:
             codes = values if values.dtype in (np.int32, np.int64) else values.astype(np.int64)
             return Codes(name, codes, bounds[0], bounds[1] - bounds[0] + 1)
@@ -190,86 +183,3 @@ def group_codes(groups: Any, name: str) -> Codes:
         row = int(np.flatnonzero(gap)[0])
         raise LMMError(f"groups has missing labels (first: row {row}); remove these rows or give them a label")
     return Codes(name, codes.astype(np.int64, copy=False), 0, len(labels), labels)
-
-
-def _modest_range(values: NDArray[Any]) -> tuple[int, int] | None:
-    """Smallest and largest of integers, where a table of all between them beats sorting."""
-    plain = values.size <= _SMALL and values.dtype in (np.int32, np.int64)
-    low, high = code_range(values) if plain else (int(values.min()), int(values.max()))
-    return (low, high) if high - low < 4 * values.size + 1000 and high < 2**62 else None
-
-
-def integer_codes(values: NDArray[Any]) -> tuple[NDArray[np.intp], NDArray[Any]]:
-    """Codes 0..m-1 of integers and the m distinct values in increasing order.
-
-    A table of the range replaces sorting wherever the range is modest; the codes are always a fresh array.
-    """
-    if len(values) == 0:
-        return np.empty(0, dtype=np.intp), values[:0]
-    bounds = _modest_range(values)
-    if bounds is None:
-        return label_codes(values, "The grouping column")
-    low, high = bounds
-    shifted = values.astype(np.intp)
-    if low:
-        shifted -= low
-    present = np.zeros(high - low + 1, dtype=bool)
-    present[shifted] = True
-    if present.all():
-        return shifted, np.arange(low, high + 1).astype(values.dtype)
-    used = np.flatnonzero(present)
-    rank = np.empty(len(present), dtype=np.intp)
-    rank[used] = np.arange(len(used))
-    return rank.take(shifted), (used + low).astype(values.dtype)
-
-
-def label_codes(values: Any, title: str) -> tuple[NDArray[np.intp], NDArray[Any]]:
-    """Codes (-1 where missing) and sorted labels by hashing: only the distinct values are sorted.
-
-    Parameters
-    ----------
-    values : array or series
-    title : str
-        What a message calls the values.
-
-    Raises
-    ------
-    LMMError
-        If the values cannot be hashed or not be sorted.
-    """
-    if isinstance(values, np.ndarray) and values.dtype.kind in "US" and values.size <= _FEW:
-        found, codes = np.unique(values, return_inverse=True)
-        return codes, label_array(found.tolist())
-    import pandas as pd
-
-    try:
-        codes, uniques = pd.factorize(values)
-    except TypeError as error:
-        raise LMMError(f"{title} holds values that cannot serve as labels: {error}. Convert them to text.") from error
-    labels = np.asarray(uniques)
-    return in_order(codes, label_array(labels.tolist()) if labels.dtype.kind in "OUST" else labels, title)
-
-
-def label_array(labels: list[Any]) -> NDArray[Any]:
-    """Array of labels: numbers of one kind as such, everything else as Python objects."""
-    if labels and all(type(label) is type(labels[0]) for label in labels) and isinstance(labels[0], (bool, int, float)):
-        return np.asarray(labels)
-    array = np.empty(len(labels), dtype=object)
-    array[:] = labels
-    return array
-
-
-def in_order(codes: NDArray[Any], labels: NDArray[Any], title: str) -> tuple[NDArray[np.intp], NDArray[Any]]:
-    """Sort the labels and renumber the codes; code -1 stays."""
-    n = len(labels)
-    try:
-        listed = labels.tolist() if labels.dtype.kind == "O" else None
-        order = np.argsort(labels) if listed is None else np.asarray(sorted(range(n), key=listed.__getitem__), np.intp)
-    except TypeError as error:
-        raise LMMError(f"{title} mixes labels of different types ({error}); convert all of them to text.") from error
-    if np.array_equal(order, np.arange(n)):
-        return codes.astype(np.intp, copy=False), labels
-    rank = np.empty(n + 1, dtype=np.intp)
-    rank[order] = np.arange(n)
-    rank[n] = -1  # where code -1 looks
-    return rank.take(codes, mode="wrap"), labels[order]

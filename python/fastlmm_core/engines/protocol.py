@@ -7,18 +7,23 @@ Solution  what profiling out the coefficients leaves
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
     from ..covariance.parameters import CovarianceStructure
-    from .starts import Elsewhere
 
-__all__ = ["Engine", "Problem", "Solution"]
+__all__ = ["CAREFUL", "EASY", "HARD", "ORDINARY", "UNASKED", "Elsewhere", "Engine", "Problem", "Solution"]
 
 Array = NDArray[np.float64]
+
+
+EASY, ORDINARY, CAREFUL, HARD = range(4)
+"""Efforts of a search for other minima: data that are nearly balanced; one factor with many groups; not so many, or
+several factors with few levels; few groups, some of which tell hardly anything of some effects, so that minima may lie
+close together."""
 
 
 class Solution(NamedTuple):
@@ -84,6 +89,30 @@ class Engine(Protocol):
 
     def sandwich(self, weight: Array) -> Array:
         """Sum over pairs of directions of w_kl X'V^-1 dV_k V^-1 dV_l V^-1 X."""
+
+
+class Elsewhere(NamedTuple):
+    """What is known of minima other than that which a start leads to.
+
+    Attributes
+    ----------
+    kind : {"search", "nothing", "unasked"}
+        Search for other minima; there are none, by theory; the caller asks for the one that the start leads to.
+    effort : int
+        EASY, ORDINARY, CAREFUL or HARD.
+    scout : Engine, optional
+        The criterion of a part of the groups, to be searched instead of that of all.
+    always : bool
+        Search although evaluations take long: other minima are common.
+    """
+
+    kind: Literal["search", "nothing", "unasked"] = "search"
+    effort: int = ORDINARY
+    scout: Engine | None = None
+    always: bool = False
+
+
+UNASKED = Elsewhere("unasked")
 
 
 class Problem(Protocol):

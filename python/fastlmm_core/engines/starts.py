@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from math import isfinite
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,21 +17,13 @@ if TYPE_CHECKING:
     from .crossed.problem import CrossedProblem
     from .protocol import Engine
 
-__all__ = [
-    "CAREFUL", "EASY", "HARD", "ORDINARY", "UNASKED", "Elsewhere", "factors_start", "few_groups", "many_minima",
-    "moment_start", "other_starts", "shrunk_start",
-]  # fmt: skip
+__all__ = ["factors_start", "few_groups", "many_minima", "moment_start", "other_starts", "shrunk_start"]
 
 Array = NDArray[np.float64]
 Index = NDArray[np.intp]
 
 SHRINK = 400
 """Powers of ten by which a start that is too large is divided at most."""
-
-EASY, ORDINARY, CAREFUL, HARD = range(4)
-"""Efforts of a search for other minima: data that are nearly balanced; one factor with many groups; not so many, or
-several factors with few levels; few groups, some of which tell hardly anything of some effects, so that minima may lie
-close together."""
 
 ENOUGH = 14
 """Groups for each random effect from which the criterion is nearly convex about the truth: Zwiernik, Uhler and Richards
@@ -42,30 +34,6 @@ TINY = 50
 
 EXACT_UP_TO = 2000
 """Random effects of nested factors up to which the moments of several factors allow for the fixed effects."""
-
-
-class Elsewhere(NamedTuple):
-    """What is known of minima other than that which a start leads to.
-
-    Attributes
-    ----------
-    kind : {"search", "nothing", "unasked"}
-        Search for other minima; there are none, by theory; the caller asks for the one that the start leads to.
-    effort : int
-        EASY, ORDINARY, CAREFUL or HARD.
-    scout : Engine, optional
-        The criterion of a part of the groups, to be searched instead of that of all.
-    always : bool
-        Search although evaluations take long: other minima are common.
-    """
-
-    kind: Literal["search", "nothing", "unasked"] = "search"
-    effort: int = ORDINARY
-    scout: Engine | None = None
-    always: bool = False
-
-
-UNASKED = Elsewhere("unasked")
 
 
 def few_groups(structure: CovarianceStructure, levels: Array) -> bool:

@@ -11,8 +11,8 @@ from typing import Any, Self, TypeVar
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ..engines.protocol import Engine, Solution
-from ..engines.starts import UNASKED, shrunk_start
+from ..engines.protocol import UNASKED, Engine, Solution
+from ..engines.starts import shrunk_start
 from ..support.blas_threads import one_blas_thread
 from .model import Model
 from .optimize import SINGULAR, LocalMinimum, Optimum, optimize

@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..covariance.parameters import CovarianceStructure
-from ..engines.protocol import Engine
-from ..engines.starts import EASY, UNASKED, Elsewhere, shrunk_start
+from ..engines.protocol import EASY, UNASKED, Elsewhere, Engine
+from ..engines.starts import shrunk_start
 from ..errors import LMMError
 from ..kernels import minimize_newton, orthogonal_columns, smallest_parts
 from .search import Found, descend, search

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from ..engines.starts import UNASKED
+from ..engines.protocol import UNASKED
 from ..errors import LMMError
 from .optimize import Optimum, optimize
 

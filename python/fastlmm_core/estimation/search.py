@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from ..engines.starts import EASY, ORDINARY
+from ..engines.protocol import EASY, ORDINARY
 from ..kernels import minimize_newton, screen
 
 if TYPE_CHECKING:

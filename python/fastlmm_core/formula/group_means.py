@@ -39,7 +39,7 @@ def means_of(x: Array, codes: NDArray[np.intp], m: int, weights: Array | None = 
 
 def _grouped(x: ArrayLike, groups: tuple[Any, ...]) -> tuple[Array, NDArray[np.intp], list[Any]]:
     """Values, codes and labels; several grouping columns make one label of each combination."""
-    from ..design.grouping import integer_codes, label_codes
+    from ..tables.labels import integer_codes, label_codes
 
     values = float_array(x, "x", 1)
     if not groups:

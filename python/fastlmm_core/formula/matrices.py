@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..design.grouping import integer_codes
 from ..errors import LMMError
 from ..support.checks import exact_floats
 from ..support.words import function
 from ..tables.columns import Column, Table, first_rows
+from ..tables.labels import integer_codes
 from .syntax import C_OF_COLUMN, Side, capital, first_line, sum_of_truths, terms_of
 
 __all__ = [

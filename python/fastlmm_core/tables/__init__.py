@@ -2,4 +2,5 @@
 
 columns   pandas, polars, pyarrow and dicts behind one `Table`; results back in the caller's library
 files     CSV and Parquet
+labels    labels to codes, and back
 """

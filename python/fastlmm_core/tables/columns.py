@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..design.grouping import in_order, integer_codes, label_array, label_codes
 from ..errors import LMMError
 from ..support.checks import exact_floats, object_floats
+from .labels import in_order, integer_codes, label_array, label_codes
 
 __all__ = ["Column", "Table", "first_rows", "native_frame"]
 

@@ -28,8 +28,8 @@ from ...problem.columns import (
 )
 from ...problem.identification import GroupedColumns, refuse_unidentified_rows
 from ...support.memory import numpy_blas, require, scipy_blas
-from ..protocol import Engine
-from ..starts import CAREFUL, EASY, Elsewhere, factors_start
+from ..protocol import CAREFUL, EASY, Elsewhere, Engine
+from ..starts import factors_start
 from .cores import Tail
 from .order import Layout, Stage, lay_out
 

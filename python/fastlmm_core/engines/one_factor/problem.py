@@ -31,8 +31,8 @@ from ...problem.columns import (
     z_preconditioner,
 )
 from ...problem.identification import GroupedColumns, Shared, parts_identify, refuse_unidentified
-from ..protocol import Engine, Problem
-from ..starts import CAREFUL, EASY, HARD, ORDINARY, Elsewhere, few_groups, moment_start
+from ..protocol import CAREFUL, EASY, HARD, ORDINARY, Elsewhere, Engine, Problem
+from ..starts import few_groups, moment_start
 
 __all__ = ["OneFactorProblem", "condition", "one_factor"]
 

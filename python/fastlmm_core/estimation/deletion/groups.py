@@ -17,7 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ... import kernels
-from ...engines.starts import EASY, HARD, UNASKED, Elsewhere, moment_start
+from ...engines.protocol import EASY, HARD, UNASKED, Elsewhere
+from ...engines.starts import moment_start
 from ...errors import LMMError
 from ...kernels.deletions import refit_deletions
 from ...support.threads import map_in_threads, processors

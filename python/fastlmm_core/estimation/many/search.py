@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from ... import kernels
 from ...engines.one_factor.problem import one_factor
-from ...engines.starts import CAREFUL, EASY, ORDINARY
+from ...engines.protocol import CAREFUL, EASY, ORDINARY
 from ..search import DESCENTS, LOWEST_POINTS, VANISHING, Points, screen_of
 
 if TYPE_CHECKING:

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from ...covariance.directions import free_directions, inverse_hessian
 from ...covariance.parameters import CovarianceStructure, vech_positions
 from ...engines.crossed.problem import CrossedProblem
-from ...engines.starts import EASY, UNASKED
+from ...engines.protocol import EASY, UNASKED
 from ...errors import LMMError
 from ...kernels import minimize_newton
 from ...problem.columns import condition_z, factor_structure
