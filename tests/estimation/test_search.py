@@ -9,7 +9,7 @@ import fastlmm_core as flc
 import landscapes
 from fastlmm_core import kernels
 from fastlmm_core.covariance.parameters import Block, CovarianceStructure
-from fastlmm_core.engines import starts
+from fastlmm_core.engines import protocol
 from fastlmm_core.estimation import search
 from fastlmm_core.estimation.many.search import ResponseSearch
 
@@ -160,7 +160,7 @@ def test_balance(formula: str, one: bool) -> None:
 # ------------------------------------------------------------------------------------------------------------- screens
 
 
-@pytest.mark.parametrize("effort", [starts.EASY, starts.ORDINARY, starts.CAREFUL, starts.HARD])
+@pytest.mark.parametrize("effort", [protocol.EASY, protocol.ORDINARY, protocol.CAREFUL, protocol.HARD])
 @pytest.mark.parametrize(
     "blocks",
     [

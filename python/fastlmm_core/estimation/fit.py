@@ -335,9 +335,14 @@ class Fit:
         return {name: value for name, value in self.__dict__.items() if name != "engine"}
 
 
-def _given_start(engine: Engine, model: Model, start: ArrayLike) -> Array:
-    """Conditioned theta of a start, shrunk where it is very large and smaller ones are better."""
+def _given_start(engine: Engine, model: Model, start: ArrayLike, method: str | Callable[..., Any]) -> Array:
+    """Conditioned theta of a start, shrunk where it is very large and smaller ones are better.
+
+    A method of the caller's own is given the start as it is.
+    """
     theta = model.conditioned_theta(start, "start")
+    if callable(method):
+        return theta
     unit = float(np.sqrt(model.problem.levels.max() / model.problem.n))
     return theta if np.abs(theta).max() <= LARGE * unit else shrunk_start(engine, theta)
 
@@ -378,7 +383,7 @@ def estimate(
             model.structure,
             problem.levels,
             problem.n,
-            problem.start(engine) if start is None else _given_start(engine, model, start),
+            problem.start(engine) if start is None else _given_start(engine, model, start, method),
             method,
             options,
             problem.pilot() if start is None else None,
