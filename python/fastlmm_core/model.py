@@ -80,7 +80,7 @@ class LinearMixedModel(Model):
         Z: ArrayLike | None = None,
         groups: Any = None,
         *,
-        terms: Sequence[RandomTerm] | None = None,
+        terms: Sequence[RandomTerm] | Any = None,
         weights: ArrayLike | None = None,
         offset: ArrayLike | None = None,
         structure: Literal["full", "diagonal"] = "full",

@@ -256,5 +256,5 @@ def test_the_record_of_a_fit_is_that_of_its_optimum() -> None:
         engine = result.model.problem.criterion()
         engine.reml = problem.reml
         engine.evaluate(result.optimum.theta, 2)
-        for kept, fresh in zip(result.solution, engine.solution(), strict=True):
+        for kept, fresh in zip(result.solution, engine.solution()[:3], strict=True):
             np.testing.assert_allclose(kept, fresh, rtol=1e-9, atol=1e-9 * np.max(np.abs(fresh), initial=0.0))

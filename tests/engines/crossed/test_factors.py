@@ -599,7 +599,7 @@ def test_errors_of_terms_from_arrays_name_the_term():
     one = flc.RandomTerm(None, g, name="g")
     gap = np.where(np.arange(120) == 3, np.nan, 1.0)
     cases = [
-        (one, r"terms must be a list of .*, not of type 'RandomTerm'"),
+        (one, r"terms is of type 'RandomTerm'; give a list"),
         ([], "terms is empty"),
         ([one, (None, g)], r"terms\[1\] is of type 'tuple'"),
         ([one, flc.RandomTerm(None, g[:-1], name="h")], r"terms\[1\]\.groups has 119 rows but y has 120"),
