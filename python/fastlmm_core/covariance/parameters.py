@@ -28,6 +28,11 @@ class Block(NamedTuple):
     stop: int
     structure: str
 
+    @property
+    def correlated(self) -> bool:
+        """Whether its effects are correlated."""
+        return self.structure == "full"
+
 
 @lru_cache(maxsize=64)
 def _free_positions(blocks: tuple[Block, ...]) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
@@ -35,7 +40,7 @@ def _free_positions(blocks: tuple[Block, ...]) -> tuple[NDArray[np.intp], NDArra
     columns: list[int] = []
     for block in blocks:
         for column in range(block.start, block.stop):
-            last = block.stop if block.structure == "full" else column + 1
+            last = block.stop if block.correlated else column + 1
             rows.extend(range(column, last))
             columns.extend([column] * (last - column))
     return np.array(rows, dtype=np.intp), np.array(columns, dtype=np.intp)
@@ -71,7 +76,7 @@ class CovarianceStructure:
     @cached_property
     def one_full(self) -> bool:
         """Whether there is one block only, of correlated effects."""
-        return len(self.blocks) == 1 and self.blocks[0].structure == "full"
+        return len(self.blocks) == 1 and self.blocks[0].correlated
 
     @cached_property
     def _flat(self) -> NDArray[np.intp]:
@@ -103,9 +108,7 @@ class CovarianceStructure:
         for block in self.blocks:
             part = slice(block.start, block.stop)
             inner = factor[part, part]
-            out[part, part] = (
-                np.diag(np.linalg.norm(inner, axis=1)) if block.structure != "full" else lower_factor(inner)
-            )
+            out[part, part] = np.diag(np.linalg.norm(inner, axis=1)) if not block.correlated else lower_factor(inner)
         return out
 
     def natural(self, z_map: Array, factor: Array, negligible: Array | None = None) -> Array:
@@ -133,7 +136,7 @@ class CovarianceStructure:
             part = slice(block.start, block.stop)
             inner = factors[:, part, part]
             size = block.stop - block.start
-            if block.structure != "full":
+            if not block.correlated:
                 out[:, range(block.start, block.stop), range(block.start, block.stop)] = np.linalg.norm(inner, axis=2)
                 continue
             work = inner.copy()

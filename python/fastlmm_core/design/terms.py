@@ -67,6 +67,11 @@ class Term(NamedTuple):
     columns: tuple[str, ...]
     structure: str
 
+    @property
+    def correlated(self) -> bool:
+        """Whether its effects are correlated."""
+        return self.structure == "full"
+
 
 @dataclass(frozen=True)
 class RandomPart:
@@ -218,7 +223,7 @@ def _refuse_dependent(term: Term) -> None:
     if any(_rank(Z[::step], EXACT) == q for step in (max(1, len(Z) // SAMPLE), 1)):
         return
     for j in range(q):
-        if term.structure == "full":
+        if term.correlated:
             dependent, reason = _rank(Z[:, : j + 1], EXACT) <= j, "a combination of the columns before it"
         else:
             dependent = any(_rank(Z[:, [i, j]], EXACT) < 2 for i in range(j)) or not Z[:, j].any()
@@ -259,7 +264,7 @@ def _refuse_overlap(terms: Sequence[Term], codes: dict[str, Codes]) -> None:
 def _independent_parts(term: Term) -> list[slice]:
     """Columns of the sets of correlated effects of a term."""
     q = term.Z.shape[1]
-    return [slice(0, q)] if term.structure == "full" else [slice(j, j + 1) for j in range(q)]
+    return [slice(0, q)] if term.correlated else [slice(j, j + 1) for j in range(q)]
 
 
 def _same_partition(one: Codes, other: Codes) -> bool:

@@ -72,7 +72,7 @@ def moment_start(criterion: Engine, structure: CovarianceStructure, n: int, m: i
     factor = np.zeros((q, q))
     for block in structure.blocks:
         part = slice(block.start, block.stop)
-        if block.structure == "full":
+        if block.correlated:
             factor[part, part] = floored_factor(gradient[part, part], floor, -share, shift)
         else:
             factor[part, part] = np.diag(np.sqrt(np.maximum(shift - share * np.diag(gradient[part, part]), floor)))
@@ -204,7 +204,7 @@ def factors_start(problem: CrossedProblem) -> Array:
             inner = shape[
                 block.start - part.start : block.stop - part.start, block.start - part.start : block.stop - part.start
             ]
-            if block.structure == "full":
+            if block.correlated:
                 factor[whole, whole] = floored_factor(inner, max(floor, 0.05 * size))
             else:
                 factor[whole, whole] = np.diag(np.sqrt(np.maximum(np.diag(inner), max(floor, 0.05 * size))))

@@ -247,7 +247,7 @@ class Fit:
                 f"correlation of {names[i]} and {names[j]} | {name} is {'+' if corr[i, j] > 0 else '-'}1"
                 for i, j in pairs
             ]
-            if not pairs and rank < len(live) and block.structure == "full":
+            if not pairs and rank < len(live) and block.correlated:
                 found.append(f"a combination of {', '.join(names[i] for i in live)} | {name} has variance 0")
         return tuple(found)
 

@@ -161,7 +161,7 @@ def _products(slopes: Array) -> Array:
 
 def _inverse_on(structure: CovarianceStructure, information: Array) -> Array:
     """Inverse among the unit directions of G^ that are parameters, zero elsewhere."""
-    if len(structure.blocks) == 1 and structure.blocks[0].structure == "full":
+    if len(structure.blocks) == 1 and structure.blocks[0].correlated:
         return _inverse(information)
     free = free_directions(structure)
     out = np.zeros_like(information)
@@ -208,7 +208,7 @@ def _tangent(result: Fit, slope: Array) -> tuple[Array, Array]:
     for block in structure.blocks:
         part = slice(block.start, block.stop)
         inner = optimum.factor[part, part]
-        if block.structure != "full":
+        if not block.correlated:
             live = block.start + np.flatnonzero(np.abs(inner).sum(axis=1) > 0.0)
             directions.append(((lower == live[:, None]) & (upper == live[:, None])).T.astype(float))
             bends.append(np.zeros((len(live), len(live))))

@@ -200,7 +200,7 @@ def _small_directions(factor: Array, structure: CovarianceStructure, per_group: 
     for block in structure.blocks:
         part = slice(block.start, block.stop)
         inner = factor[part, part]
-        columns = orthogonal_columns(inner) if block.structure == "full" else inner
+        columns = orthogonal_columns(inner) if block.correlated else inner
         pieces.append((part, columns, (columns * columns).sum(axis=0) > SINGULAR**2 / per_group[block.start]))
     if all(keep.all() for _, _, keep in pieces):
         return factor, np.empty((q, 0))
@@ -209,8 +209,8 @@ def _small_directions(factor: Array, structure: CovarianceStructure, per_group: 
     for (part, columns, keep), block in zip(pieces, structure.blocks, strict=True):
         kept = np.where(keep, columns, 0.0)
         snapped[part, part] = kept
-        basis = np.linalg.svd(kept)[0] if block.structure == "full" else np.eye(len(kept))
-        out = basis[:, keep.sum() :] if block.structure == "full" else basis[:, ~keep]
+        basis = np.linalg.svd(kept)[0] if block.correlated else np.eye(len(kept))
+        out = basis[:, keep.sum() :] if block.correlated else basis[:, ~keep]
         null.extend(np.pad(direction, (part.start, q - part.stop)) for direction in out.T)
     return structure.canonical(snapped), np.array(null).T.reshape(q, len(null))
 
@@ -312,7 +312,7 @@ def _patiently(
     A triangular Lambda whose first diagonal elements vanish before the last ones is nearly redundant: the way to the
     optimum is then a narrow curved valley.  In the principal axes, largest first, it is not.
     """
-    widest = max((b.stop - b.start for b in structure.blocks if b.structure == "full"), default=1)
+    widest = max((b.stop - b.start for b in structure.blocks if b.correlated), default=1)
     iterations = ROUND if widest < WIDE else WIDE_ROUND
     options = {**options, "maxiter": iterations}
     turn: Array | None = None
@@ -348,7 +348,7 @@ def _principal_axes(factor: Array, structure: CovarianceStructure) -> tuple[Arra
     turn, axes = np.eye(structure.q), np.zeros((structure.q, structure.q))
     for block in structure.blocks:
         part = slice(block.start, block.stop)
-        if block.structure != "full":
+        if not block.correlated:
             axes[part, part] = factor[part, part]
             continue
         left, sizes, _ = np.linalg.svd(factor[part, part])
@@ -535,6 +535,6 @@ def _fold(wide: Array, structure: CovarianceStructure) -> Array:
         covariance = wide[part] @ wide[part].T
         values, vectors = np.linalg.eigh(covariance)
         out[part, part] = vectors * np.sqrt(np.maximum(values, 0.0))
-        if block.structure != "full":
+        if not block.correlated:
             out[part, part] = np.diag(np.sqrt(np.diag(covariance)))
     return structure.canonical(out)

@@ -158,7 +158,7 @@ def _narrowed(structure: CovarianceStructure, unit: Array, theta: Array) -> list
     for block in structure.blocks:
         part = slice(block.start, block.stop)
         axes, sizes, _ = np.linalg.svd(factor[part, part])
-        if block.structure == "full" and len(sizes) > 1 and sizes[-1] > 2.0 * VANISHING:
+        if block.correlated and len(sizes) > 1 and sizes[-1] > 2.0 * VANISHING:
             changed = factor.copy()
             changed[part, part] = axes * [*sizes[:-1], VANISHING]
             out.append(structure.theta(structure.canonical(changed * unit[:, None])))
@@ -217,7 +217,7 @@ def spread_points(blocks: tuple[Block, ...], effort: int, stretch: float) -> Poi
 
     structure = CovarianceStructure(blocks)
     q, highest = structure.q, HIGHEST * stretch
-    single = all(b.structure != "full" or b.stop - b.start == 1 for b in blocks)
+    single = all(not b.correlated or b.stop - b.start == 1 for b in blocks)
     if q == 1:
         factors = [np.array([[size]]) for size in _sizes((6, 12, 12, 12)[effort], highest)]
     elif single and q <= 3:
@@ -258,7 +258,7 @@ def _plane(count: int, angles: int) -> list[Array]:
 def _sequence(blocks: tuple[Block, ...], count: int, highest: float) -> list[Array]:
     """Factors spread evenly: principal standard deviations and angles of rotations from multiples of square roots."""
     q = blocks[-1].stop
-    widths = [b.stop - b.start if b.structure == "full" else 1 for b in blocks]
+    widths = [b.stop - b.start if b.correlated else 1 for b in blocks]
     dimensions = q + sum(w * (w - 1) // 2 for w in widths)
     steps = np.sqrt(np.array(_primes(dimensions), dtype=float))
     factors = []

@@ -69,7 +69,7 @@ def _face(block: Block, relative: Array, slope: Array, null: Array, q: int) -> t
         wide[part, part] = change + change.T
         out.append(wide)
 
-    if block.structure != "full":
+    if not block.correlated:
         zero = np.abs(null).max(axis=1, initial=0.0) > 0.5
         for i in np.flatnonzero(~zero).tolist():
             add(0.5 * np.outer(np.eye(size)[i], np.eye(size)[i]))

@@ -205,7 +205,7 @@ def _factor_of(G: Any, structure: CovarianceStructure, terms: tuple[str, ...]) -
     for block in structure.blocks:
         place = slice(block.start, block.stop)
         values, vectors = np.linalg.eigh(corr[place, place])
-        half = vectors * np.sqrt(np.maximum(values, 0.0)) if block.structure == "full" else np.eye(len(values))
+        half = vectors * np.sqrt(np.maximum(values, 0.0)) if block.correlated else np.eye(len(values))
         factor[place, place] = sd[place, None] * half
     return structure.canonical(factor)
 

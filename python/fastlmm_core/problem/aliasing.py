@@ -53,7 +53,7 @@ def suspects(crossed: Array, n: int, structure: CovarianceStructure) -> list[tup
     for block in structure.blocks:
         part = slice(block.start, block.stop)
         own = rest[part, part]
-        values, vectors = np.linalg.eigh(own) if block.structure == "full" else (own.diagonal(), np.eye(len(own)))
+        values, vectors = np.linalg.eigh(own) if block.correlated else (own.diagonal(), np.eye(len(own)))
         small = values < SUSPECT
         if small.any():
             found.append((block, vectors[:, small]))

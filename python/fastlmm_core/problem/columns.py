@@ -262,7 +262,7 @@ def rotation(gram: Array, n: int, structure: CovarianceStructure) -> tuple[Array
     for block in structure.blocks:
         part = slice(block.start, block.stop)
         inner = np.ascontiguousarray(gram[part, part])
-        if block.structure == "full":
+        if block.correlated:
             turn, smallest = kernels.orthonormal(inner)
             margin = min(margin, smallest)
         else:
@@ -304,7 +304,7 @@ def z_preconditioner(Z: Array, z_scale: Array, weights: Array | None, structure:
     out = np.zeros((q, q))
     for block in structure.blocks:
         part = slice(block.start, block.stop)
-        if block.structure != "full":
+        if not block.correlated:
             out[part, part] = np.eye(block.stop - block.start)
             continue
         index, triangle = _revealed(Z[:, part], z_scale[:, part], weights)

@@ -430,7 +430,7 @@ def _terms(result: Fit) -> Iterator[tuple[str, tuple[str, ...], NDArray[np.float
     model = result.model
     for (term, g), block in zip(result.G.items(), model.structure.blocks, strict=True):
         names = model.exog_re_names[block.start : block.stop]
-        yield term, names, np.diag(g), result.random_effects_corr[term], block.structure == "full"
+        yield term, names, np.diag(g), result.random_effects_corr[term], block.correlated
 
 
 def _components(result: Fit) -> Iterator[Component]:

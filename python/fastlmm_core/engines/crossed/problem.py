@@ -144,7 +144,7 @@ class CrossedProblem:
     def elsewhere(self) -> Elsewhere:
         """What is known of other minima of the criterion, and how to look for them."""
         scout = self.pilot(SCOUT_GROUPS)
-        if all(width == block.stop - block.start and block.structure == "full" for width, block in self._terms()):
+        if all(width == block.stop - block.start and block.correlated for width, block in self._terms()):
             small = self.n_effects <= CAREFUL_UP_TO
             return Elsewhere("search", CAREFUL if small else EASY, scout)
         return Elsewhere("search", CAREFUL, scout, always=True)

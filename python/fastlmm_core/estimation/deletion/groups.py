@@ -173,7 +173,7 @@ class _Refits:
             inner, scale = gram[part, part], np.sqrt(np.diag(gram)[part])
             if (scale**2 <= 1e-14 * size[part]).any():
                 return True
-            if block.structure == "full" and np.linalg.eigvalsh(inner / np.outer(scale, scale))[0] < 1e-13:
+            if block.correlated and np.linalg.eigvalsh(inner / np.outer(scale, scale))[0] < 1e-13:
                 return True
         return False
 

@@ -497,7 +497,7 @@ def _pieces(structure: CovarianceStructure, least: Array) -> list[tuple[list[int
     rows, columns = structure.positions
     out: list[tuple[list[int], list[int], float]] = []
     for block in structure.blocks:
-        width = block.stop - block.start if block.structure == "full" else 1
+        width = block.stop - block.start if block.correlated else 1
         for start in range(block.start, block.stop, width):
             inside = (columns >= start) & (columns < start + width)
             diagonal = np.flatnonzero(inside & (rows == columns)).tolist()

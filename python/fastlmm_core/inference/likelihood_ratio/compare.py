@@ -223,7 +223,7 @@ def _label(model: Model) -> str:
     bars = []
     for block in model.structure.blocks:
         inside = " + ".join(model.exog_re_names[block.start : block.stop])
-        bar = "|" if block.structure == "full" or block.stop == block.start + 1 else "||"
+        bar = "|" if block.correlated or block.stop == block.start + 1 else "||"
         bars.append(f"({inside} {bar} {model.factor_of(block).grouping.name})")
     return f"{model.response_name} ~ {' + '.join([*fixed, *bars])}"
 

@@ -104,7 +104,7 @@ def cones(model: Model) -> tuple[Cone, ...]:
     for block in model.structure.blocks:
         grouping = model.factor_of(block).grouping
         places = range(block.start, block.stop)
-        for columns in (tuple(places),) if block.structure == "full" else tuple((j,) for j in places):
+        for columns in (tuple(places),) if block.correlated else tuple((j,) for j in places):
             out.append(
                 Cone(
                     grouping.name,

@@ -133,7 +133,7 @@ def _effects(model: Model, term: str | None) -> list[_Effect]:
             return [_Effect(f"({' + '.join(together)} | {label})", tuple(places))]
         for name, columns in together.items():
             constant = len(columns) == 1 and np.ptp(model.exog_re[:, columns[0]]) == 0.0
-            marginal = block.structure == "full" and constant and len(together) > 1
+            marginal = block.correlated and constant and len(together) > 1
             if (term is None and not marginal) or term == name:
                 tested.append(_Effect(f"{name} | {label}", tuple(columns)))
     for factor in model.factors:

@@ -182,7 +182,7 @@ def _elements(axes: Array, block: Block, q: int, first_column: int = 0) -> list[
     """Unit changes of M: row i of axes' M may use the columns up to first_column + i of the block."""
     out = []
     for i in range(axes.shape[1]):
-        columns = [i] if block.structure != "full" else range(min(first_column + i + 1, block.stop - block.start))
+        columns = [i] if not block.correlated else range(min(first_column + i + 1, block.stop - block.start))
         for j in columns:
             change = np.zeros((q, q))
             change[block.start : block.stop, block.start + j] = axes[:, i]
@@ -223,7 +223,7 @@ class _Axes:
                 continue
             part = slice(block.start, block.stop)
             axes = np.eye(block.stop - block.start)
-            if block.structure == "full":
+            if block.correlated:
                 axes = _principal(M[part, part] @ M[part, part].T, axes)
             self.turn[part, part] = axes
             self.changes += _elements(axes, block, self.q)
@@ -293,7 +293,7 @@ class SdChart:
         part = slice(block.start, block.stop)
         z = problem.z_map[index, part]
         self.length = float(np.linalg.norm(z))
-        self.own = index - block.start if block.structure != "full" else None
+        self.own = index - block.start if not block.correlated else None
         self.axes = _Axes(problem, M, place)
         size, q = block.stop - block.start, self.axes.q
         if self.own is not None:
