@@ -70,6 +70,7 @@ def test_paired_design(effect):
     near(result, t_power(m - 1, effect / np.sqrt(2.0 * sigma2 / m), Z))
     assert result.effect == effect
     assert abs(result.bias[0]) < 4.5 * np.sqrt(2.0 * sigma2 / m / N)
+    assert result.bias == pytest.approx(result.estimate - effect)
 
 
 @pytest.mark.parametrize("ddf", ["satterthwaite", "kenward-roger"])
@@ -299,6 +300,16 @@ def test_observations_are_the_first_ones():
         near(result, t_power(28, 2.0 / np.sqrt((4.0 + 3.0 / rows) * 4.0 / 30), Z))
 
 
+def test_observations_are_the_first_rows_of_each_group():
+    from fastlmm_core.design.replication import observations
+
+    groups = np.array([0, 1, 0, 1, 1, 0, 0, 1])
+    model = assume("y ~ x + (1 | g)", {"g": groups, "x": np.arange(8.0)}, [0.0, 1.0], 1.0, 1.0).model
+    rows, (codes,) = observations(model)(2)
+    assert sorted(rows.tolist()) == [0, 1, 2, 3]
+    np.testing.assert_array_equal(codes, groups[rows])
+
+
 @pytest.mark.parametrize("order", ["in turn", "one arm after the other", "shuffled"])
 def test_arms_keep_their_ratio(order):
     from fastlmm_core.design.replication import subjects
@@ -449,6 +460,19 @@ def test_moments_of_the_draws():
     z, w = model.model.exog_re, model.model.weights
     variance = 3.0 + 0.02 * z[:, 1] ** 2 + 2.0 / w
     np.testing.assert_allclose(sd**2, variance, rtol=5.0 * np.sqrt(2.0 / len(Y)))
+
+
+def test_covariances_of_the_draws():
+    # within a group Z G Z' + sigma^2 / weights, G with a covariance and on the scale of the errors
+    rng = np.random.default_rng(3)
+    G = np.array([[2.0, -0.9], [-0.9, 0.8]])
+    x, w = rng.uniform(-1.0, 1.0, 12), rng.uniform(0.2, 5.0, 12)
+    data = {"g": np.repeat(np.arange(3), 4), "x": x, "w": w}
+    Y = assume("y ~ x + (x | g)", data, [0.0, 1.0], G, 1.5, weights="w").simulate(20_000, 1)
+    Z = np.column_stack([np.ones(12), x])
+    V = (Z @ G @ Z.T) * (data["g"][:, None] == data["g"]) + np.diag(1.5 / w)
+    sd = np.sqrt(np.diag(V))
+    assert np.abs((np.cov(Y.T) - V) / np.outer(sd, sd)).max() < 5.5 * np.sqrt(2.0 / 20_000)
 
 
 def test_covariance_matrices():
