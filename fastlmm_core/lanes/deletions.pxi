@@ -107,35 +107,9 @@ cdef inline void add_contribution(const Deletions* d, const vecu* line, const ve
             W[a * q + b] = t
     for j in range(q * k):
         D[j] = cross[j]
-    for a in range(q):
-        sums[0] = sums[0] + sign * VEC_LOG(W[a * q + a])
-        u = VEC_SET(1.0) / VEC_SQRT(W[a * q + a])
-        for b in range(q):
-            Y[a * q + b] = Y[a * q + b] * u
-        for j in range(k):
-            D[a * k + j] = D[a * k + j] * u
-        for b in range(a + 1, q):
-            W[b * q + a] = W[b * q + a] * u
-        for b in range(a + 1, q):
-            t = W[b * q + a]
-            for l in range(a + 1, b + 1):
-                W[b * q + l] = W[b * q + l] - t * W[l * q + a]
-            for l in range(q):
-                Y[b * q + l] = Y[b * q + l] - t * Y[a * q + l]
-            for j in range(k):
-                D[b * k + j] = D[b * k + j] - t * D[a * k + j]
-    for a in range(q):
-        for b in range(a + 1):
-            t = VEC_SET(0.0)
-            for l in range(q):
-                t = t + Y[l * q + a] * Y[l * q + b]
-            N[a * q + b] = t
-            N[b * q + a] = t
-        for j in range(k):
-            t = VEC_SET(0.0)
-            for l in range(q):
-                t = t + Y[l * q + a] * D[l * k + j]
-            E[a * k + j] = t
+    sums[0] = sums[0] + sign * VEC_LOG(eliminate(q, W, q, Y, k, D, NULL))
+    set_product(q, q, Y, Y, N)
+    set_product(q, k, Y, D, E)
     pos = 1
     for j in range(k):
         for l in range(j + 1):
@@ -193,9 +167,10 @@ cdef inline void solve_lanes(Py_ssize_t n, const vecu* L, vecu* b) noexcept nogi
         b[i] = t / L[i * n + i]
 
 
-cdef inline void add_trace(const vecu* Q, const vecu* N, Py_ssize_t q, Py_ssize_t r, Py_ssize_t c, Py_ssize_t r2,
-                           Py_ssize_t c2, double sign, vecu* out) noexcept nogil:
-    """Add tr(Q D N F) for the symmetric unit directions D = (r, c), F = (r2, c2), with a sign."""
+cdef inline void add_trace(const Deletions* d, const vecu* Q, const vecu* N, Py_ssize_t i, Py_ssize_t j, double sign,
+                           vecu* out) noexcept nogil:
+    """Add tr(Q D N F) for the free directions D = i, F = j, with a sign."""
+    cdef Py_ssize_t q = d.q, r = d.row[i], c = d.col[i], r2 = d.row[j], c2 = d.col[j]
     cdef vec t = Q[c2 * q + r] * N[c * q + r2]
     if r != c:
         t = t + Q[c2 * q + c] * N[r * q + r2]
@@ -230,8 +205,8 @@ cdef inline void add_curvature(const Deletions* d, const vecu* N, const vecu* E,
             Q[a * q + b] = t
     for i in range(d.n_par):
         for j in range(i + 1):
-            add_trace(Q, N, q, d.row[i], d.col[i], d.row[j], d.col[j], sign, hess + i * d.n_par + j)
-            add_trace(Q, N, q, d.row[j], d.col[j], d.row[i], d.col[i], sign, hess + i * d.n_par + j)
+            add_trace(d, Q, N, i, j, sign, hess + i * d.n_par + j)
+            add_trace(d, Q, N, j, i, sign, hess + i * d.n_par + j)
 
 
 cdef inline void evaluate_deletions(const Deletions* d, const DeletionWork* w, bint both) noexcept nogil:

@@ -55,14 +55,16 @@ cdef void chain_pack(const Shape* shape, Py_ssize_t n_vectors, const Py_ssize_t*
     scratch: LANES (q^2 + q k + 2 q + k(k+1)/2 + stride) doubles.
     """
     cdef Py_ssize_t line = shape.stride, block, lane, i, g
+    cdef RawGroups groups
     cdef double* lines = scratch + LANES * (shape.q * shape.q + shape.q * shape.k + 2 * shape.q
                                             + shape.k * (shape.k + 1) // 2)
+    groups = RawGroups(LANES, lines, T.z, T.xy)
     for block in range(n_vectors):
         for lane in range(LANES):
             g = order[block * LANES + lane]
             for i in range(line):
                 lines[lane * line + i] = raw[g * line + i] if g >= 0 else 0.0
-        factor(shape, LANES, lines, T.z, T.xy, packed + block * line * LANES, between, scratch)
+        factor(shape, &groups, packed + block * line * LANES, between, scratch)
 
 
 cdef inline void chain_root(Py_ssize_t q, Py_ssize_t k, const vecu* A, vecu* full, vecu* R) noexcept nogil:
@@ -142,10 +144,10 @@ cdef inline double chain_up_of(Py_ssize_t q, Py_ssize_t k, bint finest, const Ch
                                double* sum_h, double* scratch) noexcept nogil:
     cdef Py_ssize_t n_a = q * (q + 1) // 2, n_c = q * k, n_h = k * (k + 1) // 2
     cdef Py_ssize_t block, v, l, pos
-    cdef vecu* U = <vecu*> scratch
-    cdef vecu* W = U + q * q
-    cdef vecu* Y = W + q * q
-    cdef vecu* D = Y + q * q
+    cdef Whitened s = lay_whitened(q, scratch)
+    cdef vecu* W = s.W
+    cdef vecu* Y = s.Y
+    cdef vecu* D = s.D
     cdef vecu* acc = D + n_c
     cdef vecu* part_h = acc + n_a + n_c
     cdef vecu* acc_h = part_h + n_h
@@ -171,7 +173,7 @@ cdef inline double chain_up_of(Py_ssize_t q, Py_ssize_t k, bint finest, const Ch
                 n = R + n_a + n_c
                 chain_root(q, k, record, W, R)
                 chain_subtract_root(q, k, R + n_a, part_h)
-            whiten(q, k, R, R + n_a, factor, U, W, Y, D, &det)
+            det = whiten(q, k, R, factor, &s)
             product = product * det
             if vec_max(&product) > 1e100:
                 for l in range(LANES):

@@ -25,16 +25,33 @@ cdef inline Shape make_shape(Py_ssize_t q, Py_ssize_t k) noexcept nogil:
     shape.stride = shape.n_a + shape.n_c + 1
     return shape
 
-ctypedef void (*factor_t)(
-    const Shape*, Py_ssize_t, const double*, const double*, const double*, double*, double*, double*) noexcept nogil
-ctypedef double (*moments_t)(
-    const Shape*, Py_ssize_t, bint, const double*, const double*, double*, double*, double*, double*, double*
-    ) noexcept nogil
+# Cross-products of groups, and the columns to which they are rotated.
+cdef struct RawGroups:
+    Py_ssize_t n_groups
+    const double* raw       # (n_groups, n_a + q k + 1) A, C and the row count (see rows/rows.pyx)
+    const double* Tz        # upper triangular (q, q)
+    const double* Tx        # upper triangular (k, k)
+
+# Factored groups.
+cdef struct PackedGroups:
+    Shape shape
+    Py_ssize_t n_blocks
+    bint uniform            # all counts are 1 (or padding)
+    const double* packed    # (n_blocks, stride, LANES)
+
+# Sums over groups; all of numbers but `store`.
+cdef struct Sums:
+    double* sum_n           # (n_a,) set to sum n_i N_i
+    double* sum_h           # (k(k+1)/2,) sum D'D is added
+    double* gram            # packed lower triangle of q k: set to sum vec(E_i) vec(E_i)'; NULL where not wanted
+    double* store           # (n_blocks, n_a + q k, LANES) N_i and E_i for the second sweep; NULL where not wanted
+
+ctypedef void (*factor_t)(const Shape*, const RawGroups*, double*, double*, double*) noexcept nogil
+ctypedef double (*moments_t)(const PackedGroups*, const double*, const Sums*, double*) noexcept nogil
 ctypedef void (*curvature_t)(
-    const Shape*, Py_ssize_t, Py_ssize_t, const double*, const double*, const double*, double*, double*) noexcept nogil
+    const PackedGroups*, Py_ssize_t, const double*, const double*, double*, double*) noexcept nogil
 ctypedef void (*effects_t)(
-    const Shape*, Py_ssize_t, const double*, const double*, const double*, double*, double*, bint, double*
-    ) noexcept nogil
+    const PackedGroups*, const double*, const double*, double*, double*, bint, double*) noexcept nogil
 
 
 # One evaluation of the profiled criterion, several at a time: everything but the loop over groups.

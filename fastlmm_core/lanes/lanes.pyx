@@ -31,7 +31,8 @@ from libc.string cimport memset
 
 from fastlmm_core.lanes.deletions cimport DEFICIENT, FAR, FOUND, OPEN, TILE, DeletionWork, Deletions
 from fastlmm_core.lanes.kernels cimport (
-    Batch, ChainColumns, ChainStage, ChainSums, LaneKernels, Outcome, Profile, Shape, lane_kernels_name, lay_profile, vec, vecu)
+    Batch, ChainColumns, ChainStage, ChainSums, LaneKernels, Outcome, PackedGroups, Profile, RawGroups, Shape, Sums,
+    lane_kernels_name, lay_profile, vec, vecu)
 from fastlmm_core.small.arena cimport Arena, take
 
 cdef extern from "vector.h":
@@ -51,139 +52,243 @@ cdef LaneKernels offered
 offered.lanes = LANES
 
 
-cdef inline void factor_of(
-    Py_ssize_t q, Py_ssize_t k, const Shape* shape, Py_ssize_t n_groups, const double* raw, const double* Tz,
-    const double* Tx, double* packed, double* within, double* scratch,
-) noexcept nogil:
-    cdef Py_ssize_t n_a = q * (q + 1) // 2, line = n_a + q * k + 1
-    cdef Py_ssize_t n_blocks = (n_groups + LANES - 1) // LANES
-    cdef Py_ssize_t block, lane, a, b, j, l, pos, g
+cdef inline vec eliminate(Py_ssize_t q, vecu* W, Py_ssize_t n, vecu* Y, Py_ssize_t k, vecu* D, vecu* inverse
+                          ) noexcept nogil:
+    """Cholesky factor of W (q, q), right-looking, with two right-hand sides carried along; the determinant of W.
+
+    W = M M': the lower triangle of W holds M below the diagonal; 1 / M_aa go to `inverse` (q,) unless that is NULL.
+    Y (q, n) becomes M^-1 Y, D (q, k) M^-1 D.
+    """
+    cdef Py_ssize_t a, b, l
+    cdef vec t, u
+    cdef vec one = VEC_SET(1.0)
+    cdef vec product = one
+    for a in range(q):
+        t = W[a * q + a]
+        product = product * t
+        u = one / VEC_SQRT(t)
+        if inverse != NULL:
+            inverse[a] = u
+        for l in range(n):
+            Y[a * n + l] = Y[a * n + l] * u
+        for l in range(k):
+            D[a * k + l] = D[a * k + l] * u
+        for b in range(a + 1, q):
+            W[b * q + a] = W[b * q + a] * u
+        for b in range(a + 1, q):
+            t = W[b * q + a]
+            for l in range(a + 1, b + 1):
+                W[b * q + l] = W[b * q + l] - t * W[l * q + a]
+            for l in range(n):
+                Y[b * n + l] = Y[b * n + l] - t * Y[a * n + l]
+            for l in range(k):
+                D[b * k + l] = D[b * k + l] - t * D[a * k + l]
+    return product
+
+
+cdef inline void set_crossed(Py_ssize_t q, const vecu* Y, vecu* N) noexcept nogil:
+    """N = Y'Y for Y (q, q), packed lower triangle."""
+    cdef Py_ssize_t a, b, l, pos = 0
+    cdef vec t
+    for a in range(q):
+        for b in range(a + 1):
+            t = VEC_SET(0.0)
+            for l in range(q):
+                t = t + Y[l * q + a] * Y[l * q + b]
+            N[pos] = t
+            pos = pos + 1
+
+
+cdef inline void set_product(Py_ssize_t q, Py_ssize_t k, const vecu* Y, const vecu* D, vecu* E) noexcept nogil:
+    """E = Y'D for Y (q, q), D (q, k)."""
+    cdef Py_ssize_t a, j, l
+    cdef vec t
+    for a in range(q):
+        for j in range(k):
+            t = VEC_SET(0.0)
+            for l in range(q):
+                t = t + Y[l * q + a] * D[l * k + j]
+            E[a * k + j] = t
+
+
+cdef inline void add_crossed(Py_ssize_t q, Py_ssize_t k, const vecu* D, vecu* H) noexcept nogil:
+    """H += D'D for D (q, k), packed lower triangle."""
+    cdef Py_ssize_t a, j, l, pos = 0
+    cdef vec t
+    for j in range(k):
+        for l in range(j + 1):
+            t = H[pos]
+            for a in range(q):
+                t = t + D[a * k + j] * D[a * k + l]
+            H[pos] = t
+            pos = pos + 1
+
+
+cdef inline void add_outer(Py_ssize_t n, const vecu* v, vecu* out) noexcept nogil:
+    """out += v v' for v (n,), packed lower triangle."""
+    cdef Py_ssize_t a, b, pos = 0
+    cdef vec t
+    for a in range(n):
+        t = v[a]
+        for b in range(a + 1):
+            out[pos + b] = out[pos + b] + t * v[b]
+        pos = pos + a + 1
+
+
+cdef inline void read_groups(Py_ssize_t q, Py_ssize_t k, const RawGroups* groups, Py_ssize_t block, double* full,
+                             double* C, double* count) noexcept nogil:
+    """A (both triangles), C and the count of the groups of a block, lane by lane; zeros in the padding."""
+    cdef Py_ssize_t line = q * (q + 1) // 2 + q * k + 1, lane, g, a, b, j, pos
+    cdef const double* source
+    for lane in range(LANES):
+        g = block * LANES + lane
+        if g < groups.n_groups:
+            source = groups.raw + g * line
+            pos = 0
+            for a in range(q):
+                for b in range(a + 1):
+                    full[(a * q + b) * LANES + lane] = source[pos]
+                    full[(b * q + a) * LANES + lane] = source[pos]
+                    pos = pos + 1
+            for j in range(q * k):
+                C[j * LANES + lane] = source[pos]
+                pos = pos + 1
+            count[lane] = 1.0
+        else:
+            for j in range(q * q):
+                full[j * LANES + lane] = 0.0
+            for j in range(q * k):
+                C[j * LANES + lane] = 0.0
+            count[lane] = 0.0
+
+
+cdef inline void rotate_groups(Py_ssize_t q, Py_ssize_t k, const double* Tz, const double* Tx, vecu* full, vecu* C,
+                               vecu* bound, vecu* size) noexcept nogil:
+    """A <- T_z'A T_z, C <- T_z'C T_x; bound: the rounding error of the rotated diagonal."""
+    cdef Py_ssize_t a, b, j, l
+    cdef vec t
+    # eps times (sum_b |T_ba| sqrt(A_bb))^2
+    for a in range(q):
+        size[a] = VEC_SQRT(full[a * q + a])
+    for a in range(q):
+        t = VEC_SET(0.0)
+        for b in range(a + 1):
+            t = t + size[b] * (Tz[b * q + a] if Tz[b * q + a] > 0 else -Tz[b * q + a])
+        bound[a] = t * t * 2e-14
+    for a in range(q):
+        for b in range(q - 1, -1, -1):
+            t = VEC_SET(0.0)
+            for l in range(b + 1):
+                t = t + full[a * q + l] * Tz[l * q + b]
+            full[a * q + b] = t
+        for j in range(k - 1, -1, -1):
+            t = VEC_SET(0.0)
+            for l in range(j + 1):
+                t = t + C[a * k + l] * Tx[l * k + j]
+            C[a * k + j] = t
+    for a in range(q - 1, -1, -1):
+        for b in range(q):
+            t = VEC_SET(0.0)
+            for l in range(a + 1):
+                t = t + full[l * q + b] * Tz[l * q + a]
+            full[a * q + b] = t
+        for j in range(k):
+            t = VEC_SET(0.0)
+            for l in range(a + 1):
+                t = t + C[l * k + j] * Tz[l * q + a]
+            C[a * k + j] = t
+
+
+cdef inline void take_root(Py_ssize_t q, Py_ssize_t k, const vecu* bound, vecu* full, vecu* C, vecu* R, vecu* c
+                           ) noexcept nogil:
+    """A = R'R and c = R^-T C, row by row; a column within `bound` of its predecessors adds nothing."""
+    cdef Py_ssize_t a, b, j, l, pos = 0
+    cdef vec t, u
+    for a in range(q):
+        t = full[a * q + a]
+        u = VEC_RSQRT_ABOVE(t, bound[a])
+        for b in range(a, q):
+            R[pos + b - a] = full[a * q + b] * u
+        for j in range(k):
+            c[a * k + j] = C[a * k + j] * u
+        for b in range(a + 1, q):
+            t = R[pos + b - a]
+            for l in range(b, q):
+                full[b * q + l] = full[b * q + l] - t * R[pos + l - a]
+            for j in range(k):
+                C[b * k + j] = C[b * k + j] - t * c[a * k + j]
+        pos = pos + q - a
+
+
+cdef inline void factor_of(Py_ssize_t q, Py_ssize_t k, const RawGroups* groups, double* packed, double* within,
+                           double* scratch) noexcept nogil:
+    cdef Py_ssize_t n_a = q * (q + 1) // 2, stride = n_a + q * k + 1, n_h = k * (k + 1) // 2
+    cdef Py_ssize_t block, pos
     cdef vecu* full = <vecu*> scratch          # A, rotated in place (q x q)
     cdef vecu* C = full + q * q
     cdef vecu* bound = C + q * k
-    cdef vecu* inv = bound + q
-    cdef vecu* acc = inv + q
-    cdef double* out
-    cdef const double* source
-    cdef vec t, u
+    cdef vecu* size = bound + q
+    cdef vecu* acc = size + q
     cdef vecu* R
-    cdef vecu* c
-    for pos in range(k * (k + 1) // 2):
+    for pos in range(n_h):
         acc[pos] = VEC_SET(0.0)
-    for block in range(n_blocks):
-        out = packed + block * shape.stride * LANES
-        R = <vecu*> out
-        c = R + n_a
-        for lane in range(LANES):
-            g = block * LANES + lane
-            if g < n_groups:
-                source = raw + g * line
-                pos = 0
-                for a in range(q):
-                    for b in range(a + 1):
-                        (<double*> full)[(a * q + b) * LANES + lane] = source[pos]
-                        (<double*> full)[(b * q + a) * LANES + lane] = source[pos]
-                        pos = pos + 1
-                for j in range(q * k):
-                    (<double*> C)[j * LANES + lane] = source[pos]
-                    pos = pos + 1
-                out[(shape.stride - 1) * LANES + lane] = 1.0
-            else:
-                for j in range(q * q):
-                    (<double*> full)[j * LANES + lane] = 0.0
-                for j in range(q * k):
-                    (<double*> C)[j * LANES + lane] = 0.0
-                out[(shape.stride - 1) * LANES + lane] = 0.0
-        # rounding of the rotated diagonal: eps times (sum_b |T_ba| sqrt(A_bb))^2
-        for a in range(q):
-            inv[a] = VEC_SQRT(full[a * q + a])
-        for a in range(q):
-            t = VEC_SET(0.0)
-            for b in range(a + 1):
-                t = t + inv[b] * (Tz[b * q + a] if Tz[b * q + a] > 0 else -Tz[b * q + a])
-            bound[a] = t * t * 2e-14
-        # A <- T' A T, C <- T_z' C T_x
-        for a in range(q):
-            for b in range(q - 1, -1, -1):
-                t = VEC_SET(0.0)
-                for l in range(b + 1):
-                    t = t + full[a * q + l] * Tz[l * q + b]
-                full[a * q + b] = t
-            for j in range(k - 1, -1, -1):
-                t = VEC_SET(0.0)
-                for l in range(j + 1):
-                    t = t + C[a * k + l] * Tx[l * k + j]
-                C[a * k + j] = t
-        for a in range(q - 1, -1, -1):
-            for b in range(q):
-                t = VEC_SET(0.0)
-                for l in range(a + 1):
-                    t = t + full[l * q + b] * Tz[l * q + a]
-                full[a * q + b] = t
-            for j in range(k):
-                t = VEC_SET(0.0)
-                for l in range(a + 1):
-                    t = t + C[l * k + j] * Tz[l * q + a]
-                C[a * k + j] = t
-        # A = R'R and c = R^-T C, row by row; a column within rounding of its predecessors adds nothing
-        pos = 0
-        for a in range(q):
-            t = full[a * q + a]
-            u = VEC_RSQRT_ABOVE(t, bound[a])
-            for b in range(a, q):
-                full[a * q + b] = full[a * q + b] * u
-                R[pos] = full[a * q + b]
-                pos = pos + 1
-            for j in range(k):
-                C[a * k + j] = C[a * k + j] * u
-                c[a * k + j] = C[a * k + j]
-            for b in range(a + 1, q):
-                t = full[a * q + b]
-                for l in range(b, q):
-                    full[b * q + l] = full[b * q + l] - t * full[a * q + l]
-                for j in range(k):
-                    C[b * k + j] = C[b * k + j] - t * C[a * k + j]
-        for a in range(q):
-            pos = 0
-            for j in range(k):
-                t = c[a * k + j]
-                for l in range(j + 1):
-                    acc[pos] = acc[pos] + t * c[a * k + l]
-                    pos = pos + 1
-    for pos in range(k * (k + 1) // 2):
+    for block in range((groups.n_groups + LANES - 1) // LANES):
+        R = (<vecu*> packed) + block * stride
+        read_groups(q, k, groups, block, <double*> full, <double*> C, <double*> (R + stride - 1))
+        rotate_groups(q, k, groups.Tz, groups.Tx, full, C, bound, size)
+        take_root(q, k, bound, full, C, R, R + n_a)
+        add_crossed(q, k, R + n_a, acc)
+    for pos in range(n_h):
         within[pos] += vec_sum(acc + pos)
 
 
-cdef void factor(
-    const Shape* shape, Py_ssize_t n_groups, const double* raw, const double* Tz, const double* Tx,
-    double* packed, double* within, double* scratch,
-) noexcept nogil:
+cdef void factor(const Shape* shape, const RawGroups* groups, double* packed, double* within, double* scratch
+                 ) noexcept nogil:
     """Rotate and factor groups.
 
-    raw (n_groups, line) holds A, C and the row count per group (see rows/rows.pyx).  Overwrites
-    packed (blocks, stride, LANES) with R, c and 1 per group (0 in the padding), for Z T_z and
-    [X y] T_x, both upper triangular; adds sum c'c to within (k(k+1)/2).
+    Overwrites packed (blocks, stride, LANES) with R, c and 1 per group (0 in the padding), for Z T_z and [X y] T_x;
+    adds sum c'c to within (k(k+1)/2).
     scratch: LANES (q^2 + q k + 2 q + k(k+1)/2) doubles.
     """
     # constant sizes let the compiler unroll the shapes that nearly everyone uses
     if shape.q == 1 and shape.k == 2:
-        factor_of(1, 2, shape, n_groups, raw, Tz, Tx, packed, within, scratch)
+        factor_of(1, 2, groups, packed, within, scratch)
     elif shape.q == 2 and shape.k == 3:
-        factor_of(2, 3, shape, n_groups, raw, Tz, Tx, packed, within, scratch)
+        factor_of(2, 3, groups, packed, within, scratch)
     else:
-        factor_of(shape.q, shape.k, shape, n_groups, raw, Tz, Tx, packed, within, scratch)
+        factor_of(shape.q, shape.k, groups, packed, within, scratch)
 
 
-cdef inline void whiten(
-    Py_ssize_t q, Py_ssize_t k, const vecu* R, const vecu* c, const double* factor,
-    vecu* U, vecu* W, vecu* Y, vecu* D, vecu* det,
-) noexcept nogil:
-    """U = R L, W = I + U U' = M M', Y = M^-1 R, D = M^-1 c, det = |W| for one block."""
+# Where `whiten` leaves what it computes.
+cdef struct Whitened:
+    vecu* U     # (q, q) R L
+    vecu* W     # (q, q) see `eliminate`
+    vecu* Y     # (q, q)
+    vecu* D     # (q, k)
+
+
+cdef inline Whitened lay_whitened(Py_ssize_t q, double* scratch) noexcept nogil:
+    """The first 3 q^2 + q k vectors of a work space."""
+    cdef Whitened s
+    s.U = <vecu*> scratch
+    s.W = s.U + q * q
+    s.Y = s.W + q * q
+    s.D = s.Y + q * q
+    return s
+
+
+cdef inline vec whiten(Py_ssize_t q, Py_ssize_t k, const vecu* R, const double* factor, const Whitened* s
+                       ) noexcept nogil:
+    """U = R L, W = I + U U' = M M', Y = M^-1 R, D = M^-1 c for one block (R, c); its determinants |W|."""
     cdef Py_ssize_t a, b, l, j
-    cdef vec t, u
+    cdef vecu* U = s.U
+    cdef vecu* W = s.W
+    cdef vecu* Y = s.Y
+    cdef vecu* D = s.D
+    cdef vec t
     cdef vec one = VEC_SET(1.0)
     cdef const vecu* row = R
-    cdef vec product = one
+    cdef const vecu* c = R + q * (q + 1) // 2
     for a in range(q):
         for b in range(q):
             t = VEC_SET(0.0)
@@ -202,140 +307,113 @@ cdef inline void whiten(
                 t = t + U[a * q + l] * U[b * q + l]
             W[a * q + b] = t
         W[a * q + a] = W[a * q + a] + one
-    # right-looking Cholesky; Y and D are carried along as right-hand sides
-    for a in range(q):
-        t = W[a * q + a]
-        product = product * t
-        u = one / VEC_SQRT(t)
-        for b in range(q):
-            Y[a * q + b] = Y[a * q + b] * u
-        for j in range(k):
-            D[a * k + j] = D[a * k + j] * u
-        for b in range(a + 1, q):
-            W[b * q + a] = W[b * q + a] * u
-        for b in range(a + 1, q):
-            t = W[b * q + a]
-            for l in range(a + 1, b + 1):
-                W[b * q + l] = W[b * q + l] - t * W[l * q + a]
-            for l in range(q):
-                Y[b * q + l] = Y[b * q + l] - t * Y[a * q + l]
-            for j in range(k):
-                D[b * k + j] = D[b * k + j] - t * D[a * k + j]
-    det[0] = product
+    return eliminate(q, W, q, Y, k, D, NULL)
 
 
-cdef inline double moments_of(
-    Py_ssize_t q, Py_ssize_t k, const Shape* shape, Py_ssize_t n_blocks, bint uniform, const double* packed,
-    const double* factor, double* sum_n, double* sum_h, double* gram, double* store, double* scratch,
-) noexcept nogil:
-    cdef Py_ssize_t n_a = q * (q + 1) // 2, n_c = q * k, n_h = k * (k + 1) // 2
-    cdef Py_ssize_t block, a, b, j, l, pos
-    cdef vecu* U = <vecu*> scratch
-    cdef vecu* W = U + q * q
-    cdef vecu* Y = W + q * q
-    cdef vecu* D = Y + q * q
-    cdef vecu* acc_n = D + n_c
+cdef inline double sum_logs(const vecu* values, const vecu* count) noexcept nogil:
+    """Sum over the lanes of count log(value); of log(value) where count is NULL."""
+    cdef Py_ssize_t lane
+    cdef double total = 0.0
+    for lane in range(LANES):
+        if count == NULL:
+            total += log((<const double*> values)[lane])
+        elif (<const double*> count)[lane] != 0.0:
+            total += (<const double*> count)[lane] * log((<const double*> values)[lane])
+    return total
+
+
+cdef inline double moments_of(Py_ssize_t q, Py_ssize_t k, const PackedGroups* groups, const double* factor,
+                              const Sums* out, double* scratch) noexcept nogil:
+    cdef Py_ssize_t n_a = q * (q + 1) // 2, n_c = q * k, n_h = k * (k + 1) // 2, n_g = n_c * (n_c + 1) // 2, block, pos
+    cdef Whitened s = lay_whitened(q, scratch)
+    cdef vecu* acc_n = s.D + n_c
     cdef vecu* acc_h = acc_n + n_a
     cdef vecu* acc_g = acc_h + n_h
-    cdef vecu* N
-    cdef vecu* E
-    cdef vecu* spare = acc_g + n_c * (n_c + 1) // 2
-    cdef const vecu* R
+    cdef vecu* N = acc_g + n_g
+    cdef const vecu* R = <const vecu*> groups.packed
     cdef const vecu* count
-    cdef vec t, det, product
-    cdef double logdet = 0.0, inner
+    cdef vec det, product
+    cdef double logdet = 0.0
+    cdef bint uniform = groups.uniform, with_gram = out.gram != NULL
     product = VEC_SET(1.0)
-    for pos in range(n_a + n_h + n_c * (n_c + 1) // 2):
+    for pos in range(n_a + n_h + n_g):
         acc_n[pos] = VEC_SET(0.0)
-    for block in range(n_blocks):
-        R = (<const vecu*> packed) + block * shape.stride
+    for block in range(groups.n_blocks):
         count = R + n_a + n_c
-        N = spare if store == NULL else (<vecu*> store) + block * (n_a + n_c)
-        E = N + n_a
-        whiten(q, k, R, R + n_a, factor, U, W, Y, D, &det)
-        if uniform:
+        if out.store != NULL:
+            N = (<vecu*> out.store) + block * (n_a + n_c)
+        det = whiten(q, k, R, factor, &s)
+        if not uniform:
+            logdet += sum_logs(<vecu*> &det, count)
+        else:
             # padding has det = 1; the product is taken to logarithms before it can overflow
             product = product * det
-            if vec_max(&product) > 1e100:
-                for l in range(LANES):
-                    logdet += log((<double*> &product)[l])
+            if vec_max(<vecu*> &product) > 1e100:
+                logdet += sum_logs(<vecu*> &product, NULL)
                 product = VEC_SET(1.0)
-        else:
-            for l in range(LANES):
-                inner = (<const double*> count)[l]
-                if inner != 0.0:
-                    logdet += inner * log((<double*> &det)[l])
-        pos = 0
-        for a in range(q):
-            for b in range(a + 1):
-                t = VEC_SET(0.0)
-                for l in range(q):
-                    t = t + Y[l * q + a] * Y[l * q + b]
-                N[pos] = t
-                acc_n[pos] = acc_n[pos] + t * count[0]
-                pos = pos + 1
-        for a in range(q):
-            for j in range(k):
-                t = VEC_SET(0.0)
-                for l in range(q):
-                    t = t + Y[l * q + a] * D[l * k + j]
-                E[a * k + j] = t
-        pos = 0
-        for j in range(k):
-            for l in range(j + 1):
-                t = acc_h[pos]
-                for a in range(q):
-                    t = t + D[a * k + j] * D[a * k + l]
-                acc_h[pos] = t
-                pos = pos + 1
-        if gram != NULL:
-            pos = 0
-            for a in range(n_c):
-                t = E[a]
-                for b in range(a + 1):
-                    acc_g[pos + b] = acc_g[pos + b] + t * E[b]
-                pos = pos + a + 1
+        set_crossed(q, s.Y, N)
+        for pos in range(n_a):
+            acc_n[pos] = acc_n[pos] + N[pos] * count[0]
+        set_product(q, k, s.Y, s.D, N + n_a)
+        add_crossed(q, k, s.D, acc_h)
+        if with_gram:
+            add_outer(n_c, N + n_a, acc_g)
+        R = R + n_a + n_c + 1
     if uniform:
-        for l in range(LANES):
-            logdet += log((<double*> &product)[l])
+        logdet += sum_logs(<vecu*> &product, NULL)
     for pos in range(n_a):
-        sum_n[pos] = vec_sum(acc_n + pos)
+        out.sum_n[pos] = vec_sum(acc_n + pos)
     for pos in range(n_h):
-        sum_h[pos] += vec_sum(acc_h + pos)
-    if gram != NULL:
-        for pos in range(n_c * (n_c + 1) // 2):
-            gram[pos] = vec_sum(acc_g + pos)
+        out.sum_h[pos] += vec_sum(acc_h + pos)
+    for pos in range(n_g if with_gram else 0):
+        out.gram[pos] = vec_sum(acc_g + pos)
     return logdet
 
 
-cdef double moments(
-    const Shape* shape, Py_ssize_t n_blocks, bint uniform, const double* packed, const double* factor,
-    double* sum_n, double* sum_h, double* gram, double* store, double* scratch,
-) noexcept nogil:
-    """First sweep of an evaluation.
+cdef double moments(const PackedGroups* groups, const double* factor, const Sums* out, double* scratch) noexcept nogil:
+    """First sweep of an evaluation: the sums over groups at L; returns sum n_i log|W_i|.
 
-    Returns sum n_i log|W_i|; sets sum_n = sum n_i N_i (n_a), adds sum D'D to sum_h (k(k+1)/2) and,
-    unless gram is NULL, sets gram = sum vec(E_i) vec(E_i)' (packed lower triangle of q k); unless store is
-    NULL, keeps N_i and E_i there for the second sweep.  `uniform`: all counts are 1 (or padding).
     scratch: LANES (3 q^2 + 2 q k + 2 n_a + k(k+1)/2 + qk(qk+1)/2) doubles.
     """
-    if shape.q == 1:
-        return moments_of(1, shape.k, shape, n_blocks, uniform, packed, factor, sum_n, sum_h, gram, store, scratch)
-    if shape.q == 2 and shape.k == 3:
-        return moments_of(2, 3, shape, n_blocks, uniform, packed, factor, sum_n, sum_h, gram, store, scratch)
-    if shape.q == 2:
-        return moments_of(2, shape.k, shape, n_blocks, uniform, packed, factor, sum_n, sum_h, gram, store, scratch)
-    if shape.q == 3:
-        return moments_of(3, shape.k, shape, n_blocks, uniform, packed, factor, sum_n, sum_h, gram, store, scratch)
-    return moments_of(shape.q, shape.k, shape, n_blocks, uniform, packed, factor, sum_n, sum_h, gram, store, scratch)
+    cdef Py_ssize_t q = groups.shape.q, k = groups.shape.k
+    if q == 1:
+        return moments_of(1, k, groups, factor, out, scratch)
+    if q == 2 and k == 3:
+        return moments_of(2, 3, groups, factor, out, scratch)
+    if q == 2:
+        return moments_of(2, k, groups, factor, out, scratch)
+    if q == 3:
+        return moments_of(3, k, groups, factor, out, scratch)
+    return moments_of(q, k, groups, factor, out, scratch)
 
 
-cdef inline void curvature_of(
-    Py_ssize_t q, Py_ssize_t k, const Shape* shape, Py_ssize_t n_blocks, Py_ssize_t first, const double* packed,
-    const double* weight, const double* store, double* tensor, double* scratch,
-) noexcept nogil:
-    cdef Py_ssize_t n_a = q * (q + 1) // 2, n_c = q * k
-    cdef Py_ssize_t block, a, b, j, l, pos
+cdef inline void add_forms(Py_ssize_t q, Py_ssize_t k, Py_ssize_t first, const vecu* F, vecu* B) noexcept nogil:
+    """B += F F' for the columns of F (q, k) from `first` on, packed lower triangle."""
+    cdef Py_ssize_t a, b, j, pos = 0
+    cdef vec t
+    for a in range(q):
+        for b in range(a + 1):
+            t = B[pos]
+            for j in range(first, k):
+                t = t + F[a * k + j] * F[b * k + j]
+            B[pos] = t
+            pos = pos + 1
+
+
+cdef inline void add_tensor(Py_ssize_t n_a, const vecu* B, const vecu* N, vecu* tensor) noexcept nogil:
+    """tensor += B (x) N, (n_a, n_a)."""
+    cdef Py_ssize_t a, b, pos = 0
+    cdef vec t
+    for a in range(n_a):
+        t = B[a]
+        for b in range(n_a):
+            tensor[pos] = tensor[pos] + t * N[b]
+            pos = pos + 1
+
+
+cdef inline void curvature_of(Py_ssize_t q, Py_ssize_t k, const PackedGroups* groups, Py_ssize_t first,
+                              const double* weight, const double* store, double* tensor, double* scratch) noexcept nogil:
+    cdef Py_ssize_t n_a = q * (q + 1) // 2, n_c = q * k, block, a, j, l, pos
     cdef vecu* F = <vecu*> scratch
     cdef vecu* B = F + n_c
     cdef vecu* acc = B + n_a
@@ -345,115 +423,92 @@ cdef inline void curvature_of(
     cdef vec t
     for pos in range(n_a * n_a):
         acc[pos] = VEC_SET(0.0)
-    for block in range(n_blocks):
+    for block in range(groups.n_blocks):
         N = (<const vecu*> store) + block * (n_a + n_c)
         E = N + n_a
-        count = (<const vecu*> packed) + block * shape.stride + n_a + n_c
+        count = (<const vecu*> groups.packed) + (block + 1) * (n_a + n_c + 1) - 1
         for a in range(q):
             for j in range(first, k):
                 t = VEC_SET(0.0)
                 for l in range(j + 1):
                     t = t + E[a * k + l] * weight[l * k + j]
                 F[a * k + j] = t
-        pos = 0
-        for a in range(q):
-            for b in range(a + 1):
-                t = VEC_SET(0.0) - count[0] * N[pos]
-                for j in range(first, k):
-                    t = t + F[a * k + j] * F[b * k + j]
-                B[pos] = t
-                pos = pos + 1
-        pos = 0
-        for a in range(n_a):
-            t = B[a]
-            for b in range(n_a):
-                acc[pos] = acc[pos] + t * N[b]
-                pos = pos + 1
+        for pos in range(n_a):
+            B[pos] = VEC_SET(0.0) - count[0] * N[pos]
+        add_forms(q, k, first, F, B)
+        add_tensor(n_a, B, N, acc)
     for pos in range(n_a * n_a):
         tensor[pos] = vec_sum(acc + pos)
 
 
-cdef void curvature(
-    const Shape* shape, Py_ssize_t n_blocks, Py_ssize_t first, const double* packed, const double* weight,
-    const double* store, double* tensor, double* scratch,
-) noexcept nogil:
+cdef void curvature(const PackedGroups* groups, Py_ssize_t first, const double* weight, const double* store,
+                    double* tensor, double* scratch) noexcept nogil:
     """Second sweep: tensor[ab, cd] = sum B_i[ab] N_i[cd], B_i = -n_i N_i + (E_i w)(E_i w)'.
 
-    weight (k x k) is upper triangular; its columns before `first` are skipped.
+    weight (k x k) is upper triangular; its columns before `first` are skipped.  store: as `moments` leaves it.
     scratch: LANES (q k + n_a + n_a^2) doubles.
     """
-    if shape.q == 1:
-        curvature_of(1, shape.k, shape, n_blocks, first, packed, weight, store, tensor, scratch)
-    elif shape.q == 2 and shape.k == 3:
-        curvature_of(2, 3, shape, n_blocks, first, packed, weight, store, tensor, scratch)
-    elif shape.q == 2:
-        curvature_of(2, shape.k, shape, n_blocks, first, packed, weight, store, tensor, scratch)
-    elif shape.q == 3:
-        curvature_of(3, shape.k, shape, n_blocks, first, packed, weight, store, tensor, scratch)
+    cdef Py_ssize_t q = groups.shape.q, k = groups.shape.k
+    if q == 1:
+        curvature_of(1, k, groups, first, weight, store, tensor, scratch)
+    elif q == 2 and k == 3:
+        curvature_of(2, 3, groups, first, weight, store, tensor, scratch)
+    elif q == 2:
+        curvature_of(2, k, groups, first, weight, store, tensor, scratch)
+    elif q == 3:
+        curvature_of(3, k, groups, first, weight, store, tensor, scratch)
     else:
-        curvature_of(shape.q, shape.k, shape, n_blocks, first, packed, weight, store, tensor, scratch)
+        curvature_of(q, k, groups, first, weight, store, tensor, scratch)
 
 
-cdef void effects(
-    const Shape* shape, Py_ssize_t n_blocks, const double* packed, const double* factor, const double* contrast,
-    double* e_out, double* matrix_out, bint conditional, double* scratch,
-) noexcept nogil:
+cdef inline void conditional_root(Py_ssize_t q, const vecu* U, const double* factor, vecu* W, vecu* S) noexcept nogil:
+    """S with S'S = L (I + U'U)^-1 L': M M' = I + U'U, S = M^-1 L'."""
+    cdef Py_ssize_t a, b, l
+    cdef vec t
+    for a in range(q):
+        for b in range(a + 1):
+            t = VEC_SET(1.0 if a == b else 0.0)
+            for l in range(q):
+                t = t + U[l * q + a] * U[l * q + b]
+            W[a * q + b] = t
+        for b in range(q):
+            S[a * q + b] = VEC_SET(factor[b * q + a])
+    eliminate(q, W, q, S, 0, NULL, NULL)
+
+
+cdef void effects(const PackedGroups* groups, const double* factor, const double* contrast, double* e_out,
+                  double* matrix_out, bint conditional, double* scratch) noexcept nogil:
     """e_i = E_i contrast (n_blocks * LANES, q) and a matrix (n_blocks * LANES, q, q) of every packed group.
 
-    The matrix is N_i or, if `conditional`, L (I + L'A_i L)^-1 L' = S'S with M M' = I + U'U, S = M^-1 L': a sum of
-    squares, where G^ - G^ N_i G^ would cancel.  matrix_out may be NULL.
+    The matrix is N_i or, if `conditional`, L (I + L'A_i L)^-1 L' = S'S: a sum of squares, where G^ - G^ N_i G^ would
+    cancel.  matrix_out may be NULL.
     scratch: LANES (4 q^2 + q k + q) doubles.
     """
-    cdef Py_ssize_t q = shape.q, k = shape.k
-    cdef Py_ssize_t block, a, b, l, j, lane
-    cdef vecu* U = <vecu*> scratch
-    cdef vecu* W = U + q * q
-    cdef vecu* Y = W + q * q
-    cdef vecu* S = Y + q * q
-    cdef vecu* D = S + q * q
-    cdef vecu* d = D + q * k
+    cdef Py_ssize_t q = groups.shape.q, k = groups.shape.k, n_a = groups.shape.n_a, block, a, b, l, j, lane
+    cdef Whitened s = lay_whitened(q, scratch)
+    cdef vecu* S = s.D + q * k
+    cdef vecu* d = S + q * q
     cdef vecu* half
-    cdef const vecu* R
-    cdef vec t, u, det
-    for block in range(n_blocks):
-        R = (<const vecu*> packed) + block * shape.stride
-        whiten(q, k, R, R + shape.n_a, factor, U, W, Y, D, &det)
+    cdef vec t
+    for block in range(groups.n_blocks):
+        whiten(q, k, (<const vecu*> groups.packed) + block * groups.shape.stride, factor, &s)
         for a in range(q):
             t = VEC_SET(0.0)
             for j in range(k):
-                t = t + D[a * k + j] * contrast[j]
+                t = t + s.D[a * k + j] * contrast[j]
             d[a] = t
         for a in range(q):
             t = VEC_SET(0.0)
             for l in range(q):
-                t = t + Y[l * q + a] * d[l]
+                t = t + s.Y[l * q + a] * d[l]
             for lane in range(LANES):
                 e_out[(block * LANES + lane) * q + a] = (<double*> &t)[lane]
         if matrix_out == NULL:
             continue
-        half = Y
+        half = s.Y
         if conditional:
             half = S
-            for a in range(q):
-                for b in range(a + 1):
-                    t = VEC_SET(1.0 if a == b else 0.0)
-                    for l in range(q):
-                        t = t + U[l * q + a] * U[l * q + b]
-                    W[a * q + b] = t
-                for b in range(q):
-                    S[a * q + b] = VEC_SET(factor[b * q + a])
-            for a in range(q):
-                u = VEC_SET(1.0) / VEC_SQRT(W[a * q + a])
-                for b in range(q):
-                    S[a * q + b] = S[a * q + b] * u
-                for b in range(a + 1, q):
-                    W[b * q + a] = W[b * q + a] * u
-                for b in range(a + 1, q):
-                    t = W[b * q + a]
-                    for l in range(a + 1, b + 1):
-                        W[b * q + l] = W[b * q + l] - t * W[l * q + a]
-                    for l in range(q):
-                        S[b * q + l] = S[b * q + l] - t * S[a * q + l]
+            conditional_root(q, s.U, factor, s.W, S)
         for a in range(q):
             for b in range(q):
                 t = VEC_SET(0.0)

@@ -52,93 +52,95 @@ cdef Py_ssize_t batch_size(const Batch* d) noexcept nogil:
     return arena.used
 
 
-cdef void read_responses(const Batch* d, Lanes* s, const double* Y, Py_ssize_t stride, Py_ssize_t count,
-                         vec* residual) noexcept nogil:
-    """One pass over a block of rows of Y: c_y, rest, X_o'y; residual = y'y less what X_o explains."""
-    cdef Py_ssize_t q = d.q, p = d.p, n_a = q * (q + 1) // 2
-    cdef Py_ssize_t g, i, a, b, j, lane, pattern = 0, c, pos, begin, at, filled = 0, used = 0
+cdef enum:
+    TILE_ROWS = 64      # rows of Y that are read side by side
+
+
+# A pass over a block of rows of Y.
+cdef struct Reading:
+    const double* row[8]    # the response of each lane
+    double shift[8]         # taken from it
+    vec first               # its first value, shifted
+    vec spread              # sum of distances from that, where a constant response has to be seen
+    vec total               # y'y
+    bint watch
+    Py_ssize_t filled, used     # rows in the tile
+
+
+cdef inline void fill_tile(const Batch* d, Reading* r, double* tile, Py_ssize_t i) noexcept nogil:
+    """The rows of all lanes from position i on, response by response to lane by lane."""
+    cdef Py_ssize_t j = 0, lane, at
+    r.filled = d.n - i if d.n - i < TILE_ROWS else TILE_ROWS
+    r.used = 0
+    if d.order == NULL:
+        while j + LANES <= r.filled:
+            vec_transpose(r.row, i + j, r.shift, tile + j * LANES)
+            j += LANES
+    while j < r.filled:
+        at = i + j if d.order == NULL else d.order[i + j]
+        for lane in range(LANES):
+            tile[j * LANES + lane] = r.row[lane][at] - r.shift[lane]
+        j += 1
+
+
+cdef inline void sum_group(const Batch* d, Lanes* s, Reading* r, Py_ssize_t g, vecu* acc) noexcept nogil:
+    """acc (q,) = R^-T Z'y of a group; its rows are added to beta (X'y), total and spread."""
+    cdef Py_ssize_t q = d.q, p = d.p, i, a, j
+    cdef vecu* beta = <vecu*> s.beta
+    cdef vec v, total, spread
+    total = r.total
+    spread = r.spread
+    for a in range(q):
+        acc[a] = VEC_SET(0.0)
+    for i in range(d.start[g], d.start[g + 1]):
+        if r.used == r.filled:
+            fill_tile(d, r, s.tile, i)
+        v = (<vecu*> s.tile)[r.used]
+        r.used += 1
+        if r.watch:
+            spread = spread + VEC_ABS(v - r.first)
+        if d.offset != NULL:
+            v = v - d.offset[i]
+        for a in range(q):
+            acc[a] = acc[a] + d.basis[i * q + a] * v
+        if d.x != NULL:
+            for j in range(p):
+                beta[j] = beta[j] + d.x[i * p + j] * v
+        if d.weights != NULL:
+            total = total + d.weights[i] * v * v
+        else:
+            total = total + v * v
+    r.total = total
+    r.spread = spread
+
+
+cdef inline void file_group(const Batch* d, Lanes* s, Py_ssize_t pattern, Py_ssize_t g, const vecu* acc) noexcept nogil:
+    """The sums of a group to the columns and the rest of its pattern."""
+    cdef Py_ssize_t q = d.q, begin = d.columns[pattern], a, b, c, pos = pattern * (q * (q + 1) // 2)
+    cdef vecu* cy = (<vecu*> s.cy) + begin * q
+    cdef vecu* rest = <vecu*> s.rest
+    if d.groups[pattern + 1] - d.groups[pattern] == 1:
+        for a in range(q):
+            cy[a] = acc[a]
+        return
+    for a in range(q):
+        for b in range(a + 1):
+            rest[pos] = rest[pos] + acc[a] * acc[b]
+            pos = pos + 1
+    for c in range(d.columns[pattern + 1] - begin):
+        for a in range(q):
+            cy[c * q + a] = cy[c * q + a] + d.loading[g * d.loading_width + c] * acc[a]
+
+
+cdef void leave_residuals(const Batch* d, Lanes* s) noexcept nogil:
+    """y is replaced by its OLS residual (the rest has c_x = 0); the rest loses what its columns carry."""
+    cdef Py_ssize_t q = d.q, p = d.p, n_a = q * (q + 1) // 2, pattern, c, a, b, j, pos
     cdef vecu* cy = <vecu*> s.cy
     cdef vecu* rest = <vecu*> s.rest
-    cdef vecu* acc = <vecu*> s.small
     cdef vecu* beta = <vecu*> s.beta
     cdef vecu* within = <vecu*> s.within
-    cdef double* tile = s.tile
-    cdef double shift[8]
-    cdef const double* row[8]
-    cdef vec v, total, t, first, spread
+    cdef vec t
     cdef bint whole
-    # a constant response is refused even where X cannot reproduce it
-    cdef bint watch = d.offset != NULL or not d.centre
-    total = VEC_SET(0.0)
-    spread = VEC_SET(0.0)
-    first = VEC_SET(0.0)
-    for pos in range(d.n_columns * q):
-        cy[pos] = VEC_SET(0.0)
-    for pos in range(d.n_patterns * n_a):
-        rest[pos] = VEC_SET(0.0)
-    for j in range(p):
-        beta[j] = VEC_SET(0.0)
-    for lane in range(LANES):
-        # lanes beyond the last response repeat it
-        row[lane] = Y + (lane if lane < count else count - 1) * stride
-        shift[lane] = row[lane][0] if d.centre else 0.0
-        (<double*> &first)[lane] = row[lane][0] - shift[lane]
-    for g in range(d.m):
-        while g >= d.groups[pattern + 1]:
-            pattern += 1
-        for a in range(q):
-            acc[a] = VEC_SET(0.0)
-        for i in range(d.start[g], d.start[g + 1]):
-            if used == filled:
-                filled = d.n - i if d.n - i < 64 else 64
-                used = 0
-                j = 0
-                if d.order == NULL:
-                    while j + LANES <= filled:
-                        vec_transpose(row, i + j, shift, tile + j * LANES)
-                        j += LANES
-                while j < filled:
-                    at = i + j if d.order == NULL else d.order[i + j]
-                    for lane in range(LANES):
-                        tile[j * LANES + lane] = row[lane][at] - shift[lane]
-                    j += 1
-            v = (<vecu*> tile)[used]
-            used += 1
-            if watch:
-                spread = spread + VEC_ABS(v - first)
-            if d.offset != NULL:
-                v = v - d.offset[i]
-            for a in range(q):
-                acc[a] = acc[a] + d.basis[i * q + a] * v
-            if d.x != NULL:
-                for j in range(p):
-                    beta[j] = beta[j] + d.x[i * p + j] * v
-            if d.weights != NULL:
-                total = total + d.weights[i] * v * v
-            else:
-                total = total + v * v
-        begin = d.columns[pattern]
-        if d.groups[pattern + 1] - d.groups[pattern] == 1:
-            for a in range(q):
-                cy[begin * q + a] = acc[a]
-        else:
-            pos = pattern * n_a
-            for a in range(q):
-                for b in range(a + 1):
-                    rest[pos] = rest[pos] + acc[a] * acc[b]
-                    pos = pos + 1
-            for c in range(d.columns[pattern + 1] - begin):
-                for a in range(q):
-                    cy[(begin + c) * q + a] = cy[(begin + c) * q + a] + d.loading[g * d.loading_width + c] * acc[a]
-    if d.x == NULL:
-        for c in range(d.n_columns):
-            for a in range(q):
-                for j in range(p):
-                    beta[j] = beta[j] + d.cx[(c * q + a) * p + j] * cy[c * q + a]
-    for j in range(p):
-        total = total - beta[j] * beta[j]
-    # the rest loses what its columns carry; then y is replaced by its OLS residual (the rest has c_x = 0)
-    within[p] = total
     for j in range(p):
         within[j] = VEC_SET(0.0)
     for pattern in range(d.n_patterns):
@@ -162,9 +164,52 @@ cdef void read_responses(const Batch* d, Lanes* s, const double* Y, Py_ssize_t s
         for a in range(q):
             within[p] = within[p] - rest[pos + a]
             pos = pos + a + 1
-    if watch:
-        total = VEC_WHERE_POSITIVE(spread, total, total * 0.0)
-    residual[0] = total
+
+
+cdef void read_responses(const Batch* d, Lanes* s, const double* Y, Py_ssize_t stride, Py_ssize_t count,
+                         vec* residual) noexcept nogil:
+    """One pass over a block of rows of Y: c_y, rest, X_o'y; residual = y'y less what X_o explains."""
+    cdef Py_ssize_t q = d.q, p = d.p, g, a, j, lane, pattern = 0, c, pos
+    cdef vecu* cy = <vecu*> s.cy
+    cdef vecu* rest = <vecu*> s.rest
+    cdef vecu* acc = <vecu*> s.small
+    cdef vecu* beta = <vecu*> s.beta
+    cdef Reading r
+    # a constant response is refused even where X cannot reproduce it
+    r.watch = d.offset != NULL or not d.centre
+    r.filled = 0
+    r.used = 0
+    r.total = VEC_SET(0.0)
+    r.spread = VEC_SET(0.0)
+    r.first = VEC_SET(0.0)
+    for pos in range(d.n_columns * q):
+        cy[pos] = VEC_SET(0.0)
+    for pos in range(d.n_patterns * (q * (q + 1) // 2)):
+        rest[pos] = VEC_SET(0.0)
+    for j in range(p):
+        beta[j] = VEC_SET(0.0)
+    for lane in range(LANES):
+        # lanes beyond the last response repeat it
+        r.row[lane] = Y + (lane if lane < count else count - 1) * stride
+        r.shift[lane] = r.row[lane][0] if d.centre else 0.0
+        (<double*> &r.first)[lane] = r.row[lane][0] - r.shift[lane]
+    for g in range(d.m):
+        while g >= d.groups[pattern + 1]:
+            pattern += 1
+        sum_group(d, s, &r, g, acc)
+        file_group(d, s, pattern, g, acc)
+    if d.x == NULL:
+        for c in range(d.n_columns):
+            for a in range(q):
+                for j in range(p):
+                    beta[j] = beta[j] + d.cx[(c * q + a) * p + j] * cy[c * q + a]
+    for j in range(p):
+        r.total = r.total - beta[j] * beta[j]
+    (<vecu*> s.within)[p] = r.total
+    leave_residuals(d, s)
+    if r.watch:
+        r.total = VEC_WHERE_POSITIVE(r.spread, r.total, r.total * 0.0)
+    residual[0] = r.total
 
 
 cdef void rescale_responses(const Batch* d, Lanes* s, vec* size) noexcept nogil:
@@ -180,178 +225,153 @@ cdef void rescale_responses(const Batch* d, Lanes* s, vec* size) noexcept nogil:
     (<vecu*> s.within)[d.p] = (<vecu*> s.within)[d.p] * inverse * inverse
 
 
+# Work space of the sweeps, in `small`.
+cdef struct PatternSpace:
+    vecu* U         # (q, q) R L, later free
+    vecu* W         # (q, q) see `eliminate`
+    vecu* Y         # (q, q) M^-1 R
+    vecu* inverse   # (q, q) M^-1
+    vecu* half      # (q, q)
+    vecu* D         # (q, k)
+    vecu* roots     # (q,) 1 / M_aa
+
+
+cdef inline vec whiten_pattern(Py_ssize_t q, const double* R, const vecu* factor, bint with_rest, const PatternSpace* w
+                               ) noexcept nogil:
+    """W = I + U U' = M M', U = R L; Y = M^-1 R and, for a rest, M^-1; the determinants |W|."""
+    cdef Py_ssize_t a, b, l, pos = 0
+    cdef vec t
+    for a in range(q):
+        for b in range(q):
+            t = VEC_SET(0.0)
+            for l in range(a if a > b else b, q):
+                t = t + R[pos + l - a] * factor[l * q + b]
+            w.U[a * q + b] = t
+            w.Y[a * q + b] = VEC_SET(R[pos + b - a] if b >= a else 0.0)
+            if with_rest:
+                w.inverse[a * q + b] = VEC_SET(1.0 if a == b else 0.0)
+        pos = pos + q - a
+    for a in range(q):
+        for b in range(a + 1):
+            t = VEC_SET(1.0 if a == b else 0.0)
+            for l in range(q):
+                t = t + w.U[a * q + l] * w.U[b * q + l]
+            w.W[a * q + b] = t
+    return eliminate(q, w.W, q, w.Y, q if with_rest else 0, w.inverse, w.roots)
+
+
+cdef inline void sweep_rest(Py_ssize_t q, Py_ssize_t k, const vecu* rest, const PatternSpace* w, vecu* H_yy, vecu* gram,
+                            vecu* out) noexcept nogil:
+    """H_yy += tr(M^-1 rest M^-T); out = B rest B', B = Y'M^-1, which is added to the y part of gram."""
+    cdef Py_ssize_t p = k - 1, a, b, l, pos = 0
+    cdef vecu* half = w.half
+    cdef vecu* T = w.U
+    cdef vec t
+    for a in range(q):
+        for b in range(q):
+            t = VEC_SET(0.0)
+            for l in range(q):
+                t = t + w.inverse[a * q + l] * rest[l * (l + 1) // 2 + b if l >= b else b * (b + 1) // 2 + l]
+            half[a * q + b] = t
+    t = H_yy[0]
+    for a in range(q):
+        for b in range(q):
+            t = t + half[a * q + b] * w.inverse[a * q + b]
+    H_yy[0] = t
+    for a in range(q):
+        for b in range(q):
+            t = VEC_SET(0.0)
+            for l in range(q):
+                t = t + half[a * q + l] * w.inverse[b * q + l]
+            T[a * q + b] = t
+    set_product(q, q, w.Y, T, half)
+    for a in range(q):
+        for b in range(a + 1):
+            t = VEC_SET(0.0)
+            for l in range(q):
+                t = t + half[a * q + l] * w.Y[l * q + b]
+            out[pos] = t
+            l = a * k + p
+            gram[l * (l + 1) // 2 + b * k + p] = gram[l * (l + 1) // 2 + b * k + p] + t
+            pos = pos + 1
+
+
+cdef inline void sweep_column(Py_ssize_t q, Py_ssize_t p, const double* cx, const vecu* cy, const PatternSpace* w,
+                              vecu* H, vecu* gram, vecu* E) noexcept nogil:
+    """D = M^-1 (c_x, c_y) of a column of a pattern; E = Y'D, D'D and vec(E) vec(E)' to the sums."""
+    cdef Py_ssize_t k = p + 1, a, j, l
+    cdef vec t
+    for a in range(q):
+        for j in range(k):
+            t = VEC_SET(cx[a * p + j]) if j < p else cy[a]
+            for l in range(a):
+                t = t - w.W[a * q + l] * w.D[l * k + j]
+            w.D[a * k + j] = t * w.roots[a]
+    add_crossed(q, k, w.D, H)
+    set_product(q, k, w.Y, w.D, E)
+    add_outer(q * k, E, gram)
+
+
 cdef inline void sweep_patterns(Py_ssize_t q, Py_ssize_t p, const Batch* d, Lanes* s) noexcept nogil:
     """First sweep: logdet, sum_n, H and gram at f.factor; keeps N, B rest B' and E for the second."""
-    cdef Py_ssize_t k = p + 1, n_a = q * (q + 1) // 2, n_c = q * k
-    cdef Py_ssize_t pattern, a, b, c, j, l, pos
-    cdef vecu* factor = <vecu*> s.f.factor
+    cdef Py_ssize_t k = p + 1, n_a = q * (q + 1) // 2, n_c = q * k, n_h = k * (k + 1) // 2, pattern, c, j, pos
     cdef vecu* sum_n = <vecu*> s.f.sum_n
     cdef vecu* H = <vecu*> s.f.H
     cdef vecu* gram = <vecu*> s.f.gram
-    cdef vecu* U = <vecu*> s.small
-    cdef vecu* W = U + q * q
-    cdef vecu* Y = W + q * q
-    cdef vecu* inv = Y + q * q       # M^-1, then B = Y'M^-1
-    cdef vecu* half = inv + q * q
-    cdef vecu* D = half + q * q
-    cdef vecu* N
-    cdef vecu* E
-    cdef vecu* rest
-    cdef const double* R
-    cdef vec t, u, det, product, exponent, logdet
+    cdef vecu* N = <vecu*> s.store
+    cdef vecu* E = N + d.n_patterns * 2 * n_a
+    cdef PatternSpace w
+    cdef vec det, product, exponent, logdet
     cdef double count
-    cdef bint with_rest
+    w.U = <vecu*> s.small
+    w.W = w.U + q * q
+    w.Y = w.W + q * q
+    w.inverse = w.Y + q * q
+    w.half = w.inverse + q * q
+    w.D = w.half + q * q
+    w.roots = w.D + n_c
     product = VEC_SET(1.0)
     exponent = VEC_SET(0.0)
     logdet = VEC_SET(0.0)
-    pos = 0
-    for j in range(p):
-        for l in range(j + 1):
-            H[pos] = VEC_SET(d.within_xx[pos])
-            pos = pos + 1
+    for pos in range(n_h - k):
+        H[pos] = VEC_SET(d.within_xx[pos])
     for j in range(k):
-        H[pos + j] = (<vecu*> s.within)[j]
+        H[n_h - k + j] = (<vecu*> s.within)[j]
     for pos in range(n_a):
         sum_n[pos] = VEC_SET(0.0)
     for pos in range(n_c * (n_c + 1) // 2):
         gram[pos] = VEC_SET(0.0)
     for pattern in range(d.n_patterns):
         count = <double> (d.groups[pattern + 1] - d.groups[pattern])
-        with_rest = count > 1.0
-        R = d.R + pattern * n_a
-        N = (<vecu*> s.store) + pattern * 2 * n_a
-        rest = (<vecu*> s.rest) + pattern * n_a
-        # U = R L, Y = R, inv = I
-        pos = 0
-        for a in range(q):
-            for b in range(q):
-                t = VEC_SET(0.0)
-                for l in range(a if a > b else b, q):
-                    t = t + R[pos + l - a] * factor[l * q + b]
-                U[a * q + b] = t
-                Y[a * q + b] = VEC_SET(R[pos + b - a] if b >= a else 0.0)
-                if with_rest:
-                    inv[a * q + b] = VEC_SET(1.0 if a == b else 0.0)
-            pos = pos + q - a
-        for a in range(q):
-            for b in range(a + 1):
-                t = VEC_SET(1.0 if a == b else 0.0)
-                for l in range(q):
-                    t = t + U[a * q + l] * U[b * q + l]
-                W[a * q + b] = t
-        det = VEC_SET(1.0)
-        for a in range(q):
-            t = W[a * q + a]
-            det = det * t
-            u = VEC_SET(1.0) / VEC_SQRT(t)
-            W[a * q + a] = u
-            for b in range(q):
-                Y[a * q + b] = Y[a * q + b] * u
-                if with_rest:
-                    inv[a * q + b] = inv[a * q + b] * u
-            for b in range(a + 1, q):
-                W[b * q + a] = W[b * q + a] * u
-            for b in range(a + 1, q):
-                t = W[b * q + a]
-                for l in range(a + 1, b + 1):
-                    W[b * q + l] = W[b * q + l] - t * W[l * q + a]
-                for l in range(q):
-                    Y[b * q + l] = Y[b * q + l] - t * Y[a * q + l]
-                    if with_rest:
-                        inv[b * q + l] = inv[b * q + l] - t * inv[a * q + l]
-        if with_rest:
+        det = whiten_pattern(q, d.R + pattern * n_a, <vecu*> s.f.factor, count > 1.0, &w)
+        if count > 1.0:
             logdet = logdet + count * VEC_LOG(det)
         else:
             # exponents are set aside lane by lane: no sum depends on the neighbours
             product = product * det
             VEC_SPLIT(product, exponent)
-        pos = 0
-        for a in range(q):
-            for b in range(a + 1):
-                t = VEC_SET(0.0)
-                for l in range(q):
-                    t = t + Y[l * q + a] * Y[l * q + b]
-                N[pos] = t
-                sum_n[pos] = sum_n[pos] + count * t
-                pos = pos + 1
-        if with_rest:
-            # trace of inv rest inv' to H_yy; B rest B' to the y part of gram
-            for a in range(q):
-                for b in range(q):
-                    t = VEC_SET(0.0)
-                    for l in range(q):
-                        t = t + inv[a * q + l] * rest[l * (l + 1) // 2 + b if l >= b else b * (b + 1) // 2 + l]
-                    half[a * q + b] = t
-            t = H[p * (p + 1) // 2 + p]
-            for a in range(q):
-                for b in range(q):
-                    t = t + half[a * q + b] * inv[a * q + b]
-            H[p * (p + 1) // 2 + p] = t
-            # Y' (inv rest inv') Y, through T = Y' half (q x q), then T inv' Y
-            for a in range(q):
-                for b in range(q):
-                    t = VEC_SET(0.0)
-                    for l in range(q):
-                        t = t + half[a * q + l] * inv[b * q + l]
-                    U[a * q + b] = t
-            for a in range(q):
-                for b in range(q):
-                    t = VEC_SET(0.0)
-                    for l in range(q):
-                        t = t + Y[l * q + a] * U[l * q + b]
-                    half[a * q + b] = t
-            pos = 0
-            for a in range(q):
-                for b in range(a + 1):
-                    t = VEC_SET(0.0)
-                    for l in range(q):
-                        t = t + half[a * q + l] * Y[l * q + b]
-                    N[n_a + pos] = t
-                    l = a * k + p
-                    gram[l * (l + 1) // 2 + b * k + p] = gram[l * (l + 1) // 2 + b * k + p] + t
-                    pos = pos + 1
+        set_crossed(q, w.Y, N)
+        for pos in range(n_a):
+            sum_n[pos] = sum_n[pos] + count * N[pos]
+        if count > 1.0:
+            sweep_rest(q, k, (<vecu*> s.rest) + pattern * n_a, &w, H + n_h - 1, gram, N + n_a)
         for c in range(d.columns[pattern], d.columns[pattern + 1]):
-            E = (<vecu*> s.store) + d.n_patterns * 2 * n_a + c * n_c
-            # D = M^-1 c by forward substitution: W holds M below, 1 / M_aa on the diagonal
-            for a in range(q):
-                for j in range(k):
-                    t = VEC_SET(d.cx[(c * q + a) * p + j]) if j < p else (<vecu*> s.cy)[c * q + a]
-                    for l in range(a):
-                        t = t - W[a * q + l] * D[l * k + j]
-                    D[a * k + j] = t * W[a * q + a]
-            pos = 0
-            for j in range(k):
-                for l in range(j + 1):
-                    t = H[pos]
-                    for a in range(q):
-                        t = t + D[a * k + j] * D[a * k + l]
-                    H[pos] = t
-                    pos = pos + 1
-            for a in range(q):
-                for j in range(k):
-                    t = VEC_SET(0.0)
-                    for l in range(q):
-                        t = t + Y[l * q + a] * D[l * k + j]
-                    E[a * k + j] = t
-            pos = 0
-            for a in range(n_c):
-                t = E[a]
-                for b in range(a + 1):
-                    gram[pos + b] = gram[pos + b] + t * E[b]
-                pos = pos + a + 1
+            sweep_column(q, p, d.cx + c * q * p, (<vecu*> s.cy) + c * q, &w, H, gram, E)
+            E = E + n_c
+        N = N + 2 * n_a
     (<vecu*> s.f.logdet)[0] = logdet + VEC_LOG(product) + exponent * M_LN2
 
 
 cdef inline void sweep_curvature(Py_ssize_t q, Py_ssize_t p, const Batch* d, Lanes* s) noexcept nogil:
     """Second sweep: tensor = sum B_i (x) N_i."""
     cdef Py_ssize_t k = p + 1, n_a = q * (q + 1) // 2, n_c = q * k, first = 0 if d.reml else p
-    cdef Py_ssize_t pattern, a, b, c, j, l, pos
+    cdef Py_ssize_t pattern, a, c, j, l, pos
     cdef vecu* tensor = <vecu*> s.f.tensor
     cdef vecu* weight = <vecu*> s.f.weight
     cdef vecu* F = <vecu*> s.small
     cdef vecu* B = F + n_c
-    cdef vecu* N
-    cdef vecu* E
+    cdef vecu* N = <vecu*> s.store
+    cdef vecu* E = N + d.n_patterns * 2 * n_a
     cdef vec t, square
     cdef double count
     square = weight[p * k + p] * weight[p * k + p]
@@ -359,33 +379,21 @@ cdef inline void sweep_curvature(Py_ssize_t q, Py_ssize_t p, const Batch* d, Lan
         tensor[pos] = VEC_SET(0.0)
     for pattern in range(d.n_patterns):
         count = <double> (d.groups[pattern + 1] - d.groups[pattern])
-        N = (<vecu*> s.store) + pattern * 2 * n_a
         for pos in range(n_a):
             B[pos] = VEC_SET(0.0) - count * N[pos]
             if count > 1.0:
                 B[pos] = B[pos] + square * N[n_a + pos]
         for c in range(d.columns[pattern], d.columns[pattern + 1]):
-            E = (<vecu*> s.store) + d.n_patterns * 2 * n_a + c * n_c
             for a in range(q):
                 for j in range(first, k):
                     t = VEC_SET(0.0)
                     for l in range(j + 1):
                         t = t + E[a * k + l] * weight[l * k + j]
                     F[a * k + j] = t
-            pos = 0
-            for a in range(q):
-                for b in range(a + 1):
-                    t = B[pos]
-                    for j in range(first, k):
-                        t = t + F[a * k + j] * F[b * k + j]
-                    B[pos] = t
-                    pos = pos + 1
-        pos = 0
-        for a in range(n_a):
-            t = B[a]
-            for b in range(n_a):
-                tensor[pos] = tensor[pos] + t * N[b]
-                pos = pos + 1
+            add_forms(q, k, first, F, B)
+            E = E + n_c
+        add_tensor(n_a, B, N, tensor)
+        N = N + 2 * n_a
 
 
 cdef void evaluate_responses(const Batch* d, Lanes* s, int order) noexcept nogil:
@@ -461,13 +469,14 @@ cdef void first_theta(const Batch* d, Lanes* s) noexcept nogil:
         theta[i] = G[d.row[i] * q + d.col[i]]
 
 
-cdef void newton_step(Py_ssize_t n, vecu* hess, vecu* grad, vecu* L, vecu* d, vecu* z, vecu* step, vec* decrement,
+cdef void newton_step(Py_ssize_t n, const vecu* hess, const vecu* grad, vecu* L, vecu* d, vecu* step, vec* decrement,
                       vec* definite) noexcept nogil:
     """step = -H^-1 g by a modified L D L'; pivots that are not positive are replaced by their size.
 
-    decrement: sqrt(g'H^-1 g); definite: positive where no pivot was modified.
+    decrement: sqrt(g'H^-1 g); definite: positive where no pivot was modified.  Overwrites L (n, n) and d (2 n,).
     """
     cdef Py_ssize_t i, j, l
+    cdef vecu* z = d + n
     cdef vec t, largest, floor, total, one
     one = VEC_SET(1.0)
     largest = VEC_SET(0.0)
@@ -518,8 +527,6 @@ cdef Py_ssize_t minimize_lanes(const Batch* d, Lanes* s, vec* finished, vec* dec
     cdef vecu* trial = <vecu*> s.trial
     cdef vecu* step = <vecu*> s.step
     cdef vecu* L = <vecu*> s.small
-    cdef vecu* pivots = L + n * n
-    cdef vecu* z = pivots + n
     cdef vecu* fresh = <vecu*> s.f.work
     cdef vec value, radius, done, accept, decrement, definite, old, norm, t, f_value, one, shrink, near, settled
     cdef double* mask
@@ -535,7 +542,7 @@ cdef Py_ssize_t minimize_lanes(const Batch* d, Lanes* s, vec* finished, vec* dec
         set_factor(d, s, trial)
         evaluate_responses(d, s, 2)
         f_value = (<vecu*> s.f.value)[0]
-        newton_step(n, <vecu*> s.f.hess, <vecu*> s.f.grad, L, pivots, z, fresh, &decrement, &definite)
+        newton_step(n, <vecu*> s.f.hess, <vecu*> s.f.grad, L, L + n * n, fresh, &decrement, &definite)
         # accept what does not raise the criterion beyond rounding; the first point if it is finite
         t = value + 10.0 * (<vecu*> s.f.noise)[0] - f_value
         accept = VEC_WHERE_POSITIVE(t, one, VEC_SET(-1.0))
@@ -660,7 +667,7 @@ cdef void degrees_of_freedom(const Batch* d, Lanes* s, const double* row, vec* d
     shift_of(d, s, shift)
     for l in range(n):
         u[l] = u[l] / variance - shift[l]
-    newton_step(n, <vecu*> s.f.hess, u, small, small + n * n, small + n * n + n, shift, &decrement, &definite)
+    newton_step(n, <vecu*> s.f.hess, u, small, small + n * n, shift, &decrement, &definite)
     df[0] = VEC_SET(1.0) / (decrement * decrement + 1.0 / d.nu)
 
 
@@ -693,147 +700,193 @@ cdef void write_contrasts(const Batch* d, Lanes* s, const Outcome* out, Py_ssize
             out.hess[(where + lane) * n * n + l] = s.f.hess[l * LANES + lane]
 
 
+# What has become of the responses of a block.
+cdef struct Fates:
+    int status[8]           # see Outcome
+    int evaluations[8]
+    vec total               # y'y less what X_o explains
+    vec size                # by which y was divided
+    vec finished            # positive where the search has ended
+    vec decrement
+
+
+cdef void set_aside(const Batch* d, Lanes* s, Fates* f) noexcept nogil:
+    """Find the responses that are not finite or do not vary, and put neutral numbers in their lanes."""
+    cdef Py_ssize_t q = d.q, p = d.p, lane, i
+    for lane in range(LANES):
+        f.evaluations[lane] = 0
+        f.status[lane] = 0
+        if not isfinite((<double*> &f.total)[lane]):
+            f.status[lane] = -1
+        elif not (<double*> &f.total)[lane] > 0.0:
+            f.status[lane] = -2
+        if f.status[lane] == 0:
+            continue
+        (<double*> &f.total)[lane] = d.n
+        for i in range(d.n_columns * q):
+            s.cy[i * LANES + lane] = 0.0
+        for i in range(d.n_patterns * (q * (q + 1) // 2)):
+            s.rest[i * LANES + lane] = 0.0
+        for i in range(p):
+            s.within[i * LANES + lane] = 0.0
+        s.within[p * LANES + lane] = d.n
+
+
+cdef vec snap(const Batch* d, Lanes* s) noexcept nogil:
+    """trial = theta with the columns of L by sign and negligible ones at zero; positive where something went to zero."""
+    cdef Py_ssize_t n = d.n_par, i, j, at
+    cdef vecu* theta = <vecu*> s.theta
+    cdef vecu* trial = <vecu*> s.trial
+    cdef vec zero, one, minus, sign, negligible, changed
+    cdef double limit = 1e-4 / sqrt(d.per_group)
+    zero = VEC_SET(0.0)
+    one = VEC_SET(1.0)
+    minus = VEC_SET(-1.0)
+    changed = minus
+    for i in range(n):
+        trial[i] = theta[i]
+    for i in range(n):
+        if d.row[i] == d.col[i]:
+            sign = VEC_WHERE_POSITIVE(zero - theta[i], minus, one)
+            negligible = VEC_WHERE_POSITIVE(VEC_SET(limit) - VEC_ABS(theta[i]), one, minus)
+            changed = VEC_WHERE_POSITIVE(negligible, one, changed)
+            for j in range(n):
+                if d.col[j] == d.col[i]:
+                    trial[j] = trial[j] * sign
+            trial[i] = VEC_WHERE_POSITIVE(negligible, zero, trial[i])
+    for i in range(n):
+        # a column without its diagonal is left to the single-fit path unless it vanishes altogether
+        if d.row[i] != d.col[i]:
+            at = 0
+            for j in range(n):
+                if d.row[j] == d.col[i] and d.col[j] == d.col[i]:
+                    at = j
+            negligible = VEC_WHERE_POSITIVE(VEC_SET(limit) - VEC_ABS(trial[i]), zero, trial[i])
+            trial[i] = VEC_WHERE_POSITIVE(trial[at], trial[i], negligible)
+    return changed
+
+
+cdef void judge_snapped(const Batch* d, Lanes* s, Fates* f, vec changed) noexcept nogil:
+    """Evaluate at `trial`; where that raises the criterion, or its Hessian is not definite, the search has not ended."""
+    cdef Py_ssize_t n = d.n_par, lane
+    cdef vecu* small = <vecu*> s.small
+    cdef vec value, decrement, definite
+    cdef double before
+    value = (<vecu*> s.f.value)[0]
+    set_factor(d, s, <vecu*> s.trial)
+    evaluate_responses(d, s, 2)
+    newton_step(n, <vecu*> s.f.hess, <vecu*> s.f.grad, small, small + n * n, <vecu*> s.f.work, &decrement, &definite)
+    # a lane that was not snapped repeats its point up to signs
+    for lane in range(LANES):
+        if (<double*> &changed)[lane] > 0.0:
+            before = (<double*> &value)[lane]
+            (<double*> &f.decrement)[lane] = (<double*> &decrement)[lane]
+            f.evaluations[lane] += 1
+            if not (s.f.value[lane] <= before + 1e-11 * (before if before > 0.0 else -before) + 1e-11 * d.n
+                    and (<double*> &definite)[lane] > 0.0):
+                (<double*> &f.finished)[lane] = -1.0
+
+
+cdef int status_of(const Batch* d, Lanes* s, Py_ssize_t lane) noexcept nogil:
+    """Status of a search that has ended: 1, 2 at the boundary, 0 where it does not show every direction."""
+    cdef Py_ssize_t i, j
+    cdef int status = 1
+    for i in range(d.n_par):
+        if d.row[i] == d.col[i] and s.trial[i * LANES + lane] == 0.0:
+            status = 2
+            # Where the diagonal is zero but its column is not, the triangular form does not show every direction in
+            # which G may grow; a zero column shows all of them that are not in its range.
+            for j in range(d.n_par):
+                if d.col[j] == d.col[i] and s.trial[j * LANES + lane] != 0.0:
+                    status = 0
+    # nearly all variation between groups: the sums have lost digits
+    if s.f.r2[lane] < 1e-6 * d.n:
+        status = 0
+    return status
+
+
+cdef void write_searches(const Batch* d, Lanes* s, Fates* f, const Outcome* out, Py_ssize_t first, Py_ssize_t count
+                         ) noexcept nogil:
+    """Status, theta, variance and criterion of a block."""
+    cdef Py_ssize_t lane, where, i
+    for lane in range(count):
+        where = first + lane
+        if f.status[lane] == 0 and (<double*> &f.finished)[lane] > 0.0 and (<double*> &f.decrement)[lane] <= 1e-4:
+            f.status[lane] = status_of(d, s, lane)
+        out.status[where] = f.status[lane]
+        out.evaluations[where] = f.evaluations[lane]
+        out.decrement[where] = (<double*> &f.decrement)[lane]
+        for i in range(d.n_par):
+            out.theta[where * d.n_par + i] = s.trial[i * LANES + lane]
+        out.value[where] = s.f.value[lane] + d.nu * log((<double*> &f.total)[lane] / d.n) + d.criterion_offset
+
+
+cdef void write_coefficients(const Batch* d, Lanes* s, Fates* f, const Outcome* out, const double* shift,
+                             Py_ssize_t stride, Py_ssize_t first, Py_ssize_t count) noexcept nogil:
+    """Variance, coefficients and standard errors of a block; `shift`: what was taken from each response."""
+    cdef Py_ssize_t p = d.p, k = p + 1, i, j, l, lane, at
+    cdef vecu* inverse = <vecu*> s.f.inverse
+    cdef vec sigma2, value, error, t
+    sigma2 = (<vecu*> s.f.r2)[0] * f.size * f.size * (1.0 / d.nu)
+    for lane in range(count):
+        out.sigma2[first + lane] = (<double*> &sigma2)[lane]
+    for i in range(d.p_full):
+        value = VEC_SET(0.0)
+        for j in range(p):
+            value = value + d.x_map[i * p + j] * ((<vecu*> s.beta)[j] - f.size * (<vecu*> s.f.b)[j])
+        error = VEC_SET(0.0)
+        for j in range(p):
+            t = VEC_SET(0.0)
+            for l in range(j + 1):
+                t = t + inverse[j * k + l] * d.x_map[i * p + l]
+            error = error + t * t
+        error = VEC_SQRT(error * sigma2)
+        for lane in range(count):
+            at = (first + lane) * d.p_full + i
+            out.params[at] = (<double*> &value)[lane] + (shift[lane * stride] * d.ones[i] if d.centre else 0.0)
+            out.bse[at] = (<double*> &error)[lane]
+        if out.df == NULL:
+            continue
+        degrees_of_freedom(d, s, d.x_map + i * p, &value)
+        for lane in range(count):
+            out.df[(first + lane) * d.p_full + i] = (<double*> &value)[lane]
+
+
 cdef void batch_fit(
     const Batch* d, const double* Y, Py_ssize_t stride, Py_ssize_t n_responses, Py_ssize_t first, const Outcome* out,
     double* work,
 ) noexcept nogil:
     """Fit n_responses rows of Y; results go to rows first, first + 1, ... of the outcome (see also Outcome.rows)."""
     cdef Lanes s
+    cdef Fates f
     cdef Arena arena = Arena(work, 0)
-    cdef Py_ssize_t n = d.n_par, q = d.q, p = d.p, k = p + 1, block, count, lane, i, j, l, at, where
-    cdef int evaluations[8]
-    cdef int status[8]
-    cdef vec total, size, finished, decrement, t, value, sign, usable, zero, changed, snapped
-    cdef vecu* theta = <vecu*> 0
-    cdef vecu* trial
-    cdef vecu* inverse
-    cdef double limit = 1e-4 / d.per_group ** 0.5
+    cdef Py_ssize_t block = 0, count, lane, i
+    cdef const double* rows
+    cdef vec changed
     lay_lanes(d, &s, &arena)
-    theta = <vecu*> s.theta
-    trial = <vecu*> s.trial
-    inverse = <vecu*> s.f.inverse
-    zero = VEC_SET(0.0)
-    block = 0
     while block < n_responses:
         count = n_responses - block if n_responses - block < LANES else LANES
-        read_responses(d, &s, Y + block * stride, stride, count, &total)
-        for lane in range(LANES):
-            evaluations[lane] = 0
-            status[lane] = 0
-            if not isfinite((<double*> &total)[lane]):
-                status[lane] = -1
-            elif not (<double*> &total)[lane] > 0.0:
-                status[lane] = -2
-            if status[lane] < 0:
-                # neutral numbers keep a lane without data from spoiling nothing but itself
-                (<double*> &total)[lane] = d.n
-                for i in range(d.n_columns * q):
-                    s.cy[i * LANES + lane] = 0.0
-                for i in range(d.n_patterns * (q * (q + 1) // 2)):
-                    s.rest[i * LANES + lane] = 0.0
-                for i in range(p):
-                    s.within[i * LANES + lane] = 0.0
-                s.within[p * LANES + lane] = d.n
-        size = VEC_SQRT(total * (1.0 / <double> d.n))
-        rescale_responses(d, &s, &size)
+        rows = Y + block * stride
+        read_responses(d, &s, rows, stride, count, &f.total)
+        set_aside(d, &s, &f)
+        f.size = VEC_SQRT(f.total * (1.0 / <double> d.n))
+        rescale_responses(d, &s, &f.size)
         if out.rows != NULL:
             for lane in range(LANES):
-                where = first + block + (lane if lane < count else count - 1)
-                for i in range(n):
-                    s.theta[i * LANES + lane] = out.theta[where * n + i]
-            set_factor(d, &s, theta)
+                for i in range(d.n_par):
+                    s.theta[i * LANES + lane] = out.theta[
+                        (first + block + (lane if lane < count else count - 1)) * d.n_par + i]
+            set_factor(d, &s, <vecu*> s.theta)
             evaluate_responses(d, &s, 2)
             write_contrasts(d, &s, out, first + block, count)
-            block += LANES
-            continue
-        first_theta(d, &s)
-        minimize_lanes(d, &s, &finished, &decrement, evaluations)
-        # columns of L by sign, and negligible ones to zero where that does not raise the criterion
-        value = (<vecu*> s.f.value)[0]
-        changed = VEC_SET(-1.0)
-        for i in range(n):
-            trial[i] = theta[i]
-        for i in range(n):
-            if d.row[i] == d.col[i]:
-                sign = VEC_WHERE_POSITIVE(zero - theta[i], VEC_SET(-1.0), VEC_SET(1.0))
-                snapped = VEC_WHERE_POSITIVE(VEC_SET(limit) - VEC_ABS(theta[i]), VEC_SET(1.0), VEC_SET(-1.0))
-                changed = VEC_WHERE_POSITIVE(snapped, VEC_SET(1.0), changed)
-                for j in range(n):
-                    if d.col[j] == d.col[i]:
-                        trial[j] = trial[j] * sign
-                trial[i] = VEC_WHERE_POSITIVE(snapped, zero, trial[i])
-        for i in range(n):
-            # a column without its diagonal is left to the single-fit path unless it vanishes altogether
-            if d.row[i] != d.col[i]:
-                at = 0
-                for j in range(n):
-                    if d.row[j] == d.col[i] and d.col[j] == d.col[i]:
-                        at = j
-                snapped = VEC_WHERE_POSITIVE(VEC_SET(limit) - VEC_ABS(trial[i]), zero, trial[i])
-                trial[i] = VEC_WHERE_POSITIVE(trial[at], trial[i], snapped)
-        if vec_max(<vecu*> &changed) > 0.0:
-            set_factor(d, &s, trial)
-            evaluate_responses(d, &s, 2)
-            newton_step(n, <vecu*> s.f.hess, <vecu*> s.f.grad, <vecu*> s.small, (<vecu*> s.small) + n * n,
-                        (<vecu*> s.small) + n * n + n, <vecu*> s.f.work, &t, &usable)
-            # a lane that was not snapped repeats its point up to signs
-            for lane in range(LANES):
-                if (<double*> &changed)[lane] > 0.0:
-                    (<double*> &decrement)[lane] = (<double*> &t)[lane]
-                    evaluations[lane] += 1
-                    if not (s.f.value[lane] <= (<double*> &value)[lane]
-                            + 1e-11 * ((<double*> &value)[lane] if (<double*> &value)[lane] > 0.0
-                                       else -(<double*> &value)[lane]) + 1e-11 * d.n
-                            and (<double*> &usable)[lane] > 0.0):
-                        (<double*> &finished)[lane] = -1.0
-        for lane in range(count):
-            where = first + block + lane
-            if status[lane] == 0 and (<double*> &finished)[lane] > 0.0 and (<double*> &decrement)[lane] <= 1e-4:
-                status[lane] = 1
-                for i in range(n):
-                    if d.row[i] == d.col[i] and s.trial[i * LANES + lane] == 0.0:
-                        status[lane] = 2
-                        # Where the diagonal is zero but its column is not, the triangular form does not show every
-                        # direction in which G may grow; a zero column shows all of them that are not in its range.
-                        for j in range(n):
-                            if d.col[j] == d.col[i] and s.trial[j * LANES + lane] != 0.0:
-                                status[lane] = 0
-                # nearly all variation between groups: the sums have lost digits
-                if s.f.r2[lane] < 1e-6 * d.n:
-                    status[lane] = 0
-            out.status[where] = status[lane]
-            out.evaluations[where] = evaluations[lane]
-            out.decrement[where] = (<double*> &decrement)[lane]
-            for i in range(n):
-                out.theta[where * n + i] = s.trial[i * LANES + lane]
-        # coefficients, standard errors, variance
-        t = (<vecu*> s.f.r2)[0] * size * size * (1.0 / d.nu)
-        for lane in range(count):
-            where = first + block + lane
-            out.sigma2[where] = (<double*> &t)[lane]
-            out.value[where] = s.f.value[lane] + d.nu * log((<double*> &total)[lane] / d.n) + d.criterion_offset
-        for i in range(d.p_full):
-            value = zero
-            for j in range(p):
-                value = value + d.x_map[i * p + j] * ((<vecu*> s.beta)[j] - size * (<vecu*> s.f.b)[j])
-            snapped = zero
-            for j in range(p):
-                sign = zero
-                for l in range(j + 1):
-                    sign = sign + inverse[j * k + l] * d.x_map[i * p + l]
-                snapped = snapped + sign * sign
-            snapped = VEC_SQRT(snapped * t)
-            for lane in range(count):
-                where = first + block + lane
-                out.params[where * d.p_full + i] = (<double*> &value)[lane] + (
-                    Y[(block + lane) * stride] * d.ones[i] if d.centre else 0.0)
-                out.bse[where * d.p_full + i] = (<double*> &snapped)[lane]
-            if out.df == NULL:
-                continue
-            degrees_of_freedom(d, &s, d.x_map + i * p, &snapped)
-            for lane in range(count):
-                where = first + block + lane
-                out.df[where * d.p_full + i] = (<double*> &snapped)[lane]
+        else:
+            first_theta(d, &s)
+            minimize_lanes(d, &s, &f.finished, &f.decrement, f.evaluations)
+            changed = snap(d, &s)
+            if vec_max(<vecu*> &changed) > 0.0:
+                judge_snapped(d, &s, &f, changed)
+            write_searches(d, &s, &f, out, first + block, count)
+            write_coefficients(d, &s, &f, out, rows, stride, first + block, count)
         block += LANES
 
 

@@ -16,7 +16,8 @@ import numpy as np
 from fastlmm_core.kernels._whiten import solve_groups
 
 from fastlmm_core.kernels._newton cimport Objective, vector
-from fastlmm_core.lanes.kernels cimport LaneKernels, Profile, Shape, lane_kernels_name, lay_profile, make_shape
+from fastlmm_core.lanes.kernels cimport (
+    LaneKernels, PackedGroups, Profile, RawGroups, Shape, Sums, lane_kernels_name, lay_profile, make_shape)
 from fastlmm_core.small.arena cimport Arena, furnish, take
 
 
@@ -54,8 +55,9 @@ def factor_groups(const double[:, ::1] raw, const double[:, ::1] z_transform, co
     scratch = np.empty(size * kernels.lanes)
     cdef double[:, :, ::1] packed = out
     cdef double[::1] b = between, s = scratch
+    cdef RawGroups groups = RawGroups(m, &raw[0, 0], &z_transform[0, 0], &xy_transform[0, 0])
     with nogil:
-        kernels.factor(&shape, m, &raw[0, 0], &z_transform[0, 0], &xy_transform[0, 0], &packed[0, 0, 0], &b[0], &s[0])
+        kernels.factor(&shape, &groups, &packed[0, 0, 0], &b[0], &s[0])
     return out, between
 
 
@@ -80,6 +82,7 @@ def group_effects(const double[:, :, ::1] packed, Py_ssize_t n_groups, const dou
     """
     cdef Shape shape = make_shape(factor.shape[0], contrast.shape[0])
     cdef Py_ssize_t n_blocks = packed.shape[0]
+    cdef PackedGroups groups = PackedGroups(shape, n_blocks, False, &packed[0, 0, 0])
     cdef bint wanted = precision or conditional
     e_array = np.empty((n_blocks * kernels.lanes, shape.q))
     matrix_array = np.empty((n_blocks * kernels.lanes, shape.q, shape.q)) if wanted else None
@@ -92,8 +95,7 @@ def group_effects(const double[:, :, ::1] packed, Py_ssize_t n_groups, const dou
         matrices = matrix_array
         out = &matrices[0, 0, 0]
     with nogil:
-        kernels.effects(&shape, n_blocks, &packed[0, 0, 0], &factor[0, 0], &contrast[0], &e[0, 0], out, conditional,
-                        &s[0])
+        kernels.effects(&groups, &factor[0, 0], &contrast[0], &e[0, 0], out, conditional, &s[0])
     return e_array[:n_groups], matrix_array[:n_groups] if wanted else None
 
 
@@ -130,11 +132,9 @@ cdef class ClusterCriterion(Objective):
 
     cdef readonly Py_ssize_t q, k, n_rows
     cdef public bint reml
-    cdef bint uniform
     cdef Shape shape
-    cdef Py_ssize_t n_blocks
+    cdef PackedGroups groups
     cdef object owner_packed
-    cdef const double* packed
     cdef Py_ssize_t* row
     cdef Py_ssize_t* col
     cdef double* buffer
@@ -165,10 +165,8 @@ cdef class ClusterCriterion(Objective):
         self.n_rows = n_rows
         self.n_par = n_par
         self.reml = True
-        self.uniform = uniform
-        self.n_blocks = packed.shape[0]
         self.owner_packed = packed.base
-        self.packed = &packed[0, 0, 0]
+        self.groups = PackedGroups(self.shape, packed.shape[0], uniform, &packed[0, 0, 0])
         self.last_order = -1
         self.row = <Py_ssize_t*> calloc(2 * n_par, sizeof(Py_ssize_t))
         self.lay(&arena)
@@ -216,6 +214,7 @@ cdef class ClusterCriterion(Objective):
         cdef Py_ssize_t q = self.q, k = self.k, p = k - 1, n_h = k * (k + 1) // 2, n_a = self.shape.n_a, i, j
         cdef Py_ssize_t n_c = self.shape.n_c
         cdef double logdet
+        cdef Sums sums
         cdef bint same = self.last_order >= order and self.last_reml == self.reml
         cdef Profile* f = &self.f
         cdef Arena arena = Arena(NULL, 0)
@@ -226,7 +225,7 @@ cdef class ClusterCriterion(Objective):
         self.n_evaluations += 1
         self.last_order = -1
         if order >= 2 and self.store == NULL:
-            take(&arena, self.n_blocks * (n_a + n_c) * kernels.lanes)
+            take(&arena, self.groups.n_blocks * (n_a + n_c) * kernels.lanes)
             self.store_buffer = furnish(&arena)
             if self.store_buffer == NULL:
                 return -1
@@ -239,9 +238,11 @@ cdef class ClusterCriterion(Objective):
                 for j in range(q):
                     self.factor[j * q + self.col[i]] += self.turn[self.row[i] * q + j] * x[i]
         memcpy(self.H, self.within, n_h * sizeof(double))
-        logdet = kernels.moments(&self.shape, self.n_blocks, self.uniform, self.packed, self.factor, self.sum_n,
-                                 self.H, self.gram if order >= 1 else NULL, self.store if order >= 2 else NULL,
-                                 self.scratch)
+        sums.sum_n = self.sum_n
+        sums.sum_h = self.H
+        sums.gram = self.gram if order >= 1 else NULL
+        sums.store = self.store if order >= 2 else NULL
+        logdet = kernels.moments(&self.groups, self.factor, &sums, self.scratch)
         f.reml = self.reml
         f.nu = <double> (self.n_rows - p if self.reml else self.n_rows)
         spread(&logdet, 1, f.logdet)
@@ -257,8 +258,7 @@ cdef class ClusterCriterion(Objective):
             return -1
         if order >= 2:
             gather(f.weight, k * k, self.weight)
-            kernels.curvature(&self.shape, self.n_blocks, 0 if self.reml else p, self.packed, self.weight, self.store,
-                              self.tensor, self.scratch)
+            kernels.curvature(&self.groups, 0 if self.reml else p, self.weight, self.store, self.tensor, self.scratch)
             spread(self.tensor, n_a * n_a, f.tensor)
             kernels.profile_second(f, order)
             gather(f.hess, self.n_par * self.n_par, self.hess_)
@@ -395,15 +395,13 @@ cdef class ClusterCriterion(Objective):
         counted = np.empty((n_a, n_a))
         out = counted
         with nogil:
-            kernels.curvature(&self.shape, self.n_blocks, k, self.packed, &w[0, 0], self.store, &out[0, 0],
-                              self.scratch)
+            kernels.curvature(&self.groups, k, &w[0, 0], self.store, &out[0, 0], self.scratch)
         if weight is None:
             return contracted(-counted, self.q)
         both = np.empty((n_a, n_a))
         out = both
         with nogil:
-            kernels.curvature(&self.shape, self.n_blocks, 0, self.packed, &w[0, 0], self.store, &out[0, 0],
-                              self.scratch)
+            kernels.curvature(&self.groups, 0, &w[0, 0], self.store, &out[0, 0], self.scratch)
         return contracted(both - counted, self.q)
 
     def sandwich(self, weight):
@@ -419,8 +417,8 @@ cdef class ClusterCriterion(Objective):
         """
         self._require(2)
         cdef Py_ssize_t n_a = self.shape.n_a, n_c = self.shape.n_c, q = self.q, k = self.k
-        total = self.n_blocks * (n_a + n_c) * kernels.lanes
-        store = np.asarray(<double[:total]> self.store).reshape(self.n_blocks, n_a + n_c, kernels.lanes)
+        total = self.groups.n_blocks * (n_a + n_c) * kernels.lanes
+        store = np.asarray(<double[:total]> self.store).reshape(self.groups.n_blocks, n_a + n_c, kernels.lanes)
         parts = store.transpose(1, 0, 2).reshape(n_a + n_c, -1)
         directions = unit_directions(q)
         # omega_i = sum w_kl D_k N_i D_l, as a linear map of vech(N_i)
