@@ -67,37 +67,40 @@ cdef struct Reading:
     Py_ssize_t filled, used     # rows in the tile
 
 
-cdef inline void fill_tile(const Batch* d, Reading* r, double* tile, Py_ssize_t i) noexcept nogil:
-    """The rows of all lanes from position i on, response by response to lane by lane."""
-    cdef Py_ssize_t j = 0, lane, at
-    r.filled = d.n - i if d.n - i < TILE_ROWS else TILE_ROWS
-    r.used = 0
+cdef inline Py_ssize_t fill_tile(const Batch* d, const Reading* r, double* tile, Py_ssize_t i) noexcept nogil:
+    """The rows of all lanes from position i on, response by response to lane by lane; their number."""
+    cdef Py_ssize_t j = 0, lane, at, filled = d.n - i if d.n - i < TILE_ROWS else TILE_ROWS
     if d.order == NULL:
-        while j + LANES <= r.filled:
+        while j + LANES <= filled:
             vec_transpose(r.row, i + j, r.shift, tile + j * LANES)
             j += LANES
-    while j < r.filled:
+    while j < filled:
         at = i + j if d.order == NULL else d.order[i + j]
         for lane in range(LANES):
             tile[j * LANES + lane] = r.row[lane][at] - r.shift[lane]
         j += 1
+    return filled
 
 
 cdef inline void sum_group(const Batch* d, Lanes* s, Reading* r, Py_ssize_t g, vecu* acc) noexcept nogil:
     """acc (q,) = R^-T Z'y of a group; its rows are added to beta (X'y), total and spread."""
-    cdef Py_ssize_t q = d.q, p = d.p, i, a, j
+    cdef Py_ssize_t q = d.q, p = d.p, i, a, j, used = r.used, filled = r.filled
     cdef vecu* beta = <vecu*> s.beta
+    cdef vecu* tile = <vecu*> s.tile
+    cdef bint watch = r.watch
     cdef vec v, total, spread
+    # what changes row by row is kept out of memory
     total = r.total
     spread = r.spread
     for a in range(q):
         acc[a] = VEC_SET(0.0)
     for i in range(d.start[g], d.start[g + 1]):
-        if r.used == r.filled:
-            fill_tile(d, r, s.tile, i)
-        v = (<vecu*> s.tile)[r.used]
-        r.used += 1
-        if r.watch:
+        if used == filled:
+            filled = fill_tile(d, r, s.tile, i)
+            used = 0
+        v = tile[used]
+        used += 1
+        if watch:
             spread = spread + VEC_ABS(v - r.first)
         if d.offset != NULL:
             v = v - d.offset[i]
@@ -110,6 +113,8 @@ cdef inline void sum_group(const Batch* d, Lanes* s, Reading* r, Py_ssize_t g, v
             total = total + d.weights[i] * v * v
         else:
             total = total + v * v
+    r.used = used
+    r.filled = filled
     r.total = total
     r.spread = spread
 

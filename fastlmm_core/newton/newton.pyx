@@ -12,7 +12,7 @@ The measure of convergence is free of scale: the decrement
 is the distance to the optimum in units of the criterion: half its square is the decrease still to be had.
 """
 from libc.math cimport fabs, hypot, isfinite, sqrt, INFINITY
-from libc.stdlib cimport free, malloc
+from libc.stdlib cimport free
 from libc.string cimport memcpy, memset
 from libc.time cimport time, time_t
 
@@ -21,6 +21,7 @@ from cpython.exc cimport PyErr_CheckSignals, PyErr_Occurred
 import numpy as np
 
 from fastlmm_core.kernels._matrices cimport jacobi
+from fastlmm_core.small.arena cimport Arena, furnish, take
 
 cdef Py_ssize_t SWEEPS_UP_TO = 16
 """Parameters up to which Jacobi's sweeps are faster than a tridiagonal form."""
@@ -397,6 +398,131 @@ cdef void learn(Py_ssize_t n, const double* step, const double* gradient, const 
             correction[i * n + j] += (r[i] * v[j] + v[i] * r[j] - sr / sv * v[i] * v[j]) / sv
 
 
+# State of a minimisation.
+cdef struct Search:
+    Py_ssize_t n
+    double* x           # (n,) the best point
+    double* Q           # (n, n) eigenvectors of the Hessian there, and its eigenvalues
+    double* w
+    double* c           # (n,) Q'g
+    double* coefs
+    double* step        # (n,) the last step, and the point to which it leads
+    double* trial
+    double* gradient    # (n,), (n, n) at x, where the Hessian is approximate
+    double* hessian
+    double* correction  # (n, n) what it has been found to lack; NULL where it is exact
+    double* work        # (n, n)
+    double value, decrement, radius
+    double norm, ratio  # of the last step: its length, and decrease beside the predicted one
+    bint inside         # whether the last step was Newton's own
+    bint stuck          # whether nothing but rounding error is left
+    int status          # of the last evaluation
+
+
+cdef void lay_search(Search* s, bint approximate, Arena* arena) noexcept nogil:
+    cdef Py_ssize_t n = s.n
+    s.work = take(arena, n * n)
+    s.Q = take(arena, n * n)
+    s.w = take(arena, n)
+    s.c = take(arena, n)
+    s.coefs = take(arena, n)
+    s.step = take(arena, n)
+    s.trial = take(arena, n)
+    s.correction = NULL
+    if approximate:
+        s.gradient = take(arena, n)
+        s.hessian = take(arena, n * n)
+        s.correction = take(arena, n * n)
+
+
+cdef inline void extremes(Py_ssize_t n, const double* w, double* smallest, double* largest) noexcept nogil:
+    """Smallest eigenvalue and largest absolute one."""
+    cdef Py_ssize_t i
+    largest[0] = 0.0
+    smallest[0] = INFINITY
+    for i in range(n):
+        largest[0] = max(largest[0], fabs(w[i]))
+        smallest[0] = min(smallest[0], w[i])
+
+
+cdef bint propose(Objective f, Search* s) noexcept nogil:
+    """Step to the minimum of the model within the ball, and whether to accept it."""
+    cdef Py_ssize_t i
+    cdef double gain, noise, change, before
+    cdef bint accept, level
+    gain = ball_step(s.n, s.Q, s.w, s.c, s.radius, s.coefs, s.step, &s.inside)
+    s.norm = 0.0
+    for i in range(s.n):
+        s.trial[i] = s.x[i] + s.step[i]
+        s.norm += s.step[i] * s.step[i]
+    s.norm = sqrt(s.norm)
+    s.status = f.evaluate_(s.trial, 0 if f.staged else 2)
+    noise = 10.0 * f.noise_
+    change = s.value - f.value_ if s.status == 0 else -INFINITY
+    s.ratio = change / gain if gain > 0.0 else -1.0
+    accept = s.ratio > 1e-4
+    level = fabs(change) <= noise and gain <= noise
+    if f.staged and s.status == 0 and (accept or level):
+        s.status = f.evaluate_(s.trial, 2)
+        accept = accept and s.status == 0
+    if s.status == 0 and not accept and level:
+        # below the rounding error of the value only the gradient can judge
+        before = s.decrement
+        s.decrement = spectrum(f, s.correction, s.work, s.Q, s.w, s.c)
+        accept = s.decrement < 0.5 * before
+        s.stuck = not accept
+        s.ratio = 1.0
+    return accept
+
+
+cdef void remember(Objective f, Search* s) noexcept nogil:
+    """Derivatives at the point of f, by which an approximate Hessian is corrected after the next step."""
+    if s.correction != NULL:
+        memcpy(s.gradient, f.grad_, s.n * sizeof(double))
+        memcpy(s.hessian, f.hess_, s.n * s.n * sizeof(double))
+
+
+cdef void move(Objective f, Search* s) noexcept nogil:
+    """To the point of an accepted step."""
+    cdef Py_ssize_t i, n = s.n
+    cdef double smallest, largest
+    s.value = f.value_
+    for i in range(n):
+        s.x[i] = s.trial[i]
+    if s.correction != NULL:
+        # a long step tells more of the third derivatives than of what the Hessian lacks
+        if s.inside and s.decrement <= 1.0:
+            learn(n, s.step, s.gradient, s.hessian, f, s.work, s.Q, s.correction)
+        else:
+            memset(s.correction, 0, n * n * sizeof(double))
+        remember(f, s)
+    s.decrement = spectrum(f, s.correction, s.work, s.Q, s.w, s.c)
+    extremes(n, s.w, &smallest, &largest)
+    if s.correction != NULL and smallest <= 0.0:
+        memset(s.correction, 0, n * n * sizeof(double))
+        s.decrement = spectrum(f, s.correction, s.work, s.Q, s.w, s.c)
+
+
+cdef void widen(Search* s) noexcept nogil:
+    """The radius after an accepted step."""
+    if s.ratio > 0.75 and not s.inside:
+        s.radius = max(s.radius, 2.0 * s.norm)
+        if s.ratio > 0.95:
+            s.radius = 2.0 * s.radius
+    elif s.ratio < 0.25:
+        s.radius = 0.5 * s.norm
+
+
+cdef bint shrink(Search* s) noexcept nogil:
+    """The radius after a step that was not accepted (Q, w and c still belong to x), and whether this is the end."""
+    cdef Py_ssize_t i
+    cdef double largest = 0.0
+    s.radius = 0.25 * s.norm
+    for i in range(s.n):
+        largest = max(largest, fabs(s.x[i]))
+    return s.stuck or s.radius <= 1e-14 * (1.0 + largest)
+
+
 def minimize_newton(Objective f, const double[::1] start, double tolerance=1e-8, Py_ssize_t max_iterations=200,
                     double radius=1.0):
     """Minimise `f` from `start`.
@@ -423,134 +549,68 @@ def minimize_newton(Objective f, const double[::1] start, double tolerance=1e-8,
     finished : bool
         False where the limit on iterations ended the search.
     """
-    cdef Py_ssize_t n = f.n_par, i, iteration, n_evaluations = 1, accepted = 0
-    cdef double value = 0.0, gain = 0.0, change, ratio, norm = 0.0, decrement = 0.0, best_decrement, noise
-    cdef double largest = 0.0, smallest = INFINITY
-    cdef bint inside = False, accept, stop = False, finished = False, defined
+    cdef Py_ssize_t n = f.n_par, iteration, n_evaluations = 1, accepted = 0
+    cdef double smallest = INFINITY, largest = 0.0
+    cdef bint finished = False, defined
+    cdef Search s
+    cdef Arena arena = Arena(NULL, 0)
+    cdef time_t asked = time(NULL)
     x_array = np.array(start, dtype=float)
     trace_array = np.empty((max(max_iterations, 0) + 1, 3))
     cdef double[::1] x = x_array
     cdef double[:, ::1] trace = trace_array
-    cdef double* work = <double*> malloc((2 * n * n + 5 * n + (2 * n * n + n if f.approximate else 0)) * sizeof(double))
-    if work == NULL:
+    s.n = n
+    s.x = &x[0]
+    s.radius = radius
+    s.stuck = False
+    lay_search(&s, f.approximate, &arena)
+    cdef double* memory = furnish(&arena)
+    if memory == NULL:
         raise MemoryError()
-    cdef double* Q = work + n * n
-    cdef double* w = Q + n * n
-    cdef double* c = w + n
-    cdef double* coefs = c + n
-    cdef double* step = coefs + n
-    cdef double* trial = step + n
-    cdef double* gradient = trial + n
-    cdef double* hessian = gradient + n
-    cdef double* correction = NULL
-    cdef int status = 0
-    cdef time_t asked = time(NULL)
-    if f.approximate:
-        correction = hessian + n * n
-        memset(correction, 0, n * n * sizeof(double))
+    lay_search(&s, f.approximate, &arena)
     # other threads run while this one minimises; about once a second it asks whether the user has lost patience
     try:
         with nogil:
-            status = f.evaluate_(&x[0], 2)
-            defined = status == 0
+            s.status = f.evaluate_(s.x, 2)
+            defined = s.status == 0
             if defined:
-                value = f.value_
-                if correction != NULL:
-                    memcpy(gradient, f.grad_, n * sizeof(double))
-                    memcpy(hessian, f.hess_, n * n * sizeof(double))
-                decrement = spectrum(f, correction, work, Q, w, c)
-                trace[0, 0], trace[0, 1], trace[0, 2] = value, decrement, radius
+                s.value = f.value_
+                remember(f, &s)
+                s.decrement = spectrum(f, s.correction, s.work, s.Q, s.w, s.c)
+                trace[0, 0], trace[0, 1], trace[0, 2] = s.value, s.decrement, s.radius
                 accepted = 1
             for iteration in range(max_iterations if defined else 0):
-                largest = 0.0
-                smallest = INFINITY
-                for i in range(n):
-                    largest = max(largest, fabs(w[i]))
-                    smallest = min(smallest, w[i])
-                if decrement <= tolerance and smallest >= -1e-9 * largest:
+                extremes(n, s.w, &smallest, &largest)
+                if s.decrement <= tolerance and smallest >= -1e-9 * largest:
                     finished = True
                     break
                 if time(NULL) != asked:
                     asked = time(NULL)
                     with gil:
                         PyErr_CheckSignals()
-                gain = ball_step(n, Q, w, c, radius, coefs, step, &inside)
-                norm = 0.0
-                for i in range(n):
-                    trial[i] = x[i] + step[i]
-                    norm += step[i] * step[i]
-                norm = sqrt(norm)
-                status = f.evaluate_(trial, 0 if f.staged else 2)
                 n_evaluations += 1
-                noise = 10.0 * f.noise_
-                change = value - f.value_ if status == 0 else -INFINITY
-                ratio = change / gain if gain > 0.0 else -1.0
-                accept = ratio > 1e-4
-                if f.staged and status == 0 and (accept or (fabs(change) <= noise and gain <= noise)):
-                    status = f.evaluate_(trial, 2)
-                    accept = accept and status == 0
-                if status == RAISED:
-                    break
-                if status == 0 and not accept and fabs(change) <= noise and gain <= noise:
-                    # below the rounding error of the value only the gradient can judge
-                    best_decrement = decrement
-                    decrement = spectrum(f, correction, work, Q, w, c)
-                    accept = decrement < 0.5 * best_decrement
-                    if not accept:
-                        stop = True
-                    ratio = 1.0
-                if accept:
-                    value = f.value_
-                    for i in range(n):
-                        x[i] = trial[i]
-                    if correction != NULL:
-                        # a long step tells more of the third derivatives than of what the Hessian lacks
-                        if inside and decrement <= 1.0:
-                            learn(n, step, gradient, hessian, f, work, Q, correction)
-                        else:
-                            memset(correction, 0, n * n * sizeof(double))
-                        memcpy(gradient, f.grad_, n * sizeof(double))
-                        memcpy(hessian, f.hess_, n * n * sizeof(double))
-                    decrement = spectrum(f, correction, work, Q, w, c)
-                    smallest = INFINITY
-                    for i in range(n):
-                        smallest = min(smallest, w[i])
-                    if correction != NULL and smallest <= 0.0:
-                        memset(correction, 0, n * n * sizeof(double))
-                        decrement = spectrum(f, correction, work, Q, w, c)
-                    trace[accepted, 0], trace[accepted, 1], trace[accepted, 2] = value, decrement, radius
+                if propose(f, &s):
+                    move(f, &s)
+                    trace[accepted, 0], trace[accepted, 1], trace[accepted, 2] = s.value, s.decrement, s.radius
                     accepted += 1
-                    if ratio > 0.75 and not inside:
-                        radius = max(radius, 2.0 * norm)
-                        if ratio > 0.95:
-                            radius = 2.0 * radius
-                    elif ratio < 0.25:
-                        radius = 0.5 * norm
-                else:
-                    # Q, w and c still belong to x
-                    radius = 0.25 * norm
-                    largest = 0.0
-                    for i in range(n):
-                        largest = max(largest, fabs(x[i]))
-                    if stop or radius <= 1e-14 * (1.0 + largest):
-                        finished = True
-                        break
-            if defined and status != RAISED:
-                status = f.evaluate_(&x[0], 2)
-                decrement = spectrum(f, NULL, work, Q, w, c)
-            largest = 0.0
-            smallest = INFINITY
-            for i in range(n if defined else 0):
-                largest = max(largest, fabs(w[i]))
-                smallest = min(smallest, w[i])
+                    widen(&s)
+                elif s.status == RAISED:
+                    break
+                elif shrink(&s):
+                    finished = True
+                    break
+            if defined and s.status != RAISED:
+                s.status = f.evaluate_(s.x, 2)
+                s.decrement = spectrum(f, NULL, s.work, s.Q, s.w, s.c)
+            extremes(n if defined else 0, s.w, &smallest, &largest)
     finally:
-        free(work)
-    if status == RAISED:
+        free(memory)
+    if s.status == RAISED:
         reraise()
     if not defined:
         raise FloatingPointError("the criterion is not finite at the start")
     return (
-        x_array, vector(f.grad_, n), vector(f.hess_, n * n).reshape(n, n), value, decrement,
+        x_array, vector(f.grad_, n), vector(f.hess_, n * n).reshape(n, n), s.value, s.decrement,
         smallest / largest if largest > 0.0 else 0.0, n_evaluations,
         list(map(tuple, trace_array[:accepted].tolist())), finished,
     )

@@ -28,34 +28,13 @@ cdef class BatchDesign:
 
     Parameters
     ----------
-    order : (n,) int64 array or None
-        Row of the caller at each position, rows sorted by group.
-    start : (m + 1,) int64 array
-        First position of each group, groups sorted by pattern.
-    basis : (n, q) array
-        w R^-T z_o of the sorted rows.
-    x : (n, p) array or None
-        w x_o of the sorted rows; None where X_o'y follows from the groups.
-    weights, offset : (n,) arrays or None
-        Of the sorted rows.
-    centre : bool
-        Whether X spans a constant.
-    groups, columns : (n_patterns + 1,) int64 arrays
-        First group and first column of each pattern.
-    loading : (m, width) array
-    R : (n_patterns, q(q+1)/2) array
-    cx : (n_columns, q, p) array
-    within_xx : (p(p+1)/2,) array
-    exact : (p,) int32 array
-    structure : (q, q) int32 array
-    rows, columns_of : int arrays
-        Free elements of L.
-    first : (q, q) array
-    scoring : (q(q+1)/2, q(q+1)/2) array
+    rows : BatchRows
+    patterns : BatchPatterns
+    search : BatchSearch
     x_map : (p_full, p) array
+        From conditioned to the caller's coefficients.
     ones : (p_full,) array
-    per_group, tolerance : float
-    max_iterations : int
+        X ones = 1, where the rows may be centred.
     """
 
     cdef Batch d
@@ -63,58 +42,55 @@ cdef class BatchDesign:
     cdef Py_ssize_t* positions
     cdef readonly Py_ssize_t n, n_par, p_full
 
-    def __cinit__(self, order, const int64_t[::1] start, const double[:, ::1] basis, x, weights, offset, bint centre,
-                  const int64_t[::1] groups, const int64_t[::1] columns, const double[:, ::1] loading,
-                  const double[:, ::1] R, const double[:, :, ::1] cx, const double[::1] within_xx,
-                  const int[::1] exact, const int[:, ::1] structure, rows, columns_of, const double[:, ::1] first,
-                  const double[:, ::1] scoring, const double[:, ::1] x_map, const double[::1] ones, double per_group,
-                  double tolerance, Py_ssize_t max_iterations):
-        cdef Py_ssize_t i, n_par = len(rows)
-        cdef const int64_t[::1] order_view
-        cdef const double[:, ::1] x_view
-        cdef const double[::1] weights_view, offset_view
+    def __cinit__(self, rows, patterns, search, const double[:, ::1] x_map, const double[::1] ones):
+        self.kept = (rows, patterns, search, x_map, ones)
+        self.d.p_full, self.d.p = x_map.shape[0], x_map.shape[1]
+        self.d.x_map = &x_map[0, 0] if x_map.shape[0] * x_map.shape[1] > 0 else NULL
+        self.d.ones = &ones[0] if ones.shape[0] > 0 else NULL
+        self.take_rows(rows)
+        self.take_patterns(patterns)
+        self.take_search(search)
+        self.n = self.d.n
+        self.n_par = self.d.n_par
+        self.p_full = self.d.p_full
+
+    cdef take_rows(self, rows):
         cdef Batch* d = &self.d
-        self.kept = (order, start, basis, x, weights, offset, groups, columns, loading, R, cx, within_xx, exact,
-                     structure, first, scoring, x_map, ones)
-        self.positions = <Py_ssize_t*> malloc((2 * n_par + 1) * sizeof(Py_ssize_t))
-        if self.positions == NULL:
-            raise MemoryError()
-        for i in range(n_par):
-            self.positions[i] = rows[i]
-            self.positions[n_par + i] = columns_of[i]
-        self.n = basis.shape[0]
-        self.n_par = n_par
-        self.p_full = x_map.shape[0]
+        cdef const int64_t[::1] start = rows.start, order
+        cdef const double[:, ::1] basis = rows.basis, x
+        cdef const double[::1] weights, offset
         d.n = basis.shape[0]
         d.q = basis.shape[1]
-        d.p = x_map.shape[1]
-        d.p_full = x_map.shape[0]
         d.m = start.shape[0] - 1
-        d.n_patterns = groups.shape[0] - 1
-        d.n_columns = cx.shape[0]
-        d.n_par = n_par
-        d.row = self.positions
-        d.col = self.positions + n_par
-        d.structure = &structure[0, 0]
-        d.order = NULL
-        if order is not None:
-            order_view = order
-            d.order = <const Py_ssize_t*> &order_view[0]
         d.start = <const Py_ssize_t*> &start[0]
         d.basis = &basis[0, 0]
+        d.order = NULL
+        if rows.order is not None:
+            order = rows.order
+            d.order = <const Py_ssize_t*> &order[0]
         d.x = NULL
-        if x is not None:
-            x_view = x
-            d.x = &x_view[0, 0]
+        if rows.x is not None:
+            x = rows.x
+            d.x = &x[0, 0]
         d.weights = NULL
-        if weights is not None:
-            weights_view = weights
-            d.weights = &weights_view[0]
+        if rows.weights is not None:
+            weights = rows.weights
+            d.weights = &weights[0]
         d.offset = NULL
-        if offset is not None:
-            offset_view = offset
-            d.offset = &offset_view[0]
-        d.centre = centre
+        if rows.offset is not None:
+            offset = rows.offset
+            d.offset = &offset[0]
+        d.centre = rows.centre
+
+    cdef take_patterns(self, patterns):
+        cdef Batch* d = &self.d
+        cdef const int64_t[::1] groups = patterns.groups, columns = patterns.columns
+        cdef const double[:, ::1] loading = patterns.loading, R = patterns.R
+        cdef const double[:, :, ::1] cx = patterns.cx
+        cdef const double[::1] within_xx = patterns.within_xx
+        cdef const int[::1] exact = patterns.exact
+        d.n_patterns = groups.shape[0] - 1
+        d.n_columns = cx.shape[0]
         d.groups = <const Py_ssize_t*> &groups[0]
         d.columns = <const Py_ssize_t*> &columns[0]
         d.loading = &loading[0, 0] if loading.shape[1] > 0 else NULL
@@ -123,20 +99,32 @@ cdef class BatchDesign:
         d.cx = &cx[0, 0, 0] if cx.shape[0] * cx.shape[2] > 0 else NULL
         d.within_xx = &within_xx[0] if within_xx.shape[0] > 0 else NULL
         d.exact = &exact[0] if exact.shape[0] > 0 else NULL
-        d.per_group = per_group
+
+    cdef take_search(self, search):
+        cdef Batch* d = &self.d
+        cdef Py_ssize_t i, n_par = len(search.rows)
+        cdef const int[:, ::1] structure = search.structure
+        cdef const double[:, ::1] first = search.first, scoring = search.scoring
+        self.positions = <Py_ssize_t*> malloc((2 * n_par + 1) * sizeof(Py_ssize_t))
+        if self.positions == NULL:
+            raise MemoryError()
+        for i in range(n_par):
+            self.positions[i] = search.rows[i]
+            self.positions[n_par + i] = search.columns[i]
+        d.n_par = n_par
+        d.row = self.positions
+        d.col = self.positions + n_par
+        d.structure = &structure[0, 0]
         d.first = &first[0, 0]
         d.scoring = &scoring[0, 0]
-        d.tolerance = tolerance
-        d.max_iterations = max_iterations
-        d.x_map = &x_map[0, 0] if x_map.shape[0] * x_map.shape[1] > 0 else NULL
-        d.ones = &ones[0] if ones.shape[0] > 0 else NULL
+        d.per_group = search.per_group
+        d.tolerance = search.tolerance
+        d.max_iterations = search.max_iterations
 
     def __dealloc__(self):
         free(self.positions)
 
-    def fit(self, const double[:, ::1] Y, Py_ssize_t first, bint reml, double criterion_offset, start,
-            double[:, ::1] theta, double[:, ::1] params, double[:, ::1] bse, double[::1] sigma2, double[::1] value,
-            double[::1] decrement, int[::1] status, int[::1] evaluations, df=None):
+    def fit(self, const double[:, ::1] Y, Py_ssize_t first, bint reml, double criterion_offset, start, into):
         """Fit the rows of Y; results go to rows first, first + 1, ... of the arrays.
 
         Parameters
@@ -148,15 +136,16 @@ cdef class BatchDesign:
             Added to the criterion for the caller's units (the part without the scale of y).
         start : (n_par,) array or None
             Theta to start from; None: start by a step of scoring.
-        theta, params, bse, sigma2, value, decrement, status, evaluations, df : arrays
-            Overwritten; status: 1 certified, 2 certified at the boundary, 0 not certified, -1 response not
-            finite, -2 no variation; df: Satterthwaite's degrees of freedom of the coefficients (optional).
+        into : BatchResults
+            Overwritten.
         """
         cdef Batch d = self.d
         cdef Outcome out
         cdef Py_ssize_t count = Y.shape[0]
         cdef const double[::1] start_view
-        cdef double[:, ::1] df_view
+        cdef double[:, ::1] theta = into.theta, params = into.params, bse = into.bse, df = into.df
+        cdef double[::1] sigma2 = into.sigma2, value = into.value, decrement = into.decrement
+        cdef int[::1] status = into.status, evaluations = into.evaluations
         if Y.shape[1] != self.n:
             raise ValueError(f"Y has {Y.shape[1]} columns, the design has {self.n} rows")
         if first < 0 or first + count > theta.shape[0]:
@@ -180,10 +169,7 @@ cdef class BatchDesign:
         out.decrement = &decrement[0]
         out.status = &status[0]
         out.evaluations = &evaluations[0]
-        out.df = NULL
-        if df is not None and self.p_full > 0:
-            df_view = df
-            out.df = &df_view[0, 0]
+        out.df = &df[0, 0] if self.p_full > 0 else NULL
         out.rows = NULL
         run(&d, &Y[0, 0], count, first, &out)
 

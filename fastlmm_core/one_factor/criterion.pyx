@@ -346,7 +346,7 @@ cdef class ClusterCriterion(Objective):
         """sum N_i (q, q), N_i = Z_i'V_i^-1 Z_i, at the last point of order 1 or more."""
         self._require(1)
         n_a = self.shape.n_a
-        return symmetric(vector(self.sum_n, n_a), self.q)
+        return vector(self.sum_n, n_a)[unpacking(self.q)]
 
     def cross(self):
         """sum E_i'D E_i for the unit directions D of vech(G^), E_i = Z_i'V_i^-1 [X_i y_i], at the last point of order 1.
@@ -439,11 +439,6 @@ def unpacking(n):
     out = np.empty((n, n), dtype=np.intp)
     out[rows, columns] = out[columns, rows] = np.arange(len(rows))
     return out
-
-
-def symmetric(packed, n):
-    """The symmetric matrix of a lower triangle packed by rows."""
-    return np.asarray(packed)[unpacking(n)]
 
 
 @lru_cache(maxsize=8)

@@ -22,45 +22,82 @@ from fastlmm_core.lanes.deletions cimport FAR, FOUND, TILE, DeletionWork, Deleti
 from fastlmm_core.small.arena cimport Arena, furnish
 
 
-def refit_deletions(const double[:, ::1] table, const int64_t[::1] parent, const int64_t[::1] variable,
-                    Py_ssize_t n_lower, const double[:, ::1] second, const int64_t[::1] rows,
-                    const int64_t[::1] columns, const double[:, ::1] factor, Py_ssize_t k, bint reml,
-                    Py_ssize_t n_rows, const double[:, ::1] less, const int64_t[::1] owner, const double[:, ::1] more,
-                    const int64_t[::1] removed, const double[:, ::1] start, double radius, double rank_tolerance,
-                    double tolerance, Py_ssize_t max_iterations):
+cdef describe(Deletions* d, sums):
+    """What the deletions have in common, from the named fields of a DeletionSums; the objects that own the memory."""
+    cdef const double[:, ::1] table = sums.table, second = sums.second, factor = sums.factor
+    cdef const int64_t[::1] parent = sums.parent, variable = sums.variable, rows = sums.rows, columns = sums.columns
+    cdef Py_ssize_t width = table.shape[1], j, t
+    cdef double[:, :, ::1] tiles
+    d.q = factor.shape[0]
+    d.k = sums.k
+    d.n_h = d.k * (d.k + 1) // 2
+    d.n_par = rows.shape[0]
+    d.line = d.q * d.q + d.q * d.k + d.n_h
+    d.n_terms = table.shape[0]
+    d.n_lower = sums.n_lower
+    d.n_tiles = (width + TILE - 1) // TILE
+    tiles = np.zeros((d.n_tiles, d.n_terms, TILE))
+    for t in range(d.n_terms):
+        for j in range(width):
+            tiles[j // TILE, t, j % TILE] = table[t, j]
+    d.row = &rows[0]
+    d.col = &columns[0]
+    d.parent = &parent[0]
+    d.variable = &variable[0]
+    d.tiles = &tiles[0, 0, 0]
+    d.second = &second[0, 0]
+    d.factor = &factor[0, 0]
+    d.reml = sums.reml
+    d.radius = sums.radius
+    d.rank_tolerance = sums.rank_tolerance
+    return sums, tiles
+
+
+# Where the results of each deletion go.
+cdef struct Found:
+    double* S           # (., n_par)
+    double* value
+    double* r2
+    double* decrement
+    double* beta        # (., p)
+    double* inverse     # (., p, p)
+    int64_t* status
+
+
+cdef void keep(const Deletions* d, const DeletionWork* w, Py_ssize_t lane, int status, const Found* out, Py_ssize_t j
+               ) noexcept nogil:
+    """Results of a lane to those of deletion j."""
+    cdef Py_ssize_t lanes = kernels.lanes, k = d.k, p = k - 1, a, l, t
+    out.status[j] = status
+    out.decrement[j] = w.decrement[lane]
+    for t in range(d.n_par):
+        out.S[j * d.n_par + t] = w.x[t * lanes + lane]
+    if status != FOUND:
+        return
+    # the last evaluation was there, also where neighbours went on
+    out.value[j] = w.value[lane]
+    out.r2[j] = w.r2[lane]
+    for a in range(p):
+        out.beta[j * p + a] = -w.b[a * lanes + lane]
+        for l in range(a + 1):
+            out.inverse[(j * p + a) * p + l] = w.inverse[(a * k + l) * lanes + lane]
+
+
+def refit_deletions(sums, lines, const double[:, ::1] start, Py_ssize_t n_rows, double tolerance,
+                    Py_ssize_t max_iterations):
     """Newton's method for every deletion.
 
     Parameters
     ----------
-    table : (n_terms, (1 + n_par) (1 + n_h)) array
-        Coefficients of the monomials of S / radius in the sums over all groups: log|W| and H (packed lower triangle by
-        rows, n_h = k (k + 1) / 2), then their derivatives in each free element of S.
-    parent, variable : (n_terms,) arrays
-        Monomial t is monomial parent[t] times S[variable[t]] / radius; the first is 1.
-    n_lower : int
-        Terms, the first ones, of the derivatives.
-    second : (n_par * n_par, 1 + n_h) array
-        Second derivatives of the sums at S = 0: enough for the steps, the gradient is exact.
-    rows, columns : (n_par,) arrays
-        Positions of the free elements.
-    factor : (q, q) array
-        F.
-    less : (m, q q + q k + n_h) array
-        R, c and w of the groups that lose rows.
-    owner : (n_deletions,) array
-        Line of `less` of each deletion.
-    more : (n_deletions, .) array like less, or None
-        What is left of the group after each deletion; None where it is nothing.
-    removed : (n_deletions,) array
-        Number of rows deleted.
+    sums : DeletionSums
+    lines : DeletedLines
     start : (n_deletions, n_par) array
         Where to start.
-    radius : float
-        Of the ball |S| <= radius in which the polynomials hold.
-    rank_tolerance : float
-        A pivot of H_xx smaller than this, relative to its diagonal element, is a loss of rank.
+    n_rows : int
+        Of the full data.
     tolerance : float
         Decrement at which to stop.
+    max_iterations : int
 
     Returns
     -------
@@ -72,53 +109,37 @@ def refit_deletions(const double[:, ::1] table, const int64_t[::1] parent, const
     status : (n_deletions,) int64 array
         0 found, 1 out of reach, 2 X loses rank.
     """
-    cdef Py_ssize_t q = factor.shape[0], p = k - 1, n_par = rows.shape[0], count = owner.shape[0]
-    cdef Py_ssize_t n_terms = table.shape[0], width = table.shape[1], block, i, j, a, l, t, lane, lanes = kernels.lanes
-    cdef bint both = more is not None
-    cdef Deletions d
-    cdef DeletionWork w
+    cdef const double[:, ::1] less = lines.less, more = lines.more
+    cdef const int64_t[::1] owner = lines.owner, removed = lines.removed
+    cdef Py_ssize_t count = owner.shape[0], p = sums.k - 1, lanes = kernels.lanes, block, i, j, lane
+    cdef bint both = lines.more is not None
     cdef int found[8]
     cdef const double* old_lines[8]
     cdef const double* new_lines[8]
     cdef const double* starts[8]
+    cdef Deletions d
+    cdef DeletionWork w
+    cdef Found out
     cdef Arena arena = Arena(NULL, 0)
-    cdef double nan = NAN
-    d.q = q
-    d.k = k
-    d.n_h = k * (k + 1) // 2
-    d.n_par = n_par
-    d.line = q * q + q * k + d.n_h
-    d.n_terms = n_terms
-    d.n_lower = n_lower
-    d.n_tiles = (width + TILE - 1) // TILE
-    S_array = np.zeros((count, n_par))
-    value_array = np.full(count, nan)
-    r2_array = np.full(count, nan)
-    decrement_array = np.full(count, nan)
-    beta_array = np.full((count, p), nan)
+    S_array = np.zeros((count, start.shape[1]))
+    scalars_array = np.full((3, count), NAN)
+    beta_array = np.full((count, p), NAN)
     inverse_array = np.zeros((count, p, p))
     status_array = np.full(count, FAR, dtype=np.int64)
+    results = (S_array, *scalars_array, beta_array, inverse_array, status_array)
     if count == 0:
-        return S_array, value_array, r2_array, decrement_array, beta_array, inverse_array, status_array
-    tiles_array = np.zeros((d.n_tiles, n_terms, TILE))
-    cdef double[:, :, ::1] tiles = tiles_array
-    cdef double[:, ::1] S_out = S_array, beta_out = beta_array
-    cdef double[:, :, ::1] inverse_out = inverse_array
-    cdef double[::1] value_out = value_array, r2_out = r2_array, decrement_out = decrement_array
+        return results
+    owners = describe(&d, sums)
+    cdef double[:, ::1] S = S_array, scalars = scalars_array, beta = beta_array
+    cdef double[:, :, ::1] inverse = inverse_array
     cdef int64_t[::1] status = status_array
-    for t in range(n_terms):
-        for j in range(width):
-            tiles[j // TILE, t, j % TILE] = table[t, j]
-    d.row = &rows[0]
-    d.col = &columns[0]
-    d.parent = &parent[0]
-    d.variable = &variable[0]
-    d.tiles = &tiles[0, 0, 0]
-    d.second = &second[0, 0]
-    d.factor = &factor[0, 0]
-    d.reml = reml
-    d.radius = radius
-    d.rank_tolerance = rank_tolerance
+    out.S = &S[0, 0]
+    out.value = &scalars[0, 0]
+    out.r2 = &scalars[1, 0]
+    out.decrement = &scalars[2, 0]
+    out.beta = &beta[0, 0] if p > 0 else NULL
+    out.inverse = &inverse[0, 0, 0] if p > 0 else NULL
+    out.status = &status[0]
     lay_deletions(&d, &w, &arena, lanes)
     cdef double* memory = furnish(&arena)
     if memory == NULL:
@@ -133,25 +154,12 @@ def refit_deletions(const double[:, ::1] table, const int64_t[::1] parent, const
                 old_lines[lane] = &less[owner[j], 0]
                 new_lines[lane] = &more[j, 0] if both else NULL
                 starts[lane] = &start[j, 0]
-                w.nu[lane] = <double> (n_rows - removed[j] - (p if reml else 0))
+                w.nu[lane] = <double> (n_rows - removed[j] - (p if d.reml else 0))
             kernels.refit(&d, old_lines, new_lines if both else NULL, starts, tolerance, max_iterations, &w, found)
             for lane in range(min(lanes, count - i)):
-                j = i + lane
-                status[j] = found[lane]
-                decrement_out[j] = w.decrement[lane]
-                for t in range(n_par):
-                    S_out[j, t] = w.x[t * lanes + lane]
-                if found[lane] != FOUND:
-                    continue
-                # the last evaluation was there, also where neighbours went on
-                value_out[j] = w.value[lane]
-                r2_out[j] = w.r2[lane]
-                for a in range(p):
-                    beta_out[j, a] = -w.b[a * lanes + lane]
-                    for l in range(a + 1):
-                        inverse_out[j, a, l] = w.inverse[(a * k + l) * lanes + lane]
+                keep(&d, &w, lane, found[lane], &out, i + lane)
     free(memory)
-    return S_array, value_array, r2_array, decrement_array, beta_array, inverse_array, status_array
+    return results
 
 
 def others_in_group(const double[:, ::1] Z, const double[:, ::1] xy, const double[:] weights,

@@ -30,7 +30,7 @@ cdef Py_ssize_t FLUSH = 2048
 
 cdef void probe_column(const double* column, Py_ssize_t n, Py_ssize_t row, Py_ssize_t n_sample, double* mean_out,
                        double* deviation, bint* constant) noexcept nogil:
-    """`probe` of one column, whose elements are `row` apart."""
+    """Mean, deviation and constancy of every ceil(n / n_sample)-th element of a column, its elements `row` apart."""
     cdef Py_ssize_t i = 0, used = 0, step = (n + n_sample - 1) // n_sample
     cdef double first = column[0], mean = 0.0, ss = 0.0, x
     if step < 1:
@@ -51,31 +51,6 @@ cdef void probe_column(const double* column, Py_ssize_t n, Py_ssize_t row, Py_ss
         i += step
     mean_out[0] = mean
     deviation[0] = sqrt(ss / used)
-
-
-def probe(const double[:, :] columns, Py_ssize_t n_sample):
-    """Mean, standard deviation and constancy of each column on a sample of rows.
-
-    Parameters
-    ----------
-    columns : (n, k) array
-    n_sample : int
-        Every ceil(n / n_sample)-th row is read.
-
-    Returns
-    -------
-    (3, k) array
-        Rows: mean, standard deviation, 1 if all sampled values are equal else 0.
-    """
-    cdef Py_ssize_t n = columns.shape[0], k = columns.shape[1], j
-    cdef bint constant
-    out = np.empty((3, k))
-    cdef double[:, ::1] o = out
-    with nogil:
-        for j in range(k):
-            probe_column(&columns[0, j], n, columns.strides[0] // 8, n_sample, &o[0, j], &o[1, j], &constant)
-            o[2, j] = constant
-    return out
 
 
 def sample_mean(const double[:] values, Py_ssize_t n_sample):

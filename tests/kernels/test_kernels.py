@@ -210,23 +210,6 @@ def test_sums_of_many_rows_stay_accurate():
     np.testing.assert_allclose(raw[0, :3], expected[[0, 0, 1]], rtol=1e-13)
 
 
-@pytest.mark.parametrize(("n", "n_sample"), [(1, 10), (10, 10), (11, 10), (999, 100), (1000, 1)])
-def test_probe(rng, n, n_sample):
-    columns = np.column_stack([rng.standard_normal(n) + 1e9, np.full(n, 7.0), rng.integers(0, 2, n), np.zeros(n)])
-    step = -(-n // n_sample)
-    sample = columns[::step]
-    for layout in (columns, np.asfortranarray(columns), np.repeat(columns, 2, axis=1)[:, ::2]):
-        mean, deviation, constant = kernels.probe(layout, n_sample)
-        np.testing.assert_allclose(mean, sample.mean(axis=0), rtol=1e-15, atol=1e-15)
-        # about 1e9 the data themselves are known to 1e-7
-        np.testing.assert_allclose(deviation, sample.std(axis=0), rtol=1e-12, atol=1e-7 if n < 20 else 1e-8)
-        np.testing.assert_array_equal(constant, np.ptp(sample, axis=0) == 0.0)
-
-
-def test_probe_of_no_columns():
-    assert kernels.probe(np.empty((5, 0)), 3).shape == (3, 0)
-
-
 # ------------------------------------------------------------------------------------------------------------
 # groups
 

@@ -14,7 +14,7 @@ from importlib import import_module
 
 from ._batch import BatchDesign
 from ._cpu import variants
-from ._criterion import ClusterCriterion, factor_groups, group_effects, lanes, symmetric, unit_directions, use_kernels
+from ._criterion import ClusterCriterion, factor_groups, group_effects, lanes, unit_directions, use_kernels
 from ._matrices import (
     clear_exact,
     floored_factor,
@@ -36,7 +36,7 @@ from ._matrices import (
 )
 from ._newton import Objective, minimize_newton
 from ._patterns import compress, pattern_bases, pattern_labels
-from ._rows import accumulate, code_range, column_scales, probe, sample_mean, within_rows
+from ._rows import accumulate, code_range, column_scales, sample_mean, within_rows
 from ._screen import balanced, least_information, screen
 from ._whiten import whiten_residuals
 
@@ -66,14 +66,12 @@ __all__ = [
     "pattern_bases",
     "pattern_labels",
     "positive_inverse",
-    "probe",
     "rotation",
     "row_moments",
     "sample_mean",
     "scale_map",
     "screen",
     "smallest_parts",
-    "symmetric",
     "unit_directions",
     "unpack",
     "variants",

@@ -471,7 +471,7 @@ def _finish(
             packed,
         )  # fmt: skip
         tolerance = EXACT_WITHIN**2
-        outside, saturated = spanned_rows(packed, q, np.arange(m), raw[:, -1], kernels.symmetric(within, r + 1))
+        outside, saturated = spanned_rows(packed, q, np.arange(m), raw[:, -1], kernels.unpack(within, r + 1))
         if saturated:
             within[-r - 1 :] = 0.0
     exact = kernels.clear_exact(within, r + 1, float(n), tolerance)

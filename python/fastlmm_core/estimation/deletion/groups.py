@@ -21,6 +21,7 @@ from ...engines.protocol import EASY, HARD, UNASKED, Elsewhere
 from ...engines.starts import moment_start
 from ...errors import LMMError
 from ...kernels.deletions import refit_deletions
+from ...kernels.records import DeletedLines, DeletionSums
 from ...support.threads import map_in_threads, processors
 from ..optimize import SINGULAR, Optimum, optimize
 from .contributions import all_but_one, group_pieces
@@ -221,14 +222,15 @@ class _Refits:
         """S, status and what else is known of the deletions chosen, by polynomials fitted in |S| <= radius."""
         basis, table, second = sums.polynomials(degree, radius, reach)
         pieces = self.pieces
+        shared = DeletionSums(
+            table, basis.parent, basis.variable, n_terms(sums.n_par, degree - 1), second, sums.rows, sums.columns,
+            sums.factor, self.k, sums.reml, radius=reach, rank_tolerance=RANK_LOSS,
+        )  # fmt: skip
 
         def refit(part: NDArray[np.intp], start: Array) -> tuple[Any, ...]:
-            return refit_deletions(
-                table, basis.parent, basis.variable, n_terms(sums.n_par, degree - 1), second, sums.rows, sums.columns,
-                sums.factor, self.k, sums.reml, self.problem.n, pieces.less, pieces.owner[part],
-                None if pieces.more is None else pieces.more[part], pieces.removed[part], start, reach, RANK_LOSS,
-                tolerance, max_iterations,
-            )  # fmt: skip
+            more = None if pieces.more is None else pieces.more[part]
+            lines = DeletedLines(pieces.less, pieces.owner[part], more, pieces.removed[part])
+            return refit_deletions(shared, lines, start, self.problem.n, tolerance, max_iterations)
 
         jobs = min(processors(), len(chosen) // PER_THREAD)
         if jobs < 2:

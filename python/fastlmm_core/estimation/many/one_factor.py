@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from ... import kernels
 from ...engines.one_factor.problem import one_factor
+from ...kernels.records import BatchPatterns, BatchRows, BatchSearch
 from ..fit import Fit, estimate
 from ..model import Model
 from .search import group_basis
@@ -112,30 +113,36 @@ def _one_factor(model: Model) -> kernels.BatchDesign:
     free = np.zeros((q, q), dtype=np.intc)
     free[rows, positions] = free[positions, rows] = 1
     return kernels.BatchDesign(
-        None if np.array_equal(order, np.arange(n)) else order,
-        start,
-        basis,
-        None if exact.all() else np.ascontiguousarray(x),
-        weights,
-        offset,
-        problem.x_constant,
-        bounds,
-        columns,
-        loading,
-        np.ascontiguousarray(triangle[bounds[:-1]]),
-        np.ascontiguousarray(rotated),
-        np.ascontiguousarray(problem.within[: r * (r + 1) // 2]),
-        exact,
-        free,
-        rows,
-        positions,
-        first,
-        scoring,
+        BatchRows(
+            order=None if np.array_equal(order, np.arange(n)) else order,
+            start=start,
+            basis=basis,
+            x=None if exact.all() else np.ascontiguousarray(x),
+            weights=weights,
+            offset=offset,
+            centre=problem.x_constant,
+        ),
+        BatchPatterns(
+            groups=bounds,
+            columns=columns,
+            loading=loading,
+            R=np.ascontiguousarray(triangle[bounds[:-1]]),
+            cx=np.ascontiguousarray(rotated),
+            within_xx=np.ascontiguousarray(problem.within[: r * (r + 1) // 2]),
+            exact=exact,
+        ),
+        BatchSearch(
+            structure=free,
+            rows=rows,
+            columns=positions,
+            first=first,
+            scoring=scoring,
+            per_group=n / m,
+            tolerance=min(1e-9 * float(np.sqrt(m)), 1e-6),
+            max_iterations=MAX_ITERATIONS,
+        ),
         np.ascontiguousarray(problem.x_map),
         ones,
-        n / m,
-        min(1e-9 * float(np.sqrt(m)), 1e-6),
-        MAX_ITERATIONS,
     )
 
 

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from ... import kernels
 from ...errors import LMMError
+from ...kernels.records import BatchResults
 from ...support.blas_threads import one_blas_thread
 from ...support.checks import plain_array
 from ...support.memory import blas_callers
@@ -191,8 +192,11 @@ def _lanes(
 ) -> None:
     constant = into.model.problem.constant(into.reml)
     shared.fit(
-        Y, first, into.reml, constant, start, into.theta_o, into.params, into.bse, into.sigma2, into.criterion,
-        into.gradient_norm, into.status, into.n_evaluations, into.satterthwaite,
+        Y, first, into.reml, constant, start,
+        BatchResults(
+            into.theta_o, into.params, into.bse, into.sigma2, into.criterion, into.gradient_norm, into.status,
+            into.n_evaluations, into.satterthwaite,
+        ),
     )  # fmt: skip
 
 

@@ -23,6 +23,7 @@ from ...engines.crossed.problem import CrossedProblem
 from ...engines.protocol import EASY, UNASKED
 from ...errors import LMMError
 from ...kernels import minimize_newton
+from ...kernels.records import BatchResults
 from ...problem.columns import condition_z, factor_structure
 from ...support.blas_threads import one_blas_thread
 from ..fit import Fit, estimate
@@ -221,21 +222,15 @@ class HierarchyDesign:
     # ---- fits ----------------------------------------------------------------------------------
 
     def fit(
-        self, Y: Array, first: int, reml: bool, criterion_offset: float, start: Array | None, theta: Array,
-        params: Array, bse: Array, sigma2: Array, value: Array, decrement: Array, status: NDArray[np.intc],
-        evaluations: NDArray[np.intc], df: Array,
-    ) -> None:  # fmt: skip
+        self, Y: Array, first: int, reml: bool, criterion_offset: float, start: Array | None, into: BatchResults
+    ) -> None:
         """Fit the rows of Y from one start; see `kernels.BatchDesign.fit`."""
-        out: tuple[NDArray[Any], ...] = (theta, params, bse, sigma2, value, decrement, status, evaluations, df)
         for begin in range(0, len(Y), self.step):
             part = slice(first + begin, first + min(begin + self.step, len(Y)))
-            self._fit(Y[begin : begin + self.step], reml, criterion_offset, start, *(array[part] for array in out))
+            self._fit(Y[begin : begin + self.step], reml, criterion_offset, start, into.part(part))
 
-    def _fit(
-        self, Y: Array, reml: bool, offset: float, start: Array | None, theta: Array, params: Array, bse: Array,
-        sigma2: Array, value: Array, decrement: Array, status: NDArray[np.intc], evaluations: NDArray[np.intc],
-        df: Array,
-    ) -> None:  # fmt: skip
+    def _fit(self, Y: Array, reml: bool, offset: float, start: Array | None, into: BatchResults) -> None:
+        theta, params, bse, sigma2, value, decrement, status, evaluations, df = into
         problem, structure = self.problem, self.structure
         nu = problem.n - problem.rank if reml else problem.n
         responses, status[:] = self.condition(Y)

@@ -1,0 +1,127 @@
+"""Arguments of kernels that take many: named fields, read by name on the other side."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["BatchPatterns", "BatchResults", "BatchRows", "BatchSearch", "DeletedLines", "DeletionSums"]
+
+Array = NDArray[np.float64]
+Int64 = NDArray[np.int64]
+Int = NDArray[np.intc]
+
+
+class BatchRows(NamedTuple):
+    """Rows that all responses of a batch share, sorted by group."""
+
+    order: Int64 | None
+    """(n,) row of the caller at each position; None where they are sorted."""
+    start: Int64
+    """(m + 1,) first position of each group, groups sorted by pattern."""
+    basis: Array
+    """(n, q) w R^-T z_o."""
+    x: Array | None
+    """(n, p) w x_o; None where X_o'y follows from the groups."""
+    weights: Array | None
+    offset: Array | None
+    centre: bool
+    """Whether X spans a constant."""
+
+
+class BatchPatterns(NamedTuple):
+    """Groups of a batch, by patterns that share one Z'WZ."""
+
+    groups: Int64
+    """(n_patterns + 1,) first group of each."""
+    columns: Int64
+    """(n_patterns + 1,) first column of each."""
+    loading: Array
+    """(m, width) see `pattern_bases`."""
+    R: Array
+    """(n_patterns, q(q+1)/2) rows of the upper triangle."""
+    cx: Array
+    """(n_columns, q, p)."""
+    within_xx: Array
+    """(p(p+1)/2,) X_o'X_o less its part between groups, packed."""
+    exact: Int
+    """(p,) 1 where a column of X does not vary within groups."""
+
+
+class BatchSearch(NamedTuple):
+    """How the optimum of each response of a batch is looked for."""
+
+    structure: Int
+    """(q, q) 1 where an element of G is free."""
+    rows: Sequence[int] | NDArray[np.intp]
+    """Free elements of L."""
+    columns: Sequence[int] | NDArray[np.intp]
+    first: Array
+    """(q, q) L from which the scoring step is taken."""
+    scoring: Array
+    """(q(q+1)/2, q(q+1)/2) inverse of the expected Hessian there."""
+    per_group: float
+    tolerance: float
+    max_iterations: int
+
+
+class BatchResults(NamedTuple):
+    """Arrays that `BatchDesign.fit` overwrites, a row (or an element) per response."""
+
+    theta: Array
+    params: Array
+    bse: Array
+    sigma2: Array
+    value: Array
+    decrement: Array
+    status: Int
+    """1 certified, 2 certified at the boundary, 0 not certified, -1 response not finite, -2 no variation."""
+    evaluations: Int
+    df: Array
+    """Satterthwaite's degrees of freedom of the coefficients."""
+
+    def part(self, rows: slice) -> BatchResults:
+        """The results of some responses."""
+        return BatchResults._make(array[rows] for array in self)
+
+
+class DeletionSums(NamedTuple):
+    """Sums over all groups as polynomials of S, G^ = F (I + S) F'."""
+
+    table: Array
+    """(n_terms, (1 + n_par) (1 + n_h)) coefficients of the monomials of S / radius in log|W| and H (packed lower
+    triangle by rows, n_h = k (k + 1) / 2), then in their derivatives in each free element of S."""
+    parent: Int64
+    """(n_terms,) monomial t is monomial parent[t] times S[variable[t]] / radius; the first is 1."""
+    variable: Int64
+    n_lower: int
+    """Terms, the first ones, of the derivatives."""
+    second: Array
+    """(n_par * n_par, 1 + n_h) second derivatives at S = 0: enough for the steps, the gradient is exact."""
+    rows: Int64
+    """(n_par,) positions of the free elements."""
+    columns: Int64
+    factor: Array
+    """(q, q) F."""
+    k: int
+    reml: bool
+    radius: float
+    """Of the ball |S| <= radius in which the polynomials hold."""
+    rank_tolerance: float
+    """A pivot of H_xx smaller than this, relative to its diagonal element, is a loss of rank."""
+
+
+class DeletedLines(NamedTuple):
+    """What each deletion takes away, as lines of R, c and w (q q + q k + n_h,)."""
+
+    less: Array
+    """(m, .) the groups that lose rows."""
+    owner: Int64
+    """(n_deletions,) line of `less` of each deletion."""
+    more: Array | None
+    """(n_deletions, .) what is left of the group; None where it is nothing."""
+    removed: Int64
+    """(n_deletions,) number of rows."""
