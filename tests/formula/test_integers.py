@@ -104,7 +104,7 @@ def test_integers_that_float64_rounds_are_refused(right, kind):
         design(right, x=x)
     exact = (2**53 + 2 * np.arange(N)).astype(kind)
     np.testing.assert_array_equal(design("x", x=exact).X[:, 1], exact.astype(float))
-    top = np.where(G == 0, np.iinfo(kind).max, 0).astype(kind)
+    top = np.where(G == 0, kind(np.iinfo(kind).max), kind(0))
     with pytest.raises(flc.LMMError, match=f"first: {np.iinfo(kind).max} at row 0"):
         design("x", x=top)
     # as labels they are what they are
