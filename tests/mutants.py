@@ -9,7 +9,7 @@ from the others.
     python tests/mutants.py --start 40 --count 20    # a piece
     python tests/mutants.py --shuffle --count 40     # a random sample
     python tests/mutants.py --only power             # entries with this word in their text, file or tests
-    python tests/mutants.py --work /tmp/m            # keep the build there for the next piece
+    python tests/mutants.py --work DIRECTORY         # keep the build there for the next piece
     python tests/mutants.py --check                  # does every entry still fit the code?  (no build, no tests)
 
 An entry is found by its text, which stands once in the library, so that it survives moves of files; `file` (a part of

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from .crossed.problem import CrossedProblem
     from .protocol import Engine
 
-__all__ = ["factors_start", "few_groups", "many_minima", "moment_start", "other_starts", "shrunk_start"]
+__all__ = ["factors_start", "few_groups", "moment_start", "other_starts", "shrunk_start"]
 
 Array = NDArray[np.float64]
 Index = NDArray[np.intp]
@@ -93,26 +93,6 @@ def shrunk_start(engine: Engine, theta: Array) -> Array:
             break
         theta, least = smaller, value
     return theta
-
-
-def many_minima(structure: CovarianceStructure, levels: Array, n: int | None = None) -> bool:
-    """Whether so few groups or observations bear so many parameters that a regular minimum may have a lower neighbour.
-
-    Parameters
-    ----------
-    structure : CovarianceStructure
-    levels : (q,) array
-        Number of groups of each random effect.
-    n : int, optional
-        Observations; several terms of few observations count only if it is given.
-    """
-    if n is not None and _tiny(structure, n):
-        return True
-    if structure.q < 3:
-        return False
-    _, columns = structure.positions
-    # the effects of one grouping factor share its number of levels
-    return any((levels == m).sum() >= 3 and m < 20 * np.count_nonzero(levels[columns] == m) for m in np.unique(levels))
 
 
 def _tiny(structure: CovarianceStructure, n: int) -> bool:

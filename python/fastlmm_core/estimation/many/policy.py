@@ -6,12 +6,11 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
 from itertools import islice
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ... import kernels
 from ...errors import LMMError
 from ...kernels.records import BatchResults
 from ...support.blas_threads import one_blas_thread
@@ -25,7 +24,10 @@ from ..model import Model
 from .batch_fit import BOUNDARY, CHUNK_BYTES, BatchFit
 from .one_factor import shared_design
 from .search import ResponseSearch
-from .several_factors import HierarchyDesign
+
+if TYPE_CHECKING:
+    from ... import kernels
+    from .several_factors import HierarchyDesign
 
 __all__ = ["fit_drawn", "fit_many"]
 
