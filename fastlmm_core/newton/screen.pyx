@@ -7,42 +7,113 @@ from cpython.exc cimport PyErr_CheckSignals
 
 import numpy as np
 
-from fastlmm_core.kernels._newton cimport Objective
+from fastlmm_core.kernels._newton cimport Objective, RAISED, reraise
 
 
-def screen(Objective f, const double[:, ::1] points, const Py_ssize_t[:, ::1] neighbours):
+cdef double PLAY = 1e-9
+"""Relative rounding error by which the criterion may rise along a path that falls."""
+
+
+cdef int value_at(Objective f, const double* theta, double* value, time_t* asked) except -1 nogil:
+    """The criterion, infinite where it is not defined; signals are looked at once in a second."""
+    cdef int status = f.evaluate_(theta, 0)
+    value[0] = f.value_ if status == 0 else INFINITY
+    if status == RAISED:
+        with gil:
+            reraise()
+    if time(NULL) != asked[0]:
+        asked[0] = time(NULL)
+        with gil:
+            PyErr_CheckSignals()
+    return 0
+
+
+cdef int falls_to(Objective f, const double* theta, double value, const double* minimum, double lowest,
+                  const double[::1] shares, double* place, time_t* asked) except -1 nogil:
+    """Whether the criterion falls all the way from a point to a minimum."""
+    cdef double before = value, here
+    cdef Py_ssize_t i, s
+    if not isfinite(lowest):
+        return 0
+    for s in range(shares.shape[0]):
+        for i in range(f.n_par):
+            place[i] = minimum[i] + shares[s] * (theta[i] - minimum[i])
+        value_at(f, place, &here, asked)
+        if not before >= here - PLAY * fabs(here):
+            return 0
+        before = here
+    return before >= lowest - PLAY * fabs(lowest)
+
+
+def falls(Objective f, const double[::1] theta, double value, const double[::1] minimum, double lowest,
+          const double[::1] shares):
+    """Whether the criterion falls all the way along the straight line from a point to a minimum.
+
+    Parameters
+    ----------
+    f : Objective
+    theta, minimum : (n_par,) arrays
+    value, lowest : float
+        The criterion there.
+    shares : array
+        Parts of the way at which it is evaluated, the point first: decreasing.
+    """
+    cdef time_t asked = time(NULL)
+    cdef double[::1] place = np.empty(max(f.n_par, 1))
+    cdef int found
+    if theta.shape[0] != f.n_par or minimum.shape[0] != f.n_par:
+        raise ValueError(f"points need {f.n_par} elements")
+    with nogil:
+        found = falls_to(f, &theta[0], value, &minimum[0], lowest, shares, &place[0], &asked)
+    return found != 0
+
+
+def screen(Objective f, const double[:, ::1] points, const double[::1] unit, const Py_ssize_t[:, ::1] neighbours,
+           minimum=None, double lowest=INFINITY, shares=()):
     """Evaluate `f` at all points.
 
     Parameters
     ----------
     f : Objective
     points : (count, n_par) array
+    unit : (n_par,) array
+        By which the points are multiplied.
     neighbours : (count, near) intp array
         The points nearest to each.
+    minimum : (n_par,) array, optional
+        A minimum, its value `lowest`: valleys from which the criterion falls all the way to it are left out.
+    shares : array
+        See `falls`.
 
     Returns
     -------
+    thetas : (count, n_par) array
+        Points times unit.
     values : (count,) array
         Infinite where the criterion is not defined.
     valleys : intp array
         Points whose value none of their neighbours falls below, the lowest first.
     """
-    cdef Py_ssize_t count = points.shape[0], near = neighbours.shape[1], i, j, k, found = 0
+    cdef Py_ssize_t count = points.shape[0], near = neighbours.shape[1], p = f.n_par, i, j, k, found = 0, left = 0
+    if points.shape[1] != p or unit.shape[0] != p or neighbours.shape[0] != count:
+        raise ValueError(f"points need {p} columns, and neighbours as many rows as there are points")
+    thetas_array = np.empty((count + 1, p))
     values_array = np.empty(count)
     valleys_array = np.empty(count, dtype=np.intp)
+    cdef double[:, ::1] thetas = thetas_array
     cdef double[::1] values = values_array
     cdef Py_ssize_t[::1] valleys = valleys_array
-    cdef bint low
+    cdef const double[::1] known, parts
+    cdef bint low, look = minimum is not None
     cdef time_t asked = time(NULL)
-    if points.shape[1] != f.n_par or neighbours.shape[0] != count:
-        raise ValueError(f"points need {f.n_par} columns, and neighbours as many rows as there are points")
+    if look:
+        known = minimum
+        parts = shares
     with nogil:
         for i in range(count):
-            values[i] = f.value_ if f.evaluate_(&points[i, 0], 0) == 0 else INFINITY
-            if time(NULL) != asked:
-                asked = time(NULL)
-                with gil:
-                    PyErr_CheckSignals()
+            for j in range(p):
+                thetas[i, j] = points[i, j] * unit[j]
+            value_at(f, &thetas[i, 0], &values[i], &asked)
         for i in range(count):
             low = isfinite(values[i])
             for j in range(near):
@@ -58,11 +129,49 @@ def screen(Objective f, const double[:, ::1] points, const Py_ssize_t[:, ::1] ne
                     k -= 1
                 valleys[k] = i
                 found += 1
-    return values_array, valleys_array[:found]
+        if look:
+            for k in range(found):
+                i = valleys[k]
+                if not falls_to(f, &thetas[i, 0], values[i], &known[0], lowest, parts, &thetas[count, 0], &asked):
+                    valleys[left] = i
+                    left += 1
+            found = left
+    return thetas_array[:count], values_array, valleys_array[:found]
 
 
 cdef double SAME = 1e-10
 """Share of its size by which what theory takes to be equal may differ by rounding."""
+
+
+cdef bint alike(const double[:, :, ::1] packed, const unsigned char[:, ::1] inside, Py_ssize_t q) noexcept nogil:
+    """Whether all groups that are there have the same Z_i'Z_i of full rank, and it is block diagonal like G^."""
+    cdef Py_ssize_t n_a = q * (q + 1) // 2, block, lane, a, b, j, r, first_block = -1, first_lane = 0
+    cdef double size = 0.0
+    cdef bint some
+    for block in range(packed.shape[0]):
+        for lane in range(packed.shape[2]):
+            some = False
+            for j in range(n_a):
+                some = some or packed[block, j, lane] != 0.0
+            if not some:
+                continue
+            if first_block >= 0:
+                for j in range(n_a):
+                    if not fabs(packed[block, j, lane] - packed[first_block, j, first_lane]) <= SAME * size:
+                        return False
+                continue
+            first_block, first_lane = block, lane
+            for j in range(n_a):
+                size = max(size, fabs(packed[block, j, lane]))
+            r = 0
+            for a in range(q):
+                if not packed[block, r, lane] > SAME * size:
+                    return False
+                for b in range(a, q):
+                    if not inside[a, b] and fabs(packed[block, r, lane]) > SAME * size:
+                        return False
+                    r += 1
+    return first_block >= 0
 
 
 def balanced(const double[:, :, ::1] packed, const double[::1] within, Py_ssize_t q, Py_ssize_t k, free):
@@ -82,40 +191,15 @@ def balanced(const double[:, :, ::1] packed, const double[::1] within, Py_ssize_
         Free elements of G^.
     """
     cdef Py_ssize_t n_a = q * (q + 1) // 2, n_blocks = packed.shape[0], lanes = packed.shape[2], p = k - 1
-    cdef Py_ssize_t block, lane, a, b, i, j, r, first_block = -1, first_lane = 0
-    cdef double size, t, norm, total
-    cdef const unsigned char[:, ::1] inside = np.ascontiguousarray(free, dtype=np.uint8)
+    cdef Py_ssize_t block, lane, a, b, i, j, r
+    cdef double t, norm, total
+    cdef const unsigned char[:, ::1] inside = np.ascontiguousarray(free).view(np.uint8)
     cdef double[:, :, :, ::1] M
     cdef double[:, ::1] P
-    cdef bint some
-    for block in range(n_blocks):
-        for lane in range(lanes):
-            some = False
-            for j in range(n_a):
-                some = some or packed[block, j, lane] != 0.0
-            if not some:
-                continue
-            if first_block < 0:
-                first_block, first_lane = block, lane
-                size = 0.0
-                r = 0
-                for a in range(q):
-                    for b in range(a, q):
-                        size = max(size, fabs(packed[block, r, lane]))
-                        r += 1
-                r = 0
-                for a in range(q):
-                    if not packed[block, r, lane] > SAME * size:
-                        return False
-                    for b in range(a, q):
-                        if not inside[a, b] and fabs(packed[block, r, lane]) > SAME * size:
-                            return False
-                        r += 1
-                continue
-            for j in range(n_a):
-                if not fabs(packed[block, j, lane] - packed[first_block, j, first_lane]) <= SAME * size:
-                    return False
-    if first_block < 0:
+    cdef bint same
+    with nogil:
+        same = alike(packed, inside, q)
+    if not same:
         return False
     # c_i = (Q_i'X_i), Q_i an orthonormal basis of Z_i: B stacks them, P = B'B must be a projection
     M_array = np.zeros((q, q, p, p))
@@ -133,14 +217,16 @@ def balanced(const double[:, :, ::1] packed, const double[::1] within, Py_ssize_
                 t += P[i, r] * P[r, j]
             if not fabs(t - P[i, j]) <= SAME:
                 return False
-    for block in range(n_blocks):
-        for lane in range(lanes):
-            for a in range(q):
-                for b in range(q):
-                    if inside[a, b]:
-                        for i in range(p):
-                            for j in range(p):
-                                M[a, b, i, j] += packed[block, n_a + a * k + i, lane] * packed[block, n_a + b * k + j, lane]
+    with nogil:
+        for block in range(n_blocks):
+            for lane in range(lanes):
+                for a in range(q):
+                    for b in range(q):
+                        if inside[a, b]:
+                            for i in range(p):
+                                t = packed[block, n_a + a * k + i, lane]
+                                for j in range(p):
+                                    M[a, b, i, j] += t * packed[block, n_a + b * k + j, lane]
     # the part of B in which row a is row b, and all others are 0, lies in the span of B
     for b in range(q):
         total = 0.0
@@ -155,6 +241,39 @@ def balanced(const double[:, :, ::1] packed, const double[::1] within, Py_ssize_
                 if not fabs(norm - total) <= SAME:
                     return False
     return True
+
+
+def vary_freely(const double[:, :, ::1] packed, const double[:, ::1] raw, Py_ssize_t q, Py_ssize_t wanted,
+                double least):
+    """Whether so many of the first groups take all random effects and have rows left over.
+
+    Groups have no rows in common, so that X explains as many of their columns as it has itself at most: of more than
+    twice as many such groups no direction is explained.  Such a group tells all parameters apart, and all of them
+    together do so without X (see `problem.identification.parts_identify`).
+
+    Parameters
+    ----------
+    packed : (blocks, K, lanes) array
+        Factored groups, not compressed.
+    raw : (m, K) array
+        Cross-products per group; the last column counts rows.
+    q, wanted : int
+        Twice the columns of X and one more, say.
+    least : float
+        Pivots above this are not rounding error.
+    """
+    cdef Py_ssize_t lanes = packed.shape[2], m = min(raw.shape[0], 4 * wanted + 8), found = 0
+    cdef Py_ssize_t group, a, at, last = raw.shape[1] - 1
+    cdef bint all_taken
+    with nogil:
+        for group in range(m):
+            all_taken = raw[group, last] > q
+            at = 0
+            for a in range(q, 0, -1):
+                all_taken = all_taken and packed[group // lanes, at, group % lanes] > least
+                at += a
+            found += all_taken
+    return found >= wanted
 
 
 def least_information(const double[:, :, ::1] packed, Py_ssize_t q):

@@ -187,11 +187,28 @@ def test_values_and_valleys_of_a_screen() -> None:
     criterion = model.problem.criterion()
     points = np.array([[0.1], [0.5], [1.0], [2.0], [4.0], [np.nan]])
     near = np.array([[1, 2], [0, 2], [1, 3], [2, 4], [3, 2], [4, 3]], dtype=np.intp)
-    values, valleys = kernels.screen(criterion, points, near)
+    scaled, values, valleys = kernels.screen(criterion, 4.0 * points, np.array([0.25]), near)
+    assert np.array_equal(scaled, points, equal_nan=True)
     assert values[:5] == pytest.approx([criterion.evaluate(point)[0] for point in points[:5]], rel=1e-14)
     assert values[5] == np.inf
     expected = [i for i in range(5) if all(values[i] <= values[j] for j in near[i])]
     assert valleys.tolist() == sorted(expected, key=lambda i: values[i])
+    # a criterion of one minimum falls to it from everywhere, but not to a point that is none
+    shares = np.array([0.3, 0.1])
+    best = model.fit().optimum
+    assert kernels.screen(criterion, points, np.ones(1), near, best.theta, best.value, shares)[2].size == 0
+    for height in (best.value + 1.0, np.inf):
+        left = kernels.screen(criterion, points, np.ones(1), near, best.theta, height, shares)[2]
+        assert left.tolist() == valleys.tolist()
+    for i in range(5):
+        path = [
+            values[i],
+            *(criterion.evaluate(best.theta + s * (points[i] - best.theta))[0] for s in shares),
+            best.value,
+        ]
+        assert (
+            kernels.falls(criterion, points[i], values[i], best.theta, best.value, shares) == (np.diff(path) < 0).all()
+        )
 
 
 def test_other_minima_are_reported() -> None:

@@ -74,6 +74,14 @@ class CovarianceStructure:
         return len(self.positions[0])
 
     @cached_property
+    def free(self) -> NDArray[np.bool_]:
+        """Which elements of G are free (q, q)."""
+        rows, columns = self.positions
+        out = np.zeros((self.q, self.q), dtype=bool)
+        out[rows, columns] = out[columns, rows] = True
+        return out
+
+    @cached_property
     def one_full(self) -> bool:
         """Whether there is one block only, of correlated effects."""
         return len(self.blocks) == 1 and self.blocks[0].correlated

@@ -98,6 +98,11 @@ class Design:
     kept: NDArray[np.intp] | None = None
     groupings: tuple[Grouping, ...] | None = None
 
+    def count(self, groupings: tuple[Grouping, ...]) -> None:
+        """Keep the grouping factors as counted by whoever read the rows first."""
+        if self.groupings is None:
+            object.__setattr__(self, "groupings", groupings)
+
     def check(self, n: int) -> None:
         """Refuse what cannot belong to n observations.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from math import isfinite
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -122,11 +122,12 @@ def other_starts(structure: CovarianceStructure, levels: Array, n: int) -> list[
     return [structure.theta(np.diag(size)) for size in sizes]
 
 
-def factors_start(problem: CrossedProblem) -> Array:
+def factors_start(problem: CrossedProblem, engine: Any) -> Array:
     """Theta from second moments: MINQUE(0) with one variance per factor, then the shape of each block.
 
     The sums of squares of Z_f'r, r the residual of y, are set to their expectations where each G^_f is a multiple of
     the identity (Rao 1971, J. Multivar. Anal. 1, 257-275); negative estimates are kept away from 0, a stationary point.
+    `engine` is one of the problem.
     """
     layout, structure = problem.layout, problem.structure
     count = len(problem.columns)
@@ -152,7 +153,6 @@ def factors_start(problem: CrossedProblem) -> Array:
     expected[-1, -1] = problem.n - problem.rank
     # X is taken out: Z_f'Q Z_g = K_fg - C_f C_g', C = Z'X_o; not where a pilot follows
     C = problem.cross[:, :-1] if layout.tails or problem.n_effects < EXACT_UP_TO else problem.cross[:, :0]
-    engine = problem.criterion()
     inner = [C[places.ravel()].T @ C[places.ravel()] for places in layout.places]
     for g, places in enumerate(layout.places):
         only = np.zeros_like(C)

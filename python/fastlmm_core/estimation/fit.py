@@ -16,8 +16,8 @@ from ..engines.starts import shrunk_start
 from ..support.blas_threads import one_blas_thread
 from .model import Model
 from .optimize import SINGULAR, LocalMinimum, Optimum, optimize
-from .refinement import refined
-from .residual_limit import refuse_unbounded, with_residual_variance
+from .refinement import LOST, refined
+from .residual_limit import SMALL, refuse_unbounded, with_residual_variance
 
 __all__ = ["Fit", "estimate"]
 
@@ -375,13 +375,14 @@ def estimate(
     problem = model.problem
     engine = problem.criterion()
     engine.reml = bool(reml)
+    structure, levels = model.structure, problem.levels
     if not reml:
         refuse_unbounded(problem.outside)
     with one_blas_thread() if engine.serial else nullcontext():
         optimum = optimize(
             engine,
-            model.structure,
-            problem.levels,
+            structure,
+            levels,
             problem.n,
             problem.start(engine) if start is None else _given_start(engine, model, start, method),
             method,
@@ -389,6 +390,10 @@ def estimate(
             problem.pilot() if start is None else None,
             problem.elsewhere() if start is None else UNASKED,
         )
-        optimum = with_residual_variance(engine, model.structure, problem.levels, problem.n, optimum, problem.saturated)
-        optimum, solution = refined(engine, model, optimum)
+        solution = Solution(*engine.solution()[:3])
+        if problem.saturated or solution.r2 < SMALL * problem.n:
+            optimum = with_residual_variance(engine, structure, levels, problem.n, optimum, problem.saturated)
+            solution = Solution(*engine.solution()[:3])
+        if engine.remainder < LOST:
+            optimum, solution = refined(engine, model, optimum, solution)
     return kind(model, optimum, bool(reml), solution)

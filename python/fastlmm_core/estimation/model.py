@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Hashable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Self, TypeVar
 
 import numpy as np
@@ -66,7 +66,8 @@ class Model:
         design.check(len(y))
         self.problem: Problem
         self.problem, groupings = problem_of(design, y)
-        self.design = replace(design, groupings=groupings)
+        design.count(groupings)
+        self.design = design
         self.endog = y
         self._made: dict[Hashable, Any] = {}
         self._local = threading.local()

@@ -1,10 +1,10 @@
-"""Fitting: scipy.optimize around the compiled Newton, certification of the optimum."""
+"""Fitting: the compiled Newton method or one of scipy.optimize, and the certificate of the optimum."""
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from functools import cache, partial
+from functools import partial
 from math import inf, isfinite, sqrt
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
@@ -21,7 +21,7 @@ from .search import Found, descend, search
 if TYPE_CHECKING:
     from ..kernels import Objective
 
-__all__ = ["Optimum", "newton", "optimize"]
+__all__ = ["Optimum", "optimize"]
 
 Array = NDArray[np.float64]
 
@@ -51,8 +51,6 @@ PILOT_UNITS = 10.0
 WIDE = 6
 """Correlated random effects of a term from which it is wide: some of its directions then vanish, as a rule."""
 
-# what a method may tell about its result besides x and fun
-_ENTRIES = ("jac", "hess", "decrement", "lowest", "success", "message", "trace")
 _WITHOUT_GRADIENT = {"nelder-mead", "powell", "cobyla", "cobyqa"}
 _WITH_HESSIAN = {"newton-cg", "dogleg", "trust-ncg", "trust-krylov", "trust-exact", "trust-constr"}
 
@@ -125,52 +123,49 @@ class _Objective:
         return out
 
 
-@cache
-def _scipy() -> Any:
-    """scipy.optimize, imported with the first fit."""
+class Ended(NamedTuple):
+    """Where a method of optimisation ended, with what it tells of that point.
+
+    Attributes
+    ----------
+    theta : array
+    value : float
+    gradient, hessian : arrays or None
+    decrement, lowest : float or None
+        See `_decrement`; of the compiled Newton method.
+    success : bool
+    message : str
+    trace : tuple
+        See `Optimum`.
+    """
+
+    theta: Array
+    value: float
+    gradient: Array | None
+    hessian: Array | None
+    decrement: float | None
+    lowest: float | None
+    success: bool
+    message: str
+    trace: tuple[tuple[float, float, float], ...]
+
+
+def _newton(criterion: Engine, start: Array, maxiter: int = 200, tolerance: float = 1e-8) -> Ended:
+    """The compiled trust-region Newton; it stops at a decrement of `tolerance`."""
+    theta, gradient, hessian, value, decrement, lowest, _, trace, finished = minimize_newton(
+        cast("Objective", criterion), start, tolerance=tolerance, max_iterations=maxiter
+    )
+    message = "" if finished else "Maximum number of iterations reached"
+    return Ended(theta, value, gradient, hessian, decrement, lowest, finished, message, tuple(trace))
+
+
+def _run(criterion: Engine, start: Array, method: str | Callable[..., Any], options: dict[str, Any]) -> Ended:
+    if method == "newton":
+        return _newton(criterion, start, **options)
     import scipy.optimize
 
-    return scipy.optimize
-
-
-def newton(
-    fun: _Objective, x0: Array, args: Any = (), maxiter: int = 200, tolerance: float = 1e-8, jac: Any = None,
-    hess: Any = None, hessp: Any = None, bounds: Any = None, constraints: Any = (), callback: Any = None,
-) -> Any:  # fmt: skip
-    """The compiled trust-region Newton, as a `method` of scipy.optimize.minimize.
-
-    Parameters
-    ----------
-    maxiter : int
-    tolerance : float
-        Decrement at which to stop.
-    jac, hess, hessp, bounds, constraints, callback : ignored
-        Passed by scipy; the criterion has its own derivatives.
-    """
-    x, gradient, hessian, value, decrement, lowest, evaluations, trace, finished = minimize_newton(
-        cast("Objective", fun.criterion), x0, tolerance=tolerance, max_iterations=maxiter
-    )
-    return _scipy().OptimizeResult(
-        x=x,
-        fun=value,
-        jac=gradient,
-        hess=hessian,
-        nfev=evaluations,
-        nit=len(trace) - 1,
-        success=finished,
-        status=0 if finished else 1,
-        message="" if finished else "Maximum number of iterations reached",
-        decrement=decrement,
-        lowest=lowest,
-        trace=trace,
-    )
-
-
-def _run(criterion: Engine, start: Array, method: str | Callable[..., Any], options: dict[str, Any]) -> Any:
-    minimize = _scipy().minimize
+    minimize: Any = scipy.optimize.minimize
     objective = _Objective(criterion)
-    if method == "newton":
-        return minimize(objective, start, method=newton, options=options)
     derivatives: dict[str, Any] = {}
     name = method.lower() if isinstance(method, str) else ""
     if name not in _WITHOUT_GRADIENT:
@@ -181,7 +176,10 @@ def _run(criterion: Engine, start: Array, method: str | Callable[..., Any], opti
         # the outcome is judged by its own gradient below; only options that a method does not know are refused
         warnings.simplefilter("ignore")
         warnings.filterwarnings("error", message="Unknown solver options")
-        return minimize(objective, start, method=method, tol=1e-12, options=options, **derivatives)
+        found = minimize(objective, start, method=method, tol=1e-12, options=options, **derivatives)
+    theta = np.asarray(found.x, dtype=float)
+    success, message = getattr(found, "success", True), str(getattr(found, "message", ""))
+    return Ended(theta, float(found.fun), None, None, None, None, bool(success), message, ())
 
 
 def _decrement(gradient: Array, hessian: Array) -> tuple[float, float]:
@@ -215,19 +213,10 @@ def _small_directions(factor: Array, structure: CovarianceStructure, per_group: 
     return structure.canonical(snapped), np.array(null).T.reshape(q, len(null))
 
 
-def _free(structure: CovarianceStructure) -> NDArray[np.bool_]:
-    """Which elements of G are free."""
-    rows, columns = structure.positions
-    out = np.zeros((structure.q, structure.q), dtype=bool)
-    out[rows, columns] = True
-    out[columns, rows] = True
-    return out
-
-
 def _settle(
     criterion: Engine,
     structure: CovarianceStructure,
-    found: Any,
+    found: Ended,
     levels: Array,
     n: int,
     method: str,
@@ -237,7 +226,7 @@ def _settle(
 
     `turn` is the rotation in force (see `ClusterCriterion.rotate`); the results are in its coordinates.
     """
-    theta = np.asarray(found.x, dtype=float)
+    theta = found.theta
     factor = structure.factor(theta)
     least, lowest_diagonal = smallest_parts(factor) if structure.one_full else (0.0, float(factor.diagonal().min()))
     if least > SINGULAR**2 * levels[0] / n:
@@ -245,16 +234,15 @@ def _settle(
     else:
         snapped, null = _small_directions(factor, structure, n / levels)
     wrong: Array | None = None
-    entries = found if isinstance(found, dict) else {e: getattr(found, e) for e in _ENTRIES if hasattr(found, e)}
-    evaluated = entries.get("decrement") is not None
+    evaluated = found.decrement is not None
     if null.shape[1]:
         at_zero = structure.theta(snapped)
         value, gradient, hessian = criterion.evaluate(at_zero, 2)
-        if value <= found.fun + 1e-11 * (abs(found.fun) + n):
+        if value <= found.value + 1e-11 * (abs(found.value) + n):
             theta, factor, evaluated = at_zero, snapped, True
             # on the cone of covariance matrices no direction out of the null space may lower the criterion
             slope = criterion.solution()[3]
-            slope = np.where(_free(structure), slope if turn is None else turn @ slope @ turn.T, 0.0)
+            slope = np.where(structure.free, slope if turn is None else turn @ slope @ turn.T, 0.0)
             per_group = n / levels
             size = per_group * np.sqrt(levels)
             slopes, directions = np.linalg.eigh(null.T @ (slope / np.sqrt(np.outer(size, size))) @ null)
@@ -263,21 +251,23 @@ def _settle(
         else:
             null = null[:, :0]
     if not null.shape[1]:
-        value, gradient, hessian = found.fun, entries.get("jac"), entries.get("hess")
+        value, gradient, hessian = found.value, found.gradient, found.hessian
         if not evaluated or lowest_diagonal < 0.0:
             factor = structure.canonical(factor)
             theta = structure.theta(factor)
             value, gradient, hessian = criterion.evaluate(theta, 2)
             evaluated = False
     assert gradient is not None and hessian is not None
-    fresh = evaluated and not null.shape[1]
-    decrement, lowest = (entries["decrement"], entries["lowest"]) if fresh else _decrement(gradient, hessian)
+    if evaluated and not null.shape[1] and found.decrement is not None and found.lowest is not None:
+        decrement, lowest = found.decrement, found.lowest
+    else:
+        decrement, lowest = _decrement(gradient, hessian)
     converged = bool(decrement <= CERTIFIED and lowest >= -1e-6 and wrong is None and isfinite(value))
     if converged:
         message = "certified: the gradient vanishes to rounding error"
         if null.shape[1]:
             message += ", on the boundary"
-    elif not entries.get("success", True) and "iteration" in str(entries.get("message", "")).lower():
+    elif not found.success and "iteration" in found.message.lower():
         message = (
             "not certified: stopped at the limit of iterations; the criterion can still be lowered (a Newton step "
             f"promises {0.5 * decrement**2:.1e})"
@@ -299,7 +289,7 @@ def _settle(
         method=method,
         message=message,
         null_space=null,
-        trace=tuple(entries.get("trace") or ()),
+        trace=found.trace,
     )
     return optimum, wrong
 
@@ -320,7 +310,7 @@ def _patiently(
     for _ in range(ITERATIONS // iterations):
         if found.success:
             break
-        factor = structure.factor(np.asarray(found.x))
+        factor = structure.factor(found.theta)
         turn, axes = _principal_axes(factor if turn is None else turn.T @ factor, structure)
         criterion.rotate(turn)
         found = _run(criterion, structure.theta(axes), "newton", options)
@@ -410,7 +400,7 @@ def optimize(
         elsewhere = UNASKED
     elif pilot is not None:
         pilot.reml = criterion.reml
-        start = _run(pilot, start, method, {}).x
+        start = _newton(pilot, start).theta
     attempt = partial(_attempt, criterion, structure, levels, n, method, options)
     best, wrong = attempt(start)
     for _ in range(structure.q + 1):

@@ -45,7 +45,7 @@ LOSS, SEEN = 1e-14, 1e-3
 """What log|V| loses at the most, times the share of y'y in r^2, and how much of it makes a criterion worthless."""
 
 
-def refined(engine: Engine, model: Model, optimum: Optimum) -> tuple[Optimum, Solution]:
+def refined(engine: Engine, model: Model, optimum: Optimum, solution: Solution) -> tuple[Optimum, Solution]:
     """The optimum with its criterion, and what profiling leaves there, exact to rounding of the rows.
 
     Parameters
@@ -54,10 +54,9 @@ def refined(engine: Engine, model: Model, optimum: Optimum) -> tuple[Optimum, So
         At the optimum.
     model : Model
     optimum : Optimum
+    solution : Solution
+        As profiling left it, with less than `LOST` of y'y.
     """
-    solution = Solution(*engine.solution()[:3])
-    if not engine.remainder < LOST:
-        return optimum, solution
     from ..engines.crossed.engine import CrossedCriterion
 
     # nested factors are swept in sums of squares

@@ -77,7 +77,7 @@ def with_residual_variance(
     best : Optimum
         What was found; the criterion is in its state there.
     saturated : bool
-        Whether X and Z span all rows, so that the limit is sought too.
+        Whether X and Z span all rows, so that the limit is sought too; otherwise r^2 is below `SMALL` of y'y there.
 
     Returns
     -------
@@ -88,8 +88,6 @@ def with_residual_variance(
     LMMError
         Where the criterion has its infimum at the residual variance of zero.
     """
-    if not saturated and not criterion.solution()[1] < SMALL * n:
-        return best
     spent = best.n_evaluations
     lowest = criterion.evaluate(FAR * best.theta)[0]
     for start in _large_starts(structure, levels, n) if saturated else ():

@@ -9,14 +9,14 @@ lie close together, all valleys and the lowest points are descended from.
 from __future__ import annotations
 
 from functools import lru_cache
-from itertools import pairwise, product
+from itertools import product
 from typing import TYPE_CHECKING, NamedTuple, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..engines.protocol import EASY, ORDINARY
-from ..kernels import minimize_newton, screen
+from ..kernels import falls, minimize_newton, screen
 
 if TYPE_CHECKING:
     from ..covariance.parameters import Block, CovarianceStructure
@@ -51,7 +51,7 @@ NARROWED = 3
 MANY_EFFECTS = 5
 """Random effects from which a few points cannot be spread over the directions of nearly balanced data."""
 
-PATH = (0.3, 0.1, 0.03)
+PATH = np.array([0.3, 0.1, 0.03])
 """Shares of the way from a minimum to a valley at which the criterion is evaluated."""
 
 ITERATIONS, TOLERANCE = 60, 1e-6
@@ -105,21 +105,23 @@ def search(
     objective = cast("Objective", criterion)
     evaluations = criterion.n_evaluations
     points = screen_of(criterion, structure, effort)
-    thetas = points.thetas * unit[structure.positions[0]]
-    values, valleys = screen(objective, thetas, points.neighbours)
+    # minima that lie close together may all be reached by straight paths
+    joined = effort <= ORDINARY
+    thetas, values, valleys = screen(
+        objective, points.thetas, unit[structure.positions[0]], points.neighbours,
+        known[1] if joined else None, known[0], PATH,
+    )  # fmt: skip
     criterion.n_evaluations = evaluations
     starts = valleys.tolist()
     if LOWEST_POINTS[effort]:
         lowest = np.argsort(values, kind="stable")[: LOWEST_POINTS[effort]].tolist()
         starts += [i for i in lowest if i not in starts]
-    # minima that lie close together may all be reached by straight paths
-    joined = effort <= ORDINARY
     minima = [known]
     left = DESCENTS[effort]
     for i in starts:
         if not left or not np.isfinite(values[i]):
             break
-        if joined and any(_leads_to(objective, float(values[i]), thetas[i], minimum) for minimum in minima):
+        if joined and any(_leads_to(objective, float(values[i]), thetas[i], minimum) for minimum in minima[1:]):
             continue
         left -= 1
         # the only way into a valley must not lead out of it again by a long step
@@ -168,11 +170,9 @@ def _narrowed(structure: CovarianceStructure, unit: Array, theta: Array) -> list
 def _leads_to(objective: Objective, value: float, theta: Array, minimum: tuple[float, Array]) -> bool:
     """Whether the criterion falls all the way from a point to a minimum."""
     evaluations = cast("Engine", objective).n_evaluations
-    path = np.array([minimum[1] + share * (theta - minimum[1]) for share in PATH])
-    along, _ = screen(objective, path, np.zeros((len(path), 0), dtype=np.intp))
+    found = falls(objective, theta, value, minimum[1], minimum[0], PATH)
     cast("Engine", objective).n_evaluations = evaluations
-    heights = [value, *along.tolist(), minimum[0]]
-    return all(a >= b - 1e-9 * abs(b) for a, b in pairwise(heights))
+    return found
 
 
 def _same(structure: CovarianceStructure, unit: Array, one: tuple[float, Array], other: tuple[float, Array]) -> bool:

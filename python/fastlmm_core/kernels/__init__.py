@@ -37,7 +37,7 @@ from ._matrices import (
 from ._newton import Objective, minimize_newton
 from ._patterns import compress, pattern_bases, pattern_labels
 from ._rows import accumulate, code_range, column_scales, sample_mean, within_rows
-from ._screen import balanced, least_information, screen
+from ._screen import balanced, falls, least_information, screen, vary_freely
 from ._whiten import whiten_residuals
 
 __all__ = [
@@ -52,6 +52,7 @@ __all__ = [
     "column_scales",
     "compress",
     "factor_groups",
+    "falls",
     "floored_factor",
     "group_effects",
     "lanes",
@@ -75,6 +76,7 @@ __all__ = [
     "unit_directions",
     "unpack",
     "variants",
+    "vary_freely",
     "whiten_residuals",
     "whitened_slopes",
     "within_part",

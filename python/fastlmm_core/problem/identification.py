@@ -186,14 +186,14 @@ def gram_of_derivatives(
             traces[0, own + 1] = traces[own + 1, 0] = 2.0 * weight[own] * total[i[own], j[own]]
         square, twice = _sums(pair, crossed)
         # sums of K_is K_jt, and of K_js M_ti, over the pairs of levels: M = Z_b'X X'Z_a
-        for k in own:
-            for l in others:  # noqa: E741
-                both = 2.0 * weight[k] * weight[l]
-                a, b, s, t = i[k], j[k], i[l], j[l]
-                trace = both * (square[a, s, b, t] + square[a, t, b, s])
-                cross = 0.5 * both * (twice[b, s, t, a] + twice[b, t, s, a] + twice[a, s, t, b] + twice[a, t, s, b])
-                traces[k + 1, l + 1] = traces[l + 1, k + 1] = trace
-                projected[k + 1, l + 1] = projected[l + 1, k + 1] = cross
+        both = 2.0 * np.outer(weight[own], weight[others])
+        a, b, s, t = i[own][:, None], j[own][:, None], i[others], j[others]
+        block = np.ix_(own + 1, others + 1)
+        traces[block] = both * (square[a, s, b, t] + square[a, t, b, s])
+        projected[block] = 0.5 * both * (twice[b, s, t, a] + twice[b, t, s, a] + twice[a, s, t, b] + twice[a, t, s, b])
+        if pair.first != pair.second:
+            traces[block[1].T, block[0].T] = traces[block].T
+            projected[block[1].T, block[0].T] = projected[block].T
     projected[0] = projected[:, 0] = np.einsum("kii->k", inner)
     flat = inner.reshape(count + 1, -1)
     return traces - 2.0 * projected + flat @ flat.T, np.sqrt(np.maximum(traces.diagonal(), 0.0))

@@ -83,6 +83,7 @@ def _checked(function: Any, name: str, bound: int) -> Any:
     """The function with its checks; `bound` counts the arguments that Python gives it (self)."""
     parameters: dict[str, Check | None] = {}
     positional: list[str] = []
+    in_order: list[Check | None] = []
     open_ended = False
 
     def read() -> None:
@@ -95,6 +96,7 @@ def _checked(function: Any, name: str, bound: int) -> Any:
                 parameters[parameter.name] = _check_of(parameter.annotation, function.__globals__)
                 if parameter.kind is not parameter.KEYWORD_ONLY:
                     positional.append(parameter.name)
+                    in_order.append(parameters[parameter.name])
 
     def look(arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
         if not parameters:
@@ -115,9 +117,16 @@ def _checked(function: Any, name: str, bound: int) -> Any:
                     raise LMMError(f"{name}(): {argument} and {positional[1]} are swapped; write {name}({order})")
                 raise LMMError(f"{name}(): {argument} must be {_wanted(function, argument)}, not {_shown(value)}")
 
+    def plain(arguments: tuple[Any, ...]) -> bool:
+        """Whether nothing has to be said or done about arguments given by position."""
+        for value, check in zip(arguments[bound:], in_order, strict=False):
+            if isinstance(value, np.generic) or (check is not None and not check(value)):
+                return False
+        return True
+
     @wraps(function)
     def call(*arguments: Any, **keywords: Any) -> Any:
-        if len(arguments) > bound or keywords:
+        if keywords or (len(arguments) > bound and not (in_order and plain(arguments))):
             # the widths of numpy's scalars would spread to what is computed with them
             arguments = tuple(value.item() if isinstance(value, _SCALARS) else value for value in arguments)
             keywords = {key: value.item() if isinstance(value, _SCALARS) else value for key, value in keywords.items()}

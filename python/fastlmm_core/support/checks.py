@@ -23,6 +23,8 @@ __all__ = [
 
 Array = NDArray[np.float64]
 
+_FLOAT = np.dtype(np.float64)
+
 _LARGEST = 1e100
 """Squares and products of numbers up to here are finite."""
 
@@ -40,6 +42,8 @@ def plain_array(values: Any, name: str) -> NDArray[Any]:
     LMMError
         For masked values (missing data), sparse matrices and records.
     """
+    if type(values) is np.ndarray and values.dtype.names is None:
+        return values
     if isinstance(values, np.ma.MaskedArray) or (
         isinstance(values, (list, tuple)) and any(isinstance(part, np.ma.MaskedArray) for part in values)
     ):
@@ -77,7 +81,7 @@ def float_array(values: Any, name: str, ndim: int) -> Array:
         another number of dimensions.
     """
     array = plain_array(values, name)
-    if array.dtype != np.float64:
+    if array.dtype is not _FLOAT and array.dtype != _FLOAT:
         array = _floats(array, values, name)
     elif not array.flags.aligned:
         # a field of packed records: the kernels count strides in elements

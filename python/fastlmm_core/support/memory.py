@@ -28,6 +28,10 @@ THREAD = 44 << 20
 """Bytes of each further thread of OpenBLAS: a buffer and a stack."""
 
 
+ANYWAY = 1 << 20
+"""Bytes that an interpreter which goes on at all has to have, so that nobody asks for them."""
+
+
 def limited() -> bool:
     """Whether a limit on memory is set for this process."""
     try:
@@ -56,7 +60,7 @@ def require(size: int, purpose: str) -> None:
     MemoryError
         That names the purpose, where it does not.
     """
-    if not granted(size):
+    if size > ANYWAY and not granted(size):
         raise MemoryError(f"{purpose}: {size / 2**20:,.0f} MB of memory are needed and not granted; raise the limit")
 
 

@@ -69,7 +69,7 @@ def test_one_factor_is_the_cluster_criterion(q):
 def fitted(problem, reml=True):
     criterion = problem.criterion()
     criterion.reml = reml
-    found = kernels.minimize_newton(criterion, starts.factors_start(problem), tolerance=1e-9)
+    found = kernels.minimize_newton(criterion, starts.factors_start(problem, problem.criterion()), tolerance=1e-9)
     value, _, _ = criterion.evaluate(found[0], 2)
     beta, r2, _, _ = criterion.solution()
     factor = problem.structure.natural(problem.z_map, problem.structure.factor(found[0]))
@@ -373,10 +373,12 @@ def test_pilot_of_nested_factors():
     assert problem.pilot(200) is None
     pilot = problem.pilot(100)
     assert pilot is not None
-    first = kernels.minimize_newton(pilot, starts.factors_start(problem), tolerance=1e-6)
+    first = kernels.minimize_newton(pilot, starts.factors_start(problem, problem.criterion()), tolerance=1e-6)
     criterion = problem.criterion()
     found = kernels.minimize_newton(criterion, first[0], tolerance=1e-7)
-    cold = kernels.minimize_newton(problem.criterion(), starts.factors_start(problem), tolerance=1e-7)
+    cold = kernels.minimize_newton(
+        problem.criterion(), starts.factors_start(problem, problem.criterion()), tolerance=1e-7
+    )
     assert abs(found[3] - cold[3]) < 1e-8 * abs(cold[3])
     assert found[6] <= 5
     close(np.abs(first[0]), np.abs(found[0]), 0.3)

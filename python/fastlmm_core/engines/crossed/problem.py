@@ -28,7 +28,7 @@ from ...problem.columns import (
 )
 from ...problem.identification import GroupedColumns, refuse_unidentified_rows
 from ...support.memory import numpy_blas, require, scipy_blas
-from ..protocol import CAREFUL, EASY, Elsewhere, Engine
+from ..protocol import CAREFUL, EASY, Elsewhere
 from ..starts import factors_start
 from .cores import Tail
 from .order import Layout, Stage, lay_out
@@ -165,9 +165,9 @@ class CrossedProblem:
         widths = np.diff([*self.columns, self.structure.q])
         return np.repeat(np.array(self.n_levels, dtype=float), widths)
 
-    def start(self, criterion: Engine) -> Array:
+    def start(self, criterion: Any) -> Array:
         """Theta from the moments of the data."""
-        return factors_start(self)
+        return factors_start(self, criterion)
 
     @cached_property
     def n_effects(self) -> int:

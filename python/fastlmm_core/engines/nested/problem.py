@@ -307,7 +307,8 @@ class NestedProblem(CrossedProblem):
 
     def start(self, criterion: Any) -> Array:
         """Theta from the moments of the data, or of a part of them."""
-        return factors_start(self.sample(START_GROUPS) or self)
+        sample = self.sample(START_GROUPS)
+        return factors_start(self, criterion) if sample is None else factors_start(sample, sample.criterion())
 
     def pilot(self, n_groups: int = PILOT_GROUPS) -> NestedCriterion | None:  # type: ignore[override]
         """The criterion of about `n_groups` levels of the coarsest factor, None where there are not many more."""

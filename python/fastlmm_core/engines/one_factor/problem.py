@@ -185,10 +185,7 @@ class OneFactorProblem(NamedTuple):
     def elsewhere(self) -> Elsewhere:
         """What is known of other minima of the criterion, and how to look for them."""
         structure, q = self.structure, self.structure.q
-        rows, columns = structure.positions
-        free = np.zeros((q, q), dtype=bool)
-        free[rows, columns] = free[columns, rows] = True
-        if kernels.balanced(self.packed, self.within, q, self.rank + 1, free):
+        if kernels.balanced(self.packed, self.within, q, self.rank + 1, structure.free):
             return Elsewhere("nothing")
         scout = self.pilot(SCOUT_GROUPS)
         if not structure.one_full:
@@ -340,33 +337,6 @@ def condition(
     return problem, Grouping(groups, present)
 
 
-def _vary_freely(packed: Array, raw: Array, q: int, r: int, n: int) -> bool:
-    """Whether more of the first groups than twice the columns of X take all random effects and have rows left over.
-
-    Groups have no rows in common, so that X explains as many of their columns as it has itself at most: no direction
-    is explained.  Such a group tells all parameters apart, and all of them together do so without X
-    (see `problem.identification.parts_identify`).
-    """
-    least = 1e-4 * sqrt(n) / len(raw)
-    wanted = 2 * r + 1
-    if wanted <= packed.shape[2]:
-        # few numbers: arrays would take longer
-        at, lane, item, rows = 0, 0, packed.item, raw.item
-        for a in range(q, 0, -1):
-            lane = 0
-            while lane < wanted and item(0, at, lane) > least:
-                lane += 1
-            if lane < wanted:
-                break
-            at += a
-        if lane == wanted and all(rows(lane, -1) > q for lane in range(wanted)):
-            return True
-    pivots = np.cumsum([0, *range(q, 1, -1)])
-    taken = packed[: 4 * (wanted // packed.shape[2] + 1), pivots].min(axis=1).ravel() > least
-    some = min(len(taken), len(raw))
-    return bool(np.count_nonzero(taken[:some] & (raw[:some, -1] > q)) >= wanted)
-
-
 def _refuse_what_is_not_identified(
     problem: OneFactorProblem, X: Array, Z: Array, groups: Codes, weights: Array | None, z_names: Sequence[str] | None
 ) -> None:
@@ -452,7 +422,7 @@ def _finish(
         present = np.flatnonzero(raw[:, -1])
         raw = raw[present]
     packed, between = kernels.factor_groups(raw, to_z, xy)
-    free = _vary_freely(packed, raw, q, r, n)
+    free = kernels.vary_freely(packed, raw, q, 2 * r + 1, 1e-4 * sqrt(n) / len(raw))
     within = kernels.within_part(packed_s, xy, between)
     tolerance, saturated, outside = EXACT_WITHIN, False, 0
     slope, unexplained = kernels.within_regression(within, r + 1, EXACT_WITHIN)
