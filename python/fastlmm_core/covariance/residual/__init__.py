@@ -1,0 +1,18 @@
+"""The covariance of the rows of a subject, R = sigma^2 R~(phi): one small file for each structure.
+
+structure             what an engine asks of one
+catalogue             all of them by name
+scaled                standard deviations times correlations
+deviations            one standard deviation, or one for each position
+correlation           what correlations share
+links                 from the line to correlations and ranges
+unstructured          us
+entries               natural parameters that are entries of the matrix
+independent           id, diag
+compound_symmetry     cs, csh
+autoregressive        ar1, ar1h
+antedependence        ad, adh
+toeplitz              toep, toeph
+moments               moments of residuals, for start values
+natural               derivatives of R in the natural parameters
+"""

@@ -1,0 +1,110 @@
+"""Moments of residuals within subjects, from which structures start."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...errors import LMMError
+from .structure import Array, Rows
+
+__all__ = ["bounded", "consecutive", "lag_one", "positive_definite", "visit_covariance"]
+
+_SMALLEST_EIGENVALUE = 0.05
+"""Of the correlation matrix from which a search starts."""
+
+
+def visit_covariance(rows: Rows, m: int) -> Array:
+    """Covariance over m positions from the pairs of rows that are there, shrunk to be positive definite.
+
+    Pairs of positions that no subject has get the mean correlation of their lag, or of all pairs.
+    """
+    index = np.concatenate(([0], np.cumsum(np.diff(rows.subjects) != 0)))
+    n = int(index[-1]) + 1
+    values = np.zeros((n, m))
+    seen = np.zeros((n, m))
+    values[index, rows.where] = rows.residuals
+    seen[index, rows.where] = 1.0
+    counts = seen.T @ seen
+    own = np.diag(counts)
+    squares = np.einsum("ij,ij->j", values, values)
+    pooled = float(squares.sum()) / max(float(own.sum()), 1.0) or 1.0
+    variances = (squares + 0.25 * pooled) / (own + 0.25)
+    scaled = values / np.sqrt(variances)
+    # correlations over the rows that both have, each with its own mean squares: they lie within -1 and 1
+    products = scaled.T @ scaled
+    partial = (scaled**2).T @ seen
+    with np.errstate(invalid="ignore", divide="ignore"):
+        correlation = products / np.sqrt(partial * partial.T)
+    shrink = counts / (counts + 2.0)
+    known = (counts > 0.0) & np.isfinite(correlation)
+    correlation = np.where(known, correlation * shrink, 0.0)
+    if not known.all():
+        correlation = _filled(correlation, known)
+    np.fill_diagonal(correlation, 1.0)
+    deviations = np.sqrt(variances)
+    out: Array = deviations[:, None] * deviations * positive_definite(correlation)
+    return out
+
+
+def _filled(correlation: Array, known: NDArray[np.bool_]) -> Array:
+    """Unknown correlations by the mean of their lag."""
+    m = len(correlation)
+    lags = np.abs(np.subtract.outer(np.arange(m), np.arange(m)))
+    off = known & (lags > 0)
+    overall = float(correlation[off].mean()) if off.any() else 0.0
+    counts = np.bincount(lags[off], minlength=m)
+    sums = np.bincount(lags[off], correlation[off], minlength=m)
+    means = np.where(counts > 0, sums / np.maximum(counts, 1), overall)
+    return np.where(known, correlation, means[lags])
+
+
+def positive_definite(correlation: Array) -> Array:
+    """The correlation matrix drawn to one of equal correlations as far as its smallest eigenvalue needs."""
+    m = len(correlation)
+    if m == 1:
+        return np.ones((1, 1))
+    smallest = np.linalg.eigvalsh(correlation)[0]
+    if smallest >= _SMALLEST_EIGENVALUE:
+        return correlation
+    mean = (correlation.sum() - m) / (m * (m - 1))
+    rho = min(max(mean, 0.0), 0.8)
+    target = np.full((m, m), rho)
+    np.fill_diagonal(target, 1.0)
+    # the smallest eigenvalue is concave, and that of the target is 1 - rho
+    share = (_SMALLEST_EIGENVALUE - smallest) / (1.0 - rho - smallest)
+    out: Array = (1.0 - share) * correlation + share * target
+    return out
+
+
+def bounded(rho: Array | float, low: float = -0.9, smallest: float = 0.05) -> Array:
+    """Correlations within (low, 0.9) and away from zero, where derivatives of some structures vanish."""
+    inside = np.clip(np.atleast_1d(np.asarray(rho, dtype=float)), low, 0.9)
+    inside = np.where(np.isfinite(inside), inside, smallest)
+    least = min(smallest, 0.5 * abs(low))
+    return np.where(np.abs(inside) >= least, inside, np.where(inside < 0.0, -least, least))
+
+
+def consecutive(rows: Rows) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """Rows of a subject that follow each other in their first coordinate: indices of the earlier and the later."""
+    first = rows.where if rows.where.ndim == 1 else rows.where[:, 0]
+    order = np.lexsort((first, rows.subjects))
+    same = rows.subjects[order[1:]] == rows.subjects[order[:-1]]
+    return order[:-1][same], order[1:][same]
+
+
+def lag_one(rows: Rows) -> float:
+    """Correlation at lag one, from consecutive rows; from the root of the shortest lag where there is no lag one."""
+    earlier, later = consecutive(rows)
+    if not len(earlier):
+        return 0.3
+    lags = rows.where[later] - rows.where[earlier]
+    shortest = lags.min()
+    if shortest <= 0:
+        raise LMMError("Two rows of a subject have the same position.")
+    pairs = lags == shortest
+    a, b = rows.residuals[earlier[pairs]], rows.residuals[later[pairs]]
+    size = np.sqrt(float(a @ a) * float(b @ b))
+    rho = float(a @ b) / size if size > 0.0 else 0.0
+    rho *= len(a) / (len(a) + 2.0)
+    return float(np.sign(rho) * np.abs(rho) ** (1.0 / shortest))

@@ -1,0 +1,155 @@
+"""Any covariance over the positions: `us`, by the logarithm of Cholesky's factor.
+
+S = L L' with L_00 = 1. phi holds the lower triangle of L by columns without L_00, the diagonal by its logarithm:
+dS / dL_ij = e_i l_j' + l_j e_i' with l_j the j-th column, and d2S / dL_ij dL_kj = e_i e_k' + e_k e_i'.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .entries import EntriesNatural
+from .moments import visit_covariance
+from .structure import NEAR, Array, Rows, Where
+
+__all__ = ["Unstructured"]
+
+_LARGEST = 300.0
+
+
+@dataclass(frozen=True)
+class Unstructured(EntriesNatural):
+    """A positive definite matrix over m positions.
+
+    Parameters
+    ----------
+    m : int
+    """
+
+    m: int
+    name: str = "us"
+
+    @property
+    def positions(self) -> int:
+        """m."""
+        return self.m
+
+    @property
+    def n_parameters(self) -> int:
+        """m (m + 1) / 2 - 1."""
+        return self.m * (self.m + 1) // 2 - 1
+
+    @cached_property
+    def entries(self) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+        """Rows and columns of the lower triangle, by columns."""
+        columns, rows = np.triu_indices(self.m)
+        return rows, columns
+
+    @cached_property
+    def _diagonal(self) -> NDArray[np.intp]:
+        """Places in phi of the diagonal."""
+        rows, columns = self.entries
+        return np.flatnonzero(rows[1:] == columns[1:])
+
+    @cached_property
+    def _same_column(self) -> NDArray[np.bool_]:
+        columns = self.entries[1][1:]
+        return np.equal.outer(columns, columns)
+
+    def _factor(self, phi: Array) -> tuple[Array, Array]:
+        """L, and dL_a / dphi_a (k,)."""
+        rows, columns = self.entries
+        values = phi.copy()
+        change = np.ones(len(phi))
+        values[self._diagonal] = change[self._diagonal] = np.exp(np.clip(phi[self._diagonal], -_LARGEST, _LARGEST))
+        L = np.zeros((self.m, self.m))
+        L[0, 0] = 1.0
+        L[rows[1:], columns[1:]] = values
+        return L, change
+
+    def matrix(self, phi: Array, where: Where) -> Array:
+        """S at some positions (n, n)."""
+        L = self._factor(phi)[0][where]
+        return L @ L.T
+
+    def jacobian(self, phi: Array, where: Where) -> Array:
+        """dS / dphi (k, n, n)."""
+        L, change = self._factor(phi)
+        rows, columns = self.entries
+        units = np.equal.outer(rows[1:], where) * change[:, None]
+        half = units[:, :, None] * L.T[columns[1:]][:, None, where]
+        return half + half.transpose(0, 2, 1)
+
+    def _scattered(self, where: Where, slope: Array) -> Array:
+        G = np.zeros((self.m, self.m))
+        G[np.ix_(where, where)] = slope
+        return G
+
+    def second(self, phi: Array, where: Where, slope: Array) -> Array:
+        """Sums of slope times second derivatives (k, k)."""
+        L, change = self._factor(phi)
+        rows = self.entries[0][1:]
+        G = self._scattered(where, slope)
+        out = np.where(self._same_column, G[rows[:, None], rows], 0.0)
+        out *= 2.0 * change[:, None] * change
+        diagonal = rows[self._diagonal]
+        out[self._diagonal, self._diagonal] += (
+            2.0 * change[self._diagonal] * np.einsum("ij,ji->i", G[diagonal], L[:, diagonal])
+        )
+        return out
+
+    def second_sum(self, phi: Array, where: Where, weights: Array) -> Array:
+        """Weighted sum of second derivatives (n, n)."""
+        L, change = self._factor(phi)
+        rows = self.entries[0][1:]
+        own = np.where(self._same_column, weights, 0.0) * (change[:, None] * change)
+        out = np.zeros((self.m, self.m))
+        np.add.at(out, (rows[:, None], rows), own)
+        diagonal = rows[self._diagonal]
+        out[diagonal] += (np.diag(weights)[self._diagonal] * change[self._diagonal])[:, None] * L.T[diagonal]
+        full = out + out.T
+        found: Array = full[np.ix_(where, where)]
+        return found
+
+    def nearest(self, covariance: Array) -> tuple[Array, float]:
+        """Phi and sigma^2 of a positive definite matrix (m, m)."""
+        L = np.asarray(np.linalg.cholesky(covariance), dtype=np.float64)
+        sigma = float(L[0, 0])
+        rows, columns = self.entries
+        phi: Array = (L / sigma)[rows[1:], columns[1:]]
+        phi[self._diagonal] = np.log(phi[self._diagonal])
+        return phi, sigma**2
+
+    def start(self, rows: Rows) -> Array:
+        """The covariance over pairs of rows, shrunk to be positive definite."""
+        return self.nearest(visit_covariance(rows, self.m))[0]
+
+    def from_natural(self, psi: Array) -> tuple[Array, float]:
+        """Phi and sigma^2 from variances and covariances."""
+        S = np.empty((self.m, self.m))
+        rows, columns = self.entries
+        S[rows, columns] = S[columns, rows] = psi
+        return self.nearest(S)
+
+    def names(self, labels: Sequence[str], term: str) -> tuple[str, ...]:
+        """Variances and covariances, the lower triangle by columns."""
+        return tuple(
+            f"var_{labels[i]}|{term}" if i == j else f"cov_{labels[j]}.{labels[i]}|{term}"
+            for i, j in zip(*(places.tolist() for places in self.entries), strict=True)
+        )
+
+    def boundary(self, phi: Array, labels: Sequence[str], term: str) -> str | None:
+        """A variance that vanishes beside the largest, or given the positions before it."""
+        L = self._factor(phi)[0]
+        lengths = np.linalg.norm(L, axis=1)
+        low = int(np.argmin(lengths))
+        if lengths[low] < NEAR * lengths.max():
+            return f"var_{labels[low]}|{term} = 0"
+        share = np.diag(L) / lengths
+        low = int(np.argmin(share))
+        return f"var_{labels[low]}|{term} = 0 given the positions before" if share[low] < NEAR else None
