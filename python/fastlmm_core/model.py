@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any, Literal, Self
@@ -18,6 +19,7 @@ from .estimation.fit import estimate
 from .estimation.model import Model
 from .support.arguments import checked
 from .support.checks import float_array
+from .tables.alignment import index_of, shared_index
 
 if TYPE_CHECKING:
     from .batch_result import BatchResult
@@ -60,6 +62,9 @@ class LinearMixedModel(Model):
     design : Design, optional
         Instead of all the others but `y`: the design of a model made before (``model.design``).
 
+    Series and DataFrames of pandas have one index, that of the rows; results then come with it, and columns with the
+    names that DataFrames give.
+
     Raises
     ------
     LMMError
@@ -89,15 +94,15 @@ class LinearMixedModel(Model):
         group_name: str = "group",
         design: Design | None = None,
     ) -> None:
-        response = float_array(y, "y", 1)
-        n = len(response)
-        if n == 0:
-            raise LMMError("y is empty: there are no observations")
         if design is not None:
             if any(given is not None for given in (X, Z, groups, terms, weights, offset)):
                 raise LMMError("design holds X, Z, groups, terms, weights and offset: give either it or them")
-            super().__init__(design, response)
+            plain = type(y) is np.ndarray and y.shape == (len(design.exog),)
+            super().__init__(design, _response(y if plain else design.caller_rows.values(y, "y")))
             return
+        response = _response(y)
+        n = len(response)
+        index = _index_of_all(y, X, Z, groups, weights, offset, terms) if "pandas" in sys.modules else None
         fixed = np.ones((n, 1)) if X is None else float_array(X, "X", 2)
         if terms is None:
             part = _one_term(n, Z, groups, structure, exog_re_names, group_name)
@@ -109,15 +114,16 @@ class LinearMixedModel(Model):
             Design(
                 fixed,
                 part,
-                _names(exog_names, fixed.shape[1], "x", X is None, "exog_names"),
+                _names(exog_names, fixed.shape[1], "x", X, "exog_names"),
                 None if weights is None else float_array(weights, "weights", 1),
                 None if offset is None else float_array(offset, "offset", 1),
+                index=index,
             ),
             response,
         )
 
     @classmethod
-    def of(cls, design: Design, y: Array) -> Self:
+    def of(cls, design: Design, y: ArrayLike) -> Self:
         """A model from a design and a response."""
         return cls(y, design=design)
 
@@ -206,6 +212,7 @@ class LinearMixedModel(Model):
         Parameters
         ----------
         y : (nobs,) array
+            Of the rows used, or of all rows of the data; a Series is aligned by its index.
         reml : bool
         method, start, options
             As for `fit`.
@@ -220,13 +227,30 @@ class LinearMixedModel(Model):
         LMMError
             As for a model made from `y`.
         """
-        return self.with_response(float_array(y, "y", 1)).fit(reml, method, start, options)
+        return self.of(self.design, y).fit(reml, method, start, options)
 
     def __repr__(self) -> str:
         return (
             f"<LinearMixedModel: {self.nobs} observations, {_levels(self)}, "
             f"{self.exog.shape[1]} fixed and {self.structure.q} random effects>"
         )
+
+
+def _response(y: ArrayLike) -> Array:
+    response = float_array(y, "y", 1)
+    if len(response) == 0:
+        raise LMMError("y is empty: there are no observations")
+    return response
+
+
+def _index_of_all(*given: Any) -> Any:
+    """The index that y, X, Z, groups, weights, offset and what is given in terms have in common."""
+    named = list(zip(("y", "X", "Z", "groups", "weights", "offset"), given[:-1], strict=True))
+    for i, term in enumerate(given[-1] if isinstance(given[-1], Sequence) else ()):
+        named += [(f"terms[{i}].{part}", getattr(term, part, None)) for part in ("Z", "groups")]
+    if all(type(values) is np.ndarray or values is None for _, values in named):
+        return None
+    return shared_index((name, index_of(values)) for name, values in named)
 
 
 def _after_fit(name: str) -> str:
@@ -252,7 +276,7 @@ def _one_term(
         raise LMMError("Z has no columns: give at least one random effect, or leave Z out for a random intercept")
     return RandomPart(
         (random,), (group_codes(groups, group_name),), (slice(0, q),), one_block(q, structure),
-        _names(names, q, "z", Z is None, "exog_re_names"), (group_name,), (0,),
+        _names(names, q, "z", Z, "exog_re_names"), (group_name,), (0,),
     )  # fmt: skip
 
 
@@ -265,9 +289,14 @@ def _numbered(stem: str, count: int) -> tuple[str, ...]:
     return tuple(f"{stem}{i}" for i in range(count))
 
 
-def _names(given: Sequence[str] | None, count: int, stem: str, intercept: bool, argument: str) -> tuple[str, ...]:
+def _names(given: Sequence[str] | None, count: int, stem: str, columns: Any, argument: str) -> tuple[str, ...]:
+    """Names of columns: those given, or those of a DataFrame, or numbers."""
     if given is None:
-        return ("Intercept",) if intercept else _numbered(stem, count)
+        if columns is None:
+            return ("Intercept",)
+        given = getattr(columns, "columns", None)
+        if given is None:
+            return _numbered(stem, count)
     if len(given) != count:
         raise LMMError(f"{argument} has {len(given)} names for {count} columns")
     return tuple(str(name) for name in given)
@@ -314,6 +343,6 @@ def lmm(
     ]  # fmt: skip
     design = Design(
         found.X, random_part(terms), found.x_names, found.weights, found.offset, found.spec, found.response,
-        found.n_dropped, found.kept,
+        found.n_dropped, found.kept, index=found.index,
     )  # fmt: skip
     return LinearMixedModel(found.y, design=design)

@@ -114,7 +114,7 @@ class LMMResult(Fit):
 
     def cov_params(self) -> Any:
         """Covariance matrix of the fixed effects (p, p), sigma^2 (X'V^-1 X)^-1; a DataFrame for pandas."""
-        if self.model.spec is None or self.model.spec.library != "pandas":
+        if self.model.library != "pandas":
             return self.cov.copy()
         import pandas as pd
 
@@ -166,8 +166,8 @@ class LMMResult(Fit):
         return self._limits(self.model.exog_names, np.column_stack([table["conf_low"], table["conf_high"]]))
 
     def _limits(self, names: tuple[str, ...], limits: Array) -> Any:
-        spec = self.model.spec
-        return limits_table(None if spec is None else spec.library, names, limits)
+        model = self.model
+        return limits_table(model.library if model.design.labelled else None, names, limits)
 
     # ---- covariance parameters -----------------------------------------------------------------
 
@@ -189,12 +189,12 @@ class LMMResult(Fit):
         return self._by_factor([self._effects_table(i) for i in range(len(self.model.factors))])
 
     def _effects_table(self, i: int) -> Any:
-        spec, factor, effects = self.model.spec, self.model.factors[i], self.blups[i]
-        if spec is None:
+        model, factor, effects = self.model, self.model.factors[i], self.blups[i]
+        if not model.design.labelled:
             return effects
         names = self.effect_names[factor.columns]
         grouping = factor.grouping
-        return self.model.table({grouping.name: grouping.labels, **{n: effects[:, j] for j, n in enumerate(names)}})
+        return model.table({grouping.name: grouping.labels, **{n: effects[:, j] for j, n in enumerate(names)}})
 
     @cached_property
     def random_effects_covariance(self) -> Any:
@@ -207,18 +207,18 @@ class LMMResult(Fit):
     # ---- fitted values -------------------------------------------------------------------------
 
     @property
-    def fittedvalues(self) -> Array:
-        """Conditional means X beta + Z b (+ offset) of the rows used (n,)."""
-        return self.fitted_mean
+    def fittedvalues(self) -> Any:
+        """Conditional means X beta + Z b (+ offset) of the rows used (n,): for pandas a Series with their index."""
+        return self.model.design.caller_rows.series(self.fitted_mean, "fitted")
 
     @property
-    def resid(self) -> Array:
-        """Conditional residuals y - fittedvalues (n,)."""
-        return self.rest
+    def resid(self) -> Any:
+        """Conditional residuals y - fittedvalues (n,): for pandas a Series with the index of the rows used."""
+        return self.model.design.caller_rows.series(self.rest, "resid")
 
     def residuals(
         self, kind: Literal["conditional", "marginal", "pearson", "whitened", "studentized"] = "conditional"
-    ) -> Array:
+    ) -> Any:
         """Residuals of the rows used.
 
         Parameters
@@ -231,6 +231,7 @@ class LMMResult(Fit):
         Returns
         -------
         (n,) array
+            For pandas a Series with the index of the rows used.
 
         Raises
         ------
@@ -239,7 +240,8 @@ class LMMResult(Fit):
         """
         from .diagnostics.residuals import residuals
 
-        return residuals(self, kind)
+        values = residuals(self, kind)
+        return self.model.design.caller_rows.series(values, "resid" if kind == "conditional" else f"resid_{kind}")
 
     # ---- marginal moments ----------------------------------------------------------------------
 
@@ -521,7 +523,8 @@ class LMMResult(Fit):
         max_lag : int
             Of the autocorrelations tested.
         time : (nobs,) array, optional
-            By which to order the rows of a group; by default as they stand.
+            By which to order the rows of a group; by default as they stand.  A Series is aligned by its index; values
+            for all rows of the data serve too.
 
         Returns
         -------
@@ -554,7 +557,8 @@ class LMMResult(Fit):
         ----------
         max_lag : int
         time : (nobs,) array, optional
-            Time of each row used, on a grid within groups: lags count its steps.  By default lags count rows.
+            Time of each row, used or of the data, on a grid within groups: lags count its steps.  By default lags count
+            rows.  A Series is aligned by its index.
         factor : str, optional
             Grouping factor, where there are several.
 
@@ -704,10 +708,13 @@ class LMMResult(Fit):
         Returns
         -------
         (n,) array
-            Without interval.
+            Without interval; for pandas a Series.
         dict of arrays or frame
             With interval: ``mean``, ``std_error`` (of the mean, or of a new observation), ``df``, ``conf_low``,
             ``conf_high``.
+
+        In the library of `data`, for pandas with its index (without `data` that of the rows used; other libraries have
+        a column ``row`` with their positions where rows were dropped).
 
         Raises
         ------

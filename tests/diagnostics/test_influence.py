@@ -424,7 +424,7 @@ def test_presentation(sleep):
     assert all(str(inf.labels[i]) in text for i in worst)
     assert isinstance(inf, Influence)
     rows = influence(result, "observation").to_frame()
-    assert list(rows["row"]) == list(range(180))
+    assert list(rows.index) == list(range(180))
 
 
 def test_row_labels_skip_dropped_rows(sleep):

@@ -387,7 +387,7 @@ def test_every_column_in_use_counts_as_missing(frame):
 
 def test_weights_and_offset_as_arrays(frame):
     weights = np.linspace(1, 2, N)
-    offset = pd.Series(np.arange(float(N)), index=range(100, 100 + N))
+    offset = pd.Series(np.arange(float(N)))
     offset.iloc[4] = np.nan
     made = model_data("y ~ x + (1|g)", frame, weights=weights, offset=offset)
     assert made.n_dropped == 1

@@ -161,7 +161,7 @@ def test_all_covariates_together(data):
     found = contextual_effect(result)
     assert found.names == ("x", "z")  # site is constant within groups
     assert found.pvalues[0] < 1e-6 < found.pvalues[1]
-    wald = found.estimate @ np.linalg.solve(found.result.cov_params()[-2:, -2:], found.estimate)
+    wald = found.estimate @ np.linalg.solve(found.result.cov[-2:, -2:], found.estimate)
     np.testing.assert_allclose(found.test.statistic, wald / 2.0, rtol=1e-6)
     normal = contextual_effect(result, ddf="normal")
     np.testing.assert_allclose(normal.test.statistic, wald, rtol=1e-10)

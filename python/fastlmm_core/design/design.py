@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from ..covariance.parameters import Block, CovarianceStructure
 from ..errors import LMMError
 from ..tables.columns import native_frame
+from ..tables.rows import CallerRows
 from .grouping import Codes, Factor, Grouping
 from .terms import RandomPart
 
@@ -85,6 +86,8 @@ class Design:
         Positions of the rows in the caller's table, None for all of them.
     groupings : tuple of Grouping or None
         The grouping factors, counted, where the rows have been read already.
+    index : pandas.Index or None
+        Labels of all rows of the caller's table, where it has any.
     """
 
     exog: Array
@@ -97,6 +100,7 @@ class Design:
     n_dropped: int = 0
     kept: NDArray[np.intp] | None = None
     groupings: tuple[Grouping, ...] | None = None
+    index: Any = None
 
     def count(self, groupings: tuple[Grouping, ...]) -> None:
         """Keep the grouping factors as counted by whoever read the rows first."""
@@ -189,9 +193,22 @@ class Design:
     # ---- the caller's tables -------------------------------------------------------------------
 
     @property
+    def labelled(self) -> bool:
+        """Whether results are labelled: the design was made from a table, or from Series of pandas."""
+        return self.spec is not None or self.index is not None
+
+    @property
     def library(self) -> str:
         """Library of the caller's data: "pandas", "polars", "pyarrow" or "dict", also for a design from arrays."""
-        return "dict" if self.spec is None else self.spec.library
+        if self.spec is None:
+            return "dict" if self.index is None else "pandas"
+        return self.spec.library
+
+    @property
+    def caller_rows(self) -> CallerRows:
+        """The rows of the caller's table that the design has."""
+        count = len(self.exog) + self.n_dropped if self.index is None else len(self.index)
+        return CallerRows(self.library, self.index, self.kept, count)
 
     def table(self, columns: Mapping[str, Any]) -> Any:
         """A table of results in the library of the caller's data; a dict of arrays for a design from arrays."""
@@ -223,7 +240,7 @@ class Design:
             weights=None if self.weights is None else self.weights[rows],
             offset=None if self.offset is None else self.offset[rows],
             n_dropped=0,
-            kept=None,
+            kept=(np.arange(len(self.exog)) if self.kept is None else self.kept)[rows],
             groupings=None,
         )
 

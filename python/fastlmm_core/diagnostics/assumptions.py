@@ -202,11 +202,9 @@ def _whitened_in_order(result: Fit, order: NDArray[np.intp]) -> Array:
     return np.asarray(values / result.sigma)
 
 
-def _ticks(index: NDArray[np.intp], time: ArrayLike) -> NDArray[np.int64]:
+def _ticks(index: NDArray[np.intp], time: Array) -> NDArray[np.int64]:
     """Times in units of the smallest step within a group."""
     values = float_array(time, "time", 1)
-    if len(values) != len(index):
-        raise LMMError(f"time has {len(values)} values for {len(index)} rows used; give one per row")
     if not np.isfinite(values).all():
         raise LMMError("time has values that are not finite; give a number for every row used")
     order = np.lexsort((values, index))
@@ -224,7 +222,7 @@ def _lag_products(result: Fit, max_lag: int, time: ArrayLike | None, at: int = 0
     """Autocorrelations of the whitened residuals at lags 1..max_lag and the numbers of pairs."""
     index = result.model.factors[at].grouping.index
     n = len(index)
-    ticks = np.arange(n) if time is None else _ticks(index, time)
+    ticks = np.arange(n) if time is None else _ticks(index, result.model.design.caller_rows.values(time, "time"))
     order = np.lexsort((ticks, index))
     group = index[order]
     w = _whitened_in_order(result, order)
@@ -254,8 +252,8 @@ def autocorrelation(result: Fit, max_lag: int = 5, time: ArrayLike | None = None
     result : LMMResult
     max_lag : int
     time : (nobs,) array, optional
-        Time of each row used, on a grid within groups, gaps allowed: lags count its steps, and groups are whitened in
-        its order.  By default lags count rows in their order.
+        Time of each row, used or of the data, on a grid within groups, gaps allowed: lags count its steps, and groups
+        are whitened in its order.  By default lags count rows in their order.
     factor : str, optional
         The grouping factor within whose levels lags are counted, where there are several; by default that with most
         levels.

@@ -46,7 +46,7 @@ class Influence:
     by : str
         "group", "observation" or the name of the grouping factor.
     labels : (d,) array
-        Labels of the groups, or the row numbers of the observations in the caller's data.
+        Labels of the groups, or of the observations: those of pandas' index, positions in any other table or array.
     params : (d, p) array
         Fixed effects.
     theta : (d, k) array
@@ -61,7 +61,7 @@ class Influence:
     nobs : (d,) int array
         Observations left.
     notes : dict
-        Label to what is unusual about the fit without it.
+        Label (position, where labels of rows repeat) to what is unusual about the fit without it.
     """
 
     result: Fit
@@ -207,16 +207,24 @@ class Influence:
     # ---- presentation --------------------------------------------------------------------------
 
     def to_frame(self) -> Any:
-        """All measures, one line per unit, in the library of the model's data (a dict of arrays for array models)."""
+        """All measures, one line per unit, in the library of the model's data (a dict of arrays for array models).
+
+        Of observations a frame of pandas has the index; other libraries have a column ``row``, the positions.
+        """
         model = self.result.model
-        columns: dict[str, Any] = {"row" if self._grouping is None else self._grouping.name: self.labels}
+        rows = model.design.caller_rows if self._grouping is None else None
+        columns: dict[str, Any] = {}
+        if self._grouping is not None:
+            columns[self._grouping.name] = self.labels
+        elif model.library != "pandas":
+            columns["row"] = self.labels
         columns |= {"nobs": self.nobs, "cooks_distance": self.cooks_distance, "mdffits": self.mdffits}
         columns |= {"covratio": self.covratio, "covtrace": self.covtrace}
         columns |= {f"leverage_{name}": values for name, values in self.leverage.items()}
         columns |= {f"dfbetas_{name}": self.dfbetas[:, j] for j, name in enumerate(model.exog_names)}
         columns |= {f"rvc_{name}": self.rvc[:, j] for j, name in enumerate(self.rvc_names)}
         columns |= {"criterion": self.criterion, "singular": self.singular, "converged": self.converged}
-        return model.table(columns)
+        return model.table(columns) if rows is None else rows.table(columns)
 
     def most_influential(self, n: int = 5) -> NDArray[np.intp]:
         """Positions of the units of largest Cook's distance, largest first; units without a fit come last."""
@@ -312,9 +320,11 @@ def influence(result: Fit, by: str = "group") -> Influence:
     else:
         found = delete(result, "observation" if grouping is None else "group")
     if grouping is not None:
-        labels = grouping.labels
+        keys = labels = grouping.labels
     else:
-        labels = np.arange(model.nobs) if model.kept is None else np.asarray(model.kept)
+        rows = model.design.caller_rows
+        labels = rows.labels
+        keys = labels if rows.index is None or rows.used_index.is_unique else rows.positions
     return Influence(
         result=result,
         by=by,
@@ -327,7 +337,7 @@ def influence(result: Fit, by: str = "group") -> Influence:
         converged=found.converged,
         singular=found.singular,
         nobs=found.n,
-        notes={labels[i]: note for i, note in sorted(found.notes.items())},
+        notes={keys[i]: note for i, note in sorted(found.notes.items())},
         _half=found.half,
         relative_factor=found.factor,
         _grouping=grouping,

@@ -20,7 +20,7 @@ from ..prediction.conditional import posterior_of
 if TYPE_CHECKING:
     from ..estimation.fit import Fit
 
-__all__ = ["leverage", "leverage_parts", "studentized_residuals"]
+__all__ = ["leverage", "leverage_parts", "studentized", "studentized_residuals"]
 
 Array = NDArray[np.float64]
 
@@ -109,7 +109,7 @@ def leverage(result: Fit) -> Any:
     frame or dict of arrays
         ``overall``, ``fixed`` and ``random``: the diagonals of H1 + H2, H1 and H2.  The second sums to rank(X).
     """
-    return result.model.table(leverage_parts(result))
+    return result.model.design.caller_rows.table(leverage_parts(result))
 
 
 # ---- residuals ---------------------------------------------------------------------------------------
@@ -117,7 +117,7 @@ def leverage(result: Fit) -> Any:
 
 def studentized_residuals(
     result: Fit, kind: Literal["marginal", "conditional"] = "conditional", external: bool = False
-) -> Array:
+) -> Any:
     """Residuals divided by their standard errors.
 
     Parameters
@@ -134,13 +134,19 @@ def studentized_residuals(
     Returns
     -------
     (n,) array
-        NaN where a residual has no variance, or where nothing can be fitted without the observation.
+        NaN where a residual has no variance, or where nothing can be fitted without the observation.  For pandas a
+        Series with the index of the rows used.
 
     Raises
     ------
     LMMError
         For another kind; for `external` with several grouping factors and more rows than can be refitted without each.
     """
+    return result.model.design.caller_rows.series(studentized(result, kind, external), "resid_studentized")
+
+
+def studentized(result: Fit, kind: str = "conditional", external: bool = False) -> Array:
+    """`studentized_residuals` as an array (n,)."""
     if kind not in ("marginal", "conditional"):
         raise LMMError(f"kind={kind!r} is unknown: use 'marginal' or 'conditional'")
     if external:

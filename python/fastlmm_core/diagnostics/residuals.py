@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from .. import kernels
 from ..errors import LMMError
 from ..estimation.fit import Fit
-from .leverage import studentized_residuals
+from .leverage import studentized
 from .whitening import whitened
 
 __all__ = ["residuals"]
@@ -35,5 +35,5 @@ def residuals(fit: Fit, kind: str) -> Array:
         )  # fmt: skip
         return np.asarray(values / fit.sigma)
     if kind == "studentized":
-        return studentized_residuals(fit)
+        return studentized(fit)
     raise LMMError(f"kind={kind!r} is unknown: use 'conditional', 'marginal', 'pearson', 'whitened' or 'studentized'")

@@ -56,6 +56,11 @@ class Fit:
         return self.model.nobs
 
     @property
+    def rows_used(self) -> NDArray[np.intp]:
+        """Positions in the caller's table of the rows used (nobs,): for pandas they are ``data.iloc[rows_used]``."""
+        return self.model.rows_used
+
+    @property
     def n_groups(self) -> dict[str, int]:
         """Number of levels of each grouping factor."""
         return {f.grouping.name: f.grouping.m for f in self.model.factors}

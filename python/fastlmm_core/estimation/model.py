@@ -173,9 +173,9 @@ class Model:
         return self.design.n_dropped
 
     @property
-    def kept(self) -> NDArray[np.intp] | None:
-        """Positions of the rows in the caller's table, None for all of them."""
-        return self.design.kept
+    def rows_used(self) -> NDArray[np.intp]:
+        """Positions in the caller's table of the rows used (nobs,): for pandas they are ``data.iloc[rows_used]``."""
+        return self.design.caller_rows.positions
 
     @property
     def library(self) -> str:
@@ -188,12 +188,12 @@ class Model:
 
     def labelled(self, values: Array) -> Any:
         """One value per coefficient: a Series for pandas, a dict for other tables, the array where there is none."""
-        if self.spec is None:
-            return values
         if self.library == "pandas":
             import pandas as pd
 
             return pd.Series(values, index=list(self.exog_names))
+        if not self.design.labelled:
+            return values
         return dict(zip(self.exog_names, values.tolist(), strict=True))
 
     @property

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from ..errors import LMMError
 from ..support.checks import exact_floats
 from ..support.words import function
+from ..tables.alignment import aligned
 from ..tables.columns import Column, Table, first_rows
 from ..tables.labels import integer_codes
 from .syntax import C_OF_COLUMN, Side, capital, first_line, sum_of_truths, terms_of
@@ -227,7 +228,7 @@ def argument_column(argument: str, given: Any, table: Table) -> Column:
     if isinstance(given, str):
         column = table.column(given, f"`{argument}`").settle()
     else:
-        column = Column(f"`{argument}`", given).settle()
+        column = Column(f"`{argument}`", aligned(given, table.index, argument)).settle()
         if len(column) != table.n_rows:
             raise LMMError(
                 f"`{argument}` has {len(column)} values, but `data` has {table.n_rows} rows; give one per row."

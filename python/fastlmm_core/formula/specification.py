@@ -89,6 +89,8 @@ class ModelData:
         Indices of the rows kept, None when none was left out.
     spec : FormulaSpec
         Evaluates the formula on new data as in the fit.
+    index : pandas.Index or None
+        Labels of all rows of the table.
     """
 
     y: Array
@@ -101,6 +103,7 @@ class ModelData:
     n_dropped: int
     kept: Array | None
     spec: FormulaSpec
+    index: Any
 
 
 @dataclass(frozen=True)
@@ -143,7 +146,7 @@ class FormulaSpec:
 
     def fixed(self, new_data: Any) -> Array:
         """The fixed-effects design of new data, coded as in the fit; response and groups are not needed."""
-        table = Table(new_data, "new_data")
+        table = Table.of(new_data, "new_data")
         return evaluate_new(parse(self.formula).fixed, table, self.states[1])
 
     @property
@@ -166,7 +169,7 @@ class FormulaSpec:
         list of (n, q_t) arrays, in the order of the formula
             None for the terms of other factors.
         """
-        table = Table(new_data, "new_data")
+        table = Table.of(new_data, "new_data")
         return [
             evaluate_new(bar.left, table, state) if factors is None or bar.name in factors else None
             for bar, state in zip(parse(self.formula).bars, self.states[2:], strict=True)
@@ -174,7 +177,7 @@ class FormulaSpec:
 
     def group_labels(self, new_data: Any, factors: Collection[str] | None = None) -> dict[str, Array]:
         """The label of each row of new data in each grouping factor, or in those named."""
-        table = Table(new_data, "new_data")
+        table = Table.of(new_data, "new_data")
         found: dict[str, Array] = {}
         for bar in parse(self.formula).bars:
             if bar.name in found or (factors is not None and bar.name not in factors):
@@ -192,13 +195,13 @@ class FormulaSpec:
 
     def response(self, new_data: Any) -> Array:
         """The response of new data."""
-        return evaluate_new(parse(self.formula).response, Table(new_data, "new_data"), self.states[0])[:, 0]
+        return evaluate_new(parse(self.formula).response, Table.of(new_data, "new_data"), self.states[0])[:, 0]
 
     def offset(self, new_data: Any) -> Array | None:
         """The offset of new data, None unless it was given as the name of a column."""
         if self.offset_name is None:
             return None
-        table = Table(new_data, "new_data")
+        table = Table.of(new_data, "new_data")
         column = table.column(self.offset_name, "`offset`").settle()
         complete_rows([column], table.n_rows, "raise")
         return floats(column, None)
@@ -301,6 +304,7 @@ def model_data(
         n_dropped=0 if rows is None else table.n_rows - len(rows),
         kept=rows,
         spec=spec,
+        index=table.index,
     )
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import LMMError
-from ..support.checks import float_array, plain_array
+from ..support.checks import float_array
 
 if TYPE_CHECKING:
     from ..estimation.model import Model
@@ -115,8 +115,8 @@ def variable(model: Model, x: Any = None) -> tuple[Array, str, list[str] | None]
     ----------
     model : LinearMixedModel
     x : str or (n,) array, optional
-        A column of X or Z, or values or labels for the rows used; by default the random slope, else the first column
-        that takes more than two values, or the only one that is not constant.
+        A column of X or Z, or values or labels for the rows used or of the data; by default the random slope, else the
+        first column that takes more than two values, or the only one that is not constant.
 
     Raises
     ------
@@ -133,16 +133,14 @@ def variable(model: Model, x: Any = None) -> tuple[Array, str, list[str] | None]
     if x is not None:
         name = str(getattr(x, "name", None) or "x")
         labels: list[str] | None = None
+        given = model.design.caller_rows.values(x, "x")
         try:
-            values = float_array(x, "x", 1)
+            values = float_array(given, "x", 1)
         except LMMError:
-            given = plain_array(x, "x")
-            if given.ndim != 1:
+            if np.ndim(given) != 1:
                 raise
             found, codes = np.unique([str(label) for label in given.tolist()], return_inverse=True)
             values, labels = codes.astype(np.float64), found.tolist()
-        if len(values) != model.nobs:
-            raise LMMError(f"x has {len(values)} values, but the model uses {model.nobs} rows; give one for each")
         return values, name, labels
     slopes = [name for name in model.exog_re_names if name in varying]
     order = [*slopes, *[name for name in model.exog_names if name in varying and name not in slopes]]

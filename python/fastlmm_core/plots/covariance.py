@@ -81,8 +81,8 @@ def missingness(model: LinearMixedModel, x: Any = None, *, factor: str | None = 
     ----------
     model : LinearMixedModel
     x : str or (n,) array, optional
-        The occasions: a column of X or Z, or values or labels for the rows used; by default the variable of the random
-        slope.
+        The occasions: a column of X or Z, or values or labels for the rows used or of the data; by default the variable
+        of the random slope.
         More than 60 different ones are put into 60 classes of equal width.
     factor : str, optional
         The grouping factor, where there are several; by default that with most levels.

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..batch_result import BatchResult
+from ..diagnostics.residuals import residuals
 from ..errors import LMMError
 from ..estimation.many.policy import fit_many
 from ..support.arguments import checked
@@ -60,7 +61,7 @@ def residual_panels(result: LMMResult, *, factor: str | None = None) -> Any:
     """
     grouping = result.model.factor(factor).grouping
     axes = new_axes(2, 2, (4.6, 3.6))
-    residual, fitted = result.residuals("pearson"), result.fittedvalues
+    residual, fitted = residuals(result, "pearson"), result.fitted_mean
     _against(axes[0, 0], fitted, residual, "Pearson residual")
     axes[0, 0].axhline(0.0, color=BLACK, linewidth=0.8, linestyle="--")
     _against(axes[0, 1], fitted, np.sqrt(np.abs(residual)), "√|Pearson residual|")
@@ -172,7 +173,7 @@ def qq(
     model = result.model
     at, column = effect_position(result, effect, term) if what == "blups" else (0, 0)
     inside = column - model.factors[at].start
-    values = result.residuals("pearson") if what == "residuals" else result.blups[at][:, inside]
+    values = residuals(result, "pearson") if what == "residuals" else result.blups[at][:, inside]
     n = len(values)
     values = np.sort(values)
     # Blom's approximation of the expected order statistics
@@ -233,7 +234,7 @@ def _refitted(result: LMMResult, what: str, at: int, inside: int, responses: Arr
         fits = [result.again(model.with_response(y)) for y in responses]
         if what == "blups":
             return np.array([fit.blups[at][:, inside] for fit in fits])
-        return np.array([fit.residuals("pearson") for fit in fits])
+        return np.array([residuals(fit, "pearson") for fit in fits])
     batch = fit_many(partial(BatchResult, model, type(result), result.reml), responses)
     usable = np.flatnonzero(np.isfinite(batch.sigma2))
     effects = batch.random_effects(usable)

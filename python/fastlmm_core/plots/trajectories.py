@@ -45,8 +45,8 @@ def trajectories(
     ----------
     result : LMMResult
     x : str or (n,) array, optional
-        Horizontal axis: a column of X or Z, or values or labels for the rows used; by default the variable of the
-        random slope.
+        Horizontal axis: a column of X or Z, or values or labels for the rows used or of the data; by default the
+        variable of the random slope.
     layout : {"spaghetti", "panels"}
         All in one plot, or a plot for each group.
     subjects : sequence of labels or int, optional
@@ -131,7 +131,7 @@ def _population(result: LMMResult, x: Array) -> tuple[Array, Array, bool]:
 def _spaghetti(
     result: LMMResult, grouping: Grouping, x: Array, name: str, parts: list[NDArray[np.intp]], ax: Any
 ) -> Any:
-    model, fitted = result.model, result.fittedvalues
+    model, fitted = result.model, result.fitted_mean
     count, shown = len(grouping.labels), len(parts)
     strength = float(np.clip(8.0 / shown, 0.25, 0.9))
     every = np.concatenate(parts)
@@ -156,7 +156,7 @@ def _spaghetti(
 
 
 def _panels(result: LMMResult, grouping: Grouping, x: Array, name: str, parts: list[NDArray[np.intp]]) -> list[Any]:
-    model, fitted, mean = result.model, result.fittedvalues, result.marginal_mean
+    model, fitted, mean = result.model, result.fitted_mean, result.marginal_mean
     size = (1.9, 1.8) if len(parts) > 6 else (2.3, 2.3)
     axes = grid(len(parts), size, most=6, sharex=True, sharey=True)
     for ax, part in zip(axes, parts, strict=True):

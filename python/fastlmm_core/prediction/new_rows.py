@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +11,9 @@ from numpy.typing import NDArray
 
 from ..errors import LMMError
 from ..support.checks import float_array, plain_array, row_values
+from ..tables.alignment import index_of, shared_index
+from ..tables.columns import Table
+from ..tables.rows import CallerRows
 
 if TYPE_CHECKING:
     from ..design.grouping import Factor, Grouping
@@ -33,6 +36,8 @@ class NewRows:
     labels : dict of str to (n,) array
         Labels of the levels, by grouping factor; empty for the rows of the fit.
     offset, y, weights : (n,) arrays or None
+    caller : CallerRows
+        Where they stand in the caller's table.
     of_fit : bool
         Whether they are the rows of the fit.
     """
@@ -41,6 +46,7 @@ class NewRows:
     Z: Array | None
     labels: dict[str, NDArray[Any]]
     offset: Array | None
+    caller: CallerRows
     y: Array | None = None
     weights: Array | None = None
     of_fit: bool = False
@@ -104,6 +110,7 @@ def read_rows(
     ----------
     model : LinearMixedModel
     data : table, or mapping with "X", "Z", "groups" and "y" for models from arrays; None for the rows of the fit
+        Series and DataFrames in a mapping of arrays have one index.
         With several factors "Z" is (n, q) over all of them in the model's order, or a mapping by factor, and "groups"
         is a mapping by factor.
     argument : str
@@ -119,19 +126,23 @@ def read_rows(
         For columns or arrays that are missing or do not fit the model.
     """
     if data is None:
-        return NewRows(model.exog, model.exog_re, {}, model.offset, of_fit=True)
+        return NewRows(model.exog, model.exog_re, {}, model.offset, model.design.caller_rows, of_fit=True)
     if model.spec is not None:
-        fixed = model.spec.fixed(data)
-        offset = model.spec.offset(data)
-        y = model.spec.response(data) if response else None
-        Z = random_design(model, data, designs) if designs else None
-        return NewRows(fixed, Z, model.spec.group_labels(data, groups) if groups else {}, offset, y)
+        table = Table(data, argument)
+        fixed = model.spec.fixed(table)
+        offset = model.spec.offset(table)
+        y = model.spec.response(table) if response else None
+        Z = random_design(model, table, designs) if designs else None
+        found_labels = model.spec.group_labels(table, groups) if groups else {}
+        library = model.library if table.library == "dict" else table.library
+        return NewRows(fixed, Z, found_labels, offset, CallerRows(library, table.index, None, len(fixed)), y)
     names = ["X"] + ["Z"] * bool(designs) + ["groups"] * bool(groups) + ["y"] * response
     listed = ", ".join(names)
     if not hasattr(data, "keys"):
         raise LMMError(f"{argument} must be a mapping with the arrays {listed}: the model was made from arrays")
     if "X" not in data:
         raise LMMError(f"{argument} has no 'X'; give the arrays {listed}")
+    index = _index_of_arrays(data, argument)
     X = float_array(data["X"], f"{argument}['X']", 2)
     if X.shape[1] != model.exog.shape[1]:
         raise LMMError(f"{argument}['X'] must have {model.exog.shape[1]} columns, not the shape {X.shape}")
@@ -159,7 +170,18 @@ def read_rows(
             raise LMMError(f"{argument}{key} has values that are not finite (first: row {row}); remove these rows")
     offset = row_values(data["offset"], f"{argument}['offset']", n) if "offset" in data else None
     weights = row_values(data["weights"], f"{argument}['weights']", n, True) if "weights" in data else None
-    return NewRows(X, Z, labels, offset, found.get("['y']"), weights)
+    library = model.library if index is None else "pandas"
+    return NewRows(X, Z, labels, offset, CallerRows(library, index, None, n), found.get("['y']"), weights)
+
+
+def _index_of_arrays(data: Any, argument: str) -> Any:
+    """The index that the Series and DataFrames in a mapping of arrays have in common, None without any."""
+    given: list[tuple[str, Any]] = []
+    for key in data:
+        values = data[key]
+        parts = values.items() if isinstance(values, Mapping) else [(None, values)]
+        given += [(f"{argument}[{key!r}]" + ("" if i is None else f"[{i!r}]"), index_of(part)) for i, part in parts]
+    return shared_index(given)
 
 
 def _intercepts(model: Model, factor: Factor) -> bool:
@@ -174,7 +196,7 @@ def _array_designs(
     given: Any = {}
     if "Z" in data:
         given = data["Z"]
-    if not hasattr(given, "keys"):
+    if not isinstance(given, Mapping):
         whole = float_array(given, f"{argument}['Z']", 2)
         if whole.shape[1] != model.structure.q:
             raise LMMError(f"{argument}['Z'] must have {model.structure.q} columns, not the shape {whole.shape}")
@@ -205,7 +227,7 @@ def _array_groups(
     if "groups" not in data:
         raise LMMError(f"{argument} has no 'groups'; give the arrays {listed}")
     given = data["groups"]
-    if not hasattr(given, "keys"):
+    if not isinstance(given, Mapping):
         if len(model.factors) > 1:
             named = ", ".join(f"{name!r}: labels" for name in groups)
             raise LMMError(f"{argument}['groups'] must be a mapping by grouping factor: {{{named}}}")

@@ -33,6 +33,7 @@ from ..estimation.information import moments
 from ..inference.options import check_options, known_df
 from ..support.checks import check_level, row_values
 from ..support.distributions import quantile
+from ..tables.rows import CallerRows
 from .conditional import posterior_of
 from .new_rows import NewRows, chosen_factors, read_rows
 
@@ -55,6 +56,8 @@ class Predicted(NamedTuple):
 
     Attributes
     ----------
+    caller : CallerRows
+        The rows in the caller's table.
     mean : (n,) array
     std_error : (n,) array or None
         Of the mean, or of a new observation; None where no interval was asked for.
@@ -62,6 +65,7 @@ class Predicted(NamedTuple):
         Degrees of freedom of the square of the standard error.
     """
 
+    caller: CallerRows
     mean: Array
     std_error: Array | None = None
     df: Array | None = None
@@ -149,9 +153,9 @@ def prediction(
     check_level(level)
     found = predicted(result, data, effects, new_levels, interval, observed, offset, weights, ddf, information)
     if found.std_error is None:
-        return found.mean
+        return found.caller.series(found.mean, "mean")
     half = quantile(0.5 + 0.5 * level, found.df) * found.std_error
-    return result.model.table(
+    return found.caller.table(
         {
             "mean": found.mean,
             "std_error": found.std_error,
@@ -178,11 +182,13 @@ def predicted(
         raise LMMError("ddf='kenward-roger' is for effects='population': use ddf='satterthwaite' for those of groups")
     every = tuple(f.grouping.name for f in model.factors)
     rows = read_rows(model, data, "data", every if interval == "prediction" else chosen, chosen)
-    given_offset = rows.offset if offset is None else row_values(offset, "offset", len(rows.X))
+    given_offset = (
+        rows.offset if offset is None else row_values(rows.caller.values(offset, "offset"), "offset", len(rows.X))
+    )
     if given_offset is None and model.offset is not None:
         raise LMMError("the model has an offset: give that of the new rows as offset= (0 for none)")
     if weights is not None:
-        weights = row_values(weights, "weights", len(rows.X), True)
+        weights = row_values(rows.caller.values(weights, "weights"), "weights", len(rows.X), True)
     mean = rows.X @ np.nan_to_num(result.beta)
     if given_offset is not None:
         mean = mean + given_offset
@@ -198,7 +204,7 @@ def predicted(
     elif chosen:
         mean = mean + _blup_part(result, rows, levels)
     if interval is None:
-        return Predicted(mean)
+        return Predicted(rows.caller, mean)
     direction = _conditioned_x(problem, rows.X)
     if conditional is None:
         variance = np.zeros(len(mean))
@@ -219,7 +225,7 @@ def predicted(
         df = np.full(len(mean), known_df(model, ddf))
     else:
         variance, df = _freedom(result, whitened, variance, fresh, z, levels, conditional, ddf, information)
-    return Predicted(mean, np.sqrt(result.sigma2 * variance), df)
+    return Predicted(rows.caller, mean, np.sqrt(result.sigma2 * variance), df)
 
 
 def _freedom(

@@ -106,7 +106,7 @@ LME4 = (
     Word("`ngrps(m)`, `nobs(m)`", "`result.n_groups`, `result.nobs`", names=("ngrps", "ngroups")),
     Word(
         "`formula(m)`, `model.frame(m)`",
-        "`result.model.spec.formula`; the data are not kept",
+        "`result.model.spec.formula`; the data are not kept, their rows used are `data.iloc[result.rows_used]`",
         names=("formula", "data"),
     ),
     Word(

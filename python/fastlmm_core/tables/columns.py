@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from ..errors import LMMError
 from ..support.checks import exact_floats, object_floats
+from .alignment import index_of, shared_index
 from .labels import in_order, integer_codes, label_array, label_codes
 
 __all__ = ["Column", "Table", "first_rows", "native_frame"]
@@ -55,15 +56,16 @@ class Table:
         self._data = data
         self._columns: dict[str, Column] = {}
         self._n_rows: int | None = None
-        self._index: Any = data  # whatever answers `name in` and iterates over the names
+        self._names: Any = data  # whatever answers `name in` and iterates over the names
+        self._labels: tuple[Any, str] | None = None
         if isinstance(data, Mapping):
             self.library = "dict"
         elif _is_instance(data, "pandas", "DataFrame"):
-            self.library, self._index, self._n_rows = "pandas", data.columns, len(data)
+            self.library, self._names, self._n_rows = "pandas", data.columns, len(data)
         elif _is_instance(data, "polars", "DataFrame"):
-            self.library, self._index, self._n_rows = "polars", data.columns, data.height
+            self.library, self._names, self._n_rows = "polars", data.columns, data.height
         elif _is_instance(data, "pyarrow", "Table", "RecordBatch"):
-            self.library, self._index, self._n_rows = "pyarrow", data.schema.names, data.num_rows
+            self.library, self._names, self._n_rows = "pyarrow", data.schema.names, data.num_rows
         else:
             from ..support.words import TABLES
 
@@ -73,11 +75,23 @@ class Table:
                 f"arrays, not {kind!r}{'; ' + TABLES[kind] if kind in TABLES else ''}."
             )
 
+    @classmethod
+    def of(cls, data: Any, argument: str = "data") -> Table:
+        """`data` itself where it is one already."""
+        return data if isinstance(data, Table) else cls(data, argument)
+
+    @property
+    def index(self) -> Any:
+        """Labels of the rows as an index of pandas: that of a DataFrame, or of Series read from a dict; else None."""
+        if self.library == "pandas":
+            return self._data.index
+        return None if self._labels is None else self._labels[0]
+
     @property
     def n_rows(self) -> int:
         """Number of rows; for a dict the length of the first column read, or of the first one there is."""
         if self._n_rows is None:
-            first = next(iter(self._index), None)
+            first = next(iter(self._names), None)
             if first is None:
                 raise LMMError(f"`{self.argument}` has no columns; give a dict of one-dimensional arrays.")
             self.column(first)
@@ -87,10 +101,10 @@ class Table:
     @property
     def names(self) -> list[str]:
         """The column names."""
-        return [str(name) for name in self._index]
+        return [str(name) for name in self._names]
 
     def __contains__(self, name: str) -> bool:
-        return name in self._index
+        return name in self._names
 
     def column(self, name: str, where: str = "") -> Column:
         """The column `name`, read once; `where` tells in a message what it is used for."""
@@ -109,6 +123,11 @@ class Table:
         if raw is None or (self.library == "pandas" and raw.ndim > 1):
             raise LMMError(f"`{self.argument}` has more than one column {name!r}; rename or drop all but one.")
         column = Column(f"Column {name!r} of `{self.argument}`", raw)
+        if self.library == "dict" and (index := index_of(raw)) is not None:
+            if self._labels is None:
+                self._labels = (index, name)
+            first, before = self._labels
+            shared_index([(f"column {before!r} of `{self.argument}`", first), (column.title, index)])
         if self._n_rows is None:
             self._n_rows = len(column)
         elif len(column) != self._n_rows:
@@ -254,12 +273,14 @@ class Column:
         return self._encoded
 
 
-def native_frame(library: str, columns: Mapping[str, Any]) -> Any:
-    """A table of `library` ("pandas", "polars", "pyarrow" or "dict") with the given columns."""
+def native_frame(library: str, columns: Mapping[str, Any], index: Any = None) -> Any:
+    """A table of `library` ("pandas", "polars", "pyarrow" or "dict") with the given columns; pandas with an index."""
     if library == "dict":
         return {name: np.asarray(values) for name, values in columns.items()}
     if library == "pyarrow":
         return importlib.import_module("pyarrow").table(dict(columns))
+    if library == "pandas":
+        return importlib.import_module("pandas").DataFrame(dict(columns), index=index)
     return importlib.import_module(library).DataFrame(dict(columns))
 
 

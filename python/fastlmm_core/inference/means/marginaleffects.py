@@ -71,12 +71,12 @@ def marginaleffects_model(result: Fit, data: Any, ddf: str = "normal", informati
         column = table.column(name)
         levels = spec.reference.get(name)
         if isinstance(levels, tuple) and column.number is None:
-            codes, labels = column.codes(model.kept)
+            codes, labels = column.codes(model.design.kept)
             # text levels as an Enum: marginaleffects takes no strings
             columns[name] = pl.Series(labels[codes].astype(str), dtype=pl.Enum([str(level) for level in levels]))
         else:
             values = np.asarray(column.number)
-            columns[name] = values if model.kept is None else values[model.kept]
+            columns[name] = values[model.rows_used]
     response = next(name for name in ("response", "_response", "__response") if name not in columns)
     frame = pl.DataFrame({response: model.endog, **columns})
     quoted = " + ".join(f"`{name}`" for name in needed) or "1"

@@ -1,0 +1,98 @@
+"""The rows of the caller's table: which of them a result is about, and what is given for each of them."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import LMMError
+from ..support.checks import plain_array
+from .alignment import aligned, index_of
+from .columns import native_frame
+
+__all__ = ["CallerRows"]
+
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True, eq=False)
+class CallerRows:
+    """The rows of a table that a result is about.
+
+    Attributes
+    ----------
+    library : str
+        "pandas", "polars", "pyarrow" or "dict".
+    index : pandas.Index or None
+        Labels of all rows of the table, where it has any.
+    used : (n,) int array or None
+        Positions of the rows in the table; None for all of them.
+    count : int
+        Rows of the table.
+    """
+
+    library: str
+    index: Any
+    used: NDArray[np.intp] | None
+    count: int
+
+    @property
+    def positions(self) -> NDArray[np.intp]:
+        """Positions in the table (n,)."""
+        return np.arange(self.count) if self.used is None else self.used.copy()
+
+    @cached_property
+    def used_index(self) -> Any:
+        """Labels of the rows as an index of pandas, None where the table has none."""
+        return self.index if self.index is None or self.used is None else self.index.take(self.used)
+
+    @property
+    def labels(self) -> Array:
+        """Labels of the rows, or their positions where the table has no labels (n,)."""
+        return self.positions if self.index is None else np.asarray(self.used_index.to_numpy())
+
+    def series(self, values: Array, name: str) -> Any:
+        """One value for each row: a Series with the index of the rows for pandas, otherwise the array."""
+        if self.library != "pandas":
+            return values
+        return importlib.import_module("pandas").Series(values, index=self.used_index, name=name)
+
+    def table(self, columns: Mapping[str, Any]) -> Any:
+        """Columns with one value for each row, with the index of the rows.
+
+        Other libraries than pandas have a column ``row`` instead, the positions in the table, where some of its rows
+        were not used.
+        """
+        if self.library != "pandas" and self.used is not None:
+            columns = {"row": self.positions, **columns}
+        return native_frame(self.library, columns, self.used_index)
+
+    def values(self, given: Any, argument: str) -> Any:
+        """What is given for each row used, or for each row of the table, as an array over the rows used.
+
+        Raises
+        ------
+        LMMError
+            For a Series whose labels are not those of the rows, another length, and what `plain_array` refuses.
+        """
+        n = self.count if self.used is None else len(self.used)
+        own = index_of(given)
+        if own is None or self.index is None:
+            given = aligned(given, None, argument)
+        elif self.used is not None and own.equals(self.index):
+            given = given.iloc[self.used]
+        else:
+            given = aligned(given, self.used_index, argument)
+        array = plain_array(given, argument)
+        if array.ndim == 0:  # one value for all rows, or none: that is for the caller to say
+            return given
+        if len(array) not in (n, self.count if self.used is not None else n):
+            dropped = "" if self.used is None else f", which are {n} of the {self.count} rows of the data"
+            raise LMMError(f"{argument} has {len(array)} values for {n} rows used{dropped}; give one per row")
+        return array if self.used is None or len(array) == n else array[self.used]
