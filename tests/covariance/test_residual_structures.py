@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from fastlmm_core import LMMError
-from fastlmm_core.covariance.residual.catalogue import of_positions, position_names
+from fastlmm_core.covariance.residual.catalogue import of_coordinates, of_positions, position_names
 from fastlmm_core.covariance.residual.natural import natural_jacobian, natural_second_sum
 from fastlmm_core.covariance.residual.structure import Rows
 from structures_cases import CASES, difference, labels, symmetric
@@ -168,6 +168,7 @@ def naturals(name, m, variances, c):
                 "cs": c[0] if len(c) else 0.0,
                 "ar1": c[0] ** (high - low) if len(c) else 0.0,
                 "ad": float(np.prod(c[low:high])),
+                "arma": c[-1] * c[0] ** (high - low - 1) if i != j and len(c) == 2 else 0.0,
                 "toep": c[high - low - 1] if i != j and len(c) >= m - 1 else 0.0,
             }[name]
             R[i, j] = np.sqrt(variances[i] * variances[j]) * (1.0 if i == j else correlation)
@@ -187,6 +188,8 @@ def naturals(name, m, variances, c):
         ("adh", "ad", [0.5, -0.3, 0.8]),
         ("toep", "toep", [0.5, 0.1, 0.3]),
         ("toeph", "toep", [0.5, 0.1, 0.3]),
+        ("arma", "arma", [0.7, 0.4]),
+        ("arma", "arma", [-0.5, 0.2]),
     ],
 )
 def test_definitions(name, base, c):
@@ -236,6 +239,100 @@ def test_equal_neighbours_are_an_autoregression():
     where = np.array([0, 2, 3, 6])
     found = of_positions("ad", 7).matrix(np.full(6, 0.7), where)
     np.testing.assert_allclose(found, of_positions("ar1", 7).matrix(np.array([0.7]), where), rtol=1e-13)
+
+
+def test_arma_without_a_moving_average_is_an_autoregression():
+    where = np.array([0, 2, 3, 6])
+    found = of_positions("arma", 7).matrix(np.array([0.7, 0.0]), where)
+    np.testing.assert_allclose(found, of_positions("ar1", 7).matrix(np.array([0.7]), where), rtol=1e-13)
+
+
+def test_arma_is_the_correlation_of_the_process():
+    # y_t = rho y_{t-1} + e_t + theta e_{t-1} as a sum of past noise: weights 1, (rho + theta) rho^(k-1)
+    rho, theta = 0.6, -0.35
+    weights = np.append(1.0, (rho + theta) * rho ** np.arange(200))
+    covariances = np.array([weights[: len(weights) - lag] @ weights[lag:] for lag in range(4)])
+    x = np.array([rho, theta])
+    found = of_positions("arma", 4).matrix(x / np.sqrt(1.0 - x**2), np.arange(4))
+    np.testing.assert_allclose(found[0], covariances / covariances[0], rtol=1e-12)
+
+
+def test_continuous_autoregression_on_integers_is_an_autoregression():
+    where = np.array([0, 2, 3, 6])
+    for name in ("car1", "sp_power"):
+        car1 = of_coordinates(name)
+        phi, _ = car1.from_natural(np.array([1.0, 0.45]))
+        ar1, _ = of_positions("ar1", 7).from_natural(np.array([1.0, 0.45]))
+        expected = of_positions("ar1", 7).matrix(ar1, where)
+        np.testing.assert_allclose(car1.matrix(phi, where[:, None].astype(float)), expected, rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("name", "formula"),
+    [
+        ("sp_exp", lambda u: np.exp(-u)),
+        ("sp_gau", lambda u: np.exp(-(u**2))),
+        ("matern", lambda u: (1 + np.sqrt(3) * u) * np.exp(-np.sqrt(3) * u)),
+        ("matern52", lambda u: (1 + np.sqrt(5) * u + 5 * u**2 / 3) * np.exp(-np.sqrt(5) * u)),
+        ("ratio", lambda u: 1 / (1 + u**2)),
+        ("spher", lambda u: np.where(u < 1, 1 - 1.5 * u + 0.5 * u**3, 0.0)),
+    ],
+)
+@pytest.mark.parametrize("nugget", [False, True])
+def test_definitions_by_distance(name, formula, nugget):
+    where = np.random.default_rng(2).uniform(0, 3, (5, 2))
+    structure = of_coordinates(name, nugget=nugget)
+    phi, sigma2 = structure.from_natural(np.array([2.0, 1.3, 0.2] if nugget else [2.0, 1.3]))
+    assert structure.names((), "id") == ("sigma2|id", "range|id", "nugget|id")[: len(phi) + 1]
+    distance = np.linalg.norm(where[:, None] - where, axis=2)
+    expected = 2.0 * formula(distance / 1.3) * (0.8 if nugget else 1.0)
+    np.fill_diagonal(expected, 2.0)
+    np.testing.assert_allclose(sigma2 * structure.matrix(phi, where), expected, rtol=1e-12, atol=1e-15)
+
+
+def test_units_of_distance_move_the_parameter_only():
+    where = np.random.default_rng(2).uniform(0, 3, (5, 1))
+    for name in ("car1", "sp_exp", "sp_gau", "matern", "ratio", "spher"):
+        structure = of_coordinates(name)
+        expected = structure.matrix(np.array([0.4]), where)
+        found = structure.matrix(np.array([0.4 + np.log(86400.0)]), 86400.0 * where)
+        np.testing.assert_allclose(found, expected, rtol=1e-11)
+
+
+@pytest.mark.parametrize("name", ["car1", "sp_exp", "sp_gau", "matern", "matern52", "ratio", "spher"])
+def test_starts_by_distance_are_near(name):
+    rng = np.random.default_rng(4)
+    structure = of_coordinates(name)
+    x = np.array([0.5])
+    parts = []
+    for subject in range(500):
+        where = np.sort(rng.uniform(0, 8, (8, 1)), axis=0)
+        R = structure.matrix(x, where) + 1e-9 * np.eye(8)
+        parts.append((np.linalg.cholesky(R) @ rng.standard_normal(8), where, np.full(8, subject)))
+    rows = Rows(*(np.concatenate(part) for part in zip(*parts, strict=True)))
+    np.testing.assert_allclose(structure.start(rows), x, atol=0.35)
+
+
+@pytest.mark.parametrize(
+    ("name", "x", "expected"),
+    [
+        ("car1", 12.0, None),
+        ("car1", 17.0, "rho|id = 1"),
+        ("car1", -4.0, "rho|id = 0"),
+        ("sp_exp", 17.0, "range|id = infinity"),
+        ("sp_exp", -4.0, "range|id = 0"),
+    ],
+)
+def test_boundaries_by_distance(name, x, expected):
+    # distances from half a unit to ten units
+    assert of_coordinates(name, 0.5, 10.0).boundary(np.array([x]), (), "id") == expected
+
+
+def test_boundaries_of_nuggets():
+    structure = of_coordinates("sp_exp", nugget=True)
+    assert structure.boundary(np.array([0.0, -14.0]), (), "id") == "nugget|id = 0"
+    assert structure.boundary(np.array([0.0, 14.0]), (), "id") == "nugget|id = 1"
+    assert structure.boundary(np.array([0.0, 0.0]), (), "id") is None
 
 
 def test_two_positions_have_one_correlation():
@@ -350,9 +447,11 @@ def test_structures_are_values():
 
 
 def test_refusals():
-    with pytest.raises(LMMError, match="there is no structure 'arma'; known are us, id"):
-        of_positions("arma", 3)
-    with pytest.raises(LMMError, match="cs needs two visits or more, and there is 1"):
+    with pytest.raises(LMMError, match="there is no structure 'arima'; known are us, id"):
+        of_positions("arima", 3)
+    with pytest.raises(LMMError, match="cs needs 2 visits or more, and there is 1"):
         of_positions("cs", 1)
+    with pytest.raises(LMMError, match="arma needs 3 visits or more, and there are 2"):
+        of_positions("arma", 2)
     with pytest.raises(LMMError, match="not those of a positive definite Toeplitz matrix"):
         of_positions("toep", 3).from_natural(np.array([1.0, 0.9, -0.9]))

@@ -13,6 +13,12 @@ compound_symmetry     cs, csh
 autoregressive        ar1, ar1h
 antedependence        ad, adh
 toeplitz              toep, toeph
+distances             what structures of one range share
+exponential           car1, sp_exp, sp_power, sp_gau
+matern                matern (3/2), matern52
+rational, spherical   ratio, spher
+nugget                nugget=True
+moving_average        arma
 moments               moments of residuals, for start values
 natural               derivatives of R in the natural parameters
 """

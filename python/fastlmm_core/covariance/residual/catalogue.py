@@ -6,6 +6,7 @@ A new structure is a file with a class, and a line here.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 from ...errors import LMMError
 from .antedependence import AnteDependence
@@ -13,13 +14,20 @@ from .autoregressive import Autoregressive
 from .compound_symmetry import CompoundSymmetry
 from .correlation import Correlation
 from .deviations import Common, OfPositions
+from .distances import OfDistance
+from .exponential import ContinuousAutoregressive, Exponential, Gaussian
 from .independent import Independent
+from .matern import Matern32, Matern52
+from .moving_average import AutoregressiveMovingAverage
+from .nugget import Nugget
+from .rational import RationalQuadratic
 from .scaled import Scaled
+from .spherical import Spherical
 from .structure import ResidualStructure
 from .toeplitz import Toeplitz
 from .unstructured import Unstructured
 
-__all__ = ["of_positions", "position_names"]
+__all__ = ["coordinate_names", "of_coordinates", "of_positions", "position_names"]
 
 _CORRELATIONS: dict[str, Callable[[int], Correlation]] = {
     "id": Independent,
@@ -27,8 +35,20 @@ _CORRELATIONS: dict[str, Callable[[int], Correlation]] = {
     "ar1": Autoregressive,
     "ad": AnteDependence,
     "toep": Toeplitz,
+    "arma": AutoregressiveMovingAverage,
 }
 _HETEROGENEOUS = {"diag": "id", "csh": "cs", "ar1h": "ar1", "adh": "ad", "toeph": "toep"}
+_FEWEST = {"id": 1, "diag": 1, "us": 1, "arma": 3}
+_OF_DISTANCE: dict[str, Callable[..., OfDistance]] = {
+    "car1": ContinuousAutoregressive,
+    "sp_exp": Exponential,
+    "sp_power": partial(ContinuousAutoregressive, name="sp_power"),
+    "sp_gau": Gaussian,
+    "matern": Matern32,
+    "matern52": partial(Matern52, name="matern52"),
+    "ratio": RationalQuadratic,
+    "spher": Spherical,
+}
 
 
 def position_names() -> tuple[str, ...]:
@@ -46,10 +66,35 @@ def of_positions(name: str, m: int) -> ResidualStructure:
     """
     if name not in position_names():
         raise LMMError(f"residual: there is no structure {name!r}; known are {', '.join(position_names())}.")
-    if m < 2 and name not in ("id", "diag", "us"):
-        raise LMMError(f"residual: {name} needs two visits or more, and there is {m}.")
+    least = _FEWEST.get(name, 2)
+    if m < least:
+        raise LMMError(f"residual: {name} needs {least} visits or more, and there {'is' if m == 1 else 'are'} {m}.")
     if name == "us":
         return Unstructured(m)
     if name in _HETEROGENEOUS:
         return Scaled(name, OfPositions(m), _CORRELATIONS[_HETEROGENEOUS[name]](m))
     return Scaled(name, Common(), _CORRELATIONS[name](m))
+
+
+def coordinate_names() -> tuple[str, ...]:
+    """The names of all structures over coordinates."""
+    return tuple(_OF_DISTANCE)
+
+
+def of_coordinates(
+    name: str, closest: float = 1.0, farthest: float = 1.0, *, nugget: bool = False
+) -> ResidualStructure:
+    """The structure of a name over coordinates.
+
+    Parameters
+    ----------
+    name : str
+    closest, farthest : float
+        Smallest and largest distance of two rows of a subject.
+    nugget : bool
+        With a share of the variance that no two rows have in common.
+    """
+    if name not in _OF_DISTANCE:
+        raise LMMError(f"residual: there is no structure {name!r}; known are {', '.join(coordinate_names())}.")
+    correlation: Correlation = _OF_DISTANCE[name](closest, farthest)
+    return Scaled(name, Common(), Nugget(correlation) if nugget else correlation)

@@ -8,7 +8,15 @@ from numpy.typing import NDArray
 from ...errors import LMMError
 from .structure import Array, Rows
 
-__all__ = ["bounded", "consecutive", "lag_one", "positive_definite", "visit_covariance"]
+__all__ = [
+    "at_distance",
+    "bounded",
+    "consecutive",
+    "correlation_at_lag",
+    "lag_one",
+    "positive_definite",
+    "visit_covariance",
+]
 
 _SMALLEST_EIGENVALUE = 0.05
 """Of the correlation matrix from which a search starts."""
@@ -103,8 +111,35 @@ def lag_one(rows: Rows) -> float:
     if shortest <= 0:
         raise LMMError("Two rows of a subject have the same position.")
     pairs = lags == shortest
-    a, b = rows.residuals[earlier[pairs]], rows.residuals[later[pairs]]
+    rho = _correlation(rows.residuals[earlier[pairs]], rows.residuals[later[pairs]])
+    return float(np.sign(rho) * np.abs(rho) ** (1.0 / shortest)) if np.isfinite(rho) else 0.3
+
+
+def _correlation(a: Array, b: Array) -> float:
+    """Of pairs with mean zero, drawn to zero where there are few; NaN without any."""
     size = np.sqrt(float(a @ a) * float(b @ b))
-    rho = float(a @ b) / size if size > 0.0 else 0.0
-    rho *= len(a) / (len(a) + 2.0)
-    return float(np.sign(rho) * np.abs(rho) ** (1.0 / shortest))
+    return float(a @ b) / size * len(a) / (len(a) + 2.0) if size > 0.0 else float("nan")
+
+
+def correlation_at_lag(rows: Rows, lag: int) -> float:
+    """Correlation of the pairs of rows at a lag; NaN without any."""
+    span = int(rows.where.max()) + lag + 1
+    keys = rows.subjects * span + rows.where
+    order = np.argsort(keys)
+    place = np.searchsorted(keys, keys + lag, sorter=order)
+    found = place < len(keys)
+    found[found] = keys[order[place[found]]] == keys[found] + lag
+    return _correlation(rows.residuals[found], rows.residuals[order[place[found]]])
+
+
+def at_distance(rows: Rows) -> tuple[float, float]:
+    """A typical distance of consecutive rows and the correlation there, within (0.05, 0.9)."""
+    earlier, later = consecutive(rows)
+    lengths = np.linalg.norm(rows.where[later] - rows.where[earlier], axis=1)
+    apart = lengths > 0.0
+    if not apart.any():
+        return 1.0, 0.5
+    typical = float(np.median(lengths[apart]))
+    near = apart & (lengths <= 1.5 * typical) & (lengths >= 0.5 * typical)
+    rho = _correlation(rows.residuals[earlier[near]], rows.residuals[later[near]])
+    return float(lengths[near].mean()), float(np.clip(rho, 0.05, 0.9)) if np.isfinite(rho) else 0.5
