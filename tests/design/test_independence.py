@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from fastlmm_core.design import independence as clusters
-from fastlmm_core.diagnostics import whitening
+from fastlmm_core.estimation import whitening
 from several import KINDS, Study
 
 

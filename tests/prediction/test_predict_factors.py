@@ -17,8 +17,8 @@ import fastlmm_core as flc
 import oracle
 from fastlmm_core import LMMError, RandomTerm
 from fastlmm_core.design.independence import cluster_labels
-from fastlmm_core.diagnostics.whitening import rows_covariance
 from fastlmm_core.engines.crossed import posterior_root as posterior
+from fastlmm_core.estimation.whitening import rows_covariance
 from fastlmm_core.prediction.conditional import posterior_of
 from several import KINDS, Study, blocks, close, covariance, noise
 
@@ -379,7 +379,7 @@ def test_marginal_covariance_and_whitened_residuals(rng, kind):
 
 
 def test_clusters_are_whitened_alike_together_and_one_by_one(rng, monkeypatch):
-    from fastlmm_core.diagnostics import whitening as clusters
+    from fastlmm_core.estimation import whitening as clusters
 
     study = Study(rng, "nested", True)
     result = study.model(np.arange(150)).fit()

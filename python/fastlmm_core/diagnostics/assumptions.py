@@ -15,10 +15,10 @@ from numpy.typing import ArrayLike, NDArray
 from .. import kernels
 from ..design.independence import cluster_labels
 from ..errors import LMMError
+from ..estimation.whitening import whitened
 from ..support.checks import float_array
 from .leverage import leverage, leverage_parts, studentized_residuals
 from .residuals import residuals
-from .whitening import whitened
 
 if TYPE_CHECKING:
     from ..design.grouping import Grouping

@@ -15,10 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import LMMError
+from ..estimation.whitening import rows_covariance
 from ..prediction.new_rows import random_design
 from ..support.arguments import checked
 from ..support.checks import float_array, plain_array
-from .whitening import rows_covariance
 
 if TYPE_CHECKING:
     from ..design.grouping import Grouping

@@ -8,8 +8,8 @@ from numpy.typing import NDArray
 from .. import kernels
 from ..errors import LMMError
 from ..estimation.fit import Fit
+from ..estimation.whitening import whitened
 from .leverage import studentized
-from .whitening import whitened
 
 __all__ = ["residuals"]
 

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from ..design.independence import cluster_labels, of_equal_size
 from ..engines.crossed.sparse_cholesky import sparse_cholesky
-from ..estimation.fit import Fit
+from .fit import Fit
 
 __all__ = ["rows_covariance", "whitened"]
 
