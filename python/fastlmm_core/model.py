@@ -343,6 +343,6 @@ def lmm(
     ]  # fmt: skip
     design = Design(
         found.X, random_part(terms), found.x_names, found.weights, found.offset, found.spec, found.response,
-        found.n_dropped, found.kept, index=found.index,
+        found.n_dropped, found.kept, index=found.index, source=data,
     )  # fmt: skip
     return LinearMixedModel(found.y, design=design)

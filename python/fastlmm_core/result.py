@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from .errors import LMMError
 from .estimation.fit import Fit
-from .inference.options import Ddf, Information
+from .inference.options import Ddf, Information, Vcov
 from .support.arguments import checked
 from .tables.columns import limits_table
 
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from .inference.likelihood_ratio.table import Comparison
     from .inference.means.means import MarginalMeans
     from .inference.profile.profile import ProfileResult
+    from .inference.sandwich import Sandwich
     from .inference.wald_test import WaldTest
     from .report.summary import Summary
     from .simulation.bootstrap import BootstrapResult
@@ -112,14 +113,30 @@ class LMMResult(Fit):
 
         return coefficient_table(self, ddf, information)
 
-    def cov_params(self) -> Any:
-        """Covariance matrix of the fixed effects (p, p), sigma^2 (X'V^-1 X)^-1; a DataFrame for pandas."""
+    def cov_params(self, *, vcov: Vcov = "model", cluster: Any = None) -> Any:
+        """Covariance matrix of the fixed effects (p, p), by default sigma^2 (X'V^-1 X)^-1; a DataFrame for pandas.
+
+        Parameters
+        ----------
+        vcov, cluster
+            For robust covariances, see `test`.
+        """
+        from .inference.wald import covariance
+
+        found = covariance(self, robust=self._robust(vcov, cluster))
         if self.model.library != "pandas":
-            return self.cov.copy()
+            return found
         import pandas as pd
 
         names = list(self.model.exog_names)
-        return pd.DataFrame(self.cov.copy(), index=names, columns=names)
+        return pd.DataFrame(found, index=names, columns=names)
+
+    def _robust(self, vcov: Vcov, cluster: Any) -> Sandwich | None:
+        if vcov == "model" and cluster is None:
+            return None
+        from .inference.sandwich import sandwich
+
+        return sandwich(self, vcov, cluster)
 
     def conf_int(
         self,
@@ -128,6 +145,8 @@ class LMMResult(Fit):
         ddf: Ddf = "satterthwaite",
         information: Information = "expected",
         method: Literal["wald", "profile"] = "wald",
+        vcov: Vcov = "model",
+        cluster: Any = None,
     ) -> Any:
         """Confidence intervals of the fixed effects, or by the profile likelihood of all parameters.
 
@@ -142,6 +161,8 @@ class LMMResult(Fit):
         method : {"wald", "profile"}
             Estimate and t quantile times standard error, or the values at which the profile deviance rises by the
             chi-square quantile: then of standard deviations and correlations too.
+        vcov, cluster
+            For robust Wald intervals, see `test`.
 
         Returns
         -------
@@ -154,6 +175,8 @@ class LMMResult(Fit):
             For a level outside (0, 1) or unknown options.
         """
         if method == "profile":
+            if vcov != "model" or cluster is not None:
+                raise LMMError("method='profile' is by the likelihood: vcov and cluster go with method='wald'")
             from .inference.profile.profile import confidence_limits
 
             limits = confidence_limits(self, level)
@@ -162,7 +185,7 @@ class LMMResult(Fit):
             raise LMMError(f"method={method!r} is unknown: use 'wald' or 'profile'")
         from .inference.wald import coefficient_intervals
 
-        table = coefficient_intervals(self, level, ddf, information)
+        table = coefficient_intervals(self, level, ddf, information, self._robust(vcov, cluster))
         return self._limits(self.model.exog_names, np.column_stack([table["conf_low"], table["conf_high"]]))
 
     def _limits(self, names: tuple[str, ...], limits: Array) -> Any:
@@ -313,6 +336,8 @@ class LMMResult(Fit):
         *,
         ddf: Ddf = "satterthwaite",
         information: Information = "expected",
+        vcov: Vcov = "model",
+        cluster: Any = None,
     ) -> WaldTest:
         """Test linear hypotheses on the fixed effects.
 
@@ -328,6 +353,15 @@ class LMMResult(Fit):
         information : {"expected", "observed"}
             Of the variance parameters, for Kenward-Roger: expected as in Kenward and Roger (1997) and pbkrtest, or
             observed as in SAS and mmrm.
+        vcov : {"model", "CR0", "CR1", "CR2", "CR3"}
+            Covariance of the coefficients: the model's, or a robust one that holds whatever the covariance within
+            clusters is.  CR2 (Bell and McCaffrey) is unbiased where the model is right, and the one to take; CR0 is
+            the plain sandwich, CR1 that times m / (m - 1) for m clusters, CR3 about the jackknife's.  Degrees of
+            freedom are Satterthwaite's for that estimate, and several rows are tested by Hotelling's T^2 (Pustejovsky
+            and Tipton 2018, J. Bus. Econ. Stat. 36, 672-683), which is NaN where clusters are too few for it.
+        cluster : str or (n,) array, optional
+            What is independent, for a robust covariance: a grouping factor, a column of the data, or a label for each
+            row.  By default the rows that share no random effect with others: the levels of the coarsest factor.
 
         Returns
         -------
@@ -336,11 +370,12 @@ class LMMResult(Fit):
         Raises
         ------
         LMMError
-            For unknown coefficients, inestimable hypotheses or unknown options.
+            For unknown coefficients, inestimable hypotheses or unknown options; for a robust covariance without
+            independent clusters, as crossed factors have none.
         """
         from .inference.wald import test
 
-        return test(self, hypothesis, rhs, ddf, information)
+        return test(self, hypothesis, rhs, ddf, information, self._robust(vcov, cluster))
 
     def anova(
         self,
@@ -348,6 +383,8 @@ class LMMResult(Fit):
         *,
         ddf: Ddf = "satterthwaite",
         information: Information = "expected",
+        vcov: Vcov = "model",
+        cluster: Any = None,
     ) -> Any:
         """Analysis of variance: one F test per term of the fixed part.
 
@@ -355,7 +392,7 @@ class LMMResult(Fit):
         ----------
         type : {"III", "II", "I"}
             Each term given all others whatever the coding of factors; given all that do not contain it; in order.
-        ddf, information
+        ddf, information, vcov, cluster
             See `test`.
 
         Returns
@@ -364,7 +401,7 @@ class LMMResult(Fit):
         """
         from .inference.anova import anova
 
-        return anova(self, type, ddf, information)
+        return anova(self, type, ddf, information, self._robust(vcov, cluster))
 
     def emmeans(
         self,
@@ -377,6 +414,8 @@ class LMMResult(Fit):
         level: float = 0.95,
         ddf: Ddf = "satterthwaite",
         information: Information = "expected",
+        vcov: Vcov = "model",
+        cluster: Any = None,
     ) -> MarginalMeans:
         """Estimated marginal means of factors and contrasts of them.
 
@@ -393,7 +432,7 @@ class LMMResult(Fit):
             For multiplicity: by default "tukey" for pairwise contrasts, "mvt" against a reference or in sequence, "fdr"
             for effects, "none" otherwise.
         level : float
-        ddf, information
+        ddf, information, vcov, cluster
             See `test`.
 
         Returns
@@ -404,7 +443,7 @@ class LMMResult(Fit):
 
         return emmeans(
             self, factors, by=by, at=at, contrasts=contrasts, adjust=adjust, level=level, ddf=ddf,
-            information=information,
+            information=information, robust=self._robust(vcov, cluster),
         )  # fmt: skip
 
     def slopes(
@@ -419,6 +458,8 @@ class LMMResult(Fit):
         level: float = 0.95,
         ddf: Ddf = "satterthwaite",
         information: Information = "expected",
+        vcov: Vcov = "model",
+        cluster: Any = None,
     ) -> MarginalMeans:
         """Slopes of a numeric variable within the levels of factors, and contrasts of them.
 
@@ -427,7 +468,7 @@ class LMMResult(Fit):
         variable : str
         factors : str or sequence of str, optional
             By default the slope averaged over all factors.
-        by, at, contrasts, adjust, level, ddf, information
+        by, at, contrasts, adjust, level, ddf, information, vcov, cluster
             See `emmeans`.
 
         Returns
@@ -438,7 +479,7 @@ class LMMResult(Fit):
 
         return slopes(
             self, variable, factors, by=by, at=at, contrasts=contrasts, adjust=adjust, level=level, ddf=ddf,
-            information=information,
+            information=information, robust=self._robust(vcov, cluster),
         )  # fmt: skip
 
     def random_effect_test(self, term: str | None = None, **options: Any) -> Comparison:
@@ -819,7 +860,13 @@ class LMMResult(Fit):
     # ---- presentation --------------------------------------------------------------------------
 
     def summary(
-        self, level: float = 0.95, *, ddf: Ddf = "satterthwaite", information: Information = "expected"
+        self,
+        level: float = 0.95,
+        *,
+        ddf: Ddf = "satterthwaite",
+        information: Information = "expected",
+        vcov: Vcov = "model",
+        cluster: Any = None,
     ) -> Summary:
         """Tables of the fit as text and HTML.
 
@@ -827,8 +874,8 @@ class LMMResult(Fit):
         ----------
         level : float
             Of the confidence intervals.
-        ddf, information
-            Degrees of freedom of tests and intervals, see `test`.
+        ddf, information, vcov, cluster
+            Degrees of freedom and covariance of tests and intervals, see `test`.
 
         Returns
         -------
@@ -837,7 +884,7 @@ class LMMResult(Fit):
         """
         from .report.summary import Summary
 
-        return Summary.of(self, level, ddf, information)
+        return Summary.of(self, level, ddf, information, self._robust(vcov, cluster))
 
     def tidy(
         self,
@@ -846,6 +893,8 @@ class LMMResult(Fit):
         *,
         ddf: Ddf = "satterthwaite",
         information: Information = "expected",
+        vcov: Vcov = "model",
+        cluster: Any = None,
     ) -> Any:
         """One row per estimate, in the caller's own frame library (a dict of arrays for models from arrays).
 
@@ -854,8 +903,8 @@ class LMMResult(Fit):
         effects : {"fixed", "ran_pars", "ran_vals"}
             Coefficients; standard deviations and correlations; BLUPs with conditional standard errors.
         level : float
-        ddf, information
-            Degrees of freedom of tests and intervals, see `test`.
+        ddf, information, vcov, cluster
+            Degrees of freedom and covariance of tests and intervals, see `test`.
 
         Returns
         -------
@@ -863,7 +912,7 @@ class LMMResult(Fit):
         """
         from .report.summary import tidy_columns
 
-        return self.model.table(tidy_columns(self, effects, level, ddf, information))
+        return self.model.table(tidy_columns(self, effects, level, ddf, information, self._robust(vcov, cluster)))
 
     def _repr_html_(self) -> str:
         return self.summary()._repr_html_()

@@ -88,6 +88,8 @@ class Design:
         The grouping factors, counted, where the rows have been read already.
     index : pandas.Index or None
         Labels of all rows of the caller's table, where it has any.
+    source : table or None
+        The caller's table itself, not copied, for columns that are asked for by name later.  It is not pickled.
     """
 
     exog: Array
@@ -101,11 +103,15 @@ class Design:
     kept: NDArray[np.intp] | None = None
     groupings: tuple[Grouping, ...] | None = None
     index: Any = None
+    source: Any = None
 
     def count(self, groupings: tuple[Grouping, ...]) -> None:
         """Keep the grouping factors as counted by whoever read the rows first."""
         if self.groupings is None:
             object.__setattr__(self, "groupings", groupings)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"source": None}
 
     def check(self, n: int) -> None:
         """Refuse what cannot belong to n observations.

@@ -149,7 +149,7 @@ def contextual_effect(
         )
     L = np.zeros((len(extra), len(larger.model.exog_names)))
     L[np.arange(len(extra)), extra] = 1.0
-    test = wald(larger, L, None, ddf, "expected", tuple(larger.model.exog_names[k] for k in extra.tolist()))
+    test = wald(larger, L, None, ddf, names=tuple(larger.model.exog_names[k] for k in extra.tolist()))
     inside = larger.beta[chosen]
     return ContextualEffect(
         names=tuple(names[j] for j in chosen),

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 if TYPE_CHECKING:
     from ..covariance.parameters import CovarianceStructure
+    from .rows import Rows
 
 __all__ = ["CAREFUL", "EASY", "HARD", "ORDINARY", "UNASKED", "Elsewhere", "Engine", "Problem", "Solution"]
 
@@ -77,6 +78,9 @@ class Engine(Protocol):
 
     def curvature(self) -> Array:
         """Second derivatives along the unit directions of G (n_a, n_a), after an evaluation of order 2."""
+
+    def solve(self, v: Array, rows: Rows) -> Array:
+        """V^-1 v by rows, V relative to sigma^2; (n,) or (n, k) array."""
 
     def precision(self) -> Array:
         """Sum over the levels of Z_i'V_i^-1Z_i (q, q), within factors."""

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from .model import Model
     from .optimize import Optimum
 
-__all__ = ["refined"]
+__all__ = ["refined", "solved"]
 
 Array = NDArray[np.float64]
 
@@ -121,16 +121,33 @@ def _log_det(rows: Rows, factor: Array) -> float | None:
 def _products(engine: CrossedCriterion, columns: Array, rows: Rows, factor: Array) -> Array:
     """columns' V^-1 columns, with V^-1 columns improved by its own residuals."""
     root = 1.0 if rows.weights is None else 1.0 / rows.weights[:, None]
-    E = engine.solve(columns, rows)
-    for _ in range(STEPS):
-        means = _scores(E, rows, factor)
-        explained = sum(_spread(Z @ L, code, u) for Z, code, L, u in _parts(rows, factor, means))
-        E = E + engine.solve(columns - root * E - explained, rows)
+    E = solved(engine, columns, rows, factor)
     inner = E.T @ (root * E)
     for score in _scores(E, rows, factor):
         flat = score.reshape(-1, columns.shape[1])
         inner = inner + flat.T @ flat
     return np.asarray(inner)
+
+
+def solved(engine: Engine, columns: Array, rows: Rows, factor: Array) -> Array:
+    """V^-1 columns by rows, improved by its own residuals.
+
+    Parameters
+    ----------
+    engine : Engine
+        At the point of `factor`.
+    columns : (n, k) array
+    rows : Rows
+    factor : (q, q) array
+        Of the relative covariance, in conditioned units.
+    """
+    root = 1.0 if rows.weights is None else 1.0 / rows.weights[:, None]
+    E = engine.solve(columns, rows)
+    for _ in range(STEPS):
+        means = _scores(E, rows, factor)
+        explained = sum(_spread(Z @ L, code, u) for Z, code, L, u in _parts(rows, factor, means))
+        E = E + engine.solve(columns - root * E - explained, rows)
+    return E
 
 
 def _scores(E: Array, rows: Rows, factor: Array) -> list[Array]:

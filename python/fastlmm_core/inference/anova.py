@@ -23,10 +23,11 @@ from ..support.arguments import checked
 from ..tables.columns import native_frame
 from . import wald as inference
 from .options import check_options
-from .wald_test import METHODS
+from .wald_test import method
 
 if TYPE_CHECKING:
     from ..estimation.fit import Fit
+    from .sandwich import Sandwich
     from .wald_test import WaldTest
 
 __all__ = ["AnovaTable", "anova", "estimable_part", "f_statistic", "hypotheses"]
@@ -47,7 +48,7 @@ class AnovaTable:
     ----------
     terms : tuple of str
     sum_sq, mean_sq : (k,) array
-        As lmerTest has them: the mean square is F times the residual variance.
+        As lmerTest has them: the mean square is F times the residual variance.  NaN with a robust covariance.
     df_num, df_denom : (k,) array
         Zero and NaN for a term that cannot be tested.
     statistic, pvalues : (k,) array
@@ -58,6 +59,8 @@ class AnovaTable:
         Term to the (m, p) contrasts of the coefficients that are tested to be zero.
     notes : tuple of str
         What could not be tested, and why.
+    vcov, clusters : str
+        "model", or the kind of the robust covariance and its clusters.
     """
 
     terms: tuple[str, ...]
@@ -71,6 +74,8 @@ class AnovaTable:
     ddf: str
     hypotheses: Mapping[str, Array] = field(repr=False)
     notes: tuple[str, ...] = ()
+    vcov: str = "model"
+    clusters: str = ""
     _library: str = field(default="dict", repr=False)
 
     def to_frame(self) -> Any:
@@ -91,21 +96,21 @@ class AnovaTable:
     @property
     def title(self) -> str:
         """What the table shows."""
-        return f"Type {self.type} analysis of variance, {METHODS[self.ddf]}"
+        return f"Type {self.type} analysis of variance, {method(self.ddf, self.vcov, self.clusters)}"
 
     def _cells(self) -> tuple[list[str], list[list[str]]]:
         from ..support.text_tables import aligned_cells, p_value_cell, significant_cell, statistic_cell
 
+        squares = (self.sum_sq, self.mean_sq) if self.vcov == "model" else ()
         columns = [
             list(self.terms),
-            aligned_cells([significant_cell(v) for v in self.sum_sq.tolist()]),
-            aligned_cells([significant_cell(v) for v in self.mean_sq.tolist()]),
+            *(aligned_cells([significant_cell(v) for v in values.tolist()]) for values in squares),
             [str(v) for v in self.df_num.tolist()],
             aligned_cells([f"{v:.2f}" for v in self.df_denom.tolist()]),
             aligned_cells([statistic_cell(v) for v in self.statistic.tolist()]),
             [p_value_cell(v) for v in self.pvalues.tolist()],
         ]
-        header = ["", "Sum Sq", "Mean Sq", "NumDF", "DenDF", "F", "p"]
+        header = ["", *(["Sum Sq", "Mean Sq"] if squares else []), "NumDF", "DenDF", "F", "p"]
         return header, [list(row) for row in zip(*columns, strict=True)]
 
     def __str__(self) -> str:
@@ -121,7 +126,13 @@ class AnovaTable:
         return f"<div><p>{html.escape(self.title)}</p>{html_table(*self._cells(), left=(0,))}{notes}</div>"
 
 
-def anova(result: Fit, type: str = "III", ddf: str = "satterthwaite", information: str = "expected") -> AnovaTable:
+def anova(
+    result: Fit,
+    type: str = "III",
+    ddf: str = "satterthwaite",
+    information: str = "expected",
+    robust: Sandwich | None = None,
+) -> AnovaTable:
     """F tests of the terms of the fixed part.
 
     Parameters
@@ -133,6 +144,8 @@ def anova(result: Fit, type: str = "III", ddf: str = "satterthwaite", informatio
         Denominator degrees of freedom.
     information : {"expected", "observed"}
         For Kenward-Roger.
+    robust : Sandwich, optional
+        Instead of the covariance of the model.
 
     Returns
     -------
@@ -148,7 +161,7 @@ def anova(result: Fit, type: str = "III", ddf: str = "satterthwaite", informatio
     if kind not in _TYPES.values():
         models = "; models are compared by compare(m1, m2)" if hasattr(type, "criterion") else ""
         raise LMMError(f"type={type!r} is unknown: use 'I', 'II' or 'III'{models}")
-    check_options(ddf, information)
+    check_options(ddf, information, robust)
     terms = fixed_terms(result.model.design)
     tested = [term for term in terms if not term.is_intercept]
     found, notes = hypotheses(result, kind, terms)
@@ -160,14 +173,14 @@ def anova(result: Fit, type: str = "III", ddf: str = "satterthwaite", informatio
         L = found[term.name]
         if not len(L):
             continue
-        test = inference.wald(result, L, None, ddf, information)
+        test = inference.wald(result, L, None, ddf, information, robust)
         statistic[i] = unscaled = f_statistic(test)
         if test.joint_ddf == "kenward-roger" and test.df_num > 1:
             if covariance is None:
                 covariance = np.nan_to_num(inference.covariance(result, ddf, information))
             unscaled = _quadratic(test.estimate, L @ covariance @ L.T, test.df_num)
         mean_sq[i], df_num[i], df_denom[i], pvalues[i] = (
-            unscaled * result.sigma2, test.df_num, test.df_denom, test.pvalue,
+            unscaled * result.sigma2 if robust is None else np.nan, test.df_num, test.df_denom, test.pvalue,
         )  # fmt: skip
     return AnovaTable(
         terms=tuple(term.name for term in tested),
@@ -181,6 +194,8 @@ def anova(result: Fit, type: str = "III", ddf: str = "satterthwaite", informatio
         ddf=ddf,
         hypotheses=found,
         notes=notes,
+        vcov="model" if robust is None else robust.kind,
+        clusters="" if robust is None else robust.clusters,
         _library=result.model.library,
     )
 

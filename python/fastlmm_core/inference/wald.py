@@ -20,6 +20,7 @@ from .wald_test import WaldTest
 if TYPE_CHECKING:
     from ..estimation.fit import Fit
     from ..estimation.model import Model
+    from .sandwich import Sandwich
 
 __all__ = [
     "check_estimable",
@@ -45,7 +46,9 @@ ESTIMABLE = 1e-6
 # ---- coefficients ------------------------------------------------------------------------------
 
 
-def covariance(result: Fit, ddf: str = "satterthwaite", information: str = "expected") -> Array:
+def covariance(
+    result: Fit, ddf: str = "satterthwaite", information: str = "expected", robust: Sandwich | None = None
+) -> Array:
     """Covariance matrix of the fixed effects that goes with `ddf`.
 
     Parameters
@@ -56,6 +59,8 @@ def covariance(result: Fit, ddf: str = "satterthwaite", information: str = "expe
         Roger 1997, eq. 3); otherwise sigma^2 (X'V^-1X)^-1.
     information : {"expected", "observed"}
         Of the variance parameters, for Kenward-Roger: expected as in pbkrtest, observed as in SAS and mmrm.
+    robust : Sandwich, optional
+        Instead of the covariance of the model.
 
     Returns
     -------
@@ -65,9 +70,15 @@ def covariance(result: Fit, ddf: str = "satterthwaite", information: str = "expe
     Raises
     ------
     LMMError
-        For unknown options, or Kenward-Roger after a fit by ML.
+        For unknown options, or Kenward-Roger after a fit by ML or with a robust covariance.
     """
-    check_options(ddf, information)
+    check_options(ddf, information, robust)
+    if robust is not None:
+        rows = result.model.problem.x_map @ robust.half.T
+        out = result.sigma2 * (rows @ robust.inner @ rows.T)
+        out[result.model.problem.dropped] = np.nan
+        out[:, result.model.problem.dropped] = np.nan
+        return np.asarray(0.5 * (out + out.T))
     if ddf != "kenward-roger":
         return result.cov.copy()
     found = moments(result, ddf, information)
@@ -104,7 +115,9 @@ def coefficient_df(result: Fit, ddf: str = "satterthwaite", information: str = "
     return moments(result, ddf, information).coefficient_df(result.model.problem)
 
 
-def coefficient_table(result: Fit, ddf: str = "satterthwaite", information: str = "expected") -> dict[str, Array]:
+def coefficient_table(
+    result: Fit, ddf: str = "satterthwaite", information: str = "expected", robust: Sandwich | None = None
+) -> dict[str, Array]:
     """Estimates, standard errors, degrees of freedom, t statistics and p-values of the fixed effects.
 
     Parameters
@@ -112,6 +125,8 @@ def coefficient_table(result: Fit, ddf: str = "satterthwaite", information: str 
     result : LMMResult
     ddf : {"satterthwaite", "kenward-roger", "residual", "normal"}
     information : {"expected", "observed"}
+    robust : Sandwich, optional
+        Instead of the covariance of the model.
 
     Returns
     -------
@@ -123,10 +138,15 @@ def coefficient_table(result: Fit, ddf: str = "satterthwaite", information: str 
     LMMError
         As `covariance`.
     """
-    check_options(ddf, information)
+    check_options(ddf, information, robust)
     estimate = result.beta.copy()
     problem = result.model.problem
-    if ddf in ("satterthwaite", "kenward-roger"):
+    if robust is not None:
+        rows = problem.x_map @ robust.half.T
+        variance, df = robust.moments(rows)
+        if ddf != "satterthwaite":
+            df = np.full(len(rows), known_df(result.model, ddf))
+    elif ddf in ("satterthwaite", "kenward-roger"):
         found = moments(result, ddf, information)
         variance, df = kernels.row_moments(
             problem.x_map, found.half, found.slopes, found.shift, found.inverse, found.nu
@@ -152,7 +172,9 @@ def coefficient_table(result: Fit, ddf: str = "satterthwaite", information: str 
     }
 
 
-def coefficient_intervals(result: Fit, level: float, ddf: str, information: str) -> dict[str, Array]:
+def coefficient_intervals(
+    result: Fit, level: float, ddf: str, information: str, robust: Sandwich | None = None
+) -> dict[str, Array]:
     """`coefficient_table` with confidence limits: conf_low, conf_high.
 
     Raises
@@ -161,7 +183,7 @@ def coefficient_intervals(result: Fit, level: float, ddf: str, information: str)
         For a level outside (0, 1), or unknown options.
     """
     check_level(level)
-    table = coefficient_table(result, ddf, information)
+    table = coefficient_table(result, ddf, information, robust)
     half = quantile(0.5 + 0.5 * level, table["df"]) * table["std_error"]
     return table | {"conf_low": table["estimate"] - half, "conf_high": table["estimate"] + half}
 
@@ -267,6 +289,7 @@ def test(
     rhs: Any = None,
     ddf: str = "satterthwaite",
     information: str = "expected",
+    robust: Sandwich | None = None,
 ) -> WaldTest:
     """Test a linear hypothesis about the fixed effects.
 
@@ -278,6 +301,8 @@ def test(
     rhs : float or (m,) array, optional
     ddf : {"satterthwaite", "kenward-roger", "residual", "normal"}
     information : {"expected", "observed"}
+    robust : Sandwich, optional
+        Instead of the covariance of the model.
 
     Returns
     -------
@@ -289,7 +314,7 @@ def test(
         For unknown names or options, or hypotheses that cannot be tested.
     """
     parsed = parse_hypothesis(hypothesis, result.model.exog_names, rhs)
-    return wald(result, parsed.L, parsed.rhs, ddf, information, parsed.names)
+    return wald(result, parsed.L, parsed.rhs, ddf, information, robust, names=parsed.names)
 
 
 def wald(
@@ -298,6 +323,7 @@ def wald(
     rhs: Any = None,
     ddf: str = "satterthwaite",
     information: str = "expected",
+    robust: Sandwich | None = None,
     names: tuple[str, ...] | None = None,
 ) -> WaldTest:
     """Test L beta = rhs: each row by t, all together by F.
@@ -315,6 +341,9 @@ def wald(
         needs (``joint_ddf`` of the result).  Normal: z tests and chi-square.
     information : {"expected", "observed"}
         For Kenward-Roger.
+    robust : Sandwich, optional
+        Instead of the covariance of the model: for several rows Hotelling's T^2 with the degrees of freedom of
+        Pustejovsky and Tipton (HTZ), NaN where there are too few clusters for it.
     names : tuple of str, optional
         What each row says.
 
@@ -327,13 +356,15 @@ def wald(
     LMMError
         For unknown options, rows that are not estimable, or dependent rows with contradicting right-hand sides.
     """
-    check_options(ddf, information)
+    check_options(ddf, information, robust)
     model = result.model
     parsed = parse_hypothesis(np.asarray(L, dtype=float), model.exog_names, rhs)
     rows, right = parsed.L, parsed.rhs
     labels = parsed.names if names is None else names
     check_estimable(model, rows, labels)
-    found = moments(result, ddf, information) if ddf in ("satterthwaite", "kenward-roger") else None
+    found = None
+    if robust is None and ddf in ("satterthwaite", "kenward-roger"):
+        found = moments(result, ddf, information)
     half = np.linalg.inv(result.solution.chol) if found is None else found.half
     whitened = rows @ model.problem.x_map @ half.T
     basis, combine = independent_rows(whitened, right, labels)
@@ -341,14 +372,22 @@ def wald(
     inner = np.eye(len(half))
     if found is not None and found.adjustment is not None:
         inner = inner + found.adjustment
-    error = np.sqrt(result.sigma2 * ((whitened @ inner) * whitened).sum(axis=1))
     df = np.full(len(rows), known_df(model, ddf)) if found is None else found.df(whitened)
+    if robust is None:
+        variance = ((whitened @ inner) * whitened).sum(axis=1)
+    else:
+        variance, own_df = robust.moments(whitened)
+        df = own_df if ddf == "satterthwaite" else df
+    error = np.sqrt(result.sigma2 * variance)
     t = (estimate - right) / error
     p_rows = two_sided_p(t, df)
     rank = len(basis)
     joint = ddf
     if len(rows) == 1:
         statistic, df_denom, pvalue = float(t[0]), float(df[0]), float(p_rows[0])
+    elif robust is not None:
+        z = combine @ (estimate - right) / np.sqrt(result.sigma2)
+        statistic, df_denom, pvalue = _robust_joint(robust, basis, z, ddf, known_df(model, ddf))
     else:
         z = combine @ (estimate - right) / np.sqrt(result.sigma2)
         chi2 = float(z @ np.linalg.solve(basis @ inner @ basis.T, z))
@@ -382,8 +421,22 @@ def wald(
         ddf=ddf,
         joint_ddf=joint,
         left_out=() if found is None else found.left_out,
+        vcov="model" if robust is None else robust.kind,
+        clusters="" if robust is None else robust.clusters,
         _library=model.library,
     )
+
+
+def _robust_joint(robust: Sandwich, basis: Array, z: Array, ddf: str, known: float) -> tuple[float, float, float]:
+    """Statistic, denominator degrees of freedom and p-value of all rows; NaN where there are too few clusters."""
+    rank = len(basis)
+    if ddf == "satterthwaite":
+        statistic, freedom = robust.hotelling_f(basis, z)
+        return statistic, freedom, float(f_tail(statistic, rank, freedom))
+    squared = robust.hotelling(basis, z)
+    if ddf == "normal":
+        return squared, known, float(chi2_tail(squared, rank))
+    return squared / rank, known, float(f_tail(squared / rank, rank, known))
 
 
 def _eigen_contrasts(whitened: Array, rank: int) -> Array:

@@ -12,7 +12,7 @@ from ..support.arguments import checked
 from ..support.text_tables import p_value_cell
 from ..tables.columns import native_frame
 
-__all__ = ["METHODS", "WaldTest"]
+__all__ = ["METHODS", "WaldTest", "method"]
 
 Array = NDArray[np.float64]
 
@@ -22,6 +22,14 @@ METHODS = {
     "residual": "residual degrees of freedom",
     "normal": "known variances",
 }
+
+
+def method(ddf: str, vcov: str = "model", clusters: str = "") -> str:
+    """What a test is by, in words."""
+    if vcov == "model":
+        return METHODS[ddf]
+    of_ddf = {"satterthwaite": METHODS[ddf], "residual": METHODS[ddf], "normal": "no correction for few clusters"}[ddf]
+    return f"robust covariance {vcov} over {clusters}, {of_ddf}"
 
 
 @checked
@@ -50,6 +58,10 @@ class WaldTest:
         What the joint test is by: as `ddf`, but "satterthwaite" where Kenward and Roger's method has none.
     left_out : tuple of str
         Variance parameters at the boundary that were taken for known.
+    vcov : str
+        "model", or the kind of the robust covariance.
+    clusters : str
+        How many clusters a robust covariance has, and what they are.
     """
 
     estimate: Array
@@ -67,6 +79,8 @@ class WaldTest:
     ddf: str
     joint_ddf: str = ""
     left_out: tuple[str, ...] = ()
+    vcov: str = "model"
+    clusters: str = ""
     _library: str = "dict"
 
     @property
@@ -105,7 +119,7 @@ class WaldTest:
                 f"{self.row_statistic[i]:.3f}", p_value_cell(self.row_pvalues[i]),
             ])  # fmt: skip
         widths = [max(len(line[j]) for line in [header, *rows]) for j in range(len(header))]
-        lines = [f"Wald test, {METHODS[self.ddf]}", ""]
+        lines = [f"Wald test, {method(self.ddf, self.vcov, self.clusters)}", ""]
         for line in [header, *rows]:
             cells = [line[0].ljust(widths[0])] + [c.rjust(w) for c, w in zip(line[1:], widths[1:], strict=True)]
             lines.append("  ".join(cells).rstrip())
@@ -117,6 +131,11 @@ class WaldTest:
                 "",
                 f"Jointly: {kind}({freedom_of}) = {self.statistic:.4g}, p {shown if '<' in shown else '= ' + shown}",
             ]
+        if self.vcov != "model" and len(self.names) > 1:
+            if np.isnan(self.statistic):
+                lines += ["", f"There is no joint test: {self.clusters} are too few for {self.df_num} rows."]
+            elif self.ddf == "satterthwaite":
+                lines += ["", "Jointly by Hotelling's T2 with the degrees of freedom of Pustejovsky and Tipton (HTZ)."]
         if self.joint_ddf not in ("", self.ddf):
             lines += ["", f"The joint test is by {METHODS[self.joint_ddf]}: Kenward and Roger's method has none here."]
         if self.left_out:

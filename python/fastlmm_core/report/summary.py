@@ -31,6 +31,7 @@ from ..support.text_tables import (
 if TYPE_CHECKING:
     from ..estimation.fit import Fit
     from ..inference.options import Ddf, Information
+    from ..inference.sandwich import Sandwich
 
 __all__ = ["Coefficient", "Component", "Summary", "tidy_columns"]
 
@@ -43,6 +44,13 @@ _LAWS = {
     "kenward-roger": "t tests and intervals by Kenward and Roger's method: adjusted standard errors",
     "residual": "t tests and intervals with residual degrees of freedom",
     "normal": "z tests and intervals: the uncertainty of the variances is left out",
+}
+
+
+_ROBUST_LAWS = {
+    "satterthwaite": _LAWS["satterthwaite"],
+    "residual": _LAWS["residual"],
+    "normal": "z tests and intervals",
 }
 
 
@@ -107,6 +115,8 @@ class Summary:
         Of the confidence limits.
     ddf, information : str
         Kind of the degrees of freedom (z tests for "normal"), and of the information behind Kenward-Roger's.
+    vcov, clusters : str
+        "model", or the kind of the robust covariance and its clusters.
     converged : bool
     gradient_norm : float
     n_evaluations : int
@@ -141,10 +151,17 @@ class Summary:
     n_evaluations: int
     message: str
     singular_components: tuple[str, ...]
+    vcov: str = "model"
+    clusters: str = ""
 
     @classmethod
     def of(
-        cls, result: Fit, level: float = 0.95, ddf: Ddf = "satterthwaite", information: Information = "expected"
+        cls,
+        result: Fit,
+        level: float = 0.95,
+        ddf: Ddf = "satterthwaite",
+        information: Information = "expected",
+        robust: Sandwich | None = None,
     ) -> Summary:
         """Collect the summary of a fit.
 
@@ -155,6 +172,8 @@ class Summary:
             Of the confidence limits.
         ddf, information
             Degrees of freedom of tests and limits.
+        robust : Sandwich, optional
+            Instead of the covariance of the model.
 
         Returns
         -------
@@ -166,7 +185,7 @@ class Summary:
             For a level outside (0, 1) or an unknown ddf.
         """
         model = result.model
-        fixed = _fixed(result, level, ddf, information)
+        fixed = _fixed(result, level, ddf, information, robust)
         rows = zip(*(fixed[name] for name in _FIXED), strict=True)
         dropped = result.dropped_columns
         explained, share = r2(result), icc(result)
@@ -197,6 +216,8 @@ class Summary:
             n_evaluations=int(result.n_evaluations),
             message=result.optimum.message,
             singular_components=result.singular_components,
+            vcov="model" if robust is None else robust.kind,
+            clusters="" if robust is None else robust.clusters,
         )
 
     # ---- what both forms show ------------------------------------------------------------------
@@ -258,9 +279,13 @@ class Summary:
             yield f"Dropped, being combinations of the columns before them: {', '.join(self.dropped)}."
         if self.coefficients:
             extra = " (observed information)" if self.information == "observed" else ""
-            yield f"{_LAWS[self.ddf]}{extra}."
+            if self.vcov == "model":
+                yield f"{_LAWS[self.ddf]}{extra}."
+            else:
+                yield f"{_ROBUST_LAWS[self.ddf]}, by the robust covariance {self.vcov} over {self.clusters}."
         if self.singular_components:
-            known = self.ddf == "satterthwaite" or (self.ddf == "kenward-roger" and self.information == "observed")
+            observed = self.ddf == "kenward-roger" and self.information == "observed"
+            known = self.vcov == "model" and (self.ddf == "satterthwaite" or observed)
             extra = ", and the degrees of freedom take it for known" if known and self.coefficients else ""
             yield f"Singular fit: {'; '.join(self.singular_components)}. The estimate lies on the boundary{extra}."
         count = f"{self.n_evaluations} evaluation{'s' * (self.n_evaluations != 1)}"
@@ -386,7 +411,7 @@ _FIXED = ("term", "estimate", "std_error", "df", "statistic", "p_value", "conf_l
 
 
 def tidy_columns(
-    result: Fit, effects: str, level: float, ddf: Ddf, information: Information
+    result: Fit, effects: str, level: float, ddf: Ddf, information: Information, robust: Sandwich | None = None
 ) -> dict[str, list[str] | NDArray[Any]]:
     """Columns of a table with one row per estimate.
 
@@ -401,6 +426,8 @@ def tidy_columns(
         Of the confidence limits.
     ddf, information
         Degrees of freedom of tests and limits.
+    robust : Sandwich, optional
+        Instead of the covariance of the model, for "fixed".
 
     Returns
     -------
@@ -412,7 +439,7 @@ def tidy_columns(
         For unknown effects, a level outside (0, 1) or an unknown ddf.
     """
     if effects == "fixed":
-        return _fixed(result, level, ddf, information)
+        return _fixed(result, level, ddf, information, robust)
     if effects == "ran_pars":
         return _ran_pars(result)
     if effects == "ran_vals":
@@ -420,8 +447,10 @@ def tidy_columns(
     raise LMMError(f"effects={effects!r} is unknown: use 'fixed', 'ran_pars' or 'ran_vals'")
 
 
-def _fixed(result: Fit, level: float, ddf: Ddf, information: Information) -> dict[str, list[str] | NDArray[Any]]:
-    table = coefficient_intervals(result, level, ddf, information)
+def _fixed(
+    result: Fit, level: float, ddf: Ddf, information: Information, robust: Sandwich | None
+) -> dict[str, list[str] | NDArray[Any]]:
+    table = coefficient_intervals(result, level, ddf, information, robust)
     return {"term": list(result.model.exog_names)} | {name: table[name] for name in _FIXED[1:]}
 
 

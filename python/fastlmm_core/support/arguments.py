@@ -181,6 +181,7 @@ _ATOMS: dict[str, tuple[Check, str]] = {
     "dict": (_is_mapping_of_names, "a dict with strings as keys"),
     "Ddf": (_is_text, "a string"),
     "Information": (_is_text, "a string"),
+    "Vcov": (_is_text, "a string"),
 }
 
 

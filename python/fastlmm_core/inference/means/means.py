@@ -25,12 +25,14 @@ from .grid import ReferenceGrid
 
 if TYPE_CHECKING:
     from ...estimation.fit import Fit
+    from ..sandwich import Sandwich
     from .joint_tests import JointTests
 
 __all__ = ["Contrasts", "MarginalMeans", "emmeans", "slopes"]
 
 Array = NDArray[np.float64]
 Labels = dict[str, list[Any]]
+Options = tuple[str, str, "Sandwich | None"]
 
 _DEFAULT_ADJUST = {
     "pairwise": "tukey",
@@ -158,7 +160,7 @@ class MarginalMeans(_Estimates):
     by: tuple[str, ...]
     comparison: Contrasts | None
     _grid: ReferenceGrid = field(repr=False)
-    _options: tuple[str, str] = field(repr=False)
+    _options: Options = field(repr=False)
 
     _tests = False
 
@@ -254,6 +256,7 @@ def emmeans(
     level: float = 0.95,
     ddf: str = "satterthwaite",
     information: str = "expected",
+    robust: Sandwich | None = None,
 ) -> MarginalMeans:
     """Estimated marginal means of the levels of one or more factors.
 
@@ -276,6 +279,8 @@ def emmeans(
     ddf : {"satterthwaite", "kenward-roger", "residual", "normal"}
     information : {"expected", "observed"}
         For Kenward-Roger.
+    robust : Sandwich, optional
+        Instead of the covariance of the model.
 
     Returns
     -------
@@ -289,7 +294,7 @@ def emmeans(
     """
     grid = ReferenceGrid(result.model, at)
     chosen, conditions = _variables(factors, "factors"), _variables(by, "by")
-    return _means(result, grid, chosen, conditions, None, contrasts, adjust, level, (ddf, information))
+    return _means(result, grid, chosen, conditions, None, contrasts, adjust, level, (ddf, information, robust))
 
 
 def slopes(
@@ -303,6 +308,7 @@ def slopes(
     level: float = 0.95,
     ddf: str = "satterthwaite",
     information: str = "expected",
+    robust: Sandwich | None = None,
 ) -> MarginalMeans:
     """Slopes of the linear predictor along a covariate, averaged over the levels of factors.
 
@@ -315,7 +321,7 @@ def slopes(
         `factors`), by a central difference over a thousandth of its range.
     factors : str or sequence of str, optional
         Variables for whose combinations slopes are estimated; one slope if there are none.
-    by, at, contrasts, adjust, level, ddf, information
+    by, at, contrasts, adjust, level, ddf, information, robust
         As for `emmeans`.
 
     Returns
@@ -330,7 +336,9 @@ def slopes(
     grid = ReferenceGrid(result.model, at)
     step = 5e-4 * grid.range_of(variable)
     chosen, conditions = _variables(factors, "factors"), _variables(by, "by")
-    return _means(result, grid, chosen, conditions, (variable, step), contrasts, adjust, level, (ddf, information))
+    return _means(
+        result, grid, chosen, conditions, (variable, step), contrasts, adjust, level, (ddf, information, robust)
+    )
 
 
 def _means(
@@ -342,7 +350,7 @@ def _means(
     contrasts: str | Mapping[str, Sequence[float]] | None,
     adjust: str | None,
     level: float,
-    options: tuple[str, str],
+    options: Options,
 ) -> MarginalMeans:
     check_level(level)
     check_options(*options)
@@ -399,7 +407,7 @@ def _estimated(
     level: float,
     adjust: str,
     families: Sequence[NDArray[np.intp]],
-    options: tuple[str, str],
+    options: Options,
     weights: Array,
     pairs: Array | None,
 ) -> dict[str, Any]:
@@ -440,6 +448,8 @@ def _estimated(
                 notes.append("Limits: Bonferroni's method.")
     if np.isnan(estimate).any():
         notes.append(_NOT_ESTIMABLE)
+    if options[2] is not None:
+        notes.append(f"Robust covariance {options[2].kind} over {options[2].clusters}.")
     return {
         "estimate": estimate,
         "std_error": error,
