@@ -56,6 +56,8 @@ def in_library(columns: dict, library: str):
 
 
 def oracle(formula: str, data: pd.DataFrame) -> tuple[np.ndarray, tuple[str, ...]]:
+    if "c" in data:
+        data = data.assign(c=data["c"].cat.remove_unused_categories())
     made = formulaic.model_matrix(formula, data, na_action="raise", context={})
     return np.asarray(made, dtype=float), tuple(made.columns)
 

@@ -42,6 +42,10 @@ class Specification(Protocol):
         """For each column of the fixed part its numbers or levels."""
 
     @property
+    def unused(self) -> Mapping[str, tuple[Any, ...]]:
+        """Levels that a categorical column declares but no row has, by column."""
+
+    @property
     def states(self) -> tuple[Any, ...]:
         """formulaic's ModelSpec of response, fixed part and each bar's left side."""
 

@@ -108,7 +108,9 @@ def evaluate(side: Side, table: Table, rows: Array | None, parts: dict[tuple[str
             _refuse_labels(side.label, table.column(side.names[0][0]).dtype)
         fresh = ModelSpec(formula=terms_of(side.text, side.where, not response), na_action="ignore", output="numpy")
         part = _formulaic_matrix(side, table, rows, fresh)
-        if response and any(kind.value == "categorical" for kind, _ in part.state.encoder_state.values()):
+        if not response:
+            _refuse_single_levels(side, part.state)
+        elif any(kind.value == "categorical" for kind, _ in part.state.encoder_state.values()):
             _refuse_labels(side.label, "categorical")
     if response and part.matrix.shape[1] != 1:
         raise LMMError(
@@ -278,6 +280,18 @@ def _refuse_labels(response: str, dtype: str) -> None:
         f"The response {response!r} is not numeric (its type is {dtype}). A linear mixed model needs a numeric "
         "response; convert the column to numbers."
     )
+
+
+def _refuse_single_levels(side: Side, state: Any) -> None:
+    """A factor of one level has no contrasts: its terms would vanish without a word."""
+    for expression, (_, encoding) in state.encoder_state.items():
+        levels = encoding.get("categories")
+        if levels is not None and len(levels) == 1:
+            only = next(iter(levels))
+            raise LMMError(
+                f"{expression!r} in {side.where} of the formula has one level, {only!r}, in the rows used; leave it "
+                "out of the formula, or use rows with other levels of it."
+            )
 
 
 def _refuse_new_levels(side: Side, table: Table, state: Any) -> None:

@@ -135,6 +135,8 @@ class FormulaSpec:
     reference : dict
         For each column that the fixed part uses a `Numbers`, or the tuple of its levels in use: of a categorical
         column in order, of a logical one False and True.
+    unused : dict
+        For each categorical column in use the levels that its type declares but no row has, where there are any.
     """
 
     formula: str
@@ -143,6 +145,7 @@ class FormulaSpec:
     states: tuple[Any, ...]
     integer_groups: frozenset[str]
     reference: Mapping[str, Numbers | tuple[Any, ...]]
+    unused: Mapping[str, tuple[Any, ...]]
 
     def fixed(self, new_data: Any) -> Array:
         """The fixed-effects design of new data, coded as in the fit; response and groups are not needed."""
@@ -292,6 +295,7 @@ def model_data(
         tuple(states),
         frozenset(name for key in groups for name in key if is_integer(used[name])),
         {name: _typical(name, used[name], rows, x.state) for name in needed_columns(parsed.fixed, table)},
+        {name: levels for name, column in used.items() if (levels := column.unused(rows))},
     )
     return ModelData(
         y=y.matrix[:, 0],
@@ -325,11 +329,8 @@ def _typical(name: str, column: Column, rows: Array | None, state: Any) -> Numbe
     for expression, (_, encoding) in encoder.items():
         call = C_OF_COLUMN.match(expression)
         if encoding.get("categories") is not None and name == (call[1].strip("`") if call else expression):
-            levels = tuple(encoding["categories"])
-            if not column.is_category:
-                return levels
             used = set(column.codes(rows)[1].tolist())
-            return tuple(level for level in levels if level in used)
+            return tuple(level for level in encoding["categories"] if level in used)
     if column.number is None:
         return tuple(column.codes(rows)[1].tolist())
     if column.number.dtype.kind == "b":

@@ -7,6 +7,7 @@ import math
 import textwrap
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import starmap
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -38,6 +39,9 @@ __all__ = ["Coefficient", "Component", "Summary", "tidy_columns"]
 _WIDTH = 80
 _DF_COLUMN = 7  # by which the coefficients may be wider
 
+
+_LEVELS_NAMED = 5
+"""So many levels without rows are named, more are counted."""
 
 _LAWS = {
     "satterthwaite": "t tests and intervals with Satterthwaite's degrees of freedom",
@@ -98,6 +102,8 @@ class Summary:
         None for a model from arrays.
     nobs, n_dropped : int
         Rows used, and rows left out because of missing values.
+    unused_levels : tuple of (str, tuple)
+        Categorical columns and those of their levels that no row has.
     weighted, has_offset : bool
     groups : tuple of (str, int)
         Grouping factor and number of levels.
@@ -129,6 +135,7 @@ class Summary:
     formula: str | None
     nobs: int
     n_dropped: int
+    unused_levels: tuple[tuple[str, tuple[Any, ...]], ...]
     weighted: bool
     has_offset: bool
     groups: tuple[tuple[str, int], ...]
@@ -194,6 +201,7 @@ class Summary:
             formula=None if model.spec is None else model.spec.formula,
             nobs=result.nobs,
             n_dropped=model.n_dropped,
+            unused_levels=() if model.spec is None else tuple(model.spec.unused.items()),
             weighted=model.weights is not None,
             has_offset=model.offset is not None,
             groups=tuple(result.n_groups.items()),
@@ -275,6 +283,8 @@ class Summary:
         return header, [list(row) for row in zip(*cells, strict=True)]
 
     def _notes(self) -> Iterator[str]:
+        if self.unused_levels:
+            yield f"Levels without rows, left out: {'; '.join(starmap(_unused, self.unused_levels))}."
         if self.dropped:
             yield f"Dropped, being combinations of the columns before them: {', '.join(self.dropped)}."
         if self.coefficients:
@@ -335,6 +345,12 @@ class Summary:
 
 
 # ---- numbers -----------------------------------------------------------------------------------
+
+
+def _unused(column: str, levels: tuple[Any, ...]) -> str:
+    """How many levels of a column have no rows, and which where they are few."""
+    few = len(levels) <= _LEVELS_NAMED
+    return f"{len(levels)} of {column}" + (f" ({', '.join(map(str, levels))})" if few else "")
 
 
 def _gradient(value: float) -> str:

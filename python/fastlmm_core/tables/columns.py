@@ -230,6 +230,14 @@ class Column:
         codes, used = integer_codes(codes if rows is None else codes[rows])
         return codes, labels[used]
 
+    def unused(self, rows: Array | None) -> tuple[Any, ...]:
+        """The levels that the column declares, or its encoding holds, but that no row of `rows` (None: all) has."""
+        declared = _declared_levels(self.raw)
+        if declared is None:
+            return ()
+        used = set(self.codes(rows)[1].tolist())
+        return tuple(level for level in declared if level not in used)
+
     def for_formulaic(self, rows: Array | None, as_text: bool, as_labels: bool = False, as_numbers: bool = True) -> Any:
         """The values in `rows` in a form that formulaic takes: numbers, dates, pandas categories or objects.
 
@@ -243,13 +251,9 @@ class Column:
             return raw if rows is None else raw[rows]
         if _library_of(raw) == "pandas" and getattr(raw.dtype, "kind", "O") in "Mm":
             return raw.array if rows is None else raw.array[rows]
-        if self.is_category:  # unused categories stay, as formulaic keeps them
-            codes, labels = self._encode()
-            codes = codes if rows is None else codes[rows]
-        else:
-            codes, labels = self.codes(rows)
-            if as_text or labels.dtype.kind != "O":
-                return labels[codes]
+        codes, labels = self.codes(rows)
+        if not self.is_category and (as_text or labels.dtype.kind != "O"):
+            return labels[codes]
         import pandas as pd
 
         return pd.Categorical.from_codes(codes, categories=labels)  # type: ignore[call-overload]
@@ -332,6 +336,15 @@ def _has_categories(raw: Any) -> bool:
         return False
     # an encoding of text that does not declare an order is text; of anything else it says that these are labels
     return raw.type.ordered or str(raw.type.value_type) not in ("string", "large_string", "string_view")
+
+
+def _declared_levels(raw: Any) -> list[Any] | None:
+    """The levels that the type of a series lists, in its order; None for types that list none."""
+    library = _library_of(raw)
+    if library == "pyarrow" and hasattr(raw.type, "index_type"):
+        levels: list[Any] = _arrow_codes(raw)[1].tolist()
+        return levels
+    return _encode_labels(raw, "")[1].tolist() if _has_categories(raw) else None
 
 
 def _as_numbers(raw: Any) -> tuple[Array, Array | None] | None:
