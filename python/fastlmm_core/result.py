@@ -757,6 +757,12 @@ class LMMResult(Fit):
         In the library of `data`, for pandas with its index (without `data` that of the rows used; other libraries have
         a column ``row`` with their positions where rows were dropped).
 
+        Warns
+        -----
+        UserWarning
+            Where rows depend on dropped columns of X (a cell without data, an aliased covariate at values of its own):
+            they cannot be estimated and are NaN.
+
         Raises
         ------
         LMMError

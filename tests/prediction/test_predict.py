@@ -627,7 +627,7 @@ def test_columns_dropped_from_the_fit_do_not_count(rng):
     result = flc.LinearMixedModel(d["y"], wide, d["Z"], d["groups"]).fit()
     slim = flc.LinearMixedModel(d["y"], d["X"], d["Z"], d["groups"]).fit()
     new = new_rows(rng, [0, 1, 2])
-    wide_new = arrays(new) | {"X": np.column_stack([new["X"], [7.0, 8.0, 9.0]])}
+    wide_new = arrays(new) | {"X": np.column_stack([new["X"], 2.0 * new["X"][:, 1] - 1.0])}
     for effects in ("population", "all"):
         found = result.predict(wide_new, effects=effects, interval="prediction")
         expected = slim.predict(arrays(new), effects=effects, interval="prediction")

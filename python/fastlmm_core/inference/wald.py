@@ -31,7 +31,9 @@ __all__ = [
     "estimable",
     "independent_rows",
     "test",
+    "undetermined",
     "wald",
+    "why_undetermined",
 ]
 
 Array = NDArray[np.float64]
@@ -41,6 +43,9 @@ RANK = 1e-9
 
 ESTIMABLE = 1e-6
 """A row of L outside the row space of X by more than this, relatively, is not estimable."""
+
+_NAMED = 4
+"""So many dropped columns are named, more are counted."""
 
 
 # ---- coefficients ------------------------------------------------------------------------------
@@ -203,9 +208,39 @@ def estimable(model: Model, L: Array) -> NDArray[np.bool_]:
     -------
     (m,) bool array
     """
+    return ~undetermined(model, L).any(axis=1)
+
+
+def undetermined(model: Model, L: Array) -> NDArray[np.bool_]:
+    """On which of the dropped columns each L beta depends, although the data say nothing of their coefficients.
+
+    Parameters
+    ----------
+    model : LinearMixedModel
+    L : (m, p) array
+
+    Returns
+    -------
+    (m, p - r) bool array
+        In the order of the dropped columns.
+    """
     L = np.atleast_2d(np.asarray(L, dtype=float))
     null = null_space(model)
-    return np.asarray((np.abs(L @ null) <= ESTIMABLE * (np.abs(L) @ np.abs(null))).all(axis=1))
+    return np.asarray(np.abs(L @ null) > ESTIMABLE * (np.abs(L) @ np.abs(null)))
+
+
+def why_undetermined(model: Model, on: NDArray[np.bool_]) -> str:
+    """A clause on the dropped columns that some of the rows of `on`, from `undetermined`, depend on.
+
+    Parameters
+    ----------
+    model : LinearMixedModel
+    on : (m, p - r) bool array
+    """
+    names = [model.exog_names[j] for j, any_row in zip(model.problem.dropped, on.any(axis=0), strict=True) if any_row]
+    shown = ", ".join(map(repr, names[:_NAMED])) + (f" and {len(names) - _NAMED} more" if len(names) > _NAMED else "")
+    which = "which was dropped as a combination" if len(names) == 1 else "which were dropped as combinations"
+    return f"the data do not determine what depends on {shown}, {which} of the columns before"
 
 
 def null_space(model: Model) -> Array:

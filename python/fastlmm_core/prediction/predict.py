@@ -20,6 +20,7 @@ with E = P Z'X and P = (I + A G^)^-1 of the row's own level; P z = z for a level
 
 from __future__ import annotations
 
+import warnings
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
@@ -31,8 +32,11 @@ from ..engines.protocol import Problem
 from ..errors import LMMError
 from ..estimation.information import moments
 from ..inference.options import check_options, known_df
+from ..inference.wald import undetermined, why_undetermined
+from ..support.arguments import outside
 from ..support.checks import check_level, row_values
 from ..support.distributions import quantile
+from ..tables.columns import first_rows
 from ..tables.rows import CallerRows
 from .conditional import posterior_of
 from .new_rows import NewRows, chosen_factors, read_rows
@@ -63,12 +67,15 @@ class Predicted(NamedTuple):
         Of the mean, or of a new observation; None where no interval was asked for.
     df : (n,) array or None
         Degrees of freedom of the square of the standard error.
+    lost : (n, d) bool array or None
+        On which dropped columns of X the rows depend, where any do: these rows are NaN.
     """
 
     caller: CallerRows
     mean: Array
     std_error: Array | None = None
     df: Array | None = None
+    lost: NDArray[np.bool_] | None = None
 
 
 class _Conditional(Protocol):
@@ -152,6 +159,14 @@ def prediction(
     """See `LMMResult.predict`."""
     check_level(level)
     found = predicted(result, data, effects, new_levels, interval, observed, offset, weights, ddf, information)
+    if found.lost is not None:
+        rows = np.flatnonzero(found.lost.any(axis=1))
+        warnings.warn(
+            f"predict(): {first_rows(rows)} of data cannot be estimated and {'are' if len(rows) > 1 else 'is'} NaN: "
+            f"{why_undetermined(result.model, found.lost)}",
+            UserWarning,
+            stacklevel=outside(),
+        )
     if found.std_error is None:
         return found.caller.series(found.mean, "mean")
     half = quantile(0.5 + 0.5 * level, found.df) * found.std_error
@@ -190,6 +205,11 @@ def predicted(
     if weights is not None:
         weights = row_values(rows.caller.values(weights, "weights"), "weights", len(rows.X), True)
     mean = rows.X @ np.nan_to_num(result.beta)
+    lost = None if rows.of_fit or not len(problem.dropped) else undetermined(model, rows.X)
+    if lost is not None and lost.any():
+        mean[lost.any(axis=1)] = np.nan
+    else:
+        lost = None
     if given_offset is not None:
         mean = mean + given_offset
     levels = [np.full(len(mean), -1, dtype=np.intp) for _ in every]
@@ -204,7 +224,7 @@ def predicted(
     elif chosen:
         mean = mean + _blup_part(result, rows, levels)
     if interval is None:
-        return Predicted(rows.caller, mean)
+        return Predicted(rows.caller, mean, lost=lost)
     direction = _conditioned_x(problem, rows.X)
     if conditional is None:
         variance = np.zeros(len(mean))
@@ -225,7 +245,9 @@ def predicted(
         df = np.full(len(mean), known_df(model, ddf))
     else:
         variance, df = _freedom(result, whitened, variance, fresh, z, levels, conditional, ddf, information)
-    return Predicted(rows.caller, mean, np.sqrt(result.sigma2 * variance), df)
+    error = np.sqrt(result.sigma2 * variance)
+    error[np.isnan(mean)] = np.nan
+    return Predicted(rows.caller, mean, error, np.where(np.isnan(mean), np.nan, df), lost)
 
 
 def _freedom(
@@ -328,7 +350,7 @@ def _one_factor(
     if count:
         parts.append(_unpack_raw(result, where[where >= 0]))
     if observed is not None:
-        extra = read_rows(model, observed, "observed", (name,), (name,), response=True)
+        extra = _observed_rows(model, observed, (name,))
         found, A, C = _observed_cross(result, extra)
         clash = [label for label, at in zip(labels.tolist(), where, strict=True) if at >= 0 and label in found]
         if clash:
@@ -357,7 +379,7 @@ def _several_factors(
     extra_labels: dict[str, dict[Any, int]] = {}
     if observed is not None:
         every = tuple(f.grouping.name for f in model.factors)
-        extra = read_rows(model, observed, "observed", every, every, response=True)
+        extra = _observed_rows(model, observed, every)
         assert extra.y is not None and extra.Z is not None
         if extra.offset is None and model.offset is not None:
             raise LMMError("the model has an offset: give that of the observed rows in observed (0 for none)")
@@ -390,6 +412,16 @@ def _several_factors(
         levels.append(at[index])
     # without new data the BLUPs of the fit serve
     return levels, posterior_of(result, more) if intervals or more is not None else None
+
+
+def _observed_rows(model: Model, observed: Any, factors: tuple[str, ...]) -> NewRows:
+    """Observations of new levels, of which the means must be known."""
+    rows = read_rows(model, observed, "observed", factors, factors, response=True)
+    lost = undetermined(model, rows.X)
+    if lost.any():
+        where = first_rows(np.flatnonzero(lost.any(axis=1)))
+        raise LMMError(f"observed: {where} cannot be used: {why_undetermined(model, lost)}; leave these rows out")
+    return rows
 
 
 def _refuse_unseen(missing: list[Any], name: str) -> None:

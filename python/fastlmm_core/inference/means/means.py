@@ -7,6 +7,7 @@ weights, as by R's emmeans; degrees of freedom and covariances come from `infere
 from __future__ import annotations
 
 import html
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -15,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...errors import LMMError
-from ...support.arguments import checked
+from ...support.arguments import checked, outside
 from ...support.checks import check_level
 from .. import wald as inference
 from ..options import check_options
@@ -47,7 +48,6 @@ _NOTES = {
     "scheffe": "Scheffe's method with rank {rank}",
     "fdr": "false discovery rate of {count} tests",
 }
-_NOT_ESTIMABLE = "nan: not estimable, because combinations of levels that enter have no data."
 
 
 @checked
@@ -418,7 +418,8 @@ def _estimated(
     """
     n = len(L)
     estimate, error, df = (np.full(n, np.nan) for _ in range(3))
-    there = np.flatnonzero(inference.estimable(result.model, L) & L.any(axis=1))
+    lost = inference.undetermined(result.model, L)
+    there = np.flatnonzero(~lost.any(axis=1) & L.any(axis=1))
     if len(there):
         test = inference.wald(result, L[there], None, *options)
         estimate[there], error[there], df[there] = test.estimate, test.std_error, test.row_df
@@ -446,8 +447,11 @@ def _estimated(
             notes.append(f"Adjustment: {text.format(means=n_means, count=len(live), rank=rank)}.")
             if adjust in ("holm", "fdr"):
                 notes.append("Limits: Bonferroni's method.")
-    if np.isnan(estimate).any():
-        notes.append(_NOT_ESTIMABLE)
+    if lost.any():
+        why = inference.why_undetermined(result.model, lost)
+        notes.append(f"nan: not estimable; {why}.")
+        count = int(lost.any(axis=1).sum())
+        warnings.warn(f"{count} of {n} estimates cannot be estimated and are NaN: {why}", UserWarning, outside())
     if options[2] is not None:
         notes.append(f"Robust covariance {options[2].kind} over {options[2].clusters}.")
     return {
