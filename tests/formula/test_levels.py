@@ -101,7 +101,7 @@ def test_levels_that_the_fit_never_saw_are_refused(library):
         {name: values[:3] for name, values in (text() | {"h": np.array(["a", "b", "c"] * 40)}).items()}, library
     )
     for effects in ("population", "all"):
-        with pytest.raises(LMMError, match=r"Column 'h' of `new_data`.* has the level 'b' that the fit has not seen"):
+        with pytest.raises(LMMError, match=r"Column 'h' of `data`.* has the level 'b' that the fit has not seen"):
             fit.predict(new, effects=effects)
     with pytest.raises(LMMError, match=r"'b'"):
         fit.emmeans("h", at={"h": ["a", "b"]})

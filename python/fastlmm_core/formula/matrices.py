@@ -33,6 +33,7 @@ __all__ = [
     "floats",
     "is_integer",
     "needed_columns",
+    "refuse_text",
 ]
 
 Array = NDArray[Any]
@@ -104,8 +105,6 @@ def evaluate(side: Side, table: Table, rows: Array | None, parts: dict[tuple[str
     else:
         from formulaic import ModelSpec  # type: ignore[import-untyped]
 
-        if response and side.plan is not None:
-            _refuse_labels(side.label, table.column(side.names[0][0]).dtype)
         fresh = ModelSpec(formula=terms_of(side.text, side.where, not response), na_action="ignore", output="numpy")
         part = _formulaic_matrix(side, table, rows, fresh)
         if not response:
@@ -132,7 +131,7 @@ def evaluate_new(side: Side, table: Table, state: Any) -> Array:
         if column.number is None:
             raise LMMError(
                 f"{column.title} holds values of type {column.dtype}, but in the fit it held numbers; convert it to "
-                "numbers."
+                f"numbers (it holds {column.other()})."
             )
     return _plain_matrix(side, table, None)
 
@@ -241,7 +240,9 @@ def argument_column(argument: str, given: Any, table: Table) -> Column:
 
 def _numbers(column: Column, rows: Array | None) -> Array:
     if column.number is None:
-        raise LMMError(f"{column.title} must hold numbers, but its type is {column.dtype}; convert it.")
+        raise LMMError(
+            f"{column.title} must hold numbers, but its type is {column.dtype}: it holds {column.other()}; convert it."
+        )
     return column.number if rows is None else column.number[rows]
 
 
@@ -275,11 +276,41 @@ def _refuse_non_finite(matrix: Array, names: Sequence[str], side: Side, rows: Ar
         )
 
 
-def _refuse_labels(response: str, dtype: str) -> None:
+def _refuse_labels(response: str, dtype: str, holds: str = "") -> None:
     raise LMMError(
-        f"The response {response!r} is not numeric (its type is {dtype}). A linear mixed model needs a numeric "
+        f"The response {response!r} is not numeric (its type is {dtype}){holds}. A linear mixed model needs a numeric "
         "response; convert the column to numbers."
     )
+
+
+def refuse_text(side: Side, table: Table) -> None:
+    """Refuse text as a response, and text that is numbers, or nearly, where a part would take each value for a level.
+
+    A column named in `C()` and one with declared categories are meant as levels.
+    """
+    if side.where == "the response":
+        column = table.column(side.names[0][0]) if side.plan else None
+        if column is not None and column.number is None:
+            _refuse_labels(side.label, column.dtype, f": it holds {column.other()}")
+        return
+    for name in (name for name, _ in side.names if name in side.bare):
+        found = table.column(name).numerals()
+        if found is None:
+            continue
+        shown = name if name.isidentifier() else f"`{name}`"
+        if found.row is None:
+            holds, remedy = "holds numbers written as text", "convert it to numbers"
+        else:
+            holds = (
+                f"is text, although its values are numbers but for {found.value!r} at row {found.row} (counting from 0)"
+            )
+            remedy = "mark that value as missing, or correct it, and convert the column to numbers"
+            if found.comma:
+                remedy = "read the file with a decimal comma (decimal=',' in pandas), or convert the column to numbers"
+        raise LMMError(
+            f"{table.column(name).title}, which {side.where} uses, {holds}; {remedy}. If the values are labels, write "
+            f"C({shown})."
+        )
 
 
 def _refuse_single_levels(side: Side, state: Any) -> None:

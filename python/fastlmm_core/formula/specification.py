@@ -27,6 +27,7 @@ from .matrices import (
     floats,
     is_integer,
     needed_columns,
+    refuse_text,
 )
 from .syntax import C_OF_COLUMN, Parsed, capital, parse, self_products
 
@@ -257,6 +258,7 @@ def model_data(
     for side in (parsed.response, parsed.fixed, *(bar.left for bar in parsed.bars)):
         for name in needed_columns(side, table):
             used[name] = table.column(name, side.where).settle()
+        refuse_text(side, table)
     for bar in parsed.bars:
         for name in bar.factors:
             used[name] = table.column(name, bar.where)

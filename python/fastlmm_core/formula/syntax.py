@@ -41,6 +41,7 @@ class Side:
     computed: frozenset[str] = frozenset()  # names in expressions other than C(name)
     numbers: frozenset[str] = frozenset()  # names that are computed with as numbers, in expressions or products
     labels: frozenset[str] = frozenset()  # names that are levels or truth values there, as in C(x), x == 3, ~x
+    bare: frozenset[str] = frozenset()  # names that stand by themselves, alone or in products
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -203,18 +204,21 @@ def _side(text: str, where: str, intercept: bool = True) -> Side:
         if "in" not in names:
             plan: Plan = (*([()] if intercept and plain["intercept"] != "0" else []), *((name,) for name in names))
             label = text.strip("`") if not intercept else text
-            return Side(text, where, label, plan, tuple((n, False) for n in names), tuple(map(repr, plan)))
+            looked_up = tuple((name, False) for name in names)
+            return Side(text, where, label, plan, looked_up, tuple(map(repr, plan)), bare=frozenset(names))
     products: list[tuple[str, ...]] | None = []
     found: dict[str, bool] = {}
     computed: set[str] = set()
     numbers: set[str] = set()
     labels: set[str] = set()
+    bare: set[str] = set()
     terms = terms_of(text, where, intercept)
     for term in terms:
         product = []
         for factor in term.factors:
             if factor.eval_method.value == "lookup":
                 found[factor.expr] = False
+                bare.add(factor.expr)
                 product.append(factor.expr)
                 if len(term.factors) > 1:
                     numbers.add(factor.expr)
@@ -233,8 +237,8 @@ def _side(text: str, where: str, intercept: bool = True) -> Side:
             products.append(tuple(product))
     if products is not None:
         plan = tuple(products)
-        return Side(text, where, text, plan, tuple(found.items()), tuple(map(repr, plan)))
-    sets = map(frozenset, (computed, numbers, labels))
+        return Side(text, where, text, plan, tuple(found.items()), tuple(map(repr, plan)), bare=frozenset(bare))
+    sets = map(frozenset, (computed, numbers, labels, bare))
     return Side(text, where, text, None, tuple(found.items()), tuple(map(str, terms)), *sets)
 
 

@@ -208,7 +208,7 @@ def estimable(model: Model, L: Array) -> NDArray[np.bool_]:
     -------
     (m,) bool array
     """
-    return ~undetermined(model, L).any(axis=1)
+    return np.asarray(~undetermined(model, L).any(axis=1))
 
 
 def undetermined(model: Model, L: Array) -> NDArray[np.bool_]:
@@ -237,7 +237,7 @@ def why_undetermined(model: Model, on: NDArray[np.bool_]) -> str:
     model : LinearMixedModel
     on : (m, p - r) bool array
     """
-    names = [model.exog_names[j] for j, any_row in zip(model.problem.dropped, on.any(axis=0), strict=True) if any_row]
+    names = [model.exog_names[j] for j in np.asarray(model.problem.dropped)[on.any(axis=0)].tolist()]
     shown = ", ".join(map(repr, names[:_NAMED])) + (f" and {len(names) - _NAMED} more" if len(names) > _NAMED else "")
     which = "which was dropped as a combination" if len(names) == 1 else "which were dropped as combinations"
     return f"the data do not determine what depends on {shown}, {which} of the columns before"

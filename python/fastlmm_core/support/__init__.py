@@ -1,6 +1,7 @@
 """What every floor may use; knows nothing of models.
 
 checks          arguments: numbers, shares, choices
+numerals        numbers written as text
 distributions   tails and quantiles without scipy.stats
 threads         pieces of work over threads
 blas_threads    one BLAS thread where matrices are small

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import LMMError
+from .numerals import first_other
 
 __all__ = [
     "check_count",
@@ -126,7 +127,10 @@ def _floats(array: NDArray[Any], values: Any, name: str) -> Array:
             if isinstance(error, LMMError):
                 raise
     shown = str(array.dtype if array.ndim or hasattr(values, "dtype") else type(values).__name__)
-    raise LMMError(f"{name} must hold numbers, not {f'text ({shown})' if text else shown}; convert or encode it first")
+    holds = f" (it holds {first_other(array.tolist())})" if text and array.ndim == 1 and array.size else ""
+    raise LMMError(
+        f"{name} must hold numbers, not {f'text ({shown})' if text else shown}; convert or encode it first{holds}"
+    )
 
 
 def exact_floats(values: NDArray[Any], name: str) -> Array:

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from ..errors import LMMError
 from ..support.checks import exact_floats, object_floats
+from ..support.numerals import Numerals, first_other, numerals
 from .alignment import index_of, shared_index
 from .labels import in_order, integer_codes, label_array, label_codes
 
@@ -230,6 +231,25 @@ class Column:
         codes, used = integer_codes(codes if rows is None else codes[rows])
         return codes, labels[used]
 
+    def numerals(self) -> Numerals | None:
+        """What the values of a column of text are, where nearly all of them are numbers; None for all other columns."""
+        if self.number is not None or not _is_text(self.raw):
+            return None
+        try:
+            codes, labels = self._encode()
+        except LMMError:  # numbers and text in one column of objects, which cannot be sorted
+            import pandas as pd
+
+            try:
+                codes, labels = pd.factorize(np.asarray(self.raw, dtype=object))
+            except TypeError:  # no labels at all
+                return None
+        return numerals(codes, labels)
+
+    def other(self) -> str:
+        """A clause on the first value that is no number, with its row."""
+        return first_other(self.raw.to_pylist() if hasattr(self.raw, "to_pylist") else self.raw)
+
     def unused(self, rows: Array | None) -> tuple[Any, ...]:
         """The levels that the column declares, or its encoding holds, but that no row of `rows` (None: all) has."""
         declared = _declared_levels(self.raw)
@@ -324,6 +344,16 @@ def _from_sequence(raw: Any, title: str) -> Array:
     if array.dtype.kind in "US" and isinstance(raw, Sequence):
         array = np.asarray(raw, dtype=object)  # numpy would have turned a missing value into the text 'nan'
     return array
+
+
+def _is_text(raw: Any) -> bool:
+    """Whether a column holds text or objects, without a declaration that these are labels."""
+    library = _library_of(raw)
+    if library == "polars":
+        return str(raw.dtype) in ("String", "Object")
+    if library == "pyarrow":
+        return str(raw.type) in ("string", "large_string", "string_view")
+    return getattr(raw.dtype, "kind", "") in "OUST" and not _has_categories(raw)
 
 
 def _has_categories(raw: Any) -> bool:
