@@ -10,7 +10,19 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fastlmm_core.covariance.residual.catalogue import coordinate_names, of_coordinates, of_positions, position_names
+from fastlmm_core.covariance.residual.catalogue import (
+    coordinate_names,
+    of_coordinates,
+    of_covariate,
+    of_positions,
+    position_names,
+)
+from fastlmm_core.covariance.residual.deviations import Common
+from fastlmm_core.covariance.residual.grouped_variance import GroupedVariance
+from fastlmm_core.covariance.residual.independent import Independent
+from fastlmm_core.covariance.residual.log_linear import LogLinear
+from fastlmm_core.covariance.residual.scaled import Scaled
+from fastlmm_core.covariance.residual.varied import Varied
 
 Array = Any
 
@@ -48,7 +60,25 @@ def coordinate_cases() -> list[Case]:
     return out
 
 
-CASES = position_cases() + coordinate_cases()
+def varied_cases() -> list[Case]:
+    v = np.array([0.4, 2.0, -1.1, 3.0])
+    places = np.array([3.0, 0.0, 4.0, 1.0])
+    arms = np.array([0.0, 1.0, 1.0, 0.0])
+    both = (LogLinear(("a", "b")), of_positions("ar1h", 5), np.column_stack((places, 0.5 * v, 0.2 * v**2)))
+    grouped = GroupedVariance(of_covariate("constpower"), ("x", "y"))
+    parts = {
+        "power-cs": (of_covariate("power"), of_positions("cs", 5), np.column_stack((places, v))),
+        "exp-car1": (of_covariate("exp"), of_coordinates("car1"), np.column_stack((places, v))),
+        "exp-plane": (of_covariate("exp"), of_coordinates("sp_exp"), np.column_stack((places, arms, v))),
+        "constpower-us": (of_covariate("constpower"), of_positions("us", 5), np.column_stack((places, v))),
+        "constprop-id": (of_covariate("constprop"), Scaled("id", Common(), Independent()), v[:, None]),
+        "loglinear-ar1h": both,
+        "grouped-ad": (grouped, of_positions("ad", 5), np.column_stack((places, v, arms))),
+    }
+    return [Case(name, Varied(f, inner), where, labels(5)) for name, (f, inner, where) in parts.items()]
+
+
+CASES = position_cases() + coordinate_cases() + varied_cases()
 
 
 def difference(function, x: Array, step: float = 1e-3) -> Array:

@@ -19,6 +19,14 @@ matern                matern (3/2), matern52
 rational, spherical   ratio, spher
 nugget                nugget=True
 moving_average        arma
+products              derivatives of standard deviations times a matrix
+variance_function     what standard deviations by covariates share
+varied                a variance function times a structure
+log_linear            variance="~ formula"
+power_variance        power, exp
+constant_power        constpower
+constant_proportion   constprop
+grouped_variance      a function for each level
 moments               moments of residuals, for start values
 natural               derivatives of R in the natural parameters
 """

@@ -12,6 +12,8 @@ from ...errors import LMMError
 from .antedependence import AnteDependence
 from .autoregressive import Autoregressive
 from .compound_symmetry import CompoundSymmetry
+from .constant_power import ConstantPower
+from .constant_proportion import ConstantProportion
 from .correlation import Correlation
 from .deviations import Common, OfPositions
 from .distances import OfDistance
@@ -20,14 +22,16 @@ from .independent import Independent
 from .matern import Matern32, Matern52
 from .moving_average import AutoregressiveMovingAverage
 from .nugget import Nugget
+from .power_variance import ExponentialVariance, PowerVariance
 from .rational import RationalQuadratic
 from .scaled import Scaled
 from .spherical import Spherical
 from .structure import ResidualStructure
 from .toeplitz import Toeplitz
 from .unstructured import Unstructured
+from .variance_function import VarianceFunction
 
-__all__ = ["coordinate_names", "of_coordinates", "of_positions", "position_names"]
+__all__ = ["coordinate_names", "of_coordinates", "of_covariate", "of_positions", "position_names", "variance_names"]
 
 _CORRELATIONS: dict[str, Callable[[int], Correlation]] = {
     "id": Independent,
@@ -48,6 +52,12 @@ _OF_DISTANCE: dict[str, Callable[..., OfDistance]] = {
     "matern52": partial(Matern52, name="matern52"),
     "ratio": RationalQuadratic,
     "spher": Spherical,
+}
+_OF_COVARIATE: dict[str, Callable[[float], VarianceFunction]] = {
+    "power": lambda typical: PowerVariance(),
+    "exp": lambda typical: ExponentialVariance(),
+    "constpower": ConstantPower,
+    "constprop": ConstantProportion,
 }
 
 
@@ -98,3 +108,24 @@ def of_coordinates(
         raise LMMError(f"residual: there is no structure {name!r}; known are {', '.join(coordinate_names())}.")
     correlation: Correlation = _OF_DISTANCE[name](closest, farthest)
     return Scaled(name, Common(), Nugget(correlation) if nugget else correlation)
+
+
+def variance_names() -> tuple[str, ...]:
+    """The names of all variance functions of one covariate."""
+    return tuple(_OF_COVARIATE)
+
+
+def of_covariate(name: str, typical: float = 1.0) -> VarianceFunction:
+    """The variance function of a name.
+
+    Parameters
+    ----------
+    name : str
+    typical : float
+        A typical size of the covariate.
+    """
+    if name not in _OF_COVARIATE:
+        raise LMMError(
+            f"variance: there is no function {name!r}; known are {', '.join(variance_names())}, and '~ formula'."
+        )
+    return _OF_COVARIATE[name](typical)

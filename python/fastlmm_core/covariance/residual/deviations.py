@@ -15,8 +15,8 @@ from .structure import NEAR, Array, Rows, Where
 
 __all__ = ["Common", "Deviations", "OfPositions"]
 
-_LARGEST = 300.0
-"""Largest logarithm of a relative standard deviation: its square and their inverses are finite."""
+_LARGEST = 150.0
+"""Largest logarithm of a relative standard deviation: products of squares of some are finite, and their inverses."""
 
 
 class Deviations(Protocol):

@@ -1,10 +1,4 @@
-"""Standard deviations times correlations: R = D C D.
-
-With log s = h(phi), M = slope o R (o elementwise) and E = slope o ss':
-
-    dR = R o (h'_i + h'_j)  or  D C' D
-    <slope, d2R> = 2 h_a' diag(M 1) h_b + 2 h_a' M h_b + 2 (M 1)' h_ab,   2 h_a' (E o C'_b) 1,   <E, C''>
-"""
+"""Standard deviations times correlations: R = D C D."""
 
 from __future__ import annotations
 
@@ -15,6 +9,7 @@ import numpy as np
 
 from .correlation import Correlation
 from .deviations import Common, Deviations
+from .products import Sides, product_jacobian, product_matrix, product_second, product_second_sum
 from .structure import Array, Rows, Where
 
 __all__ = ["Scaled"]
@@ -56,58 +51,25 @@ class Scaled:
         first = self.deviations.n_parameters
         return phi[:first], phi[first:]
 
+    def _sides(self, phi: Array, where: Where) -> tuple[Deviations, Sides, Correlation, Sides]:
+        first, last = self._split(phi)
+        return self.deviations, (first, where), self.correlation, (last, where)
+
     def matrix(self, phi: Array, where: Where) -> Array:
         """R~ (n, n)."""
-        first, second = self._split(phi)
-        s = np.exp(self.deviations.logarithm(first, where))
-        return s[:, None] * s * self.correlation.matrix(second, where)
+        return product_matrix(*self._sides(phi, where))
 
     def jacobian(self, phi: Array, where: Where) -> Array:
         """dR~ / dphi (k, n, n)."""
-        first, second = self._split(phi)
-        s = np.exp(self.deviations.logarithm(first, where))
-        h = self.deviations.jacobian(first, where)
-        outer = s[:, None] * s
-        R = outer * self.correlation.matrix(second, where)
-        return np.concatenate(
-            (R * (h[:, :, None] + h[:, None, :]), outer * self.correlation.jacobian(second, where)), axis=0
-        )
+        return product_jacobian(*self._sides(phi, where))
 
     def second(self, phi: Array, where: Where, slope: Array) -> Array:
         """Sums of slope times d2R~ / dphi_a dphi_b (k, k)."""
-        first, second = self._split(phi)
-        s = np.exp(self.deviations.logarithm(first, where))
-        E = slope * (s[:, None] * s)
-        inner = self.correlation.second(second, where, E)
-        k = len(first)
-        if not k:
-            return inner
-        h = self.deviations.jacobian(first, where)
-        M = E * self.correlation.matrix(second, where)
-        sums = M.sum(axis=1)
-        out = np.empty((self.n_parameters, self.n_parameters))
-        out[:k, :k] = 2.0 * ((h * sums) @ h.T + h @ M @ h.T + self.deviations.second(first, where, sums))
-        out[:k, k:] = 2.0 * h @ (self.correlation.jacobian(second, where) * E).sum(axis=2).T
-        out[k:, :k] = out[:k, k:].T
-        out[k:, k:] = inner
-        return out
+        return product_second(*self._sides(phi, where), slope)
 
     def second_sum(self, phi: Array, where: Where, weights: Array) -> Array:
         """Sum over a, b of weights_ab d2R~ / dphi_a dphi_b (n, n)."""
-        first, second = self._split(phi)
-        k = len(first)
-        s = np.exp(self.deviations.logarithm(first, where))
-        h = self.deviations.jacobian(first, where)
-        own = weights[:k, :k]
-        both = h.T @ own @ h
-        squares = np.diag(both) + self.deviations.second_sum(first, where, own)
-        out = self.correlation.matrix(second, where) * (squares[:, None] + squares + 2.0 * both)
-        out += self.correlation.second_sum(second, where, weights[k:, k:])
-        mixed = weights[:k, k:].T @ h
-        jacobian = self.correlation.jacobian(second, where)
-        out += 2.0 * (jacobian * (mixed[:, :, None] + mixed[:, None, :])).sum(axis=0)
-        out *= s[:, None] * s
-        return out
+        return product_second_sum(*self._sides(phi, where), weights)
 
     def start(self, rows: Rows) -> Array:
         """Deviations from the squares, correlations from what they standardize."""

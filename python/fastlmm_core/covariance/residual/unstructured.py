@@ -19,7 +19,8 @@ from .structure import NEAR, Array, Rows, Where
 
 __all__ = ["Unstructured"]
 
-_LARGEST = 300.0
+_LARGEST = 150.0
+"""Largest logarithm of an element of the diagonal: products of squares of some are finite, and their inverses."""
 
 
 @dataclass(frozen=True)
