@@ -11,6 +11,7 @@ from .covariance.elements import element_names, sd_and_cor
 from .errors import LMMError
 from .estimation.many.batch_fit import BatchFit
 from .support.arguments import checked
+from .tables.rows import named_rows
 
 if TYPE_CHECKING:
     from .estimation.fit import Fit
@@ -35,6 +36,8 @@ class BatchResult(BatchFit):
     n_evaluations : (n_responses,) int array
     invalid : int array
         Responses with values that are not finite, or without variation: converged is False, estimates are NaN.
+    labels : (n_responses,) array or None
+        Names of the responses, where they were columns of a table: ``batch["BRCA1"]``, the index of `to_frame`.
     """
 
     @property
@@ -76,7 +79,7 @@ class BatchResult(BatchFit):
         Returns
         -------
         frame in the library of the model's data, or dict of arrays
-            response (its position), term, estimate, std_error, df, statistic, p_value, conf_low, conf_high.
+            response (its label or position), term, estimate, std_error, df, statistic, p_value, conf_low, conf_high.
 
         Raises
         ------
@@ -115,7 +118,7 @@ class BatchResult(BatchFit):
 
         Parameters
         ----------
-        which : indices or slice, optional
+        which : indices, labels or slice, optional
             Responses wanted; by default all.
 
         Returns
@@ -126,8 +129,12 @@ class BatchResult(BatchFit):
         Raises
         ------
         LMMError
-            Where the responses were given as a stream and are gone.
+            Where the responses were given as a stream and are gone, or for an unknown label.
         """
+        if self.labels is not None and isinstance(which, str):
+            which = self.place(which)
+        elif self.labels is not None and isinstance(which, (list, tuple)) and any(isinstance(i, str) for i in which):
+            which = [self.place(label) for label in which]
         try:
             chosen = np.atleast_1d(np.arange(len(self))[slice(None) if which is None else which])
             if chosen.ndim != 1:
@@ -140,19 +147,24 @@ class BatchResult(BatchFit):
             return out[0]
         return {f.grouping.name: values for f, values in zip(factors, out, strict=True)}
 
-    def __getitem__(self, i: int) -> Fit:
-        """The full result of one response.
+    def __getitem__(self, i: Any) -> Fit:
+        """The full result of one response, by position (an integer) or label.
 
         Raises
         ------
         IndexError
             For a position outside the batch.
         LMMError
-            Where the responses were given as a stream and are gone, or the response could not be fitted.
+            For anything but the position or label of one response, where the responses were given as a stream and are
+            gone, or the response could not be fitted.
         """
+        if isinstance(i, (slice, list, np.ndarray)):
+            raise LMMError("batch[i] is the result of one response; write [batch[i] for i in ...] for several")
+        if isinstance(i, bool) or not isinstance(i, (int, np.integer)):
+            i = self.place(i)
         if not -len(self) <= i < len(self):
             raise IndexError(f"response {i} of {len(self)}")
-        return self.one(i)
+        return self.one(int(i))
 
     def to_frame(self) -> Any:
         """One row per response: estimates, standard errors, variance parameters, criterion and flags.
@@ -160,6 +172,7 @@ class BatchResult(BatchFit):
         Returns
         -------
         frame in the library of the model's data, or dict of arrays
+            With the labels of the responses as index, in other libraries than pandas as a column ``response``.
         """
         names = self.model.exog_names
         columns: dict[str, Any] = {name: self.params[:, j] for j, name in enumerate(names)}
@@ -172,7 +185,7 @@ class BatchResult(BatchFit):
             "converged": self.converged,
             "singular": self.singular,
         }
-        return self.model.table(columns)
+        return named_rows(self.model.library, "response", self.labels, columns)
 
     def __repr__(self) -> str:
         kind = "REML" if self.reml else "ML"

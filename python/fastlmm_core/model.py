@@ -173,8 +173,11 @@ class LinearMixedModel(Model):
 
         Parameters
         ----------
-        Y : (n_responses, nobs) array, or iterable of such blocks
-            float32 or float64, any memory order, memory-mapped files too.  Only pieces of it are held at a time.
+        Y : (n_responses, nobs) array, table, or iterable of such blocks
+            Of an array each row is a response; float32 or float64, any memory order, memory-mapped files too.  Of a
+            table (pandas, polars, pyarrow, dict) each **column** is a response and rows are observations, as in the
+            data: rows of pandas are aligned by their index, others are the rows used or all rows of the data.  The
+            names of the columns become the labels of the responses.  Only pieces are held at a time.
         reml : bool
         n_jobs : int, optional
             Threads; by default one per processor.
@@ -186,12 +189,12 @@ class LinearMixedModel(Model):
         Returns
         -------
         BatchResult
-            Responses with values that are not finite or without variation are listed as ``invalid``.
+            Responses with values that are missing or not finite, or without variation, are listed as ``invalid``.
 
         Raises
         ------
         LMMError
-            For Y of another shape or type.
+            For Y of another shape or type, or with rows that are not those of the data.
         """
         from .batch_result import BatchResult
         from .estimation.many.policy import fit_many

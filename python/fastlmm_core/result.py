@@ -13,7 +13,7 @@ from .errors import LMMError
 from .estimation.fit import Fit
 from .inference.options import Ddf, Information, Vcov
 from .support.arguments import checked
-from .tables.columns import limits_table
+from .tables.rows import limits_table
 
 if TYPE_CHECKING:
     from .batch_result import BatchResult

@@ -24,7 +24,7 @@ from ..estimation.many.one_factor import shared_design
 from ..support.arguments import checked
 from ..support.checks import check_level
 from ..support.distributions import chi2_tail, f_tail, quantile, two_sided_p
-from ..tables.columns import native_frame
+from ..tables.rows import named_rows
 from .hypotheses import Hypothesis, parse_hypothesis
 from .options import DDF, check_options
 from .wald import check_estimable, independent_rows, wald
@@ -76,6 +76,7 @@ class BatchTest:
     names: tuple[str, ...]
     ddf: str
     _library: str = "dict"
+    _labels: NDArray[Any] | None = None
 
     def __len__(self) -> int:
         return len(self.statistic)
@@ -86,6 +87,7 @@ class BatchTest:
         Returns
         -------
         frame in the library of the model's data, or dict of arrays
+            With the labels of the responses as index, in other libraries than pandas as a column ``response``.
         """
         columns = {
             "statistic": self.statistic.copy(),
@@ -93,7 +95,7 @@ class BatchTest:
             "df_denom": self.df_denom.copy(),
             "p_value": self.pvalues.copy(),
         }
-        return native_frame(self._library, columns)
+        return named_rows(self._library, "response", self._labels, columns)
 
     def __repr__(self) -> str:
         said = ", ".join(f"{name} = {value:g}" for name, value in zip(self.names, self.rhs, strict=True))
@@ -172,7 +174,7 @@ def tidy_columns(batch: BatchFit, level: float, ddf: str) -> dict[str, Any]:
     Returns
     -------
     dict
-        response (its position), term, estimate, std_error, df, statistic, p_value, conf_low, conf_high.
+        response (its label or position), term, estimate, std_error, df, statistic, p_value, conf_low, conf_high.
 
     Raises
     ------
@@ -189,7 +191,8 @@ def tidy_columns(batch: BatchFit, level: float, ddf: str) -> dict[str, Any]:
         "estimate": estimate, "std_error": error, "df": freedom, "statistic": statistic,
         "p_value": two_sided_p(statistic, freedom), "conf_low": estimate - half, "conf_high": estimate + half,
     }  # fmt: skip
-    return {"response": np.repeat(np.arange(len(batch)), len(names)), "term": list(names) * len(batch)} | {
+    labels = np.arange(len(batch)) if batch.labels is None else batch.labels
+    return {"response": np.repeat(labels, len(names)), "term": list(names) * len(batch)} | {
         name: np.array(values).ravel() for name, values in columns.items()
     }
 
@@ -242,7 +245,7 @@ def test(batch: BatchFit, hypothesis: Any, rhs: Any = None, ddf: str = "satterth
         pvalues = f_tail(statistic, rank, freedom)
     return BatchTest(
         estimate, error, statistic, rank, freedom, pvalues, parsed.L, parsed.rhs, parsed.names, ddf,
-        model.library,
+        model.library, batch.labels,
     )  # fmt: skip
 
 

@@ -22,7 +22,8 @@ from ..support.distributions import quantile
 from ..support.progress import progress_bar
 from ..support.seeds import Seed, key_of, stream
 from ..support.threads import thread_count
-from ..tables.columns import limits_table, native_frame
+from ..tables.columns import native_frame
+from ..tables.rows import limits_table
 from .draws import Draw, draws, parametric, simulate_fit, stream_size
 
 if TYPE_CHECKING:

@@ -308,19 +308,6 @@ def native_frame(library: str, columns: Mapping[str, Any], index: Any = None) ->
     return importlib.import_module(library).DataFrame(dict(columns))
 
 
-def limits_table(library: str | None, names: Sequence[str], limits: Array) -> Any:
-    """Confidence limits (k, 2) by name: a frame of `library` with columns conf_low and conf_high.
-
-    pandas has the names as index, other libraries as a column ``term``; None, for models from arrays, gives the array.
-    """
-    if library is None:
-        return limits
-    columns = {"conf_low": limits[:, 0], "conf_high": limits[:, 1]}
-    if library == "pandas":
-        return importlib.import_module("pandas").DataFrame(columns, index=list(names))
-    return native_frame(library, {"term": list(names)} | columns)
-
-
 def _is_instance(value: Any, library: str, *names: str) -> bool:
     """Whether `value` is an instance of a class of `library`, which is not imported for the question."""
     module = sys.modules.get(library)

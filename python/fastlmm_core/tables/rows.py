@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -16,9 +16,26 @@ from ..support.checks import plain_array
 from .alignment import aligned, index_of
 from .columns import native_frame
 
-__all__ = ["CallerRows"]
+__all__ = ["CallerRows", "limits_table", "named_rows"]
 
 Array = NDArray[Any]
+
+
+def named_rows(library: str, name: str, labels: Array | None, columns: Mapping[str, Any]) -> Any:
+    """A table of results with a label for each row: pandas' index, or else the first column, called `name`."""
+    if labels is None or library == "pandas":
+        return native_frame(library, columns, None if labels is None else list(labels))
+    return native_frame(library, {name: list(labels), **columns})
+
+
+def limits_table(library: str | None, names: Sequence[str], limits: Array) -> Any:
+    """Confidence limits (k, 2) by name: a frame of `library` with columns conf_low and conf_high.
+
+    pandas has the names as index, other libraries as a column ``term``; None, for models from arrays, gives the array.
+    """
+    if library is None:
+        return limits
+    return named_rows(library, "term", np.array(names), {"conf_low": limits[:, 0], "conf_high": limits[:, 1]})
 
 
 @dataclass(frozen=True, eq=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from functools import cached_property
 from typing import Any
 
@@ -54,6 +55,8 @@ class BatchFit:
     alone : (count,) bool array
         Which responses were fitted one by one.
     n_evaluations : (count,) int array
+    labels : (count,) array or None
+        Labels of the responses: the names of the columns that they were.
     """
 
     def __init__(self, model: Model, kind: type[Fit], reml: bool, count: int, responses: Any) -> None:
@@ -62,6 +65,7 @@ class BatchFit:
         self.kind = kind
         self.reml = reml
         self.responses = responses
+        self.labels: NDArray[Any] | None = None
         self.theta_o = np.empty((count, n_par))
         self.params = np.empty((count, p))
         self.bse = np.empty((count, p))
@@ -147,6 +151,28 @@ class BatchFit:
             for whole, piece in zip(out, found, strict=True):
                 whole[begin : begin + size] = piece
         return out
+
+    def place(self, label: Any) -> int:
+        """Position of the response with a label.
+
+        Raises
+        ------
+        LMMError
+            For a label that no response has, or several have.
+        """
+        if self.labels is None:
+            raise LMMError(
+                f"the responses have no labels, so that none is {label!r}: give positions, or fit a table with one "
+                "response per column"
+            )
+        found = [i for i, known in enumerate(self.labels) if known == label]
+        if len(found) == 1:
+            return found[0]
+        if found:
+            raise LMMError(f"{len(found)} responses have the label {label!r}: give a position, e.g. {found[0]}")
+        close = difflib.get_close_matches(str(label), [str(known) for known in self.labels], n=3)
+        hint = f"; did you mean {' or '.join(map(repr, close))}?" if close else ""
+        raise LMMError(f"no response has the label {label!r}{hint}")
 
     def one(self, i: int) -> Fit:
         """The full record of one response.

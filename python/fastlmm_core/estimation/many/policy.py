@@ -18,6 +18,7 @@ from ...support.checks import plain_array
 from ...support.memory import blas_callers
 from ...support.progress import progress_bar
 from ...support.threads import in_threads, thread_count
+from ...tables.responses import ResponseColumns, is_table
 from ..fit import Fit, estimate
 from ..information import moments
 from ..model import Model
@@ -27,6 +28,7 @@ from .search import ResponseSearch
 
 if TYPE_CHECKING:
     from ... import kernels
+    from ...tables.rows import CallerRows
     from .several_factors import HierarchyDesign
 
 __all__ = ["fit_drawn", "fit_many"]
@@ -44,13 +46,41 @@ ONE_BY_ONE, WORTH_ONE = 64, 8
 """Responses in a piece, and worth a thread, where each takes its own time: several grouping factors."""
 
 
-def _blocks(Y: Any, n: int) -> tuple[Iterator[Array], int | None, Any]:
+class _Labels:
+    """Labels of the responses of a stream, as its blocks are read."""
+
+    def __init__(self) -> None:
+        self.parts: list[NDArray[Any]] = []
+        self.known = True
+
+    def add(self, block: Any) -> None:
+        """Those of a block; of blocks without any the stream has none."""
+        if isinstance(block, ResponseColumns):
+            self.parts.append(block.labels)
+        else:
+            self.known = False
+
+    @property
+    def all(self) -> NDArray[Any] | None:
+        """Those of all responses read, None where some have none."""
+        return np.concatenate(self.parts) if self.known and self.parts else None
+
+
+def _blocks(Y: Any, rows: CallerRows, labels: _Labels) -> tuple[Iterator[Any], int | None, Any]:
     """Blocks of responses, their number if it is known, and the whole if it can be indexed."""
+    n = len(rows.positions)
+    if is_table(Y):
+        Y = ResponseColumns(Y, rows)
+        labels.add(Y)
+        return iter([Y]), len(Y), Y
+    if hasattr(Y, "shape") and len(Y.shape) == 1:
+        Y = rows.values(_unmasked(Y), "Y")
+        Y = Y[None, :]
     if hasattr(Y, "ndim") and hasattr(Y, "shape"):
-        if Y.ndim == 1 and Y.shape[0] == n:
-            Y = Y[None, :]
         if Y.ndim != 2 or Y.shape[1] != n:
-            raise LMMError(f"Y must have the shape (n_responses, {n}), not {tuple(Y.shape)}; transpose it if needed")
+            dropped = rows.used is not None and tuple(Y.shape[1:]) == (rows.count,)
+            remedy = "give Y[:, model.rows_used]" if dropped else "transpose it if needed"
+            raise LMMError(f"Y must have the shape (n_responses, {n}), not {tuple(Y.shape)}; {remedy}")
         Y = _unmasked(Y)
         if np.asarray(Y[:0]).dtype.kind not in "fiub":
             raise LMMError(f"Y must hold numbers, not {np.asarray(Y[:0]).dtype}")
@@ -58,8 +88,14 @@ def _blocks(Y: Any, n: int) -> tuple[Iterator[Array], int | None, Any]:
     if not isinstance(Y, Iterable):
         raise LMMError("Y must be an array of shape (n_responses, n_obs) or an iterable of such blocks")
 
-    def checked() -> Iterator[Array]:
+    def checked() -> Iterator[Any]:
         for block in Y:
+            if is_table(block):
+                block = ResponseColumns(block, rows)
+            labels.add(block)
+            if isinstance(block, ResponseColumns):
+                yield block
+                continue
             array = np.atleast_2d(plain_array(_unmasked(block), "a block of Y"))
             if array.ndim != 2 or array.shape[1] != n:
                 raise LMMError(f"a block of Y has the shape {array.shape}; every block needs {n} columns")
@@ -77,12 +113,13 @@ def _unmasked(Y: Any) -> Any:
     return Y
 
 
-def _chunks(blocks: Iterator[Array], size: int, smallest: int, jobs: int) -> Iterator[Array]:
+def _chunks(blocks: Iterator[Any], size: int, smallest: int, jobs: int) -> Iterator[Array]:
     """Pieces of at most `size` rows; smaller ones towards the end of a block, so that all threads end together."""
     for block in blocks:
         begin = 0
-        while begin < len(block):
-            share = (len(block) - begin) // (2 * jobs) // 8 * 8
+        count = block.shape[0]
+        while begin < count:
+            share = (count - begin) // (2 * jobs) // 8 * 8
             length = min(size, max(share, smallest)) if jobs > 1 else size
             yield block[begin : begin + length]
             begin += length
@@ -107,14 +144,17 @@ def fit_many(
     jobs = thread_count(n_jobs)
     if not memory > 0.0:
         raise LMMError(f"memory={memory} must be a positive number of megabytes")
-    blocks, count, whole = _blocks(Y, model.nobs)
+    labels = _Labels()
+    blocks, count, whole = _blocks(Y, model.design.caller_rows, labels)
     size = int(max(8, min(CHUNK_BYTES, memory * 2**20 / (2 * jobs)) // (8 * model.nobs) // 8 * 8))
     smallest = max(8, WORTH_A_THREAD // model.nobs // 8 * 8)
     if len(model.factors) > 1:
         size, smallest = min(size, ONE_BY_ONE), WORTH_ONE
     if count is not None:
         jobs = min(jobs, max(1, count // smallest))
-    return _fit(empty, _chunks(blocks, size, smallest, jobs), count, whole, jobs, progress)
+    found = _fit(empty, _chunks(blocks, size, smallest, jobs), count, whole, jobs, progress)
+    found.labels = labels.all
+    return found
 
 
 def fit_drawn(
