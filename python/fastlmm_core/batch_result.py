@@ -16,7 +16,7 @@ from .tables.rows import named_rows
 if TYPE_CHECKING:
     from .estimation.fit import Fit
     from .inference.many import BatchTest
-    from .inference.options import Ddf
+    from .inference.options import Ddf, Vcov
 
 __all__ = ["BatchResult"]
 
@@ -90,7 +90,15 @@ class BatchResult(BatchFit):
 
         return self.model.table(tidy_columns(self, level, ddf))
 
-    def test(self, hypothesis: Any, rhs: Any = None, *, ddf: Ddf = "satterthwaite") -> BatchTest:
+    def test(
+        self,
+        hypothesis: Any,
+        rhs: Any = None,
+        *,
+        ddf: Ddf = "satterthwaite",
+        vcov: Vcov = "model",
+        cluster: Any = None,
+    ) -> BatchTest:
         """Test linear hypotheses on the fixed effects for every response.
 
         Parameters
@@ -98,6 +106,9 @@ class BatchResult(BatchFit):
         hypothesis, rhs
             See `LMMResult.test`.
         ddf : {"satterthwaite", "kenward-roger", "residual", "normal"}
+        vcov, cluster
+            For robust covariances, see `LMMResult.test`.  Each response is then fitted once more by itself, which takes
+            much longer than the batch did.
 
         Returns
         -------
@@ -106,12 +117,12 @@ class BatchResult(BatchFit):
         Raises
         ------
         LMMError
-            For hypotheses that cannot be tested, or Satterthwaite's formula for other than single coefficients where
-            the responses were given as a stream and are gone.
+            For hypotheses that cannot be tested, or robust covariances and Satterthwaite's formula for other than
+            single coefficients where the responses were given as a stream and are gone.
         """
         from .inference.many import test
 
-        return test(self, hypothesis, rhs, ddf)
+        return test(self, hypothesis, rhs, ddf, vcov, cluster)
 
     def random_effects(self, which: Any = None) -> Any:
         """BLUPs of the random effects, computed on request from the responses.

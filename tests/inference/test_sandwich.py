@@ -292,3 +292,18 @@ def test_invariance(rng):
     ).fit()
     found = other.test(np.eye(3)[1:], vcov="CR2")
     same([found.statistic, found.df_denom, *found.row_df], [plain.statistic, plain.df_denom, *plain.row_df], 1e-6)
+
+
+def test_batches():
+    result = fits.fitted(fits.SLEEPSTUDY, "sleepstudy")
+    Y = np.array(result.simulate(4, seed=3))
+    Y[2] = 1.0
+    batch = result.model.fit_many(Y)
+    found = batch.test(np.eye(2), vcov="CR2")
+    single = result.model.refit(Y[3]).test(np.eye(2), vcov="CR2")
+    same(found.std_error[3], single.std_error)
+    same([found.statistic[3], found.df_denom[3], found.pvalues[3]], [single.statistic, single.df_denom, single.pvalue])
+    assert np.isnan(found.statistic[2]) and found.vcov == "CR2"
+    stream = result.model.fit_many(iter([Y[:2]]))
+    with pytest.raises(flc.LMMError, match="robust covariances are made of residuals"):
+        stream.test("Days", vcov="CR2")

@@ -27,6 +27,7 @@ from ..support.distributions import chi2_tail, f_tail, quantile, two_sided_p
 from ..tables.rows import named_rows
 from .hypotheses import Hypothesis, parse_hypothesis
 from .options import DDF, check_options
+from .sandwich import sandwich
 from .wald import check_estimable, independent_rows, wald
 
 if TYPE_CHECKING:
@@ -62,7 +63,7 @@ class BatchTest:
     L : (m, p) array
     rhs : (m,) array
     names : tuple of str
-    ddf : str
+    ddf, vcov : str
     """
 
     estimate: Array
@@ -75,6 +76,7 @@ class BatchTest:
     rhs: Array
     names: tuple[str, ...]
     ddf: str
+    vcov: str = "model"
     _library: str = "dict"
     _labels: NDArray[Any] | None = None
 
@@ -197,7 +199,14 @@ def tidy_columns(batch: BatchFit, level: float, ddf: str) -> dict[str, Any]:
     }
 
 
-def test(batch: BatchFit, hypothesis: Any, rhs: Any = None, ddf: str = "satterthwaite") -> BatchTest:
+def test(
+    batch: BatchFit,
+    hypothesis: Any,
+    rhs: Any = None,
+    ddf: str = "satterthwaite",
+    vcov: str = "model",
+    cluster: Any = None,
+) -> BatchTest:
     """Test a linear hypothesis about the fixed effects for every response.
 
     Parameters
@@ -208,6 +217,8 @@ def test(batch: BatchFit, hypothesis: Any, rhs: Any = None, ddf: str = "satterth
     rhs : float or (m,) array, optional
     ddf : {"satterthwaite", "kenward-roger", "residual", "normal"}
         As for single fits (`inference.wald`); Kenward-Roger with the expected information.
+    vcov, cluster
+        Robust covariances, as `sandwich.sandwich` takes them; each response is then fitted once more by itself.
 
     Returns
     -------
@@ -229,7 +240,9 @@ def test(batch: BatchFit, hypothesis: Any, rhs: Any = None, ddf: str = "satterth
     estimate = np.nan_to_num(batch.params) @ parsed.L.T
     estimate[batch.status < 0] = np.nan
     gap = estimate - parsed.rhs
-    if ddf != "satterthwaite":
+    if vcov != "model" or cluster is not None:
+        error, statistic, freedom = _robust(batch, parsed, ddf, vcov, cluster)
+    elif ddf != "satterthwaite":
         error, statistic, freedom = _of_theta(batch, parsed, rows, basis, gap, gap @ combine.T, ddf)
     elif len(rows) == 1 and np.count_nonzero(parsed.L) == 1:
         j = int(np.flatnonzero(parsed.L[0])[0])
@@ -245,8 +258,24 @@ def test(batch: BatchFit, hypothesis: Any, rhs: Any = None, ddf: str = "satterth
         pvalues = f_tail(statistic, rank, freedom)
     return BatchTest(
         estimate, error, statistic, rank, freedom, pvalues, parsed.L, parsed.rhs, parsed.names, ddf,
-        model.library, batch.labels,
+        vcov, model.library, batch.labels,
     )  # fmt: skip
+
+
+def _robust(batch: BatchFit, parsed: Hypothesis, ddf: str, vcov: str, cluster: Any) -> tuple[Array, Array, Array]:
+    """Standard errors (n, m), statistics (n,) and denominator degrees of freedom (n,), one response after the other."""
+    if batch.responses is None:
+        raise LMMError(
+            "the responses were given as a stream and are not kept, but robust covariances are made of residuals: fit "
+            "an array, or use vcov='model'"
+        )
+    n = len(batch)
+    error, statistic, freedom = np.full((n, len(parsed.L)), np.nan), np.full(n, np.nan), np.full(n, np.nan)
+    for i in _fitted(batch).tolist():
+        fit = batch.one(i)
+        found = wald(fit, parsed.L, parsed.rhs, ddf, robust=sandwich(fit, vcov, cluster))
+        error[i], statistic[i], freedom[i] = found.std_error, found.statistic, found.df_denom
+    return error, statistic, freedom
 
 
 # ---- Satterthwaite -----------------------------------------------------------------------------
