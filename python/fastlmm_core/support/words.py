@@ -106,7 +106,7 @@ LME4 = (
     Word("`ngrps(m)`, `nobs(m)`", "`result.n_groups`, `result.nobs`", names=("ngrps", "ngroups")),
     Word(
         "`formula(m)`, `model.frame(m)`",
-        "`result.model.spec.formula`; the data are not kept, their rows used are `data.iloc[result.rows_used]`",
+        "`result.model.spec.formula`; the rows used are `data.iloc[result.rows_used]`",
         names=("formula", "data"),
     ),
     Word(
@@ -118,6 +118,11 @@ LME4 = (
     Word('`lmerTest::anova(m, ddf = "Kenward-Roger")`', '`result.anova(ddf="kenward-roger")`'),
     Word("`lmerTest::contest(m, L)`", "`result.test(L)`", names=("contest",)),
     Word("`lmerTest::ranova(m)`", "`flc.random_effect_test(result)`", names=("ranova", "rand")),
+    Word(
+        '`clubSandwich::coef_test(m, "CR2")`, `Wald_test`',
+        '`result.tidy(vcov="CR2")`, `result.test(L, vcov="CR2")`',
+        names=("vcovCR", "coef_test", "Wald_test"),
+    ),
     Word("`pbkrtest::KRmodcomp(m, L)`", '`result.test(L, ddf="kenward-roger")`', names=("KRmodcomp", "PBmodcomp")),
     Word(
         "`emmeans::emmeans(m, pairwise ~ a)`",
@@ -146,6 +151,10 @@ WRITING = (
     Word("`MixedLM(y, X, groups, Z)`", "`flc.LinearMixedModel(y, X, Z, groups)`", names=("MixedLM",)),
     Word("`.fit(reml=True)`", "`.fit(reml=True)`"),
     Word('`.fit(method=["bfgs", "lbfgs"])`', '`.fit(method="BFGS")`, not needed'),
+    Word(
+        '`.fit(cov_type="cluster", cov_kwds={"groups": g})` of other models',
+        '`.fit()`, then `result.tidy(vcov="CR2")`, `result.test(L, vcov="CR2", cluster=g)`',
+    ),
 )
 
 READING = (
@@ -261,6 +270,8 @@ ARGUMENTS: dict[str, dict[str, str]] = {
         "control": "it is called options: those of the method, e.g. options={'maxiter': 50}",
         "maxiter": "it is one of the options: options={'maxiter': 50}",
         "start_params": "it is called start",
+        "cov_type": "robust covariances are asked for afterwards: result.tidy(vcov='CR2'), result.test(..., vcov='CR2')",
+        "cov_kwds": "robust covariances are asked for afterwards: result.tidy(vcov='CR2', cluster=...)",
         "free": "independent random effects stand in the formula: (x || g)",
         "disp": "nothing is printed; the result tells whether it is converged",
         "full_output": "the result has all of it: converged, n_evaluations, gradient_norm, message",
