@@ -270,7 +270,7 @@ ARGUMENTS: dict[str, dict[str, str]] = {
         "control": "it is called options: those of the method, e.g. options={'maxiter': 50}",
         "maxiter": "it is one of the options: options={'maxiter': 50}",
         "start_params": "it is called start",
-        "cov_type": "robust covariances are asked for afterwards: result.tidy(vcov='CR2'), result.test(..., vcov='CR2')",
+        "cov_type": "robust covariances are asked for afterwards: result.tidy(vcov='CR2')",
         "cov_kwds": "robust covariances are asked for afterwards: result.tidy(vcov='CR2', cluster=...)",
         "free": "independent random effects stand in the formula: (x || g)",
         "disp": "nothing is printed; the result tells whether it is converged",
