@@ -1,6 +1,7 @@
 # Types shared by the lane kernels and their callers.
 from fastlmm_core.lanes.deletions cimport refit_t
 from fastlmm_core.small.arena cimport Arena, take
+from fastlmm_core.small.chain cimport Chain, Gls
 
 # A block of packed groups, and a vector of any work space, has as many lanes as the variant in use: LANES inside
 # the lane kernels, LaneKernels.lanes outside.
@@ -55,63 +56,56 @@ ctypedef void (*effects_t)(
 
 
 # One evaluation of the profiled criterion, several at a time: everything but the loop over groups.
-# All pointers are to vectors.  Inputs are factor, sum_n, H, logdet and, for derivatives,
+# All pointers are to vectors.  Inputs are factor, sum_n, gls.H, gls.logdet and, for derivatives,
 # gram and tensor; see lanes/profile.pxi.
 cdef struct Profile:
-    Py_ssize_t q, k, n_a, n_c, n_par
-    const Py_ssize_t* row   # positions of the free elements of L
-    const Py_ssize_t* col
-    bint reml
-    double nu               # n or n - p
-    const double* turn      # orthogonal Q (q, q; numbers, not vectors), NULL for the identity
-    double* factor          # F = Q'L (q, q)
-    double* logdet          # sum log|W_i|
+    Py_ssize_t n_a, n_c
+    Gls gls                 # beta, r^2, the criterion
+    Chain chain             # F and its derivatives in theta; all directions of G^ are free
+    double* factor          # F (q, q)
     double* sum_n           # sum N_i (n_a)
-    double* H               # [X y]'V^-1[X y], packed lower triangle by rows
     double* gram            # sum vec(E_i) vec(E_i)', packed
     double* tensor          # sum B_i (x) N_i (n_a, n_a)
-    double* chol            # Cholesky factor of H (k, k)
-    double* inverse         # inverse of that of H_xx (k, k; p x p used)
-    double* b               # (-beta, 1)
-    double* weight          # w (k, k), 2 M = w w'
     double* M               # (k, k)
     double* g               # gradient in G^ (q, q)
     double* curve           # Hessian in vech(G^) (n_a, n_a)
-    double* jac             # d vech(G^) / d theta (n_a, n_par)
+    double* jac             # d vech(G^) / d theta (n_a, n_par), and room for the chain rule
     double* directions      # whitened J_D (n_a, k, k)
-    double* vectors         # (L_xx^-1 u_D, s_D) (n_a, k)
-    double* work            # (max(k k, n_a n_par),)
-    double* r2
-    double* value           # infinite where H is not positive definite
-    double* noise           # rounding error expected in value
+    double* vectors         # (R_xx^-1 u_D, s_D) (n_a, k)
+    double* work            # (n_par,)
     double* grad            # (n_par,)
     double* hess            # (n_par, n_par)
 
 cdef inline void lay_profile(Profile* f, Arena* arena, Py_ssize_t lanes) noexcept nogil:
-    """Take the arrays of a profile of given q, k and n_par."""
-    cdef Py_ssize_t q = f.q, k = f.k, n = f.n_par, n_a = q * (q + 1) // 2, n_c = q * k
+    """Take the arrays of a profile of given chain.q, gls.k and chain.n_par."""
+    cdef Py_ssize_t q = f.chain.q, k = f.gls.k, n = f.chain.n_par, n_a = q * (q + 1) // 2, n_c = q * k
     f.n_a = n_a
     f.n_c = n_c
+    f.chain.n_free = n_a
+    f.chain.free_row = NULL
+    f.chain.free_col = NULL
+    f.chain.basis = NULL
+    f.gls.before = NULL
     f.factor = take(arena, lanes * q * q)
-    f.logdet = take(arena, lanes)
+    f.gls.logdet = take(arena, lanes)
     f.sum_n = take(arena, lanes * n_a)
-    f.H = take(arena, lanes * (k * (k + 1) // 2))
+    f.gls.H = take(arena, lanes * (k * (k + 1) // 2))
     f.gram = take(arena, lanes * (n_c * (n_c + 1) // 2))
     f.tensor = take(arena, lanes * n_a * n_a)
-    f.chol = take(arena, lanes * k * k)
-    f.inverse = take(arena, lanes * k * k)
-    f.b = take(arena, lanes * k)
-    f.weight = take(arena, lanes * k * k)
+    f.gls.chol = take(arena, lanes * k * k)
+    f.gls.inverse = take(arena, lanes * k * k)
+    f.gls.b = take(arena, lanes * k)
+    f.gls.weight = take(arena, lanes * k * k)
     f.M = take(arena, lanes * k * k)
     f.g = take(arena, lanes * q * q)
     f.curve = take(arena, lanes * n_a * n_a)
-    f.jac = take(arena, lanes * n_a * n)
+    f.jac = take(arena, lanes * 2 * max(q * q, n_a * n))
     f.directions = take(arena, lanes * n_a * k * k)
     f.vectors = take(arena, lanes * n_a * k)
-    f.work = take(arena, lanes * max(k * k, n_a * n))
-    f.r2 = take(arena, lanes)
-    f.value = take(arena, lanes)
-    f.noise = take(arena, lanes)
+    f.work = take(arena, lanes * n)
+    f.gls.r2 = take(arena, lanes)
+    f.gls.value = take(arena, lanes)
+    f.gls.noise = take(arena, lanes)
     f.grad = take(arena, lanes * n)
     f.hess = take(arena, lanes * n * n)
 

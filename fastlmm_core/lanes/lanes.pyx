@@ -34,6 +34,7 @@ from fastlmm_core.lanes.kernels cimport (
     Batch, ChainColumns, ChainStage, ChainSums, LaneKernels, Outcome, PackedGroups, Profile, RawGroups, Shape, Sums,
     lane_kernels_name, lay_profile, vec, vecu)
 from fastlmm_core.small.arena cimport Arena, take
+from fastlmm_core.small.chain cimport Chain, Gls
 
 cdef extern from "vector.h":
     enum: LANES

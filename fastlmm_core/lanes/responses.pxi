@@ -23,14 +23,13 @@ cdef void lay_lanes(const Batch* d, Lanes* s, Arena* arena) noexcept nogil:
     """Take the work space of a block of responses."""
     cdef Py_ssize_t q = d.q, p = d.p, k = p + 1, n_a = q * (q + 1) // 2, n_c = q * k, n = d.n_par
     cdef Profile* f = &s.f
-    f.q = q
-    f.k = k
-    f.n_par = n
-    f.row = d.row
-    f.col = d.col
-    f.turn = NULL
-    f.reml = d.reml
-    f.nu = d.nu
+    f.chain.q = q
+    f.chain.n_par = n
+    f.chain.row = d.row
+    f.chain.col = d.col
+    f.gls.k = k
+    f.gls.reml = d.reml
+    f.gls.nu = d.nu
     lay_profile(f, arena, LANES)
     s.cy = take(arena, LANES * d.n_columns * q)
     s.rest = take(arena, LANES * d.n_patterns * n_a)
@@ -321,7 +320,7 @@ cdef inline void sweep_patterns(Py_ssize_t q, Py_ssize_t p, const Batch* d, Lane
     """First sweep: logdet, sum_n, H and gram at f.factor; keeps N, B rest B' and E for the second."""
     cdef Py_ssize_t k = p + 1, n_a = q * (q + 1) // 2, n_c = q * k, n_h = k * (k + 1) // 2, pattern, c, j, pos
     cdef vecu* sum_n = <vecu*> s.f.sum_n
-    cdef vecu* H = <vecu*> s.f.H
+    cdef vecu* H = <vecu*> s.f.gls.H
     cdef vecu* gram = <vecu*> s.f.gram
     cdef vecu* N = <vecu*> s.store
     cdef vecu* E = N + d.n_patterns * 2 * n_a
@@ -364,7 +363,7 @@ cdef inline void sweep_patterns(Py_ssize_t q, Py_ssize_t p, const Batch* d, Lane
             sweep_column(q, p, d.cx + c * q * p, (<vecu*> s.cy) + c * q, &w, H, gram, E)
             E = E + n_c
         N = N + 2 * n_a
-    (<vecu*> s.f.logdet)[0] = logdet + VEC_LOG(product) + exponent * M_LN2
+    (<vecu*> s.f.gls.logdet)[0] = logdet + VEC_LOG(product) + exponent * M_LN2
 
 
 cdef inline void sweep_curvature(Py_ssize_t q, Py_ssize_t p, const Batch* d, Lanes* s) noexcept nogil:
@@ -372,7 +371,7 @@ cdef inline void sweep_curvature(Py_ssize_t q, Py_ssize_t p, const Batch* d, Lan
     cdef Py_ssize_t k = p + 1, n_a = q * (q + 1) // 2, n_c = q * k, first = 0 if d.reml else p
     cdef Py_ssize_t pattern, a, c, j, l, pos
     cdef vecu* tensor = <vecu*> s.f.tensor
-    cdef vecu* weight = <vecu*> s.f.weight
+    cdef vecu* weight = <vecu*> s.f.gls.weight
     cdef vecu* F = <vecu*> s.small
     cdef vecu* B = F + n_c
     cdef vecu* N = <vecu*> s.store
@@ -546,10 +545,10 @@ cdef Py_ssize_t minimize_lanes(const Batch* d, Lanes* s, vec* finished, vec* dec
     for iteration in range(d.max_iterations):
         set_factor(d, s, trial)
         evaluate_responses(d, s, 2)
-        f_value = (<vecu*> s.f.value)[0]
+        f_value = (<vecu*> s.f.gls.value)[0]
         newton_step(n, <vecu*> s.f.hess, <vecu*> s.f.grad, L, L + n * n, fresh, &decrement, &definite)
         # accept what does not raise the criterion beyond rounding; the first point if it is finite
-        t = value + 10.0 * (<vecu*> s.f.noise)[0] - f_value
+        t = value + 10.0 * (<vecu*> s.f.gls.noise)[0] - f_value
         accept = VEC_WHERE_POSITIVE(t, one, VEC_SET(-1.0))
         accept = VEC_WHERE_POSITIVE(done, VEC_SET(-1.0), accept)
         near = VEC_WHERE_POSITIVE(VEC_SET(d.tolerance) - decrement, one, VEC_SET(-1.0))
@@ -623,7 +622,7 @@ cdef void along_theta(const Batch* d, Lanes* s, const vecu* c, const vecu* other
 cdef void contrast_of(const Batch* d, Lanes* s, const double* row, vecu* c, vec* variance) noexcept nogil:
     """c = H_xx^-1 row' by way of a = L_xx^-1 row', and variance = a'a; c has room for 2 p vectors."""
     cdef Py_ssize_t p = d.p, k = p + 1, i, j
-    cdef vecu* inverse = <vecu*> s.f.inverse
+    cdef vecu* inverse = <vecu*> s.f.gls.inverse
     cdef vecu* a = c + p
     cdef vec t, total
     total = VEC_SET(0.0)
@@ -647,7 +646,7 @@ cdef void shift_of(const Batch* d, Lanes* s, vecu* out) noexcept nogil:
     cdef vecu* jac = <vecu*> s.f.jac
     cdef vecu* vectors = <vecu*> s.f.vectors
     cdef vec t, inverse
-    inverse = VEC_SET(1.0) / (<vecu*> s.f.r2)[0]
+    inverse = VEC_SET(1.0) / (<vecu*> s.f.gls.r2)[0]
     for l in range(n):
         t = VEC_SET(0.0)
         for alpha in range(n_a):
@@ -680,7 +679,7 @@ cdef void write_contrasts(const Batch* d, Lanes* s, const Outcome* out, Py_ssize
     """K, its slope, the shift and the Hessian at theta, for the lanes of one block."""
     cdef Py_ssize_t n = d.n_par, p = d.p, k = p + 1, m = out.m, i, j, l, lane
     cdef vecu* c = <vecu*> s.f.M
-    cdef vecu* other = <vecu*> s.f.chol
+    cdef vecu* other = <vecu*> s.f.gls.chol
     cdef vecu* slope = <vecu*> s.step
     cdef vec variance, t
     for i in range(m):
@@ -777,7 +776,7 @@ cdef void judge_snapped(const Batch* d, Lanes* s, Fates* f, vec changed) noexcep
     cdef vecu* small = <vecu*> s.small
     cdef vec value, decrement, definite
     cdef double before
-    value = (<vecu*> s.f.value)[0]
+    value = (<vecu*> s.f.gls.value)[0]
     set_factor(d, s, <vecu*> s.trial)
     evaluate_responses(d, s, 2)
     newton_step(n, <vecu*> s.f.hess, <vecu*> s.f.grad, small, small + n * n, <vecu*> s.f.work, &decrement, &definite)
@@ -787,7 +786,7 @@ cdef void judge_snapped(const Batch* d, Lanes* s, Fates* f, vec changed) noexcep
             before = (<double*> &value)[lane]
             (<double*> &f.decrement)[lane] = (<double*> &decrement)[lane]
             f.evaluations[lane] += 1
-            if not (s.f.value[lane] <= before + 1e-11 * (before if before > 0.0 else -before) + 1e-11 * d.n
+            if not (s.f.gls.value[lane] <= before + 1e-11 * (before if before > 0.0 else -before) + 1e-11 * d.n
                     and (<double*> &definite)[lane] > 0.0):
                 (<double*> &f.finished)[lane] = -1.0
 
@@ -805,7 +804,7 @@ cdef int status_of(const Batch* d, Lanes* s, Py_ssize_t lane) noexcept nogil:
                 if d.col[j] == d.col[i] and s.trial[j * LANES + lane] != 0.0:
                     status = 0
     # nearly all variation between groups: the sums have lost digits
-    if s.f.r2[lane] < 1e-6 * d.n:
+    if s.f.gls.r2[lane] < 1e-6 * d.n:
         status = 0
     return status
 
@@ -823,22 +822,22 @@ cdef void write_searches(const Batch* d, Lanes* s, Fates* f, const Outcome* out,
         out.decrement[where] = (<double*> &f.decrement)[lane]
         for i in range(d.n_par):
             out.theta[where * d.n_par + i] = s.trial[i * LANES + lane]
-        out.value[where] = s.f.value[lane] + d.nu * log((<double*> &f.total)[lane] / d.n) + d.criterion_offset
+        out.value[where] = s.f.gls.value[lane] + d.nu * log((<double*> &f.total)[lane] / d.n) + d.criterion_offset
 
 
 cdef void write_coefficients(const Batch* d, Lanes* s, Fates* f, const Outcome* out, const double* shift,
                              Py_ssize_t stride, Py_ssize_t first, Py_ssize_t count) noexcept nogil:
     """Variance, coefficients and standard errors of a block; `shift`: what was taken from each response."""
     cdef Py_ssize_t p = d.p, k = p + 1, i, j, l, lane, at
-    cdef vecu* inverse = <vecu*> s.f.inverse
+    cdef vecu* inverse = <vecu*> s.f.gls.inverse
     cdef vec sigma2, value, error, t
-    sigma2 = (<vecu*> s.f.r2)[0] * f.size * f.size * (1.0 / d.nu)
+    sigma2 = (<vecu*> s.f.gls.r2)[0] * f.size * f.size * (1.0 / d.nu)
     for lane in range(count):
         out.sigma2[first + lane] = (<double*> &sigma2)[lane]
     for i in range(d.p_full):
         value = VEC_SET(0.0)
         for j in range(p):
-            value = value + d.x_map[i * p + j] * ((<vecu*> s.beta)[j] - f.size * (<vecu*> s.f.b)[j])
+            value = value + d.x_map[i * p + j] * ((<vecu*> s.beta)[j] - f.size * (<vecu*> s.f.gls.b)[j])
         error = VEC_SET(0.0)
         for j in range(p):
             t = VEC_SET(0.0)

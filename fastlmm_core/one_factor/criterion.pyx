@@ -19,6 +19,7 @@ from fastlmm_core.kernels._newton cimport Objective, vector
 from fastlmm_core.lanes.kernels cimport (
     LaneKernels, PackedGroups, Profile, RawGroups, Shape, Sums, lane_kernels_name, lay_profile, make_shape)
 from fastlmm_core.small.arena cimport Arena, furnish, take
+from fastlmm_core.small.chain cimport chain_factor
 
 
 def use_kernels(table):
@@ -139,7 +140,7 @@ cdef class ClusterCriterion(Objective):
     cdef Py_ssize_t* col
     cdef double* buffer
     cdef double* within
-    cdef double* turn        # Q (q x q)
+    cdef double* basis       # B = Q' (q x q)
     cdef double* factor      # Q'L (q x q)
     cdef double* sum_n
     cdef double* H           # packed
@@ -178,9 +179,8 @@ cdef class ClusterCriterion(Objective):
         for i in range(n_par):
             self.row[i] = rows[i]
             self.col[i] = columns[i]
-        self.f.turn = NULL
-        self.f.row = self.row
-        self.f.col = self.col
+        self.f.chain.row = self.row
+        self.f.chain.col = self.col
         for i in range(k * (k + 1) // 2):
             self.within[i] = within[i]
 
@@ -189,7 +189,7 @@ cdef class ClusterCriterion(Objective):
         cdef Py_ssize_t q = self.q, k = self.k, n_a = self.shape.n_a, n_c = self.shape.n_c, n_h = k * (k + 1) // 2
         cdef Py_ssize_t n_g = n_c * (n_c + 1) // 2
         self.within = take(arena, n_h)
-        self.turn = take(arena, q * q)
+        self.basis = take(arena, q * q)
         self.factor = take(arena, q * q)
         self.sum_n = take(arena, n_a)
         self.H = take(arena, n_h)
@@ -200,9 +200,9 @@ cdef class ClusterCriterion(Objective):
         self.grad_ = take(arena, self.n_par)
         self.hess_ = take(arena, self.n_par * self.n_par)
         self.scratch = take(arena, kernels.lanes * (3 * q * q + 2 * n_c + 2 * n_a + n_a * n_a + n_h + n_g))
-        self.f.q = q
-        self.f.k = k
-        self.f.n_par = self.n_par
+        self.f.chain.q = q
+        self.f.chain.n_par = self.n_par
+        self.f.gls.k = k
         lay_profile(&self.f, arena, kernels.lanes)
 
     def __dealloc__(self):
@@ -211,7 +211,7 @@ cdef class ClusterCriterion(Objective):
         free(self.store_buffer)
 
     cdef int evaluate_(self, const double* x, int order) noexcept nogil:
-        cdef Py_ssize_t q = self.q, k = self.k, p = k - 1, n_h = k * (k + 1) // 2, n_a = self.shape.n_a, i, j
+        cdef Py_ssize_t q = self.q, k = self.k, p = k - 1, n_h = k * (k + 1) // 2, n_a = self.shape.n_a, i
         cdef Py_ssize_t n_c = self.shape.n_c
         cdef double logdet
         cdef Sums sums
@@ -230,34 +230,28 @@ cdef class ClusterCriterion(Objective):
             if self.store_buffer == NULL:
                 return -1
             self.store = arena.base
-        memset(self.factor, 0, q * q * sizeof(double))
-        for i in range(self.n_par):
-            if f.turn == NULL:
-                self.factor[self.row[i] * q + self.col[i]] = x[i]
-            else:
-                for j in range(q):
-                    self.factor[j * q + self.col[i]] += self.turn[self.row[i] * q + j] * x[i]
+        chain_factor(&f.chain, x, self.factor)
         memcpy(self.H, self.within, n_h * sizeof(double))
         sums.sum_n = self.sum_n
         sums.sum_h = self.H
         sums.gram = self.gram if order >= 1 else NULL
         sums.store = self.store if order >= 2 else NULL
         logdet = kernels.moments(&self.groups, self.factor, &sums, self.scratch)
-        f.reml = self.reml
-        f.nu = <double> (self.n_rows - p if self.reml else self.n_rows)
-        spread(&logdet, 1, f.logdet)
-        spread(self.H, n_h, f.H)
+        f.gls.reml = self.reml
+        f.gls.nu = <double> (self.n_rows - p if self.reml else self.n_rows)
+        spread(&logdet, 1, f.gls.logdet)
+        spread(self.H, n_h, f.gls.H)
         spread(self.factor, q * q, f.factor)
         if order >= 1:
             spread(self.sum_n, n_a, f.sum_n)
             spread(self.gram, n_c * (n_c + 1) // 2, f.gram)
         kernels.profile_value(f, order)
-        self.value_ = f.value[0]
-        self.noise_ = f.noise[0]
+        self.value_ = f.gls.value[0]
+        self.noise_ = f.gls.noise[0]
         if not isfinite(self.value_):
             return -1
         if order >= 2:
-            gather(f.weight, k * k, self.weight)
+            gather(f.gls.weight, k * k, self.weight)
             kernels.curvature(&self.groups, 0 if self.reml else p, self.weight, self.store, self.tensor, self.scratch)
             spread(self.tensor, n_a * n_a, f.tensor)
             kernels.profile_second(f, order)
@@ -280,13 +274,13 @@ cdef class ClusterCriterion(Objective):
         cdef double[:, ::1] q_view
         cdef Py_ssize_t i, q = self.q
         self.last_order = -1
-        self.f.turn = NULL
+        self.f.chain.basis = NULL
         if turn is None:
             return
-        q_view = np.array(turn, dtype=float, order="C").reshape(q, q)
+        q_view = np.array(np.transpose(turn), dtype=float, order="C").reshape(q, q)
         for i in range(q * q):
-            self.turn[i] = q_view[i // q, i % q]
-        self.f.turn = self.turn
+            self.basis[i] = q_view[i // q, i % q]
+        self.f.chain.basis = self.basis
 
     def solution(self):
         """Coefficients, r^2, Cholesky factor of H_xx, and the derivatives in vech(G^) at the last point of order 2.
@@ -306,10 +300,10 @@ cdef class ClusterCriterion(Objective):
         cdef double[:, ::1] chol = chol_array
         cdef double[::1] beta = beta_array
         for i in range(p):
-            beta[i] = -self.f.b[i * kernels.lanes]
+            beta[i] = -self.f.gls.b[i * kernels.lanes]
             for j in range(i + 1):
-                chol[i, j] = self.f.chol[(i * k + j) * kernels.lanes]
-        return beta_array, self.f.r2[0], chol_array, vector(self.f.g, q * q, kernels.lanes).reshape(q, q)
+                chol[i, j] = self.f.gls.chol[(i * k + j) * kernels.lanes]
+        return beta_array, self.f.gls.r2[0], chol_array, vector(self.f.g, q * q, kernels.lanes).reshape(q, q)
 
     def curvature(self):
         """Second derivatives of the criterion in vech(G^) (lower triangle by rows) at the last point of order 2."""

@@ -28,11 +28,12 @@ cdef inline void chain_gradient(Py_ssize_t q, const Chain* c, const vecu* F, con
 
 cdef inline void chain_jacobian(Py_ssize_t q, const Chain* c, const vecu* F, vecu* J) noexcept nogil:
     """J (n_free, n_par): coefficients of dG^_o."""
-    cdef Py_ssize_t f, l, a, b
+    cdef Py_ssize_t f, l, a = 0, b = 0
     cdef vec t
     for f in range(c.n_free):
-        a = c.free_row[f]
-        b = c.free_col[f]
+        if c.free_row != NULL:
+            a = c.free_row[f]
+            b = c.free_col[f]
         for l in range(c.n_par):
             # the direction of an element of the diagonal has one 1 only, and so half of both terms, which are equal
             if c.basis != NULL:
@@ -44,6 +45,10 @@ cdef inline void chain_jacobian(Py_ssize_t q, const Chain* c, const vecu* F, vec
                 if b == c.row[l]:
                     t = t + F[a * q + c.col[l]]
             J[f * c.n_par + l] = t
+        b += 1
+        if b > a:
+            a += 1
+            b = 0
 
 
 cdef inline void chain_bend(Py_ssize_t q, const Chain* c, const vecu* S, vecu* work, vecu* hess) noexcept nogil:

@@ -39,7 +39,7 @@ cdef inline void gls_value(Py_ssize_t k, const Gls* f) noexcept nogil:
                     log_h = log_h + VEC_LOG(t)
                     # H is what remains of [X y]'[X y]: its relative error grows by as much as it has shrunk
                     if f.reml and f.before != NULL:
-                        noise = noise + f.before[i] / t
+                        noise = noise + VEC_SET(f.before[i]) / t
     (<vecu*> f.r2)[0] = t
     for i in range(p - 1, -1, -1):
         u = chol[p * k + i]
@@ -47,7 +47,7 @@ cdef inline void gls_value(Py_ssize_t k, const Gls* f) noexcept nogil:
             u = u + chol[l * k + i] * b[l]
         b[i] = VEC_SET(0.0) - u / chol[i * k + i]
     b[p] = one
-    noise = noise + f.nu * (f.before[p] / t if f.before != NULL else one)
+    noise = noise + f.nu * (VEC_SET(f.before[p]) / t if f.before != NULL else one)
     u = f.nu * (VEC_LOG(t * (2.0 * M_PI / f.nu)) + 1.0)
     t = (<vecu*> f.logdet)[0]
     (<vecu*> f.noise)[0] = 2.3e-16 * (VEC_ABS(t) + VEC_ABS(u) + VEC_ABS(log_h) + noise)
