@@ -781,6 +781,7 @@ class LMMResult(Fit):
         *,
         n_jobs: int | None = None,
         progress: bool | None = None,
+        first: int = 0,
     ) -> BootstrapResult:
         """Bootstrap the fit.
 
@@ -799,6 +800,9 @@ class LMMResult(Fit):
         seed : int, sequence of int, SeedSequence or Generator, optional
         n_jobs : int, optional
         progress : bool, optional
+        first : int
+            Place in the stream of the seed of the first replicate: a run can be split over processes, of which each
+            makes a part of it with the same seed, and joined again by `BootstrapResult.join`.
 
         Returns
         -------
@@ -806,9 +810,9 @@ class LMMResult(Fit):
         """
         from .simulation.bootstrap import bootstrap
 
-        return bootstrap(self, n, kind, statistic, seed, n_jobs, progress)
+        return bootstrap(self, n, kind, statistic, seed, n_jobs, progress, first)
 
-    def simulate(self, n: int = 1, seed: Seed = None) -> Array:
+    def simulate(self, n: int = 1, seed: Seed = None, first: int = 0) -> Array:
         """Responses with new random effects and errors: those of `simulate_fit` for the same seed.
 
         Parameters
@@ -816,6 +820,8 @@ class LMMResult(Fit):
         n : int
             Number of responses.
         seed : int, sequence of int, SeedSequence or Generator, optional
+        first : int
+            Place of the first of them in the stream of the seed.
 
         Returns
         -------
@@ -823,7 +829,7 @@ class LMMResult(Fit):
         """
         from .simulation.draws import simulate
 
-        return simulate(self, n, seed)
+        return simulate(self, n, seed, first)
 
     def simulate_fit(
         self,
@@ -834,6 +840,7 @@ class LMMResult(Fit):
         n_jobs: int | None = None,
         progress: bool | None = None,
         fit: Model | None = None,
+        first: int = 0,
     ) -> BatchResult:
         """Draw n responses and fit each, without storing the responses.
 
@@ -850,6 +857,10 @@ class LMMResult(Fit):
             Show a progress bar (needs tqdm); by default in interactive sessions.
         fit : LinearMixedModel, optional
             A model of the same observations to fit instead of this one, e.g. a reduced one.
+        first : int
+            Place in the stream of the seed of the first response drawn: parts of a run made with the same seed, in one
+            process or in several, are those of the whole.  A part that begins with a block (of 512 responses, fewer
+            where they are long) draws nothing in vain.
 
         Returns
         -------
@@ -860,8 +871,9 @@ class LMMResult(Fit):
 
         by_reml = self.reml if reml is None else reml
         return simulate_into(
-            BatchResult, self, n, seed, reml=by_reml, n_jobs=n_jobs, progress=progress, fit=fit, kind=type(self)
-        )
+            BatchResult, self, n, seed, reml=by_reml, n_jobs=n_jobs, progress=progress, fit=fit, kind=type(self),
+            first=first,
+        )  # fmt: skip
 
     # ---- presentation --------------------------------------------------------------------------
 

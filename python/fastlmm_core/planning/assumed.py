@@ -68,9 +68,9 @@ class AssumedModel:
         blocks = zip(self.model.term_names, self.model.structure.blocks, strict=True)
         return {name: whole[block.start : block.stop, block.start : block.stop] for name, block in blocks}
 
-    def simulate(self, n: int = 1, seed: Seed = None) -> Array:
+    def simulate(self, n: int = 1, seed: Seed = None, first: int = 0) -> Array:
         """Responses with new random effects and errors (n, nobs); see `LMMResult.simulate`."""
-        return simulate(self, n, seed)
+        return simulate(self, n, seed, first)
 
     def simulate_fit(
         self,
@@ -81,11 +81,13 @@ class AssumedModel:
         n_jobs: int | None = None,
         progress: bool | None = None,
         fit: Model | None = None,
+        first: int = 0,
     ) -> BatchResult:
         """Draw n responses and fit each, without storing the responses; see `LMMResult.simulate_fit`."""
         return simulate_into(
-            BatchResult, self, n, seed, reml=reml, n_jobs=n_jobs, progress=progress, fit=fit, kind=LMMResult
-        )
+            BatchResult, self, n, seed, reml=reml, n_jobs=n_jobs, progress=progress, fit=fit, kind=LMMResult,
+            first=first,
+        )  # fmt: skip
 
     def __repr__(self) -> str:
         stated = ", ".join(f"{name}={value:g}" for name, value in self.params.items())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
@@ -20,7 +20,7 @@ from ..support.arguments import checked
 from ..support.checks import check_count, check_level
 from ..support.distributions import quantile
 from ..support.progress import progress_bar
-from ..support.seeds import Seed, key_of, stream
+from ..support.seeds import Seed, beside, check_first, key_of
 from ..support.threads import thread_count
 from ..tables.columns import native_frame
 from ..tables.rows import limits_table
@@ -160,6 +160,48 @@ class BootstrapResult:
             z = z0 + ndtri(tails)
             out[j] = np.quantile(values, ndtr(z0 + z / (1.0 - acceleration[j] * z)))
         return out
+
+    def join(self, *others: BootstrapResult) -> BootstrapResult:
+        """These replicates and those of other parts of the run, made with other values of ``first=``.
+
+        Parameters
+        ----------
+        *others : BootstrapResult
+            Of the same fit, by the same kind of bootstrap.
+
+        Returns
+        -------
+        BootstrapResult
+            In the order given.
+
+        Raises
+        ------
+        LMMError
+            For parts of another fit, kind or statistic.
+
+        Examples
+        --------
+        >>> import fastlmm_core as flc
+        >>> fit = flc.lmm("Reaction ~ Days + (Days | Subject)", flc.datasets.load("sleepstudy")).fit()
+        >>> parts = [fit.bootstrap(50, seed=1, first=first) for first in (0, 50)]
+        >>> len(parts[0].join(parts[1]))
+        100
+        """
+        parts = (self, *others)
+        for place, part in enumerate(others, start=1):
+            if not isinstance(part, BootstrapResult):
+                raise LMMError(f"join(): argument {place} is a {type(part).__name__}, not a BootstrapResult")
+            same = part.kind == self.kind and part.names == self.names
+            if not (same and np.array_equal(part.estimate, self.estimate, equal_nan=True)):
+                raise LMMError(f"join(): argument {place} belongs to another fit, kind of bootstrap or statistic")
+        errors = [part.replicate_std_error for part in parts]
+        return replace(
+            self,
+            replicates=np.concatenate([part.replicates for part in parts]),
+            replicate_std_error=None if self.replicate_std_error is None else np.concatenate(cast("Any", errors)),
+            singular=np.concatenate([part.singular for part in parts]),
+            converged=np.concatenate([part.converged for part in parts]),
+        )
 
     def to_frame(self) -> Any:
         """The replicates, one column per statistic, in the library of the model's data (or a dict of arrays)."""
@@ -325,9 +367,10 @@ def _residual(result: Fit) -> Draw:
     mean = result.marginal_mean
 
     def draw(rng: np.random.Generator, count: int) -> Array:
+        streams = [beside(rng, place + 1) for place in range(len(pools))]
         y = e[rng.integers(0, model.nobs, (count, model.nobs))] / w
-        for b, index, z in pools:
-            u = b[rng.integers(0, len(b), (count, len(b)))]
+        for own, (b, index, z) in zip(streams, pools, strict=True):
+            u = b[own.integers(0, len(b), (count, len(b)))]
             for j in range(z.shape[1]):
                 y += u[:, :, j].take(index, axis=1) * z[:, j]
         return np.asarray(y + mean)
@@ -371,10 +414,11 @@ def _cases(result: Fit, why: str) -> tuple[_Cases | _Clusters, int]:
 
 def bootstrap(
     result: Fit, n: int, kind: str, statistic: Callable[[Fit], Any] | None,
-    seed: Seed, n_jobs: int | None, progress: bool | None,
+    seed: Seed, n_jobs: int | None, progress: bool | None, first: int = 0,
 ) -> BootstrapResult:  # fmt: skip
     """See `LMMResult.bootstrap`."""
     check_count(n, "n", 2)
+    check_first(first, seed)
     model = result.model
     thread_count(n_jobs)
 
@@ -390,8 +434,11 @@ def bootstrap(
         if statistic is not None:
             raise LMMError("statistic= needs responses, which kind='cases' does not have; use another kind")
         cases, m = _cases(result, "kind='cases' needs independent groups to resample")
-        rng = stream(key_of(seed), 0)
-        counts = rng.multinomial(m, np.full(m, 1.0 / m), size=n)
+
+        def resample(rng: np.random.Generator, count: int) -> NDArray[np.int64]:
+            return rng.multinomial(m, np.full(m, 1.0 / m), size=count)
+
+        counts = np.concatenate([block() for block in draws(resample, n, key_of(seed), first=first)])
         bar = progress_bar(progress, n)
         params, errors, covariance, sigma2, flags = _refits(cases, counts, bar)
         converged, singular = flags.T
@@ -403,8 +450,10 @@ def bootstrap(
             raise LMMError(f"kind={kind!r} is unknown: use 'parametric', 'conditional', 'residual' or 'cases'")
         draw = makers[kind](result)
         if statistic is not None:
-            return _user_statistic(result, n, kind, statistic, draw, seed)
-        batch = simulate_fit(result, n, seed, reml=result.reml, n_jobs=n_jobs, progress=progress, draw=draw)
+            return _user_statistic(result, n, kind, statistic, draw, seed, first)
+        batch = simulate_fit(
+            result, n, seed, reml=result.reml, n_jobs=n_jobs, progress=progress, draw=draw, first=first
+        )
         params, errors, sigma2 = batch.params, batch.bse, batch.sigma2
         covariance = batch.covariance
         converged, singular = batch.converged, batch.singular
@@ -426,13 +475,13 @@ def bootstrap(
 
 
 def _user_statistic(
-    result: Fit, n: int, kind: str, statistic: Callable[[Fit], Any], draw: Draw, seed: Seed
+    result: Fit, n: int, kind: str, statistic: Callable[[Fit], Any], draw: Draw, seed: Seed, first: int
 ) -> BootstrapResult:  # fmt: skip
     own = np.atleast_1d(np.asarray(statistic(result), dtype=float))
     values = np.full((n, len(own)), np.nan)
     converged, singular = np.zeros(n, dtype=bool), np.zeros(n, dtype=bool)
     at = 0
-    for block in draws(draw, n, key_of(seed), stream_size(result.nobs)):
+    for block in draws(draw, n, key_of(seed), stream_size(result.nobs), first):
         for y in block():
             fit = result.again(result.model.with_response(y))
             values[at] = statistic(fit)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import partial
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,9 +16,10 @@ from ..estimation.many.batch_fit import BatchFit
 from ..estimation.many.policy import fit_drawn
 from ..estimation.model import Model
 from ..support.checks import check_count
-from ..support.seeds import Seed, key_of, stream
+from ..support.seeds import Seed, beside, check_first, key_of, stream
 
 __all__ = [
+    "Drawing",
     "Generating",
     "Redrawn",
     "draws",
@@ -29,11 +31,11 @@ __all__ = [
 ]
 
 Array = NDArray[np.float64]
-Draw = Callable[[np.random.Generator, int], Array]
+Draw = Callable[[np.random.Generator, int], NDArray[Any]]
 B = TypeVar("B", bound=BatchFit)
 
 STREAM = 512
-"""Responses that share a stream, fewer where they are long: draws depend on the seed, the design and the position."""
+"""Responses that share a block of a stream, fewer where they are long: draws depend on seed, design and place."""
 
 MOST_BYTES = 2**37
 """Responses that take more than this together (137 GB) are not drawn at once."""
@@ -72,8 +74,12 @@ def parametric(source: Generating) -> Draw:
     scale = sigma if model.weights is None else sigma / np.sqrt(model.weights)
 
     def draw(rng: np.random.Generator, count: int) -> Array:
+        streams = [beside(rng, place + 1) for place in range(len(factors))]
         y = rng.standard_normal((count, model.nobs))
-        effects = [rng.standard_normal((count, stop - start, m)) for _, m, start, stop in factors]
+        effects = [
+            own.standard_normal((count, stop - start, m))
+            for own, (_, m, start, stop) in zip(streams, factors, strict=True)
+        ]
         # a few rows at a time: what is added to them stays in the cache
         work = np.empty((_ROWS, model.nobs))
         for begin in range(0, count, _ROWS):
@@ -96,15 +102,42 @@ def stream_size(nobs: int) -> int:
     return max(1, min(STREAM, 2**21 // nobs))
 
 
-def draws(draw: Draw, n: int, key: NDArray[np.uint64], size: int = STREAM) -> Iterator[Callable[[], Array]]:
-    """The blocks of n responses, each as a function that draws it: threads draw as well as fit."""
-    for block, begin in enumerate(range(0, n, size)):
-        count = min(size, n - begin)
+@dataclass(frozen=True)
+class Drawing:
+    """Consecutive responses of one block of a stream, drawn when they are called for.
 
-        def make(block: int = block, count: int = count) -> Array:
-            return draw(stream(key, block), count)
+    Attributes
+    ----------
+    draw : callable
+    key : (2,) array
+    block : int
+        Of the stream.
+    skip, count : int
+        Responses of the block that come before these, which are drawn and let go, and how many these are.
+    """
 
-        yield make
+    draw: Draw
+    key: NDArray[np.uint64]
+    block: int
+    skip: int
+    count: int
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __call__(self) -> NDArray[Any]:
+        """The responses (count, nobs)."""
+        return self.draw(stream(self.key, self.block), self.skip + self.count)[self.skip :]
+
+
+def draws(draw: Draw, n: int, key: NDArray[np.uint64], size: int = STREAM, first: int = 0) -> Iterator[Drawing]:
+    """Responses `first` to `first + n - 1` of a stream in blocks, each a function: threads draw as well as fit."""
+    at, end = first, first + n
+    while at < end:
+        block, skip = divmod(at, size)
+        count = min(size - skip, end - at)
+        yield Drawing(draw, key, block, skip, count)
+        at += count
 
 
 class Redrawn:
@@ -115,42 +148,41 @@ class Redrawn:
     source : LMMResult or AssumedModel
     n : int
     key : (2,) array
+    first : int
+        Place of the first of them in the stream.
     """
 
-    def __init__(self, source: Generating, n: int, key: NDArray[np.uint64]) -> None:
+    def __init__(self, source: Generating, n: int, key: NDArray[np.uint64], first: int = 0) -> None:
         self.shape = (n, source.model.nobs)
         self._source = source
         self._key = key
+        self._first = first
         self._size = stream_size(source.model.nobs)
-
-    def _block(self, block: int) -> Array:
-        count = min(self._size, self.shape[0] - block * self._size)
-        return parametric(self._source)(stream(self._key, block), count)
 
     def __getitem__(self, at: int | slice | NDArray[np.intp]) -> Array:
         if isinstance(at, int | np.integer):
-            block, row = divmod(int(at) % self.shape[0], self._size)
-            return np.asarray(self._block(block)[row])
-        wanted = np.arange(self.shape[0])[at]
-        blocks = wanted // self._size
-        out = np.empty((len(wanted), self.shape[1]))
-        for block in np.unique(blocks):
+            return np.asarray(self[np.array([int(at) % self.shape[0]])][0])
+        blocks, places = np.divmod(np.arange(self.shape[0])[at] + self._first, self._size)
+        out = np.empty((len(places), self.shape[1]))
+        draw = parametric(self._source)
+        for block in np.unique(blocks).tolist():
             mine = blocks == block
-            out[mine] = self._block(int(block))[wanted[mine] - block * self._size]
+            out[mine] = draw(stream(self._key, block), int(places[mine].max()) + 1)[places[mine]]
         return out
 
 
-def simulate(source: Generating, n: int, seed: Seed = None) -> Array:
+def simulate(source: Generating, n: int, seed: Seed = None, first: int = 0) -> Array:
     """The n responses (n, nobs) that `simulate_fit` fits for the same seed."""
     nobs = source.model.nobs
     check_count(n, "n")
+    check_first(first, seed)
     if n * nobs * 8 > MOST_BYTES:
         raise LMMError(
             f"n={n} responses of {nobs} observations would take {n * nobs * 8 / 1e9:,.0f} GB; draw fewer, or fit them "
             "without storing them by simulate_fit"
         )
     size = stream_size(nobs)
-    return np.concatenate([block() for block in draws(parametric(source), n, key_of(seed), size)])
+    return np.concatenate([block() for block in draws(parametric(source), n, key_of(seed), size, first)])
 
 
 def simulate_fit(
@@ -164,11 +196,13 @@ def simulate_fit(
     fit: Model | None = None,
     draw: Draw | None = None,
     kind: type[Fit] = Fit,
+    first: int = 0,
 ) -> BatchFit:
     """Draw n responses and fit each, without storing the responses; see `simulate_into`."""
     return simulate_into(
-        BatchFit, source, n, seed, reml=reml, n_jobs=n_jobs, progress=progress, fit=fit, draw=draw, kind=kind
-    )
+        BatchFit, source, n, seed, reml=reml, n_jobs=n_jobs, progress=progress, fit=fit, draw=draw, kind=kind,
+        first=first,
+    )  # fmt: skip
 
 
 def simulate_into(
@@ -183,6 +217,7 @@ def simulate_into(
     fit: Model | None,
     draw: Draw | None = None,
     kind: type[Fit],
+    first: int = 0,
 ) -> B:
     """Draw n responses and fit each, without storing the responses.
 
@@ -202,12 +237,15 @@ def simulate_into(
         The model to fit, by default the one that generates.
     draw : callable, optional
         Draws (generator, count) -> (count, nobs) in place of the parametric ones.
+    first : int
+        Place in the stream of the first response drawn.
     """
     if fit is not None and fit.nobs != source.model.nobs:
         raise LMMError(f"fit has {fit.nobs} observations but the responses drawn have {source.model.nobs}")
     check_count(n, "n")
+    check_first(first, seed)
     size, key = stream_size(source.model.nobs), key_of(seed)
-    blocks = draws(parametric(source) if draw is None else draw, n, key, size)
+    blocks = draws(parametric(source) if draw is None else draw, n, key, size, first)
     model = source.model if fit is None else fit
-    whole = Redrawn(source, n, key) if draw is None else None
+    whole = Redrawn(source, n, key, first) if draw is None else None
     return fit_drawn(partial(batch, model, kind, reml), blocks, n, whole, size, n_jobs, progress)

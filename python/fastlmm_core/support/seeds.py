@@ -9,8 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import LMMError
+from .checks import check_count
 
-__all__ = ["Seed", "check_seed", "generator_of", "key_of", "stream"]
+__all__ = ["Seed", "beside", "check_first", "check_seed", "generator_of", "key_of", "stream"]
 
 Seed = int | Sequence[int] | np.random.SeedSequence | np.random.Generator | None
 """An integer or several, a SeedSequence, a Generator (which moves on), or None for numbers that nobody has seen."""
@@ -37,6 +38,30 @@ def generator_of(seed: Seed) -> np.random.Generator:
 def stream(key: NDArray[np.uint64], block: int) -> np.random.Generator:
     """The generator of one block of a stream (Philox: any block can be drawn without those before it)."""
     return np.random.Generator(np.random.Philox(key=key, counter=[0, 0, 0, block]))
+
+
+def beside(rng: np.random.Generator, place: int) -> np.random.Generator:
+    """A stream beside that of a block, from which nothing was drawn yet: each has room for 2^128 numbers.
+
+    What is drawn of several kinds for each of some responses comes from a stream for each kind, so that the first
+    responses do not depend on how many follow.
+    """
+    return np.random.Generator(rng.bit_generator.jumped(place))  # type: ignore[attr-defined]
+
+
+def check_first(first: int, seed: Seed) -> None:
+    """Refuse a place in a stream that cannot be meant.
+
+    Raises
+    ------
+    LMMError
+        For negative numbers, and for any place but 0 in a stream that has no seed or that moves on.
+    """
+    check_count(first, "first", 0)
+    if first and (seed is None or isinstance(seed, np.random.Generator)):
+        raise LMMError(
+            f"first={first} needs a seed that stands for one stream: an integer, a sequence of them or a SeedSequence"
+        )
 
 
 def _sequence(seed: Any) -> np.random.SeedSequence:

@@ -159,16 +159,30 @@ def fit_many(
 
 def fit_drawn(
     empty: Callable[[int, Any], B],
-    blocks: Iterator[Callable[[], Array]],
+    blocks: Iterator[Any],
     count: int,
     whole: Any,
     size: int,
     n_jobs: int | None,
     progress: bool | None,
 ) -> B:
-    """Fit responses that are drawn, in blocks of `size`, on the thread that fits them; `whole` draws them again."""
+    """Fit responses that are drawn, in blocks of up to `size`, on the thread that fits them.
+
+    Parameters
+    ----------
+    empty : callable
+        Makes an empty batch for so many responses, which are kept if they are given.
+    blocks : iterator
+        Functions that return responses, of the length of these.
+    count, size : int
+        Responses in all and in a block.
+    whole : array-like or None
+        Draws them again.
+    n_jobs, progress
+        As for `fit_many`.
+    """
     jobs = min(thread_count(n_jobs), max(1, -(-count // size)))
-    return _fit(empty, blocks, count, whole, jobs, progress, size)
+    return _fit(empty, blocks, count, whole, jobs, progress)
 
 
 def _rounds(tasks: Iterator[Any], size: int) -> Iterator[Iterator[Any]]:
@@ -184,9 +198,8 @@ def _fit(
     whole: Any,
     jobs: int,
     progress: bool | None,
-    size: int = 0,
 ) -> B:
-    """Fit blocks (arrays, or functions that return `size` responses) of in all `count` responses (None: unknown)."""
+    """Fit blocks (arrays, or functions with a length that return them) of in all `count` responses (None: unknown)."""
     pieces: list[B] = [] if count is None else [empty(count, whole)]
     none = empty(0, None)
     model = none.model
@@ -212,7 +225,7 @@ def _fit(
                 yield block, pieces[-1], 0
             else:
                 yield block, pieces[0], at
-                at += size if callable(block) else len(block)
+                at += len(block)
 
     bar = progress_bar(progress, count)
     try:
