@@ -12,9 +12,11 @@ import numpy as np
 
 from fastlmm_core.covariance.residual.catalogue import (
     coordinate_names,
+    factor_analytic,
     of_coordinates,
     of_covariate,
     of_positions,
+    of_responses,
     position_names,
 )
 from fastlmm_core.covariance.residual.deviations import Common
@@ -78,7 +80,16 @@ def varied_cases() -> list[Case]:
     return [Case(name, Varied(f, inner), where, labels(5)) for name, (f, inner, where) in parts.items()]
 
 
-CASES = position_cases() + coordinate_cases() + varied_cases()
+def product_cases() -> list[Case]:
+    where = np.array([3, 0, 4, 1])
+    out = [Case(f"fa-{q}", factor_analytic(5, q), where, labels(5)) for q in (1, 2)]
+    for name in ("cs", "ar1", "toep"):
+        structure = of_responses(name, ("r", "s"), 3)
+        out.append(Case(f"us@{name}", structure, np.array([0, 4, 2, 3]), labels(6)))
+    return out
+
+
+CASES = position_cases() + coordinate_cases() + varied_cases() + product_cases()
 
 
 def difference(function, x: Array, step: float = 1e-3) -> Array:

@@ -9,7 +9,13 @@ import numpy as np
 import pytest
 
 from fastlmm_core import LMMError
-from fastlmm_core.covariance.residual.catalogue import of_coordinates, of_positions, position_names
+from fastlmm_core.covariance.residual.catalogue import (
+    factor_analytic,
+    of_coordinates,
+    of_positions,
+    of_responses,
+    position_names,
+)
 from fastlmm_core.covariance.residual.natural import natural_jacobian, natural_second_sum
 from fastlmm_core.covariance.residual.structure import Rows
 from structures_cases import CASES, difference, labels, symmetric
@@ -335,6 +341,49 @@ def test_boundaries_of_nuggets():
     assert structure.boundary(np.array([0.0, 0.0]), (), "id") is None
 
 
+def test_factors():
+    loadings = np.array([[0.6, 0.0], [0.3, -0.5], [0.7, 0.2], [-0.2, 0.4], [0.1, 0.6]])
+    variances = np.array([2.0, 1.0, 0.5, 3.0, 1.5])
+    structure = factor_analytic(5, 2)
+    psi = np.concatenate((variances, loadings[:, 0], loadings[1:, 1]))
+    phi, sigma2 = structure.from_natural(psi)
+    C = loadings @ loadings.T
+    np.fill_diagonal(C, 1.0)
+    s = np.sqrt(variances)
+    np.testing.assert_allclose(sigma2 * structure.matrix(phi, np.arange(5)), C * np.outer(s, s), rtol=1e-12)
+    assert structure.names(labels(5), "id")[5:] == (
+        *(f"loading1_v{k}|id" for k in range(5)),
+        *(f"loading2_v{k}|id" for k in range(1, 5)),
+    )
+    assert structure.boundary(np.append(np.zeros(12), 1e4), labels(5), "id") == "specific variance of v4|id = 0"
+
+
+@pytest.mark.parametrize("q", [1, 2])
+def test_factors_start_near(q):
+    structure = factor_analytic(6, q)
+    phi = np.random.default_rng(3).uniform(0.3, 1.0, structure.n_parameters)
+    found = structure.start(drawn_rows(structure, phi, 4_000, 0.1, 2))
+    expected, start = structure.matrix(phi, np.arange(6)), structure.matrix(found, np.arange(6))
+    np.testing.assert_allclose(start / start[0, 0], expected / expected[0, 0], rtol=0.25, atol=0.1)
+
+
+@pytest.mark.parametrize("name", ["cs", "ar1", "ad", "toep"])
+def test_several_responses(name):
+    structure = of_responses(name, ("r", "s"), 3)
+    visits = of_positions(name, 3)
+    rng = np.random.default_rng(0)
+    inner = rng.standard_normal(visits.n_parameters)
+    S = np.array([[2.0, 0.7], [0.7, 1.0]])
+    phi, sigma2 = of_positions("us", 2).nearest(S)
+    found = sigma2 * structure.matrix(np.concatenate((phi, inner)), np.arange(6))
+    np.testing.assert_allclose(found, np.kron(S, visits.matrix(inner, np.arange(3))), rtol=1e-12)
+    assert structure.names(labels(6), "id")[:3] == ("var_r|id", "cov_r.s|id", "var_s|id")
+    start = structure.start(drawn_rows(structure, np.concatenate((phi, inner)), 3_000, 0.1, 1))
+    found = structure.matrix(start, np.arange(6))
+    expected = structure.matrix(np.concatenate((phi, inner)), np.arange(6))
+    np.testing.assert_allclose(found, expected, rtol=0.15, atol=0.08)
+
+
 def test_two_positions_have_one_correlation():
     for name in ("csh", "ar1h", "adh", "toeph"):
         structure = of_positions(name, 2)
@@ -402,10 +451,17 @@ def test_starts_are_near(name):
     np.testing.assert_allclose(start / start[0, 0], expected / expected[0, 0], rtol=0.15, atol=0.06)
 
 
-@pytest.mark.parametrize("name", position_names())
+def several(name):
+    """The structure over six positions."""
+    if name.startswith("fa"):
+        return factor_analytic(6, int(name[2:]))
+    return of_responses(name[3:], ("r", "s"), 3) if "@" in name else of_positions(name, 6)
+
+
+@pytest.mark.parametrize("name", [*position_names(), "fa1", "fa2", "us@cs", "us@ar1"])
 @pytest.mark.parametrize("subjects", [1, 2, 5])
 def test_starts_of_few_subjects_are_inside(name, subjects):
-    structure = of_positions(name, 6)
+    structure = several(name)
     for seed in range(20):
         phi = np.random.default_rng(seed).standard_normal(structure.n_parameters)
         rows = drawn_rows(structure, phi, subjects, 0.4, seed)
@@ -417,7 +473,7 @@ def test_starts_of_few_subjects_are_inside(name, subjects):
         assert np.linalg.eigvalsh(R / s / s[:, None])[0] > 1e-3
         # derivatives of some vanish where a correlation is zero; standard deviations come first
         correlations = found[5:] if name.endswith("h") else found
-        assert (correlations != 0.0).all() or name in ("us", "diag")
+        assert (correlations != 0.0).all() or name in ("us", "diag", "fa1", "fa2") or "@" in name
         assert structure.boundary(found, labels(6), "id") is None
 
 
@@ -453,5 +509,11 @@ def test_refusals():
         of_positions("cs", 1)
     with pytest.raises(LMMError, match="arma needs 3 visits or more, and there are 2"):
         of_positions("arma", 2)
+    with pytest.raises(
+        LMMError, match="fa with q=3 has more loadings than 5 visits determine; take q=2 or fewer, or us"
+    ):
+        factor_analytic(5, 3)
+    with pytest.raises(LMMError, match="there is no structure 'us@us'; known are us@cs, us@ar1"):
+        of_responses("us", ("r", "s"), 3)
     with pytest.raises(LMMError, match="not those of a positive definite Toeplitz matrix"):
         of_positions("toep", 3).from_natural(np.array([1.0, 0.9, -0.9]))

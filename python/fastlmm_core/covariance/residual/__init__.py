@@ -19,6 +19,8 @@ matern                matern (3/2), matern52
 rational, spherical   ratio, spher
 nugget                nugget=True
 moving_average        arma
+factor_analytic       fa
+kronecker             us@cs, us@ar1: several responses over visits
 products              derivatives of standard deviations times a matrix
 variance_function     what standard deviations by covariates share
 varied                a variance function times a structure

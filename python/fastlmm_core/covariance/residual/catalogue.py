@@ -5,7 +5,7 @@ A new structure is a file with a class, and a line here.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 from ...errors import LMMError
@@ -18,7 +18,9 @@ from .correlation import Correlation
 from .deviations import Common, OfPositions
 from .distances import OfDistance
 from .exponential import ContinuousAutoregressive, Exponential, Gaussian
+from .factor_analytic import FactorAnalytic
 from .independent import Independent
+from .kronecker import Kronecker
 from .matern import Matern32, Matern52
 from .moving_average import AutoregressiveMovingAverage
 from .nugget import Nugget
@@ -31,7 +33,16 @@ from .toeplitz import Toeplitz
 from .unstructured import Unstructured
 from .variance_function import VarianceFunction
 
-__all__ = ["coordinate_names", "of_coordinates", "of_covariate", "of_positions", "position_names", "variance_names"]
+__all__ = [
+    "coordinate_names",
+    "factor_analytic",
+    "of_coordinates",
+    "of_covariate",
+    "of_positions",
+    "of_responses",
+    "position_names",
+    "variance_names",
+]
 
 _CORRELATIONS: dict[str, Callable[[int], Correlation]] = {
     "id": Independent,
@@ -108,6 +119,43 @@ def of_coordinates(
         raise LMMError(f"residual: there is no structure {name!r}; known are {', '.join(coordinate_names())}.")
     correlation: Correlation = _OF_DISTANCE[name](closest, farthest)
     return Scaled(name, Common(), Nugget(correlation) if nugget else correlation)
+
+
+def factor_analytic(m: int, q: int) -> ResidualStructure:
+    """The structure `fa` of q factors over m positions.
+
+    Raises
+    ------
+    LMMError
+        For more factors than the covariances determine.
+    """
+    free = m * q - q * (q - 1) // 2
+    if q < 1 or free > m * (m - 1) // 2:
+        most = max((k for k in range(m) if 2 * m * k - k * (k - 1) <= m * (m - 1)), default=0)
+        raise LMMError(
+            f"residual: fa with q={q} has more loadings than {m} visits determine; "
+            + (f"take q={most} or fewer, or us." if most else "take us.")
+        )
+    return Scaled("fa", OfPositions(m), FactorAnalytic(m, q))
+
+
+def of_responses(visits: str, responses: Sequence[str], m: int) -> ResidualStructure:
+    """Unstructured over responses times a correlation over m visits, e.g. ``us@ar1``.
+
+    Parameters
+    ----------
+    visits : str
+        Name of the correlation.
+    responses : sequence of str
+        Labels of the responses.
+    m : int
+    """
+    if visits not in _CORRELATIONS or visits == "id":
+        known = ", ".join(f"us@{name}" for name in _CORRELATIONS if name != "id")
+        raise LMMError(f"residual: there is no structure 'us@{visits}'; known are {known}.")
+    if m < _FEWEST.get(visits, 2):
+        raise LMMError(f"residual: us@{visits} needs {_FEWEST.get(visits, 2)} visits or more, and there are {m}.")
+    return Kronecker(Unstructured(len(responses)), _CORRELATIONS[visits](m), tuple(responses))
 
 
 def variance_names() -> tuple[str, ...]:

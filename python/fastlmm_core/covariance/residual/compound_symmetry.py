@@ -49,10 +49,8 @@ class CompoundSymmetry(OneParameter):
     def at(self, x: Array, where: Where) -> Curve:
         """C and its derivatives."""
         rho, first, second = self.link.at(x)
-        off = 1.0 - np.eye(len(where))
-        C = rho * off
-        np.fill_diagonal(C, 1.0)
-        return Curve(C, first * off, second * off)
+        off = np.not_equal.outer(where, where)
+        return Curve(np.where(off, rho, 1.0), first * off, second * off)
 
     def start(self, rows: Rows) -> Array:
         """From the mean product of pairs of rows: (sum^2 - sum of squares) of each subject."""

@@ -87,9 +87,9 @@ class Unstructured(EntriesNatural):
         return half + half.transpose(0, 2, 1)
 
     def _scattered(self, where: Where, slope: Array) -> Array:
-        G = np.zeros((self.m, self.m))
-        G[np.ix_(where, where)] = slope
-        return G
+        """Slope at all positions (m, m); what rows of one position have is summed."""
+        units = np.equal.outer(np.arange(self.m), where).astype(float)
+        return np.asarray(units @ slope @ units.T)
 
     def second(self, phi: Array, where: Where, slope: Array) -> Array:
         """Sums of slope times second derivatives (k, k)."""
