@@ -89,15 +89,17 @@ class Dense:
     # covariance of the variance parameters
 
     def covariance(self, information: str, rank_factor: np.ndarray | None = None) -> np.ndarray:
-        """W; `rank_factor` F (q, r) with G = F F' keeps to matrices of that rank (observed information only)."""
+        """W; `rank_factor` F (q, r) with G = F F' keeps to matrices of that rank, but for "expected"."""
         if information == "expected":
             return 2.0 * np.linalg.inv(self.expected())
-        H = self.hessian()
+        H = self.expected() if information == "auto" else self.hessian()
         if rank_factor is None:
             return 2.0 * np.linalg.inv(H)
         q, r = rank_factor.shape
         slope = np.zeros((q, q))
-        for value, D in zip(self.slope()[:-1], self.units, strict=True):
+        # the expectation of the score is zero: the bend of the set adds to the observed information only
+        of_g = self.slope()[:-1] * (information == "observed")
+        for value, D in zip(of_g, self.units, strict=True):
             slope += value * D / np.sum(D * D)
         changes, places = [], []
         for i in range(q):
@@ -140,9 +142,11 @@ class Dense:
         E = np.sum(df / (df - 2.0))
         return float(np.mean(t2)), 2.0 * E / (E - len(L))
 
-    def kenward_roger(self, L: np.ndarray, rhs: np.ndarray, information: str) -> tuple[float, float]:
+    def kenward_roger(
+        self, L: np.ndarray, rhs: np.ndarray, information: str, rank_factor: np.ndarray | None = None
+    ) -> tuple[float, float]:
         q = len(L)
-        W = self.covariance(information)
+        W = self.covariance(information, rank_factor)
         Theta = L.T @ np.linalg.inv(L @ self.Phi @ L.T) @ L
         M = [Theta @ self.Phi @ P_k @ self.Phi for P_k in self.P_k]
         K = range(len(M))
@@ -157,7 +161,7 @@ class Dense:
         m = 4.0 + (q + 2.0) / (q * rho - 1.0)
         lam = m / (E * (m - 2.0))
         gap = L @ self.beta - rhs
-        return float(lam / q * gap @ np.linalg.solve(L @ self.adjusted(information) @ L.T, gap)), m
+        return float(lam / q * gap @ np.linalg.solve(L @ self.adjusted(information, rank_factor) @ L.T, gap)), m
 
 
 def at_optimum(result) -> Dense:

@@ -16,7 +16,7 @@ from .tables.rows import named_rows
 if TYPE_CHECKING:
     from .estimation.fit import Fit
     from .inference.many import BatchTest
-    from .inference.options import Ddf, Vcov
+    from .inference.options import Ddf, Information, Vcov
 
 __all__ = ["BatchResult"]
 
@@ -66,7 +66,7 @@ class BatchResult(BatchFit):
 
         return pvalues(self)
 
-    def tidy(self, level: float = 0.95, *, ddf: Ddf = "satterthwaite") -> Any:
+    def tidy(self, level: float = 0.95, *, ddf: Ddf = "satterthwaite", information: Information = "auto") -> Any:
         """One row per response and coefficient.
 
         Parameters
@@ -74,7 +74,9 @@ class BatchResult(BatchFit):
         level : float
             Of the confidence limits.
         ddf : {"satterthwaite", "kenward-roger", "residual", "normal"}
-            Degrees of freedom; Kenward-Roger with adjusted standard errors and the expected information.
+            Degrees of freedom; Kenward-Roger with adjusted standard errors.
+        information : {"auto", "expected", "observed"}
+            For Kenward-Roger, see `LMMResult.test`.
 
         Returns
         -------
@@ -84,11 +86,12 @@ class BatchResult(BatchFit):
         Raises
         ------
         LMMError
-            For a level outside (0, 1), another `ddf`, or Kenward-Roger after fits by ML.
+            For a level outside (0, 1), unknown options, Kenward-Roger after fits by ML, or with the observed
+            information where the responses were given as a stream and are gone.
         """
         from .inference.many import tidy_columns
 
-        return self.model.table(tidy_columns(self, level, ddf))
+        return self.model.table(tidy_columns(self, level, ddf, information))
 
     def test(
         self,
@@ -96,6 +99,7 @@ class BatchResult(BatchFit):
         rhs: Any = None,
         *,
         ddf: Ddf = "satterthwaite",
+        information: Information = "auto",
         vcov: Vcov = "model",
         cluster: Any = None,
     ) -> BatchTest:
@@ -106,6 +110,8 @@ class BatchResult(BatchFit):
         hypothesis, rhs
             See `LMMResult.test`.
         ddf : {"satterthwaite", "kenward-roger", "residual", "normal"}
+        information : {"auto", "expected", "observed"}
+            For Kenward-Roger, see `LMMResult.test`.
         vcov, cluster
             For robust covariances, see `LMMResult.test`.  Each response is then fitted once more by itself, which takes
             much longer than the batch did.
@@ -117,12 +123,13 @@ class BatchResult(BatchFit):
         Raises
         ------
         LMMError
-            For hypotheses that cannot be tested, or robust covariances and Satterthwaite's formula for other than
-            single coefficients where the responses were given as a stream and are gone.
+            For hypotheses that cannot be tested, or robust covariances, Kenward-Roger with the observed information and
+            Satterthwaite's formula for other than single coefficients where the responses were given as a stream and
+            are gone.
         """
         from .inference.many import test
 
-        return test(self, hypothesis, rhs, ddf, vcov, cluster)
+        return test(self, hypothesis, rhs, ddf, information, vcov, cluster)
 
     def random_effects(self, which: Any = None) -> Any:
         """BLUPs of the random effects, computed on request from the responses.

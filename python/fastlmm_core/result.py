@@ -108,7 +108,7 @@ class LMMResult(Fit):
         """
         return self.model.labelled(self._table()["p_value"])
 
-    def _table(self, ddf: Ddf = "satterthwaite", information: Information = "expected") -> dict[str, Array]:
+    def _table(self, ddf: Ddf = "satterthwaite", information: Information = "auto") -> dict[str, Array]:
         from .inference.wald import coefficient_table
 
         return coefficient_table(self, ddf, information)
@@ -143,7 +143,7 @@ class LMMResult(Fit):
         level: float = 0.95,
         *,
         ddf: Ddf = "satterthwaite",
-        information: Information = "expected",
+        information: Information = "auto",
         method: Literal["wald", "profile"] = "wald",
         vcov: Vcov = "model",
         cluster: Any = None,
@@ -156,7 +156,7 @@ class LMMResult(Fit):
             Between 0 and 1.
         ddf : {"satterthwaite", "kenward-roger", "residual", "normal"}
             Degrees of freedom of the Wald intervals.
-        information : {"expected", "observed"}
+        information : {"auto", "expected", "observed"}
             For Kenward-Roger, see `test`.
         method : {"wald", "profile"}
             Estimate and t quantile times standard error, or the values at which the profile deviance rises by the
@@ -335,7 +335,7 @@ class LMMResult(Fit):
         rhs: ArrayLike | None = None,
         *,
         ddf: Ddf = "satterthwaite",
-        information: Information = "expected",
+        information: Information = "auto",
         vcov: Vcov = "model",
         cluster: Any = None,
     ) -> WaldTest:
@@ -350,9 +350,14 @@ class LMMResult(Fit):
             Values under the hypothesis; zeros by default.
         ddf : {"satterthwaite", "kenward-roger", "residual", "normal"}
             Denominator degrees of freedom.
-        information : {"expected", "observed"}
-            Of the variance parameters, for Kenward-Roger: expected as in Kenward and Roger (1997) and pbkrtest, or
-            observed as in SAS and mmrm.
+        information : {"auto", "expected", "observed"}
+            Of the variance parameters, for Kenward-Roger.  "expected": as in Kenward and Roger (1997) and pbkrtest.
+            "observed": as in SAS and mmrm.  "auto": expected; where the estimate lies on the boundary (`singular`),
+            that of the parameters that are left when what is at the boundary is taken for known.  With a variance of
+            0 this is Kenward and Roger's test in the model without it.  There the expected information, which has
+            errors of either sign about an estimate that cannot be negative, hardly ever rejects; inside both agree
+            in level, and no distance from the boundary makes a difference.  So p jumps as a variance reaches 0, as by
+            Satterthwaite's method.
         vcov : {"model", "CR0", "CR1", "CR2", "CR3"}
             Covariance of the coefficients: the model's, or a robust one that holds whatever the covariance within
             clusters is.  CR2 (Bell and McCaffrey) is unbiased where the model is right, and the one to take; CR0 is
@@ -382,7 +387,7 @@ class LMMResult(Fit):
         type: Literal["III", "II", "I"] = "III",
         *,
         ddf: Ddf = "satterthwaite",
-        information: Information = "expected",
+        information: Information = "auto",
         vcov: Vcov = "model",
         cluster: Any = None,
     ) -> Any:
@@ -413,7 +418,7 @@ class LMMResult(Fit):
         adjust: str | None = None,
         level: float = 0.95,
         ddf: Ddf = "satterthwaite",
-        information: Information = "expected",
+        information: Information = "auto",
         vcov: Vcov = "model",
         cluster: Any = None,
     ) -> MarginalMeans:
@@ -457,7 +462,7 @@ class LMMResult(Fit):
         adjust: str | None = None,
         level: float = 0.95,
         ddf: Ddf = "satterthwaite",
-        information: Information = "expected",
+        information: Information = "auto",
         vcov: Vcov = "model",
         cluster: Any = None,
     ) -> MarginalMeans:
@@ -715,7 +720,7 @@ class LMMResult(Fit):
         offset: Any = None,
         weights: Any = None,
         ddf: Ddf = "satterthwaite",
-        information: Information = "expected",
+        information: Information = "auto",
     ) -> Any:
         """Predicted means, for the population or for subjects.
 
@@ -743,7 +748,7 @@ class LMMResult(Fit):
             new observation, of its total variance (for a new subject x' var(beta^) x + z'Gz + sigma^2), by the delta
             method; with several grouping factors normal quantiles for rows of known levels.  Kenward-Roger, for the
             population only: the variance of beta^ is adjusted too.
-        information : {"expected", "observed"}
+        information : {"auto", "expected", "observed"}
             For Kenward-Roger, see `test`.
 
         Returns
@@ -882,7 +887,7 @@ class LMMResult(Fit):
         level: float = 0.95,
         *,
         ddf: Ddf = "satterthwaite",
-        information: Information = "expected",
+        information: Information = "auto",
         vcov: Vcov = "model",
         cluster: Any = None,
     ) -> Summary:
@@ -910,7 +915,7 @@ class LMMResult(Fit):
         level: float = 0.95,
         *,
         ddf: Ddf = "satterthwaite",
-        information: Information = "expected",
+        information: Information = "auto",
         vcov: Vcov = "model",
         cluster: Any = None,
     ) -> Any:

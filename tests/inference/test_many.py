@@ -41,6 +41,7 @@ def same(actual, desired, tolerance):
     np.testing.assert_allclose(actual, desired, rtol=tolerance, atol=0.0)
 
 
+INFORMATION = ("auto", "expected", "observed")
 SHAPES = [(1, "full"), (2, "full"), (2, "diagonal"), (3, "full"), (3, "diagonal")]
 
 
@@ -61,11 +62,13 @@ def test_coefficients(rng, q, structure, p, visits):
             assert np.all(np.abs(pvalues[i] / single["p_value"] - 1.0) < 1e-6 * (10.0 + single["statistic"] ** 2))
         if not reml:
             continue
-        df, pvalues = batch_inference.df(batch, "kenward-roger"), batch_inference.pvalues(batch, "kenward-roger")
-        for i in range(15):
-            single = inference.coefficient_table(batch[i], "kenward-roger")
-            same(df[i], single["df"], AGREE)
-            assert np.all(np.abs(pvalues[i] / single["p_value"] - 1.0) < 1e-6 * (10.0 + single["statistic"] ** 2))
+        for information in INFORMATION:
+            df = batch_inference.df(batch, "kenward-roger", information)
+            pvalues = batch_inference.pvalues(batch, "kenward-roger", information)
+            for i in range(15):
+                single = inference.coefficient_table(batch[i], "kenward-roger", information)
+                same(df[i], single["df"], AGREE)
+                assert np.all(np.abs(pvalues[i] / single["p_value"] - 1.0) < 1e-6 * (10.0 + single["statistic"] ** 2))
         assert (batch_inference.df(batch, "residual") == model.df_resid).all()
         assert np.isinf(batch_inference.df(batch, "normal")).all()
 
@@ -87,9 +90,12 @@ def test_references(name):
 L = np.array([[0.0, 1.0, -2.0, 0.0], [0.0, 0.3, 1.0, 4.0]])
 
 
-@pytest.mark.parametrize("ddf", batch_inference.DDF)
+@pytest.mark.parametrize(
+    ("ddf", "information"),
+    [(ddf, "auto") for ddf in batch_inference.DDF] + [("kenward-roger", "expected"), ("kenward-roger", "observed")],
+)
 @pytest.mark.parametrize(("q", "structure"), SHAPES)
-def test_hypotheses(rng, q, structure, ddf):
+def test_hypotheses(rng, q, structure, ddf, information):
     model = made(rng, q, 4, structure, weights=q == 2, offset=q == 2, visits="shared" if q == 1 else "own")
     Y = np.concatenate([responses(rng, model, 9, 2.0), responses(rng, model, 6, 0.3)])
     rhs = np.array([0.1, -0.2])
@@ -98,10 +104,10 @@ def test_hypotheses(rng, q, structure, ddf):
             continue
         batch = model.fit_many(Y, reml=reml, n_jobs=1)
         for rows, right in ((L, rhs), (L[:1], rhs[:1]), (3.0 * np.eye(4)[2:3], rhs[:1]), (np.eye(4), np.zeros(4))):
-            found = batch_inference.test(batch, rows, right, ddf)
+            found = batch_inference.test(batch, rows, right, ddf, information)
             assert len(found) == 15
             for i in range(15):
-                single = inference.wald(batch[i], rows, right, ddf)
+                single = inference.wald(batch[i], rows, right, ddf, information)
                 same(found.estimate[i], single.estimate, 1e-5)
                 same(found.std_error[i], single.std_error, AGREE)
                 same(found.statistic[i], single.statistic, 1e-5)

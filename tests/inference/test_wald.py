@@ -52,12 +52,12 @@ def test_coefficients_against_r(name, fitted_reference):
     assert np.all(np.abs(table["p_value"] / recorded - 1.0) <= 1e-6 * (10.0 + t**2))
 
     expected = expected["kenward_roger"]
-    table = inference.coefficient_table(result, "kenward-roger")
+    table = inference.coefficient_table(result, "kenward-roger", "expected")
     same(table["df"], in_order(ref, expected["df"]), KENWARD_ROGER)
     same(table["std_error"], in_order(ref, expected["se"]), KENWARD_ROGER)
     adjusted = np.array(expected["vcov_adj"])
     size = np.sqrt(np.diag(adjusted))
-    found = inference.covariance(result, "kenward-roger")
+    found = inference.covariance(result, "kenward-roger", "expected")
     assert np.max(np.abs(found - adjusted) / np.outer(size, size)) <= KENWARD_ROGER
     np.testing.assert_array_equal(found, found.T)
 
@@ -114,12 +114,14 @@ def test_singular_fit_by_name(fitted_reference):
     result = fitted_reference("dyestuff2", True, "arrays")
     assert result.singular
     same(inference.coefficient_df(result), [29.0], 1e-10)
-    same(inference.coefficient_df(result, "kenward-roger"), [5.0], 1e-12)
-    same(inference.coefficient_df(result, "kenward-roger", "observed"), [29.0], 1e-10)
+    same(inference.coefficient_df(result, "kenward-roger", "expected"), [5.0], 1e-12)
+    for information in ("auto", "observed"):
+        same(inference.coefficient_df(result, "kenward-roger", information), [29.0], 1e-10)
     found = inference.test(result, "`(Intercept)` = 1500")
     assert found.left_out == result.singular_components
     assert "Taken for known, being at the boundary: sd of" in repr(found)
-    assert moments(result, "kenward-roger").left_out == ()
+    assert moments(result, "kenward-roger").left_out == result.singular_components
+    assert moments(result, "kenward-roger", "expected").left_out == ()
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -168,19 +170,19 @@ def compare(result, tolerance=DENSE):
         same(found.df_denom, df, tolerance)
     if not result.reml:
         return
-    for information in ("expected", "observed"):
+    for information in ("expected", "observed", "auto"):
         adjusted = dense.adjusted(information, factor)
         size = np.sqrt(np.diag(adjusted))
         error = inference.covariance(result, "kenward-roger", information) - adjusted
         assert np.max(np.abs(error) / np.outer(size, size)) <= tolerance, information
         if factor is not None and information == "observed":
             continue
-        F, df = dense.kenward_roger(L, rhs, information)
+        F, df = dense.kenward_roger(L, rhs, information, factor)
         found = inference.wald(result, L, rhs, "kenward-roger", information)
         same(found.statistic, F, tolerance)
         same(found.df_denom, df, 10 * tolerance)
         for i in range(2):
-            F, df = dense.kenward_roger(L[i : i + 1], rhs[i : i + 1], information)
+            F, df = dense.kenward_roger(L[i : i + 1], rhs[i : i + 1], information, factor)
             same(found.row_statistic[i] ** 2, F, tolerance)
             same(found.row_df[i], df, 10 * tolerance)
 
@@ -248,8 +250,14 @@ def test_diagonal_blocks_at_the_boundary(rng):
     # the same as without the effect that has no variance
     alone = flc.LinearMixedModel(y, base.exog, None, base.grouping.index).fit()
     same(inference.coefficient_df(result), inference.coefficient_df(alone), 1e-7)
-    observed = inference.covariance(result, "kenward-roger", "observed")
-    same(observed, inference.covariance(alone, "kenward-roger", "observed"), 1e-7)
+    for information in ("observed", "auto"):
+        adjusted = inference.covariance(result, "kenward-roger", information)
+        same(adjusted, inference.covariance(alone, "kenward-roger", information), 1e-7)
+    same(
+        inference.coefficient_df(result, "kenward-roger"),
+        inference.coefficient_df(alone, "kenward-roger", "expected"),
+        1e-7,
+    )
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -292,7 +300,7 @@ def test_units_do_not_matter(fitted_reference):
     shifted = ref.X + np.outer(np.ones(180), [0.0, 2020.0])
     moved = flc.LinearMixedModel(ref.y + 1e6, shifted, shifted, ref.groups).fit()
     for ddf in ("satterthwaite", "kenward-roger"):
-        for information in ("expected", "observed"):
+        for information in ("auto", "expected", "observed"):
             df = inference.coefficient_df(plain, ddf, information)
             same(inference.coefficient_df(scaled, ddf, information), df, 1e-9)
             # the slope stays; the intercept is another quantity
@@ -407,7 +415,7 @@ def test_refusals(rng):
     result = problem(rng, 1).fit()
     with pytest.raises(flc.LMMError, match="ddf='kr' is unknown: use 'satterthwaite'"):
         inference.coefficient_df(result, "kr")
-    with pytest.raises(flc.LMMError, match="information='both' is unknown"):
+    with pytest.raises(flc.LMMError, match="information='both' is unknown: use 'auto', 'expected' or 'observed'"):
         inference.wald(result, np.eye(4), None, "kenward-roger", "both")
     ml = result.model.fit(reml=False)
     for call in (inference.coefficient_df, inference.covariance, inference.coefficient_table):
@@ -518,18 +526,18 @@ def test_a_joint_test_that_kenward_and_roger_do_not_have(seed, information):
     # each row has its own, and so has one row alone
     single = result.test(L[:1], ddf="kenward-roger", information=information)
     assert single.df_denom == pytest.approx(test.row_df[0], rel=1e-12) and single.joint_ddf == "kenward-roger"
+    batch = result.model.fit_many(np.vstack([result.model.endog, result.model.endog + 1.0]))
+    many = batch.test(L, ddf="kenward-roger", information=information)
+    np.testing.assert_allclose(many.statistic, test.statistic, rtol=1e-5)
+    np.testing.assert_allclose(many.df_denom, test.df_denom, rtol=1e-5)
     if information == "expected":
-        batch = result.model.fit_many(np.vstack([result.model.endog, result.model.endog + 1.0]))
-        many = batch.test(L, ddf="kenward-roger")
-        np.testing.assert_allclose(many.statistic, test.statistic, rtol=1e-5)
-        np.testing.assert_allclose(many.df_denom, test.df_denom, rtol=1e-5)
         gone = result.model.fit_many(iter([result.model.endog]))
-        assert np.isnan(gone.test(L, ddf="kenward-roger").pvalues).all()
+        assert np.isnan(gone.test(L, ddf="kenward-roger", information="expected").pvalues).all()
 
 
 def test_no_joint_test_has_a_negative_denominator():
     for seed in range(150):
-        for information in ("expected", "observed"):
+        for information in ("auto", "expected", "observed"):
             try:
                 test = tiny(seed).fit().test(np.eye(3)[1:], ddf="kenward-roger", information=information)
             except flc.LMMError:

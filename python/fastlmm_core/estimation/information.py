@@ -13,45 +13,64 @@ the derivative of log var(l'beta) at the best scale.  Then, for the inverse B of
 
 B is the inverse Hessian of the profiled criterion for Satterthwaite (Kuznetsova, Brockhoff and Christensen 2017, J.
 Stat. Softw. 82(13), sec. 2.2: 2 (l'Phi l)^2 / g'A g), and that of its expectation for Kenward and Roger (1997,
-Biometrics 53, 983-997): the information in (G^, scale), the scale eliminated.  At a singular fit the observed
-information exists along the covariance matrices of the rank found only.
+Biometrics 53, 983-997): the information in (G^, scale), the scale eliminated.  Then, for Kenward and Roger, with
+S(W) = sum W_kl X'V^-1 D_kV D_l V^-1 X whitened, where D_kV is the derivative of V,
+
+    C = M + M',    M = S(2B) - 2 sum B_kl U_k U_l    (their Lambda, whitened).
+
+At a singular fit the observed information exists along the covariance matrices of the rank found only.  The expected
+one exists everywhere, but what Kenward and Roger make of it, errors of either sign about an unbiased estimate, does not
+hold for a variance estimated as 0; its tests hardly ever reject there.  Hence "auto": along the matrices of the rank
+found for singular fits, which for a variance of 0 is the method applied to the model without it.
+
+Formulas take stacks of fits: `Moments` may have leading axes.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .. import kernels
-from ..covariance.directions import free_directions, unit_places
-from ..covariance.parameters import CovarianceStructure
+from ..covariance.directions import face_bend, face_inverse, free_directions, unit_places
 from ..engines.protocol import Problem
 from ..errors import LMMError
 from .fit import Fit
 
-__all__ = ["Moments", "combined_df", "moments", "scaled_f", "whitened_rows"]
+__all__ = [
+    "Moments",
+    "adjusted",
+    "combined_df",
+    "delta_df",
+    "expected_information",
+    "kenward_roger_f",
+    "moments",
+    "scaled_f",
+    "whitened_rows",
+]
 
 Array = NDArray[np.float64]
 
 
 class Moments(NamedTuple):
-    """What tests of the fixed effects need of a fit, in whitened coordinates (see the module).
+    """What tests of the fixed effects need of a fit, or of a stack of fits, in whitened coordinates (see the module).
 
     Attributes
     ----------
-    half : (r, r) array
+    half : (..., r, r) array
         L_xx^-1, with L_xx L_xx' = X_o'V^-1X_o relative to sigma^2.
-    slopes : (n_a, r, r) array
-        U_k for the unit directions of G^, lower triangle by rows.
-    shift : (n_a,) array
+    slopes : (..., n_a, r, r) array
+        U_k for the unit directions of G^, lower triangle by rows, or for other coordinates of G^.
+    shift : (..., n_a) array
         d_k.
-    inverse : (n_a, n_a) array
+    inverse : (..., n_a, n_a) array
         B: zero for the elements of G^ that are not parameters.
     nu : float
         n - rank, or n by ML.
-    adjustment : (r, r) array or None
+    adjustment : (..., r, r) array or None
         C with Phi_A = sigma^2 x_map L_xx^-T (I + C) L_xx^-1 x_map', for Kenward-Roger.
     left_out : tuple of str
         Parameters at the boundary that were taken for known, in words.
@@ -63,7 +82,7 @@ class Moments(NamedTuple):
     inverse: Array
     nu: float
     adjustment: Array | None
-    left_out: tuple[str, ...]
+    left_out: tuple[str, ...] = ()
 
     def coefficient_df(self, problem: Problem) -> Array:
         """Degrees of freedom of each coefficient (p,), NaN for dropped columns."""
@@ -72,38 +91,52 @@ class Moments(NamedTuple):
         return out
 
     def df(self, rows: Array) -> Array:
-        """Degrees of freedom of single rows, whitened (m, r)."""
-        return self.df_of((rows * rows).sum(axis=1), self.slopes_of(rows))
+        """Degrees of freedom of single rows (..., m), whitened (..., m, r)."""
+        return self.df_of((rows * rows).sum(axis=-1), self.slopes_of(rows))
 
     def slopes_of(self, rows: Array) -> Array:
-        """Derivatives of a'a along the unit directions of G^ (n_a, m), for whitened rows a (m, r)."""
-        return np.asarray(((rows @ self.slopes) * rows).sum(axis=2))
+        """Derivatives of a'a along the directions of G^ (..., n_a, m), for whitened rows a (..., m, r)."""
+        if rows.ndim == 2:
+            return np.asarray(((rows @ self.slopes) * rows).sum(axis=-1))
+        # one product per fit
+        squares = (rows[..., :, None] * rows[..., None, :]).reshape(*rows.shape[:-1], rows.shape[-1] ** 2)
+        flat = self.slopes.reshape(*self.slopes.shape[:-2], rows.shape[-1] ** 2)
+        return np.asarray(flat @ np.swapaxes(squares, -1, -2))
 
     def df_of(self, variance: Array, slopes: Array) -> Array:
-        """Degrees of freedom of variances sigma^2 v by the delta method.
+        """Degrees of freedom (..., m) of variances sigma^2 v by the delta method.
 
         Parameters
         ----------
-        variance : (m,) array
+        variance : (..., m) array
             v, a function of G^.
-        slopes : (n_a, m) array
-            Its derivatives along the unit directions of G^.
+        slopes : (..., n_a, m) array
+            Its derivatives along the directions of G^.
         """
         with np.errstate(invalid="ignore", divide="ignore"):
-            u = slopes / variance - self.shift[:, None]
-            df: Array = 1.0 / (1.0 / self.nu + ((self.inverse @ u) * u).sum(axis=0))
-        return df
+            return delta_df(slopes / variance[..., None, :] - self.shift[..., None], self.inverse, self.nu)
+
+    def inner(self, rows: Array) -> Array:
+        """A (I + C) A' (..., m, m) for whitened rows A (..., m, r): covariances of l'beta relative to sigma^2."""
+        turned = np.swapaxes(rows, -1, -2)
+        plain = rows @ turned
+        return np.asarray(plain if self.adjustment is None else plain + rows @ self.adjustment @ turned)
 
 
-def moments(result: Fit, ddf: str, information: str = "expected") -> Moments:
+def delta_df(u: Array, inverse: Array, nu: float) -> Array:
+    """1 / (1 / nu + u'B u) for the columns u (..., n_a, m)."""
+    return np.asarray(1.0 / (1.0 / nu + ((inverse @ u) * u).sum(axis=-2)))
+
+
+def moments(result: Fit, ddf: str, information: str = "auto") -> Moments:
     """The moments for "satterthwaite" or "kenward-roger", computed once per result.
 
     Parameters
     ----------
     result : LMMResult
     ddf : {"satterthwaite", "kenward-roger"}
-    information : {"expected", "observed"}
-        For Kenward-Roger.
+    information : {"auto", "expected", "observed"}
+        For Kenward-Roger.  "auto": expected, at singular fits along the covariance matrices of the rank found.
 
     Returns
     -------
@@ -114,13 +147,15 @@ def moments(result: Fit, ddf: str, information: str = "expected") -> Moments:
     LMMError
         For Kenward-Roger after a fit by ML.
     """
+    if information == "auto" and not result.singular:
+        information = "expected"
     key = ("moments", ddf, information if ddf == "kenward-roger" else "")
     return result.once(key, lambda: _moments(result, ddf, information))
 
 
 def whitened_rows(problem: Problem, found: Moments) -> Array:
-    """The unit vectors of the coefficients in whitened coordinates (p, r)."""
-    return np.asarray(problem.x_map @ found.half.T)
+    """The unit vectors of the coefficients in whitened coordinates (..., p, r)."""
+    return np.asarray(problem.x_map @ np.swapaxes(found.half, -1, -2))
 
 
 def _moments(result: Fit, ddf: str, information: str) -> Moments:
@@ -133,35 +168,100 @@ def _moments(result: Fit, ddf: str, information: str) -> Moments:
     # the chol of the blocked engine comes in the memory order of LAPACK
     half, slopes, shift = kernels.whitened_slopes(np.ascontiguousarray(chol), beta, r2, criterion.cross())
     nu = float(result.nu)
-    if ddf == "satterthwaite":
-        inverse, left_out = _observed(result, slope, criterion.curvature())
-        return Moments(half, slopes, shift, inverse, nu, None, left_out)
-    if information == "observed":
-        inverse, left_out = _observed(result, slope, criterion.curvature())
+    left_out = () if information == "expected" and ddf == "kenward-roger" else result.singular_components
+    if ddf == "satterthwaite" or information == "observed":
+        inverse = _inverse_on(result, criterion.curvature(), slope)
     else:
         # with the scale: traces less what beta takes, and their Schur complement
         weight = np.zeros((r + 1, r + 1))
         weight[:r, :r] = half.T
-        full = criterion.traces() - 2.0 * criterion.traces(weight) + _products(slopes)
+        traces = criterion.traces() - 2.0 * criterion.traces(weight)
         lower, upper = unit_places(problem.structure.q)
         shift = shift + slope[lower, upper] * ((2.0 - (lower == upper)) / nu)
-        inverse, left_out = _inverse_on(problem.structure, full - nu * np.outer(shift, shift)), ()
-    twice = 2.0 * inverse
-    middle = half @ criterion.sandwich(twice)[:r, :r] @ half.T
-    weighted = (twice @ slopes.reshape(len(twice), -1)).reshape(slopes.shape)
-    middle -= (slopes @ weighted).sum(axis=0)
-    return Moments(half, slopes, shift, inverse, nu, middle + middle.T, left_out)
+        inverse = _inverse_on(result, expected_information(traces, slopes, shift, nu), None, information == "auto")
+    found = Moments(half, slopes, shift, inverse, nu, None, left_out)
+    if ddf == "satterthwaite":
+        return found
+    return adjusted(found, lambda weight: half @ criterion.sandwich(weight)[:r, :r] @ half.T)
 
 
-def _products(slopes: Array) -> Array:
-    """tr(U_k U_l)."""
-    flat = slopes.reshape(len(slopes), -1)
-    return np.asarray(flat @ flat.T)
+# ---- Kenward and Roger -------------------------------------------------------------------------
 
 
-def _inverse_on(structure: CovarianceStructure, information: Array) -> Array:
-    """Inverse among the unit directions of G^ that are parameters, zero elsewhere."""
-    if len(structure.blocks) == 1 and structure.blocks[0].correlated:
+def expected_information(traces: Array, slopes: Array, shift: Array, nu: float) -> Array:
+    """Twice the expected information in G^ by REML (..., n_a, n_a), the scale eliminated.
+
+    Parameters
+    ----------
+    traces : (..., n_a, n_a) array
+        tr(V^-1 D_kV V^-1 D_lV) - 2 tr((X'V^-1X)^-1 X'V^-1 D_kV V^-1 D_lV V^-1X).
+    slopes : (..., n_a, r, r) array
+        U_k.
+    shift : (..., n_a) array
+        tr(P D_kV) / nu.
+    nu : float
+    """
+    flat = slopes.reshape(*slopes.shape[:-2], slopes.shape[-1] ** 2)
+    products = flat @ np.swapaxes(flat, -1, -2)
+    return np.asarray(traces + products - nu * shift[..., :, None] * shift[..., None, :])
+
+
+def adjusted(found: Moments, sandwich: Callable[[Array], Array]) -> Moments:
+    """With Kenward and Roger's adjustment C (1997, eq. 3), whitened.
+
+    Parameters
+    ----------
+    found : Moments
+    sandwich : callable
+        S(W) for W (..., n_a, n_a): sum W_kl X'V^-1 D_kV V^-1 D_lV V^-1X, whitened (..., r, r).
+    """
+    twice = 2.0 * found.inverse
+    slopes = found.slopes
+    *stack, k, r, _ = slopes.shape
+    weighted = (twice @ slopes.reshape(*stack, k, r * r)).reshape(*stack, k * r, r)
+    # U_k side by side times weighted U_k below each other
+    middle = sandwich(twice) - np.swapaxes(slopes, -3, -2).reshape(*stack, r, k * r) @ weighted
+    return found._replace(adjustment=middle + np.swapaxes(middle, -1, -2))
+
+
+def kenward_roger_f(found: Moments, basis: Array) -> tuple[Array, Array]:
+    """Scale and denominator degrees of freedom (...) of F for orthonormal whitened rows (..., m, r).
+
+    Kenward and Roger (1997), section 3; A_1 and A_2 with the scale of V split off.
+    """
+    m = basis.shape[-2]
+    wide = basis[..., None, :, :]
+    turned = wide @ found.slopes @ np.swapaxes(wide, -1, -2) - found.shift[..., None, None] * np.eye(m)
+    traces = np.trace(turned, axis1=-2, axis2=-1)
+    weighted = (found.inverse @ turned.reshape(*turned.shape[:-2], -1)).reshape(turned.shape)
+    a1 = 2.0 * ((traces * (found.inverse @ traces[..., None])[..., 0]).sum(axis=-1) + m * m / found.nu)
+    # turned matrices are symmetric
+    a2 = 2.0 * ((turned * weighted).sum(axis=(-3, -2, -1)) + m / found.nu)
+    return scaled_f(m, a1, a2)
+
+
+# ---- inverse of the information ----------------------------------------------------------------
+
+
+def _inverse_on(result: Fit, information: Array, slope: Array | None, face: bool = True) -> Array:
+    """Inverse among the unit directions of G^ that are parameters, zero elsewhere.
+
+    Parameters
+    ----------
+    result : LMMResult
+    information : (n_a, n_a) array
+    slope : (q, q) array or None
+        Derivative of the criterion in G^, where the bend of the matrices of the rank found counts.
+    face : bool
+        At singular fits, along the matrices of the rank found.
+    """
+    structure, optimum = result.model.structure, result.optimum
+    if optimum.singular and face:
+        null = optimum.null_space @ optimum.null_space.T
+        if slope is not None:
+            information = information + face_bend(null, optimum.factor @ optimum.factor.T, slope)
+        return face_inverse(structure, information, null, _inverse)
+    if structure.one_full:
         return _inverse(information)
     free = free_directions(structure)
     out = np.zeros_like(information)
@@ -180,59 +280,6 @@ def _inverse(information: Array) -> Array:
         vectors = vectors[:, keep] / size[:, None]
         inverse = (vectors / values[keep]) @ vectors.T
     return inverse
-
-
-def _observed(result: Fit, slope: Array, curvature: Array) -> tuple[Array, tuple[str, ...]]:
-    """Inverse Hessian of the profiled criterion in vech(G^), and what had to be left out."""
-    structure, optimum = result.model.structure, result.optimum
-    if not optimum.singular:
-        return _inverse_on(structure, curvature), ()
-    tangent, bend = _tangent(result, slope)
-    if not tangent.shape[1]:
-        return np.zeros_like(curvature), result.singular_components
-    inner = _inverse(tangent.T @ curvature @ tangent + bend)
-    return tangent @ inner @ tangent.T, result.singular_components
-
-
-def _tangent(result: Fit, slope: Array) -> tuple[Array, Array]:
-    """Directions (n_a, t) in which G^ keeps its rank, and what the bend of these matrices adds to the Hessian (t, t).
-
-    With G^ = F F' for F of full column rank, directions are dF F' + F dF', and along dF the criterion changes to second
-    order by tr(slope dF dF') besides.  Rotations of the columns of F change nothing and are taken out.
-    """
-    structure, optimum = result.model.structure, result.optimum
-    q = structure.q
-    lower, upper = unit_places(q)
-    directions: list[Array] = []
-    bends: list[Array] = []
-    for block in structure.blocks:
-        part = slice(block.start, block.stop)
-        inner = optimum.factor[part, part]
-        if not block.correlated:
-            live = block.start + np.flatnonzero(np.abs(inner).sum(axis=1) > 0.0)
-            directions.append(((lower == live[:, None]) & (upper == live[:, None])).T.astype(float))
-            bends.append(np.zeros((len(live), len(live))))
-            continue
-        left, sizes, _ = np.linalg.svd(inner)
-        rank = int((sizes > 1e-10 * max(float(sizes[0]), 1e-300)).sum())
-        F = left[:, :rank] * sizes[:rank]
-        size = len(inner)
-        raw = np.zeros((size * rank, q, q))
-        for i in range(size):
-            for j in range(rank):
-                raw[i * rank + j, block.start + i, part] += F[:, j]
-                raw[i * rank + j, part, block.start + i] += F[:, j]
-        flat = raw[:, lower, upper].T
-        keep = np.linalg.svd(flat, full_matrices=False)[2][: size * rank - rank * (rank - 1) // 2]
-        directions.append(flat @ keep.T)
-        bends.append(keep @ np.kron(2.0 * slope[part, part], np.eye(rank)) @ keep.T)
-    sizes_of = [d.shape[1] for d in directions]
-    bend = np.zeros((sum(sizes_of), sum(sizes_of)))
-    at = 0
-    for piece, count in zip(bends, sizes_of, strict=True):
-        bend[at : at + count, at : at + count] = piece
-        at += count
-    return np.column_stack(directions), bend
 
 
 # ---- F statistics ------------------------------------------------------------------------------

@@ -130,7 +130,7 @@ def anova(
     result: Fit,
     type: str = "III",
     ddf: str = "satterthwaite",
-    information: str = "expected",
+    information: str = "auto",
     robust: Sandwich | None = None,
 ) -> AnovaTable:
     """F tests of the terms of the fixed part.
@@ -142,7 +142,7 @@ def anova(
         Which hypotheses: see the module, and `hypotheses`.
     ddf : {"satterthwaite", "kenward-roger", "residual", "normal"}
         Denominator degrees of freedom.
-    information : {"expected", "observed"}
+    information : {"auto", "expected", "observed"}
         For Kenward-Roger.
     robust : Sandwich, optional
         Instead of the covariance of the model.

@@ -2,25 +2,23 @@
 
 What depends on the responses (the Hessian of the criterion, the derivative of r^2) comes from the compiled lanes; the
 coefficients' degrees of freedom by Satterthwaite's formula are a by-product of each fit.  What depends on theta and the
-design only (all of Kenward-Roger with the expected information) is taken here over patterns of groups, vectorised over
-responses.
+design only (all of Kenward-Roger with the expected information) comes from `estimation.many.patterns`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .. import kernels
-from ..covariance.directions import free_directions, inverse_hessian
-from ..engines.one_factor.problem import one_factor
+from ..covariance.directions import inverse_hessian
 from ..errors import LMMError
-from ..estimation.information import combined_df, scaled_f
+from ..estimation.information import Moments, combined_df, delta_df, kenward_roger_f
 from ..estimation.many.one_factor import shared_design
+from ..estimation.many.patterns import Observed, Patterns, patterns_of
 from ..support.arguments import checked
 from ..support.checks import check_level
 from ..support.distributions import chi2_tail, f_tail, quantile, two_sided_p
@@ -28,12 +26,10 @@ from ..tables.rows import named_rows
 from .hypotheses import Hypothesis, parse_hypothesis
 from .options import DDF, check_options
 from .sandwich import sandwich
-from .wald import check_estimable, independent_rows, wald
+from .wald import check_estimable, coefficient_table, independent_rows, wald
 
 if TYPE_CHECKING:
     from ..estimation.many.batch_fit import BatchFit
-    from ..estimation.many.several_factors import HierarchyDesign, HierarchyPatterns
-    from ..estimation.model import Model
 
 __all__ = ["DDF", "BatchTest", "df", "pvalues", "test", "tidy_columns"]
 
@@ -105,14 +101,15 @@ class BatchTest:
         return f"<BatchTest: {said}; {len(self)} responses, {below} with p < 0.05 ({self.ddf})>"
 
 
-def df(batch: BatchFit, ddf: str = "satterthwaite") -> Array:
+def df(batch: BatchFit, ddf: str = "satterthwaite", information: str = "auto") -> Array:
     """Degrees of freedom of the t tests of the coefficients.
 
     Parameters
     ----------
     batch : BatchResult
     ddf : {"satterthwaite", "kenward-roger", "residual", "normal"}
-        Kenward-Roger with the expected information.
+    information : {"auto", "expected", "observed"}
+        For Kenward-Roger, see `LMMResult.test`.
 
     Returns
     -------
@@ -122,25 +119,27 @@ def df(batch: BatchFit, ddf: str = "satterthwaite") -> Array:
     Raises
     ------
     LMMError
-        For another `ddf`, or Kenward-Roger after fits by ML.
+        For unknown options, Kenward-Roger after fits by ML, or with the observed information where the responses
+        were given as a stream and are gone.
     """
-    check_options(ddf)
+    check_options(ddf, information)
     if ddf == "satterthwaite":
         return batch.satterthwaite.copy()
     if ddf == "kenward-roger":
-        return _kenward_roger_coefficients(batch)[1]
+        return _kenward_roger_coefficients(batch, information)[1]
     known = np.inf if ddf == "normal" else float(batch.model.df_resid)
     return np.where(np.isnan(batch.params), np.nan, known)
 
 
-def pvalues(batch: BatchFit, ddf: str = "satterthwaite") -> Array:
+def pvalues(batch: BatchFit, ddf: str = "satterthwaite", information: str = "auto") -> Array:
     """Two-sided p-values of the coefficients.
 
     Parameters
     ----------
     batch : BatchResult
     ddf : {"satterthwaite", "kenward-roger", "residual", "normal"}
-        Kenward-Roger: with the adjusted standard errors, and the expected information.
+        Kenward-Roger: with the adjusted standard errors.
+    information : {"auto", "expected", "observed"}
 
     Returns
     -------
@@ -152,18 +151,20 @@ def pvalues(batch: BatchFit, ddf: str = "satterthwaite") -> Array:
     LMMError
         As `df`.
     """
-    error, freedom = _coefficients(batch, ddf)
+    error, freedom = _coefficients(batch, ddf, information)
     with np.errstate(invalid="ignore"):
         return two_sided_p(batch.params / error, freedom)
 
 
-def _coefficients(batch: BatchFit, ddf: str) -> tuple[Array, Array]:
+def _coefficients(batch: BatchFit, ddf: str, information: str) -> tuple[Array, Array]:
     """Standard errors and degrees of freedom (n, p) of the coefficients."""
-    check_options(ddf)
-    return _kenward_roger_coefficients(batch) if ddf == "kenward-roger" else (batch.bse, df(batch, ddf))
+    check_options(ddf, information)
+    if ddf == "kenward-roger":
+        return _kenward_roger_coefficients(batch, information)
+    return batch.bse, df(batch, ddf)
 
 
-def tidy_columns(batch: BatchFit, level: float, ddf: str) -> dict[str, Any]:
+def tidy_columns(batch: BatchFit, level: float, ddf: str, information: str = "auto") -> dict[str, Any]:
     """Columns of a table with one row per response and coefficient.
 
     Parameters
@@ -172,6 +173,7 @@ def tidy_columns(batch: BatchFit, level: float, ddf: str) -> dict[str, Any]:
     level : float
         Of the confidence limits.
     ddf : {"satterthwaite", "kenward-roger", "residual", "normal"}
+    information : {"auto", "expected", "observed"}
 
     Returns
     -------
@@ -184,7 +186,7 @@ def tidy_columns(batch: BatchFit, level: float, ddf: str) -> dict[str, Any]:
         As `df`, and for a level outside (0, 1).
     """
     check_level(level)
-    error, freedom = _coefficients(batch, ddf)
+    error, freedom = _coefficients(batch, ddf, information)
     estimate, names = batch.params, batch.model.exog_names
     with np.errstate(invalid="ignore"):
         statistic = estimate / error
@@ -204,6 +206,7 @@ def test(
     hypothesis: Any,
     rhs: Any = None,
     ddf: str = "satterthwaite",
+    information: str = "auto",
     vcov: str = "model",
     cluster: Any = None,
 ) -> BatchTest:
@@ -216,7 +219,8 @@ def test(
         See `hypotheses.parse_hypothesis`.
     rhs : float or (m,) array, optional
     ddf : {"satterthwaite", "kenward-roger", "residual", "normal"}
-        As for single fits (`inference.wald`); Kenward-Roger with the expected information.
+    information : {"auto", "expected", "observed"}
+        As for single fits (`inference.wald`).
     vcov, cluster
         Robust covariances, as `sandwich.sandwich` takes them; each response is then fitted once more by itself.
 
@@ -228,9 +232,9 @@ def test(
     ------
     LMMError
         For hypotheses that cannot be tested, Kenward-Roger after fits by ML, or Satterthwaite's formula for other
-        than single coefficients where the responses were given as a stream and are gone.
+        than single coefficients, or the observed information, where the responses were given as a stream and are gone.
     """
-    check_options(ddf)
+    check_options(ddf, information)
     model = batch.model
     parsed = parse_hypothesis(hypothesis, model.exog_names, rhs)
     check_estimable(model, parsed.L, parsed.names)
@@ -242,8 +246,11 @@ def test(
     gap = estimate - parsed.rhs
     if vcov != "model" or cluster is not None:
         error, statistic, freedom = _robust(batch, parsed, ddf, vcov, cluster)
+    elif ddf == "kenward-roger":
+        z = gap @ combine.T
+        error, statistic, freedom = _kenward_roger(batch, parsed, rows, basis, gap, z, information)
     elif ddf != "satterthwaite":
-        error, statistic, freedom = _of_theta(batch, parsed, rows, basis, gap, gap @ combine.T, ddf)
+        error, statistic, freedom = _of_variance(batch, rows, basis, gap, gap @ combine.T, ddf)
     elif len(rows) == 1 and np.count_nonzero(parsed.L) == 1:
         j = int(np.flatnonzero(parsed.L[0])[0])
         error = np.abs(parsed.L[0, j]) * batch.bse[:, [j]]
@@ -271,7 +278,7 @@ def _robust(batch: BatchFit, parsed: Hypothesis, ddf: str, vcov: str, cluster: A
         )
     n = len(batch)
     error, statistic, freedom = np.full((n, len(parsed.L)), np.nan), np.full(n, np.nan), np.full(n, np.nan)
-    for i in _fitted(batch).tolist():
+    for i in np.flatnonzero(batch.status >= 0).tolist():
         fit = batch.one(i)
         found = wald(fit, parsed.L, parsed.rhs, ddf, robust=sandwich(fit, vcov, cluster))
         error[i], statistic[i], freedom[i] = found.std_error, found.statistic, found.df_denom
@@ -285,11 +292,7 @@ def _satterthwaite(
     batch: BatchFit, parsed: Hypothesis, rows: Array, gap: Array, rank: int
 ) -> tuple[Array, Array, Array]:
     """Standard errors (n, m), statistics (n,) and denominator degrees of freedom (n,)."""
-    if batch.responses is None:
-        raise LMMError(
-            "the responses were given as a stream and are not kept: fit an array, test single coefficients, or use "
-            "ddf='kenward-roger' or 'residual'"
-        )
+    _need_responses(batch, "test single coefficients, or ddf='kenward-roger' or 'residual'")
     n, m = gap.shape
     error, statistic, freedom = np.full((n, m), np.nan), np.full(n, np.nan), np.full(n, np.nan)
     model = batch.model
@@ -306,9 +309,9 @@ def _satterthwaite(
         variance = batch.sigma2[part, None] * np.einsum("nii->ni", covariance)
         error[part] = np.sqrt(variance)
         if m == 1:
-            u = slope[:, :, 0, 0] / covariance[:, 0] - shift
+            u = slope[:, :, :, 0] / covariance - shift[:, :, None]
             statistic[part] = gap[part, 0] / error[part, 0]
-            freedom[part] = 1.0 / (1.0 / nu + np.einsum("nk,nkl,nl->n", u, inverse, u))
+            freedom[part] = delta_df(u, inverse, nu)[:, 0]
             continue
         values, vectors = np.linalg.eigh(covariance)
         values, vectors = values[:, m - rank :], vectors[:, :, m - rank :]
@@ -316,176 +319,127 @@ def _satterthwaite(
         statistic[part] = (contrast**2 / values).sum(axis=1) / (rank * batch.sigma2[part])
         turned = np.einsum("nkij,nir,njr->nkr", slope, vectors, vectors, optimize=True)
         u = turned / values[:, None] - shift[:, :, None]
-        each = 1.0 / (1.0 / nu + np.einsum("nkr,nkl,nlr->nr", u, inverse, u, optimize=True))
-        freedom[part] = combined_df(each)
-    for i in np.flatnonzero((batch.status >= 0) & batch.alone):
-        found = wald(batch.one(int(i)), parsed.L, parsed.rhs)
+        freedom[part] = combined_df(delta_df(u, inverse, nu))
+    for i in _alone(batch):
+        found = wald(batch.one(i), parsed.L, parsed.rhs)
         error[i], statistic[i], freedom[i] = found.std_error, found.statistic, found.df_denom
     return error, statistic, freedom
 
 
-# ---- what depends on theta only ----------------------------------------------------------------
+# ---- Kenward and Roger, and what takes the variances for known -----------------------------------
 
 
-class _Patterns:
-    """Sums over groups as functions of theta, for many thetas: groups with the same Z_i'Z_i share everything but X."""
-
-    def __init__(self, model: Model) -> None:
-        problem = one_factor(model.problem)
-        m, q, r = problem.m, model.structure.q, problem.rank
-        packed, _ = kernels.factor_groups(problem.raw, problem.z_transform, problem.xy_transform)
-        lines = packed.transpose(0, 2, 1).reshape(-1, packed.shape[1])[:m]
-        labels = kernels.pattern_labels(packed, m, q, r + 1)
-        labels = np.arange(m) if labels is None else labels
-        lines = lines[np.argsort(labels, kind="stable")]
-        n_a = q * (q + 1) // 2
-        cx = np.ascontiguousarray(lines[:, n_a:-1].reshape(m, q, r + 1)[:, :, :r])
-        bounds = np.append(0, np.cumsum(np.bincount(labels))).astype(np.int64)
-        columns, _, self.cx = kernels.pattern_bases(cx, bounds)
-        self.owner = np.repeat(np.arange(len(bounds) - 1), np.diff(columns))
-        self.counts = np.diff(bounds).astype(float)
-        upper = np.triu_indices(q)
-        self.R = np.zeros((len(bounds) - 1, q, q))
-        self.R[:, upper[0], upper[1]] = lines[bounds[:-1], :n_a]
-        self.within = kernels.unpack(problem.within[: r * (r + 1) // 2], r)
-        self.directions = kernels.unit_directions(q)
-        self.free = free_directions(model.structure)
-        self.nu = float(problem.n - r)
-
-    def half(self, factors: Array) -> Array:
-        """L_xx^-1 (n, r, r)."""
-        return self.whitening(factors)[0]
-
-    def chunk(self) -> int:
-        """Responses whose intermediate arrays have about CHUNK_BYTES."""
-        _, q, r = self.cx.shape
-        per_response = len(self.cx) * q * (r + 1) * 2 * (len(self.directions) + 2) + len(self.R) * 8 * q**2
-        return max(1, int(CHUNK_BYTES // (8 * per_response)))
-
-    def whitening(self, factors: Array) -> tuple[Array, Array, Array]:
-        """L_xx^-1 (n, r, r), N by pattern (n, patterns, q, q), E_x by column (n, columns, q, r)."""
-        U = self.R @ factors[:, None]
-        inverse = np.linalg.inv(np.eye(U.shape[-1]) + U @ np.swapaxes(U, 2, 3))
-        half_n = np.swapaxes(self.R, 1, 2) @ inverse
-        N = half_n @ self.R
-        solved = inverse[:, self.owner] @ self.cx
-        H = self.within + np.einsum("cqi,ncqj->nij", self.cx, solved, optimize=True)
-        E = np.swapaxes(self.R, 1, 2)[self.owner] @ solved
-        return np.linalg.inv(np.linalg.cholesky(H)), N, E
-
-    def kenward_roger(self, factors: Array) -> tuple[Array, Array, Array, Array, Array]:
-        """L_xx^-1, U (n, a, r, r), shift m / nu (n, a), inverse information (n, a, a), adjustment (n, r, r)."""
-        half, N, E = self.whitening(factors)
-        E = E @ np.swapaxes(half, 1, 2)[:, None]
-        D = self.directions[self.free]
-        turned = np.einsum("kab,ncbi->nkcai", D, E, optimize=True)
-        slopes = np.einsum("ncai,nkcaj->nkij", E, turned, optimize=True)
-        DN = np.einsum("kab,npbc->npkac", D, N, optimize=True)
-        plain = np.einsum("p,npkab,nplba->nkl", self.counts, DN, DN, optimize=True)
-        across = N[:, None, self.owner] @ turned
-        both = np.einsum("nkcai,nlcaj->nklij", turned, across, optimize=True)
-        expected = plain - 2.0 * np.einsum("nklii->nkl", both) + np.einsum("nkij,nlji->nkl", slopes, slopes)
-        shift = np.einsum("p,npkaa->nk", self.counts, DN, optimize=True) - np.einsum("nkii->nk", slopes)
-        shift /= self.nu
-        inverse = np.linalg.inv(expected - self.nu * shift[:, :, None] * shift[:, None, :])
-        middle = np.einsum("nkl,nklij->nij", inverse, both, optimize=True)
-        middle -= np.einsum("nkl,nkij,nljm->nim", inverse, slopes, slopes, optimize=True)
-        middle = 2.0 * middle
-        return half, slopes, shift, inverse, middle + np.swapaxes(middle, 1, 2)
+def _chunks(batch: BatchFit, size: int, which: NDArray[np.bool_]) -> Iterator[NDArray[np.intp]]:
+    """Positions of some responses, so many at a time."""
+    chosen = np.flatnonzero(which)
+    for begin in range(0, len(chosen), size):
+        yield chosen[begin : begin + size]
 
 
-def _fitted(batch: BatchFit) -> NDArray[np.intp]:
-    return np.flatnonzero(batch.status >= 0)
-
-
-def _patterns(model: Model) -> _Patterns | HierarchyPatterns:
-    if len(model.factors) == 1:
-        return _Patterns(model)
-    from ..estimation.many.several_factors import HierarchyPatterns
-
-    return HierarchyPatterns(cast("HierarchyDesign", shared_design(model)))
-
-
-def _chunks(batch: BatchFit, patterns: _Patterns | HierarchyPatterns) -> Iterator[tuple[NDArray[np.intp], Array]]:
-    """Responses that were fitted, and their factors."""
-    fitted, factors, size = _fitted(batch), batch.factor_o, patterns.chunk()
-    for begin in range(0, len(fitted), size):
-        part = fitted[begin : begin + size]
-        yield part, factors[part]
-
-
-def _refuse_ml(batch: BatchFit) -> None:
+def _kenward_roger_moments(
+    batch: BatchFit, information: str, patterns: Patterns
+) -> Iterator[tuple[NDArray[np.intp], Moments]]:
+    """Moments of the responses that were fitted, some at a time; with the observed information, of those by lanes."""
     if not batch.reml:
         raise LMMError("ddf='kenward-roger' needs REML fits: fit with reml=True, or use ddf='satterthwaite'")
+    which = batch.status >= 0
+    if information == "observed":
+        _need_responses(batch, "information='expected'")
+        which = which & ~batch.alone
+    edge = (batch.singular | (batch.status == 0)) & (information == "auto")
+    factors = batch.factor_o
+    for part in _chunks(batch, patterns.chunk(), which):
+        observed = _observed(batch, part) if information == "observed" else None
+        yield part, patterns.moments(factors[part], edge[part], observed)
 
 
-def _kenward_roger_coefficients(batch: BatchFit) -> tuple[Array, Array]:
+def _observed(batch: BatchFit, part: NDArray[np.intp]) -> Observed:
+    """The observed information of some responses."""
+    model = batch.model
+    _, _, shift, hess = shared_design(model).contrasts(
+        np.ascontiguousarray(batch.responses[part], dtype=np.float64),
+        True,
+        np.ascontiguousarray(batch.theta_o[part]),
+        np.eye(1, model.problem.rank),
+    )
+    return Observed(shift, inverse_hessian(model.structure, batch.theta_o[part], hess))
+
+
+def _need_responses(batch: BatchFit, remedy: str) -> None:
+    if batch.responses is None:
+        raise LMMError(f"the responses were given as a stream and are not kept: fit an array, or use {remedy}")
+
+
+def _alone(batch: BatchFit) -> list[int]:
+    """Responses that were fitted one by one."""
+    return np.flatnonzero((batch.status >= 0) & batch.alone).tolist()
+
+
+def _kenward_roger_coefficients(batch: BatchFit, information: str) -> tuple[Array, Array]:
     """Adjusted standard errors and degrees of freedom (n, p) of the coefficients."""
-    _refuse_ml(batch)
-    patterns = _patterns(batch.model)
     x_map, kept = batch.model.problem.x_map, batch.model.problem.kept
     error, freedom = np.full(batch.params.shape, np.nan), np.full(batch.params.shape, np.nan)
-    for part, factors in _chunks(batch, patterns):
-        half, slopes, shift, inverse, adjustment = patterns.kenward_roger(factors)
-        rows = x_map[kept] @ np.swapaxes(half, 1, 2)
-        variance = (rows * rows).sum(axis=2)
-        total = variance + np.einsum("nri,nij,nrj->nr", rows, adjustment, rows, optimize=True)
+    for part, found in _kenward_roger_moments(batch, information, patterns_of(batch.model)):
+        rows = x_map[kept] @ np.swapaxes(found.half, 1, 2)
+        total = np.einsum("nii->ni", found.inner(rows))
         error[part[:, None], kept] = np.sqrt(batch.sigma2[part, None] * total)
-        freedom[part[:, None], kept] = _single_df(rows, variance, slopes, shift, inverse, patterns.nu)
+        freedom[part[:, None], kept] = found.df(rows)
+    for i in _alone(batch) if information == "observed" else ():
+        table = coefficient_table(batch.one(i), "kenward-roger", information)
+        error[i], freedom[i] = table["std_error"], table["df"]
     return error, freedom
 
 
-def _single_df(rows: Array, variance: Array, slopes: Array, shift: Array, inverse: Array, nu: float) -> Array:
-    u = np.einsum("nri,nkij,nrj->nkr", rows, slopes, rows, optimize=True) / variance[:, None] - shift[:, :, None]
-    return np.asarray(1.0 / (1.0 / nu + np.einsum("nkr,nkl,nlr->nr", u, inverse, u, optimize=True)))
-
-
-def _of_theta(
-    batch: BatchFit, parsed: Hypothesis, rows: Array, basis: Array, gap: Array, z: Array, ddf: str
+def _kenward_roger(
+    batch: BatchFit, parsed: Hypothesis, rows: Array, basis: Array, gap: Array, z: Array, information: str
 ) -> tuple[Array, Array, Array]:
-    """Standard errors (n, m), statistics (n,) and df (n,) by "kenward-roger", "residual" or "normal"."""
+    """Standard errors (n, m), statistics (n,) and df (n,)."""
     n, m = gap.shape
-    if ddf == "kenward-roger":
-        _refuse_ml(batch)
     error, statistic, freedom = np.full((n, m), np.nan), np.full(n, np.nan), np.full(n, np.nan)
     fallen = np.zeros(n, dtype=bool)
-    known = np.inf if ddf == "normal" else float(batch.model.df_resid)
-    patterns = _patterns(batch.model)
     rank = len(basis)
-    for part, factors in _chunks(batch, patterns):
-        if ddf == "kenward-roger":
-            half, slopes, shift, inverse, adjustment = patterns.kenward_roger(factors)
-            inner = np.eye(half.shape[1]) + adjustment
-        else:
-            half = patterns.half(factors)
-            inner = np.broadcast_to(np.eye(half.shape[1]), half.shape)
-        turned = np.swapaxes(half, 1, 2)
+    for part, found in _kenward_roger_moments(batch, information, patterns_of(batch.model)):
+        turned = np.swapaxes(found.half, 1, 2)
         whitened = rows @ turned
-        total = np.einsum("nri,nij,nrj->nr", whitened, inner, whitened, optimize=True)
-        error[part] = np.sqrt(batch.sigma2[part, None] * total)
+        error[part] = np.sqrt(batch.sigma2[part, None] * np.einsum("nii->ni", found.inner(whitened)))
         if m == 1:
             statistic[part] = gap[part, 0] / error[part, 0]
-            freedom[part] = known
-            if ddf == "kenward-roger":
-                variance = (whitened * whitened).sum(axis=2)
-                freedom[part] = _single_df(whitened, variance, slopes, shift, inverse, patterns.nu)[:, 0]
+            freedom[part] = found.df(whitened)[:, 0]
             continue
         spanned = basis @ turned
-        solved = np.linalg.solve(spanned @ inner @ np.swapaxes(spanned, 1, 2), z[part][..., None])[..., 0]
-        chi2 = (z[part] * solved).sum(axis=1) / batch.sigma2[part]
-        statistic[part] = chi2 if ddf == "normal" else chi2 / rank
-        freedom[part] = known
-        if ddf == "kenward-roger":
-            orthonormal = np.swapaxes(np.linalg.qr(np.swapaxes(spanned, 1, 2))[0], 1, 2)
-            U = orthonormal[:, None] @ slopes @ np.swapaxes(orthonormal, 1, 2)[:, None]
-            U -= shift[:, :, None, None] * np.eye(rank)
-            traces = np.einsum("nkii->nk", U)
-            a1 = 2.0 * (np.einsum("nk,nkl,nl->n", traces, inverse, traces) + rank**2 / patterns.nu)
-            a2 = 2.0 * (np.einsum("nkl,nkij,nlji->n", inverse, U, U, optimize=True) + rank / patterns.nu)
-            scale, freedom[part] = scaled_f(rank, a1, a2)
-            statistic[part] *= scale
-            fallen[part] = np.isnan(scale)
+        chi2 = _quadratic(found.inner(spanned), z[part]) / batch.sigma2[part]
+        orthonormal = np.swapaxes(np.linalg.qr(np.swapaxes(spanned, 1, 2))[0], 1, 2)
+        scale, freedom[part] = kenward_roger_f(found, orthonormal)
+        statistic[part] = scale * chi2 / rank
+        fallen[part] = np.isnan(scale)
+    if information == "observed":
+        fallen |= batch.alone
     for i in np.flatnonzero(fallen & (batch.status >= 0)) if batch.responses is not None else ():
-        found = wald(batch.one(int(i)), parsed.L, parsed.rhs)
-        statistic[i], freedom[i] = found.statistic, found.df_denom
+        one = wald(batch.one(int(i)), parsed.L, parsed.rhs, "kenward-roger", information)
+        error[i], statistic[i], freedom[i] = one.std_error, one.statistic, one.df_denom
     return error, statistic, freedom
+
+
+def _of_variance(batch: BatchFit, rows: Array, basis: Array, gap: Array, z: Array, ddf: str) -> tuple[Array, ...]:
+    """Standard errors (n, m), statistics (n,) and df (n,) by "residual" or "normal"."""
+    n, m = gap.shape
+    error, statistic = np.full((n, m), np.nan), np.full(n, np.nan)
+    known = np.inf if ddf == "normal" else float(batch.model.df_resid)
+    freedom = np.where(batch.status >= 0, known, np.nan)
+    patterns, factors = patterns_of(batch.model), batch.factor_o
+    for part in _chunks(batch, patterns.chunk(), batch.status >= 0):
+        turned = np.swapaxes(patterns.half(factors[part]), 1, 2)
+        whitened = rows @ turned
+        error[part] = np.sqrt(batch.sigma2[part, None] * (whitened * whitened).sum(axis=2))
+        if m == 1:
+            statistic[part] = gap[part, 0] / error[part, 0]
+            continue
+        spanned = basis @ turned
+        chi2 = _quadratic(spanned @ np.swapaxes(spanned, 1, 2), z[part]) / batch.sigma2[part]
+        statistic[part] = chi2 if ddf == "normal" else chi2 / len(basis)
+    return error, statistic, freedom
+
+
+def _quadratic(matrix: Array, z: Array) -> Array:
+    """z'A^-1 z (n,)."""
+    return np.asarray((z * np.linalg.solve(matrix, z[..., None])[..., 0]).sum(axis=1))

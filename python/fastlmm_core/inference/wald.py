@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from .. import kernels
 from ..errors import LMMError
-from ..estimation.information import Moments, combined_df, moments, scaled_f, whitened_rows
+from ..estimation.information import combined_df, kenward_roger_f, moments, whitened_rows
 from ..support.checks import check_level
 from ..support.distributions import chi2_tail, f_tail, quantile, two_sided_p
 from .hypotheses import parse_hypothesis
@@ -52,7 +52,7 @@ _NAMED = 4
 
 
 def covariance(
-    result: Fit, ddf: str = "satterthwaite", information: str = "expected", robust: Sandwich | None = None
+    result: Fit, ddf: str = "satterthwaite", information: str = "auto", robust: Sandwich | None = None
 ) -> Array:
     """Covariance matrix of the fixed effects that goes with `ddf`.
 
@@ -62,8 +62,9 @@ def covariance(
     ddf : {"satterthwaite", "kenward-roger", "residual", "normal"}
         Kenward-Roger: adjusted for the uncertainty of the variance parameters, Phi + 2 Phi Lambda Phi (Kenward and
         Roger 1997, eq. 3); otherwise sigma^2 (X'V^-1X)^-1.
-    information : {"expected", "observed"}
-        Of the variance parameters, for Kenward-Roger: expected as in pbkrtest, observed as in SAS and mmrm.
+    information : {"auto", "expected", "observed"}
+        Of the variance parameters, for Kenward-Roger: expected as in pbkrtest, observed as in SAS and mmrm; "auto":
+        expected, at singular fits that of what is left when the parameters at the boundary are taken for known.
     robust : Sandwich, optional
         Instead of the covariance of the model.
 
@@ -93,14 +94,14 @@ def covariance(
     return np.asarray(0.5 * (out + out.T))
 
 
-def coefficient_df(result: Fit, ddf: str = "satterthwaite", information: str = "expected") -> Array:
+def coefficient_df(result: Fit, ddf: str = "satterthwaite", information: str = "auto") -> Array:
     """Degrees of freedom of the t test of each fixed effect.
 
     Parameters
     ----------
     result : LMMResult
     ddf : {"satterthwaite", "kenward-roger", "residual", "normal"}
-    information : {"expected", "observed"}
+    information : {"auto", "expected", "observed"}
 
     Returns
     -------
@@ -121,7 +122,7 @@ def coefficient_df(result: Fit, ddf: str = "satterthwaite", information: str = "
 
 
 def coefficient_table(
-    result: Fit, ddf: str = "satterthwaite", information: str = "expected", robust: Sandwich | None = None
+    result: Fit, ddf: str = "satterthwaite", information: str = "auto", robust: Sandwich | None = None
 ) -> dict[str, Array]:
     """Estimates, standard errors, degrees of freedom, t statistics and p-values of the fixed effects.
 
@@ -129,7 +130,7 @@ def coefficient_table(
     ----------
     result : LMMResult
     ddf : {"satterthwaite", "kenward-roger", "residual", "normal"}
-    information : {"expected", "observed"}
+    information : {"auto", "expected", "observed"}
     robust : Sandwich, optional
         Instead of the covariance of the model.
 
@@ -323,7 +324,7 @@ def test(
     hypothesis: Any,
     rhs: Any = None,
     ddf: str = "satterthwaite",
-    information: str = "expected",
+    information: str = "auto",
     robust: Sandwich | None = None,
 ) -> WaldTest:
     """Test a linear hypothesis about the fixed effects.
@@ -335,7 +336,7 @@ def test(
         See `hypotheses.parse_hypothesis`.
     rhs : float or (m,) array, optional
     ddf : {"satterthwaite", "kenward-roger", "residual", "normal"}
-    information : {"expected", "observed"}
+    information : {"auto", "expected", "observed"}
     robust : Sandwich, optional
         Instead of the covariance of the model.
 
@@ -357,7 +358,7 @@ def wald(
     L: Any,
     rhs: Any = None,
     ddf: str = "satterthwaite",
-    information: str = "expected",
+    information: str = "auto",
     robust: Sandwich | None = None,
     names: tuple[str, ...] | None = None,
 ) -> WaldTest:
@@ -374,7 +375,7 @@ def wald(
         lmerTest; depends on the scaling of the rows against each other.  Kenward-Roger: the adjusted covariance
         matrix, and a scaled F for several rows; Satterthwaite's F where no F distribution has the moments that it
         needs (``joint_ddf`` of the result).  Normal: z tests and chi-square.
-    information : {"expected", "observed"}
+    information : {"auto", "expected", "observed"}
         For Kenward-Roger.
     robust : Sandwich, optional
         Instead of the covariance of the model: for several rows Hotelling's T^2 with the degrees of freedom of
@@ -433,8 +434,8 @@ def wald(
             if found is not None and ddf == "satterthwaite":
                 df_denom = float(combined_df(found.df(_eigen_contrasts(whitened, rank))))
             elif found is not None:
-                factor, freedom = _kenward_roger(found, basis)
-                statistic, df_denom = statistic * factor, freedom
+                factor, freedom = kenward_roger_f(found, basis)
+                statistic, df_denom = statistic * float(factor), float(freedom)
                 if np.isnan(freedom):  # as lmerTest where Kenward and Roger's method fails
                     joint = "satterthwaite"
                     other = wald(result, rows, right, joint)
@@ -477,17 +478,3 @@ def _robust_joint(robust: Sandwich, basis: Array, z: Array, ddf: str, known: flo
 def _eigen_contrasts(whitened: Array, rank: int) -> Array:
     """Whitened rows (rank, r) of the eigenvectors of L Phi L' times L (lmerTest::contestMD)."""
     return np.asarray(np.linalg.svd(whitened, full_matrices=False)[2][:rank])
-
-
-def _kenward_roger(found: Moments, basis: Array) -> tuple[float, float]:
-    """Scale and denominator degrees of freedom of F for orthonormal whitened rows (m, r).
-
-    Kenward and Roger (1997), section 3; A_1 and A_2 with the scale of V split off.
-    """
-    m = len(basis)
-    turned = basis @ found.slopes @ basis.T - found.shift[:, None, None] * np.eye(m)
-    traces = np.trace(turned, axis1=1, axis2=2)
-    a1 = 2.0 * (traces @ found.inverse @ traces + m * m / found.nu)
-    a2 = 2.0 * (np.einsum("kl,kij,lji", found.inverse, turned, turned, optimize=True) + m / found.nu)
-    scale, df = scaled_f(m, a1, a2)
-    return float(scale), float(df)

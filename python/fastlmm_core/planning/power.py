@@ -22,7 +22,7 @@ from .assumed import AssumedModel, drawn, stated
 
 if TYPE_CHECKING:
     from ..estimation.fit import Fit
-    from ..inference.options import Ddf
+    from ..inference.options import Ddf, Information
 
 __all__ = ["PowerCurve", "PowerResult", "power", "power_curve"]
 
@@ -149,8 +149,8 @@ def _interval(count: int, n: int) -> tuple[float, float]:
 @checked
 def power(
     source: Fit | AssumedModel, test: Any, *, effect: ArrayLike | None = None, n_sim: int = 1000,
-    alpha: float = 0.05, method: Method = "wald", ddf: Ddf = "satterthwaite", seed: Seed = None, reml: bool = True,
-    n_jobs: int | None = None, progress: bool | None = None,
+    alpha: float = 0.05, method: Method = "wald", ddf: Ddf = "satterthwaite", information: Information = "auto",
+    seed: Seed = None, reml: bool = True, n_jobs: int | None = None, progress: bool | None = None,
 ) -> PowerResult:  # fmt: skip
     """Power of a test of fixed effects, by simulation.
 
@@ -170,6 +170,8 @@ def power(
         data (chi-square).
     ddf : {"satterthwaite", "kenward-roger", "residual", "normal"}
         Denominator degrees of freedom of the Wald test; "normal" takes the normal or chi-square distribution.
+    information : {"auto", "expected", "observed"}
+        For Kenward-Roger, see `LMMResult.test`.
     seed : int, sequence of int, SeedSequence or Generator, optional
     reml : bool
         For the Wald test; the likelihood ratio always takes maximum likelihood.
@@ -197,7 +199,7 @@ def power(
     batch = truth.simulate_fit(n_sim, seed, reml=reml and method == "wald", n_jobs=n_jobs, progress=progress)
     good = batch.converged
     if method == "wald":
-        found = batch.test(hypothesis.L, ddf=ddf).pvalues
+        found = batch.test(hypothesis.L, ddf=ddf, information=information).pvalues
     else:
         columns = [i for i in truth.model.problem.kept if i not in (hypothesis.columns or ())]
         model = truth.model
@@ -351,8 +353,8 @@ def _isotonic(values: Array) -> Array:
 def power_curve(
     source: Fit | AssumedModel, test: Any, along: str = "subjects", values: ArrayLike = (), *,
     effect: ArrayLike | None = None, n_sim: int = 1000, alpha: float = 0.05, method: Method = "wald",
-    ddf: Ddf = "satterthwaite", seed: Seed = None, reml: bool = True, n_jobs: int | None = None,
-    progress: bool | None = None,
+    ddf: Ddf = "satterthwaite", information: Information = "auto", seed: Seed = None, reml: bool = True,
+    n_jobs: int | None = None, progress: bool | None = None,
 ) -> PowerCurve:  # fmt: skip
     """Power for several sizes of a design or several effects.
 
@@ -371,7 +373,7 @@ def power_curve(
         so many rows of each group (of the factor that has most).  "effect": true values of the one coefficient
         tested.
     values : sequence of numbers
-    effect, n_sim, alpha, method, ddf, reml, n_jobs, progress
+    effect, n_sim, alpha, method, ddf, information, reml, n_jobs, progress
         As for `power`.
     seed : int, sequence of int, SeedSequence or Generator, optional
         Each value has a stream of its own, by its position.
@@ -411,8 +413,8 @@ def power_curve(
     root = _integer(seed)
     results = tuple(
         power(
-            source, test, n_sim=n_sim, alpha=alpha, method=method, ddf=ddf, seed=_place(root, place),
-            reml=reml, n_jobs=n_jobs, progress=progress,
+            source, test, n_sim=n_sim, alpha=alpha, method=method, ddf=ddf, information=information,
+            seed=_place(root, place), reml=reml, n_jobs=n_jobs, progress=progress,
         )
         for place, source in enumerate(sources)
     )  # fmt: skip

@@ -183,7 +183,7 @@ def prediction(
 
 def predicted(
     result: Fit, data: Any, effects: Any, new_levels: str, interval: str | None, observed: Any = None,
-    offset: Any = None, weights: Any = None, ddf: str = "normal", information: str = "expected",
+    offset: Any = None, weights: Any = None, ddf: str = "normal", information: str = "auto",
 ) -> Predicted:  # fmt: skip
     """Means, and where `interval` is given standard errors and degrees of freedom; see `LMMResult.predict`."""
     model, problem = result.model, result.model.problem

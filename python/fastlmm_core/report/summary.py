@@ -167,7 +167,7 @@ class Summary:
         result: Fit,
         level: float = 0.95,
         ddf: Ddf = "satterthwaite",
-        information: Information = "expected",
+        information: Information = "auto",
         robust: Sandwich | None = None,
     ) -> Summary:
         """Collect the summary of a fit.
@@ -294,8 +294,8 @@ class Summary:
             else:
                 yield f"{_ROBUST_LAWS[self.ddf]}, by the robust covariance {self.vcov} over {self.clusters}."
         if self.singular_components:
-            observed = self.ddf == "kenward-roger" and self.information == "observed"
-            known = self.vcov == "model" and (self.ddf == "satterthwaite" or observed)
+            reduced = self.ddf == "kenward-roger" and self.information != "expected"
+            known = self.vcov == "model" and (self.ddf == "satterthwaite" or reduced)
             extra = ", and the degrees of freedom take it for known" if known and self.coefficients else ""
             yield f"Singular fit: {'; '.join(self.singular_components)}. The estimate lies on the boundary{extra}."
         count = f"{self.n_evaluations} evaluation{'s' * (self.n_evaluations != 1)}"

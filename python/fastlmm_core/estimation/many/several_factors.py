@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from ...covariance.directions import free_directions, inverse_hessian
+from ...covariance.directions import free_directions, inverse_hessian, theta_jacobian
 from ...covariance.parameters import CovarianceStructure, vech_positions
 from ...engines.crossed.problem import CrossedProblem
 from ...engines.protocol import EASY, UNASKED
@@ -36,7 +36,7 @@ from .one_factor import constant_column
 if TYPE_CHECKING:
     from ...engines.crossed.engine import CrossedCriterion
 
-__all__ = ["HierarchyDesign", "HierarchyPatterns"]
+__all__ = ["HierarchyDesign"]
 
 Array = NDArray[np.float64]
 Index = NDArray[np.intp]
@@ -107,7 +107,7 @@ class _Worker:
             assert found is not None
             return found
         free = free_directions(structure)
-        jacobian = _jacobian(structure, structure.factor(theta))
+        jacobian = theta_jacobian(structure, structure.factor(theta))
         rows, columns = structure.positions
         slope = criterion.solution()[3]
         hess = jacobian @ criterion.curvature()[np.ix_(free, free)] @ jacobian.T
@@ -348,7 +348,7 @@ class HierarchyDesign:
         shift = (state.b[:, None, None] @ cross @ state.b[:, None, :, None])[..., 0] / state.r2[:, None, None]
         factors = np.zeros((len(half), structure.q, structure.q))
         factors[:, structure.positions[0], structure.positions[1]] = state.theta
-        jacobian = _jacobian(structure, factors)
+        jacobian = theta_jacobian(structure, factors)
         turned = jacobian @ slopes.reshape(*slopes.shape[:2], r * r)
         return half, turned.reshape(*turned.shape[:2], r, r), (jacobian @ shift)[..., 0]
 
@@ -411,65 +411,6 @@ class HierarchyDesign:
         return out
 
 
-class HierarchyPatterns:
-    """What depends on theta only, for many thetas: the interface of `batch_inference`'s patterns of groups.
-
-    Parameters
-    ----------
-    design : HierarchyDesign
-    """
-
-    def __init__(self, design: HierarchyDesign) -> None:
-        self.worker = _Worker(design.problem)
-        self.structure = design.structure
-        self.nu = float(design.problem.n - design.problem.rank)
-
-    def chunk(self) -> int:
-        """Responses at a time."""
-        return 256
-
-    def _at(self, factor: Array) -> Array:
-        """L_xx^-1 at one factor."""
-        criterion = self.worker.criterion
-        criterion.reml = True
-        criterion.evaluate(self.structure.theta(factor), 1)
-        return np.asarray(np.linalg.inv(criterion.solution()[2]))
-
-    def half(self, factors: Array) -> Array:
-        """L_xx^-1 (n, r, r)."""
-        with one_blas_thread():
-            return np.array([self._at(factor) for factor in factors])
-
-    def kenward_roger(self, factors: Array) -> tuple[Array, Array, Array, Array, Array]:
-        """L_xx^-1, U (n, a, r, r), shift (n, a), inverse information (n, a, a), adjustment (n, r, r)."""
-        with one_blas_thread():
-            found = [self._adjusted(factor) for factor in factors]
-        half, slopes, shift, inverse, adjustment = (
-            np.array(part, dtype=np.float64) for part in zip(*found, strict=True)
-        )
-        return half, slopes, shift, inverse, adjustment
-
-    def _adjusted(self, factor: Array) -> tuple[Array, Array, Array, Array, Array]:
-        """The same at one factor."""
-        criterion, free = self.worker.criterion, free_directions(self.structure)
-        lower, upper = vech_positions(self.structure.q)
-        half = self._at(factor)
-        r = len(half)
-        slopes = half @ criterion.cross()[:, :r, :r] @ half.T
-        shift = criterion.precision()[lower, upper] * (2.0 - (lower == upper))
-        shift = (shift - np.trace(slopes, axis1=1, axis2=2)) / self.nu
-        weight = np.zeros((r + 1, r + 1))
-        weight[:r, :r] = half.T
-        information = criterion.traces() - 2.0 * criterion.traces(weight)
-        information += np.einsum("kij,lji->kl", slopes, slopes) - self.nu * np.outer(shift, shift)
-        inverse: Array = np.asarray(np.linalg.inv(information[np.ix_(free, free)]), dtype=np.float64)
-        twice = np.zeros_like(information)
-        twice[np.ix_(free, free)] = 2.0 * inverse
-        middle = half @ criterion.sandwich(twice)[:r, :r] @ half.T
-        middle -= np.einsum("kl,kij,ljm->im", twice, slopes, slopes, optimize=True)
-        return half, slopes[free], shift[free], inverse, middle + middle.T
-
-
 def _conditioned_z(model: Model, part: slice) -> Array:
     """Z_o of one factor, weighted."""
     local = factor_structure(model.structure, part.start, part.stop - part.start)
@@ -498,15 +439,6 @@ def _pieces(structure: CovarianceStructure, least: Array) -> list[tuple[list[int
             diagonal = np.flatnonzero(inside & (rows == columns)).tolist()
             out.append((diagonal, np.flatnonzero(inside).tolist(), float(least[start])))
     return out
-
-
-def _jacobian(structure: CovarianceStructure, factors: Array) -> Array:
-    """Derivatives of the free elements of G^ in theta (..., k, d)."""
-    rows, columns = structure.positions
-    lower, upper = (part[free_directions(structure)] for part in vech_positions(structure.q))
-    first = factors[..., upper[None, :], columns[:, None]] * (rows[:, None] == lower)
-    # in the order of its axes, whatever indexing makes of one response: up to numpy 2.2 the last bits depend on it
-    return np.ascontiguousarray(first + factors[..., lower[None, :], columns[:, None]] * (rows[:, None] == upper))
 
 
 def _decrements(gradients: Array, hess: Array) -> tuple[Array, Array]:

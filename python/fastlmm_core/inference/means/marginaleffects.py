@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 __all__ = ["marginaleffects_model"]
 
 
-def marginaleffects_model(result: Fit, data: Any, ddf: str = "normal", information: str = "expected") -> Any:
+def marginaleffects_model(result: Fit, data: Any, ddf: str = "normal", information: str = "auto") -> Any:
     """The fit as a model that marginaleffects understands.
 
     Parameters
@@ -31,7 +31,7 @@ def marginaleffects_model(result: Fit, data: Any, ddf: str = "normal", informati
         The table that the model was fitted to, which the result does not keep.
     ddf : {"normal", "kenward-roger"}
         Covariance matrix of the coefficients; Kenward and Roger's is adjusted for small samples.
-    information : {"expected", "observed"}
+    information : {"auto", "expected", "observed"}
         For Kenward-Roger.
 
     Returns

@@ -255,7 +255,7 @@ def emmeans(
     adjust: str | None = None,
     level: float = 0.95,
     ddf: str = "satterthwaite",
-    information: str = "expected",
+    information: str = "auto",
     robust: Sandwich | None = None,
 ) -> MarginalMeans:
     """Estimated marginal means of the levels of one or more factors.
@@ -277,7 +277,7 @@ def emmeans(
     level : float
         Of the confidence limits.
     ddf : {"satterthwaite", "kenward-roger", "residual", "normal"}
-    information : {"expected", "observed"}
+    information : {"auto", "expected", "observed"}
         For Kenward-Roger.
     robust : Sandwich, optional
         Instead of the covariance of the model.
@@ -307,7 +307,7 @@ def slopes(
     adjust: str | None = None,
     level: float = 0.95,
     ddf: str = "satterthwaite",
-    information: str = "expected",
+    information: str = "auto",
     robust: Sandwich | None = None,
 ) -> MarginalMeans:
     """Slopes of the linear predictor along a covariate, averaged over the levels of factors.
