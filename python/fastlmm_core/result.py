@@ -937,6 +937,68 @@ class LMMResult(Fit):
 
         return self.model.table(tidy_columns(self, effects, level, ddf, information, self._robust(vcov, cluster)))
 
+    def augment(self, data: Any = None, *, prefix: str = "") -> Any:
+        """The rows of the data with what the fit says of each, as broom's.
+
+        Parameters
+        ----------
+        data : table, optional
+            The data of the fit, whose columns are wanted too: for pandas rows are found by label, otherwise the table
+            has the rows of the data or those used.  By default the response, the columns of X and Z and the groups.
+        prefix : str
+            Of the names of the columns that are added.
+
+        Returns
+        -------
+        frame in the library of the data, or dict of arrays
+            One row per row used, for pandas with its index (other libraries have a column ``row`` with the positions
+            where rows were dropped).  Added are ``fitted`` and ``fitted_population`` (with and without the random
+            effects), ``resid`` and ``resid_marginal``, ``resid_pearson``, ``resid_whitened``, ``resid_studentized``
+            (see `residuals`), ``leverage`` and its parts ``leverage_fixed`` and ``leverage_random``, ``cooks_distance``
+            of the coefficients at the variance parameters of the fit (`influence` estimates these anew), and each
+            random effect of the group of the row as ``effect|factor``.
+
+        Raises
+        ------
+        LMMError
+            Where the data have a column of such a name, or are not those of the fit.
+
+        Examples
+        --------
+        >>> import fastlmm_core as flc
+        >>> sleep = flc.datasets.load("sleepstudy", "pandas")
+        >>> rows = flc.lmm("Reaction ~ Days + (Days | Subject)", sleep).fit().augment(sleep)
+        >>> rows[["Subject", "Days", "fitted", "resid", "Days|Subject"]].round(1).head(2)
+          Subject  Days  fitted  resid  Days|Subject
+        0     308     0   253.7   -4.1           9.2
+        1     308     1   273.3  -14.6           9.2
+        """
+        from .diagnostics.augment import augment
+
+        return augment(self, data, prefix)
+
+    def glance(self) -> Any:
+        """One row about the fit, to be stacked with those of other fits, as broom's.
+
+        Returns
+        -------
+        frame in the library of the data, or dict of arrays
+            ``nobs``, the levels of each factor ``n_groups_factor``, ``df_resid``, ``n_parameters``, ``sigma``, ``llf``,
+            ``criterion``, ``aic``, ``bic``, ``r2_marginal``, ``r2_conditional`` (see `r2`), ``reml``, ``converged``,
+            ``singular``.
+
+        Examples
+        --------
+        >>> import fastlmm_core as flc
+        >>> fit = flc.lmm("Reaction ~ Days + (Days | Subject)", flc.datasets.load("sleepstudy", "pandas")).fit()
+        >>> fit.glance()[["nobs", "n_groups_Subject", "criterion", "aic"]].round(2)
+           nobs  n_groups_Subject  criterion      aic
+        0   180                18    1743.63  1755.63
+        """
+        from .report.glance import glance_columns
+
+        return self.model.table(glance_columns(self))
+
     def _repr_html_(self) -> str:
         return self.summary()._repr_html_()
 

@@ -3,6 +3,7 @@
 assumptions   residual tests, autocorrelation
 leverage      leverage, studentised residuals
 influence     deletion diagnostics
+augment       the rows of the data with what the fit says of each
 pooling       shrinkage and design effects
 marginal      covariance and correlation over time
 """

@@ -195,9 +195,9 @@ class Influence:
         dict
             ``overall``, ``fixed``, ``random``: arrays (d,).
         """
-        from .leverage import leverage_parts
+        from .leverage import leverage_parts, row_variances
 
-        rows = leverage_parts(self.result)
+        rows = leverage_parts(row_variances(self.result))
         if self._grouping is None:
             return rows
         index = self._grouping.index

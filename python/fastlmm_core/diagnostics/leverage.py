@@ -20,12 +20,20 @@ from ..prediction.conditional import posterior_of
 if TYPE_CHECKING:
     from ..estimation.fit import Fit
 
-__all__ = ["leverage", "leverage_parts", "studentized", "studentized_residuals"]
+__all__ = [
+    "cooks_distances",
+    "leverage",
+    "leverage_parts",
+    "row_variances",
+    "standardized",
+    "studentized",
+    "studentized_residuals",
+]
 
 Array = NDArray[np.float64]
 
 
-class _Rows(NamedTuple):
+class RowVariances(NamedTuple):
     """What the variances of residuals are made of, relative to sigma^2.
 
     Attributes
@@ -49,7 +57,7 @@ class _Rows(NamedTuple):
     left: Array
 
 
-def _rows(result: Fit) -> _Rows:
+def row_variances(result: Fit) -> RowVariances:
     model: Any = result.model
     if len(model.factors) > 1:
         return _rows_of_several(result)
@@ -65,10 +73,10 @@ def _rows(result: Fit) -> _Rows:
     fixed = np.asarray(np.linalg.solve(result.solution.chol, X.T).T, dtype=np.float64)
     own = np.einsum("ia,iaj->ij", Z, MC[index])
     left = np.asarray(np.linalg.solve(result.solution.chol, (X - own).T).T, dtype=np.float64)
-    return _Rows(noise, random, conditional, fixed, left)
+    return RowVariances(noise, random, conditional, fixed, left)
 
 
-def _rows_of_several(result: Fit) -> _Rows:
+def _rows_of_several(result: Fit) -> RowVariances:
     """The same for several grouping factors."""
     model: Any = result.model
     problem = model.problem
@@ -81,15 +89,14 @@ def _rows_of_several(result: Fit) -> _Rows:
     noise = np.ones(model.nobs) if model.weights is None else 1.0 / model.weights
     fixed = np.asarray(np.linalg.solve(result.solution.chol, X.T).T, dtype=np.float64)
     left = np.asarray(np.linalg.solve(result.solution.chol, (X - carried[:, :-1]).T).T, dtype=np.float64)
-    return _Rows(noise, random, conditional, fixed, left)
+    return RowVariances(noise, random, conditional, fixed, left)
 
 
 # ---- leverage ----------------------------------------------------------------------------------------
 
 
-def leverage_parts(result: Fit) -> dict[str, Array]:
+def leverage_parts(rows: RowVariances) -> dict[str, Array]:
     """`leverage` as arrays: ``overall``, ``fixed`` and ``random``, each (n,)."""
-    rows = _rows(result)
     fixed = np.sum(rows.fixed * rows.left, axis=1) / rows.noise
     random = (rows.conditional - np.sum((rows.fixed - rows.left) * rows.left, axis=1)) / rows.noise
     return {"overall": fixed + random, "fixed": fixed, "random": random}
@@ -109,7 +116,15 @@ def leverage(result: Fit) -> Any:
     frame or dict of arrays
         ``overall``, ``fixed`` and ``random``: the diagonals of H1 + H2, H1 and H2.  The second sums to rank(X).
     """
-    return result.model.design.caller_rows.table(leverage_parts(result))
+    return result.model.design.caller_rows.table(leverage_parts(row_variances(result)))
+
+
+def cooks_distances(result: Fit, rows: RowVariances) -> Array:
+    """Cook's distance of each row at the variance parameters of the fit (n,), see `augment`; NaN without variance."""
+    variance = rows.noise - rows.conditional - np.sum(rows.left**2, axis=1)
+    known = variance > 1e-10 * rows.noise
+    change = np.sum(rows.left**2, axis=1) * (result.rest / np.where(known, variance, 1.0)) ** 2
+    return np.where(known, change / (max(rows.left.shape[1], 1) * result.sigma2), np.nan)
 
 
 # ---- residuals ---------------------------------------------------------------------------------------
@@ -152,7 +167,11 @@ def studentized(result: Fit, kind: str = "conditional", external: bool = False) 
     if external:
         errors = _prediction_errors if len(result.model.factors) == 1 else _errors_of_refits
         return errors(result, kind == "conditional")
-    rows = _rows(result)
+    return standardized(result, row_variances(result), kind)
+
+
+def standardized(result: Fit, rows: RowVariances, kind: str = "conditional") -> Array:
+    """Residuals divided by their standard deviations (n,); NaN where they have none."""
     if kind == "marginal":
         whole = rows.noise + rows.random
         variance = whole - np.sum(rows.fixed**2, axis=1)

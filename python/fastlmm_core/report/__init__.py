@@ -1,4 +1,5 @@
 """What is printed.
 
 summary   tables of a fit as text, HTML and frames
+glance    one row about a fit
 """

@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from ..errors import LMMError
 from ..support.checks import plain_array
 from .alignment import aligned, index_of
-from .columns import native_frame
+from .columns import Column, native_frame
 
-__all__ = ["CallerRows", "limits_table", "named_rows"]
+__all__ = ["CallerRows", "limits_table", "named_rows", "rows_of_table", "with_columns"]
 
 Array = NDArray[Any]
 
@@ -26,6 +26,38 @@ def named_rows(library: str, name: str, labels: Array | None, columns: Mapping[s
     if labels is None or library == "pandas":
         return native_frame(library, columns, None if labels is None else list(labels))
     return native_frame(library, {name: list(labels), **columns})
+
+
+def rows_of_table(data: Any, at: NDArray[np.intp] | None) -> Any:
+    """Some rows of a table, in its own library; None for all of them."""
+    if hasattr(data, "to_native"):
+        data = data.to_native()
+    if isinstance(data, Mapping):
+        return {
+            name: Column(name, values).raw if at is None else Column(name, values).raw[at]
+            for name, values in data.items()
+        }
+    if at is None:
+        return data
+    if hasattr(data, "iloc"):
+        return data.iloc[at]
+    return data.take(at) if hasattr(data, "append_column") else data[at]
+
+
+def with_columns(data: Any, columns: Mapping[str, Any]) -> Any:
+    """A table of pandas, polars or pyarrow, or a dict of arrays, with more columns."""
+    if isinstance(data, Mapping):
+        return {**data, **columns}
+    if hasattr(data, "iloc"):
+        return data.assign(**columns)
+    if hasattr(data, "append_column"):
+        for name, values in columns.items():
+            data = data.append_column(name, [values])
+        return data
+    series = importlib.import_module("polars").Series
+    return data.with_columns(
+        [series(name, list(values) if values.dtype.kind == "O" else values) for name, values in columns.items()]
+    )
 
 
 def limits_table(library: str | None, names: Sequence[str], limits: Array) -> Any:

@@ -1,0 +1,111 @@
+"""The rows of the data with what the fit says of each: fitted values, residuals, leverage, group effects.
+
+Cook's distance is that of the coefficients at the variance parameters of the fit, as in lme4: with P and Phi as in
+`leverage`, leaving out row i changes the coefficients by Phi X'V^-1 e_i (Py)_i / P_ii, so that
+
+    D_i = (b - b_i)'Phi^-1 (b - b_i) / rank(X) = |l_i|^2 e_i^2 / (rank(X) sigma^2 v_i^2)
+
+with e_i the conditional residual, sigma^2 v_i its variance and l_i the row of R V^-1 X, whitened (Christensen, Pearson
+and Johnson 1992, Technometrics 34, 38-45).  `influence` estimates the variance parameters anew.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import LMMError
+from ..tables.alignment import positions
+from ..tables.columns import Table
+from ..tables.rows import CallerRows, rows_of_table, with_columns
+from .leverage import cooks_distances, leverage_parts, row_variances, standardized
+from .residuals import residuals
+
+if TYPE_CHECKING:
+    from ..estimation.fit import Fit
+
+__all__ = ["augment"]
+
+Array = NDArray[np.float64]
+
+
+def augment(result: Fit, data: Any = None, prefix: str = "") -> Any:
+    """See `LMMResult.augment`."""
+    found = {prefix + name: values for name, values in _of_fit(result).items()}
+    rows = result.model.design.caller_rows
+    if data is None:
+        columns = _of_model(result)
+        _refuse_clash(found, columns)
+        return rows.table(columns | found)
+    table = Table(data)
+    _refuse_clash(found, table.names)
+    at = _places(table, rows)
+    chosen = rows_of_table(data, at)
+    spec = result.model.spec
+    if spec is not None and not np.allclose(spec.response(chosen), result.model.endog, rtol=1e-9, atol=0.0):
+        raise LMMError(f"data are not those of the fit: the response {result.model.response_name!r} has other values")
+    if at is not None and table.index is None:
+        found = {prefix + "row": at, **found}
+        _refuse_clash(found, table.names)
+    return with_columns(chosen, found)
+
+
+def _refuse_clash(found: Collection[str], columns: Collection[str]) -> None:
+    clash = [name for name in found if name in columns]
+    if clash:
+        raise LMMError(
+            f"the data have a column {clash[0]!r} already; give prefix=, e.g. prefix='.', for the names of what is "
+            "added"
+        )
+
+
+def _of_model(result: Fit) -> dict[str, Any]:
+    """Response, columns of the design, groups, weights and offset."""
+    model = result.model
+    columns: dict[str, Any] = {model.response_name: model.endog}
+    designs = [(model.exog_names, model.exog), (model.exog_re_names, model.exog_re)]
+    for names, values in designs:
+        for j, name in enumerate(names):
+            if name != "Intercept" and name not in columns:
+                columns[name] = values[:, j]
+    for factor in model.factors:
+        columns.setdefault(factor.grouping.name, factor.grouping.labels[factor.grouping.index])
+    for name, given in (("weights", model.weights), ("offset", model.offset)):
+        if given is not None:
+            columns.setdefault(name, given)
+    return columns
+
+
+def _of_fit(result: Fit) -> dict[str, Any]:
+    """What the fit says of each row."""
+    model = result.model
+    rows = row_variances(result)
+    columns: dict[str, Any] = {
+        "fitted": result.fitted_mean,
+        "fitted_population": result.marginal_mean,
+        "resid": result.rest,
+        **{f"resid_{kind}": residuals(result, kind) for kind in ("marginal", "pearson", "whitened")},
+        "resid_studentized": standardized(result, rows),
+    }
+    parts = leverage_parts(rows)
+    columns |= {"leverage": parts["overall"], "leverage_fixed": parts["fixed"], "leverage_random": parts["random"]}
+    columns["cooks_distance"] = cooks_distances(result, rows)
+    for effects, factor in zip(result.blups, model.factors, strict=True):
+        for j, name in enumerate(result.effect_names[factor.columns]):
+            columns[f"{name}|{factor.grouping.name}"] = effects[factor.grouping.index, j]
+    return columns
+
+
+def _places(table: Table, rows: CallerRows) -> NDArray[np.intp] | None:
+    """Where the rows of the fit stand in a table, None for all of them in order."""
+    if table.library == "pandas" and rows.index is not None:
+        return rows.used if table.index.equals(rows.index) else positions(table.index, rows.used_index, "data")
+    n = len(rows.positions)
+    if table.n_rows == rows.count:
+        return rows.used
+    if table.n_rows != n:
+        raise LMMError(f"data has {table.n_rows} rows, but the model was made from {rows.count}; give the same table")
+    return None
