@@ -29,6 +29,7 @@ power_variance        power, exp
 constant_power        constpower
 constant_proportion   constprop
 grouped_variance      a function for each level
+steps, markov         long series of Markov chains, whitened row by row
 moments               moments of residuals, for start values
 natural               derivatives of R in the natural parameters
 """

@@ -13,7 +13,8 @@ import numpy as np
 from .correlation import Curve
 from .distances import FARTHEST, OfDistance
 from .links import Link, Linked
-from .structure import Array
+from .steps import Steps, steps_of
+from .structure import Array, Where
 
 __all__ = ["ContinuousAutoregressive", "Exponential", "Gaussian"]
 
@@ -46,6 +47,11 @@ class Exponential(OfDistance):
         inner = np.minimum(u, FARTHEST)
         C = np.exp(-inner)
         return Curve(C, inner * C, (inner - 1.0) * inner * C)
+
+    def steps(self, phi: Array, gaps: Where) -> Steps:
+        """Correlations over gaps in one dimension; 1 - rho^2 without cancellation."""
+        u = gaps * np.exp(np.clip(-phi[0], -300.0, 300.0))
+        return steps_of(self.curve(u).value, -np.expm1(-2.0 * u), *self.curve(u)[1:])
 
 
 @dataclass(frozen=True)

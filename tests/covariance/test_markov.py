@@ -1,0 +1,93 @@
+"""Long series whitened row by row, against dense algebra and differences."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from fastlmm_core.covariance.residual.catalogue import of_coordinates, of_covariate, of_positions
+from fastlmm_core.covariance.residual.markov import chain_of, whiten
+from fastlmm_core.covariance.residual.varied import Varied
+from structures_cases import difference
+
+STARTS = np.array([0, 4])
+TIMES = np.array([0.0, 1.0, 3.0, 4.0, 2.0, 3.0, 7.0])
+V = np.array([0.5, 2.0, 1.0, -1.5, 3.0, 0.2, 1.1])
+COLUMNS = np.random.default_rng(0).standard_normal((7, 3))
+
+CASES = {
+    "ar1": (of_positions("ar1", 8), TIMES.astype(int)),
+    "car1": (of_coordinates("car1"), TIMES[:, None]),
+    "sp_exp": (of_coordinates("sp_exp"), TIMES[:, None]),
+    "sp_power": (of_coordinates("sp_power"), TIMES[:, None]),
+    "power-car1": (Varied(of_covariate("power"), of_coordinates("car1")), np.column_stack((TIMES, V))),
+    "constpower-ar1": (Varied(of_covariate("constpower"), of_positions("ar1", 8)), np.column_stack((TIMES, V))),
+}
+
+over_cases = pytest.mark.parametrize("name", CASES)
+
+
+def whitened(name, phi, columns=COLUMNS):
+    structure, where = CASES[name]
+    return whiten(chain_of(structure), phi, where, STARTS, columns)
+
+
+def draw(name):
+    return np.random.default_rng(1).uniform(0.2, 0.9, CASES[name][0].n_parameters)
+
+
+@over_cases
+def test_sums_of_squares_and_determinant(name):
+    structure, where = CASES[name]
+    phi = draw(name)
+    found = whitened(name, phi)
+    expected, log_det = np.zeros((3, 3)), 0.0
+    for rows in (slice(0, 4), slice(4, 7)):
+        R = structure.matrix(phi, where[rows])
+        expected += COLUMNS[rows].T @ np.linalg.solve(R, COLUMNS[rows])
+        log_det += np.linalg.slogdet(R)[1]
+    np.testing.assert_allclose(found.value.T @ found.value, expected, rtol=1e-12)
+    np.testing.assert_allclose(found.log_det, log_det, rtol=1e-11)
+
+
+@over_cases
+def test_derivatives(name):
+    phi = draw(name)
+    found = whitened(name, phi)
+    np.testing.assert_allclose(found.first, difference(lambda x: whitened(name, x).value, phi), atol=1e-8)
+    np.testing.assert_allclose(found.second, difference(lambda x: whitened(name, x).first, phi), atol=1e-7)
+    np.testing.assert_allclose(found.log_det_first, difference(lambda x: whitened(name, x).log_det, phi), atol=1e-8)
+    expected = difference(lambda x: whitened(name, x).log_det_first, phi)
+    np.testing.assert_allclose(found.log_det_second, expected, atol=1e-7)
+
+
+@pytest.mark.parametrize("x", [-1e4, -0.5, 0.0, 1e-200, 1e4, 1e7])
+def test_near_limits_nothing_cancels(x):
+    # 1 - rho^2 = 1 / (1 + x^2), to full precision
+    found = of_positions("ar1", 3).correlation.steps(np.array([x]), np.array([1]))
+    np.testing.assert_allclose(found.rest, 1.0 / (1.0 + x * x), rtol=1e-14)
+    assert all(np.isfinite(part).all() for part in found)
+    # short distances beside the range
+    found = of_coordinates("car1").correlation.steps(np.array([30.0]), np.array([1.0]))
+    np.testing.assert_allclose(found.rest, 2.0 * np.exp(-30.0), rtol=1e-12)
+
+
+def test_structures_that_are_no_chains():
+    assert chain_of(of_positions("cs", 4)) is None
+    assert chain_of(of_positions("us", 4)) is None
+    assert chain_of(of_positions("ar1h", 4)) is None
+    assert chain_of(of_coordinates("sp_gau")) is None
+    assert chain_of(of_coordinates("sp_exp", nugget=True)) is None
+    assert chain_of(of_coordinates("sp_exp"), 2) is None
+
+
+def test_a_hundred_thousand_rows():
+    n = 100_000
+    time = np.cumsum(np.random.default_rng(0).uniform(0.5, 1.5, n))
+    columns = np.random.default_rng(1).standard_normal((n, 3))
+    chain = chain_of(of_coordinates("car1"))
+    found = whiten(chain, np.array([0.3]), time[:, None], np.array([0]), columns)
+    some = slice(0, 50)
+    R = of_coordinates("car1").matrix(np.array([0.3]), time[some, None])
+    expected = columns[some].T @ np.linalg.solve(R, columns[some])
+    np.testing.assert_allclose(found.value[some].T @ found.value[some], expected, rtol=1e-11)
