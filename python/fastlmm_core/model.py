@@ -18,14 +18,15 @@ from .errors import LMMError
 from .estimation.fit import estimate
 from .estimation.model import Model
 from .support.arguments import checked
-from .support.checks import float_array
+from .support.checks import float_array, plain_array
 from .tables.alignment import index_of, shared_index
 
 if TYPE_CHECKING:
     from .batch_result import BatchResult
+    from .formula.specification import ModelData
     from .result import LMMResult
 
-__all__ = ["LinearMixedModel", "lmm"]
+__all__ = ["LinearMixedModel", "design_of", "lmm"]
 
 Array = NDArray[np.float64]
 
@@ -39,8 +40,8 @@ class LinearMixedModel(Model):
 
     Parameters
     ----------
-    y : (n,) array
-        Response.
+    y : (n,) array or None
+        Response.  None for a design without one, for which parameters can be stated (`fastlmm_core.assume`).
     X : (n, p) array or None
         Columns of the fixed effects; None means an intercept.  Include a column of ones for an intercept.
     Z : (n, q) array or None
@@ -80,7 +81,7 @@ class LinearMixedModel(Model):
 
     def __init__(
         self,
-        y: ArrayLike,
+        y: ArrayLike | None,
         X: ArrayLike | None = None,
         Z: ArrayLike | None = None,
         groups: Any = None,
@@ -97,11 +98,11 @@ class LinearMixedModel(Model):
         if design is not None:
             if any(given is not None for given in (X, Z, groups, terms, weights, offset)):
                 raise LMMError("design holds X, Z, groups, terms, weights and offset: give either it or them")
-            plain = type(y) is np.ndarray and y.shape == (len(design.exog),)
+            plain = y is None or (type(y) is np.ndarray and y.shape == (len(design.exog),))
             super().__init__(design, _response(y if plain else design.caller_rows.values(y, "y")))
             return
         response = _response(y)
-        n = len(response)
+        n = _count(X, Z, groups, terms) if response is None else len(response)
         index = _index_of_all(y, X, Z, groups, weights, offset, terms) if "pandas" in sys.modules else None
         fixed = np.ones((n, 1)) if X is None else float_array(X, "X", 2)
         if terms is None:
@@ -109,7 +110,7 @@ class LinearMixedModel(Model):
         elif Z is not None or groups is not None:
             raise LMMError("terms and Z, groups exclude each other: give the random effects in one way")
         else:
-            part = random_part(terms_of_arrays(terms, n))
+            part = random_part(terms_of_arrays(terms, n), y is None)
         super().__init__(
             Design(
                 fixed,
@@ -123,9 +124,13 @@ class LinearMixedModel(Model):
         )
 
     @classmethod
-    def of(cls, design: Design, y: ArrayLike) -> Self:
+    def of(cls, design: Design, y: ArrayLike | None, given: bool = False) -> Self:
         """A model from a design and a response."""
-        return cls(y, design=design)
+        if not given:
+            return cls(y, design=design)
+        model = cls.__new__(cls)
+        Model.__init__(model, design, _response(y), True)
+        return model
 
     def fit(
         self,
@@ -200,7 +205,7 @@ class LinearMixedModel(Model):
         from .estimation.many.policy import fit_many
         from .result import LMMResult
 
-        return fit_many(partial(BatchResult, self, LMMResult, bool(reml)), Y, n_jobs, progress, memory)
+        return fit_many(partial(BatchResult, self.fittable(), LMMResult, bool(reml)), Y, n_jobs, progress, memory)
 
     def refit(
         self,
@@ -239,7 +244,9 @@ class LinearMixedModel(Model):
         )
 
 
-def _response(y: ArrayLike) -> Array:
+def _response(y: ArrayLike | None) -> Array | None:
+    if y is None:
+        return None
     response = float_array(y, "y", 1)
     if len(response) == 0:
         raise LMMError("y is empty: there are no observations")
@@ -254,6 +261,16 @@ def _index_of_all(*given: Any) -> Any:
     if all(type(values) is np.ndarray or values is None for _, values in named):
         return None
     return shared_index((name, index_of(values)) for name, values in named)
+
+
+def _count(X: Any, Z: Any, groups: Any, terms: Any) -> int:
+    """Rows of a design without a response."""
+    first = next((values for values in (X, Z, groups) if values is not None), None)
+    if first is None and terms is not None:
+        first = next((term.groups for term in terms if isinstance(term, RandomTerm)), None)
+    if first is None:
+        raise LMMError("y, X, Z and groups are missing: give the response or, for a design without one, the others")
+    return len(plain_array(first, "X"))
 
 
 def _after_fit(name: str) -> str:
@@ -339,13 +356,17 @@ def lmm(
     from .formula.specification import model_data
 
     found = model_data(formula, data, weights=weights, offset=offset, missing=missing)
+    return LinearMixedModel(found.y, design=design_of(found, data))
+
+
+def design_of(found: ModelData, data: Any, given: bool = False) -> Design:
+    """The design that a formula and a table make; `given`: parameters will be stated for it."""
     terms = [
         Term(t.name, Codes(t.name, t.codes.astype(np.int64, copy=False), 0, len(t.labels), t.labels), t.Z, t.columns,
              t.structure)
         for t in found.terms
     ]  # fmt: skip
-    design = Design(
-        found.X, random_part(terms), found.x_names, found.weights, found.offset, found.spec, found.response,
+    return Design(
+        found.X, random_part(terms, given), found.x_names, found.weights, found.offset, found.spec, found.response,
         found.n_dropped, found.kept, index=found.index, source=data,
     )  # fmt: skip
-    return LinearMixedModel(found.y, design=design)

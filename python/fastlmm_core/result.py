@@ -11,6 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from .errors import LMMError
 from .estimation.fit import Fit
+from .estimation.stated import needs_estimates
 from .inference.options import Ddf, Information, Vcov
 from .support.arguments import checked
 from .tables.rows import limits_table
@@ -37,9 +38,24 @@ __all__ = ["LMMResult"]
 Array = NDArray[np.float64]
 
 
+_TESTS = "flc.power gives the power of a test on this design, bse the standard errors that estimates would have"
+_ESTIMATES = "simulate_fit shows how estimates on this design are distributed"
+
+
+@needs_estimates(
+    dict.fromkeys(
+        ("tvalues", "df", "pvalues", "conf_int", "test", "anova", "emmeans", "slopes", "contextual_effect"), _TESTS
+    )
+    | dict.fromkeys(("variance_components", "profile", "bootstrap"), _ESTIMATES)
+    | dict.fromkeys(("random_effect_test", "influence"), "fit the response: result.model.fit()")
+    | dict.fromkeys(("aic", "bic"), "compare the log-likelihoods, llf")
+)
 @checked
 class LMMResult(Fit):
-    """Estimates of a linear mixed model and everything that follows from them.
+    """Estimates of a linear mixed model and everything that follows from them, or stated parameters and what follows.
+
+    Parameters are stated by `fastlmm_core.assume`, or by `at` for a model that has been fitted.  They are then taken as
+    known: predictions have no uncertainty from them, and what speaks of estimates is refused.
 
     Frames and labelled values come in the library of the caller's data (for pandas a Series, otherwise a
     dict of name to value); a model from arrays gives arrays.  Coefficients of dropped columns are NaN.
@@ -61,6 +77,8 @@ class LMMResult(Fit):
         Scale-free gradient: square root of twice the decrease of the criterion still to be had.
     n_evaluations : int
     message : str
+    stated : Stated or None
+        The parameters, where they were stated.
     """
 
     if not TYPE_CHECKING:
@@ -79,7 +97,10 @@ class LMMResult(Fit):
 
     @property
     def bse(self) -> Any:
-        """Standard errors of the fixed effects (p,)."""
+        """Standard errors of the fixed effects (p,).
+
+        At stated parameters those that generalised least squares estimates would have on this design.
+        """
         return self.model.labelled(np.sqrt(np.diag(self.cov)))
 
     @property
@@ -706,6 +727,87 @@ class LMMResult(Fit):
 
         return contextual_effect(self, x, factor=factor, ddf=ddf)
 
+    # ---- other parameters, other rows ----------------------------------------------------------
+
+    def at(
+        self,
+        params: Any = None,
+        G: Any = None,
+        sigma2: float | None = None,
+        *,
+        data: Any = None,
+        weights: Any = None,
+        offset: Any = None,
+    ) -> LMMResult:
+        """The same model at other parameters, on other rows, or both; nothing is estimated.
+
+        Parameters
+        ----------
+        params : mapping of coefficient name to value, (p,) array, or "gls", optional
+            Those that a mapping does not name stay.  "gls": the generalised least squares estimates of the response at
+            these variances.
+        G : mapping of term to matrix, (q, q) array, or number, optional
+            Covariance matrix of the random effects; terms that a mapping does not name stay.
+        sigma2 : float, optional
+            Residual variance.
+        data : frame, or mapping with "X", "Z", "groups" and perhaps "y", optional
+            Rows in the place of those of this result, coded as they were.  Without a response there are no random
+            effects, residuals and log-likelihood.  Groups are those of these rows, whatever they are called.
+        weights, offset : arrays, optional
+            Of the rows of `data`.
+
+        Returns
+        -------
+        LMMResult
+            With ``stated`` set.
+
+        Raises
+        ------
+        LMMError
+            For parameters or rows that do not fit the model.
+
+        Examples
+        --------
+        The log-likelihood of some subjects at the estimates from the others:
+
+        >>> import fastlmm_core as flc
+        >>> sleep = flc.datasets.load("sleepstudy")
+        >>> held_out = sleep.Subject > 360
+        >>> fit = flc.lmm("Reaction ~ Days + (Days | Subject)", sleep[~held_out]).fit()
+        >>> round(fit.at(data=sleep[held_out]).llf, 2)
+        -223.31
+
+        How the random effects would be shrunken if subjects differed less:
+
+        >>> half = fit.at(G=fit.G["Subject"] / 4.0)
+        >>> bool(half.random_effects.Days.std() < fit.random_effects.Days.std())
+        True
+        """
+        from .estimation.stated import moved
+        from .prediction.other_rows import on_rows
+
+        if data is None and (weights is not None or offset is not None):
+            raise LMMError("weights and offset are those of data: give data too")
+        model = None if data is None else on_rows(self.model, data, weights, offset)
+        return moved(self, params, G, sigma2, model)
+
+    def log_likelihood(self, reml: bool = False) -> float:
+        """Log-likelihood of the response at the parameters of this result.
+
+        Parameters
+        ----------
+        reml : bool
+            The restricted one, of the variance parameters only.
+
+        Returns
+        -------
+        float
+            For a fit its ``llf`` by the criterion that was maximised; by the other its value at the same parameters.
+        """
+        from .estimation.fit import log_likelihood
+
+        return log_likelihood(self, reml)
+
     # ---- prediction and resampling -------------------------------------------------------------
 
     def predict(
@@ -739,7 +841,7 @@ class LMMResult(Fit):
         level : float
             Of the intervals.
         observed : frame, or mapping with "y", "X", "Z" and "groups", optional
-            A few observations of subjects that are not in the data: their BLUPs follow from the fitted parameters.
+            A few observations of subjects that are not in the data: their BLUPs follow from the parameters.
             With several factors these rows may have old levels of some and new levels of others.
         offset, weights : arrays, optional
             Of the new rows (an offset given by column name is taken from `data`).
@@ -747,7 +849,7 @@ class LMMResult(Fit):
             Degrees of freedom of the intervals.  Satterthwaite: those of the estimated variance of the mean or, for a
             new observation, of its total variance (for a new subject x' var(beta^) x + z'Gz + sigma^2), by the delta
             method; with several grouping factors normal quantiles for rows of known levels.  Kenward-Roger, for the
-            population only: the variance of beta^ is adjusted too.
+            population only: the variance of beta^ is adjusted too.  Stated parameters are known: normal quantiles.
         information : {"auto", "expected", "observed"}
             For Kenward-Roger, see `test`.
 
@@ -1003,6 +1105,10 @@ class LMMResult(Fit):
         return self.summary()._repr_html_()
 
     def __repr__(self) -> str:
+        if self.stated is not None:
+            values = ", ".join(f"{n}={v:g}" for n, v in zip(self.model.exog_names, self.beta.tolist(), strict=True))
+            seen = "" if self.model.has_response else ", without a response"
+            return f"<LMMResult at stated parameters: {values}; {self.model!r}{seen}>"
         kind = "REML" if self.reml else "ML"
         state = "certified" if self.converged else "NOT certified"
         return f"<LMMResult: {kind} criterion {self.criterion:.6f}, {state}{', singular' if self.singular else ''}>"

@@ -384,7 +384,8 @@ class Crossed(SimpleNamespace):
                                   x_map=np.array([[1.0, -1.5], [0.0, 1.0]]),
                                   beta_base=np.array([0.3, 0.1]))  # fmt: skip
         model = SimpleNamespace(
-            exog=X, exog_re=Z, endog=y, weights=w, offset=None, nobs=n, factors=factors, grouping=groupings[0],
+            exog=X, exog_re=Z, endog=y, has_response=True,
+            weights=w, offset=None, nobs=n, factors=factors, grouping=groupings[0],
             structure=SimpleNamespace(blocks=blocks), term_names=("a", "b"), problem=problem, library="dict",
             labelled=lambda values: values,
             factor_of=lambda block: factors[blocks.index(block)],

@@ -7,7 +7,7 @@ import pytest
 from scipy import special
 
 import fastlmm_core as flc
-from fastlmm_core.planning.assumed import AssumedModel, assume
+from fastlmm_core import LMMResult, assume
 from fastlmm_core.planning.power import PowerCurve
 
 N = 20_000
@@ -37,13 +37,13 @@ def f_power(df: int, rest: int, noncentrality: float, bound: float) -> float:
     return 1.0 - special.ncfdtr(df, rest, noncentrality, bound)
 
 
-def paired(m: int, effect: float, tau2: float = 20.0, sigma2: float = 2.0) -> AssumedModel:
+def paired(m: int, effect: float, tau2: float = 20.0, sigma2: float = 2.0) -> LMMResult:
     """Each subject once without and once with treatment: the test is the paired t statistic."""
     data = {"id": np.repeat(np.arange(m), 2), "x": np.tile([0.0, 1.0], m)}
     return assume("y ~ x + (1 | id)", data, {"Intercept": 3.0, "x": effect}, tau2, sigma2)
 
 
-def arms(m: int, effects: list[float], rows: int = 4, tau2: float = 5.0, sigma2: float = 1.0) -> AssumedModel:
+def arms(m: int, effects: list[float], rows: int = 4, tau2: float = 5.0, sigma2: float = 1.0) -> LMMResult:
     """Whole subjects in arms, in turn: the test is the one-way analysis of variance of their means."""
     arm = np.arange(m) % (len(effects) + 1)
     data = {"id": np.repeat(np.arange(m), rows)}
@@ -53,7 +53,7 @@ def arms(m: int, effects: list[float], rows: int = 4, tau2: float = 5.0, sigma2:
     return assume(f"y ~ {' + '.join(names)} + (1 | id)", data, params, [[tau2]], sigma2)
 
 
-def trial(m: int = 40, visits: int = 4, slope: float = 0.3) -> AssumedModel:
+def trial(m: int = 40, visits: int = 4, slope: float = 0.3) -> LMMResult:
     group = np.repeat(np.arange(m), visits)
     data = {"id": group, "t": np.tile(np.arange(float(visits)), m), "arm": (group % 2).astype(float)}
     params = {"Intercept": 10.0, "t": -1.0, "arm": 0.0, "t:arm": slope}
@@ -144,7 +144,7 @@ def test_interval_is_that_of_clopper_and_pearson():
 # ---- the same answer by other ways ---------------------------------------------------------------------------------
 
 
-def unbalanced() -> AssumedModel:
+def unbalanced() -> LMMResult:
     rng = np.random.default_rng(8)
     group = np.repeat(np.arange(30), rng.integers(2, 7, 30))
     n = len(group)
@@ -235,7 +235,7 @@ def test_seeds():
 
 
 def test_uncertified_fits_do_not_reject(monkeypatch):
-    from fastlmm_core.planning import assumed as simulation
+    from fastlmm_core.simulation import draws as simulation
 
     def lossy(*args, **options):
         batch = original(*args, **options)
@@ -260,7 +260,7 @@ def test_uncertified_fits_do_not_reject(monkeypatch):
 
 
 def test_an_uncertified_null_fit_does_not_reject(monkeypatch):
-    from fastlmm_core.planning import assumed as simulation
+    from fastlmm_core.simulation import draws as simulation
 
     original = simulation.simulate_into
 
@@ -401,7 +401,34 @@ def test_repr():
     assert lines[0] == "Power of the wald test of t:arm at level 0.05, 100 simulations each"
     assert lines[1].split() == ["subjects", "power", "95%", "interval"]
     assert [line.split()[0] for line in lines[2:]] == ["10", "20"]
-    assert repr(trial()).startswith("<AssumedModel: Intercept=10, t=-1, arm=0, t:arm=0.3; <LinearMixedModel: 160 obs")
+
+
+def test_several_levels():
+    alphas = [0.01, 0.05, 0.2]
+    together = power(trial(), "t:arm", n_sim=200, seed=1, alpha=alphas)
+    alone = [power(trial(), "t:arm", n_sim=200, seed=1, alpha=alpha) for alpha in alphas]
+    for name in ("alpha", "power", "conf_low", "conf_high"):
+        np.testing.assert_array_equal(getattr(together, name), [getattr(one, name) for one in alone])
+    first = alone[0]
+    assert repr(together).startswith(f"<PowerResult: {first.power:.3f} [{first.conf_low:.3f}, {first.conf_high:.3f}]; ")
+    assert "at levels 0.01, 0.05, 0.2, 200 simulations>" in repr(together)
+    curve = power_curve(trial(), "t:arm", values=[20, 60], n_sim=200, seed=1, alpha=alphas)
+    ones = [power_curve(trial(), "t:arm", values=[20, 60], n_sim=200, seed=1, alpha=alpha) for alpha in alphas]
+    np.testing.assert_array_equal(curve.power, np.column_stack([one.power for one in ones]))
+    frame = curve.to_frame()
+    assert frame["subjects"].tolist() == [20, 20, 20, 60, 60, 60]
+    assert frame["alpha"].tolist() == alphas * 2
+    np.testing.assert_array_equal(frame["conf_low"], curve.conf_low.ravel())
+    assert curve.target(0.5, alpha=0.2) == ones[2].target(0.5)
+    assert len(repr(curve).split("\n")) == 4
+    with pytest.raises(flc.LMMError, match=r"target\(\) needs alpha, one of the levels 0.01, 0.05, 0.2"):
+        curve.target()
+    with pytest.raises(flc.LMMError, match=r"alpha=0\.1 is not among the levels 0\.01, 0\.05, 0\.2"):
+        curve.target(0.5, alpha=0.1)
+    with pytest.raises(flc.LMMError, match=r"alpha=1\.5 must lie between 0 and 1"):
+        power(trial(), "t:arm", n_sim=10, alpha=[0.05, 1.5])
+    with pytest.raises(flc.LMMError, match="alpha must be a number or a sequence"):
+        power(trial(), "t:arm", n_sim=10, alpha=[])
 
 
 # ---- assumed models ------------------------------------------------------------------------------------------------
@@ -428,7 +455,7 @@ def test_frames(library, response):
         data = pytest.importorskip(library).DataFrame(columns)
     names = ["Intercept", "t", "arm[T.placebo]", "t:arm[T.placebo]"]
     model = assume("y ~ t * arm + (1 | id)", data, dict(zip(names, range(4), strict=True)), {"id": [[2.0]]}, 1.5)
-    assert model.params == dict(zip(names, range(4), strict=True))
+    assert dict(model.params) == dict(zip(names, range(4), strict=True))
     assert model.model.nobs == 30
     np.testing.assert_allclose(model.G["id"], [[2.0]])
     placebo = arm == "placebo"
@@ -512,9 +539,8 @@ def trial_data() -> dict[str, np.ndarray]:
         ({"G": [[np.inf, 0.0], [0.0, 1.0]]}, "G has values that are not finite"),
         ({"formula": "y ~ x + (x || g)", "G": [[1.0, 0.5], [0.5, 1.0]]}, "G has covariances between random effects"),
         ({"sigma2": 0.0}, "sigma2=0.0 must be a positive number"),
-        ({"sigma2": [1.0]}, r"sigma2 must be a number, not \[1.0\]"),
-        ({"sigma2": "one"}, "sigma2 must be a number, not 'one'"),
-        ({"formula": "y ~ x + twice + (x | g)", "params": [0, 1, 1]}, "data: the columns 'twice' are combinations"),
+        ({"sigma2": [1.0]}, r"sigma2 must be a number or None, not \[1.0\]"),
+        ({"sigma2": "one"}, "sigma2 must be a number or None, not 'one'"),
         ({"formula": "y ~ x + z + (x | g)"}, "`data` has no column 'z'"),
         ({"formula": "y ~ x"}, "no random-effects term"),
         ({"data": 3}, "`data` must be"),
@@ -529,7 +555,7 @@ def test_refused_by_assume(change, message):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"source": 3}, "source must be an LMMResult or an AssumedModel, not 3"),
+        ({"source": 3}, "source must be an LMMResult, not 3"),
         ({"test": "arms"}, "test='arms' is not a coefficient of the model; did you mean 'arm'"),
         ({"test": ["t", "t"]}, "test names a coefficient twice"),
         ({"test": [1.0, 0.0]}, "test must have 4 columns"),

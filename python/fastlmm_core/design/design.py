@@ -14,7 +14,7 @@ from ..covariance.parameters import Block, CovarianceStructure
 from ..errors import LMMError
 from ..tables.columns import native_frame
 from ..tables.rows import CallerRows
-from .grouping import Codes, Factor, Grouping
+from .grouping import Codes, Factor, Grouping, group_codes
 from .terms import RandomPart
 
 __all__ = ["Design", "Specification"]
@@ -68,6 +68,9 @@ class Specification(Protocol):
     def response(self, new_data: Any) -> Array:
         """Response of new data."""
 
+    def has_response(self, new_data: Any) -> bool:
+        """Whether new data hold the response."""
+
 
 @dataclass(frozen=True, eq=False)
 class Design:
@@ -117,8 +120,14 @@ class Design:
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"source": None}
 
-    def check(self, n: int) -> None:
+    def check(self, n: int, given: bool = False) -> None:
         """Refuse what cannot belong to n observations.
+
+        Parameters
+        ----------
+        n : int
+        given : bool
+            Whether the parameters are: then one level, or few observations, will do.
 
         Raises
         ------
@@ -140,6 +149,8 @@ class Design:
             raise LMMError(
                 f"weights must be positive (first other: {self.weights[row]} at row {row}); remove such rows"
             )
+        if given:
+            return
         for read in self.random.codes:
             if read.n_slots == 1:
                 raise LMMError(
@@ -252,6 +263,32 @@ class Design:
             n_dropped=0,
             kept=(np.arange(len(self.exog)) if self.kept is None else self.kept)[rows],
             groupings=None,
+        )
+
+    def other(
+        self,
+        exog: Array,
+        Z: Array,
+        labels: Mapping[str, NDArray[Any]],
+        weights: Array | None,
+        offset: Array | None,
+        index: Any = None,
+    ) -> Design:
+        """The same columns and terms on other rows, with their labels in each grouping factor."""
+        codes = tuple(group_codes(labels[f.grouping.name], f.grouping.name) for f in self.factors)
+        if len(codes) > 1:
+            codes = tuple(read.dense() for read in codes)
+        return replace(
+            self,
+            exog=exog,
+            random=replace(self.random, parts=(Z,), codes=codes),
+            weights=weights,
+            offset=offset,
+            n_dropped=0,
+            kept=None,
+            groupings=None,
+            index=index,
+            source=None,
         )
 
     def columns(self, chosen: Any) -> Design:

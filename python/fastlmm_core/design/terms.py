@@ -175,8 +175,14 @@ def terms_of_arrays(terms: Sequence[RandomTerm], n: int) -> list[Term]:
     return found
 
 
-def random_part(terms: Sequence[Term]) -> RandomPart:
+def random_part(terms: Sequence[Term], given: bool = False) -> RandomPart:
     """Put the terms of each grouping factor side by side.
+
+    Parameters
+    ----------
+    terms : sequence of Term
+    given : bool
+        Whether the parameters are: then nothing is refused.
 
     Raises
     ------
@@ -188,9 +194,9 @@ def random_part(terms: Sequence[Term]) -> RandomPart:
     if len(names) > 1:
         codes = {name: read.dense() for name, read in codes.items()}
         names.sort(key=lambda name: -codes[name].n_slots)
-    for term in terms:
+    for term in () if given else terms:
         _refuse_dependent(term)
-    if len(terms) > 1:
+    if len(terms) > 1 and not given:
         _refuse_overlap(terms, codes)
     blocks: list[Block] = []
     spans: list[slice] = []

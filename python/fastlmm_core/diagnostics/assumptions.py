@@ -75,6 +75,7 @@ def _blups(result: Fit, at: int = 0) -> tuple[Array, Array]:
     `at` is the position of the grouping factor.
     """
     model: Any = result.model
+    model.require_response()
     problem, factor = model.problem, result.optimum.factor
     m, r = problem.m, problem.rank
     if len(model.factors) > 1:
@@ -91,8 +92,10 @@ def _blups(result: Fit, at: int = 0) -> tuple[Array, Array]:
         assert N is not None
         columns = [kernels.group_effects(packed, m, factor, unit)[0] for unit in np.eye(r + 1)[:r]]
         E = np.stack(columns, axis=2) if columns else np.zeros((m, model.structure.q, 0))
-    half = np.linalg.solve(result.solution.chol, E.transpose(0, 2, 1))
-    covariance = factor.T @ (N - half.transpose(0, 2, 1) @ half) @ factor
+    if result.stated is None:
+        half = np.linalg.solve(result.solution.chol, E.transpose(0, 2, 1))
+        N = N - half.transpose(0, 2, 1) @ half
+    covariance = factor.T @ N @ factor
     return problem.scale * (e @ factor), covariance
 
 

@@ -172,12 +172,13 @@ def studentized(result: Fit, kind: str = "conditional", external: bool = False) 
 
 def standardized(result: Fit, rows: RowVariances, kind: str = "conditional") -> Array:
     """Residuals divided by their standard deviations (n,); NaN where they have none."""
+    # stated coefficients have no error
     if kind == "marginal":
         whole = rows.noise + rows.random
-        variance = whole - np.sum(rows.fixed**2, axis=1)
+        variance = whole - (np.sum(rows.fixed**2, axis=1) if result.stated is None else 0.0)
     else:
         whole = rows.noise
-        variance = whole - rows.conditional - np.sum(rows.left**2, axis=1)
+        variance = whole - rows.conditional - (np.sum(rows.left**2, axis=1) if result.stated is None else 0.0)
     known = variance > 1e-10 * whole
     sd = np.sqrt(result.sigma2 * np.where(known, variance, 1.0))
     return np.where(known, (result.rest if kind == "conditional" else result.marginal_rest) / sd, np.nan)

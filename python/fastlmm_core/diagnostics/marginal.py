@@ -65,7 +65,7 @@ def icc(result: Fit) -> Any:
 def r2(result: Fit) -> dict[str, float]:
     """See `LMMResult.r2`."""
     mean = result.model.exog @ np.nan_to_num(result.beta)
-    fixed = float(np.var(mean, ddof=1))
+    fixed = float(np.var(mean, ddof=1)) if len(mean) > 1 else 0.0
     random = sum(_mean_random_variance(result).values())
     total = fixed + random + result.sigma2
     return {"marginal": fixed / total, "conditional": (fixed + random) / total}

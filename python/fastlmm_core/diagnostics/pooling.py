@@ -52,13 +52,6 @@ class Pooling:
         Of the groups.
     n : (m,) int array
         Observations of each group.
-    no_pooling : (m, q) array
-        Least squares in each group alone, the remaining fixed effects and the offset held at their values in the fit;
-        NaN where the group's rows do not determine all of its coefficients.
-    complete_pooling : (q,) array
-        Least squares over all rows, groups ignored.
-    partial_pooling : (m, q) array
-        Population coefficient plus BLUP.
     population : (q,) array
         Population coefficients of the mixed model; 0 for a column of Z that the columns of X do not contain.
     shrinkage : (m, q, q) array
@@ -73,13 +66,37 @@ class Pooling:
     group_name: str
     labels: NDArray[Any]
     n: NDArray[np.intp]
-    no_pooling: Array
-    complete_pooling: Array
-    partial_pooling: Array
     population: Array
     shrinkage: Array
     reliability: Array
     _library: str = field(repr=False)
+    _of_response: tuple[Array, Array, Array] | None = field(repr=False)
+
+    def _found(self, i: int) -> Array:
+        if self._of_response is None:
+            raise LMMError(
+                "the model has no response, so that groups have no coefficients: give y, or ask for shrinkage and "
+                "reliability, which the design and the parameters tell"
+            )
+        return self._of_response[i]
+
+    @property
+    def no_pooling(self) -> Array:
+        """Least squares in each group alone (m, q), the other fixed effects and the offset at their values in the fit.
+
+        NaN where the group's rows do not determine all of its coefficients.
+        """
+        return self._found(0)
+
+    @property
+    def complete_pooling(self) -> Array:
+        """Least squares over all rows, groups ignored (q,)."""
+        return self._found(1)
+
+    @property
+    def partial_pooling(self) -> Array:
+        """Population coefficient plus BLUP (m, q)."""
+        return self._found(2)
 
     @property
     def average_reliability(self) -> Array:
@@ -89,14 +106,17 @@ class Pooling:
 
     def to_frame(self) -> Any:
         """One row per group and coefficient, in the library of the caller's data (or a dict of arrays)."""
-        m, q = self.no_pooling.shape
+        m, q = self.reliability.shape
         columns = {
             self.group_name: np.repeat(self.labels, q),
             "coefficient": np.array(self.names * m, dtype=object),
             "n": np.repeat(self.n, q),
-            "no_pooling": self.no_pooling.ravel(),
-            "complete_pooling": np.tile(self.complete_pooling, m),
-            "partial_pooling": self.partial_pooling.ravel(),
+        }
+        if self._of_response is not None:
+            columns["no_pooling"] = self.no_pooling.ravel()
+            columns["complete_pooling"] = np.tile(self.complete_pooling, m)
+            columns["partial_pooling"] = self.partial_pooling.ravel()
+        columns |= {
             "shrinkage": np.diagonal(self.shrinkage, axis1=1, axis2=2).ravel(),
             "reliability": self.reliability.ravel(),
         }
@@ -213,14 +233,19 @@ def population_map(model: Model, factor: Factor | None = None) -> Array:
     return out
 
 
-def _own(rest: Array, rows: Array, grams: Array, weights: Array | None, grouping: Grouping) -> Array:
-    """Least squares of `rest` on `rows` in each group (m, q); NaN where a group's rows do not determine it."""
+def _exists(grams: Array, grouping: Grouping) -> NDArray[np.bool_]:
+    """Which groups' rows determine all coefficients (m,)."""
     size = np.sqrt(np.diagonal(grams, axis1=1, axis2=2))
     safe = np.where(size > 0.0, size, 1.0)
     smallest = np.linalg.eigvalsh(grams / (safe[:, :, None] * safe[:, None, :]))[:, 0]
     counts = np.bincount(grouping.index, minlength=len(grouping.labels))
-    exists = (size > 0.0).all(axis=1) & (smallest > np.maximum(OWN_RANK, counts * np.finfo(float).eps))
-    out = np.full(size.shape, np.nan)
+    return np.asarray((size > 0.0).all(axis=1) & (smallest > np.maximum(OWN_RANK, counts * np.finfo(float).eps)))
+
+
+def _own(rest: Array, rows: Array, grams: Array, weights: Array | None, grouping: Grouping) -> Array:
+    """Least squares of `rest` on `rows` in each group (m, q); NaN where a group's rows do not determine it."""
+    exists = _exists(grams, grouping)
+    out = np.full(grams.shape[:2], np.nan)
     out[exists] = 0.0
     weighted = rows if weights is None else rows * weights[:, None]
     left = rest
@@ -286,14 +311,20 @@ def pooling(result: Fit, term: str | None = None) -> Pooling:
     chosen = np.arange(columns.start, columns.stop) - factor.start
     to_z = population_map(model, factor)
     population = to_z @ np.nan_to_num(result.beta)
-    effects = result.blups[at]
     rows, turn = _rows(model, factor)
     grams = _grams(rows, weights, grouping)
-    rest = result.rest + np.einsum("ij,ij->i", model.exog_re[:, part], effects[grouping.index])
-    deviation = _own(rest, rows, grams, weights, grouping)
-
-    exists = np.isfinite(deviation[:, 0])
-    noise = np.full(deviation.shape, np.nan)
+    exists = _exists(grams, grouping)
+    of_response = None
+    if model.has_response:
+        effects = result.blups[at]
+        rest = result.rest + np.einsum("ij,ij->i", model.exog_re[:, part], effects[grouping.index])
+        deviation = _own(rest, rows, grams, weights, grouping)
+        of_response = (
+            (population + deviation @ turn.T)[:, chosen],
+            (to_z @ _least_squares(model))[chosen],
+            (population + effects)[:, chosen],
+        )
+    noise = np.full((len(grams), len(turn)), np.nan)
     half = np.linalg.solve(np.linalg.cholesky(grams[exists]), np.broadcast_to(turn.T, grams[exists].shape))
     noise[exists] = result.sigma2 * np.sum(half**2, axis=1)
     variance = np.diag(result.covariance)[part]
@@ -304,13 +335,11 @@ def pooling(result: Fit, term: str | None = None) -> Pooling:
         group_name=grouping.name,
         labels=grouping.labels,
         n=np.bincount(grouping.index, minlength=len(grouping.labels)),
-        no_pooling=(population + deviation @ turn.T)[:, chosen],
-        complete_pooling=(to_z @ _least_squares(model))[chosen],
-        partial_pooling=(population + effects)[:, chosen],
         population=population[chosen],
         shrinkage=shrinkage[:, chosen[:, None], chosen],
         reliability=(variance / (variance + noise))[:, chosen],
         _library=model.library,
+        _of_response=of_response,
     )
 
 

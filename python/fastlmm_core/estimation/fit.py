@@ -4,26 +4,49 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, Self, TypeVar
+from typing import Any, NamedTuple, Self, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ..engines.protocol import UNASKED, Engine, Solution
 from ..engines.starts import shrunk_start
+from ..errors import LMMError
 from ..support.blas_threads import one_blas_thread
 from .model import Model
 from .optimize import SINGULAR, LocalMinimum, Optimum, optimize
 from .refinement import LOST, refined
 from .residual_limit import SMALL, refuse_unbounded, with_residual_variance
 
-__all__ = ["Fit", "estimate"]
+__all__ = ["STATED", "Fit", "Stated", "conditioned_coefficients", "estimate", "least_squares", "log_likelihood"]
 
 Array = NDArray[np.float64]
 T = TypeVar("T")
 F = TypeVar("F", bound="Fit")
+
+STATED = "stated"
+"""The method of an optimum that no search has found."""
+
+
+class Stated(NamedTuple):
+    """Parameters that were stated, not estimated.
+
+    Attributes
+    ----------
+    params : (p,) array
+        Fixed effects; NaN for columns that a fit had dropped.
+    factor : (q, q) array
+        Lambda in natural units: the random effects have covariance sigma2 Lambda Lambda'.
+    sigma2 : float
+        Residual variance (of an observation of weight 1).
+    """
+
+    params: Array
+    factor: Array
+    sigma2: float
+
 
 LARGE = 30.0
 """Standard deviation of a start, relative to what a group tells of it, from which smaller ones are tried."""
@@ -31,7 +54,7 @@ LARGE = 30.0
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Fit:
-    """A model at its estimates.
+    """A model at its estimates, or at parameters that were stated.
 
     Attributes
     ----------
@@ -41,12 +64,15 @@ class Fit:
     reml : bool
     solution : Solution
         What profiling out the coefficients left at the optimum, in conditioned units.
+    stated : Stated or None
+        The parameters, where they were stated; then `optimum` and `solution` are those of no search, but at them.
     """
 
     model: Model
     optimum: Optimum
     reml: bool
     solution: Solution
+    stated: Stated | None = None
 
     # ---- likelihood ----------------------------------------------------------------------------
 
@@ -73,7 +99,12 @@ class Fit:
 
     @cached_property
     def criterion(self) -> float:
-        """REML criterion or deviance: -2 times the maximised (restricted) log-likelihood."""
+        """REML criterion or deviance: -2 times the maximised (restricted) log-likelihood.
+
+        At stated parameters -2 times the log-likelihood of all of them.
+        """
+        if self.stated is not None:
+            return -2.0 * log_likelihood(self)
         return self.optimum.value + self.model.problem.offset(self.reml)
 
     @property
@@ -103,7 +134,7 @@ class Fit:
 
     @property
     def llf(self) -> float:
-        """Maximised log-likelihood (restricted by REML)."""
+        """Maximised log-likelihood (restricted by REML); at stated parameters the log-likelihood of all of them."""
         return -0.5 * self.criterion
 
     @property
@@ -129,6 +160,8 @@ class Fit:
     @cached_property
     def beta(self) -> Array:
         """Coefficients of the columns of X (p,); NaN for dropped columns."""
+        if self.stated is not None:
+            return self.stated.params
         problem = self.model.problem
         beta = problem.beta_base + problem.scale * (problem.x_map @ self.solution.beta)
         if problem.rank < len(beta):
@@ -164,11 +197,15 @@ class Fit:
     @cached_property
     def sigma2(self) -> float:
         """Residual variance (of an observation of weight 1)."""
+        if self.stated is not None:
+            return self.stated.sigma2
         return self.model.problem.scale**2 * self.solution.r2 / self.nu
 
     @cached_property
     def relative_factor(self) -> Array:
         """Lambda in natural units (q, q): the random effects have covariance sigma2 Lambda Lambda'."""
+        if self.stated is not None:
+            return self.stated.factor
         problem, optimum = self.model.problem, self.optimum
         # the negligible directions that the optimiser set to zero leave rounding errors in natural units
         negligible = SINGULAR * np.sqrt(problem.levels / problem.n) if optimum.singular else None
@@ -268,6 +305,7 @@ class Fit:
     def blups(self) -> tuple[Array, ...]:
         """Conditional means of the random effects given y, an (m, q) array per grouping factor."""
         problem = self.model.problem
+        self.model.require_response()
         found = problem.effects(self.optimum.factor, self.solution.beta)
         return tuple(
             problem.scale * (b @ problem.z_map[f.columns, f.columns].T)
@@ -312,6 +350,11 @@ class Fit:
         """Marginal residuals y - X beta (less the offset) of the rows used (nobs,)."""
         return self.model.endog - self.marginal_mean
 
+    def require_estimates(self, what: str, remedy: str) -> None:
+        """Refuse what says something of estimates, where parameters were stated."""
+        if self.stated is not None:
+            raise LMMError(f"{what}: the parameters of this result are stated, not estimated; {remedy}")
+
     # ---- other fits, and what is kept with this one --------------------------------------------
 
     def again(self, model: Model, *, reml: bool | None = None, start: ArrayLike | None = None) -> Self:
@@ -338,6 +381,67 @@ class Fit:
     def __getstate__(self) -> dict[str, Any]:
         # an engine is a work space in memory; what was found at the optimum travels
         return {name: value for name, value in self.__dict__.items() if name != "engine"}
+
+
+def log_likelihood(fit: Fit, reml: bool = False) -> float:
+    """Log-likelihood of the response at the parameters of a fit; restricted: at its variances.
+
+    With v = y - X beta, e = v - Z b the residual from the BLUPs and u = Lambda'Z'We for each level,
+
+        v'V^-1 v = (e'We + u'u) / sigma^2,
+
+    a sum of squares.  The restricted likelihood has the generalised least squares estimates for beta, and log|X'V^-1X|.
+    """
+    model, problem, r = fit.model, fit.model.problem, fit.model.problem.rank
+    if reml:
+        fit = replace(fit, stated=Stated(least_squares(fit), fit.relative_factor, fit.sigma2))
+        fit = replace(fit, solution=fit.solution._replace(beta=conditioned_coefficients(model, fit.beta)))
+    nu = problem.n - r if reml else problem.n
+    weighted = fit.rest if model.weights is None else fit.rest * model.weights
+    squares = float(fit.rest @ weighted)
+    for f in model.factors:
+        turned = model.exog_re[:, f.columns] @ fit.relative_factor[f.columns, f.columns]
+        sums = [np.bincount(f.grouping.index, column * weighted, f.grouping.m) for column in turned.T]
+        squares += float(np.sum(np.square(sums)))
+    value = nu * float(np.log(2.0 * np.pi * fit.sigma2)) + _log_det(fit) + squares / fit.sigma2
+    if reml:
+        value += 2.0 * float(np.sum(np.log(np.diag(fit.solution.chol))))
+    return -0.5 * (value + problem.constant(reml))
+
+
+def _log_det(fit: Fit) -> float:
+    """log|I + Lambda'Z'WZ Lambda|, from the criterion."""
+    value, r2, chol = fit.optimum.value, fit.solution.r2, fit.solution.chol
+    # stated parameters come with the deviance
+    reml = fit.reml and fit.optimum.method != STATED
+    nu = fit.model.problem.n - fit.model.problem.rank if reml else fit.model.problem.n
+    value -= nu * (1.0 + float(np.log(2.0 * np.pi * r2 / nu)))
+    return value - 2.0 * float(np.sum(np.log(np.diag(chol)))) if reml else value
+
+
+def least_squares(fit: Fit) -> Array:
+    """Generalised least squares estimates of the coefficients (p,) at the variances of a fit.
+
+    Columns that depend on those before them keep their coefficients.
+    """
+    model, problem = fit.model, fit.model.problem
+    weighted = fit.rest if model.weights is None else fit.rest * model.weights
+    # X'V^-1 v is X'We with the residual e from the BLUPs
+    score = problem.conditioned_x(model.exog).T @ weighted
+    chol = fit.solution.chol
+    step = np.linalg.solve(chol.T, np.linalg.solve(chol, score)) if problem.rank else score
+    return np.asarray(fit.beta + problem.x_map @ step)
+
+
+def conditioned_coefficients(model: Model, params: Array) -> Array:
+    """beta_o (r,) with X beta = X beta_base + scale X_o beta_o."""
+    problem = model.problem
+    rest = np.nan_to_num(params) - problem.beta_base
+    if not len(problem.dropped):
+        return np.asarray(np.linalg.solve(problem.x_map, rest) / problem.scale) if problem.rank else rest
+    X = problem.conditioned_x(model.exog)
+    weighted = X if model.weights is None else X * model.weights[:, None]
+    return np.asarray(weighted.T @ (model.exog @ rest) / problem.scale)
 
 
 def _given_start(engine: Engine, model: Model, start: ArrayLike, method: str | Callable[..., Any]) -> Array:
@@ -377,6 +481,7 @@ def estimate(
         For an unknown method, a start of the wrong length, or a likelihood that has its supremum where the residual
         variance is zero.
     """
+    model = model.estimable()
     problem = model.problem
     engine = problem.criterion()
     engine.reml = bool(reml)

@@ -19,11 +19,15 @@ from ..engines.protocol import Engine, Problem
 from ..errors import LMMError
 from ..support.arguments import checked
 from ..support.checks import float_array
+from ..support.seeds import stream
 
 __all__ = ["Evaluation", "Model"]
 
 Array = NDArray[np.float64]
 T = TypeVar("T")
+
+TYPICAL = np.array([0x9E3779B97F4A7C15, 0xD1B54A32D192ED03], dtype=np.uint64)
+"""Key of the stream of responses that serve for nothing but scales and starts: no covariate comes from it."""
 
 
 @dataclass(frozen=True)
@@ -48,13 +52,16 @@ class Model:
     Parameters
     ----------
     design : Design
-    y : (n,) array
+    y : (n,) array or None
+        None for a design without a response: parameters can be stated for it, not estimated.
+    given : bool
+        Whether the parameters will be stated, so that designs and responses that leave them open are taken too.
 
     Attributes
     ----------
     design : Design
-    endog : (n,) array
     problem : Problem
+    given : bool
 
     Raises
     ------
@@ -62,28 +69,87 @@ class Model:
         For input that cannot be fitted; the message names the argument, the place and the remedy.
     """
 
-    def __init__(self, design: Design, y: Array) -> None:
-        design.check(len(y))
+    def __init__(self, design: Design, y: Array | None, given: bool = False) -> None:
+        self.given = given or y is None
+        design.check(len(design.exog if y is None else y), self.given)
         self.problem: Problem
-        self.problem, groupings = problem_of(design, y)
+        self.problem, groupings = problem_of(design, y, self.given)
         design.count(groupings)
         self.design = design
-        self.endog = y
+        self._y = y
         self._made: dict[Hashable, Any] = {}
         self._local = threading.local()
 
     @classmethod
-    def of(cls, design: Design, y: Array) -> Self:
+    def of(cls, design: Design, y: Array | None, given: bool = False) -> Self:
         """A model of this kind from a design and a response."""
-        return cls(design, y)
+        return cls(design, y, given)
 
     def with_response(self, y: Array) -> Self:
         """The same design with another response."""
         return self.of(self.design, y)
 
+    def estimable(self) -> Self:
+        """This model, with all checked that estimates need.
+
+        Raises
+        ------
+        LMMError
+            For a model without a response, or a design or response that leaves parameters open.
+        """
+        return self.with_response(self.endog) if self.given else self
+
+    def fittable(self, draw: Callable[[np.random.Generator], Array] | None = None) -> Self:
+        """This model as others' responses are fitted to it: conditioned, where it is not, by a response that is drawn.
+
+        Scales and starts come from that response, and nothing else.
+
+        Parameters
+        ----------
+        draw : callable, optional
+            A typical response (n,); by default white noise.
+
+        Raises
+        ------
+        LMMError
+            For a design that leaves parameters open.
+        """
+        if not self.given:
+            return self
+        make = draw or (lambda rng: np.asarray(rng.standard_normal(self.nobs)))
+        return self.once("fittable", lambda: self.with_response(make(stream(TYPICAL, 0))))
+
     def rows(self, rows: Any) -> Self:
         """The model of some of the rows; levels without rows are left out."""
         return self.of(self.design.rows(rows), self.endog[rows])
+
+    # ---- the response --------------------------------------------------------------------------
+
+    @property
+    def has_response(self) -> bool:
+        """Whether there is a response."""
+        return self._y is not None
+
+    @property
+    def endog(self) -> Array:
+        """Response (n,).
+
+        Raises
+        ------
+        LMMError
+            For a design without a response.
+        """
+        return self.require_response()
+
+    def require_response(self) -> Array:
+        """The response, or an error that says what needs one."""
+        if self._y is None:
+            raise LMMError(
+                "this model has no response: residuals, random effects and the likelihood need one; give it as y or "
+                "in the column of the data that the formula names, or give predict(observed=...) observations of the "
+                "groups that are to be predicted"
+            )
+        return self._y
 
     def once(self, key: Hashable, make: Callable[[], T]) -> T:
         """What `make` returns, made at the first call with this key and kept with the model."""
@@ -227,6 +293,8 @@ class Model:
         """
         if order not in (0, 1, 2):
             raise LMMError(f"order={order} must be 0, 1 or 2: the highest derivative wanted")
+        if self.given:
+            return self.once("estimable", self.estimable).evaluate(theta, reml, order)
         problem = self.problem
         natural = self._natural_factor(theta, "theta")
         engine = self._engine()
@@ -271,7 +339,7 @@ class Model:
         return self.structure.factor(values)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"design": self.design, "endog": self.endog, "problem": self.problem}
+        return {"design": self.design, "_y": self._y, "given": self.given, "problem": self.problem}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state, _made={}, _local=threading.local())

@@ -29,7 +29,7 @@ from .matrices import (
     needed_columns,
     refuse_text,
 )
-from .syntax import C_OF_COLUMN, Parsed, capital, parse, self_products
+from .syntax import C_OF_COLUMN, Parsed, Side, capital, parse, self_products
 
 __all__ = ["FormulaSpec", "ModelData", "Numbers", "RandomTermData", "model_data"]
 
@@ -72,8 +72,8 @@ class ModelData:
 
     Attributes
     ----------
-    y : ndarray of shape (n,)
-        Response.
+    y : ndarray of shape (n,) or None
+        Response; None where it may be absent and is.
     X : ndarray of shape (n, p)
         Fixed-effects design.
     x_names : tuple of str
@@ -94,7 +94,7 @@ class ModelData:
         Labels of all rows of the table.
     """
 
-    y: Array
+    y: Array | None
     X: Array
     x_names: tuple[str, ...]
     response: str
@@ -199,7 +199,16 @@ class FormulaSpec:
 
     def response(self, new_data: Any) -> Array:
         """The response of new data."""
-        return evaluate_new(parse(self.formula).response, Table.of(new_data, "new_data"), self.states[0])[:, 0]
+        side, table = parse(self.formula).response, Table.of(new_data, "new_data")
+        if side.plan is None and self.states[0] is None:  # there was none when the parameters were stated
+            columns = [table.column(name, side.where).settle() for name in needed_columns(side, table)]
+            complete_rows(columns, table.n_rows, "raise")
+            return evaluate(side, table, None, {}).matrix[:, 0]
+        return evaluate_new(side, table, self.states[0])[:, 0]
+
+    def has_response(self, new_data: Any) -> bool:
+        """Whether new data hold the response."""
+        return not _absent(parse(self.formula).response, Table.of(new_data, "new_data"))
 
     def offset(self, new_data: Any) -> Array | None:
         """The offset of new data, None unless it was given as the name of a column."""
@@ -218,6 +227,7 @@ def model_data(
     weights: Any = None,
     offset: Any = None,
     missing: Literal["drop", "raise"] = "drop",
+    optional: bool = False,
 ) -> ModelData:
     """Turn a formula and a table into the arrays of a linear mixed model.
 
@@ -233,6 +243,8 @@ def model_data(
         The name of a column, or the values.
     missing : {"drop", "raise"}
         Whether rows with a missing value in a used column are left out and counted, or refused.
+    optional : bool
+        Whether the response may be absent: its columns, or all values of one.
 
     Returns
     -------
@@ -255,7 +267,8 @@ def model_data(
     _warn_of_powers(parsed)
     table = Table(data)
     used: dict[str, Column] = {}
-    for side in (parsed.response, parsed.fixed, *(bar.left for bar in parsed.bars)):
+    absent = optional and _absent(parsed.response, table)
+    for side in (*(() if absent else (parsed.response,)), parsed.fixed, *(bar.left for bar in parsed.bars)):
         for name in needed_columns(side, table):
             used[name] = table.column(name, side.where).settle()
         refuse_text(side, table)
@@ -270,10 +283,10 @@ def model_data(
     rows = complete_rows([*used.values(), *extra.values()], table.n_rows, missing)
 
     parts: dict[tuple[str, ...], Part] = {}
-    y = evaluate(parsed.response, table, rows, parts)
+    y = None if absent else evaluate(parsed.response, table, rows, parts)
     x = evaluate(parsed.fixed, table, rows, parts)
     groups: dict[tuple[str, ...], tuple[Array, Array]] = {}
-    terms, states = [], [y.state, x.state]
+    terms, states = [], [None if y is None else y.state, x.state]
     for bar in parsed.bars:
         z = evaluate(bar.left, table, rows, parts)
         if z.matrix.shape[1] == 0:
@@ -300,7 +313,7 @@ def model_data(
         {name: levels for name, column in used.items() if (levels := column.unused(rows))},
     )
     return ModelData(
-        y=y.matrix[:, 0],
+        y=None if y is None else y.matrix[:, 0],
         X=x.matrix,
         x_names=x.names,
         response=parsed.response.label,
@@ -312,6 +325,17 @@ def model_data(
         spec=spec,
         index=table.index,
     )
+
+
+def _absent(response: Side, table: Table) -> bool:
+    """Whether a column of the response is not there, or empty."""
+    for name, optional in response.names:
+        if name not in table:
+            if not optional:
+                return True
+        elif (gap := table.column(name, response.where).missing()) is not None and gap.all():
+            return True
+    return False
 
 
 def _warn_of_powers(parsed: Parsed) -> None:

@@ -254,6 +254,7 @@ def sandwich(result: Fit, vcov: str = "model", cluster: Any = None) -> Sandwich 
         if cluster is not None:
             raise LMMError("cluster is for robust covariances: give vcov='CR2' (or 'CR0', 'CR1', 'CR3') with it")
         return None
+    result.require_estimates("vcov", "robust covariances are those of estimates from a response")
     if cluster is not None and not isinstance(cluster, str):
         name, labels = _given(result, vcov, cluster)
         return _made(result, vcov, name, labels, _pieces(result, labels))

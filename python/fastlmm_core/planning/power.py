@@ -13,16 +13,19 @@ from numpy.typing import ArrayLike, NDArray
 from ..design.replication import Rows, levels_of, observations, subjects
 from ..errors import LMMError
 from ..estimation.model import Model
+from ..estimation.stated import moved
+from ..simulation.draws import parametric
 from ..support.arguments import checked
 from ..support.checks import check_count, number_array
 from ..support.distributions import chi2_tail
 from ..support.seeds import Seed, key_of
 from ..tables.columns import native_frame
-from .assumed import AssumedModel, drawn, stated
+from .assumed import generating
 
 if TYPE_CHECKING:
     from ..estimation.fit import Fit
     from ..inference.options import Ddf, Information
+    from ..result import LMMResult
 
 __all__ = ["PowerCurve", "PowerResult", "power", "power_curve"]
 
@@ -74,7 +77,7 @@ class _Hypothesis:
             )
         return hypothesis
 
-    def given_effect(self, truth: AssumedModel, effect: Any) -> AssumedModel:
+    def given_effect(self, truth: LMMResult, effect: Any) -> LMMResult:
         """The model with the tested coefficients at `effect`."""
         if effect is None:
             return truth
@@ -85,7 +88,7 @@ class _Hypothesis:
             raise LMMError(f"effect must hold {len(self.columns)} values, one for each of {self.label}")
         params = truth.beta.copy()
         params[list(self.columns)] = values
-        return AssumedModel(truth.model, params, truth.relative_factor, truth.sigma2)
+        return moved(truth, params, None, None)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,10 +102,10 @@ class PowerResult:
     method : {"wald", "lrt"}
     ddf : str
         Degrees of freedom of the Wald test.
-    alpha : float
-    power : float
-        Share of the simulations that reject; those that were not certified count as not rejecting.
-    conf_low, conf_high : float
+    alpha : float or (k,) array
+    power : float or (k,) array
+        Share of the simulations that reject, for each level; those that were not certified count as not rejecting.
+    conf_low, conf_high : float or (k,) array
         Exact 95 % interval of the power for the number of simulations (Clopper and Pearson 1934, Biometrika 26,
         404-413).
     n_sim, n_converged : int
@@ -119,10 +122,10 @@ class PowerResult:
     test: str
     method: str
     ddf: str
-    alpha: float
-    power: float
-    conf_low: float
-    conf_high: float
+    alpha: Any
+    power: Any
+    conf_low: Any
+    conf_high: Any
     n_sim: int
     n_converged: int
     singular_fraction: float
@@ -133,10 +136,29 @@ class PowerResult:
 
     def __repr__(self) -> str:
         lost = self.n_sim - self.n_converged
+        rows = zip(*(np.atleast_1d(x).tolist() for x in (self.power, self.conf_low, self.conf_high)), strict=True)
+        shown = "; ".join(f"{power:.3f} [{low:.3f}, {high:.3f}]" for power, low, high in rows)
         return (
-            f"<PowerResult: {self.power:.3f} [{self.conf_low:.3f}, {self.conf_high:.3f}], {self.method} test of "
-            f"{self.test} at level {self.alpha:g}, {self.n_sim} simulations{f', {lost} not certified' if lost else ''}>"
+            f"<PowerResult: {shown}, {self.method} test of {self.test} at {_levels(self.alpha)}, {self.n_sim} "
+            f"simulations{f', {lost} not certified' if lost else ''}>"
         )
+
+
+def _levels(alpha: Any) -> str:
+    """The levels of a test, in words."""
+    values = np.atleast_1d(alpha).tolist()
+    return f"level{'s' * (len(values) > 1)} {', '.join(f'{value:g}' for value in values)}"
+
+
+def _checked_levels(alpha: Any) -> Array:
+    """One level or several, each between 0 and 1."""
+    values = number_array(alpha, "alpha")
+    if values.ndim > 1 or not values.size:
+        raise LMMError("alpha must be a number or a sequence of numbers, e.g. 0.05 or [0.05, 0.01]")
+    for value in np.atleast_1d(values).tolist():
+        if not 0.0 < value < 1.0:
+            raise LMMError(f"alpha={value} must lie between 0 and 1, e.g. 0.05")
+    return values
 
 
 def _interval(count: int, n: int) -> tuple[float, float]:
@@ -148,23 +170,23 @@ def _interval(count: int, n: int) -> tuple[float, float]:
 
 @checked
 def power(
-    source: Fit | AssumedModel, test: Any, *, effect: ArrayLike | None = None, n_sim: int = 1000,
-    alpha: float = 0.05, method: Method = "wald", ddf: Ddf = "satterthwaite", information: Information = "auto",
+    source: Fit, test: Any, *, effect: ArrayLike | None = None, n_sim: int = 1000,
+    alpha: ArrayLike = 0.05, method: Method = "wald", ddf: Ddf = "satterthwaite", information: Information = "auto",
     seed: Seed = None, reml: bool = True, n_jobs: int | None = None, progress: bool | None = None,
 ) -> PowerResult:  # fmt: skip
     """Power of a test of fixed effects, by simulation.
 
     Parameters
     ----------
-    source : LMMResult or AssumedModel
-        What generates the data and is fitted to them.
+    source : LMMResult
+        Of a fit or from `assume`: what generates the data and is fitted to them.
     test : str, list of str, or (rows, p) array
         A coefficient, several tested together, or contrasts L in L beta = 0.
     effect : float or array, optional
         True values of the coefficients named in `test`; by default those of `source`.  0 gives the type I error.
     n_sim : int
-    alpha : float
-        Level of the test.
+    alpha : float or sequence of float
+        Level of the test, or several: all are judged by the same simulations.
     method : {"wald", "lrt"}
         t or F test, or likelihood ratio of fits by maximum likelihood with and without the coefficients to the same
         data (chi-square).
@@ -189,9 +211,8 @@ def power(
     LMMError
         For arguments that cannot be used.
     """
-    truth = stated(source)
-    if not 0.0 < alpha < 1.0:
-        raise LMMError(f"alpha={alpha} must lie between 0 and 1, e.g. 0.05")
+    truth = generating(source)
+    levels = _checked_levels(alpha)
     check_count(n_sim, "n_sim")
     hypothesis = _Hypothesis.of(test, truth.model, method)
     truth = hypothesis.given_effect(truth, effect)
@@ -203,13 +224,14 @@ def power(
     else:
         columns = [i for i in truth.model.problem.kept if i not in (hypothesis.columns or ())]
         model = truth.model
-        reduced = model.of(model.design.columns(columns), model.endog)
+        reduced = model.of(model.design.columns(columns), None)
         null = truth.simulate_fit(n_sim, seed, reml=False, n_jobs=n_jobs, progress=progress, fit=reduced)
         good = good & null.converged
         found = chi2_tail(np.maximum(null.criterion - batch.criterion, 0.0), len(hypothesis.L))
     pvalues = np.where(good, found, np.nan)
-    count = int(np.sum(pvalues < alpha))
-    low, high = _interval(count, n_sim)
+    counts = [int(np.sum(pvalues < level)) for level in np.atleast_1d(levels)]
+    shares = np.array([(count / n_sim, *_interval(count, n_sim)) for count in counts]).T
+    share, low, high = shares if levels.ndim else shares[:, 0].tolist()
     kept = truth.model.problem.kept
     effects = hypothesis.L @ truth.beta
     estimates = batch.params[good][:, kept] @ hypothesis.L[:, kept].T
@@ -218,8 +240,8 @@ def power(
         test=hypothesis.label,
         method=method,
         ddf=ddf,
-        alpha=float(alpha),
-        power=count / n_sim,
+        alpha=levels if levels.ndim else float(levels),
+        power=share,
         conf_low=low,
         conf_high=high,
         n_sim=n_sim,
@@ -253,6 +275,8 @@ class PowerCurve:
     values : (k,) array
     results : tuple of PowerResult
         One for each value.
+
+    With several levels alpha the arrays of powers and limits are (k, levels).
     """
 
     along: str
@@ -262,7 +286,7 @@ class PowerCurve:
 
     @property
     def power(self) -> Array:
-        """Share of the simulations that reject (k,)."""
+        """Share of the simulations that reject (k,), by level (k, levels) where there are several."""
         return np.array([result.power for result in self.results])
 
     @property
@@ -276,13 +300,17 @@ class PowerCurve:
         return np.array([result.conf_high for result in self.results])
 
     def to_frame(self) -> Any:
-        """One row per value, in the library of the caller's data (or a dict of arrays)."""
-        columns = {self.along: self.values, "power": self.power, "conf_low": self.conf_low, "conf_high": self.conf_high}
-        columns["n_converged"] = np.array([result.n_converged for result in self.results])
-        columns["singular_fraction"] = np.array([result.singular_fraction for result in self.results])
+        """One row per value and level, in the library of the caller's data (or a dict of arrays)."""
+        alpha = np.atleast_1d(self.results[0].alpha)
+        columns = {self.along: np.repeat(self.values, len(alpha))}
+        if len(alpha) > 1:
+            columns["alpha"] = np.tile(alpha, len(self.values))
+        columns |= {name: getattr(self, name).ravel() for name in ("power", "conf_low", "conf_high")}
+        for name in ("n_converged", "singular_fraction"):
+            columns[name] = np.repeat([getattr(result, name) for result in self.results], len(alpha))
         return native_frame(self._library, columns)
 
-    def target(self, power: float = 0.8) -> float:
+    def target(self, power: float = 0.8, alpha: float | None = None) -> float:
         """The smallest value at which the power reaches a target.
 
         The simulated powers are made monotone by isotonic regression (Barlow et al. 1972, Statistical Inference under
@@ -293,6 +321,8 @@ class PowerCurve:
         Parameters
         ----------
         power : float
+        alpha : float, optional
+            One of the levels of the test, where there are several.
 
         Returns
         -------
@@ -302,7 +332,7 @@ class PowerCurve:
         Raises
         ------
         LMMError
-            For a power outside (0, 1), or effects of both signs.
+            For a power outside (0, 1), a level that was not simulated, or effects of both signs.
         """
         from scipy.special import ndtri
 
@@ -310,9 +340,15 @@ class PowerCurve:
             raise LMMError(f"power={power} must lie between 0 and 1, e.g. 0.8")
         if self.values.min() < 0.0 < self.values.max():
             raise LMMError("target() needs effects of one sign: the power falls and rises again around 0")
+        levels_of_test = np.atleast_1d(self.results[0].alpha)
+        if alpha is None and len(levels_of_test) > 1:
+            raise LMMError(f"target() needs alpha, one of the {_levels(levels_of_test)} of the tests")
+        chosen = 0 if alpha is None else int(np.argmin(np.abs(levels_of_test - alpha)))
+        if alpha is not None and not np.isclose(levels_of_test[chosen], alpha):
+            raise LMMError(f"alpha={alpha} is not among the {_levels(levels_of_test)} of the tests")
         order = np.argsort(np.abs(self.values), kind="stable")
         values, n = self.values[order].astype(float), self.results[0].n_sim
-        levels = _isotonic(self.power[order])
+        levels = _isotonic(self.power.reshape(len(order), -1)[order, chosen])
         at = int(np.argmax(levels >= power))
         if levels[at] < power:
             return float("nan")
@@ -327,14 +363,15 @@ class PowerCurve:
 
     def __repr__(self) -> str:
         first = self.results[0]
-        head = (
-            f"Power of the {first.method} test of {first.test} at level {first.alpha:g}, {first.n_sim} simulations each"
-        )
-        lines = [head, f"{self.along:>12}  power  95% interval"]
+        tested = f"{first.method} test of {first.test} at {_levels(first.alpha)}"
+        head = f"Power of the {tested}, {first.n_sim} simulations each"
+        lines = [head, f"{self.along:>12}" + "  power  95% interval" * np.size(first.alpha)]
         for value, result in zip(self.values.tolist(), self.results, strict=True):
             lost = result.n_sim - result.n_converged
             note = f"  {lost} not certified" if lost else ""
-            lines.append(f"{value:>12g}  {result.power:.3f}   {result.conf_low:.3f} {result.conf_high:.3f}{note}")
+            rows = zip(*(np.atleast_1d(x) for x in (result.power, result.conf_low, result.conf_high)), strict=True)
+            shown = "  ".join(f"{power:.3f}   {low:.3f} {high:.3f}" for power, low, high in rows)
+            lines.append(f"{value:>12g}  {shown}{note}")
         return "\n".join(lines)
 
 
@@ -351,8 +388,8 @@ def _isotonic(values: Array) -> Array:
 
 @checked
 def power_curve(
-    source: Fit | AssumedModel, test: Any, along: str = "subjects", values: ArrayLike = (), *,
-    effect: ArrayLike | None = None, n_sim: int = 1000, alpha: float = 0.05, method: Method = "wald",
+    source: Fit, test: Any, along: str = "subjects", values: ArrayLike = (), *,
+    effect: ArrayLike | None = None, n_sim: int = 1000, alpha: ArrayLike = 0.05, method: Method = "wald",
     ddf: Ddf = "satterthwaite", information: Information = "auto", seed: Seed = None, reml: bool = True,
     n_jobs: int | None = None, progress: bool | None = None,
 ) -> PowerCurve:  # fmt: skip
@@ -360,7 +397,7 @@ def power_curve(
 
     Parameters
     ----------
-    source : LMMResult or AssumedModel
+    source : LMMResult
     test : str, list of str, or (rows, p) array
         As for `power`.
     along : {"subjects", "observations", "effect"} or str
@@ -387,7 +424,7 @@ def power_curve(
     LMMError
         For arguments that cannot be used, or a value whose design cannot be fitted.
     """
-    truth = stated(source)
+    truth = generating(source)
     factors = [factor.grouping.name for factor in truth.model.factors]
     if along not in ("subjects", "observations", "effect", *factors):
         others = ", ".join(map(repr, ["observations", "effect", *factors[:-1]]))
@@ -433,11 +470,11 @@ def _resizing(model: Model, along: str) -> Callable[[int], Rows]:
 
 
 def _resized(
-    truth: AssumedModel, along: str, value: int, rows: NDArray[np.intp], codes: tuple[NDArray[np.intp], ...]
-) -> AssumedModel:
-    y = np.random.default_rng(0).standard_normal(len(rows))
+    truth: LMMResult, along: str, value: int, rows: NDArray[np.intp], codes: tuple[NDArray[np.intp], ...]
+) -> LMMResult:
+    found = moved(truth, None, None, None, truth.model.of(truth.model.design.rows(rows, codes), None))
     try:
-        model = truth.model.of(truth.model.design.rows(rows, codes), y)
+        model = found.model.fittable(lambda rng: parametric(found)(rng, 1)[0])
     except LMMError as error:
         raise LMMError(f"values: the design with {value} {along} cannot be fitted: {error}") from None
     lost = np.setdiff1d(truth.model.problem.kept, model.problem.kept)
@@ -446,4 +483,4 @@ def _resized(
             f"values: with {value} {along} the coefficient {model.exog_names[lost[0]]!r} cannot be told from those "
             "before it; leave this value out"
         )
-    return drawn(model, truth.beta, truth.relative_factor, truth.sigma2)
+    return found

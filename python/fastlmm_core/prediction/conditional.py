@@ -29,8 +29,10 @@ def posterior_of(result: Fit, more: tuple[Array, Array, list[Index], Array, Arra
     model = result.model
     problem = model.problem
     w = np.ones(model.nobs) if model.weights is None else model.weights
-    X, Z, rest = problem.conditioned_x(model.exog), model.exog_re, result.marginal_rest
-    codes = [np.asarray(f.grouping.index, dtype=np.intp) for f in model.factors]
+    known = slice(None) if model.has_response else slice(0)
+    X, Z, w = problem.conditioned_x(model.exog)[known], model.exog_re[known], w[known]
+    rest = result.marginal_rest if model.has_response else np.zeros(0)
+    codes = [np.asarray(f.grouping.index[known], dtype=np.intp) for f in model.factors]
     sizes = [len(f.grouping.labels) for f in model.factors]
     if more is not None:
         X, Z = np.vstack([X, more[0]]), np.vstack([Z, more[1]])

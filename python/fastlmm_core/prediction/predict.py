@@ -42,6 +42,7 @@ from .conditional import posterior_of
 from .new_rows import NewRows, chosen_factors, read_rows
 
 if TYPE_CHECKING:
+    from ..design.grouping import Grouping
     from ..estimation.fit import Fit
     from ..estimation.model import Model
 
@@ -142,8 +143,12 @@ def _observed_cross(result: Fit, rows: NewRows) -> tuple[dict[Any, int], Array, 
     assert rows.Z is not None and rows.y is not None
     w = np.ones(len(rows.y)) if rows.weights is None else rows.weights
     z = _conditioned_z(problem, rows.Z)
-    base = rows.X @ problem.beta_base + (0.0 if rows.offset is None else rows.offset)
-    xy = np.column_stack([_conditioned_x(problem, rows.X), (rows.y - base) / problem.scale])
+    stated = result.stated is not None
+    base = rows.X @ (np.nan_to_num(result.beta) if stated else problem.beta_base)
+    base = base if rows.offset is None else base + rows.offset
+    # stated coefficients are known of columns, too, that the rows of the design do not tell
+    x = np.zeros((len(base), problem.rank)) if stated else _conditioned_x(problem, rows.X)
+    xy = np.column_stack([x, (rows.y - base) / problem.scale])
     labels, index = rows.distinct(result.model.grouping)
     A = np.zeros((len(labels), z.shape[1], z.shape[1]))
     C = np.zeros((len(labels), z.shape[1], xy.shape[1]))
@@ -205,13 +210,15 @@ def predicted(
     if weights is not None:
         weights = row_values(rows.caller.values(weights, "weights"), "weights", len(rows.X), True)
     mean = rows.X @ np.nan_to_num(result.beta)
-    lost = None if rows.of_fit or not len(problem.dropped) else undetermined(model, rows.X)
+    lost = None if rows.of_fit else _undetermined(result, rows.X)
     if lost is not None and lost.any():
         mean[lost.any(axis=1)] = np.nan
     else:
         lost = None
     if given_offset is not None:
         mean = mean + given_offset
+    if result.stated is not None and ddf in ("kenward-roger", "residual"):
+        raise LMMError(f"ddf={ddf!r} is for estimates: stated parameters are taken as known; leave ddf out")
     levels = [np.full(len(mean), -1, dtype=np.intp) for _ in every]
     conditional: _Conditional | None = None
     if chosen:
@@ -221,16 +228,17 @@ def predicted(
     if conditional is not None:
         carried, variance = conditional.at(z, levels)
         mean = mean + problem.scale * carried[:, -1]
-    elif chosen:
+    elif any((position >= 0).any() for position in levels):
         mean = mean + _blup_part(result, rows, levels)
     if interval is None:
         return Predicted(rows.caller, mean, lost=lost)
-    direction = _conditioned_x(problem, rows.X)
     if conditional is None:
         variance = np.zeros(len(mean))
-    else:
-        direction = direction - carried[:, :-1]
-    whitened = _solved(result.solution.chol, direction)
+    # stated coefficients have no error
+    whitened = np.zeros((len(mean), problem.rank))
+    if result.stated is None:
+        direction = _conditioned_x(problem, rows.X)
+        whitened = _solved(result.solution.chol, direction if conditional is None else direction - carried[:, :-1])
     variance = variance + np.einsum("ij,ij->i", whitened, whitened)
     # rows of Z for levels without observations, whose whole variance counts for a new observation
     fresh = np.zeros((len(mean), model.structure.q))
@@ -241,7 +249,9 @@ def predicted(
         variance += np.einsum("ij,ij->i", turned, turned)
         w = model.weights if weights is None and data is None else weights
         variance += 1.0 if w is None else 1.0 / w
-    if ddf in ("residual", "normal"):
+    if result.stated is not None:
+        df = np.full(len(mean), np.inf)
+    elif ddf in ("residual", "normal"):
         df = np.full(len(mean), known_df(model, ddf))
     else:
         variance, df = _freedom(result, whitened, variance, fresh, z, levels, conditional, ddf, information)
@@ -342,7 +352,7 @@ def _one_factor(
     model = result.model
     name = model.grouping.name
     labels, index = rows.distinct(model.grouping)
-    where = model.grouping.locate(labels)
+    where = _known(model, model.grouping, labels)
     position = np.full(len(labels), -1, dtype=np.intp)
     parts: list[tuple[Array, Array]] = []
     count = int((where >= 0).sum())
@@ -350,7 +360,7 @@ def _one_factor(
     if count:
         parts.append(_unpack_raw(result, where[where >= 0]))
     if observed is not None:
-        extra = _observed_rows(model, observed, (name,))
+        extra = _observed_rows(result, observed, (name,))
         found, A, C = _observed_cross(result, extra)
         clash = [label for label, at in zip(labels.tolist(), where, strict=True) if at >= 0 and label in found]
         if clash:
@@ -363,7 +373,7 @@ def _one_factor(
                 position[i] = count + found[label]
         parts.append((A, C))
     if new_levels == "error":
-        _refuse_unseen([label for i, label in enumerate(labels.tolist()) if position[i] < 0], name)
+        _refuse_unseen(model, [label for i, label in enumerate(labels.tolist()) if position[i] < 0], name)
     if not parts:
         return [position[index]], None
     A, C = (np.concatenate(both) for both in zip(*parts, strict=True))
@@ -379,7 +389,7 @@ def _several_factors(
     extra_labels: dict[str, dict[Any, int]] = {}
     if observed is not None:
         every = tuple(f.grouping.name for f in model.factors)
-        extra = _observed_rows(model, observed, every)
+        extra = _observed_rows(result, observed, every)
         assert extra.y is not None and extra.Z is not None
         if extra.offset is None and model.offset is not None:
             raise LMMError("the model has an offset: give that of the observed rows in observed (0 for none)")
@@ -387,7 +397,7 @@ def _several_factors(
         for f in model.factors:
             name = f.grouping.name
             labels, index = extra.distinct(f.grouping)
-            at = f.grouping.locate(labels)
+            at = _known(model, f.grouping, labels)
             fresh = np.flatnonzero(at < 0)
             at[fresh] = len(f.grouping.labels) + np.arange(len(fresh))
             extra_labels[name] = dict(zip(labels[fresh].tolist(), at[fresh].tolist(), strict=True))
@@ -404,27 +414,43 @@ def _several_factors(
             levels.append(np.full(len(rows.X), -1, dtype=np.intp))
             continue
         labels, index = rows.distinct(f.grouping)
-        at = f.grouping.locate(labels)
+        at = _known(model, f.grouping, labels)
         for i in np.flatnonzero(at < 0):
             at[i] = extra_labels.get(name, {}).get(labels[i : i + 1].tolist()[0], -1)
         if new_levels == "error":
-            _refuse_unseen(labels[at < 0].tolist(), name)
+            _refuse_unseen(model, labels[at < 0].tolist(), name)
         levels.append(at[index])
     # without new data the BLUPs of the fit serve
     return levels, posterior_of(result, more) if intervals or more is not None else None
 
 
-def _observed_rows(model: Model, observed: Any, factors: tuple[str, ...]) -> NewRows:
+def _undetermined(result: Fit, X: Array) -> NDArray[np.bool_] | None:
+    """`undetermined`, None where all coefficients are known."""
+    return undetermined(result.model, X) if np.isnan(result.beta).any() else None
+
+
+def _observed_rows(result: Fit, observed: Any, factors: tuple[str, ...]) -> NewRows:
     """Observations of new levels, of which the means must be known."""
+    model = result.model
     rows = read_rows(model, observed, "observed", factors, factors, response=True)
-    lost = undetermined(model, rows.X)
-    if lost.any():
+    lost = _undetermined(result, rows.X)
+    if lost is not None and lost.any():
         where = first_rows(np.flatnonzero(lost.any(axis=1)))
         raise LMMError(f"observed: {where} cannot be used: {why_undetermined(model, lost)}; leave these rows out")
     return rows
 
 
-def _refuse_unseen(missing: list[Any], name: str) -> None:
+def _known(model: Model, grouping: Grouping, labels: NDArray[Any]) -> Index:
+    """Positions of the levels of which the model has data, -1 for others: for all where there is no response."""
+    return grouping.locate(labels) if model.has_response else np.full(len(labels), -1, dtype=np.intp)
+
+
+def _refuse_unseen(model: Model, missing: list[Any], name: str) -> None:
+    if missing and not model.has_response:
+        raise LMMError(
+            f"the model has no response, so that nothing is known of the levels of {name}: give observations of "
+            f'{_some(missing)} as observed=, or use new_levels="population" for the population value'
+        )
     if missing:
         raise LMMError(
             f"data has levels of {name} that the model has not seen: {_some(missing)}; use "

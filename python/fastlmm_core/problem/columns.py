@@ -27,6 +27,7 @@ __all__ = [
     "independent_columns",
     "refuse_non_finite",
     "rotation",
+    "scaled_z",
     "spread",
     "z_preconditioner",
 ]
@@ -234,6 +235,13 @@ def condition_z(Z: Array, weights: Array | None, structure: CovarianceStructure)
         z_map = z_map @ first
         turn, _ = rotation(scaled.T @ scaled, n, structure)
     return np.ascontiguousarray(scaled @ turn), z_map @ turn
+
+
+def scaled_z(Z: Array, weights: Array | None, structure: CovarianceStructure) -> tuple[Array, Array]:
+    """Columns of one grouping factor, shifted and scaled only: they may depend on each other; see `condition_z`."""
+    z_scale, constant = _scales(Z, structure.one_full)
+    scaled = _scaled(Z, z_scale, None if weights is None else np.sqrt(weights))
+    return np.ascontiguousarray(scaled), kernels.scale_map(z_scale, constant)
 
 
 def rotation(gram: Array, n: int, structure: CovarianceStructure) -> tuple[Array, float]:

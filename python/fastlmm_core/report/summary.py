@@ -16,7 +16,9 @@ from numpy.typing import NDArray
 from ..covariance.elements import element_names, sd_and_cor
 from ..diagnostics.marginal import icc, r2
 from ..errors import LMMError
+from ..inference.options import check_options
 from ..inference.wald import coefficient_intervals
+from ..support.checks import check_level
 from ..support.text_tables import (
     GAP,
     aligned_cells,
@@ -129,6 +131,9 @@ class Summary:
     message : str
         Of the optimiser.
     singular_components : tuple of str
+    stated : bool
+        Whether parameters were stated: what speaks of estimates is NaN and not shown, the log-likelihood where there is
+        no response.
     """
 
     title: str
@@ -160,6 +165,7 @@ class Summary:
     singular_components: tuple[str, ...]
     vcov: str = "model"
     clusters: str = ""
+    stated: bool = False
 
     @classmethod
     def of(
@@ -194,10 +200,13 @@ class Summary:
         model = result.model
         fixed = _fixed(result, level, ddf, information, robust)
         rows = zip(*(fixed[name] for name in _FIXED), strict=True)
-        dropped = result.dropped_columns
+        dropped = () if result.model.given else result.dropped_columns
+        stated = result.stated is not None
         explained, share = r2(result), icc(result)
         return cls(
-            title=f"Linear mixed model fit by {'REML' if result.reml else 'maximum likelihood'}",
+            title="Linear mixed model at stated parameters"
+            if stated
+            else f"Linear mixed model fit by {'REML' if result.reml else 'maximum likelihood'}",
             formula=None if model.spec is None else model.spec.formula,
             nobs=result.nobs,
             n_dropped=model.n_dropped,
@@ -206,10 +215,10 @@ class Summary:
             has_offset=model.offset is not None,
             groups=tuple(result.n_groups.items()),
             criterion_name="REML criterion" if result.reml else "Deviance",
-            criterion=float(result.criterion),
-            llf=float(result.llf),
-            aic=float(result.aic),
-            bic=float(result.bic),
+            criterion=float(result.criterion) if model.has_response else math.nan,
+            llf=float(result.llf) if model.has_response else math.nan,
+            aic=math.nan if stated else float(result.aic),
+            bic=math.nan if stated else float(result.bic),
             icc=tuple(share.items()) if isinstance(share, dict) else ((model.grouping.name, share),),
             r2_marginal=explained["marginal"],
             r2_conditional=explained["conditional"],
@@ -226,6 +235,7 @@ class Summary:
             singular_components=result.singular_components,
             vcov="model" if robust is None else robust.kind,
             clusters="" if robust is None else robust.clusters,
+            stated=stated,
         )
 
     # ---- what both forms show ------------------------------------------------------------------
@@ -242,6 +252,8 @@ class Summary:
         return facts
 
     def _criteria(self) -> list[tuple[str, str]]:
+        if self.stated:
+            return [] if math.isnan(self.llf) else [("Log-likelihood", f"{self.llf:.3f}")]
         values = (
             (self.criterion_name, self.criterion),
             ("Log-likelihood", self.llf),
@@ -268,6 +280,10 @@ class Summary:
     def _fixed_table(self) -> tuple[list[str], list[list[str]]]:
         rows = self.coefficients
         errors = [c.std_error for c in rows]
+        if self.stated:
+            names, values = [c.name for c in rows], [f"{c.estimate:.6g}" for c in rows]
+            header = ["Name", "Value", "SE"]
+            return header, [list(row) for row in zip(names, values, estimate_cells(errors, errors, 4), strict=True)]
         cells = [
             [c.name for c in rows],
             estimate_cells([c.estimate for c in rows], errors, 4),
@@ -287,6 +303,9 @@ class Summary:
             yield f"Levels without rows, left out: {'; '.join(starmap(_unused, self.unused_levels))}."
         if self.dropped:
             yield f"Dropped, being combinations of the columns before them: {', '.join(self.dropped)}."
+        if self.stated:
+            yield "Parameters stated, not estimated; SE: of generalised least squares estimates on this design."
+            return
         if self.coefficients:
             extra = " (observed information)" if self.information == "observed" else ""
             if self.vcov == "model":
@@ -371,8 +390,8 @@ def _correlation(value: float) -> str:
 def _side_by_side(left: Sequence[tuple[str, str]], right: Sequence[tuple[str, str]]) -> list[str]:
     """Two lists of names and values; values on the right have their decimal points aligned."""
     name_left = max(len(name) for name, _ in left) + 1
-    name_right = max(len(name) for name, _ in right) + 1
-    value_right = max(len(value) for _, value in right)
+    name_right = max((len(name) for name, _ in right), default=0) + 1
+    value_right = max((len(value) for _, value in right), default=0)
     texts = [f"{name + ':':<{name_left}} {value}" for name, value in left]
     room = _WIDTH - name_right - value_right - 1
     start = min(room, max(44, max(map(len, texts)) + 4))
@@ -455,7 +474,8 @@ def tidy_columns(
         For unknown effects, a level outside (0, 1) or an unknown ddf.
     """
     if effects == "fixed":
-        return _fixed(result, level, ddf, information, robust)
+        found = _fixed(result, level, ddf, information, robust)
+        return found if result.stated is None else {name: found[name] for name in _FIXED[:3]}
     if effects == "ran_pars":
         return _ran_pars(result)
     if effects == "ran_vals":
@@ -466,7 +486,14 @@ def tidy_columns(
 def _fixed(
     result: Fit, level: float, ddf: Ddf, information: Information, robust: Sandwich | None
 ) -> dict[str, list[str] | NDArray[Any]]:
-    table = coefficient_intervals(result, level, ddf, information, robust)
+    if result.stated is not None:
+        check_level(level)
+        check_options(ddf, information)
+        p = len(result.beta)
+        table = dict.fromkeys(_FIXED[3:], np.full(p, np.nan))
+        table |= {"estimate": result.beta, "std_error": np.sqrt(np.diag(result.cov))}
+    else:
+        table = coefficient_intervals(result, level, ddf, information, robust)
     return {"term": list(result.model.exog_names)} | {name: table[name] for name in _FIXED[1:]}
 
 

@@ -44,7 +44,7 @@ _ROWS = 8
 
 
 class Generating(Protocol):
-    """What simulation needs to know of a fitted or an assumed model."""
+    """What simulation needs to know of a fit, or of anything else that responses are drawn from."""
 
     @property
     def model(self) -> Model:
@@ -145,7 +145,7 @@ class Redrawn:
 
     Parameters
     ----------
-    source : LMMResult or AssumedModel
+    source : Generating
     n : int
     key : (2,) array
     first : int
@@ -225,7 +225,7 @@ def simulate_into(
     ----------
     batch, kind : types
         Of the record of all fits, and of a single one.
-    source : Fit or AssumedModel
+    source : Generating
         What generates the data.
     n : int
     seed : int, sequence of int, SeedSequence or Generator, optional
@@ -246,6 +246,6 @@ def simulate_into(
     check_first(first, seed)
     size, key = stream_size(source.model.nobs), key_of(seed)
     blocks = draws(parametric(source) if draw is None else draw, n, key, size, first)
-    model = source.model if fit is None else fit
+    model = (source.model if fit is None else fit).fittable(lambda rng: parametric(source)(rng, 1)[0])
     whole = Redrawn(source, n, key, first) if draw is None else None
     return fit_drawn(partial(batch, model, kind, reml), blocks, n, whole, size, n_jobs, progress)

@@ -24,6 +24,7 @@ from ...problem.columns import (
     condition_z,
     factor_structure,
     refuse_non_finite,
+    scaled_z,
     spread,
 )
 from ...problem.identification import GroupedColumns, refuse_unidentified_rows
@@ -261,6 +262,8 @@ class CrossedProblem:
 
     def _at(self, factor: Array) -> CrossedCriterion:
         engine = self.criterion()
+        # what is asked of it is the same by REML, which needs more rows than columns
+        engine.reml = False
         engine.evaluate(self.structure.theta(factor), 1)
         return engine
 
@@ -304,6 +307,7 @@ def condition_factors(
     weights: Array | None,
     offset: Array | None,
     structure: CovarianceStructure,
+    given: bool = False,
 ) -> CrossedProblem:
     """Cross-products of a model with several grouping factors, conditioned.
 
@@ -315,6 +319,9 @@ def condition_factors(
     weights, offset : (n,) arrays or None
     structure : CovarianceStructure
         Over the columns of all factors, in their order.
+    given : bool
+        Whether the parameters are: then only values that are not finite are refused, and y may be 0 throughout, for a
+        design without a response.  So that r^2 is positive whatever y is, n is added to y_o'y_o.
 
     Raises
     ------
@@ -328,14 +335,14 @@ def condition_factors(
     codes = [np.ascontiguousarray(f.codes, dtype=np.intp) for f in factors]
     for f, code in zip(factors, codes, strict=True):
         _check_codes(code, f.m, f.name)
-    if n >= QUICK_FROM:
+    if n >= QUICK_FROM and not given:
         from ..nested.problem import condition_chain
 
         quick = condition_chain(y, X, factors, codes, weights, offset, structure)
         if quick is not None:
             return quick
     refuse_non_finite(y, X, np.concatenate([f.Z for f in factors], axis=1), weights, offset)
-    if (y == y[0]).all():
+    if (y == y[0]).all() and not given:
         raise LMMError("y is constant: there is nothing to model; check that the right column is the response")
     x, x_o = condition_x(X, weights)
     # the residual of y, twice: the second pass takes out what rounding has left of X in the first
@@ -354,7 +361,9 @@ def condition_factors(
         beta_o += change
     squares = float(rest @ rest)
     if not squares > 1e-30 * before:
-        raise LMMError("y is reproduced exactly by the fixed effects: there is no variation left to model")
+        if not given:
+            raise LMMError("y is reproduced exactly by the fixed effects: there is no variation left to model")
+        squares = before if before > 0.0 else float(n)
     scale = sqrt(squares / n)
     xy = np.column_stack([x_o, rest / scale])
 
@@ -367,22 +376,30 @@ def condition_factors(
         width = f.Z.shape[1]
         part = slice(at, at + width)
         local.append(factor_structure(structure, at, width))
-        conditioned, z_map[part, part] = condition_z(np.asarray(f.Z, dtype=float), weights, local[-1])
+        columns_of = np.asarray(f.Z, dtype=float)
+        if given:
+            conditioned, z_map[part, part] = scaled_z(columns_of, weights, local[-1])
+        else:
+            conditioned, z_map[part, part] = condition_z(columns_of, weights, local[-1])
         Z.append(conditioned)
         columns.append(at)
         at += width
     layout, cross = lay_out(Z, codes, [f.m for f in factors], columns, xy)
     for f, rows, at, own, places in zip(factors, Z, columns, local, layout.places, strict=True):
-        found = suspects(cross[places, :-1], n, own)
+        found = [] if given else suspects(cross[places, :-1], n, own)
         if found:
             part = slice(at, at + own.q)
             refuse_aliased(found, rows, x_o, f.codes, z_map[part, part], f.Z, f.name, f.column_names)
     grouped = [GroupedColumns(rows, f.codes, f.m, f.name, f.column_names) for f, rows in zip(factors, Z, strict=True)]
-    refuse_unidentified_rows(grouped, x_o, structure, z_map)
+    if not given:
+        refuse_unidentified_rows(grouped, x_o, structure, z_map)
+    gram = xy.T @ xy
+    if given:
+        gram[-1, -1] += n
     return CrossedProblem(
         layout=layout,
         cross=cross,
-        gram=xy.T @ xy,
+        gram=gram,
         z_map=z_map,
         columns=tuple(columns),
         scale=scale,

@@ -250,6 +250,7 @@ def condition(
     offset: Array | None,
     structure: CovarianceStructure,
     z_names: Sequence[str] | None = None,
+    given: bool = False,
 ) -> tuple[OneFactorProblem, Grouping]:
     """Cross-products of a model, conditioned.
 
@@ -261,6 +262,9 @@ def condition(
     structure : CovarianceStructure
     z_names : (q,) sequence of str, optional
         Names of the columns of Z, for messages.
+    given : bool
+        Whether the parameters are: then only values that are not finite are refused, and y may be 0 throughout, for a
+        design without a response.  So that r^2 is positive whatever y is, n is added to y_o'y_o.
 
     Returns
     -------
@@ -294,7 +298,7 @@ def condition(
             raise LMMError("the data overflow: rescale y, X, Z or weights to values below 1e100 in size")
         if attempt == 0:
             m = int(np.count_nonzero(raw[:, -1]))
-        if not varies:
+        if not varies and not given:
             raise LMMError("y is constant: there is nothing to model; check that the right column is the response")
         if not constant:
             # a column that looked constant in the sample is not: do without shifts
@@ -303,7 +307,7 @@ def condition(
             beta0 = np.zeros(p)
             continue
         to_x, x_margin, xy, beta, rest, total, scale = kernels.least_squares(packed_s, beta0, n)
-        to_z, z_margin = _z_rotation(gram, n, structure)
+        to_z, z_margin = _z_rotation(gram, n, structure) if not given else (np.eye(structure.q), 1.0)
         poor_x = x_margin < WELL_CONDITIONED and x_transform is None
         poor_z = z_margin < WELL_CONDITIONED and z_transform is None
         if poor_x:
@@ -322,11 +326,17 @@ def condition(
         break
     # beta0 is not zero only where it has been taken from y before the sums
     if not rest > 1e-30 * total:
-        raise LMMError("y is reproduced exactly by the fixed effects: there is no variation left to model")
+        if not given:
+            raise LMMError("y is reproduced exactly by the fixed effects: there is no variation left to model")
+        scale = sqrt(total / n) if total > 0.0 else 1.0
+        xy[:-1, -1], xy[-1, -1] = (beta0 - beta) / scale, 1.0 / scale
     problem, present, free, exact = _finish(
         y, X, Z, x_columns, groups, offset, n, m, structure, raw, packed_s, beta0, beta, scale, kept, x_scale,
         z_scale, x_constant, z_constant, x_transform, z_transform, to_x, to_z, xy, weights,
     )  # fmt: skip
+    if given:
+        problem.within[-1] += n
+        return problem, Grouping(groups, present)
     if not free:
         _refuse_what_is_not_identified(problem, X, Z, groups, weights, z_names)
     if exact and not problem.saturated:

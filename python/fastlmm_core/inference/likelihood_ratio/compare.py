@@ -128,6 +128,7 @@ def _check(results: Sequence[Any], test: Any, null: Any, n_sim: int | None, seed
             if isinstance(result, (list, tuple)):
                 remedy = "; give the results one by one, compare(*results)"
             raise LMMError(f"argument {i + 1} is a {type(result).__name__}, not the result of a fit{remedy}")
+        result.require_estimates("compare", "compare the log-likelihoods, llf")
     if len(results) < 2:
         raise LMMError(f"compare needs at least two results, not {len(results)}")
     if test not in ("lrt", None):

@@ -84,6 +84,7 @@ def random_effect_test(
     LMMError
         For an unknown term or null distribution, or one that does not apply.
     """
+    result.require_estimates("random_effect_test", "fit the response: result.model.fit()")
     size = check_null(null, n_sim, seed)
     model = result.model
     rows = [information_criteria("all random effects", result.n_parameters, result.criterion, result.nobs)]

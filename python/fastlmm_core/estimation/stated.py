@@ -1,0 +1,238 @@
+"""Fits at stated parameters: from what a caller states to the record that everything else reads."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Mapping
+from functools import wraps
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..engines.protocol import Solution
+from ..errors import LMMError
+from ..support.checks import float_array, number_array
+from .fit import STATED, Fit, Stated, conditioned_coefficients, least_squares
+from .optimize import Optimum
+
+if TYPE_CHECKING:
+    from ..covariance.parameters import CovarianceStructure
+    from .model import Model
+
+__all__ = ["coefficients", "covariance_factor", "moved", "needs_estimates", "residual_variance", "stated_fit"]
+
+Array = NDArray[np.float64]
+F = TypeVar("F", bound=Fit)
+
+FLAT = 1e-10
+"""Pivot of Lambda, relative to its row, that counts as none."""
+
+
+def stated_fit(kind: type[F], model: Model, params: Array, factor: Array, sigma2: float, reml: bool = True) -> F:
+    """The record of a model at stated parameters.
+
+    Parameters
+    ----------
+    kind : type
+        Of the record wanted: `Fit` or what derives from it.
+    model : Model
+        With a response or without one.
+    params : (p,) array
+    factor : (q, q) array
+        Lambda in natural units, lower triangular: the random effects have covariance sigma2 Lambda Lambda'.
+    sigma2 : float
+    reml : bool
+        By which criterion refits are made.
+    """
+    problem, structure = model.problem, model.structure
+    inner: Array = np.asarray(np.linalg.solve(problem.z_map, factor), dtype=np.float64)
+    theta = structure.theta(structure.canonical(inner))
+    engine = problem.criterion()
+    engine.reml = False
+    value = engine.evaluate(theta, 0)[0]
+    _, r2, chol, _ = engine.solution()
+    row = np.linalg.norm(factor, axis=1)
+    k = structure.n_parameters
+    optimum = Optimum(
+        theta=theta,
+        factor=structure.factor(theta),
+        value=value,
+        gradient=np.full(k, np.nan),
+        hessian=np.full((k, k), np.nan),
+        gradient_norm=float("nan"),
+        converged=True,
+        singular=bool((np.abs(factor.diagonal()) <= FLAT * np.where(row > 0.0, row, 1.0)).any()),
+        n_evaluations=0,
+        method=STATED,
+        message="the parameters are stated",
+        null_space=np.zeros((structure.q, 0)),
+        trace=(),
+    )
+    solution = Solution(conditioned_coefficients(model, params), r2, np.ascontiguousarray(chol))
+    return kind(model, optimum, reml, solution, Stated(params, factor, sigma2))
+
+
+def moved(fit: F, params: Any, G: Any, sigma2: Any, model: Model | None = None) -> F:
+    """A fit at other parameters; those not named stay.
+
+    Parameters
+    ----------
+    fit : Fit
+    params : mapping, (p,) array, "gls" or None
+    G : mapping, (q, q) array or None
+    sigma2 : float or None
+    model : Model, optional
+        Other rows.
+    """
+    model = fit.model if model is None else model
+    variance = fit.sigma2 if sigma2 is None else residual_variance(sigma2)
+    if G is None:
+        factor = fit.relative_factor * np.sqrt(fit.sigma2 / variance)
+    else:
+        factor = covariance_factor(G, model.structure, model.term_names, fit.G) / np.sqrt(variance)
+    gls = isinstance(params, str)
+    if gls and params != "gls":
+        raise LMMError(f"params={params!r} is unknown: give values, or 'gls' for generalised least squares")
+    stays = params is None or gls
+    values = fit.beta if stays else coefficients(params, model.exog_names, fit.beta)
+    found = stated_fit(type(fit), model, values, factor, variance, fit.reml)
+    return stated_fit(type(fit), model, least_squares(found), factor, variance, fit.reml) if gls else found
+
+
+def needs_estimates(remedies: Mapping[str, str]) -> Callable[[type[F]], type[F]]:
+    """Refuse members of a class of fits at stated parameters, each with what to do instead.
+
+    Parameters
+    ----------
+    remedies : mapping of str to str
+        By member: a method or property.
+    """
+
+    def guarded(name: str, function: Callable[..., Any], remedy: str) -> Callable[..., Any]:
+        @wraps(function)
+        def call(self: Fit, *arguments: Any, **keywords: Any) -> Any:
+            if self.stated is not None:
+                self.require_estimates(name, remedy)
+            return function(self, *arguments, **keywords)
+
+        return call
+
+    def decorate(target: type[F]) -> type[F]:
+        for name, remedy in remedies.items():
+            member = getattr(target, name)
+            if isinstance(member, property):
+                assert member.fget is not None
+                setattr(target, name, property(guarded(name, member.fget, remedy), doc=member.__doc__))
+            else:
+                setattr(target, name, guarded(name, member, remedy))
+        return target
+
+    return decorate
+
+
+# ---- what callers state --------------------------------------------------------------------------------------------
+
+
+def coefficients(params: Any, names: tuple[str, ...], before: Array | None = None) -> Array:
+    """Values of all coefficients (p,), by name or in order.
+
+    Parameters
+    ----------
+    params : mapping or (p,) array
+    names : tuple of str
+    before : (p,) array, optional
+        Values of those that a mapping does not name; without them it must name all.
+
+    Raises
+    ------
+    LMMError
+        Names the coefficients that are missing or unknown.
+    """
+    if hasattr(params, "keys"):
+        given = dict(params)
+        for name in given:
+            if name not in names:
+                close = difflib.get_close_matches(str(name), names, n=1)
+                hint = f"did you mean {close[0]!r}?" if close else f"the coefficients are {', '.join(map(repr, names))}"
+                raise LMMError(f"params names {name!r}, which is not a coefficient of this design; {hint}")
+        absent = [name for name in names if name not in given]
+        if absent and before is None:
+            raise LMMError(f"params gives no value for {', '.join(map(repr, absent))}; state every coefficient")
+        params = [given[name] if before is None or name in given else before[i] for i, name in enumerate(names)]
+    if before is not None and np.isnan(before).any():
+        # columns that the fit had dropped have no coefficient, then and now
+        loose = float_array(params, "params", 1)
+        if loose.shape == before.shape:
+            lost = np.isnan(before) & np.isnan(loose)
+            return np.where(lost, np.nan, number_array(np.where(lost, 0.0, loose), "params"))
+    values = number_array(params, "params")
+    if values.shape != (len(names),):
+        raise LMMError(f"params must hold {len(names)} values, for {', '.join(map(repr, names))}, not {values.size}")
+    return values
+
+
+def residual_variance(sigma2: Any) -> float:
+    """A residual variance, which must be positive."""
+    variance = number_array(sigma2, "sigma2")
+    if variance.ndim or not variance > 0.0:
+        raise LMMError(f"sigma2={sigma2!r} must be a positive number: the residual variance")
+    return float(variance)
+
+
+def covariance_factor(
+    G: Any, structure: CovarianceStructure, terms: tuple[str, ...], before: Mapping[str, Array] | None = None
+) -> Array:
+    """Lower triangular L with L L' = G, which is checked against the structure.
+
+    Parameters
+    ----------
+    G : (q, q) array, number, or mapping of term to array
+    structure : CovarianceStructure
+    terms : tuple of str
+        Names of the terms, one per block.
+    before : mapping of term to array, optional
+        The matrices of terms that a mapping does not name; without them it must name all.
+
+    Raises
+    ------
+    LMMError
+        For what is no covariance matrix of these random effects.
+    """
+    q = structure.q
+    places = {name: slice(block.start, block.stop) for name, block in zip(terms, structure.blocks, strict=True)}
+    if hasattr(G, "keys"):
+        if set(G) - set(places) or (before is None and set(G) != set(places)):
+            raise LMMError(f"G has the terms {', '.join(map(repr, G))}; this design has {', '.join(map(repr, places))}")
+        whole = np.zeros((q, q))
+        for name, place in places.items():
+            value = G[name] if before is None or name in G else before[name]
+            part, size = np.atleast_2d(number_array(value, f"G[{name!r}]")), place.stop - place.start
+            if part.shape != (size, size):
+                raise LMMError(f"G[{name!r}] must be a ({size}, {size}) matrix, not of shape {part.shape}")
+            whole[place, place] = part
+    else:
+        whole = np.atleast_2d(number_array(G, "G"))
+    if whole.shape != (q, q):
+        raise LMMError(f"G must be a ({q}, {q}) matrix, one row per random effect, not of shape {whole.shape}")
+    sd = np.sqrt(np.maximum(np.diag(whole), 0.0))
+    # on the scale of correlations units do not matter
+    unit = np.where(sd > 0.0, sd, 1.0)
+    corr = whole / np.outer(unit, unit)
+    if np.abs(corr - corr.T).max() > 1e-8:
+        raise LMMError("G is not symmetric")
+    if (np.diag(whole) < 0.0).any() or np.linalg.eigvalsh(corr).min() < -1e-8:
+        raise LMMError("G is not positive semidefinite: check its variances, and that no correlation is beyond 1")
+    free = np.zeros((q, q), dtype=bool)
+    free[structure.positions] = True
+    if corr[~(free | free.T)].any():
+        raise LMMError("G has covariances between random effects that the formula makes independent; set them to 0")
+    factor = np.zeros((q, q))
+    for block in structure.blocks:
+        place = slice(block.start, block.stop)
+        values, vectors = np.linalg.eigh(corr[place, place])
+        # what rounding leaves of a correlation of 1 is none
+        values[values < FLAT**1.5 * values[-1]] = 0.0
+        half = vectors * np.sqrt(values) if block.correlated else np.eye(len(values))
+        factor[place, place] = sd[place, None] * half
+    return structure.canonical(factor)
