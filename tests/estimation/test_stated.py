@@ -514,6 +514,21 @@ def test_refused_by_at(fit, arguments, message):
         fit.at(**arguments)
 
 
+def test_plots(fit):
+    pytest.importorskip("matplotlib").use("Agg")
+    import matplotlib.pyplot as plt
+
+    stated = fit.at(G={"Subject": np.diag([100.0, 4.0])})
+    for draw in ("caterpillar", "shrinkage", "marginal_variance", "trajectories", "residual_panels", "missingness"):
+        getattr(flc.plots, draw)(stated.model if draw == "missingness" else stated)
+    empty = one_factor(False)
+    flc.plots.marginal_variance(empty)
+    for draw in ("caterpillar", "shrinkage", "trajectories"):
+        with pytest.raises(flc.LMMError, match="no response"):
+            getattr(flc.plots, draw)(empty)
+    plt.close("all")
+
+
 def test_it_is_shown_and_pickled(fit):
     stated = fit.at(params={"Days": 5.0})
     assert repr(stated).startswith("<LMMResult at stated parameters: Intercept=251.405, Days=5; <LinearMixedModel: 180")

@@ -55,7 +55,7 @@ ON_A_RESULT = [
     ("fitted", "result.fittedvalues"), ("refit", "result.model.refit(y)"), ("bootMer", "result.bootstrap("),
     ("drop1", "result.anova()"), ("step", "flc.compare("), ("isSingular", "result.singular"),
     ("is_singular", "result.singular"), ("rePCA", "result.singular_components"), ("ngrps", "result.n_groups"),
-    ("formula", "result.model.spec.formula"), ("data", "not kept"), ("plot", "flc.plots.residual_panels(result)"),
+    ("formula", "result.model.spec.formula"), ("data", "rows_used"), ("plot", "flc.plots.residual_panels(result)"),
     ("remove_data", "pickle.dump"), ("contest", "result.test(L)"), ("ranova", "flc.random_effect_test(result)"),
     ("KRmodcomp", 'ddf="kenward-roger"'), ("emtrends", "result.slopes("), ("lsmeans", "result.emmeans("),
     ("exactRLRT", 'null="exact"'), ("cooks_distance", "result.influence()"), ("rsquared", "result.r2()"),

@@ -87,6 +87,11 @@ LME4 = (
     Word("`predict(m, new, re.form = ~(1 | g))`", '`result.predict(new, effects="g")`'),
     Word("`predict(..., allow.new.levels = TRUE)`", '`result.predict(..., new_levels="population")`'),
     Word("`simulate(m, 1000)`", "`result.simulate(1000)`; responses are rows"),
+    Word(
+        "`simulate(~ x + (x | g), newdata = d, newparams = list(...))`",
+        "`flc.assume(formula, d, params, G, sigma2).simulate(1000)`; of a fit `result.at(params=, G=, sigma2=)`",
+        names=("simulate_formula", "newparams"),
+    ),
     Word("`refit(m, y)`", "`result.model.refit(y)`, for many `result.model.fit_many(Y)`", names=("refit",)),
     Word(
         "`bootMer(m, f, 1000)`",
