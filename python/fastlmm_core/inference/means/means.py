@@ -22,6 +22,7 @@ from .. import wald as inference
 from ..options import check_options
 from . import multiplicity
 from .contrasts import CONTRASTS, contrast_weights
+from .families import DEFAULT_ADJUST, adjusted, families_of
 from .grid import ReferenceGrid
 
 if TYPE_CHECKING:
@@ -34,20 +35,6 @@ __all__ = ["Contrasts", "MarginalMeans", "emmeans", "slopes"]
 Array = NDArray[np.float64]
 Labels = dict[str, list[Any]]
 Options = tuple[str, str, "Sandwich | None"]
-
-_DEFAULT_ADJUST = {
-    "pairwise": "tukey",
-    "revpairwise": "tukey",
-    "reference": "mvt",
-    "sequential": "mvt",
-    "effects": "fdr",
-}
-_NOTES = {
-    "tukey": "Tukey's method for comparing {means} means",
-    "mvt": "multivariate t for {count} tests",
-    "scheffe": "Scheffe's method with rank {rank}",
-    "fdr": "false discovery rate of {count} tests",
-}
 
 
 @checked
@@ -201,11 +188,11 @@ class MarginalMeans(_Estimates):
             For unknown methods, adjustments or levels, and weights of the wrong number.
         """
         level = self.level if level is None else level
-        families = _families(self.labels, self.by)
+        families = families_of(self.labels, self.by)
         members = {tuple(self.labels[name][i] for name in self.factors): i for i in families[0]}
         weights = contrast_weights(method, list(members), reference)
         if adjust is None:
-            adjust = _DEFAULT_ADJUST.get(method, "none") if isinstance(method, str) else "none"
+            adjust = DEFAULT_ADJUST.get(method, "none") if isinstance(method, str) else "none"
         name = multiplicity.method_name(adjust)
         pairs = method in ("pairwise", "revpairwise")
         if name == "tukey" and not pairs:
@@ -233,7 +220,7 @@ class MarginalMeans(_Estimates):
 
     def families(self) -> list[NDArray[np.intp]]:
         """Rows of each combination of the levels of `by`."""
-        return _families(self.labels, self.by)
+        return families_of(self.labels, self.by)
 
     def __str__(self) -> str:
         means = super().__str__()
@@ -372,7 +359,7 @@ def _means(
         L = (grid.functions(names, {variable: step}) - grid.functions(names, {variable: -step})) / (2.0 * step)
         weights = np.zeros(len(L))
         labels = labels if names else {"slope": [variable]}
-    families = _families(labels, by)
+    families = families_of(labels, by)
     own = "none" if adjust is None or contrasts is not None else multiplicity.method_name(adjust)
     if own == "tukey":
         raise LMMError("adjust='tukey' is for comparisons: give contrasts='pairwise', or use 'sidak'")
@@ -392,15 +379,6 @@ def _variables(given: str | Sequence[str] | None, argument: str) -> tuple[str, .
     return tuple(dict.fromkeys(part.strip() for name in names for part in name.split(":")))
 
 
-def _families(labels: Labels, by: Sequence[str]) -> list[NDArray[np.intp]]:
-    """Rows of each combination of the levels of `by`, in order of appearance."""
-    n = len(next(iter(labels.values())))
-    found: dict[tuple[Any, ...], list[int]] = {}
-    for i in range(n):
-        found.setdefault(tuple(labels[name][i] for name in by), []).append(i)
-    return [np.array(rows) for rows in found.values()]
-
-
 def _estimated(
     result: Fit,
     L: Array,
@@ -413,8 +391,7 @@ def _estimated(
 ) -> dict[str, Any]:
     """Everything that `_Estimates` holds, labels aside.
 
-    An offset enters with `weights`; `pairs` are the weights of the means in the comparisons of a family.  What is not
-    estimable does not count as one of a family.
+    An offset enters with `weights`; `pairs` are the weights of the means in the comparisons of a family.
     """
     n = len(L)
     estimate, error, df = (np.full(n, np.nan) for _ in range(3))
@@ -428,25 +405,12 @@ def _estimated(
         estimate = estimate + weights * offset.mean()
     with np.errstate(invalid="ignore", divide="ignore"):
         statistic = estimate / error
-    covariance = np.nan_to_num(inference.covariance(result, *options)) if adjust == "mvt" else None
-    pvalues, half = np.full(n, np.nan), np.full(n, np.nan)
-    notes: list[str] = []
-    for rows in families:
-        live = rows[~np.isnan(df[rows])]
-        n_means = 0 if pairs is None else int(pairs[~np.isnan(df[rows])].any(axis=0).sum())
-        corr = None if covariance is None else multiplicity.correlations(L[live] @ covariance @ L[live].T)
-        rank = int(np.linalg.matrix_rank(L[live])) if adjust == "scheffe" and len(live) else 0
-        pvalues[live] = multiplicity.adjusted_p(
-            statistic[live], df[live], adjust, n_means=n_means, correlation=corr, rank=rank
-        )
-        half[live] = error[live] * multiplicity.critical_values(
-            level, df[live], adjust, n_means=n_means, correlation=corr, rank=rank
-        )
-        if adjust != "none" and len(live) > 1:
-            text = _NOTES.get(adjust, f"{adjust.capitalize()}'s method for {{count}} tests")
-            notes.append(f"Adjustment: {text.format(means=n_means, count=len(live), rank=rank)}.")
-            if adjust in ("holm", "fdr"):
-                notes.append("Limits: Bonferroni's method.")
+
+    def covariance(rows: NDArray[np.intp]) -> Array:
+        return np.asarray(L[rows] @ np.nan_to_num(inference.covariance(result, *options)) @ L[rows].T)
+
+    found = adjusted(statistic, error, df, families, adjust, level, pairs, (L.__getitem__, covariance))
+    notes = list(found.notes)
     if lost.any():
         why = inference.why_undetermined(result.model, lost)
         notes.append(f"nan: not estimable; {why}.")
@@ -458,10 +422,10 @@ def _estimated(
         "estimate": estimate,
         "std_error": error,
         "df": df,
-        "conf_low": estimate - half,
-        "conf_high": estimate + half,
+        "conf_low": estimate - found.half,
+        "conf_high": estimate + found.half,
         "statistic": statistic,
-        "pvalues": pvalues,
+        "pvalues": found.pvalues,
         "L": L,
         "level": level,
         "adjust": adjust,
