@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from . import datasets, plots
     from .design.terms import RandomTerm
     from .formula.group_means import between, group_mean, within
+    from .inference.imputation.pool import pool
     from .inference.likelihood_ratio.compare import compare
     from .inference.likelihood_ratio.random_effects import random_effect_test
     from .planning.assumed import assume
@@ -39,6 +40,7 @@ __all__ = [
     "group_mean",
     "lmm",
     "plots",
+    "pool",
     "power",
     "power_curve",
     "random_effect_test",
@@ -54,6 +56,7 @@ _LAZY = {
     "datasets": ".datasets",
     "group_mean": ".formula.group_means",
     "plots": ".plots",
+    "pool": ".inference.imputation.pool",
     "power": ".planning.power",
     "power_curve": ".planning.power",
     "random_effect_test": ".inference.likelihood_ratio.random_effects",

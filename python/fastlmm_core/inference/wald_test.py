@@ -24,12 +24,12 @@ METHODS = {
 }
 
 
-def method(ddf: str, vcov: str = "model", clusters: str = "") -> str:
+def method(ddf: str, vcov: str = "model", clusters: str = "", imputations: int = 0) -> str:
     """What a test is by, in words."""
-    if vcov == "model":
-        return METHODS[ddf]
-    of_ddf = {"satterthwaite": METHODS[ddf], "residual": METHODS[ddf], "normal": "no correction for few clusters"}[ddf]
-    return f"robust covariance {vcov} over {clusters}, {of_ddf}"
+    said = METHODS[ddf] if vcov == "model" or ddf != "normal" else "no correction for few clusters"
+    if vcov != "model":
+        said = f"robust covariance {vcov} over {clusters}, {said}"
+    return f"Rubin's rules over {imputations} imputations; complete data: {said}" if imputations else said
 
 
 @checked
@@ -62,6 +62,8 @@ class WaldTest:
         "model", or the kind of the robust covariance.
     clusters : str
         How many clusters a robust covariance has, and what they are.
+    imputations : int
+        Number of imputed data sets over which the test was pooled, 0 for the test of one fit.
     """
 
     estimate: Array
@@ -81,14 +83,17 @@ class WaldTest:
     left_out: tuple[str, ...] = ()
     vcov: str = "model"
     clusters: str = ""
+    imputations: int = 0
     _library: str = "dict"
 
     @property
     def distribution(self) -> str:
         """What `statistic` is: "t", "z", "F" or "chi2"."""
+        # over imputations the variance between them is estimated, even where that within them is taken for known
+        known = self.ddf == "normal" and not self.imputations
         if len(self.names) == 1:
-            return "z" if self.ddf == "normal" else "t"
-        return "chi2" if self.ddf == "normal" else "F"
+            return "z" if known else "t"
+        return "chi2" if known else "F"
 
     def to_frame(self) -> Any:
         """One row per row of L: hypothesis, estimate, rhs, std_error, df, statistic, p_value.
@@ -109,7 +114,8 @@ class WaldTest:
         return native_frame(self._library, columns)
 
     def __str__(self) -> str:
-        single = "z" if self.ddf == "normal" else "t"
+        known = self.distribution in ("z", "chi2")
+        single = "z" if known else "t"
         header = ["Hypothesis", "Estimate", "SE", *(["df"] if single == "t" else []), single, "p"]
         rows = []
         for i, name in enumerate(self.names):
@@ -119,19 +125,21 @@ class WaldTest:
                 f"{self.row_statistic[i]:.3f}", p_value_cell(self.row_pvalues[i]),
             ])  # fmt: skip
         widths = [max(len(line[j]) for line in [header, *rows]) for j in range(len(header))]
-        lines = [f"Wald test, {method(self.ddf, self.vcov, self.clusters)}", ""]
+        lines = [f"Wald test, {method(self.ddf, self.vcov, self.clusters, self.imputations)}", ""]
         for line in [header, *rows]:
             cells = [line[0].ljust(widths[0])] + [c.rjust(w) for c, w in zip(line[1:], widths[1:], strict=True)]
             lines.append("  ".join(cells).rstrip())
         if len(self.names) > 1:
-            freedom_of = f"{self.df_num}" if self.ddf == "normal" else f"{self.df_num}, {self.df_denom:.2f}"
-            kind = "chi2" if self.ddf == "normal" else "F"
+            freedom_of = f"{self.df_num}" if known else f"{self.df_num}, {self.df_denom:.2f}"
+            kind = self.distribution
             shown = p_value_cell(self.pvalue)
             lines += [
                 "",
                 f"Jointly: {kind}({freedom_of}) = {self.statistic:.4g}, p {shown if '<' in shown else '= ' + shown}",
             ]
-        if self.vcov != "model" and len(self.names) > 1:
+        if self.imputations and len(self.names) > 1:
+            lines += ["", "Jointly by the F of Li, Raghunathan and Rubin."]
+        elif self.vcov != "model" and len(self.names) > 1:
             if np.isnan(self.statistic):
                 lines += ["", f"There is no joint test: {self.clusters} are too few for {self.df_num} rows."]
             elif self.ddf == "satterthwaite":

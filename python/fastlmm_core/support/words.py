@@ -135,6 +135,10 @@ LME4 = (
         names=("lsmeans", "difflsmeans", "pairs"),
     ),
     Word('`emmeans::emtrends(m, "a", var = "x")`', '`result.slopes("x", "a")`', names=("emtrends",)),
+    Word(
+        "`mice::pool(with(imp, lmer(...)))`",
+        "`flc.pool([flc.lmm(formula, d).fit() for d in imputed])`",
+    ),
     Word("`RLRsim::exactRLRT(m)`", '`flc.random_effect_test(result, null="exact")`', names=("exactRLRT",)),
     Word(
         "`influence.ME`, `HLMdiag`",

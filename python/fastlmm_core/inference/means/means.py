@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from ..sandwich import Sandwich
     from .joint_tests import JointTests
 
-__all__ = ["Contrasts", "MarginalMeans", "emmeans", "slopes"]
+__all__ = ["Contrasts", "Estimates", "MarginalMeans", "emmeans", "slopes"]
 
 Array = NDArray[np.float64]
 Labels = dict[str, list[Any]]
@@ -39,7 +39,7 @@ Options = tuple[str, str, "Sandwich | None"]
 
 @checked
 @dataclass(frozen=True, repr=False)
-class _Estimates:
+class Estimates:
     """Estimates with standard errors, limits and t tests, some of which may be NaN because they are not estimable.
 
     Attributes
@@ -78,7 +78,10 @@ class _Estimates:
         """A table in the library of the caller's data: labels, estimate, std_error, df, conf_low, conf_high,
         statistic, p_value.
         """
-        columns: dict[str, Any] = {
+        return self._result.model.table(self._columns())
+
+    def _columns(self) -> dict[str, Any]:
+        return {
             **self.labels,
             "estimate": self.estimate,
             "std_error": self.std_error,
@@ -88,7 +91,6 @@ class _Estimates:
             "statistic": self.statistic,
             "p_value": self.pvalues,
         }
-        return self._result.model.table(columns)
 
     def _cells(self) -> tuple[list[str], list[list[str]]]:
         from ...support.text_tables import aligned_cells, estimate_cells, p_value_cell, statistic_cell
@@ -126,13 +128,13 @@ class _Estimates:
 
 
 @checked
-class Contrasts(_Estimates):
+class Contrasts(Estimates):
     """Comparisons of marginal means; prints as text and shows as HTML in notebooks."""
 
 
 @checked
 @dataclass(frozen=True, repr=False)
-class MarginalMeans(_Estimates):
+class MarginalMeans(Estimates):
     """Marginal means, or slopes; prints as text and shows as HTML in notebooks.
 
     Attributes
@@ -389,7 +391,7 @@ def _estimated(
     weights: Array,
     pairs: Array | None,
 ) -> dict[str, Any]:
-    """Everything that `_Estimates` holds, labels aside.
+    """Everything that `Estimates` holds, labels aside.
 
     An offset enters with `weights`; `pairs` are the weights of the means in the comparisons of a family.
     """
