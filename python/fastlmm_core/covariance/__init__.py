@@ -4,4 +4,5 @@ parameters   full and diagonal blocks, chain rules, directions of vech(G)
 elements     names and order of the parameters of G
 directions   directions of G that are free
 residual     structures of the rows of a subject
+effects      structures of random effects
 """
