@@ -47,7 +47,7 @@ _ESTIMATES = "simulate_fit shows how estimates on this design are distributed"
         ("tvalues", "df", "pvalues", "conf_int", "test", "anova", "emmeans", "slopes", "contextual_effect"), _TESTS
     )
     | dict.fromkeys(("variance_components", "profile", "bootstrap"), _ESTIMATES)
-    | dict.fromkeys(("random_effect_test", "influence"), "fit the response: result.model.fit()")
+    | dict.fromkeys(("random_effect_test", "influence", "optima"), "fit the response: result.model.fit()")
     | dict.fromkeys(("aic", "bic"), "compare the log-likelihoods, llf")
 )
 @checked

@@ -207,6 +207,10 @@ def test_random_effects_and_residuals(make):
     R = np.diag(result.sigma2 / w)
     variance = np.diag(R @ np.linalg.solve(V, R))
     np.testing.assert_allclose(result.residuals("studentized"), (model.endog - fitted) / np.sqrt(variance), rtol=1e-7)
+    hat = sum(Z @ G @ Z.T for Z, G in zip(wide, big, strict=True)) @ np.linalg.inv(V)
+    rows = result.augment()
+    np.testing.assert_allclose(rows["leverage"], np.diag(hat), rtol=1e-7)
+    assert "cooks_distance" not in rows
     np.testing.assert_allclose(np.sum(result.residuals("whitened") ** 2), v @ np.linalg.solve(V, v), rtol=RTOL)
     for f, Z, G, b in zip(model.factors, wide, big, result.blups, strict=True):
         spread = G @ Z.T @ np.linalg.solve(V, Z @ G)
@@ -456,6 +460,34 @@ def test_arrays():
 
 
 # ---- what is refused -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("make", MODELS)
+@pytest.mark.parametrize("response", [True, False])
+def test_everything_answers_or_says_why_not(make, response):
+    """Each attribute and method without arguments: an answer, or an error that names the remedy."""
+    result = make(response)
+    rows = result.model.exog_re[:2]
+    given = {
+        "test": ["x"], "emmeans": ["x"], "slopes": ["x"], "marginal_covariance": [0], "marginal_correlation": [0],
+        "marginal_covariance_at": [rows], "icc_at": [rows], "simulate_fit": [2], "bootstrap": [2],
+    }  # fmt: skip
+    refused = set()
+    for name in dir(type(result)):
+        if name.startswith("_") or name in ("again", "once", "require_estimates"):
+            continue
+        try:
+            value = getattr(result, name)
+            if callable(value):
+                value = value(*given.get(name, []))
+            repr(value)
+        except flc.LMMError as error:
+            assert "no response" in str(error) or "stated, not estimated" in str(error) or "slope of one" in str(error)
+            refused.add(name)
+    assert {"pvalues", "anova", "profile"} <= refused
+    assert ("random_effects" in refused) == (not response)
+    answered = {"simulate_fit", "summary", "tidy", "icc", "r2", "bse", "params", "pooling", "glance", "design_effect"}
+    assert not refused & answered
 
 
 @pytest.mark.parametrize("make", MODELS)

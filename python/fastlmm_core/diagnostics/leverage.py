@@ -58,9 +58,13 @@ class RowVariances(NamedTuple):
 
 
 def row_variances(result: Fit) -> RowVariances:
+    found = _rows_of_one(result) if len(result.model.factors) == 1 else _rows_of_several(result)
+    # stated coefficients have no error
+    return found if result.stated is None else found._replace(fixed=0.0 * found.fixed, left=0.0 * found.left)
+
+
+def _rows_of_one(result: Fit) -> RowVariances:
     model: Any = result.model
-    if len(model.factors) > 1:
-        return _rows_of_several(result)
     problem, factor, index = model.problem, result.optimum.factor, model.grouping.index
     q, r = model.structure.q, problem.rank
     X, _, Z = conditioned_rows(model, problem)
@@ -172,13 +176,12 @@ def studentized(result: Fit, kind: str = "conditional", external: bool = False) 
 
 def standardized(result: Fit, rows: RowVariances, kind: str = "conditional") -> Array:
     """Residuals divided by their standard deviations (n,); NaN where they have none."""
-    # stated coefficients have no error
     if kind == "marginal":
         whole = rows.noise + rows.random
-        variance = whole - (np.sum(rows.fixed**2, axis=1) if result.stated is None else 0.0)
+        variance = whole - np.sum(rows.fixed**2, axis=1)
     else:
         whole = rows.noise
-        variance = whole - rows.conditional - (np.sum(rows.left**2, axis=1) if result.stated is None else 0.0)
+        variance = whole - rows.conditional - np.sum(rows.left**2, axis=1)
     known = variance > 1e-10 * whole
     sd = np.sqrt(result.sigma2 * np.where(known, variance, 1.0))
     return np.where(known, (result.rest if kind == "conditional" else result.marginal_rest) / sd, np.nan)

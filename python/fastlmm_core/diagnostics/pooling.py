@@ -123,7 +123,7 @@ class Pooling:
         return native_frame(self._library, columns)
 
     def __repr__(self) -> str:
-        own = int(np.isfinite(self.no_pooling[:, 0]).sum())
+        own = int(np.isfinite(self.reliability[:, 0]).sum())
         parts = ", ".join(f"{k} {v:.3f}" for k, v in zip(self.names, self.average_reliability.tolist(), strict=True))
         return (
             f"<Pooling: {len(self.labels)} levels of {self.group_name!r}, {own} with estimates of their own; "
