@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from .diagnostics.influence import Influence
     from .diagnostics.marginal import LeastVariance, MarginalCovariance
     from .diagnostics.pooling import DesignEffect, Pooling
+    from .diagnostics.principal_components import PrincipalComponents
     from .estimation.fit import Fit
     from .estimation.model import Model
     from .inference.likelihood_ratio.table import Comparison
@@ -318,6 +319,31 @@ class LMMResult(Fit):
         from .diagnostics.marginal import marginal_correlation
 
         return marginal_correlation(self, subject, factor)
+
+    def principal_components(self, correlation: bool = True) -> dict[str, PrincipalComponents]:
+        """In how many directions the random effects of each grouping factor vary, and in which.
+
+        Parameters
+        ----------
+        correlation : bool
+            Components of the correlations, which do not depend on units; otherwise of the covariances, as rePCA of lme4
+            has them.
+
+        Returns
+        -------
+        dict of str to PrincipalComponents
+            By grouping factor, over all its terms.
+
+        Examples
+        --------
+        >>> import fastlmm_core as flc
+        >>> fit = flc.lmm("score ~ Machine + (Machine | Worker)", flc.datasets.load("machines")).fit()
+        >>> fit.principal_components()["Worker"].rank
+        3
+        """
+        from .diagnostics.principal_components import principal_components
+
+        return principal_components(self, correlation)
 
     def icc(self) -> Any:
         """Intraclass correlation: share of the random effects in the variance around the fixed part.

@@ -6,8 +6,10 @@ import dataclasses
 import html
 import re
 from html.parser import HTMLParser
+from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 
 import fastlmm_core as flc
@@ -194,6 +196,84 @@ def test_many_correlations_move_below():
     assert sorted(shown) == pytest.approx(sorted(lower), abs=5e-4)
 
 
+def maximal(names=("condition", "frequency_band")):
+    """Two crossed factors with six random effects each; the words vary in one direction only."""
+    rng = np.random.default_rng(5)
+    d = pd.DataFrame([(s, i) for s in range(24) for i in range(20)], columns=["subject", "item"])
+    condition = (d["subject"] + d["item"]).to_numpy() % 2
+    d[names[0]] = np.where(condition, "incongruent", "congruent")
+    d[names[1]] = np.array(["high", "low", "mid"])[(d["item"] + d["subject"] // 2) % 3]
+    d["rt"] = (
+        600 + 30 * condition + rng.normal(0, 40, 24)[d["subject"]] + rng.normal(0, 15, 24)[d["subject"]] * condition
+        + rng.normal(0, 25, 20)[d["item"]] + rng.normal(0, 60, len(d))
+    )  # fmt: skip
+    a, b = names
+    return flc.lmm(f"rt ~ {a}*{b} + ({a}*{b} | subject) + ({a}*{b} | item)", d).fit()
+
+
+@pytest.mark.parametrize("names", [("condition", "frequency_band"), ("c", "f")])
+def test_one_table_for_each_grouping_factor(names):
+    result = maximal(names)
+    text = str(result.summary())
+    assert max(map(len, text.splitlines())) <= 87
+    parts = re.split(r"^Random effects of (\w+)$", text, flags=re.MULTILINE)
+    assert parts[1::2] == ["subject", "item"]
+    for factor, part in zip(parts[1::2], parts[2::2], strict=True):
+        variances, _, part = part.partition("Residual variance")[0].partition("Corr")
+        corr = result.random_effects_corr[factor]
+        # variances and standard deviations, by the number within the factor
+        rows = {int(m[1]): m[2].split() for m in re.finditer(r"^(\d) +(\S+ +[\d.]+ +[\d.]+)$", variances, re.MULTILINE)}
+        assert [row[0] for row in rows.values()] == list(result.model.exog_re_names[:6])
+        np.testing.assert_allclose([float(row[1]) for row in rows.values()], np.diag(result.G[factor]), rtol=1e-4)
+        # each correlation stands below the number of its column and beside that of its row
+        head, *lines = part.strip().splitlines()
+        columns = [int(number) for number in head.split()]
+        assert columns == [1, 2, 3, 4, 5]
+        for line in lines:
+            row = int(line.split()[0])
+            shown = [float(cell) for cell in line.split() if re.fullmatch(r"-?[01]\.\d{3}", cell)]
+            np.testing.assert_allclose(shown, corr[row - 1, : row - 1], atol=5.1e-4)
+    assert re.search(r"^Residual variance 3122\.6, standard deviation 55\.880$", text, re.MULTILINE)
+    html_text = result.summary()._repr_html_()
+    assert html_text.count("Random effects of") == 2 and "Residual variance 3122.6" in html_text
+
+
+def test_rank_and_principal_components_of_a_singular_fit():
+    result = maximal()
+    text = " ".join(str(result.summary()).split())
+    assert "Principal components of the correlations, share of the variance" in text
+    for factor in ("subject", "item"):
+        values = np.sort(np.linalg.eigvalsh(result.random_effects_corr[factor]))[::-1]
+        rank = int((values > 1e-9).sum())
+        shares = " ".join(f"{v:.3f}" for v in values[:rank] / 6.0)
+        assert f"{factor} rank {rank} of 6: {shares} {' '.join('0' * (6 - rank))}" in text
+        assert f"covariance of 6 effects | {factor} has rank {rank} of 6" in text
+    assert 'The page "Singular: what now?" of the documentation says' in text
+    page = Path(__file__).parents[2] / "docs" / "guide" / "singular.md"
+    if page.parents[1].exists():  # the tests stand without the rest of the tree
+        assert "# Singular: what now?" in page.read_text(encoding="utf-8")
+    assert "rank 3 of 6" not in str(flc.lmm(SLEEPSTUDY, flc.datasets.load("sleepstudy")).fit().summary())
+
+
+def test_terms_of_one_factor_are_numbered_together():
+    rng = np.random.default_rng(8)
+    n, m = 1200, 40
+    g = rng.integers(0, m, n)
+    names = [f"covariate_with_a_long_name_{k}" for k in range(6)]
+    data = {name: rng.standard_normal(n) for name in names}
+    data["y"] = sum(rng.standard_normal(m)[g] * data[name] for name in names) + rng.standard_normal(n)
+    terms = f"({names[0]} + {names[1]} + {names[2]} | g) + (0 + {' + '.join(names[3:])} | g)"
+    result = flc.lmm(f"y ~ 1 + {terms}", data | {"g": g}).fit()
+    part = str(result.summary()).partition("Random effects of g")[2].partition("Residual variance")[0]
+    assert f"{names[3]} (g.1)" in part and f"{names[2]} (g)" in part
+    second = result.random_effects_corr["g.1"]
+    last = next(line for line in part[part.index("Corr") :].splitlines() if line.startswith("7"))
+    # beside the seventh effect stand the correlations with the fifth and sixth, under these numbers
+    assert [float(cell) for cell in last.split()[1:]] == pytest.approx(second[2, :2], abs=5.1e-4)
+    head = part[part.index("Corr") :].splitlines()[0]
+    assert head.index("5") < last.rindex(".") and head.split()[-1] == "6"
+
+
 @pytest.mark.parametrize("factor", [1e-12, 1e-6, 1e6, 1e12])
 def test_units_far_from_one_stay_readable(factor):
     data = flc.datasets.load("sleepstudy", "dict")
@@ -230,8 +310,8 @@ def test_it_is_frozen_plain_data(fits):
     assert repr(summary) == str(summary)
     days = summary.coefficients[1]
     assert (days.name, days.estimate) == ("Days", result.params["Days"])
-    assert summary.components[-1].variance == result.sigma2
-    assert summary.components[1].correlations == (result.random_effects_corr["Subject"][1, 0],)
+    assert summary.random.components[-1].variance == result.sigma2
+    assert summary.random.components[1].correlations == (result.random_effects_corr["Subject"][1, 0],)
 
 
 class _Checker(HTMLParser):

@@ -54,7 +54,7 @@ ON_A_RESULT = [
     ("logLik", "result.llf"), ("AIC", "result.aic"), ("BIC", "result.bic"), ("aicc", "flc.compare("),
     ("fitted", "result.fittedvalues"), ("refit", "result.model.refit(y)"), ("bootMer", "result.bootstrap("),
     ("drop1", "result.anova()"), ("step", "flc.compare("), ("isSingular", "result.singular"),
-    ("is_singular", "result.singular"), ("rePCA", "result.singular_components"), ("ngrps", "result.n_groups"),
+    ("is_singular", "result.singular"), ("rePCA", "result.principal_components("), ("ngrps", "result.n_groups"),
     ("formula", "result.model.spec.formula"), ("data", "rows_used"), ("plot", "flc.plots.residual_panels(result)"),
     ("remove_data", "pickle.dump"), ("contest", "result.test(L)"), ("ranova", "flc.random_effect_test(result)"),
     ("KRmodcomp", 'ddf="kenward-roger"'), ("emtrends", "result.slopes("), ("lsmeans", "result.emmeans("),

@@ -5,5 +5,6 @@ leverage      leverage, studentised residuals
 influence     deletion diagnostics
 augment       the rows of the data with what the fit says of each
 pooling       shrinkage and design effects
+principal_components   directions of the random effects
 marginal      covariance and correlation over time
 """

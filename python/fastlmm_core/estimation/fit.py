@@ -51,6 +51,9 @@ class Stated(NamedTuple):
 LARGE = 30.0
 """Standard deviation of a start, relative to what a group tells of it, from which smaller ones are tried."""
 
+_EFFECTS_NAMED = 3
+"""So many random effects of a covariance matrix without full rank are named, more are counted."""
+
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Fit:
@@ -271,8 +274,17 @@ class Fit:
         return out
 
     @cached_property
+    def random_effects_rank(self) -> dict[str, int]:
+        """Rank of the covariance matrix of the random effects, by term: in how many directions they vary."""
+        factor, blocks = self.optimum.factor, self.model.structure.blocks
+        parts = [slice(block.start, block.stop) for block in blocks]
+        # what the optimiser found at the boundary it has set to zero
+        ranks = [int(np.linalg.matrix_rank(factor[part, part], tol=1e-10)) for part in parts]
+        return dict(zip(self.model.term_names, ranks, strict=True))
+
+    @cached_property
     def singular_components(self) -> tuple[str, ...]:
-        """What is at the boundary: variances that are 0 and correlations that are +-1, in words."""
+        """What is at the boundary: variances that are 0, correlations that are +-1, and ranks, in words."""
         found: list[str] = []
         if not self.singular:
             return ()
@@ -280,8 +292,6 @@ class Fit:
             names = self.model.exog_re_names[block.start : block.stop]
             zero = np.diag(g) == 0.0
             found += [f"sd of {names[i]} | {name} is 0" for i in np.flatnonzero(zero)]
-            part = slice(block.start, block.stop)
-            rank = np.linalg.matrix_rank(self.optimum.factor[part, part], tol=1e-10)
             live = np.flatnonzero(~zero)
             corr = self.random_effects_corr[name]
             pairs = [(i, j) for k, i in enumerate(live) for j in live[k + 1 :] if 1.0 - abs(corr[i, j]) < 1e-8]
@@ -289,8 +299,12 @@ class Fit:
                 f"correlation of {names[i]} and {names[j]} | {name} is {'+' if corr[i, j] > 0 else '-'}1"
                 for i, j in pairs
             ]
-            if not pairs and rank < len(live) and block.correlated:
-                found.append(f"a combination of {', '.join(names[i] for i in live)} | {name} has variance 0")
+            # effects that repeat an earlier one add nothing to the rank, and were named
+            own = len(live) - len({j for _, j in pairs})
+            if self.random_effects_rank[name] < own and block.correlated:
+                what = ", ".join(names[i] for i in live) if len(live) <= _EFFECTS_NAMED else f"{len(names)} effects"
+                size = len(live) if len(live) <= _EFFECTS_NAMED else len(names)
+                found.append(f"covariance of {what} | {name} has rank {self.random_effects_rank[name]} of {size}")
         return tuple(found)
 
     @property

@@ -1,5 +1,6 @@
 """What is printed.
 
-summary   tables of a fit as text, HTML and frames
-glance    one row about a fit
+summary          tables of a fit as text, HTML and frames
+random_effects   their part of the summary
+glance           one row about a fit
 """

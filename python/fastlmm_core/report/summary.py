@@ -28,15 +28,15 @@ from ..support.text_tables import (
     p_value_cell,
     statistic_cell,
     text_table,
-    variance_cells,
 )
+from .random_effects import RandomTables
 
 if TYPE_CHECKING:
     from ..estimation.fit import Fit
     from ..inference.options import Ddf, Information
     from ..inference.sandwich import Sandwich
 
-__all__ = ["Coefficient", "Component", "Summary", "tidy_columns"]
+__all__ = ["Coefficient", "Summary", "tidy_columns"]
 
 _WIDTH = 80
 _DF_COLUMN = 7  # by which the coefficients may be wider
@@ -75,25 +75,6 @@ class Coefficient:
 
 
 @dataclass(frozen=True)
-class Component:
-    """One random effect, or the residual.
-
-    Attributes
-    ----------
-    group, name : str
-    variance, std_dev : float
-    correlations : tuple of float
-        With the effects of the group listed before it; NaN where it is not defined.
-    """
-
-    group: str
-    name: str
-    variance: float
-    std_dev: float
-    correlations: tuple[float, ...] = ()
-
-
-@dataclass(frozen=True)
 class Summary:
     """What there is to say about a fit on one page; prints as text and shows as HTML in notebooks.
 
@@ -113,8 +94,8 @@ class Summary:
     criterion, llf, aic, bic, r2_marginal, r2_conditional : float
     icc : tuple of (str, float)
         Share of each grouping factor.
-    components : tuple of Component
-        Random effects in order, the residual last.
+    random : RandomTables
+        Variances and correlations of the random effects, and their principal components where the fit is singular.
     coefficients : tuple of Coefficient
         Without the dropped columns.
     dropped : tuple of str
@@ -152,7 +133,7 @@ class Summary:
     icc: tuple[tuple[str, float], ...]
     r2_marginal: float
     r2_conditional: float
-    components: tuple[Component, ...]
+    random: RandomTables
     coefficients: tuple[Coefficient, ...]
     dropped: tuple[str, ...]
     level: float
@@ -222,7 +203,7 @@ class Summary:
             icc=tuple(share.items()) if isinstance(share, dict) else ((model.grouping.name, share),),
             r2_marginal=explained["marginal"],
             r2_conditional=explained["conditional"],
-            components=tuple(_components(result)),
+            random=RandomTables.of(result),
             coefficients=tuple(Coefficient(name, *map(float, x)) for name, *x in rows if name not in dropped),
             dropped=dropped,
             level=float(level),
@@ -261,21 +242,6 @@ class Summary:
             ("BIC", self.bic),
         )
         return [(name, f"{value:.3f}" if abs(value) < 1e7 else f"{value:.1f}") for name, value in values]
-
-    def _random_table(self) -> tuple[list[str], list[list[str]]]:
-        """Header and cells; the correlations are the columns from the fifth on."""
-        variances = variance_cells([c.variance for c in self.components])
-        deviations = variance_cells([c.std_dev for c in self.components])
-        n_corr = max(len(c.correlations) for c in self.components)
-        rows, last = [], None
-        for component, variance, deviation in zip(self.components, variances, deviations, strict=True):
-            shown = component.group if component.group != last else ""
-            last = component.group
-            correlations = [_correlation(r) for r in component.correlations]
-            rows.append(
-                [shown, component.name, variance, deviation, *correlations, *[""] * (n_corr - len(correlations))]
-            )
-        return ["Group", "Name", "Variance", "Std.dev.", *["Corr"] * bool(n_corr), *[""] * (n_corr - 1)], rows
 
     def _fixed_table(self) -> tuple[list[str], list[list[str]]]:
         rows = self.coefficients
@@ -317,6 +283,7 @@ class Summary:
             known = self.vcov == "model" and (self.ddf == "satterthwaite" or reduced)
             extra = ", and the degrees of freedom take it for known" if known and self.coefficients else ""
             yield f"Singular fit: {'; '.join(self.singular_components)}. The estimate lies on the boundary{extra}."
+            yield 'The page "Singular: what now?" of the documentation says what can be done.'
         count = f"{self.n_evaluations} evaluation{'s' * (self.n_evaluations != 1)}"
         if self.converged:
             yield f"Optimum certified after {count} (gradient {_gradient(self.gradient_norm)})."
@@ -331,8 +298,7 @@ class Summary:
             lines += textwrap.wrap(
                 " ".join(self.formula.split()), _WIDTH, subsequent_indent="    ", break_long_words=False
             )
-        lines += ["", *_side_by_side(self._facts(), self._criteria()), "", "Random effects"]
-        lines += _random_text(*self._random_table())
+        lines += ["", *_side_by_side(self._facts(), self._criteria()), "", *self.random.lines(_WIDTH)]
         if self.coefficients:
             lines += ["", "Fixed effects", *_fixed_text(*self._fixed_table())]
         lines.append("")
@@ -356,7 +322,7 @@ class Summary:
             for i in range(max(len(facts), len(criteria)))
         ]
         parts.append(html_table(None, pairs, left=(0, 1, 2)))
-        parts.append("<p>Random effects</p>" + html_table(*self._random_table(), left=(0, 1)))
+        parts.append(self.random.html(_WIDTH))
         if self.coefficients:
             parts.append("<p>Fixed effects</p>" + html_table(*self._fixed_table(), left=(0,)))
         parts += [f"<p>{html.escape(note)}</p>" for note in self._notes()]
@@ -374,14 +340,6 @@ def _unused(column: str, levels: tuple[Any, ...]) -> str:
 
 def _gradient(value: float) -> str:
     return f"{value:.0e}" if value else "0"
-
-
-def _correlation(value: float) -> str:
-    if math.isnan(value):
-        return "."
-    shown = f"{value:.3f}"
-    # 1.000 is what is not told apart from 1: say so only where it is 1
-    return f"{math.copysign(0.999, value)}" if abs(float(shown)) == 1.0 and 1.0 - abs(value) > 1e-8 else shown
 
 
 # ---- layout ------------------------------------------------------------------------------------
@@ -402,25 +360,6 @@ def _side_by_side(left: Sequence[tuple[str, str]], right: Sequence[tuple[str, st
             name, value = right[i]
             text = f"{text:<{start}}{name + ':':<{name_right}} {value:>{value_right}}"
         lines.append(text)
-    return lines
-
-
-def _random_text(header: list[str], rows: list[list[str]]) -> list[str]:
-    """The table of variances; correlations that do not fit beside it stand below, a few columns at a time."""
-    lines = text_table(header, rows, left=2)
-    if max(map(len, lines)) <= _WIDTH or len(header) < 6:
-        return lines
-    lines = text_table(header[:4], [row[:4] for row in rows], left=2)
-    names = [row[1] for row in rows[:-1]]
-    width = max(len(name) for name in names)
-    per_block = max((_WIDTH - width - 6) // 8, 1)
-    numbers = [f"{i + 1}" for i in range(len(names))]
-    for start in range(0, len(header) - 4, per_block):
-        stop = min(start + per_block, len(header) - 4)
-        cells = [
-            [number, name, *row[4 + start : 4 + stop]] for number, name, row in zip(numbers, names, rows, strict=False)
-        ]
-        lines += ["", *text_table(["", "Corr", *numbers[start:stop]], cells[start + 1 :], left=2)]
     return lines
 
 
@@ -495,22 +434,6 @@ def _fixed(
     else:
         table = coefficient_intervals(result, level, ddf, information, robust)
     return {"term": list(result.model.exog_names)} | {name: table[name] for name in _FIXED[1:]}
-
-
-def _terms(result: Fit) -> Iterator[tuple[str, tuple[str, ...], NDArray[np.float64], NDArray[np.float64], bool]]:
-    """Name, effects, variances, correlations and whether these are free, of each term."""
-    model = result.model
-    for (term, g), block in zip(result.G.items(), model.structure.blocks, strict=True):
-        names = model.exog_re_names[block.start : block.stop]
-        yield term, names, np.diag(g), result.random_effects_corr[term], block.correlated
-
-
-def _components(result: Fit) -> Iterator[Component]:
-    for term, names, variances, correlations, free in _terms(result):
-        for i, (name, variance) in enumerate(zip(names, variances.tolist(), strict=True)):
-            others = tuple(correlations[i, :i].tolist()) if free else ()
-            yield Component(term, name, variance, math.sqrt(variance), others)
-    yield Component("Residual", "", float(result.sigma2), result.sigma)
 
 
 def _ran_pars(result: Fit) -> dict[str, list[str] | NDArray[Any]]:

@@ -107,7 +107,7 @@ LME4 = (
     Word("`drop1(m)`", "`result.anova()`, `flc.compare(m1, m2)`", names=("drop1",)),
     Word("`step(m)`", "`flc.compare(m1, m2)` of models that you state", names=("step",)),
     Word("`isSingular(m)`", "`result.singular`, `result.singular_components`", names=("isSingular", "is_singular")),
-    Word("`rePCA(m)`", "`result.singular_components`", names=("rePCA", "repca")),
+    Word("`rePCA(m)`", "`result.principal_components(correlation=False)`", names=("rePCA", "repca")),
     Word("`ngrps(m)`, `nobs(m)`", "`result.n_groups`, `result.nobs`", names=("ngrps", "ngroups")),
     Word(
         "`formula(m)`, `model.frame(m)`",
