@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 from .covariance.parameters import one_block
 from .design.design import Design
 from .design.grouping import Codes, group_codes
-from .design.terms import RandomPart, RandomTerm, Term, random_part, terms_of_arrays
+from .design.terms import RandomPart, RandomTerm, Term, no_random_part, random_part, terms_of_arrays
 from .errors import LMMError
 from .estimation.fit import estimate
 from .estimation.model import Model
@@ -329,6 +329,7 @@ def lmm(
     *,
     weights: Any = None,
     offset: Any = None,
+    residual: str | None = None,
     missing: Literal["drop", "raise"] = "drop",
 ) -> LinearMixedModel:
     """A linear mixed model from a formula and a table.
@@ -341,6 +342,10 @@ def lmm(
     data : pandas.DataFrame, polars.DataFrame, pyarrow.Table or dict of arrays
     weights, offset : str or array, optional
         Column name or values: residual variance sigma^2 / weights, known part of the mean.
+    residual : str, optional
+        How the residuals of a subject vary together: ``"us(visit | id)"``, ``"ar1(week | id, by=arm)"``; independent by
+        default.  Structures of visits are id, diag, us, cs, csh, ar1, ar1h, ad, adh, toep and toeph.  With it a formula
+        without bars is a complete model.
     missing : {"drop", "raise"}
         What to do with rows with missing values: leave out and count them, or refuse.
 
@@ -355,7 +360,7 @@ def lmm(
     """
     from .formula.specification import model_data
 
-    found = model_data(formula, data, weights=weights, offset=offset, missing=missing)
+    found = model_data(formula, data, weights=weights, offset=offset, residual=residual, missing=missing)
     return LinearMixedModel(found.y, design=design_of(found, data))
 
 
@@ -366,7 +371,12 @@ def design_of(found: ModelData, data: Any, given: bool = False) -> Design:
              t.structure)
         for t in found.terms
     ]  # fmt: skip
+    if terms:
+        random = random_part(terms, given)
+    else:
+        assert found.residual is not None
+        random = no_random_part(found.residual.subject, len(found.X))
     return Design(
-        found.X, random_part(terms, given), found.x_names, found.weights, found.offset, found.spec, found.response,
-        found.n_dropped, found.kept, index=found.index, source=data,
+        found.X, random, found.x_names, found.weights, found.offset, found.spec, found.response,
+        found.n_dropped, found.kept, index=found.index, source=data, residual=found.residual,
     )  # fmt: skip

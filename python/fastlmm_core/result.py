@@ -176,7 +176,7 @@ class LMMResult(Fit):
         ----------
         level : float
             Between 0 and 1.
-        ddf : {"satterthwaite", "kenward-roger", "residual", "normal"}
+        ddf : {"satterthwaite", "kenward-roger", "kenward-roger-linear", "between-within", "residual", "normal"}
             Degrees of freedom of the Wald intervals.
         information : {"auto", "expected", "observed"}
             For Kenward-Roger, see `test`.
@@ -215,6 +215,40 @@ class LMMResult(Fit):
         return limits_table(model.library if model.design.labelled else None, names, limits)
 
     # ---- covariance parameters -----------------------------------------------------------------
+
+    def residual_parameters(self) -> Any:
+        """The parameters of structured residuals in natural units, with standard errors.
+
+        Returns
+        -------
+        table of term, estimate, std_error
+            Variances and covariances of us and cs, standard deviations or variances and correlations of others; by the
+            delta method from the observed information.
+
+        Raises
+        ------
+        LMMError
+            Where residuals are independent.
+        """
+        from .inference.residual_parameters import residual_parameters_table
+
+        return residual_parameters_table(self)
+
+    def residual_covariance(self) -> Any:
+        """The estimated covariance matrix of structured residuals over the visits (m, m).
+
+        Returns
+        -------
+        DataFrame for pandas, otherwise array; a dict by level of ``by`` where there is one
+
+        Raises
+        ------
+        LMMError
+            Where residuals are independent, or have coordinates instead of visits.
+        """
+        from .inference.residual_parameters import residual_covariance
+
+        return residual_covariance(self)
 
     # ---- random effects ------------------------------------------------------------------------
 
@@ -395,7 +429,7 @@ class LMMResult(Fit):
             or L in L beta = rhs.
         rhs : (r,) array, optional
             Values under the hypothesis; zeros by default.
-        ddf : {"satterthwaite", "kenward-roger", "residual", "normal"}
+        ddf : {"satterthwaite", "kenward-roger", "kenward-roger-linear", "between-within", "residual", "normal"}
             Denominator degrees of freedom.
         information : {"auto", "expected", "observed"}
             Of the variance parameters, for Kenward-Roger.  "expected": as in Kenward and Roger (1997) and pbkrtest.
@@ -871,7 +905,7 @@ class LMMResult(Fit):
             With several factors these rows may have old levels of some and new levels of others.
         offset, weights : arrays, optional
             Of the new rows (an offset given by column name is taken from `data`).
-        ddf : {"satterthwaite", "kenward-roger", "residual", "normal"}
+        ddf : {"satterthwaite", "kenward-roger", "kenward-roger-linear", "between-within", "residual", "normal"}
             Degrees of freedom of the intervals.  Satterthwaite: those of the estimated variance of the mean or, for a
             new observation, of its total variance (for a new subject x' var(beta^) x + z'Gz + sigma^2), by the delta
             method; with several grouping factors normal quantiles for rows of known levels.  Kenward-Roger, for the

@@ -305,7 +305,7 @@ def test_observations_are_the_first_rows_of_each_group():
 
     groups = np.array([0, 1, 0, 1, 1, 0, 0, 1])
     model = assume("y ~ x + (1 | g)", {"g": groups, "x": np.arange(8.0)}, [0.0, 1.0], 1.0, 1.0).model
-    rows, (codes,) = observations(model)(2)
+    rows, (codes,) = observations(model.design)(2)
     assert sorted(rows.tolist()) == [0, 1, 2, 3]
     np.testing.assert_array_equal(codes, groups[rows])
 
@@ -323,18 +323,18 @@ def test_arms_keep_their_ratio(order):
     data = {"id": rows, "arm": arm[rows].astype(float)}
     model = assume("y ~ arm + (1 | id)", data, [0.0, 1.0], 1.0, 1.0).model
     for count in (3, 6, 9, 12, 24, 30):
-        chosen, (codes,) = subjects(model)(count)
+        chosen, (codes,) = subjects(model.design)(count)
         np.testing.assert_array_equal(np.bincount(codes), np.full(count, 2))
         assert model.exog[chosen, 1].sum() == 2 * count / 3
     # every group once before any is used again
-    assert len(set(model.grouping.index[subjects(model)(12)[0]])) == 12
+    assert len(set(model.grouping.index[subjects(model.design)(12)[0]])) == 12
 
 
 def test_different_subjects_come_in_the_order_of_their_rows():
     from fastlmm_core.design.replication import subjects
 
     model = unbalanced().model
-    rows, (codes,) = subjects(model)(35)
+    rows, (codes,) = subjects(model.design)(35)
     np.testing.assert_array_equal(rows[: model.nobs], np.arange(model.nobs))
     np.testing.assert_array_equal(model.grouping.index[rows[codes >= 30]], codes[codes >= 30] - 30)
     assert power_curve(unbalanced(), "x", values=[20, 60], n_sim=50, seed=1).results[1].n_converged == 50

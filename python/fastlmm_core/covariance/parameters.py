@@ -61,7 +61,7 @@ class CovarianceStructure:
     @cached_property
     def q(self) -> int:
         """Number of random effects per group."""
-        return self.blocks[-1].stop
+        return self.blocks[-1].stop if self.blocks else 0
 
     @cached_property
     def positions(self) -> tuple[NDArray[np.intp], NDArray[np.intp]]:

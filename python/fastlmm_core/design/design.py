@@ -15,6 +15,7 @@ from ..errors import LMMError
 from ..tables.columns import native_frame
 from ..tables.rows import CallerRows
 from .grouping import Codes, Factor, Grouping, group_codes
+from .residual import ResidualPart
 from .terms import RandomPart
 
 __all__ = ["Design", "Specification"]
@@ -97,6 +98,8 @@ class Design:
         Labels of all rows of the caller's table, where it has any.
     source : table or None
         The caller's table itself, not copied, for columns that are asked for by name later.  It is not pickled.
+    residual : ResidualPart or None
+        How the residuals of a subject vary together; None where they are independent.
     """
 
     exog: Array
@@ -111,6 +114,7 @@ class Design:
     groupings: tuple[Grouping, ...] | None = None
     index: Any = None
     source: Any = None
+    residual: ResidualPart | None = None
 
     def count(self, groupings: tuple[Grouping, ...]) -> None:
         """Keep the grouping factors as counted by whoever read the rows first."""
@@ -141,6 +145,7 @@ class Design:
             ("groups", self.random.codes[0].codes),
             ("weights", self.weights),
             ("offset", self.offset),
+            ("residual", None if self.residual is None else self.residual.where),
         ):
             if values is not None and len(values) != n:
                 raise LMMError(f"{name} has {len(values)} rows but y has {n}; give one row per observation")
@@ -152,7 +157,7 @@ class Design:
         if given:
             return
         for read in self.random.codes:
-            if read.n_slots == 1:
+            if read.n_slots == 1 and self.structure.q:
                 raise LMMError(
                     f"the grouping factor {read.name!r} has one level: its variance cannot be estimated; "
                     "use ordinary regression or another factor"
@@ -263,6 +268,7 @@ class Design:
             n_dropped=0,
             kept=(np.arange(len(self.exog)) if self.kept is None else self.kept)[rows],
             groupings=None,
+            residual=None if self.residual is None else self.residual.rows(rows),
         )
 
     def other(
@@ -289,6 +295,7 @@ class Design:
             groupings=None,
             index=index,
             source=None,
+            residual=None,
         )
 
     def columns(self, chosen: Any) -> Design:

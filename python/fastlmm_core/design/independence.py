@@ -18,18 +18,24 @@ HELD = 1 << 22
 
 
 def cluster_labels(design: Design) -> Index:
-    """Cluster of each row: rows of different clusters share no level of any factor, so that they are independent."""
-    factors = design.factors
-    if len(factors) == 1:
-        return factors[0].grouping.index
+    """Cluster of each row: rows of different clusters share no level of any factor, and no subject of the residuals.
+
+    Such rows are independent.
+    """
+    nodes_of = [(f.grouping.index, f.grouping.m) for f in design.factors]
+    if design.residual is not None and design.structure.q:
+        subject = design.residual.subject
+        nodes_of.append((np.asarray(subject.codes, dtype=np.intp), subject.n_slots))
+    if len(nodes_of) == 1:
+        return nodes_of[0][0]
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
 
     base = 0
     nodes = []
-    for factor in factors:
-        nodes.append(factor.grouping.index + base)
-        base += factor.grouping.m
+    for index, m in nodes_of:
+        nodes.append(index + base)
+        base += m
     first = np.concatenate([nodes[0]] * (len(nodes) - 1))
     graph = coo_array((np.ones(len(first), dtype=bool), (first, np.concatenate(nodes[1:]))), shape=(base, base))
     _, component = connected_components(graph, directed=False)

@@ -18,7 +18,7 @@ from ..support.arguments import checked
 from ..support.checks import float_array
 from .grouping import Codes, group_codes
 
-__all__ = ["RandomPart", "RandomTerm", "Term", "random_part", "terms_of_arrays"]
+__all__ = ["RandomPart", "RandomTerm", "Term", "no_random_part", "random_part", "terms_of_arrays"]
 
 Array = NDArray[np.float64]
 
@@ -221,6 +221,11 @@ def random_part(terms: Sequence[Term], given: bool = False) -> RandomPart:
         tuple(labels),
         tuple(order),
     )
+
+
+def no_random_part(subject: Codes, n: int) -> RandomPart:
+    """The random part of a model whose clusters are the subjects of its residuals, without random effects."""
+    return RandomPart((np.zeros((n, 0)),), (subject,), (slice(0, 0),), CovarianceStructure(()), (), (), ())
 
 
 def _refuse_dependent(term: Term) -> None:

@@ -140,6 +140,7 @@ def mahalanobis(result: Fit, factor: str | None = None) -> Any:
     LMMError
         For an unknown factor.
     """
+    result.model.needs_independent_residuals("mahalanobis()")
     at = result.model.factors.index(result.model.factor(factor))
     distance, df = _distances(result, at)
     grouping = result.model.factors[at].grouping
@@ -272,6 +273,7 @@ def autocorrelation(result: Fit, max_lag: int = 5, time: ArrayLike | None = None
     LMMError
         For max_lag below 1, times that repeat or are not on a grid, or an unknown factor.
     """
+    result.model.needs_independent_residuals("autocorrelation()")
     from scipy.special import ndtr
 
     if not 1 <= max_lag < max(result.nobs, 2):
@@ -367,6 +369,7 @@ def residual_tests(result: Fit, max_lag: int = 3, time: ArrayLike | None = None)
     LMMError
         See `autocorrelation`.
     """
+    result.model.needs_independent_residuals("residual_tests()")
     model: Any = result.model
     w = residuals(result, "whitened")
     rows: list[tuple[str, str, str, float, float, float]] = []

@@ -313,6 +313,7 @@ def influence(result: Fit, by: str = "group") -> Influence:
     With one grouping factor a deletion costs microseconds; with several, or where there are hardly more rows than
     random effects, it is a fit, started at the estimates of all rows.
     """
+    result.model.needs_independent_residuals("influence()")
     model = result.model
     grouping = _unit(result, by)
     if len(model.factors) > 1 or one_factor(model.problem).crowded:

@@ -161,6 +161,7 @@ def studentized_residuals(
     LMMError
         For another kind; for `external` with several grouping factors and more rows than can be refitted without each.
     """
+    result.model.needs_independent_residuals("kind='studentized'")
     return result.model.design.caller_rows.series(studentized(result, kind, external), "resid_studentized")
 
 

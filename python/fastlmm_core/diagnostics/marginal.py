@@ -57,7 +57,9 @@ def marginal_correlation(result: Fit, subject: Any, factor: str | None = None) -
 def icc(result: Fit) -> Any:
     """See `LMMResult.icc`."""
     random = _mean_random_variance(result)
-    total = sum(random.values()) + result.sigma2
+    total = sum(random.values()) + _mean_residual_variance(result)
+    if not result.model.structure.q:
+        raise LMMError("icc: the model has no random effects; marginal_correlation has the correlations of residuals")
     shares = {name: value / total for name, value in random.items()}
     return shares if len(shares) > 1 else next(iter(shares.values()))
 
@@ -67,7 +69,7 @@ def r2(result: Fit) -> dict[str, float]:
     mean = result.model.exog @ np.nan_to_num(result.beta)
     fixed = float(np.var(mean, ddof=1)) if len(mean) > 1 else 0.0
     random = sum(_mean_random_variance(result).values())
-    total = fixed + random + result.sigma2
+    total = fixed + random + _mean_residual_variance(result)
     return {"marginal": fixed / total, "conditional": (fixed + random) / total}
 
 
@@ -88,6 +90,12 @@ def _position(grouping: Grouping, subject: Any) -> int:
         return int(grouping.labels.tolist().index(np.array([subject]).tolist()[0]))
     except Exception:  # whatever things of other types raise when they are compared
         return -1
+
+
+def _mean_residual_variance(result: Fit) -> float:
+    """Residual variance: of an observation of weight 1, averaged over the observations where it varies by structure."""
+    part = result.model.design.residual
+    return result.sigma2 if part is None else result.sigma2 * float(np.mean(part.variances(result.phi)))
 
 
 def _mean_random_variance(result: Fit) -> dict[str, float]:
@@ -222,6 +230,7 @@ def random_rows(result: Fit, at: Any) -> Array:
     LMMError
         For anything else.
     """
+    result.model.needs_independent_residuals("this")
     model = result.model
     if not hasattr(at, "keys") and not hasattr(at, "column_names"):
         at = at if hasattr(at, "columns") else plain_array(at, "at")
@@ -308,6 +317,7 @@ def least_variance_time(result: Fit) -> LeastVariance:
     LMMError
         For other random effects.
     """
+    result.model.needs_independent_residuals("least_variance_time()")
     model = result.model
     slope = slope_columns(model)
     column = model.exog_re[:, slope[0]]

@@ -304,6 +304,7 @@ def pooling(result: Fit, term: str | None = None) -> Pooling:
     LMMError
         For an unknown term.
     """
+    result.model.needs_independent_residuals("pooling()")
     model, weights = result.model, result.model.weights
     at, columns = _chosen(model, term)
     factor = model.factors[at]
@@ -412,6 +413,7 @@ def design_effect(result: Fit) -> DesignEffect:
     -------
     DesignEffect
     """
+    result.model.needs_independent_residuals("design_effect()")
     model, problem = result.model, result.model.problem
     variances = _variances(result)
     of_sum = float(model.nobs) if model.weights is None else float(np.sum(1.0 / model.weights))

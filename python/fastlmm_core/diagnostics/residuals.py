@@ -23,11 +23,10 @@ def residuals(fit: Fit, kind: str) -> Array:
     if kind == "marginal":
         return fit.marginal_rest
     if kind == "pearson":
-        weights = fit.model.weights
-        return fit.rest / fit.sigma * (1.0 if weights is None else np.sqrt(weights))
+        return fit.rest / np.sqrt(fit.residual_variances)
     if kind == "whitened":
         model = fit.model
-        if len(model.factors) > 1:
+        if len(model.factors) > 1 or model.design.residual is not None:
             return whitened(fit, fit.marginal_rest)
         values = kernels.whiten_residuals(
             fit.marginal_rest, model.exog_re, model.grouping.index.astype(np.int64), model.problem.m,

@@ -40,6 +40,10 @@ def problem_of(design: Design, y: Array | None, given: bool = False) -> tuple[Pr
     part, offset = design.random, design.offset
     if y is None:
         y, offset, given = np.zeros(len(design.exog)), None, True
+    if design.residual is not None:
+        from .residual.problem import condition_residual
+
+        return condition_residual(design, y, offset, given)
     if len(part.codes) == 1:
         problem, grouping = condition(
             y, design.exog, part.Z, part.codes[0], design.weights, offset, part.structure, part.columns, given

@@ -133,7 +133,9 @@ class Fit:
     @property
     def n_parameters(self) -> int:
         """Fixed effects, covariance parameters and the residual variance, as lme4 counts them."""
-        return self.model.problem.rank + self.model.structure.n_parameters + 1
+        model = self.model
+        residual = 0 if model.design.residual is None else model.design.residual.n_parameters
+        return model.problem.rank + model.structure.n_parameters + residual + 1
 
     @property
     def llf(self) -> float:
@@ -231,7 +233,22 @@ class Fit:
     @cached_property
     def theta(self) -> Array:
         """Relative covariance parameters in natural units, in lme4's order (k,)."""
-        return self.model.structure.theta(self.relative_factor)
+        theta = self.model.structure.theta(self.relative_factor)
+        return theta if self.model.design.residual is None else np.concatenate([theta, self.phi])
+
+    @property
+    def phi(self) -> Array:
+        """Parameters of the residual structure, without constraints; empty where residuals are independent."""
+        return self.optimum.theta[self.model.structure.n_parameters :]
+
+    @cached_property
+    def residual_variances(self) -> Array:
+        """Residual variance of each row used (nobs,)."""
+        model, part = self.model, self.model.design.residual
+        out = np.full(self.nobs, self.sigma2)
+        if part is not None:
+            out *= part.variances(self.phi)
+        return out if model.weights is None else out / model.weights
 
     @cached_property
     def relative_covariance(self) -> Array:
@@ -288,6 +305,8 @@ class Fit:
         found: list[str] = []
         if not self.singular:
             return ()
+        if self.model.design.residual is not None:
+            found += self.model.design.residual.boundaries(self.phi)
         for (name, g), block in zip(self.G.items(), self.model.structure.blocks, strict=True):
             names = self.model.exog_re_names[block.start : block.stop]
             zero = np.diag(g) == 0.0
@@ -499,6 +518,8 @@ def estimate(
     problem = model.problem
     engine = problem.criterion()
     engine.reml = bool(reml)
+    if model.design.residual is not None:
+        return _with_structured_residuals(kind, model, engine, method, start, options)
     structure, levels = model.structure, problem.levels
     if not reml:
         refuse_unbounded(problem.outside)
@@ -521,3 +542,22 @@ def estimate(
         if engine.remainder < LOST:
             optimum, solution = refined(engine, model, optimum, solution)
     return kind(model, optimum, bool(reml), solution)
+
+
+def _with_structured_residuals(
+    kind: type[F],
+    model: Model,
+    engine: Engine,
+    method: str | Callable[..., Any],
+    start: ArrayLike | None,
+    options: dict[str, Any] | None,
+) -> F:
+    """`estimate` for structured residuals."""
+    from .structured import minimise_residual
+
+    part = model.design.residual
+    assert part is not None
+    with one_blas_thread():
+        first = model.problem.start(engine) if start is None else part.checked(start, "start")
+        optimum = minimise_residual(engine, part, first, method, options)
+    return kind(model, optimum, engine.reml, Solution(*engine.solution()[:3]))

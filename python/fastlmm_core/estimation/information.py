@@ -28,17 +28,24 @@ Formulas take stacks of fits: `Moments` may have leading axes.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import NamedTuple
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .. import kernels
 from ..covariance.directions import face_bend, face_inverse, free_directions, unit_places
-from ..engines.protocol import Problem
 from ..errors import LMMError
 from .fit import Fit
+from .moments import (
+    Moments,
+    adjusted,
+    delta_df,
+    expected_information,
+    inverse_information,
+    whitened_rows,
+)
+from .structured_moments import structured_moments
 
 __all__ = [
     "Moments",
@@ -46,6 +53,7 @@ __all__ = [
     "combined_df",
     "delta_df",
     "expected_information",
+    "information_used",
     "kenward_roger_f",
     "moments",
     "scaled_f",
@@ -55,88 +63,16 @@ __all__ = [
 Array = NDArray[np.float64]
 
 
-class Moments(NamedTuple):
-    """What tests of the fixed effects need of a fit, or of a stack of fits, in whitened coordinates (see the module).
-
-    Attributes
-    ----------
-    half : (..., r, r) array
-        L_xx^-1, with L_xx L_xx' = X_o'V^-1X_o relative to sigma^2.
-    slopes : (..., n_a, r, r) array
-        U_k for the unit directions of G^, lower triangle by rows, or for other coordinates of G^.
-    shift : (..., n_a) array
-        d_k.
-    inverse : (..., n_a, n_a) array
-        B: zero for the elements of G^ that are not parameters.
-    nu : float
-        n - rank, or n by ML.
-    adjustment : (..., r, r) array or None
-        C with Phi_A = sigma^2 x_map L_xx^-T (I + C) L_xx^-1 x_map', for Kenward-Roger.
-    left_out : tuple of str
-        Parameters at the boundary that were taken for known, in words.
-    """
-
-    half: Array
-    slopes: Array
-    shift: Array
-    inverse: Array
-    nu: float
-    adjustment: Array | None
-    left_out: tuple[str, ...] = ()
-
-    def coefficient_df(self, problem: Problem) -> Array:
-        """Degrees of freedom of each coefficient (p,), NaN for dropped columns."""
-        out = self.df(whitened_rows(problem, self))
-        out[problem.dropped] = np.nan
-        return out
-
-    def df(self, rows: Array) -> Array:
-        """Degrees of freedom of single rows (..., m), whitened (..., m, r)."""
-        return self.df_of((rows * rows).sum(axis=-1), self.slopes_of(rows))
-
-    def slopes_of(self, rows: Array) -> Array:
-        """Derivatives of a'a along the directions of G^ (..., n_a, m), for whitened rows a (..., m, r)."""
-        if rows.ndim == 2:
-            return np.asarray(((rows @ self.slopes) * rows).sum(axis=-1))
-        # one product per fit
-        squares = (rows[..., :, None] * rows[..., None, :]).reshape(*rows.shape[:-1], rows.shape[-1] ** 2)
-        flat = self.slopes.reshape(*self.slopes.shape[:-2], rows.shape[-1] ** 2)
-        return np.asarray(flat @ np.swapaxes(squares, -1, -2))
-
-    def df_of(self, variance: Array, slopes: Array) -> Array:
-        """Degrees of freedom (..., m) of variances sigma^2 v by the delta method.
-
-        Parameters
-        ----------
-        variance : (..., m) array
-            v, a function of G^.
-        slopes : (..., n_a, m) array
-            Its derivatives along the directions of G^.
-        """
-        with np.errstate(invalid="ignore", divide="ignore"):
-            return delta_df(slopes / variance[..., None, :] - self.shift[..., None], self.inverse, self.nu)
-
-    def inner(self, rows: Array) -> Array:
-        """A (I + C) A' (..., m, m) for whitened rows A (..., m, r): covariances of l'beta relative to sigma^2."""
-        turned = np.swapaxes(rows, -1, -2)
-        plain = rows @ turned
-        return np.asarray(plain if self.adjustment is None else plain + rows @ self.adjustment @ turned)
-
-
-def delta_df(u: Array, inverse: Array, nu: float) -> Array:
-    """1 / (1 / nu + u'B u) for the columns u (..., n_a, m)."""
-    return np.asarray(1.0 / (1.0 / nu + ((inverse @ u) * u).sum(axis=-2)))
-
-
 def moments(result: Fit, ddf: str, information: str = "auto") -> Moments:
-    """The moments for "satterthwaite" or "kenward-roger", computed once per result.
+    """The moments for each kind of degrees of freedom, computed once per result.
 
     Parameters
     ----------
     result : LMMResult
-    ddf : {"satterthwaite", "kenward-roger"}
+    ddf : {"satterthwaite", "kenward-roger", "kenward-roger-linear"}
     information : {"auto", "expected", "observed"}
-        For Kenward-Roger.  "auto": expected, at singular fits along the covariance matrices of the rank found.
+        For Kenward-Roger.  "auto": expected, at singular fits along the covariance matrices of the rank found; observed
+        for structured residuals.
 
     Returns
     -------
@@ -147,20 +83,25 @@ def moments(result: Fit, ddf: str, information: str = "auto") -> Moments:
     LMMError
         For Kenward-Roger after a fit by ML.
     """
-    if information == "auto" and not result.singular:
-        information = "expected"
-    key = ("moments", ddf, information if ddf == "kenward-roger" else "")
-    return result.once(key, lambda: _moments(result, ddf, information))
+    information = information_used(result, information)
+    key = ("moments", ddf, information if ddf != "satterthwaite" else "")
+    return result.once(key, partial(_moments, result, ddf, information))
 
 
-def whitened_rows(problem: Problem, found: Moments) -> Array:
-    """The unit vectors of the coefficients in whitened coordinates (..., p, r)."""
-    return np.asarray(problem.x_map @ np.swapaxes(found.half, -1, -2))
+def information_used(result: Fit, information: str) -> str:
+    """What "auto" stands for: "observed" for structured residuals, as in SAS, otherwise "expected" inside."""
+    if information != "auto":
+        return information
+    if result.model.design.residual is not None:
+        return "observed"
+    return "auto" if result.singular else "expected"
 
 
 def _moments(result: Fit, ddf: str, information: str) -> Moments:
-    if ddf == "kenward-roger" and not result.reml:
-        raise LMMError("ddf='kenward-roger' needs a REML fit: fit with reml=True, or use ddf='satterthwaite'")
+    if ddf != "satterthwaite" and not result.reml:
+        raise LMMError(f"ddf={ddf!r} needs a REML fit: fit with reml=True, or use ddf='satterthwaite'")
+    if result.model.design.residual is not None:
+        return structured_moments(result, ddf, information)
     problem = result.model.problem
     r = problem.rank
     criterion = result.engine
@@ -168,7 +109,7 @@ def _moments(result: Fit, ddf: str, information: str) -> Moments:
     # the chol of the blocked engine comes in the memory order of LAPACK
     half, slopes, shift = kernels.whitened_slopes(np.ascontiguousarray(chol), beta, r2, criterion.cross())
     nu = float(result.nu)
-    left_out = () if information == "expected" and ddf == "kenward-roger" else result.singular_components
+    left_out = () if information == "expected" and ddf != "satterthwaite" else result.singular_components
     if ddf == "satterthwaite" or information == "observed":
         inverse = _inverse_on(result, criterion.curvature(), slope)
     else:
@@ -186,42 +127,6 @@ def _moments(result: Fit, ddf: str, information: str) -> Moments:
 
 
 # ---- Kenward and Roger -------------------------------------------------------------------------
-
-
-def expected_information(traces: Array, slopes: Array, shift: Array, nu: float) -> Array:
-    """Twice the expected information in G^ by REML (..., n_a, n_a), the scale eliminated.
-
-    Parameters
-    ----------
-    traces : (..., n_a, n_a) array
-        tr(V^-1 D_kV V^-1 D_lV) - 2 tr((X'V^-1X)^-1 X'V^-1 D_kV V^-1 D_lV V^-1X).
-    slopes : (..., n_a, r, r) array
-        U_k.
-    shift : (..., n_a) array
-        tr(P D_kV) / nu.
-    nu : float
-    """
-    flat = slopes.reshape(*slopes.shape[:-2], slopes.shape[-1] ** 2)
-    products = flat @ np.swapaxes(flat, -1, -2)
-    return np.asarray(traces + products - nu * shift[..., :, None] * shift[..., None, :])
-
-
-def adjusted(found: Moments, sandwich: Callable[[Array], Array]) -> Moments:
-    """With Kenward and Roger's adjustment C (1997, eq. 3), whitened.
-
-    Parameters
-    ----------
-    found : Moments
-    sandwich : callable
-        S(W) for W (..., n_a, n_a): sum W_kl X'V^-1 D_kV V^-1 D_lV V^-1X, whitened (..., r, r).
-    """
-    twice = 2.0 * found.inverse
-    slopes = found.slopes
-    *stack, k, r, _ = slopes.shape
-    weighted = (twice @ slopes.reshape(*stack, k, r * r)).reshape(*stack, k * r, r)
-    # U_k side by side times weighted U_k below each other
-    middle = sandwich(twice) - np.swapaxes(slopes, -3, -2).reshape(*stack, r, k * r) @ weighted
-    return found._replace(adjustment=middle + np.swapaxes(middle, -1, -2))
 
 
 def kenward_roger_f(found: Moments, basis: Array) -> tuple[Array, Array]:
@@ -260,26 +165,13 @@ def _inverse_on(result: Fit, information: Array, slope: Array | None, face: bool
         null = optimum.null_space @ optimum.null_space.T
         if slope is not None:
             information = information + face_bend(null, optimum.factor @ optimum.factor.T, slope)
-        return face_inverse(structure, information, null, _inverse)
+        return face_inverse(structure, information, null, inverse_information)
     if structure.one_full:
-        return _inverse(information)
+        return inverse_information(information)
     free = free_directions(structure)
     out = np.zeros_like(information)
-    out[np.ix_(free, free)] = _inverse(information[np.ix_(free, free)])
+    out[np.ix_(free, free)] = inverse_information(information[np.ix_(free, free)])
     return out
-
-
-def _inverse(information: Array) -> Array:
-    """Inverse; where there is no minimum, of the part with positive curvature."""
-    inverse = kernels.positive_inverse(np.ascontiguousarray(information))
-    if inverse is None:
-        size = np.sqrt(np.abs(np.diag(information)))
-        size[size == 0.0] = 1.0
-        values, vectors = np.linalg.eigh(information / np.outer(size, size))
-        keep = values > 1e-8 * max(float(values[-1]), 0.0)
-        vectors = vectors[:, keep] / size[:, None]
-        inverse = (vectors / values[keep]) @ vectors.T
-    return inverse
 
 
 # ---- F statistics ------------------------------------------------------------------------------

@@ -158,6 +158,19 @@ class Model:
         found: T = self._made[key]
         return found
 
+    def needs_independent_residuals(self, what: str) -> None:
+        """Refuse what takes the residuals for independent where they have a structure.
+
+        Raises
+        ------
+        LMMError
+        """
+        if self.design.residual is not None:
+            raise LMMError(
+                f"{what} takes residuals that are independent given the random effects, and those of this model have "
+                f"the structure {self.design.residual.term}"
+            )
+
     # ---- the design ----------------------------------------------------------------------------
 
     @property
@@ -281,7 +294,8 @@ class Model:
         Parameters
         ----------
         theta : (k,) array
-            Lower triangle of Lambda by columns (diagonal only for independent effects), in natural units.
+            Lower triangle of Lambda by columns (diagonal only for independent effects), in natural units; for
+            structured residuals the parameters of the structure without constraints.
         reml : bool
         order : {0, 1, 2}
             Highest derivative to compute.
@@ -296,9 +310,14 @@ class Model:
         if self.given:
             return self.once("estimable", self.estimable).evaluate(theta, reml, order)
         problem = self.problem
-        natural = self._natural_factor(theta, "theta")
         engine = self._engine()
         engine.reml = bool(reml)
+        part = self.design.residual
+        if part is not None:
+            phi = part.checked(theta, "theta")
+            value, gradient, hessian = engine.evaluate(phi, order)
+            return Evaluation(value + problem.offset(bool(reml)), gradient, hessian)
+        natural = self._natural_factor(theta, "theta")
         back: Array = np.asarray(np.linalg.inv(problem.z_map), dtype=np.float64)
         factor = self.structure.canonical(back @ natural)
         value, _, _ = engine.evaluate(self.structure.theta(factor), order)

@@ -21,7 +21,7 @@ from .search import Found, descend, search
 if TYPE_CHECKING:
     from ..kernels import Objective
 
-__all__ = ["Optimum", "optimize"]
+__all__ = ["CERTIFIED", "SINGULAR", "LocalMinimum", "Optimum", "decrement_of", "optimize", "run_once"]
 
 Array = NDArray[np.float64]
 
@@ -132,7 +132,7 @@ class Ended(NamedTuple):
     value : float
     gradient, hessian : arrays or None
     decrement, lowest : float or None
-        See `_decrement`; of the compiled Newton method.
+        See `decrement_of`; of the compiled Newton method.
     success : bool
     message : str
     trace : tuple
@@ -182,7 +182,8 @@ def _run(criterion: Engine, start: Array, method: str | Callable[..., Any], opti
     return Ended(theta, float(found.fun), None, None, None, None, bool(success), message, ())
 
 
-def _decrement(gradient: Array, hessian: Array) -> tuple[float, float]:
+def decrement_of(gradient: Array, hessian: Array) -> tuple[float, float]:
+    """Square root of twice the decrease that a Newton step promises; the smallest eigenvalue over the largest one."""
     values, vectors = np.linalg.eigh(hessian)
     largest = float(np.max(np.abs(values)))
     if largest == 0.0:
@@ -261,7 +262,7 @@ def _settle(
     if evaluated and not null.shape[1] and found.decrement is not None and found.lowest is not None:
         decrement, lowest = found.decrement, found.lowest
     else:
-        decrement, lowest = _decrement(gradient, hessian)
+        decrement, lowest = decrement_of(gradient, hessian)
     converged = bool(decrement <= CERTIFIED and lowest >= -1e-6 and wrong is None and isfinite(value))
     if converged:
         message = "certified: the gradient vanishes to rounding error"
@@ -438,22 +439,42 @@ def _attempt(
         if not isfinite(criterion.evaluate(smaller, 0)[0]):
             raise LMMError(f"{error}, nor at smaller variances; rescale y, X and Z") from None
         return _attempt(criterion, structure, levels, n, method, options, smaller)
-    except TypeError as error:
-        if "unexpected keyword" not in str(error):
-            raise
-        raise LMMError(f"options: {error}; newton knows maxiter and tolerance") from None
-    except Warning as warning:
-        raise LMMError(f"options: {str(warning).lower()}; method={name!r} does not know them") from None
-    except ValueError as error:
-        if "Unknown solver" in str(error):
-            from ..support.arguments import near
-
-            raise LMMError(
-                f"method={method!r} is unknown: use 'newton' or a method of scipy.optimize.minimize; "
-                f"{near(str(method), SCIPY)}"
-            ) from None
-        raise
+    except (TypeError, ValueError, Warning) as error:
+        raise _said_clearly(error, method) from None
     return _settle(criterion, structure, found, levels, n, name)
+
+
+def _said_clearly(error: Exception, method: str | Callable[..., Any]) -> Exception:
+    """What an unknown method or option is refused with; any other error as it is."""
+    if isinstance(error, TypeError) and "unexpected keyword" in str(error):
+        return LMMError(f"options: {error}; newton knows maxiter and tolerance")
+    if isinstance(error, Warning):
+        name = method if isinstance(method, str) else getattr(method, "__name__", "callable")
+        return LMMError(f"options: {str(error).lower()}; method={name!r} does not know them")
+    if isinstance(error, ValueError) and "Unknown solver" in str(error):
+        from ..support.arguments import near
+
+        return LMMError(
+            f"method={method!r} is unknown: use 'newton' or a method of scipy.optimize.minimize; "
+            f"{near(str(method), SCIPY)}"
+        )
+    return error
+
+
+def run_once(criterion: Engine, start: Array, method: str | Callable[..., Any], options: dict[str, Any]) -> Ended:
+    """One run of a method, without policy.
+
+    Raises
+    ------
+    LMMError
+        For an unknown method, options that it does not know, or a start at which the criterion is not defined.
+    """
+    try:
+        return _run(criterion, start, method, options)
+    except (TypeError, ValueError, Warning) as error:
+        raise _said_clearly(error, method) from None
+    except FloatingPointError as error:
+        raise LMMError(f"{error}; start from other parameters") from None
 
 
 def _elsewhere(

@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 
 from ..design.independence import cluster_labels, of_equal_size
 from ..engines.crossed.sparse_cholesky import sparse_cholesky
+from ..errors import LMMError
 from .fit import Fit
 
 __all__ = ["rows_covariance", "whitened"]
@@ -22,7 +23,8 @@ TOGETHER = 64
 
 
 def rows_covariance(result: Fit, rows: Index) -> Array:
-    """Covariance matrix of some rows: sum_f Z_f G_f Z_f' where they share a level of f, and sigma^2 / weights.
+    """Covariance matrix of some rows: sum_f Z_f G_f Z_f' where they share a level of f, and that of the
+    residuals: sigma^2 / weights, or W^-1/2 R W^-1/2 within subjects.
 
     Parameters
     ----------
@@ -35,9 +37,16 @@ def rows_covariance(result: Fit, rows: Index) -> Array:
     """
     model = result.model
     size = rows.shape[-1]
-    noise = result.sigma2 * (np.ones(rows.shape) if model.weights is None else 1.0 / model.weights[rows])
-    out = np.zeros((*rows.shape, size))
-    out[..., np.arange(size), np.arange(size)] = noise
+    residual = model.design.residual
+    if residual is None:
+        noise = result.sigma2 * (np.ones(rows.shape) if model.weights is None else 1.0 / model.weights[rows])
+        out = np.zeros((*rows.shape, size))
+        out[..., np.arange(size), np.arange(size)] = noise
+    else:
+        out = result.sigma2 * residual.covariance(result.phi, rows)
+        if model.weights is not None:
+            root = np.sqrt(model.weights[rows])
+            out /= root[..., :, None] * root[..., None, :]
     for factor in model.factors:
         part = factor.columns
         Z, level = model.exog_re[rows, part], factor.grouping.index[rows]
@@ -71,6 +80,11 @@ def whitened(result: Fit, values: Array, order: Index | None = None) -> Array:
     place = np.arange(len(labels)) if order is None else order
     out = np.empty(len(values))
     large = np.bincount(labels)[labels] > LARGEST
+    if large.any() and result.model.design.residual is not None:
+        raise LMMError(
+            f"clusters of more than {LARGEST:,} rows with structured residuals are not whitened: their covariance "
+            "matrix would take too much memory"
+        )
     if large.any():
         out[large] = _turned(result, values[large], np.flatnonzero(large))
         place = place[~large[place]]

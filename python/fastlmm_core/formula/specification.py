@@ -14,6 +14,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from ..design.residual import ResidualPart
 from ..errors import LMMError
 from ..support.arguments import outside
 from ..tables.columns import Column, Table, first_rows
@@ -29,6 +30,7 @@ from .matrices import (
     needed_columns,
     refuse_text,
 )
+from .residual import bind_residual, parse_residual
 from .syntax import C_OF_COLUMN, Parsed, Side, capital, parse, self_products
 
 __all__ = ["FormulaSpec", "ModelData", "Numbers", "RandomTermData", "model_data"]
@@ -92,6 +94,8 @@ class ModelData:
         Evaluates the formula on new data as in the fit.
     index : pandas.Index or None
         Labels of all rows of the table.
+    residual : ResidualPart or None
+        How the residuals of a subject vary together.
     """
 
     y: Array | None
@@ -105,6 +109,7 @@ class ModelData:
     kept: Array | None
     spec: FormulaSpec
     index: Any
+    residual: ResidualPart | None = None
 
 
 @dataclass(frozen=True)
@@ -226,6 +231,7 @@ def model_data(
     *,
     weights: Any = None,
     offset: Any = None,
+    residual: str | None = None,
     missing: Literal["drop", "raise"] = "drop",
     optional: bool = False,
 ) -> ModelData:
@@ -241,6 +247,8 @@ def model_data(
         The table; only the columns in use are read.
     weights, offset : str or array-like of length ``len(data)``, optional
         The name of a column, or the values.
+    residual : str, optional
+        Structure of the residuals of a subject, e.g. ``"us(visit | id)"``; a formula without bars is then complete.
     missing : {"drop", "raise"}
         Whether rows with a missing value in a used column are left out and counted, or refused.
     optional : bool
@@ -264,6 +272,12 @@ def model_data(
             raise LMMError("`formula` and `data` are swapped; write lmm(formula, data).")
         raise LMMError(f"`formula` must be a string such as 'y ~ x + (x | g)', not {type(text).__name__!r}.")
     parsed = parse(formula)
+    bound = None if residual is None else parse_residual(residual)
+    if not parsed.bars and bound is None:
+        raise LMMError(
+            f"The formula {formula!r} has no random-effects term; add one such as (1 | g), where g is the column that "
+            "holds the groups."
+        )
     _warn_of_powers(parsed)
     table = Table(data)
     used: dict[str, Column] = {}
@@ -275,6 +289,8 @@ def model_data(
     for bar in parsed.bars:
         for name in bar.factors:
             used[name] = table.column(name, bar.where)
+    for name in () if bound is None else bound.columns:
+        used[name] = table.column(name, "`residual`").settle()
     extra = {
         argument: argument_column(argument, given, table)
         for argument, given in (("weights", weights), ("offset", offset))
@@ -324,7 +340,11 @@ def model_data(
         kept=rows,
         spec=spec,
         index=table.index,
-    )
+        residual=None if bound is None else bind_residual(
+            bound, [used[name] for name in bound.time], [used[name] for name in bound.subject],
+            None if bound.by is None else used[bound.by], rows,
+        ),
+    )  # fmt: skip
 
 
 def _absent(response: Side, table: Table) -> bool:

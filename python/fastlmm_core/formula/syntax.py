@@ -107,11 +107,6 @@ def parse(formula: str) -> Parsed:
     fixed = (fixed + right[end:]).strip()
     if any(char == "|" for _, char, _ in _marks(fixed)):
         raise LMMError(f"A bar in the formula {formula!r} stands outside parentheses; write it as (1 | g).")
-    if not bars:
-        raise LMMError(
-            f"The formula {formula!r} has no random-effects term; add one such as (1 | g), where g is the column that "
-            "holds the groups."
-        )
     return Parsed(_side(left, "the response", False), _side(fixed or "1", "the fixed part"), tuple(bars))
 
 

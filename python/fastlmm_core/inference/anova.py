@@ -140,7 +140,7 @@ def anova(
     result : LMMResult
     type : {"III", "II", "I"}
         Which hypotheses: see the module, and `hypotheses`.
-    ddf : {"satterthwaite", "kenward-roger", "residual", "normal"}
+    ddf : {"satterthwaite", "kenward-roger", "kenward-roger-linear", "between-within", "residual", "normal"}
         Denominator degrees of freedom.
     information : {"auto", "expected", "observed"}
         For Kenward-Roger.
@@ -175,7 +175,7 @@ def anova(
             continue
         test = inference.wald(result, L, None, ddf, information, robust)
         statistic[i] = unscaled = f_statistic(test)
-        if test.joint_ddf == "kenward-roger" and test.df_num > 1:
+        if test.joint_ddf.startswith("kenward-roger") and test.df_num > 1:
             if covariance is None:
                 covariance = np.nan_to_num(inference.covariance(result, ddf, information))
             unscaled = _quadratic(test.estimate, L @ covariance @ L.T, test.df_num)

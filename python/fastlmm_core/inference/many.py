@@ -24,7 +24,7 @@ from ..support.checks import check_level
 from ..support.distributions import chi2_tail, f_tail, quantile, two_sided_p
 from ..tables.rows import named_rows
 from .hypotheses import Hypothesis, parse_hypothesis
-from .options import DDF, check_options
+from .options import check_options
 from .sandwich import sandwich
 from .wald import check_estimable, coefficient_table, independent_rows, wald
 
@@ -34,6 +34,9 @@ if TYPE_CHECKING:
 __all__ = ["DDF", "BatchTest", "df", "pvalues", "test", "tidy_columns"]
 
 Array = NDArray[np.float64]
+
+DDF = ("satterthwaite", "kenward-roger", "residual", "normal")
+"""Degrees of freedom of fits of many responses."""
 
 
 CHUNK_BYTES = 2**24
@@ -101,6 +104,13 @@ class BatchTest:
         return f"<BatchTest: {said}; {len(self)} responses, {below} with p < 0.05 ({self.ddf})>"
 
 
+def _check_ddf(ddf: str, information: str) -> None:
+    """Refuse unknown options, and degrees of freedom of single fits only."""
+    check_options(ddf, information)
+    if ddf not in DDF:
+        raise LMMError(f"ddf={ddf!r} is for single fits: use {', '.join(map(repr, DDF[:-1]))} or {DDF[-1]!r} for many")
+
+
 def df(batch: BatchFit, ddf: str = "satterthwaite", information: str = "auto") -> Array:
     """Degrees of freedom of the t tests of the coefficients.
 
@@ -122,7 +132,7 @@ def df(batch: BatchFit, ddf: str = "satterthwaite", information: str = "auto") -
         For unknown options, Kenward-Roger after fits by ML, or with the observed information where the responses
         were given as a stream and are gone.
     """
-    check_options(ddf, information)
+    _check_ddf(ddf, information)
     if ddf == "satterthwaite":
         return batch.satterthwaite.copy()
     if ddf == "kenward-roger":
@@ -158,7 +168,7 @@ def pvalues(batch: BatchFit, ddf: str = "satterthwaite", information: str = "aut
 
 def _coefficients(batch: BatchFit, ddf: str, information: str) -> tuple[Array, Array]:
     """Standard errors and degrees of freedom (n, p) of the coefficients."""
-    check_options(ddf, information)
+    _check_ddf(ddf, information)
     if ddf == "kenward-roger":
         return _kenward_roger_coefficients(batch, information)
     return batch.bse, df(batch, ddf)
@@ -234,7 +244,7 @@ def test(
         For hypotheses that cannot be tested, Kenward-Roger after fits by ML, or Satterthwaite's formula for other
         than single coefficients, or the observed information, where the responses were given as a stream and are gone.
     """
-    check_options(ddf, information)
+    _check_ddf(ddf, information)
     model = batch.model
     parsed = parse_hypothesis(hypothesis, model.exog_names, rhs)
     check_estimable(model, parsed.L, parsed.names)

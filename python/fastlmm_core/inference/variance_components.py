@@ -247,6 +247,7 @@ def variance_components(result: Fit, level: float = 0.95) -> Any:
     LMMError
         For a level outside (0, 1).
     """
+    result.model.needs_independent_residuals("variance_components()")
     check_level(level)
     z = float(quantile(0.5 + 0.5 * level, None))
     model = result.model

@@ -14,7 +14,7 @@ from ..estimation.information import combined_df, kenward_roger_f, moments, whit
 from ..support.checks import check_level
 from ..support.distributions import chi2_tail, f_tail, quantile, two_sided_p
 from .hypotheses import parse_hypothesis
-from .options import check_options, known_df
+from .options import MOMENT_DDF, check_options, known_df
 from .wald_test import WaldTest
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ def covariance(
     Parameters
     ----------
     result : LMMResult
-    ddf : {"satterthwaite", "kenward-roger", "residual", "normal"}
+    ddf : {"satterthwaite", "kenward-roger", "kenward-roger-linear", "between-within", "residual", "normal"}
         Kenward-Roger: adjusted for the uncertainty of the variance parameters, Phi + 2 Phi Lambda Phi (Kenward and
         Roger 1997, eq. 3); otherwise sigma^2 (X'V^-1X)^-1.
     information : {"auto", "expected", "observed"}
@@ -85,7 +85,7 @@ def covariance(
         out[result.model.problem.dropped] = np.nan
         out[:, result.model.problem.dropped] = np.nan
         return np.asarray(0.5 * (out + out.T))
-    if ddf != "kenward-roger":
+    if not ddf.startswith("kenward-roger"):
         return result.cov.copy()
     found = moments(result, ddf, information)
     assert found.adjustment is not None
@@ -100,7 +100,7 @@ def coefficient_df(result: Fit, ddf: str = "satterthwaite", information: str = "
     Parameters
     ----------
     result : LMMResult
-    ddf : {"satterthwaite", "kenward-roger", "residual", "normal"}
+    ddf : {"satterthwaite", "kenward-roger", "kenward-roger-linear", "between-within", "residual", "normal"}
     information : {"auto", "expected", "observed"}
 
     Returns
@@ -114,8 +114,8 @@ def coefficient_df(result: Fit, ddf: str = "satterthwaite", information: str = "
         As `covariance`.
     """
     check_options(ddf, information)
-    if ddf in ("residual", "normal"):
-        out = np.full(result.model.exog.shape[1], known_df(result.model, ddf))
+    if ddf not in MOMENT_DDF:
+        out = known_df(result.model, ddf, np.eye(result.model.exog.shape[1]))
         out[result.model.problem.dropped] = np.nan
         return out
     return moments(result, ddf, information).coefficient_df(result.model.problem)
@@ -129,7 +129,7 @@ def coefficient_table(
     Parameters
     ----------
     result : LMMResult
-    ddf : {"satterthwaite", "kenward-roger", "residual", "normal"}
+    ddf : {"satterthwaite", "kenward-roger", "kenward-roger-linear", "between-within", "residual", "normal"}
     information : {"auto", "expected", "observed"}
     robust : Sandwich, optional
         Instead of the covariance of the model.
@@ -151,8 +151,8 @@ def coefficient_table(
         rows = problem.x_map @ robust.half.T
         variance, df = robust.moments(rows)
         if ddf != "satterthwaite":
-            df = np.full(len(rows), known_df(result.model, ddf))
-    elif ddf in ("satterthwaite", "kenward-roger"):
+            df = known_df(result.model, ddf, np.eye(len(rows)))
+    elif ddf in MOMENT_DDF:
         found = moments(result, ddf, information)
         variance, df = kernels.row_moments(
             problem.x_map, found.half, found.slopes, found.shift, found.inverse, found.nu
@@ -335,7 +335,7 @@ def test(
     hypothesis : str, sequence of str, mapping or array
         See `hypotheses.parse_hypothesis`.
     rhs : float or (m,) array, optional
-    ddf : {"satterthwaite", "kenward-roger", "residual", "normal"}
+    ddf : {"satterthwaite", "kenward-roger", "kenward-roger-linear", "between-within", "residual", "normal"}
     information : {"auto", "expected", "observed"}
     robust : Sandwich, optional
         Instead of the covariance of the model.
@@ -370,7 +370,7 @@ def wald(
     L : (m, p) or (p,) array
         Rows may be dependent; the joint test has as many numerator degrees of freedom as there are independent rows.
     rhs : float or (m,) array, optional
-    ddf : {"satterthwaite", "kenward-roger", "residual", "normal"}
+    ddf : {"satterthwaite", "kenward-roger", "kenward-roger-linear", "between-within", "residual", "normal"}
         Satterthwaite: for several rows by Fai and Cornelius (1996, J. Stat. Comput. Simul. 54, 363-378), as
         lmerTest; depends on the scaling of the rows against each other.  Kenward-Roger: the adjusted covariance
         matrix, and a scaled F for several rows; Satterthwaite's F where no F distribution has the moments that it
@@ -399,7 +399,7 @@ def wald(
     labels = parsed.names if names is None else names
     check_estimable(model, rows, labels)
     found = None
-    if robust is None and ddf in ("satterthwaite", "kenward-roger"):
+    if robust is None and ddf in MOMENT_DDF:
         found = moments(result, ddf, information)
     half = np.linalg.inv(result.solution.chol) if found is None else found.half
     whitened = rows @ model.problem.x_map @ half.T
@@ -408,7 +408,8 @@ def wald(
     inner = np.eye(len(half))
     if found is not None and found.adjustment is not None:
         inner = inner + found.adjustment
-    df = np.full(len(rows), known_df(model, ddf)) if found is None else found.df(whitened)
+    known = known_df(model, ddf, rows) if found is None else np.zeros(len(rows))
+    df = known if found is None else found.df(whitened)
     if robust is None:
         variance = ((whitened @ inner) * whitened).sum(axis=1)
     else:
@@ -423,11 +424,11 @@ def wald(
         statistic, df_denom, pvalue = float(t[0]), float(df[0]), float(p_rows[0])
     elif robust is not None:
         z = combine @ (estimate - right) / np.sqrt(result.sigma2)
-        statistic, df_denom, pvalue = _robust_joint(robust, basis, z, ddf, known_df(model, ddf))
+        statistic, df_denom, pvalue = _robust_joint(robust, basis, z, ddf, float(known.min()))
     else:
         z = combine @ (estimate - right) / np.sqrt(result.sigma2)
         chi2 = float(z @ np.linalg.solve(basis @ inner @ basis.T, z))
-        statistic, df_denom = chi2 / rank, known_df(model, ddf)
+        statistic, df_denom = chi2 / rank, float(known.min())
         if ddf == "normal":
             statistic, pvalue = chi2, float(chi2_tail(chi2, rank))
         else:

@@ -19,6 +19,8 @@ Array = NDArray[np.float64]
 METHODS = {
     "satterthwaite": "Satterthwaite's degrees of freedom",
     "kenward-roger": "Kenward and Roger's method",
+    "kenward-roger-linear": "Kenward and Roger's method without second derivatives",
+    "between-within": "between-within degrees of freedom",
     "residual": "residual degrees of freedom",
     "normal": "known variances",
 }

@@ -83,6 +83,7 @@ def assume(
         if any(given is not None for given in (data, weights, offset)):
             raise LMMError("a model holds its data, weights and offset: give params=, G= and sigma2= only")
         model = formula
+    model.needs_independent_residuals("assume()")
     variance = residual_variance(sigma2)
     factor = covariance_factor(G, model.structure, model.term_names) / variance**0.5
     return stated_fit(LMMResult, model, coefficients(params, model.exog_names), factor, variance)

@@ -212,6 +212,7 @@ def power(
         For arguments that cannot be used.
     """
     truth = generating(source)
+    truth.model.needs_independent_residuals("power()")
     levels = _checked_levels(alpha)
     check_count(n_sim, "n_sim")
     hypothesis = _Hypothesis.of(test, truth.model, method)
@@ -425,6 +426,7 @@ def power_curve(
         For arguments that cannot be used, or a value whose design cannot be fitted.
     """
     truth = generating(source)
+    truth.model.needs_independent_residuals("power_curve()")
     factors = [factor.grouping.name for factor in truth.model.factors]
     if along not in ("subjects", "observations", "effect", *factors):
         others = ", ".join(map(repr, ["observations", "effect", *factors[:-1]]))

@@ -31,7 +31,7 @@ from ..engines.one_factor.problem import OneFactorProblem, one_factor
 from ..engines.protocol import Problem
 from ..errors import LMMError
 from ..estimation.information import moments
-from ..inference.options import check_options, known_df
+from ..inference.options import MOMENT_DDF, check_options, known_df
 from ..inference.wald import undetermined, why_undetermined
 from ..support.arguments import outside
 from ..support.checks import check_level, row_values
@@ -193,13 +193,16 @@ def predicted(
     """Means, and where `interval` is given standard errors and degrees of freedom; see `LMMResult.predict`."""
     model, problem = result.model, result.model.problem
     chosen = chosen_factors(model, effects)
+    if chosen or interval == "prediction":
+        what = "interval='prediction'" if interval == "prediction" else "predict() with the effects of groups"
+        model.needs_independent_residuals(f"{what} (use effects='population' and interval=None or 'confidence')")
     if new_levels not in ("error", "population"):
         raise LMMError(f"new_levels={new_levels!r} is unknown: use 'error' or 'population'")
     if interval not in (None, "confidence", "prediction"):
         raise LMMError(f"interval={interval!r} is unknown: use 'confidence', 'prediction' or None")
     check_options(ddf, information)
-    if interval is not None and chosen and ddf == "kenward-roger":
-        raise LMMError("ddf='kenward-roger' is for effects='population': use ddf='satterthwaite' for those of groups")
+    if interval is not None and chosen and ddf.startswith("kenward-roger"):
+        raise LMMError(f"ddf={ddf!r} is for effects='population': use ddf='satterthwaite' for those of groups")
     every = tuple(f.grouping.name for f in model.factors)
     rows = read_rows(model, data, "data", every if interval == "prediction" else chosen, chosen)
     given_offset = (
@@ -251,8 +254,8 @@ def predicted(
         variance += 1.0 if w is None else 1.0 / w
     if result.stated is not None:
         df = np.full(len(mean), np.inf)
-    elif ddf in ("residual", "normal"):
-        df = np.full(len(mean), known_df(model, ddf))
+    elif ddf not in MOMENT_DDF:
+        df = known_df(model, ddf, rows.X)
     else:
         variance, df = _freedom(result, whitened, variance, fresh, z, levels, conditional, ddf, information)
     error = np.sqrt(result.sigma2 * variance)
@@ -285,6 +288,10 @@ def _freedom(
     if normal.all():
         return variance, np.full(len(variance), np.inf)
     found = moments(result, ddf, information)
+    if result.model.design.residual is not None:
+        if found.adjustment is not None:
+            variance = variance + ((whitened @ found.adjustment) * whitened).sum(axis=1)
+        return variance, found.df(whitened)
     own, carried = fresh, np.zeros_like(fresh)
     if isinstance(conditional, _OneFactor):
         seen = np.flatnonzero(levels[0] >= 0)

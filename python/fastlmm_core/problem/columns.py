@@ -7,7 +7,7 @@ for them (Z), and turned so that their cross-products are the identity.
 from __future__ import annotations
 
 from math import sqrt
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,8 +22,10 @@ __all__ = [
     "WELL_CONDITIONED",
     "ConditionedX",
     "condition_x",
+    "condition_y",
     "condition_z",
     "factor_structure",
+    "fixed_fields",
     "independent_columns",
     "refuse_non_finite",
     "rotation",
@@ -193,6 +195,84 @@ def condition_x(X: Array, weights: Array | None) -> tuple[ConditionedX, Array]:
         turn = first @ kernels.orthonormal(turned.T @ turned)[0] if len(kept) else first
     turn = np.ascontiguousarray(turn)
     return ConditionedX(kept, shift_scale, constant, turn), scaled @ turn
+
+
+def fixed_fields(p: int, x: ConditionedX, coefficients: Array) -> dict[str, Any]:
+    """What a problem holds of its fixed effects.
+
+    Parameters
+    ----------
+    p : int
+        Columns of X, with those that were dropped.
+    x : ConditionedX
+    coefficients : (r,) array
+        Taken out of y, of the shifted and scaled columns.
+    """
+    columns_map = kernels.scale_map(x.shift_scale, x.constant)
+    x_map, beta_base = columns_map @ x.turn, columns_map @ coefficients
+    if len(x.kept) < p:
+        x_map, beta_base = spread(x_map, x.kept, p), spread(beta_base, x.kept, p)
+    return {
+        "x_scale": x.shift_scale,
+        "x_rows": x.turn,
+        "x_constant": x.constant >= 0,
+        "x_map": x_map,
+        "beta_base": beta_base,
+        "kept": x.kept,
+        "log_jacobian": 2.0 * (kernels.log_diagonal(columns_map) + kernels.log_diagonal(x.turn)),
+    }
+
+
+def condition_y(
+    y: Array, x: ConditionedX, x_o: Array, weights: Array | None, offset: Array | None, given: bool = False
+) -> tuple[Array, float, Array]:
+    """The response less what X explains of it, weighted and scaled to unit variance.
+
+    Parameters
+    ----------
+    y : (n,) array
+    x, x_o : ConditionedX, (n, r) array
+        From `condition_x`.
+    weights, offset : (n,) arrays or None
+    given : bool
+        Whether the parameters are, so that any response will do.
+
+    Returns
+    -------
+    rest : (n,) array
+    scale : float
+        Standard deviation by which it was divided.
+    coefficients : (r,) array
+        Taken out of y, of the shifted and scaled columns.
+
+    Raises
+    ------
+    LMMError
+        For a response that is constant, or that X reproduces.
+    """
+    if (y == y[0]).all() and not given:
+        raise LMMError("y is constant: there is nothing to model; check that the right column is the response")
+    # the residual of y, twice: the second pass takes out what rounding has left of X in the first
+    rest = np.array(y if offset is None else y - offset)
+    before = float(np.sum(rest * rest))
+    shift = np.zeros(len(x.kept))
+    if x.constant >= 0:
+        shift[x.constant] = rest.mean()
+        rest -= rest.mean()
+    if weights is not None:
+        rest *= np.sqrt(weights)
+    beta_o = np.zeros(len(x.kept))
+    for _ in range(2):
+        change = x_o.T @ rest
+        rest -= x_o @ change
+        beta_o += change
+    squares = float(rest @ rest)
+    if not squares > 1e-30 * before:
+        if not given:
+            raise LMMError("y is reproduced exactly by the fixed effects: there is no variation left to model")
+        squares = before if before > 0.0 else float(len(y))
+    scale = sqrt(squares / len(y))
+    return rest / scale, scale, shift + x.turn @ beta_o
 
 
 def _scaled(columns: Array, shift_scale: Array, root: Array | None) -> Array:

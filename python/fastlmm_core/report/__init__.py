@@ -2,5 +2,6 @@
 
 summary          tables of a fit as text, HTML and frames
 random_effects   their part of the summary
+residuals        that of structured residuals
 glance           one row about a fit
 """

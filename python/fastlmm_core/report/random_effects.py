@@ -15,7 +15,7 @@ from ..support.text_tables import html_table, text_table, variance_cells
 if TYPE_CHECKING:
     from ..estimation.fit import Fit
 
-__all__ = ["Component", "RandomTables", "Rank"]
+__all__ = ["Component", "RandomTables", "Rank", "correlation_cell"]
 
 _Table = tuple[list[str], list[list[str]]]
 
@@ -69,7 +69,7 @@ class RandomTables:
     Attributes
     ----------
     components : tuple of Component
-        Random effects in order, the residual last.
+        Random effects in order, the residual last where it is independent.
     ranks : tuple of Rank
         Of the grouping factors with several effects, where these do not vary in all directions.
     """
@@ -92,6 +92,8 @@ class RandomTables:
 
     def lines(self, width: int) -> list[str]:
         """As text: one table, or one for each grouping factor where the correlations do not fit beside it."""
+        if not self.components:
+            return []
         out = ["Random effects", *text_table(*self._whole(), left=2)]
         if max(map(len, out)) > width:
             out = []
@@ -100,7 +102,7 @@ class RandomTables:
                 for block in correlations:
                     out += ["", *text_table(*block, left=block[0].index("Corr") + 1)]
                 out.append("")
-            out += [self._residual()]
+            out += self._residual()
         if self.ranks:
             out += ["", _RANKS]
             lead = max(len(rank.factor) for rank in self.ranks) + 2
@@ -112,6 +114,8 @@ class RandomTables:
 
     def html(self, width: int) -> str:
         """The same as HTML."""
+        if not self.components:
+            return ""
         if max(map(len, text_table(*self._whole(), left=2))) <= width:
             out = "<p>Random effects</p>" + html_table(*self._whole(), left=(0, 1))
         else:
@@ -119,7 +123,7 @@ class RandomTables:
             for factor, variances, correlations in self._by_factor(None):
                 out += f"<p>Random effects of {html.escape(factor)}</p>" + html_table(*variances, left=(0, 1))
                 out += "".join(html_table(*block, left=(0, 1)) for block in correlations)
-            out += f"<p>{self._residual()}</p>"
+            out += "".join(f"<p>{line}</p>" for line in self._residual())
         if self.ranks:
             rows = [[r.factor, f"{r.rank} of {r.size}", " ".join(map(_share, r.shares))] for r in self.ranks]
             out += f"<p>{_RANKS}</p>" + html_table(["Group", "Rank", "Shares"], rows, left=(0, 1, 2))
@@ -139,7 +143,7 @@ class RandomTables:
         for component, variance, deviation in zip(self.components, *self._variances(), strict=True):
             shown = component.group if component.group != last else ""
             last = component.group
-            correlations = [_correlation(r) for r in component.correlations]
+            correlations = [correlation_cell(r) for r in component.correlations]
             rows.append(
                 [shown, component.name, variance, deviation, *correlations, *[""] * (n_corr - len(correlations))]
             )
@@ -163,12 +167,14 @@ class RandomTables:
             several = len(set(terms)) > 1
             names = [f"{c.name} ({c.group})" if several else c.name for c in own]
             rows = [[numbers[k], names[k], variances[i], deviations[i]] for k, i in enumerate(places)]
-            cells = [[""] * terms.index(c.group) + [_correlation(r) for r in c.correlations] for c in own]
+            cells = [[""] * terms.index(c.group) + [correlation_cell(r) for r in c.correlations] for c in own]
             yield factor, (head, rows), list(_correlation_tables(numbers, names, cells, width))
 
-    def _residual(self) -> str:
+    def _residual(self) -> list[str]:
+        if self.components[-1].factor:
+            return []
         variances, deviations = self._variances()
-        return f"Residual variance {variances[-1].strip()}, standard deviation {deviations[-1].strip()}"
+        return [f"Residual variance {variances[-1].strip()}, standard deviation {deviations[-1].strip()}"]
 
 
 _RANKS = "Principal components of the correlations, share of the variance"
@@ -204,10 +210,12 @@ def _components(result: Fit) -> Iterator[Component]:
             others = tuple(correlations[i, :i].tolist()) if block.correlated else ()
             variance = float(g[i, i])
             yield Component(factor, term, name, variance, math.sqrt(variance), others)
-    yield Component("", "Residual", "", float(result.sigma2), result.sigma)
+    if model.design.residual is None:
+        yield Component("", "Residual", "", float(result.sigma2), result.sigma)
 
 
-def _correlation(value: float) -> str:
+def correlation_cell(value: float) -> str:
+    """A correlation in a table; . where it is not defined."""
     if math.isnan(value):
         return "."
     shown = f"{value:.3f}"

@@ -16,7 +16,9 @@ from numpy.typing import NDArray
 from ..covariance.elements import element_names, sd_and_cor
 from ..diagnostics.marginal import icc, r2
 from ..errors import LMMError
+from ..estimation.information import information_used
 from ..inference.options import check_options
+from ..inference.residual_parameters import residual_parameters
 from ..inference.wald import coefficient_intervals
 from ..support.checks import check_level
 from ..support.text_tables import (
@@ -30,6 +32,7 @@ from ..support.text_tables import (
     text_table,
 )
 from .random_effects import RandomTables
+from .residuals import ResidualTable
 
 if TYPE_CHECKING:
     from ..estimation.fit import Fit
@@ -48,6 +51,9 @@ _LEVELS_NAMED = 5
 _LAWS = {
     "satterthwaite": "t tests and intervals with Satterthwaite's degrees of freedom",
     "kenward-roger": "t tests and intervals by Kenward and Roger's method: adjusted standard errors",
+    "kenward-roger-linear": "t tests and intervals by Kenward and Roger's method without second derivatives: adjusted "
+    "standard errors",
+    "between-within": "t tests and intervals with between-within degrees of freedom",
     "residual": "t tests and intervals with residual degrees of freedom",
     "normal": "z tests and intervals: the uncertainty of the variances is left out",
 }
@@ -115,6 +121,8 @@ class Summary:
     stated : bool
         Whether parameters were stated: what speaks of estimates is NaN and not shown, the log-likelihood where there is
         no response.
+    residual : ResidualTable or None
+        None where residuals are independent.
     """
 
     title: str
@@ -147,6 +155,7 @@ class Summary:
     vcov: str = "model"
     clusters: str = ""
     stated: bool = False
+    residual: ResidualTable | None = None
 
     @classmethod
     def of(
@@ -183,7 +192,7 @@ class Summary:
         rows = zip(*(fixed[name] for name in _FIXED), strict=True)
         dropped = () if result.model.given else result.dropped_columns
         stated = result.stated is not None
-        explained, share = r2(result), icc(result)
+        explained, share = r2(result), icc(result) if model.structure.q else {}
         return cls(
             title="Linear mixed model at stated parameters"
             if stated
@@ -208,7 +217,7 @@ class Summary:
             dropped=dropped,
             level=float(level),
             ddf=ddf,
-            information=information,
+            information=information_used(result, information),
             converged=bool(result.converged),
             gradient_norm=float(result.gradient_norm),
             n_evaluations=int(result.n_evaluations),
@@ -217,6 +226,7 @@ class Summary:
             vcov="model" if robust is None else robust.kind,
             clusters="" if robust is None else robust.clusters,
             stated=stated,
+            residual=None if model.design.residual is None else ResidualTable.of(result),
         )
 
     # ---- what both forms show ------------------------------------------------------------------
@@ -273,13 +283,19 @@ class Summary:
             yield "Parameters stated, not estimated; SE: of generalised least squares estimates on this design."
             return
         if self.coefficients:
-            extra = " (observed information)" if self.information == "observed" else ""
+            adjusted = self.ddf.startswith("kenward-roger")
+            told = (
+                self.information in ("expected", "observed")
+                if adjusted and self.residual is not None
+                else (self.information == "observed" and self.residual is None)
+            )
+            extra = f" ({self.information} information)" if told else ""
             if self.vcov == "model":
                 yield f"{_LAWS[self.ddf]}{extra}."
             else:
                 yield f"{_ROBUST_LAWS[self.ddf]}, by the robust covariance {self.vcov} over {self.clusters}."
         if self.singular_components:
-            reduced = self.ddf == "kenward-roger" and self.information != "expected"
+            reduced = self.ddf.startswith("kenward-roger") and self.information != "expected"
             known = self.vcov == "model" and (self.ddf == "satterthwaite" or reduced)
             extra = ", and the degrees of freedom take it for known" if known and self.coefficients else ""
             yield f"Singular fit: {'; '.join(self.singular_components)}. The estimate lies on the boundary{extra}."
@@ -298,7 +314,11 @@ class Summary:
             lines += textwrap.wrap(
                 " ".join(self.formula.split()), _WIDTH, subsequent_indent="    ", break_long_words=False
             )
-        lines += ["", *_side_by_side(self._facts(), self._criteria()), "", *self.random.lines(_WIDTH)]
+        lines += ["", *_side_by_side(self._facts(), self._criteria())]
+        if self.random.components:
+            lines += ["", *self.random.lines(_WIDTH)]
+        if self.residual is not None:
+            lines += self.residual.lines()
         if self.coefficients:
             lines += ["", "Fixed effects", *_fixed_text(*self._fixed_table())]
         lines.append("")
@@ -323,6 +343,8 @@ class Summary:
         ]
         parts.append(html_table(None, pairs, left=(0, 1, 2)))
         parts.append(self.random.html(_WIDTH))
+        if self.residual is not None:
+            parts.append(self.residual.html())
         if self.coefficients:
             parts.append("<p>Fixed effects</p>" + html_table(*self._fixed_table(), left=(0,)))
         parts += [f"<p>{html.escape(note)}</p>" for note in self._notes()]
@@ -438,6 +460,15 @@ def _fixed(
 
 def _ran_pars(result: Fit) -> dict[str, list[str] | NDArray[Any]]:
     elements = result.model.random.elements
+    if result.model.design.residual is not None:
+        found = residual_parameters(result)
+        names = element_names(elements)[: len(elements)]
+        own = sd_and_cor(elements, result.covariance[None])[0]
+        return {
+            "group": [*(element.term for element in elements), *["Residual"] * len(found.names)],
+            "term": [*names, *found.names],
+            "estimate": np.concatenate([own, found.estimate]),
+        }
     return {
         "group": [*(element.term for element in elements), "Residual"],
         "term": list(element_names(elements)),

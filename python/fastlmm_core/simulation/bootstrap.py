@@ -420,6 +420,7 @@ def bootstrap(
     check_count(n, "n", 2)
     check_first(first, seed)
     model = result.model
+    model.needs_independent_residuals("bootstrap()")
     thread_count(n_jobs)
 
     def all_parameters(params: Array, covariance: Array, sigma2: Array) -> Array:

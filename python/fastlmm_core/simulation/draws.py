@@ -10,6 +10,7 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from ..design.residual import ResidualPart
 from ..errors import LMMError
 from ..estimation.fit import Fit
 from ..estimation.many.batch_fit import BatchFit
@@ -59,6 +60,10 @@ class Generating(Protocol):
         """Lambda in natural units: the random effects have covariance sigma2 Lambda Lambda'."""
 
     @property
+    def phi(self) -> Array:
+        """Parameters of the residual structure, empty where residuals are independent."""
+
+    @property
     def marginal_mean(self) -> Array:
         """X beta plus offset, (nobs,)."""
 
@@ -72,10 +77,13 @@ def parametric(source: Generating) -> Draw:
     factors = [(f.grouping.index, len(f.grouping.labels), f.start, f.stop) for f in model.factors]
     mean = source.marginal_mean
     scale = sigma if model.weights is None else sigma / np.sqrt(model.weights)
+    correlate = None if model.design.residual is None else _correlated(model.design.residual, source.phi)
 
     def draw(rng: np.random.Generator, count: int) -> Array:
         streams = [beside(rng, place + 1) for place in range(len(factors))]
         y = rng.standard_normal((count, model.nobs))
+        if correlate is not None:
+            correlate(y)
         effects = [
             own.standard_normal((count, stop - start, m))
             for own, (_, m, start, stop) in zip(streams, factors, strict=True)
@@ -95,6 +103,17 @@ def parametric(source: Generating) -> Draw:
         return y
 
     return draw
+
+
+def _correlated(part: ResidualPart, phi: Array) -> Callable[[Array], None]:
+    """What turns independent draws (count, nobs) into residuals with the covariance of a structure, in place."""
+    roots = [(rows, np.linalg.cholesky(own.matrix(phi, where))) for own, where, rows in part.alike()]
+
+    def correlate(y: Array) -> None:
+        for rows, root in roots:
+            y[:, rows] = y[:, rows] @ root.T
+
+    return correlate
 
 
 def stream_size(nobs: int) -> int:

@@ -258,6 +258,10 @@ class Column:
         used = set(self.codes(rows)[1].tolist())
         return tuple(level for level in declared if level not in used)
 
+    def categories(self) -> tuple[Array, Array]:
+        """Codes (-1 where missing) and all declared categories, whether or not they occur."""
+        return self._encode()
+
     def for_formulaic(self, rows: Array | None, as_text: bool, as_labels: bool = False, as_numbers: bool = True) -> Any:
         """The values in `rows` in a form that formulaic takes: numbers, dates, pandas categories or objects.
 

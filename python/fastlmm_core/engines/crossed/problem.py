@@ -7,13 +7,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from math import log, sqrt
+from math import log
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ... import kernels
 from ...covariance.parameters import Block, CovarianceStructure
 from ...errors import LMMError
 from ...kernels import hierarchies
@@ -21,11 +20,12 @@ from ...problem.aliasing import default_names, refuse_aliased, suspects
 from ...problem.columns import (
     ConditionedX,
     condition_x,
+    condition_y,
     condition_z,
     factor_structure,
+    fixed_fields,
     refuse_non_finite,
     scaled_z,
-    spread,
 )
 from ...problem.identification import GroupedColumns, refuse_unidentified_rows
 from ...support.memory import numpy_blas, require, scipy_blas
@@ -342,30 +342,9 @@ def condition_factors(
         if quick is not None:
             return quick
     refuse_non_finite(y, X, np.concatenate([f.Z for f in factors], axis=1), weights, offset)
-    if (y == y[0]).all() and not given:
-        raise LMMError("y is constant: there is nothing to model; check that the right column is the response")
     x, x_o = condition_x(X, weights)
-    # the residual of y, twice: the second pass takes out what rounding has left of X in the first
-    rest = np.array(y if offset is None else y - offset)
-    before = float(np.sum(rest * rest))
-    shift = np.zeros(len(x.kept))
-    if x.constant >= 0:
-        shift[x.constant] = rest.mean()
-        rest -= rest.mean()
-    if weights is not None:
-        rest *= np.sqrt(weights)
-    beta_o = np.zeros(len(x.kept))
-    for _ in range(2):
-        change = x_o.T @ rest
-        rest -= x_o @ change
-        beta_o += change
-    squares = float(rest @ rest)
-    if not squares > 1e-30 * before:
-        if not given:
-            raise LMMError("y is reproduced exactly by the fixed effects: there is no variation left to model")
-        squares = before if before > 0.0 else float(n)
-    scale = sqrt(squares / n)
-    xy = np.column_stack([x_o, rest / scale])
+    rest, scale, coefficients = condition_y(y, x, x_o, weights, offset, given)
+    xy = np.column_stack([x_o, rest])
 
     Z: list[Array] = []
     columns: list[int] = []
@@ -403,7 +382,7 @@ def condition_factors(
         z_map=z_map,
         columns=tuple(columns),
         scale=scale,
-        **problem_fields(n, X.shape[1], factors, weights, structure, x, shift + x.turn @ beta_o),
+        **problem_fields(n, X.shape[1], factors, weights, structure, x, coefficients),
         outside=_left_to_x(grouped, x_o),
     )
 
@@ -448,23 +427,13 @@ def problem_fields(
     coefficients : (r,) array
         Taken out of y, of the shifted and scaled columns.
     """
-    columns_map = kernels.scale_map(x.shift_scale, x.constant)
-    x_map, beta_base = columns_map @ x.turn, columns_map @ coefficients
-    if len(x.kept) < p:
-        x_map, beta_base = spread(x_map, x.kept, p), spread(beta_base, x.kept, p)
     return {
         "n": n,
         "m": max(f.m for f in factors),
         "n_levels": tuple(f.m for f in factors),
         "structure": structure,
-        "x_scale": x.shift_scale,
-        "x_rows": x.turn,
-        "x_constant": x.constant >= 0,
-        "x_map": x_map,
-        "beta_base": beta_base,
-        "kept": x.kept,
         "log_constant": 0.0 if weights is None else -float(np.sum(np.log(weights))),
-        "log_jacobian": 2.0 * (kernels.log_diagonal(columns_map) + kernels.log_diagonal(x.turn)),
+        **fixed_fields(p, x, coefficients),
     }
 
 

@@ -45,6 +45,11 @@ class _LinearNull:
     relative_factor: Array
     marginal_mean: Array
 
+    @property
+    def phi(self) -> Array:
+        """Parameters of a residual structure: there is none."""
+        return np.zeros(0)
+
 
 @checked
 def random_effect_test(
@@ -85,6 +90,7 @@ def random_effect_test(
         For an unknown term or null distribution, or one that does not apply.
     """
     result.require_estimates("random_effect_test", "fit the response: result.model.fit()")
+    result.model.needs_independent_residuals("random_effect_test()")
     size = check_null(null, n_sim, seed)
     model = result.model
     rows = [information_criteria("all random effects", result.n_parameters, result.criterion, result.nobs)]

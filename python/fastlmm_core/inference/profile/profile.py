@@ -212,6 +212,7 @@ def confidence_limits(
     RuntimeWarning
         For limits that could not be found, with the reason; they are NaN.
     """
+    result.model.needs_independent_residuals("a profile likelihood")
     chosen = _chosen(result, parameters)
     _rise(level)
     table = _limits(Profiler(result), chosen, level)
@@ -273,6 +274,7 @@ def profile(
     LMMError
         For an unknown parameter or a level outside (0, 1).
     """
+    result.model.needs_independent_residuals("profile()")
     rise = _rise(level)
     dropped = set(result.dropped_columns)
     chosen = [p for p in _chosen(result, parameters) if not (p.kind == "beta" and p.name in dropped)]

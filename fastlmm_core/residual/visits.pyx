@@ -1,0 +1,456 @@
+# cython: language_level=3
+"""Models for repeated measures over visits: everything that is summed over subjects, by pattern of visits.
+
+    y_i = X_i beta + e_i,   e_i ~ N(0, sigma^2 S[v_k, v_k])     for the subjects i of pattern k, seen at the visits v_k,
+
+with S (m, m) the covariance over all visits of the table that the pattern belongs to (one table for each set of
+parameters).  With V_k = S[v_k, v_k] = L_k L_k', W_k its inverse, K = (X'V^-1X)^-1 and its root C^-T (C C' = X'V^-1X),
+residuals r = y - X beta and
+
+    A_i = V_k^-1 X_i C^-T,      e_i = V_k^-1 r_i
+
+the derivatives of -2 log(REML) with the scale profiled (Lindstrom and Bates 1988, J. Am. Stat. Assoc. 83, 1014-1022,
+with V in the place of its parameters) are those of
+
+    sum_k [c_n N_k W_k + c_e E_k + c_x B_k],     E_k = sum_i e_i e_i',   B_k = sum_i A_i A_i'
+
+along directions of S, and the second ones along D and D' hold sum_k tr(D F_k D' W_k) with F_k another such combination,
+besides what beta and r^2 add, which is made of the sums
+
+    U_ab = sum_i [A e]_ia [A e]_ib'                                                (visits a and b, a (c, c) matrix each).
+
+Rows of a pattern need not be those of its subjects: any rows with the same sum of vec([X_i y_i]) vec([X_i y_i])' do.
+
+Shapes: c columns in [X y], r = c - 1 of them in X.  The rows of pattern k lie at `first[k]` as (n_k, N'_k, c): visit,
+row of the pattern, column.
+"""
+from libc.math cimport NAN, log, sqrt
+from libc.string cimport memcpy, memset
+
+from cpython.exc cimport PyErr_SetObject
+
+import numpy as np
+
+from fastlmm_core.kernels._newton cimport Objective, RAISED
+from scipy.linalg.cython_blas cimport dgemm, dsyrk
+
+cdef enum:
+    TOGETHER = 256      # rows whose products are summed at a time
+
+
+cdef class ScriptedObjective(Objective):
+    """An objective whose values come from the method `at` of a subclass in Python."""
+
+    cdef object gradient_array, hessian_array
+
+    def prepare(self, Py_ssize_t n_par):
+        """Places for a gradient and a Hessian of n_par parameters."""
+        cdef double[::1] gradient = np.zeros(max(n_par, 1))
+        cdef double[::1] hessian = np.zeros(max(n_par * n_par, 1))
+        self.n_par = n_par
+        self.staged = True
+        self.gradient_array, self.hessian_array = np.asarray(gradient), np.asarray(hessian)
+        self.grad_, self.hess_ = &gradient[0], &hessian[0]
+
+    def at(self, x, order):
+        """Value, its rounding error, gradient and Hessian at x; the value is infinite outside the domain."""
+        raise NotImplementedError
+
+    cdef int evaluate_(self, const double* x, int order) noexcept nogil:
+        with gil:
+            return self.ask(x, order)
+
+    cdef int ask(self, const double* x, int order) noexcept:
+        cdef Py_ssize_t i
+        raised = None
+        try:
+            point = np.empty(self.n_par)
+            for i in range(self.n_par):
+                point[i] = x[i]
+            value, noise, gradient, hessian = self.at(point, order)
+            if not np.isfinite(value):
+                return -1
+            self.value_, self.noise_ = value, noise
+            if order >= 1:
+                self.gradient_array[:self.n_par] = gradient
+            if order >= 2:
+                self.hessian_array[:self.n_par * self.n_par] = hessian.reshape(-1)
+        except BaseException as error:
+            raised = error
+        if raised is None:
+            return 0
+        PyErr_SetObject(type(raised), raised)
+        return RAISED
+
+
+cdef class PatternSums:
+    """Sums over the patterns of visits of a conditioned problem.
+
+    Parameters
+    ----------
+    rows : (total,) array
+        Rows of [X y] of all patterns, one pattern after the other; not changed.
+    size : (n_patterns,) intp array
+        n_k, visits.
+    members : (n_patterns,) intp array
+        N'_k, rows of the pattern.
+    counts : (n_patterns,) array
+        N_k, subjects.
+    visits : intp array
+        Positions of the visits of each pattern in its table, increasing.
+    table : (n_patterns,) intp array
+    table_size : (n_tables,) intp array
+        m of each table.
+    c : int
+        Columns of [X y].
+    """
+
+    cdef readonly Py_ssize_t n_patterns, n_tables, c
+    cdef Py_ssize_t largest, widest
+    cdef const double[::1] given
+    cdef const Py_ssize_t[::1] size, members, visits, table, table_size
+    cdef const double[::1] counts
+    cdef Py_ssize_t[::1] first, square, place
+    cdef double[::1] rows, lower, inverse, moment_e, moment_x, work, buffer
+
+    def __init__(self, const double[::1] rows, const Py_ssize_t[::1] size, const Py_ssize_t[::1] members,
+                 const double[::1] counts, const Py_ssize_t[::1] visits, const Py_ssize_t[::1] table,
+                 const Py_ssize_t[::1] table_size, Py_ssize_t c):
+        cdef Py_ssize_t k, n = size.shape[0], at = 0, squares = 0, places = 0, most = 1
+        self.given, self.size, self.members, self.counts = rows, size, members, counts
+        self.visits, self.table, self.table_size, self.c = visits, table, table_size, c
+        self.n_patterns, self.n_tables = n, table_size.shape[0]
+        self.first, self.square, self.place = (np.zeros(n + 1, dtype=np.intp) for _ in range(3))
+        self.largest = 1
+        for k in range(n):
+            self.first[k], self.square[k], self.place[k] = at, squares, places
+            at += size[k] * members[k] * c
+            squares += size[k] * size[k]
+            places += size[k]
+            self.largest = max(self.largest, size[k])
+            most = max(most, size[k] * members[k] * c)
+        self.first[n], self.square[n], self.place[n] = at, squares, places
+        if at != rows.shape[0] or places != visits.shape[0]:
+            raise ValueError("the rows and visits are not those of the patterns")
+        self.widest = max([1] + np.asarray(table_size).tolist())
+        self.rows = np.empty(max(at, 1))
+        self.lower, self.inverse, self.moment_e, self.moment_x = (np.empty(max(squares, 1)) for _ in range(4))
+        self.work = np.empty(max(self.largest * self.largest, most, c * c))
+        self.buffer = np.empty(TOGETHER * self.widest * c)
+
+    def reduce(self, list tables):
+        """log|V| and H = [X y]'V^-1[X y] for the covariances S of the tables.
+
+        Parameters
+        ----------
+        tables : list of (m, m) arrays
+
+        Returns
+        -------
+        logdet : float
+        H : (c, c) array or None
+            None where a covariance is not positive definite.
+        """
+        cdef double logdet = 0.0, part
+        cdef Py_ssize_t k, n, i, j, c = self.c, wide, at
+        cdef const double[:, ::1] S
+        H_array = np.zeros((c, c))
+        cdef double[:, ::1] H = H_array
+        cdef int ci = <int> c, long_
+        cdef double one = 1.0
+        cdef list views = [np.ascontiguousarray(table, dtype=float) for table in tables]
+        for k in range(self.n_patterns):
+            n, wide = self.size[k], self.members[k] * c
+            S = views[self.table[k]]
+            at = self.place[k]
+            with nogil:
+                part = factored(n, &S[0, 0], S.shape[0], &self.visits[at], &self.lower[self.square[k]])
+                if part == part:
+                    logdet += self.counts[k] * part
+                    memcpy(&self.rows[self.first[k]], &self.given[self.first[k]], n * wide * sizeof(double))
+                    ahead(n, wide, &self.lower[self.square[k]], &self.rows[self.first[k]])
+                    long_ = <int> (n * self.members[k])
+                    dsyrk("U", "N", &ci, &long_, &one, &self.rows[self.first[k]], &ci, &one, &H[0, 0], &ci)
+            if part != part:
+                return np.inf, None
+        for i in range(c):
+            for j in range(i):
+                H[j, i] = H[i, j]
+        return logdet, H_array
+
+    def weigh(self, const double[:, ::1] turn):
+        """Bring the rows to [A e]: [X y] -> V^-1 [X y] turn, with their moments E_k and B_k and the inverses W_k.
+
+        Parameters
+        ----------
+        turn : (c, c) array
+            [[C^-T, -beta], [0, 1]].
+        """
+        cdef Py_ssize_t k, n, c = self.c, wide, N
+        cdef int ci = <int> c, long_
+        cdef double one = 1.0, zero = 0.0
+        cdef double* A
+        cdef double* L
+        with nogil:
+            for k in range(self.n_patterns):
+                n, N = self.size[k], self.members[k]
+                wide = N * c
+                A = &self.rows[self.first[k]]
+                L = &self.lower[self.square[k]]
+                long_ = <int> (n * N)
+                memcpy(&self.work[0], A, n * wide * sizeof(double))
+                dgemm("N", "N", &ci, &long_, &ci, &one, <double*> &turn[0, 0], &ci, &self.work[0], &ci, &zero, A, &ci)
+                back(n, wide, L, A)
+                inverted(n, L, &self.inverse[self.square[k]], &self.work[0])
+                moments(n, N, c, A, &self.moment_x[self.square[k]], &self.moment_e[self.square[k]])
+
+    def slopes(self, double c_n, double c_e, double c_x):
+        """c_n N W + c_e E + c_x B, summed by table.
+
+        Returns
+        -------
+        list of (m, m) arrays
+        """
+        out = [np.zeros((m, m)) for m in np.asarray(self.table_size).tolist()]
+        cdef double[:, ::1] view
+        cdef Py_ssize_t k, a, b, n, s
+        cdef const Py_ssize_t* v
+        for k in range(self.n_patterns):
+            view = out[self.table[k]]
+            with nogil:
+                n, s, v = self.size[k], self.square[k], &self.visits[self.place[k]]
+                for a in range(n):
+                    for b in range(n):
+                        view[v[a], v[b]] += (c_n * self.counts[k] * self.inverse[s + a * n + b]
+                                             + c_e * self.moment_e[s + a * n + b] + c_x * self.moment_x[s + a * n + b])
+        return out
+
+    def curves(self, double c_n, double c_e, double c_x):
+        """Sum over patterns of tr(D F D' W), symmetrised, for symmetric unit directions D and D' of the tables.
+
+        Parameters
+        ----------
+        c_n, c_e, c_x : float
+            F = c_n N W + c_e E + c_x B.
+
+        Returns
+        -------
+        list of (m(m+1)/2, m(m+1)/2) arrays
+            Lower triangle of S by rows.
+        """
+        out = []
+        for m in np.asarray(self.table_size).tolist():
+            out.append(np.zeros((m * (m + 1) // 2, m * (m + 1) // 2)))
+        cdef double[:, ::1] view
+        cdef Py_ssize_t k, i, n, s
+        cdef double* F = &self.work[0]
+        for k in range(self.n_patterns):
+            view = out[self.table[k]]
+            with nogil:
+                n, s = self.size[k], self.square[k]
+                for i in range(n * n):
+                    F[i] = (c_n * self.counts[k] * self.inverse[s + i] + c_e * self.moment_e[s + i]
+                            + c_x * self.moment_x[s + i])
+                bend(n, F, &self.inverse[s], &self.visits[self.place[k]], &view[0, 0], view.shape[0])
+        return [np.tril(curve) + np.tril(curve, -1).T for curve in out]
+
+    def products(self):
+        """U by table: list of (m, c, m, c) arrays."""
+        cdef Py_ssize_t t, k, a, i, s, n, N, m, c = self.c, filled, columns
+        cdef double one = 1.0
+        cdef int wi, fi
+        cdef double[:, ::1] view
+        out = []
+        for t in range(self.n_tables):
+            m = self.table_size[t]
+            columns = m * c
+            wi = <int> columns
+            found = np.zeros((columns, columns))
+            view = found
+            with nogil:
+                filled = 0
+                memset(&self.buffer[0], 0, TOGETHER * columns * sizeof(double))
+                for k in range(self.n_patterns):
+                    if self.table[k] != t:
+                        continue
+                    n, N, s = self.size[k], self.members[k], self.first[k]
+                    for i in range(N):
+                        for a in range(n):
+                            memcpy(&self.buffer[filled * columns + self.visits[self.place[k] + a] * c],
+                                   &self.rows[s + (a * N + i) * c], c * sizeof(double))
+                        filled += 1
+                        if filled == TOGETHER:
+                            fi = <int> filled
+                            dsyrk("U", "N", &wi, &fi, &one, &self.buffer[0], &wi, &one, &view[0, 0], &wi)
+                            memset(&self.buffer[0], 0, TOGETHER * columns * sizeof(double))
+                            filled = 0
+                if filled:
+                    fi = <int> filled
+                    dsyrk("U", "N", &wi, &fi, &one, &self.buffer[0], &wi, &one, &view[0, 0], &wi)
+            found += np.tril(found, -1).T
+            out.append(found.reshape(m, c, m, c))
+        return out
+
+    def sandwich(self, list weights):
+        """Sum of w_abcd W_bc [A e]_a [A e]_d' over visits and subjects: X'V^-1 dV V^-1 dV' V^-1 X for pairs of directions.
+
+        Parameters
+        ----------
+        weights : list of (m, m, m, m) arrays
+            By table.
+
+        Returns
+        -------
+        (c, c) array
+        """
+        cdef Py_ssize_t k, n, N, a, b, d, e, c = self.c, s
+        cdef const double[:, :, :, ::1] w
+        cdef double[::1] P = np.empty(self.largest * self.largest)
+        cdef double t, one = 1.0
+        cdef int ci = <int> c, long_
+        cdef const Py_ssize_t* v
+        out_array = np.zeros((c, c))
+        cdef double[:, ::1] out = out_array
+        for k in range(self.n_patterns):
+            w = weights[self.table[k]]
+            with nogil:
+                n, N, s, v = self.size[k], self.members[k], self.square[k], &self.visits[self.place[k]]
+                for a in range(n):
+                    for d in range(n):
+                        t = 0.0
+                        for b in range(n):
+                            for e in range(n):
+                                t += w[v[a], v[b], v[e], v[d]] * self.inverse[s + b * n + e]
+                        P[a * n + d] = t
+                spread(n, N * c, &P[0], &self.rows[self.first[k]], &self.work[0])
+                long_ = <int> (n * N)
+                dgemm("N", "T", &ci, &ci, &long_, &one, &self.work[0], &ci, &self.rows[self.first[k]], &ci, &one,
+                      &out[0, 0], &ci)
+        return out_array
+
+
+cdef double factored(Py_ssize_t n, const double* S, Py_ssize_t m, const Py_ssize_t* v, double* L) noexcept nogil:
+    """L (n, n) with L L' = S[v, v], its log-determinant; NaN where it is not positive definite."""
+    cdef Py_ssize_t i, j, l
+    cdef double t, total = 0.0
+    for i in range(n):
+        for j in range(i + 1):
+            t = S[v[i] * m + v[j]]
+            for l in range(j):
+                t -= L[i * n + l] * L[j * n + l]
+            if i > j:
+                L[i * n + j] = t / L[j * n + j]
+            elif t > 1e-14 * S[v[i] * m + v[i]]:
+                L[i * n + i] = sqrt(t)
+                total += log(t)
+            else:
+                return NAN
+    return total
+
+cdef void ahead(Py_ssize_t n, Py_ssize_t wide, const double* L, double* Y) noexcept nogil:
+    """Y (n, wide) <- L^-1 Y."""
+    cdef Py_ssize_t a, b, i
+    cdef double t
+    for a in range(n):
+        for b in range(a):
+            t = L[a * n + b]
+            for i in range(wide):
+                Y[a * wide + i] -= t * Y[b * wide + i]
+        t = 1.0 / L[a * n + a]
+        for i in range(wide):
+            Y[a * wide + i] *= t
+
+
+cdef void back(Py_ssize_t n, Py_ssize_t wide, const double* L, double* Y) noexcept nogil:
+    """Y (n, wide) <- L^-T Y."""
+    cdef Py_ssize_t a, b, i
+    cdef double t
+    for a in range(n - 1, -1, -1):
+        for b in range(a + 1, n):
+            t = L[b * n + a]
+            for i in range(wide):
+                Y[a * wide + i] -= t * Y[b * wide + i]
+        t = 1.0 / L[a * n + a]
+        for i in range(wide):
+            Y[a * wide + i] *= t
+
+
+cdef void spread(Py_ssize_t n, Py_ssize_t wide, const double* P, const double* Y, double* out) noexcept nogil:
+    """out (n, wide) = P Y."""
+    cdef Py_ssize_t a, b, i
+    cdef double t
+    memset(out, 0, n * wide * sizeof(double))
+    for a in range(n):
+        for b in range(n):
+            t = P[a * n + b]
+            for i in range(wide):
+                out[a * wide + i] += t * Y[b * wide + i]
+
+
+cdef void inverted(Py_ssize_t n, const double* L, double* W, double* work) noexcept nogil:
+    """W = L^-T L^-1 (n, n)."""
+    cdef Py_ssize_t i, j, l
+    cdef double t
+    for j in range(n):
+        for i in range(n):
+            work[i * n + j] = 0.0
+        work[j * n + j] = 1.0 / L[j * n + j]
+        for i in range(j + 1, n):
+            t = 0.0
+            for l in range(j, i):
+                t -= L[i * n + l] * work[l * n + j]
+            work[i * n + j] = t / L[i * n + i]
+    for i in range(n):
+        for j in range(i + 1):
+            t = 0.0
+            for l in range(i, n):
+                t += work[l * n + i] * work[l * n + j]
+            W[i * n + j] = t
+            W[j * n + i] = t
+
+
+cdef void moments(Py_ssize_t n, Py_ssize_t N, Py_ssize_t c, const double* A, double* X, double* E) noexcept nogil:
+    """X = sum A_i A_i' and E = sum e_i e_i' (n, n) for the rows [A e] (n, N, c)."""
+    cdef Py_ssize_t a, b, i, j
+    cdef double x, e
+    cdef const double* left
+    cdef const double* right
+    for a in range(n):
+        for b in range(a + 1):
+            x = 0.0
+            e = 0.0
+            left = A + a * N * c
+            right = A + b * N * c
+            for i in range(N):
+                for j in range(c - 1):
+                    x += left[j] * right[j]
+                e += left[c - 1] * right[c - 1]
+                left += c
+                right += c
+            X[a * n + b] = x
+            X[b * n + a] = x
+            E[a * n + b] = e
+            E[b * n + a] = e
+
+
+cdef void bend(Py_ssize_t n, const double* F, const double* W, const Py_ssize_t* v, double* out, Py_ssize_t width
+               ) noexcept nogil:
+    """Add tr(D F D' W), symmetrised, for pairs of symmetric unit directions (lower triangle of `out`)."""
+    cdef Py_ssize_t a, b, c, d, p, q
+    cdef double t
+    for a in range(n):
+        for b in range(a + 1):
+            p = v[a] * (v[a] + 1) // 2 + v[b]
+            for c in range(a + 1):
+                for d in range(c + 1):
+                    if c == a and d > b:
+                        break
+                    q = v[c] * (v[c] + 1) // 2 + v[d]
+                    t = (F[b * n + c] * W[d * n + a] + F[b * n + d] * W[c * n + a] + F[a * n + c] * W[d * n + b]
+                         + F[a * n + d] * W[c * n + b] + W[b * n + c] * F[d * n + a] + W[b * n + d] * F[c * n + a]
+                         + W[a * n + c] * F[d * n + b] + W[a * n + d] * F[c * n + b])
+                    if a == b:
+                        t *= 0.5
+                    if c == d:
+                        t *= 0.5
+                    out[p * width + q] += 0.5 * t

@@ -1,0 +1,97 @@
+"""Subjects by their pattern of visits: what the sums over patterns read."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...design.residual import ResidualPart
+
+__all__ = ["Patterns", "visit_patterns"]
+
+Array = NDArray[np.float64]
+Index = NDArray[np.intp]
+
+NEGLIGIBLE = 1e-10
+"""Singular value, relative to the largest, of the rows of a pattern that adds nothing to their sums of squares."""
+
+
+class Patterns(NamedTuple):
+    """The arguments of `kernels.residuals.PatternSums` but for the number of columns; see there.
+
+    Attributes
+    ----------
+    places : list of intp arrays
+        For each table the positions that occur: what its rows and columns are.
+    """
+
+    rows: Array
+    size: Index
+    members: Index
+    counts: Array
+    visits: Index
+    table: Index
+    table_size: Index
+    places: list[Index]
+
+
+def visit_patterns(part: ResidualPart, xy: Array) -> Patterns:
+    """Group the subjects that were seen at the same visits, and sum up groups with many subjects.
+
+    Parameters
+    ----------
+    part : ResidualPart
+        Of positions; every level of `by` has a table of its own.
+    xy : (n, c) array
+        [X_o y_o].
+    """
+    order = part.sorted_rows
+    codes = np.asarray(part.subject.codes)[order]
+    where = part.where[order]
+    sizes = np.bincount(codes)
+    starts = np.cumsum(sizes) - sizes
+    places = [np.unique(part.where[part.stratum == g]) for g in range(len(part.strata))]
+    rank = np.empty(len(where), dtype=np.intp)
+    strata = part.stratum[order]
+    for g, found in enumerate(places):
+        mine = strata == g
+        rank[mine] = np.searchsorted(found, where[mine])
+    where = rank
+    seen = np.zeros((len(sizes), max(map(len, places))), dtype=np.uint8)
+    seen[codes, where] = 1
+    table_of = part.stratum[order[starts]]
+    keys = np.ascontiguousarray(np.column_stack([seen, table_of.astype(np.int64).view(np.uint8).reshape(-1, 8)]))
+    _, first, label = np.unique(keys.view(f"V{keys.shape[1]}").ravel(), return_index=True, return_inverse=True)
+    members = np.bincount(label)
+    by_pattern = np.argsort(label, kind="stable")
+    ends = np.cumsum(members)
+    rows: list[Array] = []
+    kept: list[int] = []
+    visits: list[Index] = []
+    c = xy.shape[1]
+    for k, leader in enumerate(first.tolist()):
+        mine = by_pattern[ends[k] - members[k] : ends[k]]
+        size = int(sizes[leader])
+        visits.append(where[starts[leader] : starts[leader] + size])
+        block = xy[order[starts[mine][:, None] + np.arange(size)]]
+        if len(mine) > size * c:
+            block = summed_up(block.reshape(len(mine), -1)).reshape(-1, size, c)
+        kept.append(len(block))
+        rows.append(block.transpose(1, 0, 2).ravel())
+    return Patterns(
+        np.concatenate(rows), sizes[first].astype(np.intp), np.array(kept, dtype=np.intp), members.astype(float),
+        np.concatenate(visits).astype(np.intp), table_of[first].astype(np.intp),
+        np.array([len(found) for found in places], dtype=np.intp), places,
+    )  # fmt: skip
+
+
+def summed_up(rows: Array) -> Array:
+    """Fewer rows with the same sums of products: those of the triangular factor, in as many as they have dimensions."""
+    size = np.linalg.norm(rows, axis=0)
+    size[size == 0.0] = 1.0
+    triangle = np.linalg.qr(rows / size, mode="r")
+    _, sizes, directions = np.linalg.svd(triangle)
+    count = max(1, int(np.sum(sizes > NEGLIGIBLE * sizes[0])))
+    return np.asarray(sizes[:count, None] * directions[:count] * size)

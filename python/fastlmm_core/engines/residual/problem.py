@@ -1,0 +1,215 @@
+"""A design with structured residuals, conditioned."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from math import log
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...covariance.parameters import CovarianceStructure
+from ...covariance.residual.structure import Rows as StartRows
+from ...design.design import Design
+from ...design.grouping import Grouping
+from ...design.residual import ResidualPart
+from ...problem.columns import condition_x, condition_y, fixed_fields, refuse_non_finite
+from ..protocol import UNASKED, Elsewhere, Engine
+from .patterns import Patterns, visit_patterns
+
+if TYPE_CHECKING:
+    from .visits import VisitCriterion
+
+__all__ = ["ResidualProblem", "condition_residual"]
+
+Array = NDArray[np.float64]
+
+TINY = 1e-30
+"""Least mean square of the residuals of a stratum, in those of y."""
+
+
+@dataclass(frozen=True, eq=False)
+class ResidualProblem:
+    """A conditioned problem with structured residuals and the way back to the caller's units.
+
+    Attributes
+    ----------
+    n : int
+        Observations.
+    m : int
+        Subjects.
+    structure : CovarianceStructure
+        Covariance of the random effects.
+    residual : ResidualPart
+    xy : (n, r + 1) array
+        [X_o y_o], weighted.
+    scale : float
+        Standard deviation of the residual of y, by which it was divided.
+    z_map : (q, q) array
+        Z_o = Z z_map.
+    x_scale, x_rows, x_constant, x_map, beta_base, kept, log_jacobian
+        See `Problem`; x_scale (2, r) and x_rows (r, r) lead from rows of X to X_o.
+    log_constant : float
+        -sum(log(weights)).
+    """
+
+    n: int
+    m: int
+    structure: CovarianceStructure
+    residual: ResidualPart
+    xy: Array
+    scale: float
+    z_map: Array
+    x_scale: Array
+    x_rows: Array
+    x_constant: bool
+    x_map: Array
+    beta_base: Array
+    kept: NDArray[np.intp]
+    log_jacobian: float
+    log_constant: float
+
+    @property
+    def rank(self) -> int:
+        """Columns of X kept."""
+        return len(self.kept)
+
+    @property
+    def dropped(self) -> NDArray[np.intp]:
+        """Columns of X left out, being combinations of those before them."""
+        return np.setdiff1d(np.arange(len(self.x_map)), self.kept)
+
+    @property
+    def levels(self) -> Array:
+        """Number of levels for each random effect (q,)."""
+        return np.full(self.structure.q, float(self.m))
+
+    @property
+    def saturated(self) -> bool:
+        """Whether no row tells the residual variance by itself."""
+        return False
+
+    @property
+    def outside(self) -> int:
+        """Dimensions that the random effects do not reach, where they reach all others."""
+        return 0
+
+    @cached_property
+    def patterns(self) -> Patterns:
+        """Subjects by their pattern of visits."""
+        return visit_patterns(self.residual, self.xy)
+
+    def criterion(self, columns: Array | None = None) -> VisitCriterion:
+        """The criterion of the conditioned problem.
+
+        Parameters
+        ----------
+        columns : (rank + 1, k) array, optional
+            Take [X y] columns for [X y]: for coefficients that are fixed or constrained.
+        """
+        from .visits import VisitCriterion
+
+        patterns = self.patterns
+        c = self.xy.shape[1]
+        if columns is not None:
+            patterns = patterns._replace(rows=(patterns.rows.reshape(-1, c) @ columns).ravel())
+            c = columns.shape[1]
+        return VisitCriterion(patterns, c, self.n, self.residual)
+
+    def pilot(self) -> None:
+        """No start is looked for in a part of the data."""
+
+    def elsewhere(self) -> Elsewhere:
+        """What is known of other minima of the criterion."""
+        return UNASKED
+
+    def start(self, criterion: Engine) -> Array:
+        """Phi from the moments of the residuals of y on X."""
+        part = self.residual
+        order = part.sorted_rows
+        codes = np.asarray(part.subject.codes)[order]
+        rest, where, stratum = self.xy[order, -1], part.where[order], part.stratum[order]
+        phi = np.empty(part.n_parameters)
+        for g, own in enumerate(part.strata):
+            mine = stratum == g
+            inner = own.structure.start(StartRows(rest[mine], where[mine], codes[mine]))
+            if own.scaled:
+                phi[own.start] = 0.0
+            phi[own.start + own.scaled : own.stop] = inner
+        rest, variances = self.xy[:, -1], part.variances(phi)
+        squares = np.bincount(part.stratum, rest * rest / variances) / np.bincount(part.stratum)
+        for own, square in zip(part.strata, squares, strict=True):
+            if own.scaled:
+                phi[own.start] = log(max(square, TINY) / max(squares[0], TINY))
+        return phi
+
+    def conditioned_x(self, X: Array) -> Array:
+        """Rows of X_o (n, r)."""
+        return np.asarray((X[:, self.kept] - self.x_scale[0]) * self.x_scale[1] @ self.x_rows)
+
+    def conditioned_z(self, Z: Array) -> Array:
+        """Rows of Z_o (n, q)."""
+        return Z @ self.z_map
+
+    def offset(self, reml: bool) -> float:
+        """Criterion in the caller's units less that of the conditioned problem."""
+        nu = self.n - self.rank if reml else self.n
+        return self.constant(reml) + nu * 2.0 * log(self.scale)
+
+    def constant(self, reml: bool) -> float:
+        """The part of `offset` that does not depend on the response."""
+        return self.log_constant - (self.log_jacobian if reml else 0.0)
+
+    def effects(self, factor: Array, beta: Array) -> tuple[Array, ...]:
+        """BLUPs of the conditioned random effects, one (m, q) array per grouping factor."""
+        return (np.zeros((self.m, 0)),)
+
+    def effects_covariance(self, factor: Array) -> tuple[Array, ...]:
+        """Conditional covariances of the conditioned effects, relative to sigma^2: (m, q, q) per factor."""
+        return (np.zeros((self.m, 0, 0)),)
+
+
+def condition_residual(
+    design: Design, y: Array, offset: Array | None, given: bool = False
+) -> tuple[ResidualProblem, tuple[Grouping, ...]]:
+    """Condition a design with structured residuals.
+
+    Parameters
+    ----------
+    design : Design
+    y : (n,) array
+    offset : (n,) array or None
+    given : bool
+        Whether the parameters are, so that any response will do.
+
+    Returns
+    -------
+    ResidualProblem
+    tuple of Grouping
+        The grouping factors, counted; the subjects where there are no random effects.
+
+    Raises
+    ------
+    LMMError
+        For values that are not finite, or a response that is constant or reproduced by X.
+    """
+    part = design.residual
+    assert part is not None
+    X, weights = design.exog, design.weights
+    refuse_non_finite(y, X, design.exog_re, weights, offset)
+    x, x_o = condition_x(X, weights)
+    rest, scale, coefficients = condition_y(y, x, x_o, weights, offset, given)
+    problem = ResidualProblem(
+        n=len(y),
+        m=part.subject.n_slots,
+        structure=design.structure,
+        residual=part,
+        xy=np.column_stack([x_o, rest]),
+        scale=scale,
+        z_map=np.zeros((0, 0)),
+        log_constant=0.0 if weights is None else -float(np.sum(np.log(weights))),
+        **fixed_fields(X.shape[1], x, coefficients),
+    )
+    return problem, tuple(Grouping(read) for read in design.random.codes)

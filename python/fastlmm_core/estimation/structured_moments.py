@@ -1,0 +1,95 @@
+"""Small-sample information where the residuals have a structure: V is not linear in its parameters.
+
+As in `information`, but along the parameters phi of the structure instead of elements of G^.  For Kenward and Roger
+(1997, Biometrics 53, 983-997, eq. 3) the second derivatives of V enter,
+
+    Phi_A = Phi + 2 Phi [ sum_ab W_ab (Q_ab - P_a Phi P_b - R_ab / 4) ] Phi,     R_ab = X'V^-1 d2V_ab V^-1 X,
+
+with W the covariance of the parameters.  All but R is the same in any parametrisation; R is taken in the natural
+parameters psi of the structure (those that SAS has), to which (phi, log sigma^2) lead.  "kenward-roger-linear" is
+without R.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..covariance.residual.natural import natural_second_sum
+from .moments import Moments, adjusted, expected_information, inverse_information
+
+if TYPE_CHECKING:
+    from ..engines.residual.visits import VisitCriterion
+    from .fit import Fit
+
+__all__ = ["joint_covariance", "structured_moments"]
+
+Array = NDArray[np.float64]
+
+
+def structured_moments(result: Fit, ddf: str, information: str) -> Moments:
+    """The moments for "satterthwaite", "kenward-roger" or "kenward-roger-linear".
+
+    Parameters
+    ----------
+    result : Fit
+    ddf : str
+    information : {"observed", "expected"}
+        For Kenward-Roger.
+    """
+    engine = cast("VisitCriterion", result.engine)
+    r2 = engine.r2
+    nu = float(result.nu)
+    half = np.ascontiguousarray(engine.half)
+    cross = engine.cross_products()
+    slopes = np.ascontiguousarray(cross[:, :-1, :-1])
+    shift = np.ascontiguousarray(cross[:, -1, -1] / r2)
+    limits = result.singular_components
+    if ddf == "satterthwaite" or information == "observed":
+        hessian = result.optimum.hessian
+    else:
+        shift = shift + result.optimum.gradient / nu
+        hessian = expected_information(engine.expected(), slopes, shift, nu)
+    inverse = inverse_information(hessian) if len(shift) else np.zeros((0, 0))
+    found = Moments(half, slopes, shift, inverse, nu, None, limits)
+    if ddf == "satterthwaite":
+        return found
+    found = adjusted(found, engine.sandwich_along)
+    if ddf == "kenward-roger" and len(shift):
+        assert found.adjustment is not None
+        bend = 0.25 * _bend(result, engine, 2.0 * inverse, shift, nu)
+        found = found._replace(adjustment=found.adjustment - bend - bend.T)
+    return found
+
+
+def _bend(result: Fit, engine: VisitCriterion, twice: Array, shift: Array, nu: float) -> Array:
+    """Sum over natural parameters of W_ab R_ab, in whitened coordinates (r, r)."""
+    part = result.model.design.residual
+    assert part is not None
+    joint = _joint(twice, shift, nu)
+    phi = result.optimum.theta
+    tables = []
+    for own, places in zip(part.strata, engine.places, strict=True):
+        scale, inner = own.own(phi)
+        to_natural = own.structure.natural_jacobian(inner, scale) @ own.to_own(len(shift), scale)
+        weights = to_natural @ joint @ to_natural.T
+        tables.append(natural_second_sum(own.structure, inner, scale, places, weights))
+    return engine.within(tables)
+
+
+def joint_covariance(found: Moments) -> Array:
+    """Covariance of (phi, log sigma^2), from moments of a fit with structured residuals (k + 1, k + 1)."""
+    return _joint(2.0 * found.inverse, found.shift, found.nu)
+
+
+def _joint(twice: Array, shift: Array, nu: float) -> Array:
+    """[[2B, -2B d], [., 2 / nu + d'2B d]] with d the shift of `Moments`."""
+    k = len(shift)
+    crossed = -twice @ shift
+    joint = np.empty((k + 1, k + 1))
+    joint[:k, :k] = twice
+    joint[:k, k] = joint[k, :k] = crossed
+    joint[k, k] = 2.0 / nu - shift @ crossed
+    return joint

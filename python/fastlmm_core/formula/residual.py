@@ -1,0 +1,211 @@
+"""Residual structures as users write them: ``us(visit | id)``, ``ar1(week | id, by=arm)``, ``us(visit | arm / id)``.
+
+`parse_residual` reads the text, `bind_residual` brings it together with columns: which subject a row belongs to, and
+its position among the visits.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..covariance.residual.catalogue import of_positions, position_names
+from ..design.grouping import Codes
+from ..design.residual import ResidualPart, residual_part
+from ..errors import LMMError
+from ..support.arguments import near
+from ..tables.columns import Column
+from .matrices import factor_codes
+
+__all__ = ["ParsedResidual", "bind_residual", "parse_residual", "split_mmrm"]
+
+_COLUMN = r"(?:`[^`]+`|[^\W\d][\w.]*)"
+_CALL = re.compile(r"\s*([^\W\d][\w@]*)\s*\(\s*(.*?)\s*\|\s*(.*?)\s*\)\s*", re.DOTALL)
+_SUBJECT = re.compile(rf"(?:({_COLUMN})\s*/\s*)?({_COLUMN}(?:\s*:\s*{_COLUMN})*)(?:\s*,\s*by\s*=\s*({_COLUMN}))?")
+
+BY_LAG = ("ar1",)
+"""Structures of lags, for which integers are times and positions without rows count."""
+
+EVENLY = ("ar1h", "toep", "toeph")
+"""Structures of lags with parameters of their own for each position or lag: every position has to be observed."""
+
+
+@dataclass(frozen=True)
+class ParsedResidual:
+    """A residual structure as written.
+
+    Attributes
+    ----------
+    text : str
+    name : str
+        Of the structure.
+    time : tuple of str
+        Columns that tell where a row stands.
+    subject : tuple of str
+        The column of the subjects, or those whose combinations they are.
+    by : str or None
+        Column of the groups with parameters of their own.
+    """
+
+    text: str
+    name: str
+    time: tuple[str, ...]
+    subject: tuple[str, ...]
+    by: str | None
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """All columns in use."""
+        return (*self.time, *self.subject, *(() if self.by is None else (self.by,)))
+
+
+@lru_cache(maxsize=64)
+def parse_residual(text: str) -> ParsedResidual:
+    """Read a residual structure.
+
+    Raises
+    ------
+    LMMError
+        For an unknown structure, or what is no structure at all.
+    """
+    found = _CALL.fullmatch(text)
+    right = _SUBJECT.fullmatch(found[3]) if found else None
+    if found is None or right is None:
+        raise LMMError(
+            f"residual={text!r} cannot be read; write the structure, the column of the visits and that of the "
+            "subjects, e.g. 'us(visit | id)' or 'ar1(week | id, by=arm)'"
+        )
+    _known(found[1])
+    time = tuple(_bare(part) for part in found[2].split(","))
+    for name in time:
+        if not re.fullmatch(r"[^`(){}+*]+", name):
+            raise LMMError(f"residual={text!r}: {name!r} is no column; make a column of what has to be computed")
+    by = right[1] or right[3]
+    if right[1] and right[3]:
+        raise LMMError(f"residual={text!r} names two groups of subjects; write either 'arm / id' or by=arm")
+    subject = tuple(_bare(part) for part in right[2].split(":"))
+    return ParsedResidual(text.strip(), found[1], time, subject, None if by is None else _bare(by))
+
+
+def _bare(text: str) -> str:
+    return text.strip().strip("`")
+
+
+def _known(name: str) -> None:
+    if name not in position_names():
+        raise LMMError(f"residual: there is no structure {name!r}; {near(name, position_names())}")
+
+
+def bind_residual(
+    parsed: ParsedResidual, time: Sequence[Column], subject: Sequence[Column], by: Column | None, rows: Any
+) -> ResidualPart:
+    """Bring a residual structure together with its columns.
+
+    Parameters
+    ----------
+    parsed : ParsedResidual
+    time, subject : sequences of Column
+    by : Column or None
+    rows : (n,) int array or None
+        Rows in use, None for all.
+
+    Raises
+    ------
+    LMMError
+        For times that the structure does not take, two rows of a subject at one time, or a `by` that varies within a
+        subject.
+    """
+    codes, labels = factor_codes(parsed.subject, subject, rows)
+    subjects = Codes(":".join(parsed.subject), codes.astype(np.int64, copy=False), 0, len(labels), labels)
+    strata = None
+    if by is not None:
+        found, names = by.codes(rows)
+        strata = Codes(parsed.by or "by", found.astype(np.int64, copy=False), 0, len(names), names)
+    if len(time) > 1:
+        raise LMMError(
+            f"residual={parsed.text!r}: {parsed.name} takes one column of visits, not {len(time)}; leave the others out"
+        )
+    where, positions = _positions(parsed, time[0], rows)
+    structure = of_positions(parsed.name, len(positions))
+    return residual_part(structure, parsed.text, subjects, where, positions, parsed.time[0], strata)
+
+
+def _positions(parsed: ParsedResidual, column: Column, rows: Any) -> tuple[NDArray[np.intp], list[str]]:
+    """Position of each row, and the labels of the positions."""
+    numbers = column.number
+    if numbers is not None and numbers.dtype.kind == "f":
+        raise LMMError(
+            f"residual={parsed.text!r}: {column.title} holds numbers with fractions, and {parsed.name} counts visits; "
+            "make the column categorical or integer, or use a structure of distances in time, such as car1 or sp_exp"
+        )
+    if numbers is not None and numbers.dtype.kind in "iu":
+        values = numbers if rows is None else numbers[rows]
+        low, high = int(values.min()), int(values.max())
+        if parsed.name in BY_LAG:
+            return (values - low).astype(np.intp), [str(v) for v in range(low, high + 1)]
+        levels, where = np.unique(values, return_inverse=True)
+        if parsed.name in EVENLY and len(set(np.diff(levels).tolist())) > 1:
+            raise LMMError(
+                f"residual={parsed.text!r}: the values of {column.title} are not evenly spaced ({_listed(levels)}), "
+                f"and {parsed.name} has parameters for each; make the column categorical if its levels are to be "
+                "consecutive, or use ar1"
+            )
+        return where.astype(np.intp), [str(v) for v in levels.tolist()]
+    if column.is_category and parsed.name in (*BY_LAG, *EVENLY):
+        every, categories = column.categories()
+        every = every if rows is None else every[rows]
+        names = [str(label) for label in categories.tolist()]
+        unseen = np.setdiff1d(np.arange(len(names)), every)
+        if len(unseen) and parsed.name in EVENLY:
+            raise LMMError(
+                f"residual={parsed.text!r}: no row is at the level {names[unseen[0]]!r} of {column.title}, so that the "
+                f"parameters of {parsed.name} there are not determined; remove the level, or use ar1"
+            )
+        return every.astype(np.intp), names
+    codes, labels = column.codes(rows)
+    return codes.astype(np.intp), [str(label) for label in labels.tolist()]
+
+
+def _listed(levels: NDArray[Any]) -> str:
+    shown = ", ".join(str(v) for v in levels[:6].tolist())
+    return f"{shown}, ..." if len(levels) > 6 else shown
+
+
+def split_mmrm(formula: str) -> tuple[str, str]:
+    """The formula without its structure term, and that term: R's mmrm formulas hold it among the fixed effects.
+
+    Raises
+    ------
+    LMMError
+        For a formula with no structure term, or with several.
+    """
+    found = []
+    for call in re.finditer(r"(?<![\w.])([^\W\d][\w@]*)\s*\(", formula):
+        if call[1] not in position_names():
+            continue
+        depth, at = 1, call.end()
+        while at < len(formula) and depth:
+            depth += {"(": 1, ")": -1}.get(formula[at], 0)
+            at += 1
+        if "|" in formula[call.start() : at]:
+            found.append((call.start(), at))
+    if len(found) != 1:
+        count = "no structure term" if not found else f"{len(found)} structure terms"
+        raise LMMError(
+            f"The formula {formula!r} has {count}; write one for the residuals, e.g. 'y ~ arm * visit + us(visit | id)'"
+        )
+    start, stop = found[0]
+    before, term, after = formula[:start].rstrip(), formula[start:stop], formula[stop:].strip()
+    if before.endswith("+"):
+        before = before[:-1].rstrip()
+    elif before.endswith("~"):
+        after = after.removeprefix("+").strip() or "1"
+    else:
+        raise LMMError(f"The term {term} of the formula must stand by itself; join it to the other terms with '+'")
+    return f"{before} {after}".strip(), term

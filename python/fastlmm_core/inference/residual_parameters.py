@@ -1,0 +1,99 @@
+"""The parameters of structured residuals in the units that are reported, with standard errors."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..design.residual import ResidualPart
+from ..errors import LMMError
+from ..estimation.fit import Fit
+from ..estimation.information import moments
+from ..estimation.structured_moments import joint_covariance
+
+__all__ = ["ResidualParameters", "residual_covariance", "residual_parameters", "residual_parameters_table"]
+
+Array = NDArray[np.float64]
+
+
+class ResidualParameters(NamedTuple):
+    """Natural parameters of all strata.
+
+    Attributes
+    ----------
+    names : tuple of str
+    estimate, std_error : (k,) arrays
+        By the delta method from the observed information.
+    """
+
+    names: tuple[str, ...]
+    estimate: Array
+    std_error: Array
+
+
+def part_of(result: Fit) -> ResidualPart:
+    """The residual part of a model.
+
+    Raises
+    ------
+    LMMError
+        Where residuals are independent.
+    """
+    part = result.model.design.residual
+    if part is None:
+        raise LMMError(
+            "the residuals of this model are independent, with variance sigma2; give residual= for a structure"
+        )
+    return part
+
+
+def residual_parameters(result: Fit) -> ResidualParameters:
+    """Natural parameters of a residual structure: those of SAS."""
+    part = part_of(result)
+    found = moments(result, "satterthwaite")
+    joint = joint_covariance(found)
+    names: list[str] = []
+    estimates: list[Array] = []
+    errors: list[Array] = []
+    for own in part.strata:
+        scale, inner = own.own(result.phi)
+        variance = scale * result.sigma2
+        jacobian = own.structure.natural_jacobian(inner, variance) @ own.to_own(len(joint) - 1, variance)
+        estimates.append(own.structure.natural(inner, variance))
+        errors.append(np.sqrt(np.maximum(np.einsum("ia,ab,ib->i", jacobian, joint, jacobian), 0.0)))
+        own_names = own.structure.names(part.labels, part.subject.name)
+        names += [f"{name}[{own.label}]" if own.label else name for name in own_names]
+    return ResidualParameters(tuple(names), np.concatenate(estimates), np.concatenate(errors))
+
+
+def residual_parameters_table(result: Fit) -> Any:
+    """See `LMMResult.residual_parameters`."""
+    found = residual_parameters(result)
+    columns = {"term": list(found.names), "estimate": found.estimate, "std_error": found.std_error}
+    return result.model.table(columns)
+
+
+def residual_covariance(result: Fit) -> Any:
+    """See `LMMResult.residual_covariance`."""
+    part = part_of(result)
+    if not part.at_visits:
+        raise LMMError(
+            f"residual={part.term!r} has coordinates, not visits: marginal_covariance(subject) has the covariance "
+            "of a subject's rows"
+        )
+    out = {}
+    for own in part.strata:
+        places = np.arange(len(part.labels))
+        matrix = result.sigma2 * own.matrix(result.phi, places)
+        out[own.label] = _labelled(result, matrix, part.labels)
+    return out if part.by else out[""]
+
+
+def _labelled(result: Fit, matrix: Array, labels: tuple[str, ...]) -> Any:
+    if result.model.library != "pandas":
+        return matrix
+    import pandas as pd
+
+    return pd.DataFrame(matrix, index=list(labels), columns=list(labels))

@@ -1,0 +1,7 @@
+"""The compiled sums of models with structured residuals, which bring scipy's BLAS; loaded with the first such model."""
+
+from __future__ import annotations
+
+from ._visits import PatternSums, ScriptedObjective
+
+__all__ = ["PatternSums", "ScriptedObjective"]

@@ -1,0 +1,73 @@
+"""The criterion over visits against dense algebra, and its derivatives against finite differences."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import fastlmm_core as flc
+import oracle_residual as dense
+from fastlmm_core.covariance.residual.catalogue import position_names
+
+VALUE = 1e-11  # relative, rounding of sums over a few dozen rows
+GRADIENT = 2e-8  # relative to the criterion's curvature: fourth-order differences of steps of 1e-4
+HESSIAN = 1e-7  # the same, of analytic gradients
+
+
+def problem(rng: np.random.Generator, *, n: int = 26, m: int = 4, many: int = 1) -> pd.DataFrame:
+    """Subjects with visits missing at random, two arms, a covariate; `many` copies of the designs of subjects."""
+    rows = []
+    for i in range(n):
+        seen = np.flatnonzero(rng.random(m) < 0.75)
+        x = rng.normal(size=m)
+        for c in range(many):
+            level = rng.normal()
+            for v in seen:
+                rows.append(
+                    (f"s{i}.{c}", int(v), ("A", "B")[i % 2], x[v], level + 0.4 * v + rng.normal() * (1 + 0.3 * v))
+                )
+    frame = pd.DataFrame(rows, columns=["id", "visit", "arm", "x", "y"])
+    frame["w"] = rng.uniform(0.5, 2.0, len(frame))
+    return frame.sample(frac=1.0, random_state=int(rng.integers(1000))).reset_index(drop=True)
+
+
+@pytest.mark.parametrize("weights", [None, "w"])
+@pytest.mark.parametrize("by", ["", ", by=arm"])
+@pytest.mark.parametrize("reml", [True, False])
+@pytest.mark.parametrize("name", position_names())
+def test_value_and_derivatives(name, reml, by, weights, rng):
+    model = flc.lmm("y ~ arm + visit + x", problem(rng), residual=f"{name}(visit | id{by})", weights=weights)
+    engine = model.problem.criterion()
+    phi = model.problem.start(engine) + 0.2 * rng.normal(size=engine.n_par)
+    found = model.evaluate(phi, reml=reml, order=2)
+    assert found.value == pytest.approx(dense.criterion(model, phi, reml), rel=VALUE)
+    slope = dense.gradient(lambda p: dense.criterion(model, p, reml), phi)
+    size = np.sqrt(np.abs(np.diag(found.hessian))) + 1.0
+    assert np.abs((found.gradient - slope) / size).max(initial=0.0) < GRADIENT * abs(found.value)
+    for i in range(len(phi)):
+        step = 1e-4 * np.eye(len(phi))[i]
+        near = model.evaluate(phi + step, reml, 1).gradient - model.evaluate(phi - step, reml, 1).gradient
+        far = model.evaluate(phi + 2 * step, reml, 1).gradient - model.evaluate(phi - 2 * step, reml, 1).gradient
+        change = (8.0 * near - far) / 12e-4
+        assert np.abs((found.hessian[i] - change) / size / size[i]).max() < HESSIAN
+
+
+def test_many_subjects_of_a_pattern_are_summed_up(rng):
+    frame = problem(rng, n=6, many=40)
+    model = flc.lmm("y ~ arm + visit + x", frame, residual="us(visit | id)")
+    patterns = model.problem.patterns
+    assert (patterns.members < patterns.counts).any()
+    engine = model.problem.criterion()
+    phi = model.problem.start(engine)
+    assert model.evaluate(phi).value == pytest.approx(dense.criterion(model, phi, True), rel=VALUE)
+
+
+def test_positions_without_rows_count_for_lags_only(rng):
+    frame = problem(rng)
+    wide = frame.assign(visit=3 * frame.visit + 2)
+    one = flc.lmm("y ~ arm + x", wide, residual="ar1(visit | id)").fit()
+    third = flc.lmm("y ~ arm + x", frame, residual="ar1(visit | id)").fit()
+    assert one.criterion == pytest.approx(third.criterion, rel=1e-10)
+    rho = [np.asarray(r.residual_parameters()["estimate"])[1] for r in (one, third)]
+    assert rho[0] ** 3 == pytest.approx(rho[1], rel=1e-5)

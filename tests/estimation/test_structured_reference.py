@@ -1,0 +1,120 @@
+"""Models for repeated measures against mmrm, SAS and nlme; see tests/reference/README.md for their precision."""
+
+from __future__ import annotations
+
+import json
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import fastlmm_core as flc
+import oracle_residual as dense
+from fastlmm_core.formula.residual import split_mmrm
+from fastlmm_core.inference.wald import coefficient_df, covariance
+
+FOLDER = Path(__file__).parents[1] / "reference"
+MMRM = json.loads((FOLDER / "mmrm_fev_full.json").read_text())
+SAS = json.loads((FOLDER / "sas_mmrm.json").read_text())
+US = json.loads((FOLDER / "mmrm_fev_us.json").read_text())
+
+STRUCTURES = {name: value for name, value in MMRM.items() if isinstance(value, dict) and "formula" in value}
+
+NEVER_ABOVE = 1e-9  # relative, -2 log-likelihood
+LIKELIHOOD = 1e-8  # of mmrm, relative; by ML it stops up to 6e-6 above its minimum
+LOOSE = 3e-9  # of SAS, relative: the digits of its optimum (us: 6e-6 above)
+MMRM_TABLE = 5e-7  # relative, standard errors and degrees of freedom at mmrm's optimum (its parameters: 1e-7)
+SAS_TABLE = 1e-6  # relative; us: SAS stops 6e-6 above the minimum, which is 3e-4 in degrees of freedom
+
+
+@cache
+def frame() -> pd.DataFrame:
+    return pd.read_csv(FOLDER / "data" / "fev_full.csv")
+
+
+@cache
+def fitted(formula: str, residual: str, reml: bool = True, weights: str | None = None) -> flc.LMMResult:
+    return flc.lmm(formula, frame(), residual=residual, weights=weights).fit(reml=reml)
+
+
+@pytest.mark.parametrize("name", STRUCTURES)
+def test_fits_are_those_of_mmrm(name):
+    known = STRUCTURES[name]
+    fit = fitted(*split_mmrm(known["formula"]))
+    full = fitted(*split_mmrm(known["formula"]), reml=False)
+    for result, value in ((fit, known["deviance"]), (full, known["deviance_ml"])):
+        assert result.converged
+        assert result.criterion == pytest.approx(value, rel=LIKELIHOOD)
+        assert result.criterion <= value * (1.0 + NEVER_ABOVE)
+    assert np.abs((fit.beta - known["beta"]) / np.sqrt(np.diag(fit.cov))).max() < 1e-6
+
+
+@pytest.mark.parametrize("name", STRUCTURES)
+@pytest.mark.parametrize(
+    ("kind", "ddf"), [("Asymptotic", "satterthwaite"), ("Kenward-Roger-Linear", "kenward-roger-linear")]
+)
+def test_standard_errors_and_df_are_those_of_mmrm(name, kind, ddf):
+    known = STRUCTURES[name]
+    fit = fitted(*split_mmrm(known["formula"]))
+    errors = np.sqrt(np.diag(covariance(fit, ddf, "observed")))
+    np.testing.assert_allclose(errors, known[kind]["se"], rtol=MMRM_TABLE)
+    np.testing.assert_allclose(coefficient_df(fit, ddf, "observed"), known[kind]["df"], rtol=MMRM_TABLE)
+
+
+def test_expected_information_is_the_direct_evaluation_in_natural_parameters():
+    # `kenward_roger_natural_parameters`: variances and covariances, expected information
+    known = US["reml"]["kenward_roger_natural_parameters"]
+    fit = fitted("FEV1 ~ RACE + SEX + ARMCD * AVISIT", "us(AVISIT | USUBJID)")
+    np.testing.assert_allclose(covariance(fit, "kenward-roger", "expected"), known["vcov_adj"], rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", SAS["two"])
+@pytest.mark.parametrize("by", [False, True])
+def test_likelihoods_are_those_of_sas(name, by):
+    known = SAS["two_by_arm" if by else "two"].get(name)
+    if known is None:
+        pytest.skip("not in the reference")
+    residual = f"{name}(AVISIT | USUBJID{', by=ARMCD' * by})"
+    for reml, value in zip((True, False), known, strict=True):
+        fit = fitted("FEV1 ~ 1", residual, reml)
+        assert fit.converged
+        assert fit.criterion == pytest.approx(value, rel=LOOSE)
+        assert fit.criterion <= value * (1.0 + NEVER_ABOVE)
+
+
+@pytest.mark.parametrize("name", SAS["treatment"])
+@pytest.mark.parametrize(("ddf", "key"), [("kenward-roger", "kr"), ("kenward-roger-linear", "kr_linear")])
+def test_kenward_roger_is_that_of_sas(name, ddf, key):
+    known = SAS["treatment"][name]
+    fit = fitted("FEV1 ~ ARMCD", f"{name}(AVISIT | USUBJID)")
+    tolerance = 3e-4 if name == "us" else SAS_TABLE
+    errors = np.sqrt(np.diag(covariance(fit, ddf, "observed")))
+    assert errors[1] == pytest.approx(known[f"se_{key}"], rel=tolerance)
+    assert coefficient_df(fit, ddf, "observed")[1] == pytest.approx(known[f"df_{key}"], rel=tolerance)
+
+
+@pytest.mark.parametrize("name", ["us", "cs", "csh", "ar1", "ar1h", "toep", "ad"])
+@pytest.mark.parametrize("ddf", ["satterthwaite", "kenward-roger", "kenward-roger-linear"])
+def test_inference_is_that_of_dense_algebra(name, ddf):
+    some = frame().dropna(subset="FEV1").iloc[:120]
+    fit = flc.lmm("FEV1 ~ ARMCD + VISITN", some, residual=f"{name}(AVISIT | USUBJID)").fit()
+    errors, df = dense.inference(fit.model, fit.phi, fit.sigma2, ddf)
+    # the oracle takes Hessians by differences of the criterion
+    np.testing.assert_allclose(np.sqrt(np.diag(covariance(fit, ddf, "observed"))), errors, rtol=1e-5)
+    np.testing.assert_allclose(coefficient_df(fit, ddf, "observed"), df, rtol=2e-5)
+
+
+@pytest.mark.parametrize("name", ["gls_orthodont_un", "gls_orthodont_cs"])
+@pytest.mark.parametrize("reml", [True, False])
+def test_generalized_least_squares_are_those_of_nlme(name, reml):
+    known = json.loads((FOLDER / f"{name}.json").read_text())["reml" if reml else "ml"]
+    data = flc.datasets.load("orthodont")
+    kind = "us" if name.endswith("un") else "cs"
+    fit = flc.lmm("distance ~ age * Sex", data, residual=f"{kind}(age | Subject)").fit(reml=reml)
+    assert fit.converged
+    assert fit.criterion == pytest.approx(known["minus2loglik"], rel=1e-9)
+    np.testing.assert_allclose(np.sqrt(np.diag(fit.cov)), list(known["se"].values()), rtol=1e-6)
+    first = known["marginal_cov_first_group"]
+    np.testing.assert_allclose(fit.marginal_covariance(first["group"]), first["cov"], rtol=1e-5)

@@ -1,0 +1,117 @@
+"""Dense reference for models with structured residuals: every V_i in full, no shortcut, finite differences."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.float64]
+
+
+def covariance(model, phi: Array, G: Array | None = None) -> Array:
+    """V / sigma^2 of all rows (n, n): random effects with relative covariance G, structured residuals, weights."""
+    part = model.design.residual
+    n = model.nobs
+    V = np.zeros((n, n))
+    codes = np.asarray(part.subject.codes)
+    for subject in np.unique(codes):
+        rows = np.flatnonzero(codes == subject)
+        own = part.strata[part.stratum[rows[0]]]
+        inner = phi[own.start : own.stop]
+        scale = 1.0
+        if own.scaled:
+            scale, inner = np.exp(inner[0]), inner[1:]
+        V[np.ix_(rows, rows)] = scale * own.structure.matrix(inner, part.where[rows])
+    if model.weights is not None:
+        root = np.sqrt(model.weights)
+        V /= np.outer(root, root)
+    if G is not None:
+        for f in model.factors:
+            Z, index = model.exog_re[:, f.columns], f.grouping.index
+            V += (Z @ G[f.columns, f.columns] @ Z.T) * np.equal.outer(index, index)
+    return V
+
+
+def criterion(model, phi: Array, reml: bool, G: Array | None = None) -> float:
+    """-2 times the profiled (restricted) log-likelihood."""
+    y = model.endog if model.offset is None else model.endog - model.offset
+    X = model.exog[:, model.problem.kept]
+    V = covariance(model, phi, G)
+    W = np.linalg.inv(V)
+    H = X.T @ W @ X
+    rest = y - X @ np.linalg.solve(H, X.T @ W @ y)
+    r2 = float(rest @ W @ rest)
+    nu = len(y) - X.shape[1] if reml else len(y)
+    value = np.linalg.slogdet(V)[1] + nu * (1.0 + np.log(2.0 * np.pi * r2 / nu))
+    return value + np.linalg.slogdet(H)[1] if reml else value
+
+
+def gradient(function: Callable[[Array], float], x: Array, step: float = 1e-4) -> Array:
+    """Central differences of fourth order."""
+    out = np.empty(len(x))
+    for i in range(len(x)):
+        h = np.zeros(len(x))
+        h[i] = step
+        near = function(x + h) - function(x - h)
+        far = function(x + 2.0 * h) - function(x - 2.0 * h)
+        out[i] = (8.0 * near - far) / (12.0 * step)
+    return out
+
+
+def inference(model, phi: Array, sigma2: float, kind: str, G: Array | None = None) -> tuple[Array, Array]:
+    """Standard errors and degrees of freedom of the coefficients, by formula with N x N matrices, for REML.
+
+    "satterthwaite", or "kenward-roger" in the natural parameters of the structure (one stratum, no random effects),
+    with the observed information in them; "kenward-roger-linear" without second derivatives.
+    """
+    assert G is None
+    own = model.design.residual.strata[0]
+    k = len(phi)
+    psi = own.structure.natural(phi, sigma2)
+
+    def V_of(psi: Array) -> Array:
+        inner, variance = own.structure.from_natural(psi)
+        return variance * covariance(model, inner)
+
+    X = model.exog[:, model.problem.kept]
+
+    def deviance(psi: Array) -> float:
+        V = V_of(psi)
+        W = np.linalg.inv(V)
+        H = X.T @ W @ X
+        rest = model.endog - X @ np.linalg.solve(H, X.T @ W @ model.endog)
+        return float(np.linalg.slogdet(V)[1] + rest @ W @ rest + np.linalg.slogdet(H)[1])
+
+    size = 1e-3 * np.maximum(np.abs(psi), 0.1 * np.abs(psi).max() if own.structure.name in ("us", "cs") else 0.1)
+    units = np.diag(size)
+    n_par = k + 1
+    hessian = np.array([gradient(lambda t, i=i: (deviance(psi + t @ units + units[i])
+                                                 - deviance(psi + t @ units - units[i])) / 2.0, np.zeros(n_par), 1.0)
+                        for i in range(n_par)])  # fmt: skip
+    spread = 2.0 * np.linalg.inv(hessian)
+    V = V_of(psi)
+    W = np.linalg.inv(V)
+    Phi = np.linalg.inv(X.T @ W @ X)
+    dV = np.array([(8.0 * (V_of(psi + u) - V_of(psi - u)) - V_of(psi + 2 * u) + V_of(psi - 2 * u)) / 12.0
+                   for u in units])  # fmt: skip
+    P = [-X.T @ W @ D @ W @ X for D in dV]
+    if kind == "satterthwaite":
+        adjusted = Phi
+    else:
+        inner = np.zeros_like(Phi)
+        for i in range(n_par):
+            for j in range(n_par):
+                Q = X.T @ W @ dV[i] @ W @ dV[j] @ W @ X
+                term = Q - P[i] @ Phi @ P[j]
+                if kind == "kenward-roger":
+                    u, v = units[i], units[j]
+                    bend = (V_of(psi + u + v) - V_of(psi + u - v) - V_of(psi - u + v) + V_of(psi - u - v)) / 4.0
+                    term = term - 0.25 * X.T @ W @ bend @ W @ X
+                inner += spread[i, j] * term
+        adjusted = Phi + 2.0 * Phi @ inner @ Phi
+    slopes = np.array([np.diag(-Phi @ p @ Phi) for p in P])
+    variance = np.diag(Phi)
+    df = 2.0 * variance**2 / np.einsum("ia,ij,ja->a", slopes, spread, slopes)
+    return np.sqrt(np.diag(adjusted)), df
