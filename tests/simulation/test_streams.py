@@ -92,6 +92,28 @@ def test_parts_before_there_are_data():
     np.testing.assert_array_equal(assumed.simulate_fit(5, 7, first=15).params, assumed.simulate_fit(20, 7).params[15:])
 
 
+@pytest.mark.parametrize("method", ["wald", "lrt"])
+@pytest.mark.parametrize("alpha", [0.05, [0.1, 0.01]])
+def test_parts_of_a_power_study(method, alpha):
+    sleep = flc.lmm(*_sleep()).fit()
+    options = {"effect": 4.0, "method": method, "alpha": alpha, "seed": 6}
+    whole = flc.power(sleep, "Days", n_sim=530, **options)
+    parts = [flc.power(sleep, "Days", n_sim=n, first=first, **options) for first, n in ((0, 200), (200, 325), (525, 5))]
+    joined = parts[0].join(*parts[1:])
+    np.testing.assert_array_equal(joined.pvalues, whole.pvalues)
+    assert (joined.n_sim, joined.n_converged) == (whole.n_sim, whole.n_converged)
+    for name in ("power", "conf_low", "conf_high", "effect"):
+        np.testing.assert_array_equal(getattr(joined, name), getattr(whole, name))
+    for name in ("estimate", "bias", "singular_fraction"):  # means of means
+        np.testing.assert_allclose(getattr(joined, name), getattr(whole, name), rtol=1e-10)
+    with pytest.raises(LMMError, match=r"join\(\): argument 1 belongs to another test, method, level or effect"):
+        whole.join(flc.power(sleep, "Days", n_sim=2, **options | {"effect": 5.0}))
+    with pytest.raises(LMMError, match=r"join\(\): argument 1 is a str, not a PowerResult"):
+        whole.join("it")
+    with pytest.raises(LMMError, match="first=3 needs a seed"):
+        flc.power(sleep, "Days", n_sim=2, first=3)
+
+
 def test_blocks_cover_what_is_asked_for():
     def draw(rng, count):
         return rng.standard_normal((count, 2))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -18,7 +19,7 @@ from ..simulation.draws import parametric
 from ..support.arguments import checked
 from ..support.checks import check_count, number_array
 from ..support.distributions import chi2_tail
-from ..support.seeds import Seed, key_of
+from ..support.seeds import Seed, check_first, key_of
 from ..tables.columns import native_frame
 from .assumed import generating
 
@@ -134,6 +135,48 @@ class PowerResult:
     bias: Array
     pvalues: Array = dataclasses.field(repr=False)
 
+    def join(self, *others: PowerResult) -> PowerResult:
+        """These simulations and those of other parts of the run, made with other values of ``first=``.
+
+        Parameters
+        ----------
+        *others : PowerResult
+            Of the same test of the same source.
+
+        Returns
+        -------
+        PowerResult
+
+        Raises
+        ------
+        LMMError
+            For parts of another test, method, level or effect.
+        """
+        parts = (self, *others)
+        for place, part in enumerate(others, start=1):
+            if not isinstance(part, PowerResult):
+                raise LMMError(f"join(): argument {place} is a {type(part).__name__}, not a PowerResult")
+            same = all(getattr(part, name) == getattr(self, name) for name in ("test", "method", "ddf"))
+            if not (same and all(np.array_equal(getattr(part, n), getattr(self, n)) for n in ("alpha", "effect"))):
+                raise LMMError(f"join(): argument {place} belongs to another test, method, level or effect")
+        pvalues = np.concatenate([part.pvalues for part in parts])
+        count = sum(part.n_converged for part in parts)
+        live = [part for part in parts if part.n_converged]
+        estimate = sum((p.n_converged * p.estimate for p in live), np.zeros_like(self.effect)) / (count or np.nan)
+        share, low, high = _shares(pvalues, np.asarray(self.alpha))
+        return dataclasses.replace(
+            self,
+            power=share,
+            conf_low=low,
+            conf_high=high,
+            n_sim=len(pvalues),
+            n_converged=count,
+            singular_fraction=sum(p.n_converged * p.singular_fraction for p in live) / (count or float("nan")),
+            estimate=estimate,
+            bias=estimate - self.effect,
+            pvalues=pvalues,
+        )
+
     def __repr__(self) -> str:
         lost = self.n_sim - self.n_converged
         rows = zip(*(np.atleast_1d(x).tolist() for x in (self.power, self.conf_low, self.conf_high)), strict=True)
@@ -161,6 +204,13 @@ def _checked_levels(alpha: Any) -> Array:
     return values
 
 
+def _shares(pvalues: Array, levels: Array) -> Any:
+    """Share of the simulations that reject at each level, with exact limits."""
+    counts = [int(np.sum(pvalues < level)) for level in np.atleast_1d(levels)]
+    shares = np.array([(count / len(pvalues), *_interval(count, len(pvalues))) for count in counts]).T
+    return shares if levels.ndim else shares[:, 0].tolist()
+
+
 def _interval(count: int, n: int) -> tuple[float, float]:
     from scipy.special import betaincinv
 
@@ -172,7 +222,7 @@ def _interval(count: int, n: int) -> tuple[float, float]:
 def power(
     source: Fit, test: Any, *, effect: ArrayLike | None = None, n_sim: int = 1000,
     alpha: ArrayLike = 0.05, method: Method = "wald", ddf: Ddf = "satterthwaite", information: Information = "auto",
-    seed: Seed = None, reml: bool = True, n_jobs: int | None = None, progress: bool | None = None,
+    seed: Seed = None, reml: bool = True, n_jobs: int | None = None, progress: bool | None = None, first: int = 0,
 ) -> PowerResult:  # fmt: skip
     """Power of a test of fixed effects, by simulation.
 
@@ -201,6 +251,9 @@ def power(
         Threads; results do not depend on it.
     progress : bool, optional
         Show a progress bar (needs tqdm); by default in interactive sessions.
+    first : int
+        Place in the stream of the seed of the first simulation: parts of a run, made in several processes with the same
+        seed, are joined by `PowerResult.join`.
 
     Returns
     -------
@@ -215,10 +268,12 @@ def power(
     truth.model.needs_independent_residuals("power()")
     levels = _checked_levels(alpha)
     check_count(n_sim, "n_sim")
+    check_first(first, seed)
     hypothesis = _Hypothesis.of(test, truth.model, method)
     truth = hypothesis.given_effect(truth, effect)
     seed = _integer(seed)
-    batch = truth.simulate_fit(n_sim, seed, reml=reml and method == "wald", n_jobs=n_jobs, progress=progress)
+    drawn = partial(truth.simulate_fit, n_sim, seed, n_jobs=n_jobs, progress=progress, first=first)
+    batch = drawn(reml=reml and method == "wald")
     good = batch.converged
     if method == "wald":
         found = batch.test(hypothesis.L, ddf=ddf, information=information).pvalues
@@ -226,13 +281,11 @@ def power(
         columns = [i for i in truth.model.problem.kept if i not in (hypothesis.columns or ())]
         model = truth.model
         reduced = model.of(model.design.columns(columns), None)
-        null = truth.simulate_fit(n_sim, seed, reml=False, n_jobs=n_jobs, progress=progress, fit=reduced)
+        null = drawn(reml=False, fit=reduced)
         good = good & null.converged
         found = chi2_tail(np.maximum(null.criterion - batch.criterion, 0.0), len(hypothesis.L))
     pvalues = np.where(good, found, np.nan)
-    counts = [int(np.sum(pvalues < level)) for level in np.atleast_1d(levels)]
-    shares = np.array([(count / n_sim, *_interval(count, n_sim)) for count in counts]).T
-    share, low, high = shares if levels.ndim else shares[:, 0].tolist()
+    share, low, high = _shares(pvalues, levels)
     kept = truth.model.problem.kept
     effects = hypothesis.L @ truth.beta
     estimates = batch.params[good][:, kept] @ hypothesis.L[:, kept].T
