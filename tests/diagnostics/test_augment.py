@@ -107,8 +107,10 @@ def test_the_columns_of_the_data(data):
         result.augment(data.assign(resid=0.0))
     dotted = result.augment(data.assign(resid=0.0), prefix=".")
     assert (dotted["resid"] == 0.0).all() and dotted[".resid"].equals(own["resid"].rename(".resid"))
-    with pytest.raises(flc.LMMError, match="data are not those of the fit: the response 'y' has other values"):
-        result.augment(data.assign(y=data.y + 1.0))
+    with pytest.raises(flc.LMMError, match="data are not those of the fit: columns of the fixed part have other values"):
+        result.augment(data.assign(x=data.x + 1.0))
+    other = result.model.refit(data["w"])
+    np.testing.assert_allclose(other.augment(data).eval("fitted + resid"), used["w"], rtol=1e-12)
     with pytest.raises(flc.LMMError, match="data has another index than the data, and no value for 1 of its 52"):
         result.augment(used.iloc[1:])
 
@@ -131,6 +133,8 @@ def test_other_libraries(data, make):
     assert list(np.asarray(whole["note"])) == list(expected["note"])
     for rows in (whole, own):
         assert np.asarray(rows["row"]).tolist() == np.flatnonzero(data.x.notna()).tolist()
+    with pytest.raises(flc.LMMError, match="data are not those of the fit: the response 'y' has other values"):
+        result.augment(make(data.assign(y=1.0).reset_index(drop=True)))
     short = make(data.iloc[:5].reset_index(drop=True))
     with pytest.raises(flc.LMMError, match="data has 5 rows, but the model was made from 54; give the same table"):
         result.augment(short)

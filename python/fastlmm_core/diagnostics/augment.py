@@ -44,13 +44,24 @@ def augment(result: Fit, data: Any = None, prefix: str = "") -> Any:
     _refuse_clash(found, table.names)
     at = _places(table, rows)
     chosen = rows_of_table(data, at)
-    spec = result.model.spec
-    if spec is not None and not np.allclose(spec.response(chosen), result.model.endog, rtol=1e-9, atol=0.0):
-        raise LMMError(f"data are not those of the fit: the response {result.model.response_name!r} has other values")
+    _check_same(result, chosen, table.index is not None and rows.index is not None)
     if at is not None and table.index is None:
         found = {prefix + "row": at, **found}
         _refuse_clash(found, table.names)
     return with_columns(chosen, found)
+
+
+def _check_same(result: Fit, chosen: Any, by_label: bool) -> None:
+    """Refuse other data than those of the fit; of rows found by label the response may be another (`refit`)."""
+    model, spec = result.model, result.model.spec
+    if spec is None:
+        return
+    if not np.allclose(spec.fixed(chosen), model.exog, rtol=1e-9, atol=0.0):
+        raise LMMError("data are not those of the fit: columns of the fixed part have other values")
+    if not by_label and not np.allclose(spec.response(chosen), model.endog, rtol=1e-9, atol=0.0):
+        raise LMMError(
+            f"data are not those of the fit: the response {model.response_name!r} has other values; leave data out"
+        )
 
 
 def _refuse_clash(found: Collection[str], columns: Collection[str]) -> None:
