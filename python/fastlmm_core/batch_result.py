@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,6 +12,8 @@ from .covariance.elements import element_names, sd_and_cor
 from .errors import LMMError
 from .estimation.many.batch_fit import BatchFit
 from .support.arguments import checked
+from .support.display import LINES, Cells, Shown, first_lines
+from .support.text_tables import estimate_cells
 from .tables.rows import named_rows
 
 if TYPE_CHECKING:
@@ -24,7 +27,7 @@ Array = NDArray[np.float64]
 
 
 @checked
-class BatchResult(BatchFit):
+class BatchResult(Shown, BatchFit):
     """Estimates for many responses; every array has a leading axis over responses.
 
     Attributes
@@ -204,6 +207,25 @@ class BatchResult(BatchFit):
             "singular": self.singular,
         }
         return named_rows(self.model.library, "response", self.labels, columns)
+
+    def _shown(self) -> Iterator[str | Cells]:
+        yield repr(self)[1:-1]
+        some = range(min(len(self), LINES))
+        columns = [
+            estimate_cells(self.params[some, j].tolist(), self.bse[some, j].tolist(), 3)
+            for j in range(self.params.shape[1])
+        ]
+        labels = range(len(self)) if self.labels is None else self.labels
+        rows = [
+            [
+                str(labels[i]),
+                *(column[i] for column in columns),
+                f"{np.sqrt(self.sigma2[i]):.4g}",
+                "yes" if self.converged[i] else "no",
+            ]
+            for i in some
+        ]
+        yield Cells(["", *self.model.exog_names, "sigma", "certified"], first_lines(rows, count=len(self)))
 
     def __repr__(self) -> str:
         kind = "REML" if self.reml else "ML"

@@ -963,7 +963,8 @@ class LMMResult(Fit):
             431-443); whole groups (the coarsest, where factors
             are nested) resampled.
         statistic : callable, optional
-            Of an LMMResult, returning numbers; by default all parameters.  Slower, as each replicate becomes a result.
+            Of an LMMResult, returning a number, an array, or numbers by name (dict or Series, whose names are kept); by
+            default all parameters.  Slower, as each replicate becomes a result.
         seed : int, sequence of int, SeedSequence or Generator, optional
         n_jobs : int, optional
         progress : bool, optional

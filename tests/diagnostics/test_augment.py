@@ -107,7 +107,9 @@ def test_the_columns_of_the_data(data):
         result.augment(data.assign(resid=0.0))
     dotted = result.augment(data.assign(resid=0.0), prefix=".")
     assert (dotted["resid"] == 0.0).all() and dotted[".resid"].equals(own["resid"].rename(".resid"))
-    with pytest.raises(flc.LMMError, match="data are not those of the fit: columns of the fixed part have other values"):
+    with pytest.raises(
+        flc.LMMError, match="data are not those of the fit: columns of the fixed part have other values"
+    ):
         result.augment(data.assign(x=data.x + 1.0))
     other = result.model.refit(data["w"])
     np.testing.assert_allclose(other.augment(data).eval("fitted + resid"), used["w"], rtol=1e-12)

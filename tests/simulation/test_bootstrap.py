@@ -614,6 +614,6 @@ def test_errors(rng):
 def test_repr(rng):
     boot = one_way(rng).fit().bootstrap(30, "residual", seed=1)
     share = 100.0 * boot.singular_fraction
-    assert repr(boot) == (
-        f"<BootstrapResult: 30 residual replicates of 3 statistics, {share:.1f}% singular, 0 not certified>"
-    )
+    first = repr(boot).split("\n")[0]
+    assert first == f"Residual bootstrap: 30 replicates, {share:.1f} % singular, 0 not certified"
+    assert [line.split()[0] for line in repr(boot).split("\n")[3:]] == list(boot.names)

@@ -6,6 +6,7 @@ pandas frame, a polars frame, a pyarrow table or a dict of NumPy arrays. Only th
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from importlib import import_module
 from importlib.resources import files
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 
 from ..errors import LMMError
 from ..support.arguments import checked
+from ..support.display import Cells, Shown
 from ..tables.files import parse_csv
 
 if TYPE_CHECKING:
@@ -45,8 +47,8 @@ class Column:
     unit: str = ""
 
 
-@dataclass(frozen=True)
-class Description:
+@dataclass(frozen=True, repr=False)
+class Description(Shown):
     """What a data set holds and where it comes from.
 
     Parameters
@@ -75,13 +77,14 @@ class Description:
     source: str
     citation: str
 
-    def __str__(self) -> str:
-        width = max(len(name) for name in self.columns)
-        lines = [f"{self.name}: {self.title}", f"{self.n_rows} rows. Example: {self.formula}", ""]
-        for name, column in self.columns.items():
-            unit = f" [{column.unit}]" if column.unit else ""
-            lines.append(f"  {name:<{width}}  {column.kind:<7}  {column.meaning}{unit}")
-        return "\n".join([*lines, "", f"Source: {self.source}", f"Citation: {self.citation}"])
+    def _shown(self) -> Iterator[str | Cells]:
+        yield f"{self.name}: {self.title} {self.n_rows} rows."
+        units = {name: f" [{column.unit}]" if column.unit else "" for name, column in self.columns.items()}
+        rows = [[name, column.kind, column.meaning + units[name]] for name, column in self.columns.items()]
+        yield Cells(["", "kind", "meaning"], rows, 3)
+        yield f"Example: {self.formula}"
+        yield f"Source: {self.source}"
+        yield f"Citation: {self.citation}"
 
 
 _DAVIES = (

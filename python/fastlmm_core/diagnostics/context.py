@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,6 +15,8 @@ from ..formula.group_means import means_of
 from ..inference.wald import wald
 from ..inference.wald_test import WaldTest
 from ..support.arguments import checked
+from ..support.display import Cells, Shown
+from ..support.text_tables import degrees_cell, p_value_cell
 from ..tables.columns import native_frame
 
 __all__ = ["ContextualEffect", "contextual_effect"]
@@ -26,8 +28,8 @@ VARIES = 1e-10
 
 
 @checked
-@dataclass(frozen=True)
-class ContextualEffect:
+@dataclass(frozen=True, repr=False)
+class ContextualEffect(Shown):
     """Difference of the effects between and within groups.
 
     Attributes
@@ -64,12 +66,18 @@ class ContextualEffect:
         }  # fmt: skip
         return native_frame(self._library, columns)
 
-    def __repr__(self) -> str:
-        parts = ", ".join(
-            f"{name} {value:.4g} (se {se:.3g}, p {p:.3g})"
-            for name, value, se, p in zip(self.names, self.estimate, self.std_error, self.pvalues, strict=True)
-        )
-        return f"<ContextualEffect: between less within: {parts}>"
+    def _shown(self) -> Iterator[str | Cells]:
+        yield "Effects within groups and between their means"
+        rows = [
+            [
+                name, *(f"{v:.4g}" for v in (self.within[i], self.between[i], self.estimate[i])),
+                f"{self.std_error[i]:.3g}", degrees_cell(self.df[i]), p_value_cell(self.pvalues[i]),
+            ]
+            for i, name in enumerate(self.names)
+        ]  # fmt: skip
+        yield Cells(["", "Within", "Between", "Difference", "SE", "df", "p"], rows)
+        if len(self.names) > 1:
+            yield f"All together: p = {self.test.pvalue:.3g}"
 
 
 def contextual_effect(

@@ -7,6 +7,7 @@ Stukel 2005 (Statist. Med. 24, 893-909), with the estimates of the deleted fit i
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -21,6 +22,7 @@ from ..errors import LMMError
 from ..estimation.deletion.groups import delete
 from ..estimation.deletion.rows import refit_each
 from ..support.arguments import checked
+from ..support.display import Cells, Shown, text_of
 
 if TYPE_CHECKING:
     from ..design.grouping import Grouping
@@ -32,8 +34,8 @@ Array = NDArray[np.float64]
 
 
 @checked
-@dataclass(frozen=True, eq=False)
-class Influence:
+@dataclass(frozen=True, eq=False, repr=False)
+class Influence(Shown):
     """The fits without each group, or without each observation, one per line (d lines).
 
     A line is NaN where nothing can be fitted without the unit; coefficients that are then not estimable are NaN too.
@@ -239,31 +241,30 @@ class Influence:
         n : int
             Number of units listed.
         """
-        chosen = self.most_influential(n)
-        names = self.result.model.exog_names
-        head = ("unit", "Cook's D", "MDFFITS", "COVRATIO", "largest DFBETAS", "largest rel. variance change")
-        lines = [head]
-        for i in chosen:
-            lines.append(
-                (
-                    str(self.labels[i]), f"{self.cooks_distance[i]:.4g}", f"{self.mdffits[i]:.4g}",
-                    f"{self.covratio[i]:.4g}", _largest(self.dfbetas[i], names),
-                    _largest(self.rvc[i], self.rvc_names),
-                )
-            )  # fmt: skip
-        widths = [max(len(line[j]) for line in lines) for j in range(len(head))]
-        what = "observation" if self._grouping is None else self._grouping.name
-        text = [f"Influence of each {what}: {len(self)} exact refits"]
-        text += ["  ".join(cell.rjust(w) for cell, w in zip(line, widths, strict=True)) for line in lines]
-        open_ = int((~self.converged).sum())
-        text.append(f"{int(self.singular.sum())} singular, {open_} not certified or without a fit")
-        text += [f"{label}: {note}" for label, note in list(self.notes.items())[:n]]
-        if len(self.notes) > n:
-            text.append(f"... and {len(self.notes) - n} more notes")
-        return "\n".join(text)
+        return text_of(self._most(n))
 
-    def __repr__(self) -> str:
-        return self.summary()
+    def _shown(self) -> Iterator[str | Cells]:
+        return self._most(5)
+
+    def _most(self, n: int) -> Iterator[str | Cells]:
+        """The `n` most influential units."""
+        names = self.result.model.exog_names
+        rows = [
+            [
+                str(self.labels[i]), f"{self.cooks_distance[i]:.4g}", f"{self.mdffits[i]:.4g}",
+                f"{self.covratio[i]:.4g}", _largest(self.dfbetas[i], names), _largest(self.rvc[i], self.rvc_names),
+            ]
+            for i in self.most_influential(n)
+        ]  # fmt: skip
+        what = "observation" if self._grouping is None else self._grouping.name
+        yield f"Influence of each {what}: {len(self)} exact refits"
+        header = ["unit", "Cook's D", "MDFFITS", "COVRATIO", "largest DFBETAS", "largest rel. variance change"]
+        yield Cells(header, rows)
+        open_ = int((~self.converged).sum())
+        yield f"{int(self.singular.sum())} singular, {open_} not certified or without a fit"
+        yield from (f"{label}: {note}" for label, note in list(self.notes.items())[: max(n, 0)])
+        if len(self.notes) > n:
+            yield f"... and {len(self.notes) - n} more notes"
 
 
 def _largest(values: Array, names: tuple[str, ...]) -> str:

@@ -8,6 +8,7 @@ intercept and slope the variance is the parabola g00 + 2 g01 x + g11 x^2 + sigma
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,7 @@ from ..estimation.whitening import rows_covariance
 from ..prediction.new_rows import random_design
 from ..support.arguments import checked
 from ..support.checks import float_array, plain_array
+from ..support.display import LINES, Cells, Shown, first_lines
 
 if TYPE_CHECKING:
     from ..design.grouping import Grouping
@@ -110,8 +112,8 @@ def _mean_random_variance(result: Fit) -> dict[str, float]:
 
 
 @checked
-@dataclass(frozen=True)
-class MarginalCovariance:
+@dataclass(frozen=True, repr=False)
+class MarginalCovariance(Shown):
     """Second moments of k observations of one group, one at each of k points.
 
     Attributes
@@ -146,6 +148,18 @@ class MarginalCovariance:
         np.fill_diagonal(out, 1.0)
         return np.asarray(out)
 
+    def _shown(self) -> Iterator[str | Cells]:
+        k, wide = len(self.Z), min(len(self.Z), LINES)
+        points = [", ".join(f"{value:g}" for value in row) for row in self.Z.tolist()]
+        sd, share, correlation = np.sqrt(self.variance), self.icc, self.correlation
+        yield f"Standard deviations and correlations of observations of one group at {k} points"
+        header = ["z", "SD", "ICC", *(points[:wide] if k > 1 else [])]
+        rows = [
+            [points[i], f"{sd[i]:.4g}", f"{share[i]:.3f}", *(f"{r:.3f}" for r in correlation[i, :wide] if k > 1)]
+            for i in range(min(k, LINES))
+        ]
+        yield Cells(header, first_lines(rows, count=k))
+
     @property
     def icc(self) -> Array:
         """Share of the random effects in the variance, the correlation of two observations at one point (k,)."""
@@ -154,8 +168,8 @@ class MarginalCovariance:
 
 
 @checked
-@dataclass(frozen=True)
-class LeastVariance:
+@dataclass(frozen=True, repr=False)
+class LeastVariance(Shown):
     """Where the variance around the population line is smallest.
 
     Attributes
@@ -182,14 +196,15 @@ class LeastVariance:
     def __float__(self) -> float:
         return self.at
 
-    def __str__(self) -> str:
+    def _shown(self) -> Iterator[str | Cells]:
         low, high = self.observed
         if self.shape == "parallel":
-            return f"The slope of {self.variable} does not vary: the lines are parallel, the variance is constant."
-        where = f"the variance is smallest at {self.variable} = {self.at:.4g}"
+            yield f"The slope of {self.variable} does not vary: the lines are parallel, the variance is constant."
+            return
+        where = f"the variance is smallest at {self.variable} = {self.at:.4g} ({self.variance:.5g})"
         place = "within" if low <= self.at <= high else "below" if self.at < low else "above"
         shapes = {"fan-out": "the lines fan out", "fan-in": "the lines fan in", "both": "the lines fan in, then out"}
-        return f"{shapes[self.shape].capitalize()}: {where}, {place} the observed range {low:.4g} to {high:.4g}."
+        yield f"{shapes[self.shape].capitalize()}: {where}, {place} the observed range {low:.4g} to {high:.4g}."
 
 
 def slope_columns(model: Model) -> NDArray[np.intp]:

@@ -11,6 +11,7 @@ ch. 3).  All sums over groups are taken for all groups at once.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,8 @@ from numpy.typing import NDArray
 
 from ..errors import LMMError
 from ..support.arguments import checked
+from ..support.display import LINES, Cells, Shown, first_lines
+from ..support.text_tables import aligned_cells, significant_cell
 from ..tables.columns import native_frame
 from .marginal import icc
 
@@ -39,8 +42,8 @@ OWN_RANK = 1e-12
 
 
 @checked
-@dataclass(frozen=True)
-class Pooling:
+@dataclass(frozen=True, repr=False)
+class Pooling(Shown):
     """Coefficients that vary between groups: own estimates, one for all, and the compromise.
 
     Attributes
@@ -122,18 +125,26 @@ class Pooling:
         }
         return native_frame(self._library, columns)
 
-    def __repr__(self) -> str:
+    def _shown(self) -> Iterator[str | Cells]:
+        reliable = ", ".join(f"{k} {v:.3f}" for k, v in zip(self.names, self.average_reliability.tolist(), strict=True))
         own = int(np.isfinite(self.reliability[:, 0]).sum())
-        parts = ", ".join(f"{k} {v:.3f}" for k, v in zip(self.names, self.average_reliability.tolist(), strict=True))
-        return (
-            f"<Pooling: {len(self.labels)} levels of {self.group_name!r}, {own} with estimates of their own; "
-            f"mean reliability: {parts}>"
-        )
+        yield f"Pooling of {len(self.labels):,} levels of {self.group_name}, {own:,} with estimates of their own"
+        parts = [("shrinkage", np.diagonal(self.shrinkage, axis1=1, axis2=2)), ("reliability", self.reliability)]
+        if self._of_response is not None:
+            parts = [("own", self.no_pooling), ("pooled", self.partial_pooling), *parts]
+        some = slice(0, LINES + 1)  # a row more than is shown tells that there are others
+        header, columns = [self.group_name, "n"], [self.labels[some].tolist(), self.n[some].tolist()]
+        for j, name in enumerate(self.names):
+            header += [f"{name}: {part}" if part == parts[0][0] else part for part, _ in parts]
+            columns += [aligned_cells([significant_cell(v) for v in values[some, j].tolist()]) for _, values in parts]
+        rows = [list(map(str, row)) for row in zip(*columns, strict=True)]
+        yield Cells(header, first_lines(rows, count=len(self.labels)))
+        yield f"Mean reliability: {reliable}"
 
 
 @checked
-@dataclass(frozen=True)
-class DesignEffect:
+@dataclass(frozen=True, repr=False)
+class DesignEffect(Shown):
     """By what factor grouping multiplies the variances of estimates.
 
     Attributes
@@ -161,12 +172,18 @@ class DesignEffect:
     fixed_effects: Any
     effective_sample_size: float
 
-    def __repr__(self) -> str:
-        parts = "; ".join(
-            f"{name}: Kish {self.kish[name]:.3f}, ICC {icc:.3f}, {self.mean_size[name]:.1f} observations per group"
+    def _shown(self) -> Iterator[str | Cells]:
+        rows = [
+            [name, f"{self.mean_size[name]:.1f}", f"{icc:.3f}", f"{self.kish[name]:.3f}"]
             for name, icc in self.icc.items()
-        )
-        return f"<DesignEffect: mean {self.mean:.3f} ({parts}), effective sample size {self.effective_sample_size:.1f}>"
+        ]
+        yield f"Design effect of the mean {self.mean:.3f}, effective sample size {self.effective_sample_size:.1f}"
+        yield Cells(["", "Rows per level", "ICC", "Kish"], rows)
+        ratios = self.fixed_effects
+        if hasattr(ratios, "items"):
+            yield Cells(["", "Variance ratio"], [[str(name), f"{ratio:.3f}"] for name, ratio in ratios.items()])
+        else:
+            yield "Variance ratios of the fixed effects: " + ", ".join(f"{ratio:.3f}" for ratio in ratios)
 
 
 def _rows(model: Model, factor: Factor) -> tuple[Array, Array]:

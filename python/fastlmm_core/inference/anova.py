@@ -9,8 +9,7 @@ the numeric values of its levels.
 
 from __future__ import annotations
 
-import html
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +19,7 @@ from numpy.typing import NDArray
 from ..errors import LMMError
 from ..formula.coding import FixedTerm, Overparametrised, contains, fixed_terms, overparametrised
 from ..support.arguments import checked
+from ..support.display import Cells, Shown
 from ..tables.columns import native_frame
 from . import wald as inference
 from .options import check_options
@@ -40,8 +40,8 @@ _DEPENDENT = 1e-9  # share of a column that is left by those on which it depends
 
 
 @checked
-@dataclass(frozen=True)
-class AnovaTable:
+@dataclass(frozen=True, repr=False)
+class AnovaTable(Shown):
     """F tests of the terms; prints as text and shows as HTML in notebooks.
 
     Attributes
@@ -113,17 +113,10 @@ class AnovaTable:
         header = ["", *(["Sum Sq", "Mean Sq"] if squares else []), "NumDF", "DenDF", "F", "p"]
         return header, [list(row) for row in zip(*columns, strict=True)]
 
-    def __str__(self) -> str:
-        from ..support.text_tables import text_table
-
-        header, rows = self._cells()
-        return "\n".join([self.title, "", *text_table(header, rows, left=1), *(f"\n{note}" for note in self.notes)])
-
-    def _repr_html_(self) -> str:
-        from ..support.text_tables import html_table
-
-        notes = "".join(f"<p>{html.escape(note)}</p>" for note in self.notes)
-        return f"<div><p>{html.escape(self.title)}</p>{html_table(*self._cells(), left=(0,))}{notes}</div>"
+    def _shown(self) -> Iterator[str | Cells]:
+        yield self.title
+        yield Cells(*self._cells())
+        yield from self.notes
 
 
 def anova(

@@ -21,7 +21,9 @@ from ..estimation.many.one_factor import shared_design
 from ..estimation.many.patterns import Observed, Patterns, patterns_of
 from ..support.arguments import checked
 from ..support.checks import check_level
+from ..support.display import LINES, Cells, Shown, first_lines
 from ..support.distributions import chi2_tail, f_tail, quantile, two_sided_p
+from ..support.text_tables import p_value_cell
 from ..tables.rows import named_rows
 from .hypotheses import Hypothesis, parse_hypothesis
 from .options import check_options
@@ -45,7 +47,7 @@ CHUNK_BYTES = 2**24
 
 @checked
 @dataclass(frozen=True, repr=False)
-class BatchTest:
+class BatchTest(Shown):
     """Test of L beta = rhs for every response.
 
     Attributes
@@ -97,6 +99,14 @@ class BatchTest:
             "p_value": self.pvalues.copy(),
         }
         return named_rows(self._library, "response", self._labels, columns)
+
+    def _shown(self) -> Iterator[str | Cells]:
+        yield repr(self)[1:-1]
+        labels = range(len(self)) if self._labels is None else self._labels
+        header = ["", "statistic", "df", "p"]
+        some = zip(labels, self.statistic[:LINES], self.df_denom[:LINES], self.pvalues[:LINES], strict=False)
+        rows = [[str(label), f"{value:.3f}", f"{df:.1f}", p_value_cell(p)] for label, value, df, p in some]
+        yield Cells(header, first_lines(rows, count=len(self)))
 
     def __repr__(self) -> str:
         said = ", ".join(f"{name} = {value:g}" for name, value in zip(self.names, self.rhs, strict=True))

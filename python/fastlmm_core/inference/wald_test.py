@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..support.arguments import checked
+from ..support.display import Cells, Shown
 from ..support.text_tables import p_value_cell
 from ..tables.columns import native_frame
 
@@ -36,7 +38,7 @@ def method(ddf: str, vcov: str = "model", clusters: str = "", imputations: int =
 
 @checked
 @dataclass(frozen=True, repr=False)
-class WaldTest:
+class WaldTest(Shown):
     """Test of L beta = rhs.
 
     Attributes
@@ -115,7 +117,7 @@ class WaldTest:
         }
         return native_frame(self._library, columns)
 
-    def __str__(self) -> str:
+    def _shown(self) -> Iterator[str | Cells]:
         known = self.distribution in ("z", "chi2")
         single = "z" if known else "t"
         header = ["Hypothesis", "Estimate", "SE", *(["df"] if single == "t" else []), single, "p"]
@@ -126,30 +128,21 @@ class WaldTest:
                 f"{name} = {self.rhs[i]:g}", f"{self.estimate[i]:.6g}", f"{self.std_error[i]:.4g}", *freedom,
                 f"{self.row_statistic[i]:.3f}", p_value_cell(self.row_pvalues[i]),
             ])  # fmt: skip
-        widths = [max(len(line[j]) for line in [header, *rows]) for j in range(len(header))]
-        lines = [f"Wald test, {method(self.ddf, self.vcov, self.clusters, self.imputations)}", ""]
-        for line in [header, *rows]:
-            cells = [line[0].ljust(widths[0])] + [c.rjust(w) for c, w in zip(line[1:], widths[1:], strict=True)]
-            lines.append("  ".join(cells).rstrip())
+        yield f"Wald test, {method(self.ddf, self.vcov, self.clusters, self.imputations)}"
+        yield Cells(header, rows)
         if len(self.names) > 1:
             freedom_of = f"{self.df_num}" if known else f"{self.df_num}, {self.df_denom:.2f}"
             kind = self.distribution
             shown = p_value_cell(self.pvalue)
-            lines += [
-                "",
-                f"Jointly: {kind}({freedom_of}) = {self.statistic:.4g}, p {shown if '<' in shown else '= ' + shown}",
-            ]
+            yield f"Jointly: {kind}({freedom_of}) = {self.statistic:.4g}, p {shown if '<' in shown else '= ' + shown}"
         if self.imputations and len(self.names) > 1:
-            lines += ["", "Jointly by the F of Li, Raghunathan and Rubin."]
+            yield "Jointly by the F of Li, Raghunathan and Rubin."
         elif self.vcov != "model" and len(self.names) > 1:
             if np.isnan(self.statistic):
-                lines += ["", f"There is no joint test: {self.clusters} are too few for {self.df_num} rows."]
+                yield f"There is no joint test: {self.clusters} are too few for {self.df_num} rows."
             elif self.ddf == "satterthwaite":
-                lines += ["", "Jointly by Hotelling's T2 with the degrees of freedom of Pustejovsky and Tipton (HTZ)."]
+                yield "Jointly by Hotelling's T2 with the degrees of freedom of Pustejovsky and Tipton (HTZ)."
         if self.joint_ddf not in ("", self.ddf):
-            lines += ["", f"The joint test is by {METHODS[self.joint_ddf]}: Kenward and Roger's method has none here."]
+            yield f"The joint test is by {METHODS[self.joint_ddf]}: Kenward and Roger's method has none here."
         if self.left_out:
-            lines += ["", f"Taken for known, being at the boundary: {'; '.join(self.left_out)}."]
-        return "\n".join(lines)
-
-    __repr__ = __str__
+            yield f"Taken for known, being at the boundary: {'; '.join(self.left_out)}."

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -18,6 +18,7 @@ from ..estimation.stated import moved
 from ..simulation.draws import parametric
 from ..support.arguments import checked
 from ..support.checks import check_count, number_array
+from ..support.display import Cells, Shown
 from ..support.distributions import chi2_tail
 from ..support.seeds import Seed, check_first, key_of
 from ..tables.columns import native_frame
@@ -93,7 +94,7 @@ class _Hypothesis:
 
 
 @dataclasses.dataclass(frozen=True)
-class PowerResult:
+class PowerResult(Shown):
     """Power of a test in simulations.
 
     Attributes
@@ -176,6 +177,19 @@ class PowerResult:
             bias=estimate - self.effect,
             pvalues=pvalues,
         )
+
+    def _shown(self) -> Iterator[str | Cells]:
+        lost = self.n_sim - self.n_converged
+        yield f"Power of the {self.method} test of {self.test}, {self.n_sim:,} simulations"
+        columns = (np.atleast_1d(x) for x in (self.alpha, self.power, self.conf_low, self.conf_high))
+        rows = [
+            [f"{a:g}", f"{power:.3f}", f"{low:.3f}", f"{high:.3f}"]
+            for a, power, low, high in zip(*columns, strict=True)
+        ]
+        yield Cells(["level", "power", "2.5 %", "97.5 %"], rows, 0)
+        effects = zip(self.effect.tolist(), self.estimate.tolist(), strict=True)
+        yield "True and mean estimated effect: " + "; ".join(f"{true:.4g}, {mean:.4g}" for true, mean in effects)
+        yield f"{lost} not certified, {100.0 * self.singular_fraction:.1f} % singular"
 
     def __repr__(self) -> str:
         lost = self.n_sim - self.n_converged
@@ -318,8 +332,8 @@ def _integer(seed: Seed) -> int:
 
 
 @checked
-@dataclasses.dataclass(frozen=True)
-class PowerCurve:
+@dataclasses.dataclass(frozen=True, repr=False)
+class PowerCurve(Shown):
     """Power along a design or an effect.
 
     Attributes
@@ -415,18 +429,17 @@ class PowerCurve:
         low, high = np.sqrt(values[at - 1 : at + 1])
         return float(np.ceil(round((low + share * (high - low)) ** 2, 9)))
 
-    def __repr__(self) -> str:
+    def _shown(self) -> Iterator[str | Cells]:
         first = self.results[0]
         tested = f"{first.method} test of {first.test} at {_levels(first.alpha)}"
-        head = f"Power of the {tested}, {first.n_sim} simulations each"
-        lines = [head, f"{self.along:>12}" + "  power  95% interval" * np.size(first.alpha)]
+        yield f"Power of the {tested}, {first.n_sim} simulations each"
+        rows = []
         for value, result in zip(self.values.tolist(), self.results, strict=True):
+            shown = zip(*(np.atleast_1d(x) for x in (result.power, result.conf_low, result.conf_high)), strict=True)
             lost = result.n_sim - result.n_converged
-            note = f"  {lost} not certified" if lost else ""
-            rows = zip(*(np.atleast_1d(x) for x in (result.power, result.conf_low, result.conf_high)), strict=True)
-            shown = "  ".join(f"{power:.3f}   {low:.3f} {high:.3f}" for power, low, high in rows)
-            lines.append(f"{value:>12g}  {shown}{note}")
-        return "\n".join(lines)
+            cells = [cell for numbers in shown for cell in (f"{number:.3f}" for number in numbers)]
+            rows.append([f"{value:g}", *cells, f"{lost} not certified" if lost else ""])
+        yield Cells([self.along, *["power", "2.5 %", "97.5 %"] * np.size(first.alpha), ""], rows, 0)
 
 
 def _isotonic(values: Array) -> Array:

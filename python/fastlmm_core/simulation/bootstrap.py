@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, cast
 
@@ -17,10 +18,12 @@ from ..engines.starts import moment_start
 from ..errors import LMMError
 from ..estimation.optimize import optimize
 from ..support.arguments import checked
-from ..support.checks import check_count, check_level
+from ..support.checks import check_count, check_level, float_array, plain_array
+from ..support.display import Cells, Shown, first_lines
 from ..support.distributions import quantile
 from ..support.progress import progress_bar
 from ..support.seeds import Seed, beside, check_first, key_of
+from ..support.text_tables import aligned_cells, estimate_cells
 from ..support.threads import thread_count
 from ..tables.columns import native_frame
 from ..tables.rows import limits_table
@@ -41,9 +44,9 @@ DEPENDENT = 1e-10
 
 
 @checked
-@dataclass(frozen=True)
-class BootstrapResult:
-    """Replicates of a bootstrap.
+@dataclass(frozen=True, repr=False)
+class BootstrapResult(Shown):
+    """Replicates of a bootstrap; prints as text and shows as HTML in notebooks.
 
     Attributes
     ----------
@@ -69,8 +72,13 @@ class BootstrapResult:
     singular: NDArray[np.bool_]
     converged: NDArray[np.bool_]
     kind: str
-    _jackknife: Callable[[], Array] = field(repr=False)
-    _library: str | None = field(repr=False)
+    _fit: Fit = field(repr=False)
+
+    @property
+    def _library(self) -> str | None:
+        """Of labelled limits; None for a model from arrays."""
+        model = self._fit.model
+        return model.library if model.design.labelled else None
 
     @property
     def std_error(self) -> Array:
@@ -144,7 +152,9 @@ class BootstrapResult:
         """Efron 1987, J. Am. Statist. Assoc. 82, eq. 2.3 and 6.6."""
         from scipy.special import ndtr, ndtri
 
-        deleted = self._jackknife()
+        if self.fit_std_error is None:
+            raise LMMError("method='bca' needs deletions of groups, which a user's statistic does not have")
+        deleted = _without_groups(self._fit)
         centred = np.nanmean(deleted, axis=0) - deleted
         with np.errstate(invalid="ignore", divide="ignore"):
             acceleration = np.nansum(centred**3, axis=0) / (6.0 * np.nansum(centred**2, axis=0) ** 1.5)
@@ -210,11 +220,18 @@ class BootstrapResult:
     def __len__(self) -> int:
         return len(self.replicates)
 
-    def __repr__(self) -> str:
-        return (
-            f"<BootstrapResult: {len(self)} {self.kind} replicates of {len(self.names)} statistics, "
-            f"{100.0 * self.singular_fraction:.1f}% singular, {int((~self.converged).sum())} not certified>"
+    def _shown(self) -> Iterator[str | Cells]:
+        yield (
+            f"{self.kind.capitalize()} bootstrap: {len(self):,} replicates, {100.0 * self.singular_fraction:.1f} % "
+            f"singular, {int((~self.converged).sum())} not certified"
         )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)  # correlations that no replicate has are NaN
+            error, bias = self.std_error, self.bias
+            limits = self._limits(np.array([0.025, 0.975]), "percentile")
+        columns = [estimate_cells(values.tolist(), error.tolist(), 3) for values in (self.estimate, bias, *limits.T)]
+        cells = zip(self.names, columns[0], aligned_cells([f"{e:.3g}" for e in error]), *columns[1:], strict=True)
+        yield Cells(["", "Estimate", "SE", "Bias", "2.5 %", "97.5 %"], first_lines([list(row) for row in cells], 50))
 
 
 def _parameter_names(model: Model) -> tuple[str, ...]:
@@ -412,6 +429,13 @@ def _cases(result: Fit, why: str) -> tuple[_Cases | _Clusters, int]:
     return clusters, len(clusters.units)
 
 
+def _without_groups(result: Fit) -> Array:
+    """All parameters without each of the independent groups (m, k)."""
+    cases, m = _cases(result, "method='bca' needs deletions of independent groups")
+    params, _, covariance, sigma2, _ = _refits(cases, 1 - np.eye(m, dtype=np.int64))
+    return _parameters(result.model, params, covariance, sigma2)
+
+
 def bootstrap(
     result: Fit, n: int, kind: str, statistic: Callable[[Fit], Any] | None,
     seed: Seed, n_jobs: int | None, progress: bool | None, first: int = 0,
@@ -425,11 +449,6 @@ def bootstrap(
 
     def all_parameters(params: Array, covariance: Array, sigma2: Array) -> Array:
         return _parameters(model, params, covariance, sigma2)
-
-    def jackknife() -> Array:
-        cases, m = _cases(result, "method='bca' needs deletions of independent groups")
-        params, _, covariance, sigma2, _ = _refits(cases, 1 - np.eye(m, dtype=np.int64))
-        return all_parameters(params, covariance, sigma2)
 
     if kind == "cases":
         if statistic is not None:
@@ -470,30 +489,54 @@ def bootstrap(
         singular=singular,
         converged=converged,
         kind=kind,
-        _jackknife=jackknife,
-        _library=None if model.spec is None else model.library,
+        _fit=result,
     )
+
+
+def _named_numbers(found: Any) -> tuple[tuple[str, ...], Array]:
+    """Names and values of what a user's statistic returned: a dict, a Series of pandas, an array or a number."""
+    if found is None:
+        raise LMMError("statistic returned nothing; it must return a number, an array, or numbers by name")
+    if hasattr(found, "keys"):
+        names = [str(name) for name in found.keys()]  # noqa: SIM118 - a Series iterates over its values
+        found = list(found.values()) if isinstance(found, Mapping) else found
+    else:
+        names = None
+    values = np.atleast_1d(plain_array(found, "statistic"))
+    if values.ndim != 1:
+        raise LMMError(
+            f"statistic returned an array of shape {values.shape}; return numbers by name, or one row of them"
+        )
+    values = float_array(values, "statistic", 1)
+    return tuple(f"statistic_{i}" for i in range(len(values))) if names is None else tuple(names), values
+
+
+def _listed(names: tuple[str, ...]) -> str:
+    return ", ".join(map(repr, names[:5])) + (", ..." if len(names) > 5 else "") or "nothing"
 
 
 def _user_statistic(
     result: Fit, n: int, kind: str, statistic: Callable[[Fit], Any], draw: Draw, seed: Seed, first: int
 ) -> BootstrapResult:  # fmt: skip
-    own = np.atleast_1d(np.asarray(statistic(result), dtype=float))
+    names, own = _named_numbers(statistic(result))
     values = np.full((n, len(own)), np.nan)
     converged, singular = np.zeros(n, dtype=bool), np.zeros(n, dtype=bool)
     at = 0
     for block in draws(draw, n, key_of(seed), stream_size(result.nobs), first):
         for y in block():
             fit = result.again(result.model.with_response(y))
-            values[at] = statistic(fit)
+            again, values_of = _named_numbers(statistic(fit))
+            if again != names:
+                raise LMMError(
+                    f"statistic returned {_listed(again)} for replicate {at} and {_listed(names)} for the fit itself; "
+                    "it must return the same numbers each time"
+                )
+            values[at] = values_of
             converged[at], singular[at] = fit.converged, fit.singular
             at += 1
 
-    def jackknife() -> Array:
-        raise LMMError("method='bca' needs deletions of groups, which a user's statistic does not have")
-
     return BootstrapResult(
-        names=tuple(f"statistic_{i}" for i in range(len(own))),
+        names=names,
         estimate=own,
         replicates=values,
         replicate_std_error=None,
@@ -501,6 +544,5 @@ def _user_statistic(
         singular=singular,
         converged=converged,
         kind=kind,
-        _jackknife=jackknife,
-        _library=None if result.model.spec is None else result.model.library,
+        _fit=result,
     )

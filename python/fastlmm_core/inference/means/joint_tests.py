@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import combinations
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 from ...errors import LMMError
 from ...formula.coding import fixed_terms
 from ...support.arguments import checked
+from ...support.display import Cells, Shown
 from ...tables.columns import native_frame
 from .. import wald as inference
 from ..anova import estimable_part, f_statistic
@@ -27,7 +29,7 @@ Labels = dict[str, list[Any]]
 
 @checked
 @dataclass(frozen=True, repr=False)
-class JointTests:
+class JointTests(Shown):
     """F tests of main effects and interactions of marginal means; prints as text.
 
     Attributes
@@ -60,8 +62,8 @@ class JointTests:
             },
         )
 
-    def __str__(self) -> str:
-        from ...support.text_tables import aligned_cells, p_value_cell, statistic_cell, text_table
+    def _shown(self) -> Iterator[str | Cells]:
+        from ...support.text_tables import aligned_cells, p_value_cell, statistic_cell
 
         columns = [
             *([str(value) for value in values] for values in self.labels.values()),
@@ -71,10 +73,8 @@ class JointTests:
             [p_value_cell(v) for v in self.pvalues.tolist()],
         ]
         rows = [list(row) for row in zip(*columns, strict=True)]
-        table = text_table([*self.labels, "NumDF", "DenDF", "F", "p"], rows, left=len(self.labels))
-        return "\n".join([*table, *(f"\n{note}" for note in self.notes)])
-
-    __repr__ = __str__
+        yield Cells([*self.labels, "NumDF", "DenDF", "F", "p"], rows, len(self.labels))
+        yield from self.notes
 
 
 def joint_tests(means: MarginalMeans) -> JointTests:

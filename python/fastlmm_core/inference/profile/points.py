@@ -158,6 +158,13 @@ class Profiler:
         self._local: Local | None = None
         self._openings: dict[str, tuple[Chart, State, Expansion]] = {}
 
+    def __getstate__(self) -> dict[str, Any]:
+        # the criterion is a work space in memory, and what was opened with it is found again
+        return {**self.__dict__, "deviance": None, "_local": None, "_openings": {}}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, deviance=Deviance(state["problem"]))
+
     def estimate(self, parameter: Parameter) -> float:
         """The ML estimate; NaN for a dropped coefficient and for the correlation of an effect that does not vary."""
         index = list(parameter.columns)

@@ -18,8 +18,10 @@ from numpy.typing import NDArray
 from ...errors import LMMError
 from ...support.arguments import checked, outside
 from ...support.checks import check_level
+from ...support.display import Cells, Shown
 from ...support.distributions import quantile
 from ...support.progress import progress_bar
+from ...support.text_tables import variance_cells
 from .points import Parameter, Point, ProfileError, Profiler, parameters_of
 
 if TYPE_CHECKING:
@@ -53,8 +55,8 @@ def _chosen(result: Fit, parameters: str | Sequence[str] | None) -> list[Paramet
 
 
 @checked
-class ProfileResult:
-    """Profiles of the ML deviance.
+class ProfileResult(Shown):
+    """Profiles of the ML deviance; prints as text and shows as HTML in notebooks.
 
     The signed root zeta = sign(value - estimate) sqrt(deviance - minimum) is standard normal where the parameter has
     the value, so that a straight line means that the Wald interval is as good.
@@ -151,8 +153,15 @@ class ProfileResult:
         """
         return self.fit.model.table(self._columns)
 
-    def __repr__(self) -> str:
-        return f"<ProfileResult: {', '.join(self.names)}>"
+    @cached_property
+    def _limits95(self) -> dict[str, list[Any]]:
+        return _limits(self._profiler, self._chosen, 0.95)
+
+    def _shown(self) -> Iterator[str | Cells]:
+        yield f"Profiles of the deviance of {len(self.names)} parameters; 95 % limits"
+        columns = [variance_cells(self._limits95[name]) for name in ("estimate", "conf_low", "conf_high")]
+        yield Cells(["", "Estimate", "2.5 %", "97.5 %"], [list(row) for row in zip(self.names, *columns, strict=True)])
+        yield from (f"{name}, {note}" for name, note in self.notes.items())
 
 
 def _rise(level: float) -> float:
