@@ -879,6 +879,7 @@ class LMMResult(Fit):
         *,
         level: float = 0.95,
         observed: Any = None,
+        random_effects: Any = None,
         offset: Any = None,
         weights: Any = None,
         ddf: Ddf = "satterthwaite",
@@ -903,6 +904,9 @@ class LMMResult(Fit):
         observed : frame, or mapping with "y", "X", "Z" and "groups", optional
             A few observations of subjects that are not in the data: their BLUPs follow from the parameters.
             With several factors these rows may have old levels of some and new levels of others.
+        random_effects : frame, array, or mapping of grouping factor to either, optional
+            Values to be added instead of BLUPs, in the form of `random_effects`, taken as known: with a column set to
+            0, a part of the effects.
         offset, weights : arrays, optional
             Of the new rows (an offset given by column name is taken from `data`).
         ddf : {"satterthwaite", "kenward-roger", "kenward-roger-linear", "between-within", "residual", "normal"}
@@ -937,7 +941,20 @@ class LMMResult(Fit):
         """
         from .prediction.predict import prediction
 
-        return prediction(self, data, effects, new_levels, interval, level, observed, offset, weights, ddf, information)
+        return prediction(
+            self,
+            data,
+            effects,
+            new_levels,
+            interval,
+            level,
+            observed,
+            offset,
+            weights,
+            ddf,
+            information,
+            random_effects,
+        )
 
     def bootstrap(
         self,
@@ -980,7 +997,18 @@ class LMMResult(Fit):
 
         return bootstrap(self, n, kind, statistic, seed, n_jobs, progress, first)
 
-    def simulate(self, n: int = 1, seed: Seed = None, first: int = 0) -> Array:
+    def simulate(
+        self,
+        n: int = 1,
+        seed: Seed = None,
+        first: int = 0,
+        *,
+        data: Any = None,
+        effects: str | Sequence[str] = "population",
+        random_effects: Any = None,
+        weights: Any = None,
+        offset: Any = None,
+    ) -> Array:
         """Responses with new random effects and errors: those of `simulate_fit` for the same seed.
 
         Parameters
@@ -990,14 +1018,44 @@ class LMMResult(Fit):
         seed : int, sequence of int, SeedSequence or Generator, optional
         first : int
             Place of the first of them in the stream of the seed.
+        data : frame, or mapping with "X", "Z" and "groups", optional
+            Other rows than those of the fit, as for `predict`.
+        effects : {"population", "all"}, or name of a grouping factor or several
+            Of which factors the BLUPs are kept; the effects of all others, and of levels without data, are drawn anew.
+        random_effects : frame, array, or mapping of grouping factor to either, optional
+            Values that are kept instead of BLUPs, in the form of `random_effects`; those of levels that are not given
+            are drawn.
+        weights, offset : arrays, optional
+            Of the rows of `data`.
 
         Returns
         -------
         (n, nobs) array
+            With as many columns as there are rows of `data`, if given.
+
+        Raises
+        ------
+        LMMError
+            For rows or effects that do not fit the model.
+
+        Examples
+        --------
+        What the next day may be like for two drivers, one of whom has been observed:
+
+        >>> import fastlmm_core as flc
+        >>> fit = flc.lmm("Reaction ~ Days + (Days | Subject)", flc.datasets.load("sleepstudy")).fit()
+        >>> draws = fit.simulate(1000, 1, data={"Subject": ["335", "new"], "Days": [10, 10]}, effects="all")
+        >>> draws.std(axis=0).round(-1)
+        array([30., 80.])
         """
         from .simulation.draws import simulate
 
-        return simulate(self, n, seed, first)
+        if data is None and random_effects is None and effects == "population":
+            return simulate(self, n, seed, first)
+        from .prediction.kept_effects import keeping
+
+        source, fresh = keeping(self, data, effects, random_effects, weights, offset)
+        return simulate(source, n, seed, first, fresh)
 
     def simulate_fit(
         self,

@@ -426,6 +426,7 @@ def log_likelihood(fit: Fit, reml: bool = False) -> float:
     a sum of squares.  The restricted likelihood has the generalised least squares estimates for beta, and log|X'V^-1X|.
     """
     model, problem, r = fit.model, fit.model.problem, fit.model.problem.rank
+    model.needs_independent_residuals("log_likelihood() (llf is that of the fit)")
     if reml:
         fit = replace(fit, stated=Stated(least_squares(fit), fit.relative_factor, fit.sigma2))
         fit = replace(fit, solution=fit.solution._replace(beta=conditioned_coefficients(model, fit.beta)))

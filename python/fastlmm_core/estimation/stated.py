@@ -85,6 +85,7 @@ def moved(fit: F, params: Any, G: Any, sigma2: Any, model: Model | None = None) 
     model : Model, optional
         Other rows.
     """
+    fit.model.needs_independent_residuals("at()")
     model = fit.model if model is None else model
     variance = fit.sigma2 if sigma2 is None else residual_variance(sigma2)
     if G is None:

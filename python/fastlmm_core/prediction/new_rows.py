@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from ..design.grouping import Factor, Grouping
     from ..estimation.model import Model
 
-__all__ = ["NewRows", "chosen_factors", "random_design", "read_rows"]
+__all__ = ["NewRows", "chosen_factors", "random_design", "read_rows", "some_of"]
 
 Array = NDArray[np.float64]
 
@@ -239,3 +239,9 @@ def _array_groups(
         place = f"['groups'][{name!r}]"
         found.append((place, name, plain_array(given[name], argument + place)))
     return found
+
+
+def some_of(labels: list[Any]) -> str:
+    """Some labels for a message."""
+    shown = ", ".join(repr(label) for label in labels[:5])
+    return shown if len(labels) <= 5 else f"{shown} and {len(labels) - 5} more"

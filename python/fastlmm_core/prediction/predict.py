@@ -39,7 +39,8 @@ from ..support.distributions import quantile
 from ..tables.columns import first_rows
 from ..tables.rows import CallerRows
 from .conditional import posterior_of
-from .new_rows import NewRows, chosen_factors, read_rows
+from .kept_effects import given_effects, places_of_given, values_of_given
+from .new_rows import NewRows, chosen_factors, read_rows, some_of
 
 if TYPE_CHECKING:
     from ..design.grouping import Grouping
@@ -159,11 +160,13 @@ def _observed_cross(result: Fit, rows: NewRows) -> tuple[dict[Any, int], Array, 
 
 def prediction(
     result: Fit, data: Any, effects: Any, new_levels: str, interval: str | None, level: float, observed: Any,
-    offset: Any, weights: Any, ddf: str, information: str,
+    offset: Any, weights: Any, ddf: str, information: str, random_effects: Any = None,
 ) -> Any:  # fmt: skip
     """See `LMMResult.predict`."""
     check_level(level)
-    found = predicted(result, data, effects, new_levels, interval, observed, offset, weights, ddf, information)
+    found = predicted(
+        result, data, effects, new_levels, interval, observed, offset, weights, ddf, information, random_effects
+    )
     if found.lost is not None:
         rows = np.flatnonzero(found.lost.any(axis=1))
         warnings.warn(
@@ -189,6 +192,7 @@ def prediction(
 def predicted(
     result: Fit, data: Any, effects: Any, new_levels: str, interval: str | None, observed: Any = None,
     offset: Any = None, weights: Any = None, ddf: str = "normal", information: str = "auto",
+    random_effects: Any = None,
 ) -> Predicted:  # fmt: skip
     """Means, and where `interval` is given standard errors and degrees of freedom; see `LMMResult.predict`."""
     model, problem = result.model, result.model.problem
@@ -196,6 +200,11 @@ def predicted(
     if chosen or interval == "prediction":
         what = "interval='prediction'" if interval == "prediction" else "predict() with the effects of groups"
         model.needs_independent_residuals(f"{what} (use effects='population' and interval=None or 'confidence')")
+    given = None if random_effects is None else given_effects(result, random_effects)
+    if given is not None:
+        if chosen or observed is not None:
+            raise LMMError("random_effects= are values: give them without effects= and observed=, which ask for BLUPs")
+        chosen = tuple(f.grouping.name for f in model.factors if f.grouping.name in given)
     if new_levels not in ("error", "population"):
         raise LMMError(f"new_levels={new_levels!r} is unknown: use 'error' or 'population'")
     if interval not in (None, "confidence", "prediction"):
@@ -224,7 +233,9 @@ def predicted(
         raise LMMError(f"ddf={ddf!r} is for estimates: stated parameters are taken as known; leave ddf out")
     levels = [np.full(len(mean), -1, dtype=np.intp) for _ in every]
     conditional: _Conditional | None = None
-    if chosen:
+    if given is not None:
+        levels = places_of_given(model, rows, given, new_levels)
+    elif chosen:
         finder = _one_factor if len(every) == 1 else _several_factors
         levels, conditional = finder(result, rows, chosen, observed, new_levels, interval is not None)
     z = [] if rows.Z is None else _conditioned(model, rows.Z)
@@ -232,7 +243,8 @@ def predicted(
         carried, variance = conditional.at(z, levels)
         mean = mean + problem.scale * carried[:, -1]
     elif any((position >= 0).any() for position in levels):
-        mean = mean + _blup_part(result, rows, levels)
+        values = result.blups if given is None else values_of_given(model, given)
+        mean = mean + _effects_part(model, rows, levels, values)
     if interval is None:
         return Predicted(rows.caller, mean, lost=lost)
     if conditional is None:
@@ -342,11 +354,11 @@ def _conditioned(model: Model, Z: Array) -> list[Array]:
     return [Z[:, f.columns] @ problem.z_map[f.columns, f.columns] for f in model.factors]
 
 
-def _blup_part(result: Fit, rows: NewRows, levels: list[Index]) -> Array:
+def _effects_part(model: Model, rows: NewRows, levels: list[Index], values: tuple[Array, ...]) -> Array:
     """Z b of the levels found."""
     assert rows.Z is not None
     out = np.zeros(len(rows.X))
-    for f, b, position in zip(result.model.factors, result.blups, levels, strict=True):
+    for f, b, position in zip(model.factors, values, levels, strict=True):
         own = np.einsum("ij,ij->i", rows.Z[:, f.columns], b[position])
         out += np.where(position >= 0, own, 0.0)
     return out
@@ -372,7 +384,7 @@ def _one_factor(
         clash = [label for label, at in zip(labels.tolist(), where, strict=True) if at >= 0 and label in found]
         if clash:
             raise LMMError(
-                f"observed has the levels {_some(clash)} that the model was fitted to; "
+                f"observed has the levels {some_of(clash)} that the model was fitted to; "
                 f"give observations of new levels of {name} only"
             )
         for i, label in enumerate(labels.tolist()):
@@ -456,15 +468,10 @@ def _refuse_unseen(model: Model, missing: list[Any], name: str) -> None:
     if missing and not model.has_response:
         raise LMMError(
             f"the model has no response, so that nothing is known of the levels of {name}: give observations of "
-            f'{_some(missing)} as observed=, or use new_levels="population" for the population value'
+            f'{some_of(missing)} as observed=, or use new_levels="population" for the population value'
         )
     if missing:
         raise LMMError(
-            f"data has levels of {name} that the model has not seen: {_some(missing)}; use "
+            f"data has levels of {name} that the model has not seen: {some_of(missing)}; use "
             'new_levels="population" for the population value, or give observations of them as observed='
         )
-
-
-def _some(labels: list[Any]) -> str:
-    shown = ", ".join(repr(label) for label in labels[:5])
-    return shown if len(labels) <= 5 else f"{shown} and {len(labels) - 5} more"

@@ -465,7 +465,11 @@ def bootstrap(
         if bar is not None:
             bar.close()
     else:
-        makers = {"parametric": parametric, "conditional": _conditional, "residual": _residual}
+        makers: dict[str, Callable[[Fit], Draw]] = {
+            "parametric": parametric,
+            "conditional": _conditional,
+            "residual": _residual,
+        }
         if kind not in makers:
             raise LMMError(f"kind={kind!r} is unknown: use 'parametric', 'conditional', 'residual' or 'cases'")
         draw = makers[kind](result)

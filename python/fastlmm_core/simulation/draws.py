@@ -68,12 +68,22 @@ class Generating(Protocol):
         """X beta plus offset, (nobs,)."""
 
 
-def parametric(source: Generating) -> Draw:
-    """Draws of y = X beta + Z b + e with new random effects and errors."""
+def parametric(source: Generating, fresh: NDArray[np.bool_] | None = None) -> Draw:
+    """Draws of y = X beta + Z b + e with new random effects and errors.
+
+    Parameters
+    ----------
+    source : Generating
+    fresh : (n, factors) bool array, optional
+        Whether the effects of a row's level of each factor are drawn; those of others are part of the mean.
+    """
     model = source.model
     sigma = float(np.sqrt(source.sigma2))
     # b = u (sigma Lambda)': the factor goes to the columns of Z, once
     turned = np.ascontiguousarray((model.exog_re @ (sigma * source.relative_factor)).T)
+    if fresh is not None:
+        for f, own in zip(model.factors, fresh.T, strict=True):
+            turned[f.columns] *= own
     factors = [(f.grouping.index, len(f.grouping.labels), f.start, f.stop) for f in model.factors]
     mean = source.marginal_mean
     scale = sigma if model.weights is None else sigma / np.sqrt(model.weights)
@@ -190,8 +200,10 @@ class Redrawn:
         return out
 
 
-def simulate(source: Generating, n: int, seed: Seed = None, first: int = 0) -> Array:
-    """The n responses (n, nobs) that `simulate_fit` fits for the same seed."""
+def simulate(
+    source: Generating, n: int, seed: Seed = None, first: int = 0, fresh: NDArray[np.bool_] | None = None
+) -> Array:
+    """The n responses (n, nobs) that `simulate_fit` fits for the same seed; `fresh` as for `parametric`."""
     nobs = source.model.nobs
     check_count(n, "n")
     check_first(first, seed)
@@ -201,7 +213,7 @@ def simulate(source: Generating, n: int, seed: Seed = None, first: int = 0) -> A
             "without storing them by simulate_fit"
         )
     size = stream_size(nobs)
-    return np.concatenate([block() for block in draws(parametric(source), n, key_of(seed), size, first)])
+    return np.concatenate([block() for block in draws(parametric(source, fresh), n, key_of(seed), size, first)])
 
 
 def simulate_fit(

@@ -87,6 +87,8 @@ LME4 = (
     Word("`predict(m, new, re.form = ~(1 | g))`", '`result.predict(new, effects="g")`'),
     Word("`predict(..., allow.new.levels = TRUE)`", '`result.predict(..., new_levels="population")`'),
     Word("`simulate(m, 1000)`", "`result.simulate(1000)`; responses are rows"),
+    Word("`simulate(m, use.u = TRUE)`", '`result.simulate(1000, effects="all")`', names=("use_u",)),
+    Word("`simulate(m, newdata = d, re.form = NULL)`", '`result.simulate(1000, data=d, effects="all")`'),
     Word(
         "`simulate(~ x + (x | g), newdata = d, newparams = list(...))`",
         "`flc.assume(formula, d, params, G, sigma2).simulate(1000)`; of a fit `result.at(params=, G=, sigma2=)`",
