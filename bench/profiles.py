@@ -30,15 +30,16 @@ def main() -> int:
     report = _harness.Report("profile: intervals of six parameters", _harness.environment(session))
 
     result = flc.lmm(SLEEPSTUDY_FORMULA, frame).fit(reml=True)
-    limits = np.array(list(confidence_limits(result).values()))
-    ours = _harness.Case("fastlmm_core", lambda: confidence_limits(result))
+    limits = np.array(list(confidence_limits(result, reml=False).values()))
+    ours = _harness.Case("fastlmm_core", lambda: confidence_limits(result, reml=False))
+    by_reml = _harness.Case("fastlmm_core, standard deviations by REML", lambda: confidence_limits(result))
     fixed = _harness.Case("fastlmm_core, fixed effects only", lambda: confidence_limits(result, parameters="fixed"))
-    paths = _harness.Case("fastlmm_core, 17 points of each profile", lambda: result.profile())
+    paths = _harness.Case("fastlmm_core, 17 points of each profile", lambda: result.profile(reml=False))
     if not np.isfinite(limits).all():
         report.fail(f"limits are missing: {limits}")
         return report.finish(options)
 
-    cases = [ours, fixed, paths]
+    cases = [ours, by_reml, fixed, paths]
     if session is not None:
         send_frame(session, frame, "Subject")
         session.eval(f"{{m <- lmer({SLEEPSTUDY_FORMULA}, d); NULL}}")

@@ -182,7 +182,8 @@ class LMMResult(Fit):
             For Kenward-Roger, see `test`.
         method : {"wald", "profile"}
             Estimate and t quantile times standard error, or the values at which the profile deviance rises by the
-            chi-square quantile: then of standard deviations and correlations too.
+            chi-square quantile: then of standard deviations and correlations too, of which the criterion of the fit
+            (REML or ML) is profiled, while fixed effects are by ML; ``profile(reml=False).conf_int()`` has all by ML.
         vcov, cluster
             For robust Wald intervals, see `test`.
 
@@ -586,24 +587,52 @@ class LMMResult(Fit):
 
         return random_effect_test(self, term, **options)
 
-    def variance_components(self, level: float = 0.95) -> Any:
+    def variance_components(self, level: float = 0.95, *, method: Literal["profile", "wald"] = "profile") -> Any:
         """Variance parameters with standard errors and intervals.
+
+        Standard errors are by the delta method from the observed information of all variance parameters together;
+        what lies on the boundary has none (NaN), and those of the others are for the rank found.
 
         Parameters
         ----------
         level : float
-            Of the intervals: Wald on the log scale for variances, on Fisher's z scale for correlations.
+            Of the intervals.
+        method : {"profile", "wald"}
+            Intervals of standard deviations, correlations and variances: where the profile of the criterion of the fit
+            rises by the chi-square quantile, with 0 as the lower limit of a standard deviation where it does not rise
+            so far; or symmetric on the scale of the logarithm (Fisher's z for correlations; Pinheiro and Bates 2000,
+            sec. 2.4.3, as nlme::intervals), which takes less time, has none on the boundary, and means nothing near
+            it.  Those of covariances and theta are always symmetric.
 
         Returns
         -------
         frame or dict of arrays
+            Columns group, term, kind, estimate, std_error, conf_low, conf_high: first standard deviations and
+            correlations (``sd_x|g``, ``cor_x.y|g``, ``sigma``), then variances and covariances (``var_x|g``,
+            ``cov_x.y|g``, ``sigma2``), then theta (``theta_x|g``, ``theta_x.y|g``).  The kind is "sd", "cor", "var",
+            "cov" or "theta".
+
+        Raises
+        ------
+        LMMError
+            For a level outside (0, 1) or an unknown method.
+
+        Warns
+        -----
+        RuntimeWarning
+            For profile limits that could not be found, with the reason; they are NaN.
         """
         from .inference.variance_components import variance_components
 
-        return variance_components(self, level)
+        return variance_components(self, level, method)
 
     def profile(
-        self, parameters: str | Sequence[str] | None = None, level: float = 0.99, *, progress: bool | None = None
+        self,
+        parameters: str | Sequence[str] | None = None,
+        level: float = 0.99,
+        *,
+        reml: bool | None = None,
+        progress: bool | None = None,
     ) -> ProfileResult:
         """Profile likelihood of fixed effects, standard deviations and correlations.
 
@@ -613,6 +642,9 @@ class LMMResult(Fit):
             By default all.
         level : float
             The profiles reach the limits of intervals of this level.
+        reml : bool, optional
+            Of standard deviations, correlations and sigma: profile the REML criterion, or the ML deviance as lme4 does;
+            by default as the model was fitted.  Fixed effects are always profiled by ML.
         progress : bool, optional
             Show a progress bar (needs tqdm); by default in interactive sessions.
 
@@ -622,7 +654,7 @@ class LMMResult(Fit):
         """
         from .inference.profile.profile import profile
 
-        return profile(self, parameters, level, progress)
+        return profile(self, parameters, level, progress, reml)
 
     # ---- diagnostics ---------------------------------------------------------------------------
 

@@ -11,6 +11,7 @@ import pytest
 import scipy.stats
 
 import fastlmm_core as flc
+from fastlmm_core.inference.profile.profile import confidence_limits
 
 RARE = 1e-4
 
@@ -89,3 +90,50 @@ def test_power_takes_the_information():
         found = batch.test("x", ddf="kenward-roger", information=information).pvalues
         np.testing.assert_array_equal(result.pvalues, np.where(batch.converged, found, np.nan))
     assert by["expected"].power < by["auto"].power
+
+
+# ---- intervals of standard deviations ----------------------------------------------------------
+
+
+def ten_groups(variance):
+    """Ten groups of 3 to 10, a covariate between them."""
+    g = np.repeat(np.arange(10), [3, 4, 5, 6, 7, 7, 8, 9, 10, 10])
+    return flc.assume("y ~ x + (1 | g)", {"g": g, "x": (g % 2).astype(float)}, [0.0, 0.0], [[variance]], 1.0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("variance", "n"), [(0.5, 1000), (0.1, 600), (0.02, 600)])
+def test_the_reml_profile_covers_standard_deviations(variance, n):
+    truth = ten_groups(variance)
+    values = {"sd_Intercept|g": np.sqrt(variance), "sigma": 1.0}
+    inside = dict.fromkeys([(name, reml) for name in values for reml in (True, False)], 0)
+    widest = 0.0
+    for y in truth.simulate(n, seed=4):
+        fit = truth.model.refit(y)
+        for reml in (True, False):
+            for name, (low, high) in confidence_limits(fit, parameters="random", reml=reml).items():
+                inside[name, reml] += low <= values[name] <= high
+                widest = max(widest, high)
+    share = {key: count / n for key, count in inside.items()}
+    # near zero the lower limit is 0 nearly always
+    assert at_least(0.94, share["sd_Intercept|g", True], n), share
+    assert at_most(0.955 if variance == 0.5 else 1.0, share["sd_Intercept|g", True], n), share
+    assert at_least(0.94, share["sigma", True], n) and at_most(0.96, share["sigma", True], n), share
+    assert widest < 10.0
+    if variance == 0.5:  # why the criterion of the fit is profiled
+        assert at_most(0.90, share["sd_Intercept|g", False], n), share
+
+
+@pytest.mark.slow
+def test_the_reml_profile_covers_correlations():
+    g = np.repeat(np.arange(12), 5)
+    t = np.tile(np.arange(5.0), 12)
+    truth = flc.assume("y ~ t + (t | g)", {"g": g, "t": t}, [0.0, 0.0], [[1.0, 0.2], [0.2, 0.3]], 1.0)
+    values = [1.0, 0.2 / np.sqrt(0.3), np.sqrt(0.3), 1.0]
+    n, inside = 600, np.zeros(4)
+    for y in truth.simulate(n, seed=5):
+        table = truth.model.refit(y).variance_components()
+        low, high = (np.asarray(table[name])[:4] for name in ("conf_low", "conf_high"))
+        inside += (low <= values) & (values <= high)
+    for share in inside / n:
+        assert at_least(0.935, share, n) and at_most(0.975, share, n), inside / n

@@ -9,11 +9,12 @@ import pytest
 
 import fastlmm_core as flc
 import oracle
+from fastlmm_core.inference.profile.profile import confidence_limits
 
 
-def table(result, level=0.95):
+def table(result, level=0.95, method="wald"):
     """{(group, effects, kind): (estimate, se, lower, upper)}"""
-    found = result.variance_components(level)
+    found = result.variance_components(level, method=method)
     names = ("group", "term", "kind", "estimate", "std_error", "conf_low", "conf_high")
     columns = {name: np.asarray(found[name]) for name in names}
     keys = []
@@ -236,6 +237,42 @@ def test_perfect_correlation(rng, reml):
     assert found["group", "z0.z1", "theta"][1] == pytest.approx(np.sqrt(slope @ covariance @ slope), rel=1e-4)
 
 
+@pytest.mark.parametrize("reml", [True, False])
+def test_profile_limits(rng, reml):
+    y, X, Z, groups, w = unbalanced(rng, 2, m=20)
+    result = flc.LinearMixedModel(y, X, Z, groups, weights=w).fit(reml=reml)
+    wald, found = table(result, 0.9), table(result, 0.9, "profile")
+    limits = confidence_limits(result, 0.9, reml=reml)
+    for (group, term, kind), values in found.items():
+        np.testing.assert_array_equal(values[:2], wald[group, term, kind][:2])
+        name = "sigma" if group == "Residual" else f"{kind}_{term}|{group}".replace("var_", "sd_")
+        if kind in ("sd", "cor"):
+            np.testing.assert_array_equal(values[2:], limits[name])
+        elif kind == "var":
+            np.testing.assert_allclose(values[2:], np.square(limits[name]), rtol=1e-14)
+        else:
+            np.testing.assert_array_equal(values[2:], wald[group, term, kind][2:])
+
+
+def test_limits_near_zero_are_finite_and_reach_zero():
+    """An estimate near zero, where estimate / exp(z se / estimate) is nothing."""
+    rng = np.random.default_rng(5)
+    groups = np.repeat(np.arange(10), rng.integers(3, 11, 10))
+    seen = {"zero": 0, "near": 0}
+    for _ in range(60):
+        y = 0.1 * rng.standard_normal(10)[groups] + rng.standard_normal(len(groups))
+        result = flc.LinearMixedModel(y, groups=groups).fit()
+        estimate = result.random_effects_sd["group"][0]
+        _, _, low, high = table(result, method="profile")["group", "Intercept", "sd"]
+        assert 0.0 <= low <= estimate <= high < 3.0
+        if estimate < 0.15:
+            assert low == 0.0
+            wald = table(result)["group", "Intercept", "sd"]
+            assert np.isnan(wald[3]) if estimate == 0.0 else wald[3] > high
+            seen["zero" if estimate == 0.0 else "near"] += 1
+    assert min(seen.values()) >= 3
+
+
 def test_frames_and_errors(fitted_reference):
     result = fitted_reference("sleepstudy_uncorrelated", True, "formula")
     frame = result.variance_components()
@@ -245,3 +282,5 @@ def test_frames_and_errors(fitted_reference):
     assert frame.std_error.notna().all()
     with pytest.raises(flc.LMMError, match=r"level=1\.5"):
         result.variance_components(level=1.5)
+    with pytest.raises(flc.LMMError, match=r"method='delta'"):
+        result.variance_components(method="delta")

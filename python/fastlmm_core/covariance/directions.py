@@ -13,6 +13,7 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
+from ..kernels import unit_directions
 from .parameters import CovarianceStructure, vech_positions
 
 __all__ = [
@@ -112,14 +113,9 @@ def face_bend(null: Array, relative: Array, slope: Array) -> Array:
     null, relative, slope : (q, q) arrays
         Q, G^, and the derivative in G^ as a symmetric matrix.
     """
-    q = len(null)
-    lower, upper = unit_places(q)
-    units = np.zeros((len(lower), q, q))
-    places = np.arange(len(lower))
-    units[places, lower, upper] = units[places, upper, lower] = 1.0
-    along = np.eye(q) - null
+    along = np.eye(len(null)) - null
     spread = along @ np.linalg.inv(relative + null) @ along
-    half = null @ units
+    half = null @ unit_directions(len(null))
     return np.asarray(2.0 * np.einsum("ab,kai,ij,lbj->kl", slope, half, spread, half, optimize=True))
 
 
@@ -155,7 +151,7 @@ def face_inverse(
     length = unit_lengths(structure.q)
     along = face_projector(structure, null)
     scaled = information / (length[:, None] * length)
-    size = np.abs(np.trace(scaled, axis1=-2, axis2=-1))
+    size = np.abs(np.diagonal(scaled, axis1=-2, axis2=-1)).sum(axis=-1)
     across = np.eye(len(length)) - along
     inner = along @ scaled @ along + across * np.where(size > 0.0, size, 1.0)[..., None, None]
     return np.asarray(along @ invert(inner) @ along / (length[:, None] * length))

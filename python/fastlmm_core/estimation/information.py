@@ -43,6 +43,7 @@ from .moments import (
     delta_df,
     expected_information,
     inverse_information,
+    reduced_traces,
     whitened_rows,
 )
 from .structured_moments import structured_moments
@@ -113,13 +114,11 @@ def _moments(result: Fit, ddf: str, information: str) -> Moments:
     if ddf == "satterthwaite" or information == "observed":
         inverse = _inverse_on(result, criterion.curvature(), slope)
     else:
-        # with the scale: traces less what beta takes, and their Schur complement
-        weight = np.zeros((r + 1, r + 1))
-        weight[:r, :r] = half.T
-        traces = criterion.traces() - 2.0 * criterion.traces(weight)
+        # with the scale: its Schur complement
         lower, upper = unit_places(problem.structure.q)
         shift = shift + slope[lower, upper] * ((2.0 - (lower == upper)) / nu)
-        inverse = _inverse_on(result, expected_information(traces, slopes, shift, nu), None, information == "auto")
+        expected = expected_information(reduced_traces(criterion, half), slopes, shift, nu)
+        inverse = _inverse_on(result, expected, None, information == "auto")
     found = Moments(half, slopes, shift, inverse, nu, None, left_out)
     if ddf == "satterthwaite":
         return found

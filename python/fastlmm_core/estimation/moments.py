@@ -9,9 +9,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .. import kernels
-from ..engines.protocol import Problem
+from ..engines.protocol import Engine, Problem
 
-__all__ = ["Moments", "adjusted", "delta_df", "expected_information", "inverse_information", "whitened_rows"]
+__all__ = [
+    "Moments",
+    "adjusted",
+    "delta_df",
+    "expected_information",
+    "inverse_information",
+    "projected_traces",
+    "reduced_traces",
+    "whitened_rows",
+]
 
 Array = NDArray[np.float64]
 
@@ -94,22 +103,47 @@ def whitened_rows(problem: Problem, found: Moments) -> Array:
     return np.asarray(problem.x_map @ np.swapaxes(found.half, -1, -2))
 
 
+def reduced_traces(criterion: Engine, half: Array) -> Array:
+    """tr(V^-1 D_kV V^-1 D_lV) - 2 tr((X'V^-1X)^-1 X'V^-1 D_kV V^-1 D_lV V^-1X) at the last point of order 2 (n_a, n_a).
+
+    Parameters
+    ----------
+    criterion : Engine
+    half : (r, r) array
+        L_xx^-1.
+    """
+    r = len(half)
+    weight = np.zeros((r + 1, r + 1))
+    weight[:r, :r] = half.T
+    return criterion.traces() - 2.0 * criterion.traces(weight)
+
+
+def projected_traces(traces: Array, slopes: Array) -> Array:
+    """tr(P D_kV P D_lV) (..., n_a, n_a), with P = V^-1 - V^-1X (X'V^-1X)^-1 X'V^-1.
+
+    Parameters
+    ----------
+    traces : (..., n_a, n_a) array
+        `reduced_traces`.
+    slopes : (..., n_a, r, r) array
+        U_k.
+    """
+    flat = slopes.reshape(*slopes.shape[:-2], slopes.shape[-1] ** 2)
+    return np.asarray(traces + flat @ np.swapaxes(flat, -1, -2))
+
+
 def expected_information(traces: Array, slopes: Array, shift: Array, nu: float) -> Array:
     """Twice the expected information in G^ by REML (..., n_a, n_a), the scale eliminated.
 
     Parameters
     ----------
-    traces : (..., n_a, n_a) array
-        tr(V^-1 D_kV V^-1 D_lV) - 2 tr((X'V^-1X)^-1 X'V^-1 D_kV V^-1 D_lV V^-1X).
-    slopes : (..., n_a, r, r) array
-        U_k.
+    traces, slopes
+        See `projected_traces`.
     shift : (..., n_a) array
         tr(P D_kV) / nu.
     nu : float
     """
-    flat = slopes.reshape(*slopes.shape[:-2], slopes.shape[-1] ** 2)
-    products = flat @ np.swapaxes(flat, -1, -2)
-    return np.asarray(traces + products - nu * shift[..., :, None] * shift[..., None, :])
+    return np.asarray(projected_traces(traces, slopes) - nu * shift[..., :, None] * shift[..., None, :])
 
 
 def adjusted(found: Moments, sandwich: Callable[[Array], Array]) -> Moments:

@@ -1,4 +1,4 @@
-"""Standard errors of the variance parameters, from the exact Hessian in all of them together.
+"""Variance parameters with standard errors, from the exact Hessian in all of them together, and intervals.
 
 In the conditioned problem the (restricted) deviance d(a, s) of a = G / sigma^2 and s = log sigma^2, with sigma^2 not
 profiled out, has at its minimum the second derivatives
@@ -9,9 +9,8 @@ where d_p is the profiled criterion, r2 the residual sum of squares and nu = n (
 Hessian is the Schur complement, so that leaving sigma^2 out would understate the errors.  The asymptotic covariance is
 2 d''^-1 (observed information); natural parameters follow by the delta method.
 
-At the boundary the derivatives are taken along the set of covariance matrices of the rank found.  With U a basis of
-the range of a and N of its null space, these are D = U A U' + U B N' + N B'U', and the set's own curvature adds
-2 tr(N'd_a N B'(U'aU)^-1 B) to the second derivative.
+At the boundary the derivatives are taken along the set of covariance matrices of the rank found (see
+`covariance.directions`).
 """
 
 from __future__ import annotations
@@ -21,10 +20,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from ..covariance.directions import face_bend, face_projector, unit_lengths
 from ..covariance.elements import Element, Scale, sd_and_cor
-from ..covariance.parameters import Block
+from ..errors import LMMError
+from ..kernels import unit_directions
 from ..support.checks import check_level
 from ..support.distributions import quantile
+from .profile.profile import confidence_limits
 
 if TYPE_CHECKING:
     from ..estimation.fit import Fit
@@ -38,7 +40,7 @@ AT_ONE = 1e-8
 
 
 class _Parameter(NamedTuple):
-    """One row of the table; `slope` is its derivative in the free directions, None at the boundary."""
+    """One row of the table; `slope` is its derivative along the directions, None at the boundary."""
 
     group: str
     term: str
@@ -51,100 +53,48 @@ class _Parameter(NamedTuple):
         return cls(element.term, element.name(scale), element.kind(scale), estimate, slope)
 
 
-def _face(block: Block, relative: Array, slope: Array, null: Array, q: int) -> tuple[list[Array], Array]:
-    """Directions of G / sigma^2 in one block along the matrices of its rank, and the curvature of this set.
-
-    Returns
-    -------
-    directions : list of (q, q) arrays
-    curvature : array
-        To add to the second derivatives along them.
-    """
-    part = slice(block.start, block.stop)
-    size = block.stop - block.start
-    out: list[Array] = []
-
-    def add(change: Array) -> None:
-        wide = np.zeros((q, q))
-        wide[part, part] = change + change.T
-        out.append(wide)
-
-    if not block.correlated:
-        zero = np.abs(null).max(axis=1, initial=0.0) > 0.5
-        for i in np.flatnonzero(~zero).tolist():
-            add(0.5 * np.outer(np.eye(size)[i], np.eye(size)[i]))
-        return out, np.zeros((len(out), len(out)))
-    identity = np.eye(size)
-    rank = size - null.shape[1]
-    u = identity if rank == size else np.linalg.svd(identity - null @ null.T)[0][:, :rank]
-    for i in range(rank):
-        for j in range(i + 1):
-            add((0.5 if i == j else 1.0) * np.outer(u[:, i], u[:, j]))
-    inner = len(out)
-    for i in range(rank):
-        for w in null.T:
-            add(np.outer(u[:, i], w))
-    curvature = np.zeros((len(out), len(out)))
-    if rank and null.shape[1]:
-        spread = np.linalg.inv(u.T @ relative @ u)
-        curvature[inner:, inner:] = 2.0 * np.kron(spread, null.T @ slope @ null)
-    return out, curvature
-
-
 def _covariance(result: Fit) -> tuple[Array, Array, Array]:
     """Directions of G and sigma^2 in natural units, and the covariance of the coordinates along them.
 
     Returns
     -------
     of_g : (k, q, q) array
+        For the unit directions of G / sigma^2 and log sigma^2.
     of_sigma2 : (k,) array
     covariance : (k, k) array
+        Along the matrices of the rank found; NaN where the estimate is no minimum.
     """
     problem, optimum = result.model.problem, result.optimum
-    structure, q = problem.structure, problem.structure.q
-    criterion = problem.criterion()
-    criterion.reml = result.reml
-    criterion.evaluate(optimum.theta, 2)
+    structure, criterion = problem.structure, result.engine
     beta, r2, _, slope = criterion.solution()
-    nu = problem.n - problem.rank if result.reml else problem.n
+    nu = float(result.nu)
     contrast = np.append(-beta, 1.0)
     dr2 = -(criterion.cross() @ contrast) @ contrast
-    relative = optimum.factor @ optimum.factor.T
-
-    changes: list[Array] = []
-    bends: list[Array] = []
-    for block in structure.blocks:
-        part = slice(block.start, block.stop)
-        null = optimum.null_space[part]
-        null = null[:, np.abs(null).max(axis=0, initial=0.0) > 0.0]
-        found, bend = _face(block, relative[part, part], slope[part, part], null, q)
-        changes += found
-        bends.append(bend)
-    k = len(changes) + 1
-    directions = np.array(changes).reshape(-1, q, q)
-    lower = np.tril_indices(q)
-    vech = directions[:, lower[0], lower[1]]
-    along = vech @ dr2
+    null = optimum.null_space @ optimum.null_space.T
+    n_a = len(dr2)
+    k = n_a + 1
     hessian = np.empty((k, k))
-    hessian[:-1, :-1] = vech @ criterion.curvature() @ vech.T + (nu / r2**2) * np.outer(along, along)
-    start = 0
-    for bend in bends:
-        part = slice(start, start + len(bend))
-        hessian[part, part] += bend
-        start += len(bend)
-    hessian[-1, :-1] = hessian[:-1, -1] = -(nu / r2) * along
+    hessian[:-1, :-1] = criterion.curvature() + (nu / r2**2) * np.outer(dr2, dr2)
+    if optimum.singular:
+        hessian[:-1, :-1] += face_bend(null, optimum.factor @ optimum.factor.T, slope)
+    hessian[-1, :-1] = hessian[:-1, -1] = -(nu / r2) * dr2
     hessian[-1, -1] = nu
+    length = np.append(unit_lengths(structure.q), 1.0)
+    along = np.eye(k)
+    along[:-1, :-1] = face_projector(structure, null)
+    inner = along @ (hessian / np.outer(length, length)) @ along
+    inner += np.abs(np.diag(hessian)).sum() * (np.eye(k) - along)
     # units of the parameters may differ by many orders of magnitude
-    size = np.sqrt(np.abs(np.diag(hessian)))
+    size = np.sqrt(np.abs(np.diag(inner)))
     size[size == 0.0] = 1.0
-    scaled = hessian / np.outer(size, size)
+    scaled = inner / np.outer(size, size)
     values = np.linalg.eigvalsh(scaled)
     if values[0] <= 1e-12 * values[-1]:
         covariance = np.full((k, k), np.nan)
     else:
-        covariance = 2.0 * np.linalg.inv(scaled) / np.outer(size, size)
-    of_g = np.empty((k, q, q))
-    of_g[:-1] = result.sigma2 * (problem.z_map @ directions @ problem.z_map.T)
+        covariance = along @ (2.0 * np.linalg.inv(scaled) / np.outer(size, size)) @ along / np.outer(length, length)
+    of_g = np.empty((k, structure.q, structure.q))
+    of_g[:-1] = result.sigma2 * (problem.z_map @ unit_directions(structure.q) @ problem.z_map.T)
     of_g[-1] = result.covariance
     of_sigma2 = np.zeros(k)
     of_sigma2[-1] = result.sigma2
@@ -221,48 +171,44 @@ def _theta_slopes(result: Fit, of_g: Array, of_sigma2: Array) -> Array:
     return out
 
 
-def variance_components(result: Fit, level: float = 0.95) -> Any:
-    """Variance parameters with standard errors and intervals.
-
-    Standard errors are by the delta method from the observed information of all variance parameters together.
-    Intervals are symmetric on the scale of the logarithm for standard deviations and variances and of Fisher's z for
-    correlations (Pinheiro and Bates 2000, sec. 2.4.3, as nlme::intervals), on the natural scale for covariances and
-    theta.  What lies on the boundary has no standard error (NaN); that of the others is for the rank found.
-
-    Parameters
-    ----------
-    result : LMMResult
-    level : float
-        Of the intervals.
-
-    Returns
-    -------
-    frame or dict of arrays
-        Columns group, term, kind, estimate, std_error, conf_low, conf_high: first standard deviations and correlations
-        (``sd_x|g``, ``cor_x.y|g``, ``sigma``), then variances and covariances (``var_x|g``, ``cov_x.y|g``, ``sigma2``),
-        then theta (``theta_x|g``, ``theta_x.y|g``).  The kind is "sd", "cor", "var", "cov" or "theta".
+def variance_components(result: Fit, level: float = 0.95, method: str = "profile") -> Any:
+    """Variance parameters with standard errors and intervals; see `LMMResult.variance_components`.
 
     Raises
     ------
     LMMError
-        For a level outside (0, 1).
+        For a level outside (0, 1) or an unknown method.
     """
     result.model.needs_independent_residuals("variance_components()")
     check_level(level)
+    if method not in ("profile", "wald"):
+        raise LMMError(f"method={method!r} is unknown: use 'profile' or 'wald'")
     z = float(quantile(0.5 + 0.5 * level, None))
     model = result.model
     of_g, of_sigma2, covariance = _covariance(result)
     columns: dict[str, list[Any]] = {
         name: [] for name in ("group", "term", "kind", "estimate", "std_error", "conf_low", "conf_high")
     }
-    for one in _found(result, of_g, of_sigma2):
+    found = _found(result, of_g, of_sigma2)
+    profiled = _profiled(result, level, found) if method == "profile" else {}
+    for one in found:
         error = low = high = float("nan")
         if one.slope is not None:
             error = float(np.sqrt(one.slope @ covariance @ one.slope))
             low, high = _limits(one.kind, one.estimate, z * error)
+        low, high = profiled.get(one.term, (low, high))
         for name, value in zip(columns, (one.group, one.term, one.kind, one.estimate, error, low, high), strict=True):
             columns[name].append(value)
     return model.table(columns)
+
+
+def _profiled(result: Fit, level: float, found: list[_Parameter]) -> dict[str, tuple[float, float]]:
+    """Profile limits of standard deviations, correlations and variances."""
+    limits = confidence_limits(result, level, "random")
+    sds = [one.term for one in found if one.kind == "sd"]
+    variances = [one.term for one in found if one.kind == "var"]
+    squares = {var: (limits[sd][0] ** 2, limits[sd][1] ** 2) for sd, var in zip(sds, variances, strict=True)}
+    return limits | squares
 
 
 def _limits(kind: str, estimate: float, half: float) -> tuple[float, float]:

@@ -102,7 +102,7 @@ LME4 = (
     ),
     Word(
         "`confint(m)`, `profile(m)`",
-        '`result.conf_int(method="profile")`, `result.profile()`',
+        '`result.conf_int(method="profile")`, `result.profile()`; as in lme4 all by ML: `result.profile(reml=False)`',
         names=("confint",),
     ),
     Word("`anova(m1, m2)`", "`flc.compare(m1, m2)`"),
@@ -122,7 +122,10 @@ LME4 = (
         names=("plot",),
     ),
     Word("`saveRDS(m, file)`", "`pickle.dump(result, file)`"),
-    Word('`lmerTest::anova(m, ddf = "Kenward-Roger")`', '`result.anova(ddf="kenward-roger")`'),
+    Word(
+        '`lmerTest::anova(m, ddf = "Kenward-Roger")`',
+        '`result.anova(ddf="kenward-roger", information="expected")`; the default differs at singular fits',
+    ),
     Word("`lmerTest::contest(m, L)`", "`result.test(L)`", names=("contest",)),
     Word("`lmerTest::ranova(m)`", "`flc.random_effect_test(result)`", names=("ranova", "rand")),
     Word(
@@ -130,7 +133,11 @@ LME4 = (
         '`result.tidy(vcov="CR2")`, `result.test(L, vcov="CR2")`',
         names=("vcovCR", "coef_test", "Wald_test"),
     ),
-    Word("`pbkrtest::KRmodcomp(m, L)`", '`result.test(L, ddf="kenward-roger")`', names=("KRmodcomp", "PBmodcomp")),
+    Word(
+        "`pbkrtest::KRmodcomp(m, L)`",
+        '`result.test(L, ddf="kenward-roger", information="expected")`',
+        names=("KRmodcomp", "PBmodcomp"),
+    ),
     Word(
         "`emmeans::emmeans(m, pairwise ~ a)`",
         '`result.emmeans("a", contrasts="pairwise")`',

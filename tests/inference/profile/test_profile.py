@@ -25,10 +25,10 @@ def columns_of(frame):
 
 
 class Dense:
-    """ML deviance from the n x n covariance matrix in natural units, and its constrained minima."""
+    """The deviance from the n x n covariance matrix in natural units, and its constrained minima."""
 
-    def __init__(self, y, X, Z, groups, weights=None, structure="full"):
-        self.y, self.X, self.structure = y, X, structure
+    def __init__(self, y, X, Z, groups, weights=None, structure="full", reml=False):
+        self.y, self.X, self.structure, self.reml = y, X, structure, reml
         n, self.q = Z.shape
         same = groups[:, None] == groups
         self.kernels = np.einsum("ai,bj->ijab", Z, Z) * same
@@ -46,7 +46,10 @@ class Dense:
             y, X = y - X[:, fixed[0]] * fixed[1], np.delete(X, fixed[0], axis=1)
         W = np.linalg.solve(L, np.column_stack([X, y]))
         r = W[:, -1] - W[:, :-1] @ np.linalg.lstsq(W[:, :-1], W[:, -1], rcond=None)[0]
-        return len(y) * np.log(2.0 * np.pi) + 2.0 * np.log(np.diag(L)).sum() + r @ r
+        value = len(y) * np.log(2.0 * np.pi) + 2.0 * np.log(np.diag(L)).sum() + r @ r
+        if self.reml:
+            value += np.linalg.slogdet(W[:, :-1].T @ W[:, :-1])[1] - X.shape[1] * np.log(2.0 * np.pi)
+        return value
 
     def covariance(self, x, order):
         """F F' from the lower triangle (or diagonal) x of F, for the effects in this order."""
@@ -118,15 +121,20 @@ def unbalanced(rng, q, structure="full", m=9, spread=1.0):
     ("q", "structure", "m", "spread"),
     [(1, "full", 9, 1.0), (2, "full", 12, 1.0), (2, "diagonal", 8, 0.3), (2, "full", 7, 0.3), (3, "full", 12, 0.8)],
 )
-def test_limits_against_dense_minimisation(rng, q, structure, m, spread):
+@pytest.mark.parametrize("reml", [True, False])
+def test_limits_against_dense_minimisation(rng, q, structure, m, spread, reml):
     data = unbalanced(rng, q, structure, m, spread)
-    fit = flc.LinearMixedModel(*data[:4], weights=data[4], structure=structure).fit(reml=False)
-    dense = Dense(*data, structure)
+    fit = flc.LinearMixedModel(*data[:4], weights=data[4], structure=structure).fit(reml=reml)
+    dense = Dense(*data, structure, reml)
     assert dense.deviance(oracle.covariance_blocks(fit), fit.sigma2) == pytest.approx(fit.criterion, abs=1e-8)
     limits = confidence_limits(fit)
+    by_ml = confidence_limits(fit, parameters="fixed", reml=False)
     checked = 0
     for parameter in parameters_of(fit):
         if q == 3 and (parameter.kind == "beta" or 0 not in parameter.columns):
+            continue
+        if reml and parameter.kind == "beta":  # by ML
+            assert limits[parameter.name] == by_ml[parameter.name]
             continue
         for side, limit in enumerate(limits[parameter.name]):
             rise = dense.profiled(parameter, limit, fit) - fit.criterion
@@ -135,7 +143,7 @@ def test_limits_against_dense_minimisation(rng, q, structure, m, spread):
             else:
                 assert rise == pytest.approx(LEVEL_95, abs=2e-6), (parameter.name, side)
                 checked += 1
-    assert checked >= 5
+    assert checked >= (2 if reml else 4)
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -153,13 +161,14 @@ DOUBTFUL = {("dyestuff2", "(Intercept)"), ("orthodont_slope", "sigma")}
     [("sigma", "full"), ("sigma", "diagonal"), ("sd", "full"), ("sd", "diagonal"), ("correlation", "full"),
      ("zero", "full"), ("zero", "diagonal")],
 )  # fmt: skip
-def test_coordinates_against_differences(rng, kind, structure):
+@pytest.mark.parametrize("reml", [True, False])
+def test_coordinates_against_differences(rng, kind, structure, reml):
     from fastlmm_core.inference.profile import coordinates as charts
 
     y, X, Z, groups, w = data = unbalanced(rng, 3, structure, m=12)
     n = len(y)
     problem = flc.LinearMixedModel(y, X, Z, groups, weights=w, structure=structure).problem
-    deviance = charts.Deviance(problem)
+    deviance = charts.Deviance(problem, reml)
     M = np.diag(rng.uniform(0.3, 1.5, 3)) if structure == "diagonal" else np.tril(rng.normal(0.0, 0.7, (3, 3)))
     if kind == "sigma":
         chart = charts.SigmaChart(problem, M)
@@ -178,8 +187,8 @@ def test_coordinates_against_differences(rng, kind, structure):
     # the value: sigma^2 and G in the units of the data
     if kind != "zero":
         turned = problem.scale * (problem.z_map @ state.M)
-        exact = Dense(*data, structure).deviance(turned @ turned.T, problem.scale**2 * np.exp(state.s))
-        assert found.value + problem.offset(False) == pytest.approx(exact, rel=1e-10)
+        exact = Dense(*data, structure, reml).deviance(turned @ turned.T, problem.scale**2 * np.exp(state.s))
+        assert found.value + problem.offset(reml) == pytest.approx(exact, rel=1e-10)
     h = 2e-3
     e = h * np.eye(k)
     for i in range(1 if kind == "zero" else 0, k):
@@ -212,7 +221,7 @@ def reference_limits(name, key):
 @pytest.mark.parametrize("name", [n for n in oracle.SINGLE_FACTOR if n != "machines_q3"])
 @pytest.mark.parametrize("reml", [True, False])
 def test_reference(fitted_reference, name, reml):
-    limits = confidence_limits(fitted_reference(name, reml, "formula"))
+    limits = confidence_limits(fitted_reference(name, reml, "formula"), reml=False)
     wanted = reference_limits(name, "profile_ci")
     assert len(limits) == len(wanted)
     for (parameter, expected), got in zip(wanted.items(), limits.values(), strict=True):
@@ -221,7 +230,7 @@ def test_reference(fitted_reference, name, reml):
 
 
 def test_reference_by_interpolation(fitted_reference):
-    limits = confidence_limits(fitted_reference("machines_q3", True, "formula"))
+    limits = confidence_limits(fitted_reference("machines_q3", True, "formula"), reml=False)
     wanted = reference_limits("machines_q3", "profile_ci_lme4")
     for (parameter, expected), got in zip(wanted.items(), limits.values(), strict=True):
         # lme4 interpolates between points that are far apart near a correlation of 1
@@ -383,11 +392,12 @@ def test_no_variance_of_one_effect(rng):
 # paths
 
 
+@pytest.mark.parametrize("reml", [True, False])
 @pytest.mark.parametrize("name", ["sleepstudy_slope", "sleepstudy_uncorrelated", "orthodont_slope", "dyestuff2"])
-def test_paths(fitted_reference, name):
+def test_paths(fitted_reference, name, reml):
     result = fitted_reference(name, True, "formula")
-    found = result.profile()
-    assert found.fit.reml is False
+    found = result.profile() if reml else result.profile(reml=False)
+    assert found.fit.reml is found.reml is reml
     ref = oracle.reference(name)
     end = 2.5758293035489004
     for parameter in found.names:
@@ -412,8 +422,9 @@ def test_paths(fitted_reference, name):
                 corr[0, 1] = corr[1, 0] = value
         beta = [point[key] for key in names[: ref.X.shape[1]]]
         G = corr * np.outer(sd, sd)
-        deviance = -2.0 * oracle.loglik(*ref.arrays, beta, G, point["sigma"] ** 2)
-        rise = deviance - ref.blocks[False].criterion
+        own = reml and frame["term"][row] not in names[: ref.X.shape[1]]
+        deviance = -2.0 * oracle.loglik(*ref.arrays, beta, G, point["sigma"] ** 2, own)
+        rise = deviance - ref.blocks[own].criterion
         assert rise == pytest.approx(frame["zeta"][row] ** 2, abs=1e-6), (frame["term"][row], row)
         assert point[frame["term"][row]] in found.zeta(frame["term"][row])[0]
 
@@ -442,14 +453,67 @@ def test_random_problems_are_solved(seed):
     structure = "full" if seed % 4 else "diagonal"
     y, X, Z, groups, w = unbalanced(rng, q, structure, int(rng.integers(5, 20)), float(rng.choice([0.0, 0.2, 1.0])))
     fit = flc.LinearMixedModel(y, X, Z, groups, weights=w, structure=structure).fit()
-    profiler = Profiler(fit)
+    profilers = {reml: Profiler(fit, reml) for reml in (True, False)}
     narrow, wide = confidence_limits(fit, 0.5), confidence_limits(fit, 0.99)
     for parameter in parameters_of(fit):
-        estimate = profiler.estimate(parameter)
+        estimate = profilers[parameter.kind != "beta"].estimate(parameter)
         low, high = narrow[parameter.name]
         lowest, highest = wide[parameter.name]
         assert lowest <= low <= high <= highest
         assert np.isnan(estimate) or low <= estimate <= high
+
+
+def test_balanced_one_way_by_reml_has_a_closed_form(rng):
+    """Mean squares are independent chi-squares: the REML criterion is theirs, maximised over one of two variances."""
+    m, k = 8, 5
+    groups = np.repeat(np.arange(m), k)
+    y = 1.3 * rng.standard_normal(m)[groups] + rng.standard_normal(m * k)
+    fit = flc.LinearMixedModel(y, groups=groups).fit()
+    means = y.reshape(m, k).mean(axis=1)
+    between, within = k * ((means - means.mean()) ** 2).sum(), ((y.reshape(m, k) - means[:, None]) ** 2).sum()
+
+    def criterion(sd, sigma2):
+        lamb = sigma2 + k * sd**2
+        return (m - 1) * np.log(lamb) + between / lamb + m * (k - 1) * np.log(sigma2) + within / sigma2
+
+    least = scipy.optimize.minimize(lambda x: criterion(x[0], np.exp(x[1])), [1.0, 0.0], options={"gtol": 1e-8}).fun
+    sd, sigma = list(confidence_limits(fit, parameters="random").values())
+    for limit in sd:
+        found = scipy.optimize.minimize_scalar(lambda x, limit=limit: criterion(limit, np.exp(x)), bounds=(-5, 5))
+        assert found.fun - least == pytest.approx(LEVEL_95, abs=1e-6)
+    for limit in sigma:
+        found = scipy.optimize.minimize_scalar(lambda x, limit=limit: criterion(x, limit**2), bounds=(0, 10))
+        assert found.fun - least == pytest.approx(LEVEL_95, abs=1e-6)
+
+
+def test_crossed_factors_by_reml(rng):
+    a, b = (part.ravel() for part in np.meshgrid(np.arange(7), np.arange(6), indexing="ij"))
+    kept = rng.uniform(size=len(a)) < 0.85
+    a, b = a[kept], b[kept]
+    x = rng.standard_normal(len(a))
+    y = x + rng.standard_normal(7)[a] + 0.7 * rng.standard_normal(6)[b] + 0.6 * rng.standard_normal(len(a))
+    fit = flc.lmm("y ~ x + (1 | a) + (1 | b)", {"y": y, "x": x, "a": a, "b": b}).fit()
+    X = np.column_stack([np.ones(len(y)), x])
+    parts = [a[:, None] == a, b[:, None] == b, np.eye(len(y))]
+
+    def criterion(sd):
+        V = sum(value**2 * part for value, part in zip(sd, parts, strict=True))
+        W = np.linalg.solve(V, X)
+        r = y - X @ np.linalg.solve(X.T @ W, W.T @ y)
+        return np.linalg.slogdet(V)[1] + np.linalg.slogdet(X.T @ W)[1] + r @ np.linalg.solve(V, r)
+
+    names = ("sd_Intercept|a", "sd_Intercept|b", "sigma")
+    own = fit.profile("random")
+    assert own.names == names
+    estimate = np.asarray(own.conf_int()["estimate"])
+    for i, name in enumerate(names):
+        for limit in confidence_limits(fit, parameters=name)[name]:
+            found = scipy.optimize.minimize(
+                lambda z, i=i, limit=limit: criterion(np.insert(np.exp(z), i, limit)),
+                np.log(np.delete(estimate, i)),
+                options={"gtol": 1e-7},
+            )
+            assert found.fun - criterion(estimate) == pytest.approx(LEVEL_95, abs=1e-5) or limit == 0.0
 
 
 # ------------------------------------------------------------------------------------------------------------

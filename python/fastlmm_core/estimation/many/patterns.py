@@ -17,8 +17,8 @@ from ...covariance.directions import face_inverse_free, free_directions, null_pr
 from ...covariance.parameters import CovarianceStructure, vech_positions
 from ...engines.one_factor.problem import one_factor
 from ...support.blas_threads import one_blas_thread
-from ..information import Moments, adjusted, expected_information
 from ..model import Model
+from ..moments import Moments, adjusted, expected_information, reduced_traces
 from .one_factor import shared_design
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ def _moments(
     found : Moments
         With the shift tr(P D_kV) / nu.
     traces : (n, d, d) array
-        See `expected_information`.
+        See `reduced_traces`.
     sandwich : callable
         See `adjusted`; for weights (n, d, d).
     """
@@ -214,10 +214,8 @@ class _SeveralFactors:
         slopes = half @ criterion.cross()[:, :r, :r] @ half.T
         shift = criterion.precision()[lower, upper] * (2.0 - (lower == upper))
         shift = (shift - np.trace(slopes, axis1=1, axis2=2)) / self.nu
-        weight = np.zeros((r + 1, r + 1))
-        weight[:r, :r] = half.T
         square = np.ix_(free, free)
-        traces = (criterion.traces() - 2.0 * criterion.traces(weight))[square]
+        traces = reduced_traces(criterion, half)[square]
 
         def sandwich(weight: Array) -> Array:
             wide = np.zeros((len(lower), len(lower)))

@@ -1,15 +1,16 @@
 """The deviance with the residual variance as a parameter of its own, along curved coordinates of the covariances.
 
 The engines give the deviance d_p(a) with sigma^2 profiled out, a = G / sigma^2.  With s = log sigma^2, r2(a) the
-residual sum of squares and rho = exp(-s) r2 / n,
+residual sum of squares, nu = n by ML, n less the rank of X by REML, and rho = exp(-s) r2 / nu,
 
-    d(a, s) = d_p(a) + n (rho - 1 - log rho),
-    d_a  = d_p,a + (n / r2) (rho - 1) r2_a,
-    d_aa = rho d_p,aa + (rho - 1) T + rho (n / r2^2) r2_a r2_a',    T_kl = sum_i tr(N_i D_k N_i D_l),
-    d_s  = n (1 - rho),    d_as = -exp(-s) r2_a,    d_ss = n rho
+    d(a, s) = d_p(a) + nu (rho - 1 - log rho),
+    d_a  = d_p,a + (nu / r2) (rho - 1) r2_a,
+    d_aa = rho d_p,aa + (rho - 1) T + rho (nu / r2^2) r2_a r2_a',
+    d_s  = nu (1 - rho),    d_as = -exp(-s) r2_a,    d_ss = nu rho
 
-(from r2_aa = (r2 / n) (d_p,aa + T) + r2_a r2_a' / r2, as -T are the second derivatives of log|V|).  Here all is in
-the units of the conditioned problem.  Coordinates are those of M with G = M M', in which the boundary of the
+(from r2_aa = (r2 / nu) (d_p,aa + T) + r2_a r2_a' / r2).  -T are the second derivatives of log|V|, by REML of
+log|V| + log|X'V^-1X|: T_kl = sum_i tr(N_i D_k N_i D_l), or tr(P D_kV P D_lV).  Here all is in the units of the
+conditioned problem.  Coordinates are those of M with G = M M', in which the boundary of the
 covariance matrices is not a boundary; each chart below keeps one quantity as its first coordinate.
 """
 
@@ -23,6 +24,8 @@ from numpy.typing import NDArray
 
 from ...covariance.parameters import Block
 from ...engines.protocol import Problem
+from ...estimation.moments import projected_traces, reduced_traces
+from ...kernels import whitened_slopes
 
 __all__ = ["Chart", "CorrelationChart", "Deviance", "Expansion", "Local", "SdChart", "SigmaChart", "State", "ZeroChart"]
 
@@ -90,17 +93,20 @@ class Chart(Protocol):
 
 
 class Deviance:
-    """The ML deviance of a conditioned problem.
+    """The deviance of a conditioned problem, by ML or REML.
 
     Parameters
     ----------
     problem : Problem
+    reml : bool
     """
 
-    def __init__(self, problem: Problem) -> None:
+    def __init__(self, problem: Problem, reml: bool = False) -> None:
         self.problem = problem
         self.criterion = problem.criterion()
-        self.criterion.reml = False
+        self.criterion.reml = reml
+        self.reml = reml
+        self.nu = problem.n - problem.rank if reml else problem.n
         q = problem.structure.q
         rows, columns = np.tril_indices(q)
         self.lower = rows * q + columns
@@ -121,10 +127,17 @@ class Deviance:
         if not isfinite(value):
             return None
         criterion = self.criterion
-        _, r2, _, slope = criterion.solution()
-        # the slope is sum N_i + (n / r2) r2_a
-        dr2 = self.once * (slope - criterion.precision()).ravel()[self.lower] * (r2 / self.problem.n)
-        return Local(value, r2, self.once * slope.ravel()[self.lower], dr2, criterion.curvature(), criterion.traces())
+        beta, r2, chol, slope = criterion.solution()
+        d_p = self.once * slope.ravel()[self.lower]
+        # the slope is that of the determinants and (nu / r2) r2_a
+        of_det = self.once * criterion.precision().ravel()[self.lower]
+        if not self.reml:
+            traces = criterion.traces()
+        else:
+            half, slopes, _ = whitened_slopes(np.ascontiguousarray(chol), beta, r2, criterion.cross())
+            traces = projected_traces(reduced_traces(criterion, half), slopes)
+            of_det = of_det - np.trace(slopes, axis1=1, axis2=2)
+        return Local(value, r2, d_p, (d_p - of_det) * (r2 / self.nu), criterion.curvature(), traces)
 
     def expand(self, chart: Chart, state: State, local: Local | None = None) -> Expansion | None:
         """Value and derivatives at a state; None where the deviance is not defined.
@@ -135,7 +148,7 @@ class Deviance:
             Known from another chart.
         """
         M, s, _ = state
-        n, lower, at = self.problem.n, self.lower, chart.place_of_s
+        nu, lower, at = self.nu, self.lower, chart.place_of_s
         rho = e = 1.0
         if at is None:
             # sigma^2 profiled out: M M' is relative to it
@@ -152,10 +165,10 @@ class Deviance:
                 return None
             r2, dr2 = local.r2, local.dr2
             e = exp(-s)
-            rho = e * r2 / n
-            value = local.value + n * (rho - 1.0 - log(rho))
-            d_a = local.slope + (n / r2 * (rho - 1.0)) * dr2
-            d_aa = rho * local.curvature + (rho - 1.0) * local.traces + dr2[:, None] * (rho * n / r2**2 * dr2)
+            rho = e * r2 / nu
+            value = local.value + nu * (rho - 1.0 - log(rho))
+            d_a = local.slope + (nu / r2 * (rho - 1.0)) * dr2
+            d_aa = rho * local.curvature + (rho - 1.0) * local.traces + dr2[:, None] * (rho * nu / r2**2 * dr2)
 
         first = chart.tangent(state)
         k = len(first)
@@ -173,8 +186,8 @@ class Deviance:
             mixed = -e * (jacobian @ dr2) - gradient
             hessian[at] += mixed
             hessian[:, at] += mixed
-            hessian[at, at] += n * rho + gradient[at]
-            gradient[at] += n * (1.0 - rho)
+            hessian[at, at] += nu * rho + gradient[at]
+            gradient[at] += nu * (1.0 - rho)
         return Expansion(value, gradient, hessian)
 
 

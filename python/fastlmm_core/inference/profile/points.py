@@ -1,4 +1,4 @@
-"""Points of profiles: where the ML deviance, minimised over everything else, has risen by a given amount.
+"""Points of profiles: where the deviance, minimised over everything else, has risen by a given amount.
 
 For a fixed effect the compiled Newton minimises along the constraint.  For the others each step takes the quadratic
 model of the deviance in all parameters to the point where its profile has the level wanted (Venzon and Moolgavkar
@@ -142,13 +142,15 @@ class Profiler:
     Parameters
     ----------
     result : LMMResult
-        Refitted by ML where it is a REML fit.
+        Refitted where it is not of the criterion wanted.
+    reml : bool
+        Profile the REML criterion, which does not depend on the fixed effects, instead of the ML deviance.
     """
 
-    def __init__(self, result: Fit) -> None:
-        self.fit = fit = result.again(result.model, reml=False) if result.reml else result
+    def __init__(self, result: Fit, reml: bool = False) -> None:
+        self.fit = fit = result if result.reml == reml else result.again(result.model, reml=reml)
         self.problem = problem = fit.model.problem
-        self.deviance = Deviance(problem)
+        self.deviance = Deviance(problem, reml)
         self.minimum = fit.optimum.value
         s = float(np.log(fit.sigma2 / problem.scale**2))
         self.optimum = State(fit.optimum.factor * np.exp(0.5 * s), s)
@@ -163,10 +165,10 @@ class Profiler:
         return {**self.__dict__, "deviance": None, "_local": None, "_openings": {}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state, deviance=Deviance(state["problem"]))
+        self.__dict__.update(state, deviance=Deviance(state["problem"], state["fit"].reml))
 
     def estimate(self, parameter: Parameter) -> float:
-        """The ML estimate; NaN for a dropped coefficient and for the correlation of an effect that does not vary."""
+        """The estimate; NaN for a dropped coefficient and for the correlation of an effect that does not vary."""
         index = list(parameter.columns)
         if parameter.kind == "beta":
             return float(self.fit.beta[index[0]])
@@ -241,7 +243,7 @@ class Profiler:
             chart = ZeroChart(SdChart(self.problem, self.optimum.M, index))
             start = chart.start(self.optimum.M, self.optimum.s)
             state, model = self._settle(chart, start, self._expand(chart, start), EXACT + self.noise)
-            s = log(self.deviance.criterion.solution()[1] / self.problem.n)
+            s = log(self.deviance.criterion.solution()[1] / self.deviance.nu)
             self._zero[index] = (max(model.value - self.minimum, 0.0), State(state.M * exp(0.5 * s), s))
         return self._zero[index]
 
@@ -358,6 +360,7 @@ class Profiler:
         exact = EXACT * level + self.noise
         position, inside, outside = 0.0, -np.inf, np.inf
         settled = SETTLED * level + self.noise
+        below: tuple[State, _Model, float] | None = None
         for iteration in range(60):
             model = _Model(found)
             if iteration == PATIENCE:
@@ -380,9 +383,17 @@ class Profiler:
                 return chart.move(state, model.step(outward * length)), level
             if abs(gap) > max(1e-3 * level, 4.0 * model.decrement2) or iteration >= PATIENCE:
                 inside, outside = (max(inside, position), outside) if gap > 0.0 else (inside, min(outside, position))
+            if gap > 0.0:
+                below = state, model, position
+                if position >= outside:  # which was found in another valley
+                    outside = np.inf
             target = min(position + min(max(length, -LARGEST_STEP), LARGEST_STEP), farthest)
             if not inside <= target <= outside or length == -np.inf:
                 target = 0.5 * (inside + outside) if isfinite(inside + outside) else position + np.sign(gap)
+            if gap < 0.0 and below is not None and target - below[2] <= 1.001 * (position - target):
+                # a step too far may end in another valley, as where a standard deviation has vanished
+                outside, target = min(outside, position), 0.5 * (below[2] + position)
+                state, model, position = below
             step = _shortened(chart, model.step(outward * (target - position)))
             for _ in range(40):
                 trial = chart.move(state, step)

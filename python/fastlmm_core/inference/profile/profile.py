@@ -1,8 +1,10 @@
 """Profile likelihood: confidence limits and paths of every parameter.
 
-Profiles are of the ML deviance, as lme4's are (Bates et al. 2015, J. Stat. Softw. 67(1), sec. 5.1); a REML fit is
-refitted by ML.  Limits, where the profile has risen by a quantile of chi-squared with one degree of freedom, are
-solved for and not interpolated.
+Profiles of standard deviations, correlations and sigma are of the REML criterion or of the ML deviance, those of the
+fixed effects, on which the REML criterion does not depend, always of the ML deviance; all of lme4's are (Bates et al.
+2015, J. Stat. Softw. 67(1), sec. 5.1).  With few groups the REML profile covers what it should where the ML profile is
+too low.  Limits, where the profile has risen by a quantile of chi-squared with one degree of freedom, are solved for
+and not interpolated.
 """
 
 from __future__ import annotations
@@ -54,9 +56,28 @@ def _chosen(result: Fit, parameters: str | Sequence[str] | None) -> list[Paramet
     return out
 
 
+class _Profilers:
+    """Profilers of a fit: of variance parameters by the criterion chosen, of fixed effects by ML."""
+
+    def __init__(self, result: Fit, reml: bool | None) -> None:
+        self.result = result
+        self.reml = result.reml if reml is None else reml
+        self._made: dict[bool, Profiler] = {}
+
+    def of(self, parameter: Parameter) -> Profiler:
+        """The profiler of a parameter; made when it is needed."""
+        return self.by(self.reml and parameter.kind != "beta")
+
+    def by(self, reml: bool) -> Profiler:
+        """The profiler of a criterion."""
+        if reml not in self._made:
+            self._made[reml] = Profiler(self.result, reml)
+        return self._made[reml]
+
+
 @checked
 class ProfileResult(Shown):
-    """Profiles of the ML deviance; prints as text and shows as HTML in notebooks.
+    """Profiles of the deviance; prints as text and shows as HTML in notebooks.
 
     The signed root zeta = sign(value - estimate) sqrt(deviance - minimum) is standard normal where the parameter has
     the value, so that a straight line means that the Wald interval is as good.
@@ -64,7 +85,9 @@ class ProfileResult(Shown):
     Attributes
     ----------
     fit : LMMResult
-        The ML fit.
+        The fit of which the standard deviations, correlations and sigma are profiled.
+    reml : bool
+        Whether these profiles are of the REML criterion; those of fixed effects are always of the ML deviance.
     level : float
         Confidence level up to which the paths reach.
     names : tuple of str
@@ -74,14 +97,15 @@ class ProfileResult(Shown):
     """
 
     def __init__(
-        self, profiler: Profiler, chosen: list[Parameter], level: float, paths: dict[str, list[tuple[float, Point]]],
-        notes: dict[str, str],
+        self, profilers: _Profilers, chosen: list[Parameter], level: float,
+        paths: dict[str, list[tuple[float, Point]]], notes: dict[str, str],
     ) -> None:  # fmt: skip
-        self.fit = profiler.fit
+        self.fit = profilers.by(profilers.reml).fit
+        self.reml = profilers.reml
         self.level = level
         self.names = tuple(p.name for p in chosen)
         self.notes = notes
-        self._profiler = profiler
+        self._profilers = profilers
         self._chosen = chosen
         self._paths = paths
 
@@ -121,15 +145,15 @@ class ProfileResult(Shown):
         Returns
         -------
         frame or dict of arrays
-            Columns term, estimate (by ML), conf_low, conf_high, note; a limit that could not be found is NaN, and
-            the note says why.
+            Columns term, estimate (where the criterion is least), conf_low, conf_high, note; a limit that could not be
+            found is NaN, and the note says why.
 
         Raises
         ------
         LMMError
             For a level outside (0, 1).
         """
-        return self.fit.model.table(_limits(self._profiler, self._chosen, level))
+        return self.fit.model.table(_limits(self._profilers, self._chosen, level))
 
     @cached_property
     def _columns(self) -> dict[str, list[Any]]:
@@ -139,7 +163,7 @@ class ProfileResult(Shown):
             for zeta, point in self._paths[parameter.name]:
                 out["term"].append(parameter.name)
                 out["zeta"].append(zeta)
-                for name, value in self._profiler.everything(parameter, point).items():
+                for name, value in self._profilers.of(parameter).everything(parameter, point).items():
                     out[name].append(value)
         return out
 
@@ -155,7 +179,7 @@ class ProfileResult(Shown):
 
     @cached_property
     def _limits95(self) -> dict[str, list[Any]]:
-        return _limits(self._profiler, self._chosen, 0.95)
+        return _limits(self._profilers, self._chosen, 0.95)
 
     def _shown(self) -> Iterator[str | Cells]:
         yield f"Profiles of the deviance of {len(self.names)} parameters; 95 % limits"
@@ -169,11 +193,12 @@ def _rise(level: float) -> float:
     return float(quantile(0.5 + 0.5 * level, None)) ** 2
 
 
-def _limits(profiler: Profiler, chosen: list[Parameter], level: float) -> dict[str, list[Any]]:
+def _limits(profilers: _Profilers, chosen: list[Parameter], level: float) -> dict[str, list[Any]]:
     """Columns term, estimate, conf_low, conf_high and note."""
     rise = _rise(level)
     columns: dict[str, list[Any]] = {name: [] for name in ("term", "estimate", "conf_low", "conf_high", "note")}
     for parameter in chosen:
+        profiler = profilers.of(parameter)
         columns["term"].append(parameter.name)
         columns["estimate"].append(profiler.estimate(parameter))
         notes = []
@@ -188,23 +213,27 @@ def _limits(profiler: Profiler, chosen: list[Parameter], level: float) -> dict[s
 
 
 def confidence_limits(
-    result: Fit, level: float = 0.95, parameters: str | Sequence[str] | None = None
+    result: Fit,
+    level: float = 0.95,
+    parameters: str | Sequence[str] | None = None,
+    reml: bool | None = None,
 ) -> dict[str, tuple[float, float]]:
     """Profile-likelihood confidence limits, each solved for.
 
-    The limits are where the ML deviance, minimised over all other parameters, exceeds its minimum by the quantile of
+    The limits are where the deviance, minimised over all other parameters, exceeds its minimum by the quantile of
     chi-squared with one degree of freedom.  The limit of a standard deviation is 0, and that of a correlation +-1,
     where the deviance does not rise so far.
 
     Parameters
     ----------
     result : LMMResult
-        A REML fit is refitted by ML.
     level : float
         Between 0 and 1.
     parameters : str or sequence of str, optional
         Names (``sd_x|g``, ``cor_x.y|g``, ``sigma``, names of coefficients), "fixed" or "random" (with sigma); by
         default all.
+    reml : bool, optional
+        The criterion profiled for standard deviations, correlations and sigma; by default that of the fit.
 
     Returns
     -------
@@ -224,7 +253,7 @@ def confidence_limits(
     result.model.needs_independent_residuals("a profile likelihood")
     chosen = _chosen(result, parameters)
     _rise(level)
-    table = _limits(Profiler(result), chosen, level)
+    table = _limits(_Profilers(result, reml), chosen, level)
     failed = [f"{name}, {note}" for name, note in zip(table["term"], table["note"], strict=True) if note]
     if failed:
         warnings.warn(f"limits not found: {'; '.join(failed)}", RuntimeWarning, stacklevel=outside())
@@ -259,13 +288,13 @@ def profile(
     parameters: str | Sequence[str] | None = None,
     level: float = 0.99,
     progress: bool | None = None,
+    reml: bool | None = None,
 ) -> ProfileResult:
-    """Profile the ML deviance.
+    """Profile the deviance.
 
     Parameters
     ----------
     result : LMMResult
-        A REML fit is refitted by ML, as lme4 does.
     parameters : str or sequence of str, optional
         Names (``sd_x|g``, ``cor_x.y|g``, ``sigma``, names of coefficients), "fixed" or "random" (with sigma); by
         default all that can be estimated.
@@ -273,6 +302,8 @@ def profile(
         Confidence level that the paths reach.
     progress : bool, optional
         Show a progress bar (needs tqdm); by default in interactive sessions.
+    reml : bool, optional
+        The criterion profiled for standard deviations, correlations and sigma; by default that of the fit.
 
     Returns
     -------
@@ -287,13 +318,13 @@ def profile(
     rise = _rise(level)
     dropped = set(result.dropped_columns)
     chosen = [p for p in _chosen(result, parameters) if not (p.kind == "beta" and p.name in dropped)]
-    profiler = Profiler(result)
+    profilers = _Profilers(result, reml)
     paths, notes = {}, {}
     for parameter in _watched(chosen, progress):
-        paths[parameter.name], found = _path(profiler, parameter, rise)
+        paths[parameter.name], found = _path(profilers.of(parameter), parameter, rise)
         if found:
             notes[parameter.name] = "; ".join(found)
-    return ProfileResult(profiler, chosen, level, paths, notes)
+    return ProfileResult(profilers, chosen, level, paths, notes)
 
 
 def _watched(parameters: list[Parameter], progress: bool | None) -> Iterator[Parameter]:
