@@ -605,7 +605,7 @@ def test_more_schools_classes_and_pupils():
 def test_stated_covariances_reach_the_draws():
     source = schools(m=40, G=(2.0, 0.7), sigma2=0.3)
     assert {name: float(g[0, 0]) for name, g in source.G.items()} == pytest.approx({"school": 2.0, "school:class": 0.7})
-    Y = source.simulate(4000, seed=1) - source.marginal_mean
+    Y = source.simulate(4000, seed=1) - source.population_mean
     cells = Y.reshape(4000, 40, 3, 4)
     assert np.mean(cells[:, :, 0, 0] * cells[:, :, 1, 0]) == pytest.approx(2.0, rel=0.05)
     assert np.mean(cells[:, :, 0, 0] * cells[:, :, 0, 1]) == pytest.approx(2.7, rel=0.05)
