@@ -242,7 +242,7 @@ def test_group_means_of_series(data):
     np.testing.assert_allclose(d.assign(rest=flc.within(d.t, d.g)).rest + means, d.t, rtol=EXACT)
     assert isinstance(flc.group_mean(d.t.to_numpy(), d.g.to_numpy()), np.ndarray)
     for call in (flc.group_mean, flc.within):
-        with pytest.raises(flc.LMMError, match="^the groups and x have different indices"):
+        with pytest.raises(flc.LMMError, match=r"^the groups and x have different indices"):
             call(d.t, d.g.sample(frac=1.0, random_state=8))
 
 

@@ -13,7 +13,7 @@ from fastlmm_core.estimation.many import policy as batch_module
 from fastlmm_core.estimation.many.several_factors import EXACT_UP_TO
 from fastlmm_core.inference import many as batch_inference
 from fastlmm_core.inference import wald as inference
-from fastlmm_core.simulation.bootstrap import _residual
+from fastlmm_core.simulation.bootstrap import _residual, _without_groups
 from fastlmm_core.simulation.draws import draws
 from fastlmm_core.support.seeds import key_of, stream
 
@@ -453,7 +453,7 @@ def test_cases_vary_as_the_means_do(rng):
 def test_bca_deletes_top_groups(rng):
     result = balanced(rng)
     boot = result.bootstrap(200, seed=1)
-    deleted = boot._jackknife()
+    deleted = _without_groups(result)
     assert deleted.shape == (8, 4)
     for i in range(8):
         single = by_hand(result, 1 - np.eye(8, dtype=int)[i])
