@@ -118,3 +118,22 @@ def test_generalized_least_squares_are_those_of_nlme(name, reml):
     np.testing.assert_allclose(np.sqrt(np.diag(fit.cov)), list(known["se"].values()), rtol=1e-6)
     first = known["marginal_cov_first_group"]
     np.testing.assert_allclose(fit.marginal_covariance(first["group"]), first["cov"], rtol=1e-5)
+
+
+@pytest.mark.parametrize("reml", [True, False])
+def test_random_intercept_with_autoregression_is_that_of_nlme(reml):
+    known = json.loads((FOLDER / "nlme_ovary_ar1.json").read_text())["reml" if reml else "ml"]
+    data = pd.read_csv(FOLDER / "data" / "ovary.csv")
+    data["row"] = data.groupby("Mare").cumcount()
+    data["s"], data["c"] = np.sin(2 * np.pi * data.Time), np.cos(2 * np.pi * data.Time)
+    fit = flc.lmm("follicles ~ s + c + (1 | Mare)", data, residual="ar1(row | Mare)").fit(reml=reml)
+    assert fit.converged
+    assert fit.criterion == pytest.approx(known["minus2loglik"], rel=1e-9)
+    np.testing.assert_allclose(fit.beta, list(known["beta"].values()), rtol=1e-6)
+    np.testing.assert_allclose(np.sqrt(np.diag(fit.cov)), list(known["se"].values()), rtol=1e-6)
+    np.testing.assert_allclose(fit.covariance, known["G"]["cov"], rtol=1e-5)
+    assert fit.sigma == pytest.approx(known["sigma"], rel=1e-5)
+    assert fit.residual_parameters()["estimate"][1] == pytest.approx(known["correlation_parameter"], rel=1e-5)
+    labels = [str(label) for label in fit.group_labels]
+    effects = [fit.blups[0][labels.index(mare), 0] for mare in known["ranef"]["values"]]
+    np.testing.assert_allclose(effects, np.ravel(list(known["ranef"]["values"].values())), rtol=1e-5)

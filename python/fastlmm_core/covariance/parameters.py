@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from ..kernels import lower_factor
 
-__all__ = ["Block", "CovarianceStructure", "natural_derivatives", "one_block", "vech_positions"]
+__all__ = ["Block", "CovarianceStructure", "natural_derivatives", "natural_directions", "one_block", "vech_positions"]
 
 Array = NDArray[np.float64]
 
@@ -206,12 +206,19 @@ def natural_derivatives(
     gradient = 2.0 * (natural_slope @ factor)[rows, columns]
     if curvature is None:
         return gradient, None
+    directions = natural_directions(structure, factor, back)
+    hessian = directions @ curvature @ directions.T
+    hessian += 2.0 * natural_slope[np.ix_(rows, rows)] * (columns[:, None] == columns)
+    return gradient, hessian
+
+
+def natural_directions(structure: CovarianceStructure, factor: Array, back: Array) -> Array:
+    """Derivatives of vech(B L L'B') in the free elements of L (k, q(q+1)/2); see `natural_derivatives`."""
+    rows, columns = structure.positions
     lower, upper = vech_positions(structure.q)
     ahead = back @ factor
     directions = np.empty((len(rows), len(lower)))
     for i, (r, c) in enumerate(zip(rows, columns, strict=True)):
         change = np.outer(back[:, r], ahead[:, c])
         directions[i] = (change + change.T)[lower, upper]
-    hessian = directions @ curvature @ directions.T
-    hessian += 2.0 * natural_slope[np.ix_(rows, rows)] * (columns[:, None] == columns)
-    return gradient, hessian
+    return directions

@@ -6,7 +6,7 @@ from collections.abc import Callable, Hashable
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, NamedTuple, Self, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, Self, TypeVar, cast
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -15,10 +15,14 @@ from ..engines.protocol import UNASKED, Engine, Solution
 from ..engines.starts import shrunk_start
 from ..errors import LMMError
 from ..support.blas_threads import one_blas_thread
+from . import structured_effects
 from .model import Model
 from .optimize import SINGULAR, LocalMinimum, Optimum, optimize
 from .refinement import LOST, refined
 from .residual_limit import SMALL, refuse_unbounded, with_residual_variance
+
+if TYPE_CHECKING:
+    from ..engines.residual.problem import ResidualProblem
 
 __all__ = ["STATED", "Fit", "Stated", "conditioned_coefficients", "estimate", "least_squares", "log_likelihood"]
 
@@ -339,6 +343,8 @@ class Fit:
         """Conditional means of the random effects given y, an (m, q) array per grouping factor."""
         problem = self.model.problem
         self.model.require_response()
+        if self.model.design.residual is not None:
+            return structured_effects.effects(self.model, self.engine, self.relative_covariance, self.marginal_rest)
         found = problem.effects(self.optimum.factor, self.solution.beta)
         return tuple(
             problem.scale * (b @ problem.z_map[f.columns, f.columns].T)
@@ -349,6 +355,9 @@ class Fit:
     def blup_covariances(self) -> tuple[Array, ...]:
         """Conditional covariances of the random effects given y, an (m, q, q) array per grouping factor."""
         problem = self.model.problem
+        if self.model.design.residual is not None:
+            inner = structured_effects.effects_covariances(self.model, self.engine, self.relative_covariance)
+            return tuple(self.sigma2 * c for c in inner)
         found = problem.effects_covariance(self.optimum.factor)
         maps = [problem.z_map[f.columns, f.columns] for f in self.model.factors]
         return tuple(self.sigma2 * (t @ c @ t.T) for c, t in zip(found, maps, strict=True))
@@ -556,9 +565,8 @@ def _with_structured_residuals(
     """`estimate` for structured residuals."""
     from .structured import minimise_residual
 
-    part = model.design.residual
-    assert part is not None
+    problem = cast("ResidualProblem", model.problem)
     with one_blas_thread():
-        first = model.problem.start(engine) if start is None else part.checked(start, "start")
-        optimum = minimise_residual(engine, part, first, method, options)
+        first = problem.start(engine) if start is None else model.structured_theta(start, "start")
+        optimum = minimise_residual(engine, problem, first, method, options, start is not None)
     return kind(model, optimum, engine.reml, Solution(*engine.solution()[:3]))

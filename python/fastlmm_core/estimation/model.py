@@ -5,12 +5,12 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
-from typing import Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar, cast
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ..covariance.parameters import Block, CovarianceStructure, natural_derivatives
+from ..covariance.parameters import Block, CovarianceStructure, natural_derivatives, natural_directions
 from ..design.design import Design, Specification
 from ..design.grouping import Factor, Grouping
 from ..design.terms import RandomPart
@@ -20,6 +20,9 @@ from ..errors import LMMError
 from ..support.arguments import checked
 from ..support.checks import float_array
 from ..support.seeds import stream
+
+if TYPE_CHECKING:
+    from ..engines.residual.criterion import StructuredCriterion
 
 __all__ = ["Evaluation", "Model"]
 
@@ -312,11 +315,8 @@ class Model:
         problem = self.problem
         engine = self._engine()
         engine.reml = bool(reml)
-        part = self.design.residual
-        if part is not None:
-            phi = part.checked(theta, "theta")
-            value, gradient, hessian = engine.evaluate(phi, order)
-            return Evaluation(value + problem.offset(bool(reml)), gradient, hessian)
+        if self.design.residual is not None:
+            return self._evaluate_structured(engine, theta, order)
         natural = self._natural_factor(theta, "theta")
         back: Array = np.asarray(np.linalg.inv(problem.z_map), dtype=np.float64)
         factor = self.structure.canonical(back @ natural)
@@ -328,6 +328,51 @@ class Model:
             self.structure, natural, back, engine.solution()[3], engine.curvature() if order > 1 else None
         )
         return Evaluation(value, gradient, hessian)
+
+    def structured_theta(self, theta: ArrayLike, name: str) -> Array:
+        """(theta, phi) of the conditioned problem from that in natural units; `name` is what a message calls it.
+
+        Raises
+        ------
+        LMMError
+            For another length, or values that are not finite.
+        """
+        part = self.design.residual
+        assert part is not None
+        values = float_array(theta, name, 1)
+        k = self.structure.n_parameters
+        if len(values) != k + part.n_parameters:
+            raise LMMError(
+                f"{name} has {len(values)} elements, the model has {k} parameters of the random effects and "
+                f"{part.n_parameters} of the residual structure {part.term}"
+            )
+        phi = part.checked(values[k:], name)
+        return np.concatenate([self.conditioned_theta(values[:k], name), phi]) if k else phi
+
+    def _evaluate_structured(self, engine: Engine, theta: ArrayLike, order: int) -> Evaluation:
+        """`evaluate` in (theta, phi) in natural units."""
+        k, q = self.structure.n_parameters, self.structure.q
+        x = self.structured_theta(theta, "theta")
+        criterion = cast("StructuredCriterion", engine)
+        value, gradient, hessian = criterion.evaluate(x, order)
+        value += self.problem.offset(engine.reml)
+        if not k or gradient is None:
+            return Evaluation(value, gradient, hessian)
+        natural = self._natural_factor(np.asarray(theta, dtype=float)[:k], "theta")
+        back: Array = np.asarray(np.linalg.inv(self.problem.z_map), dtype=np.float64)
+        slope, first, second = criterion.slope_in_g(), criterion.first_directions(), criterion.second_directions()
+        turn = natural_directions(self.structure, natural, back)[:, criterion.unit_places]
+        n_g = turn.shape[1]
+        own, _ = natural_derivatives(self.structure, natural, back, slope, None)
+        if order == 1:
+            return Evaluation(value, np.concatenate([own, first[n_g:]]), None)
+        full = np.zeros((q * (q + 1) // 2,) * 2)
+        full[np.ix_(criterion.unit_places, criterion.unit_places)] = second[:n_g, :n_g]
+        _, curved = natural_derivatives(self.structure, natural, back, slope, full)
+        assert curved is not None
+        mixed = turn @ second[:n_g, n_g:]
+        whole = np.block([[curved, mixed], [mixed.T, second[n_g:, n_g:]]])
+        return Evaluation(value, np.concatenate([own, first[n_g:]]), whole)
 
     def conditioned_theta(self, theta: ArrayLike, name: str) -> Array:
         """Theta of the conditioned problem from that in natural units; `name` is what a message calls it.

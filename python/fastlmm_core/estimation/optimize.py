@@ -21,7 +21,18 @@ from .search import Found, descend, search
 if TYPE_CHECKING:
     from ..kernels import Objective
 
-__all__ = ["CERTIFIED", "SINGULAR", "LocalMinimum", "Optimum", "decrement_of", "optimize", "run_once"]
+__all__ = [
+    "CERTIFIED",
+    "SINGULAR",
+    "Ended",
+    "LocalMinimum",
+    "Optimum",
+    "decrement_of",
+    "folded",
+    "optimize",
+    "run_once",
+    "small_directions",
+]
 
 Array = NDArray[np.float64]
 
@@ -192,7 +203,7 @@ def decrement_of(gradient: Array, hessian: Array) -> tuple[float, float]:
     return float(np.sqrt(np.sum((vectors.T @ gradient) ** 2 / size))), float(values[0] / largest)
 
 
-def _small_directions(factor: Array, structure: CovarianceStructure, per_group: Array) -> tuple[Array, Array]:
+def small_directions(factor: Array, structure: CovarianceStructure, per_group: Array) -> tuple[Array, Array]:
     """Lambda with its negligible singular values set to zero, and the directions of zero variance."""
     q = structure.q
     pieces: list[tuple[slice, Array, NDArray[np.bool_]]] = []
@@ -233,7 +244,7 @@ def _settle(
     if least > SINGULAR**2 * levels[0] / n:
         snapped, null = factor, np.empty((structure.q, 0))
     else:
-        snapped, null = _small_directions(factor, structure, n / levels)
+        snapped, null = small_directions(factor, structure, n / levels)
     wrong: Array | None = None
     evaluated = found.decrement is not None
     if null.shape[1]:
@@ -407,7 +418,7 @@ def optimize(
     for _ in range(structure.q + 1):
         if wrong is None:
             break
-        other, wrong = attempt(structure.theta(_fold(wrong, structure)))
+        other, wrong = attempt(structure.theta(folded(wrong, structure)))
         if other.value <= best.value or other.converged > best.converged:
             best = other
     found: Found | None = None
@@ -538,7 +549,7 @@ def _judged(best: Optimum, criterion: Engine) -> Optimum:
     return best
 
 
-def _fold(wide: Array, structure: CovarianceStructure) -> Array:
+def folded(wide: Array, structure: CovarianceStructure) -> Array:
     """Square factor of the structure from q x (q + 1) columns."""
     out = np.zeros((structure.q, structure.q))
     for block in structure.blocks:

@@ -2,41 +2,56 @@
 
 The parameters phi of a structure have no constraints: what lies on the boundary (a correlation of 1, a variance of 0)
 is at infinity.  A search that runs there ends where the criterion does not fall any more, and the structure tells what
-has run into its limit.
+has run into its limit.  Variances of random effects that vanish are set to zero where that lowers the criterion, or
+leaves it as it is, and are taken up again where the slope there says so.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from math import isfinite, sqrt
+from math import inf, isfinite, sqrt
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .optimize import CERTIFIED, Optimum, decrement_of, run_once
+from .optimize import (
+    CERTIFIED,
+    Ended,
+    Optimum,
+    decrement_of,
+    folded,
+    run_once,
+    small_directions,
+)
 
 if TYPE_CHECKING:
-    from ..design.residual import ResidualPart
     from ..engines.protocol import Engine
+    from ..engines.residual.problem import ResidualProblem
 
 __all__ = ["minimise_residual"]
 
 Array = NDArray[np.float64]
 
+SMALLER, LARGER = 0.3, 3.0
+"""Multiples of the first start of the random effects from which the search begins too."""
+
 
 def minimise_residual(
-    engine: Engine, part: ResidualPart, start: Array, method: str | Callable[..., Any], options: dict[str, Any] | None
-) -> Optimum:
-    """Minimise the criterion in phi and certify what was found.
+    engine: Engine, problem: ResidualProblem, start: Array, method: str | Callable[..., Any],
+    options: dict[str, Any] | None, given: bool,
+) -> Optimum:  # fmt: skip
+    """Minimise the criterion in (theta, phi) and certify what was found.
 
     Parameters
     ----------
     engine : Engine
-    part : ResidualPart
+    problem : ResidualProblem
     start : (k,) array
     method, options
         See `LinearMixedModel.fit`.
+    given : bool
+        Whether the start is the caller's, so that no other is tried.
 
     Raises
     ------
@@ -45,24 +60,59 @@ def minimise_residual(
     """
     options = dict(options or {})
     engine.n_evaluations = 0
+    if method == "newton":
+        options.setdefault("tolerance", min(1e-9 * sqrt(problem.m), 1e-6))
+    starts = [start]
+    n_theta = problem.structure.n_parameters
+    if n_theta and not given and "maxiter" not in options:
+        starts += [np.concatenate([size * start[:n_theta], start[n_theta:]]) for size in (SMALLER, LARGER)]
+    best: Optimum | None = None
+    for first in starts:
+        point: Array | None = first
+        for _ in range(problem.structure.q + 2):
+            if point is None:
+                break
+            found, point = _settled(engine, problem, point, method, options)
+            if best is None or (found.converged, -found.value) > (best.converged, 1e-9 - best.value):
+                best = found
+    assert best is not None
+    engine.evaluate(best.theta, 2)
+    return best._replace(n_evaluations=engine.n_evaluations)
+
+
+def _settled(
+    engine: Engine, problem: ResidualProblem, start: Array, method: str | Callable[..., Any], options: dict[str, Any]
+) -> tuple[Optimum, Array | None]:
+    """One minimisation, certified; and a better start where a variance of zero turns out to be wrong."""
+    structure, part = problem.structure, problem.residual
+    n_theta = structure.n_parameters
     name = method if isinstance(method, str) else getattr(method, "__name__", "callable")
-    x, finished, words = start, True, ""
-    trace: tuple[tuple[float, float, float], ...] = ()
-    if part.n_parameters:
-        if method == "newton":
-            options.setdefault("tolerance", min(1e-9 * sqrt(part.subject.n_slots), 1e-6))
-        found = run_once(engine, start, method, options)
-        x, finished, words, trace = found.theta, found.success, found.message.lower(), found.trace
+    ended: Ended | None = run_once(engine, start, method, options) if len(start) else None
+    x = start if ended is None else np.asarray(ended.theta, dtype=float)
+    factor = structure.canonical(structure.factor(x[:n_theta])) if n_theta else np.zeros((0, 0))
+    null, again = np.empty((structure.q, 0)), None
+    if n_theta:
+        per_group = problem.n / problem.levels
+        x = np.concatenate([structure.theta(factor), x[n_theta:]])
+        snapped, null = small_directions(factor, structure, per_group)
+        if null.shape[1]:
+            at_zero = np.concatenate([structure.theta(snapped), x[n_theta:]])
+            value = engine.evaluate(x, 0)[0]
+            if engine.evaluate(at_zero, 0)[0] <= value + 1e-11 * (abs(value) + problem.n):
+                x, factor = at_zero, snapped
+                again = _taken_up(engine, problem, x, factor, null)
+            else:
+                null = null[:, :0]
     value, gradient, hessian = engine.evaluate(x, 2)
     assert gradient is not None and hessian is not None
     decrement, lowest = decrement_of(gradient, hessian) if len(x) else (0.0, 1.0)
-    converged = bool(decrement <= CERTIFIED and lowest >= -1e-6 and isfinite(value))
-    limits = part.boundaries(x)
+    converged = bool(decrement <= CERTIFIED and lowest >= -1e-6 and isfinite(value) and again is None)
+    limits = part.boundaries(x[n_theta:])
     if converged:
         message = "certified: the gradient vanishes to rounding error"
-        if limits:
+        if limits or null.shape[1]:
             message += ", on the boundary"
-    elif not finished and "iteration" in words:
+    elif ended is not None and not ended.success and "iteration" in ended.message.lower():
         message = (
             "not certified: stopped at the limit of iterations; the criterion can still be lowered (a Newton step "
             f"promises {0.5 * decrement**2:.1e})"
@@ -71,18 +121,33 @@ def minimise_residual(
         message = "not certified: a saddle point, the criterion can still be lowered"
     else:
         message = f"not certified: the criterion can still be lowered by about {0.5 * decrement**2:.1e}"
-    return Optimum(
+    optimum = Optimum(
         theta=x,
-        factor=np.zeros((0, 0)),
-        value=float(value),
+        factor=factor,
+        value=float(value) if isfinite(value) else inf,
         gradient=gradient,
         hessian=hessian,
         gradient_norm=decrement,
         converged=converged,
-        singular=bool(limits),
+        singular=bool(limits) or bool(null.shape[1]),
         n_evaluations=engine.n_evaluations,
         method=name,
         message=message,
-        null_space=np.zeros((0, 0)),
-        trace=trace,
+        null_space=null,
+        trace=() if ended is None else ended.trace,
     )
+    return optimum, again
+
+
+def _taken_up(engine: Engine, problem: ResidualProblem, x: Array, factor: Array, null: Array) -> Array | None:
+    """A start with some variance along the null space, where that lowers the criterion."""
+    structure = problem.structure
+    engine.evaluate(x, 1)
+    slope = engine.solution()[3]
+    per_group = problem.n / problem.levels
+    size = per_group * np.sqrt(problem.levels)
+    slopes, directions = np.linalg.eigh(null.T @ (slope / np.sqrt(np.outer(size, size))) @ null)
+    if slopes[0] >= -CERTIFIED:
+        return None
+    wide = np.column_stack([factor, 0.5 / np.sqrt(per_group) * (null @ directions[:, 0])])
+    return np.concatenate([structure.theta(folded(wide, structure)), x[structure.n_parameters :]])

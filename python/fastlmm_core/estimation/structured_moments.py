@@ -21,7 +21,7 @@ from ..covariance.residual.natural import natural_second_sum
 from .moments import Moments, adjusted, expected_information, inverse_information
 
 if TYPE_CHECKING:
-    from ..engines.residual.visits import VisitCriterion
+    from ..engines.residual.criterion import StructuredCriterion
     from .fit import Fit
 
 __all__ = ["joint_covariance", "structured_moments"]
@@ -39,7 +39,7 @@ def structured_moments(result: Fit, ddf: str, information: str) -> Moments:
     information : {"observed", "expected"}
         For Kenward-Roger.
     """
-    engine = cast("VisitCriterion", result.engine)
+    engine = cast("StructuredCriterion", result.engine)
     r2 = engine.r2
     nu = float(result.nu)
     half = np.ascontiguousarray(engine.half)
@@ -47,40 +47,44 @@ def structured_moments(result: Fit, ddf: str, information: str) -> Moments:
     slopes = np.ascontiguousarray(cross[:, :-1, :-1])
     shift = np.ascontiguousarray(cross[:, -1, -1] / r2)
     limits = result.singular_components
+    turn = engine.directions(result.optimum.theta)
     if ddf == "satterthwaite" or information == "observed":
-        hessian = result.optimum.hessian
+        # the Hessian in (theta, phi) has no curvature along what does not change V
+        inner = inverse_information(result.optimum.hessian) if len(turn) else np.zeros((0, 0))
+        inverse = turn.T @ inner @ turn
     else:
-        shift = shift + result.optimum.gradient / nu
-        hessian = expected_information(engine.expected(), slopes, shift, nu)
-    inverse = inverse_information(hessian) if len(shift) else np.zeros((0, 0))
+        shift = shift + engine.first_directions() / nu
+        full = expected_information(engine.expected(), slopes, shift, nu)
+        inverse = inverse_information(full) if len(shift) else np.zeros((0, 0))
     found = Moments(half, slopes, shift, inverse, nu, None, limits)
     if ddf == "satterthwaite":
         return found
     found = adjusted(found, engine.sandwich_along)
-    if ddf == "kenward-roger" and len(shift):
+    if ddf == "kenward-roger" and len(result.phi):
         assert found.adjustment is not None
         bend = 0.25 * _bend(result, engine, 2.0 * inverse, shift, nu)
         found = found._replace(adjustment=found.adjustment - bend - bend.T)
     return found
 
 
-def _bend(result: Fit, engine: VisitCriterion, twice: Array, shift: Array, nu: float) -> Array:
+def _bend(result: Fit, engine: StructuredCriterion, twice: Array, shift: Array, nu: float) -> Array:
     """Sum over natural parameters of W_ab R_ab, in whitened coordinates (r, r)."""
     part = result.model.design.residual
     assert part is not None
-    joint = _joint(twice, shift, nu)
-    phi = result.optimum.theta
+    k = part.n_parameters
+    joint = _joint(twice, shift, nu)[-k - 1 :, -k - 1 :]
     tables = []
-    for own, places in zip(part.strata, engine.places, strict=True):
-        scale, inner = own.own(phi)
-        to_natural = own.structure.natural_jacobian(inner, scale) @ own.to_own(len(shift), scale)
+    for stratum, places in engine.places:
+        own = part.strata[stratum]
+        scale, inner = own.own(result.phi)
+        to_natural = own.structure.natural_jacobian(inner, scale) @ own.to_own(k, scale)
         weights = to_natural @ joint @ to_natural.T
         tables.append(natural_second_sum(own.structure, inner, scale, places, weights))
     return engine.within(tables)
 
 
 def joint_covariance(found: Moments) -> Array:
-    """Covariance of (phi, log sigma^2), from moments of a fit with structured residuals (k + 1, k + 1)."""
+    """Covariance of (G, phi, log sigma^2), from moments of a fit with structured residuals (n_d + 1, n_d + 1)."""
     return _joint(2.0 * found.inverse, found.shift, found.nu)
 
 

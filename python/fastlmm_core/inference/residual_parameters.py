@@ -53,14 +53,15 @@ def residual_parameters(result: Fit) -> ResidualParameters:
     """Natural parameters of a residual structure: those of SAS."""
     part = part_of(result)
     found = moments(result, "satterthwaite")
-    joint = joint_covariance(found)
+    k = part.n_parameters
+    joint = joint_covariance(found)[-k - 1 :, -k - 1 :]
     names: list[str] = []
     estimates: list[Array] = []
     errors: list[Array] = []
     for own in part.strata:
         scale, inner = own.own(result.phi)
         variance = scale * result.sigma2
-        jacobian = own.structure.natural_jacobian(inner, variance) @ own.to_own(len(joint) - 1, variance)
+        jacobian = own.structure.natural_jacobian(inner, variance) @ own.to_own(k, variance)
         estimates.append(own.structure.natural(inner, variance))
         errors.append(np.sqrt(np.maximum(np.einsum("ia,ab,ib->i", jacobian, joint, jacobian), 0.0)))
         own_names = own.structure.names(part.labels, part.subject.name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ._clusters import ClusterSums
 from ._visits import PatternSums, ScriptedObjective
 
-__all__ = ["PatternSums", "ScriptedObjective"]
+__all__ = ["ClusterSums", "PatternSums", "ScriptedObjective"]

@@ -2,5 +2,7 @@
 
 problem        a design with structured residuals, conditioned
 patterns       subjects by their pattern of visits
+criterion      what both criteria share
 visits         the criterion over visits, without random effects
+clusters       the criterion in general, each cluster with its covariance matrix in full
 """

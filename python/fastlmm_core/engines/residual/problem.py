@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from math import log
 from typing import TYPE_CHECKING
@@ -14,17 +14,34 @@ from ...covariance.parameters import CovarianceStructure
 from ...covariance.residual.structure import Rows as StartRows
 from ...design.design import Design
 from ...design.grouping import Grouping
+from ...design.independence import cluster_labels
 from ...design.residual import ResidualPart
-from ...problem.columns import condition_x, condition_y, fixed_fields, refuse_non_finite
+from ...errors import LMMError
+from ...problem.columns import (
+    condition_x,
+    condition_y,
+    condition_z,
+    factor_structure,
+    fixed_fields,
+    refuse_non_finite,
+)
 from ..protocol import UNASKED, Elsewhere, Engine
+from .clusters import ClusterCriterion, Clusters, clusters_of
 from .patterns import Patterns, visit_patterns
+from .visits import VisitCriterion
 
 if TYPE_CHECKING:
-    from .visits import VisitCriterion
+    from .criterion import StructuredCriterion
 
 __all__ = ["ResidualProblem", "condition_residual"]
 
 Array = NDArray[np.float64]
+
+MANY_VISITS = 40
+"""Visits above which the curvature in all covariances of two of them is larger than that along the parameters."""
+
+SIZE = 2.0
+"""Standard deviation of a random effect at the start, in what a level tells of it."""
 
 TINY = 1e-30
 """Least mean square of the residuals of a stratum, in those of y."""
@@ -47,6 +64,15 @@ class ResidualProblem:
         [X_o y_o], weighted.
     scale : float
         Standard deviation of the residual of y, by which it was divided.
+    Z : (n, q) array
+        Z_o, weighted.
+    codes : tuple of (n,) arrays
+        Level of each row in each grouping factor of the random effects.
+    n_levels : tuple of int
+    spans : tuple of slice
+        Columns of Z of each factor.
+    labels : (n,) array
+        Independent cluster of each row.
     z_map : (q, q) array
         Z_o = Z z_map.
     x_scale, x_rows, x_constant, x_map, beta_base, kept, log_jacobian
@@ -61,6 +87,11 @@ class ResidualProblem:
     residual: ResidualPart
     xy: Array
     scale: float
+    Z: Array
+    codes: tuple[NDArray[np.intp], ...]
+    n_levels: tuple[int, ...]
+    spans: tuple[slice, ...]
+    labels: NDArray[np.intp]
     z_map: Array
     x_scale: Array
     x_rows: Array
@@ -84,7 +115,7 @@ class ResidualProblem:
     @property
     def levels(self) -> Array:
         """Number of levels for each random effect (q,)."""
-        return np.full(self.structure.q, float(self.m))
+        return np.repeat(np.array(self.n_levels, dtype=float), [span.stop - span.start for span in self.spans])
 
     @property
     def saturated(self) -> bool:
@@ -101,7 +132,18 @@ class ResidualProblem:
         """Subjects by their pattern of visits."""
         return visit_patterns(self.residual, self.xy)
 
-    def criterion(self, columns: Array | None = None) -> VisitCriterion:
+    @cached_property
+    def clusters(self) -> Clusters:
+        """Rows by independent cluster and subject."""
+        return clusters_of(self.residual, self.labels, list(self.codes))
+
+    @cached_property
+    def by_pattern(self) -> bool:
+        """Whether sums over patterns of visits serve: there are no random effects, and not too many visits."""
+        part = self.residual
+        return not self.structure.q and part.at_visits and len(np.unique(part.where)) <= MANY_VISITS
+
+    def criterion(self, columns: Array | None = None) -> StructuredCriterion:
         """The criterion of the conditioned problem.
 
         Parameters
@@ -109,8 +151,9 @@ class ResidualProblem:
         columns : (rank + 1, k) array, optional
             Take [X y] columns for [X y]: for coefficients that are fixed or constrained.
         """
-        from .visits import VisitCriterion
-
+        if not self.by_pattern:
+            xy = self.xy if columns is None else self.xy @ columns
+            return ClusterCriterion(self.clusters, xy, self.Z, self.structure, list(self.spans), self.residual)
         patterns = self.patterns
         c = self.xy.shape[1]
         if columns is not None:
@@ -126,7 +169,11 @@ class ResidualProblem:
         return UNASKED
 
     def start(self, criterion: Engine) -> Array:
-        """Phi from the moments of the residuals of y on X."""
+        """Phi from the moments of the residuals of y on X; random effects of the size that a level tells of them."""
+        theta = self.structure.theta(np.diag(np.sqrt(self.levels / self.n) * SIZE)) if self.structure.q else np.zeros(0)
+        return np.concatenate([theta, self._phi()])
+
+    def _phi(self) -> Array:
         part = self.residual
         order = part.sorted_rows
         codes = np.asarray(part.subject.codes)[order]
@@ -163,12 +210,12 @@ class ResidualProblem:
         return self.log_constant - (self.log_jacobian if reml else 0.0)
 
     def effects(self, factor: Array, beta: Array) -> tuple[Array, ...]:
-        """BLUPs of the conditioned random effects, one (m, q) array per grouping factor."""
-        return (np.zeros((self.m, 0)),)
+        """See `estimation.structured_effects`: BLUPs need the parameters of the residuals too."""
+        raise NotImplementedError
 
     def effects_covariance(self, factor: Array) -> tuple[Array, ...]:
-        """Conditional covariances of the conditioned effects, relative to sigma^2: (m, q, q) per factor."""
-        return (np.zeros((self.m, 0, 0)),)
+        """See `effects`."""
+        raise NotImplementedError
 
 
 def condition_residual(
@@ -200,6 +247,16 @@ def condition_residual(
     X, weights = design.exog, design.weights
     refuse_non_finite(y, X, design.exog_re, weights, offset)
     x, x_o = condition_x(X, weights)
+    groupings = tuple(read.count() for read in design.random.codes)
+    q = design.structure.q
+    Z, z_map = np.zeros((len(y), q)), np.zeros((q, q))
+    for span, grouping in zip(design.random.spans, groupings, strict=True):
+        if span.stop > span.start:
+            given_columns = np.asarray(design.random.columns_of(span), dtype=float)
+            if not given:
+                _refuse_contained(part, grouping, given_columns, design.exog_re_names[span])
+            own = factor_structure(design.structure, span.start, span.stop - span.start)
+            Z[:, span], z_map[span, span] = condition_z(given_columns, weights, own)
     rest, scale, coefficients = condition_y(y, x, x_o, weights, offset, given)
     problem = ResidualProblem(
         n=len(y),
@@ -208,8 +265,40 @@ def condition_residual(
         residual=part,
         xy=np.column_stack([x_o, rest]),
         scale=scale,
-        z_map=np.zeros((0, 0)),
+        Z=Z,
+        codes=tuple(g.index for g in groupings) if q else (),
+        n_levels=tuple(g.m for g in groupings),
+        spans=design.random.spans,
+        labels=cluster_labels(replace(design, groupings=groupings)),
+        z_map=z_map,
         log_constant=0.0 if weights is None else -float(np.sum(np.log(weights))),
         **fixed_fields(X.shape[1], x, coefficients),
     )
-    return problem, tuple(Grouping(read) for read in design.random.codes)
+    return problem, groupings
+
+
+def _refuse_contained(part: ResidualPart, grouping: Grouping, Z: Array, names: tuple[str, ...]) -> None:
+    """Refuse random effects of subjects that their residual structure contains.
+
+    An unstructured covariance contains any effects that depend on the visit only; compound symmetry, and a Toeplitz
+    matrix, an intercept.
+    """
+    kind = part.strata[0].structure.name
+    subject = np.asarray(part.subject.codes)
+    if kind not in ("us", "cs", "toep") or grouping.m != part.subject.n_slots or not part.at_visits:
+        return
+    partner = np.full(grouping.m, -1, dtype=np.intp)
+    partner[subject] = grouping.index
+    if not np.array_equal(partner[subject], grouping.index):
+        return
+    at = part.where if kind == "us" else np.zeros(len(subject), dtype=np.intp)
+    first = np.zeros(int(at.max()) + 1, dtype=np.intp)
+    first[at[::-1]] = np.arange(len(at))[::-1]
+    contained = (Z[first[at]] == Z).all(axis=0)
+    if contained.any():
+        listed = " and ".join(repr(name) for name, inside in zip(names, contained, strict=True) if inside)
+        raise LMMError(
+            f"residual={part.term!r} contains the random effect{'s' * (int(contained.sum()) > 1)} {listed} of "
+            f"{grouping.name!r}: variances of both cannot be told apart; leave the random effect out, or take a "
+            "structure with fewer parameters, such as ar1"
+        )

@@ -1,0 +1,264 @@
+"""The criterion of structured residuals in general: with random effects, at coordinates, with variance functions.
+
+Each cluster has its covariance matrix in full (see `kernels.residuals.ClusterSums`).
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...covariance.parameters import CovarianceStructure
+from ...design.residual import ResidualPart
+from ...kernels.residuals import ClusterSums
+from ...support.memory import require
+from ..rows import Rows
+from .criterion import StructuredCriterion
+
+__all__ = ["ClusterCriterion", "Clusters", "clusters_of"]
+
+Array = NDArray[np.float64]
+Index = NDArray[np.intp]
+
+FEW_PLACES = 512
+"""Positions up to which one table holds all of them; otherwise each pattern of places has its own."""
+
+
+class Clusters(NamedTuple):
+    """Rows by cluster and subject, and the tables that subjects have their residuals from.
+
+    Attributes
+    ----------
+    order : (n,) array
+        The rows as they are taken.
+    start : (n_clusters + 1,) array
+    levels : (n_factors, n) array
+        Level of each row so taken.
+    block, table : (n_subjects + 1,), (n_subjects,) arrays
+        First row, and table, of each subject.
+    place : (n,) array
+    strata : list of int
+        Stratum of each table.
+    places : list of arrays
+        Positions or coordinates of each table.
+    """
+
+    order: Index
+    start: Index
+    levels: Index
+    block: Index
+    table: Index
+    place: Index
+    strata: list[int]
+    places: list[NDArray[np.generic]]
+
+
+def clusters_of(part: ResidualPart, labels: Index, levels: list[Index]) -> Clusters:
+    """Sort the rows of a design by cluster and subject.
+
+    Parameters
+    ----------
+    part : ResidualPart
+    labels : (n,) array
+        Independent cluster of each row; a subject lies within one.
+    levels : list of (n,) arrays
+        Level of each row in each grouping factor.
+    """
+    order = part.sorted_rows
+    order = order[np.argsort(labels[order], kind="stable")]
+    subjects = np.asarray(part.subject.codes)[order]
+    block = np.append(np.flatnonzero(np.append(True, np.diff(subjects) != 0)), len(order))
+    start = np.append(np.flatnonzero(np.append(True, np.diff(labels[order]) != 0)), len(order))
+    where, stratum = part.where[order], part.stratum[order]
+    strata: list[int] = []
+    places: list[NDArray[np.generic]] = []
+    table = np.empty(len(block) - 1, dtype=np.intp)
+    place = np.empty(len(order), dtype=np.intp)
+    known: dict[tuple[int, bytes], int] = {}
+    shared: dict[int, int] = {}
+    for g in range(len(part.strata)):
+        mine = stratum == g
+        found = np.unique(where[mine]) if part.at_visits else np.empty(0)
+        if part.at_visits and len(found) <= FEW_PLACES:
+            shared[g] = len(strata)
+            strata.append(g)
+            places.append(found)
+            place[mine] = np.searchsorted(found, where[mine])
+    for s, (begin, end) in enumerate(zip(block[:-1].tolist(), block[1:].tolist(), strict=True)):
+        g = int(stratum[begin])
+        if g in shared:
+            table[s] = shared[g]
+            continue
+        key = g, where[begin:end].tobytes()
+        if key not in known:
+            known[key] = len(strata)
+            strata.append(g)
+            places.append(where[begin:end])
+        table[s] = known[key]
+        place[begin:end] = np.arange(end - begin)
+    held = np.array([code[order] for code in levels], dtype=np.intp).reshape(len(levels), len(order))
+    return Clusters(order, start.astype(np.intp), held, block.astype(np.intp), table, place, strata, places)
+
+
+class ClusterCriterion(StructuredCriterion):
+    """The profiled criterion in (theta, phi).
+
+    Parameters
+    ----------
+    clusters : Clusters
+    xy : (n, c) array
+        [X y], weighted.
+    Z : (n, q) array
+        Weighted columns of all factors, conditioned.
+    structure : CovarianceStructure
+    spans : list of slice
+        Columns of each factor.
+    part : ResidualPart
+    """
+
+    def __init__(
+        self, clusters: Clusters, xy: Array, Z: Array, structure: CovarianceStructure, spans: list[slice],
+        part: ResidualPart,
+    ) -> None:  # fmt: skip
+        super().__init__(xy.shape[1], len(xy), structure.n_parameters, part)
+        self.structure, self.clusters = structure, clusters
+        units = []
+        for block in structure.blocks:
+            f = next(i for i, span in enumerate(spans) if span.start <= block.start < span.stop)
+            for a in range(block.start, block.stop):
+                units += [(f, a, b) for b in range(block.start, a + 1) if block.correlated or a == b]
+        self.units = np.array(units, dtype=np.intp).reshape(len(units), 3)
+        sizes = np.diff(clusters.start)
+        largest = int(sizes.max())
+        n_d = len(units) + part.n_parameters
+        require(8 * (2 * n_d * largest**2 + int(np.sum(sizes**2))), "covariance matrices of clusters in full")
+        own = [part.strata[g] for g in clusters.strata]
+        self.sums = ClusterSums(
+            np.ascontiguousarray(xy[clusters.order]),
+            np.ascontiguousarray(Z[clusters.order]),
+            clusters.start,
+            clusters.levels,
+            self.units,
+            clusters.block,
+            clusters.table,
+            clusters.place,
+            np.array([len(places) for places in clusters.places], dtype=np.intp),
+            np.array([s.start for s in own], dtype=np.intp),
+            np.array([s.stop - s.start for s in own], dtype=np.intp),
+            part.n_parameters,
+        )
+        self._slope_g = np.zeros(len(units))
+
+    @property
+    def places(self) -> list[tuple[int, NDArray[np.intp] | Array]]:
+        """Stratum and places of the tables."""
+        return list(zip(self.clusters.strata, self.clusters.places, strict=True))  # type: ignore[arg-type]
+
+    def _split(self, x: Array) -> tuple[Array, Array]:
+        return self.structure.factor(x[: self.n_theta]), x[self.n_theta :]
+
+    def reduce(self, x: Array) -> tuple[float, Array | None]:
+        """log|V| and H."""
+        factor, phi = self._split(x)
+        tables = np.concatenate([self.part.strata[g].matrix(phi, w).ravel() for g, w in self.places])
+        if not (np.isfinite(tables).all() and np.isfinite(factor).all()):
+            return np.inf, None
+        return self.sums.reduce(factor @ factor.T, tables)
+
+    def weigh(self, turn: Array) -> None:
+        """Bring the rows to [A e]."""
+        self.sums.weigh(turn)
+
+    def first(self, x: Array, ratio: float, bracket: float) -> Array:
+        """Along the unit directions of G and along phi."""
+        _, phi = self._split(x)
+        self._slope_g, tables = self.sums.slopes(1.0, -ratio, -bracket)
+        own = [self.part.strata[g].jacobian(phi, w) for g, w in self.places]
+        self.jacobians = np.concatenate([J.ravel() for J in own]) if self.part.n_parameters else np.zeros(1)
+        self.slopes: list[Array] = []
+        along = np.zeros(self.part.n_parameters)
+        at = 0
+        for (g, w), J in zip(self.places, own, strict=True):
+            m = len(w)
+            slope = tables[at : at + m * m].reshape(m, m)
+            at += m * m
+            self.slopes.append(slope)
+            stratum = self.part.strata[g]
+            along[stratum.start : stratum.stop] += np.tensordot(J, slope, 2)
+        return np.concatenate([self._slope_g, along])
+
+    def along(self, c_n: float, c_e: float, c_x: float) -> Array:
+        """Pairs of directions."""
+        return self.sums.curves(self.jacobians, c_n, c_e, c_x)
+
+    def bend(self, x: Array) -> Array:
+        """Second derivatives of the tables."""
+        _, phi = self._split(x)
+        out = np.zeros((self.part.n_parameters, self.part.n_parameters))
+        for (g, w), slope in zip(self.places, self.slopes, strict=True):
+            own = self.part.strata[g]
+            out[own.start : own.stop, own.start : own.stop] += own.second(phi, w, slope)
+        return out
+
+    def cross_products(self) -> Array:
+        """[A e]'D[A e] for all directions."""
+        return self.sums.cross(self.jacobians)
+
+    def sandwich_along(self, weight: Array) -> Array:
+        """Sum over pairs of directions (r, r)."""
+        return self.sums.sandwich(self.jacobians, np.ascontiguousarray(weight))[:-1, :-1]
+
+    def within(self, tables: list[Array]) -> Array:
+        """A'TA for matrices T over the places of the tables (r, r)."""
+        return self.sums.within(np.concatenate([T.ravel() for T in tables]))[:-1, :-1]
+
+    def slope_in_g(self) -> Array:
+        """Derivative in G as a symmetric matrix (q, q)."""
+        q = self.structure.q
+        out = np.zeros((q, q))
+        a, b = self.units[:, 1], self.units[:, 2]
+        values = np.where(a == b, self._slope_g, 0.5 * self._slope_g)
+        out[a, b] = out[b, a] = values
+        return out
+
+    @property
+    def unit_places(self) -> Index:
+        """Which elements of vech(G), lower triangle by rows, the directions of G are."""
+        a, b = self.units[:, 1], self.units[:, 2]
+        return np.asarray(a * (a + 1) // 2 + b)
+
+    def directions(self, x: Array) -> Array:
+        """Derivatives of (G, phi) in (theta, phi)."""
+        factor, phi = self._split(x)
+        rows, columns = self.structure.positions
+        a, b = self.units[:, 1], self.units[:, 2]
+        inner = (a == rows[:, None]) * factor[b][:, columns].T + (b == rows[:, None]) * factor[a][:, columns].T
+        out = np.zeros((len(x), len(a) + len(phi)))
+        out[: len(rows), : len(a)] = inner
+        out[len(rows) :, len(a) :] = np.eye(len(phi))
+        return out
+
+    def chained(self, x: Array, first: Array, second: Array | None) -> tuple[Array, Array | None]:
+        """From directions of G to theta."""
+        if not self.n_theta:
+            return first, second
+        turn = self.directions(x)
+        gradient = turn @ first
+        if second is None:
+            return gradient, None
+        hessian = turn @ second @ turn.T
+        rows, columns = self.structure.positions
+        slope = self.slope_in_g()
+        hessian[: len(rows), : len(rows)] += 2.0 * slope[np.ix_(rows, rows)] * (columns[:, None] == columns)
+        return gradient, hessian
+
+    def solve(self, v: Array, rows: Rows) -> Array:
+        """V^-1 v by the rows of the problem."""
+        columns = v.reshape(len(v), -1)
+        root = np.ones(len(v)) if rows.weights is None else np.sqrt(rows.weights)
+        out = np.empty(columns.shape)
+        order = self.clusters.order
+        out[order] = self.sums.solve(np.ascontiguousarray((root[:, None] * columns)[order]))
+        return np.asarray(root[:, None] * out).reshape(v.shape)

@@ -1,0 +1,220 @@
+"""What the criteria of structured residuals share: profiling, and the names under which inference asks.
+
+With d = log|V| + nu log r^2 [+ log|X'V^-1X|] for V relative to sigma^2, along directions D and D' of V
+
+    d_D   = sum tr(D (W - (nu / r^2) e e' [- A A']))
+    d_DD' = sum tr(D F D' W) + sum tr(D_D' (W - (nu / r^2) e e' [- A A']))
+            - 2 (nu / r^2) s_D's_D' - (nu / r^4) t_D t_D' [- tr(S_D S_D')],      F = 2 (nu / r^2) e e' - W [+ 2 A A']
+
+with W = V^-1, e = W (y - X beta), A = W X C^-T for C C' = X'V^-1X, S_D = A'DA, s_D = A'De, t_D = e'De.  Terms in
+brackets are those of REML.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from math import inf, log, pi
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...design.residual import ResidualPart
+from ...kernels.residuals import ScriptedObjective
+from ..rows import Rows
+
+__all__ = ["StructuredCriterion"]
+
+Array = NDArray[np.float64]
+
+EPS = float(np.finfo(float).eps)
+
+
+class StructuredCriterion(ScriptedObjective):
+    """The profiled criterion in (theta, phi): the free elements of Lambda, and the parameters of the residuals.
+
+    Attributes
+    ----------
+    reml : bool
+    n_evaluations : int
+    c, n, n_theta : int
+        Columns of [X y], observations, elements of theta.
+    part : ResidualPart
+    """
+
+    serial = True
+    costly = False
+
+    def __init__(self, c: int, n: int, n_theta: int, part: ResidualPart) -> None:
+        self.reml = True
+        self.n_evaluations = 0
+        self.c, self.n, self.n_theta, self.part = c, n, n_theta, part
+        self._point: Array | None = None
+        self._weighed = False
+        self.prepare(n_theta + part.n_parameters)
+
+    # ---- what a criterion has to give -----------------------------------------------------------
+
+    @abstractmethod
+    def reduce(self, x: Array) -> tuple[float, Array | None]:
+        """log|V| and H = [X y]'V^-1[X y]; None where V is not positive definite."""
+
+    @abstractmethod
+    def weigh(self, turn: Array) -> None:
+        """Bring the rows to [A e], by `turn` from V^-1 [X y]."""
+
+    @abstractmethod
+    def first(self, x: Array, ratio: float, bracket: float) -> Array:
+        """tr(D (W - ratio e e' - bracket A A')) along all directions: of G, and of phi."""
+
+    @abstractmethod
+    def along(self, c_n: float, c_e: float, c_x: float) -> Array:
+        """tr(D F D' W) for pairs of directions, F = c_n W + c_e e e' + c_x A A'; after `first`."""
+
+    @abstractmethod
+    def bend(self, x: Array) -> Array:
+        """tr(D_D' (...)) in phi (k, k), with the matrix of the last `first`."""
+
+    @abstractmethod
+    def cross_products(self) -> Array:
+        """[A e]'D[A e] for all directions (n_d, c, c): S_D, s_D and t_D; after `first`."""
+
+    @abstractmethod
+    def sandwich_along(self, weight: Array) -> Array:
+        """Sum over pairs of directions of w_DD' A'D V^-1 D'A (r, r); after `first`."""
+
+    @abstractmethod
+    def within(self, tables: list[Array]) -> Array:
+        """A'TA (r, r) for matrices T of residuals over `places`, in the place of dV."""
+
+    @property
+    @abstractmethod
+    def places(self) -> list[tuple[int, NDArray[np.intp] | Array]]:
+        """Stratum and positions or coordinates of the matrices that `within` takes."""
+
+    def chained(self, x: Array, first: Array, second: Array | None) -> tuple[Array, Array | None]:
+        """Gradient and Hessian in x from those along the directions."""
+        return first, second
+
+    def directions(self, x: Array) -> Array:
+        """Derivatives of x along: rows for the elements of x, columns for the directions."""
+        return np.eye(len(x))
+
+    # ---- evaluation ----------------------------------------------------------------------------
+
+    @property
+    def nu(self) -> float:
+        """Divisor of the residual variance."""
+        return float(self.n - (self.c - 1 if self.reml else 0))
+
+    def at(self, x: Array, order: int) -> tuple[float, float, Array | None, Array | None]:
+        """Value, its rounding error, gradient and Hessian; an infinite value outside the domain."""
+        if not (self._point is not None and np.array_equal(self._point, x)):
+            self._point, self._weighed = None, False
+            self.n_evaluations += 1
+            with np.errstate(over="ignore", invalid="ignore"):
+                self.log_det, H = self.reduce(x)
+            if H is None or not self._profile(H):
+                return inf, 0.0, None, None
+            self._point = x.copy()
+        nu, r2 = self.nu, self.r2
+        spread = nu * (1.0 + log(2.0 * pi * r2 / nu))
+        inner = 2.0 * float(np.log(np.diag(self.chol)).sum()) if self.reml else 0.0
+        value = self.log_det + spread + inner
+        noise = EPS * (self.n + abs(self.log_det) + abs(spread) + abs(inner))
+        if order == 0:
+            return value, noise, None, None
+        if not self._weighed:
+            turn = np.zeros((self.c, self.c))
+            turn[:-1, :-1] = self.half.T
+            turn[:-1, -1] = -self.beta
+            turn[-1, -1] = 1.0
+            self.weigh(turn)
+            self._weighed = True
+        bracket = 1.0 if self.reml else 0.0
+        ratio = nu / r2
+        first = self.first(x, ratio, bracket)
+        self._first = first
+        if order == 1:
+            gradient, _ = self.chained(x, first, None)
+            return value, noise, gradient, None
+        second = self.along(-1.0, 2.0 * ratio, 2.0 * bracket)
+        k = self.part.n_parameters
+        second[len(second) - k :, len(second) - k :] += self.bend(x)
+        S = self.cross_products()
+        within = S[:, :-1, :-1].reshape(len(S), (self.c - 1) ** 2)
+        s, t = S[:, :-1, -1], S[:, -1, -1]
+        second -= 2.0 * ratio * (s @ s.T) + ratio / r2 * np.outer(t, t) + bracket * (within @ within.T)
+        self._second = second
+        gradient, hessian = self.chained(x, first, second)
+        return value, noise, gradient, hessian
+
+    def _profile(self, H: Array) -> bool:
+        """Cholesky's factor of H: coefficients, r^2."""
+        try:
+            full = np.linalg.cholesky(H)
+        except np.linalg.LinAlgError:
+            return False
+        self.chol: Array = np.asarray(full[:-1, :-1], dtype=np.float64)
+        self.r2 = float(full[-1, -1] ** 2)
+        self.half: Array = np.asarray(np.linalg.inv(self.chol), dtype=np.float64)
+        self.beta = np.asarray(self.half.T @ full[-1, :-1])
+        return bool(self.r2 > 0.0) and bool(np.isfinite(self.half).all())
+
+    # ---- what inference needs, at the last point of order 1 or more ----------------------------
+
+    @property
+    def remainder(self) -> float:
+        """1: nothing is lost, as all is made of sums of squares."""
+        return 1.0
+
+    def rotate(self, turn: Array | None = None) -> None:
+        """Theta has no other coordinates here."""
+
+    def solution(self) -> tuple[Array, float, Array, Array]:
+        """Coefficients, r^2, Cholesky's factor of X'V^-1X, and the derivative in G as a symmetric matrix."""
+        return self.beta, self.r2, self.chol, self.slope_in_g()
+
+    def slope_in_g(self) -> Array:
+        """Derivative of the criterion in G as a symmetric matrix (q, q), after `first`."""
+        return np.zeros((0, 0))
+
+    def first_directions(self) -> Array:
+        """First derivatives along all directions, at the last point of order 1 or more."""
+        return self._first
+
+    def second_directions(self) -> Array:
+        """Second derivatives along all directions, at the last point of order 2."""
+        return self._second
+
+    @property
+    def unit_places(self) -> NDArray[np.intp]:
+        """Which elements of vech(G), lower triangle by rows, the directions of G are."""
+        return np.zeros(0, dtype=np.intp)
+
+    def expected(self) -> Array:
+        """tr(V^-1 dV V^-1 dV) less twice that within X, for pairs of directions."""
+        return self.along(1.0, 0.0, -2.0)
+
+    def curvature(self) -> Array:
+        """Second derivatives along directions of G by themselves are not asked for here."""
+        raise NotImplementedError
+
+    def precision(self) -> Array:
+        """Sum of Z_i'V_i^-1Z_i is not asked for here."""
+        raise NotImplementedError
+
+    def cross(self) -> Array:
+        """See `cross_products`."""
+        raise NotImplementedError
+
+    def traces(self, weight: Array | None = None) -> Array:
+        """See `expected`."""
+        raise NotImplementedError
+
+    def sandwich(self, weight: Array) -> Array:
+        """See `sandwich_along`."""
+        raise NotImplementedError
+
+    @abstractmethod
+    def solve(self, v: Array, rows: Rows) -> Array:
+        """V^-1 v by the rows of the problem, V relative to sigma^2; (n,) or (n, k) array."""

@@ -1,0 +1,75 @@
+"""BLUPs where the residuals have a structure, from V^-1 by rows: b = G Z'V^-1 (y - X beta), with G - G Z'V^-1Z G."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..design.independence import cluster_labels
+from ..engines.protocol import Engine
+from ..engines.rows import Rows
+from .model import Model
+
+__all__ = ["effects", "effects_covariances"]
+
+Array = NDArray[np.float64]
+Index = NDArray[np.intp]
+
+
+def effects(model: Model, engine: Engine, G: Array, rest: Array) -> tuple[Array, ...]:
+    """Conditional means of the random effects given y, an (m, q) array per grouping factor, in natural units.
+
+    Parameters
+    ----------
+    model : Model
+    engine : Engine
+        At the parameters.
+    G : (q, q) array
+        Covariance of the random effects relative to sigma^2.
+    rest : (n,) array
+        y - X beta.
+    """
+    solved = _solved(model, engine, rest)
+    out = []
+    for f in model.factors:
+        Z, index, m = model.exog_re[:, f.columns], f.grouping.index, f.grouping.m
+        scores = np.column_stack([np.bincount(index, z * solved, m) for z in Z.T]) if Z.shape[1] else np.zeros((m, 0))
+        out.append(scores @ G[f.columns, f.columns])
+    return tuple(out)
+
+
+def effects_covariances(model: Model, engine: Engine, G: Array) -> tuple[Array, ...]:
+    """Conditional covariances of the random effects given y relative to sigma^2: (m, q, q) per grouping factor."""
+    labels = cluster_labels(model.design)
+    out = []
+    for f in model.factors:
+        own, m, q = G[f.columns, f.columns], f.grouping.m, f.stop - f.start
+        inner = np.zeros((m, q, q))
+        Z, index = model.exog_re[:, f.columns], f.grouping.index
+        rank = _rank_within(index, labels, m)
+        for r in range(int(rank.max()) + 1 if q else 0):
+            # one level in each cluster at a time
+            mine = rank[index] == r
+            solved = _solved(model, engine, np.where(mine[:, None], Z, 0.0))
+            for a in range(q):
+                for b in range(q):
+                    products = np.bincount(index[mine], (Z[:, a] * solved[:, b])[mine], m)
+                    inner[rank == r, a, b] = products[rank == r]
+        out.append(own - own @ inner @ own)
+    return tuple(out)
+
+
+def _solved(model: Model, engine: Engine, v: Array) -> Array:
+    """V^-1 v, V relative to sigma^2."""
+    return engine.solve(v, Rows((), (), model.weights))
+
+
+def _rank_within(index: Index, clusters: Index, m: int) -> Index:
+    """Number of each level among those of its cluster."""
+    cluster = np.empty(m, dtype=np.intp)
+    cluster[index] = clusters
+    order = np.argsort(cluster, kind="stable")
+    sizes = np.bincount(cluster)
+    out = np.empty(m, dtype=np.intp)
+    out[order] = np.arange(m) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+    return out
