@@ -23,6 +23,8 @@ cdef struct Deletions:
     const double* factor        # (q, q)
     bint reml
     double radius, rank_tolerance
+    double tolerance            # decrement at which to stop
+    Py_ssize_t max_iterations
 
 
 # What the lanes work on; all of vectors.
@@ -87,5 +89,5 @@ cdef inline void lay_deletions(const Deletions* d, DeletionWork* w, Arena* arena
 # Refits of as many deletions as there are lanes: R, c and w of each group before the deletion and after it (or NULL),
 # and where to start.  Status, and results in the work space, of each lane.
 ctypedef void (*refit_t)(
-    const Deletions*, const double* const*, const double* const*, const double* const*, double, Py_ssize_t,
-    const DeletionWork*, int*) noexcept nogil
+    const Deletions*, const double* const*, const double* const*, const double* const*, const DeletionWork*, int*
+    ) noexcept nogil

@@ -370,7 +370,7 @@ cdef inline void deletion_curvature(const Deletions* d, const DeletionWork* w, b
 
 cdef void refit(
     const Deletions* d, const double* const* less, const double* const* more, const double* const* start,
-    double tolerance, Py_ssize_t max_iterations, const DeletionWork* w, int* status,
+    const DeletionWork* w, int* status,
 ) noexcept nogil:
     """Newton's method for LANES deletions at once."""
     cdef bint both = more != NULL
@@ -387,7 +387,7 @@ cdef void refit(
         w.decrement[lane] = INFINITY
         for t in range(n_par):
             w.x[t * LANES + lane] = start[lane][t]
-    for it in range(max_iterations):
+    for it in range(d.max_iterations):
         evaluate_deletions(d, w, both)
         # the Hessian changes little on the way, and the gradient alone says where the optimum is
         if it % 4 == 0:
@@ -413,7 +413,7 @@ cdef void refit(
             decrement = sqrt(fabs(w.scratch[lane]))
             w.decrement[lane] = decrement
             # steps divide the decrement by a hundred or more: where they do not, rounding error is left
-            if decrement <= tolerance or (it > 2 and decrement <= 100.0 * tolerance and decrement > 0.5 * before):
+            if decrement <= d.tolerance or (it > 2 and decrement <= 100.0 * d.tolerance and decrement > 0.5 * before):
                 status[lane] = FOUND
                 continue
             total = 0.0

@@ -130,6 +130,8 @@ def refit_deletions(sums, lines, const double[:, ::1] start, Py_ssize_t n_rows, 
     if count == 0:
         return results
     owners = describe(&d, sums)
+    d.tolerance = tolerance
+    d.max_iterations = max_iterations
     cdef double[:, ::1] S = S_array, scalars = scalars_array, beta = beta_array
     cdef double[:, :, ::1] inverse = inverse_array
     cdef int64_t[::1] status = status_array
@@ -155,7 +157,7 @@ def refit_deletions(sums, lines, const double[:, ::1] start, Py_ssize_t n_rows, 
                 new_lines[lane] = &more[j, 0] if both else NULL
                 starts[lane] = &start[j, 0]
                 w.nu[lane] = <double> (n_rows - removed[j] - (p if d.reml else 0))
-            kernels.refit(&d, old_lines, new_lines if both else NULL, starts, tolerance, max_iterations, &w, found)
+            kernels.refit(&d, old_lines, new_lines if both else NULL, starts, &w, found)
             for lane in range(min(lanes, count - i)):
                 keep(&d, &w, lane, found[lane], &out, i + lane)
     free(memory)

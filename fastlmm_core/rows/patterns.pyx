@@ -15,13 +15,20 @@ import numpy as np
 # Two factors are one pattern when all entries agree to this many units of the row's length.
 cdef double SAME = 1e-13
 
+# Groups after which the search for equal ones is given up where fewer than half are.
+cdef Py_ssize_t PATIENCE = 256
 
-cdef Py_ssize_t label_patterns(
-    Py_ssize_t lanes, Py_ssize_t n_groups, Py_ssize_t n_a, Py_ssize_t stride, const double* packed, Py_ssize_t n_slots,
-    Py_ssize_t patience, int64_t* slots, int64_t* first, int64_t* label,
-) noexcept nogil:
-    """Number the patterns in order of appearance; -1 when there are too many to gain anything."""
+
+cdef Py_ssize_t label_patterns(const double[:, :, ::1] blocks, Py_ssize_t n_groups, Py_ssize_t n_a, int64_t[::1] slots,
+                               int64_t[::1] first, int64_t[::1] label) noexcept nogil:
+    """Number the patterns in order of appearance; -1 when there are too many to gain anything.
+
+    slots : a power of two of places by which patterns are found again, all -1
+    first, label : (n_groups,) first group of each pattern, pattern of each group
+    """
+    cdef Py_ssize_t lanes = blocks.shape[2], stride = blocks.shape[1], n_slots = slots.shape[0]
     cdef Py_ssize_t i, j, n_patterns = 0, slot, k
+    cdef const double* packed = &blocks[0, 0, 0]
     cdef const double* R
     cdef const double* S
     cdef uint64_t key
@@ -56,7 +63,7 @@ cdef Py_ssize_t label_patterns(
                 label[i] = k
                 break
             slot = (slot + 1) & (n_slots - 1)
-        if i >= patience and 2 * n_patterns > i:
+        if i >= PATIENCE and 2 * n_patterns > i:
             return -1
     return n_patterns
 
@@ -94,7 +101,7 @@ cdef Py_ssize_t semidefinite_factor(Py_ssize_t n, double* G, double* floor) noex
     return rank
 
 
-def pattern_labels(const double[:, :, ::1] packed, Py_ssize_t n_groups, Py_ssize_t q, Py_ssize_t k):
+def pattern_labels(const double[:, :, ::1] packed, Py_ssize_t n_groups, Py_ssize_t q):
     """Number of each group's pattern, in order of appearance.
 
     Parameters
@@ -108,7 +115,7 @@ def pattern_labels(const double[:, :, ::1] packed, Py_ssize_t n_groups, Py_ssize
     (n_groups,) int64 array or None
         None when hardly any groups are alike.
     """
-    cdef Py_ssize_t n_a = q * (q + 1) // 2, stride = n_a + q * k + 1, n_slots = 64, n_patterns
+    cdef Py_ssize_t n_a = q * (q + 1) // 2, n_slots = 64, n_patterns
     while n_slots < 2 * n_groups:
         n_slots *= 2
     slots_array = np.full(n_slots, -1, dtype=np.int64)
@@ -116,8 +123,7 @@ def pattern_labels(const double[:, :, ::1] packed, Py_ssize_t n_groups, Py_ssize
     first_array = np.empty(n_groups, dtype=np.int64)
     cdef int64_t[::1] slots = slots_array, label = label_array, first = first_array
     with nogil:
-        n_patterns = label_patterns(packed.shape[2], n_groups, n_a, stride, &packed[0, 0, 0], n_slots, 256,
-                                    &slots[0], &first[0], &label[0])
+        n_patterns = label_patterns(packed, n_groups, n_a, slots, first, label)
     return None if n_patterns < 0 else label_array
 
 
@@ -220,7 +226,7 @@ def compress(const double[:, :, ::1] packed, Py_ssize_t n_groups, Py_ssize_t q, 
     cdef Py_ssize_t n_a = q * (q + 1) // 2, n_c = q * k, stride = n_a + n_c + 1
     cdef Py_ssize_t n_patterns, i, j, l, r, rank, pos, total = 0, start, count, lanes = packed.shape[2]
     cdef const double* source
-    label_array = pattern_labels(packed, n_groups, q, k)
+    label_array = pattern_labels(packed, n_groups, q)
     if label_array is None:
         return None
     n_patterns = int(label_array.max()) + 1

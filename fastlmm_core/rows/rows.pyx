@@ -14,7 +14,6 @@ Indices are proven by the caller: 0 <= codes - base < n_groups, shapes agree.
 from cpython.buffer cimport PyBUF_FORMAT, PyBUF_STRIDES, PyBuffer_Release, PyObject_GetBuffer
 from libc.math cimport isfinite, sqrt
 from libc.stdint cimport int32_t, int64_t
-from libc.stdlib cimport free, malloc
 from libc.string cimport memset
 
 import numpy as np
@@ -99,6 +98,9 @@ def code_range(codes):
 # What one pass reads and where it writes.  Strides are in elements.
 cdef struct Pass:
     Py_ssize_t n, p, q
+    const void* codes       # int32 or int64
+    Py_ssize_t c_row
+    int64_t base
     const double* X
     const double* Z
     const double* y
@@ -116,131 +118,151 @@ cdef struct Pass:
     double x_value, z_value
     double* raw
     double* S
-    double* work    # (k + q + line of raw + packed S,)
+    double* work            # (k + q + line of raw + packed S,)
+
+# Where a pass keeps a row and its sums.
+cdef struct Desk:
+    double* x               # (p + 1,)
+    double* z               # (q,)
+    double* acc             # a line of raw
+    double* s               # packed S
 
 
-cdef inline int sweep(const Pass* d, Py_ssize_t p, Py_ssize_t q, bint shared, bint plain, const code_t* codes,
-                      Py_ssize_t c_row, int64_t base, double* x, double* z, double* acc, double* s) noexcept nogil:
+cdef inline void turn_columns(Py_ssize_t n, const double* T, double* x) noexcept nogil:
+    """x <- x T for an upper triangular T (n, n)."""
+    cdef Py_ssize_t j, l
+    cdef double t
+    for j in range(n - 1, -1, -1):
+        t = 0.0
+        for l in range(j + 1):
+            t = t + x[l] * T[l * n + j]
+        x[j] = t
+
+
+cdef inline void add_shared(Py_ssize_t q, double w, double* x, double* acc, double* rest) noexcept nogil:
+    """Add a row where Z is X: A, C_y and the count; `spread_shared` moves C_y and the count to their places."""
+    cdef Py_ssize_t n_a = q * (q + 1) // 2, a, b, pos = 0
+    cdef double t, r = x[q]
+    for a in range(q):
+        t = w * x[a]
+        for b in range(a + 1):
+            acc[pos] += t * x[b]
+            pos = pos + 1
+    for a in range(q):
+        acc[n_a + a] += w * x[a] * r
+    acc[n_a + q] += 1.0
+    rest[0] += w * r * r
+
+
+cdef inline void add_row(Py_ssize_t k, Py_ssize_t q, double w, const Desk* at) noexcept nogil:
+    """Add a row to A, C, the count and S."""
+    cdef Py_ssize_t a, b, j, l, pos = 0
+    cdef double t
+    for a in range(q):
+        t = w * at.z[a]
+        for b in range(a + 1):
+            at.acc[pos] += t * at.z[b]
+            pos = pos + 1
+    for a in range(q):
+        t = w * at.z[a]
+        for j in range(k):
+            at.acc[pos] += t * at.x[j]
+            pos = pos + 1
+    at.acc[pos] += 1.0
+    pos = 0
+    for j in range(k):
+        t = w * at.x[j]
+        for l in range(j + 1):
+            at.s[pos] += t * at.x[l]
+            pos = pos + 1
+
+
+cdef inline void flush(Py_ssize_t n, double* sums, double* target) noexcept nogil:
+    """Add partial sums to what they are parts of."""
+    cdef Py_ssize_t pos
+    for pos in range(n):
+        target[pos] += sums[pos]
+        sums[pos] = 0.0
+
+
+cdef inline int sweep(const Pass* d, Py_ssize_t p, Py_ssize_t q, bint shared, bint plain, code_t kind, const Desk* at
+                      ) noexcept nogil:
     """The pass over the rows; bit 0 of the result: a constant column varies, bit 1: the response varies.
 
-    Consecutive rows of one group are summed in `acc` before they are added to `raw`.  p, q, the flags and the
-    work arrays x (p + 1), z (q), acc (a line), s (packed S) are arguments of their own so that for the common
-    sizes the compiler can unroll the loops and keep the arrays in registers.
+    Consecutive rows of one group are summed in `at.acc` before they are added to `raw`.  p, q, the flags and the
+    work arrays are arguments of their own so that for the common sizes the compiler can unroll the loops and keep the
+    arrays in registers.
     `shared`: Z is X, with the same shifts and scales; C_x and S_xx, S_xy are then left to `spread_shared`.
-    `plain`: no weights, offset or transformations.
+    `plain`: no weights, offset or transformations.  `kind`: of the type of the codes.
     """
     cdef Py_ssize_t k = p + 1, n_a = q * (q + 1) // 2, line = n_a + q * k + 1, n_s = k * (k + 1) // 2
     cdef Py_ssize_t used = n_a + q + 1 if shared else line
-    cdef Py_ssize_t i, j, l, a, b, pos, group, current = -1
-    cdef double w = 1.0, r, t, y_value = d.y[0]
+    cdef Py_ssize_t i, j, a, group, current = -1
+    cdef const code_t* codes = <const code_t*> d.codes
+    cdef double w = 1.0, r, y_value = d.y[0]
     cdef bint broken = False, varies = False
-    cdef double* target
     cdef const double* row
-    for pos in range(used):
-        acc[pos] = 0.0
-    for pos in range(n_s):
-        s[pos] = 0.0
+    memset(at.acc, 0, used * sizeof(double))
+    memset(at.s, 0, n_s * sizeof(double))
     for i in range(d.n):
-        group = <Py_ssize_t> (codes[i * c_row] - base)
+        group = <Py_ssize_t> (codes[i * d.c_row] - d.base)
         if group != current or (i & (FLUSH - 1)) == 0:
             if current >= 0:
-                target = d.raw + current * line
-                for pos in range(used):
-                    target[pos] += acc[pos]
-                    acc[pos] = 0.0
+                flush(used, at.acc, d.raw + current * line)
             current = group
             if (i & (FLUSH - 1)) == 0:
-                for pos in range(n_s):
-                    d.S[pos] += s[pos]
-                    s[pos] = 0.0
+                flush(n_s, at.s, d.S)
         row = d.X + i * d.x_row
         if d.x_constant >= 0 and row[d.x_constant * d.x_column] != d.x_value:
             broken = True
         for j in range(p):
-            x[j] = (row[j * d.x_column] - d.x_shift[j]) * d.x_scale[j]
+            at.x[j] = (row[j * d.x_column] - d.x_shift[j]) * d.x_scale[j]
         if not shared:
             row = d.Z + i * d.z_row
             if d.z_constant >= 0 and row[d.z_constant * d.z_column] != d.z_value:
                 broken = True
             for a in range(q):
-                z[a] = (row[a * d.z_column] - d.z_shift[a]) * d.z_scale[a]
+                at.z[a] = (row[a * d.z_column] - d.z_shift[a]) * d.z_scale[a]
         if not plain:
             if d.weights != NULL:
                 w = d.weights[i * d.w_row]
             if d.x_transform != NULL:
-                for j in range(p - 1, -1, -1):
-                    t = 0.0
-                    for l in range(j + 1):
-                        t = t + x[l] * d.x_transform[l * p + j]
-                    x[j] = t
+                turn_columns(p, d.x_transform, at.x)
             if d.z_transform != NULL:
-                for a in range(q - 1, -1, -1):
-                    t = 0.0
-                    for b in range(a + 1):
-                        t = t + z[b] * d.z_transform[b * q + a]
-                    z[a] = t
+                turn_columns(q, d.z_transform, at.z)
         r = d.y[i * d.y_row]
         if r != y_value:
             varies = True
         if not plain and d.offset != NULL:
             r = r - d.offset[i * d.o_row]
         for j in range(p):
-            r = r - d.beta0[j] * x[j]
-        x[p] = r
+            r = r - d.beta0[j] * at.x[j]
+        at.x[p] = r
         if shared:
-            # a line of A, C_y and the count; spread_shared moves C_y and the count to their places
-            pos = 0
-            for a in range(q):
-                t = w * x[a]
-                for b in range(a + 1):
-                    acc[pos] += t * x[b]
-                    pos = pos + 1
-            for a in range(q):
-                acc[n_a + a] += w * x[a] * r
-            acc[n_a + q] += 1.0
-            s[n_s - 1] += w * r * r
+            add_shared(q, w, at.x, at.acc, at.s + n_s - 1)
         else:
-            pos = 0
-            for a in range(q):
-                t = w * z[a]
-                for b in range(a + 1):
-                    acc[pos] += t * z[b]
-                    pos = pos + 1
-            for a in range(q):
-                t = w * z[a]
-                for j in range(k):
-                    acc[pos] += t * x[j]
-                    pos = pos + 1
-            acc[pos] += 1.0
-            pos = 0
-            for j in range(k):
-                t = w * x[j]
-                for l in range(j + 1):
-                    s[pos] += t * x[l]
-                    pos = pos + 1
-    target = d.raw + current * line
-    for pos in range(used):
-        target[pos] += acc[pos]
-    for pos in range(n_s):
-        d.S[pos] += s[pos]
+            add_row(k, q, w, at)
+    flush(used, at.acc, d.raw + current * line)
+    flush(n_s, at.s, d.S)
     return (1 if broken else 0) + (2 if varies else 0)
 
 
-cdef int sweep_small(const Pass* d, bint shared, bint plain, const code_t* codes, Py_ssize_t c_row,
-                     int64_t base) noexcept nogil:
+cdef int sweep_small(const Pass* d, bint shared, bint plain, code_t kind) noexcept nogil:
     """`sweep` for one or two random effects and two columns of X; -1 for other sizes."""
     cdef double x[4]
     cdef double z[2]
     cdef double acc[10]
     cdef double s[6]
+    cdef Desk at
+    at.x, at.z, at.acc, at.s = &x[0], &z[0], &acc[0], &s[0]
     if d.p == 2 and d.q == 2 and plain:
         if shared:
-            return sweep(d, 2, 2, True, True, codes, c_row, base, x, z, acc, s)
-        return sweep(d, 2, 2, False, True, codes, c_row, base, x, z, acc, s)
+            return sweep(d, 2, 2, True, True, kind, &at)
+        return sweep(d, 2, 2, False, True, kind, &at)
     if d.p == 2 and d.q == 1 and plain:
-        return sweep(d, 2, 1, False, True, codes, c_row, base, x, z, acc, s)
+        return sweep(d, 2, 1, False, True, kind, &at)
     if d.p == 1 and d.q == 1 and plain and shared:
-        return sweep(d, 1, 1, True, True, codes, c_row, base, x, z, acc, s)
+        return sweep(d, 1, 1, True, True, kind, &at)
     return -1
 
 
@@ -311,55 +333,80 @@ def column_scales(const double[:, :] columns, Py_ssize_t n_sample, bint may_shif
     return out_array, constant
 
 
-cdef int whole_sweep(const Pass* d, bint shared, bint plain, const code_t* codes, Py_ssize_t c_row,
-                     int64_t base) noexcept nogil:
+cdef int whole_sweep(const Pass* d, bint shared, bint plain, code_t kind) noexcept nogil:
     """`sweep` for all sizes; d.work has room for k + q, a line and packed S."""
     cdef Py_ssize_t p = d.p, q = d.q, k = p + 1
-    cdef int flags = sweep_small(d, shared, plain, codes, c_row, base)
+    cdef int flags = sweep_small(d, shared, plain, kind)
+    cdef Desk at
     if flags < 0:
         # general sizes: p and q at run time, work arrays in memory
-        flags = sweep(d, p, q, shared, plain, codes, c_row, base, d.work, d.work + k, d.work + k + q,
-                      d.work + k + q + q * (q + 1) // 2 + q * k + 1)
+        at.x, at.z, at.acc = d.work, d.work + k, d.work + k + q
+        at.s = at.acc + q * (q + 1) // 2 + q * k + 1
+        flags = sweep(d, p, q, shared, plain, kind, &at)
     return flags
 
 
-def accumulate(
-    const double[:, :] X,
-    const double[:] y,
-    const double[:, :] Z,
-    codes,
-    int64_t base,
-    Py_ssize_t n_groups,
-    const double[:] weights,
-    const double[:] offset,
-    const double[:, ::1] x_shift_scale,
-    const double[:, ::1] z_shift_scale,
-    const double[::1] beta0,
-    Py_ssize_t x_constant,
-    Py_ssize_t z_constant,
-    const double[:, ::1] x_transform,
-    const double[:, ::1] z_transform,
-):
+cdef class Reading:
+    """A pass over rows: `Rows` and `RowColumns` of kernels/records.py, held while pointers to them are in use."""
+
+    cdef Pass d
+    cdef const double[:, :] X
+    cdef const double[:] y
+    cdef const double[:, :] Z
+    cdef const double[:] weights
+    cdef const double[:] offset
+    cdef const double[:, ::1] x_scale
+    cdef const double[:, ::1] z_scale
+    cdef const double[::1] beta0
+    cdef Py_buffer index
+    cdef bint narrow            # codes are int32
+
+    def __cinit__(self, rows, columns):
+        cdef Pass* d = &self.d
+        cdef Py_ssize_t p, q
+        self.X, self.y, self.Z, codes, d.base, _, self.weights, self.offset = rows
+        self.x_scale, self.z_scale, self.beta0, d.x_constant, d.z_constant, _, _ = columns
+        code_buffer(codes, &self.index)
+        self.narrow = self.index.itemsize == sizeof(int32_t)
+        p, q = self.X.shape[1], self.Z.shape[1]
+        d.n, d.p, d.q = self.X.shape[0], p, q
+        d.codes = self.index.buf
+        d.c_row = self.index.strides[0] // self.index.itemsize
+        d.X = &self.X[0, 0] if p > 0 else &self.y[0]
+        d.Z = &self.Z[0, 0]
+        d.y = &self.y[0]
+        d.weights = &self.weights[0] if self.weights is not None else NULL
+        d.offset = &self.offset[0] if self.offset is not None else NULL
+        d.x_row, d.x_column = self.X.strides[0] // 8, self.X.strides[1] // 8
+        d.z_row, d.z_column = self.Z.strides[0] // 8, self.Z.strides[1] // 8
+        d.y_row = self.y.strides[0] // 8
+        d.w_row = self.weights.strides[0] // 8 if self.weights is not None else 0
+        d.o_row = self.offset.strides[0] // 8 if self.offset is not None else 0
+        d.x_shift = &self.x_scale[0, 0] if p > 0 else NULL
+        d.x_scale = &self.x_scale[1, 0] if p > 0 else NULL
+        d.z_shift = &self.z_scale[0, 0]
+        d.z_scale = &self.z_scale[1, 0]
+        d.beta0 = &self.beta0[0] if p > 0 else NULL
+        d.x_transform = NULL
+        d.z_transform = NULL
+        d.x_value = self.X[0, d.x_constant] if d.x_constant >= 0 else 0.0
+        d.z_value = self.Z[0, d.z_constant] if d.z_constant >= 0 else 0.0
+
+    def __dealloc__(self):
+        PyBuffer_Release(&self.index)
+
+
+def accumulate(rows, columns):
     """One pass over the rows.
 
     Parameters
     ----------
-    X, y, Z : (n, p), (n,), (n, q) arrays
-    codes : (n,) int32 or int64
-        Group of each row, counted from `base`.
-    base, n_groups : int
-    weights, offset : (n,) arrays or None
-    x_shift_scale, z_shift_scale : (2, p), (2, q) arrays
-        Rows: shift, scale.
-    beta0 : (p,) array
-        Provisional coefficients of the transformed columns.
-    x_constant, z_constant : int
-        Column taken to be constant (so that the others may be shifted), -1 for none.
-    x_transform, z_transform : upper triangular (p, p), (q, q) arrays, or None
+    rows : Rows
+    columns : RowColumns
 
     Returns
     -------
-    raw : (n_groups, K) array
+    raw : (n_slots, K) array
     S : ((p+1)(p+2)/2,) array
     z_gram : (q(q+1)/2,) array
         Sum of A_g, packed like S.
@@ -370,75 +417,35 @@ def accumulate(
     finite : bool
         Whether all sums are finite.
     """
-    cdef Py_ssize_t p = X.shape[1], q = Z.shape[1], k = p + 1, n_s = k * (k + 1) // 2, j
-    cdef Py_ssize_t n_a = q * (q + 1) // 2, line = n_a + q * k + 1, group
-    cdef Pass d
+    cdef Reading reading = Reading(rows, columns)
+    cdef Pass* d = &reading.d
+    cdef Py_ssize_t p = d.p, q = d.q, k = p + 1, n_s = k * (k + 1) // 2, n_a = q * (q + 1) // 2
+    cdef Py_ssize_t line = n_a + q * k + 1, n_groups = rows.n_slots, j
+    cdef const double[:, ::1] x_transform = columns.x_transform, z_transform = columns.z_transform
     cdef int flags
     cdef bint shared, plain, finite = True
     raw_array = np.zeros((n_groups, line))
     s_array = np.zeros(n_s)
     gram_array = np.zeros(n_a)
     cdef double[:, ::1] raw = raw_array
-    cdef double[::1] s_total = s_array, gram = gram_array
-    cdef double* work
-    cdef Py_buffer index
-    d.n = X.shape[0]
-    d.p = p
-    d.q = q
-    d.X = &X[0, 0] if p > 0 else &y[0]
-    d.Z = &Z[0, 0]
-    d.y = &y[0]
-    d.weights = &weights[0] if weights is not None else NULL
-    d.offset = &offset[0] if offset is not None else NULL
-    d.x_row = X.strides[0] // 8
-    d.x_column = X.strides[1] // 8
-    d.z_row = Z.strides[0] // 8
-    d.z_column = Z.strides[1] // 8
-    d.y_row = y.strides[0] // 8
-    d.w_row = weights.strides[0] // 8 if weights is not None else 0
-    d.o_row = offset.strides[0] // 8 if offset is not None else 0
-    d.x_shift = &x_shift_scale[0, 0] if p > 0 else NULL
-    d.x_scale = &x_shift_scale[1, 0] if p > 0 else NULL
-    d.z_shift = &z_shift_scale[0, 0]
-    d.z_scale = &z_shift_scale[1, 0]
-    d.beta0 = &beta0[0] if p > 0 else NULL
-    d.x_transform = &x_transform[0, 0] if x_transform is not None and p > 0 else NULL
-    d.z_transform = &z_transform[0, 0] if z_transform is not None else NULL
-    d.x_constant = x_constant
-    d.z_constant = z_constant
-    d.x_value = X[0, x_constant] if x_constant >= 0 else 0.0
-    d.z_value = Z[0, z_constant] if z_constant >= 0 else 0.0
+    cdef double[::1] s_total = s_array, gram = gram_array, work = np.empty(k + q + line + n_s + n_a)
+    if x_transform is not None and p > 0:
+        d.x_transform = &x_transform[0, 0]
+    if z_transform is not None:
+        d.z_transform = &z_transform[0, 0]
     d.raw = &raw[0, 0]
     d.S = &s_total[0]
-    shared = (p == q and d.X == d.Z and d.x_row == d.z_row and d.x_column == d.z_column and d.x_transform == NULL
-              and d.z_transform == NULL and x_constant == z_constant)
-    for j in range(p if shared else 0):
-        shared = shared and d.x_shift[j] == d.z_shift[j] and d.x_scale[j] == d.z_scale[j]
-    plain = weights is None and offset is None and d.x_transform == NULL and d.z_transform == NULL
-    work = <double*> malloc((k + q + line + n_s + n_a) * sizeof(double))
-    if work == NULL:
-        raise MemoryError()
-    d.work = work
-    try:
-        code_buffer(codes, &index)
-        with nogil:
-            if index.itemsize == sizeof(int32_t):
-                flags = whole_sweep(&d, shared, plain, <const int32_t*> index.buf, index.strides[0] // 4, base)
-            else:
-                flags = whole_sweep(&d, shared, plain, <const int64_t*> index.buf, index.strides[0] // 8, base)
-            if shared:
-                spread_shared(&d, n_groups)
-            memset(work, 0, n_a * sizeof(double))
-            for group in range(n_groups):
-                for j in range(n_a):
-                    work[j] += raw[group, j]
-                if (group & (FLUSH - 1)) == FLUSH - 1 or group == n_groups - 1:
-                    for j in range(n_a):
-                        gram[j] += work[j]
-                        work[j] = 0.0
-        PyBuffer_Release(&index)
-    finally:
-        free(work)
+    d.work = &work[0]
+    shared = same_columns(d)
+    plain = d.weights == NULL and d.offset == NULL and d.x_transform == NULL and d.z_transform == NULL
+    with nogil:
+        if reading.narrow:
+            flags = whole_sweep(d, shared, plain, <int32_t> 0)
+        else:
+            flags = whole_sweep(d, shared, plain, <int64_t> 0)
+        if shared:
+            spread_shared(d, n_groups)
+        sum_lines(d, n_groups, &gram[0])
     for j in range(n_s):
         finite = finite and isfinite(s_total[j])
     for j in range(n_a):
@@ -446,33 +453,93 @@ def accumulate(
     return raw_array, s_array, gram_array, not flags & 1, bool(flags & 2), finite
 
 
-def within_rows(
-    const double[:, :] X,
-    const double[:] y,
-    const double[:, :] Z,
-    const code_t[:] codes,
-    int64_t base,
-    const int64_t[::1] position,
-    const double[:] weights,
-    const double[:] offset,
-    const double[:, ::1] x_shift_scale,
-    const double[:, ::1] z_shift_scale,
-    const double[::1] beta0,
-    const double[:, ::1] xy_transform,
-    const double[:, ::1] z_transform,
-    const double[:, :, ::1] packed,
-    bint by_group=False,
-):
+cdef bint same_columns(const Pass* d) noexcept nogil:
+    """Whether Z is X, with the same shifts and scales."""
+    cdef Py_ssize_t j
+    if not (d.p == d.q and d.X == d.Z and d.x_row == d.z_row and d.x_column == d.z_column and d.x_transform == NULL
+            and d.z_transform == NULL and d.x_constant == d.z_constant):
+        return False
+    for j in range(d.p):
+        if d.x_shift[j] != d.z_shift[j] or d.x_scale[j] != d.z_scale[j]:
+            return False
+    return True
+
+
+cdef void sum_lines(const Pass* d, Py_ssize_t n_groups, double* gram) noexcept nogil:
+    """Sum of A_g, packed."""
+    cdef Py_ssize_t n_a = d.q * (d.q + 1) // 2, line = n_a + d.q * (d.p + 1) + 1, group, j
+    cdef double* part = d.work
+    memset(part, 0, n_a * sizeof(double))
+    for group in range(n_groups):
+        for j in range(n_a):
+            part[j] += d.raw[group * line + j]
+        if (group & (FLUSH - 1)) == FLUSH - 1 or group == n_groups - 1:
+            flush(n_a, part, gram)
+
+
+cdef void solve_lines(const double[:, :, ::1] packed, double[:, :, ::1] B) noexcept nogil:
+    """B_i = R_i^-1 c_i of all groups."""
+    cdef Py_ssize_t q = B.shape[1], k = B.shape[2], n_a = q * (q + 1) // 2, lanes = packed.shape[2]
+    cdef Py_ssize_t g, a, b, j, at
+    cdef double t
+    for g in range(B.shape[0]):
+        for a in range(q - 1, -1, -1):
+            at = a * q - a * (a - 1) // 2
+            if packed[g // lanes, at, g % lanes] == 0.0:
+                continue
+            for j in range(k):
+                t = packed[g // lanes, n_a + a * k + j, g % lanes]
+                for b in range(a + 1, q):
+                    t -= packed[g // lanes, at + b - a, g % lanes] * B[g, b, j]
+                B[g, a, j] = t / packed[g // lanes, at, g % lanes]
+
+
+cdef void within_sweep(const Pass* d, const int64_t[::1] position, const double[:, :, ::1] B, bint by_group,
+                       double[:, ::1] s, code_t kind) noexcept nogil:
+    """Sums of w e e'; x_transform takes [x y] to conditioned columns, z_transform z."""
+    cdef Py_ssize_t p = d.p, q = d.q, k = p + 1, i, j, l, a, g, pos
+    cdef const code_t* codes = <const code_t*> d.codes
+    cdef double w = 1.0, t
+    cdef double* x = d.work
+    cdef double* z = d.work + k
+    for i in range(d.n):
+        g = position[<Py_ssize_t> (codes[i * d.c_row] - d.base)]
+        if d.weights != NULL:
+            w = d.weights[i * d.w_row]
+        t = d.y[i * d.y_row]
+        if d.offset != NULL:
+            t -= d.offset[i * d.o_row]
+        for j in range(p):
+            x[j] = (d.X[i * d.x_row + j * d.x_column] - d.x_shift[j]) * d.x_scale[j]
+            t -= d.beta0[j] * x[j]
+        x[p] = t
+        for a in range(q):
+            z[a] = (d.Z[i * d.z_row + a * d.z_column] - d.z_shift[a]) * d.z_scale[a]
+        turn_columns(q, d.z_transform, z)
+        turn_columns(k, d.x_transform, x)
+        for j in range(k):
+            for a in range(q):
+                x[j] -= z[a] * B[g, a, j]
+        pos = 0
+        for j in range(k):
+            for l in range(j + 1):
+                s[g if by_group else 0, pos] += w * x[j] * x[l]
+                pos += 1
+
+
+def within_rows(rows, columns, const int64_t[::1] position, const double[:, :, ::1] packed, bint by_group=False):
     """Sum over rows of w e e', e = [x_o y_o] - z_o'B_i: the part within groups without subtraction of sums.
 
-    Needed where nearly all variation lies between groups, so that S - sum c'c would lose its digits.  The arguments
-    are those of `accumulate`, but for the transformations, which here lead all the way to the conditioned columns.
+    Needed where nearly all variation lies between groups, so that S - sum c'c would lose its digits.
 
     Parameters
     ----------
+    rows : Rows
+    columns : RowColumns
+        Their transformations lead all the way to the conditioned columns: `x_transform` (p+1, p+1) that of [x y],
+        `z_transform` (q, q) that of z.
     position : (n_slots,) int64 array
         Position of each slot's group in `packed`.
-    xy_transform, z_transform : upper triangular (p+1, p+1) and (q, q) arrays
     packed : (blocks, K, lanes) array
         Factored groups (R, c, count); B_i = R_i^-1 c_i.
     by_group : bool
@@ -482,52 +549,21 @@ def within_rows(
     -------
     ((p+1)(p+2)/2,) array, or one such row for every position of `packed`
     """
-    cdef Py_ssize_t n = X.shape[0], p = X.shape[1], q = Z.shape[1], k = p + 1, n_a = q * (q + 1) // 2
-    cdef Py_ssize_t i, j, l, a, b, g, pos, at, lanes = packed.shape[2]
-    cdef double w = 1.0, t
-    b_array = np.zeros((packed.shape[0] * lanes, q, k))
-    cdef double[:, :, ::1] B = b_array
-    cdef double[::1] e = np.empty(k), z = np.empty(q), x = np.empty(k), zs = np.empty(q)
-    s_array = np.zeros((packed.shape[0] * lanes if by_group else 1, k * (k + 1) // 2))
+    cdef Reading reading = Reading(rows, columns)
+    cdef Pass* d = &reading.d
+    cdef Py_ssize_t k = d.p + 1, places = packed.shape[0] * packed.shape[2]
+    cdef const double[:, ::1] xy_transform = columns.x_transform, z_transform = columns.z_transform
+    cdef double[:, :, ::1] B = np.zeros((places, d.q, k))
+    cdef double[::1] work = np.empty(k + d.q)
+    s_array = np.zeros((places if by_group else 1, k * (k + 1) // 2))
     cdef double[:, ::1] s = s_array
+    d.x_transform = &xy_transform[0, 0]
+    d.z_transform = &z_transform[0, 0]
+    d.work = &work[0]
     with nogil:
-        for g in range(packed.shape[0] * lanes):
-            for a in range(q - 1, -1, -1):
-                at = a * q - a * (a - 1) // 2
-                if packed[g // lanes, at, g % lanes] == 0.0:
-                    continue
-                for j in range(k):
-                    t = packed[g // lanes, n_a + a * k + j, g % lanes]
-                    for b in range(a + 1, q):
-                        t -= packed[g // lanes, at + b - a, g % lanes] * B[g, b, j]
-                    B[g, a, j] = t / packed[g // lanes, at, g % lanes]
-        for i in range(n):
-            g = position[<Py_ssize_t> (codes[i] - base)]
-            if weights is not None:
-                w = weights[i]
-            t = y[i]
-            if offset is not None:
-                t -= offset[i]
-            for j in range(p):
-                x[j] = (X[i, j] - x_shift_scale[0, j]) * x_shift_scale[1, j]
-                t -= beta0[j] * x[j]
-            x[p] = t
-            for a in range(q):
-                zs[a] = (Z[i, a] - z_shift_scale[0, a]) * z_shift_scale[1, a]
-            for a in range(q):
-                z[a] = 0.0
-                for b in range(a + 1):
-                    z[a] += zs[b] * z_transform[b, a]
-            for j in range(k):
-                t = 0.0
-                for l in range(j + 1):
-                    t += x[l] * xy_transform[l, j]
-                for a in range(q):
-                    t -= z[a] * B[g, a, j]
-                e[j] = t
-            pos = 0
-            for j in range(k):
-                for l in range(j + 1):
-                    s[g if by_group else 0, pos] += w * e[j] * e[l]
-                    pos += 1
+        solve_lines(packed, B)
+        if reading.narrow:
+            within_sweep(d, position, B, by_group, s, <int32_t> 0)
+        else:
+            within_sweep(d, position, B, by_group, s, <int64_t> 0)
     return s_array if by_group else s_array[0]

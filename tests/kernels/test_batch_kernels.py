@@ -16,7 +16,7 @@ import oracle
 from fastlmm_core import kernels
 from fastlmm_core.estimation.many.one_factor import shared_design as design
 from fastlmm_core.kernels import variants
-from fastlmm_core.kernels.records import BatchResults
+from fastlmm_core.kernels.records import BatchResults, RowColumns, Rows
 
 LANES = kernels.lanes()
 
@@ -89,7 +89,8 @@ def test_within_rows(rng, p, q, m, extras):
     position[slots] = np.arange(m)
     packed = factored(xy, z, index, m, w)
     for codes in ((slots[index] + base).astype(np.int32), (slots[index] + base).astype(np.int64)):
-        arguments = (X, y, Z, codes, base, position, w, o, xs, zs, beta0, to_xy, to_z, packed)
+        columns = RowColumns(xs, zs, beta0, x_transform=to_xy, z_transform=to_z)
+        arguments = (Rows(X, y, Z, codes, base, n_slots, w, o), columns, position, packed)
         found = kernels.within_rows(*arguments)
         assert found.shape == ((p + 1) * (p + 2) // 2,)
         close(found, expected.sum(axis=0), 1e-10)
@@ -99,10 +100,8 @@ def test_within_rows(rng, p, q, m, extras):
         assert not own[m:].any()
     # any layout
     strided = np.repeat(X, 2, axis=1)[:, ::2] if p else X
-    again = kernels.within_rows(
-        strided, np.repeat(y, 2)[::2], np.asfortranarray(Z), codes, base, position, w, o, xs, zs, beta0, to_xy, to_z,
-        packed, True,
-    )  # fmt: skip
+    read = Rows(strided, np.repeat(y, 2)[::2], np.asfortranarray(Z), codes, base, n_slots, w, o)
+    again = kernels.within_rows(read, columns, position, packed, True)
     np.testing.assert_array_equal(again, own)
 
 
@@ -114,10 +113,9 @@ def test_within_rows_keeps_what_sums_lose(rng):
     y = 1e6 * rng.standard_normal(m)[index] + e
     ones = np.ones((len(y), 1))
     packed = factored(y[:, None], ones, index, m)
-    found = kernels.within_rows(
-        np.empty((len(y), 0)), y, ones, index, 0, np.arange(m), None, None, unit_scales(0), unit_scales(1), np.empty(0),
-        np.eye(1), np.eye(1), packed,
-    )  # fmt: skip
+    read = Rows(np.empty((len(y), 0)), y, ones, index, 0, m, None, None)
+    columns = RowColumns(unit_scales(0), unit_scales(1), np.empty(0), x_transform=np.eye(1), z_transform=np.eye(1))
+    found = kernels.within_rows(read, columns, np.arange(m), packed)
     means = np.bincount(index, e) / n_i
     # y itself is rounded at 1e-10
     assert found[0] == pytest.approx(np.sum((e - means[index]) ** 2), rel=1e-9)

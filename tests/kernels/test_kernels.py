@@ -20,6 +20,7 @@ import oracle
 from fastlmm_core import kernels
 from fastlmm_core.kernels import variants
 from fastlmm_core.kernels._newton import eigensystem
+from fastlmm_core.kernels.records import RowColumns, Rows
 
 LANES = kernels.lanes()
 """Groups that the chosen variant works on at a time: 2, 4 or 8."""
@@ -68,11 +69,11 @@ def unit_scales(k):
 
 def accumulate(X, y, Z, codes, base, m, w=None, o=None, xs=None, zs=None, beta0=None, xt=None, zt=None, xc=-1, zc=-1):
     p, q = X.shape[1], Z.shape[1]
-    return kernels.accumulate(
-        X, y, Z, codes, base, m, w, o,
+    columns = RowColumns(
         unit_scales(p) if xs is None else xs, unit_scales(q) if zs is None else zs,
         np.zeros(p) if beta0 is None else beta0, xc, zc, xt, zt,
     )  # fmt: skip
+    return kernels.accumulate(Rows(X, y, Z, codes, base, m, w, o), columns)
 
 
 def rows(rng, n, p, q, m):

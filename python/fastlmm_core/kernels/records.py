@@ -8,11 +8,51 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["BatchPatterns", "BatchResults", "BatchRows", "BatchSearch", "DeletedLines", "DeletionSums"]
+__all__ = [
+    "BatchPatterns", "BatchResults", "BatchRows", "BatchSearch", "DeletedLines", "DeletionSums", "RowColumns", "Rows",
+]  # fmt: skip
 
 Array = NDArray[np.float64]
 Int64 = NDArray[np.int64]
 Int = NDArray[np.intc]
+
+
+class Rows(NamedTuple):
+    """The rows of a model with one grouping factor, in the caller's order and memory."""
+
+    X: Array
+    """(n, p)."""
+    y: Array
+    """(n,)."""
+    Z: Array
+    """(n, q)."""
+    codes: NDArray[np.int32] | Int64
+    """(n,) group of each row, counted from `base`."""
+    base: int
+    n_slots: int
+    """Groups, of which some may have no rows."""
+    weights: Array | None
+    """(n,)."""
+    offset: Array | None
+    """(n,)."""
+
+
+class RowColumns(NamedTuple):
+    """What is done to the columns of rows before they are summed: x~ = (x - shift) * scale times a transformation."""
+
+    x_scale: Array
+    """(2, p) shift, scale."""
+    z_scale: Array
+    """(2, q)."""
+    beta0: Array
+    """(p,) provisional coefficients of the transformed columns, taken from y."""
+    x_constant: int = -1
+    """Column taken to be constant (so that the others may be shifted), -1 for none."""
+    z_constant: int = -1
+    x_transform: Array | None = None
+    """(p, p) upper triangular."""
+    z_transform: Array | None = None
+    """(q, q) upper triangular."""
 
 
 class BatchRows(NamedTuple):

@@ -16,6 +16,7 @@ from ..design.replication import independent_units
 from ..engines.one_factor.problem import one_factor
 from ..engines.starts import moment_start
 from ..errors import LMMError
+from ..estimation.deletion.contributions import conditioned_rows, within_groups
 from ..estimation.optimize import optimize
 from ..support.arguments import checked
 from ..support.checks import check_count, check_level, float_array, plain_array
@@ -254,18 +255,7 @@ class _Cases:
         grouping = model.grouping
         packed = problem.unpatterned()
         self.lines = packed.transpose(0, 2, 1).reshape(-1, packed.shape[1])[: problem.m]
-        # rows are conditioned already: no shift, scale or rotation is left to do
-        r, q = problem.rank, model.structure.q
-        base = model.exog @ problem.beta_base + (0.0 if model.offset is None else model.offset)
-        self.within = kernels.within_rows(
-            np.ascontiguousarray(problem.conditioned_x(model.exog)),
-            (model.endog - base) / problem.scale,
-            np.ascontiguousarray(problem.conditioned_z(model.exog_re)),
-            grouping.index.astype(np.int64), 0, np.arange(problem.m, dtype=np.int64), model.weights, None,
-            np.array([np.zeros(r), np.ones(r)]), np.array([np.zeros(q), np.ones(q)]), np.zeros(r), np.eye(r + 1),
-            np.eye(q), packed, True,
-        )[: problem.m]  # fmt: skip
-        self.within[:, problem.within == 0.0] = 0.0
+        self.within = within_groups(model, problem, conditioned_rows(model, problem), packed)
         self.sizes = np.bincount(grouping.index, minlength=problem.m)
         self._by_rows: _Clusters | None = None
 

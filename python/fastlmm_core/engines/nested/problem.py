@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from ... import kernels
 from ...errors import LMMError
 from ...kernels import hierarchies
+from ...kernels.records import RowColumns, Rows
 from ...problem.aliasing import refuse_aliased, suspects
 from ...problem.columns import SAMPLE, WELL_CONDITIONED, ConditionedX, factor_structure, rotation
 from ...problem.identification import (
@@ -201,15 +202,15 @@ class NestedProblem(CrossedProblem):
         slope, rest = kernels.within_regression(lower, len(self.gram), design.EXACT_WITHIN)
         return slope if rest < design.MOSTLY_BETWEEN * self.n else None
 
-    def look_within(self, rows: tuple[Any, ...] | None, maps: tuple[Array, Array, Array]) -> bool:
+    def look_within(self, rows: Rows | None, columns: RowColumns) -> bool:
         """See what varies within the finest levels, summed over the rows again if they are given.
 
         Parameters
         ----------
-        rows : tuple or None
-            X, y, Z, codes of the finest factor, weights, offset; as given to `kernels.accumulate`.
-        maps : tuple
-            Shifts and scales of X and of Z, provisional coefficients.
+        rows : Rows or None
+            Of the finest factor.
+        columns : RowColumns
+            As given to `kernels.accumulate`.
 
         Returns
         -------
@@ -227,13 +228,11 @@ class NestedProblem(CrossedProblem):
         lower = np.ascontiguousarray(within[np.tril_indices(k)])
         tolerance = design.EXACT_WITHIN
         if rows is not None:
-            X, y, Z, codes, weights, offset = rows
             order = self._families.order[0]
             place = np.empty(len(self.chain.raw), dtype=np.int64)
             place[order[order >= 0]] = np.flatnonzero(order >= 0)
-            lower = kernels.within_rows(
-                X, y, Z, codes, 0, place, weights, offset, *maps, self.chain.xy_map, self.chain.z_map, packed
-            )
+            turned = columns._replace(x_transform=self.chain.xy_map, z_transform=self.chain.z_map)
+            lower = kernels.within_rows(rows, turned, place, packed)
             tolerance = tolerance**2
             outside, spanned = design.spanned_rows(
                 packed, len(self.chain.z_map), self._families.order[0], self.chain.raw[:, -1], kernels.unpack(lower, k)
@@ -362,10 +361,9 @@ def condition_chain(
     if x_constant >= 0:
         beta0[x_constant] = kernels.sample_mean(y, SAMPLE)
     finest = codes[order[0]]
-    raw, packed, gram_z, constant, varies, finite = kernels.accumulate(
-        X, y, Z, finest, 0, sizes[order[0]], weights, offset, x_scale, z_scale, beta0, x_constant, z_constant, None,
-        None,
-    )  # fmt: skip
+    rows = Rows(X, y, Z, finest, 0, sizes[order[0]], weights, offset)
+    columns = RowColumns(x_scale, z_scale, beta0, x_constant, z_constant)
+    raw, packed, gram_z, constant, varies, finite = kernels.accumulate(rows, columns)
     if not (finite and varies and constant):
         return None
     S = kernels.unpack(packed, p + 1)
@@ -442,14 +440,13 @@ def condition_chain(
         maps.append(np.asarray(np.linalg.solve(shared, turn[:, at : at + width]), dtype=np.float64))
     problem = NestedProblem(Chain(raw, order, parents, shared, xy, maps), gram=gram, **fields)
     slope = problem.within_slope()
-    within = None
+    again = slope is not None
     if slope is not None:
         # sums of squares have lost digits: take out what X explains within levels and sum over the rows again
         xy[:p, p] -= to_x @ slope
         fields |= problem_fields(n, p, factors, weights, structure, x, beta0 - xy[:p, p] * scale)
         problem = NestedProblem(Chain(raw, order, parents, shared, xy, maps), gram=xy.T @ S @ xy, **fields)
-        within = X, y, Z, finest, weights, offset
-    return problem if problem.look_within(within, (x_scale, z_scale, beta0)) else None
+    return problem if problem.look_within(rows if again else None, columns) else None
 
 
 def _shared_columns(X: Array, factors: list[Factor]) -> tuple[Array, list[list[int]]]:

@@ -20,6 +20,7 @@ from ... import kernels
 from ...covariance.parameters import CovarianceStructure
 from ...design.grouping import Codes, Grouping
 from ...errors import LMMError
+from ...kernels.records import RowColumns, Rows
 from ...problem.aliasing import default_names, refuse_aliased, suspects
 from ...problem.columns import (
     SAMPLE,
@@ -281,62 +282,52 @@ def condition(
     n, p = X.shape
     x_scale, x_constant = kernels.column_scales(X, SAMPLE, True)
     z_scale, z_constant = kernels.column_scales(Z, SAMPLE, structure.one_full)
-    x_transform: Array | None = None
-    z_transform: Array | None = None
     kept = np.arange(p)
     beta0 = np.zeros(p)
     if x_constant >= 0:
         beta0[x_constant] = kernels.sample_mean(y, SAMPLE)
-    x_columns = X
+    rows = Rows(X, y, Z, groups.codes, groups.base, groups.n_slots, weights, offset)
+    columns = RowColumns(x_scale, z_scale, beta0, x_constant, z_constant)
     for attempt in range(4):
-        raw, packed_s, gram, constant, varies, finite = kernels.accumulate(
-            x_columns, y, Z, groups.codes, groups.base, groups.n_slots, weights, offset, x_scale, z_scale, beta0,
-            x_constant, z_constant, x_transform, z_transform,
-        )  # fmt: skip
+        raw, packed_s, gram, constant, varies, finite = kernels.accumulate(rows, columns)
         if not finite:
             refuse_non_finite(y, X, Z, weights, offset)
             raise LMMError("the data overflow: rescale y, X, Z or weights to values below 1e100 in size")
         if attempt == 0:
             m = int(np.count_nonzero(raw[:, -1]))
-        if not varies and not given:
+        if not varies:
             raise LMMError("y is constant: there is nothing to model; check that the right column is the response")
         if not constant:
             # a column that looked constant in the sample is not: do without shifts
-            x_scale, x_constant = kernels.column_scales(X, SAMPLE, False)
-            z_scale, z_constant = kernels.column_scales(Z, SAMPLE, False)
-            beta0 = np.zeros(p)
+            x_scale, z_scale = (kernels.column_scales(values, SAMPLE, False)[0] for values in (X, Z))
+            columns = RowColumns(x_scale, z_scale, np.zeros(p))
             continue
-        to_x, x_margin, xy, beta, rest, total, scale = kernels.least_squares(packed_s, beta0, n)
-        to_z, z_margin = _z_rotation(gram, n, structure) if not given else (np.eye(structure.q), 1.0)
-        poor_x = x_margin < WELL_CONDITIONED and x_transform is None
-        poor_z = z_margin < WELL_CONDITIONED and z_transform is None
+        to_x, x_margin, xy, beta, rest, total, scale = kernels.least_squares(packed_s, columns.beta0, n)
+        to_z, z_margin = _z_rotation(gram, n, structure)
+        poor_x = x_margin < WELL_CONDITIONED and columns.x_transform is None
+        poor_z = z_margin < WELL_CONDITIONED and columns.z_transform is None
         if poor_x:
-            kept, x_scale, x_constant, turn = independent_columns(X, x_scale, x_constant, weights, SAMPLE)
-            x_columns = np.ascontiguousarray(X[:, kept])
-            x_transform = turn * sqrt(n)
-            beta0 = np.zeros(len(kept))
+            kept, x_scale, x_constant, turn = independent_columns(
+                X, columns.x_scale, columns.x_constant, weights, SAMPLE
+            )
+            rows = rows._replace(X=np.ascontiguousarray(X[:, kept]))
+            columns = columns._replace(
+                x_scale=x_scale, x_constant=x_constant, x_transform=turn * sqrt(n), beta0=np.zeros(len(kept))
+            )
         if poor_z:
-            z_transform = z_preconditioner(Z, z_scale, weights, structure)
+            columns = columns._replace(z_transform=z_preconditioner(Z, columns.z_scale, weights, structure))
         if poor_x or poor_z:
             continue
         if rest <= 1e-7 * packed_s[-1] and attempt < 3:
             # the fixed effects explain nearly all of y: take its residual again from the rows
-            beta0 = beta
+            columns = columns._replace(beta0=beta)
             continue
         break
     # beta0 is not zero only where it has been taken from y before the sums
     if not rest > 1e-30 * total:
-        if not given:
-            raise LMMError("y is reproduced exactly by the fixed effects: there is no variation left to model")
-        scale = sqrt(total / n) if total > 0.0 else 1.0
-        xy[:-1, -1], xy[-1, -1] = (beta0 - beta) / scale, 1.0 / scale
-    problem, present, free, exact = _finish(
-        y, X, Z, x_columns, groups, offset, n, m, structure, raw, packed_s, beta0, beta, scale, kept, x_scale,
-        z_scale, x_constant, z_constant, x_transform, z_transform, to_x, to_z, xy, weights,
-    )  # fmt: skip
-    if given:
-        problem.within[-1] += n
-        return problem, Grouping(groups, present)
+        raise LMMError("y is reproduced exactly by the fixed effects: there is no variation left to model")
+    sums = Sums(m, raw, packed_s, to_x, to_z, xy, beta, scale)
+    problem, present, free, exact = _finish(rows, columns, sums, structure, kept, p)
     if not free:
         _refuse_what_is_not_identified(problem, X, Z, groups, weights, z_names)
     if exact and not problem.saturated:
@@ -418,38 +409,64 @@ def _padded(transform: Array) -> Array:
     return out
 
 
+class Sums(NamedTuple):
+    """Sums over the rows, and the columns to which they are turned.
+
+    Attributes
+    ----------
+    m : int
+        Groups with rows.
+    raw, packed_s : arrays
+        As `kernels.accumulate` gives them.
+    to_x, to_z, xy : arrays
+        From the columns of the sums to orthonormal ones.
+    beta : (r,) array
+        Least-squares coefficients, with those taken from y before the sums.
+    scale : float
+        Standard deviation of the residual.
+    """
+
+    m: int
+    raw: Array
+    packed_s: Array
+    to_x: Array
+    to_z: Array
+    xy: Array
+    beta: Array
+    scale: float
+
+
 def _finish(
-    y: Array, X: Array, Z: Array, x_columns: Array, groups: Codes, offset: Array | None,
-    n: int, m: int, structure: CovarianceStructure, raw: Array, packed_s: Array, beta0: Array, beta: Array,
-    scale: float, kept: NDArray[np.intp], x_scale: Array, z_scale: Array, x_constant: int, z_constant: int,
-    x_transform: Array | None, z_transform: Array | None, to_x: Array, to_z: Array, xy: Array, weights: Array | None,
-) -> tuple[OneFactorProblem, NDArray[np.intp] | None, bool, bool]:  # fmt: skip
-    q = structure.q
-    r = len(kept)
-    n_slots = len(raw)
+    rows: Rows, columns: RowColumns, sums: Sums, structure: CovarianceStructure, kept: NDArray[np.intp], p: int
+) -> tuple[OneFactorProblem, NDArray[np.intp] | None, bool, bool]:
+    """The problem; the slots with rows; whether parameters are clearly identified; whether y is exact within groups."""
+    m, raw, packed_s, to_x, to_z, xy, beta, scale = sums
+    n, q, r = len(rows.y), structure.q, len(kept)
+    x_transform, z_transform = columns.x_transform, columns.z_transform
     present: NDArray[np.intp] | None = None
-    if m < n_slots:
+    if m < rows.n_slots:
         present = np.flatnonzero(raw[:, -1])
         raw = raw[present]
     packed, between = kernels.factor_groups(raw, to_z, xy)
-    free = kernels.vary_freely(packed, raw, q, 2 * r + 1, 1e-4 * sqrt(n) / len(raw))
+    free = kernels.vary_freely(packed, raw, q, 2 * r + 1, 1e-4 * sqrt(n) / m)
     within = kernels.within_part(packed_s, xy, between)
+    x_rows = to_x if x_transform is None else x_transform @ to_x
+    z_rows = to_z if z_transform is None else z_transform @ to_z
     tolerance, saturated, outside = EXACT_WITHIN, False, 0
     slope, unexplained = kernels.within_regression(within, r + 1, EXACT_WITHIN)
     if unexplained < MOSTLY_BETWEEN * n:
         # sums of squares have lost digits: take out what X explains within groups and sum over the rows again
         xy[:r, r] -= to_x @ slope
-        beta = beta0 - xy[:r, r] * scale
+        beta = columns.beta0 - xy[:r, r] * scale
         packed, between = kernels.factor_groups(raw, to_z, xy)
-        position = np.zeros(n_slots, dtype=np.int64)
+        position = np.zeros(rows.n_slots, dtype=np.int64)
         position[slice(None) if present is None else present] = np.arange(m)
-        within = kernels.within_rows(
-            x_columns, y, Z, groups.codes, groups.base, position, weights, offset, x_scale, z_scale,
-            beta0 if x_transform is None else x_transform @ beta0,
-            xy if x_transform is None else _padded(x_transform) @ xy,
-            to_z if z_transform is None else z_transform @ to_z,
-            packed,
-        )  # fmt: skip
+        conditioned = columns._replace(
+            x_transform=xy if x_transform is None else _padded(x_transform) @ xy,
+            z_transform=z_rows,
+            beta0=columns.beta0 if x_transform is None else x_transform @ columns.beta0,
+        )
+        within = kernels.within_rows(rows, conditioned, position, packed)
         tolerance = EXACT_WITHIN**2
         outside, saturated = spanned_rows(packed, q, np.arange(m), raw[:, -1], kernels.unpack(within, r + 1))
         if saturated:
@@ -457,15 +474,17 @@ def _finish(
     exact = kernels.clear_exact(within, r + 1, float(n), tolerance)
     smaller = kernels.compress(packed, m, q, r + 1) if m >= COMPRESS_FROM else None
     x_map, beta_base, log_det = kernels.natural_map(
-        x_scale, x_constant, to_x if x_transform is None else x_transform, beta
+        columns.x_scale, columns.x_constant, to_x if x_transform is None else x_transform, beta
     )
     if x_transform is not None:
         beta_base = x_map @ beta
         x_map = x_map @ to_x
         log_det += kernels.log_diagonal(to_x)
-    if r < X.shape[1]:
-        x_map, beta_base = spread(x_map, kept, X.shape[1]), spread(beta_base, kept, X.shape[1])
-    z_map = kernels.natural_map(z_scale, z_constant, to_z if z_transform is None else z_transform, None)[0]
+    if r < p:
+        x_map, beta_base = spread(x_map, kept, p), spread(beta_base, kept, p)
+    z_map = kernels.natural_map(
+        columns.z_scale, columns.z_constant, to_z if z_transform is None else z_transform, None
+    )[0]
     if z_transform is not None:
         z_map = z_map @ to_z
     problem = OneFactorProblem(
@@ -478,17 +497,17 @@ def _finish(
         within=within,
         z_transform=to_z,
         xy_transform=xy,
-        z_scale=z_scale,
-        x_scale=x_scale,
-        z_rows=to_z if z_transform is None else z_transform @ to_z,
-        x_rows=to_x if x_transform is None else x_transform @ to_x,
-        x_constant=x_constant >= 0,
+        z_scale=columns.z_scale,
+        x_scale=columns.x_scale,
+        z_rows=z_rows,
+        x_rows=x_rows,
+        x_constant=columns.x_constant >= 0,
         z_map=z_map,
         x_map=x_map,
         beta_base=beta_base,
         scale=scale,
         kept=kept,
-        log_constant=0.0 if weights is None else -float(np.sum(np.log(weights))),
+        log_constant=0.0 if rows.weights is None else -float(np.sum(np.log(rows.weights))),
         log_jacobian=2.0 * log_det,
         saturated=saturated,
         outside=outside if saturated else 0,

@@ -9,12 +9,13 @@ from numpy.typing import NDArray
 
 from ... import kernels
 from ...kernels.deletions import others_in_group
+from ...kernels.records import RowColumns, Rows
 
 if TYPE_CHECKING:
     from ...engines.one_factor.problem import OneFactorProblem
     from ..model import Model
 
-__all__ = ["Pieces", "all_but_one", "conditioned_rows", "group_pieces", "square_lines"]
+__all__ = ["Pieces", "all_but_one", "conditioned_rows", "group_pieces", "square_lines", "within_groups"]
 
 Array = NDArray[np.float64]
 
@@ -67,6 +68,22 @@ def conditioned_rows(model: Model, problem: OneFactorProblem) -> tuple[Array, Ar
     )
 
 
+def within_groups(model: Model, problem: OneFactorProblem, rows: tuple[Array, Array, Array], packed: Array) -> Array:
+    """The part of [X_o y_o]'[X_o y_o] within each group, packed (m, (r+1)(r+2)/2); `rows` by `conditioned_rows`."""
+    X, y, Z = rows
+    r, q, m = X.shape[1], Z.shape[1], problem.m
+    index = model.grouping.index.astype(np.int64)
+    # rows are conditioned already: no shift, scale or rotation is left to do
+    columns = RowColumns(
+        np.repeat([[0.0], [1.0]], r, axis=1), np.repeat([[0.0], [1.0]], q, axis=1), np.zeros(r),
+        x_transform=np.eye(r + 1), z_transform=np.eye(q),
+    )  # fmt: skip
+    read = Rows(X, y, Z, index, 0, m, model.weights, None)
+    within = kernels.within_rows(read, columns, np.arange(m, dtype=np.int64), packed, True)[:m]
+    within[:, problem.within == 0.0] = 0.0
+    return within
+
+
 def group_pieces(model: Model, problem: OneFactorProblem, by: str) -> Pieces:
     """What the deletion of each group, or of each observation, takes away and leaves.
 
@@ -83,13 +100,7 @@ def group_pieces(model: Model, problem: OneFactorProblem, by: str) -> Pieces:
     X, y, Z = conditioned_rows(model, problem)
     index = model.grouping.index.astype(np.int64)
     packed = problem.unpatterned()
-    # rows are conditioned already: no shift, scale or rotation is left to do
-    within = kernels.within_rows(
-        X, y, Z, index, 0, np.arange(m, dtype=np.int64), model.weights, None, np.array([np.zeros(r), np.ones(r)]),
-        np.array([np.zeros(q), np.ones(q)]), np.zeros(r), np.eye(k), np.eye(q), packed, True,
-    )[:m]  # fmt: skip
-    gone = problem.within == 0.0
-    within[:, gone] = 0.0
+    within = within_groups(model, problem, (X, y, Z), packed)
     R, c = square_lines(packed, m, q)
     less = np.column_stack([R.reshape(m, -1), c, within])
     counts = np.bincount(index, minlength=m)
@@ -114,7 +125,7 @@ def group_pieces(model: Model, problem: OneFactorProblem, by: str) -> Pieces:
     size = outer[:, diagonal] - within[index][:, diagonal]
     rest = np.where(size.take(lower[0], axis=1) + size.take(lower[1], axis=1) > 0.0, downdated, rest)
     rest[:, diagonal] = np.maximum(rest[:, diagonal], 0.0)
-    rest[:, gone] = 0.0
+    rest[:, problem.within == 0.0] = 0.0
     # as many rows as Z has independent columns leave nothing over
     rest[(np.diagonal(R, axis1=1, axis2=2) != 0.0).sum(axis=1) == counts[index] - 1] = 0.0
     more = np.column_stack([R.reshape(len(index), -1), c.reshape(len(index), -1), rest])

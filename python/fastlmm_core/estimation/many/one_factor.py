@@ -75,7 +75,7 @@ def _one_factor(model: Model) -> kernels.BatchDesign:
     n, m, q, r = problem.n, problem.m, model.structure.q, problem.rank
     packed, _ = kernels.factor_groups(problem.raw, problem.z_transform, problem.xy_transform)
     lines = packed.transpose(0, 2, 1).reshape(-1, packed.shape[1])[:m]
-    labels = kernels.pattern_labels(packed, m, q, r + 1)
+    labels = kernels.pattern_labels(packed, m, q)
     labels = np.arange(m) if labels is None else labels
     sequence = np.argsort(labels, kind="stable")
     lines = lines[sequence]

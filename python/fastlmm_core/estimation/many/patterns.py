@@ -108,7 +108,7 @@ class _OneFactor:
         m, q, r = problem.m, model.structure.q, problem.rank
         packed, _ = kernels.factor_groups(problem.raw, problem.z_transform, problem.xy_transform)
         lines = packed.transpose(0, 2, 1).reshape(-1, packed.shape[1])[:m]
-        labels = kernels.pattern_labels(packed, m, q, r + 1)
+        labels = kernels.pattern_labels(packed, m, q)
         labels = np.arange(m) if labels is None else labels
         lines = lines[np.argsort(labels, kind="stable")]
         n_a = q * (q + 1) // 2
