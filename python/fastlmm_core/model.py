@@ -255,11 +255,14 @@ def _response(y: ArrayLike | None) -> Array | None:
 
 def _index_of_all(*given: Any) -> Any:
     """The index that y, X, Z, groups, weights, offset and what is given in terms have in common."""
+    for values in given:
+        if values is not None and type(values) is not np.ndarray:
+            break
+    else:
+        return None
     named = list(zip(("y", "X", "Z", "groups", "weights", "offset"), given[:-1], strict=True))
     for i, term in enumerate(given[-1] if isinstance(given[-1], Sequence) else ()):
         named += [(f"terms[{i}].{part}", getattr(term, part, None)) for part in ("Z", "groups")]
-    if all(type(values) is np.ndarray or values is None for _, values in named):
-        return None
     return shared_index((name, index_of(values)) for name, values in named)
 
 

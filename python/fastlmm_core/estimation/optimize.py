@@ -232,11 +232,13 @@ def _settle(
     levels: Array,
     n: int,
     method: str,
+    note: str,
     turn: Array | None = None,
 ) -> tuple[Optimum, Array | None]:
     """Certify an optimum; also a better start where the boundary turns out to be the wrong one.
 
-    `turn` is the rotation in force (see `ClusterCriterion.rotate`); the results are in its coordinates.
+    `turn` is the rotation in force (see `ClusterCriterion.rotate`); the results are in its coordinates.  `note` ends
+    the message of a certified optimum.
     """
     theta = found.theta
     factor = structure.factor(theta)
@@ -279,6 +281,7 @@ def _settle(
         message = "certified: the gradient vanishes to rounding error"
         if null.shape[1]:
             message += ", on the boundary"
+        message += note
     elif not found.success and "iteration" in found.message.lower():
         message = (
             "not certified: stopped at the limit of iterations; the criterion can still be lowered (a Newton step "
@@ -307,7 +310,13 @@ def _settle(
 
 
 def _patiently(
-    criterion: Engine, structure: CovarianceStructure, theta: Array, options: dict[str, Any], levels: Array, n: int
+    criterion: Engine,
+    structure: CovarianceStructure,
+    theta: Array,
+    options: dict[str, Any],
+    levels: Array,
+    n: int,
+    note: str,
 ) -> tuple[Optimum, Array | None]:
     """Newton with a change of coordinates to the principal axes of G where a round of iterations was not enough.
 
@@ -326,7 +335,7 @@ def _patiently(
         turn, axes = _principal_axes(factor if turn is None else turn.T @ factor, structure)
         criterion.rotate(turn)
         found = _run(criterion, structure.theta(axes), "newton", options)
-    optimum, wrong = _settle(criterion, structure, found, levels, n, "newton", turn)
+    optimum, wrong = _settle(criterion, structure, found, levels, n, "newton", note, turn)
     if turn is None:
         return optimum, wrong
     criterion.rotate(None)
@@ -413,7 +422,8 @@ def optimize(
     elif pilot is not None:
         pilot.reml = criterion.reml
         start = _newton(pilot, start).theta
-    attempt = partial(_attempt, criterion, structure, levels, n, method, options)
+    note = "; balanced data have one minimum only" if elsewhere.kind == "nothing" else ""
+    attempt = partial(_attempt, criterion, structure, levels, n, method, options, note)
     best, wrong = attempt(start)
     for _ in range(structure.q + 1):
         if wrong is None:
@@ -426,7 +436,7 @@ def optimize(
     if wanted or (elsewhere.kind != "unasked" and not best.converged):
         found, starts = _elsewhere(criterion, structure, np.sqrt(levels / n), best, elsewhere)
         best = _lowest(attempt, best, starts)
-    if best.converged:
+    if best.converged and found is not None and elsewhere.kind == "search":
         best = best._replace(message=best.message + _looked(found, elsewhere))
     if best.n_evaluations != criterion.n_evaluations:
         best = best._replace(n_evaluations=criterion.n_evaluations)
@@ -437,22 +447,22 @@ def optimize(
 
 def _attempt(
     criterion: Engine, structure: CovarianceStructure, levels: Array, n: int, method: str | Callable[..., Any],
-    options: dict[str, Any], theta: Array,
+    options: dict[str, Any], note: str, theta: Array,
 ) -> tuple[Optimum, Array | None]:  # fmt: skip
     """One minimisation, settled."""
     name = method if isinstance(method, str) else getattr(method, "__name__", "callable")
     try:
         if method == "newton" and "maxiter" not in options:
-            return _patiently(criterion, structure, theta, options, levels, n)
+            return _patiently(criterion, structure, theta, options, levels, n, note)
         found = _run(criterion, theta, method, options)
     except FloatingPointError as error:
         smaller = shrunk_start(criterion, theta)
         if not isfinite(criterion.evaluate(smaller, 0)[0]):
             raise LMMError(f"{error}, nor at smaller variances; rescale y, X and Z") from None
-        return _attempt(criterion, structure, levels, n, method, options, smaller)
+        return _attempt(criterion, structure, levels, n, method, options, note, smaller)
     except (TypeError, ValueError, Warning) as error:
         raise _said_clearly(error, method) from None
-    return _settle(criterion, structure, found, levels, n, name)
+    return _settle(criterion, structure, found, levels, n, name, note)
 
 
 def _said_clearly(error: Exception, method: str | Callable[..., Any]) -> Exception:
@@ -522,12 +532,8 @@ def _lowest(attempt: Callable[[Array], tuple[Optimum, Array | None]], best: Opti
     return best._replace(others=tuple(distinct)) if distinct else best
 
 
-def _looked(found: Found | None, elsewhere: Elsewhere) -> str:
-    """What a message says of other minima."""
-    if elsewhere.kind == "nothing":
-        return "; balanced data have one minimum only"
-    if found is None:
-        return ""
+def _looked(found: Found, elsewhere: Elsewhere) -> str:
+    """What a message says of the search for other minima."""
     part = "" if elsewhere.scout is None else " for some of the groups"
     return f"; no better point in a screen of {found.screened} starts{part}"
 
