@@ -295,7 +295,7 @@ def condition(
             raise LMMError("the data overflow: rescale y, X, Z or weights to values below 1e100 in size")
         if attempt == 0:
             m = int(np.count_nonzero(raw[:, -1]))
-        if not varies:
+        if not varies and not given:
             raise LMMError("y is constant: there is nothing to model; check that the right column is the response")
         if not constant:
             # a column that looked constant in the sample is not: do without shifts
@@ -303,7 +303,7 @@ def condition(
             columns = RowColumns(x_scale, z_scale, np.zeros(p))
             continue
         to_x, x_margin, xy, beta, rest, total, scale = kernels.least_squares(packed_s, columns.beta0, n)
-        to_z, z_margin = _z_rotation(gram, n, structure)
+        to_z, z_margin = _z_rotation(gram, n, structure) if not given else (np.eye(structure.q), 1.0)
         poor_x = x_margin < WELL_CONDITIONED and columns.x_transform is None
         poor_z = z_margin < WELL_CONDITIONED and columns.z_transform is None
         if poor_x:
@@ -325,9 +325,15 @@ def condition(
         break
     # beta0 is not zero only where it has been taken from y before the sums
     if not rest > 1e-30 * total:
-        raise LMMError("y is reproduced exactly by the fixed effects: there is no variation left to model")
+        if not given:
+            raise LMMError("y is reproduced exactly by the fixed effects: there is no variation left to model")
+        scale = sqrt(total / n) if total > 0.0 else 1.0
+        xy[:-1, -1], xy[-1, -1] = (columns.beta0 - beta) / scale, 1.0 / scale
     sums = Sums(m, raw, packed_s, to_x, to_z, xy, beta, scale)
     problem, present, free, exact = _finish(rows, columns, sums, structure, kept, p)
+    if given:
+        problem.within[-1] += n
+        return problem, Grouping(groups, present)
     if not free:
         _refuse_what_is_not_identified(problem, X, Z, groups, weights, z_names)
     if exact and not problem.saturated:
