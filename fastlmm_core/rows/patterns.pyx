@@ -108,7 +108,7 @@ def pattern_labels(const double[:, :, ::1] packed, Py_ssize_t n_groups, Py_ssize
     ----------
     packed : (blocks, stride, lanes) array
         As written by `factor` (see lanes/lanes.pyx).
-    n_groups, q, k : int
+    n_groups, q : int
 
     Returns
     -------

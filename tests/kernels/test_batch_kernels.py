@@ -193,7 +193,7 @@ def test_pattern_labels(rng, q, m, kinds):
     # numbers in order of appearance
     _, first, inverse = np.unique(label, return_index=True, return_inverse=True)
     expected = np.argsort(np.argsort(first))[inverse]
-    found = kernels.pattern_labels(packed, m, q, 2)
+    found = kernels.pattern_labels(packed, m, q)
     assert found.dtype == np.int64
     np.testing.assert_array_equal(found, expected)
 
@@ -202,7 +202,7 @@ def test_pattern_labels_of_designs_that_differ(rng):
     m = 600
     Z, index = rng.standard_normal((3 * m, 2)), np.repeat(np.arange(m), 3)
     packed = factored(np.ones((3 * m, 1)), Z, index, m)
-    assert kernels.pattern_labels(packed, m, 2, 1) is None
+    assert kernels.pattern_labels(packed, m, 2) is None
     # too few to give up on
     np.testing.assert_array_equal(kernels.pattern_labels(packed, 100, 2, 1), np.arange(100))
     # a difference of 1e-9 of the size is a difference, one of rounding is not
