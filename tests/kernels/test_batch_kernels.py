@@ -204,12 +204,12 @@ def test_pattern_labels_of_designs_that_differ(rng):
     packed = factored(np.ones((3 * m, 1)), Z, index, m)
     assert kernels.pattern_labels(packed, m, 2) is None
     # too few to give up on
-    np.testing.assert_array_equal(kernels.pattern_labels(packed, 100, 2, 1), np.arange(100))
+    np.testing.assert_array_equal(kernels.pattern_labels(packed, 100, 2), np.arange(100))
     # a difference of 1e-9 of the size is a difference, one of rounding is not
     one = rng.standard_normal((4, 2))
     for change, same in ((1e-9, False), (1e-15, True)):
         Z = np.concatenate([one, one * (1.0 + change), one])
-        found = kernels.pattern_labels(factored(np.ones((12, 1)), Z, np.repeat(np.arange(3), 4), 3), 3, 2, 1)
+        found = kernels.pattern_labels(factored(np.ones((12, 1)), Z, np.repeat(np.arange(3), 4), 3), 3, 2)
         np.testing.assert_array_equal(found, [0, 0, 0] if same else [0, 1, 0])
 
 
