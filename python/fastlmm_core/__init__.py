@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from .inference.likelihood_ratio.random_effects import random_effect_test
     from .planning.assumed import assume
     from .planning.power import power, power_curve
+    from .report.model_table import table
     from .result import LMMResult
 
 __version__ = "0.1.0"
@@ -44,6 +45,7 @@ __all__ = [
     "power",
     "power_curve",
     "random_effect_test",
+    "table",
     "within",
 ]
 
@@ -60,6 +62,7 @@ _LAZY = {
     "power": ".planning.power",
     "power_curve": ".planning.power",
     "random_effect_test": ".inference.likelihood_ratio.random_effects",
+    "table": ".report.model_table",
     "within": ".formula.group_means",
 }
 

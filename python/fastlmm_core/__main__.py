@@ -116,7 +116,7 @@ def _fit(options: argparse.Namespace) -> int:
 
 def _record(result: LMMResult, level: float, ddf: Ddf) -> dict[str, Any]:
     """The estimates by their names in `LMMResult`."""
-    from .report.summary import tidy_columns
+    from .report.tidy import tidy_columns
 
     model = result.model
     names = model.exog_names

@@ -1191,7 +1191,7 @@ class LMMResult(Fit):
         -------
         frame or dict of arrays
         """
-        from .report.summary import tidy_columns
+        from .report.tidy import tidy_columns
 
         return self.model.table(tidy_columns(self, effects, level, ddf, information, self._robust(vcov, cluster)))
 
@@ -1257,8 +1257,61 @@ class LMMResult(Fit):
 
         return self.model.table(glance_columns(self))
 
+    def report(
+        self,
+        level: float = 0.95,
+        *,
+        ddf: Ddf = "satterthwaite",
+        information: Information = "auto",
+        vcov: Vcov = "model",
+        cluster: Any = None,
+    ) -> str:
+        """One paragraph about the fit as one writes it in a paper: design, estimation, estimates, variances.
+
+        Parameters
+        ----------
+        level : float
+            Of the confidence intervals.
+        ddf, information, vcov, cluster
+            Degrees of freedom and covariance of tests and intervals, see `test`.
+
+        Returns
+        -------
+        str
+            Terms of one column with estimate, standard error, interval and t test, terms of several by their type III
+            F test.
+
+        Raises
+        ------
+        LMMError
+            At stated parameters, a level outside (0, 1) or unknown options.
+
+        Examples
+        --------
+        >>> import fastlmm_core as flc
+        >>> fit = flc.lmm("Reaction ~ Days + (Days | Subject)", flc.datasets.load("sleepstudy")).fit()
+        >>> fit.report().partition(" with ")[0]
+        'Reaction was analysed by a linear mixed model'
+        """
+        from .report.paragraph import paragraph
+
+        return paragraph(self, level, ddf, information, self._robust(vcov, cluster))
+
     def _repr_html_(self) -> str:
         return self.summary()._repr_html_()
+
+    # what the package maketables asks for, see `report.maketables`
+
+    @property
+    def __maketables_coef_table__(self) -> Any:
+        return self.summary().__maketables_coef_table__
+
+    def __maketables_stat__(self, key: str) -> Any:
+        return self.summary().__maketables_stat__(key)
+
+    @property
+    def __maketables_depvar__(self) -> str:
+        return self.model.response_name
 
     def __repr__(self) -> str:
         if self.stated is not None:

@@ -1,7 +1,11 @@
-"""What is printed.
+"""What users read about a fit.
 
-summary          tables of a fit as text, HTML and frames
+summary          everything on one page
 random_effects   their part of the summary
 residuals        that of structured residuals
-glance           one row about a fit
+tidy             one row per estimate
+glance           one row per fit
+model_table      models side by side
+paragraph        a fit in sentences
+maketables       the protocol of another package
 """

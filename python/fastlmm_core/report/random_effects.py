@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import math
 import textwrap
 from collections.abc import Iterator, Sequence
@@ -10,7 +9,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ..diagnostics.principal_components import principal_components
-from ..support.text_tables import html_table, text_table, variance_cells
+from ..support.display import Cells, Line, Part
+from ..support.text_tables import text_table, variance_cells
 
 if TYPE_CHECKING:
     from ..estimation.fit import Fit
@@ -112,22 +112,24 @@ class RandomTables:
                 out += textwrap.wrap(head + cells, width, subsequent_indent=" " * (lead + 2), break_on_hyphens=False)
         return out
 
-    def html(self, width: int) -> str:
-        """The same as HTML."""
+    def parts(self, width: int) -> Iterator[Part]:
+        """The same as tables."""
         if not self.components:
-            return ""
+            return
         if max(map(len, text_table(*self._whole(), left=2))) <= width:
-            out = "<p>Random effects</p>" + html_table(*self._whole(), left=(0, 1))
+            yield Line("Random effects", "caption")
+            yield Cells(*self._whole(), left=2)
         else:
-            out = ""
             for factor, variances, correlations in self._by_factor(None):
-                out += f"<p>Random effects of {html.escape(factor)}</p>" + html_table(*variances, left=(0, 1))
-                out += "".join(html_table(*block, left=(0, 1)) for block in correlations)
-            out += "".join(f"<p>{line}</p>" for line in self._residual())
+                yield Line(f"Random effects of {factor}", "caption")
+                yield Cells(*variances, left=2)
+                for block in correlations:
+                    yield Cells(*block, left=2)
+            yield from self._residual()
         if self.ranks:
             rows = [[r.factor, f"{r.rank} of {r.size}", " ".join(map(_share, r.shares))] for r in self.ranks]
-            out += f"<p>{_RANKS}</p>" + html_table(["Group", "Rank", "Shares"], rows, left=(0, 1, 2))
-        return out
+            yield Line(_RANKS, "caption")
+            yield Cells(["Group", "Rank", "Shares"], rows, left=3)
 
     def _variances(self) -> tuple[list[str], list[str]]:
         """Cells of variances and standard deviations."""

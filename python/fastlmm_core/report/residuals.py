@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -11,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..inference.residual_parameters import residual_parameters
-from ..support.text_tables import estimate_cells, html_table, text_table
+from ..support.display import Cells, Line, Part
+from ..support.text_tables import estimate_cells, text_table
 from .random_effects import correlation_cell
 
 if TYPE_CHECKING:
@@ -76,12 +76,11 @@ class ResidualTable:
             out += ["", heading, *text_table(header, cells, left=1)]
         return out
 
-    def html(self) -> str:
-        """The same as HTML."""
-        return "".join(
-            f"<p>{html.escape(heading)}</p>" + html_table(header, cells, left=(0,))
-            for heading, header, cells in self._tables()
-        )
+    def parts(self) -> Iterator[Part]:
+        """The same as tables."""
+        for heading, header, cells in self._tables():
+            yield Line(heading, "caption")
+            yield Cells(header, cells)
 
     def _tables(self) -> Iterator[tuple[str, list[str], list[list[str]]]]:
         """Heading, header and cells: the visits of each stratum; the parameters where they say more in few numbers."""

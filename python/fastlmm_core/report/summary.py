@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import math
 import textwrap
 from collections.abc import Iterator, Sequence
@@ -10,36 +9,29 @@ from dataclasses import dataclass
 from itertools import starmap
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from ..covariance.elements import element_names, sd_and_cor
 from ..diagnostics.marginal import icc, r2
-from ..errors import LMMError
 from ..estimation.information import information_used
-from ..inference.options import check_options
-from ..inference.residual_parameters import residual_parameters
-from ..inference.wald import coefficient_intervals
-from ..support.checks import check_level
+from ..support.display import Cells, Line, Part, Shown
 from ..support.text_tables import (
     GAP,
     aligned_cells,
     degrees_cell,
     estimate_cells,
-    html_table,
     p_value_cell,
     statistic_cell,
     text_table,
 )
+from .maketables import MakeTables
 from .random_effects import RandomTables
 from .residuals import ResidualTable
+from .tidy import FIXED, fixed_columns
 
 if TYPE_CHECKING:
     from ..estimation.fit import Fit
     from ..inference.options import Ddf, Information
     from ..inference.sandwich import Sandwich
 
-__all__ = ["Coefficient", "Summary", "tidy_columns"]
+__all__ = ["Coefficient", "Summary"]
 
 _WIDTH = 80
 _DF_COLUMN = 7  # by which the coefficients may be wider
@@ -80,8 +72,8 @@ class Coefficient:
     conf_high: float
 
 
-@dataclass(frozen=True)
-class Summary:
+@dataclass(frozen=True, repr=False)
+class Summary(MakeTables, Shown):
     """What there is to say about a fit on one page; prints as text and shows as HTML in notebooks.
 
     Attributes
@@ -112,6 +104,8 @@ class Summary:
         Kind of the degrees of freedom (z tests for "normal"), and of the information behind Kenward-Roger's.
     vcov, clusters : str
         "model", or the kind of the robust covariance and its clusters.
+    response : str
+        Name of the response.
     converged : bool
     gradient_norm : float
     n_evaluations : int
@@ -154,6 +148,7 @@ class Summary:
     singular_components: tuple[str, ...]
     vcov: str = "model"
     clusters: str = ""
+    response: str = "y"
     stated: bool = False
     residual: ResidualTable | None = None
 
@@ -188,8 +183,8 @@ class Summary:
             For a level outside (0, 1) or an unknown ddf.
         """
         model = result.model
-        fixed = _fixed(result, level, ddf, information, robust)
-        rows = zip(*(fixed[name] for name in _FIXED), strict=True)
+        fixed = fixed_columns(result, level, ddf, information, robust)
+        rows = zip(*(fixed[name] for name in FIXED), strict=True)
         dropped = () if result.model.given else result.dropped_columns
         stated = result.stated is not None
         explained, share = r2(result), icc(result) if model.structure.q else {}
@@ -225,6 +220,7 @@ class Summary:
             singular_components=result.singular_components,
             vcov="model" if robust is None else robust.kind,
             clusters="" if robust is None else robust.clusters,
+            response=model.response_name,
             stated=stated,
             residual=None if model.design.residual is None else ResidualTable.of(result),
         )
@@ -326,29 +322,24 @@ class Summary:
             lines += textwrap.wrap(note, _WIDTH, break_long_words=False, break_on_hyphens=False)
         return "\n".join(line.rstrip() for line in lines)
 
-    __repr__ = __str__
-
-    # ---- HTML ----------------------------------------------------------------------------------
-
-    def _repr_html_(self) -> str:
-        parts = [f"<p><strong>{html.escape(self.title)}</strong>"]
+    def _shown(self) -> Iterator[Part]:
+        yield Line(self.title, "title")
         if self.formula is not None:
-            parts.append(f"<br><code>{html.escape(self.formula)}</code>")
-        parts.append("</p>")
+            yield Line(self.formula, "code")
         facts, criteria = self._facts(), self._criteria()
         blank = ("", "")
         pairs = [
             [*(facts[i] if i < len(facts) else blank), *(criteria[i] if i < len(criteria) else blank)]
             for i in range(max(len(facts), len(criteria)))
         ]
-        parts.append(html_table(None, pairs, left=(0, 1, 2)))
-        parts.append(self.random.html(_WIDTH))
+        yield Cells(None, pairs, left=3)
+        yield from self.random.parts(_WIDTH)
         if self.residual is not None:
-            parts.append(self.residual.html())
+            yield from self.residual.parts()
         if self.coefficients:
-            parts.append("<p>Fixed effects</p>" + html_table(*self._fixed_table(), left=(0,)))
-        parts += [f"<p>{html.escape(note)}</p>" for note in self._notes()]
-        return f"<div>{''.join(parts)}</div>"
+            yield Line("Fixed effects", "caption")
+            yield Cells(*self._fixed_table())
+        yield from self._notes()
 
 
 # ---- numbers -----------------------------------------------------------------------------------
@@ -399,105 +390,3 @@ def _fixed_text(header: list[str], rows: list[list[str]]) -> list[str]:
             name = ""
         lines.append(f"{name:<{width}}{GAP}{line}")
     return lines
-
-
-# ---- estimates, one per row --------------------------------------------------------------------
-
-_FIXED = ("term", "estimate", "std_error", "df", "statistic", "p_value", "conf_low", "conf_high")
-
-
-def tidy_columns(
-    result: Fit, effects: str, level: float, ddf: Ddf, information: Information, robust: Sandwich | None = None
-) -> dict[str, list[str] | NDArray[Any]]:
-    """Columns of a table with one row per estimate.
-
-    Parameters
-    ----------
-    result : LMMResult
-    effects : {"fixed", "ran_pars", "ran_vals"}
-        "fixed": term, estimate, std_error, df, statistic, p_value, conf_low, conf_high.  "ran_pars": group, term
-        (``sd_x|g``, ``cor_x.y|g``; ``sigma`` of the group Residual), estimate.  "ran_vals": group, level, term,
-        estimate, std_error (the conditional standard deviation).
-    level : float
-        Of the confidence limits.
-    ddf, information
-        Degrees of freedom of tests and limits.
-    robust : Sandwich, optional
-        Instead of the covariance of the model, for "fixed".
-
-    Returns
-    -------
-    dict
-
-    Raises
-    ------
-    LMMError
-        For unknown effects, a level outside (0, 1) or an unknown ddf.
-    """
-    if effects == "fixed":
-        found = _fixed(result, level, ddf, information, robust)
-        return found if result.stated is None else {name: found[name] for name in _FIXED[:3]}
-    if effects == "ran_pars":
-        return _ran_pars(result)
-    if effects == "ran_vals":
-        return _ran_vals(result)
-    raise LMMError(f"effects={effects!r} is unknown: use 'fixed', 'ran_pars' or 'ran_vals'")
-
-
-def _fixed(
-    result: Fit, level: float, ddf: Ddf, information: Information, robust: Sandwich | None
-) -> dict[str, list[str] | NDArray[Any]]:
-    if result.stated is not None:
-        check_level(level)
-        check_options(ddf, information)
-        p = len(result.beta)
-        table = dict.fromkeys(_FIXED[3:], np.full(p, np.nan))
-        table |= {"estimate": result.beta, "std_error": np.sqrt(np.diag(result.cov))}
-    else:
-        table = coefficient_intervals(result, level, ddf, information, robust)
-    return {"term": list(result.model.exog_names)} | {name: table[name] for name in _FIXED[1:]}
-
-
-def _ran_pars(result: Fit) -> dict[str, list[str] | NDArray[Any]]:
-    elements = result.model.random.elements
-    if result.model.design.residual is not None:
-        found = residual_parameters(result)
-        names = element_names(elements)[: len(elements)]
-        own = sd_and_cor(elements, result.covariance[None])[0]
-        return {
-            "group": [*(element.term for element in elements), *["Residual"] * len(found.names)],
-            "term": [*names, *found.names],
-            "estimate": np.concatenate([own, found.estimate]),
-        }
-    return {
-        "group": [*(element.term for element in elements), "Residual"],
-        "term": list(element_names(elements)),
-        "estimate": np.append(sd_and_cor(elements, result.covariance[None])[0], result.sigma),
-    }
-
-
-def _ran_vals(result: Fit) -> dict[str, list[str] | NDArray[Any]]:
-    model = result.model
-    terms = np.array(
-        [
-            term
-            for term, block in zip(model.term_names, model.structure.blocks, strict=True)
-            for _ in range(block.start, block.stop)
-        ],
-        dtype=object,
-    )
-    columns: dict[str, list[Any]] = {"group": [], "level": [], "term": [], "estimate": [], "std_error": []}
-    for factor, effects, covariance in zip(model.factors, result.blups, result.blup_covariances, strict=True):
-        labels, q = factor.grouping.labels, factor.stop - factor.start
-        columns["group"] += [*terms[factor.columns]] * len(labels)
-        columns["level"].append(np.repeat(labels, q))
-        columns["term"] += [*model.exog_re_names[factor.columns]] * len(labels)
-        columns["estimate"].append(effects.ravel())
-        # rounding may leave a variance of -1e-20 where there is none
-        columns["std_error"].append(np.sqrt(np.maximum(np.einsum("ijj->ij", covariance), 0.0)).ravel())
-    if len({labels.dtype.kind for labels in columns["level"]}) > 1:
-        columns["level"] = [labels.astype(str).astype(object) for labels in columns["level"]]
-    return {
-        name: np.concatenate(values) if name in ("level", "estimate", "std_error") else values
-        for name, values in columns.items()
-    }

@@ -2,37 +2,31 @@
 
 from __future__ import annotations
 
-import html
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
 
-from .text_tables import html_table, text_table
+from .formats import Cells, Line, Part, html_of, latex_of, markdown_of
+from .text_tables import text_table
 
-__all__ = ["LINES", "Cells", "Shown", "first_lines", "text_of"]
+__all__ = ["LINES", "Cells", "Line", "Part", "Shown", "first_lines", "text_of"]
 
 LINES = 10
 """Lines shown of a long table."""
 
 
-class Cells(NamedTuple):
-    """A table: names of the columns, rows of cells, and how many columns are flush left."""
-
-    header: list[str]
-    rows: list[list[str]]
-    left: int = 1
-
-
-def text_of(parts: Iterable[str | Cells]) -> str:
+def text_of(parts: Iterable[Part]) -> str:
     """Paragraphs and tables as text."""
     return "\n\n".join(
-        part if isinstance(part, str) else "\n".join(text_table(part.header, part.rows, part.left)) for part in parts
+        "\n".join(text_table(part.header or [""] * len(part.rows[0]), part.rows, part.left))
+        if isinstance(part, Cells)
+        else (part if isinstance(part, str) else part.text)
+        for part in parts
     )
 
 
 class Shown:
-    """What says its numbers when it is printed; `_shown` lists paragraphs and tables."""
+    """What says its numbers when it is printed, in several forms; `_shown` lists paragraphs and tables."""
 
-    def _shown(self) -> Iterable[str | Cells]:
+    def _shown(self) -> Iterable[Part]:
         raise NotImplementedError
 
     def __str__(self) -> str:
@@ -42,13 +36,26 @@ class Shown:
         return str(self)
 
     def _repr_html_(self) -> str:
-        parts = [
-            f"<p>{html.escape(part)}</p>"
-            if isinstance(part, str)
-            else html_table(part.header, part.rows, range(part.left))
-            for part in self._shown()
-        ]
-        return f"<div>{''.join(parts)}</div>"
+        return self.as_html()
+
+    def as_text(self) -> str:
+        """The text that print shows."""
+        return str(self)
+
+    def as_html(self) -> str:
+        """HTML: what notebooks show."""
+        return html_of(self._shown())
+
+    def as_markdown(self) -> str:
+        """Markdown, with tables in pipes."""
+        return markdown_of(self._shown())
+
+    def as_latex(self) -> str:
+        r"""LaTeX, with tables by the package booktabs: put ``\usepackage{booktabs}`` in the preamble.
+
+        The tables are ``tabular`` environments; where they float, and under which caption, is for the document to say.
+        """
+        return latex_of(self._shown())
 
 
 def first_lines(rows: Sequence[list[str]], most: int = LINES, count: int | None = None) -> list[list[str]]:

@@ -148,6 +148,11 @@ LME4 = (
         "`mice::pool(with(imp, lmer(...)))`",
         "`flc.pool([flc.lmm(formula, d).fit() for d in imputed])`",
     ),
+    Word(
+        "`texreg`, `stargazer`, `modelsummary`, `sjPlot::tab_model`",
+        "`flc.table(m1, m2)`, `.as_latex()`",
+    ),
+    Word("`report::report(m)`", "`result.report()`"),
     Word("`RLRsim::exactRLRT(m)`", '`flc.random_effect_test(result, null="exact")`', names=("exactRLRT",)),
     Word(
         "`influence.ME`, `HLMdiag`",

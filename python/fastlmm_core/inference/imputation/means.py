@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from ...errors import LMMError
 from ...support.arguments import checked
+from ...support.display import Part
 from ..means.contrasts import contrast_weights
 from ..means.families import DEFAULT_ADJUST, adjusted
 from ..means.means import Estimates, MarginalMeans, emmeans, slopes
@@ -104,11 +105,10 @@ class PooledMeans(PooledEstimates):
         means = super().__str__()
         return means if self.comparison is None else f"{means}\n\n{self.comparison}"
 
-    __repr__ = __str__
-
-    def _repr_html_(self) -> str:
-        means = super()._repr_html_()
-        return means if self.comparison is None else f"{means}{self.comparison._repr_html_()}"
+    def _shown(self) -> Iterator[Part]:
+        yield from super()._shown()
+        if self.comparison is not None:
+            yield from self.comparison._shown()
 
 
 def pooled_means(

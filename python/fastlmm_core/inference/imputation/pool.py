@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import html
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 from ...errors import LMMError
 from ...support.arguments import checked
 from ...support.checks import check_level
+from ...support.display import Cells, Line, Part, Shown
 from ...support.distributions import f_tail, quantile, two_sided_p
 from .. import wald as inference
 from ..hypotheses import parse_hypothesis
@@ -35,7 +35,7 @@ Array = NDArray[np.float64]
 
 @checked
 @dataclass(frozen=True, eq=False, repr=False)
-class PooledResult:
+class PooledResult(Shown):
     """Coefficients of fits of imputed data sets by Rubin's rules; prints as text and shows as HTML in notebooks.
 
     Attributes
@@ -63,6 +63,11 @@ class PooledResult:
     def n_imputations(self) -> int:
         """Number of imputed data sets."""
         return len(self.results)
+
+    @property
+    def method(self) -> str:
+        """How estimates are put together, in words."""
+        return self._imputed.method
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -130,22 +135,24 @@ class PooledResult:
         frame or dict of arrays
             term, estimate, std_error, df, statistic, p_value, conf_low, conf_high, fraction_missing.
         """
+        return self.results[0].model.table(self.columns(level))
+
+    def columns(self, level: float) -> dict[str, Any]:
+        """The columns of `tidy`."""
         low, high = self._limits(level)
         with np.errstate(invalid="ignore", divide="ignore"):
             statistic = self.estimate / self.std_error
-        return self.results[0].model.table(
-            {
-                "term": list(self.names),
-                "estimate": self.estimate,
-                "std_error": self.std_error,
-                "df": self.df,
-                "statistic": statistic,
-                "p_value": self._pvalues(),
-                "conf_low": low,
-                "conf_high": high,
-                "fraction_missing": self.fraction_missing,
-            }
-        )
+        return {
+            "term": list(self.names),
+            "estimate": self.estimate,
+            "std_error": self.std_error,
+            "df": self.df,
+            "statistic": statistic,
+            "p_value": self._pvalues(),
+            "conf_low": low,
+            "conf_high": high,
+            "fraction_missing": self.fraction_missing,
+        }
 
     def test(self, hypothesis: Any, rhs: ArrayLike | None = None) -> WaldTest:
         """Test linear hypotheses on the fixed effects.
@@ -238,13 +245,13 @@ class PooledResult:
         head = [self.title] if spec is None else [self.title, spec.formula]
         return "\n".join([*head, "", *text_table(*self._cells(), left=1), "", *self._notes()])
 
-    __repr__ = __str__
-
-    def _repr_html_(self) -> str:
-        from ...support.text_tables import html_table
-
-        notes = "".join(f"<p>{html.escape(note)}</p>" for note in self._notes())
-        return f"<div><p>{html.escape(self.title)}</p>{html_table(*self._cells(), left=(0,))}{notes}</div>"
+    def _shown(self) -> Iterator[Part]:
+        spec = self.results[0].model.spec
+        yield Line(self.title, "title")
+        if spec is not None:
+            yield Line(spec.formula, "code")
+        yield Cells(*self._cells())
+        yield from self._notes()
 
 
 def _wald(imputed: Imputed, L: Array, right: Array, names: tuple[str, ...]) -> WaldTest:
@@ -284,7 +291,7 @@ def pool(
     results: Sequence[Any],
     *,
     ddf: Ddf = "satterthwaite",
-    information: Information = "expected",
+    information: Information = "auto",
     vcov: Vcov = "model",
     cluster: Any = None,
 ) -> PooledResult:

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import html
 import math
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from ...support.arguments import checked
-from ...support.text_tables import aligned_cells, html_table, p_value_cell, text_table
+from ...support.display import Cells, Line, Part, Shown
+from ...support.text_tables import aligned_cells, p_value_cell, text_table
 from ...tables.columns import native_frame
 
 __all__ = ["Comparison", "Row", "information_criteria"]
@@ -62,8 +62,8 @@ class Row:
 
 
 @checked
-@dataclass(frozen=True)
-class Comparison:
+@dataclass(frozen=True, repr=False)
+class Comparison(Shown):
     """A table of models; prints as text and shows as HTML in notebooks.
 
     Attributes
@@ -129,16 +129,14 @@ class Comparison:
             lines += textwrap.wrap(note, _WIDTH, break_long_words=False, break_on_hyphens=False)
         return "\n".join(line.rstrip() for line in lines)
 
-    __repr__ = __str__
-
-    def _repr_html_(self) -> str:
-        names = [[str(i + 1), row.name] for i, row in enumerate(self.rows)]
-        parts = [f"<p><strong>{html.escape(self.title)}</strong></p>", html_table(None, names, left=(0, 1))]
-        parts.append(html_table(*self._table(), left=(0,)))
+    def _shown(self) -> Iterator[Part]:
+        yield Line(self.title, "title")
+        yield Cells(None, [[str(i + 1), row.name] for i, row in enumerate(self.rows)], left=2)
+        yield Cells(*self._table())
         if self._nulls():
-            parts.append("<p>Null distributions</p>" + html_table(None, [list(x) for x in self._nulls()], left=(0, 1)))
-        parts += [f"<p>{html.escape(note)}</p>" for note in self.notes]
-        return f"<div>{''.join(parts)}</div>"
+            yield Line("Null distributions", "caption")
+            yield Cells(None, [list(x) for x in self._nulls()], left=2)
+        yield from self.notes
 
 
 def _item(label: str, text: str) -> list[str]:

@@ -6,9 +6,8 @@ weights, as by R's emmeans; degrees of freedom and covariances come from `infere
 
 from __future__ import annotations
 
-import html
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +17,7 @@ from numpy.typing import NDArray
 from ...errors import LMMError
 from ...support.arguments import checked, outside
 from ...support.checks import check_level
+from ...support.display import Cells, Part, Shown
 from .. import wald as inference
 from ..options import check_options
 from . import multiplicity
@@ -39,7 +39,7 @@ Options = tuple[str, str, "Sandwich | None"]
 
 @checked
 @dataclass(frozen=True, repr=False)
-class Estimates:
+class Estimates(Shown):
     """Estimates with standard errors, limits and t tests, some of which may be NaN because they are not estimable.
 
     Attributes
@@ -118,13 +118,9 @@ class Estimates:
         header, rows = self._cells()
         return "\n".join([*text_table(header, rows, left=len(self.labels)), "", *self.notes]).rstrip()
 
-    __repr__ = __str__
-
-    def _repr_html_(self) -> str:
-        from ...support.text_tables import html_table
-
-        notes = "".join(f"<p>{html.escape(note)}</p>" for note in self.notes)
-        return f"<div>{html_table(*self._cells(), left=range(len(self.labels)))}{notes}</div>"
+    def _shown(self) -> Iterator[Part]:
+        yield Cells(*self._cells(), left=len(self.labels))
+        yield from self.notes
 
 
 @checked
@@ -228,11 +224,10 @@ class MarginalMeans(Estimates):
         means = super().__str__()
         return means if self.comparison is None else f"{means}\n\n{self.comparison}"
 
-    __repr__ = __str__
-
-    def _repr_html_(self) -> str:
-        means = super()._repr_html_()
-        return means if self.comparison is None else f"{means}{self.comparison._repr_html_()}"
+    def _shown(self) -> Iterator[Part]:
+        yield from super()._shown()
+        if self.comparison is not None:
+            yield from self.comparison._shown()
 
 
 def emmeans(
