@@ -21,7 +21,7 @@ FLOORS = [
     {"inference"},
     {"batch_result", "prediction"},
     {"diagnostics"},
-    {"report"},
+    {"report", "archive"},
     {"result"},
     {"model"},
     {"planning"},

@@ -153,7 +153,7 @@ def needed(made):
 GROUPED = ("between", "group_mean", "within")
 """Functions of any number of columns."""
 
-SKIP = {"factor", "factor_of", "batch_design", "table"}
+SKIP = {"factor", "factor_of", "batch_design", "table", "save"}
 """Of the package's own use, though their names have no underscore."""
 
 

@@ -13,7 +13,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from .errors import LMMError
-from .model import LinearMixedModel, lmm
+from .model import LinearMixedModel, lmm, load
 
 if TYPE_CHECKING:
     from . import datasets, plots
@@ -40,6 +40,7 @@ __all__ = [
     "datasets",
     "group_mean",
     "lmm",
+    "load",
     "plots",
     "pool",
     "power",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Sequence
 from functools import lru_cache, partial
+from os import PathLike
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from .formula.specification import ModelData
     from .result import LMMResult
 
-__all__ = ["LinearMixedModel", "design_of", "lmm"]
+__all__ = ["LinearMixedModel", "design_of", "lmm", "load"]
 
 Array = NDArray[np.float64]
 
@@ -365,6 +366,32 @@ def lmm(
 
     found = model_data(formula, data, weights=weights, offset=offset, residual=residual, missing=missing)
     return LinearMixedModel(found.y, design=design_of(found, data))
+
+
+@checked
+def load(path: str | PathLike[str]) -> LMMResult:
+    """The result that `LMMResult.save` has written to a file.
+
+    The rows are conditioned anew and the criterion is evaluated at the estimates; nothing is searched for.
+
+    Parameters
+    ----------
+    path : str or path
+
+    Returns
+    -------
+    LMMResult
+        With all that the one saved could do.
+
+    Raises
+    ------
+    LMMError
+        For a file that is not there, is no such file or is damaged, or of a later version of the format.
+    """
+    from .archive.results import read
+    from .result import LMMResult
+
+    return read(path, LinearMixedModel, LMMResult)
 
 
 def design_of(found: ModelData, data: Any, given: bool = False) -> Design:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
+from os import PathLike
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -1137,6 +1138,41 @@ class LMMResult(Fit):
             BatchResult, self, n, seed, reml=by_reml, n_jobs=n_jobs, progress=progress, fit=fit, kind=type(self),
             first=first,
         )  # fmt: skip
+
+    # ---- files ---------------------------------------------------------------------------------
+
+    def save(self, path: str | PathLike[str]) -> None:
+        """Write this result to a file, from which `fastlmm_core.load` makes it again.
+
+        The file is a zip archive of a JSON document and arrays: it needs no pickle, and can be read without this
+        library (see the page on the file format).  It holds the rows of the model, not the caller's table.
+
+        Parameters
+        ----------
+        path : str or path
+            A file that is there is replaced.
+
+        Raises
+        ------
+        LMMError
+            For transforms that keep objects other than numbers and text, structured residuals, or a file that cannot be
+            written.
+
+        Examples
+        --------
+        >>> import fastlmm_core as flc
+        >>> fit = flc.lmm("Reaction ~ Days + (Days | Subject)", flc.datasets.load("sleepstudy")).fit()
+        >>> from pathlib import Path
+        >>> from tempfile import TemporaryDirectory
+        >>> with TemporaryDirectory() as folder:
+        ...     fit.save(Path(folder) / "sleep.flc")
+        ...     again = flc.load(Path(folder) / "sleep.flc")
+        >>> again
+        <LMMResult: REML criterion 1743.628272, certified>
+        """
+        from .archive.results import write
+
+        write(self, path)
 
     # ---- presentation --------------------------------------------------------------------------
 

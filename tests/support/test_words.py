@@ -56,7 +56,7 @@ ON_A_RESULT = [
     ("drop1", "result.anova()"), ("step", "flc.compare("), ("isSingular", "result.singular"),
     ("is_singular", "result.singular"), ("rePCA", "result.principal_components("), ("ngrps", "result.n_groups"),
     ("formula", "result.model.spec.formula"), ("data", "rows_used"), ("plot", "flc.plots.residual_panels(result)"),
-    ("remove_data", "pickle.dump"), ("contest", "result.test(L)"), ("ranova", "flc.random_effect_test(result)"),
+    ("remove_data", "result.save(path)"), ("contest", "result.test(L)"), ("ranova", "flc.random_effect_test(result)"),
     ("KRmodcomp", 'ddf="kenward-roger"'), ("emtrends", "result.slopes("), ("lsmeans", "result.emmeans("),
     ("exactRLRT", 'null="exact"'), ("cooks_distance", "result.influence()"), ("rsquared", "result.r2()"),
     ("compare_lr_test", "flc.compare("), ("df_modelwc", "result.df_resid"), ("k_fe", "exog_names"),

@@ -108,9 +108,15 @@ class Grouping:
 
     def locate(self, labels: NDArray[Any]) -> NDArray[np.intp]:
         """Position of each of `labels`, -1 for those that do not occur in the data."""
-        known = {label: i for i, label in enumerate(self.labels.tolist())}
-        wanted = np.asarray(labels)
-        return np.array([known.get(label, -1) for label in wanted.tolist()], dtype=np.intp)
+        known = self._places
+        return np.array([known.get(label, -1) for label in np.asarray(labels).tolist()], dtype=np.intp)
+
+    @cached_property
+    def _places(self) -> dict[Any, int]:
+        return {label: i for i, label in enumerate(self.labels.tolist())}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "_places"}
 
     def of_rows(self, rows: Any) -> Codes:
         """Codes of some of the rows; levels without any of them are left out."""

@@ -27,6 +27,7 @@ __all__ = [
     "Part",
     "argument_column",
     "complete_rows",
+    "completed_state",
     "evaluate",
     "evaluate_new",
     "factor_codes",
@@ -134,6 +135,11 @@ def evaluate_new(side: Side, table: Table, state: Any) -> Array:
                 f"numbers (it holds {column.other()})."
             )
     return _plain_matrix(side, table, None)
+
+
+def completed_state(side: Side, table: Table, state: Any) -> Any:
+    """The ModelSpec of one part with the structure of its columns, from any rows on which it can be evaluated."""
+    return _formulaic_matrix(side, table, None, state).state
 
 
 def _plain_matrix(side: Side, table: Table, rows: Array | None) -> Array:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import difflib
 import inspect
+import os
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import wraps
@@ -175,6 +176,7 @@ _ATOMS: dict[str, tuple[Check, str]] = {
     "int": (_is_int, "an integer"),
     "float": (_is_float, "a number"),
     "str": (_is_text, "a string"),
+    "PathLike": (lambda value: isinstance(value, os.PathLike), "a path"),
     "None": (lambda value: value is None, "None"),
     "Callable": (callable, "a function"),
     "Mapping": (lambda value: isinstance(value, Mapping), "a mapping"),

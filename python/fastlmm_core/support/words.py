@@ -121,7 +121,7 @@ LME4 = (
         "`flc.plots.residual_panels(result)`, `flc.plots.caterpillar(result)`",
         names=("plot",),
     ),
-    Word("`saveRDS(m, file)`", "`pickle.dump(result, file)`"),
+    Word("`saveRDS(m, file)`, `readRDS(file)`", "`result.save(path)`, `flc.load(path)`"),
     Word(
         '`lmerTest::anova(m, ddf = "Kenward-Roger")`',
         '`result.anova(ddf="kenward-roger", information="expected")`; the default differs at singular fits',
@@ -218,7 +218,7 @@ READING = (
         ("mle_retvals",),
     ),
     Word("`profile_re(...)`", '`result.profile()`, `result.conf_int(method="profile")`', "", ("profile_re",)),
-    Word("`remove_data()`, `save(file)`, `load(file)`", "`pickle.dump(result, file)`", "", ("remove_data",)),
+    Word("`remove_data()`, `save(file)`, `load(file)`", "`result.save(path)`, `flc.load(path)`", "", ("remove_data",)),
     Word("`use_t`, `df_modelwc`", "`result.df`, `result.df_resid`", "degrees of freedom of each coefficient",
          ("use_t", "df_modelwc", "df_model")),
     Word("`k_fe`, `k_re`, `exog_names`", "`result.model.exog_names`, `result.model.exog_re_names`", "",

@@ -1,0 +1,120 @@
+"""Fits at estimates that were found before, without a search."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..engines.protocol import Solution
+from ..errors import LMMError
+from .fit import Fit
+from .optimize import LocalMinimum, Optimum
+from .refinement import LOST, refined
+
+if TYPE_CHECKING:
+    from ..covariance.parameters import CovarianceStructure
+    from .model import Model
+
+__all__ = ["Estimates", "restored"]
+
+Array = NDArray[np.float64]
+F = TypeVar("F", bound=Fit)
+
+AGREES = 1e-7
+"""Difference of the criterion, relative to its size and the rows, from which estimates are not of these data."""
+
+
+class Estimates(NamedTuple):
+    """What a search has found, in natural units.
+
+    Attributes
+    ----------
+    factor : (q, q) array
+        Lambda.
+    criterion : float
+    converged, singular : bool
+    gradient_norm : float
+    n_evaluations : int
+    method, message : str
+    others : tuple of (criterion, theta)
+        Other minima.
+    """
+
+    factor: Array
+    criterion: float
+    converged: bool
+    singular: bool
+    gradient_norm: float
+    n_evaluations: int
+    method: str
+    message: str
+    others: tuple[tuple[float, Array], ...]
+
+
+def restored(kind: type[F], model: Model, reml: bool, found: Estimates) -> F:
+    """The record of a fit from its estimates.
+
+    Parameters
+    ----------
+    kind : type
+        Of the record wanted: `Fit` or what derives from it.
+    model : Model
+    reml : bool
+    found : Estimates
+
+    Raises
+    ------
+    LMMError
+        Where the criterion of the model at these estimates is another.
+    """
+    problem, structure = model.problem, model.structure
+    factor = _conditioned(model, found.factor)
+    theta = structure.theta(factor)
+    engine = problem.criterion()
+    engine.reml = reml
+    value, gradient, hessian = engine.evaluate(theta, 2)
+    assert gradient is not None
+    assert hessian is not None
+    offset = problem.offset(reml)
+    others = tuple(
+        LocalMinimum(other - offset, structure.theta(_conditioned(model, structure.factor(natural))))
+        for other, natural in found.others
+    )
+    optimum = Optimum(
+        theta, factor, value, gradient, hessian, found.gradient_norm, found.converged, found.singular,
+        found.n_evaluations, found.method, found.message,
+        _null_space(structure, factor) if found.singular else np.zeros((structure.q, 0)), (), others,
+    )  # fmt: skip
+    solution = Solution(*engine.solution()[:3])
+    if engine.remainder < LOST:
+        optimum, solution = refined(engine, model, optimum, solution)
+        optimum = optimum._replace(converged=found.converged, message=found.message)
+    if abs(optimum.value + offset - found.criterion) > AGREES * (abs(found.criterion) + problem.n):
+        raise LMMError(
+            f"the criterion at the estimates is {optimum.value + offset:.6f} and was {found.criterion:.6f}: these "
+            "estimates are not of these data"
+        )
+    return kind(model, optimum, reml, solution)
+
+
+def _conditioned(model: Model, natural: Array) -> Array:
+    """Lambda of the conditioned problem."""
+    inner: Array = np.asarray(np.linalg.solve(model.problem.z_map, natural), dtype=np.float64)
+    return model.structure.canonical(inner)
+
+
+def _null_space(structure: CovarianceStructure, factor: Array) -> Array:
+    """Directions without variance (q, r), those of each block by themselves."""
+    found = []
+    for block in structure.blocks:
+        part = slice(block.start, block.stop)
+        left, sizes, _ = np.linalg.svd(factor[part, part])
+        own = left[:, sizes <= 1e-10 * max(float(sizes[0]), 1e-300)]
+        if not block.correlated:
+            own = np.eye(len(left))[:, np.linalg.norm(factor[part, part], axis=1) == 0.0]
+        whole = np.zeros((structure.q, own.shape[1]))
+        whole[part] = own
+        found.append(whole)
+    return np.column_stack(found)
