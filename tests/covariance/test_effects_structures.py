@@ -68,7 +68,7 @@ def test_natural_parameters(name):
     ("name", "count", "first"),
     # lme4 2: diag and cs have a variance for each effect, ar1 one, unless hom= says otherwise
     [
-        ("us", 10, "var_v0|g"),
+        ("us", 10, "loading1_v0|g"),
         ("diag", 4, "var_v0|g"),
         ("diag-hom", 1, "var|g"),
         ("cs", 5, "var_v0|g"),
@@ -143,7 +143,9 @@ def test_boundaries():
     cs = of_effects("cs", 3)
     assert cs.boundary(np.array([0.0, -14.0, 0.0, 0.5]), effects, "g") == "var_v1|g = 0"
     fa0 = of_effects("fa0", 3, rank=2)
-    assert fa0.boundary(np.array([1.0, 1.0, 1.0, 0.0, 0.0]), effects, "g") == "factor 2 of g = 0"
+    assert fa0.boundary(np.array([1.0, 1.0, 1.0, 0.0, 0.0]), effects, "g") == "rank of g = 1"
+    assert fa0.boundary(np.array([1.0, 0.0, 1.0, 0.0, 1.0]), effects, "g") == "var_v1|g = 0"
+    assert fa0.boundary(np.array([1.0, 0.5, 1.0, 0.5, 1.0]), effects, "g") is None
     blocks = EffectsBlocks((ar1, cs))
     theta = np.array([0.0, 1e4, 0.0, 0.0, 0.0, 0.5])
     assert blocks.boundaries(theta, (*effects, *effects), ("g", "h")) == ("rho|g = 1",)
@@ -158,7 +160,7 @@ def test_structures_are_values():
 def test_refusals():
     with pytest.raises(LMMError, match=r"us\(\) takes no hom=; diag, cs, ar1 do"):
         of_effects("us", 3, hom=True)
-    with pytest.raises(LMMError, match="takes a rank from 1 to 3, not 4"):
+    with pytest.raises(LMMError, match="takes a rank from 1 to 3 for its random effects, not 4"):
         of_effects("fa0", 3, rank=4)
     with pytest.raises(LMMError, match=r"cs\(\) takes no rank; fa0 does"):
         of_effects("cs", 3, rank=1)

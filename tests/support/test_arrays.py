@@ -104,6 +104,7 @@ def test_sparse_matrices_are_refused_by_name(make):
         ([2**80 + 1] * N, "holds integers that a float64 would round .first: 1208925819614629174706177"),
         (2**53 + np.arange(N), "holds integers that a float64 would round .first: 9007199254740993 at row 1"),
         ([[1.0]] * 5 + [[1.0, 2.0]], "must be an array, but its rows have different lengths"),
+        (None, "must hold numbers, not NoneType"),
         ("y", "must hold numbers, not str"),
         ({"a": 1}, "must hold numbers, not dict"),
         (iter(Y), "must hold numbers, not "),

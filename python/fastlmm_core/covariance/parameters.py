@@ -16,13 +16,29 @@ from numpy.typing import NDArray
 
 from ..kernels import lower_factor
 
-__all__ = ["Block", "CovarianceStructure", "natural_derivatives", "natural_directions", "one_block", "vech_positions"]
+__all__ = [
+    "FREE",
+    "INDEPENDENT",
+    "Block",
+    "CovarianceStructure",
+    "natural_derivatives",
+    "natural_directions",
+    "one_block",
+    "vech_positions",
+]
 
 Array = NDArray[np.float64]
 
 
+INDEPENDENT = ("diagonal", "id")
+"""Structures of blocks whose effects are independent of each other."""
+
+FREE = ("full", "diagonal")
+"""Structures of blocks all of whose variances, and covariances if any, are free; others are in `effects`."""
+
+
 class Block(NamedTuple):
-    """Consecutive random effects of one term: correlated (full) or independent (diagonal)."""
+    """Consecutive random effects of one term: correlated (full) or independent (diagonal), or with a structure."""
 
     start: int
     stop: int
@@ -31,7 +47,7 @@ class Block(NamedTuple):
     @property
     def correlated(self) -> bool:
         """Whether its effects are correlated."""
-        return self.structure == "full"
+        return self.structure not in INDEPENDENT
 
 
 @lru_cache(maxsize=64)
@@ -67,6 +83,11 @@ class CovarianceStructure:
     def positions(self) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
         """Rows and columns of the free elements."""
         return _free_positions(self.blocks)
+
+    @cached_property
+    def restricted(self) -> bool:
+        """Whether the elements of some block are functions of fewer parameters."""
+        return any(block.structure not in FREE for block in self.blocks)
 
     @cached_property
     def n_parameters(self) -> int:

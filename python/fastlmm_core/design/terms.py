@@ -6,13 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import combinations
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from ..covariance.effects.names import EFFECTS, named
 from ..covariance.elements import Element, elements
-from ..covariance.parameters import Block, CovarianceStructure
+from ..covariance.parameters import FREE, INDEPENDENT, Block, CovarianceStructure
 from ..errors import LMMError
 from ..support.arguments import checked
 from ..support.checks import float_array
@@ -45,17 +46,24 @@ class RandomTerm:
         Level of each row: integers, strings or any sortable labels, in any order.
     name : str, optional
         Of the grouping factor.  Terms of the same name share their factor.
-    structure : {"full", "diagonal"}
-        Covariance of the random effects of a level: unrestricted or independent.
+    structure : str
+        Covariance of the random effects of a level: ``"full"`` or ``"diagonal"``, or restricted: ``"cs"``, ``"ar1"``,
+        ``"toep"``, ``"ad"``, ``"fa0"`` and others that formulas know, over the columns in their order.
     exog_names : sequence of str, optional
         Names of the columns of Z.
+    hom : bool, optional
+        For ``"diag"``, ``"cs"`` and ``"ar1"``: one variance for all effects. By default as in lme4: ``"ar1"`` only.
+    rank : int, optional
+        Of ``"fa0"``: the number of combinations of the effects that vary, 1 by default.
     """
 
     Z: ArrayLike | None
     groups: Any
     name: str | None = None
-    structure: Literal["full", "diagonal"] = "full"
+    structure: str = "full"
     exog_names: Sequence[str] | None = None
+    hom: bool | None = None
+    rank: int | None = None
 
 
 class Term(NamedTuple):
@@ -70,7 +78,7 @@ class Term(NamedTuple):
     @property
     def correlated(self) -> bool:
         """Whether its effects are correlated."""
-        return self.structure == "full"
+        return self.structure not in INDEPENDENT
 
 
 @dataclass(frozen=True)
@@ -138,8 +146,6 @@ def terms_of_arrays(terms: Sequence[RandomTerm], n: int) -> list[Term]:
         if not isinstance(term, RandomTerm):
             raise LMMError(f"terms[{i}] is of type {type(term).__name__!r}; give RandomTerm(Z, groups, name=...)")
         name = f"group{i + 1}" if term.name is None else str(term.name)
-        if term.structure not in ("full", "diagonal"):
-            raise LMMError(f"terms[{i}]: structure={term.structure!r} is unknown: use 'full' or 'diagonal'")
         Z = np.ones((n, 1)) if term.Z is None else float_array(term.Z, f"terms[{i}].Z", 2)
         if Z.shape[1] == 0:
             raise LMMError(f"terms[{i}].Z has no columns: give at least one random effect, or None for an intercept")
@@ -169,10 +175,24 @@ def terms_of_arrays(terms: Sequence[RandomTerm], n: int) -> list[Term]:
             columns = tuple(map(str, term.exog_names))
             if len(columns) != Z.shape[1]:
                 raise LMMError(f"terms[{i}].exog_names has {len(columns)} names for {Z.shape[1]} columns")
-        found.append(Term(name, codes, Z, columns, term.structure))
+        found.append(Term(name, codes, Z, columns, _structure(term, Z.shape[1], f"terms[{i}]")))
     if not found:
         raise LMMError("terms is empty: give at least one RandomTerm")
     return found
+
+
+def _structure(term: RandomTerm, q: int, where: str) -> str:
+    """The name of the structure of a block."""
+    if term.structure in FREE and term.hom is None and term.rank is None:
+        return term.structure
+    if term.structure in FREE or term.structure not in EFFECTS:
+        known = ", ".join(map(repr, (*FREE, *EFFECTS)))
+        reason = "takes neither hom= nor rank=" if term.structure in FREE else f"is unknown: use one of {known}"
+        raise LMMError(f"{where}: structure={term.structure!r} {reason}")
+    try:
+        return named(term.structure, q, hom=term.hom, rank=term.rank)
+    except LMMError as error:
+        raise LMMError(f"{where}: {error}") from error
 
 
 def random_part(terms: Sequence[Term], given: bool = False) -> RandomPart:
@@ -196,8 +216,10 @@ def random_part(terms: Sequence[Term], given: bool = False) -> RandomPart:
         names.sort(key=lambda name: -codes[name].n_slots)
     for term in () if given else terms:
         _refuse_dependent(term)
-    if len(terms) > 1 and not given:
-        _refuse_overlap(terms, codes)
+    # others may have an effect in common: what restricts them tells them apart
+    free = [] if given else [term for term in terms if term.structure in FREE]
+    if len(free) > 1:
+        _refuse_overlap(free, codes)
     blocks: list[Block] = []
     spans: list[slice] = []
     labels: list[str] = []

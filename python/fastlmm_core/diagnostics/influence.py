@@ -315,6 +315,7 @@ def influence(result: Fit, by: str = "group") -> Influence:
     random effects, it is a fit, started at the estimates of all rows.
     """
     result.model.needs_independent_residuals("influence()")
+    result.model.needs_free_covariances("influence()")
     model = result.model
     grouping = _unit(result, by)
     if len(model.factors) > 1 or one_factor(model.problem).crowded:

@@ -139,7 +139,9 @@ class Fit:
         """Fixed effects, covariance parameters and the residual variance, as lme4 counts them."""
         model = self.model
         residual = 0 if model.design.residual is None else model.design.residual.n_parameters
-        return model.problem.rank + model.structure.n_parameters + residual + 1
+        effects = self.optimum.restricted
+        own = model.structure.n_parameters if effects is None else len(effects)
+        return model.problem.rank + own + residual + 1
 
     @property
     def llf(self) -> float:
@@ -195,7 +197,7 @@ class Fit:
         return tuple(names[i] for i in self.model.problem.dropped)
 
     @cached_property
-    def population_mean(self) -> Array:
+    def marginal_mean(self) -> Array:
         """X beta plus offset (nobs,)."""
         model = self.model
         mean = model.exog @ np.nan_to_num(self.beta)
@@ -309,6 +311,10 @@ class Fit:
         found: list[str] = []
         if not self.singular:
             return ()
+        if self.optimum.restricted is not None:
+            from .restricted import limits
+
+            return limits(self.model, self.optimum.restricted)
         if self.model.design.residual is not None:
             found += self.model.design.residual.boundaries(self.phi)
         for (name, g), block in zip(self.G.items(), self.model.structure.blocks, strict=True):
@@ -377,7 +383,7 @@ class Fit:
     @cached_property
     def fitted_mean(self) -> Array:
         """Conditional means X beta + Z b plus offset of the rows used (nobs,)."""
-        model, mean = self.model, self.population_mean
+        model, mean = self.model, self.marginal_mean
         for b, f in zip(self.blups, model.factors, strict=True):
             mean = mean + np.einsum("ij,ij->i", model.exog_re[:, f.columns], b[f.grouping.index])
         return np.asarray(mean)
@@ -390,7 +396,7 @@ class Fit:
     @property
     def marginal_rest(self) -> Array:
         """Marginal residuals y - X beta (less the offset) of the rows used (nobs,)."""
-        return self.model.endog - self.population_mean
+        return self.model.endog - self.marginal_mean
 
     def require_estimates(self, what: str, remedy: str) -> None:
         """Refuse what says something of estimates, where parameters were stated."""
@@ -529,8 +535,15 @@ def estimate(
     engine = problem.criterion()
     engine.reml = bool(reml)
     if model.design.residual is not None:
+        model.needs_free_covariances("a model with residual=")
         return _with_structured_residuals(kind, model, engine, method, start, options)
     structure, levels = model.structure, problem.levels
+    if structure.restricted:
+        from .restricted import restricted_optimum
+
+        with one_blas_thread() if engine.serial else nullcontext():
+            optimum = restricted_optimum(engine, model, method, start, options)
+        return kind(model, optimum, bool(reml), Solution(*engine.solution()[:3]))
     if not reml:
         refuse_unbounded(problem.outside)
     with one_blas_thread() if engine.serial else nullcontext():

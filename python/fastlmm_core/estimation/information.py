@@ -122,7 +122,15 @@ def _moments(result: Fit, ddf: str, information: str) -> Moments:
     found = Moments(half, slopes, shift, inverse, nu, None, left_out)
     if ddf == "satterthwaite":
         return found
-    return adjusted(found, lambda weight: half @ criterion.sandwich(weight)[:r, :r] @ half.T)
+    found = adjusted(found, lambda weight: half @ criterion.sandwich(weight)[:r, :r] @ half.T)
+    if ddf == "kenward-roger" and result.optimum.restricted is not None:
+        from .restricted import bend
+
+        # V is not linear in the parameters of the structure
+        along = bend(result.model, result.optimum, 2.0 * inverse, shift, nu)
+        assert found.adjustment is not None
+        found = found._replace(adjustment=found.adjustment - 0.5 * np.tensordot(along, slopes, 1))
+    return found
 
 
 # ---- Kenward and Roger -------------------------------------------------------------------------
@@ -160,6 +168,10 @@ def _inverse_on(result: Fit, information: Array, slope: Array | None, face: bool
         At singular fits, along the matrices of the rank found.
     """
     structure, optimum = result.model.structure, result.optimum
+    if optimum.restricted is not None:
+        from .restricted import restricted_inverse
+
+        return restricted_inverse(result.model, optimum, None if slope is not None else information)
     if optimum.singular and face:
         null = optimum.null_space @ optimum.null_space.T
         if slope is not None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar, cast
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ..covariance.parameters import Block, CovarianceStructure, natural_derivatives, natural_directions
+from ..covariance.parameters import FREE, Block, CovarianceStructure, natural_derivatives, natural_directions
 from ..design.design import Design, Specification
 from ..design.grouping import Factor, Grouping
 from ..design.terms import RandomPart
@@ -172,6 +172,21 @@ class Model:
             raise LMMError(
                 f"{what} takes residuals that are independent given the random effects, and those of this model have "
                 f"the structure {self.design.residual.term}"
+            )
+
+    def needs_free_covariances(self, what: str) -> None:
+        """Refuse what takes the variances and covariances of random effects for free where they are restricted.
+
+        Raises
+        ------
+        LMMError
+        """
+        names = zip(self.term_names, self.structure.blocks, strict=True)
+        restricted = [f"{name} ({block.structure})" for name, block in names if block.structure not in FREE]
+        if restricted:
+            raise LMMError(
+                f"{what} takes the variances and covariances of random effects for free parameters, and those of "
+                f"{', '.join(restricted)} are restricted; use us() or diag()"
             )
 
     # ---- the design ----------------------------------------------------------------------------

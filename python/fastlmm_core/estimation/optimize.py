@@ -96,6 +96,9 @@ class Optimum(NamedTuple):
         (value, decrement, radius) at each point accepted by the Newton method.
     others : tuple of LocalMinimum
         Certified minima that are at most `REPORTED` units higher.
+    restricted : (k,) array or None
+        The parameters of `covariance.effects`, where the covariance of random effects has fewer than theta; gradient
+        and Hessian are then in these.
     """
 
     theta: Array
@@ -112,6 +115,7 @@ class Optimum(NamedTuple):
     null_space: Array
     trace: tuple[tuple[float, float, float], ...]
     others: tuple[LocalMinimum, ...] = ()
+    restricted: Array | None = None
 
 
 class _Objective:

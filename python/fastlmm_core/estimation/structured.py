@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from ..engines.protocol import Engine
     from ..engines.residual.problem import ResidualProblem
 
-__all__ = ["minimise_residual"]
+__all__ = ["minimise_residual", "verdict"]
 
 Array = NDArray[np.float64]
 
@@ -108,19 +108,6 @@ def _settled(
     decrement, lowest = decrement_of(gradient, hessian) if len(x) else (0.0, 1.0)
     converged = bool(decrement <= CERTIFIED and lowest >= -1e-6 and isfinite(value) and again is None)
     limits = part.boundaries(x[n_theta:])
-    if converged:
-        message = "certified: the gradient vanishes to rounding error"
-        if limits or null.shape[1]:
-            message += ", on the boundary"
-    elif ended is not None and not ended.success and "iteration" in ended.message.lower():
-        message = (
-            "not certified: stopped at the limit of iterations; the criterion can still be lowered (a Newton step "
-            f"promises {0.5 * decrement**2:.1e})"
-        )
-    elif decrement <= CERTIFIED:
-        message = "not certified: a saddle point, the criterion can still be lowered"
-    else:
-        message = f"not certified: the criterion can still be lowered by about {0.5 * decrement**2:.1e}"
     optimum = Optimum(
         theta=x,
         factor=factor,
@@ -132,11 +119,33 @@ def _settled(
         singular=bool(limits) or bool(null.shape[1]),
         n_evaluations=engine.n_evaluations,
         method=name,
-        message=message,
+        message=verdict(converged, bool(limits) or bool(null.shape[1]), ended, decrement),
         null_space=null,
         trace=() if ended is None else ended.trace,
     )
     return optimum, again
+
+
+def verdict(converged: bool, boundary: bool, ended: Ended | None, decrement: float) -> str:
+    """The message of an optimum: certified or not, and why.
+
+    Parameters
+    ----------
+    converged, boundary : bool
+    ended : Ended or None
+        How the search ended.
+    decrement : float
+    """
+    if converged:
+        return "certified: the gradient vanishes to rounding error" + (", on the boundary" if boundary else "")
+    if ended is not None and not ended.success and "iteration" in ended.message.lower():
+        return (
+            "not certified: stopped at the limit of iterations; the criterion can still be lowered (a Newton step "
+            f"promises {0.5 * decrement**2:.1e})"
+        )
+    if decrement <= CERTIFIED:
+        return "not certified: a saddle point, the criterion can still be lowered"
+    return f"not certified: the criterion can still be lowered by about {0.5 * decrement**2:.1e}"
 
 
 def _taken_up(engine: Engine, problem: ResidualProblem, x: Array, factor: Array, null: Array) -> Array | None:

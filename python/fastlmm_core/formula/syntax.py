@@ -15,6 +15,7 @@ from functools import lru_cache
 from itertools import pairwise
 from typing import Any
 
+from ..covariance.effects.names import EFFECTS, named
 from ..errors import LMMError
 from ..support.words import function
 
@@ -90,6 +91,7 @@ def parse(formula: str) -> Parsed:
     if not left:
         raise LMMError(f"The formula {formula!r} names no response; write it to the left of '~'.")
     fixed, bars, end = "", [], 0
+    right, structured = _structured(right)
     marks = _marks(right)
     for start, stop in _groups(marks):
         if not any(char == "|" for at, char, _ in marks if start < at < stop):
@@ -101,13 +103,58 @@ def parse(formula: str) -> Parsed:
                 "with '+'."
             )
         fixed, end = before[:-1], stop + 1
-        bars += _bars(right[start + 1 : stop])
+        bars += _bars(right[start + 1 : stop], structured.get(start))
         if not fixed.strip() and after[:1] == "+":
             end = right.index("+", end) + 1
     fixed = (fixed + right[end:]).strip()
     if any(char == "|" for _, char, _ in _marks(fixed)):
         raise LMMError(f"A bar in the formula {formula!r} stands outside parentheses; write it as (1 | g).")
     return Parsed(_side(left, "the response", False), _side(fixed or "1", "the fixed part"), tuple(bars))
+
+
+_CALL = re.compile(rf"(?<![\w.`])({'|'.join(EFFECTS)})\s*\(")
+_OPTION = re.compile(r"(hom|rank|d)\s*=\s*(\w+)")
+_TRUTHS = {"TRUE": True, "True": True, "FALSE": False, "False": False}
+
+
+def _structured(text: str) -> tuple[str, dict[int, str]]:
+    """Terms such as ``cs(x | g, hom=True)`` as ``(x | g)``, with the structure by the position of the parenthesis."""
+    found: dict[int, str] = {}
+    at = 0
+    while (call := _CALL.search(text, at)) is not None:
+        start, opened = call.start(), call.end() - 1
+        at = call.end()
+        depth, stop = 1, call.end()
+        while stop < len(text) and depth:
+            depth += {"(": 1, ")": -1}.get(text[stop], 0)
+            stop += 1
+        inside = text[opened + 1 : stop - 1]
+        if depth or "|" not in inside:
+            continue
+        left, right = inside.rsplit("|", 1)
+        group, *options = right.split(",")
+        term = f"{left}|{group}"
+        found[start] = named(call[1], **_options(options, text[start:stop]))
+        text = f"{text[:start]}({term}){text[stop:]}"
+        at = start + len(term) + 2
+    return text, found
+
+
+def _options(written: list[str], term: str) -> dict[str, Any]:
+    """``hom=TRUE`` and ``rank=2`` of a structured term."""
+    out: dict[str, Any] = {}
+    for option in written:
+        read = _OPTION.fullmatch(option.strip())
+        value: Any = None
+        if read:
+            value = _TRUTHS.get(read[2]) if read[1] == "hom" else int(read[2]) if read[2].isdigit() else None
+        if read is None or value is None:
+            raise LMMError(
+                f"The term {term} of the formula has {option.strip()!r}, which is no option of it; write e.g. "
+                "cs(0 + x | g, hom=True) or fa0(0 + x | g, rank=2)."
+            )
+        out["rank" if read[1] == "d" else read[1]] = value
+    return out
 
 
 def _marks(text: str) -> list[tuple[int, str, int]]:
@@ -160,7 +207,7 @@ def _split(text: str, symbol: str) -> list[str]:
     return [text[a + 1 : b] for a, b in pairwise(cuts)]
 
 
-def _bars(inside: str) -> list[Bar]:
+def _bars(inside: str, structure: str | None = None) -> list[Bar]:
     """The terms of one pair of parentheses: (x | g) makes one, (x | a/b) one for a and one for a:b."""
     inside = _unwrap(inside)
     where = f"the term ({inside})"
@@ -169,6 +216,8 @@ def _bars(inside: str) -> list[Bar]:
     left, right = pieces[0].strip(), pieces[-1].strip()
     if (len(pieces) != 2 and not double) or any(char == "|" for _, char, _ in _marks(left + " " + right)):
         raise LMMError(f"{capital(where)} of the formula must hold one bar, as in (x | g) or (x || g).")
+    if double and structure is not None:
+        raise LMMError(f"{capital(where)} of the formula has '||' within a structure; write '|', or diag() alone.")
     if not left or not right:
         raise LMMError(
             f"{capital(where)} of the formula has nothing to the {'right' if left else 'left'} of its bar; write "
@@ -187,7 +236,7 @@ def _bars(inside: str) -> list[Bar]:
                     "has to be computed."
                 )
             path = tuple(dict.fromkeys((*path, name.strip("`"))))
-        bars.append(Bar(side, path, "diagonal" if double else "full"))
+        bars.append(Bar(side, path, structure or ("diagonal" if double else "full")))
     return bars
 
 

@@ -75,30 +75,47 @@ def _covariance(result: Fit) -> tuple[Array, Array, Array]:
     k = n_a + 1
     hessian = np.empty((k, k))
     hessian[:-1, :-1] = criterion.curvature() + (nu / r2**2) * np.outer(dr2, dr2)
-    if optimum.singular:
+    if optimum.singular and optimum.restricted is None:
         hessian[:-1, :-1] += face_bend(null, optimum.factor @ optimum.factor.T, slope)
     hessian[-1, :-1] = hessian[:-1, -1] = -(nu / r2) * dr2
     hessian[-1, -1] = nu
-    length = np.append(unit_lengths(structure.q), 1.0)
-    along = np.eye(k)
-    along[:-1, :-1] = face_projector(structure, null)
-    inner = along @ (hessian / np.outer(length, length)) @ along
-    inner += np.abs(np.diag(hessian)).sum() * (np.eye(k) - along)
-    # units of the parameters may differ by many orders of magnitude
-    size = np.sqrt(np.abs(np.diag(inner)))
-    size[size == 0.0] = 1.0
-    scaled = inner / np.outer(size, size)
-    values = np.linalg.eigvalsh(scaled)
-    if values[0] <= 1e-12 * values[-1]:
-        covariance = np.full((k, k), np.nan)
-    else:
-        covariance = along @ (2.0 * np.linalg.inv(scaled) / np.outer(size, size)) @ along / np.outer(length, length)
     of_g = np.empty((k, structure.q, structure.q))
     of_g[:-1] = result.sigma2 * (problem.z_map @ unit_directions(structure.q) @ problem.z_map.T)
     of_g[-1] = result.covariance
     of_sigma2 = np.zeros(k)
     of_sigma2[-1] = result.sigma2
-    return of_g, of_sigma2, covariance
+    if optimum.restricted is not None:
+        return of_g, of_sigma2, _along_structure(result, hessian, slope)
+    length = np.append(unit_lengths(structure.q), 1.0)
+    along = np.eye(k)
+    along[:-1, :-1] = face_projector(structure, null)
+    inner = along @ (hessian / np.outer(length, length)) @ along
+    inner += np.abs(np.diag(hessian)).sum() * (np.eye(k) - along)
+    return of_g, of_sigma2, along @ _twice_inverse(inner) @ along / np.outer(length, length)
+
+
+def _along_structure(result: Fit, hessian: Array, slope: Array) -> Array:
+    """Covariance of the coordinates along the unit directions and log sigma^2, for restricted covariances."""
+    from ..estimation.restricted import restricted_face
+
+    directions, bend = restricted_face(result.model, result.optimum, slope)
+    along = np.zeros((len(directions) + 1, len(hessian)))
+    along[:-1, :-1], along[-1, -1] = directions, 1.0
+    inner = along @ hessian @ along.T
+    inner[:-1, :-1] += bend
+    return np.asarray(along.T @ _twice_inverse(inner) @ along)
+
+
+def _twice_inverse(hessian: Array) -> Array:
+    """2 H^-1; NaN where the estimate is no minimum."""
+    # units of the parameters may differ by many orders of magnitude
+    size = np.sqrt(np.abs(np.diag(hessian)))
+    size[size == 0.0] = 1.0
+    scaled = hessian / np.outer(size, size)
+    values = np.linalg.eigvalsh(scaled)
+    if values[0] <= 1e-12 * values[-1]:
+        return np.full_like(hessian, np.nan)
+    return np.asarray(2.0 * np.linalg.inv(scaled) / np.outer(size, size))
 
 
 def _factor_slopes(factor: Array, relative: Array, changes: Array) -> Array | None:
@@ -190,7 +207,7 @@ def variance_components(result: Fit, level: float = 0.95, method: str = "profile
         name: [] for name in ("group", "term", "kind", "estimate", "std_error", "conf_low", "conf_high")
     }
     found = _found(result, of_g, of_sigma2)
-    profiled = _profiled(result, level, found) if method == "profile" else {}
+    profiled = _profiled(result, level, found) if method == "profile" and not model.structure.restricted else {}
     for one in found:
         error = low = high = float("nan")
         if one.slope is not None:

@@ -609,7 +609,7 @@ def test_errors_of_terms_from_arrays_name_the_term():
         ([one, flc.RandomTerm(None, g * gap, name="h")], r"terms\[1\]: groups has missing labels \(first: row 3\)"),
         ([one, flc.RandomTerm(None, g[:, None], name="h")], r"terms\[1\]: groups must be one-dimensional"),
         ([one, flc.RandomTerm(None, g % 5, name="g")], r"terms\[1\] has the name 'g' of an earlier term but other"),
-        ([one, flc.RandomTerm(None, g % 5, structure="ar1")], r"terms\[1\]: structure='ar1' is unknown"),
+        ([one, flc.RandomTerm(None, g % 5, structure="arh1")], r"terms\[1\]: structure='arh1' is unknown"),
         ([one, flc.RandomTerm(None, g % 5, exog_names=["u", "v"])], r"terms\[1\]\.exog_names has 2 names for 1"),
         ([one, flc.RandomTerm(None, 5 - g)], r"'g' and 'group2' divide the observations alike into 12 groups"),
         ([one, flc.RandomTerm(None, np.zeros(120), name="h")], "the grouping factor 'h' has one level"),

@@ -106,6 +106,22 @@ class EffectsBlocks:
         directions = self.directions(theta, basis)
         return gradient, directions @ curvature @ directions.T + self.second(theta, inner)
 
+    def bend(self, theta: Array, joint: Array) -> Array:
+        """Sum over natural parameters of their covariance times second derivatives of G in them (q, q).
+
+        Parameters
+        ----------
+        theta : (k,) array
+        joint : (k + 1, k + 1) array
+            Covariance of theta and log sigma^2.
+        """
+        out = np.zeros((self.q, self.q))
+        for part, (effects, own) in zip(self.parts, self.spans, strict=True):
+            places = [*range(own.start, own.stop), len(theta)]
+            slopes = part.natural_jacobian(theta[own], 1.0)
+            out[effects, effects] = part.bend(theta[own], slopes @ joint[np.ix_(places, places)] @ slopes.T)
+        return out
+
     def nearest(self, G: Array) -> Array:
         """Theta near to a positive semidefinite matrix (q, q)."""
         return np.concatenate(

@@ -1,4 +1,4 @@
-"""Random effects that are combinations of few: `fa0`, G = L L' with r columns (SAS's FA0(r)).
+"""Random effects that are combinations of few: `fa0`, G = L L' with r columns (SAS's FA0(r)); of full rank `us`.
 
 theta holds the elements of L by columns, none above the diagonal: dG / dL_ij = e_i l_j' + l_j e_i' with the column l_j.
 """
@@ -17,7 +17,7 @@ from .structure import Array
 __all__ = ["ReducedRank"]
 
 _NEGLIGIBLE = 1e-5
-"""Length of a column relative to sigma that counts as zero."""
+"""Standard deviation relative to sigma, or singular value of the standardized factor, that counts as zero."""
 
 
 @dataclass(frozen=True)
@@ -95,13 +95,27 @@ class ReducedRank:
         signs = self._signs(self.factor(theta))[self._places[1]]
         return np.column_stack((np.diag(np.sqrt(sigma2) * signs), 0.5 / np.sqrt(sigma2) * signs * theta))
 
+    def bend(self, theta: Array, weights: Array) -> Array:
+        """Sum over loadings of weights times second derivatives of G in them (q, q); none at full rank.
+
+        Of full rank the parameters may as well be variances and covariances, in which G is linear.
+        """
+        if self.r == self.q:
+            return np.zeros((self.q, self.q))
+        signs = self._signs(self.factor(theta))[self._places[1]]
+        return self.second_sum(theta, weights * np.multiply.outer(signs, signs))
+
     def names(self, effects: Sequence[str], term: str) -> tuple[str, ...]:
         """``loading1_effect|term``, ..."""
         rows, columns = (places.tolist() for places in self._places)
         return tuple(f"loading{j + 1}_{effects[i]}|{term}" for i, j in zip(rows, columns, strict=True))
 
     def boundary(self, theta: Array, effects: Sequence[str], term: str) -> str | None:
-        """A factor that does not vary."""
-        lengths = np.linalg.norm(self.factor(theta)[:, : self.r], axis=0)
+        """An effect, or a combination of as many as there are factors, that does not vary."""
+        L = self.factor(theta)
+        lengths = np.linalg.norm(L, axis=1)
         low = int(np.argmin(lengths))
-        return f"factor {low + 1} of {term} = 0" if lengths[low] < _NEGLIGIBLE else None
+        if lengths[low] < _NEGLIGIBLE:
+            return f"var_{effects[low]}|{term} = 0"
+        least = np.linalg.svd(L[:, : self.r] / lengths[:, None], compute_uv=False)[-1]
+        return f"rank of {term} = {self.r - 1}" if least < _NEGLIGIBLE else None

@@ -12,6 +12,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
+from ..residual.natural import natural_second_sum
 from ..residual.structure import ResidualStructure, Rows
 from .structure import Array
 
@@ -120,6 +121,10 @@ class Relative:
         scale = self._scale(theta)
         inner = self.structure.natural_jacobian(theta[1:], sigma2 * scale)
         return np.column_stack((2.0 * sigma2 * scale * inner[:, -1], inner[:, :-1], scale * inner[:, -1]))
+
+    def bend(self, theta: Array, weights: Array) -> Array:
+        """Sum over natural parameters of weights times second derivatives of G in them (q, q)."""
+        return natural_second_sum(self.structure, theta[1:], self._scale(theta), self._where, weights)
 
     def names(self, effects: Sequence[str], term: str) -> tuple[str, ...]:
         """Names of the natural parameters; the common variance is ``var|term``."""

@@ -59,6 +59,9 @@ class EffectsStructure(Protocol):
     def natural_jacobian(self, theta: Array, sigma2: float) -> Array:
         """Their derivatives in theta and sigma^2 (k, k + 1)."""
 
+    def bend(self, theta: Array, weights: Array) -> Array:
+        """Sum over a, b of weights_ab d2G / dpsi_a dpsi_b (q, q) at sigma^2 = 1, for symmetric weights (k, k)."""
+
     def names(self, effects: Sequence[str], term: str) -> tuple[str, ...]:
         """Names of the natural parameters, given those of the effects and of the term."""
 

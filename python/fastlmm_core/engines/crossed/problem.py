@@ -335,7 +335,9 @@ def condition_factors(
     codes = [np.ascontiguousarray(f.codes, dtype=np.intp) for f in factors]
     for f, code in zip(factors, codes, strict=True):
         _check_codes(code, f.m, f.name)
-    if n >= QUICK_FROM and not given:
+    # what restricts a covariance may identify parameters that a free one does not: told when they are estimated
+    unchecked = given or structure.restricted
+    if n >= QUICK_FROM and not unchecked:
         from ..nested.problem import condition_chain
 
         quick = condition_chain(y, X, factors, codes, weights, offset, structure)
@@ -365,12 +367,12 @@ def condition_factors(
         at += width
     layout, cross = lay_out(Z, codes, [f.m for f in factors], columns, xy)
     for f, rows, at, own, places in zip(factors, Z, columns, local, layout.places, strict=True):
-        found = [] if given else suspects(cross[places, :-1], n, own)
+        found = [] if unchecked else suspects(cross[places, :-1], n, own)
         if found:
             part = slice(at, at + own.q)
             refuse_aliased(found, rows, x_o, f.codes, z_map[part, part], f.Z, f.name, f.column_names)
     grouped = [GroupedColumns(rows, f.codes, f.m, f.name, f.column_names) for f, rows in zip(factors, Z, strict=True)]
-    if not given:
+    if not unchecked:
         refuse_unidentified_rows(grouped, x_o, structure, z_map)
     gram = xy.T @ xy
     if given:

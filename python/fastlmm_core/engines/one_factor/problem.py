@@ -334,6 +334,9 @@ def condition(
     if given:
         problem.within[-1] += n
         return problem, Grouping(groups, present)
+    if structure.restricted:
+        # it may identify parameters that free covariances do not: told when they are estimated
+        return problem, Grouping(groups, present)
     if not free:
         _refuse_what_is_not_identified(problem, X, Z, groups, weights, z_names)
     if exact and not problem.saturated:

@@ -142,6 +142,7 @@ def fit_many(
     none = empty(0, None)
     model = none.model
     model.needs_independent_residuals("fit_many()")
+    model.needs_free_covariances("fit_many()")
     jobs = thread_count(n_jobs)
     if not memory > 0.0:
         raise LMMError(f"memory={memory} must be a positive number of megabytes")
@@ -182,7 +183,9 @@ def fit_drawn(
     n_jobs, progress
         As for `fit_many`.
     """
-    empty(0, None).model.needs_independent_residuals("fits of many responses")
+    model = empty(0, None).model
+    model.needs_independent_residuals("fits of many responses")
+    model.needs_free_covariances("fits of many responses")
     jobs = min(thread_count(n_jobs), max(1, -(-count // size)))
     return _fit(empty, blocks, count, whole, jobs, progress)
 

@@ -174,6 +174,8 @@ def nest(small: Model | None, large: Model) -> Nesting | str:
     Nesting or str
     """
     added = 0
+    if any(model is not None and model.structure.restricted for model in (small, large)):
+        return "covariances of random effects are restricted, of which nothing tells whether one is part of another"
     if small is not None:
         X, wide = small.exog[:, small.problem.kept], large.exog[:, large.problem.kept]
         if not contained(X, wide):

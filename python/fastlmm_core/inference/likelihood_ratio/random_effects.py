@@ -43,7 +43,7 @@ class _LinearNull:
     model: Model
     sigma2: float
     relative_factor: Array
-    population_mean: Array
+    marginal_mean: Array
 
     @property
     def phi(self) -> Array:
@@ -91,6 +91,7 @@ def random_effect_test(
     """
     result.require_estimates("random_effect_test", "fit the response: result.model.fit()")
     result.model.needs_independent_residuals("random_effect_test()")
+    result.model.needs_free_covariances("random_effect_test()")
     size = check_null(null, n_sim, seed)
     model = result.model
     rows = [information_criteria("all random effects", result.n_parameters, result.criterion, result.nobs)]
@@ -188,7 +189,7 @@ def _bootstrap_linear(statistic: float, result: Fit, criterion: float, n_sim: in
     n, rank = model.nobs, model.problem.rank
     root = np.ones(n) if model.weights is None else np.sqrt(model.weights)
     Q = orthonormal(model.exog[:, model.problem.kept], model.weights)
-    base = result.population_mean  # taken out first: a large mean costs digits
+    base = result.marginal_mean  # taken out first: a large mean costs digits
 
     def log_rss(Y: Array) -> Array:
         scaled = (Y - base) * root

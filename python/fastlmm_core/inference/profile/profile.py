@@ -251,6 +251,7 @@ def confidence_limits(
         For limits that could not be found, with the reason; they are NaN.
     """
     result.model.needs_independent_residuals("a profile likelihood")
+    result.model.needs_free_covariances("a profile likelihood")
     chosen = _chosen(result, parameters)
     _rise(level)
     table = _limits(_Profilers(result, reml), chosen, level)
@@ -315,6 +316,7 @@ def profile(
         For an unknown parameter or a level outside (0, 1).
     """
     result.model.needs_independent_residuals("profile()")
+    result.model.needs_free_covariances("profile()")
     rise = _rise(level)
     dropped = set(result.dropped_columns)
     chosen = [p for p in _chosen(result, parameters) if not (p.kind == "beta" and p.name in dropped)]

@@ -1,0 +1,311 @@
+"""Random effects with restricted covariances, against dense algebra in natural parameters and against equal models."""
+
+from __future__ import annotations
+
+import pickle
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import fastlmm_core as flc
+import fits
+from fastlmm_core import LMMError
+from structures_cases import difference
+
+TOLERANCES = {
+    "criterion": 1e-9,  # absolute, of a criterion of some hundreds: rounding of two ways to sum it
+    "gradient": 2e-5,  # differences of a criterion of some hundreds: 1e-13 / step
+    "inference": 2e-5,  # relative: second differences of the dense criterion
+}
+
+
+def study(seed=0, m=40, missing=0.2):
+    """Three rows at each of four visits of m subjects, with visits missing, on six sites."""
+    rng = np.random.default_rng(seed)
+    C = 0.6 ** np.abs(np.subtract.outer(np.arange(4), np.arange(4)))
+    b = rng.standard_normal((m, 4)) @ np.linalg.cholesky(C).T * np.array([1.0, 1.5, 2.0, 1.2])
+    subject, visit = (part.ravel() for part in np.indices((m, 4)))
+    kept = rng.uniform(size=m * 4) > missing
+    subject, visit = np.repeat(subject[kept], 3), np.repeat(visit[kept], 3)
+    x = rng.standard_normal(len(subject))
+    site = rng.integers(0, 6, len(subject))
+    y = 1.0 + 0.5 * x + b[subject, visit] + rng.standard_normal(6)[site] + rng.standard_normal(len(subject))
+    weights = rng.uniform(0.5, 2.0, len(subject))
+    return pd.DataFrame(
+        {"y": y, "x": x, "id": subject, "visit": pd.Categorical(visit), "site": site, "w": weights, "v": visit}
+    )
+
+
+def correlations(name, c, q):
+    lags = np.abs(np.subtract.outer(np.arange(q), np.arange(q)))
+    return np.where(lags == 0, 1.0, c) if name == "cs" else c**lags
+
+
+class Dense:
+    """The criterion of natural parameters, sd (1 or q), rho, sigma2 and the variance of sites if any, by V in full."""
+
+    def __init__(self, data, name, hom, reml, weights=False, sites=False):
+        self.y, self.n = data.y.to_numpy(), len(data)
+        self.X = np.column_stack((np.ones(self.n), data.x))
+        self.Z = np.eye(4)[data.v.to_numpy()]
+        ids, site = data.id.to_numpy(), data.site.to_numpy()
+        self.same, self.sites = np.equal.outer(ids, ids), np.equal.outer(site, site) * 1.0 if sites else None
+        self.name, self.hom, self.reml = name, hom, reml
+        self.noise = np.diag(1.0 / data.w.to_numpy()) if weights else np.eye(self.n)
+
+    def V(self, psi):
+        k = 1 if self.hom else 4
+        variances = np.full(4, psi[0]) if self.hom else psi[:4]
+        s = np.sqrt(variances)
+        G = np.outer(s, s) * correlations(self.name, psi[k] / psi[0] if self.linear else psi[k], 4)
+        V = (self.Z @ G @ self.Z.T) * self.same + psi[k + 1] * self.noise
+        return V if self.sites is None else V + psi[k + 2] * self.sites
+
+    @property
+    def linear(self):
+        # SAS's parameters of cs are a variance and a covariance
+        return self.name == "cs" and self.hom
+
+    def psi(self, fit):
+        G, k = fit.G["id"], 1 if self.hom else 4
+        rho = G[0, 1] if self.linear else G[0, 1] / np.sqrt(G[0, 0] * G[1, 1])
+        own = [*np.diag(G)[:k], rho, fit.sigma2]
+        return np.array(own if self.sites is None else [*own, fit.G["site"][0, 0]])
+
+    def pieces(self, psi):
+        V = self.V(psi)
+        W = np.linalg.inv(V)
+        Phi = np.linalg.inv(self.X.T @ W @ self.X)
+        r = self.y - self.X @ (Phi @ self.X.T @ W @ self.y)
+        return V, W, Phi, r
+
+    def __call__(self, psi):
+        V, W, Phi, r = self.pieces(psi)
+        value = np.linalg.slogdet(V)[1] + r @ W @ r
+        if self.reml:
+            return value - np.linalg.slogdet(Phi)[1] + (self.n - 2) * np.log(2.0 * np.pi)
+        return value + self.n * np.log(2.0 * np.pi)
+
+    def gradient(self, psi):
+        _, W, Phi, r = self.pieces(psi)
+        A, e = W @ self.X, W @ r
+        K = W - np.outer(e, e) - (A @ Phi @ A.T if self.reml else 0.0)
+        return np.array([np.vdot(K, D) for D in difference(self.V, psi, 1e-4)])
+
+
+CASES = [
+    ("ar1(0 + visit | id)", "ar1", True),
+    ("ar1(0 + visit | id, hom=False)", "ar1", False),
+    ("cs(0 + visit | id, hom=TRUE)", "cs", True),
+    ("cs(0 + visit | id)", "cs", False),
+]
+
+
+@pytest.mark.parametrize(("term", "name", "hom"), CASES)
+@pytest.mark.parametrize("reml", [True, False])
+@pytest.mark.parametrize("weights", [False, True])
+def test_optimum(term, name, hom, reml, weights):
+    data = study()
+    fit = flc.lmm(f"y ~ x + {term}", data, weights="w" if weights else None).fit(reml=reml)
+    assert fit.converged and not fit.singular
+    dense = Dense(data, name, hom, reml, weights)
+    psi = dense.psi(fit)
+    np.testing.assert_allclose(fit.criterion, dense(psi), rtol=0, atol=TOLERANCES["criterion"])
+    np.testing.assert_allclose(dense.gradient(psi), 0.0, atol=TOLERANCES["gradient"])
+    # G is a member, and the parameters are counted
+    G = fit.G["id"]
+    s = np.sqrt(np.diag(G))
+    np.testing.assert_allclose(G / np.outer(s, s), correlations(name, G[0, 1] / s[0] / s[1], 4), atol=1e-12)
+    assert fit.n_parameters == 2 + (1 if hom else 4) + 1 + 1
+    _, W, Phi, _ = dense.pieces(psi)
+    np.testing.assert_allclose(np.asarray(fit.params), Phi @ dense.X.T @ W @ dense.y, rtol=1e-9)
+    np.testing.assert_allclose(np.asarray(fit.cov_params()), Phi, rtol=1e-8)
+
+
+@pytest.mark.parametrize(("term", "name", "hom"), CASES)
+def test_several_factors(term, name, hom):
+    data = study(3, m=20)
+    fit = flc.lmm(f"y ~ x + {term} + (1 | site)", data).fit()
+    assert fit.converged
+    dense = Dense(data, name, hom, True, sites=True)
+    psi = dense.psi(fit)
+    np.testing.assert_allclose(fit.criterion, dense(psi), rtol=0, atol=TOLERANCES["criterion"])
+    np.testing.assert_allclose(dense.gradient(psi), 0.0, atol=TOLERANCES["gradient"])
+
+
+@pytest.mark.parametrize(("term", "name", "hom"), CASES)
+@pytest.mark.parametrize("ddf", ["satterthwaite", "observed", "expected"])
+def test_inference(term, name, hom, ddf):
+    """Satterthwaite, and Kenward and Roger (1997) with the second derivatives of V in natural parameters."""
+    data = study(5, m=15, missing=0.3)
+    fit = flc.lmm(f"y ~ x + {term}", data).fit()
+    dense = Dense(data, name, hom, True)
+    psi = dense.psi(fit)
+    _, W, Phi, _ = dense.pieces(psi)
+    A = W @ dense.X
+    D = difference(dense.V, psi, 1e-3)
+    if ddf == "expected":
+        P = W - A @ Phi @ A.T
+        information = np.array([[np.trace(P @ a @ P @ b) for b in D] for a in D])
+    else:
+        hessian = difference(dense.gradient, psi, 1e-3)
+        information = 0.5 * (hessian + hessian.T)
+    cov = 2.0 * np.linalg.inv(information)
+    changes = np.array([Phi @ A.T @ d @ A @ Phi for d in D])
+    if ddf == "satterthwaite":
+        slopes = np.einsum("kii->ik", changes)
+        df = 2.0 * np.diag(Phi) ** 2 / np.einsum("ik,kl,il->i", slopes, cov, slopes)
+        np.testing.assert_allclose(fit.test("x = 0").df_denom, df[1], rtol=TOLERANCES["inference"])
+        return
+    middle = np.zeros((2, 2))
+    second = difference(lambda x: difference(dense.V, x, 1e-2), psi, 1e-2)
+    P_ = np.array([A.T @ d @ A for d in D])
+    for a in range(len(psi)):
+        for b in range(len(psi)):
+            Q = A.T @ D[a] @ W @ D[b] @ A
+            middle += cov[a, b] * (Q - P_[a] @ Phi @ P_[b] - 0.25 * A.T @ second[a, b] @ A)
+    adjusted = Phi + 2.0 * Phi @ middle @ Phi
+    for j, hypothesis in enumerate(("Intercept = 0", "x = 0")):
+        found = fit.test(hypothesis, ddf="kenward-roger", information=ddf).std_error
+        np.testing.assert_allclose(found**2, adjusted[j, j], rtol=TOLERANCES["inference"])
+
+
+def test_homogeneous_symmetry_is_a_nested_factor():
+    data = flc.datasets.load("machines")
+    cs = flc.lmm("score ~ Machine + cs(0 + Machine | Worker, hom=True)", data).fit()
+    nested = flc.lmm("score ~ Machine + (1 | Worker/Machine)", data).fit()
+    np.testing.assert_allclose(cs.criterion, nested.criterion, rtol=1e-12)
+    np.testing.assert_allclose(cs.params, nested.params, rtol=1e-10)
+    assert cs.n_parameters == nested.n_parameters
+    for ddf in ("satterthwaite", "kenward-roger"):
+        one, other = (fit.anova(ddf=ddf).to_frame() for fit in (cs, nested))
+        np.testing.assert_allclose(one.statistic, other.statistic, rtol=1e-7)
+        np.testing.assert_allclose(one.df_denom, other.df_denom, rtol=1e-6)
+    G, inner = cs.G["Worker"], nested.G
+    np.testing.assert_allclose(G[0, 1], inner["Worker"][0, 0], rtol=1e-6)
+    np.testing.assert_allclose(G[0, 0] - G[0, 1], inner["Worker:Machine"][0, 0], rtol=1e-6)
+    table, before = (
+        fit.variance_components().set_index("term") for fit in (cs, nested)
+    )  # fmt: skip
+    np.testing.assert_allclose(
+        table.std_error["cov_Machine[A].Machine[B]|Worker"], before.std_error["var_Intercept|Worker"], rtol=1e-6
+    )
+    np.testing.assert_allclose(cs.predict(), nested.predict(), rtol=1e-10)
+
+
+@pytest.mark.parametrize("reml", [True, False])
+def test_full_rank_is_unstructured(reml):
+    data = flc.datasets.load("sleepstudy")
+    full = flc.lmm("Reaction ~ Days + fa0(Days | Subject, rank=2)", data).fit(reml=reml)
+    us = fits.fitted("Reaction ~ Days + (Days | Subject)", "sleepstudy", reml)
+    np.testing.assert_allclose(full.criterion, us.criterion, rtol=1e-12)
+    np.testing.assert_allclose(full.G["Subject"], us.G["Subject"], rtol=1e-6)
+    np.testing.assert_allclose(full.test("Days = 0").df_denom, us.test("Days = 0").df_denom, rtol=1e-6)
+    assert full.n_parameters == us.n_parameters
+
+
+def test_lower_rank_is_a_boundary_of_the_full_one():
+    data = flc.datasets.load("sleepstudy")
+    fit = flc.lmm("Reaction ~ Days + fa0(Days | Subject)", data).fit()
+    assert fit.converged and not fit.singular
+    np.testing.assert_allclose(np.abs(fit.random_effects_corr["Subject"][0, 1]), 1.0, rtol=1e-12)
+    us = fits.fitted("Reaction ~ Days + (Days | Subject)", "sleepstudy")
+    assert fit.criterion > us.criterion and fit.n_parameters == us.n_parameters - 1
+
+
+def test_arrays():
+    data = study(2)
+    Z, y = np.eye(4)[data.v.to_numpy()], data.y.to_numpy()
+    X = np.column_stack((np.ones(len(data)), data.x))
+    for name, hom in (("ar1", None), ("ar1", False), ("cs", True)):
+        term = flc.RandomTerm(Z, data.id.to_numpy(), name="id", structure=name, hom=hom)
+        fit = flc.LinearMixedModel(y, X, terms=[term]).fit()
+        written = f"{name}(0 + visit | id{'' if hom is None else f', hom={hom}'})"
+        np.testing.assert_allclose(fit.criterion, flc.lmm(f"y ~ x + {written}", data).fit().criterion, rtol=1e-12)
+    for options, message in (
+        ({"structure": "full", "hom": True}, r"terms\[0\]: structure='full' takes neither hom= nor rank="),
+        ({"structure": "fa0", "rank": 5}, r"terms\[0\]: fa0\(\) takes a rank from 1 to 4"),
+        ({"structure": "us", "hom": True}, r"terms\[0\]: us\(\) takes no hom="),
+    ):
+        with pytest.raises(LMMError, match=message):
+            flc.LinearMixedModel(y, X, terms=[flc.RandomTerm(Z, data.id.to_numpy(), **options)])
+
+
+def test_words_for_what_is_free():
+    data = flc.datasets.load("sleepstudy")
+    for term, bars in (("us(Days | Subject)", "(Days | Subject)"), ("diag(Days | Subject)", "(Days || Subject)")):
+        one, other = (flc.lmm(f"Reaction ~ Days + {text}", data).fit() for text in (term, bars))
+        assert one.criterion == other.criterion
+
+
+def test_correlations_of_one_are_a_random_intercept():
+    data = flc.datasets.load("orthodont")
+    data["visit"] = data.age.astype(int).astype(str).astype("category")
+    fit = flc.lmm("distance ~ age * Sex + ar1(0 + visit | Subject)", data).fit()
+    assert fit.converged and fit.singular
+    assert fit.singular_components == ("rho|Subject = 1",)
+    intercept = flc.lmm("distance ~ age * Sex + (1 | Subject)", data).fit()
+    np.testing.assert_allclose(fit.criterion, intercept.criterion, rtol=1e-9)
+    np.testing.assert_allclose(fit.test("age = 0").df_denom, intercept.test("age = 0").df_denom, rtol=1e-4)
+
+
+def test_units_and_order_of_rows_do_not_matter():
+    data = study(7)
+    fit = flc.lmm("y ~ x + ar1(0 + visit | id, hom=False)", data).fit()
+    other = data.assign(y=1e6 * data.y, x=1e-3 * data.x).sample(frac=1.0, random_state=1)
+    scaled = flc.lmm("y ~ x + ar1(0 + visit | id, hom=False)", other).fit()
+    np.testing.assert_allclose(scaled.G["id"], 1e12 * fit.G["id"], rtol=1e-6)
+    np.testing.assert_allclose(scaled.test("x = 0").df_denom, fit.test("x = 0").df_denom, rtol=1e-6)
+
+
+def test_terms_that_overlap():
+    # a random intercept and a decaying part, which only their structures tell apart
+    fit = flc.lmm("y ~ x + (1 | id) + ar1(0 + visit | id)", study(8)).fit()
+    assert fit.converged
+    assert set(fit.G) == {"id", "id.1"}
+
+
+def test_what_is_not_identified():
+    data = study(9).drop_duplicates(["id", "visit"])
+    with pytest.raises(LMMError, match="cannot be told apart, or not from the residual variance"):
+        flc.lmm("y ~ x + cs(0 + visit | id, hom=True)", data).fit()
+    # an autoregression beside noise is
+    assert flc.lmm("y ~ x + ar1(0 + visit | id)", data).fit().converged
+
+
+def test_pickle_and_simulate():
+    fit = flc.lmm("y ~ x + ar1(0 + visit | id)", study(1)).fit()
+    copy = pickle.loads(pickle.dumps(fit))
+    assert copy.criterion == fit.criterion and copy.n_parameters == fit.n_parameters
+    again = fit.model.with_response(fit.simulate(1, seed=1)[0]).fit()
+    assert again.converged
+
+
+@pytest.mark.parametrize(
+    "ask",
+    [
+        lambda fit: fit.conf_int(method="profile"),
+        lambda fit: fit.profile("sigma"),
+        lambda fit: fit.random_effect_test(),
+        lambda fit: fit.influence(),
+        lambda fit: fit.bootstrap(3, seed=1),
+        lambda fit: fit.model.fit_many(fit.simulate(2, seed=1)),
+    ],
+)
+def test_what_needs_free_covariances(ask):
+    fit = flc.lmm("y ~ x + ar1(0 + visit | id)", study(1)).fit()
+    with pytest.raises(LMMError, match=r"free parameters, and those of id \(ar1\) are restricted"):
+        ask(fit)
+
+
+def test_comparisons_have_no_test():
+    data = study(1)
+    ar1 = flc.lmm("y ~ x + ar1(0 + visit | id)", data).fit()
+    het = flc.lmm("y ~ x + ar1(0 + visit | id, hom=False)", data).fit()
+    assert "restricted" in str(flc.compare(ar1, het))
+
+
+def test_structured_residuals_beside_restricted_effects_are_refused():
+    with pytest.raises(LMMError, match=r"a model with residual= takes the variances .* id \(ar1\)"):
+        flc.lmm("y ~ x + ar1(0 + visit | id)", study(1).drop_duplicates(["id", "visit"]), residual="cs(v | id)").fit()
