@@ -146,7 +146,7 @@ def test_balanced_one_way_layout(rng, reml):
     assert result.bse[0] == pytest.approx(np.sqrt(between / (m * k)), rel=1e-8)
     shrink = k * tau2 / (within + k * tau2)
     closed(result.random_effects[:, 0], shrink * (means - means.mean()), 1e-8)
-    closed(result.random_effects_covariance[:, 0, 0], np.full(m, (1.0 - shrink) * tau2), 1e-8)
+    closed(result.random_effects_covariance()[:, 0, 0], np.full(m, (1.0 - shrink) * tau2), 1e-8)
     nu = m * k - (1 if reml else 0)
     value = m * (k - 1) * np.log(within) + m * np.log(within + k * tau2) + nu * (1.0 + np.log(2.0 * np.pi))
     if reml:
@@ -163,7 +163,7 @@ def test_conditional_covariances_keep_their_digits(rng, ratio):
     result = flc.LinearMixedModel(y, None, None, groups).fit()
     tau2, s2 = result.G["group"][0, 0], result.sigma2
     conditional = tau2 * s2 / (s2 + k * tau2)
-    np.testing.assert_allclose(result.random_effects_covariance[:, 0, 0], conditional, rtol=1e-9)
+    np.testing.assert_allclose(result.random_effects_covariance()[:, 0, 0], conditional, rtol=1e-9)
     # and the error of the mean of a subject: what shrinkage leaves of the error of the grand mean is added
     left = s2 / (s2 + k * tau2)
     found = result.predict({"X": np.ones((1, 1)), "groups": [3]}, effects="all", interval="confidence")
@@ -195,7 +195,7 @@ def test_no_fixed_effects_at_all(rng, reml):
         np.testing.assert_array_equal(r.predict(), np.zeros(nu))
         shrink = k * tau2 / (within + k * tau2)
         closed(r.fittedvalues, np.repeat(shrink * means, k), 1e-8)
-        closed(r.random_effects_covariance[:, 0, 0], np.full(m, (1.0 - shrink) * tau2), 1e-8)
+        closed(r.random_effects_covariance()[:, 0, 0], np.full(m, (1.0 - shrink) * tau2), 1e-8)
         se = r.predict(effects="all", interval="confidence")["std_error"]
         closed(se, np.full(nu, np.sqrt((1.0 - shrink) * tau2)), 1e-8)
         assert r.r2()["marginal"] == 0.0
@@ -216,7 +216,7 @@ def test_conditional_covariances_of_interior_fits(rng, weighted, reml):
     result = flc.LinearMixedModel(y, X, X, groups, weights=w).fit(reml=reml)
     assert not result.singular
     expected = oracle.blup_covariances(y, X, X, groups, result.G["group"] / result.sigma2, reml, w)
-    closed(result.random_effects_covariance, expected)
+    closed(result.random_effects_covariance(), expected)
 
 
 @BOTH
@@ -227,7 +227,7 @@ def test_conditional_covariances_of_singular_fits(rng, kind, reml):
     result = flc.LinearMixedModel(d["y"], X, X, d["g"]).fit(reml=reml)
     assert result.singular
     Ghat = result.G["group"] / result.sigma2
-    found = result.random_effects_covariance
+    found = result.random_effects_covariance()
     closed(found, oracle.blup_covariances(d["y"], X, X, d["g"], Ghat, reml))
     for C in found:
         assert np.linalg.eigvalsh(C)[0] >= -1e-12 * max(np.max(np.abs(C)), 1e-300)
@@ -363,7 +363,7 @@ def test_tables_speak_the_library_of_the_caller(rng, library):
         i, j = labels.index(level), ["Intercept", "x"].index(term)
         assert group == "g"
         assert estimate == pytest.approx(plain.random_effects[i, j], rel=1e-6, abs=1e-7)
-        assert error == pytest.approx(np.sqrt(plain.random_effects_covariance[i, j, j]), rel=1e-6)
+        assert error == pytest.approx(np.sqrt(plain.random_effects_covariance()[i, j, j]), rel=1e-6)
 
     effects = columns(result.random_effects)
     assert list(effects) == ["g", "Intercept", "x"]
@@ -421,7 +421,7 @@ def test_order_of_rows_and_labels_do_not_matter(rng, kind, reml):
     assert list(other.group_labels) == sorted(names)
     at = np.argsort(names)
     closed(other.random_effects, base.random_effects[at], 1e-6)
-    closed(other.random_effects_covariance, base.random_effects_covariance[at], 1e-6)
+    closed(other.random_effects_covariance(), base.random_effects_covariance()[at], 1e-6)
 
 
 def test_gaps_in_integer_labels_do_not_matter(rng):

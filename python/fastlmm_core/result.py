@@ -277,13 +277,24 @@ class LMMResult(Fit):
         grouping = factor.grouping
         return model.table({grouping.name: grouping.labels, **{n: effects[:, j] for j, n in enumerate(names)}})
 
-    @cached_property
-    def random_effects_covariance(self) -> Any:
-        """Conditional covariance of each group's random effects given y, at the estimated parameters (m, q, q).
+    def random_effects_covariance(self, kind: Literal["conditional", "prediction"] = "conditional") -> Any:
+        """Covariance of each group's random effects (m, q, q); a dict by factor where there are several.
 
-        A dict by factor where there are several.
+        Parameters
+        ----------
+        kind : {"conditional", "prediction"}
+            Given y, at the estimated parameters, as lme4's condVar; or of the errors of the BLUPs, with the uncertainty
+            of the fixed effects (Henderson 1975, Biometrics 31, 423-447), as SAS prints: what an interval for a
+            group's effect needs.  Stated coefficients have none: then both are the same.
+
+        Raises
+        ------
+        LMMError
+            For another kind.
         """
-        return self._by_factor(self.blup_covariances)
+        from .prediction.effect_errors import effect_covariances
+
+        return self._by_factor(effect_covariances(self, kind))
 
     # ---- fitted values -------------------------------------------------------------------------
 
@@ -931,7 +942,8 @@ class LMMResult(Fit):
             What to do with groups that are not in the data: refuse, or use b = 0.
         interval : {"confidence", "prediction"}, optional
             Also give limits: for the mean, or for a new observation.  Uncertainty in beta and b is included (Henderson
-            1975, Biometrics 31, 423-447), that in the variance parameters by the degrees of freedom.
+            1975, Biometrics 31, 423-447), that in the variance parameters by the degrees of freedom; those of rows of
+            known groups are at least 1.
         level : float
             Of the intervals.
         observed : frame, or mapping with "y", "X", "Z" and "groups", optional

@@ -461,7 +461,7 @@ def test_weights(rng, structure, reml):
     agrees(result, best, y)
     C = oracle.blup_covariances(y, X, Z, groups, best.Ghat, reml, w)
     sd = np.sqrt(np.diag(best.G))
-    close(result.random_effects_covariance, C, 1e-5, np.outer(sd, sd))
+    close(result.random_effects_covariance(), C, 1e-5, np.outer(sd, sd))
     for kind in ("conditional", "marginal", "pearson", "whitened"):
         desired = oracle.residuals(y, X, Z, groups, best.Ghat, reml, kind, w)
         close(oracle.values(result.residuals(kind=kind)), desired, 1e-5, max(1.0, np.sqrt(best.sigma2)))

@@ -113,7 +113,7 @@ def test_random_effects(case):
         scale = np.sqrt(result.G[factor][0, 0])
         for label, value in expected["values"].items():
             assert abs(found[label_of(factor, group, label)] - value[0]) < TOLERANCE["blup"] * scale
-        covariances = result.random_effects_covariance[factor] if several else result.random_effects_covariance
+        covariances = result.random_effects_covariance()[factor] if several else result.random_effects_covariance()
         labels = list(result.group_labels[factor] if several else result.group_labels)
         for label, value in block["condvar"][group]["values"].items():
             C = covariances[labels.index(label_of(factor, group, label))]

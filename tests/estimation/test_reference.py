@@ -152,7 +152,7 @@ def test_blups(case):
 
 def test_conditional_covariances(case):
     ref, block, _, _, result = case
-    C = np.asarray(result.random_effects_covariance, dtype=float)
+    C = np.asarray(result.random_effects_covariance(), dtype=float)
     q = len(ref.effect_names)
     assert C.shape == (len(ref.levels), q, q)
     labels = [str(g) for g in result.group_labels]

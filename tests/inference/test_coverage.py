@@ -137,3 +137,60 @@ def test_the_reml_profile_covers_correlations():
         inside += (low <= values) & (values <= high)
     for share in inside / n:
         assert at_least(0.935, share, n) and at_most(0.975, share, n), inside / n
+
+
+# ---- predictions of known groups ---------------------------------------------------------------
+
+
+def drawn(truth, n, seed):
+    """Responses of a random-intercept model with their group effects, and the fits to them."""
+    rng = np.random.default_rng(seed)
+    model = truth.model
+    g = np.asarray(model.grouping.index)
+    tau = np.sqrt(truth.sigma2) * truth.relative_factor[0, 0]
+    for _ in range(n):
+        b = tau * rng.standard_normal(model.grouping.m)
+        y = model.exog @ truth.beta + b[g] + np.sqrt(truth.sigma2) * rng.standard_normal(model.nobs)
+        yield b, model.refit(y)
+
+
+def unequal_groups(variance):
+    """Ten groups of 2 to 14, a covariate within them."""
+    g = np.repeat(np.arange(10), [2, 4, 5, 6, 7, 8, 9, 10, 12, 14])
+    x = np.random.default_rng(0).standard_normal(len(g))
+    return flc.assume("y ~ x + (1 | g)", {"g": g, "x": x}, [0.0, 1.0], [[variance]], 1.0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("variance", "least"), [(1.0, 0.935), (0.2, 0.915), (0.02, 0.90)])
+def test_intervals_for_known_groups_cover(variance, least):
+    truth = unequal_groups(variance)
+    model, n = truth.model, 800
+    rows = np.array([0, 17, 63])  # of a small, a middle and the largest group
+    mean = model.exog[rows] @ truth.beta
+    inside, widest = np.zeros((n, 3)), 0.0
+    for i, (b, fit) in enumerate(drawn(truth, n, 6)):
+        table = fit.predict(effects="all", interval="confidence")
+        low, high, error = (np.asarray(table[name])[rows] for name in ("conf_low", "conf_high", "std_error"))
+        value = mean + b[np.asarray(model.grouping.index)[rows]]
+        inside[i] = (low <= value) & (value <= high)
+        widest = max(widest, float(((high - low) / (2.0 * 1.96 * error)).max()))
+    # short of .95, as the standard errors take the variances for known; the parts by group are within .03 of that
+    assert at_least(least, inside.mean(), n), inside.mean(axis=0)
+    assert at_most(0.97, inside.mean(), n)
+    assert widest < 6.5
+
+
+@pytest.mark.slow
+def test_prediction_errors_of_effects_cover():
+    truth = unequal_groups(4.0)
+    n, inside = 800, np.zeros(2)
+    for b, fit in drawn(truth, n, 7):
+        values = fit.blups[0][:, 0]
+        for k, kind in enumerate(("prediction", "conditional")):
+            half = 1.959964 * np.sqrt(fit.random_effects_covariance(kind)[:, 0, 0])
+            inside[k] += np.mean(np.abs(values - b) <= half)
+    share = inside / n
+    assert at_least(0.925, share[0], n) and at_most(0.955, share[0], n), share
+    # why the caterpillar does not draw these
+    assert at_most(0.70, share[1], n), share

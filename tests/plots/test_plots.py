@@ -158,7 +158,7 @@ def test_caterpillar(sleep, effect):
     ax = plots.caterpillar(sleep, effect, level=0.9)
     blup = sleep.random_effects[effect].to_numpy()
     j = ["Intercept", "Days"].index(effect)
-    sd = np.sqrt(sleep.random_effects_covariance[:, j, j])
+    sd = np.sqrt(sleep.random_effects_covariance("prediction")[:, j, j])
     drawn = segments(ax)
     drawn = drawn[np.argsort(drawn[:, 0, 1])]
     order = np.argsort(blup)

@@ -397,7 +397,7 @@ def test_tidy_effects(fits):
     assert set(table["group"].tolist()) == {"Subject"}
     np.testing.assert_array_equal(table["estimate"][::2], result.random_effects["Intercept"])
     np.testing.assert_array_equal(table["estimate"][1::2], result.random_effects["Days"])
-    np.testing.assert_allclose(table["std_error"][1::2] ** 2, result.random_effects_covariance[:, 1, 1])
+    np.testing.assert_allclose(table["std_error"][1::2] ** 2, result.random_effects_covariance()[:, 1, 1])
 
 
 def test_tidy_of_a_singular_fit(fits):

@@ -49,7 +49,7 @@ ON_A_RESULT = [
     ("update", "flc.lmm("), ("fe_params", "result.params"), ("bse_fe", "result.bse"), ("cov_re", 'result.G["g"]'),
     ("scale", "result.sigma2"), ("vcomp", "result.G"), ("t_test", "result.test(L)"), ("f_test", "result.test(L)"),
     ("wald_test", "result.test(L)"), ("wald_test_terms", "result.anova()"), ("get_prediction", "result.predict("),
-    ("profile_re", "result.profile()"), ("random_effects_cov", "result.random_effects_covariance"),
+    ("profile_re", "result.profile()"), ("random_effects_cov", "result.random_effects_covariance()"),
     ("getME", "result.theta"), ("REMLcrit", "result.criterion"), ("deviance", "result.criterion"),
     ("logLik", "result.llf"), ("AIC", "result.aic"), ("BIC", "result.bic"), ("aicc", "flc.compare("),
     ("fitted", "result.fittedvalues"), ("refit", "result.model.refit(y)"), ("bootMer", "result.bootstrap("),

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from ..diagnostics.pooling import Pooling, pooling
 from ..errors import LMMError
+from ..prediction.effect_errors import effect_covariances
 from ..support.arguments import checked
 from ..support.checks import check_level
 from ..support.distributions import quantile
@@ -57,7 +58,8 @@ def caterpillar(
     term : str, optional
         The random-effects term, where several have an effect of this name.
     level : float
-        Of the intervals (normal, the parameters taken as known).
+        Of the intervals (normal, of the error of the BLUP with that of the fixed effects; the variance parameters are
+        taken as known).
     ax : matplotlib Axes, optional
 
     Returns
@@ -75,9 +77,7 @@ def caterpillar(
     model = result.model
     factor = model.factors[at]
     labels = factor.grouping.labels
-    covariance = result.random_effects_covariance
-    if isinstance(covariance, dict):
-        covariance = covariance[factor.grouping.name]
+    covariance = effect_covariances(result, "prediction")[at]
     inside = column - factor.start
     values = result.blups[at][:, inside]
     half = float(quantile(0.5 + 0.5 * level, None)) * np.sqrt(covariance[:, inside, inside])

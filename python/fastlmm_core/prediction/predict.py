@@ -57,6 +57,16 @@ HELD = 1 << 20
 """Numbers in the derivatives of the variances of a piece of the rows."""
 
 
+LEAST_DF = 1.0
+"""Least degrees of freedom of a prediction for a known group.
+
+The delta method takes the variance as linear in the variance parameters.  Near a variance of zero that of a group's
+mean is not: it is nearly all slope, its degrees of freedom go to zero and the t quantile to 1e10, although the variance
+itself is no larger than sigma^2 / n_i.  No mean square has less than one degree of freedom.  A larger floor, that of
+the smallest stratum of the design, costs what these intervals are for: with ten groups and a variance of 0.2 they
+cover .89 instead of .92, while a floor of 1 changes no coverage."""
+
+
 class Predicted(NamedTuple):
     """Predictions of rows.
 
@@ -318,6 +328,8 @@ def _freedom(
         one, other = own[part].T, (own[part] - 2.0 * carried[part]).T
         slopes = found.slopes_of(whitened[part]) + both * (one[lower] * other[upper] + one[upper] * other[lower])
         df[part] = found.df_of(variance[part], slopes)
+    if conditional is not None:
+        df = np.maximum(df, LEAST_DF)
     df[normal] = np.inf
     if found.adjustment is not None:  # the degrees of freedom are those of the variance without it
         variance = variance + np.einsum("ij,jk,ik->i", whitened, found.adjustment, whitened)

@@ -61,7 +61,7 @@ LME4 = (
     ),
     Word(
         "`ranef(m)`, with `condVar = TRUE`",
-        "`result.random_effects`, `result.random_effects_covariance`",
+        "`result.random_effects`, `result.random_effects_covariance()`",
         names=("ranef",),
     ),
     Word("`coef(m)`", "`result.pooling().to_frame()`, column `partial_pooling`", names=("coef",)),
@@ -201,7 +201,7 @@ READING = (
     Word("`vcomp`", "`result.G`", "", ("vcomp",)),
     Word("`bse_re`", "`result.variance_components()`", "with intervals", ("bse_re",)),
     Word("`random_effects` (dict of Series)", "`result.random_effects` (one frame)"),
-    Word("`random_effects_cov`", "`result.random_effects_covariance`", "", ("random_effects_cov",)),
+    Word("`random_effects_cov`", "`result.random_effects_covariance()`", "", ("random_effects_cov",)),
     Word("`llf`, `aic`, `bic`", "`result.llf`, `result.aic`, `result.bic`", "statsmodels has none by REML"),
     Word("`fittedvalues`, `resid`", "`result.fittedvalues`, `result.resid`", "given the random effects, in both"),
     Word("`predict(exog)`", "`result.predict(data)`", 'with `effects="all"` the random effects are included'),
