@@ -134,13 +134,8 @@ def test_several_factors(term, name, hom):
     np.testing.assert_allclose(dense.gradient(psi), 0.0, atol=TOLERANCES["gradient"])
 
 
-@pytest.mark.parametrize(("term", "name", "hom"), CASES)
-@pytest.mark.parametrize("ddf", ["satterthwaite", "observed", "expected"])
-def test_inference(term, name, hom, ddf):
-    """Satterthwaite, and Kenward and Roger (1997) with the second derivatives of V in natural parameters."""
-    data = study(5, m=15, missing=0.3)
-    fit = flc.lmm(f"y ~ x + {term}", data).fit()
-    dense = Dense(data, name, hom, True)
+def check_inference(fit, dense, ddf):
+    """Satterthwaite, or Kenward and Roger (1997) with the second derivatives of V in natural parameters."""
     psi = dense.psi(fit)
     _, W, Phi, _ = dense.pieces(psi)
     A = W @ dense.X
@@ -160,15 +155,22 @@ def test_inference(term, name, hom, ddf):
         return
     middle = np.zeros((2, 2))
     second = difference(lambda x: difference(dense.V, x, 1e-2), psi, 1e-2)
-    P_ = np.array([A.T @ d @ A for d in D])
+    of_x = np.array([A.T @ d @ A for d in D])
     for a in range(len(psi)):
         for b in range(len(psi)):
             Q = A.T @ D[a] @ W @ D[b] @ A
-            middle += cov[a, b] * (Q - P_[a] @ Phi @ P_[b] - 0.25 * A.T @ second[a, b] @ A)
+            middle += cov[a, b] * (Q - of_x[a] @ Phi @ of_x[b] - 0.25 * A.T @ second[a, b] @ A)
     adjusted = Phi + 2.0 * Phi @ middle @ Phi
     for j, hypothesis in enumerate(("Intercept = 0", "x = 0")):
         found = fit.test(hypothesis, ddf="kenward-roger", information=ddf).std_error
         np.testing.assert_allclose(found**2, adjusted[j, j], rtol=TOLERANCES["inference"])
+
+
+@pytest.mark.parametrize(("term", "name", "hom"), CASES)
+@pytest.mark.parametrize("ddf", ["satterthwaite", "observed", "expected"])
+def test_inference(term, name, hom, ddf):
+    data = study(5, m=15, missing=0.3)
+    check_inference(flc.lmm(f"y ~ x + {term}", data).fit(), Dense(data, name, hom, True), ddf)
 
 
 def test_homogeneous_symmetry_is_a_nested_factor():
@@ -306,6 +308,75 @@ def test_comparisons_have_no_test():
     assert "restricted" in str(flc.compare(ar1, het))
 
 
-def test_structured_residuals_beside_restricted_effects_are_refused():
-    with pytest.raises(LMMError, match=r"a model with residual= takes the variances .* id \(ar1\)"):
-        flc.lmm("y ~ x + ar1(0 + visit | id)", study(1).drop_duplicates(["id", "visit"]), residual="cs(v | id)").fit()
+# ---- beside structured residuals -----------------------------------------------------------------
+
+
+def diary(seed, m=12, visits=8):
+    """A row at each of eight visits of m subjects in two halves, with an autoregression."""
+    rng = np.random.default_rng(seed)
+    id_, v = (part.ravel() for part in np.indices((m, visits)))
+    half = (v >= visits // 2) * 1
+    x = rng.standard_normal(len(v))
+    C = 0.5 ** np.abs(np.subtract.outer(np.arange(visits), np.arange(visits)))
+    noise = (rng.standard_normal((m, visits)) @ np.linalg.cholesky(C).T).ravel()
+    b = rng.standard_normal((m, 2)) @ np.array([[1.5, 0.6], [0.0, 1.2]])
+    y = 1.0 + 0.5 * x + b[id_, half] * (1.0 + 0.3 * x) + noise
+    data = pd.DataFrame({"y": y, "x": x, "id": id_, "v": v, "half": pd.Categorical(half)})
+    return data[rng.uniform(size=len(v)) > 0.15].reset_index(drop=True)
+
+
+class DenseBoth(Dense):
+    """Natural parameters: those of G, sigma2 and rho of residuals."""
+
+    def __init__(self, data, kind, reml):
+        self.y, self.n, self.kind, self.reml = data.y.to_numpy(), len(data), kind, reml
+        self.X = np.column_stack((np.ones(self.n), data.x))
+        half = np.eye(2)[data.half.cat.codes.to_numpy()]
+        self.Z = np.column_stack((np.ones(self.n), data.x)) if kind == "fa0" else half
+        self.same = np.equal.outer(data.id.to_numpy(), data.id.to_numpy())
+        self.lags = np.abs(np.subtract.outer(data.v.to_numpy(), data.v.to_numpy()))
+
+    def V(self, psi):
+        symmetric = np.where(np.eye(2) == 1.0, psi[0], psi[1])
+        G = np.outer(psi[:2], psi[:2]) if self.kind == "fa0" else symmetric
+        return self.same * (self.Z @ G @ self.Z.T + psi[2] * psi[3] ** self.lags)
+
+    def psi(self, fit):
+        G = fit.G["id"]
+        rho = fit.residual_parameters().set_index("term").estimate["rho|id"]
+        own = [np.sqrt(G[0, 0]), G[0, 1] / np.sqrt(G[0, 0])] if self.kind == "fa0" else [G[0, 0], G[0, 1]]
+        return np.array([*own, fit.sigma2, rho])
+
+
+BOTH = [("cs(0 + half | id, hom=True)", "cs"), ("fa0(x | id)", "fa0")]
+
+
+@pytest.mark.parametrize(("term", "kind"), BOTH)
+@pytest.mark.parametrize("reml", [True, False])
+def test_beside_structured_residuals(term, kind, reml):
+    data = diary(3)
+    fit = flc.lmm(f"y ~ x + {term}", data, residual="ar1(v | id)").fit(reml=reml)
+    assert fit.converged and not fit.singular
+    dense = DenseBoth(data, kind, reml)
+    psi = dense.psi(fit)
+    np.testing.assert_allclose(fit.criterion, dense(psi), rtol=0, atol=TOLERANCES["criterion"])
+    np.testing.assert_allclose(dense.gradient(psi), 0.0, atol=TOLERANCES["gradient"])
+    assert fit.n_parameters == 2 + 4
+
+
+@pytest.mark.parametrize(("term", "kind"), BOTH)
+@pytest.mark.parametrize("ddf", ["satterthwaite", "observed", "expected"])
+def test_inference_beside_structured_residuals(term, kind, ddf):
+    data = diary(3)
+    fit = flc.lmm(f"y ~ x + {term}", data, residual="ar1(v | id)").fit()
+    check_inference(fit, DenseBoth(data, kind, True), ddf)
+
+
+def test_full_rank_beside_structured_residuals():
+    data = diary(4)
+    full = flc.lmm("y ~ x + fa0(x | id, rank=2)", data, residual="ar1(v | id)").fit()
+    us = flc.lmm("y ~ x + (x | id)", data, residual="ar1(v | id)").fit()
+    np.testing.assert_allclose(full.criterion, us.criterion, rtol=1e-10)
+    np.testing.assert_allclose(full.G["id"], us.G["id"], rtol=1e-5)
+    np.testing.assert_allclose(full.test("x = 0").df_denom, us.test("x = 0").df_denom, rtol=1e-5)
+    np.testing.assert_allclose(full.blups[0], us.blups[0], rtol=1e-4, atol=1e-6)

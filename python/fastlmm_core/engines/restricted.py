@@ -18,6 +18,7 @@ from ..kernels.residuals import ScriptedObjective
 
 if TYPE_CHECKING:
     from .protocol import Engine
+    from .residual.criterion import StructuredCriterion
 
 __all__ = ["RestrictedCriterion"]
 
@@ -41,43 +42,68 @@ class RestrictedCriterion(ScriptedObjective):
     z_map : (q, q) array
     n : int
         Observations.
+    n_phi : int
+        Parameters of structured residuals, which follow theta here and there.
     """
 
     serial = True
     costly = False
 
     def __init__(
-        self, inner: Engine, structure: CovarianceStructure, blocks: EffectsBlocks, z_map: Array, n: int
+        self,
+        inner: Engine,
+        structure: CovarianceStructure,
+        blocks: EffectsBlocks,
+        z_map: Array,
+        n: int,
+        n_phi: int = 0,
     ) -> None:
         self.inner, self.structure, self.blocks, self.n = inner, structure, blocks, n
         self.basis: Array = np.asarray(np.linalg.inv(z_map), dtype=np.float64)
         self.n_evaluations = 0
-        self.prepare(blocks.n_parameters)
+        self.prepare(blocks.n_parameters + n_phi)
 
     def factor(self, theta: Array) -> Array:
         """Lambda of b_o (q, q)."""
         return self.structure.canonical(self.basis @ self.blocks.factor(theta))
 
+    def native(self, x: Array) -> Array:
+        """The elements of Lambda, and the parameters of structured residuals."""
+        k = self.blocks.n_parameters
+        return np.concatenate((self.structure.theta(self.factor(x[:k])), x[k:]))
+
     def at(self, x: Array, order: int) -> tuple[float, float, Array | None, Array | None]:
         """Value, its rounding error, gradient and Hessian; an infinite value outside the domain."""
         self.n_evaluations += 1
-        factor = self.factor(x)
-        if not np.isfinite(factor).all():
+        native = self.native(x)
+        if not np.isfinite(native).all():
             return np.inf, 0.0, None, None
-        value, _, _ = self.inner.evaluate(self.structure.theta(factor), order)
+        value, _, _ = self.inner.evaluate(native, order)
         noise = 4.0 * EPS * (self.n + abs(value))
         if order == 0 or not np.isfinite(value):
             return value, noise, None, None
-        slope = self.inner.solution()[3]
-        curvature = self.inner.curvature() if order == 2 else None
-        return value, noise, *self.blocks.chain(x, self.basis, slope, curvature)
+        return value, noise, *self.derivatives(x, order)
 
-    def refuse_unidentified(self, theta: Array, name: str) -> None:
+    def derivatives(self, x: Array, order: int) -> tuple[Array, Array | None]:
+        """Gradient and Hessian where the inner engine has just been evaluated."""
+        slope = self.inner.solution()[3]
+        return self.blocks.chain(x, self.basis, slope, self.inner.curvature() if order == 2 else None)
+
+    def gram(self, x: Array) -> Array:
+        """Products of changes of V along the parameters and along its scale: tr(W dV W dV'), for some W."""
+        lower, upper = vech_positions(self.structure.q)
+        # at G = 0, V is the identity: products of changes of V are sums over groups
+        self.inner.evaluate(np.zeros(self.structure.n_parameters), 2)
+        directions = self.blocks.directions(x, self.basis)
+        whole = self.inner.precision()[lower, upper] * np.where(lower == upper, 1.0, 2.0)
+        return bordered(directions @ self.inner.traces() @ directions.T, directions @ whole, self.n)
+
+    def refuse_unidentified(self, x: Array, name: str) -> None:
         """Refuse parameters that change V as others do, or as sigma^2 does.
 
         Parameters
         ----------
-        theta : (k,) array
+        x : (k,) array
             Somewhere inside.
         name : str
             What a message calls the random effects.
@@ -86,16 +112,7 @@ class RestrictedCriterion(ScriptedObjective):
         ------
         LMMError
         """
-        lower, upper = vech_positions(self.structure.q)
-        # at G = 0, V is the identity: products of changes of V are sums over groups
-        self.inner.evaluate(np.zeros(self.structure.n_parameters), 2)
-        directions = self.blocks.directions(theta, self.basis)
-        whole = self.inner.precision()[lower, upper] * np.where(lower == upper, 1.0, 2.0)
-        k = len(directions)
-        gram = np.empty((k + 1, k + 1))
-        gram[:k, :k] = directions @ self.inner.traces() @ directions.T
-        gram[:k, k] = gram[k, :k] = directions @ whole
-        gram[k, k] = self.n
+        gram = self.gram(x)
         size = np.sqrt(np.diag(gram))
         if np.linalg.eigvalsh(gram / size / size[:, None])[0] < UNIDENTIFIED:
             raise LMMError(
@@ -103,3 +120,46 @@ class RestrictedCriterion(ScriptedObjective):
                 "residual variance, as where each effect has one observation in a group; restrict them further, leave "
                 "a term out, or give the residuals the structure with residual="
             )
+
+
+class RestrictedStructured(RestrictedCriterion):
+    """The profiled criterion in (theta, phi), with structured residuals; `inner` is a `StructuredCriterion`."""
+
+    inner: StructuredCriterion
+
+    def turn(self, x: Array) -> Array:
+        """Derivatives of x along: rows for its elements, columns for the directions of the inner engine."""
+        k = self.blocks.n_parameters
+        of_g = self.blocks.directions(x[:k], self.basis)[:, self.inner.unit_places]
+        out = np.zeros((len(x), of_g.shape[1] + len(x) - k))
+        out[:k, : of_g.shape[1]] = of_g
+        out[k:, of_g.shape[1] :] = np.eye(len(x) - k)
+        return out
+
+    def derivatives(self, x: Array, order: int) -> tuple[Array, Array | None]:
+        """Gradient and Hessian where the inner engine has just been evaluated."""
+        turn, k = self.turn(x), self.blocks.n_parameters
+        gradient = turn @ self.inner.first_directions()
+        if order < 2:
+            return gradient, None
+        hessian = turn @ self.inner.second_directions() @ turn.T
+        slope = self.basis.T @ self.inner.slope_in_g() @ self.basis
+        hessian[:k, :k] += self.blocks.second(x[:k], slope)
+        return gradient, hessian
+
+    def gram(self, x: Array) -> Array:
+        """Products of changes of V along the parameters and along its scale."""
+        native, turn = self.native(x), self.turn(x)
+        self.inner.evaluate(native, 1)
+        along = turn @ self.inner.first(native, 0.0, 0.0)
+        return bordered(turn @ self.inner.along(1.0, 0.0, 0.0) @ turn.T, along, self.n)
+
+
+def bordered(inner: Array, edge: Array, corner: float) -> Array:
+    """[[inner, edge], [edge', corner]]."""
+    k = len(edge)
+    out = np.empty((k + 1, k + 1))
+    out[:k, :k] = inner
+    out[:k, k] = out[k, :k] = edge
+    out[k, k] = corner
+    return out

@@ -314,7 +314,7 @@ class Fit:
         if self.optimum.restricted is not None:
             from .restricted import limits
 
-            return limits(self.model, self.optimum.restricted)
+            return limits(self.model, np.concatenate((self.optimum.restricted, self.phi)))
         if self.model.design.residual is not None:
             found += self.model.design.residual.boundaries(self.phi)
         for (name, g), block in zip(self.G.items(), self.model.structure.blocks, strict=True):
@@ -534,8 +534,7 @@ def estimate(
     problem = model.problem
     engine = problem.criterion()
     engine.reml = bool(reml)
-    if model.design.residual is not None:
-        model.needs_free_covariances("a model with residual=")
+    if model.design.residual is not None and not model.structure.restricted:
         return _with_structured_residuals(kind, model, engine, method, start, options)
     structure, levels = model.structure, problem.levels
     if structure.restricted:

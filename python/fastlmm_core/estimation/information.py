@@ -46,7 +46,7 @@ from .moments import (
     reduced_traces,
     whitened_rows,
 )
-from .structured_moments import structured_moments
+from .structured_moments import joint_covariance, structured_moments
 
 __all__ = [
     "Moments",
@@ -127,7 +127,7 @@ def _moments(result: Fit, ddf: str, information: str) -> Moments:
         from .restricted import bend
 
         # V is not linear in the parameters of the structure
-        along = bend(result.model, result.optimum, 2.0 * inverse, shift, nu)
+        along = bend(result.model, result.optimum, joint_covariance(found))
         assert found.adjustment is not None
         found = found._replace(adjustment=found.adjustment - 0.5 * np.tensordot(along, slopes, 1))
     return found

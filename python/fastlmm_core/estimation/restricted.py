@@ -14,20 +14,41 @@ from numpy.typing import ArrayLike, NDArray
 
 from ..covariance.effects.catalogue import blocks_of
 from ..engines.protocol import Engine
-from ..engines.restricted import RestrictedCriterion
+from ..engines.restricted import RestrictedCriterion, RestrictedStructured
 from .model import Model
 from .moments import inverse_information
 from .optimize import CERTIFIED, Optimum, decrement_of, run_once
-from .structured import verdict
+from .structured import LARGER, SMALLER, verdict
 
-__all__ = ["bend", "limits", "restricted_face", "restricted_inverse", "restricted_optimum"]
+__all__ = ["bend", "limits", "restricted_face", "restricted_inverse", "restricted_optimum", "structured_turn"]
 
 Array = NDArray[np.float64]
 
 
-def limits(model: Model, theta: Array) -> tuple[str, ...]:
-    """What has run into its limit."""
-    return blocks_of(model.structure).boundaries(theta, model.exog_re_names, model.term_names)
+def limits(model: Model, x: Array) -> tuple[str, ...]:
+    """What has run into its limit, by the parameters of the random effects and of structured residuals."""
+    blocks, part = blocks_of(model.structure), model.design.residual
+    k = blocks.n_parameters
+    found = blocks.boundaries(x[:k], model.exog_re_names, model.term_names)
+    return found if part is None else (*found, *part.boundaries(x[k:]))
+
+
+def restricted_criterion(engine: Engine, model: Model) -> RestrictedCriterion:
+    """The criterion in the parameters of the random effects, and of structured residuals."""
+    problem, part = model.problem, model.design.residual
+    kind = RestrictedCriterion if part is None else RestrictedStructured
+    n_phi = 0 if part is None else part.n_parameters
+    return kind(engine, model.structure, blocks_of(model.structure), problem.z_map, problem.n, n_phi)
+
+
+def _starts(criterion: RestrictedCriterion, model: Model, native: Array, given: bool) -> list[Array]:
+    """Members near to the starts of an engine of Lambda; with structured residuals several, where none is given."""
+    problem, structure = model.problem, model.structure
+    k = structure.n_parameters
+    factor = problem.z_map @ structure.factor(native[:k])
+    G = factor @ factor.T
+    sizes = (1.0, SMALLER, LARGER) if model.design.residual is not None and not given else (1.0,)
+    return [np.concatenate((criterion.blocks.nearest(size**2 * G), native[k:])) for size in sizes]
 
 
 def restricted_optimum(
@@ -52,31 +73,45 @@ def restricted_optimum(
     LMMError
         For parameters that are not identified, an unknown method, or a start at which the criterion is not defined.
     """
-    problem, structure = model.problem, model.structure
-    blocks = blocks_of(structure)
-    criterion = RestrictedCriterion(engine, structure, blocks, problem.z_map, problem.n)
-    theta = problem.start(engine) if start is None else model.conditioned_theta(start, "start")
-    factor = problem.z_map @ structure.factor(theta)
-    first = blocks.nearest(factor @ factor.T)
-    criterion.refuse_unidentified(first, " + ".join(f"of {name}" for name in model.term_names))
+    problem = model.problem
+    criterion = restricted_criterion(engine, model)
+    if start is None:
+        native = problem.start(engine)
+    else:
+        take = model.conditioned_theta if model.design.residual is None else model.structured_theta
+        native = take(start, "start")
+    starts = _starts(criterion, model, native, start is not None)
+    criterion.refuse_unidentified(starts[0], " + ".join(f"of {name}" for name in model.term_names))
     criterion.n_evaluations = 0
     options = dict(options or {})
     if method == "newton":
         options.setdefault("tolerance", min(1e-9 * sqrt(problem.m), 1e-6))
-    ended = run_once(cast(Engine, criterion), first, method, options)
+    found = [_certified(criterion, model, first, method, options) for first in starts]
+    best = max(found, key=lambda one: (one.converged, -one.value))
+    # leave the engine at the optimum, with the slope in G
+    engine.evaluate(best.theta, 1)
+    return best._replace(n_evaluations=criterion.n_evaluations)
+
+
+def _certified(
+    criterion: RestrictedCriterion,
+    model: Model,
+    start: Array,
+    method: str | Callable[..., Any],
+    options: dict[str, Any],
+) -> Optimum:
+    """One minimisation, certified."""
+    ended = run_once(cast(Engine, criterion), start, method, options)
     x = np.asarray(ended.theta, dtype=float)
     value, gradient, hessian = criterion.evaluate(x, 2)
     assert gradient is not None and hessian is not None
     decrement, lowest = decrement_of(gradient, hessian)
     converged = bool(decrement <= CERTIFIED and lowest >= -1e-6 and isfinite(value))
     boundary = bool(limits(model, x))
-    found = criterion.factor(x)
-    native = structure.theta(found)
-    # leave the engine at the optimum, with the slope in G
-    engine.evaluate(native, 1)
+    k = criterion.blocks.n_parameters
     return Optimum(
-        theta=native,
-        factor=found,
+        theta=criterion.native(x),
+        factor=criterion.factor(x[:k]),
         value=float(value),
         gradient=gradient,
         hessian=hessian,
@@ -86,9 +121,9 @@ def restricted_optimum(
         n_evaluations=criterion.n_evaluations,
         method=method if isinstance(method, str) else getattr(method, "__name__", "callable"),
         message=verdict(converged, boundary, ended, decrement),
-        null_space=np.zeros((structure.q, 0)),
+        null_space=np.zeros((model.structure.q, 0)),
         trace=ended.trace,
-        restricted=x,
+        restricted=x[:k],
     )
 
 
@@ -105,6 +140,13 @@ def restricted_inverse(model: Model, optimum: Optimum, information: Array | None
     directions = _directions(model, optimum)
     hessian = optimum.hessian if information is None else directions @ information @ directions.T
     return np.asarray(directions.T @ inverse_information(hessian) @ directions)
+
+
+def structured_turn(model: Model, optimum: Optimum, engine: Engine) -> Array:
+    """Derivatives of the parameters along the directions of an engine of structured residuals (k, n_d)."""
+    assert optimum.restricted is not None
+    x = np.concatenate((optimum.restricted, optimum.theta[model.structure.n_parameters :]))
+    return cast(RestrictedStructured, restricted_criterion(engine, model)).turn(x)
 
 
 def _basis(model: Model) -> Array:
@@ -137,25 +179,20 @@ def restricted_face(model: Model, optimum: Optimum, slope: Array) -> tuple[Array
     return _directions(model, optimum), blocks.second(optimum.restricted, basis.T @ slope @ basis)
 
 
-def bend(model: Model, optimum: Optimum, twice: Array, shift: Array, nu: float) -> Array:
+def bend(model: Model, optimum: Optimum, joint: Array) -> Array:
     """Sum over natural parameters of W_ab d2G^ / dpsi_a dpsi_b, along the unit directions of G^ (n_a,).
 
     Parameters
     ----------
     model : Model
     optimum : Optimum
-    twice : (n_a, n_a) array
-        Covariance of G^ along the unit directions.
-    shift : (n_a,) array
-        That of `Moments`.
-    nu : float
+    joint : (n_a + 1, n_a + 1) array
+        Covariance of G^ along the unit directions, and of log sigma^2.
     """
     directions = _directions(model, optimum)
     assert optimum.restricted is not None
-    back = np.linalg.pinv(directions.T)
-    own = back @ twice @ back.T
-    crossed = -own @ (directions @ shift)
-    joint = np.block([[own, crossed[:, None]], [crossed, np.array([2.0 / nu - (directions @ shift) @ crossed])]])
+    back = np.zeros((len(directions) + 1, len(joint)))
+    back[:-1, :-1], back[-1, -1] = np.linalg.pinv(directions.T), 1.0
     basis = _basis(model)
-    total = basis @ blocks_of(model.structure).bend(optimum.restricted, joint) @ basis.T
+    total = basis @ blocks_of(model.structure).bend(optimum.restricted, back @ joint @ back.T) @ basis.T
     return np.asarray(total[np.tril_indices(len(total))])

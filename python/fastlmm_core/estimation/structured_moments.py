@@ -47,7 +47,12 @@ def structured_moments(result: Fit, ddf: str, information: str) -> Moments:
     slopes = np.ascontiguousarray(cross[:, :-1, :-1])
     shift = np.ascontiguousarray(cross[:, -1, -1] / r2)
     limits = result.singular_components
+    restricted = result.optimum.restricted is not None
     turn = engine.directions(result.optimum.theta)
+    if restricted:
+        from .restricted import structured_turn
+
+        turn = structured_turn(result.model, result.optimum, engine)
     if ddf == "satterthwaite" or information == "observed":
         # the Hessian in (theta, phi) has no curvature along what does not change V
         inner = inverse_information(result.optimum.hessian) if len(turn) else np.zeros((0, 0))
@@ -55,7 +60,10 @@ def structured_moments(result: Fit, ddf: str, information: str) -> Moments:
     else:
         shift = shift + engine.first_directions() / nu
         full = expected_information(engine.expected(), slopes, shift, nu)
-        inverse = inverse_information(full) if len(shift) else np.zeros((0, 0))
+        if restricted:
+            inverse = turn.T @ inverse_information(turn @ full @ turn.T) @ turn
+        else:
+            inverse = inverse_information(full) if len(shift) else np.zeros((0, 0))
     found = Moments(half, slopes, shift, inverse, nu, None, limits)
     if ddf == "satterthwaite":
         return found
@@ -64,6 +72,10 @@ def structured_moments(result: Fit, ddf: str, information: str) -> Moments:
         assert found.adjustment is not None
         bend = 0.25 * _bend(result, engine, 2.0 * inverse, shift, nu)
         found = found._replace(adjustment=found.adjustment - bend - bend.T)
+    if ddf == "kenward-roger" and restricted:
+        assert found.adjustment is not None
+        along = _bend_of_g(result, engine, joint_covariance(found))
+        found = found._replace(adjustment=found.adjustment - 0.5 * np.tensordot(along, slopes[: len(along)], 1))
     return found
 
 
@@ -81,6 +93,19 @@ def _bend(result: Fit, engine: StructuredCriterion, twice: Array, shift: Array, 
         weights = to_natural @ joint @ to_natural.T
         tables.append(natural_second_sum(own.structure, inner, scale, places, weights))
     return engine.within(tables)
+
+
+def _bend_of_g(result: Fit, engine: StructuredCriterion, joint: Array) -> Array:
+    """Sum over natural parameters of random effects of W_ab d2G / dpsi_a dpsi_b, along the directions of G."""
+    from .restricted import bend
+
+    units, q = engine.unit_places, result.model.structure.q
+    n_a = q * (q + 1) // 2
+    places = np.append(units, n_a)
+    own = np.append(np.arange(len(units)), len(joint) - 1)
+    wide = np.zeros((n_a + 1, n_a + 1))
+    wide[np.ix_(places, places)] = joint[np.ix_(own, own)]
+    return bend(result.model, result.optimum, wide)[units]
 
 
 def joint_covariance(found: Moments) -> Array:
