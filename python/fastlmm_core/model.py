@@ -248,6 +248,8 @@ class LinearMixedModel(Model):
 def _response(y: ArrayLike | None) -> Array | None:
     if y is None:
         return None
+    if isinstance(y, str):
+        raise LMMError(f"y must hold numbers, not the text {y!r}; formulas are for lmm(formula, data)")
     response = float_array(y, "y", 1)
     if len(response) == 0:
         raise LMMError("y is empty: there are no observations")
@@ -291,7 +293,8 @@ def _one_term(
     n: int, Z: ArrayLike | None, groups: Any, structure: str, names: Sequence[str] | None, group_name: str
 ) -> RandomPart:
     if groups is None:
-        raise LMMError("groups is missing: give the group of each row")
+        third = "" if Z is None else " as groups=: the third argument is Z, the columns of the random effects"
+        raise LMMError(f"groups is missing: give the group of each row{third}")
     if structure not in ("full", "diagonal"):
         raise LMMError(f"structure={structure!r} is unknown: use 'full' or 'diagonal'")
     random = np.ones((n, 1)) if Z is None else float_array(Z, "Z", 2)

@@ -15,6 +15,7 @@ from .estimation.fit import Fit
 from .estimation.stated import needs_estimates
 from .inference.options import Ddf, Information, Vcov
 from .support.arguments import checked
+from .support.words import missing_attribute, option
 from .tables.rows import limits_table
 
 if TYPE_CHECKING:
@@ -86,8 +87,6 @@ class LMMResult(Fit):
     if not TYPE_CHECKING:
 
         def __getattr__(self, name: str) -> Any:
-            from .support.words import missing_attribute
-
             missing_attribute(self, name)
 
     # ---- fixed effects -------------------------------------------------------------------------
@@ -206,7 +205,10 @@ class LMMResult(Fit):
             limits = confidence_limits(self, level)
             return self._limits(tuple(limits), np.array(list(limits.values())))
         if method != "wald":
-            raise LMMError(f"method={method!r} is unknown: use 'wald' or 'profile'")
+            raise LMMError(
+                f"method={method!r} is unknown: use 'wald' or 'profile'"
+                f"{option('method of intervals', method, ('wald', 'profile'))}"
+            )
         from .inference.wald import coefficient_intervals
 
         table = coefficient_intervals(self, level, ddf, information, self._robust(vcov, cluster))

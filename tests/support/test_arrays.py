@@ -104,8 +104,6 @@ def test_sparse_matrices_are_refused_by_name(make):
         ([2**80 + 1] * N, "holds integers that a float64 would round .first: 1208925819614629174706177"),
         (2**53 + np.arange(N), "holds integers that a float64 would round .first: 9007199254740993 at row 1"),
         ([[1.0]] * 5 + [[1.0, 2.0]], "must be an array, but its rows have different lengths"),
-        (None, "must hold numbers, not NoneType"),
-        ("y", "must hold numbers, not str"),
         ({"a": 1}, "must hold numbers, not dict"),
         (iter(Y), "must hold numbers, not "),
         (np.full(N, 1j), "must hold numbers, not complex128"),
@@ -117,6 +115,15 @@ def test_what_is_no_number_is_named(values, words):
             call()
     with pytest.raises(flc.LMMError, match="^G " + words):
         number_array(values, "G")
+
+
+@pytest.mark.parametrize(("value", "kind"), [(None, "NoneType"), ("y", "str")])
+def test_what_is_no_array_is_named(value, kind):
+    for call in (lambda: float_array(value, "y", 1), lambda: number_array(value, "y")):
+        with pytest.raises(flc.LMMError, match=f"^y must hold numbers, not {kind}"):
+            call()
+    with pytest.raises(flc.LMMError, match=r"y must hold numbers, not the text 'y ~ x'; formulas are for lmm\("):
+        model(y="y ~ x")
 
 
 def test_numbers_of_every_kind_are_numbers():

@@ -9,6 +9,7 @@ from .. import kernels
 from ..errors import LMMError
 from ..estimation.fit import Fit
 from ..estimation.whitening import whitened
+from ..support.words import option
 from .leverage import studentized
 
 __all__ = ["residuals"]
@@ -35,4 +36,8 @@ def residuals(fit: Fit, kind: str) -> Array:
         return np.asarray(values / fit.sigma)
     if kind == "studentized":
         return studentized(fit)
-    raise LMMError(f"kind={kind!r} is unknown: use 'conditional', 'marginal', 'pearson', 'whitened' or 'studentized'")
+    known = ("conditional", "marginal", "pearson", "whitened", "studentized")
+    near = option("kind of residuals", kind, known)
+    raise LMMError(
+        f"kind={kind!r} is unknown: use 'conditional', 'marginal', 'pearson', 'whitened' or 'studentized'{near}"
+    )

@@ -478,11 +478,10 @@ def _said_clearly(error: Exception, method: str | Callable[..., Any]) -> Excepti
         return LMMError(f"options: {str(error).lower()}; method={name!r} does not know them")
     if isinstance(error, ValueError) and "Unknown solver" in str(error):
         from ..support.arguments import near
+        from ..support.words import option
 
-        return LMMError(
-            f"method={method!r} is unknown: use 'newton' or a method of scipy.optimize.minimize; "
-            f"{near(str(method), SCIPY)}"
-        )
+        hint = option("method of fit", method, ()) or f"; {near(str(method), SCIPY)}"
+        return LMMError(f"method={method!r} is unknown: use 'newton' or a method of scipy.optimize.minimize{hint}")
     return error
 
 

@@ -7,6 +7,7 @@ which with pandas is imported only then.
 from __future__ import annotations
 
 import builtins
+import re
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -203,6 +204,12 @@ def _formulaic_matrix(side: Side, table: Table, rows: Array | None, state: Any) 
         ) from warning
     except Exception as error:  # whatever a transform may raise
         own = error.__cause__ or error.__context__
+        contrast = re.search(r"C\(([^,()]+),\s*(?:ref|reference|base|baseline)\s*=\s*([^,()]+)\)", side.text)
+        if contrast and "unexpected keyword" in str(error):
+            raise LMMError(
+                f"{capital(side.where)} of the formula has {contrast[0]!r}; write C({contrast[1]}, "
+                f"Treatment({contrast[2]}))."
+            ) from error
         if isinstance(own, LMMError):
             raise LMMError(f"{capital(side.where)} of the formula, {side.text!r}: {own}") from error
         raise LMMError(

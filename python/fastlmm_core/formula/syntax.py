@@ -81,6 +81,7 @@ def parse(formula: str) -> Parsed:
         raise LMMError(f"`formula` must be a string such as 'y ~ x + (x | g)', not {type(formula).__name__!r}.")
     if "#" in re.sub(r"`[^`]*`|'[^']*'|\"[^\"]*\"", "", formula):
         raise LMMError(f"The formula {formula!r} has a '#': comments are not part of formulas; leave them out.")
+    _refuse_words_of_r(formula)
     tildes = [at for at, char, depth in _marks(formula) if char == "~" and depth == 0]
     if len(tildes) != 1:
         raise LMMError(
@@ -155,6 +156,16 @@ def _options(written: list[str], term: str) -> dict[str, Any]:
             )
         out["rank" if read[1] == "d" else read[1]] = value
     return out
+
+
+def _refuse_words_of_r(formula: str) -> None:
+    """Signs and names that have a meaning in R only."""
+    bare = re.sub(r"`[^`]*`|'[^']*'|\"[^\"]*\"|\bhom\s*=\s*\w+", "", formula)
+    if "$" in bare:
+        raise LMMError(f"The formula {formula!r} has a '$': formulas name the columns of `data`, without the table.")
+    for word, ours in (("TRUE", "True"), ("FALSE", "False"), ("NULL", "None"), ("NA", "None")):
+        if re.search(rf"(?<![\w.]){word}(?![\w.(])", bare) and "=" in bare:
+            raise LMMError(f"The formula {formula!r} has {word}; Python writes {ours}.")
 
 
 def _marks(text: str) -> list[tuple[int, str, int]]:
@@ -311,7 +322,8 @@ def _remedy(text: str) -> str:
         found = function(name)
         if found is not None:
             return f"{name}() is not a function of formulas; {found}."
-    return ""
+    compared = re.search(r"[^+*:~()]*[<>!=]=?[^+*:~()]*", text)
+    return f"A comparison stands inside I(): I({compared[0].strip()})." if compared and "(" not in text else ""
 
 
 def self_products(text: str) -> list[tuple[str, str]]:

@@ -186,6 +186,11 @@ class _Parser:
         return LMMError(f"hypothesis {self.text!r}: {why}")
 
     def _unknown(self, name: str) -> LMMError:
+        own = [other for other in self.names if other.startswith(f"{name}[")]
+        if own:
+            return self._refuse(
+                f"{name!r} is a factor with the coefficients {', '.join(own)}; name these, or test it by anova()"
+            )
         close = difflib.get_close_matches(name, self.names, n=3, cutoff=0.4)
         hint = f"; did you mean {' or '.join(map(repr, close))}?" if close else ""
         shown = ", ".join(self.names[:12]) + (", ..." if len(self.names) > 12 else "")
@@ -305,4 +310,5 @@ class _Parser:
                 raise self._refuse("a parenthesis is not closed")
             self.at += 1
             return inner
-        raise self._refuse(f"{kind!r} stands where a coefficient or number is expected")
+        hint = "; write one '='" if kind == "=" else ""
+        raise self._refuse(f"{kind!r} stands where a coefficient or number is expected{hint}")

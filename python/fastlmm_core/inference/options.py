@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from ..design.independence import cluster_labels
 from ..errors import LMMError
 from ..estimation.model import Model
+from ..support.words import option
 
 __all__ = ["DDF", "MOMENT_DDF", "Ddf", "Information", "Vcov", "check_options", "check_vcov", "known_df"]
 
@@ -27,7 +28,9 @@ MOMENT_DDF = ("satterthwaite", "kenward-roger", "kenward-roger-linear")
 def check_options(ddf: str, information: str = "auto", robust: object = None) -> None:
     """Refuse unknown `ddf` or `information`, and Kenward and Roger's method for a robust covariance."""
     if ddf not in DDF:
-        raise LMMError(f"ddf={ddf!r} is unknown: use {', '.join(map(repr, DDF[:-1]))} or {DDF[-1]!r}")
+        raise LMMError(
+            f"ddf={ddf!r} is unknown: use {', '.join(map(repr, DDF[:-1]))} or {DDF[-1]!r}{option('ddf', ddf, DDF)}"
+        )
     if information not in get_args(Information):
         raise LMMError(f"information={information!r} is unknown: use 'auto', 'expected' or 'observed'")
     if robust is not None and ddf.startswith("kenward-roger"):

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from ..errors import LMMError
 from ..support.checks import float_array, plain_array, row_values
+from ..support.words import option
 from ..tables.alignment import index_of, shared_index
 from ..tables.columns import Table
 from ..tables.rows import CallerRows
@@ -82,7 +83,7 @@ def chosen_factors(model: Model, effects: Any) -> tuple[str, ...]:
     if unknown:
         raise LMMError(
             f"effects={effects!r} is unknown: use 'population', 'all', or the name of a grouping factor or a list of "
-            f"names, of {', '.join(map(repr, names))}"
+            f"names, of {', '.join(map(repr, names))}{option('effects', effects, ('population', 'all', *names))}"
         )
     return tuple(name for name in names if name in wanted)
 

@@ -36,6 +36,7 @@ from ..inference.wald import undetermined, why_undetermined
 from ..support.arguments import outside
 from ..support.checks import check_level, row_values
 from ..support.distributions import quantile
+from ..support.words import option
 from ..tables.columns import first_rows
 from ..tables.rows import CallerRows
 from .conditional import posterior_of
@@ -218,7 +219,8 @@ def predicted(
     if new_levels not in ("error", "population"):
         raise LMMError(f"new_levels={new_levels!r} is unknown: use 'error' or 'population'")
     if interval not in (None, "confidence", "prediction"):
-        raise LMMError(f"interval={interval!r} is unknown: use 'confidence', 'prediction' or None")
+        near = option("interval", interval, ("confidence", "prediction"))
+        raise LMMError(f"interval={interval!r} is unknown: use 'confidence', 'prediction' or None{near}")
     check_options(ddf, information)
     if interval is not None and chosen and ddf.startswith("kenward-roger"):
         raise LMMError(f"ddf={ddf!r} is for effects='population': use ddf='satterthwaite' for those of groups")

@@ -26,6 +26,7 @@ from ..support.progress import progress_bar
 from ..support.seeds import Seed, beside, check_first, key_of
 from ..support.text_tables import aligned_cells, estimate_cells
 from ..support.threads import thread_count
+from ..support.words import option
 from ..tables.columns import native_frame
 from ..tables.rows import limits_table
 from .draws import Draw, draws, parametric, simulate_fit, stream_size
@@ -461,7 +462,8 @@ def bootstrap(
             "residual": _residual,
         }
         if kind not in makers:
-            raise LMMError(f"kind={kind!r} is unknown: use 'parametric', 'conditional', 'residual' or 'cases'")
+            near = option("kind of bootstrap", kind, (*makers, "cases"))
+            raise LMMError(f"kind={kind!r} is unknown: use 'parametric', 'conditional', 'residual' or 'cases'{near}")
         draw = makers[kind](result)
         if statistic is not None:
             return _user_statistic(result, n, kind, statistic, draw, seed, first)

@@ -85,15 +85,17 @@ def _checked(function: Any, name: str, bound: int) -> Any:
     parameters: dict[str, Check | None] = {}
     positional: list[str] = []
     in_order: list[Check | None] = []
-    open_ended = False
+    open_ended = any_number = False
 
     def read() -> None:
-        nonlocal open_ended
+        nonlocal open_ended, any_number
         listed = list(inspect.signature(function).parameters.values())[bound:]
         for parameter in listed:
             if parameter.kind is parameter.VAR_KEYWORD:
                 open_ended = True
-            elif parameter.kind is not parameter.VAR_POSITIONAL:
+            elif parameter.kind is parameter.VAR_POSITIONAL:
+                any_number = True
+            else:
                 parameters[parameter.name] = _check_of(parameter.annotation, function.__globals__)
                 if parameter.kind is not parameter.KEYWORD_ONLY:
                     positional.append(parameter.name)
@@ -102,6 +104,12 @@ def _checked(function: Any, name: str, bound: int) -> Any:
     def look(arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
         if not parameters:
             read()
+        if len(arguments) > len(positional) and not any_number:
+            order = ", ".join([*positional, *(f"{key}=" for key in parameters if key not in positional)])
+            count = f"{len(positional)} argument{'s' * (len(positional) != 1)} by place"
+            raise TypeError(
+                f"{name}() takes {count}, not {len(arguments)}" + (f"; write {name}({order})" if order else "")
+            )
         given = [*zip(positional, arguments, strict=False), *keywords.items()]
         for argument, value in given:
             if argument not in parameters:
@@ -120,6 +128,8 @@ def _checked(function: Any, name: str, bound: int) -> Any:
 
     def plain(arguments: tuple[Any, ...]) -> bool:
         """Whether nothing has to be said or done about arguments given by position."""
+        if len(arguments) - bound > len(in_order):
+            return False
         for value, check in zip(arguments[bound:], in_order, strict=False):
             if isinstance(value, np.generic) or (check is not None and not check(value)):
                 return False

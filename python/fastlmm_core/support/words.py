@@ -6,12 +6,16 @@ here, and the pages "Coming from lme4" and "Coming from statsmodels" of the docu
 
 from __future__ import annotations
 
+import difflib
+import sys
+from collections.abc import Iterable
 from typing import NamedTuple, NoReturn
 
 __all__ = [
     "ARGUMENTS",
     "FORMULAS",
     "LME4",
+    "OPTIONS",
     "READING",
     "TABLES",
     "WRITING",
@@ -20,6 +24,7 @@ __all__ = [
     "attribute",
     "function",
     "missing_attribute",
+    "option",
 ]
 
 
@@ -49,7 +54,8 @@ LME4 = (
     Word("`lmer(..., weights = w, offset = o)`", '`flc.lmm(..., weights="w", offset="o")`'),
     Word("`update(m, . ~ . + z)`", "`flc.lmm(...)` with the new formula", names=("update",)),
     Word("`summary(m)` (with lmerTest)", "`result.summary()`"),
-    Word("`fixef(m)`, `vcov(m)`", "`result.params`, `result.cov_params()`", names=("fixef", "vcov")),
+    Word("`fixef(m)`, `vcov(m)`", "`result.params`, `result.cov_params()`",
+         names=("fixef", "vcov", "fixed_effects", "coefficients", "coef_", "beta_")),
     Word(
         "`VarCorr(m)`, `sigma(m)`",
         "`result.G`, `result.random_effects_sd`, `result.random_effects_corr`, `result.sigma`",
@@ -105,7 +111,7 @@ LME4 = (
         '`result.conf_int(method="profile")`, `result.profile()`; as in lme4 all by ML: `result.profile(reml=False)`',
         names=("confint",),
     ),
-    Word("`anova(m1, m2)`", "`flc.compare(m1, m2)`"),
+    Word("`anova(m1, m2)`", "`flc.compare(m1, m2)`", names=("lrtest",)),
     Word("`drop1(m)`", "`result.anova()`, `flc.compare(m1, m2)`", names=("drop1",)),
     Word("`step(m)`", "`flc.compare(m1, m2)` of models that you state", names=("step",)),
     Word("`isSingular(m)`", "`result.singular`, `result.singular_components`", names=("isSingular", "is_singular")),
@@ -141,7 +147,7 @@ LME4 = (
     Word(
         "`emmeans::emmeans(m, pairwise ~ a)`",
         '`result.emmeans("a", contrasts="pairwise")`',
-        names=("lsmeans", "difflsmeans", "pairs"),
+        names=("lsmeans", "difflsmeans", "pairs", "marginal_means", "pairwise", "contrast", "tukey_hsd"),
     ),
     Word('`emmeans::emtrends(m, "a", var = "x")`', '`result.slopes("x", "a")`', names=("emtrends",)),
     Word(
@@ -238,6 +244,9 @@ FORMULAS = (
     Word("`ns(x, 3)`, `rcs(x, 4)`", "`cr(x, df=4)`", "one more: the constant is among them; B-splines are `bs`",
          ("ns", "rcs")),
     Word("`s(x)`", "`bs(x, df=5)`", "without a penalty", ("s", "te")),
+    Word("`x - mean(x)`", "`center(x)`", "and functions of numpy: `np.mean(x)`", ("mean", "sd", "median", "var")),
+    Word("`cbind(y1, y2)`", "one response at a time", "many on one design: `model.fit_many(Y)`", ("cbind",)),
+    Word("`TRUE`, `FALSE`, `NULL`", "`True`, `False`, `None`"),
     Word("`offset(z)`", '`offset="z"`, an argument of `lmm`', "", ("offset",)),
     Word("`interaction(a, b)`", "`a:b`", "", ("interaction",)),
     Word("`Q('my x')`", "`` `my x` ``", "names in backticks", ("Q",)),
@@ -296,6 +305,7 @@ ARGUMENTS: dict[str, dict[str, str]] = {
         "cov_type": "robust covariances are asked for afterwards: result.tidy(vcov='CR2')",
         "cov_kwds": "robust covariances are asked for afterwards: result.tidy(vcov='CR2', cluster=...)",
         "free": "independent random effects stand in the formula: (x || g)",
+        "ddf": "degrees of freedom are asked for afterwards: result.summary(ddf='kenward-roger')",
         "disp": "nothing is printed; the result tells whether it is converged",
         "full_output": "the result has all of it: converged, n_evaluations, gradient_norm, message",
         "do_cg": "the optimiser is chosen by method=",
@@ -334,9 +344,13 @@ ARGUMENTS: dict[str, dict[str, str]] = {
         "lmer_df": "it is called ddf",
         "alpha": _LEVEL,
     },
-    "simulate": {"nsim": _DRAWS, "n_sim": _DRAWS, "nrep": _DRAWS, "size": _DRAWS},
+    "influence": {"group": "units of deletion are called by: 'group', 'observation' or a grouping factor"},
+    "simulate": {
+        "use_u": "effects of the fit are kept by result.bootstrap(n, 'conditional')",
+        "nsim": _DRAWS, "n_sim": _DRAWS, "nrep": _DRAWS, "size": _DRAWS,
+    },
     "bootstrap": {
-        "nsim": _DRAWS, "n_sim": _DRAWS, "R": _DRAWS, "n_boot": _DRAWS, "n_reps": _DRAWS,
+        "nsim": _DRAWS, "n_sim": _DRAWS, "R": _DRAWS, "n_boot": _DRAWS, "n_reps": _DRAWS, "B": _DRAWS,
         "FUN": "a statistic of your own is called statistic", "func": "a statistic of your own is called statistic",
         "type": "it is called kind",
     },
@@ -344,6 +358,45 @@ ARGUMENTS: dict[str, dict[str, str]] = {
     "random_effect_test": {"nsim": "it is called n_sim"},
     "power": {"nsim": "it is called n_sim", "level": "the level of the test is called alpha"},
 }  # fmt: skip
+
+_PAIRS = "all pairs, with Tukey's adjustment, are contrasts='pairwise'"
+_CONTROL = "comparisons with one level, as Dunnett's, are contrasts='reference'"
+_BOTH = "restricted maximum likelihood is fit(reml=True), maximum likelihood fit(reml=False)"
+_CONDITIONAL = "these are kind='conditional'"
+_LIMITS = "bootstrap intervals are result.bootstrap(n).conf_int()"
+_GROUPS = "those of the groups are added by effects='all'"
+_NORMAL = "z tests are ddf='normal'"
+
+OPTIONS: dict[str, dict[str, str]] = {
+    "ddf": {
+        "kr": "that is 'kenward-roger'", "kenward": "that is 'kenward-roger'", "lme4": _NORMAL, "z": _NORMAL,
+        "asymptotic": _NORMAL, "inf": _NORMAL, "wald": _NORMAL, "t": "that is 'residual'",
+        "bw": "that is 'between-within'", "betwithin": "that is 'between-within'",
+    },
+    "contrasts": {
+        "tukey": _PAIRS, "pairs": _PAIRS, "all": _PAIRS, "trt.vs.ctrl": _CONTROL, "trt.vs.ctrl1": _CONTROL,
+        "trt.vs.ctrlk": _CONTROL, "dunnett": _CONTROL, "treatment": _CONTROL, "consec": "that is 'sequential'",
+        "poly": "that is 'polynomial'", "eff": "that is 'effects'",
+    },
+    "adjust": {"bonf": "that is 'bonferroni'", "tukeyhsd": "that is 'tukey'", "fdr_bh": "that is 'fdr'"},
+    "kind of residuals": {
+        "response": _CONDITIONAL, "deviance": _CONDITIONAL, "working": _CONDITIONAL, "raw": _CONDITIONAL,
+        "normalized": "nlme's normalized residuals are kind='whitened'", "scaled": "that is 'pearson'",
+        "standardized": "that is 'pearson'", "population": "that is 'marginal'", "fixed": "that is 'marginal'",
+    },
+    "kind of bootstrap": {
+        "semiparametric": "that is 'residual'", "nonparametric": "that is 'cases'", "case": "that is 'cases'",
+        "wild": "robust standard errors are result.tidy(vcov='CR2')",
+    },
+    "method of intervals": {"boot": _LIMITS, "bootstrap": _LIMITS, "parametric": _LIMITS},
+    "method of fit": {"reml": _BOTH, "ml": _BOTH, "mle": _BOTH, "lme": _BOTH, "exact": _BOTH},
+    "effects": {
+        "subject": _GROUPS, "random": _GROUPS, "conditional": _GROUPS, "group": _GROUPS,
+        "fixed": "that is 'population'", "marginal": "that is 'population'", "none": "that is 'population'",
+    },
+    "interval": {"true": "limits of the mean are interval='confidence'", "both": "ask for one of them at a time"},
+}  # fmt: skip
+"""Values of options that others know, by the option, in lower case."""
 
 TABLES: dict[str, str] = {
     "str": "read the file first, e.g. pandas.read_csv(path)",
@@ -388,6 +441,25 @@ def argument(owner: str, name: str) -> str | None:
     return ARGUMENTS.get(owner, {}).get(name)
 
 
+def option(name: str, value: object, choices: Iterable[str]) -> str:
+    """What to add to the refusal of a value: the word for it here, or those that are near; begins with a semicolon.
+
+    Parameters
+    ----------
+    name : str
+        One of `OPTIONS`.
+    value : object
+    choices : iterable of str
+    """
+    said = str(value).lower()
+    found = OPTIONS.get(name, {}).get(said)
+    if found is None:
+        close = difflib.get_close_matches(said, {choice.lower(): choice for choice in choices}, n=2, cutoff=0.6)
+        ours = [choice for word in close for choice in choices if choice.lower() == word]
+        found = f"did you mean {' or '.join(map(repr, dict.fromkeys(ours)))}?" if ours else None
+    return "" if found is None else f"; {found}"
+
+
 def missing_attribute(owner: object, name: str, instead: str = "") -> NoReturn:
     """Raise for an attribute that an object does not have, in place of Python's own message.
 
@@ -405,9 +477,22 @@ def missing_attribute(owner: object, name: str, instead: str = "") -> NoReturn:
     kind = type(owner)
     if hasattr(kind, name):
         object.__getattribute__(owner, name)  # it exists and failed: let its own error through
-    found = "" if name.startswith("_") else instead or attribute(name)
+    found = "" if name.startswith("_") else instead or attribute(name) or _function(name) or _near(name, dir(owner))
     said = f"{kind.__name__!r} object has no attribute {name!r}"
     raise AttributeError(f"{said}: {found}" if found else said, name=name, obj=owner)
+
+
+def _function(name: str) -> str:
+    """A hint where the name is that of a function of this package; empty where it is none."""
+    package = sys.modules[__name__.partition(".")[0]]
+    return f"it is a function, flc.{name}(result, ...)" if name in package.__all__ and name.islower() else ""
+
+
+def _near(name: str, known: Iterable[str]) -> str:
+    """A hint for an attribute that is nearly the name of another one; empty where none is."""
+    public = {other.lower(): other for other in known if not other.startswith("_")}
+    close = difflib.get_close_matches(name.lower().strip("_"), public, n=2, cutoff=0.75)
+    return f"did you mean {' or '.join(repr(public[other]) for other in close)}?" if close else ""
 
 
 def _plain(text: str) -> str:

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...errors import LMMError
+from ...support.words import option
 
 __all__ = ["CONTRASTS", "contrast_weights", "polynomial_weights"]
 
@@ -57,6 +58,7 @@ def contrast_weights(
     if method not in CONTRASTS:
         raise LMMError(
             f"contrasts: the method {method!r} is unknown: use one of {', '.join(CONTRASTS)}, or names to weights"
+            f"{option('contrasts', method, CONTRASTS)}"
         )
     if k < 2:
         raise LMMError(f"contrasts: the method {method!r} needs at least two means, there is one")

@@ -18,6 +18,7 @@ from ...errors import LMMError
 from ...support.arguments import checked, outside
 from ...support.checks import check_level
 from ...support.display import Cells, Part, Shown
+from ...support.words import option
 from .. import wald as inference
 from ..options import check_options
 from . import multiplicity
@@ -344,7 +345,10 @@ def _means(
     if along is None and not factors:
         raise LMMError("factors is empty: name at least one variable")
     if isinstance(contrasts, str) and contrasts not in CONTRASTS:
-        raise LMMError(f"contrasts={contrasts!r} is unknown: use one of {', '.join(CONTRASTS)}, or names to weights")
+        raise LMMError(
+            f"contrasts={contrasts!r} is unknown: use one of {', '.join(CONTRASTS)}, or names to weights"
+            f"{option('contrasts', contrasts, CONTRASTS)}"
+        )
     grid.check(factors, "factors")
     grid.check(by, "by")
     names = (*factors, *by)

@@ -16,6 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from ...errors import LMMError
 from ...support.distributions import two_sided_p
+from ...support.words import option
 
 __all__ = [
     "ADJUSTMENTS",
@@ -52,7 +53,8 @@ def method_name(adjust: str) -> str:
     """
     name = _ALIASES.get(adjust, adjust) if isinstance(adjust, str) else adjust
     if name not in ADJUSTMENTS:
-        raise LMMError(f"adjust={adjust!r} is unknown: use one of {', '.join((*ADJUSTMENTS, *_ALIASES))}")
+        known = (*ADJUSTMENTS, *_ALIASES)
+        raise LMMError(f"adjust={adjust!r} is unknown: use one of {', '.join(known)}{option('adjust', adjust, known)}")
     return name
 
 
