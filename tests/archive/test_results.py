@@ -74,6 +74,20 @@ def test_fits(formula, name, reml, library, tmp_path):
         np.testing.assert_allclose(*(table["std_error"] for table in components), rtol=1e-4, equal_nan=True)
 
 
+@pytest.mark.parametrize(
+    "term", ["cs(Days + late | Subject)", "ar1(0 + third | Subject, hom=FALSE)", "fa0(Days | Subject)"]
+)
+def test_restricted_covariances(term, tmp_path):
+    data = flc.datasets.load("sleepstudy")
+    data = data.assign(late=(data.Days > 4) * 1.0, third=(data.Days // 4).astype(int).astype(str))
+    fit = flc.lmm(f"Reaction ~ Days + {term}", data).fit()
+    found = again(fit, tmp_path)
+    same(found, fit)
+    np.testing.assert_allclose(found.df, fit.df, rtol=1e-6)
+    components = found.variance_components(), fit.variance_components()
+    np.testing.assert_allclose(*(table["std_error"] for table in components), rtol=1e-5, equal_nan=True)
+
+
 TRANSFORMS = [
     "y ~ center(x) + C(a, contr.sum) + bs(x, df=4) + C(a):x + c + (x | g)",
     "y ~ C(a, contr.treatment('v')) + cr(x, df=3) + scale(x) + (center(x) | g)",

@@ -150,6 +150,8 @@ def _parameters(result: Fit, arrays: dict[str, Array]) -> dict[str, Any]:
         return found
     arrays["cov_params"] = result.cov
     optimum = result.optimum
+    if optimum.restricted is not None:
+        arrays["restricted"] = optimum.restricted
     return found | {
         "criterion": result.criterion,
         "converged": bool(optimum.converged),
@@ -223,6 +225,7 @@ def _result(document: dict[str, Any], arrays: dict[str, Array], model_kind: type
         method=found["method"],
         message=found["message"],
         others=tuple((value, np.array(theta)) for value, theta in found["other_minima"]),
+        restricted=arrays.get("restricted"),
     )
     return restored(kind, model, document["reml"], estimates)
 

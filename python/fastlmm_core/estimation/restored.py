@@ -40,6 +40,8 @@ class Estimates(NamedTuple):
     method, message : str
     others : tuple of (criterion, theta)
         Other minima.
+    restricted : (k,) array or None
+        The parameters of restricted covariances; see `Optimum`.
     """
 
     factor: Array
@@ -51,6 +53,7 @@ class Estimates(NamedTuple):
     method: str
     message: str
     others: tuple[tuple[float, Array], ...]
+    restricted: Array | None = None
 
 
 def restored(kind: type[F], model: Model, reml: bool, found: Estimates) -> F:
@@ -75,6 +78,12 @@ def restored(kind: type[F], model: Model, reml: bool, found: Estimates) -> F:
     engine = problem.criterion()
     engine.reml = reml
     value, gradient, hessian = engine.evaluate(theta, 2)
+    if found.restricted is not None:
+        from ..covariance.effects.catalogue import blocks_of
+        from ..engines.restricted import RestrictedCriterion
+
+        criterion = RestrictedCriterion(engine, structure, blocks_of(structure), problem.z_map, problem.n)
+        value, gradient, hessian = criterion.evaluate(found.restricted, 2)
     assert gradient is not None
     assert hessian is not None
     offset = problem.offset(reml)
@@ -85,7 +94,8 @@ def restored(kind: type[F], model: Model, reml: bool, found: Estimates) -> F:
     optimum = Optimum(
         theta, factor, value, gradient, hessian, found.gradient_norm, found.converged, found.singular,
         found.n_evaluations, found.method, found.message,
-        _null_space(structure, factor) if found.singular else np.zeros((structure.q, 0)), (), others,
+        _null_space(structure, factor) if found.singular and found.restricted is None else np.zeros((structure.q, 0)),
+        (), others, found.restricted,
     )  # fmt: skip
     solution = Solution(*engine.solution()[:3])
     if engine.remainder < LOST:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from ..covariance.parameters import vech_positions
 from ..engines.protocol import Solution
 from ..errors import LMMError
 from ..support.checks import float_array, number_array
@@ -27,6 +28,9 @@ F = TypeVar("F", bound=Fit)
 
 FLAT = 1e-10
 """Pivot of Lambda, relative to its row, that counts as none."""
+
+MEMBER, STEPS = 1e-6, 100
+"""Difference from the correlations of a member up to which a matrix has a restricted structure; steps towards one."""
 
 
 def stated_fit(kind: type[F], model: Model, params: Array, factor: Array, sigma2: float, reml: bool = True) -> F:
@@ -54,6 +58,7 @@ def stated_fit(kind: type[F], model: Model, params: Array, factor: Array, sigma2
     _, r2, chol, _ = engine.solution()
     row = np.linalg.norm(factor, axis=1)
     k = structure.n_parameters
+    restricted = _restricted(structure, factor) if structure.restricted else None
     optimum = Optimum(
         theta=theta,
         factor=structure.factor(theta),
@@ -68,9 +73,39 @@ def stated_fit(kind: type[F], model: Model, params: Array, factor: Array, sigma2
         message="the parameters are stated",
         null_space=np.zeros((structure.q, 0)),
         trace=(),
+        restricted=restricted,
     )
     solution = Solution(conditioned_coefficients(model, params), r2, np.ascontiguousarray(chol))
     return kind(model, optimum, reml, solution, Stated(params, factor, sigma2))
+
+
+def _restricted(structure: CovarianceStructure, factor: Array) -> Array:
+    """The parameters of restricted covariances, by least squares from the nearest member; another G is refused."""
+    from ..covariance.effects.catalogue import blocks_of
+
+    blocks = blocks_of(structure)
+    relative = factor @ factor.T
+    sd = np.sqrt(np.where(relative.diagonal() > 0.0, relative.diagonal(), 1.0))
+    lower, upper = vech_positions(structure.q)
+    size = (sd[:, None] * sd)[lower, upper]
+
+    def off(x: Array) -> Array:
+        half = blocks.factor(x)
+        return np.asarray((relative - half @ half.T)[lower, upper] / size)
+
+    x = blocks.nearest(relative)
+    rest = off(x)
+    for _ in range(STEPS):
+        step = np.linalg.lstsq(blocks.directions(x, np.eye(structure.q)).T / size[:, None], rest, rcond=None)[0]
+        while not (better := rest @ rest > (other := off(x + step)) @ other) and np.abs(step).max() > FLAT:
+            step = 0.5 * step
+        if not better:
+            break
+        x, rest = x + step, other
+    if not np.abs(rest).max() <= MEMBER:
+        names = ", ".join(repr(block.structure) for block in structure.blocks)
+        raise LMMError(f"G is none of the structure {names}; state one that is")
+    return x
 
 
 def moved(fit: F, params: Any, G: Any, sigma2: Any, model: Model | None = None) -> F:
