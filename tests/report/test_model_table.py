@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import pytest
 
 import fastlmm_core as flc
 import fits
+import oracle
 
 
 @pytest.fixture(scope="module")
@@ -23,9 +26,7 @@ def cells(table):
     for line in table.as_markdown().splitlines():
         if not line.startswith("|") or "---" in line:
             continue
-        name, *row = [c.strip().replace("\\", "") for c in line.split(" | ")]
-        name = name.lstrip("| ")
-        row[-1] = row[-1].rstrip(" |")
+        name, *row = [c.strip().replace("\\", "") for c in re.split(r"(?<!\\)\|", line)[1:-1]]
         last, key = (name, name) if name else (last, f"{last}'")
         found[key] = row
     return found
@@ -138,3 +139,21 @@ def test_maketables(pair):
     summary = pair[1].summary(vcov="CR2")
     assert summary.__maketables_stat__("se_type") == "CR2, 18 clusters (Subject)"
     assert set(summary.__maketables_default_stat_keys__) <= set(summary.__maketables_stat_labels__)
+
+
+def test_structured_residuals():
+    data = pd.read_csv(oracle.REFERENCE / "data" / "fev_full.csv")
+    us = flc.lmm("FEV1 ~ ARMCD * AVISIT", data, residual="us(AVISIT | USUBJID)").fit()
+    ar1 = flc.lmm("FEV1 ~ ARMCD * AVISIT", data, residual="ar1(AVISIT | USUBJID)").fit()
+    table = flc.table(us, ar1, vcov="CR2")
+    found = cells(table)
+    assert found["Residuals"] == ["us(AVISIT | USUBJID)", "ar1(AVISIT | USUBJID)"]
+    # ten variances and covariances are not for a table of models
+    assert "Residual SD" not in found and [name for name in found if "rho" in name]
+    rho = next(row for name, row in found.items() if "rho" in name)
+    own = ar1.residual_parameters().set_index("term").estimate
+    assert rho == ["", f"{own[own.index.str.contains('rho')].iloc[0]:.4g}"]
+    text, other = us.report(), ar1.report()
+    assert "and residuals of the structure us(AVISIT | USUBJID)" in text and "that of the residual" not in text
+    assert "Parameters of the residuals were" in other and "Parameters of the residuals were" not in text
+    assert "for ARMCD[T.TRT], SE" in text

@@ -15,6 +15,7 @@ from ..errors import LMMError
 from ..estimation.fit import Fit
 from ..inference.imputation.pool import PooledResult
 from ..inference.options import Ddf, Information, Vcov
+from ..inference.residual_parameters import residual_parameters
 from ..inference.sandwich import sandwich
 from ..inference.wald_test import method
 from ..support.arguments import checked
@@ -30,8 +31,12 @@ Style = Literal["std_error", "interval", "statistic", "p_value"]
 
 _RESIDUAL = "Residual SD"
 
+_FEW = 4
+"""Parameters of structured residuals up to which they are shown."""
+
 _FACTS = (
     "Response",
+    "Residuals",
     "Estimation",
     "Imputations",
     "Observations",
@@ -312,8 +317,14 @@ def _column(result: Fit, level: float, options: tuple[Any, ...]) -> _Column:
             f"SD {effects[element.i]}" if element.i == element.j else f"Cor {effects[element.i]}, {effects[element.j]}"
         )
         components[f"{element.term}: {what}"] = value
-    components[_RESIDUAL] = float(result.sigma)
+    residual = model.design.residual
+    if residual is None:
+        components[_RESIDUAL] = float(result.sigma)
+    else:
+        own = residual_parameters(result)
+        components |= dict(zip(own.names, own.estimate.tolist(), strict=True)) if len(own.names) <= _FEW else {}
     facts = {"Response": model.response_name, "Estimation": _estimation(result)}
+    facts |= {} if residual is None else {"Residuals": residual.term}
     facts |= _sizes(result) | _explained(result)
     if result.stated is None:
         facts |= {"AIC": f"{result.aic:.1f}", "BIC": f"{result.bic:.1f}", "Log-likelihood": f"{result.llf:.1f}"}
@@ -344,11 +355,11 @@ def _sizes(result: Fit) -> dict[str, str]:
 
 def _explained(result: Fit) -> dict[str, str]:
     """Intraclass correlations and R^2, where they are defined."""
-    try:
-        shares, explained = icc(result), r2(result)
-    except LMMError:
-        return {}
-    named = {f"ICC ({name})": s for name, s in shares.items()} if isinstance(shares, dict) else {"ICC": shares}
+    named: dict[str, float] = {}
+    if result.model.structure.q:
+        shares = icc(result)
+        named = {f"ICC ({name})": s for name, s in shares.items()} if isinstance(shares, dict) else {"ICC": shares}
+    explained = r2(result)
     values = named | {f"R2 {kind}": value for kind, value in explained.items()}
     return {name: f"{value:.3f}" for name, value in values.items()}
 

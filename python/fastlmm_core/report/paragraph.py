@@ -13,6 +13,7 @@ from ..diagnostics.marginal import icc, r2
 from ..errors import LMMError
 from ..formula.coding import fixed_terms
 from ..inference.anova import AnovaTable, anova
+from ..inference.residual_parameters import residual_parameters
 from ..inference.wald import coefficient_intervals
 from ..inference.wald_test import method
 from ..support.text_tables import degrees_cell, estimate_cells, statistic_cell
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
     from ..inference.sandwich import Sandwich
 
 __all__ = ["paragraph"]
+
+_FEW = 4
+"""Parameters of structured residuals up to which they are told."""
 
 
 def paragraph(result: Fit, level: float, ddf: str, information: str, robust: Sandwich | None) -> str:
@@ -60,6 +64,9 @@ def _design(result: Fit) -> Iterator[str]:
         effects = [_effect(name) for name in model.exog_re_names[block.start : block.stop]]
         apart = "" if len(effects) == 1 else ", correlated" if block.correlated else ", independent"
         random.append(f"random effects of {term} ({_listed(effects)}{apart})")
+    residual = model.design.residual
+    if residual is not None:
+        random.append(f"residuals of the structure {residual.term}")
     yield f"{model.response_name} was analysed by a linear mixed model with {_listed([fixed, *random])}."
     groups = _listed([f"{count} levels of {name}" for name, count in result.n_groups.items()])
     sentence = (
@@ -106,7 +113,8 @@ def _estimates(result: Fit, level: float, ddf: str, information: str, robust: Sa
     for term in terms:
         if term.name in several or np.isnan(numbers["estimate"][term.columns[0]]):
             continue
-        shown.append(_t({key: float(values[term.columns[0]]) for key, values in numbers.items()}, term.name, level))
+        j = term.columns[0]
+        shown.append(_t({key: float(values[j]) for key, values in numbers.items()}, result.model.exog_names[j], level))
     if shown:
         yield f"The estimate{'s were' if len(shown) > 1 else ' was'} {_listed(shown, '; ')}."
 
@@ -154,21 +162,26 @@ def _variances(result: Fit) -> Iterator[str]:
         if pairs:
             text += f" with correlation{'s' * (len(pairs) > 1)} {_listed(pairs)}"
         parts.append(text)
-    residual = f"that of the residual was {result.sigma:.4g}"
+    structured = model.design.residual is not None
+    residual = "" if structured else f"; that of the residual was {result.sigma:.4g}"
     if parts:
         many = len(model.exog_re_names) > 1
         verb = "s of the random effects were" if many else " of the random effect was"
-        yield f"The standard deviation{verb} {_listed(parts)}; {residual}."
-    try:
-        explained, shares = r2(result), icc(result)
-    except LMMError:
+        yield f"The standard deviation{verb} {_listed(parts)}{residual}."
+    if structured:
+        found = residual_parameters(result)
+        if len(found.names) <= _FEW:
+            values = zip(found.names, found.estimate.tolist(), strict=True)
+            yield f"Parameters of the residuals were {_listed([f'{value:.4g} ({name})' for name, value in values])}."
+    explained = r2(result)
+    said = f"Marginal R² was {_share(explained['marginal'])}, conditional R² {_share(explained['conditional'])}"
+    if not model.structure.q:
+        yield f"R² was {_share(explained['marginal'])}."
         return
+    shares = icc(result)
     named = shares if isinstance(shares, dict) else {"": shares}
     correlation = _listed([_share(s) + (f" ({name})" if name else "") for name, s in named.items()])
-    yield (
-        f"Marginal R² was {_share(explained['marginal'])}, conditional R² {_share(explained['conditional'])}; the "
-        f"intraclass correlation was {correlation}."
-    )
+    yield f"{said}; the intraclass correlation was {correlation}."
 
 
 # ---- words ---------------------------------------------------------------------------------------

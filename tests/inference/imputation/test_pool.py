@@ -223,6 +223,9 @@ def test_what_is_refused(fits):
         flc.pool(fits[:1])
     with pytest.raises(flc.LMMError, match="another coefficients than"):
         flc.pool([*fits, other])
+    whole = flc.lmm("angle ~ recipe * temperature + (1 | replicate)", flc.datasets.load("cake")).fit()
+    with pytest.raises(flc.LMMError, match="another random part"):
+        flc.pool([*fits, whole])
     with pytest.raises(flc.LMMError, match="another criterion"):
         flc.pool([*fits, fits[0].model.fit(reml=False)])
     with pytest.raises(flc.LMMError, match="type 'int', not a fit"):

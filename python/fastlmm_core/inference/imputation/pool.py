@@ -286,6 +286,11 @@ def _wald(imputed: Imputed, L: Array, right: Array, names: tuple[str, ...]) -> W
     )  # fmt: skip
 
 
+def _residual(fit: Fit) -> str:
+    residual = fit.model.design.residual
+    return "independent" if residual is None else residual.term
+
+
 @checked
 def pool(
     results: Sequence[Any],
@@ -341,6 +346,8 @@ def pool(
             raise LMMError(f"results[{k}] is of type {type(fit).__name__!r}, not a fit: give results of fit()")
         for what, first, own in (
             ("coefficients", fits[0].model.exog_names, fit.model.exog_names),
+            ("random part", fits[0].model.term_names, fit.model.term_names),
+            ("residual structure", _residual(fits[0]), _residual(fit)),
             ("number of rows", fits[0].nobs, fit.nobs),
             ("criterion (REML or ML)", fits[0].reml, fit.reml),
         ):
