@@ -13,12 +13,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from .errors import LMMError
-from .model import LinearMixedModel, lmm, load
+from .model import LinearMixedModel, lmm, load, mmrm
 
 if TYPE_CHECKING:
     from . import datasets, plots
     from .design.terms import RandomTerm
     from .formula.group_means import between, group_mean, within
+    from .formula.residual_arrays import Residual
     from .inference.imputation.pool import pool
     from .inference.likelihood_ratio.compare import compare
     from .inference.likelihood_ratio.random_effects import random_effect_test
@@ -33,6 +34,7 @@ __all__ = [
     "LMMResult",
     "LinearMixedModel",
     "RandomTerm",
+    "Residual",
     "__version__",
     "assume",
     "between",
@@ -41,6 +43,7 @@ __all__ = [
     "group_mean",
     "lmm",
     "load",
+    "mmrm",
     "plots",
     "pool",
     "power",
@@ -53,6 +56,7 @@ __all__ = [
 _LAZY = {
     "LMMResult": ".result",
     "RandomTerm": ".design.terms",
+    "Residual": ".formula.residual_arrays",
     "assume": ".planning.assumed",
     "between": ".formula.group_means",
     "compare": ".inference.likelihood_ratio.compare",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import lru_cache, partial
 from os import PathLike
 from typing import TYPE_CHECKING, Any, Literal, Self
@@ -24,10 +25,12 @@ from .tables.alignment import index_of, shared_index
 
 if TYPE_CHECKING:
     from .batch_result import BatchResult
+    from .design.residual import ResidualPart
+    from .formula.residual_arrays import Residual
     from .formula.specification import ModelData
     from .result import LMMResult
 
-__all__ = ["LinearMixedModel", "design_of", "lmm", "load"]
+__all__ = ["LinearMixedModel", "design_of", "lmm", "load", "mmrm"]
 
 Array = NDArray[np.float64]
 
@@ -61,6 +64,9 @@ class LinearMixedModel(Model):
         Names of the columns of X and Z.
     group_name : str
         Name of the grouping factor.
+    residual : Residual, optional
+        How the residuals of a subject vary together; without `Z`, `groups` and `terms` there are then no random
+        effects.
     design : Design, optional
         Instead of all the others but `y`: the design of a model made before (``model.design``).
 
@@ -72,6 +78,8 @@ class LinearMixedModel(Model):
     LMMError
         For input that cannot be fitted; the message names the argument, the place and the remedy.
     """
+
+    fallback: tuple[LinearMixedModel, ...] = ()
 
     if not TYPE_CHECKING:
 
@@ -94,6 +102,7 @@ class LinearMixedModel(Model):
         exog_names: Sequence[str] | None = None,
         exog_re_names: Sequence[str] | None = None,
         group_name: str = "group",
+        residual: Residual | Any = None,
         design: Design | None = None,
     ) -> None:
         if design is not None:
@@ -106,7 +115,10 @@ class LinearMixedModel(Model):
         n = _count(X, Z, groups, terms) if response is None else len(response)
         index = _index_of_all(y, X, Z, groups, weights, offset, terms) if "pandas" in sys.modules else None
         fixed = np.ones((n, 1)) if X is None else float_array(X, "X", 2)
-        if terms is None:
+        structured = _residual_of(residual, n)
+        if structured is not None and Z is None and groups is None and terms is None:
+            part = no_random_part(structured.subject, n)
+        elif terms is None:
             part = _one_term(n, Z, groups, structure, exog_re_names, group_name)
         elif Z is not None or groups is not None:
             raise LMMError("terms and Z, groups exclude each other: give the random effects in one way")
@@ -120,6 +132,7 @@ class LinearMixedModel(Model):
                 None if weights is None else float_array(weights, "weights", 1),
                 None if offset is None else float_array(offset, "offset", 1),
                 index=index,
+                residual=structured,
             ),
             response,
         )
@@ -167,7 +180,17 @@ class LinearMixedModel(Model):
         """
         from .result import LMMResult
 
-        return estimate(LMMResult, self, reml, method, start, options)
+        found = estimate(LMMResult, self, reml, method, start, options)
+        tried: list[str] = []
+        for other in self.fallback:
+            if found.converged:
+                break
+            assert found.model.design.residual is not None
+            tried.append(f"{found.model.design.residual.term}: {found.optimum.message}")
+            found = estimate(LMMResult, other, reml, method, None, options)
+            message = f"{found.optimum.message}, after {'; '.join(tried)}"
+            found = replace(found, optimum=found.optimum._replace(message=message))
+        return found
 
     def fit_many(
         self, Y: Any, reml: bool = True, n_jobs: int | None = None, progress: bool | None = None, memory: float = 64.0
@@ -279,6 +302,20 @@ def _count(X: Any, Z: Any, groups: Any, terms: Any) -> int:
     return len(plain_array(first, "X"))
 
 
+def _residual_of(residual: Any, n: int) -> ResidualPart | None:
+    """The residual part that a caller gave as `Residual`."""
+    if residual is None:
+        return None
+    from .formula.residual_arrays import Residual
+
+    if not isinstance(residual, Residual):
+        raise LMMError(
+            f"residual is of type {type(residual).__name__!r}; give Residual(name, subject, time), or use lmm() for a "
+            "structure written as text"
+        )
+    return residual.bind(n)
+
+
 def _after_fit(name: str) -> str:
     """What to say of an attribute that a result has, where the model was not fitted."""
     from .result import LMMResult
@@ -337,6 +374,8 @@ def lmm(
     weights: Any = None,
     offset: Any = None,
     residual: str | None = None,
+    variance: str | None = None,
+    fallback: Sequence[str] | None = None,
     missing: Literal["drop", "raise"] = "drop",
 ) -> LinearMixedModel:
     """A linear mixed model from a formula and a table.
@@ -351,8 +390,15 @@ def lmm(
         Column name or values: residual variance sigma^2 / weights, known part of the mean.
     residual : str, optional
         How the residuals of a subject vary together: ``"us(visit | id)"``, ``"ar1(week | id, by=arm)"``; independent by
-        default.  Structures of visits are id, diag, us, cs, csh, ar1, ar1h, ad, adh, toep and toeph.  With it a formula
+        default.  Over visits id, diag, us, cs, csh, ar1, ar1h, ad, adh, toep, toeph, arma, ``fa(visit | id, q=1)``; for
+        several responses ``us@cs(response, visit | id)``; over coordinates car1, sp_exp, sp_gau, sp_power, matern,
+        matern52, ratio and spher, with ``nugget=True`` where rows have variance of their own.  With it a formula
         without bars is a complete model.
+    variance : str, optional
+        Standard deviations of the residuals by covariates: a formula for their logarithms, ``"~ 0 + arm"``, or a
+        function of a column, ``"power(x)"``, ``"exp(x, by=arm)"``, constpower or constprop.
+    fallback : sequence of str, optional
+        Names of structures to take for that of `residual`, in this order, where a fit is not certified.
     missing : {"drop", "raise"}
         What to do with rows with missing values: leave out and count them, or refuse.
 
@@ -365,10 +411,71 @@ def lmm(
     LMMError
         For input that cannot be fitted; the message names the argument, the place and the remedy.
     """
+    from .formula.residual import other_structures
     from .formula.specification import model_data
 
-    found = model_data(formula, data, weights=weights, offset=offset, residual=residual, missing=missing)
-    return LinearMixedModel(found.y, design=design_of(found, data))
+    found = model_data(
+        formula, data, weights=weights, offset=offset, residual=residual, variance=variance, missing=missing
+    )
+    model = LinearMixedModel(found.y, design=design_of(found, data))
+    if fallback:
+        if residual is None:
+            raise LMMError("fallback names structures for that of residual=: give it too")
+        model.fallback = tuple(
+            lmm(formula, data, weights=weights, offset=offset, residual=text, variance=variance, missing=missing)
+            for text in other_structures(residual, fallback)
+        )
+    return model
+
+
+@checked
+def mmrm(
+    formula: str,
+    data: Any,
+    *,
+    weights: Any = None,
+    offset: Any = None,
+    variance: str | None = None,
+    fallback: Sequence[str] | None = None,
+    missing: Literal["drop", "raise"] = "drop",
+) -> LinearMixedModel:
+    """A mixed model for repeated measures: R's mmrm formulas word for word.
+
+    The structure of the residuals stands among the fixed effects, ``"y ~ arm * visit + us(visit | id)"``; with
+    parameters of their own for groups of subjects ``us(visit | arm / id)``.  This is `lmm` with that term as
+    ``residual=``.
+
+    Parameters
+    ----------
+    formula : str
+    data : pandas.DataFrame, polars.DataFrame, pyarrow.Table or dict of arrays
+    weights, offset, variance, fallback, missing
+        See `lmm`.
+
+    Returns
+    -------
+    LinearMixedModel
+
+    Raises
+    ------
+    LMMError
+        For a formula without a structure or with several, and as `lmm`.
+
+    Examples
+    --------
+    >>> import fastlmm_core as flc
+    >>> data = flc.datasets.load("fev")
+    >>> fit = flc.mmrm("FEV1 ~ RACE + SEX + ARMCD * AVISIT + us(AVISIT | USUBJID)", data).fit()
+    >>> round(fit.criterion, 4)
+    3386.4499
+    """
+    from .formula.residual import split_mmrm
+
+    rest, residual = split_mmrm(formula)
+    return lmm(
+        rest, data, weights=weights, offset=offset, residual=residual, variance=variance, fallback=fallback,
+        missing=missing,
+    )  # fmt: skip
 
 
 @checked

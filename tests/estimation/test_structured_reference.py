@@ -137,3 +137,27 @@ def test_random_intercept_with_autoregression_is_that_of_nlme(reml):
     labels = [str(label) for label in fit.group_labels]
     effects = [fit.blups[0][labels.index(mare), 0] for mare in known["ranef"]["values"]]
     np.testing.assert_allclose(effects, np.ravel(list(known["ranef"]["values"].values())), rtol=1e-5)
+
+
+ROBUST = {"Empirical": "CR0", "Empirical-Bias-Reduced": "CR2", "Empirical-Jackknife": "CR3"}
+
+
+@pytest.mark.parametrize("name", STRUCTURES)
+@pytest.mark.parametrize("kind", ROBUST)
+def test_robust_covariances_are_those_of_mmrm(name, kind):
+    known = STRUCTURES[name]
+    fit = fitted(*split_mmrm(known["formula"]))
+    for i, coefficient in enumerate(fit.model.exog_names):
+        test = fit.test(f"`{coefficient}` = 0" if " " in coefficient else coefficient, vcov=ROBUST[kind])
+        assert test.std_error[0] == pytest.approx(known[kind]["se"][i], rel=1e-6)
+        assert test.row_df[0] == pytest.approx(known[kind]["df"][i], rel=1e-5)
+
+
+@pytest.mark.parametrize("name", SAS["treatment"])
+def test_robust_and_between_within_are_those_of_sas(name):
+    known = SAS["treatment"][name]
+    tolerance = 1e-4 if name == "us" else 2e-6  # of its optimum
+    for weights, key in ((None, "cr0_cov"), ("WEIGHT", "cr0_cov_weighted")):
+        fit = fitted("FEV1 ~ ARMCD", f"{name}(AVISIT | USUBJID)", True, weights)
+        np.testing.assert_allclose(fit.cov_params(vcov="CR0"), known[key], rtol=tolerance)
+    assert fit.test("ARMCD[T.TRT] = 0", ddf="between-within").row_df[0] == known["df_between_within"]

@@ -225,6 +225,28 @@ _DESCRIPTIONS: dict[str, Description] = {
             source="R package lme4, data set Penicillin",
             citation=_DAVIES,
         ),
+        Description(
+            name="fev",
+            title="Lung function of 200 patients at four visits of a simulated trial, with visits missed.",
+            n_rows=800,
+            columns={
+                "USUBJID": Column("label", "patient"),
+                "AVISIT": Column("label", "visit, VIS1 to VIS4"),
+                "ARMCD": Column("label", "PBO (placebo) or TRT (treatment)"),
+                "RACE": Column("label", "three groups"),
+                "SEX": Column("label", "Female or Male"),
+                "FEV1_BL": Column(
+                    "number", "forced expired volume in one second at baseline, of the expected one", "%"
+                ),
+                "FEV1": Column("number", "the same at the visit; missing where the visit was missed", "%"),
+                "WEIGHT": Column("number", "weight of the observation"),
+                "VISITN": Column("integer", "number of the visit"),
+                "VISITN2": Column("number", "another coordinate of the visit, at random"),
+            },
+            formula="FEV1 ~ RACE + SEX + ARMCD * AVISIT + us(AVISIT | USUBJID)",
+            source="R package mmrm 0.3.18, data set fev_data (Apache License 2.0, openpharma), unchanged",
+            citation="D. Sabanes Bove et al., mmrm: Mixed Models for Repeated Measures, R package (2022-2025)",
+        ),
     )
 }
 

@@ -1,7 +1,7 @@
 """Residual structures as users write them: ``us(visit | id)``, ``ar1(week | id, by=arm)``, ``us(visit | arm / id)``.
 
 `parse_residual` reads the text, `bind_residual` brings it together with columns: which subject a row belongs to, and
-its position among the visits.
+its position among the visits, or its coordinates.
 """
 
 from __future__ import annotations
@@ -15,24 +15,38 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..covariance.residual.catalogue import of_positions, position_names
+from ..covariance.residual.catalogue import (
+    coordinate_names,
+    factor_analytic,
+    of_coordinates,
+    of_positions,
+    of_responses,
+    position_names,
+)
+from ..covariance.residual.structure import ResidualStructure
 from ..design.grouping import Codes
 from ..design.residual import ResidualPart, residual_part
 from ..errors import LMMError
 from ..support.arguments import near
 from ..tables.columns import Column
-from .matrices import factor_codes
+from .matrices import factor_codes, floats
 
-__all__ = ["ParsedResidual", "bind_residual", "parse_residual", "split_mmrm"]
+__all__ = ["ParsedResidual", "bind_residual", "other_structures", "parse_residual", "refuse_unknown", "split_mmrm"]
 
 _COLUMN = r"(?:`[^`]+`|[^\W\d][\w.]*)"
 _CALL = re.compile(r"\s*([^\W\d][\w@]*)\s*\(\s*(.*?)\s*\|\s*(.*?)\s*\)\s*", re.DOTALL)
-_SUBJECT = re.compile(rf"(?:({_COLUMN})\s*/\s*)?({_COLUMN}(?:\s*:\s*{_COLUMN})*)(?:\s*,\s*by\s*=\s*({_COLUMN}))?")
+_SUBJECT = re.compile(
+    rf"(?:({_COLUMN})\s*/\s*)?({_COLUMN}(?:\s*:\s*{_COLUMN})*)((?:\s*,\s*\w+\s*=\s*(?:{_COLUMN}|\d+))*)"
+)
+_OPTION = re.compile(rf"\s*(\w+)\s*=\s*({_COLUMN}|\d+)\s*")
 
-BY_LAG = ("ar1",)
+SUBJECTS, ROWS = 500, 200
+"""Subjects, and rows of each, from which distances are taken."""
+
+BY_LAG = ("ar1", "arma", "us@ar1")
 """Structures of lags, for which integers are times and positions without rows count."""
 
-EVENLY = ("ar1h", "toep", "toeph")
+EVENLY = ("ar1h", "toep", "toeph", "us@toep")
 """Structures of lags with parameters of their own for each position or lag: every position has to be observed."""
 
 
@@ -51,13 +65,19 @@ class ParsedResidual:
         The column of the subjects, or those whose combinations they are.
     by : str or None
         Column of the groups with parameters of their own.
+    factors : int
+        Of the structure fa.
+    nugget : bool
+        Whether a structure of distances has a share of the variance that no two rows have in common.
     """
 
     text: str
     name: str
     time: tuple[str, ...]
     subject: tuple[str, ...]
-    by: str | None
+    by: str | None = None
+    factors: int = 1
+    nugget: bool = False
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -81,25 +101,47 @@ def parse_residual(text: str) -> ParsedResidual:
             f"residual={text!r} cannot be read; write the structure, the column of the visits and that of the "
             "subjects, e.g. 'us(visit | id)' or 'ar1(week | id, by=arm)'"
         )
-    _known(found[1])
+    refuse_unknown(found[1])
     time = tuple(_bare(part) for part in found[2].split(","))
     for name in time:
         if not re.fullmatch(r"[^`(){}+*]+", name):
             raise LMMError(f"residual={text!r}: {name!r} is no column; make a column of what has to be computed")
-    by = right[1] or right[3]
-    if right[1] and right[3]:
-        raise LMMError(f"residual={text!r} names two groups of subjects; write either 'arm / id' or by=arm")
-    subject = tuple(_bare(part) for part in right[2].split(":"))
-    return ParsedResidual(text.strip(), found[1], time, subject, None if by is None else _bare(by))
+    options = {"by": right[1]} if right[1] else {}
+    for key, value in _OPTION.findall(right[3]):
+        if key in options:
+            raise LMMError(f"residual={text!r} gives {key} twice; write it once, as 'arm / id' or by=arm")
+        if key not in ("by", "q", "nugget"):
+            raise LMMError(f"residual={text!r}: {key}= is unknown; {near(key, ('by', 'q', 'nugget'))}")
+        options[key] = value
+    if "nugget" in options and options["nugget"] not in ("True", "False"):
+        raise LMMError(f"residual={text!r}: nugget is True or False, not {options['nugget']}")
+    if "q" in options and not options["q"].isdigit():
+        raise LMMError(f"residual={text!r}: q is a number of factors, not {options['q']}")
+    return ParsedResidual(
+        text.strip(),
+        found[1],
+        time,
+        tuple(_bare(part) for part in right[2].split(":")),
+        _bare(options["by"]) if "by" in options else None,
+        int(options.get("q", "1")),
+        options.get("nugget") == "True",
+    )
 
 
 def _bare(text: str) -> str:
     return text.strip().strip("`")
 
 
-def _known(name: str) -> None:
-    if name not in position_names():
-        raise LMMError(f"residual: there is no structure {name!r}; {near(name, position_names())}")
+def refuse_unknown(name: str) -> None:
+    """Refuse a name that no structure has."""
+    known = structure_names()
+    if name not in known and not name.startswith("us@"):
+        raise LMMError(f"residual: there is no structure {name!r}; {near(name, known)}")
+
+
+def structure_names() -> tuple[str, ...]:
+    """All names of structures but products."""
+    return (*position_names(), "fa", *coordinate_names())
 
 
 def bind_residual(
@@ -127,13 +169,53 @@ def bind_residual(
     if by is not None:
         found, names = by.codes(rows)
         strata = Codes(parsed.by or "by", found.astype(np.int64, copy=False), 0, len(names), names)
+    structure, where, names_of = _placed(parsed, time, subjects, rows)
+    return residual_part(structure, parsed.text, subjects, where, names_of, " and ".join(parsed.time), strata)
+
+
+def _placed(
+    parsed: ParsedResidual, time: Sequence[Column], subjects: Codes, rows: Any
+) -> tuple[ResidualStructure, NDArray[Any], list[str]]:
+    """The structure, where its rows stand, and the labels of positions."""
+    name = parsed.name
+    where: NDArray[Any]
+    if name in coordinate_names():
+        where = np.column_stack([floats(column, rows) for column in time])
+        if name in ("car1", "sp_power") and len(time) > 1:
+            raise LMMError(f"residual={parsed.text!r}: {name} takes one column of times; use sp_exp for several")
+        near_by, far = _distances(where, np.asarray(subjects.codes))
+        return of_coordinates(name, near_by, far, nugget=parsed.nugget), where, []
+    if parsed.nugget:
+        raise LMMError(f"residual={parsed.text!r}: nugget= is for structures of distances, such as sp_exp")
+    if name.startswith("us@"):
+        if len(time) != 2:
+            raise LMMError(f"residual={parsed.text!r}: write the column of the responses and that of the visits")
+        codes, responses = time[0].codes(rows)
+        where, labels = _positions(parsed, time[1], rows)
+        product = of_responses(name[3:], [str(label) for label in responses.tolist()], len(labels))
+        return product, codes.astype(np.intp) * len(labels) + where, labels
     if len(time) > 1:
         raise LMMError(
-            f"residual={parsed.text!r}: {parsed.name} takes one column of visits, not {len(time)}; leave the others out"
+            f"residual={parsed.text!r}: {name} takes one column of visits, not {len(time)}; leave the others out"
         )
-    where, positions = _positions(parsed, time[0], rows)
-    structure = of_positions(parsed.name, len(positions))
-    return residual_part(structure, parsed.text, subjects, where, positions, parsed.time[0], strata)
+    where, labels = _positions(parsed, time[0], rows)
+    if name == "fa":
+        return factor_analytic(len(labels), parsed.factors), where, labels
+    return of_positions(name, len(labels)), where, labels
+
+
+def _distances(where: NDArray[np.float64], subjects: NDArray[Any]) -> tuple[float, float]:
+    """Smallest and largest distance of rows of a subject, from some of them."""
+    order = np.argsort(subjects, kind="stable")
+    starts = np.flatnonzero(np.append(True, np.diff(subjects[order]) != 0))
+    least, most = np.inf, 0.0
+    for mine in np.split(order, starts[1:])[:SUBJECTS]:
+        part = where[mine[:ROWS]]
+        apart = np.sqrt(((part[:, None] - part) ** 2).sum(axis=2))[np.triu_indices(len(part), 1)]
+        apart = apart[apart > 0.0]
+        if len(apart):
+            least, most = min(least, float(apart.min())), max(most, float(apart.max()))
+    return (least, most) if most > 0.0 else (1.0, 1.0)
 
 
 def _positions(parsed: ParsedResidual, column: Column, rows: Any) -> tuple[NDArray[np.intp], list[str]]:
@@ -187,7 +269,7 @@ def split_mmrm(formula: str) -> tuple[str, str]:
     """
     found = []
     for call in re.finditer(r"(?<![\w.])([^\W\d][\w@]*)\s*\(", formula):
-        if call[1] not in position_names():
+        if call[1] not in structure_names() and not call[1].startswith("us@"):
             continue
         depth, at = 1, call.end()
         while at < len(formula) and depth:
@@ -209,3 +291,18 @@ def split_mmrm(formula: str) -> tuple[str, str]:
     else:
         raise LMMError(f"The term {term} of the formula must stand by itself; join it to the other terms with '+'")
     return f"{before} {after}".strip(), term
+
+
+def other_structures(text: str, names: Sequence[str]) -> tuple[str, ...]:
+    """A residual structure with other names in the place of its own; names of its own are left out.
+
+    Raises
+    ------
+    LMMError
+        For unknown names.
+    """
+    parsed = parse_residual(text)
+    for name in names:
+        refuse_unknown(name)
+    start = text.index(parsed.name)
+    return tuple(text[:start] + name + text[start + len(parsed.name) :] for name in names if name != parsed.name)

@@ -32,6 +32,7 @@ from .matrices import (
 )
 from .residual import bind_residual, parse_residual
 from .syntax import C_OF_COLUMN, Parsed, Side, capital, parse, self_products
+from .variance import ParsedVariance, bind_variance, parse_variance
 
 __all__ = ["FormulaSpec", "ModelData", "Numbers", "RandomTermData", "model_data"]
 
@@ -232,6 +233,7 @@ def model_data(
     weights: Any = None,
     offset: Any = None,
     residual: str | None = None,
+    variance: str | None = None,
     missing: Literal["drop", "raise"] = "drop",
     optional: bool = False,
 ) -> ModelData:
@@ -249,6 +251,8 @@ def model_data(
         The name of a column, or the values.
     residual : str, optional
         Structure of the residuals of a subject, e.g. ``"us(visit | id)"``; a formula without bars is then complete.
+    variance : str, optional
+        Standard deviations of the residuals by covariates, e.g. ``"power(x)"`` or ``"~ 0 + arm"``.
     missing : {"drop", "raise"}
         Whether rows with a missing value in a used column are left out and counted, or refused.
     optional : bool
@@ -273,7 +277,8 @@ def model_data(
         raise LMMError(f"`formula` must be a string such as 'y ~ x + (x | g)', not {type(text).__name__!r}.")
     parsed = parse(formula)
     bound = None if residual is None else parse_residual(residual)
-    if not parsed.bars and bound is None:
+    varied = None if variance is None else parse_variance(variance)
+    if not parsed.bars and bound is None and varied is None:
         raise LMMError(
             f"The formula {formula!r} has no random-effects term; add one such as (1 | g), where g is the column that "
             "holds the groups."
@@ -291,6 +296,8 @@ def model_data(
             used[name] = table.column(name, bar.where)
     for name in () if bound is None else bound.columns:
         used[name] = table.column(name, "`residual`").settle()
+    for name in () if varied is None else (*varied.columns, *_needed_by(varied, table)):
+        used[name] = table.column(name, "`variance`").settle()
     extra = {
         argument: argument_column(argument, given, table)
         for argument, given in (("weights", weights), ("offset", offset))
@@ -319,6 +326,12 @@ def model_data(
             f"`weights` must be positive, which they are not at {first_rows(at if rows is None else rows[at])}. Drop "
             "the rows that are to have no weight."
         )
+    part = None
+    if bound is not None:
+        by = None if bound.by is None else used[bound.by]
+        part = bind_residual(bound, [used[n] for n in bound.time], [used[n] for n in bound.subject], by, rows)
+    if varied is not None:
+        part = bind_variance(varied, part, lambda side: evaluate(side, table, rows, parts), used, rows, len(x.matrix))
     spec = FormulaSpec(
         formula,
         table.library,
@@ -340,11 +353,13 @@ def model_data(
         kept=rows,
         spec=spec,
         index=table.index,
-        residual=None if bound is None else bind_residual(
-            bound, [used[name] for name in bound.time], [used[name] for name in bound.subject],
-            None if bound.by is None else used[bound.by], rows,
-        ),
-    )  # fmt: skip
+        residual=part,
+    )
+
+
+def _needed_by(varied: ParsedVariance, table: Table) -> list[str]:
+    """Columns that the formula of a variance function uses."""
+    return [] if varied.side is None else needed_columns(varied.side, table)
 
 
 def _absent(response: Side, table: Table) -> bool:

@@ -19,7 +19,18 @@ from ..covariance.effects.names import EFFECTS, named
 from ..errors import LMMError
 from ..support.words import function
 
-__all__ = ["C_OF_COLUMN", "Bar", "Parsed", "Side", "capital", "first_line", "parse", "sum_of_truths", "terms_of"]
+__all__ = [
+    "C_OF_COLUMN",
+    "Bar",
+    "Parsed",
+    "Side",
+    "capital",
+    "first_line",
+    "parse",
+    "side_of",
+    "sum_of_truths",
+    "terms_of",
+]
 
 Plan = tuple[tuple[str, ...], ...]  # per matrix column the data columns whose product it is; () is the intercept
 
@@ -110,7 +121,7 @@ def parse(formula: str) -> Parsed:
     fixed = (fixed + right[end:]).strip()
     if any(char == "|" for _, char, _ in _marks(fixed)):
         raise LMMError(f"A bar in the formula {formula!r} stands outside parentheses; write it as (1 | g).")
-    return Parsed(_side(left, "the response", False), _side(fixed or "1", "the fixed part"), tuple(bars))
+    return Parsed(side_of(left, "the response", False), side_of(fixed or "1", "the fixed part"), tuple(bars))
 
 
 _CALL = re.compile(rf"(?<![\w.`])({'|'.join(EFFECTS)})\s*\(")
@@ -234,7 +245,7 @@ def _bars(inside: str, structure: str | None = None) -> list[Bar]:
             f"{capital(where)} of the formula has nothing to the {'right' if left else 'left'} of its bar; write "
             "e.g. (1 | g) for a random intercept per level of g."
         )
-    side = _side(left, where)
+    side = side_of(left, where)
     path: tuple[str, ...] = ()
     bars = []
     for level in _split(_unwrap(right), "/"):
@@ -251,7 +262,7 @@ def _bars(inside: str, structure: str | None = None) -> list[Bar]:
     return bars
 
 
-def _side(text: str, where: str, intercept: bool = True) -> Side:
+def side_of(text: str, where: str, intercept: bool = True) -> Side:
     """Read one part; sums of names need no parser."""
     plain = _PLAIN_SUM.fullmatch(text)
     if plain and (plain["names"] or plain["intercept"] == text) and (intercept or re.fullmatch(_NAME, text)):

@@ -68,6 +68,11 @@ def read_table(path: str | Path) -> Any:
         raise LMMError(f"the file {str(path)!r} cannot be read: {error.strerror or error}") from error
 
 
+def _known(cells: Any, kind: str) -> Any:
+    """Cells with NaN for what stands for a missing number."""
+    return ["nan" if cell in MISSING else cell for cell in cells] if kind == "number" else cells
+
+
 def parse_csv(
     text: str, kinds: Mapping[str, Kind] | None = None, title: str = "the CSV text"
 ) -> dict[str, NDArray[Any]]:
@@ -116,7 +121,7 @@ def parse_csv(
             raise LMMError(f"{title} has more than one column {name!r}; rename all but one")
     columns = zip(header, zip(*rows, strict=True), strict=True)
     if kinds is not None:
-        return {name: np.array(cells, dtype=_TYPES[kinds[name]]) for name, cells in columns}
+        return {name: np.array(_known(cells, kinds[name]), dtype=_TYPES[kinds[name]]) for name, cells in columns}
     return {name: _column([cell.strip() for cell in cells]) for name, cells in columns}
 
 

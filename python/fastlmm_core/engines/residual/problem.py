@@ -244,6 +244,11 @@ def condition_residual(
     """
     part = design.residual
     assert part is not None
+    if design.structure.restricted:
+        raise LMMError(
+            f"residual={part.term!r}: random effects with a structure of their own, such as cs(x | g), are not offered "
+            "beside structured residuals; write (x | g) or (x || g)"
+        )
     X, weights = design.exog, design.weights
     refuse_non_finite(y, X, design.exog_re, weights, offset)
     x, x_o = condition_x(X, weights)

@@ -1,0 +1,87 @@
+"""Residual structures from arrays."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from ..design.residual import ResidualPart
+from ..errors import LMMError
+from ..support.arguments import checked
+from ..tables.columns import Column
+from .residual import ParsedResidual, bind_residual, refuse_unknown
+
+__all__ = ["Residual"]
+
+
+@checked
+@dataclass(frozen=True)
+class Residual:
+    """How the residuals of a subject vary together, from arrays: `residual` of `LinearMixedModel`.
+
+    Parameters
+    ----------
+    name : str
+        Of the structure, as in ``residual=`` of `lmm`.
+    subject : (n,) array
+        Subject of each row.
+    time : (n,) or (n, d) array, optional
+        Visits (integers or labels), times or coordinates; by default the order of a subject's rows.  For ``us@cs`` and
+        its kin the responses and the visits, as two columns.
+    by : (n,) array, optional
+        Groups of subjects with parameters of their own.
+    factors : int
+        Of the structure fa.
+    nugget : bool
+        Whether a structure of distances has a share of the variance that no two rows have in common.
+    """
+
+    name: str
+    subject: Any
+    time: ArrayLike | Any = None
+    by: Any = None
+    factors: int = 1
+    nugget: bool = False
+
+    def bind(self, n: int) -> ResidualPart:
+        """The residual part of a model of n rows.
+
+        Raises
+        ------
+        LMMError
+            For arrays of another length, and as `lmm` with ``residual=``.
+        """
+        refuse_unknown(self.name)
+        subject = _column("subject", self.subject, n)
+        if self.time is None:
+            codes = np.asarray(subject.codes(None)[0])
+            order = np.argsort(codes, kind="stable")
+            sizes = np.bincount(codes)
+            place = np.empty(n, dtype=np.int64)
+            place[order] = np.arange(n) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+            times = [Column("residual.time", place)]
+        elif getattr(self.time, "ndim", 1) == 2:
+            times = [_column("time", column, n) for column in np.asarray(self.time).T]
+        else:
+            times = [_column("time", self.time, n)]
+        by = None if self.by is None else _column("by", self.by, n)
+        listed = "time" if len(times) == 1 else ", ".join(f"time[{j}]" for j in range(len(times)))
+        text = f"{self.name}({listed} | subject{', by=by' if by is not None else ''})"
+        parsed = ParsedResidual(
+            text, self.name, tuple(listed.split(", ")), ("subject",), None if by is None else "by", self.factors,
+            self.nugget,
+        )  # fmt: skip
+        return bind_residual(parsed, times, [subject], by, None)
+
+
+def _column(name: str, values: Any, n: int) -> Column:
+    column = Column(f"residual.{name}", values).settle()
+    if len(column) != n:
+        raise LMMError(f"residual.{name} has {len(column)} values but y has {n}; give one per observation")
+    gap = column.missing()
+    if gap is not None and gap.any():
+        raise LMMError(f"residual.{name} is missing at row {int(np.flatnonzero(gap)[0])}; remove such rows")
+    return column

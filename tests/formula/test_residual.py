@@ -1,0 +1,159 @@
+"""Residual structures as users write them: what is read, what is refused, and that two ways of writing agree."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import fastlmm_core as flc
+from fastlmm_core.formula.residual import parse_residual, split_mmrm
+
+SAME = 1e-9  # relative, criteria of two ways to one model
+
+
+@pytest.fixture(scope="module")
+def fev() -> pd.DataFrame:
+    return flc.datasets.load("fev").dropna(subset="FEV1").reset_index(drop=True)
+
+
+def test_reading():
+    plain = parse_residual("us( AVISIT|USUBJID )")
+    assert (plain.name, plain.time, plain.subject, plain.by) == ("us", ("AVISIT",), ("USUBJID",), None)
+    assert parse_residual("ar1(week | site:id, by=arm)").subject == ("site", "id")
+    assert parse_residual("ar1(week | arm / id)").by == "arm"
+    several = parse_residual("sp_exp(x, `y z` | id, nugget=True)")
+    assert several.time == ("x", "y z") and several.nugget
+    assert parse_residual("fa(visit | id, q=2)").factors == 2
+
+
+@pytest.mark.parametrize(
+    ("formula", "rest", "term"),
+    [
+        ("y ~ a * v + us(v | id)", "y ~ a * v", "us(v | id)"),
+        ("y ~ us(v | id)", "y ~ 1", "us(v | id)"),
+        ("y ~ a + ar1(v | g / id) + x", "y ~ a + x", "ar1(v | g / id)"),
+        ("y ~ cs(v | id) + x", "y ~ x", "cs(v | id)"),
+        ("log(y) ~ a + toeph(v | id)", "log(y) ~ a", "toeph(v | id)"),
+    ],
+)
+def test_the_structure_is_split_from_a_formula(formula, rest, term):
+    assert split_mmrm(formula) == (rest, term)
+
+
+def test_formulas_and_arrays_agree(fev):
+    formula = "FEV1 ~ ARMCD * AVISIT"
+    for structure, by in (("us", None), ("ar1h", "ARMCD"), ("cs", None)):
+        where = f"AVISIT | {'ARMCD / ' if by else ''}USUBJID"
+        written = flc.mmrm(f"{formula} + {structure}({where})", fev).fit()
+        other = flc.lmm(formula, fev, residual=f"{structure}(AVISIT | USUBJID{', by=ARMCD' if by else ''})").fit()
+        assert other.criterion == pytest.approx(written.criterion, rel=SAME)
+        arrays = flc.LinearMixedModel(
+            written.model.endog,
+            written.model.exog,
+            residual=flc.Residual(structure, fev.USUBJID.to_numpy(), fev.AVISIT.to_numpy(), by and fev[by].to_numpy()),
+        ).fit()
+        assert arrays.criterion == pytest.approx(written.criterion, rel=SAME)
+        np.testing.assert_allclose(arrays.params, written.beta, rtol=1e-6)
+
+
+def test_structures_that_coincide(fev):
+    fev = fev.assign(t=fev.VISITN.astype(float))
+
+    def criterion(residual: str, formula: str = "FEV1 ~ ARMCD + AVISIT", **options) -> float:
+        fit = flc.lmm(formula, fev, residual=residual, **options).fit()
+        assert fit.converged
+        return fit.criterion
+
+    ar1 = criterion("ar1(AVISIT | USUBJID)")
+    assert criterion("car1(t | USUBJID)") == pytest.approx(ar1, rel=SAME)
+    assert criterion("sp_exp(t | USUBJID)") == pytest.approx(ar1, rel=SAME)
+    assert criterion("sp_exp(t | USUBJID, nugget=True)") == pytest.approx(criterion("arma(AVISIT | USUBJID)"), rel=SAME)
+    varied = criterion("ar1(AVISIT | USUBJID)", variance="~ 0 + AVISIT")
+    assert varied == pytest.approx(criterion("ar1h(AVISIT | USUBJID)"), rel=SAME)
+    intercept = flc.lmm("FEV1 ~ ARMCD + AVISIT + (1 | USUBJID)", fev).fit()
+    assert intercept.G["USUBJID"][0, 0] > 0.0
+    assert criterion("cs(AVISIT | USUBJID)") == pytest.approx(intercept.criterion, rel=SAME)
+    independent = criterion("id(AVISIT | USUBJID)", "FEV1 ~ ARMCD + (1 | USUBJID)")
+    assert independent == pytest.approx(flc.lmm("FEV1 ~ ARMCD + (1 | USUBJID)", fev).fit().criterion, rel=SAME)
+
+
+def test_negative_correlations_are_reached(rng):
+    n = 60
+    e = rng.normal(size=(n, 3))
+    e -= 0.9 * e.mean(axis=1, keepdims=True)
+    frame = pd.DataFrame({"id": np.repeat(np.arange(n), 3), "v": np.tile([0, 1, 2], n), "y": e.ravel()})
+    fit = flc.lmm("y ~ 1", frame, residual="cs(v | id)").fit()
+    matrix = fit.residual_covariance().to_numpy()
+    assert fit.converged and matrix[0, 1] < -0.1
+    # closed form: mean squares between and within subjects
+    means = e.mean(axis=1)
+    within = ((e - means[:, None]) ** 2).sum() / (2 * n)
+    between = 3.0 * means.var(ddof=1)
+    assert matrix[0, 1] == pytest.approx((between - within) / 3.0, rel=1e-6)
+    assert matrix[0, 0] == pytest.approx((between + 2.0 * within) / 3.0, rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("residual", "said"),
+    [
+        ("us(WEIGHT | USUBJID)", "fractions"),
+        ("uss(AVISIT | USUBJID)", "did you mean 'us'"),
+        ("us(ARMCD | USUBJID)", "two rows at one place"),
+        ("us(AVISIT | USUBJID, by=AVISIT)", "varies within the subject"),
+        ("us(AVISIT, VISITN | USUBJID)", "one column of visits"),
+        ("us AVISIT", "cannot be read"),
+        ("us(AVISIT | USUBJID, q=x)", "q is a number"),
+        ("us(AVISIT | USUBJID, size=2)", "size= is unknown"),
+        ("us(log(VISITN) | USUBJID)", "no column"),
+        ("us(NOT | USUBJID)", "no column 'NOT'"),
+    ],
+)
+def test_refusals(residual, said, fev):
+    with pytest.raises(flc.LMMError, match=said):
+        flc.lmm("FEV1 ~ ARMCD", fev, residual=residual)
+
+
+def test_contained_random_effects_are_refused(fev):
+    for structure in ("us", "cs", "toep"):
+        with pytest.raises(flc.LMMError, match="contains the random effect 'Intercept'"):
+            flc.lmm("FEV1 ~ ARMCD + (1 | USUBJID)", fev, residual=f"{structure}(AVISIT | USUBJID)")
+    with pytest.raises(flc.LMMError, match="contains the random effects 'Intercept' and 'VISITN'"):
+        flc.lmm("FEV1 ~ ARMCD + (VISITN | USUBJID)", fev, residual="us(AVISIT | USUBJID)")
+
+
+def test_uneven_visits_are_refused_where_each_lag_has_a_parameter(fev):
+    uneven = fev.assign(week=fev.VISITN.map({1: 0, 2: 4, 3: 12, 4: 24}))
+    with pytest.raises(flc.LMMError, match="not evenly spaced"):
+        flc.lmm("FEV1 ~ ARMCD", uneven, residual="toep(week | USUBJID)")
+    assert flc.lmm("FEV1 ~ ARMCD", uneven, residual="us(week | USUBJID)").fit().converged
+
+
+def test_fallbacks_are_tried_in_order(fev):
+    model = flc.lmm("FEV1 ~ ARMCD", fev, residual="us(AVISIT | USUBJID)", fallback=["us", "toeph", "ar1h"])
+    assert model.fit().model is model
+    limited = model.fit(options={"maxiter": 0})
+    assert "us(AVISIT | USUBJID): not certified" in limited.message
+    assert "toeph(AVISIT | USUBJID): not certified" in limited.message
+    assert limited.model.design.residual.name == "ar1h"
+
+
+def test_simulated_responses_have_the_covariance_of_the_model(fev):
+    fit = flc.lmm("FEV1 ~ ARMCD", fev, residual="us(AVISIT | USUBJID)", weights="WEIGHT").fit()
+    y = np.asarray(fit.simulate(4000, seed=1))
+    rows = np.flatnonzero(fev.USUBJID.value_counts().index[0] == fev.USUBJID)
+    drawn = np.cov((y - np.asarray(fit.marginal_mean))[:, rows].T)
+    known = fit.marginal_covariance(fev.USUBJID[rows[0]])
+    root = np.sqrt(np.outer(np.diag(known), np.diag(known)))
+    assert np.abs((drawn - known) / root).max() < 5.0 * np.sqrt(2.0 / 4000)
+
+
+def test_what_takes_independent_residuals_says_so(fev):
+    fit = flc.lmm("FEV1 ~ ARMCD", fev, residual="us(AVISIT | USUBJID)").fit()
+    for call in (fit.influence, fit.profile, fit.pooling, fit.design_effect, fit.variance_components, fit.bootstrap):
+        with pytest.raises(flc.LMMError, match="takes residuals that are independent"):
+            call()
+    with pytest.raises(flc.LMMError, match="no random effects"):
+        fit.icc()
+    whitened = fit.residuals("whitened")
+    assert np.asarray(whitened).std() == pytest.approx(1.0, rel=0.05)
