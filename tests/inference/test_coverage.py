@@ -194,3 +194,32 @@ def test_prediction_errors_of_effects_cover():
     assert at_least(0.925, share[0], n) and at_most(0.955, share[0], n), share
     # why the caterpillar does not draw these
     assert at_most(0.70, share[1], n), share
+
+
+# ---- bootstrap ---------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("variance", [0.5, 0.02])
+def test_bootstrap_intervals_cover_by_default(variance):
+    truth, n = ten_groups(variance), 500
+    values = np.array([0.0, 0.0, np.sqrt(variance), 1.0])
+    inside = {method: np.zeros(4) for method in ("auto", "percentile", "basic")}
+    for i, y in enumerate(truth.simulate(n, seed=8)):
+        boot = truth.model.refit(y).bootstrap(399, seed=i, n_jobs=1)
+        found = {method: boot.conf_int(method=method) for method in ("auto", "percentile")}
+        limits = {method: np.column_stack([table["conf_low"], table["conf_high"]]) for method, table in found.items()}
+        limits["basic"] = 2.0 * boot.estimate[:, None] - limits["percentile"][:, ::-1]
+        for method, bounds in limits.items():
+            inside[method] += (bounds[:, 0] <= values) & (values <= bounds[:, 1])
+    share = {method: count / n for method, count in inside.items()}
+    for j in (0, 1):
+        assert at_least(0.935, share["auto"][j], n) and at_most(0.975, share["auto"][j], n), share
+    assert at_least(0.91, share["auto"][2], n), share
+    assert at_least(0.92, share["auto"][3], n) and at_most(0.97, share["auto"][3], n), share
+    # why percentiles are not the default for fixed effects, and basic intervals are refused for standard deviations
+    if variance == 0.5:
+        assert share["percentile"][1] < share["auto"][1] - 0.01, share
+        assert share["percentile"][2] < share["auto"][2] - 0.03, share
+    else:
+        assert share["basic"][2] < 0.7, share

@@ -101,7 +101,7 @@ def test_parametric_errors_are_those_of_the_model(rng):
     assert squares.mean() == pytest.approx(sigma2, rel=5.0 * np.sqrt(2.0 / df / n))
     assert squares.std() == pytest.approx(sigma2 * np.sqrt(2.0 / df), rel=5.0 * np.sqrt((0.5 + 3.0 / df) / n))
     # a percentile interval of normal replicates
-    width = np.diff(boot.conf_int(0.9)[0])[0]
+    width = np.diff(boot.conf_int(0.9, "percentile")[0])[0]
     assert width == pytest.approx(2.0 * norm.ppf(0.95) * sd, rel=0.05)
 
 
@@ -397,11 +397,10 @@ def test_intervals(sample, level):
     finite = [v[np.isfinite(v)] for v in values.T]
     a = (1.0 - level) / 2.0
     low, high = (np.array([np.quantile(v, share) for v in finite]) for share in (a, 1.0 - a))
-    np.testing.assert_allclose(boot.conf_int(level), np.column_stack([low, high]), rtol=1e-12)
     np.testing.assert_allclose(boot.conf_int(level, "percentile"), np.column_stack([low, high]), rtol=1e-12)
-    np.testing.assert_allclose(
-        boot.conf_int(level, "basic"), np.column_stack([2.0 * own - high, 2.0 * own - low]), rtol=1e-11, atol=1e-12
-    )
+    basic = np.column_stack([2.0 * own - high, 2.0 * own - low])
+    for names, at in (("fixed", [0, 1]), ("sigma", [5]), (["sigma", "x1"], [5, 1])):
+        np.testing.assert_allclose(boot.conf_int(level, "basic", names), basic[at], rtol=1e-11, atol=1e-12)
     mean, sd = np.array([v.mean() for v in finite]), np.array([v.std(ddof=1) for v in finite])
     z = norm.ppf(1.0 - a)
     centre = own - (mean - own)
@@ -415,6 +414,23 @@ def test_intervals(sample, level):
         expected = [own[j] - np.quantile(t, 1.0 - a) * se, own[j] - np.quantile(t, a) * se]
         np.testing.assert_allclose(studentized[j], expected, rtol=1e-11)
     assert np.isnan(studentized[2:]).all()
+    # the default: studentised, BCa for standard deviations, percentiles for the correlation
+    auto, bca = boot.conf_int(level), boot.conf_int(level, "bca")
+    np.testing.assert_array_equal(auto[:2], studentized[:2])
+    np.testing.assert_array_equal(auto[[2, 4, 5]], bca[[2, 4, 5]])
+    np.testing.assert_allclose(auto[3], [low[3], high[3]], rtol=1e-12)
+    assert list(boot.interval_methods.values()) == ["studentized", "studentized", "bca", "percentile", "bca", "bca"]
+
+
+def test_basic_intervals_of_what_is_bounded_are_refused(sample):
+    _, boot = sample
+    for names in (None, "random", ["x0", "cor_z0.z1|group"]):
+        with pytest.raises(
+            flc.LMMError, match=r"method='basic'.*(sd_z0|cor_z0.z1)\|group.*profile\(\), or names='fixed'"
+        ):
+            boot.conf_int(0.95, "basic", names)
+    with pytest.raises(flc.LMMError, match=r"names: there is no 'tau'; use 'fixed', 'random' or some of x0"):
+        boot.conf_int(names="tau")
 
 
 @pytest.mark.parametrize("level", [0.8, 0.95])
@@ -443,7 +459,7 @@ def test_intervals_do_not_move_with_units(rng):
     base = one_way(rng)
     a = base.fit().bootstrap(300, seed=1)
     b = base.refit(1e3 * base.endog).bootstrap(300, seed=1)
-    for method in ("percentile", "basic", "normal", "bca", "studentized"):
+    for method in ("auto", "percentile", "normal", "bca", "studentized"):
         np.testing.assert_allclose(b.conf_int(method=method), 1e3 * a.conf_int(method=method), rtol=1e-6)
 
 
@@ -458,11 +474,29 @@ def test_variances_of_zero(rng):
     boot = result.bootstrap(400, seed=2)
     assert 0.3 < boot.singular_fraction < 0.9
     assert boot.estimate[1] == 0.0
-    for method in ("percentile", "basic", "normal"):
+    for method in ("auto", "percentile", "normal"):
         limits = boot.conf_int(method=method)
         assert np.isfinite(limits).all()
         assert (limits[:, 0] <= limits[:, 1]).all()
     assert boot.conf_int()[1, 0] == 0.0
+    assert boot.interval_methods == {"Intercept": "studentized", "sd_Intercept|group": "percentile", "sigma": "bca"}
+    share = 100.0 * np.mean(boot.replicates[:, 1] == 0.0)
+    said = rf"no BCa interval: sd_Intercept\|group, the estimate, 0, lies on the boundary, as {share:.0f} % of the"
+    with pytest.warns(RuntimeWarning, match=said):
+        limits = boot.conf_int(method="bca")
+    assert np.isnan(limits[1]).all() and np.isfinite(limits[[0, 2]]).all()
+
+
+def test_without_independent_groups_percentiles_take_the_place_of_bca(rng):
+    a, b = (part.ravel() for part in np.meshgrid(np.arange(6), np.arange(5), indexing="ij"))
+    y = rng.standard_normal(6)[a] + rng.standard_normal(5)[b] + 0.5 * rng.standard_normal(30)
+    boot = flc.lmm("y ~ 1 + (1 | a) + (1 | b)", {"y": y, "a": a, "b": b}).fit().bootstrap(60, seed=1)
+    assert set(boot.interval_methods.values()) == {"studentized", "percentile"}
+    np.testing.assert_array_equal(
+        np.asarray(boot.conf_int(names="random")["conf_low"]), np.quantile(boot.replicates[:, 1:], 0.025, axis=0)
+    )
+    with pytest.raises(flc.LMMError, match="method='bca' needs deletions of independent groups"):
+        boot.conf_int(method="bca")
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -562,7 +596,7 @@ def test_to_frame(library):
     assert tuple(columns) == boot.names
     for j, name in enumerate(boot.names):
         np.testing.assert_array_equal(np.asarray(frame[name], dtype=float), boot.replicates[:, j])
-    limits = boot.conf_int(0.8)
+    limits = boot.conf_int(0.8, "percentile")
     expected = np.quantile(boot.replicates, [0.1, 0.9], axis=0)
     if library == "arrays":
         np.testing.assert_allclose(limits, expected.T, rtol=1e-12)

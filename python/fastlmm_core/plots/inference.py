@@ -139,7 +139,7 @@ def bootstrap_density(
     names: str | Sequence[str] | None = None,
     *,
     level: float = 0.95,
-    method: Any = "percentile",
+    method: Any = "auto",
     ax: Any = None,
 ) -> Any:
     """Distribution of the bootstrap replicates of each statistic, the estimate and an interval.
@@ -167,14 +167,13 @@ def bootstrap_density(
     wanted = _wanted(boot.names, names, "names")
     if ax is not None and len(wanted) != 1:
         raise LMMError("ax is for one statistic: name it, or leave ax out")
-    found = boot.conf_int(level, method)
+    found = boot.conf_int(level, method, wanted)
     limits = found if isinstance(found, np.ndarray) else np.column_stack([found["conf_low"], found["conf_high"]])
     axes = [own_axes(ax)] if ax is not None else grid(len(wanted), (3.0, 2.6))
-    for one, name in zip(axes, wanted, strict=True):
+    for one, name, (low, high) in zip(axes, wanted, limits, strict=True):
         j = boot.names.index(name)
         values = boot.replicates[:, j]
         values = values[np.isfinite(values)]
-        low, high = limits[j]
         one.hist(values, bins=int(np.clip(np.sqrt(len(values)), 10, 60)), density=True, color=GREY, alpha=0.4)
         if np.ptp(values) > 0.0:
             at = np.linspace(values.min(), values.max(), 200)

@@ -2,4 +2,6 @@
 
 draws       streams, draws of responses, refits of them
 bootstrap   parametric, conditional, residual and by cases
+resampling  refits of resampled groups
+intervals   limits from replicates
 """

@@ -3,25 +3,21 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Literal, cast
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .. import kernels
-from ..covariance.elements import element_names, sd_and_cor
-from ..design.replication import independent_units
+from ..covariance.elements import element_names
 from ..engines.one_factor.problem import one_factor
-from ..engines.starts import moment_start
 from ..errors import LMMError
-from ..estimation.deletion.contributions import conditioned_rows, within_groups
-from ..estimation.optimize import optimize
-from ..support.arguments import checked
+from ..support.arguments import checked, outside
 from ..support.checks import check_count, check_level, float_array, plain_array
 from ..support.display import Cells, Shown, first_lines
-from ..support.distributions import quantile
 from ..support.progress import progress_bar
 from ..support.seeds import Seed, beside, check_first, key_of
 from ..support.text_tables import aligned_cells, estimate_cells
@@ -30,6 +26,8 @@ from ..support.words import option
 from ..tables.columns import native_frame
 from ..tables.rows import limits_table
 from .draws import Draw, draws, parametric, simulate_fit, stream_size
+from .intervals import Method, Sample, limits
+from .resampling import cases_of, parameters_of_fits, refits, without_groups
 
 if TYPE_CHECKING:
     from ..engines.crossed.engine import CrossedCriterion
@@ -40,9 +38,6 @@ if TYPE_CHECKING:
 __all__ = ["BootstrapResult", "bootstrap"]
 
 Array = NDArray[np.float64]
-
-DEPENDENT = 1e-10
-"""Smallest eigenvalue of the correlations of X in a resample below which its columns depend on each other."""
 
 
 @checked
@@ -64,6 +59,8 @@ class BootstrapResult(Shown):
         Standard errors of the original fit.
     singular, converged : (n,) bool arrays
     kind : str
+    kinds : tuple of str
+        What each statistic is: "fixed", "sd", "cor", "sigma", or "statistic" for the caller's own.
     """
 
     names: tuple[str, ...]
@@ -74,6 +71,7 @@ class BootstrapResult(Shown):
     singular: NDArray[np.bool_]
     converged: NDArray[np.bool_]
     kind: str
+    kinds: tuple[str, ...]
     _fit: Fit = field(repr=False)
 
     @property
@@ -100,16 +98,23 @@ class BootstrapResult(Shown):
     def conf_int(
         self,
         level: float = 0.95,
-        method: Literal["percentile", "basic", "normal", "bca", "studentized"] = "percentile",
+        method: Method = "auto",
+        names: str | Sequence[str] | None = None,
     ) -> Any:
         """Bootstrap intervals (Davison and Hinkley 1997, Bootstrap Methods and their Application, ch. 5).
 
         Parameters
         ----------
         level : float
-        method : {"percentile", "basic", "normal", "bca", "studentized"}
-            "bca" corrects for bias and acceleration, the latter by deletion of each group; "studentized" needs
-            standard errors, which exist for fixed effects.
+        method : {"auto", "percentile", "basic", "normal", "bca", "studentized"}
+            "studentized" needs standard errors, which exist for fixed effects; "bca" corrects for bias and
+            acceleration, the latter by deletion of each independent group, and does not exist for an estimate on the
+            boundary; "basic" is refused for standard deviations and correlations, where it covers much too little.
+            "auto" takes what covers best: studentised for fixed effects, BCa for standard deviations that are
+            estimated inside and whose groups can be deleted (up to 1,000), and percentiles for all others.
+            `interval_methods` says which it took.
+        names : str or sequence of str, optional
+            Statistics wanted, "fixed" or "random" (with sigma); by default all.
 
         Returns
         -------
@@ -119,59 +124,66 @@ class BootstrapResult(Shown):
         Raises
         ------
         LMMError
-            For an unknown method or level, or where no statistic has standard errors.
+            For an unknown method, level or name, a method that the statistics do not allow, or where no statistic has
+            standard errors.
+
+        Warns
+        -----
+        RuntimeWarning
+            For statistics without a BCa interval, with the reason.
         """
         check_level(level)
-        tails = np.array([0.5 - 0.5 * level, 0.5 + 0.5 * level])
-        return limits_table(self._library, self.names, self._limits(tails, method))
+        wanted = self._places(names)
+        found = limits(self._sample(wanted), level, method)
+        if found.reasons:
+            said = "; ".join(f"{name}, {reason}" for name, reason in found.reasons.items())
+            warnings.warn(
+                f"no BCa interval: {said}. Percentiles (method='auto') or profile() have one",
+                RuntimeWarning,
+                stacklevel=outside(),
+            )
+        return limits_table(self._library, [self.names[j] for j in wanted], found.bounds)
 
-    def _limits(self, tails: Array, method: str) -> Array:
-        """Bounds (k, 2) with these probabilities below them."""
-        values, estimate = self.replicates, self.estimate
-        if method == "percentile":
-            return np.asarray(np.nanquantile(values, tails, axis=0).T)
-        if method == "basic":
-            low, high = np.nanquantile(values, tails, axis=0)
-            return np.column_stack([2.0 * estimate - high, 2.0 * estimate - low])
-        if method == "normal":
-            half = float(quantile(tails[1], None)) * self.std_error
-            centre = estimate - self.bias
-            return np.column_stack([centre - half, centre + half])
-        if method == "studentized":
-            if self.replicate_std_error is None or self.fit_std_error is None:
-                raise LMMError("method='studentized' needs standard errors, which a user's statistic does not have")
-            out = np.full((len(estimate), 2), np.nan)
-            for j in np.flatnonzero(np.isfinite(self.fit_std_error)):
-                t = (values[:, j] - estimate[j]) / self.replicate_std_error[:, j]
-                low, high = np.nanquantile(t, tails)
-                out[j] = estimate[j] - np.array([high, low]) * self.fit_std_error[j]
-            return out
-        if method == "bca":
-            return self._bca(tails)
-        raise LMMError(f"method={method!r} is unknown: use 'percentile', 'basic', 'normal', 'bca' or 'studentized'")
+    @cached_property
+    def interval_methods(self) -> dict[str, str]:
+        """Which method ``conf_int(method="auto")`` takes for each statistic."""
+        found = limits(self._sample(range(len(self.names))), 0.95, "auto")
+        return dict(zip(self.names, found.methods, strict=True))
 
-    def _bca(self, tails: Array) -> Array:
-        """Efron 1987, J. Am. Statist. Assoc. 82, eq. 2.3 and 6.6."""
-        from scipy.special import ndtr, ndtri
+    def _places(self, names: str | Sequence[str] | None) -> list[int]:
+        """Positions of the statistics wanted."""
+        if names is None:
+            return list(range(len(self.names)))
+        wanted = [names] if isinstance(names, str) else list(names)
+        out: list[int] = []
+        for name in wanted:
+            if name in ("fixed", "random"):
+                out += [j for j, kind in enumerate(self.kinds) if (kind == "fixed") == (name == "fixed")]
+            elif name in self.names:
+                out.append(self.names.index(name))
+            else:
+                raise LMMError(f"names: there is no {name!r}; use 'fixed', 'random' or some of {', '.join(self.names)}")
+        return list(dict.fromkeys(out))
 
-        if self.fit_std_error is None:
-            raise LMMError("method='bca' needs deletions of groups, which a user's statistic does not have")
-        deleted = _without_groups(self._fit)
-        centred = np.nanmean(deleted, axis=0) - deleted
-        with np.errstate(invalid="ignore", divide="ignore"):
-            acceleration = np.nansum(centred**3, axis=0) / (6.0 * np.nansum(centred**2, axis=0) ** 1.5)
-        out = np.full((len(self.estimate), 2), np.nan)
-        for j, estimate in enumerate(self.estimate):
-            values = self.replicates[:, j]
-            values = values[np.isfinite(values)]
-            # ties (variances of zero) count half
-            below = (np.sum(values < estimate) + 0.5 * np.sum(values == estimate)) / max(len(values), 1)
-            if not 0.0 < below < 1.0 or not np.isfinite(acceleration[j]):
-                continue
-            z0 = ndtri(below)
-            z = z0 + ndtri(tails)
-            out[j] = np.quantile(values, ndtr(z0 + z / (1.0 - acceleration[j] * z)))
-        return out
+    def _sample(self, wanted: Sequence[int]) -> Sample:
+        at = list(wanted)
+        errors, replicate_errors = self.fit_std_error, self.replicate_std_error
+
+        def deleted() -> Array:
+            fit = self._fit
+            found: Array = fit.once("statistics without groups", lambda: without_groups(fit))
+            return found[:, at]
+
+        return Sample(
+            names=tuple(self.names[j] for j in at),
+            kinds=tuple(self.kinds[j] for j in at),
+            estimate=self.estimate[at],
+            replicates=self.replicates[:, at],
+            errors=None if errors is None else errors[at],
+            replicate_errors=None if replicate_errors is None else replicate_errors[:, at],
+            n_groups=max(f.grouping.m for f in self._fit.model.factors),
+            deleted=deleted,
+        )
 
     def join(self, *others: BootstrapResult) -> BootstrapResult:
         """These replicates and those of other parts of the run, made with other values of ``first=``.
@@ -230,8 +242,8 @@ class BootstrapResult(Shown):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", RuntimeWarning)  # correlations that no replicate has are NaN
             error, bias = self.std_error, self.bias
-            limits = self._limits(np.array([0.025, 0.975]), "percentile")
-        columns = [estimate_cells(values.tolist(), error.tolist(), 3) for values in (self.estimate, bias, *limits.T)]
+            bounds = limits(self._sample(range(len(self.names))), 0.95, "auto").bounds
+        columns = [estimate_cells(values.tolist(), error.tolist(), 3) for values in (self.estimate, bias, *bounds.T)]
         cells = zip(self.names, columns[0], aligned_cells([f"{e:.3g}" for e in error]), *columns[1:], strict=True)
         yield Cells(["", "Estimate", "SE", "Bias", "2.5 %", "97.5 %"], first_lines([list(row) for row in cells], 50))
 
@@ -240,112 +252,9 @@ def _parameter_names(model: Model) -> tuple[str, ...]:
     return (*(model.exog_names[i] for i in model.problem.kept), *element_names(model.random.elements))
 
 
-def _parameters(model: Model, params: Array, covariance: Array, sigma2: Array) -> Array:
-    """Fixed effects, standard deviations, correlations and sigma of many fits, in the order of the names."""
-    return np.column_stack(
-        [params[:, model.problem.kept], sd_and_cor(model.random.elements, covariance), np.sqrt(sigma2)]
-    )
-
-
-class _Cases:
-    """Refits with whole groups counted several times or not at all, from their cross-products."""
-
-    def __init__(self, result: Fit) -> None:
-        model, problem = result.model, one_factor(result.model.problem)
-        self.result = result
-        grouping = model.grouping
-        packed = problem.unpatterned()
-        self.lines = packed.transpose(0, 2, 1).reshape(-1, packed.shape[1])[: problem.m]
-        self.within = within_groups(model, problem, conditioned_rows(model, problem), packed)
-        self.sizes = np.bincount(grouping.index, minlength=problem.m)
-        self._by_rows: _Clusters | None = None
-
-    def fit(self, counts: NDArray[np.int64]) -> tuple[Array, Array, Array, float, bool, bool]:
-        """Params, standard errors, G, sigma2, converged, singular with group i counted counts[i] times."""
-        model, problem = self.result.model, self.result.model.problem
-        structure, r = model.structure, problem.rank
-        chosen = np.flatnonzero(counts)
-        n_a = structure.q * (structure.q + 1) // 2
-        weight = counts[chosen].astype(float)
-        lanes = kernels.lanes()
-        padded = np.zeros((-(-len(chosen) // lanes) * lanes, self.lines.shape[1]))
-        padded[: len(chosen)] = self.lines[chosen]
-        padded[: len(chosen), n_a:-1] *= np.sqrt(weight)[:, None]
-        padded[: len(chosen), -1] = weight
-        packed = np.ascontiguousarray(padded.reshape(-1, lanes, padded.shape[1]).transpose(0, 2, 1))
-        within = np.ascontiguousarray(counts @ self.within)
-        n, m = int(counts @ self.sizes), int(counts.sum())
-        if n <= m * structure.q:
-            # what tells the parameters apart, if anything does, is seen in the rows
-            if self._by_rows is None:
-                self._by_rows = _Clusters(self.result, "")
-            return self._by_rows.fit(counts)
-        self._check_rank(padded[:, n_a:-1].reshape(-1, structure.q, r + 1)[:, :, :r], within)
-        rows, columns = structure.positions
-        criterion = kernels.ClusterCriterion(packed, within, n, structure.q, r + 1, rows, columns, False)
-        criterion.reml = self.result.reml
-        start = moment_start(criterion, structure, n, m, float(within[-1]))
-        optimum = optimize(criterion, structure, np.full(structure.q, float(m)), n, start)
-        beta, r2, chol, _ = criterion.solution()
-        sigma2 = problem.scale**2 * r2 / (n - r if self.result.reml else n)
-        params = np.full(model.exog.shape[1], np.nan)
-        errors = params.copy()
-        params[problem.kept] = (problem.beta_base + problem.scale * (problem.x_map @ beta))[problem.kept]
-        half = np.linalg.solve(chol, problem.x_map.T)
-        errors[problem.kept] = np.sqrt(sigma2 * np.sum(half**2, axis=0))[problem.kept]
-        factor = problem.z_map @ optimum.factor
-        return params, errors, sigma2 * (factor @ factor.T), sigma2, optimum.converged, optimum.singular
-
-    def _check_rank(self, c: Array, within: Array) -> None:
-        """Refuse a resample in which columns of X_o depend on each other: X_o'X_o is c'c and the part within groups."""
-        r = c.shape[2]
-        gram = kernels.unpack(within, r + 1)[:r, :r] + np.tensordot(c, c, axes=((0, 1), (0, 1)))
-        size = np.sqrt(np.diag(gram))
-        if not size.all() or (r and np.linalg.eigvalsh(gram / np.outer(size, size))[0] < DEPENDENT):
-            raise LMMError("the resample does not determine all coefficients")
-
-
-class _Clusters:
-    """`_Cases` for several grouping factors: refits to the rows of clusters that share no level of any factor."""
-
-    def __init__(self, result: Fit, why: str) -> None:
-        self.result = result
-        try:
-            self.units = independent_units(result.model.design, why)
-        except LMMError as error:
-            raise LMMError(f"{error}; use kind='parametric'") from None
-
-    def fit(self, counts: NDArray[np.int64]) -> tuple[Array, Array, Array, float, bool, bool]:
-        """Params, standard errors, G, sigma2, converged, singular with cluster i counted counts[i] times."""
-        base = self.result.model
-        rows, codes = self.units.copies(np.repeat(np.arange(len(counts)), counts))
-        model = base.of(base.design.rows(rows, codes), base.endog[rows])
-        if len(model.problem.kept) < len(base.problem.kept):
-            raise LMMError("the resample does not determine all coefficients")
-        fit = self.result.again(model)
-        errors = np.sqrt(np.diag(fit.cov))
-        return fit.beta, errors, fit.covariance, fit.sigma2, fit.converged, fit.singular
-
-
-def _refits(
-    cases: _Cases | _Clusters, counts: NDArray[np.int64], bar: Any = None
-) -> tuple[Array, Array, Array, Array, NDArray[np.bool_]]:
-    """Fits for each row of counts, flags as columns; NaN where a resample cannot be fitted."""
-    model = cases.result.model
-    size, p, q = len(counts), model.exog.shape[1], model.structure.q
-    params, errors = np.full((size, p), np.nan), np.full((size, p), np.nan)
-    covariance, sigma2 = np.full((size, q, q), np.nan), np.full(size, np.nan)
-    flags = np.zeros((size, 2), dtype=bool)
-    for i, row in enumerate(counts):
-        try:
-            params[i], errors[i], covariance[i], sigma2[i], *flags[i] = cases.fit(row)
-        except LMMError:
-            # e.g. too few different groups were drawn for the columns of X
-            continue
-        finally:
-            if bar is not None:
-                bar.update(1)
-    return params, errors, covariance, sigma2, flags
+def _kinds(model: Model) -> tuple[str, ...]:
+    of_g: list[str] = ["sd" if one.i == one.j else "cor" for one in model.random.elements]
+    return (*(("fixed",) * len(model.problem.kept)), *of_g, "sigma")
 
 
 def _conditional(result: Fit) -> Draw:
@@ -412,21 +321,6 @@ def _effect_pools(result: Fit) -> list[Array]:
     return out
 
 
-def _cases(result: Fit, why: str) -> tuple[_Cases | _Clusters, int]:
-    """What refits resamples of the independent groups, and how many of these there are."""
-    if len(result.model.factors) == 1:
-        return _Cases(result), result.model.problem.m
-    clusters = _Clusters(result, why)
-    return clusters, len(clusters.units)
-
-
-def _without_groups(result: Fit) -> Array:
-    """All parameters without each of the independent groups (m, k)."""
-    cases, m = _cases(result, "method='bca' needs deletions of independent groups")
-    params, _, covariance, sigma2, _ = _refits(cases, 1 - np.eye(m, dtype=np.int64))
-    return _parameters(result.model, params, covariance, sigma2)
-
-
 def bootstrap(
     result: Fit, n: int, kind: str, statistic: Callable[[Fit], Any] | None,
     seed: Seed, n_jobs: int | None, progress: bool | None, first: int = 0,
@@ -439,19 +333,19 @@ def bootstrap(
     thread_count(n_jobs)
 
     def all_parameters(params: Array, covariance: Array, sigma2: Array) -> Array:
-        return _parameters(model, params, covariance, sigma2)
+        return parameters_of_fits(model, params, covariance, sigma2)
 
     if kind == "cases":
         if statistic is not None:
             raise LMMError("statistic= needs responses, which kind='cases' does not have; use another kind")
-        cases, m = _cases(result, "kind='cases' needs independent groups to resample")
+        cases, m = cases_of(result, "kind='cases' needs independent groups to resample")
 
         def resample(rng: np.random.Generator, count: int) -> NDArray[np.int64]:
             return rng.multinomial(m, np.full(m, 1.0 / m), size=count)
 
         counts = np.concatenate([block() for block in draws(resample, n, key_of(seed), first=first)])
         bar = progress_bar(progress, n)
-        params, errors, covariance, sigma2, flags = _refits(cases, counts, bar)
+        params, errors, covariance, sigma2, flags = refits(cases, counts, bar)
         converged, singular = flags.T
         if bar is not None:
             bar.close()
@@ -485,6 +379,7 @@ def bootstrap(
         singular=singular,
         converged=converged,
         kind=kind,
+        kinds=_kinds(model),
         _fit=result,
     )
 
@@ -540,5 +435,6 @@ def _user_statistic(
         singular=singular,
         converged=converged,
         kind=kind,
+        kinds=("statistic",) * len(names),
         _fit=result,
     )
