@@ -55,6 +55,7 @@ def test_series_have_the_index_of_the_rows_used(data):
     used = data.dropna().index
     same(result.fittedvalues, used, plain.fittedvalues)
     same(result.resid, used, plain.resid)
+    same(result.marginal_mean, used, plain.marginal_mean)
     for kind in ("conditional", "marginal", "pearson", "whitened", "studentized"):
         same(result.residuals(kind), used, plain.residuals(kind))
     same(studentized_residuals(result, external=True), used, studentized_residuals(plain, external=True))
@@ -231,6 +232,18 @@ def test_series_for_arrays_have_one_index(data):
     with pytest.raises(flc.LMMError, match=r"^data\['groups'\] and data\['X'\] have different indices"):
         result.predict({"X": X, "groups": shuffled.g}, "all")
     same(result.predict({"X": X, "groups": d.g}, "all"), d.index, plain.fittedvalues)
+
+
+def test_group_means_of_series(data):
+    d = data.dropna()
+    means = flc.group_mean(d.t, d.g)
+    assert means.index.equals(d.index)
+    np.testing.assert_allclose(means, d.groupby("g").t.transform("mean"), rtol=EXACT)
+    np.testing.assert_allclose(d.assign(rest=flc.within(d.t, d.g)).rest + means, d.t, rtol=EXACT)
+    assert isinstance(flc.group_mean(d.t.to_numpy(), d.g.to_numpy()), np.ndarray)
+    for call in (flc.group_mean, flc.within):
+        with pytest.raises(flc.LMMError, match=r"^the groups and x have different indices"):
+            call(d.t, d.g.sample(frac=1.0, random_state=8))
 
 
 def test_another_response_is_aligned(data, rng):

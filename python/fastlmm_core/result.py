@@ -306,6 +306,11 @@ class LMMResult(Fit):
         return self.model.design.caller_rows.series(self.fitted_mean, "fitted")
 
     @property
+    def marginal_mean(self) -> Any:
+        """Means X beta (+ offset) of the rows used (n,): for pandas a Series with their index."""
+        return self.model.design.caller_rows.series(self.population_mean, "fitted_population")
+
+    @property
     def resid(self) -> Any:
         """Conditional residuals y - fittedvalues (n,): for pandas a Series with the index of the rows used."""
         return self.model.design.caller_rows.series(self.rest, "resid")

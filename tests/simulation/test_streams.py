@@ -142,7 +142,7 @@ def test_effects_of_the_draws_have_the_covariances_of_the_model():
     formula, name = MODELS["crossed"]
     fit = flc.lmm(formula, flc.datasets.load(name)).fit()
     n = 4000
-    y = parametric(fit)(stream(key_of(8), 0), n) - fit.marginal_mean
+    y = parametric(fit)(stream(key_of(8), 0), n) - fit.population_mean
     plate, sample = (f.grouping.index for f in sorted(fit.model.factors, key=lambda f: f.grouping.name))
     rows = np.flatnonzero((plate < 2) & (sample < 2))
     wanted = (

@@ -390,7 +390,7 @@ def residual_tests(result: Fit, max_lag: int = 3, time: ArrayLike | None = None)
         statistic, df, p = _levene(w, factor.grouping.index)
         what = f"whitened residuals over {factor.grouping.name}"
         rows.append(("equal variance", "Levene", what, statistic, df, p))
-    statistic, p = _breusch_pagan(w, result.marginal_mean)
+    statistic, p = _breusch_pagan(w, result.population_mean)
     rows.append(("equal variance", "Breusch-Pagan", "whitened residuals along the marginal mean", statistic, 1.0, p))
     if not 1 <= max_lag < max(result.nobs, 2):
         raise LMMError(f"max_lag={max_lag} must be at least 1 and below the number of rows, {result.nobs}")

@@ -96,7 +96,7 @@ def _of_fit(result: Fit) -> dict[str, Any]:
     rows = row_variances(result)
     columns: dict[str, Any] = {
         "fitted": result.fitted_mean,
-        "fitted_population": result.marginal_mean,
+        "fitted_population": result.population_mean,
         "resid": result.rest,
         **{f"resid_{kind}": residuals(result, kind) for kind in ("marginal", "pearson", "whitened")},
         "resid_studentized": standardized(result, rows),

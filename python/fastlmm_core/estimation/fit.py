@@ -197,7 +197,7 @@ class Fit:
         return tuple(names[i] for i in self.model.problem.dropped)
 
     @cached_property
-    def marginal_mean(self) -> Array:
+    def population_mean(self) -> Array:
         """X beta plus offset (nobs,)."""
         model = self.model
         mean = model.exog @ np.nan_to_num(self.beta)
@@ -383,7 +383,7 @@ class Fit:
     @cached_property
     def fitted_mean(self) -> Array:
         """Conditional means X beta + Z b plus offset of the rows used (nobs,)."""
-        model, mean = self.model, self.marginal_mean
+        model, mean = self.model, self.population_mean
         for b, f in zip(self.blups, model.factors, strict=True):
             mean = mean + np.einsum("ij,ij->i", model.exog_re[:, f.columns], b[f.grouping.index])
         return np.asarray(mean)
@@ -396,7 +396,7 @@ class Fit:
     @property
     def marginal_rest(self) -> Array:
         """Marginal residuals y - X beta (less the offset) of the rows used (nobs,)."""
-        return self.model.endog - self.marginal_mean
+        return self.model.endog - self.population_mean
 
     def require_estimates(self, what: str, remedy: str) -> None:
         """Refuse what says something of estimates, where parameters were stated."""

@@ -21,6 +21,7 @@ from numpy.typing import ArrayLike, NDArray
 from ..errors import LMMError
 from ..support.arguments import checked
 from ..support.checks import float_array, plain_array
+from ..tables.alignment import index_of, shared_index
 
 __all__ = ["between", "formula_functions", "group_mean", "means_of", "within"]
 
@@ -59,8 +60,18 @@ def _grouped(x: ArrayLike, groups: tuple[Any, ...]) -> tuple[Array, NDArray[np.i
     return values, codes, labels
 
 
+def _beside(values: Array, x: Any, groups: tuple[Any, ...]) -> Any:
+    """Values for the rows of x: a Series where x or the groups are Series, which have one index."""
+    index = shared_index([("x", index_of(x)), *(("the groups", index_of(group)) for group in groups)])
+    if index is None:
+        return values
+    import pandas as pd
+
+    return pd.Series(values, index=index, name=getattr(x, "name", None))
+
+
 @checked
-def group_mean(x: ArrayLike, *groups: Any) -> Array:
+def group_mean(x: ArrayLike, *groups: Any) -> Any:
     """Mean of x over the group of each row.
 
     Parameters
@@ -72,21 +83,22 @@ def group_mean(x: ArrayLike, *groups: Any) -> Array:
     Returns
     -------
     (n,) array
+        A Series where x is one.
 
     Raises
     ------
     LMMError
-        For arrays of different lengths or missing labels.
+        For arrays of different lengths, Series with different indices, or missing labels.
     """
     values, codes, labels = _grouped(x, groups)
-    return np.asarray(means_of(values, codes, len(labels))[codes])
+    return _beside(means_of(values, codes, len(labels))[codes], x, groups)
 
 
 between = group_mean
 
 
 @checked
-def within(x: ArrayLike, *groups: Any) -> Array:
+def within(x: ArrayLike, *groups: Any) -> Any:
     """x less its mean over the group of each row.
 
     Parameters
@@ -98,14 +110,15 @@ def within(x: ArrayLike, *groups: Any) -> Array:
     Returns
     -------
     (n,) array
+        A Series where x is one.
 
     Raises
     ------
     LMMError
-        For arrays of different lengths or missing labels.
+        For arrays of different lengths, Series with different indices, or missing labels.
     """
-    values = float_array(x, "x", 1)
-    return np.asarray(values - group_mean(values, *groups))
+    values, codes, labels = _grouped(x, groups)
+    return _beside(values - means_of(values, codes, len(labels))[codes], x, groups)
 
 
 def _remembered(x: Any, groups: tuple[Any, ...], state: dict[str, Any]) -> tuple[Array, Array]:

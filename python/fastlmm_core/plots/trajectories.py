@@ -116,7 +116,7 @@ def _chosen(grouping: Grouping, subjects: Any, most: int) -> NDArray[np.intp]:
 
 def _population(result: LMMResult, x: Array) -> tuple[Array, Array, bool]:
     """Points of the population line, and whether other covariates have been averaged."""
-    mean = result.marginal_mean
+    mean = result.population_mean
     order = np.argsort(x, kind="stable")
     first = order[np.flatnonzero(np.diff(x[order], prepend=np.nan) != 0.0)]
     values = x[first]
@@ -156,7 +156,7 @@ def _spaghetti(
 
 
 def _panels(result: LMMResult, grouping: Grouping, x: Array, name: str, parts: list[NDArray[np.intp]]) -> list[Any]:
-    model, fitted, mean = result.model, result.fitted_mean, result.marginal_mean
+    model, fitted, mean = result.model, result.fitted_mean, result.population_mean
     size = (1.9, 1.8) if len(parts) > 6 else (2.3, 2.3)
     axes = grid(len(parts), size, most=6, sharex=True, sharey=True)
     for ax, part in zip(axes, parts, strict=True):

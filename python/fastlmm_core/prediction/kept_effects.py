@@ -56,7 +56,7 @@ class Source:
     sigma2 : float
     relative_factor : (q, q) array
     phi : array
-    marginal_mean : (n,) array
+    population_mean : (n,) array
         With the effects that are kept.
     """
 
@@ -64,7 +64,7 @@ class Source:
     sigma2: float
     relative_factor: Array
     phi: Array
-    marginal_mean: Array
+    population_mean: Array
 
 
 def given_effects(result: Fit, random_effects: Any) -> dict[str, Kept]:

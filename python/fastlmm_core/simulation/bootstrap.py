@@ -281,7 +281,7 @@ def _residual(result: Fit) -> Draw:
     e = result.rest * w
     e = e - e.mean()
     e *= result.sigma / np.sqrt(np.mean(e**2))
-    mean = result.marginal_mean
+    mean = result.population_mean
 
     def draw(rng: np.random.Generator, count: int) -> Array:
         streams = [beside(rng, place + 1) for place in range(len(pools))]

@@ -64,7 +64,7 @@ class Generating(Protocol):
         """Parameters of the residual structure, empty where residuals are independent."""
 
     @property
-    def marginal_mean(self) -> Array:
+    def population_mean(self) -> Array:
         """X beta plus offset, (nobs,)."""
 
 
@@ -85,7 +85,7 @@ def parametric(source: Generating, fresh: NDArray[np.bool_] | None = None) -> Dr
         for f, own in zip(model.factors, fresh.T, strict=True):
             turned[f.columns] *= own
     factors = [(f.grouping.index, len(f.grouping.labels), f.start, f.stop) for f in model.factors]
-    mean = source.marginal_mean
+    mean = source.population_mean
     scale = sigma if model.weights is None else sigma / np.sqrt(model.weights)
     correlate = None if model.design.residual is None else _correlated(model.design.residual, source.phi)
 

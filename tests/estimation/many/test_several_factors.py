@@ -13,7 +13,7 @@ from fastlmm_core.estimation.many import policy as batch_module
 from fastlmm_core.estimation.many.several_factors import EXACT_UP_TO
 from fastlmm_core.inference import many as batch_inference
 from fastlmm_core.inference import wald as inference
-from fastlmm_core.simulation.bootstrap import _residual
+from fastlmm_core.simulation.bootstrap import _residual, _without_groups
 from fastlmm_core.simulation.draws import draws
 from fastlmm_core.support.seeds import key_of, stream
 
@@ -453,7 +453,7 @@ def test_cases_vary_as_the_means_do(rng):
 def test_bca_deletes_top_groups(rng):
     result = balanced(rng)
     boot = result.bootstrap(200, seed=1)
-    deleted = boot._jackknife()
+    deleted = _without_groups(result)
     assert deleted.shape == (8, 4)
     for i in range(8):
         single = by_hand(result, 1 - np.eye(8, dtype=int)[i])
@@ -605,7 +605,7 @@ def test_more_schools_classes_and_pupils():
 def test_stated_covariances_reach_the_draws():
     source = schools(m=40, G=(2.0, 0.7), sigma2=0.3)
     assert {name: float(g[0, 0]) for name, g in source.G.items()} == pytest.approx({"school": 2.0, "school:class": 0.7})
-    Y = source.simulate(4000, seed=1) - source.marginal_mean
+    Y = source.simulate(4000, seed=1) - source.population_mean
     cells = Y.reshape(4000, 40, 3, 4)
     assert np.mean(cells[:, :, 0, 0] * cells[:, :, 1, 0]) == pytest.approx(2.0, rel=0.05)
     assert np.mean(cells[:, :, 0, 0] * cells[:, :, 0, 1]) == pytest.approx(2.7, rel=0.05)

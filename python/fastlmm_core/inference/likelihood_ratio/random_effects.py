@@ -43,7 +43,7 @@ class _LinearNull:
     model: Model
     sigma2: float
     relative_factor: Array
-    marginal_mean: Array
+    population_mean: Array
 
     @property
     def phi(self) -> Array:
@@ -189,7 +189,7 @@ def _bootstrap_linear(statistic: float, result: Fit, criterion: float, n_sim: in
     n, rank = model.nobs, model.problem.rank
     root = np.ones(n) if model.weights is None else np.sqrt(model.weights)
     Q = orthonormal(model.exog[:, model.problem.kept], model.weights)
-    base = result.marginal_mean  # taken out first: a large mean costs digits
+    base = result.population_mean  # taken out first: a large mean costs digits
 
     def log_rss(Y: Array) -> Array:
         scaled = (Y - base) * root
