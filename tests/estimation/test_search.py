@@ -67,7 +67,7 @@ def test_nothing_lower_is_found_anywhere(family: str, seed: int) -> None:
 HARD = {
     "distant_origin": (10, 19, 5011),
     "shifted_slope": (12, 36),
-    "nested_slopes": (0, 1, 80),
+    "nested_slopes": (0, 1, 80, 7059, 7231, 7485, 7756, 7811),
     "eight_decades": (158, 552, 652, 1083, 1461),
     "cauchy_errors": (98, 527),
     "few_rows": (27,),
@@ -263,6 +263,14 @@ def test_batches_end_where_single_fits_do(family: str) -> None:
         single = [model.refit(y, reml=problem.reml) for y in Y]
         assert batch.converged.all()
         np.testing.assert_allclose(batch.criterion, [one.criterion for one in single], rtol=0.0, atol=1e-6)
+
+
+def test_a_batch_starts_from_correlated_effects_too() -> None:
+    """As single fits do: no screen finds the minimum of four independent effects far from their origin."""
+    problem = landscapes.problem("nested_slopes", 7231)
+    model = model_of(problem)
+    batch = model.fit_many(np.array([problem.y, problem.y[::-1], problem.y]), reml=problem.reml, n_jobs=1)
+    assert batch.criterion[0] == batch.criterion[2] <= landscapes.lowest(problem) + TOLERANCE
 
 
 def test_the_record_of_a_fit_is_that_of_its_optimum() -> None:

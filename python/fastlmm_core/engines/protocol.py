@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from ..covariance.parameters import CovarianceStructure
     from .rows import Rows
 
-__all__ = ["CAREFUL", "EASY", "HARD", "ORDINARY", "UNASKED", "Elsewhere", "Engine", "Problem", "Solution"]
+__all__ = ["CAREFUL", "EASY", "HARD", "ORDINARY", "UNASKED", "Elsewhere", "Engine", "Problem", "Relaxed", "Solution"]
 
 Array = NDArray[np.float64]
 
@@ -95,6 +95,23 @@ class Engine(Protocol):
         """Sum over pairs of directions of w_kl X'V^-1 dV_k V^-1 dV_l V^-1 X."""
 
 
+class Relaxed(NamedTuple):
+    """A criterion in which all effects of a grouping factor are correlated.
+
+    It is invariant under a change of the columns of a factor, so that it has few minima as a rule, while that of
+    independent effects far from the origin of their variable has several, of which the lowest is near those.
+
+    Attributes
+    ----------
+    engine : Engine
+    structure : CovarianceStructure
+        One block for each factor.
+    """
+
+    engine: Engine
+    structure: CovarianceStructure
+
+
 class Elsewhere(NamedTuple):
     """What is known of minima other than that which a start leads to.
 
@@ -108,12 +125,15 @@ class Elsewhere(NamedTuple):
         The criterion of a part of the groups, to be searched instead of that of all.
     always : bool
         Search although evaluations take long: other minima are common.
+    relaxed : Relaxed, optional
+        Where a screen is sparse, and independent effects share a factor.
     """
 
     kind: Literal["search", "nothing", "unasked"] = "search"
     effort: int = ORDINARY
     scout: Engine | None = None
     always: bool = False
+    relaxed: Relaxed | None = None
 
 
 UNASKED = Elsewhere("unasked")

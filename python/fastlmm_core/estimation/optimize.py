@@ -56,6 +56,9 @@ SEARCH = Elsewhere()
 REPORTED, APART = 2.0, 1e-6
 """Units of the criterion up to which other certified minima are reported, and from which they differ."""
 
+ASIDE = (1.03, 0.97)
+"""Shares of theta from which a minimum that could not be certified is approached again."""
+
 PILOT_UNITS = 10.0
 """Units by which a minimum of a part of the groups may be higher than another and be the lower one of all groups."""
 
@@ -508,12 +511,14 @@ def _elsewhere(
     scout = elsewhere.scout
     if scout is None:
         effort = EASY if criterion.costly else elsewhere.effort
-        found = search(criterion, structure, unit, (best.value if best.converged else inf, best.theta), effort)
+        found = search(
+            criterion, structure, unit, (best.value if best.converged else inf, best.theta), effort, elsewhere.relaxed
+        )
         limit = best.value + REPORTED if best.converged else inf
     else:
         scout.reml = criterion.reml
         known = descend(cast("Objective", scout), structure, best.theta) or (inf, best.theta)
-        found = search(scout, structure, unit, known, elsewhere.effort)
+        found = search(scout, structure, unit, known, elsewhere.effort, elsewhere.relaxed)
         limit = known[0] + PILOT_UNITS if best.converged else inf
     return found, [theta for value, theta in found.minima if value <= limit]
 
@@ -523,7 +528,12 @@ def _lowest(attempt: Callable[[Array], tuple[Optimum, Array | None]], best: Opti
     others: list[Optimum] = []
     for theta in starts:
         other, _ = attempt(theta)
-        if other.converged >= best.converged and other.value < best.value - 1e-9:
+        if best.converged and not other.converged and other.value < best.value - 1e-9:
+            # a search that begins where another one ended cannot come closer than rounding errors let it
+            again = [attempt(share * theta)[0] for share in ASIDE]
+            other = min((one for one in again if one.converged), key=lambda one: one.value, default=other)
+        certain = other.converged >= best.converged or other.value < best.value - REPORTED
+        if certain and other.value < best.value - 1e-9:
             best, other = other, best
         others.append(other)
     distinct: list[LocalMinimum] = []

@@ -20,7 +20,7 @@ from ..kernels import falls, minimize_newton, screen
 
 if TYPE_CHECKING:
     from ..covariance.parameters import Block, CovarianceStructure
-    from ..engines.protocol import Engine
+    from ..engines.protocol import Engine, Relaxed
     from ..kernels import Objective
 
 __all__ = [
@@ -82,7 +82,12 @@ class Found(NamedTuple):
 
 
 def search(
-    criterion: Engine, structure: CovarianceStructure, unit: Array, known: tuple[float, Array], effort: int
+    criterion: Engine,
+    structure: CovarianceStructure,
+    unit: Array,
+    known: tuple[float, Array],
+    effort: int,
+    relaxed: Relaxed | None = None,
 ) -> Found:
     """Other minima of a criterion.
 
@@ -97,6 +102,8 @@ def search(
         Value and theta of a minimum; an infinite value where it is not certified.
     effort : int
         EASY, ORDINARY, CAREFUL or HARD.
+    relaxed : Relaxed, optional
+        Of the same data: its minimum is where another search starts.
 
     Returns
     -------
@@ -127,6 +134,11 @@ def search(
         # the only way into a valley must not lead out of it again by a long step
         radius = FIRST_STEP * float(np.linalg.norm(thetas[i])) if joined else 1.0
         _add(minima, structure, unit, descend(objective, structure, thetas[i], radius))
+    if relaxed is not None:
+        relaxed.engine.reml = criterion.reml
+        theta = _relaxed_minimum(relaxed, structure, unit, known[1])
+        if theta is not None:
+            _add(minima, structure, unit, descend(objective, structure, theta))
     if effort > ORDINARY:
         for minimum in sorted(minima, key=lambda minimum: minimum[0])[:NARROWED]:
             for theta in _narrowed(structure, unit, minimum[1]):
@@ -143,6 +155,23 @@ def descend(
     except FloatingPointError:
         return None
     return (value, structure.theta(structure.canonical(structure.factor(x)))) if np.isfinite(value) else None
+
+
+def _relaxed_minimum(relaxed: Relaxed, structure: CovarianceStructure, unit: Array, known: Array) -> Array | None:
+    """Theta with the variances, and the covariances within blocks, of a minimum of the relaxed criterion."""
+    factor, whole = structure.factor(known), relaxed.structure
+    # away from the boundary, where the gradient vanishes
+    start: Array = np.linalg.cholesky(factor @ factor.T + np.diag(unit**2)).astype(np.float64, copy=False)
+    found = descend(cast("Objective", relaxed.engine), whole, whole.theta(start))
+    if found is None:
+        return None
+    factor = whole.factor(found[1])
+    G = factor @ factor.T + np.diag((VANISHING * unit) ** 2)
+    out = np.zeros_like(G)
+    for block in structure.blocks:
+        part = slice(block.start, block.stop)
+        out[part, part] = np.linalg.cholesky(G[part, part] if block.correlated else np.diag(np.diag(G[part, part])))
+    return structure.theta(out)
 
 
 def _add(

@@ -506,9 +506,9 @@ def test_copies_of_top_groups(rng):
     model = made(rng, "three")
     # c is the top of a, and b crosses them: no independent groups
     with pytest.raises(flc.LMMError, match=r"this, but the crossed factors .* join all rows"):
-        independent_units(model, "this")
+        independent_units(model.design, "this")
     model = made(rng, "nested")
-    rows, (a, b) = subjects(model)(20)
+    rows, (a, b) = subjects(model.design)(20)
     index_a, index_b = (f.grouping.index for f in model.factors)
     assert len(set(b.tolist())) == b.max() + 1 == 20
     assert a.max() + 1 == len(set(a.tolist()))

@@ -5,10 +5,11 @@ The order in which their levels are eliminated is found in layout.py, the criter
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import pairwise
 from math import log
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,7 +30,7 @@ from ...problem.columns import (
 )
 from ...problem.identification import GroupedColumns, refuse_unidentified_rows
 from ...support.memory import numpy_blas, require, scipy_blas
-from ..protocol import CAREFUL, EASY, Elsewhere
+from ..protocol import CAREFUL, EASY, Elsewhere, Relaxed
 from ..starts import factors_start
 from .cores import Tail
 from .order import Layout, Stage, lay_out
@@ -148,7 +149,19 @@ class CrossedProblem:
         if all(width == block.stop - block.start and block.correlated for width, block in self._terms()):
             small = self.n_effects <= CAREFUL_UP_TO
             return Elsewhere("search", CAREFUL if small else EASY, scout)
-        return Elsewhere("search", CAREFUL, scout, always=True)
+        whole = self.relaxed()
+        engine = (None if scout is None else whole.pilot(SCOUT_GROUPS)) or whole.criterion()
+        relaxed = None if engine.costly else Relaxed(engine, whole.structure)
+        return Elsewhere("search", CAREFUL, scout, always=True, relaxed=relaxed)
+
+    def relaxed(self) -> Self:
+        """The problem with all effects of a factor correlated."""
+        starts = [*self.columns, self.structure.q]
+        return self.with_structure(CovarianceStructure(tuple(Block(a, b, "full") for a, b in pairwise(starts))))
+
+    def with_structure(self, structure: CovarianceStructure) -> Self:
+        """The same data with other covariances of their effects."""
+        return replace(self, structure=structure)
 
     def _terms(self) -> list[tuple[int, Block]]:
         """Each block of G, and how many effects its factor has."""

@@ -159,6 +159,11 @@ class NestedProblem(CrossedProblem):
     def __init__(self, chain: Chain, **fields: Any) -> None:
         self.__dict__.update(fields, chain=chain)
 
+    def with_structure(self, structure: CovarianceStructure) -> NestedProblem:
+        """The same data with other covariances of their effects."""
+        fields = {name: value for name, value in self.__dict__.items() if name in CrossedProblem.__dataclass_fields__}
+        return NestedProblem(self.chain, **(fields | {"structure": structure}))
+
     @cached_property
     def _laid_out(self) -> tuple[Layout, Array]:
         chain = self.chain

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ... import kernels
-from ...covariance.parameters import CovarianceStructure
+from ...covariance.parameters import CovarianceStructure, one_block
 from ...design.grouping import Codes, Grouping
 from ...errors import LMMError
 from ...kernels.records import RowColumns, Rows
@@ -32,7 +32,7 @@ from ...problem.columns import (
     z_preconditioner,
 )
 from ...problem.identification import GroupedColumns, Shared, parts_identify, refuse_unidentified
-from ..protocol import CAREFUL, EASY, HARD, ORDINARY, Elsewhere, Engine, Problem
+from ..protocol import CAREFUL, EASY, HARD, ORDINARY, Elsewhere, Engine, Problem, Relaxed
 from ..starts import few_groups, moment_start
 
 __all__ = ["OneFactorProblem", "condition", "one_factor"]
@@ -47,6 +47,9 @@ PILOT_GROUPS = 2048
 
 SCOUT_GROUPS = 256
 """Groups of which the criterion is screened for other minima when there are many more of them, all different."""
+
+SPARSE = 4
+"""Independent effects from which a screen of their standard deviations is sparse."""
 
 REGULAR = 0.2
 """Least information in a group (harmonic mean over its effects), relative to the mean, of nearly balanced data."""
@@ -190,13 +193,20 @@ class OneFactorProblem(NamedTuple):
             return Elsewhere("nothing")
         scout = self.pilot(SCOUT_GROUPS)
         if not structure.one_full:
-            return Elsewhere("search", ORDINARY, scout)
+            relaxed = None if q < SPARSE else Relaxed(self._relaxed(scout), one_block(q, "full"))
+            return Elsewhere("search", ORDINARY, scout, relaxed=relaxed)
         packed = np.ascontiguousarray(self.packed[:: max(1, len(self.packed) // SCOUT_GROUPS)])
         ample = self.n - self.rank >= 2 * self.m * q
         if ample and kernels.least_information(packed, q) >= REGULAR * self.n / self.m:
             return Elsewhere("search", EASY, scout)
         few, not_many = few_groups(structure, self.levels), few_groups(structure, self.levels / 4.0)
         return Elsewhere("search", HARD if few else CAREFUL if not_many else ORDINARY, scout)
+
+    def _relaxed(self, scout: kernels.ClusterCriterion | None) -> kernels.ClusterCriterion:
+        """The criterion where all effects are correlated, of as many groups as the scout has."""
+        whole = self._replace(structure=one_block(self.structure.q, "full"))
+        found = None if scout is None else whole.pilot(SCOUT_GROUPS)
+        return whole.criterion() if found is None else found
 
     @property
     def levels(self) -> Array:

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from ...covariance.directions import free_directions, inverse_hessian, theta_jacobian
 from ...covariance.parameters import CovarianceStructure, vech_positions
 from ...engines.crossed.problem import CrossedProblem
-from ...engines.protocol import EASY, UNASKED
+from ...engines.protocol import EASY, UNASKED, Relaxed
 from ...errors import LMMError
 from ...kernels import minimize_newton
 from ...kernels.records import BatchResults
@@ -171,6 +171,7 @@ class HierarchyDesign:
         # nearly balanced data are left alone: a look would take longer than the fit
         wanted = elsewhere.kind == "search" and elsewhere.effort > EASY and elsewhere.scout is None
         self.effort = elsewhere.effort if wanted and (elsewhere.always or not problem.criterion().costly) else EASY
+        self.relaxed = None if self.effort == EASY or elsewhere.relaxed is None else problem.relaxed()
         self.sizes = np.sqrt(problem.levels / problem.n)
         self.pieces = _pieces(self.structure, SINGULAR * np.sqrt(problem.levels / problem.n))
         self.tolerance = min(1e-9 * sqrt(float(problem.levels.max())), 1e-6)
@@ -245,7 +246,7 @@ class HierarchyDesign:
             found = self._minimize(worker, begin)
             evaluations[i] = criterion.n_evaluations
             if found is not None and start is None and self.effort > EASY:
-                found = self._lowest(worker, found)
+                found = self._lowest(worker, found, cross, reml)
                 evaluations[i] = criterion.n_evaluations
             if found is None:
                 continue
@@ -275,10 +276,19 @@ class HierarchyDesign:
             inverse = inverse_hessian(structure, state.theta, state.hess)
             df[rows] = 1.0 / (1.0 / nu + ((inverse @ u) * u).sum(axis=1))
 
-    def _lowest(self, worker: _Worker, found: _Minimum) -> _Minimum:
+    def relaxed_worker(self, cross: Array, reml: bool) -> CrossedCriterion:
+        """The criterion of a response where all effects of a factor are correlated; this thread's own."""
+        assert self.relaxed is not None
+        if not hasattr(self._local, "relaxed"):
+            self._local.relaxed = _Worker(self.relaxed)
+        worker: _Worker = self._local.relaxed
+        return worker.take(cross, reml)
+
+    def _lowest(self, worker: _Worker, found: _Minimum, cross: Array, reml: bool) -> _Minimum:
         """The lowest of all minima that a search finds, as for a single fit."""
         known = (found[2], found[0].theta)
-        for value, theta in search(worker.criterion, self.structure, self.sizes, known, self.effort).minima:
+        relaxed = None if self.relaxed is None else Relaxed(self.relaxed_worker(cross, reml), self.relaxed.structure)
+        for value, theta in search(worker.criterion, self.structure, self.sizes, known, self.effort, relaxed).minima:
             if value < found[2] - 1e-9:
                 other = self._minimize(worker, theta)
                 if other is not None and other[2] < found[2] - 1e-9:
