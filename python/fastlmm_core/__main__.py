@@ -120,7 +120,7 @@ def _record(result: LMMResult, level: float, ddf: Ddf) -> dict[str, Any]:
 
     model = result.model
     names = model.exog_names
-    fixed = tidy_columns(result, "fixed", level, ddf, "expected")
+    fixed = tidy_columns(result, "fixed", level, ddf, "auto")
 
     def named(column: str) -> dict[str, Any]:
         return dict(zip(names, fixed[column], strict=True))

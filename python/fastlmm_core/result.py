@@ -621,7 +621,7 @@ class LMMResult(Fit):
             rises by the chi-square quantile, with 0 as the lower limit of a standard deviation where it does not rise
             so far; or symmetric on the scale of the logarithm (Fisher's z for correlations; Pinheiro and Bates 2000,
             sec. 2.4.3, as nlme::intervals), which takes less time, has none on the boundary, and means nothing near
-            it.  Those of covariances and theta are always symmetric.
+            it.  Those of covariances and theta, and of all parameters of restricted covariances, are always symmetric.
 
         Returns
         -------

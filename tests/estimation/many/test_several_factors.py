@@ -13,8 +13,9 @@ from fastlmm_core.estimation.many import policy as batch_module
 from fastlmm_core.estimation.many.several_factors import EXACT_UP_TO
 from fastlmm_core.inference import many as batch_inference
 from fastlmm_core.inference import wald as inference
-from fastlmm_core.simulation.bootstrap import _residual, _without_groups
+from fastlmm_core.simulation.bootstrap import _residual
 from fastlmm_core.simulation.draws import draws
+from fastlmm_core.simulation.resampling import without_groups
 from fastlmm_core.support.seeds import key_of, stream
 
 RandomTerm = flc.RandomTerm
@@ -287,25 +288,28 @@ def test_to_frame(rng, library):
 # tests of fixed effects
 
 
-@pytest.mark.parametrize("ddf", batch_inference.DDF)
+@pytest.mark.parametrize(
+    ("ddf", "information"),
+    [(ddf, "auto") for ddf in batch_inference.DDF] + [("kenward-roger", "expected"), ("kenward-roger", "observed")],
+)
 @pytest.mark.parametrize("shape", ["nested slopes", "crossed", "wide"])
-def test_hypotheses(rng, shape, ddf):
+def test_hypotheses(rng, shape, ddf, information):
     model = made(rng, shape, weights=shape == "crossed", offset=shape == "crossed")
     Y = np.concatenate([responses(rng, model, 3), responses(rng, model, 3, 0.1)])
     batch = model.fit_many(Y)
     singles = [model.refit(y) for y in Y]
     L, rhs = np.array([[0.0, 1.0, -2.0], [0.3, 0.0, 1.0]]), np.array([0.1, -0.2])
     for rows, right in ((L, rhs), (L[:1], rhs[:1]), (np.eye(3)[1:2], rhs[:1])):
-        found = batch.test(rows, right, ddf=ddf)
+        found = batch.test(rows, right, ddf=ddf, information=information)
         for i, single in enumerate(singles):
-            own = single.test(rows, right, ddf=ddf)
+            own = single.test(rows, right, ddf=ddf, information=information)
             np.testing.assert_allclose(found.statistic[i], own.statistic, rtol=1e-5)
             np.testing.assert_allclose(found.std_error[i], own.std_error, rtol=AGREE)
             np.testing.assert_allclose(found.df_denom[i], own.df_denom, rtol=1e-4)
             np.testing.assert_allclose(found.pvalues[i], own.pvalue, rtol=1e-4)
-    whole = batch.tidy(0.9, ddf=ddf)
+    whole = batch.tidy(0.9, ddf=ddf, information=information)
     for i, single in enumerate(singles):
-        table, rows = single.tidy(level=0.9, ddf=ddf), whole["response"] == i
+        table, rows = single.tidy(level=0.9, ddf=ddf, information=information), whole["response"] == i
         assert list(whole) == ["response", *table]
         assert np.array_equal(np.array(whole["term"])[rows], table["term"])
         for name in ("estimate", "std_error", "df", "statistic", "p_value", "conf_low", "conf_high"):
@@ -453,7 +457,7 @@ def test_cases_vary_as_the_means_do(rng):
 def test_bca_deletes_top_groups(rng):
     result = balanced(rng)
     boot = result.bootstrap(200, seed=1)
-    deleted = _without_groups(result)
+    deleted = without_groups(result)
     assert deleted.shape == (8, 4)
     for i in range(8):
         single = by_hand(result, 1 - np.eye(8, dtype=int)[i])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 
 import numpy as np
 import pytest
@@ -445,6 +446,17 @@ def test_limits_of_a_profile(fitted_reference):
     np.testing.assert_allclose(zeta[[0, -1]], [-1.2815515655446004, 1.2815515655446004], rtol=1e-12)
 
 
+@pytest.mark.parametrize("reml", [True, False])
+def test_a_pickled_profile_goes_on_by_its_criterion(fitted_reference, reml):
+    found = fitted_reference("sleepstudy_slope", True, "formula").profile(["Days", "sigma"], reml=reml)
+    again = pickle.loads(pickle.dumps(found))
+    for level in (0.8, 0.95):
+        one, other = (columns_of(each.conf_int(level)) for each in (found, again))
+        for name in ("estimate", "conf_low", "conf_high"):
+            assert np.isfinite(other[name]).all()
+            np.testing.assert_allclose(other[name], one[name], rtol=1e-10)
+
+
 @pytest.mark.parametrize("seed", range(8))
 def test_random_problems_are_solved(seed):
     """Many shapes, often singular: every limit is found, contains the estimate, and grows with the level."""
@@ -514,6 +526,22 @@ def test_crossed_factors_by_reml(rng):
                 options={"gtol": 1e-7},
             )
             assert found.fun - criterion(estimate) == pytest.approx(LEVEL_95, abs=1e-5) or limit == 0.0
+
+
+def test_a_step_beyond_the_limit_may_end_in_another_valley():
+    """Where one standard deviation vanishes any correlation is as likely: a plateau just above the level."""
+    g, t = np.repeat(np.arange(12), 5), np.tile(np.arange(5.0), 12)
+    truth = flc.assume("y ~ t + (t | g)", {"g": g, "t": t}, [0.0, 0.0], [[1.0, 0.2], [0.2, 0.3]], 1.0)
+    Y = truth.simulate(301, seed=5)
+    X = np.column_stack([np.ones(60), t])
+    for i, reml in ((9, True), (9, False), (159, False), (300, True)):
+        fit = truth.model.refit(Y[i], reml=reml)
+        dense = Dense(Y[i], X, X, g, reml=reml)
+        name = "cor_Intercept.t|g"
+        parameter = next(p for p in parameters_of(fit) if p.name == name)
+        low, high = confidence_limits(fit, parameters=name)[name]
+        assert -1.0 < low < high <= 1.0
+        assert dense.profiled(parameter, low, fit) - fit.criterion == pytest.approx(LEVEL_95, abs=5e-6)
 
 
 # ------------------------------------------------------------------------------------------------------------
