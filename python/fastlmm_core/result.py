@@ -846,6 +846,7 @@ class LMMResult(Fit):
         G: Any = None,
         sigma2: float | None = None,
         *,
+        R: Any = None,
         data: Any = None,
         weights: Any = None,
         offset: Any = None,
@@ -861,6 +862,9 @@ class LMMResult(Fit):
             Covariance matrix of the random effects; terms that a mapping does not name stay.
         sigma2 : float, optional
             Residual variance.
+        R : mapping of parameter to value, array in their order, or matrix, optional
+            Of structured residuals, instead of sigma2: those that a mapping does not name stay.  See
+            `fastlmm_core.assume`.
         data : frame, or mapping with "X", "Z", "groups" and perhaps "y", optional
             Rows in the place of those of this result, coded as they were.  Without a response there are no random
             effects, residuals and log-likelihood.  Groups are those of these rows, whatever they are called.
@@ -900,7 +904,7 @@ class LMMResult(Fit):
         if data is None and (weights is not None or offset is not None):
             raise LMMError("weights and offset are those of data: give data too")
         model = None if data is None else on_rows(self.model, data, weights, offset)
-        return moved(self, params, G, sigma2, model)
+        return moved(self, params, G, sigma2, model, R)
 
     def log_likelihood(self, reml: bool = False) -> float:
         """Log-likelihood of the response at the parameters of this result.

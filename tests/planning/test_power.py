@@ -524,7 +524,10 @@ def trial_data() -> dict[str, np.ndarray]:
     ("change", "message"),
     [
         ({"params": {"Intercept": 1.0}}, "params gives no value for 'x'"),
-        ({"params": {"Intercept": 1.0, "X": 1.0}}, "params names 'X', which is not a coefficient"),
+        (
+            {"params": {"Intercept": 1.0, "X": 1.0}},
+            "params names 'X', which is not among the coefficients of this design",
+        ),
         ({"params": {"Intercep": 1.0, "x": 1.0}}, "did you mean 'Intercept'"),
         ({"params": [1.0]}, "params must hold 2 values, for 'Intercept', 'x', not 1"),
         ({"params": ["a", "b"]}, "params must hold numbers"),

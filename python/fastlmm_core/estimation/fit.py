@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ..engines.protocol import UNASKED, Engine, Solution
+from ..engines.rows import Rows
 from ..engines.starts import shrunk_start
 from ..errors import LMMError
 from ..support.blas_threads import one_blas_thread
@@ -162,7 +163,8 @@ class Fit:
     def engine(self) -> Engine:
         """An engine at the optimum, evaluated to second order; its work space serves one thread at a time."""
         engine = self.model.problem.criterion()
-        engine.reml = self.reml
+        # stated parameters do without the digits that REML needs: more rows than columns
+        engine.reml = self.reml and self.stated is None
         engine.evaluate(self.optimum.theta, 2)
         return engine
 
@@ -438,17 +440,18 @@ def log_likelihood(fit: Fit, reml: bool = False) -> float:
 
         v'V^-1 v = (e'We + u'u) / sigma^2,
 
-    a sum of squares.  The restricted likelihood has the generalised least squares estimates for beta, and log|X'V^-1X|.
+    a sum of squares; with structured residuals v'V^-1 v from V^-1 v by rows.  The restricted likelihood has the
+    generalised least squares estimates for beta, and log|X'V^-1X|.
     """
     model, problem, r = fit.model, fit.model.problem, fit.model.problem.rank
-    model.needs_independent_residuals("log_likelihood() (llf is that of the fit)")
     if reml:
         fit = replace(fit, stated=Stated(least_squares(fit), fit.relative_factor, fit.sigma2))
         fit = replace(fit, solution=fit.solution._replace(beta=conditioned_coefficients(model, fit.beta)))
     nu = problem.n - r if reml else problem.n
-    weighted = fit.rest if model.weights is None else fit.rest * model.weights
-    squares = float(fit.rest @ weighted)
-    for f in model.factors:
+    weighted = _weighted_rest(fit)
+    independent = model.design.residual is None
+    squares = float((fit.rest if independent else fit.marginal_rest) @ weighted)
+    for f in model.factors if independent else ():
         turned = model.exog_re[:, f.columns] @ fit.relative_factor[f.columns, f.columns]
         sums = [np.bincount(f.grouping.index, column * weighted, f.grouping.m) for column in turned.T]
         squares += float(np.sum(np.square(sums)))
@@ -474,12 +477,18 @@ def least_squares(fit: Fit) -> Array:
     Columns that depend on those before them keep their coefficients.
     """
     model, problem = fit.model, fit.model.problem
-    weighted = fit.rest if model.weights is None else fit.rest * model.weights
-    # X'V^-1 v is X'We with the residual e from the BLUPs
-    score = problem.conditioned_x(model.exog).T @ weighted
+    score = problem.conditioned_x(model.exog).T @ _weighted_rest(fit)
     chol = fit.solution.chol
     step = np.linalg.solve(chol.T, np.linalg.solve(chol, score)) if problem.rank else score
     return np.asarray(fit.beta + problem.x_map @ step)
+
+
+def _weighted_rest(fit: Fit) -> Array:
+    """V^-1 v relative to sigma^2 (n,): We with the residual e from the BLUPs, where residuals are independent."""
+    weights = fit.model.weights
+    if fit.model.design.residual is not None:
+        return fit.engine.solve(fit.marginal_rest, Rows((), (), weights))
+    return fit.rest if weights is None else fit.rest * weights
 
 
 def conditioned_coefficients(model: Model, params: Array) -> Array:

@@ -19,9 +19,21 @@ from .optimize import Optimum
 
 if TYPE_CHECKING:
     from ..covariance.parameters import CovarianceStructure
+    from ..covariance.residual.structure import ResidualStructure
+    from ..design.residual import ResidualPart
     from .model import Model
 
-__all__ = ["coefficients", "covariance_factor", "moved", "needs_estimates", "residual_variance", "stated_fit"]
+__all__ = [
+    "coefficients",
+    "covariance_factor",
+    "moved",
+    "needs_estimates",
+    "refuse_other_scale",
+    "residual_names",
+    "residual_phi",
+    "residual_variance",
+    "stated_fit",
+]
 
 Array = NDArray[np.float64]
 F = TypeVar("F", bound=Fit)
@@ -33,7 +45,15 @@ MEMBER, STEPS = 1e-6, 100
 """Difference from the correlations of a member up to which a matrix has a restricted structure; steps towards one."""
 
 
-def stated_fit(kind: type[F], model: Model, params: Array, factor: Array, sigma2: float, reml: bool = True) -> F:
+def stated_fit(
+    kind: type[F],
+    model: Model,
+    params: Array,
+    factor: Array,
+    sigma2: float,
+    reml: bool = True,
+    phi: Array | None = None,
+) -> F:
     """The record of a model at stated parameters.
 
     Parameters
@@ -48,20 +68,26 @@ def stated_fit(kind: type[F], model: Model, params: Array, factor: Array, sigma2
     sigma2 : float
     reml : bool
         By which criterion refits are made.
+    phi : array, optional
+        Parameters of structured residuals.
     """
     problem, structure = model.problem, model.structure
-    inner: Array = np.asarray(np.linalg.solve(problem.z_map, factor), dtype=np.float64)
-    theta = structure.theta(structure.canonical(inner))
+    inner = np.zeros((0, 0))
+    if structure.q:
+        inner = structure.canonical(np.asarray(np.linalg.solve(problem.z_map, factor), dtype=np.float64))
+    theta = structure.theta(inner)
+    if phi is not None:
+        theta = np.concatenate([theta, phi])
     engine = problem.criterion()
     engine.reml = False
-    value = engine.evaluate(theta, 0)[0]
+    value = engine.evaluate(theta, 0 if phi is None else 1)[0]
     _, r2, chol, _ = engine.solution()
     row = np.linalg.norm(factor, axis=1)
-    k = structure.n_parameters
+    k = len(theta)
     restricted = _restricted(structure, factor) if structure.restricted else None
     optimum = Optimum(
         theta=theta,
-        factor=structure.factor(theta),
+        factor=inner,
         value=value,
         gradient=np.full(k, np.nan),
         hessian=np.full((k, k), np.nan),
@@ -108,7 +134,7 @@ def _restricted(structure: CovarianceStructure, factor: Array) -> Array:
     return x
 
 
-def moved(fit: F, params: Any, G: Any, sigma2: Any, model: Model | None = None) -> F:
+def moved(fit: F, params: Any, G: Any, sigma2: Any, model: Model | None = None, R: Any = None) -> F:
     """A fit at other parameters; those not named stay.
 
     Parameters
@@ -119,10 +145,17 @@ def moved(fit: F, params: Any, G: Any, sigma2: Any, model: Model | None = None) 
     sigma2 : float or None
     model : Model, optional
         Other rows.
+    R : mapping, array or None
+        Parameters of structured residuals, see `residual_phi`.
     """
-    fit.model.needs_independent_residuals("at()")
     model = fit.model if model is None else model
-    variance = fit.sigma2 if sigma2 is None else residual_variance(sigma2)
+    part = model.design.residual
+    phi = None if part is None else fit.phi
+    if part is not None and R is not None:
+        phi, variance = residual_phi(part, R, (fit.phi, fit.sigma2))
+    else:
+        refuse_other_scale(part, sigma2, R)
+        variance = fit.sigma2 if sigma2 is None else residual_variance(sigma2)
     if G is None:
         factor = fit.relative_factor * np.sqrt(fit.sigma2 / variance)
     else:
@@ -132,8 +165,8 @@ def moved(fit: F, params: Any, G: Any, sigma2: Any, model: Model | None = None) 
         raise LMMError(f"params={params!r} is unknown: give values, or 'gls' for generalised least squares")
     stays = params is None or gls
     values = fit.beta if stays else coefficients(params, model.exog_names, fit.beta)
-    found = stated_fit(type(fit), model, values, factor, variance, fit.reml)
-    return stated_fit(type(fit), model, least_squares(found), factor, variance, fit.reml) if gls else found
+    found = stated_fit(type(fit), model, values, factor, variance, fit.reml, phi)
+    return stated_fit(type(fit), model, least_squares(found), factor, variance, fit.reml, phi) if gls else found
 
 
 def needs_estimates(remedies: Mapping[str, str]) -> Callable[[type[F]], type[F]]:
@@ -170,7 +203,7 @@ def needs_estimates(remedies: Mapping[str, str]) -> Callable[[type[F]], type[F]]
 # ---- what callers state --------------------------------------------------------------------------------------------
 
 
-def coefficients(params: Any, names: tuple[str, ...], before: Array | None = None) -> Array:
+def coefficients(params: Any, names: tuple[str, ...], before: Array | None = None, argument: str = "params") -> Array:
     """Values of all coefficients (p,), by name or in order.
 
     Parameters
@@ -179,32 +212,37 @@ def coefficients(params: Any, names: tuple[str, ...], before: Array | None = Non
     names : tuple of str
     before : (p,) array, optional
         Values of those that a mapping does not name; without them it must name all.
+    argument : str
+        What messages call `params`.
 
     Raises
     ------
     LMMError
         Names the coefficients that are missing or unknown.
     """
+    kind = "the coefficients of this design" if argument == "params" else "the parameters of the residuals"
     if hasattr(params, "keys"):
         given = dict(params)
         for name in given:
             if name not in names:
                 close = difflib.get_close_matches(str(name), names, n=1)
-                hint = f"did you mean {close[0]!r}?" if close else f"the coefficients are {', '.join(map(repr, names))}"
-                raise LMMError(f"params names {name!r}, which is not a coefficient of this design; {hint}")
+                hint = f"did you mean {close[0]!r}?" if close else f"they are {', '.join(map(repr, names))}"
+                raise LMMError(f"{argument} names {name!r}, which is not among {kind}; {hint}")
         absent = [name for name in names if name not in given]
         if absent and before is None:
-            raise LMMError(f"params gives no value for {', '.join(map(repr, absent))}; state every coefficient")
+            raise LMMError(f"{argument} gives no value for {', '.join(map(repr, absent))}; state all of {kind}")
         params = [given[name] if before is None or name in given else before[i] for i, name in enumerate(names)]
     if before is not None and np.isnan(before).any():
         # columns that the fit had dropped have no coefficient, then and now
-        loose = float_array(params, "params", 1)
+        loose = float_array(params, argument, 1)
         if loose.shape == before.shape:
             lost = np.isnan(before) & np.isnan(loose)
-            return np.where(lost, np.nan, number_array(np.where(lost, 0.0, loose), "params"))
-    values = number_array(params, "params")
+            return np.where(lost, np.nan, number_array(np.where(lost, 0.0, loose), argument))
+    values = number_array(params, argument)
     if values.shape != (len(names),):
-        raise LMMError(f"params must hold {len(names)} values, for {', '.join(map(repr, names))}, not {values.size}")
+        raise LMMError(
+            f"{argument} must hold {len(names)} values, for {', '.join(map(repr, names))}, not {values.size}"
+        )
     return values
 
 
@@ -214,6 +252,97 @@ def residual_variance(sigma2: Any) -> float:
     if variance.ndim or not variance > 0.0:
         raise LMMError(f"sigma2={sigma2!r} must be a positive number: the residual variance")
     return float(variance)
+
+
+def refuse_other_scale(part: ResidualPart | None, sigma2: Any, R: Any) -> None:
+    """Refuse sigma2 where residuals have a structure, and R where they have none."""
+    if part is None and R is not None:
+        raise LMMError("R is for structured residuals (residual=); state the residual variance as sigma2")
+    if part is not None and sigma2 is not None:
+        raise LMMError(f"sigma2 is for independent residuals; state the parameters of {part.term} as R")
+
+
+def residual_names(part: ResidualPart) -> tuple[str, ...]:
+    """Names of the natural parameters of all strata."""
+    names: list[str] = []
+    for own in part.strata:
+        inner = own.structure.names(part.labels, part.subject.name)
+        names += [f"{name}[{own.label}]" if own.label else name for name in inner]
+    return tuple(names)
+
+
+def residual_phi(part: ResidualPart, R: Any, before: tuple[Array, float] | None = None) -> tuple[Array, float]:
+    """Phi and sigma^2 of structured residuals, from what a caller states.
+
+    Parameters
+    ----------
+    part : ResidualPart
+    R : mapping of parameter to value, (k,) array in the order of their names, or (m, m) array
+        Natural parameters, as `LMMResult.residual_parameters` has them; for an unstructured matrix the matrix.
+    before : (phi, sigma2), optional
+        Those that a mapping does not name stay as they are; without them it must name all.
+
+    Raises
+    ------
+    LMMError
+        For other names, or values of which there is no such covariance.
+    """
+    names = residual_names(part)
+    counts = [own.structure.n_parameters + 1 for own in part.strata]
+    known = None if before is None else _natural(part, *before)
+    if hasattr(R, "keys") or np.ndim(R) < 2:
+        psi = coefficients(R, names, known, "R")
+    else:
+        psi = _entries(part, number_array(R, "R"))
+    phi = np.empty(part.n_parameters)
+    first, at = 1.0, 0
+    for own, count in zip(part.strata, counts, strict=True):
+        mine = psi[at : at + count]
+        inner, variance = _member(own.structure, mine)
+        if inner is None:
+            shown = ", ".join(f"{name}={value:g}" for name, value in zip(names[at : at + count], mine, strict=True))
+            raise LMMError(
+                f"R: there is no covariance {part.name} with {shown}; variances are positive, correlations within "
+                "their limits"
+            )
+        if own.scaled:
+            phi[own.start] = np.log(variance / first)
+        else:
+            first = variance
+        phi[own.start + own.scaled : own.stop] = inner
+        at += count
+    return phi, first
+
+
+def _member(structure: ResidualStructure, psi: Array) -> tuple[Array | None, float]:
+    """Phi and sigma^2 of natural parameters, None where no member of the structure has them."""
+    try:
+        with np.errstate(all="ignore"):
+            phi, sigma2 = structure.from_natural(psi)
+            back = structure.natural(phi, sigma2)
+    except np.linalg.LinAlgError:
+        return None, 1.0
+    fine = sigma2 > 0.0 and np.isfinite(phi).all() and np.allclose(back, psi, rtol=1e-6, atol=1e-9)
+    return (phi, sigma2) if fine else (None, 1.0)
+
+
+def _natural(part: ResidualPart, phi: Array, sigma2: float) -> Array:
+    found = []
+    for own in part.strata:
+        scale, inner = own.own(phi)
+        found.append(own.structure.natural(inner, scale * sigma2))
+    return np.concatenate(found)
+
+
+def _entries(part: ResidualPart, matrix: Array) -> Array:
+    """Variances and covariances of an unstructured matrix, in the order of their names."""
+    m = len(part.labels)
+    if part.name != "us" or len(part.strata) > 1:
+        raise LMMError(f"R must give the parameters of {part.term}: {', '.join(residual_names(part))}")
+    if matrix.shape != (m, m) or np.abs(matrix - matrix.T).max() > 1e-8 * np.abs(matrix).max():
+        raise LMMError(f"R must be a symmetric ({m}, {m}) matrix, for {part.time} {', '.join(part.labels)}")
+    rows, columns = np.triu_indices(m)
+    return matrix[columns, rows]
 
 
 def covariance_factor(
@@ -236,6 +365,8 @@ def covariance_factor(
         For what is no covariance matrix of these random effects.
     """
     q = structure.q
+    if q == 0 and G is None:
+        return np.zeros((0, 0))
     places = {name: slice(block.start, block.stop) for name, block in zip(terms, structure.blocks, strict=True)}
     if hasattr(G, "keys"):
         if set(G) - set(places) or (before is None and set(G) != set(places)):

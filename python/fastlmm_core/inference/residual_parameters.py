@@ -11,6 +11,7 @@ from ..design.residual import ResidualPart
 from ..errors import LMMError
 from ..estimation.fit import Fit
 from ..estimation.information import moments
+from ..estimation.stated import residual_names
 from ..estimation.structured_moments import joint_covariance
 
 __all__ = ["ResidualParameters", "residual_covariance", "residual_parameters", "residual_parameters_table"]
@@ -52,10 +53,14 @@ def part_of(result: Fit) -> ResidualPart:
 def residual_parameters(result: Fit) -> ResidualParameters:
     """Natural parameters of a residual structure: those of SAS."""
     part = part_of(result)
-    found = moments(result, "satterthwaite")
     k = part.n_parameters
+    if result.stated is not None:
+        values = [own.structure.natural(own.own(result.phi)[1], own.own(result.phi)[0] * result.sigma2)
+                  for own in part.strata]  # fmt: skip
+        known = np.concatenate(values)
+        return ResidualParameters(residual_names(part), known, np.full(len(known), np.nan))
+    found = moments(result, "satterthwaite")
     joint = joint_covariance(found)[-k - 1 :, -k - 1 :]
-    names: list[str] = []
     estimates: list[Array] = []
     errors: list[Array] = []
     for own in part.strata:
@@ -64,15 +69,15 @@ def residual_parameters(result: Fit) -> ResidualParameters:
         jacobian = own.structure.natural_jacobian(inner, variance) @ own.to_own(k, variance)
         estimates.append(own.structure.natural(inner, variance))
         errors.append(np.sqrt(np.maximum(np.einsum("ia,ab,ib->i", jacobian, joint, jacobian), 0.0)))
-        own_names = own.structure.names(part.labels, part.subject.name)
-        names += [f"{name}[{own.label}]" if own.label else name for name in own_names]
-    return ResidualParameters(tuple(names), np.concatenate(estimates), np.concatenate(errors))
+    return ResidualParameters(residual_names(part), np.concatenate(estimates), np.concatenate(errors))
 
 
 def residual_parameters_table(result: Fit) -> Any:
     """See `LMMResult.residual_parameters`."""
     found = residual_parameters(result)
-    columns = {"term": list(found.names), "estimate": found.estimate, "std_error": found.std_error}
+    columns = {"term": list(found.names), "estimate": found.estimate}
+    if result.stated is None:
+        columns["std_error"] = found.std_error
     return result.model.table(columns)
 
 

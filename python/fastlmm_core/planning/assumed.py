@@ -9,7 +9,14 @@ from numpy.typing import ArrayLike
 
 from ..errors import LMMError
 from ..estimation.fit import Fit
-from ..estimation.stated import coefficients, covariance_factor, residual_variance, stated_fit
+from ..estimation.stated import (
+    coefficients,
+    covariance_factor,
+    refuse_other_scale,
+    residual_phi,
+    residual_variance,
+    stated_fit,
+)
 from ..formula.specification import model_data
 from ..model import LinearMixedModel, design_of
 from ..result import LMMResult
@@ -21,7 +28,8 @@ __all__ = ["assume", "generating"]
 @checked
 def assume(
     formula: str | LinearMixedModel, data: Any = None, params: Mapping[str, float] | ArrayLike | None = None,
-    G: Any = None, sigma2: float | None = None, *, weights: Any = None, offset: Any = None,
+    G: Any = None, sigma2: float | None = None, *, R: Any = None, residual: str | None = None, weights: Any = None,
+    offset: Any = None,
 ) -> LMMResult:  # fmt: skip
     """A model at stated parameters: those of a plan, of a paper, of a textbook.
 
@@ -43,6 +51,11 @@ def assume(
         Covariance matrix of the random effects of a group (a number for a single one), positive semidefinite.
     sigma2 : float
         Residual variance (of an observation of weight 1).
+    R : mapping of parameter to value, array in their order, or matrix
+        Instead of sigma2 for structured residuals: the parameters that `LMMResult.residual_parameters` has, or the
+        covariance matrix over the visits for an unstructured one.
+    residual : str, optional
+        As for `lmm`.
     weights, offset : str or array, optional
         As for `lmm`.
 
@@ -71,22 +84,32 @@ def assume(
     array([[2., 2.],
            [2., 5.]])
     """
-    for name, value in (("params", params), ("G", G), ("sigma2", sigma2)):
-        if value is None:
-            raise LMMError(f"{name} is missing: state the fixed effects (params), G and sigma2")
+    if params is None:
+        raise LMMError("params is missing: state the fixed effects (params), G and sigma2")
     if isinstance(formula, str):
         if data is None:
             raise LMMError("data is missing: give the rows of the design, e.g. one group with the times of its visits")
-        found = model_data(formula, data, weights=weights, offset=offset, optional=True)
+        found = model_data(formula, data, weights=weights, offset=offset, residual=residual, optional=True)
         model = LinearMixedModel.of(design_of(found, data, True), found.y, True)
     else:
-        if any(given is not None for given in (data, weights, offset)):
+        if any(given is not None for given in (data, weights, offset, residual)):
             raise LMMError("a model holds its data, weights and offset: give params=, G= and sigma2= only")
         model = formula
-    model.needs_independent_residuals("assume()")
-    variance = residual_variance(sigma2)
+    part, phi = model.design.residual, None
+    for name, value, needed in (
+        ("G", G, model.structure.q),
+        ("sigma2", sigma2, part is None),
+        ("R", R, part is not None),
+    ):
+        if value is None and needed:
+            raise LMMError(f"{name} is missing: state the fixed effects (params), G and sigma2 (or R for residual=)")
+    refuse_other_scale(part, sigma2, R)
+    if part is None:
+        variance = residual_variance(sigma2)
+    else:
+        phi, variance = residual_phi(part, R)
     factor = covariance_factor(G, model.structure, model.term_names) / variance**0.5
-    return stated_fit(LMMResult, model, coefficients(params, model.exog_names), factor, variance)
+    return stated_fit(LMMResult, model, coefficients(params, model.exog_names), factor, variance, phi=phi)
 
 
 def generating(source: Any) -> LMMResult:

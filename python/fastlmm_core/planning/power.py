@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import difflib
 from collections.abc import Callable, Iterator
-from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -19,10 +18,10 @@ from ..simulation.draws import parametric
 from ..support.arguments import checked
 from ..support.checks import check_count, number_array
 from ..support.display import Cells, Shown
-from ..support.distributions import chi2_tail
 from ..support.seeds import Seed, check_first, key_of
 from ..tables.columns import native_frame
 from .assumed import generating
+from .studies import studies
 
 if TYPE_CHECKING:
     from ..estimation.fit import Fit
@@ -273,36 +272,36 @@ def power(
     -------
     PowerResult
 
+    Notes
+    -----
+    Models with structured residuals, or restricted covariances of random effects, are fitted one by one: some
+    milliseconds each.
+
     Raises
     ------
     LMMError
         For arguments that cannot be used.
     """
     truth = generating(source)
-    truth.model.needs_independent_residuals("power()")
     levels = _checked_levels(alpha)
     check_count(n_sim, "n_sim")
     check_first(first, seed)
     hypothesis = _Hypothesis.of(test, truth.model, method)
     truth = hypothesis.given_effect(truth, effect)
     seed = _integer(seed)
-    drawn = partial(truth.simulate_fit, n_sim, seed, n_jobs=n_jobs, progress=progress, first=first)
-    batch = drawn(reml=reml and method == "wald")
-    good = batch.converged
-    if method == "wald":
-        found = batch.test(hypothesis.L, ddf=ddf, information=information).pvalues
-    else:
+    reduced = None
+    if method == "lrt":
         columns = [i for i in truth.model.problem.kept if i not in (hypothesis.columns or ())]
-        model = truth.model
-        reduced = model.of(model.design.columns(columns), None)
-        null = drawn(reml=False, fit=reduced)
-        good = good & null.converged
-        found = chi2_tail(np.maximum(null.criterion - batch.criterion, 0.0), len(hypothesis.L))
-    pvalues = np.where(good, found, np.nan)
+        reduced = truth.model.of(truth.model.design.columns(columns), None)
+    found = studies(
+        truth, hypothesis.L, reduced, n_sim, seed, first=first, reml=reml, ddf=ddf, information=information,
+        n_jobs=n_jobs, progress=progress,
+    )  # fmt: skip
+    good, pvalues = found.converged, found.pvalues
     share, low, high = _shares(pvalues, levels)
     kept = truth.model.problem.kept
     effects = hypothesis.L @ truth.beta
-    estimates = batch.params[good][:, kept] @ hypothesis.L[:, kept].T
+    estimates = found.params[good][:, kept] @ hypothesis.L[:, kept].T
     estimate = estimates.mean(axis=0) if good.any() else np.full(len(effects), np.nan)
     return PowerResult(
         test=hypothesis.label,
@@ -314,7 +313,7 @@ def power(
         conf_high=high,
         n_sim=n_sim,
         n_converged=int(good.sum()),
-        singular_fraction=float(batch.singular[good].mean()) if good.any() else float("nan"),
+        singular_fraction=float(found.singular[good].mean()) if good.any() else float("nan"),
         effect=effects,
         estimate=estimate,
         bias=estimate - effects,
@@ -492,7 +491,6 @@ def power_curve(
         For arguments that cannot be used, or a value whose design cannot be fitted.
     """
     truth = generating(source)
-    truth.model.needs_independent_residuals("power_curve()")
     factors = [factor.grouping.name for factor in truth.model.factors]
     if along not in ("subjects", "observations", "effect", *factors):
         others = ", ".join(map(repr, ["observations", "effect", *factors[:-1]]))
@@ -508,6 +506,7 @@ def power_curve(
             raise LMMError("effect is what along='effect' varies; leave it out")
         sources = (hypothesis.given_effect(truth, value) for value in points)
     else:
+        truth.model.needs_independent_residuals(f"power_curve() along={along!r} (along='effect' does not)")
         least = 1 if along == "observations" else 2
         if (points % 1.0 != 0.0).any() or (points < least).any():
             raise LMMError(f"values must be whole numbers of {along}, at least {least}; not {points.tolist()}")

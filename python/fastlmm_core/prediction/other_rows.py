@@ -31,6 +31,7 @@ def on_rows(model: M, data: Any, weights: Any = None, offset: Any = None) -> M:
     LMMError
         For columns that are missing, and for weights or an offset that the model has and these rows do not.
     """
+    model.needs_independent_residuals("at(data=)")
     every = tuple(f.grouping.name for f in model.factors)
     spec = model.spec
     response = "y" in data if spec is None and hasattr(data, "keys") else spec is None or spec.has_response(data)

@@ -39,6 +39,8 @@ class StructuredCriterion(ScriptedObjective):
     c, n, n_theta : int
         Columns of [X y], observations, elements of theta.
     part : ResidualPart
+    alone : float
+        Added to y'V^-1y: what no column reaches of a response that is none.
     """
 
     serial = True
@@ -50,6 +52,7 @@ class StructuredCriterion(ScriptedObjective):
         self.c, self.n, self.n_theta, self.part = c, n, n_theta, part
         self._point: Array | None = None
         self._weighed = False
+        self.alone = 0.0
         self.prepare(n_theta + part.n_parameters)
 
     # ---- what a criterion has to give -----------------------------------------------------------
@@ -150,6 +153,7 @@ class StructuredCriterion(ScriptedObjective):
 
     def _profile(self, H: Array) -> bool:
         """Cholesky's factor of H: coefficients, r^2."""
+        H[-1, -1] += self.alone
         try:
             full = np.linalg.cholesky(H)
         except np.linalg.LinAlgError:

@@ -24,6 +24,7 @@ from ...problem.columns import (
     factor_structure,
     fixed_fields,
     refuse_non_finite,
+    scaled_z,
 )
 from ..protocol import UNASKED, Elsewhere, Engine
 from .clusters import ClusterCriterion, Clusters, clusters_of
@@ -79,6 +80,8 @@ class ResidualProblem:
         See `Problem`; x_scale (2, r) and x_rows (r, r) lead from rows of X to X_o.
     log_constant : float
         -sum(log(weights)).
+    given : bool
+        Whether the parameters are: then n is added to y'V^-1y, so that r^2 is positive whatever y is.
     """
 
     n: int
@@ -101,6 +104,7 @@ class ResidualProblem:
     kept: NDArray[np.intp]
     log_jacobian: float
     log_constant: float
+    given: bool = False
 
     @property
     def rank(self) -> int:
@@ -151,6 +155,11 @@ class ResidualProblem:
         columns : (rank + 1, k) array, optional
             Take [X y] columns for [X y]: for coefficients that are fixed or constrained.
         """
+        made = self._criterion(columns)
+        made.alone = float(self.n) if self.given else 0.0
+        return made
+
+    def _criterion(self, columns: Array | None) -> StructuredCriterion:
         if not self.by_pattern:
             xy = self.xy if columns is None else self.xy @ columns
             return ClusterCriterion(self.clusters, xy, self.Z, self.structure, list(self.spans), self.residual)
@@ -261,7 +270,8 @@ def condition_residual(
             if not given:
                 _refuse_contained(part, grouping, given_columns, design.exog_re_names[span])
             own = factor_structure(design.structure, span.start, span.stop - span.start)
-            Z[:, span], z_map[span, span] = condition_z(given_columns, weights, own)
+            conditioned = scaled_z if given else condition_z
+            Z[:, span], z_map[span, span] = conditioned(given_columns, weights, own)
     rest, scale, coefficients = condition_y(y, x, x_o, weights, offset, given)
     problem = ResidualProblem(
         n=len(y),
@@ -277,6 +287,7 @@ def condition_residual(
         labels=cluster_labels(replace(design, groupings=groupings)),
         z_map=z_map,
         log_constant=0.0 if weights is None else -float(np.sum(np.log(weights))),
+        given=given,
         **fixed_fields(X.shape[1], x, coefficients),
     )
     return problem, groupings

@@ -1,0 +1,117 @@
+"""Simulated studies: a test of each draw, fitted together where they can be, else one by one."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import LMMError
+from ..simulation.draws import simulate
+from ..support.distributions import chi2_tail
+from ..support.progress import progress_bar
+
+if TYPE_CHECKING:
+    from ..estimation.model import Model
+    from ..inference.options import Ddf, Information
+    from ..result import LMMResult
+
+__all__ = ["Studies", "studies"]
+
+Array = NDArray[np.float64]
+
+HELD = 1 << 22
+"""Numbers in the responses that are drawn at a time where studies are fitted one by one."""
+
+
+class Studies(NamedTuple):
+    """What became of the studies.
+
+    Attributes
+    ----------
+    pvalues : (n,) array
+        NaN where a fit was not certified.
+    converged, singular : (n,) bool arrays
+    params : (n, p) array
+    """
+
+    pvalues: Array
+    converged: NDArray[np.bool_]
+    singular: NDArray[np.bool_]
+    params: Array
+
+
+def studies(
+    truth: LMMResult, L: Array, reduced: Model | None, n_sim: int, seed: int, *, first: int, reml: bool, ddf: Ddf,
+    information: Information, n_jobs: int | None, progress: bool | None,
+) -> Studies:  # fmt: skip
+    """Draw responses, fit each and test L beta = 0.
+
+    Parameters
+    ----------
+    truth : LMMResult
+    L : (rows, p) array
+    reduced : Model or None
+        The model without the coefficients tested, for likelihood ratios; None for Wald tests.
+    n_sim, seed, first, reml, ddf, information, n_jobs, progress
+        See `power`.
+    """
+    model = truth.model
+    if model.design.residual is not None or model.structure.restricted:
+        return _one_by_one(truth, L, reduced, n_sim, seed, first, reml, ddf, information, progress)
+    drawn = partial(truth.simulate_fit, n_sim, seed, n_jobs=n_jobs, progress=progress, first=first)
+    batch = drawn(reml=reml and reduced is None)
+    good = batch.converged
+    if reduced is None:
+        found = batch.test(L, ddf=ddf, information=information).pvalues
+    else:
+        null = drawn(reml=False, fit=reduced)
+        good = good & null.converged
+        found = chi2_tail(np.maximum(null.criterion - batch.criterion, 0.0), len(L))
+    return Studies(np.where(good, found, np.nan), good, batch.singular, batch.params)
+
+
+def _one_by_one(
+    truth: LMMResult, L: Array, reduced: Model | None, n_sim: int, seed: int, first: int, reml: bool, ddf: Ddf,
+    information: Information, progress: bool | None,
+) -> Studies:  # fmt: skip
+    model = truth.model
+    out = Studies(
+        np.full(n_sim, np.nan), np.zeros(n_sim, dtype=bool), np.zeros(n_sim, dtype=bool),
+        np.full((n_sim, model.exog.shape[1]), np.nan),
+    )  # fmt: skip
+    full = model.fittable(lambda rng: simulate(truth, 1, rng)[0])
+    size = max(1, HELD // model.nobs)
+    bar = progress_bar(progress, n_sim)
+    try:
+        for begin in range(0, n_sim, size):
+            drawn = simulate(truth, min(size, n_sim - begin), seed, first + begin)
+            for i, y in enumerate(drawn, begin):
+                _study(truth, full, reduced, L, y, reml, ddf, information, out, i)
+                if bar is not None:
+                    bar.update(1)
+    finally:
+        if bar is not None:
+            bar.close()
+    return out
+
+
+def _study(
+    truth: LMMResult, full: Model, reduced: Model | None, L: Array, y: Array, reml: bool, ddf: Any, information: Any,
+    out: Studies, i: int,
+) -> None:  # fmt: skip
+    try:
+        fit = truth.again(full.with_response(y), reml=reml and reduced is None)
+        null = None if reduced is None else truth.again(reduced.with_response(y), reml=False)
+        certified = fit.converged and (null is None or null.converged)
+        if null is None:
+            found = fit.test(L, ddf=ddf, information=information).pvalue
+        else:
+            found = float(chi2_tail(np.array([max(null.criterion - fit.criterion, 0.0)]), len(L))[0])
+    except LMMError:
+        # a draw without a certified maximum does not reject
+        return
+    out.params[i], out.singular[i], out.converged[i] = fit.beta, fit.singular, certified
+    out.pvalues[i] = found if certified else np.nan
