@@ -130,17 +130,34 @@ def test_all_ways_agree(rng, monkeypatch):
     same([summed.statistic, summed.df_denom, *summed.std_error], [formed.statistic, formed.df_denom, *formed.std_error])
 
 
-def test_large_random_effects(rng):
-    """V^-1 is nearly singular along the random effects, and nothing may be lost in it."""
-    group = np.repeat(np.arange(12), 60)
-    x = rng.standard_normal(len(group))
-    y = 1e4 * rng.standard_normal(12)[group] + x + rng.standard_normal(len(group))
-    between = rng.standard_normal(12)[group]
-    terms = [RandomTerm(None, group, "g")]
-    X = np.column_stack([np.ones(len(group)), x, between])
-    result = flc.LinearMixedModel(y, X, terms=terms).fit()
-    # rounding times n_i g^2 / sigma^2 is 1e-6, and the dense matrices lose a part of it themselves
-    compare(result, matrices(result, terms), group, "CR2", tolerance=3e-7)
+@pytest.mark.parametrize("size", [5, 60])
+@pytest.mark.parametrize("spread", [1.0, 1e4, 1e6])
+def test_large_random_effects(rng, spread, size):
+    """V^-1 is nearly singular along the random effects, and nothing may be lost in it.
+
+    In a balanced design with covariates of groups only, fit and CR2 are least squares of the means of groups and HC2
+    (MacKinnon and White 1985), whatever the variances are.
+    """
+    m = 14
+    group, x = np.repeat(np.arange(m), size), rng.standard_normal(m)
+    y = (spread * rng.standard_normal(m))[group] + rng.standard_normal(m * size)
+    result = flc.LinearMixedModel(y, np.column_stack([np.ones(m * size), x[group]]), None, group).fit()
+    means, M = np.bincount(group, y) / size, np.column_stack([np.ones(m), x])
+    inner = np.linalg.inv(M.T @ M)
+    rest, leverage = means - M @ inner @ M.T @ means, np.einsum("ij,jk,ik->i", M, inner, M)
+    expected = inner @ (M.T * (rest**2 / (1.0 - leverage))) @ M @ inner
+    same(result.tidy(vcov="CR2")["std_error"], np.sqrt(np.diag(expected)), 1e-7)
+
+
+def test_pairs_and_no_columns(rng):
+    """Clusters of two rows; and nothing to estimate."""
+    x, z = rng.standard_normal((2, 40))
+    y = 1.0 + x + rng.standard_normal(40)
+    group = np.r_[np.arange(20), np.arange(20)]
+    result = flc.LinearMixedModel(y, np.column_stack([np.ones(40), x, z]), None, group).fit()
+    compare(result, matrices(result, [RandomTerm(None, group, "g")]), group, "CR2")
+    empty = flc.LinearMixedModel(y, np.zeros((40, 0)), None, group).fit()
+    assert empty.cov_params(vcov="CR2").shape == (0, 0) and len(empty.tidy(vcov="CR2")["term"]) == 0
 
 
 @pytest.mark.parametrize("kind", ["CR2", "CR3"])
