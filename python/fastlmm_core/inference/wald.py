@@ -420,13 +420,12 @@ def wald(
     p_rows = two_sided_p(t, df)
     rank = len(basis)
     joint = ddf
+    z = combine @ (estimate - right) / np.sqrt(result.sigma2)
     if len(rows) == 1:
         statistic, df_denom, pvalue = float(t[0]), float(df[0]), float(p_rows[0])
     elif robust is not None:
-        z = combine @ (estimate - right) / np.sqrt(result.sigma2)
         statistic, df_denom, pvalue = _robust_joint(robust, basis, z, ddf, float(known.min()))
     else:
-        z = combine @ (estimate - right) / np.sqrt(result.sigma2)
         chi2 = float(z @ np.linalg.solve(basis @ inner @ basis.T, z))
         statistic, df_denom = chi2 / rank, float(known.min())
         if ddf == "normal":

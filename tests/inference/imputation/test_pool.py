@@ -11,6 +11,7 @@ from scipy import stats
 
 import fastlmm_core as flc
 from fastlmm_core.inference.imputation.rubin import joint_df, rubin
+from fastlmm_core.inference.means import multiplicity
 
 EXACT = 1e-10
 
@@ -156,8 +157,15 @@ def test_contrasts_and_means(fits):
     tukey = pooled.emmeans("recipe", contrasts="pairwise").comparison
     t, nu = tukey.statistic[0], tukey.df[0]
     same(tukey.pvalues[0], stats.studentized_range.sf(abs(t) * np.sqrt(2.0), 3, nu), 1e-6)
+    # multivariate t with the correlations of the pooled contrasts
     mvt = pooled.emmeans("recipe").contrast("reference")
-    assert (mvt.pvalues >= mvt.statistic * 0.0).all() and "multivariate t" in str(mvt)
+    L = mvt.L
+    total = L @ pooled.cov_params() @ L.T
+    corr = total / np.sqrt(np.outer(np.diag(total), np.diag(total)))
+    same(mvt.std_error, np.sqrt(np.diag(total)))
+    expected = multiplicity.adjusted_p(mvt.statistic, mvt.df, "mvt", correlation=corr)
+    same(mvt.pvalues, expected, 1e-9)
+    assert "multivariate t" in str(mvt)
 
 
 def test_slopes():
