@@ -49,7 +49,7 @@ def normal_scores(values: ArrayLike) -> Array:
     Parameters
     ----------
     values : (n,) array
-        Ties share their mean rank; NaN stays NaN.
+        Ties share their mean rank; NaN and masked values are NaN.
 
     Returns
     -------
@@ -57,7 +57,7 @@ def normal_scores(values: ArrayLike) -> Array:
     """
     from scipy.special import ndtri
 
-    x = np.asarray(values, dtype=float)
+    x = np.ma.filled(np.ma.asarray(values, dtype=float), np.nan)
     out = np.full(len(x), np.nan)
     known = np.isfinite(x)
     _, inverse, counts = np.unique(x[known], return_inverse=True, return_counts=True)

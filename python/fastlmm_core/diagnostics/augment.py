@@ -56,9 +56,10 @@ def _check_same(result: Fit, chosen: Any, by_label: bool) -> None:
     model, spec = result.model, result.model.spec
     if spec is None:
         return
-    if not np.allclose(spec.fixed(chosen), model.exog, rtol=1e-9, atol=0.0):
+    table = Table(chosen)
+    if not np.allclose(spec.fixed(table), model.exog, rtol=1e-9, atol=0.0):
         raise LMMError("data are not those of the fit: columns of the fixed part have other values")
-    if not by_label and not np.allclose(spec.response(chosen), model.endog, rtol=1e-9, atol=0.0):
+    if not by_label and not np.allclose(spec.response(table), model.endog, rtol=1e-9, atol=0.0):
         raise LMMError(
             f"data are not those of the fit: the response {model.response_name!r} has other values; leave data out"
         )
