@@ -15,12 +15,14 @@ from numpy.typing import ArrayLike, NDArray
 from .covariance.parameters import one_block
 from .design.design import Design
 from .design.grouping import Codes, group_codes
+from .design.ownership import seals_of
 from .design.terms import RandomPart, RandomTerm, Term, no_random_part, random_part, terms_of_arrays
 from .errors import LMMError
 from .estimation.fit import estimate
 from .estimation.model import Model
 from .support.arguments import checked
 from .support.checks import float_array, plain_array
+from .support.seals import own
 from .tables.alignment import index_of, shared_index
 
 if TYPE_CHECKING:
@@ -70,6 +72,9 @@ class LinearMixedModel(Model):
     design : Design, optional
         Instead of all the others but `y`: the design of a model made before (``model.design``).
 
+    Arrays of more than 64 kB are not copied before their rows are needed again, for residuals, other responses or
+    diagnostics; where they have been changed by then, an LMMError says so.
+
     Series and DataFrames of pandas have one index, that of the rows; results then come with it, and columns with the
     names that DataFrames give.
 
@@ -110,11 +115,12 @@ class LinearMixedModel(Model):
                 raise LMMError("design holds X, Z, groups, terms, weights and offset: give either it or them")
             plain = y is None or (type(y) is np.ndarray and y.shape == (len(design.exog),))
             super().__init__(design, _response(y if plain else design.caller_rows.values(y, "y")))
+            self._seals = seals_of(None, self._y)
             return
         response = _response(y)
         n = _count(X, Z, groups, terms) if response is None else len(response)
-        index = _index_of_all(y, X, Z, groups, weights, offset, terms) if "pandas" in sys.modules else None
-        fixed = np.ones((n, 1)) if X is None else float_array(X, "X", 2)
+        index = _index_of_all(y, X, Z, groups, weights, offset, terms, residual) if "pandas" in sys.modules else None
+        fixed = np.ones((n, 1)) if X is None else own(float_array(X, "X", 2))
         structured = _residual_of(residual, n)
         if structured is not None and Z is None and groups is None and terms is None:
             part = no_random_part(structured.subject, n)
@@ -124,26 +130,23 @@ class LinearMixedModel(Model):
             raise LMMError("terms and Z, groups exclude each other: give the random effects in one way")
         else:
             part = random_part(terms_of_arrays(terms, n), y is None)
-        super().__init__(
-            Design(
-                fixed,
-                part,
-                _names(exog_names, fixed.shape[1], "x", X, "exog_names"),
-                None if weights is None else float_array(weights, "weights", 1),
-                None if offset is None else float_array(offset, "offset", 1),
-                index=index,
-                residual=structured,
-            ),
-            response,
+        made = Design(
+            fixed,
+            part,
+            _names(exog_names, fixed.shape[1], "x", X, "exog_names"),
+            None if weights is None else own(float_array(weights, "weights", 1)),
+            None if offset is None else own(float_array(offset, "offset", 1)),
+            index=index,
+            residual=structured,
         )
+        super().__init__(made, response)
+        self._seals = seals_of(made, response)
 
     @classmethod
     def of(cls, design: Design, y: ArrayLike | None, given: bool = False) -> Self:
-        """A model from a design and a response."""
-        if not given:
-            return cls(y, design=design)
+        """A model from a design and a response that nobody changes."""
         model = cls.__new__(cls)
-        Model.__init__(model, design, _response(y), True)
+        Model.__init__(model, design, _response(y), given)
         return model
 
     def fit(
@@ -185,8 +188,8 @@ class LinearMixedModel(Model):
         for other in self.fallback:
             if found.converged:
                 break
-            assert found.model.design.residual is not None
-            tried.append(f"{found.model.design.residual.term}: {found.optimum.message}")
+            assert found.model.residual is not None
+            tried.append(f"{found.model.residual.term}: {found.optimum.message}")
             found = estimate(LMMResult, other, reml, method, None, options)
             message = f"{found.optimum.message}, after {'; '.join(tried)}"
             found = replace(found, optimum=found.optimum._replace(message=message))
@@ -259,7 +262,7 @@ class LinearMixedModel(Model):
         LMMError
             As for a model made from `y`.
         """
-        return self.of(self.design, y).fit(reml, method, start, options)
+        return type(self)(y, design=self.design).fit(reml, method, start, options)
 
     def __repr__(self) -> str:
         return (
@@ -276,19 +279,21 @@ def _response(y: ArrayLike | None) -> Array | None:
     response = float_array(y, "y", 1)
     if len(response) == 0:
         raise LMMError("y is empty: there are no observations")
-    return response
+    return own(response)
 
 
 def _index_of_all(*given: Any) -> Any:
-    """The index that y, X, Z, groups, weights, offset and what is given in terms have in common."""
+    """The index that y, X, Z, groups, weights, offset and what is given in terms and residual have in common."""
     for values in given:
         if values is not None and type(values) is not np.ndarray:
             break
     else:
         return None
-    named = list(zip(("y", "X", "Z", "groups", "weights", "offset"), given[:-1], strict=True))
-    for i, term in enumerate(given[-1] if isinstance(given[-1], Sequence) else ()):
+    terms, residual = given[-2:]
+    named = list(zip(("y", "X", "Z", "groups", "weights", "offset"), given[:-2], strict=True))
+    for i, term in enumerate(terms if isinstance(terms, Sequence) else ()):
         named += [(f"terms[{i}].{part}", getattr(term, part, None)) for part in ("Z", "groups")]
+    named += [(f"residual.{part}", getattr(residual, part, None)) for part in ("subject", "time", "by")]
     return shared_index((name, index_of(values)) for name, values in named)
 
 
@@ -334,7 +339,7 @@ def _one_term(
         raise LMMError(f"groups is missing: give the group of each row{third}")
     if structure not in ("full", "diagonal"):
         raise LMMError(f"structure={structure!r} is unknown: use 'full' or 'diagonal'")
-    random = np.ones((n, 1)) if Z is None else float_array(Z, "Z", 2)
+    random = np.ones((n, 1)) if Z is None else own(float_array(Z, "Z", 2))
     q = random.shape[1]
     if q == 0:
         raise LMMError("Z has no columns: give at least one random effect, or leave Z out for a random intercept")
@@ -417,7 +422,7 @@ def lmm(
     found = model_data(
         formula, data, weights=weights, offset=offset, residual=residual, variance=variance, missing=missing
     )
-    model = LinearMixedModel(found.y, design=design_of(found, data))
+    model = LinearMixedModel.of(design_of(found, data), found.y)
     if fallback:
         if residual is None:
             raise LMMError("fallback names structures for that of residual=: give it too")

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from ..errors import LMMError
 from ..support.checks import plain_array
+from ..support.seals import own
 from ..tables.labels import label_codes, modest_range
 
 __all__ = ["Codes", "Factor", "Grouping", "group_codes"]
@@ -173,7 +174,7 @@ def group_codes(groups: Any, name: str) -> Codes:
             values = values.copy()
         bounds = modest_range(values)
         if bounds is not None:
-            codes = values if values.dtype in (np.int32, np.int64) else values.astype(np.int64)
+            codes = own(values) if values.dtype in (np.int32, np.int64) else values.astype(np.int64)
             return Codes(name, codes, bounds[0], bounds[1] - bounds[0] + 1)
     gap: NDArray[np.bool_] | None = None
     if values.dtype.kind in "OUS":

@@ -17,6 +17,7 @@ from ..covariance.parameters import FREE, INDEPENDENT, Block, CovarianceStructur
 from ..errors import LMMError
 from ..support.arguments import checked
 from ..support.checks import float_array
+from ..support.seals import own
 from .grouping import Codes, group_codes
 
 __all__ = ["RandomPart", "RandomTerm", "Term", "no_random_part", "random_part", "terms_of_arrays"]
@@ -146,7 +147,7 @@ def terms_of_arrays(terms: Sequence[RandomTerm], n: int) -> list[Term]:
         if not isinstance(term, RandomTerm):
             raise LMMError(f"terms[{i}] is of type {type(term).__name__!r}; give RandomTerm(Z, groups, name=...)")
         name = f"group{i + 1}" if term.name is None else str(term.name)
-        Z = np.ones((n, 1)) if term.Z is None else float_array(term.Z, f"terms[{i}].Z", 2)
+        Z = np.ones((n, 1)) if term.Z is None else own(float_array(term.Z, f"terms[{i}].Z", 2))
         if Z.shape[1] == 0:
             raise LMMError(f"terms[{i}].Z has no columns: give at least one random effect, or None for an intercept")
         with np.errstate(over="ignore", invalid="ignore"):

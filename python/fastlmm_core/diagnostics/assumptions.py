@@ -57,7 +57,7 @@ def normal_scores(values: ArrayLike) -> Array:
     """
     from scipy.special import ndtri
 
-    x = np.ma.filled(np.ma.asarray(values, dtype=float), np.nan)
+    x: Array = np.ma.filled(np.ma.asarray(values, dtype=float), np.nan)
     out = np.full(len(x), np.nan)
     known = np.isfinite(x)
     _, inverse, counts = np.unique(x[known], return_inverse=True, return_counts=True)

@@ -96,7 +96,7 @@ def _position(grouping: Grouping, subject: Any) -> int:
 
 def _mean_residual_variance(result: Fit) -> float:
     """Residual variance: of an observation of weight 1, averaged over the observations where it varies by structure."""
-    part = result.model.design.residual
+    part = result.model.residual
     return result.sigma2 if part is None else result.sigma2 * float(np.mean(part.variances(result.phi)))
 
 

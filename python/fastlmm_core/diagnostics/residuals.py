@@ -27,7 +27,7 @@ def residuals(fit: Fit, kind: str) -> Array:
         return fit.rest / np.sqrt(fit.residual_variances)
     if kind == "whitened":
         model = fit.model
-        if len(model.factors) > 1 or model.design.residual is not None:
+        if len(model.factors) > 1 or model.residual is not None:
             return whitened(fit, fit.marginal_rest)
         values = kernels.whiten_residuals(
             fit.marginal_rest, model.exog_re, model.grouping.index.astype(np.int64), model.problem.m,

@@ -139,7 +139,7 @@ class Fit:
     def n_parameters(self) -> int:
         """Fixed effects, covariance parameters and the residual variance, as lme4 counts them."""
         model = self.model
-        residual = 0 if model.design.residual is None else model.design.residual.n_parameters
+        residual = 0 if model.residual is None else model.residual.n_parameters
         effects = self.optimum.restricted
         own = model.structure.n_parameters if effects is None else len(effects)
         return model.problem.rank + own + residual + 1
@@ -242,7 +242,7 @@ class Fit:
     def theta(self) -> Array:
         """Relative covariance parameters in natural units, in lme4's order (k,)."""
         theta = self.model.structure.theta(self.relative_factor)
-        return theta if self.model.design.residual is None else np.concatenate([theta, self.phi])
+        return theta if self.model.residual is None else np.concatenate([theta, self.phi])
 
     @property
     def phi(self) -> Array:
@@ -252,7 +252,7 @@ class Fit:
     @cached_property
     def residual_variances(self) -> Array:
         """Residual variance of each row used (nobs,)."""
-        model, part = self.model, self.model.design.residual
+        model, part = self.model, self.model.residual
         out = np.full(self.nobs, self.sigma2)
         if part is not None:
             out *= part.variances(self.phi)
@@ -317,8 +317,8 @@ class Fit:
             from .restricted import limits
 
             return limits(self.model, np.concatenate((self.optimum.restricted, self.phi)))
-        if self.model.design.residual is not None:
-            found += self.model.design.residual.boundaries(self.phi)
+        if self.model.residual is not None:
+            found += self.model.residual.boundaries(self.phi)
         for (name, g), block in zip(self.G.items(), self.model.structure.blocks, strict=True):
             names = self.model.exog_re_names[block.start : block.stop]
             zero = np.diag(g) == 0.0
@@ -351,7 +351,7 @@ class Fit:
         """Conditional means of the random effects given y, an (m, q) array per grouping factor."""
         problem = self.model.problem
         self.model.require_response()
-        if self.model.design.residual is not None:
+        if self.model.residual is not None:
             return structured_effects.effects(self.model, self.engine, self.relative_covariance, self.marginal_rest)
         found = problem.effects(self.optimum.factor, self.solution.beta)
         return tuple(
@@ -363,7 +363,7 @@ class Fit:
     def blup_covariances(self) -> tuple[Array, ...]:
         """Conditional covariances of the random effects given y, an (m, q, q) array per grouping factor."""
         problem = self.model.problem
-        if self.model.design.residual is not None:
+        if self.model.residual is not None:
             inner = structured_effects.effects_covariances(self.model, self.engine, self.relative_covariance)
             return tuple(self.sigma2 * c for c in inner)
         found = problem.effects_covariance(self.optimum.factor)
@@ -543,7 +543,7 @@ def estimate(
     problem = model.problem
     engine = problem.criterion()
     engine.reml = bool(reml)
-    if model.design.residual is not None and not model.structure.restricted:
+    if model.residual is not None and not model.structure.restricted:
         return _with_structured_residuals(kind, model, engine, method, start, options)
     structure, levels = model.structure, problem.levels
     if structure.restricted:

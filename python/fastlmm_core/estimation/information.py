@@ -93,7 +93,7 @@ def information_used(result: Fit, information: str) -> str:
     """What "auto" stands for: "observed" for structured residuals, as in SAS, otherwise "expected" inside."""
     if information != "auto":
         return information
-    if result.model.design.residual is not None:
+    if result.model.residual is not None:
         return "observed"
     return "auto" if result.singular else "expected"
 
@@ -101,7 +101,7 @@ def information_used(result: Fit, information: str) -> str:
 def _moments(result: Fit, ddf: str, information: str) -> Moments:
     if ddf != "satterthwaite" and not result.reml:
         raise LMMError(f"ddf={ddf!r} needs a REML fit: fit with reml=True, or use ddf='satterthwaite'")
-    if result.model.design.residual is not None:
+    if result.model.residual is not None:
         return structured_moments(result, ddf, information)
     problem = result.model.problem
     r = problem.rank

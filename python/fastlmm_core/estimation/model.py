@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Hashable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, Self, TypeVar, cast
 
 import numpy as np
@@ -13,6 +13,8 @@ from numpy.typing import ArrayLike, NDArray
 from ..covariance.parameters import FREE, Block, CovarianceStructure, natural_derivatives, natural_directions
 from ..design.design import Design, Specification
 from ..design.grouping import Factor, Grouping
+from ..design.ownership import Seals, exchanged
+from ..design.residual import ResidualPart
 from ..design.terms import RandomPart
 from ..engines.choose import problem_of
 from ..engines.protocol import Engine, Problem
@@ -28,6 +30,9 @@ __all__ = ["Evaluation", "Model"]
 
 Array = NDArray[np.float64]
 T = TypeVar("T")
+
+ROUNDING = 1e-9
+"""By how much cross-products of the same rows may differ, relative to the largest of their kind."""
 
 TYPICAL = np.array([0x9E3779B97F4A7C15, 0xD1B54A32D192ED03], dtype=np.uint64)
 """Key of the stream of responses that serve for nothing but scales and starts: no covariate comes from it."""
@@ -47,6 +52,24 @@ class Evaluation:
     value: float
     gradient: Array | None
     hessian: Array | None
+
+
+def _alike(problem: Any, again: Any) -> bool:
+    """Whether two problems have the same numbers, up to rounding."""
+    if type(problem) is not type(again):
+        return False
+    for name in getattr(problem, "_fields", None) or [field.name for field in fields(problem)]:
+        one, other = getattr(problem, name), getattr(again, name)
+        if not isinstance(one, (np.ndarray, float)):
+            continue
+        if np.shape(one) != np.shape(other):
+            return False
+        a, b = np.asarray(one, dtype=np.float64), np.asarray(other, dtype=np.float64)
+        if a.size:
+            near = np.abs(a - b) <= ROUNDING * np.abs(a).max(axis=0)
+            if not (near | (np.isnan(a) & np.isnan(b))).all():
+                return False
+    return True
 
 
 class Model:
@@ -78,8 +101,9 @@ class Model:
         self.problem: Problem
         self.problem, groupings = problem_of(design, y, self.given)
         design.count(groupings)
-        self.design = design
+        self._design = design
         self._y = y
+        self._seals: Seals | None = None
         self._made: dict[Hashable, Any] = {}
         self._local = threading.local()
 
@@ -126,6 +150,34 @@ class Model:
         """The model of some of the rows; levels without rows are left out."""
         return self.of(self.design.rows(rows), self.endog[rows])
 
+    def _settle(self) -> None:
+        """Take copies of what is the caller's, now that rows are read again.
+
+        Raises
+        ------
+        LMMError
+            For arrays that have been changed since the model was made: their order, or cross-products.
+        """
+        seals = self._seals
+        if seals is None:
+            return
+        changed = seals.broken()
+        if not changed:
+            try:
+                again, _ = problem_of(self._design, self._y, self.given)
+                same = _alike(self.problem, again)
+            except LMMError:  # what they have become cannot be fitted
+                same = False
+            changed = () if same else seals.names
+        if changed:
+            which = f"{changed[0]} has" if len(changed) == 1 else f"one of {', '.join(changed)} has"
+            raise LMMError(
+                f"{which} been changed since the model was made, and its rows are needed again; make the model anew, "
+                f"or give it a copy that stays, e.g. {changed[0].partition('[')[0]}.copy()"
+            )
+        self._design, self._y = exchanged(self._design, self._y, seals.copies())
+        self._seals = None
+
     # ---- the response --------------------------------------------------------------------------
 
     @property
@@ -152,6 +204,7 @@ class Model:
                 "in the column of the data that the formula names, or give predict(observed=...) observations of the "
                 "groups that are to be predicted"
             )
+        self._settle()
         return self._y
 
     def once(self, key: Hashable, make: Callable[[], T]) -> T:
@@ -168,10 +221,10 @@ class Model:
         ------
         LMMError
         """
-        if self.design.residual is not None:
+        if self.residual is not None:
             raise LMMError(
                 f"{what} takes residuals that are independent given the random effects, and those of this model have "
-                f"the structure {self.design.residual.term}"
+                f"the structure {self.residual.term}"
             )
 
     def needs_free_covariances(self, what: str) -> None:
@@ -192,6 +245,24 @@ class Model:
     # ---- the design ----------------------------------------------------------------------------
 
     @property
+    def design(self) -> Design:
+        """Everything but the response; its rows are those that the model was made of.
+
+        Raises
+        ------
+        LMMError
+            For large arrays that the caller has changed since.
+        """
+        if self._seals is not None:
+            self._settle()
+        return self._design
+
+    @property
+    def residual(self) -> ResidualPart | None:
+        """How the residuals of a subject vary together; None where they are independent."""
+        return self._design.residual
+
+    @property
     def exog(self) -> Array:
         """Columns of the fixed effects (n, p)."""
         return self.design.exog
@@ -199,7 +270,7 @@ class Model:
     @property
     def exog_names(self) -> tuple[str, ...]:
         """Names of the columns of the fixed effects."""
-        return self.design.exog_names
+        return self._design.exog_names
 
     @property
     def random(self) -> RandomPart:
@@ -214,17 +285,17 @@ class Model:
     @property
     def exog_re_names(self) -> tuple[str, ...]:
         """Names of the columns of the random effects."""
-        return self.design.exog_re_names
+        return self._design.exog_re_names
 
     @property
     def term_names(self) -> tuple[str, ...]:
         """Names of the random-effects terms."""
-        return self.design.term_names
+        return self._design.term_names
 
     @property
     def structure(self) -> CovarianceStructure:
         """Covariance of the random effects."""
-        return self.design.structure
+        return self._design.structure
 
     @property
     def factors(self) -> tuple[Factor, ...]:
@@ -257,31 +328,31 @@ class Model:
     @property
     def spec(self) -> Specification | None:
         """The formula, None for a model from arrays."""
-        return self.design.spec
+        return self._design.spec
 
     @property
     def response_name(self) -> str:
         """Name of the response."""
-        return self.design.response_name
+        return self._design.response_name
 
     @property
     def n_dropped(self) -> int:
         """Rows of the caller's table left out for missing values."""
-        return self.design.n_dropped
+        return self._design.n_dropped
 
     @property
     def rows_used(self) -> NDArray[np.intp]:
         """Positions in the caller's table of the rows used (nobs,): for pandas they are ``data.iloc[rows_used]``."""
-        return self.design.caller_rows.positions
+        return self._design.caller_rows.positions
 
     @property
     def library(self) -> str:
         """Library of the caller's data: "pandas", "polars", "pyarrow" or "dict", also for a model from arrays."""
-        return self.design.library
+        return self._design.library
 
     def table(self, columns: Mapping[str, Any]) -> Any:
         """A table of results in the library of the caller's data; a dict of arrays for a model from arrays."""
-        return self.design.table(columns)
+        return self._design.table(columns)
 
     def labelled(self, values: Array) -> Any:
         """One value per coefficient: a Series for pandas, a dict for other tables, the array where there is none."""
@@ -289,7 +360,7 @@ class Model:
             import pandas as pd
 
             return pd.Series(values, index=list(self.exog_names))
-        if not self.design.labelled:
+        if not self._design.labelled:
             return values
         return dict(zip(self.exog_names, values.tolist(), strict=True))
 
@@ -330,7 +401,7 @@ class Model:
         problem = self.problem
         engine = self._engine()
         engine.reml = bool(reml)
-        if self.design.residual is not None:
+        if self.residual is not None:
             return self._evaluate_structured(engine, theta, order)
         natural = self._natural_factor(theta, "theta")
         back: Array = np.asarray(np.linalg.inv(problem.z_map), dtype=np.float64)
@@ -352,7 +423,7 @@ class Model:
         LMMError
             For another length, or values that are not finite.
         """
-        part = self.design.residual
+        part = self.residual
         assert part is not None
         values = float_array(theta, name, 1)
         k = self.structure.n_parameters
@@ -418,7 +489,7 @@ class Model:
         return self.structure.factor(values)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"design": self.design, "_y": self._y, "given": self.given, "problem": self.problem}
+        return {"_design": self.design, "_y": self._y, "_seals": None, "given": self.given, "problem": self.problem}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state, _made={}, _local=threading.local())

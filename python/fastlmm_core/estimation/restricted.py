@@ -27,7 +27,7 @@ Array = NDArray[np.float64]
 
 def limits(model: Model, x: Array) -> tuple[str, ...]:
     """What has run into its limit, by the parameters of the random effects and of structured residuals."""
-    blocks, part = blocks_of(model.structure), model.design.residual
+    blocks, part = blocks_of(model.structure), model.residual
     k = blocks.n_parameters
     found = blocks.boundaries(x[:k], model.exog_re_names, model.term_names)
     return found if part is None else (*found, *part.boundaries(x[k:]))
@@ -35,7 +35,7 @@ def limits(model: Model, x: Array) -> tuple[str, ...]:
 
 def restricted_criterion(engine: Engine, model: Model) -> RestrictedCriterion:
     """The criterion in the parameters of the random effects, and of structured residuals."""
-    problem, part = model.problem, model.design.residual
+    problem, part = model.problem, model.residual
     kind = RestrictedCriterion if part is None else RestrictedStructured
     n_phi = 0 if part is None else part.n_parameters
     return kind(engine, model.structure, blocks_of(model.structure), problem.z_map, problem.n, n_phi)
@@ -47,7 +47,7 @@ def _starts(criterion: RestrictedCriterion, model: Model, native: Array, given: 
     k = structure.n_parameters
     factor = problem.z_map @ structure.factor(native[:k])
     G = factor @ factor.T
-    sizes = (1.0, SMALLER, LARGER) if model.design.residual is not None and not given else (1.0,)
+    sizes = (1.0, SMALLER, LARGER) if model.residual is not None and not given else (1.0,)
     return [np.concatenate((criterion.blocks.nearest(size**2 * G), native[k:])) for size in sizes]
 
 
@@ -78,7 +78,7 @@ def restricted_optimum(
     if start is None:
         native = problem.start(engine)
     else:
-        take = model.conditioned_theta if model.design.residual is None else model.structured_theta
+        take = model.conditioned_theta if model.residual is None else model.structured_theta
         native = take(start, "start")
     starts = _starts(criterion, model, native, start is not None)
     criterion.refuse_unidentified(starts[0], " + ".join(f"of {name}" for name in model.term_names))

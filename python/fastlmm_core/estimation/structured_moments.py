@@ -81,7 +81,7 @@ def structured_moments(result: Fit, ddf: str, information: str) -> Moments:
 
 def _bend(result: Fit, engine: StructuredCriterion, twice: Array, shift: Array, nu: float) -> Array:
     """Sum over natural parameters of W_ab R_ab, in whitened coordinates (r, r)."""
-    part = result.model.design.residual
+    part = result.model.residual
     assert part is not None
     k = part.n_parameters
     joint = _joint(twice, shift, nu)[-k - 1 :, -k - 1 :]

@@ -37,7 +37,7 @@ def rows_covariance(result: Fit, rows: Index) -> Array:
     """
     model = result.model
     size = rows.shape[-1]
-    residual = model.design.residual
+    residual = model.residual
     if residual is None:
         noise = result.sigma2 * (np.ones(rows.shape) if model.weights is None else 1.0 / model.weights[rows])
         out = np.zeros((*rows.shape, size))
@@ -80,7 +80,7 @@ def whitened(result: Fit, values: Array, order: Index | None = None) -> Array:
     place = np.arange(len(labels)) if order is None else order
     out = np.empty(len(values))
     large = np.bincount(labels)[labels] > LARGEST
-    if large.any() and result.model.design.residual is not None:
+    if large.any() and result.model.residual is not None:
         raise LMMError(
             f"clusters of more than {LARGEST:,} rows with structured residuals are not whitened: their covariance "
             "matrix would take too much memory"

@@ -42,7 +42,7 @@ def part_of(result: Fit) -> ResidualPart:
     LMMError
         Where residuals are independent.
     """
-    part = result.model.design.residual
+    part = result.model.residual
     if part is None:
         raise LMMError(
             "the residuals of this model are independent, with variance sigma2; give residual= for a structure"

@@ -382,10 +382,7 @@ def _solved(result: Fit, columns: Array) -> Array:
     found: Array = result.engine.solve(columns, rows)
     # the columns of X are orthonormal in V^-1, unless large random effects leave little of them but rounding errors
     r = columns.shape[1] - 1
-    if (
-        model.design.residual is None
-        and np.abs(columns[:, :r].T @ found[:, :r] - np.eye(r)).max(initial=0.0) > ROUNDING
-    ):
+    if model.residual is None and np.abs(columns[:, :r].T @ found[:, :r] - np.eye(r)).max(initial=0.0) > ROUNDING:
         found = solved(result.engine, columns, rows, result.optimum.factor)
     return found
 

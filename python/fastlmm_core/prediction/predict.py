@@ -312,7 +312,7 @@ def _freedom(
     if normal.all():
         return variance, np.full(len(variance), np.inf)
     found = moments(result, ddf, information)
-    if result.model.design.residual is not None:
+    if result.model.residual is not None:
         if found.adjustment is not None:
             variance = variance + ((whitened @ found.adjustment) * whitened).sum(axis=1)
         return variance, found.df(whitened)

@@ -317,7 +317,7 @@ def _column(result: Fit, level: float, options: tuple[Any, ...]) -> _Column:
             f"SD {effects[element.i]}" if element.i == element.j else f"Cor {effects[element.i]}, {effects[element.j]}"
         )
         components[f"{element.term}: {what}"] = value
-    residual = model.design.residual
+    residual = model.residual
     if residual is None:
         components[_RESIDUAL] = float(result.sigma)
     else:

@@ -64,7 +64,7 @@ def _design(result: Fit) -> Iterator[str]:
         effects = [_effect(name) for name in model.exog_re_names[block.start : block.stop]]
         apart = "" if len(effects) == 1 else ", correlated" if block.correlated else ", independent"
         random.append(f"random effects of {term} ({_listed(effects)}{apart})")
-    residual = model.design.residual
+    residual = model.residual
     if residual is not None:
         random.append(f"residuals of the structure {residual.term}")
     yield f"{model.response_name} was analysed by a linear mixed model with {_listed([fixed, *random])}."
@@ -162,7 +162,7 @@ def _variances(result: Fit) -> Iterator[str]:
         if pairs:
             text += f" with correlation{'s' * (len(pairs) > 1)} {_listed(pairs)}"
         parts.append(text)
-    structured = model.design.residual is not None
+    structured = model.residual is not None
     residual = "" if structured else f"; that of the residual was {result.sigma:.4g}"
     if parts:
         many = len(model.exog_re_names) > 1

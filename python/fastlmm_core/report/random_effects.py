@@ -212,7 +212,7 @@ def _components(result: Fit) -> Iterator[Component]:
             others = tuple(correlations[i, :i].tolist()) if block.correlated else ()
             variance = float(g[i, i])
             yield Component(factor, term, name, variance, math.sqrt(variance), others)
-    if model.design.residual is None:
+    if model.residual is None:
         yield Component("", "Residual", "", float(result.sigma2), result.sigma)
 
 

@@ -55,7 +55,7 @@ class ResidualTable:
     @classmethod
     def of(cls, result: Fit) -> ResidualTable:
         """Collect the table of a fit with structured residuals."""
-        part = result.model.design.residual
+        part = result.model.residual
         assert part is not None
         found = residual_parameters(result)
         few = part.at_visits and len(part.labels) <= VISITS

@@ -222,7 +222,7 @@ class Summary(MakeTables, Shown):
             clusters="" if robust is None else robust.clusters,
             response=model.response_name,
             stated=stated,
-            residual=None if model.design.residual is None else ResidualTable.of(result),
+            residual=None if model.residual is None else ResidualTable.of(result),
         )
 
     # ---- what both forms show ------------------------------------------------------------------

@@ -80,7 +80,7 @@ def fixed_columns(
 
 def _ran_pars(result: Fit) -> dict[str, list[str] | NDArray[Any]]:
     elements = result.model.random.elements
-    if result.model.design.residual is not None:
+    if result.model.residual is not None:
         found = residual_parameters(result)
         names = element_names(elements)[: len(elements)]
         own = sd_and_cor(elements, result.covariance[None])[0]

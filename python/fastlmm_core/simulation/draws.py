@@ -87,7 +87,7 @@ def parametric(source: Generating, fresh: NDArray[np.bool_] | None = None) -> Dr
     factors = [(f.grouping.index, len(f.grouping.labels), f.start, f.stop) for f in model.factors]
     mean = source.population_mean
     scale = sigma if model.weights is None else sigma / np.sqrt(model.weights)
-    correlate = None if model.design.residual is None else _correlated(model.design.residual, source.phi)
+    correlate = None if model.residual is None else _correlated(model.residual, source.phi)
 
     def draw(rng: np.random.Generator, count: int) -> Array:
         streams = [beside(rng, place + 1) for place in range(len(factors))]

@@ -1,6 +1,8 @@
 """What every floor may use; knows nothing of models.
 
 checks          arguments: numbers, shares, choices
+seals           arrays that a caller may change
+display         results as text and HTML
 numerals        numbers written as text
 distributions   tails and quantiles without scipy.stats
 threads         pieces of work over threads

@@ -287,7 +287,7 @@ def _wald(imputed: Imputed, L: Array, right: Array, names: tuple[str, ...]) -> W
 
 
 def _residual(fit: Fit) -> str:
-    residual = fit.model.design.residual
+    residual = fit.model.residual
     return "independent" if residual is None else residual.term
 
 
