@@ -151,6 +151,30 @@ def test_large_arrays_that_stay_are_read_again_once(kind, rng):
     same(fit, model(kind, arrays(kind, LARGE)).fit())
 
 
+@pytest.mark.parametrize("name", ["ar1", "sp_exp"])
+def test_structured_residuals(name, rng):
+    """Subjects and times are codes and coordinates of the model's own, X is watched."""
+
+    def made(d):
+        return flc.LinearMixedModel(d["y"], d["X"], residual=flc.Residual(name, d["subject"], d["time"]))
+
+    def fresh():
+        time = np.tile(np.arange(4), LARGE // 4)
+        d = {name: values for name, values in arrays("one factor", LARGE).items() if name in "yX"}
+        return d | {"subject": np.arange(LARGE) // 4, "time": time if name == "ar1" else time + 0.5}
+
+    expected, mine = made(fresh()).fit(), fresh()
+    model = made(mine)
+    spoil(mine["subject"], rng)
+    mine["time"][...] = mine["time"][::-1].copy()
+    fit = model.fit()
+    assert fit.criterion == expected.criterion
+    np.testing.assert_array_equal(fit.resid, expected.resid)
+    again = made(mine := fresh())
+    mine["X"][3, 1] += 1.0
+    changed(lambda: again.exog)
+
+
 def test_a_fit_reads_no_rows_again():
     made = model("crossed", arrays("crossed", LARGE))
     result = made.fit()

@@ -103,7 +103,7 @@ def _arrays(design: Design, y: Array | None) -> list[tuple[str, NDArray[Any] | N
     parts = [None if _joined(part) else values for values in part.parts]
     groups = [f"groups of {read.name}" if several else "groups" for read in part.codes]
     return [
-        ("y", y), ("X", design.exog), *zip(terms, parts, strict=True),
+        ("y", y), ("X", design.exog), *zip(terms, parts, strict=False),
         *((name, read.codes) for name, read in zip(groups, part.codes, strict=True)),
         ("weights", design.weights), ("offset", design.offset),
     ]  # fmt: skip
