@@ -517,6 +517,7 @@ class LMMResult(Fit):
         at: Mapping[str, Any] | None = None,
         contrasts: Any = None,
         adjust: str | None = None,
+        ref: Any = None,
         level: float = 0.95,
         ddf: Ddf = "satterthwaite",
         information: Information = "auto",
@@ -537,6 +538,8 @@ class LMMResult(Fit):
         adjust : {"none", "tukey", "mvt", "dunnett", "scheffe", "sidak", "bonferroni", "holm", "fdr"}, optional
             For multiplicity: by default "tukey" for pairwise contrasts, "mvt" against a reference or in sequence, "fdr"
             for effects, "none" otherwise.
+        ref : label or tuple of labels, optional
+            With what ``contrasts="reference"`` compares: by default with the reference level of the formula's coding.
         level : float
         ddf, information, vcov, cluster
             See `test`.
@@ -548,7 +551,7 @@ class LMMResult(Fit):
         from .inference.means.means import emmeans
 
         return emmeans(
-            self, factors, by=by, at=at, contrasts=contrasts, adjust=adjust, level=level, ddf=ddf,
+            self, factors, by=by, at=at, contrasts=contrasts, adjust=adjust, ref=ref, level=level, ddf=ddf,
             information=information, robust=self._robust(vcov, cluster),
         )  # fmt: skip
 
@@ -561,6 +564,7 @@ class LMMResult(Fit):
         at: Mapping[str, Any] | None = None,
         contrasts: Any = None,
         adjust: str | None = None,
+        ref: Any = None,
         level: float = 0.95,
         ddf: Ddf = "satterthwaite",
         information: Information = "auto",
@@ -574,7 +578,9 @@ class LMMResult(Fit):
         variable : str
         factors : str or sequence of str, optional
             By default the slope averaged over all factors.
-        by, at, contrasts, adjust, level, ddf, information, vcov, cluster
+        at : mapping, optional
+            Values of covariates, by default their means; several values give a slope each.
+        by, contrasts, adjust, ref, level, ddf, information, vcov, cluster
             See `emmeans`.
 
         Returns
@@ -584,7 +590,7 @@ class LMMResult(Fit):
         from .inference.means.means import slopes
 
         return slopes(
-            self, variable, factors, by=by, at=at, contrasts=contrasts, adjust=adjust, level=level, ddf=ddf,
+            self, variable, factors, by=by, at=at, contrasts=contrasts, adjust=adjust, ref=ref, level=level, ddf=ddf,
             information=information, robust=self._robust(vcov, cluster),
         )  # fmt: skip
 

@@ -20,9 +20,9 @@ from numpy.typing import NDArray
 from .syntax import C_OF_COLUMN, names_in, parse
 
 if TYPE_CHECKING:
-    from ..design.design import Design
+    from ..design.design import Design, Specification
 
-__all__ = ["FixedTerm", "Overparametrised", "contains", "fixed_terms", "overparametrised"]
+__all__ = ["FixedTerm", "Overparametrised", "contains", "fixed_terms", "overparametrised", "reference_level"]
 
 Array = NDArray[np.float64]
 Key = tuple[tuple[str, int], ...]
@@ -141,6 +141,26 @@ def variables_of(expression: str, known: Any) -> list[str]:
     call = C_OF_COLUMN.match(expression)
     names = [call[1].strip("`")] if call else list(names_in(expression))
     return [name for name in names if name in known]
+
+
+def reference_level(spec: Specification, name: str) -> Any:
+    """The level of a factor with which its coefficients compare; None where its coding has no such level.
+
+    Parameters
+    ----------
+    spec : Specification
+    name : str
+        Of the column.
+    """
+    state = spec.states[1]
+    for expression, (kind, encoding) in ({} if state is None else state.encoder_state).items():
+        call = C_OF_COLUMN.match(expression)
+        if kind.value != "categorical" or name != (call[1].strip("`") if call else expression):
+            continue
+        coding = np.asarray(encoding["contrasts"].get_coding_matrix(reduced_rank=True), dtype=float)
+        zero = np.flatnonzero(~coding.any(axis=1))
+        return list(encoding["categories"])[zero[0]] if len(zero) == 1 else None
+    return None
 
 
 def _levels(design: Design, expression: str) -> list[Any] | None:

@@ -149,6 +149,10 @@ LME4 = (
         '`result.emmeans("a", contrasts="pairwise")`',
         names=("lsmeans", "difflsmeans", "pairs", "marginal_means", "pairwise", "contrast", "tukey_hsd"),
     ),
+    Word(
+        '`emmeans::emmeans(m, trt.vs.ctrl ~ a, ref = "b")`',
+        '`result.emmeans("a", contrasts="reference", ref="b")`',
+    ),
     Word('`emmeans::emtrends(m, "a", var = "x")`', '`result.slopes("x", "a")`', names=("emtrends",)),
     Word(
         "`mice::pool(with(imp, lmer(...)))`",

@@ -428,10 +428,10 @@ def test_weights_of_contrasts():
     assert found.labels["contrast"] == ["ends", "bend"]
     assert found.adjust == "none"
     np.testing.assert_allclose(found.estimate, np.array([[-1, 0, 1], [1, -2, 1]]) @ means.estimate, rtol=1e-10)
-    last = emmeans(result, "heat").contrast("reference", reference="top")
+    last = emmeans(result, "heat").contrast("reference", ref="top")
     assert last.labels["contrast"] == ["low - top", "mid - top"]
     assert last.adjust == "mvt"
-    raw = emmeans(result, "heat").contrast("reference", "none", reference="top")
+    raw = emmeans(result, "heat").contrast("reference", "none", ref="top")
     assert (last.pvalues > raw.pvalues).all()
     assert (last.pvalues < 2.0 * raw.pvalues + 1e-12).all()
     assert (last.conf_high - last.conf_low > raw.conf_high - raw.conf_low).all()
@@ -536,8 +536,8 @@ def test_refuses_arrays_and_other_slopes(rng):
     constant = flc.lmm("angle ~ 0 + x + (1 | batch)", unbalanced().assign(x=2.5)).fit()
     with pytest.raises(flc.LMMError, match=r"'x' is 2\.5 in all rows and has no slope"):
         slopes(constant, "x")
-    with pytest.raises(flc.LMMError, match="reference='hot'"):
-        emmeans(fitted("angle ~ recipe * heat + x + (1 | batch)"), "heat").contrast("reference", reference="hot")
+    with pytest.raises(flc.LMMError, match="ref='hot'"):
+        emmeans(fitted("angle ~ recipe * heat + x + (1 | batch)"), "heat").contrast("reference", ref="hot")
 
 
 def test_marginaleffects():

@@ -25,7 +25,10 @@ _MOST = 6  # degrees of a polynomial
 
 
 def contrast_weights(
-    method: str | Mapping[str, Sequence[float]], members: Sequence[tuple[Any, ...]], reference: Any = None
+    method: str | Mapping[str, Sequence[float]],
+    members: Sequence[tuple[Any, ...]],
+    ref: Any = None,
+    coded: tuple[Any, ...] = (),
 ) -> dict[str, Array]:
     """Weights of the means in each comparison.
 
@@ -35,8 +38,10 @@ def contrast_weights(
         One of `CONTRASTS`, or names to weights.
     members : sequence of tuple
         Levels of each of the k means.
-    reference : label or tuple of labels, optional
-        With what "reference" compares; by default the first.
+    ref : label or tuple of labels, optional
+        With what "reference" compares; by default `coded`, or the first where that is no member.
+    coded : tuple of labels
+        The reference levels of the formula's coding.
 
     Returns
     -------
@@ -51,8 +56,8 @@ def contrast_weights(
     k = len(members)
     names = [" ".join(map(str, member)) for member in members]
     identity = np.eye(k)
-    if reference is not None and method != "reference":
-        raise LMMError("reference is for contrasts='reference'; leave it out")
+    if ref is not None and method != "reference":
+        raise LMMError("ref is for contrasts='reference'; leave it out")
     if not isinstance(method, str):
         return _given(method, k)
     if method not in CONTRASTS:
@@ -67,7 +72,8 @@ def contrast_weights(
     if method == "polynomial":
         return polynomial_weights(k)
     if method == "reference":
-        at = 0 if reference is None else _place(reference, members)
+        known = [i for i, member in enumerate(members) if member == coded]
+        at = _place(ref, members) if ref is not None else known[0] if known else 0
         pairs = [(i, at) for i in range(k) if i != at]
     elif method == "sequential":
         pairs = [(i + 1, i) for i in range(k - 1)]
@@ -95,13 +101,13 @@ def _given(method: Mapping[str, Sequence[float]], k: int) -> dict[str, Array]:
     return out
 
 
-def _place(reference: Any, members: Sequence[tuple[Any, ...]]) -> int:
-    wanted = reference if isinstance(reference, tuple) else (reference,)
+def _place(ref: Any, members: Sequence[tuple[Any, ...]]) -> int:
+    wanted = tuple(ref) if isinstance(ref, (tuple, list)) else (ref,)
     for i, member in enumerate(members):
         if member == wanted:
             return i
     listed = ", ".join(repr(m[0] if len(m) == 1 else m) for m in members)
-    raise LMMError(f"reference={reference!r} is not one of the means: {listed}")
+    raise LMMError(f"ref={ref!r} is not one of the means: {listed}")
 
 
 def polynomial_weights(k: int) -> dict[str, Array]:

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...errors import LMMError
-from ...formula.coding import fixed_terms
+from ...formula.coding import fixed_terms, reference_level
 from ...formula.specification import Numbers
 
 if TYPE_CHECKING:
@@ -80,6 +80,22 @@ class ReferenceGrid:
         if not np.isfinite(values).all():
             raise LMMError(f"at: {name!r} has values that are not finite; give finite numbers")
         return tuple(values.tolist())
+
+    @property
+    def variables(self) -> tuple[str, ...]:
+        """Columns of the data that the fixed part uses."""
+        return tuple(self._spec.reference)
+
+    @property
+    def several(self) -> tuple[str, ...]:
+        """Numeric variables for which several values were given."""
+        numeric = (name for name, value in self._spec.reference.items() if isinstance(value, Numbers))
+        return tuple(name for name in numeric if len(self.levels.get(name, ())) > 1)
+
+    def coded(self, names: Sequence[str]) -> tuple[Any, ...]:
+        """The reference level of each variable in the formula's coding, the first level where there is none."""
+        found = [reference_level(self._spec, name) for name in names]
+        return tuple(self.levels[n][0] if level is None else level for n, level in zip(names, found, strict=True))
 
     def check(self, names: Sequence[str], argument: str) -> None:
         """Refuse what the grid does not vary."""

@@ -22,6 +22,7 @@ from ...support.words import option
 from .. import wald as inference
 from ..options import check_options
 from . import multiplicity
+from .conditions import conditions_of
 from .contrasts import CONTRASTS, contrast_weights
 from .families import DEFAULT_ADJUST, adjusted, families_of
 from .grid import ReferenceGrid
@@ -160,7 +161,7 @@ class MarginalMeans(Estimates):
         method: str | Mapping[str, Sequence[float]] = "pairwise",
         adjust: str | None = None,
         level: float | None = None,
-        reference: Any = None,
+        ref: Any = None,
     ) -> Contrasts:
         """Compare the means, within each combination of the levels of `by`.
 
@@ -174,8 +175,9 @@ class MarginalMeans(Estimates):
             and "sequential", "fdr" for "effects", otherwise "none".
         level : float, optional
             Of the limits; by default that of the means.
-        reference : label, optional
-            With what "reference" compares: a level, for several factors a tuple; by default the first.
+        ref : label, optional
+            With what "reference" compares: a level, for several factors a tuple; by default the reference level of the
+            formula's coding, as in ``C(arm, Treatment('placebo'))``, or the first where that has none.
 
         Returns
         -------
@@ -189,7 +191,7 @@ class MarginalMeans(Estimates):
         level = self.level if level is None else level
         families = families_of(self.labels, self.by)
         members = {tuple(self.labels[name][i] for name in self.factors): i for i in families[0]}
-        weights = contrast_weights(method, list(members), reference)
+        weights = contrast_weights(method, list(members), ref, self._grid.coded(self.factors))
         if adjust is None:
             adjust = DEFAULT_ADJUST.get(method, "none") if isinstance(method, str) else "none"
         name = multiplicity.method_name(adjust)
@@ -242,6 +244,7 @@ def emmeans(
     ddf: str = "satterthwaite",
     information: str = "auto",
     robust: Sandwich | None = None,
+    ref: Any = None,
 ) -> MarginalMeans:
     """Estimated marginal means of the levels of one or more factors.
 
@@ -266,6 +269,8 @@ def emmeans(
         For Kenward-Roger.
     robust : Sandwich, optional
         Instead of the covariance of the model.
+    ref : label or tuple of labels, optional
+        With what ``contrasts="reference"`` compares, as for `MarginalMeans.contrast`.
 
     Returns
     -------
@@ -279,7 +284,7 @@ def emmeans(
     """
     grid = ReferenceGrid(result.model, at)
     chosen, conditions = _variables(factors, "factors"), _variables(by, "by")
-    return _means(result, grid, chosen, conditions, None, contrasts, adjust, level, (ddf, information, robust))
+    return _means(result, grid, chosen, conditions, None, (contrasts, adjust, ref), level, (ddf, information, robust))
 
 
 def slopes(
@@ -294,6 +299,7 @@ def slopes(
     ddf: str = "satterthwaite",
     information: str = "auto",
     robust: Sandwich | None = None,
+    ref: Any = None,
 ) -> MarginalMeans:
     """Slopes of the linear predictor along a covariate, averaged over the levels of factors.
 
@@ -302,11 +308,13 @@ def slopes(
     result : LMMResult
         Of a model from a formula.
     variable : str
-        A numeric variable; the slope is taken at its mean or at the values in `at` (their average unless it is one of
-        `factors`), by a central difference over a thousandth of its range.
+        A numeric variable; the slope is taken at its mean or at the values in `at`, by a central difference over a
+        thousandth of its range.
     factors : str or sequence of str, optional
         Variables for whose combinations slopes are estimated; one slope if there are none.
-    by, at, contrasts, adjust, level, ddf, information, robust
+    at : mapping, optional
+        As for `emmeans`, but several values of a numeric variable give a slope each.
+    by, contrasts, adjust, level, ddf, information, robust, ref
         As for `emmeans`.
 
     Returns
@@ -321,8 +329,9 @@ def slopes(
     grid = ReferenceGrid(result.model, at)
     step = 5e-4 * grid.range_of(variable)
     chosen, conditions = _variables(factors, "factors"), _variables(by, "by")
+    chosen += tuple(name for name in grid.several if name not in (*chosen, *conditions))
     return _means(
-        result, grid, chosen, conditions, (variable, step), contrasts, adjust, level, (ddf, information, robust)
+        result, grid, chosen, conditions, (variable, step), (contrasts, adjust, ref), level, (ddf, information, robust)
     )
 
 
@@ -332,11 +341,13 @@ def _means(
     factors: tuple[str, ...],
     by: tuple[str, ...],
     along: tuple[str, float] | None,
-    contrasts: str | Mapping[str, Sequence[float]] | None,
-    adjust: str | None,
+    comparisons: tuple[str | Mapping[str, Sequence[float]] | None, str | None, Any],
     level: float,
     options: Options,
 ) -> MarginalMeans:
+    contrasts, adjust, ref = comparisons
+    if contrasts is None and ref is not None:
+        raise LMMError("ref is for contrasts='reference'; leave it out, or ask for these contrasts")
     check_level(level)
     check_options(*options)
     repeated = [name for name in factors if name in by]
@@ -365,10 +376,11 @@ def _means(
     if own == "tukey":
         raise LMMError("adjust='tukey' is for comparisons: give contrasts='pairwise', or use 'sidak'")
     found = _estimated(result, L, level, own, families, options, weights, None)
+    found["notes"] += conditions_of(grid, names, None if along is None else along[0])
     means = MarginalMeans(
         labels=labels, **found, factors=factors, by=by, comparison=None, _grid=grid, _options=options
     )  # fmt: skip
-    return means if contrasts is None else replace(means, comparison=means.contrast(contrasts, adjust))
+    return means if contrasts is None else replace(means, comparison=means.contrast(contrasts, adjust, ref=ref))
 
 
 def _variables(given: str | Sequence[str] | None, argument: str) -> tuple[str, ...]:
