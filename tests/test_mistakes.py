@@ -249,6 +249,7 @@ MISTAKES = [
     ("r.anova(ddf='Kenward-Roger')", LMMError, "did you mean 'kenward-roger'"),
     ("r.anova(ddf='Satterthwaite')", LMMError, "did you mean 'satterthwaite'?"),
     ("r.anova(ddf='lme4')", LMMError, "ddf='normal'"),
+    ("r.report(ddf='KR')", LMMError, "that is 'kenward-roger'"),
     ("r.summary(ddf='z')", LMMError, "ddf='normal'"),
     ("r.summary(ddf='t')", LMMError, "'residual'"),
     ('r.anova(s)', LMMError, 'compare(m1, m2)'),

@@ -13,9 +13,11 @@ from ..diagnostics.marginal import icc, r2
 from ..errors import LMMError
 from ..formula.coding import fixed_terms
 from ..inference.anova import AnovaTable, anova
+from ..inference.options import check_options
 from ..inference.residual_parameters import residual_parameters
 from ..inference.wald import coefficient_intervals
 from ..inference.wald_test import method
+from ..support.checks import check_level
 from ..support.text_tables import degrees_cell, estimate_cells, statistic_cell
 
 if TYPE_CHECKING:
@@ -46,10 +48,12 @@ def paragraph(result: Fit, level: float, ddf: str, information: str, robust: San
     Raises
     ------
     LMMError
-        At parameters that were stated, not estimated.
+        At parameters that were stated, not estimated; for a level outside (0, 1) or unknown options.
     """
     if result.stated is not None:
         raise LMMError("report() is about estimates, but the parameters of this model were stated; use summary()")
+    check_level(level)
+    check_options(ddf, information, robust)
     sentences = [*_design(result), *_estimation(result, level, ddf, robust)]
     sentences += _estimates(result, level, ddf, information, robust)
     return " ".join([*sentences, *_variances(result)])
