@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from fastlmm_core.covariance.residual.catalogue import of_coordinates, of_covariate, of_positions
-from fastlmm_core.covariance.residual.markov import chain_of, whiten
+from fastlmm_core.covariance.residual.markov import chain_of, whiten, whiten_twice
 from fastlmm_core.covariance.residual.varied import Varied
 from structures_cases import difference
 
@@ -91,3 +91,13 @@ def test_a_hundred_thousand_rows():
     R = of_coordinates("car1").matrix(np.array([0.3]), time[some, None])
     expected = columns[some].T @ np.linalg.solve(R, columns[some])
     np.testing.assert_allclose(found.value[some].T @ found.value[some], expected, rtol=1e-11)
+
+
+@over_cases
+def test_solving(name):
+    structure, where = CASES[name]
+    phi = draw(name)
+    found = whiten_twice(chain_of(structure), phi, where, STARTS, COLUMNS)
+    for rows in (slice(0, 4), slice(4, 7)):
+        expected = np.linalg.solve(structure.matrix(phi, where[rows]), COLUMNS[rows])
+        np.testing.assert_allclose(found[rows], expected, rtol=1e-10, atol=1e-12)

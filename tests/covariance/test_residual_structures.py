@@ -69,6 +69,13 @@ def test_second(case):
 
 
 @over_cases
+def test_variances(case):
+    phi = draw(case, 2)
+    found = case.structure.variances(phi, case.where)
+    np.testing.assert_allclose(found, np.diag(case.structure.matrix(phi, case.where)), rtol=1e-13)
+
+
+@over_cases
 def test_parts_of_the_matrix_belong_to_parts_of_the_rows(case):
     phi = draw(case, 1)
     R = case.structure.matrix(phi, case.where)

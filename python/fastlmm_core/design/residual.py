@@ -195,12 +195,8 @@ class ResidualPart:
         out = np.empty(len(self.where))
         for g, own in enumerate(self.strata):
             mine = np.flatnonzero(self.stratum == g)
-            places, index = np.unique(self.where[mine], axis=0, return_inverse=True)
-            if self.at_visits:
-                found = np.diag(own.matrix(phi, places))
-            else:
-                found = np.array([own.matrix(phi, place[None])[0, 0] for place in places])
-            out[mine] = found[index.ravel()]
+            scale, inner = own.own(phi)
+            out[mine] = scale * own.structure.variances(inner, self.where[mine])
         return out
 
     def alike(self) -> list[tuple[Stratum, NDArray[Any], Index]]:

@@ -68,6 +68,8 @@ def minimise_residual(
         starts += [np.concatenate([size * start[:n_theta], start[n_theta:]]) for size in (SMALLER, LARGER)]
     best: Optimum | None = None
     for first in starts:
+        if best is not None and best.converged and engine.costly:
+            break
         point: Array | None = first
         for _ in range(problem.structure.q + 2):
             if point is None:

@@ -80,6 +80,10 @@ class Kronecker:
         (first, last), (e, v) = self._split(phi), self._sides(where)
         return self.responses.matrix(first, e) * self.visits.matrix(last, v)
 
+    def variances(self, phi: Array, where: Where) -> Array:
+        """The diagonal of R~ (n,)."""
+        return self.responses.variances(self._split(phi)[0], self._sides(where)[0])
+
     def jacobian(self, phi: Array, where: Where) -> Array:
         """dR~ / dphi (k, n, n)."""
         S, C, dS, dC = self._all(phi, where)

@@ -22,7 +22,7 @@ from .steps import Steps
 from .structure import Array, ResidualStructure, Where
 from .varied import Varied
 
-__all__ = ["MarkovChain", "Whitened", "chain_of", "whiten"]
+__all__ = ["Chain", "MarkovChain", "Whitened", "chain_of", "whiten", "whiten_twice"]
 
 Index = NDArray[np.intp]
 
@@ -81,6 +81,63 @@ def chain_of(structure: ResidualStructure, n_coordinates: int = 1) -> Chain | No
     return Chain(structure if isinstance(structure, Varied) else None, inner.correlation)
 
 
+class _Links(NamedTuple):
+    """What leads from each row to the one before it; a subject's first row has none.
+
+    Attributes
+    ----------
+    log_s : (n,) array
+    h, bends : (k - 1, n), (k - 1, k - 1, n) arrays
+        Derivatives of log s.
+    rho, root : (n,) arrays
+        rho_k and sqrt(1 - rho_k^2).
+    steps : Steps
+        Of the rows that have one before them.
+    tau1, tau2 : (n,) arrays
+    """
+
+    log_s: Array
+    h: Array
+    bends: Array
+    rho: Array
+    root: Array
+    steps: Steps
+    tau1: Array
+    tau2: Array
+
+    def standardized(self, columns: Array) -> Array:
+        """u, for columns as rows (c, n)."""
+        return columns * np.exp(-self.log_s) if len(self.h) else columns
+
+    def both(self, u: Array) -> tuple[Array, Array]:
+        """w, and tau' b, of standardized columns as rows (c, n)."""
+        w, b = u.copy(), self.rho * u
+        w[:, 1:] -= self.rho[1:] * u[:, :-1]
+        b[:, 1:] -= u[:, :-1]
+        w /= self.root
+        b *= self.tau1 / self.root
+        return w, b
+
+
+def _links(chain: Chain, phi: Array, where: Where, starts: Index) -> _Links:
+    k, n = len(phi) - 1, len(where)
+    h, bends, log_s = np.zeros((k, n)), np.zeros((k, k, n)), np.zeros(n)
+    if chain.varied is not None:
+        function = chain.varied.function
+        covariates = where[:, where.shape[1] - function.n_columns :]
+        log_s, (_, h, bends) = function.logarithm(phi[:k], covariates), function.at(phi[:k], covariates)
+    time = where if where.ndim == 1 else where[:, 0]
+    if chain.varied is not None and chain.varied.inner.positions is not None:
+        time = time.astype(np.intp)
+    inside = np.ones(n, dtype=bool)
+    inside[starts] = False
+    steps = chain.correlation.steps(phi[k:], np.diff(time)[inside[1:]])
+    rho, root, tau1, tau2 = np.zeros(n), np.ones(n), np.zeros(n), np.zeros(n)
+    rho[inside], root[inside] = steps.rho, np.sqrt(steps.rest)
+    tau1[inside], tau2[inside] = steps.first, steps.second
+    return _Links(log_s, h, bends, rho, root, steps, tau1, tau2)
+
+
 def whiten(chain: Chain, phi: Array, where: Where, starts: Index, columns: Array) -> Whitened:
     """Whiten columns by the covariance of the rows of subjects.
 
@@ -96,43 +153,38 @@ def whiten(chain: Chain, phi: Array, where: Where, starts: Index, columns: Array
         First row of each subject.
     columns : (n, c) array
     """
+    links = _links(chain, phi, where, starts)
     k = len(phi) - 1
-    h, bends, log_s = np.zeros((k, len(where))), np.zeros((k, k, len(where))), np.zeros(len(where))
-    if chain.varied is not None:
-        function = chain.varied.function
-        found = function.at(phi[:k], where[:, where.shape[1] - function.n_columns :])
-        log_s, h, bends = function.logarithm(phi[:k], where[:, where.shape[1] - function.n_columns :]), *found[1:]
-    time = where if where.ndim == 1 else where[:, 0]
-    inside = np.ones(len(time), dtype=bool)
-    inside[starts] = False
-    later = np.flatnonzero(inside)
-    rho, rest, slope, bend = chain.correlation.steps(phi[k:], time[later] - time[later - 1])
-
-    def both(u: Array) -> tuple[Array, Array]:
-        w, b = u.copy(), np.zeros_like(u)
-        root = np.sqrt(rest)[:, None]
-        w[later] = (u[later] - rho[:, None] * u[later - 1]) / root
-        b[later] = (rho[:, None] * u[later] - u[later - 1]) / root
-        return w, b
-
-    tau1, tau2 = np.zeros((2, len(time), 1))
-    tau1[later, 0], tau2[later, 0] = slope, bend
-    u = columns * np.exp(-log_s)[:, None]
-    w, b = both(u)
+    rho, rest, slope, bend = links.steps
+    # columns as rows: what is done to each is done to long vectors
+    u = links.standardized(np.ascontiguousarray(columns.T))
+    w, turned = links.both(u)
     first = np.empty((k + 1, *w.shape))
     second = np.empty((k + 1, k + 1, *w.shape))
-    first[k], second[k, k] = b * tau1, w * tau1**2 + b * tau2
+    first[k] = turned
+    # tau' is not zero where tau'' is not
+    ratio = np.divide(links.tau2, links.tau1, out=np.zeros_like(links.tau1), where=links.tau1 != 0.0)
+    second[k, k] = w * links.tau1**2 + turned * ratio
+    h, bends = links.h, links.bends
     for a in range(k):
-        first[a], turned = both(-h[a][:, None] * u)
-        second[a, k] = second[k, a] = turned * tau1
+        first[a], second[a, k] = links.both(-h[a] * u)
+        second[k, a] = second[a, k]
         for other in range(a + 1):
-            second[a, other] = second[other, a] = both((h[a] * h[other] - bends[a, other])[:, None] * u)[0]
+            second[a, other] = second[other, a] = links.both((h[a] * h[other] - bends[a, other]) * u)[0]
     log_det_second = np.zeros((k + 1, k + 1))
     log_det_second[:k, :k] = 2.0 * bends.sum(axis=2)
     log_det_second[k, k] = -2.0 * float(rho @ bend + rest @ slope**2)
     return Whitened(
-        w, first, second,
-        float(2.0 * log_s.sum() + np.log(rest).sum()),
+        w.T, first.swapaxes(1, 2), second.swapaxes(2, 3),
+        float(2.0 * links.log_s.sum() + np.log(rest).sum()),
         np.append(2.0 * h.sum(axis=1), -2.0 * float(rho @ slope)),
         log_det_second,
     )  # fmt: skip
+
+
+def whiten_twice(chain: Chain, phi: Array, where: Where, starts: Index, columns: Array) -> Array:
+    """R~^-1 columns (n, c): whitened, and by the transposed of what whitens."""
+    links = _links(chain, phi, where, starts)
+    scaled = links.both(links.standardized(np.ascontiguousarray(columns.T)))[0] / links.root
+    scaled[:, :-1] -= links.rho[1:] * scaled[:, 1:]
+    return links.standardized(scaled).T

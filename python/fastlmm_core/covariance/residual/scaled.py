@@ -59,6 +59,10 @@ class Scaled:
         """R~ (n, n)."""
         return product_matrix(*self._sides(phi, where))
 
+    def variances(self, phi: Array, where: Where) -> Array:
+        """The diagonal of R~ (n,)."""
+        return np.asarray(np.exp(2.0 * self.deviations.logarithm(self._split(phi)[0], where)))
+
     def jacobian(self, phi: Array, where: Where) -> Array:
         """dR~ / dphi (k, n, n)."""
         return product_jacobian(*self._sides(phi, where))

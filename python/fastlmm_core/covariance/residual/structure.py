@@ -67,6 +67,9 @@ class ResidualStructure(Protocol):
     def matrix(self, phi: Array, where: Where) -> Array:
         """R~ (n, n)."""
 
+    def variances(self, phi: Array, where: Where) -> Array:
+        """The diagonal of R~ (n,), for rows of any subjects."""
+
     def jacobian(self, phi: Array, where: Where) -> Array:
         """dR~ / dphi (k, n, n)."""
 

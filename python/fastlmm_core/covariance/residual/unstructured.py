@@ -78,6 +78,10 @@ class Unstructured(EntriesNatural):
         L = self._factor(phi)[0][where]
         return L @ L.T
 
+    def variances(self, phi: Array, where: Where) -> Array:
+        """The diagonal of S at some positions (n,)."""
+        return np.asarray((self._factor(phi)[0] ** 2).sum(axis=1)[where])
+
     def jacobian(self, phi: Array, where: Where) -> Array:
         """dS / dphi (k, n, n)."""
         L, change = self._factor(phi)

@@ -61,6 +61,11 @@ class Varied:
         """R~ (n, n)."""
         return product_matrix(*self._sides(phi, where))
 
+    def variances(self, phi: Array, where: Where) -> Array:
+        """The diagonal of R~ (n,)."""
+        function, first, inner, last = self._sides(phi, where)
+        return np.asarray(np.exp(2.0 * function.logarithm(*first)) * inner.variances(*last))
+
     def jacobian(self, phi: Array, where: Where) -> Array:
         """dR~ / dphi (k, n, n)."""
         return product_jacobian(*self._sides(phi, where))

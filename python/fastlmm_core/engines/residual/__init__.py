@@ -4,5 +4,7 @@ problem        a design with structured residuals, conditioned
 patterns       subjects by their pattern of visits
 criterion      what both criteria share
 visits         the criterion over visits, without random effects
+effects        what criteria with random effects share
+series         the criterion of long series, whitened row by row
 clusters       the criterion in general, each cluster with its covariance matrix in full
 """

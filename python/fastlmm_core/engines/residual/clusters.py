@@ -15,7 +15,7 @@ from ...design.residual import ResidualPart
 from ...kernels.residuals import ClusterSums
 from ...support.memory import require
 from ..rows import Rows
-from .criterion import StructuredCriterion
+from .effects import EffectsCriterion
 
 __all__ = ["ClusterCriterion", "Clusters", "clusters_of"]
 
@@ -102,7 +102,7 @@ def clusters_of(part: ResidualPart, labels: Index, levels: list[Index]) -> Clust
     return Clusters(order, start.astype(np.intp), held, block.astype(np.intp), table, place, strata, places)
 
 
-class ClusterCriterion(StructuredCriterion):
+class ClusterCriterion(EffectsCriterion):
     """The profiled criterion in (theta, phi).
 
     Parameters
@@ -122,14 +122,8 @@ class ClusterCriterion(StructuredCriterion):
         self, clusters: Clusters, xy: Array, Z: Array, structure: CovarianceStructure, spans: list[slice],
         part: ResidualPart,
     ) -> None:  # fmt: skip
-        super().__init__(xy.shape[1], len(xy), structure.n_parameters, part)
-        self.structure, self.clusters = structure, clusters
-        units = []
-        for block in structure.blocks:
-            f = next(i for i, span in enumerate(spans) if span.start <= block.start < span.stop)
-            for a in range(block.start, block.stop):
-                units += [(f, a, b) for b in range(block.start, a + 1) if block.correlated or a == b]
-        self.units = np.array(units, dtype=np.intp).reshape(len(units), 3)
+        super().__init__(xy.shape[1], len(xy), structure, spans, part)
+        self.clusters, units = clusters, self.units
         sizes = np.diff(clusters.start)
         largest = int(sizes.max())
         n_d = len(units) + part.n_parameters
@@ -149,19 +143,15 @@ class ClusterCriterion(StructuredCriterion):
             np.array([s.stop - s.start for s in own], dtype=np.intp),
             part.n_parameters,
         )
-        self._slope_g = np.zeros(len(units))
 
     @property
     def places(self) -> list[tuple[int, NDArray[np.intp] | Array]]:
         """Stratum and places of the tables."""
         return list(zip(self.clusters.strata, self.clusters.places, strict=True))  # type: ignore[arg-type]
 
-    def _split(self, x: Array) -> tuple[Array, Array]:
-        return self.structure.factor(x[: self.n_theta]), x[self.n_theta :]
-
     def reduce(self, x: Array) -> tuple[float, Array | None]:
         """log|V| and H."""
-        factor, phi = self._split(x)
+        factor, phi = self.split(x)
         tables = np.concatenate([self.part.strata[g].matrix(phi, w).ravel() for g, w in self.places])
         if not (np.isfinite(tables).all() and np.isfinite(factor).all()):
             return np.inf, None
@@ -173,7 +163,7 @@ class ClusterCriterion(StructuredCriterion):
 
     def first(self, x: Array, ratio: float, bracket: float) -> Array:
         """Along the unit directions of G and along phi."""
-        _, phi = self._split(x)
+        _, phi = self.split(x)
         self._slope_g, tables = self.sums.slopes(1.0, -ratio, -bracket)
         own = [self.part.strata[g].jacobian(phi, w) for g, w in self.places]
         self.jacobians = np.concatenate([J.ravel() for J in own]) if self.part.n_parameters else np.zeros(1)
@@ -195,7 +185,7 @@ class ClusterCriterion(StructuredCriterion):
 
     def bend(self, x: Array) -> Array:
         """Second derivatives of the tables."""
-        _, phi = self._split(x)
+        _, phi = self.split(x)
         out = np.zeros((self.part.n_parameters, self.part.n_parameters))
         for (g, w), slope in zip(self.places, self.slopes, strict=True):
             own = self.part.strata[g]
@@ -213,46 +203,6 @@ class ClusterCriterion(StructuredCriterion):
     def within(self, tables: list[Array]) -> Array:
         """A'TA for matrices T over the places of the tables (r, r)."""
         return self.sums.within(np.concatenate([T.ravel() for T in tables]))[:-1, :-1]
-
-    def slope_in_g(self) -> Array:
-        """Derivative in G as a symmetric matrix (q, q)."""
-        q = self.structure.q
-        out = np.zeros((q, q))
-        a, b = self.units[:, 1], self.units[:, 2]
-        values = np.where(a == b, self._slope_g, 0.5 * self._slope_g)
-        out[a, b] = out[b, a] = values
-        return out
-
-    @property
-    def unit_places(self) -> Index:
-        """Which elements of vech(G), lower triangle by rows, the directions of G are."""
-        a, b = self.units[:, 1], self.units[:, 2]
-        return np.asarray(a * (a + 1) // 2 + b)
-
-    def directions(self, x: Array) -> Array:
-        """Derivatives of (G, phi) in (theta, phi)."""
-        factor, phi = self._split(x)
-        rows, columns = self.structure.positions
-        a, b = self.units[:, 1], self.units[:, 2]
-        inner = (a == rows[:, None]) * factor[b][:, columns].T + (b == rows[:, None]) * factor[a][:, columns].T
-        out = np.zeros((len(x), len(a) + len(phi)))
-        out[: len(rows), : len(a)] = inner
-        out[len(rows) :, len(a) :] = np.eye(len(phi))
-        return out
-
-    def chained(self, x: Array, first: Array, second: Array | None) -> tuple[Array, Array | None]:
-        """From directions of G to theta."""
-        if not self.n_theta:
-            return first, second
-        turn = self.directions(x)
-        gradient = turn @ first
-        if second is None:
-            return gradient, None
-        hessian = turn @ second @ turn.T
-        rows, columns = self.structure.positions
-        slope = self.slope_in_g()
-        hessian[: len(rows), : len(rows)] += 2.0 * slope[np.ix_(rows, rows)] * (columns[:, None] == columns)
-        return gradient, hessian
 
     def solve(self, v: Array, rows: Rows) -> Array:
         """V^-1 v by the rows of the problem."""

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...covariance.parameters import CovarianceStructure
+from ...covariance.residual.markov import Chain
 from ...covariance.residual.structure import Rows as StartRows
 from ...design.design import Design
 from ...design.grouping import Grouping
@@ -29,6 +30,7 @@ from ...problem.columns import (
 from ..protocol import UNASKED, Elsewhere, Engine
 from .clusters import ClusterCriterion, Clusters, clusters_of
 from .patterns import Patterns, visit_patterns
+from .series import SeriesCriterion, chains_of
 from .visits import VisitCriterion
 
 if TYPE_CHECKING:
@@ -37,6 +39,9 @@ if TYPE_CHECKING:
 __all__ = ["ResidualProblem", "condition_residual"]
 
 Array = NDArray[np.float64]
+
+LONG = 200
+"""Rows of a subject from which its covariance matrix is not formed, where its residuals are a Markov chain."""
 
 MANY_VISITS = 40
 """Visits above which the curvature in all covariances of two of them is larger than that along the parameters."""
@@ -147,6 +152,19 @@ class ResidualProblem:
         part = self.residual
         return not self.structure.q and part.at_visits and len(np.unique(part.where)) <= MANY_VISITS
 
+    @cached_property
+    def chains(self) -> list[Chain] | None:
+        """The residuals as Markov chains, where subjects are long series and the only levels of random effects."""
+        subject = np.asarray(self.residual.subject.codes)
+        sizes = np.bincount(subject)
+        if sizes.max() < LONG or len(self.codes) > 1:
+            return None
+        for code in self.codes:
+            pairs = np.unique(np.column_stack((subject, code)), axis=0)
+            if not len(pairs) == len(sizes) == self.n_levels[0]:
+                return None
+        return chains_of(self.residual)
+
     def criterion(self, columns: Array | None = None) -> StructuredCriterion:
         """The criterion of the conditioned problem.
 
@@ -162,6 +180,8 @@ class ResidualProblem:
     def _criterion(self, columns: Array | None) -> StructuredCriterion:
         if not self.by_pattern:
             xy = self.xy if columns is None else self.xy @ columns
+            if self.chains is not None:
+                return SeriesCriterion(self.chains, xy, self.Z, self.structure, list(self.spans), self.residual)
             return ClusterCriterion(self.clusters, xy, self.Z, self.structure, list(self.spans), self.residual)
         patterns = self.patterns
         c = self.xy.shape[1]
@@ -182,11 +202,23 @@ class ResidualProblem:
         theta = self.structure.theta(np.diag(np.sqrt(self.levels / self.n) * SIZE)) if self.structure.q else np.zeros(0)
         return np.concatenate([theta, self._phi()])
 
+    def _residuals(self) -> Array:
+        """Residuals of y on X; of long series also on Z, subject by subject, as they tell all of their effects."""
+        rest = self.xy[:, -1]
+        if not self.structure.q or self.by_pattern or self.chains is None:
+            return rest
+        rest = rest.copy()
+        order = np.argsort(self.codes[0], kind="stable")
+        ends = np.cumsum(np.bincount(self.codes[0]))
+        for rows in np.split(order, ends[:-1]):
+            rest[rows] -= self.Z[rows] @ np.linalg.lstsq(self.Z[rows], rest[rows], rcond=None)[0]
+        return rest
+
     def _phi(self) -> Array:
         part = self.residual
         order = part.sorted_rows
         codes = np.asarray(part.subject.codes)[order]
-        rest, where, stratum = self.xy[order, -1], part.where[order], part.stratum[order]
+        rest, where, stratum = self._residuals()[order], part.where[order], part.stratum[order]
         phi = np.empty(part.n_parameters)
         for g, own in enumerate(part.strata):
             mine = stratum == g
@@ -253,11 +285,6 @@ def condition_residual(
     """
     part = design.residual
     assert part is not None
-    if design.structure.restricted:
-        raise LMMError(
-            f"residual={part.term!r}: random effects with a structure of their own, such as cs(x | g), are not offered "
-            "beside structured residuals; write (x | g) or (x || g)"
-        )
     X, weights = design.exog, design.weights
     refuse_non_finite(y, X, design.exog_re, weights, offset)
     x, x_o = condition_x(X, weights)
