@@ -69,7 +69,15 @@ class BatchResult(Shown, BatchFit):
 
         return pvalues(self)
 
-    def tidy(self, level: float = 0.95, *, ddf: Ddf = "satterthwaite", information: Information = "auto") -> Any:
+    def tidy(
+        self,
+        level: float = 0.95,
+        *,
+        ddf: Ddf = "satterthwaite",
+        information: Information = "auto",
+        vcov: Vcov = "model",
+        cluster: Any = None,
+    ) -> Any:
         """One row per response and coefficient.
 
         Parameters
@@ -80,6 +88,8 @@ class BatchResult(Shown, BatchFit):
             Degrees of freedom; Kenward-Roger with adjusted standard errors.
         information : {"auto", "expected", "observed"}
             For Kenward-Roger, see `LMMResult.test`.
+        vcov, cluster
+            For robust covariances, as for `test`.
 
         Returns
         -------
@@ -94,7 +104,7 @@ class BatchResult(Shown, BatchFit):
         """
         from .inference.many import tidy_columns
 
-        return self.model.table(tidy_columns(self, level, ddf, information))
+        return self.model.table(tidy_columns(self, level, ddf, information, vcov, cluster))
 
     def test(
         self,

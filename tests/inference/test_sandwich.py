@@ -385,6 +385,11 @@ def test_batches():
     same(found.std_error[3], single.std_error)
     same([found.statistic[3], found.df_denom[3], found.pvalues[3]], [single.statistic, single.df_denom, single.pvalue])
     assert np.isnan(found.statistic[2]) and found.vcov == "CR2"
+    table = batch.tidy(vcov="CR2")
+    own = result.model.refit(Y[3]).tidy(vcov="CR2")
+    for column in ("estimate", "std_error", "df", "p_value", "conf_low"):
+        same(table[column][6:8], own[column])
+    assert np.isnan(table["std_error"][4:6]).all()
     stream = result.model.fit_many(iter([Y[:2]]))
     with pytest.raises(flc.LMMError, match="robust covariances are made of residuals"):
         stream.test("Days", vcov="CR2")

@@ -6,7 +6,7 @@ wald, wald_test       tests of fixed effects and their result
 anova                 one test per term
 variance_components   variances with standard errors
 sandwich              robust covariances
-many                  the same for a batch
+many, many_robust     the same for a batch
 imputation            the same over imputed data sets
 means                 marginal means, slopes, contrasts
 profile               profile likelihood

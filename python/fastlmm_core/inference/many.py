@@ -26,8 +26,8 @@ from ..support.distributions import chi2_tail, f_tail, quantile, two_sided_p
 from ..support.text_tables import p_value_cell
 from ..tables.rows import named_rows
 from .hypotheses import Hypothesis, parse_hypothesis
+from .many_robust import robust_coefficients, robust_rows
 from .options import check_options
-from .sandwich import sandwich
 from .wald import check_estimable, coefficient_table, independent_rows, wald
 
 if TYPE_CHECKING:
@@ -184,7 +184,14 @@ def _coefficients(batch: BatchFit, ddf: str, information: str) -> tuple[Array, A
     return batch.bse, df(batch, ddf)
 
 
-def tidy_columns(batch: BatchFit, level: float, ddf: str, information: str = "auto") -> dict[str, Any]:
+def tidy_columns(
+    batch: BatchFit,
+    level: float,
+    ddf: str,
+    information: str = "auto",
+    vcov: str = "model",
+    cluster: Any = None,
+) -> dict[str, Any]:
     """Columns of a table with one row per response and coefficient.
 
     Parameters
@@ -194,6 +201,8 @@ def tidy_columns(batch: BatchFit, level: float, ddf: str, information: str = "au
         Of the confidence limits.
     ddf : {"satterthwaite", "kenward-roger", "residual", "normal"}
     information : {"auto", "expected", "observed"}
+    vcov, cluster
+        Robust covariances, as for `test`.
 
     Returns
     -------
@@ -206,7 +215,10 @@ def tidy_columns(batch: BatchFit, level: float, ddf: str, information: str = "au
         As `df`, and for a level outside (0, 1).
     """
     check_level(level)
-    error, freedom = _coefficients(batch, ddf, information)
+    if vcov == "model" and cluster is None:
+        error, freedom = _coefficients(batch, ddf, information)
+    else:
+        error, freedom = robust_coefficients(batch, ddf, vcov, cluster)
     estimate, names = batch.params, batch.model.exog_names
     with np.errstate(invalid="ignore"):
         statistic = estimate / error
@@ -265,7 +277,7 @@ def test(
     estimate[batch.status < 0] = np.nan
     gap = estimate - parsed.rhs
     if vcov != "model" or cluster is not None:
-        error, statistic, freedom = _robust(batch, parsed, ddf, vcov, cluster)
+        error, statistic, freedom = robust_rows(batch, parsed, ddf, vcov, cluster)
     elif ddf == "kenward-roger":
         z = gap @ combine.T
         error, statistic, freedom = _kenward_roger(batch, parsed, rows, basis, gap, z, information)
@@ -287,22 +299,6 @@ def test(
         estimate, error, statistic, rank, freedom, pvalues, parsed.L, parsed.rhs, parsed.names, ddf,
         vcov, model.library, batch.labels,
     )  # fmt: skip
-
-
-def _robust(batch: BatchFit, parsed: Hypothesis, ddf: str, vcov: str, cluster: Any) -> tuple[Array, Array, Array]:
-    """Standard errors (n, m), statistics (n,) and denominator degrees of freedom (n,), one response after the other."""
-    if batch.responses is None:
-        raise LMMError(
-            "the responses were given as a stream and are not kept, but robust covariances are made of residuals: fit "
-            "an array, or use vcov='model'"
-        )
-    n = len(batch)
-    error, statistic, freedom = np.full((n, len(parsed.L)), np.nan), np.full(n, np.nan), np.full(n, np.nan)
-    for i in np.flatnonzero(batch.status >= 0).tolist():
-        fit = batch.one(i)
-        found = wald(fit, parsed.L, parsed.rhs, ddf, robust=sandwich(fit, vcov, cluster))
-        error[i], statistic[i], freedom[i] = found.std_error, found.statistic, found.df_denom
-    return error, statistic, freedom
 
 
 # ---- Satterthwaite -----------------------------------------------------------------------------

@@ -320,7 +320,7 @@ def _labels(result: Fit, cluster: Any) -> tuple[str, Index]:
             names = " or ".join(repr(f.grouping.name) for f in model.factors)
             raise LMMError(
                 f"cluster={cluster!r} is not a grouping factor ({names}), and there is no table of which it could be a "
-                "column (the model is from arrays or a pickle): give the label of each row instead"
+                "column (the model is from arrays, a pickle or a file): give the label of each row instead"
             )
         shown, column = repr(cluster), Table(design.source).column(cluster, "`cluster`")
         rows = design.caller_rows.used

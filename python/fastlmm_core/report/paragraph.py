@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 __all__ = ["paragraph"]
 
 _FEW = 4
-"""Parameters of structured residuals up to which they are told."""
+"""Parameters of structured residuals, and correlations, up to which they are told."""
 
 
 def paragraph(result: Fit, level: float, ddf: str, information: str, robust: Sandwich | None) -> str:
@@ -163,7 +163,11 @@ def _variances(result: Fit) -> Iterator[str]:
             for i in range(j + 1, len(names))
             if block.correlated and not np.isnan(corr[i, j])
         ]
-        if pairs:
+        if len(pairs) > _FEW:
+            known = corr[np.tril_indices(len(corr), -1)]
+            low, high = float(np.nanmin(known)), float(np.nanmax(known))
+            text += f" with correlations from {_share(low)} to {_share(high)}"
+        elif pairs:
             text += f" with correlation{'s' * (len(pairs) > 1)} {_listed(pairs)}"
         parts.append(text)
     structured = model.residual is not None

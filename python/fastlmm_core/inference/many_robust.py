@@ -1,0 +1,75 @@
+"""Robust covariances for a batch, one response after the other."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import LMMError
+from .sandwich import sandwich
+from .wald import coefficient_table, wald
+
+if TYPE_CHECKING:
+    from ..estimation.fit import Fit
+    from ..estimation.many.batch_fit import BatchFit
+    from .hypotheses import Hypothesis
+    from .sandwich import Sandwich
+
+__all__ = ["robust_coefficients", "robust_rows"]
+
+Array = NDArray[np.float64]
+
+
+def _fits(batch: BatchFit, vcov: str, cluster: Any) -> Iterator[tuple[int, Fit, Sandwich | None]]:
+    """Position, fit and robust covariance of the responses that were fitted."""
+    if batch.responses is None:
+        raise LMMError(
+            "the responses were given as a stream and are not kept, but robust covariances are made of residuals: fit "
+            "an array, or use vcov='model'"
+        )
+    for i in np.flatnonzero(batch.status >= 0).tolist():
+        fit = batch.one(i)
+        yield i, fit, sandwich(fit, vcov, cluster)
+
+
+def robust_coefficients(batch: BatchFit, ddf: str, vcov: str, cluster: Any) -> tuple[Array, Array]:
+    """Standard errors and degrees of freedom (n, p) of the coefficients.
+
+    Parameters
+    ----------
+    batch : BatchResult
+    ddf : {"satterthwaite", "residual", "normal"}
+    vcov, cluster
+        As for `sandwich.sandwich`.
+
+    Raises
+    ------
+    LMMError
+        As `sandwich.sandwich`, and where the responses are gone.
+    """
+    error, freedom = np.full(batch.params.shape, np.nan), np.full(batch.params.shape, np.nan)
+    for i, fit, robust in _fits(batch, vcov, cluster):
+        table = coefficient_table(fit, ddf, robust=robust)
+        error[i], freedom[i] = table["std_error"], table["df"]
+    return error, freedom
+
+
+def robust_rows(batch: BatchFit, parsed: Hypothesis, ddf: str, vcov: str, cluster: Any) -> tuple[Array, Array, Array]:
+    """Standard errors (n, m), statistics (n,) and denominator degrees of freedom (n,) of a hypothesis.
+
+    Parameters
+    ----------
+    batch : BatchResult
+    parsed : Hypothesis
+    ddf, vcov, cluster
+        As for `robust_coefficients`.
+    """
+    n = len(batch)
+    error, statistic, freedom = np.full((n, len(parsed.L)), np.nan), np.full(n, np.nan), np.full(n, np.nan)
+    for i, fit, robust in _fits(batch, vcov, cluster):
+        found = wald(fit, parsed.L, parsed.rhs, ddf, robust=robust)
+        error[i], statistic[i], freedom[i] = found.std_error, found.statistic, found.df_denom
+    return error, statistic, freedom
