@@ -925,7 +925,7 @@ class LMMResult(Fit):
         float
             For a fit its ``llf`` by the criterion that was maximised; by the other its value at the same parameters.
         """
-        from .estimation.fit import log_likelihood
+        from .estimation.likelihood import log_likelihood
 
         return log_likelihood(self, reml)
 

@@ -494,6 +494,27 @@ def test_restricted_covariances(term, G):
         stated.at(G=np.diag([1.0, 2.0, 3.0]) + 0.1 + 0.3 * np.eye(3, k=1) + 0.3 * np.eye(3, k=-1))
 
 
+def test_standard_deviations_and_correlations():
+    rows = {"g": [1, 1, 2], "t": [0.0, 1.0, 2.0]}
+
+    def G(formula, given):
+        return flc.assume(formula, rows, [0.0, 0.0], given, 1.0).G
+
+    found = G("y ~ t + (t | g)", {"sd": [14.0, 1.8], "corr": -0.2})["g"]
+    np.testing.assert_allclose(found, [[196.0, -5.04], [-5.04, 3.24]], rtol=1e-12)
+    np.testing.assert_allclose(G("y ~ t + (1 | g)", {"sd": 3.0})["g"], [[9.0]])
+    two = G("y ~ t + (t | g) + (1 | t)", {"g": {"sd": [1.0, 2.0], "corr": np.eye(2)}, "t": 4.0})
+    np.testing.assert_allclose(two["g"], np.diag([1.0, 4.0]))
+    for given, message in (
+        ({"sd": [1.0, -1.0]}, r"G\['sd'\] must hold standard deviations"),
+        ({"sd": [1.0, 1.0], "corr": 2.0}, "not positive semidefinite"),
+        ({"sd": [1.0, 1.0, 1.0], "corr": 0.5}, r"G\['corr'\] must be a \(3, 3\) matrix; a number is"),
+        ({"sd": [1.0, 1.0], "corr": 2.0 * np.eye(2)}, "with ones on its diagonal"),
+    ):
+        with pytest.raises(flc.LMMError, match=message):
+            G("y ~ t + (t | g)", given)
+
+
 # ---- what is refused -----------------------------------------------------------------------------------------------
 
 

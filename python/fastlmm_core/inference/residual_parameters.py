@@ -11,7 +11,7 @@ from ..design.residual import ResidualPart
 from ..errors import LMMError
 from ..estimation.fit import Fit
 from ..estimation.information import moments
-from ..estimation.stated import residual_names
+from ..estimation.statements import residual_names
 from ..estimation.structured_moments import joint_covariance
 
 __all__ = ["ResidualParameters", "residual_covariance", "residual_parameters", "residual_parameters_table"]

@@ -9,13 +9,13 @@ from numpy.typing import ArrayLike
 
 from ..errors import LMMError
 from ..estimation.fit import Fit
-from ..estimation.stated import (
+from ..estimation.stated import stated_fit
+from ..estimation.statements import (
     coefficients,
     covariance_factor,
     refuse_other_scale,
     residual_phi,
     residual_variance,
-    stated_fit,
 )
 from ..formula.specification import model_data
 from ..model import LinearMixedModel, design_of
@@ -48,7 +48,8 @@ def assume(
     params : mapping of coefficient name to value, or (p,) array
         Fixed effects on the scale of the response, all of them.
     G : (q, q) array, or mapping of term to array
-        Covariance matrix of the random effects of a group (a number for a single one), positive semidefinite.
+        Covariance matrix of the random effects of a group (a number for a single one), positive semidefinite; in place
+        of a matrix ``{"sd": (q,), "corr": (q, q)}``, with a number for the correlation of two and nothing for none.
     sigma2 : float
         Residual variance (of an observation of weight 1).
     R : mapping of parameter to value, array in their order, or matrix
