@@ -318,7 +318,7 @@ def _satterthwaite(
     size = max(8, CHUNK_BYTES // (8 * model.nobs))
     for begin in range(0, len(regular), size):
         part = regular[begin : begin + size]
-        Y = np.ascontiguousarray(batch.responses[part], dtype=np.float64)
+        Y = batch.fitted_responses(part)
         theta = np.ascontiguousarray(batch.theta_o[part])
         covariance, slope, shift, hess = shared_design(model).contrasts(Y, batch.reml, theta, rows)
         inverse = inverse_hessian(model.structure, theta, hess)
@@ -373,7 +373,7 @@ def _observed(batch: BatchFit, part: NDArray[np.intp]) -> Observed:
     """The observed information of some responses."""
     model = batch.model
     _, _, shift, hess = shared_design(model).contrasts(
-        np.ascontiguousarray(batch.responses[part], dtype=np.float64),
+        batch.fitted_responses(part),
         True,
         np.ascontiguousarray(batch.theta_o[part]),
         np.eye(1, model.problem.rank),

@@ -165,3 +165,48 @@ def test_tables_that_do_not_fit_the_data(study):
     with pytest.raises(flc.LMMError, match=r"^Y has an index of its own and the rows of the data have no labels"):
         arrays.fit_many(Y)
     agrees(arrays.fit_many(Y.reset_index(drop=True)), [arrays.refit(Y[name].to_numpy()) for name in GENES])
+
+
+def spoil(values, how):
+    {
+        "one": lambda: values.__setitem__((2, 0), values[2, 0] + 1e-9), "scaled": lambda: values.__imul__(2.0),
+        "shuffled": lambda: np.random.default_rng(1).permuted(values, axis=1, out=values),
+    }[how]()  # fmt: skip
+
+
+@pytest.mark.parametrize("how", ["one", "scaled", "shuffled"])
+@pytest.mark.parametrize("kind", ["float64", "float32", "F", "dict", "crossed"])
+def test_responses_that_change_after_the_fit_are_noticed(kind, how, rng):
+    """What is asked of a batch later is of the responses that it was fitted to, or refused."""
+    g, t = np.repeat(np.arange(10), 4), np.tile(np.arange(4.0), 10)
+    X = np.column_stack([np.ones(40), t])
+    terms = [flc.RandomTerm(None, g, "g")] + [flc.RandomTerm(None, np.arange(40) % 7, "h")] * (kind == "crossed")
+    model = flc.LinearMixedModel(rng.standard_normal(40), X, terms=terms)
+    Y = rng.standard_normal((4, 40)).astype("float32" if kind == "float32" else "float64")
+    Y = np.asfortranarray(Y) if kind == "F" else Y
+    if kind == "float32" and how == "one":
+        Y[2, 0] = 1e-9  # a float32 next to it differs
+    given = {f"r{i}": Y[i] for i in range(4)} if kind == "dict" else Y
+    batch, expected = model.fit_many(given), model.fit_many(Y.copy())
+    spoil(Y, how)
+    np.testing.assert_array_equal(batch.params, expected.params)
+    np.testing.assert_array_equal(batch.test("x1").pvalues, expected.test("x1").pvalues)
+    for ask in (lambda: batch[2], lambda: batch.random_effects(), lambda: batch.test([[1.0, 1.0]])):
+        with pytest.raises(flc.LMMError, match=r"^Y has been changed since it was fitted \(first: response [0-3]\)"):
+            ask()
+    if how == "one":  # the others are what they were
+        assert batch[1].criterion == expected[1].criterion
+        again, effects = batch.random_effects([0, 3]), expected.random_effects([0, 3])
+        for name in ("g", "h") if kind == "crossed" else (slice(None),):
+            np.testing.assert_array_equal(again[name], effects[name])
+
+
+def test_drawn_responses_need_no_watching(study):
+    data, Y = study
+    model = flc.lmm(FORMULA, data)
+    drawn = model.fit().simulate_fit(3, seed=1)
+    assert drawn.seals is None and drawn[1].criterion == pytest.approx(drawn.criterion[1], rel=1e-10)
+    fixed = Y.to_numpy()[model.rows_used].T.copy()
+    fixed.flags.writeable = False
+    assert model.fit_many(fixed).seals is None and model.fit_many(iter([fixed])).seals is None
+    assert model.fit_many(Y).seals.shape == (4, 2)

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...errors import LMMError
+from ...support.seals import broken_lines
 from ..fit import Fit, estimate
 from ..model import Model
 from ..optimize import SINGULAR
@@ -57,6 +58,8 @@ class BatchFit:
     n_evaluations : (count,) int array
     labels : (count,) array or None
         Labels of the responses: the names of the columns that they were.
+    seals : (count, 2) array or None
+        What tells whether responses that are the caller's are still those that were fitted, see `line_seals`.
     """
 
     def __init__(self, model: Model, kind: type[Fit], reml: bool, count: int, responses: Any) -> None:
@@ -66,6 +69,7 @@ class BatchFit:
         self.reml = reml
         self.responses = responses
         self.labels: NDArray[Any] | None = None
+        self.seals: Array | None = None
         self.theta_o = np.empty((count, n_par))
         self.params = np.empty((count, p))
         self.bse = np.empty((count, p))
@@ -146,11 +150,29 @@ class BatchFit:
         size = max(1, CHUNK_BYTES // (8 * self.model.nobs * self.model.structure.q))
         for begin in range(0, len(chosen), size):
             part = chosen[begin : begin + size]
-            y = np.asarray(self.responses[part], dtype=np.float64)
+            y = self.fitted_responses(part)
             found = design.effects(y, self.params[part], self.factor_o[part])
             for whole, piece in zip(out, found, strict=True):
                 whole[begin : begin + size] = piece
         return out
+
+    def fitted_responses(self, chosen: NDArray[np.intp]) -> Array:
+        """Some of the responses that are kept, as they were fitted (n_chosen, nobs).
+
+        Raises
+        ------
+        LMMError
+            For responses that the caller has changed since.
+        """
+        Y = np.ascontiguousarray(self.responses[chosen], dtype=np.float64)
+        if self.seals is not None:
+            changed = broken_lines(Y, np.ascontiguousarray(self.seals[chosen]))
+            if changed.any():
+                raise LMMError(
+                    f"Y has been changed since it was fitted (first: response {chosen[np.argmax(changed)]}); fit it "
+                    "again, or give fit_many a copy that stays, e.g. Y.copy()"
+                )
+        return Y
 
     def place(self, label: Any) -> int:
         """Position of the response with a label.
@@ -184,7 +206,7 @@ class BatchFit:
         """
         if self.responses is None:
             raise LMMError("the responses were given as a stream and are not kept; fit this one with model.refit(y)")
-        y = np.asarray(self.responses[i], dtype=float)
+        y = self.fitted_responses(np.array([i]))[0]
         return estimate(self.kind, self.model.with_response(y), self.reml)
 
     @property

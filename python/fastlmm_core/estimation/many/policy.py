@@ -17,6 +17,7 @@ from ...support.blas_threads import one_blas_thread
 from ...support.checks import plain_array
 from ...support.memory import blas_callers
 from ...support.progress import progress_bar
+from ...support.seals import constant, line_seals
 from ...support.threads import in_threads, thread_count
 from ...tables.responses import ResponseColumns, is_table
 from ..fit import Fit, estimate
@@ -154,7 +155,8 @@ def fit_many(
         size, smallest = min(size, ONE_BY_ONE), WORTH_ONE
     if count is not None:
         jobs = min(jobs, max(1, count // smallest))
-    found = _fit(empty, _chunks(blocks, size, smallest, jobs), count, whole, jobs, progress)
+    blocks = _chunks(blocks, size, smallest, jobs)
+    found = _fit(empty, blocks, count, whole, jobs, progress, not constant(whole))
     found.labels = labels.all
     return found
 
@@ -203,9 +205,15 @@ def _fit(
     whole: Any,
     jobs: int,
     progress: bool | None,
+    watched: bool = False,
 ) -> B:
-    """Fit blocks (arrays, or functions with a length that return them) of in all `count` responses (None: unknown)."""
+    """Fit blocks (arrays, or functions with a length that return them) of in all `count` responses (None: unknown).
+
+    `watched`: the responses are the caller's, who may change them later.
+    """
     pieces: list[B] = [] if count is None else [empty(count, whole)]
+    if count is not None and watched:
+        pieces[0].seals = np.empty((count, 2))
     none = empty(0, None)
     model = none.model
     # where no row tells the residual variance by itself, each response may have an optimum or none
@@ -214,6 +222,8 @@ def _fit(
 
     def run(block: Any, into: BatchFit, first: int) -> int:
         dense = np.ascontiguousarray(block() if callable(block) else block, dtype=np.float64)
+        if into.seals is not None:
+            into.seals[first : first + len(dense)] = line_seals(dense)
         if shared is None:
             into.status[first : first + len(dense)] = into.n_evaluations[first : first + len(dense)] = 0
         else:
