@@ -11,6 +11,7 @@ w'' = w tau'^2 + b tau''. Along those of s, u' = -h_a u and u'' = (h_a h_b - h_a
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
@@ -22,9 +23,12 @@ from .steps import Steps
 from .structure import Array, ResidualStructure, Where
 from .varied import Varied
 
-__all__ = ["Chain", "MarkovChain", "Whitened", "chain_of", "whiten", "whiten_twice"]
+__all__ = ["Chain", "MarkovChain", "Products", "chain_of", "products", "whiten_twice"]
 
 Index = NDArray[np.intp]
+
+CHUNK = 4096
+"""Rows that are whitened at a time: what is made of them stays in the cache."""
 
 
 @runtime_checkable
@@ -35,20 +39,21 @@ class MarkovChain(Protocol):
         """Correlations over gaps (n,) > 0."""
 
 
-class Whitened(NamedTuple):
-    """Columns whitened, and the logarithm of the determinant, with derivatives in phi.
+class Products(NamedTuple):
+    """Sums of products A_i = columns'R_i^-1 columns of the rows of subjects, and log|R|, with derivatives in phi.
 
     Attributes
     ----------
-    value : (n, c) array
-    first : (k, n, c) array
-    second : (k, k, n, c) array
+    triangle : (m, c, c) array
+        Upper triangular factor of A_i.
+    first, second : (k, m, c, c), (k, k, m, c, c) arrays
+        Derivatives of A_i.
     log_det : float
-        log |R~|.
+        Of all subjects.
     log_det_first, log_det_second : (k,) and (k, k) arrays
     """
 
-    value: Array
+    triangle: Array
     first: Array
     second: Array
     log_det: float
@@ -105,18 +110,34 @@ class _Links(NamedTuple):
     tau1: Array
     tau2: Array
 
-    def standardized(self, columns: Array) -> Array:
-        """u, for columns as rows (c, n)."""
-        return columns * np.exp(-self.log_s) if len(self.h) else columns
+    def both(self, columns: Array, rows: slice, factor: Array | None) -> tuple[Array, Array]:
+        """w, and tau' b, of some rows of a subject (c, rows).
 
-    def both(self, u: Array) -> tuple[Array, Array]:
-        """w, and tau' b, of standardized columns as rows (c, n)."""
-        w, b = u.copy(), self.rho * u
-        w[:, 1:] -= self.rho[1:] * u[:, :-1]
-        b[:, 1:] -= u[:, :-1]
-        w /= self.root
-        b *= self.tau1 / self.root
+        Parameters
+        ----------
+        columns : (c, n) array
+        rows : slice
+        factor : (n,) array or None
+            What the columns are multiplied by.
+        """
+        u = columns[:, rows]
+        # the first row of a subject has rho = 0 and tau' = 0: what stands before it does not matter
+        before = columns[:, rows.start - 1 : rows.stop - 1] if rows.start else columns[:, _shifted(rows)]
+        if factor is not None:
+            u = u * factor[rows]
+            before = before * (factor[rows.start - 1 : rows.stop - 1] if rows.start else factor[_shifted(rows)])
+        rho, root = self.rho[rows], self.root[rows]
+        w = u - rho * before
+        w /= root
+        b = rho * u
+        b -= before
+        b *= self.tau1[rows] / root
         return w, b
+
+
+def _shifted(rows: slice) -> Index:
+    """The rows before, the first standing for itself."""
+    return np.asarray(np.maximum(np.arange(rows.start, rows.stop) - 1, 0))
 
 
 def _links(chain: Chain, phi: Array, where: Where, starts: Index) -> _Links:
@@ -138,8 +159,8 @@ def _links(chain: Chain, phi: Array, where: Where, starts: Index) -> _Links:
     return _Links(log_s, h, bends, rho, root, steps, tau1, tau2)
 
 
-def whiten(chain: Chain, phi: Array, where: Where, starts: Index, columns: Array) -> Whitened:
-    """Whiten columns by the covariance of the rows of subjects.
+def products(chain: Chain, phi: Array, where: Where, starts: Index, columns: Array) -> Products:
+    """Sums of products of columns over the rows of subjects.
 
     Parameters
     ----------
@@ -154,37 +175,63 @@ def whiten(chain: Chain, phi: Array, where: Where, starts: Index, columns: Array
     columns : (n, c) array
     """
     links = _links(chain, phi, where, starts)
-    k = len(phi) - 1
-    rho, rest, slope, bend = links.steps
-    # columns as rows: what is done to each is done to long vectors
-    u = links.standardized(np.ascontiguousarray(columns.T))
-    w, turned = links.both(u)
-    first = np.empty((k + 1, *w.shape))
-    second = np.empty((k + 1, k + 1, *w.shape))
-    first[k] = turned
+    k, (n, c), m = len(phi) - 1, columns.shape, len(starts)
+    held = np.ascontiguousarray(columns.T)
+    triangle, first, second = np.zeros((m, c, c)), np.zeros((k + 1, m, c, c)), np.zeros((k + 1, k + 1, m, c, c))
     # tau' is not zero where tau'' is not
-    ratio = np.divide(links.tau2, links.tau1, out=np.zeros_like(links.tau1), where=links.tau1 != 0.0)
-    second[k, k] = w * links.tau1**2 + turned * ratio
-    h, bends = links.h, links.bends
-    for a in range(k):
-        first[a], second[a, k] = links.both(-h[a] * u)
-        second[k, a] = second[a, k]
-        for other in range(a + 1):
-            second[a, other] = second[other, a] = links.both((h[a] * h[other] - bends[a, other]) * u)[0]
+    ratio = np.divide(links.tau2, links.tau1, out=np.zeros(n), where=links.tau1 != 0.0)
+    for i, (start, stop) in enumerate(pairwise([*starts.tolist(), n])):
+        upper = np.zeros((0, c))
+        for low in range(start, stop, CHUNK):
+            rows = slice(low, min(low + CHUNK, stop))
+            w, dw, ddw = _whitened(links, held, rows, ratio)
+            upper = np.asarray(np.linalg.qr(np.vstack((upper, w.T)), mode="r"))
+            for a in range(k + 1):
+                first[a, i] += w @ dw[a].T
+                for b in range(a + 1):
+                    second[a, b, i] += w @ ddw[a, b].T + dw[a] @ dw[b].T
+        triangle[i, : len(upper)] = upper
+    first += first.swapaxes(2, 3)
+    second += second.swapaxes(3, 4)
+    for a in range(k + 1):
+        second[:a, a] = second[a, :a]
+    rho, rest, slope, bend = links.steps
     log_det_second = np.zeros((k + 1, k + 1))
-    log_det_second[:k, :k] = 2.0 * bends.sum(axis=2)
+    log_det_second[:k, :k] = 2.0 * links.bends.sum(axis=2)
     log_det_second[k, k] = -2.0 * float(rho @ bend + rest @ slope**2)
-    return Whitened(
-        w.T, first.swapaxes(1, 2), second.swapaxes(2, 3),
+    return Products(
+        triangle,
+        first,
+        second,
         float(2.0 * links.log_s.sum() + np.log(rest).sum()),
-        np.append(2.0 * h.sum(axis=1), -2.0 * float(rho @ slope)),
+        np.append(2.0 * links.h.sum(axis=1), -2.0 * float(rho @ slope)),
         log_det_second,
-    )  # fmt: skip
+    )
+
+
+def _whitened(
+    links: _Links, columns: Array, rows: slice, ratio: Array
+) -> tuple[Array, list[Array], dict[tuple[int, int], Array]]:
+    """Some rows whitened (c, rows), with first derivatives, and second ones for a >= b."""
+    h, bends, k = links.h, links.bends, len(links.h)
+    base = np.exp(-links.log_s) if k else None
+    w, turned = links.both(columns, rows, base)
+    dw, ddw = [], {}
+    for a in range(k):
+        assert base is not None
+        change, ddw[k, a] = links.both(columns, rows, -h[a] * base)
+        dw.append(change)
+        for b in range(a + 1):
+            ddw[a, b] = links.both(columns, rows, (h[a] * h[b] - bends[a, b]) * base)[0]
+    dw.append(turned)
+    ddw[k, k] = w * links.tau1[rows] ** 2 + turned * ratio[rows]
+    return w, dw, ddw
 
 
 def whiten_twice(chain: Chain, phi: Array, where: Where, starts: Index, columns: Array) -> Array:
     """R~^-1 columns (n, c): whitened, and by the transposed of what whitens."""
     links = _links(chain, phi, where, starts)
-    scaled = links.both(links.standardized(np.ascontiguousarray(columns.T)))[0] / links.root
+    scale = np.exp(-links.log_s)
+    scaled = links.both(np.ascontiguousarray(columns.T), slice(0, len(where)), scale)[0] / links.root
     scaled[:, :-1] -= links.rho[1:] * scaled[:, 1:]
-    return links.standardized(scaled).T
+    return (scaled * scale).T

@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...covariance.parameters import CovarianceStructure
-from ...covariance.residual.markov import Chain, Whitened, chain_of, whiten, whiten_twice
+from ...covariance.residual.markov import Chain, Products, chain_of, products, whiten_twice
 from ...covariance.residual.varied import Varied
 from ...design.residual import ResidualPart, Stratum
 from ...errors import LMMError
@@ -76,7 +76,7 @@ class SeriesCriterion(EffectsCriterion):
         # strata one after the other, the subjects of each together
         order = part.sorted_rows
         self.order = order = order[np.argsort(part.stratum[order], kind="stable")]
-        self.columns = np.asfortranarray(np.column_stack((Z, xy))[order])
+        self.columns = np.column_stack((Z, xy))[order]
         codes = np.asarray(part.subject.codes)[order]
         self.starts = np.append(np.flatnonzero(np.append(True, codes[1:] != codes[:-1])), len(order))
         stratum = part.stratum[order[self.starts[:-1]]]
@@ -89,20 +89,20 @@ class SeriesCriterion(EffectsCriterion):
             rows = slice(first, int(self.starts[mine[-1] + 1]))
             self.groups.append((part.strata[g], chain, rows, part.where[order[rows]], self.starts[mine] - first))
 
-    def _bounds(self) -> list[slice]:
-        return [slice(a, b) for a, b in zip(self.starts[:-1].tolist(), self.starts[1:].tolist(), strict=True)]
-
-    def _whitened(self, phi: Array) -> None:
-        """Whitened columns, and their derivatives in phi with those of log|R|: in those of each stratum."""
-        k = self.part.n_parameters
-        self.w = np.empty(self.columns.shape, order="F")
+    def _summed(self, phi: Array) -> None:
+        """Sums of products and their derivatives in phi, with those of log|R|: in those of each stratum."""
+        k, width = self.part.n_parameters, self.columns.shape[1]
+        self.triangle = np.empty((self.m, width, width))
         self.log_r, self.d_log_r, self.dd_log_r = 0.0, np.zeros(k), np.zeros((k, k))
-        self.found: list[Whitened] = []
+        self.found: list[tuple[Stratum, slice, Products]] = []
+        subject = 0
         for stratum, chain, rows, where, starts in self.groups:
             scale, inner = stratum.own(phi)
-            found = whiten(chain, inner, where, starts, self.columns[rows])
-            self.found.append(found)
-            self.w[rows] = found.value if not stratum.scaled else found.value / np.sqrt(scale)
+            found = products(chain, inner, where, starts, self.columns[rows])
+            here = slice(subject, subject + len(starts))
+            subject = here.stop
+            self.found.append((stratum, here, found))
+            self.triangle[here] = found.triangle / np.sqrt(scale)
             own = np.arange(stratum.start + stratum.scaled, stratum.stop)
             self.log_r += found.log_det + (rows.stop - rows.start) * float(np.log(scale))
             self.d_log_r[own] += found.log_det_first
@@ -114,53 +114,32 @@ class SeriesCriterion(EffectsCriterion):
         """Derivatives of the sums of products A_i in phi (k, m, K, K), (k, k, m, K, K)."""
         k, width = self.part.n_parameters, self.columns.shape[1]
         dA, ddA = np.zeros((k, self.m, width, width)), np.zeros((k, k, self.m, width, width))
-        subject = 0
-        for (stratum, _, rows, _, starts), found in zip(self.groups, self.found, strict=True):
+        for stratum, here, found in self.found:
             scale, _ = stratum.own(phi)
-            here = slice(subject, subject + len(starts))
-            subject = here.stop
-            bounds = [slice(a, b) for a, b in pairwise([*starts.tolist(), rows.stop - rows.start])]
-
-            def sums(left: Array, right: Array, bounds: list[slice] = bounds, scale: float = scale) -> Array:
-                half = np.array([left[part].T @ right[part] for part in bounds]) / scale
-                return np.asarray(half + half.transpose(0, 2, 1))
-
-            own = range(stratum.start + stratum.scaled, stratum.stop)
-            for i, a in enumerate(own):
-                dA[a, here] = sums(found.value, found.first[i])
-                for j, b in enumerate(own[: i + 1]):
-                    bent = sums(found.value, found.second[i, j]) + sums(found.first[i], found.first[j])
-                    ddA[a, b, here] = ddA[b, a, here] = bent
+            own = slice(stratum.start + stratum.scaled, stratum.stop)
+            dA[own, here] = found.first / scale
+            ddA[own, own, here] = found.second / scale
             if stratum.scaled:
                 # R is e^tau R~, and A has the factor e^-tau
                 tau = stratum.start
-                dA[tau, here] = -0.5 * sums(found.value, found.value)
+                dA[tau, here] = -self.triangle[here].transpose(0, 2, 1) @ self.triangle[here]
                 ddA[tau, tau, here] = -dA[tau, here]
-                for a in own:
-                    ddA[tau, a, here] = ddA[a, tau, here] = -dA[a, here]
+                ddA[tau, own, here] = ddA[own, tau, here] = -dA[own, here]
         return dA, ddA
 
     def reduce(self, x: Array) -> tuple[float, Array | None]:
         """log|V| and H."""
         factor, phi = self.split(x)
-        self._whitened(phi)
+        self._summed(phi)
         self.G = factor @ factor.T
-        q, width = self.q, self.columns.shape[1]
-        if not (np.isfinite(self.w).all() and np.isfinite(self.G).all()):
+        q = self.q
+        if not (np.isfinite(self.triangle).all() and np.isfinite(self.G).all()):
             return np.inf, None
-        self.r = np.zeros((self.m, q, q))
-        self.inner = np.zeros((self.m, q, q))
-        self.b = np.zeros((self.m, q, width - q))
-        H = np.zeros((width - q, width - q))
-        log_det = self.log_r
-        for i, rows in enumerate(self._bounds()):
-            triangle: Array = np.asarray(np.linalg.qr(self.w[rows], mode="r"))
-            r, b, c = triangle[:q, :q], triangle[:q, q:], triangle[q:, q:]
-            self.r[i, : len(r)], self.b[i, : len(b)] = r, b
-            core = np.eye(q) + self.r[i] @ self.G @ self.r[i].T
-            self.inner[i] = np.linalg.inv(core)
-            log_det += float(np.linalg.slogdet(core)[1])
-            H += c.T @ c + self.b[i].T @ self.inner[i] @ self.b[i]
+        self.r, self.b, c = self.triangle[:, :q, :q], self.triangle[:, :q, q:], self.triangle[:, q:, q:]
+        core = np.eye(q) + self.r @ self.G @ self.r.transpose(0, 2, 1)
+        self.inner = np.linalg.inv(core)
+        log_det = self.log_r + float(np.linalg.slogdet(core)[1].sum())
+        H = (c.transpose(0, 2, 1) @ c + self.b.transpose(0, 2, 1) @ self.inner @ self.b).sum(axis=0)
         self._phi = phi
         return log_det, H
 
@@ -271,7 +250,7 @@ class SeriesCriterion(EffectsCriterion):
         if self.q:
             Z = self.columns[:, : self.q]
             spread = inverse(Z)
-            for i, part in enumerate(self._bounds()):
+            for i, part in enumerate(slice(a, b) for a, b in pairwise(self.starts.tolist())):
                 core = self.G - self.G @ self.N[i] @ self.G
                 solved[part] -= spread[part] @ (core @ (Z[part].T @ solved[part]))
         out = np.empty(columns.shape)
