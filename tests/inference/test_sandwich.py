@@ -334,6 +334,24 @@ def test_rows_with_missing_values():
         same(result.tidy(vcov="CR2", cluster=cluster).df, expected.df, 1e-12)
 
 
+def test_a_table_that_has_been_changed_since():
+    data = flc.datasets.load("pastes")
+    data["region"] = np.where(data.batch.isin(list("ABCDE")), "north", "south")
+    result = flc.lmm("strength ~ 1 + (1 | batch/cask)", data).fit()
+    data["later"] = data.region
+    expected = result.tidy(vcov="CR2", cluster="region").df
+    same(result.tidy(vcov="CR2", cluster="later").df, expected, 1e-12)
+    other = result.model.fit()
+    data.index = data.index[::-1]
+    with pytest.raises(flc.LMMError, match="another order of rows, than the 60"):
+        other.tidy(vcov="CR2", cluster="region")
+    data.index = data.index[::-1]
+    same(other.tidy(vcov="CR2", cluster="region").df, expected, 1e-12)
+    data.loc[60] = data.loc[0]
+    with pytest.raises(flc.LMMError, match="other rows"):
+        other.tidy(vcov="CR2", cluster="later")
+
+
 def test_crossed_factors_have_no_clusters():
     result = fits.fitted("diameter ~ 1 + (1 | plate) + (1 | sample)", "penicillin")
     with pytest.raises(flc.LMMError, match="plate and sample, which are crossed"):

@@ -322,12 +322,14 @@ def _labels(result: Fit, cluster: Any) -> tuple[str, Index]:
                 f"cluster={cluster!r} is not a grouping factor ({names}), and there is no table of which it could be a "
                 "column (the model is from arrays, a pickle or a file): give the label of each row instead"
             )
-        shown, column = repr(cluster), Table(design.source).column(cluster, "`cluster`")
-        rows = design.caller_rows.used
-        if len(column) != design.caller_rows.count:
+        table = Table(design.source)
+        shown, column = repr(cluster), table.column(cluster, "`cluster`")
+        rows, index = design.caller_rows.used, design.index
+        moved = table.library == "pandas" and index is not None and not index.equals(table.index)
+        if moved or len(column) != design.caller_rows.count:
             raise LMMError(
-                f"{column.title} has {len(column)} values now, where the model was made of {design.caller_rows.count} "
-                "rows: the table has been changed since; give the label of each row instead"
+                f"{column.title}: the table has other rows, or another order of rows, than the "
+                f"{design.caller_rows.count} of which the model was made; give the label of each row instead"
             )
     else:
         shown, rows = "given labels", None
