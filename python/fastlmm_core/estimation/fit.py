@@ -499,4 +499,7 @@ def _with_structured_residuals(
     with one_blas_thread():
         first = problem.start(engine) if start is None else model.structured_theta(start, "start")
         optimum = minimise_residual(engine, problem, first, method, options, start is not None)
-    return kind(model, optimum, engine.reml, Solution(*engine.solution()[:3]))
+    found = kind(model, optimum, engine.reml, Solution(*engine.solution()[:3]))
+    # the engine stands at the optimum already
+    found.__dict__["engine"] = engine
+    return found

@@ -54,7 +54,7 @@ def test_value_and_derivatives(name, reml, by, weights, rng):
 
 
 def test_many_subjects_of_a_pattern_are_summed_up(rng):
-    frame = problem(rng, n=6, many=40)
+    frame = problem(rng, n=6, many=70)
     model = flc.lmm("y ~ arm + visit + x", frame, residual="us(visit | id)")
     patterns = model.problem.patterns
     assert (patterns.members < patterns.counts).any()

@@ -192,7 +192,7 @@ class ClusterCriterion(EffectsCriterion):
             out[own.start : own.stop, own.start : own.stop] += own.second(phi, w, slope)
         return out
 
-    def cross_products(self) -> Array:
+    def _crossed(self) -> Array:
         """[A e]'D[A e] for all directions."""
         return self.sums.cross(self.jacobians)
 

@@ -51,8 +51,9 @@ class StructuredCriterion(ScriptedObjective):
         self.n_evaluations = 0
         self.c, self.n, self.n_theta, self.part = c, n, n_theta, part
         self._point: Array | None = None
-        self._weighed = False
         self.alone = 0.0
+        self._kind = True
+        self._done = -1
         self.prepare(n_theta + part.n_parameters)
 
     # ---- what a criterion has to give -----------------------------------------------------------
@@ -78,7 +79,7 @@ class StructuredCriterion(ScriptedObjective):
         """tr(D_D' (...)) in phi (k, k), with the matrix of the last `first`."""
 
     @abstractmethod
-    def cross_products(self) -> Array:
+    def _crossed(self) -> Array:
         """[A e]'D[A e] for all directions (n_d, c, c): S_D, s_D and t_D; after `first`."""
 
     @abstractmethod
@@ -110,46 +111,54 @@ class StructuredCriterion(ScriptedObjective):
         return float(self.n - (self.c - 1 if self.reml else 0))
 
     def at(self, x: Array, order: int) -> tuple[float, float, Array | None, Array | None]:
-        """Value, its rounding error, gradient and Hessian; an infinite value outside the domain."""
-        if not (self._point is not None and np.array_equal(self._point, x)):
-            self._point, self._weighed = None, False
+        """Value, its rounding error, gradient and Hessian; an infinite value outside the domain.
+
+        What is known of the last point is not computed again.
+        """
+        if not (self._point is not None and self._kind == self.reml and np.array_equal(self._point, x)):
+            self._done = -1
+            self._point, self._kind = None, self.reml
             self.n_evaluations += 1
             with np.errstate(over="ignore", invalid="ignore"):
                 self.log_det, H = self.reduce(x)
             if H is None or not self._profile(H):
                 return inf, 0.0, None, None
             self._point = x.copy()
-        nu, r2 = self.nu, self.r2
-        spread = nu * (1.0 + log(2.0 * pi * r2 / nu))
-        inner = 2.0 * float(np.log(np.diag(self.chol)).sum()) if self.reml else 0.0
-        value = self.log_det + spread + inner
-        noise = EPS * (self.n + abs(self.log_det) + abs(spread) + abs(inner))
-        if order == 0:
-            return value, noise, None, None
-        if not self._weighed:
+            spread = self.nu * (1.0 + log(2.0 * pi * self.r2 / self.nu))
+            inner = 2.0 * float(np.log(self.chol.diagonal()).sum()) if self.reml else 0.0
+            self._value = self.log_det + spread + inner
+            self._noise = EPS * (self.n + abs(self.log_det) + abs(spread) + abs(inner))
+            self._done = 0
+        bracket = 1.0 if self.reml else 0.0
+        ratio = self.nu / self.r2
+        if order >= 1 and self._done < 1:
             turn = np.zeros((self.c, self.c))
             turn[:-1, :-1] = self.half.T
             turn[:-1, -1] = -self.beta
             turn[-1, -1] = 1.0
             self.weigh(turn)
-            self._weighed = True
-        bracket = 1.0 if self.reml else 0.0
-        ratio = nu / r2
-        first = self.first(x, ratio, bracket)
-        self._first = first
-        if order == 1:
-            gradient, _ = self.chained(x, first, None)
-            return value, noise, gradient, None
-        second = self.along(-1.0, 2.0 * ratio, 2.0 * bracket)
-        k = self.part.n_parameters
-        second[len(second) - k :, len(second) - k :] += self.bend(x)
-        S = self.cross_products()
-        within = S[:, :-1, :-1].reshape(len(S), (self.c - 1) ** 2)
-        s, t = S[:, :-1, -1], S[:, -1, -1]
-        second -= 2.0 * ratio * (s @ s.T) + ratio / r2 * np.outer(t, t) + bracket * (within @ within.T)
-        self._second = second
-        gradient, hessian = self.chained(x, first, second)
-        return value, noise, gradient, hessian
+            self._first = self.first(x, ratio, bracket)
+            self._done = 1
+        if order >= 2 and self._done < 2:
+            second = self.along(-1.0, 2.0 * ratio, 2.0 * bracket)
+            k = self.part.n_parameters
+            second[len(second) - k :, len(second) - k :] += self.bend(x)
+            self._cross = S = self._crossed()
+            within = S[:, :-1, :-1].reshape(len(S), (self.c - 1) ** 2)
+            s, t = S[:, :-1, -1], S[:, -1, -1]
+            second -= 2.0 * ratio * (s @ s.T) + ratio / self.r2 * np.outer(t, t)
+            if self.reml:
+                second -= within @ within.T
+            self._second = second
+            self._done = 2
+        if order == 0:
+            return self._value, self._noise, None, None
+        gradient, hessian = self.chained(x, self._first, self._second if order > 1 else None)
+        return self._value, self._noise, gradient, hessian
+
+    def cross_products(self) -> Array:
+        """[A e]'D[A e] for all directions (n_d, c, c), at the last point of order 2: S_D, s_D and t_D."""
+        return self._cross
 
     def _profile(self, H: Array) -> bool:
         """Cholesky's factor of H: coefficients, r^2."""

@@ -14,6 +14,12 @@ __all__ = ["Patterns", "visit_patterns"]
 Array = NDArray[np.float64]
 Index = NDArray[np.intp]
 
+SOME, FEW = 24, 24
+"""Subjects of a pattern from which fewer rows are looked for, and dimensions that they may have beside y."""
+
+MANY = 2
+"""Subjects, in numbers that one has, from which they are summed up in any case."""
+
 NEGLIGIBLE = 1e-10
 """Singular value, relative to the largest, of the rows of a pattern that adds nothing to their sums of squares."""
 
@@ -52,7 +58,7 @@ def visit_patterns(part: ResidualPart, xy: Array) -> Patterns:
     where = part.where[order]
     sizes = np.bincount(codes)
     starts = np.cumsum(sizes) - sizes
-    places = [np.unique(part.where[part.stratum == g]) for g in range(len(part.strata))]
+    places = [np.flatnonzero(np.bincount(part.where[part.stratum == g])) for g in range(len(part.strata))]
     rank = np.empty(len(where), dtype=np.intp)
     strata = part.stratum[order]
     for g, found in enumerate(places):
@@ -76,8 +82,8 @@ def visit_patterns(part: ResidualPart, xy: Array) -> Patterns:
         size = int(sizes[leader])
         visits.append(where[starts[leader] : starts[leader] + size])
         block = xy[order[starts[mine][:, None] + np.arange(size)]]
-        if len(mine) > size * c:
-            block = summed_up(block.reshape(len(mine), -1)).reshape(-1, size, c)
+        if len(mine) >= SOME:
+            block = _fewer(block.reshape(len(mine), -1), size + FEW).reshape(-1, size, c)
         kept.append(len(block))
         rows.append(block.transpose(1, 0, 2).ravel())
     return Patterns(
@@ -85,6 +91,46 @@ def visit_patterns(part: ResidualPart, xy: Array) -> Patterns:
         np.concatenate(visits).astype(np.intp), table_of[first].astype(np.intp),
         np.array([len(found) for found in places], dtype=np.intp), places,
     )  # fmt: skip
+
+
+def _fewer(rows: Array, few: int) -> Array:
+    """Fewer rows with the same sums of products, where that pays; otherwise the rows themselves.
+
+    Subjects differ in few columns of X, the same at each visit, and in y, so that their rows have few dimensions.
+
+    Parameters
+    ----------
+    rows : (N, size * c) array
+    few : int
+        Dimensions that are looked for.
+    """
+    found = _spanning(rows, min(few, len(rows) // 2))
+    if found is not None:
+        return found
+    return summed_up(rows) if len(rows) > rows.shape[1] * MANY else rows
+
+
+def _spanning(rows: Array, most: int) -> Array | None:
+    """R with R'R = rows'rows to rounding, of up to so many rows; None where more are needed.
+
+    Gram and Schmidt's method with the longest remaining column first: rows = Q R + E, where E'E is what is left out.
+    """
+    size = np.linalg.norm(rows, axis=0)
+    size[size == 0.0] = 1.0
+    rest = rows / size
+    out: list[Array] = []
+    for _ in range(most):
+        lengths = np.einsum("ij,ij->j", rest, rest)
+        longest = int(lengths.argmax())
+        if lengths[longest] <= NEGLIGIBLE**2:
+            return np.asarray(out) * size
+        q = rest[:, longest] / np.sqrt(lengths[longest])
+        along = q @ rest
+        rest -= q[:, None] * along
+        again = q @ rest
+        rest -= q[:, None] * again
+        out.append(along + again)
+    return None
 
 
 def summed_up(rows: Array) -> Array:

@@ -150,7 +150,10 @@ class ResidualProblem:
     def by_pattern(self) -> bool:
         """Whether sums over patterns of visits serve: there are no random effects, and not too many visits."""
         part = self.residual
-        return not self.structure.q and part.at_visits and len(np.unique(part.where)) <= MANY_VISITS
+        if self.structure.q or not part.at_visits:
+            return False
+        positions = part.strata[0].structure.positions or 0
+        return positions <= MANY_VISITS or len(np.unique(part.where)) <= MANY_VISITS
 
     @cached_property
     def chains(self) -> list[Chain] | None:

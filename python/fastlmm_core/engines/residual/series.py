@@ -169,7 +169,7 @@ class SeriesCriterion(EffectsCriterion):
 
     def first(self, x: Array, ratio: float, bracket: float) -> Array:
         """Along the unit directions of G and along phi."""
-        S = self.cross_products()
+        S = self._crossed()
         traces = np.concatenate(
             (
                 np.einsum("dab,iba->d", self.units_of_g, self.N),
@@ -180,7 +180,7 @@ class SeriesCriterion(EffectsCriterion):
         self._slope_g = out[: len(self.units)]
         return np.asarray(out)
 
-    def cross_products(self) -> Array:
+    def _crossed(self) -> Array:
         """[A e]'D[A e] for all directions."""
         of_g = np.einsum("iaj,dab,ibk->djk", self.Q, self.units_of_g, self.Q, optimize=True)
         return np.concatenate((of_g, -self.dH))

@@ -78,7 +78,7 @@ class VisitCriterion(StructuredCriterion):
             out[own.start : own.stop, own.start : own.stop] = own.second(x, places, slope)
         return out
 
-    def cross_products(self) -> Array:
+    def _crossed(self) -> Array:
         """[A e]'D[A e] for the directions of phi (k, c, c)."""
         found = []
         for J, U, m in zip(self.jacobians, self.sums.products(), self.sizes, strict=True):
