@@ -197,6 +197,10 @@ cdef class ClusterSums:
                     V[(a - at) * n + b - at] = J[self.place[a] * m + self.place[b]]
         return found
 
+    def whitened(self):
+        """The rows L_i^-1 [X y] of all clusters after `reduce` (n, c)."""
+        return np.array(self.rows)
+
     def weigh(self, const double[:, ::1] turn):
         """Bring the rows to [A e]: [X y] -> V^-1 [X y] turn (see `visits.PatternSums.weigh`)."""
         cdef Py_ssize_t i, n, at, c = self.c

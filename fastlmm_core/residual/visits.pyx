@@ -135,15 +135,17 @@ cdef class PatternSums:
         self.widest = max([1] + np.asarray(table_size).tolist())
         self.rows = np.empty(max(at, 1))
         self.lower, self.inverse, self.moment_e, self.moment_x = (np.empty(max(squares, 1)) for _ in range(4))
-        self.work = np.empty(max(self.largest * self.largest, most, c * c))
+        self.work = np.empty(max(self.largest * self.widest, most, c * c))
         self.buffer = np.empty(TOGETHER * self.widest * c)
 
-    def reduce(self, list tables):
+    def reduce(self, list tables, bint roots=False):
         """log|V| and H = [X y]'V^-1[X y] for the covariances S of the tables.
 
         Parameters
         ----------
         tables : list of (m, m) arrays
+        roots : bool
+            Whether they are A (m, l) with S = A A' instead.
 
         Returns
         -------
@@ -164,7 +166,10 @@ cdef class PatternSums:
             S = views[self.table[k]]
             at = self.place[k]
             with nogil:
-                part = factored(n, &S[0, 0], S.shape[0], &self.visits[at], &self.lower[self.square[k]])
+                if roots:
+                    part = rooted(n, &S[0, 0], S.shape[1], &self.visits[at], &self.lower[self.square[k]], &self.work[0])
+                else:
+                    part = factored(n, &S[0, 0], S.shape[0], &self.visits[at], &self.lower[self.square[k]])
                 if part == part:
                     logdet += self.counts[k] * part
                     memcpy(&self.rows[self.first[k]], &self.given[self.first[k]], n * wide * sizeof(double))
@@ -177,6 +182,10 @@ cdef class PatternSums:
             for j in range(i):
                 H[j, i] = H[i, j]
         return logdet, H_array
+
+    def whitened(self):
+        """The rows L_k^-1 [X y] of all patterns after `reduce` (., c)."""
+        return np.array(self.rows[:self.first[self.n_patterns]]).reshape(-1, self.c)
 
     def weigh(self, const double[:, ::1] turn):
         """Bring the rows to [A e]: [X y] -> V^-1 [X y] turn, with their moments E_k and B_k and the inverses W_k.
@@ -346,6 +355,45 @@ cdef double factored(Py_ssize_t n, const double* S, Py_ssize_t m, const Py_ssize
             else:
                 return NAN
     return total
+
+cdef double rooted(Py_ssize_t n, const double* A, Py_ssize_t m, const Py_ssize_t* v, double* L, double* Q
+                   ) noexcept nogil:
+    """L (n, n) with L L' = A[v] A[v]' by Gram and Schmidt's method, twice; its log-determinant, NaN where it is singular.
+
+    A is (., m), Q (n, m) work space.
+    """
+    cdef Py_ssize_t i, j, l, turn
+    cdef double t, length, total = 0.0
+    cdef double* q
+    for i in range(n):
+        q = Q + i * m
+        length = 0.0
+        for l in range(m):
+            q[l] = A[v[i] * m + l]
+            length += q[l] * q[l]
+        for j in range(i):
+            L[i * n + j] = 0.0
+        for turn in range(2):
+            for j in range(i):
+                t = 0.0
+                for l in range(m):
+                    t += q[l] * Q[j * m + l]
+                for l in range(m):
+                    q[l] -= t * Q[j * m + l]
+                L[i * n + j] += t
+        t = 0.0
+        for l in range(m):
+            t += q[l] * q[l]
+        if not t > 1e-28 * length:
+            return NAN
+        t = sqrt(t)
+        L[i * n + i] = t
+        total += 2.0 * log(t)
+        t = 1.0 / t
+        for l in range(m):
+            q[l] *= t
+    return total
+
 
 cdef void ahead(Py_ssize_t n, Py_ssize_t wide, const double* L, double* Y) noexcept nogil:
     """Y (n, wide) <- L^-1 Y."""

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from ..covariance.residual.unstructured import Unstructured
 from ..errors import LMMError
 from ..support.checks import float_array
 from .grouping import Codes
@@ -72,6 +73,13 @@ class Stratum:
         scale, inner = self.own(phi)
         out = self.structure.matrix(inner, where)
         return scale * out if self.scaled else out
+
+    def root(self, phi: Array, where: Any) -> Array | None:
+        """A with R / sigma^2 = A A' (n, m), where the structure has one by itself."""
+        if not isinstance(self.structure, Unstructured):
+            return None
+        scale, inner = self.own(phi)
+        return float(np.sqrt(scale)) * self.structure.root(inner, where)
 
     def jacobian(self, phi: Array, where: Any) -> Array:
         """Its derivatives in the elements of phi that are its own (stop - start, n, n)."""

@@ -33,6 +33,12 @@ __all__ = ["minimise_residual", "verdict"]
 
 Array = NDArray[np.float64]
 
+NEAR, POLISHING, HALVED = 0.1, 40, 12
+"""Decrement of an optimum so near that differences lead to it; their steps, and how often one is quartered."""
+
+APART = 1e-4
+"""Distance of gradients that are subtracted: an element of phi is a logarithm, or a link's argument, of size 1."""
+
 SMALLER, LARGER = 0.3, 3.0
 """Multiples of the first start of the random effects from which the search begins too."""
 
@@ -108,6 +114,12 @@ def _settled(
     value, gradient, hessian = engine.evaluate(x, 2)
     assert gradient is not None and hessian is not None
     decrement, lowest = decrement_of(gradient, hessian) if len(x) else (0.0, 1.0)
+    if (method == "newton" and CERTIFIED < decrement < NEAR) or (decrement <= CERTIFIED and lowest < -1e-6):
+        # near to singular V second derivatives have lost their digits before first ones have
+        polished = _polished(engine, x, n_theta)
+        if polished is not None:
+            x, value, gradient, hessian = polished
+            decrement, lowest = decrement_of(gradient, hessian)
     converged = bool(decrement <= CERTIFIED and lowest >= -1e-6 and isfinite(value) and again is None)
     limits = part.boundaries(x[n_theta:])
     optimum = Optimum(
@@ -128,6 +140,57 @@ def _settled(
     return optimum, again
 
 
+def _polished(engine: Engine, x: Array, n_theta: int) -> tuple[Array, float, Array, Array] | None:
+    """Newton's method with differences of gradients for a Hessian; None where it does not end.
+
+    Parameters
+    ----------
+    engine : Engine
+    x : (k,) array
+        Near to the optimum.
+    n_theta : int
+        First elements of x, which stay where they are at zero.
+    """
+    if n_theta and not x[:n_theta].all():
+        return None
+    value, gradient, _ = engine.evaluate(x, 1)
+    for _ in range(POLISHING):
+        assert gradient is not None
+        hessian = _differences(engine, x)
+        if hessian is None:
+            return None
+        decrement, lowest = decrement_of(gradient, hessian)
+        if decrement <= CERTIFIED and lowest >= -1e-6:
+            return x, value, gradient, hessian
+        values, vectors = np.linalg.eigh(hessian)
+        size = np.maximum(np.abs(values), 1e-12 * np.abs(values).max())
+        step = -vectors @ ((vectors.T @ gradient) / size)
+        step *= min(1.0, 1.0 / float(np.linalg.norm(step)))
+        for _ in range(HALVED):
+            new_value, new_gradient, _ = engine.evaluate(x + step, 1)
+            if new_value <= value:
+                break
+            step = 0.25 * step
+        else:
+            return None
+        x, value, gradient = x + step, new_value, new_gradient
+    return None
+
+
+def _differences(engine: Engine, x: Array) -> Array | None:
+    """Hessian from central differences of gradients."""
+    out = np.empty((len(x), len(x)))
+    for i in range(len(x)):
+        h = np.zeros(len(x))
+        h[i] = APART
+        ahead, behind = engine.evaluate(x + h, 1), engine.evaluate(x - h, 1)
+        if not (isfinite(ahead[0]) and isfinite(behind[0])):
+            return None
+        assert ahead[1] is not None and behind[1] is not None
+        out[i] = (ahead[1] - behind[1]) / (2.0 * APART)
+    return 0.5 * (out + out.T)
+
+
 def verdict(converged: bool, boundary: bool, ended: Ended | None, decrement: float) -> str:
     """The message of an optimum: certified or not, and why.
 
@@ -144,6 +207,11 @@ def verdict(converged: bool, boundary: bool, ended: Ended | None, decrement: flo
         return (
             "not certified: stopped at the limit of iterations; the criterion can still be lowered (a Newton step "
             f"promises {0.5 * decrement**2:.1e})"
+        )
+    if boundary:
+        return (
+            "not certified: the likelihood has no maximum inside, or it lies too near to the boundary for the digits "
+            "of the criterion"
         )
     if decrement <= CERTIFIED:
         return "not certified: a saddle point, the criterion can still be lowered"

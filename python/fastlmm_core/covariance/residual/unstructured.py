@@ -73,9 +73,13 @@ class Unstructured(EntriesNatural):
         L[rows[1:], columns[1:]] = values
         return L, change
 
+    def root(self, phi: Array, where: Where) -> Array:
+        """A with S = A A' at some positions (n, m): near to singular matrices it has digits that S has lost."""
+        return np.asarray(self._factor(phi)[0][where])
+
     def matrix(self, phi: Array, where: Where) -> Array:
         """S at some positions (n, n)."""
-        L = self._factor(phi)[0][where]
+        L = self.root(phi, where)
         return L @ L.T
 
     def variances(self, phi: Array, where: Where) -> Array:

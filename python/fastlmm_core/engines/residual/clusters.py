@@ -157,6 +157,10 @@ class ClusterCriterion(EffectsCriterion):
             return np.inf, None
         return self.sums.reduce(factor @ factor.T, tables)
 
+    def whitened(self) -> Array:
+        """L^-1 [X y]."""
+        return self.sums.whitened()
+
     def weigh(self, turn: Array) -> None:
         """Bring the rows to [A e]."""
         self.sums.weigh(turn)

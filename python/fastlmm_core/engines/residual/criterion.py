@@ -28,6 +28,9 @@ Array = NDArray[np.float64]
 
 EPS = float(np.finfo(float).eps)
 
+LOST = 1e5
+"""Multiple of r^2 in y'V^-1 y from which the sums of products have lost too many digits."""
+
 
 class StructuredCriterion(ScriptedObjective):
     """The profiled criterion in (theta, phi): the free elements of Lambda, and the parameters of the residuals.
@@ -61,6 +64,10 @@ class StructuredCriterion(ScriptedObjective):
     @abstractmethod
     def reduce(self, x: Array) -> tuple[float, Array | None]:
         """log|V| and H = [X y]'V^-1[X y]; None where V is not positive definite."""
+
+    def whitened(self) -> Array | None:
+        """Rows L^-1 [X y] after `reduce`, whose sums of products are H (., c); None where there are none."""
+        return None
 
     @abstractmethod
     def weigh(self, turn: Array) -> None:
@@ -166,7 +173,15 @@ class StructuredCriterion(ScriptedObjective):
         try:
             full = np.linalg.cholesky(H)
         except np.linalg.LinAlgError:
-            return False
+            full = np.zeros_like(H)
+        if not H[-1, -1] < LOST * full[-1, -1] ** 2:
+            # r^2 is lost in y'V^-1 y, as near to singular V: from the rows
+            rows = None if self.alone else self.whitened()
+            if rows is not None:
+                triangle: Array = np.asarray(np.linalg.qr(rows, mode="r"), dtype=np.float64)
+                full = (triangle * np.where(np.diag(triangle) < 0.0, -1.0, 1.0)[:, None]).T
+            if len(full) < self.c or not (np.diag(full) > 0.0).all():
+                return False
         self.chol: Array = np.asarray(full[:-1, :-1], dtype=np.float64)
         self.r2 = float(full[-1, -1] ** 2)
         self.half: Array = np.asarray(np.linalg.inv(self.chol), dtype=np.float64)

@@ -123,7 +123,8 @@ def _spanning(rows: Array, most: int) -> Array | None:
         lengths = np.einsum("ij,ij->j", rest, rest)
         longest = int(lengths.argmax())
         if lengths[longest] <= NEGLIGIBLE**2:
-            return np.asarray(out) * size
+            found: Array = np.array(out) * size
+            return found
         q = rest[:, longest] / np.sqrt(lengths[longest])
         along = q @ rest
         rest -= q[:, None] * along

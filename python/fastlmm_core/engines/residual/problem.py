@@ -46,6 +46,9 @@ LONG = 200
 MANY_VISITS = 40
 """Visits above which the curvature in all covariances of two of them is larger than that along the parameters."""
 
+SPANNED = 1e-9
+"""Share of a row that X leaves below which it takes the row."""
+
 SIZE = 2.0
 """Standard deviation of a random effect at the start, in what a level tells of it."""
 
@@ -302,6 +305,8 @@ def condition_residual(
             own = factor_structure(design.structure, span.start, span.stop - span.start)
             conditioned = scaled_z if given else condition_z
             Z[:, span], z_map[span, span] = conditioned(given_columns, weights, own)
+    if not given:
+        _refuse_constant_visits(part, y if offset is None else y - offset, x_o, weights)
     rest, scale, coefficients = condition_y(y, x, x_o, weights, offset, given)
     problem = ResidualProblem(
         n=len(y),
@@ -321,6 +326,44 @@ def condition_residual(
         **fixed_fields(X.shape[1], x, coefficients),
     )
     return problem, groupings
+
+
+def _refuse_constant_visits(part: ResidualPart, y: Array, X: Array, weights: Array | None) -> None:
+    """Refuse visits whose variance cannot be told: all responses are equal, or the fixed effects take them all.
+
+    Parameters
+    ----------
+    part : ResidualPart
+    y : (n,) array
+        Less the offset.
+    X : (n, r) array
+        X_o, weighted; orthonormal.
+    weights : (n,) array or None
+    """
+    if part.name not in ("us", "diag", "csh", "ar1h", "adh", "toeph", "fa") or not part.at_visits:
+        return
+    free = 1.0 - np.einsum("ij,ij->i", X, X)
+    for g, own in enumerate(part.strata):
+        mine = part.stratum == g
+        for place in np.unique(part.where[mine]).tolist():
+            rows = np.flatnonzero(mine & (part.where == place))
+            visit = f"{part.time} {part.labels[place]}" + (f", {part.by} {own.label}" if own.label else "")
+            if len(rows) > 1 and (y[rows] == y[rows[0]]).all():
+                raise LMMError(
+                    f"residual={part.term!r}: all responses at {visit} are equal, so that their variance is zero; "
+                    "leave the visit out, or take a structure with one variance for all visits"
+                )
+            if len(rows) == 1 and part.name in ("us", "fa"):
+                raise LMMError(
+                    f"residual={part.term!r}: there is one row at {visit}, and the covariances with the other visits "
+                    "reproduce it; leave the visit out, or take a structure with fewer parameters"
+                )
+            if (free[rows] < SPANNED).all():
+                raise LMMError(
+                    f"residual={part.term!r}: the fixed effects reproduce the response at {visit} "
+                    f"({len(rows)} row{'s' * (len(rows) > 1)}), so that its variance cannot be estimated; leave the "
+                    "visit out, or take a structure with one variance for all visits"
+                )
 
 
 def _refuse_contained(part: ResidualPart, grouping: Grouping, Z: Array, names: tuple[str, ...]) -> None:

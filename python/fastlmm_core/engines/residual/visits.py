@@ -49,7 +49,13 @@ class VisitCriterion(StructuredCriterion):
         tables = [own.matrix(x, places) for own, places in zip(self.part.strata, self._places, strict=True)]
         if not all(np.isfinite(table).all() for table in tables):
             return np.inf, None
-        return self.sums.reduce(tables)
+        roots = [own.root(x, places) for own, places in zip(self.part.strata, self._places, strict=True)]
+        known = [root for root in roots if root is not None]
+        return self.sums.reduce(known, True) if len(known) == len(roots) else self.sums.reduce(tables)
+
+    def whitened(self) -> Array:
+        """L^-1 [X y]."""
+        return self.sums.whitened()
 
     def weigh(self, turn: Array) -> None:
         """Bring the rows to [A e]."""
