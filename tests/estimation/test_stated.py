@@ -347,6 +347,26 @@ def test_designs_that_leave_parameters_open(formula, data, params, G):
     np.testing.assert_allclose(empty.blup_covariances[0], result.blup_covariances[0], rtol=RTOL, atol=1e-15)
 
 
+def test_one_patient_of_a_model_with_arms():
+    pd = pytest.importorskip("pandas")
+    one = pd.DataFrame({"id": "new", "arm": ["drug", "drug"], "t": [0.0, 1.0], "y": [3.0, 4.0]})
+    arms = pd.CategoricalDtype(["placebo", "drug"])
+    state = {"params": [1.0, 2.0, 3.0, 4.0], "G": np.eye(2), "sigma2": 1.0}
+    with pytest.raises(flc.LMMError, match="make it a categorical column with all its levels"):
+        flc.assume("y ~ arm * t + (t | id)", one, **state)
+    hers = flc.assume("y ~ arm * t + (t | id)", one.astype({"arm": arms}), **state)
+    np.testing.assert_array_equal(hers.model.exog, [[1.0, 1.0, 0.0, 0.0], [1.0, 1.0, 1.0, 1.0]])
+    both = pd.DataFrame({"id": ["a", "b"], "arm": pd.Categorical(["drug", "placebo"], arms.categories), "t": 0.0})
+    design = flc.assume("y ~ arm * t + (t | id)", both, **state)
+    np.testing.assert_allclose(design.at(data=one).llf, hers.llf, rtol=RTOL)
+    later = one.assign(t=[5.0, 6.0])
+    np.testing.assert_allclose(
+        design.predict(later, effects="all", observed=one), hers.predict(later, effects="all"), rtol=RTOL
+    )
+    del one["y"]
+    assert not flc.assume("y ~ arm * t + (t | id)", one.astype({"arm": arms}), **state).model.has_response
+
+
 def test_a_covariate_may_come_from_any_stream():
     g = np.repeat(np.arange(20), 4)
     for x in (np.random.default_rng(0).standard_normal(80), one_factor(False).simulate(1, 0)[0][:24].repeat(4)[:80]):
@@ -577,8 +597,9 @@ def test_estimates_are_needed(fit):
             getattr(stated, name)(*arguments)
     with pytest.raises(flc.LMMError, match="stated, not estimated"):
         flc.random_effect_test(stated)
-    with pytest.raises(flc.LMMError, match="stated, not estimated"):
-        flc.compare(stated, fit)
+    for pooled in (flc.compare, lambda *results: flc.pool(results)):
+        with pytest.raises(flc.LMMError, match="stated, not estimated"):
+            pooled(stated, fit)
     with pytest.raises(flc.LMMError, match="ddf='kenward-roger' is for estimates"):
         stated.predict(interval="confidence", ddf="kenward-roger")
     assert list(stated.tidy()) == ["term", "estimate", "std_error"]

@@ -110,7 +110,7 @@ def evaluate(side: Side, table: Table, rows: Array | None, parts: dict[tuple[str
         fresh = ModelSpec(formula=terms_of(side.text, side.where, not response), na_action="ignore", output="numpy")
         part = _formulaic_matrix(side, table, rows, fresh)
         if not response:
-            _refuse_single_levels(side, part.state)
+            _refuse_single_levels(side, part.state, table.declared)
         elif any(kind.value == "categorical" for kind, _ in part.state.encoder_state.values()):
             _refuse_labels(side.label, "categorical")
     if response and part.matrix.shape[1] != 1:
@@ -326,15 +326,18 @@ def refuse_text(side: Side, table: Table) -> None:
         )
 
 
-def _refuse_single_levels(side: Side, state: Any) -> None:
+def _refuse_single_levels(side: Side, state: Any, declared: bool) -> None:
     """A factor of one level has no contrasts: its terms would vanish without a word."""
     for expression, (_, encoding) in state.encoder_state.items():
         levels = encoding.get("categories")
         if levels is not None and len(levels) == 1:
             only = next(iter(levels))
+            remedy = (
+                "make it a categorical column with all its levels" if declared else "use rows with other levels of it"
+            )
             raise LMMError(
                 f"{expression!r} in {side.where} of the formula has one level, {only!r}, in the rows used; leave it "
-                "out of the formula, or use rows with other levels of it."
+                f"out of the formula, or {remedy}."
             )
 
 

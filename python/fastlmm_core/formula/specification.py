@@ -256,7 +256,8 @@ def model_data(
     missing : {"drop", "raise"}
         Whether rows with a missing value in a used column are left out and counted, or refused.
     optional : bool
-        Whether the response may be absent: its columns, or all values of one.
+        Whether the response may be absent, its columns or all values of one, and levels may be declared that no row
+        has: where parameters are stated, not estimated.
 
     Returns
     -------
@@ -284,7 +285,7 @@ def model_data(
             "holds the groups."
         )
     _warn_of_powers(parsed)
-    table = Table(data)
+    table = Table(data, declared=optional)
     used: dict[str, Column] = {}
     absent = optional and _absent(parsed.response, table)
     for side in (*(() if absent else (parsed.response,)), parsed.fixed, *(bar.left for bar in parsed.bars)):

@@ -44,7 +44,7 @@ def assume(
     data : pandas.DataFrame, polars.DataFrame, pyarrow.Table or dict of arrays
         The rows, for a formula.  The response may be absent: random effects, residuals and the log-likelihood need it,
         covariances, simulation and predictions do not.  Rows with missing values in columns that are there are left
-        out, as in `lmm`.
+        out, as in `lmm`; the levels of a categorical column are those that it declares, though no row may have them.
     params : mapping of coefficient name to value, or (p,) array
         Fixed effects on the scale of the response, all of them.
     G : (q, q) array, or mapping of term to array

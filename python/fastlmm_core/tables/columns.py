@@ -48,9 +48,12 @@ class Table:
         The table.
     argument : str
         Name of the caller's argument, for messages.
+    declared : bool
+        Whether the levels that a categorical column declares count, though no row may have them.
     """
 
-    def __init__(self, data: Any, argument: str = "data") -> None:
+    def __init__(self, data: Any, argument: str = "data", declared: bool = False) -> None:
+        self.declared = declared
         if hasattr(data, "to_native"):  # a narwhals frame
             data = data.to_native()
         self.argument = argument
@@ -136,6 +139,7 @@ class Table:
                 f"{column.title} has {len(column)} values where other columns have {self._n_rows}; "
                 "all columns must be of one length."
             )
+        column.declared = self.declared
         self._columns[name] = column
         return column
 
@@ -158,6 +162,7 @@ class Column:
 
     def __init__(self, title: str, raw: Any) -> None:
         self.title = title
+        self.declared = False
         if isinstance(raw, np.ma.MaskedArray):
             raw = np.asarray(raw.tolist(), dtype=object)  # None where masked
         elif not isinstance(raw, np.ndarray) and _library_of(raw) is None:
@@ -253,7 +258,7 @@ class Column:
     def unused(self, rows: Array | None) -> tuple[Any, ...]:
         """The levels that the column declares, or its encoding holds, but that no row of `rows` (None: all) has."""
         declared = _declared_levels(self.raw)
-        if declared is None:
+        if declared is None or self.declared:
             return ()
         used = set(self.codes(rows)[1].tolist())
         return tuple(level for level in declared if level not in used)
@@ -276,6 +281,9 @@ class Column:
         if _library_of(raw) == "pandas" and getattr(raw.dtype, "kind", "O") in "Mm":
             return raw.array if rows is None else raw.array[rows]
         codes, labels = self.codes(rows)
+        if self.declared and self.is_category:
+            every, labels = self.categories()
+            codes = every if rows is None else every[rows]
         if not self.is_category and (as_text or labels.dtype.kind != "O"):
             return labels[codes]
         import pandas as pd

@@ -344,6 +344,7 @@ def pool(
     for k, fit in enumerate(fits):
         if not (hasattr(fit, "model") and hasattr(fit, "optimum")):
             raise LMMError(f"results[{k}] is of type {type(fit).__name__!r}, not a fit: give results of fit()")
+        fit.require_estimates("pool", "fit the model to each imputed data set")
         for what, first, own in (
             ("coefficients", fits[0].model.exog_names, fit.model.exog_names),
             ("random part", fits[0].model.term_names, fit.model.term_names),
