@@ -1,6 +1,6 @@
 """Mistakes of people who come from lme4, statsmodels or R: what they write, the error, and the words that it must hold.
 
-`d` is a table, `m` a model, `r` and `s` are fits; see `names`.
+`d` is a table, `m` a model, `r`, `s` and `q` are fits; see `names`.
 """
 
 from __future__ import annotations
@@ -35,7 +35,8 @@ def names():
     )  # fmt: skip
     m = flc.lmm("y ~ x + h + (1 | g)", d)
     s = flc.lmm("y ~ x + (1 | g)", d).fit()
-    return {"d": d, "m": m, "r": m.fit(), "s": s, "flc": flc, "np": np, "pl": pl, "Path": Path}
+    q = flc.lmm("y ~ h + (h | g)", d).fit()
+    return {"d": d, "m": m, "r": m.fit(), "s": s, "q": q, "flc": flc, "np": np, "pl": pl, "Path": Path}
 
 
 MISTAKES = [
@@ -249,6 +250,9 @@ MISTAKES = [
     ("r.anova(ddf='Kenward-Roger')", LMMError, "did you mean 'kenward-roger'"),
     ("r.anova(ddf='Satterthwaite')", LMMError, "did you mean 'satterthwaite'?"),
     ("r.anova(ddf='lme4')", LMMError, "ddf='normal'"),
+    ("q.icc_at([0, 1])", LMMError, "Column 'h' of `at`", "the levels 0, 1"),
+    ("q.icc_at({'h': ['a', 'z']})", LMMError, "Column 'h' of `at`", "the level 'z'"),
+    ("flc.compare(s, flc.lmm('y ~ x + (1 | g)', d.assign(y=d.y * (1 + 1e-9))).fit())", LMMError, "0.787588221"),
     ("r.report(ddf='KR')", LMMError, "that is 'kenward-roger'"),
     ("r.summary(ddf='z')", LMMError, "ddf='normal'"),
     ("r.summary(ddf='t')", LMMError, "'residual'"),

@@ -193,6 +193,12 @@ def test_covariates_without_two_effects(data):
         contextual_effect(result, "w")
     with pytest.raises(flc.LMMError, match="group means already"):
         contextual_effect(flc.lmm("y ~ x + between(x, g) + (1 | g)", data).fit(), "x")
+    # boys and girls of the same ages: the mean of age times sex is sex times a constant
+    ortho = fits.fitted("distance ~ age * Sex + (age | Subject)", "orthodont")
+    with pytest.raises(flc.LMMError, match=r"no column of X varies both .* in a way that the other columns do not"):
+        contextual_effect(ortho)
+    with pytest.raises(flc.LMMError, match=r"means of 'age:Sex\[T.Male\]' over levels of 'Subject' are combinations"):
+        contextual_effect(ortho, "age:Sex[T.Male]")
     with pytest.raises(flc.LMMError, match="not a grouping factor"):
         contextual_effect(result, "x", factor="school")
 

@@ -88,6 +88,18 @@ def test_levels_of_dropped_rows_only_are_left_out_too():
     assert "1 of h (b)." in str(fit.summary())
 
 
+def test_missing_values_are_counted_by_column():
+    data = pd.DataFrame(text())
+    data.loc[[1, 5, 7], "x"] = np.nan
+    data.loc[[5, 9], "h"] = None
+    data["w"] = 1.0
+    data.loc[20, "w"] = np.nan
+    fit = flc.lmm("y ~ x + h + (1 | g)", data, weights="w").fit()
+    text_of = str(fit.summary())
+    assert "Rows dropped: 5 (missing values)" in text_of and "Values missing: 3 in x, 2 in h, 1 in weights." in text_of
+    assert "Values missing" not in str(flc.lmm("y ~ x + (1 | g)", text()).fit().summary())
+
+
 def test_many_levels_without_rows_are_counted():
     data = declared(text(), "pandas", g=tuple(f"s{k:02d}" for k in range(100)))
     assert "Levels without rows, left out: 88 of g." in str(flc.lmm("y ~ x + (1 | g)", data).fit().summary())

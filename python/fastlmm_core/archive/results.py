@@ -128,6 +128,7 @@ def _formula(spec: Any) -> dict[str, Any]:
         "integer_groups": sorted(spec.integer_groups),
         "reference": reference,
         "unused": packed(dict(spec.unused), "the formula"),
+        "gaps": dict(spec.gaps),
     }
 
 
@@ -266,6 +267,7 @@ def _spec(found: dict[str, Any]) -> FormulaSpec:
         frozenset(found["integer_groups"]),
         reference,
         unpacked(found["unused"]),
+        found["gaps"],
     )
 
 

@@ -47,6 +47,10 @@ class Specification(Protocol):
         """Levels that a categorical column declares but no row has, by column."""
 
     @property
+    def gaps(self) -> Mapping[str, int]:
+        """Number of missing values of the columns that have any."""
+
+    @property
     def states(self) -> tuple[Any, ...]:
         """formulaic's ModelSpec of response, fixed part and each bar's left side."""
 

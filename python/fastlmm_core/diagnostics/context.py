@@ -14,6 +14,7 @@ from ..estimation.fit import Fit
 from ..formula.group_means import means_of
 from ..inference.wald import wald
 from ..inference.wald_test import WaldTest
+from ..problem.columns import RANK_TOLERANCE
 from ..support.arguments import checked
 from ..support.display import Cells, Shown
 from ..support.text_tables import degrees_cell, p_value_cell
@@ -80,6 +81,16 @@ class ContextualEffect(Shown):
             yield f"All together: p = {self.test.pvalue:.3g}"
 
 
+def _spanned(columns: Array, X: Array) -> NDArray[np.bool_]:
+    """Which columns are combinations of those of X; beside a constant their origins do not matter."""
+    if ((X[:1] == X).all(axis=0) & (X[0] != 0.0)).any():
+        columns, X = columns - columns.mean(axis=0), X - X.mean(axis=0)
+    size = np.linalg.norm(X, axis=0)
+    scaled = X / np.where(size > 0.0, size, 1.0)
+    rest = columns - scaled @ np.linalg.lstsq(scaled, columns, rcond=None)[0]
+    return np.asarray(np.linalg.norm(rest, axis=0) <= RANK_TOLERANCE * np.linalg.norm(columns, axis=0))
+
+
 def contextual_effect(
     result: Fit,
     x: str | Sequence[str] | None = None,
@@ -124,12 +135,14 @@ def contextual_effect(
     rounding = VARIES * np.ptp(model.exog, axis=0) + 8.0 * np.finfo(float).eps * np.abs(model.exog).max(axis=0)
     varies = np.abs(model.exog - means).max(axis=0) > rounding
     differs = np.ptp(means, axis=0) > rounding
+    # means that are combinations of the columns, as those of x times a property of the groups where all have one mean
+    known = _spanned(means, model.exog)
     if x is None:
-        chosen = [j for j in model.problem.kept.tolist() if varies[j] and differs[j]]
+        chosen = [j for j in model.problem.kept.tolist() if varies[j] and differs[j] and not known[j]]
         if not chosen:
             raise LMMError(
-                f"no column of X varies both within levels of {grouping.name!r} and between their means: there is no "
-                "contextual effect"
+                f"no column of X varies both within levels of {grouping.name!r} and between their means, in a way that "
+                "the other columns do not determine: there is no contextual effect"
             )
     else:
         wanted = [x] if isinstance(x, str) else list(x)
@@ -144,6 +157,11 @@ def contextual_effect(
                 what = "constant within groups" if not varies[j] else "of the same mean in every group"
                 raise LMMError(
                     f"{name!r} is {what} of {grouping.name!r}: it has no within and between effects to compare"
+                )
+            if known[j]:
+                raise LMMError(
+                    f"the means of {name!r} over levels of {grouping.name!r} are combinations of the columns of X: the "
+                    "model contains the group means already, or what they follow from"
                 )
             chosen.append(j)
     columns = means[:, chosen], tuple(f"{names[j]} (group mean)" for j in chosen)

@@ -21,6 +21,7 @@ from ..prediction.new_rows import random_design
 from ..support.arguments import checked
 from ..support.checks import float_array, plain_array
 from ..support.display import LINES, Cells, Shown, first_lines
+from ..tables.columns import Table
 
 if TYPE_CHECKING:
     from ..design.grouping import Grouping
@@ -251,10 +252,10 @@ def random_rows(result: Fit, at: Any) -> Array:
         at = at if hasattr(at, "columns") else plain_array(at, "at")
     if model.spec is not None:
         if hasattr(at, "columns") or hasattr(at, "keys") or hasattr(at, "column_names"):
-            return random_design(model, at)
+            return random_design(model, Table.of(at, "at"))
         names = model.spec.random_variables
         if len(names) == 1 and np.ndim(at) < 2:
-            return random_design(model, {names[0]: np.atleast_1d(plain_array(at, "at"))})
+            return random_design(model, Table({names[0]: np.atleast_1d(plain_array(at, "at"))}, "at"))
         if np.ndim(at) < 2:
             used = ", ".join(names) if names else "none but the intercept"
             raise LMMError(f"at: the variables in the random effects are {used}; give a table with these columns")

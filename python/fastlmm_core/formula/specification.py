@@ -144,6 +144,8 @@ class FormulaSpec:
         column in order, of a logical one False and True.
     unused : dict
         For each categorical column in use the levels that its type declares but no row has, where there are any.
+    gaps : dict
+        Number of missing values of each column in use that has any; their rows were left out.
     """
 
     formula: str
@@ -153,6 +155,7 @@ class FormulaSpec:
     integer_groups: frozenset[str]
     reference: Mapping[str, Numbers | tuple[Any, ...]]
     unused: Mapping[str, tuple[Any, ...]]
+    gaps: Mapping[str, int]
 
     def fixed(self, new_data: Any) -> Array:
         """The fixed-effects design of new data, coded as in the fit; response and groups are not needed."""
@@ -341,6 +344,7 @@ def model_data(
         frozenset(name for key in groups for name in key if is_integer(used[name])),
         {name: _typical(name, used[name], rows, x.state) for name in needed_columns(parsed.fixed, table)},
         {name: levels for name, column in used.items() if (levels := column.unused(rows))},
+        {} if rows is None else _gaps({**used, **extra}),
     )
     return ModelData(
         y=None if y is None else y.matrix[:, 0],
@@ -372,6 +376,12 @@ def _absent(response: Side, table: Table) -> bool:
         elif (gap := table.column(name, response.where).missing()) is not None and gap.all():
             return True
     return False
+
+
+def _gaps(columns: Mapping[str, Column]) -> dict[str, int]:
+    """Number of missing values of each column that has any."""
+    found = {name: column.missing() for name, column in columns.items()}
+    return {name: int(gap.sum()) for name, gap in found.items() if gap is not None}
 
 
 def _warn_of_powers(parsed: Parsed) -> None:

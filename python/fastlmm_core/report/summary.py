@@ -83,6 +83,8 @@ class Summary(MakeTables, Shown):
         None for a model from arrays.
     nobs, n_dropped : int
         Rows used, and rows left out because of missing values.
+    gaps : tuple of (str, int)
+        Columns with missing values, and how many.
     unused_levels : tuple of (str, tuple)
         Categorical columns and those of their levels that no row has.
     weighted, has_offset : bool
@@ -123,6 +125,7 @@ class Summary(MakeTables, Shown):
     formula: str | None
     nobs: int
     n_dropped: int
+    gaps: tuple[tuple[str, int], ...]
     unused_levels: tuple[tuple[str, tuple[Any, ...]], ...]
     weighted: bool
     has_offset: bool
@@ -195,6 +198,7 @@ class Summary(MakeTables, Shown):
             formula=None if model.spec is None else model.spec.formula,
             nobs=result.nobs,
             n_dropped=model.n_dropped,
+            gaps=() if model.spec is None else tuple(model.spec.gaps.items()),
             unused_levels=() if model.spec is None else tuple(model.spec.unused.items()),
             weighted=model.weights is not None,
             has_offset=model.offset is not None,
@@ -271,6 +275,8 @@ class Summary(MakeTables, Shown):
         return header, [list(row) for row in zip(*cells, strict=True)]
 
     def _notes(self) -> Iterator[str]:
+        if self.gaps:
+            yield f"Values missing: {', '.join(f'{count} in {name}' for name, count in self.gaps)}."
         if self.unused_levels:
             yield f"Levels without rows, left out: {'; '.join(starmap(_unused, self.unused_levels))}."
         if self.dropped:

@@ -179,8 +179,10 @@ def same_data(results: Sequence[Fit]) -> None:
             row = int(np.flatnonzero(one != other)[0])
             order = name == "response" and np.array_equal(np.sort(one), np.sort(other))
             remedy = "bring the rows into the same order" if order else "fit both models to the same data"
+            digits = "g" if f"{one[row]:g}" != f"{other[row]:g}" else ".17g"
             raise LMMError(
-                f"{pair} differ in the {name} (first at row {row} of those used: {one[row]:g} and {other[row]:g}): "
+                f"{pair} differ in the {name} (first at row {row} of those used: {one[row]:{digits}} and "
+                f"{other[row]:{digits}}): "
                 f"their likelihoods cannot be compared; {remedy}"
             )
 
