@@ -974,10 +974,14 @@ class LMMResult(Fit):
         ddf : {"satterthwaite", "kenward-roger", "kenward-roger-linear", "between-within", "residual", "normal"}
             Degrees of freedom of the intervals.  Satterthwaite: those of the estimated variance of the mean or, for a
             new observation, of its total variance (for a new subject x' var(beta^) x + z'Gz + sigma^2), by the delta
-            method; with several grouping factors normal quantiles for rows of known levels.  Kenward-Roger, for the
-            population only: the variance of beta^ is adjusted too.  Stated parameters are known: normal quantiles.
+            method; with several grouping factors normal quantiles for rows of known levels.  Kenward-Roger: the
+            variance is adjusted too, for rows of known groups of one factor by what the estimation of G adds to the
+            error of the prediction (Kackar and Harville 1984, J. Am. Statist. Assoc. 79, 853-862; Prasad and Rao 1990,
+            ibid. 85, 163-171), with at least the degrees of freedom of the stratum between groups; the one to take for
+            known groups where groups are few.  Stated parameters are known: normal quantiles.
         information : {"auto", "expected", "observed"}
-            For Kenward-Roger, see `test`.
+            For Kenward-Roger, see `test`; "auto" is the expected one for known groups, so that a variance estimated as
+            0 is not taken for known.
 
         Returns
         -------

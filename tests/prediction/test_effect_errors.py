@@ -7,7 +7,7 @@ import pytest
 
 import fastlmm_core as flc
 import oracle
-from fastlmm_core.prediction.predict import LEAST_DF
+from fastlmm_core.prediction.one_factor import LEAST_DF
 
 RTOL = 1e-8
 

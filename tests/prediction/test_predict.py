@@ -386,8 +386,6 @@ def test_options_of_degrees_of_freedom(rng):
     whole = result.predict(new, interval="prediction", ddf="kenward-roger")
     close(whole["std_error"] ** 2 - normal["std_error"] ** 2, adjusted**2 - mean**2)
     assert (whole["df"] > 5.0).all() and (whole["df"] < result.nobs).all()
-    with pytest.raises(flc.LMMError, match=r"ddf='kenward-roger' is for effects='population'"):
-        result.predict(new, effects="all", interval="confidence", ddf="kenward-roger")
     with pytest.raises(flc.LMMError, match=r"ddf='kenward' is unknown"):
         result.predict(new, interval="confidence", ddf="kenward")
 

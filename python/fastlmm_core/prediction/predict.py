@@ -42,6 +42,7 @@ from ..tables.rows import CallerRows
 from .conditional import posterior_of
 from .kept_effects import given_effects, places_of_given, values_of_given
 from .new_rows import NewRows, chosen_factors, read_rows, some_of
+from .one_factor import LEAST_DF, OneFactorEffects, least_stratum, of_estimation, solved
 
 if TYPE_CHECKING:
     from ..design.grouping import Grouping
@@ -56,16 +57,6 @@ Index = NDArray[np.intp]
 
 HELD = 1 << 20
 """Numbers in the derivatives of the variances of a piece of the rows."""
-
-
-LEAST_DF = 1.0
-"""Least degrees of freedom of a prediction for a known group.
-
-The delta method takes the variance as linear in the variance parameters.  Near a variance of zero that of a group's
-mean is not: it is nearly all slope, its degrees of freedom go to zero and the t quantile to 1e10, although the variance
-itself is no larger than sigma^2 / n_i.  No mean square has less than one degree of freedom.  A larger floor, that of
-the smallest stratum of the design, costs what these intervals are for: with ten groups and a variance of 0.2 they
-cover .89 instead of .92, while a floor of 1 changes no coverage."""
 
 
 class Predicted(NamedTuple):
@@ -97,42 +88,6 @@ class _Conditional(Protocol):
     def at(self, Z: list[Array], levels: list[Index]) -> tuple[Array, Array]:
         """z'M Z'[X_o, (y - X beta) / scale] (n, r + 1) and z'Mz (n,) for rows z in conditioned coordinates."""
         ...
-
-
-class _OneFactor:
-    """The groups of one factor, each by itself.
-
-    Parameters
-    ----------
-    factor : (q, q) array
-        L.
-    A : (g, q, q) array
-    C : (g, q, r + 1) array
-        Z'[X_o y_o].
-    beta : (r,) array
-    """
-
-    def __init__(self, factor: Array, A: Array, C: Array, beta: Array) -> None:
-        # M = L (I + L'A L)^-1 L' has no differences in it, however large L is
-        unit = np.eye(len(factor))
-        self.M = factor @ np.linalg.solve(unit + factor.T @ A @ factor, np.broadcast_to(factor.T, A.shape))
-        self.carried = self.M @ C
-        self.carried[:, :, -1] -= self.carried[:, :, :-1] @ beta
-        self.C, self.inner = C[:, :, :-1], unit + A @ (factor @ factor.T)
-
-    def at(self, Z: list[Array], levels: list[Index]) -> tuple[Array, Array]:
-        (z,), (level,) = Z, levels
-        known = level >= 0
-        carried, variance = np.zeros((len(z), self.carried.shape[2])), np.zeros(len(z))
-        z, level = z[known], level[known]
-        carried[known] = np.einsum("ij,ijk->ik", z, self.carried[level])
-        variance[known] = np.einsum("ij,ijk,ik->i", z, self.M[level], z)
-        return carried, variance
-
-    def turned(self, z: Array, level: Index, h: Array) -> tuple[Array, Array]:
-        """P z and E h (n, q) of rows of known levels."""
-        P: Array = np.asarray(np.linalg.inv(self.inner), dtype=np.float64)
-        return np.einsum("ijk,ik->ij", P[level], z), np.einsum("ijk,ik->ij", (P @ self.C)[level], h)
 
 
 def _unpack_raw(result: Fit, positions: Index) -> tuple[Array, Array]:
@@ -222,9 +177,12 @@ def predicted(
         near = option("interval", interval, ("confidence", "prediction"))
         raise LMMError(f"interval={interval!r} is unknown: use 'confidence', 'prediction' or None{near}")
     check_options(ddf, information)
-    if interval is not None and chosen and ddf.startswith("kenward-roger"):
-        raise LMMError(f"ddf={ddf!r} is for effects='population': use ddf='satterthwaite' for those of groups")
     every = tuple(f.grouping.name for f in model.factors)
+    if interval is not None and chosen and len(every) > 1 and ddf.startswith("kenward-roger"):
+        raise LMMError(
+            f"ddf={ddf!r} with several grouping factors is for effects='population': use ddf='satterthwaite' for those "
+            "of groups"
+        )
     rows = read_rows(model, data, "data", every if interval == "prediction" else chosen, chosen)
     given_offset = (
         rows.offset if offset is None else row_values(rows.caller.values(offset, "offset"), "offset", len(rows.X))
@@ -265,7 +223,7 @@ def predicted(
     whitened = np.zeros((len(mean), problem.rank))
     if result.stated is None:
         direction = _conditioned_x(problem, rows.X)
-        whitened = _solved(result.solution.chol, direction if conditional is None else direction - carried[:, :-1])
+        whitened = solved(result.solution.chol, direction if conditional is None else direction - carried[:, :-1])
     variance = variance + np.einsum("ij,ij->i", whitened, whitened)
     # rows of Z for levels without observations, whose whole variance counts for a new observation
     fresh = np.zeros((len(mean), model.structure.q))
@@ -303,24 +261,35 @@ def _freedom(
         z where the level has no observations and its variance counts, 0 elsewhere.
     z : list of (n, q_f) arrays
     levels : list of (n,) arrays
-    conditional : _OneFactor, or posterior of several factors, or None
+    conditional : OneFactorEffects, or posterior of several factors, or None
     ddf, information : str
     """
-    normal = variance == 0.0
-    if conditional is not None and not isinstance(conditional, _OneFactor):
-        normal |= np.any([position >= 0 for position in levels], axis=0)
-    if normal.all():
+    one_factor = isinstance(conditional, OneFactorEffects)
+    normal = np.zeros(len(variance), dtype=bool)
+    if conditional is not None and not one_factor:
+        normal = np.any([position >= 0 for position in levels], axis=0)
+    if (normal | (variance == 0.0)).all() and not (one_factor and ddf.startswith("kenward-roger")):
         return variance, np.full(len(variance), np.inf)
-    found = moments(result, ddf, information)
+    # an interval for one group allows that groups differ where none is seen to
+    found = moments(result, ddf, "expected" if one_factor and information == "auto" else information)
     if result.model.residual is not None:
         if found.adjustment is not None:
             variance = variance + ((whitened @ found.adjustment) * whitened).sum(axis=1)
         return variance, found.df(whitened)
     own, carried = fresh, np.zeros_like(fresh)
-    if isinstance(conditional, _OneFactor):
+    adjusted = np.zeros(len(variance))
+    if found.adjustment is not None:
+        adjusted = ((whitened @ found.adjustment) * whitened).sum(axis=1)
+    seen, told = np.empty(0, dtype=np.intp), variance.copy()
+    if isinstance(conditional, OneFactorEffects):
         seen = np.flatnonzero(levels[0] >= 0)
-        h = _solved(result.solution.chol.T, whitened[seen])
-        own[seen], carried[seen] = conditional.turned(z[0][seen], levels[0][seen], h)
+        at = levels[0][seen]
+        h = solved(result.solution.chol.T, whitened[seen])
+        own[seen], carried[seen] = conditional.turned(z[0][seen], at, h)
+        if found.adjustment is not None:
+            adjusted[seen] += of_estimation(found, conditional, at, whitened[seen], own[seen], carried[seen])
+            # the degrees of freedom of a population's variance are those without the adjustment
+            told[seen] += adjusted[seen]
     lower, upper = vech_positions(fresh.shape[1])
     both = np.where(lower == upper, 0.5, 1.0)[:, None]
     df = np.empty(len(variance))
@@ -329,18 +298,11 @@ def _freedom(
         part = slice(begin, begin + step)
         one, other = own[part].T, (own[part] - 2.0 * carried[part]).T
         slopes = found.slopes_of(whitened[part]) + both * (one[lower] * other[upper] + one[upper] * other[lower])
-        df[part] = found.df_of(variance[part], slopes)
-    if conditional is not None:
-        df = np.maximum(df, LEAST_DF)
-    df[normal] = np.inf
-    if found.adjustment is not None:  # the degrees of freedom are those of the variance without it
-        variance = variance + np.einsum("ij,jk,ik->i", whitened, found.adjustment, whitened)
-    return variance, df
-
-
-def _solved(L: Array, rows: Array) -> Array:
-    """L^-1 a for rows a (n, r)."""
-    return np.asarray(np.linalg.solve(L, rows.T).T if rows.shape[1] else rows, dtype=np.float64)
+        df[part] = found.df_of(told[part], slopes)
+    if len(seen):
+        df[seen] = np.maximum(df[seen], LEAST_DF if found.adjustment is None else least_stratum(result))
+    df[normal | (variance + adjusted == 0.0)] = np.inf
+    return variance + adjusted, df
 
 
 def _conditioned_x(problem: Problem, X: Array) -> Array:
@@ -410,7 +372,7 @@ def _one_factor(
     if not parts:
         return [position[index]], None
     A, C = (np.concatenate(both) for both in zip(*parts, strict=True))
-    return [position[index]], _OneFactor(result.optimum.factor, A, C, result.solution.beta)
+    return [position[index]], OneFactorEffects(result.optimum.factor, A, C, result.solution.beta, count)
 
 
 def _several_factors(
