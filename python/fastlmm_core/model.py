@@ -71,6 +71,9 @@ class LinearMixedModel(Model):
         effects.
     design : Design, optional
         Instead of all the others but `y`: the design of a model made before (``model.design``).
+    given : bool
+        With `design`: whether its parameters will be stated (see `assume`), so that only what nobody could use is
+        refused, not what cannot be estimated.
 
     Arrays of more than 64 kB are not copied before their rows are needed again, for residuals, other responses or
     diagnostics; where they have been changed by then, an LMMError says so.
@@ -109,12 +112,13 @@ class LinearMixedModel(Model):
         group_name: str = "group",
         residual: Residual | Any = None,
         design: Design | None = None,
+        given: bool = False,
     ) -> None:
         if design is not None:
-            if any(given is not None for given in (X, Z, groups, terms, weights, offset)):
+            if any(part is not None for part in (X, Z, groups, terms, weights, offset)):
                 raise LMMError("design holds X, Z, groups, terms, weights and offset: give either it or them")
             plain = y is None or (type(y) is np.ndarray and y.shape == (len(design.exog),))
-            super().__init__(design, _response(y if plain else design.caller_rows.values(y, "y")))
+            super().__init__(design, _response(y if plain else design.caller_rows.values(y, "y")), given)
             self._seals = seals_of(None, self._y)
             return
         response = _response(y)
@@ -125,7 +129,8 @@ class LinearMixedModel(Model):
         if structured is not None and Z is None and groups is None and terms is None:
             part = no_random_part(structured.subject, n)
         elif terms is None:
-            part = _one_term(n, Z, groups, structure, exog_re_names, group_name)
+            shared = fixed if Z is X and X is not None else None
+            part = _one_term(n, Z, groups, structure, exog_re_names, group_name, shared)
         elif Z is not None or groups is not None:
             raise LMMError("terms and Z, groups exclude each other: give the random effects in one way")
         else:
@@ -145,9 +150,7 @@ class LinearMixedModel(Model):
     @classmethod
     def of(cls, design: Design, y: ArrayLike | None, given: bool = False) -> Self:
         """A model from a design and a response that nobody changes."""
-        model = cls.__new__(cls)
-        Model.__init__(model, design, _response(y), given)
-        return model
+        return cls(y, design=design, given=given)
 
     def fit(
         self,
@@ -332,14 +335,21 @@ def _after_fit(name: str) -> str:
 
 
 def _one_term(
-    n: int, Z: ArrayLike | None, groups: Any, structure: str, names: Sequence[str] | None, group_name: str
+    n: int,
+    Z: ArrayLike | None,
+    groups: Any,
+    structure: str,
+    names: Sequence[str] | None,
+    group_name: str,
+    shared: Array | None,
 ) -> RandomPart:
+    """The random part from arrays; `shared`: X, where Z is the same array, as the sums over rows are to know."""
     if groups is None:
         third = "" if Z is None else " as groups=: the third argument is Z, the columns of the random effects"
         raise LMMError(f"groups is missing: give the group of each row{third}")
     if structure not in ("full", "diagonal"):
         raise LMMError(f"structure={structure!r} is unknown: use 'full' or 'diagonal'")
-    random = np.ones((n, 1)) if Z is None else own(float_array(Z, "Z", 2))
+    random = shared if shared is not None else np.ones((n, 1)) if Z is None else own(float_array(Z, "Z", 2))
     q = random.shape[1]
     if q == 0:
         raise LMMError("Z has no columns: give at least one random effect, or leave Z out for a random intercept")

@@ -95,6 +95,11 @@ class CovarianceStructure:
         return len(self.positions[0])
 
     @cached_property
+    def widest(self) -> int:
+        """Effects of the largest block of correlated ones."""
+        return max((b.stop - b.start for b in self.blocks if b.correlated), default=1)
+
+    @cached_property
     def free(self) -> NDArray[np.bool_]:
         """Which elements of G are free (q, q)."""
         rows, columns = self.positions

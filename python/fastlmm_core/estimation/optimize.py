@@ -330,8 +330,7 @@ def _patiently(
     A triangular Lambda whose first diagonal elements vanish before the last ones is nearly redundant: the way to the
     optimum is then a narrow curved valley.  In the principal axes, largest first, it is not.
     """
-    widest = max((b.stop - b.start for b in structure.blocks if b.correlated), default=1)
-    iterations = ROUND if widest < WIDE else WIDE_ROUND
+    iterations = ROUND if structure.widest < WIDE else WIDE_ROUND
     options = {**options, "maxiter": iterations}
     turn: Array | None = None
     found = _run(criterion, theta, "newton", options)
