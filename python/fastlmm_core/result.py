@@ -1278,7 +1278,8 @@ class LMMResult(Fit):
             effects), ``resid`` and ``resid_marginal``, ``resid_pearson``, ``resid_whitened``, ``resid_studentized``
             (see `residuals`), ``leverage`` and its parts ``leverage_fixed`` and ``leverage_random``, ``cooks_distance``
             of the coefficients at the variance parameters of the fit (`influence` estimates these anew), and each
-            random effect of the group of the row as ``effect|factor``.
+            random effect of the group of the row as ``effect|factor``.  Models with structured residuals have neither
+            studentised residuals nor leverage and Cook's distance.
 
         Raises
         ------
@@ -1376,6 +1377,9 @@ class LMMResult(Fit):
     @property
     def __maketables_depvar__(self) -> str:
         return self.model.response_name
+
+    def __str__(self) -> str:
+        return str(self.summary())
 
     def __repr__(self) -> str:
         if self.stated is not None:

@@ -152,6 +152,16 @@ def test_models_from_arrays(data):
     np.testing.assert_array_equal(rows["fitted"], result.fittedvalues)
 
 
+def test_structured_residuals():
+    data = flc.datasets.load("fev", "pandas").sample(frac=1.0, random_state=2)
+    result = flc.mmrm("FEV1 ~ RACE + ARMCD * AVISIT + us(AVISIT | USUBJID)", data).fit()
+    rows = result.augment(data)
+    np.testing.assert_allclose(rows["fitted"] + rows["resid"], data.FEV1.loc[rows.index], rtol=1e-12)
+    np.testing.assert_array_equal(rows["resid_whitened"], result.residuals("whitened"))
+    assert "leverage" not in rows and "cooks_distance" not in rows
+    assert result.glance()["nobs"].item() == len(rows) == data.FEV1.notna().sum()
+
+
 def test_glance(data):
     fits = [flc.lmm(formula, data).fit(reml=reml) for formula in FORMULAS for reml in (True, False)]
     table = pd.concat([fit.glance() for fit in fits], ignore_index=True)

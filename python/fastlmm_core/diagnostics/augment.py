@@ -94,18 +94,17 @@ def _of_model(result: Fit) -> dict[str, Any]:
 def _of_fit(result: Fit) -> dict[str, Any]:
     """What the fit says of each row."""
     model = result.model
-    rows = row_variances(result)
     columns: dict[str, Any] = {
         "fitted": result.fitted_mean,
         "fitted_population": result.population_mean,
         "resid": result.rest,
         **{f"resid_{kind}": residuals(result, kind) for kind in ("marginal", "pearson", "whitened")},
-        "resid_studentized": standardized(result, rows),
     }
-    parts = leverage_parts(rows)
-    columns["leverage"] = parts["overall"]
-    if result.stated is None:  # stated coefficients do not follow the response
-        columns |= {"leverage_fixed": parts["fixed"], "leverage_random": parts["random"]}
+    if model.residual is None:  # what follows is for residuals that are independent given the random effects
+        rows = row_variances(result)
+        parts = leverage_parts(rows)
+        columns["resid_studentized"] = standardized(result, rows)
+        columns |= {"leverage": parts["overall"], "leverage_fixed": parts["fixed"], "leverage_random": parts["random"]}
         columns["cooks_distance"] = cooks_distances(result, rows)
     for effects, factor in zip(result.blups, model.factors, strict=True):
         for j, name in enumerate(result.effect_names[factor.columns]):
