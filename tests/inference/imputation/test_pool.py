@@ -158,14 +158,15 @@ def test_contrasts_and_means(fits):
     t, nu = tukey.statistic[0], tukey.df[0]
     same(tukey.pvalues[0], stats.studentized_range.sf(abs(t) * np.sqrt(2.0), 3, nu), 1e-6)
     # multivariate t with the correlations of the pooled contrasts
-    mvt = pooled.emmeans("recipe").contrast("reference")
+    mvt = pooled.emmeans("recipe", contrasts="reference", ref="B").comparison
+    assert mvt.labels["contrast"] == ["A - B", "C - B"]
     L = mvt.L
     total = L @ pooled.cov_params() @ L.T
     corr = total / np.sqrt(np.outer(np.diag(total), np.diag(total)))
     same(mvt.std_error, np.sqrt(np.diag(total)))
     expected = multiplicity.adjusted_p(mvt.statistic, mvt.df, "mvt", correlation=corr)
     same(mvt.pvalues, expected, 1e-9)
-    assert "multivariate t" in str(mvt)
+    assert "multivariate t" in str(mvt) and "Averaged over temperature" in str(means)
 
 
 def test_slopes():

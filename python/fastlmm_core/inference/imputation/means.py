@@ -70,13 +70,13 @@ class PooledMeans(PooledEstimates):
         method: str | Mapping[str, Sequence[float]] = "pairwise",
         adjust: str | None = None,
         level: float | None = None,
-        reference: Any = None,
+        ref: Any = None,
     ) -> PooledEstimates:
         """Compare the means, within each combination of the levels of `by`.
 
         Parameters
         ----------
-        method, adjust, level, reference
+        method, adjust, level, ref
             See `MarginalMeans.contrast`.
 
         Returns
@@ -84,7 +84,7 @@ class PooledMeans(PooledEstimates):
         PooledEstimates
         """
         level = self.level if level is None else level
-        parts = [means.contrast(method, "none", level, reference) for means in self._means]
+        parts = [means.contrast(method, "none", level, ref) for means in self._means]
         if adjust is None:
             adjust = DEFAULT_ADJUST.get(method, "none") if isinstance(method, str) else "none"
         name = method_name(adjust)
@@ -97,7 +97,7 @@ class PooledMeans(PooledEstimates):
         weights = None
         if pairs:
             members = [tuple(first.labels[variable][i] for variable in first.factors) for i in first.families()[0]]
-            weights = np.array(list(contrast_weights(method, members, reference).values()))
+            weights = np.array(list(contrast_weights(method, members).values()))
         families = [np.arange(size) + i * size for i in range(count)]
         return PooledEstimates(**_put_together(self._imputed, parts, families, name, level, weights))
 
@@ -120,13 +120,14 @@ def pooled_means(
     contrasts: str | Mapping[str, Sequence[float]] | None = None,
     adjust: str | None = None,
     level: float = 0.95,
+    ref: Any = None,
 ) -> PooledMeans:
     """Marginal means of factors, or slopes of a variable, over imputations.
 
     Parameters
     ----------
     imputed : Imputed
-    factors, by, at, contrasts, adjust, level
+    factors, by, at, contrasts, adjust, level, ref
         As for `means.emmeans`.
     variable : str or None
         Whose slopes are wanted; None for means.
@@ -162,7 +163,7 @@ def pooled_means(
         raise LMMError("adjust='tukey' is for comparisons: give contrasts='pairwise', or use 'sidak'")
     found = _put_together(imputed, parts, first.families(), own, level, None)
     means = PooledMeans(**found, comparison=None, _imputed=imputed, _means=tuple(parts))
-    return means if contrasts is None else replace(means, comparison=means.contrast(contrasts, adjust))
+    return means if contrasts is None else replace(means, comparison=means.contrast(contrasts, adjust, ref=ref))
 
 
 def _put_together(
@@ -200,7 +201,12 @@ def _put_together(
         "L": first.L,
         "level": level,
         "adjust": adjust,
-        "notes": (*done.notes, f"{imputed.method}."),
+        # of the fits what their means stand for; how they are tested is said once, for all of them
+        "notes": (
+            *done.notes,
+            *(n for n in first.notes if not n.startswith("Robust covariance")),
+            f"{imputed.method}.",
+        ),
         "_result": imputed.results[0],
         "fraction_missing": found.fraction_missing,
     }
