@@ -24,6 +24,7 @@ from ..estimation.stated import stated_fit
 from ..formula.specification import FormulaSpec, Numbers
 from ..formula.syntax import parse
 from .file import read_archive, write_archive
+from .residuals import plain_residual, residual_of
 from .states import plain_state, state_of
 from .values import packed, unpacked
 
@@ -56,8 +57,6 @@ def write(result: Fit, path: str | os.PathLike[str]) -> None:
         For what the format does not have, or a file that cannot be written.
     """
     model, design = result.model, result.model.design
-    if design.residual is not None:
-        raise LMMError("save() writes models with independent residuals; use pickle for this one")
     arrays: dict[str, Array] = {"exog": design.exog}
     for name, values in (("weights", design.weights), ("offset", design.offset), ("kept", design.kept)):
         if values is not None:
@@ -79,6 +78,7 @@ def write(result: Fit, path: str | os.PathLike[str]) -> None:
         "n_dropped": design.n_dropped,
         "exog_re_is_exog": shared,
         "random": _random(design, arrays),
+        "residual": None if design.residual is None else plain_residual(design.residual, arrays),
         "formula": None if design.spec is None else _formula(design.spec),
         "index": _index(design.index),
         "parameters": _parameters(result, arrays),
@@ -146,6 +146,8 @@ def _index(index: Any) -> Any:
 
 def _parameters(result: Fit, arrays: dict[str, Array]) -> dict[str, Any]:
     arrays["params"], arrays["factor"] = result.beta, result.relative_factor
+    if result.model.design.residual is not None:
+        arrays["phi"] = result.phi
     found: dict[str, Any] = {"sigma2": result.sigma2}
     if result.stated is not None:
         return found
@@ -211,11 +213,14 @@ def _result(document: dict[str, Any], arrays: dict[str, Array], model_kind: type
         document["n_dropped"],
         arrays.get("kept"),
         index=_pandas_index(document["index"]),
+        residual=None if document["residual"] is None else residual_of(document["residual"], arrays),
     )
     model = model_kind.of(design, arrays.get("endog"), document["given"])
     found = document["parameters"]
     if not document["estimated"]:
-        return stated_fit(kind, model, arrays["params"], arrays["factor"], found["sigma2"], document["reml"])
+        return stated_fit(
+            kind, model, arrays["params"], arrays["factor"], found["sigma2"], document["reml"], arrays.get("phi")
+        )
     estimates = Estimates(
         factor=arrays["factor"],
         criterion=found["criterion"],
@@ -227,6 +232,7 @@ def _result(document: dict[str, Any], arrays: dict[str, Array], model_kind: type
         message=found["message"],
         others=tuple((value, np.array(theta)) for value, theta in found["other_minima"]),
         restricted=arrays.get("restricted"),
+        phi=arrays.get("phi"),
     )
     return restored(kind, model, document["reml"], estimates)
 

@@ -42,6 +42,8 @@ class Estimates(NamedTuple):
         Other minima.
     restricted : (k,) array or None
         The parameters of restricted covariances; see `Optimum`.
+    phi : (k,) array or None
+        Those of structured residuals.
     """
 
     factor: Array
@@ -54,6 +56,7 @@ class Estimates(NamedTuple):
     message: str
     others: tuple[tuple[float, Array], ...]
     restricted: Array | None = None
+    phi: Array | None = None
 
 
 def restored(kind: type[F], model: Model, reml: bool, found: Estimates) -> F:
@@ -75,6 +78,8 @@ def restored(kind: type[F], model: Model, reml: bool, found: Estimates) -> F:
     problem, structure = model.problem, model.structure
     factor = _conditioned(model, found.factor)
     theta = structure.theta(factor)
+    if found.phi is not None:
+        theta = np.concatenate([theta, found.phi])
     engine = problem.criterion()
     engine.reml = reml
     value, gradient, hessian = engine.evaluate(theta, 2)
@@ -87,6 +92,7 @@ def restored(kind: type[F], model: Model, reml: bool, found: Estimates) -> F:
     assert gradient is not None
     assert hessian is not None
     offset = problem.offset(reml)
+    special = found.restricted is not None or found.phi is not None
     others = tuple(
         LocalMinimum(other - offset, structure.theta(_conditioned(model, structure.factor(natural))))
         for other, natural in found.others
@@ -94,7 +100,7 @@ def restored(kind: type[F], model: Model, reml: bool, found: Estimates) -> F:
     optimum = Optimum(
         theta, factor, value, gradient, hessian, found.gradient_norm, found.converged, found.singular,
         found.n_evaluations, found.method, found.message,
-        _null_space(structure, factor) if found.singular and found.restricted is None else np.zeros((structure.q, 0)),
+        np.zeros((structure.q, 0)) if not found.singular or special else _null_space(structure, factor),
         (), others, found.restricted,
     )  # fmt: skip
     solution = Solution(*engine.solution()[:3])
@@ -111,6 +117,8 @@ def restored(kind: type[F], model: Model, reml: bool, found: Estimates) -> F:
 
 def _conditioned(model: Model, natural: Array) -> Array:
     """Lambda of the conditioned problem."""
+    if not model.structure.q:
+        return np.zeros((0, 0))
     inner: Array = np.asarray(np.linalg.solve(model.problem.z_map, natural), dtype=np.float64)
     return model.structure.canonical(inner)
 
