@@ -150,10 +150,44 @@ def test_simulated_responses_have_the_covariance_of_the_model(fev):
 
 def test_what_takes_independent_residuals_says_so(fev):
     fit = flc.lmm("FEV1 ~ ARMCD", fev, residual="us(AVISIT | USUBJID)").fit()
-    for call in (fit.influence, fit.profile, fit.pooling, fit.design_effect, fit.variance_components, fit.bootstrap):
+    for call in (fit.influence, fit.profile, fit.pooling, fit.design_effect, fit.variance_components):
         with pytest.raises(flc.LMMError, match="takes residuals that are independent"):
             call()
     with pytest.raises(flc.LMMError, match="no random effects"):
         fit.icc()
     whitened = fit.residuals("whitened")
     assert np.asarray(whitened).std() == pytest.approx(1.0, rel=0.05)
+
+
+def test_many_responses_are_fitted_as_one(fev):
+    model = flc.lmm("FEV1 ~ ARMCD * AVISIT", fev, residual="ar1h(AVISIT | USUBJID)")
+    Y = np.asarray(model.fit().simulate(3, seed=2))
+    batch = model.fit_many(Y)
+    tests = batch.test(["ARMCD[T.TRT]", "ARMCD[T.TRT]:AVISIT[T.VIS4]"])
+    adjusted = batch.test("ARMCD[T.TRT] = 0", ddf="kenward-roger")
+    assert batch.converged.all()
+    for i, y in enumerate(Y):
+        one = model.refit(y)
+        assert batch.criterion[i] == pytest.approx(one.criterion, rel=SAME)
+        np.testing.assert_allclose(batch.theta[i], one.theta, rtol=1e-5, atol=1e-7)
+        np.testing.assert_allclose(batch.bse[i], one.bse, rtol=1e-6)
+        found = one.test(["ARMCD[T.TRT]", "ARMCD[T.TRT]:AVISIT[T.VIS4]"])
+        assert tests.pvalues[i] == pytest.approx(found.pvalue, rel=1e-5)
+        known = one.test("ARMCD[T.TRT] = 0", ddf="kenward-roger")
+        assert adjusted.pvalues[i] == pytest.approx(known.pvalue, rel=1e-5)
+    with pytest.raises(flc.LMMError, match="expected"):
+        batch.test("ARMCD[T.TRT] = 0", ddf="kenward-roger", information="expected")
+
+
+def test_bootstrap_and_power(fev):
+    fit = flc.lmm("FEV1 ~ ARMCD", fev, residual="ar1(AVISIT | USUBJID)").fit()
+    found = fit.bootstrap(60, seed=3)
+    assert found.names[-2:] == ("sigma2|USUBJID", "rho|USUBJID")
+    spread = found.replicates.std(axis=0, ddof=1)
+    known = np.append(np.sqrt(np.diag(fit.cov)), fit.residual_parameters()["std_error"])
+    # 60 draws tell a standard deviation to a tenth
+    np.testing.assert_allclose(spread, known, rtol=0.4)
+    with pytest.raises(flc.LMMError, match="takes residuals that are independent"):
+        fit.bootstrap(10, kind="cases")
+    power = flc.power(fit, "ARMCD[T.TRT]", n_sim=20, seed=1)
+    assert power.n_converged == 20 and power.power > 0.8

@@ -146,7 +146,7 @@ def df(batch: BatchFit, ddf: str = "satterthwaite", information: str = "auto") -
     if ddf == "satterthwaite":
         return batch.satterthwaite.copy()
     if ddf == "kenward-roger":
-        return _kenward_roger_coefficients(batch, information)[1]
+        return _coefficients(batch, ddf, information)[1]
     known = np.inf if ddf == "normal" else float(batch.model.df_resid)
     return np.where(np.isnan(batch.params), np.nan, known)
 
@@ -180,8 +180,19 @@ def _coefficients(batch: BatchFit, ddf: str, information: str) -> tuple[Array, A
     """Standard errors and degrees of freedom (n, p) of the coefficients."""
     _check_ddf(ddf, information)
     if ddf == "kenward-roger":
+        if _structured(batch, information):
+            return robust_coefficients(batch, ddf, "model", None)
         return _kenward_roger_coefficients(batch, information)
     return batch.bse, df(batch, ddf)
+
+
+def _structured(batch: BatchFit, information: str) -> bool:
+    """Whether the residuals have a structure, so that each response is tested by itself."""
+    if batch.model.design.residual is None:
+        return False
+    if information == "expected":
+        raise LMMError("information='expected' is for single fits where residuals have a structure: use 'observed'")
+    return True
 
 
 def tidy_columns(
@@ -276,7 +287,7 @@ def test(
     estimate = np.nan_to_num(batch.params) @ parsed.L.T
     estimate[batch.status < 0] = np.nan
     gap = estimate - parsed.rhs
-    if vcov != "model" or cluster is not None:
+    if vcov != "model" or cluster is not None or _structured(batch, information):
         error, statistic, freedom = robust_rows(batch, parsed, ddf, vcov, cluster)
     elif ddf == "kenward-roger":
         z = gap @ combine.T

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .. import kernels
-from ..covariance.elements import element_names
+from ..covariance.elements import element_names, sd_and_cor
 from ..engines.one_factor.problem import one_factor
 from ..errors import LMMError
 from ..support.arguments import checked, outside
@@ -329,7 +329,11 @@ def bootstrap(
     check_count(n, "n", 2)
     check_first(first, seed)
     model = result.model
-    model.needs_independent_residuals("bootstrap()")
+    if model.design.residual is not None:
+        if kind != "parametric":
+            model.needs_independent_residuals(f"bootstrap(kind={kind!r}) (use kind='parametric')")
+        own_statistic = _structured_parameters if statistic is None else statistic
+        return _user_statistic(result, n, kind, own_statistic, parametric(result), seed, first)
     thread_count(n_jobs)
 
     def all_parameters(params: Array, covariance: Array, sigma2: Array) -> Array:
@@ -382,6 +386,22 @@ def bootstrap(
         kinds=_kinds(model),
         _fit=result,
     )
+
+
+def _structured_parameters(fit: Fit) -> dict[str, float]:
+    """All parameters of a fit with structured residuals, by name."""
+    model, part = fit.model, fit.model.design.residual
+    assert part is not None
+    elements = model.random.elements
+    out = {model.exog_names[j]: float(fit.beta[j]) for j in model.problem.kept}
+    names = element_names(elements)[: len(elements)]
+    out |= dict(zip(names, sd_and_cor(elements, fit.covariance[None])[0].tolist(), strict=True))
+    for own in part.strata:
+        scale, inner = own.own(fit.phi)
+        values = own.structure.natural(inner, scale * fit.sigma2).tolist()
+        names = own.structure.names(part.labels, part.subject.name)
+        out |= {f"{name}[{own.label}]" if own.label else name: v for name, v in zip(names, values, strict=True)}
+    return out
 
 
 def _named_numbers(found: Any) -> tuple[tuple[str, ...], Array]:

@@ -48,7 +48,7 @@ class BatchFit:
         Fixed effects and standard errors; NaN for dropped columns and for responses that could not be fitted.
     sigma2, criterion, gradient_norm : (count,) arrays
     theta_o : (count, k) array
-        Covariance parameters in conditioned units.
+        Covariance parameters in conditioned units, those of structured residuals after them.
     status : (count,) int array
         2: certified, on the boundary; 1: certified; 0: not certified; below 0: could not be fitted.
     satterthwaite : (count, p) array
@@ -64,6 +64,8 @@ class BatchFit:
 
     def __init__(self, model: Model, kind: type[Fit], reml: bool, count: int, responses: Any) -> None:
         p, n_par = model.exog.shape[1], model.structure.n_parameters
+        residual = model.design.residual
+        n_par += 0 if residual is None else residual.n_parameters
         self.model = model
         self.kind = kind
         self.reml = reml
@@ -124,7 +126,12 @@ class BatchFit:
     def theta(self) -> Array:
         """Relative covariance parameters in natural units (n_responses, k)."""
         rows, columns = self.model.structure.positions
-        return np.asarray(self.relative_factor[:, rows, columns])
+        return np.column_stack([self.relative_factor[:, rows, columns], self.phi])
+
+    @property
+    def phi(self) -> Array:
+        """Parameters of structured residuals, without constraints (n_responses, k); none where they are independent."""
+        return self.theta_o[:, self.model.structure.n_parameters :]
 
     @property
     def G(self) -> dict[str, Array]:
@@ -145,6 +152,9 @@ class BatchFit:
         """
         if self.responses is None:
             raise LMMError("the responses were given as a stream and are not kept: fit an array to have BLUPs")
+        if self.model.design.residual is not None:
+            each = [self.one(int(i)).blups for i in chosen]
+            return [np.array(parts) for parts in zip(*each, strict=True)]
         design = effects_design(self.model)
         out = [np.empty((len(chosen), f.grouping.m, f.stop - f.start)) for f in self.model.factors]
         size = max(1, CHUNK_BYTES // (8 * self.model.nobs * self.model.structure.q))
@@ -215,5 +225,5 @@ class BatchFit:
         structure = self.model.structure
         inner = np.zeros((len(self), structure.q, structure.q))
         rows, columns = structure.positions
-        inner[:, rows, columns] = self.theta_o
+        inner[:, rows, columns] = self.theta_o[:, : len(rows)]
         return inner

@@ -142,7 +142,6 @@ def fit_many(
     """
     none = empty(0, None)
     model = none.model
-    model.needs_independent_residuals("fit_many()")
     model.needs_free_covariances("fit_many()")
     jobs = thread_count(n_jobs)
     if not memory > 0.0:
@@ -186,7 +185,6 @@ def fit_drawn(
         As for `fit_many`.
     """
     model = empty(0, None).model
-    model.needs_independent_residuals("fits of many responses")
     model.needs_free_covariances("fits of many responses")
     jobs = min(thread_count(n_jobs), max(1, -(-count // size)))
     return _fit(empty, blocks, count, whole, jobs, progress)
@@ -218,6 +216,7 @@ def _fit(
     model = none.model
     # where no row tells the residual variance by itself, each response may have an optimum or none
     alone = model.problem.saturated or (model.problem.outside > 0 and not none.reml)
+    alone = alone or model.design.residual is not None
     shared = None if alone else shared_design(model)
 
     def run(block: Any, into: BatchFit, first: int) -> int:
@@ -276,7 +275,7 @@ def _second_look(model: Model, Y: Array, into: BatchFit, first: int) -> None:
     status = into.status[part]
     problem = model.problem
     good = np.flatnonzero(status > 0)
-    if len(good) and len(model.factors) == 1:
+    if len(good) and len(model.factors) == 1 and model.design.residual is None:
         look = model.once("response search", lambda: ResponseSearch(model))
         chosen = Y if len(good) == len(Y) else Y[good]
         where = look.starts(chosen, into.params[first + good], into.theta_o[first + good], into.reml)
@@ -312,7 +311,7 @@ def _single(model: Model, y: Array, into: BatchFit, at: int) -> None:
     problem = model.problem
     # theta of the fit in the coordinates of this design
     inner: Array = np.asarray(np.linalg.solve(problem.z_map, result.relative_factor), dtype=np.float64)
-    into.theta_o[at] = model.structure.theta(model.structure.canonical(inner))
+    into.theta_o[at] = np.append(model.structure.theta(model.structure.canonical(inner)), result.phi)
     into.params[at] = result.beta
     into.bse[at] = np.sqrt(np.diag(result.cov))
     into.sigma2[at] = result.sigma2
