@@ -53,9 +53,11 @@ def cells(text: str) -> list[tuple[int, str, bool]]:
 
 
 def anchors(text: str) -> set[str]:
-    """The anchors that the headings of a page get."""
+    """The anchors that the headings of a page get, and those that are written out."""
     headings = re.findall(r"^#+ (.*)$", without_code(text), re.MULTILINE)
-    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+    return {*re.findall(r"^\(([\w-]+)\)=$", text, re.MULTILINE)} | {
+        re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings
+    }
 
 
 @pytest.mark.parametrize("page", [name for name in ALL if name not in NOTEBOOKS])
