@@ -64,6 +64,7 @@ CASES = [
     ),
     (written(r4="1,234.5"), r"but for '1,234\.5' at row 4 \(counting from 0\); read"),
     ([str(k) for k in range(12)] * 5, r"holds numbers written as text; convert it to numbers"),
+    ([*map(str, range(8)), *[None] * 52], r"holds numbers written as text; convert it to numbers"),
     (["1", "2", "3", "."] * 15, r"but for '\.' at row 3 \(counting from 0\); mark"),
 ]
 

@@ -129,6 +129,10 @@ def test_arrays():
     with pytest.warns(UserWarning, match=r"predict\(\): row 1 \(counting from 0\) of data .* is NaN: .*'twice', which"):
         found = fit.predict({"X": [[1.0, 1.0, 2.0], [1.0, 1.0, 50.0]]})
     np.testing.assert_array_equal(np.isnan(found), [False, True])
+    # each row is judged by its own size
+    with pytest.warns(UserWarning, match=r"row 0 \(counting from 0\)"):
+        found = fit.predict({"X": [[0.0, 1e-8, 3e-8], [0.0, 1e6, 2e6]]})
+    np.testing.assert_array_equal(np.isnan(found), [True, False])
 
 
 @pytest.mark.parametrize("formula", ["y ~ arm*site + (1 | who)", "y ~ arm*site + (1 | who) + (1 | rater)"])
