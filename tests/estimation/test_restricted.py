@@ -380,3 +380,40 @@ def test_full_rank_beside_structured_residuals():
     np.testing.assert_allclose(full.G["id"], us.G["id"], rtol=1e-5)
     np.testing.assert_allclose(full.test("x = 0").df_denom, us.test("x = 0").df_denom, rtol=1e-5)
     np.testing.assert_allclose(full.blups[0], us.blups[0], rtol=1e-4, atol=1e-6)
+
+
+def test_replicated_crossover():
+    """The FDA's model of bioequivalence: FA0(2) for the subjects, a residual variance for each treatment."""
+    rng = np.random.default_rng(2)
+    rows = []
+    for subject in range(24):
+        sequence = ("TRTR", "RTRT")[subject % 2]
+        b = np.array([[0.4, 0.0], [0.2, 0.3]]) @ rng.standard_normal(2)
+        for period, treat in enumerate(sequence):
+            k = "RT".index(treat)
+            y = 4.0 + 0.1 * k + b[k] + (0.1, 0.2)[k] * rng.standard_normal()
+            rows.append((subject, sequence, period, treat, y))
+    data = pd.DataFrame(rows, columns=["subject", "sequence", "period", "treat", "y"])
+    fixed = "y ~ treat + C(period) + sequence"
+    fit = flc.lmm(f"{fixed} + fa0(0 + treat | subject, rank=2)", data, variance="~ 0 + treat").fit()
+    us = flc.lmm(f"{fixed} + (0 + treat | subject)", data, variance="~ 0 + treat").fit()
+    assert fit.converged and not fit.singular
+    np.testing.assert_allclose(fit.criterion, us.criterion, rtol=1e-10)
+    for ddf in ("satterthwaite", "kenward-roger"):
+        one, other = (result.test("treat[T.T] = 0", ddf=ddf) for result in (fit, us))
+        np.testing.assert_allclose(one.df_denom, other.df_denom, rtol=1e-5)
+        np.testing.assert_allclose(one.std_error, other.std_error, rtol=1e-6)
+    # V in full at these estimates
+    X = fit.model.exog
+    second = (data.treat == "T").to_numpy() * 1
+    deviations = np.sqrt(fit.sigma2) * np.exp(
+        fit.residual_parameters().set_index("term").estimate["logsd_treat[T]"] * second
+    )
+    Z = np.eye(2)[second]
+    same = np.equal.outer(data.subject.to_numpy(), data.subject.to_numpy())
+    V = same * (Z @ fit.G["subject"] @ Z.T) + np.diag(deviations**2)
+    W = np.linalg.inv(V)
+    Phi = np.linalg.inv(X.T @ W @ X)
+    r = data.y.to_numpy() - X @ Phi @ X.T @ W @ data.y.to_numpy()
+    value = np.linalg.slogdet(V)[1] - np.linalg.slogdet(Phi)[1] + r @ W @ r + (96 - X.shape[1]) * np.log(2.0 * np.pi)
+    np.testing.assert_allclose(fit.criterion, value, rtol=0, atol=TOLERANCES["criterion"])
