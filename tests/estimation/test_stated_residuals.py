@@ -156,6 +156,12 @@ def test_power_of_a_trial_with_repeated_measures():
     np.testing.assert_allclose(part.pvalues, found.pvalues[2:5], rtol=1e-9)
     ratio = flc.power(trial, "v[T.3]:arm", n_sim=20, seed=1, method="lrt")
     assert ratio.n_converged == 20
+    y = trial.simulate(5, 1)[4]
+    full = flc.lmm("y ~ v * arm", rows | {"y": y}, residual="us(visit | id)").fit(reml=False)
+    rest = {name: rows["v"] == name for name in "12"}
+    less = {"v1": 1.0 * rest["1"], "v2": 1.0 * rest["2"], "a1": rows["arm"] * rest["1"], "a2": rows["arm"] * rest["2"]}
+    null = flc.lmm("y ~ v + arm + a1 + a2", rows | less | {"y": y}, residual="us(visit | id)").fit(reml=False)
+    np.testing.assert_allclose(ratio.pvalues[4], special.chdtrc(1, null.criterion - full.criterion), rtol=1e-4)
     assert 0.0 < ratio.power < 1.0
     with pytest.raises(flc.LMMError, match=r"power_curve\(\) along='subjects'"):
         flc.power_curve(trial, "arm", values=[10], n_sim=2)
