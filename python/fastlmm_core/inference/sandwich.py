@@ -129,6 +129,16 @@ class Sandwich:
         NaN where the clusters do not tell them.
         """
         k, r = rows.shape
+        step = max(1, HELD // (max(r, 1) * max([r, *(len(piece.rest) for piece in self._pieces)])))
+        if k <= step:
+            return self._moments(rows)
+        parts = [self._moments(rows[begin : begin + step]) for begin in range(0, k, step)]
+        variance, df = (np.concatenate(found) for found in zip(*parts, strict=True))
+        return variance, df
+
+    def _moments(self, rows: Array) -> tuple[Array, Array]:
+        """`moments` of so many rows that arrays over clusters, rows and coefficients are of a modest size."""
+        k, r = rows.shape
         mean, square, lost, products = np.zeros(k), np.zeros(k), np.zeros(k), np.zeros((k, r, r))
         for piece in self._pieces:
             a, b = self._directions(piece, rows)
@@ -358,15 +368,17 @@ def _pieces(result: Fit, labels: Index) -> tuple[_Piece, ...]:
     found: list[_Piece] = []
     small = np.flatnonzero(~large)
     for local in of_equal_size(labels[small], HELD):
-        rows = small[local]
-        lower = np.linalg.cholesky(rows_covariance(result, rows) / result.sigma2)
-        found.append(_turned(np.linalg.solve(lower, columns[rows])))
+        step = max(1, HELD // (local.shape[1] * (r + 1)))
+        for begin in range(0, len(local), step):
+            rows = small[local[begin : begin + step]]
+            lower = np.linalg.cholesky(rows_covariance(result, rows) / result.sigma2)
+            found.append(_turned(np.linalg.solve(lower, columns[rows])))
     if large.any():
-        solved = _solved(result, columns)
+        inverse = _solved(result, columns)
         chosen = np.flatnonzero(large)
         for local in of_equal_size(labels[chosen], HELD):
             rows = chosen[local]
-            products = columns[rows][:, :, :r].transpose(0, 2, 1) @ solved[rows]
+            products = columns[rows][:, :, :r].transpose(0, 2, 1) @ inverse[rows]
             found.append(_decomposed(products))
     return tuple(found)
 
