@@ -954,7 +954,9 @@ class LMMResult(Fit):
             New rows: a table for a model from a formula, arrays for a model from arrays (with several grouping factors
             "Z" and "groups" are mappings by factor).  By default the rows used.
         effects : {"population", "all"}, or name of a grouping factor or several
-            X beta, or X beta + Z b with the BLUPs b of the row's groups: of all factors, or of those named.
+            X beta, or X beta + Z b with the BLUPs b of the row's groups: of all factors, or of those named.  Where the
+            residuals have a structure, "all" is the mean of a new row given the rows observed of its subject, such as
+            that of a missed visit given the others; intervals then take variance parameters as known.
         new_levels : {"error", "population"}
             What to do with groups that are not in the data: refuse, or use b = 0.
         interval : {"confidence", "prediction"}, optional

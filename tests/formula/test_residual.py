@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 
 import fastlmm_core as flc
+import oracle_residual as dense
 from fastlmm_core.formula.residual import parse_residual, split_mmrm
 
 SAME = 1e-9  # relative, criteria of two ways to one model
@@ -191,3 +192,42 @@ def test_bootstrap_and_power(fev):
         fit.bootstrap(10, kind="cases")
     power = flc.power(fit, "ARMCD[T.TRT]", n_sim=20, seed=1)
     assert power.n_converged == 20 and power.power > 0.8
+
+
+@pytest.mark.parametrize(
+    ("formula", "residual", "weights"),
+    [
+        ("FEV1 ~ ARMCD * AVISIT", "us(AVISIT | USUBJID)", None),
+        ("FEV1 ~ ARMCD * AVISIT", "ar1h(AVISIT | USUBJID, by=ARMCD)", "WEIGHT"),
+        ("FEV1 ~ ARMCD + VISITN + (VISITN | USUBJID)", "ar1(AVISIT | USUBJID)", None),
+        ("FEV1 ~ ARMCD + (1 | SITE)", "cs(AVISIT | USUBJID)", None),
+    ],
+)
+def test_missed_visits_given_those_observed(formula, residual, weights):
+    # the joint covariance of all rows, observed and missed, in full
+    full = flc.datasets.load("fev").iloc[:240].reset_index(drop=True)
+    full = full[full.groupby("USUBJID").FEV1.transform("count") > 0].reset_index(drop=True)
+    full["SITE"] = full.USUBJID.str[2:].astype(int) % 7
+    seen = full.FEV1.notna().to_numpy()
+    fit = flc.lmm(formula, full, residual=residual, weights=weights).fit()
+    filled = full.assign(FEV1=full.FEV1.fillna(full.FEV1.mean()))
+    joint = flc.lmm(formula, filled, residual=residual, weights=weights)
+    V = fit.sigma2 * dense.covariance(joint, fit.phi, fit.relative_covariance)
+    X, missed = joint.exog, ~seen
+    K = V[np.ix_(missed, seen)] @ np.linalg.inv(V[np.ix_(seen, seen)])
+    rest = full.FEV1.to_numpy()[seen] - X[seen] @ fit.beta
+    new = full[missed]
+    given = {} if weights is None else {"weights": new[weights].to_numpy()}
+    found = fit.predict(new, "all", interval="prediction", **given)
+    np.testing.assert_allclose(found["mean"], X[missed] @ fit.beta + K @ rest, rtol=1e-8)
+    d = X[missed] - K @ X[seen]
+    variance = np.diag(V[np.ix_(missed, missed)] - K @ V[np.ix_(seen, missed)]) + np.diag(d @ fit.cov @ d.T)
+    np.testing.assert_allclose(found["std_error"], np.sqrt(variance), rtol=1e-7)
+    alone = fit.predict(new, interval="prediction", **given)
+    np.testing.assert_allclose(
+        alone["std_error"], np.sqrt(np.diag(V)[missed] + np.diag(X[missed] @ fit.cov @ X[missed].T)), rtol=1e-7
+    )
+    with pytest.raises(flc.LMMError, match="not among the subjects"):
+        fit.predict(new.assign(USUBJID="nobody"), "all")
+    with pytest.raises(flc.LMMError, match=r"not among those of the fit|the fit has not seen"):
+        fit.predict(new.assign(AVISIT="VIS9"), "all", interval="prediction")

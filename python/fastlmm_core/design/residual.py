@@ -132,6 +132,8 @@ class ResidualPart:
         Of the positions; empty where rows have coordinates.
     time, by : str
         Names of what `where` and the strata are made of.
+    written : str or None
+        The structure as text, where its columns are those of a table and no variance function has others.
     """
 
     term: str
@@ -142,6 +144,7 @@ class ResidualPart:
     labels: tuple[str, ...]
     time: str
     by: str = ""
+    written: str | None = None
 
     @property
     def n_parameters(self) -> int:

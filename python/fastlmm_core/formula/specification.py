@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -334,6 +334,7 @@ def model_data(
     if bound is not None:
         by = None if bound.by is None else used[bound.by]
         part = bind_residual(bound, [used[n] for n in bound.time], [used[n] for n in bound.subject], by, rows)
+        part = replace(part, written=None if varied is not None else residual)
     if varied is not None:
         part = bind_variance(varied, part, lambda side: evaluate(side, table, rows, parts), used, rows, len(x.matrix))
     spec = FormulaSpec(

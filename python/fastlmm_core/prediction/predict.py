@@ -43,6 +43,7 @@ from .conditional import posterior_of
 from .kept_effects import given_effects, places_of_given, values_of_given
 from .new_rows import NewRows, chosen_factors, read_rows, some_of
 from .one_factor import LEAST_DF, OneFactorEffects, least_stratum, of_estimation, solved
+from .structured import conditional_moments
 
 if TYPE_CHECKING:
     from ..design.grouping import Grouping
@@ -163,9 +164,9 @@ def predicted(
     """Means, and where `interval` is given standard errors and degrees of freedom; see `LMMResult.predict`."""
     model, problem = result.model, result.model.problem
     chosen = chosen_factors(model, effects)
-    if chosen or interval == "prediction":
-        what = "interval='prediction'" if interval == "prediction" else "predict() with the effects of groups"
-        model.needs_independent_residuals(f"{what} (use effects='population' and interval=None or 'confidence')")
+    structured = model.design.residual is not None and (bool(chosen) or interval == "prediction")
+    if structured:
+        _refuse_structured(result, data, observed, random_effects, interval, bool(chosen))
     given = None if random_effects is None else given_effects(result, random_effects)
     if given is not None:
         if chosen or observed is not None:
@@ -183,7 +184,10 @@ def predicted(
             f"ddf={ddf!r} with several grouping factors is for effects='population': use ddf='satterthwaite' for those "
             "of groups"
         )
-    rows = read_rows(model, data, "data", every if interval == "prediction" else chosen, chosen)
+    if structured and data is not None:
+        rows = read_rows(model, data, "data", (), ())
+    else:
+        rows = read_rows(model, data, "data", every if interval == "prediction" else chosen, chosen)
     given_offset = (
         rows.offset if offset is None else row_values(rows.caller.values(offset, "offset"), "offset", len(rows.X))
     )
@@ -199,6 +203,14 @@ def predicted(
         lost = None
     if given_offset is not None:
         mean = mean + given_offset
+    if structured:
+        if data is None:
+            return Predicted(rows.caller, np.asarray(result.fitted_mean), lost=lost)
+        add, spread, d = conditional_moments(result, data, rows, bool(chosen), new_levels, weights)
+        if interval is None:
+            return Predicted(rows.caller, mean + add, lost=lost)
+        error = np.sqrt(spread + np.einsum("ij,jk,ik->i", d, np.nan_to_num(result.cov), d))
+        return Predicted(rows.caller, mean + add, error, np.full(len(mean), np.inf), lost)
     if result.stated is not None and ddf in ("kenward-roger", "residual"):
         raise LMMError(f"ddf={ddf!r} is for estimates: stated parameters are taken as known; leave ddf out")
     levels = [np.full(len(mean), -1, dtype=np.intp) for _ in every]
@@ -243,6 +255,22 @@ def predicted(
     error = np.sqrt(result.sigma2 * variance)
     error[np.isnan(mean)] = np.nan
     return Predicted(rows.caller, mean, error, np.where(np.isnan(mean), np.nan, df), lost)
+
+
+def _refuse_structured(
+    result: Fit, data: Any, observed: Any, random_effects: Any, interval: str | None, groups: bool
+) -> None:
+    """Refuse what predictions of single rows do not have where the residuals have a structure."""
+    if observed is not None or random_effects is not None:
+        result.model.needs_independent_residuals("predict() with observed= or random_effects=")
+    if interval == "confidence" and groups:
+        result.model.needs_independent_residuals(
+            "interval='confidence' for subjects (use interval='prediction', or effects='population')"
+        )
+    if interval is not None and data is None:
+        result.model.needs_independent_residuals("an interval for the rows of the fit (give data=)")
+    if data is not None and result.model.spec is None:
+        result.model.needs_independent_residuals("predict() of single rows of a model from arrays")
 
 
 def _freedom(
