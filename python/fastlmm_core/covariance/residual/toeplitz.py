@@ -73,7 +73,7 @@ def _step(
 def _correlations(raw: bytes, order: int) -> tuple[Array, ...]:
     """r (m,), dr / dphi (m - 1, m) and d2r / dphi_a dphi_b (m - 1, m - 1, m) of phi, up to an order.
 
-    Matrix, gradient and Hessian at one phi ask one after the other; the last few are kept.
+    Matrix, gradient and Hessian at one phi ask one after the other, the latter two for all orders; the last few are kept.
     """
     x = np.frombuffer(raw)
     pi, first, second = _LINK.at(x)
@@ -144,7 +144,7 @@ class Toeplitz:
 
     def jacobian(self, phi: Array, where: Where) -> Array:
         """dC / dphi (m - 1, n, n)."""
-        out: Array = _correlations(phi.tobytes(), 1)[1][:, np.abs(where[:, None] - where)]
+        out: Array = _correlations(phi.tobytes(), 2)[1][:, np.abs(where[:, None] - where)]
         return out
 
     def second(self, phi: Array, where: Where, slope: Array) -> Array:
@@ -180,7 +180,7 @@ class Toeplitz:
 
     def natural_jacobian(self, phi: Array) -> Array:
         """Derivatives of the correlations by lag (m - 1, m - 1)."""
-        return _correlations(phi.tobytes(), 1)[1][:, 1:].T.copy()
+        return _correlations(phi.tobytes(), 2)[1][:, 1:].T.copy()
 
     def natural_second(self, phi: Array, weights: Array) -> Array:
         """Second derivatives of their weighted sum (m - 1, m - 1)."""
