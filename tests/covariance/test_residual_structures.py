@@ -465,6 +465,23 @@ def several(name):
     return of_responses(name[3:], ("r", "s"), 3) if "@" in name else of_positions(name, 6)
 
 
+def test_visits_that_are_nearly_copies_start_so():
+    # correlations of 1 - 1e-12 of subjects that have all visits are no accident of few rows
+    rng = np.random.default_rng(0)
+    values = rng.standard_normal((60, 1)) + 1e-6 * rng.standard_normal((60, 4))
+    rows = Rows(values.ravel(), np.tile(np.arange(4), 60), np.repeat(np.arange(60), 4))
+    structure = of_positions("us", 4)
+    found = structure.matrix(structure.start(rows), np.arange(4))
+    expected = values.T @ values
+    np.testing.assert_allclose(found, expected / expected[0, 0], rtol=1e-9)
+    # where subjects miss visits, pairs of rows may make what no covariance matrix is: it is drawn inside
+    kept = rng.uniform(size=240) > 0.4
+    some = Rows(rows.residuals[kept], rows.where[kept], rows.subjects[kept])
+    R = structure.matrix(structure.start(some), np.arange(4))
+    s = np.sqrt(np.diag(R))
+    assert np.linalg.eigvalsh(R / s / s[:, None])[0] > 1e-3
+
+
 @pytest.mark.parametrize("name", [*position_names(), "fa1", "fa2", "us@cs", "us@ar1"])
 @pytest.mark.parametrize("subjects", [1, 2, 5])
 def test_starts_of_few_subjects_are_inside(name, subjects):

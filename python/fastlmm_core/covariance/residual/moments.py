@@ -19,12 +19,16 @@ __all__ = [
 ]
 
 _SMALLEST_EIGENVALUE = 0.05
-"""Of the correlation matrix from which a search starts."""
+"""Of the correlation matrix from which a search starts, where pairs of rows make it."""
+
+_SMALLEST_IN_FLOATS = 1e-13
+"""Of that which subjects with all positions make."""
 
 
 def visit_covariance(rows: Rows, m: int) -> Array:
     """Covariance over m positions from the pairs of rows that are there, shrunk to be positive definite.
 
+    Where most subjects have all positions, theirs as it is: it may be nearly singular because the truth is.
     Pairs of positions that no subject has get the mean correlation of their lag, or of all pairs.
     """
     index = np.concatenate(([0], np.cumsum(np.diff(rows.subjects) != 0)))
@@ -33,6 +37,12 @@ def visit_covariance(rows: Rows, m: int) -> Array:
     seen = np.zeros((n, m))
     values[index, rows.where] = rows.residuals
     seen[index, rows.where] = 1.0
+    complete = seen.all(axis=1)
+    if complete.sum() >= max(2 * m + 5, n // 2):
+        whole = values[complete]
+        covariance = whole.T @ whole / len(whole)
+        if _well_inside(covariance):
+            return covariance
     counts = seen.T @ seen
     own = np.diag(counts)
     squares = np.einsum("ij,ij->j", values, values)
@@ -53,6 +63,12 @@ def visit_covariance(rows: Rows, m: int) -> Array:
     deviations = np.sqrt(variances)
     out: Array = deviations[:, None] * deviations * positive_definite(correlation)
     return out
+
+
+def _well_inside(covariance: Array) -> bool:
+    """Whether a covariance matrix has a factor in floats with digits to spare."""
+    s = np.sqrt(np.diag(covariance))
+    return bool(s.all()) and bool(np.linalg.eigvalsh(covariance / s / s[:, None])[0] > _SMALLEST_IN_FLOATS)
 
 
 def _filled(correlation: Array, known: NDArray[np.bool_]) -> Array:

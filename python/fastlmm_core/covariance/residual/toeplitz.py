@@ -73,7 +73,7 @@ def _step(
 def _correlations(raw: bytes, order: int) -> tuple[Array, ...]:
     """r (m,), dr / dphi (m - 1, m) and d2r / dphi_a dphi_b (m - 1, m - 1, m) of phi, up to an order.
 
-    Matrix, gradient and Hessian at one phi ask one after the other, the latter two for all orders; the last few are kept.
+    Matrix, gradient and Hessian at one phi ask one after the other, the latter two for all; the last few are kept.
     """
     x = np.frombuffer(raw)
     pi, first, second = _LINK.at(x)
