@@ -104,8 +104,10 @@ def _of_fit(result: Fit) -> dict[str, Any]:
         rows = row_variances(result)
         parts = leverage_parts(rows)
         columns["resid_studentized"] = standardized(result, rows)
-        columns |= {"leverage": parts["overall"], "leverage_fixed": parts["fixed"], "leverage_random": parts["random"]}
-        columns["cooks_distance"] = cooks_distances(result, rows)
+        columns["leverage"] = parts["overall"]
+        if result.stated is None:  # stated coefficients do not follow the response
+            columns |= {"leverage_fixed": parts["fixed"], "leverage_random": parts["random"]}
+            columns["cooks_distance"] = cooks_distances(result, rows)
     for effects, factor in zip(result.blups, model.factors, strict=True):
         for j, name in enumerate(result.effect_names[factor.columns]):
             columns[f"{name}|{factor.grouping.name}"] = effects[factor.grouping.index, j]
