@@ -211,9 +211,9 @@ def test_a_frame_that_is_changed_in_place(rng):
         assert "y has been changed" in str(error) or "one of y" in str(error)
 
 
+@pytest.mark.parametrize("n", [12_000, 70_000])
 @pytest.mark.parametrize("order", ["C", "F", "columns", "rows", "float32"])
-def test_seals(order, rng):
-    n = 70_000
+def test_seals(n, order, rng):
     values = rng.standard_normal((n, 3))
     if order == "F":
         values = np.asfortranarray(values)
