@@ -9,6 +9,7 @@ import pytest
 import fastlmm_core as flc
 import oracle_residual as dense
 from fastlmm_core.formula.residual import parse_residual, split_mmrm
+from fastlmm_core.support.distributions import chi2_tail
 
 SAME = 1e-9  # relative, criteria of two ways to one model
 
@@ -231,3 +232,22 @@ def test_missed_visits_given_those_observed(formula, residual, weights):
         fit.predict(new.assign(USUBJID="nobody"), "all")
     with pytest.raises(flc.LMMError, match=r"not among those of the fit|the fit has not seen"):
         fit.predict(new.assign(AVISIT="VIS9"), "all", interval="prediction")
+
+
+def test_structures_are_compared_by_chi_square_where_one_is_part_of_the_other(fev):
+    def fit(structure: str, formula: str = "FEV1 ~ ARMCD * AVISIT") -> flc.LMMResult:
+        return flc.lmm(formula, fev, residual=f"{structure}(AVISIT | USUBJID)").fit()
+
+    us, ar1h, csh, cs = map(fit, ("us", "ar1h", "csh", "cs"))
+    found = flc.compare(ar1h, us)
+    row = found.rows[1]
+    assert row.df == 5 and row.statistic == pytest.approx(ar1h.criterion - us.criterion, rel=1e-9)
+    assert row.pvalue == pytest.approx(float(chi2_tail(row.statistic, 5)), rel=1e-9)
+    assert "residual us(AVISIT | USUBJID)" in str(found)
+    assert flc.compare(cs, csh).rows[1].df == 3
+    assert np.isnan(flc.compare(cs, ar1h).rows[1].pvalue)
+    independent = flc.lmm("FEV1 ~ ARMCD * AVISIT + (1 | USUBJID)", fev).fit()
+    assert np.isnan(flc.compare(independent, us).rows[1].pvalue)
+    both = flc.lmm("FEV1 ~ ARMCD * AVISIT + (1 | USUBJID)", fev, residual="ar1h(AVISIT | USUBJID)").fit()
+    assert "bootstrap" in flc.compare(ar1h, both).rows[1].null
+    assert flc.compare(independent, both).rows[1].df == 4

@@ -3,6 +3,7 @@
 compare              several models side by side
 table                what comparisons return
 nesting              which model lies within which
+residuals            which residual structure is part of which
 null_distributions   chi-bar-square mixtures
 exact                exact distribution for one variance
 random_effects       tests of random effects

@@ -220,15 +220,16 @@ def _basis_shift(fit: Fit, first: Fit) -> float:
 
 
 def _label(model: Model) -> str:
+    residual = "" if model.design.residual is None else f", residual {model.design.residual.term}"
     if model.spec is not None:
-        return " ".join(model.spec.formula.split())
+        return " ".join(model.spec.formula.split()) + residual
     fixed = [name for i, name in enumerate(model.exog_names) if i in set(model.problem.kept.tolist())]
     bars = []
     for block in model.structure.blocks:
         inside = " + ".join(model.exog_re_names[block.start : block.stop])
         bar = "|" if block.correlated or block.stop == block.start + 1 else "||"
         bars.append(f"({inside} {bar} {model.factor_of(block).grouping.name})")
-    return f"{model.response_name} ~ {' + '.join([*fixed, *bars])}"
+    return f"{model.response_name} ~ {' + '.join([*fixed, *bars])}{residual}"
 
 
 def tested(
@@ -307,6 +308,11 @@ def null_test(
     if null == "auto":
         return _chosen_test(statistic, nesting, large, factor, reml, n_sim, seed)
     free = nesting.fixed + nesting.free
+    if nesting.new and null != "chi2" and large.design.residual is not None:
+        raise LMMError(
+            "variances of random effects beside structured residuals have no null distribution here; use "
+            "null='bootstrap'"
+        )
     if null == "chi2" or (not nesting.new and null != "exact"):
         return chi_square(statistic, nesting.df)
     if null == "exact":

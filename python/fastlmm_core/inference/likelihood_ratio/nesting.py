@@ -8,13 +8,14 @@ is nested in another if the columns of its X, and every one of its cones, lie in
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ...design.terms import TOLERANCE
+from .residuals import parameters_added
 
 if TYPE_CHECKING:
     from ...engines.protocol import Engine
@@ -181,6 +182,9 @@ def nest(small: Model | None, large: Model) -> Nesting | str:
         if not contained(X, wide):
             return "its fixed effects are not combinations of those of the larger"
         added = wide.shape[1] - X.shape[1]
+    residual = parameters_added(small, large)
+    if isinstance(residual, str):
+        return residual
     targets = cones(large)
     held: list[list[Cone]] = [[] for _ in targets]
     for cone in () if small is None else cones(small):
@@ -188,7 +192,10 @@ def nest(small: Model | None, large: Model) -> Nesting | str:
         if not places:
             return f"its random effects ({cone.name}) are not among those of the larger"
         held[min(places, key=lambda i: (targets[i].size, len(held[i])))].append(cone)
-    return _added(added, targets, held)
+    found = _added(added, targets, held)
+    if isinstance(found, str) or not residual:
+        return found
+    return replace(found, free=found.free + residual, alone=None)
 
 
 def _added(fixed: int, targets: Sequence[Cone], held: Sequence[Sequence[Cone]]) -> Nesting | str:
