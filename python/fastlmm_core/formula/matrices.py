@@ -296,34 +296,29 @@ def _refuse_labels(response: str, dtype: str, holds: str = "") -> None:
     )
 
 
-def refuse_text(side: Side, table: Table) -> None:
+def refuse_text(side: Side, name: str, column: Column) -> None:
     """Refuse text as a response, and text that is numbers, or nearly, where a part would take each value for a level.
 
     A column named in `C()` and one with declared categories are meant as levels.
     """
     if side.where == "the response":
-        column = table.column(side.names[0][0]) if side.plan else None
-        if column is not None and column.number is None:
+        if side.plan:
             _refuse_labels(side.label, column.dtype, f": it holds {column.other()}")
         return
-    for name in (name for name, _ in side.names if name in side.bare):
-        found = table.column(name).numerals()
-        if found is None:
-            continue
-        shown = name if name.isidentifier() else f"`{name}`"
-        if found.row is None:
-            holds, remedy = "holds numbers written as text", "convert it to numbers"
-        else:
-            holds = (
-                f"is text, although its values are numbers but for {found.value!r} at row {found.row} (counting from 0)"
-            )
-            remedy = "mark that value as missing, or correct it, and convert the column to numbers"
-            if found.comma:
-                remedy = "read the file with a decimal comma (decimal=',' in pandas), or convert the column to numbers"
-        raise LMMError(
-            f"{table.column(name).title}, which {side.where} uses, {holds}; {remedy}. If the values are labels, write "
-            f"C({shown})."
-        )
+    found = column.numerals() if name in side.bare else None
+    if found is None:
+        return
+    shown = name if name.isidentifier() else f"`{name}`"
+    if found.row is None:
+        holds, remedy = "holds numbers written as text", "convert it to numbers"
+    else:
+        holds = f"is text, although its values are numbers but for {found.value!r} at row {found.row} (counting from 0)"
+        remedy = "mark that value as missing, or correct it, and convert the column to numbers"
+        if found.comma:
+            remedy = "read the file with a decimal comma (decimal=',' in pandas), or convert the column to numbers"
+    raise LMMError(
+        f"{column.title}, which {side.where} uses, {holds}; {remedy}. If the values are labels, write C({shown})."
+    )
 
 
 def _refuse_single_levels(side: Side, state: Any, declared: bool) -> None:

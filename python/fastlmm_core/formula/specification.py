@@ -293,8 +293,9 @@ def model_data(
     absent = optional and _absent(parsed.response, table)
     for side in (*(() if absent else (parsed.response,)), parsed.fixed, *(bar.left for bar in parsed.bars)):
         for name in needed_columns(side, table):
-            used[name] = table.column(name, side.where).settle()
-        refuse_text(side, table)
+            used[name] = column = table.column(name, side.where).settle()
+            if column.number is None:
+                refuse_text(side, name, column)
     for bar in parsed.bars:
         for name in bar.factors:
             used[name] = table.column(name, bar.where)
