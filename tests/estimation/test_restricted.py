@@ -417,3 +417,29 @@ def test_replicated_crossover():
     r = data.y.to_numpy() - X @ Phi @ X.T @ W @ data.y.to_numpy()
     value = np.linalg.slogdet(V)[1] - np.linalg.slogdet(Phi)[1] + r @ W @ r + (96 - X.shape[1]) * np.log(2.0 * np.pi)
     np.testing.assert_allclose(fit.criterion, value, rtol=0, atol=TOLERANCES["criterion"])
+
+
+def test_variances_of_zero():
+    # the batches of Dyestuff2 do not vary: G is zero, and the mean has n - 1 degrees of freedom
+    data = flc.datasets.load("dyestuff2")
+    data["half"] = pd.Categorical(np.tile(np.arange(5), 6) > 2)
+    fit = flc.lmm("Yield ~ 1 + cs(0 + half | Batch, hom=True)", data).fit()
+    assert fit.converged and fit.singular_components == ("var|Batch = 0",)
+    assert not fit.G["Batch"].any()
+    intercept = fits.fitted("Yield ~ 1 + (1 | Batch)", "dyestuff2")
+    np.testing.assert_allclose(fit.criterion, intercept.criterion, rtol=1e-10)
+    np.testing.assert_allclose(fit.test("Intercept = 0").df_denom, 29.0, rtol=1e-6)
+    table = fit.variance_components().set_index("term")
+    assert np.isnan(table.std_error["sd_half[False]|Batch"]) and np.isfinite(table.std_error["sigma"])
+
+
+def test_order_of_mixed_terms():
+    # factors stand by their number of levels, terms of one factor in the order of the formula
+    data = flc.datasets.load("machines")
+    fit = flc.lmm("score ~ 1 + diag(0 + Machine | Worker, hom=True) + (1 | Worker)", data).fit()
+    other = flc.lmm("score ~ 1 + (1 | Worker) + diag(0 + Machine | Worker, hom=True)", data).fit()
+    assert fit.n_parameters == other.n_parameters == 4
+    np.testing.assert_allclose(fit.criterion, other.criterion, rtol=1e-11)
+    assert fit.G["Worker"].shape == other.G["Worker.1"].shape == (3, 3)
+    np.testing.assert_allclose(fit.G["Worker"], other.G["Worker.1"], rtol=1e-5)
+    np.testing.assert_allclose(fit.G["Worker.1"], other.G["Worker"], rtol=1e-5)
