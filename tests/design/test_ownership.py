@@ -175,6 +175,21 @@ def test_structured_residuals(name, rng):
     changed(lambda: again.exog)
 
 
+def test_designs_without_a_response():
+    mine = arrays("one factor", LARGE)
+    empty = flc.LinearMixedModel(None, mine["X"], mine["Z"], mine["g"])
+    assert empty._seals is not None
+    y = mine["y"].copy()
+    expected = flc.LinearMixedModel(y, mine["X"].copy(), mine["Z"].copy(), mine["g"].copy()).fit()
+    assert empty.refit(y).criterion == expected.criterion
+    other = flc.LinearMixedModel(None, mine["X"], mine["Z"], mine["g"])
+    mine["Z"][5000, 1] += 1.0
+    changed(lambda: other.refit(y))
+    later = empty.refit(y)
+    y[0] += 1.0
+    changed(lambda: later.resid, r"^y has been changed")
+
+
 def test_a_fit_reads_no_rows_again():
     made = model("crossed", arrays("crossed", LARGE))
     result = made.fit()

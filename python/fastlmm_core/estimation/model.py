@@ -66,8 +66,9 @@ def _alike(problem: Any, again: Any) -> bool:
             return False
         a, b = np.asarray(one, dtype=np.float64), np.asarray(other, dtype=np.float64)
         if a.size:
-            near = np.abs(a - b) <= ROUNDING * np.abs(a).max(axis=0)
-            if not (near | (np.isnan(a) & np.isnan(b))).all():
+            with np.errstate(all="ignore"):
+                near = np.abs(a - b) <= ROUNDING * np.abs(a).max(axis=0)
+            if not (near | (a == b) | (np.isnan(a) & np.isnan(b))).all():
                 return False
     return True
 
