@@ -14,8 +14,8 @@ __all__ = ["Patterns", "visit_patterns"]
 Array = NDArray[np.float64]
 Index = NDArray[np.intp]
 
-SOME, FEW = 24, 24
-"""Subjects of a pattern from which fewer rows are looked for, and dimensions that they may have beside y."""
+SOME, FEW = 8_000, 24
+"""Numbers in the rows of a pattern from which fewer are looked for, and dimensions that they may have beside y."""
 
 MANY = 2
 """Subjects, in numbers that one has, from which they are summed up in any case."""
@@ -82,7 +82,7 @@ def visit_patterns(part: ResidualPart, xy: Array) -> Patterns:
         size = int(sizes[leader])
         visits.append(where[starts[leader] : starts[leader] + size])
         block = xy[order[starts[mine][:, None] + np.arange(size)]]
-        if len(mine) >= SOME:
+        if len(mine) * size * c >= SOME:
             block = _fewer(block.reshape(len(mine), -1), size + FEW).reshape(-1, size, c)
         kept.append(len(block))
         rows.append(block.transpose(1, 0, 2).ravel())

@@ -1,0 +1,117 @@
+"""Structured residuals: the FEV trial, and 1,000 subjects over ten visits with dropout, 23 coefficients.
+
+Every fit is timed from arrays to Satterthwaite's degrees of freedom of all coefficients.  The answers are compared with
+the criterion that mmrm and SAS have (FEV) and with the criterion by matrices of all rows.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any, NamedTuple
+
+import _harness
+
+# isort: split
+import numpy as np
+
+import fastlmm_core as flc
+from _harness import Case
+
+FEV_REML = 3386.44987116234
+STRUCTURES = ("us", "toeph", "adh", "csh", "ar1h", "toep", "ad", "cs", "ar1", "diag")
+
+
+class Data(NamedTuple):
+    """Rows of subjects over visits."""
+
+    y: np.ndarray
+    x: np.ndarray
+    subject: np.ndarray
+    visit: np.ndarray
+
+
+def fev() -> Data:
+    """The FEV data with the columns of RACE + SEX + ARMCD * AVISIT."""
+    table = flc.datasets.load("fev").dropna(subset="FEV1")
+    model = flc.lmm("FEV1 ~ RACE + SEX + ARMCD * AVISIT", table, residual="us(AVISIT | USUBJID)")
+    codes = np.unique(table["USUBJID"], return_inverse=True)[1]
+    return Data(model.endog, model.exog, codes, table["VISITN"].to_numpy())
+
+
+def trial(subjects: int, visits: int = 10) -> Data:
+    """A trial with an unstructured covariance and dropout rising to 20 %: two arms by visits, three covariates."""
+    rng = np.random.default_rng(1)
+    root = rng.normal(size=(visits, visits)) * 0.4 + 2.0 * np.eye(visits)
+    arm, base, race = rng.integers(0, 2, subjects), rng.normal(size=subjects), rng.integers(0, 3, subjects)
+    Y = rng.normal(size=(subjects, visits)) @ root.T + 2.0 * rng.normal(size=(subjects, 1))
+    Y += np.linspace(0.0, 3.0, visits) * (1 + arm[:, None]) + 2.0 * base[:, None] + race[:, None]
+    seen = rng.random((subjects, visits)) >= np.linspace(0.0, 0.2, visits)
+    i, k = np.nonzero(seen)
+    at = np.eye(visits)[k]
+    x = np.column_stack([at, at * arm[i, None], base[i], race[i] == 1, race[i] == 2]).astype(float)
+    return Data(Y[i, k], x, i, k)
+
+
+def fitted(data: Data, structure: str) -> Any:
+    """A fit, with degrees of freedom."""
+    residual = flc.Residual(structure, data.subject, data.visit)
+    fit = flc.LinearMixedModel(data.y, data.x, residual=residual).fit()
+    _ = fit.df
+    return fit
+
+
+def dense_criterion(fit: Any, data: Data) -> float:
+    """-2 log-likelihood by REML, subject by subject."""
+    S = np.asarray(fit.residual_covariance())
+    places = data.visit - data.visit.min()
+    log_det, H, c = 0.0, 0.0, np.column_stack([data.x, data.y])
+    for subject in np.unique(data.subject):
+        rows = np.flatnonzero(data.subject == subject)
+        V = S[np.ix_(places[rows], places[rows])]
+        log_det += np.linalg.slogdet(V)[1]
+        H = H + c[rows].T @ np.linalg.solve(V, c[rows])
+    p = data.x.shape[1]
+    rest = H[-1, -1] - H[-1, :p] @ np.linalg.solve(H[:p, :p], H[:p, -1])
+    return float((len(data.y) - p) * np.log(2.0 * np.pi) + log_det + np.linalg.slogdet(H[:p, :p])[1] + rest)
+
+
+def evaluation(data: Data) -> Any:
+    """An evaluation with gradient and Hessian, at another point each time."""
+    model = flc.LinearMixedModel(data.y, data.x, residual=flc.Residual("us", data.subject, data.visit))
+    engine = model.problem.criterion()
+    point, rng = model.problem.start(engine), np.random.default_rng(0)
+    return lambda: engine.evaluate(point + 1e-3 * rng.normal(size=len(point)), 2)
+
+
+def main() -> int:
+    options = _harness.parser(__doc__).parse_args()
+    few, many, rounds = (60, 300, 2) if options.smoke else (1_000, 100_000, 7)
+    report = _harness.Report("structured residuals", _harness.environment())
+    small, large = fev(), trial(few)
+    fit = fitted(small, "us")
+    if not fit.converged or abs(fit.criterion - FEV_REML) > 1e-8 * FEV_REML:
+        report.fail(f"FEV: the criterion of mmrm is {FEV_REML}, not {fit.criterion}")
+        return report.finish(options)
+    for name in STRUCTURES:
+        fit = fitted(large, name)
+        if not fit.converged or abs(fit.criterion - dense_criterion(fit, large)) > 1e-8 * abs(fit.criterion):
+            report.fail(f"{name}: not certified, or not the criterion by matrices of subjects")
+            return report.finish(options)
+    cases = [Case("FEV, us", lambda: fitted(small, "us"))]
+    cases += [Case(f"trial, {name}", lambda name=name: fitted(large, name)) for name in STRUCTURES]
+    near, far = f"evaluation, {few:,} subjects", f"evaluation, {many:,} subjects"
+    cases += [Case(near, evaluation(large)), Case(far, evaluation(trial(many)))]
+    timings = _harness.interleave(cases, rounds)
+    rows = [(case.name, _harness.format_seconds(timings.median(case.name))) for case in cases]
+    report.table(f"{len(large.y):,} rows, {large.x.shape[1]} columns", ("", "median"), rows)
+    if not options.smoke:
+        report.target("FEV, us, from arrays with df", 1e3 * timings.median("FEV, us"), 1.0, unit=" ms")
+        report.target("trial, us", 1e3 * timings.median("trial, us"), 35.0, unit=" ms")
+        others = [timings.median(f"trial, {name}") for name in STRUCTURES[1:]]
+        report.target("trial, slowest other structure", 1e3 * max(others), 15.0, unit=" ms")
+        report.target("evaluation, 100 times the subjects", timings.ratio(far, near), 2.0)
+    return report.finish(options)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
