@@ -220,6 +220,20 @@ class LMMResult(Fit):
 
     # ---- covariance parameters -----------------------------------------------------------------
 
+    def information_criteria(self) -> Any:
+        """AIC and BIC in the ways in which other programs count.
+
+        Returns
+        -------
+        table of convention, parameters, n, aic, bic
+            "lme4": fixed effects and variance parameters, log of the observations, as `aic` and `bic` have them;
+            "nlme": by REML log of the observations less the rank of X; "mmrm": variance parameters only, log of the
+            independent clusters (subjects); "SAS": as mmrm by REML, with the fixed effects by ML.
+        """
+        from .inference.information_criteria import information_criteria
+
+        return information_criteria(self)
+
     def residual_parameters(self) -> Any:
         """The parameters of structured residuals in natural units, with standard errors.
 

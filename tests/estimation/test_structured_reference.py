@@ -161,3 +161,17 @@ def test_robust_and_between_within_are_those_of_sas(name):
         fit = fitted("FEV1 ~ ARMCD", f"{name}(AVISIT | USUBJID)", True, weights)
         np.testing.assert_allclose(fit.cov_params(vcov="CR0"), known[key], rtol=tolerance)
     assert fit.test("ARMCD[T.TRT] = 0", ddf="between-within").row_df[0] == known["df_between_within"]
+
+
+def test_information_criteria_are_those_of_other_programs():
+    for reml, kind in ((True, "reml"), (False, "ml")):
+        fit = fitted("FEV1 ~ RACE + SEX + ARMCD * AVISIT", "us(AVISIT | USUBJID)", reml)
+        table = fit.information_criteria().set_index("convention")
+        assert table.aic["mmrm"] == pytest.approx(US[kind]["aic"], rel=1e-8)
+        assert table.bic["mmrm"] == pytest.approx(US[kind]["bic"], rel=1e-8)
+        assert table.aic["lme4"] == pytest.approx(fit.aic) and table.bic["lme4"] == pytest.approx(fit.bic)
+        known = json.loads((FOLDER / "gls_orthodont_un.json").read_text())[kind]
+        gls = flc.lmm("distance ~ age * Sex", flc.datasets.load("orthodont"), residual="us(age | Subject)").fit(reml)
+        table = gls.information_criteria().set_index("convention")
+        assert table.aic["nlme"] == pytest.approx(known["aic"], rel=1e-8)
+        assert table.bic["nlme"] == pytest.approx(known["bic"], rel=1e-8)
