@@ -9,6 +9,7 @@ import pytest
 import fastlmm_core as flc
 import oracle_residual as dense
 from fastlmm_core.formula.residual import parse_residual, split_mmrm
+from fastlmm_core.inference.wald import covariance
 from fastlmm_core.support.distributions import chi2_tail
 
 SAME = 1e-9  # relative, criteria of two ways to one model
@@ -157,6 +158,13 @@ def test_what_takes_independent_residuals_says_so(fev):
             call()
     with pytest.raises(flc.LMMError, match="no random effects"):
         fit.icc()
+    assert fit.principal_components() == {} and fit.G == {}
+    np.testing.assert_allclose(fit.predict(), fit.fittedvalues, rtol=1e-12)
+    np.testing.assert_allclose(fit.predict(effects="all"), fit.fittedvalues, rtol=1e-12)
+    mean = fit.predict(fev.iloc[:3], interval="confidence", ddf="kenward-roger")
+    X = fit.model.exog[:3]
+    adjusted = covariance(fit, "kenward-roger")
+    np.testing.assert_allclose(mean["std_error"], np.sqrt(np.diag(X @ adjusted @ X.T)), rtol=1e-9)
     whitened = fit.residuals("whitened")
     assert np.asarray(whitened).std() == pytest.approx(1.0, rel=0.05)
 

@@ -102,6 +102,9 @@ def principal_components(result: Fit, correlation: bool = True) -> dict[str, Pri
     model, ranks = result.model, result.random_effects_rank
     found = {}
     for factor in model.factors:
+        if factor.start == factor.stop:
+            # subjects of residuals, without random effects
+            continue
         blocks = zip(model.term_names, model.structure.blocks, strict=True)
         rank = sum(ranks[term] for term, block in blocks if factor.start <= block.start < factor.stop)
         relative = result.relative_factor[factor.columns, factor.columns]

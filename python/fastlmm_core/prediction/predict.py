@@ -220,7 +220,7 @@ def predicted(
     elif chosen:
         finder = _one_factor if len(every) == 1 else _several_factors
         levels, conditional = finder(result, rows, chosen, observed, new_levels, interval is not None)
-    z = [] if rows.Z is None else _conditioned(model, rows.Z)
+    z = [] if rows.Z is None or model.design.residual is not None else _conditioned(model, rows.Z)
     if conditional is not None:
         carried, variance = conditional.at(z, levels)
         mean = mean + problem.scale * carried[:, -1]
