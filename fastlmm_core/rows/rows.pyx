@@ -346,7 +346,7 @@ cdef int whole_sweep(const Pass* d, bint shared, bint plain, code_t kind) noexce
     return flags
 
 
-cdef class Reading:
+cdef class _Reading:
     """A pass over rows: `Rows` and `RowColumns` of kernels/records.py, held while pointers to them are in use."""
 
     cdef Pass d
@@ -417,7 +417,7 @@ def accumulate(rows, columns):
     finite : bool
         Whether all sums are finite.
     """
-    cdef Reading reading = Reading(rows, columns)
+    cdef _Reading reading = _Reading(rows, columns)
     cdef Pass* d = &reading.d
     cdef Py_ssize_t p = d.p, q = d.q, k = p + 1, n_s = k * (k + 1) // 2, n_a = q * (q + 1) // 2
     cdef Py_ssize_t line = n_a + q * k + 1, n_groups = rows.n_slots, j
@@ -549,7 +549,7 @@ def within_rows(rows, columns, const int64_t[::1] position, const double[:, :, :
     -------
     ((p+1)(p+2)/2,) array, or one such row for every position of `packed`
     """
-    cdef Reading reading = Reading(rows, columns)
+    cdef _Reading reading = _Reading(rows, columns)
     cdef Pass* d = &reading.d
     cdef Py_ssize_t k = d.p + 1, places = packed.shape[0] * packed.shape[2]
     cdef const double[:, ::1] xy_transform = columns.x_transform, z_transform = columns.z_transform
