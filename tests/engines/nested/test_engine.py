@@ -222,6 +222,7 @@ def test_fits_are_those_of_block_elimination(columns, monkeypatch):
     y, X, factors, *_ = make(columns, top=40)
     found = fitted(y, X, factors)
     assert isinstance(found.model.problem, NestedProblem)
+    assert len(found.model.endog) == len(y)  # rows are read before the choice of the engine changes
     monkeypatch.setattr(chain, "WIDEST", 0)
     expected = fitted(y, X, factors)
     assert not isinstance(expected.model.problem, NestedProblem)
