@@ -116,3 +116,18 @@ def test_no_circles_within_a_room():
     # the package itself holds the public names, which it imports when they are asked for
     found = [circle for circle in circles if len(circle) > 1 and "" not in circle]
     assert [sorted(circle) for circle in found if not any(circle <= known for known in CIRCLES)] == []
+
+
+ROOMS = sorted(path.parent for path in FILES if path.name == "__init__.py" and path.parent != SOURCE)
+
+
+@pytest.mark.parametrize("folder", ROOMS, ids=lambda folder: str(folder.relative_to(SOURCE)))
+def test_a_room_says_what_is_in_it(folder):
+    text = ast.get_docstring(ast.parse((folder / "__init__.py").read_text(encoding="utf-8")))
+    assert text, "a room needs a word on what it is for"
+    listed = {name for line in text.splitlines() if "   " in line for name in line.split("   ")[0].split(", ")}
+    if not listed:
+        return  # one that lists names, not modules
+    inside = {path.stem for path in folder.glob("*.py")} | {path.parent.name for path in folder.glob("*/__init__.py")}
+    inside = {name for name in inside if not name.startswith("_")}
+    assert listed == inside

@@ -6,4 +6,5 @@ terms          random-effects terms and their checks
 ownership      the large arrays that are the caller's
 independence   which rows are independent of which
 replication    rows several times over
+residual       the residual part: subjects, times, structures
 """

@@ -1,10 +1,11 @@
 """Whether the model describes the data.
 
-assumptions   residual tests, autocorrelation
-leverage      leverage, studentised residuals
-influence     deletion diagnostics
-augment       the rows of the data with what the fit says of each
-pooling       shrinkage and design effects
+assumptions            residual tests, autocorrelation
+leverage               leverage, studentised residuals
+influence              deletion diagnostics
+augment                the rows of the data with what the fit says of each
+pooling                shrinkage and design effects
 principal_components   directions of the random effects
-marginal      covariance and correlation over time
+marginal               covariance and correlation over time
+context                whether a covariate acts alike within and between groups
 """

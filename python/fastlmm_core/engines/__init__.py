@@ -1,5 +1,8 @@
 """What evaluates the criterion: one engine per shape of model.
 
+protocol     what every engine offers
+choose       which engine takes a design
+rows         rows as the engines see them
 starts       points to start from
 one_factor   one grouping factor: cross-products per group
 nested       nested factors: sweeps from the leaves up

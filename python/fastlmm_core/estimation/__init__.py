@@ -1,13 +1,21 @@
 """From a problem to a fit.
 
-optimize        the compiled Newton method through scipy, certificates, further starts
-structured      minimise in parameters without constraints, and certify
-restricted      random effects whose covariances are functions of fewer parameters
-residual_limit  fits whose residual variance runs to zero
-likelihood      at the parameters of a fit, whatever they are
-stated          fits at parameters that are given; statements, as callers give them
-restored        fits at estimates that were found before
-whitening       covariances of rows, and rows made independent
-many            many responses on one design
-deletion        refits without groups or rows
+model                a design with its response and its problem
+fit                  the record of a fit, and how it is made
+optimize             the optimum, its certificate, other minima
+structured           minimise in parameters without constraints, and certify
+restricted           random effects whose covariances are functions of fewer parameters
+residual_limit       fits whose residual variance runs to zero
+likelihood           at the parameters of a fit, whatever they are
+stated               fits at parameters that are given; statements, as callers give them
+restored             fits at estimates that were found before
+whitening            covariances of rows, and rows made independent
+many                 many responses on one design
+deletion             refits without groups or rows
+search               where else a criterion may have minima
+refinement           the criterion of crossed factors from the rows
+moments              sums that tests of fixed effects need
+information          Satterthwaite's and Kenward and Roger's moments from them
+structured_moments   the same with structured residuals
+structured_effects   BLUPs with structured residuals
 """

@@ -1,8 +1,11 @@
 """From text to a design.
 
-syntax          bars and fixed part
-matrices        columns by formulaic
-coding          coding of factors, for tests of terms
-specification   a formula with the state that new data need
-group_means     between, within, group_mean and contextual effects
+syntax            bars and fixed part
+matrices          columns by formulaic
+coding            coding of factors, for tests of terms
+specification     a formula with the state that new data need
+group_means       between, within, group_mean and contextual effects
+residual          residual structures as users write them
+residual_arrays   residual structures from arrays
+variance          variance functions as users write them
 """

@@ -2,4 +2,5 @@
 
 assumed   a model with stated parameters
 power     power and power curves by simulation
+studies   simulated studies: a test of each draw
 """

@@ -1,5 +1,6 @@
 """What every floor may use; knows nothing of models.
 
+arguments       types and names of arguments
 checks          arguments: numbers, shares, choices
 seals           arrays that a caller may change
 display         results as text and HTML
@@ -9,4 +10,8 @@ threads         pieces of work over threads
 blas_threads    one BLAS thread where matrices are small
 progress        the progress bar
 text_tables     aligned text
+formats         paragraphs and tables in HTML, Markdown, LaTeX
+memory          memory asked for before BLAS needs it
+seeds           streams of random numbers
+words           the words of other packages
 """

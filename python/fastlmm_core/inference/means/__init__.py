@@ -6,4 +6,6 @@ contrasts         weights of contrasts
 joint_tests       joint tests
 multiplicity      adjusted p-values and limits
 marginaleffects   adapter for the package of that name
+conditions        what is averaged over, and where covariates stand
+families          families of estimates and their adjustment
 """
