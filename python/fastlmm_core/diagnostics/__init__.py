@@ -8,4 +8,5 @@ pooling                shrinkage and design effects
 principal_components   directions of the random effects
 marginal               covariance and correlation over time
 context                whether a covariate acts alike within and between groups
+residuals              residuals by kind
 """

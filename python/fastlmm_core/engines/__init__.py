@@ -8,4 +8,5 @@ one_factor   one grouping factor: cross-products per group
 nested       nested factors: sweeps from the leaves up
 crossed      any factors: block elimination, sparse and dense
 restricted   any of them as a function of fewer parameters
+residual     structured residuals: per pattern, cluster or series
 """

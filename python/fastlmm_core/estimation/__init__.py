@@ -7,7 +7,7 @@ structured           minimise in parameters without constraints, and certify
 restricted           random effects whose covariances are functions of fewer parameters
 residual_limit       fits whose residual variance runs to zero
 likelihood           at the parameters of a fit, whatever they are
-stated               fits at parameters that are given; statements, as callers give them
+stated               fits at parameters that are given
 restored             fits at estimates that were found before
 whitening            covariances of rows, and rows made independent
 many                 many responses on one design
@@ -18,4 +18,5 @@ moments              sums that tests of fixed effects need
 information          Satterthwaite's and Kenward and Roger's moments from them
 structured_moments   the same with structured residuals
 structured_effects   BLUPs with structured residuals
+statements           parameters as callers state them
 """

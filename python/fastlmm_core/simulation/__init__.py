@@ -1,7 +1,7 @@
 """Draws from a fit.
 
-draws       streams, draws of responses, refits of them
-bootstrap   parametric, conditional, residual and by cases
-resampling  refits of resampled groups
-intervals   limits from replicates
+draws        streams, draws of responses, refits of them
+bootstrap    parametric, conditional, residual and by cases
+resampling   refits of resampled groups
+intervals    limits from replicates
 """

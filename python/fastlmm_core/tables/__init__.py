@@ -1,9 +1,9 @@
 """The caller's tables.
 
-columns    pandas, polars, pyarrow and dicts behind one `Table`; results back in the caller's library
-files      CSV and Parquet
-labels     labels to codes, and back
-alignment  Series of pandas beside other rows
-rows       the rows of the caller's table that a result is about
-responses  tables of responses, one per column
+columns     pandas, polars, pyarrow and dicts behind one `Table`; results back in the caller's library
+files       CSV and Parquet
+labels      labels to codes, and back
+alignment   Series of pandas beside other rows
+rows        the rows of the caller's table that a result is about
+responses   tables of responses, one per column
 """
