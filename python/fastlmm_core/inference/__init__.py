@@ -11,5 +11,6 @@ means                 marginal means, slopes, contrasts
 profile               profile likelihood
 likelihood_ratio      comparison of models, tests of variances
 options               degrees of freedom and kinds of information
+information_criteria   AIC and BIC by several conventions
 residual_parameters   structured residuals in natural units
 """
