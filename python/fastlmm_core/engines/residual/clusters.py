@@ -22,6 +22,9 @@ __all__ = ["ClusterCriterion", "Clusters", "clusters_of"]
 Array = NDArray[np.float64]
 Index = NDArray[np.intp]
 
+COSTLY = 2_000
+"""Rows from which one certified optimum is enough: other starts would take long, and lead to it as a rule."""
+
 FEW_PLACES = 512
 """Positions up to which one table holds all of them; otherwise each pattern of places has its own."""
 
@@ -124,6 +127,7 @@ class ClusterCriterion(EffectsCriterion):
     ) -> None:  # fmt: skip
         super().__init__(xy.shape[1], len(xy), structure, spans, part)
         self.clusters, units = clusters, self.units
+        self.costly = len(xy) > COSTLY
         sizes = np.diff(clusters.start)
         largest = int(sizes.max())
         n_d = len(units) + part.n_parameters
