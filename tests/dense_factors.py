@@ -6,7 +6,8 @@ import numpy as np
 
 from fastlmm_core import kernels
 from fastlmm_core.covariance.parameters import Block, CovarianceStructure
-from fastlmm_core.engines.crossed.problem import Factor, condition_factors
+from fastlmm_core.engines.choose import condition_factors
+from fastlmm_core.engines.crossed.problem import Factor
 
 
 class Dense:

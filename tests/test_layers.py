@@ -32,15 +32,6 @@ FLOORS = [
 FLOOR = {name: floor for floor, names in enumerate(FLOORS) for name in names}
 
 CIRCLES = [
-    {
-        "engines.one_factor.problem",
-        "engines.nested.engine",
-        "engines.nested.problem",
-        "engines.crossed.problem",
-        "engines.starts",
-    },
-    {"estimation.many.one_factor", "estimation.many.several_factors"},
-    {"diagnostics.influence", "diagnostics.leverage"},
     {"inference.means.joint_tests", "inference.means.means"},
 ]
 """Modules of one room that import each other. None may be added, and none may grow."""

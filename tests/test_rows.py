@@ -14,7 +14,8 @@ import pyarrow as pa
 import pytest
 
 import fastlmm_core as flc
-from fastlmm_core.diagnostics.leverage import leverage, studentized_residuals
+from fastlmm_core.diagnostics.leverage import leverage
+from fastlmm_core.diagnostics.studentized import studentized_residuals
 
 FORMULA = "y ~ t + (1 | g)"
 

@@ -6,7 +6,8 @@ import pytest
 import fastlmm_core as flc
 from fastlmm_core import LinearMixedModel, RandomTerm
 from fastlmm_core.design.grouping import Codes, group_codes
-from fastlmm_core.engines.crossed.problem import Factor, condition_factors
+from fastlmm_core.engines.choose import condition_factors
+from fastlmm_core.engines.crossed.problem import Factor
 
 M = 12
 """Levels of the factor whose labels are varied."""

@@ -7,8 +7,8 @@ import pytest
 
 from dense_factors import make
 from fastlmm_core.design.grouping import Codes
-from fastlmm_core.engines.crossed import problem as hierarchy
-from fastlmm_core.engines.crossed.problem import condition_factors
+from fastlmm_core.engines import choose
+from fastlmm_core.engines.choose import condition_factors
 from fastlmm_core.engines.nested.engine import NestedCriterion
 from fastlmm_core.engines.one_factor.problem import condition
 from fastlmm_core.engines.rows import conditioned_rows
@@ -66,7 +66,7 @@ def test_several_factors(kind, q, weights, singular, monkeypatch):
     y, X, factors, w, off, structure = make(kind, 7, q, weights)
     Lam = natural(structure, singular)
     for quick_from in (0, 10_000):
-        monkeypatch.setattr(hierarchy, "QUICK_FROM", quick_from)
+        monkeypatch.setattr(choose, "QUICK_FROM", quick_from)
         problem = condition_factors(y, X, factors, w, off, structure)
         engine = problem.criterion()
         # four rows in the finest levels of three factors, four different columns

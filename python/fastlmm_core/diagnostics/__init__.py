@@ -1,7 +1,8 @@
 """Whether the model describes the data.
 
 assumptions            residual tests, autocorrelation
-leverage               leverage, studentised residuals
+leverage               leverage of each row
+studentized            studentised residuals
 influence              deletion diagnostics
 augment                the rows of the data with what the fit says of each
 pooling                shrinkage and design effects

@@ -17,8 +17,9 @@ from ..design.independence import cluster_labels
 from ..errors import LMMError
 from ..estimation.whitening import whitened
 from ..support.checks import float_array
-from .leverage import leverage, leverage_parts, studentized_residuals
+from .leverage import leverage, leverage_parts
 from .residuals import residuals
+from .studentized import studentized_residuals
 
 if TYPE_CHECKING:
     from ..design.grouping import Grouping

@@ -21,8 +21,9 @@ from ..errors import LMMError
 from ..tables.alignment import positions
 from ..tables.columns import Table
 from ..tables.rows import CallerRows, rows_of_table, with_columns
-from .leverage import cooks_distances, leverage_parts, row_variances, standardized
+from .leverage import cooks_distances, leverage_parts, row_variances
 from .residuals import residuals
+from .studentized import standardized
 
 if TYPE_CHECKING:
     from ..estimation.fit import Fit

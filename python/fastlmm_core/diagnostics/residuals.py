@@ -10,7 +10,7 @@ from ..errors import LMMError
 from ..estimation.fit import Fit
 from ..estimation.whitening import whitened
 from ..support.words import option
-from .leverage import studentized
+from .studentized import studentized
 
 __all__ = ["residuals"]
 

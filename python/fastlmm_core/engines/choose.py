@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 from numpy.typing import NDArray
 
 from ..design.design import Design
 from ..design.grouping import Grouping
+from ..errors import LMMError
 from .one_factor.problem import condition
 from .protocol import Problem
 
-__all__ = ["problem_of"]
+if TYPE_CHECKING:
+    from ..covariance.parameters import CovarianceStructure
+    from .crossed.problem import CrossedProblem, Factor
+
+__all__ = ["condition_factors", "problem_of"]
 
 Array = NDArray[np.float64]
+Index = NDArray[np.intp]
+
+QUICK_FROM = 2000
+"""Rows from which nested factors are taken in by one pass; below, each column is treated with more care."""
 
 
 def problem_of(design: Design, y: Array | None, given: bool = False) -> tuple[Problem, tuple[Grouping, ...]]:
@@ -49,8 +60,7 @@ def problem_of(design: Design, y: Array | None, given: bool = False) -> tuple[Pr
             y, design.exog, part.Z, part.codes[0], design.weights, offset, part.structure, part.columns, given
         )
         return problem, (grouping,)
-    # loaded with the first model that needs it
-    from .crossed.problem import Factor, condition_factors
+    from .crossed.problem import Factor
 
     factors = [
         Factor(part.columns_of(span), read.codes, read.n_slots, read.name, part.columns[span])
@@ -58,3 +68,57 @@ def problem_of(design: Design, y: Array | None, given: bool = False) -> tuple[Pr
     ]
     found = condition_factors(y, design.exog, factors, design.weights, offset, part.structure, given)
     return found, tuple(Grouping(read) for read in part.codes)
+
+
+def condition_factors(
+    y: Array,
+    X: Array,
+    factors: list[Factor],
+    weights: Array | None,
+    offset: Array | None,
+    structure: CovarianceStructure,
+    given: bool = False,
+) -> CrossedProblem:
+    """Cross-products of a model with several grouping factors, conditioned.
+
+    Parameters
+    ----------
+    y, X : (n,), (n, p) arrays
+    factors : list of Factor
+        Different grouping factors; several terms on one factor make one with all their columns.
+    weights, offset : (n,) arrays or None
+    structure : CovarianceStructure
+        Over the columns of all factors, in their order.
+    given : bool
+        Whether the parameters are: then only values that are not finite are refused, and y may be 0 throughout, for a
+        design without a response.  So that r^2 is positive whatever y is, n is added to y_o'y_o.
+
+    Raises
+    ------
+    LMMError
+        For values that are not finite, a constant response, collinear columns of a Z, random effects that the fixed
+        effects explain, covariance parameters that are not identified, a response without residual
+        variation, or crossed factors too large for a dense matrix.
+    """
+    # loaded with the first model that needs them
+    from .crossed.problem import condition_crossed
+    from .nested.problem import condition_chain
+
+    codes = [np.ascontiguousarray(f.codes, dtype=np.intp) for f in factors]
+    for f, code in zip(factors, codes, strict=True):
+        _check_codes(code, f.m, f.name)
+    # what restricts a covariance may identify parameters that a free one does not: told when they are estimated
+    if len(y) >= QUICK_FROM and not (given or structure.restricted):
+        quick = condition_chain(y, X, factors, codes, weights, offset, structure)
+        if quick is not None:
+            return quick
+    return condition_crossed(y, X, factors, codes, weights, offset, structure, given)
+
+
+def _check_codes(codes: Index, m: int, name: str) -> None:
+    """Refuse codes that are not 0 to m - 1, all of them in use: the kernels write where they point."""
+    if codes.min() < 0 or len(counts := np.bincount(codes, minlength=m)) != m or not counts.all():
+        raise LMMError(
+            f"internal error: the codes of the grouping factor {name!r} are not 0 to {m - 1} with rows for each; "
+            "please report this with the model that led to it"
+        )

@@ -371,6 +371,13 @@ class Model:
         return self.problem.n
 
     @property
+    def constant_column(self) -> int:
+        """The constant column of X among those kept, which there is where the problem says so."""
+        values = self.exog[:, self.problem.kept]
+        constant = np.flatnonzero((values == values[0]).all(axis=0) & (values[0] != 0.0))
+        return int(self.problem.kept[constant[0]])
+
+    @property
     def df_resid(self) -> int:
         """Observations less estimable fixed effects."""
         return self.problem.n - self.problem.rank

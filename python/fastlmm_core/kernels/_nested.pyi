@@ -2,7 +2,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..covariance.parameters import CovarianceStructure
-from ..engines.nested.problem import Families
+from ..engines.nested.families import Families
 from ._profiled import ProfiledEngine
 
 _Array = NDArray[np.float64]

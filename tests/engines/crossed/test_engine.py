@@ -15,10 +15,11 @@ from fastlmm_core import LinearMixedModel, kernels
 from fastlmm_core.covariance.parameters import Block, CovarianceStructure
 from fastlmm_core.design.grouping import Codes
 from fastlmm_core.design.terms import RandomTerm
-from fastlmm_core.engines import starts
+from fastlmm_core.engines import choose
+from fastlmm_core.engines.choose import condition_factors
 from fastlmm_core.engines.crossed import engine as blocked
-from fastlmm_core.engines.crossed import problem as hierarchy
-from fastlmm_core.engines.crossed.problem import Factor, condition_factors
+from fastlmm_core.engines.crossed.problem import Factor
+from fastlmm_core.engines.crossed.start import factors_start
 from fastlmm_core.engines.one_factor.problem import condition
 from fastlmm_core.errors import LMMError
 from fastlmm_core.estimation import optimize
@@ -69,7 +70,7 @@ def test_one_factor_is_the_cluster_criterion(q):
 def fitted(problem, reml=True):
     criterion = problem.criterion()
     criterion.reml = reml
-    found = kernels.minimize_newton(criterion, starts.factors_start(problem, problem.criterion()), tolerance=1e-9)
+    found = kernels.minimize_newton(criterion, factors_start(problem, problem.criterion()), tolerance=1e-9)
     value, _, _ = criterion.evaluate(found[0], 2)
     beta, r2, _, _ = criterion.solution()
     factor = problem.structure.natural(problem.z_map, problem.structure.factor(found[0]))
@@ -337,7 +338,7 @@ def large_nested(weights=False, top=60):
 def test_one_pass_over_nested_rows(weights, monkeypatch):
     y, X, factors, w, structure = large_nested(weights)
     quick = condition_factors(y, X, factors, w, None, structure)
-    monkeypatch.setattr(hierarchy, "QUICK_FROM", 10**9)
+    monkeypatch.setattr(choose, "QUICK_FROM", 10**9)
     careful = condition_factors(y, X, factors, w, None, structure)
     assert len(quick.layout.stages) == 2
     natural = np.zeros((3, 3))
@@ -373,12 +374,10 @@ def test_pilot_of_nested_factors():
     assert problem.pilot(200) is None
     pilot = problem.pilot(100)
     assert pilot is not None
-    first = kernels.minimize_newton(pilot, starts.factors_start(problem, problem.criterion()), tolerance=1e-6)
+    first = kernels.minimize_newton(pilot, factors_start(problem, problem.criterion()), tolerance=1e-6)
     criterion = problem.criterion()
     found = kernels.minimize_newton(criterion, first[0], tolerance=1e-7)
-    cold = kernels.minimize_newton(
-        problem.criterion(), starts.factors_start(problem, problem.criterion()), tolerance=1e-7
-    )
+    cold = kernels.minimize_newton(problem.criterion(), factors_start(problem, problem.criterion()), tolerance=1e-7)
     assert abs(found[3] - cold[3]) < 1e-8 * abs(cold[3])
     assert found[6] <= 5
     close(np.abs(first[0]), np.abs(found[0]), 0.3)

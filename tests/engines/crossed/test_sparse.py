@@ -7,9 +7,9 @@ import pytest
 
 import dense_factors as dense
 from fastlmm_core import LinearMixedModel, RandomTerm
+from fastlmm_core.engines.choose import condition_factors
 from fastlmm_core.engines.crossed import cores as tail
 from fastlmm_core.engines.crossed import order as layout
-from fastlmm_core.engines.crossed.problem import condition_factors
 from fastlmm_core.errors import LMMError
 from fastlmm_core.kernels.hierarchies import minimum_degree
 

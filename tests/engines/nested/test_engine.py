@@ -15,16 +15,18 @@ import fastlmm_core as flc
 from dense_factors import Dense, close
 from fastlmm_core import RandomTerm, kernels
 from fastlmm_core.covariance.parameters import Block, CovarianceStructure
-from fastlmm_core.engines.crossed import problem as hierarchy
-from fastlmm_core.engines.crossed.problem import Factor, condition_factors
+from fastlmm_core.engines import choose
+from fastlmm_core.engines.choose import condition_factors
+from fastlmm_core.engines.crossed.problem import Factor
 from fastlmm_core.engines.nested import problem as chain
-from fastlmm_core.engines.nested.problem import NestedProblem, families
+from fastlmm_core.engines.nested.families import RUN, families
+from fastlmm_core.engines.nested.problem import NestedProblem
 from fastlmm_core.errors import LMMError
 
 
 @pytest.fixture(autouse=True)
 def few_rows_too(monkeypatch):
-    monkeypatch.setattr(hierarchy, "QUICK_FROM", 0)
+    monkeypatch.setattr(choose, "QUICK_FROM", 0)
 
 
 def make(columns, seed=3, top=20, weights=False, equal=False, diagonal=(), rows=8):
@@ -181,7 +183,7 @@ def test_every_level_has_one_place_below_its_parent(lanes):
                 else:
                     assert (parents[s][inside] == order[s + 1][above[s][block, lane]]).all()
         # sorted by size, little is filled up
-        assert (order[s] < 0).sum() <= lanes * (chain.RUN + len(starts[s]))
+        assert (order[s] < 0).sum() <= lanes * (RUN + len(starts[s]))
 
 
 def test_order_of_rows_and_levels_does_not_matter():
@@ -269,7 +271,7 @@ def test_variants_agree():
     code = (
         "import sys; sys.path[:0] = ['tests', 'tests/engines/nested']\n"
         "from test_engine import *\n"
-        "hierarchy.QUICK_FROM = 0\n"
+        "choose.QUICK_FROM = 0\n"
         "for columns in (((0, 1), (0, 1)), ((0,), (0, 1), (0,))):\n"
         "    problem = condition_factors(*make(columns, weights=True))\n"
         "    theta = np.linspace(0.2, 0.8, problem.structure.n_parameters)\n"

@@ -15,7 +15,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...covariance.parameters import Block, CovarianceStructure
-from ...errors import LMMError
 from ...kernels import hierarchies
 from ...problem.aliasing import default_names, refuse_aliased, suspects
 from ...problem.columns import (
@@ -31,23 +30,20 @@ from ...problem.columns import (
 from ...problem.identification import GroupedColumns, refuse_unidentified_rows
 from ...support.memory import numpy_blas, require, scipy_blas
 from ..protocol import CAREFUL, EASY, Elsewhere, Relaxed
-from ..starts import factors_start
 from .cores import Tail
 from .order import Layout, Stage, lay_out
+from .start import factors_start
 
 if TYPE_CHECKING:
     from .engine import CrossedCriterion
 
-__all__ = ["CrossedProblem", "Factor", "condition_factors", "problem_fields"]
+__all__ = ["CrossedProblem", "Factor", "condition_crossed", "problem_fields"]
 
 Array = NDArray[np.float64]
 Index = NDArray[np.intp]
 
 SPANNED_UP_TO = 600
 """Rows up to which it is looked at whether X and Z span them all, if there are as many columns."""
-
-QUICK_FROM = 2000
-"""Rows from which nested factors are taken in by one pass; below, each column is treated with more care."""
 
 SCOUT_GROUPS, CAREFUL_UP_TO = 50, 100
 """Levels of the coarsest factor of which the criterion is screened for other minima; random effects up to which it is
@@ -313,10 +309,11 @@ class CrossedProblem:
         return tuple(blocks[places][:, :, : places.shape[1]] for places in self.layout.places)
 
 
-def condition_factors(
+def condition_crossed(
     y: Array,
     X: Array,
     factors: list[Factor],
+    codes: list[Index],
     weights: Array | None,
     offset: Array | None,
     structure: CovarianceStructure,
@@ -329,6 +326,8 @@ def condition_factors(
     y, X : (n,), (n, p) arrays
     factors : list of Factor
         Different grouping factors; several terms on one factor make one with all their columns.
+    codes : list of (n,) intp arrays
+        Level of each row, 0 to m - 1, of each factor.
     weights, offset : (n,) arrays or None
     structure : CovarianceStructure
         Over the columns of all factors, in their order.
@@ -345,17 +344,8 @@ def condition_factors(
     """
     numpy_blas()
     n = len(y)
-    codes = [np.ascontiguousarray(f.codes, dtype=np.intp) for f in factors]
-    for f, code in zip(factors, codes, strict=True):
-        _check_codes(code, f.m, f.name)
     # what restricts a covariance may identify parameters that a free one does not: told when they are estimated
     unchecked = given or structure.restricted
-    if n >= QUICK_FROM and not unchecked:
-        from ..nested.problem import condition_chain
-
-        quick = condition_chain(y, X, factors, codes, weights, offset, structure)
-        if quick is not None:
-            return quick
     refuse_non_finite(y, X, np.concatenate([f.Z for f in factors], axis=1), weights, offset)
     x, x_o = condition_x(X, weights)
     rest, scale, coefficients = condition_y(y, x, x_o, weights, offset, given)
@@ -410,15 +400,6 @@ def _left_to_x(factors: list[GroupedColumns], X: Array) -> int:
     wide = [(f.codes[:, None] == np.arange(f.m)) * z[:, None] for f in factors for z in f.Z.T]
     rank = int(np.linalg.matrix_rank(np.column_stack(wide)))
     return n - rank if np.linalg.matrix_rank(np.column_stack([*wide, X])) == n else 0
-
-
-def _check_codes(codes: Index, m: int, name: str) -> None:
-    """Refuse codes that are not 0 to m - 1, all of them in use: the kernels write where they point."""
-    if codes.min() < 0 or len(counts := np.bincount(codes, minlength=m)) != m or not counts.all():
-        raise LMMError(
-            f"internal error: the codes of the grouping factor {name!r} are not 0 to {m - 1} with rows for each; "
-            "please report this with the model that led to it"
-        )
 
 
 def problem_fields(

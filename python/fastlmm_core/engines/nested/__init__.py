@@ -1,5 +1,6 @@
 """Nested factors.
 
-problem   arrays to a conditioned problem in common columns
-engine    the criterion by sweeps over subtrees
+problem    arrays to a conditioned problem in common columns
+families   where levels stand in the lanes
+engine     the criterion by sweeps over subtrees
 """

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from ...covariance.parameters import CovarianceStructure
     from ..crossed.engine import CrossedCriterion
     from ..rows import Rows
-    from .problem import Families
+    from .families import Families
 
 __all__ = ["NestedCriterion"]
 

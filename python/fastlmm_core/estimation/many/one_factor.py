@@ -17,7 +17,7 @@ from .search import group_basis
 if TYPE_CHECKING:
     from .several_factors import HierarchyDesign
 
-__all__ = ["EffectsDesign", "constant_column", "effects_design", "shared_design"]
+__all__ = ["EffectsDesign", "effects_design", "shared_design"]
 
 Array = NDArray[np.float64]
 
@@ -106,7 +106,7 @@ def _one_factor(model: Model) -> kernels.BatchDesign:
     exact = (problem.within[diagonal] == 0.0).astype(np.intc)
     ones = np.zeros(model.exog.shape[1])
     if problem.x_constant:
-        column = constant_column(model)
+        column = model.constant_column
         ones[column] = 1.0 / model.exog[0, column]
     first, scoring = _scoring(model, packed)
     rows, positions = model.structure.positions
@@ -144,13 +144,6 @@ def _one_factor(model: Model) -> kernels.BatchDesign:
         np.ascontiguousarray(problem.x_map),
         ones,
     )
-
-
-def constant_column(model: Model) -> int:
-    """The constant column of X among those kept."""
-    values = model.exog[:, model.problem.kept]
-    constant = np.flatnonzero((values == values[0]).all(axis=0) & (values[0] != 0.0))
-    return int(model.problem.kept[constant[0]])
 
 
 def _scoring(model: Model, packed: Array) -> tuple[Array, Array]:

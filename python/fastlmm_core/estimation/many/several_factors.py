@@ -31,7 +31,6 @@ from ..model import Model
 from ..optimize import CERTIFIED, ROUND, SINGULAR, optimize
 from ..refinement import LOST
 from ..search import search
-from .one_factor import constant_column
 
 if TYPE_CHECKING:
     from ...engines.crossed.engine import CrossedCriterion
@@ -152,7 +151,7 @@ class HierarchyDesign:
         # coefficients of a response that is 1 everywhere
         self.unit: Array | None = None
         if problem.x_constant:
-            column = constant_column(model)
+            column = model.constant_column
             self.unit = np.zeros(model.exog.shape[1])
             self.unit[column] = 1.0 / model.exog[0, column]
         entries, rows, slots = [], [], []
