@@ -5,6 +5,8 @@ means             means and slopes
 contrasts         weights of contrasts
 joint_tests       joint tests
 multiplicity      adjusted p-values and limits
+largest           largest of correlated t statistics
+scale             quadrature over the scale
 marginaleffects   adapter for the package of that name
 conditions        what is averaged over, and where covariates stand
 families          families of estimates and their adjustment

@@ -1,8 +1,7 @@
 """Adjustment of p-values and confidence limits for several tests, with the distributions that this takes.
 
 The studentized range is integrated by the trapezoidal rule, which for these smooth integrands converges faster than any
-power of the step; the tail is summed directly, so that small p-values keep their digits.  The maximum of correlated t
-statistics is integrated over a lattice.
+power of the step; the tail is summed directly, so that small p-values keep their digits.
 """
 
 from __future__ import annotations
@@ -17,13 +16,14 @@ from numpy.typing import ArrayLike, NDArray
 from ...errors import LMMError
 from ...support.distributions import two_sided_p
 from ...support.words import option
+from .largest import max_t_sf
+from .scale import over_scale
 
 __all__ = [
     "ADJUSTMENTS",
     "adjusted_p",
     "correlations",
     "critical_values",
-    "max_t_sf",
     "method_name",
     "studentized_range_quantile",
     "studentized_range_sf",
@@ -36,11 +36,6 @@ ADJUSTMENTS = ("none", "bonferroni", "holm", "sidak", "fdr", "tukey", "scheffe",
 
 _ALIASES = {"bh": "fdr", "dunnett": "mvt"}
 _INNER = 0.1  # step of the trapezoidal rule over the smallest of k normals
-_OUTER = 0.03  # largest step over the logarithm of the scale
-_STEPS = 240  # least number of them
-_NEGLIGIBLE = -46.0  # log of what is left out of an integrand, relative to its largest value
-_POINTS = 131071  # of the lattice, a prime
-_KOROBOV = 22279  # generator of the lattice: the best of 150 by the criterion P_2 in 12 dimensions
 
 
 def method_name(adjust: str) -> str:
@@ -86,33 +81,8 @@ def _studentized_sf(q: float, k: int, df: float) -> float:
         return float(two_sided_p(q / np.sqrt(2.0), None if np.isinf(df) else df))
     if np.isinf(df):
         return float(_range_sf(np.array([q]), k)[0])
-    half = 0.5 * df
-    constant = np.log(2.0) - _log_gamma_ratio(half)
-
-    def log_density(x: Array) -> Array:  # of log s, where df s^2 is chi-squared
-        return np.asarray(constant - half * (np.expm1(2.0 * x) - 2.0 * x))
-
-    # where the product of density and tail counts: first by a bound of the tail, then summed
-    spread = 10.0 / np.sqrt(df) + 46.0 / df
-    x = np.linspace(-spread, min(spread, 3.0), 2001)
-    s = q * np.exp(x)
-    bound = np.minimum(0.0, np.log(k * (k - 1.0)) - 0.25 * s * s)  # P(range > s) <= k (k-1) P(N > s / sqrt 2)
-    size = log_density(x) + bound
-    counts = np.flatnonzero(size > size.max() + _NEGLIGIBLE)
-    low, high = float(x[max(counts[0] - 1, 0)]), float(x[min(counts[-1] + 1, 2000)])
-    x, step = np.linspace(low, high, max(_STEPS, int((high - low) / _OUTER)) + 1, retstep=True)
-    total = step * float(np.exp(log_density(x)) @ _range_sf(q * np.exp(x), k))
-    return float(min(total, 1.0))
-
-
-def _log_gamma_ratio(a: float) -> float:
-    """log Gamma(a) - a log a + a, by Stirling's series where its terms are large and nearly cancel."""
-    from scipy.special import gammaln
-
-    if a < 50.0:
-        return float(gammaln(a) - a * np.log(a) + a)
-    series = (1.0 / 12.0 - (1.0 / 360.0 - 1.0 / (1260.0 * a * a)) / (a * a)) / a
-    return float(series + 0.5 * np.log(2.0 * np.pi / a))
+    log_pairs = np.log(k * (k - 1.0))  # P(range > w) <= k (k-1) P(N > w / sqrt 2)
+    return over_scale(q, df, lambda w: _range_sf(w, k), lambda w: log_pairs - 0.25 * w * w)
 
 
 def studentized_range_sf(q: ArrayLike, k: int, df: ArrayLike) -> Array:
@@ -179,95 +149,6 @@ def _solved(tail: Callable[[float], float], alpha: float, start: float) -> float
     while excess(low) < 0.0:
         low, high = 0.5 * low, low
     return float(brentq(excess, low, high, xtol=1e-11, rtol=1e-11))
-
-
-# ---- largest of correlated t statistics --------------------------------------------------------
-
-
-def _staircase(correlation: Array) -> tuple[Array, list[NDArray[np.intp]]]:
-    """Rows with unit length whose products are the correlations, and for each coordinate the rows that end there.
-
-    A Cholesky factor with pivoting; linearly dependent statistics (all pairs of some means) take no coordinate more.
-    """
-    remaining = np.array(correlation, dtype=float)
-    k = len(remaining)
-    factor = np.zeros((k, k))
-    rank = 0
-    for j in range(k):
-        pivot = int(np.argmax(np.diag(remaining)))
-        size = remaining[pivot, pivot]
-        if size < 1e-10:
-            break
-        factor[:, j] = remaining[:, pivot] / np.sqrt(size)
-        factor[np.abs(factor[:, j]) < 1e-9, j] = 0.0
-        remaining = remaining - np.outer(factor[:, j], factor[:, j])
-        remaining[pivot] = remaining[:, pivot] = 0.0
-        rank = j + 1
-    factor = factor[:, :rank]
-    last = np.array([int(np.flatnonzero(row)[-1]) if row.any() else -1 for row in factor])
-    return factor, [np.flatnonzero(last == j) for j in range(rank)]
-
-
-@lru_cache(maxsize=8)
-def _lattice(dimensions: int) -> Array:
-    """Points in the unit cube, those of a Korobov lattice, shifted and folded: (dimensions, points)."""
-    step = np.array([pow(_KOROBOV, j, _POINTS) for j in range(dimensions)])[:, None]
-    points = (np.arange(_POINTS) * step % _POINTS + 0.5) / _POINTS + np.sqrt(0.5)
-    return np.asarray(np.clip(np.abs(2.0 * (points % 1.0) - 1.0), 1e-15, 1.0 - 1e-15))
-
-
-@lru_cache(maxsize=8)
-def _scales(df: float) -> Array:
-    """Quantiles of the scale of t statistics, at the first coordinate of the lattice."""
-    from scipy.special import gammaincinv
-
-    return np.asarray(np.sqrt(2.0 / df * gammaincinv(0.5 * df, _lattice(1)[0])))
-
-
-def max_t_sf(x: float, df: float, correlation: ArrayLike) -> float:
-    """P(largest |T_i| > x) for t statistics with a common denominator.
-
-    Parameters
-    ----------
-    x : float
-    df : float
-        Degrees of freedom; inf for normal statistics.
-    correlation : (k, k) array_like
-        Correlations of the numerators; may be singular.
-
-    Returns
-    -------
-    float
-        Absolute error about 1e-6, 1e-5 for linearly dependent statistics; never outside the bounds of Bonferroni.
-
-    Notes
-    -----
-    Separation of variables: Genz and Bretz (2002), J. Comput. Graph. Stat. 11, 950-971.
-    """
-    from scipy.special import ndtr, ndtri
-
-    if np.isnan(x) or np.isnan(df):
-        return float("nan")
-    corr = np.atleast_2d(np.asarray(correlation, dtype=float))
-    single = float(two_sided_p(x, None if np.isinf(df) else df))
-    if x <= 0.0 or len(corr) == 1:
-        return single
-    factor, ends = _staircase(corr)
-    points = _lattice(len(ends))  # the scale takes the first coordinate, the last normal takes none
-    limit = np.full(_POINTS, x) if np.isinf(df) else x * _scales(df)
-    inside = np.ones_like(limit)
-    values = np.empty((len(ends), len(limit)))
-    for j, rows in enumerate(ends):
-        lower, upper = np.full_like(limit, -np.inf), np.full_like(limit, np.inf)
-        for i in rows:
-            centre = -(factor[i, :j] @ values[:j]) / factor[i, j]
-            half = limit / abs(factor[i, j])
-            lower, upper = np.maximum(lower, centre - half), np.minimum(upper, centre + half)
-        below, width = ndtr(lower), np.maximum(ndtr(upper) - ndtr(lower), 0.0)
-        inside *= width
-        if j + 1 < len(ends):
-            values[j] = ndtri(np.clip(below + points[j + 1] * width, 1e-300, 1.0 - 1e-16))
-    return float(np.clip(1.0 - inside.mean(), single, min(1.0, len(corr) * single)))
 
 
 # ---- adjustment --------------------------------------------------------------------------------
