@@ -4,19 +4,31 @@ Every function takes what it draws and, where it draws one plot, ``ax=None``; it
 of Okabe and Ito (2008), which people with colour-blindness tell apart; line styles and markers differ as well, so that
 plots can be printed in grey.  Where there are thousands of groups, a sample or a summary is drawn, and the plot says
 so.
+
+predictions     what a model says: curves and means with bands
+trajectories    data, population line and lines of the groups
+random_effects  caterpillars and shrinkage
+residuals       panels and quantiles
+covariance      variance along a variable, patterns of missing occasions
+inference       profiles, bootstrap distributions, power, influence
+_columns        columns of the data by name
+_scale          back from a transformed response
+_style          colours, axes, samples of groups, tidy tables
 """
 
 from __future__ import annotations
 
 from .covariance import marginal_variance, missingness
-from .effects import caterpillar, shrinkage
 from .inference import bootstrap_density, influence_plot, power_curve, profile_zeta
+from .predictions import effects
+from .random_effects import caterpillar, shrinkage
 from .residuals import qq, residual_panels
 from .trajectories import trajectories
 
 __all__ = [
     "bootstrap_density",
     "caterpillar",
+    "effects",
     "influence_plot",
     "marginal_variance",
     "missingness",

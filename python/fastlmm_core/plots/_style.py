@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -10,14 +11,15 @@ from numpy.typing import NDArray
 
 from ..errors import LMMError
 from ..support.checks import float_array
+from ..tables.columns import native_frame
 
 if TYPE_CHECKING:
     from ..estimation.model import Model
     from ..result import LMMResult
 
 __all__ = [
-    "BLACK", "BLUE", "GREEN", "GREY", "ORANGE", "SKY", "VERMILLION", "binned", "effect_position", "grid",
-    "legend_above", "new_axes", "own_axes", "plain", "pyplot", "sample", "variable",
+    "BLACK", "BLUE", "GREEN", "GREY", "ORANGE", "SERIES", "SKY", "VERMILLION", "binned", "effect_position", "grid",
+    "legend_above", "new_axes", "own_axes", "plain", "pyplot", "sample", "tidy", "variable",
 ]  # fmt: skip
 
 Array = NDArray[np.float64]
@@ -25,6 +27,12 @@ Array = NDArray[np.float64]
 BLACK, GREY = "#000000", "#8C8C8C"
 ORANGE, SKY, GREEN, BLUE, VERMILLION = "#E69F00", "#56B4E9", "#009E73", "#0072B2", "#D55E00"
 """Okabe and Ito 2008, Color Universal Design."""
+
+SERIES: tuple[tuple[str, Any, str], ...] = (
+    (BLUE, "-", "o"), (VERMILLION, "--", "s"), (GREEN, "-.", "^"), (ORANGE, ":", "D"), (BLACK, (0, (6, 1, 1, 1)), "v"),
+    ("#CC79A7", (0, (3, 1)), "P"), (SKY, (0, (1, 1)), "X"), (GREY, (0, (8, 2)), "*"),
+)  # fmt: skip
+"""Colour, line and marker of what stands beside each other, to be told apart in grey too."""
 
 
 def pyplot() -> Any:
@@ -76,6 +84,39 @@ def legend_above(ax: Any, **options: Any) -> Any:
     """A legend in one line above the axes."""
     place: dict[str, Any] = {"loc": "lower left", "bbox_to_anchor": (0.0, 1.0), "ncols": 3, "borderaxespad": 0.2}
     return ax.legend(**place, frameon=False, fontsize="small", **options)
+
+
+def tidy(library: str, layers: Sequence[tuple[str, Mapping[str, Any]]]) -> Any:
+    """What a plot draws, as one table with a row per mark.
+
+    Parameters
+    ----------
+    library : str
+        Of the table.
+    layers : sequence of (name, columns)
+        Marks of one kind each.  Of several layers the table has the name in its first column ``part``, and NaN or None
+        in the columns that only others have.
+    """
+    names = dict.fromkeys(name for _, columns in layers for name in columns)
+    lengths = [len(next(iter(columns.values()))) for _, columns in layers]
+    out: dict[str, Any] = {}
+    if len(layers) > 1:
+        out["part"] = [name for (name, _), n in zip(layers, lengths, strict=True) for _ in range(n)]
+    for name in names:
+        given = [np.asarray(columns[name]) for _, columns in layers if name in columns]
+        if all(part.dtype.kind in "fiu" for part in given):
+            parts = [
+                np.asarray(columns[name]) if name in columns else np.full(n, np.nan)
+                for (_, columns), n in zip(layers, lengths, strict=True)
+            ]
+            out[name] = np.concatenate(parts)
+            continue
+        out[name] = [
+            value
+            for (_, columns), n in zip(layers, lengths, strict=True)
+            for value in (np.asarray(columns[name]).tolist() if name in columns else [None] * n)
+        ]
+    return native_frame(library, out)
 
 
 def sample(count: int, most: int, seed: int = 0) -> NDArray[np.intp]:
