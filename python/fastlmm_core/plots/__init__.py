@@ -5,15 +5,12 @@ of Okabe and Ito (2008), which people with colour-blindness tell apart; line sty
 plots can be printed in grey.  Where there are thousands of groups, a sample or a summary is drawn, and the plot says
 so.
 
-predictions     what a model says: curves and means with bands
-trajectories    data, population line and lines of the groups
-random_effects  caterpillars and shrinkage
-residuals       panels and quantiles
-covariance      variance along a variable, patterns of missing occasions
-inference       profiles, bootstrap distributions, power, influence
-_columns        columns of the data by name
-_scale          back from a transformed response
-_style          colours, axes, samples of groups, tidy tables
+predictions       what a model says: curves and means with bands
+trajectories      data, population line and lines of the groups
+random_effects    caterpillars and shrinkage
+residuals         panels and quantiles
+covariance        variance along a variable, patterns of missing occasions
+inference         profiles, bootstrap distributions, power, influence
 """
 
 from __future__ import annotations

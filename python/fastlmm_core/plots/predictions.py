@@ -147,10 +147,10 @@ def effects(
     >>> drawn = flc.plots.effects(teeth, "age", by="Sex", at={"age": [8, 14]}, points=None, data=True)
     >>> drawn.round(2)
         age     Sex  estimate  conf_low  conf_high
-    0   8.0    Male     22.62     21.50      23.73
-    1  14.0    Male     27.32     25.96      28.69
-    2   8.0  Female     21.21     19.87      22.55
-    3  14.0  Female     24.09     22.44      25.74
+    0   8.0  Female     21.21     19.90      22.52
+    1  14.0  Female     24.09     22.66      25.51
+    2   8.0    Male     22.62     21.53      23.70
+    3  14.0    Male     27.32     26.14      28.50
     """
     if not data:
         pyplot()
