@@ -549,6 +549,8 @@ class LMMResult(Fit):
         at : mapping, optional
             Values of covariates; by default their means.
         contrasts : {"pairwise", "revpairwise", "reference", "sequential", "effects", "polynomial"} or mapping, optional
+            Or names to weights; a mapping of each factor to one of these gives contrasts of contrasts:
+            ``{"arm": "pairwise", "week": "consecutive"}``.
         adjust : {"none", "tukey", "mvt", "dunnett", "scheffe", "sidak", "bonferroni", "holm", "fdr"}, optional
             For multiplicity: by default "tukey" for pairwise contrasts, "mvt" against a reference or in sequence, "fdr"
             for effects, "none" otherwise.

@@ -558,3 +558,64 @@ def test_marginaleffects():
         np.testing.assert_allclose(found["std_error"], expected.std_error, rtol=1e-4)
     with pytest.raises(flc.LMMError, match="ddf="):
         marginaleffects_model(result, unbalanced(), "satterthwaite")
+
+
+# ---- contrasts of contrasts --------------------------------------------------------------------
+
+
+def test_contrasts_of_contrasts_are_differences_of_differences():
+    result = fitted("angle ~ recipe * heat + (1 | batch)")
+    means = emmeans(result, ["recipe", "heat"])
+    cell = {(a, b): i for i, (a, b) in enumerate(zip(means.labels["recipe"], means.labels["heat"], strict=True))}
+    found = means.contrast({"heat": "consecutive", "recipe": "pairwise"})
+    assert found.adjust == "none"
+    assert list(found.labels) == ["recipe", "heat"]
+    assert found.labels["recipe"] == ["A - B", "A - C", "B - C"] * 2
+    assert found.labels["heat"] == ["mid - low"] * 3 + ["top - mid"] * 3
+    expected = np.zeros((6, means.L.shape[1]))
+    for row, (recipe, heat) in enumerate(zip(found.labels["recipe"], found.labels["heat"], strict=True)):
+        (a, b), (c, d) = recipe.split(" - "), heat.split(" - ")
+        signed = ((a, c, 1.0), (b, c, -1.0), (a, d, -1.0), (b, d, 1.0))
+        expected[row] = sum(sign * means.L[cell[x, y]] for x, y, sign in signed)
+    np.testing.assert_allclose(found.L, expected, atol=1e-12)
+    Phi = dense_inference.at_optimum(result).Phi
+    np.testing.assert_allclose(found.std_error, np.sqrt(np.diag(expected @ Phi @ expected.T)), rtol=1e-8)
+
+
+def test_contrasts_of_contrasts_within_levels_with_references_and_weights():
+    result = fitted("angle ~ recipe * heat * block + (1 | batch)")
+    means = emmeans(result, "recipe:heat", by="block")
+    found = means.contrast({"recipe": "reference", "heat": {"bend": [1, -2, 1]}}, "bonferroni", ref={"recipe": "B"})
+    assert found.labels["block"] == ["u", "u", "v", "v"]
+    assert found.labels["recipe"] == ["A - B", "C - B"] * 2
+    assert found.labels["heat"] == ["bend"] * 4
+    in_u = means.estimate[:9].reshape(3, 3)  # heat by recipe
+    bends = np.array([1.0, -2.0, 1.0]) @ in_u
+    np.testing.assert_allclose(found.estimate[:2], [bends[0] - bends[1], bends[2] - bends[1]], rtol=1e-8)
+    raw = means.contrast({"recipe": "reference", "heat": {"bend": [1, -2, 1]}}, ref={"recipe": "B"})
+    np.testing.assert_allclose(found.pvalues, np.minimum(1.0, 2.0 * raw.pvalues), rtol=1e-10)
+
+
+def test_all_contrasts_of_contrasts_are_the_interaction():
+    # of a saturated two-way table: their joint F test is that of the interaction
+    result = fitted("angle ~ recipe * heat + (1 | batch)")
+    found = emmeans(result, ["recipe", "heat"], contrasts={"recipe": "sequential", "heat": "sequential"}).comparison
+    test = result.test(found.L)
+    table = anova(result, 3)
+    np.testing.assert_allclose(test.statistic, table.statistic[table.terms.index("recipe:heat")], rtol=1e-8)
+
+
+@pytest.mark.parametrize(
+    ("contrasts", "options", "message"),
+    [
+        ({"recipe": "pairwise"}, {}, "the factor 'heat' has no comparison"),
+        ({"recipe": "pairwise", "oven": "pairwise"}, {}, "'oven' is not one of the factors"),
+        ({"recipe": "pairwise", "heat": "all"}, {}, "'all' is unknown.*factor 'heat'"),
+        ({"recipe": "reference", "heat": "pairwise"}, {"ref": "A"}, "mapping of factors to levels"),
+        ({"recipe": "reference", "heat": "pairwise"}, {"ref": {"recipe": "Z"}}, "'Z'.*factor 'recipe'"),
+        ({"recipe": "pairwise", "heat": "pairwise"}, {"adjust": "tukey"}, "all pairs"),
+    ],
+)
+def test_refuses_contrasts_of_contrasts(contrasts, options, message):
+    with pytest.raises(flc.LMMError, match=message):
+        emmeans(fitted("angle ~ recipe * heat + (1 | batch)"), ["recipe", "heat"], contrasts=contrasts, **options)

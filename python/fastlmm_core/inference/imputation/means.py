@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from ...errors import LMMError
 from ...support.arguments import checked
 from ...support.display import Part
-from ..means.contrasts import contrast_weights
+from ..means.contrasts import Method, contrast_weights
 from ..means.families import DEFAULT_ADJUST, adjusted
 from ..means.means import Estimates, MarginalMeans, emmeans, slopes
 from ..means.multiplicity import method_name
@@ -67,7 +67,7 @@ class PooledMeans(PooledEstimates):
 
     def contrast(
         self,
-        method: str | Mapping[str, Sequence[float]] = "pairwise",
+        method: Method = "pairwise",
         adjust: str | None = None,
         level: float | None = None,
         ref: Any = None,
@@ -95,7 +95,7 @@ class PooledMeans(PooledEstimates):
         count = len(first.families())
         size = len(parts[0].estimate) // count
         weights = None
-        if pairs:
+        if pairs and isinstance(method, str):
             members = [tuple(first.labels[variable][i] for variable in first.factors) for i in first.families()[0]]
             weights = np.array(list(contrast_weights(method, members).values()))
         families = [np.arange(size) + i * size for i in range(count)]
@@ -117,7 +117,7 @@ def pooled_means(
     variable: str | None,
     by: str | Sequence[str] | None = None,
     at: Mapping[str, Any] | None = None,
-    contrasts: str | Mapping[str, Sequence[float]] | None = None,
+    contrasts: Method | None = None,
     adjust: str | None = None,
     level: float = 0.95,
     ref: Any = None,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
+from itertools import product
 from math import gcd, lcm
 from typing import Any
 
@@ -13,19 +14,97 @@ from numpy.typing import NDArray
 from ...errors import LMMError
 from ...support.words import option
 
-__all__ = ["CONTRASTS", "contrast_weights", "polynomial_weights"]
+__all__ = ["CONTRASTS", "Method", "comparisons", "contrast_weights", "polynomial_weights"]
 
 Array = NDArray[np.float64]
+Weights = Mapping[str, Sequence[float]]
+Method = str | Mapping[str, Sequence[float]] | Mapping[str, str | Weights]
+"""A name, names to weights, or for interactions factors to one of these."""
 
-CONTRASTS = ("pairwise", "revpairwise", "reference", "sequential", "effects", "polynomial")
-"""Names of the comparisons."""
+CONTRASTS = ("pairwise", "revpairwise", "reference", "sequential", "consecutive", "effects", "polynomial")
+"""Names of the comparisons; "consecutive" is another word for "sequential"."""
 
 _DEGREES = ("linear", "quadratic", "cubic", "quartic")
 _MOST = 6  # degrees of a polynomial
 
 
+def comparisons(
+    method: Method, levels: Mapping[str, Sequence[Any]], ref: Any = None, coded: tuple[Any, ...] = ()
+) -> tuple[dict[str, list[str]], Array]:
+    """Labels and weights of the comparisons of all combinations of the levels of some factors.
+
+    Parameters
+    ----------
+    method : str or mapping
+        One of `CONTRASTS`, names to weights, or factors to one of these for contrasts of contrasts.
+    levels : mapping
+        Of each factor; the first varies fastest among the means.
+    ref : label, tuple of labels, or mapping of factors to labels, optional
+    coded : tuple of labels
+        As for `contrast_weights`.
+
+    Returns
+    -------
+    labels : dict
+        The column "contrast", or one of each factor.
+    weights : (comparisons, means) array
+        Of an interaction: products of those of the factors.
+
+    Raises
+    ------
+    LMMError
+        As by `contrast_weights`, and where a factor has no comparison.
+    """
+    if not _of_factors(method, levels):
+        order = list(product(*reversed(list(levels.values()))))
+        found = contrast_weights(method, [member[::-1] for member in order], ref, coded)  # type: ignore[arg-type]
+        return {"contrast": list(found)}, np.array(list(found.values()))
+    refs = _by_factor(method, levels, ref)
+    of_factor: Mapping[str, Any] = method  # type: ignore[assignment]
+    of_each: list[dict[str, Array]] = []
+    for name, start in zip(levels, coded, strict=True):
+        try:
+            members = [(level,) for level in levels[name]]
+            of_each.append(contrast_weights(of_factor[name], members, refs.get(name), (start,)))
+        except LMMError as error:
+            raise LMMError(f"{error} (factor {name!r})") from error
+    weights = np.ones((1, 1))
+    for found in reversed(of_each):
+        weights = np.kron(weights, np.array(list(found.values())))
+    rows = list(product(*(list(found) for found in reversed(of_each))))
+    return {name: [row[len(of_each) - 1 - i] for row in rows] for i, name in enumerate(levels)}, weights
+
+
+def _of_factors(method: Any, levels: Mapping[str, Any]) -> bool:
+    """Whether comparisons are given factor by factor, and not as weights."""
+    if not isinstance(method, Mapping):
+        return False
+    return any(
+        isinstance(value, Mapping) or (isinstance(value, str) and (name in levels or value in CONTRASTS))
+        for name, value in method.items()
+    )
+
+
+def _by_factor(method: Any, levels: Mapping[str, Any], ref: Any) -> dict[str, Any]:
+    """References of the factors of an interaction, after a look at their names."""
+    for name in method:
+        if name not in levels:
+            raise LMMError(f"contrasts: {name!r} is not one of the factors, which are {', '.join(map(repr, levels))}")
+    for name in levels:
+        if name not in method:
+            raise LMMError(f"contrasts: the factor {name!r} has no comparison; give it one, or move the factor to by=")
+    if ref is None:
+        return {}
+    if not isinstance(ref, Mapping) or not set(ref) <= set(levels):
+        raise LMMError(
+            "ref: with contrasts of several factors give a mapping of factors to levels, e.g. "
+            f"ref={{{next(iter(levels))!r}: {levels[next(iter(levels))][0]!r}}}"
+        )
+    return dict(ref)
+
+
 def contrast_weights(
-    method: str | Mapping[str, Sequence[float]],
+    method: str | Weights,
     members: Sequence[tuple[Any, ...]],
     ref: Any = None,
     coded: tuple[Any, ...] = (),
@@ -75,7 +154,7 @@ def contrast_weights(
         known = [i for i, member in enumerate(members) if member == coded]
         at = _place(ref, members) if ref is not None else known[0] if known else 0
         pairs = [(i, at) for i in range(k) if i != at]
-    elif method == "sequential":
+    elif method in ("sequential", "consecutive"):
         pairs = [(i + 1, i) for i in range(k - 1)]
     elif method == "pairwise":
         pairs = [(i, j) for i in range(k) for j in range(i + 1, k)]

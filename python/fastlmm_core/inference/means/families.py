@@ -20,6 +20,7 @@ DEFAULT_ADJUST = {
     "revpairwise": "tukey",
     "reference": "mvt",
     "sequential": "mvt",
+    "consecutive": "mvt",
     "effects": "fdr",
 }
 """Adjustment of comparisons where none was asked for."""

@@ -23,7 +23,7 @@ from .. import wald as inference
 from ..options import check_options
 from . import multiplicity
 from .conditions import conditions_of
-from .contrasts import CONTRASTS, contrast_weights
+from .contrasts import CONTRASTS, Method, comparisons
 from .families import DEFAULT_ADJUST, adjusted, families_of
 from .grid import ReferenceGrid
 
@@ -158,7 +158,7 @@ class MarginalMeans(Estimates):
 
     def contrast(
         self,
-        method: str | Mapping[str, Sequence[float]] = "pairwise",
+        method: Method = "pairwise",
         adjust: str | None = None,
         level: float | None = None,
         ref: Any = None,
@@ -168,16 +168,19 @@ class MarginalMeans(Estimates):
         Parameters
         ----------
         method : str or mapping
-            "pairwise", "revpairwise", "reference" (each with one of them), "sequential" (each with the one before),
-            "effects" (each with the mean of all), "polynomial", or names to weights, one per mean.
+            "pairwise", "revpairwise", "reference" (each with one of them), "sequential" or "consecutive" (each with the
+            one before), "effects" (each with the mean of all), "polynomial", or names to weights, one per mean. A
+            mapping of each factor to one of these gives contrasts of contrasts (interactions), e.g.
+            ``{"arm": "pairwise", "week": "consecutive"}``, without adjustment by default.
         adjust : str, optional
             One of `multiplicity.ADJUSTMENTS`.  By default "tukey" for pairs, "mvt" for "reference" (Dunnett's test)
             and "sequential", "fdr" for "effects", otherwise "none".
         level : float, optional
             Of the limits; by default that of the means.
         ref : label, optional
-            With what "reference" compares: a level, for several factors a tuple; by default the reference level of the
-            formula's coding, as in ``C(arm, Treatment('placebo'))``, or the first where that has none.
+            With what "reference" compares: a level, for several factors a tuple, for contrasts of contrasts a mapping
+            of factors to levels; by default the reference level of the formula's coding, as in
+            ``C(arm, Treatment('placebo'))``, or the first where that has none.
 
         Returns
         -------
@@ -190,20 +193,19 @@ class MarginalMeans(Estimates):
         """
         level = self.level if level is None else level
         families = families_of(self.labels, self.by)
-        members = {tuple(self.labels[name][i] for name in self.factors): i for i in families[0]}
-        weights = contrast_weights(method, list(members), ref, self._grid.coded(self.factors))
+        levels = {name: self._grid.levels[name] for name in self.factors}
+        compared, stacked = comparisons(method, levels, ref, self._grid.coded(self.factors))
         if adjust is None:
             adjust = DEFAULT_ADJUST.get(method, "none") if isinstance(method, str) else "none"
         name = multiplicity.method_name(adjust)
         pairs = method in ("pairwise", "revpairwise")
         if name == "tukey" and not pairs:
             raise LMMError("adjust='tukey' is for all pairs of means: use 'sidak' or 'mvt'")
-        stacked = np.array(list(weights.values()))
         L = np.vstack([stacked @ self.L[rows] for rows in families])
-        labels: Labels = {"contrast": list(weights) * len(families)}
+        labels: Labels = {name: names * len(families) for name, names in compared.items()}
         for variable in self.by:
-            labels[variable] = [self.labels[variable][rows[0]] for rows in families for _ in weights]
-        sizes = [np.arange(len(weights)) + i * len(weights) for i in range(len(families))]
+            labels[variable] = [self.labels[variable][rows[0]] for rows in families for _ in stacked]
+        sizes = [np.arange(len(stacked)) + i * len(stacked) for i in range(len(families))]
         sums = np.tile(stacked.sum(axis=1), len(families))
         found = _estimated(self._result, L, level, name, sizes, self._options, sums, stacked if pairs else None)
         return Contrasts(labels=labels, **found)
@@ -238,7 +240,7 @@ def emmeans(
     factors: str | Sequence[str],
     by: str | Sequence[str] | None = None,
     at: Mapping[str, Any] | None = None,
-    contrasts: str | Mapping[str, Sequence[float]] | None = None,
+    contrasts: Method | None = None,
     adjust: str | None = None,
     level: float = 0.95,
     ddf: str = "satterthwaite",
@@ -293,7 +295,7 @@ def slopes(
     factors: str | Sequence[str] | None = None,
     by: str | Sequence[str] | None = None,
     at: Mapping[str, Any] | None = None,
-    contrasts: str | Mapping[str, Sequence[float]] | None = None,
+    contrasts: Method | None = None,
     adjust: str | None = None,
     level: float = 0.95,
     ddf: str = "satterthwaite",
@@ -341,11 +343,11 @@ def _means(
     factors: tuple[str, ...],
     by: tuple[str, ...],
     along: tuple[str, float] | None,
-    comparisons: tuple[str | Mapping[str, Sequence[float]] | None, str | None, Any],
+    compared: tuple[Method | None, str | None, Any],
     level: float,
     options: Options,
 ) -> MarginalMeans:
-    contrasts, adjust, ref = comparisons
+    contrasts, adjust, ref = compared
     if contrasts is None and ref is not None:
         raise LMMError("ref is for contrasts='reference'; leave it out, or ask for these contrasts")
     check_level(level)
