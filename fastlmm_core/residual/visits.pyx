@@ -112,6 +112,7 @@ cdef class PatternSums:
     cdef const double[::1] counts
     cdef Py_ssize_t[::1] first, square, place
     cdef double[::1] rows, lower, inverse, moment_e, moment_x, work, buffer
+    cdef bint framed
 
     def __init__(self, const double[::1] rows, const Py_ssize_t[::1] size, const Py_ssize_t[::1] members,
                  const double[::1] counts, const Py_ssize_t[::1] visits, const Py_ssize_t[::1] table,
@@ -137,6 +138,7 @@ cdef class PatternSums:
         self.lower, self.inverse, self.moment_e, self.moment_x = (np.empty(max(squares, 1)) for _ in range(4))
         self.work = np.empty(max(self.largest * self.widest, most, c * c))
         self.buffer = np.empty(TOGETHER * self.widest * c)
+        self.framed = False
 
     def reduce(self, list tables, bint roots=False):
         """log|V| and H = [X y]'V^-1[X y] for the covariances S of the tables.
@@ -187,6 +189,43 @@ cdef class PatternSums:
         """The rows L_k^-1 [X y] of all patterns after `reduce` (., c)."""
         return np.array(self.rows[:self.first[self.n_patterns]]).reshape(-1, self.c)
 
+    def take(self, PatternSums reduced, list roots):
+        """Hold what `reduced` has, in the coordinates of the roots A of its tables, S = A A' (m, m).
+
+        With A[v_k] = L_k Q_k, Q_k with orthonormal rows, V_k^-1 becomes A[v_k]'V_k^-1 A[v_k] = Q_k'Q_k and the rows
+        Q_k'L_k^-1 [X y], over all m positions: a direction D of S is A T A' with T in the place of D, and nothing in
+        T, Q_k or the rows grows where S is nearly singular.
+
+        Parameters
+        ----------
+        reduced : PatternSums
+            After `reduce` with these roots; this object has its patterns, of all positions of their tables each.
+        roots : list of (m, m) arrays
+        """
+        cdef Py_ssize_t k, n, m, a, b, i, wide, at
+        cdef double t
+        cdef const double[:, ::1] A
+        cdef double* Q = &self.work[0]
+        cdef list views = [np.ascontiguousarray(root, dtype=float) for root in roots]
+        self.framed = True
+        for k in range(self.n_patterns):
+            n, m, wide = reduced.size[k], self.size[k], self.members[k] * self.c
+            A = views[self.table[k]]
+            at = reduced.place[k]
+            with nogil:
+                rooted(n, &A[0, 0], m, &reduced.visits[at], &self.lower[self.square[k]], Q)
+                memset(&self.rows[self.first[k]], 0, m * wide * sizeof(double))
+                for a in range(m):
+                    for b in range(n):
+                        t = Q[b * m + a]
+                        for i in range(wide):
+                            self.rows[self.first[k] + a * wide + i] += t * reduced.rows[reduced.first[k] + b * wide + i]
+                    for b in range(m):
+                        t = 0.0
+                        for i in range(n):
+                            t += Q[i * m + a] * Q[i * m + b]
+                        self.inverse[self.square[k] + a * m + b] = t
+
     def weigh(self, const double[:, ::1] turn):
         """Bring the rows to [A e]: [X y] -> V^-1 [X y] turn, with their moments E_k and B_k and the inverses W_k.
 
@@ -209,8 +248,9 @@ cdef class PatternSums:
                 long_ = <int> (n * N)
                 memcpy(&self.work[0], A, n * wide * sizeof(double))
                 dgemm("N", "N", &ci, &long_, &ci, &one, <double*> &turn[0, 0], &ci, &self.work[0], &ci, &zero, A, &ci)
-                back(n, wide, L, A)
-                inverted(n, L, &self.inverse[self.square[k]], &self.work[0])
+                if not self.framed:
+                    back(n, wide, L, A)
+                    inverted(n, L, &self.inverse[self.square[k]], &self.work[0])
                 moments(n, N, c, A, &self.moment_x[self.square[k]], &self.moment_e[self.square[k]])
 
     def slopes(self, double c_n, double c_e, double c_x):

@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 
 import fastlmm_core as flc
+import oracle_residual as dense
 
 
 def trial(
@@ -117,3 +118,40 @@ def test_units_and_orders_do_not_matter():
     # the order of visits says nothing to an unstructured covariance
     named = data.assign(visit=data.visit.map({"v00": "e", "v01": "d", "v02": "c", "v03": "b", "v04": "a"}))
     assert flc.lmm(formula, named, residual=residual).fit().criterion == pytest.approx(fit.criterion, abs=1e-8)
+
+
+@pytest.mark.parametrize("formula, visits, gain", [("FEV1 ~ ARMCD", "VIS1, VIS2 and VIS3", 1),
+                                                   ("FEV1 ~ AVISIT", "VIS1, VIS2, VIS3 and VIS4", 1)])  # fmt: skip
+def test_a_likelihood_without_maximum_is_named(formula, visits, gain):
+    data = flc.datasets.load("fev")[:50]
+    model = flc.lmm(formula, data, residual="us(AVISIT | USUBJID)")
+    fit = model.fit()
+    assert not fit.converged
+    assert f"a combination of AVISIT {visits} has no variance left" in fit.message
+    # by dense algebra: each tenth of its standard deviation lowers -2 log(REML) by 2 (N - r) log(10)
+    covariance = fit.residual_covariance()
+    size = np.sqrt(np.diag(covariance))
+    left, _, _ = np.linalg.svd(covariance / np.outer(size, size))
+    gone = size * left[:, -1]
+    values = []
+    for share in (1e-4, 1e-5):
+        wider = covariance + share**2 * np.outer(gone, gone)
+        values.append(dense.criterion(model, model.residual.strata[0].structure.nearest(wider)[0], True))
+    assert values[0] - values[1] == pytest.approx(2.0 * gain * np.log(10.0), rel=0.05)
+
+
+def test_a_variance_that_vanishes_at_a_finite_limit_is_certified():
+    # no more subjects have all visits than X has combinations of them
+    fit = flc.lmm("FEV1 ~ RACE + SEX + ARMCD * AVISIT", flc.datasets.load("fev")[:50], residual="us(AVISIT | USUBJID)")
+    fit = fit.fit()
+    assert fit.converged
+    for missing, seed in ((0.7, 1), (0.7, 2), (0.7, 7), (0.8, 0), (0.8, 2)):
+        fit = flc.lmm("y ~ base + arm * visit", trial(200, 10, missing, seed), residual="us(visit | id)").fit()
+        assert fit.converged, (missing, seed, fit.message)
+
+
+@pytest.mark.parametrize("missing, seed", [(0.7, 0), (0.7, 4), (0.7, 5), (0.8, 1), (0.8, 5), (0.8, 6)])
+def test_few_subjects_with_all_visits_end_with_a_reason(missing, seed):
+    fit = flc.lmm("y ~ base + arm * visit", trial(200, 10, missing, seed), residual="us(visit | id)").fit()
+    assert not fit.converged and "the likelihood has no maximum" in fit.message and "visit v00" in fit.message
+    assert fit.n_evaluations < 1000

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from ..covariance.residual.relative import Relative
 from ..covariance.residual.unstructured import Unstructured
 from ..errors import LMMError
 from ..support.checks import float_array
@@ -88,6 +89,25 @@ class Stratum:
         if not self.scaled:
             return out
         return scale * np.concatenate([self.structure.matrix(inner, where)[None], out])
+
+    def framed_jacobian(self, phi: Array) -> Array:
+        """A^-1 dR A^-T with the root A (stop - start, m, m), of a structure that has one."""
+        assert isinstance(self.structure, Unstructured)
+        out = self.structure.framed_jacobian(self.own(phi)[1])
+        return np.concatenate([np.eye(self.structure.m)[None], out]) if self.scaled else out
+
+    def framed_second(self, phi: Array, slope: Array) -> Array:
+        """Sums of a slope in these coordinates times second derivatives (stop - start, stop - start)."""
+        assert isinstance(self.structure, Unstructured)
+        inner = self.own(phi)[1]
+        out = self.structure.framed_second(inner, slope)
+        if not self.scaled:
+            return out
+        full = np.empty((len(inner) + 1, len(inner) + 1))
+        full[0, 0] = np.trace(slope)
+        full[0, 1:] = full[1:, 0] = (self.structure.framed_jacobian(inner) * slope).sum(axis=(1, 2))
+        full[1:, 1:] = out
+        return full
 
     def second(self, phi: Array, where: Any, slope: Array) -> Array:
         """Sums of slope times its second derivatives (stop - start, stop - start)."""
@@ -230,6 +250,16 @@ class ResidualPart:
             if limit is not None:
                 found.append(f"{limit} ({self.by} {own.label})" if own.label else limit)
         return tuple(found)
+
+    def about(self, phi: Array) -> ResidualPart | None:
+        """The part with `us` in coordinates about phi, which are zero there; None for other structures."""
+        strata = []
+        for own in self.strata:
+            if type(own.structure) is not Unstructured:
+                return None
+            inner = Relative(own.structure.m, base=own.structure.root(own.own(phi)[1], np.arange(own.structure.m)))
+            strata.append(replace(own, structure=inner))
+        return replace(self, strata=tuple(strata))
 
     def rows(self, rows: Any) -> ResidualPart:
         """The residual part of some rows."""

@@ -4,6 +4,7 @@ model                a design with its response and its problem
 fit                  the record of a fit, and how it is made
 optimize             the optimum, its certificate, other minima
 structured           minimise in parameters without constraints, and certify
+vanishing            combinations of visits whose variance runs to zero
 restricted           random effects whose covariances are functions of fewer parameters
 residual_limit       fits whose residual variance runs to zero
 likelihood           at the parameters of a fit, whatever they are

@@ -24,6 +24,7 @@ from .optimize import (
     run_once,
     small_directions,
 )
+from .vanishing import followed, without_maximum
 
 if TYPE_CHECKING:
     from ..engines.protocol import Engine
@@ -114,14 +115,28 @@ def _settled(
     value, gradient, hessian = engine.evaluate(x, 2)
     assert gradient is not None and hessian is not None
     decrement, lowest = decrement_of(gradient, hessian) if len(x) else (0.0, 1.0)
-    if (method == "newton" and CERTIFIED < decrement < NEAR) or (decrement <= CERTIFIED and lowest < -1e-6):
+    unbounded = ""
+    if ended is not None and not (ended.success and decrement <= CERTIFIED) and not n_theta:
+        unbounded = without_maximum(engine, problem, x)
+        near = (
+            None if unbounded or method != "newton" or "maxiter" in options else followed(engine, problem, x, options)
+        )
+        if near is not None:
+            x, ended, unbounded = near.phi, near.ended, near.unbounded
+            value, gradient, hessian = engine.evaluate(x, 2)
+            assert gradient is not None and hessian is not None
+            decrement, lowest = near.decrement, near.lowest
+    if not unbounded and (
+        (method == "newton" and CERTIFIED < decrement < NEAR) or (decrement <= CERTIFIED and lowest < -1e-6)
+    ):
         # near to singular V second derivatives have lost their digits before first ones have
         polished = _polished(engine, x, n_theta)
         if polished is not None:
             x, value, gradient, hessian = polished
             decrement, lowest = decrement_of(gradient, hessian)
-    converged = bool(decrement <= CERTIFIED and lowest >= -1e-6 and isfinite(value) and again is None)
+    converged = bool(decrement <= CERTIFIED and lowest >= -1e-6 and isfinite(value) and again is None and not unbounded)
     limits = part.boundaries(x[n_theta:])
+    message = verdict(converged, bool(limits) or bool(null.shape[1]), ended, decrement)
     optimum = Optimum(
         theta=x,
         factor=factor,
@@ -133,7 +148,7 @@ def _settled(
         singular=bool(limits) or bool(null.shape[1]),
         n_evaluations=engine.n_evaluations,
         method=name,
-        message=verdict(converged, bool(limits) or bool(null.shape[1]), ended, decrement),
+        message=f"not certified: {unbounded}" if unbounded else message,
         null_space=null,
         trace=() if ended is None else ended.trace,
     )

@@ -9,6 +9,7 @@ import pytest
 import fastlmm_core as flc
 import oracle_residual as dense
 from fastlmm_core.covariance.residual.catalogue import position_names
+from fastlmm_core.engines.residual import visits
 from fastlmm_core.engines.residual.clusters import ClusterCriterion
 
 VALUE = 1e-11  # relative, rounding of sums over a few dozen rows
@@ -52,6 +53,31 @@ def test_value_and_derivatives(name, reml, by, weights, rng):
         far = model.evaluate(phi + 2 * step, reml, 1).gradient - model.evaluate(phi - 2 * step, reml, 1).gradient
         change = (8.0 * near - far) / 12e-4
         assert np.abs((found.hessian[i] - change) / size / size[i]).max() < HESSIAN
+
+
+@pytest.mark.parametrize("weights", [None, "w"])
+@pytest.mark.parametrize("by", ["", ", by=arm"])
+@pytest.mark.parametrize("reml", [True, False])
+def test_derivatives_in_coordinates_of_the_root(reml, by, weights, rng, monkeypatch):
+    monkeypatch.setattr(visits, "NEARLY", 1e30)
+    test_value_and_derivatives("us", reml, by, weights, rng)
+    model = flc.lmm("y ~ arm + visit + x", problem(rng), residual=f"us(visit | id{by})", weights=weights)
+    engine = model.problem.criterion()
+    phi = model.problem.start(engine) + 0.2 * rng.normal(size=engine.n_par)
+    weight = rng.normal(size=(len(phi), len(phi)))
+    weight += weight.T
+    tables = [rng.normal(size=(4, 4)) for _ in engine.places]
+    found = []
+    for nearly in (1e30, 0.0):
+        monkeypatch.setattr(visits, "NEARLY", nearly)
+        engine = model.problem.criterion()
+        engine.reml = reml
+        engine.evaluate(phi, 2)
+        assert bool(engine.roots) == (nearly > 0.0)
+        inner = engine.within([table + table.T for table in tables])
+        found.append((engine.cross_products(), engine.sandwich_along(weight), inner, engine.expected()))
+    for framed, plain in zip(*found, strict=True):
+        np.testing.assert_allclose(framed, plain, rtol=1e-9, atol=1e-9 * np.abs(plain).max())
 
 
 def test_many_subjects_of_a_pattern_are_summed_up(rng):

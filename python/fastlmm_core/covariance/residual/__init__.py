@@ -7,6 +7,7 @@ deviations            one standard deviation, or one for each position
 correlation           what correlations share
 links                 from the line to correlations and ranges
 unstructured          us
+relative              us in coordinates about a member
 entries               natural parameters that are entries of the matrix
 independent           id, diag
 compound_symmetry     cs, csh

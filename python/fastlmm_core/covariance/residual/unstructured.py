@@ -84,7 +84,7 @@ class Unstructured(EntriesNatural):
 
     def variances(self, phi: Array, where: Where) -> Array:
         """The diagonal of S at some positions (n,)."""
-        return np.asarray((self._factor(phi)[0] ** 2).sum(axis=1)[where])
+        return np.asarray((self.root(phi, where) ** 2).sum(axis=1))
 
     def jacobian(self, phi: Array, where: Where) -> Array:
         """dS / dphi (k, n, n)."""
@@ -93,6 +93,28 @@ class Unstructured(EntriesNatural):
         units = np.equal.outer(rows[1:], where) * change[:, None]
         half = units[:, :, None] * L.T[columns[1:]][:, None, where]
         return half + half.transpose(0, 2, 1)
+
+    def framed_jacobian(self, phi: Array) -> Array:
+        """A^-1 dS A^-T for S = A A' with the root A over all positions (k, m, m): dL = L T, so that it is T + T'."""
+        L, change = self._factor(phi)
+        rows, columns = self.entries
+        half = np.zeros((len(phi), self.m, self.m))
+        half[np.arange(len(phi)), :, columns[1:]] = (np.linalg.inv(L)[:, rows[1:]] * change).T
+        return half + half.transpose(0, 2, 1)
+
+    def framed_second(self, phi: Array, slope: Array) -> Array:
+        """Sums of a slope in T + T' times second derivatives (k, k); see `framed_jacobian`."""
+        L, change = self._factor(phi)
+        rows = self.entries[0][1:]
+        inverse = np.linalg.inv(L)
+        G = inverse.T @ slope @ inverse
+        out = np.where(self._same_column, G[rows[:, None], rows], 0.0)
+        out *= 2.0 * change[:, None] * change
+        own = rows[self._diagonal]
+        out[self._diagonal, self._diagonal] += (
+            2.0 * change[self._diagonal] * np.einsum("ij,ji->i", slope[own], inverse[:, own])
+        )
+        return out
 
     def _scattered(self, where: Where, slope: Array) -> Array:
         """Slope at all positions (m, m); what rows of one position have is summed."""
@@ -125,14 +147,17 @@ class Unstructured(EntriesNatural):
         found: Array = full[np.ix_(where, where)]
         return found
 
+    def of_factor(self, L: Array) -> Array:
+        """Phi of a lower triangular factor with a positive diagonal (m, m), whatever its scale."""
+        rows, columns = self.entries
+        phi: Array = (L / L[0, 0])[rows[1:], columns[1:]]
+        phi[self._diagonal] = np.log(phi[self._diagonal])
+        return phi
+
     def nearest(self, covariance: Array) -> tuple[Array, float]:
         """Phi and sigma^2 of a positive definite matrix (m, m)."""
         L = np.asarray(np.linalg.cholesky(covariance), dtype=np.float64)
-        sigma = float(L[0, 0])
-        rows, columns = self.entries
-        phi: Array = (L / sigma)[rows[1:], columns[1:]]
-        phi[self._diagonal] = np.log(phi[self._diagonal])
-        return phi, sigma**2
+        return self.of_factor(L), float(L[0, 0]) ** 2
 
     def start(self, rows: Rows) -> Array:
         """The covariance over pairs of rows, shrunk to be positive definite."""

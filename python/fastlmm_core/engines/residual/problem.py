@@ -196,6 +196,17 @@ class ResidualProblem:
             c = columns.shape[1]
         return VisitCriterion(patterns, c, self.n, self.residual)
 
+    def about(self, phi: Array) -> VisitCriterion | None:
+        """The criterion with `us` in coordinates about phi, None where there are none; see `ResidualPart.about`."""
+        if not self.by_pattern or self.given:
+            return None
+        if any(
+            len(p) != own.structure.positions for p, own in zip(self.patterns.places, self.residual.strata, strict=True)
+        ):
+            return None
+        part = self.residual.about(phi)
+        return None if part is None else VisitCriterion(self.patterns, self.xy.shape[1], self.n, part)
+
     def pilot(self) -> None:
         """No start is looked for in a part of the data."""
 

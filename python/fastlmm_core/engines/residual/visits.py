@@ -1,6 +1,8 @@
 """The criterion over visits: V_i = sigma^2 S(phi)[v_i, v_i], without random effects.
 
 The chain rule leads from the elements of S to phi once for all patterns of visits (`kernels.residuals.PatternSums`).
+Where S = A A' is nearly singular, V^-1 is so large that its products with dS have no digits left; then all is taken in
+the coordinates of A, in which dS is A^-1 dS A^-T (`PatternSums.take`).
 """
 
 from __future__ import annotations
@@ -8,6 +10,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from ...covariance.residual.relative import Relative
+from ...covariance.residual.unstructured import Unstructured
 from ...design.residual import ResidualPart
 from ...kernels.residuals import PatternSums
 from ..rows import Rows
@@ -17,6 +21,9 @@ from .patterns import Patterns
 __all__ = ["VisitCriterion"]
 
 Array = NDArray[np.float64]
+
+NEARLY = 1e-3
+"""Share of a standard deviation that the positions before leave, below which S is taken for nearly singular."""
 
 
 class VisitCriterion(StructuredCriterion):
@@ -36,7 +43,15 @@ class VisitCriterion(StructuredCriterion):
         super().__init__(c, n, 0, part)
         p = patterns
         self.sums = PatternSums(p.rows, p.size, p.members, p.counts, p.visits, p.table, p.table_size, c)
-        self._places = p.places
+        self._places, self._patterns = p.places, p
+        self._wide: PatternSums | None = None
+        self._roots: list[Array] = []
+        whole = all(
+            isinstance(own.structure, Unstructured) and own.structure.m == len(places)
+            for own, places in zip(part.strata, p.places, strict=True)
+        )
+        self._whole = whole
+        self._always = whole and isinstance(part.strata[0].structure, Relative)
         self.sizes = [len(places) for places in p.places]
 
     @property
@@ -51,7 +66,30 @@ class VisitCriterion(StructuredCriterion):
             return np.inf, None
         roots = [own.root(x, places) for own, places in zip(self.part.strata, self._places, strict=True)]
         known = [root for root in roots if root is not None]
-        return self.sums.reduce(known, True) if len(known) == len(roots) else self.sums.reduce(tables)
+        self._roots = []
+        if len(known) < len(roots):
+            return self.sums.reduce(tables)
+        if self._whole and (self._always or any(_nearly_singular(root) for root in known)):
+            self._roots = known
+        return self.sums.reduce(known, True)
+
+    @property
+    def roots(self) -> list[Array]:
+        """The roots of the tables, where derivatives are taken in their coordinates; none otherwise."""
+        return self._roots
+
+    @property
+    def _now(self) -> PatternSums:
+        """The sums, in the coordinates in which derivatives are taken."""
+        if not self._roots:
+            return self.sums
+        if self._wide is None:
+            p = self._patterns
+            sizes = p.table_size[p.table]
+            visits = np.concatenate([np.arange(m, dtype=np.intp) for m in sizes.tolist()])
+            rows = np.zeros(int((sizes * p.members).sum()) * self.c)
+            self._wide = PatternSums(rows, sizes, p.members, p.counts, visits, p.table, p.table_size, self.c)
+        return self._wide
 
     def whitened(self) -> Array:
         """L^-1 [X y]."""
@@ -59,18 +97,24 @@ class VisitCriterion(StructuredCriterion):
 
     def weigh(self, turn: Array) -> None:
         """Bring the rows to [A e]."""
-        self.sums.weigh(turn)
+        sums = self._now
+        if self._roots:
+            sums.take(self.sums, self._roots)
+        sums.weigh(turn)
 
     def first(self, x: Array, ratio: float, bracket: float) -> Array:
         """Along phi."""
-        self.slopes = self.sums.slopes(1.0, -ratio, -bracket)
-        self.jacobians = [own.jacobian(x, places) for own, places in zip(self.part.strata, self._places, strict=True)]
+        self.slopes = self._now.slopes(1.0, -ratio, -bracket)
+        self.jacobians = [
+            own.framed_jacobian(x) if self._roots else own.jacobian(x, places)
+            for own, places in zip(self.part.strata, self._places, strict=True)
+        ]
         return np.concatenate([np.tensordot(J, slope, 2) for J, slope in zip(self.jacobians, self.slopes, strict=True)])
 
     def along(self, c_n: float, c_e: float, c_x: float) -> Array:
         """Quadratic forms over directions of the tables in those of phi (k, k)."""
         out = np.zeros((self.n_par, self.n_par))
-        curves = self.sums.curves(c_n, c_e, c_x)
+        curves = self._now.curves(c_n, c_e, c_x)
         for own, J, curve, m in zip(self.part.strata, self.jacobians, curves, self.sizes, strict=True):
             rows, columns = np.tril_indices(m)
             flat = J[:, rows, columns]
@@ -81,13 +125,15 @@ class VisitCriterion(StructuredCriterion):
         """Second derivatives of the tables."""
         out = np.zeros((self.n_par, self.n_par))
         for own, places, slope in zip(self.part.strata, self._places, self.slopes, strict=True):
-            out[own.start : own.stop, own.start : own.stop] = own.second(x, places, slope)
+            out[own.start : own.stop, own.start : own.stop] = (
+                own.framed_second(x, slope) if self._roots else own.second(x, places, slope)
+            )
         return out
 
     def _crossed(self) -> Array:
         """[A e]'D[A e] for the directions of phi (k, c, c)."""
         found = []
-        for J, U, m in zip(self.jacobians, self.sums.products(), self.sizes, strict=True):
+        for J, U, m in zip(self.jacobians, self._now.products(), self.sizes, strict=True):
             flat = U.transpose(0, 2, 1, 3).reshape(m * m, -1)
             found.append((J.reshape(len(J), m * m) @ flat).reshape(len(J), self.c, self.c))
         return np.concatenate(found)
@@ -99,12 +145,16 @@ class VisitCriterion(StructuredCriterion):
             flat = J.reshape(len(J), m * m)
             mine = weight[own.start : own.stop, own.start : own.stop]
             tables.append((flat.T @ mine @ flat).reshape(m, m, m, m))
-        return self.sums.sandwich(tables)[:-1, :-1]
+        return self._now.sandwich(tables)[:-1, :-1]
 
     def within(self, tables: list[Array]) -> Array:
         """A'TA for matrices T over the positions of the tables (r, r)."""
         out = np.zeros((self.c - 1, self.c - 1))
-        for T, U in zip(tables, self.sums.products(), strict=True):
+        if self._roots:
+            tables = [
+                np.linalg.solve(root, np.linalg.solve(root, T).T).T for root, T in zip(self._roots, tables, strict=True)
+            ]
+        for T, U in zip(tables, self._now.products(), strict=True):
             out += np.einsum("ab,aibj->ij", T, U[:, :-1, :, :-1])
         return out
 
@@ -117,3 +167,9 @@ class VisitCriterion(StructuredCriterion):
         for own, where, members in self.part.alike():
             out[members] = np.linalg.solve(own.matrix(self._point, where), out[members])
         return np.asarray(root[:, None] * out).reshape(v.shape)
+
+
+def _nearly_singular(root: Array) -> bool:
+    """Whether a lower triangular root (m, m) has a row that is nearly all before its diagonal."""
+    lengths = np.einsum("ij,ij->i", root, root)
+    return bool((root.diagonal() ** 2 < NEARLY**2 * lengths).any())

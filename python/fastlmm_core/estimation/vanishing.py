@@ -1,0 +1,197 @@
+"""`us` near to singular: the search goes on in coordinates about the point reached, and says what has no variance left.
+
+Let the variance s^2 of a combination c'y of visits run to zero.  N subjects have all of its visits and X those
+combinations c'X_i, of rank r.  -2 log(REML) changes by 2 (N - r) log(s) plus the sum of squares of what X leaves of the
+c'y_i, over s^2 (ML: 2 N log(s)).  With N > r and combinations that X reproduces it falls without bound: the likelihood
+has no maximum.  With N = r it has a limit, which is as low as it gets on a boundary.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..covariance.residual.relative import Relative
+from .optimize import CERTIFIED, Ended, decrement_of, run_once
+
+if TYPE_CHECKING:
+    from ..design.residual import ResidualPart
+    from ..engines.protocol import Engine
+    from ..engines.residual.problem import ResidualProblem
+    from ..engines.residual.visits import VisitCriterion
+
+__all__ = ["followed", "without_maximum"]
+
+Array = NDArray[np.float64]
+
+ROUND, ROUNDS = 30, 20
+"""Iterations between changes of coordinates, and how many there are."""
+
+VANISHED = 1e-4
+"""Standard deviation of a combination of standardised visits below which it is asked whether it runs to zero."""
+
+FALLS = 0.9
+"""Share of the slope 2 (N - r) in log(s) from which nothing but N - r is left of it."""
+
+DEPENDENT = 1e-8
+"""Singular value of the c'X_i, relative to the largest, that adds nothing to their rank."""
+
+
+class Followed(NamedTuple):
+    """Where a search in coordinates about its own points ended: phi, how, decrement and lowest curvature there.
+
+    `unbounded` says what has no variance left, where the likelihood has no maximum.
+    """
+
+    phi: Array
+    ended: Ended
+    decrement: float
+    lowest: float
+    unbounded: str
+
+
+def followed(engine: Engine, problem: ResidualProblem, phi: Array, options: dict[str, Any]) -> Followed | None:
+    """Go on in coordinates of `us` about the point reached, taken anew after each round.
+
+    Parameters
+    ----------
+    engine : Engine
+        Its evaluations are counted.
+    problem : ResidualProblem
+    phi : (k,) array
+        Where the search stopped.
+    options : dict
+        Of Newton's method.
+
+    Returns
+    -------
+    Followed or None
+        None where the structure has no such coordinates.
+    """
+    found: Followed | None = None
+    for _ in range(ROUNDS):
+        local = problem.about(phi)
+        if local is None:
+            break
+        local.reml = engine.reml
+        ended = run_once(local, _origin(local.part, phi), "newton", {**options, "maxiter": ROUND})
+        _, gradient, hessian = local.evaluate(ended.theta, 2)
+        engine.n_evaluations += local.n_evaluations
+        if gradient is None or hessian is None:
+            break
+        phi = _back(local.part, ended.theta)
+        decrement, lowest = decrement_of(gradient, hessian)
+        done = decrement <= CERTIFIED and ended.success
+        found = Followed(phi, ended, decrement, lowest, "" if done else without_maximum(engine, problem, phi))
+        if done or found.unbounded:
+            break
+    return found
+
+
+def without_maximum(engine: Engine, problem: ResidualProblem, phi: Array) -> str:
+    """What has no variance left where the likelihood has no maximum; empty elsewhere.
+
+    Parameters
+    ----------
+    engine : Engine
+    problem : ResidualProblem
+    phi : (k,) array
+    """
+    if not problem.by_pattern or not np.isfinite(engine.evaluate(phi, 1)[0]):
+        return ""
+    criterion, part = cast("VisitCriterion", engine), problem.residual
+    for g, root in enumerate(criterion.roots):
+        length = np.sqrt(np.einsum("ij,ij->i", root, root))
+        left, sizes, right = np.linalg.svd(root / length[:, None])
+        small = np.flatnonzero(sizes < VANISHED)[::-1]
+        slope = 2.0 * np.einsum("ia,ab,ib->i", right[small], criterion.slopes[g], right[small])
+        for count in range(1, len(small) + 1):
+            own = small[:count]
+            told = _told(problem, g, left[:, own], length, 10.0 * float(sizes[own].max()), engine.reml)
+            if told.gain > 0 and slope[:count].sum() > FALLS * 2.0 * told.gain:
+                return _named(part, g, told, count)
+    return ""
+
+
+class _Told(NamedTuple):
+    """What subjects tell of combinations: N - r, the visits of those that they have, and how many subjects do."""
+
+    gain: int
+    visits: list[int]
+    subjects: int
+
+
+def _told(problem: ResidualProblem, g: int, combinations: Array, length: Array, zero: float, reml: bool) -> _Told:
+    """What the subjects of a stratum tell of combinations of standardised visits whose variance vanishes.
+
+    Parameters
+    ----------
+    problem : ResidualProblem
+    g : int
+        Stratum.
+    combinations : (m, d) array
+    length : (m,) array
+        Standard deviations of the visits.
+    zero : float
+        Weight of a visit that counts for none.
+    reml : bool
+    """
+    part, rows_of = problem.residual, problem.xy
+    gain, subjects, visits = 0, 0, np.zeros(len(length), dtype=bool)
+    rows: list[Array] = []
+    for own, where, members in part.alike():
+        if own is not part.strata[g]:
+            continue
+        outside = np.setdiff1d(np.arange(len(length)), where)
+        _, sizes, turned = np.linalg.svd(combinations[outside], full_matrices=True)
+        weights = combinations @ turned[int((sizes > zero).sum()) :].T
+        if not weights.shape[1]:
+            continue
+        gain += len(members) * weights.shape[1]
+        subjects += len(members)
+        visits |= (np.abs(weights) > zero).any(axis=1)
+        rows.append(np.einsum("vd,ivk->idk", weights[where] / length[where, None], rows_of[members, :-1]).reshape(
+            -1, rows_of.shape[1] - 1
+        ))  # fmt: skip
+    if reml and rows:
+        values = np.linalg.svd(np.concatenate(rows), compute_uv=False)
+        gain -= int((values > DEPENDENT * np.abs(rows_of[:, :-1]).max() / length.min()).sum())
+    return _Told(gain, np.flatnonzero(visits).tolist(), subjects)
+
+
+def _named(part: ResidualPart, g: int, told: _Told, count: int) -> str:
+    own = part.strata[g]
+    names = [part.labels[v] for v in told.visits]
+    listed = f"{part.time} {', '.join(names[:-1])} and {names[-1]}" + (
+        f" of {part.by} {own.label}" if own.label else ""
+    )
+    combined = f"a combination of {listed} has" if count == 1 else f"{count} combinations of {listed} have"
+    have = f"the {told.subjects} subjects that have" if told.subjects > 1 else "the one subject that has"
+    all_of = "all of them" if count == 1 else "enough of them"
+    return (
+        f"the likelihood has no maximum: {combined} no variance left in {have} {all_of}; leave one of these visits "
+        "out, or take a structure with fewer parameters"
+    )
+
+
+def _origin(part: ResidualPart, phi: Array) -> Array:
+    """Where the coordinates about phi are zero: only the scales of strata are kept."""
+    out = np.zeros(len(phi))
+    for own in part.strata:
+        if own.scaled:
+            out[own.start] = phi[own.start]
+    return out
+
+
+def _back(part: ResidualPart, psi: Array) -> Array:
+    """Phi from coordinates about another point."""
+    out = psi.copy()
+    for own in part.strata:
+        inner = own.structure
+        assert isinstance(inner, Relative)
+        root = inner.root(own.own(psi)[1], np.arange(inner.m))
+        out[own.start + own.scaled : own.stop] = inner.of_factor(root)
+
+    return out
