@@ -532,6 +532,7 @@ class LMMResult(Fit):
         contrasts: Any = None,
         adjust: str | None = None,
         ref: Any = None,
+        weights: Literal["equal", "proportional", "cells", "flat"] = "equal",
         level: float = 0.95,
         ddf: Ddf = "satterthwaite",
         information: Information = "auto",
@@ -556,6 +557,9 @@ class LMMResult(Fit):
             for effects, "none" otherwise.
         ref : label or tuple of labels, optional
             With what ``contrasts="reference"`` compares: by default with the reference level of the formula's coding.
+        weights : {"equal", "proportional", "cells", "flat"}
+            Of the levels that are averaged over: equal; by their rows in all data; by the rows of each mean; or equal
+            where there are rows and zero elsewhere, for nested factors and empty cells.
         level : float
         ddf, information, vcov, cluster
             See `test`.
@@ -567,8 +571,8 @@ class LMMResult(Fit):
         from .inference.means.means import emmeans
 
         return emmeans(
-            self, factors, by=by, at=at, contrasts=contrasts, adjust=adjust, ref=ref, level=level, ddf=ddf,
-            information=information, robust=self._robust(vcov, cluster),
+            self, factors, by=by, at=at, contrasts=contrasts, adjust=adjust, ref=ref, weights=weights, level=level,
+            ddf=ddf, information=information, robust=self._robust(vcov, cluster),
         )  # fmt: skip
 
     def slopes(
@@ -581,6 +585,7 @@ class LMMResult(Fit):
         contrasts: Any = None,
         adjust: str | None = None,
         ref: Any = None,
+        weights: Literal["equal", "proportional", "cells", "flat"] = "equal",
         level: float = 0.95,
         ddf: Ddf = "satterthwaite",
         information: Information = "auto",
@@ -596,7 +601,7 @@ class LMMResult(Fit):
             By default the slope averaged over all factors.
         at : mapping, optional
             Values of covariates, by default their means; several values give a slope each.
-        by, contrasts, adjust, ref, level, ddf, information, vcov, cluster
+        by, contrasts, adjust, ref, weights, level, ddf, information, vcov, cluster
             See `emmeans`.
 
         Returns
@@ -606,8 +611,8 @@ class LMMResult(Fit):
         from .inference.means.means import slopes
 
         return slopes(
-            self, variable, factors, by=by, at=at, contrasts=contrasts, adjust=adjust, ref=ref, level=level, ddf=ddf,
-            information=information, robust=self._robust(vcov, cluster),
+            self, variable, factors, by=by, at=at, contrasts=contrasts, adjust=adjust, ref=ref, weights=weights,
+            level=level, ddf=ddf, information=information, robust=self._robust(vcov, cluster),
         )  # fmt: skip
 
     def random_effect_test(self, term: str | None = None, **options: Any) -> Comparison:

@@ -121,13 +121,14 @@ def pooled_means(
     adjust: str | None = None,
     level: float = 0.95,
     ref: Any = None,
+    weights: str = "equal",
 ) -> PooledMeans:
     """Marginal means of factors, or slopes of a variable, over imputations.
 
     Parameters
     ----------
     imputed : Imputed
-    factors, by, at, contrasts, adjust, level, ref
+    factors, by, at, contrasts, adjust, level, ref, weights
         As for `means.emmeans`.
     variable : str or None
         Whose slopes are wanted; None for means.
@@ -146,6 +147,7 @@ def pooled_means(
         ddf, information, robust = imputed.options(k)
         options: dict[str, Any] = {
             "by": by, "at": at, "level": level, "ddf": ddf, "information": information, "robust": robust,
+            "weights": weights,
         }  # fmt: skip
         if variable is None:
             assert factors is not None

@@ -177,7 +177,7 @@ class PooledResult(Shown):
         ----------
         factors : str or sequence of str
         **options
-            ``by``, ``at``, ``contrasts``, ``adjust``, ``level`` and ``ref``, see `LMMResult.emmeans`.
+            ``by``, ``at``, ``contrasts``, ``adjust``, ``level``, ``ref`` and ``weights``, see `LMMResult.emmeans`.
 
         Returns
         -------

@@ -1,6 +1,7 @@
 """Marginal means and what is made of them.
 
 grid              the reference grid
+cells             rows in each combination of levels
 means             means and slopes
 contrasts         weights of contrasts
 joint_tests       joint tests

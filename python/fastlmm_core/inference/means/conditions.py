@@ -12,6 +12,13 @@ if TYPE_CHECKING:
 
 __all__ = ["conditions_of"]
 
+_WEIGHTED = {
+    "equal": "with equal weights",
+    "proportional": "in proportion to the rows of all data",
+    "cells": "in proportion to the rows of each mean",
+    "flat": "with equal weights of the combinations that have rows",
+}
+
 
 def conditions_of(grid: ReferenceGrid, names: Sequence[str], along: str | None) -> tuple[str, ...]:
     """Notes that say what the rows of a table of means or slopes do not.
@@ -34,7 +41,7 @@ def conditions_of(grid: ReferenceGrid, names: Sequence[str], along: str | None) 
     means = [f"{name} = {grid.means[name]:.4g} (mean)" for name in others if name in grid.means]
     notes = [] if along is None or not names else [f"Slopes along {along}."]
     if averaged:
-        notes.append(f"Averaged over {', '.join(averaged)}, with equal weights.")
+        notes.append(f"Averaged over {', '.join(averaged)}, {_WEIGHTED[grid.weights]}.")
     if means or single:
         given = [
             f"{name} = {value:.4g}" if isinstance(value, float) else f"{name} = {value}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from itertools import product
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 from ...errors import LMMError
 from ...formula.coding import fixed_terms, reference_level
 from ...formula.specification import Numbers
+from .cells import Cells, check_weights, levels_of_rows
 
 if TYPE_CHECKING:
     from ...estimation.model import Model
@@ -32,6 +34,8 @@ class ReferenceGrid:
         From a formula.
     at : mapping, optional
         Values of covariates, or a selection of levels of factors, by the name of the column.
+    weights : str
+        One of `cells.WEIGHTS`: how averages over factors are weighted.
 
     Attributes
     ----------
@@ -41,13 +45,14 @@ class ReferenceGrid:
         Where the other variables, which are numeric, stand.
     """
 
-    def __init__(self, model: Model, at: Mapping[str, Any] | None = None) -> None:
+    def __init__(self, model: Model, at: Mapping[str, Any] | None = None, weights: str = "equal") -> None:
+        check_weights(weights)
         if model.spec is None:
             raise LMMError(
                 "marginal means and slopes need a model from a formula, which knows its factors; for a model from "
                 "arrays test linear combinations of its coefficients, e.g. test([[0, 1]])"
             )
-        self.model = model
+        self.model, self.weights = model, weights
         self._spec = model.spec
         reference = model.spec.reference
         self.levels = {name: value for name, value in reference.items() if isinstance(value, tuple)}
@@ -151,8 +156,7 @@ class ReferenceGrid:
         Parameters
         ----------
         names : sequence of str
-            Variables whose combinations make the means, the first varying fastest; the others are averaged over,
-            with equal weights.
+            Variables whose combinations make the means, the first varying fastest; the others are averaged over.
         moved : mapping, optional
             What to add to numeric variables.
 
@@ -175,12 +179,30 @@ class ReferenceGrid:
                     "with at="
                 )
             design = self._design(self.cells([*names, *others]), rows, moved or {})
-            mean = design.reshape(-1, count, design.shape[1]).mean(axis=0)
+            design = design.reshape(-1, count, design.shape[1])
+            if self.weights == "equal" or not others:
+                mean = design.mean(axis=0)
+            else:
+                mean = np.einsum("oc,ocp->cp", self._cells.shares(self.weights, names, others), design)
             for t, term in enumerate(terms):
                 if t not in done and varied[t] <= group:
                     done.add(t)
                     out[:, list(term.columns)] = mean[:, list(term.columns)]
         return out
+
+    @cached_property
+    def _cells(self) -> Cells:
+        """Rows of the combinations of the levels of all factors."""
+        every = {name: value for name, value in self._spec.reference.items() if isinstance(value, tuple)}
+        whole = ReferenceGrid(self.model)  # with all levels, also of factors of which some were chosen
+        codes = {}
+        for name, levels in every.items():
+            place = levels_of_rows(
+                self.model, name, every, lambda cells: whole._design(cells, len(next(iter(cells.values()))), {})
+            )
+            chosen = [self.levels[name].index(level) if level in self.levels[name] else -1 for level in levels]
+            codes[name] = np.array(chosen, dtype=np.intp)[place]
+        return Cells(codes, {name: len(values) for name, values in self.levels.items()})
 
     def _design(self, cells: dict[str, list[Any]], rows: int, moved: Mapping[str, float]) -> Array:
         """Fixed-effects design of some combinations; variables that do not matter stand at their first level."""

@@ -1,7 +1,7 @@
 """Estimated marginal means, slopes, and comparisons among them (Searle, Speed and Milliken 1980, Am. Stat. 34, 216).
 
-Means are linear functions of the coefficients on the reference grid, averaged over the other factors with equal
-weights, as by R's emmeans; degrees of freedom and covariances come from `inference`.
+Means are linear functions of the coefficients on the reference grid, averaged over the other factors, as by R's
+emmeans; degrees of freedom and covariances come from `inference`.
 """
 
 from __future__ import annotations
@@ -247,6 +247,7 @@ def emmeans(
     information: str = "auto",
     robust: Sandwich | None = None,
     ref: Any = None,
+    weights: str = "equal",
 ) -> MarginalMeans:
     """Estimated marginal means of the levels of one or more factors.
 
@@ -273,6 +274,10 @@ def emmeans(
         Instead of the covariance of the model.
     ref : label or tuple of labels, optional
         With what ``contrasts="reference"`` compares, as for `MarginalMeans.contrast`.
+    weights : {"equal", "proportional", "cells", "flat"}
+        Of the levels that are averaged over: equal; by the number of rows of each combination in all data, the same for
+        all means; by the number of rows with the levels of the mean; or equal for the combinations that have such rows,
+        and zero for others (nested factors).
 
     Returns
     -------
@@ -284,7 +289,7 @@ def emmeans(
     LMMError
         For a model from arrays, unknown variables, levels or options.
     """
-    grid = ReferenceGrid(result.model, at)
+    grid = ReferenceGrid(result.model, at, weights)
     chosen, conditions = _variables(factors, "factors"), _variables(by, "by")
     return _means(result, grid, chosen, conditions, None, (contrasts, adjust, ref), level, (ddf, information, robust))
 
@@ -302,6 +307,7 @@ def slopes(
     information: str = "auto",
     robust: Sandwich | None = None,
     ref: Any = None,
+    weights: str = "equal",
 ) -> MarginalMeans:
     """Slopes of the linear predictor along a covariate, averaged over the levels of factors.
 
@@ -316,7 +322,7 @@ def slopes(
         Variables for whose combinations slopes are estimated; one slope if there are none.
     at : mapping, optional
         As for `emmeans`, but several values of a numeric variable give a slope each.
-    by, contrasts, adjust, level, ddf, information, robust, ref
+    by, contrasts, adjust, level, ddf, information, robust, ref, weights
         As for `emmeans`.
 
     Returns
@@ -328,7 +334,7 @@ def slopes(
     LMMError
         As `emmeans`, and for a variable that is not numeric.
     """
-    grid = ReferenceGrid(result.model, at)
+    grid = ReferenceGrid(result.model, at, weights)
     step = 5e-4 * grid.range_of(variable)
     chosen, conditions = _variables(factors, "factors"), _variables(by, "by")
     chosen += tuple(name for name in grid.several if name not in (*chosen, *conditions))
