@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .covariance.elements import element_names, sd_and_cor
-from .errors import LMMError
 from .estimation.many.batch_fit import BatchFit
+from .estimation.many.parts import chosen_responses, concatenated, part_of, with_responses
 from .support.arguments import checked
 from .support.display import LINES, Cells, Shown, first_lines
 from .support.text_tables import estimate_cells
 from .tables.rows import named_rows
 
 if TYPE_CHECKING:
-    from .estimation.fit import Fit
     from .inference.many import BatchTest
     from .inference.options import Ddf, Information, Vcov
 
@@ -68,6 +67,32 @@ class BatchResult(Shown, BatchFit):
         from .inference.many import pvalues
 
         return pvalues(self)
+
+    def conf_int(self, level: float = 0.95, *, ddf: Ddf = "satterthwaite", information: Information = "auto") -> Array:
+        """Confidence intervals of the fixed effects (n_responses, p, 2): estimate and t quantile times standard error.
+
+        Parameters
+        ----------
+        level : float
+        ddf : {"satterthwaite", "kenward-roger", "residual", "normal"}
+        information : {"auto", "expected", "observed"}
+            For Kenward-Roger, see `LMMResult.test`.
+
+        Raises
+        ------
+        LMMError
+            As `tidy`.
+        """
+        from .inference.many import tidy_columns
+
+        found = tidy_columns(self, level, ddf, information)
+        return np.column_stack([found["conf_low"], found["conf_high"]]).reshape(*self.params.shape, 2)
+
+    def cov_params(self) -> Array:
+        """Covariance matrices of the fixed effects (n_responses, p, p), sigma^2 (X'V^-1 X)^-1; NaN as in `bse`."""
+        from .inference.many import covariances
+
+        return covariances(self)
 
     def tidy(
         self,
@@ -162,40 +187,72 @@ class BatchResult(Shown, BatchFit):
         LMMError
             Where the responses were given as a stream and are gone, or for an unknown label.
         """
-        if self.labels is not None and isinstance(which, str):
-            which = self.place(which)
-        elif self.labels is not None and isinstance(which, (list, tuple)) and any(isinstance(i, str) for i in which):
-            which = [self.place(label) for label in which]
-        try:
-            chosen = np.atleast_1d(np.arange(len(self))[slice(None) if which is None else which])
-            if chosen.ndim != 1:
-                raise IndexError
-        except Exception as error:  # whatever an index may raise
-            raise LMMError(f"which must be positions below {len(self)}, a mask of so many values or a slice") from error
+        chosen = chosen_responses(self, which)
         out = self.blups(chosen)
         factors = self.model.factors
         if len(factors) == 1:
             return out[0]
         return {f.grouping.name: values for f, values in zip(factors, out, strict=True)}
 
-    def __getitem__(self, i: Any) -> Fit:
-        """The full result of one response, by position (an integer) or label.
+    def __getitem__(self, i: Any) -> Any:
+        """The full result of one response, by position (an integer) or label, or a batch of some of them.
+
+        Parameters
+        ----------
+        i : int, label, slice, mask or list
+            ``batch[3]`` and ``batch["TP53"]`` are results of one response; ``batch[3:5]``, ``batch[batch.converged]``
+            and ``batch[["TP53", "MYC"]]`` are batches, which share the responses and are not fitted again.
 
         Raises
         ------
         IndexError
             For a position outside the batch.
         LMMError
-            For anything but the position or label of one response, where the responses were given as a stream and are
-            gone, or the response could not be fitted.
+            For an unknown label, or one response where the responses are gone or it could not be fitted.
         """
-        if isinstance(i, (slice, list, np.ndarray)):
-            raise LMMError("batch[i] is the result of one response; write [batch[i] for i in ...] for several")
+        if isinstance(i, (slice, list, np.ndarray)) and not (isinstance(i, np.ndarray) and i.ndim == 0):
+            return part_of(self, chosen_responses(self, i))
         if isinstance(i, bool) or not isinstance(i, (int, np.integer)):
             i = self.place(i)
         if not -len(self) <= i < len(self):
             raise IndexError(f"response {i} of {len(self)}")
-        return self.one(int(i))
+        return self.one(int(i) % len(self))
+
+    @staticmethod
+    def concat(batches: Sequence[BatchResult]) -> BatchResult:
+        """One batch of the responses of several, in this order.
+
+        Parameters
+        ----------
+        batches : sequence of BatchResult
+            On the same design, all by REML or all by ML.
+
+        Returns
+        -------
+        BatchResult
+            With labels where all have labels, and with responses where all have theirs.
+
+        Raises
+        ------
+        LMMError
+            For no batch, or batches of different designs or criteria.
+        """
+        return concatenated(list(batches))
+
+    def with_responses(self, Y: Any) -> BatchResult:
+        """This batch with its responses, where they are gone: after a pickle, which leaves them out, or a stream.
+
+        Parameters
+        ----------
+        Y : (n_responses, nobs) array or table
+            What was fitted.
+
+        Raises
+        ------
+        LMMError
+            For Y of another shape; for other numbers when they are used.
+        """
+        return with_responses(self, Y)
 
     def to_frame(self) -> Any:
         """One row per response: estimates, standard errors, variance parameters, criterion and flags.

@@ -33,7 +33,7 @@ from .wald import check_estimable, coefficient_table, independent_rows, wald
 if TYPE_CHECKING:
     from ..estimation.many.batch_fit import BatchFit
 
-__all__ = ["DDF", "BatchTest", "df", "pvalues", "test", "tidy_columns"]
+__all__ = ["DDF", "BatchTest", "covariances", "df", "pvalues", "test", "tidy_columns"]
 
 Array = NDArray[np.float64]
 
@@ -184,6 +184,22 @@ def _coefficients(batch: BatchFit, ddf: str, information: str) -> tuple[Array, A
             return robust_coefficients(batch, ddf, "model", None)
         return _kenward_roger_coefficients(batch, information)
     return batch.bse, df(batch, ddf)
+
+
+def covariances(batch: BatchFit) -> Array:
+    """Covariance matrices of the coefficients (n, p, p); NaN for dropped columns and responses that were not fitted."""
+    model = batch.model
+    out = np.full((*batch.params.shape, batch.params.shape[1]), np.nan)
+    if model.design.residual is not None:
+        for i in np.flatnonzero(batch.status >= 0).tolist():
+            out[i] = batch.one(i).cov
+        return out
+    patterns, factors, kept = patterns_of(model), batch.factor_o, model.problem.kept
+    for part in _chunks(batch, patterns.chunk(), batch.status >= 0):
+        rows = model.problem.x_map[kept] @ np.swapaxes(patterns.half(factors[part]), 1, 2)
+        found = batch.sigma2[part, None, None] * (rows @ np.swapaxes(rows, 1, 2))
+        out[np.ix_(part, kept, kept)] = found
+    return out
 
 
 def _structured(batch: BatchFit, information: str) -> bool:
@@ -394,7 +410,7 @@ def _observed(batch: BatchFit, part: NDArray[np.intp]) -> Observed:
 
 def _need_responses(batch: BatchFit, remedy: str) -> None:
     if batch.responses is None:
-        raise LMMError(f"the responses were given as a stream and are not kept: fit an array, or use {remedy}")
+        raise LMMError(f"{batch.gone}: fit an array, or use {remedy}")
 
 
 def _alone(batch: BatchFit) -> list[int]:

@@ -26,10 +26,7 @@ Array = NDArray[np.float64]
 def _fits(batch: BatchFit, vcov: str, cluster: Any) -> Iterator[tuple[int, Fit, Sandwich | None]]:
     """Position, fit and robust covariance of the responses that were fitted."""
     if batch.responses is None:
-        raise LMMError(
-            "the responses were given as a stream and are not kept, but robust covariances are made of residuals: fit "
-            "an array, or use vcov='model'"
-        )
+        raise LMMError(f"{batch.gone}, but robust covariances are made of residuals: fit an array, or use vcov='model'")
     for i in np.flatnonzero(batch.status >= 0).tolist():
         fit = batch.one(i)
         yield i, fit, sandwich(fit, vcov, cluster)

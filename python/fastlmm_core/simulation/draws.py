@@ -181,6 +181,8 @@ class Redrawn:
         Place of the first of them in the stream.
     """
 
+    draws_again = True
+
     def __init__(self, source: Generating, n: int, key: NDArray[np.uint64], first: int = 0) -> None:
         self.shape = (n, source.model.nobs)
         self._source = source

@@ -59,7 +59,10 @@ class BatchFit:
     labels : (count,) array or None
         Labels of the responses: the names of the columns that they were.
     seals : (count, 2) array or None
-        What tells whether responses that are the caller's are still those that were fitted, see `line_seals`.
+        What tells whether responses that are the caller's are still those that were fitted, see `line_seals`; zeros
+        for those that nobody can change.
+    gone : str
+        Why the responses are not there, where they are not.
     """
 
     def __init__(self, model: Model, kind: type[Fit], reml: bool, count: int, responses: Any) -> None:
@@ -72,6 +75,7 @@ class BatchFit:
         self.responses = responses
         self.labels: NDArray[Any] | None = None
         self.seals: Array | None = None
+        self.gone = "the responses were given as a stream and are not kept"
         self.theta_o = np.empty((count, n_par))
         self.params = np.empty((count, p))
         self.bse = np.empty((count, p))
@@ -85,6 +89,28 @@ class BatchFit:
 
     def __len__(self) -> int:
         return len(self.sigma2)
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = {name: value for name, value in self.__dict__.items() if name != "relative_factor"}
+        if not hasattr(self.responses, "draws_again") and self.responses is not None:
+            gone = "the responses are not part of a pickle; give them again by with_responses(Y)"
+            state |= {"responses": None, "gone": gone}
+        return state
+
+    @property
+    def n_parameters(self) -> int:
+        """Fixed effects, covariance parameters and the residual variance, as lme4 counts them."""
+        return self.model.problem.rank + self.theta_o.shape[1] + 1
+
+    @property
+    def aic(self) -> Array:
+        """Akaike's information criterion (count,)."""
+        return self.criterion + 2.0 * self.n_parameters
+
+    @property
+    def bic(self) -> Array:
+        """Schwarz's information criterion with log(nobs) (count,)."""
+        return self.criterion + float(np.log(self.model.nobs)) * self.n_parameters
 
     @property
     def converged(self) -> NDArray[np.bool_]:
@@ -151,7 +177,7 @@ class BatchFit:
             Where the responses are not kept.
         """
         if self.responses is None:
-            raise LMMError("the responses were given as a stream and are not kept: fit an array to have BLUPs")
+            raise LMMError(f"{self.gone}: fit an array to have BLUPs")
         if self.model.design.residual is not None:
             each = [self.one(int(i)).blups for i in chosen]
             return [np.array(parts) for parts in zip(*each, strict=True)]
@@ -176,7 +202,8 @@ class BatchFit:
         """
         Y = np.ascontiguousarray(self.responses[chosen], dtype=np.float64)
         if self.seals is not None:
-            changed = broken_lines(Y, np.ascontiguousarray(self.seals[chosen]))
+            seals = np.ascontiguousarray(self.seals[chosen])
+            changed = broken_lines(Y, seals) & seals.any(axis=1)
             if changed.any():
                 raise LMMError(
                     f"Y has been changed since it was fitted (first: response {chosen[np.argmax(changed)]}); fit it "
@@ -215,7 +242,7 @@ class BatchFit:
             Where the responses are not kept, or this one could not be fitted.
         """
         if self.responses is None:
-            raise LMMError("the responses were given as a stream and are not kept; fit this one with model.refit(y)")
+            raise LMMError(f"{self.gone}; fit this one with model.refit(y)")
         y = self.fitted_responses(np.array([i]))[0]
         return estimate(self.kind, self.model.with_response(y), self.reml)
 
