@@ -648,7 +648,8 @@ class LMMResult(Fit):
             rises by the chi-square quantile, with 0 as the lower limit of a standard deviation where it does not rise
             so far; or symmetric on the scale of the logarithm (Fisher's z for correlations; Pinheiro and Bates 2000,
             sec. 2.4.3, as nlme::intervals), which takes less time, has none on the boundary, and means nothing near
-            it.  Those of covariances and theta, and of all parameters of restricted covariances, are always symmetric.
+            it.  Those of covariances and theta, and of all parameters of restricted covariances or beside structured
+            residuals, are always symmetric.
 
         Returns
         -------
@@ -656,7 +657,8 @@ class LMMResult(Fit):
             Columns group, term, kind, estimate, std_error, conf_low, conf_high: first standard deviations and
             correlations (``sd_x|g``, ``cor_x.y|g``, ``sigma``), then variances and covariances (``var_x|g``,
             ``cov_x.y|g``, ``sigma2``), then theta (``theta_x|g``, ``theta_x.y|g``).  The kind is "sd", "cor", "var",
-            "cov" or "theta".
+            "cov" or "theta".  Structured residuals have their parameters (see `residual_parameters`) last, in the place
+            of sigma, with the kind "range" or "other" besides.
 
         Raises
         ------
@@ -710,7 +712,8 @@ class LMMResult(Fit):
         Parameters
         ----------
         by : {"group", "observation"}, or name of a grouping factor
-            Of several nested factors "group" is the coarsest; where they are crossed, name one.
+            Of several nested factors "group" is the coarsest; where they are crossed, name one. Subjects of structured
+            residuals are groups too.
 
         Returns
         -------

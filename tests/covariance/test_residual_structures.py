@@ -429,7 +429,7 @@ def test_names(name, expected):
         ("ad", [0.3, 1e4], "rho_v1.v2|id = 1"),
         ("toep", [0.3, -1e4], "partial rho_lag2|id = -1"),
         ("us", [0.0, 0.0, -20.0, 0.0, 0.0], "var_v1|id = 0"),
-        ("us", [1.0, 0.0, -20.0, 0.0, 0.0], "var_v1|id = 0 given the positions before"),
+        ("us", [1.0, 0.0, -20.0, 0.0, 0.0], "var of a combination of v0 and v1|id = 0"),
     ],
 )
 def test_boundaries(name, phi, expected):

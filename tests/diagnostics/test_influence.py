@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 
 import numpy as np
+import pandas as pd
 import pytest
 
 import fastlmm_core as flc
@@ -529,3 +530,37 @@ def test_several_factors_singular_fit(rng):
     inf = influence(result, "a")
     for i in range(0, 20, 5):
         agree(inf, i, study.model(np.flatnonzero(study.terms["a"][1] != i)).fit())
+
+
+@pytest.mark.parametrize("formula, residual", [("y ~ arm + visit", "us(visit | id)"),
+                                               ("y ~ arm + visit", "ar1h(visit | id, by=arm)"),
+                                               ("y ~ arm + visit + (1 | site)", "ar1(visit | id)")])  # fmt: skip
+def test_subjects_of_structured_residuals(formula, residual):
+    rng = np.random.default_rng(7)
+    id_, visit = np.repeat(np.arange(24), 3), np.tile(np.arange(3), 24)
+    y = rng.normal(size=24)[id_] + rng.normal(size=72) + 0.3 * rng.normal(size=6)[id_ % 6]
+    data = pd.DataFrame({"id": id_, "visit": visit, "arm": np.array(["A", "B"])[id_ // 12], "site": id_ % 6, "y": y})
+    data = data[rng.random(72) > 0.1]
+    fit = flc.lmm(formula, data, residual=residual).fit()
+    found = fit.influence("id")
+    assert len(found) == 24 and found.converged.all()
+    precision = np.linalg.inv(fit.cov_params())
+    for i in (0, 5, 23):
+        one = flc.lmm(formula, data[data.id != found.labels[i]], residual=residual).fit()
+        np.testing.assert_allclose(found.params[i], one.params, atol=1e-5 * np.max(one.bse))
+        np.testing.assert_allclose(found.bse[i], one.bse, rtol=1e-5)
+        np.testing.assert_allclose(found.residual[i], one.residual_parameters()["estimate"], rtol=1e-4, atol=1e-5)
+        assert found.criterion[i] == pytest.approx(one.criterion, abs=1e-7)
+        assert found.nobs[i] == one.nobs
+        change = np.asarray(fit.params) - np.asarray(one.params)
+        assert found.cooks_distance[i] == pytest.approx(change @ precision @ change / len(change), rel=1e-4)
+    base = fit.residual_parameters()
+    assert found.rvc_names[-len(base) :] == tuple(base["term"])
+    np.testing.assert_allclose(
+        found.rvc[:, -len(base) :], found.residual / base["estimate"].to_numpy() - 1.0, rtol=1e-10
+    )
+    assert "leverage_overall" not in found.to_frame()
+    with pytest.raises(flc.LMMError, match="leverage takes residuals that are independent"):
+        _ = found.leverage
+    if "site" not in formula:
+        assert found.by == "id" and np.array_equal(fit.influence().params, found.params)

@@ -144,7 +144,8 @@ def test_a_variance_that_vanishes_at_a_finite_limit_is_certified():
     # no more subjects have all visits than X has combinations of them
     fit = flc.lmm("FEV1 ~ RACE + SEX + ARMCD * AVISIT", flc.datasets.load("fev")[:50], residual="us(AVISIT | USUBJID)")
     fit = fit.fit()
-    assert fit.converged
+    assert fit.converged and fit.singular
+    assert fit.singular_components == ("var of a combination of VIS1, VIS2, VIS3 and VIS4|USUBJID = 0",)
     for missing, seed in ((0.7, 1), (0.7, 2), (0.7, 7), (0.8, 0), (0.8, 2)):
         fit = flc.lmm("y ~ base + arm * visit", trial(200, 10, missing, seed), residual="us(visit | id)").fit()
         assert fit.converged, (missing, seed, fit.message)

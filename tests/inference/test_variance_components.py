@@ -5,6 +5,7 @@ from __future__ import annotations
 from itertools import combinations_with_replacement
 
 import numpy as np
+import pandas as pd
 import pytest
 
 import fastlmm_core as flc
@@ -284,3 +285,40 @@ def test_frames_and_errors(fitted_reference):
         result.variance_components(level=1.5)
     with pytest.raises(flc.LMMError, match=r"method='delta'"):
         result.variance_components(method="delta")
+
+
+def test_with_structured_residuals():
+    data = flc.datasets.load("sleepstudy")
+    plain = flc.lmm("Reaction ~ Days + (Days | Subject)", data).fit().variance_components(method="wald")
+    fit = flc.lmm("Reaction ~ Days + (Days | Subject)", data, residual="id(Days | Subject)").fit()
+    found = fit.variance_components().set_index("term")
+    plain = plain.set_index("term").drop(index="sigma").rename(index={"sigma2": "sigma2|Subject"})
+    assert set(found.index) == set(plain.index)
+    columns = ["estimate", "std_error", "conf_low", "conf_high"]
+    np.testing.assert_allclose(found.loc[plain.index, columns], plain[columns], rtol=1e-5, atol=1e-6)
+
+
+def test_residual_parameters_by_differences_of_dense_algebra():
+    rng = np.random.default_rng(3)
+    id_, time = np.repeat(np.arange(30), 4), np.tile(np.arange(4), 30)
+    data = pd.DataFrame({"id": id_, "t": time, "y": rng.normal(size=120) + 0.7 * rng.normal(size=30)[id_]})
+    fit = flc.lmm("y ~ t", data, residual="ar1(t | id)").fit()
+    X, y = np.column_stack([np.ones(120), time]), data.y.to_numpy()
+
+    def deviance(variance, rho):
+        V = np.kron(np.eye(30), variance * rho ** np.abs(np.subtract.outer(np.arange(4), np.arange(4))))
+        W = np.linalg.inv(V)
+        P = W - W @ X @ np.linalg.solve(X.T @ W @ X, X.T @ W)
+        return np.linalg.slogdet(V)[1] + np.linalg.slogdet(X.T @ W @ X)[1] + y @ P @ y
+
+    table = fit.variance_components(0.9)
+    at = table["estimate"].to_numpy()
+    h = 1e-3 * np.eye(2)
+    hessian = [[(deviance(*(at + a + b)) - deviance(*(at + a - b)) - deviance(*(at - a + b)) + deviance(*(at - a - b)))
+                / 4e-6 for b in h] for a in h]  # fmt: skip
+    errors = np.sqrt(np.diag(2.0 * np.linalg.inv(np.array(hessian))))
+    np.testing.assert_allclose(table["std_error"], errors, rtol=1e-4)
+    z = 1.6448536269514722
+    assert list(table["kind"]) == ["var", "cor"]
+    low = at[0] * np.exp(-z * errors[0] / at[0]), np.tanh(np.arctanh(at[1]) - z * errors[1] / (1.0 - at[1] ** 2))
+    np.testing.assert_allclose(table["conf_low"], low, rtol=1e-4)

@@ -242,6 +242,12 @@ class ResidualPart:
             found.setdefault((int(self.stratum[rows[0]]), self.where[rows].tobytes()), []).append(rows)
         return [(self.strata[own], self.where[members[0]], np.array(members)) for (own, _), members in found.items()]
 
+    def natural(self, phi: Array, sigma2: float) -> Array:
+        """The parameters in the units that are reported, stratum by stratum."""
+        return np.concatenate([
+            own.structure.natural(inner, scale * sigma2) for own in self.strata for scale, inner in [own.own(phi)]
+        ])  # fmt: skip
+
     def boundaries(self, phi: Array) -> tuple[str, ...]:
         """What has run into its limit."""
         found = []

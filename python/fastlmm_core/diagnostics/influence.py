@@ -21,6 +21,7 @@ from ..engines.one_factor.problem import one_factor
 from ..errors import LMMError
 from ..estimation.deletion.groups import delete
 from ..estimation.deletion.rows import refit_each
+from ..estimation.statements import residual_names
 from ..support.arguments import checked
 from ..support.display import Cells, Shown, text_of
 
@@ -62,6 +63,8 @@ class Influence(Shown):
     converged, singular : (d,) bool arrays
     nobs : (d,) int array
         Observations left.
+    residual : (d, k) array or None
+        Parameters of structured residuals, as in `residual_parameters()`.
     notes : dict
         Label (position, where labels of rows repeat) to what is unusual about the fit without it.
     """
@@ -77,6 +80,7 @@ class Influence(Shown):
     converged: NDArray[np.bool_]
     singular: NDArray[np.bool_]
     nobs: NDArray[np.int64]
+    residual: Array | None
     notes: dict[Any, str]
     _half: Array = field(repr=False)
     relative_factor: Array = field(repr=False)
@@ -172,17 +176,24 @@ class Influence(Shown):
     @cached_property
     def rvc_names(self) -> tuple[str, ...]:
         """Names of the columns of `rvc`."""
-        return element_names(self.result.model.random.elements, "var")
+        model = self.result.model
+        names = element_names(model.random.elements, "var")
+        return names if model.residual is None else (*names[:-1], *residual_names(model.residual))
 
     @cached_property
     def rvc(self) -> Array:
         """Relative change of the variance components (d, c): estimate without the unit / estimate - 1.
 
-        Variances and covariances of the random effects, then the residual variance; NaN where an estimate is zero.
+        Variances and covariances of the random effects, then the residual variance, or the parameters of structured
+        residuals; NaN where an estimate is zero.
         """
-        rows, columns = self.result.model.structure.positions
-        base = np.append(self.result.covariance[rows, columns], self.result.sigma2)
-        own = np.column_stack([self.covariance[:, rows, columns], self.sigma2])
+        model = self.result.model
+        rows, columns = model.structure.positions
+        rest, own_rest = np.array([self.result.sigma2]), self.sigma2[:, None]
+        if model.residual is not None and self.residual is not None:
+            rest, own_rest = model.residual.natural(self.result.phi, self.result.sigma2), self.residual
+        base = np.append(self.result.covariance[rows, columns], rest)
+        own = np.column_stack([self.covariance[:, rows, columns], own_rest])
         with np.errstate(divide="ignore", invalid="ignore"):
             return np.where(base != 0.0, own / base - 1.0, np.nan)
 
@@ -196,7 +207,13 @@ class Influence(Shown):
         -------
         dict
             ``overall``, ``fixed``, ``random``: arrays (d,).
+
+        Raises
+        ------
+        LMMError
+            Where the residuals have a structure.
         """
+        self.result.model.needs_independent_residuals("leverage")
         from .leverage import leverage_parts, row_variances
 
         rows = leverage_parts(row_variances(self.result))
@@ -222,7 +239,8 @@ class Influence(Shown):
             columns["row"] = self.labels
         columns |= {"nobs": self.nobs, "cooks_distance": self.cooks_distance, "mdffits": self.mdffits}
         columns |= {"covratio": self.covratio, "covtrace": self.covtrace}
-        columns |= {f"leverage_{name}": values for name, values in self.leverage.items()}
+        if model.residual is None:
+            columns |= {f"leverage_{name}": values for name, values in self.leverage.items()}
         columns |= {f"dfbetas_{name}": self.dfbetas[:, j] for j, name in enumerate(model.exog_names)}
         columns |= {f"rvc_{name}": self.rvc[:, j] for j, name in enumerate(self.rvc_names)}
         columns |= {"criterion": self.criterion, "singular": self.singular, "converged": self.converged}
@@ -277,6 +295,9 @@ def _largest(values: Array, names: tuple[str, ...]) -> str:
 def _unit(result: Fit, by: str) -> Grouping | None:
     """The grouping factor whose levels are deleted, None for observations."""
     groupings = {f.grouping.name: f.grouping for f in result.model.factors}
+    if result.model.residual is not None:
+        subject = result.model.residual.subject.count()
+        groupings = {subject.name: subject} | groupings
     if by in groupings:
         return groupings[by]
     named = " or ".join(repr(name) for name in groupings)
@@ -297,8 +318,8 @@ def influence(result: Fit, by: str = "group") -> Influence:
     ----------
     result : LMMResult
     by : str
-        "group", "observation" or the name of a grouping factor.  Of several factors that are nested "group" is the
-        coarsest one; where they are crossed it is not defined.
+        "group", "observation" or the name of a grouping factor, or of the subjects of structured residuals.  Of
+        several factors that are nested "group" is the coarsest one; where they are crossed it is not defined.
 
     Returns
     -------
@@ -311,14 +332,13 @@ def influence(result: Fit, by: str = "group") -> Influence:
 
     Notes
     -----
-    With one grouping factor a deletion costs microseconds; with several, or where there are hardly more rows than
-    random effects, it is a fit, started at the estimates of all rows.
+    With one grouping factor a deletion costs microseconds; with several, with structured residuals, or where there are
+    hardly more rows than random effects, it is a fit, started at the estimates of all rows.
     """
-    result.model.needs_independent_residuals("influence()")
     result.model.needs_free_covariances("influence()")
     model = result.model
     grouping = _unit(result, by)
-    if len(model.factors) > 1 or one_factor(model.problem).crowded:
+    if model.residual is not None or len(model.factors) > 1 or one_factor(model.problem).crowded:
         found = refit_each(result, grouping)
     else:
         found = delete(result, "observation" if grouping is None else "group")
@@ -340,6 +360,7 @@ def influence(result: Fit, by: str = "group") -> Influence:
         converged=found.converged,
         singular=found.singular,
         nobs=found.n,
+        residual=found.residual,
         notes={keys[i]: note for i, note in sorted(found.notes.items())},
         _half=found.half,
         relative_factor=found.factor,

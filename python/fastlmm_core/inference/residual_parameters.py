@@ -55,9 +55,7 @@ def residual_parameters(result: Fit) -> ResidualParameters:
     part = part_of(result)
     k = part.n_parameters
     if result.stated is not None:
-        values = [own.structure.natural(own.own(result.phi)[1], own.own(result.phi)[0] * result.sigma2)
-                  for own in part.strata]  # fmt: skip
-        known = np.concatenate(values)
+        known = part.natural(result.phi, result.sigma2)
         return ResidualParameters(residual_names(part), known, np.full(len(known), np.nan))
     found = moments(result, "satterthwaite")
     joint = joint_covariance(found)[-k - 1 :, -k - 1 :]

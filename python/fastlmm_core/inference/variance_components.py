@@ -15,7 +15,7 @@ At the boundary the derivatives are taken along the set of covariance matrices o
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,17 +23,24 @@ from numpy.typing import NDArray
 from ..covariance.directions import face_bend, face_projector, unit_lengths
 from ..covariance.elements import Element, Scale, sd_and_cor
 from ..errors import LMMError
+from ..estimation.information import moments
+from ..estimation.statements import residual_names
+from ..estimation.structured_moments import joint_covariance
 from ..kernels import unit_directions
 from ..support.checks import check_level
 from ..support.distributions import quantile
 from .profile.profile import confidence_limits
 
 if TYPE_CHECKING:
+    from ..engines.residual.criterion import StructuredCriterion
     from ..estimation.fit import Fit
 
 __all__ = ["variance_components"]
 
 Array = NDArray[np.float64]
+
+KINDS = {"var": "var", "sigma2": "var", "sd": "sd", "rho": "cor", "cov": "cov", "range": "range"}
+"""Beginnings of the names of residual parameters, and their kinds."""
 
 AT_ONE = 1e-8
 """Distance from 1 below which a correlation is at the boundary."""
@@ -64,6 +71,8 @@ def _covariance(result: Fit) -> tuple[Array, Array, Array]:
     covariance : (k, k) array
         Along the matrices of the rank found; NaN where the estimate is no minimum.
     """
+    if result.model.residual is not None:
+        return _structured_covariance(result)
     problem, optimum = result.model.problem, result.optimum
     structure, criterion = problem.structure, result.engine
     beta, r2, _, slope = criterion.solution()
@@ -92,6 +101,38 @@ def _covariance(result: Fit) -> tuple[Array, Array, Array]:
     inner = along @ (hessian / np.outer(length, length)) @ along
     inner += np.abs(np.diag(hessian)).sum() * (np.eye(k) - along)
     return of_g, of_sigma2, along @ _twice_inverse(inner) @ along / np.outer(length, length)
+
+
+def _structured_covariance(result: Fit) -> tuple[Array, Array, Array]:
+    """As `_covariance` with structured residuals, along directions of G, phi and log sigma^2."""
+    covariance = joint_covariance(moments(result, "satterthwaite"))
+    problem, q = result.model.problem, result.model.structure.q
+    of_g, of_sigma2 = np.zeros((len(covariance), q, q)), np.zeros(len(covariance))
+    if q:
+        units = unit_directions(q)[cast("StructuredCriterion", result.engine).unit_places]
+        of_g[: len(units)] = result.sigma2 * (problem.z_map @ units @ problem.z_map.T)
+    of_g[-1], of_sigma2[-1] = result.covariance, result.sigma2
+    return of_g, of_sigma2, covariance
+
+
+def _of_residuals(result: Fit, count: int) -> list[_Parameter]:
+    """Parameters of structured residuals, with slopes along the last of `count` directions: phi and log sigma^2."""
+    part = result.model.residual
+    assert part is not None
+    k = part.n_parameters
+    slopes = []
+    for own in part.strata:
+        scale, inner = own.own(result.phi)
+        variance = scale * result.sigma2
+        slopes.append(own.structure.natural_jacobian(inner, variance) @ own.to_own(k, variance))
+    out = []
+    estimates = part.natural(result.phi, result.sigma2).tolist()
+    for name, estimate, slope in zip(residual_names(part), estimates, np.concatenate(slopes), strict=True):
+        full = np.zeros(count)
+        full[-k - 1 :] = slope
+        kind = next((kind for start, kind in KINDS.items() if name.startswith(start)), "other")
+        out.append(_Parameter("Residual", name, kind, estimate, full))
+    return out
 
 
 def _along_structure(result: Fit, hessian: Array, slope: Array) -> Array:
@@ -169,6 +210,8 @@ def _found(result: Fit, of_g: Array, of_sigma2: Array) -> list[_Parameter]:
                 element, "theta", float(result.relative_factor[j, i]), None if np.isnan(change).any() else change
             )
         )
+    if result.model.residual is not None:
+        return [*scales["sd"], *scales["var"], *scales["theta"], *_of_residuals(result, len(of_sigma2))]
     scales["sd"].append(_Parameter("Residual", "sigma", "sd", result.sigma, of_sigma2 / (2.0 * result.sigma)))
     scales["var"].append(_Parameter("Residual", "sigma2", "var", float(result.sigma2), of_sigma2))
     return [*scales["sd"], *scales["var"], *scales["theta"]]
@@ -196,7 +239,6 @@ def variance_components(result: Fit, level: float = 0.95, method: str = "profile
     LMMError
         For a level outside (0, 1) or an unknown method.
     """
-    result.model.needs_independent_residuals("variance_components()")
     check_level(level)
     if method not in ("profile", "wald"):
         raise LMMError(f"method={method!r} is unknown: use 'profile' or 'wald'")
@@ -207,7 +249,8 @@ def variance_components(result: Fit, level: float = 0.95, method: str = "profile
         name: [] for name in ("group", "term", "kind", "estimate", "std_error", "conf_low", "conf_high")
     }
     found = _found(result, of_g, of_sigma2)
-    profiled = _profiled(result, level, found) if method == "profile" and not model.structure.restricted else {}
+    free = model.residual is None and not model.structure.restricted
+    profiled = _profiled(result, level, found) if method == "profile" and free else {}
     for one in found:
         error = low = high = float("nan")
         if one.slope is not None:
@@ -229,11 +272,11 @@ def _profiled(result: Fit, level: float, found: list[_Parameter]) -> dict[str, t
 
 
 def _limits(kind: str, estimate: float, half: float) -> tuple[float, float]:
-    if kind in ("sd", "var"):
+    if kind in ("sd", "var", "range"):
         with np.errstate(over="ignore"):  # no upper limit
             factor = float(np.exp(half / estimate))
         return estimate / factor, estimate * factor
-    if kind == "cor":
+    if kind == "cor" and abs(estimate) < 1.0:
         centre, reach = float(np.arctanh(estimate)), half / (1.0 - estimate**2)
         return float(np.tanh(centre - reach)), float(np.tanh(centre + reach))
     return estimate - half, estimate + half

@@ -178,12 +178,14 @@ class Unstructured(EntriesNatural):
         )
 
     def boundary(self, phi: Array, labels: Sequence[str], term: str) -> str | None:
-        """A variance that vanishes beside the largest, or given the positions before it."""
+        """A variance that vanishes beside the largest, or that of a combination of standardised positions."""
         L = self._factor(phi)[0]
         lengths = np.linalg.norm(L, axis=1)
         low = int(np.argmin(lengths))
         if lengths[low] < NEAR * lengths.max():
             return f"var_{labels[low]}|{term} = 0"
-        share = np.diag(L) / lengths
-        low = int(np.argmin(share))
-        return f"var_{labels[low]}|{term} = 0 given the positions before" if share[low] < NEAR else None
+        left, sizes, _ = np.linalg.svd(L / lengths[:, None])
+        if sizes[-1] >= NEAR:
+            return None
+        told = [labels[i] for i in np.flatnonzero(np.abs(left[:, -1]) > 10.0 * sizes[-1]).tolist()]
+        return f"var of a combination of {', '.join(told[:-1])} and {told[-1]}|{term} = 0"

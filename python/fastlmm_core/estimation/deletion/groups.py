@@ -75,6 +75,8 @@ class Deletions(NamedTuple):
         Observations left.
     notes : dict of int to str
         What is unusual about a deletion.
+    residual : (d, k) array or None
+        Parameters of structured residuals in the units that are reported.
     """
 
     params: Array
@@ -87,6 +89,7 @@ class Deletions(NamedTuple):
     singular: NDArray[np.bool_]
     n: NDArray[np.int64]
     notes: dict[int, str]
+    residual: Array | None = None
 
 
 def _degrees(n_par: int, size: Array) -> list[tuple[int, float]]:

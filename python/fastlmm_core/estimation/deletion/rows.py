@@ -1,7 +1,8 @@
-"""Refits of a model of several grouping factors without some of its rows, by the model's own machinery.
+"""Refits of a model of several grouping factors, or with structured residuals, without some of its rows.
 
 What one factor allows, to take a group's contribution from sums (deletion.py), crossed factors do not: a row that goes
-changes the elimination of all levels.  Refits start at the estimates of all rows.
+changes the elimination of all levels, and neither do the parameters of residuals.
+Refits start at the estimates of all rows.
 """
 
 from __future__ import annotations
@@ -83,8 +84,9 @@ def rows_of_units(result: Fit, grouping: Grouping | None) -> list[Index]:
     if grouping is None:
         if result.nobs > MOST:
             raise LMMError(
-                f"a model with several grouping factors is refitted without each of up to {MOST:,} observations, this "
-                f"one has {result.nobs:,}; leave out the levels of a grouping factor instead (by=)"
+                "a model with several grouping factors or structured residuals is refitted without each of up to "
+                f"{MOST:,} observations, this one has {result.nobs:,}; leave out the levels of a grouping factor "
+                "instead (by=)"
             )
         return [np.array([i]) for i in range(result.nobs)]
     order = np.argsort(grouping.index, kind="stable")
@@ -93,7 +95,7 @@ def rows_of_units(result: Fit, grouping: Grouping | None) -> list[Index]:
 
 
 def refit_each(result: Fit, grouping: Grouping | None) -> Deletions:
-    """`deletion.delete` for several grouping factors.
+    """`deletion.delete` for several grouping factors, or structured residuals.
 
     Parameters
     ----------
@@ -107,7 +109,7 @@ def refit_each(result: Fit, grouping: Grouping | None) -> Deletions:
         See `rows_of_units`.
     """
     p, q = result.model.exog.shape[1], result.model.structure.q
-    units = rows_of_units(result, grouping)
+    units, part = rows_of_units(result, grouping), result.model.residual
     d = len(units)
     out = Deletions(
         params=np.full((d, p), np.nan),
@@ -120,6 +122,7 @@ def refit_each(result: Fit, grouping: Grouping | None) -> Deletions:
         singular=np.zeros(d, dtype=bool),
         n=np.array([result.nobs - len(rows) for rows in units], dtype=np.int64),
         notes={},
+        residual=None if part is None else np.full((d, len(part.natural(result.phi, result.sigma2))), np.nan),
     )
     before = result.model.problem.kept
 
@@ -131,6 +134,8 @@ def refit_each(result: Fit, grouping: Grouping | None) -> Deletions:
         out.half[i][:, problem.dropped] = np.nan
         out.sigma2[i], out.criterion[i], out.gradient_norm[i] = fit.sigma2, fit.criterion, fit.gradient_norm
         out.factor[i] = fit.relative_factor
+        if out.residual is not None and fit.model.residual is not None:
+            out.residual[i] = fit.model.residual.natural(fit.phi, fit.sigma2)
         out.converged[i], out.singular[i] = fit.converged, fit.singular
         lost = np.setdiff1d(before, problem.kept)
         if len(lost):
