@@ -49,12 +49,17 @@ def shared_index(given: Iterable[tuple[str, Any]]) -> Any:
     return found
 
 
+def _shown(label: Any) -> str:
+    """A label as its user wrote it."""
+    return repr(label.item() if isinstance(label, np.generic) else label)
+
+
 def _difference(index: Any, other: Any) -> str:
     """Where two indices differ first, for a message."""
     if len(index) != len(other):
         return f" ({len(index)} and {len(other)} rows)"
     row = next((i for i, (a, b) in enumerate(zip(index, other, strict=True)) if a != b), None)
-    return "" if row is None else f" (first: {index[row]!r} and {other[row]!r} at row {row})"
+    return "" if row is None else f" (first: {_shown(index[row])} and {_shown(other[row])} at row {row})"
 
 
 def positions(own: Any, wanted: Any, argument: str) -> NDArray[np.intp] | None:
@@ -70,7 +75,7 @@ def positions(own: Any, wanted: Any, argument: str) -> NDArray[np.intp] | None:
     if not own.is_unique:
         label = own[own.duplicated()][0]
         raise LMMError(
-            f"{argument} has another index than the data and repeats its labels (first: {label!r}), so that it cannot "
+            f"{argument} has another index than the data and repeats its labels (first: {_shown(label)}), so that it cannot "
             f"be aligned; give it the index of the data, or {argument}.to_numpy() if it is in the order of the rows"
         )
     found = np.asarray(own.get_indexer(wanted), dtype=np.intp)
@@ -78,7 +83,7 @@ def positions(own: Any, wanted: Any, argument: str) -> NDArray[np.intp] | None:
     if len(absent):
         raise LMMError(
             f"{argument} has another index than the data, and no value for {len(absent)} of its {len(wanted)} rows "
-            f"(first: label {wanted[absent[0]]!r}); give one for each, or {argument}.to_numpy() if it is in the order "
+            f"(first: label {_shown(wanted[absent[0]])}); give one for each, or {argument}.to_numpy() if it is in the order "
             "of the rows"
         )
     return found
