@@ -75,16 +75,17 @@ def positions(own: Any, wanted: Any, argument: str) -> NDArray[np.intp] | None:
     if not own.is_unique:
         label = own[own.duplicated()][0]
         raise LMMError(
-            f"{argument} has another index than the data and repeats its labels (first: {_shown(label)}), so that it cannot "
-            f"be aligned; give it the index of the data, or {argument}.to_numpy() if it is in the order of the rows"
+            f"{argument} has another index than the data and repeats its labels (first: {_shown(label)}), so that it "
+            f"cannot be aligned; give it the index of the data, or {argument}.to_numpy() if it is in the order of the "
+            "rows"
         )
     found = np.asarray(own.get_indexer(wanted), dtype=np.intp)
     absent = np.flatnonzero(found < 0)
     if len(absent):
         raise LMMError(
             f"{argument} has another index than the data, and no value for {len(absent)} of its {len(wanted)} rows "
-            f"(first: label {_shown(wanted[absent[0]])}); give one for each, or {argument}.to_numpy() if it is in the order "
-            "of the rows"
+            f"(first: label {_shown(wanted[absent[0]])}); give one for each, or {argument}.to_numpy() if it is in the "
+            "order of the rows"
         )
     return found
 
