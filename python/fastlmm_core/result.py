@@ -533,6 +533,7 @@ class LMMResult(Fit):
         adjust: str | None = None,
         ref: Any = None,
         weights: Literal["equal", "proportional", "cells", "flat"] = "equal",
+        transform: Literal["none", "response", "median", "mean"] = "none",
         level: float = 0.95,
         ddf: Ddf = "satterthwaite",
         information: Information = "auto",
@@ -560,6 +561,9 @@ class LMMResult(Fit):
         weights : {"equal", "proportional", "cells", "flat"}
             Of the levels that are averaged over: equal; by their rows in all data; by the rows of each mean; or equal
             where there are rows and zero elsewhere, for nested factors and empty cells.
+        transform : {"none", "response", "median", "mean"}
+            For responses like ``log(y)`` and ``sqrt(y)``: medians of y ("response" too), or its means under normal
+            errors; comparisons of logarithms are ratios.
         level : float
         ddf, information, vcov, cluster
             See `test`.
@@ -571,8 +575,8 @@ class LMMResult(Fit):
         from .inference.means.means import emmeans
 
         return emmeans(
-            self, factors, by=by, at=at, contrasts=contrasts, adjust=adjust, ref=ref, weights=weights, level=level,
-            ddf=ddf, information=information, robust=self._robust(vcov, cluster),
+            self, factors, by=by, at=at, contrasts=contrasts, adjust=adjust, ref=ref, weights=weights,
+            transform=transform, level=level, ddf=ddf, information=information, robust=self._robust(vcov, cluster),
         )  # fmt: skip
 
     def slopes(

@@ -15,7 +15,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
 
 from fastlmm_core import plots  # noqa: E402
-from fastlmm_core.plots._scale import back_transform  # noqa: E402
+from fastlmm_core.formula.response_scale import back_transform  # noqa: E402
 
 
 @pytest.fixture(autouse=True)

@@ -4,6 +4,7 @@ syntax            bars and fixed part
 matrices          columns by formulaic
 coding            coding of factors, for tests of terms
 specification     a formula with the state that new data need
+response_scale    the way back from log(y) to y
 group_means       between, within, group_mean and contextual effects
 residual          residual structures as users write them
 residual_arrays   residual structures from arrays

@@ -10,13 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import LMMError
+from ..formula.response_scale import back_transform
 from ..formula.specification import Numbers
 from ..inference.means.grid import ReferenceGrid
 from ..prediction.predict import predicted
 from ..support.arguments import checked
 from ..support.distributions import quantile
 from ._columns import data_column, held_column
-from ._scale import back_transform
 from ._style import GREY, SERIES, grid, legend_above, own_axes, plain, pyplot, sample, tidy
 
 if TYPE_CHECKING:

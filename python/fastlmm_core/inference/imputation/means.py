@@ -210,5 +210,6 @@ def _put_together(
             f"{imputed.method}.",
         ),
         "_result": imputed.results[0],
+        "_scale": None,
         "fraction_missing": found.fraction_missing,
     }

@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ...support.arguments import outside
+from .. import wald as inference
 from . import multiplicity
 
-__all__ = ["DEFAULT_ADJUST", "Adjusted", "adjusted", "families_of"]
+if TYPE_CHECKING:
+    from ...estimation.fit import Fit
+    from ..sandwich import Sandwich
+
+__all__ = ["DEFAULT_ADJUST", "Adjusted", "Options", "adjusted", "estimated", "families_of"]
 
 Array = NDArray[np.float64]
 Index = NDArray[np.intp]
+Options = tuple[str, str, "Sandwich | None"]
+"""Degrees of freedom, information and robust covariance."""
 
 DEFAULT_ADJUST = {
     "pairwise": "tukey",
@@ -95,3 +104,67 @@ def adjusted(
             if adjust in ("holm", "fdr"):
                 notes.append("Limits: Bonferroni's method.")
     return Adjusted(pvalues, half, tuple(dict.fromkeys(notes)))
+
+
+def estimated(
+    result: Fit,
+    L: Array,
+    level: float,
+    adjust: str,
+    families: Sequence[Index],
+    options: Options,
+    weights: Array,
+    pairs: Array | None,
+) -> dict[str, Any]:
+    """Everything that `Estimates` holds, labels and scale aside.
+
+    Parameters
+    ----------
+    result : LMMResult
+    L : (n, p) array
+        Linear functions of the coefficients.
+    level, adjust, families, pairs
+        As for `adjusted`.
+    options : tuple
+    weights : (n,) array
+        With which the mean of an offset enters.
+    """
+    n = len(L)
+    estimate, error, df = (np.full(n, np.nan) for _ in range(3))
+    lost = inference.undetermined(result.model, L)
+    there = np.flatnonzero(~lost.any(axis=1) & L.any(axis=1))
+    if len(there):
+        test = inference.wald(result, L[there], None, *options)
+        estimate[there], error[there], df[there] = test.estimate, test.std_error, test.row_df
+    offset = result.model.offset
+    if offset is not None:
+        estimate = estimate + weights * offset.mean()
+    with np.errstate(invalid="ignore", divide="ignore"):
+        statistic = estimate / error
+
+    def covariance(rows: Index) -> Array:
+        return np.asarray(L[rows] @ np.nan_to_num(inference.covariance(result, *options)) @ L[rows].T)
+
+    found = adjusted(statistic, error, df, families, adjust, level, pairs, (L.__getitem__, covariance))
+    notes = list(found.notes)
+    if lost.any():
+        why = inference.why_undetermined(result.model, lost)
+        notes.append(f"nan: not estimable; {why}.")
+        count = int(lost.any(axis=1).sum())
+        warnings.warn(f"{count} of {n} estimates cannot be estimated and are NaN: {why}", UserWarning, outside())
+    if options[2] is not None:
+        notes.append(f"Robust covariance {options[2].kind} over {options[2].clusters}.")
+    return {
+        "estimate": estimate,
+        "std_error": error,
+        "df": df,
+        "conf_low": estimate - found.half,
+        "conf_high": estimate + found.half,
+        "statistic": statistic,
+        "pvalues": found.pvalues,
+        "L": L,
+        "level": level,
+        "adjust": adjust,
+        "notes": tuple(dict.fromkeys(notes)),
+        "_result": result,
+    }

@@ -6,7 +6,6 @@ emmeans; degrees of freedom and covariances come from `inference`.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -15,28 +14,29 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...errors import LMMError
-from ...support.arguments import checked, outside
+from ...support.arguments import checked
 from ...support.checks import check_level
 from ...support.display import Cells, Part, Shown
 from ...support.words import option
-from .. import wald as inference
 from ..options import check_options
 from . import multiplicity
 from .conditions import conditions_of
 from .contrasts import CONTRASTS, Method, comparisons
-from .families import DEFAULT_ADJUST, adjusted, families_of
+from .families import DEFAULT_ADJUST, Options, estimated, families_of
 from .grid import ReferenceGrid
+from .letters import compact_letters
+from .response import ResponseScale, response_scale
 
 if TYPE_CHECKING:
     from ...estimation.fit import Fit
     from ..sandwich import Sandwich
+    from .equivalence import Equivalence
     from .joint_tests import JointTests
 
 __all__ = ["Contrasts", "Estimates", "MarginalMeans", "emmeans", "slopes"]
 
 Array = NDArray[np.float64]
 Labels = dict[str, list[Any]]
-Options = tuple[str, str, "Sandwich | None"]
 
 
 @checked
@@ -73,8 +73,35 @@ class Estimates(Shown):
     adjust: str
     notes: tuple[str, ...]
     _result: Fit = field(repr=False)
+    _scale: ResponseScale | None = field(repr=False)
 
     _tests = True
+
+    def equivalence(self, margin: float | tuple[float, float], *, alpha: float = 0.05) -> Equivalence:
+        """Test whether the estimates lie within margins, by two one-sided tests each.
+
+        Parameters
+        ----------
+        margin : float or pair of float
+            Half the width of the interval around zero, or its ends; on the scale of the model.
+        alpha : float
+            Level of each one-sided test; the limits have level 1 - 2 alpha.
+
+        Returns
+        -------
+        Equivalence
+
+        Raises
+        ------
+        LMMError
+            For margins that are no interval, and estimates on the scale of the response.
+        """
+        from .equivalence import equivalence
+
+        if self._scale is not None:
+            raise LMMError("equivalence is tested on the scale of the model: leave transform= out, and give log(1.25)")
+        numbers = (self.estimate, self.std_error, self.df)
+        return equivalence(self.labels, numbers, margin, alpha, self._result.model.library)
 
     def to_frame(self) -> Any:
         """A table in the library of the caller's data: labels, estimate, std_error, df, conf_low, conf_high,
@@ -207,8 +234,38 @@ class MarginalMeans(Estimates):
             labels[variable] = [self.labels[variable][rows[0]] for rows in families for _ in stacked]
         sizes = [np.arange(len(stacked)) + i * len(stacked) for i in range(len(families))]
         sums = np.tile(stacked.sum(axis=1), len(families))
-        found = _estimated(self._result, L, level, name, sizes, self._options, sums, stacked if pairs else None)
-        return Contrasts(labels=labels, **found)
+        found = estimated(self._result, L, level, name, sizes, self._options, sums, stacked if pairs else None)
+        if self._scale is not None:
+            found = self._scale.comparisons(found, stacked)
+        return Contrasts(labels=labels, **found, _scale=self._scale)
+
+    def letters(self, alpha: float = 0.05, *, adjust: str = "tukey") -> Any:
+        """The means with letters: those that share one do not differ at level alpha, within each combination of `by`.
+
+        Parameters
+        ----------
+        alpha : float
+        adjust : str
+            One of `multiplicity.ADJUSTMENTS`, of the pairwise comparisons.
+
+        Returns
+        -------
+        table
+            In the library of the caller's data: labels, estimate, letters ("a" for the smallest means, "" where there
+            is no estimate).
+        """
+        if not 0.0 < alpha < 0.5:
+            raise LMMError(f"alpha={alpha} must lie between 0 and 0.5, e.g. 0.05")
+        pvalues = self.contrast("pairwise", adjust).pvalues
+        letters = np.empty(len(self.estimate), dtype=object)
+        for rows, found in zip(self.families(), pvalues.reshape(len(self.families()), -1), strict=True):
+            pairs = [(i, j) for i in range(len(rows)) for j in range(i + 1, len(rows))]
+            there = [i for i in np.argsort(self.estimate[rows]).tolist() if not np.isnan(self.estimate[rows[i]])]
+            at = {mean: place for place, mean in enumerate(there)}
+            apart = [(at[i], at[j]) for (i, j), p in zip(pairs, found.tolist(), strict=True) if p < alpha]
+            letters[rows] = ""
+            letters[rows[there]] = compact_letters(len(there), apart)
+        return self._result.model.table({**self.labels, "estimate": self.estimate, "letters": letters})
 
     def joint_test(self) -> JointTests:
         """F tests that the means do not differ: one per factor and interaction, within each combination of `by`.
@@ -248,6 +305,7 @@ def emmeans(
     robust: Sandwich | None = None,
     ref: Any = None,
     weights: str = "equal",
+    transform: str = "none",
 ) -> MarginalMeans:
     """Estimated marginal means of the levels of one or more factors.
 
@@ -278,6 +336,9 @@ def emmeans(
         Of the levels that are averaged over: equal; by the number of rows of each combination in all data, the same for
         all means; by the number of rows with the levels of the mean; or equal for the combinations that have such rows,
         and zero for others (nested factors).
+    transform : {"none", "response", "median", "mean"}
+        For a response like ``log(y)`` or ``sqrt(y)``: medians of y ("response" is another word for it), or means of y
+        under normal errors, which are larger. Comparisons of logarithms are ratios of y.
 
     Returns
     -------
@@ -291,7 +352,16 @@ def emmeans(
     """
     grid = ReferenceGrid(result.model, at, weights)
     chosen, conditions = _variables(factors, "factors"), _variables(by, "by")
-    return _means(result, grid, chosen, conditions, None, (contrasts, adjust, ref), level, (ddf, information, robust))
+    scale = response_scale(result, transform)
+    options = (ddf, information, robust)
+    later = scale is not None and contrasts is not None  # comparisons are made of what is on the scale of the model
+    compared = (None, None, None) if later else (contrasts, adjust, ref)
+    means = _means(result, grid, chosen, conditions, None, compared, level, options)
+    if scale is None:
+        return means
+    names = ("estimate", "std_error", "conf_low", "conf_high", "notes")
+    means = replace(means, **scale.means({name: getattr(means, name) for name in names}), _scale=scale)
+    return means if contrasts is None else replace(means, comparison=means.contrast(contrasts, adjust, ref=ref))
 
 
 def slopes(
@@ -383,10 +453,10 @@ def _means(
     own = "none" if adjust is None or contrasts is not None else multiplicity.method_name(adjust)
     if own == "tukey":
         raise LMMError("adjust='tukey' is for comparisons: give contrasts='pairwise', or use 'sidak'")
-    found = _estimated(result, L, level, own, families, options, weights, None)
+    found = estimated(result, L, level, own, families, options, weights, None)
     found["notes"] += conditions_of(grid, names, None if along is None else along[0])
     means = MarginalMeans(
-        labels=labels, **found, factors=factors, by=by, comparison=None, _grid=grid, _options=options
+        labels=labels, **found, factors=factors, by=by, comparison=None, _grid=grid, _options=options, _scale=None
     )  # fmt: skip
     return means if contrasts is None else replace(means, comparison=means.contrast(contrasts, adjust, ref=ref))
 
@@ -398,58 +468,3 @@ def _variables(given: str | Sequence[str] | None, argument: str) -> tuple[str, .
     if not all(isinstance(name, str) for name in names):
         raise LMMError(f"{argument} must be names of variables, not {given!r}")
     return tuple(dict.fromkeys(part.strip() for name in names for part in name.split(":")))
-
-
-def _estimated(
-    result: Fit,
-    L: Array,
-    level: float,
-    adjust: str,
-    families: Sequence[NDArray[np.intp]],
-    options: Options,
-    weights: Array,
-    pairs: Array | None,
-) -> dict[str, Any]:
-    """Everything that `Estimates` holds, labels aside.
-
-    An offset enters with `weights`; `pairs` are the weights of the means in the comparisons of a family.
-    """
-    n = len(L)
-    estimate, error, df = (np.full(n, np.nan) for _ in range(3))
-    lost = inference.undetermined(result.model, L)
-    there = np.flatnonzero(~lost.any(axis=1) & L.any(axis=1))
-    if len(there):
-        test = inference.wald(result, L[there], None, *options)
-        estimate[there], error[there], df[there] = test.estimate, test.std_error, test.row_df
-    offset = result.model.offset
-    if offset is not None:
-        estimate = estimate + weights * offset.mean()
-    with np.errstate(invalid="ignore", divide="ignore"):
-        statistic = estimate / error
-
-    def covariance(rows: NDArray[np.intp]) -> Array:
-        return np.asarray(L[rows] @ np.nan_to_num(inference.covariance(result, *options)) @ L[rows].T)
-
-    found = adjusted(statistic, error, df, families, adjust, level, pairs, (L.__getitem__, covariance))
-    notes = list(found.notes)
-    if lost.any():
-        why = inference.why_undetermined(result.model, lost)
-        notes.append(f"nan: not estimable; {why}.")
-        count = int(lost.any(axis=1).sum())
-        warnings.warn(f"{count} of {n} estimates cannot be estimated and are NaN: {why}", UserWarning, outside())
-    if options[2] is not None:
-        notes.append(f"Robust covariance {options[2].kind} over {options[2].clusters}.")
-    return {
-        "estimate": estimate,
-        "std_error": error,
-        "df": df,
-        "conf_low": estimate - found.half,
-        "conf_high": estimate + found.half,
-        "statistic": statistic,
-        "pvalues": found.pvalues,
-        "L": L,
-        "level": level,
-        "adjust": adjust,
-        "notes": tuple(dict.fromkeys(notes)),
-        "_result": result,
-    }

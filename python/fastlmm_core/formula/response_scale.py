@@ -30,7 +30,7 @@ def back_transform(response: str) -> tuple[str, Callable[[Array], Array]] | None
 
     Examples
     --------
-    >>> from fastlmm_core.plots._scale import back_transform
+    >>> from fastlmm_core.formula.response_scale import back_transform
     >>> name, back = back_transform("np.log2(rt)")
     >>> name, float(back(3.0))
     ('rt', 8.0)
