@@ -121,7 +121,7 @@ def test_other_axes(sleep):
     given = plots.trajectories(sleep, sleep.model.exog[:, 1] * 24.0)
     assert given.get_xlabel() == "x"
     assert line(given, "population").get_xdata().max() == 216.0
-    with pytest.raises(flc.LMMError, match=r"'Day' is not a column of the model; choose of Days"):
+    with pytest.raises(flc.LMMError, match=r"'Day' is not a column of the model: did you mean 'Days'"):
         plots.trajectories(sleep, "Day")
     with pytest.raises(flc.LMMError, match="3 values"):
         plots.trajectories(sleep, [1.0, 2.0, 3.0])
@@ -130,13 +130,11 @@ def test_other_axes(sleep):
         plots.trajectories(dyestuff)
     data = flc.datasets.load("machines")
     machines = flc.lmm("score ~ Machine + (0 + Machine | Worker)", data).fit()
-    with pytest.raises(flc.LMMError, match=r"give the horizontal axis as x="):
-        plots.trajectories(machines)
-    labelled = plots.trajectories(machines, data["Machine"])
-    assert labelled.get_xlabel() == "Machine"
-    assert [text.get_text() for text in labelled.get_xticklabels()] == ["A", "B", "C"]
-    means = data.groupby("Machine")["score"].mean()
-    np.testing.assert_allclose(line(labelled, "population").get_ydata(), means, rtol=1e-12)
+    for labelled in (plots.trajectories(machines), plots.trajectories(machines, data["Machine"])):
+        assert labelled.get_xlabel() == "Machine"
+        assert [text.get_text() for text in labelled.get_xticklabels()] == ["A", "B", "C"]
+        means = data.groupby("Machine")["score"].mean()
+        np.testing.assert_allclose(line(labelled, "population").get_ydata(), means, rtol=1e-12)
     with pytest.raises(flc.LMMError, match="'lattice' is unknown"):
         plots.trajectories(sleep, layout="lattice")
     with pytest.raises(flc.LMMError, match="leave ax out"):
@@ -254,11 +252,11 @@ def test_residual_panels(sleep, many):
 
 def test_quantiles(sleep):
     ax = plots.qq(sleep, envelope=False)
-    drawn = line(ax, "data")
+    drawn = line(ax, "residuals")
     np.testing.assert_allclose(drawn.get_ydata(), np.sort(sleep.residuals("pearson")))
     np.testing.assert_allclose(drawn.get_xdata(), ndtri((np.arange(1, 181) - 0.375) / 180.25))
     ax = plots.qq(sleep, "blups", effect="Days", envelope=False)
-    np.testing.assert_allclose(line(ax, "data").get_ydata(), np.sort(sleep.random_effects["Days"]))
+    np.testing.assert_allclose(line(ax, "BLUPs").get_ydata(), np.sort(sleep.random_effects["Days"]))
     assert ax.get_ylabel() == "BLUP of Days"
 
 
@@ -272,7 +270,7 @@ def test_envelope_is_that_of_refitted_simulations(sleep, what):
         simulated.append(np.sort(values))
     low, high = np.quantile(simulated, [0.1, 0.9], axis=0)
     outline = ax.collections[0].get_paths()[0].vertices
-    x = line(ax, "data").get_xdata()
+    x = line(ax, "residuals" if what == "residuals" else "BLUPs").get_xdata()
     for at, a, b in zip(x[1:-1], low[1:-1], high[1:-1], strict=True):
         edge = outline[np.isclose(outline[:, 0], at, rtol=0, atol=1e-12), 1]
         np.testing.assert_allclose([edge.min(), edge.max()], [a, b], rtol=1e-5, atol=1e-6)
@@ -310,7 +308,7 @@ def test_quantiles_of_very_many_are_thinned():
     g = np.repeat(np.arange(3000), 3)
     result = flc.LinearMixedModel(rng.standard_normal(3000)[g] + rng.standard_normal(9000), None, None, g).fit()
     ax = plots.qq(result, envelope=False)
-    drawn, every = line(ax, "data").get_ydata(), np.sort(result.residuals("pearson"))
+    drawn, every = line(ax, "residuals").get_ydata(), np.sort(result.residuals("pearson"))
     assert 3000 < len(drawn) <= 4001
     np.testing.assert_array_equal(drawn[[0, 1, -2, -1]], every[[0, 1, -2, -1]])
     with pytest.raises(flc.LMMError, match="'scores' is unknown"):
@@ -481,7 +479,7 @@ def test_effects_of_each_factor(several):
         np.testing.assert_allclose(np.sort(line(ax, "own").get_xdata()), np.sort(found.no_pooling[:, 0]))
         np.testing.assert_allclose(np.sort(line(ax, "partially").get_xdata()), np.sort(found.partial_pooling[:, 0]))
         ax = plots.qq(several, "blups", term=term, n_sim=19)
-        np.testing.assert_allclose(line(ax, "data").get_ydata(), b)
+        np.testing.assert_allclose(line(ax, "BLUPs").get_ydata(), b)
         assert ax.get_ylabel() == f"BLUP of Intercept ({factor.grouping.name})"
         influence = several.influence(by=factor.grouping.name)
         ax = plots.influence_plot(influence)

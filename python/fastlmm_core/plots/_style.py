@@ -12,14 +12,16 @@ from numpy.typing import NDArray
 from ..errors import LMMError
 from ..support.checks import float_array
 from ..tables.columns import native_frame
+from ._columns import data_column, held_column
 
 if TYPE_CHECKING:
     from ..estimation.model import Model
     from ..result import LMMResult
 
 __all__ = [
-    "BLACK", "BLUE", "GREEN", "GREY", "ORANGE", "SERIES", "SKY", "VERMILLION", "binned", "effect_position", "grid",
-    "legend_above", "new_axes", "own_axes", "plain", "pyplot", "sample", "tidy", "variable",
+    "BLACK", "BLUE", "GREEN", "GREY", "ORANGE", "SERIES", "SKY", "VERMILLION", "effect_position", "grid",
+    "legend_above", "new_axes", "own_axes", "plain", "pyplot", "sample", "smooth",
+    "tidy", "variable",
 ]  # fmt: skip
 
 Array = NDArray[np.float64]
@@ -149,61 +151,100 @@ def effect_position(result: LMMResult, effect: str | None, term: str | None) -> 
     return found[0]
 
 
-def variable(model: Model, x: Any = None) -> tuple[Array, str, list[str] | None]:
-    """Values and name of the variable of the horizontal axis, and the labels of 0, 1, ... where it is text.
+def variable(model: Model, x: Any = None, argument: str = "x") -> tuple[Array, str, list[str] | None]:
+    """Values and name of the variable of the horizontal axis, and the labels of 0, 1, ... where it has levels.
 
     Parameters
     ----------
     model : LinearMixedModel
     x : str or (n,) array, optional
-        A column of X or Z, or values or labels for the rows used or of the data; by default the random slope, else the
-        first column that takes more than two values, or the only one that is not constant.
+        A column of the data, X or Z by name, or values or labels for the rows used or of the data; by default the
+        variable of the random slope, else the first that takes more than two values, else the first factor.
+    argument : str
 
     Raises
     ------
     LMMError
         For an unknown column, another length, or where there is nothing to choose from.
     """
-    names = [*model.exog_re_names, *model.exog_names]
-    columns = [*model.exog_re.T, *model.exog.T]
-    varying = {name: c for name, c in reversed(list(zip(names, columns, strict=True))) if (c != c[0]).any()}
-    if isinstance(x, str):
-        if x not in names:
-            raise LMMError(f"x={x!r} is not a column of the model; choose of {', '.join(varying)}, or give values")
-        return columns[names.index(x)], x, None
-    if x is not None:
-        name = str(getattr(x, "name", None) or "x")
-        labels: list[str] | None = None
-        given = model.design.caller_rows.values(x, "x")
-        try:
-            values = float_array(given, "x", 1)
-        except LMMError:
-            if np.ndim(given) != 1:
-                raise
-            found, codes = np.unique([str(label) for label in given.tolist()], return_inverse=True)
-            values, labels = codes.astype(np.float64), found.tolist()
-        return values, name, labels
-    slopes = [name for name in model.exog_re_names if name in varying]
-    order = [*slopes, *[name for name in model.exog_names if name in varying and name not in slopes]]
+    if x is None:
+        x = _along(model)
+    given, name = data_column(model, x, argument)
+    try:
+        return float_array(given, argument, 1), name, None
+    except LMMError:
+        if np.ndim(given) != 1:
+            raise
+    texts = [str(label) for label in given.tolist()]
+    known = {} if model.spec is None else model.spec.reference
+    levels = known.get(name) if isinstance(x, str) else None
+    ordered = [str(level) for level in levels] if isinstance(levels, tuple) else sorted(set(texts))
+    position = {text: i for i, text in enumerate(ordered)}
+    return np.array([position[text] for text in texts], dtype=np.float64), name, ordered
+
+
+def _along(model: Model) -> str:
+    """Name of the variable to draw along."""
+    spec = model.spec
+    columns = [
+        *zip(model.exog_re_names, model.exog_re.T, strict=True),
+        *zip(model.exog_names, model.exog.T, strict=True),
+    ]
+    varying = {name: column for name, column in reversed(columns) if (column != column[0]).any()}
+    order = list(dict.fromkeys(name for name, _ in columns if name in varying))
     several = [name for name in order if len(np.unique(varying[name])) > 2]
-    if len(order) == 1 or several:
-        name = several[0] if several else order[0]
-        return varying[name], name, None
+    if several:
+        return several[0]
+    named = [] if spec is None else list(dict.fromkeys([*spec.random_variables, *spec.reference]))
+    for name in named:
+        held = held_column(model, name)
+        if held is not None and len(set(held.tolist())) > 1:
+            return name
+    if len(order) == 1:
+        return order[0]
     raise LMMError(
         f"no column of the model is a variable to draw along ({', '.join(order) or 'an intercept only'}): give the "
         "horizontal axis as x=, one value or label per row"
     )
 
 
-def binned(x: Array, y: Array, bins: int) -> tuple[Array, Array, Array]:
-    """Centres, means and spreads of y in classes of x: its distinct values where there are few, else quantiles."""
-    values, place = np.unique(x, return_inverse=True)
-    if len(values) > bins:
-        edges = np.unique(np.quantile(x, np.linspace(0.0, 1.0, bins + 1)))
-        place = np.clip(np.searchsorted(edges, x, side="right") - 1, 0, max(len(edges) - 2, 0))
-        place = np.unique(place, return_inverse=True)[1]
-    count = np.bincount(place)
-    centre = np.bincount(place, weights=x) / count
-    mean = np.bincount(place, weights=y) / count
-    spread = np.sqrt(np.bincount(place, weights=(y - mean[place]) ** 2) / count)
-    return centre, mean, spread
+def smooth(x: Array, y: Array, share: float = 0.5, points: int = 61) -> tuple[Array, Array]:
+    """A smooth curve through points by local linear fits with tricube weights.
+
+    Cleveland 1979, J. Am. Statist. Assoc. 74, 829-836.
+
+    Parameters
+    ----------
+    x, y : (n,) arrays
+    share : float
+        Of the points, the nearest of which make the fit at each place.
+    points : int
+        Of the curve.
+
+    Returns
+    -------
+    at, curve : arrays
+        Of more than 2,000 points means of neighbours are smoothed.
+    """
+    order = np.argsort(x, kind="stable")
+    x, y, count = np.asarray(x, dtype=float)[order], np.asarray(y, dtype=float)[order], np.ones(len(x))
+    if len(x) > 2000:
+        place = np.arange(len(x)) * 2000 // len(x)
+        count = np.bincount(place).astype(np.float64)
+        x, y = np.bincount(place, weights=x) / count, np.bincount(place, weights=y) / count
+    different = np.unique(x)
+    if len(different) == 1:
+        return different, np.array([np.average(y, weights=count)])
+    at = np.linspace(x[0], x[-1], points)
+    distance = np.abs(at[:, None] - x)
+    nearest = min(len(x), max(2, int(np.ceil(share * len(x)))))
+    width = np.partition(distance, nearest - 1, axis=1)[:, nearest - 1]
+    # two different x at least, also where many are equal
+    second = np.partition(np.abs(at[:, None] - different), 1, axis=1)[:, 1]
+    width = 1.05 * np.maximum(width, second)
+    weight = count * np.maximum(1.0 - (distance / width[:, None]) ** 3, 0.0) ** 3
+    total = weight.sum(axis=1)
+    centre, mean = weight @ x / total, weight @ y / total
+    away = x - centre[:, None]
+    slope = np.sum(weight * away * (y - mean[:, None]), axis=1) / np.sum(weight * away**2, axis=1)
+    return at, mean + slope * (at - centre)

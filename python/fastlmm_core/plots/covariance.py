@@ -11,10 +11,12 @@ from numpy.typing import ArrayLike, NDArray
 from ..diagnostics.marginal import least_variance_time, marginal_covariance_at, slope_columns
 from ..errors import LMMError
 from ..support.arguments import checked
-from ..support.checks import float_array
-from ._style import BLACK, BLUE, GREY, SKY, VERMILLION, legend_above, own_axes, plain, pyplot, variable
+from ..support.checks import float_array, plain_array
+from ._columns import held_column
+from ._style import BLACK, BLUE, GREY, SKY, VERMILLION, legend_above, own_axes, plain, pyplot, tidy, variable
 
 if TYPE_CHECKING:
+    from ..estimation.model import Model
     from ..model import LinearMixedModel
     from ..result import LMMResult
 
@@ -28,44 +30,50 @@ PATTERNS = 25
 
 
 @checked
-def marginal_variance(result: LMMResult, x: ArrayLike | None = None, *, ax: Any = None) -> Any:
+def marginal_variance(result: LMMResult, x: ArrayLike | None = None, *, ax: Any = None, data: bool = False) -> Any:
     """Variance of an observation along the variable of the random slope: total, and the residual part.
 
     Parameters
     ----------
     result : LMMResult
-        Of a model with random effects of one variable (an intercept and a slope, or a transform of it).
+        Of a model with random effects of one variable: an intercept and a slope or transforms of it, or the levels of a
+        factor.
     x : (k,) array, optional
-        Points; by default 101 over the observed range.
+        Points, or levels of a factor; by default 101 over the observed range, or all levels.
     ax : matplotlib Axes, optional
+    data : bool
+        Return what would be drawn as a tidy table, and draw nothing: the variable, ``variance`` and ``residual``.
 
     Returns
     -------
-    Axes
+    Axes, or table
 
     Raises
     ------
     LMMError
         For other random effects, or without matplotlib.
     """
-    pyplot()
+    if not data:
+        pyplot()
     model = result.model
-    observed = model.exog_re[:, slope_columns(model)[0]]
-    low, high = float(observed.min()), float(observed.max())
-    at = np.linspace(low, high, 101) if x is None else float_array(x, "x", 1)
-    if not len(at):
-        raise LMMError("x holds no values; give some, or leave it out for the range observed")
-    found = marginal_covariance_at(result, at)
-    ax = own_axes(ax)
-    ax.fill_between(at, 0.0, result.sigma2, color=GREY, alpha=0.25, linewidth=0)
-    ax.plot(at, found.variance, color=BLUE, linewidth=2.2, label="total variance")
+    name, at, levels = _points(model, x)
+    found = marginal_covariance_at(result, at if model.spec is None else {name: at})
     flat = np.full(len(at), result.sigma2)
-    ax.plot(at, flat, color=BLACK, linewidth=1.3, linestyle="--", label="residual variance")
-    least = least_variance_time(result)
-    if at.min() <= least.at <= at.max():
-        ax.plot(least.at, least.variance, linestyle="none", marker="v", markersize=8, color=VERMILLION,
-                label=f"smallest, at {least.at:.3g}")  # fmt: skip
-    ax.set_xlabel(least.variable)
+    if data:
+        return tidy(model.library, [("curve", {name: at, "variance": found.variance, "residual": flat})])
+    ax = own_axes(ax)
+    if levels:
+        place = np.arange(len(at))
+        ax.bar(place, flat, width=0.55, color=GREY, alpha=0.35, label="residual variance")
+        ax.bar(place, found.variance - flat, width=0.55, bottom=flat, color=SKY, edgecolor=BLUE, alpha=0.8,
+               label="random effects")  # fmt: skip
+        ax.set_xticks(place, [str(level) for level in at.tolist()])
+    else:
+        ax.fill_between(at, 0.0, result.sigma2, color=GREY, alpha=0.25, linewidth=0)
+        ax.plot(at, found.variance, color=BLUE, linewidth=2.2, label="total variance")
+        ax.plot(at, flat, color=BLACK, linewidth=1.3, linestyle="--", label="residual variance")
+        _mark_least(result, at, ax)
+    ax.set_xlabel(name)
     ax.set_ylabel(f"variance of {model.response_name}")
     ax.set_ylim(0.0, 1.08 * float(found.variance.max()))
     plain(ax)
@@ -73,24 +81,71 @@ def marginal_variance(result: LMMResult, x: ArrayLike | None = None, *, ax: Any 
     return ax
 
 
+def _points(model: Model, x: ArrayLike | None) -> tuple[str, NDArray[Any], bool]:
+    """Name and points of the variable of the random effects, and whether these are levels of a factor."""
+    if model.spec is None:
+        column = slope_columns(model)[0]
+        name, observed = model.exog_re_names[column], model.exog_re[:, column]
+    else:
+        names = model.spec.random_variables
+        if len(names) != 1:
+            used = f"use {', '.join(names)}" if names else "are intercepts: the variance is the same everywhere"
+            raise LMMError(
+                f"the random effects {used}; a plot of the variance is along one variable, and marginal_covariance_at "
+                "takes a table of points"
+            )
+        name = names[0]
+        held = held_column(model, name)
+        observed = model.exog_re[:, slope_columns(model)[0]] if held is None else held
+    if observed.dtype.kind == "O":
+        reference = None if model.spec is None else model.spec.reference.get(name)
+        known = list(reference) if isinstance(reference, tuple) else sorted(set(observed.tolist()))
+        chosen = known if x is None else list(plain_array(x, "x").tolist())
+        for level in chosen:
+            if level not in known:
+                raise LMMError(f"x: {name!r} has no level {level!r}; its levels are {', '.join(map(repr, known))}")
+        points = np.empty(len(chosen), dtype=object)
+        points[:] = chosen
+        return name, points, True
+    at = np.linspace(float(observed.min()), float(observed.max()), 101) if x is None else float_array(x, "x", 1)
+    if not len(at):
+        raise LMMError("x holds no values; give some, or leave it out for the range observed")
+    return name, at, False
+
+
+def _mark_least(result: LMMResult, at: Array, ax: Any) -> None:
+    """A mark where the variance is smallest, of a straight slope."""
+    try:
+        least = least_variance_time(result)
+    except LMMError:  # a curve
+        return
+    if at.min() <= least.at <= at.max():
+        ax.plot(least.at, least.variance, linestyle="none", marker="v", markersize=8, color=VERMILLION,
+                label=f"smallest, at {least.at:.3g}")  # fmt: skip
+
+
 @checked
-def missingness(model: LinearMixedModel, x: Any = None, *, factor: str | None = None, ax: Any = None) -> Any:
+def missingness(
+    model: LinearMixedModel, x: Any = None, *, factor: str | None = None, ax: Any = None, data: bool = False
+) -> Any:
     """Which groups were observed when: a row per group, or per pattern where there are many groups.
 
     Parameters
     ----------
     model : LinearMixedModel
     x : str or (n,) array, optional
-        The occasions: a column of X or Z, or values or labels for the rows used or of the data; by default the variable
-        of the random slope.
+        The occasions: a column of the data, X or Z by name, or values or labels for the rows used or of the data; by
+        default the variable of the random slope.
         More than 60 different ones are put into 60 classes of equal width.
     factor : str, optional
         The grouping factor, where there are several; by default that with most levels.
     ax : matplotlib Axes, optional
+    data : bool
+        Return a tidy table, and draw nothing: for each level of the factor and each occasion the ``count`` of rows.
 
     Returns
     -------
-    Axes
+    Axes, or table
         With up to 40 groups a row for each; with more, the 25 most frequent patterns and how many groups have them.
 
     Raises
@@ -98,19 +153,24 @@ def missingness(model: LinearMixedModel, x: Any = None, *, factor: str | None = 
     LMMError
         For unknown columns or factors, or without matplotlib.
     """
-    pyplot()
+    if not data:
+        pyplot()
     values, name, ticks = variable(model, x)
     grouping = model.factor(factor).grouping
     m = len(grouping.labels)
     times, place = np.unique(values, return_inverse=True)
     digits = ".6g"
     if len(times) > COLUMNS:
-        digits = ".4g"
+        digits = ".3g"
         edges = np.linspace(times[0], times[-1], COLUMNS + 1)
         place = np.clip(np.searchsorted(edges, values, side="right") - 1, 0, COLUMNS - 1)
         times = 0.5 * (edges[1:] + edges[:-1])
     seen = np.zeros((m, len(times)), dtype=np.intp)
     np.add.at(seen, (grouping.index, place), 1)
+    if data:
+        occasions: Any = times if ticks is None else [ticks[int(t)] for t in times.tolist()]
+        columns = {grouping.name: np.repeat(grouping.labels, len(times)), name: np.tile(occasions, m)}
+        return tidy(model.library, [("cells", {**columns, "count": seen.ravel()})])
     if m <= NAMED:
         # the most complete on top, then those observed longest
         order = np.lexsort((np.arange(m), -_last(seen), -(seen > 0).sum(axis=1)))
@@ -120,7 +180,7 @@ def missingness(model: LinearMixedModel, x: Any = None, *, factor: str | None = 
         order = np.argsort(-counts, kind="stable")[:PATTERNS]
         table, texts = patterns[order].astype(np.intp), [f"{count:,}" for count in counts[order].tolist()]
         rest = len(patterns) - len(order)
-        label = f"levels of {grouping.name} with the pattern"
+        label = f"how many of {grouping.name} have the pattern"
         if rest:
             label += f"\n({rest:,} more patterns, {int(m - counts[order].sum()):,} levels)"
     rows = len(table)

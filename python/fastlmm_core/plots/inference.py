@@ -12,7 +12,7 @@ from ..errors import LMMError
 from ..support.arguments import checked
 from ..support.checks import check_level, check_share
 from ..support.distributions import quantile
-from ._style import BLACK, BLUE, GREY, SKY, VERMILLION, grid, legend_above, own_axes, plain, pyplot
+from ._style import BLACK, BLUE, GREY, SKY, VERMILLION, grid, legend_above, own_axes, plain, pyplot, tidy
 
 if TYPE_CHECKING:
     from ..planning.power import PowerCurve
@@ -58,7 +58,12 @@ def _wanted(names: Sequence[str], chosen: str | Sequence[str] | None, argument: 
 
 @checked
 def profile_zeta(
-    profile: ProfileLike, parameters: str | Sequence[str] | None = None, *, level: float = 0.95, ax: Any = None
+    profile: ProfileLike,
+    parameters: str | Sequence[str] | None = None,
+    *,
+    level: float = 0.95,
+    ax: Any = None,
+    data: bool = False,
 ) -> Any:
     """Signed root of the likelihood ratio against each parameter.
 
@@ -73,10 +78,12 @@ def profile_zeta(
     level : float
     ax : matplotlib Axes, optional
         For one parameter.
+    data : bool
+        Return what would be drawn as a tidy table, and draw nothing: ``parameter``, ``value`` and ``zeta``.
 
     Returns
     -------
-    Axes, or list of Axes for several parameters
+    Axes, list of Axes for several parameters, or table
 
     Raises
     ------
@@ -84,10 +91,19 @@ def profile_zeta(
         For unknown parameters, or without matplotlib.
     """
     check_level(level)
-    pyplot()
+    if not data:
+        pyplot()
     wanted = _wanted(list(profile.names), parameters, "parameters")
     if ax is not None and len(wanted) != 1:
         raise LMMError("ax is for one parameter: name it, or leave ax out")
+    if data:
+        curves = [(name, *(np.asarray(part, dtype=float) for part in profile.zeta(name))) for name in wanted]
+        columns = {
+            "parameter": [name for name, values, _ in curves for _ in values],
+            "value": np.concatenate([values for _, values, _ in curves]),
+            "zeta": np.concatenate([zeta for _, _, zeta in curves]),
+        }
+        return tidy(_library(profile), [("points", columns)])
     axes = [own_axes(ax)] if ax is not None else grid(len(wanted), (3.0, 2.7))
     cut = float(quantile(0.5 + 0.5 * level, None))
     for one, name in zip(axes, wanted, strict=True):
@@ -107,10 +123,20 @@ def profile_zeta(
                 end = float(back(bound))
                 one.vlines(end, min(bound, 0.0), max(bound, 0.0), color=VERMILLION, linewidth=1.3, linestyle="-.")
                 one.plot(end, bound, marker="o", markersize=4, color=VERMILLION, zorder=4)
-        one.set_xlabel(name)
-        one.set_ylabel("ζ" if one is axes[0] or one.get_subplotspec().is_first_col() else "")
+        one.set_xlabel(
+            name if len(name) <= 22 else name.replace("|", "\n|"), fontsize=None if len(name) <= 22 else "small"
+        )
+        one.set_ylabel(
+            "ζ, signed root of\nthe likelihood ratio" if one is axes[0] or one.get_subplotspec().is_first_col() else ""
+        )
         plain(one)
     return axes[0] if ax is not None else axes
+
+
+def _library(of: Any) -> str:
+    """The library of the tables of a profile, a bootstrap, an influence or a power curve."""
+    fit = getattr(of, "result", None) or getattr(of, "fit", None)
+    return str(getattr(of, "_library", None) or ("dict" if fit is None else fit.model.library))
 
 
 def _curves(values: Array, zeta: Array) -> tuple[Callable[[Any], Any], Callable[[Any], Any]]:
@@ -141,6 +167,7 @@ def bootstrap_density(
     level: float = 0.95,
     method: Any = "auto",
     ax: Any = None,
+    data: bool = False,
 ) -> Any:
     """Distribution of the bootstrap replicates of each statistic, the estimate and an interval.
 
@@ -153,20 +180,27 @@ def bootstrap_density(
         Of the interval, see `BootstrapResult.conf_int`.
     ax : matplotlib Axes, optional
         For one statistic.
+    data : bool
+        Return what would be drawn as a tidy table, and draw nothing: ``statistic`` and ``value`` of each replicate.
 
     Returns
     -------
-    Axes, or list of Axes for several statistics
+    Axes, list of Axes for several statistics, or table
 
     Raises
     ------
     LMMError
         For unknown statistics, or without matplotlib.
     """
-    pyplot()
+    if not data:
+        pyplot()
     wanted = _wanted(boot.names, names, "names")
     if ax is not None and len(wanted) != 1:
         raise LMMError("ax is for one statistic: name it, or leave ax out")
+    if data:
+        chosen = boot.replicates[:, [boot.names.index(name) for name in wanted]]
+        columns = {"statistic": np.repeat(wanted, len(chosen)), "value": chosen.T.ravel()}
+        return tidy(_library(boot), [("replicates", columns)])
     found = boot.conf_int(level, method, wanted)
     limits = found if isinstance(found, np.ndarray) else np.column_stack([found["conf_low"], found["conf_high"]])
     axes = [own_axes(ax)] if ax is not None else grid(len(wanted), (3.0, 2.6))
@@ -194,7 +228,7 @@ def bootstrap_density(
 
 
 @checked
-def power_curve(curve: PowerCurve, *, target: float | None = 0.8, ax: Any = None) -> Any:
+def power_curve(curve: PowerCurve, *, target: float | None = 0.8, ax: Any = None, data: bool = False) -> Any:
     """Power along a design or an effect, with the exact intervals of the simulations.
 
     Parameters
@@ -203,10 +237,13 @@ def power_curve(curve: PowerCurve, *, target: float | None = 0.8, ax: Any = None
     target : float, optional
         A power to mark, with the value that reaches it.
     ax : matplotlib Axes, optional
+    data : bool
+        Return what would be drawn as a tidy table, and draw nothing: the values, ``power``,
+        ``conf_low`` and ``conf_high``.
 
     Returns
     -------
-    Axes
+    Axes, or table
 
     Raises
     ------
@@ -215,6 +252,9 @@ def power_curve(curve: PowerCurve, *, target: float | None = 0.8, ax: Any = None
     """
     if target is not None:
         check_share(target, "target")
+    if data:
+        columns = {curve.along: curve.values, "power": curve.power, "conf_low": curve.conf_low}
+        return tidy(_library(curve), [("curve", {**columns, "conf_high": curve.conf_high})])
     ax = own_axes(ax, (5.6, 4.0))
     values = np.asarray(curve.values, dtype=float)
     order = np.argsort(values)
@@ -242,7 +282,7 @@ def power_curve(curve: PowerCurve, *, target: float | None = 0.8, ax: Any = None
 
 
 @checked
-def influence_plot(influence: InfluenceLike, *, top: int = 5, ax: Any = None) -> Any:
+def influence_plot(influence: InfluenceLike, *, top: int = 5, ax: Any = None, data: bool = False) -> Any:
     """Cook's distance of each group or observation, the largest by name.
 
     Parameters
@@ -251,39 +291,62 @@ def influence_plot(influence: InfluenceLike, *, top: int = 5, ax: Any = None) ->
     top : int
         How many to name.
     ax : matplotlib Axes, optional
+    data : bool
+        Return what would be drawn as a tidy table, and draw nothing: ``label`` and
+        ``cooks_distance``.
 
     Returns
     -------
-    Axes
-        The dashed line is at 4 / (number of groups or observations), a rule of thumb.
+    Axes, or table
+        The dashed line is at 4 / (number of groups or observations), a rule of thumb, where one is above it.  Those
+        above it are coloured; of more than 300 only those that are named, as many are above it by chance.
 
     Raises
     ------
     LMMError
         Without matplotlib.
     """
-    ax = own_axes(ax, (6.4, 3.8))
     distance = np.asarray(influence.cooks_distance, dtype=float)
     labels = np.asarray(influence.labels).tolist()
+    if data:
+        return tidy(_library(influence), [("stems", {"label": labels, "cooks_distance": distance})])
+    ax = own_axes(ax, (6.4, 3.8))
     n = len(distance)
     cut = 4.0 / n
     at = np.arange(n)
-    for mask, color, marker in ((distance <= cut, GREY, "o"), (distance > cut, BLUE, "D")):
+    named = np.argsort(-np.nan_to_num(distance), kind="stable")[: min(top, int(np.isfinite(distance).sum()))]
+    stands_out = distance > cut if n <= 300 else np.isin(at, named)
+    for mask, color, marker in ((~stands_out & np.isfinite(distance), GREY, "o"), (stands_out, BLUE, "D")):
         ax.vlines(at[mask], 0.0, distance[mask], color=color, linewidth=1.2 if n <= 100 else 0.6)
         ax.plot(at[mask], distance[mask], linestyle="none", marker=marker, color=color, markersize=4 if n <= 100 else 2)
-    ax.axhline(cut, color=VERMILLION, linestyle="--", linewidth=1.2, label=f"4 / {n:,}")
-    for i in np.argsort(-np.nan_to_num(distance), kind="stable")[: min(top, int(np.isfinite(distance).sum()))].tolist():
-        ax.annotate(
-            str(labels[i]), (i, distance[i]), xytext=(0, 5), textcoords="offset points", ha="center",
-            fontsize="small",
-        )  # fmt: skip
+    highest = float(np.nanmax(distance))
+    if cut <= highest:
+        ax.axhline(cut, color=VERMILLION, linestyle="--", linewidth=1.2, label=f"4 / {n:,}")
+        ax.legend(loc="upper left", frameon=False, fontsize="small", bbox_to_anchor=(0.0, 1.1))
     if n <= 30:
         texts = [str(label) for label in labels]
         ax.set_xticks(at, texts, rotation=90 if n > 8 else 0, fontsize=8)
-    else:
-        ax.set_xlabel("position")
+    ax.set_xlabel("left out" if n <= 30 else "left out, in order")
     ax.set_ylabel("Cook's distance")
-    ax.set_ylim(0.0, 1.12 * float(np.nanmax(distance)))
+    ax.set_xlim(-0.03 * n - 0.5, 1.03 * n - 0.5)
+    ax.set_ylim(0.0, 1.25 * highest if highest > 0.0 else 1.0)
     plain(ax)
-    ax.legend(loc="upper left", frameon=False, fontsize="small", bbox_to_anchor=(0.0, 1.1))
+    ax.figure.draw_without_rendering()  # the layout decides on which pixels the labels are
+    _name(ax, [(int(i), float(distance[i]), str(labels[i])) for i in named])
     return ax
+
+
+def _name(ax: Any, points: Sequence[tuple[int, float, str]]) -> None:
+    """Labels above points, each as high as it takes to be clear of those before it."""
+    dots = ax.figure.dpi / 72.0
+    taken: list[tuple[float, float, float]] = []
+    for x, y, text in points:
+        across, up = ax.transData.transform((x, y)) / dots
+        half, lift = 0.5 * 5.8 * len(text) + 1.5, 5.0
+        while any(abs(across - a) < half + b and abs(up + lift - u) < 12.5 for a, u, b in taken):
+            lift += 3.0
+        taken.append((across, up + lift, half))
+        ax.annotate(
+            text, (x, y), xytext=(0, lift), textcoords="offset points", ha="center", fontsize="small",
+            arrowprops={"arrowstyle": "-", "color": GREY, "linewidth": 0.6} if lift > 12.0 else None,
+        )  # fmt: skip

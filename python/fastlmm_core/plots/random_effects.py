@@ -27,6 +27,7 @@ from ._style import (
     plain,
     pyplot,
     sample,
+    tidy,
 )
 
 if TYPE_CHECKING:
@@ -46,7 +47,13 @@ INTERVALS = 5000
 
 @checked
 def caterpillar(
-    result: LMMResult, effect: str | None = None, *, term: str | None = None, level: float = 0.95, ax: Any = None
+    result: LMMResult,
+    effect: str | None = None,
+    *,
+    term: str | None = None,
+    level: float = 0.95,
+    ax: Any = None,
+    data: bool = False,
 ) -> Any:
     """BLUPs of one random effect in increasing order, with intervals from their conditional covariances.
 
@@ -61,10 +68,14 @@ def caterpillar(
         Of the intervals (normal, of the error of the BLUP with that of the fixed effects; the variance parameters are
         taken as known).
     ax : matplotlib Axes, optional
+    data : bool
+        Return what would be drawn as a tidy table, and draw nothing: the labels of the groups, ``estimate``,
+        ``conf_low`` and ``conf_high``.
 
     Returns
     -------
-    Axes
+    Axes, or table
+        With more than 60 groups the three highest and lowest are named.
 
     Raises
     ------
@@ -72,7 +83,8 @@ def caterpillar(
         For an unknown effect or level, or without matplotlib.
     """
     check_level(level)
-    pyplot()
+    if not data:
+        pyplot()
     at, column = effect_position(result, effect, term)
     model = result.model
     factor = model.factors[at]
@@ -83,7 +95,11 @@ def caterpillar(
     half = float(quantile(0.5 + 0.5 * level, None)) * np.sqrt(covariance[:, inside, inside])
     order = np.argsort(values, kind="stable")
     order = order[sample(len(order), INTERVALS)]
+    extremes = [str(label) for label in labels[np.argsort(values, kind="stable")].tolist()]
     values, half = values[order], half[order]
+    if data:
+        columns = {"estimate": values, "conf_low": values - half, "conf_high": values + half}
+        return tidy(model.library, [("intervals", {factor.grouping.name: labels[order], **columns})])
     m = len(values)
     ax = own_axes(ax, (5.6, float(np.clip(0.19 * m, 2.4, 9.0)) if m <= NAMED else 6.4))
     rank = np.arange(m)
@@ -110,6 +126,10 @@ def caterpillar(
         ax.set_ylabel(factor.grouping.name)
     else:
         ax.set_ylabel(f"{factor.grouping.name}, in order ({m:,}{'' if m == len(labels) else f' of {len(labels):,}'})")
+        ax.text(
+            0.01, 0.99, f"highest: {', '.join(extremes[:-4:-1])}\nlowest: {', '.join(extremes[:3])}", va="top",
+            transform=ax.transAxes, fontsize="small",
+        )  # fmt: skip
     ax.set_ylim(-0.8 - 0.005 * m, m - 0.2 + 0.005 * m)
     ax.set_xlabel(f"{model.exog_re_names[column]}: deviation from the population, {100 * level:g} % interval")
     plain(ax)
@@ -136,11 +156,13 @@ def shrinkage(
     term: str | None = None,
     levels: Sequence[float] = (0.5, 0.95),
     ax: Any = None,
+    data: bool = False,
 ) -> Any:
     """How partial pooling moves each group's own estimates towards the population.
 
     With two coefficients, arrows in their plane and the ellipses of G around the population coefficients, which hold
-    the given shares of the distribution of the true coefficients.  With one coefficient, an arrow per group.
+    the given shares of the distribution of the true coefficients.  Own estimates far outside the ellipses
+    are not in the picture; the legend has their number.  With one coefficient, an arrow per group.
 
     Parameters
     ----------
@@ -152,17 +174,20 @@ def shrinkage(
     levels : sequence of float
         Of the ellipses.
     ax : matplotlib Axes, optional
+    data : bool
+        Return a tidy table, and draw nothing: of each group and coefficient ``own``, ``partial`` and ``population``.
 
     Returns
     -------
-    Axes
+    Axes, or table
 
     Raises
     ------
     LMMError
         For unknown effects, or without matplotlib.
     """
-    pyplot()
+    if not data:
+        pyplot()
     for level in levels:
         check_level(level, "levels")
     found = pooling(result, term)
@@ -172,6 +197,12 @@ def shrinkage(
         raise LMMError(f"effects must be one or two of {', '.join(names)}, not {', '.join(map(str, wanted))}")
     columns = [names.index(name) for name in wanted]
     own, partial = found.no_pooling[:, columns], found.partial_pooling[:, columns]
+    if data:
+        names_of = np.repeat(wanted, len(own))
+        pulled = {"own": own.T.ravel(), "partial": partial.T.ravel()}
+        pulled |= {"population": np.repeat(found.population[columns], len(own))}
+        labels = np.tile(found.labels, len(wanted))
+        return tidy(result.model.library, [("arrows", {found.group_name: labels, "effect": names_of, **pulled})])
     exists = np.flatnonzero(np.isfinite(own).all(axis=1))
     shown = exists[sample(len(exists), ARROWS)]
     note = f" ({len(shown)} of {len(found.labels):,})" if len(shown) < len(found.labels) else ""
@@ -200,9 +231,27 @@ def shrinkage(
     ax.set_xlabel(wanted[0])
     ax.set_ylabel(wanted[1])
     ax.margins(0.06)
+    _clip(ax, own[shown], partial[shown], _ellipse(centre, block, max(levels, default=0.95)))
     plain(ax)
     legend_above(ax)
     return ax
+
+
+def _clip(ax: Any, own: Array, partial: Array, curve: Array) -> None:
+    """Limits around the ellipse, the partially pooled estimates and most of the own ones, if some lie far outside."""
+    middle = curve.mean(axis=1)
+    wide = middle[:, None] + 1.3 * (curve - middle[:, None])
+    most = np.quantile(own, [0.05, 0.95], axis=0).T
+    inside = np.column_stack([wide, partial.T, most])
+    low, high = inside.min(axis=1), inside.max(axis=1)
+    room = 0.06 * (high - low)
+    low, high = low - room, high + room
+    outside = int(((own < low) | (own > high)).any(axis=1).sum())
+    if outside and (high > low).all():
+        ax.set_xlim(low[0], high[0])
+        ax.set_ylim(low[1], high[1])
+        noun = "arrow starts" if outside == 1 else "arrows start"
+        ax.plot([], [], linestyle="none", label=f"{outside} {noun} outside")
 
 
 def _covariance(result: LMMResult, found: Pooling, term: str | None) -> Array:

@@ -14,7 +14,7 @@ from ..errors import LMMError
 from ..estimation.many.policy import fit_many
 from ..support.arguments import checked
 from ..support.checks import check_count, check_level
-from ._style import BLACK, BLUE, GREY, SKY, VERMILLION, binned, effect_position, new_axes, own_axes, plain, pyplot
+from ._style import BLACK, BLUE, GREY, SKY, VERMILLION, effect_position, new_axes, own_axes, plain, pyplot, smooth, tidy
 
 if TYPE_CHECKING:
     from ..design.grouping import Grouping
@@ -32,14 +32,12 @@ HELD = 20_000_000
 
 BOXES = 40
 
-CURVE = 30
-
 
 @checked
-def residual_panels(result: LMMResult, *, factor: str | None = None) -> Any:
+def residual_panels(result: LMMResult, *, factor: str | None = None, data: bool = False) -> Any:
     """Four views of the residuals: against fitted values, their size, their quantiles, by group.
 
-    Residuals are Pearson residuals (conditional, over sigma).  Lines join means in classes of the fitted values.  The
+    Residuals are Pearson residuals (conditional, over sigma).  Curves are local linear fits.  The
     band of the quantiles is simulated, see `qq` (none where the model has more than 20,000 rows, or 5,000 and several
     grouping factors).  With more than 40
     groups, the standard deviation of the residuals in each group is shown in place of box plots.
@@ -49,10 +47,12 @@ def residual_panels(result: LMMResult, *, factor: str | None = None) -> Any:
     result : LMMResult
     factor : str, optional
         The grouping factor of the last view, where there are several; by default that with most levels.
+    data : bool
+        Return what would be drawn as a tidy table, and draw nothing: ``fitted``, ``residual``, the group.
 
     Returns
     -------
-    (2, 2) array of Axes
+    (2, 2) array of Axes, or table
 
     Raises
     ------
@@ -60,8 +60,11 @@ def residual_panels(result: LMMResult, *, factor: str | None = None) -> Any:
         For an unknown factor, or without matplotlib.
     """
     grouping = result.model.factor(factor).grouping
-    axes = new_axes(2, 2, (4.6, 3.6))
     residual, fitted = residuals(result, "pearson"), result.fitted_mean
+    if data:
+        columns = {"fitted": np.asarray(fitted), "residual": residual}
+        return tidy(result.model.library, [("rows", {**columns, grouping.name: grouping.labels[grouping.index]})])
+    axes = new_axes(2, 2, (4.6, 3.6))
     _against(axes[0, 0], fitted, residual, "Pearson residual")
     axes[0, 0].axhline(0.0, color=BLACK, linewidth=0.8, linestyle="--")
     _against(axes[0, 1], fitted, np.sqrt(np.abs(residual)), "√|Pearson residual|")
@@ -80,8 +83,7 @@ def _against(ax: Any, x: Array, y: Array, name: str) -> None:
     else:
         size = float(np.clip(4000.0 / len(x), 4.0, 16.0))
         ax.scatter(x, y, s=size, color=GREY, alpha=0.7, linewidths=0)
-    centre, mean, _ = binned(x, y, int(np.clip(len(x) // 20, 4, CURVE)))
-    ax.plot(centre, mean, color=VERMILLION, linewidth=1.8, label="mean in classes")
+    ax.plot(*smooth(x, y), color=VERMILLION, linewidth=1.8, label="local linear fit")
     ax.set_xlabel("fitted value")
     ax.set_ylabel(name)
     plain(ax)
@@ -133,12 +135,16 @@ def qq(
     level: float = 0.95,
     seed: int = 0,
     ax: Any = None,
+    data: bool = False,
 ) -> Any:
     """Ordered residuals or BLUPs against normal quantiles, with an envelope of simulated fits.
 
     The envelope holds, for each rank, the share `level` of `n_sim` simulations: responses are drawn from the fitted
     model and fitted again, so that shrinkage and the dependence of residuals are in it (Atkinson 1985, Plots,
     Transformations and Regression, sec. 4.2; Schuetzenmeister and Piepho 2012, Comp. Stat. Data Anal. 56, 1405-1416).
+    The line is their median: what is expected of a model that is right, whose conditional residuals and BLUPs have a
+    standard deviation below that of their distribution.  Without an envelope it is the normal distribution with the
+    standard deviation of what is drawn.
 
     Parameters
     ----------
@@ -153,10 +159,13 @@ def qq(
     seed : int
         Of the simulations.
     ax : matplotlib Axes, optional
+    data : bool
+        Return what would be drawn as a tidy table, and draw nothing: ``theoretical``, ``value``, and with an envelope
+        ``expected`` (its median), ``low`` and ``high``.
 
     Returns
     -------
-    Axes
+    Axes, or table
 
     Raises
     ------
@@ -169,37 +178,48 @@ def qq(
         raise LMMError(f"what={what!r} is unknown: use 'residuals' or 'blups'")
     check_level(level)
     check_count(n_sim, "n_sim", 19)
-    pyplot()
+    if not data:
+        pyplot()
     model = result.model
     at, column = effect_position(result, effect, term) if what == "blups" else (0, 0)
-    inside = column - model.factors[at].start
+    inside = column - model.factors[at].start if what == "blups" else 0
     values = residuals(result, "pearson") if what == "residuals" else result.blups[at][:, inside]
     n = len(values)
     values = np.sort(values)
     # Blom's approximation of the expected order statistics
     theory = ndtri((np.arange(1, n + 1) - 0.375) / (n + 0.25))
     ranks = _ranks(n)
-    ax = own_axes(ax, (5.0, 4.4))
+    theory, values = theory[ranks], values[ranks]
+    band: dict[str, Array] = {}
     if envelope:
         simulated = _ordered(result, what, at, inside, n_sim, seed, ranks)
-        low, high = np.quantile(simulated, [0.5 - 0.5 * level, 0.5 + 0.5 * level], axis=0)
+        low, middle, high = np.quantile(simulated, [0.5 - 0.5 * level, 0.5, 0.5 + 0.5 * level], axis=0)
+        band = {"expected": middle, "low": low, "high": high}
+    if data:
+        return tidy(model.library, [("points", {"theoretical": theory, "value": values, **band})])
+    ax = own_axes(ax, (5.0, 4.4))
+    noun = "residuals" if what == "residuals" else "BLUPs"
+    ax.plot(theory, values, linestyle="none", marker="o", color=BLUE, zorder=2, label=noun,
+            markersize=2.2 if n > 1000 else 3.4)  # fmt: skip
+    if band:
+        # above the points, which would hide it where there are many
         ax.fill_between(
-            theory[ranks], low, high, color=SKY, alpha=0.35, linewidth=0, label=f"{100 * level:g} % of fits"
-        )
-    ax.plot(
-        theory[ranks], values[ranks], linestyle="none", marker="o", color=BLUE, zorder=3,
-        markersize=2.2 if n > 1000 else 3.4, label="data",
-    )  # fmt: skip
-    slope = 1.0 if what == "residuals" else float(np.sqrt(np.mean(values**2)))
-    ends = theory[[0, -1]]
-    ax.plot(ends, slope * ends, color=VERMILLION, linewidth=1.2, linestyle="--", zorder=2)
+            theory, band["low"], band["high"], facecolor=SKY, edgecolor=BLACK, alpha=0.35, linewidth=0.8, zorder=3,
+            label=f"{100 * level:g} % of simulated fits",
+        )  # fmt: skip
+        ax.plot(theory, band["expected"], color=VERMILLION, linewidth=1.3, linestyle="--", zorder=4,
+                label="their median")  # fmt: skip
+    else:
+        spread = float(np.sqrt(np.mean(values**2)))
+        ends = theory[[0, -1]]
+        ax.plot(ends, spread * ends, color=VERMILLION, linewidth=1.3, linestyle="--", zorder=4,
+                label=f"normal, SD {spread:.3g}")  # fmt: skip
     ax.set_xlabel("normal quantile")
     of = f" ({model.factors[at].grouping.name})" if len(model.factors) > 1 else ""
     label = "Pearson residual" if what == "residuals" else f"BLUP of {model.exog_re_names[column]}{of}"
     ax.set_ylabel(label)
     plain(ax)
-    if envelope:
-        ax.legend(loc="upper left", frameon=False, fontsize="small")
+    ax.legend(loc="upper left", frameon=False, fontsize="small")
     return ax
 
 
