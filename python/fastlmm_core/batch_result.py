@@ -18,6 +18,7 @@ from .tables.rows import named_rows
 
 if TYPE_CHECKING:
     from .inference.many import BatchTest
+    from .inference.many_moderated import ModeratedTests
     from .inference.options import Ddf, Information, Vcov
 
 __all__ = ["BatchResult"]
@@ -67,6 +68,25 @@ class BatchResult(Shown, BatchFit):
         from .inference.many import pvalues
 
         return pvalues(self)
+
+    def moderate(self) -> ModeratedTests:
+        """t tests of the fixed effects with variances that the responses lend each other (limma's empirical Bayes).
+
+        The squared standard errors of a coefficient, with their Satterthwaite degrees of freedom, are drawn towards a
+        common value: the posterior means of Smyth (2004).  For ordinary least squares this is limma's moderated t.
+
+        Returns
+        -------
+        ModeratedTests
+
+        Raises
+        ------
+        LMMError
+            For fewer than three responses that were fitted.
+        """
+        from .inference.many_moderated import moderate
+
+        return moderate(self)
 
     def conf_int(self, level: float = 0.95, *, ddf: Ddf = "satterthwaite", information: Information = "auto") -> Array:
         """Confidence intervals of the fixed effects (n_responses, p, 2): estimate and t quantile times standard error.

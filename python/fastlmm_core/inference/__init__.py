@@ -6,6 +6,8 @@ anova                 one test per term
 variance_components   variances with standard errors
 sandwich              robust covariances
 many, many_robust     the same for a batch
+many_moderated        variances that the responses of a batch lend each other
+false_discoveries     false discovery rates over the responses of a batch
 imputation            the same over imputed data sets
 means                 marginal means, slopes, contrasts
 profile               profile likelihood

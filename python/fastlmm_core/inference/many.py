@@ -23,8 +23,10 @@ from ..support.arguments import checked
 from ..support.checks import check_level
 from ..support.display import LINES, Cells, Shown, first_lines
 from ..support.distributions import chi2_tail, f_tail, quantile, two_sided_p
+from ..support.log_tails import log10_f_tail
 from ..support.text_tables import p_value_cell
 from ..tables.rows import named_rows
+from .false_discoveries import false_discovery_rates
 from .hypotheses import Hypothesis, parse_hypothesis
 from .many_robust import robust_coefficients, robust_rows
 from .options import check_options
@@ -83,6 +85,25 @@ class BatchTest(Shown):
 
     def __len__(self) -> int:
         return len(self.statistic)
+
+    @property
+    def log10p(self) -> Array:
+        """log10 of the p-values (n_responses,), however small they are."""
+        if len(self.L) == 1:
+            return log10_f_tail(self.statistic**2, 1.0, self.df_denom)
+        if self.ddf == "normal":
+            return log10_f_tail(self.statistic / self.df_num, self.df_num, np.inf)
+        return log10_f_tail(self.statistic, self.df_num, self.df_denom)
+
+    def fdr(self, method: str = "bh") -> Array:
+        """p-values adjusted for the number of responses (n_responses,).
+
+        Parameters
+        ----------
+        method : {"bh", "by"}
+            Benjamini and Hochberg (1995), or Benjamini and Yekutieli (2001) for any dependence.
+        """
+        return false_discovery_rates(self.pvalues, method)
 
     def to_frame(self) -> Any:
         """One row per response: statistic, df_num, df_denom, p_value.

@@ -6,6 +6,7 @@ seals           arrays that a caller may change
 display         results as text and HTML
 numerals        numbers written as text
 distributions   tails and quantiles without scipy.stats
+log_tails       logarithms of tails too small for a number
 threads         pieces of work over threads
 blas_threads    one BLAS thread where matrices are small
 progress        the progress bar

@@ -53,6 +53,15 @@ def test_parts(model, Y, which):
         np.testing.assert_array_equal(again.random_effects(), batch.random_effects()[rows[::-1]])
 
 
+def test_what_is_no_index(model, Y):
+    batch = model.fit_many(Y)
+    for which in ([[1, 2], [3]], [[1, 2]], [9], [0.5], np.ones(4, bool)):
+        with pytest.raises(flc.LMMError, match="which must be positions below 9"):
+            batch[which]
+        with pytest.raises(flc.LMMError, match="which must be positions below 9"):
+            batch.random_effects(which)
+
+
 def test_criteria_intervals_and_covariances(model, Y):
     for reml in (True, False):
         batch = model.fit_many(Y, reml=reml)

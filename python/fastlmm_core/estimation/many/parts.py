@@ -73,12 +73,12 @@ def chosen_responses(batch: BatchFit, which: Any) -> NDArray[np.intp]:
         which = [batch.place(which)]
     elif isinstance(which, (list, tuple)) and any(isinstance(i, str) for i in which):
         which = [batch.place(label) for label in which]
-    if which is None:
-        which = slice(None)
-    elif not isinstance(which, slice):
-        which = np.asarray(which)
-        which = which.astype(np.intp) if which.size == 0 else which
     try:
+        if which is None:
+            which = slice(None)
+        elif not isinstance(which, slice):
+            which = np.asarray(which)
+            which = which.astype(np.intp) if which.size == 0 else which
         found = np.atleast_1d(np.arange(len(batch))[which])
         if found.ndim != 1:
             raise IndexError

@@ -1,0 +1,172 @@
+"""Variances that the responses of a batch lend each other: the empirical Bayes of limma.
+
+Smyth, G. K. (2004), Linear models and empirical Bayes methods for assessing differential expression in microarray
+experiments, Stat. Appl. Genet. Mol. Biol. 3, Article 3.  Estimates s_g^2 with d_g degrees of freedom of variances whose
+inverses are drawn from s_0^-2 chi^2_{d_0} / d_0 are distributed as s_0^2 F(d_g, d_0) (section 4); with e_g =
+log s_g^2 - psi(d_g / 2) + log(d_g / 2) the moments are (section 6.2)
+
+    E e_g = log s_0^2 - psi(d_0 / 2) + log(d_0 / 2),    var e_g = psi'(d_g / 2) + psi'(d_0 / 2),
+
+and the posterior mean of the inverse variance is 1 / s~_g^2, s~_g^2 = (d_0 s_0^2 + d_g s_g^2) / (d_0 + d_g).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from ..errors import LMMError
+from ..support.arguments import checked
+from ..support.checks import check_level
+from ..support.distributions import quantile, two_sided_p
+from ..support.log_tails import log10_f_tail
+from .false_discoveries import false_discovery_rates
+
+if TYPE_CHECKING:
+    from ..estimation.many.batch_fit import BatchFit
+
+__all__ = ["ModeratedTests", "moderate", "prior_of", "trigamma_inverse"]
+
+Array = NDArray[np.float64]
+
+
+@checked
+@dataclass(frozen=True, repr=False)
+class ModeratedTests:
+    """t tests with moderated variances for every response and coefficient.
+
+    Attributes
+    ----------
+    names : tuple of str
+        The p coefficients.
+    df_prior : (p,) array
+        d_0: how many degrees of freedom the others lend; inf where the variances differ by no more than chance.
+    scale_prior : (p,) array
+        s_0: the standard error towards which those of the responses are drawn.
+    estimate, std_error, df, statistic, pvalues : (n_responses, p) arrays
+        df is d_g + d_0, at most the sum of all d_g.
+    """
+
+    names: tuple[str, ...]
+    df_prior: Array
+    scale_prior: Array
+    estimate: Array
+    std_error: Array
+    df: Array
+    statistic: Array
+    pvalues: Array
+    _batch: BatchFit = field(repr=False)
+
+    def __len__(self) -> int:
+        return len(self.estimate)
+
+    @property
+    def log10p(self) -> Array:
+        """log10 of the p-values (n_responses, p), however small they are."""
+        return log10_f_tail(self.statistic**2, 1.0, self.df)
+
+    def fdr(self, method: str = "bh") -> Array:
+        """p-values of each coefficient adjusted for the number of responses (n_responses, p).
+
+        Parameters
+        ----------
+        method : {"bh", "by"}
+            Benjamini and Hochberg (1995), or Benjamini and Yekutieli (2001) for any dependence.
+        """
+        return false_discovery_rates(self.pvalues, method)
+
+    def conf_int(self, level: float = 0.95) -> Array:
+        """Confidence intervals (n_responses, p, 2)."""
+        check_level(level)
+        half = quantile(0.5 + 0.5 * level, self.df) * self.std_error
+        return np.stack([self.estimate - half, self.estimate + half], axis=-1)
+
+    def to_frame(self) -> Any:
+        """One row per response and coefficient.
+
+        Returns
+        -------
+        frame in the library of the model's data, or dict of arrays
+            response (its label or position), term, estimate, std_error, df, statistic, p_value, fdr (by "bh").
+        """
+        batch = self._batch
+        labels = np.arange(len(self)) if batch.labels is None else batch.labels
+        columns = {
+            "estimate": self.estimate, "std_error": self.std_error, "df": self.df, "statistic": self.statistic,
+            "p_value": self.pvalues, "fdr": self.fdr(),
+        }  # fmt: skip
+        known = {"response": np.repeat(labels, len(self.names)), "term": list(self.names) * len(self)}
+        return batch.model.table(known | {name: np.array(values).ravel() for name, values in columns.items()})
+
+    def __repr__(self) -> str:
+        lent = ", ".join(f"{name} {d:.4g}" for name, d in zip(self.names, self.df_prior, strict=True))
+        return f"<ModeratedTests: {len(self)} responses; prior df: {lent}>"
+
+
+def moderate(batch: BatchFit) -> ModeratedTests:
+    """See `BatchResult.moderate`."""
+    names = tuple(batch.model.exog_names)
+    p = len(names)
+    error, df = batch.bse.copy(), batch.satterthwaite.copy()
+    df_prior, scale = np.full(p, np.nan), np.full(p, np.nan)
+    for j in range(p):
+        good = np.isfinite(error[:, j]) & (error[:, j] > 0.0) & (df[:, j] > 0.0)
+        if j in batch.model.problem.dropped:
+            continue
+        if good.sum() < 3:
+            raise LMMError(
+                f"moderate() needs three responses or more that were fitted; of {names[j]} {good.sum()} were"
+            )
+        variance, d = error[good, j] ** 2, df[good, j]
+        d0, s0 = prior_of(variance, d)
+        weight = 1.0 if np.isinf(d0) else d0 / (d0 + d)
+        error[good, j] = np.sqrt(weight * s0 + (1.0 - weight) * variance)
+        df[good, j] = np.minimum(d + d0, d.sum())
+        df_prior[j], scale[j] = d0, np.sqrt(s0)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        statistic = batch.params / error
+    return ModeratedTests(
+        names, df_prior, scale, batch.params.copy(), error, df, statistic, two_sided_p(statistic, df), batch
+    )
+
+
+def prior_of(variance: Array, df: Array) -> tuple[float, float]:
+    """d_0 and s_0^2 by the moments of the logarithms.
+
+    Parameters
+    ----------
+    variance, df : (n,) arrays
+        s_g^2 and d_g, above zero.
+
+    Returns
+    -------
+    (float, float)
+        Where the variances differ by no more than chance d_0 is infinite and s_0^2 is their mean, weighted by d_g: its
+        maximum likelihood estimate then.
+    """
+    from scipy.special import digamma, polygamma
+
+    e = np.log(variance) - digamma(0.5 * df) + np.log(0.5 * df)
+    excess = float(e.var(ddof=1) - polygamma(1, 0.5 * df).mean())
+    if excess <= 0.0:
+        return float("inf"), float(np.average(variance, weights=df))
+    d0 = 2.0 * float(trigamma_inverse(excess))
+    return d0, float(np.exp(e.mean() + digamma(0.5 * d0) - np.log(0.5 * d0)))
+
+
+def trigamma_inverse(x: ArrayLike) -> Array:
+    """The y > 0 at which psi'(y) = x, by Newton's method for 1 / psi', which is convex (Smyth 2004, appendix)."""
+    from scipy.special import polygamma
+
+    value = np.asarray(x, dtype=float)
+    y = 0.5 + 1.0 / value
+    for _ in range(50):
+        trigamma = polygamma(1, y)
+        step = trigamma * (1.0 - trigamma / value) / polygamma(2, y)
+        y = y + step
+        if np.all(np.abs(step) <= 1e-14 * y):
+            break
+    return np.asarray(y)
