@@ -50,7 +50,7 @@ _ESTIMATES = "simulate_fit shows how estimates on this design are distributed"
         ("tvalues", "df", "pvalues", "conf_int", "test", "anova", "emmeans", "slopes", "contextual_effect"), _TESTS
     )
     | dict.fromkeys(("variance_components", "profile", "bootstrap"), _ESTIMATES)
-    | dict.fromkeys(("random_effect_test", "influence", "optima"), "fit the response: result.model.fit()")
+    | dict.fromkeys(("random_effect_test", "drop1", "influence", "optima"), "fit the response: result.model.fit()")
     | dict.fromkeys(("aic", "bic"), "compare the log-likelihoods, llf")
 )
 @checked
@@ -618,6 +618,25 @@ class LMMResult(Fit):
             self, variable, factors, by=by, at=at, contrasts=contrasts, adjust=adjust, ref=ref, weights=weights,
             level=level, ddf=ddf, information=information, robust=self._robust(vcov, cluster),
         )  # fmt: skip
+
+    def drop1(self, term: str | None = None, **options: Any) -> Comparison:
+        """Likelihood ratio tests of the terms of the fixed part, by fits without each of them.
+
+        Parameters
+        ----------
+        term : str, optional
+            By default each term that is part of no interaction in the model.
+        **options
+            ``null``, ``n_sim`` and ``seed``, see `inference.likelihood_ratio.drop1.drop1`.
+
+        Returns
+        -------
+        Comparison
+            By maximum likelihood: the model first, then each model without one of the terms.
+        """
+        from .inference.likelihood_ratio.drop1 import drop1
+
+        return drop1(self, term, **options)
 
     def random_effect_test(self, term: str | None = None, **options: Any) -> Comparison:
         """Test whether each random effect is needed, with the null distribution that is right on the boundary.

@@ -112,7 +112,7 @@ LME4 = (
         names=("confint",),
     ),
     Word("`anova(m1, m2)`", "`flc.compare(m1, m2)`", names=("lrtest",)),
-    Word("`drop1(m)`", "`result.anova()`, `flc.compare(m1, m2)`", names=("drop1",)),
+    Word("`drop1(m)`", "`result.drop1()`"),
     Word("`step(m)`", "`flc.compare(m1, m2)` of models that you state", names=("step",)),
     Word("`isSingular(m)`", "`result.singular`, `result.singular_components`", names=("isSingular", "is_singular")),
     Word("`rePCA(m)`", "`result.principal_components(correlation=False)`", names=("rePCA", "repca")),
@@ -360,6 +360,7 @@ ARGUMENTS: dict[str, dict[str, str]] = {
     },
     "residuals": {"type": "it is called kind"},
     "random_effect_test": {"nsim": "it is called n_sim"},
+    "drop1": {"scope": "it is the first argument, term", "test": "tests are likelihood ratios"},
     "power": {"nsim": "it is called n_sim", "level": "the level of the test is called alpha"},
 }  # fmt: skip
 

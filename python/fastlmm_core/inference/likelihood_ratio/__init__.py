@@ -7,4 +7,5 @@ residuals            which residual structure is part of which
 null_distributions   chi-bar-square mixtures
 exact                exact distribution for one variance
 random_effects       tests of random effects
+drop1                tests of fixed terms
 """

@@ -28,6 +28,7 @@ __all__ = [
     "beyond_rounding",
     "check_null",
     "compare",
+    "moved",
     "null_test",
     "same_data",
     "tested",
@@ -271,6 +272,18 @@ def tested(
         return replace(row, statistic=statistic, df=nesting.df, null=f"No test: {error}.")
     return replace(
         row, statistic=statistic, df=nesting.df, pvalue=found.pvalue, p_std_error=found.p_std_error, null=found.text
+    )
+
+
+def moved(larger: Row, smaller: Row) -> Row:
+    """The test of the larger model in the row of the smaller."""
+    return replace(
+        smaller,
+        statistic=larger.statistic,
+        df=larger.df,
+        pvalue=larger.pvalue,
+        p_std_error=larger.p_std_error,
+        null=larger.null,
     )
 
 

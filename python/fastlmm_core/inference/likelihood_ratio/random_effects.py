@@ -15,7 +15,7 @@ from ...estimation.model import Model
 from ...simulation.draws import draws, parametric, simulate_fit, stream_size
 from ...support.arguments import checked
 from ...support.seeds import Seed, generator_of, key_of
-from .compare import Null, beyond_rounding, check_null, null_test, tested, warnings
+from .compare import Null, beyond_rounding, check_null, moved, null_test, tested, warnings
 from .nesting import nest, orthonormal
 from .null_distributions import NullTest, counted
 from .table import Comparison, Row, information_criteria
@@ -103,7 +103,7 @@ def random_effect_test(
             smaller = result.again(_without(model, keep))
             row = information_criteria(name, smaller.n_parameters, smaller.criterion, result.nobs)
             names = f"the model {name}", "the model with it"
-            row = _moved(tested(rows[0], row, result, smaller, names, null, size, seed), row)
+            row = moved(tested(rows[0], row, result, smaller, names, null, size, seed), row)
             fits.append((f"the model {name}", smaller))
         else:
             row = _against_linear(result, name, null, size, seed)
@@ -112,18 +112,6 @@ def random_effect_test(
         f"Tests of random effects, {'REML' if result.reml else 'maximum likelihood'}",
         tuple(rows), tuple(warnings([*fits, ("the model", result)])), result.reml, model.library,
     )  # fmt: skip
-
-
-def _moved(larger: Row, smaller: Row) -> Row:
-    """The test of the larger model in the row of the smaller."""
-    return replace(
-        smaller,
-        statistic=larger.statistic,
-        df=larger.df,
-        pvalue=larger.pvalue,
-        p_std_error=larger.p_std_error,
-        null=larger.null,
-    )
 
 
 def _effects(model: Model, term: str | None) -> list[_Effect]:

@@ -1,0 +1,105 @@
+"""Likelihood ratio tests of the terms of the fixed part, each left out in turn."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ...errors import LMMError
+from ...formula.coding import FixedTerm, fixed_terms
+from ...support.seeds import Seed
+from .compare import Null, check_null, moved, tested, warnings
+from .nesting import contained
+from .table import Comparison, information_criteria
+
+if TYPE_CHECKING:
+    from ...estimation.fit import Fit
+    from ...estimation.model import Model
+
+__all__ = ["drop1"]
+
+
+def drop1(
+    result: Fit, term: str | None = None, *, null: Null = "auto", n_sim: int | None = None, seed: Seed = None
+) -> Comparison:
+    """Likelihood ratio tests of the terms of the fixed part, by fits without each of them.
+
+    Only terms that are part of no interaction in the model are left out, as by R's ``drop1``; all fits are by maximum
+    likelihood.
+
+    Parameters
+    ----------
+    result : LMMResult
+        Refitted by maximum likelihood where it is by REML.
+    term : str, optional
+        One term; by default each that can be left out.
+    null : {"auto", "chi2", "bootstrap"}
+        Null distribution, see `compare`; "bootstrap" draws responses from the fit without the term.
+    n_sim : int, optional
+        Responses of "bootstrap", by default 10,000.
+    seed : int, sequence of int, SeedSequence or Generator, optional
+
+    Returns
+    -------
+    Comparison
+        The model first, then each model without one of the terms, with the test of that term.
+
+    Raises
+    ------
+    LMMError
+        For a term that is unknown or part of an interaction, and an unknown null distribution.
+    """
+    result.require_estimates("drop1", "fit the response: result.model.fit()")
+    size = check_null(null, n_sim, seed)
+    full = result.again(result.model, reml=False) if result.reml else result
+    rows = [information_criteria("all terms", full.n_parameters, full.criterion, full.nobs)]
+    fits = []
+    for left_out in _chosen(result.model, term):
+        name = f"without {left_out.name}"
+        smaller = full.again(_without(result.model, left_out), reml=False)
+        row = information_criteria(name, smaller.n_parameters, smaller.criterion, full.nobs)
+        names = f"the model {name}", "the model with it"
+        rows.append(moved(tested(rows[0], row, full, smaller, names, null, size, seed), row))
+        fits.append((f"the model {name}", smaller))
+    notes = warnings([*fits, ("the model", full)])
+    if result.reml:
+        notes.insert(0, "Refitted by maximum likelihood: REML criteria of different fixed parts cannot be compared.")
+    return Comparison("Tests of terms, maximum likelihood", tuple(rows), tuple(notes), False, result.model.library)
+
+
+def _chosen(model: Model, term: str | None) -> list[FixedTerm]:
+    """Terms that no other contains."""
+    terms = [t for t in fixed_terms(model.design) if not t.is_intercept]
+    free = [t for t in terms if not any(_parts(t) < _parts(other) for other in terms)]
+    if term is None:
+        if not free:
+            raise LMMError("the fixed part has no term that could be left out but the intercept")
+        return free
+    wanted = frozenset(term.split(":")) if isinstance(term, str) else None
+    for t in terms:
+        if t.name == term or _parts(t) == wanted:
+            if t in free:
+                return [t]
+            above = next(other for other in terms if _parts(t) < _parts(other))
+            raise LMMError(f"term={term!r} is part of {above.name!r}: leave that out first, or test it by anova()")
+    known = ", ".join(repr(t.name) for t in free)
+    raise LMMError(f"term={term!r} is not a term of the fixed part that can be left out; these are {known}")
+
+
+def _parts(term: FixedTerm) -> frozenset[str]:
+    return term.factors | term.numeric
+
+
+def _without(model: Model, term: FixedTerm) -> Model:
+    """The model without a term; what other factors span together with it, a constant, is kept."""
+    design = model.design
+    columns = [j for j in range(design.exog.shape[1]) if j not in term.columns]
+    smaller = replace(design.columns(columns), spec=None)
+    one = np.ones((len(design.exog), 1))
+    factors = any(t.factors and not t.numeric for t in fixed_terms(design) if t.name != term.name)
+    if factors and contained(one, design.exog) and not (columns and contained(one, smaller.exog)):
+        # without an intercept the first factor has all its levels, and without that one the next
+        smaller = smaller.with_columns(one, ("Intercept",))
+    return model.of(smaller, model.endog)
