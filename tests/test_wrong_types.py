@@ -138,6 +138,7 @@ def needed(made):
         "describe": {"name": "dyestuff"},
         "zeta": {"parameter": "sigma"},
         "plots.bootstrap_density": {"boot": made["boot"]},
+        "plots.emmeans": {"means": made["result"].emmeans("arm")},
         "plots.effects": {"result": made["result"], "x": "x"},
         "plots.influence_plot": {"influence": made["influence"]},
         "plots.missingness": {"model": made["model"]},

@@ -6,6 +6,7 @@ plots can be printed in grey.  Where there are thousands of groups, a sample or 
 so.
 
 predictions       what a model says: curves and means with bands
+estimates         marginal means with comparison arrows, coefficients of several models
 trajectories      data, population line and lines of the groups
 random_effects    caterpillars and shrinkage
 residuals         panels and quantiles
@@ -16,6 +17,7 @@ inference         profiles, bootstrap distributions, power, influence
 from __future__ import annotations
 
 from .covariance import marginal_variance, missingness
+from .estimates import coefficients, emmeans
 from .inference import bootstrap_density, influence_plot, power_curve, profile_zeta
 from .predictions import effects
 from .random_effects import caterpillar, shrinkage
@@ -25,7 +27,9 @@ from .trajectories import trajectories
 __all__ = [
     "bootstrap_density",
     "caterpillar",
+    "coefficients",
     "effects",
+    "emmeans",
     "influence_plot",
     "marginal_variance",
     "missingness",
