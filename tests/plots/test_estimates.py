@@ -76,6 +76,8 @@ def test_means_are_drawn(fit):
     assert any("overlap" in text.get_text() for text in ax.get_legend().get_texts())
     plain = plots.emmeans(means, arrows=False)
     assert [text.get_text() for text in plain.get_legend().get_texts()] == ["95 % interval"]
+    with pytest.raises(flc.LMMError, match="means must be"):
+        plots.emmeans(fit)
     with pytest.raises(flc.LMMError, match="adjust"):
         plots.emmeans(means, adjust="nothing")
 

@@ -10,12 +10,12 @@ from numpy.typing import NDArray
 
 from ..errors import LMMError
 from ..inference.means.families import families_of
+from ..inference.means.means import MarginalMeans
 from ..inference.wald import coefficient_intervals
 from ..support.arguments import checked
 from ._style import BLACK, GREY, SERIES, SKY, VERMILLION, legend_above, own_axes, plain, pyplot, tidy
 
 if TYPE_CHECKING:
-    from ..inference.means.means import MarginalMeans
     from ..result import LMMResult
 
 __all__ = ["coefficients", "emmeans"]
@@ -60,6 +60,8 @@ def emmeans(
     LMMError
         For more than 60 means, unknown adjustments, or without matplotlib.
     """
+    if not isinstance(means, MarginalMeans):
+        raise LMMError(f"means must be what emmeans() or slopes() returns, not of type {type(means).__name__!r}")
     if not data:
         pyplot()
     count = len(means.estimate)
