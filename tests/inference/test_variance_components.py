@@ -322,3 +322,22 @@ def test_residual_parameters_by_differences_of_dense_algebra():
     assert list(table["kind"]) == ["var", "cor"]
     low = at[0] * np.exp(-z * errors[0] / at[0]), np.tanh(np.arctanh(at[1]) - z * errors[1] / (1.0 - at[1] ** 2))
     np.testing.assert_allclose(table["conf_low"], low, rtol=1e-4)
+
+
+def test_residual_parameters_at_their_limit_or_told_by_no_row_have_no_errors():
+    rng = np.random.default_rng(0)
+    id_, time = np.repeat(np.arange(60), 4), np.tile(np.arange(4), 60)
+    y = rng.normal(size=240)
+    opposite = y - 0.5 * np.append(0.0, y[:-1]) * (time > 0)  # neighbours are negatively correlated
+    frame = pd.DataFrame({"id": id_, "t": 1.0 * time, "v": time, "y": opposite})
+    fit = flc.lmm("y ~ 1", frame, residual="car1(t | id)").fit()
+    assert fit.converged and fit.singular_components == ("rho|id = 0",)
+    table = fit.variance_components().set_index("term")
+    assert table.loc["rho|id", ["std_error", "conf_low", "conf_high"]].isna().all()
+    assert table.loc["sigma2|id", "std_error"] > 0.0
+    assert np.isnan(fit.residual_parameters()["std_error"][1])
+    assert "nan" not in str(fit.summary())
+    # nobody has both of the last two visits
+    some = frame[((frame.v < 2) & (frame.id < 30)) | ((frame.v == 2 + frame.id % 2) & (frame.id >= 30))]
+    errors = flc.lmm("y ~ 1", some, residual="adh(v | id)").fit().variance_components().set_index("term").std_error
+    assert errors.index[errors.isna()].tolist() == ["rho_1.2|id", "rho_2.3|id"]

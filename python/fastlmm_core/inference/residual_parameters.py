@@ -18,6 +18,9 @@ __all__ = ["ResidualParameters", "residual_covariance", "residual_parameters", "
 
 Array = NDArray[np.float64]
 
+AT_LIMIT, UNTOLD = 1e-4, 1e-12
+"""Standard error, relative to a variance or to a correlation of 1, that is none: on the boundary, and elsewhere."""
+
 
 class ResidualParameters(NamedTuple):
     """Natural parameters of all strata.
@@ -26,7 +29,7 @@ class ResidualParameters(NamedTuple):
     ----------
     names : tuple of str
     estimate, std_error : (k,) arrays
-        By the delta method from the observed information.
+        By the delta method from the observed information; NaN for what lies at its limit, or what no rows tell.
     """
 
     names: tuple[str, ...]
@@ -67,7 +70,11 @@ def residual_parameters(result: Fit) -> ResidualParameters:
         jacobian = own.structure.natural_jacobian(inner, variance) @ own.to_own(k, variance)
         estimates.append(own.structure.natural(inner, variance))
         errors.append(np.sqrt(np.maximum(np.einsum("ia,ab,ib->i", jacobian, joint, jacobian), 0.0)))
-    return ResidualParameters(residual_names(part), np.concatenate(estimates), np.concatenate(errors))
+    names, estimate, error = residual_names(part), np.concatenate(estimates), np.concatenate(errors)
+    size = np.where([name.startswith("rho") for name in names], 1.0, np.abs(estimate))
+    # at its limit a parameter does not move with phi, and no more where no rows tell it
+    still = error <= (AT_LIMIT if part.boundaries(result.phi) else UNTOLD) * size
+    return ResidualParameters(names, estimate, np.where(still, np.nan, error))
 
 
 def residual_parameters_table(result: Fit) -> Any:

@@ -30,6 +30,7 @@ from ..kernels import unit_directions
 from ..support.checks import check_level
 from ..support.distributions import quantile
 from .profile.profile import confidence_limits
+from .residual_parameters import residual_parameters
 
 if TYPE_CHECKING:
     from ..engines.residual.criterion import StructuredCriterion
@@ -127,9 +128,12 @@ def _of_residuals(result: Fit, count: int) -> list[_Parameter]:
         slopes.append(own.structure.natural_jacobian(inner, variance) @ own.to_own(k, variance))
     out = []
     estimates = part.natural(result.phi, result.sigma2).tolist()
-    for name, estimate, slope in zip(residual_names(part), estimates, np.concatenate(slopes), strict=True):
-        full = np.zeros(count)
-        full[-k - 1 :] = slope
+    told = np.isfinite(residual_parameters(result).std_error).tolist()
+    for name, estimate, slope, known in zip(residual_names(part), estimates, np.concatenate(slopes), told, strict=True):
+        full = None
+        if known:
+            full = np.zeros(count)
+            full[-k - 1 :] = slope
         kind = next((kind for start, kind in KINDS.items() if name.startswith(start)), "other")
         out.append(_Parameter("Residual", name, kind, estimate, full))
     return out

@@ -96,6 +96,13 @@ class ResidualTable:
             yield f"{heading}{f', {level}' if level else ''}", header, cells
         if not self.labels or len(self.names) <= 2 * len(self.labels) * max(len(self.strata), 1):
             errors = list(self.std_error)
-            columns = (self.names, estimate_cells(list(self.estimate), errors, 4), estimate_cells(errors, errors, 4))
+            # what has no error is shown to three decimals of a correlation, or three digits
+            digits = [
+                error if error == error else 1e-3 * (1.0 if name.startswith("rho") else abs(value))
+                for name, value, error in zip(self.names, self.estimate, errors, strict=True)
+            ]
+            shown = estimate_cells(errors, errors, 4)
+            shown = [cell if error == error else "-" for cell, error in zip(shown, errors, strict=True)]
+            columns = (self.names, estimate_cells(list(self.estimate), digits, 4), shown)
             rows = [list(row) for row in zip(*columns, strict=True)]
             yield "Parameters of the residuals" if self.labels else heading, ["Name", "Estimate", "SE"], rows
