@@ -153,6 +153,13 @@ LME4 = (
         '`emmeans::emmeans(m, trt.vs.ctrl ~ a, ref = "b")`',
         '`result.emmeans("a", contrasts="reference", ref="b")`',
     ),
+    Word(
+        '`contrast(emm, interaction = c("pairwise", "consec"))`',
+        '`means.contrast({"a": "pairwise", "b": "consecutive"})`',
+    ),
+    Word('`emmeans(m, "a", type = "response")`', '`result.emmeans("a", transform="response")`'),
+    Word('`emmeans(m, "a", weights = "proportional")`', '`result.emmeans("a", weights="proportional")`'),
+    Word("`multcomp::cld(emm)`", "`means.letters()`"),
     Word('`emmeans::emtrends(m, "a", var = "x")`', '`result.slopes("x", "a")`', names=("emtrends",)),
     Word(
         "`mice::pool(with(imp, lmer(...)))`",
@@ -345,6 +352,8 @@ ARGUMENTS: dict[str, dict[str, str]] = {
         "specs": "it is the first argument, factors",
         "pairwise": "pairwise comparisons are contrasts='pairwise'",
         "method": "contrasts are asked for by contrasts=, adjustments by adjust=",
+        "type": "it is called transform",
+        "interaction": "give contrasts a mapping of factors to comparisons",
         "lmer_df": "it is called ddf",
         "alpha": _LEVEL,
     },
