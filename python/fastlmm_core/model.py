@@ -199,8 +199,14 @@ class LinearMixedModel(Model):
         return found
 
     def fit_many(
-        self, Y: Any, reml: bool = True, n_jobs: int | None = None, progress: bool | None = None, memory: float = 64.0
-    ) -> BatchResult:
+        self,
+        Y: Any,
+        reml: bool = True,
+        n_jobs: int | None = None,
+        progress: bool | None = None,
+        memory: float = 64.0,
+        missing: Literal["invalid", "drop"] = "invalid",
+    ) -> Any:
         """Fit many responses on this design.
 
         Every response is certified as a single fit is, and agrees with it; results do not depend on the
@@ -220,21 +226,39 @@ class LinearMixedModel(Model):
             Show a progress bar (needs tqdm); by default in interactive sessions.
         memory : float
             Megabytes that the pieces of Y under way may take together.
+        missing : {"invalid", "drop"}
+            What a NaN in Y is: a response that cannot be fitted, or an observation that is not there.  With "drop" each
+            response is fitted on the others; responses that miss the same ones share a design and are fitted together,
+            so that a few patterns of missing values are fast and thousands take a design each.
 
         Returns
         -------
         BatchResult
             Responses with values that are missing or not finite, or without variation, are listed as ``invalid``.
+        MaskedBatch
+            With missing="drop": the same estimates and tests, with ``nobs`` and ``n_groups`` of each response.
 
         Raises
         ------
         LMMError
-            For Y of another shape or type, or with rows that are not those of the data.
+            For Y of another shape or type, or with rows that are not those of the data; for a stream with
+            missing="drop".
         """
         from .batch_result import BatchResult
         from .estimation.many.policy import fit_many
         from .result import LMMResult
 
+        if missing == "drop":
+            from .estimation.many.masks import fit_masked, responses_of
+            from .inference.many_masked import MaskedBatch
+
+            def empty(own: Model, count: int, responses: Any) -> BatchResult:
+                return BatchResult(own, LMMResult, bool(reml), count, responses)
+
+            values, labels = responses_of(self, Y)
+            return MaskedBatch(self, fit_masked(self, empty, values, n_jobs, memory), labels)
+        if missing != "invalid":
+            raise LMMError(f"missing={missing!r} is unknown: use 'invalid' or 'drop'")
         return fit_many(partial(BatchResult, self.fittable(), LMMResult, bool(reml)), Y, n_jobs, progress, memory)
 
     def refit(

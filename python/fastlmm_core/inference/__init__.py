@@ -7,6 +7,7 @@ variance_components   variances with standard errors
 sandwich              robust covariances
 many, many_robust     the same for a batch
 many_moderated        variances that the responses of a batch lend each other
+many_masked           fits of responses with missing observations
 false_discoveries     false discovery rates over the responses of a batch
 imputation            the same over imputed data sets
 means                 marginal means, slopes, contrasts

@@ -4,6 +4,7 @@ one_factor        what the responses share where there is one factor
 several_factors   the same for several, and Newton's method for responses side by side
 batch_fit         the record of many fits
 parts             some of the responses, and batches put together
+masks             responses with missing observations
 policy            pieces over threads, a second look, single fits
 patterns          Kenward and Roger's moments of many fits
 search            the screen for other minima of many responses

@@ -69,7 +69,9 @@ def chosen_responses(batch: BatchFit, which: Any) -> NDArray[np.intp]:
     LMMError
         For an unknown label, positions outside the batch or a mask of another length.
     """
-    if isinstance(which, str):
+    if batch.labels is None:
+        pass
+    elif isinstance(which, str):
         which = [batch.place(which)]
     elif isinstance(which, (list, tuple)) and any(isinstance(i, str) for i in which):
         which = [batch.place(label) for label in which]

@@ -1,0 +1,107 @@
+"""Responses with missing observations: those that miss the same ones share a design."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Generic, NamedTuple, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...errors import LMMError
+from ...support.checks import plain_array
+from ...tables.responses import ResponseColumns, is_table
+from ..model import Model
+from .batch_fit import BatchFit
+from .policy import fit_many
+
+__all__ = ["Masked", "fit_masked", "responses_of"]
+
+Array = NDArray[np.float64]
+B = TypeVar("B", bound=BatchFit)
+
+
+class Masked(NamedTuple, Generic[B]):
+    """Responses that miss the same observations.
+
+    Attributes
+    ----------
+    rows : int array
+        Rows of the model that they have.
+    members : int array
+        Their positions.
+    batch : BatchFit or None
+        None where these rows do not determine a fit.
+    reason : str
+        Why not.
+    """
+
+    rows: NDArray[np.intp]
+    members: NDArray[np.intp]
+    batch: B | None
+    reason: str
+
+
+def responses_of(model: Model, Y: Any) -> tuple[Array, NDArray[Any] | None]:
+    """All responses (n_responses, nobs), NaN where they are missing, and their labels.
+
+    Raises
+    ------
+    LMMError
+        For a stream, another shape or another type.
+    """
+    rows = model.design.caller_rows
+    if is_table(Y):
+        table = ResponseColumns(Y, rows)
+        return np.asarray(table[np.arange(len(table))], dtype=np.float64), table.labels
+    if not hasattr(Y, "shape"):
+        raise LMMError("missing='drop' needs all responses at once: give an array (n_responses, n_obs) or a table")
+    if isinstance(Y, np.ma.MaskedArray):
+        Y = np.where(np.ma.getmaskarray(Y), np.nan, Y.data)
+    array = np.atleast_2d(plain_array(Y, "Y"))
+    if array.ndim != 2 or array.shape[1] != model.nobs:
+        raise LMMError(f"Y must have the shape (n_responses, {model.nobs}), not {array.shape}; transpose it if needed")
+    if array.dtype.kind not in "fiub":
+        raise LMMError(f"Y must hold numbers, not {array.dtype}")
+    return np.asarray(array, dtype=np.float64), None
+
+
+def fit_masked(
+    model: Model, empty: Callable[[Model, int, Any], B], Y: Array, n_jobs: int | None, memory: float
+) -> list[Masked[B]]:
+    """Fit responses on the observations that they have, mask by mask.
+
+    Parameters
+    ----------
+    model : Model
+    empty : callable
+        Makes an empty batch of a model for so many responses, which are kept.
+    Y : (n_responses, nobs) array
+        NaN where missing.
+    n_jobs, memory
+        As for `fit_many`.
+    """
+    model.needs_free_covariances("fit_many()")
+    missing = np.isnan(Y)
+    masks, owner = np.unique(np.packbits(missing, axis=1), axis=0, return_inverse=True)
+    order = np.argsort(owner.reshape(-1), kind="stable")
+    bounds = np.searchsorted(owner.reshape(-1)[order], np.arange(len(masks) + 1))
+    found: list[Masked[B]] = []
+    for k in range(len(masks)):
+        members = order[bounds[k] : bounds[k + 1]]
+        rows = np.flatnonzero(~missing[members[0]])
+        some = Y[np.ix_(members, rows)]
+        some.setflags(write=False)
+        try:
+            if not len(rows):
+                raise LMMError("all observations are missing")
+            whole = len(rows) == model.nobs
+            own = (model if whole else model.of(model.design.rows(rows), None, True)).fittable()
+
+            def made(count: int, responses: Any, own: Model = own) -> B:
+                return empty(own, count, responses)
+
+            found.append(Masked(rows, members, fit_many(made, some, n_jobs, False, memory), ""))
+        except LMMError as error:
+            found.append(Masked(rows, members, None, str(error)))
+    return found

@@ -1,0 +1,147 @@
+"""Responses with missing observations: every one is the single fit of the observations that it has."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import fastlmm_core as flc
+
+AGREE = 1e-8
+"""Of estimates: both stop within 1e-8 standard errors of the optimum."""
+
+
+@pytest.fixture
+def arrays(rng):
+    groups = np.repeat(np.arange(12), 6)
+    t = np.tile(np.linspace(-1.0, 1.0, 6), 12)
+    X = np.column_stack([np.ones(72), t, rng.standard_normal(72), groups % 2])
+    Z = np.column_stack([np.ones(72), t])
+    b = 1.5 * rng.standard_normal((10, 12, 2))
+    Y = np.einsum("rij,ij->ri", b[:, groups], Z) + rng.standard_normal((10, 72))
+    return X, Z, groups, rng.uniform(0.5, 2.0, 72), rng.standard_normal(72), Y
+
+
+def holes(rng, Y, groups):
+    """No holes, two masks that are shared, one each, and a group that is missing as a whole."""
+    Y[2:5, [3, 17, 40]] = np.nan
+    Y[5, rng.choice(72, 15, replace=False)] = np.nan
+    Y[6:8, groups == 4] = np.nan
+    Y[8, rng.choice(72, 5, replace=False)] = np.nan
+    return Y
+
+
+def single(arrays, i, reml=True):
+    X, Z, groups, weights, offset, Y = arrays
+    there = ~np.isnan(Y[i])
+    model = flc.LinearMixedModel(
+        Y[i, there], X[there], Z[there], groups[there], weights=weights[there], offset=offset[there]
+    )
+    return model.fit(reml=reml)
+
+
+@pytest.mark.parametrize("reml", [True, False])
+def test_single_fits(rng, arrays, reml):
+    X, Z, groups, weights, offset, Y = arrays
+    holes(rng, Y, groups)
+    model = flc.LinearMixedModel(Y[0], X, Z, groups, weights=weights, offset=offset)
+    batch = model.fit_many(Y, reml=reml, missing="drop")
+    assert len(batch.masks) == 5 and len(batch) == 10 and not len(batch.invalid)
+    test, joint = batch.test("x1 - x3 = 0.1"), batch.test(np.eye(4)[1:], ddf="residual")
+    limits = batch.tidy(0.9)
+    for i in range(10):
+        one = single(arrays, i, reml)
+        assert batch.nobs[i] == one.nobs and batch.n_groups[i] == (11 if i in (6, 7) else 12)
+        error = one.bse
+        assert np.max(np.abs(batch.params[i] - one.params) / error) < AGREE
+        np.testing.assert_allclose(batch.criterion[i], one.criterion, rtol=AGREE)
+        np.testing.assert_allclose([batch.aic[i], batch.bic[i]], [one.aic, one.bic], rtol=AGREE)
+        np.testing.assert_allclose(batch.bse[i], error, rtol=1e-7)
+        np.testing.assert_allclose(batch.sigma2[i], one.sigma2, rtol=1e-7)
+        np.testing.assert_allclose(batch.covariance[i], one.covariance, rtol=1e-6, atol=1e-8)
+        np.testing.assert_allclose(batch.df[i], one.df, rtol=1e-5)
+        np.testing.assert_allclose(batch.pvalues[i], one.pvalues, rtol=1e-4)
+        found, other = one.test("x1 - x3 = 0.1"), one.test(np.eye(4)[1:], ddf="residual")
+        np.testing.assert_allclose(test.df_denom[i], found.df_denom, rtol=1e-5)
+        np.testing.assert_allclose(test.pvalues[i], found.pvalue, rtol=1e-4)
+        np.testing.assert_allclose(joint.statistic[i], other.statistic, rtol=1e-5)
+        assert joint.df_denom[i] == other.df_denom
+        np.testing.assert_allclose(
+            np.asarray(limits["conf_low"])[4 * i : 4 * i + 4], one.conf_int(0.9)[:, 0], rtol=1e-4, atol=1e-6
+        )
+        np.testing.assert_allclose(batch[i].criterion, one.criterion, rtol=1e-10)
+        assert batch.converged[i] == one.converged and batch.singular[i] == one.singular
+
+
+def test_order_and_threads_do_not_matter(rng, arrays):
+    X, Z, groups, *_, Y = arrays
+    holes(rng, Y, groups)
+    model = flc.LinearMixedModel(None, X, Z, groups)
+    one, two = model.fit_many(Y, missing="drop"), model.fit_many(Y[::-1], missing="drop", n_jobs=2)
+    np.testing.assert_array_equal(one.params, two.params[::-1])
+    np.testing.assert_array_equal(one.pvalues, two.pvalues[::-1])
+
+
+def test_what_is_not_determined(rng, arrays):
+    X, Z, groups, *_, Y = arrays
+    Y[1] = np.nan
+    Y[2, 5:] = np.nan
+    Y[3, groups % 2 == 1] = np.nan  # x3 is zero in what is left
+    Y[4, 7] = np.inf
+    Y[6] = 2.0
+    model = flc.LinearMixedModel(Y[0], X, Z, groups)
+    batch = model.fit_many(Y, missing="drop")
+    assert batch.invalid.tolist() == [1, 2, 4, 6] and not batch.converged[[1, 2, 4, 6]].any()
+    assert batch.nobs.tolist()[:4] == [72, 0, 5, 36]
+    assert np.isnan(batch.params[[1, 2, 4, 6]]).all()
+    assert np.isnan(batch.params[3, 3]) and np.isfinite(batch.params[3, :3]).all()
+    found = batch.test("x3")
+    assert np.isnan(found.pvalues[[1, 2, 3, 4, 6]]).all() and np.isfinite(found.pvalues[[0, 5, 7, 8, 9]]).all()
+    assert np.isfinite(batch.test("x1").pvalues[3])
+    with pytest.raises(flc.LMMError, match="response 1 could not be fitted: all observations are missing"):
+        batch[1]
+    with pytest.raises(flc.LMMError, match="response 2 could not be fitted: "):
+        batch[2]
+    with pytest.raises(flc.LMMError, match="no coefficient 'x9'"):
+        batch.test("x9")
+    with pytest.raises(IndexError):
+        batch[10]
+    with pytest.raises(flc.LMMError, match="needs all responses at once"):
+        model.fit_many(iter([Y]), missing="drop")
+    with pytest.raises(flc.LMMError, match="transpose"):
+        model.fit_many(Y.T, missing="drop")
+    with pytest.raises(flc.LMMError, match="missing"):
+        model.fit_many(Y, missing="omit")
+    assert repr(batch).startswith("<MaskedBatch: 10 fits on 4 sets of observations, 6 certified")
+
+
+def test_tables(rng, arrays):
+    X, _, groups, *_, Y = arrays
+    data = pd.DataFrame({"y": Y[0], "t": X[:, 1], "g": groups})
+    genes = pd.DataFrame(Y[:3].T, columns=["a", "b", "c"])
+    genes.loc[[4, 9], "b"] = np.nan
+    batch = flc.lmm("y ~ t + (1 | g)", data).fit_many(genes, missing="drop")
+    there = data.assign(y=genes["b"]).dropna()
+    one = flc.lmm("y ~ t + (1 | g)", there).fit()
+    assert batch.labels.tolist() == ["a", "b", "c"]
+    frame = batch.to_frame()
+    assert frame.loc["b", "nobs"] == 70 and frame.index.tolist() == ["a", "b", "c"]
+    assert abs(frame.loc["b", "t"] - one.params["t"]) < AGREE * one.bse["t"]
+    assert batch.test("t").to_frame().index.tolist() == ["a", "b", "c"]
+    assert batch[1].resid.index.equals(there.index)
+
+
+def test_several_factors(rng):
+    a, b = np.repeat(np.arange(10), 8), np.tile(np.arange(8), 10)
+    X = np.column_stack([np.ones(80), rng.standard_normal(80)])
+    terms = [flc.RandomTerm(None, a, "a"), flc.RandomTerm(None, b, "b")]
+    Y = rng.standard_normal((4, 10))[:, a] + rng.standard_normal((4, 8))[:, b] + rng.standard_normal((4, 80))
+    Y[1:3, 5:12] = np.nan
+    model = flc.LinearMixedModel(Y[0], X, terms=terms)
+    batch = model.fit_many(Y, missing="drop")
+    there = ~np.isnan(Y[1])
+    some = [flc.RandomTerm(None, a[there], "a"), flc.RandomTerm(None, b[there], "b")]
+    one = flc.LinearMixedModel(Y[1, there], X[there], terms=some).fit()
+    assert np.max(np.abs(batch.params[1] - one.params) / one.bse) < AGREE
+    np.testing.assert_allclose(batch.df[1], one.df, rtol=1e-5)
