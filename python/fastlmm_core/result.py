@@ -1165,7 +1165,7 @@ class LMMResult(Fit):
         """
         from .simulation.draws import simulate
 
-        if data is None and random_effects is None and effects == "population":
+        if data is None and random_effects is None and isinstance(effects, str) and effects == "population":
             return simulate(self, n, seed, first)
         from .prediction.kept_effects import keeping
 

@@ -221,7 +221,7 @@ class BatchFit:
         """
         if self.labels is None:
             raise LMMError(
-                f"the responses have no labels, so that none is {label!r}: give positions, or fit a table with one "
+                f"which={label!r}: the responses have no labels; give positions, or fit a table with one "
                 "response per column"
             )
         found = [i for i, known in enumerate(self.labels) if known == label]
