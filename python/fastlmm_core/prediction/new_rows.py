@@ -70,7 +70,7 @@ def chosen_factors(model: Model, effects: Any) -> tuple[str, ...]:
     """
     names = tuple(f.grouping.name for f in model.factors)
     if isinstance(effects, str):
-        if isinstance(effects, str) and effects == "population":
+        if effects == "population":
             return ()
         if effects == "all":
             return names
