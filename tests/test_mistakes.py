@@ -71,7 +71,6 @@ MISTAKES = [
     ('r.fitted', AttributeError, "'fitted': instead of ", 'result.fittedvalues'),
     ('r.refit', AttributeError, "'refit': instead of ", 'result.model.refit(y)'),
     ('r.bootMer', AttributeError, "'bootMer': instead of ", 'result.bootstrap('),
-    ('r.drop1', AttributeError, "'drop1': instead of ", 'result.anova()'),
     ('r.step', AttributeError, "'step': instead of ", 'flc.compare('),
     ('r.isSingular', AttributeError, "'isSingular': instead of ", 'result.singular'),
     ('r.is_singular', AttributeError, "'is_singular': instead of ", 'result.singular'),
