@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 
@@ -19,19 +20,19 @@ import numpy as np
 import fastlmm_core as flc
 
 rng = np.random.default_rng(1)
-n, m = 16_000, 2500
+n, m = 24_000, 3000
 a, b = rng.integers(0, m, n), rng.integers(0, m, n)
 X = np.empty((n, 2))
 X[:, 0], X[:, 1] = 1.0, rng.standard_normal(n)
 y = X[:, 1] + rng.standard_normal(m)[a] + rng.standard_normal(m)[b] + rng.standard_normal(n)
 terms = [flc.RandomTerm(None, a, "a"), flc.RandomTerm(None, b, "b")]
 size = next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmSize")) << 10
-for extra in (10, 100, 204, 212, 220, 265, 400):
+for extra in (10, 100, 204, 212, 240, 280, 700):
     child = os.fork()
     if child == 0:
         resource.setrlimit(resource.RLIMIT_AS, (size + (extra << 20), resource.RLIM_INFINITY))
         try:
-            flc.LinearMixedModel(y, X, terms=terms).fit()
+            flc.LinearMixedModel(y, X, terms=terms).fit(options={"maxiter": 1})
             found = "fit"
         except MemoryError as error:
             found = "MemoryError " + str(error)
@@ -54,10 +55,11 @@ def test_a_crossed_fit_under_a_limit():
     found = dict(line.split(" ", 1) for line in done.stdout.splitlines())
     assert len(found) == 7
     assert set(text.split()[0] for text in found.values()) == {"MemoryError", "fit"}
-    assert found["400"] == "fit"
+    assert found["700"] == "fit"
     assert "products of matrices" in found["10"]
     assert any("scipy's BLAS" in text for text in found.values())
-    assert any("dense core of 1,839 random effects" in text for text in found.values())
+    # versions of scipy differ in what they map, so that only the middle of the range is sure to end here
+    assert any(re.search(r"dense core of 2,\d{3} random effects", text) for text in found.values())
 
 
 def test_what_is_not_granted_is_named():
