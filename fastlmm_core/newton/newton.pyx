@@ -91,7 +91,7 @@ cdef class Objective:
         if x.shape[0] != n:
             raise ValueError(f"theta has {x.shape[0]} elements, the model has {n}")
         with nogil:
-            status = self.evaluate_(&x[0], order)
+            status = self.evaluate_(&x[0] if n > 0 else NULL, order)
         if status == RAISED:
             reraise()
         if status != 0:

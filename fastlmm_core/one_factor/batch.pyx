@@ -212,7 +212,7 @@ cdef class BatchDesign:
         d.nu = <double> (d.n - d.p if reml else d.n)
         out.theta = &theta[0, 0]
         out.m = m
-        out.rows = &rows[0, 0]
+        out.rows = &rows[0, 0] if d.p > 0 else &theta[0, 0]  # not read without columns
         out.covariance = &covariance[0, 0, 0]
         out.slope = &slope[0, 0, 0, 0]
         out.shift = &shift[0, 0]
