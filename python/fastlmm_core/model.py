@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import lru_cache, partial
 from os import PathLike
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -35,6 +35,16 @@ if TYPE_CHECKING:
 __all__ = ["LinearMixedModel", "design_of", "lmm", "load", "mmrm"]
 
 Array = NDArray[np.float64]
+
+
+class _Held(NamedTuple):
+    """A response that no caller holds, so that it needs no seal.
+
+    `given`: whether the parameters of its model will be stated, not estimated.
+    """
+
+    y: ArrayLike | None
+    given: bool
 
 
 @checked
@@ -71,9 +81,6 @@ class LinearMixedModel(Model):
         effects.
     design : Design, optional
         Instead of all the others but `y`: the design of a model made before (``model.design``).
-    given : bool
-        With `design`: whether its parameters will be stated (see `assume`), so that only what nobody could use is
-        refused, not what cannot be estimated.
 
     Arrays of more than 64 kB are not copied before their rows are needed again, for residuals, other responses or
     diagnostics; where they have been changed by then, an LMMError says so.
@@ -112,13 +119,16 @@ class LinearMixedModel(Model):
         group_name: str = "group",
         residual: Residual | Any = None,
         design: Design | None = None,
-        given: bool = False,
     ) -> None:
         if design is not None:
+            held: Any = y
+            if isinstance(held, _Held):
+                super().__init__(design, _response(held.y), held.given)
+                return
             if any(part is not None for part in (X, Z, groups, terms, weights, offset)):
                 raise LMMError("design holds X, Z, groups, terms, weights and offset: give either it or them")
             plain = y is None or (type(y) is np.ndarray and y.shape == (len(design.exog),))
-            super().__init__(design, _response(y if plain else design.caller_rows.values(y, "y")), given)
+            super().__init__(design, _response(y if plain else design.caller_rows.values(y, "y")))
             self._seals = seals_of(None, self._y)
             return
         response = _response(y)
@@ -150,7 +160,8 @@ class LinearMixedModel(Model):
     @classmethod
     def of(cls, design: Design, y: ArrayLike | None, given: bool = False) -> Self:
         """A model from a design and a response that nobody changes."""
-        return cls(y, design=design, given=given)
+        held: Any = _Held(y, given)
+        return cls(held, design=design)
 
     def fit(
         self,

@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 
 import fastlmm_core as flc
+from fastlmm_core.estimation import model as estimation_model
 from fastlmm_core.support.seals import SMALL, constant, seal
 
 KINDS = ["one factor", "two terms", "nested", "crossed"]
@@ -253,3 +254,21 @@ def test_seals(n, order, rng):
         before = seal(values)
         change()
         assert broken()
+
+
+def test_rows_of_a_table_are_not_conditioned_again(monkeypatch):
+    # they are nobody's but the model's: residuals and other responses need no look at what they have become
+    d = arrays("one factor", 20_000)
+    data = pd.DataFrame({"y": d["y"], "x": d["X"][:, 1], "g": d["g"]})
+    result = flc.lmm("y ~ x + (1 | g)", data).fit()
+    conditioned = []
+    known = estimation_model.problem_of
+    monkeypatch.setattr(estimation_model, "problem_of", lambda *given: conditioned.append(1) or known(*given))
+    assert len(result.fittedvalues) == 20_000
+    assert len(result.model.endog) == 20_000
+    assert not conditioned
+    # those of a caller's arrays are
+    again = flc.LinearMixedModel(d["y"], d["X"][:, :2], groups=d["g"])
+    conditioned.clear()
+    assert len(again.endog) == 20_000
+    assert conditioned == [1]
