@@ -7,6 +7,7 @@ Solution  what profiling out the coefficients leaves
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
 
 import numpy as np
@@ -125,15 +126,16 @@ class Elsewhere(NamedTuple):
         The criterion of a part of the groups, to be searched instead of that of all.
     always : bool
         Search although evaluations take long: other minima are common.
-    relaxed : Relaxed, optional
-        Where a screen is sparse, and independent effects share a factor.
+    relaxed : callable, optional
+        Makes the relaxed criterion, None where it takes too long; where a screen is sparse, and independent effects
+        share a factor.
     """
 
     kind: Literal["search", "nothing", "unasked"] = "search"
     effort: int = ORDINARY
     scout: Engine | None = None
     always: bool = False
-    relaxed: Relaxed | None = None
+    relaxed: Callable[[], Relaxed | None] | None = None
 
 
 UNASKED = Elsewhere("unasked")

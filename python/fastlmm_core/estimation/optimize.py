@@ -508,16 +508,15 @@ def _elsewhere(
 ) -> tuple[Found, list[Array]]:
     """A search for other minima, and what it found that deserves a closer look."""
     scout = elsewhere.scout
+    relaxed = None if elsewhere.relaxed is None else elsewhere.relaxed()
     if scout is None:
         effort = EASY if criterion.costly else elsewhere.effort
-        found = search(
-            criterion, structure, unit, (best.value if best.converged else inf, best.theta), effort, elsewhere.relaxed
-        )
+        found = search(criterion, structure, unit, (best.value if best.converged else inf, best.theta), effort, relaxed)
         limit = best.value + REPORTED if best.converged else inf
     else:
         scout.reml = criterion.reml
         known = descend(cast("Objective", scout), structure, best.theta) or (inf, best.theta)
-        found = search(scout, structure, unit, known, elsewhere.effort, elsewhere.relaxed)
+        found = search(scout, structure, unit, known, elsewhere.effort, relaxed)
         limit = known[0] + PILOT_UNITS if best.converged else inf
     return found, [theta for value, theta in found.minima if value <= limit]
 

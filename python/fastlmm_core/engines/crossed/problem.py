@@ -6,7 +6,7 @@ The order in which their levels are eliminated is found in layout.py, the criter
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import pairwise
 from math import log
 from typing import TYPE_CHECKING, Any, Self
@@ -145,10 +145,12 @@ class CrossedProblem:
         if all(width == block.stop - block.start and block.correlated for width, block in self._terms()):
             small = self.n_effects <= CAREFUL_UP_TO
             return Elsewhere("search", CAREFUL if small else EASY, scout)
+        return Elsewhere("search", CAREFUL, scout, always=True, relaxed=partial(self._relaxed_criterion, scout is None))
+
+    def _relaxed_criterion(self, of_all: bool) -> Relaxed | None:
         whole = self.relaxed()
-        engine = (None if scout is None else whole.pilot(SCOUT_GROUPS)) or whole.criterion()
-        relaxed = None if engine.costly else Relaxed(engine, whole.structure)
-        return Elsewhere("search", CAREFUL, scout, always=True, relaxed=relaxed)
+        engine = (None if of_all else whole.pilot(SCOUT_GROUPS)) or whole.criterion()
+        return None if engine.costly else Relaxed(engine, whole.structure)
 
     def relaxed(self) -> Self:
         """The problem with all effects of a factor correlated."""
@@ -319,28 +321,19 @@ def condition_crossed(
     structure: CovarianceStructure,
     given: bool = False,
 ) -> CrossedProblem:
-    """Cross-products of a model with several grouping factors, conditioned.
+    """`engines.choose.condition_factors` by elimination of the levels, whatever the factors are.
 
     Parameters
     ----------
-    y, X : (n,), (n, p) arrays
-    factors : list of Factor
-        Different grouping factors; several terms on one factor make one with all their columns.
     codes : list of (n,) intp arrays
         Level of each row, 0 to m - 1, of each factor.
-    weights, offset : (n,) arrays or None
-    structure : CovarianceStructure
-        Over the columns of all factors, in their order.
-    given : bool
-        Whether the parameters are: then only values that are not finite are refused, and y may be 0 throughout, for a
-        design without a response.  So that r^2 is positive whatever y is, n is added to y_o'y_o.
+    y, X, factors, weights, offset, structure, given
+        As there.
 
     Raises
     ------
     LMMError
-        For values that are not finite, a constant response, collinear columns of a Z, random effects that the fixed
-        effects explain, covariance parameters that are not identified, a response without residual
-        variation, or crossed factors too large for a dense matrix.
+        As there.
     """
     numpy_blas()
     n = len(y)

@@ -10,6 +10,7 @@ supplies a better transformation and a second pass is made with it.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from math import log, sqrt
 from typing import NamedTuple
 
@@ -193,7 +194,7 @@ class OneFactorProblem(NamedTuple):
             return Elsewhere("nothing")
         scout = self.pilot(SCOUT_GROUPS)
         if not structure.one_full:
-            relaxed = None if q < SPARSE else Relaxed(self._relaxed(scout), one_block(q, "full"))
+            relaxed = None if q < SPARSE else partial(self._relaxed_criterion, scout is None)
             return Elsewhere("search", ORDINARY, scout, relaxed=relaxed)
         packed = np.ascontiguousarray(self.packed[:: max(1, len(self.packed) // SCOUT_GROUPS)])
         ample = self.n - self.rank >= 2 * self.m * q
@@ -202,11 +203,10 @@ class OneFactorProblem(NamedTuple):
         few, not_many = few_groups(structure, self.levels), few_groups(structure, self.levels / 4.0)
         return Elsewhere("search", HARD if few else CAREFUL if not_many else ORDINARY, scout)
 
-    def _relaxed(self, scout: kernels.ClusterCriterion | None) -> kernels.ClusterCriterion:
-        """The criterion where all effects are correlated, of as many groups as the scout has."""
+    def _relaxed_criterion(self, of_all: bool) -> Relaxed:
+        """The criterion where all effects are correlated, of all groups or as many as a scout has."""
         whole = self._replace(structure=one_block(self.structure.q, "full"))
-        found = None if scout is None else whole.pilot(SCOUT_GROUPS)
-        return whole.criterion() if found is None else found
+        return Relaxed((None if of_all else whole.pilot(SCOUT_GROUPS)) or whole.criterion(), whole.structure)
 
     @property
     def levels(self) -> Array:

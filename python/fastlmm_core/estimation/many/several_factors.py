@@ -170,7 +170,8 @@ class HierarchyDesign:
         # nearly balanced data are left alone: a look would take longer than the fit
         wanted = elsewhere.kind == "search" and elsewhere.effort > EASY and elsewhere.scout is None
         self.effort = elsewhere.effort if wanted and (elsewhere.always or not problem.criterion().costly) else EASY
-        self.relaxed = None if self.effort == EASY or elsewhere.relaxed is None else problem.relaxed()
+        relaxed = None if self.effort == EASY or elsewhere.relaxed is None else elsewhere.relaxed()
+        self.relaxed = None if relaxed is None else problem.with_structure(relaxed.structure)
         self.sizes = np.sqrt(problem.levels / problem.n)
         self.pieces = _pieces(self.structure, SINGULAR * np.sqrt(problem.levels / problem.n))
         self.tolerance = min(1e-9 * sqrt(float(problem.levels.max())), 1e-6)
