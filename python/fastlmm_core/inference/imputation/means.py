@@ -13,7 +13,7 @@ from ...errors import LMMError
 from ...support.arguments import checked
 from ...support.display import Part
 from ..means.contrasts import Method, contrast_weights
-from ..means.families import DEFAULT_ADJUST, adjusted
+from ..means.families import adjusted, adjustment
 from ..means.means import Estimates, MarginalMeans, emmeans, slopes
 from ..means.multiplicity import method_name
 from .rubin import Imputed, rubin
@@ -85,12 +85,7 @@ class PooledMeans(PooledEstimates):
         """
         level = self.level if level is None else level
         parts = [means.contrast(method, "none", level, ref) for means in self._means]
-        if adjust is None:
-            adjust = DEFAULT_ADJUST.get(method, "none") if isinstance(method, str) else "none"
-        name = method_name(adjust)
-        pairs = method in ("pairwise", "revpairwise")
-        if name == "tukey" and not pairs:
-            raise LMMError("adjust='tukey' is for all pairs of means: use 'sidak' or 'mvt'")
+        name, pairs = adjustment(method, adjust)
         first = self._means[0]
         count = len(first.families())
         size = len(parts[0].estimate) // count

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from ...errors import LMMError
 from ...support.arguments import outside
 from .. import wald as inference
 from . import multiplicity
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from ...estimation.fit import Fit
     from ..sandwich import Sandwich
 
-__all__ = ["DEFAULT_ADJUST", "Adjusted", "Options", "adjusted", "estimated", "families_of"]
+__all__ = ["Adjusted", "Options", "adjusted", "adjustment", "estimated", "families_of"]
 
 Array = NDArray[np.float64]
 Index = NDArray[np.intp]
@@ -33,6 +34,24 @@ DEFAULT_ADJUST = {
     "effects": "fdr",
 }
 """Adjustment of comparisons where none was asked for."""
+
+
+def adjustment(method: Any, adjust: str | None) -> tuple[str, bool]:
+    """The adjustment of comparisons that a caller asks for or gets by default, and whether they are all pairs.
+
+    Raises
+    ------
+    LMMError
+        For an unknown adjustment, or Tukey's for other comparisons than pairs.
+    """
+    if adjust is None:
+        adjust = DEFAULT_ADJUST.get(method, "none") if isinstance(method, str) else "none"
+    name = multiplicity.method_name(adjust)
+    pairs = method in ("pairwise", "revpairwise")
+    if name == "tukey" and not pairs:
+        raise LMMError("adjust='tukey' is for all pairs of means: use 'sidak' or 'mvt'")
+    return name, pairs
+
 
 _NOTES = {
     "tukey": "Tukey's method for comparing {means} means",

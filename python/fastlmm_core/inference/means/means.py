@@ -22,7 +22,7 @@ from ..options import check_options
 from . import multiplicity
 from .conditions import conditions_of
 from .contrasts import CONTRASTS, Method, comparisons
-from .families import DEFAULT_ADJUST, Options, estimated, families_of
+from .families import Options, adjustment, estimated, families_of
 from .grid import ReferenceGrid
 from .letters import compact_letters
 from .response import ResponseScale, response_scale
@@ -222,12 +222,7 @@ class MarginalMeans(Estimates):
         families = families_of(self.labels, self.by)
         levels = {name: self._grid.levels[name] for name in self.factors}
         compared, stacked = comparisons(method, levels, ref, self._grid.coded(self.factors))
-        if adjust is None:
-            adjust = DEFAULT_ADJUST.get(method, "none") if isinstance(method, str) else "none"
-        name = multiplicity.method_name(adjust)
-        pairs = method in ("pairwise", "revpairwise")
-        if name == "tukey" and not pairs:
-            raise LMMError("adjust='tukey' is for all pairs of means: use 'sidak' or 'mvt'")
+        name, pairs = adjustment(method, adjust)
         L = np.vstack([stacked @ self.L[rows] for rows in families])
         labels: Labels = {name: names * len(families) for name, names in compared.items()}
         for variable in self.by:
