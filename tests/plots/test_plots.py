@@ -22,15 +22,6 @@ from fastlmm_core import plots  # noqa: E402
 from fastlmm_core.diagnostics.pooling import pooling  # noqa: E402
 
 
-@pytest.fixture(autouse=True)
-def no_figures_left():
-    plt.close("all")
-    yield
-    for number in plt.get_fignums():
-        plt.figure(number).canvas.draw()  # a plot that cannot be rendered is none
-    plt.close("all")
-
-
 @pytest.fixture(scope="module")
 def sleep():
     return fits.fitted(fits.SLEEPSTUDY, "sleepstudy")

@@ -18,15 +18,6 @@ from fastlmm_core import plots  # noqa: E402
 from fastlmm_core.formula.response_scale import back_transform  # noqa: E402
 
 
-@pytest.fixture(autouse=True)
-def no_figures_left():
-    plt.close("all")
-    yield
-    for number in plt.get_fignums():
-        plt.figure(number).canvas.draw()
-    plt.close("all")
-
-
 @pytest.fixture(scope="module")
 def trial():
     rng = np.random.default_rng(1)

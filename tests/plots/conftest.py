@@ -1,0 +1,18 @@
+"""What all tests of plots share: they leave no figures, and each figure can be rendered."""
+
+from __future__ import annotations
+
+import pytest
+
+
+@pytest.fixture(autouse=True)
+def no_figures_left():
+    matplotlib = pytest.importorskip("matplotlib")
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    plt.close("all")
+    yield
+    for number in plt.get_fignums():
+        plt.figure(number).canvas.draw()  # a plot that cannot be rendered is none
+    plt.close("all")
