@@ -340,6 +340,41 @@ cdef class PatternSums:
             out.append(found.reshape(m, c, m, c))
         return out
 
+    def crossed(self, list jacobians):
+        """[A e]'D[A e] for a few directions D of the tables, pattern by pattern: `products` serves many.
+
+        Parameters
+        ----------
+        jacobians : list of (k, m, m) arrays
+            Symmetric directions, by table.
+
+        Returns
+        -------
+        list of (k, c, c) arrays
+        """
+        cdef Py_ssize_t k, d, a, b, n, N, c = self.c, m
+        cdef double[::1] P = np.empty(self.largest * self.largest)
+        cdef const double[:, :, ::1] J
+        cdef double[:, :, ::1] S
+        cdef double one = 1.0
+        cdef int ci = <int> c, long_
+        cdef const Py_ssize_t* v
+        cdef list views = [np.ascontiguousarray(J_array, dtype=float) for J_array in jacobians]
+        out = [np.zeros((len(J_array), c, c)) for J_array in views]
+        for k in range(self.n_patterns):
+            J, S = views[self.table[k]], out[self.table[k]]
+            with nogil:
+                n, N, v = self.size[k], self.members[k], &self.visits[self.place[k]]
+                long_ = <int> (n * N)
+                for d in range(J.shape[0]):
+                    for a in range(n):
+                        for b in range(n):
+                            P[a * n + b] = J[d, v[a], v[b]]
+                    spread(n, N * c, &P[0], &self.rows[self.first[k]], &self.work[0])
+                    dgemm("N", "T", &ci, &ci, &long_, &one, &self.work[0], &ci, &self.rows[self.first[k]], &ci, &one,
+                          &S[d, 0, 0], &ci)
+        return out
+
     def sandwich(self, list weights):
         """Sum of w_abcd W_bc [A e]_a [A e]_d' over visits and subjects: X'V^-1 dV V^-1 dV' V^-1 X for pairs of directions.
 

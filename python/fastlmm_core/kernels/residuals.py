@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ._clusters import ClusterSums
+from ._spanning import spanning_rows
 from ._visits import PatternSums, ScriptedObjective
 
-__all__ = ["ClusterSums", "PatternSums", "ScriptedObjective"]
+__all__ = ["ClusterSums", "PatternSums", "ScriptedObjective", "spanning_rows"]

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...design.residual import ResidualPart
+from ...kernels.residuals import spanning_rows
 
 __all__ = ["Patterns", "visit_patterns"]
 
@@ -111,27 +112,11 @@ def _fewer(rows: Array, few: int) -> Array:
 
 
 def _spanning(rows: Array, most: int) -> Array | None:
-    """R with R'R = rows'rows to rounding, of up to so many rows; None where more are needed.
-
-    Gram and Schmidt's method with the longest remaining column first: rows = Q R + E, where E'E is what is left out.
-    """
+    """R with R'R = rows'rows to rounding, of up to so many rows; None where more are needed."""
     size = np.linalg.norm(rows, axis=0)
     size[size == 0.0] = 1.0
-    rest = rows / size
-    out: list[Array] = []
-    for _ in range(most):
-        lengths = np.einsum("ij,ij->j", rest, rest)
-        longest = int(lengths.argmax())
-        if lengths[longest] <= NEGLIGIBLE**2:
-            found: Array = np.array(out) * size
-            return found
-        q = rest[:, longest] / np.sqrt(lengths[longest])
-        along = q @ rest
-        rest -= q[:, None] * along
-        again = q @ rest
-        rest -= q[:, None] * again
-        out.append(along + again)
-    return None
+    found = spanning_rows(rows / size, most, NEGLIGIBLE)
+    return None if found is None else found * size
 
 
 def summed_up(rows: Array) -> Array:

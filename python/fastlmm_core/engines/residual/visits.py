@@ -25,6 +25,9 @@ Array = NDArray[np.float64]
 NEARLY = 1e-3
 """Share of a standard deviation that the positions before leave, below which S is taken for nearly singular."""
 
+FEW_DIRECTIONS = 3
+"""Parameters of a table up to which the rows are multiplied by each direction; for more, all pairs of visits are."""
+
 
 class VisitCriterion(StructuredCriterion):
     """The profiled criterion in phi.
@@ -132,6 +135,8 @@ class VisitCriterion(StructuredCriterion):
 
     def _crossed(self) -> Array:
         """[A e]'D[A e] for the directions of phi (k, c, c)."""
+        if max(map(len, self.jacobians)) <= FEW_DIRECTIONS:
+            return np.concatenate(self._now.crossed(self.jacobians))
         found = []
         for J, U, m in zip(self.jacobians, self._now.products(), self.sizes, strict=True):
             flat = U.transpose(0, 2, 1, 3).reshape(m * m, -1)
