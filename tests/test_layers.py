@@ -21,11 +21,11 @@ FLOORS = [
     {"inference"},
     {"batch_result", "prediction"},
     {"diagnostics"},
-    {"report", "archive"},
+    {"report", "archive", "plots"},
     {"result"},
     {"model"},
     {"planning"},
-    {"plots", "datasets"},
+    {"datasets"},
     {"__init__"},
     {"__main__"},
 ]

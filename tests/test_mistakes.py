@@ -78,7 +78,7 @@ MISTAKES = [
     ('r.ngrps', AttributeError, "'ngrps': instead of ", 'result.n_groups'),
     ('r.formula', AttributeError, "'formula': instead of ", 'result.model.spec.formula'),
     ('r.data', AttributeError, "'data': instead of ", 'rows_used'),
-    ('r.plot', AttributeError, "'plot': instead of ", 'flc.plots.residual_panels(result)'),
+    ('r.dotplot', AttributeError, "'dotplot': instead of ", 'flc.plots.residual_panels(result)'),
     ('r.remove_data', AttributeError, "'remove_data': instead of ", 'result.save(path)'),
     ('r.contest', AttributeError, "'contest': instead of ", 'result.test(L)'),
     ('r.ranova', AttributeError, "'ranova': instead of ", 'flc.random_effect_test(result)'),

@@ -1411,6 +1411,22 @@ class LMMResult(Fit):
 
         return paragraph(self, level, ddf, information, self._robust(vcov, cluster))
 
+    def plot(self, x: str | None = None, by: str | None = None) -> Any:
+        """Four plots: data and fit, random effects, residuals against fitted values, quantiles (extra ``plot``).
+
+        Parameters
+        ----------
+        x, by : str, optional
+            Variable and colours of the first plot, chosen from the model by default; see `plots.overview`.
+
+        Returns
+        -------
+        (2, 2) array of Axes
+        """
+        from .plots.overview import overview
+
+        return overview(self, x, by)
+
     def _repr_html_(self) -> str:
         return self.summary()._repr_html_()
 

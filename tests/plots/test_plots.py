@@ -345,8 +345,27 @@ def test_missingness_by_pattern(many):
         assert (seen == pattern.astype(bool)).all(axis=1).sum() == count
     assert "more patterns" in ax.get_ylabel()
     twice = flc.LinearMixedModel(many.model.endog, None, None, many.model.grouping.index % 20)
-    ax = plots.missingness(twice, np.linspace(0.0, 1.0, twice.nobs))
-    assert ax.collections[0].get_array().size == 20 * 60 and "more than once" in legend_texts(ax)
+    ax = plots.missingness(twice, many.model.exog[:, 1])
+    assert ax.collections[0].get_array().size == 20 * 6 and "more than once" in legend_texts(ax)
+
+
+def test_missingness_in_continuous_time(many):
+    """Groups from their first to their last row, those observed longest on top."""
+    index = many.model.grouping.index % 20
+    twenty = flc.LinearMixedModel(many.model.endog, None, None, index)
+    times = np.random.default_rng(1).random(twenty.nobs)
+    ax = plots.missingness(twenty, times)
+    ends = [[segment[0][0], segment[1][0]] for segment in ax.collections[0].get_segments()]
+    labels = [int(text.get_text()) for text in ax.get_yticklabels()]
+    expected = [[times[index == label].min(), times[index == label].max()] for label in labels]
+    np.testing.assert_allclose(ends, expected)
+    assert sorted(labels) == list(range(20)) and np.all(np.diff([last for _, last in expected]) <= 0.0)
+    marks = ax.lines[0].get_xydata()
+    assert len(marks) == twenty.nobs
+    np.testing.assert_array_equal(np.bincount(marks[:, 1].astype(int)), np.bincount(index)[labels])
+    assert plots.missingness(many.model, np.arange(many.nobs)).get_ylabel().endswith("(150 of 700)")
+    table = plots.missingness(twenty, times, data=True)
+    assert all(len(column) == twenty.nobs for column in table.values())
 
 
 # ---- inference -----------------------------------------------------------------------------------------------------

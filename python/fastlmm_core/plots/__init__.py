@@ -5,6 +5,7 @@ of Okabe and Ito (2008), which people with colour-blindness tell apart; line sty
 plots can be printed in grey.  Where there are thousands of groups, a sample or a summary is drawn, and the plot says
 so.
 
+overview          four plots of a fit
 predictions       what a model says: curves and means with bands
 estimates         marginal means with comparison arrows, coefficients of several models
 trajectories      data, population line and lines of the groups
@@ -19,6 +20,7 @@ from __future__ import annotations
 from .covariance import marginal_variance, missingness
 from .estimates import coefficients, emmeans
 from .inference import bootstrap_density, influence_plot, power_curve, profile_zeta
+from .overview import overview
 from .predictions import effects
 from .random_effects import caterpillar, shrinkage
 from .residuals import qq, residual_panels
@@ -33,6 +35,7 @@ __all__ = [
     "influence_plot",
     "marginal_variance",
     "missingness",
+    "overview",
     "power_curve",
     "profile_zeta",
     "qq",

@@ -15,12 +15,12 @@ from ..tables.columns import native_frame
 from ._columns import data_column, held_column
 
 if TYPE_CHECKING:
+    from ..estimation.fit import Fit
     from ..estimation.model import Model
-    from ..result import LMMResult
 
 __all__ = [
-    "BLACK", "BLUE", "GREEN", "GREY", "ORANGE", "SERIES", "SKY", "VERMILLION", "effect_position", "grid",
-    "legend_above", "new_axes", "own_axes", "plain", "pyplot", "sample", "smooth",
+    "BLACK", "BLUE", "GREEN", "GREY", "LEGEND_COLUMNS", "ORANGE", "SERIES", "SKY", "VERMILLION", "effect_position",
+    "grid", "legend_above", "new_axes", "own_axes", "plain", "pyplot", "sample", "smooth",
     "tidy", "variable",
 ]  # fmt: skip
 
@@ -35,6 +35,10 @@ SERIES: tuple[tuple[str, Any, str], ...] = (
     ("#CC79A7", (0, (3, 1)), "P"), (SKY, (0, (1, 1)), "X"), (GREY, (0, (8, 2)), "*"),
 )  # fmt: skip
 """Colour, line and marker of what stands beside each other, to be told apart in grey too."""
+
+
+LEGEND_COLUMNS = 3
+"""Entries of a legend beside each other."""
 
 
 def pyplot() -> Any:
@@ -84,7 +88,12 @@ def plain(ax: Any) -> None:
 
 def legend_above(ax: Any, **options: Any) -> Any:
     """A legend in one line above the axes."""
-    place: dict[str, Any] = {"loc": "lower left", "bbox_to_anchor": (0.0, 1.0), "ncols": 3, "borderaxespad": 0.2}
+    place: dict[str, Any] = {
+        "loc": "lower left",
+        "bbox_to_anchor": (0.0, 1.0),
+        "ncols": LEGEND_COLUMNS,
+        "borderaxespad": 0.2,
+    }
     return ax.legend(**place, frameon=False, fontsize="small", **options)
 
 
@@ -128,7 +137,7 @@ def sample(count: int, most: int, seed: int = 0) -> NDArray[np.intp]:
     return np.sort(np.random.default_rng(seed).choice(count, most, replace=False))
 
 
-def effect_position(result: LMMResult, effect: str | None, term: str | None) -> tuple[int, int]:
+def effect_position(result: Fit, effect: str | None, term: str | None) -> tuple[int, int]:
     """Position of a grouping factor, and of one of its effects among those of all factors."""
     model = result.model
     names = result.effect_names

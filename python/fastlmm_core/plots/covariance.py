@@ -13,12 +13,12 @@ from ..errors import LMMError
 from ..support.arguments import checked
 from ..support.checks import float_array, plain_array
 from ._columns import held_column
-from ._style import BLACK, BLUE, GREY, SKY, VERMILLION, legend_above, own_axes, plain, pyplot, tidy, variable
+from ._style import BLACK, BLUE, GREY, SKY, VERMILLION, legend_above, own_axes, plain, pyplot, sample, tidy, variable
 
 if TYPE_CHECKING:
+    from ..design.grouping import Grouping
+    from ..estimation.fit import Fit
     from ..estimation.model import Model
-    from ..model import LinearMixedModel
-    from ..result import LMMResult
 
 __all__ = ["marginal_variance", "missingness"]
 
@@ -27,10 +27,12 @@ Array = NDArray[np.float64]
 NAMED = 40
 COLUMNS = 60
 PATTERNS = 25
+LINES = 150
+FEW = 12
 
 
 @checked
-def marginal_variance(result: LMMResult, x: ArrayLike | None = None, *, ax: Any = None, data: bool = False) -> Any:
+def marginal_variance(result: Fit, x: ArrayLike | None = None, *, ax: Any = None, data: bool = False) -> Any:
     """Variance of an observation along the variable of the random slope: total, and the residual part.
 
     Parameters
@@ -113,7 +115,7 @@ def _points(model: Model, x: ArrayLike | None) -> tuple[str, NDArray[Any], bool]
     return name, at, False
 
 
-def _mark_least(result: LMMResult, at: Array, ax: Any) -> None:
+def _mark_least(result: Fit, at: Array, ax: Any) -> None:
     """A mark where the variance is smallest, of a straight slope."""
     try:
         least = least_variance_time(result)
@@ -125,9 +127,7 @@ def _mark_least(result: LMMResult, at: Array, ax: Any) -> None:
 
 
 @checked
-def missingness(
-    model: LinearMixedModel, x: Any = None, *, factor: str | None = None, ax: Any = None, data: bool = False
-) -> Any:
+def missingness(model: Model, x: Any = None, *, factor: str | None = None, ax: Any = None, data: bool = False) -> Any:
     """Which groups were observed when: a row per group, or per pattern where there are many groups.
 
     Parameters
@@ -136,7 +136,8 @@ def missingness(
     x : str or (n,) array, optional
         The occasions: a column of the data, X or Z by name, or values or labels for the rows used or of the data; by
         default the variable of the random slope.
-        More than 60 different ones are put into 60 classes of equal width.
+        Where hardly any rows share one, or there are more than 60, they are drawn as times: a line from the first to
+        the last of each group with a mark for each row.
     factor : str, optional
         The grouping factor, where there are several; by default that with most levels.
     ax : matplotlib Axes, optional
@@ -146,7 +147,8 @@ def missingness(
     Returns
     -------
     Axes, or table
-        With up to 40 groups a row for each; with more, the 25 most frequent patterns and how many groups have them.
+        With up to 40 groups a row for each; with more, the 25 most frequent patterns and how many groups have them, or
+        with times the groups, of more than 150 a sample.
 
     Raises
     ------
@@ -159,12 +161,12 @@ def missingness(
     grouping = model.factor(factor).grouping
     m = len(grouping.labels)
     times, place = np.unique(values, return_inverse=True)
-    digits = ".6g"
-    if len(times) > COLUMNS:
-        digits = ".3g"
-        edges = np.linspace(times[0], times[-1], COLUMNS + 1)
-        place = np.clip(np.searchsorted(edges, values, side="right") - 1, 0, COLUMNS - 1)
-        times = 0.5 * (edges[1:] + edges[:-1])
+    own_times = len(times) > FEW and 2 * len(values) < 3 * len(times)
+    if ticks is None and (own_times or len(times) > COLUMNS):
+        if data:
+            columns = {grouping.name: grouping.labels[grouping.index], name: values}
+            return tidy(model.library, [("rows", {**columns, "count": np.ones(len(values), dtype=np.intp)})])
+        return _timelines(grouping, values, name, ax)
     seen = np.zeros((m, len(times)), dtype=np.intp)
     np.add.at(seen, (grouping.index, place), 1)
     if data:
@@ -194,7 +196,7 @@ def missingness(
     mesh.set_antialiased(True)
     ax.set_yticks(np.arange(rows), texts, fontsize=8)
     step = -(-len(times) // 12)
-    texts = [f"{t:{digits}}" for t in times.tolist()] if ticks is None or len(ticks) != len(times) else ticks
+    texts = [f"{t:.6g}" for t in times.tolist()] if ticks is None or len(ticks) != len(times) else ticks
     ax.set_xticks(np.arange(0, len(times), step), texts[::step])
     ax.invert_yaxis()
     ax.set_xlabel(name)
@@ -205,6 +207,34 @@ def missingness(
     shown = [(0, "#FFFFFF", "not observed"), (1, SKY, "observed"), (2, BLUE, "more than once")]
     handles = [patch(facecolor=c, edgecolor="#BBBBBB", label=t) for k, c, t in shown if (drawn == k).any()]
     legend_above(ax, handles=handles)
+    return ax
+
+
+def _timelines(grouping: Grouping, times: Array, name: str, ax: Any) -> Any:
+    """A row per group: a line from its first row to its last, and a mark for each; those observed longest on top."""
+    m = len(grouping.labels)
+    last, first = np.full(m, -np.inf), np.full(m, np.inf)
+    np.maximum.at(last, grouping.index, times)
+    np.minimum.at(first, grouping.index, times)
+    chosen = sample(m, LINES)
+    order = chosen[np.lexsort((chosen, first[chosen], -last[chosen]))]
+    row = np.full(m, -1)
+    row[order] = np.arange(len(order))
+    shown = row[grouping.index] >= 0
+    named = len(order) <= NAMED
+    ax = own_axes(ax, (6.4, float(np.clip(0.22 * len(order) + 1.3, 2.4, 7.0))))
+    ax.hlines(np.arange(len(order)), first[order], last[order], color=SKY, linewidth=1.4 if named else 0.5, zorder=1)
+    ax.plot(times[shown], row[grouping.index[shown]], linestyle="none", marker="o" if named else "|", color=BLUE,
+            markersize=3.5 if named else 2.5, markeredgewidth=1.0 if named else 0.7, zorder=2)  # fmt: skip
+    if named:
+        ax.set_yticks(np.arange(len(order)), [str(a) for a in grouping.labels[order].tolist()], fontsize=8)
+        ax.set_ylabel(grouping.name)
+    else:
+        of = "" if len(order) == m else f" of {m:,}"
+        ax.set_ylabel(f"{grouping.name}, by the last row ({len(order):,}{of})")
+    ax.set_ylim(len(order) - 0.3, -0.7)
+    ax.set_xlabel(name)
+    plain(ax)
     return ax
 
 

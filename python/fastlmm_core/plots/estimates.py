@@ -16,7 +16,7 @@ from ..support.arguments import checked
 from ._style import BLACK, GREY, SERIES, SKY, VERMILLION, legend_above, own_axes, plain, pyplot, tidy
 
 if TYPE_CHECKING:
-    from ..result import LMMResult
+    from ..estimation.fit import Fit
 
 __all__ = ["coefficients", "emmeans"]
 
@@ -157,7 +157,7 @@ def _lengths(estimate: Array, critical: Array) -> tuple[Array, Array, bool]:
 
 @checked
 def coefficients(
-    *results: LMMResult,
+    *results: Fit,
     names: Sequence[str] | None = None,
     intercept: bool = False,
     level: float = 0.95,

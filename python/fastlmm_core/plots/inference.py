@@ -15,7 +15,6 @@ from ..support.distributions import quantile
 from ._style import BLACK, BLUE, GREY, SKY, VERMILLION, grid, legend_above, own_axes, plain, pyplot, tidy
 
 if TYPE_CHECKING:
-    from ..planning.power import PowerCurve
     from ..simulation.bootstrap import BootstrapResult
 
 __all__ = ["bootstrap_density", "influence_plot", "power_curve", "profile_zeta"]
@@ -32,6 +31,29 @@ class ProfileLike(Protocol):
 
     def zeta(self, parameter: str) -> tuple[ArrayLike, ArrayLike]:
         """Values of a parameter and the signed roots of the likelihood ratio there."""
+
+
+class PowerCurveLike(Protocol):
+    """What a power curve has."""
+
+    along: str
+    values: Any
+    results: Any
+
+    @property
+    def power(self) -> Any:
+        """At each value."""
+
+    @property
+    def conf_low(self) -> Any:
+        """Lower limits of each."""
+
+    @property
+    def conf_high(self) -> Any:
+        """Upper limits of each."""
+
+    def target(self, power: float = 0.8) -> float:
+        """The value that reaches a power."""
 
 
 class InfluenceLike(Protocol):
@@ -228,7 +250,7 @@ def bootstrap_density(
 
 
 @checked
-def power_curve(curve: PowerCurve, *, target: float | None = 0.8, ax: Any = None, data: bool = False) -> Any:
+def power_curve(curve: PowerCurveLike, *, target: float | None = 0.8, ax: Any = None, data: bool = False) -> Any:
     """Power along a design or an effect, with the exact intervals of the simulations.
 
     Parameters

@@ -13,6 +13,9 @@ from ..errors import LMMError
 from ..formula.response_scale import back_transform
 from ..formula.specification import Numbers
 from ..inference.means.grid import ReferenceGrid
+from ..inference.means.means import MarginalMeans, emmeans
+from ..inference.options import Vcov
+from ..inference.sandwich import sandwich
 from ..prediction.predict import predicted
 from ..support.arguments import checked
 from ..support.distributions import quantile
@@ -20,7 +23,7 @@ from ._columns import data_column, held_column
 from ._style import GREY, SERIES, grid, legend_above, own_axes, plain, pyplot, sample, tidy
 
 if TYPE_CHECKING:
-    from ..result import LMMResult
+    from ..estimation.fit import Fit
 
 __all__ = ["effects"]
 
@@ -75,7 +78,7 @@ class _Wanted:
 
 @checked
 def effects(
-    result: LMMResult,
+    result: Fit,
     x: str,
     by: str | None = None,
     *,
@@ -158,7 +161,7 @@ def effects(
         raise LMMError("facet= makes a figure of its own: leave ax out")
     wanted = _variables(result, x, by, facet, at)
     everywhere = {**(at or {}), **dict(zip(wanted.names, wanted.values, strict=True))}
-    means = result.emmeans(list(wanted.names), at=everywhere, level=level, **options)
+    means = _means(result, list(wanted.names), everywhere, level, **options)
     limits = {"estimate": means.estimate, "conf_low": means.conf_low, "conf_high": means.conf_high}
     if interval is None:
         limits = {"estimate": means.estimate}
@@ -185,6 +188,13 @@ def effects(
     return _drawn(wanted, curves, behind, (x if not notes else f"{x}\n{_wrapped(notes)}", label), ax)
 
 
+def _means(
+    result: Fit, names: list[str], at: Mapping[str, Any], level: float, vcov: Vcov = "model", cluster: Any = None,
+    **options: Any,
+) -> MarginalMeans:  # fmt: skip
+    return emmeans(result, names, at=at, level=level, robust=sandwich(result, vcov, cluster), **options)
+
+
 def _values(wanted: _Wanted, role: str, behind: Mapping[str, Array]) -> Array:
     """Values of a variable for the points, which have the numeric x of their row and otherwise what is drawn."""
     if role == "x" and wanted.numeric[0]:
@@ -203,7 +213,7 @@ def _wrapped(text: str, width: int = 62) -> str:
     return "\n".join(lines)
 
 
-def _variables(result: LMMResult, x: str, by: str | None, facet: str | None, at: Mapping[str, Any] | None) -> _Wanted:
+def _variables(result: Fit, x: str, by: str | None, facet: str | None, at: Mapping[str, Any] | None) -> _Wanted:
     """The variables that are drawn, and at which values."""
     grid_ = ReferenceGrid(result.model, at)
     assert result.model.spec is not None
@@ -232,7 +242,7 @@ def _variables(result: LMMResult, x: str, by: str | None, facet: str | None, at:
     return _Wanted(tuple(role for role, _ in given), tuple(names), tuple(values), numeric)
 
 
-def _typical(result: LMMResult, name: str, known: Numbers) -> list[float]:
+def _typical(result: Fit, name: str, known: Numbers) -> list[float]:
     """Mean and a standard deviation to both sides of a numeric variable, inside its range; or what values it has."""
     held = held_column(result.model, name)
     if held is None:
@@ -245,7 +255,7 @@ def _typical(result: LMMResult, name: str, known: Numbers) -> list[float]:
 
 
 def _new_observations(
-    result: LMMResult, wanted: _Wanted, at: Mapping[str, Any], means: Any, level: float, options: Mapping[str, Any]
+    result: Fit, wanted: _Wanted, at: Mapping[str, Any], means: Any, level: float, options: Mapping[str, Any]
 ) -> dict[str, Array]:
     """Limits of a new observation of a new group in each cell.
 
@@ -279,7 +289,7 @@ def _new_observations(
     return {"pred_low": means.estimate - half, "pred_high": means.estimate + half}
 
 
-def _behind(result: LMMResult, wanted: _Wanted, at: Mapping[str, Any], points: str, frame: Any) -> dict[str, Any]:
+def _behind(result: Fit, wanted: _Wanted, at: Mapping[str, Any], points: str, frame: Any) -> dict[str, Any]:
     """Observations or partial residuals with their places, empty where the model holds no such data.
 
     "x" has numeric values or positions of levels, "by" and "facet" positions of what is drawn.  Rows at levels that are

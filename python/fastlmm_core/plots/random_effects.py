@@ -31,7 +31,7 @@ from ._style import (
 )
 
 if TYPE_CHECKING:
-    from ..result import LMMResult
+    from ..estimation.fit import Fit
 
 __all__ = ["caterpillar", "shrinkage"]
 
@@ -47,7 +47,7 @@ INTERVALS = 5000
 
 @checked
 def caterpillar(
-    result: LMMResult,
+    result: Fit,
     effect: str | None = None,
     *,
     term: str | None = None,
@@ -150,7 +150,7 @@ def _ellipse(centre: Array, covariance: Array, level: float) -> Array:
 
 @checked
 def shrinkage(
-    result: LMMResult,
+    result: Fit,
     effects: str | Sequence[str] | None = None,
     *,
     term: str | None = None,
@@ -254,7 +254,7 @@ def _clip(ax: Any, own: Array, partial: Array, curve: Array) -> None:
         ax.plot([], [], linestyle="none", label=f"{outside} {noun} outside")
 
 
-def _covariance(result: LMMResult, found: Pooling, term: str | None) -> Array:
+def _covariance(result: Fit, found: Pooling, term: str | None) -> Array:
     """G of the coefficients of a Pooling."""
     model = result.model
     if term is None:

@@ -12,15 +12,16 @@ from ..batch_result import BatchResult
 from ..diagnostics.residuals import residuals
 from ..errors import LMMError
 from ..estimation.many.policy import fit_many
+from ..simulation.draws import simulate
 from ..support.arguments import checked
 from ..support.checks import check_count, check_level
 from ._style import BLACK, BLUE, GREY, SKY, VERMILLION, effect_position, new_axes, own_axes, plain, pyplot, smooth, tidy
 
 if TYPE_CHECKING:
     from ..design.grouping import Grouping
-    from ..result import LMMResult
+    from ..estimation.fit import Fit
 
-__all__ = ["qq", "residual_panels"]
+__all__ = ["against_fitted", "by_group", "qq", "quick_envelope", "residual_panels"]
 
 Array = NDArray[np.float64]
 
@@ -34,7 +35,7 @@ BOXES = 40
 
 
 @checked
-def residual_panels(result: LMMResult, *, factor: str | None = None, data: bool = False) -> Any:
+def residual_panels(result: Fit, *, factor: str | None = None, data: bool = False) -> Any:
     """Four views of the residuals: against fitted values, their size, their quantiles, by group.
 
     Residuals are Pearson residuals (conditional, over sigma).  Curves are local linear fits.  The
@@ -65,16 +66,25 @@ def residual_panels(result: LMMResult, *, factor: str | None = None, data: bool 
         columns = {"fitted": np.asarray(fitted), "residual": residual}
         return tidy(result.model.library, [("rows", {**columns, grouping.name: grouping.labels[grouping.index]})])
     axes = new_axes(2, 2, (4.6, 3.6))
-    _against(axes[0, 0], fitted, residual, "Pearson residual")
-    axes[0, 0].axhline(0.0, color=BLACK, linewidth=0.8, linestyle="--")
+    against_fitted(result, axes[0, 0])
     _against(axes[0, 1], fitted, np.sqrt(np.abs(residual)), "√|Pearson residual|")
     for ax, title in zip(axes.ravel(), ("Residuals and fitted values", "Scale and location", "Quantiles", "Groups"),
                          strict=True):  # fmt: skip
         ax.set_title(title, fontsize="medium", loc="left")
-    most = 20_000 if len(result.model.factors) == 1 else 5_000
-    qq(result, "residuals", envelope=len(residual) <= most, ax=axes[1, 0])
-    _by_group(axes[1, 1], grouping, residual)
+    qq(result, "residuals", envelope=quick_envelope(result), ax=axes[1, 0])
+    by_group(axes[1, 1], grouping, residual)
     return axes
+
+
+def against_fitted(result: Fit, ax: Any) -> None:
+    """Pearson residuals against fitted values, with a smooth curve."""
+    _against(ax, result.fitted_mean, residuals(result, "pearson"), "Pearson residual")
+    ax.axhline(0.0, color=BLACK, linewidth=0.8, linestyle="--")
+
+
+def quick_envelope(result: Fit) -> bool:
+    """Whether the band of the quantiles is simulated in seconds."""
+    return bool(result.nobs <= (20_000 if len(result.model.factors) == 1 else 5_000))
 
 
 def _against(ax: Any, x: Array, y: Array, name: str) -> None:
@@ -89,7 +99,7 @@ def _against(ax: Any, x: Array, y: Array, name: str) -> None:
     plain(ax)
 
 
-def _by_group(ax: Any, grouping: Grouping, residual: Array) -> None:
+def by_group(ax: Any, grouping: Grouping, residual: Array) -> None:
     index, labels = grouping.index, grouping.labels
     order = np.argsort(index, kind="stable")
     starts = np.flatnonzero(np.diff(index[order], prepend=-1))
@@ -125,7 +135,7 @@ def _by_group(ax: Any, grouping: Grouping, residual: Array) -> None:
 
 @checked
 def qq(
-    result: LMMResult,
+    result: Fit,
     what: Literal["residuals", "blups"] = "residuals",
     *,
     effect: str | None = None,
@@ -189,6 +199,7 @@ def qq(
     # Blom's approximation of the expected order statistics
     theory = ndtri((np.arange(1, n + 1) - 0.375) / (n + 0.25))
     ranks = _ranks(n)
+    spread = float(np.sqrt(np.mean(values**2)))
     theory, values = theory[ranks], values[ranks]
     band: dict[str, Array] = {}
     if envelope:
@@ -210,7 +221,6 @@ def qq(
         ax.plot(theory, band["expected"], color=VERMILLION, linewidth=1.3, linestyle="--", zorder=4,
                 label="their median")  # fmt: skip
     else:
-        spread = float(np.sqrt(np.mean(values**2)))
         ends = theory[[0, -1]]
         ax.plot(ends, spread * ends, color=VERMILLION, linewidth=1.3, linestyle="--", zorder=4,
                 label=f"normal, SD {spread:.3g}")  # fmt: skip
@@ -232,21 +242,19 @@ def _ranks(n: int) -> NDArray[np.intp]:
     return np.unique(np.concatenate([np.arange(edge), middle.astype(np.intp), np.arange(n - edge, n)]))
 
 
-def _ordered(
-    result: LMMResult, what: str, at: int, inside: int, n_sim: int, seed: int, ranks: NDArray[np.intp]
-) -> Array:
+def _ordered(result: Fit, what: str, at: int, inside: int, n_sim: int, seed: int, ranks: NDArray[np.intp]) -> Array:
     """Order statistics of simulated fits (n_sim, ranks), a piece of the simulations at a time."""
     size = max(1, HELD // result.nobs)
     parts = []
     for begin in range(0, n_sim, size):
         key = seed if begin == 0 else np.random.default_rng([seed, begin])
-        values = _refitted(result, what, at, inside, result.simulate(min(size, n_sim - begin), key))
+        values = _refitted(result, what, at, inside, simulate(result, min(size, n_sim - begin), key))
         values.sort(axis=1)
         parts.append(values[:, ranks])
     return np.concatenate(parts)
 
 
-def _refitted(result: LMMResult, what: str, at: int, inside: int, responses: Array) -> Array:
+def _refitted(result: Fit, what: str, at: int, inside: int, responses: Array) -> Array:
     """What is plotted, for each response fitted by the same model (n_responses, count)."""
     model = result.model
     weight = np.ones(model.nobs) if model.weights is None else np.sqrt(model.weights)

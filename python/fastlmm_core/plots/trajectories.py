@@ -28,8 +28,8 @@ from ._style import (
 
 if TYPE_CHECKING:
     from ..design.grouping import Grouping
+    from ..estimation.fit import Fit
     from ..estimation.model import Model
-    from ..result import LMMResult
 
 __all__ = ["trajectories"]
 
@@ -46,7 +46,7 @@ CLASSES = 60
 
 @checked
 def trajectories(
-    result: LMMResult,
+    result: Fit,
     x: Any = None,
     layout: Literal["spaghetti", "panels"] = "spaghetti",
     subjects: Any = None,
@@ -159,7 +159,7 @@ def _split(model: Model, column: Any, argument: str, most: int) -> _Split:
 
 
 def _table(
-    result: LMMResult, grouping: Grouping, axis: tuple[Array, str, list[str] | None], splits: tuple[_Split, _Split],
+    result: Fit, grouping: Grouping, axis: tuple[Array, str, list[str] | None], splits: tuple[_Split, _Split],
     rows: NDArray[np.intp],
 ) -> Any:  # fmt: skip
     """The rows that would be drawn."""
@@ -196,7 +196,7 @@ def _chosen(grouping: Grouping, subjects: Any, most: int) -> NDArray[np.intp]:
     return found
 
 
-def _population(result: LMMResult, x: Array, rows: NDArray[np.intp]) -> tuple[Array, Array, bool]:
+def _population(result: Fit, x: Array, rows: NDArray[np.intp]) -> tuple[Array, Array, bool]:
     """Points of the population line of some rows, and whether other covariates have been averaged."""
     x, mean = x[rows], np.asarray(result.population_mean)[rows]
     order = np.argsort(x, kind="stable")
@@ -220,7 +220,7 @@ def _even(x: Array, y: Array) -> bool:
 
 
 def _spaghetti(
-    result: LMMResult, grouping: Grouping, x: Array, name: str, parts: list[NDArray[np.intp]], ax: Any, color: _Split,
+    result: Fit, grouping: Grouping, x: Array, name: str, parts: list[NDArray[np.intp]], ax: Any, color: _Split,
     inside: NDArray[np.bool_],
 ) -> None:  # fmt: skip
     """Data, lines of the groups and population lines of the rows `inside` one plot."""
@@ -290,7 +290,7 @@ def _legend(axes: list[Any], facets: bool, color: _Split) -> None:
         handle.set_alpha(1.0)
 
 
-def _panels(result: LMMResult, grouping: Grouping, x: Array, name: str, parts: list[NDArray[np.intp]]) -> list[Any]:
+def _panels(result: Fit, grouping: Grouping, x: Array, name: str, parts: list[NDArray[np.intp]]) -> list[Any]:
     model, fitted, mean = result.model, result.fitted_mean, result.population_mean
     size = (1.9, 1.8) if len(parts) > 6 else (2.3, 2.3)
     axes = grid(len(parts), size, most=6, sharex=True, sharey=True)

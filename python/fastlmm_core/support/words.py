@@ -124,8 +124,8 @@ LME4 = (
     ),
     Word(
         "`plot(m)`, `lattice::dotplot(ranef(m))`",
-        "`flc.plots.residual_panels(result)`, `flc.plots.caterpillar(result)`",
-        names=("plot",),
+        "`result.plot()`, `flc.plots.residual_panels(result)`, `flc.plots.caterpillar(result)`",
+        names=("dotplot",),
     ),
     Word("`saveRDS(m, file)`, `readRDS(file)`", "`result.save(path)`, `flc.load(path)`"),
     Word(
