@@ -174,11 +174,11 @@ class OneFactorProblem(NamedTuple):
         inner = columns.T @ kernels.unpack(within, self.rank + 1) @ columns
         return kernels.ClusterCriterion(packed, inner[np.tril_indices(k)], self.n, q, k, rows, places, self.uniform)
 
-    def pilot(self, n_groups: int = PILOT_GROUPS) -> kernels.ClusterCriterion | None:
-        """The criterion of about `n_groups` groups spread over the data, None where there are not many more."""
+    def pilot(self, n_groups: int = PILOT_GROUPS, worth: int = 4) -> kernels.ClusterCriterion | None:
+        """The criterion of about `n_groups` groups spread over the data, None below `worth` times as many."""
         blocks = len(self.packed) - 1
         step = blocks * self.packed.shape[2] // n_groups
-        if step < 4 or not self.uniform:
+        if step < worth or not self.uniform:
             return None
         chosen = np.ascontiguousarray(self.packed[:blocks:step])
         share = len(chosen) * self.packed.shape[2] / self.m
@@ -192,7 +192,8 @@ class OneFactorProblem(NamedTuple):
         structure, q = self.structure, self.structure.q
         if kernels.balanced(self.packed, self.within, q, self.rank + 1, structure.free):
             return Elsewhere("nothing")
-        scout = self.pilot(SCOUT_GROUPS)
+        # a screen is evaluated so often that half of the groups save as much as they cost to choose
+        scout = self.pilot(SCOUT_GROUPS, 2)
         if not structure.one_full:
             relaxed = None if q < SPARSE else partial(self._relaxed_criterion, scout is None)
             return Elsewhere("search", ORDINARY, scout, relaxed=relaxed)
@@ -206,7 +207,7 @@ class OneFactorProblem(NamedTuple):
     def _relaxed_criterion(self, of_all: bool) -> Relaxed:
         """The criterion where all effects are correlated, of all groups or as many as a scout has."""
         whole = self._replace(structure=one_block(self.structure.q, "full"))
-        return Relaxed((None if of_all else whole.pilot(SCOUT_GROUPS)) or whole.criterion(), whole.structure)
+        return Relaxed((None if of_all else whole.pilot(SCOUT_GROUPS, 2)) or whole.criterion(), whole.structure)
 
     @property
     def levels(self) -> Array:
