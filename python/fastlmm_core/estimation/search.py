@@ -45,6 +45,12 @@ DESCENTS = (3, 3, 6, 28)
 LOWEST_POINTS = (0, 0, 3, 8)
 """Lowest points from which a search starts whether they mark a valley or not, by effort."""
 
+SPREAD = (0, 0, 4, 12)
+"""Points from which a search starts, spread evenly over the order of values, by effort.
+
+Basins that are narrow in every direction have their points anywhere in that order, and no valley of the screen.
+"""
+
 NARROWED = 3
 """Lowest minima inside the boundary from which, with the least standard deviation nearly zero, a search starts too."""
 
@@ -119,14 +125,10 @@ def search(
         known[1] if joined else None, known[0], PATH,
     )  # fmt: skip
     criterion.n_evaluations = evaluations
-    starts = valleys.tolist()
-    if LOWEST_POINTS[effort]:
-        lowest = np.argsort(values, kind="stable")[: LOWEST_POINTS[effort]].tolist()
-        starts += [i for i in lowest if i not in starts]
     minima = [known]
-    left = DESCENTS[effort]
-    for i in starts:
-        if not left or not np.isfinite(values[i]):
+    left = DESCENTS[effort] + SPREAD[effort]
+    for i in _starts(values, valleys, effort):
+        if not left:
             break
         if joined and any(_leads_to(objective, float(values[i]), thetas[i], minimum) for minimum in minima[1:]):
             continue
@@ -144,6 +146,18 @@ def search(
             for theta in _narrowed(structure, unit, minimum[1]):
                 _add(minima, structure, unit, descend(objective, structure, theta))
     return Found(sorted(minima[1:], key=lambda minimum: minimum[0]), len(thetas))
+
+
+def _starts(values: Array, valleys: Index, effort: int) -> list[int]:
+    """Points to descend from: valleys, then the lowest points, then points spread over the order of values."""
+    order = [i for i in np.argsort(values, kind="stable").tolist() if np.isfinite(values[i])]
+    starts: list[int] = valleys.tolist()
+    starts += [i for i in order[: LOWEST_POINTS[effort]] if i not in starts]
+    if not SPREAD[effort]:
+        return starts
+    starts = starts[: DESCENTS[effort]]
+    others = [i for i in order if i not in starts]
+    return starts + others[:: max(1, len(others) // SPREAD[effort])][: SPREAD[effort]]
 
 
 def descend(
