@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Callable
 from functools import partial
 from math import inf, isfinite, sqrt
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,9 +17,6 @@ from ..engines.starts import shrunk_start
 from ..errors import LMMError
 from ..kernels import minimize_newton, orthogonal_columns, smallest_parts
 from .search import Found, descend, search
-
-if TYPE_CHECKING:
-    from ..kernels import Objective
 
 __all__ = [
     "CERTIFIED",
@@ -171,7 +168,7 @@ class Ended(NamedTuple):
 def _newton(criterion: Engine, start: Array, maxiter: int = 200, tolerance: float = 1e-8) -> Ended:
     """The compiled trust-region Newton; it stops at a decrement of `tolerance`."""
     theta, gradient, hessian, value, decrement, lowest, _, trace, finished = minimize_newton(
-        cast("Objective", criterion), start, tolerance=tolerance, max_iterations=maxiter
+        criterion, start, tolerance=tolerance, max_iterations=maxiter
     )
     message = "" if finished else "Maximum number of iterations reached"
     return Ended(theta, value, gradient, hessian, decrement, lowest, finished, message, tuple(trace))
@@ -515,7 +512,7 @@ def _elsewhere(
         limit = best.value + REPORTED if best.converged else inf
     else:
         scout.reml = criterion.reml
-        known = descend(cast("Objective", scout), structure, best.theta) or (inf, best.theta)
+        known = descend(scout, structure, best.theta) or (inf, best.theta)
         found = search(scout, structure, unit, known, elsewhere.effort, relaxed)
         limit = known[0] + PILOT_UNITS if best.converged else inf
     return found, [theta for value, theta in found.minima if value <= limit]

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from functools import lru_cache
 from itertools import product
-from typing import TYPE_CHECKING, NamedTuple, cast
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,7 +21,6 @@ from ..kernels import falls, minimize_newton, screen
 if TYPE_CHECKING:
     from ..covariance.parameters import Block, CovarianceStructure
     from ..engines.protocol import Engine, Relaxed
-    from ..kernels import Objective
 
 __all__ = [
     "DESCENTS", "LOWEST_POINTS", "VANISHING", "Found", "Points", "descend", "screen_of", "search", "spread_points",
@@ -115,13 +114,12 @@ def search(
     -------
     Found
     """
-    objective = cast("Objective", criterion)
     evaluations = criterion.n_evaluations
     points = screen_of(criterion, structure, effort)
     # minima that lie close together may all be reached by straight paths
     joined = effort <= ORDINARY
     thetas, values, valleys = screen(
-        objective, points.thetas, unit[structure.positions[0]], points.neighbours,
+        criterion, points.thetas, unit[structure.positions[0]], points.neighbours,
         known[1] if joined else None, known[0], PATH,
     )  # fmt: skip
     criterion.n_evaluations = evaluations
@@ -130,21 +128,21 @@ def search(
     for i in _starts(values, valleys, effort):
         if not left:
             break
-        if joined and any(_leads_to(objective, float(values[i]), thetas[i], minimum) for minimum in minima[1:]):
+        if joined and any(_leads_to(criterion, float(values[i]), thetas[i], minimum) for minimum in minima[1:]):
             continue
         left -= 1
         # the only way into a valley must not lead out of it again by a long step
         radius = FIRST_STEP * float(np.linalg.norm(thetas[i])) if joined else 1.0
-        _add(minima, structure, unit, descend(objective, structure, thetas[i], radius))
+        _add(minima, structure, unit, descend(criterion, structure, thetas[i], radius))
     if relaxed is not None:
         relaxed.engine.reml = criterion.reml
         theta = _relaxed_minimum(relaxed, structure, unit, known[1])
         if theta is not None:
-            _add(minima, structure, unit, descend(objective, structure, theta))
+            _add(minima, structure, unit, descend(criterion, structure, theta))
     if effort > ORDINARY:
         for minimum in sorted(minima, key=lambda minimum: minimum[0])[:NARROWED]:
             for theta in _narrowed(structure, unit, minimum[1]):
-                _add(minima, structure, unit, descend(objective, structure, theta))
+                _add(minima, structure, unit, descend(criterion, structure, theta))
     return Found(sorted(minima[1:], key=lambda minimum: minimum[0]), len(thetas))
 
 
@@ -161,11 +159,11 @@ def _starts(values: Array, valleys: Index, effort: int) -> list[int]:
 
 
 def descend(
-    objective: Objective, structure: CovarianceStructure, theta: Array, radius: float = 1.0
+    criterion: Engine, structure: CovarianceStructure, theta: Array, radius: float = 1.0
 ) -> tuple[float, Array] | None:
     """Value and canonical theta where a Newton search from theta ends, None where the criterion is not defined."""
     try:
-        x, _, _, value, *_ = minimize_newton(objective, theta, TOLERANCE, ITERATIONS, radius)
+        x, _, _, value, *_ = minimize_newton(criterion, theta, TOLERANCE, ITERATIONS, radius)
     except FloatingPointError:
         return None
     return (value, structure.theta(structure.canonical(structure.factor(x)))) if np.isfinite(value) else None
@@ -176,7 +174,7 @@ def _relaxed_minimum(relaxed: Relaxed, structure: CovarianceStructure, unit: Arr
     factor, whole = structure.factor(known), relaxed.structure
     # away from the boundary, where the gradient vanishes
     start: Array = np.linalg.cholesky(factor @ factor.T + np.diag(unit**2)).astype(np.float64, copy=False)
-    found = descend(cast("Objective", relaxed.engine), whole, whole.theta(start))
+    found = descend(relaxed.engine, whole, whole.theta(start))
     if found is None:
         return None
     factor = whole.factor(found[1])
@@ -210,11 +208,11 @@ def _narrowed(structure: CovarianceStructure, unit: Array, theta: Array) -> list
     return out
 
 
-def _leads_to(objective: Objective, value: float, theta: Array, minimum: tuple[float, Array]) -> bool:
+def _leads_to(criterion: Engine, value: float, theta: Array, minimum: tuple[float, Array]) -> bool:
     """Whether the criterion falls all the way from a point to a minimum."""
-    evaluations = cast("Engine", objective).n_evaluations
-    found = falls(objective, theta, value, minimum[1], minimum[0], PATH)
-    cast("Engine", objective).n_evaluations = evaluations
+    evaluations = criterion.n_evaluations
+    found = falls(criterion, theta, value, minimum[1], minimum[0], PATH)
+    criterion.n_evaluations = evaluations
     return found
 
 

@@ -1,10 +1,10 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from ._newton import Objective
+from ._newton import Evaluated
 
 def falls(
-    f: Objective,
+    f: Evaluated,
     theta: NDArray[np.float64],
     value: float,
     minimum: NDArray[np.float64],
@@ -12,7 +12,7 @@ def falls(
     shares: NDArray[np.float64],
 ) -> bool: ...
 def screen(
-    f: Objective,
+    f: Evaluated,
     points: NDArray[np.float64],
     unit: NDArray[np.float64],
     neighbours: NDArray[np.intp],

@@ -323,11 +323,11 @@ def condition(
             )
             rows = rows._replace(X=np.ascontiguousarray(X[:, kept]))
             turn = turn * sqrt(n)
-            start = np.zeros(len(kept))
+            start: Array = np.zeros(len(kept))
             if x_constant >= 0:
                 # sums of squares about the mean of y, in the coordinates of the turned columns
                 start[x_constant] = kernels.sample_mean(y, SAMPLE)
-                start = np.linalg.solve(turn, start)
+                start = np.asarray(np.linalg.solve(turn, start))
             columns = columns._replace(x_scale=x_scale, x_constant=x_constant, x_transform=turn, beta0=start)
         if poor_z:
             columns = columns._replace(z_transform=z_preconditioner(Z, columns.z_scale, weights, structure))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
 from typing import TYPE_CHECKING, Any
@@ -17,9 +17,12 @@ from ...support.display import Cells, Shown
 from ...tables.columns import native_frame
 from .. import wald as inference
 from ..anova import estimable_part, f_statistic
+from .families import families_of
 
 if TYPE_CHECKING:
-    from .means import MarginalMeans
+    from ...estimation.fit import Fit
+    from .families import Options
+    from .grid import ReferenceGrid
 
 __all__ = ["JointTests", "joint_tests"]
 
@@ -77,12 +80,22 @@ class JointTests(Shown):
         yield from self.notes
 
 
-def joint_tests(means: MarginalMeans) -> JointTests:
+def joint_tests(
+    result: Fit, grid: ReferenceGrid, factors: Sequence[str], by: Sequence[str], means: tuple[Labels, Array],
+    options: Options,
+) -> JointTests:  # fmt: skip
     """Test that all comparisons of the levels of each factor, and of their interactions, are zero.
 
     Parameters
     ----------
-    means : MarginalMeans
+    result : Fit
+    grid : ReferenceGrid
+    factors, by : sequences of str
+        Factors of the means, and those that tell families apart.
+    means : tuple
+        Columns of their labels, and the linear functions of the coefficients (n, p) that they are.
+    options : Options
+        Kind of degrees of freedom and of covariance.
 
     Returns
     -------
@@ -93,40 +106,40 @@ def joint_tests(means: MarginalMeans) -> JointTests:
     LMMError
         Where there is only one mean.
     """
-    result, grid = means._result, means._grid
-    if not any(len(grid.levels[name]) > 1 for name in means.factors):
+    labels_of, functions = means
+    if not any(len(grid.levels[name]) > 1 for name in factors):
         raise LMMError("joint_test needs at least two means to compare; name a factor with several levels in `factors`")
     variables = [term.variables for term in fixed_terms(result.model.design)]
-    families = means.families()
+    families = families_of(labels_of, by)
     terms = [
         term
-        for size in range(1, len(means.factors) + 1)
-        for term in combinations(means.factors, size)
+        for size in range(1, len(factors) + 1)
+        for term in combinations(factors, size)
         if any(set(term) <= used for used in variables)
     ]
-    labels: Labels = {"term": [], **{name: [] for name in means.by}}
+    labels: Labels = {"term": [], **{name: [] for name in by}}
     rows: list[tuple[int, float, float, float]] = []
     lost = False
     for rows_of in families:
         for term in terms:
             weights = np.ones((1, 1))
-            for name in reversed(means.factors):  # the first factor varies fastest
+            for name in reversed(factors):  # the first factor varies fastest
                 k = len(grid.levels[name])
                 part = np.diff(np.eye(k), axis=0) if name in term else np.full((1, k), 1.0 / k)
                 weights = np.kron(weights, part)
             if not len(weights):  # a factor at one level
                 continue
-            L = weights @ means.L[rows_of]
+            L = weights @ functions[rows_of]
             wanted = np.linalg.matrix_rank(L)
             L = estimable_part(result, L)
             lost |= len(L) < wanted
             labels["term"].append(":".join(term))
-            for name in means.by:
-                labels[name].append(means.labels[name][rows_of[0]])
+            for name in by:
+                labels[name].append(labels_of[name][rows_of[0]])
             if not len(L):
                 rows.append((0, np.nan, np.nan, np.nan))
                 continue
-            test = inference.wald(result, L, None, *means._options)
+            test = inference.wald(result, L, None, *options)
             rows.append((test.df_num, test.df_denom, f_statistic(test), test.pvalue))
     df_num, df_denom, statistic, pvalues = (np.array(column) for column in zip(*rows, strict=True))
     notes = ("Some comparisons are not estimable, because combinations of levels have no data.",) if lost else ()

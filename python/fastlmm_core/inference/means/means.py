@@ -271,7 +271,7 @@ class MarginalMeans(Estimates):
         """
         from .joint_tests import joint_tests
 
-        return joint_tests(self)
+        return joint_tests(self._result, self._grid, self.factors, self.by, (self.labels, self.L), self._options)
 
     def families(self) -> list[NDArray[np.intp]]:
         """Rows of each combination of the levels of `by`."""
