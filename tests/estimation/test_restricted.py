@@ -7,10 +7,12 @@ import pickle
 import numpy as np
 import pandas as pd
 import pytest
+from scipy import stats
 
 import fastlmm_core as flc
 import fits
 from fastlmm_core import LMMError
+from fastlmm_core.simulation.bootstrap import _resamples
 from structures_cases import difference
 
 TOLERANCES = {
@@ -284,28 +286,108 @@ def test_pickle_and_simulate():
     assert again.converged
 
 
+FORMULAS = {
+    "ar1": "y ~ x + ar1(0 + visit | id)",
+    "cs": "y ~ x + cs(0 + visit | id)",
+    "fa0": "y ~ x + fa0(0 + visit | id)",
+    "sites": "y ~ x + ar1(0 + visit | id, hom=False) + (1 | site)",
+}
+
+
+@pytest.mark.parametrize("formula", FORMULAS.values(), ids=FORMULAS)
+def test_many_responses_are_fitted_as_one(formula):
+    model = flc.lmm(formula, study(1))
+    Y = model.fit().simulate(3, seed=1)
+    batch = model.fit_many(Y)
+    tests = batch.test("x = 0", ddf="kenward-roger")
+    for i, y in enumerate(Y):
+        one = model.refit(y)
+        assert batch.criterion[i] == pytest.approx(one.criterion, rel=1e-10)
+        assert batch.aic[i] == pytest.approx(one.aic, rel=1e-10)
+        assert batch.converged[i] == one.converged
+        np.testing.assert_allclose(batch.params[i], one.params, rtol=1e-6)
+        np.testing.assert_allclose(batch.covariance[i], one.covariance, rtol=1e-6, atol=1e-6)
+        np.testing.assert_allclose(batch.bse[i], one.bse, rtol=1e-6)
+        assert batch.pvalues[i][1] == pytest.approx(one.pvalues["x"], rel=1e-5)
+        assert tests.pvalues[i] == pytest.approx(one.test("x = 0", ddf="kenward-roger").pvalue, rel=1e-5)
+        for found, known in zip(batch.cov_params()[i], one.cov_params().to_numpy(), strict=True):
+            np.testing.assert_allclose(found, known, rtol=1e-6)
+
+
+def test_influence_is_that_of_refits():
+    data = study(1, m=12)
+    fit = flc.lmm("y ~ x + ar1(0 + visit | id)", data).fit()
+    found = fit.influence()
+    for i, label in enumerate(found.labels):
+        rest = data[data.id != label].reset_index(drop=True)
+        without = flc.lmm("y ~ x + ar1(0 + visit | id)", rest).fit()
+        np.testing.assert_allclose(found.params[i], without.params, rtol=1e-6)
+        assert found.criterion[i] == pytest.approx(without.criterion, abs=1e-8)
+
+
+def test_bootstraps():
+    data = study(1, m=15)
+    fit = flc.lmm("y ~ x + ar1(0 + visit | id)", data).fit()
+    drawn = fit.bootstrap(4, seed=3)
+    for i, y in enumerate(fit.simulate(4, seed=3)):
+        again = fit.model.refit(y)
+        np.testing.assert_allclose(drawn.replicates[i, :2], again.params, rtol=1e-6)
+        assert drawn.replicates[i, -1] == pytest.approx(again.sigma, rel=1e-6)
+    cases = fit.bootstrap(3, "cases", seed=3)
+    for i, counts in enumerate(_resamples(15, 3, 3, 0)):
+        parts = [data[data.id == g].assign(id=f"{g}.{c}") for g in range(15) for c in range(counts[g])]
+        copied = flc.lmm("y ~ x + ar1(0 + visit | id)", pd.concat(parts, ignore_index=True)).fit()
+        np.testing.assert_allclose(cases.replicates[i, :2], copied.params, rtol=1e-6)
+        np.testing.assert_allclose(cases.replicates[i, -1], copied.sigma, rtol=1e-6)
+    assert fit.bootstrap(4, "residual", seed=1).converged.all()
+    assert fit.bootstrap(4, "conditional", seed=1).converged.all()
+
+
+def test_profiles_need_free_covariances():
+    fit = flc.lmm("y ~ x + ar1(0 + visit | id)", study(1)).fit()
+    for ask in (lambda: fit.conf_int(method="profile"), lambda: fit.profile("sigma")):
+        with pytest.raises(LMMError, match=r"free parameters, and those of id \(ar1\) are restricted"):
+            ask()
+
+
 @pytest.mark.parametrize(
-    "ask",
+    ("small", "large", "df"),
     [
-        lambda fit: fit.conf_int(method="profile"),
-        lambda fit: fit.profile("sigma"),
-        lambda fit: fit.random_effect_test(),
-        lambda fit: fit.influence(),
-        lambda fit: fit.bootstrap(3, seed=1),
-        lambda fit: fit.model.fit_many(fit.simulate(2, seed=1)),
+        ("ar1(0 + visit | id)", "ar1(0 + visit | id, hom=False)", 3),
+        ("ar1(0 + visit | id, hom=False)", "us(0 + visit | id)", 5),
+        ("cs(0 + visit | id, hom=True)", "toep(0 + visit | id)", 2),
+        ("diag(0 + visit | id)", "us(0 + visit | id)", 6),
     ],
 )
-def test_what_needs_free_covariances(ask):
-    fit = flc.lmm("y ~ x + ar1(0 + visit | id)", study(1)).fit()
-    with pytest.raises(LMMError, match=r"free parameters, and those of id \(ar1\) are restricted"):
-        ask(fit)
+def test_structures_are_compared_by_chi_square_where_one_is_part_of_the_other(small, large, df):
+    data = study(1)
+    one, other = (flc.lmm(f"y ~ x + {term}", data).fit() for term in (small, large))
+    table = flc.compare(one, other)
+    row = table.rows[1]
+    assert row.df == df == other.n_parameters - one.n_parameters
+    assert row.statistic == pytest.approx(one.criterion - other.criterion, abs=1e-7)
+    assert row.pvalue == pytest.approx(stats.chi2.sf(row.statistic, df), rel=1e-6)
 
 
-def test_comparisons_have_no_test():
+def test_structures_of_which_neither_is_part_of_the_other():
     data = study(1)
     ar1 = flc.lmm("y ~ x + ar1(0 + visit | id)", data).fit()
-    het = flc.lmm("y ~ x + ar1(0 + visit | id, hom=False)", data).fit()
-    assert "restricted" in str(flc.compare(ar1, het))
+    csh = flc.lmm("y ~ x + cs(0 + visit | id)", data).fit()
+    assert "nothing tells whether ar1 is part of csh" in flc.compare(ar1, csh).rows[1].null
+
+
+def test_a_structure_against_none_is_for_the_bootstrap():
+    data = study(1, m=20)
+    none = flc.lmm("y ~ x + (1 | site)", data).fit()
+    ar1 = flc.lmm("y ~ x + (1 | site) + ar1(0 + visit | id)", data).fit()
+    assert "not determined where the variances are zero" in str(flc.compare(none, ar1))
+    assert flc.compare(none, ar1, null="bootstrap", n_sim=20, seed=1).rows[1].pvalue < 0.1
+    tests = ar1.random_effect_test()
+    assert [row.df for row in tests.rows[1:]] == [2, 1]
+    assert np.isfinite(tests.rows[2].pvalue) and "No test" in tests.rows[1].null
+    equal = flc.lmm("y ~ x + (1 | site) + diag(0 + visit | id, hom=True)", data).fit()
+    row = flc.compare(none, equal).rows[1]
+    assert row.pvalue == pytest.approx(0.5 * stats.chi2.sf(row.statistic, 1), rel=1e-6)
 
 
 # ---- beside structured residuals -----------------------------------------------------------------

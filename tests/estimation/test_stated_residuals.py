@@ -163,8 +163,12 @@ def test_power_of_a_trial_with_repeated_measures():
     null = flc.lmm("y ~ v + arm + a1 + a2", rows | less | {"y": y}, residual="us(visit | id)").fit(reml=False)
     np.testing.assert_allclose(ratio.pvalues[4], special.chdtrc(1, null.criterion - full.criterion), rtol=1e-4)
     assert 0.0 < ratio.power < 1.0
-    with pytest.raises(flc.LMMError, match=r"power_curve\(\) along='subjects'"):
-        flc.power_curve(trial, "arm", values=[10], n_sim=2)
+    # twice the subjects, half the variance; an exact power again
+    curve = flc.power_curve(trial, "v[T.3]:arm", values=[m // 2 * 2, 20], n_sim=200, seed=1, ddf="kenward-roger")
+    for count, power in zip(curve.values, curve.power, strict=True):
+        bound, shift = special.stdtrit(count - 2, 0.975), 2.5 / np.sqrt(variance * m / count)
+        exact = 1.0 - special.nctdtr(count - 2, shift, bound) + special.nctdtr(count - 2, shift, -bound)
+        assert abs(power - exact) < 4.5 * np.sqrt(exact * (1.0 - exact) / 200)
     effects = flc.power_curve(trial, "v[T.3]:arm", "effect", [0.0, 6.0], n_sim=20, seed=1)
     assert effects.power[0] < 0.5 < effects.power[1]
 

@@ -153,7 +153,7 @@ def test_simulated_responses_have_the_covariance_of_the_model(fev):
 
 def test_what_takes_independent_residuals_says_so(fev):
     fit = flc.lmm("FEV1 ~ ARMCD", fev, residual="us(AVISIT | USUBJID)").fit()
-    for call in (fit.profile, fit.pooling, fit.design_effect):
+    for call in (fit.profile,):
         with pytest.raises(flc.LMMError, match="takes residuals that are independent"):
             call()
     with pytest.raises(flc.LMMError, match="no random effects"):
@@ -197,8 +197,6 @@ def test_bootstrap_and_power(fev):
     known = np.append(np.sqrt(np.diag(fit.cov)), fit.residual_parameters()["std_error"])
     # 60 draws tell a standard deviation to a tenth
     np.testing.assert_allclose(spread, known, rtol=0.4)
-    with pytest.raises(flc.LMMError, match="takes residuals that are independent"):
-        fit.bootstrap(10, kind="cases")
     power = flc.power(fit, "ARMCD[T.TRT]", n_sim=20, seed=1)
     assert power.n_converged == 20 and power.power > 0.8
 
@@ -257,5 +255,12 @@ def test_structures_are_compared_by_chi_square_where_one_is_part_of_the_other(fe
     independent = flc.lmm("FEV1 ~ ARMCD * AVISIT + (1 | USUBJID)", fev).fit()
     assert np.isnan(flc.compare(independent, us).rows[1].pvalue)
     both = flc.lmm("FEV1 ~ ARMCD * AVISIT + (1 | USUBJID)", fev, residual="ar1h(AVISIT | USUBJID)").fit()
-    assert "bootstrap" in flc.compare(ar1h, both).rows[1].null
+    # one variance more: half the statistics are zero (Self and Liang 1987)
+    row = flc.compare(ar1h, both).rows[1]
+    assert row.df == 1 and row.pvalue == pytest.approx(0.5 * float(chi2_tail(row.statistic, 1)), rel=1e-9)
+    test = both.random_effect_test().rows[1]
+    assert test.pvalue == pytest.approx(row.pvalue, rel=1e-5) and test.df == 1
+    slopes = flc.lmm("FEV1 ~ ARMCD * AVISIT + (VISITN | USUBJID)", fev, residual="ar1(AVISIT | USUBJID)").fit()
+    ar1 = flc.lmm("FEV1 ~ ARMCD * AVISIT", fev, residual="ar1(AVISIT | USUBJID)").fit()
+    assert "bootstrap" in flc.compare(ar1, slopes).rows[1].null
     assert flc.compare(independent, both).rows[1].df == 4

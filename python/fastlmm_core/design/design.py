@@ -256,9 +256,11 @@ class Design:
             The level of each of these rows in each factor, 0 to m - 1, all used; by default those that they have, of
             which the ones without rows are left out.
         """
+        copy = None
         if levels is None:
             codes = tuple(f.grouping.of_rows(rows) for f in self.factors)
         else:
+            copy = _occurrences(rows)
             codes = tuple(
                 Codes(f.grouping.name, level.astype(np.int64), 0, int(level.max()) + 1)
                 for f, level in zip(self.factors, levels, strict=True)
@@ -272,7 +274,7 @@ class Design:
             n_dropped=0,
             kept=(np.arange(len(self.exog)) if self.kept is None else self.kept)[rows],
             groupings=None,
-            residual=None if self.residual is None else self.residual.rows(rows),
+            residual=None if self.residual is None else self.residual.rows(rows, copy),
         )
 
     def other(
@@ -315,3 +317,12 @@ class Design:
     def with_random(self, random: RandomPart) -> Design:
         """The design with other random effects; from arrays, as no formula makes them."""
         return replace(self, random=random, spec=None, groupings=None)
+
+
+def _occurrences(rows: NDArray[np.intp]) -> NDArray[np.intp]:
+    """How often each number has come before (n,)."""
+    order = np.argsort(rows, kind="stable")
+    _, starts, counts = np.unique(rows[order], return_index=True, return_counts=True)
+    out = np.empty(len(rows), dtype=np.intp)
+    out[order] = np.arange(len(rows)) - np.repeat(starts, counts)
+    return out

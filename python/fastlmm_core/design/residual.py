@@ -267,10 +267,13 @@ class ResidualPart:
             strata.append(replace(own, structure=inner))
         return replace(self, strata=tuple(strata))
 
-    def rows(self, rows: Any) -> ResidualPart:
-        """The residual part of some rows."""
-        subject = Codes(self.subject.name, np.asarray(self.subject.codes)[rows], 0, self.subject.n_slots,
-                        self.subject.slot_labels).dense()  # fmt: skip
+    def rows(self, rows: Any, copy: Index | None = None) -> ResidualPart:
+        """The residual part of some rows; those of one subject with other numbers `copy` are of different subjects."""
+        codes, labels = np.asarray(self.subject.codes)[rows], self.subject.slot_labels
+        subject = Codes(self.subject.name, codes, 0, self.subject.n_slots, labels).dense()
+        if copy is not None:
+            codes = np.unique(codes * (int(copy.max(initial=0)) + 1) + copy, return_inverse=True)[1].astype(np.int64)
+            subject = Codes(self.subject.name, codes, 0, int(codes.max(initial=-1)) + 1).dense()
         return replace(self, subject=subject, stratum=self.stratum[rows], where=self.where[rows])
 
 

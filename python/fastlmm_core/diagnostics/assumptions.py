@@ -15,6 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 from .. import kernels
 from ..design.independence import cluster_labels
 from ..errors import LMMError
+from ..estimation import structured_effects
 from ..estimation.whitening import whitened
 from ..support.checks import float_array
 from .leverage import leverage, leverage_parts
@@ -71,12 +72,18 @@ def normal_scores(values: ArrayLike) -> Array:
 
 
 def _blups(result: Fit, at: int = 0) -> tuple[Array, Array]:
-    """v_i = F'Z_i'V^^-1 (y_i - X_i beta) (m, q) and its covariance relative to sigma^2 (m, q, q); b_i = F v_i.
+    """BLUPs of a grouping factor as v_i (m, q), and their covariances relative to sigma^2 (m, q, q); b_i = T v_i.
 
-    `at` is the position of the grouping factor.
+    `at` is the position of the grouping factor, T that of `_turn`: with independent residuals b_i = F v_i and
+    v_i = F'Z_i'V^^-1 (y_i - X_i beta), with structured ones v_i is b_i.
     """
     model: Any = result.model
     model.require_response()
+    if model.residual is not None:
+        return result.blups[at], structured_effects.errorless_covariances(
+            model, result.engine, result.relative_covariance, result.blup_covariances[at] / result.sigma2, at,
+            result.solution.chol if result.stated is None else None,
+        )  # fmt: skip
     problem, factor = model.problem, result.optimum.factor
     m, r = problem.m, problem.rank
     if len(model.factors) > 1:
@@ -100,12 +107,21 @@ def _blups(result: Fit, at: int = 0) -> tuple[Array, Array]:
     return problem.scale * (e @ factor), covariance
 
 
+def _turn(result: Fit, part: slice) -> Array:
+    """T of `_blups` (q, q)."""
+    if result.model.residual is not None:
+        return np.eye(part.stop - part.start)
+    return np.asarray(result.model.problem.z_map[part, part] @ result.optimum.factor[part, part])
+
+
 def _distances(result: Fit, at: int = 0) -> tuple[Array, NDArray[np.int64]]:
     """b_i' var(b_i)^- b_i and the rank of var(b_i), for each group."""
     v, covariance = _blups(result, at)
     values, vectors = np.linalg.eigh(covariance)
-    # the eigenvalues lie between 0 (nothing known, or no variance) and 1
-    live = values > 1e-10
+    # the eigenvalues lie between 0 (nothing known, or no variance) and the largest variance, 1 for v of unit size
+    part = result.model.factors[at].columns
+    size = 1.0 if result.model.residual is None else float(np.trace(result.relative_covariance[part, part]))
+    live = values > 1e-10 * size
     turned = np.einsum("iab,ia->ib", vectors, v) ** 2
     parts = np.where(live, turned / np.where(live, values, 1.0), 0.0)
     return parts.sum(axis=1) / result.sigma2, np.asarray(live.sum(axis=1), dtype=np.int64)
@@ -141,7 +157,6 @@ def mahalanobis(result: Fit, factor: str | None = None) -> Any:
     LMMError
         For an unknown factor.
     """
-    result.model.needs_independent_residuals("mahalanobis()")
     at = result.model.factors.index(result.model.factor(factor))
     distance, df = _distances(result, at)
     grouping = result.model.factors[at].grouping
@@ -177,8 +192,10 @@ def subject_chi2(result: Fit) -> Any:
 
 def _independent(result: Fit) -> Grouping | None:
     """The grouping factor in which all are nested, None where there is none."""
-    coarsest = result.model.factors[-1].grouping
-    if len(result.model.factors) > 1 and int(cluster_labels(result.model.design).max()) + 1 < len(coarsest.labels):
+    model = result.model
+    coarsest = model.factors[-1].grouping
+    joined = len(model.factors) > 1 or model.residual is not None
+    if joined and int(cluster_labels(model.design).max()) + 1 < len(coarsest.labels):
         return None
     return coarsest
 
@@ -194,7 +211,7 @@ def _group_chi2(result: Fit, grouping: Grouping) -> tuple[Array, NDArray[np.int6
 def _whitened_in_order(result: Fit, order: NDArray[np.intp]) -> Array:
     """Whitened residuals, each group's rows taken in the given order."""
     model = result.model
-    if len(model.factors) > 1:
+    if len(model.factors) > 1 or model.residual is not None:
         return whitened(result, result.marginal_rest, order)[order]
     values = kernels.whiten_residuals(
         result.marginal_rest[order],
@@ -223,15 +240,37 @@ def _ticks(index: NDArray[np.intp], time: Array) -> NDArray[np.int64]:
     return np.asarray(ticks, dtype=np.int64)
 
 
-def _lag_products(result: Fit, max_lag: int, time: ArrayLike | None, at: int = 0) -> tuple[Array, NDArray[np.int64]]:
+def _within(result: Fit, factor: str | None) -> Grouping:
+    """The grouping factor within whose levels lags are counted: by default the subjects of structured residuals."""
+    part = result.model.residual
+    if part is not None and factor in (None, part.subject.name):
+        return part.subject.count()
+    return result.model.factor(factor).grouping
+
+
+def _places_in_time(result: Fit, index: NDArray[np.intp], time: ArrayLike | None) -> tuple[NDArray[Any], bool]:
+    """Place of each row among those of its group, and whether the places are times, so that lags count their steps."""
+    part = result.model.residual
+    if time is not None:
+        return _ticks(index, result.model.design.caller_rows.values(time, "time")), True
+    if part is None:
+        return np.arange(len(index)), False
+    # structured residuals have their own order: visits, or the first coordinate
+    where = part.where if part.where.ndim == 1 else part.where[:, 0]
+    return where, part.at_visits and "@" not in part.name
+
+
+def _lag_products(
+    result: Fit, max_lag: int, time: ArrayLike | None, grouping: Grouping
+) -> tuple[Array, NDArray[np.int64]]:
     """Autocorrelations of the whitened residuals at lags 1..max_lag and the numbers of pairs."""
-    index = result.model.factors[at].grouping.index
+    index = grouping.index
     n = len(index)
-    ticks = np.arange(n) if time is None else _ticks(index, result.model.design.caller_rows.values(time, "time"))
-    order = np.lexsort((ticks, index))
+    places, timed = _places_in_time(result, index, time)
+    order = np.lexsort((np.arange(n), places, index))
     group = index[order]
     w = _whitened_in_order(result, order)
-    tick = np.arange(n) if time is None else ticks[order]
+    tick = places[order] if timed else np.arange(n)
     # one line of places for all groups, with gaps wider than any lag
     start = np.flatnonzero(np.diff(group, prepend=-1))
     local = tick - tick[start][np.searchsorted(start, np.arange(n), side="right") - 1]
@@ -258,10 +297,11 @@ def autocorrelation(result: Fit, max_lag: int = 5, time: ArrayLike | None = None
     max_lag : int
     time : (nobs,) array, optional
         Time of each row, used or of the data, on a grid within groups, gaps allowed: lags count its steps, and groups
-        are whitened in its order.  By default lags count rows in their order.
+        are whitened in its order.  By default lags count rows in their order, those of structured residuals visits, or
+        rows by their coordinate.
     factor : str, optional
         The grouping factor within whose levels lags are counted, where there are several; by default that with most
-        levels.
+        levels, and the subjects of structured residuals.
 
     Returns
     -------
@@ -274,12 +314,11 @@ def autocorrelation(result: Fit, max_lag: int = 5, time: ArrayLike | None = None
     LMMError
         For max_lag below 1, times that repeat or are not on a grid, or an unknown factor.
     """
-    result.model.needs_independent_residuals("autocorrelation()")
     from scipy.special import ndtr
 
     if not 1 <= max_lag < max(result.nobs, 2):
         raise LMMError(f"max_lag={max_lag} must be at least 1 and below the number of rows, {result.nobs}")
-    found, pairs = _lag_products(result, int(max_lag), time, result.model.factors.index(result.model.factor(factor)))
+    found, pairs = _lag_products(result, int(max_lag), time, _within(result, factor))
     z = found * np.sqrt(pairs)
     return result.model.table(
         {
@@ -370,7 +409,6 @@ def residual_tests(result: Fit, max_lag: int = 3, time: ArrayLike | None = None)
     LMMError
         See `autocorrelation`.
     """
-    result.model.needs_independent_residuals("residual_tests()")
     model: Any = result.model
     w = residuals(result, "whitened")
     rows: list[tuple[str, str, str, float, float, float]] = []
@@ -379,11 +417,12 @@ def residual_tests(result: Fit, max_lag: int = 3, time: ArrayLike | None = None)
     for at, factor in enumerate(model.factors):
         part = factor.columns
         v, covariance = _blups(result, at)
-        turn = model.problem.z_map[part, part] @ result.optimum.factor[part, part]
+        turn = _turn(result, part)
         b = v @ turn.T
-        sd = np.sqrt(result.sigma2 * np.einsum("ja,iab,jb->ij", turn, covariance, turn))
+        sd = np.sqrt(np.maximum(result.sigma2 * np.einsum("ja,iab,jb->ij", turn, covariance, turn), 0.0))
         for j, name in enumerate(result.effect_names[part]):
-            live = sd[:, j] > 1e-6 * max(float(sd[:, j].max(initial=0.0)), 1e-300)
+            least = max(1e-6 * float(sd[:, j].max(initial=0.0)), 1e-5 * np.sqrt(result.covariance[part, part][j, j]))
+            live = sd[:, j] > max(least, 1e-300)
             scaled = b[live, j] / sd[live, j] if result.covariance[part, part][j, j] > 0.0 else np.empty(0)
             of = f"{name} ({factor.grouping.name})" if plain and len(model.factors) > 1 else name
             rows.append(("normality", *_reordered(_normality(scaled), f"random effects: {of}")))
@@ -395,12 +434,12 @@ def residual_tests(result: Fit, max_lag: int = 3, time: ArrayLike | None = None)
     rows.append(("equal variance", "Breusch-Pagan", "whitened residuals along the marginal mean", statistic, 1.0, p))
     if not 1 <= max_lag < max(result.nobs, 2):
         raise LMMError(f"max_lag={max_lag} must be at least 1 and below the number of rows, {result.nobs}")
-    found, pairs = _lag_products(result, int(max_lag), time)
+    found, pairs = _lag_products(result, int(max_lag), time, _within(result, None))
     used = pairs > 0
     q_statistic = float(np.sum(pairs[used] * found[used] ** 2)) if used.any() else np.nan
     p = float(_upper(np.array([q_statistic]), np.array([used.sum()], dtype=np.int64))[0])
     rows.append(("independence", "Box-Pierce", f"lags 1 to {max_lag}", q_statistic, float(used.sum()), p))
-    for at, factor in enumerate(model.factors):
+    for at, factor in enumerate(model.factors if model.structure.q else ()):
         rows.append(_outlier("Mahalanobis", factor.grouping, *_distances(result, at)))
     independent = _independent(result)
     if independent is not None:

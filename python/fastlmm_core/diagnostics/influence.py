@@ -335,10 +335,9 @@ def influence(result: Fit, by: str = "group") -> Influence:
     With one grouping factor a deletion costs microseconds; with several, with structured residuals, or where there are
     hardly more rows than random effects, it is a fit, started at the estimates of all rows.
     """
-    result.model.needs_free_covariances("influence()")
     model = result.model
     grouping = _unit(result, by)
-    if model.residual is not None or len(model.factors) > 1 or one_factor(model.problem).crowded:
+    if model.one_by_one or len(model.factors) > 1 or one_factor(model.problem).crowded:
         found = refit_each(result, grouping)
     else:
         found = delete(result, "observation" if grouping is None else "group")

@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import LMMError
+from ..estimation.whitening import by_residuals, whitened
 from ..support.arguments import checked
 from ..support.display import LINES, Cells, Shown, first_lines
 from ..support.text_tables import aligned_cells, significant_cell
@@ -259,15 +260,14 @@ def _exists(grams: Array, grouping: Grouping) -> NDArray[np.bool_]:
     return np.asarray((size > 0.0).all(axis=1) & (smallest > np.maximum(OWN_RANK, counts * np.finfo(float).eps)))
 
 
-def _own(rest: Array, rows: Array, grams: Array, weights: Array | None, grouping: Grouping) -> Array:
+def _own(rest: Array, rows: Array, grams: Array, grouping: Grouping) -> Array:
     """Least squares of `rest` on `rows` in each group (m, q); NaN where a group's rows do not determine it."""
     exists = _exists(grams, grouping)
     out = np.full(grams.shape[:2], np.nan)
     out[exists] = 0.0
-    weighted = rows if weights is None else rows * weights[:, None]
     left = rest
     for _ in range(2):  # the second time takes out what rounding has left
-        cross = _sums(weighted * left[:, None], grouping)
+        cross = _sums(rows * left[:, None], grouping)
         out[exists] += np.linalg.solve(grams[exists], cross[exists][:, :, None])[:, :, 0]
         left = rest - np.einsum("ij,ij->i", rows, np.nan_to_num(out)[grouping.index])
     return out
@@ -279,15 +279,43 @@ def _fixed_rows(model: Model) -> Array:
     return problem.conditioned_x(model.exog) if len(model.factors) == 1 else model.exog @ problem.x_map
 
 
-def _least_squares(model: Model) -> Array:
-    """Coefficients of (weighted) least squares over all rows (p,), 0 for dropped columns."""
-    problem = model.problem
+def _least_squares(result: Fit) -> Array:
+    """Coefficients of (weighted) least squares over all rows (p,), 0 for dropped columns.
+
+    Weighted are the rows by the covariance of the residuals.
+    """
+    model, problem = result.model, result.model.problem
     rest = model.endog - model.exog @ problem.beta_base
     if model.offset is not None:
         rest = rest - model.offset
-    root = np.ones(model.nobs) if model.weights is None else np.sqrt(model.weights)
-    step = np.linalg.lstsq(_fixed_rows(model) * root[:, None], rest * root, rcond=None)[0]
+    columns = _by_noise(result, np.column_stack([_fixed_rows(model), rest]))
+    step = np.linalg.lstsq(columns[:, :-1], columns[:, -1], rcond=None)[0]
     return np.asarray(problem.beta_base + problem.x_map @ step)
+
+
+def _by_noise(result: Fit, columns: Array) -> Array:
+    """Columns (n, k) in rows whose residuals are independent with variance sigma^2."""
+    if result.model.residual is not None:
+        return by_residuals(result, columns)
+    weights = result.model.weights
+    return columns if weights is None else columns * np.sqrt(weights)[:, None]
+
+
+def _refuse_subjects_across(model: Model, grouping: Grouping) -> None:
+    """Refuse groups that share subjects of structured residuals: they have no estimates of their own."""
+    part = model.residual
+    if not model.structure.q:
+        raise LMMError("pooling() is of random effects, and this model has none")
+    if part is None:
+        return
+    subject = np.asarray(part.subject.codes)
+    first = np.full(part.subject.n_slots, -1, dtype=np.intp)
+    first[subject[::-1]] = grouping.index[::-1]
+    if (first[subject] != grouping.index).any():
+        raise LMMError(
+            f"pooling() is of groups whose residuals are independent, and a {part.subject.name!r} of the residuals "
+            f"{part.term} lies in several levels of {grouping.name!r}"
+        )
 
 
 def _chosen(model: Model, term: str | None) -> tuple[int, slice]:
@@ -321,25 +349,26 @@ def pooling(result: Fit, term: str | None = None) -> Pooling:
     LMMError
         For an unknown term.
     """
-    result.model.needs_independent_residuals("pooling()")
-    model, weights = result.model, result.model.weights
+    model = result.model
     at, columns = _chosen(model, term)
     factor = model.factors[at]
     grouping, part = factor.grouping, factor.columns
+    _refuse_subjects_across(model, grouping)
     chosen = np.arange(columns.start, columns.stop) - factor.start
     to_z = population_map(model, factor)
     population = to_z @ np.nan_to_num(result.beta)
     rows, turn = _rows(model, factor)
-    grams = _grams(rows, weights, grouping)
+    rows = _by_noise(result, rows)
+    grams = _grams(rows, None, grouping)
     exists = _exists(grams, grouping)
     of_response = None
     if model.has_response:
         effects = result.blups[at]
         rest = result.rest + np.einsum("ij,ij->i", model.exog_re[:, part], effects[grouping.index])
-        deviation = _own(rest, rows, grams, weights, grouping)
+        deviation = _own(_by_noise(result, rest[:, None])[:, 0], rows, grams, grouping)
         of_response = (
             (population + deviation @ turn.T)[:, chosen],
-            (to_z @ _least_squares(model))[chosen],
+            (to_z @ _least_squares(result))[chosen],
             (population + effects)[:, chosen],
         )
     noise = np.full((len(grams), len(turn)), np.nan)
@@ -364,8 +393,11 @@ def pooling(result: Fit, term: str | None = None) -> Pooling:
 def _variances(result: Fit) -> Array:
     """Diagonal of V / sigma^2 (n,)."""
     model = result.model
-    out = np.ones(model.nobs) if model.weights is None else 1.0 / model.weights
-    for factor in model.factors:
+    if model.residual is not None:
+        out = result.residual_variances / result.sigma2
+    else:
+        out = np.ones(model.nobs) if model.weights is None else 1.0 / model.weights
+    for factor in model.factors if model.structure.q else ():
         rows, _ = _rows(model, factor)
         turned = rows @ result.optimum.factor[factor.columns, factor.columns]
         out += np.einsum("ij,ij->i", turned, turned)
@@ -388,6 +420,8 @@ def effective_sample_size(result: Fit) -> float:
     """
     model, weights = result.model, result.model.weights
     sd = np.sqrt(_variances(result))
+    if model.residual is not None:
+        return float(np.sum(whitened(result, result.sigma * sd) ** 2))
     weighted = sd if weights is None else sd * weights
     if len(model.factors) > 1:
         return float(sd @ weighted - _crossed_part(result, weighted))
@@ -419,6 +453,19 @@ def _crossed_part(result: Fit, weighted: Array) -> float:
     return float(cross @ solved)
 
 
+def _of_residuals(result: Fit) -> float:
+    """Variance of the sum of all residuals, relative to sigma^2."""
+    model, part = result.model, result.model.residual
+    if part is None:
+        return float(model.nobs) if model.weights is None else float(np.sum(1.0 / model.weights))
+    root = np.ones(model.nobs) if model.weights is None else 1.0 / np.sqrt(model.weights)
+    out = 0.0
+    for own, where, members in part.alike():
+        mine = root[members]
+        out += float(np.sum((mine @ own.matrix(result.phi, where)) * mine))
+    return out
+
+
 def design_effect(result: Fit) -> DesignEffect:
     """Design effects of the grouping, for the mean and for each fixed effect.
 
@@ -430,11 +477,10 @@ def design_effect(result: Fit) -> DesignEffect:
     -------
     DesignEffect
     """
-    result.model.needs_independent_residuals("design_effect()")
     model, problem = result.model, result.model.problem
     variances = _variances(result)
-    of_sum = float(model.nobs) if model.weights is None else float(np.sum(1.0 / model.weights))
-    for factor in model.factors:
+    of_sum = _of_residuals(result)
+    for factor in model.factors if model.structure.q else ():
         rows, _ = _rows(model, factor)
         of_sum += float(
             np.sum((_sums(rows, factor.grouping) @ result.optimum.factor[factor.columns, factor.columns]) ** 2)
@@ -445,7 +491,7 @@ def design_effect(result: Fit) -> DesignEffect:
     independent = result.sigma2 * np.sum(half**2, axis=0)
     with np.errstate(invalid="ignore", divide="ignore"):
         ratio = np.diag(result.cov) / independent
-    found = icc(result)
+    found = icc(result) if model.structure.q else {}
     shares = dict(found) if isinstance(found, dict) else {model.grouping.name: float(found)}
     size = {f.grouping.name: model.nobs / len(f.grouping.labels) for f in model.factors}
     return DesignEffect(

@@ -116,11 +116,7 @@ class Fit:
     @property
     def n_parameters(self) -> int:
         """Fixed effects, covariance parameters and the residual variance, as lme4 counts them."""
-        model = self.model
-        residual = 0 if model.residual is None else model.residual.n_parameters
-        effects = self.optimum.restricted
-        own = model.structure.n_parameters if effects is None else len(effects)
-        return model.problem.rank + own + residual + 1
+        return self.model.problem.rank + self.model.n_covariance_parameters + 1
 
     @property
     def llf(self) -> float:

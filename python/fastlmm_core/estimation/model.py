@@ -264,6 +264,24 @@ class Model:
         return self._design.residual
 
     @property
+    def n_covariance_parameters(self) -> int:
+        """Parameters of the covariances of random effects, and of the structure of residuals."""
+        residual = 0 if self.residual is None else self.residual.n_parameters
+        if not self.structure.restricted:
+            return self.structure.n_parameters + residual
+        from ..covariance.effects.catalogue import blocks_of
+
+        return blocks_of(self.structure).n_parameters + residual
+
+    @property
+    def one_by_one(self) -> bool:
+        """Whether many responses are fitted and tested one after the other: all but variances of effects and sigma^2.
+
+        So it is with structured residuals, and with restricted covariances of random effects.
+        """
+        return self._design.residual is not None or self.structure.restricted
+
+    @property
     def exog(self) -> Array:
         """Columns of the fixed effects (n, p)."""
         return self.design.exog

@@ -10,7 +10,7 @@ from ..engines.protocol import Engine
 from ..engines.rows import Rows
 from .model import Model
 
-__all__ = ["effects", "effects_covariances"]
+__all__ = ["effects", "effects_covariances", "errorless_covariances"]
 
 Array = NDArray[np.float64]
 Index = NDArray[np.intp]
@@ -57,6 +57,41 @@ def effects_covariances(model: Model, engine: Engine, G: Array) -> tuple[Array, 
                     inner[rank == r, a, b] = products[rank == r]
         out.append(own - own @ inner @ own)
     return tuple(out)
+
+
+def errorless_covariances(
+    model: Model, engine: Engine, G: Array, conditional: Array, at: int, chol: Array | None
+) -> Array:
+    """Covariances of the BLUPs of one grouping factor relative to sigma^2 (m, q, q): G Z'V^-1Z G less what X takes.
+
+    Parameters
+    ----------
+    model : Model
+    engine : Engine
+        At the parameters.
+    G : (q, q) array
+        Covariance of the random effects relative to sigma^2.
+    conditional : (m, q, q) array
+        Of the effects given y, relative to sigma^2: G - G Z'V^-1Z G.
+    at : int
+        Position of the factor.
+    chol : (r, r) array or None
+        Factor of X_o'V^-1X_o; None for coefficients that are known.
+    """
+    f = model.factors[at]
+    own, m = G[f.columns, f.columns], f.grouping.m
+    out = own - conditional
+    if chol is None or not len(chol):
+        return out
+    problem = model.problem
+    turned = np.linalg.solve(chol, (_solved(model, engine, model.exog) @ problem.x_map).T).T
+    Z, index = model.exog_re[:, f.columns], f.grouping.index
+    E = np.empty((m, f.stop - f.start, len(chol)))
+    for a, z in enumerate(Z.T):
+        for j, column in enumerate(turned.T):
+            E[:, a, j] = np.bincount(index, z * column, m)
+    half = own @ E
+    return np.asarray(out - half @ half.transpose(0, 2, 1))
 
 
 def _solved(model: Model, engine: Engine, v: Array) -> Array:

@@ -10,7 +10,7 @@ from ..engines.crossed.sparse_cholesky import sparse_cholesky
 from ..errors import LMMError
 from .fit import Fit
 
-__all__ = ["rows_covariance", "whitened"]
+__all__ = ["by_residuals", "rows_covariance", "whitened"]
 
 Array = NDArray[np.float64]
 Index = NDArray[np.intp]
@@ -53,6 +53,24 @@ def rows_covariance(result: Fit, rows: Index) -> Array:
         product = (Z @ result.covariance[part, part]) @ np.swapaxes(Z, -1, -2)
         product *= level[..., :, None] == level[..., None, :]
         out += product
+    return out
+
+
+def by_residuals(result: Fit, values: Array) -> Array:
+    """R^-1/2 values by rows (n, k): L^-1 times those of each subject, of residuals R = sigma^2 L L', weighted.
+
+    Parameters
+    ----------
+    result : LMMResult
+        With structured residuals.
+    values : (n, k) array
+    """
+    model, part = result.model, result.model.residual
+    assert part is not None
+    out = values if model.weights is None else values * np.sqrt(model.weights)[:, None]
+    out = np.array(out, dtype=float)
+    for own, where, members in part.alike():
+        out[members] = np.linalg.solve(np.linalg.cholesky(own.matrix(result.phi, where)), out[members])
     return out
 
 

@@ -211,7 +211,7 @@ def covariances(batch: BatchFit) -> Array:
     """Covariance matrices of the coefficients (n, p, p); NaN for dropped columns and responses that were not fitted."""
     model = batch.model
     out = np.full((*batch.params.shape, batch.params.shape[1]), np.nan)
-    if model.design.residual is not None:
+    if model.one_by_one:
         for i in np.flatnonzero(batch.status >= 0).tolist():
             out[i] = batch.one(i).cov
         return out
@@ -224,11 +224,14 @@ def covariances(batch: BatchFit) -> Array:
 
 
 def _structured(batch: BatchFit, information: str) -> bool:
-    """Whether the residuals have a structure, so that each response is tested by itself."""
-    if batch.model.design.residual is None:
+    """Whether residuals or random effects have a structure, so that each response is tested by itself."""
+    if not batch.model.one_by_one:
         return False
     if information == "expected":
-        raise LMMError("information='expected' is for single fits where residuals have a structure: use 'observed'")
+        raise LMMError(
+            "information='expected' is for single fits where residuals or random effects have a structure: use "
+            "'observed'"
+        )
     return True
 
 

@@ -506,7 +506,6 @@ def power_curve(
             raise LMMError("effect is what along='effect' varies; leave it out")
         sources = (hypothesis.given_effect(truth, value) for value in points)
     else:
-        truth.model.needs_independent_residuals(f"power_curve() along={along!r} (along='effect' does not)")
         least = 1 if along == "observations" else 2
         if (points % 1.0 != 0.0).any() or (points < least).any():
             raise LMMError(f"values must be whole numbers of {along}, at least {least}; not {points.tolist()}")

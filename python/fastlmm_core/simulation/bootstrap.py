@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .. import kernels
-from ..covariance.elements import element_names, sd_and_cor
+from ..covariance.elements import element_names
 from ..engines.one_factor.problem import one_factor
 from ..errors import LMMError
 from ..support.arguments import checked, outside
@@ -25,9 +25,10 @@ from ..support.threads import thread_count
 from ..support.words import option
 from ..tables.columns import native_frame
 from ..tables.rows import limits_table
+from . import structured
 from .draws import Draw, draws, parametric, simulate_fit, stream_size
 from .intervals import Method, Sample, limits
-from .resampling import cases_of, parameters_of_fits, refits, without_groups
+from .resampling import cases_of, clusters_of, parameters_of_fits, refits, refitted, rescaled, without_groups
 
 if TYPE_CHECKING:
     from ..engines.crossed.engine import CrossedCriterion
@@ -60,7 +61,8 @@ class BootstrapResult(Shown):
     singular, converged : (n,) bool arrays
     kind : str
     kinds : tuple of str
-        What each statistic is: "fixed", "sd", "cor", "sigma", or "statistic" for the caller's own.
+        What each statistic is: "fixed", "sd", "cor", "sigma", "residual" for structured residuals, or "statistic" for
+        the caller's own.
     """
 
     names: tuple[str, ...]
@@ -171,7 +173,8 @@ class BootstrapResult(Shown):
 
         def deleted() -> Array:
             fit = self._fit
-            found: Array = fit.once("statistics without groups", lambda: without_groups(fit))
+            without = without_groups if fit.model.residual is None else structured.without_clusters
+            found: Array = fit.once("statistics without groups", lambda: without(fit))
             return found[:, at]
 
         return Sample(
@@ -310,14 +313,8 @@ def _effect_pools(result: Fit) -> list[Array]:
     out = []
     for e_i, f in zip(scores, model.factors, strict=True):
         factor = result.optimum.factor[f.columns, f.columns]
-        u = e_i @ factor
-        u -= u.mean(axis=0)
-        live = np.linalg.norm(factor, axis=0) > 0.0
-        values, vectors = np.linalg.eigh(u[:, live].T @ u[:, live] / len(u))
-        keep = values > 1e-12 * max(values.max(initial=0.0), 1e-300)
-        root = np.where(keep, 1.0 / np.sqrt(np.where(keep, values, 1.0)), 0.0)
-        turn = problem.z_map[f.columns, f.columns] @ factor[:, live]
-        out.append(result.sigma * u[:, live] @ (vectors * root) @ vectors.T @ turn.T)
+        turn = problem.z_map[f.columns, f.columns]
+        out.append(result.sigma * rescaled(e_i @ factor, factor) @ turn.T)
     return out
 
 
@@ -329,25 +326,17 @@ def bootstrap(
     check_count(n, "n", 2)
     check_first(first, seed)
     model = result.model
-    if model.design.residual is not None:
-        if kind != "parametric":
-            model.needs_independent_residuals(f"bootstrap(kind={kind!r}) (use kind='parametric')")
-        own_statistic = _structured_parameters if statistic is None else statistic
-        return _user_statistic(result, n, kind, own_statistic, parametric(result), seed, first)
     thread_count(n_jobs)
+    if model.design.residual is not None:
+        return _structured(result, n, kind, statistic, seed, progress, first)
 
     def all_parameters(params: Array, covariance: Array, sigma2: Array) -> Array:
         return parameters_of_fits(model, params, covariance, sigma2)
 
     if kind == "cases":
-        if statistic is not None:
-            raise LMMError("statistic= needs responses, which kind='cases' does not have; use another kind")
+        _refuse_statistic(statistic)
         cases, m = cases_of(result, "kind='cases' needs independent groups to resample")
-
-        def resample(rng: np.random.Generator, count: int) -> NDArray[np.int64]:
-            return rng.multinomial(m, np.full(m, 1.0 / m), size=count)
-
-        counts = np.concatenate([block() for block in draws(resample, n, key_of(seed), first=first)])
+        counts = _resamples(m, n, seed, first)
         bar = progress_bar(progress, n)
         params, errors, covariance, sigma2, flags = refits(cases, counts, bar)
         converged, singular = flags.T
@@ -359,9 +348,7 @@ def bootstrap(
             "conditional": _conditional,
             "residual": _residual,
         }
-        if kind not in makers:
-            near = option("kind of bootstrap", kind, (*makers, "cases"))
-            raise LMMError(f"kind={kind!r} is unknown: use 'parametric', 'conditional', 'residual' or 'cases'{near}")
+        _refuse_unknown(kind, makers)
         draw = makers[kind](result)
         if statistic is not None:
             return _user_statistic(result, n, kind, statistic, draw, seed, first)
@@ -388,20 +375,80 @@ def bootstrap(
     )
 
 
-def _structured_parameters(fit: Fit) -> dict[str, float]:
-    """All parameters of a fit with structured residuals, by name."""
-    model, part = fit.model, fit.model.design.residual
-    assert part is not None
-    elements = model.random.elements
-    out = {model.exog_names[j]: float(fit.beta[j]) for j in model.problem.kept}
-    names = element_names(elements)[: len(elements)]
-    out |= dict(zip(names, sd_and_cor(elements, fit.covariance[None])[0].tolist(), strict=True))
-    for own in part.strata:
-        scale, inner = own.own(fit.phi)
-        values = own.structure.natural(inner, scale * fit.sigma2).tolist()
-        names = own.structure.names(part.labels, part.subject.name)
-        out |= {f"{name}[{own.label}]" if own.label else name: v for name, v in zip(names, values, strict=True)}
-    return out
+def _structured(
+    result: Fit, n: int, kind: str, statistic: Callable[[Fit], Any] | None, seed: Seed, progress: bool | None,
+    first: int,
+) -> BootstrapResult:  # fmt: skip
+    """`bootstrap` of a fit with structured residuals, refit by refit."""
+    makers: dict[str, Callable[[Fit], Draw]] = {
+        "parametric": parametric,
+        "conditional": structured.conditional,
+        "residual": structured.residual,
+    }
+    _refuse_unknown(kind, makers)
+    own = structured.Parameters(result)
+    if kind == "cases":
+        _refuse_statistic(statistic)
+        clusters, m = clusters_of(result, "kind='cases' needs independent groups to resample")
+        counts = _resamples(m, n, seed, first)
+        fits: Iterator[Fit | None] = (refitted(clusters, row) for row in counts)
+    else:
+        draw = makers[kind](result)
+        if statistic is not None:
+            return _user_statistic(result, n, kind, statistic, draw, seed, first)
+        fits = _fits_of(result, n, draw, seed, first)
+    values, errors = np.full((n, len(own.names)), np.nan), np.full((n, len(own.names)), np.nan)
+    flags = np.zeros((n, 2), dtype=bool)
+    bar = progress_bar(progress, n)
+    for i, fit in enumerate(fits):
+        if fit is not None:
+            values[i], errors[i], flags[i] = own.values(fit), own.errors(fit), (fit.singular, fit.converged)
+        if bar is not None:
+            bar.update(1)
+    if bar is not None:
+        bar.close()
+    return BootstrapResult(
+        names=own.names,
+        estimate=own.values(result),
+        replicates=values,
+        replicate_std_error=errors,
+        fit_std_error=own.errors(result),
+        singular=flags[:, 0],
+        converged=flags[:, 1],
+        kind=kind,
+        kinds=own.kinds,
+        _fit=result,
+    )
+
+
+def _resamples(m: int, n: int, seed: Seed, first: int) -> NDArray[np.int64]:
+    """How often each of m groups is in each of n resamples (n, m)."""
+
+    def resample(rng: np.random.Generator, count: int) -> NDArray[np.int64]:
+        return rng.multinomial(m, np.full(m, 1.0 / m), size=count)
+
+    return np.concatenate([block() for block in draws(resample, n, key_of(seed), first=first)])
+
+
+def _refuse_statistic(statistic: Callable[[Fit], Any] | None) -> None:
+    if statistic is not None:
+        raise LMMError("statistic= needs responses, which kind='cases' does not have; use another kind")
+
+
+def _refuse_unknown(kind: str, known: Mapping[str, Any]) -> None:
+    if kind not in (*known, "cases"):
+        near = option("kind of bootstrap", kind, (*known, "cases"))
+        raise LMMError(f"kind={kind!r} is unknown: use 'parametric', 'conditional', 'residual' or 'cases'{near}")
+
+
+def _fits_of(result: Fit, n: int, draw: Draw, seed: Seed, first: int) -> Iterator[Fit | None]:
+    """The fits of responses that are drawn; None where there is none."""
+    for block in draws(draw, n, key_of(seed), stream_size(result.nobs), first):
+        for y in block():
+            try:
+                yield result.again(result.model.with_response(y))
+            except LMMError:
+                yield None
 
 
 def _named_numbers(found: Any) -> tuple[tuple[str, ...], Array]:

@@ -23,6 +23,7 @@ __all__ = [
     "Drawing",
     "Generating",
     "Redrawn",
+    "correlated",
     "draws",
     "parametric",
     "simulate",
@@ -87,7 +88,7 @@ def parametric(source: Generating, fresh: NDArray[np.bool_] | None = None) -> Dr
     factors = [(f.grouping.index, len(f.grouping.labels), f.start, f.stop) for f in model.factors]
     mean = source.population_mean
     scale = sigma if model.weights is None else sigma / np.sqrt(model.weights)
-    correlate = None if model.residual is None else _correlated(model.residual, source.phi)
+    correlate = None if model.residual is None else correlated(model.residual, source.phi)
 
     def draw(rng: np.random.Generator, count: int) -> Array:
         streams = [beside(rng, place + 1) for place in range(len(factors))]
@@ -115,7 +116,7 @@ def parametric(source: Generating, fresh: NDArray[np.bool_] | None = None) -> Dr
     return draw
 
 
-def _correlated(part: ResidualPart, phi: Array) -> Callable[[Array], None]:
+def correlated(part: ResidualPart, phi: Array) -> Callable[[Array], None]:
     """What turns independent draws (count, nobs) into residuals with the covariance of a structure, in place."""
     roots = [(rows, np.linalg.cholesky(own.matrix(phi, where))) for own, where, rows in part.alike()]
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from ..estimation.fit import Fit
     from ..estimation.model import Model
 
-__all__ = ["cases_of", "parameters_of_fits", "refits", "without_groups"]
+__all__ = ["cases_of", "clusters_of", "parameters_of_fits", "refits", "refitted", "rescaled", "without_groups"]
 
 Array = NDArray[np.float64]
 
@@ -103,14 +103,18 @@ class _Clusters:
         except LMMError as error:
             raise LMMError(f"{error}; use kind='parametric'") from None
 
-    def fit(self, counts: NDArray[np.int64]) -> tuple[Array, Array, Array, float, bool, bool]:
-        """Params, standard errors, G, sigma2, converged, singular with cluster i counted counts[i] times."""
+    def refit(self, counts: NDArray[np.int64]) -> Fit:
+        """The fit with cluster i counted counts[i] times."""
         base = self.result.model
         rows, codes = self.units.copies(np.repeat(np.arange(len(counts)), counts))
         model = base.of(base.design.rows(rows, codes), base.endog[rows])
         if len(model.problem.kept) < len(base.problem.kept):
             raise LMMError("the resample does not determine all coefficients")
-        fit = self.result.again(model)
+        return self.result.again(model)
+
+    def fit(self, counts: NDArray[np.int64]) -> tuple[Array, Array, Array, float, bool, bool]:
+        """Params, standard errors, G, sigma2, converged, singular with cluster i counted counts[i] times."""
+        fit = self.refit(counts)
         errors = np.sqrt(np.diag(fit.cov))
         return fit.beta, errors, fit.covariance, fit.sigma2, fit.converged, fit.singular
 
@@ -138,10 +142,41 @@ def refits(
 
 def cases_of(result: Fit, why: str) -> tuple[_Cases | _Clusters, int]:
     """What refits resamples of the independent groups, and how many of these there are."""
-    if len(result.model.factors) == 1:
-        return _Cases(result), result.model.problem.m
+    model = result.model
+    if len(model.factors) == 1 and model.residual is None and not model.structure.restricted:
+        return _Cases(result), model.problem.m
+    return clusters_of(result, why)
+
+
+def clusters_of(result: Fit, why: str) -> tuple[_Clusters, int]:
+    """What refits resamples of the independent clusters by their rows, and how many of these there are."""
     clusters = _Clusters(result, why)
     return clusters, len(clusters.units)
+
+
+def refitted(clusters: _Clusters, counts: NDArray[np.int64]) -> Fit | None:
+    """The fit with cluster i counted counts[i] times; None where there is none."""
+    try:
+        return clusters.refit(counts)
+    except LMMError:
+        return None
+
+
+def rescaled(u: Array, factor: Array) -> Array:
+    """Effects Lambda u of groups (m, q), centred and given the covariance Lambda Lambda' in the directions that vary.
+
+    Parameters
+    ----------
+    u : (m, q) array
+    factor : (q, q) array
+        Lambda.
+    """
+    u = u - u.mean(axis=0)
+    live = np.linalg.norm(factor, axis=0) > 0.0
+    values, vectors = np.linalg.eigh(u[:, live].T @ u[:, live] / len(u))
+    keep = values > 1e-12 * max(values.max(initial=0.0), 1e-300)
+    root = np.where(keep, 1.0 / np.sqrt(np.where(keep, values, 1.0)), 0.0)
+    return np.asarray(u[:, live] @ (vectors * root) @ vectors.T @ factor[:, live].T)
 
 
 def without_groups(result: Fit) -> Array:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from ..parameters import CovarianceStructure
+from ..parameters import Block, CovarianceStructure
 from ..residual.catalogue import of_positions
 from .blocks import EffectsBlocks
 from .names import named
@@ -12,7 +12,7 @@ from .reduced_rank import ReducedRank
 from .relative import Relative
 from .structure import EffectsStructure
 
-__all__ = ["blocks_of", "of_effects"]
+__all__ = ["blocks_of", "of_effects", "of_effects_block"]
 
 _RANK = re.compile(r"fa0\((\d+)\)")
 
@@ -32,6 +32,11 @@ def _of_block(structure: str, q: int) -> EffectsStructure:
     return Relative(of_positions("diag" if structure == "diagonal" else structure, q))
 
 
+def of_effects_block(block: Block) -> EffectsStructure:
+    """The structure of a block."""
+    return _of_block(block.structure, block.stop - block.start)
+
+
 def blocks_of(structure: CovarianceStructure) -> EffectsBlocks:
     """The blocks of a covariance structure, with what restricts them."""
-    return EffectsBlocks(tuple(_of_block(block.structure, block.stop - block.start) for block in structure.blocks))
+    return EffectsBlocks(tuple(of_effects_block(block) for block in structure.blocks))

@@ -100,7 +100,7 @@ class BatchFit:
     @property
     def n_parameters(self) -> int:
         """Fixed effects, covariance parameters and the residual variance, as lme4 counts them."""
-        return self.model.problem.rank + self.theta_o.shape[1] + 1
+        return self.model.problem.rank + self.model.n_covariance_parameters + 1
 
     @property
     def aic(self) -> Array:
@@ -178,7 +178,7 @@ class BatchFit:
         """
         if self.responses is None:
             raise LMMError(f"{self.gone}: fit an array to have BLUPs")
-        if self.model.design.residual is not None:
+        if self.model.one_by_one:
             each = [self.one(int(i)).blups for i in chosen]
             return [np.array(parts) for parts in zip(*each, strict=True)]
         design = effects_design(self.model)

@@ -81,7 +81,6 @@ def fit_masked(
     n_jobs, memory
         As for `fit_many`.
     """
-    model.needs_free_covariances("fit_many()")
     missing = np.isnan(Y)
     masks, owner = np.unique(np.packbits(missing, axis=1), axis=0, return_inverse=True)
     order = np.argsort(owner.reshape(-1), kind="stable")

@@ -142,7 +142,6 @@ def fit_many(
     """
     none = empty(0, None)
     model = none.model
-    model.needs_free_covariances("fit_many()")
     jobs = thread_count(n_jobs)
     if not memory > 0.0:
         raise LMMError(f"memory={memory} must be a positive number of megabytes")
@@ -184,8 +183,6 @@ def fit_drawn(
     n_jobs, progress
         As for `fit_many`.
     """
-    model = empty(0, None).model
-    model.needs_free_covariances("fits of many responses")
     jobs = min(thread_count(n_jobs), max(1, -(-count // size)))
     return _fit(empty, blocks, count, whole, jobs, progress)
 
@@ -216,7 +213,7 @@ def _fit(
     model = none.model
     # where no row tells the residual variance by itself, each response may have an optimum or none
     alone = model.problem.saturated or (model.problem.outside > 0 and not none.reml)
-    alone = alone or model.design.residual is not None
+    alone = alone or model.one_by_one
     shared = None if alone else shared_design(model)
 
     def run(block: Any, into: BatchFit, first: int) -> int:
@@ -275,7 +272,7 @@ def _second_look(model: Model, Y: Array, into: BatchFit, first: int) -> None:
     status = into.status[part]
     problem = model.problem
     good = np.flatnonzero(status > 0)
-    if len(good) and len(model.factors) == 1 and model.design.residual is None:
+    if len(good) and len(model.factors) == 1 and not model.one_by_one:
         look = model.once("response search", lambda: ResponseSearch(model))
         chosen = Y if len(good) == len(Y) else Y[good]
         where = look.starts(chosen, into.params[first + good], into.theta_o[first + good], into.reml)

@@ -4,6 +4,7 @@ compare              several models side by side
 table                what comparisons return
 nesting              which model lies within which
 residuals            which residual structure is part of which
+restricted           the same of restricted covariances of random effects
 null_distributions   chi-bar-square mixtures
 exact                exact distribution for one variance
 random_effects       tests of random effects

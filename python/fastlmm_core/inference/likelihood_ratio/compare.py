@@ -321,10 +321,16 @@ def null_test(
     if null == "auto":
         return _chosen_test(statistic, nesting, large, factor, reml, n_sim, seed)
     free = nesting.fixed + nesting.free
-    if nesting.new and null != "chi2" and large.design.residual is not None:
+    if nesting.undetermined:
         raise LMMError(
-            "variances of random effects beside structured residuals have no null distribution here; use "
-            "null='bootstrap'"
+            f"correlations of {', '.join(nesting.undetermined)} are not determined where the variances are zero, so "
+            "that the statistic has no known null distribution; use null='bootstrap'"
+        )
+    structured = nesting.by_structure or large.residual is not None
+    if structured and nesting.new and (null == "exact" or (null != "chi2" and nesting.boundary > 1)):
+        raise LMMError(
+            "several variances at once, and the exact distribution, have no null distribution beside structured "
+            "residuals or restricted covariances; use null='bootstrap'"
         )
     if null == "chi2" or (not nesting.new and null != "exact"):
         return chi_square(statistic, nesting.df)
@@ -356,7 +362,7 @@ def _chosen_test(
 ) -> NullTest:  # fmt: skip
     """Exact where the variance tested is the only one, so that nothing has to be taken as known; else the mixture."""
     note = ""
-    if factor is None and nesting.alone is not None and not nesting.fixed:
+    if factor is None and nesting.alone is not None and not nesting.fixed and large.residual is None:
         try:
             return null_test(statistic, nesting, large, None, reml, "exact", n_sim, seed)
         except LMMError:

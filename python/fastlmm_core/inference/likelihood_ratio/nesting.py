@@ -7,7 +7,7 @@ is nested in another if the columns of its X, and every one of its cones, lie in
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from ...design.terms import TOLERANCE
 from .residuals import parameters_added
+from .restricted import match
 
 if TYPE_CHECKING:
     from ...engines.protocol import Engine
@@ -79,6 +80,12 @@ class Nesting:
         The effect added, where it is one, independent of all others.
     parents : tuple of tuple of Cone
         For every cone of the larger model those of the smaller that lie in it.
+    by_structure : bool
+        Whether terms are compared by the structures of their covariances, which cones do not tell.
+    undetermined : tuple of str
+        Terms added whose correlations are not determined where their variances are zero.
+    undetermined_parameters : int
+        How many these have.
     """
 
     fixed: int
@@ -87,6 +94,9 @@ class Nesting:
     new_effects: tuple[str, ...]
     alone: Cone | None
     parents: tuple[tuple[Cone, ...], ...]
+    by_structure: bool = False
+    undetermined: tuple[str, ...] = ()
+    undetermined_parameters: int = 0
 
     @property
     def boundary(self) -> int:
@@ -95,14 +105,23 @@ class Nesting:
 
     @property
     def df(self) -> int:
-        """Parameters added."""
-        return self.fixed + self.free + self.boundary
+        """Parameters added; of a term that is not determined without its variances those that it has."""
+        return self.fixed + self.free + self.boundary + self.undetermined_parameters
 
 
-def cones(model: Model) -> tuple[Cone, ...]:
-    """The cones that make up the covariance of a model; every independent random effect is one of its own."""
+def cones(model: Model, without: Collection[int] = ()) -> tuple[Cone, ...]:
+    """The cones that make up the covariance of a model; every independent random effect is one of its own.
+
+    Parameters
+    ----------
+    model : LinearMixedModel
+    without : collection of int
+        Terms left out.
+    """
     out = []
-    for block in model.structure.blocks:
+    for place, block in enumerate(model.structure.blocks):
+        if place in without:
+            continue
         grouping = model.factor_of(block).grouping
         places = range(block.start, block.stop)
         for columns in (tuple(places),) if block.correlated else tuple((j,) for j in places):
@@ -175,8 +194,6 @@ def nest(small: Model | None, large: Model) -> Nesting | str:
     Nesting or str
     """
     added = 0
-    if any(model is not None and model.structure.restricted for model in (small, large)):
-        return "covariances of random effects are restricted, of which nothing tells whether one is part of another"
     if small is not None:
         X, wide = small.exog[:, small.problem.kept], large.exog[:, large.problem.kept]
         if not contained(X, wide):
@@ -185,17 +202,31 @@ def nest(small: Model | None, large: Model) -> Nesting | str:
     residual = parameters_added(small, large)
     if isinstance(residual, str):
         return residual
-    targets = cones(large)
+    matched = match(small, large)
+    if isinstance(matched, str):
+        return matched
+    targets = cones(large, matched.large)
     held: list[list[Cone]] = [[] for _ in targets]
-    for cone in () if small is None else cones(small):
+    for cone in () if small is None else cones(small, matched.small):
         places = [i for i, target in enumerate(targets) if same_grouping(cone, target) and contained(cone.Z, target.Z)]
         if not places:
             return f"its random effects ({cone.name}) are not among those of the larger"
         held[min(places, key=lambda i: (targets[i].size, len(held[i])))].append(cone)
     found = _added(added, targets, held)
-    if isinstance(found, str) or not residual:
+    if isinstance(found, str):
         return found
-    return replace(found, free=found.free + residual, alone=None)
+    if matched.large or matched.small:
+        found = replace(
+            found,
+            free=found.free + matched.free,
+            new=(*found.new, *matched.new),
+            new_effects=(*found.new_effects, *matched.new_effects),
+            alone=None,
+            by_structure=True,
+            undetermined=matched.undetermined,
+            undetermined_parameters=matched.undetermined_parameters,
+        )
+    return replace(found, free=found.free + residual, alone=None) if residual else found
 
 
 def _added(fixed: int, targets: Sequence[Cone], held: Sequence[Sequence[Cone]]) -> Nesting | str:

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from ...design.terms import Term, random_part
+from ...covariance.parameters import FREE
+from ...design.terms import Term, no_random_part, random_part
 from ...errors import LMMError
 from ...estimation.model import Model
 from ...simulation.draws import draws, parametric, simulate_fit, stream_size
@@ -90,8 +91,6 @@ def random_effect_test(
         For an unknown term or null distribution, or one that does not apply.
     """
     result.require_estimates("random_effect_test", "fit the response: result.model.fit()")
-    result.model.needs_independent_residuals("random_effect_test()")
-    result.model.needs_free_covariances("random_effect_test()")
     size = check_null(null, n_sim, seed)
     model = result.model
     rows = [information_criteria("all random effects", result.n_parameters, result.criterion, result.nobs)]
@@ -99,7 +98,7 @@ def random_effect_test(
     for effect in _effects(model, term):
         keep = [j for j in range(model.structure.q) if j not in effect.columns]
         name = f"without {effect.name}"
-        if keep:
+        if keep or model.residual is not None:
             smaller = result.again(_without(model, keep))
             row = information_criteria(name, smaller.n_parameters, smaller.criterion, result.nobs)
             names = f"the model {name}", "the model with it"
@@ -124,6 +123,9 @@ def _effects(model: Model, term: str | None) -> list[_Effect]:
         for j in places:
             # the columns of a categorical covariate are named covariate[level]
             together.setdefault(re.sub(r"\[.*?\]", "", names[j]), []).append(j)
+        if block.structure not in FREE:
+            # a structure is of all its effects
+            together = {" + ".join(together): list(places)}
         known |= {label, *together}
         if term == label:
             return [_Effect(f"({' + '.join(together)} | {label})", tuple(places))]
@@ -142,6 +144,10 @@ def _effects(model: Model, term: str | None) -> list[_Effect]:
 
 def _without(model: Model, keep: list[int]) -> Model:
     """The model with these random effects only."""
+    if not keep:
+        assert model.residual is not None
+        none = no_random_part(model.residual.subject, model.nobs)
+        return model.of(model.design.with_random(none), model.endog)
     terms = []
     for block in model.structure.blocks:
         columns = [j for j in keep if block.start <= j < block.stop]
@@ -161,11 +167,14 @@ def _against_linear(result: Fit, name: str, null: Null, n_sim: int, seed: Seed) 
     criterion = model.evaluate(np.zeros(model.structure.n_parameters), reml=result.reml).value
     statistic = beyond_rounding(criterion - result.criterion, result.criterion)
     found: NullTest
+    row = information_criteria(name, model.problem.rank + 1, criterion, result.nobs)
+    if null == "auto" and nesting.undetermined:
+        why = f"correlations of {', '.join(nesting.undetermined)} are not determined where the variances are zero"
+        return replace(row, statistic=statistic, df=nesting.df, null=f"No test: {why}; use null='bootstrap'.")
     if null == "bootstrap":
         found = _bootstrap_linear(statistic, result, criterion, n_sim, seed)
     else:
         found = null_test(statistic, nesting, model, None, result.reml, null, n_sim, seed)
-    row = information_criteria(name, model.problem.rank + 1, criterion, result.nobs)
     return replace(
         row, statistic=statistic, df=nesting.df, pvalue=found.pvalue, p_std_error=found.p_std_error, null=found.text
     )
