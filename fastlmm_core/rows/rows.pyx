@@ -12,7 +12,7 @@ C_g by rows (q x (p+1)), number of rows.  S is packed as a lower triangle by row
 Indices are proven by the caller: 0 <= codes - base < n_groups, shapes agree.
 """
 from cpython.buffer cimport PyBUF_FORMAT, PyBUF_STRIDES, PyBuffer_Release, PyObject_GetBuffer
-from libc.math cimport isfinite, sqrt
+from libc.math cimport frexp, isfinite, ldexp, rint, sqrt
 from libc.stdint cimport int32_t, int64_t
 from libc.string cimport memset
 
@@ -266,15 +266,14 @@ cdef int sweep_small(const Pass* d, bint shared, bint plain, code_t kind) noexce
     return -1
 
 
-cdef void spread_shared(const Pass* d, Py_ssize_t n_groups) noexcept nogil:
-    """Where Z is X: C_x = A in every group, S_xx = sum A and S_xy = sum C_y."""
-    cdef Py_ssize_t q = d.q, k = q + 1, n_a = q * (q + 1) // 2, line = n_a + q * k + 1, n_s = k * (k + 1) // 2
+cdef void spread_shared(Py_ssize_t q, Py_ssize_t n_groups, double* raw, double* S, double* s) noexcept nogil:
+    """Where Z is X: C_x = A in every group, S_xx = sum A and S_xy = sum C_y; s: work space like S."""
+    cdef Py_ssize_t k = q + 1, n_a = q * (q + 1) // 2, line = n_a + q * k + 1, n_s = k * (k + 1) // 2
     cdef Py_ssize_t g, a, b, pos, done
     cdef double* target
-    cdef double* s = d.work
     memset(s, 0, n_s * sizeof(double))
     for g in range(n_groups):
-        target = d.raw + g * line
+        target = raw + g * line
         target[line - 1] = target[n_a + q]
         for a in range(q - 1, -1, -1):
             target[n_a + a * k + q] = target[n_a + a]
@@ -289,11 +288,25 @@ cdef void spread_shared(const Pass* d, Py_ssize_t n_groups) noexcept nogil:
             s[pos + a] += target[n_a + a * k + q]
         if (g & (FLUSH - 1)) == FLUSH - 1 or g == n_groups - 1:
             for done in range(n_s - 1):
-                d.S[done] += s[done]
+                S[done] += s[done]
             memset(s, 0, n_s * sizeof(double))
 
 
-def column_scales(const double[:, :] columns, Py_ssize_t n_sample, bint may_shift):
+cdef void coarsen(double size, double* shift, double* scale) noexcept nogil:
+    """A power of two that brings the size below 1, and the shift in sixteenths of the size so reached."""
+    cdef int exponent = 0
+    scale[0] = 1.0
+    if size > 0.0 and isfinite(size):
+        frexp(size, &exponent)
+        if exponent > 1000 or exponent < -1000:
+            scale[0] = 1.0 / size
+            return
+        scale[0] = ldexp(1.0, -exponent)
+        if isfinite(shift[0] * scale[0] * 16.0):
+            shift[0] = ldexp(rint(shift[0] * scale[0] * 16.0), exponent - 4)
+
+
+def column_scales(const double[:, :] columns, Py_ssize_t n_sample, bint may_shift, bint coarse=False):
     """Shift and scale of each column from a sample of rows.
 
     Parameters
@@ -302,6 +315,10 @@ def column_scales(const double[:, :] columns, Py_ssize_t n_sample, bint may_shif
     n_sample : int
     may_shift : bool
         Whether shifts are allowed where a column is constant and not zero.
+    coarse : bool
+        Take powers of two as scales and shifts of few digits: the mean is then near 0, and the variance or mean square
+        between 1/4 and 1.  Numbers that have few digits themselves are not rounded by either, so that sums over whole
+        numbers do not depend on their order.
 
     Returns
     -------
@@ -326,7 +343,10 @@ def column_scales(const double[:, :] columns, Py_ssize_t n_sample, bint may_shif
             if constant < 0:
                 size = sqrt(size * size + out[0, j] * out[0, j])
                 out[0, j] = 0.0
-            out[1, j] = 1.0 / size if size > 0.0 and isfinite(size) else 1.0
+            if coarse:
+                coarsen(size, &out[0, j], &out[1, j])
+            else:
+                out[1, j] = 1.0 / size if size > 0.0 and isfinite(size) else 1.0
             if j == constant:
                 out[1, j] = 1.0 / out[0, j]
                 out[0, j] = 0.0
@@ -417,24 +437,50 @@ def accumulate(rows, columns):
     finite : bool
         Whether all sums are finite.
     """
+    cdef Py_ssize_t p = rows.X.shape[1], q = rows.Z.shape[1]
+    raw = np.zeros((rows.n_slots, q * (q + 1) // 2 + q * (p + 1) + 1))
+    S = np.zeros((p + 1) * (p + 2) // 2)
+    shared, constant, varies = add_rows(rows, columns, raw, S)
+    z_gram, finite = settle_sums(raw, S, q, shared)
+    return raw, S, z_gram, constant, varies, finite
+
+
+def add_rows(rows, columns, double[:, ::1] raw, double[::1] S):
+    """Add rows to sums, to be completed by `settle_sums`.
+
+    Pieces of a multiple of 2048 rows, but for the last, give the very numbers of all rows at once.
+
+    Parameters
+    ----------
+    rows : Rows
+    columns : RowColumns
+    raw : (n_slots or more, K) array
+        Overwritten.
+    S : ((p+1)(p+2)/2,) array
+        Overwritten.
+
+    Returns
+    -------
+    shared : bool
+        Whether Z is X, so that some sums are left to `settle_sums`.
+    constant : bool
+        False if a column taken to be constant is not, within these rows.
+    varies : bool
+        Whether the response takes more than one value in these rows.
+    """
     cdef _Reading reading = _Reading(rows, columns)
     cdef Pass* d = &reading.d
     cdef Py_ssize_t p = d.p, q = d.q, k = p + 1, n_s = k * (k + 1) // 2, n_a = q * (q + 1) // 2
-    cdef Py_ssize_t line = n_a + q * k + 1, n_groups = rows.n_slots, j
     cdef const double[:, ::1] x_transform = columns.x_transform, z_transform = columns.z_transform
     cdef int flags
-    cdef bint shared, plain, finite = True
-    raw_array = np.zeros((n_groups, line))
-    s_array = np.zeros(n_s)
-    gram_array = np.zeros(n_a)
-    cdef double[:, ::1] raw = raw_array
-    cdef double[::1] s_total = s_array, gram = gram_array, work = np.empty(k + q + line + n_s + n_a)
+    cdef bint shared, plain
+    cdef double[::1] work = np.empty(k + q + n_a + q * k + 1 + n_s)
     if x_transform is not None and p > 0:
         d.x_transform = &x_transform[0, 0]
     if z_transform is not None:
         d.z_transform = &z_transform[0, 0]
     d.raw = &raw[0, 0]
-    d.S = &s_total[0]
+    d.S = &S[0]
     d.work = &work[0]
     shared = same_columns(d)
     plain = d.weights == NULL and d.offset == NULL and d.x_transform == NULL and d.z_transform == NULL
@@ -443,14 +489,42 @@ def accumulate(rows, columns):
             flags = whole_sweep(d, shared, plain, <int32_t> 0)
         else:
             flags = whole_sweep(d, shared, plain, <int64_t> 0)
+    return shared, not flags & 1, bool(flags & 2)
+
+
+def settle_sums(double[:, ::1] raw, double[::1] S, Py_ssize_t q, bint shared):
+    """Complete the sums over all rows.
+
+    Parameters
+    ----------
+    raw : (m, K) array
+        Overwritten where `shared`.
+    S : ((p+1)(p+2)/2,) array
+        Overwritten where `shared`.
+    q : int
+    shared : bool
+        As `add_rows` has found.
+
+    Returns
+    -------
+    z_gram : (q(q+1)/2,) array
+        Sum of A_g, packed like S.
+    finite : bool
+        Whether all sums are finite.
+    """
+    cdef Py_ssize_t n_groups = raw.shape[0], n_s = S.shape[0], n_a = q * (q + 1) // 2, j
+    cdef bint finite = True
+    gram_array = np.zeros(n_a)
+    cdef double[::1] gram = gram_array, work = np.empty(n_s + n_a)
+    with nogil:
         if shared:
-            spread_shared(d, n_groups)
-        sum_lines(d, n_groups, &gram[0])
+            spread_shared(q, n_groups, &raw[0, 0], &S[0], &work[0])
+        sum_lines(n_a, raw.shape[1], n_groups, &raw[0, 0], &work[0], &gram[0])
     for j in range(n_s):
-        finite = finite and isfinite(s_total[j])
+        finite = finite and isfinite(S[j])
     for j in range(n_a):
         finite = finite and isfinite(gram[j])
-    return raw_array, s_array, gram_array, not flags & 1, bool(flags & 2), finite
+    return gram_array, finite
 
 
 cdef bint same_columns(const Pass* d) noexcept nogil:
@@ -465,14 +539,14 @@ cdef bint same_columns(const Pass* d) noexcept nogil:
     return True
 
 
-cdef void sum_lines(const Pass* d, Py_ssize_t n_groups, double* gram) noexcept nogil:
-    """Sum of A_g, packed."""
-    cdef Py_ssize_t n_a = d.q * (d.q + 1) // 2, line = n_a + d.q * (d.p + 1) + 1, group, j
-    cdef double* part = d.work
+cdef void sum_lines(Py_ssize_t n_a, Py_ssize_t line, Py_ssize_t n_groups, const double* raw, double* part,
+                    double* gram) noexcept nogil:
+    """Sum of A_g, packed; part: work space like it."""
+    cdef Py_ssize_t group, j
     memset(part, 0, n_a * sizeof(double))
     for group in range(n_groups):
         for j in range(n_a):
-            part[j] += d.raw[group * line + j]
+            part[j] += raw[group * line + j]
         if (group & (FLUSH - 1)) == FLUSH - 1 or group == n_groups - 1:
             flush(n_a, part, gram)
 
@@ -527,7 +601,8 @@ cdef void within_sweep(const Pass* d, const int64_t[::1] position, const double[
                 pos += 1
 
 
-def within_rows(rows, columns, const int64_t[::1] position, const double[:, :, ::1] packed, bint by_group=False):
+def within_rows(rows, columns, const int64_t[::1] position, const double[:, :, ::1] packed, bint by_group=False,
+                double[:, ::1] more=None):
     """Sum over rows of w e e', e = [x_o y_o] - z_o'B_i: the part within groups without subtraction of sums.
 
     Needed where nearly all variation lies between groups, so that S - sum c'c would lose its digits.
@@ -544,6 +619,8 @@ def within_rows(rows, columns, const int64_t[::1] position, const double[:, :, :
         Factored groups (R, c, count); B_i = R_i^-1 c_i.
     by_group : bool
         Give each group's own sum.
+    more : (1 or places, (p+1)(p+2)/2) array, optional
+        Sums over rows before these, to which theirs are added.
 
     Returns
     -------
@@ -555,7 +632,7 @@ def within_rows(rows, columns, const int64_t[::1] position, const double[:, :, :
     cdef const double[:, ::1] xy_transform = columns.x_transform, z_transform = columns.z_transform
     cdef double[:, :, ::1] B = np.zeros((places, d.q, k))
     cdef double[::1] work = np.empty(k + d.q)
-    s_array = np.zeros((places if by_group else 1, k * (k + 1) // 2))
+    s_array = np.zeros((places if by_group else 1, k * (k + 1) // 2)) if more is None else np.asarray(more)
     cdef double[:, ::1] s = s_array
     d.x_transform = &xy_transform[0, 0]
     d.z_transform = &z_transform[0, 0]

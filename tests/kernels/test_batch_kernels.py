@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import subprocess
 import sys
@@ -141,13 +142,14 @@ def test_within_regression_leaves_out_what_does_not_vary_within(rng):
     assert rest == pytest.approx(np.sum((F[:, 4] - F[:, [0, 2]] @ expected) ** 2), rel=1e-11)
 
 
+@pytest.mark.parametrize("coarse", [False, True])
 @pytest.mark.parametrize("may_shift", [True, False])
 @pytest.mark.parametrize("constant", [None, 0, 2])
-def test_column_scales(rng, constant, may_shift):
+def test_column_scales(rng, constant, may_shift, coarse):
     columns = rng.standard_normal((50, 3)) * [1.0, 1e6, 1e-6] + [3.0, 0.0, 1e-3]
     if constant is not None:
         columns[:, constant] = -4.0
-    scales, found = kernels.column_scales(columns, 1000, may_shift)
+    scales, found = kernels.column_scales(columns, 1000, may_shift, coarse)
     shifted = constant is not None and may_shift
     assert found == (constant if shifted else -1)
     assert scales.shape == (2, 3)
@@ -155,12 +157,19 @@ def test_column_scales(rng, constant, may_shift):
     for j in range(3):
         if shifted and j == constant:
             np.testing.assert_array_equal(scaled[:, j], 1.0)
-        elif shifted:
-            assert abs(scaled[:, j].mean()) < 1e-12
-            assert scaled[:, j].std() == pytest.approx(1.0, rel=1e-12)
+            continue
+        if shifted:
+            mean, size = scaled[:, j].mean(), scaled[:, j].std()
         else:
-            assert scales[0, j] == 0.0
-            assert np.mean(scaled[:, j] ** 2) == pytest.approx(1.0, rel=1e-12)
+            mean, size = scales[0, j], np.sqrt(np.mean(scaled[:, j] ** 2))
+        if coarse:
+            # powers of two, and shifts of few digits: whole numbers stay whole
+            assert math.frexp(scales[1, j])[0] == 0.5
+            assert (scales[0, j] * scales[1, j] * 16.0).is_integer()
+            assert abs(mean) <= 1 / 32 and 0.5 <= size < 1.0
+        else:
+            assert abs(mean) < 1e-12
+            assert size == pytest.approx(1.0, rel=1e-12)
 
 
 def test_column_scales_of_special_columns(rng):

@@ -179,6 +179,30 @@ def test_one_array_for_x_and_z_gives_what_two_give(rng, k, weighted):
         close(got, want)
 
 
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_rows_in_pieces_have_the_sums_of_all_at_once(rng, shared, weighted):
+    n, m = 9001, 61
+    X, y, Z, index = rows(rng, n, 2, 2, m)
+    Z = X if shared else Z
+    w = rng.uniform(0.5, 2.0, n) if weighted else None
+    columns = RowColumns(unit_scales(2), unit_scales(2), np.zeros(2))
+    whole = kernels.accumulate(Rows(X, y, Z, index, 0, m, w, None), columns)
+    raw, S = np.zeros((m + 3, whole[0].shape[1])), np.zeros(6)
+    for start in range(0, n, 4096):
+        at = slice(start, start + 4096)
+        x, z = X[at], X[at] if shared else Z[at]
+        z = x if shared else z
+        piece = Rows(x, y[at], z, index[at], 0, m + 3, None if w is None else w[at], None)
+        found = kernels.add_rows(piece, columns, raw, S)
+        assert found == (shared, True, True)
+    raw = raw[:m].copy()
+    gram, finite = kernels.settle_sums(raw, S, 2, shared)
+    assert finite
+    for got, want in zip((raw, S, gram), whole[:3], strict=True):
+        np.testing.assert_array_equal(got, want)
+
+
 def test_accumulate_tells_what_varies(rng):
     X, y, Z, index = rows(rng, 200, 2, 2, 5)
     X[:, 1] = 3.0

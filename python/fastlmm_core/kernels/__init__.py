@@ -36,7 +36,7 @@ from ._matrices import (
 )
 from ._newton import Objective, minimize_newton
 from ._patterns import compress, pattern_bases, pattern_labels
-from ._rows import accumulate, code_range, column_scales, sample_mean, within_rows
+from ._rows import accumulate, add_rows, code_range, column_scales, sample_mean, settle_sums, within_rows
 from ._screen import balanced, falls, least_information, screen, vary_freely
 from ._whiten import whiten_residuals
 
@@ -46,6 +46,7 @@ __all__ = [
     "ClusterCriterion",
     "Objective",
     "accumulate",
+    "add_rows",
     "balanced",
     "clear_exact",
     "code_range",
@@ -72,6 +73,7 @@ __all__ = [
     "sample_mean",
     "scale_map",
     "screen",
+    "settle_sums",
     "smallest_parts",
     "unit_directions",
     "unpack",

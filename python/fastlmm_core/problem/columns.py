@@ -6,6 +6,7 @@ for them (Z), and turned so that their cross-products are the identity.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from math import sqrt
 from typing import Any, NamedTuple
 
@@ -27,8 +28,10 @@ __all__ = [
     "factor_structure",
     "fixed_fields",
     "independent_columns",
+    "piece_rows",
     "refuse_non_finite",
     "rotation",
+    "scaled_triangle",
     "scaled_z",
     "spread",
     "z_preconditioner",
@@ -103,15 +106,40 @@ def factor_structure(structure: CovarianceStructure, start: int, width: int) -> 
     )
 
 
-def _revealed(columns: Array, shift_scale: Array, weights: Array | None) -> tuple[Index, Array]:
-    """Columns that are not combinations of their predecessors, and the R factor of those (scaled and weighted)."""
-    scaled = (columns - shift_scale[0]) * shift_scale[1]
-    if weights is not None:
-        scaled *= np.sqrt(weights)[:, None]
-    length = np.linalg.norm(scaled, axis=0)
+def scaled_triangle(columns: Array, shift_scale: Array, weights: Array | None, before: Array | None = None) -> Array:
+    """R of the QR decomposition of shifted, scaled and weighted columns, in pieces.
+
+    Parameters
+    ----------
+    columns : (n, p) array
+    shift_scale : (2, p) array
+    weights : (n,) array or None
+    before : array, optional
+        R of rows before these.
+
+    Returns
+    -------
+    (min(n, p), p) array
+    """
+    step = piece_rows(columns.shape[1])
+    triangle = np.zeros((0, columns.shape[1])) if before is None else before
+    for start in range(0, len(columns), step):
+        piece = slice(start, start + step)
+        scaled = _scaled(columns[piece], shift_scale, None if weights is None else np.sqrt(weights[piece]))
+        triangle = np.asarray(np.linalg.qr(np.vstack([triangle, scaled]), mode="r"), dtype=np.float64)
+    return triangle
+
+
+def piece_rows(width: int) -> int:
+    """Rows of a piece that is decomposed at once: a power of two, several times the columns."""
+    return 1 << max(11, (4 * width - 1).bit_length())
+
+
+def _revealed(triangle: Array) -> tuple[Index, Array]:
+    """Columns that are not combinations of their predecessors, and the R factor of those, from that of all."""
+    length = np.linalg.norm(triangle, axis=0)
     length[length == 0.0] = 1.0
-    scaled /= length
-    r: Array = np.asarray(np.linalg.qr(scaled, mode="r"), dtype=np.float64)
+    r = triangle / length
     kept: list[int] = []
     basis = np.zeros((r.shape[0], 0))
     for j in range(r.shape[1]):
@@ -123,24 +151,24 @@ def _revealed(columns: Array, shift_scale: Array, weights: Array | None) -> tupl
             kept.append(j)
             basis = np.column_stack([basis, rest / norm])
     index = np.array(kept, dtype=np.intp)
-    triangle: Array = np.asarray(np.linalg.qr(r[:, index] * length[index], mode="r"), dtype=np.float64)
-    return index, triangle
+    own: Array = np.asarray(np.linalg.qr(triangle[:, index], mode="r"), dtype=np.float64)
+    return index, own
 
 
 def independent_columns(
-    X: Array, shift_scale: Array, constant: int, weights: Array | None, sample: int
+    triangle: Callable[[Array], Array], shift_scale: Array, constant: int, unshifted: Callable[[], Array]
 ) -> tuple[Index, Array, int, Array]:
     """Columns of X that do not depend on those before them, and a turn that makes them orthonormal but for rounding.
 
     Parameters
     ----------
-    X : (n, p) array
+    triangle : callable
+        R of the QR decomposition of the columns, shifted and scaled by its argument (see `scaled_triangle`).
     shift_scale : (2, p) array
     constant : int
         The constant column that shifts lean on, -1 for none.
-    weights : (n,) array or None
-    sample : int
-        Rows from which scales are taken again where that column is not kept.
+    unshifted : callable
+        Gives the scales where that column is not kept.
 
     Returns
     -------
@@ -150,13 +178,13 @@ def independent_columns(
         Among the columns kept.
     turn : upper triangular (r, r) array
     """
-    kept, triangle = _revealed(X, shift_scale, weights)
+    kept, own = _revealed(triangle(shift_scale))
     if constant >= 0 and constant not in kept:
-        shift_scale, constant = kernels.column_scales(X, sample, False)
-        kept, triangle = _revealed(X, shift_scale, weights)
+        shift_scale, constant = unshifted(), -1
+        kept, own = _revealed(triangle(shift_scale))
     if constant >= 0:
         constant = int(np.flatnonzero(kept == constant)[0])
-    turn = np.triu(np.linalg.inv(triangle)) if len(kept) else np.zeros((0, 0))
+    turn = np.triu(np.linalg.inv(own)) if len(kept) else np.zeros((0, 0))
     return kept, np.ascontiguousarray(shift_scale[:, kept]), constant, np.ascontiguousarray(turn)
 
 
@@ -189,7 +217,12 @@ def condition_x(X: Array, weights: Array | None) -> tuple[ConditionedX, Array]:
     scaled = _scaled(X, shift_scale, root)
     turn, margin = kernels.orthonormal(scaled.T @ scaled) if len(kept) else (np.zeros((0, 0)), 1.0)
     if margin < WELL_CONDITIONED:
-        kept, shift_scale, constant, first = independent_columns(X, shift_scale, constant, weights, len(X))
+        kept, shift_scale, constant, first = independent_columns(
+            lambda scales: scaled_triangle(X, scales, weights),
+            shift_scale,
+            constant,
+            lambda: kernels.column_scales(X, len(X), False)[0],
+        )
         scaled = _scaled(X[:, kept], shift_scale, root)
         turned = scaled @ first
         turn = first @ kernels.orthonormal(turned.T @ turned)[0] if len(kept) else first
@@ -310,7 +343,7 @@ def condition_z(Z: Array, weights: Array | None, structure: CovarianceStructure)
     z_map = kernels.scale_map(z_scale, constant)
     turn, margin = rotation(scaled.T @ scaled, n, structure)
     if margin < WELL_CONDITIONED:
-        first = z_preconditioner(Z, z_scale, weights, structure)
+        first = z_preconditioner(scaled_triangle(Z, z_scale, weights), n, structure)
         scaled = scaled @ first
         z_map = z_map @ first
         turn, _ = rotation(scaled.T @ scaled, n, structure)
@@ -372,15 +405,15 @@ def _check_diagonal(gram: Array, size: Array, start: int) -> None:
             )
 
 
-def z_preconditioner(Z: Array, z_scale: Array, weights: Array | None, structure: CovarianceStructure) -> Array:
+def z_preconditioner(triangle: Array, n: int, structure: CovarianceStructure) -> Array:
     """Block-wise upper triangular T that makes the columns of Z nearly orthogonal.
 
     Parameters
     ----------
-    Z : (n, q) array
-    z_scale : (2, q) array
-        Shifts and scales.
-    weights : (n,) array or None
+    triangle : (min(n, q), q) array
+        R of the QR decomposition of the columns (see `scaled_triangle`).
+    n : int
+        Rows.
     structure : CovarianceStructure
 
     Raises
@@ -388,19 +421,19 @@ def z_preconditioner(Z: Array, z_scale: Array, weights: Array | None, structure:
     LMMError
         For dependent columns of a full block.
     """
-    q = Z.shape[1]
+    q = triangle.shape[1]
     out = np.zeros((q, q))
     for block in structure.blocks:
         part = slice(block.start, block.stop)
         if not block.correlated:
             out[part, part] = np.eye(block.stop - block.start)
             continue
-        index, triangle = _revealed(Z[:, part], z_scale[:, part], weights)
+        index, own = _revealed(triangle[:, part])
         if len(index) < block.stop - block.start:
             missing = sorted(set(range(block.stop - block.start)) - set(index.tolist()))
             raise LMMError(
                 f"Z: column {block.start + missing[0]} is zero or a linear combination of the columns before it, so "
                 "that its variance cannot be told from theirs; remove it from the random effects"
             )
-        out[part, part] = np.triu(np.linalg.inv(triangle)) * np.sqrt(len(Z))
+        out[part, part] = np.triu(np.linalg.inv(own)) * np.sqrt(n)
     return out

@@ -1,4 +1,5 @@
 """One grouping factor.
 
-problem   arrays to a conditioned problem
+problem   rows to a conditioned problem
+reading   where its sums come from
 """

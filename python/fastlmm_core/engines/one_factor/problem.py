@@ -24,10 +24,8 @@ from ...errors import LMMError
 from ...kernels.records import RowColumns, Rows
 from ...problem.aliasing import default_names, refuse_aliased, suspects
 from ...problem.columns import (
-    SAMPLE,
     WELL_CONDITIONED,
     independent_columns,
-    refuse_non_finite,
     rotation,
     spread,
     z_preconditioner,
@@ -35,8 +33,9 @@ from ...problem.columns import (
 from ...problem.identification import GroupedColumns, Shared, parts_identify, refuse_unidentified
 from ..protocol import CAREFUL, EASY, HARD, ORDINARY, Elsewhere, Engine, Problem, Relaxed
 from ..starts import few_groups, moment_start
+from .reading import ArrayRows, RowReader, first_columns, first_mean, unshifted
 
-__all__ = ["OneFactorProblem", "condition", "one_factor"]
+__all__ = ["OneFactorProblem", "condition", "condition_rows", "one_factor"]
 
 Array = NDArray[np.float64]
 
@@ -290,28 +289,50 @@ def condition(
         For values that are not finite, a constant response, collinear columns of Z, random effects that the fixed
         effects explain, covariance parameters that are not identified, or a response without residual variation.
     """
-    n, p = X.shape
-    x_scale, x_constant = kernels.column_scales(X, SAMPLE, True)
-    z_scale, z_constant = kernels.column_scales(Z, SAMPLE, structure.one_full)
+    reader = ArrayRows(Rows(X, y, Z, groups.codes, groups.base, groups.n_slots, weights, offset))
+    problem, present = condition_rows(reader, structure, groups.name, z_names, given)
+    return problem, Grouping(groups, present)
+
+
+def condition_rows(
+    reader: RowReader,
+    structure: CovarianceStructure,
+    name: str,
+    z_names: Sequence[str] | None = None,
+    given: bool = False,
+) -> tuple[OneFactorProblem, NDArray[np.intp] | None]:
+    """`condition` for rows from anywhere.
+
+    Parameters
+    ----------
+    reader : RowReader
+    structure : CovarianceStructure
+    name : str
+        Of the grouping factor.
+    z_names, given
+        See `condition`.
+
+    Returns
+    -------
+    OneFactorProblem
+    (m,) array or None
+        The slots that have rows, None for all.
+    """
+    columns = first_columns(reader, structure.one_full)
+    p = len(columns.beta0)
     kept = np.arange(p)
-    beta0 = np.zeros(p)
-    if x_constant >= 0:
-        beta0[x_constant] = kernels.sample_mean(y, SAMPLE)
-    rows = Rows(X, y, Z, groups.codes, groups.base, groups.n_slots, weights, offset)
-    columns = RowColumns(x_scale, z_scale, beta0, x_constant, z_constant)
     for attempt in range(4):
-        raw, packed_s, gram, constant, varies, finite = kernels.accumulate(rows, columns)
+        raw, packed_s, gram, constant, varies, finite = reader.sums(columns, kept)
+        n = reader.n
         if not finite:
-            refuse_non_finite(y, X, Z, weights, offset)
-            raise LMMError("the data overflow: rescale y, X, Z or weights to values below 1e100 in size")
+            reader.refuse_non_finite()
         if attempt == 0:
             m = int(np.count_nonzero(raw[:, -1]))
         if not varies and not given:
             raise LMMError("y is constant: there is nothing to model; check that the right column is the response")
         if not constant:
             # a column that looked constant in the sample is not: do without shifts
-            x_scale, z_scale = (kernels.column_scales(values, SAMPLE, False)[0] for values in (X, Z))
-            columns = RowColumns(x_scale, z_scale, np.zeros(p))
+            columns = unshifted(reader)
             continue
         to_x, x_margin, xy, beta, rest, total, scale = kernels.least_squares(packed_s, columns.beta0, n)
         to_z, z_margin = _z_rotation(gram, n, structure) if not given else (np.eye(structure.q), 1.0)
@@ -319,18 +340,21 @@ def condition(
         poor_z = z_margin < WELL_CONDITIONED and columns.z_transform is None
         if poor_x:
             kept, x_scale, x_constant, turn = independent_columns(
-                X, columns.x_scale, columns.x_constant, weights, SAMPLE
+                lambda scales: reader.triangle(scales, False),
+                columns.x_scale,
+                columns.x_constant,
+                lambda: unshifted(reader).x_scale,
             )
-            rows = rows._replace(X=np.ascontiguousarray(X[:, kept]))
             turn = turn * sqrt(n)
             start: Array = np.zeros(len(kept))
             if x_constant >= 0:
                 # sums of squares about the mean of y, in the coordinates of the turned columns
-                start[x_constant] = kernels.sample_mean(y, SAMPLE)
+                start[x_constant] = first_mean(reader)
                 start = np.asarray(np.linalg.solve(turn, start))
             columns = columns._replace(x_scale=x_scale, x_constant=x_constant, x_transform=turn, beta0=start)
         if poor_z:
-            columns = columns._replace(z_transform=z_preconditioner(Z, columns.z_scale, weights, structure))
+            triangle = reader.triangle(columns.z_scale, True)
+            columns = columns._replace(z_transform=z_preconditioner(triangle, n, structure))
         if poor_x or poor_z:
             continue
         if rest <= 1e-7 * packed_s[-1] and attempt < 3:
@@ -345,47 +369,46 @@ def condition(
         scale = sqrt(total / n) if total > 0.0 else 1.0
         xy[:-1, -1], xy[-1, -1] = (columns.beta0 - beta) / scale, 1.0 / scale
     sums = Sums(m, raw, packed_s, to_x, to_z, xy, beta, scale)
-    problem, present, free, exact = _finish(rows, columns, sums, structure, kept, p)
+    problem, present, free, exact = _finish(reader, columns, sums, structure, kept, p)
     if given:
         problem.within[-1] += n
-        return problem, Grouping(groups, present)
+        return problem, present
     if structure.restricted:
         # it may identify parameters that free covariances do not: told when they are estimated
-        return problem, Grouping(groups, present)
+        return problem, present
     if not free:
-        _refuse_what_is_not_identified(problem, X, Z, groups, weights, z_names)
+        _refuse_what_is_not_identified(problem, reader, name, z_names)
     if exact and not problem.saturated:
         raise LMMError(
             "y is reproduced exactly within every group by the random effects: the residual variance is zero; "
             "use fewer random effects"
         )
-    return problem, Grouping(groups, present)
+    return problem, present
 
 
 def _refuse_what_is_not_identified(
-    problem: OneFactorProblem, X: Array, Z: Array, groups: Codes, weights: Array | None, z_names: Sequence[str] | None
+    problem: OneFactorProblem, reader: RowReader, name: str, z_names: Sequence[str] | None
 ) -> None:
     """Refuse random effects that X explains in every group, and parameters that nothing tells apart."""
     structure, r, n = problem.structure, problem.rank, problem.n
     q, m = structure.q, len(problem.raw)
     n_a = q * (q + 1) // 2
-    names = default_names(Z) if z_names is None else z_names
     scaled = problem.raw[:, n_a:-1].reshape(m, q, -1)
     crossed = np.einsum("aij,ik,jl->akl", scaled, problem.z_transform, problem.xy_transform[:, :r], optimize=True)
 
-    def rows() -> tuple[list[GroupedColumns], Array]:
-        root = 1.0 if weights is None else np.sqrt(weights)[:, None]
-        place = np.zeros(groups.n_slots, dtype=np.intp)
-        place[np.unique(groups.codes) - groups.base] = np.arange(m)
-        columns = GroupedColumns(
-            problem.conditioned_z(Z) * root, place[groups.codes - groups.base], m, groups.name, names
-        )
-        return [columns], problem.conditioned_x(X) * root
+    def rows() -> tuple[list[GroupedColumns], Array, Array]:
+        read = reader.whole()
+        root = 1.0 if read.weights is None else np.sqrt(read.weights)[:, None]
+        place = np.zeros(read.n_slots, dtype=np.intp)
+        place[np.unique(read.codes) - read.base] = np.arange(m)
+        names = default_names(read.Z) if z_names is None else tuple(z_names)
+        columns = GroupedColumns(problem.conditioned_z(read.Z) * root, place[read.codes - read.base], m, name, names)
+        return [columns], problem.conditioned_x(read.X) * root, read.Z
 
     found = suspects(crossed, n, structure)
     if found:
-        (own,), x_o = rows()
-        refuse_aliased(found, own.Z, x_o, own.codes, problem.z_map, Z, groups.name, names)
+        (own,), x_o, Z = rows()
+        refuse_aliased(found, own.Z, x_o, own.codes, problem.z_map, Z, name, own.columns)
     lower = np.zeros((q, q), dtype=np.intp)
     lower[np.tril_indices(q)] = np.arange(n_a)
     packed = problem.raw[:, np.maximum(lower, lower.T)]
@@ -393,7 +416,8 @@ def _refuse_what_is_not_identified(
     if parts_identify(products, problem.raw[:, -1], structure, r):
         return
     levels = np.arange(m)
-    refuse_unidentified([Shared(0, 0, levels, levels, products)], [crossed], structure, n, problem.z_map, rows)
+    shared = [Shared(0, 0, levels, levels, products)]
+    refuse_unidentified(shared, [crossed], structure, n, problem.z_map, lambda: rows()[:2])
 
 
 def _z_rotation(packed: Array, n: int, structure: CovarianceStructure) -> tuple[Array, float]:
@@ -461,14 +485,14 @@ class Sums(NamedTuple):
 
 
 def _finish(
-    rows: Rows, columns: RowColumns, sums: Sums, structure: CovarianceStructure, kept: NDArray[np.intp], p: int
+    reader: RowReader, columns: RowColumns, sums: Sums, structure: CovarianceStructure, kept: NDArray[np.intp], p: int
 ) -> tuple[OneFactorProblem, NDArray[np.intp] | None, bool, bool]:
     """The problem; the slots with rows; whether parameters are clearly identified; whether y is exact within groups."""
     m, raw, packed_s, to_x, to_z, xy, beta, scale = sums
-    n, q, r = len(rows.y), structure.q, len(kept)
+    n, q, r = reader.n, structure.q, len(kept)
     x_transform, z_transform = columns.x_transform, columns.z_transform
     present: NDArray[np.intp] | None = None
-    if m < rows.n_slots:
+    if m < reader.n_slots:
         present = np.flatnonzero(raw[:, -1])
         raw = raw[present]
     packed, between = kernels.factor_groups(raw, to_z, xy)
@@ -483,14 +507,14 @@ def _finish(
         xy[:r, r] -= to_x @ slope
         beta = columns.beta0 - xy[:r, r] * scale
         packed, between = kernels.factor_groups(raw, to_z, xy)
-        position = np.zeros(rows.n_slots, dtype=np.int64)
+        position = np.zeros(reader.n_slots, dtype=np.int64)
         position[slice(None) if present is None else present] = np.arange(m)
         conditioned = columns._replace(
             x_transform=xy if x_transform is None else _padded(x_transform) @ xy,
             z_transform=z_rows,
             beta0=columns.beta0 if x_transform is None else x_transform @ columns.beta0,
         )
-        within = kernels.within_rows(rows, conditioned, position, packed)
+        within = reader.within(conditioned, kept, position, packed)
         tolerance = EXACT_WITHIN**2
         outside, saturated = spanned_rows(packed, q, np.arange(m), raw[:, -1], kernels.unpack(within, r + 1))
         if saturated:
@@ -531,7 +555,7 @@ def _finish(
         beta_base=beta_base,
         scale=scale,
         kept=kept,
-        log_constant=0.0 if rows.weights is None else -float(np.sum(np.log(rows.weights))),
+        log_constant=-reader.log_weights,
         log_jacobian=2.0 * log_det,
         saturated=saturated,
         outside=outside if saturated else 0,
