@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from .covariance.parameters import one_block
-from .design.design import Design
+from .design.design import Design, Source
 from .design.grouping import Codes, group_codes
 from .design.ownership import seals_of
 from .design.terms import RandomPart, RandomTerm, Term, no_random_part, random_part, terms_of_arrays
@@ -302,6 +302,42 @@ class LinearMixedModel(Model):
         """
         return type(self)(y, design=self.design).fit(reml, method, start, options)
 
+    def update(self, formula: str = ". ~ .", data: Any = None, **options: Any) -> LinearMixedModel:
+        """The model of a changed formula, or of other data, all else as it was.
+
+        Parameters
+        ----------
+        formula : str
+            Dots stand for the parts of the old formula: ``". ~ . + z"``, ``"log(.) ~ ."``, ``". ~ . - (x | g) +
+            (1 | g)"``, ``"~ .:z"``; as for R's ``update``.
+        data : table, optional
+            By default the same.
+        **options
+            Of `lmm`, instead of those of this model: ``weights``, ``offset``, ``residual``, ``variance``, ``fallback``,
+            ``missing``.
+
+        Returns
+        -------
+        LinearMixedModel
+
+        Raises
+        ------
+        LMMError
+            For a model from arrays, or from a pickle or a file without `data`, and as `lmm`.
+
+        Examples
+        --------
+        >>> import fastlmm_core as flc
+        >>> slopes = flc.lmm("Reaction ~ Days + (Days | Subject)", flc.datasets.load("sleepstudy"))
+        >>> slopes.update(". ~ . - (Days | Subject) + (1 | Subject)").design.spec.formula
+        'Reaction ~ Days + (1 | Subject)'
+        """
+        from .formula.rewriting import updated
+
+        origin = self.design.origin(data)
+        assert self.design.spec is not None
+        return lmm(updated(self.design.spec.formula, formula), origin.table, **{**origin.options, **options})
+
     def __repr__(self) -> str:
         return (
             f"<LinearMixedModel: {self.nobs} observations, {_levels(self)}, "
@@ -467,7 +503,11 @@ def lmm(
     found = model_data(
         formula, data, weights=weights, offset=offset, residual=residual, variance=variance, missing=missing
     )
-    model = LinearMixedModel.of(design_of(found, data), found.y)
+    options = {
+        "weights": weights, "offset": offset, "residual": residual, "variance": variance, "fallback": fallback,
+        "missing": missing,
+    }  # fmt: skip
+    model = LinearMixedModel.of(design_of(found, Source(data, options)), found.y)
     if fallback:
         if residual is None:
             raise LMMError("fallback names structures for that of residual=: give it too")
@@ -554,7 +594,7 @@ def load(path: str | PathLike[str]) -> LMMResult:
     return read(path, LinearMixedModel, LMMResult)
 
 
-def design_of(found: ModelData, data: Any, given: bool = False) -> Design:
+def design_of(found: ModelData, source: Source, given: bool = False) -> Design:
     """The design that a formula and a table make; `given`: parameters will be stated for it."""
     terms = [
         Term(t.name, Codes(t.name, t.codes.astype(np.int64, copy=False), 0, len(t.labels), t.labels), t.Z, t.columns,
@@ -568,5 +608,5 @@ def design_of(found: ModelData, data: Any, given: bool = False) -> Design:
         random = no_random_part(found.residual.subject, len(found.X))
     return Design(
         found.X, random, found.x_names, found.weights, found.offset, found.spec, found.response,
-        found.n_dropped, found.kept, index=found.index, source=data, residual=found.residual,
+        found.n_dropped, found.kept, index=found.index, source=source, residual=found.residual,
     )  # fmt: skip

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from .diagnostics.principal_components import PrincipalComponents
     from .estimation.fit import Fit
     from .estimation.model import Model
+    from .inference.likelihood_ratio.selection import Selection
     from .inference.likelihood_ratio.table import Comparison
     from .inference.means.means import MarginalMeans
     from .inference.profile.profile import ProfileResult
@@ -50,7 +51,10 @@ _ESTIMATES = "simulate_fit shows how estimates on this design are distributed"
         ("tvalues", "df", "pvalues", "conf_int", "test", "anova", "emmeans", "slopes", "contextual_effect"), _TESTS
     )
     | dict.fromkeys(("variance_components", "profile", "bootstrap"), _ESTIMATES)
-    | dict.fromkeys(("random_effect_test", "drop1", "influence", "optima"), "fit the response: result.model.fit()")
+    | dict.fromkeys(
+        ("random_effect_test", "drop1", "simplify", "step", "update", "influence", "optima"),
+        "fit the response: result.model.fit()",
+    )
     | dict.fromkeys(("aic", "bic"), "compare the log-likelihoods, llf")
 )
 @checked
@@ -619,6 +623,31 @@ class LMMResult(Fit):
             level=level, ddf=ddf, information=information, robust=self._robust(vcov, cluster),
         )  # fmt: skip
 
+    def update(self, formula: str = ". ~ .", data: Any = None, **options: Any) -> LMMResult:
+        """The fit of a changed formula, or of other data, by the same criterion.
+
+        Parameters
+        ----------
+        formula : str
+            Dots stand for the parts of the old formula: ``". ~ . + z"``; see `LinearMixedModel.update`.
+        data : table, optional
+            By default the same.
+        **options
+            Of `lmm`: ``weights``, ``offset``, ``residual``, ``variance``, ``fallback``, ``missing``.
+
+        Returns
+        -------
+        LMMResult
+
+        Raises
+        ------
+        LMMError
+            As `LinearMixedModel.update`.
+        """
+        model: Any = self.model
+        fitted: LMMResult = model.update(formula, data, **options).fit(reml=self.reml)
+        return fitted
+
     def drop1(self, term: str | None = None, **options: Any) -> Comparison:
         """Likelihood ratio tests of the terms of the fixed part, by fits without each of them.
 
@@ -637,6 +666,75 @@ class LMMResult(Fit):
         from .inference.likelihood_ratio.drop1 import drop1
 
         return drop1(self, term, **options)
+
+    def simplify(self, alpha: float = 0.2, **options: Any) -> Selection:
+        """Leave out what the random part does not need, the least needed first, and say what each step costs.
+
+        Each step tries every model with one thing less: the correlations of a term, an effect, a term.  The one with
+        the largest p-value, by tests that respect the boundary, is taken as long as that is above `alpha`.
+
+        Parameters
+        ----------
+        alpha : float
+            Matuschek et al. (2017, J. Mem. Lang. 94, 305) recommend 0.2 for random effects.
+        **options
+            ``null``, ``n_sim`` and ``seed``, see `compare`.
+
+        Returns
+        -------
+        Selection
+            With the steps, and the fit that remains as ``result``.
+
+        Raises
+        ------
+        LMMError
+            For a model from arrays, structured random effects or residuals, or unknown options.
+
+        Examples
+        --------
+        >>> import fastlmm_core as flc
+        >>> fit = flc.lmm("Reaction ~ Days + (Days | Subject)", flc.datasets.load("sleepstudy")).fit()
+        >>> fit.simplify().formula
+        'Reaction ~ Days + (Days || Subject)'
+        """
+        from .inference.likelihood_ratio.selection import simplify
+
+        return simplify(self, self._same_rows, alpha=alpha, **options)
+
+    def step(self, alpha: float = 0.1, **options: Any) -> Selection:
+        """Backward elimination: the random part by tests, as `simplify`, then terms of the fixed part by AIC (ML).
+
+        Parameters
+        ----------
+        alpha : float
+            Of the tests of random effects.
+        **options
+            ``null``, ``n_sim`` and ``seed``, see `compare`.
+
+        Returns
+        -------
+        Selection
+
+        Raises
+        ------
+        LMMError
+            As `simplify`.
+        """
+        from .inference.likelihood_ratio.selection import step
+
+        return step(self, self._same_rows, alpha=alpha, **options)
+
+    def _same_rows(self, formula: str) -> LMMResult:
+        """The fit of another formula to the rows of this one, though others may be complete for it."""
+        from .tables.rows import rows_of_table
+
+        design = self.model.design
+        if design.kept is None:
+            return self.update(formula)
+        given = {"weights": design.weights, "offset": design.offset}
+        known = design.origin().options
+        kept = {name: values for name, values in given.items() if not isinstance(known.get(name), str)}
+        return self.update(formula, rows_of_table(design.origin().table, design.kept), **kept)
 
     def random_effect_test(self, term: str | None = None, **options: Any) -> Comparison:
         """Test whether each random effect is needed, with the null distribution that is right on the boundary.

@@ -18,7 +18,7 @@ from .grouping import Codes, Factor, Grouping, group_codes
 from .residual import ResidualPart
 from .terms import RandomPart
 
-__all__ = ["Design", "Specification"]
+__all__ = ["Design", "Source", "Specification"]
 
 Array = NDArray[np.float64]
 
@@ -78,6 +78,22 @@ class Specification(Protocol):
 
 
 @dataclass(frozen=True, eq=False)
+class Source:
+    """Of what a formula made a design.
+
+    Attributes
+    ----------
+    table : table
+        The caller's table itself, not copied, for columns that are asked for by name later.
+    options : mapping
+        What else was given for the model: weights, offset, structures, as given.
+    """
+
+    table: Any
+    options: Mapping[str, Any]
+
+
+@dataclass(frozen=True, eq=False)
 class Design:
     """Everything of a model but its response.
 
@@ -100,8 +116,8 @@ class Design:
         The grouping factors, counted, where the rows have been read already.
     index : pandas.Index or None
         Labels of all rows of the caller's table, where it has any.
-    source : table or None
-        The caller's table itself, not copied, for columns that are asked for by name later.  It is not pickled.
+    source : Source or None
+        Of what a formula made the design.  It is not pickled.
     residual : ResidualPart or None
         How the residuals of a subject vary together; None where they are independent.
     """
@@ -117,8 +133,31 @@ class Design:
     kept: NDArray[np.intp] | None = None
     groupings: tuple[Grouping, ...] | None = None
     index: Any = None
-    source: Any = None
+    source: Source | None = None
     residual: ResidualPart | None = None
+
+    def origin(self, data: Any = None) -> Source:
+        """Of what the design was made, with other data where they are given.
+
+        Raises
+        ------
+        LMMError
+            For a design from arrays, or one from a pickle or a file where what is needed did not travel with it.
+        """
+        if self.spec is None:
+            raise LMMError("the model is from arrays and has no formula; make another with LinearMixedModel(...)")
+        if self.source is not None:
+            return self.source if data is None else replace(self.source, table=data)
+        if data is None:
+            raise LMMError("data is missing: a model from a pickle or a file has lost its table; give data=")
+        part = self.residual
+        options = {"offset": self.spec.offset_name, "residual": None if part is None else part.written}
+        lost = [name for name in ("weights", "offset") if getattr(self, name) is not None and not options.get(name)]
+        if part is not None and part.written is None:
+            lost.append("residual")
+        if lost:
+            raise LMMError(f"a model from a pickle or a file has lost {' and '.join(lost)}; make it with lmm() anew")
+        return Source(data, options)
 
     def count(self, groupings: tuple[Grouping, ...]) -> None:
         """Keep the grouping factors as counted by whoever read the rows first."""

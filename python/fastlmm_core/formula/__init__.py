@@ -1,6 +1,7 @@
 """From text to a design.
 
 syntax            bars and fixed part
+rewriting         dots for the parts of a formula, and terms left out
 matrices          columns by formulaic
 coding            coding of factors, for tests of terms
 specification     a formula with the state that new data need

@@ -28,6 +28,7 @@ __all__ = [
     "first_line",
     "parse",
     "side_of",
+    "signed_terms",
     "sum_of_truths",
     "terms_of",
 ]
@@ -227,6 +228,19 @@ def _split(text: str, symbol: str) -> list[str]:
     """Pieces of the text between a symbol outside parentheses."""
     cuts = [-1, *(at for at, char, depth in _marks(text) if char == symbol and depth == 0), len(text)]
     return [text[a + 1 : b] for a, b in pairwise(cuts)]
+
+
+def signed_terms(text: str) -> list[tuple[str, str]]:
+    """The terms of a sum, each with its sign, "+" or "-"; bars stand in their parentheses."""
+    found, start, sign = [], 0, "+"
+    for at, char, _ in [mark for mark in _marks(text) if mark[1] in "+-" and mark[2] == 0] + [(len(text), "", 0)]:
+        term = text[start:at].strip()
+        if term:
+            found.append((sign, term))
+            sign = "+"
+        sign = "-" if (char == "-") != (sign == "-") else "+"
+        start = at + 1
+    return found
 
 
 def _bars(inside: str, structure: str | None = None) -> list[Bar]:

@@ -332,7 +332,7 @@ def _labels(result: Fit, cluster: Any) -> tuple[str, Index]:
                 f"cluster={cluster!r} is not a grouping factor ({names}), and there is no table of which it could be a "
                 "column (the model is from arrays, a pickle or a file): give the label of each row instead"
             )
-        table = Table(design.source)
+        table = Table(design.source.table)
         shown, column = repr(cluster), table.column(cluster, "`cluster`")
         rows, index = design.caller_rows.used, design.index
         moved = table.library == "pandas" and index is not None and not index.equals(table.index)

@@ -7,6 +7,7 @@ from typing import Any
 
 from numpy.typing import ArrayLike
 
+from ..design.design import Source
 from ..errors import LMMError
 from ..estimation.fit import Fit
 from ..estimation.stated import stated_fit
@@ -91,7 +92,8 @@ def assume(
         if data is None:
             raise LMMError("data is missing: give the rows of the design, e.g. one group with the times of its visits")
         found = model_data(formula, data, weights=weights, offset=offset, residual=residual, optional=True)
-        model = LinearMixedModel.of(design_of(found, data, True), found.y, True)
+        source = Source(data, {"weights": weights, "offset": offset, "residual": residual})
+        model = LinearMixedModel.of(design_of(found, source, True), found.y, True)
     else:
         if any(given is not None for given in (data, weights, offset, residual)):
             raise LMMError("a model holds its data, weights and offset: give params=, G= and sigma2= only")

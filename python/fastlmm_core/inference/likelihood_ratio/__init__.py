@@ -9,4 +9,5 @@ null_distributions   chi-bar-square mixtures
 exact                exact distribution for one variance
 random_effects       tests of random effects
 drop1                tests of fixed terms
+selection            backward elimination
 """
