@@ -147,6 +147,11 @@ cdef struct Batch:
     const double* x_map         # (p_full, p)
     const double* ones          # (p_full,): X ones = 1, where `centre`
     double criterion_offset
+    # scores in place of responses, see lanes/scores.pxi
+    const double* spread        # (n_patterns, n_a) S, lower triangles by rows; NULL where the rows of Y are responses
+    const double* within_root   # (p, n_within)
+    Py_ssize_t n_within
+    double variance             # sigma^2
 
 # Results of a batch, one row per response.
 cdef struct Outcome:

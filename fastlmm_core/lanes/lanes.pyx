@@ -526,6 +526,7 @@ offered.effects = &effects
 
 include "profile.pxi"
 include "responses.pxi"
+include "scores.pxi"
 include "families.pxi"
 include "deletions.pxi"
 

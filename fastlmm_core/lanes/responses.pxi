@@ -847,7 +847,7 @@ cdef void write_coefficients(const Batch* d, Lanes* s, Fates* f, const Outcome* 
         error = VEC_SQRT(error * sigma2)
         for lane in range(count):
             at = (first + lane) * d.p_full + i
-            out.params[at] = (<double*> &value)[lane] + (shift[lane * stride] * d.ones[i] if d.centre else 0.0)
+            out.params[at] = (<double*> &value)[lane] + (shift[lane * stride] * d.ones[i] if d.centre and d.spread == NULL else 0.0)
             out.bse[at] = (<double*> &error)[lane]
         if out.df == NULL:
             continue
@@ -860,7 +860,8 @@ cdef void batch_fit(
     const Batch* d, const double* Y, Py_ssize_t stride, Py_ssize_t n_responses, Py_ssize_t first, const Outcome* out,
     double* work,
 ) noexcept nogil:
-    """Fit n_responses rows of Y; results go to rows first, first + 1, ... of the outcome (see also Outcome.rows)."""
+    """Fit n_responses rows of Y (see scores.pxi where they are scores); results go to rows first, first + 1, ... of the
+    outcome (see also Outcome.rows)."""
     cdef Lanes s
     cdef Fates f
     cdef Arena arena = Arena(work, 0)
@@ -871,7 +872,10 @@ cdef void batch_fit(
     while block < n_responses:
         count = n_responses - block if n_responses - block < LANES else LANES
         rows = Y + block * stride
-        read_responses(d, &s, rows, stride, count, &f.total)
+        if d.spread != NULL:
+            read_scores(d, &s, rows, stride, count, &f.total)
+        else:
+            read_responses(d, &s, rows, stride, count, &f.total)
         set_aside(d, &s, &f)
         f.size = VEC_SQRT(f.total * (1.0 / <double> d.n))
         rescale_responses(d, &s, &f.size)

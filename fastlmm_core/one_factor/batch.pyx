@@ -10,7 +10,7 @@ from fastlmm_core.lanes.kernels cimport Batch, Outcome
 from fastlmm_core.small.arena cimport Arena, furnish, take
 
 
-cdef int run(const Batch* d, const double* Y, Py_ssize_t count, Py_ssize_t first, const Outcome* out) except -1:
+cdef int run(const Batch* d, const double* Y, Py_ssize_t stride, Py_ssize_t count, Py_ssize_t first, const Outcome* out) except -1:
     """Run the lanes over the rows of Y without the interpreter's lock."""
     cdef Arena arena = Arena(NULL, 0)
     take(&arena, kernels.batch_size(d))
@@ -18,7 +18,7 @@ cdef int run(const Batch* d, const double* Y, Py_ssize_t count, Py_ssize_t first
     if work == NULL:
         raise MemoryError()
     with nogil:
-        kernels.batch_fit(d, Y, d.n, count, first, out, arena.base)
+        kernels.batch_fit(d, Y, stride, count, first, out, arena.base)
     free(work)
     return 0
 
@@ -38,12 +38,17 @@ cdef class BatchDesign:
     """
 
     cdef Batch d
+    cdef readonly object rows, patterns, search
     cdef object kept
     cdef Py_ssize_t* positions
     cdef readonly Py_ssize_t n, n_par, p_full
 
     def __cinit__(self, rows, patterns, search, const double[:, ::1] x_map, const double[::1] ones):
-        self.kept = (rows, patterns, search, x_map, ones)
+        self.rows, self.patterns, self.search = rows, patterns, search
+        self.kept = (x_map, ones)
+        self.d.spread = NULL
+        self.d.within_root = NULL
+        self.d.n_within = 0
         self.d.p_full, self.d.p = x_map.shape[0], x_map.shape[1]
         self.d.x_map = &x_map[0, 0] if x_map.shape[0] * x_map.shape[1] > 0 else NULL
         self.d.ones = &ones[0] if ones.shape[0] > 0 else NULL
@@ -124,12 +129,27 @@ cdef class BatchDesign:
     def __dealloc__(self):
         free(self.positions)
 
-    def fit(self, const double[:, ::1] Y, Py_ssize_t first, bint reml, double criterion_offset, start, into):
+    cdef Py_ssize_t take_scores(self, Batch* d, scores) except -1:
+        """Let the rows of Y be scores, if they are; the length of a row."""
+        cdef const double[:, ::1] spread, within_root
+        if scores is None:
+            return self.n
+        spread, within_root = scores.spread, scores.within_root
+        if spread.shape[0] != d.n_patterns or 2 * spread.shape[1] != d.q * (d.q + 1) or within_root.shape[0] != d.p:
+            raise ValueError("the roots of the scores do not fit the design")
+        d.spread = &spread[0, 0]
+        d.n_within = within_root.shape[1]
+        d.within_root = &within_root[0, 0] if d.p * d.n_within > 0 else NULL
+        d.variance = scores.variance
+        return scores.width
+
+    def fit(self, const double[:, ::1] Y, Py_ssize_t first, bint reml, double criterion_offset, start, into, scores=None):
         """Fit the rows of Y; results go to rows first, first + 1, ... of the arrays.
 
         Parameters
         ----------
         Y : (count, n) array
+            Or (count, width) lines of scores.
         first : int
         reml : bool
         criterion_offset : float
@@ -138,16 +158,18 @@ cdef class BatchDesign:
             Theta to start from; None: start by a step of scoring.
         into : BatchResults
             Overwritten.
+        scores : BatchScores or None
+            What the rows of Y mean where they are scores.
         """
         cdef Batch d = self.d
         cdef Outcome out
-        cdef Py_ssize_t count = Y.shape[0]
+        cdef Py_ssize_t count = Y.shape[0], width = self.take_scores(&d, scores)
         cdef const double[::1] start_view
         cdef double[:, ::1] theta = into.theta, params = into.params, bse = into.bse, df = into.df
         cdef double[::1] sigma2 = into.sigma2, value = into.value, decrement = into.decrement
         cdef int[::1] status = into.status, evaluations = into.evaluations
-        if Y.shape[1] != self.n:
-            raise ValueError(f"Y has {Y.shape[1]} columns, the design has {self.n} rows")
+        if Y.shape[1] != width:
+            raise ValueError(f"Y has {Y.shape[1]} columns, the design has {width} rows")
         if first < 0 or first + count > theta.shape[0]:
             raise IndexError("the results do not hold so many responses")
         if count == 0:
@@ -171,18 +193,21 @@ cdef class BatchDesign:
         out.evaluations = &evaluations[0]
         out.df = &df[0, 0] if self.p_full > 0 else NULL
         out.rows = NULL
-        run(&d, &Y[0, 0], count, first, &out)
+        run(&d, &Y[0, 0], width, count, first, &out)
 
-    def contrasts(self, const double[:, ::1] Y, bint reml, double[:, ::1] theta, const double[:, ::1] rows):
+    def contrasts(self, const double[:, ::1] Y, bint reml, double[:, ::1] theta, const double[:, ::1] rows, scores=None):
         """What tests of rows beta_o need, at a given theta of each response.
 
         Parameters
         ----------
         Y : (count, n) array
+            Or (count, width) lines of scores.
         reml : bool
         theta : (count, n_par) array
         rows : (m, p) array
             In the coordinates of the conditioned problem.
+        scores : BatchScores or None
+            As for `fit`.
 
         Returns
         -------
@@ -197,11 +222,11 @@ cdef class BatchDesign:
         """
         cdef Batch d = self.d
         cdef Outcome out
-        cdef Py_ssize_t count = Y.shape[0], m = rows.shape[0], n_par = self.n_par
+        cdef Py_ssize_t count = Y.shape[0], m = rows.shape[0], n_par = self.n_par, width = self.take_scores(&d, scores)
         cdef double[:, :, ::1] covariance, hess
         cdef double[:, :, :, ::1] slope
         cdef double[:, ::1] shift
-        if Y.shape[1] != self.n or rows.shape[1] != d.p or theta.shape[0] != count or theta.shape[1] != n_par:
+        if Y.shape[1] != width or rows.shape[1] != d.p or theta.shape[0] != count or theta.shape[1] != n_par:
             raise ValueError("Y, theta and rows do not fit each other or the design")
         arrays = (np.empty((count, m, m)), np.empty((count, n_par, m, m)), np.empty((count, n_par)),
                   np.empty((count, n_par, n_par)))
@@ -217,5 +242,5 @@ cdef class BatchDesign:
         out.slope = &slope[0, 0, 0, 0]
         out.shift = &shift[0, 0]
         out.hess = &hess[0, 0, 0]
-        run(&d, &Y[0, 0], count, 0, &out)
+        run(&d, &Y[0, 0], width, count, 0, &out)
         return arrays

@@ -1298,8 +1298,8 @@ class LMMResult(Fit):
             A model of the same observations to fit instead of this one, e.g. a reduced one.
         first : int
             Place in the stream of the seed of the first response drawn: parts of a run made with the same seed, in one
-            process or in several, are those of the whole.  A part that begins with a block (of 512 responses, fewer
-            where they are long) draws nothing in vain.
+            process or in several, are those of the whole.  A part that begins with a block (of 64 to 2,048 responses)
+            draws nothing in vain.
 
         Returns
         -------

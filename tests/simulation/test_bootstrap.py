@@ -9,7 +9,7 @@ from scipy.stats import norm
 import fastlmm_core as flc
 import fits
 import oracle
-from fastlmm_core.simulation.draws import STREAM, draws, parametric
+from fastlmm_core.simulation.draws import STREAM, draws, parametric, stream_size
 from fastlmm_core.support.seeds import key_of, stream
 
 # Replicates and copied rows give sums in another order and stop where rounding ends the search (see many/).
@@ -269,7 +269,8 @@ def test_replicates_are_fits_of_the_draws(rng, reml, kind):
     n = STREAM + 20
     boot = result.bootstrap(n, kind, seed=4)
     maker = parametric if kind == "parametric" else getattr(module, f"_{kind}")
-    Y = np.concatenate([block() for block in draws(maker(result), n, key_of(4))])
+    draw = maker(result)
+    Y = np.concatenate([block() for block in draws(draw, n, key_of(4), stream_size(draw, result.nobs))])
     assert len(boot) == n
     assert boot.replicates.shape == (n, 6)
     for i in range(0, n, 9):

@@ -179,4 +179,6 @@ def test_parts_travel_between_processes(fit):
     part = fit.simulate_fit(10, 3, first=600)
     again = pickle.loads(pickle.dumps(part))
     np.testing.assert_array_equal(again.params, fit.simulate_fit(610, 3).params[600:])
-    assert stream_size(fit.nobs) == 512
+    size = stream_size(parametric(fit), fit.nobs)
+    whole = fit.simulate(size + 3, 3)
+    np.testing.assert_array_equal(fit.simulate(5, 3, size - 2), whole[size - 2 :])

@@ -369,9 +369,7 @@ def _satterthwaite(
     size = max(8, CHUNK_BYTES // (8 * model.nobs))
     for begin in range(0, len(regular), size):
         part = regular[begin : begin + size]
-        Y = batch.fitted_responses(part)
-        theta = np.ascontiguousarray(batch.theta_o[part])
-        covariance, slope, shift, hess = shared_design(model).contrasts(Y, batch.reml, theta, rows)
+        covariance, slope, shift, hess, theta = _contrasts(batch, part, rows)
         inverse = inverse_hessian(model.structure, theta, hess)
         variance = batch.sigma2[part, None] * np.einsum("nii->ni", covariance)
         error[part] = np.sqrt(variance)
@@ -423,13 +421,16 @@ def _kenward_roger_moments(
 def _observed(batch: BatchFit, part: NDArray[np.intp]) -> Observed:
     """The observed information of some responses."""
     model = batch.model
-    _, _, shift, hess = shared_design(model).contrasts(
-        batch.fitted_responses(part),
-        True,
-        np.ascontiguousarray(batch.theta_o[part]),
-        np.eye(1, model.problem.rank),
-    )
-    return Observed(shift, inverse_hessian(model.structure, batch.theta_o[part], hess))
+    _, _, shift, hess, theta = _contrasts(batch, part, np.eye(1, model.problem.rank))
+    return Observed(shift, inverse_hessian(model.structure, theta, hess))
+
+
+def _contrasts(batch: BatchFit, part: NDArray[np.intp], rows: Array) -> tuple[Array, ...]:
+    """K = rows H_xx^-1 rows', its slope, the shift and the Hessian at the estimates of some responses; and those."""
+    lines, scores = batch.seen(part)
+    theta = np.ascontiguousarray(batch.theta_o[part])
+    more = () if scores is None else (scores,)
+    return *shared_design(batch.model).contrasts(lines, batch.reml, theta, rows, *more), theta
 
 
 def _need_responses(batch: BatchFit, remedy: str) -> None:

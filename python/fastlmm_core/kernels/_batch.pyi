@@ -1,7 +1,7 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from .records import BatchPatterns, BatchResults, BatchRows, BatchSearch
+from .records import BatchPatterns, BatchResults, BatchRows, BatchScores, BatchSearch
 
 _Array = NDArray[np.float64]
 
@@ -10,14 +10,27 @@ class BatchDesign:
         self, rows: BatchRows, patterns: BatchPatterns, search: BatchSearch, x_map: _Array, ones: _Array
     ) -> None: ...
     @property
+    def rows(self) -> BatchRows: ...
+    @property
+    def patterns(self) -> BatchPatterns: ...
+    @property
+    def search(self) -> BatchSearch: ...
+    @property
     def n(self) -> int: ...
     @property
     def n_par(self) -> int: ...
     @property
     def p_full(self) -> int: ...
     def fit(
-        self, Y: _Array, first: int, reml: bool, criterion_offset: float, start: _Array | None, into: BatchResults
+        self,
+        Y: _Array,
+        first: int,
+        reml: bool,
+        criterion_offset: float,
+        start: _Array | None,
+        into: BatchResults,
+        scores: BatchScores | None = None,
     ) -> None: ...
     def contrasts(
-        self, Y: _Array, reml: bool, theta: _Array, rows: _Array
+        self, Y: _Array, reml: bool, theta: _Array, rows: _Array, scores: BatchScores | None = None
     ) -> tuple[_Array, _Array, _Array, _Array]: ...

@@ -108,6 +108,19 @@ class BatchSearch(NamedTuple):
     max_iterations: int
 
 
+class BatchScores(NamedTuple):
+    """What lines of scores mean, in place of responses: see lanes/scores.pxi."""
+
+    spread: Array
+    """(n_patterns, q(q+1)/2) lower triangles S by rows, S S' = sigma^2 (I + R L L' R')."""
+    within_root: Array
+    """(p, n_within) root of sigma^2 within_xx."""
+    variance: float
+    """sigma^2."""
+    width: int
+    """Numbers in a line."""
+
+
 class BatchResults(NamedTuple):
     """Arrays that `BatchDesign.fit` overwrites, a row (or an element) per response."""
 

@@ -480,7 +480,7 @@ def _user_statistic(
     values = np.full((n, len(own)), np.nan)
     converged, singular = np.zeros(n, dtype=bool), np.zeros(n, dtype=bool)
     at = 0
-    for block in draws(draw, n, key_of(seed), stream_size(result.nobs), first):
+    for block in draws(draw, n, key_of(seed), stream_size(draw, result.nobs), first):
         for y in block():
             fit = result.again(result.model.with_response(y))
             again, values_of = _named_numbers(statistic(fit))

@@ -1,4 +1,8 @@
-"""Simulated responses in counter-based streams, and fits of them without storing them."""
+"""Simulated responses in counter-based streams, and fits of them without storing them.
+
+Where what a fit sees of a response can be drawn by itself (see `scores`), it is, and the response is made of it only
+when it is asked for: the responses of a stream are the same in either case.
+"""
 
 from __future__ import annotations
 
@@ -18,6 +22,7 @@ from ..estimation.many.policy import fit_drawn
 from ..estimation.model import Model
 from ..support.checks import check_count
 from ..support.seeds import Seed, beside, check_first, key_of, stream
+from .scores import Scores
 
 __all__ = [
     "Drawing",
@@ -34,6 +39,7 @@ __all__ = [
 
 Array = NDArray[np.float64]
 Draw = Callable[[np.random.Generator, int], NDArray[Any]]
+"""(generator at the beginning of a block, count) -> the first so many responses of the block."""
 B = TypeVar("B", bound=BatchFit)
 
 STREAM = 512
@@ -70,7 +76,7 @@ class Generating(Protocol):
 
 
 def parametric(source: Generating, fresh: NDArray[np.bool_] | None = None) -> Draw:
-    """Draws of y = X beta + Z b + e with new random effects and errors.
+    """Draws of y = X beta + Z b + e with new random effects and errors: by scores where these can be drawn.
 
     Parameters
     ----------
@@ -78,6 +84,25 @@ def parametric(source: Generating, fresh: NDArray[np.bool_] | None = None) -> Dr
     fresh : (n, factors) bool array, optional
         Whether the effects of a row's level of each factor are drawn; those of others are part of the mean.
     """
+    return _effects_and_errors(source, fresh) if fresh is not None else _scores(source) or _effects_and_errors(source)
+
+
+def _scores(source: Generating) -> Scores | None:
+    """Draws of scores, where the design has one factor and determines a fit whose residuals are independent."""
+    model = source.model
+    if len(model.factors) != 1 or model.one_by_one:
+        return None
+    try:
+        model = model.fittable(lambda rng: _effects_and_errors(source)(rng, 1)[0])
+    except LMMError:
+        return None
+    if model.problem.saturated:
+        return None
+    return Scores(model, source.sigma2, source.relative_factor, source.population_mean)
+
+
+def _effects_and_errors(source: Generating, fresh: NDArray[np.bool_] | None = None) -> Draw:
+    """Draws by an effect for each level and an error for each observation."""
     model = source.model
     sigma = float(np.sqrt(source.sigma2))
     # b = u (sigma Lambda)': the factor goes to the columns of Z, once
@@ -127,9 +152,9 @@ def correlated(part: ResidualPart, phi: Array) -> Callable[[Array], None]:
     return correlate
 
 
-def stream_size(nobs: int) -> int:
+def stream_size(draw: Draw, nobs: int) -> int:
     """Responses of this length that share a stream: at most some 16 MB of them."""
-    return max(1, min(STREAM, 2**21 // nobs))
+    return max(1, min(draw.size if isinstance(draw, Scores) else STREAM, 2**21 // nobs))
 
 
 @dataclass(frozen=True)
@@ -157,11 +182,32 @@ class Drawing:
 
     def __call__(self) -> NDArray[Any]:
         """The responses (count, nobs)."""
+        if isinstance(self.draw, Scores):
+            return self.responses(self.scores(), np.arange(self.count))
         return self.draw(stream(self.key, self.block), self.skip + self.count)[self.skip :]
 
+    @property
+    def meaning(self) -> Scores | None:
+        """What the scores mean, where these can be drawn."""
+        return self.draw if isinstance(self.draw, Scores) else None
 
-def draws(draw: Draw, n: int, key: NDArray[np.uint64], size: int = STREAM, first: int = 0) -> Iterator[Drawing]:
-    """Responses `first` to `first + n - 1` of a stream in blocks, each a function: threads draw as well as fit."""
+    def scores(self) -> Array:
+        """The scores of the responses (count, width)."""
+        assert isinstance(self.draw, Scores)
+        return self.draw.lines(stream(self.key, self.block), self.skip + self.count)[self.skip :]
+
+    def responses(self, lines: Array, places: NDArray[np.intp]) -> Array:
+        """Some of the responses, of which the scores are known."""
+        assert isinstance(self.draw, Scores)
+        return self.draw.completed(stream(self.key, self.block), lines[places], self.skip + places)
+
+
+def draws(draw: Draw, n: int, key: NDArray[np.uint64], size: int | None = None, first: int = 0) -> Iterator[Drawing]:
+    """Responses `first` to `first + n - 1` of a stream in blocks, each a function: threads draw as well as fit.
+
+    Blocks are of `size` responses, by default as many as those of short ones.
+    """
+    size = stream_size(draw, 1) if size is None else size
     at, end = first, first + n
     while at < end:
         block, skip = divmod(at, size)
@@ -189,18 +235,34 @@ class Redrawn:
         self._source = source
         self._key = key
         self._first = first
-        self._size = stream_size(source.model.nobs)
 
     def __getitem__(self, at: int | slice | NDArray[np.intp]) -> Array:
         if isinstance(at, int | np.integer):
             return np.asarray(self[np.array([int(at) % self.shape[0]])][0])
-        blocks, places = np.divmod(np.arange(self.shape[0])[at] + self._first, self._size)
-        out = np.empty((len(places), self.shape[1]))
-        draw = parametric(self._source)
-        for block in np.unique(blocks).tolist():
-            mine = blocks == block
-            out[mine] = draw(stream(self._key, block), int(places[mine].max()) + 1)[places[mine]]
+        chosen = np.arange(self.shape[0])[at]
+        out = np.empty((len(chosen), self.shape[1]))
+        for mine, places, block in self._blocks(chosen):
+            out[mine] = block.responses(block.scores(), places) if block.meaning else block()[places]
         return out
+
+    def scores(self, chosen: NDArray[np.intp]) -> tuple[Array, Scores] | None:
+        """Scores of some of the responses, and what they mean; None where they are not drawn by scores."""
+        blocks = list(self._blocks(chosen))
+        meaning = blocks[0][2].meaning if blocks else None
+        if meaning is None:
+            return None
+        out = np.empty((len(chosen), meaning.meaning.width))
+        for mine, places, block in blocks:
+            out[mine] = block.scores()[places]
+        return out, meaning
+
+    def _blocks(self, chosen: NDArray[np.intp]) -> Iterator[tuple[NDArray[np.intp], NDArray[np.intp], Drawing]]:
+        """Blocks that hold the chosen responses: which of these, at which places of the block."""
+        draw = parametric(self._source)
+        blocks, places = np.divmod(chosen + self._first, stream_size(draw, self.shape[1]))
+        for block in np.unique(blocks).tolist():
+            mine = np.flatnonzero(blocks == block)
+            yield mine, places[mine], Drawing(draw, self._key, block, 0, int(places[mine].max()) + 1)
 
 
 def simulate(
@@ -215,8 +277,8 @@ def simulate(
             f"n={n} responses of {nobs} observations would take {n * nobs * 8 / 1e9:,.0f} GB; draw fewer, or fit them "
             "without storing them by simulate_fit"
         )
-    size = stream_size(nobs)
-    return np.concatenate([block() for block in draws(parametric(source, fresh), n, key_of(seed), size, first)])
+    draw = parametric(source, fresh)
+    return np.concatenate([block() for block in draws(draw, n, key_of(seed), stream_size(draw, nobs), first)])
 
 
 def simulate_fit(
@@ -278,8 +340,10 @@ def simulate_into(
         raise LMMError(f"fit has {fit.nobs} observations but the responses drawn have {source.model.nobs}")
     check_count(n, "n")
     check_first(first, seed)
-    size, key = stream_size(source.model.nobs), key_of(seed)
-    blocks = draws(parametric(source) if draw is None else draw, n, key, size, first)
-    model = (source.model if fit is None else fit).fittable(lambda rng: parametric(source)(rng, 1)[0])
+    key = key_of(seed)
     whole = Redrawn(source, n, key, first) if draw is None else None
+    draw = parametric(source) if draw is None else draw
+    size = stream_size(draw, source.model.nobs)
+    blocks = draws(draw, n, key, size, first)
+    model = (source.model if fit is None else fit).fittable(lambda rng: _effects_and_errors(source)(rng, 1)[0])
     return fit_drawn(partial(batch, model, kind, reml), blocks, n, whole, size, n_jobs, progress)

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...errors import LMMError
+from ...kernels.records import BatchScores
 from ...support.seals import broken_lines
 from ..fit import Fit, estimate
 from ..model import Model
@@ -210,6 +211,13 @@ class BatchFit:
                     "again, or give fit_many a copy that stays, e.g. Y.copy()"
                 )
         return Y
+
+    def seen(self, chosen: NDArray[np.intp]) -> tuple[Array, BatchScores | None]:
+        """What fits see of some of the responses: their scores and what these mean, or the responses themselves."""
+        found = self.responses.scores(chosen) if hasattr(self.responses, "scores") else None
+        if found is not None and found[1].model.problem is self.model.problem:
+            return found[0], found[1].meaning
+        return self.fitted_responses(chosen), None
 
     def place(self, label: Any) -> int:
         """Position of the response with a label.

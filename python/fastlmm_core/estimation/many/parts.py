@@ -38,6 +38,10 @@ class _Some:
     def __getitem__(self, at: Any) -> Any:
         return self._whole[self._chosen[at]]
 
+    def scores(self, at: NDArray[np.intp]) -> Any:
+        """See `BatchFit.seen`."""
+        return self._whole.scores(self._chosen[at]) if hasattr(self._whole, "scores") else None
+
 
 class _Chain:
     """Responses of several batches, one after the other."""

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...errors import LMMError
-from ...kernels.records import BatchResults
+from ...kernels.records import BatchResults, BatchScores
 from ...support.blas_threads import one_blas_thread
 from ...support.checks import plain_array
 from ...support.memory import blas_callers
@@ -217,6 +217,17 @@ def _fit(
     shared = None if alone else shared_design(model)
 
     def run(block: Any, into: BatchFit, first: int) -> int:
+        if shared is not None and _by_scores(model, block):
+            lines, scores = block.scores(), block.meaning
+            _lanes(shared, lines, into, first, scores=scores.meaning)
+            into.params[first : first + len(lines)] += scores.coefficients
+
+            def responses(which: NDArray[np.intp]) -> Array:
+                found: Array = block.responses(lines, which)
+                return found
+
+            _alone(model, responses, into, slice(first, first + len(lines)))
+            return len(lines)
         dense = np.ascontiguousarray(block() if callable(block) else block, dtype=np.float64)
         if into.seals is not None:
             into.seals[first : first + len(dense)] = line_seals(dense)
@@ -253,16 +264,29 @@ def _fit(
     return pieces[0] if count is not None else _joined(empty, pieces)
 
 
+def _by_scores(model: Model, block: Any) -> bool:
+    """Whether a block is drawn by scores of this design, and nothing but these is needed."""
+    scores = getattr(block, "meaning", None)
+    return scores is not None and scores.model.problem is model.problem and not _search(model).needed
+
+
+def _search(model: Model) -> ResponseSearch:
+    return model.once("response search", lambda: ResponseSearch(model))
+
+
 def _lanes(
-    shared: kernels.BatchDesign | HierarchyDesign, Y: Array, into: BatchFit, first: int, start: Array | None = None
-) -> None:
+    shared: kernels.BatchDesign | HierarchyDesign, Y: Array, into: BatchFit, first: int, start: Array | None = None,
+    scores: BatchScores | None = None,
+) -> None:  # fmt: skip
     constant = into.model.problem.constant(into.reml)
+    more = () if scores is None else (scores,)
     shared.fit(
         Y, first, into.reml, constant, start,
         BatchResults(
             into.theta_o, into.params, into.bse, into.sigma2, into.criterion, into.gradient_norm, into.status,
             into.n_evaluations, into.satterthwaite,
         ),
+        *more,
     )  # fmt: skip
 
 
@@ -270,10 +294,9 @@ def _second_look(model: Model, Y: Array, into: BatchFit, first: int) -> None:
     """Other starts where there may be other minima; the single-fit path where the lanes did not certify."""
     part = slice(first, first + len(Y))
     status = into.status[part]
-    problem = model.problem
     good = np.flatnonzero(status > 0)
     if len(good) and len(model.factors) == 1 and not model.one_by_one:
-        look = model.once("response search", lambda: ResponseSearch(model))
+        look = _search(model)
         chosen = Y if len(good) == len(Y) else Y[good]
         where = look.starts(chosen, into.params[first + good], into.theta_o[first + good], into.reml)
         for start, some in where if look.needed else ():
@@ -284,8 +307,15 @@ def _second_look(model: Model, Y: Array, into: BatchFit, first: int) -> None:
             better = np.flatnonzero((other.status > 0) & (other.criterion < into.criterion[first + which] - 1e-9))
             for name in _FIELDS if len(better) else ():
                 getattr(into, name)[first + which[better]] = getattr(other, name)[better]
-    for i in np.flatnonzero(status == 0):
-        _single(model, Y[i], into, first + int(i))
+    _alone(model, lambda which: Y[which], into, part)
+
+
+def _alone(model: Model, responses: Callable[[NDArray[np.intp]], Array], into: BatchFit, part: slice) -> None:
+    """The single-fit path where the lanes did not certify; NaN for dropped columns and where there is no fit."""
+    status, first, problem = into.status[part], part.start, model.problem
+    open_ = np.flatnonzero(status == 0)
+    for i, y in zip(open_.tolist(), responses(open_) if len(open_) else (), strict=True):
+        _single(model, y, into, first + i)
     if problem.rank < into.params.shape[1]:
         dropped = problem.dropped
         into.params[part, dropped] = into.bse[part, dropped] = into.satterthwaite[part, dropped] = np.nan

@@ -199,7 +199,8 @@ def _bootstrap_linear(statistic: float, result: Fit, criterion: float, n_sim: in
     source = _LinearNull(model, float(np.exp(observed) / (n - rank)), np.zeros((q, q)), base)
     key = int(generator_of(seed).integers(2**62))
     fits = simulate_fit(source, n_sim, key, reml=result.reml)
-    blocks = draws(parametric(source), n_sim, key_of(key), stream_size(n))
+    drawing = parametric(source)
+    blocks = draws(drawing, n_sim, key_of(key), stream_size(drawing, n))
     under = criterion + nu * (np.concatenate([log_rss(block()) for block in blocks]) - observed)
     good = fits.converged
     text = f"parametric bootstrap of {int(good.sum())} responses"
