@@ -443,7 +443,7 @@ def _refuse_unknown(kind: str, known: Mapping[str, Any]) -> None:
 
 def _fits_of(result: Fit, n: int, draw: Draw, seed: Seed, first: int) -> Iterator[Fit | None]:
     """The fits of responses that are drawn; None where there is none."""
-    for block in draws(draw, n, key_of(seed), stream_size(result.nobs), first):
+    for block in draws(draw, n, key_of(seed), stream_size(draw, result.nobs), first):
         for y in block():
             try:
                 yield result.again(result.model.with_response(y))
