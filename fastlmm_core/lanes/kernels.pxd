@@ -31,7 +31,7 @@ cdef struct RawGroups:
     Py_ssize_t n_groups
     const double* raw       # (n_groups, n_a + q k + 1) A, C and the row count (see rows/rows.pyx)
     const double* Tz        # upper triangular (q, q)
-    const double* Tx        # upper triangular (k, k)
+    const double* Tx        # upper triangular (k, k); NULL for the identity
 
 # Factored groups.
 cdef struct PackedGroups:
@@ -43,9 +43,10 @@ cdef struct PackedGroups:
 # Sums over groups; all of numbers but `store`.
 cdef struct Sums:
     double* sum_n           # (n_a,) set to sum n_i N_i
-    double* sum_h           # (k(k+1)/2,) sum D'D is added
+    double* sum_h           # (k(k+1)/2,) sum D'D is added, unless `root` is given
     double* gram            # packed lower triangle of q k: set to sum vec(E_i) vec(E_i)'; NULL where not wanted
     double* store           # (n_blocks, n_a + q k, LANES) N_i and E_i for the second sweep; NULL where not wanted
+    double* root            # (n_blocks, q k, LANES) D_i, where BLAS takes their products; NULL where not wanted
 
 ctypedef void (*factor_t)(const Shape*, const RawGroups*, double*, double*, double*) noexcept nogil
 ctypedef double (*moments_t)(const PackedGroups*, const double*, const Sums*, double*) noexcept nogil

@@ -182,7 +182,7 @@ cdef inline void rotate_groups(Py_ssize_t q, Py_ssize_t k, const double* Tz, con
             for l in range(b + 1):
                 t = t + full[a * q + l] * Tz[l * q + b]
             full[a * q + b] = t
-        for j in range(k - 1, -1, -1):
+        for j in range(-1 if Tx == NULL else k - 1, -1, -1):
             t = VEC_SET(0.0)
             for l in range(j + 1):
                 t = t + C[a * k + l] * Tx[l * k + j]
@@ -231,15 +231,16 @@ cdef inline void factor_of(Py_ssize_t q, Py_ssize_t k, const RawGroups* groups, 
     cdef vecu* size = bound + q
     cdef vecu* acc = size + q
     cdef vecu* R
-    for pos in range(n_h):
+    for pos in range(n_h if within != NULL else 0):
         acc[pos] = VEC_SET(0.0)
     for block in range((groups.n_groups + LANES - 1) // LANES):
         R = (<vecu*> packed) + block * stride
         read_groups(q, k, groups, block, <double*> full, <double*> C, <double*> (R + stride - 1))
         rotate_groups(q, k, groups.Tz, groups.Tx, full, C, bound, size)
         take_root(q, k, bound, full, C, R, R + n_a)
-        add_crossed(q, k, R + n_a, acc)
-    for pos in range(n_h):
+        if within != NULL:
+            add_crossed(q, k, R + n_a, acc)
+    for pos in range(n_h if within != NULL else 0):
         within[pos] += vec_sum(acc + pos)
 
 
@@ -248,7 +249,7 @@ cdef void factor(const Shape* shape, const RawGroups* groups, double* packed, do
     """Rotate and factor groups.
 
     Overwrites packed (blocks, stride, LANES) with R, c and 1 per group (0 in the padding), for Z T_z and [X y] T_x;
-    adds sum c'c to within (k(k+1)/2).
+    adds sum c'c to within (k(k+1)/2), unless that is NULL.  T_x may be NULL, where C has been turned already.
     scratch: LANES (q^2 + q k + 2 q + k(k+1)/2) doubles.
     """
     # constant sizes let the compiler unroll the shapes that nearly everyone uses
@@ -325,7 +326,9 @@ cdef inline double sum_logs(const vecu* values, const vecu* count) noexcept nogi
 
 cdef inline double moments_of(Py_ssize_t q, Py_ssize_t k, const PackedGroups* groups, const double* factor,
                               const Sums* out, double* scratch) noexcept nogil:
-    cdef Py_ssize_t n_a = q * (q + 1) // 2, n_c = q * k, n_h = k * (k + 1) // 2, n_g = n_c * (n_c + 1) // 2, block, pos
+    cdef bint uniform = groups.uniform, with_gram = out.gram != NULL, with_root = out.root != NULL
+    cdef Py_ssize_t n_a = q * (q + 1) // 2, n_c = q * k, block, pos
+    cdef Py_ssize_t n_h = 0 if with_root else k * (k + 1) // 2, n_g = n_c * (n_c + 1) // 2 if with_gram else 0
     cdef Whitened s = lay_whitened(q, scratch)
     cdef vecu* acc_n = s.D + n_c
     cdef vecu* acc_h = acc_n + n_a
@@ -335,7 +338,6 @@ cdef inline double moments_of(Py_ssize_t q, Py_ssize_t k, const PackedGroups* gr
     cdef const vecu* count
     cdef vec det, product
     cdef double logdet = 0.0
-    cdef bint uniform = groups.uniform, with_gram = out.gram != NULL
     product = VEC_SET(1.0)
     for pos in range(n_a + n_h + n_g):
         acc_n[pos] = VEC_SET(0.0)
@@ -356,7 +358,11 @@ cdef inline double moments_of(Py_ssize_t q, Py_ssize_t k, const PackedGroups* gr
         for pos in range(n_a):
             acc_n[pos] = acc_n[pos] + N[pos] * count[0]
         set_product(q, k, s.Y, s.D, N + n_a)
-        add_crossed(q, k, s.D, acc_h)
+        if with_root:
+            for pos in range(n_c):
+                (<vecu*> out.root)[block * n_c + pos] = s.D[pos]
+        else:
+            add_crossed(q, k, s.D, acc_h)
         if with_gram:
             add_outer(n_c, N + n_a, acc_g)
         R = R + n_a + n_c + 1
@@ -366,7 +372,7 @@ cdef inline double moments_of(Py_ssize_t q, Py_ssize_t k, const PackedGroups* gr
         out.sum_n[pos] = vec_sum(acc_n + pos)
     for pos in range(n_h):
         out.sum_h[pos] += vec_sum(acc_h + pos)
-    for pos in range(n_g if with_gram else 0):
+    for pos in range(n_g):
         out.gram[pos] = vec_sum(acc_g + pos)
     return logdet
 
@@ -374,7 +380,8 @@ cdef inline double moments_of(Py_ssize_t q, Py_ssize_t k, const PackedGroups* gr
 cdef double moments(const PackedGroups* groups, const double* factor, const Sums* out, double* scratch) noexcept nogil:
     """First sweep of an evaluation: the sums over groups at L; returns sum n_i log|W_i|.
 
-    scratch: LANES (3 q^2 + 2 q k + 2 n_a + k(k+1)/2 + qk(qk+1)/2) doubles.
+    scratch: LANES (3 q^2 + 2 q k + 2 n_a + k(k+1)/2 + qk(qk+1)/2) doubles, without the last two where `root`, and no
+    `gram`, are wanted.
     """
     cdef Py_ssize_t q = groups.shape.q, k = groups.shape.k
     if q == 1:

@@ -13,6 +13,7 @@ from functools import lru_cache
 
 import numpy as np
 
+from fastlmm_core.kernels._matrices import MANY
 from fastlmm_core.kernels._whiten import solve_groups
 
 from fastlmm_core.kernels._newton cimport Objective, vector
@@ -49,17 +50,34 @@ def factor_groups(const double[:, ::1] raw, const double[:, ::1] z_transform, co
         Sum of c_i'c_i: the part of [X y]'[X y] that the columns of Z explain within groups.
     """
     cdef Shape shape = make_shape(z_transform.shape[0], xy_transform.shape[0])
-    cdef Py_ssize_t m = raw.shape[0], n_h = shape.k * (shape.k + 1) // 2
-    cdef Py_ssize_t size = shape.q * shape.q + shape.n_c + 2 * shape.q + n_h
-    out = np.empty(((m + kernels.lanes - 1) // kernels.lanes, shape.stride, kernels.lanes))
+    cdef Py_ssize_t m = raw.shape[0], k = shape.k, n_h = k * (k + 1) // 2
+    cdef Py_ssize_t n_blocks = (m + kernels.lanes - 1) // kernels.lanes
+    cdef bint many = k >= MANY
+    out = np.empty((n_blocks, shape.stride, kernels.lanes))
     between = np.zeros(n_h)
-    scratch = np.empty(size * kernels.lanes)
+    scratch = np.empty((shape.q * shape.q + shape.n_c + 2 * shape.q + (0 if many else n_h)) * kernels.lanes)
+    lines = turned_lines(raw, xy_transform, shape.n_a) if many else raw
+    cdef const double[:, ::1] given = lines
     cdef double[:, :, ::1] packed = out
     cdef double[::1] b = between, s = scratch
-    cdef RawGroups groups = RawGroups(m, &raw[0, 0], &z_transform[0, 0], &xy_transform[0, 0])
+    cdef RawGroups groups = RawGroups(m, &given[0, 0], &z_transform[0, 0], &xy_transform[0, 0])
+    cdef double* total = &b[0]
+    if many:
+        groups.Tx, total = NULL, NULL
     with nogil:
-        kernels.factor(&shape, &groups, &packed[0, 0, 0], &b[0], &s[0])
+        kernels.factor(&shape, &groups, &packed[0, 0, 0], total, &s[0])
+    if many:
+        c = out[:, shape.n_a:-1].reshape(n_blocks, shape.q, k, -1).transpose(2, 0, 1, 3).reshape(k, -1)
+        between = (c @ c.T)[np.tril_indices(k)]
     return out, between
+
+
+cdef object turned_lines(raw, xy_transform, Py_ssize_t n_a):
+    """Lines of `raw` with C T for C, by BLAS."""
+    lines = np.array(raw)
+    crossed = lines[:, n_a:-1]
+    crossed[...] = (crossed.reshape(-1, len(xy_transform)) @ np.asarray(xy_transform)).reshape(crossed.shape)
+    return lines
 
 
 def group_effects(const double[:, :, ::1] packed, Py_ssize_t n_groups, const double[:, ::1] factor,
@@ -98,6 +116,47 @@ def group_effects(const double[:, :, ::1] packed, Py_ssize_t n_groups, const dou
     with nogil:
         kernels.effects(&groups, &factor[0, 0], &contrast[0], &e[0, 0], out, conditional, &s[0])
     return e_array[:n_groups], matrix_array[:n_groups] if wanted else None
+
+
+def group_moments(const double[:, :, ::1] packed, bint uniform, const double[:, ::1] factor, Py_ssize_t k):
+    """What the sums of the criterion are made of, group by group.
+
+    Parameters
+    ----------
+    packed : (blocks, K, lanes) array
+    uniform : bool
+        Whether every group stands for itself.
+    factor : (q, q) array
+        L.
+    k : int
+        Columns of [X y].
+
+    Returns
+    -------
+    log_det : float
+        sum n_i log|V_i|.
+    N : (q(q+1)/2, places) array
+        Z_i'V_i^-1 Z_i, lower triangle by rows.
+    D, E : (k, q, places) arrays
+        [X_i y_i]'V_i^-1 [X_i y_i] is its part within groups and D_i'D_i; E_i = Z_i'V_i^-1 [X_i y_i].
+    """
+    cdef Shape shape = make_shape(factor.shape[0], k)
+    cdef Py_ssize_t q = shape.q, n_a = shape.n_a, n_c = shape.n_c, n_blocks = packed.shape[0], lanes = kernels.lanes
+    cdef PackedGroups groups = PackedGroups(shape, n_blocks, uniform, &packed[0, 0, 0])
+    cdef Sums sums
+    cdef double log_det
+    cdef double[::1] s = np.empty(lanes * (3 * q * q + 2 * n_c + 2 * n_a))
+    cdef double[::1] sum_n = np.empty(n_a)
+    store = np.empty((n_blocks, n_a + n_c, lanes))
+    root = np.empty((n_blocks, n_c, lanes))
+    cdef double[:, :, ::1] store_view = store, root_view = root
+    sums.sum_n, sums.sum_h, sums.gram = &sum_n[0], NULL, NULL
+    sums.store, sums.root = &store_view[0, 0, 0], &root_view[0, 0, 0]
+    with nogil:
+        log_det = kernels.moments(&groups, &factor[0, 0], &sums, &s[0])
+    N = store[:, :n_a].transpose(1, 0, 2).reshape(n_a, -1)
+    D, E = (part.reshape(n_blocks, q, k, lanes).transpose(2, 1, 0, 3).reshape(k, q, -1) for part in (root, store[:, n_a:]))
+    return log_det, N, D, E
 
 
 cdef inline void spread(const double* values, Py_ssize_t n, double* vectors) noexcept nogil:
@@ -236,6 +295,7 @@ cdef class ClusterCriterion(Objective):
         sums.sum_h = self.H
         sums.gram = self.gram if order >= 1 else NULL
         sums.store = self.store if order >= 2 else NULL
+        sums.root = NULL
         logdet = kernels.moments(&self.groups, self.factor, &sums, self.scratch)
         f.gls.reml = self.reml
         f.gls.nu = <double> (self.n_rows - p if self.reml else self.n_rows)
@@ -328,13 +388,7 @@ cdef class ClusterCriterion(Objective):
         array like v
         """
         self._require(0)
-        cdef Py_ssize_t q = self.q
-        factor = np.array(<double[:q * q]> self.factor).reshape(q, q)
-        v = np.asarray(v, dtype=float)
-        index = np.ascontiguousarray(rows.codes[0], dtype=np.int64)
-        columns = np.ascontiguousarray(v.reshape(len(v), -1))
-        n_groups = int(index.max(initial=-1)) + 1
-        return solve_groups(columns, rows.Z[0], index, n_groups, factor, rows.weights).reshape(v.shape)
+        return solve_rows(v, rows, vector(self.factor, self.q * self.q).reshape(self.q, self.q))
 
     def precision(self):
         """sum N_i (q, q), N_i = Z_i'V_i^-1 Z_i, at the last point of order 1 or more."""
@@ -414,16 +468,42 @@ cdef class ClusterCriterion(Objective):
         total = self.groups.n_blocks * (n_a + n_c) * kernels.lanes
         store = np.asarray(<double[:total]> self.store).reshape(self.groups.n_blocks, n_a + n_c, kernels.lanes)
         parts = store.transpose(1, 0, 2).reshape(n_a + n_c, -1)
-        directions = unit_directions(q)
-        # omega_i = sum w_kl D_k N_i D_l, as a linear map of vech(N_i)
-        right = (weight @ directions.reshape(n_a, -1)).reshape(n_a, 1, q, q)
-        mapped = (directions[:, None] @ directions @ right).sum(axis=0)
-        omega = mapped.transpose(1, 2, 0) @ parts[:n_a]
+        omega = sandwich_map(weight, q) @ parts[:n_a]
         E = parts[n_a:].reshape(q, k, -1)
         out = np.zeros((k, k))
         for a in range(q):
             out += (omega[a][:, None] * E).sum(axis=0) @ E[a].T
         return 0.5 * (out + out.T)
+
+
+def solve_rows(v, rows, factor):
+    """V^-1 v by rows for G^ = L L', V relative to sigma^2.
+
+    Parameters
+    ----------
+    v : (n,) or (n, k) array
+    rows : engines.rows.Rows
+        The rows that v belongs to.
+    factor : (q, q) array
+        L.
+
+    Returns
+    -------
+    array like v
+    """
+    v = np.asarray(v, dtype=float)
+    index = np.ascontiguousarray(rows.codes[0], dtype=np.int64)
+    columns = np.ascontiguousarray(v.reshape(len(v), -1))
+    n_groups = int(index.max(initial=-1)) + 1
+    return solve_groups(columns, rows.Z[0], index, n_groups, factor, rows.weights).reshape(v.shape)
+
+
+def sandwich_map(weight, q):
+    """sum_kl w_kl D_k N D_l as a linear map of vech(N), over the unit directions of vech(G^): (q, q, n_a)."""
+    directions = unit_directions(q)
+    n_a = len(directions)
+    right = (weight @ directions.reshape(n_a, -1)).reshape(n_a, 1, q, q)
+    return (directions[:, None] @ directions @ right).sum(axis=0).transpose(1, 2, 0)
 
 
 @lru_cache(maxsize=32)

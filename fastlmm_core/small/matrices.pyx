@@ -1,10 +1,25 @@
 # cython: language_level=3
-"""Algebra of matrices of a few rows, where a call of LAPACK costs more than the arithmetic."""
+"""Algebra of matrices of a few rows, where a call of LAPACK costs more than the arithmetic.
+
+What may have as many columns as X has goes to kernels/dense.py from MANY columns on.
+"""
 from libc.math cimport fabs, log, sqrt, INFINITY
 from libc.stdlib cimport free, malloc
 from libc.string cimport memset
 
 import numpy as np
+
+MANY = 64
+"""Columns from which BLAS and LAPACK do better than plain loops."""
+
+cdef Py_ssize_t MANY_ = MANY
+
+
+cdef object by_blas():
+    """The module of these functions for many columns, which loads scipy's BLAS."""
+    from fastlmm_core.kernels import dense
+
+    return dense
 
 
 cdef void jacobi(Py_ssize_t n, double* A, double* Q, double* w) noexcept nogil:
@@ -125,6 +140,8 @@ def orthonormal(const double[:, :] gram):
     out_array = np.empty((k, k))
     if k == 0:
         return out_array, 1.0
+    if k >= MANY_:
+        return by_blas().triangle(np.asarray(gram))
     cdef double[:, ::1] T = out_array
     cdef double* L = doubles(k * k)
     margin = triangle(k, &gram[0, 0], gram.strides[0] // 8, gram.strides[1] // 8, L, &T[0, 0])
@@ -197,7 +214,10 @@ def least_squares(const double[::1] packed, const double[::1] before, Py_ssize_t
             for j in range(i + 1):
                 S[i * p + j] = packed[i * (i + 1) // 2 + j]
                 S[j * p + i] = S[i * p + j]
-        margin = triangle(p, S, p, 1, work + p * p, T)
+        if p >= MANY_:
+            t_array[...], margin = by_blas().triangle(unpack(packed[:p * k // 2], p))
+        else:
+            margin = triangle(p, S, p, 1, work + p * p, T)
         memset(change, 0, p * sizeof(double))
     for j in range(p):
         t = 0.0
@@ -299,6 +319,8 @@ def within_part(const double[::1] packed, const double[:, ::1] T, const double[:
     """T'S T less `between`, packed by rows like S; T is upper triangular."""
     cdef Py_ssize_t k = T.shape[0], i, j, l, pos = 0
     cdef double t
+    if k >= MANY_:
+        return by_blas().within_part(unpack(packed, k), np.asarray(T), np.asarray(between))
     out_array = np.empty(k * (k + 1) // 2)
     cdef double[::1] out = out_array
     cdef double* half = doubles(k * k)
@@ -337,6 +359,9 @@ def within_regression(const double[::1] packed, Py_ssize_t k, double exact):
     """
     cdef Py_ssize_t p = k - 1, i, j, l
     cdef double t
+    found = by_blas().regression(unpack(packed, k), exact) if k >= MANY_ else None
+    if found is not None:
+        return found
     slope_array = np.zeros(p)
     chol_array = np.zeros((k, k))
     cdef double[::1] slope = slope_array
@@ -559,6 +584,8 @@ def whitened_slopes(const double[:, ::1] chol, const double[::1] beta, double r2
     """
     cdef Py_ssize_t r = chol.shape[0], n_a = cross.shape[0], a, i, j, l
     cdef double t
+    if r >= MANY_:
+        return by_blas().whitened_slopes(np.asarray(chol), np.asarray(beta), r2, np.asarray(cross))
     half_array = np.zeros((r, r))
     slopes_array = np.empty((n_a, r, r))
     shift_array = np.empty(n_a)
@@ -659,6 +686,9 @@ def row_moments(const double[:, :] rows, const double[:, ::1] half, const double
     """
     cdef Py_ssize_t m = rows.shape[0], r = half.shape[0], n_a = slopes.shape[0], a, b, i, j, l
     cdef double t, s, size
+    if r >= MANY_:
+        return by_blas().row_moments(
+            np.asarray(rows), np.asarray(half), np.asarray(slopes), np.asarray(shift), np.asarray(inverse), nu)
     variance_array = np.empty(m)
     df_array = np.empty(m)
     work_array = np.empty(r + n_a)

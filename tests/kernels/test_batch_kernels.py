@@ -122,24 +122,30 @@ def test_within_rows_keeps_what_sums_lose(rng):
     assert found[0] == pytest.approx(np.sum((e - means[index]) ** 2), rel=1e-9)
 
 
-@pytest.mark.parametrize("k", [1, 2, 3, 6])
+@pytest.mark.parametrize("k", [1, 2, 3, 6, 80])
 def test_within_regression(rng, k):
-    F = rng.standard_normal((30, k))
+    F = rng.standard_normal((30 + 10 * k, k))
     slope, rest = kernels.within_regression(packed_triangle(F.T @ F), k, 1e-12)
     expected = np.linalg.lstsq(F[:, :-1], F[:, -1], rcond=None)[0]
     np.testing.assert_allclose(slope, expected, rtol=1e-10, atol=1e-12)
     assert rest == pytest.approx(np.sum((F[:, -1] - F[:, :-1] @ expected) ** 2), rel=1e-11)
 
 
-def test_within_regression_leaves_out_what_does_not_vary_within(rng):
-    F = rng.standard_normal((30, 5))
+@pytest.mark.parametrize("k", [5, 70])
+@pytest.mark.parametrize("combination", [True, False])
+def test_within_regression_leaves_out_what_does_not_vary_within(rng, k, combination):
+    F = rng.standard_normal((30 + 10 * k, k))
     F[:, 1] = 0.0
-    F[:, 3] = 2.0 * F[:, 0] - F[:, 2]
-    slope, rest = kernels.within_regression(packed_triangle(F.T @ F), 5, 1e-10)
-    assert slope[1] == slope[3] == 0.0
-    expected = np.linalg.lstsq(F[:, [0, 2]], F[:, 4], rcond=None)[0]
-    np.testing.assert_allclose(slope[[0, 2]], expected, rtol=1e-10)
-    assert rest == pytest.approx(np.sum((F[:, 4] - F[:, [0, 2]] @ expected) ** 2), rel=1e-11)
+    left = [1]
+    if combination:
+        F[:, 3] = 2.0 * F[:, 0] - F[:, 2]
+        left.append(3)
+    slope, rest = kernels.within_regression(packed_triangle(F.T @ F), k, 1e-10)
+    assert (slope[left] == 0.0).all()
+    kept = np.setdiff1d(np.arange(k - 1), left)
+    expected = np.linalg.lstsq(F[:, kept], F[:, -1], rcond=None)[0]
+    np.testing.assert_allclose(slope[kept], expected, rtol=1e-10, atol=1e-12)
+    assert rest == pytest.approx(np.sum((F[:, -1] - F[:, kept] @ expected) ** 2), rel=1e-11)
 
 
 @pytest.mark.parametrize("coarse", [False, True])

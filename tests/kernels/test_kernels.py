@@ -81,7 +81,7 @@ def rows(rng, n, p, q, m):
 
 
 @pytest.mark.parametrize("extras", ["plain", "weights", "offset", "transforms", "all"])
-@pytest.mark.parametrize(("p", "q"), [(0, 1), (1, 1), (2, 1), (2, 2), (1, 2), (3, 2), (5, 4), (2, 8)])
+@pytest.mark.parametrize(("p", "q"), [(0, 1), (1, 1), (2, 1), (2, 2), (1, 2), (3, 2), (5, 4), (2, 8), (70, 2)])
 def test_accumulate(rng, p, q, extras):
     n, m = 5000, 37  # more rows than are summed before a flush
     X, y, Z, index = rows(rng, n, p, q, m)
@@ -135,7 +135,7 @@ def test_accumulate_takes_rows_in_any_order(rng, order):
 
 
 @pytest.mark.parametrize("layout", ["fortran", "strided", "reversed", "views"])
-@pytest.mark.parametrize(("p", "q"), [(2, 2), (2, 1), (4, 3)])
+@pytest.mark.parametrize(("p", "q"), [(2, 2), (2, 1), (4, 3), (64, 2)])
 def test_accumulate_takes_arrays_of_any_layout(rng, p, q, layout):
     X, y, Z, index = rows(rng, 400, p, q, 12)
     w, o = rng.uniform(0.5, 2.0, 400), rng.standard_normal(400)
@@ -179,16 +179,16 @@ def test_one_array_for_x_and_z_gives_what_two_give(rng, k, weighted):
         close(got, want)
 
 
-@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize(("shared", "p"), [(False, 2), (True, 2), (False, 64)])
 @pytest.mark.parametrize("weighted", [False, True])
-def test_rows_in_pieces_have_the_sums_of_all_at_once(rng, shared, weighted):
+def test_rows_in_pieces_have_the_sums_of_all_at_once(rng, shared, p, weighted):
     n, m = 9001, 61
-    X, y, Z, index = rows(rng, n, 2, 2, m)
+    X, y, Z, index = rows(rng, n, p, 2, m)
     Z = X if shared else Z
     w = rng.uniform(0.5, 2.0, n) if weighted else None
-    columns = RowColumns(unit_scales(2), unit_scales(2), np.zeros(2))
+    columns = RowColumns(unit_scales(p), unit_scales(2), np.zeros(p))
     whole = kernels.accumulate(Rows(X, y, Z, index, 0, m, w, None), columns)
-    raw, S = np.zeros((m + 3, whole[0].shape[1])), np.zeros(6)
+    raw, S = np.zeros((m + 3, whole[0].shape[1])), np.zeros(len(whole[1]))
     for start in range(0, n, 4096):
         at = slice(start, start + 4096)
         x, z = X[at], X[at] if shared else Z[at]
@@ -203,8 +203,9 @@ def test_rows_in_pieces_have_the_sums_of_all_at_once(rng, shared, weighted):
         np.testing.assert_array_equal(got, want)
 
 
-def test_accumulate_tells_what_varies(rng):
-    X, y, Z, index = rows(rng, 200, 2, 2, 5)
+@pytest.mark.parametrize("p", [2, 66])
+def test_accumulate_tells_what_varies(rng, p):
+    X, y, Z, index = rows(rng, 200, p, 2, 5)
     X[:, 1] = 3.0
     Z[:, 0] = -2.0
     assert accumulate(X, y, Z, index, 0, 5, xc=1, zc=0)[3] is True
@@ -259,7 +260,7 @@ def groups_of(rng, m, q, p, sizes=None):
     return raw, A, C
 
 
-SHAPES = [(1, 1), (1, 0), (2, 2), (2, 0), (3, 4), (5, 1), (8, 3)]
+SHAPES = [(1, 1), (1, 0), (2, 2), (2, 0), (3, 4), (5, 1), (8, 3), (2, 66)]
 
 
 @pytest.mark.parametrize("m", [1, 7, 8, 9, 33])
@@ -497,7 +498,7 @@ def test_orthogonal_columns_keep_small_singular_values():
     assert values[0] == pytest.approx(2.5e-12 / large, rel=1e-12)
 
 
-@pytest.mark.parametrize("k", [1, 2, 5, 12])
+@pytest.mark.parametrize("k", [1, 2, 5, 12, 70])
 def test_orthonormal(rng, k):
     F = rng.standard_normal((k + 3, k))
     T, margin = kernels.orthonormal(F.T @ F)
@@ -509,15 +510,15 @@ def test_orthonormal(rng, k):
 
 
 def test_orthonormal_of_what_is_not_positive_definite():
-    for gram in (np.zeros((2, 2)), np.array([[1.0, 2.0], [2.0, 1.0]]), np.full((2, 2), np.nan)):
+    for gram in (np.zeros((2, 2)), np.array([[1.0, 2.0], [2.0, 1.0]]), np.full((2, 2), np.nan), np.ones((70, 70))):
         T, margin = kernels.orthonormal(gram)
         assert margin == 0.0
-        np.testing.assert_array_equal(T, np.eye(2))
+        np.testing.assert_array_equal(T, np.eye(len(gram)))
     T, margin = kernels.orthonormal(np.empty((0, 0)))
     assert T.shape == (0, 0)
 
 
-@pytest.mark.parametrize("k", [1, 2, 6])
+@pytest.mark.parametrize("k", [1, 2, 6, 70])
 def test_within_part(rng, k):
     F = rng.standard_normal((20, k))
     S, T = F.T @ F, np.ascontiguousarray(np.triu(rng.standard_normal((k, k))))
@@ -598,21 +599,21 @@ def test_floored_factor(rng, q):
     np.testing.assert_allclose(moved, kernels.floored_factor(0.4 * np.eye(q) - 1.7 * matrix, 0.3), rtol=0.0, atol=1e-13)
 
 
-@pytest.mark.parametrize("p", [0, 1, 3])
-def test_least_squares(rng, p):
-    X, y, before = rng.standard_normal((30, p)), rng.standard_normal(30), rng.standard_normal(p)
+@pytest.mark.parametrize(("p", "n"), [(0, 30), (1, 30), (3, 30), (70, 700)])
+def test_least_squares(rng, p, n):
+    X, y, before = rng.standard_normal((n, p)), rng.standard_normal(n), rng.standard_normal(p)
     columns = np.column_stack([X, y - X @ before])
-    T, margin, xy, beta, rest, total, scale = kernels.least_squares(packed_triangle(columns.T @ columns), before, 30)
+    T, margin, xy, beta, rest, total, scale = kernels.least_squares(packed_triangle(columns.T @ columns), before, n)
     left = y
     if p:
         expected, smallest = kernels.orthonormal(X.T @ X)
-        np.testing.assert_allclose(T, expected, rtol=1e-13)
+        np.testing.assert_allclose(T, expected, rtol=1e-13, atol=1e-16)
         assert margin == pytest.approx(smallest, rel=1e-12)
         coefficients = np.linalg.lstsq(X, y, rcond=None)[0]
         np.testing.assert_allclose(beta, coefficients, atol=1e-13)
         left = y - X @ coefficients
     assert rest == pytest.approx(left @ left, rel=1e-12)
-    assert scale == pytest.approx(np.sqrt(left @ left / 30), rel=1e-12)
+    assert scale == pytest.approx(np.sqrt(left @ left / n), rel=1e-12)
     assert total == pytest.approx(np.sum(columns[:, -1] ** 2) + np.sum((X @ before) ** 2), rel=1e-12)
     np.testing.assert_array_equal(xy, np.triu(xy))
     close(columns @ xy, np.column_stack([X @ T, left / scale]), 1e-13)

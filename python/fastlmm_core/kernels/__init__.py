@@ -14,8 +14,20 @@ from importlib import import_module
 
 from ._batch import BatchDesign
 from ._cpu import variants
-from ._criterion import ClusterCriterion, factor_groups, group_effects, lanes, unit_directions, use_kernels
+from ._criterion import (
+    ClusterCriterion,
+    contracted,
+    factor_groups,
+    group_effects,
+    group_moments,
+    lanes,
+    sandwich_map,
+    solve_rows,
+    unit_directions,
+    use_kernels,
+)
 from ._matrices import (
+    MANY,
     clear_exact,
     floored_factor,
     least_squares,
@@ -41,6 +53,7 @@ from ._screen import balanced, falls, least_information, screen, vary_freely
 from ._whiten import whiten_residuals
 
 __all__ = [
+    "MANY",
     "VARIANT",
     "BatchDesign",
     "ClusterCriterion",
@@ -52,10 +65,12 @@ __all__ = [
     "code_range",
     "column_scales",
     "compress",
+    "contracted",
     "factor_groups",
     "falls",
     "floored_factor",
     "group_effects",
+    "group_moments",
     "lanes",
     "least_information",
     "least_squares",
@@ -71,10 +86,12 @@ __all__ = [
     "rotation",
     "row_moments",
     "sample_mean",
+    "sandwich_map",
     "scale_map",
     "screen",
     "settle_sums",
     "smallest_parts",
+    "solve_rows",
     "unit_directions",
     "unpack",
     "variants",

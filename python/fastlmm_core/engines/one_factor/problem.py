@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 from math import log, sqrt
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,6 +34,9 @@ from ...problem.identification import GroupedColumns, Shared, parts_identify, re
 from ..protocol import CAREFUL, EASY, HARD, ORDINARY, Elsewhere, Engine, Problem, Relaxed
 from ..starts import few_groups, moment_start
 from .reading import ArrayRows, RowReader, first_columns, first_mean, unshifted
+
+if TYPE_CHECKING:
+    from .wide import WideCriterion
 
 __all__ = ["OneFactorProblem", "condition", "condition_rows", "one_factor"]
 
@@ -152,7 +155,7 @@ class OneFactorProblem(NamedTuple):
         """Rows of X_o (n, r)."""
         return np.asarray((X[:, self.kept] - self.x_scale[0]) * self.x_scale[1] @ self.x_rows)
 
-    def criterion(self, columns: Array | None = None) -> kernels.ClusterCriterion:
+    def criterion(self, columns: Array | None = None) -> kernels.ClusterCriterion | WideCriterion:
         """The criterion of the conditioned problem.
 
         Parameters
@@ -160,10 +163,9 @@ class OneFactorProblem(NamedTuple):
         columns : (rank + 1, k) array, optional
             Take [X y] columns for [X y]: for coefficients that are fixed or constrained.
         """
-        rows, places = self.structure.positions
         q, packed, within = self.structure.q, self.packed, self.within
         if columns is None:
-            return kernels.ClusterCriterion(packed, within, self.n, q, self.rank + 1, rows, places, self.uniform)
+            return self._engine(packed, within, self.n, self.rank + 1, self.uniform)
         k = columns.shape[1]
         blocks, depth, lanes = packed.shape
         n_a = q * (q + 1) // 2
@@ -171,9 +173,19 @@ class OneFactorProblem(NamedTuple):
         turned = np.einsum("bqil,ij->bqjl", crossed, columns).reshape(blocks, q * k, lanes)
         packed = np.concatenate([packed[:, :n_a], turned, packed[:, depth - 1 :]], axis=1)
         inner = columns.T @ kernels.unpack(within, self.rank + 1) @ columns
-        return kernels.ClusterCriterion(packed, inner[np.tril_indices(k)], self.n, q, k, rows, places, self.uniform)
+        return self._engine(packed, inner[np.tril_indices(k)], self.n, k, self.uniform)
 
-    def pilot(self, n_groups: int = PILOT_GROUPS, worth: int = 4) -> kernels.ClusterCriterion | None:
+    def _engine(
+        self, packed: Array, within: Array, n: int, k: int, uniform: bool
+    ) -> kernels.ClusterCriterion | WideCriterion:
+        """The criterion of k columns, by what does best with so many."""
+        rows, columns = self.structure.positions
+        kind: type[kernels.ClusterCriterion | WideCriterion] = kernels.ClusterCriterion
+        if k >= kernels.MANY:
+            from .wide import WideCriterion as kind
+        return kind(packed, within, n, self.structure.q, k, rows, columns, uniform)
+
+    def pilot(self, n_groups: int = PILOT_GROUPS, worth: int = 4) -> kernels.ClusterCriterion | WideCriterion | None:
         """The criterion of about `n_groups` groups spread over the data, None below `worth` times as many."""
         blocks = len(self.packed) - 1
         step = blocks * self.packed.shape[2] // n_groups
@@ -181,10 +193,7 @@ class OneFactorProblem(NamedTuple):
             return None
         chosen = np.ascontiguousarray(self.packed[:blocks:step])
         share = len(chosen) * self.packed.shape[2] / self.m
-        rows, columns = self.structure.positions
-        return kernels.ClusterCriterion(
-            chosen, self.within * share, round(self.n * share), self.structure.q, self.rank + 1, rows, columns, True
-        )
+        return self._engine(chosen, self.within * share, round(self.n * share), self.rank + 1, True)
 
     def elsewhere(self) -> Elsewhere:
         """What is known of other minima of the criterion, and how to look for them."""
