@@ -21,8 +21,6 @@ __all__ = [
     "INDEPENDENT",
     "Block",
     "CovarianceStructure",
-    "natural_derivatives",
-    "natural_directions",
     "one_block",
     "vech_positions",
 ]
@@ -203,48 +201,3 @@ def one_block(q: int, structure: str) -> CovarianceStructure:
 def vech_positions(q: int) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
     """Rows and columns of the lower triangle by rows: the order in which the kernels give derivatives in G."""
     return np.tril_indices(q)
-
-
-def natural_derivatives(
-    structure: CovarianceStructure, factor: Array, back: Array, slope: Array, curvature: Array | None
-) -> tuple[Array, Array | None]:
-    """Gradient and Hessian in the natural theta from derivatives in the conditioned relative covariance.
-
-    With G_o = B G B' (B = `back`) and G = L L', dG_o = B (dL L' + L dL') B'.
-
-    Parameters
-    ----------
-    structure : CovarianceStructure
-    factor : (q, q) array
-        L in natural units.
-    back : (q, q) array
-    slope : (q, q) array
-        Derivative of the criterion in G_o as a symmetric matrix.
-    curvature : (q(q+1)/2, q(q+1)/2) array or None
-        Second derivatives along the symmetric unit directions of G_o.
-
-    Returns
-    -------
-    gradient, hessian : arrays
-    """
-    rows, columns = structure.positions
-    natural_slope = back.T @ slope @ back
-    gradient = 2.0 * (natural_slope @ factor)[rows, columns]
-    if curvature is None:
-        return gradient, None
-    directions = natural_directions(structure, factor, back)
-    hessian = directions @ curvature @ directions.T
-    hessian += 2.0 * natural_slope[np.ix_(rows, rows)] * (columns[:, None] == columns)
-    return gradient, hessian
-
-
-def natural_directions(structure: CovarianceStructure, factor: Array, back: Array) -> Array:
-    """Derivatives of vech(B L L'B') in the free elements of L (k, q(q+1)/2); see `natural_derivatives`."""
-    rows, columns = structure.positions
-    lower, upper = vech_positions(structure.q)
-    ahead = back @ factor
-    directions = np.empty((len(rows), len(lower)))
-    for i, (r, c) in enumerate(zip(rows, columns, strict=True)):
-        change = np.outer(back[:, r], ahead[:, c])
-        directions[i] = (change + change.T)[lower, upper]
-    return directions

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar, cast
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ..covariance.parameters import FREE, Block, CovarianceStructure, natural_derivatives, natural_directions
+from ..covariance.effects.catalogue import loadings_of
+from ..covariance.parameters import FREE, Block, CovarianceStructure
 from ..design.design import Design, Specification
 from ..design.grouping import Factor, Grouping
 from ..design.ownership import Seals, exchanged
@@ -436,8 +437,8 @@ class Model:
         value += problem.offset(bool(reml))
         if order == 0:
             return Evaluation(value, None, None)
-        gradient, hessian = natural_derivatives(
-            self.structure, natural, back, engine.solution()[3], engine.curvature() if order > 1 else None
+        gradient, hessian = loadings_of(self.structure).chain(
+            self.structure.theta(natural), back, engine.solution()[3], engine.curvature() if order > 1 else None
         )
         return Evaluation(value, gradient, hessian)
 
@@ -473,14 +474,15 @@ class Model:
         natural = self._natural_factor(np.asarray(theta, dtype=float)[:k], "theta")
         back: Array = np.asarray(np.linalg.inv(self.problem.z_map), dtype=np.float64)
         slope, first, second = criterion.slope_in_g(), criterion.first_directions(), criterion.second_directions()
-        turn = natural_directions(self.structure, natural, back)[:, criterion.unit_places]
+        blocks, own_theta = loadings_of(self.structure), self.structure.theta(natural)
+        turn = blocks.directions(own_theta, back)[:, criterion.unit_places]
         n_g = turn.shape[1]
-        own, _ = natural_derivatives(self.structure, natural, back, slope, None)
+        own, _ = blocks.chain(own_theta, back, slope, None)
         if order == 1:
             return Evaluation(value, np.concatenate([own, first[n_g:]]), None)
         full = np.zeros((q * (q + 1) // 2,) * 2)
         full[np.ix_(criterion.unit_places, criterion.unit_places)] = second[:n_g, :n_g]
-        _, curved = natural_derivatives(self.structure, natural, back, slope, full)
+        _, curved = blocks.chain(own_theta, back, slope, full)
         assert curved is not None
         mixed = turn @ second[:n_g, n_g:]
         whole = np.block([[curved, mixed], [mixed.T, second[n_g:, n_g:]]])
