@@ -88,21 +88,8 @@ cdef class PatternSums:
 
     Parameters
     ----------
-    rows : (total,) array
-        Rows of [X y] of all patterns, one pattern after the other; not changed.
-    size : (n_patterns,) intp array
-        n_k, visits.
-    members : (n_patterns,) intp array
-        N'_k, rows of the pattern.
-    counts : (n_patterns,) array
-        N_k, subjects.
-    visits : intp array
-        Positions of the visits of each pattern in its table, increasing.
-    table : (n_patterns,) intp array
-    table_size : (n_tables,) intp array
-        m of each table.
-    c : int
-        Columns of [X y].
+    patterns : records.VisitPatterns
+        Its rows are not changed.
     """
 
     cdef readonly Py_ssize_t n_patterns, n_tables, c
@@ -114,13 +101,13 @@ cdef class PatternSums:
     cdef double[::1] rows, lower, inverse, moment_e, moment_x, work, buffer
     cdef bint framed
 
-    def __init__(self, const double[::1] rows, const Py_ssize_t[::1] size, const Py_ssize_t[::1] members,
-                 const double[::1] counts, const Py_ssize_t[::1] visits, const Py_ssize_t[::1] table,
-                 const Py_ssize_t[::1] table_size, Py_ssize_t c):
-        cdef Py_ssize_t k, n = size.shape[0], at = 0, squares = 0, places = 0, most = 1
-        self.given, self.size, self.members, self.counts = rows, size, members, counts
-        self.visits, self.table, self.table_size, self.c = visits, table, table_size, c
-        self.n_patterns, self.n_tables = n, table_size.shape[0]
+    def __init__(self, patterns):
+        cdef Py_ssize_t k, n, at = 0, squares = 0, places = 0, most = 1, c = patterns.columns
+        cdef const Py_ssize_t[::1] size = patterns.size, members = patterns.members
+        self.given, self.counts, self.size, self.members = patterns.rows, patterns.counts, size, members
+        self.visits, self.table, self.table_size, self.c = patterns.visits, patterns.table, patterns.table_size, c
+        n = size.shape[0]
+        self.n_patterns, self.n_tables = n, self.table_size.shape[0]
         self.first, self.square, self.place = (np.zeros(n + 1, dtype=np.intp) for _ in range(3))
         self.largest = 1
         for k in range(n):
@@ -131,9 +118,9 @@ cdef class PatternSums:
             self.largest = max(self.largest, size[k])
             most = max(most, size[k] * members[k] * c)
         self.first[n], self.square[n], self.place[n] = at, squares, places
-        if at != rows.shape[0] or places != visits.shape[0]:
+        if at != self.given.shape[0] or places != self.visits.shape[0]:
             raise ValueError("the rows and visits are not those of the patterns")
-        self.widest = max([1] + np.asarray(table_size).tolist())
+        self.widest = max([1] + np.asarray(self.table_size).tolist())
         self.rows = np.empty(max(at, 1))
         self.lower, self.inverse, self.moment_e, self.moment_x = (np.empty(max(squares, 1)) for _ in range(4))
         self.work = np.empty(max(self.largest * self.widest, most, c * c))

@@ -2,9 +2,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ._newton import Objective
+from .records import VisitPatterns
 
 _Array = NDArray[np.float64]
-_Index = NDArray[np.intp]
 
 class ScriptedObjective(Objective):
     def prepare(self, n_par: int) -> None: ...
@@ -14,17 +14,7 @@ class PatternSums:
     n_patterns: int
     n_tables: int
     c: int
-    def __init__(
-        self,
-        rows: _Array,
-        size: _Index,
-        members: _Index,
-        counts: _Array,
-        visits: _Index,
-        table: _Index,
-        table_size: _Index,
-        c: int,
-    ) -> None: ...
+    def __init__(self, patterns: VisitPatterns) -> None: ...
     def reduce(self, tables: list[_Array], roots: bool = False) -> tuple[float, _Array | None]: ...
     def whitened(self) -> _Array: ...
     def take(self, reduced: PatternSums, roots: list[_Array]) -> None: ...

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 __all__ = [
     "BatchPatterns", "BatchResults", "BatchRows", "BatchSearch", "DeletedLines", "DeletionSums", "RowColumns", "Rows",
+    "VisitPatterns",
 ]  # fmt: skip
 
 Array = NDArray[np.float64]
@@ -178,3 +179,24 @@ class DeletedLines(NamedTuple):
     """(n_deletions, .) what is left of the group; None where it is nothing."""
     removed: Int64
     """(n_deletions,) number of rows."""
+
+
+class VisitPatterns(NamedTuple):
+    """Subjects by their pattern of visits."""
+
+    rows: Array
+    """Rows of [X y] of all patterns, one pattern after the other: visit, row of the pattern, column."""
+    size: NDArray[np.intp]
+    """(n_patterns,) visits n_k."""
+    members: NDArray[np.intp]
+    """(n_patterns,) rows N'_k that stand for the subjects: any with the same sums of products."""
+    counts: Array
+    """(n_patterns,) subjects N_k."""
+    visits: NDArray[np.intp]
+    """Positions of the visits of each pattern in its table, increasing."""
+    table: NDArray[np.intp]
+    """(n_patterns,)."""
+    table_size: NDArray[np.intp]
+    """(n_tables,) visits of each table."""
+    columns: int
+    """c of [X y]."""

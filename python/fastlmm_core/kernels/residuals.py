@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ._clusters import ClusterSums
 from ._spanning import spanning_rows
+from ._unstructured import UnstructuredSums
 from ._visits import PatternSums, ScriptedObjective
 
-__all__ = ["ClusterSums", "PatternSums", "ScriptedObjective", "spanning_rows"]
+__all__ = ["ClusterSums", "PatternSums", "ScriptedObjective", "UnstructuredSums", "spanning_rows"]

@@ -84,7 +84,7 @@ def test_derivatives_in_coordinates_of_the_root(reml, by, weights, rng, monkeypa
 def test_many_subjects_of_a_pattern_are_summed_up(rng):
     frame = problem(rng, n=6, many=700)
     model = flc.lmm("y ~ arm + visit + x", frame, residual="us(visit | id)")
-    patterns = model.problem.patterns
+    patterns = model.problem.patterns.sums
     assert (patterns.members < patterns.counts).any()
     phi = model.problem.start(model.problem.criterion())
     # the same subjects one by one: as clusters, whose rows are not summed up

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...design.residual import ResidualPart
+from ...kernels.records import VisitPatterns
 from ...kernels.residuals import spanning_rows
 
 __all__ = ["Patterns", "visit_patterns"]
@@ -26,22 +27,23 @@ NEGLIGIBLE = 1e-10
 
 
 class Patterns(NamedTuple):
-    """The arguments of `kernels.residuals.PatternSums` but for the number of columns; see there.
+    """Subjects by their pattern of visits.
 
     Attributes
     ----------
+    sums : VisitPatterns
+        What the kernels read.
     places : list of intp arrays
         For each table the positions that occur: what its rows and columns are.
     """
 
-    rows: Array
-    size: Index
-    members: Index
-    counts: Array
-    visits: Index
-    table: Index
-    table_size: Index
+    sums: VisitPatterns
     places: list[Index]
+
+    def of_columns(self, columns: Array) -> Patterns:
+        """With [X y] columns for [X y]; columns (c, k)."""
+        rows = (self.sums.rows.reshape(-1, self.sums.columns) @ columns).ravel()
+        return self._replace(sums=self.sums._replace(rows=rows, columns=columns.shape[1]))
 
 
 def visit_patterns(part: ResidualPart, xy: Array) -> Patterns:
@@ -87,11 +89,17 @@ def visit_patterns(part: ResidualPart, xy: Array) -> Patterns:
             block = _fewer(block.reshape(len(mine), -1), size + FEW).reshape(-1, size, c)
         kept.append(len(block))
         rows.append(block.transpose(1, 0, 2).ravel())
-    return Patterns(
-        np.concatenate(rows), sizes[first].astype(np.intp), np.array(kept, dtype=np.intp), members.astype(float),
-        np.concatenate(visits).astype(np.intp), table_of[first].astype(np.intp),
-        np.array([len(found) for found in places], dtype=np.intp), places,
-    )  # fmt: skip
+    sums = VisitPatterns(
+        rows=np.concatenate(rows),
+        size=sizes[first].astype(np.intp),
+        members=np.array(kept, dtype=np.intp),
+        counts=members.astype(float),
+        visits=np.concatenate(visits).astype(np.intp),
+        table=table_of[first].astype(np.intp),
+        table_size=np.array([len(found) for found in places], dtype=np.intp),
+        columns=c,
+    )
+    return Patterns(sums, places)
 
 
 def _fewer(rows: Array, few: int) -> Array:

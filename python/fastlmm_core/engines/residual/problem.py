@@ -189,12 +189,8 @@ class ResidualProblem:
             if self.chains is not None:
                 return SeriesCriterion(self.chains, xy, self.Z, self.structure, list(self.spans), self.residual)
             return ClusterCriterion(self.clusters, xy, self.Z, self.structure, list(self.spans), self.residual)
-        patterns = self.patterns
-        c = self.xy.shape[1]
-        if columns is not None:
-            patterns = patterns._replace(rows=(patterns.rows.reshape(-1, c) @ columns).ravel())
-            c = columns.shape[1]
-        return VisitCriterion(patterns, c, self.n, self.residual)
+        patterns = self.patterns if columns is None else self.patterns.of_columns(columns)
+        return VisitCriterion(patterns, self.n, self.residual)
 
     def about(self, phi: Array) -> VisitCriterion | None:
         """The criterion with `us` in coordinates about phi, None where there are none; see `ResidualPart.about`."""
@@ -205,7 +201,7 @@ class ResidualProblem:
         ):
             return None
         part = self.residual.about(phi)
-        return None if part is None else VisitCriterion(self.patterns, self.xy.shape[1], self.n, part)
+        return None if part is None else VisitCriterion(self.patterns, self.n, part)
 
     def pilot(self) -> None:
         """No start is looked for in a part of the data."""

@@ -1,11 +1,14 @@
 """The criterion over visits: V_i = sigma^2 S(phi)[v_i, v_i], without random effects.
 
-The chain rule leads from the elements of S to phi once for all patterns of visits (`kernels.residuals.PatternSums`).
-Where S = A A' is nearly singular, V^-1 is so large that its products with dS have no digits left; then all is taken in
-the coordinates of A, in which dS is A^-1 dS A^-T (`PatternSums.take`).
+The chain rule leads from the elements of S to phi once for all patterns of visits (`kernels.residuals.PatternSums`);
+for `us` this way is compiled too (`kernels.residuals.UnstructuredSums`).  Where S = A A' is nearly singular, V^-1 is
+so large that its products with dS have no digits left; then all is taken in the coordinates of A, in which dS is
+A^-1 dS A^-T (`PatternSums.take`).
 """
 
 from __future__ import annotations
+
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +16,7 @@ from numpy.typing import NDArray
 from ...covariance.residual.relative import Relative
 from ...covariance.residual.unstructured import Unstructured
 from ...design.residual import ResidualPart
-from ...kernels.residuals import PatternSums
+from ...kernels.residuals import PatternSums, UnstructuredSums
 from ..rows import Rows
 from .criterion import StructuredCriterion
 from .patterns import Patterns
@@ -35,27 +38,71 @@ class VisitCriterion(StructuredCriterion):
     Parameters
     ----------
     patterns : Patterns
-    c : int
-        Columns of [X y].
     n : int
         Observations.
     part : ResidualPart
     """
 
-    def __init__(self, patterns: Patterns, c: int, n: int, part: ResidualPart) -> None:
-        super().__init__(c, n, 0, part)
-        p = patterns
-        self.sums = PatternSums(p.rows, p.size, p.members, p.counts, p.visits, p.table, p.table_size, c)
-        self._places, self._patterns = p.places, p
+    def __init__(self, patterns: Patterns, n: int, part: ResidualPart) -> None:
+        super().__init__(patterns.sums.columns, n, 0, part)
+        self._places, self._patterns = patterns.places, patterns
         self._wide: PatternSums | None = None
         self._roots: list[Array] = []
         whole = all(
             isinstance(own.structure, Unstructured) and own.structure.m == len(places)
-            for own, places in zip(part.strata, p.places, strict=True)
+            for own, places in zip(part.strata, patterns.places, strict=True)
         )
         self._whole = whole
         self._always = whole and isinstance(part.strata[0].structure, Relative)
-        self.sizes = [len(places) for places in p.places]
+        self.sizes = [len(places) for places in patterns.places]
+        self._compiled = UnstructuredSums(patterns.sums, n) if whole and not self._always else None
+        self._last = np.full(part.n_parameters, np.nan)
+
+    @cached_property
+    def sums(self) -> PatternSums:
+        """The sums over patterns, for tables that are made here."""
+        return PatternSums(self._patterns.sums)
+
+    # ---- `us`, compiled throughout --------------------------------------------------------------
+
+    def at(self, x: Array, order: int) -> tuple[float, float, Array | None, Array | None]:
+        """Value, its rounding error, gradient and Hessian, by the sums that fit the point."""
+        found = None
+        if self._compiled is not None and not self.alone:
+            found = self._compiled.evaluate(x, order, self.reml, NEARLY)
+        if found is None:
+            self._last = x
+            return super().at(x, order)
+        if self._point is not None or self._kind != self.reml or not np.array_equal(self._last, x):
+            self.n_evaluations += 1
+            self._point, self._last, self._kind, self._roots = None, x, self.reml, []
+        if order and found[2] is not None:
+            assert self._compiled is not None
+            self.beta, self.r2, self.chol, self.half = self._compiled.profile()
+            self._first = found[2]
+        if order > 1 and found[3] is not None:
+            self._second = found[3]
+        return found
+
+    def _summed(self) -> None:
+        """Bring the sums over patterns to the last point."""
+        if self._point is None:
+            count = self.n_evaluations
+            super().at(self._last, 2)
+            self.n_evaluations = count
+
+    def cross_products(self) -> Array:
+        """[A e]'D[A e] for all directions (n_d, c, c), at the last point of order 2."""
+        if self._point is None and self._compiled is not None:
+            return self._compiled.crossed()
+        return super().cross_products()
+
+    def expected(self) -> Array:
+        """tr(V^-1 dV V^-1 dV) less twice that within X, for pairs of directions."""
+        self._summed()
+        return super().expected()
+
+    # ---- any structure ---------------------------------------------------------------------------
 
     @property
     def places(self) -> list[tuple[int, NDArray[np.intp] | Array]]:
@@ -87,11 +134,11 @@ class VisitCriterion(StructuredCriterion):
         if not self._roots:
             return self.sums
         if self._wide is None:
-            p = self._patterns
+            p = self._patterns.sums
             sizes = p.table_size[p.table]
             visits = np.concatenate([np.arange(m, dtype=np.intp) for m in sizes.tolist()])
             rows = np.zeros(int((sizes * p.members).sum()) * self.c)
-            self._wide = PatternSums(rows, sizes, p.members, p.counts, visits, p.table, p.table_size, self.c)
+            self._wide = PatternSums(p._replace(rows=rows, size=sizes, visits=visits))
         return self._wide
 
     def whitened(self) -> Array:
@@ -145,6 +192,7 @@ class VisitCriterion(StructuredCriterion):
 
     def sandwich_along(self, weight: Array) -> Array:
         """Sum over pairs of directions (r, r)."""
+        self._summed()
         tables = []
         for own, J, m in zip(self.part.strata, self.jacobians, self.sizes, strict=True):
             flat = J.reshape(len(J), m * m)
@@ -154,6 +202,7 @@ class VisitCriterion(StructuredCriterion):
 
     def within(self, tables: list[Array]) -> Array:
         """A'TA for matrices T over the positions of the tables (r, r)."""
+        self._summed()
         out = np.zeros((self.c - 1, self.c - 1))
         if self._roots:
             tables = [
@@ -165,12 +214,11 @@ class VisitCriterion(StructuredCriterion):
 
     def solve(self, v: Array, rows: Rows) -> Array:
         """V^-1 v by the rows of the problem."""
-        assert self._point is not None
         columns = v.reshape(len(v), -1)
         root = np.ones(len(v)) if rows.weights is None else np.sqrt(rows.weights)
         out = root[:, None] * columns
         for own, where, members in self.part.alike():
-            out[members] = np.linalg.solve(own.matrix(self._point, where), out[members])
+            out[members] = np.linalg.solve(own.matrix(self._last, where), out[members])
         return np.asarray(root[:, None] * out).reshape(v.shape)
 
 

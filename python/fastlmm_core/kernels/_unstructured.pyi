@@ -1,0 +1,19 @@
+import numpy as np
+from numpy.typing import NDArray
+
+from .records import VisitPatterns
+
+_Array = NDArray[np.float64]
+
+class UnstructuredSums:
+    n_patterns: int
+    n_tables: int
+    c: int
+    n_par: int
+    n_rows: int
+    def __init__(self, patterns: VisitPatterns, n_rows: int) -> None: ...
+    def evaluate(
+        self, x: _Array, order: int, reml: bool, nearly: float
+    ) -> tuple[float, float, _Array | None, _Array | None] | None: ...
+    def profile(self) -> tuple[_Array, float, _Array, _Array]: ...
+    def crossed(self) -> _Array: ...
