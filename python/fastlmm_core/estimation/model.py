@@ -276,7 +276,7 @@ class Model:
 
     @property
     def one_by_one(self) -> bool:
-        """Whether many responses are fitted and tested one after the other: all but variances of effects and sigma^2.
+        """Whether many responses are tested one after the other: all but variances of effects and sigma^2.
 
         So it is with structured residuals, and with restricted covariances of random effects.
         """

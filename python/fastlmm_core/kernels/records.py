@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 __all__ = [
     "BatchPatterns", "BatchResults", "BatchRows", "BatchSearch", "DeletedLines", "DeletionSums", "RowColumns", "Rows",
-    "VisitPatterns",
+    "VisitPatterns", "VisitResponses",
 ]  # fmt: skip
 
 Array = NDArray[np.float64]
@@ -200,3 +200,23 @@ class VisitPatterns(NamedTuple):
     """(n_tables,) visits of each table."""
     columns: int
     """c of [X y]."""
+
+
+class VisitResponses(NamedTuple):
+    """What many responses over the same visits share."""
+
+    patterns: VisitPatterns
+    """With rows (n_k, d_k, c) of R_k, their last column to be filled in."""
+    order: NDArray[np.intp]
+    """(n,) row of the caller at each place: pattern, visit, subject."""
+    basis: Array
+    """Q_k (N_k, d_k) of all patterns, one after the other."""
+    root_weights: Array | None
+    """(n,) at each place."""
+    offset: Array | None
+    x_map: Array
+    """(p, r)."""
+    tolerance: float
+    max_iterations: int
+    nearly: float
+    """See `UnstructuredSums.evaluate`."""

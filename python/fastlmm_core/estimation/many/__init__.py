@@ -2,6 +2,7 @@
 
 one_factor        what the responses share where there is one factor
 several_factors   the same for several, and Newton's method for responses side by side
+visits            the same for `us` residuals over visits
 batch_fit         the record of many fits
 parts             some of the responses, and batches put together
 masks             responses with missing observations

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from ... import kernels
     from ...tables.rows import CallerRows
     from .several_factors import HierarchyDesign
+    from .visits import VisitDesign
 
 __all__ = ["fit_drawn", "fit_many"]
 
@@ -213,8 +214,7 @@ def _fit(
     model = none.model
     # where no row tells the residual variance by itself, each response may have an optimum or none
     alone = model.problem.saturated or (model.problem.outside > 0 and not none.reml)
-    alone = alone or model.one_by_one
-    shared = None if alone else shared_design(model)
+    shared = None if alone else _shared(model)
 
     def run(block: Any, into: BatchFit, first: int) -> int:
         if shared is not None and _by_scores(model, block):
@@ -252,7 +252,7 @@ def _fit(
     bar = progress_bar(progress, count)
     try:
         # our threads would wait for each other in BLAS
-        several = len(model.factors) > 1
+        several = len(model.factors) > 1 or model.design.residual is not None
         callers = blas_callers(jobs) if several else jobs
         with one_blas_thread() if several else nullcontext():
             # the blocks of a stream are drawn here, some at a time
@@ -274,9 +274,20 @@ def _search(model: Model) -> ResponseSearch:
     return model.once("response search", lambda: ResponseSearch(model))
 
 
+def _shared(model: Model) -> kernels.BatchDesign | HierarchyDesign | VisitDesign | None:
+    """What fits many responses of a model, None where each is fitted by itself."""
+    if not model.one_by_one:
+        return shared_design(model)
+    if model.design.residual is None:
+        return None
+    from .visits import visit_design
+
+    return visit_design(model)
+
+
 def _lanes(
-    shared: kernels.BatchDesign | HierarchyDesign, Y: Array, into: BatchFit, first: int, start: Array | None = None,
-    scores: BatchScores | None = None,
+    shared: kernels.BatchDesign | HierarchyDesign | VisitDesign, Y: Array, into: BatchFit, first: int,
+    start: Array | None = None, scores: BatchScores | None = None,
 ) -> None:  # fmt: skip
     constant = into.model.problem.constant(into.reml)
     more = () if scores is None else (scores,)

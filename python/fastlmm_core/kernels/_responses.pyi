@@ -1,0 +1,10 @@
+import numpy as np
+from numpy.typing import NDArray
+
+from .records import BatchResults, VisitResponses
+
+_Array = NDArray[np.float64]
+
+class UnstructuredBatch:
+    def __init__(self, design: VisitResponses) -> None: ...
+    def fit(self, Y: _Array, first: int, reml: bool, constant: float, results: BatchResults) -> None: ...
