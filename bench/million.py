@@ -1,4 +1,6 @@
-"""A million rows, 100,000 subjects, random slope: against ordinary least squares on the same X, and in memory.
+"""A million rows, 100,000 subjects, random slope, sorted and not: against least squares on the same X, and in memory.
+
+Two million rows of a million subjects, with random intercepts, besides.
 
 Least squares (numpy's lstsq, one thread) does not give the same answer: it is the yardstick. The fits are checked
 against an independent evaluation of the criterion, and with shared times also against the least-squares coefficients,
@@ -28,8 +30,23 @@ def least_squares_case(data: Arrays) -> _harness.Case:
     return _harness.Case(LSTSQ, lambda: np.linalg.lstsq(data.x, data.y, rcond=None))
 
 
-def from_arrays(report: _harness.Report, times: str, limit: float, options: argparse.Namespace) -> None:
-    data = growth(options.groups, times=times)
+def shuffled(data: Arrays) -> Arrays:
+    """The rows in random order."""
+    order = np.random.default_rng(2).permutation(data.y.size)
+    x = data.x[order]
+    return Arrays(data.y[order], x, x if data.z is data.x else data.z[order], data.codes[order])
+
+
+def pairs(groups: int) -> Arrays:
+    """Two rows of each subject, with a random intercept."""
+    data = growth(groups, per_group=2, times="own")
+    return Arrays(data.y, data.x, np.ones((data.y.size, 1)), data.codes)
+
+
+def from_arrays(report: _harness.Report, times: str, order: str, limit: float, options: argparse.Namespace) -> None:
+    data = pairs(10 * options.groups) if times == "two" else growth(options.groups, times=times)
+    if order == "shuffled":
+        data = shuffled(data)
     ours = fastlmm_arrays(data)
     result = ours.run()
     why = objection(result, data.y, data.x, data.z, data.codes)
@@ -38,24 +55,25 @@ def from_arrays(report: _harness.Report, times: str, limit: float, options: argp
         if np.max(np.abs(ols - np.asarray(result.params)) / np.asarray(result.bse)) > 1e-6:
             why = "balanced data, but the fixed effects are not those of least squares"
     if why is not None:
-        report.fail(f"{times} times: {why}")
+        report.fail(f"{times} times, {order}: {why}")
         return
-    peers, missing = array_peers(data, skip=("statsmodels",))
-    caption = f"From arrays, {data.y.size:,} rows, {options.groups:,} subjects, {times} times"
+    peers, missing = array_peers(data, skip=("statsmodels",)) if order == "sorted" else ([], [])
+    caption = f"From arrays, {data.y.size:,} rows, {data.codes.max() + 1:,} subjects, {times} times, {order}"
     timings = report.compare(caption, ours, [least_squares_case(data), *peers], missing, options.rounds)
     if timings is not None:
-        report.target(f"fit / lstsq, {times} times", timings.ratio(ours.name, LSTSQ), limit)
+        report.target(f"fit / lstsq, {times} times, {order}", timings.ratio(ours.name, LSTSQ), limit)
 
 
 def from_frame(
-    report: _harness.Report, labels: str, session: _harness.RSession | None, rounds: int, groups: int
+    report: _harness.Report, labels: str, order: str, session: _harness.RSession | None, rounds: int, groups: int
 ) -> None:
-    frame = growth(groups, times="own").frame(labels)
+    data = growth(groups, times="own")
+    frame = (data if order == "sorted" else shuffled(data)).frame(labels)
     peers, missing = formula_peers(frame, "y", "t", "g", only=("mixedlm-rs",))
     if session is not None:
         send_frame(session, frame, "g")
         peers.append(lmer_case(session, FORMULA))
-    caption = f"From a pandas frame and a formula, {len(frame):,} rows, {labels} labels"
+    caption = f"From a pandas frame and a formula, {len(frame):,} rows, {labels} labels, {order}"
     report.compare(caption, fastlmm_formula(FORMULA, frame), peers, missing, rounds)
 
 
@@ -109,10 +127,14 @@ def main() -> int:
         options.groups, options.rounds = 200, 2
     session = _harness.open_lme4() if options.slow or options.smoke else None
     report = _harness.Report("a million rows", _harness.environment(session))
-    from_arrays(report, "shared", 1.0, options)
-    from_arrays(report, "own", 1.5, options)
+    for order, shared, own, two in (("sorted", 1.0, 1.5, 2.0), ("shuffled", 1.5, 1.8, 3.0)):
+        from_arrays(report, "shared", order, shared, options)
+        from_arrays(report, "own", order, own, options)
+        from_arrays(report, "two", order, two, options)
     for labels in ("integer", "string"):
-        from_frame(report, labels, session, min(options.rounds, 3 if session else 5), options.groups)
+        for order in ("sorted", "shuffled"):
+            rivals = session if order == "sorted" else None
+            from_frame(report, labels, order, rivals, min(options.rounds, 3 if rivals else 5), options.groups)
     memory(report, options.groups)
     if session is not None:
         session.close()

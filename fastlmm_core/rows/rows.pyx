@@ -20,6 +20,9 @@ import numpy as np
 
 from fastlmm_core.kernels._matrices import MANY
 
+cdef extern from *:
+    void fetch "__builtin_prefetch"(const void*, int, int) nogil
+
 ctypedef fused code_t:
     int32_t
     int64_t
@@ -27,6 +30,9 @@ ctypedef fused code_t:
 # Partial sums of S are flushed after so many rows: rounding grows with the root of the
 # number of blocks, not with the number of rows.
 cdef Py_ssize_t FLUSH = 2048
+
+# Changes of group ahead of which the sums of a group are fetched into the cache, where groups come in any order.
+cdef Py_ssize_t AHEAD = 24
 
 # Rows of which BLAS takes the products at a time, where X has many columns.
 cdef Py_ssize_t PANEL = 512
@@ -207,6 +213,7 @@ cdef inline int sweep(const Pass* d, Py_ssize_t p, Py_ssize_t q, bint shared, bi
     cdef double w = 1.0, r, y_value = d.y[0]
     cdef bint broken = False, varies = False
     cdef const double* row
+    cdef const double* next_one
     memset(at.acc, 0, used * sizeof(double))
     memset(at.s, 0, n_s * sizeof(double))
     for i in range(d.n):
@@ -215,6 +222,11 @@ cdef inline int sweep(const Pass* d, Py_ssize_t p, Py_ssize_t q, bint shared, bi
             if current >= 0:
                 flush(used, at.acc, d.raw + current * line)
             current = group
+            # all of the line that follows, which may begin anywhere in one of the cache
+            next_one = d.raw + <Py_ssize_t> (codes[(i + AHEAD if i + AHEAD < d.n else i) * d.c_row] - d.base) * line
+            for j in range(0, used, 8):
+                fetch(next_one + j, 1, 3)
+            fetch(next_one + used - 1, 1, 3)
             if (i & (FLUSH - 1)) == 0:
                 flush(n_s, at.s, d.S)
         row = d.X + i * d.x_row
