@@ -26,6 +26,7 @@ from ._criterion import (
     unit_directions,
     use_kernels,
 )
+from ._labels import object_codes, text_codes
 from ._matrices import (
     MANY,
     clear_exact,
@@ -78,6 +79,7 @@ __all__ = [
     "lower_factor",
     "minimize_newton",
     "natural_map",
+    "object_codes",
     "orthogonal_columns",
     "orthonormal",
     "pattern_bases",
@@ -92,6 +94,7 @@ __all__ = [
     "settle_sums",
     "smallest_parts",
     "solve_rows",
+    "text_codes",
     "unit_directions",
     "unpack",
     "variants",

@@ -20,7 +20,7 @@ from ..errors import LMMError
 from ..support.checks import exact_floats, object_floats
 from ..support.numerals import Numerals, first_other, numerals
 from .alignment import index_of, shared_index
-from .labels import in_order, integer_codes, label_array, label_codes
+from .labels import arrow_text_codes, in_order, integer_codes, label_array, label_codes
 
 __all__ = ["Column", "Table", "first_rows", "native_frame"]
 
@@ -446,7 +446,7 @@ def _encode_labels(raw: Any, title: str) -> tuple[Array, Array]:
             gaps = int(len(used) > 0 and used[0] < 0)
             return in_order(codes - gaps, labels[used[gaps:]], title)
         if types.is_string(raw.type) or types.is_large_string(raw.type):
-            return in_order(*_arrow_codes(raw.dictionary_encode()), title)
+            return arrow_text_codes(_whole(raw))
         raw = raw.to_numpy(zero_copy_only=False)
     elif library == "polars":
         if _has_categories(raw):
@@ -458,7 +458,18 @@ def _encode_labels(raw: Any, title: str) -> tuple[Array, Array]:
     if library == "pandas" and _has_categories(raw):
         categorical = raw.array if hasattr(raw, "array") else raw
         return np.asarray(categorical.codes, dtype=np.intp), np.asarray(categorical.categories)
+    if library == "pandas" and isinstance(raw.dtype, importlib.import_module("pandas").StringDtype):
+        if raw.dtype.storage == "pyarrow":
+            return arrow_text_codes(_whole(importlib.import_module("pyarrow").array(raw)))
+        raw = raw.to_numpy(dtype=object)
+    elif library == "pandas" and raw.dtype == object:
+        raw = raw.to_numpy()
     return label_codes(raw, title)
+
+
+def _whole(array: Any) -> Any:
+    """An array of pyarrow in one piece."""
+    return array.combine_chunks() if hasattr(array, "combine_chunks") else array
 
 
 def _arrow_codes(encoded: Any) -> tuple[Array, Array]:

@@ -1,7 +1,7 @@
 """Labels to codes, and back.
 
-Labels become codes 0..m-1 in the order of the sorted labels. Integers of a modest range need no sorting; everything
-else is hashed by pandas, and only the distinct labels are sorted.
+Labels become codes 0..m-1 in the order of the sorted labels. Integers of a modest range need no sorting; text is hashed
+by a kernel, everything else by pandas, and only the distinct labels are sorted.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import LMMError
-from ..kernels import code_range
+from ..kernels import code_range, object_codes, text_codes
 
-__all__ = ["in_order", "integer_codes", "label_array", "label_codes", "modest_range"]
+__all__ = ["arrow_text_codes", "in_order", "integer_codes", "label_array", "label_codes", "modest_range"]
 
 _FEW = 10_000
 """So many labels are sorted in less time than it takes to import pandas."""
@@ -71,6 +71,10 @@ def label_codes(values: Any, title: str) -> tuple[NDArray[np.intp], NDArray[Any]
     if isinstance(values, np.ndarray) and values.dtype.kind in "US" and values.size <= _FEW:
         found, codes = np.unique(values, return_inverse=True)
         return codes, label_array(found.tolist())
+    if isinstance(values, np.ndarray) and values.dtype.kind == "O" and values.flags.c_contiguous:
+        text = object_codes(values)
+        if text is not None:
+            return text
     import pandas as pd
 
     try:
@@ -79,6 +83,15 @@ def label_codes(values: Any, title: str) -> tuple[NDArray[np.intp], NDArray[Any]
         raise LMMError(f"{title} holds values that cannot serve as labels: {error}. Convert them to text.") from error
     labels = np.asarray(uniques)
     return in_order(codes, label_array(labels.tolist()) if labels.dtype.kind in "OUST" else labels, title)
+
+
+def arrow_text_codes(text: Any) -> tuple[NDArray[np.intp], NDArray[Any]]:
+    """`label_codes` of an array of Arrow's text, not chunked."""
+    _, starts, data = text.buffers()
+    wide = str(text.type) == "large_string"
+    offsets = np.frombuffer(starts, np.int64 if wide else np.int32)[text.offset : text.offset + len(text) + 1]
+    missing = text.is_null().to_numpy(zero_copy_only=False) if text.null_count else None
+    return text_codes(np.frombuffer(data or b"", np.uint8), offsets, missing)
 
 
 def label_array(labels: list[Any]) -> NDArray[Any]:

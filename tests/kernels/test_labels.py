@@ -1,0 +1,88 @@
+"""Text to codes, against numpy's sorting."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from fastlmm_core import kernels
+from fastlmm_core.tables.columns import Column
+
+KINDS = {
+    "numbered": [f"subject{i}" for i in range(5000)],
+    "every length": ["x" * i for i in range(60)],
+    "ends differ": ["x" * 40 + str(i) for i in range(300)],
+    "beginnings differ": [str(i) + "x" * 40 for i in range(300)],
+    "middles differ": ["x" * 20 + chr(97 + i) + "x" * 20 for i in range(26)],
+    "zeros": ["a", "a\0", "a\0\0", "\0", "", "a\0b"],
+    "not in ASCII": ["é", "e\u0301", "z", "𝒳", "\uffff", "名前", "名", "ß", "ss"],
+    "numbers": [str(i) for i in range(-1500, 1500)],
+    "one": ["same"],
+    "empty": [""],
+}
+
+
+def utf8(values):
+    encoded = [value.encode() for value in values]
+    return np.frombuffer(b"".join(encoded), np.uint8), np.cumsum([0, *map(len, encoded)])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_codes_and_labels_are_those_of_sorting(rng, kind):
+    values = rng.choice(np.array(KINDS[kind], dtype=object), 3000)
+    expected = sorted(set(values))
+    data, offsets = utf8(values)
+    for codes, labels in (
+        kernels.object_codes(values),
+        kernels.text_codes(data, offsets.astype(np.int64)),
+        kernels.text_codes(data, offsets.astype(np.int32)),
+    ):
+        assert labels.tolist() == expected
+        assert all(type(label) is str for label in labels)
+        np.testing.assert_array_equal(labels[codes], values)
+
+
+def test_missing_text_has_no_label(rng):
+    values = rng.choice(np.array(["b", "a", ""], dtype=object), 500)
+    missing = rng.random(500) < 0.3
+    codes, labels = kernels.text_codes(*utf8(values), missing)
+    assert labels.tolist() == ["", "a", "b"]
+    assert (codes[missing] == -1).all()
+    np.testing.assert_array_equal(labels[codes[~missing]], values[~missing])
+    codes, labels = kernels.text_codes(*utf8(values), np.ones(500, dtype=bool))
+    assert len(labels) == 0
+    assert (codes == -1).all()
+
+
+def test_no_text():
+    codes, labels = kernels.text_codes(np.empty(0, np.uint8), np.zeros(1, dtype=np.int32))
+    assert len(codes) == len(labels) == 0
+
+
+@pytest.mark.parametrize("other", [None, 1, np.nan, b"bytes", "\ud800"])
+def test_objects_that_are_no_text_are_left_to_others(other):
+    values = np.array(["a"] * 700 + [other] + ["b"] * 5, dtype=object)
+    assert kernels.object_codes(values) is None
+
+
+@pytest.mark.parametrize("kind", ["string", "large_string", "chunked", "sliced", "pandas", "pandas objects"])
+def test_text_of_tables(rng, kind):
+    pa, pd = pytest.importorskip("pyarrow"), pytest.importorskip("pandas")
+    values = rng.choice(np.array(KINDS["numbered"][:90], dtype=object), 400).tolist()
+    values[7] = values[250] = None
+    if kind == "sliced":
+        raw = pa.array(["first", None, *values, "last"]).slice(2, 400)
+    elif kind == "chunked":
+        raw = pa.chunked_array([values[:100], values[100:101], values[101:]])
+    elif kind == "pandas":
+        raw = pd.Series(values, dtype=pd.StringDtype("pyarrow"))[::-1][::-1]
+    elif kind == "pandas objects":
+        raw = pd.Series(values, dtype=object)
+    else:
+        raw = pa.array(values, type=kind)
+    column = Column("A column", raw)
+    np.testing.assert_array_equal(np.flatnonzero(column.missing()), [7, 250])
+    codes, labels = column.categories()
+    known = {label for label in values if label is not None}
+    assert labels.tolist() == sorted(known)
+    assert [None if code < 0 else labels[code] for code in codes] == values
