@@ -18,7 +18,10 @@ from .tables.rows import named_rows
 
 if TYPE_CHECKING:
     from .inference.many import BatchTest
+    from .inference.many_means import BatchMeans
     from .inference.many_moderated import ModeratedTests
+    from .inference.many_tests import BatchTests
+    from .inference.many_variances import BatchFractions, BatchVariances
     from .inference.options import Ddf, Information, Vcov
 
 __all__ = ["BatchResult"]
@@ -188,6 +191,198 @@ class BatchResult(Shown, BatchFit):
         from .inference.many import test
 
         return test(self, hypothesis, rhs, ddf, information, vcov, cluster)
+
+    def tests(
+        self,
+        hypotheses: Any,
+        *,
+        ddf: Ddf = "satterthwaite",
+        information: Information = "auto",
+        vcov: Vcov = "model",
+        cluster: Any = None,
+    ) -> BatchTests:
+        """Test several hypotheses on the fixed effects of every response, in one pass over the responses.
+
+        Parameters
+        ----------
+        hypotheses : mapping
+            Names to hypotheses, each in a form that `test` takes.
+        ddf, information, vcov, cluster
+            As for `test`.
+
+        Returns
+        -------
+        BatchTests
+            Names to `BatchTest`.
+
+        Raises
+        ------
+        LMMError
+            As `test`, and for anything but a mapping.
+
+        Examples
+        --------
+        >>> import fastlmm_core as flc
+        >>> fit = flc.lmm("Reaction ~ Days + (Days | Subject)", flc.datasets.load("sleepstudy")).fit()
+        >>> batch = fit.simulate_fit(1000, seed=1)
+        >>> found = batch.tests({"slope": "Days", "ten a day": "Days = 10"})
+        >>> found.pvalues.shape
+        (1000, 2)
+        """
+        from .inference.many_tests import several
+
+        return several(self, hypotheses, ddf, information, vcov, cluster)
+
+    def anova(self, type: str = "III", *, ddf: Ddf = "satterthwaite", information: Information = "auto") -> BatchTests:
+        """F tests of the terms of the fixed part of every response, with the hypotheses of `LMMResult.anova`.
+
+        Parameters
+        ----------
+        type : {"III", "II", "I"}
+        ddf : {"satterthwaite", "kenward-roger", "residual", "normal"}
+        information : {"auto", "expected", "observed"}
+
+        Returns
+        -------
+        BatchTests
+            By term; without the terms of which nothing can be estimated, which `notes` name.
+
+        Raises
+        ------
+        LMMError
+            For an unknown type, and as `test`.
+        """
+        from .inference.many_tests import anova
+
+        return anova(self, type, ddf, information)
+
+    def emmeans(
+        self,
+        factors: str | Sequence[str],
+        *,
+        by: str | Sequence[str] | None = None,
+        at: Any = None,
+        contrasts: Any = None,
+        ref: Any = None,
+        weights: str = "equal",
+        ddf: Ddf = "satterthwaite",
+        information: Information = "auto",
+    ) -> BatchMeans:
+        """Estimated marginal means of every response, and contrasts of them.
+
+        Parameters
+        ----------
+        factors, by, at, contrasts, ref, weights
+            As for `LMMResult.emmeans`.  Tests and limits are those of each estimate by itself: `BatchMeans.fdr` adjusts
+            them for the number of responses.
+        ddf, information
+            As for `test`.
+
+        Returns
+        -------
+        BatchMeans
+            With ``comparison`` where contrasts were asked for.
+
+        Raises
+        ------
+        LMMError
+            As `LMMResult.emmeans`, and as `test`.
+        """
+        from .inference.many_means import marginal_means
+
+        options = {
+            "factors": factors, "by": by, "at": at, "contrasts": contrasts, "ref": ref, "weights": weights,
+            "adjust": None if contrasts is None else "none",
+        }  # fmt: skip
+        return marginal_means(self, options, ddf, information)
+
+    def slopes(
+        self,
+        variable: str,
+        factors: str | Sequence[str] | None = None,
+        *,
+        by: str | Sequence[str] | None = None,
+        at: Any = None,
+        contrasts: Any = None,
+        ref: Any = None,
+        weights: str = "equal",
+        ddf: Ddf = "satterthwaite",
+        information: Information = "auto",
+    ) -> BatchMeans:
+        """Slopes along a covariate of every response, and contrasts of them.
+
+        Parameters
+        ----------
+        variable, factors, by, at, contrasts, ref, weights
+            As for `LMMResult.slopes`; tests and limits as for `emmeans`.
+        ddf, information
+            As for `test`.
+
+        Returns
+        -------
+        BatchMeans
+
+        Raises
+        ------
+        LMMError
+            As `LMMResult.slopes`, and as `test`.
+        """
+        from .inference.many_means import mean_slopes
+
+        options = {
+            "variable": variable, "factors": factors, "by": by, "at": at, "contrasts": contrasts, "ref": ref,
+            "weights": weights, "adjust": None if contrasts is None else "none",
+        }  # fmt: skip
+        return mean_slopes(self, options, ddf, information)
+
+    def variance_components(self) -> BatchVariances:
+        """Variance parameters of every response with standard errors, as those of `LMMResult.variance_components`.
+
+        Returns
+        -------
+        BatchVariances
+            Responses on the boundary are fitted once more by themselves.
+
+        Raises
+        ------
+        LMMError
+            Where the responses were given as a stream and are gone, or for structured residuals.
+        """
+        from .inference.many_variances import components
+
+        return components(self)
+
+    def icc(self) -> Any:
+        """Intraclass correlations (n_responses,), a dict by factor where there are several; see `LMMResult.icc`."""
+        from .inference.many_variances import icc
+
+        return icc(self)
+
+    def r2(self) -> dict[str, Array]:
+        """``marginal`` and ``conditional`` R^2 (n_responses,) each; see `LMMResult.r2`."""
+        from .inference.many_variances import r2
+
+        return r2(self)
+
+    def variance_fractions(self) -> BatchFractions:
+        """Shares of the variance of every response that belong to each term and to the residual.
+
+        That of a random term is the mean of z'Gz over the observations.  Of the fixed part the variance of X beta over
+        the observations is divided among its terms in proportion to the variance of what each adds (Hoffman and
+        Schadt 2016, BMC Bioinformatics 17, 483).
+
+        Returns
+        -------
+        BatchFractions
+
+        Raises
+        ------
+        LMMError
+            For structured residuals.
+        """
+        from .inference.many_variances import fractions
+
+        return fractions(self)
 
     def random_effects(self, which: Any = None) -> Any:
         """BLUPs of the random effects, computed on request from the responses.

@@ -30,11 +30,13 @@ if TYPE_CHECKING:
     from .sandwich import Sandwich
     from .wald_test import WaldTest
 
-__all__ = ["AnovaTable", "anova", "estimable_part", "f_statistic", "hypotheses"]
+__all__ = ["TYPES", "AnovaTable", "anova", "estimable_part", "f_statistic", "hypotheses"]
 
 Array = NDArray[np.float64]
 
-_TYPES = {"1": "I", "2": "II", "3": "III"}
+TYPES = {"1": "I", "2": "II", "3": "III"}
+"""What else the types of hypotheses are called."""
+
 _TOLERANCE = 1e-8  # of hypotheses made of contrasts and weights of order one
 _DEPENDENT = 1e-9  # share of a column that is left by those on which it depends
 
@@ -150,8 +152,8 @@ def anova(
     LMMError
         For an unknown type, or options that `inference.wald` refuses.
     """
-    kind = _TYPES.get(str(type), type)
-    if kind not in _TYPES.values():
+    kind = TYPES.get(str(type), type)
+    if kind not in TYPES.values():
         models = "; models are compared by compare(m1, m2)" if hasattr(type, "criterion") else ""
         raise LMMError(f"type={type!r} is unknown: use 'I', 'II' or 'III'{models}")
     check_options(ddf, information, robust)
@@ -218,7 +220,8 @@ def hypotheses(
 
     Parameters
     ----------
-    result : LMMResult
+    result : LMMResult or BatchResult
+        Of which only the design matters.
     type : {"I", "II", "III"}
     terms : sequence of FixedTerm, optional
 

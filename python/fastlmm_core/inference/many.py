@@ -1,24 +1,20 @@
-"""Tests of fixed effects for many responses on one design; the formulas are those of `information`.
+"""Tests of fixed effects for many responses on one design.
 
-What depends on the responses (the Hessian of the criterion, the derivative of r^2) comes from the compiled lanes; the
-coefficients' degrees of freedom by Satterthwaite's formula are a by-product of each fit.  What depends on theta and the
-design only (all of Kenward-Roger with the expected information) comes from `estimation.many.patterns`.
+The coefficients' degrees of freedom by Satterthwaite's formula are a by-product of each fit; see `many_wald` for the
+rest.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..covariance.directions import inverse_hessian
 from ..errors import LMMError
-from ..estimation.information import Moments, combined_df, delta_df, kenward_roger_f
-from ..estimation.many.one_factor import shared_design
-from ..estimation.many.patterns import Observed, Patterns, patterns_of
+from ..estimation.many.patterns import patterns_of
 from ..support.arguments import checked
 from ..support.checks import check_level
 from ..support.display import LINES, Cells, Shown, first_lines
@@ -28,23 +24,27 @@ from ..support.text_tables import p_value_cell
 from ..tables.rows import named_rows
 from .false_discoveries import false_discovery_rates
 from .hypotheses import Hypothesis, parse_hypothesis
-from .many_robust import robust_coefficients, robust_rows
+from .many_robust import robust_coefficients
+from .many_wald import (
+    Asked,
+    chunks,
+    kenward_roger,
+    kenward_roger_coefficients,
+    of_variance,
+    robust,
+    satterthwaite,
+)  # fmt: skip
 from .options import check_options
-from .wald import check_estimable, coefficient_table, independent_rows, wald
 
 if TYPE_CHECKING:
     from ..estimation.many.batch_fit import BatchFit
 
-__all__ = ["DDF", "BatchTest", "covariances", "df", "pvalues", "test", "tidy_columns"]
+__all__ = ["DDF", "BatchTest", "covariances", "df", "pvalues", "test", "tests", "tidy_columns"]
 
 Array = NDArray[np.float64]
 
 DDF = ("satterthwaite", "kenward-roger", "residual", "normal")
 """Degrees of freedom of fits of many responses."""
-
-
-CHUNK_BYTES = 2**24
-"""Size of the intermediate arrays over responses."""
 
 
 @checked
@@ -203,7 +203,7 @@ def _coefficients(batch: BatchFit, ddf: str, information: str) -> tuple[Array, A
     if ddf == "kenward-roger":
         if _structured(batch, information):
             return robust_coefficients(batch, ddf, "model", None)
-        return _kenward_roger_coefficients(batch, information)
+        return kenward_roger_coefficients(batch, information)
     return batch.bse, df(batch, ddf)
 
 
@@ -216,7 +216,7 @@ def covariances(batch: BatchFit) -> Array:
             out[i] = batch.one(i).cov
         return out
     patterns, factors, kept = patterns_of(model), batch.factor_o, model.problem.kept
-    for part in _chunks(batch, patterns.chunk(), batch.status >= 0):
+    for part in chunks(batch, patterns.chunk(), batch.status >= 0):
         rows = model.problem.x_map[kept] @ np.swapaxes(patterns.half(factors[part]), 1, 2)
         found = batch.sigma2[part, None, None] * (rows @ np.swapaxes(rows, 1, 2))
         out[np.ix_(part, kept, kept)] = found
@@ -317,197 +317,45 @@ def test(
         For hypotheses that cannot be tested, Kenward-Roger after fits by ML, or Satterthwaite's formula for other
         than single coefficients, or the observed information, where the responses were given as a stream and are gone.
     """
+    return tests(batch, [parse_hypothesis(hypothesis, batch.model.exog_names, rhs)], ddf, information, vcov, cluster)[0]
+
+
+def tests(
+    batch: BatchFit, hypotheses: Sequence[Hypothesis], ddf: str = "satterthwaite", information: str = "auto",
+    vcov: str = "model", cluster: Any = None,
+) -> list[BatchTest]:  # fmt: skip
+    """Tests of several hypotheses, each as `test` has it, in one pass over the responses."""
     _check_ddf(ddf, information)
-    model = batch.model
-    parsed = parse_hypothesis(hypothesis, model.exog_names, rhs)
-    check_estimable(model, parsed.L, parsed.names)
-    rows = parsed.L @ model.problem.x_map
-    basis, combine = independent_rows(rows, parsed.rhs, parsed.names)
-    rank = len(basis)
-    estimate = np.nan_to_num(batch.params) @ parsed.L.T
-    estimate[batch.status < 0] = np.nan
-    gap = estimate - parsed.rhs
+    asked = [Asked.of(batch, parsed) for parsed in hypotheses]
     if vcov != "model" or cluster is not None or _structured(batch, information):
-        error, statistic, freedom = robust_rows(batch, parsed, ddf, vcov, cluster)
+        robust(batch, asked, ddf, vcov, cluster)
     elif ddf == "kenward-roger":
-        z = gap @ combine.T
-        error, statistic, freedom = _kenward_roger(batch, parsed, rows, basis, gap, z, information)
+        kenward_roger(batch, asked, information)
     elif ddf != "satterthwaite":
-        error, statistic, freedom = _of_variance(batch, rows, basis, gap, gap @ combine.T, ddf)
-    elif len(rows) == 1 and np.count_nonzero(parsed.L) == 1:
-        j = int(np.flatnonzero(parsed.L[0])[0])
-        error = np.abs(parsed.L[0, j]) * batch.bse[:, [j]]
-        statistic, freedom = gap[:, 0] / error[:, 0], batch.satterthwaite[:, j].copy()
+        of_variance(batch, asked, ddf)
     else:
-        error, statistic, freedom = _satterthwaite(batch, parsed, rows, gap, rank)
-    if len(rows) == 1:
-        pvalues = two_sided_p(statistic, freedom)
+        rest = []
+        for one in asked:
+            j = one.coefficient()
+            if j is None:
+                rest.append(one)
+                continue
+            one.error = np.abs(one.L[0, j]) * batch.bse[:, [j]]
+            one.statistic, one.freedom = one.gap[:, 0] / one.error[:, 0], batch.satterthwaite[:, j].copy()
+        satterthwaite(batch, rest)
+    return [_tested(batch, one, ddf, vcov) for one in asked]
+
+
+def _tested(batch: BatchFit, one: Asked, ddf: str, vcov: str) -> BatchTest:
+    """With p-values."""
+    rank = len(one.basis)
+    if len(one.rows) == 1:
+        found = two_sided_p(one.statistic, one.freedom)
     elif ddf == "normal":
-        pvalues = chi2_tail(statistic, rank)
+        found = chi2_tail(one.statistic, rank)
     else:
-        pvalues = f_tail(statistic, rank, freedom)
+        found = f_tail(one.statistic, rank, one.freedom)
     return BatchTest(
-        estimate, error, statistic, rank, freedom, pvalues, parsed.L, parsed.rhs, parsed.names, ddf,
-        vcov, model.library, batch.labels,
+        one.estimate, one.error, one.statistic, rank, one.freedom, found, one.L, one.rhs, one.parsed.names, ddf, vcov,
+        batch.model.library, batch.labels,
     )  # fmt: skip
-
-
-# ---- Satterthwaite -----------------------------------------------------------------------------
-
-
-def _satterthwaite(
-    batch: BatchFit, parsed: Hypothesis, rows: Array, gap: Array, rank: int
-) -> tuple[Array, Array, Array]:
-    """Standard errors (n, m), statistics (n,) and denominator degrees of freedom (n,)."""
-    _need_responses(batch, "test single coefficients, or ddf='kenward-roger' or 'residual'")
-    n, m = gap.shape
-    error, statistic, freedom = np.full((n, m), np.nan), np.full(n, np.nan), np.full(n, np.nan)
-    model = batch.model
-    nu = float(model.df_resid if batch.reml else model.nobs)
-    regular = np.flatnonzero((batch.status >= 0) & ~batch.alone)
-    rows = np.ascontiguousarray(rows)
-    size = max(8, CHUNK_BYTES // (8 * model.nobs))
-    for begin in range(0, len(regular), size):
-        part = regular[begin : begin + size]
-        covariance, slope, shift, hess, theta = _contrasts(batch, part, rows)
-        inverse = inverse_hessian(model.structure, theta, hess)
-        variance = batch.sigma2[part, None] * np.einsum("nii->ni", covariance)
-        error[part] = np.sqrt(variance)
-        if m == 1:
-            u = slope[:, :, :, 0] / covariance - shift[:, :, None]
-            statistic[part] = gap[part, 0] / error[part, 0]
-            freedom[part] = delta_df(u, inverse, nu)[:, 0]
-            continue
-        values, vectors = np.linalg.eigh(covariance)
-        values, vectors = values[:, m - rank :], vectors[:, :, m - rank :]
-        contrast = np.einsum("nir,ni->nr", vectors, gap[part])
-        statistic[part] = (contrast**2 / values).sum(axis=1) / (rank * batch.sigma2[part])
-        turned = np.einsum("nkij,nir,njr->nkr", slope, vectors, vectors, optimize=True)
-        u = turned / values[:, None] - shift[:, :, None]
-        freedom[part] = combined_df(delta_df(u, inverse, nu))
-    for i in _alone(batch):
-        found = wald(batch.one(i), parsed.L, parsed.rhs)
-        error[i], statistic[i], freedom[i] = found.std_error, found.statistic, found.df_denom
-    return error, statistic, freedom
-
-
-# ---- Kenward and Roger, and what takes the variances for known -----------------------------------
-
-
-def _chunks(batch: BatchFit, size: int, which: NDArray[np.bool_]) -> Iterator[NDArray[np.intp]]:
-    """Positions of some responses, so many at a time."""
-    chosen = np.flatnonzero(which)
-    for begin in range(0, len(chosen), size):
-        yield chosen[begin : begin + size]
-
-
-def _kenward_roger_moments(
-    batch: BatchFit, information: str, patterns: Patterns
-) -> Iterator[tuple[NDArray[np.intp], Moments]]:
-    """Moments of the responses that were fitted, some at a time; with the observed information, of those by lanes."""
-    if not batch.reml:
-        raise LMMError("ddf='kenward-roger' needs REML fits: fit with reml=True, or use ddf='satterthwaite'")
-    which = batch.status >= 0
-    if information == "observed":
-        _need_responses(batch, "information='expected'")
-        which = which & ~batch.alone
-    edge = (batch.singular | (batch.status == 0)) & (information == "auto")
-    factors = batch.factor_o
-    for part in _chunks(batch, patterns.chunk(), which):
-        observed = _observed(batch, part) if information == "observed" else None
-        yield part, patterns.moments(factors[part], edge[part], observed)
-
-
-def _observed(batch: BatchFit, part: NDArray[np.intp]) -> Observed:
-    """The observed information of some responses."""
-    model = batch.model
-    _, _, shift, hess, theta = _contrasts(batch, part, np.eye(1, model.problem.rank))
-    return Observed(shift, inverse_hessian(model.structure, theta, hess))
-
-
-def _contrasts(batch: BatchFit, part: NDArray[np.intp], rows: Array) -> tuple[Array, ...]:
-    """K = rows H_xx^-1 rows', its slope, the shift and the Hessian at the estimates of some responses; and those."""
-    lines, scores = batch.seen(part)
-    theta = np.ascontiguousarray(batch.theta_o[part])
-    more = () if scores is None else (scores,)
-    return *shared_design(batch.model).contrasts(lines, batch.reml, theta, rows, *more), theta
-
-
-def _need_responses(batch: BatchFit, remedy: str) -> None:
-    if batch.responses is None:
-        raise LMMError(f"{batch.gone}: fit an array, or use {remedy}")
-
-
-def _alone(batch: BatchFit) -> list[int]:
-    """Responses that were fitted one by one."""
-    return np.flatnonzero((batch.status >= 0) & batch.alone).tolist()
-
-
-def _kenward_roger_coefficients(batch: BatchFit, information: str) -> tuple[Array, Array]:
-    """Adjusted standard errors and degrees of freedom (n, p) of the coefficients."""
-    x_map, kept = batch.model.problem.x_map, batch.model.problem.kept
-    error, freedom = np.full(batch.params.shape, np.nan), np.full(batch.params.shape, np.nan)
-    for part, found in _kenward_roger_moments(batch, information, patterns_of(batch.model)):
-        rows = x_map[kept] @ np.swapaxes(found.half, 1, 2)
-        total = np.einsum("nii->ni", found.inner(rows))
-        error[part[:, None], kept] = np.sqrt(batch.sigma2[part, None] * total)
-        freedom[part[:, None], kept] = found.df(rows)
-    for i in _alone(batch) if information == "observed" else ():
-        table = coefficient_table(batch.one(i), "kenward-roger", information)
-        error[i], freedom[i] = table["std_error"], table["df"]
-    return error, freedom
-
-
-def _kenward_roger(
-    batch: BatchFit, parsed: Hypothesis, rows: Array, basis: Array, gap: Array, z: Array, information: str
-) -> tuple[Array, Array, Array]:
-    """Standard errors (n, m), statistics (n,) and df (n,)."""
-    n, m = gap.shape
-    error, statistic, freedom = np.full((n, m), np.nan), np.full(n, np.nan), np.full(n, np.nan)
-    fallen = np.zeros(n, dtype=bool)
-    rank = len(basis)
-    for part, found in _kenward_roger_moments(batch, information, patterns_of(batch.model)):
-        turned = np.swapaxes(found.half, 1, 2)
-        whitened = rows @ turned
-        error[part] = np.sqrt(batch.sigma2[part, None] * np.einsum("nii->ni", found.inner(whitened)))
-        if m == 1:
-            statistic[part] = gap[part, 0] / error[part, 0]
-            freedom[part] = found.df(whitened)[:, 0]
-            continue
-        spanned = basis @ turned
-        chi2 = _quadratic(found.inner(spanned), z[part]) / batch.sigma2[part]
-        orthonormal = np.swapaxes(np.linalg.qr(np.swapaxes(spanned, 1, 2))[0], 1, 2)
-        scale, freedom[part] = kenward_roger_f(found, orthonormal)
-        statistic[part] = scale * chi2 / rank
-        fallen[part] = np.isnan(scale)
-    if information == "observed":
-        fallen |= batch.alone
-    for i in np.flatnonzero(fallen & (batch.status >= 0)) if batch.responses is not None else ():
-        one = wald(batch.one(int(i)), parsed.L, parsed.rhs, "kenward-roger", information)
-        error[i], statistic[i], freedom[i] = one.std_error, one.statistic, one.df_denom
-    return error, statistic, freedom
-
-
-def _of_variance(batch: BatchFit, rows: Array, basis: Array, gap: Array, z: Array, ddf: str) -> tuple[Array, ...]:
-    """Standard errors (n, m), statistics (n,) and df (n,) by "residual" or "normal"."""
-    n, m = gap.shape
-    error, statistic = np.full((n, m), np.nan), np.full(n, np.nan)
-    known = np.inf if ddf == "normal" else float(batch.model.df_resid)
-    freedom = np.where(batch.status >= 0, known, np.nan)
-    patterns, factors = patterns_of(batch.model), batch.factor_o
-    for part in _chunks(batch, patterns.chunk(), batch.status >= 0):
-        turned = np.swapaxes(patterns.half(factors[part]), 1, 2)
-        whitened = rows @ turned
-        error[part] = np.sqrt(batch.sigma2[part, None] * (whitened * whitened).sum(axis=2))
-        if m == 1:
-            statistic[part] = gap[part, 0] / error[part, 0]
-            continue
-        spanned = basis @ turned
-        chi2 = _quadratic(spanned @ np.swapaxes(spanned, 1, 2), z[part]) / batch.sigma2[part]
-        statistic[part] = chi2 if ddf == "normal" else chi2 / len(basis)
-    return error, statistic, freedom
-
-
-def _quadratic(matrix: Array, z: Array) -> Array:
-    """z'A^-1 z (n,)."""
-    return np.asarray((z * np.linalg.solve(matrix, z[..., None])[..., 0]).sum(axis=1))

@@ -10,20 +10,19 @@ from numpy.typing import NDArray
 
 from ..errors import LMMError
 from .sandwich import sandwich
-from .wald import coefficient_table, wald
+from .wald import coefficient_table
 
 if TYPE_CHECKING:
     from ..estimation.fit import Fit
     from ..estimation.many.batch_fit import BatchFit
-    from .hypotheses import Hypothesis
     from .sandwich import Sandwich
 
-__all__ = ["robust_coefficients", "robust_rows"]
+__all__ = ["robust_coefficients", "robust_fits"]
 
 Array = NDArray[np.float64]
 
 
-def _fits(batch: BatchFit, vcov: str, cluster: Any) -> Iterator[tuple[int, Fit, Sandwich | None]]:
+def robust_fits(batch: BatchFit, vcov: str, cluster: Any) -> Iterator[tuple[int, Fit, Sandwich | None]]:
     """Position, fit and robust covariance of the responses that were fitted."""
     if batch.responses is None:
         raise LMMError(f"{batch.gone}, but robust covariances are made of residuals: fit an array, or use vcov='model'")
@@ -48,25 +47,7 @@ def robust_coefficients(batch: BatchFit, ddf: str, vcov: str, cluster: Any) -> t
         As `sandwich.sandwich`, and where the responses are gone.
     """
     error, freedom = np.full(batch.params.shape, np.nan), np.full(batch.params.shape, np.nan)
-    for i, fit, robust in _fits(batch, vcov, cluster):
+    for i, fit, robust in robust_fits(batch, vcov, cluster):
         table = coefficient_table(fit, ddf, robust=robust)
         error[i], freedom[i] = table["std_error"], table["df"]
     return error, freedom
-
-
-def robust_rows(batch: BatchFit, parsed: Hypothesis, ddf: str, vcov: str, cluster: Any) -> tuple[Array, Array, Array]:
-    """Standard errors (n, m), statistics (n,) and denominator degrees of freedom (n,) of a hypothesis.
-
-    Parameters
-    ----------
-    batch : BatchResult
-    parsed : Hypothesis
-    ddf, vcov, cluster
-        As for `robust_coefficients`.
-    """
-    n = len(batch)
-    error, statistic, freedom = np.full((n, len(parsed.L)), np.nan), np.full(n, np.nan), np.full(n, np.nan)
-    for i, fit, robust in _fits(batch, vcov, cluster):
-        found = wald(fit, parsed.L, parsed.rhs, ddf, robust=robust)
-        error[i], statistic[i], freedom[i] = found.std_error, found.statistic, found.df_denom
-    return error, statistic, freedom
