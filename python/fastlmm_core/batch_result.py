@@ -17,12 +17,15 @@ from .support.text_tables import estimate_cells
 from .tables.rows import named_rows
 
 if TYPE_CHECKING:
+    from .inference.likelihood_ratio.compare import Null
+    from .inference.likelihood_ratio.many import BatchComparison
     from .inference.many import BatchTest
     from .inference.many_means import BatchMeans
     from .inference.many_moderated import ModeratedTests
     from .inference.many_tests import BatchTests
     from .inference.many_variances import BatchFractions, BatchVariances
     from .inference.options import Ddf, Information, Vcov
+    from .support.seeds import Seed
 
 __all__ = ["BatchResult"]
 
@@ -334,6 +337,66 @@ class BatchResult(Shown, BatchFit):
             "weights": weights, "adjust": None if contrasts is None else "none",
         }  # fmt: skip
         return mean_slopes(self, options, ddf, information)
+
+    def compare(
+        self, smaller: BatchResult, *, null: Null = "auto", n_sim: int | None = None, seed: Seed = None
+    ) -> BatchComparison:
+        """Likelihood ratio test of these fits against those of a smaller model, for every response.
+
+        Parameters
+        ----------
+        smaller : BatchResult
+            Fits of the same responses by a model nested in this one; both by ML where fixed parts differ.
+        null : {"auto", "chi2", "mixture", "exact"}
+            Null distribution, see `compare`.  It is that of the design, drawn once for all responses, unless several
+            variances are tested beside others: then its weights are those of each response.
+        n_sim, seed
+            As for `compare`.
+
+        Returns
+        -------
+        BatchComparison
+
+        Raises
+        ------
+        LMMError
+            For batches that are not of the same responses or not nested, or a distribution that does not apply.
+        """
+        from .inference.likelihood_ratio.many import compare
+
+        return compare(self, smaller, null, n_sim, seed)
+
+    def random_effect_test(
+        self, term: str | None = None, *, null: Null = "auto", n_sim: int | None = None, seed: Seed = None
+    ) -> dict[str, BatchComparison]:
+        """Likelihood ratio tests of the random effects of every response, each left out in turn.
+
+        Parameters
+        ----------
+        term, null, n_sim, seed
+            As for `LMMResult.random_effect_test`; the null distribution as for `compare`.
+
+        Returns
+        -------
+        dict of str to BatchComparison
+            By effect.
+
+        Raises
+        ------
+        LMMError
+            As `LMMResult.random_effect_test`, and where the responses are gone.
+
+        Examples
+        --------
+        >>> import fastlmm_core as flc
+        >>> fit = flc.lmm("Reaction ~ Days + (Days | Subject)", flc.datasets.load("sleepstudy")).fit()
+        >>> found = fit.simulate_fit(200, seed=1).random_effect_test("Days", null="mixture")
+        >>> list(found)
+        ['Days | Subject']
+        """
+        from .inference.likelihood_ratio.many import random_effect_test
+
+        return random_effect_test(self, term, null, n_sim, seed)
 
     def variance_components(self) -> BatchVariances:
         """Variance parameters of every response with standard errors, as those of `LMMResult.variance_components`.

@@ -8,6 +8,7 @@ restricted           the same of restricted covariances of random effects
 null_distributions   chi-bar-square mixtures
 exact                exact distribution for one variance
 random_effects       tests of random effects
+many                 tests of many responses
 drop1                tests of fixed terms
 selection            backward elimination
 """

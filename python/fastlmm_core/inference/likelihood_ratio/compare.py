@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 from ...simulation.draws import simulate_fit
 
 __all__ = [
+    "NOTHING",
     "Null",
     "beyond_rounding",
     "check_null",

@@ -24,7 +24,7 @@ from .table import Comparison, Row, information_criteria
 if TYPE_CHECKING:
     from ...estimation.fit import Fit
 
-__all__ = ["random_effect_test"]
+__all__ = ["effects_of", "random_effect_test", "without"]
 
 Array = NDArray[np.float64]
 
@@ -95,11 +95,11 @@ def random_effect_test(
     model = result.model
     rows = [information_criteria("all random effects", result.n_parameters, result.criterion, result.nobs)]
     fits = []
-    for effect in _effects(model, term):
+    for effect in effects_of(model, term):
         keep = [j for j in range(model.structure.q) if j not in effect.columns]
         name = f"without {effect.name}"
         if keep or model.residual is not None:
-            smaller = result.again(_without(model, keep))
+            smaller = result.again(without(model, keep))
             row = information_criteria(name, smaller.n_parameters, smaller.criterion, result.nobs)
             names = f"the model {name}", "the model with it"
             row = moved(tested(rows[0], row, result, smaller, names, null, size, seed), row)
@@ -113,7 +113,8 @@ def random_effect_test(
     )  # fmt: skip
 
 
-def _effects(model: Model, term: str | None) -> list[_Effect]:
+def effects_of(model: Model, term: str | None) -> list[_Effect]:
+    """The random effects that are tested together, by term or those of one term."""
     names = model.exog_re_names
     tested: list[_Effect] = []
     known: set[str] = set()
@@ -142,7 +143,7 @@ def _effects(model: Model, term: str | None) -> list[_Effect]:
     return tested
 
 
-def _without(model: Model, keep: list[int]) -> Model:
+def without(model: Model, keep: list[int]) -> Model:
     """The model with these random effects only."""
     if not keep:
         assert model.residual is not None
