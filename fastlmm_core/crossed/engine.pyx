@@ -245,7 +245,7 @@ cdef class CrossedEngine(ProfiledEngine):
     cdef void average_information(self) noexcept nogil:
         """curve = (nu / r^2) (g_D'N g_F - u_D'K u_F) - (nu / r^4) s_D s_F, g_D = D e."""
         cdef Py_ssize_t k = self.k, n = self.chain.n_free, f, h, j, s
-        cdef double t, scale = self.gls.nu / self.r2
+        cdef double t, scale = self.nu / self.r2
         self.spread_directions()
         self.apply(n, self.R, self.NR)
         memset(self.u, 0, n * k * sizeof(double))
@@ -301,7 +301,7 @@ cdef class CrossedEngine(ProfiledEngine):
     cdef bint exact_information(self) noexcept nogil:
         """curve = -tr(D N F N) [N less E_x K E_x' for REML] + (2 nu / r^2) g_D'(N - E_x K E_x')g_F - (nu / r^4) s_D s_F."""
         cdef Py_ssize_t size = self.n_slots, n = self.chain.n_free, k = self.k, p = k - 1, i, j, l, f, h
-        cdef double t, scale = 2.0 * self.gls.nu / self.r2
+        cdef double t, scale = 2.0 * self.nu / self.r2
         cdef double* x = self.R
         cdef double* s = self.u
         if not self.form_normal():

@@ -1,1 +1,13 @@
 cdef void jacobi(Py_ssize_t n, double* A, double* Q, double* w) noexcept nogil
+cdef double triangle(Py_ssize_t k, const double* gram, Py_ssize_t row, Py_ssize_t column, double* L,
+                     double* T) noexcept nogil
+
+# Regression on orthonormal columns; see `least_squares`.
+cdef struct Regression:
+    double* T       # (p, p)
+    double* xy      # (p + 1, p + 1)
+    double* beta    # (p,)
+    double margin, rest, total, scale
+
+cdef void regress(Py_ssize_t p, const double* packed, const double* before, double n, double* work, Regression* out
+                  ) noexcept nogil

@@ -8,7 +8,7 @@ cdef class ProfiledEngine(Objective):
     cdef bint average_
     cdef Chain chain
     cdef Gls gls
-    cdef double logdet, r2
+    cdef double nu, logdet, r2
     cdef list kept              # arrays that the pointers lead to
     cdef double* gram           # [X y]'[X y] (k, k)
     cdef double* before         # its diagonal

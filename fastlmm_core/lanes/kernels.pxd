@@ -88,6 +88,7 @@ cdef inline void lay_profile(Profile* f, Arena* arena, Py_ssize_t lanes) noexcep
     f.chain.basis = NULL
     f.gls.before = NULL
     f.factor = take(arena, lanes * q * q)
+    f.gls.nu = take(arena, lanes)
     f.gls.logdet = take(arena, lanes)
     f.sum_n = take(arena, lanes * n_a)
     f.gls.H = take(arena, lanes * (k * (k + 1) // 2))
@@ -174,9 +175,38 @@ cdef struct Outcome:
     double* shift       # (., n_par) -(1 / r^2) d r^2 / d theta
     double* hess        # (., n_par, n_par) second derivatives of the criterion in theta
 
+# Cross-products of a problem of its own, and the columns to which they are rotated: Z_o'Z_o = m I, X_o'X_o = I and
+# y_o'y_o = PROBLEM_SIZE less what X explains.  A column of X that is left out is zero in Tx and x_map.
+cdef struct ProblemSums:
+    Py_ssize_t m, rank          # groups; columns of X kept
+    const double* raw           # (m, n_a + q k + 1) A, C and the row count (see rows/rows.pyx)
+    const double* Tz            # upper triangular (q, q)
+    const double* Tx            # upper triangular (k, k)
+    const double* S             # (k(k+1)/2,) [X y]'[X y]
+    const double* x_map         # (p_full, p)
+    const double* base          # (p_full,) coefficients taken from y
+    double n, nu                # rows; rows less the rank of X, or rows
+    double scale                # by which y was divided
+    double offset               # criterion in the caller's units less that of the conditioned problem
+
+cdef enum:
+    PROBLEM_SIZE = 256          # y_o'y_o: the same for all problems
+
+# Groups of problems side by side, group by group: the lanes are problems.
+cdef struct OwnGroups:
+    Py_ssize_t m                # of the problem that has most; the others are filled up with zeros
+    double* packed              # (m, n_a + q k) R and c
+    double* within              # (k(k+1)/2,)
+    double* store               # (m, n_a + q k) N and E for the second sweep
+    double* moments             # (n_a,) sum of z'r r'z over groups, r the residual of least squares; (n_a,) of A_aa A_bb
+    double* offset              # (LANES,) see ProblemSums
+    double* base                # (LANES, p_full)
+
 ctypedef Py_ssize_t (*batch_size_t)(const Batch*) noexcept nogil
 ctypedef void (*batch_fit_t)(const Batch*, const double*, Py_ssize_t, Py_ssize_t, Py_ssize_t, const Outcome*, double*
                              ) noexcept nogil
+ctypedef Py_ssize_t (*problems_size_t)(const Batch*, Py_ssize_t) noexcept nogil
+ctypedef void (*problems_fit_t)(const Batch*, const ProblemSums*, Py_ssize_t, const Outcome*, double*) noexcept nogil
 ctypedef void (*profile_t)(Profile*, int) noexcept nogil
 
 # A stage of factors nested in each other, see lanes/families.pxi.  Its levels stand in blocks of families: lane l of the vectors
@@ -228,6 +258,8 @@ cdef struct LaneKernels:
     profile_t profile_second
     batch_size_t batch_size
     batch_fit_t batch_fit
+    problems_size_t problems_size
+    problems_fit_t problems_fit
     chain_pack_t chain_pack
     chain_up_t chain_up
     chain_down_t chain_down

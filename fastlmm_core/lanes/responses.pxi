@@ -17,6 +17,10 @@ cdef struct Lanes:
     double* step
     double* small       # sweeps: 5 q^2 + 2 q k + q; Newton: n_par^2 + 2 n_par
     double* tile        # 64 rows
+    double* x_map       # (p_full, p) from conditioned to the caller's coefficients
+    double* row         # (p,) a linear function of the conditioned coefficients, and another
+    double* other
+    const OwnGroups* own    # groups of each lane's own design; NULL where all have that of the batch
 
 
 cdef void lay_lanes(const Batch* d, Lanes* s, Arena* arena) noexcept nogil:
@@ -29,7 +33,6 @@ cdef void lay_lanes(const Batch* d, Lanes* s, Arena* arena) noexcept nogil:
     f.chain.col = d.col
     f.gls.k = k
     f.gls.reml = d.reml
-    f.gls.nu = d.nu
     lay_profile(f, arena, LANES)
     s.cy = take(arena, LANES * d.n_columns * q)
     s.rest = take(arena, LANES * d.n_patterns * n_a)
@@ -41,6 +44,10 @@ cdef void lay_lanes(const Batch* d, Lanes* s, Arena* arena) noexcept nogil:
     s.step = take(arena, LANES * n)
     s.small = take(arena, LANES * max(5 * q * q + 2 * n_c + q, n * n + 2 * n))
     s.tile = take(arena, LANES * 64)
+    s.x_map = take(arena, LANES * d.p_full * p)
+    s.row = take(arena, LANES * p)
+    s.other = take(arena, LANES * p)
+    s.own = NULL
 
 
 cdef Py_ssize_t batch_size(const Batch* d) noexcept nogil:
@@ -402,6 +409,9 @@ cdef inline void sweep_curvature(Py_ssize_t q, Py_ssize_t p, const Batch* d, Lan
 
 cdef void evaluate_responses(const Batch* d, Lanes* s, int order) noexcept nogil:
     """The criterion of a block of responses at f.factor with its derivatives (order 1 or 2)."""
+    if s.own != NULL:
+        evaluate_problems(d, s, order)
+        return
     # constant sizes let the compiler unroll the shapes that nearly everyone uses
     if d.q == 1 and d.p == 1:
         sweep_patterns(1, 1, d, s)
@@ -619,7 +629,7 @@ cdef void along_theta(const Batch* d, Lanes* s, const vecu* c, const vecu* other
             alpha += 1
 
 
-cdef void contrast_of(const Batch* d, Lanes* s, const double* row, vecu* c, vec* variance) noexcept nogil:
+cdef void contrast_of(const Batch* d, Lanes* s, const vecu* row, vecu* c, vec* variance) noexcept nogil:
     """c = H_xx^-1 row' by way of a = L_xx^-1 row', and variance = a'a; c has room for 2 p vectors."""
     cdef Py_ssize_t p = d.p, k = p + 1, i, j
     cdef vecu* inverse = <vecu*> s.f.gls.inverse
@@ -654,7 +664,7 @@ cdef void shift_of(const Batch* d, Lanes* s, vecu* out) noexcept nogil:
         out[l] = t * inverse
 
 
-cdef void degrees_of_freedom(const Batch* d, Lanes* s, const double* row, vec* df) noexcept nogil:
+cdef void degrees_of_freedom(const Batch* d, Lanes* s, const vecu* row, vec* df) noexcept nogil:
     """Satterthwaite's degrees of freedom of row'beta: 1 / (1 / nu + u'H^-1u), u = d log var(row'beta) / d theta.
 
     The scale of V is profiled out.  At the boundary u vanishes for the elements of theta that are zero with their
@@ -672,7 +682,21 @@ cdef void degrees_of_freedom(const Batch* d, Lanes* s, const double* row, vec* d
     for l in range(n):
         u[l] = u[l] / variance - shift[l]
     newton_step(n, <vecu*> s.f.hess, u, small, small + n * n, shift, &decrement, &definite)
-    df[0] = VEC_SET(1.0) / (decrement * decrement + 1.0 / d.nu)
+    df[0] = VEC_SET(1.0) / (decrement * decrement + VEC_SET(1.0) / (<vecu*> s.f.gls.nu)[0])
+
+
+cdef void row_of(const Batch* d, Lanes* s, const Outcome* out, Py_ssize_t i, vecu* row) noexcept nogil:
+    """A row of the linear functions wanted, in the coordinates of the conditioned columns of each lane."""
+    cdef Py_ssize_t p = d.p, j, l
+    cdef vec t
+    for j in range(p):
+        if s.own == NULL:
+            row[j] = VEC_SET(out.rows[i * p + j])
+            continue
+        t = VEC_SET(0.0)
+        for l in range(d.p_full):
+            t = t + (<vecu*> s.x_map)[l * p + j] * out.rows[i * d.p_full + l]
+        row[j] = t
 
 
 cdef void write_contrasts(const Batch* d, Lanes* s, const Outcome* out, Py_ssize_t where, Py_ssize_t count) noexcept nogil:
@@ -681,14 +705,17 @@ cdef void write_contrasts(const Batch* d, Lanes* s, const Outcome* out, Py_ssize
     cdef vecu* c = <vecu*> s.f.M
     cdef vecu* other = <vecu*> s.f.gls.chol
     cdef vecu* slope = <vecu*> s.step
+    cdef vecu* row = <vecu*> s.other
     cdef vec variance, t
     for i in range(m):
-        contrast_of(d, s, out.rows + i * p, c, &variance)
+        row_of(d, s, out, i, <vecu*> s.row)
+        contrast_of(d, s, <vecu*> s.row, c, &variance)
         for j in range(i + 1):
-            contrast_of(d, s, out.rows + j * p, other, &variance)
+            row_of(d, s, out, j, row)
+            contrast_of(d, s, row, other, &variance)
             t = VEC_SET(0.0)
             for l in range(p):
-                t = t + c[l] * out.rows[j * p + l]
+                t = t + c[l] * row[l]
             along_theta(d, s, c, other, slope)
             for lane in range(count):
                 out.covariance[((where + lane) * m + i) * m + j] = (<double*> &t)[lane]
@@ -822,36 +849,48 @@ cdef void write_searches(const Batch* d, Lanes* s, Fates* f, const Outcome* out,
         out.decrement[where] = (<double*> &f.decrement)[lane]
         for i in range(d.n_par):
             out.theta[where * d.n_par + i] = s.trial[i * LANES + lane]
-        out.value[where] = s.f.gls.value[lane] + d.nu * log((<double*> &f.total)[lane] / d.n) + d.criterion_offset
+        out.value[where] = s.f.gls.value[lane]
+        if s.own != NULL:
+            out.value[where] += s.own.offset[lane]
+        else:
+            out.value[where] += d.nu * log((<double*> &f.total)[lane] / d.n) + d.criterion_offset
 
 
 cdef void write_coefficients(const Batch* d, Lanes* s, Fates* f, const Outcome* out, const double* shift,
                              Py_ssize_t stride, Py_ssize_t first, Py_ssize_t count) noexcept nogil:
-    """Variance, coefficients and standard errors of a block; `shift`: what was taken from each response."""
+    """Variance, coefficients and standard errors of a block.
+
+    shift: what was taken from each response (own designs: coefficients taken out of it), lanes `stride` apart.
+    """
     cdef Py_ssize_t p = d.p, k = p + 1, i, j, l, lane, at
     cdef vecu* inverse = <vecu*> s.f.gls.inverse
+    cdef vecu* x_map = <vecu*> s.x_map
     cdef vec sigma2, value, error, t
-    sigma2 = (<vecu*> s.f.gls.r2)[0] * f.size * f.size * (1.0 / d.nu)
+    sigma2 = (<vecu*> s.f.gls.r2)[0] * f.size * f.size * (VEC_SET(1.0) / (<vecu*> s.f.gls.nu)[0])
     for lane in range(count):
         out.sigma2[first + lane] = (<double*> &sigma2)[lane]
     for i in range(d.p_full):
         value = VEC_SET(0.0)
         for j in range(p):
-            value = value + d.x_map[i * p + j] * ((<vecu*> s.beta)[j] - f.size * (<vecu*> s.f.gls.b)[j])
+            value = value + x_map[i * p + j] * ((<vecu*> s.beta)[j] - f.size * (<vecu*> s.f.gls.b)[j])
         error = VEC_SET(0.0)
         for j in range(p):
             t = VEC_SET(0.0)
             for l in range(j + 1):
-                t = t + inverse[j * k + l] * d.x_map[i * p + l]
+                t = t + inverse[j * k + l] * x_map[i * p + l]
             error = error + t * t
         error = VEC_SQRT(error * sigma2)
         for lane in range(count):
             at = (first + lane) * d.p_full + i
-            out.params[at] = (<double*> &value)[lane] + (shift[lane * stride] * d.ones[i] if d.centre and d.spread == NULL else 0.0)
+            out.params[at] = (<double*> &value)[lane]
+            if s.own != NULL:
+                out.params[at] += shift[lane * stride + i]
+            elif d.centre and d.spread == NULL:
+                out.params[at] += shift[lane * stride] * d.ones[i]
             out.bse[at] = (<double*> &error)[lane]
         if out.df == NULL:
             continue
-        degrees_of_freedom(d, s, d.x_map + i * p, &value)
+        degrees_of_freedom(d, s, x_map + i * p, &value)
         for lane in range(count):
             out.df[(first + lane) * d.p_full + i] = (<double*> &value)[lane]
 
@@ -869,6 +908,9 @@ cdef void batch_fit(
     cdef const double* rows
     cdef vec changed
     lay_lanes(d, &s, &arena)
+    (<vecu*> s.f.gls.nu)[0] = VEC_SET(d.nu)
+    for i in range(d.p_full * d.p):
+        (<vecu*> s.x_map)[i] = VEC_SET(d.x_map[i])
     while block < n_responses:
         count = n_responses - block if n_responses - block < LANES else LANES
         rows = Y + block * stride

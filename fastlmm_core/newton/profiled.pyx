@@ -65,7 +65,7 @@ cdef class ProfiledEngine(Objective):
         self.gram = self.take(gram)
         self.H = self.take(np.zeros(k * (k + 1) // 2))
         self.before = self.take(np.diag(gram))
-        self.gls = Gls(k, True, 0.0, self.before, self.H, &self.logdet, self.take(np.zeros(k * k)),
+        self.gls = Gls(k, True, &self.nu, self.before, self.H, &self.logdet, self.take(np.zeros(k * k)),
                        self.take(np.zeros(k * k)), self.take(np.zeros(k)), self.take(np.zeros(k * k)), &self.r2,
                        &self.value_, &self.noise_)
         self.basis = self.take(np.zeros(q * q))
@@ -126,7 +126,7 @@ cdef class ProfiledEngine(Objective):
             chain_factor(&self.chain, x, self.factor)
             self.square(self.G)
             self.gls.reml = self.reml
-            self.gls.nu = <double> (self.n_rows - (self.k - 1 if self.reml else 0))
+            self.nu = <double> (self.n_rows - (self.k - 1 if self.reml else 0))
             status = self.reduce_()
             if status != 0:
                 return status
@@ -294,7 +294,7 @@ cdef class ProfiledEngine(Objective):
         self._require(1)
         k, q = self.k, self.q
         theta = copied(self.last, self.n_par, 1)[:, 0]
-        return theta, copied(self.factor, q, q), self.gls.nu, self.r2, copied(self.gls.b, k, 1)[:, 0], self._solved()
+        return theta, copied(self.factor, q, q), self.nu, self.r2, copied(self.gls.b, k, 1)[:, 0], self._solved()
 
     def recall(self, theta, int order):
         """Evaluate again where the state has been before, without counting it."""

@@ -272,7 +272,7 @@ cdef class ClusterCriterion(Objective):
     cdef int evaluate_(self, const double* x, int order) noexcept nogil:
         cdef Py_ssize_t q = self.q, k = self.k, p = k - 1, n_h = k * (k + 1) // 2, n_a = self.shape.n_a, i
         cdef Py_ssize_t n_c = self.shape.n_c
-        cdef double logdet
+        cdef double logdet, nu
         cdef Sums sums
         cdef bint same = self.last_order >= order and self.last_reml == self.reml
         cdef Profile* f = &self.f
@@ -298,7 +298,8 @@ cdef class ClusterCriterion(Objective):
         sums.root = NULL
         logdet = kernels.moments(&self.groups, self.factor, &sums, self.scratch)
         f.gls.reml = self.reml
-        f.gls.nu = <double> (self.n_rows - p if self.reml else self.n_rows)
+        nu = <double> (self.n_rows - p if self.reml else self.n_rows)
+        spread(&nu, 1, f.gls.nu)
         spread(&logdet, 1, f.gls.logdet)
         spread(self.H, n_h, f.gls.H)
         spread(self.factor, q * q, f.factor)

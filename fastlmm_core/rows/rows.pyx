@@ -106,31 +106,6 @@ def code_range(codes):
     return low, high
 
 
-# What one pass reads and where it writes.  Strides are in elements.
-cdef struct Pass:
-    Py_ssize_t n, p, q
-    const void* codes       # int32 or int64
-    Py_ssize_t c_row
-    int64_t base
-    const double* X
-    const double* Z
-    const double* y
-    const double* weights
-    const double* offset
-    Py_ssize_t x_row, x_column, z_row, z_column, y_row, w_row, o_row
-    const double* x_shift
-    const double* x_scale
-    const double* z_shift
-    const double* z_scale
-    const double* beta0
-    const double* x_transform
-    const double* z_transform
-    Py_ssize_t x_constant, z_constant
-    double x_value, z_value
-    double* raw
-    double* S
-    double* work            # (k + q + line of raw + packed S,)
-
 # Where a pass keeps a row and its sums.
 cdef struct Desk:
     double* x               # (p + 1,)
@@ -593,7 +568,7 @@ def add_rows(rows, columns, double[:, ::1] raw, double[::1] S):
     cdef Py_ssize_t p = d.p, q = d.q, k = p + 1, n_s = k * (k + 1) // 2, n_a = q * (q + 1) // 2
     cdef const double[:, ::1] x_transform = columns.x_transform, z_transform = columns.z_transform
     cdef int flags
-    cdef bint shared, plain
+    cdef bint shared = False
     cdef double[::1] work = np.empty(k + q + n_a + q * k + 1 + n_s)
     if x_transform is not None and p > 0:
         d.x_transform = &x_transform[0, 0]
@@ -602,17 +577,12 @@ def add_rows(rows, columns, double[:, ::1] raw, double[::1] S):
     d.raw = &raw[0, 0]
     d.S = &S[0]
     d.work = &work[0]
-    shared = same_columns(d)
-    plain = d.weights == NULL and d.offset == NULL and d.x_transform == NULL and d.z_transform == NULL
     if k >= MANY:
         shared = False
         flags = sweep_panels(reading, columns.x_transform)
     else:
         with nogil:
-            if reading.narrow:
-                flags = whole_sweep(d, shared, plain, <int32_t> 0)
-            else:
-                flags = whole_sweep(d, shared, plain, <int64_t> 0)
+            flags = add_pass(d, reading.narrow, &shared)
     return shared, not flags & 1, bool(flags & 2)
 
 
@@ -649,6 +619,30 @@ def settle_sums(double[:, ::1] raw, double[::1] S, Py_ssize_t q, bint shared):
     for j in range(n_a):
         finite = finite and isfinite(gram[j])
     return gram_array, finite
+
+
+cdef int add_pass(Pass* d, bint narrow, bint* shared) noexcept nogil:
+    """Add the rows to raw and S; the flags of `sweep`.  `narrow`: codes are int32; `shared`: see `settle_sums`."""
+    cdef bint plain = d.weights == NULL and d.offset == NULL and d.x_transform == NULL and d.z_transform == NULL
+    shared[0] = same_columns(d)
+    if narrow:
+        return whole_sweep(d, shared[0], plain, <int32_t> 0)
+    return whole_sweep(d, shared[0], plain, <int64_t> 0)
+
+
+cdef int sum_rows(Pass* d, Py_ssize_t n_groups, double* gram) noexcept nogil:
+    """One pass over rows with codes of 64 bits: raw and S, which are zero before, and `gram`, the sum of A_g.
+
+    The flags of `sweep`.
+    """
+    cdef Py_ssize_t q = d.q, n_a = q * (q + 1) // 2
+    cdef bint shared
+    cdef int flags = add_pass(d, False, &shared)
+    memset(gram, 0, n_a * sizeof(double))
+    if shared:
+        spread_shared(q, n_groups, d.raw, d.S, d.work)
+    sum_lines(n_a, n_a + q * (d.p + 1) + 1, n_groups, d.raw, d.work, gram)
+    return flags
 
 
 cdef bint same_columns(const Pass* d) noexcept nogil:

@@ -15,7 +15,7 @@ cdef struct Chain:
 cdef struct Gls:
     Py_ssize_t k                # columns of [X y]: p + 1
     bint reml
-    double nu                   # n or n - p
+    double* nu                  # n or n - p
     const double* before        # (k,) numbers: diagonal of [X y]'[X y], of which H is what remains; NULL: H itself
     double* H                   # packed lower triangle by rows
     double* logdet              # log|V|

@@ -17,7 +17,8 @@ cdef inline void gls_value(Py_ssize_t k, const Gls* f) noexcept nogil:
     cdef vecu* H = <vecu*> f.H
     cdef vecu* chol = <vecu*> f.chol
     cdef vecu* b = <vecu*> f.b
-    cdef vec t, u, log_h, one, valid, noise
+    cdef vec t, u, log_h, one, valid, noise, nu
+    nu = (<vecu*> f.nu)[0]
     one = VEC_SET(1.0)
     valid = one
     t = one
@@ -47,8 +48,8 @@ cdef inline void gls_value(Py_ssize_t k, const Gls* f) noexcept nogil:
             u = u + chol[l * k + i] * b[l]
         b[i] = VEC_SET(0.0) - u / chol[i * k + i]
     b[p] = one
-    noise = noise + f.nu * (VEC_SET(f.before[p]) / t if f.before != NULL else one)
-    u = f.nu * (VEC_LOG(t * (2.0 * M_PI / f.nu)) + 1.0)
+    noise = noise + nu * (VEC_SET(f.before[p]) / t if f.before != NULL else one)
+    u = nu * (VEC_LOG(t * (VEC_SET(2.0 * M_PI) / nu)) + 1.0)
     t = (<vecu*> f.logdet)[0]
     (<vecu*> f.noise)[0] = 2.3e-16 * (VEC_ABS(t) + VEC_ABS(u) + VEC_ABS(log_h) + noise)
     t = t + u
@@ -74,7 +75,7 @@ cdef inline void gls_weight(Py_ssize_t k, const Gls* f) noexcept nogil:
             for l in range(j, i):
                 t = t + chol[i * k + l] * inverse[l * k + j]
             inverse[i * k + j] = (VEC_SET(0.0) - t) / chol[i * k + i]
-    root = VEC_SQRT(VEC_SET(2.0 * f.nu) / (<vecu*> f.r2)[0])
+    root = VEC_SQRT((<vecu*> f.nu)[0] * 2.0 / (<vecu*> f.r2)[0])
     for j in range(k):
         for l in range(p):
             w[j * k + l] = inverse[l * k + j] * 1.4142135623730951 if j <= l else VEC_SET(0.0)
@@ -125,7 +126,7 @@ cdef inline void gls_curve(Py_ssize_t k, Py_ssize_t n, const Gls* f, double shar
     """
     cdef Py_ssize_t p = k - 1, d, h, i, j
     cdef vec t, scale, root
-    scale = VEC_SET(f.nu) / (<vecu*> f.r2)[0]
+    scale = (<vecu*> f.nu)[0] / (<vecu*> f.r2)[0]
     root = VEC_SET(1.0) / (<vecu*> f.r2)[0]
     for d in range(n):
         for h in range(d + 1):
