@@ -24,7 +24,7 @@ FLOORS = [
     {"report", "archive", "plots"},
     {"result"},
     {"model"},
-    {"planning"},
+    {"planning", "each"},
     {"datasets"},
     {"__init__"},
     {"__main__"},

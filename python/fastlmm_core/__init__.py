@@ -18,6 +18,7 @@ from .model import LinearMixedModel, lmm, load, mmrm
 if TYPE_CHECKING:
     from . import datasets, plots
     from .design.terms import RandomTerm
+    from .each import fit_by, fit_each
     from .formula.group_means import between, group_mean, within
     from .formula.residual_arrays import Residual
     from .inference.imputation.pool import pool
@@ -40,6 +41,8 @@ __all__ = [
     "between",
     "compare",
     "datasets",
+    "fit_by",
+    "fit_each",
     "group_mean",
     "lmm",
     "load",
@@ -61,6 +64,8 @@ _LAZY = {
     "between": ".formula.group_means",
     "compare": ".inference.likelihood_ratio.compare",
     "datasets": ".datasets",
+    "fit_by": ".each",
+    "fit_each": ".each",
     "group_mean": ".formula.group_means",
     "plots": ".plots",
     "pool": ".inference.imputation.pool",

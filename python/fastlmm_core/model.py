@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from .formula.specification import ModelData
     from .result import LMMResult
 
-__all__ = ["LinearMixedModel", "design_of", "lmm", "load", "mmrm"]
+__all__ = ["LinearMixedModel", "arrays_design", "design_of", "lmm", "load", "mmrm"]
 
 Array = NDArray[np.float64]
 
@@ -592,6 +592,30 @@ def load(path: str | PathLike[str]) -> LMMResult:
     from .result import LMMResult
 
     return read(path, LinearMixedModel, LMMResult)
+
+
+def arrays_design(
+    n: int,
+    X: ArrayLike | None,
+    Z: ArrayLike | None,
+    groups: Any,
+    weights: ArrayLike | None,
+    offset: ArrayLike | None,
+    structure: str,
+    exog_names: Sequence[str] | None,
+    exog_re_names: Sequence[str] | None,
+    group_name: str,
+) -> Design:
+    """The design that arrays of n rows make, with one grouping factor; not yet checked (see `Design.check`)."""
+    fixed = np.ones((n, 1)) if X is None else own(float_array(X, "X", 2))
+    shared = fixed if Z is X and X is not None else None
+    return Design(
+        fixed,
+        _one_term(n, Z, groups, structure, exog_re_names, group_name, shared),
+        _names(exog_names, fixed.shape[1], "x", X, "exog_names"),
+        None if weights is None else own(float_array(weights, "weights", 1)),
+        None if offset is None else own(float_array(offset, "offset", 1)),
+    )
 
 
 def design_of(found: ModelData, source: Source, given: bool = False) -> Design:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 __all__ = [
     "BatchPatterns", "BatchResults", "BatchRows", "BatchSearch", "DeletedLines", "DeletionSums", "RowColumns", "Rows",
-    "VisitPatterns", "VisitResponses",
+    "StackResults", "StackedRows", "VisitPatterns", "VisitResponses",
 ]  # fmt: skip
 
 Array = NDArray[np.float64]
@@ -140,6 +140,50 @@ class BatchResults(NamedTuple):
     def part(self, rows: slice) -> BatchResults:
         """The results of some responses."""
         return BatchResults._make(array[rows] for array in self)
+
+
+class StackedRows(NamedTuple):
+    """Rows of many problems, those of a problem one after the other."""
+
+    X: Array
+    """(n, p)."""
+    y: Array
+    """(n,)."""
+    Z: Array
+    """(n, q)."""
+    start: Int64
+    """(n_problems + 1,) first row of each problem."""
+    codes: Int64
+    """(n,) group of each row, counted from `base`; the same code in two problems is another group in each."""
+    base: int
+    n_slots: int
+    weights: Array | None
+    """(n,)."""
+    offset: Array | None
+    """(n,)."""
+
+
+class StackResults(NamedTuple):
+    """Arrays that `ProblemStack.fit` overwrites, a row (or an element) per problem."""
+
+    theta: Array
+    params: Array
+    """NaN for columns left out."""
+    bse: Array
+    df: Array
+    """Satterthwaite's degrees of freedom of the coefficients."""
+    sigma2: Array
+    value: Array
+    decrement: Array
+    z_map: Array
+    """(., q, q) Z_o = Z z_map."""
+    status: Int
+    """1 certified, 2 certified at the boundary, 0 left to a single fit."""
+    evaluations: Int
+    rank: Int
+    groups: Int
+    lanes: Int
+    """1 where the lanes have fitted."""
 
 
 class DeletionSums(NamedTuple):

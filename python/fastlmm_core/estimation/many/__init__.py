@@ -6,6 +6,7 @@ visits            the same for `us` residuals over visits
 batch_fit         the record of many fits
 parts             some of the responses, and batches put together
 masks             responses with missing observations
+stack             problems with designs of their own
 policy            pieces over threads, a second look, single fits
 patterns          Kenward and Roger's moments of many fits
 search            the screen for other minima of many responses

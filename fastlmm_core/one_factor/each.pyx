@@ -1,0 +1,385 @@
+# cython: language_level=3
+"""Fits of many problems, each with a design of its own: rows in, estimates out, without the interpreter.
+
+Problems are conditioned one by one (conditioning.pxi), then searched several at a time (lanes/problems.pxi).  Those that
+need more than this are left alone, with status 0, to a single fit.
+"""
+from libc.math cimport fabs, isfinite, log, sqrt, NAN
+from libc.stdint cimport int64_t, uintptr_t
+from libc.stdlib cimport calloc, free, malloc
+from libc.string cimport memset
+
+import numpy as np
+
+from fastlmm_core.kernels._criterion cimport kernels
+from fastlmm_core.kernels._matrices cimport Regression, regress, triangle
+from fastlmm_core.kernels._rows cimport Pass, probe_column, sum_rows
+from fastlmm_core.lanes.kernels cimport PROBLEM_SIZE, Batch, Outcome, ProblemSums
+from fastlmm_core.small.arena cimport Arena, furnish, take
+
+include "conditioning.pxi"
+
+cdef enum:
+    CHUNK = 64                  # problems that are conditioned before they are searched, those of like size together
+
+# Rows of all problems, those of a problem one after the other.  Strides are in elements.
+cdef struct Stacked:
+    const int64_t* start        # (n_problems + 1,)
+    const int64_t* codes
+    Py_ssize_t base
+    const double* X
+    const double* Z
+    const double* y
+    const double* weights
+    const double* offset
+    Py_ssize_t x_row, x_column, z_row, z_column, y_row
+
+# Where results go, a row (or an element) for each problem.
+cdef struct Into:
+    double* theta
+    double* params
+    double* bse
+    double* df
+    double* sigma2
+    double* value
+    double* decrement
+    double* z_map               # (., q, q)
+    int* status
+    int* evaluations
+    int* rank
+    int* groups
+    int* lanes                  # 1 where the lanes have fitted
+    # tests, see Outcome
+    Py_ssize_t m
+    const double* rows          # (m, p), or NULL
+    double* covariance
+    double* slope
+    double* shift
+    double* hess
+
+# Work space of a call.
+cdef struct Desk:
+    int64_t* seen               # (n_slots,) problem that had this group last, counted from 1
+    int64_t* place              # (n_slots,) its place there
+    int64_t* codes              # rows of a chunk: places of groups
+    Conditioned c[64]
+    Py_ssize_t sequence[64]     # problems of a chunk that are to be searched, by number of groups
+    ProblemSums block[8]
+    double* memory              # of `c`
+    double* work                # of the lanes
+    Py_ssize_t work_size
+    Outcome out                 # of a block
+    int status[8]
+    int evaluations[8]
+
+
+cdef Py_ssize_t place_groups(const Stacked* rows, Py_ssize_t problem, Desk* desk, int64_t* codes) noexcept nogil:
+    """Number the groups of a problem in the order of their first rows; how many there are."""
+    cdef Py_ssize_t i, found = 0
+    cdef int64_t slot
+    for i in range(rows.start[problem], rows.start[problem + 1]):
+        slot = rows.codes[i] - rows.base
+        if desk.seen[slot] != problem + 1:
+            desk.seen[slot] = problem + 1
+            desk.place[slot] = found
+            found += 1
+        codes[i - rows.start[problem]] = desk.place[slot]
+    return found
+
+
+cdef void sort_by_groups(Desk* desk, Py_ssize_t count) noexcept nogil:
+    """Those with as many groups side by side; insertion keeps the order of equals."""
+    cdef Py_ssize_t i, j, one
+    for i in range(1, count):
+        one = desk.sequence[i]
+        j = i
+        while j > 0 and desk.c[desk.sequence[j - 1]].sums.m > desk.c[one].sums.m:
+            desk.sequence[j] = desk.sequence[j - 1]
+            j -= 1
+        desk.sequence[j] = one
+
+
+cdef void hand_out(const Batch* d, const Into* into, Desk* desk, Py_ssize_t lane, Py_ssize_t place, Py_ssize_t problem
+                   ) noexcept nogil:
+    """Results of a lane to those of its problem."""
+    cdef Outcome* out = &desk.out
+    cdef Py_ssize_t i, p = d.p_full, n = d.n_par, m = into.m
+    if into.rows != NULL:
+        for i in range(m * m):
+            into.covariance[problem * m * m + i] = out.covariance[lane * m * m + i]
+        for i in range(n * m * m):
+            into.slope[problem * n * m * m + i] = out.slope[lane * n * m * m + i]
+        for i in range(n):
+            into.shift[problem * n + i] = out.shift[lane * n + i]
+        for i in range(n * n):
+            into.hess[problem * n * n + i] = out.hess[lane * n * n + i]
+        return
+    for i in range(n):
+        into.theta[problem * n + i] = out.theta[lane * n + i]
+    for i in range(p):
+        if desk.c[place].left_out[i]:
+            into.params[problem * p + i] = into.bse[problem * p + i] = into.df[problem * p + i] = NAN
+        else:
+            into.params[problem * p + i] = out.params[lane * p + i]
+            into.bse[problem * p + i] = out.bse[lane * p + i]
+            into.df[problem * p + i] = out.df[lane * p + i]
+    for i in range(d.q * d.q):
+        into.z_map[problem * d.q * d.q + i] = desk.c[place].z_map[i]
+    into.sigma2[problem] = out.sigma2[lane]
+    into.value[problem] = out.value[lane]
+    into.decrement[problem] = out.decrement[lane]
+    into.status[problem] = out.status[lane]
+    into.evaluations[problem] = out.evaluations[lane]
+    into.lanes[problem] = out.status[lane] > 0
+
+
+cdef int search_chunk(const Batch* d, const Into* into, Desk* desk, Py_ssize_t first, Py_ssize_t count) noexcept nogil:
+    """Search the conditioned problems of a chunk, a block at a time; -1 where memory is short."""
+    cdef Py_ssize_t at = 0, lane, filled, place, size, most, i
+    cdef Arena arena = Arena(NULL, 0)
+    sort_by_groups(desk, count)
+    most = desk.c[desk.sequence[count - 1]].sums.m
+    size = kernels.problems_size(d, most)
+    if size > desk.work_size:
+        free(desk.work)
+        desk.work = <double*> malloc((size + 8) * sizeof(double))
+        desk.work_size = size if desk.work != NULL else 0
+        if desk.work == NULL:
+            return -1
+    while at < count:
+        filled = min(count - at, kernels.lanes)
+        for lane in range(kernels.lanes):
+            # lanes beyond the last problem repeat it
+            place = desk.sequence[at + min(lane, filled - 1)]
+            desk.block[lane] = desk.c[place].sums
+            if into.rows != NULL:
+                for i in range(d.n_par):
+                    desk.out.theta[lane * d.n_par + i] = into.theta[(first + place) * d.n_par + i]
+        kernels.problems_fit(d, desk.block, 0, &desk.out, <double*> ((<uintptr_t> desk.work + 63) & ~(<uintptr_t> 63)))
+        for lane in range(filled):
+            place = desk.sequence[at + lane]
+            hand_out(d, into, desk, lane, place, first + place)
+        at += filled
+    return 0
+
+
+cdef int fit_chunk(const Batch* d, const Stacked* rows, const Blocks* blocks, const Into* into, Desk* desk,
+                   Py_ssize_t first, Py_ssize_t count) noexcept nogil:
+    """Condition and search `count` problems from `first` on; -1 where memory is short."""
+    cdef Py_ssize_t i, problem, begin = rows.start[first], found = 0, m
+    cdef Arena arena = Arena(NULL, 0)
+    cdef ProblemRows one
+    cdef Conditioned* c
+    free(desk.codes)
+    free(desk.memory)
+    desk.memory = NULL
+    desk.codes = <int64_t*> malloc((rows.start[first + count] - begin + 1) * sizeof(int64_t))
+    if desk.codes == NULL:
+        return -1
+    for i in range(count):
+        m = place_groups(rows, first + i, desk, desk.codes + (rows.start[first + i] - begin))
+        desk.c[i].sums.m = m
+        lay_conditioned(d.p_full, d.q, m, &desk.c[i], &arena)
+        desk.c[i].sums.m = m
+    desk.memory = furnish(&arena)
+    if desk.memory == NULL:
+        return -1
+    for i in range(count):
+        problem = first + i
+        c = &desk.c[i]
+        m = c.sums.m
+        lay_conditioned(d.p_full, d.q, m, c, &arena)
+        begin = rows.start[problem]
+        one.n, one.m = rows.start[problem + 1] - begin, m
+        one.x_row, one.x_column, one.z_row, one.z_column, one.y_row = (
+            rows.x_row, rows.x_column, rows.z_row, rows.z_column, rows.y_row)
+        one.X, one.Z, one.y = rows.X + begin * rows.x_row, rows.Z + begin * rows.z_row, rows.y + begin * rows.y_row
+        one.weights = rows.weights + begin if rows.weights != NULL else NULL
+        one.offset = rows.offset + begin if rows.offset != NULL else NULL
+        one.codes = desk.codes + (begin - rows.start[first])
+        if into.rows == NULL:
+            into.groups[problem] = <int> m
+            into.status[problem] = 0
+            into.evaluations[problem] = 0
+            into.lanes[problem] = 0
+            into.rank[problem] = 0
+        elif not into.lanes[problem]:
+            continue
+        if condition_problem(&one, blocks, d.reml, c):
+            desk.sequence[found] = i
+            found += 1
+            if into.rows == NULL:
+                into.rank[problem] = <int> c.sums.rank
+    return search_chunk(d, into, desk, first, found) if found else 0
+
+
+cdef class ProblemStack:
+    """Rows of many problems of one grouping factor, with as many columns in each.
+
+    Parameters
+    ----------
+    rows : StackedRows
+    blocks : list of (start, stop, correlated)
+        Random effects.
+    positions : tuple of int arrays
+        Rows and columns of the free elements of L.
+    free : (q, q) int array
+        1 where an element of G is free.
+    """
+
+    cdef Batch d
+    cdef Blocks blocks
+    cdef Stacked rows
+    cdef Py_ssize_t n_slots
+    cdef object kept
+    cdef Py_ssize_t* places
+    cdef readonly Py_ssize_t n_problems, p, q, n_par
+
+    def __cinit__(self, rows, blocks, positions, const int[:, ::1] free):
+        cdef Py_ssize_t i, n_par = len(positions[0]), n_blocks = len(blocks)
+        cdef const double[:, :] X = rows.X, Z = rows.Z
+        cdef const double[:] y = rows.y
+        cdef const double[::1] weights = rows.weights, offset = rows.offset
+        cdef const int64_t[::1] codes = rows.codes, start = rows.start
+        self.kept = (rows, X, Z, y, weights, offset, codes, start, free)
+        self.n_problems = start.shape[0] - 1
+        self.p, self.q, self.n_par = X.shape[1], Z.shape[1], n_par
+        self.n_slots = rows.n_slots
+        self.places = <Py_ssize_t*> malloc((2 * n_par + 2 * n_blocks + 1) * sizeof(Py_ssize_t))
+        if self.places == NULL:
+            raise MemoryError()
+        for i in range(n_par):
+            self.places[i], self.places[n_par + i] = positions[0][i], positions[1][i]
+        self.blocks.start = self.places + 2 * n_par
+        self.blocks.correlated = <int*> (self.blocks.start + n_blocks + 1)
+        self.blocks.n_blocks = n_blocks
+        for i in range(n_blocks):
+            self.blocks.start[i], self.blocks.start[i + 1], self.blocks.correlated[i] = blocks[i]
+        self.blocks.one_full = n_blocks == 1 and self.blocks.correlated[0]
+        self.rows.start, self.rows.codes, self.rows.base = &start[0], &codes[0], rows.base
+        self.rows.X = &X[0, 0] if self.p > 0 else &y[0]
+        self.rows.Z, self.rows.y = &Z[0, 0], &y[0]
+        self.rows.weights = &weights[0] if weights is not None else NULL
+        self.rows.offset = &offset[0] if offset is not None else NULL
+        self.rows.x_row, self.rows.x_column = X.strides[0] // 8, X.strides[1] // 8
+        self.rows.z_row, self.rows.z_column = Z.strides[0] // 8, Z.strides[1] // 8
+        self.rows.y_row = y.strides[0] // 8
+        self.d.q, self.d.p, self.d.p_full, self.d.n_par = self.q, self.p, self.p, n_par
+        self.d.row, self.d.col, self.d.structure = self.places, self.places + n_par, &free[0, 0]
+        self.d.n, self.d.per_group = PROBLEM_SIZE, 1.0
+        self.d.tolerance, self.d.max_iterations = 4e-9, 40
+        self.d.first_theta = NULL
+        self.d.n_patterns = self.d.n_columns = self.d.m = 0
+
+    def __dealloc__(self):
+        free(self.places)
+
+    cdef int run(self, Py_ssize_t first, Py_ssize_t last, bint reml, const Into* into) except -1:
+        """Fit problems first .. last - 1 without the interpreter's lock."""
+        cdef Batch d = self.d
+        cdef Desk desk
+        cdef Py_ssize_t at = first, lanes = kernels.lanes, m = into.m, p = self.p, n = self.n_par
+        cdef int status = 0
+        cdef Arena arena = Arena(NULL, 0)
+        cdef double* memory
+        d.reml = reml
+        desk.codes, desk.memory, desk.work, desk.work_size = NULL, NULL, NULL, 0
+        desk.out.m, desk.out.rows = m, into.rows
+        desk.out.status, desk.out.evaluations = desk.status, desk.evaluations
+        self.lay_outcome(&desk.out, &arena)
+        memory = furnish(&arena)
+        self.lay_outcome(&desk.out, &arena)
+        desk.seen = <int64_t*> calloc(2 * self.n_slots, sizeof(int64_t))
+        desk.place = desk.seen + self.n_slots
+        if memory == NULL or desk.seen == NULL:
+            status = -1
+        with nogil:
+            while at < last and status == 0:
+                status = fit_chunk(&d, &self.rows, &self.blocks, into, &desk, at, min(<Py_ssize_t> CHUNK, last - at))
+                at += CHUNK
+        free(memory)
+        free(desk.seen)
+        free(desk.codes)
+        free(desk.memory)
+        free(desk.work)
+        if status != 0:
+            raise MemoryError()
+        return 0
+
+    cdef void lay_outcome(self, Outcome* out, Arena* arena) noexcept:
+        """Take the results of a block."""
+        cdef Py_ssize_t lanes = kernels.lanes, p = self.p, n = self.n_par, m = out.m
+        out.theta = take(arena, lanes * n)
+        out.params = take(arena, lanes * p)
+        out.bse = take(arena, lanes * p)
+        out.df = take(arena, lanes * p)
+        out.sigma2 = take(arena, lanes)
+        out.value = take(arena, lanes)
+        out.decrement = take(arena, lanes)
+        out.covariance = take(arena, lanes * m * m)
+        out.slope = take(arena, lanes * n * m * m)
+        out.shift = take(arena, lanes * n)
+        out.hess = take(arena, lanes * n * n)
+
+    def fit(self, Py_ssize_t first, Py_ssize_t last, bint reml, into):
+        """Fit problems first .. last - 1; theta is in the coordinates of z_map, b = z_map b_o.
+
+        Parameters
+        ----------
+        first, last : int
+        reml : bool
+        into : StackResults
+            Rows first .. last - 1 are overwritten.  Of problems with status 0 only `groups` is to be relied on.
+        """
+        cdef Into to
+        cdef double[:, ::1] theta = into.theta, params = into.params, bse = into.bse, df = into.df
+        cdef double[::1] sigma2 = into.sigma2, value = into.value, decrement = into.decrement
+        cdef double[:, :, ::1] z_map = into.z_map
+        cdef int[::1] status = into.status, evaluations = into.evaluations, rank = into.rank, groups = into.groups
+        cdef int[::1] lanes = into.lanes
+        self.check(first, last, theta.shape[0])
+        if last == first:
+            return
+        to.theta, to.sigma2, to.value, to.decrement = &theta[0, 0], &sigma2[0], &value[0], &decrement[0]
+        to.params = &params[0, 0] if self.p > 0 else NULL
+        to.bse = &bse[0, 0] if self.p > 0 else NULL
+        to.df = &df[0, 0] if self.p > 0 else NULL
+        to.z_map = &z_map[0, 0, 0]
+        to.status, to.evaluations, to.rank, to.groups, to.lanes = (
+            &status[0], &evaluations[0], &rank[0], &groups[0], &lanes[0])
+        to.m, to.rows = 0, NULL
+        self.run(first, last, reml, &to)
+
+    def contrasts(self, Py_ssize_t first, Py_ssize_t last, bint reml, double[:, ::1] theta, int[::1] lanes,
+                  const double[:, ::1] rows, arrays):
+        """What tests of rows beta need, at the theta of each problem that the lanes have fitted.
+
+        Parameters
+        ----------
+        first, last : int
+        reml : bool
+        theta : (n_problems, n_par) array
+        lanes : (n_problems,) int array
+            1 where the lanes have fitted.
+        rows : (m, p) array
+        arrays : tuple of arrays
+            covariance (n_problems, m, m), slope (n_problems, n_par, m, m), shift (n_problems, n_par) and hess
+            (n_problems, n_par, n_par), as `BatchDesign.contrasts` returns them; overwritten.
+        """
+        cdef Into to
+        cdef double[:, :, ::1] covariance = arrays[0], hess = arrays[3]
+        cdef double[:, :, :, ::1] slope = arrays[1]
+        cdef double[:, ::1] shift = arrays[2]
+        self.check(first, last, theta.shape[0])
+        if rows.shape[1] != self.p or rows.shape[0] == 0 or self.p == 0:
+            raise ValueError(f"rows need {self.p} columns")
+        if last == first:
+            return
+        to.theta, to.lanes, to.m, to.rows = &theta[0, 0], &lanes[0], rows.shape[0], &rows[0, 0]
+        to.covariance, to.slope, to.shift, to.hess = (
+            &covariance[0, 0, 0], &slope[0, 0, 0, 0], &shift[0, 0], &hess[0, 0, 0])
+        self.run(first, last, reml, &to)
+
+    cdef check(self, Py_ssize_t first, Py_ssize_t last, Py_ssize_t room):
+        if not 0 <= first <= last <= self.n_problems or room != self.n_problems:
+            raise IndexError(f"the stack holds {self.n_problems} problems")

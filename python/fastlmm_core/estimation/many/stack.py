@@ -1,0 +1,279 @@
+"""Many problems, each with a design of its own: their rows, one after the other, and fits of what the lanes leave."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...design.design import Design
+from ...design.grouping import Grouping
+from ...errors import LMMError
+from ...kernels.records import StackedRows, StackResults
+from ...kernels.stacks import ProblemStack
+from ...support.progress import progress_bar
+from ...support.threads import in_threads, thread_count
+from ..fit import Fit, estimate
+from ..information import moments
+from ..model import Model
+from ..optimize import SINGULAR
+from .batch_fit import BOUNDARY
+
+__all__ = ["Stack", "StackFit", "fit_stack"]
+
+Array = NDArray[np.float64]
+
+PIECE = 256
+"""Problems that a thread takes at a time."""
+
+
+class Stack:
+    """Rows of many problems that have the same columns.
+
+    Parameters
+    ----------
+    design : Design
+        Of all rows, with one grouping factor.
+    y : (n,) array
+    each : Grouping
+        Which problem each row belongs to.
+    kind : type
+        Of the models of single problems.
+
+    Attributes
+    ----------
+    order : (n,) int array or None
+        Rows sorted by problem; None where they are.
+    start : (n_problems + 1,) int array
+        First of the sorted rows of each problem.
+    labels : (n_problems,) array
+        Of the problems, sorted.
+    """
+
+    def __init__(self, design: Design, y: Array, each: Grouping, kind: type[Model]) -> None:
+        self.design, self.y, self.kind = design, y, kind
+        self.labels = each.labels
+        index = each.index
+        self.order: NDArray[np.intp] | None = None
+        if (index[1:] < index[:-1]).any():
+            self.order = np.argsort(index, kind="stable")
+        self.start = np.append(0, np.cumsum(np.bincount(index, minlength=each.m))).astype(np.int64)
+        structure, read = design.structure, design.random.codes[0]
+        free = np.ascontiguousarray(structure.free, dtype=np.intc)
+        self.kernel = ProblemStack(
+            StackedRows(
+                X=self._sorted(design.exog),
+                y=self._sorted(y),
+                Z=self._sorted(design.exog_re),
+                start=self.start,
+                codes=np.ascontiguousarray(self._sorted(read.codes), dtype=np.int64),
+                base=read.base,
+                n_slots=read.n_slots,
+                weights=None if design.weights is None else np.ascontiguousarray(self._sorted(design.weights)),
+                offset=None if design.offset is None else np.ascontiguousarray(self._sorted(design.offset)),
+            ),
+            [(block.start, block.stop, block.correlated) for block in structure.blocks],
+            structure.positions,
+            free,
+        )
+
+    def _sorted(self, values: NDArray[Any]) -> NDArray[Any]:
+        return values if self.order is None else values[self.order]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def nobs(self) -> NDArray[np.int64]:
+        """Rows of each problem."""
+        return np.diff(self.start)
+
+    def rows(self, i: int) -> NDArray[np.intp]:
+        """The caller's rows of a problem."""
+        rows = np.arange(self.start[i], self.start[i + 1])
+        return rows if self.order is None else self.order[rows]
+
+    def model(self, i: int) -> Model:
+        """The model of one problem.
+
+        Raises
+        ------
+        LMMError
+            For a problem that cannot be fitted.
+        """
+        rows, design = self.rows(i), self.design
+        read = design.random.codes[0]
+        codes = read.codes[rows]
+        labels = codes if read.slot_labels is None else read.slot_labels[codes - read.base]
+        weights, offset = (None if v is None else v[rows] for v in (design.weights, design.offset))
+        own = design.other(design.exog[rows], design.exog_re[rows], {read.name: labels}, weights, offset)
+        return self.kind.of(own, self.y[rows])
+
+
+class StackFit:
+    """Estimates for many problems; every array has a leading axis over problems.
+
+    Parameters
+    ----------
+    stack : Stack
+    kind : type
+        Of the record of one of the fits.
+    reml : bool
+
+    Attributes
+    ----------
+    params, bse : (count, p) arrays
+        NaN for dropped columns and for problems that could not be fitted.
+    satterthwaite : (count, p) array
+        Degrees of freedom of the coefficients.
+    sigma2, criterion, gradient_norm : (count,) arrays
+    status : (count,) int array
+        2: certified, on the boundary; 1: certified; 0: not certified; below 0: could not be fitted.
+    n_evaluations, rank, n_groups, nobs : (count,) int arrays
+        Evaluations of the criterion, columns of X kept, groups and rows.
+    reasons : dict
+        Why problems could not be fitted, by position.
+    """
+
+    def __init__(self, stack: Stack, kind: type[Fit], reml: bool) -> None:
+        count, p, structure = len(stack), stack.design.exog.shape[1], stack.design.structure
+        self.stack, self.kind, self.reml = stack, kind, reml
+        self.nobs = stack.nobs
+        self.theta_o = np.empty((count, structure.n_parameters))
+        self.params, self.bse, self.satterthwaite = (np.empty((count, p)) for _ in range(3))
+        self.sigma2, self.criterion, self.gradient_norm = (np.empty(count) for _ in range(3))
+        self.z_maps = np.empty((count, structure.q, structure.q))
+        self.status, self.n_evaluations, self.rank, self.n_groups, self.by_lanes = (
+            np.zeros(count, dtype=np.intc) for _ in range(5)
+        )
+        self.reasons: dict[int, str] = {}
+        self._alone: dict[int, Array] = {}
+
+    def __len__(self) -> int:
+        return len(self.sigma2)
+
+    @property
+    def results(self) -> StackResults:
+        """The arrays that the kernels write to."""
+        return StackResults(
+            self.theta_o, self.params, self.bse, self.satterthwaite, self.sigma2, self.criterion, self.gradient_norm,
+            self.z_maps, self.status, self.n_evaluations, self.rank, self.n_groups, self.by_lanes,
+        )  # fmt: skip
+
+    def fit_alone(self, i: int) -> None:
+        """Fit a problem by itself, where the lanes could not."""
+        evaluations = int(self.n_evaluations[i])
+        for array in (self.theta_o, self.params, self.bse, self.satterthwaite, self.z_maps):
+            array[i] = np.nan
+        self.sigma2[i] = self.criterion[i] = self.gradient_norm[i] = np.nan
+        try:
+            found = estimate(Fit, self.stack.model(i), self.reml)
+        except LMMError as error:
+            self.status[i], self.rank[i], self.reasons[i] = -2, 0, str(error)
+            return
+        problem = found.model.problem
+        self.params[i] = found.beta
+        self.bse[i] = np.sqrt(np.diag(found.cov))
+        self.satterthwaite[i] = moments(found, "satterthwaite").coefficient_df(problem)
+        self.sigma2[i], self.criterion[i], self.gradient_norm[i] = found.sigma2, found.criterion, found.gradient_norm
+        self.status[i] = (BOUNDARY if found.singular else 1) if found.converged else 0
+        self.n_evaluations[i] = evaluations + found.n_evaluations
+        self.rank[i], self.n_groups[i] = problem.rank, found.model.grouping.m
+        self._alone[i] = found.relative_factor
+
+    def one(self, i: int) -> Fit:
+        """The full record of one problem.
+
+        Raises
+        ------
+        LMMError
+            For a problem that could not be fitted: why.
+        """
+        if i in self.reasons:
+            raise LMMError(f"problem {self.stack.labels[i]} could not be fitted: {self.reasons[i]}")
+        return estimate(self.kind, self.stack.model(i), self.reml)
+
+    @cached_property
+    def relative_factor(self) -> Array:
+        """Lambda in natural units (count, q, q)."""
+        structure = self.stack.design.structure
+        inner = np.zeros((len(self), structure.q, structure.q))
+        rows, columns = structure.positions
+        inner[:, rows, columns] = self.theta_o
+        out = np.full_like(inner, np.nan)
+        for edge in (False, True):
+            some = (self.by_lanes == 1) & ((self.status == BOUNDARY) == edge)
+            negligible = np.full(structure.q, SINGULAR) if edge else None
+            out[some] = structure.natural(self.z_maps[some], inner[some], negligible)
+        for i, factor in self._alone.items():
+            out[i] = factor
+        return out
+
+    def contrasts(self, L: Array) -> tuple[Array, Array, Array, Array]:
+        """What Satterthwaite's formula takes for rows L beta of the problems that the lanes have fitted.
+
+        Parameters
+        ----------
+        L : (m, p) array
+
+        Returns
+        -------
+        covariance : (count, m, m) array
+            L (X'V^-1X)^-1 L' relative to sigma^2; NaN, as the others, for problems that were fitted by themselves.
+        slope : (count, k, m, m) array
+            Its derivative in theta.
+        shift : (count, k) array
+            -d r^2 / r^2.
+        hess : (count, k, k) array
+        """
+        count, k, m = len(self), self.theta_o.shape[1], len(L)
+        shapes = ((count, m, m), (count, k, m, m), (count, k), (count, k, k))
+        arrays = tuple(np.full(shape, np.nan) for shape in shapes)
+        assert len(arrays) == len(shapes)
+        L = np.ascontiguousarray(L)
+
+        def run(first: int, last: int) -> int:
+            self.stack.kernel.contrasts(first, last, self.reml, self.theta_o, self.by_lanes, L, arrays)  # type: ignore[arg-type]
+            return last - first
+
+        in_threads(run, _pieces(count), _jobs(None, count))
+        return arrays  # type: ignore[return-value]
+
+
+def _pieces(count: int) -> Iterator[tuple[int, int]]:
+    return ((at, min(at + PIECE, count)) for at in range(0, count, PIECE))
+
+
+def _jobs(n_jobs: int | None, count: int) -> int:
+    return min(thread_count(n_jobs), max(1, -(-count // PIECE)))
+
+
+def fit_stack(empty: StackFit, n_jobs: int | None, progress: bool | None) -> None:
+    """Fit all problems of a stack.
+
+    Parameters
+    ----------
+    empty : StackFit
+        Filled.
+    n_jobs, progress
+        As for `fit_many`.
+    """
+    count = len(empty)
+    results = empty.results
+
+    def run(first: int, last: int) -> int:
+        empty.stack.kernel.fit(first, last, empty.reml, results)
+        for i in range(first, last):
+            if empty.status[i] == 0:
+                empty.fit_alone(i)
+        return last - first
+
+    bar = progress_bar(progress, count)
+    try:
+        in_threads(run, _pieces(count), _jobs(n_jobs, count), None if bar is None else bar.update)
+    finally:
+        if bar is not None:
+            bar.close()

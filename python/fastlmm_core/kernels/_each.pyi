@@ -1,0 +1,36 @@
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .records import StackedRows, StackResults
+
+_Array = NDArray[np.float64]
+
+class ProblemStack:
+    def __init__(
+        self,
+        rows: StackedRows,
+        blocks: Sequence[tuple[int, int, bool]],
+        positions: tuple[NDArray[np.intp], NDArray[np.intp]],
+        free: NDArray[np.intc],
+    ) -> None: ...
+    @property
+    def n_problems(self) -> int: ...
+    @property
+    def p(self) -> int: ...
+    @property
+    def q(self) -> int: ...
+    @property
+    def n_par(self) -> int: ...
+    def fit(self, first: int, last: int, reml: bool, into: StackResults) -> None: ...
+    def contrasts(
+        self,
+        first: int,
+        last: int,
+        reml: bool,
+        theta: _Array,
+        lanes: NDArray[np.intc],
+        rows: _Array,
+        arrays: tuple[_Array, _Array, _Array, _Array],
+    ) -> None: ...

@@ -1,0 +1,249 @@
+"""Many problems with designs of their own: every fit is the single fit of its rows, whatever stands beside it."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+import fastlmm_core as flc
+import oracle
+from fastlmm_core.estimation.many import stack as stack_module
+
+# Both searches end within 4e-9 of a standard error of theta; coefficients and their errors are flat there.
+AGREE = 1e-8
+# Variances and their functions are as far from the optimum as theta is: some 1e-8 of a standard error.
+VARIANCES = 3e-7
+# The criterion is flat at its optimum: what is left is the rounding of its sums, taken in another order.
+CRITERION = 1e-10
+
+FIELDS = ("params", "bse", "satterthwaite", "sigma2", "criterion", "theta", "status", "n_evaluations", "nobs", "rank")
+
+
+def problems(rng, count, q, p=2, sizes=(6, 14), rows=(3, 8), tau=1.0, weights=False):
+    """Stacked problems of different sizes with random slopes, all values drawn anew in each."""
+    each, groups = [], []
+    for k in range(count):
+        m = rng.integers(*sizes)
+        n_i = rng.integers(*rows, m)
+        each.append(np.full(n_i.sum(), k))
+        groups.append(np.repeat(rng.permutation(50)[:m], n_i))
+    each, groups = np.concatenate(each), np.concatenate(groups)
+    n = len(each)
+    X = np.column_stack([np.ones(n), rng.standard_normal((n, p - 1)) * 10.0 + 100.0])
+    Z = np.column_stack([np.ones(n), rng.standard_normal((n, q - 1))])
+    b = tau * rng.standard_normal((count, 50, q))
+    w = rng.uniform(0.3, 3.0, n) if weights else None
+    noise = rng.standard_normal(n) / (1.0 if w is None else np.sqrt(w))
+    y = X.sum(axis=1) + np.einsum("ij,ij->i", Z, b[each, groups]) + noise
+    return y, X, Z, groups, each, w
+
+
+def single(stacked, k, reml=True, structure="full", offset=None):
+    """The ordinary fit of one problem."""
+    y, X, Z, groups, each, w = stacked
+    at = each == k
+    return flc.LinearMixedModel(
+        y[at], X[at], Z[at], groups[at], weights=None if w is None else w[at],
+        offset=None if offset is None else offset[at], structure=structure,
+    ).fit(reml)  # fmt: skip
+
+
+def agrees(result, k, one):
+    """Estimates of problem k are those of a single fit."""
+    assert result.converged[k]
+    assert one.converged
+    assert result.criterion[k] == pytest.approx(one.criterion, abs=CRITERION * (1.0 + abs(one.criterion)))
+    np.testing.assert_allclose(result.params[k], one.params, atol=AGREE * np.max(one.bse), rtol=0.0)
+    np.testing.assert_allclose(result.bse[k], one.bse, rtol=VARIANCES)
+    assert result.sigma2[k] == pytest.approx(one.sigma2, rel=VARIANCES)
+    scale = np.sqrt(np.outer(np.diag(one.covariance), np.diag(one.covariance))) + one.sigma2
+    np.testing.assert_allclose(result.covariance[k] / scale, one.covariance / scale, atol=VARIANCES)
+    assert result.singular[k] == one.singular
+    assert result.nobs[k] == one.nobs
+    assert result.n_groups[k] == one.n_groups["group"]
+    assert result.rank[k] == one.model.problem.rank
+
+
+@pytest.mark.parametrize("reml", [True, False])
+@pytest.mark.parametrize(("q", "structure"), [(1, "full"), (2, "full"), (2, "diagonal"), (3, "full")])
+def test_each_fit_is_the_single_fit(rng, q, structure, reml):
+    stacked = problems(rng, 21, q, sizes=(9, 20), weights=q == 2)
+    result = flc.fit_each(*stacked[:5], weights=stacked[5], structure=structure, reml=reml)
+    assert len(result) == 21
+    for k in range(21):
+        agrees(result, k, single(stacked, k, reml, structure))
+
+
+def test_offset_and_one_column(rng):
+    y, X, Z, groups, each, _ = problems(rng, 10, 1, p=1)
+    offset = 3.0 * rng.standard_normal(len(y))
+    result = flc.fit_each(y, None, None, groups, each, offset=offset)
+    for k in range(10):
+        agrees(result, k, single((y, X, Z, groups, each, None), k, offset=offset))
+
+
+def test_z_is_x(rng):
+    y, X, _, groups, each, _ = problems(rng, 12, 2)
+    result = flc.fit_each(y, X, X, groups, each)
+    for k in range(12):
+        agrees(result, k, single((y, X, X, groups, each, None), k))
+
+
+def test_against_the_dense_oracle(rng):
+    # beta, sigma^2 and the criterion at the theta found, and the gradient there, from V itself
+    y, X, Z, groups, each, w = problems(rng, 8, 2, weights=True)
+    result = flc.fit_each(y, X, Z, groups, each, weights=w)
+    for k in np.flatnonzero(~result.singular).tolist():
+        at = each == k
+        rows = (y[at], X[at], Z[at], groups[at])
+        L = oracle.lambda_from_theta(result.theta[k], 2)
+        np.testing.assert_allclose(
+            result.params[k], oracle.beta(*rows, L @ L.T, weights=w[at]), rtol=1e-9, atol=1e-9 * result.bse[k].max()
+        )
+        assert result.sigma2[k] == pytest.approx(oracle.sigma2(*rows, L @ L.T, True, weights=w[at]), rel=1e-9)
+        assert result.criterion[k] == pytest.approx(oracle.criterion(*rows, L @ L.T, True, weights=w[at]), abs=1e-8)
+        cov = oracle.cov_params(*rows, L @ L.T, True, weights=w[at])
+        np.testing.assert_allclose(result.bse[k], np.sqrt(np.diag(cov)), rtol=1e-8)
+        gradient = oracle.gradient_theta(result.theta[k], *rows, True, weights=w[at])
+        hessian = oracle.hessian_theta(result.theta[k], *rows, True, weights=w[at])
+        assert gradient @ np.linalg.solve(hessian, gradient) < 1e-12
+
+
+def test_nothing_depends_on_threads_or_neighbours(rng, monkeypatch):
+    stacked = problems(rng, 70, 2, sizes=(6, 30), tau=0.4)
+    y, X, Z, groups, each, _ = stacked
+    monkeypatch.setattr(stack_module, "PIECE", 16)
+    first = flc.fit_each(y, X, Z, groups, each, n_jobs=1)
+    again = flc.fit_each(y, X, Z, groups, each, n_jobs=2)
+    # in another order, and by other names, with rows of problems between each other
+    names = rng.permutation(70)
+    mixed = np.argsort(rng.permutation(70)[each], kind="stable")
+    other = flc.fit_each(y[mixed], X[mixed], Z[mixed], groups[mixed], names[each[mixed]], n_jobs=1)
+    shuffled = np.argsort(np.arange(len(y)) % 7, kind="stable")
+    back = np.argsort(each[shuffled], kind="stable")
+    few = flc.fit_each(*(v[each < 3] for v in (y, X, Z, groups, each)), n_jobs=1)
+    for name in FIELDS:
+        np.testing.assert_array_equal(getattr(first, name), getattr(again, name), err_msg=name)
+        np.testing.assert_array_equal(getattr(first, name), getattr(other, name)[names], err_msg=name)
+        np.testing.assert_array_equal(getattr(first, name)[:3], getattr(few, name), err_msg=name)
+    # rows of problems taken in turns: the order within a problem is what counts
+    turns = flc.fit_each(*(v[shuffled] for v in (y, X, Z, groups, each)), n_jobs=1)
+    own = flc.fit_each(*(v[shuffled][back] for v in (y, X, Z, groups, each)), n_jobs=1)
+    for name in FIELDS:
+        np.testing.assert_array_equal(getattr(turns, name), getattr(own, name), err_msg=name)
+
+
+def test_columns_that_one_problem_lacks_are_dropped_there(rng):
+    y, X, Z, groups, each, _ = problems(rng, 9, 1, p=4, sizes=(10, 16))
+    X[each == 2, 2] = 0.0
+    X[each == 4, 1] = 7.0
+    X[each == 6, 3] = X[each == 6, 1] - 2.0 * X[each == 6, 2]
+    stacked = (y, X, Z, groups, each, None)
+    result = flc.fit_each(y, X, Z, groups, each)
+    np.testing.assert_array_equal(result.rank, [4, 4, 3, 4, 3, 4, 3, 4, 4])
+    for k in range(9):
+        one = single(stacked, k)
+        np.testing.assert_array_equal(np.isnan(result.params[k]), np.isnan(one.params))
+        kept = ~np.isnan(one.params)
+        np.testing.assert_allclose(result.params[k, kept], one.params[kept], atol=AGREE * np.nanmax(one.bse), rtol=0.0)
+        np.testing.assert_allclose(result.bse[k, kept], one.bse[kept], rtol=VARIANCES)
+        assert result.criterion[k] == pytest.approx(one.criterion, abs=1e-8)
+    # the lanes do without columns that vary not at all; others are a single fit's
+    np.testing.assert_array_equal(result.by_lanes == 1, np.arange(9) != 6)
+
+
+def test_without_an_intercept(rng):
+    y, X, Z, groups, each, _ = problems(rng, 6, 1, p=3)
+    stacked = (y, np.ascontiguousarray(X[:, 1:] - 100.0), Z, groups, each, None)
+    result = flc.fit_each(*stacked[:5])
+    for k in range(6):
+        agrees(result, k, single(stacked, k))
+
+
+def test_what_cannot_be_fitted_says_why(rng):
+    y, X, Z, groups, each, _ = problems(rng, 6, 1)
+    y[each == 1] = 3.0
+    groups[each == 2] = 0
+    result = flc.fit_each(y, X, Z, groups, each)
+    np.testing.assert_array_equal(result.invalid, [1, 2])
+    assert "y is constant" in result.reasons[1]
+    assert "one level" in result.reasons[2]
+    assert np.isnan(result.params[[1, 2]]).all()
+    assert np.isnan(result.covariance[[1, 2]]).all()
+    with pytest.raises(flc.LMMError, match="problem 1 could not be fitted: y is constant"):
+        result[1]
+    agrees(result, 3, single((y, X, Z, groups, each, None), 3))
+
+
+def test_few_groups_and_digits_that_sums_lose_are_left_to_single_fits(rng):
+    # three groups do not show that all is identified; a variance between groups of 1e10 leaves sums without digits
+    y, X, Z, groups, each, _ = problems(rng, 8, 1, sizes=(3, 4), rows=(8, 9))
+    y[each == 5] += 1e6 * np.repeat(rng.standard_normal(3), 8)
+    stacked = (y, X, Z, groups, each, None)
+    result = flc.fit_each(y, X, Z, groups, each)
+    assert not result.by_lanes.any()
+    for k in range(8):
+        one = single(stacked, k)
+        assert result.criterion[k] == one.criterion
+        np.testing.assert_array_equal(result.params[k], one.params)
+
+
+def test_single_results_labels_and_tables(rng):
+    y, X, Z, groups, each, _ = problems(rng, 5, 2)
+    genes = np.array(["e", "d", "c", "b", "a"])[each]
+    result = flc.fit_each(y, X, Z, groups, genes, exog_names=["one", "x"])
+    assert result.labels.tolist() == list("abcde")
+    one = result["b"]
+    np.testing.assert_allclose(one.params, result.params[1], rtol=1e-7)
+    assert one.nobs == result.nobs[1]
+    assert sorted(one.group_labels) == sorted(np.unique(groups[each == 3]))
+    frame = result.to_frame()
+    assert frame["problem"].tolist() == list("abcde")
+    np.testing.assert_array_equal(frame["x"], result.params[:, 1])
+    np.testing.assert_allclose(frame["sd_z0|group"] ** 2, result.covariance[:, 0, 0])
+    with pytest.raises(flc.LMMError, match="no problem has the label 'z'"):
+        result["z"]
+    with pytest.raises(IndexError):
+        result[5]
+
+
+def test_input_that_does_not_fit_is_refused(rng):
+    y, X, Z, groups, each, _ = problems(rng, 4, 1)
+    with pytest.raises(flc.LMMError, match="each has 3 rows but y has"):
+        flc.fit_each(y, X, Z, groups, each[:3])
+    with pytest.raises(flc.LMMError, match="groups has 3 rows but y has"):
+        flc.fit_each(y, X, Z, groups[:3], each)
+    with pytest.raises(flc.LMMError, match="X has 3 rows"):
+        flc.fit_each(y, X[:3], Z, groups, each)
+    with pytest.raises(flc.LMMError, match="each has missing labels"):
+        flc.fit_each(y, X, Z, groups, np.where(each == 1, np.nan, each))
+    with pytest.raises(flc.LMMError, match="weights must be positive"):
+        flc.fit_each(y, X, Z, groups, each, weights=np.zeros(len(y)))
+    broken = y.copy()
+    broken[7] = np.nan
+    with pytest.raises(flc.LMMError, match=r"y has 1 values that are not finite \(first: nan at row 7\)"):
+        flc.fit_each(broken, X, Z, groups, each)
+
+
+def test_by_a_column_of_a_table(rng):
+    pd = pytest.importorskip("pandas")
+    y, X, _, groups, each, _ = problems(rng, 7, 2)
+    table = pd.DataFrame({"y": y, "x": X[:, 1], "arm": rng.choice(["a", "b", "c"], len(y)), "g": groups, "k": each})
+    table.loc[(table["k"] == 2) & (table["arm"] == "b"), "arm"] = "a"
+    table.loc[5, "x"] = np.nan
+    result = flc.fit_by("y ~ x + arm + (x | g)", table, by="k")
+    assert result.labels.tolist() == list(range(7))
+    for k in range(7):
+        one = flc.lmm("y ~ x + arm + (x | g)", table[table["k"] == k]).fit()
+        kept = ~np.isnan(result.params[k])
+        assert [n for n, there in zip(result.exog_names, kept, strict=True) if there] == list(one.params.index)
+        np.testing.assert_allclose(result.params[k, kept], one.params, atol=AGREE * np.max(one.bse), rtol=0.0)
+        assert result.criterion[k] == pytest.approx(one.criterion, abs=1e-8)
+    assert result.to_frame().index.tolist() == list(range(7))
+    with pytest.raises(flc.LMMError, match="has no column 'gene'"):
+        flc.fit_by("y ~ x + (1 | g)", table, by="gene")
+    with pytest.raises(flc.LMMError, match="one grouping factor"):
+        flc.fit_by("y ~ x + (1 | g) + (1 | arm)", table, by="k")
+    table["k"] = table["k"].where(table["k"] != 3)
+    with pytest.raises(flc.LMMError, match="by='k': the column has missing values"):
+        flc.fit_by("y ~ x + (1 | g)", table, by="k")
