@@ -93,8 +93,8 @@ class Moments(NamedTuple):
         return np.asarray(plain if self.adjustment is None else plain + rows @ self.adjustment @ turned)
 
 
-def delta_df(u: Array, inverse: Array, nu: float) -> Array:
-    """1 / (1 / nu + u'B u) for the columns u (..., n_a, m)."""
+def delta_df(u: Array, inverse: Array, nu: float | Array) -> Array:
+    """1 / (1 / nu + u'B u) for the columns u (..., n_a, m); nu: one for all, or (..., 1)."""
     return np.asarray(1.0 / (1.0 / nu + ((inverse @ u) * u).sum(axis=-2)))
 
 

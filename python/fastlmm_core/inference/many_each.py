@@ -90,11 +90,11 @@ class EachResult(Shown, StackFit):
     @property
     def bic(self) -> Array:
         """Schwarz's information criterion with log(nobs) (n_problems,)."""
-        return self.criterion + np.log(self.nobs) * self._n_parameters
+        return np.asarray(self.criterion + np.log(self.nobs) * self._n_parameters, dtype=np.float64)
 
     @property
     def _n_parameters(self) -> Array:
-        return self.rank + self.theta_o.shape[1] + 1.0
+        return np.asarray(self.rank + self.theta_o.shape[1] + 1, dtype=np.float64)
 
     @property
     def theta(self) -> Array:
@@ -342,7 +342,7 @@ def _test(result: EachResult, parsed: Hypothesis, ddf: str, information: str) ->
         some = np.setdiff1d(np.flatnonzero(result.by_lanes), apart)
         if ddf == "satterthwaite":
             inverse = inverse_hessian(result.stack.design.structure, result.theta_o[some], hess[some])
-            nu = (result.nobs - (result.rank if result.reml else 0))[some]
+            nu = np.asarray(result.nobs - (result.rank if result.reml else 0), dtype=np.float64)[some]
             squares, freedom[some] = _satterthwaite(
                 covariance[some], slope[some], shift[some], inverse, nu, gap[some], rank
             )
