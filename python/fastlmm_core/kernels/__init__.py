@@ -3,7 +3,7 @@
 Set the environment variable ``FASTLMM_KERNELS`` to ``base``, ``avx2`` or ``avx512`` before the
 import to choose another (all give the same answers to rounding error).
 
-This is what every model needs. `hierarchies`, `crossed` and `deletions` give the rest, so that their libraries are
+This is what every model needs. `hierarchies`, `crossed`, `deletions` and `stacks` give the rest, so that their libraries are
 loaded by the models that need them. No other module imports a compiled one.
 """
 
