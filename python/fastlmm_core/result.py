@@ -803,7 +803,10 @@ class LMMResult(Fit):
         reml: bool | None = None,
         progress: bool | None = None,
     ) -> ProfileResult:
-        """Profile likelihood of fixed effects, standard deviations and correlations.
+        """Profile likelihood of fixed effects, standard deviations and correlations, and of structures.
+
+        Of structured residuals, and of random effects with restricted covariances, the parameters are profiled that
+        are reported, as in `residual_parameters`.
 
         Parameters
         ----------

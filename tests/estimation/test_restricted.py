@@ -343,13 +343,6 @@ def test_bootstraps():
     assert fit.bootstrap(4, "conditional", seed=1).converged.all()
 
 
-def test_profiles_need_free_covariances():
-    fit = flc.lmm("y ~ x + ar1(0 + visit | id)", study(1)).fit()
-    for ask in (lambda: fit.conf_int(method="profile"), lambda: fit.profile("sigma")):
-        with pytest.raises(LMMError, match=r"free parameters, and those of id \(ar1\) are restricted"):
-            ask()
-
-
 @pytest.mark.parametrize(
     ("small", "large", "df"),
     [

@@ -14,9 +14,12 @@ from ..estimation.information import moments
 from ..estimation.statements import residual_names
 from ..estimation.structured_moments import joint_covariance
 
-__all__ = ["ResidualParameters", "residual_covariance", "residual_parameters", "residual_parameters_table"]
+__all__ = ["ResidualParameters", "kind_of", "residual_covariance", "residual_parameters", "residual_parameters_table"]
 
 Array = NDArray[np.float64]
+
+KINDS = {"var": "var", "sigma2": "var", "sd": "sd", "rho": "cor", "cov": "cov", "range": "range"}
+"""Beginnings of the names of parameters of structures, and their kinds."""
 
 AT_LIMIT, UNTOLD = 1e-4, 1e-12
 """Standard error, relative to a variance or to a correlation of 1, that is none: on the boundary, and elsewhere."""
@@ -35,6 +38,11 @@ class ResidualParameters(NamedTuple):
     names: tuple[str, ...]
     estimate: Array
     std_error: Array
+
+
+def kind_of(name: str) -> str:
+    """What a parameter of a structure is, by its name: "var", "sd", "cor", "cov", "range" or "other"."""
+    return next((kind for start, kind in KINDS.items() if name.startswith(start)), "other")
 
 
 def part_of(result: Fit) -> ResidualPart:

@@ -30,7 +30,7 @@ from ..kernels import unit_directions
 from ..support.checks import check_level
 from ..support.distributions import quantile
 from .profile.profile import confidence_limits
-from .residual_parameters import residual_parameters
+from .residual_parameters import kind_of, residual_parameters
 
 if TYPE_CHECKING:
     from ..engines.residual.criterion import StructuredCriterion
@@ -39,9 +39,6 @@ if TYPE_CHECKING:
 __all__ = ["variance_components"]
 
 Array = NDArray[np.float64]
-
-KINDS = {"var": "var", "sigma2": "var", "sd": "sd", "rho": "cor", "cov": "cov", "range": "range"}
-"""Beginnings of the names of residual parameters, and their kinds."""
 
 AT_ONE = 1e-8
 """Distance from 1 below which a correlation is at the boundary."""
@@ -134,8 +131,7 @@ def _of_residuals(result: Fit, count: int) -> list[_Parameter]:
         if known:
             full = np.zeros(count)
             full[-k - 1 :] = slope
-        kind = next((kind for start, kind in KINDS.items() if name.startswith(start)), "other")
-        out.append(_Parameter("Residual", name, kind, estimate, full))
+        out.append(_Parameter("Residual", name, kind_of(name), estimate, full))
     return out
 
 

@@ -50,6 +50,10 @@ class ReducedRank:
         L[self._places] = theta
         return L
 
+    def coordinates(self, factor: Array) -> Array:
+        """Theta of a lower triangular L with no more than r columns that are not zero."""
+        return np.asarray(factor[self._places])
+
     def matrix(self, theta: Array) -> Array:
         """G (q, q)."""
         L = self.factor(theta)

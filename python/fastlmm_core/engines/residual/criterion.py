@@ -13,7 +13,8 @@ brackets are those of REML.
 from __future__ import annotations
 
 from abc import abstractmethod
-from math import inf, log, pi
+from math import exp, inf, isfinite, log, pi
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,7 +23,7 @@ from ...design.residual import ResidualPart
 from ...kernels.residuals import ScriptedObjective
 from ..rows import Rows
 
-__all__ = ["StructuredCriterion"]
+__all__ = ["StructuredCriterion", "Unprofiled"]
 
 Array = NDArray[np.float64]
 
@@ -30,6 +31,26 @@ EPS = float(np.finfo(float).eps)
 
 LOST = 1e5
 """Multiple of r^2 in y'V^-1 y from which the sums of products have lost too many digits."""
+
+
+class Unprofiled(NamedTuple):
+    """The criterion with s = log sigma^2 a parameter of its own.
+
+    Attributes
+    ----------
+    value : float
+    first, second : (n_d,), (n_d, n_d) arrays
+        Along all directions.
+    in_s, in_ss : float
+    mixed : (n_d,) array
+    """
+
+    value: float
+    first: Array
+    second: Array
+    in_s: float
+    in_ss: float
+    mixed: Array
 
 
 class StructuredCriterion(ScriptedObjective):
@@ -139,29 +160,63 @@ class StructuredCriterion(ScriptedObjective):
         bracket = 1.0 if self.reml else 0.0
         ratio = self.nu / self.r2
         if order >= 1 and self._done < 1:
-            turn = np.zeros((self.c, self.c))
-            turn[:-1, :-1] = self.half.T
-            turn[:-1, -1] = -self.beta
-            turn[-1, -1] = 1.0
-            self.weigh(turn)
+            self.weigh(self._turn())
             self._first = self.first(x, ratio, bracket)
             self._done = 1
         if order >= 2 and self._done < 2:
-            second = self.along(-1.0, 2.0 * ratio, 2.0 * bracket)
-            k = self.part.n_parameters
-            second[len(second) - k :, len(second) - k :] += self.bend(x)
-            self._cross = S = self._crossed()
-            within = S[:, :-1, :-1].reshape(len(S), (self.c - 1) ** 2)
-            s, t = S[:, :-1, -1], S[:, -1, -1]
-            second -= 2.0 * ratio * (s @ s.T) + ratio / self.r2 * np.outer(t, t)
-            if self.reml:
-                second -= within @ within.T
-            self._second = second
+            second, self._cross = self._bent(x, ratio, bracket)
+            t = self._cross[:, -1, -1]
+            self._second = second - ratio / self.r2 * np.outer(t, t)
             self._done = 2
         if order == 0:
             return self._value, self._noise, None, None
         gradient, hessian = self.chained(x, self._first, self._second if order > 1 else None)
         return self._value, self._noise, gradient, hessian
+
+    def _turn(self) -> Array:
+        """From V^-1 [X y] to [A e] (c, c)."""
+        turn = np.zeros((self.c, self.c))
+        turn[:-1, :-1] = self.half.T
+        turn[:-1, -1] = -self.beta
+        turn[-1, -1] = 1.0
+        return turn
+
+    def _bent(self, x: Array, ratio: float, bracket: float) -> tuple[Array, Array]:
+        """Second derivatives along all directions where sigma^2 = 1 / ratio is given (n_d, n_d); [A e]'D[A e]."""
+        second = self.along(-1.0, 2.0 * ratio, 2.0 * bracket)
+        k = self.part.n_parameters
+        second[len(second) - k :, len(second) - k :] += self.bend(x)
+        S = self._crossed()
+        within, s = S[:, :-1, :-1].reshape(len(S), (self.c - 1) ** 2), S[:, :-1, -1]
+        second -= 2.0 * ratio * (s @ s.T)
+        if bracket:
+            second -= within @ within.T
+        return second, S
+
+    def unprofiled(self, x: Array, s: float) -> Unprofiled | None:
+        """The criterion with s = log sigma^2 a parameter of its own, and its derivatives; None outside the domain.
+
+        With d as above, d(x, s) = log|V| + nu (log 2 pi + s) + exp(-s) r^2 [+ log|X'V^-1X|].
+
+        Parameters
+        ----------
+        x : (k,) array
+        s : float
+        """
+        if not isfinite(self.at(x, 0)[0]):
+            return None
+        if self._done > 0:  # the rows are weighed already
+            self._point = None
+            self.at(x, 0)
+        ratio, bracket = exp(-s), 1.0 if self.reml else 0.0
+        self.weigh(self._turn())
+        first = self.first(x, ratio, bracket)
+        second, S = self._bent(x, ratio, bracket)
+        self._point = None
+        rest = ratio * self.r2
+        inner = 2.0 * float(np.log(self.chol.diagonal()).sum()) if self.reml else 0.0
+        value = self.log_det + self.nu * (log(2.0 * pi) + s) + rest + inner
+        return Unprofiled(value, first, second, self.nu - rest, rest, ratio * S[:, -1, -1])
 
     def cross_products(self) -> Array:
         """[A e]'D[A e] for all directions (n_d, c, c), at the last point of order 2: S_D, s_D and t_D."""

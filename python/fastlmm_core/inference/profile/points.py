@@ -34,7 +34,7 @@ from .coordinates import (
 __all__ = ["Parameter", "Point", "ProfileError", "Profiler", "parameters_of"]
 
 Array = NDArray[np.float64]
-Kind = Literal["sd", "cor", "sigma", "beta"]
+Kind = Literal["sd", "cor", "sigma", "beta", "structure"]
 
 EXACT = 1e-6
 """Decrement squared, relative to the level, at which a last step of Newton's method is exact: it leaves its cube."""
@@ -53,9 +53,9 @@ class Parameter(NamedTuple):
     ----------
     name : str
         ``sd_x|g``, ``cor_x.y|g``, ``sigma``, or the name of the coefficient.
-    kind : {"sd", "cor", "sigma", "beta"}
+    kind : {"sd", "cor", "sigma", "beta", "structure"}
     columns : tuple of int
-        Random effects, or the column of X.
+        Random effects, or the column of X, or the place among the parameters of structures.
     """
 
     name: str
@@ -408,28 +408,59 @@ class Profiler:
 
     # ---- fixed effects -------------------------------------------------------------------------
 
+    @property
+    def _own(self) -> Any:
+        """The criterion of all columns."""
+        return self.deviance.criterion
+
+    def _objective(self, columns: Array) -> Any:
+        """The ML criterion of [X y] columns for [X y]."""
+        criterion = self.problem.criterion(columns)
+        criterion.reml = False
+        return criterion
+
+    def _solution(self, criterion: Any) -> tuple[Any, ...]:
+        """Coefficients, r2 and Cholesky's factor at the last point."""
+        found: tuple[Any, ...] = criterion.solution()
+        return found
+
+    def _theta(self, state: State) -> Array:
+        """What such criteria are functions of, at a state."""
+        if state is self.optimum:
+            return self.fit.optimum.theta
+        structure = self.problem.structure
+        return structure.theta(structure.canonical(state.M * np.exp(-0.5 * state.s)))
+
+    def _state(self, theta: Array, s: float) -> State:
+        """The state there."""
+        return State(self.problem.structure.factor(theta) * np.exp(0.5 * s), s)
+
+    def _elsewhere(self) -> list[Array]:
+        """Other starts."""
+        problem = self.problem
+        return list(other_starts(problem.structure, problem.levels, problem.n))
+
     def _coefficient(self, column: int, outward: int, level: float, guide: Point | None) -> Point:
         """The profile of beta_j = beta_base_j + scale l'beta_o.
 
         With Q orthogonal and l / |l| its last column, beta_o = Q gamma and gamma_r is what is fixed.  The derivative of
         the profile is that of n log(r2 + (gamma_r - gamma_r^)^2 / q'H_xx^-1 q) at fixed theta.
         """
-        problem, structure, n = self.problem, self.problem.structure, self.problem.n
+        problem, n = self.problem, self.problem.n
         if column not in problem.kept:
             return Point(float("nan"), level, self.optimum)
         row = problem.x_map[column]
         size = float(np.linalg.norm(row))
         q = row / size
         rest = np.linalg.qr(q[:, None], mode="complete")[0][:, 1:]
-        theta = self.fit.optimum.theta
+        theta = self._theta(self.optimum)
         centre, spread, r2 = self._at(theta, q)
         unit = spread * float(np.sqrt(r2 / n))
         goal = float(np.sqrt(level))
         # as if theta did not depend on the coefficient
         t = float(np.sqrt(n * np.expm1(level / n)))
         if guide is not None and guide.beta is not None:
-            factor = guide.state.M * np.exp(-0.5 * guide.state.s)
-            theta = structure.theta(structure.canonical(factor))
+            theta = self._theta(guide.state)
             t = abs(float(q @ guide.beta) - centre) / unit * goal / np.sqrt(guide.rise)
         inside, outside = 0.0, np.inf
         for _ in range(60):
@@ -438,12 +469,11 @@ class Profiler:
             columns[:-1, :-1] = rest
             columns[:-1, -1] = -gamma * q
             columns[-1, -1] = 1.0
-            criterion = problem.criterion(columns)
-            criterion.reml = False
+            criterion = self._objective(columns)
             theta, value = self._minimise(criterion, theta)
             self._not_below(value)
             rise = max(value - self.minimum, 0.0)
-            inner, r2, _, _ = criterion.solution()
+            inner, r2 = self._solution(criterion)[:2]
             own, spread, _ = self._at(theta, q)
             slope = 2.0 * n / r2 * abs(gamma - own) / spread**2 * unit
             zeta = float(np.sqrt(rise))
@@ -455,7 +485,7 @@ class Profiler:
                 s = float(np.log(r2 / n))
                 beta = rest @ inner + gamma * q
                 value = float(self.fit.beta[column]) + outward * t * unit * size * problem.scale
-                return Point(value, level, State(structure.factor(theta) * np.exp(0.5 * s), s), beta)
+                return Point(value, level, self._state(theta, s), beta)
             inside, outside = (t, outside) if zeta < goal else (inside, t)
             t = min(t + change, 4.0 * t)
             if not inside < t < outside:
@@ -464,9 +494,9 @@ class Profiler:
 
     def _at(self, theta: Array, q: Array) -> tuple[float, float, float]:
         """q'beta_o, the square root of q'H_xx^-1 q, and r2 at theta."""
-        criterion = self.deviance.criterion
+        criterion = self._own
         criterion.evaluate(theta, 0)
-        beta, r2, chol, _ = criterion.solution()
+        beta, r2, chol = self._solution(criterion)[:3]
         return float(q @ beta), float(np.linalg.norm(np.linalg.solve(chol, q))), r2
 
     def _minimise(self, criterion: Any, theta: Array) -> tuple[Array, float]:
@@ -481,8 +511,7 @@ class Profiler:
 
         best = attempt(theta)
         if best is None:
-            problem = self.problem
-            found = [attempt(start) for start in other_starts(problem.structure, problem.levels, problem.n)]
+            found = [attempt(start) for start in self._elsewhere()]
             best = min((one for one in found if one is not None), key=lambda one: one[1], default=None)
         if best is None:
             raise ProfileError("the deviance could not be minimised over the other parameters")

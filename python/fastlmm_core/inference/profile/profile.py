@@ -25,6 +25,7 @@ from ...support.distributions import quantile
 from ...support.progress import progress_bar
 from ...support.text_tables import variance_cells
 from .points import Parameter, Point, ProfileError, Profiler, parameters_of
+from .structured import StructuredProfiler, structured_parameters
 
 if TYPE_CHECKING:
     from ...estimation.fit import Fit
@@ -37,8 +38,13 @@ PER_SIDE = 8
 """Points of a path on each side of the minimum."""
 
 
+def _parameters_of(result: Fit) -> list[Parameter]:
+    """All parameters that can be profiled."""
+    return structured_parameters(result) if result.model.one_by_one else parameters_of(result)
+
+
 def _chosen(result: Fit, parameters: str | Sequence[str] | None) -> list[Parameter]:
-    known = parameters_of(result)
+    known = _parameters_of(result)
     if parameters is None:
         return known
     wanted = [parameters] if isinstance(parameters, str) else list(parameters)
@@ -71,7 +77,7 @@ class _Profilers:
     def by(self, reml: bool) -> Profiler:
         """The profiler of a criterion."""
         if reml not in self._made:
-            self._made[reml] = Profiler(self.result, reml)
+            self._made[reml] = (StructuredProfiler if self.result.model.one_by_one else Profiler)(self.result, reml)
         return self._made[reml]
 
 
@@ -157,7 +163,7 @@ class ProfileResult(Shown):
 
     @cached_property
     def _columns(self) -> dict[str, list[Any]]:
-        names = [p.name for p in parameters_of(self.fit)]
+        names = [p.name for p in _parameters_of(self.fit)]
         out: dict[str, list[Any]] = {name: [] for name in ("term", "zeta", *names)}
         for parameter in self._chosen:
             for zeta, point in self._paths[parameter.name]:
@@ -250,8 +256,6 @@ def confidence_limits(
     RuntimeWarning
         For limits that could not be found, with the reason; they are NaN.
     """
-    result.model.needs_independent_residuals("a profile likelihood")
-    result.model.needs_free_covariances("a profile likelihood")
     chosen = _chosen(result, parameters)
     _rise(level)
     table = _limits(_Profilers(result, reml), chosen, level)
@@ -315,8 +319,6 @@ def profile(
     LMMError
         For an unknown parameter or a level outside (0, 1).
     """
-    result.model.needs_independent_residuals("profile()")
-    result.model.needs_free_covariances("profile()")
     rise = _rise(level)
     dropped = set(result.dropped_columns)
     chosen = [p for p in _chosen(result, parameters) if not (p.kind == "beta" and p.name in dropped)]
