@@ -52,12 +52,12 @@ def studentized_residuals(
     LMMError
         For another kind; for `external` with several grouping factors and more rows than can be refitted without each.
     """
-    result.model.needs_independent_residuals("kind='studentized'")
     return result.model.design.caller_rows.series(studentized(result, kind, external), "resid_studentized")
 
 
 def studentized(result: Fit, kind: str = "conditional", external: bool = False) -> Array:
     """`studentized_residuals` as an array (n,)."""
+    result.model.needs_independent_residuals("kind='studentized'")
     if kind not in ("marginal", "conditional"):
         raise LMMError(f"kind={kind!r} is unknown: use 'marginal' or 'conditional'")
     if external:

@@ -203,11 +203,9 @@ class StructuredCriterion(ScriptedObjective):
         x : (k,) array
         s : float
         """
-        if not isfinite(self.at(x, 0)[0]):
+        self._point = None  # the rows may be weighed already
+        if not isfinite(StructuredCriterion.at(self, x, 0)[0]):
             return None
-        if self._done > 0:  # the rows are weighed already
-            self._point = None
-            self.at(x, 0)
         ratio, bracket = exp(-s), 1.0 if self.reml else 0.0
         self.weigh(self._turn())
         first = self.first(x, ratio, bracket)

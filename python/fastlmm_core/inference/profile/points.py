@@ -147,6 +147,8 @@ class Profiler:
         Profile the REML criterion, which does not depend on the fixed effects, instead of the ML deviance.
     """
 
+    _order = 0  # of evaluations after which a criterion knows the coefficients
+
     def __init__(self, result: Fit, reml: bool = False) -> None:
         self.fit = fit = result if result.reml == reml else result.again(result.model, reml=reml)
         self.problem = problem = fit.model.problem
@@ -495,7 +497,7 @@ class Profiler:
     def _at(self, theta: Array, q: Array) -> tuple[float, float, float]:
         """q'beta_o, the square root of q'H_xx^-1 q, and r2 at theta."""
         criterion = self._own
-        criterion.evaluate(theta, 0)
+        criterion.evaluate(theta, self._order)
         beta, r2, chol = self._solution(criterion)[:3]
         return float(q @ beta), float(np.linalg.norm(np.linalg.solve(chol, q))), r2
 
@@ -515,5 +517,5 @@ class Profiler:
             best = min((one for one in found if one is not None), key=lambda one: one[1], default=None)
         if best is None:
             raise ProfileError("the deviance could not be minimised over the other parameters")
-        criterion.evaluate(best[0], 0)
+        criterion.evaluate(best[0], self._order)
         return best

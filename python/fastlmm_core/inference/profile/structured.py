@@ -147,6 +147,8 @@ class StructuredProfiler(Profiler):
     reml : bool
     """
 
+    _order = 1
+
     def __init__(self, result: Fit, reml: bool = False) -> None:
         self.fit = fit = result if result.reml == reml else result.again(result.model, reml=reml)
         self.problem = fit.model.problem
@@ -188,7 +190,7 @@ class StructuredProfiler(Profiler):
         """All parameters at a point of the profile of one."""
         problem, beta, state = self.problem, point.beta, point.state
         if beta is None:
-            self.surface.criterion.evaluate(state.M, 0)
+            self.surface.criterion.evaluate(state.M, self._order)
             beta = self._solution(self.surface.criterion)[0]
         coefficients = problem.beta_base + problem.scale * (problem.x_map @ beta)
         coefficients[np.setdiff1d(np.arange(len(coefficients)), problem.kept)] = np.nan
