@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ..covariance.effects.catalogue import loadings_of
-from ..covariance.parameters import Block, CovarianceStructure
+from ..covariance.parameters import FREE, Block, CovarianceStructure
 from ..design.design import Design, Specification
 from ..design.grouping import Factor, Grouping
 from ..design.ownership import Seals, exchanged
@@ -227,6 +227,21 @@ class Model:
             raise LMMError(
                 f"{what} takes residuals that are independent given the random effects, and those of this model have "
                 f"the structure {self.residual.term}"
+            )
+
+    def needs_free_covariances(self, what: str) -> None:
+        """Refuse what takes the variances and covariances of random effects for free where they are restricted.
+
+        Raises
+        ------
+        LMMError
+        """
+        names = zip(self.term_names, self.structure.blocks, strict=True)
+        restricted = [f"{name} ({block.structure})" for name, block in names if block.structure not in FREE]
+        if restricted:
+            raise LMMError(
+                f"{what} takes the variances and covariances of random effects for free parameters, and those of "
+                f"{', '.join(restricted)} are restricted; use us() or diag()"
             )
 
     # ---- the design ----------------------------------------------------------------------------
