@@ -20,6 +20,7 @@ from .tables.rows import limits_table
 
 if TYPE_CHECKING:
     from .batch_result import BatchResult
+    from .diagnostics.conditional_aic import ConditionalAIC
     from .diagnostics.context import ContextualEffect
     from .diagnostics.influence import Influence
     from .diagnostics.marginal import LeastVariance, MarginalCovariance
@@ -48,14 +49,26 @@ _ESTIMATES = "simulate_fit shows how estimates on this design are distributed"
 
 @needs_estimates(
     dict.fromkeys(
-        ("tvalues", "df", "pvalues", "conf_int", "test", "anova", "emmeans", "slopes", "contextual_effect"), _TESTS
+        (
+            "tvalues",
+            "df",
+            "pvalues",
+            "conf_int",
+            "test",
+            "anova",
+            "emmeans",
+            "slopes",
+            "contextual_effect",
+            "partial_r2",
+        ),
+        _TESTS,
     )
-    | dict.fromkeys(("variance_components", "profile", "bootstrap"), _ESTIMATES)
+    | dict.fromkeys(("variance_components", "profile", "bootstrap", "r2_intervals"), _ESTIMATES)
     | dict.fromkeys(
         ("random_effect_test", "drop1", "simplify", "step", "update", "influence", "optima"),
         "fit the response: result.model.fit()",
     )
-    | dict.fromkeys(("aic", "bic"), "compare the log-likelihoods, llf")
+    | dict.fromkeys(("aic", "bic", "conditional_aic"), "compare the log-likelihoods, llf")
 )
 @checked
 class LMMResult(Fit):
@@ -445,6 +458,95 @@ class LMMResult(Fit):
         from .diagnostics.marginal import r2
 
         return r2(self)
+
+    def r2_intervals(self, level: float = 0.95, n_sim: int = 1000, seed: Seed = None) -> Any:
+        """Marginal and conditional R^2 with percentile limits of a parametric bootstrap.
+
+        Parameters
+        ----------
+        level : float
+        n_sim : int
+            Responses that are drawn from the fit and fitted.
+        seed : int, sequence of int, SeedSequence or Generator, optional
+
+        Returns
+        -------
+        table
+            ``estimate``, ``conf_low`` and ``conf_high``.
+
+        Raises
+        ------
+        LMMError
+            For stated parameters, structured residuals, or fewer than two draws.
+        """
+        from .diagnostics.explained import r2_intervals
+
+        return r2_intervals(self, level, n_sim, seed)
+
+    def partial_r2(self, level: float = 0.95, *, ddf: Ddf = "satterthwaite", information: Information = "auto") -> Any:
+        """Semi-partial R^2 of the fixed part and of each term (Edwards et al. 2008, Statist. Med. 27, 6137-6157).
+
+        R^2 = a F / (a F + b), F being the type III test of the term with a and b degrees of freedom: that of a linear
+        model in which the test has this outcome.  Edwards used those of Kenward and Roger.
+
+        Parameters
+        ----------
+        level : float
+            Of the limits, which come from the non-central F distribution with the degrees of freedom taken as known
+            (Steiger 2004, Psychol. Methods 9, 164-182).
+        ddf, information
+            See `test`.
+
+        Returns
+        -------
+        table
+            Rows "model" (all terms but the intercept) and each term: ``estimate``, ``conf_low``, ``conf_high``,
+            ``statistic``, ``df_num``, ``df_denom``.
+
+        Raises
+        ------
+        LMMError
+            As `anova`, and for ddf="normal".
+
+        Examples
+        --------
+        >>> import fastlmm_core as flc
+        >>> teeth = flc.lmm("distance ~ age + Sex + (1 | Subject)", flc.datasets.load("orthodont")).fit()
+        >>> teeth.partial_r2()[["term", "estimate", "conf_low", "conf_high"]].round(2)
+            term  estimate  conf_low  conf_high
+        0  model      0.77      0.60       0.83
+        1    age      0.59      0.45       0.68
+        2    Sex      0.27      0.03       0.50
+        """
+        from .diagnostics.explained import partial_r2
+
+        return partial_r2(self, level, ddf, information)
+
+    def conditional_aic(self) -> ConditionalAIC:
+        """The conditional AIC of Greven and Kneib (2010, Biometrika 97, 773-789): of predictions for the same groups.
+
+        Its degrees of freedom count how the data move the fitted values, through the estimated variances as well, so
+        that an effect whose variance is estimated as zero costs nothing.  AIC is about new groups.
+
+        Returns
+        -------
+        ConditionalAIC
+
+        Raises
+        ------
+        LMMError
+            For stated parameters, structured residuals or structured random effects.
+
+        Examples
+        --------
+        >>> import fastlmm_core as flc
+        >>> data = flc.datasets.load("sleepstudy")
+        >>> flc.lmm("Reaction ~ Days + (Days | Subject)", data).fit().conditional_aic()
+        Conditional AIC: 1711.52 (log-likelihood -824.51, 31.25 degrees of freedom, 1.23 of them for variances)
+        """
+        from .diagnostics.conditional_aic import conditional_aic
+
+        return conditional_aic(self)
 
     # ---- tests and intervals -------------------------------------------------------------------
 

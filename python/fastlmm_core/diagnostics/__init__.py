@@ -8,6 +8,8 @@ augment                the rows of the data with what the fit says of each
 pooling                shrinkage and design effects
 principal_components   directions of the random effects
 marginal               covariance and correlation over time
+conditional_aic        AIC of predictions for the same groups
+explained              R^2 of terms, and intervals
 context                whether a covariate acts alike within and between groups
 residuals              residuals by kind
 """

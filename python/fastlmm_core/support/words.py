@@ -82,6 +82,11 @@ LME4 = (
         names=("REMLcrit", "deviance", "logLik", "loglik"),
     ),
     Word("`AIC(m)`, `BIC(m)`", "`result.aic`, `result.bic`", names=("AIC", "BIC")),
+    Word("`cAIC4::cAIC(m)`", "`result.conditional_aic()`", names=("cAIC", "caic")),
+    Word(
+        "`MuMIn::r.squaredGLMM(m)`, `r2glmm::r2beta(m)`", "`result.r2()`, `result.partial_r2()`",
+        names=("r2beta", "squaredGLMM"),
+    ),
     Word("`AICc(m)`", "`flc.compare(m1, m2)`, column `aicc`", names=("aicc", "AICc")),
     Word(
         "`fitted(m)`, `resid(m)`",

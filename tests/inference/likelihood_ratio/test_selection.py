@@ -49,7 +49,7 @@ def test_each_step_is_the_least_needed(maximal):
     assert first.pvalue == pytest.approx(row.pvalue, rel=1e-4, abs=1e-6)
     assert first.statistic == pytest.approx(row.statistic, abs=1e-5)
     assert first.aic_change == pytest.approx(row.statistic - 2.0 * row.df, abs=1e-5)
-    assert first.rank == ("" if not fit.singular else first.rank)
+    assert fit.singular and first.rank == "1 of 2 (i), 3 of 4 (s)" and fit.random_effects_rank == {"i": 1, "s": 3}
 
 
 def test_what_is_there_stays(maximal):

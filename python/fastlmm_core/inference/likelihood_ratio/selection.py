@@ -277,14 +277,7 @@ def _step(name: str, formula: str, row: Row, before: Row, rank: str) -> Step:
 
 
 def _rank(fit: Fit) -> str:
-    """Dimensions of the random effects of each factor that is singular."""
-    if not fit.singular:
-        return ""
-    said = []
-    for factor in fit.model.factors:
-        block = fit.relative_factor[factor.columns, factor.columns]
-        values = np.linalg.svd(block, compute_uv=False)
-        rank = int((values > 1e-4 * max(float(values.max(initial=0.0)), 1e-4)).sum())
-        if rank < len(block):
-            said.append(f"{rank} of {len(block)} ({factor.grouping.name})")
-    return ", ".join(said)
+    """Dimensions of the random effects of each term that is singular."""
+    sizes = {name: b.stop - b.start for name, b in zip(fit.model.term_names, fit.model.structure.blocks, strict=True)}
+    ranks = fit.random_effects_rank
+    return ", ".join(f"{ranks[name]} of {size} ({name})" for name, size in sizes.items() if ranks[name] < size)

@@ -1,0 +1,63 @@
+"""Explained variance against F tests, non-central distributions and refits."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy.stats import ncf
+
+import fastlmm_core as flc
+import fits
+
+GROWTH = "distance ~ age * Sex + (age | Subject)"
+
+
+@pytest.mark.parametrize("ddf", ["satterthwaite", "kenward-roger", "residual"])
+def test_partial_r2_is_that_of_the_f_tests(ddf):
+    fit = fits.fitted(GROWTH, "orthodont")
+    found = fit.partial_r2(ddf=ddf).set_index("term")
+    table = fit.anova("III", ddf=ddf).to_frame().set_index("term")
+    assert list(found.index) == ["model", *table.index]
+    for term, row in table.iterrows():
+        share = row["df_num"] * row["statistic"] / (row["df_num"] * row["statistic"] + row["df_denom"])
+        assert found.loc[term, "estimate"] == pytest.approx(share, rel=1e-12)
+    whole = fit.test(np.eye(4)[1:], ddf=ddf)
+    assert found.loc["model", "statistic"] == pytest.approx(whole.statistic, rel=1e-9)
+    assert found.loc["model", "df_num"] == 3
+
+
+def test_limits_are_where_the_noncentral_f_has_its_tails():
+    found = fits.fitted(GROWTH, "orthodont").partial_r2(level=0.9)
+    for row in found.itertuples():
+        total = row.df_num + row.df_denom + 1.0
+        for limit, tail in ((row.conf_low, 0.95), (row.conf_high, 0.05)):
+            noncentrality = total * limit / (1.0 - limit)
+            reached = ncf.cdf(row.statistic, row.df_num, row.df_denom, noncentrality)
+            assert limit == 0.0 or reached == pytest.approx(tail, abs=1e-7)
+            assert limit > 0.0 or reached <= tail
+        assert row.conf_low <= row.estimate <= row.conf_high
+
+
+def test_what_cannot_be_tested_has_none():
+    data = flc.datasets.load("orthodont").assign(twice=lambda d: 2.0 * d["age"])
+    found = flc.lmm("distance ~ age + twice + (1 | Subject)", data).fit().partial_r2().set_index("term")
+    alone = flc.lmm("distance ~ age + (1 | Subject)", data).fit().partial_r2().set_index("term")
+    assert found.loc["model", "estimate"] == pytest.approx(alone.loc["age", "estimate"], rel=1e-9)
+    only = fits.fitted("Yield ~ 1 + (1 | Batch)", "dyestuff").partial_r2()
+    assert only["term"].tolist() == ["model"] and only["estimate"].isna().all()
+    with pytest.raises(flc.LMMError, match="'normal' has no denominator"):
+        fits.fitted(GROWTH, "orthodont").partial_r2(ddf="normal")
+
+
+@pytest.mark.parametrize(
+    ("formula", "dataset"), [(GROWTH, "orthodont"), ("diameter ~ 1 + (1 | plate) + (1 | sample)", "penicillin")]
+)
+def test_intervals_are_quantiles_of_refits(formula, dataset):
+    fit = fits.fitted(formula, dataset)
+    found = fit.r2_intervals(0.8, n_sim=40, seed=3)
+    each = [fit.model.refit(y).r2() for y in fit.simulate(40, 3)]
+    for name in ("marginal", "conditional"):
+        low, high = np.quantile([one[name] for one in each], [0.1, 0.9])
+        assert found.loc[name, "conf_low"] == pytest.approx(low, rel=1e-5, abs=1e-9)
+        assert found.loc[name, "conf_high"] == pytest.approx(high, rel=1e-5, abs=1e-9)
+        assert found.loc[name, "estimate"] == fit.r2()[name]
