@@ -272,3 +272,18 @@ def test_rows_of_a_table_are_not_conditioned_again(monkeypatch):
     conditioned.clear()
     assert len(again.endog) == 20_000
     assert conditioned == [1]
+
+
+def test_bits_of_a_seal_need_not_be_a_number():
+    """Whatever the sum of the bits of a response is, even that of a signalling NaN, is no reason for a warning."""
+    rng = np.random.default_rng(0)
+    g = np.repeat(np.arange(6), 4)
+    model = flc.LinearMixedModel(rng.standard_normal(24), None, None, g)
+    target = np.array([0x7FF0000000000001], dtype=np.uint64)
+    while True:  # a last number that brings the sum there, and is of ordinary size
+        y = 2.0 * rng.standard_normal(24)  # the exponents then leave an ordinary one
+        y[-1:] = (target - y[:-1].view(np.uint64).sum(dtype=np.uint64)).view(np.float64)
+        if 0.01 < abs(y[-1]) < 100.0:
+            break
+    batch = model.fit_many(np.stack([y, rng.standard_normal(24)]))
+    np.testing.assert_allclose(batch.random_effects([0])[0], model.refit(y).blups[0], rtol=1e-6, atol=1e-9)

@@ -83,8 +83,8 @@ def against_fitted(result: Fit, ax: Any) -> None:
 
 
 def quick_envelope(result: Fit) -> bool:
-    """Whether the band of the quantiles is simulated in seconds."""
-    return bool(result.nobs <= (20_000 if len(result.model.factors) == 1 else 5_000))
+    """Whether the band of the quantiles is simulated in seconds: there is none for stated parameters."""
+    return result.stated is None and bool(result.nobs <= (20_000 if len(result.model.factors) == 1 else 5_000))
 
 
 def _against(ax: Any, x: Array, y: Array, name: str) -> None:

@@ -204,7 +204,8 @@ class BatchFit:
         Y = np.ascontiguousarray(self.responses[chosen], dtype=np.float64)
         if self.seals is not None:
             seals = np.ascontiguousarray(self.seals[chosen])
-            changed = broken_lines(Y, seals) & seals.any(axis=1)
+            # bits, which need not be numbers
+            changed = broken_lines(Y, seals) & seals.view(np.uint64).any(axis=1)
             if changed.any():
                 raise LMMError(
                     f"Y has been changed since it was fitted (first: response {chosen[np.argmax(changed)]}); fit it "
