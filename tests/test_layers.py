@@ -16,7 +16,7 @@ FLOORS = [
     {"covariance", "tables"},
     {"design", "problem"},
     {"formula", "engines"},
-    {"estimation"},
+    {"estimation", "streams"},
     {"simulation"},
     {"inference"},
     {"batch_result", "prediction"},

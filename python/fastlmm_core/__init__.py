@@ -28,14 +28,20 @@ if TYPE_CHECKING:
     from .planning.power import power, power_curve
     from .report.model_table import table
     from .result import LMMResult
+    from .streams.cross_products import CrossProducts, merge
+    from .streams.plan import Plan, plan
+    from .streams.source import Scan, scan
 
 __version__ = "0.1.0"
 __all__ = [
+    "CrossProducts",
     "LMMError",
     "LMMResult",
     "LinearMixedModel",
+    "Plan",
     "RandomTerm",
     "Residual",
+    "Scan",
     "__version__",
     "assume",
     "between",
@@ -46,20 +52,26 @@ __all__ = [
     "group_mean",
     "lmm",
     "load",
+    "merge",
     "mmrm",
+    "plan",
     "plots",
     "pool",
     "power",
     "power_curve",
     "random_effect_test",
+    "scan",
     "table",
     "within",
 ]
 
 _LAZY = {
+    "CrossProducts": ".streams.cross_products",
     "LMMResult": ".result",
+    "Plan": ".streams.plan",
     "RandomTerm": ".design.terms",
     "Residual": ".formula.residual_arrays",
+    "Scan": ".streams.source",
     "assume": ".planning.assumed",
     "between": ".formula.group_means",
     "compare": ".inference.likelihood_ratio.compare",
@@ -67,11 +79,14 @@ _LAZY = {
     "fit_by": ".each",
     "fit_each": ".each",
     "group_mean": ".formula.group_means",
+    "merge": ".streams.cross_products",
+    "plan": ".streams.plan",
     "plots": ".plots",
     "pool": ".inference.imputation.pool",
     "power": ".planning.power",
     "power_curve": ".planning.power",
     "random_effect_test": ".inference.likelihood_ratio.random_effects",
+    "scan": ".streams.source",
     "table": ".report.model_table",
     "within": ".formula.group_means",
 }

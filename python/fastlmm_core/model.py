@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from .formula.residual_arrays import Residual
     from .formula.specification import ModelData
     from .result import LMMResult
+    from .streams.plan import Plan
 
 __all__ = ["LinearMixedModel", "arrays_design", "design_of", "lmm", "load", "mmrm"]
 
@@ -341,7 +342,7 @@ class LinearMixedModel(Model):
     def __repr__(self) -> str:
         return (
             f"<LinearMixedModel: {self.nobs} observations, {_levels(self)}, "
-            f"{self.exog.shape[1]} fixed and {self.structure.q} random effects>"
+            f"{len(self.exog_names)} fixed and {self.structure.q} random effects>"
         )
 
 
@@ -454,7 +455,7 @@ def _names(given: Sequence[str] | None, count: int, stem: str, columns: Any, arg
 
 @checked
 def lmm(
-    formula: str,
+    formula: str | Plan,
     data: Any,
     *,
     weights: Any = None,
@@ -463,15 +464,18 @@ def lmm(
     variance: str | None = None,
     fallback: Sequence[str] | None = None,
     missing: Literal["drop", "raise"] = "drop",
+    source: Any = None,
 ) -> LinearMixedModel:
     """A linear mixed model from a formula and a table.
 
     Parameters
     ----------
-    formula : str
+    formula : str or Plan
         lme4's syntax: ``y ~ x + (x | g)``, ``(1 | g)``, ``(0 + x | g)``, ``(x || g)``, nested factors ``(1 | a/b)``,
         interactions ``(1 | a:b)``, crossed factors ``(1 | a) + (x | b)``; both sides may use formulaic's transforms.
-    data : pandas.DataFrame, polars.DataFrame, pyarrow.Table or dict of arrays
+        A plan of `fastlmm_core.plan`, where `data` are the sums that it has made.
+    data : pandas.DataFrame, polars.DataFrame, pyarrow.Table, dict of arrays, Scan or CrossProducts
+        Rows of a `fastlmm_core.scan` are read in pieces and not held.
     weights, offset : str or array, optional
         Column name or values: residual variance sigma^2 / weights, known part of the mean.
     residual : str, optional
@@ -487,6 +491,8 @@ def lmm(
         Names of structures to take for that of `residual`, in this order, where a fit is not certified.
     missing : {"drop", "raise"}
         What to do with rows with missing values: leave out and count them, or refuse.
+    source : optional
+        For a plan and its sums: where the rows are, if they should be needed again (see `fastlmm_core.scan`).
 
     Returns
     -------
@@ -497,6 +503,14 @@ def lmm(
     LMMError
         For input that cannot be fitted; the message names the argument, the place and the remedy.
     """
+    from .streams.cross_products import CrossProducts
+    from .streams.source import Scan
+
+    if isinstance(data, Scan | CrossProducts) or source is not None:
+        structured = {"residual": residual, "variance": variance, "fallback": fallback}
+        return _streamed(formula, data, weights, offset, missing, source, structured)
+    if not isinstance(formula, str):
+        raise LMMError("to a plan belong the sums that it has made, or a scan: lmm(plan, total), lmm(plan, scan(data))")
     from .formula.residual import other_structures
     from .formula.specification import model_data
 
@@ -516,6 +530,38 @@ def lmm(
             for text in other_structures(residual, fallback)
         )
     return model
+
+
+def _streamed(
+    formula: Any, data: Any, weights: Any, offset: Any, missing: str, source: Any, structured: dict[str, Any]
+) -> LinearMixedModel:
+    """`lmm` of rows that are not held."""
+    from .streams.cross_products import CrossProducts
+    from .streams.fitting import condition_plan, condition_source
+    from .streams.plan import Plan
+    from .streams.source import Scan, scan
+
+    for argument, given in structured.items():
+        if given is not None:
+            raise LMMError(f"{argument} needs the rows, which a scan does not hold; fit a table in memory")
+    if isinstance(formula, str):
+        if source is not None or not isinstance(data, Scan):
+            raise LMMError("source and sums belong to a plan: lmm(plan, total, source=...); to a formula, a scan")
+        found = condition_source(formula, data, weights, offset, missing)
+    else:
+        if not isinstance(formula, Plan):
+            raise LMMError(f"formula is of type {type(formula).__name__!r}; give text, or what plan() returns")
+        if isinstance(data, Scan) and source is None:
+            source, data = data, None
+        elif not isinstance(data, CrossProducts):
+            raise LMMError(
+                f"data is of type {type(data).__name__!r}; to a plan belong the sums that its reduce() has made, or "
+                "merge() of several"
+            )
+        if weights is not None or offset is not None:
+            raise LMMError("weights and offset belong to the plan: give them to plan()")
+        found = condition_plan(formula, data, None if source is None else scan(source))
+    return LinearMixedModel.of_sums(found.design, found.problem)
 
 
 @checked

@@ -3,6 +3,5 @@
 values      what JSON does not have: tuples, keys that are no text, numbers that are not finite
 states      what formulaic remembers of a formula's transforms and levels
 residuals   structures of residuals by their names
-file        a zip archive of one JSON document and arrays in numpy's format
 results     what is written of a result, and a result made from it
 """

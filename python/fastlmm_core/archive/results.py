@@ -23,7 +23,7 @@ from ..estimation.restored import Estimates, restored
 from ..estimation.stated import stated_fit
 from ..formula.specification import FormulaSpec, Numbers
 from ..formula.syntax import parse
-from .file import read_archive, write_archive
+from ..support.archives import read_archive, write_archive
 from .residuals import plain_residual, residual_of
 from .states import plain_state, state_of
 from .values import packed, unpacked

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import LMMError
+from ..estimation.column_moments import mean_squares, variance_along
 from ..estimation.whitening import rows_covariance
 from ..prediction.new_rows import random_design
 from ..support.arguments import checked
@@ -69,8 +70,7 @@ def icc(result: Fit) -> Any:
 
 def r2(result: Fit) -> dict[str, float]:
     """See `LMMResult.r2`."""
-    mean = result.model.exog @ np.nan_to_num(result.beta)
-    fixed = float(np.var(mean, ddof=1)) if len(mean) > 1 else 0.0
+    fixed = variance_along(result.model, np.nan_to_num(result.beta))
     random = sum(_mean_random_variance(result).values())
     total = fixed + random + _mean_residual_variance(result)
     return {"marginal": fixed / total, "conditional": (fixed + random) / total}
@@ -103,13 +103,8 @@ def _mean_residual_variance(result: Fit) -> float:
 
 def _mean_random_variance(result: Fit) -> dict[str, float]:
     """Variance z'Gz of each factor, averaged over the observations."""
-    Z = result.model.exog_re
-    covariance = result.covariance
-    out = {}
-    for f in result.model.factors:
-        part = Z[:, f.columns]
-        out[f.grouping.name] = float(np.sum((part.T @ part) * covariance[f.columns, f.columns]) / len(Z))
-    return out
+    products = mean_squares(result.model) * result.covariance
+    return {f.grouping.name: float(np.sum(products[f.columns, f.columns])) for f in result.model.factors}
 
 
 @checked

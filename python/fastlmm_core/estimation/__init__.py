@@ -15,6 +15,7 @@ many                 many responses on one design
 deletion             refits without groups or rows
 search               where else a criterion may have minima
 refinement           the criterion of crossed factors from the rows
+column_moments       moments of the columns of X and Z
 moments              sums that tests of fixed effects need
 information          Satterthwaite's and Kenward and Roger's moments from them
 structured_moments   the same with structured residuals

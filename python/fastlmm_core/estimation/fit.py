@@ -324,7 +324,8 @@ class Fit:
     def blups(self) -> tuple[Array, ...]:
         """Conditional means of the random effects given y, an (m, q) array per grouping factor."""
         problem = self.model.problem
-        self.model.require_response()
+        if not self.model.streamed:
+            self.model.require_response()
         if self.model.residual is not None:
             return structured_effects.effects(self.model, self.engine, self.relative_covariance, self.marginal_rest)
         found = problem.effects(self.optimum.factor, self.solution.beta)

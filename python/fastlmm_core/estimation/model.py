@@ -16,6 +16,7 @@ from ..design.design import Design, Specification
 from ..design.grouping import Factor, Grouping
 from ..design.ownership import Seals, exchanged
 from ..design.residual import ResidualPart
+from ..design.streamed import StreamedDesign, refuse_rows
 from ..design.terms import RandomPart
 from ..engines.choose import problem_of
 from ..engines.protocol import Engine, Problem
@@ -110,6 +111,13 @@ class Model:
         self._local = threading.local()
 
     @classmethod
+    def of_sums(cls, design: StreamedDesign, problem: Problem) -> Self:
+        """A model from a problem whose rows are not held."""
+        model = cls.__new__(cls)
+        model.__setstate__({"_design": design, "_y": None, "_seals": None, "given": False, "problem": problem})
+        return model
+
+    @classmethod
     def of(cls, design: Design, y: Array | None, given: bool = False) -> Self:
         """A model of this kind from a design and a response."""
         return cls(design, y, given)
@@ -185,7 +193,12 @@ class Model:
     @property
     def has_response(self) -> bool:
         """Whether there is a response."""
-        return self._y is not None
+        return self._y is not None or self.streamed
+
+    @property
+    def streamed(self) -> bool:
+        """Whether the rows were read in pieces and are not held."""
+        return isinstance(self._design, StreamedDesign)
 
     @property
     def endog(self) -> Array:
@@ -200,6 +213,8 @@ class Model:
 
     def require_response(self) -> Array:
         """The response, or an error that says what needs one."""
+        if self.streamed:
+            refuse_rows("y, the response,")
         if self._y is None:
             raise LMMError(
                 "this model has no response: residuals, random effects and the likelihood need one; give it as y or "
@@ -344,6 +359,18 @@ class Model:
     def offset(self) -> Array | None:
         """Known part of the mean (n,)."""
         return self.design.offset
+
+    @property
+    def weighted(self) -> bool:
+        """Whether there are prior weights."""
+        design = self._design
+        return design.weighted if isinstance(design, StreamedDesign) else design.weights is not None
+
+    @property
+    def has_offset(self) -> bool:
+        """Whether there is an offset."""
+        design = self._design
+        return design.offset_mean is not None if isinstance(design, StreamedDesign) else design.offset is not None
 
     @property
     def spec(self) -> Specification | None:

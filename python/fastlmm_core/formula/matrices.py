@@ -31,6 +31,7 @@ __all__ = [
     "completed_state",
     "evaluate",
     "evaluate_new",
+    "evaluate_piece",
     "factor_codes",
     "floats",
     "is_integer",
@@ -136,6 +137,18 @@ def evaluate_new(side: Side, table: Table, state: Any) -> Array:
                 f"numbers (it holds {column.other()})."
             )
     return _plain_matrix(side, table, None)
+
+
+def evaluate_piece(
+    side: Side, table: Table, rows: Array | None, state: Any, parts: dict[tuple[str, ...], Part]
+) -> Part:
+    """The matrix of one part on some rows of a fit that is read in pieces, with the states of all rows."""
+    if state is None:
+        return evaluate(side, table, rows, parts)
+    if side.key not in parts:
+        _refuse_new_levels(side, table, state)
+        parts[side.key] = _formulaic_matrix(side, table, rows, state)
+    return parts[side.key]
 
 
 def completed_state(side: Side, table: Table, state: Any) -> Any:

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import LMMError
+from ..estimation.column_moments import exog_root
 from ..formula.coding import FixedTerm, Overparametrised, contains, fixed_terms, overparametrised
 from ..support.arguments import checked
 from ..support.display import Cells, Shown
@@ -237,7 +238,7 @@ def hypotheses(
     notes: list[str] = [] if tested else ["The fixed part has no terms to test."]
     if type == "I" or len(tested) <= 1:
         found = _sequential(result, tested, [])
-    elif type == "II" and len(result.model.problem.kept) < result.model.exog.shape[1]:
+    elif type == "II" and len(result.model.problem.kept) < len(result.model.exog_names):
         K = _coordinates(result)
         found = {term.name: _adjusted(K, terms, term, _containing(K, terms, term)) for term in tested}
     elif type == "II":
@@ -249,7 +250,7 @@ def hypotheses(
         written = overparametrised(result.model.design, terms)
         if written is None:
             notes.append("Contrasts do not span all levels: each term is tested by its own coefficients.")
-            if len(result.model.problem.kept) == result.model.exog.shape[1]:
+            if len(result.model.problem.kept) == len(result.model.exog_names):
                 found = _marginal(result, tested)
             else:
                 K = _coordinates(result)
@@ -276,11 +277,11 @@ def _sequential(result: Fit, terms: Sequence[FixedTerm], above: Sequence[FixedTe
     """
     model = result.model
     kept = model.problem.kept
-    p = model.exog.shape[1]
+    p, exog = len(model.exog_names), exog_root(model)
     last = [j for term in (*terms, *above) for j in term.columns] if above else []
     order = [*(j for j in kept.tolist() if j not in last), *(j for j in last if j in set(kept.tolist()))]
-    size = np.linalg.norm(model.exog[:, order], axis=0)
-    triangle = np.linalg.qr(model.exog[:, order] / size, mode="r")
+    size = np.linalg.norm(exog[:, order], axis=0)
+    triangle = np.linalg.qr(exog[:, order] / size, mode="r")
     unit = triangle / np.diag(triangle)[:, None] / size[:, None] * size
     L = np.zeros((len(order), p))
     L[:, order] = unit
@@ -290,7 +291,7 @@ def _sequential(result: Fit, terms: Sequence[FixedTerm], above: Sequence[FixedTe
 
 def _marginal(result: Fit, terms: Sequence[FixedTerm]) -> dict[str, Array]:
     """Each term's own coefficients."""
-    identity = np.eye(result.model.exog.shape[1])
+    identity = np.eye(len(result.model.exog_names))
     return {term.name: identity[list(term.columns)] for term in terms}
 
 
@@ -299,8 +300,12 @@ def _coordinates(result: Fit) -> Array:
     model = result.model
     problem = model.problem
     kept, null = problem.kept, inference.null_space(model)
-    K = np.zeros((len(kept), model.exog.shape[1]))
-    K[:, kept] = np.linalg.qr(problem.conditioned_x(model.exog), mode="r") @ np.linalg.inv(problem.x_map[kept])
+    K = np.zeros((len(kept), len(model.exog_names)))
+    K[:, kept] = np.linalg.inv(problem.x_map[kept])
+    if model.streamed:
+        exog_root(model)  # refused with weights
+    else:
+        K[:, kept] = np.linalg.qr(problem.conditioned_x(model.exog), mode="r") @ K[:, kept]
     dropped = np.setdiff1d(np.arange(K.shape[1]), kept)
     K[:, dropped] = -K[:, kept] @ null[kept] / null[dropped, np.arange(len(dropped))]
     return K

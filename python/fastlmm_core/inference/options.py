@@ -71,7 +71,7 @@ def _between_within(model: Model) -> Array:
     X = model.exog[:, kept]
     between = (X[first[labels]] == X).all(axis=0)
     intercept = (X[0] == X).all(axis=0)
-    out = np.full(model.exog.shape[1], np.nan)
+    out = np.full(len(model.exog_names), np.nan)
     within_df = model.nobs - m - int((~between).sum())
     out[kept] = np.where(between & ~intercept, m - int(between.sum()), within_df)
     if not (out[kept] > 0.0).all():

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from .. import kernels
 from ..errors import LMMError
+from ..estimation.column_moments import exog_root
 from ..estimation.information import combined_df, kenward_roger_f, moments, whitened_rows
 from ..support.checks import check_level
 from ..support.distributions import chi2_tail, f_tail, quantile, two_sided_p
@@ -115,7 +116,7 @@ def coefficient_df(result: Fit, ddf: str = "satterthwaite", information: str = "
     """
     check_options(ddf, information)
     if ddf not in MOMENT_DDF:
-        out = known_df(result.model, ddf, np.eye(result.model.exog.shape[1]))
+        out = known_df(result.model, ddf, np.eye(len(result.model.exog_names)))
         out[result.model.problem.dropped] = np.nan
         return out
     return moments(result, ddf, information).coefficient_df(result.model.problem)
@@ -250,12 +251,13 @@ def null_space(model: Model) -> Array:
 
 
 def _null_space(model: Model) -> Array:
-    p, kept, dropped = model.exog.shape[1], model.problem.kept, model.problem.dropped
+    p, kept, dropped = len(model.exog_names), model.problem.kept, model.problem.dropped
     out = np.zeros((p, len(dropped)))
     if len(dropped):
-        size = np.linalg.norm(model.exog, axis=0)
+        exog = exog_root(model, weighted=True)
+        size = np.linalg.norm(exog, axis=0)
         size[size == 0.0] = 1.0
-        scaled = model.exog / size
+        scaled = exog / size
         weights = np.linalg.lstsq(scaled[:, kept], scaled[:, dropped], rcond=None)[0]
         weights[np.abs(weights) < 1e-9] = 0.0
         out[kept] = -weights / size[kept, None]

@@ -145,8 +145,8 @@ def read_rows(
         raise LMMError(f"{argument} has no 'X'; give the arrays {listed}")
     index = _index_of_arrays(data, argument)
     X = float_array(data["X"], f"{argument}['X']", 2)
-    if X.shape[1] != model.exog.shape[1]:
-        raise LMMError(f"{argument}['X'] must have {model.exog.shape[1]} columns, not the shape {X.shape}")
+    if X.shape[1] != len(model.exog_names):
+        raise LMMError(f"{argument}['X'] must have {len(model.exog_names)} columns, not the shape {X.shape}")
     n = len(X)
     found: dict[str, Any] = {"['X']": X}
     Z = None

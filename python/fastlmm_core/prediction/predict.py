@@ -191,7 +191,7 @@ def predicted(
     given_offset = (
         rows.offset if offset is None else row_values(rows.caller.values(offset, "offset"), "offset", len(rows.X))
     )
-    if given_offset is None and model.offset is not None:
+    if given_offset is None and model.has_offset:
         raise LMMError("the model has an offset: give that of the new rows as offset= (0 for none)")
     if weights is not None:
         weights = row_values(rows.caller.values(weights, "weights"), "weights", len(rows.X), True)

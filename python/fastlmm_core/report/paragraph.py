@@ -78,7 +78,7 @@ def _design(result: Fit) -> Iterator[str]:
     )
     if model.n_dropped:
         sentence += f"; {model.n_dropped} rows with missing values were left out"
-    if model.weights is not None:
+    if model.weighted:
         sentence += "; they were weighted"
     yield f"{sentence}."
 

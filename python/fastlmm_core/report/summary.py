@@ -10,6 +10,7 @@ from itertools import starmap
 from typing import TYPE_CHECKING, Any
 
 from ..diagnostics.marginal import icc, r2
+from ..errors import LMMError
 from ..estimation.information import information_used
 from ..support.display import Cells, Line, Part, Shown
 from ..support.text_tables import (
@@ -190,7 +191,7 @@ class Summary(MakeTables, Shown):
         rows = zip(*(fixed[name] for name in FIXED), strict=True)
         dropped = () if result.model.given else result.dropped_columns
         stated = result.stated is not None
-        explained, share = r2(result), icc(result) if model.structure.q else {}
+        explained, share = _explained(result)
         return cls(
             title="Linear mixed model at stated parameters"
             if stated
@@ -200,15 +201,15 @@ class Summary(MakeTables, Shown):
             n_dropped=model.n_dropped,
             gaps=() if model.spec is None else tuple(model.spec.gaps.items()),
             unused_levels=() if model.spec is None else tuple(model.spec.unused.items()),
-            weighted=model.weights is not None,
-            has_offset=model.offset is not None,
+            weighted=model.weighted,
+            has_offset=model.has_offset,
             groups=tuple(result.n_groups.items()),
             criterion_name="REML criterion" if result.reml else "Deviance",
             criterion=float(result.criterion) if model.has_response else math.nan,
             llf=float(result.llf) if model.has_response else math.nan,
             aic=math.nan if stated else float(result.aic),
             bic=math.nan if stated else float(result.bic),
-            icc=tuple(share.items()) if isinstance(share, dict) else ((model.grouping.name, share),),
+            icc=tuple(share.items()),
             r2_marginal=explained["marginal"],
             r2_conditional=explained["conditional"],
             random=RandomTables.of(result),
@@ -239,7 +240,8 @@ class Summary(MakeTables, Shown):
         facts += [("Groups", f"{count} ({name})") for name, count in self.groups]
         alone = len(self.icc) == 1
         facts += [("ICC" if alone else f"ICC ({name})", f"{value:.3f}") for name, value in self.icc]
-        facts.append(("R2", f"{self.r2_marginal:.3f} marginal, {self.r2_conditional:.3f} conditional"))
+        if not math.isnan(self.r2_marginal):
+            facts.append(("R2", f"{self.r2_marginal:.3f} marginal, {self.r2_conditional:.3f} conditional"))
         return facts
 
     def _criteria(self) -> list[tuple[str, str]]:
@@ -396,3 +398,16 @@ def _fixed_text(header: list[str], rows: list[list[str]]) -> list[str]:
             name = ""
         lines.append(f"{name:<{width}}{GAP}{line}")
     return lines
+
+
+def _explained(result: Fit) -> tuple[dict[str, float], dict[str, float]]:
+    """R^2 and intraclass correlations; where the rows are not held, what their sums do not tell is left out."""
+    unknown = {"marginal": math.nan, "conditional": math.nan}
+    try:
+        share = icc(result) if result.model.structure.q else {}
+        shares = share if isinstance(share, dict) else {result.model.grouping.name: share}
+        return r2(result), shares
+    except LMMError:
+        if not result.model.streamed:
+            raise
+    return unknown, {}

@@ -7,6 +7,7 @@ display         results as text and HTML
 numerals        numbers written as text
 distributions   tails and quantiles without scipy.stats
 log_tails       logarithms of tails too small for a number
+archives        files of one JSON document and arrays in numpy's format
 threads         pieces of work over threads
 blas_threads    one BLAS thread where matrices are small
 progress        the progress bar

@@ -202,6 +202,8 @@ class Column:
         """Mask of the missing values (None when there are none); infinite values are refused here."""
         null, values = self._null, self.number
         if values is None:
+            if _is_arrow_text(self.raw):
+                return _arrow_nulls(self.raw)
             codes = self._encode()[0]
             return codes < 0 if len(codes) and codes.min() < 0 else None
         if values.dtype.kind == "f":
@@ -233,6 +235,14 @@ class Column:
         codes, labels = self._encode()
         if rows is None and not self.is_category:
             return codes, labels
+        codes, used = integer_codes(codes if rows is None else codes[rows])
+        return codes, labels[used]
+
+    def label_codes(self, rows: Array | None) -> tuple[Array, Array]:
+        """Codes of the labels in `rows` (None: all) and the labels, in any order; text of pyarrow is not sorted."""
+        if self._encoded is not None or not _is_arrow_text(self.raw):
+            return self.codes(rows)
+        codes, labels = _arrow_codes(self.raw.dictionary_encode())
         codes, used = integer_codes(codes if rows is None else codes[rows])
         return codes, labels[used]
 
@@ -365,6 +375,17 @@ def _has_categories(raw: Any) -> bool:
         return False
     # an encoding of text that does not declare an order is text; of anything else it says that these are labels
     return raw.type.ordered or str(raw.type.value_type) not in ("string", "large_string", "string_view")
+
+
+def _is_arrow_text(raw: Any) -> bool:
+    """Whether a column of pyarrow holds text as such, without a dictionary."""
+    return _library_of(raw) == "pyarrow" and str(raw.type) in ("string", "large_string")
+
+
+def _arrow_nulls(raw: Any) -> Array | None:
+    """Mask of the nulls of a column of pyarrow, None where there are none."""
+    found: Array | None = raw.is_null().to_numpy(zero_copy_only=False) if raw.null_count else None
+    return found
 
 
 def _declared_levels(raw: Any) -> list[Any] | None:

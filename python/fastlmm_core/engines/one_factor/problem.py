@@ -309,6 +309,7 @@ def condition_rows(
     name: str,
     z_names: Sequence[str] | None = None,
     given: bool = False,
+    columns: RowColumns | None = None,
 ) -> tuple[OneFactorProblem, NDArray[np.intp] | None]:
     """`condition` for rows from anywhere.
 
@@ -320,6 +321,8 @@ def condition_rows(
         Of the grouping factor.
     z_names, given
         See `condition`.
+    columns : RowColumns, optional
+        Shifts and scales to begin with; by default those that the first rows tell.
 
     Returns
     -------
@@ -327,7 +330,8 @@ def condition_rows(
     (m,) array or None
         The slots that have rows, None for all.
     """
-    columns = first_columns(reader, structure.one_full)
+    if columns is None:
+        columns = first_columns(reader, structure.one_full)
     p = len(columns.beta0)
     kept = np.arange(p)
     for attempt in range(4):

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...errors import LMMError
+from ...estimation.column_moments import offset_mean
 from ...support.arguments import outside
 from .. import wald as inference
 from . import multiplicity
@@ -155,9 +156,9 @@ def estimated(
     if len(there):
         test = inference.wald(result, L[there], None, *options)
         estimate[there], error[there], df[there] = test.estimate, test.std_error, test.row_df
-    offset = result.model.offset
+    offset = offset_mean(result.model)
     if offset is not None:
-        estimate = estimate + weights * offset.mean()
+        estimate = estimate + weights * offset
     with np.errstate(invalid="ignore", divide="ignore"):
         statistic = estimate / error
 

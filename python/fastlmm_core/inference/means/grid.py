@@ -168,7 +168,7 @@ class ReferenceGrid:
         varied = [frozenset(term.variables & self.levels.keys()) for term in terms]
         largest = [s for s in dict.fromkeys(varied) if not any(s < other for other in varied)]
         count = int(np.prod([len(self.levels[name]) for name in names]))
-        out = np.empty((count, self.model.exog.shape[1]))
+        out = np.empty((count, len(self.model.exog_names)))
         done: set[int] = set()
         for group in largest:
             others = sorted(group - set(names))
@@ -217,7 +217,7 @@ class ReferenceGrid:
             else:
                 columns[name] = self._column(name, values)
         if not columns:  # an intercept alone
-            return np.ones((rows, self.model.exog.shape[1]))
+            return np.ones((rows, len(self.model.exog_names)))
         return self._spec.fixed(columns)
 
     def _column(self, name: str, values: list[Any]) -> Any:

@@ -1,0 +1,140 @@
+"""Designs of rows that are not held: names, levels and covariances, and a refusal of what needs rows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NoReturn, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..covariance.parameters import Block, CovarianceStructure
+from ..errors import LMMError
+from .design import Design
+from .grouping import Codes, Grouping
+from .terms import RandomPart
+
+__all__ = ["StreamedDesign", "grouping_of", "random_without_rows", "refuse_rows"]
+
+
+def refuse_rows(what: str) -> NoReturn:
+    """Say that rows are needed that are not there, and what to do.
+
+    Raises
+    ------
+    LMMError
+    """
+    raise LMMError(
+        f"{what} of this model is not there: its rows were read in pieces and summed, not held; "
+        "result.augment(source) gives fitted values and residuals piece by piece, and for all else that needs rows fit "
+        "a table in memory"
+    )
+
+
+class _NotHeld:
+    """An attribute with a value for each row."""
+
+    def __init__(self, what: str) -> None:
+        self.what = what
+
+    def __get__(self, owner: Any, kind: Any = None) -> Any:
+        if owner is None:
+            return self
+        refuse_rows(self.what)
+
+    def __set__(self, owner: Any, value: Any) -> None:
+        """The constructor of the class above sets all its fields."""
+
+
+class _Named(Protocol):
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def columns(self) -> tuple[str, ...]: ...
+
+    @property
+    def structure(self) -> str: ...
+
+
+class StreamedCodes(Codes):
+    """Levels of a factor without the codes of the rows."""
+
+    codes: Any = _NotHeld("the level of each row")
+
+
+class StreamedPart(RandomPart):
+    """Random-effects terms without their columns."""
+
+    parts: Any = _NotHeld("Z, the columns of the random effects,")
+    Z: Any = _NotHeld("Z, the columns of the random effects,")
+
+
+@dataclass(frozen=True, eq=False)
+class StreamedDesign(Design):
+    """A design whose rows were read in pieces and are not held.
+
+    Attributes
+    ----------
+    passes : int
+        How often all rows were read.
+    missing : dict
+        Missing values of each column that has any.
+    weighted : bool
+    offset_mean : float or None
+        None where there is no offset.
+    constant : int
+        The constant column of X, -1 for none.
+    exog_root : (r, p) array
+        R with R'R = X'WX.
+    mean_squares : (q, q) array
+        Z'WZ / n.
+    """
+
+    passes: int = 1
+    missing: Any = None
+    weighted: bool = False
+    offset_mean: float | None = None
+    constant: int = -1
+    exog_root: Any = None
+    mean_squares: Any = None
+
+    def rows(self, rows: Any, levels: Any = None) -> NoReturn:
+        """Refuse a design of some of the rows."""
+        refuse_rows("a part of the rows")
+
+    @property
+    def caller_rows(self) -> NoReturn:
+        """Refuse what is about rows of a table."""
+        refuse_rows("the table")
+
+
+for _name, _what in (
+    ("exog", "X, the columns of the fixed effects,"), ("weights", "the weights"), ("offset", "the offset"),
+):  # fmt: skip
+    setattr(StreamedDesign, _name, _NotHeld(_what))
+
+
+def grouping_of(name: str, labels: NDArray[Any]) -> Grouping:
+    """A grouping factor with these levels, in order."""
+    return Grouping(StreamedCodes(name, np.empty(0, dtype=np.int64), 0, len(labels), labels))
+
+
+def random_without_rows(terms: Sequence[_Named], codes: Codes | None = None) -> RandomPart:
+    """The terms of one grouping factor side by side."""
+    blocks, labels, start = [], [], 0
+    for number, term in enumerate(terms):
+        stop = start + len(term.columns)
+        blocks.append(Block(start, stop, term.structure))
+        labels.append(f"{term.name}.{number}" if number else term.name)
+        start = stop
+    return StreamedPart(
+        (),
+        () if codes is None else (codes,),
+        (slice(0, start),),
+        CovarianceStructure(tuple(blocks)),
+        tuple(column for term in terms for column in term.columns),
+        tuple(labels),
+        tuple(range(len(terms))),
+    )

@@ -1,0 +1,88 @@
+"""Moments of the columns of X and Z over the rows, also where the rows are not held."""
+
+from __future__ import annotations
+
+from typing import cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..design.streamed import StreamedDesign, refuse_rows
+from .model import Model
+
+__all__ = ["exog_root", "mean_squares", "offset_mean", "variance_along"]
+
+Array = NDArray[np.float64]
+
+
+def _streamed(model: Model) -> StreamedDesign | None:
+    return cast("StreamedDesign", model.design) if model.streamed else None
+
+
+def exog_root(model: Model, weighted: bool = False) -> Array:
+    """X, or where its rows are not held a matrix (r, p) with the same cross-products X'X.
+
+    Parameters
+    ----------
+    model : Model
+    weighted : bool
+        Whether X'WX does as well, for what is about the space of the columns.
+
+    Raises
+    ------
+    LMMError
+        Where only X'WX is known.
+    """
+    design = _streamed(model)
+    if design is None:
+        return model.exog
+    if design.weighted and not weighted:
+        refuse_rows("X'X without the weights")
+    return np.asarray(design.exog_root)
+
+
+def variance_along(model: Model, beta: Array) -> float:
+    """Variance of X beta over the rows, with the divisor n - 1.
+
+    Raises
+    ------
+    LMMError
+        For rows that are not held, with weights or without an intercept.
+    """
+    design, n = _streamed(model), model.nobs
+    if design is None:
+        mean = model.exog @ beta
+        return float(np.var(mean, ddof=1)) if len(mean) > 1 else 0.0
+    if design.constant < 0:
+        refuse_rows("the mean of the columns of X, without an intercept,")
+    root = exog_root(model)
+    along = root @ beta
+    # the constant column is the direction of the mean
+    direction = root[:, design.constant] / np.linalg.norm(root[:, design.constant])
+    rest = along - direction * (direction @ along)
+    return float(rest @ rest) / (n - 1)
+
+
+def mean_squares(model: Model) -> Array:
+    """Z'Z / n over the rows (q, q).
+
+    Raises
+    ------
+    LMMError
+        For rows that are not held, with weights.
+    """
+    design = _streamed(model)
+    if design is None:
+        Z = model.exog_re
+        return np.asarray(Z.T @ Z / len(Z))
+    if design.weighted:
+        refuse_rows("Z'Z without the weights")
+    return np.asarray(design.mean_squares)
+
+
+def offset_mean(model: Model) -> float | None:
+    """Mean of the offset over the rows, None where there is none."""
+    design = _streamed(model)
+    if design is not None:
+        return design.offset_mean
+    return None if model.offset is None else float(model.offset.mean())

@@ -1,0 +1,11 @@
+"""Models of data that are read in pieces and never held.
+
+source           files, tables, Arrow streams and factories as pieces of a table
+recipe           how a piece becomes columns: the states of a formula, learnt from a first pass where they need one
+labels           group labels of pieces to slots
+reduce           pieces to sums, in one order of additions
+cross_products   those sums, which add up; their files
+plan             what all workers have to know, and what they do
+reader           sums where conditioning asks for them
+fitting          a formula and a source, or a plan and its sums, to a design and a problem
+"""

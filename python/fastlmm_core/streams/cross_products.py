@@ -1,0 +1,250 @@
+"""Sums over rows that add up: what a model needs of them, by the groups that they are about."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import LMMError
+from ..support.archives import read_archive, write_archive
+from ..support.arguments import checked
+from .recipe import Seen
+
+__all__ = ["CrossProducts", "merge"]
+
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class CrossProducts:
+    """Cross-products of the groups in some rows, made by `Plan.reduce`; those of disjoint rows add up.
+
+    The model needs nothing else: its size is that of the groups, whatever the number of rows.
+
+    Attributes
+    ----------
+    fingerprint : str
+        Of the plan by which they were made: only sums of one plan can be merged.
+    keys : tuple
+        Names of the fragments whose rows are summed.
+    labels : (m,) array
+        Of the groups, sorted.
+    raw : (m, K) array
+        Cross-products of each group, shifted and scaled by the plan.
+    packed : ((p+1)(p+2)/2,) array
+        Those of [X y] over all rows.
+    shared, constant, varies, log_weights, first_y
+        See `PassSums`.
+    seen : Seen
+        Rows, missing values, ranges.
+    """
+
+    fingerprint: str
+    keys: tuple[Any, ...]
+    labels: Array
+    raw: NDArray[np.float64]
+    packed: NDArray[np.float64]
+    shared: bool
+    constant: bool
+    varies: bool
+    log_weights: float
+    first_y: float
+    seen: Seen = field(default_factory=Seen.nothing)
+
+    @property
+    def nobs(self) -> int:
+        """Rows summed."""
+        return self.seen.n
+
+    @property
+    def n_dropped(self) -> int:
+        """Rows left out for missing values."""
+        return self.seen.dropped
+
+    @property
+    def missing(self) -> dict[str, int]:
+        """Missing values of each column that has any."""
+        return dict(self.seen.gaps)
+
+    @property
+    def n_groups(self) -> int:
+        """Number of groups."""
+        return len(self.labels)
+
+    def merge(self, *others: CrossProducts) -> CrossProducts:
+        """The sums of these rows and of others; see `merge`."""
+        return merge([self, *others])
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the sums to a file; `CrossProducts.load` reads it.
+
+        Raises
+        ------
+        LMMError
+            Where the file cannot be written, or a label or key is neither a number nor text.
+        """
+        labels: Any = self.labels
+        if labels.dtype.kind == "O":
+            if not all(isinstance(label, str) for label in labels.tolist()):
+                raise LMMError("labels that are neither numbers nor text cannot be saved; convert the column to text")
+            labels = np.frombuffer(json.dumps(labels.tolist()).encode(), dtype=np.uint8)
+        for key in self.keys:
+            if not isinstance(key, str | int):
+                raise LMMError(f"the key {key!r} cannot be saved; use text or whole numbers")
+        document = {
+            "what": "cross-products", "version": 1, "fingerprint": self.fingerprint, "keys": list(self.keys),
+            "text": self.labels.dtype.kind == "O", "shared": self.shared, "constant": self.constant,
+            "varies": self.varies, "log_weights": self.log_weights.hex(), "first_y": self.first_y.hex(),
+            "seen": _plain(self.seen),
+        }  # fmt: skip
+        write_archive(path, document, {"labels": labels, "raw": self.raw, "packed": self.packed})
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> CrossProducts:
+        """The sums that `save` has written to a file.
+
+        Raises
+        ------
+        LMMError
+            For a file that is not there, or is no such file.
+        """
+        document, arrays = read_archive(path)
+        if document.get("what") != "cross-products" or document.get("version") != 1:
+            raise LMMError(f"path: {os.fspath(path)!r} holds no cross-products that this version reads")
+        labels: Array = arrays["labels"]
+        if document["text"]:
+            listed = json.loads(io.BytesIO(labels.tobytes()).read())
+            labels = np.empty(len(listed), dtype=object)
+            labels[:] = listed
+        seen = document["seen"]
+        seen["numbers"] = {name: tuple(float.fromhex(v) for v in values) for name, values in seen["numbers"].items()}
+        return cls(
+            document["fingerprint"],
+            tuple(document["keys"]),
+            labels,
+            arrays["raw"],
+            arrays["packed"],
+            document["shared"],
+            document["constant"],
+            document["varies"],
+            float.fromhex(document["log_weights"]),
+            float.fromhex(document["first_y"]),
+            Seen(**seen),
+        )
+
+    def __repr__(self) -> str:
+        return f"<CrossProducts: {self.nobs} rows, {self.n_groups} groups, {len(self.keys)} fragments>"
+
+
+def _plain(seen: Seen) -> dict[str, Any]:
+    out = asdict(seen)
+    out["numbers"] = {name: [float(v).hex() for v in values] for name, values in seen.numbers.items()}
+    return out
+
+
+def _in_order(parts: Sequence[CrossProducts]) -> list[CrossProducts]:
+    """The parts by their first keys."""
+
+    def place(part: CrossProducts) -> tuple[str, Any]:
+        key = min(part.keys, key=lambda k: (type(k).__name__, k))
+        return type(key).__name__, key
+
+    return sorted(parts, key=place)
+
+
+@checked
+def merge(parts: Iterable[CrossProducts]) -> CrossProducts:
+    """Add up the cross-products of disjoint rows.
+
+    Parameters
+    ----------
+    parts : iterable of CrossProducts
+        In any order: they are added by a tree over their sorted keys, so that the same parts give the same bits.
+
+    Returns
+    -------
+    CrossProducts
+
+    Raises
+    ------
+    LMMError
+        For parts of different plans, parts that share a fragment (a task that was done twice must not count twice), or
+        labels of different types.
+    """
+    found = list(parts)
+    if not found:
+        raise LMMError("parts is empty: there is nothing to merge")
+    for i, part in enumerate(found):
+        if not isinstance(part, CrossProducts):
+            raise LMMError(f"parts[{i}] is of type {type(part).__name__!r}; give what Plan.reduce returns")
+        if part.fingerprint != found[0].fingerprint:
+            raise LMMError(
+                f"parts[{i}] was made by another plan than parts[0] (fingerprints {part.fingerprint[:8]} and "
+                f"{found[0].fingerprint[:8]}); use one plan for all fragments"
+            )
+    owner: dict[Any, int] = {}
+    for i, part in enumerate(found):
+        for key in part.keys:
+            if key in owner:
+                raise LMMError(
+                    f"parts[{owner[key]}] and parts[{i}] both hold the fragment {key!r}, whose rows would count twice; "
+                    "give each fragment once, under a key of its own"
+                )
+            owner[key] = i
+    # what has no rows has no place in the tree: it changes no bit
+    level = _in_order([part for part in found if part.nobs]) or found[:1]
+    while len(level) > 1:
+        pairs = [level[i : i + 2] for i in range(0, len(level), 2)]
+        level = [_added(*pair) if len(pair) == 2 else pair[0] for pair in pairs]
+    empty = [part for part in _in_order(found) if part is not level[0] and not part.nobs]
+    if not empty:
+        return level[0]
+    seen = Seen.nothing()
+    for part in (level[0], *empty):
+        seen.add(part.seen)
+    keys = level[0].keys + tuple(key for part in empty for key in part.keys)
+    return replace(level[0], keys=keys, seen=seen)
+
+
+def _added(one: CrossProducts, other: CrossProducts) -> CrossProducts:
+    if (one.labels.dtype.kind == "O") != (other.labels.dtype.kind == "O"):
+        raise LMMError(
+            f"the group labels of the fragment {one.keys[0]!r} and {other.keys[0]!r} are of different types, numbers "
+            "and text; write them in one type in all fragments"
+        )
+    labels, places = _union(one.labels, other.labels)
+    raw = np.zeros((len(labels), one.raw.shape[1]))
+    raw[places[0]] = one.raw
+    raw[places[1]] += other.raw
+    seen = Seen.nothing()
+    seen.add(one.seen)
+    seen.add(other.seen)
+    return CrossProducts(
+        one.fingerprint,
+        one.keys + other.keys,
+        labels,
+        raw,
+        one.packed + other.packed,
+        one.shared,
+        one.constant and other.constant,
+        one.varies or other.varies or one.first_y != other.first_y,
+        one.log_weights + other.log_weights,
+        one.first_y,
+        seen,
+    )
+
+
+def _union(one: Array, other: Array) -> tuple[Array, tuple[Array, Array]]:
+    """Sorted labels of both, and where those of each are."""
+    if len(one) == len(other) and bool(np.all(one == other)):
+        at = np.arange(len(one))
+        return one, (at, at)
+    labels, back = np.unique(np.concatenate([one, other]), return_inverse=True)
+    return labels, (back[: len(one)], back[len(one) :])

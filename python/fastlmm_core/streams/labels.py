@@ -1,0 +1,163 @@
+"""Group labels of pieces to slots, which are given out in the order in which labels first occur.
+
+Whole numbers of a modest range look their slot up in a table, others by a sorted list of those known; text is coded by
+Arrow piece by piece, and only the labels of a piece are looked up.  At the end labels are sorted, as those of a table
+in memory are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import LMMError
+from ..tables.columns import Column
+from ..tables.labels import in_order, label_array
+
+__all__ = ["GroupSlots"]
+
+Array = NDArray[Any]
+Int64 = NDArray[np.int64]
+
+WIDEST = 1 << 26
+"""Range of whole numbers up to which a table of all of them is kept."""
+
+
+class GroupSlots:
+    """Slots of the labels of one grouping factor.
+
+    Parameters
+    ----------
+    name : str
+        Of the factor.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.n = 0
+        self._kind = ""
+        self._base = 0
+        self._table = np.empty(0, dtype=np.int64)  # slot of each whole number from the base on, -1 for none
+        self._sparse: dict[Any, int] = {}
+        self._numbers: list[Int64] = []
+        self._order: list[Any] | None = None
+
+    def codes(self, factors: Sequence[str], columns: Sequence[Column], rows: Array | None) -> Int64:
+        """The slot of each row (None: of all rows); labels that are new get the next ones.
+
+        Parameters
+        ----------
+        factors : sequence of str
+            The columns that make up the factor; several of them are joined as in a table in memory.
+        columns : sequence of Column
+        rows : int array or None
+
+        Raises
+        ------
+        LMMError
+            For labels that are numbers in one piece and text in another.
+        """
+        column = columns[0]
+        number = column.number
+        if len(columns) == 1 and number is not None and number.dtype.kind in "iu":
+            self._be("numbers", column)
+            return self._of_numbers((number if rows is None else number[rows]).astype(np.int64, copy=False))
+        if len(columns) > 1:
+            from ..formula.matrices import factor_codes
+
+            found, labels = factor_codes(tuple(factors), columns, rows)
+        else:
+            found, labels = column.label_codes(rows)
+        self._be("other numbers" if number is not None and len(columns) == 1 else "text", column)
+        if len(columns) == 1 and column.is_category:
+            declared = column.categories()[1].tolist()
+            if self._order is None and not self.n:
+                self._order = declared
+            elif self._order != declared:
+                self._order = []
+        slots = np.empty(len(labels), dtype=np.int64)
+        known = self._sparse
+        for i, label in enumerate(labels.tolist()):
+            slot = known.get(label)
+            if slot is None:
+                slot = known[label] = self.n
+                self.n += 1
+            slots[i] = slot
+        return slots[found]
+
+    def _be(self, kind: str, column: Column) -> None:
+        if self._kind and kind != self._kind:
+            raise LMMError(
+                f"{column.title}: the labels of {self.name!r} are {kind} here and were {self._kind} before; write them "
+                "in one type in all pieces"
+            )
+        self._kind = kind
+
+    def _of_numbers(self, values: Int64) -> Int64:
+        starts = np.flatnonzero(values[1:] != values[:-1]) + 1
+        if 2 * len(starts) < len(values):
+            # runs of one label: one look for each
+            starts = np.concatenate([[0], starts])
+            return np.repeat(self._look_up(values[starts]), np.diff(np.append(starts, len(values))))
+        return self._look_up(values)
+
+    def _look_up(self, values: Int64) -> Int64:
+        low, high = int(values.min()), int(values.max())
+        if not self._sparse and self._cover(low, high):
+            slots = self._table[values - self._base]
+            fresh = slots < 0
+            if fresh.any():
+                new = np.unique(values[fresh])
+                self._table[new - self._base] = np.arange(self.n, self.n + len(new))
+                self._numbers.append(new)
+                self.n += len(new)
+                slots[fresh] = self._table[values[fresh] - self._base]
+            return slots
+        if not self._sparse and self.n:
+            self._sparse = {int(label): slot for slot, label in enumerate(np.concatenate(self._numbers).tolist())}
+            self._table = np.empty(0, dtype=np.int64)
+        labels, back = np.unique(values, return_inverse=True)
+        slots = np.array([self._sparse.get(label, -1) for label in labels.tolist()], dtype=np.int64)
+        fresh = slots < 0
+        if fresh.any():
+            new = labels[fresh]
+            slots[fresh] = np.arange(self.n, self.n + len(new))
+            self._sparse.update(zip(new.tolist(), slots[fresh].tolist(), strict=True))
+            self._numbers.append(new)
+            self.n += len(new)
+        return np.asarray(slots[back])
+
+    def _cover(self, low: int, high: int) -> bool:
+        """Whether a table of all numbers from low to high, and those before, is kept."""
+        size = len(self._table)
+        if size and low >= self._base and high < self._base + size:
+            return True
+        base = low if not size else min(low, self._base)
+        stop = high + 1 if not size else max(high + 1, self._base + size)
+        if stop - base > WIDEST:
+            return False
+        room = stop - base if not size else min(max(stop - base, 2 * size), WIDEST)
+        table = np.full(room, -1, dtype=np.int64)
+        if size:
+            table[self._base - base : self._base - base + size] = self._table
+        self._base, self._table = base, table
+        return True
+
+    def labels(self) -> tuple[Array, NDArray[np.intp]]:
+        """The labels in order, and the slot of each."""
+        if self._kind == "numbers":
+            found = np.concatenate(self._numbers) if self._numbers else np.empty(0, dtype=np.int64)
+            order = np.argsort(found)
+            return found[order], order
+        labels = label_array(list(self._sparse))
+        if self._order:
+            rank = {label: i for i, label in enumerate(self._order)}
+            order = np.argsort([rank[label] for label in labels.tolist()])
+            return labels[order], order
+        place, ordered = in_order(np.arange(len(labels)), labels, f"The grouping factor {self.name!r}")
+        order = np.empty(len(labels), dtype=np.intp)
+        order[place] = np.arange(len(labels))
+        return ordered, order

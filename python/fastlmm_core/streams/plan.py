@@ -1,0 +1,239 @@
+"""What all workers have to know of a model, and the only thing they do."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..covariance.parameters import CovarianceStructure
+from ..design.terms import RandomPart
+from ..engines.one_factor.reading import ArrayRows, first_columns
+from ..errors import LMMError
+from ..kernels.records import RowColumns, Rows
+from ..support.arguments import checked
+from ..tables.columns import Table
+from .cross_products import CrossProducts
+from .labels import GroupSlots
+from .recipe import Recipe, Seen, learn
+from .reduce import chunks, constant_values, first_chunk, sum_chunks
+from .source import Scan, ahead, scan
+
+__all__ = ["Plan", "plan"]
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Plan:
+    """What turns rows into cross-products that add up: made once by `plan`, sent to all workers (it can be pickled).
+
+    Attributes
+    ----------
+    recipe : Recipe
+        The formula with the states of all rows.
+    structure : CovarianceStructure
+        Of the random effects.
+    columns : RowColumns
+        Shifts and scales, powers of two.
+    values : (float, float)
+        Of the constant columns of X and Z.
+    fingerprint : str
+        Of all of these: sums of different plans cannot be merged.
+    """
+
+    recipe: Recipe
+    structure: CovarianceStructure
+    columns: RowColumns
+    values: tuple[float, float]
+    fingerprint: str
+
+    @property
+    def formula(self) -> str:
+        """The formula as written."""
+        return self.recipe.formula
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """Columns of the data in use."""
+        return self.recipe.columns
+
+    @property
+    def factor(self) -> str:
+        """The grouping factor."""
+        return self.recipe.terms[0].name
+
+    def tables(self, source: Scan) -> Iterator[Table]:
+        """The rows of a source, decoded in another thread."""
+        return ahead(source.tables(list(self.recipe.columns)))
+
+    def reduce(self, batches: Any, key: Any) -> CrossProducts:
+        """Cross-products of some rows.
+
+        Parameters
+        ----------
+        batches : Scan, table, iterable of tables, or anything that `scan` takes
+            One fragment of the data; it is read once, and its rows are not kept.
+        key : str, int or tuple of these
+            Name of the fragment: sums in which it occurs twice are refused.
+
+        Returns
+        -------
+        CrossProducts
+            Also of no rows.
+
+        Raises
+        ------
+        LMMError
+            For rows that the formula cannot turn into columns.
+
+        Examples
+        --------
+        >>> import fastlmm_core as flc
+        >>> data = flc.datasets.load("sleepstudy")
+        >>> plan = flc.plan("Reaction ~ Days + (Days | Subject)", data)
+        >>> parts = [plan.reduce(data.iloc[:77], key=0), plan.reduce(data.iloc[77:], key=1)]
+        >>> result = flc.lmm(plan, flc.merge(parts)).fit()
+        >>> round(result.criterion, 4)
+        1743.6283
+        """
+        slots, seen = GroupSlots(self.factor), Seen.nothing()
+        p, q = len(self.columns.beta0), self.structure.q
+        read = chunks(self.recipe, self.tables(scan(batches)), slots, seen)
+        sums = sum_chunks(read, self.columns, None, self.values, p, q)
+        labels, order = slots.labels()
+        return CrossProducts(
+            self.fingerprint,
+            (key,),
+            labels,
+            sums.raw[order],
+            sums.packed,
+            sums.shared,
+            sums.constant,
+            sums.varies,
+            sums.log_weights,
+            sums.first_y,
+            seen,
+        )
+
+    def __repr__(self) -> str:
+        return f"<Plan: {self.formula!r}, fingerprint {self.fingerprint[:8]}>"
+
+
+@checked
+def plan(
+    formula: str,
+    source: Any,
+    *,
+    weights: str | None = None,
+    offset: str | None = None,
+    missing: Literal["drop", "raise"] = "drop",
+    levels: Mapping[str, Iterable[Any]] | None = None,
+) -> Plan:
+    """What workers have to know to sum up their parts of the data.
+
+    Parameters
+    ----------
+    formula : str
+        As of `lmm`, with one grouping factor.
+    source : anything that `scan` takes
+        The data.  The first rows are read; all of them only where the formula has to see them: levels of categorical
+        columns that `levels` does not give, ``center()``, ``scale()``, ``within()``, ``between()``.
+    weights, offset : str, optional
+        Columns of the data.
+    missing : {"drop", "raise"}
+        What to do with rows with missing values.
+    levels : dict, optional
+        Levels of categorical columns of the fixed part and of random effects, in order.
+
+    Returns
+    -------
+    Plan
+
+    Raises
+    ------
+    LMMError
+        For a formula that cannot be used, or functions in it that need all rows at once.
+
+    Examples
+    --------
+    >>> import fastlmm_core as flc
+    >>> plan = flc.plan("Reaction ~ Days + (Days | Subject)", flc.datasets.load("sleepstudy"))
+    >>> plan.needs
+    ('Reaction', 'Days', 'Subject')
+    """
+    return make_plan(formula, scan(source), weights, offset, missing, levels or {})[0]
+
+
+def make_plan(
+    formula: str,
+    source: Scan,
+    weights: str | None,
+    offset: str | None,
+    missing: str,
+    levels: Mapping[str, Iterable[Any]],
+) -> tuple[Plan, Rows]:
+    """The plan, and the first rows."""
+    for argument, name in (("weights", weights), ("offset", offset)):
+        if name is not None and not isinstance(name, str):
+            raise LMMError(f"{argument} must be the name of a column of the data: rows that are read in pieces have it")
+    names = _candidates(formula, weights, offset)
+    known = {name: list(values) for name, values in levels.items()}
+    recipe = learn(formula, source.look(names), ahead(source.tables(names)), weights, offset, missing, known)
+    head = first_chunk(recipe, source.look(list(recipe.columns)))
+    structure = _structure(recipe)
+    reader = ArrayRows(head)
+    columns = first_columns(reader, structure.one_full)
+    values = constant_values(head, columns)
+    return Plan(recipe, structure, columns, values, _fingerprint(recipe, columns)), head
+
+
+def _candidates(formula: str, weights: str | None, offset: str | None) -> list[str]:
+    """Names in a formula that may be columns."""
+    from ..formula.syntax import parse
+
+    parsed = parse(formula)
+    sides = [parsed.response, parsed.fixed, *(bar.left for bar in parsed.bars)]
+    names = [name for side in sides for name, _ in side.names] + [n for bar in parsed.bars for n in bar.factors]
+    return list(dict.fromkeys([*names, *(name for name in (weights, offset) if name is not None)]))
+
+
+def _structure(recipe: Recipe) -> CovarianceStructure:
+    return random_of(recipe).structure
+
+
+def random_of(recipe: Recipe) -> RandomPart:
+    """The random part of a model, without rows."""
+    from ..design.streamed import random_without_rows
+
+    names = {term.name for term in recipe.terms}
+    if len(names) > 1:
+        listed = ", ".join(repr(name) for name in sorted(names))
+        raise LMMError(
+            f"the formula has the grouping factors {listed}; a scan takes one: fit a table in memory, or leave the "
+            "others out"
+        )
+    return random_without_rows(recipe.terms)
+
+
+def _fingerprint(recipe: Recipe, columns: RowColumns) -> str:
+    """A digest of what decides what is summed."""
+    digest = hashlib.sha256()
+    states = [
+        None
+        if state is None
+        else (
+            sorted(state.transform_state.items()),
+            {e: enc.get("categories") for e, (_, enc) in state.encoder_state.items()},
+        )
+        for state in recipe.states
+    ]
+    shown = (recipe.formula, recipe.weights, recipe.offset, recipe.missing, recipe.x_names, recipe.terms, states)
+    digest.update(repr(shown).encode())
+    for part in columns:
+        digest.update(part.tobytes() if isinstance(part, np.ndarray) else repr(part).encode())
+    return digest.hexdigest()

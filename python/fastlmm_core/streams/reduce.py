@@ -1,0 +1,194 @@
+"""Pieces to sums, in one order of additions.
+
+Rows are cut anew into chunks of whole blocks of the kernels, counted over complete rows, so that the sums do not depend
+on how the source was cut, and are those of the same rows in memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .. import kernels
+from ..engines.one_factor.reading import BLOCK, log_sum
+from ..kernels.records import RowColumns, Rows
+from ..problem.columns import piece_rows
+from ..tables.columns import Table
+from .labels import GroupSlots
+from .recipe import Piece, Recipe, Seen
+
+__all__ = ["PassSums", "chunk_rows", "chunks", "constant_values", "first_chunk", "line_length", "sum_chunks"]
+
+Array = NDArray[np.float64]
+
+TARGET = 1 << 19
+"""Numbers of a chunk: it stays in the cache of a core, and is long against the cost of a call."""
+
+
+def chunk_rows(width: int) -> int:
+    """Rows of a chunk of so many columns: a power of two, whole blocks and pieces."""
+    return int(max(BLOCK, piece_rows(width), 1 << (TARGET // max(width, 1)).bit_length() - 1))
+
+
+def line_length(p: int, q: int) -> int:
+    """Numbers of a line of `raw`."""
+    return q * (q + 1) // 2 + q * (p + 1) + 1
+
+
+class _Room:
+    """Room for a chunk."""
+
+    def __init__(self, size: int, piece: Piece) -> None:
+        self.X = np.empty((piece.X.shape[1], size)).T
+        self.alike = len(piece.Z) == 1 and piece.Z[0] is piece.X
+        q = sum(part.shape[1] for part in piece.Z)
+        self.Z = self.X if self.alike else np.empty((q, size)).T
+        self.y, self.codes = np.empty(size), np.empty(size, dtype=np.int64)
+        self.weights = None if piece.weights is None else np.empty(size)
+        self.offset = None if piece.offset is None else np.empty(size)
+
+    def put(self, at: slice, piece: Piece, codes: NDArray[np.int64], rows: slice) -> None:
+        """Copy rows of a piece."""
+        self.X[at] = piece.X[rows]
+        if not self.alike:
+            start = 0
+            for part in piece.Z:
+                self.Z[at, start : start + part.shape[1]] = part[rows]
+                start += part.shape[1]
+        self.y[at], self.codes[at] = piece.y[rows], codes[rows]
+        if self.weights is not None:
+            self.weights[at] = piece.weights[rows]  # type: ignore[index]
+        if self.offset is not None:
+            self.offset[at] = piece.offset[rows]  # type: ignore[index]
+
+    def rows(self, n: int, n_slots: int) -> Rows:
+        """The first n rows."""
+        X = self.X[:n]
+        w, o = (None if part is None else part[:n] for part in (self.weights, self.offset))
+        return Rows(X, self.y[:n], X if self.alike else self.Z[:n], self.codes[:n], 0, n_slots, w, o)
+
+
+def chunks(
+    recipe: Recipe, tables: Iterable[Table], slots: GroupSlots, seen: Seen, size: int | None = None
+) -> Iterator[Rows]:
+    """The rows of tables in chunks; the arrays are overwritten by the next one.
+
+    Parameters
+    ----------
+    recipe : Recipe
+    tables : iterable of Table
+    slots : GroupSlots
+        Is given the labels that it does not know.
+    seen : Seen
+        Is given what is seen of the rows.
+    size : int, optional
+        Rows of a chunk.
+    """
+    room: _Room | None = None
+    filled = 0
+    for table in tables:
+        piece = recipe.piece(table, seen)
+        if piece is None:
+            continue
+        factors, columns = next(iter(piece.groups.values()))
+        codes = slots.codes(factors, columns, piece.rows)
+        if room is None:
+            size = size or chunk_rows(piece.X.shape[1] + sum(part.shape[1] for part in piece.Z))
+            room = _Room(size, piece)
+        assert size is not None
+        done, n = 0, len(piece.y)
+        while done < n:
+            taken = min(size - filled, n - done)
+            room.put(slice(filled, filled + taken), piece, codes, slice(done, done + taken))
+            filled, done = filled + taken, done + taken
+            if filled == size:
+                yield room.rows(size, slots.n)
+                filled = 0
+    if room is not None and filled:
+        yield room.rows(filled, slots.n)
+
+
+def first_chunk(recipe: Recipe, tables: Iterable[Table]) -> Rows:
+    """The first block of complete rows, or all there are."""
+    return next(chunks(recipe, tables, GroupSlots(recipe.terms[0].name), Seen.nothing(), BLOCK))
+
+
+class PassSums(NamedTuple):
+    """Sums over rows, to be completed by `kernels.settle_sums`.
+
+    Attributes
+    ----------
+    raw : (m, K) array
+        By slots.
+    packed : ((p+1)(p+2)/2,) array
+    shared : bool
+        Whether Z is X.
+    constant, varies : bool
+    log_weights : float
+    first_y : float
+        NaN where there are no rows.
+    """
+
+    raw: Array
+    packed: Array
+    shared: bool
+    constant: bool
+    varies: bool
+    log_weights: float
+    first_y: float
+
+
+def sum_chunks(
+    read: Iterable[Rows],
+    columns: RowColumns,
+    kept: NDArray[np.intp] | None,
+    values: tuple[float, float],
+    p: int,
+    q: int,
+) -> PassSums:
+    """One pass.
+
+    Parameters
+    ----------
+    read : iterable of Rows
+    columns : RowColumns
+    kept : int array or None
+        The columns of X that are summed, None for all.
+    values : (float, float)
+        Of the constant columns of X and Z.
+    p, q : int
+        Columns of X that are summed, and of Z.
+    """
+    raw, packed = np.zeros((0, line_length(p, q))), np.zeros((p + 1) * (p + 2) // 2)
+    shared, constant, varies = False, True, False
+    log_weights, first_y, n_slots = 0.0, float("nan"), 0
+    every = kept is None or len(kept) == 0 or len(kept) == kept[-1] + 1
+    for rows in read:
+        if kept is not None and not (every and rows.X.shape[1] == len(kept)):
+            rows = rows._replace(X=np.ascontiguousarray(rows.X[:, kept]))
+        n_slots = rows.n_slots
+        if n_slots > len(raw):
+            more = np.zeros((max(n_slots, 2 * len(raw)), raw.shape[1]))
+            more[: len(raw)] = raw
+            raw = more
+        if np.isnan(first_y):
+            first_y = float(rows.y[0])
+        for at, value, matrix in zip((columns.x_constant, columns.z_constant), values, (rows.X, rows.Z), strict=True):
+            constant = constant and (at < 0 or bool(matrix[0, at] == value))
+        shared, unbroken, differs = kernels.add_rows(rows, columns, raw, packed)
+        constant = constant and unbroken
+        varies = varies or differs or bool(rows.y[0] != first_y)
+        if rows.weights is not None:
+            log_weights = log_sum(rows.weights, log_weights)
+    return PassSums(raw[:n_slots], packed, shared, constant, varies, log_weights, first_y)
+
+
+def constant_values(rows: Rows, columns: RowColumns) -> tuple[float, float]:
+    """Values of the columns that are taken for constant in X and Z."""
+    found: list[Any] = [
+        matrix[0, at] if at >= 0 else 0.0 for at, matrix in ((columns.x_constant, rows.X), (columns.z_constant, rows.Z))
+    ]
+    return float(found[0]), float(found[1])

@@ -1,0 +1,349 @@
+"""Files, tables, Arrow streams and factories as pieces of a table.
+
+Nothing here imports an engine but pyarrow, and that only where it is asked for.
+"""
+
+from __future__ import annotations
+
+import glob
+import os
+import queue
+import sys
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from ..errors import LMMError
+from ..support.arguments import checked
+from ..tables.columns import Table
+
+__all__ = ["Scan", "ahead", "as_scan", "scan"]
+
+BATCH = 1 << 17
+"""Rows that are decoded at a time."""
+
+AHEAD = 2
+"""Pieces that are decoded while another is summed."""
+
+Fragment = Callable[[list[str] | None], Iterator[Any]]
+
+
+class Scan:
+    """Rows that are read in pieces, as often as they are asked for.
+
+    Made by `scan`; `fastlmm_core.lmm` and `fastlmm_core.plan` take it in the place of a table.
+
+    Parameters
+    ----------
+    fragments : sequence of (key, callable)
+        Parts of the rows, in order: a name, and what iterates over tables when it is given the columns wanted.
+    once : str
+        Why the rows can be read only once, where they can; empty elsewhere.
+
+    Attributes
+    ----------
+    passes : int
+        How often the rows have been read, or been begun to be read.
+    """
+
+    def __init__(self, fragments: Sequence[tuple[Any, Fragment]], once: str = "") -> None:
+        self._fragments = list(fragments)
+        self._once = once
+        self._held: list[Table] = []
+        self._rest: Iterator[Table] | None = None
+        self.passes = 0
+
+    @property
+    def keys(self) -> tuple[Any, ...]:
+        """Names of the fragments, in order."""
+        return tuple(key for key, _ in self._fragments)
+
+    def fragment(self, key: Any) -> Scan:
+        """One of the fragments by itself."""
+        found = [part for part in self._fragments if part[0] == key]
+        if not found:
+            raise LMMError(f"the scan has no fragment {key!r}; its keys are in `keys`")
+        return Scan(found, self._once)
+
+    def look(self, columns: list[str] | None = None) -> Iterator[Table]:
+        """Rows from the start, of which some are looked at before they are read; no pass is counted."""
+        if not self._once:
+            yield from self._read(columns)
+            return
+        self._refuse_again()
+        if self._rest is None:
+            self._rest = self._read(columns)
+        yield from self._held
+        for table in self._rest:
+            self._held.append(table)
+            yield table
+
+    def tables(self, columns: list[str] | None = None) -> Iterator[Table]:
+        """All rows in order, in tables with (at least) the columns wanted; empty tables are left out.
+
+        Raises
+        ------
+        LMMError
+            Where the rows have been read before, and cannot be read again.
+        """
+        self._refuse_again()
+        self.passes += 1
+        if not self._once or self._rest is None:
+            yield from self._read(columns)
+            return
+        held, self._held = self._held, []
+        yield from held
+        del held
+        yield from self._rest
+
+    def _refuse_again(self) -> None:
+        if self._once and self.passes:
+            raise LMMError(
+                f"the rows have to be read again, and {self._once}; give scan() something that can be read again, "
+                "files, or a function that opens the stream anew; where only levels are not known, give them to "
+                "plan(..., levels=)"
+            )
+
+    def _read(self, columns: list[str] | None) -> Iterator[Table]:
+        for key, fragment in self._fragments:
+            for data in fragment(columns):
+                table = Table(data, f"fragment {key!r}" if isinstance(key, str) else "data")
+                if table.n_rows:
+                    yield table
+
+    def __repr__(self) -> str:
+        again = "read once" if self._once else "read as often as needed"
+        return f"<Scan: {len(self._fragments)} fragment{'s' if len(self._fragments) != 1 else ''}, {again}>"
+
+
+def ahead(items: Iterator[Any]) -> Iterator[Any]:
+    """The items of an iterator, made in another thread while the one before is worked on."""
+    made: queue.Queue[tuple[str, Any]] = queue.Queue(AHEAD)
+    stopped = threading.Event()
+
+    def put(kind: str, value: Any) -> bool:
+        while not stopped.is_set():
+            try:
+                made.put((kind, value), timeout=0.1)
+                return True
+            except queue.Full:
+                continue
+        return False
+
+    def produce() -> None:
+        try:
+            for item in items:
+                if not put("item", item):
+                    return
+            put("end", None)
+        except BaseException as error:  # handed over to whoever reads
+            put("error", error)
+
+    thread = threading.Thread(target=produce, name="fastlmm-scan", daemon=True)
+    thread.start()
+    try:
+        while True:
+            kind, value = made.get()
+            if kind == "item":
+                yield value
+                value = None
+            elif kind == "error":
+                raise value
+            else:
+                return
+    finally:
+        stopped.set()
+        thread.join()
+
+
+@checked
+def scan(source: Any) -> Scan:
+    """Rows for a model that is fitted without holding them.
+
+    Parameters
+    ----------
+    source : str, path, list of these, table, stream or callable
+        Files ending in .parquet, .pq, .arrow, .feather or .csv: a name, a pattern such as ``"trips/*.parquet"``, a
+        directory, or a list of names; they are read in sorted order.  A dataset of pyarrow.  A table of pandas, polars
+        or pyarrow, a dict of arrays, or a list of tables.  Anything with ``__arrow_c_stream__``, such as a relation of
+        DuckDB.  A function without arguments that gives an iterator over tables, called for each pass.
+
+    Returns
+    -------
+    Scan
+        Nothing has been read yet.
+
+    Raises
+    ------
+    LMMError
+        For files that are not there, or of another kind.
+
+    Notes
+    -----
+    A fit reads the rows once; a second time where formulas have to see all rows first (levels of categorical columns,
+    ``center()``, ``within()``), or where the columns are so badly conditioned that sums have to be taken anew.
+
+    Examples
+    --------
+    >>> import fastlmm_core as flc
+    >>> data = flc.datasets.load("sleepstudy")
+    >>> parts = [data.iloc[:100], data.iloc[100:]]
+    >>> result = flc.lmm("Reaction ~ Days + (Days | Subject)", flc.scan(parts)).fit()
+    >>> round(result.criterion, 4)
+    1743.6283
+    """
+    if isinstance(source, Scan):
+        return source
+    if isinstance(source, str | os.PathLike):
+        return Scan([(path, _file(path)) for path in _paths(source)])
+    if hasattr(source, "get_fragments"):
+        return Scan(_dataset(source))
+    if hasattr(source, "collect_batches"):  # a lazy frame of polars
+        return Scan([("data", lambda columns: _lazy(source, columns))])
+    if _is_table(source):
+        return Scan([("data", lambda columns: iter([source]))])
+    if hasattr(source, "__arrow_c_stream__"):
+        reader = import_module("pyarrow").RecordBatchReader
+        once = "a reader of record batches gives them once" if isinstance(source, reader) else ""
+        return Scan([("data", lambda columns: _stream(reader.from_stream(source), columns))], once)
+    if isinstance(source, Sequence):
+        if not len(source):
+            raise LMMError("source is empty: give at least one file or table")
+        if all(isinstance(part, str | os.PathLike) for part in source):
+            return Scan([(path, _file(path)) for part in source for path in _paths(part)])
+        return Scan([(i, _one_table(part, i)) for i, part in enumerate(source)])
+    if callable(source):
+        return Scan([("data", lambda columns: _tables(source()))])
+    if isinstance(source, Iterator):
+        return Scan([("data", lambda columns: _tables(source))], "an iterator gives its tables once")
+    raise LMMError(
+        f"source is of type {type(source).__name__!r}; give the names of files, tables, something with "
+        "__arrow_c_stream__, or a function that gives an iterator over tables"
+    )
+
+
+def as_scan(data: Any) -> Scan | None:
+    """`data` where it is a scan, else None."""
+    return data if isinstance(data, Scan) else None
+
+
+def _is_table(data: Any) -> bool:
+    if isinstance(data, dict):
+        return True
+    for library, names in (
+        ("pandas", ("DataFrame",)),
+        ("polars", ("DataFrame",)),
+        ("pyarrow", ("Table", "RecordBatch")),
+    ):
+        module = sys.modules.get(library)
+        if module is not None and isinstance(data, tuple(getattr(module, name) for name in names)):
+            return True
+    return hasattr(data, "to_native")
+
+
+def _one_table(part: Any, i: int) -> Fragment:
+    if not _is_table(part):
+        raise LMMError(f"source[{i}] is of type {type(part).__name__!r}; give the names of files, or tables")
+    return lambda columns: iter([part])
+
+
+def _tables(found: Any) -> Iterator[Any]:
+    if _is_table(found):
+        return iter([found])
+    if hasattr(found, "__arrow_c_stream__") and not isinstance(found, Iterator):
+        return _stream(import_module("pyarrow").RecordBatchReader.from_stream(found), None)
+    if not isinstance(found, Iterable):
+        raise LMMError(f"the function given to scan() returned {type(found).__name__!r}; let it give tables")
+    return iter(found)
+
+
+def _stream(reader: Any, columns: list[str] | None) -> Iterator[Any]:
+    for batch in reader:
+        yield _selected(batch, columns)
+
+
+def _selected(batch: Any, columns: list[str] | None) -> Any:
+    return batch if columns is None else batch.select([name for name in batch.schema.names if name in columns])
+
+
+def _lazy(frame: Any, columns: list[str] | None) -> Iterator[Any]:
+    chosen = frame if columns is None else frame.select([n for n in frame.collect_schema().names() if n in columns])
+    return iter(chosen.collect_batches(maintain_order=True))
+
+
+# ---- files ------------------------------------------------------------------------------------------------
+
+
+def _paths(given: Any) -> list[str]:
+    """The files that a name or a pattern stands for, sorted."""
+    text = os.fspath(given)
+    path = Path(text)
+    if path.is_dir():
+        found = sorted(str(p) for p in path.rglob("*") if p.is_file() and p.suffix.lower() in _READERS)
+    elif glob.has_magic(text) and not path.exists():
+        found = sorted(glob.glob(text, recursive=True))
+    else:
+        found = [text] if path.exists() else []
+    if not found:
+        raise LMMError(f"no file is at {text!r}; check the name, or the pattern")
+    for name in found:
+        if Path(name).suffix.lower() not in _READERS:
+            known = ", ".join(_READERS)
+            raise LMMError(f"the file {name!r} has an ending that is unknown; files end in {known}")
+    return found
+
+
+def _file(path: str) -> Fragment:
+    read = _READERS[Path(path).suffix.lower()]
+
+    def fragment(columns: list[str] | None) -> Iterator[Any]:
+        try:
+            yield from read(path, columns)
+        except (OSError, ValueError) as error:  # what pyarrow raises derives from these
+            raise LMMError(f"the file {path!r} cannot be read: {error}") from error
+
+    return fragment
+
+
+def _parquet(path: str, columns: list[str] | None) -> Iterator[Any]:
+    with import_module("pyarrow.parquet").ParquetFile(path, memory_map=False, pre_buffer=False) as file:
+        names = file.schema_arrow.names
+        chosen = None if columns is None else [name for name in names if name in columns]
+        yield from file.iter_batches(BATCH, columns=chosen)
+
+
+def _arrow(path: str, columns: list[str] | None) -> Iterator[Any]:
+    arrow = import_module("pyarrow")
+    with arrow.OSFile(path) as handle:
+        file = import_module("pyarrow.ipc").open_file(handle)
+        for i in range(file.num_record_batches):
+            yield _selected(file.get_batch(i), columns)
+
+
+def _csv(path: str, columns: list[str] | None) -> Iterator[Any]:
+    csv = import_module("pyarrow.csv")
+    with csv.open_csv(path) as reader:
+        yield from _stream(reader, columns)
+
+
+_READERS: dict[str, Callable[[str, list[str] | None], Iterator[Any]]] = {
+    ".parquet": _parquet, ".pq": _parquet, ".arrow": _arrow, ".feather": _arrow, ".csv": _csv,
+}  # fmt: skip
+
+
+def _dataset(dataset: Any) -> list[tuple[Any, Fragment]]:
+    """The files of a dataset one by one, so that their rows come in order."""
+
+    def fragment(part: Any) -> Fragment:
+        def read(columns: list[str] | None) -> Iterator[Any]:
+            chosen = None if columns is None else [name for name in dataset.schema.names if name in columns]
+            pieces = part.split_by_row_group() if hasattr(part, "split_by_row_group") else [part]
+            for piece in pieces:
+                # the batches of one row group come in order
+                yield from piece.to_batches(schema=dataset.schema, columns=chosen, batch_size=BATCH)
+
+        return read
+
+    return [(getattr(part, "path", None) or i, fragment(part)) for i, part in enumerate(dataset.get_fragments())]
