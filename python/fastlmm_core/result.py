@@ -1511,22 +1511,43 @@ class LMMResult(Fit):
 
         return self.model.table(tidy_columns(self, effects, level, ddf, information, self._robust(vcov, cluster)))
 
-    def augment(self, data: Any = None, *, prefix: str = "") -> Any:
+    def _augment_pieces(self, data: Any, path: Any, prefix: str) -> Any:
+        from .design.streamed import refuse_rows
+        from .streams.rows import augmented, write_augmented
+        from .streams.source import scan
+
+        if data is None:
+            refuse_rows("the table")
+        design: Any = self.model.design
+        tables = augmented(design, self.beta, self.blups, scan(data), prefix)
+        if path is None:
+            return tables
+        write_augmented(tables, path)
+        return None
+
+    def augment(self, data: Any = None, path: str | PathLike[str] | None = None, *, prefix: str = "") -> Any:
         """The rows of the data with what the fit says of each, as broom's.
+
+        Of a fit whose rows are not held (`fastlmm_core.scan`), `data` is anything that can be scanned: it is read once
+        more, and its rows come with ``fitted``, ``fitted_population``, ``resid`` and ``resid_marginal``, null where
+        values are missing, as an iterator over tables of pyarrow, or in the Parquet file `path`.
 
         Parameters
         ----------
         data : table, optional
             The data of the fit, whose columns are wanted too: for pandas rows are found by label, otherwise the table
             has the rows of the data or those used.  By default the response, the columns of X and Z and the groups.
+        path : str or path, optional
+            File to be written, for rows that are not held.
         prefix : str
             Of the names of the columns that are added.
 
         Returns
         -------
         frame in the library of the data, or dict of arrays
-            One row per row used, for pandas with its index (other libraries have a column ``row`` with the positions
-            where rows were dropped).  Added are ``fitted`` and ``fitted_population`` (with and without the random
+            Nothing where a file is written.  One row per row used, for pandas with its index (other libraries have a
+            column ``row`` with the positions where rows were dropped).  Added are ``fitted`` and
+            ``fitted_population`` (with and without the random
             effects), ``resid`` and ``resid_marginal``, ``resid_pearson``, ``resid_whitened``, ``resid_studentized``
             (see `residuals`), ``leverage`` and its parts ``leverage_fixed`` and ``leverage_random``, ``cooks_distance``
             of the coefficients at the variance parameters of the fit (`influence` estimates these anew), and each
@@ -1548,6 +1569,10 @@ class LMMResult(Fit):
         0     308     0   253.7   -4.1           9.2
         1     308     1   273.3  -14.6           9.2
         """
+        if self.model.streamed:
+            return self._augment_pieces(data, path, prefix)
+        if path is not None:
+            raise LMMError("path is for rows that are not held; write the table that augment() returns")
         from .diagnostics.augment import augment
 
         return augment(self, data, prefix)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 
 import numpy as np
+import pandas as pd
 import pytest
 
 import fastlmm_core as flc
@@ -132,3 +133,30 @@ def test_arguments_that_need_rows(data):
         flc.lmm("y ~ x + (1 | g) + (1 | arm)", flc.scan(data))
     with pytest.raises(flc.LMMError, match="one level"):
         flc.lmm("y ~ x + (1 | g)", flc.scan(data.assign(g=1)))
+
+
+def test_fitted_values_piece_by_piece(tmp_path, data):
+    data = data.assign(extra=np.arange(len(data)))
+    data.loc[[5, 900], "y"] = np.nan
+    one = flc.lmm(FORMULA, data, offset="o").fit()
+    parts = cut(data, 700)
+    parts.insert(3, data.iloc[:3].assign(y=np.nan))
+    other = flc.lmm(FORMULA, flc.scan(parts), offset="o").fit()
+    assert other.augment(parts, tmp_path / "out.parquet") is None
+    found = pd.read_parquet(tmp_path / "out.parquet")
+    assert len(found) == len(data) + 3 and found["extra"].iloc[-1] == len(data) - 1
+    assert found["fitted"].isna().sum() == 5 and list(np.flatnonzero(found["resid"].isna())[:1]) == [5]
+    complete = found.dropna()
+    np.testing.assert_allclose(complete["fitted"], one.fittedvalues, rtol=1e-9)
+    np.testing.assert_allclose(complete["resid"], one.resid, rtol=0, atol=1e-9)
+    np.testing.assert_allclose(complete["fitted_population"], one.model.endog - one.marginal_rest, rtol=1e-9)
+    tables = list(other.augment(parts, prefix="."))
+    assert sum(table.num_rows for table in tables) == len(found) and ".resid" in tables[0].schema.names
+    with pytest.raises(flc.LMMError, match="has the level -1 of 'g', which the fit does not know"):
+        list(other.augment(data.assign(g=-1)))
+    with pytest.raises(flc.LMMError, match="a column 'fitted' already"):
+        list(other.augment(data.assign(fitted=1.0)))
+    with pytest.raises(flc.LMMError, match="rows were read in pieces"):
+        other.augment()
+    with pytest.raises(flc.LMMError, match="path is for rows that are not held"):
+        one.augment(data, tmp_path / "x.parquet")

@@ -90,6 +90,8 @@ class StreamedDesign(Design):
         R with R'R = X'WX.
     mean_squares : (q, q) array
         Z'WZ / n.
+    recipe : Recipe
+        What turns other pieces into columns.
     """
 
     passes: int = 1
@@ -99,6 +101,7 @@ class StreamedDesign(Design):
     constant: int = -1
     exog_root: Any = None
     mean_squares: Any = None
+    recipe: Any = None
 
     def rows(self, rows: Any, levels: Any = None) -> NoReturn:
         """Refuse a design of some of the rows."""

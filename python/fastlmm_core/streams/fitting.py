@@ -85,6 +85,7 @@ def condition_plan(plan: Plan, total: CrossProducts | None, source: Scan | None,
         constant=plan.columns.x_constant if problem.x_constant else -1,
         exog_root=reader.root(problem),
         mean_squares=_mean_squares(problem),
+        recipe=recipe,
     )
     return Streamed(design, problem, (grouping,))
 

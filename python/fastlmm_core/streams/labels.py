@@ -14,16 +14,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import LMMError
+from ..formula.matrices import factor_codes
 from ..tables.columns import Column
 from ..tables.labels import in_order, label_array
 
-__all__ = ["GroupSlots"]
+__all__ = ["GroupSlots", "labels_of"]
 
 Array = NDArray[Any]
 Int64 = NDArray[np.int64]
 
 WIDEST = 1 << 26
 """Range of whole numbers up to which a table of all of them is kept."""
+
+
+def labels_of(factors: Sequence[str], columns: Sequence[Column], rows: Array | None) -> tuple[Array, Array]:
+    """Codes and labels of a grouping factor in some rows (None: all); labels in any order."""
+    return columns[0].label_codes(rows) if len(columns) == 1 else factor_codes(tuple(factors), columns, rows)
 
 
 class GroupSlots:
@@ -65,12 +71,7 @@ class GroupSlots:
         if len(columns) == 1 and number is not None and number.dtype.kind in "iu":
             self._be("numbers", column)
             return self._of_numbers((number if rows is None else number[rows]).astype(np.int64, copy=False))
-        if len(columns) > 1:
-            from ..formula.matrices import factor_codes
-
-            found, labels = factor_codes(tuple(factors), columns, rows)
-        else:
-            found, labels = column.label_codes(rows)
+        found, labels = labels_of(factors, columns, rows)
         self._be("other numbers" if number is not None and len(columns) == 1 else "text", column)
         if len(columns) == 1 and column.is_category:
             declared = column.categories()[1].tolist()

@@ -79,6 +79,11 @@ class Table:
                 f"arrays, not {kind!r}{'; ' + TABLES[kind] if kind in TABLES else ''}."
             )
 
+    @property
+    def data(self) -> Any:
+        """The caller's table itself."""
+        return self._data
+
     @classmethod
     def of(cls, data: Any, argument: str = "data") -> Table:
         """`data` itself where it is one already."""
