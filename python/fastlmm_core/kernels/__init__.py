@@ -3,8 +3,8 @@
 Set the environment variable ``FASTLMM_KERNELS`` to ``base``, ``avx2`` or ``avx512`` before the
 import to choose another (all give the same answers to rounding error).
 
-This is what every model needs. `hierarchies`, `crossed`, `deletions` and `stacks` give the rest, so that their libraries are
-loaded by the models that need them. No other module imports a compiled one.
+This is what every model needs. `hierarchies`, `crossed`, `deletions` and `stacks` give the rest, so that their
+libraries are loaded by the models that need them. No other module imports a compiled one.
 """
 
 from __future__ import annotations
