@@ -1,14 +1,17 @@
 """What every engine offers: one question, one form of answer.
 
 Problem   a design with a response, conditioned: it makes engines and starts
-Engine    evaluates the profiled criterion, and what inference needs at the last point evaluated
+Engine    evaluates the profiled criterion, and solves with V at the last point evaluated
 Solution  what profiling out the coefficients leaves
+
+Where the residuals have no structure, V is linear in the elements of G: a LinearProblem makes a LinearEngine, which
+knows derivatives along them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +20,10 @@ if TYPE_CHECKING:
     from ..covariance.parameters import CovarianceStructure
     from .rows import Rows
 
-__all__ = ["CAREFUL", "EASY", "HARD", "ORDINARY", "UNASKED", "Elsewhere", "Engine", "Problem", "Relaxed", "Solution"]
+__all__ = [
+    "CAREFUL", "EASY", "HARD", "ORDINARY", "UNASKED", "Elsewhere", "Engine", "LinearEngine", "LinearProblem", "Problem",
+    "Relaxed", "Solution", "linear_engine", "linear_problem",
+]  # fmt: skip
 
 Array = NDArray[np.float64]
 
@@ -71,17 +77,21 @@ class Engine(Protocol):
     def evaluate(self, theta: Array, order: int = 0) -> tuple[float, Array | None, Array | None]:
         """Value, gradient and Hessian in theta."""
 
-    def rotate(self, turn: Array | None = None) -> None:
-        """Take theta in other coordinates of G."""
-
     def solution(self) -> tuple[Array, float, Array, Array]:
         """The fields of `Solution`, and the derivative in the relative covariance (after an order of 1 or more)."""
 
-    def curvature(self) -> Array:
-        """Second derivatives along the unit directions of G (n_a, n_a), after an evaluation of order 2."""
-
     def solve(self, v: Array, rows: Rows) -> Array:
         """V^-1 v by rows, V relative to sigma^2; (n,) or (n, k) array."""
+
+
+class LinearEngine(Engine, Protocol):
+    """An engine of V = I + Z G Z', with derivatives along the unit directions of G at the last point evaluated."""
+
+    def rotate(self, turn: Array | None = None) -> None:
+        """Take theta in other coordinates of G."""
+
+    def curvature(self) -> Array:
+        """Second derivatives along the unit directions of G (n_a, n_a), after an evaluation of order 2."""
 
     def precision(self) -> Array:
         """Sum over the levels of Z_i'V_i^-1Z_i (q, q), within factors."""
@@ -109,7 +119,7 @@ class Relaxed(NamedTuple):
         One block for each factor.
     """
 
-    engine: Engine
+    engine: LinearEngine
     structure: CovarianceStructure
 
 
@@ -122,7 +132,7 @@ class Elsewhere(NamedTuple):
         Search for other minima; there are none, by theory; the caller asks for the one that the start leads to.
     effort : int
         EASY, ORDINARY, CAREFUL or HARD.
-    scout : Engine, optional
+    scout : LinearEngine, optional
         The criterion of a part of the groups, to be searched instead of that of all.
     always : bool
         Search although evaluations take long: other minima are common.
@@ -133,7 +143,7 @@ class Elsewhere(NamedTuple):
 
     kind: Literal["search", "nothing", "unasked"] = "search"
     effort: int = ORDINARY
-    scout: Engine | None = None
+    scout: LinearEngine | None = None
     always: bool = False
     relaxed: Callable[[], Relaxed | None] | None = None
 
@@ -199,9 +209,6 @@ class Problem(Protocol):
     def criterion(self, columns: Array | None = None) -> Engine:
         """An engine; `columns` (r + 1, k): take [X y] columns for [X y]."""
 
-    def pilot(self) -> Engine | None:
-        """The engine of a part of the data, where that is a good start for all."""
-
     def conditioned_z(self, Z: Array) -> Array:
         """Rows of Z_o (n, q), the columns of all factors side by side."""
 
@@ -216,9 +223,6 @@ class Problem(Protocol):
     def outside(self) -> int:
         """Dimensions that the random effects do not reach."""
 
-    def elsewhere(self) -> Elsewhere:
-        """What is known of other minima of the criterion, and how to look for them."""
-
     def offset(self, reml: bool) -> float:
         """Criterion in the caller's units less that of the conditioned problem."""
 
@@ -228,8 +232,35 @@ class Problem(Protocol):
     def conditioned_x(self, X: Array) -> Array:
         """Rows of X_o (n, r)."""
 
+
+class LinearProblem(Problem, Protocol):
+    """A problem whose engines are linear in G: random effects, and residuals of sigma^2 over weights."""
+
+    def criterion(self, columns: Array | None = None) -> LinearEngine:
+        """An engine; `columns` (r + 1, k): take [X y] columns for [X y]."""
+
+    def pilot(self) -> LinearEngine | None:
+        """The engine of a part of the data, where that is a good start for all."""
+
+    def elsewhere(self) -> Elsewhere:
+        """What is known of other minima of the criterion, and how to look for them."""
+
     def effects(self, factor: Array, beta: Array) -> tuple[Array, ...]:
         """BLUPs of the conditioned random effects, one (m, q) array per grouping factor."""
 
     def effects_covariance(self, factor: Array) -> tuple[Array, ...]:
         """Conditional covariances of the conditioned effects, relative to sigma^2: (m, q, q) per factor."""
+
+
+def linear_problem(problem: Problem) -> LinearProblem:
+    """The problem, which must be one of residuals without structure."""
+    if not hasattr(problem, "elsewhere"):
+        raise TypeError(f"residuals have a structure: {type(problem).__name__} is not linear in its parameters")
+    return cast("LinearProblem", problem)
+
+
+def linear_engine(engine: Engine) -> LinearEngine:
+    """The engine, which must be one of residuals without structure."""
+    if not hasattr(engine, "curvature"):
+        raise TypeError(f"residuals have a structure: {type(engine).__name__} is not linear in its parameters")
+    return cast("LinearEngine", engine)

@@ -6,6 +6,7 @@ covariance relative to sigma^2 is B G B', B = z_map^-1.
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,10 +18,10 @@ from ..errors import LMMError
 from ..kernels.residuals import ScriptedObjective
 
 if TYPE_CHECKING:
-    from .protocol import Engine
+    from .protocol import Engine, LinearEngine
     from .residual.criterion import StructuredCriterion
 
-__all__ = ["RestrictedCriterion"]
+__all__ = ["RestrictedCriterion", "RestrictedLinear", "RestrictedStructured"]
 
 Array = NDArray[np.float64]
 
@@ -31,7 +32,7 @@ UNIDENTIFIED = 1e-9
 
 
 class RestrictedCriterion(ScriptedObjective):
-    """The profiled criterion in theta.
+    """The profiled criterion in the parameters of restricted covariances.
 
     Parameters
     ----------
@@ -84,19 +85,13 @@ class RestrictedCriterion(ScriptedObjective):
             return value, noise, None, None
         return value, noise, *self.derivatives(x, order)
 
+    @abstractmethod
     def derivatives(self, x: Array, order: int) -> tuple[Array, Array | None]:
         """Gradient and Hessian where the inner engine has just been evaluated."""
-        slope = self.inner.solution()[3]
-        return self.blocks.chain(x, self.basis, slope, self.inner.curvature() if order == 2 else None)
 
+    @abstractmethod
     def gram(self, x: Array) -> Array:
-        """Products of changes of V along the parameters and along its scale: tr(W dV W dV'), for some W."""
-        lower, upper = vech_positions(self.structure.q)
-        # at G = 0, V is the identity: products of changes of V are sums over groups
-        self.inner.evaluate(np.zeros(self.structure.n_parameters), 2)
-        directions = self.blocks.directions(x, self.basis)
-        whole = self.inner.precision()[lower, upper] * np.where(lower == upper, 1.0, 2.0)
-        return bordered(directions @ self.inner.traces() @ directions.T, directions @ whole, self.n)
+        """Products of changes of V along the parameters and along its scale."""
 
     def refuse_unidentified(self, x: Array, name: str) -> None:
         """Refuse parameters that change V as others do, or as sigma^2 does.
@@ -120,6 +115,26 @@ class RestrictedCriterion(ScriptedObjective):
                 "residual variance, as where each effect has one observation in a group; restrict them further, leave "
                 "a term out, or give the residuals the structure with residual="
             )
+
+
+class RestrictedLinear(RestrictedCriterion):
+    """The criterion in theta, of residuals without structure."""
+
+    inner: LinearEngine
+
+    def derivatives(self, x: Array, order: int) -> tuple[Array, Array | None]:
+        """Gradient and Hessian where the inner engine has just been evaluated."""
+        slope = self.inner.solution()[3]
+        return self.blocks.chain(x, self.basis, slope, self.inner.curvature() if order == 2 else None)
+
+    def gram(self, x: Array) -> Array:
+        """Products of changes of V along the parameters and along its scale: tr(W dV W dV'), for some W."""
+        lower, upper = vech_positions(self.structure.q)
+        # at G = 0, V is the identity: products of changes of V are sums over groups
+        self.inner.evaluate(np.zeros(self.structure.n_parameters), 2)
+        directions = self.blocks.directions(x, self.basis)
+        whole = self.inner.precision()[lower, upper] * np.where(lower == upper, 1.0, 2.0)
+        return bordered(directions @ self.inner.traces() @ directions.T, directions @ whole, self.n)
 
 
 class RestrictedStructured(RestrictedCriterion):

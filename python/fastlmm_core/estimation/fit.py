@@ -6,12 +6,12 @@ from collections.abc import Callable, Hashable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Self, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ..engines.protocol import UNASKED, Engine, Solution
+from ..engines.protocol import UNASKED, Engine, Solution, linear_problem
 from ..engines.starts import shrunk_start
 from ..errors import LMMError
 from ..support.blas_threads import one_blas_thread
@@ -23,7 +23,7 @@ from .refinement import LOST, refined
 from .residual_limit import SMALL, refuse_unbounded, with_residual_variance
 
 if TYPE_CHECKING:
-    from ..engines.residual.problem import ResidualProblem
+    from ..engines.residual.criterion import StructuredCriterion
 
 __all__ = ["Fit", "estimate"]
 
@@ -141,6 +141,13 @@ class Fit:
         engine.reml = self.reml and self.stated is None
         engine.evaluate(self.optimum.theta, 2)
         return engine
+
+    @property
+    def structured_engine(self) -> StructuredCriterion:
+        """`engine` of structured residuals."""
+        from ..engines.residual.criterion import structured_engine
+
+        return structured_engine(self.engine)
 
     # ---- fixed effects -------------------------------------------------------------------------
 
@@ -328,7 +335,7 @@ class Fit:
             self.model.require_response()
         if self.model.residual is not None:
             return structured_effects.effects(self.model, self.engine, self.relative_covariance, self.marginal_rest)
-        found = problem.effects(self.optimum.factor, self.solution.beta)
+        found = linear_problem(problem).effects(self.optimum.factor, self.solution.beta)
         return tuple(
             problem.scale * (b @ problem.z_map[f.columns, f.columns].T)
             for b, f in zip(found, self.model.factors, strict=True)
@@ -341,7 +348,7 @@ class Fit:
         if self.model.residual is not None:
             inner = structured_effects.effects_covariances(self.model, self.engine, self.relative_covariance)
             return tuple(self.sigma2 * c for c in inner)
-        found = problem.effects_covariance(self.optimum.factor)
+        found = linear_problem(problem).effects_covariance(self.optimum.factor)
         maps = [problem.z_map[f.columns, f.columns] for f in self.model.factors]
         return tuple(self.sigma2 * (t @ c @ t.T) for c, t in zip(found, maps, strict=True))
 
@@ -446,18 +453,11 @@ def estimate(
         variance is zero.
     """
     model = model.estimable()
-    problem = model.problem
-    engine = problem.criterion()
+    if model.residual is not None or model.structure.restricted:
+        return _of_structure(kind, model, bool(reml), method, start, options)
+    problem, structure = linear_problem(model.problem), model.structure
+    engine, levels = problem.criterion(), problem.levels
     engine.reml = bool(reml)
-    if model.residual is not None and not model.structure.restricted:
-        return _with_structured_residuals(kind, model, engine, method, start, options)
-    structure, levels = model.structure, problem.levels
-    if structure.restricted:
-        from .restricted import restricted_optimum
-
-        with one_blas_thread() if engine.serial else nullcontext():
-            optimum = restricted_optimum(engine, model, method, start, options)
-        return kind(model, optimum, bool(reml), Solution(*engine.solution()[:3]))
     if not reml:
         refuse_unbounded(problem.outside)
     with one_blas_thread() if engine.serial else nullcontext():
@@ -481,6 +481,26 @@ def estimate(
     return kind(model, optimum, bool(reml), solution)
 
 
+def _of_structure(
+    kind: type[F],
+    model: Model,
+    reml: bool,
+    method: str | Callable[..., Any],
+    start: ArrayLike | None,
+    options: dict[str, Any] | None,
+) -> F:
+    """`estimate` where random effects have a restricted covariance, or residuals a structure."""
+    engine = model.problem.criterion()
+    engine.reml = reml
+    if not model.structure.restricted:
+        return _with_structured_residuals(kind, model, engine, method, start, options)
+    from .restricted import restricted_optimum
+
+    with one_blas_thread() if engine.serial else nullcontext():
+        optimum = restricted_optimum(engine, model, method, start, options)
+    return kind(model, optimum, reml, Solution(*engine.solution()[:3]))
+
+
 def _with_structured_residuals(
     kind: type[F],
     model: Model,
@@ -490,9 +510,10 @@ def _with_structured_residuals(
     options: dict[str, Any] | None,
 ) -> F:
     """`estimate` for structured residuals."""
+    from ..engines.residual.problem import residual_problem
     from .structured import minimise_residual
 
-    problem = cast("ResidualProblem", model.problem)
+    problem = residual_problem(model.problem)
     with one_blas_thread():
         first = problem.start(engine) if start is None else model.structured_theta(start, "start")
         optimum = minimise_residual(engine, problem, first, method, options, start is not None)

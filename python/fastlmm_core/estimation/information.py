@@ -35,6 +35,7 @@ from numpy.typing import NDArray
 
 from .. import kernels
 from ..covariance.directions import face_bend, face_inverse, free_directions, unit_places
+from ..engines.protocol import linear_engine
 from ..errors import LMMError
 from .fit import Fit
 from .moments import (
@@ -105,7 +106,7 @@ def _moments(result: Fit, ddf: str, information: str) -> Moments:
         return structured_moments(result, ddf, information)
     problem = result.model.problem
     r = problem.rank
-    criterion = result.engine
+    criterion = linear_engine(result.engine)
     beta, r2, chol, slope = criterion.solution()
     # the chol of the blocked engine comes in the memory order of LAPACK
     half, slopes, shift = kernels.whitened_slopes(np.ascontiguousarray(chol), beta, r2, criterion.cross())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any, Self, TypeVar, cast
+from typing import Any, Self, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -19,14 +19,11 @@ from ..design.residual import ResidualPart
 from ..design.streamed import StreamedDesign, refuse_rows
 from ..design.terms import RandomPart
 from ..engines.choose import problem_of
-from ..engines.protocol import Engine, Problem
+from ..engines.protocol import Engine, Problem, linear_engine
 from ..errors import LMMError
 from ..support.arguments import checked
 from ..support.checks import float_array
 from ..support.seeds import stream
-
-if TYPE_CHECKING:
-    from ..engines.residual.criterion import StructuredCriterion
 
 __all__ = ["Evaluation", "Model"]
 
@@ -465,7 +462,10 @@ class Model:
         if order == 0:
             return Evaluation(value, None, None)
         gradient, hessian = loadings_of(self.structure).chain(
-            self.structure.theta(natural), back, engine.solution()[3], engine.curvature() if order > 1 else None
+            self.structure.theta(natural),
+            back,
+            engine.solution()[3],
+            linear_engine(engine).curvature() if order > 1 else None,
         )
         return Evaluation(value, gradient, hessian)
 
@@ -491,9 +491,11 @@ class Model:
 
     def _evaluate_structured(self, engine: Engine, theta: ArrayLike, order: int) -> Evaluation:
         """`evaluate` in (theta, phi) in natural units."""
+        from ..engines.residual.criterion import structured_engine
+
         k, q = self.structure.n_parameters, self.structure.q
         x = self.structured_theta(theta, "theta")
-        criterion = cast("StructuredCriterion", engine)
+        criterion = structured_engine(engine)
         value, gradient, hessian = criterion.evaluate(x, order)
         value += self.problem.offset(engine.reml)
         if not k or gradient is None:

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .. import kernels
-from ..engines.protocol import Engine, Problem
+from ..engines.protocol import LinearEngine, Problem
 
 __all__ = [
     "Moments",
@@ -103,12 +103,12 @@ def whitened_rows(problem: Problem, found: Moments) -> Array:
     return np.asarray(problem.x_map @ np.swapaxes(found.half, -1, -2))
 
 
-def reduced_traces(criterion: Engine, half: Array) -> Array:
+def reduced_traces(criterion: LinearEngine, half: Array) -> Array:
     """tr(V^-1 D_kV V^-1 D_lV) - 2 tr((X'V^-1X)^-1 X'V^-1 D_kV V^-1 D_lV V^-1X) at the last point of order 2 (n_a, n_a).
 
     Parameters
     ----------
-    criterion : Engine
+    criterion : LinearEngine
     half : (r, r) array
         L_xx^-1.
     """

@@ -12,10 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..covariance.parameters import CovarianceStructure
-from ..engines.protocol import EASY, UNASKED, Elsewhere, Engine
+from ..engines.protocol import EASY, UNASKED, Elsewhere, LinearEngine
 from ..engines.starts import shrunk_start
 from ..errors import LMMError
 from ..kernels import minimize_newton, orthogonal_columns, smallest_parts
+from ..kernels.records import Evaluated
 from .search import Found, descend, search
 
 __all__ = [
@@ -121,7 +122,7 @@ class Optimum(NamedTuple):
 class _Objective:
     """The criterion as scipy sees it."""
 
-    def __init__(self, criterion: Engine) -> None:
+    def __init__(self, criterion: Evaluated) -> None:
         self.criterion = criterion
 
     def __call__(self, theta: Array, *args: Any) -> float:
@@ -165,7 +166,7 @@ class Ended(NamedTuple):
     trace: tuple[tuple[float, float, float], ...]
 
 
-def _newton(criterion: Engine, start: Array, maxiter: int = 200, tolerance: float = 1e-8) -> Ended:
+def _newton(criterion: Evaluated, start: Array, maxiter: int = 200, tolerance: float = 1e-8) -> Ended:
     """The compiled trust-region Newton; it stops at a decrement of `tolerance`."""
     theta, gradient, hessian, value, decrement, lowest, _, trace, finished = minimize_newton(
         criterion, start, tolerance=tolerance, max_iterations=maxiter
@@ -174,7 +175,7 @@ def _newton(criterion: Engine, start: Array, maxiter: int = 200, tolerance: floa
     return Ended(theta, value, gradient, hessian, decrement, lowest, finished, message, tuple(trace))
 
 
-def _run(criterion: Engine, start: Array, method: str | Callable[..., Any], options: dict[str, Any]) -> Ended:
+def _run(criterion: Evaluated, start: Array, method: str | Callable[..., Any], options: dict[str, Any]) -> Ended:
     if method == "newton":
         return _newton(criterion, start, **options)
     import scipy.optimize
@@ -230,7 +231,7 @@ def small_directions(factor: Array, structure: CovarianceStructure, per_group: A
 
 
 def _settle(
-    criterion: Engine,
+    criterion: LinearEngine,
     structure: CovarianceStructure,
     found: Ended,
     levels: Array,
@@ -314,7 +315,7 @@ def _settle(
 
 
 def _patiently(
-    criterion: Engine,
+    criterion: LinearEngine,
     structure: CovarianceStructure,
     theta: Array,
     options: dict[str, Any],
@@ -372,21 +373,21 @@ def _principal_axes(factor: Array, structure: CovarianceStructure) -> tuple[Arra
 
 
 def optimize(
-    criterion: Engine,
+    criterion: LinearEngine,
     structure: CovarianceStructure,
     levels: Array,
     n: int,
     start: Array,
     method: str | Callable[..., Any] = "newton",
     options: dict[str, Any] | None = None,
-    pilot: Engine | None = None,
+    pilot: LinearEngine | None = None,
     elsewhere: Elsewhere = SEARCH,
 ) -> Optimum:
     """Minimise the criterion of a conditioned problem and certify what was found.
 
     Parameters
     ----------
-    criterion : Engine
+    criterion : LinearEngine
     structure : CovarianceStructure
     levels : (q,) array
         Number of groups of each random effect.
@@ -398,7 +399,7 @@ def optimize(
         "newton" (compiled, exact Hessian) or any method of scipy.optimize.minimize.
     options : dict, optional
         Options of the method.
-    pilot : Engine, optional
+    pilot : LinearEngine, optional
         The criterion of a part of the groups, whose optimum is a start close enough for a few evaluations of all.
     elsewhere : Elsewhere
         What is known of other minima.
@@ -449,7 +450,7 @@ def optimize(
 
 
 def _attempt(
-    criterion: Engine, structure: CovarianceStructure, levels: Array, n: int, method: str | Callable[..., Any],
+    criterion: LinearEngine, structure: CovarianceStructure, levels: Array, n: int, method: str | Callable[..., Any],
     options: dict[str, Any], note: str, theta: Array,
 ) -> tuple[Optimum, Array | None]:  # fmt: skip
     """One minimisation, settled."""
@@ -484,7 +485,7 @@ def _said_clearly(error: Exception, method: str | Callable[..., Any]) -> Excepti
     return error
 
 
-def run_once(criterion: Engine, start: Array, method: str | Callable[..., Any], options: dict[str, Any]) -> Ended:
+def run_once(criterion: Evaluated, start: Array, method: str | Callable[..., Any], options: dict[str, Any]) -> Ended:
     """One run of a method, without policy.
 
     Raises
@@ -501,7 +502,7 @@ def run_once(criterion: Engine, start: Array, method: str | Callable[..., Any], 
 
 
 def _elsewhere(
-    criterion: Engine, structure: CovarianceStructure, unit: Array, best: Optimum, elsewhere: Elsewhere
+    criterion: LinearEngine, structure: CovarianceStructure, unit: Array, best: Optimum, elsewhere: Elsewhere
 ) -> tuple[Found, list[Array]]:
     """A search for other minima, and what it found that deserves a closer look."""
     scout = elsewhere.scout
@@ -546,7 +547,7 @@ def _looked(found: Found, elsewhere: Elsewhere) -> str:
     return f"; no better point in a screen of {found.screened} starts{part}"
 
 
-def _judged(best: Optimum, criterion: Engine) -> Optimum:
+def _judged(best: Optimum, criterion: LinearEngine) -> Optimum:
     """The optimum, or why it is none where no residual variance is left."""
     remainder = 1.0 if best.converged else criterion.remainder
     if remainder < EXACTLY:

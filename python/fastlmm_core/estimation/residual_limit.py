@@ -19,7 +19,7 @@ from .optimize import Optimum, optimize
 
 if TYPE_CHECKING:
     from ..covariance.parameters import CovarianceStructure
-    from ..engines.protocol import Engine
+    from ..engines.protocol import LinearEngine
 
 __all__ = ["refuse_unbounded", "with_residual_variance"]
 
@@ -62,13 +62,13 @@ def refuse_unbounded(outside: int) -> None:
 
 
 def with_residual_variance(
-    criterion: Engine, structure: CovarianceStructure, levels: Array, n: int, best: Optimum, saturated: bool
+    criterion: LinearEngine, structure: CovarianceStructure, levels: Array, n: int, best: Optimum, saturated: bool
 ) -> Optimum:
     """The optimum, or a better one with residual variance.
 
     Parameters
     ----------
-    criterion : Engine
+    criterion : LinearEngine
     structure : CovarianceStructure
     levels : (q,) array
         Number of groups of each random effect.

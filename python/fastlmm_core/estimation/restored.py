@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from ..engines.protocol import Solution
+from ..engines.protocol import Solution, linear_engine
 from ..errors import LMMError
 from .fit import Fit
 from .optimize import LocalMinimum, Optimum
@@ -85,9 +85,9 @@ def restored(kind: type[F], model: Model, reml: bool, found: Estimates) -> F:
     value, gradient, hessian = engine.evaluate(theta, 2)
     if found.restricted is not None:
         from ..covariance.effects.catalogue import blocks_of
-        from ..engines.restricted import RestrictedCriterion
+        from ..engines.restricted import RestrictedLinear
 
-        criterion = RestrictedCriterion(engine, structure, blocks_of(structure), problem.z_map, problem.n)
+        criterion = RestrictedLinear(linear_engine(engine), structure, blocks_of(structure), problem.z_map, problem.n)
         value, gradient, hessian = criterion.evaluate(found.restricted, 2)
     assert gradient is not None
     assert hessian is not None

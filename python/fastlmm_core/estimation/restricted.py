@@ -7,14 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from math import isfinite, sqrt
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ..covariance.effects.catalogue import blocks_of
-from ..engines.protocol import Engine
-from ..engines.restricted import RestrictedCriterion, RestrictedStructured
+from ..engines.protocol import Engine, linear_engine
+from ..engines.residual.criterion import structured_engine
+from ..engines.restricted import RestrictedCriterion, RestrictedLinear, RestrictedStructured
 from .model import Model
 from .moments import inverse_information
 from .optimize import CERTIFIED, Optimum, decrement_of, run_once
@@ -35,10 +36,21 @@ def limits(model: Model, x: Array) -> tuple[str, ...]:
 
 def restricted_criterion(engine: Engine, model: Model) -> RestrictedCriterion:
     """The criterion in the parameters of the random effects, and of structured residuals."""
+    if model.residual is not None:
+        return _structured_criterion(engine, model)
+    problem = model.problem
+    return RestrictedLinear(
+        linear_engine(engine), model.structure, blocks_of(model.structure), problem.z_map, problem.n
+    )
+
+
+def _structured_criterion(engine: Engine, model: Model) -> RestrictedStructured:
     problem, part = model.problem, model.residual
-    kind = RestrictedCriterion if part is None else RestrictedStructured
-    n_phi = 0 if part is None else part.n_parameters
-    return kind(engine, model.structure, blocks_of(model.structure), problem.z_map, problem.n, n_phi)
+    assert part is not None
+    return RestrictedStructured(
+        structured_engine(engine), model.structure, blocks_of(model.structure), problem.z_map, problem.n,
+        part.n_parameters,
+    )  # fmt: skip
 
 
 def _starts(criterion: RestrictedCriterion, model: Model, native: Array, given: bool) -> list[Array]:
@@ -101,7 +113,7 @@ def _certified(
     options: dict[str, Any],
 ) -> Optimum:
     """One minimisation, certified."""
-    ended = run_once(cast(Engine, criterion), start, method, options)
+    ended = run_once(criterion, start, method, options)
     x = np.asarray(ended.theta, dtype=float)
     value, gradient, hessian = criterion.evaluate(x, 2)
     assert gradient is not None and hessian is not None
@@ -146,7 +158,7 @@ def structured_turn(model: Model, optimum: Optimum, engine: Engine) -> Array:
     """Derivatives of the parameters along the directions of an engine of structured residuals (k, n_d)."""
     assert optimum.restricted is not None
     x = np.concatenate((optimum.restricted, optimum.theta[model.structure.n_parameters :]))
-    return cast(RestrictedStructured, restricted_criterion(engine, model)).turn(x)
+    return _structured_criterion(engine, model).turn(x)
 
 
 def _basis(model: Model) -> Array:

@@ -20,7 +20,7 @@ from ..kernels import falls, minimize_newton, screen
 
 if TYPE_CHECKING:
     from ..covariance.parameters import Block, CovarianceStructure
-    from ..engines.protocol import Engine, Relaxed
+    from ..engines.protocol import LinearEngine, Relaxed
 
 __all__ = [
     "DESCENTS", "LOWEST_POINTS", "VANISHING", "Found", "Points", "descend", "screen_of", "search", "spread_points",
@@ -87,7 +87,7 @@ class Found(NamedTuple):
 
 
 def search(
-    criterion: Engine,
+    criterion: LinearEngine,
     structure: CovarianceStructure,
     unit: Array,
     known: tuple[float, Array],
@@ -98,7 +98,7 @@ def search(
 
     Parameters
     ----------
-    criterion : Engine
+    criterion : LinearEngine
     structure : CovarianceStructure
     unit : (q,) array
         Standard deviation of each random effect, relative to that of the residuals, that makes half of the variance of
@@ -159,7 +159,7 @@ def _starts(values: Array, valleys: Index, effort: int) -> list[int]:
 
 
 def descend(
-    criterion: Engine, structure: CovarianceStructure, theta: Array, radius: float = 1.0
+    criterion: LinearEngine, structure: CovarianceStructure, theta: Array, radius: float = 1.0
 ) -> tuple[float, Array] | None:
     """Value and canonical theta where a Newton search from theta ends, None where the criterion is not defined."""
     try:
@@ -208,7 +208,7 @@ def _narrowed(structure: CovarianceStructure, unit: Array, theta: Array) -> list
     return out
 
 
-def _leads_to(criterion: Engine, value: float, theta: Array, minimum: tuple[float, Array]) -> bool:
+def _leads_to(criterion: LinearEngine, value: float, theta: Array, minimum: tuple[float, Array]) -> bool:
     """Whether the criterion falls all the way from a point to a minimum."""
     evaluations = criterion.n_evaluations
     found = falls(criterion, theta, value, minimum[1], minimum[0], PATH)
@@ -225,7 +225,7 @@ def _same(structure: CovarianceStructure, unit: Array, one: tuple[float, Array],
     return bool((np.abs(G - H) <= SAME * (np.sqrt(np.outer(H.diagonal(), H.diagonal())) + 1.0)).all())
 
 
-def _stretch(criterion: Engine, structure: CovarianceStructure) -> float:
+def _stretch(criterion: LinearEngine, structure: CovarianceStructure) -> float:
     """How much larger effects of different blocks may be than any that rows can tell from noise one by one.
 
     Columns of Z of one factor that are nearly dependent, as 1 and a time far from its origin, and whose effects are
@@ -246,7 +246,7 @@ def _stretch(criterion: Engine, structure: CovarianceStructure) -> float:
 # ------------------------------------------------------------------------------------------------------------ points
 
 
-def screen_of(criterion: Engine, structure: CovarianceStructure, effort: int) -> Points:
+def screen_of(criterion: LinearEngine, structure: CovarianceStructure, effort: int) -> Points:
     """The points at which a criterion is screened; rows of Lambda are still to be multiplied by sqrt(levels / n)."""
     return spread_points(structure.blocks, effort, max(1.0, _stretch(criterion, structure) / 10.0))
 

@@ -12,7 +12,7 @@ without R.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,7 +39,7 @@ def structured_moments(result: Fit, ddf: str, information: str) -> Moments:
     information : {"observed", "expected"}
         For Kenward-Roger.
     """
-    engine = cast("StructuredCriterion", result.engine)
+    engine = result.structured_engine
     r2 = engine.r2
     nu = float(result.nu)
     half = np.ascontiguousarray(engine.half)

@@ -8,19 +8,19 @@ has no maximum.  With N = r it has a limit, which is as low as it gets on a boun
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..covariance.residual.relative import Relative
+from ..engines.residual.visits import VisitCriterion
 from .optimize import CERTIFIED, Ended, decrement_of, run_once
 
 if TYPE_CHECKING:
     from ..design.residual import ResidualPart
     from ..engines.protocol import Engine
     from ..engines.residual.problem import ResidualProblem
-    from ..engines.residual.visits import VisitCriterion
 
 __all__ = ["followed", "without_maximum"]
 
@@ -99,9 +99,9 @@ def without_maximum(engine: Engine, problem: ResidualProblem, phi: Array) -> str
     problem : ResidualProblem
     phi : (k,) array
     """
-    if not problem.by_pattern or not np.isfinite(engine.evaluate(phi, 1)[0]):
+    if not isinstance(engine, VisitCriterion) or not np.isfinite(engine.evaluate(phi, 1)[0]):
         return ""
-    criterion, part = cast("VisitCriterion", engine), problem.residual
+    criterion, part = engine, problem.residual
     for g, root in enumerate(criterion.roots):
         length = np.sqrt(np.einsum("ij,ij->i", root, root))
         left, sizes, right = np.linalg.svd(root / length[:, None])

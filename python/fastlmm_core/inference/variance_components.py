@@ -15,13 +15,14 @@ At the boundary the derivatives are taken along the set of covariance matrices o
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..covariance.directions import face_bend, face_projector, unit_lengths
 from ..covariance.elements import Element, Scale, sd_and_cor
+from ..engines.protocol import linear_engine
 from ..errors import LMMError
 from ..estimation.information import moments
 from ..estimation.statements import residual_names
@@ -33,7 +34,6 @@ from .profile.profile import confidence_limits
 from .residual_parameters import kind_of, residual_parameters
 
 if TYPE_CHECKING:
-    from ..engines.residual.criterion import StructuredCriterion
     from ..estimation.fit import Fit
 
 __all__ = ["variance_components"]
@@ -72,7 +72,7 @@ def _covariance(result: Fit) -> tuple[Array, Array, Array]:
     if result.model.residual is not None:
         return _structured_covariance(result)
     problem, optimum = result.model.problem, result.optimum
-    structure, criterion = problem.structure, result.engine
+    structure, criterion = problem.structure, linear_engine(result.engine)
     beta, r2, _, slope = criterion.solution()
     nu = float(result.nu)
     contrast = np.append(-beta, 1.0)
@@ -107,7 +107,7 @@ def _structured_covariance(result: Fit) -> tuple[Array, Array, Array]:
     problem, q = result.model.problem, result.model.structure.q
     of_g, of_sigma2 = np.zeros((len(covariance), q, q)), np.zeros(len(covariance))
     if q:
-        units = unit_directions(q)[cast("StructuredCriterion", result.engine).unit_places]
+        units = unit_directions(q)[result.structured_engine.unit_places]
         of_g[: len(units)] = result.sigma2 * (problem.z_map @ units @ problem.z_map.T)
     of_g[-1], of_sigma2[-1] = result.covariance, result.sigma2
     return of_g, of_sigma2, covariance

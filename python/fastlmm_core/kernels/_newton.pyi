@@ -1,14 +1,9 @@
-from typing import Protocol
-
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from .records import Evaluated
+
 _Array = NDArray[np.float64]
-
-class Evaluated(Protocol):
-    """An Objective by what callers see of it: engines are typed by protocols, which no class can be part of."""
-
-    def evaluate(self, theta: _Array, order: int = 0) -> tuple[float, _Array | None, _Array | None]: ...
 
 class Objective:
     @property

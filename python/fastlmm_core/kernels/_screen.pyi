@@ -1,7 +1,7 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from ._newton import Evaluated
+from .records import Evaluated
 
 def falls(
     f: Evaluated,

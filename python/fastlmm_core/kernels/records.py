@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 __all__ = [
-    "BatchPatterns", "BatchResults", "BatchRows", "BatchSearch", "DeletedLines", "DeletionSums", "RowColumns", "Rows",
-    "StackResults", "StackedRows", "VisitPatterns", "VisitResponses",
+    "BatchPatterns", "BatchResults", "BatchRows", "BatchSearch", "DeletedLines", "DeletionSums", "Evaluated",
+    "RowColumns", "Rows", "StackResults", "StackedRows", "VisitPatterns", "VisitResponses",
 ]  # fmt: skip
 
 Array = NDArray[np.float64]
 Int64 = NDArray[np.int64]
 Int = NDArray[np.intc]
+
+
+class Evaluated(Protocol):
+    """What Newton minimises, an `Objective`, by what callers see of it."""
+
+    def evaluate(self, theta: Array, order: int = 0) -> tuple[float, Array | None, Array | None]:
+        """Value, gradient and Hessian."""
 
 
 class Rows(NamedTuple):

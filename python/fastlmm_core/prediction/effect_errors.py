@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from ..engines.protocol import linear_problem
 from ..errors import LMMError
 
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ def effect_covariances(result: Fit, kind: str) -> tuple[Array, ...]:
 
 
 def _with_coefficients(result: Fit) -> tuple[Array, ...]:
-    problem = result.model.problem
+    problem = linear_problem(result.model.problem)
     factor, beta = result.optimum.factor, result.solution.beta
     half = np.linalg.inv(result.solution.chol)
     # BLUPs are linear in the coefficients: M Z'X column by column

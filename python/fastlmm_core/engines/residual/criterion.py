@@ -21,9 +21,10 @@ from numpy.typing import NDArray
 
 from ...design.residual import ResidualPart
 from ...kernels.residuals import ScriptedObjective
+from ..protocol import Engine
 from ..rows import Rows
 
-__all__ = ["StructuredCriterion", "Unprofiled"]
+__all__ = ["StructuredCriterion", "Unprofiled", "structured_engine"]
 
 Array = NDArray[np.float64]
 
@@ -248,9 +249,6 @@ class StructuredCriterion(ScriptedObjective):
         """1: nothing is lost, as all is made of sums of squares."""
         return 1.0
 
-    def rotate(self, turn: Array | None = None) -> None:
-        """Theta has no other coordinates here."""
-
     def solution(self) -> tuple[Array, float, Array, Array]:
         """Coefficients, r^2, Cholesky's factor of X'V^-1X, and the derivative in G as a symmetric matrix."""
         return self.beta, self.r2, self.chol, self.slope_in_g()
@@ -276,26 +274,13 @@ class StructuredCriterion(ScriptedObjective):
         """tr(V^-1 dV V^-1 dV) less twice that within X, for pairs of directions."""
         return self.along(1.0, 0.0, -2.0)
 
-    def curvature(self) -> Array:
-        """Second derivatives along directions of G by themselves are not asked for here."""
-        raise NotImplementedError
-
-    def precision(self) -> Array:
-        """Sum of Z_i'V_i^-1Z_i is not asked for here."""
-        raise NotImplementedError
-
-    def cross(self) -> Array:
-        """See `cross_products`."""
-        raise NotImplementedError
-
-    def traces(self, weight: Array | None = None) -> Array:
-        """See `expected`."""
-        raise NotImplementedError
-
-    def sandwich(self, weight: Array) -> Array:
-        """See `sandwich_along`."""
-        raise NotImplementedError
-
     @abstractmethod
     def solve(self, v: Array, rows: Rows) -> Array:
         """V^-1 v by the rows of the problem, V relative to sigma^2; (n,) or (n, k) array."""
+
+
+def structured_engine(engine: Engine) -> StructuredCriterion:
+    """The engine, which must be one of structured residuals."""
+    if not isinstance(engine, StructuredCriterion):
+        raise TypeError(f"an engine of structured residuals is needed, not {type(engine).__name__}")
+    return engine

@@ -27,7 +27,7 @@ from ...problem.columns import (
     refuse_non_finite,
     scaled_z,
 )
-from ..protocol import UNASKED, Elsewhere, Engine
+from ..protocol import Engine, Problem
 from .clusters import ClusterCriterion, Clusters, clusters_of
 from .patterns import Patterns, visit_patterns
 from .series import SeriesCriterion, chains_of
@@ -36,7 +36,7 @@ from .visits import VisitCriterion
 if TYPE_CHECKING:
     from .criterion import StructuredCriterion
 
-__all__ = ["ResidualProblem", "condition_residual"]
+__all__ = ["ResidualProblem", "condition_residual", "residual_problem"]
 
 Array = NDArray[np.float64]
 
@@ -203,13 +203,6 @@ class ResidualProblem:
         part = self.residual.about(phi)
         return None if part is None else VisitCriterion(self.patterns, self.n, part)
 
-    def pilot(self) -> None:
-        """No start is looked for in a part of the data."""
-
-    def elsewhere(self) -> Elsewhere:
-        """What is known of other minima of the criterion."""
-        return UNASKED
-
     def start(self, criterion: Engine) -> Array:
         """Phi from the moments of the residuals of y on X; random effects of the size that a level tells of them."""
         theta = self.structure.theta(np.diag(np.sqrt(self.levels / self.n) * SIZE)) if self.structure.q else np.zeros(0)
@@ -263,13 +256,12 @@ class ResidualProblem:
         """The part of `offset` that does not depend on the response."""
         return self.log_constant - (self.log_jacobian if reml else 0.0)
 
-    def effects(self, factor: Array, beta: Array) -> tuple[Array, ...]:
-        """See `estimation.structured_effects`: BLUPs need the parameters of the residuals too."""
-        raise NotImplementedError
 
-    def effects_covariance(self, factor: Array) -> tuple[Array, ...]:
-        """See `effects`."""
-        raise NotImplementedError
+def residual_problem(problem: Problem) -> ResidualProblem:
+    """The problem, which must be one of structured residuals."""
+    if not isinstance(problem, ResidualProblem):
+        raise TypeError(f"a problem of structured residuals is needed, not {type(problem).__name__}")
+    return problem
 
 
 def condition_residual(

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from ... import kernels
 from ...engines.one_factor.problem import one_factor
-from ...engines.protocol import CAREFUL, EASY, ORDINARY
+from ...engines.protocol import CAREFUL, EASY, ORDINARY, linear_engine, linear_problem
 from ..search import DESCENTS, LOWEST_POINTS, VANISHING, Points, screen_of
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ class ResponseSearch:
 
     def __init__(self, model: Model) -> None:
         problem, structure = model.problem, model.structure
-        elsewhere = problem.elsewhere()
+        elsewhere = linear_problem(problem).elsewhere()
         # the greatest effort would take dozens of times as long as the fits
         self.effort, self.structure = min(elsewhere.effort, CAREFUL), structure
         # nearly balanced data are left alone: a look would take longer than the fit
@@ -56,7 +56,7 @@ class ResponseSearch:
         if not self.needed:
             return
         self.unit = np.sqrt(problem.levels / problem.n)
-        self.points: Points = screen_of(problem.criterion(), structure, self.effort)
+        self.points: Points = screen_of(linear_engine(problem.criterion()), structure, self.effort)
         self.thetas = self.points.thetas * self.unit[structure.positions[0]]
         self.features = self._features(self.thetas)
         self._prepare(model)

@@ -15,11 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...design.terms import TOLERANCE
+from ...engines.protocol import linear_engine
 from .residuals import parameters_added
 from .restricted import match
 
 if TYPE_CHECKING:
-    from ...engines.protocol import Engine
+    from ...engines.protocol import LinearEngine
     from ...estimation.model import Model
 
 __all__ = ["Cone", "Nesting", "cones", "contained", "efficient_information", "nest", "orthonormal", "same_grouping"]
@@ -308,7 +309,7 @@ def efficient_information(nesting: Nesting, large: Model, relative: Array | None
                 whole = np.zeros((q, q))
                 whole[places] = direction if i == j else direction + direction.T
                 (fresh if j >= present else nuisance).append(whole[np.tril_indices(q)])
-    criterion = problem.criterion()
+    criterion = linear_engine(problem.criterion())
     criterion.reml = reml
     criterion.evaluate(structure.theta(structure.canonical(factor)), 2)
     information = _information(criterion, problem.n, problem.rank, reml)
@@ -321,7 +322,7 @@ def efficient_information(nesting: Nesting, large: Model, relative: Array | None
     return inner if np.linalg.eigvalsh(inner)[0] > 1e-10 * np.trace(inner) else None
 
 
-def _information(criterion: Engine, n: int, rank: int, reml: bool) -> Array:
+def _information(criterion: LinearEngine, n: int, rank: int, reml: bool) -> Array:
     """Expected information on vech(G / sigma^2), sigma^2 being estimated, at the last point of order 2."""
     traces = criterion.traces()
     n_sum = criterion.precision()

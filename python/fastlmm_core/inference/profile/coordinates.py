@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...covariance.parameters import Block
-from ...engines.protocol import Problem
+from ...engines.protocol import Problem, linear_engine
 from ...estimation.moments import projected_traces, reduced_traces
 from ...kernels import whitened_slopes
 
@@ -103,7 +103,7 @@ class Deviance:
 
     def __init__(self, problem: Problem, reml: bool = False) -> None:
         self.problem = problem
-        self.criterion = problem.criterion()
+        self.criterion = linear_engine(problem.criterion())
         self.criterion.reml = reml
         self.reml = reml
         self.nu = problem.n - problem.rank if reml else problem.n
