@@ -1,6 +1,7 @@
 """What evaluates the criterion: one engine per shape of model.
 
 protocol     what every engine offers
+scaling      criteria in the caller's units
 choose       which engine takes a design
 rows         rows as the engines see them
 starts       points to start from

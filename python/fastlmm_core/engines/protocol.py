@@ -206,6 +206,10 @@ class Problem(Protocol):
     def log_jacobian(self) -> float:
         """2 log|det| of x_map on the kept columns."""
 
+    @property
+    def log_constant(self) -> float:
+        """- sum of the logarithms of the weights."""
+
     def criterion(self, columns: Array | None = None) -> Engine:
         """An engine; `columns` (r + 1, k): take [X y] columns for [X y]."""
 
@@ -222,12 +226,6 @@ class Problem(Protocol):
     @property
     def outside(self) -> int:
         """Dimensions that the random effects do not reach."""
-
-    def offset(self, reml: bool) -> float:
-        """Criterion in the caller's units less that of the conditioned problem."""
-
-    def constant(self, reml: bool) -> float:
-        """The part of `offset` that does not depend on the response."""
 
     def conditioned_x(self, X: Array) -> Array:
         """Rows of X_o (n, r)."""

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ..engines.protocol import UNASKED, Engine, Solution, linear_problem
+from ..engines.scaling import criterion_offset
 from ..engines.starts import shrunk_start
 from ..errors import LMMError
 from ..support.blas_threads import one_blas_thread
@@ -91,7 +92,7 @@ class Fit:
         """
         if self.stated is not None:
             return -2.0 * log_likelihood(self)
-        return self.optimum.value + self.model.problem.offset(self.reml)
+        return self.optimum.value + criterion_offset(self.model.problem, self.reml)
 
     @property
     def converged(self) -> bool:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from ..engines.protocol import Engine, Solution
 from ..engines.rows import Rows
+from ..engines.scaling import criterion_constant
 
 if TYPE_CHECKING:
     from .model import Model
@@ -115,7 +116,7 @@ def log_likelihood(fit: AtParameters, reml: bool = False) -> float:
     value = nu * float(np.log(2.0 * np.pi * fit.sigma2)) + _log_det(fit) + squares / fit.sigma2
     if reml:
         value += 2.0 * float(np.sum(np.log(np.diag(fit.solution.chol))))
-    return -0.5 * (value + problem.constant(reml))
+    return -0.5 * (value + criterion_constant(problem, reml))
 
 
 def _log_det(fit: AtParameters) -> float:

@@ -20,6 +20,7 @@ from ..design.streamed import StreamedDesign, refuse_rows
 from ..design.terms import RandomPart
 from ..engines.choose import problem_of
 from ..engines.protocol import Engine, Problem, linear_engine
+from ..engines.scaling import criterion_offset
 from ..errors import LMMError
 from ..support.arguments import checked
 from ..support.checks import float_array
@@ -458,7 +459,7 @@ class Model:
         back: Array = np.asarray(np.linalg.inv(problem.z_map), dtype=np.float64)
         factor = self.structure.canonical(back @ natural)
         value, _, _ = engine.evaluate(self.structure.theta(factor), order)
-        value += problem.offset(bool(reml))
+        value += criterion_offset(problem, bool(reml))
         if order == 0:
             return Evaluation(value, None, None)
         gradient, hessian = loadings_of(self.structure).chain(
@@ -497,7 +498,7 @@ class Model:
         x = self.structured_theta(theta, "theta")
         criterion = structured_engine(engine)
         value, gradient, hessian = criterion.evaluate(x, order)
-        value += self.problem.offset(engine.reml)
+        value += criterion_offset(self.problem, engine.reml)
         if not k or gradient is None:
             return Evaluation(value, gradient, hessian)
         natural = self._natural_factor(np.asarray(theta, dtype=float)[:k], "theta")

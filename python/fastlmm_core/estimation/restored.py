@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..engines.protocol import Solution, linear_engine
+from ..engines.scaling import criterion_offset
 from ..errors import LMMError
 from .fit import Fit
 from .optimize import LocalMinimum, Optimum
@@ -91,7 +92,7 @@ def restored(kind: type[F], model: Model, reml: bool, found: Estimates) -> F:
         value, gradient, hessian = criterion.evaluate(found.restricted, 2)
     assert gradient is not None
     assert hessian is not None
-    offset = problem.offset(reml)
+    offset = criterion_offset(problem, reml)
     special = found.restricted is not None or found.phi is not None
     others = tuple(
         LocalMinimum(other - offset, structure.theta(_conditioned(model, structure.factor(natural))))

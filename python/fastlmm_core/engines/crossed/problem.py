@@ -8,7 +8,6 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from itertools import pairwise
-from math import log
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
@@ -261,15 +260,6 @@ class CrossedProblem:
         layout = Layout(tuple(chosen), (), np.zeros(1, dtype=np.intp), ())
         n = round(self.n * share)
         return CrossedCriterion(layout, np.concatenate(crosses), gram, n, self.structure, True)
-
-    def offset(self, reml: bool) -> float:
-        """Criterion in the caller's units less that of the conditioned problem."""
-        nu = self.n - self.rank if reml else self.n
-        return self.constant(reml) + nu * 2.0 * log(self.scale)
-
-    def constant(self, reml: bool) -> float:
-        """The part of `offset` that does not depend on the response."""
-        return self.log_constant - (self.log_jacobian if reml else 0.0)
 
     def _at(self, factor: Array) -> CrossedCriterion:
         engine = self.criterion()

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from math import log, sqrt
+from math import sqrt
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -243,15 +243,6 @@ class OneFactorProblem(NamedTuple):
         _, conditional = kernels.group_effects(self.unpatterned(), self.m, factor, contrast, conditional=True)
         assert conditional is not None
         return (conditional,)
-
-    def offset(self, reml: bool) -> float:
-        """Criterion in the caller's units less that of the conditioned problem."""
-        nu = self.n - self.rank if reml else self.n
-        return self.constant(reml) + nu * 2.0 * log(self.scale)
-
-    def constant(self, reml: bool) -> float:
-        """The part of `offset` that does not depend on the response."""
-        return self.log_constant - (self.log_jacobian if reml else 0.0)
 
 
 def one_factor(problem: Problem) -> OneFactorProblem:

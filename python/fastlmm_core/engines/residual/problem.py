@@ -247,15 +247,6 @@ class ResidualProblem:
         """Rows of Z_o (n, q)."""
         return Z @ self.z_map
 
-    def offset(self, reml: bool) -> float:
-        """Criterion in the caller's units less that of the conditioned problem."""
-        nu = self.n - self.rank if reml else self.n
-        return self.constant(reml) + nu * 2.0 * log(self.scale)
-
-    def constant(self, reml: bool) -> float:
-        """The part of `offset` that does not depend on the response."""
-        return self.log_constant - (self.log_jacobian if reml else 0.0)
-
 
 def residual_problem(problem: Problem) -> ResidualProblem:
     """The problem, which must be one of structured residuals."""

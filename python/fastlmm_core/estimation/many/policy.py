@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from ...engines.scaling import criterion_constant
 from ...errors import LMMError
 from ...kernels.records import BatchResults, BatchScores
 from ...support.blas_threads import one_blas_thread
@@ -289,7 +290,7 @@ def _lanes(
     shared: kernels.BatchDesign | HierarchyDesign | VisitDesign, Y: Array, into: BatchFit, first: int,
     start: Array | None = None, scores: BatchScores | None = None,
 ) -> None:  # fmt: skip
-    constant = into.model.problem.constant(into.reml)
+    constant = criterion_constant(into.model.problem, into.reml)
     more = () if scores is None else (scores,)
     shared.fit(
         Y, first, into.reml, constant, start,
