@@ -21,7 +21,10 @@ from .moments import inverse_information
 from .optimize import CERTIFIED, Optimum, decrement_of, run_once
 from .structured import LARGER, SMALLER, verdict
 
-__all__ = ["bend", "limits", "restricted_face", "restricted_inverse", "restricted_optimum", "structured_turn"]
+__all__ = [
+    "bend", "limits", "restricted_criterion", "restricted_face", "restricted_inverse", "restricted_optimum",
+    "structured_turn",
+]  # fmt: skip
 
 Array = NDArray[np.float64]
 

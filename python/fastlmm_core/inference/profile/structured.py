@@ -20,8 +20,9 @@ from ...covariance.effects.catalogue import blocks_of
 from ...covariance.effects.reduced_rank import ReducedRank
 from ...covariance.effects.relative import Relative
 from ...covariance.effects.structure import EffectsStructure
-from ...engines.restricted import RestrictedCriterion, RestrictedStructured
+from ...engines.restricted import RestrictedCriterion
 from ...estimation.fit import Fit
+from ...estimation.restricted import restricted_criterion
 from .coordinates import Deviance, State
 from .points import EXACT, Parameter, Point, ProfileError, Profiler
 from .reported import Value, reported
@@ -75,10 +76,7 @@ class _Surface:
         model, problem = self.fit.model, self.problem
         inner = problem.criterion(columns) if columns is not None or self.plain is None else self.plain.criterion
         inner.reml = self.reml and columns is None
-        part = model.residual
-        kind = RestrictedCriterion if part is None else RestrictedStructured
-        n_phi = 0 if part is None else part.n_parameters
-        return kind(inner, model.structure, self.blocks, problem.z_map, problem.n, n_phi)
+        return restricted_criterion(inner, model)
 
     def expand(self, z: Array) -> _Expansion | None:
         """Value, gradient and Hessian; None outside the domain."""
