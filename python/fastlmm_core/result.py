@@ -1435,8 +1435,7 @@ class LMMResult(Fit):
         Raises
         ------
         LMMError
-            For transforms that keep objects other than numbers and text, residuals structured by coordinates, or a file
-            that cannot be written.
+            For transforms that keep objects other than numbers and text, or a file that cannot be written.
 
         Examples
         --------

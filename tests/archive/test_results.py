@@ -5,11 +5,14 @@ from __future__ import annotations
 import io
 import json
 import zipfile
+from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pytest
 
 import fastlmm_core as flc
+from fastlmm_core.archive.residuals import plain_residual
 
 RTOL = 1e-8
 """Criteria and estimates of rows that are conditioned anew, from natural units."""
@@ -312,9 +315,55 @@ def test_structured_residuals(residual, random, tmp_path):
     same(again(stated, tmp_path), stated)
 
 
+STRUCTURES = {
+    "coordinates": ("y ~ x", {"residual": "sp_exp(t | id)"}),
+    "plane": ("y ~ x", {"residual": "sp_gau(t, u | id, nugget=True)"}),
+    "matern": ("y ~ x + (1 | site)", {"residual": "matern(t | id)"}),
+    "matern52": ("y ~ x", {"residual": "matern52(t | id)"}),
+    "car1": ("y ~ x", {"residual": "car1(t | id, by=arm)", "weights": "w"}),
+    "factors": ("y ~ x", {"residual": "fa(visit | id)"}),
+    "products": ("y ~ x", {"residual": "us@ar1(arm, visit | id)"}),
+    "power": ("y ~ x + (1 | site)", {"variance": "power(u)"}),
+    "constants": ("y ~ x", {"residual": "cs(visit | id)", "variance": "constpower(u)"}),
+    "groups": ("y ~ x", {"residual": "ar1(visit | id)", "variance": "exp(u, by=arm)"}),
+    "formula": ("y ~ x + (1 | site)", {"variance": "~ 0 + arm"}),
+    "both restricted": ("y ~ x + ar1(0 + arm | site)", {"residual": "ar1(visit | id)"}),
+}
+
+
+@pytest.mark.parametrize("name", STRUCTURES)
+def test_structures_of_every_kind(name, tmp_path):
+    rng = np.random.default_rng(4)
+    chosen = np.sort(rng.permutation(200)[:170])
+    id_, visit = np.repeat(np.arange(40), 5)[chosen], np.tile(np.arange(5), 40)[chosen]
+    site, arm = id_ // 5, np.where((id_ // 3) % 2 == 0, "a", "b")
+    if name == "products":
+        arm, visit = np.where(visit % 2 == 0, "a", "b"), visit // 2
+    if name == "both restricted":
+        arm = np.where(visit % 2 == 0, "a", "b")
+    data = pd.DataFrame({"id": id_, "visit": visit, "site": site, "arm": arm, "x": rng.standard_normal(170)})
+    data["t"], data["u"] = np.tile(np.arange(5), 40)[chosen] * 1.3, rng.uniform(0.5, 2.0, 170)
+    data["w"] = rng.uniform(0.5, 2.0, 170)
+    level = rng.standard_normal((8, 2))
+    data["y"] = rng.standard_normal(40)[id_] + level[site, (arm == "b") * 1] + rng.standard_normal(170) * data.u
+    formula, options = STRUCTURES[name]
+    fit = flc.lmm(formula, data, **options).fit()
+    found = again(fit, tmp_path)
+    same(found, fit)
+    assert found.model.residual.strata[0].structure == fit.model.residual.strata[0].structure
+    np.testing.assert_allclose(found.df, fit.df, rtol=1e-4)
+    np.testing.assert_allclose(found.residuals("whitened"), fit.residuals("whitened"), rtol=1e-7, atol=1e-9)
+    one, other = found.residual_parameters(), fit.residual_parameters()
+    np.testing.assert_allclose(one["estimate"], other["estimate"], rtol=1e-6)
+    if "variance" not in options and name != "products":
+        # rows that were not observed, given those that were
+        new = data.iloc[:3].assign(**({"t": data.t.iloc[:3] + 0.5} if data.dtypes.get("t") is not None else {}))
+        np.testing.assert_allclose(found.predict(new, "all"), fit.predict(new, "all"), rtol=1e-6)
+
+
 def test_refused(tmp_path):
-    fit = flc.lmm(
-        "Reaction ~ Days", flc.datasets.load("sleepstudy"), residual="sp_exp(Days | Subject)"
-    ).fit()  # fmt: skip
-    with pytest.raises(flc.LMMError, match=r"save\(\) writes structures of visits by their names"):
-        fit.save(tmp_path / "fit.flc")
+    fit = flc.lmm("Reaction ~ Days", flc.datasets.load("sleepstudy"), residual="ar1(Days | Subject)").fit()
+    part = fit.model.design.residual
+    unknown = replace(part, strata=(replace(part.strata[0], structure=replace(part.strata[0].structure, name="own")),))
+    with pytest.raises(flc.LMMError, match=r"save\(\) writes structures that names make"):
+        plain_residual(unknown, {})

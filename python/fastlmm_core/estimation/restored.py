@@ -85,11 +85,10 @@ def restored(kind: type[F], model: Model, reml: bool, found: Estimates) -> F:
     engine.reml = reml
     value, gradient, hessian = engine.evaluate(theta, 2)
     if found.restricted is not None:
-        from ..covariance.effects.catalogue import blocks_of
-        from ..engines.restricted import RestrictedLinear
+        from .restricted import restricted_criterion
 
-        criterion = RestrictedLinear(linear_engine(engine), structure, blocks_of(structure), problem.z_map, problem.n)
-        value, gradient, hessian = criterion.evaluate(found.restricted, 2)
+        x = found.restricted if found.phi is None else np.concatenate([found.restricted, found.phi])
+        value, gradient, hessian = restricted_criterion(engine, model).evaluate(x, 2)
     assert gradient is not None
     assert hessian is not None
     offset = criterion_offset(problem, reml)
