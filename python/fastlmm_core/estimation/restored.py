@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from ..engines.protocol import Solution, linear_engine
+from ..engines.protocol import Solution
 from ..engines.scaling import criterion_offset
 from ..errors import LMMError
 from .fit import Fit
