@@ -1,7 +1,9 @@
 """Long series: continuous-time autoregression beside a random intercept and slope, and one series alone.
 
-Rows stand at irregular times; nothing of the size of a subject squared is formed.  Before anything is timed, a fit of
-fewer rows is held against the criterion and gradient of the engine that forms each subject's covariance matrix in full.
+Rows stand at irregular times; nothing of the size of a subject squared is formed.  Beside them many short series,
+slopes of 1,000 subjects over eight visits, with autoregressive residuals and without.  Before anything is timed, a
+fit of few rows is held against the criterion and gradient of the engine that forms each subject's covariance matrix
+in full.
 """
 
 from __future__ import annotations
@@ -43,6 +45,23 @@ def model(data: dict[str, np.ndarray], effects: bool = True) -> object:
     return flc.lmm("y ~ x + (x | g)", data, residual="car1(t | g)")
 
 
+def slopes(subjects: int, visits: int = 8) -> list[object]:
+    """Slopes over own times without structure, with ar1 residuals and with car1 residuals."""
+    import fastlmm_core as flc
+
+    rng = np.random.default_rng(11)
+    g, visit = np.repeat(np.arange(subjects), visits), np.tile(np.arange(visits), subjects)
+    t = visit + rng.uniform(-0.3, 0.3, len(visit))
+    e = rng.standard_normal((subjects, visits))
+    for k in range(1, visits):
+        e[:, k] = 0.5 * e[:, k - 1] + np.sqrt(0.75) * e[:, k]
+    arm, b = np.repeat(rng.integers(0, 2, subjects), visits), rng.standard_normal((subjects, 2)) * [1.0, 0.3]
+    y = 1.0 + 0.5 * t + 0.2 * t * arm + b[g, 0] + b[g, 1] * t + e.ravel()
+    X, Z = np.column_stack([np.ones(len(t)), t, arm, t * arm]), np.column_stack([np.ones(len(t)), t])
+    residuals = (None, flc.Residual("ar1", subject=g, time=visit), flc.Residual("car1", subject=g, time=t))
+    return [lambda r=r: flc.LinearMixedModel(y, X, Z, g, residual=r).fit() for r in residuals]
+
+
 def wrong(rows: int) -> str | None:
     """Compare with covariance matrices in full."""
     from fastlmm_core.engines.residual.clusters import ClusterCriterion
@@ -79,13 +98,23 @@ def main() -> int:
         f"car1 of one series, {many:,} rows",
         f"random intercept and slope alone, {many:,} rows",
     ]
+    subjects = 100 if options.smoke else 1_000
+    short = [f"slopes of {subjects:,} subjects, {kind}" for kind in ("no structure", "ar1", "car1")]
+    made_short = slopes(subjects)
+    if not all(fit().converged for fit in made_short):
+        report.fail("slopes: not certified")
+        return report.finish(options)
     cases = [Case(name, made.fit) for name, made in zip(names, [*models, plain], strict=True)]
+    cases += [Case(name, fit) for name, fit in zip(short, made_short, strict=True)]
     timings = _harness.interleave(cases, rounds)
     rows = [(case.name, _harness.format_seconds(timings.median(case.name))) for case in cases]
     report.table(f"{SUBJECTS} subjects, irregular times; fits alone", ("", "median"), rows)
     at = timings.median(names[1])
     report.target(names[1], at, 1.0, unit=" s")
     report.target(f"time per row, {many:,} / {some:,}", at / many / (timings.median(names[0]) / some), 1.5)
+    if not options.smoke:
+        report.target("slopes with ar1 residuals / without", timings.ratio(short[1], short[0]), 30.0)
+        report.target("slopes with car1 residuals at own times / without", timings.ratio(short[2], short[0]), 60.0)
     return report.finish(options)
 
 

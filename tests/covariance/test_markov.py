@@ -28,13 +28,13 @@ CASES = {
 over_cases = pytest.mark.parametrize("name", CASES)
 
 
-def summed(name, phi):
+def summed(name, phi, q=3):
     structure, where = CASES[name]
-    return products(chain_of(structure), phi, where, STARTS, COLUMNS)
+    return products(chain_of(structure), phi, where, STARTS, COLUMNS, q)
 
 
 def sums(name, phi):
-    triangle = summed(name, phi).triangle
+    triangle = summed(name, phi).sums.triangle
     return triangle.transpose(0, 2, 1) @ triangle
 
 
@@ -45,6 +45,20 @@ def draw(name):
 @pytest.fixture(params=[4096, 2])
 def chunk(request, monkeypatch):
     monkeypatch.setattr(markov, "CHUNK", request.param)
+
+
+@over_cases
+@pytest.mark.parametrize("q", [0, 1, 2])
+def test_rows_of_subjects_and_what_they_leave(name, q, chunk):
+    phi = draw(name)
+    whole, part = summed(name, phi).sums, summed(name, phi, q).sums
+    np.testing.assert_allclose(part.triangle, whole.triangle[:, :q], atol=1e-13)
+    np.testing.assert_allclose(part.first, whole.first[:, :, :q], atol=1e-12)
+    np.testing.assert_allclose(part.second, whole.second[:, :, :, :q], atol=1e-12)
+    left = whole.triangle[:, q:, q:].reshape(-1, 3 - q)
+    np.testing.assert_allclose(part.rest.T @ part.rest, left.T @ left, atol=1e-12)
+    np.testing.assert_allclose(part.first_rest, whole.first[:, :, q:, q:].sum(axis=1), atol=1e-12)
+    np.testing.assert_allclose(part.second_rest, whole.second[:, :, :, q:, q:].sum(axis=2), atol=1e-12)
 
 
 @over_cases
@@ -63,8 +77,8 @@ def test_sums_of_products_and_determinant(name, chunk):
 def test_derivatives(name, chunk):
     phi = draw(name)
     found = summed(name, phi)
-    np.testing.assert_allclose(found.first, difference(lambda x: sums(name, x), phi), atol=1e-7)
-    np.testing.assert_allclose(found.second, difference(lambda x: summed(name, x).first, phi), atol=1e-6)
+    np.testing.assert_allclose(found.sums.first, difference(lambda x: sums(name, x), phi), atol=1e-7)
+    np.testing.assert_allclose(found.sums.second, difference(lambda x: summed(name, x).sums.first, phi), atol=1e-6)
     np.testing.assert_allclose(found.log_det_first, difference(lambda x: summed(name, x).log_det, phi), atol=1e-8)
     expected = difference(lambda x: summed(name, x).log_det_first, phi)
     np.testing.assert_allclose(found.log_det_second, expected, atol=1e-7)

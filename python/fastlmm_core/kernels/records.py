@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 __all__ = [
-    "BatchPatterns", "BatchResults", "BatchRows", "BatchSearch", "DeletedLines", "DeletionSums", "Evaluated",
-    "RowColumns", "Rows", "StackResults", "StackedRows", "VisitPatterns", "VisitResponses",
+    "BatchPatterns", "BatchResults", "BatchRows", "BatchSearch", "ChainLinks", "DeletedLines", "DeletionSums",
+    "Evaluated", "RowColumns", "Rows", "StackResults", "StackedRows", "VisitPatterns", "VisitResponses",
 ]  # fmt: skip
 
 Array = NDArray[np.float64]
@@ -271,3 +271,23 @@ class VisitResponses(NamedTuple):
     max_iterations: int
     nearly: float
     """See `UnstructuredSums.evaluate`."""
+
+
+class ChainLinks(NamedTuple):
+    """What leads from each row of a Markov chain to the one before it."""
+
+    factors: Array
+    """(1 + v + v (v + 1) / 2, n) by what columns are multiplied: 1 / s, and its derivatives in v parameters, the second
+    ones in pairs a >= b by rows; (1, 0) where all s are 1."""
+    n_variance: int
+    """v."""
+    gap: NDArray[np.intp]
+    """(n,) gap before each row: a place in what follows."""
+    rho: Array
+    """(U,) correlation with the row before; 0 for the first row of a subject."""
+    root: Array
+    """(U,) sqrt(1 - rho^2)."""
+    tau1: Array
+    """(U,) first derivative of artanh(rho) in the parameter of the correlation."""
+    tau2: Array
+    """(U,) second derivative."""

@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
+from ._chains import ChainProducts, SubjectSums
 from ._clusters import ClusterSums
 from ._responses import UnstructuredBatch
 from ._spanning import spanning_rows
 from ._unstructured import UnstructuredSums
 from ._visits import PatternSums, ScriptedObjective
 
-__all__ = ["ClusterSums", "PatternSums", "ScriptedObjective", "UnstructuredBatch", "UnstructuredSums", "spanning_rows"]
+__all__ = [
+    "ChainProducts",
+    "ClusterSums",
+    "PatternSums",
+    "ScriptedObjective",
+    "SubjectSums",
+    "UnstructuredBatch",
+    "UnstructuredSums",
+    "spanning_rows",
+]

@@ -1,4 +1,4 @@
-"""Long series whitened row by row, against the covariance matrices of clusters in full."""
+"""Series whitened row by row, against the covariance matrices of clusters in full."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import pytest
 
 import fastlmm_core as flc
 from fastlmm_core import LMMError
+from fastlmm_core.engines.residual import series as series_module
 from fastlmm_core.engines.residual.clusters import ClusterCriterion
 from fastlmm_core.engines.residual.series import SeriesCriterion
 from fastlmm_core.engines.rows import Rows
@@ -96,7 +97,25 @@ def test_fit():
     np.testing.assert_allclose(value, fit.optimum.value, rtol=1e-11)
     assert np.sqrt(gradient @ np.linalg.solve(hessian, gradient)) < 1e-5
     assert 1.0 < fit.test("x = 0").df_denom < 7.0
-    with pytest.raises(LMMError, match="take ddf='satterthwaite'"):
+
+
+def test_expected_information_and_kenward_roger(monkeypatch):
+    data = series(4, (230, 60, 80, 50, 70, 40, 90), 0.5)
+    fit = flc.lmm("y ~ x + (x | g)", data, residual="car1(t | g)").fit()
+    short = flc.lmm("y ~ x + (x | g)", data, residual="car1(t | g)")
+    monkeypatch.setattr(type(short.problem), "chains", None)
+    other = short.fit()
+    assert isinstance(fit.engine, SeriesCriterion) and isinstance(other.engine, ClusterCriterion)
+    for ddf, information in (("kenward-roger", "observed"), ("kenward-roger-linear", "expected")):
+        one, two = (f.test("x = 0", ddf=ddf, information=information) for f in (fit, other))
+        np.testing.assert_allclose(one.df_denom, two.df_denom, rtol=1e-5)
+        np.testing.assert_allclose(one.statistic, two.statistic, rtol=1e-6)
+
+
+def test_what_needs_matrices_of_long_series_is_refused(monkeypatch):
+    fit = flc.lmm("y ~ x + (1 | g)", series(5, (210, 60, 80, 50)), residual="ar1(t | g)").fit()
+    monkeypatch.setattr(series_module, "IN_FULL", 209)
+    with pytest.raises(LMMError, match=r"a subject has 210 rows.*take ddf='satterthwaite'"):
         fit.test("x = 0", ddf="kenward-roger")
 
 
@@ -105,7 +124,5 @@ def test_other_levels_take_the_clusters():
     data["other"] = np.arange(len(data)) % 7
     model = flc.lmm("y ~ x + (1 | other)", data, residual="ar1(t | g)")
     assert isinstance(model.problem.criterion(), ClusterCriterion)
-    short = flc.lmm("y ~ x + (1 | g)", series(0, (30, 40, 50)), residual="ar1(t | g)")
-    assert isinstance(short.problem.criterion(), ClusterCriterion)
     nugget = flc.lmm("y ~ x", data, residual="sp_exp(t | g, nugget=True)")
     assert isinstance(nugget.problem.criterion(), ClusterCriterion)

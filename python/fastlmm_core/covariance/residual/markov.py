@@ -11,24 +11,25 @@ w'' = w tau'^2 + b tau''. Along those of s, u' = -h_a u and u'' = (h_a h_b - h_a
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ...kernels.records import ChainLinks
+from ...kernels.residuals import ChainProducts
 from .deviations import Common
 from .scaled import Scaled
 from .steps import Steps
 from .structure import Array, ResidualStructure, Where
 from .varied import Varied
 
-__all__ = ["Chain", "MarkovChain", "Products", "chain_of", "products", "whiten_twice"]
+__all__ = ["Chain", "Gaps", "MarkovChain", "Products", "chain_of", "gaps_of", "products", "whiten_twice"]
 
 Index = NDArray[np.intp]
 
-CHUNK = 4096
-"""Rows that are whitened at a time: what is made of them stays in the cache."""
+CHUNK = 64
+"""Rows from which a triangular factor is brought up to date: they stay in the cache."""
 
 
 @runtime_checkable
@@ -40,22 +41,17 @@ class MarkovChain(Protocol):
 
 
 class Products(NamedTuple):
-    """Sums of products A_i = columns'R_i^-1 columns of the rows of subjects, and log|R|, with derivatives in phi.
+    """Sums of products of the rows of subjects whitened by R_i, and log|R|, with derivatives in phi.
 
     Attributes
     ----------
-    triangle : (m, c, c) array
-        Upper triangular factor of A_i.
-    first, second : (k, m, c, c), (k, k, m, c, c) arrays
-        Derivatives of A_i.
+    sums : ChainProducts
     log_det : float
         Of all subjects.
     log_det_first, log_det_second : (k,) and (k, k) arrays
     """
 
-    triangle: Array
-    first: Array
-    second: Array
+    sums: ChainProducts
     log_det: float
     log_det_first: Array
     log_det_second: Array
@@ -86,80 +82,86 @@ def chain_of(structure: ResidualStructure, n_coordinates: int = 1) -> Chain | No
     return Chain(structure if isinstance(structure, Varied) else None, inner.correlation)
 
 
+class Gaps(NamedTuple):
+    """The gaps between rows of subjects, each once: what does not depend on phi.
+
+    Attributes
+    ----------
+    values : (U,) array
+        Different gaps.
+    counts : (U,) array
+        Rows that have them.
+    place : (n,) intp array
+        1 + the gap that a row has before it; 0 for the first row of a subject.
+    """
+
+    values: Where
+    counts: Array
+    place: Index
+
+
+def gaps_of(chain: Chain, where: Where, starts: Index) -> Gaps:
+    """The gaps between the rows of subjects; see `products`."""
+    time = where if where.ndim == 1 else where[:, 0]
+    if chain.varied is not None and chain.varied.inner.positions is not None:
+        time = time.astype(np.intp)
+    inside = np.ones(len(where), dtype=bool)
+    inside[starts] = False
+    values, found, counts = np.unique(np.diff(time)[inside[1:]], return_inverse=True, return_counts=True)
+    place = np.zeros(len(where), dtype=np.intp)
+    place[inside] = 1 + found
+    return Gaps(values, counts.astype(float), place)
+
+
 class _Links(NamedTuple):
-    """What leads from each row to the one before it; a subject's first row has none.
+    """What leads from each row to the one before it.
 
     Attributes
     ----------
     log_s : (n,) array
     h, bends : (k - 1, n), (k - 1, k - 1, n) arrays
-        Derivatives of log s.
-    rho, root : (n,) arrays
-        rho_k and sqrt(1 - rho_k^2).
+        Derivatives of log s; all three are empty where standard deviations are equal.
     steps : Steps
-        Of the rows that have one before them.
-    tau1, tau2 : (n,) arrays
+        Of the gaps.
+    table : (4, U + 1) array
+        rho, sqrt(1 - rho^2), and the derivatives of artanh(rho); for no gap at first.
     """
 
     log_s: Array
     h: Array
     bends: Array
-    rho: Array
-    root: Array
     steps: Steps
-    tau1: Array
-    tau2: Array
+    table: Array
 
-    def both(self, columns: Array, rows: slice, factor: Array | None) -> tuple[Array, Array]:
-        """w, and tau' b, of some rows of a subject (c, rows).
-
-        Parameters
-        ----------
-        columns : (c, n) array
-        rows : slice
-        factor : (n,) array or None
-            What the columns are multiplied by.
-        """
-        u = columns[:, rows]
-        # the first row of a subject has rho = 0 and tau' = 0: what stands before it does not matter
-        before = columns[:, rows.start - 1 : rows.stop - 1] if rows.start else columns[:, _shifted(rows)]
-        if factor is not None:
-            u = u * factor[rows]
-            before = before * (factor[rows.start - 1 : rows.stop - 1] if rows.start else factor[_shifted(rows)])
-        rho, root = self.rho[rows], self.root[rows]
-        w = u - rho * before
-        w /= root
-        b = rho * u
-        b -= before
-        b *= self.tau1[rows] / root
-        return w, b
+    def kernel(self, gaps: Gaps) -> ChainLinks:
+        """What the compiled sums of products read."""
+        k, n = self.h.shape
+        lower = [(a, b) for a in range(k) for b in range(a + 1)]
+        factors = np.empty((1 + k + len(lower), n))
+        factors[0] = np.exp(-self.log_s)
+        factors[1 : 1 + k] = -self.h * factors[0]
+        for place, (a, b) in enumerate(lower, 1 + k):
+            factors[place] = (self.h[a] * self.h[b] - self.bends[a, b]) * factors[0]
+        return ChainLinks(factors, k, gaps.place, *self.table)
 
 
-def _shifted(rows: slice) -> Index:
-    """The rows before, the first standing for itself."""
-    return np.asarray(np.maximum(np.arange(rows.start, rows.stop) - 1, 0))
-
-
-def _links(chain: Chain, phi: Array, where: Where, starts: Index) -> _Links:
-    k, n = len(phi) - 1, len(where)
-    h, bends, log_s = np.zeros((k, n)), np.zeros((k, k, n)), np.zeros(n)
+def _links(chain: Chain, phi: Array, where: Where, gaps: Gaps) -> _Links:
+    k = len(phi) - 1
+    h, bends, log_s = np.zeros((k, 0)), np.zeros((k, k, 0)), np.zeros(0)
     if chain.varied is not None:
         function = chain.varied.function
         covariates = where[:, where.shape[1] - function.n_columns :]
         log_s, (_, h, bends) = function.logarithm(phi[:k], covariates), function.at(phi[:k], covariates)
-    time = where if where.ndim == 1 else where[:, 0]
-    if chain.varied is not None and chain.varied.inner.positions is not None:
-        time = time.astype(np.intp)
-    inside = np.ones(n, dtype=bool)
-    inside[starts] = False
-    steps = chain.correlation.steps(phi[k:], np.diff(time)[inside[1:]])
-    rho, root, tau1, tau2 = np.zeros(n), np.ones(n), np.zeros(n), np.zeros(n)
-    rho[inside], root[inside] = steps.rho, np.sqrt(steps.rest)
-    tau1[inside], tau2[inside] = steps.first, steps.second
-    return _Links(log_s, h, bends, rho, root, steps, tau1, tau2)
+    steps = chain.correlation.steps(phi[k:], gaps.values)
+    table = np.zeros((4, len(gaps.values) + 1))
+    table[1, 0] = 1.0
+    table[:, 1:] = steps.rho, np.sqrt(steps.rest), steps.first, steps.second
+    return _Links(log_s, h, bends, steps, table)
 
 
-def products(chain: Chain, phi: Array, where: Where, starts: Index, columns: Array) -> Products:
+def products(
+    chain: Chain, phi: Array, where: Where, starts: Index, columns: Array, q: int, gaps: Gaps | None = None
+) -> Products:
     """Sums of products of columns over the rows of subjects.
 
     Parameters
@@ -172,66 +174,39 @@ def products(chain: Chain, phi: Array, where: Where, starts: Index, columns: Arr
         Of the rows, subject by subject and in the order of time.
     starts : (m,) int array
         First row of each subject.
-    columns : (n, c) array
+    columns : (n, K) array
+    q : int
+        Columns, the first ones, of which the products with all are kept for each subject.
+    gaps : Gaps, optional
+        From `gaps_of`, where they are known.
     """
-    links = _links(chain, phi, where, starts)
-    k, (n, c), m = len(phi) - 1, columns.shape, len(starts)
-    held = np.ascontiguousarray(columns.T)
-    triangle, first, second = np.zeros((m, c, c)), np.zeros((k + 1, m, c, c)), np.zeros((k + 1, k + 1, m, c, c))
-    # tau' is not zero where tau'' is not
-    ratio = np.divide(links.tau2, links.tau1, out=np.zeros(n), where=links.tau1 != 0.0)
-    for i, (start, stop) in enumerate(pairwise([*starts.tolist(), n])):
-        upper = np.zeros((0, c))
-        for low in range(start, stop, CHUNK):
-            rows = slice(low, min(low + CHUNK, stop))
-            w, dw, ddw = _whitened(links, held, rows, ratio)
-            upper = np.asarray(np.linalg.qr(np.vstack((upper, w.T)), mode="r"))
-            for a in range(k + 1):
-                first[a, i] += w @ dw[a].T
-                for b in range(a + 1):
-                    second[a, b, i] += w @ ddw[a, b].T + dw[a] @ dw[b].T
-        triangle[i, : len(upper)] = upper
-    first += first.swapaxes(2, 3)
-    second += second.swapaxes(3, 4)
-    for a in range(k + 1):
-        second[:a, a] = second[a, :a]
-    rho, rest, slope, bend = links.steps
+    gaps = gaps_of(chain, where, starts) if gaps is None else gaps
+    links = _links(chain, phi, where, gaps)
+    k = len(phi) - 1
+    sums = ChainProducts(
+        np.ascontiguousarray(columns), np.append(starts, len(columns)).astype(np.intp), links.kernel(gaps), q, CHUNK
+    )
+    (rho, rest, slope, bend), counts = links.steps, gaps.counts
     log_det_second = np.zeros((k + 1, k + 1))
     log_det_second[:k, :k] = 2.0 * links.bends.sum(axis=2)
-    log_det_second[k, k] = -2.0 * float(rho @ bend + rest @ slope**2)
+    log_det_second[k, k] = -2.0 * float(counts @ (rho * bend + rest * slope**2))
     return Products(
-        triangle,
-        first,
-        second,
-        float(2.0 * links.log_s.sum() + np.log(rest).sum()),
-        np.append(2.0 * links.h.sum(axis=1), -2.0 * float(rho @ slope)),
+        sums,
+        float(2.0 * links.log_s.sum() + counts @ np.log(rest)),
+        np.append(2.0 * links.h.sum(axis=1), -2.0 * float(counts @ (rho * slope))),
         log_det_second,
     )
 
 
-def _whitened(
-    links: _Links, columns: Array, rows: slice, ratio: Array
-) -> tuple[Array, list[Array], dict[tuple[int, int], Array]]:
-    """Some rows whitened (c, rows), with first derivatives, and second ones for a >= b."""
-    h, bends, k = links.h, links.bends, len(links.h)
-    base = np.exp(-links.log_s) if k else None
-    w, turned = links.both(columns, rows, base)
-    dw, ddw = [], {}
-    for a in range(k):
-        assert base is not None
-        change, ddw[k, a] = links.both(columns, rows, -h[a] * base)
-        dw.append(change)
-        for b in range(a + 1):
-            ddw[a, b] = links.both(columns, rows, (h[a] * h[b] - bends[a, b]) * base)[0]
-    dw.append(turned)
-    ddw[k, k] = w * links.tau1[rows] ** 2 + turned * ratio[rows]
-    return w, dw, ddw
-
-
 def whiten_twice(chain: Chain, phi: Array, where: Where, starts: Index, columns: Array) -> Array:
     """R~^-1 columns (n, c): whitened, and by the transposed of what whitens."""
-    links = _links(chain, phi, where, starts)
-    scale = np.exp(-links.log_s)
-    scaled = links.both(np.ascontiguousarray(columns.T), slice(0, len(where)), scale)[0] / links.root
-    scaled[:, :-1] -= links.rho[1:] * scaled[:, 1:]
-    return (scaled * scale).T
+    gaps = gaps_of(chain, where, starts)
+    links = _links(chain, phi, where, gaps)
+    scale = np.exp(-links.log_s) if len(links.log_s) else 1.0
+    rho, root = links.table[:2, gaps.place]
+    u = columns.T * scale
+    # the first row of a subject has rho = 0
+    u[:, 1:] -= rho[1:] * u[:, :-1]
+    u /= root**2
+    u[:, :-1] -= rho[1:] * u[:, 1:]
+    return np.asarray((u * scale).T)

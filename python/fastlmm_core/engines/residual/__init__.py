@@ -5,6 +5,6 @@ patterns       subjects by their pattern of visits
 criterion      what both criteria share
 visits         the criterion over visits, without random effects
 effects        what criteria with random effects share
-series         the criterion of long series, whitened row by row
+series         the criterion of Markov chains, whitened row by row
 clusters       the criterion in general, each cluster with its covariance matrix in full
 """

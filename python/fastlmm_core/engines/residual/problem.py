@@ -40,9 +40,6 @@ __all__ = ["ResidualProblem", "condition_residual", "residual_problem"]
 
 Array = NDArray[np.float64]
 
-LONG = 200
-"""Rows of a subject from which its covariance matrix is not formed, where its residuals are a Markov chain."""
-
 MANY_VISITS = 40
 """Visits above which the curvature in all covariances of two of them is larger than that along the parameters."""
 
@@ -160,14 +157,15 @@ class ResidualProblem:
 
     @cached_property
     def chains(self) -> list[Chain] | None:
-        """The residuals as Markov chains, where subjects are long series and the only levels of random effects."""
+        """The residuals as Markov chains, where subjects are the only levels of random effects; None elsewhere."""
         subject = np.asarray(self.residual.subject.codes)
         sizes = np.bincount(subject)
-        if sizes.max() < LONG or len(self.codes) > 1:
+        if len(self.codes) > 1:
             return None
         for code in self.codes:
-            pairs = np.unique(np.column_stack((subject, code)), axis=0)
-            if not len(pairs) == len(sizes) == self.n_levels[0]:
+            level = np.empty(len(sizes), dtype=np.intp)
+            level[subject] = code
+            if len(sizes) != self.n_levels[0] or not np.array_equal(level[subject], code):
                 return None
         return chains_of(self.residual)
 
@@ -186,9 +184,13 @@ class ResidualProblem:
     def _criterion(self, columns: Array | None) -> StructuredCriterion:
         if not self.by_pattern:
             xy = self.xy if columns is None else self.xy @ columns
-            if self.chains is not None:
-                return SeriesCriterion(self.chains, xy, self.Z, self.structure, list(self.spans), self.residual)
-            return ClusterCriterion(self.clusters, xy, self.Z, self.structure, list(self.spans), self.residual)
+
+            def in_full() -> ClusterCriterion:
+                return ClusterCriterion(self.clusters, xy, self.Z, self.structure, list(self.spans), self.residual)
+
+            if self.chains is None:
+                return in_full()
+            return SeriesCriterion(self.chains, xy, self.Z, self.structure, list(self.spans), self.residual, in_full)
         patterns = self.patterns if columns is None else self.patterns.of_columns(columns)
         return VisitCriterion(patterns, self.n, self.residual)
 
@@ -209,16 +211,20 @@ class ResidualProblem:
         return np.concatenate([theta, self._phi()])
 
     def _residuals(self) -> Array:
-        """Residuals of y on X; of long series also on Z, subject by subject, as they tell all of their effects."""
+        """Residuals of y on X; of Markov chains also on Z, subject by subject, as they tell all of their effects."""
         rest = self.xy[:, -1]
         if not self.structure.q or self.by_pattern or self.chains is None:
             return rest
-        rest = rest.copy()
         order = np.argsort(self.codes[0], kind="stable")
-        ends = np.cumsum(np.bincount(self.codes[0]))
-        for rows in np.split(order, ends[:-1]):
-            rest[rows] -= self.Z[rows] @ np.linalg.lstsq(self.Z[rows], rest[rows], rcond=None)[0]
-        return rest
+        starts = np.append(0, np.cumsum(np.bincount(self.codes[0]))[:-1])
+        Z, y = self.Z[order], rest[order]
+        gram = np.add.reduceat(Z[:, :, None] * Z[:, None, :], starts)
+        # where the rows of a subject do not tell all of its effects, least squares with hardly any of them
+        gram += SPANNED * np.trace(gram, axis1=1, axis2=2)[:, None, None] * np.eye(Z.shape[1])
+        effects = np.linalg.solve(gram, np.add.reduceat(Z * y[:, None], starts)[..., None])
+        out = rest.copy()
+        out[order] = y - np.einsum("ij,ij->i", Z, effects[self.codes[0][order], :, 0])
+        return out
 
     def _phi(self) -> Array:
         part = self.residual

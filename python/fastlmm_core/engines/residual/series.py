@@ -1,8 +1,9 @@
-"""The criterion of long series: residuals that are a Markov chain, whitened row by row, and random effects of subjects.
+"""The criterion of series: residuals that are a Markov chain, whitened row by row, and random effects of subjects.
 
 With [Z X y] whitened by R_i (see `covariance.residual.markov`), each subject is known by its sums of products A_i(phi)
-and their derivatives: nothing is of the size of a subject squared. For G = Lambda Lambda' and the triangular factor
-[r b; 0 c] of A_i (r for Z, b and c for [X y]),
+and their derivatives: nothing is of the size of a subject squared, and of A_i only the rows of Z are kept, the rest of
+all subjects is summed up (`kernels.residuals.ChainProducts`, `SubjectSums`).  For G = Lambda Lambda' and the triangular
+factor [r b; 0 c] of A_i (r for Z, b and c for [X y]),
 
     log|V_i| = log|R_i| + log|I + r G r'|,   H_i = c'c + b'(I + r G r')^-1 b,
     N_i = Z'V_i^-1Z = r'(I + r G r')^-1 r,   Q_i = Z'V_i^-1[X y] = r'(I + r G r')^-1 b
@@ -17,22 +18,29 @@ and, with P = G - G N G and U = [-P B; I] for A_i = [A B; B' C],
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import cached_property
 from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ...covariance.parameters import CovarianceStructure
-from ...covariance.residual.markov import Chain, Products, chain_of, products, whiten_twice
+from ...covariance.residual.markov import Chain, Gaps, chain_of, gaps_of, products, whiten_twice
 from ...covariance.residual.varied import Varied
 from ...design.residual import ResidualPart, Stratum
 from ...errors import LMMError
+from ...kernels.residuals import ChainProducts, SubjectSums
 from ..rows import Rows
+from .clusters import ClusterCriterion
 from .effects import EffectsCriterion
 
 __all__ = ["SeriesCriterion", "chains_of"]
 
-COSTLY = 20_000
+IN_FULL = 1_000
+"""Rows of a subject up to which its covariance matrix is formed, where something asks for it."""
+
+COSTLY = 2_000
 """Rows from which the certified minimum of one start is enough."""
 
 Array = NDArray[np.float64]
@@ -66,13 +74,16 @@ class SeriesCriterion(EffectsCriterion):
     structure : CovarianceStructure
     spans : list of slice
     part : ResidualPart
+    in_full : callable
+        Makes the criterion with each subject's covariance matrix.
     """
 
     def __init__(
         self, chains: list[Chain], xy: Array, Z: Array, structure: CovarianceStructure, spans: list[slice],
-        part: ResidualPart,
+        part: ResidualPart, in_full: Callable[[], ClusterCriterion],
     ) -> None:  # fmt: skip
         super().__init__(xy.shape[1], len(xy), structure, spans, part)
+        self._make_full = in_full
         # strata one after the other, the subjects of each together
         order = part.sorted_rows
         self.order = order = order[np.argsort(part.stratum[order], kind="stable")]
@@ -82,27 +93,32 @@ class SeriesCriterion(EffectsCriterion):
         stratum = part.stratum[order[self.starts[:-1]]]
         self.q, self.m = Z.shape[1], len(stratum)
         self.costly = len(xy) > COSTLY
-        self.groups: list[tuple[Stratum, Chain, slice, Array, Index]] = []
+        self.groups: list[tuple[Stratum, Chain, slice, Array, Index, Gaps]] = []
         for g, chain in enumerate(chains):
             mine = np.flatnonzero(stratum == g)
             first = int(self.starts[mine[0]])
             rows = slice(first, int(self.starts[mine[-1] + 1]))
-            self.groups.append((part.strata[g], chain, rows, part.where[order[rows]], self.starts[mine] - first))
+            where, starts = part.where[order[rows]], self.starts[mine] - first
+            self.groups.append((part.strata[g], chain, rows, where, starts, gaps_of(chain, where, starts)))
+        places = np.ascontiguousarray(self.units[:, 1:])
+        self.sums = SubjectSums(self.m, self.q, self.c, part.n_parameters, places)
 
     def _summed(self, phi: Array) -> None:
         """Sums of products and their derivatives in phi, with those of log|R|: in those of each stratum."""
-        k, width = self.part.n_parameters, self.columns.shape[1]
-        self.triangle = np.empty((self.m, width, width))
+        k = self.part.n_parameters
+        self.triangle = np.empty((self.m, self.q, self.columns.shape[1]))
         self.log_r, self.d_log_r, self.dd_log_r = 0.0, np.zeros(k), np.zeros((k, k))
-        self.found: list[tuple[Stratum, slice, Products]] = []
+        self.found: list[tuple[Stratum, slice, ChainProducts]] = []
+        self.rest: list[Array] = []
         subject = 0
-        for stratum, chain, rows, where, starts in self.groups:
+        for stratum, chain, rows, where, starts, gaps in self.groups:
             scale, inner = stratum.own(phi)
-            found = products(chain, inner, where, starts, self.columns[rows])
+            found = products(chain, inner, where, starts, self.columns[rows], self.q, gaps)
             here = slice(subject, subject + len(starts))
             subject = here.stop
-            self.found.append((stratum, here, found))
-            self.triangle[here] = found.triangle / np.sqrt(scale)
+            self.found.append((stratum, here, found.sums))
+            self.triangle[here] = found.sums.triangle / np.sqrt(scale)
+            self.rest.append(found.sums.rest / np.sqrt(scale))
             own = np.arange(stratum.start + stratum.scaled, stratum.stop)
             self.log_r += found.log_det + (rows.stop - rows.start) * float(np.log(scale))
             self.d_log_r[own] += found.log_det_first
@@ -111,9 +127,12 @@ class SeriesCriterion(EffectsCriterion):
                 self.d_log_r[stratum.start] += rows.stop - rows.start
 
     def _derivatives(self, phi: Array) -> tuple[Array, Array]:
-        """Derivatives of the sums of products A_i in phi (k, m, K, K), (k, k, m, K, K)."""
+        """Derivatives of the first rows of A_i in phi (k, m, q, K), (k, k, m, q, K)."""
+        if len(self.found) == 1:
+            # one stratum, on the scale of sigma^2
+            return self.found[0][2].first, self.found[0][2].second
         k, width = self.part.n_parameters, self.columns.shape[1]
-        dA, ddA = np.zeros((k, self.m, width, width)), np.zeros((k, k, self.m, width, width))
+        dA, ddA = np.zeros((k, self.m, self.q, width)), np.zeros((k, k, self.m, self.q, width))
         for stratum, here, found in self.found:
             scale, _ = stratum.own(phi)
             own = slice(stratum.start + stratum.scaled, stratum.stop)
@@ -122,9 +141,25 @@ class SeriesCriterion(EffectsCriterion):
             if stratum.scaled:
                 # R is e^tau R~, and A has the factor e^-tau
                 tau = stratum.start
-                dA[tau, here] = -self.triangle[here].transpose(0, 2, 1) @ self.triangle[here]
+                dA[tau, here] = -self.triangle[here, :, : self.q].transpose(0, 2, 1) @ self.triangle[here]
                 ddA[tau, tau, here] = -dA[tau, here]
                 ddA[tau, own, here] = ddA[own, tau, here] = -dA[own, here]
+        return dA, ddA
+
+    def _rest_derivatives(self, phi: Array) -> tuple[Array, Array]:
+        """Derivatives of the last part of A_i in phi, summed (k, c, c), (k, k, c, c)."""
+        k, q = self.part.n_parameters, self.q
+        dA, ddA = np.zeros((k, self.c, self.c)), np.zeros((k, k, self.c, self.c))
+        for (stratum, here, found), rest in zip(self.found, self.rest, strict=True):
+            scale, _ = stratum.own(phi)
+            own = slice(stratum.start + stratum.scaled, stratum.stop)
+            dA[own] = found.first_rest / scale
+            ddA[own, own] = found.second_rest / scale
+            if stratum.scaled:
+                tau, outer = stratum.start, self.triangle[here, :, q:].reshape(-1, self.c)
+                dA[tau] = -(rest.T @ rest + outer.T @ outer)
+                ddA[tau, tau] = -dA[tau]
+                ddA[tau, own] = ddA[own, tau] = -dA[own]
         return dA, ddA
 
     def reduce(self, x: Array) -> tuple[float, Array | None]:
@@ -132,105 +167,91 @@ class SeriesCriterion(EffectsCriterion):
         factor, phi = self.split(x)
         self._summed(phi)
         self.G = factor @ factor.T
-        q = self.q
         if not (np.isfinite(self.triangle).all() and np.isfinite(self.G).all()):
             return np.inf, None
-        self.r, self.b, c = self.triangle[:, :q, :q], self.triangle[:, :q, q:], self.triangle[:, q:, q:]
-        core = np.eye(q) + self.r @ self.G @ self.r.transpose(0, 2, 1)
-        self.inner = np.linalg.inv(core)
-        log_det = self.log_r + float(np.linalg.slogdet(core)[1].sum())
-        H = (c.transpose(0, 2, 1) @ c + self.b.transpose(0, 2, 1) @ self.inner @ self.b).sum(axis=0)
+        log_det, H = self.sums.reduce(self.triangle, self.G)
+        for rest in self.rest:
+            H += rest.T @ rest
         self._phi = phi
-        return log_det, H
+        return self.log_r + log_det, H
+
+    def whitened(self) -> Array:
+        """Rows with the sums of products H, subject by subject."""
+        q = self.q
+        outer = np.linalg.cholesky(self.sums.middle()[1]).transpose(0, 2, 1) @ self.triangle[:, :q, q:]
+        return np.concatenate((outer.reshape(-1, self.c), *self.rest))
 
     def weigh(self, turn: Array) -> None:
         """Sums of products and their derivatives, brought to [A e]."""
-        q, width = self.q, self.columns.shape[1]
-        halves = self.r.transpose(0, 2, 1) @ self.inner
-        self.N = halves @ self.r
-        self.Q = halves @ self.b @ turn
-        self.P = self.G - self.G @ self.N @ self.G
-        self.T = np.eye(q) - self.N @ self.G
-        U = np.empty((self.m, width, self.c))
-        U[:, :q] = -self.G @ self.Q  # P B = G T B = G Q
-        U[:, q:] = turn
         dA, ddA = self._derivatives(self._phi)
-        along = dA @ U
-        self.E = along[:, :, :q]
-        self.dA = dA[:, :, :q, :q]
-        self.dH = np.einsum("izj,kizl->kjl", U, along)
-        cross = np.einsum("kizj,izy,liyj->klj", self.E, self.P, self.E, optimize=True)
-        self.ddH = np.einsum("izj,klizy,iyj->klj", U, ddA, U, optimize=True) - 2.0 * cross
-        lost = np.einsum("iab,kibc,icd,lida->kl", self.P, self.dA, self.P, self.dA, optimize=True)
-        self.tr_dd = self.dd_log_r + np.einsum("iab,kliba->kl", self.P, ddA[:, :, :, :q, :q]) - lost
-        self.units_of_g = np.zeros((len(self.units), q, q))
-        places, rows_of, columns_of = np.arange(len(self.units)), self.units[:, 1], self.units[:, 2]
-        self.units_of_g[places, rows_of, columns_of] = self.units_of_g[places, columns_of, rows_of] = 1.0
+        self.sum_n, self.traces, self.of_g, self.of_phi = self.sums.weigh(self.triangle, turn, dA, ddA)
+        dX, ddX = self._rest_derivatives(self._phi)
+        self.of_phi += turn.T @ dX @ turn
+        self.bent = np.einsum("ij,klis,sj->klj", turn, ddX, turn, optimize=True)
 
     def first(self, x: Array, ratio: float, bracket: float) -> Array:
         """Along the unit directions of G and along phi."""
         S = self._crossed()
-        traces = np.concatenate(
-            (
-                np.einsum("dab,iba->d", self.units_of_g, self.N),
-                self.d_log_r + np.einsum("iab,kiba->k", self.P, self.dA),
-            )
-        )
+        a, b = self.units[:, 1], self.units[:, 2]
+        of_g = np.where(a == b, 1.0, 2.0) * self.sum_n[a, b]
+        traces = np.concatenate((of_g, self.d_log_r + self.traces))
         out = traces - ratio * S[:, -1, -1] - bracket * np.trace(S[:, :-1, :-1], axis1=1, axis2=2)
         self._slope_g = out[: len(self.units)]
         return np.asarray(out)
 
     def _crossed(self) -> Array:
         """[A e]'D[A e] for all directions."""
-        of_g = np.einsum("iaj,dab,ibk->djk", self.Q, self.units_of_g, self.Q, optimize=True)
-        return np.concatenate((of_g, -self.dH))
+        return np.concatenate((self.of_g, -self.of_phi))
 
     def along(self, c_n: float, c_e: float, c_x: float) -> Array:
         """Second derivatives along pairs of directions, the bend of V in phi with them."""
-        if c_n != -1.0:
-            self._refuse()
         weights = np.append(np.full(self.c - 1, 0.5 * c_x), 0.5 * c_e)
-        n_u, k = len(self.units), self.part.n_parameters
-        out = np.empty((n_u + k, n_u + k))
-        D = self.units_of_g
-        DQ = np.einsum("dab,ibj->diaj", D, self.Q)
-        ND = np.einsum("iab,dbc->diac", self.N, D)
-        out[:n_u, :n_u] = 2.0 * np.einsum("diaj,iab,eibj,j->de", DQ, self.N, DQ, weights, optimize=True)
-        out[:n_u, :n_u] -= np.einsum("diab,eiba->de", ND, ND, optimize=True)
-        TE = np.einsum("iab,kibj->kiaj", self.T, self.E)
-        mixed = -2.0 * np.einsum("kiaj,diaj,j->dk", TE, DQ, weights, optimize=True)
-        TAT = self.T @ self.dA @ self.T.transpose(0, 2, 1)
-        mixed += np.einsum("kiab,dba->dk", TAT, D, optimize=True)
-        out[:n_u, n_u:], out[n_u:, :n_u] = mixed, mixed.T
-        out[n_u:, n_u:] = self.tr_dd + self.ddH @ weights
+        out = self.sums.along(weights)
+        n_u = len(self.units)
+        out[n_u:, n_u:] += self.dd_log_r + self.bent @ weights
         return out
 
     def bend(self, x: Array) -> Array:
         """Part of `along`."""
         return np.zeros((self.part.n_parameters, self.part.n_parameters))
 
-    @staticmethod
-    def _refuse() -> None:
-        raise LMMError(
-            "the expected information, and Kenward and Roger's adjustment, are not to be had for series so long; "
-            "take ddf='satterthwaite'"
-        )
+    # ---- what only matrices of the residuals of subjects tell ------------------------------------
+
+    @cached_property
+    def _in_full(self) -> ClusterCriterion:
+        """The criterion with each subject's covariance matrix, where these are not too large."""
+        longest = int(np.diff(self.starts).max())
+        if longest > IN_FULL:
+            raise LMMError(
+                f"a subject has {longest} rows, and the expected information, and Kenward and Roger's adjustment, need "
+                f"the covariance matrix of its rows (up to {IN_FULL} rows); take ddf='satterthwaite'"
+            )
+        return self._make_full()
+
+    def _at_last(self) -> ClusterCriterion:
+        """The same criterion in full, at the last point."""
+        assert self._point is not None
+        full = self._in_full
+        full.reml, full.alone = self.reml, self.alone
+        full.evaluate(self._point, 2)
+        return full
+
+    def expected(self) -> Array:
+        """tr(V^-1 dV V^-1 dV) less twice that within X, for pairs of directions."""
+        return self._at_last().expected()
 
     def sandwich_along(self, weight: Array) -> Array:
-        """Not to be had."""
-        self._refuse()
-        return weight
+        """Sum over pairs of directions (r, r)."""
+        return self._at_last().sandwich_along(weight)
 
     def within(self, tables: list[Array]) -> Array:
-        """Not to be had."""
-        self._refuse()
-        return np.zeros((0, 0))
+        """A'TA for matrices T over the places of the tables (r, r)."""
+        return self._at_last().within(tables)
 
     @property
     def places(self) -> list[tuple[int, Index | Array]]:
-        """Not to be had: no matrix is made of the residuals of a subject."""
-        self._refuse()
-        return []
+        """Stratum and places of the tables of the criterion in full."""
+        return self._in_full.places
 
     def solve(self, v: Array, rows: Rows) -> Array:
         """V^-1 v by the rows of the problem."""
@@ -241,7 +262,7 @@ class SeriesCriterion(EffectsCriterion):
 
         def inverse(given: Array) -> Array:
             out = np.empty_like(given)
-            for stratum, chain, part, where, starts in self.groups:
+            for stratum, chain, part, where, starts, _ in self.groups:
                 scale, inner = stratum.own(phi)
                 out[part] = whiten_twice(chain, inner, where, starts, given[part]) / scale
             return out
@@ -249,9 +270,9 @@ class SeriesCriterion(EffectsCriterion):
         solved = inverse(held)
         if self.q:
             Z = self.columns[:, : self.q]
-            spread = inverse(Z)
+            spread, N = inverse(Z), self.sums.middle()[0]
             for i, part in enumerate(slice(a, b) for a, b in pairwise(self.starts.tolist())):
-                core = self.G - self.G @ self.N[i] @ self.G
+                core = self.G - self.G @ N[i] @ self.G
                 solved[part] -= spread[part] @ (core @ (Z[part].T @ solved[part]))
         out = np.empty(columns.shape)
         out[self.order] = solved

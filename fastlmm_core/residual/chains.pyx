@@ -1,0 +1,601 @@
+# cython: language_level=3
+"""Residuals that are a Markov chain: rows whitened one after the other, and random effects of the subjects.
+
+`chain_products` sums the whitened rows of each subject and their derivatives (the equations are in
+`covariance.residual.markov`), a few operations a row however long a subject is.  `SubjectSums` makes of these sums what
+the profiled criterion needs of V_i = Z_i G Z_i' + R_i (the equations are in `engines.residual.series`).
+
+Shapes: K columns in [Z X y], q of them in Z, c = K - q, r = c - 1; m subjects; k parameters of residuals.  Of a
+symmetric (K, K) matrix of a subject only the first q rows are kept; its last (c, c) part is summed over subjects.
+"""
+from libc.math cimport log, sqrt
+from libc.string cimport memcpy, memset
+
+import numpy as np
+
+
+# ---- rows ------------------------------------------------------------------------------------------------
+
+
+cdef void reduced(Py_ssize_t n, Py_ssize_t q, Py_ssize_t K, double* Y, double* R) noexcept nogil:
+    """The first q rows R (q, K) of the upper triangular factor of Y (n, K), of which the rest is left in Y."""
+    cdef Py_ssize_t i, j, l
+    cdef double t, size
+    memset(R, 0, q * K * sizeof(double))
+    for j in range(q):
+        t = 0.0
+        for i in range(n):
+            t += Y[i * K + j] * Y[i * K + j]
+        if t == 0.0:
+            continue
+        size = sqrt(t)
+        R[j * K + j] = size
+        for i in range(n):
+            t = Y[i * K + j] / size
+            for l in range(j + 1, K):
+                R[j * K + l] += t * Y[i * K + l]
+        for i in range(n):
+            t = Y[i * K + j] / size
+            for l in range(j + 1, K):
+                Y[i * K + l] -= t * R[j * K + l]
+
+
+cdef inline void add_both(Py_ssize_t q, Py_ssize_t K, double scale, const double* a, const double* b, double* own,
+                          double* rest) noexcept nogil:
+    """Add scale (a b' + b a'): its first q rows from the diagonal on (q, K), and the lower triangle of the rest (c, c)."""
+    cdef Py_ssize_t i, j, c = K - q
+    cdef double of_a, of_b
+    for i in range(q):
+        of_a, of_b = scale * a[i], scale * b[i]
+        for j in range(i, K):
+            own[i * K + j] += of_a * b[j] + of_b * a[j]
+    for i in range(q, K):
+        of_a, of_b = scale * a[i], scale * b[i]
+        for j in range(q, i + 1):
+            rest[(i - q) * c + j - q] += of_a * b[j] + of_b * a[j]
+
+
+# One row whitened, and its derivatives along v parameters of standard deviations.
+cdef struct Row:
+    double* w           # (K,)
+    double* turned      # (K,) b: tau' b is the derivative of w along the parameter of the correlation
+    double* dw          # (v, K)
+    double* mixed       # (v, K) b for dw
+    double* ddw         # (v (v + 1) / 2, K), pairs a >= b by rows
+
+
+cdef inline void both(Py_ssize_t K, const double* now, const double* before, double f, double g, double rho,
+                      double less, double* w, double* b) noexcept nogil:
+    """w = (f now - rho g before) less, and b = (rho f now - g before) less, with less = 1 / sqrt(1 - rho^2)."""
+    cdef Py_ssize_t j
+    cdef double now_w = f * less, before_w = rho * g * less, now_b = rho * f * less, before_b = g * less
+    for j in range(K):
+        w[j] = now_w * now[j] - before_w * before[j]
+        b[j] = now_b * now[j] - before_b * before[j]
+
+
+# Where the sums of one subject go, along one parameter or a pair: its first q rows, and the rest of all subjects.
+cdef struct Place:
+    double* own
+    double* rest
+
+
+cdef inline void add_correlated(Py_ssize_t q, Py_ssize_t K, const Row* row, double tau1, double tau2, Place first,
+                                Place second) noexcept nogil:
+    """w dw' + dw w' and w ddw' + ddw w' + 2 dw dw' along the parameter of the correlation: dw = tau' b and
+    ddw = tau'^2 w + tau'' b; in places as those of `add_both`.
+    """
+    cdef Py_ssize_t i, j, c = K - q, at
+    cdef double square = 2.0 * tau1 * tau1, of_w, of_b, mixed
+    cdef const double* w = row.w
+    cdef const double* b = row.turned
+    for i in range(q):
+        of_w, of_b = w[i], b[i]
+        for j in range(i, K):
+            mixed = of_w * b[j] + of_b * w[j]
+            first.own[i * K + j] += tau1 * mixed
+            second.own[i * K + j] += tau2 * mixed + square * (of_w * w[j] + of_b * b[j])
+    for i in range(q, K):
+        of_w, of_b, at = w[i], b[i], (i - q) * c - q
+        for j in range(q, i + 1):
+            mixed = of_w * b[j] + of_b * w[j]
+            first.rest[at + j] += tau1 * mixed
+            second.rest[at + j] += tau2 * mixed + square * (of_w * w[j] + of_b * b[j])
+
+
+cdef inline void mirrored(Py_ssize_t n, Py_ssize_t width, double* A) noexcept nogil:
+    """The lower triangle of the first n columns of A (n, width) from the upper one."""
+    cdef Py_ssize_t i, j
+    for i in range(n):
+        for j in range(i):
+            A[i * width + j] = A[j * width + i]
+
+
+cdef class ChainProducts:
+    """Sums of products A_i of the whitened rows of subjects, with derivatives along the parameters of a structure.
+
+    Parameters
+    ----------
+    columns : (n, K) array
+        [Z X y], subject by subject, in the order of time.
+    starts : (m + 1,) intp array
+        First row of each subject.
+    links : records.ChainLinks
+    q : int
+    block : int
+        Rows from which a triangular factor is brought up to date.
+
+    Attributes
+    ----------
+    triangle : (m, q, K) array
+        First rows of the upper triangular factors of A_i.
+    rest : (c, c) array
+        Upper triangular factor of the sum of what these leave of A_i.
+    first, second : (k, m, q, K), (k, k, m, q, K) arrays
+        First rows of the derivatives of A_i; the correlation has the last parameter.
+    first_rest, second_rest : (k, c, c), (k, k, c, c) arrays
+        The last part of the derivatives, summed.
+    """
+
+    cdef readonly object triangle, rest, first, second, first_rest, second_rest
+    cdef Py_ssize_t q, K, v, held, room, waiting
+    cdef double[::1] work
+    cdef double* Y              # (room, K) rows of a subject
+    cdef double* left           # (room + c, c) what is left of rows of all subjects
+    cdef double[:, ::1] whole
+    cdef Row row
+
+    def __init__(self, const double[:, ::1] columns, const Py_ssize_t[::1] starts, links, Py_ssize_t q,
+                 Py_ssize_t block):
+        cdef Py_ssize_t m = starts.shape[0] - 1, K = columns.shape[1], v = links.n_variance, k = v + 1, c = K - q
+        self.q, self.K, self.v, self.room, self.waiting = q, K, v, max(block, 1) + K, 0
+        self.triangle, self.rest = np.zeros((m, q, K)), np.zeros((c, c))
+        self.first, self.second = np.zeros((k, m, q, K)), np.zeros((k, k, m, q, K))
+        self.first_rest, self.second_rest = np.zeros((k, c, c)), np.zeros((k, k, c, c))
+        self.whole = self.rest
+        self.work = np.zeros((2 * self.room + K + 3 + 2 * v + v * (v + 1) // 2) * K + 1)
+        self.Y = &self.work[0]
+        self.left = self.Y + self.room * K
+        self.row.w = self.left + (self.room + K) * K
+        self.row.turned = self.row.w + K
+        self.row.dw = self.row.turned + K
+        self.row.mixed = self.row.dw + v * K
+        self.row.ddw = self.row.mixed + v * K
+        if K:
+            self.sum_up(columns, starts, links)
+
+    cdef sum_up(self, const double[:, ::1] columns, const Py_ssize_t[::1] starts, links):
+        """All subjects."""
+        cdef const double[::1] rho = links.rho, root = links.root, tau1 = links.tau1, tau2 = links.tau2
+        cdef const double[:, ::1] factors = links.factors
+        cdef const Py_ssize_t[::1] gap = links.gap
+        cdef double[:, :, ::1] triangle = self.triangle, first_rest = self.first_rest
+        cdef double[:, :, :, ::1] first = self.first, second_rest = self.second_rest
+        cdef double[:, :, :, :, ::1] second = self.second
+        cdef Py_ssize_t m = starts.shape[0] - 1, q = self.q, K = self.K, v = self.v, c = K - q, i, t, g, a, b, at
+        cdef double none = 0.0
+        cdef double* R
+        cdef Place one, two
+        with nogil:
+            for i in range(m):
+                self.held = 0
+                R = &triangle[i, 0, 0] if q else &none
+                for t in range(starts[i], starts[i + 1]):
+                    g = gap[t]
+                    self.whiten(columns, factors, t, t - 1 if t > starts[i] else t, rho[g], 1.0 / root[g])
+                    one.own, one.rest = &first[v, i, 0, 0] if q else &none, &first_rest[v, 0, 0] if c else &none
+                    two.own, two.rest = &second[v, v, i, 0, 0] if q else &none, &second_rest[v, v, 0, 0] if c else &none
+                    add_correlated(q, K, &self.row, tau1[g], tau2[g], one, two)
+                    at = 0
+                    for a in range(v):
+                        one.own, one.rest = &first[a, i, 0, 0] if q else &none, &first_rest[a, 0, 0] if c else &none
+                        two.own, two.rest = &second[v, a, i, 0, 0] if q else &none, &second_rest[v, a, 0, 0] if c else &none
+                        add_both(q, K, 1.0, self.row.w, self.row.dw + a * K, one.own, one.rest)
+                        add_both(q, K, tau1[g], self.row.w, self.row.mixed + a * K, two.own, two.rest)
+                        add_both(q, K, tau1[g], self.row.turned, self.row.dw + a * K, two.own, two.rest)
+                        for b in range(a + 1):
+                            two.own = &second[a, b, i, 0, 0] if q else &none
+                            two.rest = &second_rest[a, b, 0, 0] if c else &none
+                            add_both(q, K, 1.0, self.row.w, self.row.ddw + at * K, two.own, two.rest)
+                            add_both(q, K, 1.0, self.row.dw + a * K, self.row.dw + b * K, two.own, two.rest)
+                            at += 1
+                    memcpy(self.Y + self.held * K, self.row.w, K * sizeof(double))
+                    self.held += 1
+                    if self.held == self.room:
+                        self.condense(R)
+                        memcpy(self.Y, R, q * K * sizeof(double))
+                        self.held = q
+                self.condense(R)
+                for a in range(v + 1 if q else 0):
+                    mirrored(q, K, &first[a, i, 0, 0])
+                    for b in range(a + 1):
+                        mirrored(q, K, &second[a, b, i, 0, 0])
+                        if b < a:
+                            memcpy(&second[b, a, i, 0, 0], &second[a, b, i, 0, 0], q * K * sizeof(double))
+            if c:
+                self.settle()
+        # lower triangles were summed
+        for a in range(v + 1):
+            self.first_rest[a] += np.tril(self.first_rest[a], -1).T
+            for b in range(a + 1):
+                self.second_rest[a, b] += np.tril(self.second_rest[a, b], -1).T
+                self.second_rest[b, a] = self.second_rest[a, b]
+
+    cdef void whiten(self, const double[:, ::1] columns, const double[:, ::1] factors, Py_ssize_t t, Py_ssize_t at,
+                     double rho, double less) noexcept nogil:
+        """Row t, with the row `at` before it; the first row of a subject has rho = 0 and tau' = 0, whatever is before."""
+        cdef Py_ssize_t a, K = self.K, v = self.v
+        cdef const double* now = &columns[t, 0]
+        cdef const double* before = &columns[at, 0]
+        if factors.shape[1] == 0:
+            both(K, now, before, 1.0, 1.0, rho, less, self.row.w, self.row.turned)
+            return
+        both(K, now, before, factors[0, t], factors[0, at], rho, less, self.row.w, self.row.turned)
+        for a in range(v):
+            both(K, now, before, factors[1 + a, t], factors[1 + a, at], rho, less, self.row.dw + a * K,
+                 self.row.mixed + a * K)
+        for a in range(v * (v + 1) // 2):
+            # what stands in the place of b is not needed
+            both(K, now, before, factors[1 + v + a, t], factors[1 + v + a, at], rho, less, self.row.ddw + a * K,
+                 self.row.ddw + v * (v + 1) // 2 * K)
+
+    cdef void condense(self, double* R) noexcept nogil:
+        """The rows that are held to their first q, and what these leave to that of all subjects."""
+        cdef Py_ssize_t i, q = self.q, K = self.K, c = K - q
+        reduced(self.held, q, K, self.Y, R)
+        for i in range(self.held if c else 0):
+            memcpy(self.left + self.waiting * c, self.Y + i * K + q, c * sizeof(double))
+            self.waiting += 1
+            if self.waiting == self.room:
+                self.settle()
+
+    cdef void settle(self) noexcept nogil:
+        """The triangular factor of what is left of all rows."""
+        cdef Py_ssize_t c = self.K - self.q
+        memcpy(self.left + self.waiting * c, &self.whole[0, 0], c * c * sizeof(double))
+        reduced(self.waiting + c, c, c, self.left, &self.whole[0, 0])
+        self.waiting = 0
+
+
+# ---- subjects --------------------------------------------------------------------------------------------
+
+
+cdef inline void product(Py_ssize_t n, Py_ssize_t l, Py_ssize_t p, const double* A, const double* B, double* out
+                         ) noexcept nogil:
+    """out (n, p) = A (n, l) B (l, p)."""
+    cdef Py_ssize_t i, j, s
+    cdef double t
+    for i in range(n):
+        for j in range(p):
+            out[i * p + j] = 0.0
+        for s in range(l):
+            t = A[i * l + s]
+            for j in range(p):
+                out[i * p + j] += t * B[s * p + j]
+
+
+cdef inline void product_t(Py_ssize_t n, Py_ssize_t l, Py_ssize_t p, const double* A, const double* B, double* out
+                           ) noexcept nogil:
+    """out (n, p) = A' B for A (l, n), B (l, p)."""
+    cdef Py_ssize_t i, j, s
+    cdef double t
+    memset(out, 0, n * p * sizeof(double))
+    for s in range(l):
+        for i in range(n):
+            t = A[s * n + i]
+            for j in range(p):
+                out[i * p + j] += t * B[s * p + j]
+
+
+cdef double inverted(Py_ssize_t q, double* A, double* out) noexcept nogil:
+    """The inverse of the positive definite A (q, q), whose lower triangle is overwritten; its log-determinant."""
+    cdef Py_ssize_t i, j, l
+    cdef double t, total = 0.0
+    for i in range(q):
+        for j in range(i + 1):
+            t = A[i * q + j]
+            for l in range(j):
+                t -= A[i * q + l] * A[j * q + l]
+            if i == j:
+                A[i * q + i] = sqrt(t)
+                total += log(t)
+            else:
+                A[i * q + j] = t / A[j * q + j]
+    for j in range(q):
+        for i in range(q):
+            t = 1.0 if i == j else 0.0
+            for l in range(j, i):
+                t -= A[i * q + l] * out[l * q + j]
+            out[i * q + j] = t / A[i * q + i] if i >= j else 0.0
+        for i in range(q - 1, -1, -1):
+            t = out[i * q + j]
+            for l in range(i + 1, q):
+                t -= A[l * q + i] * out[l * q + j]
+            out[i * q + j] = t / A[i * q + i]
+    return total
+
+
+cdef class SubjectSums:
+    """Sums over subjects of V_i = Z_i G Z_i' + R_i, from the sums of products of whitened rows.
+
+    Parameters
+    ----------
+    m, q, c, k : int
+        Subjects, columns of Z, columns of [X y], parameters of residuals.
+    unit : (n_g, 2) intp array
+        Row and column of each symmetric unit direction of G.
+    """
+
+    cdef readonly Py_ssize_t m, q, c, k, n_g
+    cdef const Py_ssize_t[:, ::1] unit
+    cdef double[:, ::1] G, weighted
+    cdef double[:, :, ::1] inner_, N_, Q_, T_, P_
+    cdef double[:, :, :, ::1] E_, dAz
+    cdef double[::1] work
+    cdef double[:, ::1] trace
+    cdef double[:, :, ::1] bent
+
+    def __init__(self, Py_ssize_t m, Py_ssize_t q, Py_ssize_t c, Py_ssize_t k, const Py_ssize_t[:, ::1] unit):
+        cdef Py_ssize_t K = q + c
+        self.m, self.q, self.c, self.k, self.n_g, self.unit = m, q, c, k, unit.shape[0], unit
+        self.inner_, self.N_, self.T_, self.P_ = (np.zeros((m, q, q)) for _ in range(4))
+        self.Q_ = np.zeros((m, q, c))
+        self.E_, self.dAz = np.zeros((m, k, q, c)), np.zeros((m, k, q, q))
+        self.work = np.zeros(6 * K * K + 1)
+        self.trace, self.bent = np.zeros((k, k)), np.zeros((k, k, c))
+
+    def reduce(self, const double[:, :, ::1] triangle, G):
+        """log|I + r G r'| and b'(I + r G r')^-1 b, summed.
+
+        Parameters
+        ----------
+        triangle : (m, q, K) array
+            [r b].
+        G : (q, q) array
+        """
+        cdef Py_ssize_t i, j, l, a, q = self.q, c = self.c
+        cdef double total = 0.0
+        cdef const double* R
+        cdef double* r = &self.work[0]
+        cdef double* b = r + q * q
+        cdef double* core = b + q * c
+        cdef double* other = core + q * q
+        cdef double* spread = other + q * q
+        H_array = np.zeros((c, c))
+        cdef double[:, ::1] H = H_array
+        self.G = np.array(G).reshape(q, q)
+        with nogil:
+            for i in range(self.m if q else 0):
+                R = &triangle[i, 0, 0]
+                self.parts(R, r, b)
+                for a in range(q):
+                    for j in range(q):
+                        other[a * q + j] = 0.0
+                        for l in range(q):
+                            other[a * q + j] += r[a * q + l] * self.G[l, j]
+                for a in range(q):
+                    for j in range(q):
+                        core[a * q + j] = 1.0 if a == j else 0.0
+                        for l in range(q):
+                            core[a * q + j] += other[a * q + l] * r[j * q + l]
+                total += inverted(q, core, &self.inner_[i, 0, 0])
+                product(q, q, c, &self.inner_[i, 0, 0], b, spread)
+                for a in range(q):
+                    for j in range(c):
+                        for l in range(c):
+                            H[j, l] += b[a * c + j] * spread[a * c + l]
+        return total, H_array
+
+    cdef void parts(self, const double* R, double* r, double* b) noexcept nogil:
+        """r (q, q) and b (q, c) of a triangular factor."""
+        cdef Py_ssize_t a, j, q = self.q, c = self.c, K = q + c
+        for a in range(q):
+            for j in range(q):
+                r[a * q + j] = R[a * K + j]
+            for j in range(c):
+                b[a * c + j] = R[a * K + q + j]
+
+    def weigh(self, const double[:, :, ::1] triangle, const double[:, ::1] turn, const double[:, :, :, ::1] dA,
+              const double[:, :, :, :, ::1] ddA):
+        """What subjects have of the sums of products and their derivatives brought to [A e], after `reduce`.
+
+        Parameters
+        ----------
+        triangle : (m, q, K) array
+        turn : (c, c) array
+        dA, ddA : (k, m, q, K), (k, k, m, q, K) arrays
+
+        Returns
+        -------
+        sum_n : (q, q) array
+            Sum of N_i.
+        traces : (k,) array
+            Sum of tr(P A_a).
+        of_g : (n_g, c, c) array
+            Sum of Q'DQ.
+        of_phi : (k, c, c) array
+            Sum of U'A_a U, but for the last part of A_a.
+        """
+        cdef Py_ssize_t i, a, b, d, j, l, s, q = self.q, c = self.c, K = q + c
+        cdef double* U = &self.work[0]
+        cdef double* F = U + K * c
+        cdef double t
+        sum_n_array, traces_array = np.zeros((q, q)), np.zeros(self.k)
+        of_g_array, of_phi_array = np.zeros((self.n_g, c, c)), np.zeros((self.k, c, c))
+        cdef double[:, ::1] sum_n = sum_n_array
+        cdef double[::1] traces = traces_array
+        cdef double[:, :, ::1] of_g = of_g_array, of_phi = of_phi_array
+        self.trace[:], self.bent[:] = 0.0, 0.0
+        with nogil:
+            for i in range(self.m if q else 0):
+                self.effects(i, &triangle[i, 0, 0], turn, U)
+                for a in range(q):
+                    for b in range(q):
+                        sum_n[a, b] += self.N_[i, a, b]
+                for d in range(self.n_g):
+                    a, b = self.unit[d, 0], self.unit[d, 1]
+                    for j in range(c):
+                        t = self.Q_[i, a, j]
+                        for l in range(c):
+                            of_g[d, j, l] += t * self.Q_[i, b, l]
+                        if a == b:
+                            continue
+                        t = self.Q_[i, b, j]
+                        for l in range(c):
+                            of_g[d, j, l] += t * self.Q_[i, a, l]
+                for a in range(self.k):
+                    self.turned(&dA[a, i, 0, 0], U, &self.E_[i, a, 0, 0], F)
+                    for s in range(q):
+                        for j in range(c):
+                            t = U[s * c + j]
+                            for l in range(c):
+                                of_phi[a, j, l] += t * self.E_[i, a, s, l]
+                            t = F[s * c + j]
+                            for l in range(c):
+                                of_phi[a, j, l] += t * U[s * c + l]
+                    for j in range(q):
+                        for l in range(q):
+                            self.dAz[i, a, j, l] = dA[a, i, j, l]
+                            traces[a] += self.P_[i, j, l] * dA[a, i, j, l]
+                self.curve(i, U, ddA)
+        return sum_n_array, traces_array, of_g_array, of_phi_array
+
+    cdef void turned(self, const double* A, const double* U, double* E, double* F) noexcept nogil:
+        """E = A U (q, c) for the first rows A (q, K) of a matrix, and F what its last columns have of it."""
+        cdef Py_ssize_t i, j, s, q = self.q, c = self.c, K = q + c
+        cdef double t
+        memset(F, 0, q * c * sizeof(double))
+        for i in range(q):
+            for s in range(q, K):
+                t = A[i * K + s]
+                for j in range(c):
+                    F[i * c + j] += t * U[s * c + j]
+            for j in range(c):
+                E[i * c + j] = F[i * c + j]
+            for s in range(q):
+                t = A[i * K + s]
+                for j in range(c):
+                    E[i * c + j] += t * U[s * c + j]
+
+    cdef void effects(self, Py_ssize_t i, const double* R, const double[:, ::1] turn, double* U) noexcept nogil:
+        """N, Q, P = G - G N G, T = I - N G of a subject, and U = [-G Q; turn] (K, c)."""
+        cdef Py_ssize_t a, j, l, q = self.q, c = self.c, K = q + c
+        cdef double* r = U + K * c
+        cdef double* b = r + q * q
+        cdef double* halves = b + q * c
+        cdef double* spread = halves + q * q
+        cdef double t
+        self.parts(R, r, b)
+        product_t(q, q, q, r, &self.inner_[i, 0, 0], halves)
+        product(q, q, q, halves, r, &self.N_[i, 0, 0])
+        product(q, q, c, halves, b, spread)
+        product(q, c, c, spread, &turn[0, 0], &self.Q_[i, 0, 0])
+        for a in range(q):
+            for j in range(q):
+                t = 1.0 if a == j else 0.0
+                for l in range(q):
+                    t -= self.N_[i, a, l] * self.G[l, j]
+                self.T_[i, a, j] = t
+        for a in range(q):
+            for j in range(q):
+                t = 0.0
+                for l in range(q):
+                    t += self.G[a, l] * self.T_[i, l, j]
+                self.P_[i, a, j] = t
+            for j in range(c):
+                t = 0.0
+                for l in range(q):
+                    t -= self.G[a, l] * self.Q_[i, l, j]
+                U[a * c + j] = t
+        memcpy(U + q * c, &turn[0, 0], c * c * sizeof(double))
+
+    cdef void curve(self, Py_ssize_t i, const double* U, const double[:, :, :, :, ::1] ddA) noexcept nogil:
+        """Second derivatives of tr and of the diagonal of H along pairs of parameters, but for the last part of A_ab."""
+        cdef Py_ssize_t a, b, j, l, s, q = self.q, c = self.c, K = q + c
+        cdef double* E = &self.work[0] + K * c
+        cdef double* F = E + q * c
+        cdef double* left = F + q * c
+        cdef double* right = left + q * c
+        cdef double* other = right + q * q
+        cdef double t
+        for a in range(self.k):
+            product(q, q, c, &self.P_[i, 0, 0], &self.E_[i, a, 0, 0], left)
+            product(q, q, q, &self.P_[i, 0, 0], &self.dAz[i, a, 0, 0], right)
+            for b in range(a + 1):
+                self.turned(&ddA[a, b, i, 0, 0], U, E, F)
+                for s in range(q):
+                    for l in range(c):
+                        self.bent[a, b, l] += (U[s * c + l] * (E[s * c + l] + F[s * c + l])
+                                               - 2.0 * left[s * c + l] * self.E_[i, b, s, l])
+                product(q, q, q, &self.P_[i, 0, 0], &self.dAz[i, b, 0, 0], other)
+                t = 0.0
+                for j in range(q):
+                    for l in range(q):
+                        t += self.P_[i, j, l] * ddA[a, b, i, l, j] - right[j * q + l] * other[l * q + j]
+                self.trace[a, b] += t
+
+    def along(self, const double[::1] weights):
+        """Second derivatives along pairs of directions of G and of phi (n_g + k, n_g + k), after `weigh`.
+
+        Parameters
+        ----------
+        weights : (c,) array
+            Of the diagonal of second derivatives of H.
+        """
+        cdef Py_ssize_t i, d, e, a, b, f, g, j, l, s, q = self.q, c = self.c, n = self.n_g + self.k
+        cdef double t
+        out_array = np.zeros((n, n))
+        cdef double[:, ::1] out = out_array
+        cdef double* M = &self.work[0]
+        cdef double* X = M + q * q
+        cdef double* Y = X + q * q
+        cdef double* wide = Y + q * q
+        with nogil:
+            for i in range(self.m if q else 0):
+                # M = 2 Q w Q' - N: tr(D N F M) for pairs of directions, of symmetric N and M
+                for a in range(q):
+                    for b in range(q):
+                        t = -self.N_[i, a, b]
+                        for j in range(c):
+                            t += 2.0 * weights[j] * self.Q_[i, a, j] * self.Q_[i, b, j]
+                        M[a * q + b] = t
+                for d in range(self.n_g):
+                    a, b = self.unit[d, 0], self.unit[d, 1]
+                    for e in range(d + 1):
+                        f, g = self.unit[e, 0], self.unit[e, 1]
+                        t = self.N_[i, b, f] * M[g * q + a]
+                        if f != g:
+                            t += self.N_[i, b, g] * M[f * q + a]
+                        if a != b:
+                            t += self.N_[i, a, f] * M[g * q + b]
+                            if f != g:
+                                t += self.N_[i, a, g] * M[f * q + b]
+                        out[d, e] += t
+                for l in range(self.k):
+                    # T (dA T' - 2 E w Q')
+                    for a in range(q):
+                        for b in range(q):
+                            t = 0.0
+                            for s in range(q):
+                                t += self.dAz[i, l, a, s] * self.T_[i, b, s]
+                            for j in range(c):
+                                t -= 2.0 * weights[j] * self.E_[i, l, a, j] * self.Q_[i, b, j]
+                            X[a * q + b] = t
+                    product(q, q, q, &self.T_[i, 0, 0], X, Y)
+                    for d in range(self.n_g):
+                        a, b = self.unit[d, 0], self.unit[d, 1]
+                        out[self.n_g + l, d] += Y[a * q + b] + Y[b * q + a] if a != b else Y[a * q + a]
+            for a in range(self.k):
+                for b in range(a + 1):
+                    t = self.trace[a, b]
+                    for j in range(c):
+                        t += weights[j] * self.bent[a, b, j]
+                    out[self.n_g + a, self.n_g + b] = t
+            for a in range(n):
+                for b in range(a):
+                    out[b, a] = out[a, b]
+        return out_array
+
+    def middle(self):
+        """N_i, after `weigh`, and the inverses of I + r G r', (m, q, q) each."""
+        return np.array(self.N_), np.array(self.inner_)
