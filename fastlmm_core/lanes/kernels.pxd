@@ -167,7 +167,8 @@ cdef struct Outcome:
     int* status         # 1 certified, 2 certified at the boundary, 0 not, -1 not finite, -2 no variation
     int* evaluations
     # Where `rows` is not NULL nothing is fitted: theta is read, and what tests of m linear functions of the coefficients
-    # need at it is all that is written (relative to sigma^2, the scale of V profiled out).
+    # need at it is all that is written (relative to sigma^2, the scale of V profiled out), beside the coefficients, their
+    # standard errors and sigma^2 at that theta unless `params` is NULL.
     Py_ssize_t m
     const double* rows  # (m, p) in conditioned coordinates
     double* covariance  # (., m, m) K = rows H_xx^-1 rows'

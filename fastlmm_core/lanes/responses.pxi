@@ -928,6 +928,8 @@ cdef void batch_fit(
                         (first + block + (lane if lane < count else count - 1)) * d.n_par + i]
             set_factor(d, &s, <vecu*> s.theta)
             evaluate_responses(d, &s, 2)
+            if out.params != NULL:
+                write_coefficients(d, &s, &f, out, rows, stride, first + block, count)
             write_contrasts(d, &s, out, first + block, count)
         else:
             first_theta(d, &s)

@@ -195,7 +195,8 @@ cdef class BatchDesign:
         out.rows = NULL
         run(&d, &Y[0, 0], width, count, first, &out)
 
-    def contrasts(self, const double[:, ::1] Y, bint reml, double[:, ::1] theta, const double[:, ::1] rows, scores=None):
+    def contrasts(self, const double[:, ::1] Y, bint reml, double[:, ::1] theta, const double[:, ::1] rows, scores=None,
+                  coefficients=None):
         """What tests of rows beta_o need, at a given theta of each response.
 
         Parameters
@@ -208,6 +209,8 @@ cdef class BatchDesign:
             In the coordinates of the conditioned problem.
         scores : BatchScores or None
             As for `fit`.
+        coefficients : three arrays or None
+            Coefficients and standard errors (count, p_full) and sigma^2 (count,) at theta, overwritten.
 
         Returns
         -------
@@ -225,7 +228,8 @@ cdef class BatchDesign:
         cdef Py_ssize_t count = Y.shape[0], m = rows.shape[0], n_par = self.n_par, width = self.take_scores(&d, scores)
         cdef double[:, :, ::1] covariance, hess
         cdef double[:, :, :, ::1] slope
-        cdef double[:, ::1] shift
+        cdef double[:, ::1] shift, params, bse
+        cdef double[::1] sigma2
         if Y.shape[1] != width or rows.shape[1] != d.p or theta.shape[0] != count or theta.shape[1] != n_par:
             raise ValueError("Y, theta and rows do not fit each other or the design")
         arrays = (np.empty((count, m, m)), np.empty((count, n_par, m, m)), np.empty((count, n_par)),
@@ -236,6 +240,15 @@ cdef class BatchDesign:
         d.reml = reml
         d.nu = <double> (d.n - d.p if reml else d.n)
         out.theta = &theta[0, 0]
+        out.params = NULL
+        out.df = NULL
+        if coefficients is not None:
+            params, bse, sigma2 = coefficients
+            if params.shape[0] != count or params.shape[1] != self.p_full or self.p_full == 0:
+                raise ValueError("the arrays of coefficients do not fit the design")
+            out.params = &params[0, 0]
+            out.bse = &bse[0, 0]
+            out.sigma2 = &sigma2[0]
         out.m = m
         out.rows = &rows[0, 0] if d.p > 0 else &theta[0, 0]  # not read without columns
         out.covariance = &covariance[0, 0, 0]

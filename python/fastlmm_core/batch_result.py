@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from .inference.many import BatchTest
     from .inference.many_means import BatchMeans
     from .inference.many_moderated import ModeratedTests
+    from .inference.many_permutation import Permutations, Scheme
     from .inference.many_tests import BatchTests
     from .inference.many_variances import BatchFractions, BatchVariances
     from .inference.options import Ddf, Information, Vcov
@@ -337,6 +338,70 @@ class BatchResult(Shown, BatchFit):
             "weights": weights, "adjust": None if contrasts is None else "none",
         }  # fmt: skip
         return mean_slopes(self, options, ddf, information)
+
+    def permute(
+        self,
+        hypothesis: Any,
+        n: int = 1000,
+        *,
+        scheme: Scheme = "freedman-lane",
+        blocks: Any = None,
+        reduce: Callable[[Array], Any] | None = None,
+        refit: bool = False,
+        seed: Seed = None,
+        n_jobs: int | None = None,
+    ) -> Permutations:
+        """Permutation test of a hypothesis on the fixed effects, with the same permutations for all responses.
+
+        Residuals from the fit under the null hypothesis are rearranged and take the place of the response.
+
+        Parameters
+        ----------
+        hypothesis
+            As for `test`.
+        n : int
+            Permutations.
+        scheme : {"freedman-lane", "sign-flip", "whole", "within"}
+            "freedman-lane": residuals with the random effects taken out, by V^(-1/2) at the estimates under the null
+            hypothesis, are permuted over all observations (within `blocks`, if given).  "within": residuals are
+            permuted within each block; for effects that vary within blocks.  "whole": blocks of one size change places,
+            with their order inside; for effects between blocks.  "sign-flip": the residuals of a block change their
+            sign together.
+        blocks : (nobs,) array of labels or column, optional
+            By default the groups of the (coarsest) grouping factor; for "freedman-lane" none.
+        reduce : callable, optional
+            Makes a number, or several, of the map (n_responses,) of t statistics (F for several rows) of one
+            permutation: the mass of the largest cluster, TFCE.  By default the largest absolute value.
+        refit : bool
+            Estimate the variances for each permutation, instead of keeping those under the null hypothesis.
+        seed : int, sequence of int, SeedSequence or Generator, optional
+            Each permutation has a stream of its own.
+        n_jobs : int, optional
+            Threads; results do not depend on it.
+
+        Returns
+        -------
+        Permutations
+            The map, p-values by response and family-wise, and the null distribution.
+
+        Raises
+        ------
+        LMMError
+            For hypotheses that cannot be tested, unknown schemes, blocks of which nothing can be exchanged, structured
+            residuals, or where the responses are gone.
+
+        Examples
+        --------
+        >>> import fastlmm_core as flc
+        >>> fit = flc.lmm("Reaction ~ Days + (Days | Subject)", flc.datasets.load("sleepstudy")).fit()
+        >>> batch = fit.at(params=[250.0, 0.0]).simulate_fit(20, seed=1)
+        >>> found = batch.permute("Days", 199, scheme="sign-flip", seed=2)
+        >>> bool(found.familywise().min() > 0.01)
+        True
+        """
+        from .inference.many_permutation import permute
+
+        return permute(self, hypothesis, n, scheme, blocks, reduce, refit, seed, n_jobs)
 
     def compare(
         self, smaller: BatchResult, *, null: Null = "auto", n_sim: int | None = None, seed: Seed = None

@@ -32,5 +32,11 @@ class BatchDesign:
         scores: BatchScores | None = None,
     ) -> None: ...
     def contrasts(
-        self, Y: _Array, reml: bool, theta: _Array, rows: _Array, scores: BatchScores | None = None
+        self,
+        Y: _Array,
+        reml: bool,
+        theta: _Array,
+        rows: _Array,
+        scores: BatchScores | None = None,
+        coefficients: tuple[_Array, _Array, _Array] | None = None,
     ) -> tuple[_Array, _Array, _Array, _Array]: ...
