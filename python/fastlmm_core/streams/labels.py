@@ -79,15 +79,14 @@ class GroupSlots:
                 self._order = declared
             elif self._order != declared:
                 self._order = []
-        slots = np.empty(len(labels), dtype=np.int64)
-        known = self._sparse
-        for i, label in enumerate(labels.tolist()):
-            slot = known.get(label)
-            if slot is None:
-                slot = known[label] = self.n
-                self.n += 1
-            slots[i] = slot
-        return slots[found]
+        known, listed = self._sparse, labels.tolist()
+        slots: list[Any] = list(map(known.get, listed))
+        if None in slots:
+            new = [label for label, slot in zip(listed, slots, strict=True) if slot is None]
+            known.update(zip(new, range(self.n, self.n + len(new)), strict=True))
+            self.n = len(known)
+            slots = list(map(known.get, listed))
+        return np.array(slots, dtype=np.int64)[found]
 
     def _be(self, kind: str, column: Column) -> None:
         if self._kind and kind != self._kind:
@@ -111,7 +110,9 @@ class GroupSlots:
             slots = self._table[values - self._base]
             fresh = slots < 0
             if fresh.any():
-                new = np.unique(values[fresh])
+                new = values[fresh]
+                if not (new[1:] > new[:-1]).all():
+                    new = np.unique(new)
                 self._table[new - self._base] = np.arange(self.n, self.n + len(new))
                 self._numbers.append(new)
                 self.n += len(new)
@@ -151,9 +152,14 @@ class GroupSlots:
         """The labels in order, and the slot of each."""
         if self._kind == "numbers":
             found = np.concatenate(self._numbers) if self._numbers else np.empty(0, dtype=np.int64)
+            if (found[1:] > found[:-1]).all():
+                return found, np.arange(len(found))
             order = np.argsort(found)
             return found[order], order
-        labels = label_array(list(self._sparse))
+        labels = np.empty(self.n, dtype=object)
+        labels[:] = list(self._sparse)
+        if self._kind != "text":
+            labels = label_array(labels.tolist())
         if self._order:
             rank = {label: i for i, label in enumerate(self._order)}
             order = np.argsort([rank[label] for label in labels.tolist()])

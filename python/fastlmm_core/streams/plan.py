@@ -16,7 +16,6 @@ from ..engines.one_factor.reading import ArrayRows, first_columns
 from ..errors import LMMError
 from ..kernels.records import RowColumns, Rows
 from ..support.arguments import checked
-from ..tables.columns import Table
 from .cross_products import CrossProducts
 from .labels import GroupSlots
 from .recipe import Recipe, Seen, learn
@@ -67,9 +66,9 @@ class Plan:
         """The grouping factor."""
         return self.recipe.terms[0].name
 
-    def tables(self, source: Scan) -> Iterator[Table]:
-        """The rows of a source, decoded in another thread."""
-        return ahead(source.tables(list(self.recipe.columns)))
+    def chunks(self, source: Scan, slots: GroupSlots, seen: Seen) -> Iterator[Rows]:
+        """The rows of a source in chunks, made in another thread; the arrays of one are overwritten after the next."""
+        return ahead(chunks(self.recipe, source.tables(list(self.recipe.columns)), slots, seen))
 
     def reduce(self, batches: Any, key: Any) -> CrossProducts:
         """Cross-products of some rows.
@@ -103,7 +102,7 @@ class Plan:
         """
         slots, seen = GroupSlots(self.factor), Seen.nothing()
         p, q = len(self.columns.beta0), self.structure.q
-        read = chunks(self.recipe, self.tables(scan(batches)), slots, seen)
+        read = self.chunks(scan(batches), slots, seen)
         sums = sum_chunks(read, self.columns, None, self.values, p, q)
         labels, order = slots.labels()
         return CrossProducts(

@@ -18,7 +18,7 @@ from .cross_products import CrossProducts
 from .labels import GroupSlots
 from .plan import Plan
 from .recipe import Seen
-from .reduce import chunks, first_chunk, sum_chunks
+from .reduce import first_chunk, sum_chunks
 from .source import Scan
 
 __all__ = ["StreamRows"]
@@ -60,7 +60,7 @@ class StreamRows:
                 "that the rows are needed again; give them too, lmm(plan, total, source=...)"
             )
         self.passes += 1
-        return chunks(self._plan.recipe, self._plan.tables(self._source), self._slots, seen)
+        return self._plan.chunks(self._source, self._slots, seen)
 
     def first(self) -> Rows:
         """The first rows."""
@@ -90,7 +90,9 @@ class StreamRows:
                 self.labels, self._order = self._slots.labels()
                 self.seen, self.n, self.n_slots = seen, seen.n, len(self._order)
                 self.log_weights = made.log_weights
-            raw, packed = made.raw[self._order], made.packed
+            raw, packed = made.raw, made.packed
+            if not np.array_equal(self._order, np.arange(len(raw))):
+                raw = raw[self._order]
             shared, constant, varies = made.shared, made.constant, made.varies
         self._check()
         gram, finite = kernels.settle_sums(raw, packed, q, shared)

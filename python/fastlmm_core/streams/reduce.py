@@ -19,13 +19,17 @@ from ..problem.columns import piece_rows
 from ..tables.columns import Table
 from .labels import GroupSlots
 from .recipe import Piece, Recipe, Seen
+from .source import AHEAD
 
 __all__ = ["PassSums", "chunk_rows", "chunks", "constant_values", "first_chunk", "line_length", "sum_chunks"]
 
 Array = NDArray[np.float64]
 
-TARGET = 1 << 19
+TARGET = 1 << 18
 """Numbers of a chunk: it stays in the cache of a core, and is long against the cost of a call."""
+
+ROOMS = AHEAD + 2
+"""Chunks at a time: one that is filled, those that wait, one that is summed."""
 
 
 def chunk_rows(width: int) -> int:
@@ -74,7 +78,7 @@ class _Room:
 def chunks(
     recipe: Recipe, tables: Iterable[Table], slots: GroupSlots, seen: Seen, size: int | None = None
 ) -> Iterator[Rows]:
-    """The rows of tables in chunks; the arrays are overwritten by the next one.
+    """The rows of tables in chunks; the arrays of one are overwritten by the fifth after it.
 
     Parameters
     ----------
@@ -87,28 +91,29 @@ def chunks(
     size : int, optional
         Rows of a chunk.
     """
-    room: _Room | None = None
-    filled = 0
+    rooms: list[_Room] = []
+    filled = number = 0
     for table in tables:
         piece = recipe.piece(table, seen)
         if piece is None:
             continue
         factors, columns = next(iter(piece.groups.values()))
         codes = slots.codes(factors, columns, piece.rows)
-        if room is None:
+        if not rooms:
             size = size or chunk_rows(piece.X.shape[1] + sum(part.shape[1] for part in piece.Z))
-            room = _Room(size, piece)
+            rooms = [_Room(size, piece) for _ in range(ROOMS)]
         assert size is not None
         done, n = 0, len(piece.y)
         while done < n:
             taken = min(size - filled, n - done)
+            room = rooms[number % ROOMS]
             room.put(slice(filled, filled + taken), piece, codes, slice(done, done + taken))
             filled, done = filled + taken, done + taken
             if filled == size:
                 yield room.rows(size, slots.n)
-                filled = 0
-    if room is not None and filled:
-        yield room.rows(filled, slots.n)
+                filled, number = 0, number + 1
+    if filled:
+        yield rooms[number % ROOMS].rows(filled, slots.n)
 
 
 def first_chunk(recipe: Recipe, tables: Iterable[Table]) -> Rows:

@@ -19,7 +19,7 @@ from ..errors import LMMError
 from ..support.arguments import checked
 from ..tables.columns import Table
 
-__all__ = ["Scan", "ahead", "as_scan", "scan"]
+__all__ = ["AHEAD", "Scan", "ahead", "scan"]
 
 BATCH = 1 << 17
 """Rows that are decoded at a time."""
@@ -222,11 +222,6 @@ def scan(source: Any) -> Scan:
         f"source is of type {type(source).__name__!r}; give the names of files, tables, something with "
         "__arrow_c_stream__, or a function that gives an iterator over tables"
     )
-
-
-def as_scan(data: Any) -> Scan | None:
-    """`data` where it is a scan, else None."""
-    return data if isinstance(data, Scan) else None
 
 
 def _is_table(data: Any) -> bool:

@@ -247,8 +247,14 @@ class Column:
         """Codes of the labels in `rows` (None: all) and the labels, in any order; text of pyarrow is not sorted."""
         if self._encoded is not None or not _is_arrow_text(self.raw):
             return self.codes(rows)
-        codes, labels = _arrow_codes(self.raw.dictionary_encode())
-        codes, used = integer_codes(codes if rows is None else codes[rows])
+        encoded = self.raw.dictionary_encode()
+        if hasattr(encoded, "combine_chunks"):
+            encoded = encoded.unify_dictionaries().combine_chunks()
+        codes = encoded.indices.fill_null(-1).to_numpy(zero_copy_only=False)
+        labels = encoded.dictionary.to_numpy(zero_copy_only=False)
+        if rows is None:
+            return codes, labels
+        codes, used = integer_codes(codes[rows])
         return codes, labels[used]
 
     def numerals(self) -> Numerals | None:
