@@ -24,7 +24,7 @@ FLOORS = [
     {"report", "archive", "plots"},
     {"result"},
     {"model"},
-    {"planning", "each"},
+    {"planning", "each", "bridges"},
     {"datasets"},
     {"__init__"},
     {"__main__"},

@@ -197,7 +197,7 @@ MISTAKES = [
     ("flc.lmm('y ~ x + (1 | g)', d.to_records())", LMMError, '`data` must be', 'pandas.DataFrame(data)'),
     ("flc.lmm('y ~ x + (1 | g)', d[['x', 'z']].to_numpy())", LMMError, 'LinearMixedModel(y, X, Z, groups)'),
     ("flc.lmm('y ~ x + (1 | g)', d.x)", LMMError, '`data` must be', '.to_frame()'),
-    ("flc.lmm('y ~ x + (1 | g)', pl.LazyFrame({'x': [1.0]}))", LMMError, '`data` must be', '.collect()'),
+    ("flc.lmm('y ~ x + (1 | g)', pl.LazyFrame({'x': [1.0]}))", LMMError, "no column 'y'", "'x'"),
     ("flc.lmm('y ~ x + (1 | g)', None)", LMMError, '`data` must be', "not 'NoneType'."),
     ("flc.lmm(d, 'y ~ x + (1 | g)')", LMMError, 'formula and data are swapped', 'lmm(formula, data)'),
     ('flc.lmm(None, d)', LMMError, 'formula must be a string'),

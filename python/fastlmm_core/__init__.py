@@ -17,6 +17,8 @@ from .model import LinearMixedModel, lmm, load, mmrm
 
 if TYPE_CHECKING:
     from . import datasets, plots
+    from .bridges.regressor import MixedLMRegressor
+    from .bridges.statsmodels import from_statsmodels
     from .design.terms import RandomTerm
     from .each import fit_by, fit_each
     from .formula.group_means import between, group_mean, within
@@ -38,6 +40,7 @@ __all__ = [
     "LMMError",
     "LMMResult",
     "LinearMixedModel",
+    "MixedLMRegressor",
     "Plan",
     "RandomTerm",
     "Residual",
@@ -49,6 +52,7 @@ __all__ = [
     "datasets",
     "fit_by",
     "fit_each",
+    "from_statsmodels",
     "group_mean",
     "lmm",
     "load",
@@ -68,6 +72,7 @@ __all__ = [
 _LAZY = {
     "CrossProducts": ".streams.cross_products",
     "LMMResult": ".result",
+    "MixedLMRegressor": ".bridges.regressor",
     "Plan": ".streams.plan",
     "RandomTerm": ".design.terms",
     "Residual": ".formula.residual_arrays",
@@ -78,6 +83,7 @@ _LAZY = {
     "datasets": ".datasets",
     "fit_by": ".each",
     "fit_each": ".each",
+    "from_statsmodels": ".bridges.statsmodels",
     "group_mean": ".formula.group_means",
     "merge": ".streams.cross_products",
     "plan": ".streams.plan",

@@ -475,7 +475,8 @@ def lmm(
         interactions ``(1 | a:b)``, crossed factors ``(1 | a) + (x | b)``; both sides may use formulaic's transforms.
         A plan of `fastlmm_core.plan`, where `data` are the sums that it has made.
     data : pandas.DataFrame, polars.DataFrame, pyarrow.Table, dict of arrays, Scan or CrossProducts
-        Rows of a `fastlmm_core.scan` are read in pieces and not held.
+        Or a polars.LazyFrame or a relation of DuckDB, of which the columns in use are read, or any object with
+        ``__arrow_c_stream__``.  Rows of a `fastlmm_core.scan` are read in pieces and not held.
     weights, offset : str or array, optional
         Column name or values: residual variance sigma^2 / weights, known part of the mean.
     residual : str, optional
@@ -513,7 +514,9 @@ def lmm(
         raise LMMError("to a plan belong the sums that it has made, or a scan: lmm(plan, total), lmm(plan, scan(data))")
     from .formula.residual import other_structures
     from .formula.specification import model_data
+    from .tables.streams import readable
 
+    data = readable(data)
     found = model_data(
         formula, data, weights=weights, offset=offset, residual=residual, variance=variance, missing=missing
     )

@@ -628,7 +628,7 @@ def test_weights_are_counted_in_rows_of_the_table(frame):
     ("data", "message"),
     [
         ([[1, 2]], r"`data` must be a pandas or polars DataFrame, a pyarrow Table or a dict .*, not 'list'"),
-        (pl.LazyFrame({"y": [1.0]}), r"not 'LazyFrame'; call \.collect\(\) on it first"),
+        (pl.LazyFrame({"z": [1.0]}), r"`data` has no column 'y', which the response uses. The columns are: 'z'"),
         ({}, r"`data` has no column 'y', which the response uses"),
         (pd.DataFrame({"y": [], "x": [], "g": []}, dtype=float), r"has no rows; give it at least one"),
         ({"y": [1.0, 2.0], "x": [1.0], "g": [1, 2]}, r"Column 'x' of `data` has 1 values where other columns have 2"),

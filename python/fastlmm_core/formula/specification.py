@@ -18,6 +18,7 @@ from ..design.residual import ResidualPart
 from ..errors import LMMError
 from ..support.arguments import outside
 from ..tables.columns import Column, Table, first_rows
+from ..tables.streams import collected
 from .matrices import (
     Part,
     argument_column,
@@ -30,7 +31,7 @@ from .matrices import (
     needed_columns,
     refuse_text,
 )
-from .residual import bind_residual, parse_residual
+from .residual import ParsedResidual, bind_residual, parse_residual
 from .syntax import C_OF_COLUMN, Parsed, Side, capital, parse, self_products
 from .variance import ParsedVariance, bind_variance, parse_variance
 
@@ -288,7 +289,7 @@ def model_data(
             "holds the groups."
         )
     _warn_of_powers(parsed)
-    table = Table(data, declared=optional)
+    table = Table(collected(data, _names(parsed, bound, varied, weights, offset)), declared=optional)
     used: dict[str, Column] = {}
     absent = optional and _absent(parsed.response, table)
     for side in (*(() if absent else (parsed.response,)), parsed.fixed, *(bar.left for bar in parsed.bars)):
@@ -362,6 +363,24 @@ def model_data(
         index=table.index,
         residual=part,
     )
+
+
+def _names(
+    parsed: Parsed, bound: ParsedResidual | None, varied: ParsedVariance | None, weights: Any, offset: Any
+) -> dict[str, bool]:
+    """Names that may be columns in use, and whether they must be."""
+    sides = [parsed.response, parsed.fixed, *(bar.left for bar in parsed.bars)]
+    out: dict[str, bool] = {}
+    if varied is not None:
+        sides += [] if varied.side is None else [varied.side]
+        out |= dict.fromkeys(varied.columns, True)
+    for side in sides:
+        for name, optional in side.names:
+            out[name] = out.get(name, False) or not optional
+    for bar in parsed.bars:
+        out |= dict.fromkeys(bar.factors, True)
+    out |= dict.fromkeys(() if bound is None else bound.columns, True)
+    return out | {given: True for given in (weights, offset) if isinstance(given, str)}
 
 
 def _needed_by(varied: ParsedVariance, table: Table) -> list[str]:

@@ -427,8 +427,6 @@ TABLES: dict[str, str] = {
     "WindowsPath": "read the file first, e.g. pandas.read_csv(path)",
     "DataFrameGroupBy": "give the table itself: the groups stand in the formula, (1 | g)",
     "GroupBy": "give the table itself: the groups stand in the formula, (1 | g)",
-    "LazyFrame": "call .collect() on it first",
-    "DuckDBPyRelation": "call .df() or .pl() on it first",
     "Series": "a table has named columns: .to_frame()",
     "list": "make it a table, e.g. pandas.DataFrame(data)",
     "recarray": "make it a table, e.g. pandas.DataFrame(data)",

@@ -21,6 +21,7 @@ from ..support.checks import exact_floats, object_floats
 from ..support.numerals import Numerals, first_other, numerals
 from .alignment import index_of, shared_index
 from .labels import arrow_text_codes, in_order, integer_codes, label_array, label_codes
+from .streams import collected
 
 __all__ = ["Column", "Table", "first_rows", "native_frame"]
 
@@ -44,8 +45,8 @@ class Table:
 
     Parameters
     ----------
-    data : pandas.DataFrame, polars.DataFrame, pyarrow.Table or mapping of one-dimensional arrays
-        The table.
+    data : table
+        Of pandas, polars or pyarrow, a mapping of one-dimensional arrays, or what `streams` reads.
     argument : str
         Name of the caller's argument, for messages.
     declared : bool
@@ -54,8 +55,7 @@ class Table:
 
     def __init__(self, data: Any, argument: str = "data", declared: bool = False) -> None:
         self.declared = declared
-        if hasattr(data, "to_native"):  # a narwhals frame
-            data = data.to_native()
+        data = collected(data)
         self.argument = argument
         self._data = data
         self._columns: dict[str, Column] = {}

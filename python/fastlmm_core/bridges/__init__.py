@@ -1,0 +1,5 @@
+"""Other packages' ways of asking.
+
+regressor     scikit-learn
+statsmodels   specifications of its MixedLM
+"""
