@@ -514,7 +514,7 @@ def lmm(
         raise LMMError("to a plan belong the sums that it has made, or a scan: lmm(plan, total), lmm(plan, scan(data))")
     from .formula.residual import other_structures
     from .formula.specification import model_data
-    from .tables.streams import readable
+    from .tables.lazy import readable
 
     data = readable(data)
     found = model_data(

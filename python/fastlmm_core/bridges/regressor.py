@@ -13,8 +13,8 @@ from numpy.typing import ArrayLike, NDArray
 from ..errors import LMMError
 from ..model import lmm
 from ..tables.columns import Table
+from ..tables.lazy import collected
 from ..tables.rows import with_columns
-from ..tables.streams import collected
 
 if TYPE_CHECKING:
     from ..result import LMMResult

@@ -13,8 +13,8 @@ from ..formula.syntax import signed_terms
 from ..model import LinearMixedModel, lmm
 from ..support.arguments import checked
 from ..tables.columns import Table
+from ..tables.lazy import collected
 from ..tables.rows import with_columns
-from ..tables.streams import collected
 
 __all__ = ["from_statsmodels"]
 

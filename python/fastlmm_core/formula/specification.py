@@ -18,7 +18,7 @@ from ..design.residual import ResidualPart
 from ..errors import LMMError
 from ..support.arguments import outside
 from ..tables.columns import Column, Table, first_rows
-from ..tables.streams import collected
+from ..tables.lazy import collected
 from .matrices import (
     Part,
     argument_column,

@@ -2,7 +2,7 @@
 
 columns     pandas, polars, pyarrow and dicts behind one `Table`; results back in the caller's library
 files       CSV and Parquet
-streams     lazy frames, relations of DuckDB, streams of Arrow
+lazy        lazy frames, relations of DuckDB, streams of Arrow
 labels      labels to codes, and back
 alignment   Series of pandas beside other rows
 rows        the rows of the caller's table that a result is about

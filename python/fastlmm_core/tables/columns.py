@@ -21,7 +21,7 @@ from ..support.checks import exact_floats, object_floats
 from ..support.numerals import Numerals, first_other, numerals
 from .alignment import index_of, shared_index
 from .labels import arrow_text_codes, in_order, integer_codes, label_array, label_codes
-from .streams import collected
+from .lazy import collected
 
 __all__ = ["Column", "Table", "first_rows", "native_frame"]
 
@@ -46,7 +46,7 @@ class Table:
     Parameters
     ----------
     data : table
-        Of pandas, polars or pyarrow, a mapping of one-dimensional arrays, or what `streams` reads.
+        Of pandas, polars or pyarrow, a mapping of one-dimensional arrays, or what `lazy` reads.
     argument : str
         Name of the caller's argument, for messages.
     declared : bool

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pytest
 
 import fastlmm_core as flc
-from fastlmm_core.tables.streams import collected
+from fastlmm_core.tables.lazy import collected
 
 FORMULA = "Reaction ~ np.log(Days + 1) + (1 | Subject)"
 
