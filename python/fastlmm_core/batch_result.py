@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from .inference.many_means import BatchMeans
     from .inference.many_moderated import ModeratedTests
     from .inference.many_permutation import Permutations, Scheme
+    from .inference.many_summary import StudySummary
     from .inference.many_tests import BatchTests
     from .inference.many_variances import BatchFractions, BatchVariances
     from .inference.options import Ddf, Information, Vcov
@@ -338,6 +339,54 @@ class BatchResult(Shown, BatchFit):
             "weights": weights, "adjust": None if contrasts is None else "none",
         }  # fmt: skip
         return mean_slopes(self, options, ddf, information)
+
+    def summarise(
+        self,
+        truth: Any,
+        *,
+        level: float = 0.95,
+        alpha: float = 0.05,
+        ddf: Ddf = "satterthwaite",
+        information: Information = "auto",
+    ) -> StudySummary:
+        """Performance of the estimates in a simulation study, each figure with its Monte Carlo standard error.
+
+        Bias, empirical and model standard error, mean squared error, coverage and rejection (Morris, White and
+        Crowther 2019, Stat. Med. 38, 2074-2102), as R's rsimsum has them.
+
+        Parameters
+        ----------
+        truth : LMMResult, mapping of name to value, or array
+            What generated the data; or true values of some parameters, by the names of `to_frame`, or of all
+            coefficients in their order.  What the model that generates does not have is zero there.
+        level : float
+            Of the intervals whose coverage is counted.
+        alpha : float
+            Of the tests that a coefficient is zero.
+        ddf, information
+            As for `tidy`.
+
+        Returns
+        -------
+        StudySummary
+            Of the certified fits.
+
+        Raises
+        ------
+        LMMError
+            For fewer than two certified fits, unknown names, or options as for `tidy`.
+
+        Examples
+        --------
+        >>> import fastlmm_core as flc
+        >>> fit = flc.lmm("Reaction ~ Days + (Days | Subject)", flc.datasets.load("sleepstudy")).fit()
+        >>> study = fit.simulate_fit(2000, seed=1).summarise(fit)
+        >>> bool(abs(study.coverage[1] - 0.95) < 4 * study.mcse["coverage"][1])
+        True
+        """
+        from .inference.many_summary import summarise
+
+        return summarise(self, truth, level, alpha, ddf, information)
 
     def permute(
         self,

@@ -10,6 +10,7 @@ many_wald             what its tests are made of, for several hypotheses at once
 many_tests            several tests of a batch, and one per term
 many_variances        variance parameters of a batch, and shares of the variance
 many_permutation      permutation tests of a batch
+many_summary          what a simulation study says of an estimator
 many_means            marginal means and slopes of a batch
 many_moderated        variances that the responses of a batch lend each other
 many_masked           fits of responses with missing observations
