@@ -381,7 +381,7 @@ class BatchResult(Shown, BatchFit):
         >>> import fastlmm_core as flc
         >>> fit = flc.lmm("Reaction ~ Days + (Days | Subject)", flc.datasets.load("sleepstudy")).fit()
         >>> study = fit.simulate_fit(2000, seed=1).summarise(fit)
-        >>> bool(abs(study.coverage[1] - 0.95) < 4 * study.mcse["coverage"][1])
+        >>> bool(abs(study.cover[1] - 0.95) < 4 * study.mcse["cover"][1])
         True
         """
         from .inference.many_summary import summarise

@@ -45,8 +45,8 @@ def test_figures(source):
                 100 * (model / emp - 1),
                 100 * model / emp * np.sqrt(var_of_var / (4 * n * model**4) + 1 / (2 * (n - 1))),
             ),
-            "coverage": (inside, np.sqrt(inside * (1 - inside) / n)),
-            "bias_eliminated_coverage": (near, np.sqrt(near * (1 - near) / n)),
+            "cover": (inside, np.sqrt(inside * (1 - inside) / n)),
+            "bias_eliminated_cover": (near, np.sqrt(near * (1 - near) / n)),
             "rejection": (power, np.sqrt(power * (1 - power) / n)),
         }
         assert set(wanted) == set(MEASURES)
@@ -55,7 +55,7 @@ def test_figures(source):
             np.testing.assert_allclose(found.mcse[measure][j], error, rtol=1e-10)
     sd = np.asarray(batch.to_frame()["sd_Intercept|g"])
     np.testing.assert_allclose(found.bias[3], sd.mean() - np.sqrt(0.8), rtol=1e-12)
-    assert np.isnan(found.coverage[3:]).all()
+    assert np.isnan(found.cover[3:]).all()
     assert "coverage of 90 %" in str(found) and "rejection_mcse" in found.to_frame()
 
 
@@ -74,7 +74,7 @@ def test_ways_to_give_the_truth(source):
     whole = batch.summarise(source)
     some = batch.summarise({"x": 0.3, "sigma": 1.0})
     np.testing.assert_allclose(some.bias[[1, 4]], whole.bias[[1, 4]])
-    assert np.isnan(some.bias[0]) and np.isnan(some.coverage[0]) and not np.isnan(some.rejection[0])
+    assert np.isnan(some.bias[0]) and np.isnan(some.cover[0]) and not np.isnan(some.rejection[0])
     np.testing.assert_allclose(batch.summarise([1.0, 0.3, 0.0]).bias[:3], whole.bias[:3])
     # a model that has more than the one that generates: slopes whose variance is zero
     wide = flc.lmm("y ~ x + arm + (x || g)", {"y": source.simulate(1, 2)[0], **_design(source)})

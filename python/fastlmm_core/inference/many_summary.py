@@ -29,7 +29,7 @@ __all__ = ["StudySummary", "summarise"]
 
 Array = NDArray[np.float64]
 
-MEASURES = ("bias", "emp_se", "mse", "model_se", "relative_error", "coverage", "bias_eliminated_coverage", "rejection")
+MEASURES = ("bias", "emp_se", "mse", "model_se", "relative_error", "cover", "bias_eliminated_cover", "rejection")
 """Performance measures, each with a Monte Carlo standard error."""
 
 
@@ -54,7 +54,7 @@ class StudySummary(Shown):
         Root of the mean squared standard error; of fixed effects, as all that follows.
     relative_error : (k,) array
         100 (model_se / emp_se - 1), in percent.
-    coverage, bias_eliminated_coverage : (k,) arrays
+    cover, bias_eliminated_cover : (k,) arrays
         Share of the intervals that contain the truth, and the mean of the estimates.
     rejection : (k,) array
         Share of the tests of zero that reject: power, or type I error where zero is the truth.
@@ -73,8 +73,8 @@ class StudySummary(Shown):
     mse: Array
     model_se: Array
     relative_error: Array
-    coverage: Array
-    bias_eliminated_coverage: Array
+    cover: Array
+    bias_eliminated_cover: Array
     rejection: Array
     mcse: Mapping[str, Array]
     n: int
@@ -93,7 +93,7 @@ class StudySummary(Shown):
     def _shown(self) -> Iterator[str | Cells]:
         lost = f", {self.n_lost} not certified" if self.n_lost else ""
         yield f"Simulation study of {self.n:,} fits{lost} (Monte Carlo standard errors in brackets)"
-        shown = ("bias", "emp_se", "model_se", "coverage", "rejection")
+        shown = ("bias", "emp_se", "model_se", "cover", "rejection")
         rows = [
             [name, f"{self.truth[j]:.4g}", *(_cell(getattr(self, m)[j], self.mcse[m][j]) for m in shown)]
             for j, name in enumerate(self.names)
@@ -152,12 +152,12 @@ def summarise(
     of_fixed = {"model_se": (own, own_mcse), "relative_error": (100.0 * (ratio - 1.0), relative_mcse)}
     known = ~np.isnan(error[0]) if n else np.zeros(p, dtype=bool)
     for name, inside in (
-        ("coverage", (low <= true[:p]) & (true[:p] <= high)),
-        ("bias_eliminated_coverage", (low <= mean[:p]) & (mean[:p] <= high)),
+        ("cover", (low <= true[:p]) & (true[:p] <= high)),
+        ("bias_eliminated_cover", (low <= mean[:p]) & (mean[:p] <= high)),
         ("rejection", pvalue < alpha),
     ):
         share = np.where(known, inside.mean(axis=0), np.nan)
-        if name == "coverage":
+        if name == "cover":
             share = np.where(np.isnan(true[:p]), np.nan, share)
         of_fixed[name] = share, np.sqrt(share * (1.0 - share) / n)
     for name, (value, se) in of_fixed.items():
