@@ -54,6 +54,7 @@ cdef struct Batch:
     Py_ssize_t length[BATCH]
     Slot key[BATCH]
     uint64_t hash[BATCH]
+    bint again[BATCH]           # whether it is the label of the row before
 
 
 cdef inline uint64_t mix(uint64_t a, uint64_t b) noexcept nogil:
@@ -98,6 +99,10 @@ cdef inline void describe(const char* text, Py_ssize_t length, Slot* key) noexce
     memcpy(&word, text + at, length - at)
     key.low = mix(key.low, word)
     key.high = mix(word, key.high + <uint64_t> at)
+
+
+cdef inline bint same(const Slot* one, const Slot* other) noexcept nogil:
+    return one.low == other.low and one.high == other.high and one.length == other.length
 
 
 cdef int furnish(Labels* all, Py_ssize_t n_slots) except -1:
@@ -154,11 +159,17 @@ cdef void look_up(Labels* all, Batch* batch, int64_t* codes) noexcept nogil:
         if batch.text[i] != NULL:
             key = &batch.key[i]
             describe(batch.text[i], batch.length[i], key)
+            batch.again[i] = i > 0 and batch.text[i - 1] != NULL and key.length <= SHORT and same(key, key - 1)
+            if batch.again[i]:
+                continue
             batch.hash[i] = mix(key.low, key.high + <uint64_t> key.length)
             fetch(all.slots + (batch.hash[i] & <uint64_t> (all.n_slots - 1)), 0, 3)
     for i in range(batch.n):
         codes[i] = -1
         if batch.text[i] == NULL:
+            continue
+        if batch.again[i]:
+            codes[i] = codes[i - 1]
             continue
         key = &batch.key[i]
         at = <Py_ssize_t> (batch.hash[i] & <uint64_t> (all.n_slots - 1))
@@ -170,7 +181,7 @@ cdef void look_up(Labels* all, Batch* batch, int64_t* codes) noexcept nogil:
                 all.text[all.n], all.length[all.n] = batch.text[i], key.length
                 all.n += 1
                 break
-            if slot.low == key.low and slot.high == key.high and slot.length == key.length and (
+            if same(slot, key) and (
                     key.length <= SHORT or memcmp(all.text[slot.code], batch.text[i], key.length) == 0):
                 break
             at = (at + 1) & (all.n_slots - 1)
