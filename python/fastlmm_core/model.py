@@ -476,7 +476,8 @@ def lmm(
         A plan of `fastlmm_core.plan`, where `data` are the sums that it has made.
     data : pandas.DataFrame, polars.DataFrame, pyarrow.Table, dict of arrays, Scan or CrossProducts
         Or a polars.LazyFrame or a relation of DuckDB, of which the columns in use are read, or any object with
-        ``__arrow_c_stream__``.  Rows of a `fastlmm_core.scan` are read in pieces and not held.
+        ``__arrow_c_stream__``.  Rows of a `fastlmm_core.scan` are read in pieces and not held; a data frame of Dask is
+        summed by its workers.
     weights, offset : str or array, optional
         Column name or values: residual variance sigma^2 / weights, known part of the mean.
     residual : str, optional
@@ -507,7 +508,7 @@ def lmm(
     from .streams.cross_products import CrossProducts
     from .streams.source import Scan
 
-    if isinstance(data, Scan | CrossProducts) or source is not None:
+    if isinstance(data, Scan | CrossProducts) or source is not None or type(data).__module__.startswith("dask"):
         structured = {"residual": residual, "variance": variance, "fallback": fallback}
         return _streamed(formula, data, weights, offset, missing, source, structured)
     if not isinstance(formula, str):
@@ -540,6 +541,7 @@ def _streamed(
 ) -> LinearMixedModel:
     """`lmm` of rows that are not held."""
     from .streams.cross_products import CrossProducts
+    from .streams.dask import is_dask, plan_of_dask, reduce_dask
     from .streams.fitting import condition_plan, condition_source
     from .streams.plan import Plan
     from .streams.source import Scan, scan
@@ -547,6 +549,10 @@ def _streamed(
     for argument, given in structured.items():
         if given is not None:
             raise LMMError(f"{argument} needs the rows, which a scan does not hold; fit a table in memory")
+    if is_dask(data):
+        if isinstance(formula, str):
+            formula, weights, offset = plan_of_dask(formula, data, weights, offset, missing, {}), None, None
+        data = reduce_dask(formula, data)
     if isinstance(formula, str):
         if source is not None or not isinstance(data, Scan):
             raise LMMError("source and sums belong to a plan: lmm(plan, total, source=...); to a formula, a scan")

@@ -8,5 +8,6 @@ cross_products   those sums, which add up; their files
 plan             what all workers have to know, and what they do
 reader           sums where conditioning asks for them
 fitting          a formula and a source, or a plan and its sums, to a design and a problem
+dask             data frames of Dask
 rows             fitted values and residuals, piece by piece
 """

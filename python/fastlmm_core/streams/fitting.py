@@ -39,7 +39,7 @@ def condition_source(formula: str, source: Scan, weights: str | None, offset: st
         As for rows in memory, and for what a scan does not take.
     """
     before = source.passes
-    plan, _ = make_plan(formula, source, weights, offset, missing, {})
+    plan = make_plan(formula, source, weights, offset, missing, {})
     return condition_plan(plan, None, source, before)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -18,7 +18,7 @@ from ..kernels.records import RowColumns, Rows
 from ..support.arguments import checked
 from .cross_products import CrossProducts
 from .labels import GroupSlots
-from .recipe import Recipe, Seen, learn
+from .recipe import Recipe, Seen, Wanted, learn
 from .reduce import chunks, constant_values, first_chunk, sum_chunks
 from .source import Scan, ahead, scan
 
@@ -165,7 +165,7 @@ def plan(
     >>> plan.needs
     ('Reaction', 'Days', 'Subject')
     """
-    return make_plan(formula, scan(source), weights, offset, missing, levels or {})[0]
+    return make_plan(formula, scan(source), weights, offset, missing, levels or {})
 
 
 def make_plan(
@@ -175,23 +175,27 @@ def make_plan(
     offset: str | None,
     missing: str,
     levels: Mapping[str, Iterable[Any]],
-) -> tuple[Plan, Rows]:
-    """The plan, and the first rows."""
+    see_all: Callable[[Wanted], None] | None = None,
+) -> Plan:
+    """The plan for a source; `see_all` shows all rows to its argument, by default it reads them here."""
     for argument, name in (("weights", weights), ("offset", offset)):
         if name is not None and not isinstance(name, str):
             raise LMMError(f"{argument} must be the name of a column of the data: rows that are read in pieces have it")
-    names = _candidates(formula, weights, offset)
+    names = candidates(formula, weights, offset)
     known = {name: list(values) for name, values in levels.items()}
-    recipe = learn(formula, source.look(names), ahead(source.tables(names)), weights, offset, missing, known)
+
+    def here(wanted: Wanted) -> None:
+        for table in ahead(source.tables(names)):
+            wanted.see(table)
+
+    recipe = learn(formula, source.look(names), see_all or here, weights, offset, missing, known)
     head = first_chunk(recipe, source.look(list(recipe.columns)))
-    structure = _structure(recipe)
-    reader = ArrayRows(head)
-    columns = first_columns(reader, structure.one_full)
-    values = constant_values(head, columns)
-    return Plan(recipe, structure, columns, values, _fingerprint(recipe, columns)), head
+    structure = random_of(recipe).structure
+    columns = first_columns(ArrayRows(head), structure.one_full)
+    return Plan(recipe, structure, columns, constant_values(head, columns), _fingerprint(recipe, columns))
 
 
-def _candidates(formula: str, weights: str | None, offset: str | None) -> list[str]:
+def candidates(formula: str, weights: str | None, offset: str | None) -> list[str]:
     """Names in a formula that may be columns."""
     from ..formula.syntax import parse
 
@@ -199,10 +203,6 @@ def _candidates(formula: str, weights: str | None, offset: str | None) -> list[s
     sides = [parsed.response, parsed.fixed, *(bar.left for bar in parsed.bars)]
     names = [name for side in sides for name, _ in side.names] + [n for bar in parsed.bars for n in bar.factors]
     return list(dict.fromkeys([*names, *(name for name in (weights, offset) if name is not None)]))
-
-
-def _structure(recipe: Recipe) -> CovarianceStructure:
-    return random_of(recipe).structure
 
 
 def random_of(recipe: Recipe) -> RandomPart:

@@ -7,7 +7,7 @@ for ``center()`` and ``within()``, is learnt in a pass of its own, from complete
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -29,7 +29,7 @@ from ..formula.specification import FormulaSpec, Numbers
 from ..formula.syntax import Bar, Parsed, Side, parse
 from ..tables.columns import Column, Table, first_rows
 
-__all__ = ["Piece", "Recipe", "Seen", "TermColumns", "learn"]
+__all__ = ["Piece", "Recipe", "Seen", "TermColumns", "Wanted", "learn"]
 
 Array = NDArray[Any]
 
@@ -265,21 +265,31 @@ def _column_of(expression: str) -> str:
 # ---- learning ---------------------------------------------------------------------------------------------
 
 
-class _Wanted:
-    """What the states of a formula need of all rows."""
+class Wanted:
+    """What the states of a formula need of all rows; what is seen in different places adds up.
+
+    Attributes
+    ----------
+    labelled : list of str
+        Columns whose levels are wanted.
+    calls : list of str
+        Calls that remember something of all rows.
+    """
 
     def __init__(self, formula: str, weights: str | None, offset: str | None, levels: Mapping[str, Any]) -> None:
         self.parsed = parse(formula)
         self.weights, self.offset = weights, offset
         self.given = {name: list(values) for name, values in levels.items()}
         self.levels: dict[str, list[Any]] = {name: list(values) for name, values in self.given.items()}
-        self.declared: dict[str, list[Any]] = {}
+        self.declared: dict[str, list[Any]] = {}  # categories in their order; none where pieces differ
+        self.labelled: list[str] = []
+        self.calls: list[str] = []
         self.moments: dict[str, list[float]] = {}  # n, reference, sum, sum of squares
         self.means: dict[tuple[str, ...], dict[Any, list[float]]] = {}
 
-    def columns(self, table: Table) -> tuple[list[str], list[str]]:
-        """Columns whose levels are wanted, and calls that remember something of all rows."""
-        labelled: list[str] = []
+    def ask(self, table: Table) -> bool:
+        """Find out from some rows what is wanted, and whether all have to be seen for it."""
+        labelled = self.labelled
         for side in _sides(self.parsed):
             if side.plan is not None and all(table.column(name).number is not None for name, _ in side.names):
                 continue
@@ -287,7 +297,10 @@ class _Wanted:
                 number = table.column(name).number
                 if name not in labelled and (number is None or number.dtype.kind == "b" or name in side.labels):
                     labelled.append(name)
-        return labelled, list(dict.fromkeys(call for side in _sides(self.parsed) for call in _calls(side.text)))
+        self.calls = list(dict.fromkeys(call for side in _sides(self.parsed) for call in _calls(side.text)))
+        for call in self.calls:
+            _arguments(call)
+        return bool(self.calls) or any(name not in self.given for name in labelled)
 
     def states(self, table: Table) -> list[Any]:
         """States made on a few rows in which all levels known occur."""
@@ -302,7 +315,7 @@ class _Wanted:
         for name in names:
             column = table.column(name)
             if name in self.levels:
-                data[name] = _with_all(column, self.levels[name], length, name in self.declared)
+                data[name] = _with_all(column, self.levels[name], length)
             elif column.number is not None:
                 data[name] = column.number[at]
             else:
@@ -314,22 +327,20 @@ class _Wanted:
             example.column(name).settle()
         return [evaluate(side, example, None, parts).state for side in sides]
 
-    def see(self, table: Table, labelled: list[str], calls: list[str]) -> None:
+    def see(self, table: Table) -> None:
         """Learn from the complete rows of a table."""
         used = _used(self.parsed, table, self.weights, self.offset)
         rows = _complete(used, table.n_rows, "drop", Seen.nothing())
         if rows is not None and not len(rows):
             return
-        for name in labelled:
+        for name in self.labelled:
             if name in self.given:
                 continue
             column = used[name]
-            found = column.codes(rows)[1].tolist()
-            known = self.levels.setdefault(name, [])
-            known += [level for level in found if level not in known]
-            if column.number is None and column.is_category:
-                self.declared[name] = column.categories()[1].tolist()
-        read = [_arguments(call) for call in calls]
+            category = column.number is None and column.is_category
+            declared = column.categories()[1].tolist() if category else []
+            self._levels(name, column.codes(rows)[1].tolist(), declared)
+        read = [_arguments(call) for call in self.calls]
         for arguments in dict.fromkeys(tuple(names) for f, names in read if f in ("within", "between")):
             self._group_means(arguments, np.asarray(floats(used[arguments[0]], rows)), used, rows)
         for arguments in dict.fromkeys(tuple(names) for f, names in read if f not in ("within", "between")):
@@ -339,6 +350,31 @@ class _Wanted:
             sums[0] += len(x)
             sums[2] += float(rest.sum())
             sums[3] += float(rest @ rest)
+
+    def _levels(self, name: str, found: list[Any], declared: list[Any]) -> None:
+        known = self.levels.setdefault(name, [])
+        fresh = set(found).difference(known)
+        known += [level for level in found if level in fresh]
+        if self.declared.setdefault(name, declared) != declared:
+            self.declared[name] = []
+
+    def take(self, other: Wanted) -> None:
+        """Add what has been seen of other rows."""
+        for name, found in other.levels.items():
+            if name not in self.given:
+                self._levels(name, found, other.declared[name])
+        for column, (n, reference, total, squares) in other.moments.items():
+            sums = self.moments.setdefault(column, [0.0, reference, 0.0, 0.0])
+            step = reference - sums[1]
+            sums[0] += n
+            sums[2] += total + n * step
+            sums[3] += squares + 2.0 * step * total + n * step * step
+        for names, groups in other.means.items():
+            store = self.means.setdefault(names, {})
+            for label, (n, reference, total) in groups.items():
+                own = store.setdefault(label, [0.0, reference, 0.0])
+                own[0] += n
+                own[2] += total + n * (reference - own[1])
 
     def _group_means(self, names: tuple[str, ...], x: Array, used: Mapping[str, Column], rows: Array | None) -> None:
         read = [used[name].codes(rows) for name in names[1:]]
@@ -408,14 +444,14 @@ def _arguments(call: str) -> tuple[str, list[str]]:
     return found[1], names
 
 
-def _with_all(column: Column, levels: list[Any], length: int, declared: bool) -> Any:
+def _with_all(column: Column, levels: list[Any], length: int) -> Any:
     """A column in which all levels occur."""
     places = np.resize(np.arange(len(levels)), length)
     if column.number is not None:
         return np.array(levels)[places]
     import pandas as pd
 
-    if declared or column.is_category:
+    if column.is_category:
         return pd.Categorical.from_codes(places, categories=pd.Index(levels))
     labels = np.empty(len(levels), dtype=object)
     labels[:] = levels
@@ -425,7 +461,7 @@ def _with_all(column: Column, levels: list[Any], length: int, declared: bool) ->
 def learn(
     formula: str,
     tables: Iterable[Table],
-    again: Iterator[Table],
+    see_all: Callable[[Wanted], None],
     weights: str | None,
     offset: str | None,
     missing: str,
@@ -438,8 +474,8 @@ def learn(
     formula : str
     tables : iterable of Table
         The rows; only the first table is read where that is enough.
-    again : iterator of Table
-        All rows once more, for what has to be learnt from them.
+    see_all : callable
+        Shows all rows to its argument, where that has to see them.
     weights, offset : str or None
     missing : {"drop", "raise"}
     levels : dict
@@ -450,17 +486,13 @@ def learn(
     LMMError
         For a formula that cannot be used, and for functions that need all rows at once.
     """
-    wanted = _Wanted(formula, weights, offset, levels)
+    wanted = Wanted(formula, weights, offset, levels)
     parsed = wanted.parsed
     if not parsed.bars:
         raise LMMError(f"The formula {formula!r} has no random-effects term; a scan needs one such as (1 | g).")
     first = _first_complete(wanted, tables)
-    labelled, calls = wanted.columns(first)
-    for call in calls:
-        _arguments(call)
-    if calls or any(name not in wanted.given for name in labelled):
-        for table in again:
-            wanted.see(table, labelled, calls)
+    if wanted.ask(first):
+        see_all(wanted)
     states = wanted.settled(first)
     used = _used(parsed, first, weights, offset)
     rows = _complete(used, first.n_rows, "drop", Seen.nothing())
@@ -488,7 +520,7 @@ def _term(bar: Bar, part: Any) -> TermColumns:
     return TermColumns(bar.name, bar.factors, part.names, bar.structure)
 
 
-def _first_complete(wanted: _Wanted, tables: Iterable[Table]) -> Table:
+def _first_complete(wanted: Wanted, tables: Iterable[Table]) -> Table:
     """The first table that has a complete row."""
     empty = True
     for table in tables:

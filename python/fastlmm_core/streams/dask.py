@@ -1,0 +1,120 @@
+"""Data frames of Dask: their partitions are the fragments, summed where they are.
+
+Nothing is imported but Dask, which the caller has; the client that is current does the work.  Each task is a pure
+function of the plan and one partition, so that it may be killed, moved and done again; sums are added by a tree over
+the partitions in their order, whatever the order in which tasks end.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Mapping
+from importlib import import_module
+from typing import Any
+
+from ..errors import LMMError
+from .cross_products import CrossProducts, merge
+from .plan import Plan, candidates, make_plan
+from .recipe import Wanted
+from .source import Scan
+
+__all__ = ["is_dask", "plan_of_dask", "reduce_dask"]
+
+
+def is_dask(data: Any) -> bool:
+    """Whether this is a data frame of Dask."""
+    return type(data).__module__.split(".")[0] in ("dask", "dask_expr") and hasattr(data, "to_delayed")
+
+
+def _partitions(frame: Any, names: list[str]) -> list[Any]:
+    """The partitions as delayed tables with the columns named."""
+    chosen = frame[[name for name in frame.columns if name in names]]
+    found: list[Any] = chosen.to_delayed()
+    if not found:
+        raise LMMError("the data frame has no partitions")
+    return found
+
+
+def _see(wanted: Wanted, part: Any) -> Wanted:
+    own = copy.deepcopy(wanted)
+    for table in Scan([("part", lambda columns: iter([part]))]).tables():
+        own.see(table)
+    return own
+
+
+def _reduce(plan: Plan, part: Any, key: int) -> CrossProducts:
+    return plan.reduce(part, key)
+
+
+def plan_of_dask(
+    formula: str, frame: Any, weights: str | None, offset: str | None, missing: str, levels: Mapping[str, Any]
+) -> Plan:
+    """The plan for a data frame of Dask.
+
+    The first partitions come here, until one has complete rows; what the formula has to learn of all rows, the workers
+    see.
+
+    Parameters
+    ----------
+    formula : str
+    frame : dask.dataframe.DataFrame
+    weights, offset : str or None
+    missing : {"drop", "raise"}
+    levels : dict
+
+    Raises
+    ------
+    LMMError
+        As `plan`.
+    """
+    dask = import_module("dask")
+    parts = _partitions(frame, candidates(formula, weights, offset))
+    held: dict[int, Any] = {}
+
+    def fragment(i: int) -> Callable[[list[str] | None], Iterator[Any]]:
+        def read(columns: list[str] | None) -> Iterator[Any]:
+            if i not in held:
+                held[i] = dask.compute(parts[i])[0]
+            yield held[i]
+
+        return read
+
+    def see_all(wanted: Wanted) -> None:
+        blank = dask.delayed(copy.deepcopy(wanted))
+        for seen in dask.compute(*(dask.delayed(_see)(blank, part) for part in parts)):
+            wanted.take(seen)
+
+    source = Scan([(i, fragment(i)) for i in range(len(parts))])
+    return make_plan(formula, source, weights, offset, missing, levels, see_all)
+
+
+def reduce_dask(plan: Plan, frame: Any, client: Any = None) -> CrossProducts:
+    """The sums of a data frame of Dask.
+
+    Parameters
+    ----------
+    plan : Plan
+    frame : dask.dataframe.DataFrame
+    client : distributed.Client, optional
+        By default the current one, or the threads of this process where there is none.
+
+    Returns
+    -------
+    CrossProducts
+        Its keys are the numbers of the partitions.
+
+    Raises
+    ------
+    LMMError
+        As `Plan.reduce`.
+    """
+    dask = import_module("dask")
+    sent, add = dask.delayed(plan), dask.delayed(merge)
+    parts = _partitions(frame, list(plan.needs))
+    level = [dask.delayed(_reduce)(sent, part, i) for i, part in enumerate(parts)]
+    while len(level) > 1:
+        pairs = [level[i : i + 2] for i in range(0, len(level), 2)]
+        level = [add(pair) if len(pair) == 2 else pair[0] for pair in pairs]
+    total = client.compute(level[0]).result() if client is not None else dask.compute(level[0])[0]
+    assert isinstance(total, CrossProducts)
+    return total
