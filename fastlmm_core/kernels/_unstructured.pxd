@@ -14,6 +14,7 @@ cdef class UnstructuredSums:
     cdef double value, noise, r2, log_det
     cdef int done
     cdef bint kind
+    cdef readonly bint fresh    # whether the last evaluation was at another point than that before
     # (n, n) by pattern: what subjects of it have outside of the rows, of y alone; used where `beside`
     cdef bint beside
 

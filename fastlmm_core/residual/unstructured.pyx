@@ -108,6 +108,7 @@ cdef class UnstructuredSums:
         cdef bint same = self.done >= 0 and self.kind == reml
         for i in range(self.n_par if same else 0):
             same = same and self.point[i] == x[i]
+        self.fresh = not same
         if not same:
             self.done = -1
             self.kind = reml
@@ -516,9 +517,13 @@ cdef class UnstructuredSums:
 
     def profile(self):
         """Coefficients, r^2, Cholesky's factor of X'V^-1X and its inverse at the last point."""
-        cdef Py_ssize_t r = self.c - 1
-        full = np.array(self.full).reshape(self.c, self.c)
-        return np.array(self.beta_[:r]), self.r2, np.tril(full[:r, :r]), np.array(self.half_[:r * r]).reshape(r, r)
+        cdef Py_ssize_t i, j, r = self.c - 1
+        chol_array = np.zeros((r, r))
+        cdef double[:, ::1] chol = chol_array
+        for i in range(r):
+            for j in range(i + 1):
+                chol[i, j] = self.full[i * self.c + j]
+        return np.array(self.beta_[:r]), self.r2, chol_array, np.array(self.half_[:r * r]).reshape(r, r)
 
     def crossed(self):
         """[A e]'D[A e] for the directions of phi (n_par, c, c), at the last point of order 2."""

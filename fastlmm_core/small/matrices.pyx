@@ -51,20 +51,23 @@ cdef void jacobi(Py_ssize_t n, double* A, double* Q, double* w) noexcept nogil:
                     t = -t
                 c = 1.0 / sqrt(t * t + 1.0)
                 s = t * c
+                # what is zero, or follows, is set: computed like the rest it would keep the rounding errors of the larger
+                # element of the diagonal, and the sweeps would not end
+                t *= A[i * n + j]
+                x = A[i * n + i] - t
+                y = A[j * n + j] + t
                 for l in range(n):
-                    x = A[l * n + i]
-                    y = A[l * n + j]
-                    A[l * n + i] = c * x - s * y
-                    A[l * n + j] = s * x + c * y
-                for l in range(n):
-                    x = A[i * n + l]
-                    y = A[j * n + l]
-                    A[i * n + l] = c * x - s * y
-                    A[j * n + l] = s * x + c * y
-                    x = Q[l * n + i]
-                    y = Q[l * n + j]
-                    Q[l * n + i] = c * x - s * y
-                    Q[l * n + j] = s * x + c * y
+                    t = A[l * n + i]
+                    theta = A[l * n + j]
+                    A[l * n + i] = A[i * n + l] = c * t - s * theta
+                    A[l * n + j] = A[j * n + l] = s * t + c * theta
+                    t = Q[l * n + i]
+                    theta = Q[l * n + j]
+                    Q[l * n + i] = c * t - s * theta
+                    Q[l * n + j] = s * t + c * theta
+                A[i * n + i] = x
+                A[j * n + j] = y
+                A[i * n + j] = A[j * n + i] = 0.0
     for i in range(n):
         w[i] = A[i * n + i]
 

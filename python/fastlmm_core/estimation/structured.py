@@ -112,9 +112,12 @@ def _settled(
                 again = _taken_up(engine, problem, x, factor, null)
             else:
                 null = null[:, :0]
-    value, gradient, hessian = engine.evaluate(x, 2)
-    assert gradient is not None and hessian is not None
-    decrement, lowest = decrement_of(gradient, hessian) if len(x) else (0.0, 1.0)
+    at_end = None if ended is None or n_theta else _of_search(ended)
+    if at_end is not None:
+        value, gradient, hessian, decrement, lowest = at_end
+    else:
+        value, gradient, hessian = _evaluated(engine, x)
+        decrement, lowest = decrement_of(gradient, hessian) if len(x) else (0.0, 1.0)
     unbounded = ""
     if ended is not None and not (ended.success and decrement <= CERTIFIED) and not n_theta:
         unbounded = without_maximum(engine, problem, x)
@@ -123,8 +126,7 @@ def _settled(
         )
         if near is not None:
             x, ended, unbounded = near.phi, near.ended, near.unbounded
-            value, gradient, hessian = engine.evaluate(x, 2)
-            assert gradient is not None and hessian is not None
+            value, gradient, hessian = _evaluated(engine, x)
             decrement, lowest = near.decrement, near.lowest
     if not unbounded and (
         (method == "newton" and CERTIFIED < decrement < NEAR) or (decrement <= CERTIFIED and lowest < -1e-6)
@@ -153,6 +155,20 @@ def _settled(
         trace=() if ended is None else ended.trace,
     )
     return optimum, again
+
+
+def _of_search(ended: Ended) -> tuple[float, Array, Array, float, float] | None:
+    """Value, gradient, Hessian, decrement and lowest curvature where a compiled search ended; None of another."""
+    if ended.gradient is None or ended.hessian is None or ended.decrement is None or ended.lowest is None:
+        return None
+    return ended.value, ended.gradient, ended.hessian, ended.decrement, ended.lowest
+
+
+def _evaluated(engine: Engine, x: Array) -> tuple[float, Array, Array]:
+    """Value, gradient and Hessian."""
+    value, gradient, hessian = engine.evaluate(x, 2)
+    assert gradient is not None and hessian is not None
+    return value, gradient, hessian
 
 
 def _polished(engine: Engine, x: Array, n_theta: int) -> tuple[Array, float, Array, Array] | None:

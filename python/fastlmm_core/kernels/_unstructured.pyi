@@ -11,6 +11,7 @@ class UnstructuredSums:
     c: int
     n_par: int
     n_rows: int
+    fresh: bool
     def __init__(self, patterns: VisitPatterns, n_rows: int) -> None: ...
     def evaluate(
         self, x: _Array, order: int, reml: bool, nearly: float

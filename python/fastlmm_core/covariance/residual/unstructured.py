@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +22,22 @@ __all__ = ["Unstructured"]
 
 _LARGEST = 150.0
 """Largest logarithm of an element of the diagonal: products of squares of some are finite, and their inverses."""
+
+
+class _Layout(NamedTuple):
+    """Where elements of the lower triangle stand in phi."""
+
+    rows: NDArray[np.intp]
+    columns: NDArray[np.intp]
+    diagonal: NDArray[np.intp]
+    same_column: NDArray[np.bool_]
+
+
+@lru_cache(maxsize=64)
+def _layout(m: int) -> _Layout:
+    columns, rows = np.triu_indices(m)
+    same = np.equal.outer(columns[1:], columns[1:])
+    return _Layout(rows, columns, np.flatnonzero(rows[1:] == columns[1:]), same)
 
 
 @dataclass(frozen=True)
@@ -45,22 +62,19 @@ class Unstructured(EntriesNatural):
         """m (m + 1) / 2 - 1."""
         return self.m * (self.m + 1) // 2 - 1
 
-    @cached_property
+    @property
     def entries(self) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
         """Rows and columns of the lower triangle, by columns."""
-        columns, rows = np.triu_indices(self.m)
-        return rows, columns
+        return _layout(self.m)[:2]
 
-    @cached_property
+    @property
     def _diagonal(self) -> NDArray[np.intp]:
         """Places in phi of the diagonal."""
-        rows, columns = self.entries
-        return np.flatnonzero(rows[1:] == columns[1:])
+        return _layout(self.m).diagonal
 
-    @cached_property
+    @property
     def _same_column(self) -> NDArray[np.bool_]:
-        columns = self.entries[1][1:]
-        return np.equal.outer(columns, columns)
+        return _layout(self.m).same_column
 
     def _factor(self, phi: Array) -> tuple[Array, Array]:
         """L, and dL_a / dphi_a (k,)."""
@@ -184,6 +198,9 @@ class Unstructured(EntriesNatural):
         low = int(np.argmin(lengths))
         if lengths[low] < NEAR * lengths.max():
             return f"var_{labels[low]}|{term} = 0"
+        if np.prod(L.diagonal() / lengths) > 2.0 * NEAR:
+            # rows of length 1: the smallest singular value is at least this product over sqrt(e)
+            return None
         left, sizes, _ = np.linalg.svd(L / lengths[:, None])
         if sizes[-1] >= NEAR:
             return None

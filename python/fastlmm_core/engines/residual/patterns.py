@@ -19,6 +19,9 @@ Index = NDArray[np.intp]
 SOME, FEW = 8_000, 24
 """Numbers in the rows of a pattern from which fewer are looked for, and dimensions that they may have beside y."""
 
+BITS = 62
+"""Of an integer that tells patterns apart."""
+
 MANY = 2
 """Subjects, in numbers that one has, from which they are summed up in any case."""
 
@@ -68,31 +71,36 @@ def visit_patterns(part: ResidualPart, xy: Array) -> Patterns:
         mine = strata == g
         rank[mine] = np.searchsorted(found, where[mine])
     where = rank
-    seen = np.zeros((len(sizes), max(map(len, places))), dtype=np.uint8)
-    seen[codes, where] = 1
-    table_of = part.stratum[order[starts]]
-    keys = np.ascontiguousarray(np.column_stack([seen, table_of.astype(np.int64).view(np.uint8).reshape(-1, 8)]))
-    _, first, label = np.unique(keys.view(f"V{keys.shape[1]}").ravel(), return_index=True, return_inverse=True)
+    table_of = strata[starts]
+    _, first, label = np.unique(
+        _keys(where, codes, starts, table_of, max(map(len, places))), return_index=True, return_inverse=True
+    )
     members = np.bincount(label)
+    # each row at its place: pattern, visit, subject
     by_pattern = np.argsort(label, kind="stable")
-    ends = np.cumsum(members)
-    rows: list[Array] = []
-    kept: list[int] = []
-    visits: list[Index] = []
-    c = xy.shape[1]
-    for k, leader in enumerate(first.tolist()):
-        mine = by_pattern[ends[k] - members[k] : ends[k]]
-        size = int(sizes[leader])
-        visits.append(where[starts[leader] : starts[leader] + size])
-        block = xy[order[starts[mine][:, None] + np.arange(size)]]
-        if len(mine) * size * c >= SOME:
-            block = _fewer(block.reshape(len(mine), -1), size + FEW).reshape(-1, size, c)
-        kept.append(len(block))
-        rows.append(block.transpose(1, 0, 2).ravel())
+    size, c = sizes[first], xy.shape[1]
+    number = np.empty(len(sizes), dtype=np.intp)
+    number[by_pattern] = np.arange(len(sizes)) - np.repeat(np.cumsum(members) - members, members)
+    ends = np.cumsum(size * members)
+    own = label[codes]
+    place = (ends - size * members)[own] + (np.arange(len(where)) - starts[codes]) * members[own] + number[codes]
+    rows = np.empty(xy.shape)
+    rows[place] = xy[order]
+    visits = [where[at : at + length] for at, length in zip(starts[first].tolist(), size.tolist(), strict=True)]
+    kept = members.astype(np.intp)
+    large = np.flatnonzero(size * members * c >= SOME).tolist()
+    if large:
+        pieces = np.split(rows, ends[:-1])
+        for k in large:
+            n, N = int(size[k]), int(members[k])
+            block = _fewer(pieces[k].reshape(n, N, c).transpose(1, 0, 2).reshape(N, -1), n + FEW)
+            kept[k] = len(block)
+            pieces[k] = block.reshape(-1, n, c).transpose(1, 0, 2).reshape(-1, c)
+        rows = np.concatenate(pieces)
     sums = VisitPatterns(
-        rows=np.concatenate(rows),
-        size=sizes[first].astype(np.intp),
-        members=np.array(kept, dtype=np.intp),
+        rows=rows.ravel(),
+        size=size.astype(np.intp),
+        members=kept,
         counts=members.astype(float),
         visits=np.concatenate(visits).astype(np.intp),
         table=table_of[first].astype(np.intp),
@@ -100,6 +108,17 @@ def visit_patterns(part: ResidualPart, xy: Array) -> Patterns:
         columns=c,
     )
     return Patterns(sums, places)
+
+
+def _keys(where: Index, codes: Index, starts: Index, table: Index, m: int) -> NDArray[np.generic]:
+    """What tells the patterns of subjects apart: positions of sorted rows, their subjects, and the table of each."""
+    if m + int(table.max()).bit_length() < BITS:
+        bits: NDArray[np.int64] = np.add.reduceat(np.left_shift(np.int64(1), where), starts)
+        return bits + (table.astype(np.int64) << m)
+    seen = np.zeros((len(starts), m), dtype=np.uint8)
+    seen[codes, where] = 1
+    keys = np.ascontiguousarray(np.column_stack([seen, table.astype(np.int64).view(np.uint8).reshape(-1, 8)]))
+    return keys.view(f"V{keys.shape[1]}").ravel()
 
 
 def _fewer(rows: Array, few: int) -> Array:

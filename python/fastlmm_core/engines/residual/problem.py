@@ -238,6 +238,8 @@ class ResidualProblem:
             if own.scaled:
                 phi[own.start] = 0.0
             phi[own.start + own.scaled : own.stop] = inner
+        if len(part.strata) == 1:
+            return phi
         rest, variances = self.xy[:, -1], part.variances(phi)
         squares = np.bincount(part.stratum, rest * rest / variances) / np.bincount(part.stratum)
         for own, square in zip(part.strata, squares, strict=True):
@@ -339,6 +341,26 @@ def _refuse_constant_visits(part: ResidualPart, y: Array, X: Array, weights: Arr
     if part.name not in ("us", "diag", "csh", "ar1h", "adh", "toeph", "fa") or not part.at_visits:
         return
     free = 1.0 - np.einsum("ij,ij->i", X, X)
+    visit = part.stratum * (int(part.where.max()) + 1) + part.where
+    order = np.argsort(visit, kind="stable")
+    starts = np.flatnonzero(np.diff(visit[order], prepend=-1))
+    count = np.diff(starts, append=len(order))
+    low, high = np.minimum.reduceat(y[order], starts), np.maximum.reduceat(y[order], starts)
+    alike = (low == high) & ((count > 1) | (part.name in ("us", "fa")))
+    if (alike | (np.maximum.reduceat(free[order], starts) < SPANNED)).any():
+        _refuse_first_visit(part, y, free)
+
+
+def _refuse_first_visit(part: ResidualPart, y: Array, free: Array) -> None:
+    """Name the first visit that is refused, and why.
+
+    Parameters
+    ----------
+    part : ResidualPart
+    y : (n,) array
+    free : (n,) array
+        Share of each row that X leaves.
+    """
     for g, own in enumerate(part.strata):
         mine = part.stratum == g
         for place in np.unique(part.where[mine]).tolist():

@@ -73,11 +73,11 @@ class VisitCriterion(StructuredCriterion):
         if found is None:
             self._last = x
             return super().at(x, order)
-        if self._point is not None or self._kind != self.reml or not np.array_equal(self._last, x):
+        assert self._compiled is not None
+        if self._compiled.fresh or self._point is not None:
             self.n_evaluations += 1
             self._point, self._last, self._kind, self._roots = None, x, self.reml, []
         if order and found[2] is not None:
-            assert self._compiled is not None
             self.beta, self.r2, self.chol, self.half = self._compiled.profile()
             self._first = found[2]
         if order > 1 and found[3] is not None:
