@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import gzip
+import io
 import json
+import shlex
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 import fastlmm_core as flc
 from fastlmm_core.__main__ import main
+from fastlmm_core.commands import parser as parser_module
 from fastlmm_core.tables import files as tables
 
 SLEEPSTUDY = "Reaction ~ Days + (Days | Subject)"
@@ -160,6 +165,145 @@ def test_a_small_file_needs_no_frame_library(tmp_path):
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "[]"
+
+
+# --- other commands -------------------------------------------------------------------------------------------------
+
+GROWTH = "distance ~ age * Sex + (age | Subject)"
+
+
+@pytest.fixture(scope="module")
+def growth():
+    return flc.lmm(GROWTH, flc.datasets.load("orthodont", "dict")).fit()
+
+
+def said(capsys, *arguments, status=0):
+    assert main(list(arguments)) == status
+    return capsys.readouterr().out
+
+
+def test_built_in_data_by_name(sleepstudy, capsys, tmp_path, monkeypatch):
+    assert said(capsys, "fit", "sleepstudy", SLEEPSTUDY) == said(capsys, "fit", sleepstudy, SLEEPSTUDY)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "sleepstudy").write_text("a file of this name comes first", encoding="utf-8")
+    assert main(["fit", "sleepstudy", SLEEPSTUDY]) == 2
+
+
+def test_standard_input_and_packed_files(sleepstudy, capsys, tmp_path, monkeypatch):
+    expected = said(capsys, "fit", sleepstudy, SLEEPSTUDY)
+    text = Path(sleepstudy).read_text(encoding="utf-8")
+    monkeypatch.setattr(sys, "stdin", io.StringIO("\ufeff" + text))
+    assert said(capsys, "fit", "-", SLEEPSTUDY) == expected
+    packed = tmp_path / "data.csv.gz"
+    packed.write_bytes(gzip.compress(text.encode()))
+    assert said(capsys, "fit", str(packed), SLEEPSTUDY) == expected
+    assert main(["fit", str(tmp_path / "data.parquet.gz"), SLEEPSTUDY]) == 2
+    assert "CSV or Parquet" in capsys.readouterr().err
+
+
+def test_decimal_commas_and_codes_for_gaps(capsys, tmp_path):
+    data = flc.datasets.load("sleepstudy", "dict")
+    columns = {name: [str(value).replace(".", ",") for value in values] for name, values in data.items()}
+    columns["Reaction"][3], columns["Days"][4] = ".", "-99"
+    path = write(tmp_path / "data.csv", columns, ";")
+    record = json.loads(said(capsys, "fit", path, SLEEPSTUDY, "--decimal", ",", "--na", ".", "--na=-99", "--json"))
+    kept = np.delete(np.arange(180), [3, 4])
+    fit = flc.lmm(SLEEPSTUDY, {name: values[kept] for name, values in data.items()}).fit()
+    assert record["n_dropped"] == 2 and record["criterion"] == pytest.approx(fit.criterion, rel=1e-12)
+    assert main(["fit", path, SLEEPSTUDY, "--decimal", ",", "--na=-99"]) == 2
+
+
+@pytest.mark.parametrize("library", ["pyarrow", "polars", "pandas"])
+def test_every_library_reads_commas_and_packed_files(library, tmp_path, monkeypatch):
+    pytest.importorskip(library)
+    text = "a;b;c\n" + "".join(f"{k},5;x{k};{'-99' if k == 3 else k}\n" for k in range(9))
+    path = tmp_path / "data.csv.gz"
+    path.write_bytes(gzip.compress(text.encode()))
+    expected = tables.read_table(path, ",", ["-99"])
+    assert expected["a"].tolist() == [k + 0.5 for k in range(9)] and np.isnan(expected["c"][3])
+    monkeypatch.setattr(tables, "_SMALL", 0)
+    monkeypatch.setattr(tables, "_CSV_READERS", {library: tables._CSV_READERS[library]})
+    found = tables.read_table(path, ",", ["-99"])
+    assert type(found).__module__.partition(".")[0] == library
+    from fastlmm_core.tables.columns import Table
+
+    table = Table(found)
+    np.testing.assert_array_equal(table.column("a").number, expected["a"])
+    np.testing.assert_array_equal(np.flatnonzero(table.column("c").missing()), [3])
+
+
+def test_anova_and_compare(growth, capsys):
+    assert said(capsys, "anova", "orthodont", GROWTH, "--type", "II") == f"{growth.anova('II')}\n"
+    rows = json.loads(said(capsys, "anova", "orthodont", GROWTH, "--ddf", "kenward-roger", "--json"))
+    table = growth.anova(ddf="kenward-roger")
+    assert [row["term"] for row in rows] == list(table.terms)
+    np.testing.assert_allclose([row["statistic"] for row in rows], table.statistic)
+    small = "distance ~ age * Sex + (1 | Subject)"
+    found = said(capsys, "compare", "orthodont", small, GROWTH)
+    data = flc.datasets.load("orthodont", "dict")
+    assert found == f"{flc.compare(flc.lmm(small, data).fit(), growth)}\n"
+    rows = json.loads(said(capsys, "compare", "orthodont", small, GROWTH, "--ml", "--json"))
+    assert rows[1]["aic"] == pytest.approx(flc.lmm(GROWTH, data).fit(reml=False).aic)
+    assert main(["compare", "orthodont", small]) == 2
+
+
+def test_emmeans(growth, capsys):
+    options = ["Sex", "--at", "age=8,14", "--by", "age", "--contrasts", "pairwise", "--level", "0.9"]
+    means = growth.emmeans("Sex", by="age", at={"age": [8.0, 14.0]}, contrasts="pairwise", level=0.9)
+    assert said(capsys, "emmeans", "orthodont", GROWTH, *options) == f"{means}\n"
+    found = json.loads(said(capsys, "emmeans", "orthodont", GROWTH, *options, "--json"))
+    np.testing.assert_allclose([row["estimate"] for row in found["means"]], means.estimate)
+    np.testing.assert_allclose([row["p_value"] for row in found["contrasts"]], means.comparison.pvalues)
+    chosen = json.loads(said(capsys, "emmeans", "orthodont", GROWTH, "Sex", "--at", "Sex=Male", "--json"))
+    assert [row["Sex"] for row in chosen["means"]] == ["Male"]
+    assert main(["emmeans", "orthodont", GROWTH, "Sex", "--at", "age"]) == 2
+
+
+def test_predict(sleepstudy, capsys, tmp_path):
+    fit = flc.lmm(SLEEPSTUDY, flc.datasets.load("sleepstudy", "dict")).fit()
+    new = write(tmp_path / "new.csv", {"Days": [10, 11], "Subject": ["308", "new"]})
+    lines = said(capsys, "predict", "sleepstudy", SLEEPSTUDY, "--new", new, "--effects", "all").split()
+    expected = fit.predict({"Days": [10, 11], "Subject": ["308", "new"]}, "all", "population")
+    assert lines[0] == "mean"
+    np.testing.assert_allclose([float(line) for line in lines[1:]], expected)
+    rows = json.loads(said(capsys, "predict", "sleepstudy", SLEEPSTUDY, "--interval", "confidence", "--json"))
+    limits = fit.predict(interval="confidence")
+    np.testing.assert_allclose([row["conf_low"] for row in rows], limits["conf_low"])
+
+
+def test_plot_and_save(capsys, tmp_path):
+    pytest.importorskip("matplotlib").use("Agg")
+    picture, saved = tmp_path / "fit.png", tmp_path / "fit.lmm"
+    assert said(capsys, "plot", "sleepstudy", SLEEPSTUDY, "--output", str(picture)).strip() == str(picture)
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    assert main(["plot", "sleepstudy", SLEEPSTUDY, "-o", str(tmp_path / "nothere" / "fit.png")]) == 2
+    said(capsys, "fit", "sleepstudy", SLEEPSTUDY, "--save", str(saved))
+    assert flc.load(saved).criterion == pytest.approx(1743.6283, abs=1e-4)
+
+
+def test_json_has_what_a_fit_knows(growth, capsys):
+    record = json.loads(said(capsys, "fit", "orthodont", GROWTH, "--json"), parse_constant=pytest.fail)
+    assert record["icc"] == pytest.approx(growth.icc()) and record["r2"] == pytest.approx(growth.r2())
+    np.testing.assert_allclose(record["cov_params"], growth.cov)
+    effects = record["random_effects"]["Subject"]
+    np.testing.assert_allclose([effects[label] for label in growth.group_labels], growth.blups[0])
+    assert record["variance_components"][0]["term"] == "sd_Intercept|Subject"
+    visits = "FEV1 ~ ARMCD * AVISIT"
+    record = json.loads(said(capsys, "fit", "fev", visits, "--residual", "us(AVISIT | USUBJID)", "--json"))
+    assert record["residual"] == "us(AVISIT | USUBJID)" and "no random effects" in record["icc"]["error"]
+
+
+@pytest.mark.parametrize("command", ["fit", "anova", "emmeans", "compare", "predict", "plot"])
+def test_every_command_has_an_example_that_runs(command, capsys, tmp_path, monkeypatch):
+    pytest.importorskip("matplotlib").use("Agg")
+    with pytest.raises(SystemExit):
+        main([command, "--help"])
+    text = capsys.readouterr().out.replace("\n", " ")
+    example = next(line for line in parser_module._EXAMPLES[command].splitlines() if "{prog}" in line)
+    assert "example" in text and "exit status: 0 certified" in text
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / "new.csv", {"Days": [10], "Subject": ["308"]})
+    assert main(shlex.split(example.replace("{prog}", ""))) == 0
 
 
 # --- files ----------------------------------------------------------------------------------------------------------

@@ -27,6 +27,7 @@ FLOORS = [
     {"planning", "each", "bridges"},
     {"datasets"},
     {"__init__"},
+    {"commands"},
     {"__main__"},
 ]
 FLOOR = {name: floor for floor, names in enumerate(FLOORS) for name in names}

@@ -1,0 +1,6 @@
+"""The command line.
+
+parser    commands and their options
+run       what each does
+records   results as JSON
+"""
