@@ -1,6 +1,7 @@
 """Draws from a fit.
 
 draws        streams, draws of responses, refits of them
+shapes       distributions of effects and errors
 scores       draws of what a fit sees of its responses
 bootstrap    parametric, conditional, residual and by cases
 resampling   refits of resampled groups

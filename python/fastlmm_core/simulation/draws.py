@@ -23,12 +23,14 @@ from ..estimation.model import Model
 from ..support.checks import check_count
 from ..support.seeds import Seed, beside, check_first, key_of, stream
 from .scores import Scores
+from .shapes import Shape, checked_draw, normal, shape_of
 
 __all__ = [
     "Drawing",
     "Generating",
     "Redrawn",
     "correlated",
+    "drawing",
     "draws",
     "parametric",
     "simulate",
@@ -101,7 +103,25 @@ def _scores(source: Generating) -> Scores | None:
     return Scores(model, source.sigma2, source.relative_factor, source.population_mean)
 
 
-def _effects_and_errors(source: Generating, fresh: NDArray[np.bool_] | None = None) -> Draw:
+def drawing(source: Generating, draw: str | Draw = "normal", fresh: NDArray[np.bool_] | None = None) -> Draw:
+    """Draws by the name of a distribution of effects and errors (see `shapes`), or by the caller's function.
+
+    Raises
+    ------
+    LMMError
+        For an unknown name, or a function where effects are kept (`fresh`).
+    """
+    if isinstance(draw, str):
+        shape = shape_of(draw)
+        return parametric(source, fresh) if shape is None else _effects_and_errors(source, fresh, shape)
+    if not callable(draw):
+        raise LMMError(f"draw must be 'normal', 't(5)', 'skewed(1)' or a function (rng, count), not {draw!r:.60}")
+    if fresh is not None:
+        raise LMMError("draw is a function that draws whole responses; leave out data=, effects= and random_effects=")
+    return checked_draw(draw, source.model.nobs)
+
+
+def _effects_and_errors(source: Generating, fresh: NDArray[np.bool_] | None = None, numbers: Shape = normal) -> Draw:
     """Draws by an effect for each level and an error for each observation."""
     model = source.model
     sigma = float(np.sqrt(source.sigma2))
@@ -117,12 +137,11 @@ def _effects_and_errors(source: Generating, fresh: NDArray[np.bool_] | None = No
 
     def draw(rng: np.random.Generator, count: int) -> Array:
         streams = [beside(rng, place + 1) for place in range(len(factors))]
-        y = rng.standard_normal((count, model.nobs))
+        y = numbers(rng, (count, model.nobs))
         if correlate is not None:
             correlate(y)
         effects = [
-            own.standard_normal((count, stop - start, m))
-            for own, (_, m, start, stop) in zip(streams, factors, strict=True)
+            numbers(own, (count, stop - start, m)) for own, (_, m, start, stop) in zip(streams, factors, strict=True)
         ]
         # a few rows at a time: what is added to them stays in the cache
         work = np.empty((_ROWS, model.nobs))
@@ -226,13 +245,17 @@ class Redrawn:
     key : (2,) array
     first : int
         Place of the first of them in the stream.
+    draw : str or callable
+        As for `drawing`.
     """
 
     draws_again = True
 
-    def __init__(self, source: Generating, n: int, key: NDArray[np.uint64], first: int = 0) -> None:
+    def __init__(
+        self, source: Generating, n: int, key: NDArray[np.uint64], first: int = 0, draw: str | Draw = "normal"
+    ) -> None:
         self.shape = (n, source.model.nobs)
-        self._source = source
+        self._source, self._draw = source, draw
         self._key = key
         self._first = first
 
@@ -258,7 +281,7 @@ class Redrawn:
 
     def _blocks(self, chosen: NDArray[np.intp]) -> Iterator[tuple[NDArray[np.intp], NDArray[np.intp], Drawing]]:
         """Blocks that hold the chosen responses: which of these, at which places of the block."""
-        draw = parametric(self._source)
+        draw = drawing(self._source, self._draw)
         blocks, places = np.divmod(chosen + self._first, stream_size(draw, self.shape[1]))
         for block in np.unique(blocks).tolist():
             mine = np.flatnonzero(blocks == block)
@@ -266,9 +289,10 @@ class Redrawn:
 
 
 def simulate(
-    source: Generating, n: int, seed: Seed = None, first: int = 0, fresh: NDArray[np.bool_] | None = None
-) -> Array:
-    """The n responses (n, nobs) that `simulate_fit` fits for the same seed; `fresh` as for `parametric`."""
+    source: Generating, n: int, seed: Seed = None, first: int = 0, fresh: NDArray[np.bool_] | None = None,
+    how: str | Draw = "normal",
+) -> Array:  # fmt: skip
+    """The n responses (n, nobs) that `simulate_fit` fits for the same seed; `fresh` and `how` as for `drawing`."""
     nobs = source.model.nobs
     check_count(n, "n")
     check_first(first, seed)
@@ -277,7 +301,7 @@ def simulate(
             f"n={n} responses of {nobs} observations would take {n * nobs * 8 / 1e9:,.0f} GB; draw fewer, or fit them "
             "without storing them by simulate_fit"
         )
-    draw = parametric(source, fresh)
+    draw = drawing(source, how, fresh)
     return np.concatenate([block() for block in draws(draw, n, key_of(seed), stream_size(draw, nobs), first)])
 
 
@@ -314,6 +338,7 @@ def simulate_into(
     draw: Draw | None = None,
     kind: type[Fit],
     first: int = 0,
+    how: str | Draw = "normal",
 ) -> B:
     """Draw n responses and fit each, without storing the responses.
 
@@ -332,17 +357,19 @@ def simulate_into(
     fit : Model, optional
         The model to fit, by default the one that generates.
     draw : callable, optional
-        Draws (generator, count) -> (count, nobs) in place of the parametric ones.
+        Draws (generator, count) -> (count, nobs) in place of the parametric ones, which are not made again.
     first : int
         Place in the stream of the first response drawn.
+    how : str or callable
+        As for `drawing`.
     """
     if fit is not None and fit.nobs != source.model.nobs:
         raise LMMError(f"fit has {fit.nobs} observations but the responses drawn have {source.model.nobs}")
     check_count(n, "n")
     check_first(first, seed)
     key = key_of(seed)
-    whole = Redrawn(source, n, key, first) if draw is None else None
-    draw = parametric(source) if draw is None else draw
+    whole = Redrawn(source, n, key, first, how) if draw is None else None
+    draw = drawing(source, how) if draw is None else draw
     size = stream_size(draw, source.model.nobs)
     blocks = draws(draw, n, key, size, first)
     model = (source.model if fit is None else fit).fittable(lambda rng: _effects_and_errors(source)(rng, 1)[0])
