@@ -3,4 +3,6 @@
 assumed   a model with stated parameters
 power     power and power curves by simulation
 studies   simulated studies: a test of each draw
+variances   power of tests of variances
+variations   intraclass correlations and missing observations of a plan
 """

@@ -21,7 +21,9 @@ from ..support.display import Cells, Shown
 from ..support.seeds import Seed, check_first, key_of
 from ..tables.columns import native_frame
 from .assumed import generating
-from .studies import studies
+from .studies import Alternative, Studies, studies
+from .variances import given_sd, is_variance, sd_place, variance_studies
+from .variations import left_out, with_icc
 
 if TYPE_CHECKING:
     from ..estimation.fit import Fit
@@ -236,17 +238,20 @@ def power(
     source: Fit, test: Any, *, effect: ArrayLike | None = None, n_sim: int = 1000,
     alpha: ArrayLike = 0.05, method: Method = "wald", ddf: Ddf = "satterthwaite", information: Information = "auto",
     seed: Seed = None, reml: bool = True, n_jobs: int | None = None, progress: bool | None = None, first: int = 0,
+    alternative: Alternative = "two-sided",
 ) -> PowerResult:  # fmt: skip
-    """Power of a test of fixed effects, by simulation.
+    """Power of a test of fixed effects, or of a variance, by simulation.
 
     Parameters
     ----------
     source : LMMResult
         Of a fit or from `assume`: what generates the data and is fitted to them.
     test : str, list of str, or (rows, p) array
-        A coefficient, several tested together, or contrasts L in L beta = 0.
+        A coefficient, several tested together, or contrasts L in L beta = 0.  Or a standard deviation by its name,
+        ``"sd_Days|Subject"``: the likelihood ratio test of `LMMResult.random_effect_test`.
     effect : float or array, optional
-        True values of the coefficients named in `test`; by default those of `source`.  0 gives the type I error.
+        True values of the coefficients named in `test`, or of the standard deviation; by default those of `source`.
+        0 gives the type I error.
     n_sim : int
     alpha : float or sequence of float
         Level of the test, or several: all are judged by the same simulations.
@@ -267,6 +272,8 @@ def power(
     first : int
         Place in the stream of the seed of the first simulation: parts of a run, made in several processes with the same
         seed, are joined by `PowerResult.join`.
+    alternative : {"two-sided", "greater", "less"}
+        Of a t test: that the coefficient or contrast is above or below zero.
 
     Returns
     -------
@@ -286,32 +293,46 @@ def power(
     levels = _checked_levels(alpha)
     check_count(n_sim, "n_sim")
     check_first(first, seed)
+    seed = _integer(seed)
+    if is_variance(test):
+        if alternative == "less":
+            raise LMMError("alternative='less': a variance is not below zero; leave alternative out")
+        truth = given_sd(truth, test, effect)
+        own, sd = variance_studies(truth, test, n_sim, seed, first=first, reml=reml, n_jobs=n_jobs, progress=progress)
+        return _summary(own, test, "lrt", ddf, levels, np.array([sd]), own.params[own.converged])
     hypothesis = _Hypothesis.of(test, truth.model, method)
     truth = hypothesis.given_effect(truth, effect)
-    seed = _integer(seed)
+    if alternative != "two-sided" and (len(hypothesis.L) > 1 or method == "lrt"):
+        raise LMMError(f"alternative={alternative!r} is for a t test: of one coefficient or contrast, by method='wald'")
     reduced = None
     if method == "lrt":
         columns = [i for i in truth.model.problem.kept if i not in (hypothesis.columns or ())]
         reduced = truth.model.of(truth.model.design.columns(columns), None)
     found = studies(
         truth, hypothesis.L, reduced, n_sim, seed, first=first, reml=reml, ddf=ddf, information=information,
-        n_jobs=n_jobs, progress=progress,
+        n_jobs=n_jobs, progress=progress, alternative=alternative,
     )  # fmt: skip
+    kept = truth.model.problem.kept
+    estimates = found.params[found.converged][:, kept] @ hypothesis.L[:, kept].T
+    return _summary(found, hypothesis.label, method, ddf, levels, hypothesis.L @ truth.beta, estimates)
+
+
+def _summary(
+    found: Studies, label: str, method: str, ddf: str, levels: Array, effects: Array, estimates: Array
+) -> PowerResult:
+    """The power of a test; `estimates` (certified fits, rows) of the `effects` (rows,)."""
     good, pvalues = found.converged, found.pvalues
     share, low, high = _shares(pvalues, levels)
-    kept = truth.model.problem.kept
-    effects = hypothesis.L @ truth.beta
-    estimates = found.params[good][:, kept] @ hypothesis.L[:, kept].T
     estimate = estimates.mean(axis=0) if good.any() else np.full(len(effects), np.nan)
     return PowerResult(
-        test=hypothesis.label,
+        test=label,
         method=method,
         ddf=ddf,
         alpha=levels if levels.ndim else float(levels),
         power=share,
         conf_low=low,
         conf_high=high,
-        n_sim=n_sim,
+        n_sim=len(pvalues),
         n_converged=int(good.sum()),
         singular_fraction=float(found.singular[good].mean()) if good.any() else float("nan"),
         effect=effects,
@@ -423,7 +444,7 @@ class PowerCurve(Shown):
             return float(values[0])
         z = ndtri(np.clip(levels[at - 1 : at + 1], 0.5 / n, 1.0 - 0.5 / n))
         share = float(np.clip((ndtri(power) - z[0]) / (z[1] - z[0]), 0.0, 1.0))
-        if self.along == "effect":
+        if self.along in ("effect", "icc", "missing"):
             return float(values[at - 1] + share * (values[at] - values[at - 1]))
         low, high = np.sqrt(values[at - 1 : at + 1])
         return float(np.ceil(round((low + share * (high - low)) ** 2, 9)))
@@ -457,7 +478,7 @@ def power_curve(
     source: Fit, test: Any, along: str = "subjects", values: ArrayLike = (), *,
     effect: ArrayLike | None = None, n_sim: int = 1000, alpha: ArrayLike = 0.05, method: Method = "wald",
     ddf: Ddf = "satterthwaite", information: Information = "auto", seed: Seed = None, reml: bool = True,
-    n_jobs: int | None = None, progress: bool | None = None,
+    n_jobs: int | None = None, progress: bool | None = None, alternative: Alternative = "two-sided",
 ) -> PowerCurve:  # fmt: skip
     """Power for several sizes of a design or several effects.
 
@@ -473,10 +494,11 @@ def power_curve(
         have been used.  So the arms of a trial keep their ratio at every size.  The name of a grouping factor: designs
         of so many of its levels with all their rows, taken in the same way, where the levels of crossed factors stay
         as they are; for a factor that is nested in another, so many in each level of that.  "observations": the first
-        so many rows of each group (of the factor that has most).  "effect": true values of the one coefficient
-        tested.
+        so many rows of each group (of the factor that has most).  "effect": true values of the one coefficient, or the
+        standard deviation, tested.  "icc": share of the random effects in the variance around the fixed part, the
+        whole of it as it is.  "missing": share of the observations that are left out at random, once for each value.
     values : sequence of numbers
-    effect, n_sim, alpha, method, ddf, information, reml, n_jobs, progress
+    effect, n_sim, alpha, method, ddf, information, reml, n_jobs, progress, alternative
         As for `power`.
     seed : int, sequence of int, SeedSequence or Generator, optional
         Each value has a stream of its own, by its position.
@@ -492,41 +514,65 @@ def power_curve(
     """
     truth = generating(source)
     factors = [factor.grouping.name for factor in truth.model.factors]
-    if along not in ("subjects", "observations", "effect", *factors):
-        others = ", ".join(map(repr, ["observations", "effect", *factors[:-1]]))
+    if along not in (*_ALONG, *factors):
+        others = ", ".join(map(repr, [*_ALONG[1:], *factors[:-1]]))
         raise LMMError(f"along={along!r} is unknown: use 'subjects', {others} or {factors[-1]!r}")
     points = number_array(values, "values")
     if points.ndim != 1 or len(points) == 0:
         raise LMMError("values must be a sequence of numbers, e.g. [50, 100, 200]")
-    hypothesis = _Hypothesis.of(test, truth.model, method)
+    root = _integer(seed)
+    moving = _moving(truth, test, method, along)
     if along == "effect":
-        if len(hypothesis.L) != 1 or hypothesis.columns is None:
-            raise LMMError("along='effect' needs a test of one coefficient, by its name")
         if effect is not None:
             raise LMMError("effect is what along='effect' varies; leave it out")
-        sources = (hypothesis.given_effect(truth, value) for value in points)
+        sources: Iterator[LMMResult] = (moving(truth, value) for value in points)
+    elif along in ("icc", "missing"):
+        if not ((points >= 0.0) & (points < 1.0)).all():
+            raise LMMError(f"values must be shares of {along} from 0 to below 1; not {points.tolist()}")
+        truth = moving(truth, effect)
+        if along == "icc":
+            sources = (with_icc(truth, value) for value in points.tolist())
+        else:
+            sources = (
+                _resized(truth, along, value, *left_out(truth.model.design, value, _place(root, -1 - place)))
+                for place, value in enumerate(points.tolist())
+            )
     else:
         least = 1 if along == "observations" else 2
         if (points % 1.0 != 0.0).any() or (points < least).any():
             raise LMMError(f"values must be whole numbers of {along}, at least {least}; not {points.tolist()}")
         points = points.astype(np.int64)
-        truth = hypothesis.given_effect(truth, effect)
+        truth = moving(truth, effect)
         resize = _resizing(truth.model, along)
         sources = (_resized(truth, along, value, *resize(value)) for value in points.tolist())
-    root = _integer(seed)
     results = tuple(
         power(
             source, test, n_sim=n_sim, alpha=alpha, method=method, ddf=ddf, information=information,
-            seed=_place(root, place), reml=reml, n_jobs=n_jobs, progress=progress,
+            seed=_place(root, place), reml=reml, n_jobs=n_jobs, progress=progress, alternative=alternative,
         )
         for place, source in enumerate(sources)
     )  # fmt: skip
     return PowerCurve(along, points, results, truth.model.library)
 
 
+_ALONG = ("subjects", "observations", "effect", "icc", "missing")
+
+
+def _moving(truth: LMMResult, test: Any, method: str, along: str) -> Callable[[LMMResult, Any], LMMResult]:
+    """What sets the parameter that is tested."""
+    if is_variance(test):
+        sd_place(truth.model, test)
+        return lambda source, value: given_sd(source, test, value)
+    hypothesis = _Hypothesis.of(test, truth.model, method)
+    if along == "effect" and (len(hypothesis.L) != 1 or hypothesis.columns is None):
+        raise LMMError("along='effect' needs a test of one coefficient, by its name")
+    return lambda source, value: hypothesis.given_effect(source, value)
+
+
 def _place(root: int, place: int) -> int:
-    """The seed of one point of a curve."""
-    return int.from_bytes(np.random.SeedSequence(root, spawn_key=(place,)).generate_state(4).tobytes(), "little")
+    """The seed of one point of a curve; of its design, where the place is negative."""
+    key = (place,) if place >= 0 else (-1 - place, 1)
+    return int.from_bytes(np.random.SeedSequence(root, spawn_key=key).generate_state(4).tobytes(), "little")
 
 
 def _resizing(model: Model, along: str) -> Callable[[int], Rows]:

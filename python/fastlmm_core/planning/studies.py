@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +18,9 @@ if TYPE_CHECKING:
     from ..inference.options import Ddf, Information
     from ..result import LMMResult
 
-__all__ = ["Studies", "studies"]
+__all__ = ["Alternative", "Studies", "studies"]
+
+Alternative = Literal["two-sided", "greater", "less"]
 
 Array = NDArray[np.float64]
 
@@ -45,7 +47,7 @@ class Studies(NamedTuple):
 
 def studies(
     truth: LMMResult, L: Array, reduced: Model | None, n_sim: int, seed: int, *, first: int, reml: bool, ddf: Ddf,
-    information: Information, n_jobs: int | None, progress: bool | None,
+    information: Information, n_jobs: int | None, progress: bool | None, alternative: Alternative = "two-sided",
 ) -> Studies:  # fmt: skip
     """Draw responses, fit each and test L beta = 0.
 
@@ -55,17 +57,18 @@ def studies(
     L : (rows, p) array
     reduced : Model or None
         The model without the coefficients tested, for likelihood ratios; None for Wald tests.
-    n_sim, seed, first, reml, ddf, information, n_jobs, progress
+    n_sim, seed, first, reml, ddf, information, n_jobs, progress, alternative
         See `power`.
     """
     model = truth.model
     if model.design.residual is not None or model.structure.restricted:
-        return _one_by_one(truth, L, reduced, n_sim, seed, first, reml, ddf, information, progress)
+        return _one_by_one(truth, L, reduced, n_sim, seed, first, reml, ddf, information, progress, alternative)
     drawn = partial(truth.simulate_fit, n_sim, seed, n_jobs=n_jobs, progress=progress, first=first)
     batch = drawn(reml=reml and reduced is None)
     good = batch.converged
     if reduced is None:
-        found = batch.test(L, ddf=ddf, information=information).pvalues
+        test = batch.test(L, ddf=ddf, information=information)
+        found = sided(test.pvalues, test.statistic, alternative)
     else:
         null = drawn(reml=False, fit=reduced)
         good = good & null.converged
@@ -75,7 +78,7 @@ def studies(
 
 def _one_by_one(
     truth: LMMResult, L: Array, reduced: Model | None, n_sim: int, seed: int, first: int, reml: bool, ddf: Ddf,
-    information: Information, progress: bool | None,
+    information: Information, progress: bool | None, alternative: Alternative,
 ) -> Studies:  # fmt: skip
     model = truth.model
     out = Studies(
@@ -89,7 +92,7 @@ def _one_by_one(
         for begin in range(0, n_sim, size):
             drawn = simulate(truth, min(size, n_sim - begin), seed, first + begin)
             for i, y in enumerate(drawn, begin):
-                _study(truth, full, reduced, L, y, reml, ddf, information, out, i)
+                _study(truth, full, reduced, L, y, reml, ddf, information, alternative, out, i)
                 if bar is not None:
                     bar.update(1)
     finally:
@@ -100,14 +103,15 @@ def _one_by_one(
 
 def _study(
     truth: LMMResult, full: Model, reduced: Model | None, L: Array, y: Array, reml: bool, ddf: Any, information: Any,
-    out: Studies, i: int,
+    alternative: Alternative, out: Studies, i: int,
 ) -> None:  # fmt: skip
     try:
         fit = truth.again(full.with_response(y), reml=reml and reduced is None)
         null = None if reduced is None else truth.again(reduced.with_response(y), reml=False)
         certified = fit.converged and (null is None or null.converged)
         if null is None:
-            found = fit.test(L, ddf=ddf, information=information).pvalue
+            test = fit.test(L, ddf=ddf, information=information)
+            found = float(sided(np.array(test.pvalue), np.array(test.statistic), alternative))
         else:
             found = float(chi2_tail(np.array([max(null.criterion - fit.criterion, 0.0)]), len(L))[0])
     except LMMError:
@@ -115,3 +119,11 @@ def _study(
         return
     out.params[i], out.singular[i], out.converged[i] = fit.beta, fit.singular, certified
     out.pvalues[i] = found if certified else np.nan
+
+
+def sided(pvalues: Array, statistic: Array, alternative: Alternative) -> Array:
+    """Two-sided p-values of t statistics, made one-sided where that is asked for."""
+    if alternative == "two-sided":
+        return pvalues
+    towards = statistic > 0.0 if alternative == "greater" else statistic < 0.0
+    return np.asarray(np.where(towards, 0.5 * pvalues, 1.0 - 0.5 * pvalues))
