@@ -60,7 +60,8 @@ class LinearMixedModel(Model):
     y : (n,) array or None
         Response.  None for a design without one, for which parameters can be stated (`fastlmm_core.assume`).
     X : (n, p) array or None
-        Columns of the fixed effects; None means an intercept.  Include a column of ones for an intercept.
+        Columns of the fixed effects; None means an intercept.  Include a column of ones for an intercept.  A sparse
+        matrix of scipy is written out.
     Z : (n, q) array or None
         Columns of the random effects; None means a random intercept.
     groups : (n,) array

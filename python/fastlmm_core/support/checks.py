@@ -57,7 +57,7 @@ def plain_array(values: Any, name: str) -> NDArray[Any]:
                 "or impute these rows"
             )
         return np.asarray(masked.data)
-    if hasattr(values, "toarray") and hasattr(values, "tocsr"):
+    if _sparse(values):
         raise LMMError(f"{name} is a sparse matrix ({type(values).__name__}); give {name}.toarray()")
     try:
         array = np.asarray(values)
@@ -72,16 +72,33 @@ def plain_array(values: Any, name: str) -> NDArray[Any]:
     return array
 
 
+def _sparse(values: Any) -> bool:
+    """Whether it is a sparse matrix or array of scipy."""
+    return type(values) is not np.ndarray and hasattr(values, "toarray") and hasattr(values, "tocsr")
+
+
+def _written_out(values: Any, name: str) -> NDArray[Any]:
+    """The rows of a sparse matrix with their zeros."""
+    from .memory import require
+
+    require(int(np.prod(values.shape, dtype=np.float64)) * 8, f"{name}, a sparse matrix that is written out")
+    return np.asarray(values.toarray(order="C"))
+
+
 def float_array(values: Any, name: str, ndim: int) -> Array:
     """A float64 array of `ndim` dimensions, copied only where it has to be; a vector counts as one column.
+
+    Of two dimensions it may be a sparse matrix, which is written out.
 
     Raises
     ------
     LMMError
-        For text, dates, complex numbers, masked or sparse values, records, integers that float64 would round, or
-        another number of dimensions.
+        For text, dates, complex numbers, masked values, records, integers that float64 would round, or another number
+        of dimensions.
+    MemoryError
+        For a sparse matrix that there is no room for.
     """
-    array = plain_array(values, name)
+    array = _written_out(values, name) if ndim == 2 and _sparse(values) else plain_array(values, name)
     if array.dtype is not _FLOAT and array.dtype != _FLOAT:
         array = _floats(array, values, name)
     elif not array.flags.aligned:
