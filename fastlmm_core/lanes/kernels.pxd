@@ -193,6 +193,14 @@ cdef struct ProblemSums:
 cdef enum:
     PROBLEM_SIZE = 256          # y_o'y_o: the same for all problems
 
+# Points at which criteria are screened for other minima: nearly balanced data, and others.
+cdef struct Screen:
+    Py_ssize_t n_points[2]
+    Py_ssize_t n_near[2]
+    const double* thetas[2]         # (n_points, n_par)
+    const Py_ssize_t* near[2]       # (n_points, n_near) the points nearest to each
+    bint one_full                   # whether all effects are correlated
+
 # Groups of problems side by side, group by group: the lanes are problems.
 cdef struct OwnGroups:
     Py_ssize_t m                # of the problem that has most; the others are filled up with zeros
@@ -206,8 +214,9 @@ cdef struct OwnGroups:
 ctypedef Py_ssize_t (*batch_size_t)(const Batch*) noexcept nogil
 ctypedef void (*batch_fit_t)(const Batch*, const double*, Py_ssize_t, Py_ssize_t, Py_ssize_t, const Outcome*, double*
                              ) noexcept nogil
-ctypedef Py_ssize_t (*problems_size_t)(const Batch*, Py_ssize_t) noexcept nogil
-ctypedef void (*problems_fit_t)(const Batch*, const ProblemSums*, Py_ssize_t, const Outcome*, double*) noexcept nogil
+ctypedef Py_ssize_t (*problems_size_t)(const Batch*, const Screen*, Py_ssize_t) noexcept nogil
+ctypedef void (*problems_fit_t)(
+    const Batch*, const ProblemSums*, const Screen*, Py_ssize_t, const Outcome*, double*) noexcept nogil
 ctypedef void (*profile_t)(Profile*, int) noexcept nogil
 
 # A stage of factors nested in each other, see lanes/families.pxi.  Its levels stand in blocks of families: lane l of the vectors

@@ -3,7 +3,8 @@
 # The groups of the problems of a block stand side by side, group by group; what has fewer is filled up with zeros, which
 # add nothing to any sum.  The search is that of responses.pxi.  Indices are proven by the caller (see one_factor/each.pyx).
 
-cdef void lay_problems(const Batch* d, Py_ssize_t m, Lanes* s, OwnGroups* own, Arena* arena) noexcept nogil:
+cdef void lay_problems(const Batch* d, const Screen* screen, Py_ssize_t m, Lanes* s, OwnGroups* own, Minima* found,
+                       Arena* arena) noexcept nogil:
     """Take the work space of a block of problems with up to m groups."""
     cdef Py_ssize_t q = d.q, k = d.p + 1, n_a = q * (q + 1) // 2, n_c = q * k
     lay_lanes(d, s, arena)
@@ -13,16 +14,19 @@ cdef void lay_problems(const Batch* d, Py_ssize_t m, Lanes* s, OwnGroups* own, A
     own.moments = take(arena, LANES * 2 * n_a)
     own.offset = take(arena, LANES)
     own.base = take(arena, LANES * d.p_full)
+    found.values = take(arena, LANES * most_points(screen))
+    found.theta = take(arena, LANES * d.n_par)
     # sweeps: 3 q^2 + q k; packing: q^2 + q k + 2 q + k^2 + q^2
     s.small = take(arena, LANES * max(max(5 * q * q + 2 * n_c + 2 * q + k * k, d.n_par * (d.n_par + 2)), 2 * k * k))
 
 
-cdef Py_ssize_t problems_size(const Batch* d, Py_ssize_t m) noexcept nogil:
+cdef Py_ssize_t problems_size(const Batch* d, const Screen* screen, Py_ssize_t m) noexcept nogil:
     """Doubles of work space that `problems_fit` needs for problems with up to m groups."""
     cdef Lanes s
     cdef OwnGroups own
+    cdef Minima found
     cdef Arena arena = Arena(NULL, 0)
-    lay_problems(d, m, &s, &own, &arena)
+    lay_problems(d, screen, m, &s, &own, &found, &arena)
     return arena.used
 
 
@@ -195,9 +199,6 @@ cdef double EXACT_WITHIN = 1e-12
 
 cdef double MOSTLY_BETWEEN = 1e-6
 """Share of the variation of y within groups below which sums of squares have lost digits."""
-
-cdef enum:
-    LEFT_ALONE = -9        # until the search has ended: to be left to a single fit
 
 
 cdef void leave_unidentified(Py_ssize_t q, Py_ssize_t k, const ProblemSums* sums, Fates* f, OwnGroups* own
@@ -413,18 +414,19 @@ cdef void load_problems(const Batch* d, const ProblemSums* sums, Lanes* s, OwnGr
     spread_lanes(sums, d.p_full * p, 3, s.x_map)
 
 
-cdef void problems_fit(const Batch* d, const ProblemSums* sums, Py_ssize_t first, const Outcome* out, double* work
-                       ) noexcept nogil:
+cdef void problems_fit(const Batch* d, const ProblemSums* sums, const Screen* screen, Py_ssize_t first,
+                       const Outcome* out, double* work) noexcept nogil:
     """Fit a block of LANES problems; results go to rows first, first + 1, ... of the outcome (see also Outcome.rows)."""
     cdef Lanes s
     cdef OwnGroups own
     cdef Fates f
+    cdef Minima found
     cdef Arena arena = Arena(work, 0)
     cdef Py_ssize_t lane, i, m = 0
     cdef vec changed
     for lane in range(LANES):
         m = max(m, sums[lane].m)
-    lay_problems(d, m, &s, &own, &arena)
+    lay_problems(d, screen, m, &s, &own, &found, &arena)
     load_problems(d, sums, &s, &own, &f)
     s.own = &own
     if out.rows != NULL:
@@ -440,6 +442,7 @@ cdef void problems_fit(const Batch* d, const ProblemSums* sums, Py_ssize_t first
     changed = snap(d, &s)
     if vec_max(<vecu*> &changed) > 0.0:
         judge_snapped(d, &s, &f, changed)
+    look_elsewhere(d, sums, screen, &s, &f, &found)
     write_searches(d, &s, &f, out, first, LANES)
     for lane in range(LANES):
         if out.status[first + lane] == LEFT_ALONE:

@@ -14,6 +14,9 @@ cdef double WELL_CONDITIONED = 1e-5
 cdef double MOSTLY_EXPLAINED = 1e-7
 """Share of y'y that X leaves below which its residual is to be taken from the rows."""
 
+cdef double ALIKE = 0.996
+"""Squared correlation of columns of independent effects up to which one screen of their variances will do."""
+
 # Rows of one problem.  Strides are in elements.
 cdef struct ProblemRows:
     Py_ssize_t n, m
@@ -115,12 +118,21 @@ cdef bint scale_columns(const double* columns, Py_ssize_t n, Py_ssize_t k, Py_ss
 
 
 cdef bint turn_effects(const Blocks* b, double m, Conditioned* c) noexcept nogil:
-    """T_z, block by block: T'gram T = m I, diagonal blocks to unit diagonal only; False for dependent columns."""
+    """T_z, block by block: T'gram T = m I, diagonal blocks to unit diagonal only.
+
+    False for dependent columns, and for independent effects of nearly dependent ones, whose variances may be told apart in
+    several ways far from each other.
+    """
     cdef Py_ssize_t q = c.q, block, i, j, size, at
     cdef double t, root = sqrt(m)
     cdef double* inner = c.work
     cdef double* T = c.work + q * q
     memset(c.Tz, 0, q * q * sizeof(double))
+    for i in range(q if not b.one_full else 0):
+        for j in range(i):
+            t = c.gram[i * (i + 1) // 2 + j]
+            if not t * t <= ALIKE * c.gram[i * (i + 3) // 2] * c.gram[j * (j + 3) // 2]:
+                return False
     for block in range(b.n_blocks):
         at = b.start[block]
         size = b.start[block + 1] - at
@@ -139,9 +151,6 @@ cdef bint turn_effects(const Blocks* b, double m, Conditioned* c) noexcept nogil
         for i in range(size):
             if not inner[i * size + i] > 0.0:
                 return False
-            for j in range(i):
-                if fabs(inner[i * size + j]) >= (1.0 - 1e-12) * sqrt(inner[i * size + i] * inner[j * size + j]):
-                    return False
             c.Tz[(at + i) * (q + 1)] = root / sqrt(inner[i * size + i])
     return True
 

@@ -4,7 +4,7 @@
 Problems are conditioned one by one (conditioning.pxi), then searched several at a time (lanes/problems.pxi).  Those that
 need more than this are left alone, with status 0, to a single fit.
 """
-from libc.math cimport fabs, isfinite, log, sqrt, NAN
+from libc.math cimport NAN, fabs, isfinite, log, sqrt
 from libc.stdint cimport int64_t, uintptr_t
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memset
@@ -14,7 +14,7 @@ import numpy as np
 from fastlmm_core.kernels._criterion cimport kernels
 from fastlmm_core.kernels._matrices cimport Regression, regress, triangle
 from fastlmm_core.kernels._rows cimport Pass, probe_column, sum_rows
-from fastlmm_core.lanes.kernels cimport PROBLEM_SIZE, Batch, Outcome, ProblemSums
+from fastlmm_core.lanes.kernels cimport PROBLEM_SIZE, Batch, Outcome, ProblemSums, Screen
 from fastlmm_core.small.arena cimport Arena, furnish, take
 
 include "conditioning.pxi"
@@ -22,9 +22,13 @@ include "conditioning.pxi"
 cdef enum:
     CHUNK = 64                  # problems that are conditioned before they are searched, those of like size together
 
-# Rows of all problems, those of a problem one after the other.  Strides are in elements.
+# Rows of all problems.  Strides are in elements.
+#
+# Those of a problem stand one after the other or, where there is no `start`, all problems have the rows of one design and
+# a response each: rows where that, its weight, offset or a covariate is NaN are left out, and a covariate, or its product
+# with a column of X, is a further column.
 cdef struct Stacked:
-    const int64_t* start        # (n_problems + 1,)
+    const int64_t* start        # (n_problems + 1,) or NULL
     const int64_t* codes
     Py_ssize_t base
     const double* X
@@ -33,6 +37,13 @@ cdef struct Stacked:
     const double* weights
     const double* offset
     Py_ssize_t x_row, x_column, z_row, z_column, y_row
+    # of one design: rows; from problem to problem of y, weights and offset; columns of X that are the design's
+    Py_ssize_t n, y_step, w_step, o_step, p
+    bint z_is_x
+    Py_ssize_t n_extra
+    const double** extra        # (n_extra,) covariates (n_problems, n)
+    Py_ssize_t* extra_step      # (n_extra,) from problem to problem
+    Py_ssize_t* factor          # (n_extra,) column of X by which it is multiplied, -1 for none
 
 # Where results go, a row (or an element) for each problem.
 cdef struct Into:
@@ -48,6 +59,7 @@ cdef struct Into:
     int* evaluations
     int* rank
     int* groups
+    int* nobs
     int* lanes                  # 1 where the lanes have fitted
     # tests, see Outcome
     Py_ssize_t m
@@ -62,6 +74,8 @@ cdef struct Desk:
     int64_t* seen               # (n_slots,) problem that had this group last, counted from 1
     int64_t* place              # (n_slots,) its place there
     int64_t* codes              # rows of a chunk: places of groups
+    double* values              # of one design: rows of a chunk, column by column of y, weights and offset, X, Z by rows
+    ProblemRows rows[64]
     Conditioned c[64]
     Py_ssize_t sequence[64]     # problems of a chunk that are to be searched, by number of groups
     ProblemSums block[8]
@@ -85,6 +99,74 @@ cdef Py_ssize_t place_groups(const Stacked* rows, Py_ssize_t problem, Desk* desk
             found += 1
         codes[i - rows.start[problem]] = desk.place[slot]
     return found
+
+
+cdef Py_ssize_t row_size(const Stacked* rows, Py_ssize_t p, Py_ssize_t q) noexcept nogil:
+    """Numbers that are copied from a row of one design."""
+    return p + q + 3
+
+
+cdef void take_stacked(const Stacked* rows, Py_ssize_t problem, Desk* desk, int64_t* codes, ProblemRows* one) noexcept nogil:
+    """The rows of a problem where they stand."""
+    cdef Py_ssize_t begin = rows.start[problem]
+    one.n = rows.start[problem + 1] - begin
+    one.m = place_groups(rows, problem, desk, codes)
+    one.x_row, one.x_column, one.z_row, one.z_column, one.y_row = (
+        rows.x_row, rows.x_column, rows.z_row, rows.z_column, rows.y_row)
+    one.X, one.Z, one.y = rows.X + begin * rows.x_row, rows.Z + begin * rows.z_row, rows.y + begin * rows.y_row
+    one.weights = rows.weights + begin if rows.weights != NULL else NULL
+    one.offset = rows.offset + begin if rows.offset != NULL else NULL
+    one.codes = codes
+
+
+cdef void take_of_design(const Stacked* rows, Py_ssize_t problem, Py_ssize_t p, Py_ssize_t q, Desk* desk, int64_t* codes,
+                         double* values, ProblemRows* one) noexcept nogil:
+    """Copy the rows of the design for which a problem has all values."""
+    cdef Py_ssize_t i, j, kept = 0, found = 0, n = rows.n
+    cdef int64_t slot
+    cdef double t
+    cdef double* y = values
+    cdef double* w = y + n
+    cdef double* o = w + n
+    cdef double* X = o + n
+    cdef double* Z = X + n * p
+    cdef const double* source
+    for i in range(n):
+        y[kept] = rows.y[problem * rows.y_step + i]
+        # NaN if any of them is; infinite ones are met when they are summed
+        t = y[kept] * 0.0
+        if rows.weights != NULL:
+            w[kept] = rows.weights[problem * rows.w_step + i]
+            t += w[kept] * 0.0
+        if rows.offset != NULL:
+            o[kept] = rows.offset[problem * rows.o_step + i]
+            t += o[kept] * 0.0
+        source = rows.X + i * rows.x_row
+        for j in range(rows.p):
+            X[kept * p + j] = source[j * rows.x_column]
+        for j in range(rows.n_extra):
+            t += rows.extra[j][problem * rows.extra_step[j] + i] * 0.0
+            X[kept * p + rows.p + j] = rows.extra[j][problem * rows.extra_step[j] + i] * (
+                1.0 if rows.factor[j] < 0 else source[rows.factor[j] * rows.x_column])
+        if t != t:
+            continue
+        if not rows.z_is_x:
+            source = rows.Z + i * rows.z_row
+            for j in range(q):
+                Z[kept * q + j] = source[j * rows.z_column]
+        slot = rows.codes[i] - rows.base
+        if desk.seen[slot] != problem + 1:
+            desk.seen[slot] = problem + 1
+            desk.place[slot] = found
+            found += 1
+        codes[kept] = desk.place[slot]
+        kept += 1
+    one.n, one.m = kept, found
+    one.X, one.Z, one.y, one.codes = X, X if rows.z_is_x else Z, y, codes
+    one.weights = w if rows.weights != NULL else NULL
+    one.offset = o if rows.offset != NULL else NULL
+    one.x_row, one.x_column, one.y_row, one.z_column = p, 1, 1, 1
+    one.z_row = p if rows.z_is_x else q
 
 
 cdef void sort_by_groups(Desk* desk, Py_ssize_t count) noexcept nogil:
@@ -133,13 +215,13 @@ cdef void hand_out(const Batch* d, const Into* into, Desk* desk, Py_ssize_t lane
     into.lanes[problem] = out.status[lane] > 0
 
 
-cdef int search_chunk(const Batch* d, const Into* into, Desk* desk, Py_ssize_t first, Py_ssize_t count) noexcept nogil:
+cdef int search_chunk(const Batch* d, const Screen* screen, const Into* into, Desk* desk, Py_ssize_t first,
+                      Py_ssize_t count) noexcept nogil:
     """Search the conditioned problems of a chunk, a block at a time; -1 where memory is short."""
     cdef Py_ssize_t at = 0, lane, filled, place, size, most, i
-    cdef Arena arena = Arena(NULL, 0)
     sort_by_groups(desk, count)
     most = desk.c[desk.sequence[count - 1]].sums.m
-    size = kernels.problems_size(d, most)
+    size = kernels.problems_size(d, screen, most)
     if size > desk.work_size:
         free(desk.work)
         desk.work = <double*> malloc((size + 8) * sizeof(double))
@@ -155,7 +237,8 @@ cdef int search_chunk(const Batch* d, const Into* into, Desk* desk, Py_ssize_t f
             if into.rows != NULL:
                 for i in range(d.n_par):
                     desk.out.theta[lane * d.n_par + i] = into.theta[(first + place) * d.n_par + i]
-        kernels.problems_fit(d, desk.block, 0, &desk.out, <double*> ((<uintptr_t> desk.work + 63) & ~(<uintptr_t> 63)))
+        kernels.problems_fit(
+            d, desk.block, screen, 0, &desk.out, <double*> ((<uintptr_t> desk.work + 63) & ~(<uintptr_t> 63)))
         for lane in range(filled):
             place = desk.sequence[at + lane]
             hand_out(d, into, desk, lane, place, first + place)
@@ -163,128 +246,186 @@ cdef int search_chunk(const Batch* d, const Into* into, Desk* desk, Py_ssize_t f
     return 0
 
 
-cdef int fit_chunk(const Batch* d, const Stacked* rows, const Blocks* blocks, const Into* into, Desk* desk,
-                   Py_ssize_t first, Py_ssize_t count) noexcept nogil:
-    """Condition and search `count` problems from `first` on; -1 where memory is short."""
-    cdef Py_ssize_t i, problem, begin = rows.start[first], found = 0, m
-    cdef Arena arena = Arena(NULL, 0)
-    cdef ProblemRows one
-    cdef Conditioned* c
+cdef int take_rows(const Stacked* rows, Py_ssize_t p, Py_ssize_t q, Desk* desk, Py_ssize_t first, Py_ssize_t count
+                   ) noexcept nogil:
+    """The rows of the problems of a chunk; -1 where memory is short."""
+    cdef Py_ssize_t i, n, size = row_size(rows, p, q)
     free(desk.codes)
-    free(desk.memory)
-    desk.memory = NULL
-    desk.codes = <int64_t*> malloc((rows.start[first + count] - begin + 1) * sizeof(int64_t))
+    desk.codes = NULL
+    if rows.start == NULL:
+        n = rows.n * count
+        if desk.values == NULL:
+            desk.values = <double*> malloc((rows.n * CHUNK * size + 1) * sizeof(double))
+            if desk.values == NULL:
+                return -1
+    else:
+        n = rows.start[first + count] - rows.start[first]
+    desk.codes = <int64_t*> malloc((n + 1) * sizeof(int64_t))
     if desk.codes == NULL:
         return -1
     for i in range(count):
-        m = place_groups(rows, first + i, desk, desk.codes + (rows.start[first + i] - begin))
-        desk.c[i].sums.m = m
-        lay_conditioned(d.p_full, d.q, m, &desk.c[i], &arena)
-        desk.c[i].sums.m = m
+        if rows.start == NULL:
+            take_of_design(rows, first + i, p, q, desk, desk.codes + i * rows.n, desk.values + i * rows.n * size,
+                           &desk.rows[i])
+        else:
+            take_stacked(rows, first + i, desk, desk.codes + (rows.start[first + i] - rows.start[first]), &desk.rows[i])
+    return 0
+
+
+cdef int fit_chunk(const Batch* d, const Stacked* rows, const Blocks* blocks, const Screen* screen, const Into* into,
+                   Desk* desk, Py_ssize_t first, Py_ssize_t count) noexcept nogil:
+    """Condition and search `count` problems from `first` on; -1 where memory is short."""
+    cdef Py_ssize_t i, problem, found = 0
+    cdef Arena arena = Arena(NULL, 0)
+    cdef Conditioned* c
+    free(desk.memory)
+    desk.memory = NULL
+    if take_rows(rows, d.p_full, d.q, desk, first, count) != 0:
+        return -1
+    for i in range(count):
+        lay_conditioned(d.p_full, d.q, desk.rows[i].m, &desk.c[i], &arena)
     desk.memory = furnish(&arena)
     if desk.memory == NULL:
         return -1
     for i in range(count):
         problem = first + i
         c = &desk.c[i]
-        m = c.sums.m
-        lay_conditioned(d.p_full, d.q, m, c, &arena)
-        begin = rows.start[problem]
-        one.n, one.m = rows.start[problem + 1] - begin, m
-        one.x_row, one.x_column, one.z_row, one.z_column, one.y_row = (
-            rows.x_row, rows.x_column, rows.z_row, rows.z_column, rows.y_row)
-        one.X, one.Z, one.y = rows.X + begin * rows.x_row, rows.Z + begin * rows.z_row, rows.y + begin * rows.y_row
-        one.weights = rows.weights + begin if rows.weights != NULL else NULL
-        one.offset = rows.offset + begin if rows.offset != NULL else NULL
-        one.codes = desk.codes + (begin - rows.start[first])
+        lay_conditioned(d.p_full, d.q, desk.rows[i].m, c, &arena)
         if into.rows == NULL:
-            into.groups[problem] = <int> m
-            into.status[problem] = 0
-            into.evaluations[problem] = 0
-            into.lanes[problem] = 0
-            into.rank[problem] = 0
+            into.groups[problem] = <int> desk.rows[i].m
+            into.nobs[problem] = <int> desk.rows[i].n
+            into.status[problem] = into.evaluations[problem] = into.lanes[problem] = into.rank[problem] = 0
         elif not into.lanes[problem]:
             continue
-        if condition_problem(&one, blocks, d.reml, c):
+        if condition_problem(&desk.rows[i], blocks, d.reml, c):
             desk.sequence[found] = i
             found += 1
             if into.rows == NULL:
                 into.rank[problem] = <int> c.sums.rank
-    return search_chunk(d, into, desk, first, found) if found else 0
+    return search_chunk(d, screen, into, desk, first, found) if found else 0
 
 
 cdef class ProblemStack:
-    """Rows of many problems of one grouping factor, with as many columns in each.
+    """Many problems of one grouping factor, with as many columns in each.
 
     Parameters
     ----------
-    rows : StackedRows
-    blocks : list of (start, stop, correlated)
-        Random effects.
-    positions : tuple of int arrays
-        Rows and columns of the free elements of L.
-    free : (q, q) int array
-        1 where an element of G is free.
+    rows : StackedRows or RowsOfDesign
+    search : StackSearch
     """
 
     cdef Batch d
     cdef Blocks blocks
+    cdef Screen screen
     cdef Stacked rows
     cdef Py_ssize_t n_slots
     cdef object kept
     cdef Py_ssize_t* places
+    cdef const double** extra
     cdef readonly Py_ssize_t n_problems, p, q, n_par
 
-    def __cinit__(self, rows, blocks, positions, const int[:, ::1] free):
-        cdef Py_ssize_t i, n_par = len(positions[0]), n_blocks = len(blocks)
+    def __cinit__(self, rows, search):
+        self.kept = (rows, search)
+        self.q = rows.Z.shape[1]
+        self.n_slots = rows.n_slots
+        self.take_rows(rows)
+        if hasattr(rows, "start"):
+            self.take_stack(rows)
+        else:
+            self.take_design(rows)
+        self.take_search(search)
+        self.d.q, self.d.p, self.d.p_full, self.d.n_par = self.q, self.p, self.p, self.n_par
+        self.d.n, self.d.per_group = PROBLEM_SIZE, 1.0
+        self.d.tolerance, self.d.max_iterations = 4e-9, 40
+        self.d.first_theta = NULL
+        self.d.spread = NULL
+        self.d.n_patterns = self.d.n_columns = self.d.m = 0
+
+    cdef take_rows(self, rows):
+        """What both kinds of rows have."""
         cdef const double[:, :] X = rows.X, Z = rows.Z
+        cdef const int64_t[::1] codes = rows.codes
+        self.p = X.shape[1]
+        self.rows.codes, self.rows.base = &codes[0], rows.base
+        self.rows.X = &X[0, 0] if self.p > 0 else &Z[0, 0]
+        self.rows.Z = &Z[0, 0]
+        self.rows.x_row, self.rows.x_column = X.strides[0] // 8, X.strides[1] // 8
+        self.rows.z_row, self.rows.z_column = Z.strides[0] // 8, Z.strides[1] // 8
+
+    cdef take_stack(self, rows):
         cdef const double[:] y = rows.y
         cdef const double[::1] weights = rows.weights, offset = rows.offset
-        cdef const int64_t[::1] codes = rows.codes, start = rows.start
-        self.kept = (rows, X, Z, y, weights, offset, codes, start, free)
+        cdef const int64_t[::1] start = rows.start
         self.n_problems = start.shape[0] - 1
-        self.p, self.q, self.n_par = X.shape[1], Z.shape[1], n_par
-        self.n_slots = rows.n_slots
+        self.rows.start, self.rows.y, self.rows.y_row = &start[0], &y[0], y.strides[0] // 8
+        self.rows.weights = &weights[0] if weights is not None else NULL
+        self.rows.offset = &offset[0] if offset is not None else NULL
+
+    cdef take_design(self, rows):
+        cdef const double[:, ::1] Y = rows.Y, weights = rows.weights, offset = rows.offset, one
+        cdef Py_ssize_t i, n = len(rows.extra)
+        self.n_problems, self.rows.n = Y.shape[0], Y.shape[1]
+        self.rows.start, self.rows.y, self.rows.y_step = NULL, &Y[0, 0], Y.shape[1]
+        self.rows.weights = &weights[0, 0] if weights is not None else NULL
+        self.rows.offset = &offset[0, 0] if offset is not None else NULL
+        # one row serves all problems
+        self.rows.w_step = self.rows.n if weights is not None and weights.shape[0] > 1 else 0
+        self.rows.o_step = self.rows.n if offset is not None and offset.shape[0] > 1 else 0
+        self.rows.p = self.p
+        self.rows.z_is_x = rows.Z is rows.X and n == 0
+        self.rows.n_extra = n
+        self.extra = <const double**> malloc((3 * n + 1) * sizeof(void*))
+        if self.extra == NULL:
+            raise MemoryError()
+        self.rows.extra = self.extra
+        self.rows.extra_step = <Py_ssize_t*> (self.extra + n)
+        self.rows.factor = self.rows.extra_step + n
+        for i in range(n):
+            one = rows.extra[i]
+            self.extra[i] = &one[0, 0]
+            self.rows.extra_step[i] = self.rows.n if one.shape[0] > 1 else 0
+            self.rows.factor[i] = rows.factor[i]
+        self.p += n
+
+    cdef take_search(self, search):
+        cdef Py_ssize_t i, n_par = len(search.rows), n_blocks = len(search.blocks)
+        cdef const int[:, ::1] free_elements = search.structure
+        cdef const double[:, ::1] points
+        cdef const Py_ssize_t[:, ::1] near
+        self.n_par = n_par
         self.places = <Py_ssize_t*> malloc((2 * n_par + 2 * n_blocks + 1) * sizeof(Py_ssize_t))
         if self.places == NULL:
             raise MemoryError()
         for i in range(n_par):
-            self.places[i], self.places[n_par + i] = positions[0][i], positions[1][i]
+            self.places[i], self.places[n_par + i] = search.rows[i], search.columns[i]
         self.blocks.start = self.places + 2 * n_par
         self.blocks.correlated = <int*> (self.blocks.start + n_blocks + 1)
         self.blocks.n_blocks = n_blocks
         for i in range(n_blocks):
-            self.blocks.start[i], self.blocks.start[i + 1], self.blocks.correlated[i] = blocks[i]
+            self.blocks.start[i], self.blocks.start[i + 1], self.blocks.correlated[i] = search.blocks[i]
         self.blocks.one_full = n_blocks == 1 and self.blocks.correlated[0]
-        self.rows.start, self.rows.codes, self.rows.base = &start[0], &codes[0], rows.base
-        self.rows.X = &X[0, 0] if self.p > 0 else &y[0]
-        self.rows.Z, self.rows.y = &Z[0, 0], &y[0]
-        self.rows.weights = &weights[0] if weights is not None else NULL
-        self.rows.offset = &offset[0] if offset is not None else NULL
-        self.rows.x_row, self.rows.x_column = X.strides[0] // 8, X.strides[1] // 8
-        self.rows.z_row, self.rows.z_column = Z.strides[0] // 8, Z.strides[1] // 8
-        self.rows.y_row = y.strides[0] // 8
-        self.d.q, self.d.p, self.d.p_full, self.d.n_par = self.q, self.p, self.p, n_par
-        self.d.row, self.d.col, self.d.structure = self.places, self.places + n_par, &free[0, 0]
-        self.d.n, self.d.per_group = PROBLEM_SIZE, 1.0
-        self.d.tolerance, self.d.max_iterations = 4e-9, 40
-        self.d.first_theta = NULL
-        self.d.n_patterns = self.d.n_columns = self.d.m = 0
+        self.d.row, self.d.col, self.d.structure = self.places, self.places + n_par, &free_elements[0, 0]
+        self.screen.one_full = self.blocks.one_full
+        for i in range(2):
+            points, near = search.points[i], search.neighbours[i]
+            self.screen.n_points[i], self.screen.n_near[i] = points.shape[0], near.shape[1]
+            self.screen.thetas[i], self.screen.near[i] = &points[0, 0], &near[0, 0]
 
     def __dealloc__(self):
         free(self.places)
+        free(self.extra)
 
     cdef int run(self, Py_ssize_t first, Py_ssize_t last, bint reml, const Into* into) except -1:
         """Fit problems first .. last - 1 without the interpreter's lock."""
         cdef Batch d = self.d
         cdef Desk desk
-        cdef Py_ssize_t at = first, lanes = kernels.lanes, m = into.m, p = self.p, n = self.n_par
+        cdef Py_ssize_t at = first
         cdef int status = 0
         cdef Arena arena = Arena(NULL, 0)
         cdef double* memory
         d.reml = reml
-        desk.codes, desk.memory, desk.work, desk.work_size = NULL, NULL, NULL, 0
-        desk.out.m, desk.out.rows = m, into.rows
+        desk.codes, desk.memory, desk.values, desk.work, desk.work_size = NULL, NULL, NULL, NULL, 0
+        desk.out.m, desk.out.rows = into.m, into.rows
         desk.out.status, desk.out.evaluations = desk.status, desk.evaluations
         self.lay_outcome(&desk.out, &arena)
         memory = furnish(&arena)
@@ -295,11 +436,13 @@ cdef class ProblemStack:
             status = -1
         with nogil:
             while at < last and status == 0:
-                status = fit_chunk(&d, &self.rows, &self.blocks, into, &desk, at, min(<Py_ssize_t> CHUNK, last - at))
+                status = fit_chunk(
+                    &d, &self.rows, &self.blocks, &self.screen, into, &desk, at, min(<Py_ssize_t> CHUNK, last - at))
                 at += CHUNK
         free(memory)
         free(desk.seen)
         free(desk.codes)
+        free(desk.values)
         free(desk.memory)
         free(desk.work)
         if status != 0:
@@ -329,14 +472,14 @@ cdef class ProblemStack:
         first, last : int
         reml : bool
         into : StackResults
-            Rows first .. last - 1 are overwritten.  Of problems with status 0 only `groups` is to be relied on.
+            Rows first .. last - 1 are overwritten.  Of problems with status 0 only `groups` and `nobs` are to be relied on.
         """
         cdef Into to
         cdef double[:, ::1] theta = into.theta, params = into.params, bse = into.bse, df = into.df
         cdef double[::1] sigma2 = into.sigma2, value = into.value, decrement = into.decrement
         cdef double[:, :, ::1] z_map = into.z_map
         cdef int[::1] status = into.status, evaluations = into.evaluations, rank = into.rank, groups = into.groups
-        cdef int[::1] lanes = into.lanes
+        cdef int[::1] nobs = into.nobs, lanes = into.lanes
         self.check(first, last, theta.shape[0])
         if last == first:
             return
@@ -345,8 +488,8 @@ cdef class ProblemStack:
         to.bse = &bse[0, 0] if self.p > 0 else NULL
         to.df = &df[0, 0] if self.p > 0 else NULL
         to.z_map = &z_map[0, 0, 0]
-        to.status, to.evaluations, to.rank, to.groups, to.lanes = (
-            &status[0], &evaluations[0], &rank[0], &groups[0], &lanes[0])
+        to.status, to.evaluations, to.rank, to.groups, to.nobs, to.lanes = (
+            &status[0], &evaluations[0], &rank[0], &groups[0], &nobs[0], &lanes[0])
         to.m, to.rows = 0, NULL
         self.run(first, last, reml, &to)
 

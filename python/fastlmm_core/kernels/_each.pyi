@@ -1,20 +1,12 @@
-from collections.abc import Sequence
-
 import numpy as np
 from numpy.typing import NDArray
 
-from .records import StackedRows, StackResults
+from .records import RowsOfDesign, StackedRows, StackResults, StackSearch
 
 _Array = NDArray[np.float64]
 
 class ProblemStack:
-    def __init__(
-        self,
-        rows: StackedRows,
-        blocks: Sequence[tuple[int, int, bool]],
-        positions: tuple[NDArray[np.intp], NDArray[np.intp]],
-        free: NDArray[np.intc],
-    ) -> None: ...
+    def __init__(self, rows: StackedRows | RowsOfDesign, search: StackSearch) -> None: ...
     @property
     def n_problems(self) -> int: ...
     @property

@@ -9,8 +9,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 __all__ = [
-    "BatchPatterns", "BatchResults", "BatchRows", "BatchSearch", "ChainLinks", "DeletedLines", "DeletionSums",
-    "Evaluated", "RowColumns", "Rows", "StackResults", "StackedRows", "VisitPatterns", "VisitResponses",
+    "BatchPatterns",
+    "BatchResults",
+    "BatchRows",
+    "BatchSearch",
+    "ChainLinks",
+    "DeletedLines",
+    "DeletionSums",
+    "Evaluated",
+    "RowColumns",
+    "Rows",
+    "RowsOfDesign",
+    "StackResults",
+    "StackSearch",
+    "StackedRows",
+    "VisitPatterns",
+    "VisitResponses",
 ]  # fmt: skip
 
 Array = NDArray[np.float64]
@@ -170,6 +184,45 @@ class StackedRows(NamedTuple):
     """(n,)."""
 
 
+class RowsOfDesign(NamedTuple):
+    """Rows of one design, and values for each of many problems; rows where one of them is NaN are left out there."""
+
+    X: Array
+    """(n, p)."""
+    Z: Array
+    """(n, q)."""
+    codes: Int64
+    """(n,) group of each row, counted from `base`."""
+    base: int
+    n_slots: int
+    Y: Array
+    """(n_problems, n)."""
+    weights: Array | None
+    """(n_problems, n), or (1, n) for all."""
+    offset: Array | None
+    """The same."""
+    extra: Sequence[Array]
+    """Values of further columns of X, (n_problems, n) each."""
+    factor: Sequence[int]
+    """The column of X by which each is to be multiplied, -1 for none."""
+
+
+class StackSearch(NamedTuple):
+    """How the optimum of each problem is looked for."""
+
+    blocks: Sequence[tuple[int, int, bool]]
+    """Random effects: start, stop, whether they are correlated."""
+    rows: NDArray[np.intp]
+    """Free elements of L."""
+    columns: NDArray[np.intp]
+    structure: Int
+    """(q, q) 1 where an element of G is free."""
+    points: Sequence[Array]
+    """Two screens (count, n_par), for nearly balanced data and for others, where each sqrt(levels / n) is 1."""
+    neighbours: Sequence[NDArray[np.intp]]
+    """(count, near) the points nearest to each."""
+
+
 class StackResults(NamedTuple):
     """Arrays that `ProblemStack.fit` overwrites, a row (or an element) per problem."""
 
@@ -189,6 +242,7 @@ class StackResults(NamedTuple):
     evaluations: Int
     rank: Int
     groups: Int
+    nobs: Int
     lanes: Int
     """1 where the lanes have fitted."""
 

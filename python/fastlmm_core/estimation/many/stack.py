@@ -9,10 +9,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ...covariance.parameters import CovarianceStructure
 from ...design.design import Design
 from ...design.grouping import Grouping
+from ...engines.protocol import CAREFUL, EASY
 from ...errors import LMMError
-from ...kernels.records import StackedRows, StackResults
+from ...kernels.records import StackedRows, StackResults, StackSearch
 from ...kernels.stacks import ProblemStack
 from ...support.progress import progress_bar
 from ...support.threads import in_threads, thread_count
@@ -20,6 +22,7 @@ from ..fit import Fit, estimate
 from ..information import moments
 from ..model import Model
 from ..optimize import SINGULAR
+from ..search import spread_points
 from .batch_fit import BOUNDARY
 
 __all__ = ["Stack", "StackFit", "fit_stack"]
@@ -61,8 +64,7 @@ class Stack:
         if (index[1:] < index[:-1]).any():
             self.order = np.argsort(index, kind="stable")
         self.start = np.append(0, np.cumsum(np.bincount(index, minlength=each.m))).astype(np.int64)
-        structure, read = design.structure, design.random.codes[0]
-        free = np.ascontiguousarray(structure.free, dtype=np.intc)
+        read = design.random.codes[0]
         self.kernel = ProblemStack(
             StackedRows(
                 X=self._sorted(design.exog),
@@ -75,9 +77,7 @@ class Stack:
                 weights=None if design.weights is None else np.ascontiguousarray(self._sorted(design.weights)),
                 offset=None if design.offset is None else np.ascontiguousarray(self._sorted(design.offset)),
             ),
-            [(block.start, block.stop, block.correlated) for block in structure.blocks],
-            structure.positions,
-            free,
+            search_of(design.structure),
         )
 
     def _sorted(self, values: NDArray[Any]) -> NDArray[Any]:
@@ -85,11 +85,6 @@ class Stack:
 
     def __len__(self) -> int:
         return len(self.labels)
-
-    @property
-    def nobs(self) -> NDArray[np.int64]:
-        """Rows of each problem."""
-        return np.diff(self.start)
 
     def rows(self, i: int) -> NDArray[np.intp]:
         """The caller's rows of a problem."""
@@ -111,6 +106,22 @@ class Stack:
         weights, offset = (None if v is None else v[rows] for v in (design.weights, design.offset))
         own = design.other(design.exog[rows], design.exog_re[rows], {read.name: labels}, weights, offset)
         return self.kind.of(own, self.y[rows])
+
+
+def search_of(structure: CovarianceStructure) -> StackSearch:
+    """How the optimum of each problem is looked for; other minima by the screens of `estimation.search`.
+
+    The greatest effort would take dozens of times as long as the fits.
+    """
+    easy, careful = (spread_points(structure.blocks, effort, 1.0) for effort in (EASY, CAREFUL))
+    return StackSearch(
+        blocks=[(block.start, block.stop, block.correlated) for block in structure.blocks],
+        rows=structure.positions[0],
+        columns=structure.positions[1],
+        structure=np.ascontiguousarray(structure.free, dtype=np.intc),
+        points=[np.ascontiguousarray(screen.thetas) for screen in (easy, careful)],
+        neighbours=[np.ascontiguousarray(screen.neighbours) for screen in (easy, careful)],
+    )
 
 
 class StackFit:
@@ -141,13 +152,12 @@ class StackFit:
     def __init__(self, stack: Stack, kind: type[Fit], reml: bool) -> None:
         count, p, structure = len(stack), stack.design.exog.shape[1], stack.design.structure
         self.stack, self.kind, self.reml = stack, kind, reml
-        self.nobs = stack.nobs
         self.theta_o = np.empty((count, structure.n_parameters))
         self.params, self.bse, self.satterthwaite = (np.empty((count, p)) for _ in range(3))
         self.sigma2, self.criterion, self.gradient_norm = (np.empty(count) for _ in range(3))
         self.z_maps = np.empty((count, structure.q, structure.q))
-        self.status, self.n_evaluations, self.rank, self.n_groups, self.by_lanes = (
-            np.zeros(count, dtype=np.intc) for _ in range(5)
+        self.status, self.n_evaluations, self.rank, self.n_groups, self.nobs, self.by_lanes = (
+            np.zeros(count, dtype=np.intc) for _ in range(6)
         )
         self.reasons: dict[int, str] = {}
         self._alone: dict[int, Array] = {}
@@ -160,7 +170,7 @@ class StackFit:
         """The arrays that the kernels write to."""
         return StackResults(
             self.theta_o, self.params, self.bse, self.satterthwaite, self.sigma2, self.criterion, self.gradient_norm,
-            self.z_maps, self.status, self.n_evaluations, self.rank, self.n_groups, self.by_lanes,
+            self.z_maps, self.status, self.n_evaluations, self.rank, self.n_groups, self.nobs, self.by_lanes,
         )  # fmt: skip
 
     def fit_alone(self, i: int) -> None:

@@ -1,0 +1,222 @@
+# Other minima of the criteria of problems of their own: the screen of estimation/search.py, in lanes.
+#
+# The criterion is evaluated at points spread over the covariance matrices.  Where a point that is lower than its neighbours
+# is not joined to the minimum found by a straight path along which the criterion falls, a search starts from it.
+
+cdef enum:
+    MOST_DESCENTS = 6       # searches from other valleys
+    LEFT_ALONE = -9         # status until a search has ended: to be left to a single fit
+
+cdef double REGULAR = 0.2
+"""Least information in a group, relative to the mean, of nearly balanced data."""
+
+cdef double PLAY = 1e-9
+"""Relative rounding error by which the criterion may rise along a path that falls."""
+
+
+# What is known of the minima of a block.
+cdef struct Minima:
+    int kind[8]             # which of the screens is looked at; -1 for none
+    int starts[8][6]        # points from which a search is to start, and the values there
+    double heights[8][6]
+    int count[8]
+    double* values          # (n_points,) of a screen
+    double* theta           # (n_par,) the lowest minimum
+    vec value
+    vec finished
+    vec decrement
+
+
+cdef inline Py_ssize_t most_points(const Screen* screen) noexcept nogil:
+    return max(screen.n_points[0], screen.n_points[1])
+
+
+cdef void kinds_of(Py_ssize_t q, Py_ssize_t k, const ProblemSums* sums, const Screen* screen, Lanes* s, Fates* f,
+                   Minima* found) noexcept nogil:
+    """Nearly balanced data (0), others (1), and what is not to be screened (see OneFactorProblem.elsewhere)."""
+    cdef Py_ssize_t n_a = q * (q + 1) // 2, stride = n_a + q * k, lane, g, a, b, i, row
+    cdef vecu* column = <vecu*> s.small
+    cdef vecu* R
+    cdef vec total, t, least
+    least = VEC_SET(1e300)
+    for g in range(s.own.m):
+        R = (<vecu*> s.own.packed) + g * stride
+        total = VEC_SET(0.0)
+        # columns of R^-1 from the last row up; row a of R begins at a q - a (a - 1) / 2
+        for b in range(q):
+            for a in range(b, -1, -1):
+                row = a * q - a * (a - 1) // 2 - a
+                t = VEC_SET(1.0 if a == b else 0.0)
+                for i in range(a + 1, b + 1):
+                    t = t - R[row + i] * column[i]
+                column[a] = t / R[row + a]
+                total = total + column[a] * column[a]
+        for lane in range(LANES):
+            if g < sums[lane].m and not (<double*> &least)[lane] <= q / (<double*> &total)[lane]:
+                # also where a pivot is zero
+                (<double*> &least)[lane] = q / (<double*> &total)[lane] if (<double*> &total)[lane] < 1e300 else 0.0
+    for lane in range(LANES):
+        found.kind[lane] = 1
+        if (screen.one_full and sums[lane].n - sums[lane].rank >= 2 * sums[lane].m * q
+                and (<double*> &least)[lane] >= REGULAR):
+            found.kind[lane] = 0
+        if f.status[lane] < 0 or not (<double*> &f.finished)[lane] > 0.0:
+            found.kind[lane] = -1
+        found.count[lane] = 0
+
+
+cdef void find_valleys(const Screen* screen, int kind, Py_ssize_t lane, Minima* found) noexcept nogil:
+    """The lowest points of a lane whose value none of their neighbours falls below."""
+    cdef Py_ssize_t i, j, k, n = screen.n_near[kind]
+    cdef double value, other
+    cdef bint low
+    for i in range(screen.n_points[kind]):
+        value = found.values[i * LANES + lane]
+        low = isfinite(value)
+        for j in range(n):
+            k = screen.near[kind][i * n + j]
+            other = found.values[k * LANES + lane]
+            # of equals the first counts
+            low = low and not (other < value or (other == value and k < i))
+        if not low:
+            continue
+        k = found.count[lane]
+        if k == MOST_DESCENTS:
+            if found.heights[lane][k - 1] <= value:
+                continue
+            k -= 1
+        while k > 0 and found.heights[lane][k - 1] > value:
+            found.starts[lane][k] = found.starts[lane][k - 1]
+            found.heights[lane][k] = found.heights[lane][k - 1]
+            k -= 1
+        found.starts[lane][k] = <int> i
+        found.heights[lane][k] = value
+        found.count[lane] = min(found.count[lane] + 1, MOST_DESCENTS)
+
+
+cdef void screen_lanes(const Batch* d, const Screen* screen, Lanes* s, Minima* found) noexcept nogil:
+    """Values at all points of the screens that are wanted, and the valleys of each lane."""
+    cdef Py_ssize_t n = d.n_par, i, j, lane
+    cdef int kind
+    cdef bint wanted
+    for kind in range(2):
+        wanted = False
+        for lane in range(LANES):
+            wanted = wanted or found.kind[lane] == kind
+        if not wanted:
+            continue
+        for i in range(screen.n_points[kind]):
+            for j in range(n):
+                (<vecu*> s.trial)[j] = VEC_SET(screen.thetas[kind][i * n + j])
+            set_factor(d, s, <vecu*> s.trial)
+            evaluate_responses(d, s, 0)
+            (<vecu*> found.values)[i] = (<vecu*> s.f.gls.value)[0]
+        for lane in range(LANES):
+            if found.kind[lane] == kind:
+                find_valleys(screen, kind, lane, found)
+
+
+cdef void leave_joined(const Batch* d, const Screen* screen, Lanes* s, Minima* found) noexcept nogil:
+    """Leave out the valleys from which the criterion falls all the way to the minimum."""
+    cdef Py_ssize_t n = d.n_par, round_, i, j, lane
+    cdef int kept[8]
+    cdef double before[8]
+    cdef bint falls[8]
+    cdef double share, here, end
+    cdef bint some
+    for lane in range(LANES):
+        kept[lane] = 0
+    for round_ in range(MOST_DESCENTS):
+        some = False
+        for lane in range(LANES):
+            falls[lane] = round_ < found.count[lane]
+            before[lane] = found.heights[lane][round_] if falls[lane] else 0.0
+            some = some or falls[lane]
+        if not some:
+            break
+        for i in range(3):
+            share = 0.3 if i == 0 else 0.1 if i == 1 else 0.03
+            for j in range(n):
+                (<vecu*> s.trial)[j] = (<vecu*> found.theta)[j]
+                for lane in range(LANES):
+                    if round_ < found.count[lane]:
+                        end = screen.thetas[found.kind[lane]][found.starts[lane][round_] * n + j]
+                        s.trial[j * LANES + lane] += share * (end - found.theta[j * LANES + lane])
+            set_factor(d, s, <vecu*> s.trial)
+            evaluate_responses(d, s, 0)
+            for lane in range(LANES):
+                here = s.f.gls.value[lane]
+                falls[lane] = falls[lane] and before[lane] >= here - PLAY * fabs(here) and isfinite(here)
+                before[lane] = here
+        for lane in range(LANES):
+            if round_ < found.count[lane]:
+                end = (<double*> &found.value)[lane]
+                if not (falls[lane] and before[lane] >= end - PLAY * fabs(end)):
+                    found.starts[lane][kept[lane]] = found.starts[lane][round_]
+                    kept[lane] += 1
+    for lane in range(LANES):
+        found.count[lane] = kept[lane]
+
+
+cdef void descend_lanes(const Batch* d, const Screen* screen, Lanes* s, Fates* f, Minima* found) noexcept nogil:
+    """Search from what is left, and keep what is lower; what is lower and not certified leaves the lane alone."""
+    cdef Py_ssize_t n = d.n_par, round_, j, lane
+    cdef int evaluations[8]
+    cdef double margin
+    cdef bint some
+    cdef vec changed
+    for round_ in range(MOST_DESCENTS):
+        some = False
+        for lane in range(LANES):
+            some = some or round_ < found.count[lane]
+            evaluations[lane] = f.evaluations[lane]
+        if not some:
+            break
+        for j in range(n):
+            (<vecu*> s.theta)[j] = (<vecu*> found.theta)[j]
+            for lane in range(LANES):
+                if round_ < found.count[lane]:
+                    s.theta[j * LANES + lane] = screen.thetas[found.kind[lane]][found.starts[lane][round_] * n + j]
+        minimize_lanes(d, s, &f.finished, &f.decrement, f.evaluations)
+        changed = snap(d, s)
+        if vec_max(<vecu*> &changed) > 0.0:
+            judge_snapped(d, s, f, changed)
+        for lane in range(LANES):
+            if round_ >= found.count[lane]:
+                # it has only waited for the others
+                f.evaluations[lane] = evaluations[lane]
+                continue
+            margin = (<double*> &found.value)[lane] - s.f.gls.value[lane]
+            if not margin > 1e-9:
+                continue
+            if not ((<double*> &f.finished)[lane] > 0.0 and (<double*> &f.decrement)[lane] <= 1e-4
+                    and status_of(d, s, lane) > 0):
+                f.status[lane] = LEFT_ALONE
+                continue
+            (<double*> &found.value)[lane] = s.f.gls.value[lane]
+            (<double*> &found.finished)[lane] = (<double*> &f.finished)[lane]
+            (<double*> &found.decrement)[lane] = (<double*> &f.decrement)[lane]
+            for j in range(n):
+                found.theta[j * LANES + lane] = s.trial[j * LANES + lane]
+
+
+cdef void look_elsewhere(const Batch* d, const ProblemSums* sums, const Screen* screen, Lanes* s, Fates* f, Minima* found
+                         ) noexcept nogil:
+    """Look for lower minima than that at `trial`, and evaluate at the lowest one."""
+    cdef Py_ssize_t n = d.n_par, j
+    kinds_of(d.q, d.p + 1, sums, screen, s, f, found)
+    found.value = (<vecu*> s.f.gls.value)[0]
+    found.finished = f.finished
+    found.decrement = f.decrement
+    for j in range(n):
+        (<vecu*> found.theta)[j] = (<vecu*> s.trial)[j]
+    screen_lanes(d, screen, s, found)
+    leave_joined(d, screen, s, found)
+    descend_lanes(d, screen, s, f, found)
+    f.finished = found.finished
+    f.decrement = found.decrement
+    for j in range(n):
+        (<vecu*> s.trial)[j] = (<vecu*> found.theta)[j]
+        (<vecu*> s.theta)[j] = (<vecu*> found.theta)[j]
+    set_factor(d, s, <vecu*> s.trial)
+    evaluate_responses(d, s, 2)
