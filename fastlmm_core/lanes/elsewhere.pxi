@@ -10,6 +10,9 @@ cdef enum:
 cdef double REGULAR = 0.2
 """Least information in a group, relative to the mean, of nearly balanced data."""
 
+cdef enum:
+    MANY_GROUPS = 56        # for each random effect: the criterion is then nearly convex about the truth
+
 cdef double PLAY = 1e-9
 """Relative rounding error by which the criterion may rise along a path that falls."""
 
@@ -33,7 +36,7 @@ cdef inline Py_ssize_t most_points(const Screen* screen) noexcept nogil:
 
 cdef void kinds_of(Py_ssize_t q, Py_ssize_t k, const ProblemSums* sums, const Screen* screen, Lanes* s, Fates* f,
                    Minima* found) noexcept nogil:
-    """Nearly balanced data (0), others (1), and what is not to be screened (see OneFactorProblem.elsewhere)."""
+    """Nearly balanced data, or many groups (0), others (1), and what is not to be screened (-1)."""
     cdef Py_ssize_t n_a = q * (q + 1) // 2, stride = n_a + q * k, lane, g, a, b, i, row
     cdef vecu* column = <vecu*> s.small
     cdef vecu* R
@@ -57,8 +60,8 @@ cdef void kinds_of(Py_ssize_t q, Py_ssize_t k, const ProblemSums* sums, const Sc
                 (<double*> &least)[lane] = q / (<double*> &total)[lane] if (<double*> &total)[lane] < 1e300 else 0.0
     for lane in range(LANES):
         found.kind[lane] = 1
-        if (screen.one_full and sums[lane].n - sums[lane].rank >= 2 * sums[lane].m * q
-                and (<double*> &least)[lane] >= REGULAR):
+        if screen.one_full and (sums[lane].m >= MANY_GROUPS * q or (
+                sums[lane].n - sums[lane].rank >= 2 * sums[lane].m * q and (<double*> &least)[lane] >= REGULAR)):
             found.kind[lane] = 0
         if f.status[lane] < 0 or not (<double*> &f.finished)[lane] > 0.0:
             found.kind[lane] = -1

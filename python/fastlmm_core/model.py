@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache, partial
 from os import PathLike
@@ -219,6 +219,11 @@ class LinearMixedModel(Model):
         progress: bool | None = None,
         memory: float = 64.0,
         missing: Literal["invalid", "drop"] = "invalid",
+        *,
+        weights: Any = None,
+        offset: Any = None,
+        covariates: Mapping[str, Any] | None = None,
+        min_obs: int = 0,
     ) -> Any:
         """Fit many responses on this design.
 
@@ -241,8 +246,14 @@ class LinearMixedModel(Model):
             Megabytes that the pieces of Y under way may take together.
         missing : {"invalid", "drop"}
             What a NaN in Y is: a response that cannot be fitted, or an observation that is not there.  With "drop" each
-            response is fitted on the others; responses that miss the same ones share a design and are fitted together,
-            so that a few patterns of missing values are fast and thousands take a design each.
+            response is fitted on the others; responses that miss the same ones share a design and are fitted together.
+        weights, offset : arrays shaped like Y, optional
+            For each observation of each response, in place of those of the model.
+        covariates : mapping of str to arrays shaped like Y, optional
+            Further columns of X, by name, with values of each response's own.  ``"gm:age"`` is the product of the
+            values given with the column age of X.  With missing="drop" a NaN in any of these is a missing observation.
+        min_obs : int
+            Responses with fewer observations are not fitted.
 
         Returns
         -------
@@ -250,28 +261,35 @@ class LinearMixedModel(Model):
             Responses with values that are missing or not finite, or without variation, are listed as ``invalid``.
         MaskedBatch
             With missing="drop": the same estimates and tests, with ``nobs`` and ``n_groups`` of each response.
+        EachResult
+            With weights, offset, covariates or min_obs, which take one grouping factor: the same of problems with
+            designs of their own.
 
         Raises
         ------
         LMMError
             For Y of another shape or type, or with rows that are not those of the data; for a stream with
-            missing="drop".
+            missing="drop" or values of each response's own, for weights that are not positive, and for unknown columns
+            in products.
         """
         from .batch_result import BatchResult
         from .estimation.many.policy import fit_many
         from .result import LMMResult
 
+        if missing not in ("invalid", "drop"):
+            raise LMMError(f"missing={missing!r} is unknown: use 'invalid' or 'drop'")
+        if weights is not None or offset is not None or covariates or min_obs:
+            from .inference.many_values import fit_values
+
+            own = {"weights": weights, "offset": offset, "covariates": covariates or {}}
+            return fit_values(self, LMMResult, bool(reml), Y, own, missing == "drop", min_obs, n_jobs, progress)
         if missing == "drop":
-            from .estimation.many.masks import fit_masked, responses_of
-            from .inference.many_masked import MaskedBatch
+            from .inference.many_values import fit_with_holes
 
             def empty(own: Model, count: int, responses: Any) -> BatchResult:
                 return BatchResult(own, LMMResult, bool(reml), count, responses)
 
-            values, labels = responses_of(self, Y)
-            return MaskedBatch(self, fit_masked(self, empty, values, n_jobs, memory), labels)
-        if missing != "invalid":
-            raise LMMError(f"missing={missing!r} is unknown: use 'invalid' or 'drop'")
+            return fit_with_holes(self, empty, LMMResult, bool(reml), Y, n_jobs, progress, memory)
         return fit_many(partial(BatchResult, self.fittable(), LMMResult, bool(reml)), Y, n_jobs, progress, memory)
 
     def refit(

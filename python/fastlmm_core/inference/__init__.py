@@ -15,6 +15,7 @@ many_means            marginal means and slopes of a batch
 many_moderated        variances that the responses of a batch lend each other
 many_masked           fits of responses with missing observations
 many_each             fits of problems with designs of their own
+many_values           fits of responses with values of their own
 false_discoveries     false discovery rates over the responses of a batch
 imputation            the same over imputed data sets
 means                 marginal means, slopes, contrasts

@@ -90,7 +90,7 @@ class EachResult(Shown, StackFit):
     @property
     def bic(self) -> Array:
         """Schwarz's information criterion with log(nobs) (n_problems,)."""
-        return np.asarray(self.criterion + np.log(self.nobs) * self._n_parameters, dtype=np.float64)
+        return np.asarray(self.criterion + np.log(np.maximum(self.nobs, 1)) * self._n_parameters, dtype=np.float64)
 
     @property
     def _n_parameters(self) -> Array:
@@ -146,11 +146,8 @@ class EachResult(Shown, StackFit):
         LMMError
             As `tidy`.
         """
-        check_level(level)
-        error, freedom = self._coefficients(ddf, information)
-        with np.errstate(invalid="ignore"):
-            half = quantile(0.5 + 0.5 * level, freedom) * error
-        return np.stack([self.params - half, self.params + half], axis=-1)
+        found = self.columns(level, ddf, information)
+        return np.stack([found["conf_low"], found["conf_high"]], axis=-1)
 
     def cov_params(self) -> Array:
         """Covariance matrices of the fixed effects (n_problems, p, p); NaN for dropped columns."""
@@ -227,19 +224,28 @@ class EachResult(Shown, StackFit):
         LMMError
             For a level outside (0, 1), unknown options, or Kenward-Roger after fits by ML.
         """
+        found, p = self.columns(level, ddf, information), len(self.exog_names)
+        named: dict[str, Any] = {"problem": np.repeat(self.labels, p), "term": list(self.exog_names) * len(self)}
+        return self.stack.design.table(named | {name: values.ravel() for name, values in found.items()})
+
+    def columns(self, level: float, ddf: str, information: str) -> dict[str, Array]:
+        """What `tidy` tells of the coefficients, in arrays (n_problems, p).
+
+        Parameters
+        ----------
+        level, ddf, information
+            As for `tidy`.
+        """
         check_level(level)
         error, freedom = self._coefficients(ddf, information)
         with np.errstate(invalid="ignore"):
             statistic = self.params / error
             half = quantile(0.5 + 0.5 * level, freedom) * error
-        columns = {
-            "estimate": self.params, "std_error": error, "df": freedom, "statistic": statistic,
+        return {
+            "estimate": self.params.copy(), "std_error": error.copy(), "df": freedom.copy(), "statistic": statistic,
             "p_value": two_sided_p(statistic, freedom), "conf_low": self.params - half,
             "conf_high": self.params + half,
         }  # fmt: skip
-        p = len(self.exog_names)
-        found: dict[str, Any] = {"problem": np.repeat(self.labels, p), "term": list(self.exog_names) * len(self)}
-        return self.stack.design.table(found | {name: np.array(values).ravel() for name, values in columns.items()})
 
     def to_frame(self) -> Any:
         """One row per problem: sizes, estimates, standard errors, variance parameters, criterion and flags.

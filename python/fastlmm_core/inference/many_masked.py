@@ -13,6 +13,7 @@ from ..support.distributions import two_sided_p
 from ..tables.rows import named_rows
 from .hypotheses import parse_hypothesis
 from .many import BatchTest, test, tidy_columns
+from .many_each import EachResult
 from .wald import check_estimable, independent_rows
 
 if TYPE_CHECKING:
@@ -40,6 +41,8 @@ class MaskedBatch:
     masks : tuple of Masked
         Responses that miss the same observations: rows, members, their batch (None where these rows do not determine a
         fit) and the reason why not.
+    scattered : (int array, EachResult) or None
+        Where many masks have few responses: positions of these, and their fits.
     nobs, n_groups : (n_responses,) int arrays
         Observations that are there, and levels of the (finest) grouping factor among them.
     params, bse, df : (n_responses, p) arrays
@@ -52,11 +55,18 @@ class MaskedBatch:
     labels : (n_responses,) array or None
     """
 
-    def __init__(self, model: Model, masks: Sequence[Masked[Any]], labels: NDArray[Any] | None) -> None:
+    def __init__(
+        self,
+        model: Model,
+        masks: Sequence[Masked[Any]],
+        labels: NDArray[Any] | None,
+        scattered: tuple[NDArray[np.intp], EachResult] | None = None,
+    ) -> None:
         self.model = model
         self.masks = tuple(masks)
         self.labels = labels
-        count = sum(len(mask.members) for mask in masks)
+        self.scattered = scattered
+        count = sum(len(mask.members) for mask in masks) + (0 if scattered is None else len(scattered[0]))
         self._owner = np.empty(count, dtype=np.intp)
         self._place = np.empty(count, dtype=np.intp)
         self.nobs = np.zeros(count, dtype=np.intp)
@@ -66,6 +76,10 @@ class MaskedBatch:
             self._owner[mask.members], self._place[mask.members] = k, np.arange(len(mask.members))
             self.nobs[mask.members] = len(mask.rows)
             self.n_groups[mask.members] = 0 if index is None else len(np.unique(index[mask.rows]))
+        if scattered is not None:
+            places, fits = scattered
+            self._owner[places], self._place[places] = -1, np.arange(len(places))
+            self.nobs[places], self.n_groups[places] = fits.nobs, fits.n_groups
         p, q = model.exog.shape[1], model.structure.q
         self.params, self.bse = self._spread("params", (p,)), self._spread("bse", (p,))
         self.df = self._spread("satterthwaite", (p,))
@@ -78,10 +92,13 @@ class MaskedBatch:
     def _fitted(self) -> list[tuple[NDArray[np.intp], BatchFit]]:
         return [(mask.members, mask.batch) for mask in self.masks if mask.batch is not None]
 
+    def _parts(self) -> list[tuple[NDArray[np.intp], BatchFit | EachResult]]:
+        return [*self._fitted(), *([] if self.scattered is None else [self.scattered])]
+
     def _spread(self, name: str, shape: tuple[int, ...] = ()) -> Array:
         """An array of all responses from those of the masks."""
         out = np.full((len(self), *shape), np.nan)
-        for members, batch in self._fitted():
+        for members, batch in self._parts():
             out[members] = getattr(batch, name)
         return out
 
@@ -116,6 +133,8 @@ class MaskedBatch:
         """
         if not -len(self) <= i < len(self):
             raise IndexError(f"response {i} of {len(self)}")
+        if self.scattered is not None and self._owner[i] < 0:
+            return self.scattered[1].one(int(self._place[i]))
         mask = self.masks[int(self._owner[i])]
         if mask.batch is None:
             raise LMMError(f"response {i} could not be fitted: {mask.reason}")
@@ -157,12 +176,15 @@ class MaskedBatch:
         n, m = len(self), len(parsed.L)
         estimate, error = np.full((n, m), np.nan), np.full((n, m), np.nan)
         statistic, freedom, pvalues = np.full(n, np.nan), np.full(n, np.nan), np.full(n, np.nan)
-        for members, batch in self._fitted():
-            try:
-                check_estimable(batch.model, parsed.L, parsed.names)
-            except LMMError:
-                continue
-            found = test(batch, parsed.L, parsed.rhs, ddf, information)
+        for members, batch in self._parts():
+            if isinstance(batch, EachResult):
+                found = batch.test(parsed.L, parsed.rhs, ddf=ddf, information=information)
+            else:
+                try:
+                    check_estimable(batch.model, parsed.L, parsed.names)
+                except LMMError:
+                    continue
+                found = test(batch, parsed.L, parsed.rhs, ddf, information)
             estimate[members], error[members] = found.estimate, found.std_error
             statistic[members], freedom[members], pvalues[members] = found.statistic, found.df_denom, found.pvalues
         return BatchTest(
@@ -191,8 +213,11 @@ class MaskedBatch:
         }  # fmt: skip
         for name in ("estimate", "std_error", "df", "statistic", "p_value", "conf_low", "conf_high"):
             columns[name] = np.full((len(self), p), np.nan)
-        for members, batch in self._fitted():
-            found = tidy_columns(batch, level, ddf, information)
+        for members, batch in self._parts():
+            if isinstance(batch, EachResult):
+                found = batch.columns(level, ddf, information)
+            else:
+                found = tidy_columns(batch, level, ddf, information)
             for name in list(columns)[2:]:
                 columns[name][members] = found[name].reshape(-1, p)
         return self.model.table({name: v.ravel() if isinstance(v, np.ndarray) else v for name, v in columns.items()})
@@ -208,8 +233,12 @@ class MaskedBatch:
         }  # fmt: skip
         return named_rows(self.model.library, "response", self.labels, columns)
 
+    @property
+    def _sets(self) -> int:
+        return len(self.masks) + (0 if self.scattered is None else len(self.scattered[0]))
+
     def __repr__(self) -> str:
         return (
-            f"<MaskedBatch: {len(self)} fits on {len(self.masks)} sets of observations, {int(self.converged.sum())} "
+            f"<MaskedBatch: {len(self)} fits on {self._sets} sets of observations, {int(self.converged.sum())} "
             f"certified, {int(self.singular.sum())} singular, {len(self.invalid)} not fitted>"
         )

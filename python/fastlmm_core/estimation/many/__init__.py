@@ -7,6 +7,7 @@ batch_fit         the record of many fits
 parts             some of the responses, and batches put together
 masks             responses with missing observations
 stack             problems with designs of their own
+values            responses with observations, weights, offset or covariates of their own
 policy            pieces over threads, a second look, single fits
 patterns          Kenward and Roger's moments of many fits
 search            the screen for other minima of many responses

@@ -20,6 +20,9 @@ __all__ = ["Masked", "fit_masked", "responses_of"]
 Array = NDArray[np.float64]
 B = TypeVar("B", bound=BatchFit)
 
+FEW, MANY_SCATTERED = 16, 32
+"""Responses of a mask that are not worth a design of their own, where there are so many of them in all."""
+
 
 class Masked(NamedTuple, Generic[B]):
     """Responses that miss the same observations.
@@ -67,8 +70,13 @@ def responses_of(model: Model, Y: Any) -> tuple[Array, NDArray[Any] | None]:
 
 
 def fit_masked(
-    model: Model, empty: Callable[[Model, int, Any], B], Y: Array, n_jobs: int | None, memory: float
-) -> list[Masked[B]]:
+    model: Model,
+    empty: Callable[[Model, int, Any], B],
+    Y: Array,
+    n_jobs: int | None,
+    memory: float,
+    scattered: bool,
+) -> tuple[list[Masked[B]], NDArray[np.intp]]:
     """Fit responses on the observations that they have, mask by mask.
 
     Parameters
@@ -80,14 +88,27 @@ def fit_masked(
         NaN where missing.
     n_jobs, memory
         As for `fit_many`.
+    scattered : bool
+        Whether responses may be left where many masks have few.
+
+    Returns
+    -------
+    masks : list of Masked
+    left : int array
+        Positions of the responses that were left.
     """
+    model.needs_free_covariances("fit_many()")
     missing = np.isnan(Y)
     masks, owner = np.unique(np.packbits(missing, axis=1), axis=0, return_inverse=True)
-    order = np.argsort(owner.reshape(-1), kind="stable")
-    bounds = np.searchsorted(owner.reshape(-1)[order], np.arange(len(masks) + 1))
+    owner = owner.reshape(-1)
+    order = np.argsort(owner, kind="stable")
+    counts = np.bincount(owner, minlength=len(masks))
+    ends = np.cumsum(counts)
+    few = counts[owner] < FEW
+    left = np.flatnonzero(few) if scattered and few.sum() >= MANY_SCATTERED else np.empty(0, dtype=np.intp)
     found: list[Masked[B]] = []
-    for k in range(len(masks)):
-        members = order[bounds[k] : bounds[k + 1]]
+    for k in np.flatnonzero((counts >= FEW) | (not len(left))).tolist():
+        members = order[ends[k] - counts[k] : ends[k]]
         rows = np.flatnonzero(~missing[members[0]])
         some = Y[np.ix_(members, rows)]
         some.setflags(write=False)
@@ -103,4 +124,4 @@ def fit_masked(
             found.append(Masked(rows, members, fit_many(made, some, n_jobs, False, memory), ""))
         except LMMError as error:
             found.append(Masked(rows, members, None, str(error)))
-    return found
+    return found, left

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import cached_property
-from typing import Any
+from types import MappingProxyType
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,12 +26,25 @@ from ..optimize import SINGULAR
 from ..search import spread_points
 from .batch_fit import BOUNDARY
 
-__all__ = ["Stack", "StackFit", "fit_stack"]
+__all__ = ["Problems", "Stack", "StackFit", "fit_stack", "search_of"]
 
 Array = NDArray[np.float64]
 
 PIECE = 256
 """Problems that a thread takes at a time."""
+
+
+class Problems(Protocol):
+    """Many problems: the columns that they share, and each by itself."""
+
+    design: Design
+    labels: NDArray[Any]
+    kernel: ProblemStack
+
+    def __len__(self) -> int: ...
+
+    def model(self, i: int) -> Model:
+        """The model of one problem."""
 
 
 class Stack:
@@ -129,7 +143,7 @@ class StackFit:
 
     Parameters
     ----------
-    stack : Stack
+    stack : Problems
     kind : type
         Of the record of one of the fits.
     reml : bool
@@ -149,8 +163,8 @@ class StackFit:
         Why problems could not be fitted, by position.
     """
 
-    def __init__(self, stack: Stack, kind: type[Fit], reml: bool) -> None:
-        count, p, structure = len(stack), stack.design.exog.shape[1], stack.design.structure
+    def __init__(self, stack: Problems, kind: type[Fit], reml: bool) -> None:
+        count, p, structure = len(stack), len(stack.design.exog_names), stack.design.structure
         self.stack, self.kind, self.reml = stack, kind, reml
         self.theta_o = np.empty((count, structure.n_parameters))
         self.params, self.bse, self.satterthwaite = (np.empty((count, p)) for _ in range(3))
@@ -173,17 +187,23 @@ class StackFit:
             self.z_maps, self.status, self.n_evaluations, self.rank, self.n_groups, self.nobs, self.by_lanes,
         )  # fmt: skip
 
-    def fit_alone(self, i: int) -> None:
-        """Fit a problem by itself, where the lanes could not."""
-        evaluations = int(self.n_evaluations[i])
+    def refuse(self, i: int, reason: str) -> None:
+        """Give no estimates of a problem."""
         for array in (self.theta_o, self.params, self.bse, self.satterthwaite, self.z_maps):
             array[i] = np.nan
         self.sigma2[i] = self.criterion[i] = self.gradient_norm[i] = np.nan
+        self.status[i], self.rank[i], self.by_lanes[i], self.reasons[i] = -2, 0, 0, reason
+
+    def fit_alone(self, i: int) -> None:
+        """Fit a problem by itself, where the lanes could not."""
+        evaluations = int(self.n_evaluations[i])
+        self.refuse(i, "")
         try:
             found = estimate(Fit, self.stack.model(i), self.reml)
         except LMMError as error:
-            self.status[i], self.rank[i], self.reasons[i] = -2, 0, str(error)
+            self.reasons[i] = str(error)
             return
+        del self.reasons[i]
         problem = found.model.problem
         self.params[i] = found.beta
         self.bse[i] = np.sqrt(np.diag(found.cov))
@@ -261,7 +281,9 @@ def _jobs(n_jobs: int | None, count: int) -> int:
     return min(thread_count(n_jobs), max(1, -(-count // PIECE)))
 
 
-def fit_stack(empty: StackFit, n_jobs: int | None, progress: bool | None) -> None:
+def fit_stack(
+    empty: StackFit, n_jobs: int | None, progress: bool | None, refused: Mapping[int, str] = MappingProxyType({})
+) -> None:
     """Fit all problems of a stack.
 
     Parameters
@@ -270,6 +292,8 @@ def fit_stack(empty: StackFit, n_jobs: int | None, progress: bool | None) -> Non
         Filled.
     n_jobs, progress
         As for `fit_many`.
+    refused : mapping of int to str
+        Problems that are not to be fitted, and why.
     """
     count = len(empty)
     results = empty.results
@@ -277,7 +301,9 @@ def fit_stack(empty: StackFit, n_jobs: int | None, progress: bool | None) -> Non
     def run(first: int, last: int) -> int:
         empty.stack.kernel.fit(first, last, empty.reml, results)
         for i in range(first, last):
-            if empty.status[i] == 0:
+            if i in refused:
+                empty.refuse(i, refused[i])
+            elif empty.status[i] == 0:
                 empty.fit_alone(i)
         return last - first
 

@@ -1,0 +1,163 @@
+"""Responses on one design with observations, weights, an offset or covariates of their own: a problem each."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...errors import LMMError
+from ...kernels.records import RowsOfDesign
+from ...kernels.stacks import ProblemStack
+from ...support.checks import plain_array
+from ...tables.responses import ResponseColumns, is_table
+from ..model import Model
+from .stack import search_of
+
+__all__ = ["ResponseStack", "for_lanes", "shaped_like"]
+
+Array = NDArray[np.float64]
+
+
+def for_lanes(model: Model) -> bool:
+    """Whether the lanes fit problems of such a design: one grouping factor, independent residuals."""
+    return len(model.design.random.codes) == 1 and model.residual is None and not model.structure.restricted
+
+
+def shaped_like(Y: Array, values: Any, name: str, model: Model) -> Array:
+    """Values for each observation of each response (n_responses, n), or of all (1, n).
+
+    Raises
+    ------
+    LMMError
+        For another shape or type.
+    """
+    if is_table(values):
+        table = ResponseColumns(values, model.design.caller_rows)
+        values = table[np.arange(len(table))]
+    elif isinstance(values, np.ma.MaskedArray):
+        values = np.where(np.ma.getmaskarray(values), np.nan, values.data)
+    array = plain_array(values, name)
+    array = array[None] if array.ndim == 1 else array
+    if array.shape not in (Y.shape, (1, Y.shape[1])):
+        raise LMMError(f"{name} has the shape {array.shape}; give values for each observation of Y, {Y.shape}")
+    if array.dtype.kind not in "fiub":
+        raise LMMError(f"{name} must hold numbers, not {array.dtype}")
+    return np.ascontiguousarray(array, dtype=np.float64)
+
+
+class ResponseStack:
+    """Responses on one design, each with values of its own.
+
+    Parameters
+    ----------
+    model : Model
+        With one grouping factor.
+    Y : (n_responses, n) array
+        NaN where missing.
+    labels : (n_responses,) array
+    weights, offset : (n_responses, n) or (1, n) arrays or None
+        In place of those of the model.
+    covariates : mapping of str to arrays of these shapes
+        Further columns of X.  ``"gm:age"`` is the product of the values given with the column age of X.
+
+    Attributes
+    ----------
+    design : Design
+        With the names of all columns; `exog` has those that all responses share.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        Y: Array,
+        labels: NDArray[Any],
+        weights: Array | None,
+        offset: Array | None,
+        covariates: Mapping[str, Array],
+    ) -> None:
+        design = model.design
+        self.whole, self.kind, self.Y, self.labels = design, type(model), np.ascontiguousarray(Y), labels
+        self.weights = design.weights[None] if weights is None and design.weights is not None else weights
+        self.offset = design.offset[None] if offset is None and design.offset is not None else offset
+        self.covariates = dict(covariates)
+        self.factors = [_factor(name, design.exog_names) for name in covariates]
+        self.design = replace(
+            design, exog_names=(*design.exog_names, *covariates), spec=None if covariates else design.spec
+        )
+        read = design.random.codes[0]
+        exog = design.exog
+        self.kernel = ProblemStack(
+            RowsOfDesign(
+                X=exog,
+                Z=exog if design.exog_re is exog else design.exog_re,
+                codes=np.ascontiguousarray(read.codes, dtype=np.int64),
+                base=read.base,
+                n_slots=read.n_slots,
+                Y=self.Y,
+                weights=None if self.weights is None else np.ascontiguousarray(self.weights),
+                offset=None if self.offset is None else np.ascontiguousarray(self.offset),
+                extra=list(self.covariates.values()),
+                factor=self.factors,
+            ),
+            search_of(design.structure),
+        )
+
+    def __len__(self) -> int:
+        return len(self.Y)
+
+    def present(self, i: int) -> NDArray[np.bool_]:
+        """Which rows of the design a response has (n,)."""
+        own = [self.Y, self.weights, self.offset, *self.covariates.values()]
+        return ~np.any([np.isnan(_line(values, i)) for values in own if values is not None], axis=0)
+
+    def model(self, i: int) -> Model:
+        """The model of one response, of the rows that it has.
+
+        Raises
+        ------
+        LMMError
+            For a response that cannot be fitted.
+        """
+        rows = np.flatnonzero(self.present(i))
+        if not len(rows):
+            raise LMMError("all observations are missing")
+        own = self.whole.rows(rows)
+        columns = [
+            _line(values, i)[rows] * (1.0 if factor < 0 else own.exog[:, factor])
+            for values, factor in zip(self.covariates.values(), self.factors, strict=True)
+        ]
+        if columns:
+            own = own.with_columns(np.column_stack(columns), tuple(self.covariates))
+        own = replace(
+            own,
+            weights=None if self.weights is None else _line(self.weights, i)[rows],
+            offset=None if self.offset is None else _line(self.offset, i)[rows],
+        )
+        return self.kind.of(own, self.Y[i, rows])
+
+
+def _line(values: Array, i: int) -> Array:
+    """Those of one response."""
+    return np.asarray(values[i if len(values) > 1 else 0])
+
+
+def _factor(name: str, columns: tuple[str, ...]) -> int:
+    """Column of X by which a covariate is multiplied, -1 for none.
+
+    Raises
+    ------
+    LMMError
+        For an unknown column, or a name that X has already.
+    """
+    if name in columns:
+        raise LMMError(f"covariates: X has a column {name!r} already; take another name")
+    if ":" not in name:
+        return -1
+    factor = name.partition(":")[2]
+    if factor not in columns:
+        raise LMMError(f"covariates: {name!r} is a product with {factor!r}, and X has the columns {', '.join(columns)}")
+    return columns.index(factor)

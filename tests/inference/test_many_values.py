@@ -1,0 +1,172 @@
+"""Responses with observations, weights, an offset or covariates of their own: every one is the single fit."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+import fastlmm_core as flc
+
+# Both searches end within 4e-9 of a standard error of theta; coefficients are flat there, variances are not.
+AGREE, VARIANCES = 1e-8, 3e-7
+
+
+@pytest.fixture
+def arrays(rng):
+    """X, Z, groups, and twelve responses."""
+    groups = np.repeat(np.arange(14), 6)
+    n = len(groups)
+    age = rng.uniform(20.0, 60.0, n)
+    X = np.column_stack([np.ones(n), age])
+    Z = np.column_stack([np.ones(n), (age - 40.0) / 10.0])
+    b = rng.standard_normal((12, 14, 2))
+    Y = 0.1 * age + np.einsum("rij,ij->ri", b[:, groups], Z) + rng.standard_normal((12, n))
+    return X, Z, groups, Y
+
+
+def same(batch, i, one):
+    """Response i of a batch is a single fit."""
+    kept = ~np.isnan(one.params)
+    np.testing.assert_array_equal(np.isnan(batch.params[i]), ~kept)
+    np.testing.assert_allclose(batch.params[i, kept], one.params[kept], rtol=0.0, atol=AGREE * np.nanmax(one.bse))
+    np.testing.assert_allclose(batch.bse[i, kept], one.bse[kept], rtol=VARIANCES)
+    np.testing.assert_allclose(batch.df[i, kept], one.df[kept], rtol=1e-5)
+    assert batch.sigma2[i] == pytest.approx(one.sigma2, rel=VARIANCES)
+    assert batch.criterion[i] == pytest.approx(one.criterion, rel=1e-10)
+    assert batch.nobs[i] == one.nobs
+    assert batch.n_groups[i] == one.n_groups["group"]
+
+
+@pytest.mark.parametrize("reml", [True, False])
+def test_weights_offset_and_covariates(rng, arrays, reml):
+    X, Z, groups, Y = arrays
+    W, shift, C = rng.uniform(0.2, 3.0, Y.shape), rng.standard_normal(Y.shape), rng.standard_normal(Y.shape)
+    Y += 0.5 * C
+    C[3] = 0.0
+    model = flc.LinearMixedModel(Y[0], X, Z, groups, exog_names=["one", "age"])
+    batch = model.fit_many(Y, reml, weights=W, offset=shift, covariates={"gm": C, "gm:age": C})
+    assert batch.exog_names == ("one", "age", "gm", "gm:age")
+    joint = batch.test(["gm = 0", "gm:age = 0"])
+    for i in range(12):
+        wide = np.column_stack([X, C[i], C[i] * X[:, 1]])
+        one = flc.LinearMixedModel(Y[i], wide, Z, groups, weights=W[i], offset=shift[i]).fit(reml)
+        same(batch, i, one)
+        assert batch[i].criterion == pytest.approx(one.criterion, rel=1e-12)
+        if i != 3:
+            assert joint.pvalues[i] == pytest.approx(one.test(["x2 = 0", "x3 = 0"]).pvalue, rel=1e-5)
+    assert np.isnan(joint.pvalues[3])
+    assert np.isnan(batch.params[3, 2:]).all()
+
+
+def test_missing_values_of_any_of_them(rng, arrays):
+    X, Z, groups, Y = arrays
+    W, C = rng.uniform(0.2, 3.0, Y.shape), rng.standard_normal(Y.shape)
+    for values in (Y, W, C):
+        values[rng.uniform(size=Y.shape) < 0.08] = np.nan
+    Y[4, groups == 3] = np.nan
+    model = flc.LinearMixedModel(np.nan_to_num(Y[0]), X, Z, groups)
+    batch = model.fit_many(Y, missing="drop", weights=W, covariates={"gm": C})
+    for i in range(12):
+        at = ~np.isnan(Y[i] + W[i] + C[i])
+        wide = np.column_stack([X, C[i]])[at]
+        same(batch, i, flc.LinearMixedModel(Y[i, at], wide, Z[at], groups[at], weights=W[i, at]).fit())
+    with pytest.raises(flc.LMMError, match=r"weights is nan at response \d+, observation \d+: give finite"):
+        model.fit_many(Y, weights=W)
+
+
+def test_those_of_the_model_hold_where_none_are_given(rng, arrays):
+    X, Z, groups, Y = arrays
+    w, o = rng.uniform(0.2, 3.0, len(groups)), rng.standard_normal(len(groups))
+    C = rng.standard_normal(len(groups))
+    model = flc.LinearMixedModel(Y[0], X, Z, groups, weights=w, offset=o)
+    batch = model.fit_many(Y, covariates={"gm": C})
+    for i in range(0, 12, 3):
+        same(batch, i, flc.LinearMixedModel(Y[i], np.column_stack([X, C]), Z, groups, weights=w, offset=o).fit())
+
+
+def test_scattered_masks(rng, arrays):
+    # so many masks that they are not fitted one by one, beside one that many responses share
+    X, Z, groups, _ = arrays
+    b = rng.standard_normal((80, 14, 2))
+    Y = np.einsum("rij,ij->ri", b[:, groups], Z) + rng.standard_normal((80, len(groups)))
+    Y[30:][rng.uniform(size=(50, len(groups))) < 0.15] = np.nan
+    Y[:30, 7] = np.nan
+    Y[79] = np.nan
+    wide = np.column_stack([X, X[:, 1] ** 2])
+    batch = flc.LinearMixedModel(None, wide, Z, groups).fit_many(Y, missing="drop")
+    assert len(batch.masks) == 1
+    assert len(batch.scattered[0]) == 50
+    np.testing.assert_array_equal(batch.invalid, [79])
+    table, test = batch.tidy(), batch.test(["x1 = 0", "x2 = 0"])
+    for i in [0, 29, *range(30, 79, 6)]:
+        at = ~np.isnan(Y[i])
+        one = flc.LinearMixedModel(Y[i, at], wide[at], Z[at], groups[at]).fit()
+        same(batch, i, one)
+        np.testing.assert_allclose(batch.covariance[i], one.covariance, rtol=1e-5, atol=1e-7)
+        np.testing.assert_allclose(table["p_value"][3 * i : 3 * i + 3], one.pvalues, rtol=1e-5)
+        assert test.pvalues[i] == pytest.approx(one.test(["x1 = 0", "x2 = 0"]).pvalue, rel=1e-5)
+        assert batch[i].nobs == one.nobs
+    with pytest.raises(flc.LMMError, match="could not be fitted: all observations are missing"):
+        batch[79]
+
+
+def test_nothing_depends_on_threads_or_neighbours(rng, arrays):
+    X, Z, groups, _ = arrays
+    Y = rng.standard_normal((300, len(groups)))
+    Y[rng.uniform(size=Y.shape) < 0.1] = np.nan
+    W = rng.uniform(0.5, 2.0, Y.shape)
+    model = flc.LinearMixedModel(None, X, Z, groups)
+    first = model.fit_many(Y, missing="drop", weights=W, n_jobs=1)
+    turned = rng.permutation(300)
+    other = model.fit_many(Y[turned], missing="drop", weights=W[turned], n_jobs=2)
+    for name in ("params", "bse", "theta", "criterion", "satterthwaite"):
+        np.testing.assert_array_equal(getattr(first, name)[turned], getattr(other, name), err_msg=name)
+
+
+def test_what_is_not_fitted(rng, arrays):
+    X, Z, groups, Y = arrays
+    Y[2, :70] = np.nan
+    Y[5, 3] = np.inf
+    Y[7, 3] = np.nan
+    model = flc.LinearMixedModel(Y[0], X, Z, groups)
+    batch = model.fit_many(Y, missing="drop", min_obs=20)
+    np.testing.assert_array_equal(batch.invalid, [2, 5])
+    assert batch.reasons[2] == "it has 14 observations, fewer than min_obs=20"
+    assert batch.nobs[7] == 83
+    batch = model.fit_many(Y, weights=np.ones_like(Y))
+    np.testing.assert_array_equal(batch.invalid, [2, 5, 7])
+    assert batch.reasons[5] == "it has infinite values"
+    with pytest.raises(flc.LMMError, match="problem 7 could not be fitted: it has missing"):
+        batch[7]
+
+
+def test_tables_and_labels(rng, arrays):
+    pd = pytest.importorskip("pandas")
+    X, Z, groups, Y = arrays
+    W = rng.uniform(0.5, 2.0, Y.shape)
+    names = [f"gene{i}" for i in range(12)]
+    model = flc.LinearMixedModel(Y[0], X, Z, groups)
+    batch = model.fit_many(pd.DataFrame(Y.T, columns=names), weights=pd.DataFrame(W.T, columns=names))
+    assert batch.labels.tolist() == names
+    same(batch, 4, flc.LinearMixedModel(Y[4], X, Z, groups, weights=W[4]).fit())
+    assert batch["gene4"].nobs == len(groups)
+
+
+def test_values_that_do_not_fit_are_refused(rng, arrays):
+    X, Z, groups, Y = arrays
+    model = flc.LinearMixedModel(Y[0], X, Z, groups, exog_names=["one", "age"])
+    ones = np.ones_like(Y)
+    cases = [
+        ({"weights": ones[:3]}, r"weights has the shape \(3, 84\)"),
+        ({"weights": -ones}, "weights must be positive, and is -1.0 at response 0, observation 0"),
+        ({"covariates": {"gm:sex": ones}}, "'gm:sex' is a product with 'sex', and X has the columns one, age"),
+        ({"covariates": {"age": ones}}, "X has a column 'age' already"),
+        ({"offset": np.full(Y.shape, np.inf)}, "offset is inf at response 0, observation 0"),
+    ]
+    for given, said in cases:
+        with pytest.raises(flc.LMMError, match=said):
+            model.fit_many(Y, **given)
+    terms = [flc.RandomTerm(None, groups, name="g"), flc.RandomTerm(None, np.arange(84) % 5, name="h")]
+    crossed = flc.LinearMixedModel(Y[0], X, terms=terms)
+    with pytest.raises(flc.LMMError, match="take one grouping factor"):
+        crossed.fit_many(Y, weights=ones)
