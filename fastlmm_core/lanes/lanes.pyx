@@ -40,7 +40,6 @@ cdef extern from "vector.h":
     enum: LANES
     vec VEC_SET(double) nogil
     vec VEC_SQRT(vec) nogil
-    vec VEC_RSQRT(vec) nogil
     vec VEC_RSQRT_ABOVE(vec, vec) nogil
     vec VEC_LOG(vec) nogil
     vec VEC_ABS(vec) nogil
@@ -63,11 +62,12 @@ cdef inline vec eliminate(Py_ssize_t q, vecu* W, Py_ssize_t n, vecu* Y, Py_ssize
     """
     cdef Py_ssize_t a, b, l
     cdef vec t, u
-    cdef vec product = VEC_SET(1.0)
+    cdef vec one = VEC_SET(1.0)
+    cdef vec product = one
     for a in range(q):
         t = W[a * q + a]
         product = product * t
-        u = VEC_RSQRT(t)
+        u = one / VEC_SQRT(t)
         if inverse != NULL:
             inverse[a] = u
         for l in range(n):

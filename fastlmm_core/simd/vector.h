@@ -35,25 +35,6 @@ typedef double vecu __attribute__((vector_size(8 * LANES), aligned(8), may_alias
         sqrt_out;                                                                        \
     })
 
-/* 1 / sqrt(x), to a unit in the last place, of positive normal numbers.
- *
- * Roots and quotients of eight doubles take some fifty cycles. An estimate of 14 bits is improved by a step of third order
- * and one of Newton's instead.
- */
-#if defined(__AVX512F__)
-#include <immintrin.h>
-#define VEC_RSQRT(x)                                                                      \
-    ({                                                                                   \
-        vec rq_x = (x), rq_r = (vec)_mm512_rsqrt14_pd((__m512d)rq_x);                     \
-        vec rq_e = 1.0 - rq_x * rq_r * rq_r;                                              \
-        rq_r = rq_r + rq_r * rq_e * (0.5 + 0.375 * rq_e);                                 \
-        rq_e = 1.0 - (rq_x * rq_r) * rq_r;                                                \
-        rq_r + 0.5 * rq_r * rq_e;                                                         \
-    })
-#else
-#define VEC_RSQRT(x) (VEC_SET(1.0) / VEC_SQRT(x))
-#endif
-
 /* 1 / sqrt(x) where x > floor, 0 elsewhere (also where x is NaN) */
 #define VEC_RSQRT_ABOVE(x, floor)                                                         \
     ({                                                                                   \
