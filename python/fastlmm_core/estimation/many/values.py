@@ -112,7 +112,7 @@ class ResponseStack:
     def present(self, i: int) -> NDArray[np.bool_]:
         """Which rows of the design a response has (n,)."""
         own = [self.Y, self.weights, self.offset, *self.covariates.values()]
-        return ~np.any([np.isnan(_line(values, i)) for values in own if values is not None], axis=0)
+        return np.asarray(~np.any([np.isnan(_line(values, i)) for values in own if values is not None], axis=0))
 
     def model(self, i: int) -> Model:
         """The model of one response, of the rows that it has.
