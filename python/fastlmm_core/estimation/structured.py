@@ -40,6 +40,12 @@ NEAR, POLISHING, HALVED = 0.1, 40, 12
 APART = 1e-4
 """Distance of gradients that are subtracted: an element of phi is a logarithm, or a link's argument, of size 1."""
 
+FEW_ROWS, OTHERS, AROUND = 2_000, 4, 1.0
+"""Rows up to which other starts are tried, how many, and their distance in elements of (theta, phi)."""
+
+SEVERAL = ("arma", "fa")
+"""Structures over visits whose criterion has several minima at times."""
+
 SMALLER, LARGER = 0.3, 3.0
 """Multiples of the first start of the random effects from which the search begins too."""
 
@@ -69,10 +75,7 @@ def minimise_residual(
     engine.n_evaluations = 0
     if method == "newton":
         options.setdefault("tolerance", min(1e-9 * sqrt(problem.m), 1e-6))
-    starts = [start]
-    n_theta = problem.structure.n_parameters
-    if n_theta and not given and "maxiter" not in options:
-        starts += [np.concatenate([size * start[:n_theta], start[n_theta:]]) for size in (SMALLER, LARGER)]
+    starts = [start] if given or "maxiter" in options else _starts(problem, start)
     best: Optimum | None = None
     for first in starts:
         if best is not None and best.converged and engine.costly:
@@ -87,6 +90,22 @@ def minimise_residual(
     assert best is not None
     engine.evaluate(best.theta, 2)
     return best._replace(n_evaluations=engine.n_evaluations)
+
+
+def _starts(problem: ResidualProblem, start: Array) -> list[Array]:
+    """Where searches begin: at random effects of several sizes, and at points around, where there may be other minima.
+
+    So it is with random effects, which residuals can take the place of, and with what is not seen by itself at any
+    distance, as a nugget.
+    """
+    n_theta, part = problem.structure.n_parameters, problem.residual
+    starts = [start]
+    if n_theta:
+        starts += [np.concatenate([size * start[:n_theta], start[n_theta:]]) for size in (SMALLER, LARGER)]
+    if problem.n <= FEW_ROWS and (n_theta or not part.at_visits or part.name in SEVERAL):
+        # in a sequence that is always the same
+        starts += list(start + AROUND * np.random.default_rng(0).standard_normal((OTHERS, len(start))))
+    return starts
 
 
 def _settled(

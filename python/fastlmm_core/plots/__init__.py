@@ -12,6 +12,7 @@ trajectories      data, population line and lines of the groups
 random_effects    caterpillars and shrinkage
 residuals         panels and quantiles
 covariance        variance along a variable, patterns of missing occasions
+visits            covariance of structured residuals
 inference         profiles, bootstrap distributions, power, influence
 """
 
@@ -25,6 +26,7 @@ from .predictions import effects
 from .random_effects import caterpillar, shrinkage
 from .residuals import qq, residual_panels
 from .trajectories import trajectories
+from .visits import residual_covariance
 
 __all__ = [
     "bootstrap_density",
@@ -39,6 +41,7 @@ __all__ = [
     "power_curve",
     "profile_zeta",
     "qq",
+    "residual_covariance",
     "residual_panels",
     "shrinkage",
     "trajectories",
