@@ -482,7 +482,7 @@ def lmm(
     residual: str | None = None,
     variance: str | None = None,
     fallback: Sequence[str] | None = None,
-    missing: Literal["drop", "raise"] = "drop",
+    missing: Literal["drop", "raise", "pad"] = "drop",
     source: Any = None,
 ) -> LinearMixedModel:
     """A linear mixed model from a formula and a table.
@@ -510,8 +510,9 @@ def lmm(
         function of a column, ``"power(x)"``, ``"exp(x, by=arm)"``, constpower or constprop.
     fallback : sequence of str, optional
         Names of structures to take for that of `residual`, in this order, where a fit is not certified.
-    missing : {"drop", "raise"}
-        What to do with rows with missing values: leave out and count them, or refuse.
+    missing : {"drop", "raise", "pad"}
+        What to do with rows with missing values: leave out and count them, or refuse.  With "pad" they are left out,
+        and fitted values, residuals and the like have NaN in their place, as with R's ``na.exclude``.
     source : optional
         For a plan and its sums: where the rows are, if they should be needed again (see `fastlmm_core.scan`).
 
@@ -538,8 +539,9 @@ def lmm(
 
     data = readable(data)
     found = model_data(
-        formula, data, weights=weights, offset=offset, residual=residual, variance=variance, missing=missing
-    )
+        formula, data, weights=weights, offset=offset, residual=residual, variance=variance,
+        missing="drop" if missing == "pad" else missing,
+    )  # fmt: skip
     options = {
         "weights": weights, "offset": offset, "residual": residual, "variance": variance, "fallback": fallback,
         "missing": missing,
@@ -601,7 +603,7 @@ def mmrm(
     offset: Any = None,
     variance: str | None = None,
     fallback: Sequence[str] | None = None,
-    missing: Literal["drop", "raise"] = "drop",
+    missing: Literal["drop", "raise", "pad"] = "drop",
 ) -> LinearMixedModel:
     """A mixed model for repeated measures: R's mmrm formulas word for word.
 
@@ -707,4 +709,5 @@ def design_of(found: ModelData, source: Source, given: bool = False) -> Design:
     return Design(
         found.X, random, found.x_names, found.weights, found.offset, found.spec, found.response,
         found.n_dropped, found.kept, index=found.index, source=source, residual=found.residual,
+        padded=source.options.get("missing") == "pad",
     )  # fmt: skip

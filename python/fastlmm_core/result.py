@@ -1195,6 +1195,7 @@ class LMMResult(Fit):
         weights: Any = None,
         ddf: Ddf = "satterthwaite",
         information: Information = "auto",
+        missing: Literal["raise", "nan"] = "raise",
     ) -> Any:
         """Predicted means, for the population or for subjects.
 
@@ -1234,6 +1235,8 @@ class LMMResult(Fit):
         information : {"auto", "expected", "observed"}
             For Kenward-Roger, see `test`; "auto" is the expected one for known groups, so that a variance estimated as
             0 is not taken for known.
+        missing : {"raise", "nan"}
+            Rows of a table with missing values in columns that the prediction needs: refused, or NaN.
 
         Returns
         -------
@@ -1272,6 +1275,7 @@ class LMMResult(Fit):
             ddf,
             information,
             random_effects,
+            missing,
         )
 
     def bootstrap(

@@ -76,6 +76,7 @@ def write(result: Fit, path: str | os.PathLike[str]) -> None:
         "response": design.response_name,
         "exog_names": list(design.exog_names),
         "n_dropped": design.n_dropped,
+        "padded": design.padded,
         "exog_re_is_exog": shared,
         "random": _random(design, arrays),
         "residual": None if design.residual is None else plain_residual(design.residual, arrays),
@@ -214,6 +215,7 @@ def _result(document: dict[str, Any], arrays: dict[str, Array], model_kind: type
         arrays.get("kept"),
         index=_pandas_index(document["index"]),
         residual=None if document["residual"] is None else residual_of(document["residual"], arrays),
+        padded=document.get("padded", False),
     )
     model = model_kind.of(design, arrays.get("endog"), document["given"])
     found = document["parameters"]

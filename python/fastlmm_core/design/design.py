@@ -120,6 +120,8 @@ class Design:
         Of what a formula made the design.  It is not pickled.
     residual : ResidualPart or None
         How the residuals of a subject vary together; None where they are independent.
+    padded : bool
+        Whether results by row have gaps for the rows of the table that were left out.
     """
 
     exog: Array
@@ -135,6 +137,7 @@ class Design:
     index: Any = None
     source: Source | None = None
     residual: ResidualPart | None = None
+    padded: bool = False
 
     def origin(self, data: Any = None) -> Source:
         """Of what the design was made, with other data where they are given.
@@ -277,7 +280,7 @@ class Design:
     def caller_rows(self) -> CallerRows:
         """The rows of the caller's table that the design has."""
         count = len(self.exog) + self.n_dropped if self.index is None else len(self.index)
-        return CallerRows(self.library, self.index, self.kept, count)
+        return CallerRows(self.library, self.index, self.kept, count, self.padded)
 
     def table(self, columns: Mapping[str, Any]) -> Any:
         """A table of results in the library of the caller's data; a dict of arrays for a design from arrays."""
@@ -311,6 +314,7 @@ class Design:
             weights=None if self.weights is None else self.weights[rows],
             offset=None if self.offset is None else self.offset[rows],
             n_dropped=0,
+            padded=False,
             kept=(np.arange(len(self.exog)) if self.kept is None else self.kept)[rows],
             groupings=None,
             residual=None if self.residual is None else self.residual.rows(rows, copy),
@@ -336,6 +340,7 @@ class Design:
             weights=weights,
             offset=offset,
             n_dropped=0,
+            padded=False,
             kept=None,
             groupings=None,
             index=index,

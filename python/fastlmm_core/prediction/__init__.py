@@ -1,6 +1,7 @@
 """Predictions.
 
 predict         means and intervals for old and new rows
+gaps            rows of new data with missing values
 new_rows        rows of X and Z of new data
 one_factor      the effects of one factor given the data
 conditional     the effects of several factors given the data

@@ -38,8 +38,10 @@ from ..support.checks import check_level, row_values
 from ..support.distributions import quantile
 from ..support.words import option
 from ..tables.columns import first_rows
-from ..tables.rows import CallerRows
+from ..tables.lazy import collected
+from ..tables.rows import CallerRows, rows_of_table
 from .conditional import posterior_of
+from .gaps import complete
 from .kept_effects import given_effects, places_of_given, values_of_given
 from .new_rows import NewRows, chosen_factors, read_rows, some_of
 from .one_factor import LEAST_DF, OneFactorEffects, least_stratum, of_estimation, solved
@@ -127,15 +129,30 @@ def _observed_cross(result: Fit, rows: NewRows) -> tuple[dict[Any, int], Array, 
 
 def prediction(
     result: Fit, data: Any, effects: Any, new_levels: str, interval: str | None, level: float, observed: Any,
-    offset: Any, weights: Any, ddf: str, information: str, random_effects: Any = None,
+    offset: Any, weights: Any, ddf: str, information: str, random_effects: Any = None, missing: str = "raise",
 ) -> Any:  # fmt: skip
     """See `LMMResult.predict`."""
     check_level(level)
+    if missing not in ("raise", "nan"):
+        raise LMMError(f"missing={missing!r} is unknown: use 'raise' or 'nan'")
+    whole = None
+    if missing == "nan" and data is not None:
+        model = result.model
+        chosen = tuple(f.grouping.name for f in model.factors) if interval == "prediction" else ()
+        data = collected(data)
+        whole = complete(model, data, chosen or chosen_factors(model, effects))
+        if offset is not None:
+            offset = whole.values(offset, "offset")
+        if weights is not None:
+            weights = whole.values(weights, "weights")
+        data = rows_of_table(data, whole.used)
     found = predicted(
         result, data, effects, new_levels, interval, observed, offset, weights, ddf, information, random_effects
     )
+    caller = found.caller if whole is None else whole
     if found.lost is not None:
         rows = np.flatnonzero(found.lost.any(axis=1))
+        rows = rows if whole is None else whole.positions[rows]
         warnings.warn(
             f"predict(): {first_rows(rows)} of data cannot be estimated and {'are' if len(rows) > 1 else 'is'} NaN: "
             f"{why_undetermined(result.model, found.lost)}",
@@ -143,9 +160,9 @@ def prediction(
             stacklevel=outside(),
         )
     if found.std_error is None:
-        return found.caller.series(found.mean, "mean")
+        return caller.series(found.mean, "mean")
     half = quantile(0.5 + 0.5 * level, found.df) * found.std_error
-    return found.caller.table(
+    return caller.table(
         {
             "mean": found.mean,
             "std_error": found.std_error,

@@ -96,6 +96,8 @@ LME4 = (
     Word("`predict(m, new, re.form = NA)`", "`result.predict(new)`"),
     Word("`predict(m, new)`", '`result.predict(new, effects="all")`'),
     Word("`predict(m, new, re.form = ~(1 | g))`", '`result.predict(new, effects="g")`'),
+    Word("`lmer(..., na.action = na.exclude)`", '`flc.lmm(..., missing="pad")`'),
+    Word("`predict(..., na.action = na.pass)`", '`result.predict(..., missing="nan")`'),
     Word("`predict(..., allow.new.levels = TRUE)`", '`result.predict(..., new_levels="population")`'),
     Word("`simulate(m, 1000)`", "`result.simulate(1000)`; responses are rows"),
     Word("`simulate(m, use.u = TRUE)`", '`result.simulate(1000, effects="all")`', names=("use_u",)),

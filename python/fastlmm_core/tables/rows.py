@@ -84,12 +84,15 @@ class CallerRows:
         Positions of the rows in the table; None for all of them.
     count : int
         Rows of the table.
+    padded : bool
+        Whether results have a value for every row of the table, NaN (or None) for those that were not used.
     """
 
     library: str
     index: Any
     used: NDArray[np.intp] | None
     count: int
+    padded: bool = False
 
     @property
     def positions(self) -> NDArray[np.intp]:
@@ -108,9 +111,21 @@ class CallerRows:
 
     def series(self, values: Array, name: str) -> Any:
         """One value for each row: a Series with the index of the rows for pandas, otherwise the array."""
+        values = self._whole(values)
         if self.library != "pandas":
             return values
-        return importlib.import_module("pandas").Series(values, index=self.used_index, name=name)
+        index = self.index if self.padded else self.used_index
+        return importlib.import_module("pandas").Series(values, index=index, name=name)
+
+    def _whole(self, values: Array) -> Array:
+        """The values with gaps for the rows that were not used, where results are padded."""
+        if not self.padded or self.used is None:
+            return values
+        values = np.asarray(values)
+        number = values.dtype.kind in "fiu"
+        out = np.full((self.count, *values.shape[1:]), np.nan if number else None, dtype=None if number else object)
+        out[self.used] = values
+        return out
 
     def table(self, columns: Mapping[str, Any]) -> Any:
         """Columns with one value for each row, with the index of the rows.
@@ -118,6 +133,8 @@ class CallerRows:
         Other libraries than pandas have a column ``row`` instead, the positions in the table, where some of its rows
         were not used.
         """
+        if self.padded and self.used is not None:
+            return native_frame(self.library, {name: self._whole(part) for name, part in columns.items()}, self.index)
         if self.library != "pandas" and self.used is not None:
             columns = {"row": self.positions, **columns}
         return native_frame(self.library, columns, self.used_index)
