@@ -11,7 +11,8 @@ inverse, A_i = W_i X_i C^-T and e_i = W_i (y - X beta)_i as in `visits`,
     F = c_n W_i + c_e e_i e_i' + c_x A_i A_i'
 
 gives first derivatives sum tr(F V_d), and with another choice of the three the part sum tr(V_d F V_d' W_i) of second
-ones.  Rows are sorted by cluster, then by subject.  A cluster of n rows costs O(D n^3 + D^2 n^2).
+ones.  Rows are sorted by cluster, then by subject.  A cluster of n rows costs O(D n^3 + D^2 n^2); one with a single
+level of each factor, where the directions of G are z_a z_b' + z_b z_a', has the n^3 for the parameters phi only.
 """
 from libc.math cimport log
 from libc.string cimport memcpy, memset
@@ -27,25 +28,8 @@ cdef class ClusterSums:
 
     Parameters
     ----------
-    rows : (n, c) array
-        [X y].
-    Z : (n, q) array
-        Columns of all factors side by side.
-    start : (n_clusters + 1,) intp array
-        First row of each cluster.
-    levels : (n_factors, n) intp array
-        Level of each row.
-    unit : (n_g, 3) intp array
-        Unit directions of G: factor, and the two columns of Z.
-    block : (n_blocks + 1,) intp array
-        First row of each subject.
-    table : (n_blocks,) intp array
-        Table of each subject.
-    place : (n,) intp array
-        Place of each row in its table.
-    size, first, count : (n_tables,) intp arrays
-        s_t, the first element of phi that is its own, and k_t.
-    n_phi : int
+    clusters : records.ClusterRows
+        Its rows are not changed.
     """
 
     cdef readonly Py_ssize_t n, c, q, n_g, n_phi, n_clusters, n_factors
@@ -57,17 +41,20 @@ cdef class ClusterSums:
     cdef double[:, ::1] rows
     cdef double[::1] lower, V, W, F, P, Q, T, spare
     cdef Py_ssize_t[::1] active
+    cdef unsigned char[::1] single  # whether all rows of a cluster have the same level of each factor
+    cdef double[::1] FZ, WZ, VZ, inner
     cdef double[:, ::1] G
 
-    def __init__(self, const double[:, ::1] rows, const double[:, ::1] Z, const Py_ssize_t[::1] start,
-                 const Py_ssize_t[:, ::1] levels, const Py_ssize_t[:, ::1] unit, const Py_ssize_t[::1] block,
-                 const Py_ssize_t[::1] table, const Py_ssize_t[::1] place, const Py_ssize_t[::1] size,
-                 const Py_ssize_t[::1] first, const Py_ssize_t[::1] count, Py_ssize_t n_phi):
-        cdef Py_ssize_t i, n, m = start.shape[0] - 1, t, total = 0
-        self.given, self.Z, self.start, self.levels, self.unit = rows, Z, start, levels, unit
-        self.block, self.table, self.place, self.size, self.first, self.count = block, table, place, size, first, count
-        self.n, self.c, self.q, self.n_g, self.n_phi = rows.shape[0], rows.shape[1], Z.shape[1], unit.shape[0], n_phi
-        self.n_clusters, self.n_factors, self.largest = m, levels.shape[0], 1
+    def __init__(self, clusters):
+        cdef Py_ssize_t i, n, m, t, total = 0, n_phi = clusters.n_phi
+        cdef const Py_ssize_t[::1] start = clusters.start, size = clusters.size, count = clusters.counts
+        self.given, self.Z, self.levels, self.unit = clusters.rows, clusters.Z, clusters.levels, clusters.unit
+        self.block, self.table, self.place = clusters.block, clusters.table, clusters.place
+        self.start, self.size, self.first, self.count = start, size, clusters.first, count
+        m = start.shape[0] - 1
+        self.n, self.c, self.q = self.given.shape[0], self.given.shape[1], self.Z.shape[1]
+        self.n_g, self.n_phi = self.unit.shape[0], n_phi
+        self.n_clusters, self.n_factors, self.largest = m, self.levels.shape[0], 1
         self.square = np.zeros(m + 1, dtype=np.intp)
         for i in range(m):
             n = start[i + 1] - start[i]
@@ -81,13 +68,18 @@ cdef class ClusterSums:
         for t in range(size.shape[0]):
             self.offset[t + 1] = self.offset[t] + size[t] * size[t]
             self.joffset[t + 1] = self.joffset[t] + count[t] * size[t] * size[t]
-        self.block_of = np.searchsorted(np.asarray(block), np.asarray(start)).astype(np.intp)
+        self.block_of = np.searchsorted(np.asarray(self.block), np.asarray(start)).astype(np.intp)
         n = self.largest
         self.V, self.W, self.F = (np.empty(n * n) for _ in range(3))
         self.T = np.empty(n * self.c)
         self.spare = np.empty(n * self.c)
         self.P = self.Q = np.empty(1)
         self.active = np.zeros(max(self.n_g + n_phi, 1), dtype=np.intp)
+        levels = np.asarray(self.levels)
+        lowest, highest = (f.reduceat(levels, np.asarray(start)[:m], axis=1) for f in (np.minimum, np.maximum))
+        self.single = (lowest == highest).all(axis=0).astype(np.uint8)
+        self.FZ, self.WZ, self.VZ = (np.empty(max(n * self.q, 1)) for _ in range(3))
+        self.inner = np.empty(max(3 * self.q * self.q, self.q * self.c, 1))
 
     def reduce(self, const double[:, ::1] G, const double[::1] tables):
         """log|V| and H = [X y]'V^-1[X y].
@@ -235,6 +227,50 @@ cdef class ClusterSums:
                 self.F[a * n + b] = x
                 self.F[b * n + a] = x
 
+    cdef void between(self, Py_ssize_t i, const double* A, double* AZ, double* ZAZ) noexcept nogil:
+        """A Z (n, q) and Z'A Z (q, q) for the rows of a cluster and a symmetric A."""
+        cdef Py_ssize_t at = self.start[i], n = self.start[i + 1] - at
+        cdef int ni = <int> n, qi = <int> self.q
+        cdef double one = 1.0, zero = 0.0
+        cdef double* Z = <double*> &self.Z[at, 0]
+        dgemm("N", "N", &qi, &ni, &ni, &one, Z, &qi, <double*> A, &ni, &zero, AZ, &qi)
+        dgemm("N", "T", &qi, &qi, &ni, &one, AZ, &qi, Z, &qi, &zero, ZAZ, &qi)
+
+    cdef void pairs_of_g(self, Py_ssize_t i, double[:, ::1] H) noexcept nogil:
+        """tr(V_d F V_e W) for pairs of directions of G, of a cluster of single levels; A Z of both F and W are left."""
+        cdef Py_ssize_t d, e, a, b, f, g, q = self.q
+        cdef double t
+        cdef double* F = &self.inner[0]
+        cdef double* W = F + q * q
+        self.between(i, &self.F[0], &self.FZ[0], F)
+        self.between(i, &self.W[0], &self.WZ[0], W)
+        for d in range(self.n_g):
+            a, b = self.unit[d, 1], self.unit[d, 2]
+            for e in range(self.n_g):
+                f, g = self.unit[e, 1], self.unit[e, 2]
+                t = F[b * q + f] * W[g * q + a]
+                if f != g:
+                    t += F[b * q + g] * W[f * q + a]
+                if a != b:
+                    t += F[a * q + f] * W[g * q + b]
+                    if f != g:
+                        t += F[a * q + g] * W[f * q + b]
+                H[d, e] += t
+
+    cdef void pairs_with_g(self, Py_ssize_t i, Py_ssize_t phi, double[:, ::1] H) noexcept nogil:
+        """tr(V_d F V W) for the directions of G and that of a parameter, V, of a cluster of single levels."""
+        cdef Py_ssize_t d, a, b, q = self.q, n = self.start[i + 1] - self.start[i]
+        cdef int ni = <int> n, qi = <int> q
+        cdef double one = 1.0, zero = 0.0, t
+        cdef double* X = &self.inner[2 * q * q]
+        dgemm("N", "N", &qi, &ni, &ni, &one, &self.WZ[0], &qi, &self.V[0], &ni, &zero, &self.VZ[0], &qi)
+        dgemm("N", "T", &qi, &qi, &ni, &one, &self.VZ[0], &qi, &self.FZ[0], &qi, &zero, X, &qi)
+        for d in range(self.n_g):
+            a, b = self.unit[d, 1], self.unit[d, 2]
+            t = X[a * q + b] + X[b * q + a] if a != b else X[a * q + a]
+            H[d, phi] += t
+            H[phi, d] += t
+
     def slopes(self, double c_n, double c_e, double c_x):
         """tr(F dV): along the unit directions of G (n_g,), and as matrices of the tables, one after the other."""
         cdef Py_ssize_t i, g, s, a, b, t, m, n, at
@@ -246,7 +282,12 @@ cdef class ClusterSums:
                 at = self.start[i]
                 n = self.start[i + 1] - at
                 self.weight(i, c_n, c_e, c_x, True)
-                for g in range(self.n_g):
+                if self.single[i] and self.n_g:
+                    self.between(i, &self.F[0], &self.FZ[0], &self.inner[0])
+                    for g in range(self.n_g):
+                        a, b = self.unit[g, 1], self.unit[g, 2]
+                        first[g] += (1.0 if a == b else 2.0) * self.inner[a * self.q + b]
+                for g in range(0 if self.single[i] else self.n_g):
                     memset(&self.V[0], 0, n * n * sizeof(double))
                     self.add_unit(i, g, 1.0, &self.V[0])
                     total = 0.0
@@ -271,6 +312,7 @@ cdef class ClusterSums:
             J_t of all tables, one after the other.
         """
         cdef Py_ssize_t i, d, n, D = self.n_g + self.n_phi, k, j
+        cdef bint low_rank
         cdef int ni, square, ki
         cdef double one = 1.0, zero = 0.0
         out = np.zeros((D, D))
@@ -285,9 +327,14 @@ cdef class ClusterSums:
                 ni, square = <int> n, <int> (n * n)
                 self.weight(i, c_n, c_e, c_x, True)
                 k = 0
-                for d in range(D):
+                low_rank = self.single[i] and self.n_g > 0
+                if low_rank:
+                    self.pairs_of_g(i, H)
+                for d in range(self.n_g if low_rank else 0, D):
                     if not self.along(i, d, &jacobians[0], &self.V[0]):
                         continue
+                    if low_rank:
+                        self.pairs_with_g(i, d, H)
                     self.active[k] = d
                     # by rows P = V F and Q = W V; by columns F V and V W
                     dgemm("N", "N", &ni, &ni, &ni, &one, &self.F[0], &ni, &self.V[0], &ni, &zero,
@@ -307,22 +354,39 @@ cdef class ClusterSums:
 
     def cross(self, const double[::1] jacobians):
         """[A e]'dV[A e] for all directions (D, c, c)."""
-        cdef Py_ssize_t i, d, n, D = self.n_g + self.n_phi
-        cdef int ni, ci = <int> self.c
-        cdef double one = 1.0, zero = 0.0
+        cdef Py_ssize_t i, d, n, a, b, j, l, D = self.n_g + self.n_phi, c = self.c
+        cdef int ni, ci = <int> c, qi = <int> self.q
+        cdef double one = 1.0, zero = 0.0, t
+        cdef bint low_rank
+        cdef double* rows
         out = np.zeros((D, self.c, self.c))
         cdef double[:, :, ::1] S = out
         with nogil:
             for i in range(self.n_clusters):
                 n = self.start[i + 1] - self.start[i]
                 ni = <int> n
-                for d in range(D):
+                rows = &self.rows[self.start[i], 0]
+                low_rank = self.single[i] and self.n_g > 0
+                if low_rank:
+                    # Z'[A e] (q, c)
+                    dgemm("N", "T", &ci, &qi, &ni, &one, rows, &ci, <double*> &self.Z[self.start[i], 0], &qi, &zero,
+                          &self.inner[0], &ci)
+                    for d in range(self.n_g):
+                        a, b = self.unit[d, 1], self.unit[d, 2]
+                        for j in range(c):
+                            t = self.inner[a * c + j]
+                            for l in range(c):
+                                S[d, j, l] += t * self.inner[b * c + l]
+                            if a == b:
+                                continue
+                            t = self.inner[b * c + j]
+                            for l in range(c):
+                                S[d, j, l] += t * self.inner[a * c + l]
+                for d in range(self.n_g if low_rank else 0, D):
                     if not self.along(i, d, &jacobians[0], &self.V[0]):
                         continue
-                    dgemm("N", "N", &ci, &ni, &ni, &one, &self.rows[self.start[i], 0], &ci, &self.V[0], &ni, &zero,
-                          &self.T[0], &ci)
-                    dgemm("N", "T", &ci, &ci, &ni, &one, &self.T[0], &ci, &self.rows[self.start[i], 0], &ci, &one,
-                          &S[d, 0, 0], &ci)
+                    dgemm("N", "N", &ci, &ni, &ni, &one, rows, &ci, &self.V[0], &ni, &zero, &self.T[0], &ci)
+                    dgemm("N", "T", &ci, &ci, &ni, &one, &self.T[0], &ci, rows, &ci, &one, &S[d, 0, 0], &ci)
         return out
 
     def sandwich(self, const double[::1] jacobians, const double[:, ::1] weight):

@@ -1,6 +1,8 @@
 import numpy as np
 from numpy.typing import NDArray
 
+from .records import ClusterRows
+
 _Array = NDArray[np.float64]
 _Index = NDArray[np.intp]
 
@@ -12,21 +14,7 @@ class ClusterSums:
     n_phi: int
     n_clusters: int
     n_factors: int
-    def __init__(
-        self,
-        rows: _Array,
-        Z: _Array,
-        start: _Index,
-        levels: _Index,
-        unit: _Index,
-        block: _Index,
-        table: _Index,
-        place: _Index,
-        size: _Index,
-        first: _Index,
-        count: _Index,
-        n_phi: int,
-    ) -> None: ...
+    def __init__(self, clusters: ClusterRows) -> None: ...
     def reduce(self, G: _Array, tables: _Array) -> tuple[float, _Array | None]: ...
     def whitened(self) -> _Array: ...
     def weigh(self, turn: _Array) -> None: ...

@@ -14,6 +14,7 @@ __all__ = [
     "BatchRows",
     "BatchSearch",
     "ChainLinks",
+    "ClusterRows",
     "DeletedLines",
     "DeletionSums",
     "Evaluated",
@@ -345,3 +346,31 @@ class ChainLinks(NamedTuple):
     """(U,) first derivative of artanh(rho) in the parameter of the correlation."""
     tau2: Array
     """(U,) second derivative."""
+
+
+class ClusterRows(NamedTuple):
+    """Rows sorted by independent cluster, then by subject, and the tables that subjects have their residuals from."""
+
+    rows: Array
+    """(n, c) [X y]."""
+    Z: Array
+    """(n, q) columns of all factors side by side."""
+    start: NDArray[np.intp]
+    """(n_clusters + 1,) first row of each cluster."""
+    levels: NDArray[np.intp]
+    """(n_factors, n) level of each row."""
+    unit: NDArray[np.intp]
+    """(n_g, 3) unit directions of G: factor, and the two columns of Z."""
+    block: NDArray[np.intp]
+    """(n_blocks + 1,) first row of each subject."""
+    table: NDArray[np.intp]
+    """(n_blocks,) table of each subject."""
+    place: NDArray[np.intp]
+    """(n,) place of each row in its table."""
+    size: NDArray[np.intp]
+    """(n_tables,) places s_t."""
+    first: NDArray[np.intp]
+    """(n_tables,) the first element of phi that is a table's own."""
+    counts: NDArray[np.intp]
+    """(n_tables,) such elements k_t."""
+    n_phi: int

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from ...covariance.parameters import CovarianceStructure
 from ...design.residual import ResidualPart
+from ...kernels.records import ClusterRows
 from ...kernels.residuals import ClusterSums
 from ...support.memory import require
 from ..rows import Rows
@@ -134,18 +135,20 @@ class ClusterCriterion(EffectsCriterion):
         require(8 * (2 * n_d * largest**2 + int(np.sum(sizes**2))), "covariance matrices of clusters in full")
         own = [part.strata[g] for g in clusters.strata]
         self.sums = ClusterSums(
-            np.ascontiguousarray(xy[clusters.order]),
-            np.ascontiguousarray(Z[clusters.order]),
-            clusters.start,
-            clusters.levels,
-            self.units,
-            clusters.block,
-            clusters.table,
-            clusters.place,
-            np.array([len(places) for places in clusters.places], dtype=np.intp),
-            np.array([s.start for s in own], dtype=np.intp),
-            np.array([s.stop - s.start for s in own], dtype=np.intp),
-            part.n_parameters,
+            ClusterRows(
+                rows=np.ascontiguousarray(xy[clusters.order]),
+                Z=np.ascontiguousarray(Z[clusters.order]),
+                start=clusters.start,
+                levels=clusters.levels,
+                unit=self.units,
+                block=clusters.block,
+                table=clusters.table,
+                place=clusters.place,
+                size=np.array([len(places) for places in clusters.places], dtype=np.intp),
+                first=np.array([s.start for s in own], dtype=np.intp),
+                counts=np.array([s.stop - s.start for s in own], dtype=np.intp),
+                n_phi=part.n_parameters,
+            )
         )
 
     @property
