@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -9,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .covariance.elements import element_names, sd_and_cor
+from .errors import LMMError
 from .estimation.many.batch_fit import BatchFit
 from .estimation.many.parts import chosen_responses, concatenated, part_of, with_responses
 from .support.arguments import checked
@@ -666,6 +668,43 @@ class BatchResult(Shown, BatchFit):
             "singular": self.singular,
         }
         return named_rows(self.model.library, "response", self.labels, columns)
+
+    def to_xarray(self) -> Any:
+        """The estimates as an xarray Dataset, with the dimensions ``response``, ``term`` and ``random``.
+
+        Returns
+        -------
+        xarray.Dataset
+            params, bse, df (response, term), covariance (response, random, random_too), sigma2, criterion, converged
+            and singular (response).
+
+        Raises
+        ------
+        LMMError
+            Without xarray.
+        """
+        try:
+            Dataset: Any = importlib.import_module("xarray").Dataset
+        except ImportError:
+            raise LMMError("to_xarray() needs xarray: pip install xarray; to_frame() does not") from None
+        labels = range(len(self)) if self.labels is None else self.labels
+        names = [
+            f"{name}|{self.model.factor_of(block).grouping.name}"
+            for block in self.model.structure.blocks
+            for name in self.model.exog_re_names[block.start : block.stop]
+        ]
+        by_term, by_response = ("response", "term"), "response"
+        return Dataset(
+            {
+                "params": (by_term, self.params), "bse": (by_term, self.bse), "df": (by_term, self.satterthwaite),
+                "covariance": (("response", "random", "random_too"), self.covariance),
+                "sigma2": (by_response, self.sigma2), "criterion": (by_response, self.criterion),
+                "converged": (by_response, self.converged), "singular": (by_response, self.singular),
+            },
+            coords={
+                "response": list(labels), "term": list(self.model.exog_names), "random": names, "random_too": names,
+            },
+        )  # fmt: skip
 
     def _shown(self) -> Iterator[str | Cells]:
         yield repr(self)[1:-1]

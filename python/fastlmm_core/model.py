@@ -236,7 +236,9 @@ class LinearMixedModel(Model):
             Of an array each row is a response; float32 or float64, any memory order, memory-mapped files too.  Of a
             table (pandas, polars, pyarrow, dict) each **column** is a response and rows are observations, as in the
             data: rows of pandas are aligned by their index, others are the rows used or all rows of the data.  The
-            names of the columns become the labels of the responses.  Only pieces are held at a time.
+            names of the columns become the labels of the responses.  Arrays of h5py, zarr, dask, xarray (with
+            the coordinate of its first dimension as labels) and scipy.sparse, and AnnData by its X (a response per
+            variable), are read by slices too.  Only pieces are held at a time.
         reml : bool
         n_jobs : int, optional
             Threads; by default one per processor.

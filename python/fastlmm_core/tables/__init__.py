@@ -7,4 +7,5 @@ labels      labels to codes, and back
 alignment   Series of pandas beside other rows
 rows        the rows of the caller's table that a result is about
 responses   tables of responses, one per column
+stored      responses in files, chunks, sparse matrices and arrays with names
 """

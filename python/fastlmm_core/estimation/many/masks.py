@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from ...errors import LMMError
 from ...support.checks import plain_array
 from ...tables.responses import ResponseColumns, is_table
+from ...tables.stored import stored
 from ..model import Model
 from .batch_fit import BatchFit
 from .policy import fit_many
@@ -57,6 +58,9 @@ def responses_of(model: Model, Y: Any) -> tuple[Array, NDArray[Any] | None]:
     if is_table(Y):
         table = ResponseColumns(Y, rows)
         return np.asarray(table[np.arange(len(table))], dtype=np.float64), table.labels
+    elsewhere = stored(Y, rows)
+    if elsewhere is not None:
+        return elsewhere[:], elsewhere.labels
     if not hasattr(Y, "shape"):
         raise LMMError("missing='drop' needs all responses at once: give an array (n_responses, n_obs) or a table")
     if isinstance(Y, np.ma.MaskedArray):

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from ...errors import LMMError
 from ...tables.responses import ResponseColumns, is_table
+from ...tables.stored import stored
 from ..model import Model
 from .batch_fit import BatchFit
 
@@ -121,7 +122,7 @@ def with_responses(batch: B, Y: Any) -> B:
         For responses of another number or length.
     """
     rows = batch.model.design.caller_rows
-    found = ResponseColumns(Y, rows) if is_table(Y) else Y
+    found = ResponseColumns(Y, rows) if is_table(Y) else stored(Y, rows) or Y
     shape = (len(batch), batch.model.nobs)
     if tuple(getattr(found, "shape", ())) != shape:
         raise LMMError(f"Y must be the array or table that was fitted, of shape {shape}: one response per row")

@@ -21,6 +21,7 @@ from ...support.progress import progress_bar
 from ...support.seals import constant, line_seals
 from ...support.threads import in_threads, thread_count
 from ...tables.responses import ResponseColumns, is_table
+from ...tables.stored import StoredResponses, stored
 from ..fit import Fit, estimate
 from ..information import moments
 from ..model import Model
@@ -58,7 +59,7 @@ class _Labels:
 
     def add(self, block: Any) -> None:
         """Those of a block; of blocks without any the stream has none."""
-        if isinstance(block, ResponseColumns):
+        if isinstance(block, (ResponseColumns, StoredResponses)) and block.labels is not None:
             self.parts.append(block.labels)
         else:
             self.known = False
@@ -76,6 +77,10 @@ def _blocks(Y: Any, rows: CallerRows, labels: _Labels) -> tuple[Iterator[Any], i
         Y = ResponseColumns(Y, rows)
         labels.add(Y)
         return iter([Y]), len(Y), Y
+    found = stored(Y, rows)
+    if found is not None:
+        labels.add(found)
+        return iter([found]), len(found), found
     if hasattr(Y, "shape") and len(Y.shape) == 1:
         Y = rows.values(_unmasked(Y), "Y")
         Y = Y[None, :]
@@ -93,10 +98,9 @@ def _blocks(Y: Any, rows: CallerRows, labels: _Labels) -> tuple[Iterator[Any], i
 
     def checked() -> Iterator[Any]:
         for block in Y:
-            if is_table(block):
-                block = ResponseColumns(block, rows)
+            block = ResponseColumns(block, rows) if is_table(block) else stored(block, rows) or block
             labels.add(block)
-            if isinstance(block, ResponseColumns):
+            if isinstance(block, (ResponseColumns, StoredResponses)):
                 yield block
                 continue
             array = np.atleast_2d(plain_array(_unmasked(block), "a block of Y"))

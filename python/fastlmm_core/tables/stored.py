@@ -1,0 +1,119 @@
+"""Responses that are stored elsewhere: files, chunks, sparse matrices, arrays with names; read a few at a time.
+
+Nothing here knows the libraries: what is needed of an array is its shape, its dtype and slices along its first axis, of
+a sparse matrix `toarray`, of one with names `dims` and `coords`, of annotated data `X` and `var_names`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import LMMError
+from .rows import CallerRows
+
+__all__ = ["StoredResponses", "stored"]
+
+Array = NDArray[np.float64]
+
+GAP = 8
+"""Responses that are read in vain rather than in two pieces."""
+
+
+def stored(values: Any, rows: CallerRows) -> StoredResponses | None:
+    """Responses in an array that is not numpy's, None for anything else."""
+    if isinstance(values, np.ndarray):
+        return None
+    if hasattr(values, "X") and hasattr(values, "var_names"):
+        return StoredResponses(values.X, rows, np.asarray(values.var_names), across=True)
+    if len(getattr(values, "shape", ())) != 2 or not hasattr(values, "dtype") or not hasattr(values, "__getitem__"):
+        return None
+    labels, across = None, False
+    if hasattr(values, "dims") and hasattr(values, "coords"):
+        labels, across = _named(values, rows)
+    if hasattr(values, "toarray") and hasattr(values, "tocsr"):
+        values = values.tocsr()
+    return StoredResponses(values, rows, labels, across)
+
+
+def _named(values: Any, rows: CallerRows) -> tuple[NDArray[Any] | None, bool]:
+    """Labels of the responses, and whether these are the second dimension, of an array with dims and coords."""
+    n = len(rows.positions)
+    # rows are observations only where nothing else fits: a response per row is what arrays are
+    across = values.shape[1] != n and values.shape[0] == n
+    name = values.dims[1 if across else 0]
+    return (np.asarray(values.coords[name]) if name in values.coords else None), across
+
+
+class StoredResponses:
+    """Responses as rows of an array (n_responses, n), which is never made as a whole.
+
+    Parameters
+    ----------
+    data : array-like
+    rows : CallerRows
+        The rows that are wanted: the observations are these, or all rows of the data.
+    labels : (n_responses,) array or None
+    across : bool
+        Whether responses are the columns of the array.
+
+    Raises
+    ------
+    LMMError
+        For another shape, or values that are not numbers.
+    """
+
+    ndim = 2
+
+    def __init__(self, data: Any, rows: CallerRows, labels: NDArray[Any] | None, across: bool) -> None:
+        self._data, self._across = data, across
+        if across and hasattr(data, "tocsc"):
+            self._data = data.tocsc()
+        count, length = data.shape[::-1] if across else data.shape
+        n = len(rows.positions)
+        if length == n:
+            self._rows = None
+        elif rows.used is not None and length == rows.count:
+            self._rows = rows.used
+        else:
+            shape = f"({n}, n_responses)" if across else f"(n_responses, {n})"
+            raise LMMError(f"Y must have the shape {shape}, not {tuple(data.shape)}; transpose it if needed")
+        if np.dtype(data.dtype).kind not in "fiub":
+            raise LMMError(f"Y must hold numbers, not {data.dtype}")
+        self.labels = None
+        if labels is not None:
+            self.labels = np.empty(count, dtype=object)
+            self.labels[:] = list(labels)
+        self.shape = (int(count), n)
+        self.dtype = np.dtype(np.float64)
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, at: Any) -> Array:
+        """Responses by position, in float64: one (n,), or several (k, n)."""
+        if isinstance(at, (int, np.integer)):
+            one: Array = self[[int(at)]][0]
+            return one
+        if isinstance(at, slice):
+            begin, stop, step = at.indices(self.shape[0])
+            if step == 1:
+                return self._between(begin, max(begin, stop))
+        chosen = np.arange(self.shape[0])[at]
+        # stores read slices, in order; some not at all what numpy calls an index
+        wanted, places = np.unique(chosen, return_inverse=True)
+        cuts = np.flatnonzero(np.diff(wanted) > GAP) + 1
+        parts = [
+            self._between(int(run[0]), int(run[-1]) + 1)[run - run[0]] for run in np.split(wanted, cuts) if len(run)
+        ]
+        return np.concatenate(parts)[places.reshape(-1)] if parts else np.empty((0, self.shape[1]))
+
+    def _between(self, begin: int, stop: int) -> Array:
+        """Responses from one position to another."""
+        part = self._data[:, begin:stop] if self._across else self._data[begin:stop]
+        part = part.toarray() if hasattr(part, "toarray") else part
+        block = np.asarray(part, dtype=np.float64)
+        block = block.T if self._across else block
+        return np.ascontiguousarray(block if self._rows is None else block[:, self._rows])
