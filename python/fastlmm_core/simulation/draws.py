@@ -114,7 +114,7 @@ def drawing(source: Generating, draw: str | Draw = "normal", fresh: NDArray[np.b
     if isinstance(draw, str):
         shape = shape_of(draw)
         return parametric(source, fresh) if shape is None else _effects_and_errors(source, fresh, shape)
-    if not callable(draw):
+    if not callable(draw) or isinstance(draw, type):
         raise LMMError(f"draw must be 'normal', 't(5)', 'skewed(1)' or a function (rng, count), not {draw!r:.60}")
     if fresh is not None:
         raise LMMError("draw is a function that draws whole responses; leave out data=, effects= and random_effects=")

@@ -140,7 +140,7 @@ def _check(results: Sequence[Any], test: Any, null: Any, n_sim: int | None, seed
 
 def check_null(null: Any, n_sim: int | None, seed: Any) -> int:
     """The number of draws; unknown null distributions, and numbers and seeds that make no sense, are refused."""
-    if null not in _NULLS:
+    if not isinstance(null, str) or null not in _NULLS:
         raise LMMError(f"null={null!r} is unknown: use {', '.join(map(repr, _NULLS[:-1]))} or {_NULLS[-1]!r}")
     if n_sim is None:
         n_sim = _RESPONSES if null == "bootstrap" else _DRAWS
