@@ -6,8 +6,8 @@ Three designs with 1,000 simulations for each of ten sizes:
 - the same with random slopes and Kenward and Roger's t tests;
 - the interaction of two arms with time (random slopes), by likelihood ratios, for which two models are fitted.
 
-The yardstick is `rng.standard_normal` for as many numbers as the responses of all simulations have.  The powers are checked
-against those of normal, noncentral t and chi-square distributions, as the designs are balanced.
+The yardstick is `rng.standard_normal` for as many numbers as the responses of all simulations have.  The powers are
+checked against those of normal, noncentral t and chi-square distributions, as the designs are balanced.
 """
 
 from __future__ import annotations
