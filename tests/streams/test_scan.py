@@ -14,6 +14,13 @@ import pytest
 import fastlmm_core as flc
 from streamed import FORMULA, close, cut, same_bits, simulated
 
+
+@pytest.fixture(autouse=True)
+def short_chunks(monkeypatch):
+    """Chunks of one block, so that there are several of them."""
+    monkeypatch.setattr("fastlmm_core.streams.reduce.TARGET", 1 << 12)
+
+
 FORMULAS = [FORMULA, "y ~ x + (x | g)", "y ~ z + (1 | g)", "y ~ x + (x || g)", "y ~ 1 + (1 | g)"]
 
 
@@ -173,6 +180,28 @@ def test_labels_that_are_whole_numbers(labels):
     close(one, other)
 
 
+@pytest.mark.parametrize("text", [False, True])
+def test_groups_of_several_columns(text):
+    data = simulated(3000).assign(h=lambda d: np.arange(len(d)) % 13)
+    if text:
+        data["h"] = [f"ä{h}" for h in data["h"]]
+    data = data.sort_values(["g", "h"], kind="stable").reset_index(drop=True)
+    formula = "y ~ x + (1 | g:h)"
+    same_bits(flc.lmm(formula, data).fit(), flc.lmm(formula, flc.scan(cut(data, 311))).fit())
+    plan = flc.plan(formula, data)
+    parts = [plan.reduce(part, key=i) for i, part in enumerate(cut(data, 311))]
+    result = flc.lmm(plan, flc.merge(parts)).fit()
+    close(result, flc.lmm(formula, data).fit())
+    assert sum(table.num_rows for table in result.augment(data)) == len(data)
+
+
+def test_joined_labels_that_are_the_same():
+    data = simulated(3000)
+    data = data.assign(g=np.where(data["z"] > 0, "a", "a:1"), h=np.where(data["z"] > 0, "1:2", "2"))
+    with pytest.raises(flc.LMMError, match="ambiguous"):
+        flc.lmm("y ~ x + (1 | g:h)", flc.scan(cut(data.assign(h=data["h"].where(data.index > 9, "4")), 700)))
+
+
 def test_columns_that_depend_on_others_take_another_pass():
     data = simulated(5000).assign(w=lambda d: 2.0 * d["x"] - d["z"], v=lambda d: d["x"] * 1e6 + d["z"])
     for formula, dropped in (("y ~ x + z + w + (1 | g)", ("w",)), ("y ~ x + v + z + (x | g)", ("z",))):
@@ -207,6 +236,7 @@ def test_effects_that_the_fixed_part_explains_are_refused_as_in_memory():
 def test_y_between_groups_only_is_summed_again():
     data = simulated(3000)
     data["y"] = 1e4 * data["g"] + data["y"] * 1e-5
+    data = data.iloc[::-1].reset_index(drop=True)  # groups come in another order than that of their labels
     one, other = flc.lmm("y ~ x + (1 | g)", data).fit(), flc.lmm("y ~ x + (1 | g)", flc.scan(cut(data, 700))).fit()
     same_bits(one, other)
     assert other.model.design.passes == 2

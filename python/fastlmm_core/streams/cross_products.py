@@ -92,7 +92,8 @@ class CrossProducts:
         """
         labels: Any = self.labels
         if labels.dtype.kind == "O":
-            if not all(isinstance(label, str) for label in labels.tolist()):
+            plain = (label if isinstance(label, tuple) else (label,) for label in labels.tolist())
+            if not all(isinstance(part, str | int) for label in plain for part in label):
                 raise LMMError("labels that are neither numbers nor text cannot be saved; convert the column to text")
             labels = np.frombuffer(json.dumps(labels.tolist()).encode(), dtype=np.uint8)
         for key in self.keys:
@@ -122,7 +123,7 @@ class CrossProducts:
         if document["text"]:
             listed = json.loads(io.BytesIO(labels.tobytes()).read())
             labels = np.empty(len(listed), dtype=object)
-            labels[:] = listed
+            labels[:] = [tuple(label) if isinstance(label, list) else label for label in listed]
         seen = document["seen"]
         seen["numbers"] = {name: tuple(float.fromhex(v) for v in values) for name, values in seen["numbers"].items()}
         return cls(

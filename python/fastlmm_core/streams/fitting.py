@@ -15,6 +15,7 @@ from ..engines.protocol import Problem
 from ..errors import LMMError
 from ..formula.syntax import parse
 from .cross_products import CrossProducts
+from .labels import joined
 from .plan import Plan, make_plan
 from .reader import StreamRows
 from .source import Scan
@@ -69,7 +70,7 @@ def condition_plan(plan: Plan, total: CrossProducts | None, source: Scan | None,
     reader = StreamRows(plan, source, total)
     names = random_without_rows(recipe.terms).columns
     problem, _ = condition_rows(reader, plan.structure, plan.factor, names, columns=plan.columns)
-    grouping = grouping_of(plan.factor, reader.labels)
+    grouping = grouping_of(plan.factor, joined(plan.factor, reader.labels))
     design = StreamedDesign(
         None,  # type: ignore[arg-type]
         random_without_rows(recipe.terms, grouping.codes),

@@ -14,11 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import LMMError
-from ..formula.matrices import factor_codes
 from ..tables.columns import Column
-from ..tables.labels import in_order, label_array
+from ..tables.labels import in_order, integer_codes, label_array
 
-__all__ = ["GroupSlots", "labels_of"]
+__all__ = ["GroupSlots", "joined", "labels_of"]
 
 Array = NDArray[Any]
 Int64 = NDArray[np.int64]
@@ -28,8 +27,38 @@ WIDEST = 1 << 26
 
 
 def labels_of(factors: Sequence[str], columns: Sequence[Column], rows: Array | None) -> tuple[Array, Array]:
-    """Codes and labels of a grouping factor in some rows (None: all); labels in any order."""
-    return columns[0].label_codes(rows) if len(columns) == 1 else factor_codes(tuple(factors), columns, rows)
+    """Codes and labels of a grouping factor in some rows (None: all); labels in any order.
+
+    Those of several columns are tuples, which sort as in memory: by the first column, then by the second.
+    """
+    read = [column.label_codes(rows) for column in columns]
+    if len(read) == 1:
+        return read[0]
+    codes, used = integer_codes(np.ravel_multi_index([own for own, _ in read], [len(names) for _, names in read]))
+    places = np.unravel_index(used, [len(names) for _, names in read])
+    labels = np.empty(len(used), dtype=object)
+    labels[:] = list(zip(*(names[at].tolist() for (_, names), at in zip(read, places, strict=True)), strict=True))
+    return codes, labels
+
+
+def joined(name: str, labels: Array) -> Array:
+    """Labels of a factor made up of several columns as text, as they are in memory; others as they are.
+
+    Raises
+    ------
+    LMMError
+        Where two of them become the same.
+    """
+    if not len(labels) or not isinstance(labels[0], tuple):
+        return labels
+    out = np.empty(len(labels), dtype=object)
+    out[:] = [":".join(map(str, label)) for label in labels.tolist()]
+    if len(set(out.tolist())) < len(out):
+        raise LMMError(
+            f"Labels of the grouping factor {name!r} are ambiguous, because labels of one of its columns hold ':' "
+            "themselves; rename them."
+        )
+    return out
 
 
 class GroupSlots:
@@ -68,7 +97,7 @@ class GroupSlots:
         """
         column = columns[0]
         number = column.number
-        if len(columns) == 1 and number is not None and number.dtype.kind in "iu":
+        if len(columns) == 1 and number is not None and number.dtype.kind in "iu" and number.dtype != np.uint64:
             self._be("numbers", column)
             return self._of_numbers((number if rows is None else number[rows]).astype(np.int64, copy=False))
         found, labels = labels_of(factors, columns, rows)

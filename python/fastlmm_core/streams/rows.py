@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from ..design.streamed import StreamedDesign
 from ..errors import LMMError
-from .labels import labels_of
+from .labels import joined, labels_of
 from .recipe import Piece, Recipe, Seen
 from .source import Scan, ahead
 
@@ -73,6 +73,7 @@ def _of_piece(piece: Piece, beta: Array, blups: tuple[Array, ...], grouping: Gro
         population = population + piece.offset
     factors, columns = piece.groups[grouping.name]
     codes, labels = labels_of(factors, columns, piece.rows)
+    labels = joined(grouping.name, labels)
     level = grouping.locate(labels)
     if (level < 0).any():
         unknown = labels.tolist()[np.flatnonzero(level < 0)[0]]
