@@ -376,21 +376,35 @@ cdef inline void add_six(double* S, double a, double b, double c, double d, doub
 
 
 cdef int sweep_small(const Pass* d, bint shared, bint plain, code_t kind) noexcept nogil:
-    """`sweep` for one or two random effects and two columns of X; -1 for other sizes."""
-    cdef double x[4]
+    """`sweep` for one or two random effects and up to five columns of X; -1 for other sizes."""
+    cdef double x[6]
     cdef double z[2]
-    cdef double acc[10]
-    cdef double s[6]
+    cdef double acc[16]
+    cdef double s[21]
     cdef Desk at
     at.x, at.z, at.acc, at.s = &x[0], &z[0], &acc[0], &s[0]
-    if d.p == 2 and d.q == 2 and plain:
-        if shared:
+    if not plain:
+        return -1
+    if shared:
+        if d.p == 2:
             return sweep_line(d, kind)
-        return sweep(d, 2, 2, False, True, kind, &at)
-    if d.p == 2 and d.q == 1 and plain:
-        return sweep_intercept(d, kind)
-    if d.p == 1 and d.q == 1 and plain and shared:
-        return sweep(d, 1, 1, True, True, kind, &at)
+        return sweep(d, 1, 1, True, True, kind, &at) if d.p == 1 else -1
+    if d.q == 1:
+        if d.p == 2:
+            return sweep_intercept(d, kind)
+        if d.p == 3:
+            return sweep(d, 3, 1, False, True, kind, &at)
+        if d.p == 4:
+            return sweep(d, 4, 1, False, True, kind, &at)
+        return sweep(d, 5, 1, False, True, kind, &at) if d.p == 5 else -1
+    if d.q == 2:
+        if d.p == 2:
+            return sweep(d, 2, 2, False, True, kind, &at)
+        if d.p == 3:
+            return sweep(d, 3, 2, False, True, kind, &at)
+        if d.p == 4:
+            return sweep(d, 4, 2, False, True, kind, &at)
+        return sweep(d, 5, 2, False, True, kind, &at) if d.p == 5 else -1
     return -1
 
 
@@ -519,6 +533,7 @@ cdef int add_panel(const Pass* d, Py_ssize_t start, Py_ssize_t stop, double[:, :
     cdef double* z = d.work
     cdef double* acc = z + q
     cdef double* x
+    cdef const double* next_one
     cdef double w = 1.0, t
     cdef bint broken = False
     memset(acc, 0, line * sizeof(double))
@@ -529,6 +544,9 @@ cdef int add_panel(const Pass* d, Py_ssize_t start, Py_ssize_t stop, double[:, :
             if current >= 0:
                 flush(line, acc, d.raw + current * line)
             current = group
+            next_one = d.raw + <Py_ssize_t> (codes[min(i + 4, stop - 1) * d.c_row] - d.base) * line
+            for j in range(0, line, 8):
+                fetch(next_one + j, 1, 3)
         row = d.Z + i * d.z_row
         if d.z_constant >= 0 and row[d.z_constant * d.z_column] != d.z_value:
             broken = True
