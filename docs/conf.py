@@ -86,5 +86,6 @@ def setup(app):
 html_theme = "furo"
 html_title = "fastlmm_core"
 html_static_path = ["_static"]
+html_extra_path = ["llms.txt"]
 html_css_files = ["site.css"]
 html_theme_options = {"navigation_with_keys": True}

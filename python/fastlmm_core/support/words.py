@@ -256,6 +256,7 @@ READING = (
 # ---- formulas ------------------------------------------------------------------------------------------------------
 
 FORMULAS = (
+    Word('`dummy(h, "b")`', "`I(h == 'b')`", names=("dummy",)),
     Word("`factor(h)`, `as.factor(h)`", "`C(h)`", "texts are categorical without it",
          ("factor", "as.factor", "as.character", "as_factor")),
     Word('`relevel(h, ref = "b")`', "`C(h, Treatment('b'))`", "", ("relevel", "fct_relevel")),
