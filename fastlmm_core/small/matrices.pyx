@@ -340,28 +340,35 @@ def log_diagonal(const double[:, :] matrix):
     return total
 
 
-def within_part(const double[::1] packed, const double[:, ::1] T, const double[::1] between):
-    """T'S T less `between`, packed by rows like S; T is upper triangular."""
-    cdef Py_ssize_t k = T.shape[0], i, j, l, pos = 0
+cdef void within_products(Py_ssize_t k, const double* packed, const double* T, const double* between, double* half,
+                          double* out) noexcept nogil:
+    """`within_part`; half: work space (k, k)."""
+    cdef Py_ssize_t i, j, l, pos = 0
     cdef double t
-    if k >= MANY_:
-        return by_blas().within_part(unpack(packed, k), np.asarray(T), np.asarray(between))
-    out_array = np.empty(k * (k + 1) // 2)
-    cdef double[::1] out = out_array
-    cdef double* half = doubles(k * k)
     for i in range(k):
         for j in range(k):
             t = 0.0
             for l in range(j + 1):
-                t += packed[i * (i + 1) // 2 + l if i >= l else l * (l + 1) // 2 + i] * T[l, j]
+                t += packed[i * (i + 1) // 2 + l if i >= l else l * (l + 1) // 2 + i] * T[l * k + j]
             half[i * k + j] = t
     for i in range(k):
         for j in range(i + 1):
             t = 0.0
             for l in range(i + 1):
-                t += T[l, i] * half[l * k + j]
+                t += T[l * k + i] * half[l * k + j]
             out[pos] = t - between[pos]
             pos += 1
+
+
+def within_part(const double[::1] packed, const double[:, ::1] T, const double[::1] between):
+    """T'S T less `between`, packed by rows like S; T is upper triangular."""
+    cdef Py_ssize_t k = T.shape[0]
+    if k >= MANY_:
+        return by_blas().within_part(unpack(packed, k), np.asarray(T), np.asarray(between))
+    out_array = np.empty(k * (k + 1) // 2)
+    cdef double[::1] out = out_array
+    cdef double* half = doubles(k * k)
+    within_products(k, &packed[0], &T[0, 0], &between[0], half, &out[0])
     free(half)
     return out_array
 
