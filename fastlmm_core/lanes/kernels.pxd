@@ -112,6 +112,26 @@ cdef inline void lay_profile(Profile* f, Arena* arena, Py_ssize_t lanes) noexcep
     f.hess = take(arena, lanes * n * n)
 
 
+# The criterion of all responses of a batch at the same points, see lanes/screen.pxi.
+cdef struct SharedScreen:
+    Py_ssize_t n_points         # 0 where one minimum only is looked for
+    Py_ssize_t n_patterns       # of the groups that are screened
+    Py_ssize_t n_columns
+    const Py_ssize_t* pattern   # (n_patterns,)
+    bint apart                  # whether each of these is one group
+    double share                # of all groups
+    double nu                   # see Batch; of these groups
+    const double* square        # (ceil(n_points / 8), n_patterns n_a + 1, 8) W^-1, packed, off-diagonals twice; 1
+    const double* linear        # (ceil(n_points p / 8), n_columns q + p, 8) L_xx^-1 (c_x' W^-1, I), point by point
+    const double* constant      # (n_points,) log|V| [+ log|H_xx|]
+    Py_ssize_t near, wide       # neighbours that a valley lies lower than, and where the variation is that of many groups
+    const Py_ssize_t* neighbours    # (n_points, wide) the nearest ones first
+    const double* features      # (n_points, n_a) logarithms of variances, and `correlation` times correlations
+    const double* unit          # (q,) standard deviations are divided by these
+    double vanishing, correlation   # variance that is nearly none
+    double many                 # groups
+    Py_ssize_t lowest, limit    # points that are looked at whether they mark a valley or not; points at most
+
 # What all responses of a batch share: the design, in the coordinates of the conditioned problem.
 # Groups are sorted by pattern, rows by group.  A pattern of one group has one column, (c_x, c_y) itself; the groups
 # of a larger one are rotated so that `columns` of them carry all of c_x, and the rest enter by their sum of squares.
@@ -142,7 +162,8 @@ cdef struct Batch:
     double nu, per_group
     const double* first         # (q, q) L from which the scoring step is taken
     const double* scoring       # (n_a, n_a) inverse of the expected Hessian in vech(G^) there
-    const double* first_theta   # (n_par,) start, or NULL for the scoring step
+    const double* first_theta   # (., n_par) start of each response, or NULL for the scoring step
+    Py_ssize_t stride_theta     # from one start to the next, 0 where it is the same
     double tolerance
     Py_ssize_t max_iterations
     # the way back
@@ -154,6 +175,7 @@ cdef struct Batch:
     const double* within_root   # (p, n_within)
     Py_ssize_t n_within
     double variance             # sigma^2
+    SharedScreen screen
 
 # Results of a batch, one row per response.
 cdef struct Outcome:
@@ -166,6 +188,9 @@ cdef struct Outcome:
     double* decrement
     int* status         # 1 certified, 2 certified at the boundary, 0 not, -1 not finite, -2 no variation
     int* evaluations
+    int* chosen         # (count, screen.limit) points to look for other minima from, then -1; or NULL
+    double* rise        # (count,) of the criterion to the boundary, by its Hessian; or NULL
+    double* values      # (count, n_points) of the screen; or NULL
     # Where `rows` is not NULL nothing is fitted: theta is read, and what tests of m linear functions of the coefficients
     # need at it is all that is written (relative to sigma^2, the scale of V profiled out), beside the coefficients, their
     # standard errors and sigma^2 at that theta unless `params` is NULL.

@@ -21,6 +21,11 @@ cdef struct Lanes:
     double* row         # (p,) a linear function of the conditioned coefficients, and another
     double* other
     const OwnGroups* own    # groups of each lane's own design; NULL where all have that of the batch
+    # of a screen
+    double* line        # (n_columns q + p)
+    double* squares     # (n_patterns n_a + 1)
+    double* values      # (n_points), up to a multiple of 8
+    double* eight
 
 
 cdef void lay_lanes(const Batch* d, Lanes* s, Arena* arena) noexcept nogil:
@@ -48,6 +53,11 @@ cdef void lay_lanes(const Batch* d, Lanes* s, Arena* arena) noexcept nogil:
     s.row = take(arena, LANES * p)
     s.other = take(arena, LANES * p)
     s.own = NULL
+    if d.screen.n_points > 0:
+        s.line = take(arena, LANES * (d.screen.n_columns * q + p))
+        s.squares = take(arena, LANES * (d.screen.n_patterns * n_a + 1))
+        s.values = take(arena, LANES * (d.screen.n_points + 7))
+        s.eight = take(arena, LANES * 8)
 
 
 cdef Py_ssize_t batch_size(const Batch* d) noexcept nogil:
@@ -439,17 +449,19 @@ cdef void evaluate_responses(const Batch* d, Lanes* s, int order) noexcept nogil
     profile_second(&s.f, 2)
 
 
-cdef void first_theta(const Batch* d, Lanes* s) noexcept nogil:
-    """Start: a step of Fisher scoring in G^ from a common point, kept away from singular matrices."""
-    cdef Py_ssize_t q = d.q, n_a = q * (q + 1) // 2, a, b, l, i, alpha
+cdef void first_theta(const Batch* d, Lanes* s, Py_ssize_t block, Py_ssize_t count) noexcept nogil:
+    """Start of `count` responses from `block` on: given, or a step of Fisher scoring in G^ from a common point, kept away from singular matrices."""
+    cdef Py_ssize_t q = d.q, n_a = q * (q + 1) // 2, a, b, l, i, alpha, lane
     cdef vecu* factor = <vecu*> s.f.factor
     cdef vecu* theta = <vecu*> s.theta
     cdef vecu* g = <vecu*> s.f.g
     cdef vecu* G = <vecu*> s.small
     cdef vec t, floor
     if d.first_theta != NULL:
-        for i in range(d.n_par):
-            theta[i] = VEC_SET(d.first_theta[i])
+        for lane in range(LANES):
+            for i in range(d.n_par):
+                s.theta[i * LANES + lane] = d.first_theta[
+                    (block + (lane if lane < count else count - 1)) * d.stride_theta + i]
         return
     for a in range(q * q):
         factor[a] = VEC_SET(d.first[a])
@@ -895,6 +907,9 @@ cdef void write_coefficients(const Batch* d, Lanes* s, Fates* f, const Outcome* 
             out.df[(first + lane) * d.p_full + i] = (<double*> &value)[lane]
 
 
+include "screen.pxi"
+
+
 cdef void batch_fit(
     const Batch* d, const double* Y, Py_ssize_t stride, Py_ssize_t n_responses, Py_ssize_t first, const Outcome* out,
     double* work,
@@ -932,13 +947,15 @@ cdef void batch_fit(
                 write_coefficients(d, &s, &f, out, rows, stride, first + block, count)
             write_contrasts(d, &s, out, first + block, count)
         else:
-            first_theta(d, &s)
+            first_theta(d, &s, block, count)
             minimize_lanes(d, &s, &f.finished, &f.decrement, f.evaluations)
             changed = snap(d, &s)
             if vec_max(<vecu*> &changed) > 0.0:
                 judge_snapped(d, &s, &f, changed)
             write_searches(d, &s, &f, out, first + block, count)
             write_coefficients(d, &s, &f, out, rows, stride, first + block, count)
+            if out.chosen != NULL or out.values != NULL:
+                screen_responses(d, &s, &f, out, block, count)
         block += LANES
 
 

@@ -6,8 +6,13 @@ from libc.stdlib cimport free, malloc
 import numpy as np
 
 from fastlmm_core.kernels._criterion cimport kernels
-from fastlmm_core.lanes.kernels cimport Batch, Outcome
+from fastlmm_core.lanes.kernels cimport Batch, Outcome, SharedScreen
 from fastlmm_core.small.arena cimport Arena, furnish, take
+
+
+cdef enum:
+    MOST_POINTS = 256   # see lanes/screen.pxi
+    MOST_FEATURES = 136
 
 
 cdef int run(const Batch* d, const double* Y, Py_ssize_t stride, Py_ssize_t count, Py_ssize_t first, const Outcome* out) except -1:
@@ -31,6 +36,8 @@ cdef class BatchDesign:
     rows : BatchRows
     patterns : BatchPatterns
     search : BatchSearch
+    screen : BatchScreen or None
+        None where one minimum only is looked for.
     x_map : (p_full, p) array
         From conditioned to the caller's coefficients.
     ones : (p_full,) array
@@ -42,8 +49,9 @@ cdef class BatchDesign:
     cdef object kept
     cdef Py_ssize_t* positions
     cdef readonly Py_ssize_t n, n_par, p_full
+    cdef readonly object screen
 
-    def __cinit__(self, rows, patterns, search, const double[:, ::1] x_map, const double[::1] ones):
+    def __cinit__(self, rows, patterns, search, screen, const double[:, ::1] x_map, const double[::1] ones):
         self.rows, self.patterns, self.search = rows, patterns, search
         self.kept = (x_map, ones)
         self.d.spread = NULL
@@ -55,6 +63,10 @@ cdef class BatchDesign:
         self.take_rows(rows)
         self.take_patterns(patterns)
         self.take_search(search)
+        self.screen = screen
+        self.d.screen.n_points = 0
+        if screen is not None:
+            self.take_screen(screen)
         self.n = self.d.n
         self.n_par = self.d.n_par
         self.p_full = self.d.p_full
@@ -126,6 +138,32 @@ cdef class BatchDesign:
         d.tolerance = search.tolerance
         d.max_iterations = search.max_iterations
 
+    cdef take_screen(self, screen):
+        cdef SharedScreen* s = &self.d.screen
+        cdef const int64_t[::1] pattern = screen.pattern
+        cdef const int64_t[:, ::1] neighbours = screen.neighbours
+        cdef const double[:, :, ::1] square = screen.square, linear = screen.linear
+        cdef const double[:, ::1] features = screen.features
+        cdef const double[::1] unit = screen.unit
+        cdef Py_ssize_t count = neighbours.shape[0], q = self.d.q, n_a = q * (q + 1) // 2
+        s.n_patterns = pattern.shape[0]
+        s.n_columns = screen.n_columns
+        s.near, s.wide = screen.near, neighbours.shape[1]
+        if count > MOST_POINTS or n_a > MOST_FEATURES or square.shape[1] != s.n_patterns * n_a + 1 or (
+                linear.shape[1] != s.n_columns * q + self.d.p or features.shape[1] != n_a):
+            raise ValueError("a screen of another design")
+        s.n_points = count
+        s.pattern = <const Py_ssize_t*> &pattern[0]
+        s.apart = screen.apart
+        s.share = screen.share
+        s.square = &square[0, 0, 0]
+        s.linear = &linear[0, 0, 0] if linear.shape[0] > 0 else NULL
+        s.neighbours = <const Py_ssize_t*> &neighbours[0, 0]
+        s.features = &features[0, 0]
+        s.unit = &unit[0]
+        s.vanishing, s.correlation, s.many = screen.vanishing, screen.correlation, screen.many
+        s.lowest, s.limit = screen.lowest, screen.limit
+
     def __dealloc__(self):
         free(self.positions)
 
@@ -143,7 +181,8 @@ cdef class BatchDesign:
         d.variance = scores.variance
         return scores.width
 
-    def fit(self, const double[:, ::1] Y, Py_ssize_t first, bint reml, double criterion_offset, start, into, scores=None):
+    def fit(self, const double[:, ::1] Y, Py_ssize_t first, bint reml, double criterion_offset, start, into,
+            scores=None, look=None):
         """Fit the rows of Y; results go to rows first, first + 1, ... of the arrays.
 
         Parameters
@@ -154,17 +193,19 @@ cdef class BatchDesign:
         reml : bool
         criterion_offset : float
             Added to the criterion for the caller's units (the part without the scale of y).
-        start : (n_par,) array or None
-            Theta to start from; None: start by a step of scoring.
+        start : (n_par,) or (count, n_par) array, or None
+            Theta to start from, of all or of each; None: start by a step of scoring.
         into : BatchResults
             Overwritten.
         scores : BatchScores or None
             What the rows of Y mean where they are scores.
+        look : BatchLook or None
+            Overwritten with what the screen tells of other minima.
         """
         cdef Batch d = self.d
         cdef Outcome out
         cdef Py_ssize_t count = Y.shape[0], width = self.take_scores(&d, scores)
-        cdef const double[::1] start_view
+        cdef const double[:, ::1] starts
         cdef double[:, ::1] theta = into.theta, params = into.params, bse = into.bse, df = into.df
         cdef double[::1] sigma2 = into.sigma2, value = into.value, decrement = into.decrement
         cdef int[::1] status = into.status, evaluations = into.evaluations
@@ -179,10 +220,11 @@ cdef class BatchDesign:
         d.criterion_offset = criterion_offset
         d.first_theta = NULL
         if start is not None:
-            start_view = start
-            if start_view.shape[0] != self.n_par:
-                raise ValueError(f"start has {start_view.shape[0]} elements, the model has {self.n_par}")
-            d.first_theta = &start_view[0]
+            starts = np.atleast_2d(start)
+            if starts.shape[1] != self.n_par or starts.shape[0] not in (1, count):
+                raise ValueError(f"start has {starts.shape[1]} elements, the model has {self.n_par}")
+            d.first_theta = &starts[0, 0]
+            d.stride_theta = 0 if starts.shape[0] == 1 else self.n_par
         out.theta = &theta[0, 0]
         out.params = &params[0, 0] if self.p_full > 0 else NULL
         out.bse = &bse[0, 0] if self.p_full > 0 else NULL
@@ -193,7 +235,31 @@ cdef class BatchDesign:
         out.evaluations = &evaluations[0]
         out.df = &df[0, 0] if self.p_full > 0 else NULL
         out.rows = NULL
+        out.chosen = NULL
+        out.rise = NULL
+        out.values = NULL
+        if look is not None and d.screen.n_points > 0:
+            self.look_at(&d, &out, look, count, reml)
         run(&d, &Y[0, 0], width, count, first, &out)
+
+    cdef int look_at(self, Batch* d, Outcome* out, look, Py_ssize_t count, bint reml) except -1:
+        """Let the screen be evaluated, and what it tells be written."""
+        cdef int[:, ::1] chosen = look.chosen
+        cdef double[::1] rise = look.rise
+        cdef double[:, ::1] values
+        cdef const double[::1] constant = self.screen.constant[0 if reml else 1]
+        if chosen.shape[0] != count or rise.shape[0] != count or chosen.shape[1] != d.screen.limit:
+            raise ValueError("the arrays do not fit the responses and the screen")
+        d.screen.constant = &constant[0]
+        d.screen.nu = self.screen.nu[0 if reml else 1]
+        out.chosen = &chosen[0, 0]
+        out.rise = &rise[0]
+        if look.values is not None:
+            values = look.values
+            if values.shape[0] != count or values.shape[1] != d.screen.n_points:
+                raise ValueError("the values do not fit the responses and the screen")
+            out.values = &values[0, 0]
+        return 0
 
     def contrasts(self, const double[:, ::1] Y, bint reml, double[:, ::1] theta, const double[:, ::1] rows, scores=None,
                   coefficients=None):

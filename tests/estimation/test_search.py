@@ -11,7 +11,11 @@ from fastlmm_core import kernels
 from fastlmm_core.covariance.parameters import Block, CovarianceStructure
 from fastlmm_core.engines import protocol
 from fastlmm_core.estimation import search
-from fastlmm_core.estimation.many.search import ResponseSearch
+from fastlmm_core.estimation.fit import Fit
+from fastlmm_core.estimation.many.batch_fit import BatchFit
+from fastlmm_core.estimation.many.one_factor import shared_design
+from fastlmm_core.estimation.many.search import narrowed_starts
+from fastlmm_core.kernels.records import BatchLook, BatchResults
 
 BY_DEFAULT, BY_HAND = 3, 100
 TOLERANCE = 1e-6  # above the best found: a worse optimum
@@ -238,23 +242,145 @@ def test_other_minima_are_reported() -> None:
 # ------------------------------------------------------------------------------------------------------------- batches
 
 
+def screened(model: flc.LinearMixedModel, Y: np.ndarray, reml: bool) -> tuple[BatchFit, BatchLook]:
+    """Fits without a search, and what the lanes say of other minima."""
+    shared = shared_design(model)
+    screen = shared.screen
+    assert screen is not None
+    found = BatchFit(model, Fit, reml, len(Y), None)
+    said = BatchLook(
+        np.full((len(Y), screen.limit), -9, dtype=np.intc), np.empty(len(Y)), np.empty((len(Y), len(screen.thetas)))
+    )
+    into = BatchResults(
+        found.theta_o, found.params, found.bse, found.sigma2, found.criterion, found.gradient_norm, found.status,
+        found.n_evaluations, found.satterthwaite,
+    )  # fmt: skip
+    shared.fit(Y, 0, reml, 0.0, None, into, look=said)
+    return found, said
+
+
 @pytest.mark.parametrize(
-    ("family", "seed"), [("eight_decades", 3), ("distant_origin", 2), ("small_weighted", 3), ("few_rows", 4)]
+    ("family", "seed"),
+    [("eight_decades", 3), ("distant_origin", 2), ("small_weighted", 3), ("few_rows", 4), ("pharmacology", 11)],
 )
 def test_the_screen_of_a_batch_is_that_of_single_fits(family: str, seed: int) -> None:
     problem = landscapes.problem(family, seed)
     model = model_of(problem)
-    screen = ResponseSearch(model)
-    assert screen.needed
+    screen = shared_design(model).screen
+    assert screen is not None
     for reml in (True, False):
-        params = np.asarray(model.fit(reml=reml).beta)
-        values = screen.values(problem.y[None, :], params[None, :], reml)[:, 0]
+        values = screened(model, np.array([problem.y[::-1], problem.y]), reml)[1].values[1]
         criterion = model.problem.criterion()
         criterion.reml = reml
         expected = np.array([criterion.evaluate(theta)[0] for theta in screen.thetas])
-        differences = values - expected
-        # a constant of the response; sums of squares that nearly cancel
-        assert np.ptp(differences) <= 0.1
+        # sums of squares that nearly cancel
+        np.testing.assert_allclose(values, expected, rtol=0.0, atol=1e-4)
+
+
+def test_the_screen_of_some_groups_estimates_that_of_all() -> None:
+    rng = np.random.default_rng(2)
+    m = 700
+    codes = np.repeat(np.arange(m), rng.integers(2, 6, m))
+    t = rng.uniform(-1.0, 1.0, len(codes))
+    Z = np.column_stack([np.ones(len(t)), t])
+    y = 2.0 * rng.standard_normal(m)[codes] + rng.standard_normal(len(t))
+    model = flc.LinearMixedModel(y, Z, Z, codes)
+    screen = shared_design(model).screen
+    assert screen is not None and len(screen.pattern) == 234 and screen.share == pytest.approx(1.0 / 3.0, abs=1e-3)
+    values = screened(model, y[None, :], True)[1].values[0]
+    criterion = model.problem.criterion()
+    expected = np.array([criterion.evaluate(theta)[0] for theta in screen.thetas])
+    # both up to a constant
+    values, expected = values - values.min(), expected - expected.min()
+    far = expected > 0.1 * expected.max()
+    np.testing.assert_allclose(values[far] / screen.share, expected[far], rtol=0.1)
+
+
+def worth(problem: landscapes.Problem, y: np.ndarray) -> float:
+    """How many groups of equal size have as much variation: that of the least-squares residual in the span of Z_i."""
+    root = np.ones(len(y)) if problem.weights is None else np.sqrt(problem.weights)
+    X, Z, y = problem.X * root[:, None], problem.terms[0].Z * root[:, None], y * root
+    rest, codes = y - X @ np.linalg.lstsq(X, y, rcond=None)[0], problem.terms[0].codes
+    sizes = []
+    for g in np.unique(codes):
+        here = codes == g
+        sizes.append(np.sum((Z[here] @ np.linalg.lstsq(Z[here], rest[here], rcond=None)[0]) ** 2))
+    return float(np.sum(sizes) ** 2 / np.sum(np.square(sizes)))
+
+
+def chosen_points(values: np.ndarray, screen: object, own: int | None, lowest: int, near: int) -> list[int]:
+    """Valleys without that of the minimum found, or with the lowest points."""
+    valleys = [i for i in range(len(values)) if values[i] <= values[screen.neighbours[i, :near]].min()]
+    wanted = [i for i in valleys if i != own] + list(np.argsort(values)[:lowest])
+    return sorted(set(wanted), key=lambda i: values[i])[: screen.limit]
+
+
+@pytest.mark.parametrize(("family", "seed"), [("eight_decades", 9), ("distant_origin", 2), ("pharmacology", 11)])
+def test_points_that_a_batch_looks_from(family: str, seed: int) -> None:
+    problem = landscapes.problem(family, seed)
+    model = model_of(problem)
+    screen = shared_design(model).screen
+    rng = np.random.default_rng(1)
+    Y = problem.y + rng.standard_normal((40, len(problem.y))) * np.std(problem.y) * 10.0 ** rng.uniform(-2, 1, (40, 1))
+    found, said = screened(model, Y, True)
+    assert (found.status > 0).sum() > 20
+    several = 0
+    for i in range(len(Y)):
+        chosen = [k for k in said.chosen[i] if k >= 0]
+        assert (said.chosen[i][len(chosen) :] == -1).all()
+        if found.status[i] <= 0:
+            assert not chosen
+            continue
+        values = said.values[i]
+        few = screen.lowest > 0 and (not screen.apart or worth(problem, Y[i]) <= screen.many)
+        # the valley of the minimum: downhill from the point whose covariances are most like its own
+        factor = model.structure.factor(found.theta_o[i]) / screen.unit[:, None]
+        G = factor @ factor.T + 0.01 * np.eye(len(factor))
+        sizes = np.sqrt(G.diagonal())
+        features = 5.0 * G / np.outer(sizes, sizes)
+        features[np.diag_indices(len(G))] = np.log(G.diagonal())
+        lower = np.tril_indices(len(G))
+        near = screen.near if few or screen.many == np.inf else screen.neighbours.shape[1]
+        at = int(np.argmin(((features[lower] - screen.features) ** 2).sum(axis=1)))
+        while values[around := screen.neighbours[at, :near]].min() < values[at]:
+            at = int(around[np.argmin(values[around])])
+        expected = chosen_points(values, screen, None if few else at, screen.lowest if few else 0, near)
+        assert chosen == expected
+        several += len(expected) > 0
+    assert several > 0 or family == "pharmacology"
+
+
+def test_the_rise_to_the_boundary() -> None:
+    problem = landscapes.problem("pharmacology", 11)
+    model = model_of(problem)
+    found, said = screened(model, problem.y[None, :], problem.reml)
+    criterion = model.problem.criterion()
+    criterion.reml = problem.reml
+    theta = found.theta_o[0]
+    inverse = np.linalg.inv(criterion.evaluate(theta, 2)[2])
+    diagonal = [0, 2]
+    expected = min(0.5 * theta[i] ** 2 / inverse[i, i] for i in diagonal)
+    assert said.rise[0] == pytest.approx(expected, rel=1e-6)
+    narrow = narrowed_starts(model, np.array([theta, 2.0 * theta]))
+    unit = np.sqrt(model.problem.m / model.problem.n)
+    for before, after in zip((theta, 2.0 * theta), narrow, strict=True):
+        old, new = (np.linalg.svd(model.structure.factor(one) / unit)[:2] for one in (before, after))
+        assert new[1] == pytest.approx([old[1][0], search.VANISHING])
+        assert abs(old[0][:, 0] @ new[0][:, 0]) == pytest.approx(1.0)
+
+
+def test_a_batch_finds_a_minimum_on_the_boundary_next_to_another_one() -> None:
+    """As single fits do, which narrow the covariance that they have found."""
+    problem = landscapes.problem("pharmacology", 11)
+    model = model_of(problem)
+    rng = np.random.default_rng(111)
+    Y = problem.y + 0.3 * np.std(problem.y) * rng.standard_normal((60, len(problem.y)))
+    batch = model.fit_many(Y, reml=problem.reml, n_jobs=1)
+    alone = screened(model, Y, problem.reml)[0]
+    moved = np.flatnonzero(batch.singular & (alone.status == 1))
+    assert len(moved) > 0
+    for i in moved:
+        assert batch.criterion[i] == pytest.approx(model.refit(Y[i], reml=problem.reml).criterion, abs=1e-6)
 
 
 @pytest.mark.parametrize("family", ["distant_origin", "shifted_slope", "eight_decades", "cauchy_errors", "few_rows"])

@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from ..engines.protocol import LinearEngine, Relaxed
 
 __all__ = [
-    "DESCENTS", "LOWEST_POINTS", "VANISHING", "Found", "Points", "descend", "screen_of", "search", "spread_points",
+    "DESCENTS", "LOWEST_POINTS", "NEAR", "VANISHING", "Found", "Points", "descend", "nearest", "screen_of", "search",
+    "spread_points",
 ]  # fmt: skip
 
 Array = NDArray[np.float64]
@@ -272,7 +273,7 @@ def spread_points(blocks: tuple[Block, ...], effort: int, stretch: float) -> Poi
     else:
         factors = _sequence(blocks, (16, 48, 64, 216)[effort], highest)
     thetas = np.array([structure.theta(structure.canonical(factor)) for factor in factors])
-    return Points(thetas, _nearest(np.array(factors)))
+    return Points(thetas, nearest(np.array(factors), NEAR))
 
 
 def _sizes(count: int, highest: float) -> Array:
@@ -327,13 +328,13 @@ def _primes(count: int) -> list[int]:
     return found
 
 
-def _nearest(factors: Array) -> Index:
-    """The NEAR nearest of each, by the Frobenius distance of the logarithms of G^ + VANISHING^2 I."""
+def nearest(factors: Array, near: int) -> Index:
+    """So many nearest of each, by the Frobenius distance of the logarithms of G^ + VANISHING^2 I."""
     values, vectors = np.linalg.eigh(factors @ factors.transpose(0, 2, 1))
     sizes = np.log(np.maximum(values, 0.0) + VANISHING**2)
     logs = ((vectors * sizes[:, None, :]) @ vectors.transpose(0, 2, 1)).reshape(len(factors), -1)
     squares = (logs * logs).sum(axis=1)
     distance = squares[:, None] + squares - 2.0 * (logs @ logs.T)
     np.fill_diagonal(distance, np.inf)
-    near = np.argsort(distance, axis=1, kind="stable")[:, : min(NEAR, len(factors) - 1)]
-    return np.ascontiguousarray(near, dtype=np.intp)
+    found = np.argsort(distance, axis=1, kind="stable")[:, : min(near, len(factors) - 1)]
+    return np.ascontiguousarray(found, dtype=np.intp)

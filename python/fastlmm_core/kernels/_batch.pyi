@@ -1,13 +1,19 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from .records import BatchPatterns, BatchResults, BatchRows, BatchScores, BatchSearch
+from .records import BatchLook, BatchPatterns, BatchResults, BatchRows, BatchScores, BatchScreen, BatchSearch
 
 _Array = NDArray[np.float64]
 
 class BatchDesign:
     def __init__(
-        self, rows: BatchRows, patterns: BatchPatterns, search: BatchSearch, x_map: _Array, ones: _Array
+        self,
+        rows: BatchRows,
+        patterns: BatchPatterns,
+        search: BatchSearch,
+        screen: BatchScreen | None,
+        x_map: _Array,
+        ones: _Array,
     ) -> None: ...
     @property
     def rows(self) -> BatchRows: ...
@@ -15,6 +21,7 @@ class BatchDesign:
     def patterns(self) -> BatchPatterns: ...
     @property
     def search(self) -> BatchSearch: ...
+    def screen(self) -> BatchScreen | None: ...
     @property
     def n(self) -> int: ...
     @property
@@ -30,6 +37,7 @@ class BatchDesign:
         start: _Array | None,
         into: BatchResults,
         scores: BatchScores | None = None,
+        look: BatchLook | None = None,
     ) -> None: ...
     def contrasts(
         self,

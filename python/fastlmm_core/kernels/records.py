@@ -9,9 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 __all__ = [
+    "BatchLook",
     "BatchPatterns",
     "BatchResults",
     "BatchRows",
+    "BatchScores",
+    "BatchScreen",
     "BatchSearch",
     "ChainLinks",
     "ClusterRows",
@@ -142,6 +145,54 @@ class BatchScores(NamedTuple):
     """sigma^2."""
     width: int
     """Numbers in a line."""
+
+
+class BatchScreen(NamedTuple):
+    """Points at which the criterion of every response of a batch is evaluated, to see whether it has other minima."""
+
+    thetas: Array
+    """(n_points, n_par)."""
+    pattern: Int64
+    """(n_patterns,) patterns that are screened."""
+    n_columns: int
+    """Columns of these."""
+    apart: bool
+    """Whether each of them is one group."""
+    share: float
+    """Of all groups."""
+    nu: tuple[float, float]
+    """Degrees of freedom of these groups, by REML and by ML."""
+    square: Array
+    """(ceil(n_points / 8), n_patterns q(q+1)/2 + 1, 8) see lanes/screen.pxi."""
+    linear: Array
+    """(ceil(n_points p / 8), n_columns q + p, 8)."""
+    constant: tuple[Array, Array]
+    """(n_points,) log|V|, with log|H_xx| by REML, and without."""
+    near: int
+    neighbours: Int64
+    """(n_points, .) the nearest points of each; `near` of them count where few groups make up the variation."""
+    features: Array
+    """(n_points, q(q+1)/2) logarithms of variances, and correlations times `correlation`, in the order of vech."""
+    unit: Array
+    """(q,) standard deviations are divided by these."""
+    vanishing: float
+    """Variance that is nearly none."""
+    correlation: float
+    many: float
+    """Groups' worth of variation from which the variation is that of many groups."""
+    lowest: int
+    limit: int
+
+
+class BatchLook(NamedTuple):
+    """What a screen tells of each response of a batch; `BatchDesign.fit` overwrites it."""
+
+    chosen: Int
+    """(count, limit) points of the screen from which to look for other minima, then -1."""
+    rise: Array
+    """(count,) how much higher the criterion is on the boundary, as its Hessian has it."""
+    values: Array | None
+    """(count, n_points) of the screen, for y of unit residual variance, if they are wanted."""
 
 
 class BatchResults(NamedTuple):

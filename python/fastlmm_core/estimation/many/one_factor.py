@@ -12,7 +12,7 @@ from ...engines.one_factor.problem import one_factor
 from ...kernels.records import BatchPatterns, BatchRows, BatchSearch
 from ..fit import Fit, estimate
 from ..model import Model
-from .search import group_basis
+from .search import group_basis, response_screen
 
 if TYPE_CHECKING:
     from .several_factors import HierarchyDesign
@@ -112,6 +112,15 @@ def _one_factor(model: Model) -> kernels.BatchDesign:
     rows, positions = model.structure.positions
     free = np.zeros((q, q), dtype=np.intc)
     free[rows, positions] = free[positions, rows] = 1
+    patterns = BatchPatterns(
+        groups=bounds,
+        columns=columns,
+        loading=loading,
+        R=np.ascontiguousarray(triangle[bounds[:-1]]),
+        cx=np.ascontiguousarray(rotated),
+        within_xx=np.ascontiguousarray(problem.within[: r * (r + 1) // 2]),
+        exact=exact,
+    )
     return kernels.BatchDesign(
         BatchRows(
             order=None if np.array_equal(order, np.arange(n)) else order,
@@ -122,15 +131,7 @@ def _one_factor(model: Model) -> kernels.BatchDesign:
             offset=offset,
             centre=problem.x_constant,
         ),
-        BatchPatterns(
-            groups=bounds,
-            columns=columns,
-            loading=loading,
-            R=np.ascontiguousarray(triangle[bounds[:-1]]),
-            cx=np.ascontiguousarray(rotated),
-            within_xx=np.ascontiguousarray(problem.within[: r * (r + 1) // 2]),
-            exact=exact,
-        ),
+        patterns,
         BatchSearch(
             structure=free,
             rows=rows,
@@ -141,6 +142,7 @@ def _one_factor(model: Model) -> kernels.BatchDesign:
             tolerance=min(1e-9 * float(np.sqrt(m)), 1e-6),
             max_iterations=MAX_ITERATIONS,
         ),
+        response_screen(model, patterns),
         np.ascontiguousarray(problem.x_map),
         ones,
     )

@@ -5,15 +5,16 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
+from functools import partial
 from itertools import islice
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ...engines.scaling import criterion_constant
 from ...errors import LMMError
-from ...kernels.records import BatchResults, BatchScores
+from ...kernels.records import BatchLook, BatchResults, BatchScores
 from ...support.blas_threads import one_blas_thread
 from ...support.checks import plain_array
 from ...support.memory import blas_callers
@@ -27,7 +28,7 @@ from ..information import moments
 from ..model import Model
 from .batch_fit import BOUNDARY, CHUNK_BYTES, BatchFit
 from .one_factor import shared_design
-from .search import ResponseSearch
+from .search import CLOSE, narrowed_starts
 
 if TYPE_CHECKING:
     from ... import kernels
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 __all__ = ["fit_drawn", "fit_many"]
 
 Array = NDArray[np.float64]
+Index = NDArray[np.intp]
 B = TypeVar("B", bound=BatchFit)
 
 WORTH_A_THREAD = 2**16
@@ -224,7 +226,7 @@ def _fit(
     def run(block: Any, into: BatchFit, first: int) -> int:
         if shared is not None and _by_scores(model, block):
             lines, scores = block.scores(), block.meaning
-            _lanes(shared, lines, into, first, scores=scores.meaning)
+            _fit_together(shared, lines, into, first, scores.meaning)
             into.params[first : first + len(lines)] += scores.coefficients
 
             def responses(which: NDArray[np.intp]) -> Array:
@@ -239,8 +241,8 @@ def _fit(
         if shared is None:
             into.status[first : first + len(dense)] = into.n_evaluations[first : first + len(dense)] = 0
         else:
-            _lanes(shared, dense, into, first)
-        _second_look(model, dense, into, first)
+            _fit_together(shared, dense, into, first)
+        _alone(model, lambda which: dense[which], into, slice(first, first + len(dense)))
         return len(dense)
 
     def tasks() -> Iterator[tuple[Any, BatchFit, int]]:
@@ -270,13 +272,9 @@ def _fit(
 
 
 def _by_scores(model: Model, block: Any) -> bool:
-    """Whether a block is drawn by scores of this design, and nothing but these is needed."""
+    """Whether a block is drawn by scores of this design."""
     scores = getattr(block, "meaning", None)
-    return scores is not None and scores.model.problem is model.problem and not _search(model).needed
-
-
-def _search(model: Model) -> ResponseSearch:
-    return model.once("response search", lambda: ResponseSearch(model))
+    return scores is not None and scores.model.problem is model.problem
 
 
 def _shared(model: Model) -> kernels.BatchDesign | HierarchyDesign | VisitDesign | None:
@@ -292,38 +290,57 @@ def _shared(model: Model) -> kernels.BatchDesign | HierarchyDesign | VisitDesign
 
 def _lanes(
     shared: kernels.BatchDesign | HierarchyDesign | VisitDesign, Y: Array, into: BatchFit, first: int,
-    start: Array | None = None, scores: BatchScores | None = None,
+    start: Array | None = None, **more: Any,
 ) -> None:  # fmt: skip
     constant = criterion_constant(into.model.problem, into.reml)
-    more = () if scores is None else (scores,)
     shared.fit(
         Y, first, into.reml, constant, start,
         BatchResults(
             into.theta_o, into.params, into.bse, into.sigma2, into.criterion, into.gradient_norm, into.status,
             into.n_evaluations, into.satterthwaite,
         ),
-        *more,
+        **more,
     )  # fmt: skip
 
 
-def _second_look(model: Model, Y: Array, into: BatchFit, first: int) -> None:
-    """Other starts where there may be other minima; the single-fit path where the lanes did not certify."""
-    part = slice(first, first + len(Y))
-    status = into.status[part]
-    good = np.flatnonzero(status > 0)
-    if len(good) and len(model.factors) == 1 and not model.one_by_one:
-        look = _search(model)
-        chosen = Y if len(good) == len(Y) else Y[good]
-        where = look.starts(chosen, into.params[first + good], into.theta_o[first + good], into.reml)
-        for start, some in where if look.needed else ():
-            which = good[some]
-            other = BatchFit(model, into.kind, into.reml, len(which), None)
-            _lanes(shared_design(model), np.ascontiguousarray(Y[which]), other, 0, start)
-            into.n_evaluations[first + which] += other.n_evaluations
-            better = np.flatnonzero((other.status > 0) & (other.criterion < into.criterion[first + which] - 1e-9))
-            for name in _FIELDS if len(better) else ():
-                getattr(into, name)[first + which[better]] = getattr(other, name)[better]
-    _alone(model, lambda which: Y[which], into, part)
+def _fit_together(
+    shared: kernels.BatchDesign | HierarchyDesign | VisitDesign, Y: Array, into: BatchFit, first: int,
+    scores: BatchScores | None = None,
+) -> None:  # fmt: skip
+    """Fits in lanes, and other starts where there may be other minima; `scores`: what the rows of Y mean, if not y."""
+    screen = getattr(shared, "screen", None)
+    more: dict[str, Any] = {} if scores is None else {"scores": scores}
+    if screen is None:
+        _lanes(shared, Y, into, first, **more)
+        return
+    look = BatchLook(np.empty((len(Y), screen.limit), dtype=np.intc), np.empty(len(Y)), None)
+    _lanes(shared, Y, into, first, look=look, **more)
+    near = np.flatnonzero((into.status[first : first + len(Y)] == 1) & (look.rise <= CLOSE))
+    known = into.theta_o[first + near]
+    responses, places = np.nonzero(look.chosen >= 0)
+    descend = partial(_descend, cast("kernels.BatchDesign", shared), Y, into, first, more)
+    descend(responses, screen.thetas[look.chosen[responses, places]])
+    if screen.lowest and into.model.structure.one_full and into.model.structure.q > 1:
+        descend(near, narrowed_starts(into.model, known))
+
+
+def _descend(
+    shared: kernels.BatchDesign, Y: Array, into: BatchFit, first: int, more: dict[str, Any], responses: Index,
+    starts: Array,
+) -> None:  # fmt: skip
+    """Fit some responses, in ascending order, from other starts; keep what is lower."""
+    for begin in range(0, len(responses), len(Y)):
+        which = responses[begin : begin + len(Y)]
+        other = BatchFit(into.model, into.kind, into.reml, len(which), None)
+        _lanes(shared, np.ascontiguousarray(Y[which]), other, 0, starts[begin : begin + len(Y)], **more)
+        np.add.at(into.n_evaluations, first + which, other.n_evaluations)
+        value = np.where(other.status > 0, other.criterion, np.inf)
+        # the lowest of each response comes first
+        order = np.lexsort((value, which))
+        lowest = order[np.flatnonzero(np.diff(which[order], prepend=-1))]
+        better = lowest[value[lowest] < into.criterion[first + which[lowest]] - 1e-9]
+        for name in _FIELDS if len(better) else ():
+            getattr(into, name)[first + which[better]] = getattr(other, name)[better]
 
 
 def _alone(model: Model, responses: Callable[[NDArray[np.intp]], Array], into: BatchFit, part: slice) -> None:
@@ -335,7 +352,7 @@ def _alone(model: Model, responses: Callable[[NDArray[np.intp]], Array], into: B
     if problem.rank < into.params.shape[1]:
         dropped = problem.dropped
         into.params[part, dropped] = into.bse[part, dropped] = into.satterthwaite[part, dropped] = np.nan
-    lost = first + np.flatnonzero(status < 0)
+    lost = first + np.flatnonzero(into.status[part] < 0)
     if len(lost):
         for name in ("theta_o", "params", "bse", "sigma2", "criterion", "gradient_norm", "satterthwaite"):
             getattr(into, name)[lost] = np.nan

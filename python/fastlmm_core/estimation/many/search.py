@@ -1,201 +1,162 @@
 """Where the criteria of many responses on one design may have other minima: the screen of `estimation.search`.
 
-V of every point of the screen is the same for all responses, so that a value takes two products with the part of the
-response that the random effects reach.  Sums are products with sparse matrices, which treat each response by itself.
+V of every point of the screen is the same for all responses, so that the values are products of two tables with what
+the lanes know of a response (see lanes/screen.pxi); the tables are made here.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from math import inf
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ... import kernels
 from ...engines.one_factor.problem import one_factor
-from ...engines.protocol import CAREFUL, EASY, ORDINARY, linear_engine, linear_problem
-from ..search import DESCENTS, LOWEST_POINTS, VANISHING, Points, screen_of
+from ...engines.protocol import CAREFUL, EASY, HARD, linear_engine, linear_problem
+from ...kernels.records import BatchPatterns, BatchScreen
+from ..search import DESCENTS, LOWEST_POINTS, NEAR, VANISHING, nearest, screen_of
 
 if TYPE_CHECKING:
+    from ...covariance.parameters import CovarianceStructure
     from ..model import Model
 
-__all__ = ["ResponseSearch"]
+__all__ = ["CLOSE", "group_basis", "narrowed_starts", "response_screen"]
 
 Array = NDArray[np.float64]
-Index = NDArray[np.intp]
 
 GROUPS = 256
 """Groups of which the criterion is screened where there are more."""
 
-CHUNK = 2**15
-"""Numbers of responses that are screened at a time."""
-
 CORRELATION = 5.0
 """Weight of a correlation beside logarithms of variances, in the distance of covariance matrices."""
 
-RIDGE = 1e-8
-"""Share of X'X that keeps the coefficients defined where the groups screened leave them open."""
+RIDGE, ROUNDING = 1e-8, 1e-13
+"""Share of X'X that keeps the coefficients defined where the groups screened leave them open, and where all are."""
+
+WIDE = (4, 12, 16)
+"""Neighbours that a valley lies lower than where the variation is that of many groups: of one effect, two, more."""
+
+MANY = 0.1
+"""Share of the groups that the variation is worth where it is that of many groups: a third for normal effects, a half
+for normal errors alone, a few hundredths where some groups make up most of it."""
+
+CLOSE = 4.0
+"""Rise of the criterion to the boundary, by its Hessian, up to which there may be a lower minimum on it."""
+
+EIGHT = 8
+"""Rows of a table that lie side by side."""
 
 
-class ResponseSearch:
-    """The screen of one design with one grouping factor.
+def response_screen(model: Model, patterns: BatchPatterns) -> BatchScreen | None:
+    """The screen of a design with one grouping factor, None where one minimum only is looked for.
 
     Parameters
     ----------
     model : Model
+    patterns : BatchPatterns
     """
+    problem, structure = one_factor(model.problem), model.structure
+    elsewhere = linear_problem(problem).elsewhere()
+    if elsewhere.kind != "search" or elsewhere.effort <= EASY:
+        # nearly balanced data are left alone
+        return None
+    # the greatest effort would take dozens of times as long as the fits
+    effort = min(elsewhere.effort, CAREFUL)
+    q, r, m = structure.q, problem.rank, problem.m
+    points = screen_of(linear_engine(problem.criterion()), structure, effort)
+    unit = np.sqrt(problem.levels / problem.n)
+    thetas = np.ascontiguousarray(points.thetas * unit[structure.positions[0]])
+    factors = np.array([structure.factor(theta) for theta in thetas])
+    sizes, widths = np.diff(patterns.groups), np.diff(patterns.columns)
+    chosen = np.arange(0, len(sizes), -(-len(sizes) // GROUPS))
+    owner = np.repeat(np.arange(len(chosen)), widths[chosen])
+    columns = np.concatenate([np.arange(*patterns.columns[i : i + 2]) for i in chosen])
+    share = float(sizes[chosen].sum() / m)
 
-    def __init__(self, model: Model) -> None:
-        problem, structure = model.problem, model.structure
-        elsewhere = linear_problem(problem).elsewhere()
-        # the greatest effort would take dozens of times as long as the fits
-        self.effort, self.structure = min(elsewhere.effort, CAREFUL), structure
-        # nearly balanced data are left alone: a look would take longer than the fit
-        self.needed = elsewhere.kind == "search" and elsewhere.effort > EASY
-        if not self.needed:
-            return
-        self.unit = np.sqrt(problem.levels / problem.n)
-        self.points: Points = screen_of(linear_engine(problem.criterion()), structure, self.effort)
-        self.thetas = self.points.thetas * self.unit[structure.positions[0]]
-        self.features = self._features(self.thetas)
-        self._prepare(model)
+    upper = np.zeros((len(chosen), q, q))
+    upper[:, *np.triu_indices(q)] = patterns.R[chosen]
+    spread = upper @ factors[:, None]
+    inner = np.eye(q) + spread @ spread.transpose(0, 1, 3, 2)
+    inverse = np.linalg.inv(inner)
+    cx = patterns.cx[columns]
+    turned = inverse[:, owner] @ cx
+    within = share * kernels.unpack(patterns.within_xx, r)
+    ridge = share * (ROUNDING if len(chosen) == len(sizes) else RIDGE)
+    H = within + ridge * np.eye(r) + np.einsum("cai,scaj->sij", cx, turned, optimize=True)
+    half = np.linalg.inv(np.linalg.cholesky(H))
+    length = len(columns) * q
+    linear = np.empty((len(factors), r, length + r))
+    linear[:, :, :length] = half @ turned.reshape(len(factors), length, r).transpose(0, 2, 1)
+    linear[:, :, length:] = half
+    lower, upper_half = np.tril_indices(q)
+    weights = inverse[:, :, lower, upper_half] * np.where(lower == upper_half, 1.0, 2.0)
+    square = np.column_stack([weights.reshape(len(factors), -1), np.ones(len(factors))])
+    log_v = np.linalg.slogdet(inner)[1] @ sizes[chosen]
+    count = problem.n if len(chosen) == len(sizes) else round(problem.n * share)
+    # on a grid of standard deviations, of effects that are independent, both neighbours along each
+    near = max(NEAR, 2 * q) if not structure.one_full else NEAR
+    # minima of independent effects may lie apart whatever the response, and of few groups next to each other
+    apart_only = structure.one_full and elsewhere.effort < HARD
+    return BatchScreen(
+        thetas=thetas,
+        pattern=chosen.astype(np.int64),
+        n_columns=len(columns),
+        apart=bool((sizes[chosen] == 1).all()),
+        share=share,
+        nu=(float(count - r), float(count)),
+        square=_side_by_side(square),
+        linear=_side_by_side(linear.reshape(len(factors) * r, length + r)),
+        constant=(log_v + np.linalg.slogdet(H)[1], log_v),
+        near=near,
+        neighbours=nearest(factors / unit[:, None], WIDE[min(q, 3) - 1] if apart_only else near).astype(np.int64),
+        features=_features(structure, factors, unit),
+        unit=unit,
+        vanishing=VANISHING**2,
+        correlation=CORRELATION,
+        many=MANY * len(chosen) if apart_only else inf,
+        lowest=LOWEST_POINTS[effort],
+        limit=DESCENTS[effort],
+    )
 
-    def _prepare(self, model: Model) -> None:
-        """What V of each point does to [X y] of the groups that are screened."""
-        from scipy.sparse import coo_array, csr_array
 
-        problem, q, r = one_factor(model.problem), self.structure.q, model.problem.rank
-        packed, _ = kernels.factor_groups(problem.raw, problem.z_transform, problem.xy_transform)
-        lines = packed.transpose(0, 2, 1).reshape(-1, packed.shape[1])[: problem.m]
-        chosen = np.arange(0, problem.m, -(-problem.m // GROUPS))
-        number = np.full(problem.m, -1)
-        number[chosen] = np.arange(len(chosen))
-        group = number[model.grouping.index]
-        self.rows: Index = np.flatnonzero(group >= 0)
-        group = group[self.rows]
-        upper = np.zeros((len(chosen), q, q))
-        upper[:, *np.triu_indices(q)] = lines[chosen, : q * (q + 1) // 2]
-        weights = np.ones(len(group)) if model.weights is None else model.weights[self.rows]
-        basis = group_basis(problem.conditioned_z(model.exog_re[self.rows]), upper[group])
-        x = problem.conditioned_x(model.exog[self.rows])
-        crossed = np.zeros((len(chosen), q, r))
-        np.add.at(crossed, group, (basis * weights[:, None])[:, :, None] * x[:, None, :])
-        gram = (x * weights[:, None]).T @ x
-        columns = np.arange(len(group))
-        # mypy knows little of products with these
-        self.project: Any = coo_array(
-            (
-                (basis * weights[:, None]).T.ravel(),
-                ((group * q + np.arange(q)[:, None]).ravel(), np.tile(columns, q)),
-            ),
-            (len(chosen) * q, len(group)),
-        ).tocsr()
-        self.x: Any = csr_array(model.exog[self.rows])
-        self.x_weighted: Any = csr_array((x * weights[:, None]).T)
-        self.weights, self.offset = weights, None if model.offset is None else model.offset[self.rows]
-        self.n, self.r = len(group), r
-        # V^-1 = I - Q (I - Omega) Q', Q an orthonormal basis of the columns of Z_i
-        factors = np.array([self.structure.factor(theta) for theta in self.thetas])
-        spread = upper @ factors[:, None]
-        inner = np.eye(q) + spread @ spread.transpose(0, 1, 3, 2)
-        lost = np.eye(q) - np.linalg.inv(inner)
-        self.constant = np.linalg.slogdet(inner)[1].sum(axis=1)
-        reached = lost @ crossed
-        H = gram + RIDGE * np.trace(gram) / max(r, 1) * np.eye(r)
-        H = H - np.einsum("gai,sgaj->sij", crossed, reached)
-        self.log_h = np.linalg.slogdet(H)[1]
-        half = np.linalg.inv(np.linalg.cholesky(H))
-        count = len(self.thetas)
-        self.half: Any = csr_array(half.reshape(count * r, r))
-        turned = half @ reached.transpose(0, 3, 1, 2).reshape(count, r, len(chosen) * q)
-        self.turned: Any = csr_array(turned.reshape(count * r, len(chosen) * q))
-        a, b = np.tril_indices(q)
-        self.pairs = a, b
-        self.lost: Any = csr_array((lost[:, :, a, b] * np.where(a == b, 1.0, 2.0)).reshape(count, -1))
+def narrowed_starts(model: Model, theta: Array) -> Array:
+    """Theta (count, n_par) with the least principal standard deviation next to none.
 
-    def values(self, Y: Array, params: Array, reml: bool) -> Array:
-        """The criterion of each response at each point (points, responses), but for a constant of each response."""
-        # pieces that stay in the processor's cache
-        step = max(1, CHUNK // self.n)
-        pieces = [self._values(Y[at : at + step], params[at : at + step], reml) for at in range(0, len(Y), step)]
-        return np.concatenate(pieces, axis=1)
+    Parameters
+    ----------
+    model : Model
+        With one block of correlated effects.
+    theta : (count, n_par) array
+    """
+    structure = model.structure
+    unit = float(np.sqrt(model.problem.levels / model.problem.n)[0])
+    factors = np.zeros((len(theta), structure.q, structure.q))
+    factors[:, *structure.positions] = theta / unit
+    axes, sizes, _ = np.linalg.svd(factors)
+    sizes[:, -1] = VANISHING
+    narrow = unit * axes * sizes[:, None]
+    return np.array([structure.theta(structure.canonical(factor)) for factor in narrow]).reshape(theta.shape)
 
-    def _values(self, Y: Array, params: Array, reml: bool) -> Array:
-        rest = np.array((Y if self.n == Y.shape[1] else Y[:, self.rows]).T, order="C")
-        rest -= self.x @ np.nan_to_num(params).T
-        if self.offset is not None:
-            rest -= self.offset[:, None]
-        count, q = len(self.thetas), self.structure.q
-        cross = self.project @ rest
-        parts = cross.reshape(-1, q, cross.shape[1])
-        a, b = self.pairs
-        products = (parts[:, a] * parts[:, b]).reshape(-1, len(Y))
-        r2 = np.einsum("i,ij,ij->j", self.weights, rest, rest) - self.lost @ products
-        explained = self.half @ (self.x_weighted @ rest) - self.turned @ cross
-        r2 -= (explained.reshape(count, self.r, len(Y)) ** 2).sum(axis=1)
-        nu = self.n - self.r if reml else self.n
-        constant = self.constant + self.log_h if reml else self.constant
-        with np.errstate(invalid="ignore", divide="ignore"):
-            return np.asarray(constant[:, None] + nu * np.log(r2))
 
-    def starts(self, Y: Array, params: Array, theta: Array, reml: bool) -> Iterator[tuple[Array, Index]]:
-        """Points from which other minima are to be looked for, and the responses for which they are.
+def _side_by_side(rows: Array) -> Array:
+    """Rows (count, length), eight side by side: (ceil(count / 8), length, 8)."""
+    tiles = -(-len(rows) // EIGHT)
+    padded = np.zeros((tiles * EIGHT, rows.shape[1]))
+    padded[: len(rows)] = rows
+    return np.ascontiguousarray(padded.reshape(tiles, EIGHT, rows.shape[1]).transpose(0, 2, 1))
 
-        Parameters
-        ----------
-        Y : (count, n) array
-        params : (count, p) array
-            Estimates at a minimum of each.
-        theta : (count, n_par) array
-            Where it lies.
-        reml : bool
-        """
-        values = self.values(Y, params, reml)
-        values[~np.isfinite(values)] = np.inf
-        responses = np.arange(len(Y))
-        valley = np.isfinite(values)
-        for near in self.points.neighbours.T:
-            valley &= values <= values[near]
-        own = self._own(values, theta)
-        if self.effort > ORDINARY:
-            lowest = np.argsort(values, axis=0, kind="stable")[: LOWEST_POINTS[self.effort]]
-            valley[lowest, responses] = True
-        else:
-            valley[own, responses] = False
-        some = np.flatnonzero(valley.sum(axis=0) > DESCENTS[self.effort])
-        if len(some):
-            order = np.argsort(np.where(valley[:, some], values[:, some], np.inf), axis=0, kind="stable")
-            valley[order[DESCENTS[self.effort] :], some] = False
-        for point in np.flatnonzero(valley.any(axis=1)):
-            yield self.thetas[point], np.flatnonzero(valley[point])
 
-    def _own(self, values: Array, theta: Array) -> Index:
-        """The valley that the minimum of each response lies in: downhill from the nearest point of the screen."""
-        distance = ((self._features(theta)[None] - self.features[:, None]) ** 2).sum(axis=2)
-        at = np.argmin(distance, axis=0)
-        responses = np.arange(len(theta))
-        around = np.column_stack([np.arange(len(values)), self.points.neighbours])
-        for _ in range(len(values)):
-            candidates = around[at]
-            best = candidates[responses, np.argmin(values[candidates, responses[:, None]], axis=1)]
-            if (best == at).all():
-                break
-            at = best
-        return np.asarray(at, dtype=np.intp)
-
-    def _features(self, theta: Array) -> Array:
-        """Logarithms of variances, and correlations, which vary as much, for thetas (count, n_par)."""
-        q = self.structure.q
-        factors = np.zeros((len(theta), q, q))
-        rows, columns = self.structure.positions
-        factors[:, rows, columns] = np.nan_to_num(theta)
-        factors /= self.unit[:, None]
-        G = (factors[:, :, None] * factors[:, None]).sum(axis=3) + VANISHING**2 * np.eye(q)
-        variances = np.diagonal(G, axis1=1, axis2=2)
-        a, b = np.tril_indices(q, -1)
-        correlations = G[:, a, b] / np.sqrt(variances[:, a] * variances[:, b])
-        return np.column_stack([np.log(variances), CORRELATION * correlations])
+def _features(structure: CovarianceStructure, factors: Array, unit: Array) -> Array:
+    """Logarithms of variances, and correlations, which vary as much (count, q(q+1)/2)."""
+    scaled = factors / unit[:, None]
+    G = scaled @ scaled.transpose(0, 2, 1) + VANISHING**2 * np.eye(structure.q)
+    variances = np.diagonal(G, axis1=1, axis2=2)
+    out = CORRELATION * G / np.sqrt(variances[:, :, None] * variances[:, None, :])
+    diagonal = np.arange(structure.q)
+    out[:, diagonal, diagonal] = np.log(variances)
+    return np.ascontiguousarray(out[:, *np.tril_indices(structure.q)])
 
 
 def group_basis(z: Array, upper: Array) -> Array:

@@ -1,0 +1,229 @@
+# Where the criterion of each of many responses may have other minima: the lanes are responses.
+#
+# V of a point of the screen is the same for all responses.  With W = I + U U', U = R L, of responses.pxi, H_xx = L_xx L_xx'
+# and S = sum c_y c_y' over the groups of a pattern
+#
+#     y'V^-1 y            = (y'y within) + sum <W^-1, S>
+#     L_xx^-1 X'V^-1 y    = L_xx^-1 (X'y within) + sum L_xx^-1 c_x' W^-1 c_y
+#     r^2                 = y'V^-1 y - |L_xx^-1 X'V^-1 y|^2
+#
+# so that all values are products of two tables with numbers of the response.  A point that lies no higher than the points
+# nearest to it marks a valley; the valley of the minimum that is known is that to which the points nearest to it lead.
+
+cdef enum:
+    SIDE_BY_SIDE = 8    # rows of a table
+    MOST_POINTS = 256
+    MOST_FEATURES = 136 # of 16 effects
+
+
+cdef inline void eight_products(const double* table, Py_ssize_t n, const vecu* c, vecu* out) noexcept nogil:
+    """out (8,) = products of eight rows of n numbers, which lie side by side, with c (n,)."""
+    cdef Py_ssize_t j
+    cdef vec v, a0, a1, a2, a3, a4, a5, a6, a7
+    a0 = a1 = a2 = a3 = a4 = a5 = a6 = a7 = VEC_SET(0.0)
+    for j in range(n):
+        v = c[j]
+        a0 = a0 + table[0] * v
+        a1 = a1 + table[1] * v
+        a2 = a2 + table[2] * v
+        a3 = a3 + table[3] * v
+        a4 = a4 + table[4] * v
+        a5 = a5 + table[5] * v
+        a6 = a6 + table[6] * v
+        a7 = a7 + table[7] * v
+        table += SIDE_BY_SIDE
+    out[0] = a0
+    out[1] = a1
+    out[2] = a2
+    out[3] = a3
+    out[4] = a4
+    out[5] = a5
+    out[6] = a6
+    out[7] = a7
+
+
+cdef void gather_screened(const Batch* d, Lanes* s, vec* largest) noexcept nogil:
+    """What the tables are multiplied with; `largest`: how many groups' worth of variation there is, of groups of equal size.
+
+    That is (sum s)^2 / sum s^2 over the groups, s = c_y'c_y; nothing where groups with the same Z_i'Z_i are joined.
+    """
+    cdef const SharedScreen* screen = &d.screen
+    cdef Py_ssize_t q = d.q, p = d.p, n_a = q * (q + 1) // 2, i, c, a, b, pattern, pos
+    cdef vecu* line = <vecu*> s.line
+    cdef vecu* squares = <vecu*> s.squares
+    cdef vecu* own
+    cdef vecu* cy
+    cdef vec t, total, fourth
+    total = VEC_SET(0.0)
+    fourth = VEC_SET(0.0)
+    for i in range(screen.n_patterns):
+        pattern = screen.pattern[i]
+        own = squares + i * n_a
+        for pos in range(n_a):
+            own[pos] = (<vecu*> s.rest)[pattern * n_a + pos]
+        for c in range(d.columns[pattern], d.columns[pattern + 1]):
+            cy = (<vecu*> s.cy) + c * q
+            pos = 0
+            for a in range(q):
+                line[a] = cy[a]
+                for b in range(a + 1):
+                    own[pos] = own[pos] + cy[a] * cy[b]
+                    pos += 1
+            line += q
+        t = VEC_SET(0.0)
+        pos = 0
+        for a in range(q):
+            t = t + own[pos]
+            pos += a + 2
+        total = total + t
+        fourth = fourth + t * t
+    for i in range(p):
+        line[i] = (<vecu*> s.within)[i] * screen.share
+    squares[screen.n_patterns * n_a] = (<vecu*> s.within)[p] * screen.share
+    largest[0] = total * total / (fourth + 1e-300) if screen.apart else VEC_SET(0.0)
+
+
+cdef void screen_values(const Batch* d, Lanes* s) noexcept nogil:
+    """s.values (n_points,): the criterion of the groups that are screened; not a number where it is not defined."""
+    cdef const SharedScreen* screen = &d.screen
+    cdef Py_ssize_t p = d.p, n_a = d.q * (d.q + 1) // 2, length, tile, i, row, count = screen.n_points
+    cdef vecu* values = <vecu*> s.values
+    cdef vecu* eight = <vecu*> s.eight
+    cdef vec t
+    length = screen.n_patterns * n_a + 1
+    for tile in range((count + SIDE_BY_SIDE - 1) // SIDE_BY_SIDE):
+        eight_products(screen.square + tile * length * SIDE_BY_SIDE, length, <vecu*> s.squares,
+                       values + tile * SIDE_BY_SIDE)
+    length = screen.n_columns * d.q + p
+    for tile in range((count * p + SIDE_BY_SIDE - 1) // SIDE_BY_SIDE):
+        eight_products(screen.linear + tile * length * SIDE_BY_SIDE, length, <vecu*> s.line, eight)
+        for i in range(SIDE_BY_SIDE):
+            row = tile * SIDE_BY_SIDE + i
+            if row < count * p:
+                values[row // p] = values[row // p] - eight[i] * eight[i]
+    for i in range(count):
+        t = values[i] * (2.0 * M_PI / screen.nu)
+        # infinite where rounding has made a sum of squares negative
+        values[i] = VEC_WHERE_POSITIVE(t, screen.constant[i] + screen.nu * (VEC_LOG(t) + 1.0), VEC_SET(1e300) * 1e300)
+
+
+cdef Py_ssize_t nearest_point(const Batch* d, const double* theta) noexcept nogil:
+    """The point of the screen whose logarithms of variances, and correlations, are nearest to those at theta (n_par, LANES)."""
+    cdef const SharedScreen* screen = &d.screen
+    cdef Py_ssize_t q = d.q, n_a = q * (q + 1) // 2, a, b, i, j, pos = 0, best = 0
+    cdef double G[MOST_FEATURES]
+    cdef double least = INFINITY, distance, t
+    for a in range(q):
+        for b in range(a + 1):
+            t = screen.vanishing if a == b else 0.0
+            for i in range(d.n_par):
+                for j in range(d.n_par):
+                    if d.row[i] == a and d.row[j] == b and d.col[i] == d.col[j]:
+                        t += theta[i * LANES] * theta[j * LANES] / (screen.unit[a] * screen.unit[b])
+            G[pos] = t
+            pos += 1
+    for a in range(q - 1, -1, -1):
+        for b in range(a):
+            G[a * (a + 1) // 2 + b] *= screen.correlation / sqrt(
+                G[a * (a + 1) // 2 + a] * G[b * (b + 1) // 2 + b])
+    for a in range(q):
+        G[a * (a + 1) // 2 + a] = log(G[a * (a + 1) // 2 + a])
+    for i in range(screen.n_points):
+        distance = 0.0
+        for j in range(n_a):
+            t = G[j] - screen.features[i * n_a + j]
+            distance += t * t
+        if distance < least:
+            least = distance
+            best = i
+    return best
+
+
+cdef inline Py_ssize_t lowest_around(const SharedScreen* screen, const double* values, Py_ssize_t at, Py_ssize_t near
+                                     ) noexcept nogil:
+    """The lowest of a point and so many of its neighbours."""
+    cdef Py_ssize_t i, other, best = at
+    for i in range(near):
+        other = screen.neighbours[at * screen.wide + i]
+        if values[other * LANES] < values[best * LANES]:
+            best = other
+    return best
+
+
+cdef void choose_points(const Batch* d, const double* values, const double* theta, bint dispersed, int* chosen
+                        ) noexcept nogil:
+    """Points from which other minima of a response are looked for, the lowest first; -1 in the places left.
+
+    dispersed: the variation is that of many groups, so that valleys lie far apart.
+    """
+    cdef const SharedScreen* screen = &d.screen
+    cdef Py_ssize_t near = screen.wide if dispersed else screen.near, i, j, at, best, wanted = 0
+    # 0 where a search does not start, nor a second time
+    cdef int marked[MOST_POINTS]
+    for i in range(screen.n_points):
+        marked[i] = 0
+        if isfinite(values[i * LANES]):
+            marked[i] = 2 if lowest_around(screen, values, i, near) == i else 1
+    if dispersed or screen.lowest == 0:
+        at = nearest_point(d, theta)
+        for i in range(screen.n_points):
+            best = lowest_around(screen, values, at, near)
+            if best == at:
+                break
+            at = best
+        marked[at] = 0
+    else:
+        wanted = screen.lowest
+    for i in range(screen.limit):
+        best = -1
+        for j in range(screen.n_points):
+            # the lowest ones count whether they mark a valley or not
+            if marked[j] == 2 or (marked[j] == 1 and i < wanted):
+                if best < 0 or values[j * LANES] < values[best * LANES]:
+                    best = j
+        chosen[i] = <int> best
+        if best >= 0:
+            marked[best] = 0
+
+
+cdef void boundary_near(const Batch* d, Lanes* s, vec* least) noexcept nogil:
+    """The least rise of the criterion, by its Hessian, to where one diagonal element of L is zero and the others follow."""
+    cdef Py_ssize_t n = d.n_par, i, j
+    cdef vecu* unit = <vecu*> s.step
+    cdef vecu* small = <vecu*> s.small
+    cdef vecu* theta = <vecu*> s.trial
+    cdef vec decrement, definite, rise
+    least[0] = VEC_SET(1e300)
+    for i in range(n):
+        if d.row[i] != d.col[i]:
+            continue
+        for j in range(n):
+            unit[j] = VEC_SET(1.0 if j == i else 0.0)
+        newton_step(n, <vecu*> s.f.hess, unit, small, small + n * n, <vecu*> s.f.work, &decrement, &definite)
+        # the square of the decrement is the element of the inverse
+        rise = 0.5 * theta[i] * theta[i] / (decrement * decrement + 1e-300)
+        least[0] = VEC_WHERE_POSITIVE(least[0] - rise, rise, least[0])
+
+
+cdef void screen_responses(const Batch* d, Lanes* s, Fates* f, const Outcome* out, Py_ssize_t block, Py_ssize_t count
+                           ) noexcept nogil:
+    """The points chosen for each of `count` responses from `block` on, which have been fitted, and the values."""
+    cdef Py_ssize_t lane, i
+    cdef vec groups, rise
+    if out.rise != NULL:
+        boundary_near(d, s, &rise)
+        for lane in range(count):
+            out.rise[block + lane] = (<double*> &rise)[lane]
+    gather_screened(d, s, &groups)
+    screen_values(d, s)
+    for lane in range(count):
+        for i in range(d.screen.n_points if out.values != NULL else 0):
+            out.values[(block + lane) * d.screen.n_points + i] = s.values[i * LANES + lane]
+        if out.chosen == NULL:
+            continue
+        if f.status[lane] > 0:
+            choose_points(d, s.values + lane, s.trial + lane, (<double*> &groups)[lane] > d.screen.many,
+                          out.chosen + (block + lane) * d.screen.limit)
+        else:
+            for i in range(d.screen.limit):
+                out.chosen[(block + lane) * d.screen.limit + i] = -1
