@@ -63,6 +63,38 @@ cdef void probe_column(const double* column, Py_ssize_t n, Py_ssize_t row, Py_ss
     deviation[0] = sqrt(ss / used)
 
 
+cdef void probe_rows(const double* first, Py_ssize_t n, Py_ssize_t k, Py_ssize_t row, Py_ssize_t n_sample,
+                     double* means, double* deviations, double* uneven) noexcept nogil:
+    """`probe_column` of k columns side by side, with the same sums, row by row; uneven: 0 where constant."""
+    cdef Py_ssize_t i = 0, j, used = 0, step = (n + n_sample - 1) // n_sample
+    cdef const double* x
+    cdef double t
+    if step < 1:
+        step = 1
+    for j in range(k):
+        means[j], deviations[j], uneven[j] = 0.0, 0.0, 0.0
+    while i < n:
+        x = first + i * row
+        for j in range(k):
+            t = x[j] - first[j]
+            means[j] += t
+            # not of t: infinity less itself is not 0
+            uneven[j] = uneven[j] if x[j] == first[j] else 1.0
+        used += 1
+        i += step
+    for j in range(k):
+        means[j] = first[j] + means[j] / used
+    i = 0
+    while i < n:
+        x = first + i * row
+        for j in range(k):
+            t = x[j] - means[j]
+            deviations[j] += t * t
+        i += step
+    for j in range(k):
+        deviations[j] = sqrt(deviations[j] / used)
+
+
 def sample_mean(const double[:] values, Py_ssize_t n_sample):
     """Mean of every ceil(n / n_sample)-th of n values."""
     cdef double mean, deviation
@@ -475,9 +507,18 @@ def column_scales(const double[:, :] columns, Py_ssize_t n_sample, bint may_shif
     cdef bint equal
     out_array = np.empty((2, k))
     cdef double[:, ::1] out = out_array
+    cdef double[::1] uneven
+    cdef bint by_rows = k > 3 and columns.strides[1] == 8
+    if by_rows:
+        uneven = np.empty(k)
     with nogil:
+        if by_rows:
+            probe_rows(&columns[0, 0], n, k, columns.strides[0] // 8, n_sample, &out[0, 0], &out[1, 0], &uneven[0])
         for j in range(k):
-            probe_column(&columns[0, j], n, columns.strides[0] // 8, n_sample, &out[0, j], &out[1, j], &equal)
+            if by_rows:
+                equal = uneven[j] == 0.0
+            else:
+                probe_column(&columns[0, j], n, columns.strides[0] // 8, n_sample, &out[0, j], &out[1, j], &equal)
             if may_shift and constant < 0 and equal and out[0, j] != 0.0:
                 constant = j
         for j in range(k):

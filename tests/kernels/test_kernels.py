@@ -208,6 +208,22 @@ def test_rows_in_pieces_have_the_sums_of_all_at_once(rng, shared, p, weighted):
         np.testing.assert_array_equal(got, want)
 
 
+@pytest.mark.parametrize("n_sample", [10_000, 700, 50])
+@pytest.mark.parametrize("may_shift", [True, False])
+def test_scales_of_columns_do_not_depend_on_their_layout(rng, may_shift, n_sample):
+    X = rng.standard_normal((700, 6)) * 10.0 ** np.arange(6) + 50.0
+    X[:, 2], X[:, 4] = 0.0, 7.0
+    X[699, 2] = 1.0 if n_sample > 700 else 0.0
+    by_rows, constant = kernels.column_scales(X, n_sample, may_shift)
+    by_columns = kernels.column_scales(np.asfortranarray(X), n_sample, may_shift)
+    np.testing.assert_array_equal(by_rows, by_columns[0])
+    assert constant == by_columns[1] == (4 if may_shift else -1)
+    sample = X[:: max(1, -(-700 // n_sample))]
+    size = sample.std(axis=0) if may_shift else np.sqrt(np.mean(sample**2, axis=0))
+    held = np.setdiff1d(np.arange(6), [2, 4])
+    np.testing.assert_allclose(by_rows[1, held], 1.0 / size[held], rtol=1e-12)
+
+
 @pytest.mark.parametrize("p", [2, 66])
 def test_accumulate_tells_what_varies(rng, p):
     X, y, Z, index = rows(rng, 200, p, 2, 5)
