@@ -104,6 +104,10 @@ def test_files_keep_every_bit(tmp_path, data, text):
     total = flc.CrossProducts.load(tmp_path / "before.sums").merge(parts[-1])
     same_bits(flc.lmm(plan, total).fit(), flc.lmm(plan, before.merge(parts[-1])).fit())
     assert total.nobs == len(data)
+    plan = flc.plan("y ~ arm + x + (1 | g)", data)
+    plan.reduce(data, key=1).save(tmp_path / "arms.sums")
+    means = flc.lmm(plan, flc.CrossProducts.load(tmp_path / "arms.sums")).fit().emmeans("arm")
+    np.testing.assert_allclose(means.estimate, flc.lmm("y ~ arm + x + (1 | g)", data).fit().emmeans("arm").estimate)
     with pytest.raises(flc.LMMError, match="cannot be read"):
         flc.CrossProducts.load(tmp_path / "nothing.sums")
 

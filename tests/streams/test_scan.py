@@ -115,6 +115,18 @@ def test_formulas_that_have_to_see_all_rows_first(formula):
     np.testing.assert_allclose(np.asarray(other.predict(new)), np.asarray(one.predict(new)), rtol=1e-8)
 
 
+def test_a_source_that_changes():
+    data = simulated(3000).assign(w=lambda d: 2.0 * d["x"] - d["z"])
+    reads = []
+
+    def source():
+        reads.append(0)
+        return iter(cut(data if len(reads) < 4 else data.iloc[:2000], 700))
+
+    with pytest.raises(flc.LMMError, match="3000 complete rows when it was first read, and 2000"):
+        flc.lmm("y ~ x + z + w + (1 | g)", flc.scan(source))
+
+
 @pytest.mark.parametrize("term", ["np.cumsum(x)", "I(x - max(x))", "I(x / sum(x))"])
 def test_functions_of_whole_columns_are_refused(term):
     with pytest.raises(flc.LMMError, match="depends on other rows"):

@@ -125,6 +125,7 @@ class CrossProducts:
             labels = np.empty(len(listed), dtype=object)
             labels[:] = [tuple(label) if isinstance(label, list) else label for label in listed]
         seen = document["seen"]
+        seen["levels"] = {name: dict.fromkeys(levels) for name, levels in seen["levels"].items()}
         seen["numbers"] = {name: tuple(float.fromhex(v) for v in values) for name, values in seen["numbers"].items()}
         return cls(
             document["fingerprint"],
@@ -146,6 +147,7 @@ class CrossProducts:
 
 def _plain(seen: Seen) -> dict[str, Any]:
     out = asdict(seen)
+    out["levels"] = {name: list(levels) for name, levels in seen.levels.items()}
     out["numbers"] = {name: [float(v).hex() for v in values] for name, values in seen.numbers.items()}
     return out
 

@@ -60,7 +60,12 @@ class StreamRows:
                 "that the rows are needed again; give them too, lmm(plan, total, source=...)"
             )
         self.passes += 1
-        return self._plan.chunks(self._source, self._slots, seen)
+        yield from self._plan.chunks(self._source, self._slots, seen)
+        if self.n and seen.n != self.n:
+            raise LMMError(
+                f"the source gave {self.n} complete rows when it was first read, and {seen.n} when it was read again; "
+                "give scan() something that has the same rows each time"
+            )
 
     def first(self) -> Rows:
         """The first rows."""

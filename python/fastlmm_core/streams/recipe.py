@@ -97,7 +97,7 @@ class Seen:
     dropped: int
     gaps: dict[str, int]
     numbers: dict[str, tuple[float, float, float]]
-    levels: dict[str, list[Any]]
+    levels: dict[str, dict[Any, None]]
     offset: float = 0.0
 
     @classmethod
@@ -116,8 +116,7 @@ class Seen:
             before = self.numbers.get(name, (0.0, np.inf, -np.inf))
             self.numbers[name] = (before[0] + total, min(before[1], low), max(before[2], high))
         for name, levels in other.levels.items():
-            known = self.levels.setdefault(name, [])
-            known += [level for level in levels if level not in known]
+            self.levels.setdefault(name, {}).update(levels)
 
 
 @dataclass(frozen=True)
@@ -189,12 +188,12 @@ class Recipe:
             column = table.column(name)
             number = column.number
             if number is None or number.dtype.kind == "b":
-                found.levels[name] = column.codes(rows)[1].tolist()
+                found.levels[name] = dict.fromkeys(column.label_codes(rows)[1].tolist())
                 continue
             values = number if rows is None else number[rows]
             found.numbers[name] = (float(values.sum(dtype=np.float64)), float(values.min()), float(values.max()))
             if name in self.parsed.fixed.labels:
-                found.levels[name] = np.unique(values).tolist()
+                found.levels[name] = dict.fromkeys(np.unique(values).tolist())
         seen.add(found)
 
     def specification(self, seen: Seen) -> FormulaSpec:
