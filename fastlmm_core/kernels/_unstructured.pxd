@@ -10,12 +10,12 @@ cdef class UnstructuredSums:
     cdef Py_ssize_t[::1] first, square, place, root, pair, own
     cdef double[::1] rows, held, lower, inverse, moment_e, moment_x, work, buffer, products
     cdef double[::1] roots, change, slope, curve, J, T, Sx, Se, St
-    cdef double[::1] full, half_, turn, beta_, gradient_, hessian_, point, outside
+    cdef double[::1] full, half_, turn, beta_, gradient_, hessian_, point, outside, spare
     cdef double value, noise, r2, log_det
     cdef int done
     cdef bint kind
     cdef readonly bint fresh    # whether the last evaluation was at another point than that before
-    # (n, n) by pattern: what subjects of it have outside of the rows, of y alone; used where `beside`
+    # outside: G (n, n) by pattern, G G' what subjects of it have of y y' beside the rows; used where `beside`
     cdef bint beside
 
     cdef double* response(self) noexcept nogil

@@ -169,3 +169,27 @@ cdef inline void bend(Py_ssize_t n, const double* F, const double* W, const Py_s
                     if c == d:
                         t *= 0.5
                     out[p * width + q] += 0.5 * t
+
+
+cdef inline void rooted_rows(Py_ssize_t n, Py_ssize_t N, double* Y, double* G) noexcept nogil:
+    """G (n, n) with G G' = Y Y' for Y (n, N), which is overwritten: Gram and Schmidt's method, modified, on its rows."""
+    cdef Py_ssize_t a, b, i
+    cdef double t, size
+    memset(G, 0, n * n * sizeof(double))
+    for a in range(n):
+        t = 0.0
+        for i in range(N):
+            t += Y[a * N + i] * Y[a * N + i]
+        if t == 0.0:
+            continue
+        size = sqrt(t)
+        G[a * n + a] = size
+        for b in range(a + 1, n):
+            t = 0.0
+            for i in range(N):
+                t += Y[a * N + i] * Y[b * N + i]
+            t /= size
+            G[b * n + a] = t
+            t /= size
+            for i in range(N):
+                Y[b * N + i] -= t * Y[a * N + i]

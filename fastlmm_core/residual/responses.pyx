@@ -4,9 +4,9 @@
 A design enters once.  For the N_k subjects of pattern k let M_k = Q_k R_k hold a row vec(X_i) for each, Q_k (N_k, d_k)
 with orthonormal columns.  A response y, with Y_k (N_k, n_k) a row for each subject, enters by
 
-    T_k = Q_k'Y_k,     P_k = (Y_k - Q_k T_k)'(Y_k - Q_k T_k):
+    T_k = Q_k'Y_k,     G_k G_k' = (Y_k - Q_k T_k)'(Y_k - Q_k T_k):
 
-the d_k rows of [R_k T_k] stand for the subjects in all sums of products of [X y], and P_k is what is left of those of y
+the d_k rows of [R_k T_k] stand for the subjects in all sums of products of [X y], and G_k for what is left of those of y
 alone (`UnstructuredSums.outside`).  Least squares, moments to start from, and all steps of Newton's method read nothing
 else.
 
@@ -19,6 +19,7 @@ from libc.string cimport memcpy
 import numpy as np
 
 from fastlmm_core.kernels._unstructured cimport UnstructuredSums
+from fastlmm_core.residual.loops cimport rooted_rows
 from scipy.linalg.cython_blas cimport dgemm
 
 cdef enum:
@@ -149,26 +150,23 @@ cdef class UnstructuredBatch:
         self.least_squares(s)
         for l in range(s.total):
             squares += self.T[l] * self.T[l]
-        for k in range(s.n_patterns):
-            n = s.size[k]
-            for a in range(n):
-                squares += s.outside[s.square[k] + a * n + a]
+        for i in range(s.square[s.n_patterns]):
+            squares += s.outside[i] * s.outside[i]
         if not squares > 1e-30 * before:
             return 0
         scale[0] = sqrt(squares / self.n)
         for l in range(s.total):
             held[l * c + self.r] = self.T[l] / scale[0]
         for i in range(s.square[s.n_patterns]):
-            s.outside[i] /= scale[0] * scale[0]
+            s.outside[i] /= scale[0]
         s.beside = True
         return 1
 
     cdef void split(self, UnstructuredSums s, Py_ssize_t k, double* Y, Py_ssize_t from_basis) noexcept nogil:
-        """T_k and P_k of the responses Y (n_k, N_k), which are overwritten."""
-        cdef Py_ssize_t a, b, i, j, n = s.size[k], N = <Py_ssize_t> s.counts[k], d = s.members[k]
+        """T_k and G_k of the responses Y (n_k, N_k), which are overwritten."""
+        cdef Py_ssize_t a, i, j, n = s.size[k], N = <Py_ssize_t> s.counts[k], d = s.members[k]
         cdef double* T = &self.T[s.first[k] // s.c]
         cdef const double* Q = &self.basis[from_basis]
-        cdef double* P = &s.outside[s.square[k]]
         cdef double t
         for a in range(n):
             for j in range(d):
@@ -181,13 +179,7 @@ cdef class UnstructuredBatch:
                 for j in range(d):
                     t -= Q[i * d + j] * T[a * d + j]
                 Y[a * N + i] = t
-        for a in range(n):
-            for b in range(a + 1):
-                t = 0.0
-                for i in range(N if d < N else 0):
-                    t += Y[a * N + i] * Y[b * N + i]
-                P[a * n + b] = t
-                P[b * n + a] = t
+        rooted_rows(n, N if d < N else 0, Y, &s.outside[s.square[k]])
 
     cdef void least_squares(self, UnstructuredSums s) noexcept nogil:
         """Take X out of T, and its coefficients into `ols`; twice, as the first turn leaves rounding errors of y."""
@@ -253,7 +245,9 @@ cdef class UnstructuredBatch:
             subjects += s.counts[k]
             for a in range(n):
                 for b in range(n):
-                    t = s.outside[s.square[k] + a * n + b]
+                    t = 0.0
+                    for j in range(n):
+                        t += s.outside[s.square[k] + a * n + j] * s.outside[s.square[k] + b * n + j]
                     for j in range(d):
                         t += held[(a * d + j) * c] * held[(b * d + j) * c]
                     self.inner[a * n + b] = t

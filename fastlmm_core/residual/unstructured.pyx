@@ -78,7 +78,7 @@ cdef class UnstructuredSums:
         self.n_x = self.c * (self.c - 1) // 2
         self.rows, self.held = (np.empty(max(at, 1)) for _ in range(2))
         self.lower, self.inverse, self.moment_e, self.moment_x = (np.empty(max(squares, 1)) for _ in range(4))
-        self.outside = np.zeros(max(squares, 1))
+        self.outside, self.spare = (np.zeros(max(squares, 1)) for _ in range(2))
         self.work = np.empty(max(2 * self.largest * self.widest, self.c * self.c))
         self.buffer = np.empty(TOGETHER * self.widest * self.c)
         self.products = np.empty((self.widest * self.c) ** 2)
@@ -91,7 +91,9 @@ cdef class UnstructuredSums:
         self.beta_ = np.zeros(self.c)
         self.hessian_ = np.zeros(max(own * own, 1))
         self.done = -1
-        self.beside = False
+        self.beside = patterns.outside is not None
+        if self.beside:
+            np.asarray(self.outside)[:squares] = patterns.outside
         memcpy(&self.held[0], &self.given[0] if at else &self.held[0], at * sizeof(double))
 
     # ---- evaluation --------------------------------------------------------------------------------------
@@ -175,6 +177,7 @@ cdef class UnstructuredSums:
         cdef int ci = <int> c, total = <int> self.total
         cdef double part, one = 1.0, zero = 0.0
         cdef double* L
+        cdef double* G
         memcpy(&self.rows[0], &self.held[0], self.total * c * sizeof(double))
         self.log_det = 0.0
         for k in range(self.n_patterns):
@@ -197,9 +200,11 @@ cdef class UnstructuredSums:
         if self.beside:
             for k in range(self.n_patterns):
                 n = self.size[k]
-                inverted(n, &self.lower[self.square[k]], &self.inverse[self.square[k]], &self.work[0])
+                G = &self.spare[self.square[k]]
+                memcpy(G, &self.outside[self.square[k]], n * n * sizeof(double))
+                ahead(n, n, &self.lower[self.square[k]], G)
                 for i in range(n * n):
-                    self.full[c * c - 1] += self.inverse[self.square[k] + i] * self.outside[self.square[k] + i]
+                    self.full[c * c - 1] += G[i] * G[i]
         return True
 
     cdef int profile_(self, bint reml) noexcept nogil:
@@ -260,6 +265,7 @@ cdef class UnstructuredSums:
         cdef const Py_ssize_t* v
         cdef double* M
         cdef double* W
+        cdef double* G
         # `rows` <- rows turn, by way of the place where products are gathered
         cdef Py_ssize_t at = 0, some, room = self.buffer.shape[0] // c
         while at < self.total:
@@ -274,21 +280,16 @@ cdef class UnstructuredSums:
             n, s = self.size[k], self.square[k]
             W = &self.inverse[s]
             back(n, self.members[k] * c, &self.lower[s], &self.rows[self.first[k]])
-            if not self.beside:
-                inverted(n, &self.lower[s], W, &self.work[0])
+            inverted(n, &self.lower[s], W, &self.work[0])
             moments(n, self.members[k], c, &self.rows[self.first[k]], &self.moment_x[s], &self.moment_e[s])
             if self.beside:
+                G = &self.spare[s]
+                back(n, n, &self.lower[s], G)
                 for a in range(n):
                     for b in range(n):
                         t = 0.0
                         for i in range(n):
-                            t += W[a * n + i] * self.outside[s + i * n + b]
-                        self.work[a * n + b] = t
-                for a in range(n):
-                    for b in range(n):
-                        t = 0.0
-                        for i in range(n):
-                            t += self.work[a * n + i] * W[i * n + b]
+                            t += G[a * n + i] * G[b * n + i]
                         self.moment_e[s + a * n + b] += t
             m, v = self.table_size[self.table[k]], &self.visits[self.place[k]]
             M = &self.slope[self.root[self.table[k]]]

@@ -357,6 +357,8 @@ class VisitPatterns(NamedTuple):
     """(n_tables,) visits of each table."""
     columns: int
     """c of [X y]."""
+    outside: Array | None = None
+    """G_k (n_k, n_k) of all patterns, one after the other: G G' is what subjects have of y y' beside the rows."""
 
 
 class VisitResponses(NamedTuple):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from ._chains import ChainProducts, SubjectSums
 from ._clusters import ClusterSums
 from ._responses import UnstructuredBatch
-from ._spanning import spanning_rows
+from ._spanning import spanning_rows, split_patterns
 from ._unstructured import UnstructuredSums
 from ._visits import PatternSums, ScriptedObjective
 
@@ -18,4 +18,5 @@ __all__ = [
     "UnstructuredBatch",
     "UnstructuredSums",
     "spanning_rows",
+    "split_patterns",
 ]

@@ -40,3 +40,25 @@ def test_rows_of_patterns(bits, rng, monkeypatch):
     assert sorted(seen) == np.unique(subject).tolist() and row == len(visit)
     every = np.split(found.visits, np.cumsum(found.size)[:-1])
     assert len({(*visits, -table) for visits, table in zip(every, found.table, strict=True)}) == len(found.size)
+
+
+def test_rows_split_by_what_x_spans(rng):
+    subject, visit = np.nonzero(rng.random((200, 3)) < 0.7)
+    base = rng.normal(size=200)[subject]
+    X = np.column_stack([np.ones(len(visit)), visit == 1, visit == 2, base]).astype(float)
+    residual = flc.Residual("us", subject, visit)
+    patterns = flc.LinearMixedModel(rng.normal(size=len(visit)), X, residual=residual).problem.patterns
+    whole, split = patterns.sums, patterns.split()
+    c = whole.columns
+    ends, parts = np.cumsum(whole.size * whole.members * c), np.cumsum(split.size * split.members * c)
+    squares = np.cumsum(whole.size**2)
+    # rows of subjects are spanned by 1 and the covariate
+    assert (split.members <= 2).all() and (whole.members > 2).any()
+    for k, n in enumerate(whole.size):
+        before = whole.rows[ends[k] - n * whole.members[k] * c : ends[k]].reshape(n, -1, c)
+        after = split.rows[parts[k] - n * split.members[k] * c : parts[k]].reshape(n, -1, c)
+        root = split.outside[squares[k] - n * n : squares[k]].reshape(n, n)
+        known = np.einsum("aij,bil->ajbl", before, before)
+        found = np.einsum("aij,bil->ajbl", after, after)
+        found[:, -1, :, -1] += root @ root.T
+        np.testing.assert_allclose(found, known, atol=1e-13 * np.abs(known).max())

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from ...design.residual import ResidualPart
 from ...kernels.records import VisitPatterns
-from ...kernels.residuals import spanning_rows
+from ...kernels.residuals import spanning_rows, split_patterns
 
 __all__ = ["Patterns", "visit_patterns"]
 
@@ -24,6 +24,9 @@ BITS = 62
 
 MANY = 2
 """Subjects, in numbers that one has, from which they are summed up in any case."""
+
+EXACTLY = 1e-13
+"""The same of X alone, whose rows are the same for many subjects or are not."""
 
 NEGLIGIBLE = 1e-10
 """Singular value, relative to the largest, of the rows of a pattern that adds nothing to their sums of squares."""
@@ -42,6 +45,11 @@ class Patterns(NamedTuple):
 
     sums: VisitPatterns
     places: list[Index]
+
+    def split(self) -> VisitPatterns:
+        """With only as many rows as X has dimensions in each pattern, and what is left of y."""
+        rows, members, outside = split_patterns(self.sums, EXACTLY)
+        return self.sums._replace(rows=rows, members=members, outside=outside)
 
     def of_columns(self, columns: Array) -> Patterns:
         """With [X y] columns for [X y]; columns (c, k)."""

@@ -55,7 +55,7 @@ class VisitCriterion(StructuredCriterion):
         self._whole = whole
         self._always = whole and isinstance(part.strata[0].structure, Relative)
         self.sizes = [len(places) for places in patterns.places]
-        self._compiled = UnstructuredSums(patterns.sums, n) if whole and not self._always else None
+        self._compiled = UnstructuredSums(patterns.split(), n) if whole and not self._always else None
         self._last = np.full(part.n_parameters, np.nan)
 
     @cached_property
