@@ -54,6 +54,7 @@ print(abs(result.params["x"] - 1.0) < 0.01)
 def test_rows_four_times_the_memory(tmp_path):
     # Arrow's own allocators map a gigabyte before they need it
     own = {"OPENBLAS_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "2", "ARROW_DEFAULT_MEMORY_POOL": "system"}
+    own |= {"OMP_NUM_THREADS": "1", "ARROW_IO_THREADS": "1"}  # stacks of threads count
     environment = {**os.environ, **own}
     done = subprocess.run(
         [sys.executable, "-c", CODE, str(tmp_path), str(LIMIT)], capture_output=True, text=True, env=environment

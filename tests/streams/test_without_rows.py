@@ -119,7 +119,9 @@ def test_the_fit_by_maximum_likelihood_travels(data):
     ],
 )  # fmt: skip
 def test_what_needs_rows_says_what_to_do(fits, use):
-    with pytest.raises(flc.LMMError, match=r"rows were read in pieces and summed, not held; result\.augment\(source\)"):
+    with pytest.raises(
+        flc.LMMError, match=r"rows of this model were read in pieces and summed, not held; result\.augment\(source\)"
+    ):
         use(fits[1])
 
 
@@ -156,7 +158,7 @@ def test_fitted_values_piece_by_piece(tmp_path, data):
         list(other.augment(data.assign(g=-1)))
     with pytest.raises(flc.LMMError, match="a column 'fitted' already"):
         list(other.augment(data.assign(fitted=1.0)))
-    with pytest.raises(flc.LMMError, match="rows were read in pieces"):
+    with pytest.raises(flc.LMMError, match="rows of this model were read in pieces"):
         other.augment()
     with pytest.raises(flc.LMMError, match="path is for rows that are not held"):
         one.augment(data, tmp_path / "x.parquet")

@@ -26,7 +26,7 @@ def refuse_rows(what: str) -> NoReturn:
     LMMError
     """
     raise LMMError(
-        f"{what} of this model is not there: its rows were read in pieces and summed, not held; "
+        f"{what} cannot be given: the rows of this model were read in pieces and summed, not held; "
         "result.augment(source) gives fitted values and residuals piece by piece, and for all else that needs rows fit "
         "a table in memory"
     )

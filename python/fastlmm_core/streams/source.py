@@ -200,7 +200,7 @@ def scan(source: Any) -> Scan:
         return Scan([(path, _file(path)) for path in _paths(source)])
     if hasattr(source, "get_fragments"):
         return Scan(_dataset(source))
-    if hasattr(source, "collect_batches"):  # a lazy frame of polars
+    if hasattr(source, "collect_schema") and not _is_table(source):  # a lazy frame of polars
         return Scan([("data", lambda columns: _lazy(source, columns))])
     if _is_table(source):
         return Scan([("data", lambda columns: iter([source]))])
@@ -265,6 +265,8 @@ def _selected(batch: Any, columns: list[str] | None) -> Any:
 
 def _lazy(frame: Any, columns: list[str] | None) -> Iterator[Any]:
     chosen = frame if columns is None else frame.select([n for n in frame.collect_schema().names() if n in columns])
+    if not hasattr(chosen, "collect_batches"):  # before it gave pieces
+        return iter([chosen.collect()])
     return iter(chosen.collect_batches(maintain_order=True))
 
 
