@@ -932,14 +932,15 @@ class LMMResult(Fit):
 
     # ---- diagnostics ---------------------------------------------------------------------------
 
-    def influence(self, by: str = "group") -> Influence:
+    def influence(self, by: str | ArrayLike = "group") -> Influence:
         """Exact refits without each group or observation, and what they change.
 
         Parameters
         ----------
-        by : {"group", "observation"}, or name of a grouping factor
+        by : {"group", "observation"}, name of a grouping factor, or (n,) array
             Of several nested factors "group" is the coarsest; where they are crossed, name one. Subjects of structured
-            residuals are groups too.
+            residuals are groups too.  An array has the label of each row, of the rows used or of the data: rows with
+            the same label are left out together, such as all patients of a site.
 
         Returns
         -------

@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 
 import fastlmm_core as flc
+import fits
 from fastlmm_core.diagnostics.influence import Influence, influence
 from fastlmm_core.diagnostics.leverage import leverage
 from fastlmm_core.errors import LMMError
@@ -564,3 +565,25 @@ def test_subjects_of_structured_residuals(formula, residual):
         _ = found.leverage
     if "site" not in formula:
         assert found.by == "id" and np.array_equal(fit.influence().params, found.params)
+
+
+def test_sets_of_rows_that_are_chosen():
+    """Labels of the rows: those with the same one are left out together, as by fits to the others."""
+    data = flc.datasets.load("orthodont")
+    fit = fits.fitted("distance ~ age * Sex + (age | Subject)", "orthodont")
+    site = pd.Series(np.where(data["Subject"] < "F06", "one", np.where(data["age"] > 12, "late", "rest")), name="site")
+    found = fit.influence(site)
+    assert found.labels.tolist() == ["late", "one", "rest"] and found.by == "site"
+    for i, label in enumerate(found.labels):
+        left = flc.lmm("distance ~ age * Sex + (age | Subject)", data[(site != label).to_numpy()]).fit()
+        np.testing.assert_allclose(found.params[i], left.params, rtol=1e-6)
+        assert found.criterion[i] == pytest.approx(left.criterion, abs=1e-6) and found.nobs[i] == left.nobs
+    rows = leverage(fit)["overall"].groupby(site.to_numpy()).mean()
+    np.testing.assert_allclose(found.leverage["overall"], rows)
+    assert list(found.to_frame()["site"]) == ["late", "one", "rest"]
+    same = fit.influence(data["Subject"])
+    np.testing.assert_allclose(same.params, fit.influence().params, rtol=1e-6)
+    with pytest.raises(flc.LMMError, match="by has one label, 'a'"):
+        fit.influence(["a"] * 108)
+    with pytest.raises(flc.LMMError, match="by has 3 values"):
+        fit.influence([1, 2, 3])

@@ -13,9 +13,10 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from ..covariance.elements import element_names
+from ..design.grouping import group_codes
 from ..design.independence import cluster_labels
 from ..engines.one_factor.problem import one_factor
 from ..errors import LMMError
@@ -47,7 +48,7 @@ class Influence(Shown):
     result : LMMResult
         The fit of all data.
     by : str
-        "group", "observation" or the name of the grouping factor.
+        "group", "observation" or the name of the grouping factor, or of the labels that were given.
     labels : (d,) array
         Labels of the groups, or of the observations: those of pandas' index, positions in any other table or array.
     params : (d, p) array
@@ -311,15 +312,27 @@ def _unit(result: Fit, by: str) -> Grouping | None:
     return coarsest
 
 
-def influence(result: Fit, by: str = "group") -> Influence:
+def _given(result: Fit, by: Any) -> Grouping:
+    """Units that are given as the label of each row."""
+    values = result.model.design.caller_rows.values(by, "by")
+    if np.ndim(values) != 1:
+        raise LMMError("by must be 'group', 'observation', a grouping factor, or the label of each row's unit")
+    grouping = group_codes(values, str(getattr(by, "name", None) or "unit")).count()
+    if grouping.m < 2:
+        raise LMMError(f"by has one label, {grouping.labels.tolist()[0]!r}: nothing is left without its rows")
+    return grouping
+
+
+def influence(result: Fit, by: str | ArrayLike = "group") -> Influence:
     """Refit without each group or each observation, exactly, and measure the changes.
 
     Parameters
     ----------
     result : LMMResult
-    by : str
+    by : str or (n,) array
         "group", "observation" or the name of a grouping factor, or of the subjects of structured residuals.  Of
-        several factors that are nested "group" is the coarsest one; where they are crossed it is not defined.
+        several factors that are nested "group" is the coarsest one; where they are crossed it is not defined.  Or the
+        label of each row: rows with the same one are left out together.
 
     Returns
     -------
@@ -336,8 +349,9 @@ def influence(result: Fit, by: str = "group") -> Influence:
     hardly more rows than random effects, it is a fit, started at the estimates of all rows.
     """
     model = result.model
-    grouping = _unit(result, by)
-    if model.one_by_one or len(model.factors) > 1 or one_factor(model.problem).crowded:
+    chosen = not isinstance(by, str)
+    grouping = _given(result, by) if chosen else _unit(result, str(by))
+    if chosen or model.one_by_one or len(model.factors) > 1 or one_factor(model.problem).crowded:
         found = refit_each(result, grouping)
     else:
         found = delete(result, "observation" if grouping is None else "group")
@@ -349,7 +363,7 @@ def influence(result: Fit, by: str = "group") -> Influence:
         keys = labels if rows.index is None or rows.used_index.is_unique else rows.positions
     return Influence(
         result=result,
-        by=by,
+        by=str(by) if grouping is None or not chosen else grouping.name,
         labels=labels,
         params=found.params,
         theta=found.factor[:, model.structure.positions[0], model.structure.positions[1]],

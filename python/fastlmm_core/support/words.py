@@ -119,6 +119,7 @@ LME4 = (
         names=("confint",),
     ),
     Word("`anova(m1, m2)`", "`flc.compare(m1, m2)`", names=("lrtest",)),
+    Word("`anova(m, lm(y ~ x, d))`", '`flc.compare(flc.lmm("y ~ x", d, residual="id(visit | id)").fit(), m)`'),
     Word("`drop1(m)`", "`result.drop1()`"),
     Word(
         "`lmerTest::step(m)`, `buildmer::buildmer(f, d)`",

@@ -266,7 +266,8 @@ def tested(
         if null == "bootstrap":
             found = _bootstrapped(statistic, smaller, fit, n_sim, seed, n_jobs, progress)
         else:
-            found = null_test(statistic, nesting, fit.model, smaller.relative_factor, fit.reml, null, n_sim, seed)
+            factor = smaller.relative_factor if smaller.model.structure.q else None
+            found = null_test(statistic, nesting, fit.model, factor, fit.reml, null, n_sim, seed)
     except LMMError as error:
         if null != "auto":
             raise LMMError(f"{small} and {large}: {error}") from error

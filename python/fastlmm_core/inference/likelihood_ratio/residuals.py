@@ -44,6 +44,8 @@ def parameters_added(small: Model | None, large: Model) -> int | str:
     if one is None and other is None:
         return 0
     if other is None:
+        if one is not None and one.name == "id" and not one.n_parameters:
+            return 0  # an ordinary regression
         return "its residuals have a structure, and those of the larger are independent"
     known = PARTS.get(other.name, ())
     if one is None:
