@@ -40,6 +40,9 @@ NEAR, POLISHING, HALVED = 0.1, 40, 12
 APART = 1e-4
 """Distance of gradients that are subtracted: an element of phi is a logarithm, or a link's argument, of size 1."""
 
+CONTINUED = 2
+"""Further searches from where one has ended at its last iteration, on the way to a limit."""
+
 FEW_ROWS, OTHERS, AROUND = 2_000, 4, 1.0
 """Rows up to which other starts are tried, how many, and their distance in elements of (theta, phi)."""
 
@@ -116,6 +119,11 @@ def _settled(
     n_theta = structure.n_parameters
     name = method if isinstance(method, str) else getattr(method, "__name__", "callable")
     ended: Ended | None = run_once(engine, start, method, options) if len(start) else None
+    for _ in range(CONTINUED if method == "newton" and "maxiter" not in options else 0):
+        # what lies at infinity is approached by a share of the way in each step
+        if ended is None or ended.success or not part.boundaries(np.asarray(ended.theta)[n_theta:]):
+            break
+        ended = run_once(engine, np.asarray(ended.theta, dtype=float), method, options)
     x = start if ended is None else np.asarray(ended.theta, dtype=float)
     factor = structure.canonical(structure.factor(x[:n_theta])) if n_theta else np.zeros((0, 0))
     null, again = np.empty((structure.q, 0)), None
