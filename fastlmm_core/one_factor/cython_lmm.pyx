@@ -7,7 +7,7 @@ from cpython.pycapsule cimport PyCapsule_New
 from libc.math cimport NAN, fabs, isfinite, log, sqrt
 from libc.stddef cimport size_t
 from libc.stdint cimport int64_t, uintptr_t
-from libc.string cimport memset
+from libc.string cimport memcpy, memset
 
 # the lanes are chosen when the kernels are imported
 import fastlmm_core.kernels

@@ -7,7 +7,7 @@ need more than this are left alone, with status 0, to a single fit.
 from libc.math cimport NAN, fabs, isfinite, log, sqrt
 from libc.stdint cimport int64_t, uintptr_t
 from libc.stdlib cimport calloc, free, malloc
-from libc.string cimport memset
+from libc.string cimport memcpy, memset
 
 import numpy as np
 
@@ -365,9 +365,9 @@ cdef class ProblemStack:
         cdef const double[:, ::1] Y = rows.Y, weights = rows.weights, offset = rows.offset, one
         cdef Py_ssize_t i, n = len(rows.extra)
         self.n_problems, self.rows.n = Y.shape[0], Y.shape[1]
-        self.rows.start, self.rows.y, self.rows.y_step = NULL, &Y[0, 0], Y.shape[1]
-        self.rows.weights = &weights[0, 0] if weights is not None else NULL
-        self.rows.offset = &offset[0, 0] if offset is not None else NULL
+        self.rows.start, self.rows.y, self.rows.y_step = NULL, &Y[0, 0] if Y.shape[0] > 0 else NULL, Y.shape[1]
+        self.rows.weights = &weights[0, 0] if weights is not None and weights.shape[0] > 0 else NULL
+        self.rows.offset = &offset[0, 0] if offset is not None and offset.shape[0] > 0 else NULL
         # one row serves all problems
         self.rows.w_step = self.rows.n if weights is not None and weights.shape[0] > 1 else 0
         self.rows.o_step = self.rows.n if offset is not None and offset.shape[0] > 1 else 0
@@ -382,7 +382,7 @@ cdef class ProblemStack:
         self.rows.factor = self.rows.extra_step + n
         for i in range(n):
             one = rows.extra[i]
-            self.extra[i] = &one[0, 0]
+            self.extra[i] = &one[0, 0] if one.shape[0] > 0 else NULL
             self.rows.extra_step[i] = self.rows.n if one.shape[0] > 1 else 0
             self.rows.factor[i] = rows.factor[i]
         self.p += n
