@@ -7,7 +7,8 @@ depends on theta and the design only (all of Kenward-Roger with the expected inf
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,9 @@ from ..covariance.directions import inverse_hessian
 from ..errors import LMMError
 from ..estimation.information import Moments, combined_df, delta_df, kenward_roger_f
 from ..estimation.many.one_factor import shared_design
-from ..estimation.many.patterns import Observed, Patterns, patterns_of
+from ..estimation.many.patterns import Observed, patterns_of
+from ..support.blas_threads import one_blas_thread
+from ..support.threads import map_in_threads, thread_count
 from .hypotheses import Hypothesis
 from .many_robust import robust_fits
 from .wald import check_estimable, coefficient_table, independent_rows, wald
@@ -179,10 +182,11 @@ def chunks(batch: BatchFit, size: int, which: NDArray[np.bool_]) -> Iterator[NDA
         yield chosen[begin : begin + size]
 
 
-def _kenward_roger_moments(
-    batch: BatchFit, information: str, patterns: Patterns
-) -> Iterator[tuple[NDArray[np.intp], Moments]]:
-    """Moments of the responses that were fitted, some at a time; with the observed information, of those by lanes."""
+def _with_moments(batch: BatchFit, information: str, use: Callable[[NDArray[np.intp], Moments], None]) -> None:
+    """Let the moments of the responses that were fitted be used, some at a time, of one factor by several threads.
+
+    With the observed information they are those of the responses that were fitted by lanes.
+    """
     if not batch.reml:
         raise LMMError("ddf='kenward-roger' needs REML fits: fit with reml=True, or use ddf='satterthwaite'")
     which = batch.status >= 0
@@ -190,10 +194,17 @@ def _kenward_roger_moments(
         _need_responses(batch, "information='expected'")
         which = which & ~batch.alone
     edge = (batch.singular | (batch.status == 0)) & (information == "auto")
-    factors = batch.factor_o
-    for part in chunks(batch, patterns.chunk(), which):
+    patterns, factors = patterns_of(batch.model), batch.factor_o
+
+    def run(part: NDArray[np.intp]) -> None:
         observed = _observed(batch, part) if information == "observed" else None
-        yield part, patterns.moments(factors[part], edge[part], observed)
+        use(part, patterns.moments(factors[part], edge[part], observed))
+
+    parts = list(chunks(batch, patterns.chunk(), which))
+    # several factors share one evaluation of the criterion
+    jobs = min(thread_count(None), len(parts)) if len(batch.model.factors) == 1 else 1
+    with one_blas_thread() if jobs > 1 else nullcontext():
+        map_in_threads(run, ((part,) for part in parts), jobs)
 
 
 def _observed(batch: BatchFit, part: NDArray[np.intp]) -> Observed:
@@ -225,11 +236,14 @@ def kenward_roger_coefficients(batch: BatchFit, information: str) -> tuple[Array
     """Adjusted standard errors and degrees of freedom (n, p) of the coefficients."""
     x_map, kept = batch.model.problem.x_map, batch.model.problem.kept
     error, freedom = np.full(batch.params.shape, np.nan), np.full(batch.params.shape, np.nan)
-    for part, found in _kenward_roger_moments(batch, information, patterns_of(batch.model)):
+
+    def use(part: NDArray[np.intp], found: Moments) -> None:
         rows = x_map[kept] @ np.swapaxes(found.half, 1, 2)
         total = np.einsum("nii->ni", found.inner(rows))
         error[part[:, None], kept] = np.sqrt(batch.sigma2[part, None] * total)
         freedom[part[:, None], kept] = found.df(rows)
+
+    _with_moments(batch, information, use)
     for i in _alone(batch) if information == "observed" else ():
         table = coefficient_table(batch.one(i), "kenward-roger", information)
         error[i], freedom[i] = table["std_error"], table["df"]
@@ -239,7 +253,8 @@ def kenward_roger_coefficients(batch: BatchFit, information: str) -> tuple[Array
 def kenward_roger(batch: BatchFit, asked: Sequence[Asked], information: str) -> None:
     """Fill in adjusted standard errors, statistics and degrees of freedom by Kenward and Roger's method."""
     fallen = np.zeros((len(asked), len(batch)), dtype=bool)
-    for part, found in _kenward_roger_moments(batch, information, patterns_of(batch.model)):
+
+    def use(part: NDArray[np.intp], found: Moments) -> None:
         turned = np.swapaxes(found.half, 1, 2)
         for one, lost in zip(asked, fallen, strict=True):
             whitened = one.rows @ turned
@@ -254,6 +269,8 @@ def kenward_roger(batch: BatchFit, asked: Sequence[Asked], information: str) -> 
             scale, one.freedom[part] = kenward_roger_f(found, orthonormal)
             one.statistic[part] = scale * chi2 / len(one.basis)
             lost[part] = np.isnan(scale)
+
+    _with_moments(batch, information, use)
     if information == "observed":
         fallen |= batch.alone
     fallen &= batch.status >= 0

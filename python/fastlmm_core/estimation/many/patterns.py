@@ -28,8 +28,8 @@ __all__ = ["Observed", "Patterns", "patterns_of"]
 
 Array = NDArray[np.float64]
 
-CHUNK_BYTES = 2**24
-"""Size of the intermediate arrays over responses."""
+CHUNK_BYTES = 2**22
+"""Size of the intermediate arrays over responses: what a processor's cache holds."""
 
 
 class Observed(NamedTuple):
