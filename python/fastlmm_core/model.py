@@ -224,6 +224,8 @@ class LinearMixedModel(Model):
         offset: Any = None,
         covariates: Mapping[str, Any] | None = None,
         min_obs: int = 0,
+        out: Any = None,
+        resume: Any = None,
     ) -> Any:
         """Fit many responses on this design.
 
@@ -256,6 +258,13 @@ class LinearMixedModel(Model):
             values given with the column age of X.  With missing="drop" a NaN in any of these is a missing observation.
         min_obs : int
             Responses with fewer observations are not fitted.
+        out : mapping of str to array-like, optional
+            Arrays that take the estimates of each block when it is finished: numpy arrays, memory maps, data sets of
+            h5py or zarr with a row for each response; some of params, bse, df, sigma2, criterion, theta, covariance,
+            converged and singular.
+        resume : BatchResult, optional
+            What an interrupt or an error has left of an earlier run of the same responses: the exception has it as its
+            attribute ``batch``.  The responses that it has not reached are fitted.
 
         Returns
         -------
@@ -280,7 +289,10 @@ class LinearMixedModel(Model):
 
         if missing not in ("invalid", "drop"):
             raise LMMError(f"missing={missing!r} is unknown: use 'invalid' or 'drop'")
-        if weights is not None or offset is not None or covariates or min_obs:
+        own_values = weights is not None or offset is not None or covariates or min_obs
+        if (out is not None or resume is not None) and (own_values or missing == "drop"):
+            raise LMMError("out and resume are for complete responses on one design: leave the other options out")
+        if own_values:
             from .inference.many_values import fit_values
 
             own = {"weights": weights, "offset": offset, "covariates": covariates or {}}
@@ -292,7 +304,9 @@ class LinearMixedModel(Model):
                 return BatchResult(own, LMMResult, bool(reml), count, responses)
 
             return fit_with_holes(self, empty, LMMResult, bool(reml), Y, n_jobs, progress, memory)
-        return fit_many(partial(BatchResult, self.fittable(), LMMResult, bool(reml)), Y, n_jobs, progress, memory)
+        return fit_many(
+            partial(BatchResult, self.fittable(), LMMResult, bool(reml)), Y, n_jobs, progress, memory, out, resume
+        )
 
     def refit(
         self,

@@ -8,6 +8,7 @@ parts             some of the responses, and batches put together
 masks             responses with missing observations
 stack             problems with designs of their own
 values            responses with observations, weights, offset or covariates of their own
+progress          results written block by block, and runs that go on later
 policy            pieces over threads, a second look, single fits
 patterns          Kenward and Roger's moments of many fits
 search            the screen for other minima of many responses

@@ -14,7 +14,7 @@ from ...tables.stored import stored
 from ..model import Model
 from .batch_fit import BatchFit
 
-__all__ = ["FIELDS", "chosen_responses", "concatenated", "part_of", "with_responses"]
+__all__ = ["FIELDS", "chosen_responses", "concatenated", "part_of", "same_design", "with_responses"]
 
 B = TypeVar("B", bound=BatchFit)
 
@@ -147,7 +147,7 @@ def concatenated(batches: Sequence[B]) -> B:
             raise LMMError(f"batches[{k}] is a {type(other).__name__}; give results of fit_many or simulate_fit")
         if other.reml != first.reml:
             raise LMMError(f"batches[{k}] is by {'REML' if other.reml else 'ML'} and batches[0] is not; fit both alike")
-        if not _same_design(first.model, other.model):
+        if not same_design(first.model, other.model):
             raise LMMError(f"batches[{k}] is on another design than batches[0]; use one model's fit_many for both")
     known = all(b.responses is not None for b in batches)
     responses = _Chain([b.responses for b in batches], [len(b) for b in batches]) if known else None
@@ -163,7 +163,7 @@ def concatenated(batches: Sequence[B]) -> B:
     return out
 
 
-def _same_design(a: Model, b: Model) -> bool:
+def same_design(a: Model, b: Model) -> bool:
     """Whether theta means the same in both: the same columns, groups, weights and offset, conditioned alike."""
     if a is b or a.problem is b.problem:
         return True

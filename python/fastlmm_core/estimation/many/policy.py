@@ -28,6 +28,7 @@ from ..information import moments
 from ..model import Model
 from .batch_fit import BOUNDARY, CHUNK_BYTES, BatchFit
 from .one_factor import shared_design
+from .progress import Sink, begun, unfinished
 from .search import CLOSE, narrowed_starts
 
 if TYPE_CHECKING:
@@ -140,6 +141,8 @@ def fit_many(
     n_jobs: int | None = None,
     progress: bool | None = None,
     memory: float = 64.0,
+    out: Any = None,
+    resume: BatchFit | None = None,
 ) -> B:
     """Fit many responses; see `LinearMixedModel.fit_many`.
 
@@ -162,7 +165,15 @@ def fit_many(
     if count is not None:
         jobs = min(jobs, max(1, count // smallest))
     blocks = _chunks(blocks, size, smallest, jobs)
-    found = _fit(empty, blocks, count, whole, jobs, progress, not constant(whole))
+    if resume is not None and count is None:
+        raise LMMError("resume needs an array or a table; of a stream fit the rest, and join both by concat")
+    sink = None if out is None else Sink(out, none, count)
+    try:
+        found = _fit(empty, blocks, count, whole, jobs, progress, not constant(whole), sink, resume)
+    except BaseException as error:
+        if hasattr(error, "batch") and count is not None:
+            error.batch.labels = labels.all
+        raise
     found.labels = labels.all
     return found
 
@@ -209,21 +220,34 @@ def _fit(
     jobs: int,
     progress: bool | None,
     watched: bool = False,
+    sink: Sink | None = None,
+    resume: BatchFit | None = None,
 ) -> B:
     """Fit blocks (arrays, or functions with a length that return them) of in all `count` responses (None: unknown).
 
-    `watched`: the responses are the caller's, who may change them later.
+    `watched`: the responses are the caller's, who may change them later.  What breaks the run off carries what is
+    finished as its attribute `batch`.
     """
     pieces: list[B] = [] if count is None else [empty(count, whole)]
     if count is not None and watched:
         pieces[0].seals = np.empty((count, 2))
+    reached = np.zeros(0 if count is None else count, dtype=bool) if resume is None else begun(pieces[0], resume)
+    finished: set[int] = set()
     none = empty(0, None)
     model = none.model
     # where no row tells the residual variance by itself, each response may have an optimum or none
     alone = model.problem.saturated or (model.problem.outside > 0 and not none.reml)
     shared = None if alone else _shared(model)
 
-    def run(block: Any, into: BatchFit, first: int) -> int:
+    def run(block: Any, into: BatchFit, first: int, begin: int) -> int:
+        fit(block, into, first)
+        if sink is not None:
+            sink.write(into, first, len(block), begin)
+        reached[first : first + len(block)] = True  # of a stream, where it is empty, nothing
+        finished.add(begin)
+        return len(block)
+
+    def fit(block: Any, into: BatchFit, first: int) -> None:
         if shared is not None and _by_scores(model, block):
             lines, scores = block.scores(), block.meaning
             _fit_together(shared, lines, into, first, scores.meaning)
@@ -234,7 +258,7 @@ def _fit(
                 return found
 
             _alone(model, responses, into, slice(first, first + len(lines)))
-            return len(lines)
+            return
         dense = np.ascontiguousarray(block() if callable(block) else block, dtype=np.float64)
         if into.seals is not None:
             into.seals[first : first + len(dense)] = line_seals(dense)
@@ -243,18 +267,28 @@ def _fit(
         else:
             _fit_together(shared, dense, into, first)
         _alone(model, lambda which: dense[which], into, slice(first, first + len(dense)))
-        return len(dense)
 
-    def tasks() -> Iterator[tuple[Any, BatchFit, int]]:
+    def tasks() -> Iterator[tuple[Any, BatchFit, int, int]]:
         at = 0
         for block in blocks:
             if count is None:
                 # results of a stream grow with it
                 pieces.append(empty(len(block), None))
-                yield block, pieces[-1], 0
-            else:
-                yield block, pieces[0], at
-                at += len(block)
+                yield block, pieces[-1], 0, at
+            elif not reached[at : at + len(block)].all():
+                yield block, pieces[0], at, at
+            at += len(block)
+
+    def so_far() -> B:
+        if count is not None:
+            return unfinished(pieces[0], reached)
+        whole_pieces, at = [], 0
+        for piece in pieces:
+            if at not in finished:
+                break
+            whole_pieces.append(piece)
+            at += len(piece)
+        return _joined(empty, whole_pieces)
 
     bar = progress_bar(progress, count)
     try:
@@ -265,6 +299,9 @@ def _fit(
             # the blocks of a stream are drawn here, some at a time
             for some in _rounds(tasks(), ROUND * jobs) if count is None else (tasks(),):
                 in_threads(run, some, callers, None if bar is None else bar.update)
+    except BaseException as error:
+        error.batch = so_far()  # type: ignore[attr-defined]
+        raise
     finally:
         if bar is not None:
             bar.close()

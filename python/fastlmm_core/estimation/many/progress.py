@@ -1,0 +1,99 @@
+"""What becomes of a long run: results written to arrays of the caller's block by block, and runs that go on later."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...errors import LMMError
+from .batch_fit import BatchFit
+from .parts import FIELDS, part_of, same_design
+
+__all__ = ["UNREACHED", "Sink", "begun", "unfinished"]
+
+B = TypeVar("B", bound=BatchFit)
+
+UNREACHED = -9
+"""Status of responses that a run which was broken off has not come to."""
+
+WRITTEN = ("params", "bse", "df", "sigma2", "criterion", "theta", "covariance", "converged", "singular")
+"""What can be written to arrays of the caller's."""
+
+
+class Sink:
+    """Arrays of the caller's, which take the estimates of each block when it is finished.
+
+    Parameters
+    ----------
+    out : mapping of str to array-like
+        Anything that takes slices: numpy arrays, memory maps, data sets of h5py and zarr.
+    none : BatchFit
+        An empty batch.
+    count : int or None
+
+    Raises
+    ------
+    LMMError
+        For names that no estimates have, and arrays of another shape.
+    """
+
+    def __init__(self, out: Any, none: BatchFit, count: int | None) -> None:
+        if not isinstance(out, Mapping):
+            raise LMMError(f"out must be names to arrays, e.g. {{'params': array}}, not {type(out).__name__!r}")
+        self.out, self.lock = dict(out), threading.Lock()
+        for name, target in self.out.items():
+            if name not in WRITTEN:
+                raise LMMError(f"out: there is no {name!r}; use {', '.join(WRITTEN)}")
+            shape = np.shape(_values(none, name))[1:]
+            found = tuple(getattr(target, "shape", ()))
+            short = not found or found[1:] != shape or (count is not None and found[0] != count)
+            if short or not hasattr(target, "__setitem__"):
+                rows = "n_responses" if count is None else count
+                wanted = f"({', '.join(map(str, (rows, *shape)))}{',' if not shape else ''})"
+                raise LMMError(f"out[{name!r}] must be an array of shape {wanted}, not {found}")
+
+    def write(self, batch: BatchFit, first: int, count: int, begin: int) -> None:
+        """The estimates of responses first, ..., first + count - 1 of a batch to places begin, ..."""
+        part = part_of(batch, np.arange(first, first + count))
+        with self.lock:
+            for name, target in self.out.items():
+                target[begin : begin + count] = _values(part, name)
+
+
+def _values(batch: BatchFit, name: str) -> NDArray[Any]:
+    return np.asarray(getattr(batch, "satterthwaite" if name == "df" else name))
+
+
+def begun(batch: B, resume: BatchFit) -> NDArray[np.bool_]:
+    """Take the results of a run that was broken off; which responses it has reached.
+
+    Raises
+    ------
+    LMMError
+        For a run of another design, criterion or number of responses.
+    """
+    if not isinstance(resume, BatchFit):
+        raise LMMError(f"resume is a {type(resume).__name__}; give the batch that the error carries, error.batch")
+    if len(resume) != len(batch) or resume.reml != batch.reml or not same_design(resume.model, batch.model):
+        raise LMMError("resume is of another design, criterion or number of responses than this run")
+    for name in FIELDS:
+        getattr(batch, name)[:] = getattr(resume, name)
+    if batch.seals is not None and resume.seals is not None:
+        batch.seals[:] = resume.seals
+    return np.asarray(resume.status != UNREACHED)
+
+
+def unfinished(batch: B, reached: NDArray[np.bool_]) -> B:
+    """The batch of a run that is broken off, with NaN for the responses that it has not reached."""
+    lost = ~reached
+    batch.status[lost] = UNREACHED
+    batch.n_evaluations[lost], batch.alone[lost] = 0, False
+    for name in ("theta_o", "params", "bse", "sigma2", "criterion", "gradient_norm", "satterthwaite"):
+        getattr(batch, name)[lost] = np.nan
+    if batch.seals is not None:
+        batch.seals[lost] = 0.0
+    return batch
