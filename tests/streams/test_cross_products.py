@@ -143,3 +143,15 @@ def test_sums_that_do_not_decide_ask_for_the_rows(data):
     with pytest.raises(flc.LMMError, match=r"lmm\(plan, total, source=\.\.\.\)"):
         flc.lmm(plan, total)
     close(flc.lmm(plan, total, source=data).fit(), flc.lmm(formula, data).fit())
+
+
+def test_sums_of_y_between_groups_ask_for_the_rows(data):
+    data = data.assign(y=1e4 * data["g"] + data["y"] * 1e-5).iloc[::-1].reset_index(drop=True)
+    plan = flc.plan("y ~ x + (1 | g)", data)
+    total = flc.merge(parts_of(data, plan))
+    with pytest.raises(flc.LMMError, match=r"lmm\(plan, total, source=\.\.\.\)"):
+        flc.lmm(plan, total)
+    one, other = flc.lmm(plan, total, source=data).fit(), flc.lmm("y ~ x + (1 | g)", data).fit()
+    assert one.sigma == pytest.approx(other.sigma, rel=1e-6)
+    # y has ten digits before the variation within groups
+    np.testing.assert_allclose((one.beta - other.beta) / np.sqrt(np.diag(other.cov)), 0.0, atol=1e-4)

@@ -67,6 +67,14 @@ class StreamRows:
                 "give scan() something that has the same rows each time"
             )
 
+    def _slot_order(self) -> Index:
+        """Slots of the labels in order; where the sums were made elsewhere, slots are given by a pass."""
+        if self._order is None:
+            for _ in self._chunks(Seen.nothing()):
+                pass
+            self.labels, self._order = self._slots.labels()
+        return self._order
+
     def first(self) -> Rows:
         """The first rows."""
         if self._source is None:
@@ -152,11 +160,9 @@ class StreamRows:
         """See `kernels.within_rows`."""
         k = len(columns.beta0) + 1
         more: Array = np.zeros((1, k * (k + 1) // 2))
-        read = self._chunks(Seen.nothing())
-        assert self._order is not None
-        place = np.empty(len(self._order), dtype=np.int64)
-        place[self._order] = position
-        for rows in read:
+        place = np.empty(self.n_slots, dtype=np.int64)
+        place[self._slot_order()] = position
+        for rows in self._chunks(Seen.nothing()):
             rows = rows._replace(X=np.ascontiguousarray(rows.X[:, kept]))
             kernels.within_rows(rows, columns, place, packed, more=more)
         return np.asarray(more[0])
@@ -181,9 +187,8 @@ class StreamRows:
             {name: value.copy() for name, value in rows._asdict().items() if isinstance(value, np.ndarray)}
             for rows in self._chunks(Seen.nothing())
         ]
-        assert self._order is not None
-        rank = np.empty(len(self._order), dtype=np.int64)
-        rank[self._order] = np.arange(len(rank))
+        rank = np.empty(self.n_slots, dtype=np.int64)
+        rank[self._slot_order()] = np.arange(len(rank))
 
         whole = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
         w, o = whole.get("weights"), whole.get("offset")
