@@ -65,7 +65,7 @@ cdef class UnstructuredBatch:
         n_v, largest = self.sums.n_v, self.sums.widest
         k = self.sums.n_par
         self.y = np.empty(self.n)
-        self.T = np.empty(max(self.sums.total, 1))
+        self.T = np.zeros(self.sums.total + 1)
         self.ols, self.change = (np.zeros(self.r + 1) for _ in range(2))
         self.low, self.high = (np.empty(max(self.sums.n_tables * largest, 1)) for _ in range(2))
         self.x, self.trial, self.step, self.u = (np.zeros(max(k, 1)) for _ in range(4))

@@ -76,7 +76,8 @@ cdef class UnstructuredSums:
             raise ValueError("the rows and visits are not those of the patterns")
         self.total, self.n_v, self.n_par = at // self.c, pairs, own
         self.n_x = self.c * (self.c - 1) // 2
-        self.rows, self.held = (np.empty(max(at, 1)) for _ in range(2))
+        # one more: a pattern whose rows X does not reach has none, and may be the last
+        self.rows, self.held = (np.zeros(at + 1) for _ in range(2))
         self.lower, self.inverse, self.moment_e, self.moment_x = (np.empty(max(squares, 1)) for _ in range(4))
         self.outside, self.spare = (np.zeros(max(squares, 1)) for _ in range(2))
         self.work = np.empty(max(2 * self.largest * self.widest, self.c * self.c))

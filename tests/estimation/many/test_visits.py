@@ -83,6 +83,22 @@ def test_what_does_not_go_smoothly_is_fitted_by_itself(rng):
     assert batch.criterion[3] == pytest.approx(one.criterion, rel=CRITERION)
 
 
+def test_patterns_that_x_does_not_reach(rng):
+    frame = table(rng)
+    visit = np.asarray(frame.visit)
+    # subjects seen at the first visit alone have no fixed effects, and their pattern may be the last
+    X = np.column_stack([visit == 1, visit == 2]).astype(float)
+    residual = flc.Residual("us", np.asarray(frame.id), 2 - visit)
+    model = flc.LinearMixedModel(np.asarray(frame.y), X, residual=residual)
+    Y = responses(model, rng, 3) - 7.0
+    batch = model.fit_many(Y, n_jobs=1)
+    assert batch.converged.all() and not batch.alone.any()
+    for i, y in enumerate(Y):
+        one = model.refit(y)
+        assert batch.criterion[i] == pytest.approx(one.criterion, rel=CRITERION)
+        assert one.criterion == pytest.approx(dense.criterion(one.model, one.theta, True), rel=1e-10)
+
+
 def test_order_and_threads_do_not_matter(rng):
     model = made(table(rng))
     Y = responses(model, rng, 300)

@@ -74,7 +74,7 @@ def _visit_design(model: Model) -> VisitDesign | None:
         left, values, right = np.linalg.svd(wide, full_matrices=False)
         d = int(np.sum(values > DEPENDENT * values[0])) if values[0] > 0.0 else 0
         made = np.zeros((n, d, X.shape[1] + 1))
-        made[:, :, :-1] = (values[:d, None] * right[:d]).reshape(d, n, -1).transpose(1, 0, 2)
+        made[:, :, :-1] = (values[:d, None] * right[:d]).reshape(d, n, X.shape[1]).transpose(1, 0, 2)
         rows.append(made.ravel())
         basis.append(np.ascontiguousarray(left[:, :d]).ravel())
         order.append(subjects.T.ravel())
@@ -98,7 +98,8 @@ def _visit_design(model: Model) -> VisitDesign | None:
     shared = VisitResponses(
         patterns=patterns,
         order=at,
-        basis=np.concatenate(basis),
+        # one more: the last pattern may have no columns
+        basis=np.concatenate([*basis, np.zeros(1)]),
         root_weights=None if design.weights is None else np.sqrt(design.weights[at]),
         offset=None if design.offset is None else np.ascontiguousarray(design.offset[at]),
         x_map=np.ascontiguousarray(problem.x_map),
