@@ -83,6 +83,8 @@ def minimise_residual(
     for first in starts:
         if best is not None and best.converged and engine.costly:
             break
+        if best is not None and not isfinite(engine.evaluate(first, 0)[0]):
+            continue
         point: Array | None = first
         for _ in range(problem.structure.q + 2):
             if point is None:
