@@ -1,0 +1,172 @@
+# The pass over rows for the sizes that nearly everyone uses: all sums in registers, or loops unrolled.
+#
+# uses   Pass, Desk, sweep, FLUSH, AHEAD
+# gives  sweep_small
+
+cdef inline void fetch_ahead(const Pass* d, Py_ssize_t i, Py_ssize_t line, code_t kind) noexcept nogil:
+    """Fetch the line of raw that the row AHEAD of row i is added to, one of up to 16 numbers."""
+    cdef const code_t* codes = <const code_t*> d.codes
+    cdef const double* start = d.raw
+    start = start + <Py_ssize_t> (codes[(i + AHEAD if i + AHEAD < d.n else i) * d.c_row] - d.base) * line
+    fetch(start, 1, 3)
+    fetch(start + 8, 1, 3)
+
+
+cdef int sweep_line(const Pass* d, code_t kind) noexcept nogil:
+    """`sweep` for a random line of which X has the columns too, plain: all sums in registers."""
+    cdef const code_t* codes = <const code_t*> d.codes
+    cdef const double* x = d.X
+    cdef const double* y = d.y
+    cdef double* target
+    cdef Py_ssize_t n = d.n, c_row = d.c_row, x_row = d.x_row, x_column = d.x_column, y_row = d.y_row
+    cdef Py_ssize_t i, group, current = -1, base = d.base
+    cdef double s0 = d.x_shift[0], s1 = d.x_shift[1], f0 = d.x_scale[0], f1 = d.x_scale[1]
+    cdef double b0 = d.beta0[0], b1 = d.beta0[1], first = y[0], value = d.x_value
+    cdef double a00 = 0.0, a10 = 0.0, a11 = 0.0, c0 = 0.0, c1 = 0.0, count = 0.0, rest = 0.0, x0, x1, r
+    cdef const double* constant = x + (d.x_constant if d.x_constant >= 0 else 0) * x_column
+    cdef bint broken = False, varies = False
+    for i in range(n):
+        group = <Py_ssize_t> codes[i * c_row] - base
+        if group != current or (i & (FLUSH - 1)) == 0:
+            if current >= 0:
+                target = d.raw + current * 10
+                target[0] += a00
+                target[1] += a10
+                target[2] += a11
+                target[3] += c0
+                target[4] += c1
+                target[5] += count
+                a00, a10, a11, c0, c1, count = 0.0, 0.0, 0.0, 0.0, 0.0, 0.0
+            current = group
+            fetch_ahead(d, i, 10, kind)
+            if (i & (FLUSH - 1)) == 0:
+                d.S[5] += rest
+                rest = 0.0
+        broken = broken or constant[0] != value
+        constant = constant + x_row
+        x0 = (x[0] - s0) * f0
+        x1 = (x[x_column] - s1) * f1
+        x = x + x_row
+        r = y[i * y_row]
+        varies = varies or r != first
+        r = r - b0 * x0 - b1 * x1
+        a00 = a00 + x0 * x0
+        a10 = a10 + x1 * x0
+        a11 = a11 + x1 * x1
+        c0 = c0 + x0 * r
+        c1 = c1 + x1 * r
+        count = count + 1.0
+        rest = rest + r * r
+    target = d.raw + current * 10
+    target[0] += a00
+    target[1] += a10
+    target[2] += a11
+    target[3] += c0
+    target[4] += c1
+    target[5] += count
+    d.S[5] += rest
+    return (1 if broken and d.x_constant >= 0 else 0) + (2 if varies else 0)
+
+
+cdef int sweep_intercept(const Pass* d, code_t kind) noexcept nogil:
+    """`sweep` for one random effect and two columns of X, plain: all sums in registers."""
+    cdef const code_t* codes = <const code_t*> d.codes
+    cdef const double* x = d.X
+    cdef const double* z = d.Z
+    cdef const double* y = d.y
+    cdef double* target
+    cdef double* S = d.S
+    cdef Py_ssize_t n = d.n, c_row = d.c_row, x_row = d.x_row, x_column = d.x_column, z_row = d.z_row, y_row = d.y_row
+    cdef Py_ssize_t i, group, current = -1, base = d.base
+    cdef double s0 = d.x_shift[0], s1 = d.x_shift[1], f0 = d.x_scale[0], f1 = d.x_scale[1]
+    cdef double b0 = d.beta0[0], b1 = d.beta0[1], first = y[0], shift = d.z_shift[0], scale = d.z_scale[0]
+    cdef double a = 0.0, c0 = 0.0, c1 = 0.0, c2 = 0.0, count = 0.0, x0, x1, r, u
+    cdef double s00 = 0.0, s10 = 0.0, s11 = 0.0, s20 = 0.0, s21 = 0.0, s22 = 0.0
+    cdef const double* constant = x + (d.x_constant if d.x_constant >= 0 else 0) * x_column
+    cdef bint broken = False, uneven = False, varies = False
+    for i in range(n):
+        group = <Py_ssize_t> codes[i * c_row] - base
+        if group != current or (i & (FLUSH - 1)) == 0:
+            if current >= 0:
+                target = d.raw + current * 5
+                target[0] += a
+                target[1] += c0
+                target[2] += c1
+                target[3] += c2
+                target[4] += count
+                a, c0, c1, c2, count = 0.0, 0.0, 0.0, 0.0, 0.0
+            current = group
+            fetch_ahead(d, i, 5, kind)
+            if (i & (FLUSH - 1)) == 0:
+                add_six(S, s00, s10, s11, s20, s21, s22)
+                s00, s10, s11, s20, s21, s22 = 0.0, 0.0, 0.0, 0.0, 0.0, 0.0
+        broken = broken or constant[i * x_row] != d.x_value
+        uneven = uneven or z[i * z_row] != d.z_value
+        x0 = (x[i * x_row] - s0) * f0
+        x1 = (x[i * x_row + x_column] - s1) * f1
+        u = (z[i * z_row] - shift) * scale
+        r = y[i * y_row]
+        varies = varies or r != first
+        r = r - b0 * x0 - b1 * x1
+        a = a + u * u
+        c0 = c0 + u * x0
+        c1 = c1 + u * x1
+        c2 = c2 + u * r
+        count = count + 1.0
+        s00 = s00 + x0 * x0
+        s10 = s10 + x1 * x0
+        s11 = s11 + x1 * x1
+        s20 = s20 + r * x0
+        s21 = s21 + r * x1
+        s22 = s22 + r * r
+    target = d.raw + current * 5
+    target[0] += a
+    target[1] += c0
+    target[2] += c1
+    target[3] += c2
+    target[4] += count
+    add_six(S, s00, s10, s11, s20, s21, s22)
+    broken = (broken and d.x_constant >= 0) or (uneven and d.z_constant >= 0)
+    return (1 if broken else 0) + (2 if varies else 0)
+
+
+cdef inline void add_six(double* S, double a, double b, double c, double d, double e, double f) noexcept nogil:
+    S[0] += a
+    S[1] += b
+    S[2] += c
+    S[3] += d
+    S[4] += e
+    S[5] += f
+
+
+cdef int sweep_small(const Pass* d, bint shared, bint plain, code_t kind) noexcept nogil:
+    """`sweep` for one or two random effects and up to five columns of X; -1 for other sizes."""
+    cdef double x[6]
+    cdef double z[2]
+    cdef double acc[16]
+    cdef double s[21]
+    cdef Desk at
+    at.x, at.z, at.acc, at.s = &x[0], &z[0], &acc[0], &s[0]
+    if not plain:
+        return -1
+    if shared:
+        if d.p == 2:
+            return sweep_line(d, kind)
+        return sweep(d, 1, 1, True, True, kind, &at) if d.p == 1 else -1
+    if d.q == 1:
+        if d.p == 2:
+            return sweep_intercept(d, kind)
+        if d.p == 3:
+            return sweep(d, 3, 1, False, True, kind, &at)
+        if d.p == 4:
+            return sweep(d, 4, 1, False, True, kind, &at)
+        return sweep(d, 5, 1, False, True, kind, &at) if d.p == 5 else -1
+    if d.q == 2:
+        if d.p == 2:
+            return sweep(d, 2, 2, False, True, kind, &at)
+        if d.p == 3:
+            return sweep(d, 3, 2, False, True, kind, &at)
+        if d.p == 4:
+            return sweep(d, 4, 2, False, True, kind, &at)
+        return sweep(d, 5, 2, False, True, kind, &at) if d.p == 5 else -1
+    return -1
