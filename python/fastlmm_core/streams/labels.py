@@ -22,8 +22,8 @@ __all__ = ["GroupSlots", "joined", "labels_of"]
 Array = NDArray[Any]
 Int64 = NDArray[np.int64]
 
-WIDEST = 1 << 26
-"""Range of whole numbers up to which a table of all of them is kept."""
+NARROW, SPARSE = 1 << 16, 32
+"""Range of whole numbers up to which a table of all of them is kept, whatever the labels and for each label."""
 
 
 def labels_of(factors: Sequence[str], columns: Sequence[Column], rows: Array | None) -> tuple[Array, Array]:
@@ -135,7 +135,7 @@ class GroupSlots:
 
     def _look_up(self, values: Int64) -> Int64:
         low, high = int(values.min()), int(values.max())
-        if not self._sparse and self._cover(low, high):
+        if not self._sparse and self._cover(low, high, SPARSE * (self.n + len(values))):
             slots = self._table[values - self._base]
             fresh = slots < 0
             if fresh.any():
@@ -161,16 +161,17 @@ class GroupSlots:
             self.n += len(new)
         return np.asarray(slots[back])
 
-    def _cover(self, low: int, high: int) -> bool:
+    def _cover(self, low: int, high: int, widest: int) -> bool:
         """Whether a table of all numbers from low to high, and those before, is kept."""
         size = len(self._table)
         if size and low >= self._base and high < self._base + size:
             return True
         base = low if not size else min(low, self._base)
         stop = high + 1 if not size else max(high + 1, self._base + size)
-        if stop - base > WIDEST:
+        widest = max(widest, NARROW)
+        if stop - base > widest:
             return False
-        room = stop - base if not size else min(max(stop - base, 2 * size), WIDEST)
+        room = max(stop - base, min(2 * size, widest))
         table = np.full(room, -1, dtype=np.int64)
         if size:
             table[self._base - base : self._base - base + size] = self._table
