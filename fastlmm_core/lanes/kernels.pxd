@@ -161,7 +161,7 @@ cdef struct Batch:
     bint reml
     double nu, per_group
     const double* first         # (q, q) L from which the scoring step is taken
-    const double* scoring       # (n_a, n_a) inverse of the expected Hessian in vech(G^) there
+    const double* scoring       # (1 + n_a, n_a) minus the step in sigma^2 and vech(G^) by a slope in vech(G^)
     const double* first_theta   # (., n_par) start of each response, or NULL for the scoring step
     Py_ssize_t stride_theta     # from one start to the next, 0 where it is the same
     double tolerance

@@ -450,13 +450,18 @@ cdef void evaluate_responses(const Batch* d, Lanes* s, int order) noexcept nogil
 
 
 cdef void first_theta(const Batch* d, Lanes* s, Py_ssize_t block, Py_ssize_t count) noexcept nogil:
-    """Start of `count` responses from `block` on: given, or a step of Fisher scoring in G^ from a common point, kept away from singular matrices."""
+    """Start of `count` responses from `block` on: given, or a step of scoring from a common point.
+
+    The step is taken in sigma^2 and in the covariances of random effects, G^ times sigma^2, together: it ends at the optimum
+    where all groups have the same Z_i'Z_i and X tells nothing that Z does not.  It is kept away from singular matrices.
+    """
     cdef Py_ssize_t q = d.q, n_a = q * (q + 1) // 2, a, b, l, i, alpha, lane
     cdef vecu* factor = <vecu*> s.f.factor
     cdef vecu* theta = <vecu*> s.theta
     cdef vecu* g = <vecu*> s.f.g
     cdef vecu* G = <vecu*> s.small
-    cdef vec t, floor
+    cdef vecu* change = G + q * q
+    cdef vec t, floor, scale
     if d.first_theta != NULL:
         for lane in range(LANES):
             for i in range(d.n_par):
@@ -467,19 +472,24 @@ cdef void first_theta(const Batch* d, Lanes* s, Py_ssize_t block, Py_ssize_t cou
         factor[a] = VEC_SET(d.first[a])
     evaluate_responses(d, s, 1)
     floor = VEC_SET(0.1 / d.per_group)
+    for alpha in range(n_a + 1):
+        t = VEC_SET(0.0)
+        i = 0
+        for a in range(q):
+            for b in range(a + 1):
+                t = t - (1.0 if a == b else 2.0) * d.scoring[alpha * n_a + i] * g[a * q + b]
+                i += 1
+        change[alpha] = t
+    # sigma^2 is not left to vanish
+    t = VEC_SET(1.0) + change[0]
+    scale = VEC_SET(1.0) / VEC_WHERE_POSITIVE(t - VEC_SET(0.1), t, VEC_SET(0.1))
     alpha = 0
     for a in range(q):
         for b in range(a + 1):
-            t = VEC_SET(0.0)
+            t = change[1 + alpha]
             for l in range(q):
                 t = t + d.first[a * q + l] * d.first[b * q + l]
-            i = 0
-            for l in range(q * q):
-                # vech order: element (l // q, l % q) of the lower triangle; off-diagonal slopes count twice
-                if l % q <= l // q:
-                    t = t - (1.0 if l % q == l // q else 2.0) * d.scoring[alpha * n_a + i] * g[l]
-                    i += 1
-            G[a * q + b] = t if d.structure[a * q + b] else VEC_SET(0.0)
+            G[a * q + b] = t * scale if d.structure[a * q + b] else VEC_SET(0.0)
             alpha += 1
     for a in range(q):
         for b in range(a + 1):

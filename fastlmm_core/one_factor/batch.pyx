@@ -121,7 +121,7 @@ cdef class BatchDesign:
         cdef Batch* d = &self.d
         cdef Py_ssize_t i, n_par = len(search.rows)
         cdef const int[:, ::1] structure = search.structure
-        cdef const double[:, ::1] first = search.first, scoring = search.scoring
+        cdef const double[:, ::1] first = search.first
         self.positions = <Py_ssize_t*> malloc((2 * n_par + 1) * sizeof(Py_ssize_t))
         if self.positions == NULL:
             raise MemoryError()
@@ -133,7 +133,7 @@ cdef class BatchDesign:
         d.col = self.positions + n_par
         d.structure = &structure[0, 0]
         d.first = &first[0, 0]
-        d.scoring = &scoring[0, 0]
+        d.scoring = NULL
         d.per_group = search.per_group
         d.tolerance = search.tolerance
         d.max_iterations = search.max_iterations
@@ -205,7 +205,7 @@ cdef class BatchDesign:
         cdef Batch d = self.d
         cdef Outcome out
         cdef Py_ssize_t count = Y.shape[0], width = self.take_scores(&d, scores)
-        cdef const double[:, ::1] starts
+        cdef const double[:, ::1] starts, scoring
         cdef double[:, ::1] theta = into.theta, params = into.params, bse = into.bse, df = into.df
         cdef double[::1] sigma2 = into.sigma2, value = into.value, decrement = into.decrement
         cdef int[::1] status = into.status, evaluations = into.evaluations
@@ -218,6 +218,8 @@ cdef class BatchDesign:
         d.reml = reml
         d.nu = <double> (d.n - d.p if reml else d.n)
         d.criterion_offset = criterion_offset
+        scoring = self.search.scoring[0 if reml else 1]
+        d.scoring = &scoring[0, 0]
         d.first_theta = NULL
         if start is not None:
             starts = np.atleast_2d(start)

@@ -127,8 +127,8 @@ class BatchSearch(NamedTuple):
     columns: Sequence[int] | NDArray[np.intp]
     first: Array
     """(q, q) L from which the scoring step is taken."""
-    scoring: Array
-    """(q(q+1)/2, q(q+1)/2) inverse of the expected Hessian there."""
+    scoring: tuple[Array, Array]
+    """(1 + q(q+1)/2, q(q+1)/2) minus the step in sigma^2 and vech(G^) by a slope in vech(G^), by REML and by ML."""
     per_group: float
     tolerance: float
     max_iterations: int

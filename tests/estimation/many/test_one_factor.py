@@ -191,6 +191,29 @@ def test_patterns_with_many_groups_and_patterns_with_one(rng):
 
 
 @pytest.mark.parametrize("reml", [True, False])
+def test_balanced_data_start_at_their_optimum(reml):
+    """Moments solve the likelihood equations where X = Z is the same in every group: one evaluation certifies."""
+    model = flc.lmm("Reaction ~ Days + (Days | Subject)", flc.datasets.load("sleepstudy"))
+    Y = model.fit().simulate(200, seed=3)
+    batch = model.fit_many(Y, reml=reml, n_jobs=1)
+    inside = ~batch.singular
+    assert inside.sum() > 180
+    assert (batch.n_evaluations[inside] == 1).mean() > 0.9
+    # by hand, from the least-squares lines of the subjects
+    codes, days = model.grouping.index, model.exog[:, 1]
+    lines = np.array([np.polynomial.polynomial.polyfit(days[codes == g], Y[:, codes == g].T, 1) for g in range(18)])
+    T = np.column_stack([np.ones(10), np.arange(10.0)])
+    fitted = np.einsum("ta,gai->git", T, lines)
+    rest = np.array([Y[:, codes == g].T for g in range(18)]).transpose(0, 2, 1) - fitted
+    sigma2 = (rest**2).sum(axis=(0, 2)) / (18 * 8)
+    away = lines - lines.mean(axis=0)
+    G = np.einsum("gai,gbi->iab", away, away) / (17 if reml else 18) - sigma2[:, None, None] * np.linalg.inv(T.T @ T)
+    regular = inside & (np.linalg.eigvalsh(G)[:, 0] > 0.0)
+    np.testing.assert_allclose(batch.G["Subject"][regular], G[regular], rtol=1e-6, atol=1e-6 * np.abs(G).max())
+    np.testing.assert_allclose(batch.sigma2[regular], sigma2[regular], rtol=1e-9)
+
+
+@pytest.mark.parametrize("reml", [True, False])
 def test_pure_noise(rng, reml):
     model = sleepstudy_model()
     Y = rng.standard_normal((150, model.nobs))

@@ -8,10 +8,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ... import kernels
+from ...covariance.parameters import vech_positions
 from ...engines.one_factor.problem import one_factor
+from ...engines.protocol import linear_engine
 from ...kernels.records import BatchPatterns, BatchRows, BatchSearch
 from ..fit import Fit, estimate
 from ..model import Model
+from ..moments import projected_traces, reduced_traces
 from .search import group_basis, response_screen
 
 if TYPE_CHECKING:
@@ -108,7 +111,7 @@ def _one_factor(model: Model) -> kernels.BatchDesign:
     if problem.x_constant:
         column = model.constant_column
         ones[column] = 1.0 / model.exog[0, column]
-    first, scoring = _scoring(model, packed)
+    first, scoring = _scoring(model)
     rows, positions = model.structure.positions
     free = np.zeros((q, q), dtype=np.intc)
     free[rows, positions] = free[positions, rows] = 1
@@ -148,31 +151,38 @@ def _one_factor(model: Model) -> kernels.BatchDesign:
     )
 
 
-def _scoring(model: Model, packed: Array) -> tuple[Array, Array]:
-    """A point at which to take one step of Fisher scoring in G, and the inverse of the expected Hessian there.
+def _scoring(model: Model) -> tuple[Array, tuple[Array, Array]]:
+    """A point from which to take one step of scoring, and what a slope in G^ is multiplied with, by REML and by ML.
 
-    The expected second derivative along D and F is sum tr(N_i D N_i F) (Jennrich and Schluchter 1986,
-    Biometrics 42, eq. 12).
+    Scores and expected information are those of sigma^2 and the covariances of random effects together: tr(P V_a P V_b)
+    (Patterson and Thompson 1971, Biometrika 58, 545-554), by ML with V^-1 for P.  Where sigma^2 is profiled out its
+    score is the one along G^, with the sign turned.
     """
     problem, structure = one_factor(model.problem), model.structure
-    q = structure.q
+    q, r = structure.q, problem.rank
     fitted = estimate(Fit, model, True).optimum.factor
     relative = fitted @ fitted.T + 0.25 * problem.m / problem.n * np.eye(q)
     first = structure.canonical(np.asarray(np.linalg.cholesky(relative), dtype=np.float64))
-    _, n_i = kernels.group_effects(packed, problem.m, first, np.zeros(problem.rank + 1), precision=True)
-    assert n_i is not None
-    outer = np.tensordot(n_i, n_i, axes=(0, 0))  # [a, b, c, d] = sum N_ab N_cd
-    lower, upper = np.tril_indices(q)
-    information = np.zeros((len(lower), len(lower)))
-    for i, (a, b) in enumerate(zip(lower, upper, strict=True)):
-        for j, (c, d) in enumerate(zip(lower, upper, strict=True)):
-            pairs = {(a, b), (b, a)}
-            others = {(c, d), (d, c)}
-            information[i, j] = sum(outer[f, s, t, e] for s, t in pairs for e, f in others)
-    rows, columns = structure.positions
-    free = np.array(
-        [(a, b) in set(zip(rows.tolist(), columns.tolist(), strict=True)) for a, b in zip(lower, upper, strict=True)]
-    )
-    scoring = np.zeros_like(information)
-    scoring[np.ix_(free, free)] = np.linalg.pinv(information[np.ix_(free, free)])
-    return np.ascontiguousarray(first), scoring
+    criterion = linear_engine(problem.criterion())
+    criterion.reml = True
+    criterion.evaluate(structure.theta(first), 2)
+    half = np.linalg.inv(criterion.solution()[2])
+    slopes = half @ criterion.cross()[:, :r, :r] @ half.T
+    lower, upper = vech_positions(q)
+    trace = criterion.precision()[lower, upper] * (2.0 - (lower == upper))
+    along = (first @ first.T)[lower, upper]
+    free = np.append(0, 1 + np.flatnonzero(structure.free[lower, upper]))
+    found = []
+    for square, linear, nu in (
+        (projected_traces(reduced_traces(criterion, half), slopes), trace - np.trace(slopes, axis1=1, axis2=2), -r),
+        (criterion.traces(), trace, 0),
+    ):
+        information = np.zeros((1 + len(lower), 1 + len(lower)))
+        information[1:, 1:] = square
+        # I = V - sum of the directions times the elements of G^
+        information[0, 1:] = information[1:, 0] = linear - square @ along
+        information[0, 0] = problem.n + nu - along @ linear - along @ information[0, 1:]
+        inverse = np.zeros_like(information)
+        inverse[np.ix_(free, free)] = np.linalg.pinv(information[np.ix_(free, free)])
+        found.append(np.ascontiguousarray(inverse[:, 1:] - np.outer(inverse[:, 0], along)))
+    return np.ascontiguousarray(first), (found[0], found[1])
