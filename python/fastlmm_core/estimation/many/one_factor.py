@@ -166,7 +166,7 @@ def _scoring(model: Model) -> tuple[Array, tuple[Array, Array]]:
     criterion = linear_engine(problem.criterion())
     criterion.reml = True
     criterion.evaluate(structure.theta(first), 2)
-    half = np.linalg.inv(criterion.solution()[2])
+    half = np.asarray(np.linalg.inv(criterion.solution()[2]), dtype=np.float64)
     slopes = half @ criterion.cross()[:, :r, :r] @ half.T
     lower, upper = vech_positions(q)
     trace = criterion.precision()[lower, upper] * (2.0 - (lower == upper))
