@@ -40,6 +40,8 @@ class ResponseColumns:
     rows : CallerRows
         The rows that are wanted: by label where both have an index; otherwise the table has these rows, or all rows of
         the data that they are of.
+    name : str
+        What messages call the table.
 
     Attributes
     ----------
@@ -53,20 +55,20 @@ class ResponseColumns:
         For columns that do not hold numbers, and rows that are not those wanted.
     """
 
-    def __init__(self, data: Any, rows: CallerRows) -> None:
-        table = Table(data, "Y")
+    def __init__(self, data: Any, rows: CallerRows, name: str = "Y") -> None:
+        table = Table(data, name)
         self._data = data.to_native() if hasattr(data, "to_native") else data
         self._library = table.library
         names = table.names if table.library == "pyarrow" else list(getattr(self._data, "columns", self._data))
         self.labels = np.empty(len(names), dtype=object)
-        for i, name in enumerate(names):  # at once numpy would take tuples apart
-            self.labels[i] = name
+        for i, label in enumerate(names):  # at once numpy would take tuples apart
+            self.labels[i] = label
         n = len(rows.positions)
         if table.library == "dict":
-            self._data = {name: _numbers(values, f"Y[{name!r}]") for name, values in data.items()}
-            lengths = {name: len(values) for name, values in self._data.items() if len(values) != table.n_rows}
-            for name, length in lengths.items():
-                raise LMMError(f"Y[{name!r}] has {length} values where other responses have {table.n_rows}")
+            self._data = {key: _numbers(values, f"{name}[{key!r}]") for key, values in data.items()}
+            lengths = {key: len(values) for key, values in self._data.items() if len(values) != table.n_rows}
+            for key, length in lengths.items():
+                raise LMMError(f"{name}[{key!r}] has {length} values where other responses have {table.n_rows}")
         else:
             self._refuse_text(names)
         self._rows = self._places(rows, table.n_rows if names else n)

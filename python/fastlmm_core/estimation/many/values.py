@@ -36,7 +36,7 @@ def shaped_like(Y: Array, values: Any, name: str, model: Model) -> Array:
         For another shape or type.
     """
     if is_table(values):
-        table = ResponseColumns(values, model.design.caller_rows)
+        table = ResponseColumns(values, model.design.caller_rows, name)
         values = table[np.arange(len(table))]
     elif isinstance(values, np.ma.MaskedArray):
         values = np.where(np.ma.getmaskarray(values), np.nan, values.data)
