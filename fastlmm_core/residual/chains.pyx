@@ -64,11 +64,20 @@ cdef struct Row:
     double* ddw         # (v (v + 1) / 2, K), pairs a >= b by rows
 
 
-cdef inline void both(Py_ssize_t K, const double* now, const double* before, double f, double g, double rho,
-                      double less, double* w, double* b) noexcept nogil:
-    """w = (f now - rho g before) less, and b = (rho f now - g before) less, with less = 1 / sqrt(1 - rho^2)."""
+# From a row and that before it, multiplied by f and g, to one that is whitened: less = 1 / sqrt(1 - rho^2).
+cdef struct Step:
+    double f
+    double g
+    double rho
+    double less
+
+
+cdef inline void both(Py_ssize_t K, const double* now, const double* before, Step s, double* w, double* b
+                      ) noexcept nogil:
+    """w = (f now - rho g before) less, and b = (rho f now - g before) less."""
     cdef Py_ssize_t j
-    cdef double now_w = f * less, before_w = rho * g * less, now_b = rho * f * less, before_b = g * less
+    cdef double now_w = s.f * s.less, before_w = s.rho * s.g * s.less
+    cdef double now_b = s.rho * s.f * s.less, before_b = s.g * s.less
     for j in range(K):
         w[j] = now_w * now[j] - before_w * before[j]
         b[j] = now_b * now[j] - before_b * before[j]
@@ -227,17 +236,18 @@ cdef class ChainProducts:
         cdef Py_ssize_t a, K = self.K, v = self.v
         cdef const double* now = &columns[t, 0]
         cdef const double* before = &columns[at, 0]
-        if factors.shape[1] == 0:
-            both(K, now, before, 1.0, 1.0, rho, less, self.row.w, self.row.turned)
-            return
-        both(K, now, before, factors[0, t], factors[0, at], rho, less, self.row.w, self.row.turned)
+        cdef Step step
+        cdef bint scaled = factors.shape[1] > 0
+        step.f, step.g = factors[0, t] if scaled else 1.0, factors[0, at] if scaled else 1.0
+        step.rho, step.less = rho, less
+        both(K, now, before, step, self.row.w, self.row.turned)
         for a in range(v):
-            both(K, now, before, factors[1 + a, t], factors[1 + a, at], rho, less, self.row.dw + a * K,
-                 self.row.mixed + a * K)
+            step.f, step.g = factors[1 + a, t], factors[1 + a, at]
+            both(K, now, before, step, self.row.dw + a * K, self.row.mixed + a * K)
         for a in range(v * (v + 1) // 2):
             # what stands in the place of b is not needed
-            both(K, now, before, factors[1 + v + a, t], factors[1 + v + a, at], rho, less, self.row.ddw + a * K,
-                 self.row.ddw + v * (v + 1) // 2 * K)
+            step.f, step.g = factors[1 + v + a, t], factors[1 + v + a, at]
+            both(K, now, before, step, self.row.ddw + a * K, self.row.ddw + v * (v + 1) // 2 * K)
 
     cdef void condense(self, double* R) noexcept nogil:
         """The rows that are held to their first q, and what these leave to that of all subjects."""

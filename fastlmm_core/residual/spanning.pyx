@@ -114,7 +114,7 @@ def split_patterns(patterns, double negligible):
                 if length <= negligible:
                     d = step
                     break
-                step_of(n * r, N, n, &X[0], &Y[0], longest, length, &lengths[0], &line[0])
+                step_of(n * r, N, n, &X[0], &Y[0], longest, &lengths[0], &line[0])
                 # in the place of the rows given, of which there are no fewer
                 for a in range(n):
                     for j in range(r):
@@ -156,11 +156,11 @@ cdef void take_apart(Py_ssize_t n, Py_ssize_t N, Py_ssize_t c, const double* giv
             X[i * wide + j] /= scale[j]
 
 
-cdef void step_of(Py_ssize_t wide, Py_ssize_t N, Py_ssize_t n, double* X, double* Y, Py_ssize_t longest, double length,
+cdef void step_of(Py_ssize_t wide, Py_ssize_t N, Py_ssize_t n, double* X, double* Y, Py_ssize_t longest,
                   double* lengths, double* line) noexcept nogil:
     """Take the direction of a column of X out of X (N, wide) and Y (n, N); what both have of it, and new lengths."""
     cdef Py_ssize_t i, j, a
-    cdef double q, t
+    cdef double q, t, length = sqrt(lengths[longest])
     for j in range(wide + n):
         line[j] = 0.0
     for i in range(N):
