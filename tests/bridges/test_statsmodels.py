@@ -71,6 +71,12 @@ def test_other_components_are_refused(text):
         flc.from_statsmodels("y ~ x", data, groups="g", vc_formula={"v": text})
 
 
+def test_one_group_is_left_out():
+    data = flc.datasets.load("penicillin")
+    found = flc.from_statsmodels("diameter ~ 1", data, groups=np.ones(144), vc_formula={"p": "0 + C(plate)"})
+    assert found.spec.formula == "diameter ~ 1 + (1 | plate)"
+
+
 def test_one_group_has_no_effect():
     data = {"y": np.arange(6.0), "h": [0, 1] * 3}
     with pytest.raises(flc.LMMError, match="has one level: leave re_formula out"):
