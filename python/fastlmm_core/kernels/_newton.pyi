@@ -1,7 +1,7 @@
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from .records import Evaluated
+from .records import Evaluated as _Evaluated
 
 _Array = NDArray[np.float64]
 
@@ -18,5 +18,5 @@ class Objective:
 
 def eigensystem(matrix: _Array) -> tuple[_Array, _Array]: ...
 def minimize_newton(
-    f: Evaluated, start: _Array, tolerance: float = 1e-8, max_iterations: int = 200, radius: float = 1.0
+    f: _Evaluated, start: _Array, tolerance: float = 1e-8, max_iterations: int = 200, radius: float = 1.0
 ) -> tuple[_Array, _Array, _Array, float, float, float, int, list[tuple[float, float, float]], bool]: ...

@@ -1,10 +1,10 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from .records import Evaluated
+from .records import Evaluated as _Evaluated
 
 def falls(
-    f: Evaluated,
+    f: _Evaluated,
     theta: NDArray[np.float64],
     value: float,
     minimum: NDArray[np.float64],
@@ -12,7 +12,7 @@ def falls(
     shares: NDArray[np.float64],
 ) -> bool: ...
 def screen(
-    f: Evaluated,
+    f: _Evaluated,
     points: NDArray[np.float64],
     unit: NDArray[np.float64],
     neighbours: NDArray[np.intp],
