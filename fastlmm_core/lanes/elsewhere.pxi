@@ -11,7 +11,11 @@ cdef double REGULAR = 0.2
 """Least information in a group, relative to the mean, of nearly balanced data."""
 
 cdef enum:
+    FEW_GROUPS = 14         # for each random effect, see `few_groups` of engines/starts.py
     MANY_GROUPS = 56        # for each random effect: the criterion is then nearly convex about the truth
+
+cdef double SCANT = 1e-3
+"""Least information in a group, relative to the mean, below which some groups tell hardly anything of some effects."""
 
 cdef double PLAY = 1e-9
 """Relative rounding error by which the criterion may rise along a path that falls."""
@@ -41,6 +45,7 @@ cdef void kinds_of(Py_ssize_t q, Py_ssize_t k, const ProblemSums* sums, const Sc
     cdef vecu* column = <vecu*> s.small
     cdef vecu* R
     cdef vec total, t, least
+    cdef bint ample
     least = VEC_SET(1e300)
     for g in range(s.own.m):
         R = (<vecu*> s.own.packed) + g * stride
@@ -63,6 +68,10 @@ cdef void kinds_of(Py_ssize_t q, Py_ssize_t k, const ProblemSums* sums, const Sc
         if screen.one_full and (sums[lane].m >= MANY_GROUPS * q or (
                 sums[lane].n - sums[lane].rank >= 2 * sums[lane].m * q and (<double*> &least)[lane] >= REGULAR)):
             found.kind[lane] = 0
+        ample = sums[lane].n - sums[lane].rank >= 2 * sums[lane].m * q
+        if screen.one_full and sums[lane].m < FEW_GROUPS * q and not (ample and (<double*> &least)[lane] >= SCANT):
+            # minima may lie close together: no screen of a few points tells them apart
+            f.status[lane] = LEFT_ALONE
         if f.status[lane] < 0 or not (<double*> &f.finished)[lane] > 0.0:
             found.kind[lane] = -1
         found.count[lane] = 0
