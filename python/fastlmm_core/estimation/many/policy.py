@@ -354,7 +354,10 @@ def _fit_together(
     _lanes(shared, Y, into, first, look=look, **more)
     near = np.flatnonzero((into.status[first : first + len(Y)] == 1) & (look.rise <= CLOSE))
     known = into.theta_o[first + near]
-    responses, places = np.nonzero(look.chosen >= 0)
+    # searches side by side end together where they start from the same point
+    places, responses = np.nonzero(look.chosen.T >= 0)
+    order = np.argsort(look.chosen[responses, places], kind="stable")
+    places, responses = places[order], responses[order]
     descend = partial(_descend, cast("kernels.BatchDesign", shared), Y, into, first, more)
     descend(responses, screen.thetas[look.chosen[responses, places]])
     if screen.lowest and into.model.structure.one_full and into.model.structure.q > 1:
@@ -365,7 +368,7 @@ def _descend(
     shared: kernels.BatchDesign, Y: Array, into: BatchFit, first: int, more: dict[str, Any], responses: Index,
     starts: Array,
 ) -> None:  # fmt: skip
-    """Fit some responses, in ascending order, from other starts; keep what is lower."""
+    """Fit some responses from other starts, and keep what is lower."""
     for begin in range(0, len(responses), len(Y)):
         which = responses[begin : begin + len(Y)]
         other = BatchFit(into.model, into.kind, into.reml, len(which), None)
