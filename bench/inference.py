@@ -135,7 +135,7 @@ def large(report: _harness.Report, groups: int, rounds: int) -> None:
 
 def batch(report: _harness.Report, count: int, rounds: int) -> None:
     import fastlmm_core as flc
-    from fastlmm_core.inference import many as batch_inference
+    from fastlmm_core.inference.many import tests as batch_inference
     from fastlmm_core.inference.wald import coefficient_table, wald
 
     data = sleepstudy_arrays()

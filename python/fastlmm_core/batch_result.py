@@ -21,13 +21,13 @@ from .tables.rows import named_rows
 if TYPE_CHECKING:
     from .inference.likelihood_ratio.compare import Null
     from .inference.likelihood_ratio.many import BatchComparison
-    from .inference.many import BatchTest
-    from .inference.many_means import BatchMeans
-    from .inference.many_moderated import ModeratedTests
-    from .inference.many_permutation import Permutations, Scheme
-    from .inference.many_summary import StudySummary
-    from .inference.many_tests import BatchTests
-    from .inference.many_variances import BatchFractions, BatchVariances
+    from .inference.many.means import BatchMeans
+    from .inference.many.moderated import ModeratedTests
+    from .inference.many.permutation import Permutations, Scheme
+    from .inference.many.several import BatchTests
+    from .inference.many.summary import StudySummary
+    from .inference.many.tests import BatchTest
+    from .inference.many.variances import BatchFractions, BatchVariances
     from .inference.options import Ddf, Information, Vcov
     from .support.seeds import Seed
 
@@ -65,7 +65,7 @@ class BatchResult(Shown, BatchFit):
 
         `tidy` and `test` offer others.
         """
-        from .inference.many import df
+        from .inference.many.tests import df
 
         return df(self)
 
@@ -75,7 +75,7 @@ class BatchResult(Shown, BatchFit):
 
         `tidy` and `test` offer others.
         """
-        from .inference.many import pvalues
+        from .inference.many.tests import pvalues
 
         return pvalues(self)
 
@@ -94,7 +94,7 @@ class BatchResult(Shown, BatchFit):
         LMMError
             For fewer than three responses that were fitted.
         """
-        from .inference.many_moderated import moderate
+        from .inference.many.moderated import moderate
 
         return moderate(self)
 
@@ -113,14 +113,14 @@ class BatchResult(Shown, BatchFit):
         LMMError
             As `tidy`.
         """
-        from .inference.many import tidy_columns
+        from .inference.many.tests import tidy_columns
 
         found = tidy_columns(self, level, ddf, information)
         return np.column_stack([found["conf_low"], found["conf_high"]]).reshape(*self.params.shape, 2)
 
     def cov_params(self) -> Array:
         """Covariance matrices of the fixed effects (n_responses, p, p), sigma^2 (X'V^-1 X)^-1; NaN as in `bse`."""
-        from .inference.many import covariances
+        from .inference.many.tests import covariances
 
         return covariances(self)
 
@@ -157,7 +157,7 @@ class BatchResult(Shown, BatchFit):
             For a level outside (0, 1), unknown options, Kenward-Roger after fits by ML, or with the observed
             information where the responses were given as a stream and are gone.
         """
-        from .inference.many import tidy_columns
+        from .inference.many.tests import tidy_columns
 
         return self.model.table(tidy_columns(self, level, ddf, information, vcov, cluster))
 
@@ -195,7 +195,7 @@ class BatchResult(Shown, BatchFit):
             Satterthwaite's formula for other than single coefficients where the responses were given as a stream and
             are gone.
         """
-        from .inference.many import test
+        from .inference.many.tests import test
 
         return test(self, hypothesis, rhs, ddf, information, vcov, cluster)
 
@@ -236,7 +236,7 @@ class BatchResult(Shown, BatchFit):
         >>> found.pvalues.shape
         (1000, 2)
         """
-        from .inference.many_tests import several
+        from .inference.many.several import several
 
         return several(self, hypotheses, ddf, information, vcov, cluster)
 
@@ -259,7 +259,7 @@ class BatchResult(Shown, BatchFit):
         LMMError
             For an unknown type, and as `test`.
         """
-        from .inference.many_tests import anova
+        from .inference.many.several import anova
 
         return anova(self, type, ddf, information)
 
@@ -295,7 +295,7 @@ class BatchResult(Shown, BatchFit):
         LMMError
             As `LMMResult.emmeans`, and as `test`.
         """
-        from .inference.many_means import marginal_means
+        from .inference.many.means import marginal_means
 
         options = {
             "factors": factors, "by": by, "at": at, "contrasts": contrasts, "ref": ref, "weights": weights,
@@ -334,7 +334,7 @@ class BatchResult(Shown, BatchFit):
         LMMError
             As `LMMResult.slopes`, and as `test`.
         """
-        from .inference.many_means import mean_slopes
+        from .inference.many.means import mean_slopes
 
         options = {
             "variable": variable, "factors": factors, "by": by, "at": at, "contrasts": contrasts, "ref": ref,
@@ -386,7 +386,7 @@ class BatchResult(Shown, BatchFit):
         >>> bool(abs(study.cover[1] - 0.95) < 4 * study.mcse["cover"][1])
         True
         """
-        from .inference.many_summary import summarise
+        from .inference.many.summary import summarise
 
         return summarise(self, truth, level, alpha, ddf, information)
 
@@ -450,7 +450,7 @@ class BatchResult(Shown, BatchFit):
         >>> bool(found.familywise().min() > 0.01)
         True
         """
-        from .inference.many_permutation import permute
+        from .inference.many.permutation import permute
 
         return permute(self, hypothesis, n, scheme, blocks, reduce, refit, seed, n_jobs)
 
@@ -527,19 +527,19 @@ class BatchResult(Shown, BatchFit):
         LMMError
             Where the responses were given as a stream and are gone, or for structured residuals.
         """
-        from .inference.many_variances import components
+        from .inference.many.variances import components
 
         return components(self)
 
     def icc(self) -> Any:
         """Intraclass correlations (n_responses,), a dict by factor where there are several; see `LMMResult.icc`."""
-        from .inference.many_variances import icc
+        from .inference.many.variances import icc
 
         return icc(self)
 
     def r2(self) -> dict[str, Array]:
         """``marginal`` and ``conditional`` R^2 (n_responses,) each; see `LMMResult.r2`."""
-        from .inference.many_variances import r2
+        from .inference.many.variances import r2
 
         return r2(self)
 
@@ -559,7 +559,7 @@ class BatchResult(Shown, BatchFit):
         LMMError
             For structured residuals.
         """
-        from .inference.many_variances import fractions
+        from .inference.many.variances import fractions
 
         return fractions(self)
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from .design.design import Design
     from .design.grouping import Grouping
-    from .inference.many_each import EachResult
+    from .inference.many.each import EachResult
 
 __all__ = ["fit_by", "fit_each"]
 
@@ -183,7 +183,7 @@ def _fit(
     design: Design, y: Array, problems: Grouping, reml: bool, n_jobs: int | None, progress: bool | None
 ) -> EachResult:
     from .estimation.many.stack import Stack, fit_stack
-    from .inference.many_each import EachResult
+    from .inference.many.each import EachResult
     from .problem.columns import refuse_non_finite
     from .result import LMMResult
 

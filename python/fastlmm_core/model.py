@@ -293,12 +293,12 @@ class LinearMixedModel(Model):
         if (out is not None or resume is not None) and (own_values or missing == "drop"):
             raise LMMError("out and resume are for complete responses on one design: leave the other options out")
         if own_values:
-            from .inference.many_values import fit_values
+            from .inference.many.values import fit_values
 
             own = {"weights": weights, "offset": offset, "covariates": covariates or {}}
             return fit_values(self, LMMResult, bool(reml), Y, own, missing == "drop", min_obs, n_jobs, progress)
         if missing == "drop":
-            from .inference.many_values import fit_with_holes
+            from .inference.many.values import fit_with_holes
 
             def empty(own: Model, count: int, responses: Any) -> BatchResult:
                 return BatchResult(own, LMMResult, bool(reml), count, responses)

@@ -11,8 +11,8 @@ from fastlmm_core.batch_result import BatchResult
 from fastlmm_core.design.replication import independent_units, levels_of, observations, subjects
 from fastlmm_core.estimation.many import policy as batch_module
 from fastlmm_core.estimation.many.several_factors import EXACT_UP_TO
-from fastlmm_core.inference import many as batch_inference
 from fastlmm_core.inference import wald as inference
+from fastlmm_core.inference.many import tests as batch_inference
 from fastlmm_core.simulation.bootstrap import _residual
 from fastlmm_core.simulation.draws import draws
 from fastlmm_core.simulation.resampling import without_groups

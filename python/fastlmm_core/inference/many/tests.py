@@ -13,19 +13,19 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import LMMError
-from ..estimation.many.patterns import patterns_of
-from ..support.arguments import checked
-from ..support.checks import check_level
-from ..support.display import LINES, Cells, Shown, first_lines
-from ..support.distributions import chi2_tail, f_tail, quantile, two_sided_p
-from ..support.log_tails import log10_f_tail
-from ..support.text_tables import p_value_cell
-from ..tables.rows import named_rows
-from .false_discoveries import false_discovery_rates
-from .hypotheses import Hypothesis, parse_hypothesis
-from .many_robust import robust_coefficients
-from .many_wald import (
+from ...errors import LMMError
+from ...estimation.many.patterns import patterns_of
+from ...support.arguments import checked
+from ...support.checks import check_level
+from ...support.display import LINES, Cells, Shown, first_lines
+from ...support.distributions import chi2_tail, f_tail, quantile, two_sided_p
+from ...support.log_tails import log10_f_tail
+from ...support.text_tables import p_value_cell
+from ...tables.rows import named_rows
+from ..false_discoveries import false_discovery_rates
+from ..hypotheses import Hypothesis, parse_hypothesis
+from ..options import check_options
+from .contrasts import (
     Asked,
     chunks,
     kenward_roger,
@@ -34,10 +34,10 @@ from .many_wald import (
     robust,
     satterthwaite,
 )  # fmt: skip
-from .options import check_options
+from .robust import robust_coefficients
 
 if TYPE_CHECKING:
-    from ..estimation.many.batch_fit import BatchFit
+    from ...estimation.many.batch_fit import BatchFit
 
 __all__ = ["DDF", "BatchTest", "covariances", "df", "pvalues", "test", "tests", "tidy_columns"]
 

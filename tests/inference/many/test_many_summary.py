@@ -7,7 +7,7 @@ import pytest
 
 import fastlmm_core as flc
 from fastlmm_core import LMMError
-from fastlmm_core.inference.many_summary import MEASURES
+from fastlmm_core.inference.many.summary import MEASURES
 
 
 @pytest.fixture(scope="module")

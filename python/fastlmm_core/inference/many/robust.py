@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import LMMError
-from .sandwich import sandwich
-from .wald import coefficient_table
+from ...errors import LMMError
+from ..sandwich import sandwich
+from ..wald import coefficient_table
 
 if TYPE_CHECKING:
-    from ..estimation.fit import Fit
-    from ..estimation.many.batch_fit import BatchFit
-    from .sandwich import Sandwich
+    from ...estimation.fit import Fit
+    from ...estimation.many.batch_fit import BatchFit
+    from ..sandwich import Sandwich
 
 __all__ = ["robust_coefficients", "robust_fits"]
 

@@ -8,17 +8,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import LMMError
-from ..estimation.many.masks import fit_masked, responses_of
-from ..estimation.many.stack import fit_stack
-from ..estimation.many.values import ResponseStack, for_lanes, shaped_like
-from .many_each import EachResult
-from .many_masked import MaskedBatch
+from ...errors import LMMError
+from ...estimation.many.masks import fit_masked, responses_of
+from ...estimation.many.stack import fit_stack
+from ...estimation.many.values import ResponseStack, for_lanes, shaped_like
+from .each import EachResult
+from .masked import MaskedBatch
 
 if TYPE_CHECKING:
-    from ..estimation.fit import Fit
-    from ..estimation.many.batch_fit import BatchFit
-    from ..estimation.model import Model
+    from ...estimation.fit import Fit
+    from ...estimation.many.batch_fit import BatchFit
+    from ...estimation.model import Model
 
 __all__ = ["fit_values", "fit_with_holes"]
 

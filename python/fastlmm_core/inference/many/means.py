@@ -9,20 +9,20 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..estimation.fit import Fit, estimate
-from ..support.arguments import checked
-from ..support.checks import check_level
-from ..support.display import Cells, Shown
-from ..support.distributions import quantile, two_sided_p
-from ..support.log_tails import log10_f_tail
-from .false_discoveries import false_discovery_rates
-from .hypotheses import Hypothesis
-from .many import tests
-from .means.means import Estimates, emmeans, slopes
-from .wald import undetermined
+from ...estimation.fit import Fit, estimate
+from ...support.arguments import checked
+from ...support.checks import check_level
+from ...support.display import Cells, Shown
+from ...support.distributions import quantile, two_sided_p
+from ...support.log_tails import log10_f_tail
+from ..false_discoveries import false_discovery_rates
+from ..hypotheses import Hypothesis
+from ..means.means import Estimates, emmeans, slopes
+from ..wald import undetermined
+from .tests import tests
 
 if TYPE_CHECKING:
-    from ..estimation.many.batch_fit import BatchFit
+    from ...estimation.many.batch_fit import BatchFit
 
 __all__ = ["BatchMeans", "marginal_means", "mean_slopes"]
 

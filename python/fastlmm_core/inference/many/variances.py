@@ -17,19 +17,19 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..covariance.elements import Element, sd_and_cor
-from ..errors import LMMError
-from ..formula.coding import fixed_terms
-from ..support.arguments import checked
-from ..support.checks import check_level
-from ..support.display import Cells, Shown
-from ..support.distributions import quantile
-from ..tables.rows import named_rows
-from .many_wald import CHUNK_BYTES, contrasts
-from .variance_components import variance_components
+from ...covariance.elements import Element, sd_and_cor
+from ...errors import LMMError
+from ...formula.coding import fixed_terms
+from ...support.arguments import checked
+from ...support.checks import check_level
+from ...support.display import Cells, Shown
+from ...support.distributions import quantile
+from ...tables.rows import named_rows
+from ..variance_components import variance_components
+from .contrasts import CHUNK_BYTES, contrasts
 
 if TYPE_CHECKING:
-    from ..estimation.many.batch_fit import BatchFit
+    from ...estimation.many.batch_fit import BatchFit
 
 __all__ = ["BatchFractions", "BatchVariances", "components", "fractions", "icc", "r2"]
 

@@ -8,26 +8,26 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..covariance.directions import inverse_hessian
-from ..covariance.elements import element_names, sd_and_cor
-from ..errors import LMMError
-from ..estimation.information import combined_df
-from ..estimation.many.stack import StackFit
-from ..estimation.moments import delta_df
-from ..support.arguments import checked
-from ..support.checks import check_level
-from ..support.display import LINES, Cells, Shown, first_lines
-from ..support.distributions import chi2_tail, f_tail, quantile, two_sided_p
-from ..support.text_tables import estimate_cells
-from ..tables.rows import named_rows
-from .hypotheses import Hypothesis, parse_hypothesis
-from .many import DDF, BatchTest
-from .options import check_options
-from .wald import coefficient_table, independent_rows, wald
+from ...covariance.directions import inverse_hessian
+from ...covariance.elements import element_names, sd_and_cor
+from ...errors import LMMError
+from ...estimation.information import combined_df
+from ...estimation.many.stack import StackFit
+from ...estimation.moments import delta_df
+from ...support.arguments import checked
+from ...support.checks import check_level
+from ...support.display import LINES, Cells, Shown, first_lines
+from ...support.distributions import chi2_tail, f_tail, quantile, two_sided_p
+from ...support.text_tables import estimate_cells
+from ...tables.rows import named_rows
+from ..hypotheses import Hypothesis, parse_hypothesis
+from ..options import check_options
+from ..wald import coefficient_table, independent_rows, wald
+from .tests import DDF, BatchTest
 
 if TYPE_CHECKING:
-    from ..estimation.fit import Fit
-    from .options import Ddf, Information
+    from ...estimation.fit import Fit
+    from ..options import Ddf, Information
 
 __all__ = ["EachResult"]
 

@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import LMMError
-from ..support.arguments import checked
-from ..support.display import Cells, Shown
-from .anova import TYPES, hypotheses
-from .hypotheses import Hypothesis, parse_hypothesis
-from .many import BatchTest, tests
+from ...errors import LMMError
+from ...support.arguments import checked
+from ...support.display import Cells, Shown
+from ..anova import TYPES, hypotheses
+from ..hypotheses import Hypothesis, parse_hypothesis
+from .tests import BatchTest, tests
 
 if TYPE_CHECKING:
-    from ..estimation.fit import Fit
-    from ..estimation.many.batch_fit import BatchFit
+    from ...estimation.fit import Fit
+    from ...estimation.many.batch_fit import BatchFit
 
 __all__ = ["BatchTests", "anova", "several"]
 

@@ -17,22 +17,22 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import LMMError
-from ..estimation.many.batch_fit import BatchFit
-from ..estimation.many.one_factor import shared_design
-from ..estimation.many.policy import fit_many
-from ..estimation.model import Model
-from ..support.arguments import checked
-from ..support.checks import check_count
-from ..support.display import Cells, Shown
-from ..support.seeds import Seed, key_of, stream
-from ..support.text_tables import p_value_cell
-from ..support.threads import map_in_threads, thread_count
-from .hypotheses import Hypothesis, parse_hypothesis
-from .wald import check_estimable, independent_rows
+from ...errors import LMMError
+from ...estimation.many.batch_fit import BatchFit
+from ...estimation.many.one_factor import shared_design
+from ...estimation.many.policy import fit_many
+from ...estimation.model import Model
+from ...support.arguments import checked
+from ...support.checks import check_count
+from ...support.display import Cells, Shown
+from ...support.seeds import Seed, key_of, stream
+from ...support.text_tables import p_value_cell
+from ...support.threads import map_in_threads, thread_count
+from ..hypotheses import Hypothesis, parse_hypothesis
+from ..wald import check_estimable, independent_rows
 
 if TYPE_CHECKING:
-    from ..kernels import BatchDesign
+    from ...kernels import BatchDesign
 
 __all__ = ["SCHEMES", "Permutations", "Scheme", "permute", "rearrangements"]
 

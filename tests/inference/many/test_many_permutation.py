@@ -9,7 +9,7 @@ import scipy.linalg
 import fastlmm_core as flc
 from fastlmm_core import LMMError
 from fastlmm_core.inference.hypotheses import parse_hypothesis
-from fastlmm_core.inference.many_permutation import rearrangements
+from fastlmm_core.inference.many.permutation import rearrangements
 
 AGREE = 1e-6
 """Statistics follow theta, which two searches leave at 1e-8 standard errors of the optimum."""

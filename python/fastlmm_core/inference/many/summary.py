@@ -13,17 +13,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..covariance.elements import element_names, sd_and_cor
-from ..errors import LMMError
-from ..support.arguments import checked
-from ..support.checks import check_level, number_array
-from ..support.display import Cells, Shown
-from ..tables.columns import native_frame
-from .many import tidy_columns
+from ...covariance.elements import element_names, sd_and_cor
+from ...errors import LMMError
+from ...support.arguments import checked
+from ...support.checks import check_level, number_array
+from ...support.display import Cells, Shown
+from ...tables.columns import native_frame
+from .tests import tidy_columns
 
 if TYPE_CHECKING:
-    from ..estimation.fit import Fit
-    from ..estimation.many.batch_fit import BatchFit
+    from ...estimation.fit import Fit
+    from ...estimation.many.batch_fit import BatchFit
 
 __all__ = ["StudySummary", "summarise"]
 

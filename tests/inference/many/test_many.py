@@ -8,8 +8,8 @@ import pytest
 import fastlmm_core as flc
 import oracle
 from fastlmm_core.covariance.directions import inverse_hessian
-from fastlmm_core.inference import many as batch_inference
 from fastlmm_core.inference import wald as inference
+from fastlmm_core.inference.many import tests as batch_inference
 
 # Both paths stop within 1e-8 standard errors of the optimum (see many/). Derivatives of the variances follow
 # theta, and near the boundary they change fast.

@@ -7,23 +7,23 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import LMMError
-from ..support.arguments import checked
-from ..support.distributions import two_sided_p
-from ..tables.rows import named_rows
-from .hypotheses import parse_hypothesis
-from .many import BatchTest, test, tidy_columns
-from .many_each import EachResult
-from .wald import check_estimable, independent_rows
+from ...errors import LMMError
+from ...support.arguments import checked
+from ...support.distributions import two_sided_p
+from ...tables.rows import named_rows
+from ..hypotheses import parse_hypothesis
+from ..wald import check_estimable, independent_rows
+from .each import EachResult
+from .tests import BatchTest, test, tidy_columns
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from ..estimation.fit import Fit
-    from ..estimation.many.batch_fit import BatchFit
-    from ..estimation.many.masks import Masked
-    from ..estimation.model import Model
-    from .options import Ddf, Information
+    from ...estimation.fit import Fit
+    from ...estimation.many.batch_fit import BatchFit
+    from ...estimation.many.masks import Masked
+    from ...estimation.model import Model
+    from ..options import Ddf, Information
 
 __all__ = ["MaskedBatch"]
 

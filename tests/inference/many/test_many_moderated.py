@@ -9,7 +9,7 @@ from scipy.stats import false_discovery_control, t
 
 import fastlmm_core as flc
 from fastlmm_core.inference.false_discoveries import false_discovery_rates
-from fastlmm_core.inference.many_moderated import prior_of, trigamma_inverse
+from fastlmm_core.inference.many.moderated import prior_of, trigamma_inverse
 
 
 def test_inverse_of_trigamma():

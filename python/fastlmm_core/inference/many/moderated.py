@@ -18,15 +18,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ..errors import LMMError
-from ..support.arguments import checked
-from ..support.checks import check_level
-from ..support.distributions import quantile, two_sided_p
-from ..support.log_tails import log10_f_tail
-from .false_discoveries import false_discovery_rates
+from ...errors import LMMError
+from ...support.arguments import checked
+from ...support.checks import check_level
+from ...support.distributions import quantile, two_sided_p
+from ...support.log_tails import log10_f_tail
+from ..false_discoveries import false_discovery_rates
 
 if TYPE_CHECKING:
-    from ..estimation.many.batch_fit import BatchFit
+    from ...estimation.many.batch_fit import BatchFit
 
 __all__ = ["ModeratedTests", "moderate", "prior_of", "trigamma_inverse"]
 

@@ -15,20 +15,20 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..covariance.directions import inverse_hessian
-from ..errors import LMMError
-from ..estimation.information import Moments, combined_df, delta_df, kenward_roger_f
-from ..estimation.many.one_factor import shared_design
-from ..estimation.many.patterns import Observed, patterns_of
-from ..support.blas_threads import one_blas_thread
-from ..support.threads import map_in_threads, thread_count
-from .hypotheses import Hypothesis
-from .many_robust import robust_fits
-from .wald import check_estimable, coefficient_table, independent_rows, wald
+from ...covariance.directions import inverse_hessian
+from ...errors import LMMError
+from ...estimation.information import Moments, combined_df, delta_df, kenward_roger_f
+from ...estimation.many.one_factor import shared_design
+from ...estimation.many.patterns import Observed, patterns_of
+from ...support.blas_threads import one_blas_thread
+from ...support.threads import map_in_threads, thread_count
+from ..hypotheses import Hypothesis
+from ..wald import check_estimable, coefficient_table, independent_rows, wald
+from .robust import robust_fits
 
 if TYPE_CHECKING:
-    from ..estimation.many.batch_fit import BatchFit
-    from .wald_test import WaldTest
+    from ...estimation.many.batch_fit import BatchFit
+    from ..wald_test import WaldTest
 
 __all__ = [
     "Asked", "chunks", "kenward_roger", "kenward_roger_coefficients", "of_variance", "robust", "satterthwaite",

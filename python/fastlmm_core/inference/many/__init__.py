@@ -1,0 +1,15 @@
+"""What a batch says of its parameters: fits of many responses, or of many problems.
+
+tests         tests of one hypothesis, for each response
+several       several tests of a batch, and one per term
+contrasts     what tests are made of, for several hypotheses at once
+robust        robust covariances
+each          fits of problems with designs of their own
+masked        fits of responses with missing observations
+means         marginal means and slopes of a batch
+moderated     variances that the responses of a batch lend each other
+permutation   permutation tests of a batch
+summary       what a simulation study says of an estimator
+variances     variance parameters of a batch, and shares of the variance
+values        fits of responses with values of their own
+"""
