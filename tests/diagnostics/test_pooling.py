@@ -384,7 +384,7 @@ class Crossed(SimpleNamespace):
                                   x_map=np.array([[1.0, -1.5], [0.0, 1.0]]),
                                   beta_base=np.array([0.3, 0.1]))  # fmt: skip
         model = SimpleNamespace(
-            needs_independent_residuals=lambda what: None, residual=None,
+            needs_independent_residuals=lambda what: None, residual=None, streamed=False,
             exog=X, exog_re=Z, endog=y, has_response=True,
             weights=w, offset=None, nobs=n, factors=factors, grouping=groupings[0],
             structure=SimpleNamespace(blocks=blocks, q=3), term_names=("a", "b"), problem=problem, library="dict",

@@ -90,8 +90,8 @@ class RestrictedCriterion(ScriptedObjective):
         """Gradient and Hessian where the inner engine has just been evaluated."""
 
     @abstractmethod
-    def gram(self, x: Array) -> Array:
-        """Products of changes of V along the parameters and along its scale."""
+    def gram(self, x: Array) -> Array | None:
+        """Products of changes of V along the parameters and along its scale; None where they take too long."""
 
     def refuse_unidentified(self, x: Array, name: str) -> None:
         """Refuse parameters that change V as others do, or as sigma^2 does.
@@ -108,6 +108,8 @@ class RestrictedCriterion(ScriptedObjective):
         LMMError
         """
         gram = self.gram(x)
+        if gram is None:
+            return
         size = np.sqrt(np.diag(gram))
         if np.linalg.eigvalsh(gram / size / size[:, None])[0] < UNIDENTIFIED:
             raise LMMError(
@@ -162,12 +164,15 @@ class RestrictedStructured(RestrictedCriterion):
         hessian[:k, :k] += self.blocks.second(x[:k], slope)
         return gradient, hessian
 
-    def gram(self, x: Array) -> Array:
+    def gram(self, x: Array) -> Array | None:
         """Products of changes of V along the parameters and along its scale."""
-        native, turn = self.native(x), self.turn(x)
-        self.inner.evaluate(native, 1)
-        along = turn @ self.inner.first(native, 0.0, 0.0)
-        return bordered(turn @ self.inner.along(1.0, 0.0, 0.0) @ turn.T, along, self.n)
+        native = self.native(x)
+        inner = self.inner.in_full(native)
+        if inner is None:
+            return None
+        turn = self.turn(x)
+        along = turn @ inner.first(native, 0.0, 0.0)
+        return bordered(turn @ inner.along(1.0, 0.0, 0.0) @ turn.T, along, self.n)
 
 
 def bordered(inner: Array, edge: Array, corner: float) -> Array:

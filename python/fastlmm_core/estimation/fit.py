@@ -6,7 +6,7 @@ from collections.abc import Callable, Hashable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from typing import Any, Self, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -22,9 +22,6 @@ from .model import Model
 from .optimize import SINGULAR, LocalMinimum, Optimum, optimize
 from .refinement import LOST, refined
 from .residual_limit import SMALL, refuse_unbounded, with_residual_variance
-
-if TYPE_CHECKING:
-    from ..engines.residual.criterion import StructuredCriterion
 
 __all__ = ["Fit", "estimate"]
 
@@ -142,13 +139,6 @@ class Fit:
         engine.reml = self.reml and self.stated is None
         engine.evaluate(self.optimum.theta, 2)
         return engine
-
-    @property
-    def structured_engine(self) -> StructuredCriterion:
-        """`engine` of structured residuals."""
-        from ..engines.residual.criterion import structured_engine
-
-        return structured_engine(self.engine)
 
     # ---- fixed effects -------------------------------------------------------------------------
 

@@ -39,7 +39,9 @@ def structured_moments(result: Fit, ddf: str, information: str) -> Moments:
     information : {"observed", "expected"}
         For Kenward-Roger.
     """
-    engine = result.structured_engine
+    from ..engines.residual.criterion import structured_engine
+
+    engine = structured_engine(result.engine)
     r2 = engine.r2
     nu = float(result.nu)
     half = np.ascontiguousarray(engine.half)

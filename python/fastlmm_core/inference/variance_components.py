@@ -103,11 +103,13 @@ def _covariance(result: Fit) -> tuple[Array, Array, Array]:
 
 def _structured_covariance(result: Fit) -> tuple[Array, Array, Array]:
     """As `_covariance` with structured residuals, along directions of G, phi and log sigma^2."""
+    from ..engines.residual.criterion import structured_engine
+
     covariance = joint_covariance(moments(result, "satterthwaite"))
     problem, q = result.model.problem, result.model.structure.q
     of_g, of_sigma2 = np.zeros((len(covariance), q, q)), np.zeros(len(covariance))
     if q:
-        units = unit_directions(q)[result.structured_engine.unit_places]
+        units = unit_directions(q)[structured_engine(result.engine).unit_places]
         of_g[: len(units)] = result.sigma2 * (problem.z_map @ units @ problem.z_map.T)
     of_g[-1], of_sigma2[-1] = result.covariance, result.sigma2
     return of_g, of_sigma2, covariance

@@ -28,7 +28,7 @@ __all__ = ["Scores"]
 
 Array = NDArray[np.float64]
 
-SPANNED = 1e-12
+SPANNED = 1e-10
 """Share of a column of X within groups, below which it counts as spanned by Z."""
 
 BLOCK = 2**15

@@ -99,6 +99,11 @@ class StructuredCriterion(ScriptedObjective):
     def first(self, x: Array, ratio: float, bracket: float) -> Array:
         """tr(D (W - ratio e e' - bracket A A')) along all directions: of G, and of phi."""
 
+    def in_full(self, x: Array) -> StructuredCriterion | None:
+        """The engine at x whose `along` takes all its weights, to first order; None where subjects are too large."""
+        self.evaluate(x, 1)
+        return self
+
     @abstractmethod
     def along(self, c_n: float, c_e: float, c_x: float) -> Array:
         """tr(D F D' W) for pairs of directions, F = c_n W + c_e e e' + c_x A A'; after `first`."""

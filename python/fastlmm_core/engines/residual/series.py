@@ -236,6 +236,15 @@ class SeriesCriterion(EffectsCriterion):
         full.evaluate(self._point, 2)
         return full
 
+    def in_full(self, x: Array) -> ClusterCriterion | None:
+        """The criterion with matrices in full, at x; None where a subject has too many rows."""
+        if int(np.diff(self.starts).max()) > IN_FULL:
+            return None
+        full = self._in_full
+        full.reml, full.alone = self.reml, self.alone
+        full.evaluate(x, 1)
+        return full
+
     def expected(self) -> Array:
         """tr(V^-1 dV V^-1 dV) less twice that within X, for pairs of directions."""
         return self._at_last().expected()

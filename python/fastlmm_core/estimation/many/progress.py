@@ -92,8 +92,11 @@ def unfinished(batch: B, reached: NDArray[np.bool_]) -> B:
     lost = ~reached
     batch.status[lost] = UNREACHED
     batch.n_evaluations[lost], batch.alone[lost] = 0, False
-    for name in ("theta_o", "params", "bse", "sigma2", "criterion", "gradient_norm", "satterthwaite"):
-        getattr(batch, name)[lost] = np.nan
-    if batch.seals is not None:
-        batch.seals[lost] = 0.0
+    # a run of them at a time: most are those after the last that was reached
+    edges = np.flatnonzero(np.diff(lost, prepend=False, append=False))
+    for start, stop in edges.reshape(-1, 2).tolist():
+        for name in ("theta_o", "params", "bse", "sigma2", "criterion", "gradient_norm", "satterthwaite"):
+            getattr(batch, name)[start:stop] = np.nan
+        if batch.seals is not None:
+            batch.seals[start:stop] = 0.0
     return batch
