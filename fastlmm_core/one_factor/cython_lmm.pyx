@@ -23,6 +23,8 @@ from fastlmm_core.small.conditional cimport conditional_covariance
 
 include "conditioning.pxi"
 
+__all__ = ["addresses", "capsule"]
+
 
 # Everything that is laid out in the caller's work space.
 cdef struct Desk:

@@ -1,4 +1,6 @@
 from typing import Any
 
+__all__ = ["addresses", "capsule"]
+
 def capsule() -> Any: ...
 def addresses() -> dict[str, int]: ...
