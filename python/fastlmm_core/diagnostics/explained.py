@@ -66,10 +66,18 @@ def _limits(statistic: float, df_num: float, df_denom: float, level: float) -> t
 def _noncentrality(probability: float, df_num: float, df_denom: float, statistic: float) -> float:
     """The non-centrality at which P(F <= statistic) is as given; 0 where that is smaller for the central F."""
     from scipy.optimize import brentq
-    from scipy.special import ncfdtr
+    from scipy.special import betainc, gammaln
+
+    share = df_num * statistic / (df_num * statistic + df_denom)
 
     def away(value: float) -> float:
-        return float(ncfdtr(df_num, df_denom, value, statistic)) - probability
+        # a mixture of central ones by Poisson weights (Johnson, Kotz and Balakrishnan 1995, Continuous Univariate
+        # Distributions 2, ch. 30): scipy's own function has four digits before version 1.15
+        mean = 0.5 * value
+        spread = 12.0 * np.sqrt(mean + 1.0) + 30.0
+        j = np.arange(max(0.0, np.floor(mean - spread)), mean + spread)
+        weights = np.exp(j * np.log(mean) - mean - gammaln(j + 1.0)) if mean > 0.0 else j == 0.0
+        return float(np.sum(weights * betainc(0.5 * df_num + j, 0.5 * df_denom, share))) - probability
 
     if away(0.0) <= 0.0:
         return 0.0
