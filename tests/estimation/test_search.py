@@ -321,9 +321,9 @@ def test_points_that_a_batch_looks_from(family: str, seed: int) -> None:
     model = model_of(problem)
     screen = shared_design(model).screen
     rng = np.random.default_rng(1)
-    Y = problem.y + rng.standard_normal((40, len(problem.y))) * np.std(problem.y) * 10.0 ** rng.uniform(-2, 1, (40, 1))
+    Y = problem.y + rng.standard_normal((60, len(problem.y))) * np.std(problem.y) * 10.0 ** rng.uniform(-2, 1, (60, 1))
     found, said = screened(model, Y, True)
-    assert (found.status > 0).sum() >= 20
+    assert (found.status > 0).sum() > 20
     several = 0
     for i in range(len(Y)):
         chosen = [k for k in said.chosen[i] if k >= 0]

@@ -728,7 +728,7 @@ INTERRUPTED = """
     try:
         print("ready", flush=True)
         if way == "simulate":
-            model.fit().simulate_fit(6_000_000, 1, n_jobs=n_jobs)
+            model.fit().simulate_fit(20_000_000, 1, n_jobs=n_jobs)
         else:
             model.fit_many(Y, n_jobs=n_jobs)
     except KeyboardInterrupt:

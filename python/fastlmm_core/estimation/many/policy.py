@@ -169,7 +169,7 @@ def fit_many(
         raise LMMError("resume needs an array or a table; of a stream fit the rest, and join both by concat")
     sink = None if out is None else Sink(out, none, count)
     try:
-        found = _fit(empty, blocks, count, whole, jobs, progress, not constant(whole), sink, resume)
+        found = _fit(empty, blocks, count, whole, jobs, progress, True, not constant(whole), sink, resume)
     except BaseException as error:
         if hasattr(error, "batch") and count is not None:
             error.batch.labels = labels.all
@@ -219,14 +219,15 @@ def _fit(
     whole: Any,
     jobs: int,
     progress: bool | None,
+    kept: bool = False,
     watched: bool = False,
     sink: Sink | None = None,
     resume: BatchFit | None = None,
 ) -> B:
     """Fit blocks (arrays, or functions with a length that return them) of in all `count` responses (None: unknown).
 
-    `watched`: the responses are the caller's, who may change them later.  What breaks the run off carries what is
-    finished as its attribute `batch`.
+    `kept`: what breaks the run off carries what is finished as its attribute `batch`; of draws, which are drawn again
+    at will, nothing has to be marked as missing.  `watched`: the responses are the caller's, who may change them later.
     """
     pieces: list[B] = [] if count is None else [empty(count, whole)]
     if count is not None and watched:
@@ -300,7 +301,8 @@ def _fit(
             for some in _rounds(tasks(), ROUND * jobs) if count is None else (tasks(),):
                 in_threads(run, some, callers, None if bar is None else bar.update)
     except BaseException as error:
-        error.batch = so_far()  # type: ignore[attr-defined]
+        if kept:
+            error.batch = so_far()  # type: ignore[attr-defined]
         raise
     finally:
         if bar is not None:
