@@ -541,15 +541,12 @@ def lmm(
     LMMError
         For input that cannot be fitted; the message names the argument, the place and the remedy.
     """
-    from .streams.cross_products import CrossProducts
-    from .streams.source import Scan
-
-    if isinstance(data, Scan | CrossProducts) or source is not None or type(data).__module__.startswith("dask"):
+    # told by their modules, which are then loaded: tables do without them
+    if source is not None or type(data).__module__.startswith((f"{__package__}.streams.", "dask")):
         structured = {"residual": residual, "variance": variance, "fallback": fallback}
         return _streamed(formula, data, weights, offset, missing, source, structured)
     if not isinstance(formula, str):
         raise LMMError("to a plan belong the sums that it has made, or a scan: lmm(plan, total), lmm(plan, scan(data))")
-    from .formula.residual import other_structures
     from .formula.specification import model_data
     from .tables.lazy import readable
 
@@ -566,6 +563,8 @@ def lmm(
     if fallback:
         if residual is None:
             raise LMMError("fallback names structures for that of residual=: give it too")
+        from .formula.residual import other_structures
+
         model.fallback = tuple(
             lmm(formula, data, weights=weights, offset=offset, residual=text, variance=variance, missing=missing)
             for text in other_structures(residual, fallback)

@@ -10,7 +10,7 @@ from typing import Any, Self, TypeVar
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ..covariance.effects.catalogue import loadings_of
+from ..covariance.effects.loadings import loadings_of
 from ..covariance.parameters import FREE, Block, CovarianceStructure
 from ..design.design import Design, Specification
 from ..design.grouping import Factor, Grouping

@@ -7,9 +7,9 @@ what a fit must remember of them is kept.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,11 +31,13 @@ from .matrices import (
     needed_columns,
     refuse_text,
 )
-from .residual import ParsedResidual, bind_residual, parse_residual
 from .syntax import C_OF_COLUMN, Parsed, Side, capital, parse, self_products
-from .variance import ParsedVariance, bind_variance, parse_variance
 
-__all__ = ["FormulaSpec", "ModelData", "Numbers", "RandomTermData", "model_data"]
+if TYPE_CHECKING:
+    from .residual import ParsedResidual
+    from .variance import ParsedVariance
+
+__all__ = ["FormulaSpec", "ModelData", "Numbers", "RandomTermData", "columns_in_use", "model_data"]
 
 Array = NDArray[Any]
 
@@ -281,8 +283,17 @@ def model_data(
             raise LMMError("`formula` and `data` are swapped; write lmm(formula, data).")
         raise LMMError(f"`formula` must be a string such as 'y ~ x + (x | g)', not {type(text).__name__!r}.")
     parsed = parse(formula)
-    bound = None if residual is None else parse_residual(residual)
-    varied = None if variance is None else parse_variance(variance)
+    # structures of residuals are loaded by the formulas that have them
+    bound: ParsedResidual | None = None
+    varied: ParsedVariance | None = None
+    if residual is not None:
+        from .residual import parse_residual
+
+        bound = parse_residual(residual)
+    if variance is not None:
+        from .variance import parse_variance
+
+        varied = parse_variance(variance)
     if not parsed.bars and bound is None and varied is None:
         raise LMMError(
             f"The formula {formula!r} has no random-effects term; add one such as (1 | g), where g is the column that "
@@ -290,16 +301,8 @@ def model_data(
         )
     _warn_of_powers(parsed)
     table = Table(collected(data, _names(parsed, bound, varied, weights, offset)), declared=optional)
-    used: dict[str, Column] = {}
     absent = optional and _absent(parsed.response, table)
-    for side in (*(() if absent else (parsed.response,)), parsed.fixed, *(bar.left for bar in parsed.bars)):
-        for name in needed_columns(side, table):
-            used[name] = column = table.column(name, side.where).settle()
-            if column.number is None:
-                refuse_text(side, name, column)
-    for bar in parsed.bars:
-        for name in bar.factors:
-            used[name] = table.column(name, bar.where)
+    used = columns_in_use(parsed, table, parsed.sides[1:] if absent else parsed.sides)
     for name in () if bound is None else bound.columns:
         used[name] = table.column(name, "`residual`").settle()
     for name in () if varied is None else (*varied.columns, *_needed_by(varied, table)):
@@ -334,10 +337,14 @@ def model_data(
         )
     part = None
     if bound is not None:
+        from .residual import bind_residual
+
         by = None if bound.by is None else used[bound.by]
         part = bind_residual(bound, [used[n] for n in bound.time], [used[n] for n in bound.subject], by, rows)
         part = replace(part, written=None if varied is not None else residual)
     if varied is not None:
+        from .variance import bind_variance
+
         part = bind_variance(varied, part, lambda side: evaluate(side, table, rows, parts), used, rows, len(x.matrix))
     spec = FormulaSpec(
         formula,
@@ -363,6 +370,26 @@ def model_data(
         index=table.index,
         residual=part,
     )
+
+
+def columns_in_use(parsed: Parsed, table: Table, sides: Sequence[Side]) -> dict[str, Column]:
+    """The columns of some sides of a formula, and of all its factors, by name.
+
+    Raises
+    ------
+    LMMError
+        For columns that are not there, and text where numbers are needed.
+    """
+    used: dict[str, Column] = {}
+    for side in sides:
+        for name in needed_columns(side, table):
+            used[name] = column = table.column(name, side.where).settle()
+            if column.number is None:
+                refuse_text(side, name, column)
+    for bar in parsed.bars:
+        for name in bar.factors:
+            used[name] = table.column(name, bar.where)
+    return used
 
 
 def _names(

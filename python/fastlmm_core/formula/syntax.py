@@ -85,6 +85,11 @@ class Parsed:
     fixed: Side
     bars: tuple[Bar, ...]
 
+    @property
+    def sides(self) -> list[Side]:
+        """The response, the fixed part, and the left sides of the bars."""
+        return [self.response, self.fixed, *(bar.left for bar in self.bars)]
+
 
 @lru_cache(maxsize=256)
 def parse(formula: str) -> Parsed:

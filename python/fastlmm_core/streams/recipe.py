@@ -23,10 +23,9 @@ from ..formula.matrices import (
     floats,
     is_integer,
     needed_columns,
-    refuse_text,
 )
-from ..formula.specification import FormulaSpec, Numbers
-from ..formula.syntax import Bar, Parsed, Side, parse
+from ..formula.specification import FormulaSpec, Numbers, columns_in_use
+from ..formula.syntax import Bar, Parsed, parse
 from ..tables.columns import Column, Table, first_rows
 
 __all__ = ["Piece", "Recipe", "Seen", "TermColumns", "Wanted", "learn"]
@@ -166,7 +165,7 @@ class Recipe:
         parts: dict[tuple[str, ...], Any] = {}
         y, X, *Z = (
             evaluate_piece(side, table, rows, state, parts).matrix
-            for side, state in zip(_sides(parsed), self.states, strict=True)
+            for side, state in zip(parsed.sides, self.states, strict=True)
         )
         groups = {bar.name: (bar.factors, [used[name] for name in bar.factors]) for bar in parsed.bars}
         w = None if self.weights is None else floats(used[self.weights], rows)
@@ -216,21 +215,9 @@ class Recipe:
         )
 
 
-def _sides(parsed: Parsed) -> list[Side]:
-    return [parsed.response, parsed.fixed, *(bar.left for bar in parsed.bars)]
-
-
 def _used(parsed: Parsed, table: Table, weights: str | None, offset: str | None) -> dict[str, Column]:
     """The columns in use."""
-    used: dict[str, Column] = {}
-    for side in _sides(parsed):
-        for name in needed_columns(side, table):
-            used[name] = column = table.column(name, side.where).settle()
-            if column.number is None:
-                refuse_text(side, name, column)
-    for bar in parsed.bars:
-        for name in bar.factors:
-            used[name] = table.column(name, bar.where)
+    used = columns_in_use(parsed, table, parsed.sides)
     for argument, given in (("weights", weights), ("offset", offset)):
         if given is not None:
             used[given] = argument_column(argument, given, table)
@@ -289,14 +276,14 @@ class Wanted:
     def ask(self, table: Table) -> bool:
         """Find out from some rows what is wanted, and whether all have to be seen for it."""
         labelled = self.labelled
-        for side in _sides(self.parsed):
+        for side in self.parsed.sides:
             if side.plan is not None and all(table.column(name).number is not None for name, _ in side.names):
                 continue
             for name in needed_columns(side, table):
                 number = table.column(name).number
                 if name not in labelled and (number is None or number.dtype.kind == "b" or name in side.labels):
                     labelled.append(name)
-        self.calls = list(dict.fromkeys(call for side in _sides(self.parsed) for call in _calls(side.text)))
+        self.calls = list(dict.fromkeys(call for side in self.parsed.sides for call in _calls(side.text)))
         for call in self.calls:
             _arguments(call)
         return bool(self.calls) or any(name not in self.given for name in labelled)
@@ -306,7 +293,7 @@ class Wanted:
         used = _used(self.parsed, table, self.weights, self.offset)
         rows = _complete(used, table.n_rows, "drop", Seen.nothing())
         rows = np.arange(table.n_rows) if rows is None else rows
-        sides = _sides(self.parsed)
+        sides = self.parsed.sides
         names = list(dict.fromkeys(name for side in sides for name in needed_columns(side, table)))
         length = max([min(len(rows), HEAD), 1, *(len(levels) for levels in self.levels.values())])
         at = np.resize(rows[:HEAD], length)
@@ -497,7 +484,7 @@ def learn(
     rows = _complete(used, first.n_rows, "drop", Seen.nothing())
     head = (np.arange(first.n_rows) if rows is None else rows)[:HEAD]
     parts: dict[tuple[str, ...], Any] = {}
-    made = [evaluate_piece(side, first, head, state, parts) for side, state in zip(_sides(parsed), states, strict=True)]
+    made = [evaluate_piece(side, first, head, state, parts) for side, state in zip(parsed.sides, states, strict=True)]
     _refuse_whole_columns(parsed, first, head, states, made)
     return Recipe(
         formula,
@@ -536,7 +523,7 @@ def _refuse_whole_columns(parsed: Parsed, table: Table, head: Array, states: lis
     middle = len(head) // 2
     for half in (slice(0, middle), slice(middle, len(head))):
         parts: dict[tuple[str, ...], Any] = {}
-        for side, state, whole in zip(_sides(parsed), states, made, strict=True):
+        for side, state, whole in zip(parsed.sides, states, made, strict=True):
             if state is None or not middle:
                 continue
             found = evaluate_piece(side, table, head[half], state, parts).matrix

@@ -12,7 +12,7 @@ from .reduced_rank import ReducedRank
 from .relative import Relative
 from .structure import EffectsStructure
 
-__all__ = ["blocks_of", "loadings_of", "of_effects", "of_effects_block"]
+__all__ = ["blocks_of", "of_effects", "of_effects_block"]
 
 _RANK = re.compile(r"fa0\((\d+)\)")
 
@@ -40,14 +40,3 @@ def of_effects_block(block: Block) -> EffectsStructure:
 def blocks_of(structure: CovarianceStructure) -> EffectsBlocks:
     """The blocks of a covariance structure, with what restricts them."""
     return EffectsBlocks(tuple(of_effects_block(block) for block in structure.blocks))
-
-
-def loadings_of(structure: CovarianceStructure) -> EffectsBlocks:
-    """The free elements of Lambda as parameters, in the order of theta: what nothing restricts."""
-    widths = [
-        width
-        for block in structure.blocks
-        for size in [block.stop - block.start]
-        for width in ([size] if block.correlated else [1] * size)
-    ]
-    return EffectsBlocks(tuple(ReducedRank(width, width) for width in widths))
