@@ -13,6 +13,8 @@ from libc.string cimport memcpy, memset
 
 import numpy as np
 
+from fastlmm_core.small.conditional cimport multiply
+
 
 # ---- rows ------------------------------------------------------------------------------------------------
 
@@ -270,20 +272,6 @@ cdef class ChainProducts:
 # ---- subjects --------------------------------------------------------------------------------------------
 
 
-cdef inline void product(Py_ssize_t n, Py_ssize_t l, Py_ssize_t p, const double* A, const double* B, double* out
-                         ) noexcept nogil:
-    """out (n, p) = A (n, l) B (l, p)."""
-    cdef Py_ssize_t i, j, s
-    cdef double t
-    for i in range(n):
-        for j in range(p):
-            out[i * p + j] = 0.0
-        for s in range(l):
-            t = A[i * l + s]
-            for j in range(p):
-                out[i * p + j] += t * B[s * p + j]
-
-
 cdef inline void product_t(Py_ssize_t n, Py_ssize_t l, Py_ssize_t p, const double* A, const double* B, double* out
                            ) noexcept nogil:
     """out (n, p) = A' B for A (l, n), B (l, p)."""
@@ -389,7 +377,7 @@ cdef class SubjectSums:
                         for l in range(q):
                             core[a * q + j] += other[a * q + l] * r[j * q + l]
                 total += inverted(q, core, &self.inner_[i, 0, 0])
-                product(q, q, c, &self.inner_[i, 0, 0], b, spread)
+                multiply(q, q, c, &self.inner_[i, 0, 0], b, spread)
                 for a in range(q):
                     for j in range(c):
                         for l in range(c):
@@ -497,9 +485,9 @@ cdef class SubjectSums:
         cdef double t
         self.parts(R, r, b)
         product_t(q, q, q, r, &self.inner_[i, 0, 0], halves)
-        product(q, q, q, halves, r, &self.N_[i, 0, 0])
-        product(q, q, c, halves, b, spread)
-        product(q, c, c, spread, &turn[0, 0], &self.Q_[i, 0, 0])
+        multiply(q, q, q, halves, r, &self.N_[i, 0, 0])
+        multiply(q, q, c, halves, b, spread)
+        multiply(q, c, c, spread, &turn[0, 0], &self.Q_[i, 0, 0])
         for a in range(q):
             for j in range(q):
                 t = 1.0 if a == j else 0.0
@@ -529,15 +517,15 @@ cdef class SubjectSums:
         cdef double* other = right + q * q
         cdef double t
         for a in range(self.k):
-            product(q, q, c, &self.P_[i, 0, 0], &self.E_[i, a, 0, 0], left)
-            product(q, q, q, &self.P_[i, 0, 0], &self.dAz[i, a, 0, 0], right)
+            multiply(q, q, c, &self.P_[i, 0, 0], &self.E_[i, a, 0, 0], left)
+            multiply(q, q, q, &self.P_[i, 0, 0], &self.dAz[i, a, 0, 0], right)
             for b in range(a + 1):
                 self.turned(&ddA[a, b, i, 0, 0], U, E, F)
                 for s in range(q):
                     for l in range(c):
                         self.bent[a, b, l] += (U[s * c + l] * (E[s * c + l] + F[s * c + l])
                                                - 2.0 * left[s * c + l] * self.E_[i, b, s, l])
-                product(q, q, q, &self.P_[i, 0, 0], &self.dAz[i, b, 0, 0], other)
+                multiply(q, q, q, &self.P_[i, 0, 0], &self.dAz[i, b, 0, 0], other)
                 t = 0.0
                 for j in range(q):
                     for l in range(q):
@@ -591,7 +579,7 @@ cdef class SubjectSums:
                             for j in range(c):
                                 t -= 2.0 * weights[j] * self.E_[i, l, a, j] * self.Q_[i, b, j]
                             X[a * q + b] = t
-                    product(q, q, q, &self.T_[i, 0, 0], X, Y)
+                    multiply(q, q, q, &self.T_[i, 0, 0], X, Y)
                     for d in range(self.n_g):
                         a, b = self.unit[d, 0], self.unit[d, 1]
                         out[self.n_g + l, d] += Y[a * q + b] + Y[b * q + a] if a != b else Y[a * q + a]

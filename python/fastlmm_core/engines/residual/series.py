@@ -218,32 +218,35 @@ class SeriesCriterion(EffectsCriterion):
     # ---- what only matrices of the residuals of subjects tell ------------------------------------
 
     @cached_property
+    def _longest(self) -> int:
+        """Rows of the subject that has most."""
+        return int(np.diff(self.starts).max())
+
+    @cached_property
     def _in_full(self) -> ClusterCriterion:
         """The criterion with each subject's covariance matrix, where these are not too large."""
-        longest = int(np.diff(self.starts).max())
-        if longest > IN_FULL:
+        if self._longest > IN_FULL:
             raise LMMError(
-                f"a subject has {longest} rows, and the expected information, and Kenward and Roger's adjustment, need "
-                f"the covariance matrix of its rows (up to {IN_FULL} rows); take ddf='satterthwaite'"
+                f"a subject has {self._longest} rows, and the expected information, and Kenward and Roger's "
+                f"adjustment, need the covariance matrix of its rows (up to {IN_FULL} rows); take ddf='satterthwaite'"
             )
         return self._make_full()
+
+    def _full_at(self, x: Array, order: int) -> ClusterCriterion:
+        """The same criterion in full, at a point."""
+        full = self._in_full
+        full.reml, full.alone = self.reml, self.alone
+        full.evaluate(x, order)
+        return full
 
     def _at_last(self) -> ClusterCriterion:
         """The same criterion in full, at the last point."""
         assert self._point is not None
-        full = self._in_full
-        full.reml, full.alone = self.reml, self.alone
-        full.evaluate(self._point, 2)
-        return full
+        return self._full_at(self._point, 2)
 
     def in_full(self, x: Array) -> ClusterCriterion | None:
         """The criterion with matrices in full, at x; None where a subject has too many rows."""
-        if int(np.diff(self.starts).max()) > IN_FULL:
-            return None
-        full = self._in_full
-        full.reml, full.alone = self.reml, self.alone
-        full.evaluate(x, 1)
-        return full
+        return self._full_at(x, 1) if self._longest <= IN_FULL else None
 
     def expected(self) -> Array:
         """tr(V^-1 dV V^-1 dV) less twice that within X, for pairs of directions."""

@@ -2,6 +2,7 @@
 
 tests         tests of one hypothesis, for each response
 several       several tests of a batch, and one per term
+t_tests       what several t tests have in common
 contrasts     what tests are made of, for several hypotheses at once
 robust        robust covariances
 each          fits of problems with designs of their own

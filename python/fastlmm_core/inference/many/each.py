@@ -17,13 +17,12 @@ from ...estimation.moments import delta_df
 from ...support.arguments import checked
 from ...support.checks import check_level
 from ...support.display import LINES, Cells, Shown, first_lines
-from ...support.distributions import chi2_tail, f_tail, quantile, two_sided_p
+from ...support.distributions import two_sided_p
 from ...support.text_tables import estimate_cells
 from ...tables.rows import named_rows
 from ..hypotheses import Hypothesis, parse_hypothesis
-from ..options import check_options
 from ..wald import coefficient_table, independent_rows, wald
-from .tests import DDF, BatchTest
+from .tests import BatchTest, check_ddf, joint_pvalues, t_columns
 
 if TYPE_CHECKING:
     from ...estimation.fit import Fit
@@ -237,15 +236,7 @@ class EachResult(Shown, StackFit):
             As for `tidy`.
         """
         check_level(level)
-        error, freedom = self._coefficients(ddf, information)
-        with np.errstate(invalid="ignore"):
-            statistic = self.params / error
-            half = quantile(0.5 + 0.5 * level, freedom) * error
-        return {
-            "estimate": self.params.copy(), "std_error": error.copy(), "df": freedom.copy(), "statistic": statistic,
-            "p_value": two_sided_p(statistic, freedom), "conf_low": self.params - half,
-            "conf_high": self.params + half,
-        }  # fmt: skip
+        return t_columns(self.params, *self._coefficients(ddf, information), level)
 
     def to_frame(self) -> Any:
         """One row per problem: sizes, estimates, standard errors, variance parameters, criterion and flags.
@@ -326,9 +317,7 @@ class EachResult(Shown, StackFit):
 
 
 def _check(result: EachResult, ddf: str, information: str) -> None:
-    check_options(ddf, information)
-    if ddf not in DDF:
-        raise LMMError(f"ddf={ddf!r} is for single fits: use {', '.join(map(repr, DDF[:-1]))} or {DDF[-1]!r} for many")
+    check_ddf(ddf, information)
     if ddf == "kenward-roger" and not result.reml:
         raise LMMError("ddf='kenward-roger' needs REML fits: fit with reml=True, or use ddf='satterthwaite'")
 
@@ -368,12 +357,7 @@ def _test(result: EachResult, parsed: Hypothesis, ddf: str, information: str) ->
             continue
         estimate[i], error[i], statistic[i], freedom[i] = one.estimate, one.std_error, one.statistic, one.df_denom
     estimate[result.status < 0] = np.nan
-    if m == 1:
-        pvalues = two_sided_p(statistic, freedom)
-    elif ddf == "normal":
-        pvalues = chi2_tail(statistic, rank)
-    else:
-        pvalues = f_tail(statistic, rank, freedom)
+    pvalues = joint_pvalues(statistic, freedom, m, rank, ddf)
     return BatchTest(
         estimate, error, statistic, rank, freedom, pvalues, L, parsed.rhs, parsed.names, ddf, "model",
         result.stack.design.library, result.labels,

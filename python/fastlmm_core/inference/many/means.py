@@ -11,14 +11,12 @@ from numpy.typing import NDArray
 
 from ...estimation.fit import Fit, estimate
 from ...support.arguments import checked
-from ...support.checks import check_level
 from ...support.display import Cells, Shown
-from ...support.distributions import quantile, two_sided_p
-from ...support.log_tails import log10_f_tail
-from ..false_discoveries import false_discovery_rates
+from ...support.distributions import two_sided_p
 from ..hypotheses import Hypothesis
 from ..means.means import Estimates, emmeans, slopes
 from ..wald import undetermined
+from .t_tests import TTests
 from .tests import tests
 
 if TYPE_CHECKING:
@@ -31,7 +29,7 @@ Array = NDArray[np.float64]
 
 @checked
 @dataclass(frozen=True, repr=False)
-class BatchMeans(Shown):
+class BatchMeans(TTests, Shown):
     """Marginal means, slopes or comparisons of every response.
 
     Attributes
@@ -56,24 +54,6 @@ class BatchMeans(Shown):
     L: Array
     comparison: BatchMeans | None
     _batch: BatchFit = field(repr=False)
-
-    def __len__(self) -> int:
-        return len(self.estimate)
-
-    @property
-    def log10p(self) -> Array:
-        """log10 of the p-values (n_responses, k), however small they are."""
-        return log10_f_tail(self.statistic**2, 1.0, self.df)
-
-    def fdr(self, method: str = "bh") -> Array:
-        """p-values adjusted for the number of responses, estimate by estimate (n_responses, k); see `BatchTest.fdr`."""
-        return false_discovery_rates(self.pvalues, method)
-
-    def conf_int(self, level: float = 0.95) -> Array:
-        """Confidence intervals (n_responses, k, 2)."""
-        check_level(level)
-        half = quantile(0.5 + 0.5 * level, self.df) * self.std_error
-        return np.stack([self.estimate - half, self.estimate + half], axis=-1)
 
     def to_frame(self, level: float = 0.95) -> Any:
         """One row per response and estimate.

@@ -20,10 +20,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from ...errors import LMMError
 from ...support.arguments import checked
-from ...support.checks import check_level
-from ...support.distributions import quantile, two_sided_p
-from ...support.log_tails import log10_f_tail
-from ..false_discoveries import false_discovery_rates
+from ...support.distributions import two_sided_p
+from .t_tests import TTests
 
 if TYPE_CHECKING:
     from ...estimation.many.batch_fit import BatchFit
@@ -35,7 +33,7 @@ Array = NDArray[np.float64]
 
 @checked
 @dataclass(frozen=True, repr=False)
-class ModeratedTests:
+class ModeratedTests(TTests):
     """t tests with moderated variances for every response and coefficient.
 
     Attributes
@@ -59,30 +57,6 @@ class ModeratedTests:
     statistic: Array
     pvalues: Array
     _batch: BatchFit = field(repr=False)
-
-    def __len__(self) -> int:
-        return len(self.estimate)
-
-    @property
-    def log10p(self) -> Array:
-        """log10 of the p-values (n_responses, p), however small they are."""
-        return log10_f_tail(self.statistic**2, 1.0, self.df)
-
-    def fdr(self, method: str = "bh") -> Array:
-        """p-values of each coefficient adjusted for the number of responses (n_responses, p).
-
-        Parameters
-        ----------
-        method : {"bh", "by"}
-            Benjamini and Hochberg (1995), or Benjamini and Yekutieli (2001) for any dependence.
-        """
-        return false_discovery_rates(self.pvalues, method)
-
-    def conf_int(self, level: float = 0.95) -> Array:
-        """Confidence intervals (n_responses, p, 2)."""
-        check_level(level)
-        half = quantile(0.5 + 0.5 * level, self.df) * self.std_error
-        return np.stack([self.estimate - half, self.estimate + half], axis=-1)
 
     def to_frame(self) -> Any:
         """One row per response and coefficient.

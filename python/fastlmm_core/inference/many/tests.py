@@ -1,7 +1,7 @@
 """Tests of fixed effects for many responses on one design.
 
-The coefficients' degrees of freedom by Satterthwaite's formula are a by-product of each fit; see `many_wald` for the
-rest.
+The coefficients' degrees of freedom by Satterthwaite's formula are a by-product of each fit; see `contrasts` for
+the rest.
 """
 
 from __future__ import annotations
@@ -39,7 +39,10 @@ from .robust import robust_coefficients
 if TYPE_CHECKING:
     from ...estimation.many.batch_fit import BatchFit
 
-__all__ = ["DDF", "BatchTest", "covariances", "df", "pvalues", "test", "tests", "tidy_columns"]
+__all__ = [
+    "DDF", "BatchTest", "check_ddf", "covariances", "df", "joint_pvalues", "pvalues", "t_columns", "test", "tests",
+    "tidy_columns",
+]  # fmt: skip
 
 Array = NDArray[np.float64]
 
@@ -135,7 +138,7 @@ class BatchTest(Shown):
         return f"<BatchTest: {said}; {len(self)} responses, {below} with p < 0.05 ({self.ddf})>"
 
 
-def _check_ddf(ddf: str, information: str) -> None:
+def check_ddf(ddf: str, information: str) -> None:
     """Refuse unknown options, and degrees of freedom of single fits only."""
     check_options(ddf, information)
     if ddf not in DDF:
@@ -163,7 +166,7 @@ def df(batch: BatchFit, ddf: str = "satterthwaite", information: str = "auto") -
         For unknown options, Kenward-Roger after fits by ML, or with the observed information where the responses
         were given as a stream and are gone.
     """
-    _check_ddf(ddf, information)
+    check_ddf(ddf, information)
     if ddf == "satterthwaite":
         return batch.satterthwaite.copy()
     if ddf == "kenward-roger":
@@ -199,7 +202,7 @@ def pvalues(batch: BatchFit, ddf: str = "satterthwaite", information: str = "aut
 
 def _coefficients(batch: BatchFit, ddf: str, information: str) -> tuple[Array, Array]:
     """Standard errors and degrees of freedom (n, p) of the coefficients."""
-    _check_ddf(ddf, information)
+    check_ddf(ddf, information)
     if ddf == "kenward-roger":
         if _structured(batch, information):
             return robust_coefficients(batch, ddf, "model", None)
@@ -270,18 +273,29 @@ def tidy_columns(
         error, freedom = _coefficients(batch, ddf, information)
     else:
         error, freedom = robust_coefficients(batch, ddf, vcov, cluster)
-    estimate, names = batch.params, batch.model.exog_names
+    names = batch.model.exog_names
+    labels = np.arange(len(batch)) if batch.labels is None else batch.labels
+    return {"response": np.repeat(labels, len(names)), "term": list(names) * len(batch)} | {
+        name: values.ravel() for name, values in t_columns(batch.params, error, freedom, level).items()
+    }
+
+
+def t_columns(estimate: Array, error: Array, freedom: Array, level: float) -> dict[str, Array]:
+    """t tests and confidence limits of estimates, arrays of one shape each.
+
+    Parameters
+    ----------
+    estimate, error, freedom : arrays
+        With standard errors and degrees of freedom.
+    level : float
+    """
     with np.errstate(invalid="ignore"):
         statistic = estimate / error
         half = quantile(0.5 + 0.5 * level, freedom) * error
-    columns = {
-        "estimate": estimate, "std_error": error, "df": freedom, "statistic": statistic,
+    return {
+        "estimate": estimate.copy(), "std_error": error.copy(), "df": freedom.copy(), "statistic": statistic,
         "p_value": two_sided_p(statistic, freedom), "conf_low": estimate - half, "conf_high": estimate + half,
     }  # fmt: skip
-    labels = np.arange(len(batch)) if batch.labels is None else batch.labels
-    return {"response": np.repeat(labels, len(names)), "term": list(names) * len(batch)} | {
-        name: np.array(values).ravel() for name, values in columns.items()
-    }
 
 
 def test(
@@ -325,7 +339,7 @@ def tests(
     vcov: str = "model", cluster: Any = None,
 ) -> list[BatchTest]:  # fmt: skip
     """Tests of several hypotheses, each as `test` has it, in one pass over the responses."""
-    _check_ddf(ddf, information)
+    check_ddf(ddf, information)
     asked = [Asked.of(batch, parsed) for parsed in hypotheses]
     if vcov != "model" or cluster is not None or _structured(batch, information):
         robust(batch, asked, ddf, vcov, cluster)
@@ -346,15 +360,17 @@ def tests(
     return [_tested(batch, one, ddf, vcov) for one in asked]
 
 
+def joint_pvalues(statistic: Array, freedom: Array, m: int, rank: int, ddf: str) -> Array:
+    """p-values of the statistics of a hypothesis of m rows of a rank; see `BatchTest`."""
+    if m == 1:
+        return two_sided_p(statistic, freedom)
+    return chi2_tail(statistic, rank) if ddf == "normal" else f_tail(statistic, rank, freedom)
+
+
 def _tested(batch: BatchFit, one: Asked, ddf: str, vcov: str) -> BatchTest:
     """With p-values."""
     rank = len(one.basis)
-    if len(one.rows) == 1:
-        found = two_sided_p(one.statistic, one.freedom)
-    elif ddf == "normal":
-        found = chi2_tail(one.statistic, rank)
-    else:
-        found = f_tail(one.statistic, rank, one.freedom)
+    found = joint_pvalues(one.statistic, one.freedom, len(one.rows), rank, ddf)
     return BatchTest(
         one.estimate, one.error, one.statistic, rank, one.freedom, found, one.L, one.rhs, one.parsed.names, ddf, vcov,
         batch.model.library, batch.labels,
