@@ -5,15 +5,15 @@ They come from scipy.special: importing scipy.stats takes a second.
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 __all__ = ["chi2_tail", "f_quantile", "f_tail", "quantile", "two_sided_p"]
 
+Array = NDArray[np.float64]
 
-def two_sided_p(statistic: ArrayLike, df: ArrayLike | None) -> NDArray[Any]:
+
+def two_sided_p(statistic: ArrayLike, df: ArrayLike | None) -> Array:
     """P(|T| > |statistic|) for t with df degrees of freedom (inf: normal), or the normal distribution for df None."""
     from scipy.special import ndtr, stdtr
 
@@ -26,7 +26,7 @@ def two_sided_p(statistic: ArrayLike, df: ArrayLike | None) -> NDArray[Any]:
     return np.asarray(2.0 * np.where(np.isinf(freedom), ndtr(size), stdtr(freedom, size)))
 
 
-def quantile(probability: float, df: ArrayLike | None) -> NDArray[Any]:
+def quantile(probability: float, df: ArrayLike | None) -> Array:
     """Quantile of the t distribution with df degrees of freedom (inf: normal), or of the normal where df is None."""
     from scipy.special import ndtri, stdtrit
 
@@ -38,14 +38,14 @@ def quantile(probability: float, df: ArrayLike | None) -> NDArray[Any]:
     return np.where(np.isinf(freedom), ndtri(probability), stdtrit(freedom, probability))
 
 
-def chi2_tail(statistic: ArrayLike, df: ArrayLike) -> NDArray[Any]:
+def chi2_tail(statistic: ArrayLike, df: ArrayLike) -> Array:
     """P(X > statistic) for chi-square with df degrees of freedom."""
     from scipy.special import chdtrc
 
     return np.asarray(chdtrc(np.asarray(df, dtype=float), np.asarray(statistic, dtype=float)))
 
 
-def f_tail(statistic: ArrayLike, df_num: ArrayLike, df_denom: ArrayLike) -> NDArray[Any]:
+def f_tail(statistic: ArrayLike, df_num: ArrayLike, df_denom: ArrayLike) -> Array:
     """P(X > statistic) for F with df_num and df_denom degrees of freedom (df_denom inf: chi-square / df_num)."""
     from scipy.special import chdtrc, fdtrc
 
@@ -56,7 +56,7 @@ def f_tail(statistic: ArrayLike, df_num: ArrayLike, df_denom: ArrayLike) -> NDAr
     return np.where(np.isinf(below), chdtrc(above, above * value), fdtrc(above, below, value))
 
 
-def f_quantile(probability: float, df_num: ArrayLike, df_denom: ArrayLike) -> NDArray[Any]:
+def f_quantile(probability: float, df_num: ArrayLike, df_denom: ArrayLike) -> Array:
     """Quantile of the F distribution (df_denom inf: of chi-square / df_num)."""
     from scipy.special import chdtri, fdtri
 

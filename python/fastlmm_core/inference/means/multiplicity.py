@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ...errors import LMMError
-from ...support.distributions import two_sided_p
+from ...support.distributions import f_tail, quantile, two_sided_p
 from ...support.words import option
 from .largest import max_t_sf
 from .scale import over_scale
@@ -132,7 +132,7 @@ def studentized_range_quantile(probability: float, k: int, df: float) -> float:
         return float("nan")
     # Bonferroni's limit, which is a little too large
     pairs = 0.5 * k * (k - 1)
-    start = float(np.sqrt(2.0) * _t_quantile(0.5 * (1.0 - probability) / pairs, np.array(df)))
+    start = float(np.sqrt(2.0) * -quantile(0.5 * (1.0 - probability) / pairs, df))
     return _solved(lambda q: _studentized_sf(q, k, df), 1.0 - probability, start)
 
 
@@ -183,7 +183,7 @@ def adjusted_p(
     (k,) array
     """
     t, nu = np.broadcast_arrays(np.abs(np.asarray(statistic, dtype=float)), np.asarray(df, dtype=float))
-    raw = _raw_p(t, nu)
+    raw = two_sided_p(t, nu)
     valid = np.isfinite(raw)
     count = int(valid.sum())
     if method == "none" or count == 0 or (count == 1 and method != "scheffe"):
@@ -199,7 +199,7 @@ def adjusted_p(
     if method == "tukey":
         return studentized_range_sf(np.sqrt(2.0) * t, n_means, nu)
     if method == "scheffe":
-        return _f_sf(t * t / rank, rank, nu)
+        return f_tail(t * t / rank, rank, nu)
     assert correlation is not None
     inner = correlation[np.ix_(valid, valid)]
     out = raw.copy()
@@ -236,11 +236,11 @@ def critical_values(
     valid = ~np.isnan(nu)
     count = int(valid.sum())
     if method == "none" or count == 0 or (count == 1 and method != "scheffe"):
-        return _t_quantile(0.5 * (1.0 - level), nu)
+        return -quantile(0.5 * (1.0 - level), nu)
     if method == "sidak":
-        return _t_quantile(-0.5 * float(np.expm1(np.log(level) / count)), nu)
+        return -quantile(-0.5 * float(np.expm1(np.log(level) / count)), nu)
     if method not in ("tukey", "scheffe", "mvt"):
-        return _t_quantile(0.5 * (1.0 - level) / count, nu)
+        return -quantile(0.5 * (1.0 - level) / count, nu)
     if method == "mvt":
         assert correlation is not None
         correlation = correlation[np.ix_(valid, valid)]
@@ -257,10 +257,10 @@ def _simultaneous(level: float, df: float, method: str, n_means: int, correlatio
     if method == "tukey":
         return studentized_range_quantile(level, n_means, df) / float(np.sqrt(2.0))
     if method == "scheffe":
-        return _solved(lambda c: float(_f_sf(np.array(c * c / rank), rank, np.array(df))), 1.0 - level, 2.0)
+        return _solved(lambda c: float(f_tail(c * c / rank, rank, df)), 1.0 - level, 2.0)
     assert correlation is not None
     # secant steps on the logarithm of the tail, between the limits of one test and of Bonferroni
-    low, high = (float(_t_quantile(0.5 * (1.0 - level) / k, np.array(df))) for k in (1.0, len(correlation)))
+    low, high = (float(-quantile(0.5 * (1.0 - level) / k, df)) for k in (1.0, len(correlation)))
     x, before = high, low
     gap, gap_before = (float(np.log(max_t_sf(c, df, correlation) / (1.0 - level))) for c in (x, before))
     for _ in range(20):
@@ -269,25 +269,6 @@ def _simultaneous(level: float, df: float, method: str, n_means: int, correlatio
         x, before = min(max(x - gap * (x - before) / (gap - gap_before), low), high), x
         gap, gap_before = float(np.log(max_t_sf(x, df, correlation) / (1.0 - level))), gap
     return x
-
-
-def _raw_p(t: Array, df: Array) -> Array:
-    with np.errstate(invalid="ignore"):
-        return np.where(np.isinf(df), two_sided_p(t, None), two_sided_p(t, np.where(np.isinf(df), 1.0, df)))
-
-
-def _t_quantile(tail: float, df: Array) -> Array:
-    """Value that t exceeds with probability `tail`."""
-    from scipy.special import ndtri, stdtrit
-
-    return np.asarray(np.where(np.isinf(df), -ndtri(tail), -stdtrit(np.where(np.isinf(df), 1.0, df), tail)))
-
-
-def _f_sf(f: Array, df_num: int, df_denom: Array) -> Array:
-    from scipy.special import chdtrc, fdtrc
-
-    finite = np.where(np.isinf(df_denom), 1.0, df_denom)
-    return np.asarray(np.where(np.isinf(df_denom), chdtrc(df_num, df_num * f), fdtrc(df_num, finite, f)))
 
 
 def _holm(p: Array) -> Array:
