@@ -10,7 +10,7 @@ import landscapes
 from fastlmm_core import kernels
 from fastlmm_core.covariance.parameters import Block, CovarianceStructure
 from fastlmm_core.engines import protocol
-from fastlmm_core.estimation import search
+from fastlmm_core.estimation import optimize, search
 from fastlmm_core.estimation.fit import Fit
 from fastlmm_core.estimation.many.batch_fit import BatchFit
 from fastlmm_core.estimation.many.one_factor import shared_design
@@ -84,6 +84,26 @@ HARD = {
 @pytest.mark.parametrize(("family", "seed"), [(family, seed) for family, seeds in HARD.items() for seed in seeds])
 def test_minima_that_lie_apart_are_found(family: str, seed: int) -> None:
     check(family, seed)
+
+
+def test_a_minimum_above_the_limit_of_no_residual_variance_is_refused() -> None:
+    """Four factors span 30 rows, by columns that none of them has alone; a minimum with residual variance lies 0.89 above."""
+    problem = landscapes.problem("several_terms", 7799)
+    with pytest.raises(flc.LMMError, match="no maximum with a positive residual variance"):
+        model_of(problem).fit(reml=problem.reml)
+
+
+@pytest.mark.parametrize(("below", "certified"), [(0.5, False), (1e-8, True), (-0.5, True)])
+def test_no_minimum_is_certified_where_a_lower_point_is_known(below: float, certified: bool) -> None:
+    model = flc.lmm("Reaction ~ Days + (Days | Subject)", flc.datasets.load("sleepstudy"))
+    best = model.fit().optimum
+
+    def attempt(theta: np.ndarray) -> tuple[optimize.Optimum, None]:
+        return best._replace(value=best.value - below, theta=theta, converged=False), None
+
+    found = optimize._lowest(model.problem.criterion(), 180, attempt, best, [2.0 * best.theta])
+    assert found.converged is certified
+    assert found.value == best.value - (0.0 if certified else below)
 
 
 @pytest.mark.parametrize("seed", [7038, 7179, 7183, 7394])

@@ -439,7 +439,7 @@ def optimize(
     wanted = elsewhere.kind == "search" and (not criterion.costly or elsewhere.always)
     if wanted or (elsewhere.kind != "unasked" and not best.converged):
         found, starts = _elsewhere(criterion, structure, np.sqrt(levels / n), best, elsewhere)
-        best = _lowest(attempt, best, starts)
+        best = _lowest(criterion, n, attempt, best, starts)
     if best.converged and found is not None and elsewhere.kind == "search":
         best = best._replace(message=best.message + _looked(found, elsewhere))
     if best.n_evaluations != criterion.n_evaluations:
@@ -519,7 +519,21 @@ def _elsewhere(
     return found, [theta for value, theta in found.minima if value <= limit]
 
 
-def _lowest(attempt: Callable[[Array], tuple[Optimum, Array | None]], best: Optimum, starts: list[Array]) -> Optimum:
+def _noise(criterion: LinearEngine, theta: Array, n: int) -> float:
+    """What rounding may make of the criterion at a point, for the part that r^2 is of y'y."""
+    evaluations = criterion.n_evaluations
+    criterion.evaluate(theta, 0)
+    criterion.n_evaluations = evaluations
+    return 0.0 if criterion.remainder == 1.0 else 1e-15 * n / criterion.remainder
+
+
+def _lowest(
+    criterion: LinearEngine,
+    n: int,
+    attempt: Callable[[Array], tuple[Optimum, Array | None]],
+    best: Optimum,
+    starts: list[Array],
+) -> Optimum:
     """The lowest optimum that is found from any start, with the other certified ones that are hardly higher."""
     others: list[Optimum] = []
     for theta in starts:
@@ -528,7 +542,8 @@ def _lowest(attempt: Callable[[Array], tuple[Optimum, Array | None]], best: Opti
             # a search that begins where another one ended cannot come closer than rounding errors let it
             again = [attempt(share * theta)[0] for share in ASIDE]
             other = min((one for one in again if one.converged), key=lambda one: one.value, default=other)
-        certain = other.converged >= best.converged or other.value < best.value - REPORTED
+        # a minimum is none to certify where a point is known that is clearly lower, whatever that one is
+        certain = other.converged >= best.converged or other.value < best.value - APART - _noise(criterion, other.theta, n)
         if certain and other.value < best.value - 1e-9:
             best, other = other, best
         others.append(other)

@@ -92,8 +92,8 @@ class Factor:
 class CrossedProblem:
     """A conditioned problem of several grouping factors and the way back to the caller's units.
 
-    `saturated` is told of nested factors only; with crossed ones a fit that leaves hardly any residual variance is
-    looked at (see `estimation.residual_limit`), and `outside` is told of few rows.
+    `saturated` and `outside` are told of nested factors, and of few rows; elsewhere a fit that leaves hardly any residual
+    variance is looked at (see `estimation.residual_limit`).
 
     Attributes
     ----------
@@ -363,6 +363,7 @@ def condition_crossed(
     gram = xy.T @ xy
     if given:
         gram[-1, -1] += n
+    saturated, outside = _spanned(grouped, x_o)
     return CrossedProblem(
         layout=layout,
         cross=cross,
@@ -371,18 +372,20 @@ def condition_crossed(
         columns=tuple(columns),
         scale=scale,
         **problem_fields(n, X.shape[1], factors, weights, structure, x, coefficients),
-        outside=_left_to_x(grouped, x_o),
+        saturated=saturated,
+        outside=outside,
     )
 
 
-def _left_to_x(factors: list[GroupedColumns], X: Array) -> int:
-    """Dimensions of the rows that Z leaves where X takes them all, 0 where X and Z do not span all rows (or many)."""
+def _spanned(factors: list[GroupedColumns], X: Array) -> tuple[bool, int]:
+    """Whether X and Z span all rows, and how many dimensions Z leaves to X then; many rows are not looked at."""
     n, width = len(X), sum(f.m * f.Z.shape[1] for f in factors)
     if width + X.shape[1] < n or n > SPANNED_UP_TO:
-        return 0
+        return False, 0
     wide = [(f.codes[:, None] == np.arange(f.m)) * z[:, None] for f in factors for z in f.Z.T]
-    rank = int(np.linalg.matrix_rank(np.column_stack(wide)))
-    return n - rank if np.linalg.matrix_rank(np.column_stack([*wide, X])) == n else 0
+    if np.linalg.matrix_rank(np.column_stack([*wide, X])) < n:
+        return False, 0
+    return True, n - int(np.linalg.matrix_rank(np.column_stack(wide)))
 
 
 def problem_fields(
