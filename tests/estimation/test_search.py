@@ -87,7 +87,7 @@ def test_minima_that_lie_apart_are_found(family: str, seed: int) -> None:
 
 
 def test_a_minimum_above_the_limit_of_no_residual_variance_is_refused() -> None:
-    """Four factors span 30 rows, by columns that none of them has alone; a minimum with residual variance lies 0.89 above."""
+    """Four factors span 30 rows, none of them alone; a minimum with residual variance lies higher."""
     problem = landscapes.problem("several_terms", 7799)
     with pytest.raises(flc.LMMError, match="no maximum with a positive residual variance"):
         model_of(problem).fit(reml=problem.reml)

@@ -543,7 +543,8 @@ def _lowest(
             again = [attempt(share * theta)[0] for share in ASIDE]
             other = min((one for one in again if one.converged), key=lambda one: one.value, default=other)
         # a minimum is none to certify where a point is known that is clearly lower, whatever that one is
-        certain = other.converged >= best.converged or other.value < best.value - APART - _noise(criterion, other.theta, n)
+        lower = best.value - APART - _noise(criterion, other.theta, n)
+        certain = other.converged >= best.converged or other.value < lower
         if certain and other.value < best.value - 1e-9:
             best, other = other, best
         others.append(other)

@@ -92,8 +92,8 @@ class Factor:
 class CrossedProblem:
     """A conditioned problem of several grouping factors and the way back to the caller's units.
 
-    `saturated` and `outside` are told of nested factors, and of few rows; elsewhere a fit that leaves hardly any residual
-    variance is looked at (see `estimation.residual_limit`).
+    `saturated` and `outside` are told of nested factors, and of few rows; elsewhere a fit that leaves hardly any
+    residual variance is looked at (see `estimation.residual_limit`).
 
     Attributes
     ----------
