@@ -751,19 +751,37 @@ class LMMResult(Fit):
         return fitted
 
     def drop1(self, term: str | None = None, **options: Any) -> Comparison:
-        """Likelihood ratio tests of the terms of the fixed part, by fits without each of them.
+        """Tests of the terms of the fixed part, by fits without each of them.
 
         Parameters
         ----------
         term : str, optional
             By default each term that is part of no interaction in the model.
         **options
-            ``null``, ``n_sim`` and ``seed``, see `inference.likelihood_ratio.drop1.drop1`.
+            ``test``: "lrt", or the F tests "kenward-roger" and "satterthwaite" of the fit by REML, which suit few
+            groups; ``null="bootstrap"`` with ``n_sim`` and ``seed``: ratios by the parametric bootstrap.  See
+            `inference.likelihood_ratio.drop1.drop1`.
 
         Returns
         -------
         Comparison
             By maximum likelihood: the model first, then each model without one of the terms.
+
+        Raises
+        ------
+        LMMError
+            For a term that is unknown or part of an interaction, and unknown options.
+
+        Examples
+        --------
+        >>> import fastlmm_core as flc
+        >>> teeth = flc.lmm("distance ~ age + Sex + (1 | Subject)", flc.datasets.load("orthodont")).fit()
+        >>> found = teeth.drop1(test="kenward-roger").to_frame()
+        >>> found[["model", "statistic", "df", "df_denom", "p_value"]].round(3)
+                 model  statistic   df  df_denom  p_value
+        0    all terms        NaN  NaN       NaN      NaN
+        1  without age    114.838  1.0      80.0    0.000
+        2  without Sex      9.292  1.0      25.0    0.005
         """
         from .inference.likelihood_ratio.drop1 import drop1
 

@@ -120,7 +120,7 @@ LME4 = (
     ),
     Word("`anova(m1, m2)`", "`flc.compare(m1, m2)`", names=("lrtest",)),
     Word("`anova(m, lm(y ~ x, d))`", '`flc.compare(flc.lmm("y ~ x", d, residual="id(visit | id)").fit(), m)`'),
-    Word("`drop1(m)`", "`result.drop1()`"),
+    Word("`drop1(m)`", "`result.drop1()`", 'with `test="kenward-roger"` F tests'),
     Word(
         "`lmerTest::step(m)`, `buildmer::buildmer(f, d)`",
         "`result.step()`, of the random part alone `result.simplify()`",
@@ -152,10 +152,11 @@ LME4 = (
         names=("vcovCR", "coef_test", "Wald_test"),
     ),
     Word(
-        "`pbkrtest::KRmodcomp(m, L)`",
-        '`result.test(L, ddf="kenward-roger", information="expected")`',
-        names=("KRmodcomp", "PBmodcomp"),
+        "`pbkrtest::KRmodcomp(m1, m0)`, `SATmodcomp`",
+        '`flc.compare(m0, m1, test="kenward-roger")`, of a matrix `result.test(L, ddf="kenward-roger")`',
+        names=("KRmodcomp", "SATmodcomp"),
     ),
+    Word("`pbkrtest::PBmodcomp(m1, m0)`", '`flc.compare(m0, m1, null="bootstrap")`', names=("PBmodcomp",)),
     Word(
         "`emmeans::emmeans(m, pairwise ~ a)`",
         '`result.emmeans("a", contrasts="pairwise")`',
@@ -382,7 +383,7 @@ ARGUMENTS: dict[str, dict[str, str]] = {
     },
     "residuals": {"type": "it is called kind"},
     "random_effect_test": {"nsim": "it is called n_sim"},
-    "drop1": {"scope": "it is the first argument, term", "test": "tests are likelihood ratios"},
+    "drop1": {"scope": "it is the first argument, term", "ddf": "write test='kenward-roger'"},
     "power": {"nsim": "it is called n_sim", "level": "the level of the test is called alpha"},
 }  # fmt: skip
 

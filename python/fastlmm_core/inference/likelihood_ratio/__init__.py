@@ -10,5 +10,6 @@ exact                exact distribution for one variance
 random_effects       tests of random effects
 many                 tests of many responses
 drop1                tests of fixed terms
+f_tests              F tests of nested fixed parts
 selection            backward elimination
 """

@@ -14,6 +14,7 @@ from ...errors import LMMError
 from ...support.arguments import checked
 from ...support.checks import check_count
 from ...support.seeds import Seed, check_seed, generator_of
+from .f_tests import F_TESTS, by_f
 from .nesting import Nesting, contained, efficient_information, nest
 from .null_distributions import NullTest, chi_bar_square, chi_square, counted
 from .table import Comparison, Row, information_criteria
@@ -28,6 +29,7 @@ __all__ = [
     "Null",
     "beyond_rounding",
     "check_null",
+    "check_test",
     "compare",
     "moved",
     "null_test",
@@ -48,7 +50,7 @@ NOTHING = 1e-8
 @checked
 def compare(
     *results: Fit,
-    test: Literal["lrt"] | None = "lrt",
+    test: Literal["lrt", "kenward-roger", "satterthwaite"] | None = "lrt",
     null: Null = "auto",
     n_sim: int | None = None,
     seed: Seed = None,
@@ -66,8 +68,9 @@ def compare(
     ----------
     *results : LMMResult
         Two or more.
-    test : {"lrt"} or None
-        Likelihood ratio tests, or information criteria only.
+    test : {"lrt", "kenward-roger", "satterthwaite"} or None
+        Likelihood ratio tests; F tests of fixed effects in the larger model, fitted by REML, as pbkrtest's, which suit
+        few groups; or information criteria only.
     null : {"auto", "chi2", "mixture", "exact", "bootstrap"}
         Null distribution.  "chi2": with the number of parameters, whatever is tested.  "mixture": of chi-square
         distributions, with weights that fit the boundary (Self and Liang 1987; Stram and Lee 1994); chi-square where
@@ -112,13 +115,17 @@ def compare(
         information_criteria(_label(fit.model), fit.n_parameters, fit.criterion + shift, fit.nobs)
         for fit, shift in zip(fits, shifts, strict=True)
     ]
-    if test is not None:
-        for i in range(1, len(fits)):
-            names = f"model {i}", f"model {i + 1}"
+    for i in range(1, len(fits) if test is not None else 0):
+        names = f"model {i}", f"model {i + 1}"
+        if test in F_TESTS:
+            own = next(fit for fit in results if fit.model is fits[i].model)
+            rows[i] = by_f(rows[i], own if own.reml else own.again(own.model, reml=True), fits[i - 1], names, str(test))
+        else:
             rows[i] = tested(rows[i], rows[i - 1], fits[i], fits[i - 1], names, null, size, seed, n_jobs, progress)
     notes += warnings([(f"model {i + 1}", fit) for i, fit in enumerate(fits)])
     kind = "REML" if reml else "maximum likelihood"
-    return Comparison(f"Comparison of models fit by {kind}", tuple(rows), tuple(notes), reml, results[0].model.library)
+    title, library = f"Comparison of models fit by {kind}", results[0].model.library
+    return Comparison(title, tuple(rows), tuple(notes), reml, library, test in F_TESTS)
 
 
 def _check(results: Sequence[Any], test: Any, null: Any, n_sim: int | None, seed: Any) -> int:
@@ -133,9 +140,19 @@ def _check(results: Sequence[Any], test: Any, null: Any, n_sim: int | None, seed
         result.require_estimates("compare", "compare the log-likelihoods, llf")
     if len(results) < 2:
         raise LMMError(f"compare needs at least two results, not {len(results)}")
-    if test not in ("lrt", None):
-        raise LMMError(f"test={test!r} is unknown: use 'lrt', or None for information criteria only")
-    return check_null(null, n_sim, seed)
+    size = check_null(null, n_sim, seed)
+    if test is not None:
+        check_test(test, null)
+    return size
+
+
+def check_test(test: Any, null: Null) -> None:
+    """Refuse an unknown test, and a null distribution of the likelihood ratio for an F test."""
+    if test not in ("lrt", *F_TESTS):
+        known = ", ".join(map(repr, ("lrt", *F_TESTS)))
+        raise LMMError(f"test={test!r} is unknown: use {known}, or None in compare() for information criteria only")
+    if test != "lrt" and null != "auto":
+        raise LMMError(f"null={null!r} is of likelihood ratio tests: use test='lrt', or leave it out for test={test!r}")
 
 
 def check_null(null: Any, n_sim: int | None, seed: Any) -> int:

@@ -1,16 +1,17 @@
-"""Likelihood ratio tests of the terms of the fixed part, each left out in turn."""
+"""Tests of the terms of the fixed part, each left out in turn."""
 
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
 from ...errors import LMMError
 from ...formula.coding import FixedTerm, fixed_terms
 from ...support.seeds import Seed
-from .compare import Null, check_null, moved, tested, warnings
+from .compare import Null, check_null, check_test, moved, tested, warnings
+from .f_tests import f_row, restriction
 from .nesting import contained
 from .table import Comparison, information_criteria
 
@@ -22,9 +23,15 @@ __all__ = ["drop1"]
 
 
 def drop1(
-    result: Fit, term: str | None = None, *, null: Null = "auto", n_sim: int | None = None, seed: Seed = None
+    result: Fit,
+    term: str | None = None,
+    *,
+    test: Literal["lrt", "kenward-roger", "satterthwaite"] = "lrt",
+    null: Null = "auto",
+    n_sim: int | None = None,
+    seed: Seed = None,
 ) -> Comparison:
-    """Likelihood ratio tests of the terms of the fixed part, by fits without each of them.
+    """Tests of the terms of the fixed part, by fits without each of them.
 
     Only terms that are part of no interaction in the model are left out, as by R's ``drop1``; all fits are by maximum
     likelihood.
@@ -35,6 +42,8 @@ def drop1(
         Refitted by maximum likelihood where it is by REML.
     term : str, optional
         One term; by default each that can be left out.
+    test : {"lrt", "kenward-roger", "satterthwaite"}
+        The likelihood ratio, or F tests of the fit by REML as pbkrtest's and lmerTest's, which suit few groups.
     null : {"auto", "chi2", "bootstrap"}
         Null distribution, see `compare`; "bootstrap" draws responses from the fit without the term.
     n_sim : int, optional
@@ -53,7 +62,9 @@ def drop1(
     """
     result.require_estimates("drop1", "fit the response: result.model.fit()")
     size = check_null(null, n_sim, seed)
+    check_test(test, null)
     full = result.again(result.model, reml=False) if result.reml else result
+    by_reml = result if result.reml or test == "lrt" else result.again(result.model, reml=True)
     rows = [information_criteria("all terms", full.n_parameters, full.criterion, full.nobs)]
     fits = []
     for left_out in _chosen(result.model, term):
@@ -61,12 +72,20 @@ def drop1(
         smaller = full.again(_without(result.model, left_out), reml=False)
         row = information_criteria(name, smaller.n_parameters, smaller.criterion, full.nobs)
         names = f"the model {name}", "the model with it"
-        rows.append(moved(tested(rows[0], row, full, smaller, names, null, size, seed), row))
+        if test == "lrt":
+            rows.append(moved(tested(rows[0], row, full, smaller, names, null, size, seed), row))
+        else:
+            # the term's own coefficients, where all can be estimated, as lmerTest
+            whole = len(result.model.problem.kept) == len(result.model.exog_names)
+            own = np.eye(len(result.model.exog_names))[list(left_out.columns)]
+            same = whole and smaller.model.problem.rank == result.model.problem.rank - len(own)
+            rows.append(f_row(row, by_reml, own if same else restriction(result.model, smaller.model), test))
         fits.append((f"the model {name}", smaller))
     notes = warnings([*fits, ("the model", full)])
     if result.reml:
         notes.insert(0, "Refitted by maximum likelihood: REML criteria of different fixed parts cannot be compared.")
-    return Comparison("Tests of terms, maximum likelihood", tuple(rows), tuple(notes), False, result.model.library)
+    title = "Tests of terms, maximum likelihood" if test == "lrt" else "Tests of terms; criteria by maximum likelihood"
+    return Comparison(title, tuple(rows), tuple(notes), False, result.model.library, test != "lrt")
 
 
 def _chosen(model: Model, term: str | None) -> list[FixedTerm]:
@@ -97,9 +116,10 @@ def _without(model: Model, term: FixedTerm) -> Model:
     design = model.design
     columns = [j for j in range(design.exog.shape[1]) if j not in term.columns]
     smaller = replace(design.columns(columns), spec=None)
-    one = np.ones((len(design.exog), 1))
+    one, X = np.ones((len(design.exog), 1)), model.exog[:, model.problem.kept]
+    rest = X[:, ~np.isin(model.problem.kept, term.columns)]
     factors = any(t.factors and not t.numeric for t in fixed_terms(design) if t.name != term.name)
-    if factors and contained(one, design.exog) and not (columns and contained(one, smaller.exog)):
+    if factors and contained(one, X) and not (rest.shape[1] and contained(one, rest)):
         # without an intercept the first factor has all its levels, and without that one the next
         smaller = smaller.with_columns(one, ("Intercept",))
     return model.of(smaller, model.endog)

@@ -38,9 +38,11 @@ class Row:
         aicc = aic + 2k(k + 1) / (n - k - 1) for k parameters (Hurvich and Tsai 1989, Biometrika 76, 297-307); infinite
         without observations to spare.  deviance is -2 llf.
     statistic : float
-        Likelihood ratio statistic; NaN where there is no test.
+        Likelihood ratio statistic, or F; NaN where there is no test.
     df : int or None
         Parameters tested.
+    df_denom : float
+        Denominator degrees of freedom of an F test, otherwise NaN.
     pvalue, p_std_error : float
         p-value and its Monte Carlo standard error (0 where nothing was simulated).
     null : str
@@ -56,6 +58,7 @@ class Row:
     deviance: float
     statistic: float = math.nan
     df: int | None = None
+    df_denom: float = math.nan
     pvalue: float = math.nan
     p_std_error: float = math.nan
     null: str = ""
@@ -74,6 +77,8 @@ class Comparison(Shown):
         What was refitted, and what to beware of.
     reml : bool
         Whether the criteria are those of REML.
+    by_f : bool
+        Whether the tests are F tests.
     """
 
     title: str
@@ -81,6 +86,7 @@ class Comparison(Shown):
     notes: tuple[str, ...]
     reml: bool
     _library: str = "dict"
+    by_f: bool = False
 
     def to_frame(self) -> Any:
         """One row per model, in the caller's own frame library (a dict of arrays for models from arrays)."""
@@ -90,6 +96,8 @@ class Comparison(Shown):
         for name in ("aic", "aicc", "bic", "llf", "deviance", "statistic"):
             columns[name] = np.array([getattr(row, name) for row in rows])
         columns["df"] = np.array([math.nan if row.df is None else float(row.df) for row in rows])
+        if self.by_f:
+            columns["df_denom"] = np.array([row.df_denom for row in rows])
         columns["p_value"] = np.array([row.pvalue for row in rows])
         columns["p_std_error"] = np.array([row.p_std_error for row in rows])
         columns["null"] = [row.null for row in rows]
@@ -106,6 +114,9 @@ class Comparison(Shown):
             aligned_cells(["" if math.isnan(row.pvalue) else p_value_cell(row.pvalue) for row in rows]),
         ]
         header = ["", "Parameters", *columns, "df", "p"]
+        if self.by_f:
+            header = ["", "Parameters", *columns[:-1], "F", "NumDF", "DenDF", "p"]
+            cells.insert(-1, aligned_cells([_decimal(row.df_denom) for row in rows]))
         return header, [list(line) for line in zip(*cells, strict=True)]
 
     def _nulls(self) -> list[tuple[str, str]]:
