@@ -14,3 +14,7 @@ cdef void regress(Py_ssize_t p, const double* packed, const double* before, doub
 cdef void within_products(Py_ssize_t k, const double* packed, const double* T, const double* between, double* half,
                           double* out) noexcept nogil
 cdef void lower(Py_ssize_t q, Py_ssize_t r, double* A, double* L) noexcept nogil
+cdef double map_columns(Py_ssize_t k, const double* shift_scale, Py_ssize_t constant, const double* T, double* out,
+                        const double* beta, double* b) noexcept nogil
+cdef double regress_within(Py_ssize_t k, const double* packed, double exact, double* L, double* slope) noexcept nogil
+cdef bint drop_exact(double* packed, Py_ssize_t k, double last, double exact) noexcept nogil

@@ -25,6 +25,23 @@ cdef struct Pass:
     double* S
     double* work            # (k + q + line of raw + packed S,)
 
+# Columns of a matrix, whose scales are looked for.  Strides are in elements.
+cdef struct Columns:
+    const double* first
+    Py_ssize_t n, k, row, column
+
+# Sums over all rows, to be completed.
+cdef struct Totals:
+    Py_ssize_t q, n_s, line, n_groups   # n_s: numbers in packed S; line: numbers in a line of raw
+    double* raw
+    double* S
+    double* gram            # sum of A_g, packed
+    double* work            # (n_s + q(q+1)/2,)
+
 cdef void probe_column(const double* column, Py_ssize_t n, Py_ssize_t row, Py_ssize_t n_sample, double* mean_out,
                        double* deviation, bint* constant) noexcept nogil
+cdef Py_ssize_t find_scales(const Columns* c, Py_ssize_t n_sample, bint may_shift, bint coarse, double* out,
+                            double* uneven) noexcept nogil
+cdef int add_pass(Pass* d, bint narrow, bint* shared) noexcept nogil
+cdef bint complete(const Totals* t, bint shared) noexcept nogil
 cdef int sum_rows(Pass* d, Py_ssize_t n_groups, double* gram) noexcept nogil

@@ -1,4 +1,4 @@
-# A problem of one grouping factor conditioned, without the interpreter: what engines/one_factor/problem.py does for
+# A problem of one grouping factor conditioned, without the interpreter: what engines/one_factor/conditioning.py does for
 # problems that need no second look at their rows.  What does is left alone, for a single fit to see to.
 #
 # x~ = (x - shift) scale, one pass over the rows, then X_o = X~ T, Z_o = Z~ T_z with Z_o'Z_o = m I, and y_o, what X leaves

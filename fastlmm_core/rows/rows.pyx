@@ -336,38 +336,48 @@ def column_scales(const double[:, :] columns, Py_ssize_t n_sample, bint may_shif
     constant : int
         That column; -1 if there is none or `may_shift` is false, and then nothing is shifted.
     """
-    cdef Py_ssize_t n = columns.shape[0], k = columns.shape[1], j, constant = -1
-    cdef double size
-    cdef bint equal
-    out_array = np.empty((2, k))
+    cdef Columns c = Columns(
+        NULL, columns.shape[0], columns.shape[1], columns.strides[0] // 8, columns.strides[1] // 8)
+    cdef Py_ssize_t constant = -1
+    out_array = np.empty((2, c.k))
     cdef double[:, ::1] out = out_array
-    cdef double[::1] uneven
-    cdef bint by_rows = k > 3 and columns.strides[1] == 8
-    if by_rows:
-        uneven = np.empty(k)
-    with nogil:
-        if by_rows:
-            probe_rows(&columns[0, 0], n, k, columns.strides[0] // 8, n_sample, &out[0, 0], &out[1, 0], &uneven[0])
-        for j in range(k):
-            if by_rows:
-                equal = uneven[j] == 0.0
-            else:
-                probe_column(&columns[0, j], n, columns.strides[0] // 8, n_sample, &out[0, j], &out[1, j], &equal)
-            if may_shift and constant < 0 and equal and out[0, j] != 0.0:
-                constant = j
-        for j in range(k):
-            size = out[1, j]
-            if constant < 0:
-                size = sqrt(size * size + out[0, j] * out[0, j])
-                out[0, j] = 0.0
-            if coarse:
-                coarsen(size, &out[0, j], &out[1, j])
-            else:
-                out[1, j] = 1.0 / size if size > 0.0 and isfinite(size) else 1.0
-            if j == constant:
-                out[1, j] = 1.0 / out[0, j]
-                out[0, j] = 0.0
+    cdef double[::1] uneven = np.empty(c.k)
+    if c.k > 0:
+        c.first = &columns[0, 0]
+        with nogil:
+            constant = find_scales(&c, n_sample, may_shift, coarse, &out[0, 0], &uneven[0])
     return out_array, constant
+
+
+cdef Py_ssize_t find_scales(const Columns* c, Py_ssize_t n_sample, bint may_shift, bint coarse, double* out,
+                            double* uneven) noexcept nogil:
+    """`column_scales` into out (2, k); uneven: work space (k,)."""
+    cdef Py_ssize_t k = c.k, j, constant = -1
+    cdef double* scale = out + k
+    cdef double size
+    cdef bint equal, by_rows = k > 3 and c.column == 1
+    if by_rows:
+        probe_rows(c.first, c.n, k, c.row, n_sample, out, scale, uneven)
+    for j in range(k):
+        if by_rows:
+            equal = uneven[j] == 0.0
+        else:
+            probe_column(c.first + j * c.column, c.n, c.row, n_sample, out + j, scale + j, &equal)
+        if may_shift and constant < 0 and equal and out[j] != 0.0:
+            constant = j
+    for j in range(k):
+        size = scale[j]
+        if constant < 0:
+            size = sqrt(size * size + out[j] * out[j])
+            out[j] = 0.0
+        if coarse:
+            coarsen(size, out + j, scale + j)
+        else:
+            scale[j] = 1.0 / size if size > 0.0 and isfinite(size) else 1.0
+        if j == constant:
+            scale[j] = 1.0 / out[j]
+            out[j] = 0.0
+    return constant
 
 
 cdef int whole_sweep(const Pass* d, bint shared, bint plain, code_t kind) noexcept nogil:
@@ -531,22 +541,32 @@ def settle_sums(double[:, ::1] raw, double[::1] S, Py_ssize_t q, bint shared):
     finite : bool
         Whether all sums are finite.
     """
-    cdef Py_ssize_t n_groups = raw.shape[0], n_s = S.shape[0], n_a = q * (q + 1) // 2, j
-    cdef bint finite = True
+    cdef Py_ssize_t n_groups = raw.shape[0], n_s = S.shape[0], n_a = q * (q + 1) // 2
+    cdef bint finite
     gram_array = np.zeros(n_a)
     cdef double[::1] gram = gram_array, work = np.empty(n_s + n_a)
+    cdef Totals totals = Totals(q, n_s, raw.shape[1], n_groups, &raw[0, 0], &S[0], &gram[0], &work[0])
     with nogil:
-        if shared:
-            spread_shared(q, n_groups, &raw[0, 0], &S[0], &work[0])
-            for j in range(n_a):
-                gram[j] = S[j]
-        else:
-            sum_lines(n_a, raw.shape[1], n_groups, &raw[0, 0], &work[0], &gram[0])
-    for j in range(n_s):
-        finite = finite and isfinite(S[j])
-    for j in range(n_a):
-        finite = finite and isfinite(gram[j])
+        finite = complete(&totals, shared)
     return gram_array, finite
+
+
+cdef bint complete(const Totals* t, bint shared) noexcept nogil:
+    """`settle_sums`."""
+    cdef Py_ssize_t n_a = t.q * (t.q + 1) // 2, j
+    cdef bint finite = True
+    memset(t.gram, 0, n_a * sizeof(double))
+    if shared:
+        spread_shared(t.q, t.n_groups, t.raw, t.S, t.work)
+        for j in range(n_a):
+            t.gram[j] = t.S[j]
+    else:
+        sum_lines(n_a, t.line, t.n_groups, t.raw, t.work, t.gram)
+    for j in range(t.n_s):
+        finite = finite and isfinite(t.S[j])
+    for j in range(n_a):
+        finite = finite and isfinite(t.gram[j])
+    return finite
 
 
 cdef int add_pass(Pass* d, bint narrow, bint* shared) noexcept nogil:

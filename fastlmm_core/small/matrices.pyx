@@ -304,31 +304,45 @@ def natural_map(const double[:, ::1] shift_scale, Py_ssize_t constant, const dou
     log_det : float
         log|det M T|.
     """
-    cdef Py_ssize_t k = shift_scale.shape[1], i, j
-    cdef double log_det = 0.0, lean
+    cdef Py_ssize_t k = shift_scale.shape[1]
     out_array = np.empty((k, k))
     beta_array = None
     cdef double[:, ::1] out = out_array
-    cdef double[::1] b
-    for i in range(k):
-        log_det += log(fabs(shift_scale[1, i])) + log(fabs(T[i, i]))
-        for j in range(k):
-            out[i, j] = shift_scale[1, i] * T[i, j]
+    cdef const double* given = NULL
+    cdef double* b = NULL
+    cdef double[::1] view
+    if k == 0:
+        return out_array, None if beta is None else np.empty(0), 0.0
     if beta is not None:
         beta_array = np.empty(k)
-        b = beta_array
-        for i in range(k):
-            b[i] = shift_scale[1, i] * beta[i]
+        view = beta_array
+        given, b = &beta[0], &view[0]
+    cdef double log_det = map_columns(k, &shift_scale[0, 0], constant, &T[0, 0], &out[0, 0], given, b)
+    return out_array, beta_array, log_det
+
+
+cdef double map_columns(Py_ssize_t k, const double* shift_scale, Py_ssize_t constant, const double* T, double* out,
+                        const double* beta, double* b) noexcept nogil:
+    """`natural_map` into out and b, which is NULL where beta is; the logarithm of the determinant."""
+    cdef Py_ssize_t i, j
+    cdef double log_det = 0.0, lean
+    cdef const double* scale = shift_scale + k
+    for i in range(k):
+        log_det += log(fabs(scale[i])) + log(fabs(T[i * k + i]))
+        for j in range(k):
+            out[i * k + j] = scale[i] * T[i * k + j]
+        if beta != NULL:
+            b[i] = scale[i] * beta[i]
     # row `constant` of M holds the shifts
     for i in range(k if constant >= 0 else 0):
         if i == constant:
             continue
-        lean = -shift_scale[0, i] * shift_scale[1, i] * shift_scale[1, constant]
+        lean = -shift_scale[i] * scale[i] * scale[constant]
         for j in range(k):
-            out[constant, j] += lean * T[i, j]
-        if beta is not None:
+            out[constant * k + j] += lean * T[i * k + j]
+        if beta != NULL:
             b[constant] += lean * beta[i]
-    return out_array, beta_array, log_det
+    return log_det
 
 
 def log_diagonal(const double[:, :] matrix):
@@ -389,32 +403,38 @@ def within_regression(const double[::1] packed, Py_ssize_t k, double exact):
     unexplained : float
         Sum of squares that it leaves.
     """
-    cdef Py_ssize_t p = k - 1, i, j, l
-    cdef double t
     found = by_blas().regression(unpack(packed, k), exact) if k >= MANY_ else None
     if found is not None:
         return found
-    slope_array = np.zeros(p)
-    chol_array = np.zeros((k, k))
+    slope_array = np.zeros(max(k - 1, 1))
     cdef double[::1] slope = slope_array
-    cdef double[:, ::1] L = chol_array
+    cdef double* L = doubles(k * k)
+    cdef double unexplained = regress_within(k, &packed[0], exact, L, &slope[0])
+    free(L)
+    return slope_array[:k - 1], unexplained
+
+
+cdef double regress_within(Py_ssize_t k, const double* packed, double exact, double* L, double* slope) noexcept nogil:
+    """`within_regression`; L: work space (k, k)."""
+    cdef Py_ssize_t p = k - 1, i, j, l
+    cdef double t
     for i in range(k):
         for j in range(i + 1):
             t = packed[i * (i + 1) // 2 + j]
             for l in range(j):
-                t -= L[i, l] * L[j, l]
+                t -= L[i * k + l] * L[j * k + l]
             if j < i:
-                L[i, j] = t / L[j, j] if L[j, j] > 0.0 else 0.0
+                L[i * k + j] = t / L[j * k + j] if L[j * k + j] > 0.0 else 0.0
             elif i < p:
-                L[i, i] = sqrt(t) if t > exact else 0.0
+                L[i * k + i] = sqrt(t) if t > exact else 0.0
             else:
-                L[p, p] = t
+                L[p * k + p] = t
     for i in range(p - 1, -1, -1):
-        t = L[p, i]
+        t = L[p * k + i]
         for l in range(i + 1, p):
-            t -= L[l, i] * slope[l]
-        slope[i] = t / L[i, i] if L[i, i] > 0.0 else 0.0
-    return slope_array, L[p, p]
+            t -= L[l * k + i] * slope[l]
+        slope[i] = t / L[i * k + i] if L[i * k + i] > 0.0 else 0.0
+    return L[p * k + p]
 
 
 def clear_exact(double[::1] packed, Py_ssize_t k, double last, double exact):
@@ -425,6 +445,11 @@ def clear_exact(double[::1] packed, Py_ssize_t k, double last, double exact):
     bool
         Whether the last one is among them.
     """
+    return drop_exact(&packed[0], k, last, exact)
+
+
+cdef bint drop_exact(double* packed, Py_ssize_t k, double last, double exact) noexcept nogil:
+    """`clear_exact`."""
     cdef Py_ssize_t i, j
     cdef bint found = False
     for i in range(k):

@@ -10,7 +10,7 @@ from fastlmm_core.design.grouping import Codes
 from fastlmm_core.engines import choose
 from fastlmm_core.engines.choose import condition_factors
 from fastlmm_core.engines.nested.engine import NestedCriterion
-from fastlmm_core.engines.one_factor.problem import condition
+from fastlmm_core.engines.one_factor.conditioning import condition
 from fastlmm_core.engines.rows import conditioned_rows
 
 DESIGNS = [(kind, q) for kind in ("nested", "nested3", "crossed", "mixed", "crossed3") for q in (1, 2)] + [

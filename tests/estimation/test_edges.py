@@ -13,7 +13,7 @@ import fastlmm_core as flc
 import oracle
 from fastlmm_core.covariance.parameters import one_block
 from fastlmm_core.design.grouping import Codes
-from fastlmm_core.engines.one_factor.problem import condition
+from fastlmm_core.engines.one_factor.conditioning import condition
 
 BOTH = pytest.mark.parametrize("reml", [True, False])
 

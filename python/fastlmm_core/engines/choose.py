@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from ..design.design import Design
 from ..design.grouping import Grouping
 from ..errors import LMMError
-from .one_factor.problem import condition
+from .one_factor.conditioning import condition
 from .protocol import Problem
 
 if TYPE_CHECKING:

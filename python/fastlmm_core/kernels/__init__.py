@@ -51,6 +51,7 @@ from ._newton import Objective, minimize_newton
 from ._patterns import compress, pattern_bases, pattern_labels
 from ._rows import accumulate, add_rows, code_range, column_scales, sample_mean, settle_sums, within_rows
 from ._screen import balanced, falls, least_information, screen, vary_freely
+from ._single import condition_once
 from ._whiten import whiten_residuals
 
 __all__ = [
@@ -66,6 +67,7 @@ __all__ = [
     "code_range",
     "column_scales",
     "compress",
+    "condition_once",
     "contracted",
     "factor_groups",
     "falls",

@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 from .. import kernels
 from ..design.grouping import Grouping
 from ..design.streamed import StreamedDesign, grouping_of, random_without_rows
-from ..engines.one_factor.problem import OneFactorProblem, condition_rows
+from ..engines.one_factor.conditioning import condition_rows
+from ..engines.one_factor.problem import OneFactorProblem
 from ..engines.protocol import Problem
 from ..errors import LMMError
 from ..formula.syntax import parse

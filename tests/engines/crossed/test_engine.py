@@ -20,7 +20,7 @@ from fastlmm_core.engines.choose import condition_factors
 from fastlmm_core.engines.crossed import engine as blocked
 from fastlmm_core.engines.crossed.problem import Factor
 from fastlmm_core.engines.crossed.start import factors_start
-from fastlmm_core.engines.one_factor.problem import condition
+from fastlmm_core.engines.one_factor.conditioning import condition
 from fastlmm_core.engines.scaling import criterion_offset
 from fastlmm_core.errors import LMMError
 from fastlmm_core.estimation import optimize

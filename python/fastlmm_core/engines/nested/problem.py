@@ -29,7 +29,7 @@ from ...problem.identification import (
 from ..crossed.order import Layout, lay_out_chain
 from ..crossed.problem import CrossedProblem, Factor, problem_fields
 from ..crossed.start import factors_start
-from ..one_factor import problem as design
+from ..one_factor import conditioning as design
 from .engine import NestedCriterion
 from .families import Families, families
 

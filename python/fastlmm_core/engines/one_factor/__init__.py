@@ -1,6 +1,7 @@
 """One grouping factor.
 
-problem   rows to a conditioned problem
-reading   where its sums come from
-wide      the criterion for many fixed effects, by BLAS
+conditioning   rows to a conditioned problem
+reading        where its sums come from
+problem        the problem, and what is known of its criterion
+wide           the criterion for many fixed effects, by BLAS
 """

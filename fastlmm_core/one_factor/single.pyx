@@ -1,0 +1,252 @@
+# cython: language_level=3
+"""A problem of one grouping factor, conditioned in one call where its rows need no second look.
+
+What engines/one_factor/conditioning.py does step by step, with the very numbers of its steps: shifts and scales from the first
+rows, the pass over all of them, orthonormal columns, factored groups, the way back to the caller's units.  With a few
+hundred rows the steps cost more than their arithmetic.
+"""
+from cpython.buffer cimport PyBUF_SIMPLE, PyBUF_STRIDES, PyBuffer_Release, PyObject_GetBuffer
+from libc.math cimport sqrt
+from libc.stdint cimport int32_t
+from libc.stdlib cimport free
+from libc.string cimport memcpy, memset
+
+import numpy as np
+
+from fastlmm_core.kernels._criterion cimport kernels
+from fastlmm_core.kernels._matrices cimport (
+    Regression, drop_exact, map_columns, regress, regress_within, triangle, within_products)
+from fastlmm_core.kernels._rows cimport Columns, Pass, Totals, add_pass, complete, find_scales, probe_column
+from fastlmm_core.lanes.kernels cimport RawGroups, Shape, make_shape
+from fastlmm_core.small.arena cimport Arena, furnish, take
+
+cdef object empty = np.empty
+
+# The caller's arrays while pointers to them are in use.
+cdef struct Held:
+    Py_buffer X, Z, y, codes, weights, offset
+
+# Work space, and what is found.
+cdef struct Desk:
+    Pass d
+    Columns x, z
+    Totals totals
+    Regression fit
+    Py_ssize_t p, q, k, m
+    bint narrow                 # codes are int32
+    double* beta0
+    double* uneven
+    double* L
+    double* between
+    double* scratch
+    double* half
+
+# Where results go: arrays of numpy.
+cdef struct Into:
+    double* x_scale             # (2, p)
+    double* z_scale             # (2, q)
+    double* to_z                # (q, q)
+    double* within              # (k(k+1)/2,)
+    double* x_map               # (p, p)
+    double* base                # (p,)
+    double* z_map               # (q, q)
+
+
+cdef double* place(object array) except NULL:
+    """Where the numbers of a new array are."""
+    cdef Py_buffer view
+    PyObject_GetBuffer(array, &view, PyBUF_SIMPLE)
+    PyBuffer_Release(&view)
+    return <double*> view.buf
+
+
+cdef int hold(rows, Held* held, Pass* d) except -1:
+    """Pointers to the rows."""
+    PyObject_GetBuffer(rows.X, &held.X, PyBUF_STRIDES)
+    PyObject_GetBuffer(rows.y, &held.y, PyBUF_STRIDES)
+    PyObject_GetBuffer(rows.Z, &held.Z, PyBUF_STRIDES)
+    PyObject_GetBuffer(rows.codes, &held.codes, PyBUF_STRIDES)
+    d.n, d.p, d.q, d.base = held.y.shape[0], held.X.shape[1], held.Z.shape[1], rows.base
+    d.y, d.y_row = <const double*> held.y.buf, held.y.strides[0] // 8
+    d.X, d.x_row, d.x_column = <const double*> held.X.buf, held.X.strides[0] // 8, held.X.strides[1] // 8
+    d.Z, d.z_row, d.z_column = <const double*> held.Z.buf, held.Z.strides[0] // 8, held.Z.strides[1] // 8
+    d.codes, d.c_row = held.codes.buf, held.codes.strides[0] // held.codes.itemsize
+    d.weights = d.offset = NULL
+    d.w_row = d.o_row = 0
+    if rows.weights is not None:
+        PyObject_GetBuffer(rows.weights, &held.weights, PyBUF_STRIDES)
+        d.weights, d.w_row = <const double*> held.weights.buf, held.weights.strides[0] // 8
+    if rows.offset is not None:
+        PyObject_GetBuffer(rows.offset, &held.offset, PyBUF_STRIDES)
+        d.offset, d.o_row = <const double*> held.offset.buf, held.offset.strides[0] // 8
+    return 0
+
+
+cdef void release(Held* held) noexcept:
+    PyBuffer_Release(&held.X)
+    PyBuffer_Release(&held.y)
+    PyBuffer_Release(&held.Z)
+    PyBuffer_Release(&held.codes)
+    PyBuffer_Release(&held.weights)
+    PyBuffer_Release(&held.offset)
+
+
+cdef void lay(Desk* desk, Py_ssize_t n_slots, Arena* arena) noexcept nogil:
+    """Take the work space of problems with room for `n_slots` groups."""
+    cdef Py_ssize_t p = desk.p, q = desk.q, k = desk.k, n_s = k * (k + 1) // 2, n_a = q * (q + 1) // 2, n_c = q * k
+    cdef Py_ssize_t line = n_a + n_c + 1
+    cdef Totals* t = &desk.totals
+    t.q, t.n_s, t.line, t.n_groups = q, n_s, line, n_slots
+    t.raw = take(arena, n_slots * line)
+    t.S = take(arena, n_s)
+    t.gram = take(arena, n_a)
+    t.work = take(arena, max(n_s + n_a, 2 * p * p + p))
+    desk.d.work = take(arena, k + q + line + n_s)
+    desk.beta0 = take(arena, p)
+    desk.uneven = take(arena, max(p, q))
+    desk.L = take(arena, max(k * k + k, 2 * q * q))
+    desk.between = take(arena, n_s)
+    desk.half = take(arena, k * k)
+    desk.scratch = take(arena, (q * q + n_c + 2 * q + n_s) * kernels.lanes)
+
+
+cdef bint sum_up(Desk* desk, Py_ssize_t head, Into* into) noexcept nogil:
+    """Shifts, scales and sums; False where they are not to be used."""
+    cdef Pass* d = &desk.d
+    cdef Columns x = Columns(d.X, min(d.n, head), d.p, d.x_row, d.x_column)
+    cdef Columns z = Columns(d.Z, x.n, d.q, d.z_row, d.z_column)
+    cdef double deviation
+    cdef bint equal, shared
+    cdef int flags
+    cdef Py_ssize_t p = d.p, q = d.q
+    d.x_constant = find_scales(&x, x.n, True, True, into.x_scale, desk.uneven)
+    d.z_constant = find_scales(&z, z.n, True, True, into.z_scale, desk.uneven)
+    if d.x_constant >= 0:
+        probe_column(d.y, x.n, d.y_row, x.n, desk.beta0 + d.x_constant, &deviation, &equal)
+    d.x_shift, d.x_scale, d.z_shift, d.z_scale = into.x_scale, into.x_scale + p, into.z_scale, into.z_scale + q
+    d.beta0 = desk.beta0
+    d.x_transform = d.z_transform = NULL
+    d.x_value = d.X[d.x_constant * d.x_column] if d.x_constant >= 0 else 0.0
+    d.z_value = d.Z[d.z_constant * d.z_column] if d.z_constant >= 0 else 0.0
+    d.raw, d.S = desk.totals.raw, desk.totals.S
+    flags = add_pass(d, desk.narrow, &shared)
+    return complete(&desk.totals, shared) and flags == 2
+
+
+cdef bint turn_columns(Desk* desk, double well, double explained, double* to_z) noexcept nogil:
+    """Orthonormal columns and the regression of y; False where they are not well conditioned."""
+    cdef Py_ssize_t q = desk.q, i, j, pos = 0
+    cdef double* gram = desk.L
+    cdef double margin, root = sqrt(<double> desk.d.n)
+    cdef Regression* fit = &desk.fit
+    regress(desk.p, desk.totals.S, desk.beta0, <double> desk.d.n, desk.totals.work, fit)
+    for i in range(q):
+        for j in range(i + 1):
+            gram[i * q + j] = desk.totals.gram[pos]
+            pos += 1
+    margin = triangle(q, gram, q, 1, gram + q * q, to_z)
+    for i in range(q * q):
+        to_z[i] *= root
+    return (fit.margin >= well and margin >= well and fit.rest > explained * desk.totals.S[desk.totals.n_s - 1]
+            and fit.rest > 1e-30 * fit.total)
+
+
+cdef object present_lines(Desk* desk):
+    """Lines of the groups that have rows, and their slots, None for all."""
+    cdef Totals* t = &desk.totals
+    cdef Py_ssize_t g, m = 0
+    cdef Py_ssize_t* slot
+    cdef double* target
+    for g in range(t.n_groups):
+        m += t.raw[(g + 1) * t.line - 1] != 0.0
+    desk.m = m
+    raw = empty((m, t.line))
+    target = place(raw)
+    if m == t.n_groups:
+        memcpy(target, t.raw, m * t.line * sizeof(double))
+        return raw, None
+    present = empty(m, np.intp)
+    slot = <Py_ssize_t*> place(present)
+    for g in range(t.n_groups):
+        if t.raw[(g + 1) * t.line - 1] != 0.0:
+            memcpy(target, t.raw + g * t.line, t.line * sizeof(double))
+            target += t.line
+            slot[0] = g
+            slot += 1
+    return raw, present
+
+
+cdef double finish(Desk* desk, const double* raw, double* packed, Into* into) noexcept nogil:
+    """Factored groups and what is left within them; the variation of y that X leaves there."""
+    cdef Py_ssize_t p = desk.p, q = desk.q, k = desk.k
+    cdef Shape shape = make_shape(q, k)
+    cdef RawGroups groups = RawGroups(desk.m, raw, into.to_z, desk.fit.xy)
+    memset(desk.between, 0, desk.totals.n_s * sizeof(double))
+    kernels.factor(&shape, &groups, packed, desk.between, desk.scratch)
+    within_products(k, desk.totals.S, desk.fit.xy, desk.between, desk.half, into.within)
+    map_columns(q, into.z_scale, desk.d.z_constant, into.to_z, into.z_map, NULL, NULL)
+    return map_columns(p, into.x_scale, desk.d.x_constant, desk.fit.T, into.x_map, desk.fit.beta, into.base)
+
+
+def condition_once(rows, limits):
+    """Condition a problem with one term of correlated effects.
+
+    Parameters
+    ----------
+    rows : Rows
+        Of fewer than MANY - 1 columns in X.
+    limits : tuple
+        Rows that tell shifts and scales; least margin of the columns, share of y'y that X leaves, and variation of y
+        within groups by row, with which no second look is needed; share of a column within groups that is none.
+
+    Returns
+    -------
+    tuple of tuples, or None
+        (raw, present, packed, within), (z_transform, xy_transform, z_scale, x_scale, x_transform), (z_map, x_map,
+        beta_base), (scale, log_det, x_constant, exact).  None where a second look is needed, or nothing can be fitted.
+    """
+    cdef Held held
+    cdef Desk desk
+    cdef Into into
+    cdef Arena arena = Arena(NULL, 0)
+    cdef double* memory = NULL
+    cdef Py_ssize_t head, p, q, k, n_slots = rows.n_slots
+    cdef double well, explained, between, nothing, log_det
+    cdef bint good
+    head, well, explained, between, nothing = limits
+    memset(&held, 0, sizeof(Held))
+    try:
+        hold(rows, &held, &desk.d)
+        desk.narrow = held.codes.itemsize == sizeof(int32_t)
+        p, q = desk.d.p, desk.d.q
+        k = p + 1
+        desk.p, desk.q, desk.k = p, q, k
+        lay(&desk, n_slots, &arena)
+        memory = furnish(&arena)
+        if memory == NULL:
+            raise MemoryError()
+        lay(&desk, n_slots, &arena)
+        x_scale, z_scale, to_z, to_x, xy = empty((2, p)), empty((2, q)), empty((q, q)), empty((p, p)), empty((k, k))
+        beta, base, x_map, z_map = empty(p), empty(p), empty((p, p)), empty((q, q))
+        into.x_scale, into.z_scale, into.to_z = place(x_scale), place(z_scale), place(to_z)
+        into.base, into.x_map, into.z_map = place(base), place(x_map), place(z_map)
+        desk.fit.T, desk.fit.xy, desk.fit.beta = place(to_x), place(xy), place(beta)
+        with nogil:
+            good = sum_up(&desk, head, &into) and turn_columns(&desk, well, explained, into.to_z)
+        if not good:
+            return None
+        raw, present = present_lines(&desk)
+        within = empty(desk.totals.n_s)
+        into.within = place(within)
+        packed = empty(((desk.m + kernels.lanes - 1) // kernels.lanes, desk.totals.line, kernels.lanes))
+        log_det = finish(&desk, place(raw), place(packed), &into)
+        if regress_within(k, into.within, nothing, desk.L, desk.L + k * k) < between * desk.d.n:
+            return None
+        exact = drop_exact(into.within, k, <double> desk.d.n, nothing)
+    finally:
+        free(memory)
+        release(&held)
+    return (
+        (raw, present, packed, within), (to_z, xy, z_scale, x_scale, to_x), (z_map, x_map, base),
+        (desk.fit.scale, log_det, desk.d.x_constant, exact),
+    )

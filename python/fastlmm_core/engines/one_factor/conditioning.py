@@ -1,0 +1,430 @@
+"""Arrays to a conditioned problem: cross-products, orthonormal columns, rank.
+
+One pass over the rows is enough where offsets and scales taken from a sample of the rows leave the columns well
+conditioned; otherwise a QR decomposition supplies a better transformation and a second pass is made with it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from math import sqrt
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ... import kernels
+from ...covariance.parameters import CovarianceStructure
+from ...design.grouping import Codes, Grouping
+from ...errors import LMMError
+from ...kernels.records import RowColumns, Rows
+from ...problem.aliasing import default_names, refuse_aliased, suspects
+from ...problem.columns import (
+    WELL_CONDITIONED,
+    independent_columns,
+    rotation,
+    spread,
+    z_preconditioner,
+)
+from ...problem.identification import GroupedColumns, Shared, parts_identify, refuse_unidentified
+from .problem import OneFactorProblem
+from .reading import BLOCK, ArrayRows, RowReader, first_columns, first_mean, log_sum, unshifted
+
+__all__ = ["condition", "condition_rows"]
+
+Array = NDArray[np.float64]
+
+AT_ONCE = 2**15
+"""Rows up to which a problem is conditioned in one call; one that needs a second look is then read once more."""
+
+COMPRESS_FROM = 64
+"""Groups below which an evaluation is cheaper than the search for equal ones."""
+
+MOSTLY_EXPLAINED = 1e-7
+"""Share of y'y that X leaves below which its residual is taken from the rows."""
+
+MOSTLY_BETWEEN = 1e-6
+"""Share of the variation of y within groups below which it is summed from the rows again."""
+
+SPANNED = 1e-10
+"""Share of a combination of columns of X within groups below which the columns of Z explain it."""
+
+EXACT_WITHIN = 1e-12
+"""A column of [X y] whose part within groups is relatively smaller lies in the span of Z_i."""
+
+LIMITS = (BLOCK, WELL_CONDITIONED, MOSTLY_EXPLAINED, MOSTLY_BETWEEN, EXACT_WITHIN)
+"""What tells `kernels.condition_once` that a problem needs no second look at its rows."""
+
+
+def condition(
+    y: Array,
+    X: Array,
+    Z: Array,
+    groups: Codes,
+    weights: Array | None,
+    offset: Array | None,
+    structure: CovarianceStructure,
+    z_names: Sequence[str] | None = None,
+    given: bool = False,
+) -> tuple[OneFactorProblem, Grouping]:
+    """Cross-products of a model, conditioned.
+
+    Parameters
+    ----------
+    y, X, Z : (n,), (n, p), (n, q) arrays
+    groups : Codes
+    weights, offset : (n,) arrays or None
+    structure : CovarianceStructure
+    z_names : (q,) sequence of str, optional
+        Names of the columns of Z, for messages.
+    given : bool
+        Whether the parameters are: then only values that are not finite are refused, and y may be 0 throughout, for a
+        design without a response.  So that r^2 is positive whatever y is, n is added to y_o'y_o.
+
+    Returns
+    -------
+    OneFactorProblem
+    Grouping
+        The grouping factor with the levels that occur.
+
+    Raises
+    ------
+    LMMError
+        For values that are not finite, a constant response, collinear columns of Z, random effects that the fixed
+        effects explain, covariance parameters that are not identified, or a response without residual variation.
+    """
+    rows = Rows(X, y, Z, groups.codes, groups.base, groups.n_slots, weights, offset)
+    quick = len(y) <= AT_ONCE and structure.one_full and X.shape[1] < kernels.MANY - 1 and not given
+    found = _at_once(rows, structure) if quick else None
+    if found is None:
+        problem, present = condition_rows(ArrayRows(rows), structure, groups.name, z_names, given)
+    else:
+        problem, present = found.problem, found.present
+        _refuse_what_cannot_be_fitted(found, ArrayRows(rows), groups.name, z_names)
+    return problem, Grouping(groups, present)
+
+
+def condition_rows(
+    reader: RowReader,
+    structure: CovarianceStructure,
+    name: str,
+    z_names: Sequence[str] | None = None,
+    given: bool = False,
+    columns: RowColumns | None = None,
+) -> tuple[OneFactorProblem, NDArray[np.intp] | None]:
+    """`condition` for rows from anywhere.
+
+    Parameters
+    ----------
+    reader : RowReader
+    structure : CovarianceStructure
+    name : str
+        Of the grouping factor.
+    z_names, given
+        See `condition`.
+    columns : RowColumns, optional
+        Shifts and scales to begin with; by default those that the first rows tell.
+
+    Returns
+    -------
+    OneFactorProblem
+    (m,) array or None
+        The slots that have rows, None for all.
+    """
+    if columns is None:
+        columns = first_columns(reader, structure.one_full)
+    p = len(columns.beta0)
+    kept = np.arange(p)
+    for attempt in range(4):
+        raw, packed_s, gram, constant, varies, finite = reader.sums(columns, kept)
+        n = reader.n
+        if not finite:
+            reader.refuse_non_finite()
+        if attempt == 0:
+            m = int(np.count_nonzero(raw[:, -1]))
+        if not varies and not given:
+            raise LMMError("y is constant: there is nothing to model; check that the right column is the response")
+        if not constant:
+            # a column that looked constant in the sample is not: do without shifts
+            columns = unshifted(reader)
+            continue
+        to_x, x_margin, xy, beta, rest, total, scale = kernels.least_squares(packed_s, columns.beta0, n)
+        to_z, z_margin = _z_rotation(gram, n, structure) if not given else (np.eye(structure.q), 1.0)
+        poor_x = x_margin < WELL_CONDITIONED and columns.x_transform is None
+        poor_z = z_margin < WELL_CONDITIONED and columns.z_transform is None
+        if poor_x:
+            kept, x_scale, x_constant, turn = independent_columns(
+                lambda scales: reader.triangle(scales, False),
+                columns.x_scale,
+                columns.x_constant,
+                lambda: unshifted(reader).x_scale,
+            )
+            turn = turn * sqrt(n)
+            start: Array = np.zeros(len(kept))
+            if x_constant >= 0:
+                # sums of squares about the mean of y, in the coordinates of the turned columns
+                start[x_constant] = first_mean(reader)
+                start = np.asarray(np.linalg.solve(turn, start))
+            columns = columns._replace(x_scale=x_scale, x_constant=x_constant, x_transform=turn, beta0=start)
+        if poor_z:
+            triangle = reader.triangle(columns.z_scale, True)
+            columns = columns._replace(z_transform=z_preconditioner(triangle, n, structure))
+        if poor_x or poor_z:
+            continue
+        if rest <= MOSTLY_EXPLAINED * packed_s[-1] and attempt < 3:
+            # the fixed effects explain nearly all of y: take its residual again from the rows
+            columns = columns._replace(beta0=beta)
+            continue
+        break
+    # beta0 is not zero only where it has been taken from y before the sums
+    if not rest > 1e-30 * total:
+        if not given:
+            raise LMMError("y is reproduced exactly by the fixed effects: there is no variation left to model")
+        scale = sqrt(total / n) if total > 0.0 else 1.0
+        xy[:-1, -1], xy[-1, -1] = (columns.beta0 - beta) / scale, 1.0 / scale
+    sums = Sums(m, raw, packed_s, to_x, to_z, xy, beta, scale)
+    found = _finish(reader, columns, sums, structure, kept, p)
+    if given:
+        found.problem.within[-1] += n
+    else:
+        _refuse_what_cannot_be_fitted(found, reader, name, z_names)
+    return found.problem, found.present
+
+
+class Found(NamedTuple):
+    """A problem, and what is to be looked at before it is fitted.
+
+    Attributes
+    ----------
+    problem : OneFactorProblem
+    present : (m,) array or None
+        The slots that have rows, None for all.
+    free : bool
+        Whether it shows already that all parameters are identified.
+    exact : bool
+        Whether the random effects reproduce y within every group.
+    """
+
+    problem: OneFactorProblem
+    present: NDArray[np.intp] | None
+    free: bool
+    exact: bool
+
+
+def _at_once(rows: Rows, structure: CovarianceStructure) -> Found | None:
+    """The problem in one call of the kernels, with the numbers of `condition_rows`; None where it takes the steps."""
+    found = kernels.condition_once(rows, LIMITS)
+    if found is None:
+        return None
+    (raw, present, packed, within), (to_z, xy, z_scale, x_scale, to_x), (z_map, x_map, base), numbers = found
+    scale, log_det, constant, exact = numbers
+    n, m, q, r = len(rows.y), len(raw), structure.q, len(base)
+    free = kernels.vary_freely(packed, raw, q, 2 * r + 1, 1e-4 * sqrt(n) / m)
+    smaller = kernels.compress(packed, m, q, r + 1) if m >= COMPRESS_FROM else None
+    problem = OneFactorProblem(
+        n, m, structure, raw, packed if smaller is None else smaller, smaller is None, within, to_z, xy,
+        z_scale, x_scale, to_z, to_x, constant >= 0, z_map, x_map, base, scale, _all(r),
+        0.0 if rows.weights is None else -log_sum(rows.weights), 2.0 * log_det, False, 0,
+    )  # fmt: skip
+    return Found(problem, present, free, exact)
+
+
+@lru_cache(maxsize=64)
+def _all(r: int) -> NDArray[np.intp]:
+    """The positions of r columns."""
+    out = np.arange(r)
+    out.setflags(write=False)
+    return out
+
+
+def _refuse_what_cannot_be_fitted(found: Found, reader: RowReader, name: str, z_names: Sequence[str] | None) -> None:
+    """Refuse parameters that are not identified, and a response without residual variation."""
+    problem = found.problem
+    if problem.structure.restricted:
+        # it may identify parameters that free covariances do not: told when they are estimated
+        return
+    if not found.free:
+        _refuse_what_is_not_identified(problem, reader, name, z_names)
+    if found.exact and not problem.saturated:
+        raise LMMError(
+            "y is reproduced exactly within every group by the random effects: the residual variance is zero; "
+            "use fewer random effects"
+        )
+
+
+def _refuse_what_is_not_identified(
+    problem: OneFactorProblem, reader: RowReader, name: str, z_names: Sequence[str] | None
+) -> None:
+    """Refuse random effects that X explains in every group, and parameters that nothing tells apart."""
+    structure, r, n = problem.structure, problem.rank, problem.n
+    q, m = structure.q, len(problem.raw)
+    n_a = q * (q + 1) // 2
+    scaled = problem.raw[:, n_a:-1].reshape(m, q, -1)
+    crossed = np.einsum("aij,ik,jl->akl", scaled, problem.z_transform, problem.xy_transform[:, :r], optimize=True)
+
+    def rows() -> tuple[list[GroupedColumns], Array, Array]:
+        read = reader.whole()
+        root = 1.0 if read.weights is None else np.sqrt(read.weights)[:, None]
+        place = np.zeros(read.n_slots, dtype=np.intp)
+        place[np.unique(read.codes) - read.base] = np.arange(m)
+        names = default_names(read.Z) if z_names is None else tuple(z_names)
+        columns = GroupedColumns(problem.conditioned_z(read.Z) * root, place[read.codes - read.base], m, name, names)
+        return [columns], problem.conditioned_x(read.X) * root, read.Z
+
+    found = suspects(crossed, n, structure)
+    if found:
+        (own,), x_o, Z = rows()
+        refuse_aliased(found, own.Z, x_o, own.codes, problem.z_map, Z, name, own.columns)
+    lower = np.zeros((q, q), dtype=np.intp)
+    lower[np.tril_indices(q)] = np.arange(n_a)
+    packed = problem.raw[:, np.maximum(lower, lower.T)]
+    products = problem.z_transform.T @ packed @ problem.z_transform
+    if parts_identify(products, problem.raw[:, -1], structure, r):
+        return
+    levels = np.arange(m)
+    shared = [Shared(0, 0, levels, levels, products)]
+    refuse_unidentified(shared, [crossed], structure, n, problem.z_map, lambda: rows()[:2])
+
+
+def _z_rotation(packed: Array, n: int, structure: CovarianceStructure) -> tuple[Array, float]:
+    """`rotation` from packed sums of products."""
+    if structure.one_full:
+        return kernels.rotation(packed, structure.q, n)
+    return rotation(kernels.unpack(packed, structure.q), n, structure)
+
+
+def spanned_rows(packed: Array, q: int, order: NDArray[np.intp], counts: Array, within: Array) -> tuple[int, bool]:
+    """How many dimensions of the rows Z leaves, and whether X takes them all.
+
+    Parameters
+    ----------
+    packed : (blocks, K, lanes) array
+        Factored groups.
+    q : int
+        Columns of Z.
+    order : (places,) array
+        Group in each place, -1 for none.
+    counts : (m,) array
+        Rows of each group.
+    within : (k, k) array
+        [X y]'[X y] less the part between groups.
+    """
+    r = len(within) - 1
+    taken = (packed[:, np.cumsum([0, *range(q, 1, -1)])] > 0.0).sum(axis=1).ravel()[: len(order)]
+    # pivots that rounding has left are more than a group has rows
+    rank = np.minimum(taken, np.where(order >= 0, counts[order], 0.0)).sum()
+    outside = round(float(counts.sum() - rank))
+    return outside, outside == np.count_nonzero(np.linalg.eigvalsh(within[:r, :r]) > SPANNED)
+
+
+def _padded(transform: Array) -> Array:
+    out = np.eye(len(transform) + 1)
+    out[:-1, :-1] = transform
+    return out
+
+
+class Sums(NamedTuple):
+    """Sums over the rows, and the columns to which they are turned.
+
+    Attributes
+    ----------
+    m : int
+        Groups with rows.
+    raw, packed_s : arrays
+        As `kernels.accumulate` gives them.
+    to_x, to_z, xy : arrays
+        From the columns of the sums to orthonormal ones.
+    beta : (r,) array
+        Least-squares coefficients, with those taken from y before the sums.
+    scale : float
+        Standard deviation of the residual.
+    """
+
+    m: int
+    raw: Array
+    packed_s: Array
+    to_x: Array
+    to_z: Array
+    xy: Array
+    beta: Array
+    scale: float
+
+
+def _finish(
+    reader: RowReader, columns: RowColumns, sums: Sums, structure: CovarianceStructure, kept: NDArray[np.intp], p: int
+) -> Found:
+    """The problem of given sums."""
+    m, raw, packed_s, to_x, to_z, xy, beta, scale = sums
+    n, q, r = reader.n, structure.q, len(kept)
+    x_transform, z_transform = columns.x_transform, columns.z_transform
+    present: NDArray[np.intp] | None = None
+    if m < reader.n_slots:
+        present = np.flatnonzero(raw[:, -1])
+        raw = raw[present]
+    packed, between = kernels.factor_groups(raw, to_z, xy)
+    free = kernels.vary_freely(packed, raw, q, 2 * r + 1, 1e-4 * sqrt(n) / m)
+    within = kernels.within_part(packed_s, xy, between)
+    x_rows = to_x if x_transform is None else x_transform @ to_x
+    z_rows = to_z if z_transform is None else z_transform @ to_z
+    tolerance, saturated, outside = EXACT_WITHIN, False, 0
+    slope, unexplained = kernels.within_regression(within, r + 1, EXACT_WITHIN)
+    if unexplained < MOSTLY_BETWEEN * n:
+        # sums of squares have lost digits: take out what X explains within groups and sum over the rows again
+        xy[:r, r] -= to_x @ slope
+        beta = columns.beta0 - xy[:r, r] * scale
+        packed, between = kernels.factor_groups(raw, to_z, xy)
+        position = np.zeros(reader.n_slots, dtype=np.int64)
+        position[slice(None) if present is None else present] = np.arange(m)
+        conditioned = columns._replace(
+            x_transform=xy if x_transform is None else _padded(x_transform) @ xy,
+            z_transform=z_rows,
+            beta0=columns.beta0 if x_transform is None else x_transform @ columns.beta0,
+        )
+        within = reader.within(conditioned, kept, position, packed)
+        tolerance = EXACT_WITHIN**2
+        outside, saturated = spanned_rows(packed, q, np.arange(m), raw[:, -1], kernels.unpack(within, r + 1))
+        if saturated:
+            within[-r - 1 :] = 0.0
+    exact = kernels.clear_exact(within, r + 1, float(n), tolerance)
+    smaller = kernels.compress(packed, m, q, r + 1) if m >= COMPRESS_FROM else None
+    x_map, beta_base, log_det = kernels.natural_map(
+        columns.x_scale, columns.x_constant, to_x if x_transform is None else x_transform, beta
+    )
+    if x_transform is not None:
+        beta_base = x_map @ beta
+        x_map = x_map @ to_x
+        log_det += kernels.log_diagonal(to_x)
+    if r < p:
+        x_map, beta_base = spread(x_map, kept, p), spread(beta_base, kept, p)
+    z_map = kernels.natural_map(
+        columns.z_scale, columns.z_constant, to_z if z_transform is None else z_transform, None
+    )[0]
+    if z_transform is not None:
+        z_map = z_map @ to_z
+    problem = OneFactorProblem(
+        n=n,
+        m=m,
+        structure=structure,
+        raw=raw,
+        packed=packed if smaller is None else smaller,
+        uniform=smaller is None,
+        within=within,
+        z_transform=to_z,
+        xy_transform=xy,
+        z_scale=columns.z_scale,
+        x_scale=columns.x_scale,
+        z_rows=z_rows,
+        x_rows=x_rows,
+        x_constant=columns.x_constant >= 0,
+        z_map=z_map,
+        x_map=x_map,
+        beta_base=beta_base,
+        scale=scale,
+        kept=kept,
+        log_constant=-reader.log_weights,
+        log_jacobian=2.0 * log_det,
+        saturated=saturated,
+        outside=outside if saturated else 0,
+    )
+    return Found(problem, present, free, exact)

@@ -1,0 +1,100 @@
+"""Problems that are conditioned in one call of the kernels are those of the steps, to the last bit."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from fastlmm_core import LMMError
+from fastlmm_core.covariance.parameters import one_block
+from fastlmm_core.design.grouping import group_codes
+from fastlmm_core.engines.one_factor import conditioning
+from fastlmm_core.engines.one_factor.reading import ArrayRows
+from fastlmm_core.kernels.records import Rows
+
+
+def drawn(rng, trial):
+    """Rows of some problem: sizes, units and origins of all kinds; weights, offsets, gaps in the codes now and then."""
+    m = int(rng.integers(2, 90))
+    n = int(rng.integers(2500, 9000)) if trial % 10 == 0 else int(rng.integers(m + 2, m * 8 + 10))
+    p, q = int(rng.integers(0, 6)), int(rng.integers(1, 4))
+    codes = rng.integers(0, m, n) * int(rng.integers(1, 3))
+    X = rng.normal(size=(n, p)) * rng.choice([1.0, 100.0, 1e-3], p) + rng.choice([0.0, 5.0, 1e4], p)
+    if p:
+        X[:, rng.integers(p)] = rng.choice([1.0, 3.0])
+    Z = X if p == q and rng.random() < 0.7 else np.column_stack([np.ones(n), rng.normal(size=(n, q - 1))])
+    if rng.random() < 0.2:
+        X = np.asfortranarray(X)
+    y = 10.0 * rng.normal(size=n) + rng.choice([0.0, 1e3])
+    if rng.random() < 0.2:
+        y = rng.normal(size=2 * m)[codes] + 1e-4 * rng.normal(size=n)
+    weights = rng.uniform(0.5, 2.0, n) if rng.random() < 0.3 else None
+    offset = rng.normal(size=n) if rng.random() < 0.3 else None
+    read = group_codes(codes.astype(np.int32) if rng.random() < 0.3 else codes, "g")
+    return Rows(X, y, Z, read.codes, read.base, read.n_slots, weights, offset)
+
+
+def outcome(make):
+    """What comes of a problem: its fields, or the message with which it is refused."""
+    try:
+        problem, present = make()
+    except LMMError as error:
+        return str(error)
+    return [*problem, present]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_one_call_gives_what_the_steps_give(seed):
+    rng = np.random.default_rng(seed)
+    taken = 0
+    for trial in range(150):
+        rows = drawn(rng, trial)
+        structure = one_block(rows.Z.shape[1], "full")
+        found = conditioning._at_once(rows, structure)
+        if found is None:
+            continue
+        taken += 1
+        reader = ArrayRows(rows)
+
+        def at_once(found=found, reader=reader):
+            conditioning._refuse_what_cannot_be_fitted(found, reader, "g", None)
+            return found.problem, found.present
+
+        one = outcome(at_once)
+        other = outcome(lambda reader=reader, structure=structure: conditioning.condition_rows(reader, structure, "g"))
+        assert type(one) is type(other)
+        if isinstance(one, str):
+            assert one == other
+            continue
+        for a, b in zip(one, other, strict=True):
+            assert type(a) is type(b)
+            if isinstance(a, np.ndarray):
+                assert a.dtype == b.dtype
+                np.testing.assert_array_equal(a, b)
+            else:
+                assert a == b
+    assert taken > 90
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda X, y: X.__setitem__((slice(None), 2), 2.0 * X[:, 1] - 3.0),  # a combination of others
+        lambda X, y: X.__setitem__((slice(None), 2), X[:, 1] + 1e-6 * X[:, 2]),  # nearly so
+        lambda X, y: X.__setitem__((50, 1), np.nan),
+        lambda X, y: y.__setitem__(50, np.inf),
+        lambda X, y: y.__setitem__(slice(None), 3.0),  # constant
+        lambda X, y: y.__setitem__(slice(None), X @ [1.0, 2.0, 3.0]),  # what X reproduces
+        lambda X, y: y.__setitem__(slice(None), X @ [1.0, 2.0, 3.0] + 1e-6 * y),  # or nearly
+        lambda X, y: X.__setitem__((2500, 0), 2.0),  # constant in the first rows only
+    ],
+)
+def test_what_needs_a_second_look_is_left_to_the_steps(rng, spoil):
+    n = 3000
+    X = np.column_stack([np.ones(n), rng.normal(size=(n, 2))])
+    y = rng.normal(size=n)
+    codes = np.repeat(np.arange(n // 10), 10)
+    rows = Rows(X, y, np.ones((n, 1)), codes, 0, n // 10, None, None)
+    assert conditioning._at_once(rows, one_block(1, "full")) is not None
+    spoil(X, y)
+    assert conditioning._at_once(rows, one_block(1, "full")) is None
