@@ -115,3 +115,66 @@ def inference(model, phi: Array, sigma2: float, kind: str, G: Array | None = Non
     variance = np.diag(Phi)
     df = 2.0 * variance**2 / np.einsum("ia,ij,ja->a", slopes, spread, slopes)
     return np.sqrt(np.diag(adjusted)), df
+
+
+def prediction(
+    model, joint, old: Array, new: Array, fit_rows: Array, y: Array, point: tuple[Array, Array, float], target: str
+) -> tuple[Array, Array]:
+    """Means and variances of the errors of new rows given old ones, by conditional normal distributions in full.
+
+    Parameters
+    ----------
+    model : Model
+        Of the rows of the fit, in the order of `fit_rows`.
+    joint : Model
+        Of all rows: fitted, observed later, and new.
+    old, new, fit_rows : int arrays
+        Rows of `joint`: of which y is known, those that are predicted, and those of the fit.
+    y : array
+        Of all rows of `joint`; that of new ones is not looked at.
+    point : (G relative to sigma^2, phi, sigma^2)
+    target : {"effects", "given", "observation"}
+        x'beta + z'b; the same with what is expected of the residual given those of the rows observed; an observation.
+    """
+    G, phi, sigma2 = point
+    R = sigma2 * covariance(joint, phi)
+    V = sigma2 * covariance(joint, phi, G)
+    H = V - R
+    X = joint.exog
+    inverse = np.linalg.inv(V[np.ix_(fit_rows, fit_rows)])
+    Phi = np.linalg.inv(X[fit_rows].T @ inverse @ X[fit_rows])
+    beta = Phi @ X[fit_rows].T @ inverse @ y[fit_rows]
+    C = (H if target == "effects" else V)[np.ix_(new, old)]
+    K = C @ np.linalg.inv(V[np.ix_(old, old)])
+    own = H if target == "effects" else V
+    variance = np.diag(own)[new] - np.einsum("ij,ij->i", K, C)
+    if target == "given":
+        cross = R[np.ix_(new, old)]
+        told = np.einsum("ij,ij->i", cross @ np.linalg.inv(R[np.ix_(old, old)]), cross)
+        variance = variance - (np.diag(R)[new] - told)
+    d = X[new] - K @ X[old]
+    return X[new] @ beta + K @ (y[old] - X[old] @ beta), variance + np.einsum("ij,jk,ik->i", d, Phi, d)
+
+
+def parameter_covariance(deviance: Callable[[Array], float], at: Array, inner: float, outer: float) -> Array:
+    """Twice the inverse Hessian of a deviance, by differences."""
+
+    def slope(x: Array) -> Array:
+        return gradient(deviance, x, inner)
+
+    hessian = _differences(slope, at, outer)
+    return 2.0 * np.linalg.inv((hessian + hessian.T) / 2.0)
+
+
+def degrees_of_freedom(spread: Array, variance: Callable[[Array], Array], at: Array, step: float) -> Array:
+    """2 v^2 / g'A g with the gradient g of v, by differences, and the covariance A of parameters."""
+    slopes = _differences(variance, at, step)
+    return 2.0 * variance(at) ** 2 / np.einsum("ia,ij,ja->a", slopes, spread, slopes)
+
+
+def _differences(function: Callable[[Array], Array], at: Array, step: float) -> Array:
+    """Derivatives of an array along each element, of fourth order."""
+    units = step * np.eye(len(at))
+    near = np.array([function(at + h) - function(at - h) for h in units])
+    far = np.array([function(at + 2.0 * h) - function(at - 2.0 * h) for h in units])
+    return (8.0 * near - far) / (12.0 * step)

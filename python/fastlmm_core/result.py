@@ -1141,7 +1141,8 @@ class LMMResult(Fit):
             Of structured residuals, instead of sigma2: those that a mapping does not name stay.  See
             `fastlmm_core.assume`.
         data : frame, or mapping with "X", "Z", "groups" and perhaps "y", optional
-            Rows in the place of those of this result, coded as they were.  Without a response there are no random
+            Rows in the place of those of this result, coded as they were (arrays with "residual", a `Residual`, where
+            the residuals have a structure).  Without a response there are no random
             effects, residuals and log-likelihood.  Groups are those of these rows, whatever they are called.
         weights, offset : arrays, optional
             Of the rows of `data`.
@@ -1222,22 +1223,26 @@ class LMMResult(Fit):
         ----------
         data : frame, or mapping with "X" and (for subjects) "Z" and "groups", optional
             New rows: a table for a model from a formula, arrays for a model from arrays (with several grouping factors
-            "Z" and "groups" are mappings by factor).  By default the rows used.
+            "Z" and "groups" are mappings by factor; "residual" is a `Residual` where the residuals have a structure).
+            By default the rows used.
         effects : {"population", "all"}, or name of a grouping factor or several
             X beta, or X beta + Z b with the BLUPs b of the row's groups: of all factors, or of those named.  Where the
             residuals have a structure, "all" is the mean of a new row given the rows observed of its subject, such as
-            that of a missed visit given the others; intervals then take variance parameters as known.
+            that of a missed visit given the others (a row that was observed is then itself); the rows used have
+            residuals of their own, and the mean X beta + Z b.
         new_levels : {"error", "population"}
             What to do with groups that are not in the data: refuse, or use b = 0.
         interval : {"confidence", "prediction"}, optional
             Also give limits: for the mean, or for a new observation.  Uncertainty in beta and b is included (Henderson
             1975, Biometrics 31, 423-447), that in the variance parameters by the degrees of freedom; those of rows of
-            known groups are at least 1.
+            known groups are at least 1.  With structured residuals the mean of a new row is that given the random
+            effects and the residuals observed, an observation has what these leave of its own residual.
         level : float
             Of the intervals.
         observed : frame, or mapping with "y", "X", "Z" and "groups", optional
             A few observations of subjects that are not in the data: their BLUPs follow from the parameters.
-            With several factors these rows may have old levels of some and new levels of others.
+            With several factors these rows may have old levels of some and new levels of others.  Structured residuals
+            need subjects that are not in the data.
         random_effects : frame, array, or mapping of grouping factor to either, optional
             Values to be added instead of BLUPs, in the form of `random_effects`, taken as known: with a column set to
             0, a part of the effects.
@@ -1250,7 +1255,8 @@ class LMMResult(Fit):
             variance is adjusted too, for rows of known groups of one factor by what the estimation of G adds to the
             error of the prediction (Kackar and Harville 1984, J. Am. Statist. Assoc. 79, 853-862; Prasad and Rao 1990,
             ibid. 85, 163-171), with at least the degrees of freedom of the stratum between groups; the one to take for
-            known groups where groups are few.  Stated parameters are known: normal quantiles.
+            known groups where groups are few.  With structured residuals Satterthwaite's are those of any rows, and
+            Kenward and Roger's those of populations.  Stated parameters are known: normal quantiles.
         information : {"auto", "expected", "observed"}
             For Kenward-Roger, see `test`; "auto" is the expected one for known groups, so that a variance estimated as
             0 is not taken for known.
@@ -1364,6 +1370,7 @@ class LMMResult(Fit):
             Other rows than those of the fit, as for `predict`.
         effects : {"population", "all"}, or name of a grouping factor or several
             Of which factors the BLUPs are kept; the effects of all others, and of levels without data, are drawn anew.
+            With structured residuals and `data`, "all" draws residuals given those observed of a subject.
         random_effects : frame, array, or mapping of grouping factor to either, optional
             Values that are kept instead of BLUPs, in the form of `random_effects`; those of levels that are not given
             are drawn.

@@ -196,9 +196,3 @@ def test_refused(residual, state, message):
     formula = "y ~ x" if residual else "y ~ x + (1 | id)"
     with pytest.raises(flc.LMMError, match=message):
         flc.assume(formula, data(), [0.0, 1.0], residual=residual, **state)
-
-
-def test_other_rows_are_refused():
-    fit = flc.lmm("y ~ x", data(), residual="ar1(visit | id)").fit()
-    with pytest.raises(flc.LMMError, match=r"at\(data=\) takes residuals that are independent"):
-        fit.at(data=data(2))

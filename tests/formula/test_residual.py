@@ -233,7 +233,7 @@ def test_missed_visits_given_those_observed(formula, residual, weights):
     np.testing.assert_allclose(
         alone["std_error"], np.sqrt(np.diag(V)[missed] + np.diag(X[missed] @ fit.cov @ X[missed].T)), rtol=1e-7
     )
-    with pytest.raises(flc.LMMError, match="not among the subjects"):
+    with pytest.raises(flc.LMMError, match="levels of USUBJID that the model has not seen"):
         fit.predict(new.assign(USUBJID="nobody"), "all")
     with pytest.raises(flc.LMMError, match=r"not among those of the fit|the fit has not seen"):
         fit.predict(new.assign(AVISIT="VIS9"), "all", interval="prediction")

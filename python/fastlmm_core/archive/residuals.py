@@ -22,8 +22,10 @@ from ..covariance.residual.structure import ResidualStructure
 from ..covariance.residual.variance_function import VarianceFunction
 from ..covariance.residual.varied import Varied
 from ..design.grouping import Codes
-from ..design.residual import ResidualPart, strata_of
+from ..design.residual import ResidualPart, WrittenVariance, strata_of
 from ..errors import LMMError
+from ..formula.variance import parse_variance
+from .states import plain_state, state_of
 from .values import packed, unpacked
 
 __all__ = ["plain_residual", "plain_structure", "residual_of", "structure_of"]
@@ -111,7 +113,27 @@ def plain_residual(part: ResidualPart, arrays: dict[str, NDArray[Any]]) -> dict[
         "subject": part.subject.name,
         "subjects": packed(part.subject.slot_labels, "the labels of the subjects"),
         "written": part.written,
+        "variance": None if part.variance is None else _plain_variance(part.variance),
     }
+
+
+def _plain_variance(variance: WrittenVariance) -> dict[str, Any]:
+    side = parse_variance(variance.text).side
+    return {
+        "text": variance.text,
+        "state": None if side is None else plain_state(variance.state, side),
+        "columns": None if variance.columns is None else variance.columns.tolist(),
+    }
+
+
+def _variance_of(found: dict[str, Any]) -> WrittenVariance:
+    side = parse_variance(found["text"]).side
+    columns = found["columns"]
+    return WrittenVariance(
+        found["text"],
+        None if side is None else state_of(found["state"], side),
+        None if columns is None else np.array(columns, dtype=np.intp),
+    )
 
 
 def residual_of(found: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> ResidualPart:
@@ -129,4 +151,5 @@ def residual_of(found: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> Resid
         found["time"],
         found["by"],
         found["written"],
+        None if found["variance"] is None else _variance_of(found["variance"]),
     )

@@ -154,10 +154,12 @@ class Design:
         if data is None:
             raise LMMError("data is missing: a model from a pickle or a file has lost its table; give data=")
         part = self.residual
-        options = {"offset": self.spec.offset_name, "residual": None if part is None else part.written}
+        options = {
+            "offset": self.spec.offset_name,
+            "residual": None if part is None else part.written,
+            "variance": None if part is None or part.variance is None else part.variance.text,
+        }
         lost = [name for name in ("weights", "offset") if getattr(self, name) is not None and not options.get(name)]
-        if part is not None and part.written is None:
-            lost.append("residual")
         if lost:
             raise LMMError(f"a model from a pickle or a file has lost {' and '.join(lost)}; make it with lmm() anew")
         return Source(data, options)
@@ -327,10 +329,17 @@ class Design:
         labels: Mapping[str, NDArray[Any]],
         weights: Array | None,
         offset: Array | None,
+        residual: ResidualPart | None = None,
         index: Any = None,
     ) -> Design:
-        """The same columns and terms on other rows, with their labels in each grouping factor."""
-        codes = tuple(group_codes(labels[f.grouping.name], f.grouping.name) for f in self.factors)
+        """The same columns and terms on other rows, with their labels in each grouping factor.
+
+        Without random effects these are the subjects of `residual`.
+        """
+        if residual is not None and not self.structure.q:
+            codes: tuple[Codes, ...] = (residual.subject,)
+        else:
+            codes = tuple(group_codes(labels[f.grouping.name], f.grouping.name) for f in self.factors)
         if len(codes) > 1:
             codes = tuple(read.dense() for read in codes)
         return replace(
@@ -345,7 +354,7 @@ class Design:
             groupings=None,
             index=index,
             source=None,
-            residual=None,
+            residual=residual,
         )
 
     def columns(self, chosen: Any) -> Design:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -19,7 +19,7 @@ from .grouping import Codes
 if TYPE_CHECKING:
     from ..covariance.residual.structure import ResidualStructure
 
-__all__ = ["ResidualPart", "Stratum", "residual_part"]
+__all__ = ["ResidualPart", "Stratum", "WrittenVariance", "refuse_unplaced", "residual_part", "strata_of"]
 
 Array = NDArray[np.float64]
 Index = NDArray[np.intp]
@@ -133,6 +133,24 @@ class Stratum:
         return np.asarray(scale * out)
 
 
+class WrittenVariance(NamedTuple):
+    """A variance function as written, and what its formula remembers.
+
+    Attributes
+    ----------
+    text : str
+        E.g. ``"power(x)"`` or ``"~ 0 + arm"``.
+    state : object
+        Of a formula: its transforms and levels.
+    columns : (k,) int array or None
+        Of a formula: those in use.
+    """
+
+    text: str
+    state: Any = None
+    columns: Index | None = None
+
+
 @dataclass(frozen=True, eq=False)
 class ResidualPart:
     """The residual part of a model.
@@ -153,7 +171,9 @@ class ResidualPart:
     time, by : str
         Names of what `where` and the strata are made of.
     written : str or None
-        The structure as text, where its columns are those of a table and no variance function has others.
+        The structure as text, where its columns are those of a table.
+    variance : WrittenVariance or None
+        The variance function, where there is one.
     """
 
     term: str
@@ -165,11 +185,17 @@ class ResidualPart:
     time: str
     by: str = ""
     written: str | None = None
+    variance: WrittenVariance | None = None
 
     @property
     def n_parameters(self) -> int:
         """Elements of phi."""
         return self.strata[-1].stop
+
+    @property
+    def from_arrays(self) -> bool:
+        """Whether new rows are placed by arrays, not by the columns of a table."""
+        return self.written is None and self.variance is None
 
     @property
     def name(self) -> str:
@@ -324,13 +350,25 @@ def residual_part(
     if by is not None:
         counted = by.count()
         stratum, names = counted.index, tuple(map(str, counted.labels.tolist()))
-        _refuse_varying(dense, stratum, by.name)
     part = ResidualPart(
         term, strata_of([structure] * len(names), names), dense, stratum, where, tuple(labels), time,
         "" if by is None else by.name,
     )  # fmt: skip
-    _refuse_repeated(part)
+    refuse_unplaced(part)
     return part
+
+
+def refuse_unplaced(part: ResidualPart) -> None:
+    """Refuse rows that cannot all be observed.
+
+    Raises
+    ------
+    LMMError
+        For two rows of a subject at one place, or a `by` that varies within a subject.
+    """
+    if len(part.strata) > 1:
+        _refuse_varying(part.subject, part.stratum, part.by)
+    _refuse_repeated(part)
 
 
 def _refuse_varying(subject: Codes, stratum: Index, name: str) -> None:

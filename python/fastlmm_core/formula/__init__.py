@@ -9,5 +9,6 @@ response_scale    the way back from log(y) to y
 group_means       between, within, group_mean and contextual effects
 residual          residual structures as users write them
 residual_arrays   residual structures from arrays
+residual_rows     rows that are placed among those of a fit
 variance          variance functions as users write them
 """

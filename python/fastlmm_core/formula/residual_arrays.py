@@ -55,6 +55,17 @@ class Residual:
             For arrays of another length, and as `lmm` with ``residual=``.
         """
         refuse_unknown(self.name)
+        parsed, times, subject, by = self.columns(n)
+        return bind_residual(parsed, times, [subject], by, None)
+
+    def columns(self, n: int) -> tuple[ParsedResidual, list[Column], Column, Column | None]:
+        """The arrays as columns of n rows: what they are, of the visits, the subjects and `by`.
+
+        Raises
+        ------
+        LMMError
+            For arrays of another length, or with gaps.
+        """
         subject = _column("subject", self.subject, n)
         if self.time is None:
             codes = np.asarray(subject.codes(None)[0])
@@ -74,7 +85,7 @@ class Residual:
             text, self.name, tuple(listed.split(", ")), ("subject",), None if by is None else "by", self.factors,
             self.nugget,
         )  # fmt: skip
-        return bind_residual(parsed, times, [subject], by, None)
+        return parsed, times, subject, by
 
 
 def _column(name: str, values: Any, n: int) -> Column:

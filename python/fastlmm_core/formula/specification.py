@@ -341,7 +341,7 @@ def model_data(
 
         by = None if bound.by is None else used[bound.by]
         part = bind_residual(bound, [used[n] for n in bound.time], [used[n] for n in bound.subject], by, rows)
-        part = replace(part, written=None if varied is not None else residual)
+        part = replace(part, written=residual)
     if varied is not None:
         from .variance import bind_variance
 

@@ -17,7 +17,7 @@ from ..covariance.residual.log_linear import LogLinear, relative_columns
 from ..covariance.residual.variance_function import VarianceFunction
 from ..covariance.residual.varied import Varied
 from ..design.grouping import Codes
-from ..design.residual import ResidualPart, strata_of
+from ..design.residual import ResidualPart, WrittenVariance, strata_of
 from ..errors import LMMError
 from ..support.arguments import near
 from ..tables.columns import Column
@@ -103,25 +103,29 @@ def bind_variance(
     LMMError
         For columns without information on variances, or zeros where the function is not defined.
     """
-    function, v = _function(parsed, evaluate, columns, rows)
+    function, v, written = _function(parsed, evaluate, columns, rows)
     if part is None:
         part = _independent(parsed.text, n)
     where = part.where.reshape(n, -1).astype(float)
     strata = strata_of([Varied(function, own.structure) for own in part.strata], [own.label for own in part.strata])
     term = part.term if part.term == parsed.text else f"{part.term}, variance {parsed.text}"
-    return replace(part, term=term, strata=strata, where=np.column_stack([where, v]))
+    return replace(part, term=term, strata=strata, where=np.column_stack([where, v]), variance=written)
 
 
 def _function(
     parsed: ParsedVariance, evaluate: Callable[[Side], Part], columns: Mapping[str, Column], rows: Array | None
-) -> tuple[VarianceFunction, Array]:
+) -> tuple[VarianceFunction, Array, WrittenVariance]:
     if parsed.side is not None:
         made = evaluate(parsed.side)
         kept = relative_columns(made.matrix)
         if not len(kept):
             raise LMMError(f"variance={parsed.text!r} has no column that varies: leave it out")
         names = np.array(made.names, dtype=object)[kept]
-        return LogLinear(tuple(names.tolist())), made.matrix[:, kept]
+        return (
+            LogLinear(tuple(names.tolist())),
+            made.matrix[:, kept],
+            WrittenVariance(parsed.text, made.state, kept.astype(np.intp)),
+        )
     x = floats(columns[parsed.columns[0]], rows)
     if parsed.name != "exp" and not x.any():
         raise LMMError(f"variance={parsed.text!r}: {parsed.columns[0]} is zero in all rows")
@@ -132,9 +136,10 @@ def _function(
         )
     function = of_covariate(parsed.name, float(np.abs(x).mean()))
     if len(parsed.columns) == 1:
-        return function, x[:, None]
+        return function, x[:, None], WrittenVariance(parsed.text)
     codes, levels = columns[parsed.columns[1]].codes(rows)
-    return GroupedVariance(function, tuple(map(str, levels.tolist()))), np.column_stack([x, codes])
+    grouped = GroupedVariance(function, tuple(map(str, levels.tolist())))
+    return grouped, np.column_stack([x, codes]), WrittenVariance(parsed.text)
 
 
 def _independent(text: str, n: int) -> ResidualPart:

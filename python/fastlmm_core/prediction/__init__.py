@@ -6,6 +6,7 @@ new_rows        rows of X and Z of new data
 one_factor      the effects of one factor given the data
 conditional     the effects of several factors given the data
 structured      what observed rows tell of new ones, where residuals have a structure
+structured_rows   what callers give and get there
 effect_errors   errors of predicted random effects
 kept_effects    random effects of a fit or given ones, on any rows
 other_rows      a model on other rows than those it was made of

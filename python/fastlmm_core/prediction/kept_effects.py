@@ -9,10 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import LMMError
+from ..simulation.draws import Fresh
 from ..support.checks import float_array, plain_array
 from ..tables.columns import Table
 from .new_rows import chosen_factors, some_of
 from .other_rows import on_rows
+from .structured_rows import residuals_left
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -125,7 +127,7 @@ def _of_factor(result: Fit, factor: Factor, given: Any) -> Kept:
 
 def keeping(
     result: Fit, data: Any, effects: Any, random_effects: Any, weights: Any = None, offset: Any = None
-) -> tuple[Source, NDArray[np.bool_]]:
+) -> tuple[Source, Fresh]:
     """What to draw from where some random effects are kept and the others are drawn.
 
     Parameters
@@ -143,10 +145,10 @@ def keeping(
     Returns
     -------
     Source
-    fresh : (n, factors) bool array
-        Whether the effects of a row's level are drawn.
+    fresh : Fresh
+        Whether the effects of a row's level are drawn; and, of structured residuals, those of other rows given what
+        has been observed of their subjects, where all BLUPs are kept.
     """
-    result.model.needs_independent_residuals("simulate() with data= or effects that are kept")
     model = result.model if data is None else on_rows(result.model, data, weights, offset)
     chosen = chosen_factors(result.model, effects)
     kept: Mapping[str, Kept]
@@ -169,7 +171,11 @@ def keeping(
         fresh[:, i] = place < 0
         part = np.einsum("ij,ij->i", model.exog_re[:, f.columns], own.values[place])
         mean = mean + np.where(fresh[:, i], 0.0, part)
-    return Source(model, result.sigma2, result.relative_factor, result.phi, mean), fresh
+    correlate = None
+    if data is not None and effects == "all" and model.residual is not None:
+        told, correlate = residuals_left(result, model)
+        mean = mean + told
+    return Source(model, result.sigma2, result.relative_factor, result.phi, mean), Fresh(fresh, correlate)
 
 
 def places_of_given(model: Model, rows: NewRows, given: dict[str, Kept], new_levels: str) -> list[NDArray[np.intp]]:

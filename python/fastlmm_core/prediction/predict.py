@@ -21,6 +21,8 @@ with E = P Z'X and P = (I + A G^)^-1 of the row's own level; P z = z for a level
 from __future__ import annotations
 
 import warnings
+from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
@@ -45,7 +47,7 @@ from .gaps import complete
 from .kept_effects import given_effects, places_of_given, values_of_given
 from .new_rows import NewRows, chosen_factors, read_rows, some_of
 from .one_factor import LEAST_DF, OneFactorEffects, least_stratum, of_estimation, solved
-from .structured import conditional_moments
+from .structured_rows import Asked, structured_rows
 
 if TYPE_CHECKING:
     from ..design.grouping import Grouping
@@ -181,9 +183,7 @@ def predicted(
     """Means, and where `interval` is given standard errors and degrees of freedom; see `LMMResult.predict`."""
     model, problem = result.model, result.model.problem
     chosen = chosen_factors(model, effects)
-    structured = model.design.residual is not None and (bool(chosen) or interval == "prediction")
-    if structured:
-        _refuse_structured(result, data, observed, random_effects, interval, bool(chosen))
+    structured = model.design.residual is not None
     given = None if random_effects is None else given_effects(result, random_effects)
     if given is not None:
         if chosen or observed is not None:
@@ -196,15 +196,14 @@ def predicted(
         raise LMMError(f"interval={interval!r} is unknown: use 'confidence', 'prediction' or None{near}")
     check_options(ddf, information)
     every = tuple(f.grouping.name for f in model.factors)
-    if interval is not None and chosen and len(every) > 1 and ddf.startswith("kenward-roger"):
+    if not structured and interval is not None and chosen and len(every) > 1 and ddf.startswith("kenward-roger"):
         raise LMMError(
             f"ddf={ddf!r} with several grouping factors is for effects='population': use ddf='satterthwaite' for those "
             "of groups"
         )
-    if structured and data is not None:
-        rows = read_rows(model, data, "data", (), ())
-    else:
-        rows = read_rows(model, data, "data", every if interval == "prediction" else chosen, chosen)
+    with_effects = chosen if model.structure.q else ()
+    every = every if model.structure.q else ()
+    rows = read_rows(model, data, "data", every if interval == "prediction" else with_effects, with_effects)
     given_offset = (
         rows.offset if offset is None else row_values(rows.caller.values(offset, "offset"), "offset", len(rows.X))
     )
@@ -220,24 +219,29 @@ def predicted(
         lost = None
     if given_offset is not None:
         mean = mean + given_offset
-    if structured:
-        if data is None:
-            return Predicted(rows.caller, np.asarray(result.fitted_mean), lost=lost)
-        add, spread, d = conditional_moments(result, data, rows, bool(chosen), new_levels, weights)
-        if interval is None:
-            return Predicted(rows.caller, mean + add, lost=lost)
-        error = np.sqrt(spread + np.einsum("ij,jk,ik->i", d, np.nan_to_num(result.cov), d))
-        return Predicted(rows.caller, mean + add, error, np.full(len(mean), np.inf), lost)
     if result.stated is not None and ddf in ("kenward-roger", "residual"):
         raise LMMError(f"ddf={ddf!r} is for estimates: stated parameters are taken as known; leave ddf out")
     levels = [np.full(len(mean), -1, dtype=np.intp) for _ in every]
     conditional: _Conditional | None = None
     if given is not None:
         levels = places_of_given(model, rows, given, new_levels)
-    elif chosen:
+    if structured:
+        told_by_all = chosen == tuple(f.grouping.name for f in model.factors) and (effects == "all" or not every)
+        asked = Asked(
+            data,
+            () if given is not None else with_effects,
+            told_by_all,
+            new_levels,
+            interval,
+            weights,
+            ddf,
+            information,
+        )
+        return _structured(result, rows, asked, mean, lost, observed, given, levels)
+    if given is None and chosen:
         finder = _one_factor if len(every) == 1 else _several_factors
         levels, conditional = finder(result, rows, chosen, observed, new_levels, interval is not None)
-    z = [] if rows.Z is None or model.design.residual is not None else _conditioned(model, rows.Z)
+    z = [] if rows.Z is None else _conditioned(model, rows.Z)
     if conditional is not None:
         carried, variance = conditional.at(z, levels)
         mean = mean + problem.scale * carried[:, -1]
@@ -270,24 +274,61 @@ def predicted(
     else:
         variance, df = _freedom(result, whitened, variance, fresh, z, levels, conditional, ddf, information)
     error = np.sqrt(result.sigma2 * variance)
+    return _estimable(rows, mean, error, df, lost)
+
+
+def _structured(
+    result: Fit, rows: NewRows, asked: Asked, mean: Array, lost: Any, observed: Any, given: Any, levels: list[Index]
+) -> Predicted:
+    """Predictions where the residuals have a structure, from the means x'beta.
+
+    Parameters
+    ----------
+    result : LMMResult
+    rows : NewRows
+    asked : Asked
+    mean : (n,) array
+    lost : bool array or None
+        See `Predicted`.
+    observed : as for `LMMResult.predict`
+    given : mapping or None
+        Random effects by factor that are taken as known.
+    levels : list of (n,) int arrays
+        The level of each row among these.
+    """
+    model = result.model
+    if given is not None:
+        mean = mean + _effects_part(model, rows, levels, values_of_given(model, given))
+        if rows.Z is not None:
+            known = [
+                np.repeat(at[:, None] >= 0, f.stop - f.start, axis=1)
+                for f, at in zip(model.factors, levels, strict=True)
+            ]
+            rows = replace(rows, Z=np.where(np.concatenate(known, axis=1), 0.0, rows.Z))
+    elif asked.data is None and asked.interval is None and observed is None:
+        if asked.chosen:
+            own = [
+                f.grouping.index if f.grouping.name in asked.chosen else np.full(len(mean), -1) for f in model.factors
+            ]
+            mean = mean + _effects_part(model, rows, own, result.blups)
+        return Predicted(rows.caller, mean, lost=lost)
+    extra = None
+    if observed is not None and (asked.chosen or asked.all_told):
+        names = tuple(f.grouping.name for f in model.factors) if model.structure.q else ()
+        extra = observed, _observed_rows(result, observed, names)
+    elif asked.interval is None and not asked.chosen and not asked.all_told:
+        return Predicted(rows.caller, mean, lost=lost)
+    add, error, df = structured_rows(result, rows, asked, extra, partial(_conditioned_x, model.problem))
+    mean = mean + add
+    if error is None or df is None:
+        return Predicted(rows.caller, mean, lost=lost)
+    return _estimable(rows, mean, error, df, lost)
+
+
+def _estimable(rows: NewRows, mean: Array, error: Array, df: Array, lost: NDArray[np.bool_] | None) -> Predicted:
+    """Predictions with errors, NaN where the mean is."""
     error[np.isnan(mean)] = np.nan
     return Predicted(rows.caller, mean, error, np.where(np.isnan(mean), np.nan, df), lost)
-
-
-def _refuse_structured(
-    result: Fit, data: Any, observed: Any, random_effects: Any, interval: str | None, groups: bool
-) -> None:
-    """Refuse what predictions of single rows do not have where the residuals have a structure."""
-    if observed is not None or random_effects is not None:
-        result.model.needs_independent_residuals("predict() with observed= or random_effects=")
-    if interval == "confidence" and groups:
-        result.model.needs_independent_residuals(
-            "interval='confidence' for subjects (use interval='prediction', or effects='population')"
-        )
-    if interval is not None and data is None:
-        result.model.needs_independent_residuals("an interval for the rows of the fit (give data=)")
-    if data is not None and result.model.spec is None:
-        result.model.needs_independent_residuals("predict() of single rows of a model from arrays")
 
 
 def _freedom(
@@ -317,10 +358,6 @@ def _freedom(
         return variance, np.full(len(variance), np.inf)
     # an interval for one group allows that groups differ where none is seen to
     found = moments(result, ddf, "expected" if one_factor and information == "auto" else information)
-    if result.model.residual is not None:
-        if found.adjustment is not None:
-            variance = variance + ((whitened @ found.adjustment) * whitened).sum(axis=1)
-        return variance, found.df(whitened)
     own, carried = fresh, np.zeros_like(fresh)
     adjusted = np.zeros(len(variance))
     if found.adjustment is not None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +27,7 @@ from .shapes import Shape, checked_draw, normal, shape_of
 
 __all__ = [
     "Drawing",
+    "Fresh",
     "Generating",
     "Redrawn",
     "correlated",
@@ -77,14 +78,29 @@ class Generating(Protocol):
         """X beta plus offset, (nobs,)."""
 
 
-def parametric(source: Generating, fresh: NDArray[np.bool_] | None = None) -> Draw:
+class Fresh(NamedTuple):
+    """What is drawn where some effects are kept.
+
+    Attributes
+    ----------
+    effects : (n, factors) bool array
+        Whether the effects of a row's level of each factor are drawn; those of others are part of the mean.
+    correlate : callable or None
+        In the place of `correlated`, where residuals are drawn given others.
+    """
+
+    effects: NDArray[np.bool_]
+    correlate: Callable[[Array], None] | None = None
+
+
+def parametric(source: Generating, fresh: Fresh | None = None) -> Draw:
     """Draws of y = X beta + Z b + e with new random effects and errors: by scores where these can be drawn.
 
     Parameters
     ----------
     source : Generating
-    fresh : (n, factors) bool array, optional
-        Whether the effects of a row's level of each factor are drawn; those of others are part of the mean.
+    fresh : Fresh, optional
+        What is drawn, by default all.
     """
     return _effects_and_errors(source, fresh) if fresh is not None else _scores(source) or _effects_and_errors(source)
 
@@ -103,7 +119,7 @@ def _scores(source: Generating) -> Scores | None:
     return Scores(model, source.sigma2, source.relative_factor, source.population_mean)
 
 
-def drawing(source: Generating, draw: str | Draw = "normal", fresh: NDArray[np.bool_] | None = None) -> Draw:
+def drawing(source: Generating, draw: str | Draw = "normal", fresh: Fresh | None = None) -> Draw:
     """Draws by the name of a distribution of effects and errors (see `shapes`), or by the caller's function.
 
     Raises
@@ -121,19 +137,21 @@ def drawing(source: Generating, draw: str | Draw = "normal", fresh: NDArray[np.b
     return checked_draw(draw, source.model.nobs)
 
 
-def _effects_and_errors(source: Generating, fresh: NDArray[np.bool_] | None = None, numbers: Shape = normal) -> Draw:
+def _effects_and_errors(source: Generating, fresh: Fresh | None = None, numbers: Shape = normal) -> Draw:
     """Draws by an effect for each level and an error for each observation."""
     model = source.model
     sigma = float(np.sqrt(source.sigma2))
     # b = u (sigma Lambda)': the factor goes to the columns of Z, once
     turned = np.ascontiguousarray((model.exog_re @ (sigma * source.relative_factor)).T)
     if fresh is not None:
-        for f, own in zip(model.factors, fresh.T, strict=True):
+        for f, own in zip(model.factors, fresh.effects.T, strict=True):
             turned[f.columns] *= own
     factors = [(f.grouping.index, len(f.grouping.labels), f.start, f.stop) for f in model.factors]
     mean = source.population_mean
     scale = sigma if model.weights is None else sigma / np.sqrt(model.weights)
-    correlate = None if model.residual is None else correlated(model.residual, source.phi)
+    correlate = None if fresh is None else fresh.correlate
+    if correlate is None and model.residual is not None:
+        correlate = correlated(model.residual, source.phi)
 
     def draw(rng: np.random.Generator, count: int) -> Array:
         streams = [beside(rng, place + 1) for place in range(len(factors))]
@@ -289,7 +307,7 @@ class Redrawn:
 
 
 def simulate(
-    source: Generating, n: int, seed: Seed = None, first: int = 0, fresh: NDArray[np.bool_] | None = None,
+    source: Generating, n: int, seed: Seed = None, first: int = 0, fresh: Fresh | None = None,
     how: str | Draw = "normal",
 ) -> Array:  # fmt: skip
     """The n responses (n, nobs) that `simulate_fit` fits for the same seed; `fresh` and `how` as for `drawing`."""
