@@ -76,11 +76,14 @@ def test_what_does_not_go_smoothly_is_fitted_by_itself(rng):
     # two visits that are nearly the same
     level = rng.normal(size=codes.max() + 1)
     Y[3] = level[codes] + np.where(visit < 2, 1e-5, 1.0) * rng.normal(size=len(visit))
+    # three visits of which each has a variance of its own, and one combination has hardly any
+    first, second, third = rng.normal(size=(3, len(level)))[:, codes]
+    Y[4] = np.select([visit == 0, visit == 1, visit == 2], [first, first + 5e-3 * second, second + 5e-3 * third], Y[4])
     batch = model.fit_many(Y, n_jobs=1)
     assert batch.invalid.tolist() == [1, 2]
-    assert batch.alone.tolist() == [False, False, False, True, False]
-    one = model.refit(Y[3])
-    assert batch.criterion[3] == pytest.approx(one.criterion, rel=CRITERION)
+    assert batch.alone.tolist() == [False, False, False, True, True]
+    for i in (3, 4):
+        assert batch.criterion[i] == pytest.approx(model.refit(Y[i]).criterion, rel=CRITERION)
 
 
 def test_patterns_that_x_does_not_reach(rng):
