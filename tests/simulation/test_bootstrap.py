@@ -10,6 +10,7 @@ import fastlmm_core as flc
 import fits
 import oracle
 from fastlmm_core.simulation.draws import STREAM, draws, parametric, stream_size
+from fastlmm_core.simulation.resampling import rescaled
 from fastlmm_core.support.seeds import key_of, stream
 
 # Replicates and copied rows give sums in another order and stop where rounding ends the search (see many/).
@@ -201,6 +202,16 @@ def moments_by_group(result, Y):
         count += len(Y)
         df += len(Y) * (len(at) - Z.shape[1])
     return total / count, outer / count, square / df, expected / count
+
+
+@pytest.mark.parametrize("factor", [np.diag([2.0, 3.0]), [[2.0, 0.0], [1.0, 0.5]], [[2.0, 0.0], [1.0, 0.0]]])
+def test_resampled_effects_have_the_covariance_that_is_theirs(factor, rng):
+    # Carpenter, Goldstein and Rasbash 2003, section 3.2: centred and rescaled before they are drawn from
+    factor = np.array(factor)
+    u = rng.standard_normal((30, 2)) @ [[1.0, 0.3], [0.0, 0.4]] + [1.0, -2.0]
+    b = rescaled(u, factor)
+    np.testing.assert_allclose(b.mean(axis=0), 0.0, atol=1e-13)
+    np.testing.assert_allclose(b.T @ b / len(b), factor @ factor.T, atol=1e-13)
 
 
 def check_residual_moments(result, n=4000):

@@ -66,6 +66,14 @@ def test_what_is_there_stays(maximal):
     assert "Remaining: " in str(found) and "<table" in found.as_html()
 
 
+def test_a_column_left_out_brings_no_rows_back(maximal):
+    """Rows that lack a covariate stay away when it goes: the fits compared are of the same rows."""
+    data = maximal.assign(f=maximal.f.mask(maximal.index == 7))
+    found = flc.lmm("y ~ c + f + z + (1 | s) + (1 | i)", data).fit().step()
+    assert [step.left_out for step in found.steps] == ["f"]
+    assert found.result.nobs == 478
+
+
 def test_nothing_to_leave_out():
     fit = fits.fitted("Reaction ~ Days + (1 | Subject)", "sleepstudy")
     found = fit.simplify()
