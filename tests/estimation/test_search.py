@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from scipy.optimize import root
 
 import fastlmm_core as flc
 import landscapes
@@ -437,3 +438,24 @@ def test_the_record_of_a_fit_is_that_of_its_optimum() -> None:
         engine.evaluate(result.optimum.theta, 2)
         for kept, fresh in zip(result.solution, engine.solution()[:3], strict=True):
             np.testing.assert_allclose(kept, fresh, rtol=1e-9, atol=1e-9 * np.max(np.abs(fresh), initial=0.0))
+
+
+def test_a_stationary_point_between_two_minima_is_not_certified():
+    # independent effects far from the origin: where a method of first order starts at the saddle, it stays there
+    rng = np.random.default_rng(1)
+    age, child = np.tile(np.arange(18.0, 23.0), 300), np.repeat(np.arange(300), 5)
+    b = rng.standard_normal((300, 2)) * [5.0, 3.0]
+    y = 10.0 + 0.3 * (age - 20.0) + b[child, 0] + b[child, 1] * (age - 20.0) + rng.standard_normal(len(age))
+    X = np.column_stack([np.ones(len(age)), age])
+    model = flc.LinearMixedModel(y, X, X, child, structure="diagonal")
+
+    def slope(log_theta):
+        return model.evaluate(np.exp(log_theta), order=1).gradient * np.exp(log_theta)
+
+    saddle = np.exp(root(slope, np.log([5.0, 0.25]), tol=1e-13).x)
+    values = np.linalg.eigvalsh(model.evaluate(saddle, order=2).hessian)
+    assert values[0] < -1.0 < 1.0 < values[1]
+    result = model.fit(start=saddle, method="BFGS")
+    np.testing.assert_allclose(result.theta, saddle, rtol=1e-6)
+    assert not result.converged and "a saddle point" in result.message
+    assert model.fit().criterion < result.criterion - 1000.0

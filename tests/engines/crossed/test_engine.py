@@ -418,8 +418,11 @@ def test_a_tail_too_large_is_refused(monkeypatch):
 # block elimination takes what V^-1 leaves of [X y] from differences: larger theta need the engine of nested factors
 @pytest.mark.parametrize(
     ("kind", "theta"),
-    [("crossed", 1e2), ("crossed", 1e5), ("nested", 1e2), ("nested", 1e5), ("many nested", 1e5), ("many nested", 1e25)],
-)
+    [
+        ("crossed", 1e2), ("crossed", 1e5), ("nested", 1e2), ("nested", 2e5), ("many nested", 1e5),
+        ("many nested", 1e25),
+    ],
+)  # fmt: skip
 @pytest.mark.parametrize("reml", [True, False])
 def test_large_determinants_do_not_overflow(rng, theta, reml, kind):
     # a second factor without variance: groups around one mean, and all else in closed form
