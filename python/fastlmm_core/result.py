@@ -347,16 +347,18 @@ class LMMResult(Fit):
         return self.model.design.caller_rows.series(self.rest, "resid")
 
     def residuals(
-        self, kind: Literal["conditional", "marginal", "pearson", "whitened", "studentized"] = "conditional"
+        self,
+        kind: Literal["conditional", "marginal", "pearson", "whitened", "studentized", "within-groups"] = "conditional",
     ) -> Any:
         """Residuals of the rows used.
 
         Parameters
         ----------
-        kind : {"conditional", "marginal", "pearson", "whitened", "studentized"}
+        kind : {"conditional", "marginal", "pearson", "whitened", "studentized", "within-groups"}
             y - X beta - Z b; y - X beta; conditional times sqrt(weights) / sigma; marginal times the inverse Cholesky
-            factor of its covariance V_i, which are independent with unit variance under the model; or conditional
-            divided by its own standard deviation.
+            factor of its covariance V_i, which are independent with unit variance under the model; conditional
+            divided by its own standard deviation; or what least squares on the columns of X and Z leaves in each group
+            alone, of the factor with most levels, whatever the variances are.
 
         Returns
         -------
@@ -889,8 +891,9 @@ class LMMResult(Fit):
             rises by the chi-square quantile, with 0 as the lower limit of a standard deviation where it does not rise
             so far; or symmetric on the scale of the logarithm (Fisher's z for correlations; Pinheiro and Bates 2000,
             sec. 2.4.3, as nlme::intervals), which takes less time, has none on the boundary, and means nothing near
-            it.  Those of covariances and theta, and of all parameters of restricted covariances or beside structured
-            residuals, are always symmetric.
+            it.  Those of covariances, of theta, and of all parameters of restricted covariances or beside structured
+            residuals are always of this kind: covariances and the off-diagonal theta symmetric, the diagonal of the
+            relative Cholesky factor by logarithms.
 
         Returns
         -------
@@ -1302,6 +1305,56 @@ class LMMResult(Fit):
             random_effects,
             missing,
         )
+
+    def predict_along(
+        self,
+        x: str,
+        points: int = 51,
+        *,
+        low: float | None = None,
+        high: float | None = None,
+        factor: str | None = None,
+        data: Any = None,
+    ) -> Any:
+        """Predictions for each group along a range of one variable, the others at the group's own values.
+
+        Parameters
+        ----------
+        x : str
+            A numeric variable of the model.
+        points : int
+            Values of it, evenly spaced.
+        low, high : float, optional
+            By default the range of the data.
+        factor : str, optional
+            The grouping factor; by default that with most levels.
+        data : table, optional
+            The data of the fit, where a result from a file has lost them.
+
+        Returns
+        -------
+        table
+            With the group, x, ``fitted_population`` and ``fitted``.  Other numeric variables are at the mean of the
+            group, factors at its most frequent level (of several the first), as in nlme's augPred.
+
+        Raises
+        ------
+        LMMError
+            For a model from arrays, an unknown or categorical variable, or a range that is none.
+
+        Examples
+        --------
+        >>> import fastlmm_core as flc
+        >>> fit = flc.lmm("Reaction ~ Days + (Days | Subject)", flc.datasets.load("sleepstudy")).fit()
+        >>> fit.predict_along("Days", points=3).head(3).round(1)
+           Subject  Days  fitted_population  fitted
+        0      308   0.0              251.4   253.7
+        1      308   4.5              298.5   342.2
+        2      308   9.0              345.6   430.7
+        """
+        from .prediction.along import predictions_along
+
+        return predictions_along(self, x, points, low, high, factor, data)
 
     def bootstrap(
         self,

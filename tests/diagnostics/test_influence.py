@@ -587,3 +587,58 @@ def test_sets_of_rows_that_are_chosen():
         fit.influence(["a"] * 108)
     with pytest.raises(flc.LMMError, match="by has 3 values"):
         fit.influence([1, 2, 3])
+
+
+# ---- random effects and fitted values of the deleted fits ----------------------------------------
+
+
+@pytest.mark.parametrize("by", ["group", "observation", "sites"])
+@pytest.mark.parametrize("weights", [False, True])
+def test_effects_and_fitted_values_are_those_of_the_refits(by, weights):
+    d = data(5, m=8, weights=weights, offset=weights)
+    result = flc.LinearMixedModel(**d).fit()
+    sites = d["groups"] % 3
+    found = result.influence(sites if by == "sites" else by)
+    labels = np.unique(d["groups"])
+    for i in range(0, len(found), 5 if by == "observation" else 1):
+        keep = sites != found.labels[i] if by == "sites" else keeps(d, by, i, found.labels)
+        fit = refit(d, keep, True)
+        here = np.isin(labels, d["groups"][keep])
+        assert found.random_effects[i, here] == pytest.approx(np.asarray(fit.random_effects), abs=1e-6)
+        assert np.isnan(found.random_effects[i, ~here]).all()
+        rows = {"X": d["X"], "Z": d["Z"], "groups": d["groups"]}
+        expected = fit.predict(rows, "all", "population", offset=d["offset"])
+        assert found.fittedvalues[i] == pytest.approx(expected, abs=1e-6)
+        own = found.without(found.labels[i])
+        assert own.nobs == keep.sum()
+        assert np.asarray(own.params) == pytest.approx(np.asarray(fit.params), abs=1e-6)
+        assert np.asarray(own.bse) == pytest.approx(found.bse[i], rel=1e-5)
+
+
+def test_effects_of_several_factors_and_of_structured_residuals():
+    data = flc.datasets.load("penicillin", "pandas")
+    result = flc.lmm("diameter ~ 1 + (1 | plate) + (1 | sample)", data).fit()
+    found = result.influence("sample")
+    fit = found.without("C")
+    blups = {name: np.asarray(table.iloc[:, 1]) for name, table in fit.random_effects.items()}
+    assert found.random_effects["plate"][2, :, 0] == pytest.approx(blups["plate"], abs=1e-6)
+    assert np.isnan(found.random_effects["sample"][2, 2, 0])
+    predicted = fit.predict(data, "all", "population")
+    assert found.fittedvalues[2] == pytest.approx(predicted.to_numpy(), abs=1e-6)
+    teeth = flc.datasets.load("orthodont", "pandas")
+    structured = flc.lmm("distance ~ age + (1 | Subject)", teeth, residual="ar1(age | Subject)").fit()
+    deleted = structured.influence()
+    one = deleted.without("M01")
+    here = [i for i, label in enumerate(deleted.labels) if label != "M01"]
+    at = list(deleted.labels).index("M01")
+    assert deleted.random_effects[at, here, 0] == pytest.approx(np.asarray(one.random_effects.iloc[:, 1]), abs=1e-5)
+
+
+def test_what_the_rest_does_not_determine_has_no_prediction():
+    d = data(9, m=6)
+    d["X"] = np.column_stack([d["X"], d["groups"] == 2])
+    found = flc.LinearMixedModel(**d).fit().influence()
+    assert np.isnan(found.params[2, -1])
+    assert (np.isnan(found.fittedvalues[2]) == (d["groups"] == 2)).all()
+    with pytest.raises(LMMError, match="is no unit"):
+        found.without("nobody")

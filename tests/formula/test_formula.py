@@ -698,3 +698,17 @@ def test_null_and_nan_in_one_column_are_both_missing(library):
     found = model_data("y ~ x + (1 | g)", table)
     assert found.n_dropped == 2 and len(found.y) == n - 2
     np.testing.assert_array_equal(np.setdiff1d(np.arange(n), found.kept), [3, 10])
+
+
+@pytest.mark.parametrize(
+    ("random", "criterion"),
+    [
+        ("(1 | Worker) + (0 + I(Machine == 'B') | Worker)", 249.145294817),
+        ("(0 + Machine || Worker)", 217.651078576),
+        ("(0 + C(Machine) || Worker)", 217.651078576),
+    ],
+)
+def test_indicators_of_levels_as_random_effects(random, criterion):
+    """REML criteria of lme4 1.1-31 with dummy(Machine, "B"), one or each of its levels in a term of its own."""
+    result = flc.lmm(f"score ~ Machine + {random}", flc.datasets.load("machines")).fit()
+    assert result.criterion == pytest.approx(criterion, abs=1e-7)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from itertools import combinations_with_replacement
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -150,8 +152,11 @@ def test_intervals(rng):
     result = flc.LinearMixedModel(y, X, Z, groups, weights=w).fit()
     z = 1.6448536269514722
     found = table(result, 0.9)
-    for (_, _, kind), (estimate, se, lower, upper) in found.items():
-        if kind in ("sd", "var"):
+    diagonal = {("group", f"z{i}", "theta") for i in range(2)}
+    assert diagonal < set(found)
+    for key, (estimate, se, lower, upper) in found.items():
+        kind = key[-1]
+        if kind in ("sd", "var") or key in diagonal:
             assert np.log(upper / estimate) == pytest.approx(z * se / estimate, rel=1e-10)
             assert lower * upper == pytest.approx(estimate**2, rel=1e-10)
         elif kind == "cor":
@@ -341,3 +346,25 @@ def test_residual_parameters_at_their_limit_or_told_by_no_row_have_no_errors():
     some = frame[((frame.v < 2) & (frame.id < 30)) | ((frame.v == 2 + frame.id % 2) & (frame.id >= 30))]
     errors = flc.lmm("y ~ 1", some, residual="adh(v | id)").fit().variance_components().set_index("term").std_error
     assert errors.index[errors.isna()].tolist() == ["rho_1.2|id", "rho_2.3|id"]
+
+
+def test_nlme_and_the_log_cholesky_scale():
+    """nlme::intervals takes second differences of the likelihood for its covariance matrix: half a per cent."""
+    ours = ("sd_Intercept|Subject", "sd_age|Subject", "cor_Intercept.age|Subject", "sigma")
+    reference = Path(__file__).parents[1] / "reference"
+    theirs = json.loads((reference / "nlme_tools.json").read_text())
+    data = pd.read_csv(reference / "data" / "orthodont.csv").assign(weight=theirs["weight"])
+    table = flc.lmm(theirs["formula"], data).fit().variance_components(method="wald").set_index("term")
+    for i, name in enumerate(ours):
+        scale = np.arctanh if name.startswith("cor") else np.log
+        low, high = (scale(theirs["intervals"][end][i]) for end in ("lower", "upper"))
+        own_low, own_high = scale(table.loc[name, "conf_low"]), scale(table.loc[name, "conf_high"])
+        assert own_high - own_low == pytest.approx(high - low, rel=0.006)
+        assert 0.5 * (own_high + own_low) == pytest.approx(0.5 * (high + low), abs=1e-4)
+    half = 1.959963984540054 * table["std_error"]
+    for name in ("theta_Intercept|Subject", "theta_age|Subject"):
+        reach = np.exp(half[name] / table.loc[name, "estimate"])
+        assert table.loc[name, "conf_high"] == pytest.approx(table.loc[name, "estimate"] * reach)
+        assert table.loc[name, "conf_low"] == pytest.approx(table.loc[name, "estimate"] / reach)
+    across = table.loc["theta_Intercept.age|Subject"]
+    assert across["conf_high"] - across["estimate"] == pytest.approx(half["theta_Intercept.age|Subject"])

@@ -129,3 +129,13 @@ def test_refused(fit, crossed):
     with pytest.raises(flc.LMMError, match="the model has weights"):
         crossed.simulate(1, 1, data={"a": [1], "b": [2], "x": [0.0]})
     assert crossed.simulate(3, 1, data={"a": [1], "b": [2], "x": [0.0]}, weights=[2.0]).shape == (3, 1)
+
+
+def test_a_part_of_the_effects_as_lme4_has_it():
+    """predict(m, nd, re.form = ~ (1 | Subject)) and ~ (0 + Days | Subject) of lme4 1.1-31, to its optimum."""
+    result = flc.lmm("Reaction ~ Days + (Days | Subject)", flc.datasets.load("sleepstudy", "pandas")).fit()
+    new = {"Subject": ["308", "335"], "Days": [9.0, 9.0]}
+    intercepts = result.predict(new, random_effects=result.random_effects.assign(Days=0.0))
+    slopes = result.predict(new, random_effects=result.random_effects.assign(Intercept=0.0))
+    assert np.asarray(intercepts) == pytest.approx([347.8692440, 345.2769825], abs=2e-5)
+    assert np.asarray(slopes) == pytest.approx([428.4014256, 248.8412467], abs=2e-5)

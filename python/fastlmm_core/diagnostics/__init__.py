@@ -4,6 +4,7 @@ assumptions            residual tests, autocorrelation
 leverage               leverage of each row
 studentized            studentised residuals
 influence              deletion diagnostics
+deleted_effects        random effects and fitted values of deleted fits
 augment                the rows of the data with what the fit says of each
 pooling                shrinkage and design effects
 principal_components   directions of the random effects
@@ -12,4 +13,5 @@ conditional_aic        AIC of predictions for the same groups
 explained              R^2 of terms, and intervals
 context                whether a covariate acts alike within and between groups
 residuals              residuals by kind
+within_groups          least-squares residuals within groups
 """

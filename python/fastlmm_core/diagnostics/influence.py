@@ -21,7 +21,7 @@ from ..design.independence import cluster_labels
 from ..engines.one_factor.problem import one_factor
 from ..errors import LMMError
 from ..estimation.deletion.groups import delete
-from ..estimation.deletion.rows import refit_each
+from ..estimation.deletion.rows import refit_each, refit_without, rows_of_units
 from ..estimation.statements import residual_names
 from ..support.arguments import checked
 from ..support.display import Cells, Shown, text_of
@@ -197,6 +197,68 @@ class Influence(Shown):
         own = np.column_stack([self.covariance[:, rows, columns], own_rest])
         with np.errstate(divide="ignore", invalid="ignore"):
             return np.where(base != 0.0, own / base - 1.0, np.nan)
+
+    # ---- random effects and fitted values -------------------------------------------------------
+
+    def without(self, label: Any) -> Any:
+        """The fit without a unit, with all that a result can do: its random effects, tests, predictions.
+
+        Parameters
+        ----------
+        label : label
+            One of `labels`.
+
+        Returns
+        -------
+        LMMResult
+            Of the rows that are left.
+
+        Raises
+        ------
+        LMMError
+            For another label, or where nothing can be fitted without the unit.
+
+        Examples
+        --------
+        >>> import fastlmm_core as flc
+        >>> fit = flc.lmm("Reaction ~ Days + (Days | Subject)", flc.datasets.load("sleepstudy")).fit()
+        >>> fit.influence().without(335).params.round(2).to_dict()
+        {'Intercept': 250.07, 'Days': 11.29}
+        """
+        found = np.flatnonzero(self.labels == label)
+        if len(found) != 1:
+            what = "no unit" if not len(found) else "a label of several units"
+            raise LMMError(f"label={label!r} is {what}; the first of them is {self.labels.tolist()[0]!r}")
+        return refit_without(self.result, self._units()[int(found[0])])
+
+    def _units(self) -> list[NDArray[np.intp]]:
+        """Rows of each unit."""
+        if self._grouping is None:
+            return list(np.arange(self.result.nobs)[:, None])
+        return rows_of_units(self.result, self._grouping)
+
+    @cached_property
+    def _effects(self) -> tuple[Array, ...]:
+        from .deleted_effects import deleted_effects
+
+        return deleted_effects(self, self._units())
+
+    @property
+    def random_effects(self) -> Any:
+        """BLUPs of all groups by each fit (d, m, q), NaN for groups without rows; a dict by factor for several."""
+        found = self._effects
+        return found[0] if len(found) == 1 else dict(zip(self.result.n_groups, found, strict=True))
+
+    @cached_property
+    def fittedvalues(self) -> Array:
+        """Conditional means of all rows used by each fit (d, nobs).
+
+        Those of the rows that were left out are predictions: with the random effects of groups of which rows are left,
+        as in leave-one-out cross-validation, and without those of groups of which none are.
+        """
+        from .deleted_effects import deleted_fitted
+
+        return deleted_fitted(self, self._units(), self._effects)
 
     # ---- leverage ------------------------------------------------------------------------------
 

@@ -11,6 +11,7 @@ from ..estimation.fit import Fit
 from ..estimation.whitening import whitened
 from ..support.words import option
 from .studentized import studentized
+from .within_groups import within_groups
 
 __all__ = ["residuals"]
 
@@ -36,8 +37,8 @@ def residuals(fit: Fit, kind: str) -> Array:
         return np.asarray(values / fit.sigma)
     if kind == "studentized":
         return studentized(fit)
-    known = ("conditional", "marginal", "pearson", "whitened", "studentized")
+    if kind == "within-groups":
+        return within_groups(fit)
+    known = ("conditional", "marginal", "pearson", "whitened", "studentized", "within-groups")
     near = option("kind of residuals", kind, known)
-    raise LMMError(
-        f"kind={kind!r} is unknown: use 'conditional', 'marginal', 'pearson', 'whitened' or 'studentized'{near}"
-    )
+    raise LMMError(f"kind={kind!r} is unknown: use {', '.join(map(repr, known[:-1]))} or {known[-1]!r}{near}")

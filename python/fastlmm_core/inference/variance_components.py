@@ -52,10 +52,11 @@ class _Parameter(NamedTuple):
     kind: str
     estimate: float
     slope: Array | None
+    diagonal: bool = False
 
     @classmethod
     def of(cls, element: Element, scale: Scale, estimate: float, slope: Array | None) -> _Parameter:
-        return cls(element.term, element.name(scale), element.kind(scale), estimate, slope)
+        return cls(element.term, element.name(scale), element.kind(scale), estimate, slope, element.i == element.j)
 
 
 def _covariance(result: Fit) -> tuple[Array, Array, Array]:
@@ -257,7 +258,8 @@ def variance_components(result: Fit, level: float = 0.95, method: str = "profile
         error = low = high = float("nan")
         if one.slope is not None:
             error = float(np.sqrt(one.slope @ covariance @ one.slope))
-            low, high = _limits(one.kind, one.estimate, z * error)
+            # a factor's diagonal by its logarithm, as standard deviations: the log-Cholesky scale
+            low, high = _limits("sd" if one.diagonal and one.kind == "theta" else one.kind, one.estimate, z * error)
         low, high = profiled.get(one.term, (low, high))
         for name, value in zip(columns, (one.group, one.term, one.kind, one.estimate, error, low, high), strict=True):
             columns[name].append(value)

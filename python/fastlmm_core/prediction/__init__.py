@@ -9,5 +9,6 @@ structured      what observed rows tell of new ones, where residuals have a stru
 structured_rows   what callers give and get there
 effect_errors   errors of predicted random effects
 kept_effects    random effects of a fit or given ones, on any rows
+along           predictions along one variable for each group
 other_rows      a model on other rows than those it was made of
 """

@@ -120,7 +120,8 @@ LME4 = (
     ),
     Word("`anova(m1, m2)`", "`flc.compare(m1, m2)`", names=("lrtest",)),
     Word("`anova(m, lm(y ~ x, d))`", '`flc.compare(flc.lmm("y ~ x", d, residual="id(visit | id)").fit(), m)`'),
-    Word("`drop1(m)`", "`result.drop1()`", 'with `test="kenward-roger"` F tests'),
+    Word("`drop1(m)`", '`result.drop1()`, `result.drop1(test="kenward-roger")`'),
+    Word("`nlme::augPred(m, ~ x)`", '`result.predict_along("x")`', names=("augPred",)),
     Word(
         "`lmerTest::step(m)`, `buildmer::buildmer(f, d)`",
         "`result.step()`, of the random part alone `result.simplify()`",

@@ -22,17 +22,25 @@ if TYPE_CHECKING:
     from ...design.grouping import Grouping
     from ..fit import Fit
 
-__all__ = ["MOST", "refit_each", "refits", "rows_of_units"]
+__all__ = ["MOST", "refit_each", "refit_without", "refits", "rows_of_units"]
 
 Array = NDArray[np.float64]
 Index = NDArray[np.intp]
 T = TypeVar("T")
+F = TypeVar("F", bound="Fit")
 
 MOST = 3000
 """Refits without single observations that are still made."""
 
 
-def _refit(result: Fit, rows: Index) -> Fit:
+def refit_without(result: F, unit: Index) -> F:
+    """The fit of the rows outside a unit."""
+    keep = np.ones(result.nobs, dtype=bool)
+    keep[unit] = False
+    return _refit(result, np.flatnonzero(keep))
+
+
+def _refit(result: F, rows: Index) -> F:
     model = result.model.rows(rows)
     found = None
     if result.converged and not result.singular:
@@ -58,10 +66,8 @@ def refits(result: Fit, units: Sequence[Index], use: Callable[[int, Fit], T]) ->
     """
 
     def one(i: int) -> T | LMMError:
-        keep = np.ones(result.nobs, dtype=bool)
-        keep[units[i]] = False
         try:
-            return use(i, _refit(result, np.flatnonzero(keep)))
+            return use(i, refit_without(result, units[i]))
         except LMMError as error:
             return error
 

@@ -1,0 +1,59 @@
+"""Random effects and fitted values of the fits without each unit, at their estimates."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..estimation.fit import Fit
+from ..estimation.stated import stated_fit
+from ..estimation.statements import residual_phi
+
+if TYPE_CHECKING:
+    from .influence import Influence
+
+__all__ = ["deleted_effects", "deleted_fitted"]
+
+Array = NDArray[np.float64]
+Index = NDArray[np.intp]
+
+
+def deleted_effects(found: Influence, units: Sequence[Index]) -> tuple[Array, ...]:
+    """BLUPs given the rows outside each unit (d, m, q) per grouping factor; NaN for groups that have none there."""
+    model = found.result.model
+    out = tuple(np.full((len(units), f.grouping.m, f.stop - f.start), np.nan) for f in model.factors)
+    for i, unit in enumerate(units):
+        if np.isnan(found.sigma2[i]):
+            continue
+        keep = np.ones(model.nobs, dtype=bool)
+        keep[unit] = False
+        smaller = model.rows(np.flatnonzero(keep))
+        part, phi, variance = model.residual, None, float(found.sigma2[i])
+        if part is not None and found.residual is not None:
+            phi, variance = residual_phi(part, found.residual[i])
+        fit = stated_fit(Fit, smaller, found.params[i], found.relative_factor[i], variance, phi=phi)
+        for place, f, blups in zip(out, model.factors, fit.blups, strict=True):
+            place[i, np.unique(f.grouping.index[keep])] = blups
+    return out
+
+
+def deleted_fitted(found: Influence, units: Sequence[Index], effects: tuple[Array, ...]) -> Array:
+    """Conditional means of all rows by each fit (d, n); see `Influence.fittedvalues`."""
+    model = found.result.model
+    out = np.nan_to_num(found.params) @ model.exog.T
+    if model.offset is not None:
+        out += model.offset
+    for f, blups in zip(model.factors, effects, strict=True):
+        for row, own in zip(out, np.nan_to_num(blups), strict=True):
+            row += np.einsum("ij,ij->i", model.exog_re[:, f.columns], own[f.grouping.index])
+    lost = np.isnan(found.params)
+    lost[:, model.problem.dropped] = False
+    for i, unit in enumerate(units):
+        # what the rows that are left do not determine
+        if lost[i].any():
+            out[i, unit[(model.exog[np.ix_(unit, lost[i])] != 0.0).any(axis=1)]] = np.nan
+    out[np.isnan(found.sigma2)] = np.nan
+    return np.asarray(out)
