@@ -17,6 +17,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import fastlmm_core as flc
 from fastlmm_core.errors import LMMError
 from fastlmm_core.formula.specification import FormulaSpec, model_data
 from fastlmm_core.tables.columns import Column, Table

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ..estimation.deletion.groups import Deletions
 from ..estimation.fit import Fit
 from ..estimation.stated import stated_fit
 from ..estimation.statements import residual_phi
-
-if TYPE_CHECKING:
-    from .influence import Influence
 
 __all__ = ["deleted_effects", "deleted_fitted"]
 
@@ -21,9 +18,9 @@ Array = NDArray[np.float64]
 Index = NDArray[np.intp]
 
 
-def deleted_effects(found: Influence, units: Sequence[Index]) -> tuple[Array, ...]:
+def deleted_effects(result: Fit, found: Deletions, units: Sequence[Index]) -> tuple[Array, ...]:
     """BLUPs given the rows outside each unit (d, m, q) per grouping factor; NaN for groups that have none there."""
-    model = found.result.model
+    model = result.model
     out = tuple(np.full((len(units), f.grouping.m, f.stop - f.start), np.nan) for f in model.factors)
     for i, unit in enumerate(units):
         if np.isnan(found.sigma2[i]):
@@ -34,15 +31,15 @@ def deleted_effects(found: Influence, units: Sequence[Index]) -> tuple[Array, ..
         part, phi, variance = model.residual, None, float(found.sigma2[i])
         if part is not None and found.residual is not None:
             phi, variance = residual_phi(part, found.residual[i])
-        fit = stated_fit(Fit, smaller, found.params[i], found.relative_factor[i], variance, phi=phi)
+        fit = stated_fit(Fit, smaller, found.params[i], found.factor[i], variance, phi=phi)
         for place, f, blups in zip(out, model.factors, fit.blups, strict=True):
             place[i, np.unique(f.grouping.index[keep])] = blups
     return out
 
 
-def deleted_fitted(found: Influence, units: Sequence[Index], effects: tuple[Array, ...]) -> Array:
+def deleted_fitted(result: Fit, found: Deletions, units: Sequence[Index], effects: tuple[Array, ...]) -> Array:
     """Conditional means of all rows by each fit (d, n); see `Influence.fittedvalues`."""
-    model = found.result.model
+    model = result.model
     out = np.nan_to_num(found.params) @ model.exog.T
     if model.offset is not None:
         out += model.offset

@@ -20,7 +20,7 @@ from ..design.grouping import group_codes
 from ..design.independence import cluster_labels
 from ..engines.one_factor.problem import one_factor
 from ..errors import LMMError
-from ..estimation.deletion.groups import delete
+from ..estimation.deletion.groups import Deletions, delete
 from ..estimation.deletion.rows import refit_each, refit_without, rows_of_units
 from ..estimation.statements import residual_names
 from ..support.arguments import checked
@@ -83,7 +83,7 @@ class Influence(Shown):
     nobs: NDArray[np.int64]
     residual: Array | None
     notes: dict[Any, str]
-    _half: Array = field(repr=False)
+    _found: Deletions = field(repr=False)
     relative_factor: Array = field(repr=False)
     _grouping: Grouping | None = field(repr=False)
 
@@ -95,11 +95,11 @@ class Influence(Shown):
     @cached_property
     def bse(self) -> Array:
         """Standard errors of the fixed effects (d, p)."""
-        return np.asarray(np.sqrt(self.sigma2[:, None] * np.einsum("dij,dij->dj", self._half, self._half)))
+        return np.asarray(np.sqrt(self.sigma2[:, None] * np.einsum("dij,dij->dj", self._found.half, self._found.half)))
 
     def cov_params(self) -> Array:
         """Covariance matrices of the fixed effects (d, p, p)."""
-        return np.asarray(self.sigma2[:, None, None] * (self._half.transpose(0, 2, 1) @ self._half))
+        return np.asarray(self.sigma2[:, None, None] * (self._found.half.transpose(0, 2, 1) @ self._found.half))
 
     @cached_property
     def covariance(self) -> Array:
@@ -241,7 +241,7 @@ class Influence(Shown):
     def _effects(self) -> tuple[Array, ...]:
         from .deleted_effects import deleted_effects
 
-        return deleted_effects(self, self._units())
+        return deleted_effects(self.result, self._found, self._units())
 
     @property
     def random_effects(self) -> Any:
@@ -258,7 +258,7 @@ class Influence(Shown):
         """
         from .deleted_effects import deleted_fitted
 
-        return deleted_fitted(self, self._units(), self._effects)
+        return deleted_fitted(self.result, self._found, self._units(), self._effects)
 
     # ---- leverage ------------------------------------------------------------------------------
 
@@ -437,7 +437,7 @@ def influence(result: Fit, by: str | ArrayLike = "group") -> Influence:
         nobs=found.n,
         residual=found.residual,
         notes={keys[i]: note for i, note in sorted(found.notes.items())},
-        _half=found.half,
+        _found=found,
         relative_factor=found.factor,
         _grouping=grouping,
     )
