@@ -1,3 +1,4 @@
+cdef void* place(object array) except NULL
 cdef void jacobi(Py_ssize_t n, double* A, double* Q, double* w) noexcept nogil
 cdef double triangle(Py_ssize_t k, const double* gram, Py_ssize_t row, Py_ssize_t column, double* L,
                      double* T) noexcept nogil
@@ -18,3 +19,5 @@ cdef double map_columns(Py_ssize_t k, const double* shift_scale, Py_ssize_t cons
                         const double* beta, double* b) noexcept nogil
 cdef double regress_within(Py_ssize_t k, const double* packed, double exact, double* L, double* slope) noexcept nogil
 cdef bint drop_exact(double* packed, Py_ssize_t k, double last, double exact) noexcept nogil
+cdef void raise_floor(Py_ssize_t q, const double* matrix, double floor, double scale, double shift, double* work,
+                      double* L) noexcept nogil

@@ -15,3 +15,4 @@ cdef class Objective:
     cdef double* hess_      # (n_par, n_par), both triangles
     cdef int evaluate_(self, const double* x, int order) noexcept nogil  # free of cost at the point of the last call
 cdef object vector(const double* values, Py_ssize_t n, Py_ssize_t step=*)
+cdef object square(const double* values, Py_ssize_t n, Py_ssize_t step=*)

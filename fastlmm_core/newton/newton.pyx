@@ -20,7 +20,7 @@ from cpython.exc cimport PyErr_CheckSignals, PyErr_Occurred
 
 import numpy as np
 
-from fastlmm_core.kernels._matrices cimport jacobi
+from fastlmm_core.kernels._matrices cimport jacobi, place
 from fastlmm_core.small.arena cimport Arena, furnish, take
 
 cdef Py_ssize_t SWEEPS_UP_TO = 16
@@ -99,14 +99,24 @@ cdef class Objective:
         return (
             self.value_,
             vector(self.grad_, n) if order >= 1 else None,
-            vector(self.hess_, n * n).reshape(n, n) if order >= 2 else None,
+            square(self.hess_, n) if order >= 2 else None,
         )
+
+
+cdef object square(const double* values, Py_ssize_t n, Py_ssize_t step=1):
+    """A new (n, n) array of the values, `step` apart."""
+    out_array = np.empty((n, n))
+    cdef double* out = <double*> place(out_array)
+    cdef Py_ssize_t i
+    for i in range(n * n):
+        out[i] = values[i * step]
+    return out_array
 
 
 cdef object vector(const double* values, Py_ssize_t n, Py_ssize_t step=1):
     """A new array of n of the values, `step` apart."""
     out_array = np.empty(n)
-    cdef double[::1] out = out_array
+    cdef double* out = <double*> place(out_array)
     cdef Py_ssize_t i
     for i in range(n):
         out[i] = values[i * step]
@@ -421,6 +431,7 @@ cdef struct Search:
 
 cdef void lay_search(Search* s, bint approximate, Arena* arena) noexcept nogil:
     cdef Py_ssize_t n = s.n
+    s.x = take(arena, n)
     s.work = take(arena, n * n)
     s.Q = take(arena, n * n)
     s.w = take(arena, n)
@@ -523,6 +534,11 @@ cdef bint shrink(Search* s) noexcept nogil:
     return s.stuck or s.radius <= 1e-14 * (1.0 + largest)
 
 
+cdef inline void note_point(const Search* s, double* trace) noexcept nogil:
+    """Value, decrement and radius at an accepted point."""
+    trace[0], trace[1], trace[2] = s.value, s.decrement, s.radius
+
+
 def minimize_newton(Objective f, const double[::1] start, double tolerance=1e-8, Py_ssize_t max_iterations=200,
                     double radius=1.0):
     """Minimise `f` from `start`.
@@ -549,25 +565,26 @@ def minimize_newton(Objective f, const double[::1] start, double tolerance=1e-8,
     finished : bool
         False where the limit on iterations ended the search.
     """
-    cdef Py_ssize_t n = f.n_par, iteration, n_evaluations = 1, accepted = 0
+    cdef Py_ssize_t n = f.n_par, iteration, n_evaluations = 1, accepted = 0, i
     cdef double smallest = INFINITY, largest = 0.0
     cdef bint finished = False, defined
     cdef Search s
     cdef Arena arena = Arena(NULL, 0)
     cdef time_t asked = time(NULL)
-    x_array = np.array(start, dtype=float)
-    trace_array = np.empty((max(max_iterations, 0) + 1, 3))
-    cdef double[::1] x = x_array
-    cdef double[:, ::1] trace = trace_array
+    cdef double* trace
+    if start.shape[0] != n:
+        raise ValueError(f"the start has {start.shape[0]} elements, the function has {n}")
     s.n = n
-    s.x = &x[0]
     s.radius = radius
     s.stuck = False
     lay_search(&s, f.approximate, &arena)
+    take(&arena, 3 * (max(max_iterations, 0) + 1))
     cdef double* memory = furnish(&arena)
     if memory == NULL:
         raise MemoryError()
     lay_search(&s, f.approximate, &arena)
+    trace = take(&arena, 3 * (max(max_iterations, 0) + 1))
+    memcpy(s.x, &start[0] if n > 0 else NULL, n * sizeof(double))
     # other threads run while this one minimises; about once a second it asks whether the user has lost patience
     try:
         with nogil:
@@ -577,7 +594,7 @@ def minimize_newton(Objective f, const double[::1] start, double tolerance=1e-8,
                 s.value = f.value_
                 remember(f, &s)
                 s.decrement = spectrum(f, s.correction, s.work, s.Q, s.w, s.c)
-                trace[0, 0], trace[0, 1], trace[0, 2] = s.value, s.decrement, s.radius
+                note_point(&s, trace)
                 accepted = 1
             for iteration in range(max_iterations if defined else 0):
                 extremes(n, s.w, &smallest, &largest)
@@ -591,7 +608,7 @@ def minimize_newton(Objective f, const double[::1] start, double tolerance=1e-8,
                 n_evaluations += 1
                 if propose(f, &s):
                     move(f, &s)
-                    trace[accepted, 0], trace[accepted, 1], trace[accepted, 2] = s.value, s.decrement, s.radius
+                    note_point(&s, trace + 3 * accepted)
                     accepted += 1
                     widen(&s)
                 elif s.status == RAISED:
@@ -603,14 +620,14 @@ def minimize_newton(Objective f, const double[::1] start, double tolerance=1e-8,
                 s.status = f.evaluate_(s.x, 2)
                 s.decrement = spectrum(f, NULL, s.work, s.Q, s.w, s.c)
             extremes(n if defined else 0, s.w, &smallest, &largest)
+        if s.status == RAISED:
+            reraise()
+        if not defined:
+            raise FloatingPointError("the criterion is not finite at the start")
+        return (
+            vector(s.x, n), vector(f.grad_, n), square(f.hess_, n), s.value, s.decrement,
+            smallest / largest if largest > 0.0 else 0.0, n_evaluations,
+            [(trace[3 * i], trace[3 * i + 1], trace[3 * i + 2]) for i in range(accepted)], finished,
+        )
     finally:
         free(memory)
-    if s.status == RAISED:
-        reraise()
-    if not defined:
-        raise FloatingPointError("the criterion is not finite at the start")
-    return (
-        x_array, vector(f.grad_, n), vector(f.hess_, n * n).reshape(n, n), s.value, s.decrement,
-        smallest / largest if largest > 0.0 else 0.0, n_evaluations,
-        list(map(tuple, trace_array[:accepted].tolist())), finished,
-    )

@@ -1,12 +1,15 @@
 # cython: language_level=3
 """Whether a criterion may have several minima: values at many points, and designs for which theory knows."""
 from libc.math cimport fabs, INFINITY, isfinite
+from libc.stdlib cimport calloc
+from libc.stdlib cimport free as free_memory
 from libc.time cimport time, time_t
 
 from cpython.exc cimport PyErr_CheckSignals
 
 import numpy as np
 
+from fastlmm_core.kernels._matrices cimport place
 from fastlmm_core.kernels._newton cimport Objective, RAISED, reraise
 
 
@@ -143,38 +146,97 @@ cdef double SAME = 1e-10
 """Share of its size by which what theory takes to be equal may differ by rounding."""
 
 
-cdef bint alike(const double[:, :, ::1] packed, const unsigned char[:, ::1] inside, Py_ssize_t q) noexcept nogil:
+# Factored groups, and what is asked of them.
+cdef struct Groups:
+    const double* packed        # (blocks, stride, lanes)
+    Py_ssize_t blocks, stride, lanes, q, k
+    const unsigned char* inside  # (q, q) free elements of G^
+
+
+cdef bint alike(const Groups* g) noexcept nogil:
     """Whether all groups that are there have the same Z_i'Z_i of full rank, and it is block diagonal like G^."""
-    cdef Py_ssize_t n_a = q * (q + 1) // 2, block, lane, a, b, j, r, first_block = -1, first_lane = 0
+    cdef Py_ssize_t q = g.q, n_a = q * (q + 1) // 2, block, lane, a, b, j, r
     cdef double size = 0.0
     cdef bint some
-    for block in range(packed.shape[0]):
-        for lane in range(packed.shape[2]):
+    cdef const double* one
+    cdef const double* first = NULL
+    for block in range(g.blocks):
+        for lane in range(g.lanes):
+            one = g.packed + block * g.stride * g.lanes + lane
             some = False
             for j in range(n_a):
-                some = some or packed[block, j, lane] != 0.0
+                some = some or one[j * g.lanes] != 0.0
             if not some:
                 continue
-            if first_block >= 0:
+            if first != NULL:
                 for j in range(n_a):
-                    if not fabs(packed[block, j, lane] - packed[first_block, j, first_lane]) <= SAME * size:
+                    if not fabs(one[j * g.lanes] - first[j * g.lanes]) <= SAME * size:
                         return False
                 continue
-            first_block, first_lane = block, lane
+            first = one
             for j in range(n_a):
-                size = max(size, fabs(packed[block, j, lane]))
+                size = max(size, fabs(one[j * g.lanes]))
             r = 0
             for a in range(q):
-                if not packed[block, r, lane] > SAME * size:
+                if not one[r * g.lanes] > SAME * size:
                     return False
                 for b in range(a, q):
-                    if not inside[a, b] and fabs(packed[block, r, lane]) > SAME * size:
+                    if not g.inside[a * q + b] and fabs(one[r * g.lanes]) > SAME * size:
                         return False
                     r += 1
-    return first_block >= 0
+    return first != NULL
 
 
-def balanced(const double[:, :, ::1] packed, const double[::1] within, Py_ssize_t q, Py_ssize_t k, free):
+cdef bint projects(Py_ssize_t p, const double* within, double* P) noexcept nogil:
+    """Whether P (p, p) = I - within is a projection: c_i = Q_i'X_i, Q_i an orthonormal basis of Z_i, B stacks them, P = B'B."""
+    cdef Py_ssize_t i, j, r
+    cdef double t
+    for i in range(p):
+        for j in range(p):
+            r = i * (i + 1) // 2 + j if i >= j else j * (j + 1) // 2 + i
+            P[i * p + j] = (1.0 if i == j else 0.0) - within[r]
+    for i in range(p):
+        for j in range(p):
+            t = 0.0
+            for r in range(p):
+                t += P[i * p + r] * P[r * p + j]
+            if not fabs(t - P[i * p + j]) <= SAME:
+                return False
+    return True
+
+
+cdef bint invariant(const Groups* g, double* M) noexcept nogil:
+    """Whether the part of B in which row a is row b, and all others are 0, lies in the span of B; M: zeros (q, q, p, p)."""
+    cdef Py_ssize_t q = g.q, k = g.k, p = k - 1, n_a = q * (q + 1) // 2, block, lane, a, b, i, j
+    cdef double norm, total, t
+    cdef const double* c
+    cdef double* own
+    for block in range(g.blocks):
+        for lane in range(g.lanes):
+            c = g.packed + (block * g.stride + n_a) * g.lanes + lane
+            for a in range(q):
+                for b in range(q):
+                    own = M + (a * q + b) * p * p
+                    if g.inside[a * q + b]:
+                        for i in range(p):
+                            t = c[(a * k + i) * g.lanes]
+                            for j in range(p):
+                                own[i * p + j] += t * c[(b * k + j) * g.lanes]
+    for b in range(q):
+        total = 0.0
+        for i in range(p):
+            total += M[(b * q + b) * p * p + i * (p + 1)]
+        for a in range(q):
+            if g.inside[a * q + b]:
+                norm = 0.0
+                for i in range(p * p):
+                    norm += M[(a * q + b) * p * p + i] * M[(a * q + b) * p * p + i]
+                if not fabs(norm - total) <= SAME:
+                    return False
+    return True
+
+
+def balanced(packed, within, Py_ssize_t q, Py_ssize_t k, free):
     """Whether the criterion of one grouping factor is known to have one minimum only.
 
     All groups have the same A = Z_i'Z_i, block diagonal like G^, and G^ does not change the least-squares estimates:
@@ -190,57 +252,24 @@ def balanced(const double[:, :, ::1] packed, const double[::1] within, Py_ssize_
     free : (q, q) bool array
         Free elements of G^.
     """
-    cdef Py_ssize_t n_a = q * (q + 1) // 2, n_blocks = packed.shape[0], lanes = packed.shape[2], p = k - 1
-    cdef Py_ssize_t block, lane, a, b, i, j, r
-    cdef double t, norm, total
-    cdef const unsigned char[:, ::1] inside = np.ascontiguousarray(free).view(np.uint8)
-    cdef double[:, :, :, ::1] M
-    cdef double[:, ::1] P
+    cdef Groups g
+    cdef Py_ssize_t p = k - 1
+    cdef const double* left = <const double*> place(within)
+    cdef double* work
     cdef bint same
+    g.blocks, g.stride, g.lanes = packed.shape
+    g.packed, g.inside, g.q, g.k = <const double*> place(packed), <const unsigned char*> place(free), q, k
     with nogil:
-        same = alike(packed, inside, q)
+        same = alike(&g)
     if not same:
         return False
-    # c_i = (Q_i'X_i), Q_i an orthonormal basis of Z_i: B stacks them, P = B'B must be a projection
-    M_array = np.zeros((q, q, p, p))
-    P_array = np.zeros((p, p))
-    M = M_array
-    P = P_array
-    for i in range(p):
-        for j in range(p):
-            r = i * (i + 1) // 2 + j if i >= j else j * (j + 1) // 2 + i
-            P[i, j] = (1.0 if i == j else 0.0) - within[r]
-    for i in range(p):
-        for j in range(p):
-            t = 0.0
-            for r in range(p):
-                t += P[i, r] * P[r, j]
-            if not fabs(t - P[i, j]) <= SAME:
-                return False
+    work = <double*> calloc(p * p * (q * q + 1) + 1, sizeof(double))
+    if work == NULL:
+        raise MemoryError()
     with nogil:
-        for block in range(n_blocks):
-            for lane in range(lanes):
-                for a in range(q):
-                    for b in range(q):
-                        if inside[a, b]:
-                            for i in range(p):
-                                t = packed[block, n_a + a * k + i, lane]
-                                for j in range(p):
-                                    M[a, b, i, j] += t * packed[block, n_a + b * k + j, lane]
-    # the part of B in which row a is row b, and all others are 0, lies in the span of B
-    for b in range(q):
-        total = 0.0
-        for i in range(p):
-            total += M[b, b, i, i]
-        for a in range(q):
-            if inside[a, b]:
-                norm = 0.0
-                for i in range(p):
-                    for j in range(p):
-                        norm += M[a, b, i, j] * M[a, b, i, j]
-                if not fabs(norm - total) <= SAME:
-                    return False
-    return True
+        same = projects(p, left, work) and invariant(&g, work + p * p)
+    free_memory(work)
+    return same
 
 
 def vary_freely(const double[:, :, ::1] packed, const double[:, ::1] raw, Py_ssize_t q, Py_ssize_t wanted,

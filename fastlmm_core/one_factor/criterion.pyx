@@ -16,7 +16,8 @@ import numpy as np
 from fastlmm_core.kernels._matrices import MANY
 from fastlmm_core.kernels._whiten import solve_groups
 
-from fastlmm_core.kernels._newton cimport Objective, vector
+from fastlmm_core.kernels._matrices cimport place, raise_floor
+from fastlmm_core.kernels._newton cimport Objective, square, vector
 from fastlmm_core.lanes.kernels cimport (
     LaneKernels, PackedGroups, Profile, RawGroups, Shape, Sums, lane_kernels_name, lay_profile, make_shape)
 from fastlmm_core.small.arena cimport Arena, furnish, take
@@ -215,8 +216,7 @@ cdef class ClusterCriterion(Objective):
     cdef bint last_reml
     cdef public Py_ssize_t n_evaluations
 
-    def __cinit__(self, const double[:, :, ::1] packed, const double[::1] within, Py_ssize_t n_rows,
-                  Py_ssize_t q, Py_ssize_t k, rows, columns, bint uniform):
+    def __cinit__(self, packed, within, Py_ssize_t n_rows, Py_ssize_t q, Py_ssize_t k, rows, columns, bint uniform):
         cdef Py_ssize_t i, n_par = len(rows)
         cdef Arena arena = Arena(NULL, 0)
         self.shape = make_shape(q, k)
@@ -225,8 +225,8 @@ cdef class ClusterCriterion(Objective):
         self.n_rows = n_rows
         self.n_par = n_par
         self.reml = True
-        self.owner_packed = packed.base
-        self.groups = PackedGroups(self.shape, packed.shape[0], uniform, &packed[0, 0, 0])
+        self.owner_packed = packed
+        self.groups = PackedGroups(self.shape, len(packed), uniform, <const double*> place(packed))
         self.last_order = -1
         self.row = <Py_ssize_t*> calloc(2 * n_par, sizeof(Py_ssize_t))
         self.lay(&arena)
@@ -240,8 +240,7 @@ cdef class ClusterCriterion(Objective):
             self.col[i] = columns[i]
         self.f.chain.row = self.row
         self.f.chain.col = self.col
-        for i in range(k * (k + 1) // 2):
-            self.within[i] = within[i]
+        memcpy(self.within, place(within), k * (k + 1) // 2 * sizeof(double))
 
     cdef void lay(self, Arena* arena) noexcept:
         """Take the work space."""
@@ -358,18 +357,67 @@ cdef class ClusterCriterion(Objective):
         cdef Py_ssize_t i, j
         chol_array = np.zeros((p, p))
         beta_array = np.empty(p)
-        cdef double[:, ::1] chol = chol_array
-        cdef double[::1] beta = beta_array
+        cdef double* chol = <double*> place(chol_array)
+        cdef double* beta = <double*> place(beta_array)
         for i in range(p):
             beta[i] = -self.f.gls.b[i * kernels.lanes]
             for j in range(i + 1):
-                chol[i, j] = self.f.gls.chol[(i * k + j) * kernels.lanes]
-        return beta_array, self.f.gls.r2[0], chol_array, vector(self.f.g, q * q, kernels.lanes).reshape(q, q)
+                chol[i * p + j] = self.f.gls.chol[(i * k + j) * kernels.lanes]
+        return beta_array, self.f.gls.r2[0], chol_array, square(self.f.g, q, kernels.lanes)
+
+    def moment_start(self, double n, double n_groups, double sigma2, double floor):
+        """Free elements of L from the second moments of Z_i'(y_i - X_i beta), as if all groups had the same Z_i'Z_i.
+
+        At L = 0 the gradient in G^ holds sum_i Z_i'r_i r_i'Z_i.  With a = n / m rows to a group it is expected to be
+        m (a^2 G^ + a I) sigma^2.
+
+        Parameters
+        ----------
+        n, n_groups : float
+        sigma2 : float
+            Residual variance; not positive: take half of the variation.
+        floor : float
+            Least eigenvalue of G^.
+
+        Returns
+        -------
+        (n_par,) array or None
+            None where the criterion is not finite at L = 0.
+        """
+        cdef Py_ssize_t q = self.q, i
+        cdef double a = n / n_groups, share
+        cdef bint reml = self.reml
+        cdef int status
+        cdef Arena arena = Arena(NULL, 0)
+        take(&arena, self.n_par + 4 * q * q + q)
+        cdef double* memory = furnish(&arena)
+        if memory == NULL:
+            raise MemoryError()
+        cdef double* slope = arena.base + self.n_par
+        cdef double* factor = slope + q * q
+        # arena.base: theta = 0
+        self.reml = False
+        with nogil:
+            status = self.evaluate_(arena.base, 1)
+        self.reml = reml
+        try:
+            if status != 0:
+                return None
+            if not sigma2 > 0.0:
+                sigma2 = 0.5 * self.f.gls.r2[0] / n
+            gather(self.f.g, q * q, slope)
+            share = self.f.gls.r2[0] / (n * n_groups * sigma2 * (a * a))
+            raise_floor(q, slope, floor, -share, n * share - 1.0 / a, factor + q * q, factor)
+            for i in range(self.n_par):
+                arena.base[i] = factor[self.row[i] * q + self.col[i]]
+            return vector(arena.base, self.n_par)
+        finally:
+            free(memory)
 
     def curvature(self):
         """Second derivatives of the criterion in vech(G^) (lower triangle by rows) at the last point of order 2."""
         cdef Py_ssize_t n_a = self.shape.n_a
-        return vector(self.f.curve, n_a * n_a, kernels.lanes).reshape(n_a, n_a)
+        return square(self.f.curve, n_a, kernels.lanes)
 
     def _require(self, int order):
         if self.last_order < order:
@@ -389,7 +437,7 @@ cdef class ClusterCriterion(Objective):
         array like v
         """
         self._require(0)
-        return solve_rows(v, rows, vector(self.factor, self.q * self.q).reshape(self.q, self.q))
+        return solve_rows(v, rows, square(self.factor, self.q))
 
     def precision(self):
         """sum N_i (q, q), N_i = Z_i'V_i^-1 Z_i, at the last point of order 1 or more."""

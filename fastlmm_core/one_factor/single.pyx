@@ -5,7 +5,7 @@ What engines/one_factor/conditioning.py does step by step, with the very numbers
 rows, the pass over all of them, orthonormal columns, factored groups, the way back to the caller's units.  With a few
 hundred rows the steps cost more than their arithmetic.
 """
-from cpython.buffer cimport PyBUF_SIMPLE, PyBUF_STRIDES, PyBuffer_Release, PyObject_GetBuffer
+from cpython.buffer cimport PyBUF_STRIDES, PyBuffer_Release, PyObject_GetBuffer
 from libc.math cimport sqrt
 from libc.stdint cimport int32_t
 from libc.stdlib cimport free
@@ -15,7 +15,7 @@ import numpy as np
 
 from fastlmm_core.kernels._criterion cimport kernels
 from fastlmm_core.kernels._matrices cimport (
-    Regression, drop_exact, map_columns, regress, regress_within, triangle, within_products)
+    Regression, drop_exact, map_columns, place, regress, regress_within, triangle, within_products)
 from fastlmm_core.kernels._rows cimport Columns, Pass, Totals, add_pass, complete, find_scales, probe_column
 from fastlmm_core.lanes.kernels cimport RawGroups, Shape, make_shape
 from fastlmm_core.small.arena cimport Arena, furnish, take
@@ -50,14 +50,6 @@ cdef struct Into:
     double* x_map               # (p, p)
     double* base                # (p,)
     double* z_map               # (q, q)
-
-
-cdef double* place(object array) except NULL:
-    """Where the numbers of a new array are."""
-    cdef Py_buffer view
-    PyObject_GetBuffer(array, &view, PyBUF_SIMPLE)
-    PyBuffer_Release(&view)
-    return <double*> view.buf
 
 
 cdef int hold(rows, Held* held, Pass* d) except -1:
@@ -120,7 +112,11 @@ cdef bint sum_up(Desk* desk, Py_ssize_t head, Into* into) noexcept nogil:
     cdef int flags
     cdef Py_ssize_t p = d.p, q = d.q
     d.x_constant = find_scales(&x, x.n, True, True, into.x_scale, desk.uneven)
-    d.z_constant = find_scales(&z, z.n, True, True, into.z_scale, desk.uneven)
+    if d.Z == d.X and q == p and d.z_row == d.x_row and d.z_column == d.x_column:
+        memcpy(into.z_scale, into.x_scale, 2 * p * sizeof(double))
+        d.z_constant = d.x_constant
+    else:
+        d.z_constant = find_scales(&z, z.n, True, True, into.z_scale, desk.uneven)
     if d.x_constant >= 0:
         probe_column(d.y, x.n, d.y_row, x.n, desk.beta0 + d.x_constant, &deviation, &equal)
     d.x_shift, d.x_scale, d.z_shift, d.z_scale = into.x_scale, into.x_scale + p, into.z_scale, into.z_scale + q
@@ -161,7 +157,7 @@ cdef object present_lines(Desk* desk):
         m += t.raw[(g + 1) * t.line - 1] != 0.0
     desk.m = m
     raw = empty((m, t.line))
-    target = place(raw)
+    target = <double*> place(raw)
     if m == t.n_groups:
         memcpy(target, t.raw, m * t.line * sizeof(double))
         return raw, None
@@ -228,18 +224,18 @@ def condition_once(rows, limits):
         lay(&desk, n_slots, &arena)
         x_scale, z_scale, to_z, to_x, xy = empty((2, p)), empty((2, q)), empty((q, q)), empty((p, p)), empty((k, k))
         beta, base, x_map, z_map = empty(p), empty(p), empty((p, p)), empty((q, q))
-        into.x_scale, into.z_scale, into.to_z = place(x_scale), place(z_scale), place(to_z)
-        into.base, into.x_map, into.z_map = place(base), place(x_map), place(z_map)
-        desk.fit.T, desk.fit.xy, desk.fit.beta = place(to_x), place(xy), place(beta)
+        into.x_scale, into.z_scale, into.to_z = <double*> place(x_scale), <double*> place(z_scale), <double*> place(to_z)
+        into.base, into.x_map, into.z_map = <double*> place(base), <double*> place(x_map), <double*> place(z_map)
+        desk.fit.T, desk.fit.xy, desk.fit.beta = <double*> place(to_x), <double*> place(xy), <double*> place(beta)
         with nogil:
             good = sum_up(&desk, head, &into) and turn_columns(&desk, well, explained, into.to_z)
         if not good:
             return None
         raw, present = present_lines(&desk)
         within = empty(desk.totals.n_s)
-        into.within = place(within)
+        into.within = <double*> place(within)
         packed = empty(((desk.m + kernels.lanes - 1) // kernels.lanes, desk.totals.line, kernels.lanes))
-        log_det = finish(&desk, place(raw), place(packed), &into)
+        log_det = finish(&desk, <double*> place(raw), <double*> place(packed), &into)
         if regress_within(k, into.within, nothing, desk.L, desk.L + k * k) < between * desk.d.n:
             return None
         exact = drop_exact(into.within, k, <double> desk.d.n, nothing)

@@ -3,6 +3,7 @@
 
 What may have as many columns as X has goes to kernels/dense.py from MANY columns on.
 """
+from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
 from libc.math cimport fabs, log, sqrt, INFINITY
 from libc.stdlib cimport free, malloc
 from libc.string cimport memset
@@ -20,6 +21,14 @@ cdef object by_blas():
     from fastlmm_core.kernels import dense
 
     return dense
+
+
+cdef void* place(object array) except NULL:
+    """Where the numbers of a contiguous array are: a typed view takes longer than the algebra of a few of them."""
+    cdef Py_buffer view
+    PyObject_GetBuffer(array, &view, PyBUF_SIMPLE)
+    PyBuffer_Release(&view)
+    return view.buf
 
 
 cdef void jacobi(Py_ssize_t n, double* A, double* Q, double* w) noexcept nogil:
@@ -600,22 +609,32 @@ def floored_factor(const double[:, :] matrix, double floor, double scale=1.0, do
     """
     cdef Py_ssize_t q = matrix.shape[0], i, j
     out_array = np.empty((q, q))
-    cdef double[:, ::1] L = out_array
-    cdef double* A = doubles(2 * q * q + q)
-    cdef double* vectors = A + q * q
-    cdef double* values = vectors + q * q
-    cdef double root
+    cdef double* A = doubles(3 * q * q + q)
+    cdef double* given = A + 2 * q * q + q
     for i in range(q):
         for j in range(q):
-            A[i * q + j] = scale * matrix[i, j] + (shift if i == j else 0.0)
-    jacobi(q, A, vectors, values)
+            given[i * q + j] = matrix[i, j]
+    raise_floor(q, given, floor, scale, shift, A, <double*> place(out_array))
+    free(A)
+    return out_array
+
+
+cdef void raise_floor(Py_ssize_t q, const double* matrix, double floor, double scale, double shift, double* work,
+                      double* L) noexcept nogil:
+    """`floored_factor`; work: 2 q^2 + q doubles."""
+    cdef double* vectors = work + q * q
+    cdef double* values = vectors + q * q
+    cdef double root
+    cdef Py_ssize_t i, j
+    for i in range(q):
+        for j in range(q):
+            work[i * q + j] = scale * matrix[i * q + j] + (shift if i == j else 0.0)
+    jacobi(q, work, vectors, values)
     for j in range(q):
         root = sqrt(values[j] if values[j] > floor else floor)
         for i in range(q):
             vectors[i * q + j] *= root
-    lower(q, q, vectors, &L[0, 0])
-    free(A)
-    return out_array
+    lower(q, q, vectors, L)
 
 
 def whitened_slopes(const double[:, ::1] chol, const double[::1] beta, double r2, const double[:, :, ::1] cross):

@@ -129,9 +129,7 @@ class LinearMixedModel(Model):
                 return
             if any(part is not None for part in (X, Z, groups, terms, weights, offset)):
                 raise LMMError("design holds X, Z, groups, terms, weights and offset: give either it or them")
-            plain = y is None or (type(y) is np.ndarray and y.shape == (len(design.exog),))
-            super().__init__(design, _response(y if plain else design.caller_rows.values(y, "y")))
-            self._seals = seals_of(None, self._y)
+            self._take(y, design)
             return
         response = _response(y)
         n = _count(X, Z, groups, terms) if response is None else len(response)
@@ -158,6 +156,12 @@ class LinearMixedModel(Model):
         )
         super().__init__(made, response)
         self._seals = seals_of(made, response)
+
+    def _take(self, y: ArrayLike | None, design: Design) -> None:
+        """Be the model of a response on a design."""
+        plain = y is None or (type(y) is np.ndarray and y.shape == (len(design.exog),))
+        super().__init__(design, _response(y if plain else design.caller_rows.values(y, "y")))
+        self._seals = seals_of(None, self._y)
 
     @classmethod
     def of(cls, design: Design, y: ArrayLike | None, given: bool = False) -> Self:
@@ -197,6 +201,12 @@ class LinearMixedModel(Model):
             For an unknown method, a start of the wrong length, or a likelihood that has its supremum where the residual
             variance is zero.
         """
+        return self._fit(reml, method, start, options)
+
+    def _fit(
+        self, reml: bool, method: str | Callable[..., Any], start: ArrayLike | None, options: dict[str, Any] | None
+    ) -> LMMResult:
+        """`fit`, its arguments being checked."""
         from .result import LMMResult
 
         found = estimate(LMMResult, self, reml, method, start, options)
@@ -336,7 +346,9 @@ class LinearMixedModel(Model):
         LMMError
             As for a model made from `y`.
         """
-        return type(self)(y, design=self.design).fit(reml, method, start, options)
+        model = type(self).__new__(type(self))
+        model._take(y, self.design)
+        return model._fit(reml, method, start, options)
 
     def update(self, formula: str = ". ~ .", data: Any = None, **options: Any) -> LinearMixedModel:
         """The model of a changed formula, or of other data, all else as it was.

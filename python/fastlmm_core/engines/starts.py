@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from ..kernels import floored_factor
+from ..kernels import ClusterCriterion, floored_factor
 
 if TYPE_CHECKING:
     from ..covariance.parameters import CovarianceStructure
@@ -49,14 +49,19 @@ def moment_start(criterion: Engine, structure: CovarianceStructure, n: int, m: i
         leave, so that half of the variation is taken for residual.
     """
     q = structure.q
+    per_group = n / m
+    sigma2 = within / max(n - m * q, 1)
+    if structure.one_full and isinstance(criterion, ClusterCriterion):
+        found = criterion.moment_start(n, m, sigma2, 0.1 / per_group)
+        return structure.theta(np.eye(q)) if found is None else found
     reml, criterion.reml = criterion.reml, False
     value, _, _ = criterion.evaluate(np.zeros(structure.n_parameters), 1)
     _, r2, _, gradient = criterion.solution()
     criterion.reml = reml
     if value == np.inf:
         return structure.theta(np.eye(q))
-    sigma2 = within / max(n - m * q, 1) if within > 0.0 else 0.5 * r2 / n
-    per_group = n / m
+    if not sigma2 > 0.0:
+        sigma2 = 0.5 * r2 / n
     # sum of squares (n I - gradient) r^2 / n; expectation m (per_group^2 G + per_group I) sigma^2
     share = r2 / (n * m * sigma2 * per_group**2)
     shift = n * share - 1.0 / per_group

@@ -106,7 +106,6 @@ class Model:
         self._y = y
         self._seals: Seals | None = None
         self._made: dict[Hashable, Any] = {}
-        self._local = threading.local()
 
     @classmethod
     def of_sums(cls, design: StreamedDesign, problem: Problem) -> Self:
@@ -531,7 +530,8 @@ class Model:
 
     def _engine(self) -> Engine:
         """An engine of this thread's own: its work space serves one evaluation at a time."""
-        local = self._local
+        # made by the thread that asks first
+        local = self.__dict__.get("_local") or self.__dict__.setdefault("_local", threading.local())
         if not hasattr(local, "engine"):
             local.engine = self.problem.criterion()
         found: Engine = local.engine
@@ -550,4 +550,4 @@ class Model:
         return {"_design": self.design, "_y": self._y, "_seals": None, "given": self.given, "problem": self.problem}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state, _made={}, _local=threading.local())
+        self.__dict__.update(state, _made={})

@@ -7,7 +7,7 @@ neither units nor origins matter.
 
 from __future__ import annotations
 
-from functools import partial
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -33,6 +33,9 @@ SCOUT_GROUPS = 256
 
 SPARSE = 4
 """Independent effects from which a screen of their standard deviations is sparse."""
+
+NOTHING = Elsewhere("nothing")
+"""Balanced data have one minimum only."""
 
 REGULAR = 0.2
 """Least information in a group (harmonic mean over its effects), relative to the mean, of nearly balanced data."""
@@ -170,7 +173,7 @@ class OneFactorProblem(NamedTuple):
         """What is known of other minima of the criterion, and how to look for them."""
         structure, q = self.structure, self.structure.q
         if kernels.balanced(self.packed, self.within, q, self.rank + 1, structure.free):
-            return Elsewhere("nothing")
+            return NOTHING
         # a screen is evaluated so often that half of the groups save as much as they cost to choose
         scout = self.pilot(SCOUT_GROUPS, 2)
         if not structure.one_full:
@@ -191,7 +194,7 @@ class OneFactorProblem(NamedTuple):
     @property
     def levels(self) -> Array:
         """Number of groups of each random effect (q,)."""
-        return np.full(self.structure.q, float(self.m))
+        return _levels(self.structure.q, self.m)
 
     def start(self, criterion: Engine) -> Array:
         """Theta from the moments of the data."""
@@ -214,6 +217,14 @@ class OneFactorProblem(NamedTuple):
         _, conditional = kernels.group_effects(self.unpatterned(), self.m, factor, contrast, conditional=True)
         assert conditional is not None
         return (conditional,)
+
+
+@lru_cache(maxsize=64)
+def _levels(q: int, m: int) -> Array:
+    """m for each of q effects."""
+    out = np.full(q, float(m))
+    out.setflags(write=False)
+    return out
 
 
 def one_factor(problem: Problem) -> OneFactorProblem:
