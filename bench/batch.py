@@ -115,6 +115,25 @@ def against_random_numbers(
         report.target("one thread / two threads", timings.ratio(ours.name, two.name), 1.8, at_least=True)
 
 
+def without_effects(report: _harness.Report, caption: str, model: Any, count: int, rounds: int) -> None:
+    """Responses without random effects, nearly all of them singular, against responses from the model."""
+    inside, none = model.fit().simulate(count, seed=1), np.random.default_rng(2).standard_normal((count, model.nobs))
+    batch = model.fit_many(none, n_jobs=1)
+    why = wrong(model, none, batch)
+    if why is not None:
+        report.fail(f"{caption}: {why}")
+        return
+    cases = [Case(name, lambda Y=Y: model.fit_many(Y, n_jobs=1)) for name, Y in (("none", none), ("inside", inside))]
+    timings = _harness.interleave(cases, rounds, 0.0)
+    alone = float(batch.alone.mean())
+    report.table(
+        f"{caption}, no random effects: {batch.singular.mean():.0%} singular, {alone:.1%} fitted by themselves",
+        ("", "per response"),
+        [(case.name, _harness.format_seconds(timings.median(case.name) / count)) for case in cases],
+    )
+    report.target(f"without / with random effects, {caption}", timings.ratio("none", "inside"), 1.5)
+
+
 def with_and_without_search(report: _harness.Report, caption: str, model: Any, count: int, rounds: int) -> None:
     """What the search for other minima costs: fit_many against the lanes alone, where these certify all responses."""
     from fastlmm_core.estimation.fit import Fit
@@ -417,6 +436,8 @@ def main() -> int:
     against_random_numbers(report, "own times, q = 3, p = 6", model, 100 if smoke else 5_000, 6.0, rounds)
     model = own_times(200, 2_000, 3, 6)
     against_random_numbers(report, "the same near the boundary", model, 100 if smoke else 2_000, None, min(rounds, 3))
+    without_effects(report, "own times, q = 2", own_times(100, 600, 2, 4), 200 if smoke else 4_000, rounds)
+    without_effects(report, "q = 3", own_times(200, 2_000, 3, 6, spread=4.0), 100 if smoke else 1_000, rounds)
     model = own_times(100, 600, 2, 4)
     with_and_without_search(report, "own times, q = 2", model, 200 if smoke else 5_000, rounds)
     model = own_times(200, 2_000, 3, 6, spread=4.0)

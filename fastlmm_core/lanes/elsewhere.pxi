@@ -189,7 +189,7 @@ cdef void descend_lanes(const Batch* d, const Screen* screen, Lanes* s, Fates* f
             for lane in range(LANES):
                 if round_ < found.count[lane]:
                     s.theta[j * LANES + lane] = screen.thetas[found.kind[lane]][found.starts[lane][round_] * n + j]
-        minimize_lanes(d, s, &f.finished, &f.decrement, f.evaluations)
+        minimize_lanes(d, s, d.max_iterations, &f.finished, &f.decrement, f.evaluations)
         changed = snap(d, s)
         if vec_max(<vecu*> &changed) > 0.0:
             judge_snapped(d, s, f, changed)

@@ -86,6 +86,7 @@ cdef inline void lay_profile(Profile* f, Arena* arena, Py_ssize_t lanes) noexcep
     f.chain.free_row = NULL
     f.chain.free_col = NULL
     f.chain.basis = NULL
+    f.chain.axes = NULL
     f.gls.before = NULL
     f.factor = take(arena, lanes * q * q)
     f.gls.nu = take(arena, lanes)

@@ -237,7 +237,7 @@ cdef inline vec whiten_own(Py_ssize_t q, Py_ssize_t k, const vecu* R, const vecu
     for a in range(q):
         for b in range(q):
             t = VEC_SET(0.0)
-            for l in range(a if a > b else b, q):
+            for l in range(a, q):
                 t = t + row[l - a] * factor[l * q + b]
             U[a * q + b] = t
         for b in range(q):
@@ -429,6 +429,8 @@ cdef void problems_fit(const Batch* d, const ProblemSums* sums, const Screen* sc
     lay_problems(d, screen, m, &s, &own, &found, &arena)
     load_problems(d, sums, &s, &own, &f)
     s.own = &own
+    for lane in range(LANES):
+        s.place[lane] = lane
     if out.rows != NULL:
         for lane in range(LANES):
             for i in range(d.n_par):
@@ -438,11 +440,13 @@ cdef void problems_fit(const Batch* d, const ProblemSums* sums, const Screen* sc
         write_contrasts(d, &s, out, first, LANES)
         return
     start_problems(d, sums, &s, &own)
-    minimize_lanes(d, &s, &f.finished, &f.decrement, f.evaluations)
+    minimize_lanes(d, &s, d.max_iterations, &f.finished, &f.decrement, f.evaluations)
     changed = snap(d, &s)
     if vec_max(<vecu*> &changed) > 0.0:
         judge_snapped(d, &s, &f, changed)
     look_elsewhere(d, sums, screen, &s, &f, &found)
+    for lane in range(LANES):
+        natural_theta(d, &s, s.trial, lane, s.natural + lane)
     write_searches(d, &s, &f, out, first, LANES)
     for lane in range(LANES):
         if out.status[first + lane] == LEFT_ALONE:

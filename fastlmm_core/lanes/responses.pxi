@@ -20,6 +20,12 @@ cdef struct Lanes:
     double* x_map       # (p_full, p) from conditioned to the caller's coefficients
     double* row         # (p,) a linear function of the conditioned coefficients, and another
     double* other
+    double* axes        # (q, q) of each lane, see axes.pxi
+    double* plain       # 2 q^2 + 2 q numbers
+    double* after       # (n_par,) where a search that has not ended is to go on
+    double* natural     # (n_par,) theta in the axes of the caller
+    Py_ssize_t place[8]     # response of each lane; beyond the last one in use they repeat it
+    Py_ssize_t used         # lanes in use
     const OwnGroups* own    # groups of each lane's own design; NULL where all have that of the batch
     # of a screen
     double* line        # (n_columns q + p)
@@ -52,6 +58,10 @@ cdef void lay_lanes(const Batch* d, Lanes* s, Arena* arena) noexcept nogil:
     s.x_map = take(arena, LANES * d.p_full * p)
     s.row = take(arena, LANES * p)
     s.other = take(arena, LANES * p)
+    s.axes = take(arena, LANES * q * q)
+    s.plain = take(arena, 2 * q * q + 2 * q)
+    s.after = take(arena, LANES * n)
+    s.natural = take(arena, LANES * n)
     s.own = NULL
     if d.screen.n_points > 0:
         s.line = take(arena, LANES * (d.screen.n_columns * q + p))
@@ -187,8 +197,7 @@ cdef void leave_residuals(const Batch* d, Lanes* s) noexcept nogil:
             pos = pos + a + 1
 
 
-cdef void read_responses(const Batch* d, Lanes* s, const double* Y, Py_ssize_t stride, Py_ssize_t count,
-                         vec* residual) noexcept nogil:
+cdef void read_responses(const Batch* d, Lanes* s, const double* Y, Py_ssize_t stride, vec* residual) noexcept nogil:
     """One pass over a block of rows of Y: c_y, rest, X_o'y; residual = y'y less what X_o explains."""
     cdef Py_ssize_t q = d.q, p = d.p, g, a, j, lane, pattern = 0, c, pos
     cdef vecu* cy = <vecu*> s.cy
@@ -210,8 +219,7 @@ cdef void read_responses(const Batch* d, Lanes* s, const double* Y, Py_ssize_t s
     for j in range(p):
         beta[j] = VEC_SET(0.0)
     for lane in range(LANES):
-        # lanes beyond the last response repeat it
-        r.row[lane] = Y + (lane if lane < count else count - 1) * stride
+        r.row[lane] = Y + s.place[lane] * stride
         r.shift[lane] = r.row[lane][0] if d.centre else 0.0
         (<double*> &r.first)[lane] = r.row[lane][0] - r.shift[lane]
     for g in range(d.m):
@@ -265,7 +273,7 @@ cdef inline vec whiten_pattern(Py_ssize_t q, const double* R, const vecu* factor
     for a in range(q):
         for b in range(q):
             t = VEC_SET(0.0)
-            for l in range(a if a > b else b, q):
+            for l in range(a, q):
                 t = t + R[pos + l - a] * factor[l * q + b]
             w.U[a * q + b] = t
             w.Y[a * q + b] = VEC_SET(R[pos + b - a] if b >= a else 0.0)
@@ -449,11 +457,12 @@ cdef void evaluate_responses(const Batch* d, Lanes* s, int order) noexcept nogil
     profile_second(&s.f, 2)
 
 
-cdef void first_theta(const Batch* d, Lanes* s, Py_ssize_t block, Py_ssize_t count) noexcept nogil:
-    """Start of `count` responses from `block` on: given, or a step of scoring from a common point.
+cdef void first_theta(const Batch* d, Lanes* s) noexcept nogil:
+    """Start of each response: given, or a step of scoring from a common point.
 
     The step is taken in sigma^2 and in the covariances of random effects, G^ times sigma^2, together: it ends at the optimum
-    where all groups have the same Z_i'Z_i and X tells nothing that Z does not.  It is kept away from singular matrices.
+    where all groups have the same Z_i'Z_i and X tells nothing that Z does not.  Where G^ is not definite the search starts
+    from its principal axes.
     """
     cdef Py_ssize_t q = d.q, n_a = q * (q + 1) // 2, a, b, l, i, alpha, lane
     cdef vecu* factor = <vecu*> s.f.factor
@@ -461,12 +470,12 @@ cdef void first_theta(const Batch* d, Lanes* s, Py_ssize_t block, Py_ssize_t cou
     cdef vecu* g = <vecu*> s.f.g
     cdef vecu* G = <vecu*> s.small
     cdef vecu* change = G + q * q
-    cdef vec t, floor, scale
+    cdef vecu* whole = <vecu*> s.axes
+    cdef vec t, floor, scale, low
     if d.first_theta != NULL:
         for lane in range(LANES):
             for i in range(d.n_par):
-                s.theta[i * LANES + lane] = d.first_theta[
-                    (block + (lane if lane < count else count - 1)) * d.stride_theta + i]
+                s.theta[i * LANES + lane] = d.first_theta[s.place[lane] * d.stride_theta + i]
         return
     for a in range(q * q):
         factor[a] = VEC_SET(d.first[a])
@@ -490,7 +499,10 @@ cdef void first_theta(const Batch* d, Lanes* s, Py_ssize_t block, Py_ssize_t cou
             for l in range(q):
                 t = t + d.first[a * q + l] * d.first[b * q + l]
             G[a * q + b] = t * scale if d.structure[a * q + b] else VEC_SET(0.0)
+            whole[a * q + b] = G[a * q + b]
+            whole[b * q + a] = G[a * q + b]
             alpha += 1
+    low = VEC_SET(-1.0)
     for a in range(q):
         for b in range(a + 1):
             t = G[a * q + b]
@@ -499,10 +511,35 @@ cdef void first_theta(const Batch* d, Lanes* s, Py_ssize_t block, Py_ssize_t cou
             if b < a:
                 G[a * q + b] = t / G[b * q + b]
             else:
+                low = VEC_WHERE_POSITIVE(t - floor, low, VEC_SET(1.0))
                 t = VEC_WHERE_POSITIVE(t - floor, t, floor)
                 G[a * q + a] = VEC_SQRT(t)
     for i in range(d.n_par):
         theta[i] = G[d.row[i] * q + d.col[i]]
+    if vec_max(<vecu*> &low) > 0.0:
+        turn_low(d, s, low)
+
+
+cdef void turn_low(const Batch* d, Lanes* s, vec low) noexcept nogil:
+    """Start the lanes where `low` is positive from what is definite of G^, which is in s.axes."""
+    cdef Py_ssize_t q = d.q, lane, i
+    cdef double* G = <double*> s.small
+    cdef double floor = 0.01 / d.per_group, t
+    for i in range(q * q * LANES):
+        G[i] = s.axes[i]
+    if can_turn(d):
+        straighten(d, s)
+    for lane in range(LANES):
+        if not (<double*> &low)[lane] > 0.0:
+            continue
+        if can_turn(d):
+            for i in range(q * q):
+                s.plain[i] = G[i * LANES + lane]
+            turn_lane(d, s, lane, floor)
+        elif d.n_par == q:
+            for i in range(q):
+                t = G[i * (q + 1) * LANES + lane]
+                s.theta[i * LANES + lane] = sqrt(max(t, floor)) if t > 0.0 else 0.0
 
 
 cdef void newton_step(Py_ssize_t n, const vecu* hess, const vecu* grad, vecu* L, vecu* d, vecu* step, vec* decrement,
@@ -549,15 +586,22 @@ cdef void newton_step(Py_ssize_t n, const vecu* hess, const vecu* grad, vecu* L,
 
 
 cdef void set_factor(const Batch* d, Lanes* s, const vecu* theta) noexcept nogil:
-    cdef Py_ssize_t i
+    cdef Py_ssize_t i, a
+    cdef vecu* F = <vecu*> s.f.factor
+    cdef vecu* B = <vecu*> s.f.chain.axes
     for i in range(d.q * d.q):
-        (<vecu*> s.f.factor)[i] = VEC_SET(0.0)
+        F[i] = VEC_SET(0.0)
     for i in range(d.n_par):
-        (<vecu*> s.f.factor)[d.row[i] * d.q + d.col[i]] = theta[i]
+        if B == NULL:
+            F[d.row[i] * d.q + d.col[i]] = theta[i]
+            continue
+        for a in range(d.q):
+            F[a * d.q + d.col[i]] = F[a * d.q + d.col[i]] + B[a * d.q + d.row[i]] * theta[i]
 
 
-cdef Py_ssize_t minimize_lanes(const Batch* d, Lanes* s, vec* finished, vec* decrement_out, int* evaluations) noexcept nogil:
-    """Newton in lockstep from s.theta; leaves the evaluation at s.theta in s.f.  Returns the number of iterations."""
+cdef void minimize_lanes(const Batch* d, Lanes* s, Py_ssize_t limit, vec* finished, vec* decrement_out, int* evaluations
+                         ) noexcept nogil:
+    """Newton in lockstep from s.theta, up to `limit` times; leaves the evaluation at s.theta in s.f where it has ended."""
     cdef Py_ssize_t n = d.n_par, i, iteration, lane
     cdef vecu* theta = <vecu*> s.theta
     cdef vecu* trial = <vecu*> s.trial
@@ -565,7 +609,7 @@ cdef Py_ssize_t minimize_lanes(const Batch* d, Lanes* s, vec* finished, vec* dec
     cdef vecu* L = <vecu*> s.small
     cdef vecu* fresh = <vecu*> s.f.work
     cdef vec value, radius, done, accept, decrement, definite, old, norm, t, f_value, one, shrink, near, settled
-    cdef double* mask
+    cdef double* mask = <double*> &done
     one = VEC_SET(1.0)
     value = VEC_SET(1e300) * 1e300
     radius = one
@@ -574,7 +618,7 @@ cdef Py_ssize_t minimize_lanes(const Batch* d, Lanes* s, vec* finished, vec* dec
     for i in range(n):
         trial[i] = theta[i]
         step[i] = VEC_SET(0.0)
-    for iteration in range(d.max_iterations):
+    for iteration in range(limit):
         set_factor(d, s, trial)
         evaluate_responses(d, s, 2)
         f_value = (<vecu*> s.f.gls.value)[0]
@@ -590,6 +634,9 @@ cdef Py_ssize_t minimize_lanes(const Batch* d, Lanes* s, vec* finished, vec* dec
         near = VEC_WHERE_POSITIVE(settled, one, near)
         near = VEC_WHERE_POSITIVE(definite, near, VEC_SET(-1.0))
         near = VEC_WHERE_POSITIVE(accept, near, VEC_SET(-1.0))
+        t = VEC_WHERE_POSITIVE(definite, VEC_SET(-1.0), accept)
+        if vec_max(<vecu*> &t) > 0.0:
+            raise_columns(d, s, trial, t, fresh, &decrement)
         norm = VEC_SET(0.0)
         for i in range(n):
             theta[i] = VEC_WHERE_POSITIVE(accept, trial[i], theta[i])
@@ -607,9 +654,10 @@ cdef Py_ssize_t minimize_lanes(const Batch* d, Lanes* s, vec* finished, vec* dec
             if (<double*> &done)[lane] < 0.0:
                 evaluations[lane] += 1
         done = VEC_WHERE_POSITIVE(near, one, done)
-        mask = <double*> &done
         for i in range(n):
             trial[i] = VEC_WHERE_POSITIVE(done, theta[i], theta[i] + step[i])
+        if iteration < SNAPPED_BEFORE:
+            drop_columns(d, s, theta, trial, step, VEC_WHERE_POSITIVE(done, VEC_SET(-1.0), accept))
         i = 0
         for lane in range(LANES):
             if mask[lane] > 0.0:
@@ -618,7 +666,6 @@ cdef Py_ssize_t minimize_lanes(const Batch* d, Lanes* s, vec* finished, vec* dec
             break
     finished[0] = done
     decrement_out[0] = old
-    return iteration + 1
 
 
 cdef void along_theta(const Batch* d, Lanes* s, const vecu* c, const vecu* other, vecu* out) noexcept nogil:
@@ -721,7 +768,7 @@ cdef void row_of(const Batch* d, Lanes* s, const Outcome* out, Py_ssize_t i, vec
         row[j] = t
 
 
-cdef void write_contrasts(const Batch* d, Lanes* s, const Outcome* out, Py_ssize_t where, Py_ssize_t count) noexcept nogil:
+cdef void write_contrasts(const Batch* d, Lanes* s, const Outcome* out, Py_ssize_t first, Py_ssize_t count) noexcept nogil:
     """K, its slope, the shift and the Hessian at theta, for the lanes of one block."""
     cdef Py_ssize_t n = d.n_par, p = d.p, k = p + 1, m = out.m, i, j, l, lane
     cdef vecu* c = <vecu*> s.f.M
@@ -740,18 +787,23 @@ cdef void write_contrasts(const Batch* d, Lanes* s, const Outcome* out, Py_ssize
                 t = t + c[l] * row[l]
             along_theta(d, s, c, other, slope)
             for lane in range(count):
-                out.covariance[((where + lane) * m + i) * m + j] = (<double*> &t)[lane]
-                out.covariance[((where + lane) * m + j) * m + i] = (<double*> &t)[lane]
+                out.covariance[((first + s.place[lane]) * m + i) * m + j] = (<double*> &t)[lane]
+                out.covariance[((first + s.place[lane]) * m + j) * m + i] = (<double*> &t)[lane]
                 for l in range(n):
-                    out.slope[(((where + lane) * n + l) * m + i) * m + j] = (<double*> (slope + l))[lane]
-                    out.slope[(((where + lane) * n + l) * m + j) * m + i] = (<double*> (slope + l))[lane]
+                    out.slope[(((first + s.place[lane]) * n + l) * m + i) * m + j] = (<double*> (slope + l))[lane]
+                    out.slope[(((first + s.place[lane]) * n + l) * m + j) * m + i] = (<double*> (slope + l))[lane]
     shift_of(d, s, slope)
     for lane in range(count):
         for l in range(n):
-            out.shift[(where + lane) * n + l] = (<double*> (slope + l))[lane]
+            out.shift[(first + s.place[lane]) * n + l] = (<double*> (slope + l))[lane]
         for l in range(n * n):
-            out.hess[(where + lane) * n * n + l] = s.f.hess[l * LANES + lane]
+            out.hess[(first + s.place[lane]) * n * n + l] = s.f.hess[l * LANES + lane]
 
+
+cdef enum:
+    GOES_ON = -8        # status of a search that has not ended
+    ROUNDS = 3          # of all responses, of those that go on, and again
+    ROUND_LENGTH = 7    # iterations of a round but the last
 
 # What has become of the responses of a block.
 cdef struct Fates:
@@ -791,7 +843,7 @@ cdef vec snap(const Batch* d, Lanes* s) noexcept nogil:
     cdef vecu* theta = <vecu*> s.theta
     cdef vecu* trial = <vecu*> s.trial
     cdef vec zero, one, minus, sign, negligible, changed
-    cdef double limit = 1e-4 / sqrt(d.per_group)
+    cdef double limit = VANISHED / sqrt(d.per_group)
     zero = VEC_SET(0.0)
     one = VEC_SET(1.0)
     minus = VEC_SET(-1.0)
@@ -863,14 +915,14 @@ cdef void write_searches(const Batch* d, Lanes* s, Fates* f, const Outcome* out,
     """Status, theta, variance and criterion of a block."""
     cdef Py_ssize_t lane, where, i
     for lane in range(count):
-        where = first + lane
+        where = first + s.place[lane]
         if f.status[lane] == 0 and (<double*> &f.finished)[lane] > 0.0 and (<double*> &f.decrement)[lane] <= 1e-4:
             f.status[lane] = status_of(d, s, lane)
         out.status[where] = f.status[lane]
         out.evaluations[where] = f.evaluations[lane]
         out.decrement[where] = (<double*> &f.decrement)[lane]
         for i in range(d.n_par):
-            out.theta[where * d.n_par + i] = s.trial[i * LANES + lane]
+            out.theta[where * d.n_par + i] = s.natural[i * LANES + lane]
         out.value[where] = s.f.gls.value[lane]
         if s.own != NULL:
             out.value[where] += s.own.offset[lane]
@@ -890,7 +942,7 @@ cdef void write_coefficients(const Batch* d, Lanes* s, Fates* f, const Outcome* 
     cdef vec sigma2, value, error, t
     sigma2 = (<vecu*> s.f.gls.r2)[0] * f.size * f.size * (VEC_SET(1.0) / (<vecu*> s.f.gls.nu)[0])
     for lane in range(count):
-        out.sigma2[first + lane] = (<double*> &sigma2)[lane]
+        out.sigma2[first + s.place[lane]] = (<double*> &sigma2)[lane]
     for i in range(d.p_full):
         value = VEC_SET(0.0)
         for j in range(p):
@@ -903,21 +955,76 @@ cdef void write_coefficients(const Batch* d, Lanes* s, Fates* f, const Outcome* 
             error = error + t * t
         error = VEC_SQRT(error * sigma2)
         for lane in range(count):
-            at = (first + lane) * d.p_full + i
+            at = (first + s.place[lane]) * d.p_full + i
             out.params[at] = (<double*> &value)[lane]
             if s.own != NULL:
-                out.params[at] += shift[lane * stride + i]
+                out.params[at] += shift[s.place[lane] * stride + i]
             elif d.centre and d.spread == NULL:
-                out.params[at] += shift[lane * stride] * d.ones[i]
+                out.params[at] += shift[s.place[lane] * stride] * d.ones[i]
             out.bse[at] = (<double*> &error)[lane]
         if out.df == NULL:
             continue
         degrees_of_freedom(d, s, x_map + i * p, &value)
         for lane in range(count):
-            out.df[(first + lane) * d.p_full + i] = (<double*> &value)[lane]
+            out.df[(first + s.place[lane]) * d.p_full + i] = (<double*> &value)[lane]
 
 
+include "axes.pxi"
 include "screen.pxi"
+
+
+cdef void settle_lanes(const Batch* d, Lanes* s, Fates* f, Py_ssize_t limit) noexcept nogil:
+    """Search from s.theta; theta of what has been found, or of where to go on, to s.natural."""
+    cdef Py_ssize_t lane, i
+    cdef vec changed
+    minimize_lanes(d, s, limit, &f.finished, &f.decrement, f.evaluations)
+    for i in range(d.n_par):
+        (<vecu*> s.after)[i] = (<vecu*> s.trial)[i]
+    changed = snap(d, s)
+    changed = VEC_WHERE_POSITIVE(f.finished, changed, VEC_SET(-1.0))
+    if vec_max(<vecu*> &changed) > 0.0:
+        judge_snapped(d, s, f, changed)
+    for lane in range(LANES):
+        natural_theta(d, s, s.trial if (<double*> &f.finished)[lane] > 0.0 else s.after, lane, s.natural + lane)
+
+
+cdef void find_places(const Outcome* out, Py_ssize_t first, Py_ssize_t n_responses, int round_, Lanes* s, Py_ssize_t* at
+                      ) noexcept nogil:
+    """The next responses of a round from position `at` on: all, then those whose searches have not ended."""
+    cdef Py_ssize_t lane
+    s.used = 0
+    while s.used < LANES and at[0] < n_responses:
+        if round_ == 0 or out.status[first + at[0]] == GOES_ON:
+            s.place[s.used] = at[0]
+            s.used += 1
+        at[0] += 1
+    for lane in range(s.used if s.used > 0 else LANES, LANES):
+        s.place[lane] = s.place[s.used - 1]
+
+
+cdef void fit_places(const Batch* d, Lanes* s, const Outcome* out, Fates* f, const double* Y, Py_ssize_t stride,
+                     Py_ssize_t first, int round_) noexcept nogil:
+    """Fit the responses at s.place; those whose searches are to go on get the status GOES_ON unless it is the last round."""
+    cdef Py_ssize_t lane, i
+    cdef bint last = round_ == ROUNDS - 1
+    s.f.chain.axes = NULL
+    if round_ == 0:
+        first_theta(d, s)
+    else:
+        for lane in range(LANES):
+            f.evaluations[lane] = out.evaluations[first + s.place[lane]]
+            for i in range(d.n_par):
+                s.theta[i * LANES + lane] = out.theta[(first + s.place[lane]) * d.n_par + i]
+        if can_turn(d):
+            turn_all(d, s)
+    settle_lanes(d, s, f, d.max_iterations if last else min(d.max_iterations, ROUND_LENGTH))
+    write_searches(d, s, f, out, first, s.used)
+    for lane in range(s.used if not last else 0):
+        if f.status[lane] == 0 and out.decrement[first + s.place[lane]] < INFINITY:
+            out.status[first + s.place[lane]] = GOES_ON
+    write_coefficients(d, s, f, out, Y, stride, first, s.used)
+    if out.chosen != NULL or out.values != NULL:
+        screen_responses(d, s, f, out, s.used)
 
 
 cdef void batch_fit(
@@ -929,44 +1036,38 @@ cdef void batch_fit(
     cdef Lanes s
     cdef Fates f
     cdef Arena arena = Arena(work, 0)
-    cdef Py_ssize_t block = 0, count, lane, i
-    cdef const double* rows
-    cdef vec changed
+    cdef Py_ssize_t at, lane, i
+    cdef int round_
     lay_lanes(d, &s, &arena)
     (<vecu*> s.f.gls.nu)[0] = VEC_SET(d.nu)
     for i in range(d.p_full * d.p):
         (<vecu*> s.x_map)[i] = VEC_SET(d.x_map[i])
-    while block < n_responses:
-        count = n_responses - block if n_responses - block < LANES else LANES
-        rows = Y + block * stride
-        if d.spread != NULL:
-            read_scores(d, &s, rows, stride, count, &f.total)
-        else:
-            read_responses(d, &s, rows, stride, count, &f.total)
-        set_aside(d, &s, &f)
-        f.size = VEC_SQRT(f.total * (1.0 / <double> d.n))
-        rescale_responses(d, &s, &f.size)
-        if out.rows != NULL:
+    # lanes that need long would keep the others waiting: they go on together
+    for round_ in range(ROUNDS if out.rows == NULL else 1):
+        at = 0
+        while at < n_responses:
+            find_places(out, first, n_responses, round_, &s, &at)
+            if s.used == 0:
+                break
+            if d.spread != NULL:
+                read_scores(d, &s, Y, stride, &f.total)
+            else:
+                read_responses(d, &s, Y, stride, &f.total)
+            set_aside(d, &s, &f)
+            f.size = VEC_SQRT(f.total * (1.0 / <double> d.n))
+            rescale_responses(d, &s, &f.size)
+            if out.rows == NULL:
+                fit_places(d, &s, out, &f, Y, stride, first, round_)
+                continue
+            s.f.chain.axes = NULL
             for lane in range(LANES):
                 for i in range(d.n_par):
-                    s.theta[i * LANES + lane] = out.theta[
-                        (first + block + (lane if lane < count else count - 1)) * d.n_par + i]
+                    s.theta[i * LANES + lane] = out.theta[(first + s.place[lane]) * d.n_par + i]
             set_factor(d, &s, <vecu*> s.theta)
             evaluate_responses(d, &s, 2)
             if out.params != NULL:
-                write_coefficients(d, &s, &f, out, rows, stride, first + block, count)
-            write_contrasts(d, &s, out, first + block, count)
-        else:
-            first_theta(d, &s, block, count)
-            minimize_lanes(d, &s, &f.finished, &f.decrement, f.evaluations)
-            changed = snap(d, &s)
-            if vec_max(<vecu*> &changed) > 0.0:
-                judge_snapped(d, &s, &f, changed)
-            write_searches(d, &s, &f, out, first + block, count)
-            write_coefficients(d, &s, &f, out, rows, stride, first + block, count)
-            if out.chosen != NULL or out.values != NULL:
-                screen_responses(d, &s, &f, out, block, count)
-        block += LANES
+                write_coefficients(d, &s, &f, out, Y, stride, first, s.used)
+            write_contrasts(d, &s, out, first, s.used)
 
 
 offered.batch_size = &batch_size

@@ -12,15 +12,14 @@
 # all independent.  A line holds these standard numbers: z of the columns (n_columns, q), z of X (n_within,), T of each
 # pattern with a rest (n_a,), lower triangle by rows, and the chi-square.
 
-cdef inline void read_lines(const double* Y, Py_ssize_t stride, Py_ssize_t count, Py_ssize_t begin, Py_ssize_t length,
+cdef inline void read_lines(const Lanes* s, const double* Y, Py_ssize_t stride, Py_ssize_t begin, Py_ssize_t length,
                             double* into) noexcept nogil:
     """Numbers begin, begin + 1, ... of the lines of a block, line by line to lane by lane."""
     cdef Py_ssize_t j = 0, lane
     cdef const double* row[8]
     cdef double shift[8]
     for lane in range(LANES):
-        # lanes beyond the last line repeat it
-        row[lane] = Y + (lane if lane < count else count - 1) * stride + begin
+        row[lane] = Y + s.place[lane] * stride + begin
         shift[lane] = 0.0
     while j + LANES <= length:
         vec_transpose(row, j, shift, into + j * LANES)
@@ -61,8 +60,7 @@ cdef inline void spread_rest(Py_ssize_t q, const double* root, const vecu* T, ve
             rest[a * (a + 1) // 2 + b] = t
 
 
-cdef void read_scores(const Batch* d, Lanes* s, const double* Y, Py_ssize_t stride, Py_ssize_t count, vec* residual
-                      ) noexcept nogil:
+cdef void read_scores(const Batch* d, Lanes* s, const double* Y, Py_ssize_t stride, vec* residual) noexcept nogil:
     """A block of lines: c_y, rest, X_o'y; residual = y'y less what X_o explains, as by `read_responses`."""
     cdef Py_ssize_t q = d.q, p = d.p, n_a = q * (q + 1) // 2, w = d.n_within, pattern, c, a, b, j, at, pos
     cdef vecu* cy = <vecu*> s.cy
@@ -72,8 +70,8 @@ cdef void read_scores(const Batch* d, Lanes* s, const double* Y, Py_ssize_t stri
     cdef const double* root
     cdef vec total, t
     at = d.n_columns * q
-    read_lines(Y, stride, count, 0, at, s.cy)
-    read_lines(Y, stride, count, at, w, s.small)
+    read_lines(s, Y, stride, 0, at, s.cy)
+    read_lines(s, Y, stride, at, w, s.small)
     at = at + w
     total = VEC_SET(0.0)
     for j in range(p):
@@ -87,7 +85,7 @@ cdef void read_scores(const Batch* d, Lanes* s, const double* Y, Py_ssize_t stri
         root = d.spread + pattern * n_a
         pos = pattern * n_a
         if d.groups[pattern + 1] - d.groups[pattern] > 1:
-            read_lines(Y, stride, count, at, n_a, s.small)
+            read_lines(s, Y, stride, at, n_a, s.small)
             at = at + n_a
             spread_rest(q, root, small, small + n_a, rest + pos)
             for a in range(q):
@@ -103,7 +101,7 @@ cdef void read_scores(const Batch* d, Lanes* s, const double* Y, Py_ssize_t stri
                     # `leave_residuals` takes the columns out again
                     for b in range(a + 1):
                         rest[pos + a * (a + 1) // 2 + b] = rest[pos + a * (a + 1) // 2 + b] + t * cy[c * q + b]
-    read_lines(Y, stride, count, at, 1, s.small)
+    read_lines(s, Y, stride, at, 1, s.small)
     total = total + d.variance * small[0]
     for j in range(p):
         total = total - beta[j] * beta[j]

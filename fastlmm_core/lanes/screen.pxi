@@ -205,25 +205,24 @@ cdef void boundary_near(const Batch* d, Lanes* s, vec* least) noexcept nogil:
         least[0] = VEC_WHERE_POSITIVE(least[0] - rise, rise, least[0])
 
 
-cdef void screen_responses(const Batch* d, Lanes* s, Fates* f, const Outcome* out, Py_ssize_t block, Py_ssize_t count
-                           ) noexcept nogil:
-    """The points chosen for each of `count` responses from `block` on, which have been fitted, and the values."""
+cdef void screen_responses(const Batch* d, Lanes* s, Fates* f, const Outcome* out, Py_ssize_t count) noexcept nogil:
+    """The points chosen for each of the `count` responses at s.place, which have been fitted, and the values."""
     cdef Py_ssize_t lane, i
     cdef vec groups, rise
     if out.rise != NULL:
         boundary_near(d, s, &rise)
         for lane in range(count):
-            out.rise[block + lane] = (<double*> &rise)[lane]
+            out.rise[s.place[lane]] = (<double*> &rise)[lane]
     gather_screened(d, s, &groups)
     screen_values(d, s)
     for lane in range(count):
         for i in range(d.screen.n_points if out.values != NULL else 0):
-            out.values[(block + lane) * d.screen.n_points + i] = s.values[i * LANES + lane]
+            out.values[s.place[lane] * d.screen.n_points + i] = s.values[i * LANES + lane]
         if out.chosen == NULL:
             continue
         if f.status[lane] > 0:
-            choose_points(d, s.values + lane, s.trial + lane, (<double*> &groups)[lane] > d.screen.many,
-                          out.chosen + (block + lane) * d.screen.limit)
+            choose_points(d, s.values + lane, s.natural + lane, (<double*> &groups)[lane] > d.screen.many,
+                          out.chosen + s.place[lane] * d.screen.limit)
         else:
             for i in range(d.screen.limit):
-                out.chosen[(block + lane) * d.screen.limit + i] = -1
+                out.chosen[s.place[lane] * d.screen.limit + i] = -1

@@ -10,6 +10,7 @@ cdef struct Chain:
     const Py_ssize_t* free_row  # (n_free,) unit directions of G^_o that theta reaches, row >= column; NULL: all, by rows
     const Py_ssize_t* free_col
     const double* basis         # B (q, q), NULL for the identity
+    const double* axes          # B (q, q) of each lane, in vectors, in its place; or NULL
 
 # Generalized least squares of y on X from H = [X y]'V^-1[X y].  Pointers are to vectors but for `before`.
 cdef struct Gls:

@@ -9,6 +9,10 @@
 #     d f / d theta_i            = 2 (B'S F)[row_i, col_i]
 #     d^2 f / d theta_i d theta_j = J_i'C J_j + 2 [col_i = col_j] (B'S B)[row_i, row_j]
 
+cdef inline vec chain_basis(const Chain* c, Py_ssize_t i) noexcept nogil:
+    return (<const vecu*> c.axes)[i] if c.axes != NULL else VEC_SET(c.basis[i])
+
+
 cdef inline void chain_gradient(Py_ssize_t q, const Chain* c, const vecu* F, const vecu* S, vecu* grad) noexcept nogil:
     """grad (n_par,)."""
     cdef Py_ssize_t l, a, b
@@ -16,12 +20,12 @@ cdef inline void chain_gradient(Py_ssize_t q, const Chain* c, const vecu* F, con
     for l in range(c.n_par):
         t = VEC_SET(0.0)
         for a in range(q):
-            if c.basis == NULL:
+            if c.basis == NULL and c.axes == NULL:
                 t = t + S[c.row[l] * q + a] * F[a * q + c.col[l]]
                 continue
             u = VEC_SET(0.0)
             for b in range(q):
-                u = u + c.basis[b * q + c.row[l]] * S[b * q + a]
+                u = u + chain_basis(c, b * q + c.row[l]) * S[b * q + a]
             t = t + u * F[a * q + c.col[l]]
         grad[l] = 2.0 * t
 
@@ -36,8 +40,9 @@ cdef inline void chain_jacobian(Py_ssize_t q, const Chain* c, const vecu* F, vec
             b = c.free_col[f]
         for l in range(c.n_par):
             # the direction of an element of the diagonal has one 1 only, and so half of both terms, which are equal
-            if c.basis != NULL:
-                t = c.basis[a * q + c.row[l]] * F[b * q + c.col[l]] + c.basis[b * q + c.row[l]] * F[a * q + c.col[l]]
+            if c.basis != NULL or c.axes != NULL:
+                t = chain_basis(c, a * q + c.row[l]) * F[b * q + c.col[l]]
+                t = t + chain_basis(c, b * q + c.row[l]) * F[a * q + c.col[l]]
             else:
                 t = VEC_SET(0.0)
                 if a == c.row[l]:
@@ -56,7 +61,7 @@ cdef inline void chain_bend(Py_ssize_t q, const Chain* c, const vecu* S, vecu* w
     cdef Py_ssize_t i, j, a, b, l
     cdef vecu* T = work + q * q
     cdef vec t
-    if c.basis == NULL:
+    if c.basis == NULL and c.axes == NULL:
         for i in range(q * q):
             T[i] = S[i]
     else:
@@ -64,13 +69,13 @@ cdef inline void chain_bend(Py_ssize_t q, const Chain* c, const vecu* S, vecu* w
             for j in range(q):
                 t = VEC_SET(0.0)
                 for l in range(q):
-                    t = t + S[a * q + l] * c.basis[l * q + j]
+                    t = t + S[a * q + l] * chain_basis(c, l * q + j)
                 work[a * q + j] = t
         for i in range(q):
             for j in range(q):
                 t = VEC_SET(0.0)
                 for l in range(q):
-                    t = t + c.basis[l * q + i] * work[l * q + j]
+                    t = t + chain_basis(c, l * q + i) * work[l * q + j]
                 T[i * q + j] = t
     for i in range(c.n_par):
         for j in range(c.n_par):

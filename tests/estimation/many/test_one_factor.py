@@ -221,6 +221,24 @@ def test_pure_noise(rng, reml):
     assert agrees(model, model.fit_many(Y, reml=reml, n_jobs=1), Y, reml) > 75
 
 
+@pytest.mark.parametrize("structure", ["full", "diagonal"])
+@pytest.mark.parametrize("q", [1, 2, 3, 4])
+def test_lanes_settle_singular_optima_of_every_rank(rng, q, structure):
+    # effects of one direction that is none of the columns', so that no order of the columns keeps all pivots large
+    m, n = 60, q + 3
+    codes = np.repeat(np.arange(m), n)
+    Z = rng.uniform(-1.0, 1.0, m * n)[:, None] ** np.arange(q)
+    model = flc.LinearMixedModel(rng.standard_normal(m * n), Z, Z, codes, structure=structure)
+    along = rng.standard_normal(q) * np.append(1e-3, np.ones(q - 1)) if q > 1 else np.zeros(1)
+    between = rng.standard_normal((80, m))[:, codes] * (Z @ along)
+    Y = rng.standard_normal((80, m * n)) + np.repeat([0.0, 1.0], 40)[:, None] * between
+    batch = model.fit_many(Y, n_jobs=1)
+    assert not batch.alone.any()
+    assert agrees(model, batch, Y) > 20
+    last = model.fit_many(Y[::-1][:7], n_jobs=1)
+    np.testing.assert_array_equal(last.theta, batch.theta[::-1][:7])
+
+
 def test_all_fits_to_pure_noise_are_certified():
     model = sleepstudy_model()
     Y = np.random.default_rng(1).standard_normal((20_000, model.nobs))
