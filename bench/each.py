@@ -63,6 +63,21 @@ def compare(
     return name, _harness.format_seconds(per), f"{ratio:.0f}", f"{timings.ratio('one', 'two'):.2f}"
 
 
+def dropout(
+    report: _harness.Report, model: Any, Y: np.ndarray, time: np.ndarray, subject: np.ndarray, rounds: int
+) -> None:
+    """Responses of which a third of the subjects leaves after one of five days, against the complete ones."""
+    leave = np.isin(subject, np.unique(subject)[::3])
+    last = np.array([4, 5, 6, 7, 8])[np.arange(len(Y)) % 5]
+    masked = np.where(leave & (time > last[:, None]), np.nan, Y)
+    cases = [
+        Case("five masks", lambda: model.fit_many(masked, missing="drop", n_jobs=1)),
+        Case("complete", lambda: model.fit_many(Y, n_jobs=1)),
+    ]
+    timings = _harness.interleave(cases, rounds)
+    report.target("dropout by five masks / complete", timings.ratio("five masks", "complete"), 2.5)
+
+
 def main() -> int:
     import fastlmm_core as flc
 
@@ -102,6 +117,8 @@ def main() -> int:
             return found
 
         rows.append(compare(report, name, own, one_by_one, len(Y), limit, rounds))
+    full = model.fit().simulate(40_000 // scale, seed=3)
+    dropout(report, model, full, np.asarray(sleep.x)[:, 1], np.asarray(sleep.codes), rounds)
     header = ("", "per problem", "loop of single fits / this", "one thread / two")
     report.table("many problems", header, [row for row in rows if row is not None])
     return report.finish(options)

@@ -61,7 +61,7 @@ cdef class ProfiledEngine(Objective):
         self.n_blocks = len(ranges)
         self.block = self.take_index([start for start, _ in ranges] + [q])
         self.chain = Chain(q, n_par, n_free, self.take_index(rows), self.take_index(columns),
-                           self.take_index(free_row), self.take_index(free_col), NULL)
+                           self.take_index(free_row), self.take_index(free_col), NULL, NULL)
         self.gram = self.take(gram)
         self.H = self.take(np.zeros(k * (k + 1) // 2))
         self.before = self.take(np.diag(gram))

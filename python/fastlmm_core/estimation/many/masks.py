@@ -77,8 +77,10 @@ def _first_alike(missing: NDArray[np.bool_]) -> NDArray[np.intp]:
     """Numbers of the distinct lines of a matrix, in the order in which they come up (n,)."""
     packed = np.packbits(missing, axis=1)
     known: dict[bytes, int] = {}
-    # a sort of long lines takes a hundred times as long
-    lines = packed.view(np.dtype((np.void, packed.shape[1]))).ravel().tolist() if packed.size else [b""] * len(packed)
+    lines: Any = [b""] * len(packed)
+    if packed.size:
+        # a sort of long lines takes a hundred times as long
+        lines = packed.view(np.dtype((np.void, packed.shape[1]))).ravel().tolist()
     return np.array([known.setdefault(line, len(known)) for line in lines], dtype=np.intp)
 
 
