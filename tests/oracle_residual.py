@@ -178,3 +178,40 @@ def _differences(function: Callable[[Array], Array], at: Array, step: float) -> 
     near = np.array([function(at + h) - function(at - h) for h in units])
     far = np.array([function(at + 2.0 * h) - function(at - 2.0 * h) for h in units])
     return (8.0 * near - far) / (12.0 * step)
+
+
+class LinearKenwardRoger:
+    """Kenward and Roger (1997) for a V that is linear in its parameters, V = sum psi_k E_k, by N x N matrices.
+
+    With the observed information, from P = V^-1 - V^-1 X Phi X'V^-1 and nothing else; for the second coefficient.
+    """
+
+    def __init__(self, X: Array, y: Array, E: Array, clusters: Array) -> None:
+        self.X, self.y, self.E, self.clusters = X, y, E, clusters
+
+    def at(self, psi: Array) -> tuple[float, Array, Array, Array]:
+        """Deviance, its gradient and Hessian; estimate, standard error, df and the diagonal of CR0."""
+        X, y, E = self.X, self.y, self.E
+        W = np.linalg.inv(np.tensordot(psi, E, 1))
+        H = X.T @ W @ X
+        Phi = np.linalg.inv(H)
+        P = W - W @ X @ Phi @ X.T @ W
+        moved, v = E @ (P @ y), P @ y
+        PE = P @ E
+        gradient = np.trace(PE, axis1=1, axis2=2) - moved @ v
+        hessian = 2.0 * moved @ P @ moved.T - np.einsum("aij,bji->ab", PE, PE, optimize=True)
+        spread = 2.0 * np.linalg.inv(hessian)
+        A = W @ X
+        EA = E @ A
+        first = -np.swapaxes(EA, 1, 2) @ A
+        Q = np.einsum("aip,ij,bjq->abpq", EA, W, EA, optimize=True)
+        inner = np.einsum("ab,abpq->pq", spread, Q - np.einsum("apr,rs,bsq->abpq", first, Phi, first, optimize=True))
+        adjusted = Phi + 2.0 * Phi @ inner @ Phi
+        slopes = -(Phi @ first @ Phi)[:, 1, 1]
+        df = 2.0 * Phi[1, 1] ** 2 / (slopes @ spread @ slopes)
+        beta = Phi @ X.T @ W @ y
+        rows = A * (y - X @ beta)[:, None]
+        scores = np.array([rows[self.clusters == c].sum(axis=0) for c in np.unique(self.clusters)])
+        robust = np.diag(Phi @ scores.T @ scores @ Phi)
+        deviance = np.linalg.slogdet(H)[1] - np.linalg.slogdet(W)[1] + y @ v
+        return deviance, gradient, hessian, np.array([beta[1], np.sqrt(adjusted[1, 1]), df, *robust])

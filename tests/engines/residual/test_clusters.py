@@ -8,7 +8,6 @@ import pytest
 
 import fastlmm_core as flc
 import oracle_residual as dense
-from fastlmm_core.covariance.residual.catalogue import coordinate_names, position_names
 from fastlmm_core.engines.residual.clusters import ClusterCriterion
 
 VALUE = 1e-11  # relative, rounding of sums over a few dozen rows
@@ -64,24 +63,6 @@ def test_value_and_derivatives(formula, residual, reml, weights, rng):
         far = model.evaluate(x + 2 * step, reml, 1).gradient - model.evaluate(x - 2 * step, reml, 1).gradient
         change = (8.0 * near - far) / 12e-4
         assert np.abs((found.hessian[i] - change) / size / size[i]).max() < HESSIAN
-
-
-EVERY = [
-    *(("visit", name, "") for name in position_names()),
-    *(("time", name, "") for name in coordinate_names()),
-    *(("time", name, ", nugget=True") for name in ("sp_exp", "matern")),
-]
-
-
-@pytest.mark.parametrize(("place", "name", "more"), EVERY, ids=[f"{name}{more[2:8]}" for _, name, more in EVERY])
-def test_every_structure_beside_random_effects(place, name, more, rng):
-    """By arms and not, with weights and not, one and two effects, by REML and ML, in turn."""
-    turn = EVERY.index((place, name, more))
-    for k in (0, 1):
-        by, weights = (", by=arm", None) if (turn + k) % 2 else ("", "w")
-        effects = "(time | site)" if turn % 3 else "(1 | site)"
-        residual = f"{name}({place} | id{by}{more})"
-        test_value_and_derivatives(f"y ~ arm + {effects}", residual, bool((turn // 2 + k) % 2), weights, rng)
 
 
 @pytest.mark.parametrize("residual", ["us(visit | id)", "toeph(visit | id, by=arm)", "cs(visit | id)"])
