@@ -35,7 +35,7 @@ def test_sums_are_those_of_dense_products(data, plan):
     assert total.nobs == len(data) and total.n_groups == data["g"].nunique()
     Z = (np.column_stack([np.ones(len(data)), data["x"]]) - plan.columns.z_scale[0]) * plan.columns.z_scale[1]
     for i in (0, 17, total.n_groups - 1):
-        own = (data["g"] == total.labels[i]).to_numpy()
+        own = (data["g"] == total.levels[0][i]).to_numpy()
         expected = np.r_[(Z[own].T @ Z[own])[np.tril_indices(2)], (Z[own].T @ xr[own]).ravel(), own.sum()]
         np.testing.assert_allclose(total.raw[i], expected, rtol=1e-11, atol=1e-10)
 

@@ -124,20 +124,25 @@ def grouping_of(name: str, labels: NDArray[Any]) -> Grouping:
     return Grouping(StreamedCodes(name, np.empty(0, dtype=np.int64), 0, len(labels), labels))
 
 
-def random_without_rows(terms: Sequence[_Named], codes: Codes | None = None) -> RandomPart:
-    """The terms of one grouping factor side by side."""
-    blocks, labels, start = [], [], 0
-    for number, term in enumerate(terms):
-        stop = start + len(term.columns)
-        blocks.append(Block(start, stop, term.structure))
-        labels.append(f"{term.name}.{number}" if number else term.name)
-        start = stop
+def random_without_rows(terms: Sequence[_Named], codes: Sequence[Codes] = ()) -> RandomPart:
+    """The terms of each grouping factor side by side; the factors in the order of their codes, else as they come."""
+    names = [read.name for read in codes] or list(dict.fromkeys(term.name for term in terms))
+    blocks, labels, spans, order, start = [], [], [], [], 0
+    for name in names:
+        first = start
+        for number, i in enumerate(i for i, term in enumerate(terms) if term.name == name):
+            stop = start + len(terms[i].columns)
+            blocks.append(Block(start, stop, terms[i].structure))
+            labels.append(f"{name}.{number}" if number else name)
+            order.append(i)
+            start = stop
+        spans.append(slice(first, start))
     return StreamedPart(
         (),
-        () if codes is None else (codes,),
-        (slice(0, start),),
+        tuple(codes),
+        tuple(spans),
         CovarianceStructure(tuple(blocks)),
-        tuple(column for term in terms for column in term.columns),
+        tuple(column for i in order for column in terms[i].columns),
         tuple(labels),
-        tuple(range(len(terms))),
+        tuple(order),
     )

@@ -30,6 +30,7 @@ __all__ = [
     "independent_columns",
     "piece_rows",
     "refuse_non_finite",
+    "revealed",
     "rotation",
     "scaled_triangle",
     "scaled_z",
@@ -135,7 +136,7 @@ def piece_rows(width: int) -> int:
     return 1 << max(11, (4 * width - 1).bit_length())
 
 
-def _revealed(triangle: Array) -> tuple[Index, Array]:
+def revealed(triangle: Array) -> tuple[Index, Array]:
     """Columns that are not combinations of their predecessors, and the R factor of those, from that of all."""
     length = np.linalg.norm(triangle, axis=0)
     length[length == 0.0] = 1.0
@@ -178,10 +179,10 @@ def independent_columns(
         Among the columns kept.
     turn : upper triangular (r, r) array
     """
-    kept, own = _revealed(triangle(shift_scale))
+    kept, own = revealed(triangle(shift_scale))
     if constant >= 0 and constant not in kept:
         shift_scale, constant = unshifted(), -1
-        kept, own = _revealed(triangle(shift_scale))
+        kept, own = revealed(triangle(shift_scale))
     if constant >= 0:
         constant = int(np.flatnonzero(kept == constant)[0])
     turn = np.triu(np.linalg.inv(own)) if len(kept) else np.zeros((0, 0))
@@ -315,7 +316,9 @@ def _scaled(columns: Array, shift_scale: Array, root: Array | None) -> Array:
     return scaled
 
 
-def condition_z(Z: Array, weights: Array | None, structure: CovarianceStructure) -> tuple[Array, Array]:
+def condition_z(
+    Z: Array, weights: Array | None, structure: CovarianceStructure, n: int | None = None
+) -> tuple[Array, Array]:
     """Columns of one grouping factor conditioned with care, from all rows.
 
     Parameters
@@ -324,6 +327,8 @@ def condition_z(Z: Array, weights: Array | None, structure: CovarianceStructure)
     weights : (n,) array or None
     structure : CovarianceStructure
         Of this factor.
+    n : int, optional
+        Rows that these stand for.
 
     Returns
     -------
@@ -337,7 +342,7 @@ def condition_z(Z: Array, weights: Array | None, structure: CovarianceStructure)
     LMMError
         For dependent columns.
     """
-    n = len(Z)
+    n = n or len(Z)
     z_scale, constant = _scales(Z, structure.one_full)
     scaled = _scaled(Z, z_scale, None if weights is None else np.sqrt(weights))
     z_map = kernels.scale_map(z_scale, constant)
@@ -428,7 +433,7 @@ def z_preconditioner(triangle: Array, n: int, structure: CovarianceStructure) ->
         if not block.correlated:
             out[part, part] = np.eye(block.stop - block.start)
             continue
-        index, own = _revealed(triangle[:, part])
+        index, own = revealed(triangle[:, part])
         if len(index) < block.stop - block.start:
             missing = sorted(set(range(block.stop - block.start)) - set(index.tolist()))
             raise LMMError(

@@ -26,7 +26,8 @@ Array = NDArray[Any]
 class CrossProducts:
     """Cross-products of the groups in some rows, made by `Plan.reduce`; those of disjoint rows add up.
 
-    The model needs nothing else: its size is that of the groups, whatever the number of rows.
+    The model needs nothing else: its size is that of the groups, whatever the number of rows.  Several grouping factors
+    have a line for each cell, a combination of their levels that occurs.
 
     Attributes
     ----------
@@ -34,10 +35,12 @@ class CrossProducts:
         Of the plan by which they were made: only sums of one plan can be merged.
     keys : tuple
         Names of the fragments whose rows are summed.
-    labels : (m,) array
-        Of the groups, sorted.
+    levels : tuple of (m_f,) arrays
+        Labels of each grouping factor, sorted; the factors in the order of the formula.
+    cells : (m, factors) int array
+        Levels of each line, in order.
     raw : (m, K) array
-        Cross-products of each group, shifted and scaled by the plan.
+        Cross-products of each group or cell, shifted and scaled by the plan.
     packed : ((p+1)(p+2)/2,) array
         Those of [X y] over all rows.
     shared, constant, varies, log_weights, first_y
@@ -48,7 +51,8 @@ class CrossProducts:
 
     fingerprint: str
     keys: tuple[Any, ...]
-    labels: Array
+    levels: tuple[Array, ...]
+    cells: NDArray[np.int64]
     raw: NDArray[np.float64]
     packed: NDArray[np.float64]
     shared: bool
@@ -75,8 +79,8 @@ class CrossProducts:
 
     @property
     def n_groups(self) -> int:
-        """Number of groups."""
-        return len(self.labels)
+        """Number of groups, of several factors that of cells."""
+        return len(self.cells)
 
     def merge(self, *others: CrossProducts) -> CrossProducts:
         """The sums of these rows and of others; see `merge`."""
@@ -90,22 +94,17 @@ class CrossProducts:
         LMMError
             Where the file cannot be written, or a label or key is neither a number nor text.
         """
-        labels: Any = self.labels
-        if labels.dtype.kind == "O":
-            plain = (label if isinstance(label, tuple) else (label,) for label in labels.tolist())
-            if not all(isinstance(part, str | int) for label in plain for part in label):
-                raise LMMError("labels that are neither numbers nor text cannot be saved; convert the column to text")
-            labels = np.frombuffer(json.dumps(labels.tolist()).encode(), dtype=np.uint8)
         for key in self.keys:
             if not isinstance(key, str | int):
                 raise LMMError(f"the key {key!r} cannot be saved; use text or whole numbers")
         document = {
-            "what": "cross-products", "version": 1, "fingerprint": self.fingerprint, "keys": list(self.keys),
-            "text": self.labels.dtype.kind == "O", "shared": self.shared, "constant": self.constant,
-            "varies": self.varies, "log_weights": self.log_weights.hex(), "first_y": self.first_y.hex(),
-            "seen": _plain(self.seen),
+            "what": "cross-products", "version": 2, "fingerprint": self.fingerprint, "keys": list(self.keys),
+            "text": [labels.dtype.kind == "O" for labels in self.levels], "shared": self.shared,
+            "constant": self.constant, "varies": self.varies, "log_weights": self.log_weights.hex(),
+            "first_y": self.first_y.hex(), "seen": _plain(self.seen),
         }  # fmt: skip
-        write_archive(path, document, {"labels": labels, "raw": self.raw, "packed": self.packed})
+        levels = {f"levels {f}": _stored(labels) for f, labels in enumerate(self.levels)}
+        write_archive(path, document, {**levels, "cells": self.cells, "raw": self.raw, "packed": self.packed})
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> CrossProducts:
@@ -117,20 +116,17 @@ class CrossProducts:
             For a file that is not there, or is no such file.
         """
         document, arrays = read_archive(path)
-        if document.get("what") != "cross-products" or document.get("version") != 1:
+        if document.get("what") != "cross-products" or document.get("version") != 2:
             raise LMMError(f"path: {os.fspath(path)!r} holds no cross-products that this version reads")
-        labels: Array = arrays["labels"]
-        if document["text"]:
-            listed = json.loads(io.BytesIO(labels.tobytes()).read())
-            labels = np.empty(len(listed), dtype=object)
-            labels[:] = [tuple(label) if isinstance(label, list) else label for label in listed]
+        levels = tuple(_restored(arrays[f"levels {f}"], text) for f, text in enumerate(document["text"]))
         seen = document["seen"]
         seen["levels"] = {name: dict.fromkeys(levels) for name, levels in seen["levels"].items()}
         seen["numbers"] = {name: tuple(float.fromhex(v) for v in values) for name, values in seen["numbers"].items()}
         return cls(
             document["fingerprint"],
             tuple(document["keys"]),
-            labels,
+            levels,
+            arrays["cells"],
             arrays["raw"],
             arrays["packed"],
             document["shared"],
@@ -142,7 +138,27 @@ class CrossProducts:
         )
 
     def __repr__(self) -> str:
-        return f"<CrossProducts: {self.nobs} rows, {self.n_groups} groups, {len(self.keys)} fragments>"
+        lines = "groups" if len(self.levels) == 1 else "cells"
+        return f"<CrossProducts: {self.nobs} rows, {self.n_groups} {lines}, {len(self.keys)} fragments>"
+
+
+def _stored(labels: Array) -> Array:
+    """Labels as an array that a file takes."""
+    if labels.dtype.kind != "O":
+        return labels
+    plain = (label if isinstance(label, tuple) else (label,) for label in labels.tolist())
+    if not all(isinstance(part, str | int) for label in plain for part in label):
+        raise LMMError("labels that are neither numbers nor text cannot be saved; convert the column to text")
+    return np.frombuffer(json.dumps(labels.tolist()).encode(), dtype=np.uint8)
+
+
+def _restored(stored: Array, text: bool) -> Array:
+    if not text:
+        return stored
+    listed = json.loads(io.BytesIO(stored.tobytes()).read())
+    labels = np.empty(len(listed), dtype=object)
+    labels[:] = [tuple(label) if isinstance(label, list) else label for label in listed]
+    return labels
 
 
 def _plain(seen: Seen) -> dict[str, Any]:
@@ -217,22 +233,29 @@ def merge(parts: Iterable[CrossProducts]) -> CrossProducts:
 
 
 def _added(one: CrossProducts, other: CrossProducts) -> CrossProducts:
-    if (one.labels.dtype.kind == "O") != (other.labels.dtype.kind == "O"):
-        raise LMMError(
-            f"the group labels of the fragment {one.keys[0]!r} and {other.keys[0]!r} are of different types, numbers "
-            "and text; write them in one type in all fragments"
-        )
-    labels, places = _union(one.labels, other.labels)
-    raw = np.zeros((len(labels), one.raw.shape[1]))
-    raw[places[0]] = one.raw
-    raw[places[1]] += other.raw
+    levels: list[Array] = []
+    mine, others = one.cells.copy(), other.cells.copy()
+    for f, (own, theirs) in enumerate(zip(one.levels, other.levels, strict=True)):
+        if (own.dtype.kind == "O") != (theirs.dtype.kind == "O"):
+            raise LMMError(
+                f"the group labels of the fragment {one.keys[0]!r} and {other.keys[0]!r} are of different types, "
+                "numbers and text; write them in one type in all fragments"
+            )
+        labels, places = _union(own, theirs)
+        levels.append(labels)
+        mine[:, f], others[:, f] = places[0][mine[:, f]], places[1][others[:, f]]
+    lines, at = _union_of_cells(mine, others)
+    raw = np.zeros((len(lines), one.raw.shape[1]))
+    raw[at[0]] = one.raw
+    raw[at[1]] += other.raw
     seen = Seen.nothing()
     seen.add(one.seen)
     seen.add(other.seen)
     return CrossProducts(
         one.fingerprint,
         one.keys + other.keys,
-        labels,
+        tuple(levels),
+        lines,
         raw,
         one.packed + other.packed,
         one.shared,
@@ -242,6 +265,22 @@ def _added(one: CrossProducts, other: CrossProducts) -> CrossProducts:
         one.first_y,
         seen,
     )
+
+
+def _union_of_cells(one: Array, other: Array) -> tuple[Array, tuple[Array, Array]]:
+    """Sorted cells of both, and where those of each are."""
+    if one.shape == other.shape and bool(np.all(one == other)):
+        at = np.arange(len(one))
+        return one, (at, at)
+    if one.shape[1] == 1:  # every level is one of them
+        return np.arange(1 + max(int(one[-1, 0]), int(other[-1, 0])))[:, None], (one[:, 0], other[:, 0])
+    both = np.concatenate([one, other])
+    order = np.lexsort(both.T[::-1])
+    fresh = np.ones(len(both), dtype=bool)
+    fresh[1:] = (np.diff(both[order], axis=0) != 0).any(axis=1)
+    back = np.empty(len(both), dtype=np.intp)
+    back[order] = np.cumsum(fresh) - 1
+    return both[order[fresh]], (back[: len(one)], back[len(one) :])
 
 
 def _union(one: Array, other: Array) -> tuple[Array, tuple[Array, Array]]:

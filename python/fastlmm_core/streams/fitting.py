@@ -4,19 +4,12 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import numpy as np
-from numpy.typing import NDArray
-
-from .. import kernels
-from ..design.grouping import Grouping
-from ..design.streamed import StreamedDesign, grouping_of, random_without_rows
+from ..design.streamed import StreamedDesign, random_without_rows
 from ..engines.one_factor.conditioning import condition_rows
-from ..engines.one_factor.problem import OneFactorProblem
 from ..engines.protocol import Problem
 from ..errors import LMMError
 from ..formula.syntax import parse
 from .cross_products import CrossProducts
-from .labels import joined
 from .plan import Plan, make_plan
 from .reader import StreamRows
 from .source import Scan
@@ -25,11 +18,10 @@ __all__ = ["Streamed", "condition_plan", "condition_source"]
 
 
 class Streamed(NamedTuple):
-    """A design without rows, its problem and its grouping factors."""
+    """A design without rows, and its problem."""
 
     design: StreamedDesign
     problem: Problem
-    groupings: tuple[Grouping, ...]
 
 
 def condition_source(formula: str, source: Scan, weights: str | None, offset: str | None, missing: str) -> Streamed:
@@ -69,32 +61,29 @@ def condition_plan(plan: Plan, total: CrossProducts | None, source: Scan | None,
         )
     recipe = plan.recipe
     reader = StreamRows(plan, source, total)
-    names = random_without_rows(recipe.terms).columns
-    problem, _ = condition_rows(reader, plan.structure, plan.factor, names, columns=plan.columns)
-    grouping = grouping_of(plan.factor, joined(plan.factor, reader.labels))
+    problem: Problem
+    if len(plan.factors) == 1:
+        part = random_without_rows(recipe.terms)
+        problem, _ = condition_rows(reader, part.structure, plan.factors[0], part.columns, columns=plan.columns)
+    else:
+        from ..engines.nested.cells import condition_cells
+
+        problem = condition_cells(reader, plan.columns)
     design = StreamedDesign(
         None,  # type: ignore[arg-type]
-        random_without_rows(recipe.terms, grouping.codes),
+        random_without_rows(recipe.terms, [grouping.codes for grouping in reader.groupings]),
         recipe.x_names,
         spec=recipe.specification(reader.seen),
         response_name=parse(recipe.formula).response.label,
         n_dropped=reader.seen.dropped,
-        groupings=(grouping,),
+        groupings=reader.groupings,
         passes=reader.passes if source is None else source.passes - before,
         missing=dict(reader.seen.gaps),
         weighted=recipe.weights is not None,
         offset_mean=None if recipe.offset is None else reader.seen.offset / reader.n,
         constant=plan.columns.x_constant if problem.x_constant else -1,
         exog_root=reader.root(problem),
-        mean_squares=_mean_squares(problem),
+        mean_squares=reader.mean_squares(),
         recipe=recipe,
     )
-    return Streamed(design, problem, (grouping,))
-
-
-def _mean_squares(problem: OneFactorProblem) -> NDArray[np.float64]:
-    """Z'WZ / n in the caller's units."""
-    q = problem.structure.q
-    inner = kernels.unpack(np.sum(problem.raw[:, : q * (q + 1) // 2], axis=0), q)
-    turn = problem.z_transform @ np.linalg.inv(problem.z_map)
-    return np.asarray(turn.T @ inner @ turn / problem.n)
+    return Streamed(design, problem)

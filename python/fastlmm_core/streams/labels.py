@@ -1,23 +1,24 @@
 """Group labels of pieces to slots, which are given out in the order in which labels first occur.
 
-Whole numbers of a modest range look their slot up in a table, others by a sorted list of those known; text is coded by
-Arrow piece by piece, and only the labels of a piece are looked up.  At the end labels are sorted, as those of a table
-in memory are.
+Whole numbers of a modest range look their slot up in a table, others by their hash; text is coded by Arrow piece by
+piece, and only the labels of a piece are looked up.  At the end labels are sorted, as those of a table in memory are.
+Several grouping factors have a slot for each cell, a combination of their levels that occurs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import LMMError
+from ..kernels.reading import SlotTable
 from ..tables.columns import Column
 from ..tables.labels import in_order, integer_codes, label_array
 
-__all__ = ["GroupSlots", "joined", "labels_of"]
+__all__ = ["CellSlots", "GroupSlots", "joined", "labels_of"]
 
 Array = NDArray[Any]
 Int64 = NDArray[np.int64]
@@ -76,8 +77,9 @@ class GroupSlots:
         self._kind = ""
         self._base = 0
         self._table = np.empty(0, dtype=np.int64)  # slot of each whole number from the base on, -1 for none
-        self._sparse: dict[Any, int] = {}
+        self._text: dict[Any, int] = {}
         self._numbers: list[Int64] = []
+        self._sparse: SlotTable | None = None  # of whole numbers of a wide range
         self._order: list[Any] | None = None
 
     def codes(self, factors: Sequence[str], columns: Sequence[Column], rows: Array | None) -> Int64:
@@ -108,7 +110,7 @@ class GroupSlots:
                 self._order = declared
             elif self._order != declared:
                 self._order = []
-        known, listed = self._sparse, labels.tolist()
+        known, listed = self._text, labels.tolist()
         slots: list[Any] = list(map(known.get, listed))
         if None in slots:
             new = [label for label, slot in zip(listed, slots, strict=True) if slot is None]
@@ -135,7 +137,7 @@ class GroupSlots:
 
     def _look_up(self, values: Int64) -> Int64:
         low, high = int(values.min()), int(values.max())
-        if not self._sparse and self._cover(low, high, SPARSE * (self.n + len(values))):
+        if self._sparse is None and self._cover(low, high, SPARSE * (self.n + len(values))):
             slots = self._table[values - self._base]
             fresh = slots < 0
             if fresh.any():
@@ -147,19 +149,14 @@ class GroupSlots:
                 self.n += len(new)
                 slots[fresh] = self._table[values[fresh] - self._base]
             return slots
-        if not self._sparse and self.n:
-            self._sparse = {int(label): slot for slot, label in enumerate(np.concatenate(self._numbers).tolist())}
-            self._table = np.empty(0, dtype=np.int64)
-        labels, back = np.unique(values, return_inverse=True)
-        slots = np.array([self._sparse.get(label, -1) for label in labels.tolist()], dtype=np.int64)
-        fresh = slots < 0
-        if fresh.any():
-            new = labels[fresh]
-            slots[fresh] = np.arange(self.n, self.n + len(new))
-            self._sparse.update(zip(new.tolist(), slots[fresh].tolist(), strict=True))
-            self._numbers.append(new)
-            self.n += len(new)
-        return np.asarray(slots[back])
+        if self._sparse is None:
+            self._sparse = SlotTable()
+            if self.n:
+                self._sparse.slots(np.concatenate(self._numbers))
+            self._table, self._numbers = np.empty(0, dtype=np.int64), []
+        slots = self._sparse.slots(np.ascontiguousarray(values))
+        self.n = self._sparse.n
+        return slots
 
     def _cover(self, low: int, high: int, widest: int) -> bool:
         """Whether a table of all numbers from low to high, and those before, is kept."""
@@ -181,13 +178,16 @@ class GroupSlots:
     def labels(self) -> tuple[Array, NDArray[np.intp]]:
         """The labels in order, and the slot of each."""
         if self._kind == "numbers":
-            found = np.concatenate(self._numbers) if self._numbers else np.empty(0, dtype=np.int64)
+            if self._sparse is not None:
+                found = self._sparse.pairs()[:, 0]
+            else:
+                found = np.concatenate(self._numbers) if self._numbers else np.empty(0, dtype=np.int64)
             if (found[1:] > found[:-1]).all():
                 return found, np.arange(len(found))
             order = np.argsort(found)
             return found[order], order
         labels = np.empty(self.n, dtype=object)
-        labels[:] = list(self._sparse)
+        labels[:] = list(self._text)
         if self._kind != "text":
             labels = label_array(labels.tolist())
         if self._order:
@@ -198,3 +198,63 @@ class GroupSlots:
         order = np.empty(len(labels), dtype=np.intp)
         order[place] = np.arange(len(labels))
         return ordered, order
+
+
+class CellSlots:
+    """Slots of the cells of some grouping factors; those of one factor are its levels.
+
+    Parameters
+    ----------
+    names : sequence of str
+        Of the factors.
+    """
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self._factors = [GroupSlots(name) for name in names]
+        self._cells = [SlotTable() for _ in self._factors[1:]]
+
+    @property
+    def n(self) -> int:
+        """Cells known."""
+        return self._cells[-1].n if self._cells else self._factors[0].n
+
+    def codes(self, groups: Mapping[str, tuple[Sequence[str], Sequence[Column]]], rows: Array | None) -> Int64:
+        """The slot of each row (None: of all rows).
+
+        Parameters
+        ----------
+        groups : dict
+            For each factor the names of its columns, and the columns.
+        rows : int array or None
+        """
+        first, *others = (factor.codes(*groups[factor.name], rows) for factor in self._factors)
+        for table, codes in zip(self._cells, others, strict=True):
+            first = table.slots(first, codes)
+        return first
+
+    def levels(self) -> tuple[tuple[Array, ...], Int64, NDArray[np.intp]]:
+        """Labels of each factor in order; the levels of the cells, in order; the slot of each cell.
+
+        Cells are in the order of the levels of the first factor, then of the second, and so on: (cells, factors).
+        """
+        found = [factor.labels() for factor in self._factors]
+        labels = tuple(own for own, _ in found)
+        if not self._cells:
+            return labels, np.arange(len(labels[0]))[:, None], found[0][1]
+        slot = np.arange(self.n)
+        columns = []
+        for table, (_, order) in zip(reversed(self._cells), found[:0:-1], strict=True):
+            pairs = table.pairs()[slot]
+            slot = pairs[:, 0]
+            columns.append(_places(order)[pairs[:, 1]])
+        columns.append(_places(found[0][1])[slot])
+        cells = np.stack(columns[::-1], axis=1)
+        order = np.lexsort(cells.T[::-1])
+        return labels, cells[order], order
+
+
+def _places(order: NDArray[np.intp]) -> Int64:
+    """Where each number stands in an order."""
+    out = np.empty(len(order), dtype=np.int64)
+    out[order] = np.arange(len(order))
+    return out

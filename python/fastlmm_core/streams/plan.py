@@ -10,14 +10,14 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from ..covariance.parameters import CovarianceStructure
-from ..design.terms import RandomPart
-from ..engines.one_factor.reading import ArrayRows, first_columns
+from ..design.streamed import random_without_rows
+from ..engines.nested.shared import shared_scales
+from ..engines.one_factor.reading import ArrayRows
 from ..errors import LMMError
 from ..kernels.records import RowColumns, Rows
 from ..support.arguments import checked
 from .cross_products import CrossProducts
-from .labels import GroupSlots
+from .labels import CellSlots
 from .recipe import Recipe, Seen, Wanted, learn
 from .reduce import chunks, constant_values, first_chunk, sum_chunks
 from .source import Scan, ahead, scan
@@ -35,8 +35,6 @@ class Plan:
     ----------
     recipe : Recipe
         The formula with the states of all rows.
-    structure : CovarianceStructure
-        Of the random effects.
     columns : RowColumns
         Shifts and scales, powers of two.
     values : (float, float)
@@ -46,7 +44,6 @@ class Plan:
     """
 
     recipe: Recipe
-    structure: CovarianceStructure
     columns: RowColumns
     values: tuple[float, float]
     fingerprint: str
@@ -62,11 +59,11 @@ class Plan:
         return self.recipe.columns
 
     @property
-    def factor(self) -> str:
-        """The grouping factor."""
-        return self.recipe.terms[0].name
+    def factors(self) -> tuple[str, ...]:
+        """The grouping factors."""
+        return self.recipe.shared.names
 
-    def chunks(self, source: Scan, slots: GroupSlots, seen: Seen) -> Iterator[Rows]:
+    def chunks(self, source: Scan, slots: CellSlots, seen: Seen) -> Iterator[Rows]:
         """The rows of a source in chunks, made in another thread; the arrays of one are overwritten after the next."""
         return ahead(chunks(self.recipe, source.tables(list(self.recipe.columns)), slots, seen))
 
@@ -100,15 +97,16 @@ class Plan:
         >>> round(result.criterion, 4)
         1743.6283
         """
-        slots, seen = GroupSlots(self.factor), Seen.nothing()
-        p, q = len(self.columns.beta0), self.structure.q
+        slots, seen = CellSlots(self.factors), Seen.nothing()
+        p, q = len(self.columns.beta0), self.columns.z_scale.shape[1]
         read = self.chunks(scan(batches), slots, seen)
         sums = sum_chunks(read, self.columns, None, self.values, p, q)
-        labels, order = slots.labels()
+        levels, cells, order = slots.levels()
         return CrossProducts(
             self.fingerprint,
             (key,),
-            labels,
+            levels,
+            cells,
             sums.raw[order],
             sums.packed,
             sums.shared,
@@ -138,7 +136,7 @@ def plan(
     Parameters
     ----------
     formula : str
-        As of `lmm`, with one grouping factor.
+        As of `lmm`.
     source : anything that `scan` takes
         The data.  The first rows are read; all of them only where the formula has to see them: levels of categorical
         columns that `levels` does not give, ``center()``, ``scale()``, ``within()``, ``between()``.
@@ -190,9 +188,8 @@ def make_plan(
 
     recipe = learn(formula, source.look(names), see_all or here, weights, offset, missing, known)
     head = first_chunk(recipe, source.look(list(recipe.columns)))
-    structure = random_of(recipe).structure
-    columns = first_columns(ArrayRows(head), structure.one_full)
-    return Plan(recipe, structure, columns, constant_values(head, columns), _fingerprint(recipe, columns))
+    columns = shared_scales(ArrayRows(head), recipe.shared.which, random_without_rows(recipe.terms).structure)
+    return Plan(recipe, columns, constant_values(head, columns), _fingerprint(recipe, columns))
 
 
 def candidates(formula: str, weights: str | None, offset: str | None) -> list[str]:
@@ -203,20 +200,6 @@ def candidates(formula: str, weights: str | None, offset: str | None) -> list[st
     sides = [parsed.response, parsed.fixed, *(bar.left for bar in parsed.bars)]
     names = [name for side in sides for name, _ in side.names] + [n for bar in parsed.bars for n in bar.factors]
     return list(dict.fromkeys([*names, *(name for name in (weights, offset) if name is not None)]))
-
-
-def random_of(recipe: Recipe) -> RandomPart:
-    """The random part of a model, without rows."""
-    from ..design.streamed import random_without_rows
-
-    names = {term.name for term in recipe.terms}
-    if len(names) > 1:
-        listed = ", ".join(repr(name) for name in sorted(names))
-        raise LMMError(
-            f"the formula has the grouping factors {listed}; a scan takes one: fit a table in memory, or leave the "
-            "others out"
-        )
-    return random_without_rows(recipe.terms)
 
 
 def _fingerprint(recipe: Recipe, columns: RowColumns) -> str:

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .. import kernels
-from ..engines.one_factor.problem import OneFactorProblem
+from ..design.grouping import Grouping
+from ..design.streamed import grouping_of, random_without_rows
+from ..engines.nested.shared import SharedColumns
 from ..engines.one_factor.reading import RowSums
+from ..engines.protocol import Problem
 from ..errors import LMMError
 from ..kernels.records import RowColumns, Rows
 from ..problem.columns import refuse_non_finite, scaled_triangle
 from .cross_products import CrossProducts
-from .labels import GroupSlots
+from .labels import CellSlots, joined
 from .plan import Plan
 from .recipe import Seen
 from .reduce import first_chunk, sum_chunks
@@ -44,10 +47,12 @@ class StreamRows:
 
     def __init__(self, plan: Plan, source: Scan | None, total: CrossProducts | None) -> None:
         self._plan, self._source, self._total = plan, source, total
-        self._slots = GroupSlots(plan.factor)
+        self._slots = CellSlots(plan.factors)
         self._order: Index | None = None
         self.seen = Seen.nothing()
-        self.labels: NDArray[np.generic] = np.empty(0)
+        self.groupings: tuple[Grouping, ...] = ()
+        self.cells: NDArray[np.int64] = np.empty((0, len(plan.factors)), dtype=np.int64)
+        self.columns, self.gram = plan.columns, np.zeros(0)
         self.n = self.n_slots = 0
         self.log_weights = 0.0
         self.passes = 0
@@ -68,12 +73,42 @@ class StreamRows:
             )
 
     def _slot_order(self) -> Index:
-        """Slots of the labels in order; where the sums were made elsewhere, slots are given by a pass."""
+        """Slots of the cells in order; where the sums were made elsewhere, slots are given by a pass."""
         if self._order is None:
-            for _ in self._chunks(Seen.nothing()):
-                pass
-            self.labels, self._order = self._slots.labels()
+            if not self._slots.n:
+                for _ in self._chunks(Seen.nothing()):
+                    pass
+            levels, cells, order = self._slots.levels()
+            self._order = order[self._put_in_order(levels, cells)]
         return self._order
+
+    def _put_in_order(self, levels: Sequence[NDArray[Any]], cells: NDArray[np.int64]) -> Index | slice:
+        """Keep labels and cells, in the order of the factor that has most levels; return that order."""
+        names = self._plan.factors
+        factors = sorted(range(len(names)), key=lambda f: -len(levels[f]))
+        self.groupings = tuple(grouping_of(names[f], joined(names[f], levels[f])) for f in factors)
+        self.n_slots = len(cells)
+        if factors == sorted(factors):
+            self.cells = cells
+            return slice(None)
+        cells = cells[:, factors]
+        order = np.lexsort(cells.T[::-1])
+        self.cells = cells[order]
+        return order
+
+    @property
+    def shared(self) -> SharedColumns:
+        """The grouping factors, that with most levels first; known after the first sums."""
+        terms = self._plan.recipe.shared
+        at = [terms.names.index(grouping.name) for grouping in self.groupings]
+        structure = random_without_rows(self._plan.recipe.terms, [grouping.codes for grouping in self.groupings])
+        return SharedColumns(
+            tuple(terms.names[f] for f in at),
+            tuple(terms.columns[f] for f in at),
+            tuple(grouping.m for grouping in self.groupings),
+            [terms.which[f] for f in at],
+            structure.structure,
+        )
 
     def first(self) -> Rows:
         """The first rows."""
@@ -88,41 +123,50 @@ class StreamRows:
 
     def sums(self, columns: RowColumns, kept: Index | None) -> RowSums:
         """The sums over all rows."""
-        p, q = len(columns.beta0), self._plan.structure.q
+        p, q = len(columns.beta0), self._plan.columns.z_scale.shape[1]
         total = self._total
         if total is not None and columns is self._plan.columns:
-            self.labels, self.seen, self.log_weights = total.labels, total.seen, total.log_weights
-            self.n, self.n_slots = total.nobs, len(total.labels)
-            raw, packed = total.raw.copy(), total.packed.copy()
+            order = self._put_in_order(total.levels, total.cells)
+            self.n, self.seen, self.log_weights = total.nobs, total.seen, total.log_weights
+            raw, packed = total.raw[order].copy(), total.packed.copy()
             shared, constant, varies = total.shared, total.constant, total.varies
         else:
             seen = Seen.nothing()
             values = self._plan.values
             made = sum_chunks(self._chunks(seen), columns, kept, values, p, q)
-            if self._order is None:
-                self.labels, self._order = self._slots.labels()
-                self.seen, self.n, self.n_slots = seen, seen.n, len(self._order)
-                self.log_weights = made.log_weights
+            if not self.n:
+                self.seen, self.n, self.log_weights = seen, seen.n, made.log_weights
             raw, packed = made.raw, made.packed
-            if not np.array_equal(self._order, np.arange(len(raw))):
+            if not np.array_equal(self._slot_order(), np.arange(len(raw))):
                 raw = raw[self._order]
             shared, constant, varies = made.shared, made.constant, made.varies
         self._check()
         gram, finite = kernels.settle_sums(raw, packed, q, shared)
+        self.columns, self.gram = columns, gram
         return RowSums(raw, packed, gram, constant, varies, finite)
 
     def _check(self) -> None:
         """Refuse what leaves variances or coefficients open whatever the sums are."""
-        if self.n_slots <= 1:
-            raise LMMError(
-                f"the grouping factor {self._plan.factor!r} has {'one level' if self.n_slots else 'no rows'}: its "
-                "variance cannot be estimated; use ordinary regression or another factor"
-            )
+        for grouping in self.groupings:
+            if grouping.m <= 1:
+                raise LMMError(
+                    f"the grouping factor {grouping.name!r} has {'one level' if grouping.m else 'no rows'}: its "
+                    "variance cannot be estimated; use ordinary regression or another factor"
+                )
         count = len(self._plan.recipe.x_names)
         if self.n <= count:
             raise LMMError(f"there are {self.n} observations for {count} fixed effects; use fewer columns in X")
 
-    def root(self, problem: OneFactorProblem) -> Array:
+    def mean_squares(self) -> Array:
+        """Z'WZ / n in the caller's units, the columns of all factors side by side (q, q)."""
+        columns, which = self.columns, [j for mine in self.shared.which for j in mine]
+        turn = kernels.scale_map(columns.z_scale, columns.z_constant)
+        if columns.z_transform is not None:
+            turn = turn @ columns.z_transform
+        back = np.linalg.inv(turn)[:, which]
+        return np.asarray(back.T @ kernels.unpack(self.gram, len(turn)) @ back / self.n)
+
+    def root(self, problem: Problem) -> Array:
         """R (r, p) with R'R = X'WX."""
         kept, p = problem.kept, len(problem.x_map)
         root = np.zeros((len(kept), p))
@@ -176,7 +220,7 @@ class StreamRows:
 
     def whole(self) -> Rows:
         """All rows at once, where they are not too many."""
-        p, q = len(self._plan.columns.beta0), self._plan.structure.q
+        p, q = len(self._plan.columns.beta0), self._plan.columns.z_scale.shape[1]
         if 8 * self.n * (p + q + 4) > GATHERED:
             raise LMMError(
                 "by their sums of products, random effects are explained by the fixed effects at every level, or "

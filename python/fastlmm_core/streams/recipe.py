@@ -7,8 +7,9 @@ for ``center()`` and ``within()``, is learnt in a pass of its own, from complete
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -28,7 +29,7 @@ from ..formula.specification import FormulaSpec, Numbers, columns_in_use
 from ..formula.syntax import Bar, Parsed, parse
 from ..tables.columns import Column, Table, first_rows
 
-__all__ = ["Piece", "Recipe", "Seen", "TermColumns", "Wanted", "learn"]
+__all__ = ["Piece", "Recipe", "Seen", "SharedTerms", "TermColumns", "Wanted", "learn"]
 
 Array = NDArray[Any]
 
@@ -48,6 +49,43 @@ class TermColumns(NamedTuple):
     structure: str
 
 
+class SharedTerms(NamedTuple):
+    """The grouping factors of terms, and the different columns that they have.
+
+    Attributes
+    ----------
+    names : tuple of str
+        Of the factors, as they come.
+    sources : tuple of (int, int)
+        Term and column of each different column; of one factor all of them.
+    which : tuple of tuple of int
+        The columns of each factor among the different ones, term by term.
+    columns : tuple of tuple of str
+        Their names.
+    """
+
+    names: tuple[str, ...]
+    sources: tuple[tuple[int, int], ...]
+    which: tuple[tuple[int, ...], ...]
+    columns: tuple[tuple[str, ...], ...]
+
+    @classmethod
+    def of(cls, terms: Sequence[TermColumns], x_names: tuple[str, ...]) -> SharedTerms:
+        """Of some terms: columns of one name are the same; those of X come first, then others by name, as in memory."""
+        names = tuple(dict.fromkeys(term.name for term in terms))
+        own = [
+            [(t, j) for t, term in enumerate(terms) if term.name == f for j in range(len(term.columns))] for f in names
+        ]
+        columns = tuple(tuple(terms[t].columns[j] for t, j in mine) for mine in own)
+        if len(names) == 1:
+            return cls(names, tuple(own[0]), (tuple(range(len(own[0]))),), columns)
+        sources = {terms[t].columns[j]: (t, j) for mine in reversed(own) for t, j in reversed(mine)}
+        known = {name: i for i, name in enumerate(x_names)}
+        order = sorted(sources, key=lambda name: (known.get(name, len(known)), name))
+        which = tuple(tuple(order.index(name) for name in mine) for mine in columns)
+        return cls(names, tuple(sources[name] for name in order), which, columns)
+
+
 class Piece(NamedTuple):
     """Some rows as columns, those with missing values left out.
 
@@ -56,6 +94,8 @@ class Piece(NamedTuple):
     y, X : (n,), (n, p) arrays
     Z : tuple of (n, q_t) arrays
         Of each term.
+    alike : bool
+        Whether the different columns of Z are X.
     groups : dict
         The columns of each grouping factor.
     rows : int array or None
@@ -67,6 +107,7 @@ class Piece(NamedTuple):
     y: Array
     X: Array
     Z: tuple[Array, ...]
+    alike: bool
     groups: dict[str, tuple[tuple[str, ...], list[Column]]]
     rows: Array | None
     weights: Array | None
@@ -150,6 +191,11 @@ class Recipe:
     terms: tuple[TermColumns, ...]
     integer_groups: frozenset[str]
 
+    @cached_property
+    def shared(self) -> SharedTerms:
+        """The grouping factors, and the different columns that they have."""
+        return SharedTerms.of(self.terms, self.x_names)
+
     @property
     def parsed(self) -> Parsed:
         """The formula, split."""
@@ -178,7 +224,11 @@ class Recipe:
         o = None if self.offset is None else floats(used[self.offset], rows)
         seen.offset += 0.0 if o is None else float(o.sum())
         self._note(table, rows, seen)
-        return Piece(y[:, 0], X, tuple(Z), groups, rows, w, o, table)
+        shared = self.shared
+        alike = len(Z) == 1 and Z[0] is X
+        if len(shared.names) > 1:
+            alike = tuple(self.terms[t].columns[j] for t, j in shared.sources) == self.x_names
+        return Piece(y[:, 0], X, tuple(Z), alike, groups, rows, w, o, table)
 
     def _note(self, table: Table, rows: Array | None, seen: Seen) -> None:
         """Remember means, ranges and levels of the columns of the fixed part."""

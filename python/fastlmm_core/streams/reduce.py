@@ -6,7 +6,7 @@ on how the source was cut, and are those of the same rows in memory.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,7 +17,7 @@ from ..engines.one_factor.reading import BLOCK, log_sum
 from ..kernels.records import RowColumns, Rows
 from ..problem.columns import piece_rows
 from ..tables.columns import Table
-from .labels import GroupSlots
+from .labels import CellSlots
 from .recipe import Piece, Recipe, Seen
 from .source import AHEAD
 
@@ -45,11 +45,10 @@ def line_length(p: int, q: int) -> int:
 class _Room:
     """Room for a chunk."""
 
-    def __init__(self, size: int, piece: Piece) -> None:
+    def __init__(self, size: int, piece: Piece, sources: Sequence[tuple[int, int]]) -> None:
         self.X = np.empty((piece.X.shape[1], size)).T
-        self.alike = len(piece.Z) == 1 and piece.Z[0] is piece.X
-        q = sum(part.shape[1] for part in piece.Z)
-        self.Z = self.X if self.alike else np.empty((q, size)).T
+        self.alike, self._sources = piece.alike, sources
+        self.Z = self.X if self.alike else np.empty((len(sources), size)).T
         self.y, self.codes = np.empty(size), np.empty(size, dtype=np.int64)
         self.weights = None if piece.weights is None else np.empty(size)
         self.offset = None if piece.offset is None else np.empty(size)
@@ -58,10 +57,8 @@ class _Room:
         """Copy rows of a piece."""
         self.X[at] = piece.X[rows]
         if not self.alike:
-            start = 0
-            for part in piece.Z:
-                self.Z[at, start : start + part.shape[1]] = part[rows]
-                start += part.shape[1]
+            for column, (term, j) in enumerate(self._sources):
+                self.Z[at, column] = piece.Z[term][rows, j]
         self.y[at], self.codes[at] = piece.y[rows], codes[rows]
         if self.weights is not None:
             self.weights[at] = piece.weights[rows]  # type: ignore[index]
@@ -76,7 +73,7 @@ class _Room:
 
 
 def chunks(
-    recipe: Recipe, tables: Iterable[Table], slots: GroupSlots, seen: Seen, size: int | None = None
+    recipe: Recipe, tables: Iterable[Table], slots: CellSlots, seen: Seen, size: int | None = None
 ) -> Iterator[Rows]:
     """The rows of tables in chunks; the arrays of one are overwritten by the fifth after it.
 
@@ -84,7 +81,7 @@ def chunks(
     ----------
     recipe : Recipe
     tables : iterable of Table
-    slots : GroupSlots
+    slots : CellSlots
         Is given the labels that it does not know.
     seen : Seen
         Is given what is seen of the rows.
@@ -97,11 +94,11 @@ def chunks(
         piece = recipe.piece(table, seen)
         if piece is None:
             continue
-        factors, columns = next(iter(piece.groups.values()))
-        codes = slots.codes(factors, columns, piece.rows)
+        codes = slots.codes(piece.groups, piece.rows)
         if not rooms:
-            size = size or chunk_rows(piece.X.shape[1] + sum(part.shape[1] for part in piece.Z))
-            rooms = [_Room(size, piece) for _ in range(ROOMS)]
+            sources = recipe.shared.sources
+            size = size or chunk_rows(piece.X.shape[1] + len(sources))
+            rooms = [_Room(size, piece, sources) for _ in range(ROOMS)]
         assert size is not None
         done, n = 0, len(piece.y)
         while done < n:
@@ -118,7 +115,7 @@ def chunks(
 
 def first_chunk(recipe: Recipe, tables: Iterable[Table]) -> Rows:
     """The first block of complete rows, or all there are."""
-    return next(chunks(recipe, tables, GroupSlots(recipe.terms[0].name), Seen.nothing(), BLOCK))
+    return next(chunks(recipe, tables, CellSlots(recipe.shared.names), Seen.nothing(), BLOCK))
 
 
 class PassSums(NamedTuple):

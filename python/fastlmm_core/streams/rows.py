@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,11 +13,8 @@ from numpy.typing import NDArray
 from ..design.streamed import StreamedDesign
 from ..errors import LMMError
 from .labels import joined, labels_of
-from .recipe import Piece, Recipe, Seen
+from .recipe import Piece, Recipe, Seen, SharedTerms
 from .source import Scan, ahead
-
-if TYPE_CHECKING:
-    from ..design.grouping import Grouping
 
 __all__ = ["augmented", "write_augmented"]
 
@@ -53,7 +50,7 @@ def augmented(
     for table in ahead(source.tables()):
         piece = recipe.piece(table, Seen.nothing())
         n = table.n_rows
-        values = {} if piece is None else _of_piece(piece, beta, blups, design.factors[0].grouping)
+        values = {} if piece is None else _of_piece(piece, beta, blups, design, recipe.shared)
         rows = slice(None) if piece is None or piece.rows is None else piece.rows
         arrow = import_module("pyarrow")
         out = _arrow_table(table.data)
@@ -67,22 +64,27 @@ def augmented(
         yield out
 
 
-def _of_piece(piece: Piece, beta: Array, blups: tuple[Array, ...], grouping: Grouping) -> dict[str, Array]:
+def _of_piece(
+    piece: Piece, beta: Array, blups: tuple[Array, ...], design: StreamedDesign, shared: SharedTerms
+) -> dict[str, Array]:
     population = piece.X @ np.nan_to_num(beta)
     if piece.offset is not None:
         population = population + piece.offset
-    factors, columns = piece.groups[grouping.name]
-    codes, labels = labels_of(factors, columns, piece.rows)
-    labels = joined(grouping.name, labels)
-    level = grouping.locate(labels)
-    if (level < 0).any():
-        unknown = labels.tolist()[np.flatnonzero(level < 0)[0]]
-        raise LMMError(
-            f"{piece.table.argument} has the level {unknown!r} of {grouping.name!r}, which the fit does not know; give "
-            "the rows of the fit, or use predict for new ones"
-        )
-    Z = piece.Z[0] if len(piece.Z) == 1 else np.column_stack(piece.Z)
-    fitted = population + np.einsum("ij,ij->i", Z, blups[0][level[codes]])
+    fitted = population
+    for factor, effects in zip(design.factors, blups, strict=True):
+        grouping = factor.grouping
+        codes, labels = labels_of(*piece.groups[grouping.name], piece.rows)
+        labels = joined(grouping.name, labels)
+        level = grouping.locate(labels)
+        if (level < 0).any():
+            unknown = labels.tolist()[np.flatnonzero(level < 0)[0]]
+            raise LMMError(
+                f"{piece.table.argument} has the level {unknown!r} of {grouping.name!r}, which the fit does not know; "
+                "give the rows of the fit, or use predict for new ones"
+            )
+        own = shared.which[shared.names.index(grouping.name)]
+        Z = np.column_stack([piece.Z[t][:, j] for t, j in (shared.sources[i] for i in own)])
+        fitted = fitted + np.einsum("ij,ij->i", Z, effects[level[codes]])
     return {
         "fitted": fitted,
         "fitted_population": population,

@@ -5,6 +5,7 @@ The order in which their levels are eliminated is found in layout.py, the criter
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from itertools import pairwise
@@ -36,7 +37,7 @@ from .start import factors_start
 if TYPE_CHECKING:
     from .engine import CrossedCriterion
 
-__all__ = ["CrossedProblem", "Factor", "condition_crossed", "problem_fields"]
+__all__ = ["CrossedProblem", "Factor", "condition_crossed", "crossed_problem", "problem_fields"]
 
 Array = NDArray[np.float64]
 Index = NDArray[np.intp]
@@ -351,35 +352,66 @@ def condition_crossed(
         Z.append(conditioned)
         columns.append(at)
         at += width
-    layout, cross = lay_out(Z, codes, [f.m for f in factors], columns, xy)
-    for f, rows, at, own, places in zip(factors, Z, columns, local, layout.places, strict=True):
-        found = [] if unchecked else suspects(cross[places, :-1], n, own)
-        if found:
-            part = slice(at, at + own.q)
-            refuse_aliased(found, rows, x_o, f.codes, z_map[part, part], f.Z, f.name, f.column_names)
-    grouped = [GroupedColumns(rows, f.codes, f.m, f.name, f.column_names) for f, rows in zip(factors, Z, strict=True)]
-    if not unchecked:
-        refuse_unidentified_rows(grouped, x_o, structure, z_map)
+    grouped = [
+        GroupedColumns(rows, code, f.m, f.name, f.column_names) for f, rows, code in zip(factors, Z, codes, strict=True)
+    ]
     gram = xy.T @ xy
     if given:
         gram[-1, -1] += n
-    saturated, outside = _spanned(grouped, x_o)
+    log_weights = 0.0 if weights is None else float(np.sum(np.log(weights)))
+    fields = {
+        "gram": gram, "z_map": z_map, "scale": scale,
+        **problem_fields(n, X.shape[1], [f.m for f in factors], log_weights, structure, x, coefficients),
+    }  # fmt: skip
+    return crossed_problem(grouped, xy, fields, unchecked, lambda i: factors[i].Z)
+
+
+def crossed_problem(
+    grouped: list[GroupedColumns],
+    xy: Array,
+    fields: dict[str, Any],
+    unchecked: bool,
+    natural: Callable[[int], Array],
+) -> CrossedProblem:
+    """The problem of conditioned rows, or of rows that have the same products.
+
+    Parameters
+    ----------
+    grouped : list of GroupedColumns
+    xy : (rows, k) array
+        [X_o y_o]
+    fields : dict
+        Those of `CrossedProblem` but for what is made here.
+    unchecked : bool
+        Whether nothing is refused.
+    natural : callable
+        Gives the columns of a factor as they were given, for messages.
+
+    Raises
+    ------
+    LMMError
+        For random effects that the fixed effects explain, and covariance parameters that are not identified.
+    """
+    structure, n, z_map, x_o = fields["structure"], fields["n"], fields["z_map"], xy[:, :-1]
+    columns = np.cumsum([0, *(f.Z.shape[1] for f in grouped[:-1])]).tolist()
+    layout, cross = lay_out([f.Z for f in grouped], [f.codes for f in grouped], [f.m for f in grouped], columns, xy)
+    for i, (f, at, places) in enumerate(zip(grouped, columns, layout.places, strict=True)):
+        own = factor_structure(structure, at, f.Z.shape[1])
+        found = [] if unchecked else suspects(cross[places, :-1], n, own)
+        if found:
+            part = slice(at, at + own.q)
+            refuse_aliased(found, f.Z, x_o, f.codes, z_map[part, part], natural(i), f.name, f.columns)
+    if not unchecked:
+        refuse_unidentified_rows(grouped, x_o, structure, z_map)
+    saturated, outside = _spanned(grouped, x_o, n)
     return CrossedProblem(
-        layout=layout,
-        cross=cross,
-        gram=gram,
-        z_map=z_map,
-        columns=tuple(columns),
-        scale=scale,
-        **problem_fields(n, X.shape[1], factors, weights, structure, x, coefficients),
-        saturated=saturated,
-        outside=outside,
+        layout=layout, cross=cross, columns=tuple(columns), saturated=saturated, outside=outside, **fields
     )
 
 
-def _spanned(factors: list[GroupedColumns], X: Array) -> tuple[bool, int]:
-    """Whether X and Z span all rows, and how many dimensions Z leaves to X then; many rows are not looked at."""
-    n, width = len(X), sum(f.m * f.Z.shape[1] for f in factors)
+def _spanned(factors: list[GroupedColumns], X: Array, n: int) -> tuple[bool, int]:
+    """Whether X and Z span all n rows, and how many dimensions Z leaves to X then; many rows are not looked at."""
+    width = sum(f.m * f.Z.shape[1] for f in factors)
     if width + X.shape[1] < n or n > SPANNED_UP_TO:
         return False, 0
     wide = [(f.codes[:, None] == np.arange(f.m)) * z[:, None] for f in factors for z in f.Z.T]
@@ -391,8 +423,8 @@ def _spanned(factors: list[GroupedColumns], X: Array) -> tuple[bool, int]:
 def problem_fields(
     n: int,
     p: int,
-    factors: list[Factor],
-    weights: Array | None,
+    sizes: list[int],
+    log_weights: float,
     structure: CovarianceStructure,
     x: ConditionedX,
     coefficients: Array,
@@ -402,8 +434,10 @@ def problem_fields(
     Parameters
     ----------
     n, p : int
-    factors : list of Factor
-    weights : (n,) array or None
+    sizes : list of int
+        Levels of each factor.
+    log_weights : float
+        Sum of the logarithms of the weights.
     structure : CovarianceStructure
     x : ConditionedX
     coefficients : (r,) array
@@ -411,10 +445,10 @@ def problem_fields(
     """
     return {
         "n": n,
-        "m": max(f.m for f in factors),
-        "n_levels": tuple(f.m for f in factors),
+        "m": max(sizes),
+        "n_levels": tuple(sizes),
         "structure": structure,
-        "log_constant": 0.0 if weights is None else -float(np.sum(np.log(weights))),
+        "log_constant": -log_weights,
         **fixed_fields(p, x, coefficients),
     }
 

@@ -6,6 +6,7 @@ b_s = T_s b_o, T_s (r, q_s), so that a level adds U b with covariance T_s G_s T_
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cached_property
 from itertools import pairwise
 from math import sqrt
@@ -17,27 +18,24 @@ from numpy.typing import NDArray
 from ... import kernels
 from ...errors import LMMError
 from ...kernels import hierarchies
-from ...kernels.records import RowColumns, Rows
-from ...problem.aliasing import refuse_aliased, suspects
-from ...problem.columns import SAMPLE, WELL_CONDITIONED, ConditionedX, factor_structure, rotation
-from ...problem.identification import (
-    GroupedColumns,
-    clearly_identified,
-    refuse_unidentified_rows,
-    telling_rows,
-)
+from ...kernels.records import Rows
+from ...problem.aliasing import suspects
+from ...problem.columns import WELL_CONDITIONED
 from ..crossed.order import Layout, lay_out_chain
 from ..crossed.problem import CrossedProblem, Factor, problem_fields
 from ..crossed.start import factors_start
 from ..one_factor import conditioning as design
+from ..one_factor.reading import ArrayRows, RowReader
+from ..one_factor.summing import Conditioned, conditioned_sums
 from .engine import NestedCriterion
 from .families import Families, families
+from .shared import CellRows, SharedColumns, conditioned_x, shared_scales
 
 if TYPE_CHECKING:
     from ...covariance.parameters import CovarianceStructure
     from ..crossed.engine import CrossedCriterion
 
-__all__ = ["Chain", "NestedProblem", "condition_chain"]
+__all__ = ["Chain", "NestedProblem", "Nesting", "chain_problem", "condition_chain", "nested"]
 
 Array = NDArray[np.float64]
 Index = NDArray[np.intp]
@@ -138,15 +136,14 @@ class NestedProblem(CrossedProblem):
         slope, rest = kernels.within_regression(lower, len(self.gram), design.EXACT_WITHIN)
         return slope if rest < design.MOSTLY_BETWEEN * self.n else None
 
-    def look_within(self, rows: Rows | None, columns: RowColumns) -> bool:
+    def look_within(self, reader: RowReader | None, found: Conditioned) -> bool:
         """See what varies within the finest levels, summed over the rows again if they are given.
 
         Parameters
         ----------
-        rows : Rows or None
-            Of the finest factor.
-        columns : RowColumns
-            As given to `kernels.accumulate`.
+        reader : RowReader or None
+        found : Conditioned
+            The sums of which the problem was made.
 
         Returns
         -------
@@ -163,12 +160,19 @@ class NestedProblem(CrossedProblem):
         k = len(within)
         lower = np.ascontiguousarray(within[np.tril_indices(k)])
         tolerance = design.EXACT_WITHIN
-        if rows is not None:
+        if reader is not None:
             order = self._families.order[0]
             place = np.empty(len(self.chain.raw), dtype=np.int64)
             place[order[order >= 0]] = np.flatnonzero(order >= 0)
-            turned = columns._replace(x_transform=self.chain.xy_map, z_transform=self.chain.z_map)
-            lower = kernels.within_rows(rows, turned, place, packed)
+            columns, z_map = found.columns, self.chain.z_map
+            turned = columns._replace(
+                x_transform=self.chain.xy_map
+                if columns.x_transform is None
+                else design.padded(columns.x_transform) @ self.chain.xy_map,
+                z_transform=z_map if columns.z_transform is None else columns.z_transform @ z_map,
+                beta0=found.x_turn @ columns.beta0,
+            )
+            lower = reader.within(turned, found.kept, place, packed)
             tolerance = tolerance**2
             outside, spanned = design.spanned_rows(
                 packed, len(self.chain.z_map), self._families.order[0], self.chain.raw[:, -1], kernels.unpack(lower, k)
@@ -272,133 +276,160 @@ def condition_chain(
     It does not do for crossed factors, or columns so dependent, or explained so well, that sums of products are not
     exact enough.  The parameters are those of `hierarchy.condition_factors`, and codes (n,) intp arrays.
     """
-    n, p = X.shape
     sizes = [f.m for f in factors]
     if len(set(sizes)) < len(sizes):
         return None
-    order = sorted(range(len(factors)), key=lambda f: -sizes[f])
+    nesting = nested(codes, sizes)
+    if nesting is None:
+        return None
+    Z, which = _shared_columns(X, factors)
+    shared = SharedColumns(
+        tuple(f.name for f in factors), tuple(f.column_names for f in factors), tuple(sizes), which, structure
+    )
+    finest = nesting.order[0]
+    reader = ArrayRows(Rows(X, y, Z, codes[finest], 0, sizes[finest], weights, offset))
+    columns = shared_scales(reader, which, structure)
+    found = conditioned_sums(reader, columns, shared.turns, shared.precondition, once=True)
+    return None if found is None else chain_problem(reader, found, shared, nesting, X.shape[1])
+
+
+class Nesting(NamedTuple):
+    """How factors are nested in each other.
+
+    Attributes
+    ----------
+    order : list of int
+        The factors, finest first.
+    parents : list of intp arrays
+        Parent of each level, for all factors but the last.
+    """
+
+    order: list[int]
+    parents: list[Index]
+
+    @property
+    def above(self) -> dict[int, Index]:
+        """Of each factor the level of each finest level."""
+        level = np.arange(len(self.parents[0]))
+        out = {self.order[0]: level}
+        for f, parent in zip(self.order[1:], self.parents, strict=True):
+            out[f] = level = parent[level]
+        return out
+
+
+def nested(codes: Sequence[Index], sizes: Sequence[int]) -> Nesting | None:
+    """How the factors are nested, None where they are not.
+
+    Parameters
+    ----------
+    codes : sequence of (n,) intp arrays
+        Levels of each factor by rows, or by cells.
+    sizes : sequence of int
+    """
+    order = sorted(range(len(sizes)), key=lambda f: -sizes[f])
     parents: list[Index] = []
     for fine, coarse in pairwise(order):
         parent = hierarchies.nested_in(codes[fine], codes[coarse], sizes[fine])
         if parent is None:
             return None
         parents.append(parent)
-    Z, which = _shared_columns(X, factors)
-    r = Z.shape[1]
-    x_scale, x_constant = kernels.column_scales(X, SAMPLE, True)
-    widths = [len(mine) for mine in which]
-    starts = np.cumsum([0, *widths[:-1]]).tolist()
-    local = [factor_structure(structure, at, width) for at, width in zip(starts, widths, strict=True)]
-    # a shift must be undone by a constant column of the same block
-    z_scale, z_constant = kernels.column_scales(Z, SAMPLE, all(own.one_full for own in local))
-    if z_constant >= 0 and any(z_constant not in mine for mine in which):
-        z_scale, z_constant = kernels.column_scales(Z, SAMPLE, False)
-    beta0 = np.zeros(p)
-    if x_constant >= 0:
-        beta0[x_constant] = kernels.sample_mean(y, SAMPLE)
-    finest = codes[order[0]]
-    rows = Rows(X, y, Z, finest, 0, sizes[order[0]], weights, offset)
-    columns = RowColumns(x_scale, z_scale, beta0, x_constant, z_constant)
-    raw, packed, gram_z, constant, varies, finite = kernels.accumulate(rows, columns)
-    if not (finite and varies and constant):
-        return None
-    S = kernels.unpack(packed, p + 1)
-    to_x, margin = kernels.orthonormal(S[:p, :p]) if p else (np.zeros((0, 0)), 1.0)
-    if p and margin < WELL_CONDITIONED:
-        return None
-    whitened = to_x.T @ S[:p, p]
-    beta1 = to_x @ whitened
-    rest = float(S[p, p] - whitened @ whitened)
-    if not rest > 1e-7 * S[p, p]:
-        return None
-    scale = sqrt(rest / n)
-    xy = np.zeros((p + 1, p + 1))
-    xy[:p, :p] = to_x
-    xy[:p, p] = -beta1 / scale
-    xy[p, p] = 1.0 / scale
-    gram_of = kernels.unpack(gram_z, r)
-    turn = np.zeros((r, structure.q))
-    z_map = np.zeros((structure.q, structure.q))
-    for at, mine, own in zip(starts, which, local, strict=True):
-        turned, margin = rotation(gram_of[np.ix_(mine, mine)], n, own)
-        if margin < WELL_CONDITIONED:
-            return None
-        part = slice(at, at + len(mine))
-        turn[mine, part] = turned
-        local_constant = mine.index(z_constant) if z_constant in mine else -1
-        z_map[part, part] = kernels.scale_map(np.ascontiguousarray(z_scale[:, mine]), local_constant) @ turned
-    x = ConditionedX(np.arange(p), x_scale, x_constant, to_x)
-    above = [np.arange(sizes[order[0]])]
-    for parent in parents:
-        above.append(parent[above[-1]])
+    return Nesting(order, parents)
+
+
+def chain_problem(
+    reader: RowReader, found: Conditioned, shared: SharedColumns, nesting: Nesting, p: int
+) -> CrossedProblem | None:
+    """The problem of nested factors from sums over the finest levels.
+
+    Parameters
+    ----------
+    reader : RowReader
+        Its groups are the finest levels.
+    found : Conditioned
+    shared : SharedColumns
+    nesting : Nesting
+    p : int
+        Columns of X, with those that were dropped.
+
+    Returns
+    -------
+    CrossedProblem or None
+        None where the finest factor alone leaves nothing of y, so that rows have to be taken in another way.
+
+    Raises
+    ------
+    LMMError
+        For effects that X explains, covariances that are not identified, a response that the random effects reproduce.
+    """
+    raw, structure, sizes, starts = found.raw, shared.structure, list(shared.sizes), list(shared.starts)
+    order, parents = nesting
+    xy, n, r = found.xy.copy(), reader.n, shared.width
+    rank = len(found.kept)
+    turns, z_map = shared.maps(found)
+    above = nesting.above
     free: set[int] = set()
-    for at, level in zip(reversed(order), reversed(above), strict=True):
+    for at in reversed(order):
         # what varies freely between coarse levels does so between finer ones
-        part, own, given = slice(starts[at], starts[at] + widths[at]), local[at], factors[at]
-        if free.issuperset(which[at]):
+        turn, level, own = turns[at], above[at], shared.local(at)
+        if free.issuperset(shared.which[at]):
             continue
-        if _vary_freely(raw, turn[:, part], level, p, n, given.m):
-            free.update(which[at])
+        if _vary_freely(raw, turn, level, rank, n, sizes[at]):
+            free.update(shared.which[at])
             continue
-        found = suspects(_crossed(raw, turn[:, part], xy[:p, :p], level, given.m), n, own)
-        if found:
-            root = 1.0 if weights is None else np.sqrt(weights)[:, None]
-            rows = (Z - z_scale[0]) * z_scale[1] @ turn[:, part] * root
-            x_o = (X - x_scale[0]) * x_scale[1] @ to_x * root
-            refuse_aliased(found, rows, x_o, codes[at], z_map[part, part], given.Z, given.name, given.column_names)
-
-    def conditioned(rows: Any) -> tuple[list[GroupedColumns], Array]:
-        """Conditioned columns of each factor and of X, of some rows."""
-        root = 1.0 if weights is None else np.sqrt(weights[rows])[:, None]
-        z = (Z[rows] - z_scale[0]) * z_scale[1] @ turn * root
-        grouped = [
-            GroupedColumns(z[:, at : at + width], code[rows], f.m, f.name, f.column_names)
-            for f, code, at, width in zip(factors, codes, starts, widths, strict=True)
-        ]
-        return grouped, (X[rows] - x_scale[0]) * x_scale[1] @ to_x * root
-
-    if not clearly_identified(*conditioned(telling_rows(codes)), structure):
-        refuse_unidentified_rows(*conditioned(slice(None)), structure, z_map)
+        suspected = suspects(_crossed(raw, turn, xy[:rank, :rank], level, sizes[at]), n, own)
+        if suspected:
+            shared.refuse_aliased(suspected, reader.whole(), found, at, level)
+    cells = CellRows(found, n)
+    if not cells.clearly_identified(shared, turns, [above[f] for f in range(len(sizes))]):
+        cells.refuse_unidentified(shared, turns, [above[f] for f in range(len(sizes))], z_map)
     fields: dict[str, Any] = {
-        "columns": tuple(starts),
-        "z_map": z_map,
-        "scale": scale,
-        **problem_fields(n, p, factors, weights, structure, x, beta0 + beta1),
-    }
-    gram = xy.T @ S @ xy
-    shared, margin = kernels.orthonormal(gram_of)
-    if r > WIDEST or p >= LONGEST or margin < WELL_CONDITIONED:
-        layout, cross = lay_out_chain(raw, turn, xy, order, parents, sizes, starts, widths)
+        "columns": tuple(starts), "z_map": z_map, "scale": found.scale,
+        **problem_fields(n, p, sizes, reader.log_weights, structure, conditioned_x(found), found.x_turn @ found.beta),
+    }  # fmt: skip
+    packed = kernels.unpack(found.packed, rank + 1)
+    gram = xy.T @ packed @ xy
+    common, margin = kernels.orthonormal(kernels.unpack(found.gram, r))
+    if r > WIDEST or rank >= LONGEST or margin < WELL_CONDITIONED:
+        widths = [turn.shape[1] for turn in turns]
+        layout, cross = lay_out_chain(raw, np.hstack(turns), xy, order, parents, sizes, starts, widths)
         return CrossedProblem(layout=layout, cross=cross, gram=gram, **fields)
-    shared *= sqrt(n)
-    maps: list[Array] = []
-    for at, width in zip(starts, widths, strict=True):
-        maps.append(np.asarray(np.linalg.solve(shared, turn[:, at : at + width]), dtype=np.float64))
-    problem = NestedProblem(Chain(raw, order, parents, shared, xy, maps), gram=gram, **fields)
+    common *= sqrt(n)
+    maps = [np.asarray(np.linalg.solve(common, turn), dtype=np.float64) for turn in turns]
+    problem = NestedProblem(Chain(raw, order, parents, common, xy, maps), gram=gram, **fields)
     slope = problem.within_slope()
-    again = slope is not None
-    if slope is not None:
-        # sums of squares have lost digits: take out what X explains within levels and sum over the rows again
-        xy[:p, p] -= to_x @ slope
-        fields |= problem_fields(n, p, factors, weights, structure, x, beta0 - xy[:p, p] * scale)
-        problem = NestedProblem(Chain(raw, order, parents, shared, xy, maps), gram=xy.T @ S @ xy, **fields)
-    return problem if problem.look_within(rows if again else None, columns) else None
+    if slope is None:
+        return problem if problem.look_within(None, found) else None
+    # sums of squares have lost digits: take out what X explains within levels and sum over the rows again
+    xy[:rank, rank] -= found.to_x @ slope
+    beta = found.columns.beta0 - xy[:rank, rank] * found.scale
+    fields |= problem_fields(n, p, sizes, reader.log_weights, structure, conditioned_x(found), found.x_turn @ beta)
+    problem = NestedProblem(Chain(raw, order, parents, common, xy, maps), gram=xy.T @ packed @ xy, **fields)
+    return problem if problem.look_within(reader, found) else None
 
 
 def _shared_columns(X: Array, factors: list[Factor]) -> tuple[Array, list[list[int]]]:
-    """The different columns among the Z of all factors side by side, and which of them each factor has."""
+    """The different columns among the Z of all factors side by side, and which of them each factor has.
+
+    Those of X come first, in their order, then others by their names, whatever the order of the factors.
+    """
     columns: list[Array] = []
+    keys: list[tuple[int, str]] = []
     which: list[list[int]] = []
     for f in factors:
         mine = []
-        for j in range(f.Z.shape[1]):
+        for j, name in enumerate(f.column_names):
             column = f.Z[:, j]
             same = (i for i, other in enumerate(columns) if _same_column(other, column))
             found = next(same, len(columns))
             if found == len(columns):
                 columns.append(column)
+                in_x = (i for i in range(X.shape[1]) if _same_column(X[:, i], column))
+                keys.append((next(in_x, X.shape[1]), name))
             mine.append(found)
         which.append(mine)
+    order = sorted(range(len(columns)), key=keys.__getitem__)
+    which = [[order.index(i) for i in mine] for mine in which]
+    columns = [columns[i] for i in order]
     # nothing is copied where one matrix has them all
     for given in (X, *(f.Z for f in factors)):
         if given.shape[1] == len(columns) and all(_same_column(given[:, i], c) for i, c in enumerate(columns)):

@@ -20,16 +20,11 @@ from ...design.grouping import Codes, Grouping
 from ...errors import LMMError
 from ...kernels.records import RowColumns, Rows
 from ...problem.aliasing import default_names, refuse_aliased, suspects
-from ...problem.columns import (
-    WELL_CONDITIONED,
-    independent_columns,
-    rotation,
-    spread,
-    z_preconditioner,
-)
+from ...problem.columns import WELL_CONDITIONED, rotation, spread, z_preconditioner
 from ...problem.identification import GroupedColumns, Shared, parts_identify, refuse_unidentified
 from .problem import OneFactorProblem
-from .reading import BLOCK, ArrayRows, RowReader, first_columns, first_mean, log_sum, unshifted
+from .reading import BLOCK, ArrayRows, RowReader, first_columns, log_sum
+from .summing import MOSTLY_EXPLAINED, Conditioned, conditioned_sums
 
 __all__ = ["condition", "condition_rows"]
 
@@ -40,9 +35,6 @@ AT_ONCE = 2**15
 
 COMPRESS_FROM = 64
 """Groups below which an evaluation is cheaper than the search for equal ones."""
-
-MOSTLY_EXPLAINED = 1e-7
-"""Share of y'y that X leaves below which its residual is taken from the rows."""
 
 MOSTLY_BETWEEN = 1e-6
 """Share of the variation of y within groups below which it is summed from the rows again."""
@@ -134,59 +126,17 @@ def condition_rows(
     """
     if columns is None:
         columns = first_columns(reader, structure.one_full)
-    p = len(columns.beta0)
-    kept = np.arange(p)
-    for attempt in range(4):
-        raw, packed_s, gram, constant, varies, finite = reader.sums(columns, kept)
-        n = reader.n
-        if not finite:
-            reader.refuse_non_finite()
-        if attempt == 0:
-            m = int(np.count_nonzero(raw[:, -1]))
-        if not varies and not given:
-            raise LMMError("y is constant: there is nothing to model; check that the right column is the response")
-        if not constant:
-            # a column that looked constant in the sample is not: do without shifts
-            columns = unshifted(reader)
-            continue
-        to_x, x_margin, xy, beta, rest, total, scale = kernels.least_squares(packed_s, columns.beta0, n)
-        to_z, z_margin = _z_rotation(gram, n, structure) if not given else (np.eye(structure.q), 1.0)
-        poor_x = x_margin < WELL_CONDITIONED and columns.x_transform is None
-        poor_z = z_margin < WELL_CONDITIONED and columns.z_transform is None
-        if poor_x:
-            kept, x_scale, x_constant, turn = independent_columns(
-                lambda scales: reader.triangle(scales, False),
-                columns.x_scale,
-                columns.x_constant,
-                lambda: unshifted(reader).x_scale,
-            )
-            turn = turn * sqrt(n)
-            start: Array = np.zeros(len(kept))
-            if x_constant >= 0:
-                # sums of squares about the mean of y, in the coordinates of the turned columns
-                start[x_constant] = first_mean(reader)
-                start = np.asarray(np.linalg.solve(turn, start))
-            columns = columns._replace(x_scale=x_scale, x_constant=x_constant, x_transform=turn, beta0=start)
-        if poor_z:
-            triangle = reader.triangle(columns.z_scale, True)
-            columns = columns._replace(z_transform=z_preconditioner(triangle, n, structure))
-        if poor_x or poor_z:
-            continue
-        if rest <= MOSTLY_EXPLAINED * packed_s[-1] and attempt < 3:
-            # the fixed effects explain nearly all of y: take its residual again from the rows
-            columns = columns._replace(beta0=beta)
-            continue
-        break
-    # beta0 is not zero only where it has been taken from y before the sums
-    if not rest > 1e-30 * total:
-        if not given:
-            raise LMMError("y is reproduced exactly by the fixed effects: there is no variation left to model")
-        scale = sqrt(total / n) if total > 0.0 else 1.0
-        xy[:-1, -1], xy[-1, -1] = (columns.beta0 - beta) / scale, 1.0 / scale
-    sums = Sums(m, raw, packed_s, to_x, to_z, xy, beta, scale)
-    found = _finish(reader, columns, sums, structure, kept, p)
+    sums = conditioned_sums(
+        reader,
+        columns,
+        lambda gram, n, _: (np.eye(structure.q), 1.0) if given else _z_rotation(gram, n, structure),
+        lambda triangle, n: z_preconditioner(triangle, n, structure),
+        given,
+    )
+    assert sums is not None
+    found = _finish(reader, sums, structure, len(columns.beta0))
     if given:
-        found.problem.within[-1] += n
+        found.problem.within[-1] += found.problem.n
     else:
         _refuse_what_cannot_be_fitted(found, reader, name, z_names)
     return found.problem, found.present
@@ -318,44 +268,15 @@ def spanned_rows(packed: Array, q: int, order: NDArray[np.intp], counts: Array, 
     return outside, outside == np.count_nonzero(np.linalg.eigvalsh(within[:r, :r]) > SPANNED)
 
 
-def _padded(transform: Array) -> Array:
+def padded(transform: Array) -> Array:
     out = np.eye(len(transform) + 1)
     out[:-1, :-1] = transform
     return out
 
 
-class Sums(NamedTuple):
-    """Sums over the rows, and the columns to which they are turned.
-
-    Attributes
-    ----------
-    m : int
-        Groups with rows.
-    raw, packed_s : arrays
-        As `kernels.accumulate` gives them.
-    to_x, to_z, xy : arrays
-        From the columns of the sums to orthonormal ones.
-    beta : (r,) array
-        Least-squares coefficients, with those taken from y before the sums.
-    scale : float
-        Standard deviation of the residual.
-    """
-
-    m: int
-    raw: Array
-    packed_s: Array
-    to_x: Array
-    to_z: Array
-    xy: Array
-    beta: Array
-    scale: float
-
-
-def _finish(
-    reader: RowReader, columns: RowColumns, sums: Sums, structure: CovarianceStructure, kept: NDArray[np.intp], p: int
-) -> Found:
+def _finish(reader: RowReader, sums: Conditioned, structure: CovarianceStructure, p: int) -> Found:
     """The problem of given sums."""
-    m, raw, packed_s, to_x, to_z, xy, beta, scale = sums
+    columns, kept, m, raw, packed_s, _, to_x, to_z, xy, beta, scale = sums
     n, q, r = reader.n, structure.q, len(kept)
     x_transform, z_transform = columns.x_transform, columns.z_transform
     present: NDArray[np.intp] | None = None
@@ -365,7 +286,7 @@ def _finish(
     packed, between = kernels.factor_groups(raw, to_z, xy)
     free = kernels.vary_freely(packed, raw, q, 2 * r + 1, 1e-4 * sqrt(n) / m)
     within = kernels.within_part(packed_s, xy, between)
-    x_rows = to_x if x_transform is None else x_transform @ to_x
+    x_rows = sums.x_rows
     z_rows = to_z if z_transform is None else z_transform @ to_z
     tolerance, saturated, outside = EXACT_WITHIN, False, 0
     slope, unexplained = kernels.within_regression(within, r + 1, EXACT_WITHIN)
@@ -377,7 +298,7 @@ def _finish(
         position = np.zeros(reader.n_slots, dtype=np.int64)
         position[slice(None) if present is None else present] = np.arange(m)
         conditioned = columns._replace(
-            x_transform=xy if x_transform is None else _padded(x_transform) @ xy,
+            x_transform=xy if x_transform is None else padded(x_transform) @ xy,
             z_transform=z_rows,
             beta0=columns.beta0 if x_transform is None else x_transform @ columns.beta0,
         )
