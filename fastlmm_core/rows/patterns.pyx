@@ -19,53 +19,129 @@ cdef double SAME = 1e-13
 cdef Py_ssize_t PATIENCE = 256
 
 
-cdef Py_ssize_t label_patterns(const double[:, :, ::1] blocks, Py_ssize_t n_groups, Py_ssize_t n_a, int64_t[::1] slots,
-                               int64_t[::1] first, int64_t[::1] label) noexcept nogil:
+# Factored groups (see lanes/lanes.pyx), their Z_i'Z_i being looked at.
+cdef struct Groups:
+    const double* packed        # (blocks, stride, lanes)
+    Py_ssize_t n, stride, lanes, n_a
+
+
+cdef inline const double* group_at(const Groups* g, Py_ssize_t i) noexcept nogil:
+    return g.packed + (i // g.lanes) * g.stride * g.lanes + i % g.lanes
+
+
+cdef bint whole_block(const Groups* g, Py_ssize_t i, const double* pattern) noexcept nogil:
+    """Whether all groups of the block that begins with group i are of a pattern."""
+    cdef const double* R = g.packed + (i // g.lanes) * g.stride * g.lanes
+    cdef Py_ssize_t j, lane
+    cdef double size = 0.0, t
+    cdef int others = 0
+    for j in range(g.n_a):
+        size = max(size, fabs(pattern[j * g.lanes]))
+    size *= SAME
+    for j in range(g.n_a):
+        t = pattern[j * g.lanes]
+        for lane in range(g.lanes):
+            # NaN belongs to none
+            others += not fabs(R[j * g.lanes + lane] - t) <= size
+    return others == 0
+
+
+cdef bint same_pattern(const Groups* g, const double* R, const double* S, double size) noexcept nogil:
+    cdef Py_ssize_t j
+    for j in range(g.n_a):
+        if not fabs(R[j * g.lanes] - S[j * g.lanes]) <= SAME * size:
+            return False
+    return True
+
+
+cdef Py_ssize_t label_patterns(const Groups* g, int64_t[::1] slots, int64_t[::1] first, int64_t[::1] label
+                               ) noexcept nogil:
     """Number the patterns in order of appearance; -1 when there are too many to gain anything.
 
-    slots : a power of two of places by which patterns are found again, all -1
+    slots : a power of two of places by which patterns, counted from 1, are found again; all 0
     first, label : (n_groups,) first group of each pattern, pattern of each group
     """
-    cdef Py_ssize_t lanes = blocks.shape[2], stride = blocks.shape[1], n_slots = slots.shape[0]
-    cdef Py_ssize_t i, j, n_patterns = 0, slot, k
-    cdef const double* packed = &blocks[0, 0, 0]
+    cdef Py_ssize_t n_slots = slots.shape[0], i = 0, j, n_patterns = 0, slot, k
     cdef const double* R
-    cdef const double* S
     cdef uint64_t key
     cdef double size
-    cdef bint same
-    for i in range(n_groups):
-        R = packed + (i // lanes) * stride * lanes + i % lanes
+    while i < g.n:
+        # blocks of the pattern of the group before them are told without a search
+        if i > 0 and i % g.lanes == 0 and i + g.lanes <= g.n and whole_block(g, i, group_at(g, first[label[i - 1]])):
+            for j in range(g.lanes):
+                label[i + j] = label[i - 1]
+            i += g.lanes
+            continue
+        R = group_at(g, i)
         size = 0.0
-        for j in range(n_a):
-            size = max(size, fabs(R[j * lanes]))
+        for j in range(g.n_a):
+            size = max(size, fabs(R[j * g.lanes]))
         key = 1469598103934665603ULL
-        for j in range(n_a):
+        for j in range(g.n_a):
             # 2^30 steps of the largest entry: coarse against rounding, fine against other designs
-            key = (key ^ <uint64_t> llrint(R[j * lanes] / (size + 1e-300) * 1073741824.0)) * 1099511628211ULL
+            key = (key ^ <uint64_t> llrint(R[j * g.lanes] / (size + 1e-300) * 1073741824.0)) * 1099511628211ULL
             key = key ^ (key >> 29)
         slot = <Py_ssize_t> (key & <uint64_t> (n_slots - 1))
         while True:
-            k = <Py_ssize_t> slots[slot]
+            k = <Py_ssize_t> slots[slot] - 1
             if k < 0:
-                slots[slot] = n_patterns
+                slots[slot] = n_patterns + 1
                 first[n_patterns] = i
-                label[i] = n_patterns
+                k = n_patterns
                 n_patterns += 1
                 break
-            S = packed + (first[k] // lanes) * stride * lanes + first[k] % lanes
-            same = True
-            for j in range(n_a):
-                if not fabs(R[j * lanes] - S[j * lanes]) <= SAME * size:
-                    same = False
-                    break
-            if same:
-                label[i] = k
+            if same_pattern(g, R, group_at(g, first[k]), size):
                 break
             slot = (slot + 1) & (n_slots - 1)
+        label[i] = k
         if i >= PATIENCE and 2 * n_patterns > i:
             return -1
+        i += 1
     return n_patterns
+
+
+cdef void sum_block(const double* c, Py_ssize_t n, Py_ssize_t lanes, double* sums) noexcept nogil:
+    """Add c c' of all groups of a block, lane by lane, to sums (n(n+1)/2, lanes)."""
+    cdef Py_ssize_t j, l, lane
+    cdef const double* a
+    cdef const double* b
+    for j in range(n):
+        a = c + j * lanes
+        for l in range(j + 1):
+            b = c + l * lanes
+            for lane in range(lanes):
+                sums[lane] += a[lane] * b[lane]
+            sums += lanes
+
+
+cdef void sum_gram(const Groups* g, Py_ssize_t n, const int64_t* order, Py_ssize_t count, double* G, double* sums
+                   ) noexcept nogil:
+    """G (n, n) = sum of c c' over groups; sums: work space (n(n+1)/2 lanes,)."""
+    cdef Py_ssize_t i = 0, j, l, at, lane
+    cdef const double* c
+    cdef double t
+    memset(sums, 0, n * (n + 1) // 2 * g.lanes * sizeof(double))
+    memset(G, 0, n * n * sizeof(double))
+    while i < count:
+        c = group_at(g, order[i]) + g.n_a * g.lanes
+        # groups of one pattern are in order: where first and last fill a block, so do those between
+        if order[i] % g.lanes == 0 and i + g.lanes <= count and order[i + g.lanes - 1] == order[i] + g.lanes - 1:
+            sum_block(c, n, g.lanes, sums)
+            i += g.lanes
+            continue
+        for j in range(n):
+            for l in range(j + 1):
+                G[j * n + l] += c[j * g.lanes] * c[l * g.lanes]
+        i += 1
+    at = 0
+    for j in range(n):
+        for l in range(j + 1):
+            t = G[j * n + l]
+            for lane in range(g.lanes):
+                t += sums[at]
+                at += 1
+            G[j * n + l] = t
+            G[l * n + j] = t
 
 
 cdef Py_ssize_t semidefinite_factor(Py_ssize_t n, double* G, double* floor) noexcept nogil:
@@ -118,12 +194,14 @@ def pattern_labels(const double[:, :, ::1] packed, Py_ssize_t n_groups, Py_ssize
     cdef Py_ssize_t n_a = q * (q + 1) // 2, n_slots = 64, n_patterns
     while n_slots < 2 * n_groups:
         n_slots *= 2
-    slots_array = np.full(n_slots, -1, dtype=np.int64)
+    # memory that is not touched costs nothing
+    slots_array = np.zeros(n_slots, dtype=np.int64)
     label_array = np.empty(n_groups, dtype=np.int64)
     first_array = np.empty(n_groups, dtype=np.int64)
     cdef int64_t[::1] slots = slots_array, label = label_array, first = first_array
+    cdef Groups g = Groups(&packed[0, 0, 0], n_groups, packed.shape[1], packed.shape[2], n_a)
     with nogil:
-        n_patterns = label_patterns(packed, n_groups, n_a, slots, first, label)
+        n_patterns = label_patterns(&g, slots, first, label)
     return None if n_patterns < 0 else label_array
 
 
@@ -225,7 +303,7 @@ def compress(const double[:, :, ::1] packed, Py_ssize_t n_groups, Py_ssize_t q, 
     """
     cdef Py_ssize_t n_a = q * (q + 1) // 2, n_c = q * k, stride = n_a + n_c + 1
     cdef Py_ssize_t n_patterns, i, j, l, r, rank, pos, total = 0, start, count, lanes = packed.shape[2]
-    cdef const double* source
+    cdef Groups g = Groups(&packed[0, 0, 0], n_groups, packed.shape[1], lanes, n_a)
     label_array = pattern_labels(packed, n_groups, q)
     if label_array is None:
         return None
@@ -234,15 +312,15 @@ def compress(const double[:, :, ::1] packed, Py_ssize_t n_groups, Py_ssize_t q, 
     expected = np.minimum(counts_array, n_c).sum()
     if (expected + lanes - 1) // lanes >= (n_groups + lanes - 1) // lanes:
         return None
-    order_array = np.argsort(label_array, kind="stable")
+    order_array = np.argsort(label_array, kind="stable") if n_patterns > 1 else np.arange(n_groups)
     first_array = np.zeros(n_patterns, dtype=np.int64)
     first_array[1:] = np.cumsum(counts_array[: n_patterns - 1])
     first_array = order_array[first_array]
-    cdef const int64_t[::1] counts = counts_array.astype(np.int64), order = order_array.astype(np.int64)
+    cdef const int64_t[::1] counts = counts_array.astype(np.int64), order = order_array.astype(np.int64, copy=False)
     cdef const int64_t[::1] first = first_array.astype(np.int64)
     out_array = np.zeros(((expected + lanes - 1) // lanes, stride, lanes))
     cdef double[:, :, ::1] out = out_array
-    cdef double* G = <double*> malloc((n_c * n_c + 3 * n_c) * sizeof(double))
+    cdef double* G = <double*> malloc((n_c * n_c + 3 * n_c + n_c * (n_c + 1) // 2 * lanes) * sizeof(double))
     if G == NULL:
         raise MemoryError()
     cdef double* v = G + n_c * n_c
@@ -253,17 +331,7 @@ def compress(const double[:, :, ::1] packed, Py_ssize_t n_groups, Py_ssize_t q, 
             if count <= n_c:
                 rank = count
             else:
-                memset(G, 0, n_c * n_c * sizeof(double))
-                for i in range(start, start + count):
-                    source = &packed[order[i] // lanes, n_a, order[i] % lanes]
-                    for j in range(n_c):
-                        v[j] = source[j * lanes]
-                    for j in range(n_c):
-                        for l in range(j + 1):
-                            G[j * n_c + l] += v[j] * v[l]
-                for j in range(n_c):
-                    for l in range(j):
-                        G[l * n_c + j] = G[j * n_c + l]
+                sum_gram(&g, n_c, &order[start], count, G, v + 3 * n_c)
                 rank = semidefinite_factor(n_c, G, v)
             for r in range(max(rank, 1)):
                 i = total + r
