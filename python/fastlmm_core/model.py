@@ -200,6 +200,12 @@ class LinearMixedModel(Model):
         LMMError
             For an unknown method, a start of the wrong length, or a likelihood that has its supremum where the residual
             variance is zero.
+
+        Examples
+        --------
+        >>> import fastlmm_core as flc
+        >>> flc.lmm("Reaction ~ Days + (Days | Subject)", flc.datasets.load("sleepstudy")).fit(reml=False)
+        <LMMResult: ML criterion 1751.939344, certified>
         """
         return self._fit(reml, method, start, options)
 
@@ -292,6 +298,15 @@ class LinearMixedModel(Model):
             For Y of another shape or type, or with rows that are not those of the data; for a stream with
             missing="drop" or values of each response's own, for weights that are not positive, and for unknown columns
             in products.
+
+        Examples
+        --------
+        >>> import fastlmm_core as flc
+        >>> import numpy as np
+        >>> model = flc.lmm("Reaction ~ Days + (Days | Subject)", flc.datasets.load("sleepstudy"))
+        >>> responses = np.random.default_rng(1).normal(size=(3, 180))
+        >>> model.fit_many(responses).params.shape
+        (3, 2)
         """
         from .batch_result import BatchResult
         from .estimation.many.policy import fit_many
@@ -345,6 +360,16 @@ class LinearMixedModel(Model):
         ------
         LMMError
             As for a model made from `y`.
+
+        Examples
+        --------
+        >>> import fastlmm_core as flc
+        >>> data = flc.datasets.load("sleepstudy")
+        >>> model = flc.lmm("Reaction ~ Days + (Days | Subject)", data)
+        >>> model.refit(data.Reaction / 1000).params.round(3)
+        Intercept    0.251
+        Days         0.010
+        dtype: float64
         """
         model = type(self).__new__(type(self))
         model._take(y, self.design)
@@ -552,6 +577,15 @@ def lmm(
     ------
     LMMError
         For input that cannot be fitted; the message names the argument, the place and the remedy.
+
+    Examples
+    --------
+    >>> import fastlmm_core as flc
+    >>> data = flc.datasets.load("sleepstudy")
+    >>> flc.lmm("Reaction ~ Days + (Days | Subject)", data).fit().params.round(2)
+    Intercept    251.41
+    Days          10.47
+    dtype: float64
     """
     # told by their modules, which are then loaded: tables do without them
     if source is not None or type(data).__module__.startswith((f"{__package__}.streams.", "dask")):
@@ -690,6 +724,18 @@ def load(path: str | PathLike[str]) -> LMMResult:
     ------
     LMMError
         For a file that is not there, is no such file or is damaged, or of a later version of the format.
+
+    Examples
+    --------
+    >>> import fastlmm_core as flc
+    >>> from pathlib import Path
+    >>> from tempfile import TemporaryDirectory
+    >>> fit = flc.lmm("Reaction ~ Days + (1 | Subject)", flc.datasets.load("sleepstudy")).fit()
+    >>> with TemporaryDirectory() as folder:
+    ...     fit.save(Path(folder) / "sleep.flc")
+    ...     again = flc.load(Path(folder) / "sleep.flc")
+    >>> bool(again.criterion == fit.criterion)
+    True
     """
     from .archive.results import read
     from .result import LMMResult

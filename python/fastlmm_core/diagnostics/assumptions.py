@@ -56,6 +56,13 @@ def normal_scores(values: ArrayLike) -> Array:
     Returns
     -------
     (n,) array
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from fastlmm_core.diagnostics.assumptions import normal_scores
+    >>> normal_scores(np.array([2.0, 5.0, 1.0])).round(2)
+    array([ 0.  ,  0.87, -0.87])
     """
     from scipy.special import ndtri
 
@@ -156,6 +163,16 @@ def mahalanobis(result: Fit, factor: str | None = None) -> Any:
     ------
     LMMError
         For an unknown factor.
+
+    Examples
+    --------
+    >>> import fastlmm_core as flc
+    >>> from fastlmm_core.diagnostics.assumptions import mahalanobis
+    >>> fit = flc.lmm("Reaction ~ Days + (Days | Subject)", flc.datasets.load("sleepstudy")).fit()
+    >>> mahalanobis(fit).head(2).round(2)
+      Subject  distance  df  p_value
+    0     308      3.14   2     0.21
+    1     309      5.05   2     0.08
     """
     at = result.model.factors.index(result.model.factor(factor))
     distance, df = _distances(result, at)
@@ -182,6 +199,16 @@ def subject_chi2(result: Fit) -> Any:
     ------
     LMMError
         For crossed grouping factors, whose levels are not independent.
+
+    Examples
+    --------
+    >>> import fastlmm_core as flc
+    >>> from fastlmm_core.diagnostics.assumptions import subject_chi2
+    >>> fit = flc.lmm("Reaction ~ Days + (Days | Subject)", flc.datasets.load("sleepstudy")).fit()
+    >>> subject_chi2(fit).head(2).round(2)
+      Subject   chi2  df  p_value
+    0     308  30.85  10     0.00
+    1     309   5.73  10     0.84
     """
     grouping = _independent(result)
     if grouping is None:
@@ -313,6 +340,16 @@ def autocorrelation(result: Fit, max_lag: int = 5, time: ArrayLike | None = None
     ------
     LMMError
         For max_lag below 1, times that repeat or are not on a grid, or an unknown factor.
+
+    Examples
+    --------
+    >>> import fastlmm_core as flc
+    >>> from fastlmm_core.diagnostics.assumptions import autocorrelation
+    >>> fit = flc.lmm("Reaction ~ Days + (Days | Subject)", flc.datasets.load("sleepstudy")).fit()
+    >>> autocorrelation(fit, 2).round(2)
+       lag  pairs  autocorrelation     z  p_value
+    0    1    162             0.26  3.26     0.00
+    1    2    144             0.01  0.10     0.92
     """
     from scipy.special import ndtr
 
@@ -408,6 +445,16 @@ def residual_tests(result: Fit, max_lag: int = 3, time: ArrayLike | None = None)
     ------
     LMMError
         See `autocorrelation`.
+
+    Examples
+    --------
+    >>> import fastlmm_core as flc
+    >>> from fastlmm_core.diagnostics.assumptions import residual_tests
+    >>> fit = flc.lmm("Reaction ~ Days + (Days | Subject)", flc.datasets.load("sleepstudy")).fit()
+    >>> residual_tests(fit)[["test", "p_value"]].head(2).round(3)
+               test  p_value
+    0  Shapiro-Wilk    0.000
+    1  Shapiro-Wilk    0.428
     """
     model: Any = result.model
     w = residuals(result, "whitened")

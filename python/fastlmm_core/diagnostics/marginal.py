@@ -305,6 +305,14 @@ def icc_at(result: Fit, at: Any) -> Array:
     -------
     (k,) array
         Goldstein, Browne and Rasbash 2002, Understanding Statistics 1, 223-231.
+
+    Examples
+    --------
+    >>> import fastlmm_core as flc
+    >>> from fastlmm_core.diagnostics.marginal import icc_at
+    >>> fit = flc.lmm("Reaction ~ Days + (Days | Subject)", flc.datasets.load("sleepstudy")).fit()
+    >>> icc_at(fit, [0, 9]).round(3)
+    array([0.483, 0.847])
     """
     rows = random_rows(result, at)
     random = result.sigma2 * np.sum((rows @ result.relative_factor) ** 2, axis=1)
@@ -327,6 +335,14 @@ def least_variance_time(result: Fit) -> LeastVariance:
     ------
     LMMError
         For other random effects.
+
+    Examples
+    --------
+    >>> import fastlmm_core as flc
+    >>> from fastlmm_core.diagnostics.marginal import least_variance_time
+    >>> fit = flc.lmm("Reaction ~ Days + (Days | Subject)", flc.datasets.load("sleepstudy")).fit()
+    >>> least_variance_time(fit)
+    The lines fan out: the variance is smallest at Days = -0.2738 (1264.4), below the observed range 0 to 9.
     """
     result.model.needs_independent_residuals("least_variance_time()")
     model = result.model

@@ -417,6 +417,14 @@ def effective_sample_size(result: Fit) -> float:
     Returns
     -------
     float
+
+    Examples
+    --------
+    >>> import fastlmm_core as flc
+    >>> from fastlmm_core.diagnostics.pooling import effective_sample_size
+    >>> fit = flc.lmm("Reaction ~ Days + (Days | Subject)", flc.datasets.load("sleepstudy")).fit()
+    >>> round(effective_sample_size(fit), 1)
+    31.4
     """
     model, weights = result.model, result.model.weights
     sd = np.sqrt(_variances(result))

@@ -51,6 +51,17 @@ def studentized_residuals(
     ------
     LMMError
         For another kind; for `external` with several grouping factors and more rows than can be refitted without each.
+
+    Examples
+    --------
+    >>> import fastlmm_core as flc
+    >>> from fastlmm_core.diagnostics.studentized import studentized_residuals
+    >>> fit = flc.lmm("Reaction ~ Days + (Days | Subject)", flc.datasets.load("sleepstudy")).fit()
+    >>> studentized_residuals(fit)[:3].round(2)
+    0   -0.18
+    1   -0.63
+    2   -1.76
+    Name: resid_studentized, dtype: float64
     """
     return result.model.design.caller_rows.series(studentized(result, kind, external), "resid_studentized")
 

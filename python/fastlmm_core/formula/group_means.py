@@ -89,6 +89,12 @@ def group_mean(x: ArrayLike, *groups: Any) -> Any:
     ------
     LMMError
         For arrays of different lengths, Series with different indices, or missing labels.
+
+    Examples
+    --------
+    >>> import fastlmm_core as flc
+    >>> flc.group_mean([1.0, 3.0, 5.0], ["a", "a", "b"])
+    array([2., 2., 5.])
     """
     values, codes, labels = _grouped(x, groups)
     return _beside(means_of(values, codes, len(labels))[codes], x, groups)
@@ -116,6 +122,12 @@ def within(x: ArrayLike, *groups: Any) -> Any:
     ------
     LMMError
         For arrays of different lengths, Series with different indices, or missing labels.
+
+    Examples
+    --------
+    >>> import fastlmm_core as flc
+    >>> flc.within([1.0, 3.0, 5.0], ["a", "a", "b"])
+    array([-1.,  1.,  0.])
     """
     values, codes, labels = _grouped(x, groups)
     return _beside(values - means_of(values, codes, len(labels))[codes], x, groups)

@@ -288,6 +288,15 @@ def power(
     ------
     LMMError
         For arguments that cannot be used.
+
+    Examples
+    --------
+    >>> import fastlmm_core as flc
+    >>> design = {"Days": list(range(4)) * 12, "Subject": [i // 4 for i in range(48)]}
+    >>> plan = flc.assume("y ~ Days + (1 | Subject)", design, [250, 5], [[900.0]], 600.0)
+    >>> found = flc.power(plan, "Days", n_sim=400, seed=1)
+    >>> bool(0.1 < found.power < 0.9)
+    True
     """
     truth = generating(source)
     levels = _checked_levels(alpha)
@@ -511,6 +520,15 @@ def power_curve(
     ------
     LMMError
         For arguments that cannot be used, or a value whose design cannot be fitted.
+
+    Examples
+    --------
+    >>> import fastlmm_core as flc
+    >>> design = {"Days": list(range(4)) * 12, "Subject": [i // 4 for i in range(48)]}
+    >>> plan = flc.assume("y ~ Days + (1 | Subject)", design, [250, 5], [[900.0]], 600.0)
+    >>> curve = flc.power_curve(plan, "Days", along="Subject", values=[10, 40], n_sim=400, seed=1)
+    >>> bool(curve.power[1] > curve.power[0])
+    True
     """
     truth = generating(source)
     factors = [factor.grouping.name for factor in truth.model.factors]

@@ -54,6 +54,15 @@ def marginal_variance(result: Fit, x: ArrayLike | None = None, *, ax: Any = None
     ------
     LMMError
         For other random effects, or without matplotlib.
+
+    Examples
+    --------
+    >>> import fastlmm_core as flc
+    >>> fit = flc.lmm("Reaction ~ Days + (Days | Subject)", flc.datasets.load("sleepstudy")).fit()
+    >>> flc.plots.marginal_variance(fit, data=True).head(2).round(1)
+       Days  variance  residual
+    0   0.0    1267.0     654.9
+    1   0.1    1269.0     654.9
     """
     if not data:
         pyplot()
@@ -154,6 +163,16 @@ def missingness(model: Model, x: Any = None, *, factor: str | None = None, ax: A
     ------
     LMMError
         For unknown columns or factors, or without matplotlib.
+
+    Examples
+    --------
+    >>> import fastlmm_core as flc
+    >>> fev = flc.datasets.load("fev")
+    >>> model = flc.lmm("FEV1 ~ AVISIT + (1 | USUBJID)", fev)
+    >>> flc.plots.missingness(model, "AVISIT", data=True).head(2)
+      USUBJID AVISIT  count
+    0     PT1   VIS1      0
+    1     PT1   VIS2      1
     """
     if not data:
         pyplot()

@@ -59,6 +59,15 @@ def emmeans(
     ------
     LMMError
         For more than 60 means, unknown adjustments, or without matplotlib.
+
+    Examples
+    --------
+    >>> import fastlmm_core as flc
+    >>> teeth = flc.lmm("distance ~ age * Sex + (age | Subject)", flc.datasets.load("orthodont")).fit()
+    >>> flc.plots.emmeans(teeth.emmeans("Sex"), data=True).round(2)
+          Sex  estimate  conf_low  conf_high  arrow_low  arrow_high
+    0  Female     22.65     21.44      23.85        NaN       23.43
+    1    Male     24.97     23.97      25.97      24.18         NaN
     """
     if not isinstance(means, MarginalMeans):
         raise LMMError(f"means must be what emmeans() or slopes() returns, not of type {type(means).__name__!r}")
@@ -191,6 +200,14 @@ def coefficients(
     ------
     LMMError
         Without a model, for names of another number, more models than can be told apart, or without matplotlib.
+
+    Examples
+    --------
+    >>> import fastlmm_core as flc
+    >>> fit = flc.lmm("Reaction ~ Days + (Days | Subject)", flc.datasets.load("sleepstudy")).fit()
+    >>> flc.plots.coefficients(fit, data=True).round(2)
+      model  term  estimate  std_error  conf_low  conf_high
+    0     1  Days     10.47       1.55      7.21      13.73
     """
     from ..estimation.fit import Fit
 

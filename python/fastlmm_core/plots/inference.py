@@ -111,6 +111,15 @@ def profile_zeta(
     ------
     LMMError
         For unknown parameters, or without matplotlib.
+
+    Examples
+    --------
+    >>> import fastlmm_core as flc
+    >>> fit = flc.lmm("Reaction ~ Days + (Days | Subject)", flc.datasets.load("sleepstudy")).fit()
+    >>> flc.plots.profile_zeta(fit.profile("sigma"), data=True).head(2).round(2)
+      parameter  value  zeta
+    0     sigma  22.15 -2.58
+    1     sigma  22.54 -2.25
     """
     check_level(level)
     if not data:
@@ -213,6 +222,13 @@ def bootstrap_density(
     ------
     LMMError
         For unknown statistics, or without matplotlib.
+
+    Examples
+    --------
+    >>> import fastlmm_core as flc
+    >>> fit = flc.lmm("Reaction ~ Days + (Days | Subject)", flc.datasets.load("sleepstudy")).fit()
+    >>> flc.plots.bootstrap_density(fit.bootstrap(200, seed=1), data=True).shape
+    (1200, 2)
     """
     if not data:
         pyplot()
@@ -271,6 +287,15 @@ def power_curve(curve: PowerCurveLike, *, target: float | None = 0.8, ax: Any = 
     ------
     LMMError
         For a target outside (0, 1), or without matplotlib.
+
+    Examples
+    --------
+    >>> import fastlmm_core as flc
+    >>> design = {"Days": list(range(4)) * 12, "Subject": [i // 4 for i in range(48)]}
+    >>> plan = flc.assume("y ~ Days + (1 | Subject)", design, [250, 5], [[900.0]], 600.0)
+    >>> curve = flc.power_curve(plan, "Days", along="Subject", values=[10, 40], n_sim=100, seed=1)
+    >>> len(flc.plots.power_curve(curve, data=True)["power"])
+    2
     """
     if target is not None:
         check_share(target, "target")
@@ -327,6 +352,15 @@ def influence_plot(influence: InfluenceLike, *, top: int = 5, ax: Any = None, da
     ------
     LMMError
         Without matplotlib.
+
+    Examples
+    --------
+    >>> import fastlmm_core as flc
+    >>> fit = flc.lmm("Reaction ~ Days + (Days | Subject)", flc.datasets.load("sleepstudy")).fit()
+    >>> flc.plots.influence_plot(fit.influence(), data=True).head(2).round(3)
+      label  cooks_distance
+    0   308           0.092
+    1   309           0.149
     """
     distance = np.asarray(influence.cooks_distance, dtype=float)
     labels = np.asarray(influence.labels).tolist()

@@ -81,6 +81,15 @@ def caterpillar(
     ------
     LMMError
         For an unknown effect or level, or without matplotlib.
+
+    Examples
+    --------
+    >>> import fastlmm_core as flc
+    >>> fit = flc.lmm("Reaction ~ Days + (Days | Subject)", flc.datasets.load("sleepstudy")).fit()
+    >>> flc.plots.caterpillar(fit, data=True).head(2).round(1)
+      Subject  estimate  conf_low  conf_high
+    0     309     -40.4     -66.1      -14.7
+    1     310     -39.0     -64.6      -13.3
     """
     check_level(level)
     if not data:
@@ -185,6 +194,15 @@ def shrinkage(
     ------
     LMMError
         For unknown effects, or without matplotlib.
+
+    Examples
+    --------
+    >>> import fastlmm_core as flc
+    >>> fit = flc.lmm("Reaction ~ Days + (Days | Subject)", flc.datasets.load("sleepstudy")).fit()
+    >>> flc.plots.shrinkage(fit, data=True).head(2).round(1)
+      Subject     effect    own  partial  population
+    0     308  Intercept  244.2    253.7       251.4
+    1     309  Intercept  205.1    211.0       251.4
     """
     if not data:
         pyplot()

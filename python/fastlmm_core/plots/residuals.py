@@ -59,6 +59,13 @@ def residual_panels(result: Fit, *, factor: str | None = None, data: bool = Fals
     ------
     LMMError
         For an unknown factor, or without matplotlib.
+
+    Examples
+    --------
+    >>> import fastlmm_core as flc
+    >>> fit = flc.lmm("Reaction ~ Days + (Days | Subject)", flc.datasets.load("sleepstudy")).fit()
+    >>> list(flc.plots.residual_panels(fit, data=True).columns)
+    ['fitted', 'residual', 'Subject']
     """
     grouping = result.model.factor(factor).grouping
     residual, fitted = residuals(result, "pearson"), result.fitted_mean
@@ -181,6 +188,15 @@ def qq(
     ------
     LMMError
         For unknown options, or without matplotlib.
+
+    Examples
+    --------
+    >>> import fastlmm_core as flc
+    >>> fit = flc.lmm("Reaction ~ Days + (Days | Subject)", flc.datasets.load("sleepstudy")).fit()
+    >>> flc.plots.qq(fit, data=True).head(2).round(2)
+       theoretical  value  expected   low  high
+    0        -2.70  -3.95     -2.49 -3.52 -1.98
+    1        -2.36  -3.84     -2.15 -2.62 -1.80
     """
     from scipy.special import ndtri
 

@@ -94,6 +94,15 @@ def trajectories(
     The population line is X beta (+ offset) at the values of x; where it depends on other covariates too, its mean over
     the rows with that x, smoothed by local linear fits where x has more than 60 values.  In panels it is
     that of the group's own covariates.
+
+    Examples
+    --------
+    >>> import fastlmm_core as flc
+    >>> fit = flc.lmm("Reaction ~ Days + (Days | Subject)", flc.datasets.load("sleepstudy")).fit()
+    >>> flc.plots.trajectories(fit, data=True).head(2).round(1)
+      Subject  Days  observed  fitted  population
+    0     308   0.0     249.6   253.7       251.4
+    1     308   1.0     258.7   273.3       261.9
     """
     if layout not in ("spaghetti", "panels"):
         raise LMMError(f"layout={layout!r} is unknown: use 'spaghetti' or 'panels'")

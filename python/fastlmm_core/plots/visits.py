@@ -51,6 +51,16 @@ def residual_covariance(result: Fit, level: str | None = None, *, ax: Any = None
     ------
     LMMError
         For residuals that are independent or structured by coordinates, an unknown level, or without matplotlib.
+
+    Examples
+    --------
+    >>> import fastlmm_core as flc
+    >>> data = flc.datasets.load("fev")
+    >>> fev = flc.lmm("FEV1 ~ ARMCD * AVISIT", data, residual="cs(AVISIT | USUBJID)").fit()
+    >>> flc.plots.residual_covariance(fev, data=True).head(2).round(2)
+        row column  correlation  covariance
+    0  VIS1   VIS1         1.00       49.35
+    1  VIS1   VIS2         0.25       12.21
     """
     if not data:
         pyplot()

@@ -196,6 +196,15 @@ def merge(parts: Iterable[CrossProducts]) -> CrossProducts:
     LMMError
         For parts of different plans, parts that share a fragment (a task that was done twice must not count twice), or
         labels of different types.
+
+    Examples
+    --------
+    >>> import fastlmm_core as flc
+    >>> data = flc.datasets.load("sleepstudy")
+    >>> plan = flc.plan("Reaction ~ Days + (Days | Subject)", data)
+    >>> parts = [plan.reduce(data[:90], key=0), plan.reduce(data[90:], key=1)]
+    >>> flc.lmm(plan, flc.merge(parts)).fit()
+    <LMMResult: REML criterion 1743.628272, certified>
     """
     found = list(parts)
     if not found:

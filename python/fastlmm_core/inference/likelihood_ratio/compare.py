@@ -102,6 +102,25 @@ def compare(
     LMMError
         For fewer than two results, results of different data (the difference is named), unknown options, or a null
         distribution that does not apply.
+
+    Examples
+    --------
+    >>> import fastlmm_core as flc
+    >>> data = flc.datasets.load("sleepstudy")
+    >>> small = flc.lmm("Reaction ~ Days + (1 | Subject)", data).fit()
+    >>> large = flc.lmm("Reaction ~ Days + (Days | Subject)", data).fit()
+    >>> print(flc.compare(small, large))
+    Comparison of models fit by REML
+    <BLANKLINE>
+    1  Reaction ~ Days + (1 | Subject)
+    2  Reaction ~ Days + (Days | Subject)
+    <BLANKLINE>
+       Parameters      AIC     AICc      BIC   logLik  Deviance    LRT  df       p
+    1           4  1794.47  1794.69  1807.24  -893.23   1786.47
+    2           6  1755.63  1756.11  1774.79  -871.81   1743.63  42.84   2  <0.001
+    <BLANKLINE>
+    Null distributions
+    2  0.5 chi2(1) + 0.5 chi2(2)
     """
     size = _check(results, test, null, n_sim, seed)
     same_data(results)

@@ -89,6 +89,23 @@ def random_effect_test(
     ------
     LMMError
         For an unknown term or null distribution, or one that does not apply.
+
+    Examples
+    --------
+    >>> import fastlmm_core as flc
+    >>> fit = flc.lmm("Reaction ~ Days + (Days | Subject)", flc.datasets.load("sleepstudy")).fit()
+    >>> print(flc.random_effect_test(fit))
+    Tests of random effects, REML
+    <BLANKLINE>
+    1  all random effects
+    2  without Days | Subject
+    <BLANKLINE>
+       Parameters      AIC     AICc      BIC   logLik  Deviance    LRT  df       p
+    1           6  1755.63  1756.11  1774.79  -871.81   1743.63
+    2           4  1794.47  1794.69  1807.24  -893.23   1786.47  42.84   2  <0.001
+    <BLANKLINE>
+    Null distributions
+    2  0.5 chi2(1) + 0.5 chi2(2)
     """
     result.require_estimates("random_effect_test", "fit the response: result.model.fit()")
     size = check_null(null, n_sim, seed)
