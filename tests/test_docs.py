@@ -113,6 +113,28 @@ def test_fences_and_links(page):
         assert not anchor or anchor in anchors(other.read_text(encoding="utf-8")), target
 
 
+def formulas(text: str) -> list[tuple[str, bool]]:
+    """Formulas of a page, each with whether it stands by itself."""
+    found = [(match[1], True) for match in re.finditer(r"```\{math\}\n(?::.*\n)*(.*?)```", text, re.DOTALL)]
+    text = re.sub(r"`[^`\n]*`", "", without_code(text))
+    found += [(match[1], True) for match in re.finditer(r"\$\$(.*?)\$\$", text, re.DOTALL)]
+    text = re.sub(r"\$\$.*?\$\$", "", text, flags=re.DOTALL)
+    return found + [(match[1], False) for match in re.finditer(r"(?<![\\$])\$([^$\n]+(?:\n[^$\n]+)?)\$", text)]
+
+
+def test_formulas_are_drawn_without_a_script(monkeypatch):
+    pytest.importorskip("latex2mathml")
+    monkeypatch.syspath_prepend(str(DOCS / "_support"))
+    from mathml import mathml
+
+    every = [formula for text in ALL.values() for formula in formulas(text)]
+    assert len(every) > 300
+    for latex, block in every:
+        assert mathml(latex, block).startswith("<math")
+    with pytest.raises(ValueError, match="unknown"):
+        mathml(r"\unknown{x}", False)
+
+
 def test_every_page_has_its_place():
     listed = {
         line.strip() + ".md"
