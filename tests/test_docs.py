@@ -135,6 +135,17 @@ def test_formulas_are_drawn_without_a_script(monkeypatch):
         mathml(r"\unknown{x}", False)
 
 
+def test_the_table_of_parity_is_made_from_the_tests(monkeypatch):
+    monkeypatch.syspath_prepend(str(DOCS / "_support"))
+    import parity
+
+    assert parity.filled(ALL["parity.md"]) == ALL["parity.md"], "run python docs/_support/parity.py"
+    with pytest.raises(LookupError, match="there is no test_nothing"):
+        parity._test("test_docs::nothing")
+    with pytest.raises(LookupError, match="stands nowhere"):
+        parity._tolerance("abs=1e-99", "")
+
+
 def test_every_page_has_its_place():
     listed = {
         line.strip() + ".md"
