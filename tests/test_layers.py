@@ -12,7 +12,7 @@ SOURCE = Path(__file__).parents[1] / "python" / "fastlmm_core"
 
 FLOORS = [
     {"errors"},
-    {"support", "kernels"},
+    {"support", "kernels", "cython_lmm"},
     {"covariance", "tables"},
     {"design", "problem"},
     {"formula", "engines"},
@@ -32,12 +32,12 @@ FLOORS = [
 ]
 FLOOR = {name: floor for floor, names in enumerate(FLOORS) for name in names}
 
-FILES = sorted(SOURCE.rglob("*.py"))
+FILES = sorted([*SOURCE.rglob("*.py"), *SOURCE.rglob("*.pyi")])
 
 
 def room(path: Path) -> str:
     """The folder, or the module beside the folders, in which a file stands."""
-    return path.relative_to(SOURCE).parts[0].removesuffix(".py")
+    return path.relative_to(SOURCE).parts[0].split(".")[0]
 
 
 def imported(path: Path) -> Iterator[tuple[str, int]]:

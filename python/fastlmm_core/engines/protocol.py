@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 if TYPE_CHECKING:
     from ..covariance.parameters import CovarianceStructure
-    from .rows import Rows
+    from ..kernels.records import ConditionedRows
 
 __all__ = [
     "CAREFUL", "EASY", "HARD", "ORDINARY", "UNASKED", "Elsewhere", "Engine", "LinearEngine", "LinearProblem", "Problem",
@@ -80,7 +80,7 @@ class Engine(Protocol):
     def solution(self) -> tuple[Array, float, Array, Array]:
         """The fields of `Solution`, and the derivative in the relative covariance (after an order of 1 or more)."""
 
-    def solve(self, v: Array, rows: Rows) -> Array:
+    def solve(self, v: Array, rows: ConditionedRows) -> Array:
         """V^-1 v by rows, V relative to sigma^2; (n,) or (n, k) array."""
 
 

@@ -2,36 +2,18 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Rows", "conditioned_rows"]
+from ..kernels.records import ConditionedRows
+
+__all__ = ["conditioned_rows"]
 
 Array = NDArray[np.float64]
 Index = NDArray[np.intp]
 
 
-class Rows(NamedTuple):
-    """Rows of the random part in the conditioned columns of a problem.
-
-    Attributes
-    ----------
-    Z : tuple of (n, q_f) arrays
-        Z_o of each factor.
-    codes : tuple of (n,) intp arrays
-        Level of each row, as the problem numbers them.
-    weights : (n,) array or None
-        V = diag(1 / weights) + sum Z_f (I x G_f) Z_f'.
-    """
-
-    Z: tuple[Array, ...]
-    codes: tuple[Index, ...]
-    weights: Array | None
-
-
-def conditioned_rows(Z: list[Array], codes: list[Index], weights: Array | None, z_map: Array) -> Rows:
+def conditioned_rows(Z: list[Array], codes: list[Index], weights: Array | None, z_map: Array) -> ConditionedRows:
     """Rows for `solve` of the engine of a problem.
 
     Parameters
@@ -50,4 +32,4 @@ def conditioned_rows(Z: list[Array], codes: list[Index], weights: Array | None, 
         own = slice(at, at + part.shape[1])
         turned.append(np.ascontiguousarray(part @ z_map[own, own]))
         at = own.stop
-    return Rows(tuple(turned), tuple(np.ascontiguousarray(code, dtype=np.intp) for code in codes), weights)
+    return ConditionedRows(tuple(turned), tuple(np.ascontiguousarray(code, dtype=np.intp) for code in codes), weights)

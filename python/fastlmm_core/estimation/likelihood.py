@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..engines.protocol import Engine, Solution
-from ..engines.rows import Rows
 from ..engines.scaling import criterion_constant
+from ..kernels.records import ConditionedRows
 
 if TYPE_CHECKING:
     from .model import Model
@@ -145,7 +145,7 @@ def _weighted_rest(fit: AtParameters) -> Array:
     """V^-1 v relative to sigma^2 (n,): We with the residual e from the BLUPs, where residuals are independent."""
     weights = fit.model.weights
     if fit.model.design.residual is not None:
-        return fit.engine.solve(fit.marginal_rest, Rows((), (), weights))
+        return fit.engine.solve(fit.marginal_rest, ConditionedRows((), (), weights))
     return fit.rest if weights is None else fit.rest * weights
 
 

@@ -20,7 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..engines.protocol import Solution
-from ..engines.rows import Rows, conditioned_rows
+from ..engines.rows import conditioned_rows
+from ..kernels.records import ConditionedRows
 
 if TYPE_CHECKING:
     from ..engines.crossed.engine import CrossedCriterion
@@ -98,7 +99,7 @@ def _profile(solution: Solution, nu: int, reml: bool) -> float:
     return value + 2.0 * float(np.sum(np.log(np.diag(solution.chol)))) if reml else value
 
 
-def _log_det(rows: Rows, factor: Array) -> float | None:
+def _log_det(rows: ConditionedRows, factor: Array) -> float | None:
     """log|I + Lambda'Z'WZ Lambda| from a QR decomposition, None where it is too large for that."""
     sizes = [(int(code.max()) + 1) * Z.shape[1] for Z, code in zip(rows.Z, rows.codes, strict=True)]
     n, total = len(rows.codes[0]), sum(sizes)
@@ -118,7 +119,7 @@ def _log_det(rows: Rows, factor: Array) -> float | None:
     return 2.0 * float(np.sum(np.log(np.abs(np.diag(np.linalg.qr(wide, mode="r"))))))
 
 
-def _products(engine: CrossedCriterion, columns: Array, rows: Rows, factor: Array) -> Array:
+def _products(engine: CrossedCriterion, columns: Array, rows: ConditionedRows, factor: Array) -> Array:
     """columns' V^-1 columns, with V^-1 columns improved by its own residuals."""
     root = 1.0 if rows.weights is None else 1.0 / rows.weights[:, None]
     E = solved(engine, columns, rows, factor)
@@ -129,7 +130,7 @@ def _products(engine: CrossedCriterion, columns: Array, rows: Rows, factor: Arra
     return np.asarray(inner)
 
 
-def solved(engine: Engine, columns: Array, rows: Rows, factor: Array) -> Array:
+def solved(engine: Engine, columns: Array, rows: ConditionedRows, factor: Array) -> Array:
     """V^-1 columns by rows, improved by its own residuals.
 
     Parameters
@@ -137,7 +138,7 @@ def solved(engine: Engine, columns: Array, rows: Rows, factor: Array) -> Array:
     engine : Engine
         At the point of `factor`.
     columns : (n, k) array
-    rows : Rows
+    rows : ConditionedRows
     factor : (q, q) array
         Of the relative covariance, in conditioned units.
     """
@@ -150,7 +151,7 @@ def solved(engine: Engine, columns: Array, rows: Rows, factor: Array) -> Array:
     return E
 
 
-def _scores(E: Array, rows: Rows, factor: Array) -> list[Array]:
+def _scores(E: Array, rows: ConditionedRows, factor: Array) -> list[Array]:
     """Lambda'Z'E of each factor (m, q_f, k)."""
     out = []
     at = 0
@@ -164,7 +165,9 @@ def _scores(E: Array, rows: Rows, factor: Array) -> list[Array]:
     return out
 
 
-def _parts(rows: Rows, factor: Array, scores: list[Array]) -> list[tuple[Array, NDArray[np.intp], Array, Array]]:
+def _parts(
+    rows: ConditionedRows, factor: Array, scores: list[Array]
+) -> list[tuple[Array, NDArray[np.intp], Array, Array]]:
     at, out = 0, []
     for Z, code, score in zip(rows.Z, rows.codes, scores, strict=True):
         own = slice(at, at + Z.shape[1])

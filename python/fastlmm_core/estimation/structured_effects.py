@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from ..design.independence import cluster_labels
 from ..engines.protocol import Engine
-from ..engines.rows import Rows
+from ..kernels.records import ConditionedRows
 from .model import Model
 
 __all__ = ["effects", "effects_covariances", "errorless_covariances"]
@@ -96,7 +96,7 @@ def errorless_covariances(
 
 def _solved(model: Model, engine: Engine, v: Array) -> Array:
     """V^-1 v, V relative to sigma^2."""
-    return engine.solve(v, Rows((), (), model.weights))
+    return engine.solve(v, ConditionedRows((), (), model.weights))
 
 
 def _rank_within(index: Index, clusters: Index, m: int) -> Index:

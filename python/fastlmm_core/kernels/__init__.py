@@ -4,7 +4,8 @@ Set the environment variable ``FASTLMM_KERNELS`` to ``base``, ``avx2`` or ``avx5
 import to choose another (all give the same answers to rounding error).
 
 This is what every model needs. `hierarchies`, `crossed`, `deletions` and `stacks` give the rest, so that their
-libraries are loaded by the models that need them. No other module imports a compiled one.
+libraries are loaded by the models that need them. No other module imports a compiled one. What they read of rows,
+batches and orders of elimination is described in `records` and `layouts`.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from ..covariance.parameters import CovarianceStructure
-from ..engines.crossed.order import Layout
 from ._profiled import ProfiledEngine
+from .layouts import Layout
+from .records import Positions
 
 _Array = NDArray[np.float64]
 
@@ -14,7 +14,7 @@ class CrossedEngine(ProfiledEngine):
         cross: _Array,
         gram: _Array,
         n_rows: int,
-        structure: CovarianceStructure,
+        structure: Positions,
         average: bool = True,
     ) -> None: ...
     @property

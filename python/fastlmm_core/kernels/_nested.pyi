@@ -1,9 +1,9 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from ..covariance.parameters import CovarianceStructure
-from ..engines.nested.families import Families
 from ._profiled import ProfiledEngine
+from .layouts import Families
+from .records import Positions
 
 _Array = NDArray[np.float64]
 _Index = NDArray[np.intp]
@@ -20,7 +20,7 @@ class NestedEngine(ProfiledEngine):
         gram: _Array,
         n_rows: int,
         parts: list[tuple[int, _Array]],
-        structure: CovarianceStructure,
+        structure: Positions,
         *rest: object,
     ) -> None: ...
     @property

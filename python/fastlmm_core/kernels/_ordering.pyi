@@ -1,7 +1,7 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from ..engines.crossed.cores import Tail
+from .layouts import Tail
 
 _Array = NDArray[np.float64]
 _Index = NDArray[np.intp]

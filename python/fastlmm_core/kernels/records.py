@@ -18,9 +18,11 @@ __all__ = [
     "BatchSearch",
     "ChainLinks",
     "ClusterRows",
+    "ConditionedRows",
     "DeletedLines",
     "DeletionSums",
     "Evaluated",
+    "Positions",
     "RowColumns",
     "Rows",
     "RowsOfDesign",
@@ -32,6 +34,7 @@ __all__ = [
 ]  # fmt: skip
 
 Array = NDArray[np.float64]
+Index = NDArray[np.intp]
 Int64 = NDArray[np.int64]
 Int = NDArray[np.intc]
 
@@ -41,6 +44,18 @@ class Evaluated(Protocol):
 
     def evaluate(self, theta: Array, order: int = 0) -> tuple[float, Array | None, Array | None]:
         """Value, gradient and Hessian."""
+
+
+class Positions(Protocol):
+    """Where the parameters of a covariance matrix of random effects stand in Lambda."""
+
+    @property
+    def q(self) -> int:
+        """Random effects."""
+
+    @property
+    def positions(self) -> tuple[Index, Index]:
+        """Row and column of each parameter."""
 
 
 class Rows(NamedTuple):
@@ -61,6 +76,24 @@ class Rows(NamedTuple):
     """(n,)."""
     offset: Array | None
     """(n,)."""
+
+
+class ConditionedRows(NamedTuple):
+    """Rows of the random part in the conditioned columns of a problem.
+
+    Attributes
+    ----------
+    Z : tuple of (n, q_f) arrays
+        Z_o of each factor.
+    codes : tuple of (n,) intp arrays
+        Level of each row, as the problem numbers them.
+    weights : (n,) array or None
+        V = diag(1 / weights) + sum Z_f (I x G_f) Z_f'.
+    """
+
+    Z: tuple[Array, ...]
+    codes: tuple[Index, ...]
+    weights: Array | None
 
 
 class RowColumns(NamedTuple):

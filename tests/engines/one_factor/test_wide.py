@@ -10,7 +10,7 @@ import oracle
 from dense_inference import Dense
 from fastlmm_core import kernels
 from fastlmm_core.engines.one_factor.wide import WideCriterion
-from fastlmm_core.engines.rows import Rows
+from fastlmm_core.kernels.records import ConditionedRows
 
 # The same sums of some hundred products in another order, relative to the largest element.
 SAME = 1e-11
@@ -100,7 +100,7 @@ def test_solves_with_v():
     factor = np.array([[0.7, 0.0], [-0.2, 0.4]])
     V = oracle.relative_v(z_o, groups, factor @ factor.T)
     v = rng.standard_normal((len(y), 3))
-    close(engine.solve(v, Rows((np.ascontiguousarray(z_o),), (groups,), None)), np.linalg.solve(V, v), 1e-12)
+    close(engine.solve(v, ConditionedRows((np.ascontiguousarray(z_o),), (groups,), None)), np.linalg.solve(V, v), 1e-12)
 
 
 def test_what_is_known_is_not_computed_again():

@@ -11,7 +11,7 @@ from fastlmm_core import LMMError
 from fastlmm_core.engines.residual import series as series_module
 from fastlmm_core.engines.residual.clusters import ClusterCriterion
 from fastlmm_core.engines.residual.series import SeriesCriterion
-from fastlmm_core.engines.rows import Rows
+from fastlmm_core.kernels.records import ConditionedRows
 
 EXACT = 1e-9
 """Relative: both are exact, and sums of a few hundred products."""
@@ -72,7 +72,7 @@ def test_every_quantity(name, reml):
     one, other = found.cross_products(), dense.cross_products()
     np.testing.assert_allclose(one, other, rtol=EXACT, atol=EXACT * np.abs(other).max())
     v = rng.standard_normal((model.problem.n, 2))
-    rows = Rows((), (), model.weights)
+    rows = ConditionedRows((), (), model.weights)
     np.testing.assert_allclose(found.solve(v, rows), dense.solve(v, rows), rtol=1e-8, atol=1e-9)
 
 

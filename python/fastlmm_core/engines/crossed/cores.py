@@ -12,8 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...kernels import hierarchies
+from ...kernels.layouts import Sparse, Tail
 
-__all__ = ["Sparse", "Tail", "TailLevels", "sparse_levels", "tail_levels"]
+__all__ = ["TailLevels", "sparse_levels", "tail_levels"]
 
 Array = NDArray[np.float64]
 Index = NDArray[np.intp]
@@ -26,46 +27,6 @@ DENSE_SHARE = 0.25
 
 SPARSE_COST, SPARSE_GAIN = 6.0, 0.5
 """An operation on sparse levels takes as long as so many of LAPACK's; share of the dense cost that is worth it."""
-
-
-class Tail(NamedTuple):
-    """A factor of the tail: place of its levels, their products among themselves and with later factors."""
-
-    m: int
-    q: int
-    column: int
-    slot: Index
-    comp: Index
-    own: Array
-    start: Index
-    slots: NDArray[np.int32]
-    panel: Array
-
-
-class Sparse(NamedTuple):
-    """Levels of the tail that are eliminated one by one, in this order, before the cores.
-
-    Attributes
-    ----------
-    tail, comp, slot : (nodes,) arrays
-        Factor (place in `tails`), component and first slot within it.
-    start : (nodes + 1,) array
-    slots : int32 array
-        Slots, within the component, of what is eliminated later and joined by this elimination, ascending.
-    own_at, panel_at : (nodes + 1,) arrays
-        First place of each node's products with itself (q, q) and with its neighbours (q, width).
-    own, panel : arrays
-    """
-
-    tail: Index
-    comp: Index
-    slot: Index
-    start: Index
-    slots: NDArray[np.int32]
-    own_at: Index
-    panel_at: Index
-    own: Array
-    panel: Array
 
 
 class TailLevels(NamedTuple):

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from ...kernels.crossed import CrossedEngine
 from ...kernels.hierarchies import own_products
+from ...kernels.records import ConditionedRows
 from ...support.blas_threads import libraries
-from ..rows import Rows
 
 __all__ = ["CrossedCriterion"]
 
@@ -59,13 +59,13 @@ class CrossedCriterion(CrossedEngine):
         """Whether an evaluation calls BLAS for matrices so small that its threads cost more than they gain."""
         return SERIAL_FROM <= int(self.layout.core_sizes.max(initial=0)) < THREADED_FROM
 
-    def solve(self, v: Array, rows: Rows) -> Array:
+    def solve(self, v: Array, rows: ConditionedRows) -> Array:
         """V^-1 v by rows at the last point, V relative to sigma^2: W (v - Z u), u the means of the effects given v.
 
         Parameters
         ----------
         v : (n,) or (n, k) array
-        rows : Rows
+        rows : ConditionedRows
             The rows that v belongs to.
 
         Returns

@@ -9,79 +9,22 @@ each component, its core, is dense.
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ...errors import LMMError
 from ...kernels import hierarchies
-from .cores import Sparse, Tail, sparse_levels, tail_levels
+from ...kernels.layouts import Layout, Sparse, Stage, Tail
+from .cores import sparse_levels, tail_levels
 
-__all__ = ["Layout", "Stage", "Tail", "chain_of", "lay_out", "lay_out_chain"]
+__all__ = ["chain_of", "lay_out", "lay_out_chain"]
 
 Array = NDArray[np.float64]
 Index = NDArray[np.intp]
 
 LARGEST_TAIL = 20_000
 """Columns of the core of a component of the tail beyond which its dense matrices are refused."""
-
-
-class Stage(NamedTuple):
-    """A factor of the chain: its levels and their products with coarser ones and with the tail.
-
-    Attributes
-    ----------
-    m, q, column : int
-        Levels, random effects, first column of the factor in Lambda.
-    parent : (m,) array or None
-        Level of the next stage.
-    own, chain : (m, q, q), (m, q, columns of the coarser stages) arrays
-    comp : (m,) array or None
-        Component of the tail.
-    start, slots, panel, up : arrays or None
-        Neighbours in the tail: see `hierarchies.panel_products` and `hierarchies.places_above`.
-    """
-
-    m: int
-    q: int
-    column: int
-    parent: Index | None
-    own: Array
-    chain: Array
-    comp: Index | None
-    start: Index | None
-    slots: NDArray[np.int32] | None
-    panel: Array | None
-    up: NDArray[np.int32] | None
-
-
-class Layout(NamedTuple):
-    """Order of elimination and cross-products.
-
-    Attributes
-    ----------
-    stages, tails : tuples
-    comp_slot : (components + 1,) array
-        First slot of each component of the tail.
-    places : tuple of (m, q) arrays
-        For each factor, as the caller numbers its levels, the row in arrays over all levels.
-    core_slot : (components,) array
-        First slot of the core of each component.
-    sparse : Sparse or None
-    """
-
-    stages: tuple[Stage, ...]
-    tails: tuple[Tail, ...]
-    comp_slot: Index
-    places: tuple[Index, ...]
-    core_slot: Index = np.zeros(0, dtype=np.intp)
-    sparse: Sparse | None = None
-
-    @property
-    def core_sizes(self) -> Index:
-        """Columns of the core of each component."""
-        return self.comp_slot[1:] - self.core_slot
 
 
 def chain_of(codes: list[Index], sizes: list[int], widths: list[int]) -> tuple[list[int], list[Index]]:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from ...covariance.parameters import Block, CovarianceStructure
 from ...kernels import hierarchies
+from ...kernels.layouts import Layout, Stage, Tail
 from ...problem.aliasing import default_names, refuse_aliased, suspects
 from ...problem.columns import (
     ConditionedX,
@@ -30,8 +31,7 @@ from ...problem.columns import (
 from ...problem.identification import GroupedColumns, refuse_unidentified_rows
 from ...support.memory import numpy_blas, require, scipy_blas
 from ..protocol import CAREFUL, EASY, Elsewhere, Relaxed
-from .cores import Tail
-from .order import Layout, Stage, lay_out
+from .order import lay_out
 from .start import factors_start
 
 if TYPE_CHECKING:

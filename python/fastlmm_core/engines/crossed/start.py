@@ -11,8 +11,7 @@ from ...kernels import floored_factor
 
 if TYPE_CHECKING:
     from ...covariance.parameters import CovarianceStructure
-    from .cores import Tail
-    from .order import Layout, Stage
+    from ...kernels.layouts import Layout, Stage, Tail
 
 __all__ = ["factors_start"]
 

@@ -16,9 +16,9 @@ from ...kernels.hierarchies import NestedEngine
 
 if TYPE_CHECKING:
     from ...covariance.parameters import CovarianceStructure
+    from ...kernels.layouts import Families
+    from ...kernels.records import ConditionedRows
     from ..crossed.engine import CrossedCriterion
-    from ..rows import Rows
-    from .families import Families
 
 __all__ = ["NestedCriterion"]
 
@@ -53,7 +53,7 @@ class NestedCriterion(NestedEngine):
             self._every = known = factor, self.reml, engine
         return known[2]
 
-    def solve(self, v: Array, rows: Rows) -> Array:
+    def solve(self, v: Array, rows: ConditionedRows) -> Array:
         """V^-1 v by rows at the last point, V relative to sigma^2; see `CrossedCriterion.solve`."""
         return self.every_level().solve(v, rows)
 

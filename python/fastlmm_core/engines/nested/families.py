@@ -2,37 +2,18 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import numpy as np
 from numpy.typing import NDArray
 
 from ...kernels import hierarchies
+from ...kernels.layouts import Families
 
-__all__ = ["Families", "families"]
+__all__ = ["families"]
 
 Index = NDArray[np.intp]
 
 RUN = 32
 """Children of one parent that stand below one another at most; larger families are divided."""
-
-
-class Families(NamedTuple):
-    """Places of the levels of a chain of factors, finest first.
-
-    Attributes
-    ----------
-    order : tuple of (n_places,) arrays
-        Level in each place, -1 for none.
-    starts : tuple of (n_blocks + 1,) arrays
-        First vector of each block.
-    parents : tuple of (n_blocks, lanes) arrays
-        For all factors but the last, the place of the parent of each lane; -1 for none.
-    """
-
-    order: tuple[Index, ...]
-    starts: tuple[Index, ...]
-    parents: tuple[Index, ...]
 
 
 def families(parents: list[Index], sizes: list[int], lanes: int) -> Families:

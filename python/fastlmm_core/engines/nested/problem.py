@@ -18,17 +18,18 @@ from numpy.typing import NDArray
 from ... import kernels
 from ...errors import LMMError
 from ...kernels import hierarchies
+from ...kernels.layouts import Families, Layout
 from ...kernels.records import Rows
 from ...problem.aliasing import suspects
 from ...problem.columns import WELL_CONDITIONED
-from ..crossed.order import Layout, lay_out_chain
+from ..crossed.order import lay_out_chain
 from ..crossed.problem import CrossedProblem, Factor, problem_fields
 from ..crossed.start import factors_start
 from ..one_factor import conditioning as design
 from ..one_factor.reading import ArrayRows, RowReader
 from ..one_factor.summing import Conditioned, conditioned_sums
 from .engine import NestedCriterion
-from .families import Families, families
+from .families import families
 from .shared import CellRows, SharedColumns, conditioned_x, shared_scales
 
 if TYPE_CHECKING:

@@ -25,8 +25,8 @@ from scipy.linalg.blas import dtrsm
 from scipy.linalg.lapack import dpotrf
 
 from ... import kernels
+from ...kernels.records import ConditionedRows
 from ...kernels.residuals import ScriptedObjective
-from ..rows import Rows
 
 __all__ = ["WideCriterion"]
 
@@ -252,7 +252,7 @@ class WideCriterion(ScriptedObjective):
         assert curve is not None
         return curve.copy()
 
-    def solve(self, v: Array, rows: Rows) -> Array:
+    def solve(self, v: Array, rows: ConditionedRows) -> Array:
         """V^-1 v by rows at the last point, V relative to sigma^2; see `kernels.ClusterCriterion.solve`."""
         return kernels.solve_rows(v, rows, self._require(0).F)
 

@@ -12,10 +12,9 @@ from numpy.typing import NDArray
 
 from ...covariance.parameters import CovarianceStructure
 from ...design.residual import ResidualPart
-from ...kernels.records import ClusterRows
+from ...kernels.records import ClusterRows, ConditionedRows
 from ...kernels.residuals import ClusterSums
 from ...support.memory import require
-from ..rows import Rows
 from .effects import EffectsCriterion
 
 __all__ = ["ClusterCriterion", "Clusters", "clusters_of"]
@@ -215,7 +214,7 @@ class ClusterCriterion(EffectsCriterion):
         """A'TA for matrices T over the places of the tables (r, r)."""
         return self.sums.within(np.concatenate([T.ravel() for T in tables]))[:-1, :-1]
 
-    def solve(self, v: Array, rows: Rows) -> Array:
+    def solve(self, v: Array, rows: ConditionedRows) -> Array:
         """V^-1 v by the rows of the problem."""
         columns = v.reshape(len(v), -1)
         root = np.ones(len(v)) if rows.weights is None else np.sqrt(rows.weights)

@@ -20,9 +20,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...design.residual import ResidualPart
+from ...kernels.records import ConditionedRows
 from ...kernels.residuals import ScriptedObjective
 from ..protocol import Engine
-from ..rows import Rows
 
 __all__ = ["StructuredCriterion", "Unprofiled", "structured_engine"]
 
@@ -280,7 +280,7 @@ class StructuredCriterion(ScriptedObjective):
         return self.along(1.0, 0.0, -2.0)
 
     @abstractmethod
-    def solve(self, v: Array, rows: Rows) -> Array:
+    def solve(self, v: Array, rows: ConditionedRows) -> Array:
         """V^-1 v by the rows of the problem, V relative to sigma^2; (n,) or (n, k) array."""
 
 

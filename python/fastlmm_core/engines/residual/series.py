@@ -30,8 +30,8 @@ from ...covariance.residual.markov import Chain, Gaps, chain_of, gaps_of, produc
 from ...covariance.residual.varied import Varied
 from ...design.residual import ResidualPart, Stratum
 from ...errors import LMMError
+from ...kernels.records import ConditionedRows
 from ...kernels.residuals import ChainProducts, SubjectSums
-from ..rows import Rows
 from .clusters import ClusterCriterion
 from .effects import EffectsCriterion
 
@@ -265,7 +265,7 @@ class SeriesCriterion(EffectsCriterion):
         """Stratum and places of the tables of the criterion in full."""
         return self._in_full.places
 
-    def solve(self, v: Array, rows: Rows) -> Array:
+    def solve(self, v: Array, rows: ConditionedRows) -> Array:
         """V^-1 v by the rows of the problem."""
         columns = v.reshape(len(v), -1)
         root = np.ones(len(v)) if rows.weights is None else np.sqrt(rows.weights)

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from ...covariance.residual.relative import Relative
 from ...covariance.residual.unstructured import Unstructured
 from ...design.residual import ResidualPart
+from ...kernels.records import ConditionedRows
 from ...kernels.residuals import PatternSums, UnstructuredSums
-from ..rows import Rows
 from .criterion import StructuredCriterion
 from .patterns import Patterns
 
@@ -212,7 +212,7 @@ class VisitCriterion(StructuredCriterion):
             out += np.einsum("ab,aibj->ij", T, U[:, :-1, :, :-1])
         return out
 
-    def solve(self, v: Array, rows: Rows) -> Array:
+    def solve(self, v: Array, rows: ConditionedRows) -> Array:
         """V^-1 v by the rows of the problem."""
         columns = v.reshape(len(v), -1)
         root = np.ones(len(v)) if rows.weights is None else np.sqrt(rows.weights)
