@@ -31,6 +31,7 @@ ctypedef fused offset_t:
 # Rows of a batch.
 cdef enum:
     BATCH = 128
+    AHEAD = 24          # labels ahead of which the text of one is fetched: it stands anywhere among the rows
     SHORT = 16          # bytes of text that a slot holds
 
 # A label in the table; `code` is -1 where the slot is empty.
@@ -188,24 +189,37 @@ cdef void look_up(Labels* all, Batch* batch, int64_t* codes) noexcept nogil:
         codes[i] = slot.code
 
 
-cdef object sorted_order(const Labels* all):
-    """Codes in the order of their labels; None where the bytes looked at do not tell it."""
-    cdef Py_ssize_t i, shared, length
+cdef inline void fetch_label(const Labels* all, Py_ssize_t i) noexcept nogil:
+    fetch(all.text[i if i < all.n else all.n - 1], 0, 3)
+
+
+cdef bint take_keys(const Labels* all, uint64_t* keys) noexcept nogil:
+    """Of each label the eight bytes after those that all have, the first the most significant; whether they increase."""
+    cdef Py_ssize_t i, length, shared = all.length[0] if all.n > 0 else 0
     cdef uint64_t word
-    keys_array = np.empty(all.n, dtype=np.uint64)
-    cdef uint64_t[::1] keys = keys_array
-    # bytes that all have, and then the eight that follow, the first the most significant
-    shared = all.length[0] if all.n > 0 else 0
+    cdef bint increase = True
     for i in range(1, all.n):
+        fetch_label(all, i + AHEAD)
         length = 0
         while length < shared and length < all.length[i] and all.text[i][length] == all.text[0][length]:
             length += 1
         shared = length
     for i in range(all.n):
+        fetch_label(all, i + AHEAD)
         word = 0
         length = all.length[i] - shared
         memcpy(&word, all.text[i] + shared, 8 if length > 8 else length)
         keys[i] = swapped(word)
+        increase = increase and (i == 0 or keys[i] > keys[i - 1])
+    return increase
+
+
+cdef object sorted_order(const Labels* all):
+    """Codes in the order of their labels; None where the bytes looked at do not tell it."""
+    keys_array = np.empty(max(all.n, 1), dtype=np.uint64)
+    cdef uint64_t[::1] keys = keys_array
+    if take_keys(all, &keys[0]):
+        return np.arange(all.n)
     order = np.argsort(keys_array)
     return None if (np.diff(keys_array[order]) == 0).any() else order
 
@@ -213,6 +227,7 @@ cdef object sorted_order(const Labels* all):
 cdef object finish(Labels* all, int64_t[::1] codes):
     """Labels in order, as an array of objects; the codes are renumbered."""
     cdef Py_ssize_t i, n = codes.shape[0]
+    cdef bint moved = False
     cdef int64_t[::1] place, rank = np.empty(max(all.n, 1), dtype=np.int64)
     labels_array = np.empty(all.n, dtype=object)
     cdef object[::1] labels = labels_array
@@ -222,12 +237,15 @@ cdef object finish(Labels* all, int64_t[::1] codes):
         order = np.array(sorted(range(all.n), key=found.__getitem__), dtype=np.int64)
     place = order
     for i in range(all.n):
+        fetch_label(all, place[i + AHEAD if i + AHEAD < all.n else i])
         labels[i] = PyUnicode_DecodeUTF8(all.text[place[i]], all.length[place[i]], NULL)
         rank[place[i]] = i
-    with nogil:
-        for i in range(n):
-            if codes[i] >= 0:
-                codes[i] = rank[codes[i]]
+        moved = moved or place[i] != i
+    if moved:
+        with nogil:
+            for i in range(n):
+                if codes[i] >= 0:
+                    codes[i] = rank[codes[i]]
     return labels_array
 
 

@@ -198,7 +198,12 @@ class OneFactorProblem(NamedTuple):
 
     def start(self, criterion: Engine) -> Array:
         """Theta from the moments of the data."""
-        return moment_start(criterion, self.structure, self.n, self.m, float(self.within[-1]))
+        pilot = self.pilot()
+        if pilot is None:
+            return moment_start(criterion, self.structure, self.n, self.m, float(self.within[-1]))
+        # those of so many groups are as good a start
+        share = pilot.n_rows / self.n
+        return moment_start(pilot, self.structure, pilot.n_rows, round(self.m * share), float(self.within[-1]) * share)
 
     def unpatterned(self) -> Array:
         """The factored groups one by one, in order."""
