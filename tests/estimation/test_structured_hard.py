@@ -140,6 +140,35 @@ def test_a_likelihood_without_maximum_is_named(formula, visits, gain):
     assert values[0] - values[1] == pytest.approx(2.0 * gain * np.log(10.0), rel=0.05)
 
 
+@pytest.mark.parametrize(
+    "seed, residual, said",
+    [
+        (20, "toeph", "a combination of v 1, 2 and 3 has no variance left in the 4 subjects"),
+        (29, "toeph", "a combination of v 0, 1, 2 and 3 has no variance left in the 4 subjects"),
+        (34, "toep", "2 combinations of v 0, 2 and 3 have no variance left in the 3 subjects"),
+        (26, "adh", "a combination of v 1 and 2 has no variance left in the 4 subjects"),
+        (23, "ar1h", "3 combinations of v 0, 1, 2 and 3 have no variance left in the 3 subjects"),
+        (19, "fa", "a combination of v 1 and 3 has no variance left in the 4 subjects"),
+        (33, "toeph", "v 3 has no variance left in the 5 subjects that have it; leave the visit out"),
+    ],
+)
+def test_what_vanishes_is_named_of_any_structure(seed, residual, said):
+    rng = np.random.default_rng(seed)
+    n = int(rng.integers(3, 8))
+    i, v = np.indices((n, 4)).reshape(2, -1)
+    data = pd.DataFrame({"id": i, "v": v, "x": rng.normal(size=4 * n), "arm": i % 2})
+    data["y"] = rng.normal(size=n)[i] + rng.normal(size=4 * n)
+    model = flc.lmm("y ~ C(v) + x + arm", data[rng.random(4 * n) < 0.8], residual=f"{residual}(v | id)")
+    fit = model.fit()
+    assert not fit.converged and f"the likelihood has no maximum: {said}" in fit.message
+    assert fit.singular_components[0].partition(" =")[0] in fit.message
+    # a parameter that is further off, and the others after it: the criterion falls on
+    far = fit.phi.copy()
+    far[np.argmax(np.abs(far))] *= 1.5
+    further = model.fit(start=far)
+    assert further.criterion < fit.criterion
+
+
 def test_a_variance_that_vanishes_at_a_finite_limit_is_certified():
     # no more subjects have all visits than X has combinations of them
     fit = flc.lmm("FEV1 ~ RACE + SEX + ARMCD * AVISIT", flc.datasets.load("fev")[:50], residual="us(AVISIT | USUBJID)")

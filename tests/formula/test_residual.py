@@ -263,3 +263,15 @@ def test_structures_are_compared_by_chi_square_where_one_is_part_of_the_other(fe
     ar1 = flc.lmm("FEV1 ~ ARMCD * AVISIT", fev, residual="ar1(AVISIT | USUBJID)").fit()
     assert "bootstrap" in flc.compare(ar1, slopes).rows[1].null
     assert flc.compare(independent, both).rows[1].df == 4
+
+
+def test_factors_alone(fev):
+    # SAS's FA0 of full rank is unstructured, that of a lower rank is singular among residuals
+    one = flc.lmm("FEV1 ~ ARMCD", fev, residual="fa0(AVISIT | USUBJID)").fit()
+    us = flc.lmm("FEV1 ~ ARMCD", fev, residual="us(AVISIT | USUBJID)").fit()
+    assert one.criterion == us.criterion
+    np.testing.assert_array_equal(one.residual_covariance(), us.residual_covariance())
+    again = flc.lmm("FEV1 ~ ARMCD", fev, residual="fa0(AVISIT | USUBJID, q=4)").fit()
+    assert again.criterion == us.criterion
+    with pytest.raises(flc.LMMError, match=r"fa0 with q=2 over 4 visits has a singular covariance.*take fa with q=2"):
+        flc.lmm("FEV1 ~ ARMCD", fev, residual="fa0(AVISIT | USUBJID, q=2)")

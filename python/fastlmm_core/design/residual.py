@@ -203,6 +203,11 @@ class ResidualPart:
         return self.strata[0].structure.name
 
     @property
+    def written_name(self) -> str:
+        """The name by which a caller asked for the structure: ``"fa0"`` of full rank is ``"us"``."""
+        return self.term.partition("(")[0]
+
+    @property
     def at_visits(self) -> bool:
         """Whether rows have positions, not coordinates."""
         return self.strata[0].structure.positions is not None

@@ -1,9 +1,12 @@
-"""`us` near to singular: the search goes on in coordinates about the point reached, and says what has no variance left.
+"""Covariances over visits near to singular: what has no variance left, where the likelihood has no maximum.
+
+Of `us` the search goes on in coordinates about the point reached.
 
 Let the variance s^2 of a combination c'y of visits run to zero.  N subjects have all of its visits and X those
 combinations c'X_i, of rank r.  -2 log(REML) changes by 2 (N - r) log(s) plus the sum of squares of what X leaves of the
 c'y_i, over s^2 (ML: 2 N log(s)).  With N > r and combinations that X reproduces it falls without bound: the likelihood
-has no maximum.  With N = r it has a limit, which is as low as it gets on a boundary.
+has no maximum.  With N = r it has a limit, which is as low as it gets on a boundary.  Of other structures several
+combinations lose their variance together, where one parameter runs into its limit; the N - r are added up.
 """
 
 from __future__ import annotations
@@ -31,6 +34,9 @@ ROUND, ROUNDS = 30, 20
 
 VANISHED = 1e-4
 """Standard deviation of a combination of standardised visits below which it is asked whether it runs to zero."""
+
+SMALL, GAP = 0.03, 0.1
+"""The same of structures of which several combinations vanish; and the share of the next variance that theirs have."""
 
 FALLS = 0.9
 """Share of the slope 2 (N - r) in log(s) from which nothing but N - r is left of it."""
@@ -102,6 +108,8 @@ def without_maximum(engine: Engine, problem: ResidualProblem, phi: Array) -> str
     if not isinstance(engine, VisitCriterion) or not np.isfinite(engine.evaluate(phi, 1)[0]):
         return ""
     criterion, part = engine, problem.residual
+    if part.name != "us":
+        return _of_structure(criterion, problem, phi)
     for g, root in enumerate(criterion.roots):
         length = np.sqrt(np.einsum("ij,ij->i", root, root))
         left, sizes, right = np.linalg.svd(root / length[:, None])
@@ -111,6 +119,42 @@ def without_maximum(engine: Engine, problem: ResidualProblem, phi: Array) -> str
             own = small[:count]
             told = _told(problem, g, left[:, own], length, 10.0 * float(sizes[own].max()), engine.reml)
             if told.gain > 0 and slope[:count].sum() > FALLS * 2.0 * told.gain:
+                return _named(part, g, told, count)
+    return ""
+
+
+def _of_structure(criterion: VisitCriterion, problem: ResidualProblem, phi: Array) -> str:
+    """The same of any structure: what vanishes where the criterion falls as N - r says that it does.
+
+    Parameters
+    ----------
+    criterion : VisitCriterion
+        After an evaluation of order 1.
+    problem : ResidualProblem
+    phi : (k,) array
+    """
+    part = problem.residual
+    gradient = criterion.first_directions()
+    rest = problem.xy[:, -1]
+    for (g, places), jacobian in zip(criterion.places, criterion.jacobians, strict=True):
+        own, mine = part.strata[g], part.stratum == g
+        far = own.start + int(np.argmax(np.abs(phi[own.start : own.stop])))
+        at = np.searchsorted(places, part.where[mine])
+        squares = np.bincount(at, rest[mine] ** 2, len(places)) / np.bincount(at, minlength=len(places))
+        # in the standard deviations of the rows, of which a vanishing variance is a small share
+        length = np.sqrt(np.maximum(squares, np.finfo(float).tiny) * criterion.nu / criterion.r2)
+        table = own.matrix(phi, places) / np.outer(length, length)
+        values, vectors = np.linalg.eigh(table)
+        turned = np.einsum("ia,kij,ja->ka", vectors, jacobian / np.outer(length, length), vectors)
+        for count in range(int((values < SMALL**2).sum()), 0, -1):
+            if not values[count - 1] < GAP * values[min(count, len(values) - 1)]:
+                continue
+            with np.errstate(divide="ignore", invalid="ignore"):
+                shrinks = (turned[:, :count] / (2.0 * values[:count])).mean(axis=1)
+                # along the parameter that has run away: the others keep the combination where it vanishes
+                slope = gradient[far] / shrinks[far - own.start]
+            told = _told(problem, g, vectors[:, :count], length, 10.0 * SMALL, criterion.reml)
+            if told.gain > 0 and slope > FALLS * 2.0 * told.gain:
                 return _named(part, g, told, count)
     return ""
 
@@ -164,6 +208,11 @@ def _told(problem: ResidualProblem, g: int, combinations: Array, length: Array, 
 def _named(part: ResidualPart, g: int, told: _Told, count: int) -> str:
     own = part.strata[g]
     names = [part.labels[v] for v in told.visits]
+    if len(names) == 1:
+        return (
+            f"the likelihood has no maximum: {part.time} {names[0]} has no variance left in the {told.subjects} "
+            "subjects that have it; leave the visit out, or take a structure with one variance for all visits"
+        )
     listed = f"{part.time} {', '.join(names[:-1])} and {names[-1]}" + (
         f" of {part.by} {own.label}" if own.label else ""
     )

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from ..covariance.residual.catalogue import (
     coordinate_names,
     factor_analytic,
+    factors_alone,
     of_coordinates,
     of_positions,
     of_responses,
@@ -65,8 +66,8 @@ class ParsedResidual:
         The column of the subjects, or those whose combinations they are.
     by : str or None
         Column of the groups with parameters of their own.
-    factors : int
-        Of the structure fa.
+    factors : int or None
+        Of the structures fa and fa0; None where none are given, for one factor and for as many as visits.
     nugget : bool
         Whether a structure of distances has a share of the variance that no two rows have in common.
     """
@@ -76,7 +77,7 @@ class ParsedResidual:
     time: tuple[str, ...]
     subject: tuple[str, ...]
     by: str | None = None
-    factors: int = 1
+    factors: int | None = None
     nugget: bool = False
 
     @property
@@ -123,7 +124,7 @@ def parse_residual(text: str) -> ParsedResidual:
         time,
         tuple(_bare(part) for part in right[2].split(":")),
         _bare(options["by"]) if "by" in options else None,
-        int(options.get("q", "1")),
+        int(options["q"]) if "q" in options else None,
         options.get("nugget") == "True",
     )
 
@@ -141,7 +142,7 @@ def refuse_unknown(name: str) -> None:
 
 def structure_names() -> tuple[str, ...]:
     """All names of structures but products."""
-    return (*position_names(), "fa", *coordinate_names())
+    return (*position_names(), "fa", "fa0", *coordinate_names())
 
 
 def bind_residual(
@@ -200,7 +201,10 @@ def _placed(
         )
     where, labels = _positions(parsed, time[0], rows)
     if name == "fa":
-        return factor_analytic(len(labels), parsed.factors), where, labels
+        return factor_analytic(len(labels), 1 if parsed.factors is None else parsed.factors), where, labels
+    if name == "fa0":
+        m = len(labels)
+        return factors_alone(m, m if parsed.factors is None else parsed.factors), where, labels
     return of_positions(name, len(labels)), where, labels
 
 

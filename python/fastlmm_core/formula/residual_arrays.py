@@ -33,8 +33,8 @@ class Residual:
         its kin the responses and the visits, as two columns.
     by : (n,) array, optional
         Groups of subjects with parameters of their own.
-    factors : int
-        Of the structure fa.
+    factors : int, optional
+        Of the structures fa (by default 1) and fa0 (by default as many as visits).
     nugget : bool
         Whether a structure of distances has a share of the variance that no two rows have in common.
     """
@@ -43,7 +43,7 @@ class Residual:
     subject: Any
     time: ArrayLike | Any = None
     by: Any = None
-    factors: int = 1
+    factors: int | None = None
     nugget: bool = False
 
     def bind(self, n: int) -> ResidualPart:

@@ -98,11 +98,11 @@ def place_arrays(part: ResidualPart, given: Any, n: int, argument: str, in_order
     """
     if not isinstance(given, Residual):
         raise LMMError(
-            f"{argument}['residual'] is of type {type(given).__name__!r}; give Residual({part.name!r}, subject, time) "
-            "with the arrays of these rows"
+            f"{argument}['residual'] is of type {type(given).__name__!r}; give "
+            f"Residual({part.written_name!r}, subject, time) with the arrays of these rows"
         )
-    if given.name != part.name:
-        raise LMMError(f"{argument}['residual'] has the structure {given.name}, and the model {part.name}")
+    if given.name != part.written_name:
+        raise LMMError(f"{argument}['residual'] has the structure {given.name}, and the model {part.written_name}")
     if given.time is None and not in_order:
         raise LMMError(
             f"{argument}['residual'] has no time: the order of these rows does not tell which of its subject's visits "

@@ -100,7 +100,8 @@ def placed_anywhere(
     if part.from_arrays:
         if "residual" not in data:
             raise LMMError(
-                f"{argument} has no 'residual': give Residual({part.name!r}, subject, time) with the arrays of its rows"
+                f"{argument} has no 'residual': give Residual({part.written_name!r}, subject, time) with the arrays of "
+                "its rows"
             )
         return place_arrays(part, data["residual"], n, argument, in_order)
     return place_rows(part, Table.of(data, argument), subjects)

@@ -36,6 +36,7 @@ from .variance_function import VarianceFunction
 __all__ = [
     "coordinate_names",
     "factor_analytic",
+    "factors_alone",
     "of_coordinates",
     "of_covariate",
     "of_positions",
@@ -119,6 +120,23 @@ def of_coordinates(
         raise LMMError(f"residual: there is no structure {name!r}; known are {', '.join(coordinate_names())}.")
     correlation: Correlation = _OF_DISTANCE[name](closest, farthest)
     return Scaled(name, Common(), Nugget(correlation) if nugget else correlation)
+
+
+def factors_alone(m: int, q: int) -> ResidualStructure:
+    """The structure `fa0` of q factors over m positions, without variances of their own: of m factors it is `us`.
+
+    Raises
+    ------
+    LMMError
+        For fewer factors than positions, whose covariance is singular.
+    """
+    if q != m:
+        raise LMMError(
+            f"residual: fa0 with q={q} over {m} visits has a singular covariance, so that the rows of a subject "
+            f"reproduce each other; take fa with q={min(q, m - 1)}, which has variances of its own, or q={m}, "
+            "which is us"
+        )
+    return of_positions("us", m)
 
 
 def factor_analytic(m: int, q: int) -> ResidualStructure:

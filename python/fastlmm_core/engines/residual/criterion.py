@@ -243,7 +243,10 @@ class StructuredCriterion(ScriptedObjective):
                 return False
         self.chol: Array = np.asarray(full[:-1, :-1], dtype=np.float64)
         self.r2 = float(full[-1, -1] ** 2)
-        self.half: Array = np.asarray(np.linalg.inv(self.chol), dtype=np.float64)
+        try:
+            self.half: Array = np.asarray(np.linalg.inv(self.chol), dtype=np.float64)
+        except np.linalg.LinAlgError:  # a pivot is subnormal
+            return False
         self.beta = np.asarray(self.half.T @ full[-1, :-1])
         return bool(self.r2 > 0.0) and bool(np.isfinite(self.half).all())
 
