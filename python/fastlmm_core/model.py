@@ -537,6 +537,7 @@ def lmm(
     fallback: Sequence[str] | None = None,
     missing: Literal["drop", "raise", "pad"] = "drop",
     source: Any = None,
+    client: Any = None,
 ) -> LinearMixedModel:
     """A linear mixed model from a formula and a table.
 
@@ -568,6 +569,9 @@ def lmm(
         and fitted values, residuals and the like have NaN in their place, as with R's ``na.exclude``.
     source : optional
         For a plan and its sums: where the rows are, if they should be needed again (see `fastlmm_core.scan`).
+    client : distributed.Client, optional
+        For a data frame of Dask: whose workers sum its partitions; by default the current client's, or the threads of
+        this process where there is none.
 
     Returns
     -------
@@ -590,7 +594,9 @@ def lmm(
     # told by their modules, which are then loaded: tables do without them
     if source is not None or type(data).__module__.startswith((f"{__package__}.streams.", "dask")):
         structured = {"residual": residual, "variance": variance, "fallback": fallback}
-        return _streamed(formula, data, weights, offset, missing, source, structured)
+        return _streamed(formula, data, weights, offset, missing, source, client, structured)
+    if client is not None:
+        raise LMMError("client is for a data frame of Dask: give one as data, or leave it out")
     if not isinstance(formula, str):
         raise LMMError("to a plan belong the sums that it has made, or a scan: lmm(plan, total), lmm(plan, scan(data))")
     from .formula.specification import model_data
@@ -619,8 +625,9 @@ def lmm(
 
 
 def _streamed(
-    formula: Any, data: Any, weights: Any, offset: Any, missing: str, source: Any, structured: dict[str, Any]
-) -> LinearMixedModel:
+    formula: Any, data: Any, weights: Any, offset: Any, missing: str, source: Any, client: Any,
+    structured: dict[str, Any],
+) -> LinearMixedModel:  # fmt: skip
     """`lmm` of rows that are not held."""
     from .streams.cross_products import CrossProducts
     from .streams.dask import is_dask, plan_of_dask, reduce_dask
@@ -633,8 +640,10 @@ def _streamed(
             raise LMMError(f"{argument} needs the rows, which a scan does not hold; fit a table in memory")
     if is_dask(data):
         if isinstance(formula, str):
-            formula, weights, offset = plan_of_dask(formula, data, weights, offset, missing, {}), None, None
-        data = reduce_dask(formula, data)
+            formula, weights, offset = plan_of_dask(formula, data, weights, offset, missing, {}, client), None, None
+        data = reduce_dask(formula, data, client)
+    elif client is not None:
+        raise LMMError("client is for a data frame of Dask: give one as data, or leave it out")
     if isinstance(formula, str):
         if source is not None or not isinstance(data, Scan):
             raise LMMError("source and sums belong to a plan: lmm(plan, total, source=...); to a formula, a scan")

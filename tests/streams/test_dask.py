@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -69,6 +71,45 @@ def test_errors_name_the_place():
         flc.lmm("y ~ absent + (1 | g)", frame_of(cut(data, 500)))
     with pytest.raises(flc.LMMError, match="needs the rows"):
         flc.lmm(FORMULA, frame_of(cut(data, 500)), residual="ar1(z | g)")
+
+
+def test_categories_that_are_unknown():
+    data = simulated(4000).sort_values("arm", kind="stable").reset_index(drop=True)
+    frame = frame_of(cut(data, 500))
+    frame["arm"] = frame["arm"].astype("category")
+    assert not frame["arm"].cat.known
+    close(flc.lmm("y ~ arm + (x | g)", frame).fit(), flc.lmm("y ~ arm + (x | g)", data).fit())
+
+
+def test_several_factors():
+    data = simulated(4000, shuffled=True).assign(room=lambda d: np.arange(len(d)) % 5)
+    for formula in ("y ~ x + (1 | g/room)", "y ~ x + (1 | g) + (1 | arm)"):
+        close(flc.lmm(formula, frame_of(cut(data, 500))).fit(), flc.lmm(formula, data).fit())
+
+
+def _breaks_down_once(part, flag):
+    """A task that takes its worker with it the first time."""
+    if not flag.exists():
+        flag.touch()
+        os._exit(1)
+    return part
+
+
+@pytest.mark.slow
+def test_a_worker_that_is_lost_changes_nothing(tmp_path):
+    distributed = pytest.importorskip("distributed")
+    data = simulated(6000, shuffled=True)
+    parts = [dask.delayed(part) for part in cut(data, 900)]
+    one = flc.lmm(FORMULA, dd.from_delayed(parts, meta=data.iloc[:0], verify_meta=False)).fit()
+    parts[4] = dask.delayed(_breaks_down_once)(parts[4], tmp_path / "flag")
+    frame = dd.from_delayed(parts, meta=data.iloc[:0], verify_meta=False)
+    with (
+        distributed.LocalCluster(n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None) as cluster,
+        distributed.Client(cluster, set_as_default=False) as client,
+    ):
+        other = flc.lmm(FORMULA, frame, client=client).fit()
+    assert (tmp_path / "flag").exists()
+    same_bits(one, other)
 
 
 @pytest.mark.slow

@@ -115,7 +115,7 @@ def test_the_fit_by_maximum_likelihood_travels(data):
         lambda r: r.resid, lambda r: r.fittedvalues, lambda r: r.model.exog, lambda r: r.model.exog_re,
         lambda r: r.model.endog, lambda r: r.model.weights, lambda r: r.model.rows_used, lambda r: r.predict(),
         lambda r: r.model.refit(np.zeros(4000)), lambda r: r.model.factors[0].grouping.index,
-        lambda r: r.bootstrap(5, seed=1), lambda r: r.influence(), lambda r: r.save("/nowhere/x"),
+        lambda r: r.bootstrap(5, kind="cases", seed=1), lambda r: r.influence(), lambda r: r.save("/nowhere/x"),
     ],
 )  # fmt: skip
 def test_what_needs_rows_says_what_to_do(fits, use):
@@ -160,3 +160,49 @@ def test_fitted_values_piece_by_piece(tmp_path, data):
         other.augment()
     with pytest.raises(flc.LMMError, match="path is for rows that are not held"):
         one.augment(data, tmp_path / "x.parquet")
+
+
+PAIRS = [
+    ("y ~ x + (1 | g)", "y ~ x + z + (1 | g)"), ("y ~ x + z + (1 | g)", "y ~ x + z + (x | g)"),
+    ("y ~ x + (x || g)", "y ~ x + (x | g)"), ("y ~ arm + (1 | g)", "y ~ arm * z + (z | g)"),
+    ("y ~ x + (1 | g)", "y ~ x + (1 | g) + (1 | arm)"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("small", "large"), PAIRS)
+@pytest.mark.parametrize("reml", [True, False])
+def test_comparisons(data, small, large, reml):
+    one = flc.compare(*(flc.lmm(f, data).fit(reml=reml) for f in (small, large)))
+    other = flc.compare(*(flc.lmm(f, flc.scan(cut(data, 700))).fit(reml=reml) for f in (small, large)))
+    for a, b in zip(one.rows, other.rows, strict=True):
+        np.testing.assert_allclose([b.deviance, b.aic], [a.deviance, a.aic], rtol=1e-10)
+        assert b.null == a.null
+        assert (b.df, b.pvalue is None) == (a.df, a.pvalue is None)
+        if a.pvalue is not None:
+            np.testing.assert_allclose([b.statistic, b.pvalue], [a.statistic, a.pvalue], rtol=1e-6, atol=1e-8)
+
+
+def test_what_cannot_be_compared(data):
+    fit = flc.lmm("y ~ x + (1 | g)", flc.scan(data)).fit()
+    changed = data["y"].to_numpy().copy()
+    changed[7] += 3.0
+    for wrong, words in (
+        ({"data": flc.scan(data.assign(y=changed))}, "differ in the response"),
+        ({"data": flc.scan(data), "weights": "w"}, "differ in the weights"),
+        ({"data": flc.scan(data), "offset": "o"}, "differ in the offset"),
+        ({"data": data}, "rows are held by one of them only"),
+        ({"data": flc.scan(data.iloc[1:])}, "use 4000 and 3999 observations"),
+    ):
+        with pytest.raises(flc.LMMError, match=words):
+            flc.compare(fit, flc.lmm("y ~ x + z + (1 | g)", **wrong).fit())
+    other = flc.lmm("y ~ z + (1 | g)", flc.scan(data)).fit(reml=False)
+    assert (
+        "not nested"
+        in flc.compare(flc.lmm("y ~ x + arm + (1 | g)", flc.scan(data)).fit(reml=False), other).rows[1].null
+    )
+
+
+def test_a_client_without_dask(data):
+    for source in (data, flc.scan(data)):
+        with pytest.raises(flc.LMMError, match="client is for a data frame of Dask"):
+            flc.lmm("y ~ x + (1 | g)", source, client=object())

@@ -15,7 +15,7 @@ from .design import Design
 from .grouping import Codes, Grouping
 from .terms import RandomPart
 
-__all__ = ["StreamedDesign", "grouping_of", "random_without_rows", "refuse_rows"]
+__all__ = ["StreamedDesign", "grouping_of", "named_columns", "random_without_rows", "refuse_rows"]
 
 
 def refuse_rows(what: str) -> NoReturn:
@@ -45,6 +45,27 @@ class _NotHeld:
 
     def __set__(self, owner: Any, value: Any) -> None:
         """The constructor of the class above sets all its fields."""
+
+
+NAMED = 256
+"""Columns whose names can be told apart."""
+
+
+def named_columns(names: Sequence[str]) -> NDArray[np.float64]:
+    """Columns that stand for those of these names, the same for a name in every model (2 NAMED, k).
+
+    They are drawn, so that columns of different names are independent: of two models whose rows are not held, what has
+    the same name is the same.
+
+    Raises
+    ------
+    LMMError
+        For too many of them.
+    """
+    if len(names) > NAMED:
+        raise LMMError(f"{len(names)} columns are too many to be compared by their names; fit tables in memory")
+    drawn = [np.random.default_rng(list(name.encode())).standard_normal(2 * NAMED) for name in names]
+    return np.array(drawn).reshape(len(names), 2 * NAMED).T.copy()
 
 
 class _Named(Protocol):
@@ -90,6 +111,8 @@ class StreamedDesign(Design):
         R with R'R = X'WX.
     mean_squares : (q, q) array
         Z'WZ / n.
+    squares, log_weights : float
+        Sum of w (y - offset)^2, and of the logarithms of the weights.
     recipe : Recipe
         What turns other pieces into columns.
     """
@@ -101,6 +124,8 @@ class StreamedDesign(Design):
     constant: int = -1
     exog_root: Any = None
     mean_squares: Any = None
+    squares: float = 0.0
+    log_weights: float = 0.0
     recipe: Any = None
 
     def rows(self, rows: Any, levels: Any = None) -> NoReturn:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from ..design.streamed import StreamedDesign, refuse_rows
 from .model import Model
 
-__all__ = ["exog_root", "mean_squares", "offset_mean", "variance_along"]
+__all__ = ["data_sums", "exog_root", "mean_squares", "offset_mean", "variance_along"]
 
 Array = NDArray[np.float64]
 
@@ -78,6 +78,13 @@ def mean_squares(model: Model) -> Array:
     if design.weighted:
         refuse_rows("Z'Z without the weights")
     return np.asarray(design.mean_squares)
+
+
+def data_sums(model: Model) -> tuple[float, float, float]:
+    """Of rows that are not held: sums of log w, of the offset, and of w (y - offset)^2."""
+    design = _streamed(model)
+    assert design is not None
+    return design.log_weights, (design.offset_mean or 0.0) * model.nobs, design.squares
 
 
 def offset_mean(model: Model) -> float | None:

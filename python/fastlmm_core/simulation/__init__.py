@@ -3,6 +3,7 @@
 draws        streams, draws of responses, refits of them
 shapes       distributions of effects and errors
 scores       draws of what a fit sees of its responses
+sums         the same where rows are not held
 bootstrap    parametric, conditional, residual and by cases
 resampling   refits of resampled groups
 structured   the same with structured residuals

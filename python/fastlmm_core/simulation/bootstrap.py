@@ -13,13 +13,14 @@ from numpy.typing import NDArray
 
 from .. import kernels
 from ..covariance.elements import element_names
+from ..design.streamed import refuse_rows
 from ..engines.one_factor.problem import one_factor
 from ..errors import LMMError
 from ..support.arguments import checked, outside
 from ..support.checks import check_count, check_level, float_array, plain_array
 from ..support.display import Cells, Shown, first_lines
 from ..support.progress import progress_bar
-from ..support.seeds import Seed, beside, check_first, key_of
+from ..support.seeds import Seed, beside, check_first, key_of, stream
 from ..support.text_tables import aligned_cells, estimate_cells
 from ..support.threads import thread_count
 from ..support.words import option
@@ -329,6 +330,8 @@ def bootstrap(
     thread_count(n_jobs)
     if model.design.residual is not None:
         return _structured(result, n, kind, statistic, seed, progress, first)
+    if model.streamed:
+        return _without_rows(result, n, kind, statistic, seed, progress, first)
 
     def all_parameters(params: Array, covariance: Array, sigma2: Array) -> Array:
         return parameters_of_fits(model, params, covariance, sigma2)
@@ -417,6 +420,54 @@ def _structured(
         converged=flags[:, 1],
         kind=kind,
         kinds=own.kinds,
+        _fit=result,
+    )
+
+
+def _without_rows(
+    result: Fit, n: int, kind: str, statistic: Callable[[Fit], Any] | None, seed: Seed, progress: bool | None,
+    first: int,
+) -> BootstrapResult:  # fmt: skip
+    """`bootstrap` of a fit whose rows are not held, refit by refit, from draws of the sums."""
+    from .sums import SumDraws
+
+    if kind != "parametric":
+        _refuse_unknown(kind, dict.fromkeys(("parametric", "conditional", "residual", "cases")))
+        refuse_rows(f"a bootstrap of kind={kind!r}")
+    model, draw, key = result.model, SumDraws(result), key_of(seed)
+    width = len(model.problem.kept)
+    names = _parameter_names(model) if statistic is None else _named_numbers(statistic(result))[0]
+    values, errors = np.full((n, len(names)), np.nan), np.full((n, len(names)), np.nan)
+    flags = np.zeros((n, 2), dtype=bool)
+    bar = progress_bar(progress, n)
+
+    def parameters(fit: Fit) -> Array:
+        if statistic is not None:
+            return _named_numbers(statistic(fit))[1]
+        found = parameters_of_fits(model, fit.beta[None], fit.covariance[None], np.array([fit.sigma2]))
+        return np.asarray(found[0])
+
+    for i in range(n):
+        fit = result.again(draw(stream(key, first + i)))
+        values[i], flags[i] = parameters(fit), (fit.singular, fit.converged)
+        errors[i, :width] = np.sqrt(np.diag(fit.cov))[model.problem.kept] if statistic is None else np.nan
+        if bar is not None:
+            bar.update(1)
+    if bar is not None:
+        bar.close()
+    of_fit = np.full(len(names), np.nan)
+    if statistic is None:
+        of_fit[:width] = np.sqrt(np.diag(result.cov))[model.problem.kept]
+    return BootstrapResult(
+        names=names,
+        estimate=parameters(result),
+        replicates=values,
+        replicate_std_error=errors if statistic is None else None,
+        fit_std_error=of_fit if statistic is None else None,
+        singular=flags[:, 0],
+        converged=flags[:, 1],
+        kind=kind,
+        kinds=_kinds(model) if statistic is None else ("statistic",) * len(names),
         _fit=result,
     )
 

@@ -46,9 +46,17 @@ def _reduce(plan: Plan, part: Any, key: int) -> CrossProducts:
     return plan.reduce(part, key)
 
 
+def _computed(client: Any, values: list[Any]) -> list[Any]:
+    """What delayed values are, by a client, or by whatever is current."""
+    if client is not None:
+        return list(client.gather(client.compute(values)))
+    return list(import_module("dask").compute(*values))
+
+
 def plan_of_dask(
-    formula: str, frame: Any, weights: str | None, offset: str | None, missing: str, levels: Mapping[str, Any]
-) -> Plan:
+    formula: str, frame: Any, weights: str | None, offset: str | None, missing: str, levels: Mapping[str, Any],
+    client: Any = None,
+) -> Plan:  # fmt: skip
     """The plan for a data frame of Dask.
 
     The first partitions come here, until one has complete rows; what the formula has to learn of all rows, the workers
@@ -61,6 +69,8 @@ def plan_of_dask(
     weights, offset : str or None
     missing : {"drop", "raise"}
     levels : dict
+    client : distributed.Client, optional
+        By default the current one, or the threads of this process where there is none.
 
     Raises
     ------
@@ -74,14 +84,14 @@ def plan_of_dask(
     def fragment(i: int) -> Callable[[list[str] | None], Iterator[Any]]:
         def read(columns: list[str] | None) -> Iterator[Any]:
             if i not in held:
-                held[i] = dask.compute(parts[i])[0]
+                held[i] = _computed(client, [parts[i]])[0]
             yield held[i]
 
         return read
 
     def see_all(wanted: Wanted) -> None:
         blank = dask.delayed(copy.deepcopy(wanted))
-        for seen in dask.compute(*(dask.delayed(_see)(blank, part) for part in parts)):
+        for seen in _computed(client, [dask.delayed(_see)(blank, part) for part in parts]):
             wanted.take(seen)
 
     source = Scan([(i, fragment(i)) for i in range(len(parts))])
@@ -115,6 +125,6 @@ def reduce_dask(plan: Plan, frame: Any, client: Any = None) -> CrossProducts:
     while len(level) > 1:
         pairs = [level[i : i + 2] for i in range(0, len(level), 2)]
         level = [add(pair) if len(pair) == 2 else pair[0] for pair in pairs]
-    total = client.compute(level[0]).result() if client is not None else dask.compute(level[0])[0]
+    (total,) = _computed(client, level)
     assert isinstance(total, CrossProducts)
     return total

@@ -84,6 +84,8 @@ def condition_plan(plan: Plan, total: CrossProducts | None, source: Scan | None,
         constant=plan.columns.x_constant if problem.x_constant else -1,
         exog_root=reader.root(problem),
         mean_squares=reader.mean_squares(),
+        squares=reader.squares(),
+        log_weights=reader.log_weights,
         recipe=recipe,
     )
     return Streamed(design, problem)

@@ -52,7 +52,7 @@ class StreamRows:
         self.seen = Seen.nothing()
         self.groupings: tuple[Grouping, ...] = ()
         self.cells: NDArray[np.int64] = np.empty((0, len(plan.factors)), dtype=np.int64)
-        self.columns, self.gram = plan.columns, np.zeros(0)
+        self.columns, self.gram, self.packed = plan.columns, np.zeros(0), np.zeros(0)
         self.n = self.n_slots = 0
         self.log_weights = 0.0
         self.passes = 0
@@ -142,7 +142,7 @@ class StreamRows:
             shared, constant, varies = made.shared, made.constant, made.varies
         self._check()
         gram, finite = kernels.settle_sums(raw, packed, q, shared)
-        self.columns, self.gram = columns, gram
+        self.columns, self.gram, self.packed = columns, gram, packed
         return RowSums(raw, packed, gram, constant, varies, finite)
 
     def _check(self) -> None:
@@ -156,6 +156,11 @@ class StreamRows:
         count = len(self._plan.recipe.x_names)
         if self.n <= count:
             raise LMMError(f"there are {self.n} observations for {count} fixed effects; use fewer columns in X")
+
+    def squares(self) -> float:
+        """Sum of w (y - offset)^2."""
+        back = np.append(self.columns.beta0, 1.0)
+        return float(back @ kernels.unpack(self.packed, len(back)) @ back)
 
     def mean_squares(self) -> Array:
         """Z'WZ / n in the caller's units, the columns of all factors side by side (q, q)."""

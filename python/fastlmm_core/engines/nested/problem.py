@@ -91,8 +91,12 @@ class NestedProblem(CrossedProblem):
 
     def with_structure(self, structure: CovarianceStructure) -> NestedProblem:
         """The same data with other covariances of their effects."""
+        return self.with_chain(self.chain, structure=structure)
+
+    def with_chain(self, chain: Chain, **changed: Any) -> NestedProblem:
+        """The same design with other sums of y."""
         fields = {name: value for name, value in self.__dict__.items() if name in CrossedProblem.__dataclass_fields__}
-        return NestedProblem(self.chain, **(fields | {"structure": structure}))
+        return NestedProblem(chain, **(fields | changed))
 
     @cached_property
     def _laid_out(self) -> tuple[Layout, Array]:

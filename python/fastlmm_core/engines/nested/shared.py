@@ -28,7 +28,7 @@ from ...problem.identification import GroupedColumns, clearly_identified, refuse
 from ..one_factor.reading import RowReader, first_columns
 from ..one_factor.summing import Conditioned
 
-__all__ = ["CellRows", "SharedColumns", "conditioned_x", "shared_scales"]
+__all__ = ["RESIDUE", "CellRows", "SharedColumns", "conditioned_x", "rooted", "shared_scales"]
 
 Array = NDArray[np.float64]
 Index = NDArray[np.intp]
@@ -182,6 +182,29 @@ def _rooted(raw: Array, turn: Array, r: int) -> tuple[Array, Array, Index]:
     return (Z * size[:, None, :])[there], xy[there], np.nonzero(there)[0]
 
 
+def rooted(raw: Array, turn: Array, r: int) -> tuple[Array, Array, Index]:
+    """Rows that stand for the cells of some lines.
+
+    Parameters
+    ----------
+    raw : (cells, K) array
+        See `kernels.accumulate`.
+    turn : (k, k) array
+        Of [X y].
+    r : int
+        Columns of Z.
+
+    Returns
+    -------
+    Z, xy : (N, r), (N, k) arrays
+    cell : (N,) array
+    """
+    parts = [_rooted(raw[at : at + STACK], turn, r) for at in range(0, len(raw), STACK)]
+    Z, xy, cell = (np.concatenate(own) for own in zip(*parts, strict=True))
+    cell += np.repeat(STACK * np.arange(len(parts)), [len(own) for _, _, own in parts])
+    return Z, xy, cell
+
+
 class CellRows(NamedTuple):
     """Rows that stand for those of the cells.
 
@@ -206,11 +229,7 @@ class CellRows(NamedTuple):
         cell : (N,) array
             Among those asked for.
         """
-        raw, turn, r = self.found.raw[cells], self.found.xy, self.width
-        parts = [_rooted(raw[at : at + STACK], turn, r) for at in range(0, len(raw), STACK)]
-        Z, xy, cell = (np.concatenate(own) for own in zip(*parts, strict=True))
-        cell += np.repeat(STACK * np.arange(len(parts)), [len(own) for _, _, own in parts])
-        return Z, xy, cell
+        return rooted(self.found.raw[cells], self.found.xy, self.width)
 
     @property
     def width(self) -> int:

@@ -11,11 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...errors import LMMError
+from ...estimation.column_moments import data_sums
 from ...support.arguments import checked
 from ...support.checks import check_count
 from ...support.seeds import Seed, check_seed, generator_of
 from .f_tests import F_TESTS, by_f
-from .nesting import Nesting, contained, efficient_information, nest
+from .nesting import Nesting, contained, efficient_information, fixed_columns, nest
 from .null_distributions import NullTest, chi_bar_square, chi_square, counted
 from .table import Comparison, Row, information_criteria
 
@@ -43,6 +44,9 @@ Null = Literal["auto", "chi2", "mixture", "exact", "bootstrap"]
 
 _NULLS = ("auto", "chi2", "mixture", "exact", "bootstrap")
 _DRAWS, _RESPONSES = 100_000, 10_000
+SAME_SUMS = 1e-9
+"""By how much sums over the same rows may differ, relatively."""
+
 NOTHING = 1e-8
 """A likelihood ratio statistic within the precision to which optima are certified."""
 
@@ -207,6 +211,9 @@ def same_data(results: Sequence[Fit]) -> None:
                 else "; fit both to the same rows"
             )
             raise LMMError(f"{pair} use {first.nobs} and {model.nobs} observations{dropped}")
+        if model.streamed or first.streamed:
+            _same_sums(first, model, pair)
+            continue
         for name, one, other in (
             ("response", first.endog, model.endog),
             ("weights", _filled(first.weights, 1.0, first.nobs), _filled(model.weights, 1.0, first.nobs)),
@@ -222,6 +229,18 @@ def same_data(results: Sequence[Fit]) -> None:
                 f"{pair} differ in the {name} (first at row {row} of those used: {one[row]:{digits}} and "
                 f"{other[row]:{digits}}): "
                 f"their likelihoods cannot be compared; {remedy}"
+            )
+
+
+def _same_sums(one: Model, other: Model, pair: str) -> None:
+    """Refuse models whose rows are not held, and whose sums show that the data differ."""
+    if one.streamed != other.streamed:
+        raise LMMError(f"{pair}: rows are held by one of them only; fit both to the scan, or both in memory")
+    for name, own, others in zip(("weights", "offset", "response"), data_sums(one), data_sums(other), strict=True):
+        if not np.isclose(own, others, rtol=SAME_SUMS, atol=0.0):
+            raise LMMError(
+                f"{pair} differ in the {name} (by sums over the rows: {own:g} and {others:g}): their likelihoods "
+                "cannot be compared; fit both models to the same data"
             )
 
 
@@ -248,7 +267,7 @@ def _comparable(results: list[Fit], refit: bool) -> tuple[list[Fit], list[str]]:
 def _same_span(one: Model, other: Model) -> bool:
     if one is other:
         return True
-    X, Y = one.exog[:, one.problem.kept], other.exog[:, other.problem.kept]
+    X, Y = fixed_columns(one), fixed_columns(other)
     return X.shape == Y.shape and contained(X, Y)
 
 
@@ -400,7 +419,8 @@ def _chosen_test(
 ) -> NullTest:  # fmt: skip
     """Exact where the variance tested is the only one, so that nothing has to be taken as known; else the mixture."""
     note = ""
-    if factor is None and nesting.alone is not None and not nesting.fixed and large.residual is None:
+    alone = factor is None and nesting.alone is not None and not nesting.fixed
+    if alone and large.residual is None and not large.streamed:
         try:
             return null_test(statistic, nesting, large, None, reml, "exact", n_sim, seed)
         except LMMError:

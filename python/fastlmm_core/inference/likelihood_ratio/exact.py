@@ -88,6 +88,7 @@ def spectrum(X: Array, cone: Cone, weights: Array | None) -> Spectrum:
     z = cone.Z[:, 0] if weights is None else cone.Z[:, 0] * np.sqrt(weights)
     z = z / np.linalg.norm(z)
     m = cone.n_groups
+    assert cone.index is not None
     diagonal = np.bincount(cone.index, z * z, m)
     cross = np.column_stack([np.bincount(cone.index, z * Q[:, j], m) for j in range(p)]) if p else np.zeros((m, 0))
     distinct, member = _distinct(diagonal)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from ...design.streamed import named_columns
 from ...design.terms import TOLERANCE
 from ...engines.protocol import linear_engine
 from .residuals import parameters_added
@@ -37,17 +38,18 @@ class Cone:
     factor : str
         Name of the grouping factor.
     effects : tuple of str
-    index : (n,) array
-        Group of each row.
+    index : (n,) array or None
+        Group of each row; None where rows are not held.
     n_groups : int
     columns : tuple of int
         Places of the effects among the random effects of the model.
     Z : (n, k) array
+        Where rows are not held, columns that stand for those of these names.
     """
 
     factor: str
     effects: tuple[str, ...]
-    index: NDArray[np.intp]
+    index: NDArray[np.intp] | None
     n_groups: int
     columns: tuple[int, ...]
     Z: Array
@@ -126,17 +128,17 @@ def cones(model: Model, without: Collection[int] = ()) -> tuple[Cone, ...]:
         grouping = model.factor_of(block).grouping
         places = range(block.start, block.stop)
         for columns in (tuple(places),) if block.correlated else tuple((j,) for j in places):
-            out.append(
-                Cone(
-                    grouping.name,
-                    tuple(model.exog_re_names[j] for j in columns),
-                    grouping.index,
-                    len(grouping.labels),
-                    columns,
-                    model.exog_re[:, list(columns)],
-                )
-            )
+            effects = tuple(model.exog_re_names[j] for j in columns)
+            index = None if model.streamed else grouping.index
+            Z = named_columns(effects) if model.streamed else model.exog_re[:, list(columns)]
+            out.append(Cone(grouping.name, effects, index, len(grouping.labels), columns, Z))
     return tuple(out)
+
+
+def fixed_columns(model: Model) -> Array:
+    """The columns of X that are kept, or where rows are not held columns that stand for them."""
+    kept = model.problem.kept
+    return named_columns([model.exog_names[j] for j in kept]) if model.streamed else model.exog[:, kept]
 
 
 def contained(inner: Array, outer: Array) -> bool:
@@ -175,6 +177,8 @@ def same_grouping(one: Cone, other: Cone) -> bool:
     """Whether two grouping factors divide the rows alike, whatever their labels."""
     if one.n_groups != other.n_groups:
         return False
+    if one.index is None or other.index is None:
+        return one.factor == other.factor
     if one.index is other.index or np.array_equal(one.index, other.index):
         return True
     pairs = np.unique(one.index * np.intp(other.n_groups) + other.index)
@@ -196,7 +200,7 @@ def nest(small: Model | None, large: Model) -> Nesting | str:
     """
     added = 0
     if small is not None:
-        X, wide = small.exog[:, small.problem.kept], large.exog[:, large.problem.kept]
+        X, wide = fixed_columns(small), fixed_columns(large)
         if not contained(X, wide):
             return "its fixed effects are not combinations of those of the larger"
         added = wide.shape[1] - X.shape[1]

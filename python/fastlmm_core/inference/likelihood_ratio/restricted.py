@@ -107,10 +107,16 @@ def match(small: Model | None, large: Model) -> Matched | str:
 
 def _partner(small: Model, large: Model, block: Block, taken: set[int]) -> int | None:
     """The term of the smaller model with the same effects of the same groups."""
-    Z, grouping = large.exog_re[:, block.start : block.stop], large.factor_of(block).grouping
+    columns, grouping = slice(block.start, block.stop), large.factor_of(block).grouping
+    Z = None if large.streamed else large.exog_re[:, columns]
     for j, other in enumerate(small.structure.blocks):
         own = small.factor_of(other).grouping
-        if j in taken or other.stop - other.start != Z.shape[1] or own.m != grouping.m:
+        if j in taken or other.stop - other.start != block.stop - block.start or own.m != grouping.m:
+            continue
+        if Z is None:
+            names = small.exog_re_names[other.start : other.stop]
+            if own.name == grouping.name and names == large.exog_re_names[columns]:
+                return j
             continue
         pairs = np.unique(own.index * np.intp(grouping.m) + grouping.index)
         if len(pairs) == grouping.m and np.array_equal(small.exog_re[:, other.start : other.stop], Z):
