@@ -241,3 +241,17 @@ def test_tables_behind_the_plots(sleep, monkeypatch):
     found = plots.marginal_variance(sleep, [0.0, 9.0], data=True)
     np.testing.assert_allclose(found["variance"], sleep.marginal_covariance_at([0.0, 9.0]).variance)
     assert len(plots.trajectories(sleep, data=True)) == 180
+
+
+@pytest.mark.parametrize("facet", [None, "Sex"])
+def test_lines_of_legends_are_told_apart_in_grey(facet):
+    """Two periods of a dashed and of a dash-dotted line fit in a legend's sample."""
+    data = flc.datasets.load("orthodont", "pandas").assign(third=lambda d: d.index % 3)
+    data["third"] = data["third"].map({0: "a", 1: "b", 2: "c"})
+    result = flc.lmm("distance ~ age * third + Sex + (1 | Subject)", data).fit()
+    for draw in (flc.plots.effects, flc.plots.trajectories):
+        found = draw(result, "age", by="third", facet=facet)
+        legend = found[0].figure.legends[0] if facet else found.get_legend()
+        lines = [line for line in legend.get_lines() if line.get_linestyle() != "None"]
+        assert len({line.get_linestyle() for line in lines}) == 3
+        assert legend.handlelength * legend.get_texts()[0].get_fontsize() > 30.0

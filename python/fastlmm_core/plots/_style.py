@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from ..estimation.model import Model
 
 __all__ = [
-    "BLACK", "BLUE", "GREEN", "GREY", "LEGEND_COLUMNS", "ORANGE", "SERIES", "SKY", "VERMILLION", "effect_position",
-    "grid", "legend_above", "new_axes", "own_axes", "plain", "pyplot", "sample", "smooth",
+    "BLACK", "BLUE", "GREEN", "GREY", "LEGEND_COLUMNS", "ORANGE", "SAMPLE", "SERIES", "SKY", "VERMILLION",
+    "effect_position", "grid", "legend_above", "new_axes", "own_axes", "plain", "pyplot", "sample", "smooth",
     "tidy", "variable",
 ]  # fmt: skip
 
@@ -39,6 +39,9 @@ SERIES: tuple[tuple[str, Any, str], ...] = (
 
 LEGEND_COLUMNS = 3
 """Entries of a legend beside each other."""
+
+SAMPLE = 4.0
+"""Length of the lines in legends, in letters: two periods of most patterns, so that they are told apart."""
 
 
 def pyplot() -> Any:
@@ -93,6 +96,7 @@ def legend_above(ax: Any, **options: Any) -> Any:
         "bbox_to_anchor": (0.0, 1.0),
         "ncols": LEGEND_COLUMNS,
         "borderaxespad": 0.2,
+        "handlelength": SAMPLE,
     }
     return ax.legend(**place, frameon=False, fontsize="small", **options)
 

@@ -20,7 +20,7 @@ from ..prediction.predict import predicted
 from ..support.arguments import checked
 from ..support.distributions import quantile
 from ._columns import data_column, held_column
-from ._style import GREY, SERIES, grid, legend_above, own_axes, plain, pyplot, sample, tidy
+from ._style import GREY, SAMPLE, SERIES, grid, legend_above, own_axes, plain, pyplot, sample, tidy
 
 if TYPE_CHECKING:
     from ..estimation.fit import Fit
@@ -366,7 +366,7 @@ def _drawn(wanted: _Wanted, curves: dict[str, Array], behind: dict[str, Any], la
         if wanted.has("by"):
             figure.legend(
                 handles, texts, loc="outside upper center", ncols=len(texts), frameon=False, fontsize="small",
-                title=wanted.name("by"),
+                title=wanted.name("by"), handlelength=SAMPLE,
             )  # fmt: skip
         return axes
     axes[0].set_xlabel(labels[0])

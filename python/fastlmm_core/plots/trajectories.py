@@ -14,6 +14,7 @@ from ._style import (
     BLACK,
     BLUE,
     GREY,
+    SAMPLE,
     SERIES,
     grid,
     legend_above,
@@ -288,7 +289,13 @@ def _legend(axes: list[Any], facets: bool, color: _Split) -> None:
     options: dict[str, Any] = {"handles": list(found.values()), "labels": list(found), "title": title}
     if facets:
         legend = axes[0].figure.legend(
-            loc="outside upper center", ncols=4, frameon=False, fontsize="small", title_fontsize="small", **options
+            loc="outside upper center",
+            ncols=4,
+            frameon=False,
+            fontsize="small",
+            title_fontsize="small",
+            handlelength=SAMPLE,
+            **options,
         )
     else:
         legend = legend_above(
