@@ -131,7 +131,9 @@ cdef struct SharedScreen:
     const double* unit          # (q,) standard deviations are divided by these
     double vanishing, correlation   # variance that is nearly none
     double many                 # groups
-    Py_ssize_t lowest, limit    # points that are looked at whether they mark a valley or not; points at most
+    Py_ssize_t lowest           # points that are looked at whether they mark a valley or not
+    Py_ssize_t limit            # valleys and lowest points at most
+    Py_ssize_t spread           # others, spread evenly over the order of values
 
 # What all responses of a batch share: the design, in the coordinates of the conditioned problem.
 # Groups are sorted by pattern, rows by group.  A pattern of one group has one column, (c_x, c_y) itself; the groups
@@ -189,7 +191,8 @@ cdef struct Outcome:
     double* decrement
     int* status         # 1 certified, 2 certified at the boundary, 0 not, -1 not finite, -2 no variation
     int* evaluations
-    int* chosen         # (count, screen.limit) points to look for other minima from, then -1; or NULL
+    bint brief          # fits only: no coefficients, nor what is told of them
+    int* chosen         # (count, screen.limit + screen.spread) points to look for other minima from, then -1; or NULL
     double* rise        # (count,) of the criterion to the boundary, by its Hessian; or NULL
     double* values      # (count, n_points) of the screen; or NULL
     # Where `rows` is not NULL nothing is fitted: theta is read, and what tests of m linear functions of the coefficients

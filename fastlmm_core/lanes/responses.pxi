@@ -1022,7 +1022,8 @@ cdef void fit_places(const Batch* d, Lanes* s, const Outcome* out, Fates* f, con
     for lane in range(s.used if not last else 0):
         if f.status[lane] == 0 and out.decrement[first + s.place[lane]] < INFINITY:
             out.status[first + s.place[lane]] = GOES_ON
-    write_coefficients(d, s, f, out, Y, stride, first, s.used)
+    if not out.brief:
+        write_coefficients(d, s, f, out, Y, stride, first, s.used)
     if out.chosen != NULL or out.values != NULL:
         screen_responses(d, s, f, out, s.used)
 

@@ -150,40 +150,85 @@ cdef inline Py_ssize_t lowest_around(const SharedScreen* screen, const double* v
     return best
 
 
+cdef inline bint before(const double* values, Py_ssize_t i, Py_ssize_t j) noexcept nogil:
+    """Whether a point comes before another one in the order of values; of equals the first does."""
+    cdef double one = values[i * LANES], other = values[j * LANES]
+    return one < other or (one == other and i < j)
+
+
+cdef void order_points(const double* values, Py_ssize_t count, int* order) noexcept nogil:
+    """Sort points by their values (Shell's sort)."""
+    cdef Py_ssize_t gap = 1, i, j
+    cdef int moved
+    while gap < count // 3:
+        gap = 3 * gap + 1
+    while gap > 0:
+        for i in range(gap, count):
+            moved = order[i]
+            j = i
+            while j >= gap and before(values, moved, order[j - gap]):
+                order[j] = order[j - gap]
+                j -= gap
+            order[j] = moved
+        gap //= 3
+
+
+cdef Py_ssize_t own_valley(const Batch* d, const double* values, const double* theta, Py_ssize_t near) noexcept nogil:
+    """Where the points nearest to a minimum lead."""
+    cdef const SharedScreen* screen = &d.screen
+    cdef Py_ssize_t i, best, at = nearest_point(d, theta)
+    for i in range(screen.n_points):
+        best = lowest_around(screen, values, at, near)
+        if best == at:
+            break
+        at = best
+    return at
+
+
 cdef void choose_points(const Batch* d, const double* values, const double* theta, bint dispersed, int* chosen
                         ) noexcept nogil:
-    """Points from which other minima of a response are looked for, the lowest first; -1 in the places left.
+    """Points from which other minima of a response are looked for, -1 in the places left; see `estimation.search`.
 
-    dispersed: the variation is that of many groups, so that valleys lie far apart.
+    dispersed: the variation is that of many groups, so that valleys lie far apart.  Elsewhere the lowest points count too
+    whether they mark a valley or not, and some of all others, spread evenly over the order of values.
     """
     cdef const SharedScreen* screen = &d.screen
-    cdef Py_ssize_t near = screen.wide if dispersed else screen.near, i, j, at, best, wanted = 0
-    # 0 where a search does not start, nor a second time
-    cdef int marked[MOST_POINTS]
+    cdef bint apart = dispersed or screen.lowest == 0
+    cdef Py_ssize_t near = screen.wide if dispersed else screen.near, i, point, count = 0, found = 0, step, rest = 0
+    cdef int order[MOST_POINTS]
+    cdef bint taken[MOST_POINTS]
     for i in range(screen.n_points):
-        marked[i] = 0
         if isfinite(values[i * LANES]):
-            marked[i] = 2 if lowest_around(screen, values, i, near) == i else 1
-    if dispersed or screen.lowest == 0:
-        at = nearest_point(d, theta)
-        for i in range(screen.n_points):
-            best = lowest_around(screen, values, at, near)
-            if best == at:
-                break
-            at = best
-        marked[at] = 0
-    else:
-        wanted = screen.lowest
-    for i in range(screen.limit):
-        best = -1
-        for j in range(screen.n_points):
-            # the lowest ones count whether they mark a valley or not
-            if marked[j] == 2 or (marked[j] == 1 and i < wanted):
-                if best < 0 or values[j * LANES] < values[best * LANES]:
-                    best = j
-        chosen[i] = <int> best
-        if best >= 0:
-            marked[best] = 0
+            # where valleys alone count, they are few
+            if not apart or lowest_around(screen, values, i, near) == i:
+                order[count] = <int> i
+                count += 1
+    order_points(values, count, order)
+    for i in range(screen.limit + screen.spread):
+        chosen[i] = -1
+    point = own_valley(d, values, theta, near) if apart else -1
+    for i in range(count):
+        taken[i] = found < screen.limit and order[i] != point and (
+            apart or lowest_around(screen, values, order[i], near) == order[i])
+        if taken[i]:
+            chosen[found] = order[i]
+            found += 1
+    if apart:
+        return
+    for i in range(min(screen.lowest, count)):
+        if not taken[i] and found < screen.limit:
+            taken[i] = True
+            chosen[found] = order[i]
+            found += 1
+    if screen.spread == 0:
+        return
+    step = max(1, (count - found) // screen.spread)
+    for i in range(count):
+        if not taken[i]:
+            if rest % step == 0 and rest // step < screen.spread:
+                chosen[found] = order[i]
+                found += 1
+            rest += 1
 
 
 cdef void boundary_near(const Batch* d, Lanes* s, vec* least) noexcept nogil:
@@ -207,7 +252,7 @@ cdef void boundary_near(const Batch* d, Lanes* s, vec* least) noexcept nogil:
 
 cdef void screen_responses(const Batch* d, Lanes* s, Fates* f, const Outcome* out, Py_ssize_t count) noexcept nogil:
     """The points chosen for each of the `count` responses at s.place, which have been fitted, and the values."""
-    cdef Py_ssize_t lane, i
+    cdef Py_ssize_t lane, i, wanted = d.screen.limit + d.screen.spread
     cdef vec groups, rise
     if out.rise != NULL:
         boundary_near(d, s, &rise)
@@ -222,7 +267,7 @@ cdef void screen_responses(const Batch* d, Lanes* s, Fates* f, const Outcome* ou
             continue
         if f.status[lane] > 0:
             choose_points(d, s.values + lane, s.natural + lane, (<double*> &groups)[lane] > d.screen.many,
-                          out.chosen + s.place[lane] * d.screen.limit)
+                          out.chosen + s.place[lane] * wanted)
         else:
-            for i in range(d.screen.limit):
-                out.chosen[s.place[lane] * d.screen.limit + i] = -1
+            for i in range(wanted):
+                out.chosen[s.place[lane] * wanted + i] = -1

@@ -162,7 +162,7 @@ cdef class BatchDesign:
         s.features = &features[0, 0]
         s.unit = &unit[0]
         s.vanishing, s.correlation, s.many = screen.vanishing, screen.correlation, screen.many
-        s.lowest, s.limit = screen.lowest, screen.limit
+        s.lowest, s.limit, s.spread = screen.lowest, screen.limit, screen.spread
 
     def __dealloc__(self):
         free(self.positions)
@@ -182,7 +182,7 @@ cdef class BatchDesign:
         return scores.width
 
     def fit(self, const double[:, ::1] Y, Py_ssize_t first, bint reml, double criterion_offset, start, into,
-            scores=None, look=None):
+            scores=None, look=None, bint brief=False):
         """Fit the rows of Y; results go to rows first, first + 1, ... of the arrays.
 
         Parameters
@@ -201,6 +201,8 @@ cdef class BatchDesign:
             What the rows of Y mean where they are scores.
         look : BatchLook or None
             Overwritten with what the screen tells of other minima.
+        brief : bool
+            Overwrite only theta, criterion, status and evaluations.
         """
         cdef Batch d = self.d
         cdef Outcome out
@@ -237,6 +239,7 @@ cdef class BatchDesign:
         out.evaluations = &evaluations[0]
         out.df = &df[0, 0] if self.p_full > 0 else NULL
         out.rows = NULL
+        out.brief = brief
         out.chosen = NULL
         out.rise = NULL
         out.values = NULL
@@ -250,7 +253,7 @@ cdef class BatchDesign:
         cdef double[::1] rise = look.rise
         cdef double[:, ::1] values
         cdef const double[::1] constant = self.screen.constant[0 if reml else 1]
-        if chosen.shape[0] != count or rise.shape[0] != count or chosen.shape[1] != d.screen.limit:
+        if chosen.shape[0] != count or rise.shape[0] != count or chosen.shape[1] != d.screen.limit + d.screen.spread:
             raise ValueError("the arrays do not fit the responses and the screen")
         d.screen.constant = &constant[0]
         d.screen.nu = self.screen.nu[0 if reml else 1]

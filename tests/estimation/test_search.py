@@ -16,7 +16,7 @@ from fastlmm_core.estimation.fit import Fit
 from fastlmm_core.estimation.many.batch_fit import BatchFit
 from fastlmm_core.estimation.many.one_factor import shared_design
 from fastlmm_core.estimation.many.search import narrowed_starts
-from fastlmm_core.kernels.records import BatchLook, BatchResults
+from fastlmm_core.kernels.records import BatchLook, BatchResults, BatchScreen
 
 BY_DEFAULT, BY_HAND = 3, 100
 TOLERANCE = 1e-6  # above the best found: a worse optimum
@@ -270,7 +270,9 @@ def screened(model: flc.LinearMixedModel, Y: np.ndarray, reml: bool) -> tuple[Ba
     assert screen is not None
     found = BatchFit(model, Fit, reml, len(Y), None)
     said = BatchLook(
-        np.full((len(Y), screen.limit), -9, dtype=np.intc), np.empty(len(Y)), np.empty((len(Y), len(screen.thetas)))
+        np.full((len(Y), screen.limit + screen.spread), -9, dtype=np.intc),
+        np.empty(len(Y)),
+        np.empty((len(Y), len(screen.thetas))),
     )
     into = BatchResults(
         found.theta_o, found.params, found.bse, found.sigma2, found.criterion, found.gradient_norm, found.status,
@@ -329,14 +331,21 @@ def worth(problem: landscapes.Problem, y: np.ndarray) -> float:
     return float(np.sum(sizes) ** 2 / np.sum(np.square(sizes)))
 
 
-def chosen_points(values: np.ndarray, screen: object, own: int | None, lowest: int, near: int) -> list[int]:
-    """Valleys without that of the minimum found, or with the lowest points."""
+def chosen_points(values: np.ndarray, screen: BatchScreen, own: int | None, near: int) -> list[int]:
+    """Valleys without that of the minimum found, or all, the lowest points, and some of all heights."""
     valleys = [i for i in range(len(values)) if values[i] <= values[screen.neighbours[i, :near]].min()]
-    wanted = [i for i in valleys if i != own] + list(np.argsort(values)[:lowest])
-    return sorted(set(wanted), key=lambda i: values[i])[: screen.limit]
+    valleys.sort(key=lambda i: values[i])
+    if own is not None or not screen.lowest:
+        return [i for i in valleys if i != own][: screen.limit]
+    order = np.argsort(values, kind="stable").tolist()
+    starts = [*valleys, *(i for i in order[: screen.lowest] if i not in valleys)][: screen.limit]
+    others = [i for i in order if i not in starts]
+    return starts + others[:: max(1, len(others) // max(1, screen.spread))][: screen.spread]
 
 
-@pytest.mark.parametrize(("family", "seed"), [("eight_decades", 9), ("distant_origin", 2), ("pharmacology", 11)])
+@pytest.mark.parametrize(
+    ("family", "seed"), [("eight_decades", 9), ("distant_origin", 2), ("pharmacology", 11), ("small_weighted", 3)]
+)
 def test_points_that_a_batch_looks_from(family: str, seed: int) -> None:
     problem = landscapes.problem(family, seed)
     model = model_of(problem)
@@ -365,7 +374,7 @@ def test_points_that_a_batch_looks_from(family: str, seed: int) -> None:
         at = int(np.argmin(((features[lower] - screen.features) ** 2).sum(axis=1)))
         while values[around := screen.neighbours[at, :near]].min() < values[at]:
             at = int(around[np.argmin(values[around])])
-        expected = chosen_points(values, screen, None if few else at, screen.lowest if few else 0, near)
+        expected = chosen_points(values, screen, None if few else at, near)
         assert chosen == expected
         several += len(expected) > 0
     assert several > 0 or family == "pharmacology"
@@ -404,20 +413,42 @@ def test_a_batch_finds_a_minimum_on_the_boundary_next_to_another_one() -> None:
         assert batch.criterion[i] == pytest.approx(model.refit(Y[i], reml=problem.reml).criterion, abs=1e-6)
 
 
-@pytest.mark.parametrize("family", ["distant_origin", "shifted_slope", "eight_decades", "cauchy_errors", "few_rows"])
-def test_batches_end_where_single_fits_do(family: str) -> None:
-    for seed in range(4):
-        problem = landscapes.problem(family, seed)
-        model = model_of(problem)
-        rng = np.random.default_rng(seed)
-        mean = problem.X @ np.linalg.lstsq(problem.X, problem.y, rcond=None)[0]
-        rest = problem.y - mean
-        factors = rng.choice([-1.0, 1.0], (8, len(rest))) * np.exp(rng.normal(0.0, 0.3, (8, len(rest))))
-        Y = mean + np.vstack([np.ones(len(rest)), factors]) * rest
+def check_batch(family: str, seed: int, count: int = 8) -> None:
+    """Fits of a problem's response, and of others that are as far from normal, are those of single fits."""
+    problem = landscapes.problem(family, seed)
+    model = model_of(problem)
+    rng = np.random.default_rng(seed)
+    mean = problem.X @ np.linalg.lstsq(problem.X, problem.y, rcond=None)[0]
+    rest = problem.y - mean
+    factors = rng.choice([-1.0, 1.0], (count, len(rest))) * np.exp(rng.normal(0.0, 0.3, (count, len(rest))))
+    Y = mean + np.vstack([np.ones(len(rest)), factors]) * rest
+    try:
         batch = model.fit_many(Y, reml=problem.reml, n_jobs=1)
-        single = [model.refit(y, reml=problem.reml) for y in Y]
-        assert batch.converged.all()
-        np.testing.assert_allclose(batch.criterion, [one.criterion for one in single], rtol=0.0, atol=1e-6)
+    except flc.LMMError:
+        # the first response of the design has no optimum to start from
+        assert family in ("few_rows", "several_terms")
+        return
+    for i, y in enumerate(Y):
+        try:
+            single = model.refit(y, reml=problem.reml)
+        except flc.LMMError:
+            assert not batch.converged[i]
+            continue
+        assert batch.converged[i] == single.converged
+        assert batch.criterion[i] == pytest.approx(single.criterion, abs=TOLERANCE)
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("family", landscapes.FAMILIES)
+def test_batches_end_where_single_fits_do(family: str, seed: int) -> None:
+    check_batch(family, seed)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(2, 40))
+@pytest.mark.parametrize("family", landscapes.FAMILIES)
+def test_batches_end_where_single_fits_do_always(family: str, seed: int) -> None:
+    check_batch(family, seed)
 
 
 def test_a_batch_starts_from_correlated_effects_too() -> None:

@@ -38,6 +38,7 @@ class BatchDesign:
         into: BatchResults,
         scores: BatchScores | None = None,
         look: BatchLook | None = None,
+        brief: bool = False,
     ) -> None: ...
     def contrasts(
         self,

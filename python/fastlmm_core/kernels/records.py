@@ -214,14 +214,18 @@ class BatchScreen(NamedTuple):
     many: float
     """Groups' worth of variation from which the variation is that of many groups."""
     lowest: int
+    """Points that are looked at whether they mark a valley or not."""
     limit: int
+    """Valleys and lowest points at most."""
+    spread: int
+    """Others, spread evenly over the order of values."""
 
 
 class BatchLook(NamedTuple):
     """What a screen tells of each response of a batch; `BatchDesign.fit` overwrites it."""
 
     chosen: Int
-    """(count, limit) points of the screen from which to look for other minima, then -1."""
+    """(count, limit + spread) points of the screen from which to look for other minima, then -1."""
     rise: Array
     """(count,) how much higher the criterion is on the boundary, as its Hessian has it."""
     values: Array | None

@@ -53,6 +53,13 @@ ONE_BY_ONE, WORTH_ONE = 64, 8
 """Responses in a piece, and worth a thread, where each takes its own time: several grouping factors."""
 
 
+LOWER = 1e-9
+"""Units by which a minimum must be lower to be another one."""
+
+SIDE_BY_SIDE = 256
+"""Searches from other starts that are made in one go at least."""
+
+
 class _Labels:
     """Labels of the responses of a stream, as its blocks are read."""
 
@@ -352,7 +359,7 @@ def _fit_together(
     if screen is None:
         _lanes(shared, Y, into, first, **more)
         return
-    look = BatchLook(np.empty((len(Y), screen.limit), dtype=np.intc), np.empty(len(Y)), None)
+    look = BatchLook(np.empty((len(Y), screen.limit + screen.spread), dtype=np.intc), np.empty(len(Y)), None)
     _lanes(shared, Y, into, first, look=look, **more)
     near = np.flatnonzero((into.status[first : first + len(Y)] == 1) & (look.rise <= CLOSE))
     known = into.theta_o[first + near]
@@ -370,19 +377,36 @@ def _descend(
     shared: kernels.BatchDesign, Y: Array, into: BatchFit, first: int, more: dict[str, Any], responses: Index,
     starts: Array,
 ) -> None:  # fmt: skip
-    """Fit some responses from other starts, and keep what is lower."""
-    for begin in range(0, len(responses), len(Y)):
-        which = responses[begin : begin + len(Y)]
-        other = BatchFit(into.model, into.kind, into.reml, len(which), None)
-        _lanes(shared, np.ascontiguousarray(Y[which]), other, 0, starts[begin : begin + len(Y)], **more)
+    """Search from other starts of some responses, and fit those again for which something lower is found."""
+    lowest = np.full(len(Y), np.inf)
+    theta = np.empty((len(Y), starts.shape[1]))
+    step = max(len(Y), SIDE_BY_SIDE)
+    for begin in range(0, len(responses), step):
+        which = responses[begin : begin + step]
+        other = _from(shared, Y, into, which, starts[begin : begin + step], brief=True, **more)
         np.add.at(into.n_evaluations, first + which, other.n_evaluations)
         value = np.where(other.status > 0, other.criterion, np.inf)
         # the lowest of each response comes first
         order = np.lexsort((value, which))
-        lowest = order[np.flatnonzero(np.diff(which[order], prepend=-1))]
-        better = lowest[value[lowest] < into.criterion[first + which[lowest]] - 1e-9]
-        for name in _FIELDS if len(better) else ():
-            getattr(into, name)[first + which[better]] = getattr(other, name)[better]
+        best = order[np.flatnonzero(np.diff(which[order], prepend=-1))]
+        best = best[value[best] < lowest[which[best]]]
+        lowest[which[best]], theta[which[best]] = value[best], other.theta_o[best]
+    which = np.flatnonzero(lowest < into.criterion[first : first + len(Y)] - LOWER)
+    if not len(which):
+        return
+    other = _from(shared, Y, into, which, theta[which], **more)
+    better = np.flatnonzero((other.status > 0) & (other.criterion < into.criterion[first + which] - LOWER))
+    for name in _FIELDS if len(better) else ():
+        getattr(into, name)[first + which[better]] = getattr(other, name)[better]
+
+
+def _from(
+    shared: kernels.BatchDesign, Y: Array, into: BatchFit, which: Index, starts: Array, **more: Any
+) -> BatchFit:  # fmt: skip
+    """Fits of some responses, each from a start of its own."""
+    other = BatchFit(into.model, into.kind, into.reml, len(which), None)
+    _lanes(shared, np.ascontiguousarray(Y[which]), other, 0, starts, **more)
+    return other
 
 
 def _alone(model: Model, responses: Callable[[NDArray[np.intp]], Array], into: BatchFit, part: slice) -> None:

@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 
 from ... import kernels
 from ...engines.one_factor.problem import one_factor
-from ...engines.protocol import CAREFUL, EASY, HARD, linear_engine, linear_problem
+from ...engines.protocol import EASY, HARD, linear_engine, linear_problem
 from ...kernels.records import BatchPatterns, BatchScreen
-from ..search import DESCENTS, LOWEST_POINTS, NEAR, VANISHING, nearest, screen_of
+from ..search import DESCENTS, LOWEST_POINTS, NEAR, SPREAD, VANISHING, nearest, screen_of
 
 if TYPE_CHECKING:
     from ...covariance.parameters import CovarianceStructure
@@ -62,8 +62,7 @@ def response_screen(model: Model, patterns: BatchPatterns) -> BatchScreen | None
     if elsewhere.kind != "search" or elsewhere.effort <= EASY:
         # nearly balanced data are left alone
         return None
-    # the greatest effort would take dozens of times as long as the fits
-    effort = min(elsewhere.effort, CAREFUL)
+    effort = elsewhere.effort
     q, r, m = structure.q, problem.rank, problem.m
     points = screen_of(linear_engine(problem.criterion()), structure, effort)
     unit = np.sqrt(problem.levels / problem.n)
@@ -118,6 +117,7 @@ def response_screen(model: Model, patterns: BatchPatterns) -> BatchScreen | None
         many=MANY * len(chosen) if apart_only else inf,
         lowest=LOWEST_POINTS[effort],
         limit=DESCENTS[effort],
+        spread=SPREAD[effort],
     )
 
 
