@@ -380,6 +380,17 @@ def test_points_that_a_batch_looks_from(family: str, seed: int) -> None:
     assert several > 0 or family == "pharmacology"
 
 
+@pytest.mark.parametrize("family", ["small_weighted", "pharmacology", "distant_origin"])
+def test_batches_take_as_many_points_as_single_fits(family: str) -> None:
+    problem = landscapes.problem(family, 0)
+    model = model_of(problem)
+    screen, effort = shared_design(model).screen, model.problem.elsewhere().effort
+    assert (screen.limit, screen.lowest, screen.spread) == (
+        search.DESCENTS[effort], search.LOWEST_POINTS[effort], search.SPREAD[effort],
+    )  # fmt: skip
+    assert f"in a screen of {len(screen.thetas)} starts" in model.fit(reml=problem.reml).message
+
+
 def test_the_rise_to_the_boundary() -> None:
     problem = landscapes.problem("pharmacology", 11)
     model = model_of(problem)
