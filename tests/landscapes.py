@@ -234,11 +234,35 @@ def nearly_collinear(rng: np.random.Generator) -> dict:
     return {"y": y, "X": X, "terms": (Term(Z, codes, bool(rng.random() < 0.7)),)}
 
 
+def time_course(rng: np.random.Generator) -> dict:
+    """Change of QT on concentration, time points and treatment, (1 + C | id): 48 ids, 12 time points, 574 rows.
+
+    The concentration is zero for a quarter of the ids; in the others it decays from time point to time point, from
+    levels that differ tenfold and more.  Errors are correlated along time, so that intercepts and slopes compete for
+    them.
+    """
+    ids, k = 48, 12
+    codes, point = np.repeat(np.arange(ids), k), np.tile(np.arange(k), ids)
+    keep = np.ones(ids * k, dtype=bool)
+    keep[rng.choice(ids * k, 2, replace=False)] = False
+    active = codes >= ids // 4
+    exposure = 1.8 * rng.standard_normal(ids)[codes] + 0.01 * rng.standard_normal(ids * k)
+    C = np.where(active, np.exp(exposure - point / rng.uniform(2.0, 6.0)), 0.0)
+    error = rng.standard_normal((ids, k))
+    for j in range(1, k):
+        error[:, j] = 0.9 * error[:, j - 1] + np.sqrt(0.19) * error[:, j]
+    error *= 3.0 * np.exp(0.5 * rng.standard_normal((ids, 1)))
+    y = 0.2 * C + rng.normal(0.0, 3.0, k)[point] + error.ravel()
+    points = (point[:, None] == np.arange(1, k)).astype(float)
+    X = np.column_stack([C, points, ~active, active]).astype(float)
+    return {"y": y[keep], "X": X[keep], "terms": (Term(_line(C[keep]), codes[keep]),)}
+
+
 FAMILIES: dict[str, Callable[[np.random.Generator], dict]] = {
     f.__name__: f
     for f in (
         distant_origin, shifted_slope, nested_slopes, eight_decades, cauchy_errors, few_rows, small_weighted,
-        pharmacology, several_terms, identical_factors, nearly_collinear,
+        pharmacology, several_terms, identical_factors, nearly_collinear, time_course,
     )
 }  # fmt: skip
 

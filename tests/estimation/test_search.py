@@ -79,6 +79,7 @@ HARD = {
     "small_weighted": (523, 919, 1253),
     "identical_factors": (2, 8),
     "pharmacology": (139, 7094),
+    "time_course": (14, 19, 33),
 }
 
 
