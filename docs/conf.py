@@ -55,7 +55,7 @@ suppress_warnings = ["mystnb.mime_priority"]
 
 autosummary_generate = True
 autodoc_typehints = "none"
-autodoc_member_order = "groupwise"
+autodoc_member_order = "bysource"  # where members stand by what they are for
 numpydoc_show_class_members = False
 numpydoc_xref_param_type = False
 

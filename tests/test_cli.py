@@ -288,9 +288,16 @@ def test_json_has_what_a_fit_knows(growth, capsys):
     effects = record["random_effects"]["Subject"]
     np.testing.assert_allclose([effects[label] for label in growth.group_labels], growth.blups[0])
     assert record["variance_components"][0]["term"] == "sd_Intercept|Subject"
+    errors = np.sqrt(np.diagonal(growth.random_effects_covariance(), axis1=1, axis2=2))
+    np.testing.assert_allclose(record["random_effects_std_error"]["Subject"], errors)
+    assert record["random_effects_rank"] == {"Subject": 2} and record["residual_parameters"] is None
+    assert [row["term"] for row in record["anova"]] == list(growth.anova().terms)
+    assert record["information_criteria"][0]["convention"] == "lme4" and record["n_parameters"] == growth.n_parameters
+    assert record["optima"][0]["value"] == pytest.approx(growth.criterion) and record["df_resid"] == growth.df_resid
     visits = "FEV1 ~ ARMCD * AVISIT"
     record = json.loads(said(capsys, "fit", "fev", visits, "--residual", "us(AVISIT | USUBJID)", "--json"))
-    assert record["residual"] == "us(AVISIT | USUBJID)" and "no random effects" in record["icc"]["error"]
+    assert record["residual"] == "us(AVISIT | USUBJID)" and len(record["residual_parameters"]) == 10
+    assert "no random effects" in record["icc"]["error"]
 
 
 @pytest.mark.parametrize("command", ["fit", "anova", "emmeans", "compare", "predict", "plot"])

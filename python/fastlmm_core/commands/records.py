@@ -64,12 +64,26 @@ def fit_record(result: LMMResult, level: float, ddf: Ddf) -> dict[str, Any]:
             for factor, values in zip(model.factors, result.blups, strict=True)
             if factor.stop > factor.start
         },
+        "random_effects_std_error": {
+            factor.grouping.name: np.sqrt(np.diagonal(values, axis1=1, axis2=2))
+            for factor, values in zip(model.factors, result.blup_covariances, strict=True)
+            if factor.stop > factor.start
+        },
+        "random_effects_rank": result.random_effects_rank,
+        "residual_parameters": (
+            None if model.residual is None else _or_why_not(lambda: rows_record(result.residual_parameters()))
+        ),
+        "anova": _or_why_not(lambda: rows_record(result.anova(ddf=ddf).to_frame())),
         "icc": _or_why_not(result.icc),
         "r2": result.r2(),
         "criterion": result.criterion,
         "llf": result.llf,
         "aic": result.aic,
         "bic": result.bic,
+        "information_criteria": rows_record(result.information_criteria()),
+        "n_parameters": result.n_parameters,
+        "df_resid": result.df_resid,
+        "optima": [{"value": one.value, "theta": one.theta} for one in result.optima],
         "converged": result.converged,
         "singular": result.singular,
         "singular_components": result.singular_components,

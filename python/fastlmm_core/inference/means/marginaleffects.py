@@ -20,15 +20,15 @@ if TYPE_CHECKING:
 __all__ = ["marginaleffects_model"]
 
 
-def marginaleffects_model(result: Fit, data: Any, ddf: str = "normal", information: str = "auto") -> Any:
+def marginaleffects_model(result: Fit, data: Any = None, ddf: str = "normal", information: str = "auto") -> Any:
     """The fit as a model that marginaleffects understands.
 
     Parameters
     ----------
     result : LMMResult
         Of a model from a formula.
-    data : frame or dict of arrays
-        The table that the model was fitted to, which the result does not keep.
+    data : frame or dict of arrays, optional
+        The table that the model was fitted to, where the result comes from a file or a pickle and has lost it.
     ddf : {"normal", "kenward-roger"}
         Covariance matrix of the coefficients; Kenward and Roger's is adjusted for small samples.
     information : {"auto", "expected", "observed"}
@@ -63,7 +63,7 @@ def marginaleffects_model(result: Fit, data: Any, ddf: str = "normal", informati
         )
     if model.offset is not None and spec.offset_name is None:
         raise LMMError("the offset must be given by the name of a column for marginaleffects")
-    table = Table(data)
+    table = Table(model.design.origin(data).table)
     names = list(spec.reference)
     needed = [*names, *([spec.offset_name] if spec.offset_name else [])]
     columns: dict[str, Any] = {}
