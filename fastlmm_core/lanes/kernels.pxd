@@ -240,6 +240,67 @@ cdef struct OwnGroups:
     double* offset              # (LANES,) see ProblemSums
     double* base                # (LANES, p_full)
 
+# Points at which the criterion of several grouping factors is screened, see lanes/factors.pxi.
+cdef struct FactorScreen:
+    Py_ssize_t n_points, near, limit
+    const double* theta         # (n_points, n_terms)
+    const Py_ssize_t* neighbours    # (n_points, near) the nearest ones
+    const double* share         # (n_points, n_patterns) s
+    const double* half          # (n_points, n_half) M^-1 L_2 of each part, packed lower triangles by rows
+    Py_ssize_t n_half
+    const double* half_x        # (n_points, n_core, p) M^-1 L_2 B_2x
+    const double* half_xx       # (n_points, p(p+1)/2) L_xx^-1, packed
+    const double* constant      # (n_points,) log|V| [+ log|H_xx|]
+
+# What responses share where there are several grouping factors, see lanes/factors.pxi.  Rows are whitened.
+cdef struct FactorDesign:
+    Py_ssize_t n, n_terms, n_leaves, n_core, n_parts, n_patterns, widest
+    # rows
+    const double* x             # (n, p)
+    const double* root          # (n,) square roots of the weights, or NULL
+    const Py_ssize_t* leaf      # (n,)
+    const double* unit          # (n,) u
+    const Py_ssize_t* entry     # (n + 1,) first place of each row's core effects in
+    const Py_ssize_t* slot
+    const double* value
+    # leaves
+    const Py_ssize_t* leaf_part     # (n_leaves,)
+    const Py_ssize_t* leaf_piece    # (n_leaves,) among the pieces of its part
+    const Py_ssize_t* leaf_at       # (n_leaves,) first place in
+    const double* leaf_core         # c with the core of its part
+    const double* leaf_x            # (n_leaves, p)
+    # patterns
+    const double* size          # (n_patterns,) a
+    const double* count         # (n_patterns,) leaves
+    const double* within_xx     # (p(p+1)/2,) packed
+    const double* pattern_xx    # (p(p+1)/2, n_patterns) sum of c_x'c_x
+    # parts
+    const Py_ssize_t* core      # (n_parts + 1,) first effect of each
+    const Py_ssize_t* term      # (n_core,) its term, 1 and above
+    const Py_ssize_t* piece     # (n_parts + 1,) first piece of each
+    const Py_ssize_t* pattern   # (pieces,)
+    const Py_ssize_t* square_at     # (n_parts + 1,) first place in
+    const double* within_cc     # packed lower triangles
+    const Py_ssize_t* cc_at     # (n_parts,) first place in
+    const double* piece_cc      # (J(J+1)/2, pieces) by part
+    const double* within_cx     # (n_core, p)
+    const Py_ssize_t* piece_at  # (n_parts + 1,) sum of J pieces, first place in
+    const double* piece_cx      # (J, p, pieces) by part
+    FactorScreen screen
+
+# What tests of fixed effects need, see lanes/factors.pxi; of X only.
+cdef struct FactorMoments:
+    double* half        # (count, p, p) L_xx^-1
+    double* trace       # (count, n_terms)
+    double* square      # (count, n_terms (n_terms + 1) / 2)
+    double* cross       # (count, n_terms, p, p)
+    double* both        # (count, n_terms (n_terms + 1) / 2, p, p)
+
+ctypedef Py_ssize_t (*factors_size_t)(const Batch*, const FactorDesign*) noexcept nogil
+ctypedef void (*factors_fit_t)(
+    const Batch*, const FactorDesign*, const double*, Py_ssize_t, Py_ssize_t, const Outcome*, double*) noexcept nogil
+ctypedef void (*factors_moments_t)(
+    const Batch*, const FactorDesign*, const double*, Py_ssize_t, const FactorMoments*, double*) noexcept nogil
 ctypedef Py_ssize_t (*batch_size_t)(const Batch*) noexcept nogil
 ctypedef void (*batch_fit_t)(const Batch*, const double*, Py_ssize_t, Py_ssize_t, Py_ssize_t, const Outcome*, double*
                              ) noexcept nogil
@@ -299,6 +360,9 @@ cdef struct LaneKernels:
     batch_fit_t batch_fit
     problems_size_t problems_size
     problems_fit_t problems_fit
+    factors_size_t factors_size
+    factors_fit_t factors_fit
+    factors_moments_t factors_moments
     chain_pack_t chain_pack
     chain_up_t chain_up
     chain_down_t chain_down

@@ -31,7 +31,7 @@ from libc.string cimport memset
 
 from fastlmm_core.lanes.deletions cimport DEFICIENT, FAR, FOUND, OPEN, TILE, DeletionWork, Deletions
 from fastlmm_core.lanes.kernels cimport (
-    PROBLEM_SIZE, Batch, ChainColumns, ChainStage, ChainSums, LaneKernels, Outcome, OwnGroups, PackedGroups,
+    PROBLEM_SIZE, Batch, ChainColumns, ChainStage, ChainSums, FactorDesign, FactorMoments, FactorScreen, LaneKernels, Outcome, OwnGroups, PackedGroups,
     ProblemSums, Profile, RawGroups, Screen, Shape, SharedScreen, Sums, lane_kernels_name, lay_profile, vec, vecu)
 from fastlmm_core.small.arena cimport Arena, take
 from fastlmm_core.small.chain cimport Chain, Gls
@@ -536,6 +536,7 @@ include "responses.pxi"
 include "scores.pxi"
 include "elsewhere.pxi"
 include "problems.pxi"
+include "factors.pxi"
 include "families.pxi"
 include "deletions.pxi"
 

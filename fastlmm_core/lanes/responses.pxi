@@ -27,6 +27,7 @@ cdef struct Lanes:
     Py_ssize_t place[8]     # response of each lane; beyond the last one in use they repeat it
     Py_ssize_t used         # lanes in use
     const OwnGroups* own    # groups of each lane's own design; NULL where all have that of the batch
+    void* several           # FactorSpace of several grouping factors, see factors.pxi; NULL where there is one
     # of a screen
     double* line        # (n_columns q + p)
     double* squares     # (n_patterns n_a + 1)
@@ -63,6 +64,7 @@ cdef void lay_lanes(const Batch* d, Lanes* s, Arena* arena) noexcept nogil:
     s.after = take(arena, LANES * n)
     s.natural = take(arena, LANES * n)
     s.own = NULL
+    s.several = NULL
     if d.screen.n_points > 0:
         s.line = take(arena, LANES * (d.screen.n_columns * q + p))
         s.squares = take(arena, LANES * (d.screen.n_patterns * n_a + 1))
@@ -429,6 +431,9 @@ cdef void evaluate_responses(const Batch* d, Lanes* s, int order) noexcept nogil
     """The criterion of a block of responses at f.factor with its derivatives (order 1 or 2)."""
     if s.own != NULL:
         evaluate_problems(d, s, order)
+        return
+    if s.several != NULL:
+        evaluate_factors(d, s, order)
         return
     # constant sizes let the compiler unroll the shapes that nearly everyone uses
     if d.q == 1 and d.p == 1:

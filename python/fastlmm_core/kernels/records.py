@@ -22,6 +22,11 @@ __all__ = [
     "DeletedLines",
     "DeletionSums",
     "Evaluated",
+    "FactorLeaves",
+    "FactorParts",
+    "FactorRows",
+    "FactorScreen",
+    "FactorSearch",
     "Positions",
     "RowColumns",
     "Rows",
@@ -250,6 +255,104 @@ class BatchResults(NamedTuple):
     def part(self, rows: slice) -> BatchResults:
         """The results of some responses."""
         return BatchResults._make(array[rows] for array in self)
+
+
+class FactorRows(NamedTuple):
+    """Whitened rows that all responses share where there are several grouping factors, in the caller's order."""
+
+    x: Array
+    """(n, p)."""
+    root: Array | None
+    """(n,) square roots of the weights."""
+    offset: Array | None
+    centre: bool
+    """Whether X spans a constant."""
+    leaf: Int64
+    """(n,) leaf of each row: level of the term that is eliminated first."""
+    unit: Array
+    """(n,) its column of Z, of length 1 within each leaf."""
+    entry: Int64
+    """(n + 1,) first place of each row in the next two: the other effects that it has."""
+    slot: Int64
+    value: Array
+
+
+class FactorLeaves(NamedTuple):
+    """Leaves, and their patterns: those with the same z'z; see lanes/factors.pxi."""
+
+    part: Int64
+    """(n_leaves,) part of the core that each belongs to."""
+    piece: Int64
+    """(n_leaves,) its pattern, by the place among the patterns of the part."""
+    at: Int64
+    """(n_leaves,) first place in `core`."""
+    core: Array
+    """Products of each leaf's unit vector with the core of its part."""
+    x: Array
+    """(n_leaves, p) and with X_o."""
+    size: Array
+    """(n_patterns,) z'z."""
+    number: Array
+    """(n_patterns,) leaves."""
+    within_xx: Array
+    """(p(p+1)/2,) X_o'X_o less what the leaves have of it."""
+    pattern_xx: Array
+    """(p(p+1)/2, n_patterns) what they have."""
+
+
+class FactorParts(NamedTuple):
+    """Parts of the core, which share no leaf and no row."""
+
+    core: Int64
+    """(n_parts + 1,) first effect of each."""
+    term: Int64
+    """(n_core,) term of each effect."""
+    piece: Int64
+    """(n_parts + 1,) first piece of each in `pattern`."""
+    pattern: Int64
+    square_at: Int64
+    """(n_parts + 1,) first place in `within_cc`."""
+    within_cc: Array
+    """Lower triangles: products of the core less what the leaves have of them."""
+    cc_at: Int64
+    piece_cc: Array
+    """What the leaves of each piece have, (J(J+1)/2, pieces) by part."""
+    within_cx: Array
+    """(n_core, p)."""
+    piece_at: Int64
+    """(n_parts + 1,) first place in rows of J pieces."""
+    piece_cx: Array
+    """(J, p, pieces) by part."""
+
+
+class FactorSearch(NamedTuple):
+    """How the optimum of each response is looked for where there are several grouping factors."""
+
+    terms: NDArray[np.intp]
+    """(n_terms,) place in theta of each term, that of the leaves first."""
+    unit: Array
+    """(n_terms,) theta of the lanes is in units of these."""
+    tolerance: float
+    max_iterations: int
+
+
+class FactorScreen(NamedTuple):
+    """Points at which the criterion of every response is evaluated where there are several grouping factors."""
+
+    thetas: Array
+    """(n_points, n_terms) in the order and the units of `FactorSearch`."""
+    neighbours: Int64
+    """(n_points, near) the nearest points of each."""
+    share: Array
+    """(n_points, n_patterns), and what follows: see lanes/factors.pxi."""
+    half: Array
+    half_x: Array
+    half_xx: Array
+    constant: tuple[Array, Array]
+    """(n_points,) log|V|, with log|H_xx| by REML, and without."""
+    limit: int
+    """Valleys beside the lowest from which a search starts, at most."""
+    lowest: int = 0
 
 
 class StackedRows(NamedTuple):

@@ -713,7 +713,7 @@ def test_few_responses_are_not_worth_a_thread(rng, monkeypatch):
     kept = batch_module.in_threads
     monkeypatch.setattr(batch_module, "in_threads", lambda *task: (asked.append(task[2]), kept(*task)))
     monkeypatch.setattr(batch_module, "WORTH_ONE", 8)
-    model = made(rng, "crossed")
+    model = made(rng, "crossed slopes")
     Y = responses(rng, model, 17)
     for count, jobs in ((7, 1), (17, 2)):
         model.fit_many(Y[:count], n_jobs=3)

@@ -1,7 +1,8 @@
 """Many responses on one design.
 
 one_factor        what the responses share where there is one factor
-several_factors   the same for several, and Newton's method for responses side by side
+factor_lanes      the same for several of which all effects are independent
+several_factors   the same for several, one response after the other
 visits            the same for `us` residuals over visits
 batch_fit         the record of many fits
 parts             some of the responses, and batches put together

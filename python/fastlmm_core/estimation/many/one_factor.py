@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,9 +18,10 @@ from ..moments import projected_traces, reduced_traces
 from .search import group_basis, response_screen
 
 if TYPE_CHECKING:
+    from ...kernels.hierarchies import FactorBatch
     from .several_factors import HierarchyDesign
 
-__all__ = ["EffectsDesign", "effects_design", "shared_design"]
+__all__ = ["EffectsDesign", "effects_design", "hierarchy_design", "shared_design"]
 
 Array = NDArray[np.float64]
 
@@ -56,20 +57,27 @@ class EffectsDesign:
 
 def effects_design(model: Model) -> EffectsDesign | HierarchyDesign:
     """What finds BLUPs of many responses, for one grouping factor or several."""
-    return EffectsDesign(model) if len(model.factors) == 1 else cast("HierarchyDesign", shared_design(model))
+    return EffectsDesign(model) if len(model.factors) == 1 else hierarchy_design(model)
 
 
-def shared_design(model: Model) -> kernels.BatchDesign | HierarchyDesign:
+def shared_design(model: Model) -> kernels.BatchDesign | FactorBatch | HierarchyDesign:
     """What all responses share; made once per model."""
     return model.once("shared by responses", lambda: _shared_design(model))
 
 
-def _shared_design(model: Model) -> kernels.BatchDesign | HierarchyDesign:
-    if len(model.factors) > 1:
-        from .several_factors import HierarchyDesign
+def _shared_design(model: Model) -> kernels.BatchDesign | FactorBatch | HierarchyDesign:
+    if len(model.factors) == 1:
+        return _one_factor(model)
+    from .factor_lanes import factor_batch
 
-        return HierarchyDesign(model)
-    return _one_factor(model)
+    return factor_batch(model) or hierarchy_design(model)
+
+
+def hierarchy_design(model: Model) -> HierarchyDesign:
+    """What responses with several grouping factors share where each is a fit of its own; made once per model."""
+    from .several_factors import HierarchyDesign
+
+    return model.once("shared by responses of several factors", lambda: HierarchyDesign(model))
 
 
 def _one_factor(model: Model) -> kernels.BatchDesign:

@@ -22,6 +22,7 @@ from ..moments import Moments, adjusted, expected_information, reduced_traces
 from .one_factor import shared_design
 
 if TYPE_CHECKING:
+    from ...kernels.hierarchies import FactorBatch
     from .several_factors import HierarchyDesign
 
 __all__ = ["Observed", "Patterns", "patterns_of"]
@@ -43,6 +44,8 @@ class Patterns(Protocol):
     """What tests take from the design at many thetas."""
 
     nu: float
+    apart: bool
+    """Whether threads may take moments at the same time: they do not share one evaluation of the criterion."""
 
     def chunk(self) -> int:
         """Responses at a time."""
@@ -68,7 +71,10 @@ def patterns_of(model: Model) -> Patterns:
     """The patterns of a design."""
     if len(model.factors) == 1:
         return _OneFactor(model)
-    return _SeveralFactors(cast("HierarchyDesign", shared_design(model)))
+    design = shared_design(model)
+    if hasattr(design, "moments"):
+        return _FactorLanes(model, cast("FactorBatch", design))
+    return _SeveralFactors(cast("HierarchyDesign", design))
 
 
 def _moments(
@@ -102,6 +108,8 @@ def _moments(
 
 class _OneFactor:
     """Sums over the groups of one factor."""
+
+    apart = True
 
     def __init__(self, model: Model) -> None:
         problem = one_factor(model.problem)
@@ -164,8 +172,52 @@ class _OneFactor:
         )  # fmt: skip
 
 
+class _FactorLanes:
+    """Several factors of independent effects, side by side."""
+
+    apart = True
+
+    def __init__(self, model: Model, batch: FactorBatch) -> None:
+        self.batch, self.structure = batch, model.structure
+        self.nu = float(model.problem.n - model.problem.rank)
+
+    def chunk(self) -> int:
+        """Responses whose intermediate arrays have about CHUNK_BYTES."""
+        q, r = self.structure.q, self.batch.rank
+        return max(8, int(CHUNK_BYTES // (8 * (r * r + 1) * (q * (3 * q + 5) + 1))))
+
+    def half(self, factors: Array) -> Array:
+        """See `Patterns`."""
+        return self.batch.moments(self._theta(factors))[0]
+
+    def _theta(self, factors: Array) -> Array:
+        return np.ascontiguousarray(np.diagonal(factors, axis1=1, axis2=2))
+
+    def moments(self, factors: Array, edge: NDArray[np.bool_], observed: Observed | None = None) -> Moments:
+        """See `Patterns`."""
+        half, trace, square, cross, both = self.batch.moments(self._theta(factors))
+        turned = half.transpose(0, 2, 1)[:, None]
+        slopes, both = half[:, None] @ cross @ turned, half[:, None] @ both @ turned
+        lower, upper = vech_positions(self.structure.q)
+        pairs = square - 2.0 * np.trace(both, axis1=2, axis2=3)
+        traces = np.empty((len(half), self.structure.q, self.structure.q))
+        traces[:, lower, upper] = traces[:, upper, lower] = pairs
+        shift = (trace - np.trace(slopes, axis1=2, axis2=3)) / self.nu
+
+        def sandwich(weight: Array) -> Array:
+            # each pair in both orders, of which one is the transpose of the other
+            own = 0.5 * (weight[:, lower, upper] + weight[:, upper, lower]) * np.where(lower == upper, 0.5, 1.0)
+            one: Array = np.einsum("np,npij->nij", own, both)
+            return one + one.transpose(0, 2, 1)
+
+        found = Moments(half, slopes, shift, np.empty(0), self.nu, None)
+        return _moments(self.structure, factors, edge, observed, found, traces, sandwich)
+
+
 class _SeveralFactors:
     """Evaluations of the criterion, theta by theta."""
+
+    apart = False
 
     def __init__(self, design: HierarchyDesign) -> None:
         self.worker = design.worker()

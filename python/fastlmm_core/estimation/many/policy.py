@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
 from functools import partial
 from itertools import islice
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,9 +33,12 @@ from .search import CLOSE, narrowed_starts
 
 if TYPE_CHECKING:
     from ... import kernels
+    from ...kernels.hierarchies import FactorBatch
     from ...tables.rows import CallerRows
     from .several_factors import HierarchyDesign
     from .visits import VisitDesign
+
+    Shared: TypeAlias = kernels.BatchDesign | FactorBatch | HierarchyDesign | VisitDesign
 
 __all__ = ["fit_drawn", "fit_many"]
 
@@ -167,7 +170,7 @@ def fit_many(
     blocks, count, whole = _blocks(Y, model.design.caller_rows, labels)
     size = int(max(8, min(CHUNK_BYTES, memory * 2**20 / (2 * jobs)) // (8 * model.nobs) // 8 * 8))
     smallest = max(8, WORTH_A_THREAD // model.nobs // 8 * 8)
-    if len(model.factors) > 1:
+    if _one_by_one(model, none.reml):
         size, smallest = min(size, ONE_BY_ONE), WORTH_ONE
     if count is not None:
         jobs = min(jobs, max(1, count // smallest))
@@ -243,9 +246,7 @@ def _fit(
     finished: set[int] = set()
     none = empty(0, None)
     model = none.model
-    # where no row tells the residual variance by itself, each response may have an optimum or none
-    alone = model.problem.saturated or (model.problem.outside > 0 and not none.reml)
-    shared = None if alone else _shared(model)
+    shared = None if _alone_by_nature(model, none.reml) else _shared(model)
 
     def run(block: Any, into: BatchFit, first: int, begin: int) -> int:
         fit(block, into, first)
@@ -317,13 +318,28 @@ def _fit(
     return pieces[0] if count is not None else _joined(empty, pieces)
 
 
+def _alone_by_nature(model: Model, reml: bool) -> bool:
+    """Whether no row tells the residual variance by itself, so that each response may have an optimum or none."""
+    return model.problem.saturated or (model.problem.outside > 0 and not reml)
+
+
+def _one_by_one(model: Model, reml: bool) -> bool:
+    """Whether responses of several grouping factors are fitted one after the other."""
+    if len(model.factors) == 1:
+        return False
+    from .several_factors import HierarchyDesign
+
+    alone = model.one_by_one or _alone_by_nature(model, reml)
+    return alone or isinstance(shared_design(model), HierarchyDesign)
+
+
 def _by_scores(model: Model, block: Any) -> bool:
     """Whether a block is drawn by scores of this design."""
     scores = getattr(block, "meaning", None)
     return scores is not None and scores.model.problem is model.problem
 
 
-def _shared(model: Model) -> kernels.BatchDesign | HierarchyDesign | VisitDesign | None:
+def _shared(model: Model) -> Shared | None:
     """What fits many responses of a model, None where each is fitted by itself."""
     if not model.one_by_one:
         return shared_design(model)
@@ -335,7 +351,7 @@ def _shared(model: Model) -> kernels.BatchDesign | HierarchyDesign | VisitDesign
 
 
 def _lanes(
-    shared: kernels.BatchDesign | HierarchyDesign | VisitDesign, Y: Array, into: BatchFit, first: int,
+    shared: Shared, Y: Array, into: BatchFit, first: int,
     start: Array | None = None, **more: Any,
 ) -> None:  # fmt: skip
     constant = criterion_constant(into.model.problem, into.reml)
@@ -350,7 +366,7 @@ def _lanes(
 
 
 def _fit_together(
-    shared: kernels.BatchDesign | HierarchyDesign | VisitDesign, Y: Array, into: BatchFit, first: int,
+    shared: Shared, Y: Array, into: BatchFit, first: int,
     scores: BatchScores | None = None,
 ) -> None:  # fmt: skip
     """Fits in lanes, and other starts where there may be other minima; `scores`: what the rows of Y mean, if not y."""
@@ -367,15 +383,22 @@ def _fit_together(
     places, responses = np.nonzero(look.chosen.T >= 0)
     order = np.argsort(look.chosen[responses, places], kind="stable")
     places, responses = places[order], responses[order]
-    descend = partial(_descend, cast("kernels.BatchDesign", shared), Y, into, first, more)
+    descend = partial(_descend, cast("kernels.BatchDesign | FactorBatch", shared), Y, into, first, more)
     descend(responses, screen.thetas[look.chosen[responses, places]])
-    if screen.lowest and into.model.structure.one_full and into.model.structure.q > 1:
+    if len(into.model.factors) > 1:
+        from .factor_lanes import moved_starts
+
+        edge = first + np.flatnonzero(into.status[first : first + len(Y)] == BOUNDARY)
+        which = np.union1d(first + near, edge)
+        responses, starts = moved_starts(cast("FactorBatch", shared), into.theta_o[which])
+        descend(which[responses] - first, starts)
+    elif screen.lowest and into.model.structure.one_full and into.model.structure.q > 1:
         descend(near, narrowed_starts(into.model, known))
 
 
 def _descend(
-    shared: kernels.BatchDesign, Y: Array, into: BatchFit, first: int, more: dict[str, Any], responses: Index,
-    starts: Array,
+    shared: kernels.BatchDesign | FactorBatch, Y: Array, into: BatchFit, first: int, more: dict[str, Any],
+    responses: Index, starts: Array,
 ) -> None:  # fmt: skip
     """Search from other starts of some responses, and fit those again for which something lower is found."""
     lowest = np.full(len(Y), np.inf)

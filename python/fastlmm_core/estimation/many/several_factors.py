@@ -24,13 +24,13 @@ from ...engines.protocol import EASY, UNASKED, Relaxed
 from ...errors import LMMError
 from ...kernels import minimize_newton
 from ...kernels.records import BatchResults
-from ...problem.columns import condition_z, factor_structure
 from ...support.blas_threads import one_blas_thread
 from ..fit import Fit, estimate
 from ..model import Model
 from ..optimize import CERTIFIED, ROUND, SINGULAR, optimize
 from ..refinement import LOST
 from ..search import search
+from .factor_lanes import conditioned_z
 
 if TYPE_CHECKING:
     from ...engines.crossed.engine import CrossedCriterion
@@ -157,7 +157,7 @@ class HierarchyDesign:
         entries, rows, slots = [], [], []
         for factor, places in zip(model.factors, problem.layout.places, strict=True):
             part = factor.columns
-            Z = _conditioned_z(model, part)
+            Z = conditioned_z(model, part)
             for j in range(Z.shape[1]):
                 entries.append(Z[:, j])
                 rows.append(np.arange(problem.n))
@@ -165,7 +165,7 @@ class HierarchyDesign:
         self.z: Any = coo_array(
             (np.concatenate(entries), (np.concatenate(slots), np.concatenate(rows))), (problem.n_effects, problem.n)
         ).tocsr()
-        self.first = _start(model)
+        self.model = model
         elsewhere = problem.elsewhere()
         # nearly balanced data are left alone: a look would take longer than the fit
         wanted = elsewhere.kind == "search" and elsewhere.effort > EASY and elsewhere.scout is None
@@ -177,6 +177,11 @@ class HierarchyDesign:
         self.tolerance = min(1e-9 * sqrt(float(problem.levels.max())), 1e-6)
         self.step = max(1, int(CHUNK_BYTES // (8 * (problem.n + problem.cross.size))))
         self._local = threading.local()
+
+    @property
+    def first(self) -> Array:
+        """Theta from which each response starts."""
+        return self.model.once("start of responses", lambda: _start(self.model))
 
     def worker(self) -> _Worker:
         """This thread's own."""
@@ -419,15 +424,6 @@ class HierarchyDesign:
                 inner = factor[part, part]
                 own[i] = scale * (scores[places] @ (problem.z_map[part, part] @ inner @ inner.T).T)
         return out
-
-
-def _conditioned_z(model: Model, part: slice) -> Array:
-    """Z_o of one factor, weighted."""
-    local = factor_structure(model.structure, part.start, part.stop - part.start)
-    Z, own = condition_z(model.exog_re[:, part], model.weights, local)
-    z_map = model.problem.z_map[part, part]
-    # the problem may have been conditioned by one pass over the rows
-    return Z if np.array_equal(own, z_map) else np.asarray(Z @ np.linalg.solve(own, z_map))
 
 
 def _start(model: Model) -> Array:

@@ -201,8 +201,7 @@ def _with_moments(batch: BatchFit, information: str, use: Callable[[NDArray[np.i
         use(part, patterns.moments(factors[part], edge[part], observed))
 
     parts = list(chunks(batch, patterns.chunk(), which))
-    # several factors share one evaluation of the criterion
-    jobs = min(thread_count(None), len(parts)) if len(batch.model.factors) == 1 else 1
+    jobs = min(thread_count(None), len(parts)) if patterns.apart else 1
     with one_blas_thread() if jobs > 1 else nullcontext():
         map_in_threads(run, ((part,) for part in parts), jobs)
 

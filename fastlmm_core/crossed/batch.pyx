@@ -1,0 +1,332 @@
+# cython: language_level=3
+"""Fits of many responses on one design with several grouping factors: owns what the lanes read (see lanes/factors.pxi)."""
+from libc.stdint cimport int64_t
+from libc.stdlib cimport free, malloc
+
+import numpy as np
+
+from fastlmm_core.kernels._criterion cimport kernels
+from fastlmm_core.lanes.kernels cimport Batch, FactorDesign, FactorMoments, Outcome
+from fastlmm_core.small.arena cimport Arena, furnish, take
+
+
+cdef enum:
+    MOST_VALLEYS = 16   # see lanes/factors.pxi
+
+
+cdef class FactorBatch:
+    """The part of a batch that all responses share; the interface is that of `BatchDesign`.
+
+    Parameters
+    ----------
+    rows : FactorRows
+    leaves : FactorLeaves
+    parts : FactorParts
+    search : FactorSearch
+    screen : FactorScreen
+    x_map : (p_full, p) array
+        From conditioned to the caller's coefficients.
+    ones : (p_full,) array
+        X ones = 1, where the rows may be centred.
+    """
+
+    cdef Batch b
+    cdef FactorDesign d
+    cdef list kept
+    cdef Py_ssize_t* positions
+    cdef readonly Py_ssize_t n, n_par, p_full, rank
+    cdef readonly object screen, search
+
+    def __cinit__(self, rows, leaves, parts, search, screen, const double[:, ::1] x_map, const double[::1] ones):
+        self.kept = [x_map, ones]
+        self.search, self.screen = search, screen
+        self.b.p_full, self.b.p = x_map.shape[0], x_map.shape[1]
+        self.b.x_map = &x_map[0, 0] if x_map.shape[0] * x_map.shape[1] > 0 else NULL
+        self.b.ones = &ones[0] if ones.shape[0] > 0 else NULL
+        self.take_search(search)
+        self.take_rows(rows)
+        self.take_leaves(leaves)
+        self.take_parts(parts)
+        self.take_screen(screen)
+        self.n, self.n_par, self.p_full, self.rank = self.b.n, self.b.n_par, self.b.p_full, self.b.p
+
+    cdef const double* numbers(self, array) except? NULL:
+        """The place of an array of doubles, which is kept."""
+        cdef const double[::1] view = np.ascontiguousarray(array, dtype=np.float64).reshape(-1)
+        self.kept.append(view)
+        return &view[0] if view.shape[0] > 0 else NULL
+
+    cdef const Py_ssize_t* places(self, array) except? NULL:
+        cdef const int64_t[::1] view = np.ascontiguousarray(array, dtype=np.int64).reshape(-1)
+        self.kept.append(view)
+        return <const Py_ssize_t*> &view[0] if view.shape[0] > 0 else NULL
+
+    cdef take_search(self, search):
+        cdef Batch* b = &self.b
+        cdef Py_ssize_t i, n = len(search.terms)
+        self.positions = <Py_ssize_t*> malloc((n + 1) * sizeof(Py_ssize_t))
+        if self.positions == NULL:
+            raise MemoryError()
+        for i in range(n):
+            self.positions[i] = i
+        b.q = b.n_par = self.d.n_terms = n
+        b.row = b.col = self.positions
+        b.m = b.n_patterns = b.n_columns = b.loading_width = 0
+        b.per_group = 1.0
+        b.tolerance = search.tolerance
+        b.max_iterations = search.max_iterations
+        b.screen.n_points = 0
+        b.spread = NULL
+        b.order = NULL
+
+    cdef take_rows(self, rows):
+        cdef FactorDesign* d = &self.d
+        self.b.n = d.n = len(rows.leaf)
+        if np.shape(rows.x) != (d.n, self.b.p) or len(rows.unit) != d.n or len(rows.entry) != d.n + 1:
+            raise ValueError("rows of another design")
+        d.x = self.numbers(rows.x)
+        d.leaf = self.places(rows.leaf)
+        d.unit = self.numbers(rows.unit)
+        d.entry = self.places(rows.entry)
+        d.slot = self.places(rows.slot)
+        d.value = self.numbers(rows.value)
+        self.b.weights = d.root = self.b.offset = NULL
+        if rows.root is not None:
+            d.root = self.numbers(rows.root)
+        if rows.offset is not None:
+            self.b.offset = self.numbers(rows.offset)
+        self.b.centre = rows.centre
+
+    cdef take_leaves(self, leaves):
+        cdef FactorDesign* d = &self.d
+        d.n_leaves, d.n_patterns = len(leaves.part), len(leaves.size)
+        if np.shape(leaves.x) != (d.n_leaves, self.b.p):
+            raise ValueError("leaves of another design")
+        d.leaf_part = self.places(leaves.part)
+        d.leaf_piece = self.places(leaves.piece)
+        d.leaf_at = self.places(leaves.at)
+        d.leaf_core = self.numbers(leaves.core)
+        d.leaf_x = self.numbers(leaves.x)
+        d.size = self.numbers(leaves.size)
+        d.count = self.numbers(leaves.number)
+        d.within_xx = self.numbers(leaves.within_xx)
+        d.pattern_xx = self.numbers(leaves.pattern_xx)
+
+    cdef take_parts(self, parts):
+        cdef FactorDesign* d = &self.d
+        d.n_parts, d.n_core = len(parts.core) - 1, len(parts.term)
+        d.widest = int(np.diff(parts.core).max(initial=1))
+        d.core = self.places(parts.core)
+        d.term = self.places(parts.term)
+        d.piece = self.places(parts.piece)
+        d.pattern = self.places(parts.pattern)
+        d.square_at = self.places(parts.square_at)
+        d.within_cc = self.numbers(parts.within_cc)
+        d.cc_at = self.places(parts.cc_at)
+        d.piece_cc = self.numbers(parts.piece_cc)
+        d.within_cx = self.numbers(parts.within_cx)
+        d.piece_at = self.places(parts.piece_at)
+        d.piece_cx = self.numbers(parts.piece_cx)
+
+    cdef take_screen(self, screen):
+        cdef FactorDesign* d = &self.d
+        d.screen.n_points, d.screen.near = np.shape(screen.neighbours)
+        d.screen.limit = screen.limit
+        d.screen.n_half = np.shape(screen.half)[1]
+        if screen.limit >= MOST_VALLEYS or np.shape(screen.share)[1] != d.n_patterns:
+            raise ValueError("a screen of another design")
+        d.screen.theta = self.numbers(screen.thetas)
+        d.screen.neighbours = self.places(screen.neighbours)
+        d.screen.share = self.numbers(screen.share)
+        d.screen.half = self.numbers(screen.half)
+        d.screen.half_x = self.numbers(screen.half_x)
+        d.screen.half_xx = self.numbers(screen.half_xx)
+
+    def __dealloc__(self):
+        free(self.positions)
+
+    cdef double* furnished(self, const Batch* b, Arena* arena) except NULL:
+        """Work space, to be freed by the caller."""
+        cdef double* work
+        take(arena, kernels.factors_size(b, &self.d))
+        work = furnish(arena)
+        if work == NULL:
+            raise MemoryError()
+        return work
+
+    cdef int run(self, const Batch* b, const FactorDesign* d, const double[:, ::1] Y, Py_ssize_t first, const Outcome* out
+                 ) except -1:
+        """Run the lanes over the rows of Y without the interpreter's lock."""
+        cdef Arena arena = Arena(NULL, 0)
+        cdef double* work = self.furnished(b, &arena)
+        cdef Py_ssize_t count = Y.shape[0]
+        with nogil:
+            kernels.factors_fit(b, d, &Y[0, 0], count, first, out, arena.base)
+        free(work)
+        return 0
+
+    def fit(self, const double[:, ::1] Y, Py_ssize_t first, bint reml, double criterion_offset, start, into, look=None):
+        """Fit the rows of Y; results go to rows first, first + 1, ... of the arrays.
+
+        Parameters
+        ----------
+        Y : (count, n) array
+        first : int
+        reml : bool
+        criterion_offset : float
+            Added to the criterion for the caller's units (the part without the scale of y).
+        start : (n_par,) or (count, n_par) array, or None
+            Theta to start from, of all or of each, in the order and units of `search`; None: the lowest point of the
+            screen.
+        into : BatchResults
+            Overwritten; theta is in the units of the conditioned problem.
+        look : BatchLook or None
+            Overwritten with the other points of the screen from which a search may end at another minimum.
+        """
+        cdef Batch b = self.b
+        cdef FactorDesign d = self.d
+        cdef Outcome out
+        cdef Py_ssize_t count = Y.shape[0]
+        cdef const double[::1] constant = self.screen.constant[0 if reml else 1]
+        cdef const double[:, ::1] starts
+        cdef double[:, ::1] theta = into.theta, params = into.params, bse = into.bse, df = into.df
+        cdef double[::1] sigma2 = into.sigma2, value = into.value, decrement = into.decrement
+        cdef int[::1] status = into.status, evaluations = into.evaluations
+        cdef int[:, ::1] chosen
+        cdef double[:, ::1] values
+        cdef double[::1] rise
+        if Y.shape[1] != self.n:
+            raise ValueError(f"Y has {Y.shape[1]} columns, the design has {self.n} rows")
+        if first < 0 or first + count > theta.shape[0]:
+            raise IndexError("the results do not hold so many responses")
+        if count == 0:
+            return
+        b.reml = reml
+        b.nu = <double> (b.n - b.p if reml else b.n)
+        b.criterion_offset = criterion_offset
+        b.first_theta = NULL
+        d.screen.constant = &constant[0]
+        if start is not None:
+            starts = np.atleast_2d(start)
+            if starts.shape[1] != self.n_par or starts.shape[0] not in (1, count):
+                raise ValueError(f"start has {starts.shape[1]} elements, the model has {self.n_par}")
+            b.first_theta = &starts[0, 0]
+            b.stride_theta = 0 if starts.shape[0] == 1 else self.n_par
+        out.theta = &theta[0, 0]
+        out.params = &params[0, 0] if self.p_full > 0 else NULL
+        out.bse = &bse[0, 0] if self.p_full > 0 else NULL
+        out.sigma2 = &sigma2[0]
+        out.value = &value[0]
+        out.decrement = &decrement[0]
+        out.status = &status[0]
+        out.evaluations = &evaluations[0]
+        out.df = &df[0, 0] if self.p_full > 0 else NULL
+        out.rows = NULL
+        out.chosen = NULL
+        out.values = NULL
+        if look is not None and start is None:
+            chosen = look.chosen
+            rise = look.rise
+            if chosen.shape[0] != count or rise.shape[0] != count or chosen.shape[1] != d.screen.limit:
+                raise ValueError("the arrays do not fit the responses and the screen")
+            out.chosen = &chosen[0, 0]
+            out.rise = &rise[0]
+            if look.values is not None:
+                values = look.values
+                if values.shape[0] != count or values.shape[1] != d.screen.n_points:
+                    raise ValueError("the values do not fit the responses and the screen")
+                out.values = &values[0, 0]
+        self.run(&b, &d, Y, first, &out)
+        rows = into.theta[first : first + count]
+        rows[:, self.search.terms] = rows * self.search.unit
+
+    cdef inside(self, theta):
+        """Theta in the order and units of the lanes."""
+        return np.ascontiguousarray(np.asarray(theta)[:, self.search.terms] / self.search.unit)
+
+    def contrasts(self, const double[:, ::1] Y, bint reml, theta, const double[:, ::1] rows):
+        """What tests of rows beta_o need, at a given theta of each response; see `BatchDesign.contrasts`."""
+        cdef Batch b = self.b
+        cdef Outcome out
+        cdef Py_ssize_t count = Y.shape[0], m = rows.shape[0], n_par = self.n_par
+        cdef double[:, ::1] inner = self.inside(theta)
+        cdef double[:, :, ::1] covariance, hess
+        cdef double[:, :, :, ::1] slope
+        cdef double[:, ::1] shift
+        if Y.shape[1] != self.n or rows.shape[1] != b.p or inner.shape[0] != count or inner.shape[1] != n_par:
+            raise ValueError("Y, theta and rows do not fit each other or the design")
+        arrays = (np.empty((count, m, m)), np.empty((count, n_par, m, m)), np.empty((count, n_par)),
+                  np.empty((count, n_par, n_par)))
+        if count == 0 or m == 0:
+            return arrays
+        covariance, slope, shift, hess = arrays
+        b.reml = reml
+        b.nu = <double> (b.n - b.p if reml else b.n)
+        b.first_theta = NULL
+        out.theta = &inner[0, 0]
+        out.params = NULL
+        out.df = NULL
+        out.chosen = NULL
+        out.m = m
+        out.rows = &rows[0, 0] if b.p > 0 else &inner[0, 0]  # not read without columns
+        out.covariance = &covariance[0, 0, 0]
+        out.slope = &slope[0, 0, 0, 0]
+        out.shift = &shift[0, 0]
+        out.hess = &hess[0, 0, 0]
+        self.run(&b, &self.d, Y, 0, &out)
+        unit, place = self.search.unit, np.argsort(self.search.terms)
+        return (arrays[0], (arrays[1] / unit[:, None, None])[:, place], (arrays[2] / unit)[:, place],
+                (arrays[3] / (unit[:, None] * unit))[:, place[:, None], place])
+
+    def moments(self, theta):
+        """What tests of fixed effects need of the design at thetas, along the variances of the terms relative to sigma^2.
+
+        Parameters
+        ----------
+        theta : (count, n_par) array
+            In the units of the conditioned problem.
+
+        Returns
+        -------
+        half : (count, p, p) array
+            L_xx^-1, with L_xx L_xx' = X_o'V^-1X_o.
+        trace : (count, n_par) array
+            tr(V^-1 D_kV).
+        square : (count, k) array
+            tr(V^-1 D_kV V^-1 D_lV) for k >= l, lower triangle by rows.
+        cross : (count, n_par, p, p) array
+            X_o'V^-1 D_kV V^-1X_o.
+        both : (count, k, p, p) array
+            X_o'V^-1 D_kV V^-1 D_lV V^-1X_o, or its transpose.
+        """
+        cdef Batch b = self.b
+        cdef FactorMoments out
+        cdef double[:, ::1] inner = self.inside(theta)
+        cdef Py_ssize_t count = inner.shape[0], n = self.n_par, p = b.p, pairs = n * (n + 1) // 2
+        cdef double[:, :, ::1] half
+        cdef double[:, ::1] trace, square
+        cdef double[:, :, :, ::1] cross, both
+        cdef Arena arena = Arena(NULL, 0)
+        cdef double* work
+        arrays = (np.empty((count, p, p)), np.empty((count, n)), np.empty((count, pairs)), np.empty((count, n, p, p)),
+                  np.empty((count, pairs, p, p)))
+        if count == 0:
+            return arrays
+        half, trace, square, cross, both = arrays
+        b.reml = True
+        b.nu = <double> (b.n - b.p)
+        if p > 0:
+            out.half, out.cross, out.both = &half[0, 0, 0], &cross[0, 0, 0, 0], &both[0, 0, 0, 0]
+        out.trace, out.square = &trace[0, 0], &square[0, 0]
+        work = self.furnished(&b, &arena)
+        with nogil:
+            kernels.factors_moments(&b, &self.d, &inner[0, 0], count, &out, arena.base)
+        free(work)
+        lower, upper = np.tril_indices(n)
+        scale, place = self.search.unit ** -2, np.argsort(self.search.terms)
+        pair = scale[lower] * scale[upper]
+        i, j = place[lower], place[upper]
+        low = np.minimum(i, j)
+        at = (i + j - low) * (i + j - low + 1) // 2 + low
+        return (arrays[0], (arrays[1] * scale)[:, place], (arrays[2] * pair)[:, at],
+                (arrays[3] * scale[:, None, None])[:, place], (arrays[4] * pair[:, None, None])[:, at])

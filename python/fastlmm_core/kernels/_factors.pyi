@@ -1,0 +1,44 @@
+import numpy as np
+from numpy.typing import NDArray
+
+from .records import BatchLook, BatchResults, FactorLeaves, FactorParts, FactorRows, FactorScreen, FactorSearch
+
+_Array = NDArray[np.float64]
+
+class FactorBatch:
+    def __init__(
+        self,
+        rows: FactorRows,
+        leaves: FactorLeaves,
+        parts: FactorParts,
+        search: FactorSearch,
+        screen: FactorScreen,
+        x_map: _Array,
+        ones: _Array,
+    ) -> None: ...
+    @property
+    def search(self) -> FactorSearch: ...
+    @property
+    def screen(self) -> FactorScreen: ...
+    @property
+    def n(self) -> int: ...
+    @property
+    def n_par(self) -> int: ...
+    @property
+    def p_full(self) -> int: ...
+    @property
+    def rank(self) -> int: ...
+    def fit(
+        self,
+        Y: _Array,
+        first: int,
+        reml: bool,
+        criterion_offset: float,
+        start: _Array | None,
+        into: BatchResults,
+        look: BatchLook | None = None,
+    ) -> None: ...
+    def contrasts(
+        self, Y: _Array, reml: bool, theta: _Array, rows: _Array
+    ) -> tuple[_Array, _Array, _Array, _Array]: ...
+    def moments(self, theta: _Array) -> tuple[_Array, _Array, _Array, _Array, _Array]: ...
