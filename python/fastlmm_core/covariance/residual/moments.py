@@ -31,7 +31,8 @@ def visit_covariance(rows: Rows, m: int) -> Array:
     Where most subjects have all positions, theirs as it is: it may be nearly singular because the truth is.
     Pairs of positions that no subject has get the mean correlation of their lag, or of all pairs.
     """
-    index = np.concatenate(([0], np.cumsum(np.diff(rows.subjects) != 0)))
+    index = np.zeros(len(rows.subjects), dtype=np.intp)
+    np.cumsum(rows.subjects[1:] != rows.subjects[:-1], out=index[1:])
     n = int(index[-1]) + 1
     values = np.zeros((n, m))
     seen = np.zeros((n, m))

@@ -72,20 +72,30 @@ def visit_patterns(part: ResidualPart, xy: Array) -> Patterns:
     where = part.where[order]
     sizes = np.bincount(codes)
     starts = np.cumsum(sizes) - sizes
-    places = [np.flatnonzero(np.bincount(part.where[part.stratum == g])) for g in range(len(part.strata))]
-    rank = np.empty(len(where), dtype=np.intp)
     strata = part.stratum[order]
-    for g, found in enumerate(places):
-        mine = strata == g
-        rank[mine] = np.searchsorted(found, where[mine])
-    where = rank
+    if len(part.strata) == 1:
+        places = [np.flatnonzero(np.bincount(where))]
+        if len(places[0]) <= places[0][-1]:
+            where = np.searchsorted(places[0], where)
+    else:
+        places = [np.flatnonzero(np.bincount(where[strata == g])) for g in range(len(part.strata))]
+        rank = np.empty(len(where), dtype=np.intp)
+        for g, found in enumerate(places):
+            mine = strata == g
+            rank[mine] = np.searchsorted(found, where[mine])
+        where = rank
     table_of = strata[starts]
-    _, first, label = np.unique(
-        _keys(where, codes, starts, table_of, max(map(len, places))), return_index=True, return_inverse=True
-    )
-    members = np.bincount(label)
+    keys = _keys(where, codes, starts, table_of, max(map(len, places)))
     # each row at its place: pattern, visit, subject
-    by_pattern = np.argsort(label, kind="stable")
+    by_pattern = np.argsort(keys, kind="stable")
+    ordered = keys[by_pattern]
+    new = np.empty(len(keys), dtype=bool)
+    new[:1] = True
+    new[1:] = ordered[1:] != ordered[:-1]
+    begins = np.flatnonzero(new)
+    first, members = by_pattern[begins], np.diff(begins, append=len(keys))
+    label = np.empty(len(keys), dtype=np.intp)
+    label[by_pattern] = np.cumsum(new) - 1
     size, c = sizes[first], xy.shape[1]
     number = np.empty(len(sizes), dtype=np.intp)
     number[by_pattern] = np.arange(len(sizes)) - np.repeat(np.cumsum(members) - members, members)

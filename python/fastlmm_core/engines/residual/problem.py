@@ -341,13 +341,14 @@ def _refuse_constant_visits(part: ResidualPart, y: Array, X: Array, weights: Arr
     if part.name not in ("us", "diag", "csh", "ar1h", "adh", "toeph", "fa") or not part.at_visits:
         return
     free = 1.0 - np.einsum("ij,ij->i", X, X)
-    visit = part.stratum * (int(part.where.max()) + 1) + part.where
-    order = np.argsort(visit, kind="stable")
-    starts = np.flatnonzero(np.diff(visit[order], prepend=-1))
-    count = np.diff(starts, append=len(order))
-    low, high = np.minimum.reduceat(y[order], starts), np.maximum.reduceat(y[order], starts)
-    alike = (low == high) & ((count > 1) | (part.name in ("us", "fa")))
-    if (alike | (np.maximum.reduceat(free[order], starts) < SPANNED)).any():
+    visit = part.where if len(part.strata) == 1 else part.stratum * (int(part.where.max()) + 1) + part.where
+    count = np.bincount(visit)
+    some = np.empty(len(count))
+    some[visit] = y
+    alike = np.bincount(visit, y != some[visit]) == 0
+    alike &= count >= (1 if part.name in ("us", "fa") else 2)
+    spanned = free.min() < SPANNED and ((np.bincount(visit, free >= SPANNED) == 0) & (count > 0)).any()
+    if alike.any() or spanned:
         _refuse_first_visit(part, y, free)
 
 
