@@ -102,8 +102,9 @@ def visit_patterns(part: ResidualPart, xy: Array) -> Patterns:
     ends = np.cumsum(size * members)
     own = label[codes]
     place = (ends - size * members)[own] + (np.arange(len(where)) - starts[codes]) * members[own] + number[codes]
-    rows = np.empty(xy.shape)
-    rows[place] = xy[order]
+    taken = np.empty(len(where), dtype=np.intp)
+    taken[place] = order
+    rows = xy.take(taken, axis=0)
     visits = [where[at : at + length] for at, length in zip(starts[first].tolist(), size.tolist(), strict=True)]
     kept = members.astype(np.intp)
     large = np.flatnonzero(size * members * c >= SOME).tolist()
