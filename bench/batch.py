@@ -311,10 +311,10 @@ def bootstrap(report: _harness.Report, count: int, rounds: int) -> None:
 def power(report: _harness.Report, n_sim: int, rounds: int) -> None:
     import fastlmm_core as flc
 
-    if not installed("fastlmm_core.planning.power"):
+    if not installed("fastlmm_core.planning.curves"):
         print("\nPower curve: not in this version")
         return
-    from fastlmm_core.planning.power import power_curve
+    from fastlmm_core.planning.curves import power_curve
 
     result = flc.lmm("Reaction ~ Days + (Days | Subject)", sleepstudy_frame()).fit()
     sizes = list(range(6, 26, 2)) if n_sim > 100 else [6, 12]

@@ -188,6 +188,22 @@ def test_few_groups_and_digits_that_sums_lose_are_left_to_single_fits(rng):
         np.testing.assert_array_equal(result.params[k], one.params)
 
 
+def test_few_groups_of_which_one_makes_up_most_are_left_to_single_fits(rng):
+    y, X, Z, groups, each, _ = problems(rng, 24, 2, sizes=(20, 21), rows=(5, 6), tau=0.5)
+    for k in range(1, 24, 6):
+        odd = (each == k) & (groups == groups[each == k][0])
+        y[odd] += 40.0 * rng.standard_normal(odd.sum())
+    # a group of one row tells of one direction, and does no harm
+    alone = np.flatnonzero((each == 3) & (groups == groups[each == 3][0]))[1:]
+    stacked = tuple(np.delete(part, alone, axis=0) for part in (y, X, Z, groups, each))
+    result = flc.fit_each(*stacked)
+    assert result.by_lanes.sum() >= 18 and result.by_lanes[3] == 1
+    assert not result.by_lanes[1::6].any()
+    for k in range(24):
+        one = single((*stacked, None), k)
+        assert result.criterion[k] <= one.criterion + 1e-8 * abs(one.criterion)
+
+
 def test_single_results_labels_and_tables(rng):
     y, X, Z, groups, each, _ = problems(rng, 5, 2)
     genes = np.array(["e", "d", "c", "b", "a"])[each]

@@ -17,6 +17,13 @@ cdef enum:
 cdef double SCANT = 1e-3
 """Least information in a group, relative to the mean, below which some groups tell hardly anything of some effects."""
 
+cdef double AMPLE = 1.9
+"""Rows that X leaves, for each random effect of each group, from which few groups tell enough of all of them."""
+
+cdef double DOMINATED = 0.28
+"""Share of the groups that the variation is worth, (sum s)^2 / (m sum s^2) of their squares s, below which few of them make
+up most of it: a half for normal errors alone, a third for normal effects."""
+
 cdef double PLAY = 1e-9
 """Relative rounding error by which the criterion may rise along a path that falls."""
 
@@ -44,9 +51,15 @@ cdef void kinds_of(Py_ssize_t q, Py_ssize_t k, const ProblemSums* sums, const Sc
     cdef Py_ssize_t n_a = q * (q + 1) // 2, stride = n_a + q * k, lane, g, a, b, i, row
     cdef vecu* column = <vecu*> s.small
     cdef vecu* R
-    cdef vec total, t, least
+    cdef vec total, t, least, square, fourth
     cdef bint ample
+    cdef bint whole[8]
+    cdef double here
     least = VEC_SET(1e300)
+    square = VEC_SET(0.0)
+    fourth = VEC_SET(1e-300)
+    for lane in range(LANES):
+        whole[lane] = True
     for g in range(s.own.m):
         R = (<vecu*> s.own.packed) + g * stride
         total = VEC_SET(0.0)
@@ -59,17 +72,30 @@ cdef void kinds_of(Py_ssize_t q, Py_ssize_t k, const ProblemSums* sums, const Sc
                     t = t - R[row + i] * column[i]
                 column[a] = t / R[row + a]
                 total = total + column[a] * column[a]
+        t = VEC_SET(0.0)
+        for a in range(q):
+            t = t + R[n_a + (a + 1) * k - 1] * R[n_a + (a + 1) * k - 1]
+        square = square + t
+        fourth = fourth + t * t
         for lane in range(LANES):
-            if g < sums[lane].m and not (<double*> &least)[lane] <= q / (<double*> &total)[lane]:
-                # also where a pivot is zero
-                (<double*> &least)[lane] = q / (<double*> &total)[lane] if (<double*> &total)[lane] < 1e300 else 0.0
+            if g >= sums[lane].m:
+                continue
+            here = q / (<double*> &total)[lane]
+            if not (<double*> &total)[lane] < 1e300:
+                # a pivot is zero: of that effect the group tells nothing, however large its variance
+                whole[lane] = False
+            elif here < (<double*> &least)[lane]:
+                (<double*> &least)[lane] = here
     for lane in range(LANES):
         found.kind[lane] = 1
         if screen.one_full and (sums[lane].m >= MANY_GROUPS * q or (
-                sums[lane].n - sums[lane].rank >= 2 * sums[lane].m * q and (<double*> &least)[lane] >= REGULAR)):
+                sums[lane].n - sums[lane].rank >= 2 * sums[lane].m * q and whole[lane]
+                and (<double*> &least)[lane] >= REGULAR)):
             found.kind[lane] = 0
-        ample = sums[lane].n - sums[lane].rank >= 2 * sums[lane].m * q
-        if screen.one_full and sums[lane].m < FEW_GROUPS * q and not (ample and (<double*> &least)[lane] >= SCANT):
+        ample = sums[lane].n - sums[lane].rank >= AMPLE * sums[lane].m * q
+        here = (<double*> &square)[lane] / sums[lane].m * ((<double*> &square)[lane] / (<double*> &fourth)[lane])
+        if screen.one_full and sums[lane].m < FEW_GROUPS * q and not (
+                ample and (<double*> &least)[lane] >= SCANT and here >= DOMINATED):
             # minima may lie close together: no screen of a few points tells them apart
             f.status[lane] = LEFT_ALONE
         if f.status[lane] < 0 or not (<double*> &f.finished)[lane] > 0.0:

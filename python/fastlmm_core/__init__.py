@@ -27,7 +27,8 @@ if TYPE_CHECKING:
     from .inference.likelihood_ratio.compare import compare
     from .inference.likelihood_ratio.random_effects import random_effect_test
     from .planning.assumed import assume
-    from .planning.power import power, power_curve
+    from .planning.curves import power_curve
+    from .planning.power import power
     from .report.model_table import table
     from .result import LMMResult
     from .streams.cross_products import CrossProducts, merge
@@ -90,7 +91,7 @@ _LAZY = {
     "plots": ".plots",
     "pool": ".inference.imputation.pool",
     "power": ".planning.power",
-    "power_curve": ".planning.power",
+    "power_curve": ".planning.curves",
     "random_effect_test": ".inference.likelihood_ratio.random_effects",
     "scan": ".streams.source",
     "table": ".report.model_table",

@@ -267,9 +267,10 @@ class LinearMixedModel(Model):
         missing : {"invalid", "drop"}
             What a NaN in Y is: a response that cannot be fitted, or an observation that is not there.  With "drop" each
             response is fitted on the others; responses that miss the same ones share a design and are fitted together.
-        weights, offset : arrays shaped like Y, optional
-            For each observation of each response, in place of those of the model.
-        covariates : mapping of str to arrays shaped like Y, optional
+        weights, offset : arrays shaped like Y or iterables of blocks, optional
+            For each observation of each response, in place of those of the model.  Blocks, of these or of Y with
+            missing="drop", are put together.
+        covariates : mapping of str to arrays shaped like Y or iterables of blocks, optional
             Further columns of X, by name, with values of each response's own.  ``"gm:age"`` is the product of the
             values given with the column age of X.  With missing="drop" a NaN in any of these is a missing observation.
         min_obs : int
@@ -295,9 +296,8 @@ class LinearMixedModel(Model):
         Raises
         ------
         LMMError
-            For Y of another shape or type, or with rows that are not those of the data; for a stream with
-            missing="drop" or values of each response's own, for weights that are not positive, and for unknown columns
-            in products.
+            For Y of another shape or type, or with rows that are not those of the data; for weights that are not
+            positive, and for unknown columns in products.
 
         Examples
         --------

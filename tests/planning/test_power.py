@@ -8,7 +8,7 @@ from scipy import special
 
 import fastlmm_core as flc
 from fastlmm_core import LMMResult, assume
-from fastlmm_core.planning.power import PowerCurve
+from fastlmm_core.planning.curves import PowerCurve
 
 N = 20_000
 Z = 1.959963984540054
@@ -383,7 +383,7 @@ def test_target_at_a_value_is_that_value():
 
 
 def test_isotonic_regression(rng):
-    from fastlmm_core.planning.power import _isotonic
+    from fastlmm_core.planning.curves import _isotonic
 
     for values in ([0.4, 0.5, 0.1, 0.9], [0.9, 0.8, 0.1], rng.uniform(size=12), np.sort(rng.uniform(size=6))):
         v = np.array(values)
@@ -620,5 +620,6 @@ def test_other_refusals():
 
 
 def test_exported():
-    assert flc.power.__module__ == flc.power_curve.__module__ == "fastlmm_core.planning.power"
+    assert flc.power.__module__ == "fastlmm_core.planning.power"
+    assert flc.power_curve.__module__ == "fastlmm_core.planning.curves"
     assert flc.assume is assume

@@ -7,6 +7,8 @@ import pytest
 
 import fastlmm_core as flc
 from fastlmm_core import LMMError
+from fastlmm_core.planning.curves import _place
+from fastlmm_core.planning.variations import with_icc
 
 
 @pytest.fixture(scope="module")
@@ -97,3 +99,32 @@ def test_what_is_refused(plan, slopes):
     ):
         with pytest.raises(LMMError, match=message):
             call()
+
+
+def test_a_grid_is_a_curve_at_each_value_of_the_others(plan):
+    options = {"n_sim": 120, "seed": 5}
+    grid = flc.power_curve(plan, "x", along=["icc", "subjects"], values=[[0.1, 0.5], [8, 12, 30]], **options)
+    assert grid.along == ("icc", "subjects")
+    assert grid.power.shape == grid.conf_low.shape == grid.conf_high.shape == (2, 3)
+    assert (grid.power[:, 0] < grid.power[:, 2]).all()
+    # by hand: the designs at one intraclass correlation, with the seed of its place
+    at = with_icc(plan, 0.5)
+    curve = flc.power_curve(at, "x", values=[8, 12, 30], n_sim=120, seed=_place(5, 1))
+    np.testing.assert_array_equal(grid.power[1], curve.power)
+    frame = grid.to_frame()
+    assert list(frame)[:3] == ["icc", "subjects", "power"]
+    np.testing.assert_array_equal(np.asarray(frame["subjects"]), [8, 12, 30, 8, 12, 30])
+    np.testing.assert_array_equal(np.asarray(frame["icc"]), [0.1] * 3 + [0.5] * 3)
+    assert "subjects" in str(grid) and len(str(grid).splitlines()) >= 7
+
+
+def test_grids_that_make_no_sense_are_refused(plan):
+    for along, values, words in (
+        (["icc", "subjects"], [0.1, 0.2, 0.3], "as many sequences"),
+        (["icc", "icc"], [[0.1], [0.2]], "different names"),
+        (["icc", "nothing"], [[0.1], [0.2]], "is unknown"),
+    ):
+        with pytest.raises(flc.LMMError, match=words):
+            flc.power_curve(plan, "x", along=along, values=values, n_sim=10)
+    with pytest.raises(flc.LMMError, match="leave it out"):
+        flc.power_curve(plan, "x", along=["icc", "effect"], values=[[0.1], [0.2]], effect=1.0, n_sim=10)

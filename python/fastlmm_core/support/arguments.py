@@ -36,7 +36,8 @@ _HERE = str(Path(__file__).parents[1])
 _OURS = {
     "Fit": "LMMResult", "Model": "LinearMixedModel", "BatchFit": "BatchResult", "LMMResult": "LMMResult",
     "LinearMixedModel": "LinearMixedModel", "BatchResult": "BatchResult",
-    "Plan": "Plan", "PowerCurve": "PowerCurve", "BootstrapResult": "BootstrapResult", "Influence": "Influence",
+    "Plan": "Plan", "PowerCurve": "PowerCurve", "PowerGrid": "PowerGrid",
+    "BootstrapResult": "BootstrapResult", "Influence": "Influence",
 }  # fmt: skip
 """Classes of this package that signatures name without importing them, and what users know them as."""
 

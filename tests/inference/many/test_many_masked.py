@@ -107,8 +107,11 @@ def test_what_is_not_determined(rng, arrays):
         batch.test("x9")
     with pytest.raises(IndexError):
         batch[10]
-    with pytest.raises(flc.LMMError, match="needs all responses at once"):
-        model.fit_many(iter([Y]), missing="drop")
+    with pytest.raises(flc.LMMError, match="iterable of such blocks"):
+        model.fit_many(3.0, missing="drop")
+    blocks = model.fit_many(iter([Y[:4], Y[4], Y[5:].tolist()]), missing="drop")
+    np.testing.assert_array_equal(blocks.criterion, batch.criterion)
+    assert blocks.labels is None
     with pytest.raises(flc.LMMError, match="transpose"):
         model.fit_many(Y.T, missing="drop")
     with pytest.raises(flc.LMMError, match="missing"):

@@ -152,6 +152,20 @@ def test_tables_and_labels(rng, arrays):
     assert batch["gene4"].nobs == len(groups)
 
 
+def test_blocks_are_put_together(rng, arrays):
+    X, Z, groups, Y = arrays
+    W, C = rng.uniform(0.5, 2.0, Y.shape), rng.standard_normal(Y.shape)
+    model = flc.LinearMixedModel(Y[0], X, Z, groups)
+    whole = model.fit_many(Y, weights=W, covariates={"gm": C})
+    blocks = model.fit_many(
+        iter([Y[:5], Y[5:]]), weights=(part for part in (W[:3], W[3:])), covariates={"gm": [C[:7], C[7:]]}
+    )
+    for name in ("params", "bse", "criterion"):
+        np.testing.assert_array_equal(getattr(blocks, name), getattr(whole, name), err_msg=name)
+    with pytest.raises(flc.LMMError, match=r"weights has the shape \(7, 84\)"):
+        model.fit_many(iter([Y]), weights=iter([W[:3], W[3:7]]))
+
+
 def test_values_that_do_not_fit_are_refused(rng, arrays):
     X, Z, groups, Y = arrays
     model = flc.LinearMixedModel(Y[0], X, Z, groups, exog_names=["one", "age"])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
@@ -49,10 +49,12 @@ class Masked(NamedTuple, Generic[B]):
 def responses_of(model: Model, Y: Any) -> tuple[Array, NDArray[Any] | None]:
     """All responses (n_responses, nobs), NaN where they are missing, and their labels.
 
+    Blocks of an iterable are put together: each response is kept, with what is its own.
+
     Raises
     ------
     LMMError
-        For a stream, another shape or another type.
+        For another shape or another type.
     """
     rows = model.design.caller_rows
     if is_table(Y):
@@ -62,7 +64,7 @@ def responses_of(model: Model, Y: Any) -> tuple[Array, NDArray[Any] | None]:
     if elsewhere is not None:
         return elsewhere[:], elsewhere.labels
     if not hasattr(Y, "shape"):
-        raise LMMError("missing='drop' needs all responses at once: give an array (n_responses, n_obs) or a table")
+        return _from_blocks(model, Y)
     if isinstance(Y, np.ma.MaskedArray):
         Y = np.where(np.ma.getmaskarray(Y), np.nan, Y.data)
     array = np.atleast_2d(plain_array(Y, "Y"))
@@ -71,6 +73,20 @@ def responses_of(model: Model, Y: Any) -> tuple[Array, NDArray[Any] | None]:
     if array.dtype.kind not in "fiub":
         raise LMMError(f"Y must hold numbers, not {array.dtype}")
     return np.asarray(array, dtype=np.float64), None
+
+
+def _from_blocks(model: Model, blocks: Any) -> tuple[Array, NDArray[Any] | None]:
+    """Responses of blocks, one after the other, and their labels where all blocks have some."""
+    if not isinstance(blocks, Iterable):
+        raise LMMError("Y must be an array of shape (n_responses, n_obs), a table or an iterable of such blocks")
+    parts, labels = [np.empty((0, model.nobs))], []
+    for block in blocks:
+        known = hasattr(block, "shape") or is_table(block)
+        part, names = responses_of(model, block if known else np.asarray(plain_array(block, "a block of Y")))
+        parts.append(part)
+        labels.append(names)
+    found = [names for names in labels if names is not None]
+    return np.concatenate(parts), np.concatenate(found) if found and len(found) == len(labels) else None
 
 
 def _first_alike(missing: NDArray[np.bool_]) -> NDArray[np.intp]:
@@ -82,6 +98,18 @@ def _first_alike(missing: NDArray[np.bool_]) -> NDArray[np.intp]:
         # a sort of long lines takes a hundred times as long
         lines = packed.view(np.dtype((np.void, packed.shape[1]))).ravel().tolist()
     return np.array([known.setdefault(line, len(known)) for line in lines], dtype=np.intp)
+
+
+def _part(model: Model, rows: NDArray[np.intp]) -> Model:
+    """The model of some rows, which takes the model's own response for a typical one if it can."""
+    design = model.design.rows(rows)
+    if not model.given:
+        try:
+            return model.of(design, model.endog[rows])
+        except LMMError:
+            # where that response is constant in these rows, others may not be
+            pass
+    return model.of(design, None, True).fittable()
 
 
 def fit_masked(
@@ -129,8 +157,7 @@ def fit_masked(
         try:
             if not len(rows):
                 raise LMMError("all observations are missing")
-            whole = len(rows) == model.nobs
-            own = (model if whole else model.of(model.design.rows(rows), None, True)).fittable()
+            own = model.fittable() if len(rows) == model.nobs else _part(model, rows)
 
             def made(count: int, responses: Any, own: Model = own) -> B:
                 return empty(own, count, responses)

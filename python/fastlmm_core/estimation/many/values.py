@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -35,18 +35,27 @@ def shaped_like(Y: Array, values: Any, name: str, model: Model) -> Array:
     LMMError
         For another shape or type.
     """
+    if isinstance(values, Iterator) or (isinstance(values, (list, tuple)) and any(np.ndim(v) == 2 for v in values)):
+        blocks = [_plain(block, name, model) for block in values]
+        array = np.concatenate(blocks) if blocks else np.empty((0, Y.shape[1]))
+    else:
+        array = _plain(values, name, model)
+    if array.shape not in (Y.shape, (1, Y.shape[1])):
+        raise LMMError(f"{name} has the shape {array.shape}; give values for each observation of Y, {Y.shape}")
+    return np.ascontiguousarray(array, dtype=np.float64)
+
+
+def _plain(values: Any, name: str, model: Model) -> NDArray[Any]:
+    """Numbers of a table, a masked array or an array, in two dimensions."""
     if is_table(values):
         table = ResponseColumns(values, model.design.caller_rows, name)
         values = table[np.arange(len(table))]
     elif isinstance(values, np.ma.MaskedArray):
         values = np.where(np.ma.getmaskarray(values), np.nan, values.data)
     array = plain_array(values, name)
-    array = array[None] if array.ndim == 1 else array
-    if array.shape not in (Y.shape, (1, Y.shape[1])):
-        raise LMMError(f"{name} has the shape {array.shape}; give values for each observation of Y, {Y.shape}")
     if array.dtype.kind not in "fiub":
         raise LMMError(f"{name} must hold numbers, not {array.dtype}")
-    return np.ascontiguousarray(array, dtype=np.float64)
+    return np.atleast_2d(array)
 
 
 class ResponseStack:
