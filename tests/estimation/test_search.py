@@ -144,6 +144,18 @@ def test_a_distant_origin_by_hand() -> None:
     assert result.message.endswith("no better point in a screen of 36 starts")
 
 
+@pytest.mark.parametrize("q", [8, 14])
+def test_many_effects_of_many_groups_take_few_evaluations(q: int) -> None:
+    """Equal variances of independent effects, which moments find."""
+    rng = np.random.default_rng(q)
+    codes = np.repeat(np.arange(500), 40)
+    Z = np.column_stack([np.ones(20_000), rng.standard_normal((20_000, q - 1))])
+    y = np.sum(Z * rng.standard_normal((500, q))[codes], axis=1) + rng.standard_normal(20_000)
+    result = flc.LinearMixedModel(y, Z, Z, codes).fit()
+    assert result.converged
+    assert result.optimum.n_evaluations <= 12
+
+
 # ----------------------------------------------------------------------------------------------------- what theory says
 
 
