@@ -225,6 +225,11 @@ class BatchScreen(NamedTuple):
     spread: int
     """Others, spread evenly over the order of values."""
 
+    @property
+    def width(self) -> int:
+        """Points to start from at most."""
+        return self.limit + self.spread
+
 
 class BatchLook(NamedTuple):
     """What a screen tells of each response of a batch; `BatchDesign.fit` overwrites it."""
@@ -353,6 +358,11 @@ class FactorScreen(NamedTuple):
     limit: int
     """Valleys beside the lowest from which a search starts, at most."""
     lowest: int = 0
+
+    @property
+    def width(self) -> int:
+        """Points to start from at most."""
+        return self.limit
 
 
 class StackedRows(NamedTuple):

@@ -375,7 +375,7 @@ def _fit_together(
     if screen is None:
         _lanes(shared, Y, into, first, **more)
         return
-    look = BatchLook(np.empty((len(Y), screen.limit + screen.spread), dtype=np.intc), np.empty(len(Y)), None)
+    look = BatchLook(np.empty((len(Y), screen.width), dtype=np.intc), np.empty(len(Y)), None)
     _lanes(shared, Y, into, first, look=look, **more)
     near = np.flatnonzero((into.status[first : first + len(Y)] == 1) & (look.rise <= CLOSE))
     known = into.theta_o[first + near]
@@ -404,9 +404,10 @@ def _descend(
     lowest = np.full(len(Y), np.inf)
     theta = np.empty((len(Y), starts.shape[1]))
     step = max(len(Y), SIDE_BY_SIDE)
+    brief = {"brief": True} if len(into.model.factors) == 1 else {}
     for begin in range(0, len(responses), step):
         which = responses[begin : begin + step]
-        other = _from(shared, Y, into, which, starts[begin : begin + step], brief=True, **more)
+        other = _from(shared, Y, into, which, starts[begin : begin + step], **brief, **more)
         np.add.at(into.n_evaluations, first + which, other.n_evaluations)
         value = np.where(other.status > 0, other.criterion, np.inf)
         # the lowest of each response comes first
@@ -424,7 +425,7 @@ def _descend(
 
 
 def _from(
-    shared: kernels.BatchDesign, Y: Array, into: BatchFit, which: Index, starts: Array, **more: Any
+    shared: kernels.BatchDesign | FactorBatch, Y: Array, into: BatchFit, which: Index, starts: Array, **more: Any
 ) -> BatchFit:  # fmt: skip
     """Fits of some responses, each from a start of its own."""
     other = BatchFit(into.model, into.kind, into.reml, len(which), None)
