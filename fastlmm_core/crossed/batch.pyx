@@ -135,7 +135,7 @@ cdef class FactorBatch:
         d.screen.n_half = np.shape(screen.half)[1]
         if screen.limit >= MOST_VALLEYS or np.shape(screen.share)[1] != d.n_patterns:
             raise ValueError("a screen of another design")
-        d.screen.theta = self.numbers(screen.thetas)
+        d.screen.theta = self.numbers(self.inside(screen.thetas))
         d.screen.neighbours = self.places(screen.neighbours)
         d.screen.share = self.numbers(screen.share)
         d.screen.half = self.numbers(screen.half)
@@ -165,7 +165,8 @@ cdef class FactorBatch:
         free(work)
         return 0
 
-    def fit(self, const double[:, ::1] Y, Py_ssize_t first, bint reml, double criterion_offset, start, into, look=None):
+    def fit(self, const double[:, ::1] Y, Py_ssize_t first, bint reml, double criterion_offset, start, into, look=None,
+            bint brief=False):
         """Fit the rows of Y; results go to rows first, first + 1, ... of the arrays.
 
         Parameters
@@ -176,12 +177,13 @@ cdef class FactorBatch:
         criterion_offset : float
             Added to the criterion for the caller's units (the part without the scale of y).
         start : (n_par,) or (count, n_par) array, or None
-            Theta to start from, of all or of each, in the order and units of `search`; None: the lowest point of the
-            screen.
+            Theta to start from, of all or of each; None: the lowest point of the screen.
         into : BatchResults
-            Overwritten; theta is in the units of the conditioned problem.
+            Overwritten.
         look : BatchLook or None
             Overwritten with the other points of the screen from which a search may end at another minimum.
+        brief : bool
+            Whether theta, the criterion and what tells of the search are all that is wanted.
         """
         cdef Batch b = self.b
         cdef FactorDesign d = self.d
@@ -207,7 +209,7 @@ cdef class FactorBatch:
         b.first_theta = NULL
         d.screen.constant = &constant[0]
         if start is not None:
-            starts = np.atleast_2d(start)
+            starts = self.inside(np.atleast_2d(start))
             if starts.shape[1] != self.n_par or starts.shape[0] not in (1, count):
                 raise ValueError(f"start has {starts.shape[1]} elements, the model has {self.n_par}")
             b.first_theta = &starts[0, 0]
@@ -221,6 +223,7 @@ cdef class FactorBatch:
         out.status = &status[0]
         out.evaluations = &evaluations[0]
         out.df = &df[0, 0] if self.p_full > 0 else NULL
+        out.brief = brief
         out.rows = NULL
         out.chosen = NULL
         out.values = NULL
@@ -267,6 +270,7 @@ cdef class FactorBatch:
         out.params = NULL
         out.df = NULL
         out.chosen = NULL
+        out.brief = False
         out.m = m
         out.rows = &rows[0, 0] if b.p > 0 else &inner[0, 0]  # not read without columns
         out.covariance = &covariance[0, 0, 0]
@@ -284,7 +288,6 @@ cdef class FactorBatch:
         Parameters
         ----------
         theta : (count, n_par) array
-            In the units of the conditioned problem.
 
         Returns
         -------

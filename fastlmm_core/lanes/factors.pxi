@@ -906,7 +906,8 @@ cdef void factors_fit(const Batch* b, const FactorDesign* d, const double* Y, Py
                 start_factors(b, &s, &w, out)
             settle_lanes(b, &s, &f, b.max_iterations)
             write_searches(b, &s, &f, out, first, s.used)
-            write_coefficients(b, &s, &f, out, Y, b.n, first, s.used)
+            if not out.brief:
+                write_coefficients(b, &s, &f, out, Y, b.n, first, s.used)
             if out.chosen != NULL:
                 finish_look(b, &s, &f, &w, out)
         block += LANES

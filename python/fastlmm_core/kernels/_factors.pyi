@@ -37,6 +37,7 @@ class FactorBatch:
         start: _Array | None,
         into: BatchResults,
         look: BatchLook | None = None,
+        brief: bool = False,
     ) -> None: ...
     def contrasts(
         self, Y: _Array, reml: bool, theta: _Array, rows: _Array

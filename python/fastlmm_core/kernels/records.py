@@ -345,7 +345,7 @@ class FactorScreen(NamedTuple):
     """Points at which the criterion of every response is evaluated where there are several grouping factors."""
 
     thetas: Array
-    """(n_points, n_terms) in the order and the units of `FactorSearch`."""
+    """(n_points, n_terms)."""
     neighbours: Int64
     """(n_points, near) the nearest points of each."""
     share: Array
@@ -358,6 +358,7 @@ class FactorScreen(NamedTuple):
     limit: int
     """Valleys beside the lowest from which a search starts, at most."""
     lowest: int = 0
+    spread: int = 0
 
     @property
     def width(self) -> int:

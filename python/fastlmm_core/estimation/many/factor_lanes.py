@@ -115,6 +115,9 @@ def factor_batch(model: Model) -> FactorBatch | None:
     leaves, parts = _products(tree, rows, np.asarray(size, dtype=np.float64), terms)
     search = FactorSearch(terms, unit, min(1e-9 * sqrt(float(problem.levels.max())), 1e-6), MAX_ITERATIONS)
     screen = _screen(_points(problem, structure, terms, leaves, parts), leaves, parts)
+    thetas = np.empty_like(screen.thetas)
+    thetas[:, terms] = screen.thetas * unit
+    screen = screen._replace(thetas=thetas)
     ones = np.zeros(model.exog.shape[1])
     if problem.x_constant:
         column = model.constant_column
@@ -241,7 +244,6 @@ def moved_starts(batch: FactorBatch, theta: Array) -> tuple[NDArray[np.intp], Ar
     responses : int array
         Positions in theta.
     starts : (., n_terms) array
-        In the order and units of the lanes.
     """
     inner = theta[:, batch.search.terms] / batch.search.unit
     pairs = ~np.eye(inner.shape[1], dtype=bool)
@@ -250,7 +252,9 @@ def moved_starts(batch: FactorBatch, theta: Array) -> tuple[NDArray[np.intp], Ar
     at = np.arange(len(responses))
     starts[at, taking] = np.hypot(starts[at, taking], starts[at, giving])
     starts[at, giving] = VANISHING
-    return responses, starts
+    out = np.empty_like(starts)
+    out[:, batch.search.terms] = starts * batch.search.unit
+    return responses, out
 
 
 # ------------------------------------------------------------------------------------------------------------- screen
