@@ -272,8 +272,7 @@ def balanced(packed, within, Py_ssize_t q, Py_ssize_t k, free):
     return same
 
 
-def vary_freely(const double[:, :, ::1] packed, const double[:, ::1] raw, Py_ssize_t q, Py_ssize_t wanted,
-                double least):
+def vary_freely(packed, raw, Py_ssize_t q, Py_ssize_t wanted, double least):
     """Whether so many of the first groups take all random effects and have rows left over.
 
     Groups have no rows in common, so that X explains as many of their columns as it has itself at most: of more than
@@ -291,15 +290,21 @@ def vary_freely(const double[:, :, ::1] packed, const double[:, ::1] raw, Py_ssi
     least : float
         Pivots above this are not rounding error.
     """
-    cdef Py_ssize_t lanes = packed.shape[2], m = min(raw.shape[0], 4 * wanted + 8), found = 0
-    cdef Py_ssize_t group, a, at, last = raw.shape[1] - 1
+    cdef const double* R = <const double*> place(packed)
+    cdef const double* lines = <const double*> place(raw)
+    cdef Py_ssize_t stride, lanes, length, m, found = 0, group, a, at
+    cdef const double* one
     cdef bint all_taken
+    _, stride, lanes = packed.shape
+    m, length = raw.shape
+    m = min(m, 4 * wanted + 8)
     with nogil:
         for group in range(m):
-            all_taken = raw[group, last] > q
+            all_taken = lines[(group + 1) * length - 1] > q
+            one = R + (group // lanes) * stride * lanes + group % lanes
             at = 0
             for a in range(q, 0, -1):
-                all_taken = all_taken and packed[group // lanes, at, group % lanes] > least
+                all_taken = all_taken and one[at * lanes] > least
                 at += a
             found += all_taken
     return found >= wanted

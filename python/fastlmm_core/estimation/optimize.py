@@ -269,6 +269,7 @@ def _settle(
                 wrong = np.column_stack([factor, 0.5 / np.sqrt(per_group) * (null @ directions[:, 0])])
         else:
             null = null[:, :0]
+            criterion.evaluate(theta, 2)
     if not null.shape[1]:
         value, gradient, hessian = found.value, found.gradient, found.hessian
         if not evaluated or lowest_diagonal < 0.0:
@@ -442,10 +443,10 @@ def optimize(
         best = _lowest(criterion, n, attempt, best, starts)
     if best.converged and found is not None and elsewhere.kind == "search":
         best = best._replace(message=best.message + _looked(found, elsewhere))
-    if best.n_evaluations != criterion.n_evaluations:
+    if found is not None or best.n_evaluations != criterion.n_evaluations:
         best = best._replace(n_evaluations=criterion.n_evaluations)
-    # leave the criterion's state at the optimum, with the slope in G
-    criterion.evaluate(best.theta, 1)
+        # leave the criterion's state at the optimum, with the slope in G, as the only attempt has left it
+        criterion.evaluate(best.theta, 1)
     return _judged(best, criterion)
 
 

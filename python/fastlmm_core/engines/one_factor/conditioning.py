@@ -93,7 +93,8 @@ def condition(
         problem, present = condition_rows(ArrayRows(rows), structure, groups.name, z_names, given)
     else:
         problem, present = found.problem, found.present
-        _refuse_what_cannot_be_fitted(found, ArrayRows(rows), groups.name, z_names)
+        if found.exact or not found.free:
+            _refuse_what_cannot_be_fitted(found, ArrayRows(rows), groups.name, z_names)
     return problem, Grouping(groups, present)
 
 
