@@ -549,8 +549,8 @@ def lmm(
         A plan of `fastlmm_core.plan`, where `data` are the sums that it has made.
     data : pandas.DataFrame, polars.DataFrame, pyarrow.Table, dict of arrays, Scan or CrossProducts
         Or a polars.LazyFrame or a relation of DuckDB, of which the columns in use are read, or any object with
-        ``__arrow_c_stream__``.  Rows of a `fastlmm_core.scan` are read in pieces and not held; a data frame of Dask is
-        summed by its workers.
+        ``__arrow_c_stream__``.  Rows of a `fastlmm_core.scan` are read in pieces and not held; a data frame of Dask
+        or Spark is summed by its workers.
     weights, offset : str or array, optional
         Column name or values: residual variance sigma^2 / weights, known part of the mean.
     residual : str, optional
@@ -592,7 +592,7 @@ def lmm(
     dtype: float64
     """
     # told by their modules, which are then loaded: tables do without them
-    if source is not None or type(data).__module__.startswith((f"{__package__}.streams.", "dask")):
+    if source is not None or type(data).__module__.startswith((f"{__package__}.streams.", "dask", "pyspark")):
         structured = {"residual": residual, "variance": variance, "fallback": fallback}
         return _streamed(formula, data, weights, offset, missing, source, client, structured)
     if client is not None:
@@ -634,6 +634,7 @@ def _streamed(
     from .streams.fitting import condition_plan, condition_source
     from .streams.plan import Plan
     from .streams.source import Scan, scan
+    from .streams.spark import is_spark, plan_of_spark, reduce_spark
 
     for argument, given in structured.items():
         if given is not None:
@@ -644,6 +645,10 @@ def _streamed(
         data = reduce_dask(formula, data, client)
     elif client is not None:
         raise LMMError("client is for a data frame of Dask: give one as data, or leave it out")
+    elif is_spark(data):
+        if isinstance(formula, str):
+            formula, weights, offset = plan_of_spark(formula, data, weights, offset, missing, {}), None, None
+        data = reduce_spark(formula, data)
     if isinstance(formula, str):
         if source is not None or not isinstance(data, Scan):
             raise LMMError("source and sums belong to a plan: lmm(plan, total, source=...); to a formula, a scan")

@@ -9,5 +9,6 @@ plan             what all workers have to know, and what they do
 reader           sums where conditioning asks for them
 fitting          a formula and a source, or a plan and its sums, to a design and a problem
 dask             data frames of Dask
+spark            data frames of Spark
 rows             fitted values and residuals, piece by piece
 """
