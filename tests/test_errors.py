@@ -358,7 +358,7 @@ def new_rows(**changes):
     [
         (
             lambda r: r.residuals("response"),
-            r"^kind='response' is unknown: use 'conditional', .*'whitened' or 'studentized'",
+            r"^kind='response' is unknown: use 'conditional', .*'studentized' or 'within-groups'",
         ),
         (lambda r: r.conf_int(ddf="kr"), r"^ddf='kr' is unknown: use 'satterthwaite', .* or 'normal'"),
         (lambda r: r.conf_int(level=95), r"^level=95 must lie between 0 and 1; write 0\.95"),
