@@ -358,7 +358,6 @@ class FactorScreen(NamedTuple):
     limit: int
     """Valleys beside the lowest from which a search starts, at most."""
     lowest: int = 0
-    spread: int = 0
 
     @property
     def width(self) -> int:

@@ -89,7 +89,7 @@ def close(actual, desired, tolerance=EXACT):
 
 
 def thetas(rng, model, count=9):
-    """Of all sizes, some of them zero."""
+    """Of sizes at which a dense inverse keeps its digits, some of them zero."""
     theta = 10.0 ** rng.uniform(-2.0, 0.5, (count, model.structure.q))
     theta[1, 0] = theta[2, -1] = 0.0
     theta[3] = 0.0

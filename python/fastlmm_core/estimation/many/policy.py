@@ -404,10 +404,9 @@ def _descend(
     lowest = np.full(len(Y), np.inf)
     theta = np.empty((len(Y), starts.shape[1]))
     step = max(len(Y), SIDE_BY_SIDE)
-    brief = {"brief": True} if len(into.model.factors) == 1 else {}
     for begin in range(0, len(responses), step):
         which = responses[begin : begin + step]
-        other = _from(shared, Y, into, which, starts[begin : begin + step], **brief, **more)
+        other = _from(shared, Y, into, which, starts[begin : begin + step], brief=True, **more)
         np.add.at(into.n_evaluations, first + which, other.n_evaluations)
         value = np.where(other.status > 0, other.criterion, np.inf)
         # the lowest of each response comes first
