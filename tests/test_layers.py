@@ -12,7 +12,8 @@ SOURCE = Path(__file__).parents[1] / "python" / "fastlmm_core"
 
 FLOORS = [
     {"errors"},
-    {"support", "kernels", "cython_lmm"},
+    {"support"},
+    {"kernels", "cython_lmm"},
     {"covariance", "tables"},
     {"design", "problem"},
     {"formula", "engines"},

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from .covariance.elements import element_names, sd_and_cor
 from .errors import LMMError
@@ -16,6 +15,7 @@ from .estimation.many.parts import chosen_responses, concatenated, part_of, with
 from .support.arguments import checked
 from .support.display import LINES, Cells, Shown, first_lines
 from .support.text_tables import estimate_cells
+from .support.types import Array
 from .tables.rows import named_rows
 
 if TYPE_CHECKING:
@@ -32,8 +32,6 @@ if TYPE_CHECKING:
     from .support.seeds import Seed
 
 __all__ = ["BatchResult"]
-
-Array = NDArray[np.float64]
 
 
 @checked

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from .design.design import Source
 from .design.grouping import Codes, group_codes
@@ -13,6 +13,7 @@ from .errors import LMMError
 from .model import LinearMixedModel, arrays_design, design_of
 from .support.arguments import checked
 from .support.checks import float_array
+from .support.types import Array
 from .tables.columns import Table
 
 if TYPE_CHECKING:
@@ -23,8 +24,6 @@ if TYPE_CHECKING:
     from .inference.many.each import EachResult
 
 __all__ = ["fit_by", "fit_each"]
-
-Array = NDArray[np.float64]
 
 
 @checked

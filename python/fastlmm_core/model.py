@@ -10,7 +10,7 @@ from os import PathLike
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from .covariance.parameters import one_block
 from .design.design import Design, Source
@@ -23,6 +23,7 @@ from .estimation.model import Model
 from .support.arguments import checked
 from .support.checks import float_array, plain_array
 from .support.seals import own
+from .support.types import Array
 from .tables.alignment import index_of, shared_index
 
 if TYPE_CHECKING:
@@ -34,8 +35,6 @@ if TYPE_CHECKING:
     from .streams.plan import Plan
 
 __all__ = ["LinearMixedModel", "arrays_design", "design_of", "lmm", "load", "mmrm"]
-
-Array = NDArray[np.float64]
 
 
 class _Held(NamedTuple):

@@ -8,13 +8,14 @@ from os import PathLike
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from .errors import LMMError
 from .estimation.fit import Fit
 from .estimation.stated import needs_estimates
 from .inference.options import Ddf, Information, Vcov
 from .support.arguments import checked
+from .support.types import Array
 from .support.words import missing_attribute, option
 from .tables.rows import limits_table
 
@@ -39,8 +40,6 @@ if TYPE_CHECKING:
     from .support.seeds import Seed
 
 __all__ = ["LMMResult"]
-
-Array = NDArray[np.float64]
 
 
 _TESTS = "flc.power gives the power of a test on this design, bse the standard errors that estimates would have"

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..kernels import unit_directions
+from ..support.types import Array
 from .parameters import CovarianceStructure, vech_positions
 
 __all__ = [
@@ -29,7 +30,6 @@ __all__ = [
     "unit_places",
 ]
 
-Array = NDArray[np.float64]
 
 RANK = 1e-10
 """Singular value of a factor, relative to the largest of its block, from which it counts."""

@@ -14,13 +14,12 @@ from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
+from ..support.types import Array
 from .parameters import CovarianceStructure
 
 __all__ = ["Element", "Scale", "element_names", "elements", "sd_and_cor"]
 
-Array = NDArray[np.float64]
 Scale = Literal["sd", "var", "theta"]
 
 _KINDS: dict[Scale, tuple[str, str]] = {"sd": ("sd", "cor"), "var": ("var", "cov"), "theta": ("theta", "theta")}

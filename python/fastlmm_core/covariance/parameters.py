@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..kernels import lower_factor
+from ..support.types import Array
 
 __all__ = [
     "FREE",
@@ -24,8 +25,6 @@ __all__ = [
     "one_block",
     "vech_positions",
 ]
-
-Array = NDArray[np.float64]
 
 
 INDEPENDENT = ("diagonal", "id")

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
+
+from ..support.types import Array
 
 __all__ = ["principal_axes"]
-
-Array = NDArray[np.float64]
 
 
 def principal_axes(factor: Array, rank: int, correlation: bool) -> tuple[Array, Array]:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from ..covariance.parameters import Block, CovarianceStructure
 from ..errors import LMMError
+from ..support.types import Array
 from ..tables.columns import native_frame
 from ..tables.rows import CallerRows
 from .grouping import Codes, Factor, Grouping, group_codes
@@ -19,8 +20,6 @@ from .residual import ResidualPart
 from .terms import RandomPart
 
 __all__ = ["Design", "Source", "Specification"]
-
-Array = NDArray[np.float64]
 
 
 class Specification(Protocol):

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import numpy as np
-from numpy.typing import NDArray
 
+from ..support.types import Index
 from .design import Design
 
 __all__ = ["cluster_labels", "of_equal_size"]
 
-Index = NDArray[np.intp]
 
 HELD = 1 << 22
 """Numbers in the covariance matrices of clusters that are formed at a time."""

@@ -13,12 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..support.seals import SMALL, constant, seal
+from ..support.types import Array
 from .design import Design
 from .terms import RandomPart
 
 __all__ = ["Seals", "exchanged", "seals_of"]
-
-Array = NDArray[np.float64]
 
 
 class Seals:

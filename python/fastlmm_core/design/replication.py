@@ -5,16 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ..errors import LMMError
+from ..support.types import Index
 from .design import Design
 from .independence import cluster_labels
 
 __all__ = ["Rows", "Units", "independent_units", "levels_of", "observations", "subjects"]
 
-Array = NDArray[np.float64]
-Index = NDArray[np.intp]
 
 Rows = tuple[Index, tuple[Index, ...]]
 """Rows of the given design, and their new levels of each factor, 0 to m - 1."""

@@ -14,15 +14,13 @@ from ..covariance.residual.relative import Relative
 from ..covariance.residual.unstructured import Unstructured
 from ..errors import LMMError
 from ..support.checks import float_array
+from ..support.types import Array, Index
 from .grouping import Codes
 
 if TYPE_CHECKING:
     from ..covariance.residual.structure import ResidualStructure
 
 __all__ = ["ResidualPart", "Stratum", "WrittenVariance", "refuse_unplaced", "residual_part", "strata_of"]
-
-Array = NDArray[np.float64]
-Index = NDArray[np.intp]
 
 
 @dataclass(frozen=True)

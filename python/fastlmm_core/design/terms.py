@@ -9,7 +9,7 @@ from itertools import combinations
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from ..covariance.effects.names import EFFECTS, named
 from ..covariance.elements import Element, elements
@@ -18,11 +18,11 @@ from ..errors import LMMError
 from ..support.arguments import checked
 from ..support.checks import float_array
 from ..support.seals import own
+from ..support.types import Array
 from .grouping import Codes, group_codes
 
 __all__ = ["RandomPart", "RandomTerm", "Term", "no_random_part", "random_part", "terms_of_arrays"]
 
-Array = NDArray[np.float64]
 
 SAMPLE = 256
 """Rows that are looked at first where columns may be dependent, or two terms or factors the same."""

@@ -18,6 +18,7 @@ from ..errors import LMMError
 from ..estimation import structured_effects
 from ..estimation.whitening import whitened
 from ..support.checks import float_array
+from ..support.types import Array
 from .leverage import leverage, leverage_parts
 from .residuals import residuals
 from .studentized import studentized_residuals
@@ -37,7 +38,6 @@ __all__ = [
     "subject_chi2",
 ]
 
-Array = NDArray[np.float64]
 
 SHAPIRO_LIMIT = 5000
 """Values up to which the p-value of the Shapiro-Wilk test is known."""

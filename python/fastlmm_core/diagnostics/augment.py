@@ -30,8 +30,6 @@ if TYPE_CHECKING:
 
 __all__ = ["augment"]
 
-Array = NDArray[np.float64]
-
 
 def augment(result: Fit, data: Any = None, prefix: str = "") -> Any:
     """See `LMMResult.augment`."""

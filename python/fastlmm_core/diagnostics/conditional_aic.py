@@ -17,19 +17,17 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ..engines.rows import conditioned_rows
 from ..support.arguments import checked
 from ..support.display import Shown
+from ..support.types import Array
 from .leverage import leverage_parts, row_variances
 
 if TYPE_CHECKING:
     from ..estimation.fit import Fit
 
 __all__ = ["ConditionalAIC", "conditional_aic"]
-
-Array = NDArray[np.float64]
 
 
 @checked

@@ -18,11 +18,11 @@ from ..problem.columns import RANK_TOLERANCE
 from ..support.arguments import checked
 from ..support.display import Cells, Shown
 from ..support.text_tables import degrees_cell, p_value_cell
+from ..support.types import Array
 from ..tables.columns import native_frame
 
 __all__ = ["ContextualEffect", "contextual_effect"]
 
-Array = NDArray[np.float64]
 
 VARIES = 1e-10
 """Relative size below which differences within groups, or between their means, are rounding."""

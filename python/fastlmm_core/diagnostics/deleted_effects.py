@@ -5,17 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ..estimation.deletion.groups import Deletions
 from ..estimation.fit import Fit
 from ..estimation.stated import stated_fit
 from ..estimation.statements import residual_phi
+from ..support.types import Array, Index
 
 __all__ = ["deleted_effects", "deleted_fitted"]
-
-Array = NDArray[np.float64]
-Index = NDArray[np.intp]
 
 
 def deleted_effects(result: Fit, found: Deletions, units: Sequence[Index]) -> tuple[Array, ...]:

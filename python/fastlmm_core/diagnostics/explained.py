@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ..errors import LMMError
 from ..formula.coding import fixed_terms
@@ -21,8 +20,6 @@ if TYPE_CHECKING:
     from ..estimation.fit import Fit
 
 __all__ = ["partial_r2", "r2_intervals"]
-
-Array = NDArray[np.float64]
 
 
 def partial_r2(result: Fit, level: float = 0.95, ddf: str = "satterthwaite", information: str = "auto") -> Any:

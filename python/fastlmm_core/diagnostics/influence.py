@@ -25,14 +25,13 @@ from ..estimation.deletion.rows import refit_each, refit_without, rows_of_units
 from ..estimation.statements import residual_names
 from ..support.arguments import checked
 from ..support.display import Cells, Shown, text_of
+from ..support.types import Array
 
 if TYPE_CHECKING:
     from ..design.grouping import Grouping
     from ..estimation.fit import Fit
 
 __all__ = ["Influence", "influence"]
-
-Array = NDArray[np.float64]
 
 
 @checked

@@ -9,17 +9,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ..estimation.deletion.contributions import conditioned_rows, square_lines
 from ..prediction.conditional import posterior_of
+from ..support.types import Array
 
 if TYPE_CHECKING:
     from ..estimation.fit import Fit
 
 __all__ = ["RowVariances", "cooks_distances", "leverage", "leverage_parts", "row_variances"]
-
-Array = NDArray[np.float64]
 
 
 class RowVariances(NamedTuple):

@@ -22,6 +22,7 @@ from ..prediction.new_rows import random_design
 from ..support.arguments import checked
 from ..support.checks import float_array, plain_array
 from ..support.display import LINES, Cells, Shown, first_lines
+from ..support.types import Array
 from ..tables.columns import Table
 
 if TYPE_CHECKING:
@@ -42,8 +43,6 @@ __all__ = [
     "random_rows",
     "slope_columns",
 ]
-
-Array = NDArray[np.float64]
 
 
 def marginal_covariance(result: Fit, subject: Any, factor: str | None = None) -> Array:

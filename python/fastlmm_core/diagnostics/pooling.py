@@ -23,6 +23,7 @@ from ..estimation.whitening import by_residuals, whitened
 from ..support.arguments import checked
 from ..support.display import LINES, Cells, Shown, first_lines
 from ..support.text_tables import aligned_cells, significant_cell
+from ..support.types import Array
 from ..tables.columns import native_frame
 from .marginal import icc
 
@@ -33,7 +34,6 @@ if TYPE_CHECKING:
 
 __all__ = ["DesignEffect", "Pooling", "design_effect", "effective_sample_size", "pooling", "population_map"]
 
-Array = NDArray[np.float64]
 
 IN_SPAN = 1e-9
 """A column of X is a combination of those of Z when what these leave of it is relatively smaller."""

@@ -11,19 +11,17 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ..covariance.principal import principal_axes
 from ..support.arguments import checked
 from ..support.text_tables import html_table, text_table
+from ..support.types import Array
 from ..tables.columns import native_frame
 
 if TYPE_CHECKING:
     from ..estimation.fit import Fit
 
 __all__ = ["PrincipalComponents", "principal_components"]
-
-Array = NDArray[np.float64]
 
 
 @checked

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
 
 from .. import kernels
 from ..errors import LMMError
 from ..estimation.fit import Fit
 from ..estimation.whitening import whitened
+from ..support.types import Array
 from ..support.words import option
 from .studentized import studentized
 from .within_groups import within_groups
 
 __all__ = ["residuals"]
-
-Array = NDArray[np.float64]
 
 
 def residuals(fit: Fit, kind: str) -> Array:

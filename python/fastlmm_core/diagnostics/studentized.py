@@ -10,10 +10,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ..errors import LMMError
 from ..estimation.deletion.contributions import conditioned_rows, group_pieces
+from ..support.types import Array
 from .influence import influence
 from .leverage import RowVariances, row_variances
 
@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from ..estimation.fit import Fit
 
 __all__ = ["standardized", "studentized", "studentized_residuals"]
-
-Array = NDArray[np.float64]
 
 
 def studentized_residuals(

@@ -11,14 +11,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
+
+from ..support.types import Array
 
 if TYPE_CHECKING:
     from ..estimation.fit import Fit
 
 __all__ = ["within_groups"]
 
-Array = NDArray[np.float64]
 
 DEPENDENT = 1e-8
 """Share of a column, within a group, that is left by those on which it depends there."""

@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ..design.design import Design
 from ..design.grouping import Grouping
 from ..errors import LMMError
+from ..support.types import Array, Index
 from .one_factor.conditioning import condition
 from .protocol import Problem
 
@@ -19,8 +19,6 @@ if TYPE_CHECKING:
 
 __all__ = ["condition_factors", "problem_of"]
 
-Array = NDArray[np.float64]
-Index = NDArray[np.intp]
 
 QUICK_FROM = 2000
 """Rows from which nested factors are taken in by one pass; below, each column is treated with more care."""

@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from ..support.types import Array
+
 if TYPE_CHECKING:
     from ..covariance.parameters import CovarianceStructure
     from ..kernels.records import ConditionedRows
@@ -24,8 +26,6 @@ __all__ = [
     "CAREFUL", "EASY", "HARD", "ORDINARY", "UNASKED", "Elsewhere", "Engine", "LinearEngine", "LinearProblem", "Problem",
     "Relaxed", "Solution", "linear_engine", "linear_problem",
 ]  # fmt: skip
-
-Array = NDArray[np.float64]
 
 
 EASY, ORDINARY, CAREFUL, HARD = range(4)

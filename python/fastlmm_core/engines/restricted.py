@@ -10,12 +10,12 @@ from abc import abstractmethod
 from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ..covariance.effects.blocks import EffectsBlocks
 from ..covariance.parameters import CovarianceStructure, vech_positions
 from ..errors import LMMError
 from ..kernels.residuals import ScriptedObjective
+from ..support.types import Array
 
 if TYPE_CHECKING:
     from .protocol import Engine, LinearEngine
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
 __all__ = ["RestrictedCriterion", "RestrictedLinear", "RestrictedStructured"]
 
-Array = NDArray[np.float64]
 
 EPS = float(np.finfo(float).eps)
 

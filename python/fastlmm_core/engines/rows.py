@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ..kernels.records import ConditionedRows
+from ..support.types import Array, Index
 
 __all__ = ["conditioned_rows"]
-
-Array = NDArray[np.float64]
-Index = NDArray[np.intp]
 
 
 def conditioned_rows(Z: list[Array], codes: list[Index], weights: Array | None, z_map: Array) -> ConditionedRows:

@@ -6,9 +6,9 @@ from math import isfinite
 from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ..kernels import ClusterCriterion, floored_factor
+from ..support.types import Array
 
 if TYPE_CHECKING:
     from ..covariance.parameters import CovarianceStructure
@@ -16,8 +16,6 @@ if TYPE_CHECKING:
 
 __all__ = ["few_groups", "moment_start", "other_starts", "shrunk_start"]
 
-Array = NDArray[np.float64]
-Index = NDArray[np.intp]
 
 SHRINK = 400
 """Powers of ten by which a start that is too large is divided at most."""

@@ -5,14 +5,12 @@ from __future__ import annotations
 from typing import cast
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ..design.streamed import StreamedDesign, refuse_rows
+from ..support.types import Array
 from .model import Model
 
 __all__ = ["data_sums", "exog_root", "mean_squares", "offset_mean", "variance_along"]
-
-Array = NDArray[np.float64]
 
 
 def _streamed(model: Model) -> StreamedDesign | None:

@@ -16,6 +16,7 @@ from ..engines.scaling import criterion_offset
 from ..engines.starts import shrunk_start
 from ..errors import LMMError
 from ..support.blas_threads import one_blas_thread
+from ..support.types import Array
 from . import structured_effects
 from .likelihood import Stated, log_likelihood
 from .model import Model
@@ -25,7 +26,6 @@ from .residual_limit import SMALL, refuse_unbounded, with_residual_variance
 
 __all__ = ["Fit", "estimate"]
 
-Array = NDArray[np.float64]
 T = TypeVar("T")
 F = TypeVar("F", bound="Fit")
 

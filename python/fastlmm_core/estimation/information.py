@@ -31,12 +31,12 @@ from __future__ import annotations
 from functools import partial
 
 import numpy as np
-from numpy.typing import NDArray
 
 from .. import kernels
 from ..covariance.directions import face_bend, face_inverse, free_directions, unit_places
 from ..engines.protocol import linear_engine
 from ..errors import LMMError
+from ..support.types import Array
 from .fit import Fit
 from .moments import (
     Moments,
@@ -61,8 +61,6 @@ __all__ = [
     "scaled_f",
     "whitened_rows",
 ]
-
-Array = NDArray[np.float64]
 
 
 def moments(result: Fit, ddf: str, information: str = "auto") -> Moments:

@@ -9,11 +9,11 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, cast
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ..engines.protocol import Engine, Solution
 from ..engines.scaling import criterion_constant
 from ..kernels.records import ConditionedRows
+from ..support.types import Array
 
 if TYPE_CHECKING:
     from .model import Model
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
 __all__ = ["STATED", "AtParameters", "Stated", "conditioned_coefficients", "least_squares", "log_likelihood"]
 
-Array = NDArray[np.float64]
 
 STATED = "stated"
 """The method of an optimum that no search has found."""

@@ -25,10 +25,10 @@ from ..errors import LMMError
 from ..support.arguments import checked
 from ..support.checks import float_array
 from ..support.seeds import stream
+from ..support.types import Array
 
 __all__ = ["Evaluation", "Model"]
 
-Array = NDArray[np.float64]
 T = TypeVar("T")
 
 ROUNDING = 1e-9

@@ -6,10 +6,10 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from .. import kernels
 from ..engines.protocol import LinearEngine, Problem
+from ..support.types import Array
 
 __all__ = [
     "Moments",
@@ -21,8 +21,6 @@ __all__ = [
     "reduced_traces",
     "whitened_rows",
 ]
-
-Array = NDArray[np.float64]
 
 
 class Moments(NamedTuple):

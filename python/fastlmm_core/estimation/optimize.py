@@ -17,6 +17,7 @@ from ..engines.starts import shrunk_start
 from ..errors import LMMError
 from ..kernels import minimize_newton, orthogonal_columns, smallest_parts
 from ..kernels.records import Evaluated
+from ..support.types import Array
 from .search import Found, descend, search
 
 __all__ = [
@@ -32,7 +33,6 @@ __all__ = [
     "small_directions",
 ]
 
-Array = NDArray[np.float64]
 
 CERTIFIED = 1e-4
 """Decrement below which an optimum is certified: the criterion is then within 5e-9 of its minimum."""

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from ..engines.protocol import Solution
 from ..engines.rows import conditioned_rows
 from ..kernels.records import ConditionedRows
+from ..support.types import Array
 
 if TYPE_CHECKING:
     from ..engines.crossed.engine import CrossedCriterion
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
 
 __all__ = ["refined", "solved"]
 
-Array = NDArray[np.float64]
 
 LOST = 1e-6
 """Share of y'y in r^2 below which the criterion is taken from the rows."""

@@ -11,10 +11,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ..engines.protocol import UNASKED
 from ..errors import LMMError
+from ..support.types import Array
 from .optimize import Optimum, optimize
 
 if TYPE_CHECKING:
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
 __all__ = ["refuse_unbounded", "with_residual_variance"]
 
-Array = NDArray[np.float64]
 
 LARGE = (30.0, 1000.0)
 """Standard deviations of the random effects, relative to what a group tells of them, from which the limit is sought."""

@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ..engines.protocol import Solution
 from ..engines.scaling import criterion_offset
 from ..errors import LMMError
+from ..support.types import Array
 from .fit import Fit
 from .optimize import LocalMinimum, Optimum
 from .refinement import LOST, refined
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Estimates", "restored"]
 
-Array = NDArray[np.float64]
 F = TypeVar("F", bound=Fit)
 
 AGREES = 1e-7

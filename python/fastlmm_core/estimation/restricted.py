@@ -10,12 +10,13 @@ from math import isfinite, sqrt
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from ..covariance.effects.catalogue import blocks_of
 from ..engines.protocol import Engine, linear_engine
 from ..engines.residual.criterion import structured_engine
 from ..engines.restricted import RestrictedCriterion, RestrictedLinear, RestrictedStructured
+from ..support.types import Array
 from .model import Model
 from .moments import inverse_information
 from .optimize import CERTIFIED, Optimum, decrement_of, run_once
@@ -25,8 +26,6 @@ __all__ = [
     "bend", "limits", "restricted_criterion", "restricted_face", "restricted_inverse", "restricted_optimum",
     "structured_turn",
 ]  # fmt: skip
-
-Array = NDArray[np.float64]
 
 
 def limits(model: Model, x: Array) -> tuple[str, ...]:

@@ -13,10 +13,10 @@ from itertools import product
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ..engines.protocol import EASY, ORDINARY
 from ..kernels import falls, minimize_newton, screen
+from ..support.types import Array, Index
 
 if TYPE_CHECKING:
     from ..covariance.parameters import Block, CovarianceStructure
@@ -27,8 +27,6 @@ __all__ = [
     "search", "spread_points",
 ]  # fmt: skip
 
-Array = NDArray[np.float64]
-Index = NDArray[np.intp]
 
 LOWEST, HIGHEST = 0.3, 1000.0
 """Standard deviations screened, relative to that with as much information between groups as within."""

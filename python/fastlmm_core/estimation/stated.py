@@ -7,11 +7,11 @@ from functools import wraps
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ..covariance.parameters import vech_positions
 from ..engines.protocol import Solution
 from ..errors import LMMError
+from ..support.types import Array
 from .fit import Fit
 from .likelihood import STATED, Stated, conditioned_coefficients, least_squares
 from .optimize import Optimum
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
 __all__ = ["moved", "needs_estimates", "stated_fit"]
 
-Array = NDArray[np.float64]
 F = TypeVar("F", bound=Fit)
 
 FLAT = 1e-10

@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ..errors import LMMError
 from ..support.checks import float_array, number_array
+from ..support.types import Array
 
 if TYPE_CHECKING:
     from ..covariance.parameters import CovarianceStructure
@@ -26,7 +26,6 @@ __all__ = [
     "residual_variance",
 ]
 
-Array = NDArray[np.float64]
 
 FLAT = 1e-15
 """Eigenvalue of correlations, relative to the largest, that is what rounding leaves of none."""

@@ -13,8 +13,8 @@ from math import inf, isfinite, sqrt
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from ..support.types import Array
 from .optimize import (
     CERTIFIED,
     Ended,
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 
 __all__ = ["minimise_residual", "verdict"]
 
-Array = NDArray[np.float64]
 
 NEAR, POLISHING, HALVED = 0.1, 40, 12
 """Decrement of an optimum so near that differences lead to it; their steps, and how often one is quartered."""

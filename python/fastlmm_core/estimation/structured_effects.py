@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ..design.independence import cluster_labels
 from ..engines.protocol import Engine
 from ..kernels.records import ConditionedRows
+from ..support.types import Array, Index
 from .model import Model
 
 __all__ = ["effects", "effects_covariances", "errorless_covariances"]
-
-Array = NDArray[np.float64]
-Index = NDArray[np.intp]
 
 
 def effects(model: Model, engine: Engine, G: Array, rest: Array) -> tuple[Array, ...]:

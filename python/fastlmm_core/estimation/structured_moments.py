@@ -15,9 +15,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ..covariance.residual.natural import natural_second_sum
+from ..support.types import Array
 from .moments import Moments, adjusted, expected_information, inverse_information
 
 if TYPE_CHECKING:
@@ -25,8 +25,6 @@ if TYPE_CHECKING:
     from .fit import Fit
 
 __all__ = ["joint_covariance", "structured_moments"]
-
-Array = NDArray[np.float64]
 
 
 def structured_moments(result: Fit, ddf: str, information: str) -> Moments:

@@ -14,10 +14,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ..covariance.residual.relative import Relative
 from ..engines.residual.visits import VisitCriterion
+from ..support.types import Array
 from .optimize import CERTIFIED, Ended, decrement_of, run_once
 
 if TYPE_CHECKING:
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 
 __all__ = ["followed", "without_maximum"]
 
-Array = NDArray[np.float64]
 
 ROUND, ROUNDS = 30, 20
 """Iterations between changes of coordinates, and how many there are."""

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ..design.independence import cluster_labels, of_equal_size
 from ..engines.crossed.sparse_cholesky import sparse_cholesky
 from ..errors import LMMError
+from ..support.types import Array, Index
 from .fit import Fit
 
 __all__ = ["by_residuals", "rows_covariance", "whitened"]
 
-Array = NDArray[np.float64]
-Index = NDArray[np.intp]
 
 LARGEST = 3_000
 """Rows of a cluster whose covariance matrix is still formed."""

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from ..support.types import Array
 from .syntax import C_OF_COLUMN, names_in, parse
 
 if TYPE_CHECKING:
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
 
 __all__ = ["FixedTerm", "Overparametrised", "contains", "fixed_terms", "overparametrised", "reference_level"]
 
-Array = NDArray[np.float64]
 Key = tuple[tuple[str, int], ...]
 
 _ROUNDING = 1e-9  # of the small matrices made of contrasts

@@ -21,11 +21,10 @@ from numpy.typing import ArrayLike, NDArray
 from ..errors import LMMError
 from ..support.arguments import checked
 from ..support.checks import float_array, plain_array
+from ..support.types import Array
 from ..tables.alignment import index_of, shared_index
 
 __all__ = ["between", "formula_functions", "group_mean", "means_of", "within"]
-
-Array = NDArray[np.float64]
 
 
 def means_of(x: Array, codes: NDArray[np.intp], m: int, weights: Array | None = None) -> Array:

@@ -19,6 +19,7 @@ from ..covariance.residual.varied import Varied
 from ..design.grouping import Codes
 from ..design.residual import ResidualPart
 from ..errors import LMMError
+from ..support.types import Array, Index
 from ..tables.columns import Column, Table
 from .matrices import complete_rows, evaluate_new, factor_codes, floats
 from .residual import ParsedResidual, parse_residual
@@ -26,9 +27,6 @@ from .residual_arrays import Residual
 from .variance import parse_variance
 
 __all__ = ["place_arrays", "place_rows", "residual_columns"]
-
-Array = NDArray[np.float64]
-Index = NDArray[np.intp]
 
 
 def residual_columns(part: ResidualPart) -> tuple[str, ...]:

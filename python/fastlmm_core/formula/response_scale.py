@@ -7,11 +7,11 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+
+from ..support.types import Array
 
 __all__ = ["back_transform"]
 
-Array = NDArray[np.float64]
 
 CALL = re.compile(r"(?:np\.)?(log|log2|log10|log1p|sqrt)\((.+)\)")
 

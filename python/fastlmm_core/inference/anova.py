@@ -21,6 +21,7 @@ from ..estimation.column_moments import exog_root
 from ..formula.coding import FixedTerm, Overparametrised, contains, fixed_terms, overparametrised
 from ..support.arguments import checked
 from ..support.display import Cells, Shown
+from ..support.types import Array
 from ..tables.columns import native_frame
 from . import wald as inference
 from .options import check_options
@@ -33,7 +34,6 @@ if TYPE_CHECKING:
 
 __all__ = ["TYPES", "AnovaTable", "anova", "estimable_part", "f_statistic", "hypotheses"]
 
-Array = NDArray[np.float64]
 
 TYPES = {"1": "I", "2": "II", "3": "III"}
 """What else the types of hypotheses are called."""

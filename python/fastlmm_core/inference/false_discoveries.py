@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ..errors import LMMError
+from ..support.types import Array
 from ..support.words import option
 
 __all__ = ["false_discovery_rates"]
 
-Array = NDArray[np.float64]
 
 METHODS = ("bh", "by")
 

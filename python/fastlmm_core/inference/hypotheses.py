@@ -8,14 +8,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ..errors import LMMError
 from ..support.checks import plain_array
+from ..support.types import Array
 
 __all__ = ["Hypothesis", "parse_hypothesis"]
 
-Array = NDArray[np.float64]
 
 _NUMBER = re.compile(r"(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 _WORD = re.compile(r"[^\s=,+*/()`-](?:[^\s=,+*/`-]*[^\s=,+*/()`-])?")

@@ -5,16 +5,15 @@ from __future__ import annotations
 from typing import Literal, get_args
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ..design.independence import cluster_labels
 from ..errors import LMMError
 from ..estimation.model import Model
+from ..support.types import Array
 from ..support.words import option
 
 __all__ = ["DDF", "MOMENT_DDF", "Ddf", "Information", "Vcov", "check_options", "check_vcov", "known_df"]
 
-Array = NDArray[np.float64]
 Ddf = Literal["satterthwaite", "kenward-roger", "kenward-roger-linear", "between-within", "residual", "normal"]
 Information = Literal["auto", "expected", "observed"]
 Vcov = Literal["model", "CR0", "CR1", "CR2", "CR3"]

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ..design.residual import ResidualPart
 from ..errors import LMMError
@@ -13,10 +12,10 @@ from ..estimation.fit import Fit
 from ..estimation.information import moments
 from ..estimation.statements import residual_names
 from ..estimation.structured_moments import joint_covariance
+from ..support.types import Array
 
 __all__ = ["ResidualParameters", "kind_of", "residual_covariance", "residual_parameters", "residual_parameters_table"]
 
-Array = NDArray[np.float64]
 
 KINDS = {"var": "var", "sigma2": "var", "sd": "sd", "rho": "cor", "cov": "cov", "range": "range"}
 """Beginnings of the names of parameters of structures, and their kinds."""

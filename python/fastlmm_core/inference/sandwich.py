@@ -32,13 +32,13 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ..design.independence import cluster_labels, of_equal_size
 from ..engines.rows import conditioned_rows
 from ..errors import LMMError
 from ..estimation.refinement import solved
 from ..estimation.whitening import rows_covariance
+from ..support.types import Array, Index
 from ..tables.columns import Column, Table
 from .options import check_vcov
 
@@ -47,8 +47,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Sandwich", "sandwich"]
 
-Array = NDArray[np.float64]
-Index = NDArray[np.intp]
 
 ALONE = 1e-10
 """1 - h below which a direction is known from one cluster alone, and its residual is zero."""

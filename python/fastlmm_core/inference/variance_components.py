@@ -18,7 +18,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ..covariance.directions import face_bend, face_projector, unit_lengths
 from ..covariance.elements import Element, Scale, sd_and_cor
@@ -30,6 +29,7 @@ from ..estimation.structured_moments import joint_covariance
 from ..kernels import unit_directions
 from ..support.checks import check_level
 from ..support.distributions import quantile
+from ..support.types import Array
 from .profile.profile import confidence_limits
 from .residual_parameters import kind_of, residual_parameters
 
@@ -38,7 +38,6 @@ if TYPE_CHECKING:
 
 __all__ = ["variance_components"]
 
-Array = NDArray[np.float64]
 
 AT_ONE = 1e-8
 """Distance from 1 below which a correlation is at the boundary."""

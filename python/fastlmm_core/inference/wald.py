@@ -14,6 +14,7 @@ from ..estimation.column_moments import exog_root
 from ..estimation.information import combined_df, kenward_roger_f, moments, whitened_rows
 from ..support.checks import check_level
 from ..support.distributions import chi2_tail, f_tail, quantile, two_sided_p
+from ..support.types import Array
 from .hypotheses import parse_hypothesis
 from .options import MOMENT_DDF, check_options, known_df
 from .wald_test import WaldTest
@@ -37,7 +38,6 @@ __all__ = [
     "why_undetermined",
 ]
 
-Array = NDArray[np.float64]
 
 RANK = 1e-9
 """Singular value of the whitened rows of L, each of length 1, below which they are dependent."""

@@ -7,16 +7,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ..support.arguments import checked
 from ..support.display import Cells, Shown
 from ..support.text_tables import p_value_cell
+from ..support.types import Array
 from ..tables.columns import native_frame
 
 __all__ = ["METHODS", "WaldTest", "method"]
 
-Array = NDArray[np.float64]
 
 METHODS = {
     "satterthwaite": "Satterthwaite's degrees of freedom",

@@ -8,13 +8,12 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.linalg.blas import dtrmm
 from scipy.linalg.lapack import dpotrf, dtrtri
 
-__all__ = ["packed_lower", "regression", "row_moments", "triangle", "whitened_slopes", "within_part"]
+from ..support.types import Array
 
-Array = NDArray[np.float64]
+__all__ = ["packed_lower", "regression", "row_moments", "triangle", "whitened_slopes", "within_part"]
 
 
 def triangle(gram: Array) -> tuple[Array, float]:

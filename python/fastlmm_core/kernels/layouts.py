@@ -7,10 +7,9 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Families", "Layout", "Sparse", "Stage", "Tail"]
+from ..support.types import Array, Index
 
-Array = NDArray[np.float64]
-Index = NDArray[np.intp]
+__all__ = ["Families", "Layout", "Sparse", "Stage", "Tail"]
 
 
 class Families(NamedTuple):

@@ -8,6 +8,8 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from ..support.types import Array, Index
+
 __all__ = [
     "BatchLook",
     "BatchPatterns",
@@ -38,8 +40,6 @@ __all__ = [
     "VisitResponses",
 ]  # fmt: skip
 
-Array = NDArray[np.float64]
-Index = NDArray[np.intp]
 Int64 = NDArray[np.int64]
 Int = NDArray[np.intc]
 

@@ -18,6 +18,7 @@ from ..support.arguments import checked
 from ..support.checks import number_array
 from ..support.display import Cells, Shown
 from ..support.seeds import Seed
+from ..support.types import Array
 from ..tables.columns import native_frame
 from .assumed import generating
 from .power import Hypothesis, Method, PowerResult, power, shown_levels, whole_seed
@@ -31,8 +32,6 @@ if TYPE_CHECKING:
     from ..result import LMMResult
 
 __all__ = ["PowerCurve", "PowerGrid", "power_curve"]
-
-Array = NDArray[np.float64]
 
 
 @checked

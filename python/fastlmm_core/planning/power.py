@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from ..errors import LMMError
 from ..estimation.model import Model
@@ -17,6 +17,7 @@ from ..support.arguments import checked
 from ..support.checks import check_count, number_array
 from ..support.display import Cells, Shown
 from ..support.seeds import Seed, check_first, key_of
+from ..support.types import Array
 from .assumed import generating
 from .studies import Alternative, Studies, studies
 from .variances import given_sd, is_variance, variance_studies
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Hypothesis", "Method", "PowerResult", "power", "shown_levels", "whole_seed"]
 
-Array = NDArray[np.float64]
 Method = Literal["wald", "lrt"]
 
 

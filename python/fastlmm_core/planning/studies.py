@@ -12,6 +12,7 @@ from ..errors import LMMError
 from ..simulation.draws import simulate
 from ..support.distributions import chi2_tail
 from ..support.progress import progress_bar
+from ..support.types import Array
 
 if TYPE_CHECKING:
     from ..estimation.model import Model
@@ -22,7 +23,6 @@ __all__ = ["Alternative", "Studies", "studies"]
 
 Alternative = Literal["two-sided", "greater", "less"]
 
-Array = NDArray[np.float64]
 
 HELD = 1 << 22
 """Numbers in the responses that are drawn at a time where studies are fitted one by one."""

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from ..errors import LMMError
 from ..support.checks import float_array
+from ..support.types import Array
 from ..tables.columns import native_frame
 from ._columns import data_column, held_column
 
@@ -24,7 +25,6 @@ __all__ = [
     "tidy", "variable",
 ]  # fmt: skip
 
-Array = NDArray[np.float64]
 
 BLACK, GREY = "#000000", "#8C8C8C"
 ORANGE, SKY, GREEN, BLUE, VERMILLION = "#E69F00", "#56B4E9", "#009E73", "#0072B2", "#D55E00"

@@ -12,6 +12,7 @@ from ..diagnostics.marginal import least_variance_time, marginal_covariance_at, 
 from ..errors import LMMError
 from ..support.arguments import checked
 from ..support.checks import float_array, plain_array
+from ..support.types import Array
 from ._columns import held_column
 from ._style import BLACK, BLUE, GREY, SKY, VERMILLION, legend_above, own_axes, plain, pyplot, sample, tidy, variable
 
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
 
 __all__ = ["marginal_variance", "missingness"]
 
-Array = NDArray[np.float64]
 
 NAMED = 40
 COLUMNS = 60

@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ..errors import LMMError
 from ..inference.means.families import families_of
 from ..inference.means.means import MarginalMeans
 from ..inference.wald import coefficient_intervals
 from ..support.arguments import checked
+from ..support.types import Array
 from ._style import BLACK, GREY, SERIES, SKY, VERMILLION, legend_above, own_axes, plain, pyplot, tidy
 
 if TYPE_CHECKING:
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 
 __all__ = ["coefficients", "emmeans"]
 
-Array = NDArray[np.float64]
 
 ROWS = 60
 """Estimates whose labels fit beside an axis."""

@@ -6,20 +6,19 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from ..errors import LMMError
 from ..support.arguments import checked
 from ..support.checks import check_level, check_share
 from ..support.distributions import quantile
+from ..support.types import Array
 from ._style import BLACK, BLUE, GREY, SKY, VERMILLION, grid, legend_above, own_axes, plain, pyplot, tidy
 
 if TYPE_CHECKING:
     from ..simulation.bootstrap import BootstrapResult
 
 __all__ = ["bootstrap_density", "influence_plot", "power_curve", "profile_zeta"]
-
-Array = NDArray[np.float64]
 
 
 class ProfileLike(Protocol):

@@ -19,6 +19,7 @@ from ..inference.sandwich import sandwich
 from ..prediction.predict import predicted
 from ..support.arguments import checked
 from ..support.distributions import quantile
+from ..support.types import Array
 from ._columns import data_column, held_column
 from ._style import GREY, SAMPLE, SERIES, grid, legend_above, own_axes, plain, pyplot, sample, tidy
 
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
 
 __all__ = ["effects"]
 
-Array = NDArray[np.float64]
 
 STEPS = 101
 """Points of a curve."""

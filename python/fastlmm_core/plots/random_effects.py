@@ -14,6 +14,7 @@ from ..prediction.effect_errors import effect_covariances
 from ..support.arguments import checked
 from ..support.checks import check_level
 from ..support.distributions import quantile
+from ..support.types import Array
 from ._style import (
     BLACK,
     BLUE,
@@ -35,7 +36,6 @@ if TYPE_CHECKING:
 
 __all__ = ["caterpillar", "shrinkage"]
 
-Array = NDArray[np.float64]
 
 NAMED = 60
 """Groups whose labels fit beside an axis."""

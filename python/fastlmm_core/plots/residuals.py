@@ -15,6 +15,7 @@ from ..estimation.many.policy import fit_many
 from ..simulation.draws import simulate
 from ..support.arguments import checked
 from ..support.checks import check_count, check_level
+from ..support.types import Array
 from ._style import BLACK, BLUE, GREY, SKY, VERMILLION, effect_position, new_axes, own_axes, plain, pyplot, smooth, tidy
 
 if TYPE_CHECKING:
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
 
 __all__ = ["against_fitted", "by_group", "qq", "quick_envelope", "residual_panels"]
 
-Array = NDArray[np.float64]
 
 POINTS = 4000
 """Points of a scatter plot above which densities are drawn, and of a quantile plot above which it is thinned."""

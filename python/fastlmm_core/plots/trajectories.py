@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from ..errors import LMMError
 from ..support.arguments import checked
 from ..support.checks import plain_array
+from ..support.types import Array
 from ._style import (
     BLACK,
     BLUE,
@@ -34,7 +35,6 @@ if TYPE_CHECKING:
 
 __all__ = ["trajectories"]
 
-Array = NDArray[np.float64]
 
 LINES = 100
 """Groups drawn in one plot where there are more."""

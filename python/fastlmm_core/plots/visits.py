@@ -6,11 +6,11 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ..errors import LMMError
 from ..inference.residual_parameters import residual_covariance as estimated
 from ..support.arguments import checked
+from ..support.types import Array
 from ._style import own_axes, pyplot, tidy
 
 if TYPE_CHECKING:
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 
 __all__ = ["residual_covariance"]
 
-Array = NDArray[np.float64]
 
 WRITTEN = 12
 """Visits up to which correlations are written into their cells."""

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ..engines.crossed.posterior_root import Posterior
 from ..estimation.fit import Fit
+from ..support.types import Array, Index
 
 __all__ = ["posterior_of"]
-
-Array = NDArray[np.float64]
-Index = NDArray[np.intp]
 
 
 def posterior_of(result: Fit, more: tuple[Array, Array, list[Index], Array, Array] | None = None) -> Posterior:

@@ -17,17 +17,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ..engines.protocol import linear_problem
 from ..errors import LMMError
+from ..support.types import Array
 
 if TYPE_CHECKING:
     from ..estimation.fit import Fit
 
 __all__ = ["effect_covariances"]
-
-Array = NDArray[np.float64]
 
 
 def effect_covariances(result: Fit, kind: str) -> tuple[Array, ...]:

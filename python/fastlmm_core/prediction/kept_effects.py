@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from ..errors import LMMError
 from ..simulation.draws import Fresh
 from ..support.checks import float_array, plain_array
+from ..support.types import Array
 from ..tables.columns import Table
 from .new_rows import chosen_factors, some_of
 from .other_rows import on_rows
@@ -25,8 +26,6 @@ if TYPE_CHECKING:
     from .new_rows import NewRows
 
 __all__ = ["Kept", "Source", "given_effects", "keeping", "places_of_given", "values_of_given"]
-
-Array = NDArray[np.float64]
 
 
 class Kept(NamedTuple):

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from ..errors import LMMError
 from ..support.checks import float_array, plain_array, row_values
+from ..support.types import Array
 from ..support.words import option
 from ..tables.alignment import index_of, shared_index
 from ..tables.columns import Table
@@ -21,8 +22,6 @@ if TYPE_CHECKING:
     from ..estimation.model import Model
 
 __all__ = ["NewRows", "chosen_factors", "random_design", "read_rows", "some_of"]
-
-Array = NDArray[np.float64]
 
 
 @dataclass(frozen=True)

@@ -20,19 +20,17 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
 from .. import kernels
 from ..engines.one_factor.problem import one_factor
 from ..estimation.moments import Moments
+from ..support.types import Array, Index
 
 if TYPE_CHECKING:
     from ..estimation.fit import Fit
 
 __all__ = ["LEAST_DF", "OneFactorEffects", "least_stratum", "of_estimation", "solved"]
 
-Array = NDArray[np.float64]
-Index = NDArray[np.intp]
 
 LEAST_DF = 1.0
 """Least degrees of freedom of a prediction for a known group.

@@ -38,6 +38,7 @@ from ..inference.wald import undetermined, why_undetermined
 from ..support.arguments import outside
 from ..support.checks import check_level, row_values
 from ..support.distributions import quantile
+from ..support.types import Array, Index
 from ..support.words import option
 from ..tables.columns import first_rows
 from ..tables.lazy import collected
@@ -55,9 +56,6 @@ if TYPE_CHECKING:
     from ..estimation.model import Model
 
 __all__ = ["Predicted", "predicted", "prediction"]
-
-Array = NDArray[np.float64]
-Index = NDArray[np.intp]
 
 
 HELD = 1 << 20

@@ -35,14 +35,13 @@ from ..engines.residual.criterion import structured_engine
 from ..engines.residual.problem import residual_problem
 from ..errors import LMMError
 from ..support.memory import require
+from ..support.types import Array, Index
 
 if TYPE_CHECKING:
     from ..estimation.fit import Fit
 
 __all__ = ["Observed", "Targets", "Told", "grouped", "told"]
 
-Array = NDArray[np.float64]
-Index = NDArray[np.intp]
 
 TOGETHER = 1 << 17
 """Products of new rows and rows observed up to which clusters without random effects are taken together."""

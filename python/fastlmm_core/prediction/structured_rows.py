@@ -14,6 +14,7 @@ from ..engines.residual.problem import residual_problem
 from ..errors import LMMError
 from ..estimation.information import moments
 from ..inference.options import MOMENT_DDF, known_df
+from ..support.types import Array, Index
 from .new_rows import NewRows, some_of
 from .one_factor import LEAST_DF, solved
 from .other_rows import placed_anywhere, placed_rows
@@ -24,9 +25,6 @@ if TYPE_CHECKING:
     from ..estimation.model import Model
 
 __all__ = ["Asked", "residuals_left", "structured_rows"]
-
-Array = NDArray[np.float64]
-Index = NDArray[np.intp]
 
 
 class Asked(NamedTuple):

@@ -15,11 +15,11 @@ from numpy.typing import NDArray
 
 from ..covariance.parameters import Block, CovarianceStructure
 from ..errors import LMMError
+from ..support.types import Array
 from .columns import RANK_TOLERANCE
 
 __all__ = ["default_names", "refuse_aliased", "suspects", "term_text"]
 
-Array = NDArray[np.float64]
 
 SUSPECT = 1e-8
 """Share of Z'Z left by X, from cross-products, below which the rows are looked at."""

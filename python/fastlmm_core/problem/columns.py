@@ -11,11 +11,11 @@ from math import sqrt
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from .. import kernels
 from ..covariance.parameters import Block, CovarianceStructure
 from ..errors import LMMError
+from ..support.types import Array, Index
 
 __all__ = [
     "RANK_TOLERANCE",
@@ -38,8 +38,6 @@ __all__ = [
     "z_preconditioner",
 ]
 
-Array = NDArray[np.float64]
-Index = NDArray[np.intp]
 
 SAMPLE = 1000
 """Rows from which offsets and scales are taken."""

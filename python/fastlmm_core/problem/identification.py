@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from ..covariance.parameters import CovarianceStructure
 from ..errors import LMMError
+from ..support.types import Array, Index
 from .aliasing import term_text
 from .columns import RANK_TOLERANCE
 
@@ -33,8 +34,6 @@ __all__ = [
     "refuse_unidentified",
 ]
 
-Array = NDArray[np.float64]
-Index = NDArray[np.intp]
 
 SUSPECT = 1e-9
 """Eigenvalue of the Gram matrix of unit matrices, sums of products that lose digits, below which rows are looked at."""

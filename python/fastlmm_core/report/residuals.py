@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ..inference.residual_parameters import residual_parameters
 from ..support.display import Cells, Line, Part
 from ..support.text_tables import estimate_cells, text_table
+from ..support.types import Array
 from .random_effects import correlation_cell
 
 if TYPE_CHECKING:
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
 __all__ = ["ResidualTable"]
 
-Array = NDArray[np.float64]
 
 VISITS = 10
 """Visits up to which their correlations are shown."""

@@ -23,6 +23,7 @@ from ..support.progress import progress_bar
 from ..support.seeds import Seed, beside, check_first, key_of, stream
 from ..support.text_tables import aligned_cells, estimate_cells
 from ..support.threads import thread_count
+from ..support.types import Array
 from ..support.words import option
 from ..tables.columns import native_frame
 from ..tables.rows import limits_table
@@ -38,8 +39,6 @@ if TYPE_CHECKING:
     from ..estimation.model import Model
 
 __all__ = ["BootstrapResult", "bootstrap"]
-
-Array = NDArray[np.float64]
 
 
 @checked

@@ -22,6 +22,7 @@ from ..estimation.many.policy import fit_drawn
 from ..estimation.model import Model
 from ..support.checks import check_count
 from ..support.seeds import Seed, beside, check_first, key_of, stream
+from ..support.types import Array
 from .scores import Scores
 from .shapes import Shape, checked_draw, normal, shape_of
 
@@ -40,7 +41,6 @@ __all__ = [
     "stream_size",
 ]
 
-Array = NDArray[np.float64]
 Draw = Callable[[np.random.Generator, int], NDArray[Any]]
 """(generator at the beginning of a block, count) -> the first so many responses of the block."""
 B = TypeVar("B", bound=BatchFit)

@@ -13,14 +13,13 @@ from collections.abc import Callable
 from typing import Literal, NamedTuple, get_args
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ..errors import LMMError
 from ..support.distributions import quantile
+from ..support.types import Array
 
 __all__ = ["Limits", "Method", "Sample", "limits"]
 
-Array = NDArray[np.float64]
 Method = Literal["auto", "percentile", "basic", "normal", "bca", "studentized"]
 
 MANY_GROUPS = 1000

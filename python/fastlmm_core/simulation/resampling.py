@@ -15,6 +15,7 @@ from ..engines.starts import moment_start
 from ..errors import LMMError
 from ..estimation.deletion.contributions import conditioned_rows, within_groups
 from ..estimation.optimize import optimize
+from ..support.types import Array
 
 if TYPE_CHECKING:
     from ..estimation.fit import Fit
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
 
 __all__ = ["cases_of", "clusters_of", "parameters_of_fits", "refits", "refitted", "rescaled", "without_groups"]
 
-Array = NDArray[np.float64]
 
 DEPENDENT = 1e-10
 """Smallest eigenvalue of the correlations of X in a resample below which its columns depend on each other."""

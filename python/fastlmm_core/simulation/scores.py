@@ -20,13 +20,13 @@ from ..estimation.many.one_factor import shared_design
 from ..kernels import BatchDesign, unpack
 from ..kernels.records import BatchScores
 from ..support.seeds import beside
+from ..support.types import Array
 
 if TYPE_CHECKING:
     from ..estimation.model import Model
 
 __all__ = ["Scores"]
 
-Array = NDArray[np.float64]
 
 SPANNED = 1e-10
 """Share of a column of X within groups, below which it counts as spanned by Z."""

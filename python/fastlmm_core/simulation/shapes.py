@@ -7,13 +7,12 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ..errors import LMMError
+from ..support.types import Array
 
 __all__ = ["Shape", "checked_draw", "normal", "shape_of"]
 
-Array = NDArray[np.float64]
 Shape = Callable[[np.random.Generator, tuple[int, ...]], Array]
 """(generator, shape of the array) -> independent numbers."""
 

@@ -5,19 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ..covariance.elements import element_names, sd_and_cor
 from ..estimation.fit import Fit
 from ..estimation.statements import residual_names
 from ..estimation.structured_effects import effects
 from ..estimation.whitening import by_residuals
+from ..support.types import Array
 from .draws import Draw, correlated
 from .resampling import clusters_of, refitted, rescaled
 
 __all__ = ["Parameters", "conditional", "effect_pools", "residual", "without_clusters"]
-
-Array = NDArray[np.float64]
 
 
 class Parameters:

@@ -18,14 +18,13 @@ from ..design.streamed import StreamedDesign, refuse_rows
 from ..engines.nested.problem import NestedProblem
 from ..engines.nested.shared import RESIDUE, rooted
 from ..engines.one_factor.problem import OneFactorProblem
+from ..support.types import Array
 
 if TYPE_CHECKING:
     from ..estimation.fit import Fit
     from ..estimation.model import Model
 
 __all__ = ["SumDraws"]
-
-Array = NDArray[np.float64]
 
 
 class SumDraws:

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ..design.streamed import random_without_rows
 from ..engines.nested.shared import shared_scales
@@ -23,8 +22,6 @@ from .reduce import chunks, constant_values, first_chunk, sum_chunks
 from .source import Scan, ahead, scan
 
 __all__ = ["Plan", "plan"]
-
-Array = NDArray[np.float64]
 
 
 @dataclass(frozen=True, eq=False, repr=False)

@@ -17,6 +17,7 @@ from ..engines.protocol import Problem
 from ..errors import LMMError
 from ..kernels.records import RowColumns, Rows
 from ..problem.columns import refuse_non_finite, scaled_triangle
+from ..support.types import Array, Index
 from .cross_products import CrossProducts
 from .labels import CellSlots, joined
 from .plan import Plan
@@ -26,8 +27,6 @@ from .source import Scan
 
 __all__ = ["StreamRows"]
 
-Array = NDArray[np.float64]
-Index = NDArray[np.intp]
 
 GATHERED = 1 << 28
 """Bytes of rows that are gathered where a suspicion has to be looked into."""

@@ -16,6 +16,7 @@ from .. import kernels
 from ..engines.one_factor.reading import BLOCK, log_sum
 from ..kernels.records import RowColumns, Rows
 from ..problem.columns import piece_rows
+from ..support.types import Array
 from ..tables.columns import Table
 from .labels import CellSlots
 from .recipe import Piece, Recipe, Seen
@@ -23,7 +24,6 @@ from .source import AHEAD
 
 __all__ = ["PassSums", "chunk_rows", "chunks", "constant_values", "first_chunk", "line_length", "sum_chunks"]
 
-Array = NDArray[np.float64]
 
 TARGET = 1 << 18
 """Numbers of a chunk: it stays in the cache of a core, and is long against the cost of a call."""

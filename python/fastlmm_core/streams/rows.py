@@ -8,17 +8,15 @@ from importlib import import_module
 from typing import Any, cast
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ..design.streamed import StreamedDesign
 from ..errors import LMMError
+from ..support.types import Array
 from .labels import joined, labels_of
 from .recipe import Piece, Recipe, Seen, SharedTerms
 from .source import Scan, ahead
 
 __all__ = ["augmented", "write_augmented"]
-
-Array = NDArray[np.float64]
 
 
 def augmented(

@@ -1,5 +1,6 @@
 """What every floor may use; knows nothing of models.
 
+types           arrays of numbers and of places
 arguments       types and names of arguments
 checks          arguments: numbers, shares, choices
 seals           arrays that a caller may change

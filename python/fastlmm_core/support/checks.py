@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from ..errors import LMMError
 from .numerals import first_other
+from .types import Array
 
 __all__ = [
     "check_count",
@@ -22,7 +23,6 @@ __all__ = [
     "row_values",
 ]
 
-Array = NDArray[np.float64]
 
 _FLOAT = np.dtype(np.float64)
 

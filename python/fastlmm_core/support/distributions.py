@@ -6,11 +6,11 @@ They come from scipy.special: importing scipy.stats takes a second.
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
+
+from .types import Array
 
 __all__ = ["chi2_tail", "f_quantile", "f_tail", "quantile", "two_sided_p"]
-
-Array = NDArray[np.float64]
 
 
 def two_sided_p(statistic: ArrayLike, df: ArrayLike | None) -> Array:

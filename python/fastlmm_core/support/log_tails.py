@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from .distributions import f_tail
+from .types import Array
 
 __all__ = ["log10_f_tail"]
 
-Array = NDArray[np.float64]
 
 TINY = 1e-280
 """Tails from which the logarithm is taken as they are."""

@@ -11,13 +11,12 @@ from numpy.typing import NDArray
 
 from ..errors import LMMError
 from ..support.checks import float_array
+from ..support.types import Array
 from .alignment import positions
 from .columns import Column, Table
 from .rows import CallerRows
 
 __all__ = ["ResponseColumns", "is_table"]
-
-Array = NDArray[np.float64]
 
 
 def is_table(values: Any) -> bool:

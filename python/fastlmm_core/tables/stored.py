@@ -12,11 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import LMMError
+from ..support.types import Array
 from .rows import CallerRows
 
 __all__ = ["StoredResponses", "stored"]
 
-Array = NDArray[np.float64]
 
 GAP = 8
 """Responses that are read in vain rather than in two pieces."""

@@ -8,12 +8,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
-import numpy as np
-from numpy.typing import NDArray
+from ...support.types import Array
 
 __all__ = ["Array", "EffectsStructure"]
-
-Array = NDArray[np.float64]
 
 
 class EffectsStructure(Protocol):

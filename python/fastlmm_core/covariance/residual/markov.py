@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ...kernels.records import ChainLinks
 from ...kernels.residuals import ChainProducts
+from ...support.types import Index
 from .deviations import Common
 from .scaled import Scaled
 from .steps import Steps
@@ -26,7 +26,6 @@ from .varied import Varied
 
 __all__ = ["Chain", "Gaps", "MarkovChain", "Products", "chain_of", "gaps_of", "products", "whiten_twice"]
 
-Index = NDArray[np.intp]
 
 CHUNK = 64
 """Rows from which a triangular factor is brought up to date: they stay in the cache."""

@@ -18,9 +18,10 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from ...support.types import Array
+
 __all__ = ["NEAR", "Array", "ResidualStructure", "Rows", "Where"]
 
-Array = NDArray[np.float64]
 Where = NDArray[Any]
 
 NEAR = 1e-5

@@ -13,11 +13,10 @@ from numpy.typing import NDArray
 
 from ...kernels import hierarchies
 from ...kernels.layouts import Sparse, Tail
+from ...support.types import Array, Index
 
 __all__ = ["TailLevels", "sparse_levels", "tail_levels"]
 
-Array = NDArray[np.float64]
-Index = NDArray[np.intp]
 
 SPARSE_FROM = 500
 """Columns of a component of the tail from which sparse levels are looked for."""

@@ -7,20 +7,18 @@ what belongs to them is zero.  N = Z'V^-1 Z and E = Z'V^-1 [X y] come from the k
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ...kernels.crossed import CrossedEngine
 from ...kernels.hierarchies import own_products
 from ...kernels.records import ConditionedRows
 from ...support.blas_threads import libraries
+from ...support.types import Array, Index
 
 __all__ = ["CrossedCriterion"]
 
 # the kernel has loaded scipy's BLAS
 libraries.cache_clear()
 
-Array = NDArray[np.float64]
-Index = NDArray[np.intp]
 
 DENSE_UP_TO = 4000
 """Random effects, over all levels, up to which tr(N D N F) is taken from all of N."""

@@ -16,12 +16,11 @@ from numpy.typing import NDArray
 from ...errors import LMMError
 from ...kernels import hierarchies
 from ...kernels.layouts import Layout, Sparse, Stage, Tail
+from ...support.types import Array, Index
 from .cores import sparse_levels, tail_levels
 
 __all__ = ["chain_of", "lay_out", "lay_out_chain"]
 
-Array = NDArray[np.float64]
-Index = NDArray[np.intp]
 
 LARGEST_TAIL = 20_000
 """Columns of the core of a component of the tail beyond which its dense matrices are refused."""

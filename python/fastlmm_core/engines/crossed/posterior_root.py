@@ -12,15 +12,13 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from ...support.types import Array, Index
 from .order import chain_of
 from .sparse_cholesky import sparse_cholesky
 
 __all__ = ["Posterior"]
 
-Array = NDArray[np.float64]
-Index = NDArray[np.intp]
 
 HELD = 1 << 23
 """Numbers in the arrays of a piece of the rows."""

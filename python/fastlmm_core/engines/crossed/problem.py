@@ -30,6 +30,7 @@ from ...problem.columns import (
 )
 from ...problem.identification import GroupedColumns, refuse_unidentified_rows
 from ...support.memory import numpy_blas, require, scipy_blas
+from ...support.types import Array, Index
 from ..protocol import CAREFUL, EASY, Elsewhere, Relaxed
 from .order import lay_out
 from .start import factors_start
@@ -39,8 +40,6 @@ if TYPE_CHECKING:
 
 __all__ = ["CrossedProblem", "Factor", "condition_crossed", "crossed_problem", "problem_fields"]
 
-Array = NDArray[np.float64]
-Index = NDArray[np.intp]
 
 SPANNED_UP_TO = 600
 """Rows up to which it is looked at whether X and Z span them all, if there are as many columns."""

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ...kernels import floored_factor
+from ...support.types import Array, Index
 
 if TYPE_CHECKING:
     from ...covariance.parameters import CovarianceStructure
@@ -15,8 +15,6 @@ if TYPE_CHECKING:
 
 __all__ = ["factors_start"]
 
-Array = NDArray[np.float64]
-Index = NDArray[np.intp]
 
 EXACT_UP_TO = 2000
 """Random effects of nested factors up to which the moments of several factors allow for the fixed effects."""

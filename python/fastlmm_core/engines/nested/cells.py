@@ -15,6 +15,7 @@ from ... import kernels
 from ...kernels.records import RowColumns
 from ...problem.columns import condition_z
 from ...problem.identification import GroupedColumns
+from ...support.types import Array, Index
 from ..crossed.problem import CrossedProblem, crossed_problem, problem_fields
 from ..one_factor.reading import RowReader
 from ..one_factor.summing import Conditioned, conditioned_sums
@@ -22,9 +23,6 @@ from .problem import chain_problem, nested
 from .shared import CellRows, SharedColumns, conditioned_x
 
 __all__ = ["CellReader", "condition_cells"]
-
-Array = NDArray[np.float64]
-Index = NDArray[np.intp]
 
 
 class CellReader(RowReader, Protocol):

@@ -10,9 +10,9 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ...kernels.hierarchies import NestedEngine
+from ...support.types import Array
 
 if TYPE_CHECKING:
     from ...covariance.parameters import CovarianceStructure
@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from ..crossed.engine import CrossedCriterion
 
 __all__ = ["NestedCriterion"]
-
-Array = NDArray[np.float64]
 
 
 class NestedCriterion(NestedEngine):

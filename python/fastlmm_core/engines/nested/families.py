@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ...kernels import hierarchies
 from ...kernels.layouts import Families
+from ...support.types import Index
 
 __all__ = ["families"]
 
-Index = NDArray[np.intp]
 
 RUN = 32
 """Children of one parent that stand below one another at most; larger families are divided."""

@@ -13,7 +13,6 @@ from math import sqrt
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ... import kernels
 from ...errors import LMMError
@@ -22,6 +21,7 @@ from ...kernels.layouts import Families, Layout
 from ...kernels.records import Rows
 from ...problem.aliasing import suspects
 from ...problem.columns import WELL_CONDITIONED
+from ...support.types import Array, Index
 from ..crossed.order import lay_out_chain
 from ..crossed.problem import CrossedProblem, Factor, problem_fields
 from ..crossed.start import factors_start
@@ -38,8 +38,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Chain", "NestedProblem", "Nesting", "chain_problem", "condition_chain", "nested"]
 
-Array = NDArray[np.float64]
-Index = NDArray[np.intp]
 
 PILOT_GROUPS, START_GROUPS = 1000, 200
 """Levels of the coarsest factor from which an approximate optimum and its start are found when there are many more."""

@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ... import kernels
 from ...covariance.parameters import Block, CovarianceStructure
@@ -25,13 +24,12 @@ from ...problem.columns import (
     rotation,
 )
 from ...problem.identification import GroupedColumns, clearly_identified, refuse_unidentified_rows
+from ...support.types import Array, Index
 from ..one_factor.reading import RowReader, first_columns
 from ..one_factor.summing import Conditioned
 
 __all__ = ["RESIDUE", "CellRows", "SharedColumns", "conditioned_x", "rooted", "shared_scales"]
 
-Array = NDArray[np.float64]
-Index = NDArray[np.intp]
 
 RESIDUE = 1e-12
 """Share of a combination of columns of X within cells that rounding may have left."""

@@ -22,13 +22,13 @@ from ...kernels.records import RowColumns, Rows
 from ...problem.aliasing import default_names, refuse_aliased, suspects
 from ...problem.columns import WELL_CONDITIONED, rotation, spread, z_preconditioner
 from ...problem.identification import GroupedColumns, Shared, parts_identify, refuse_unidentified
+from ...support.types import Array
 from .problem import OneFactorProblem
 from .reading import BLOCK, ArrayRows, RowReader, first_columns, log_sum
 from .summing import MOSTLY_EXPLAINED, Conditioned, conditioned_sums
 
 __all__ = ["condition", "condition_rows"]
 
-Array = NDArray[np.float64]
 
 AT_ONCE = 2**15
 """Rows up to which a problem is conditioned in one call; one that needs a second look is then read once more."""

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from ... import kernels
 from ...covariance.parameters import CovarianceStructure, one_block
+from ...support.types import Array
 from ..protocol import CAREFUL, EASY, HARD, ORDINARY, Elsewhere, Engine, Problem, Relaxed
 from ..starts import few_groups, moment_start
 
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
 
 __all__ = ["OneFactorProblem", "one_factor"]
 
-Array = NDArray[np.float64]
 
 PILOT_GROUPS = 2048
 """Groups on which a start is found when there are many more of them, all different."""

@@ -15,10 +15,10 @@ from ... import kernels
 from ...errors import LMMError
 from ...kernels.records import RowColumns, Rows
 from ...problem.columns import SAMPLE, refuse_non_finite, scaled_triangle
+from ...support.types import Array
 
 __all__ = ["BLOCK", "ArrayRows", "RowReader", "RowSums", "first_columns", "first_mean", "log_sum", "unshifted"]
 
-Array = NDArray[np.float64]
 
 BLOCK = 2048
 """Rows after which the kernels put partial sums away."""

@@ -7,18 +7,16 @@ from math import sqrt
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ... import kernels
 from ...errors import LMMError
 from ...kernels.records import RowColumns
 from ...problem.columns import WELL_CONDITIONED, independent_columns
+from ...support.types import Array, Index
 from .reading import RowReader, first_mean, unshifted
 
 __all__ = ["MOSTLY_EXPLAINED", "Conditioned", "conditioned_sums"]
 
-Array = NDArray[np.float64]
-Index = NDArray[np.intp]
 
 MOSTLY_EXPLAINED = 1e-7
 """Share of y'y that X leaves below which its residual is taken from the rows."""

@@ -27,11 +27,10 @@ from scipy.linalg.lapack import dpotrf
 from ... import kernels
 from ...kernels.records import ConditionedRows
 from ...kernels.residuals import ScriptedObjective
+from ...support.types import Array, Index
 
 __all__ = ["WideCriterion"]
 
-Array = NDArray[np.float64]
-Index = NDArray[np.intp]
 
 EPS = float(np.finfo(float).eps)
 

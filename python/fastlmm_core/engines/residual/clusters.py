@@ -15,12 +15,11 @@ from ...design.residual import ResidualPart
 from ...kernels.records import ClusterRows, ConditionedRows
 from ...kernels.residuals import ClusterSums
 from ...support.memory import require
+from ...support.types import Array, Index
 from .effects import EffectsCriterion
 
 __all__ = ["ClusterCriterion", "Clusters", "clusters_of"]
 
-Array = NDArray[np.float64]
-Index = NDArray[np.intp]
 
 COSTLY = 2_000
 """Rows from which one certified optimum is enough: other starts would take long, and lead to it as a rule."""

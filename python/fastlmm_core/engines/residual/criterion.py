@@ -22,11 +22,11 @@ from numpy.typing import NDArray
 from ...design.residual import ResidualPart
 from ...kernels.records import ConditionedRows
 from ...kernels.residuals import ScriptedObjective
+from ...support.types import Array
 from ..protocol import Engine
 
 __all__ = ["StructuredCriterion", "Unprofiled", "structured_engine"]
 
-Array = NDArray[np.float64]
 
 EPS = float(np.finfo(float).eps)
 

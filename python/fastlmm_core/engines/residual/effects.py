@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ...covariance.parameters import CovarianceStructure
 from ...design.residual import ResidualPart
+from ...support.types import Array, Index
 from .criterion import StructuredCriterion
 
 __all__ = ["EffectsCriterion"]
-
-Array = NDArray[np.float64]
-Index = NDArray[np.intp]
 
 
 class EffectsCriterion(StructuredCriterion):

@@ -10,11 +10,10 @@ from numpy.typing import NDArray
 from ...design.residual import ResidualPart
 from ...kernels.records import VisitPatterns
 from ...kernels.residuals import spanning_rows, split_patterns
+from ...support.types import Array, Index
 
 __all__ = ["Patterns", "visit_patterns"]
 
-Array = NDArray[np.float64]
-Index = NDArray[np.intp]
 
 SOME, FEW = 8_000, 24
 """Numbers in the rows of a pattern from which fewer are looked for, and dimensions that they may have beside y."""

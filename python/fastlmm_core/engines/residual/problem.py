@@ -27,6 +27,7 @@ from ...problem.columns import (
     refuse_non_finite,
     scaled_z,
 )
+from ...support.types import Array
 from ..protocol import Engine, Problem
 from .clusters import ClusterCriterion, Clusters, clusters_of
 from .patterns import Patterns, visit_patterns
@@ -38,7 +39,6 @@ if TYPE_CHECKING:
 
 __all__ = ["ResidualProblem", "condition_residual", "residual_problem"]
 
-Array = NDArray[np.float64]
 
 MANY_VISITS = 40
 """Visits above which the curvature in all covariances of two of them is larger than that along the parameters."""

@@ -23,7 +23,6 @@ from functools import cached_property
 from itertools import pairwise
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ...covariance.parameters import CovarianceStructure
 from ...covariance.residual.markov import Chain, Gaps, chain_of, gaps_of, products, whiten_twice
@@ -32,6 +31,7 @@ from ...design.residual import ResidualPart, Stratum
 from ...errors import LMMError
 from ...kernels.records import ConditionedRows
 from ...kernels.residuals import ChainProducts, SubjectSums
+from ...support.types import Array, Index
 from .clusters import ClusterCriterion
 from .effects import EffectsCriterion
 
@@ -42,9 +42,6 @@ IN_FULL = 1_000
 
 COSTLY = 2_000
 """Rows from which the certified minimum of one start is enough."""
-
-Array = NDArray[np.float64]
-Index = NDArray[np.intp]
 
 
 def chains_of(part: ResidualPart) -> list[Chain] | None:

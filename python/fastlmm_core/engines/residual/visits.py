@@ -18,12 +18,12 @@ from ...covariance.residual.unstructured import Unstructured
 from ...design.residual import ResidualPart
 from ...kernels.records import ConditionedRows
 from ...kernels.residuals import PatternSums, UnstructuredSums
+from ...support.types import Array
 from .criterion import StructuredCriterion
 from .patterns import Patterns
 
 __all__ = ["VisitCriterion"]
 
-Array = NDArray[np.float64]
 
 NEARLY = 1e-3
 """Share of a standard deviation that the positions before leave, below which S is taken for nearly singular."""

@@ -10,14 +10,13 @@ from numpy.typing import NDArray
 from ... import kernels
 from ...kernels.deletions import others_in_group
 from ...kernels.records import RowColumns, Rows
+from ...support.types import Array
 
 if TYPE_CHECKING:
     from ...engines.one_factor.problem import OneFactorProblem
     from ..model import Model
 
 __all__ = ["Pieces", "all_but_one", "conditioned_rows", "group_pieces", "square_lines", "within_groups"]
-
-Array = NDArray[np.float64]
 
 
 class Pieces(NamedTuple):

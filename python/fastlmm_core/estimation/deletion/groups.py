@@ -23,6 +23,7 @@ from ...errors import LMMError
 from ...kernels.deletions import refit_deletions
 from ...kernels.records import DeletedLines, DeletionSums
 from ...support.threads import map_in_threads, processors
+from ...support.types import Array
 from ..optimize import SINGULAR, Optimum, optimize
 from .contributions import all_but_one, group_pieces
 from .polynomials import DEGREES, Sums, n_nodes, n_terms, symmetric_sum
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Deletions", "delete"]
 
-Array = NDArray[np.float64]
 
 EXPANSION_ERROR = 3e-10
 """Relative truncation error of the derivatives of a polynomial that serves in place of the sums: radius^degree."""

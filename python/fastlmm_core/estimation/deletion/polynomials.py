@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from ...support.types import Array
+
 if TYPE_CHECKING:
     from ...covariance.parameters import CovarianceStructure
     from ...engines.one_factor.problem import OneFactorProblem
@@ -22,7 +24,6 @@ if TYPE_CHECKING:
 
 __all__ = ["DEGREES", "Basis", "Sums", "n_nodes", "n_terms", "symmetric_sum"]
 
-Array = NDArray[np.float64]
 
 DEGREES = {1: 10, 2: 8, 3: 6, 4: 6, 5: 5, 6: 5}
 """Highest degree of the polynomials by the number of covariance parameters; with more there are too many terms."""

@@ -11,11 +11,11 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ...errors import LMMError
 from ...support.progress import progress_bar
 from ...support.threads import map_in_threads, processors
+from ...support.types import Index
 from .groups import Deletions
 
 if TYPE_CHECKING:
@@ -24,8 +24,6 @@ if TYPE_CHECKING:
 
 __all__ = ["MOST", "refit_each", "refit_without", "refits", "rows_of_units"]
 
-Array = NDArray[np.float64]
-Index = NDArray[np.intp]
 T = TypeVar("T")
 F = TypeVar("F", bound="Fit")
 

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from ...errors import LMMError
 from ...kernels.records import BatchScores
 from ...support.seals import broken_lines
+from ...support.types import Array
 from ..fit import Fit, estimate
 from ..model import Model
 from ..optimize import SINGULAR
@@ -19,7 +20,6 @@ from .one_factor import effects_design
 
 __all__ = ["BOUNDARY", "BatchFit"]
 
-Array = NDArray[np.float64]
 
 BOUNDARY = 2
 """Status of a certified optimum on the boundary; 1: inside, 0: not certified, below 0: cannot be fitted."""

@@ -18,12 +18,12 @@ from ...engines.protocol import CAREFUL, HARD
 from ...kernels.hierarchies import FactorBatch
 from ...kernels.records import FactorLeaves, FactorParts, FactorRows, FactorScreen, FactorSearch
 from ...problem.columns import condition_z, factor_structure
+from ...support.types import Array
 from ..model import Model
 from ..search import DESCENTS, HIGHEST, LOWEST, VANISHING, nearest, screen_of, spread_points
 
 __all__ = ["conditioned_z", "factor_batch", "moved_starts"]
 
-Array = NDArray[np.float64]
 Int64 = NDArray[np.int64]
 
 WORK_UP_TO, PART_UP_TO = 4e6, 8e5

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from ...errors import LMMError
 from ...support.checks import plain_array
+from ...support.types import Array
 from ...tables.responses import ResponseColumns, is_table
 from ...tables.stored import stored
 from ..model import Model
@@ -18,7 +19,6 @@ from .policy import fit_many
 
 __all__ = ["Masked", "fit_masked", "responses_of"]
 
-Array = NDArray[np.float64]
 B = TypeVar("B", bound=BatchFit)
 
 FEW, MANY_SCATTERED = 16, 32

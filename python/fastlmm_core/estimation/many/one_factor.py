@@ -12,6 +12,7 @@ from ...covariance.parameters import vech_positions
 from ...engines.one_factor.problem import one_factor
 from ...engines.protocol import linear_engine
 from ...kernels.records import BatchPatterns, BatchRows, BatchSearch
+from ...support.types import Array
 from ..fit import Fit, estimate
 from ..model import Model
 from ..moments import projected_traces, reduced_traces
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
 
 __all__ = ["EffectsDesign", "effects_design", "hierarchy_design", "shared_design"]
 
-Array = NDArray[np.float64]
 
 MAX_ITERATIONS = 40
 """Newton steps in lanes before a response is left to the single-fit path."""

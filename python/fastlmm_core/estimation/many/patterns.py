@@ -17,6 +17,7 @@ from ...covariance.directions import face_inverse_free, free_directions, null_pr
 from ...covariance.parameters import CovarianceStructure, vech_positions
 from ...engines.one_factor.problem import one_factor
 from ...support.blas_threads import one_blas_thread
+from ...support.types import Array
 from ..model import Model
 from ..moments import Moments, adjusted, expected_information, reduced_traces
 from .one_factor import shared_design
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Observed", "Patterns", "patterns_of"]
 
-Array = NDArray[np.float64]
 
 CHUNK_BYTES = 2**22
 """Size of the intermediate arrays over responses: what a processor's cache holds."""

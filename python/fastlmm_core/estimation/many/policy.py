@@ -21,6 +21,7 @@ from ...support.memory import blas_callers
 from ...support.progress import progress_bar
 from ...support.seals import constant, line_seals
 from ...support.threads import in_threads, thread_count
+from ...support.types import Array, Index
 from ...tables.responses import ResponseColumns, is_table
 from ...tables.stored import StoredResponses, stored
 from ..fit import Fit, estimate
@@ -42,8 +43,6 @@ if TYPE_CHECKING:
 
 __all__ = ["fit_drawn", "fit_many"]
 
-Array = NDArray[np.float64]
-Index = NDArray[np.intp]
 B = TypeVar("B", bound=BatchFit)
 
 WORTH_A_THREAD = 2**16

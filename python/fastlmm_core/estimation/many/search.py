@@ -10,12 +10,12 @@ from math import inf
 from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ... import kernels
 from ...engines.one_factor.problem import one_factor
 from ...engines.protocol import EASY, HARD, linear_engine, linear_problem
 from ...kernels.records import BatchPatterns, BatchScreen
+from ...support.types import Array
 from ..search import DESCENTS, LOWEST_POINTS, NEAR, SPREAD, VANISHING, nearest, screen_of
 
 if TYPE_CHECKING:
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 
 __all__ = ["CLOSE", "group_basis", "narrowed_starts", "response_screen"]
 
-Array = NDArray[np.float64]
 
 GROUPS = 256
 """Groups of which the criterion is screened where there are more."""

@@ -25,6 +25,7 @@ from ...errors import LMMError
 from ...kernels import minimize_newton
 from ...kernels.records import BatchResults
 from ...support.blas_threads import one_blas_thread
+from ...support.types import Array, Index
 from ..fit import Fit, estimate
 from ..model import Model
 from ..optimize import CERTIFIED, ROUND, SINGULAR, optimize
@@ -37,8 +38,6 @@ if TYPE_CHECKING:
 
 __all__ = ["HierarchyDesign"]
 
-Array = NDArray[np.float64]
-Index = NDArray[np.intp]
 
 CHUNK_BYTES = 2**22
 """Size of the intermediate arrays over responses."""

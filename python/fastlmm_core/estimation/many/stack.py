@@ -19,6 +19,7 @@ from ...kernels.records import StackedRows, StackResults, StackSearch
 from ...kernels.stacks import ProblemStack
 from ...support.progress import progress_bar
 from ...support.threads import in_threads, thread_count
+from ...support.types import Array
 from ..fit import Fit, estimate
 from ..information import moments
 from ..model import Model
@@ -28,7 +29,6 @@ from .batch_fit import BOUNDARY
 
 __all__ = ["Problems", "Stack", "StackFit", "fit_stack", "search_of"]
 
-Array = NDArray[np.float64]
 
 PIECE = 256
 """Problems that a thread takes at a time."""

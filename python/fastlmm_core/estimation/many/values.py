@@ -13,13 +13,12 @@ from ...errors import LMMError
 from ...kernels.records import RowsOfDesign
 from ...kernels.stacks import ProblemStack
 from ...support.checks import plain_array
+from ...support.types import Array
 from ...tables.responses import ResponseColumns, is_table
 from ..model import Model
 from .stack import search_of
 
 __all__ = ["ResponseStack", "for_lanes", "shaped_like"]
-
-Array = NDArray[np.float64]
 
 
 def for_lanes(model: Model) -> bool:

@@ -11,13 +11,13 @@ from ...covariance.residual.unstructured import Unstructured
 from ...engines.residual.problem import SPANNED, ResidualProblem
 from ...engines.residual.visits import NEARLY
 from ...kernels.records import BatchResults, VisitPatterns, VisitResponses
+from ...support.types import Array
 
 if TYPE_CHECKING:
     from ..model import Model
 
 __all__ = ["VisitDesign", "visit_design"]
 
-Array = NDArray[np.float64]
 
 MAX_ITERATIONS = 40
 """Newton steps before a response is left to the single-fit path."""

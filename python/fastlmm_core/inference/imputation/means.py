@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from ...errors import LMMError
 from ...support.arguments import checked
 from ...support.display import Part
+from ...support.types import Array
 from ..means.contrasts import Method, contrast_weights
 from ..means.families import adjusted, adjustment
 from ..means.means import Estimates, MarginalMeans, emmeans, slopes
@@ -19,8 +20,6 @@ from ..means.multiplicity import method_name
 from .rubin import Imputed, rubin
 
 __all__ = ["PooledEstimates", "PooledMeans", "pooled_means"]
-
-Array = NDArray[np.float64]
 
 
 @checked

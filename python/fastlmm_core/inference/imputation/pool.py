@@ -7,13 +7,14 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from ...errors import LMMError
 from ...support.arguments import checked
 from ...support.checks import check_level
 from ...support.display import Cells, Line, Part, Shown
 from ...support.distributions import f_tail, quantile, two_sided_p
+from ...support.types import Array
 from .. import wald as inference
 from ..hypotheses import parse_hypothesis
 from ..options import Ddf, Information, Vcov, check_options
@@ -26,8 +27,6 @@ if TYPE_CHECKING:
     from .means import PooledMeans
 
 __all__ = ["PooledResult", "pool"]
-
-Array = NDArray[np.float64]
 
 
 # ---- results -------------------------------------------------------------------------------------

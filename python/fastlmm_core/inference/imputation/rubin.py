@@ -19,8 +19,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
+from ...support.types import Array
 from .. import wald as inference
 from ..wald_test import method
 
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Imputed", "Rubin", "joint_df", "rubin"]
 
-Array = NDArray[np.float64]
 
 SAME = 1e-20
 """Variance between imputations, relative to that within them, that is due to rounding."""

@@ -8,13 +8,13 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ...errors import LMMError
 from ...estimation.column_moments import data_sums
 from ...support.arguments import checked
 from ...support.checks import check_count
 from ...support.seeds import Seed, check_seed, generator_of
+from ...support.types import Array
 from .f_tests import F_TESTS, by_f
 from .nesting import Nesting, contained, efficient_information, fixed_columns, nest
 from .null_distributions import NullTest, chi_bar_square, chi_square, counted
@@ -39,7 +39,6 @@ __all__ = [
     "warnings",
 ]
 
-Array = NDArray[np.float64]
 Null = Literal["auto", "chi2", "mixture", "exact", "bootstrap"]
 
 _NULLS = ("auto", "chi2", "mixture", "exact", "bootstrap")

@@ -17,11 +17,11 @@ from numpy.typing import NDArray
 
 from ...errors import LMMError
 from ...support.seeds import Seed, generator_of
+from ...support.types import Array
 from .nesting import Cone, orthonormal
 
 __all__ = ["MAX_DISTINCT", "Spectrum", "draw", "spectrum"]
 
-Array = NDArray[np.float64]
 
 MAX_DISTINCT = 3000
 """Largest eigenvalue problem that is solved; groups with equal z'z count as rank(X) rows together."""

@@ -12,8 +12,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
+from ...support.types import Array
 from ..anova import f_statistic
 from ..wald import wald
 from ..wald_test import METHODS
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 
 __all__ = ["F_TESTS", "by_f", "f_row", "restriction"]
 
-Array = NDArray[np.float64]
 
 F_TESTS = ("kenward-roger", "satterthwaite")
 

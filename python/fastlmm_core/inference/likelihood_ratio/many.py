@@ -18,6 +18,7 @@ from ...support.display import LINES, Cells, Shown, first_lines
 from ...support.distributions import chi2_tail
 from ...support.seeds import Seed, generator_of
 from ...support.text_tables import p_value_cell
+from ...support.types import Array
 from ...tables.rows import named_rows
 from ..false_discoveries import false_discovery_rates
 from .compare import NOTHING, Null, check_null, null_test
@@ -29,8 +30,6 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 __all__ = ["BatchComparison", "compare", "random_effect_test"]
-
-Array = NDArray[np.float64]
 
 
 @checked

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from ...design.streamed import named_columns
 from ...design.terms import TOLERANCE
 from ...engines.protocol import linear_engine
+from ...support.types import Array
 from .residuals import parameters_added
 from .restricted import match
 
@@ -25,8 +26,6 @@ if TYPE_CHECKING:
     from ...estimation.model import Model
 
 __all__ = ["Cone", "Nesting", "cones", "contained", "efficient_information", "nest", "orthonormal", "same_grouping"]
-
-Array = NDArray[np.float64]
 
 
 @dataclass(frozen=True)

@@ -12,14 +12,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ...errors import LMMError
 from ...support.seeds import Seed, generator_of
+from ...support.types import Array
 
 __all__ = ["NullTest", "chi_bar_square", "chi_square", "counted", "orthant_weights", "projection_shares"]
 
-Array = NDArray[np.float64]
 
 _ITERATIONS = 2000
 _PRECISE = 1e-9  # of the share of the squared length; errors of the projection enter it squared

@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ...covariance.parameters import FREE
 from ...design.terms import Term, no_random_part, random_part
@@ -16,6 +15,7 @@ from ...estimation.model import Model
 from ...simulation.draws import draws, parametric, simulate_fit, stream_size
 from ...support.arguments import checked
 from ...support.seeds import Seed, generator_of, key_of
+from ...support.types import Array
 from .compare import Null, beyond_rounding, check_null, moved, null_test, tested, warnings
 from .nesting import nest, orthonormal
 from .null_distributions import NullTest, counted
@@ -25,8 +25,6 @@ if TYPE_CHECKING:
     from ...estimation.fit import Fit
 
 __all__ = ["effects_of", "random_effect_test", "without"]
-
-Array = NDArray[np.float64]
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ from ...estimation.many.one_factor import shared_design
 from ...estimation.many.patterns import Observed, patterns_of
 from ...support.blas_threads import one_blas_thread
 from ...support.threads import map_in_threads, thread_count
+from ...support.types import Array
 from ..hypotheses import Hypothesis
 from ..wald import check_estimable, coefficient_table, independent_rows, wald
 from .robust import robust_fits
@@ -34,7 +35,6 @@ __all__ = [
     "Asked", "chunks", "kenward_roger", "kenward_roger_coefficients", "of_variance", "robust", "satterthwaite",
 ]  # fmt: skip
 
-Array = NDArray[np.float64]
 
 CHUNK_BYTES = 2**24
 """Size of the intermediate arrays over responses."""

@@ -19,6 +19,7 @@ from ...support.checks import check_level
 from ...support.display import LINES, Cells, Shown, first_lines
 from ...support.distributions import two_sided_p
 from ...support.text_tables import estimate_cells
+from ...support.types import Array
 from ...tables.rows import named_rows
 from ..hypotheses import Hypothesis, parse_hypothesis
 from ..wald import coefficient_table, independent_rows, wald
@@ -29,8 +30,6 @@ if TYPE_CHECKING:
     from ..options import Ddf, Information
 
 __all__ = ["EachResult"]
-
-Array = NDArray[np.float64]
 
 
 @checked

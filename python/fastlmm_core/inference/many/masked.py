@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from ...errors import LMMError
 from ...support.arguments import checked
 from ...support.distributions import two_sided_p
+from ...support.types import Array
 from ...tables.rows import named_rows
 from ..hypotheses import parse_hypothesis
 from ..wald import check_estimable, independent_rows
@@ -26,8 +27,6 @@ if TYPE_CHECKING:
     from ..options import Ddf, Information
 
 __all__ = ["MaskedBatch"]
-
-Array = NDArray[np.float64]
 
 
 @checked

@@ -7,12 +7,12 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ...estimation.fit import Fit, estimate
 from ...support.arguments import checked
 from ...support.display import Cells, Shown
 from ...support.distributions import two_sided_p
+from ...support.types import Array
 from ..hypotheses import Hypothesis
 from ..means.means import Estimates, emmeans, slopes
 from ..wald import undetermined
@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     from ...estimation.many.batch_fit import BatchFit
 
 __all__ = ["BatchMeans", "marginal_means", "mean_slopes"]
-
-Array = NDArray[np.float64]
 
 
 @checked

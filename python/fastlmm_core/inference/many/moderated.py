@@ -16,19 +16,18 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from ...errors import LMMError
 from ...support.arguments import checked
 from ...support.distributions import two_sided_p
+from ...support.types import Array
 from .t_tests import TTests
 
 if TYPE_CHECKING:
     from ...estimation.many.batch_fit import BatchFit
 
 __all__ = ["ModeratedTests", "moderate", "prior_of", "trigamma_inverse"]
-
-Array = NDArray[np.float64]
 
 
 @checked

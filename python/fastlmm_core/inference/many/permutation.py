@@ -28,6 +28,7 @@ from ...support.display import Cells, Shown
 from ...support.seeds import Seed, key_of, stream
 from ...support.text_tables import p_value_cell
 from ...support.threads import map_in_threads, thread_count
+from ...support.types import Array
 from ..hypotheses import Hypothesis, parse_hypothesis
 from ..wald import check_estimable, independent_rows
 
@@ -36,7 +37,6 @@ if TYPE_CHECKING:
 
 __all__ = ["SCHEMES", "Permutations", "Scheme", "permute", "rearrangements"]
 
-Array = NDArray[np.float64]
 Reduce = Callable[[Array], Any]
 Scheme = Literal["freedman-lane", "sign-flip", "whole", "within"]
 

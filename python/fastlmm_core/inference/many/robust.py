@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ...errors import LMMError
+from ...support.types import Array
 from ..sandwich import sandwich
 from ..wald import coefficient_table
 
@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     from ..sandwich import Sandwich
 
 __all__ = ["robust_coefficients", "robust_fits"]
-
-Array = NDArray[np.float64]
 
 
 def robust_fits(batch: BatchFit, vcov: str, cluster: Any) -> Iterator[tuple[int, Fit, Sandwich | None]]:

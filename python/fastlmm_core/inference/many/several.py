@@ -6,11 +6,11 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ...errors import LMMError
 from ...support.arguments import checked
 from ...support.display import Cells, Shown
+from ...support.types import Array
 from ..anova import TYPES, hypotheses
 from ..hypotheses import Hypothesis, parse_hypothesis
 from .tests import BatchTest, tests
@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from ...estimation.many.batch_fit import BatchFit
 
 __all__ = ["BatchTests", "anova", "several"]
-
-Array = NDArray[np.float64]
 
 
 @checked

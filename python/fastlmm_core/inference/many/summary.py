@@ -11,13 +11,13 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ...covariance.elements import element_names, sd_and_cor
 from ...errors import LMMError
 from ...support.arguments import checked
 from ...support.checks import check_level, number_array
 from ...support.display import Cells, Shown
+from ...support.types import Array
 from ...tables.columns import native_frame
 from .tests import tidy_columns
 
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 
 __all__ = ["StudySummary", "summarise"]
 
-Array = NDArray[np.float64]
 
 MEASURES = ("bias", "emp_se", "mse", "model_se", "relative_error", "cover", "bias_eliminated_cover", "rejection")
 """Performance measures, each with a Monte Carlo standard error."""

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ...support.arguments import checked
 from ...support.checks import check_level
 from ...support.distributions import quantile
 from ...support.log_tails import log10_f_tail
+from ...support.types import Array
 from ..false_discoveries import false_discovery_rates
 
 __all__ = ["TTests"]
-
-Array = NDArray[np.float64]
 
 
 @checked

@@ -21,6 +21,7 @@ from ...support.display import LINES, Cells, Shown, first_lines
 from ...support.distributions import chi2_tail, f_tail, quantile, two_sided_p
 from ...support.log_tails import log10_f_tail
 from ...support.text_tables import p_value_cell
+from ...support.types import Array
 from ...tables.rows import named_rows
 from ..false_discoveries import false_discovery_rates
 from ..hypotheses import Hypothesis, parse_hypothesis
@@ -44,7 +45,6 @@ __all__ = [
     "tidy_columns",
 ]  # fmt: skip
 
-Array = NDArray[np.float64]
 
 DDF = ("satterthwaite", "kenward-roger", "residual", "normal")
 """Degrees of freedom of fits of many responses."""

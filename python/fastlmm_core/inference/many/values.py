@@ -6,12 +6,12 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ...errors import LMMError
 from ...estimation.many.masks import fit_masked, responses_of
 from ...estimation.many.stack import fit_stack
 from ...estimation.many.values import ResponseStack, for_lanes, shaped_like
+from ...support.types import Array
 from .each import EachResult
 from .masked import MaskedBatch
 
@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from ...estimation.model import Model
 
 __all__ = ["fit_values", "fit_with_holes"]
-
-Array = NDArray[np.float64]
 
 
 def fit_values(

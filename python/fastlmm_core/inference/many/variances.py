@@ -24,6 +24,7 @@ from ...support.arguments import checked
 from ...support.checks import check_level
 from ...support.display import Cells, Shown
 from ...support.distributions import quantile
+from ...support.types import Array
 from ...tables.rows import named_rows
 from ..variance_components import variance_components
 from .contrasts import CHUNK_BYTES, contrasts
@@ -32,8 +33,6 @@ if TYPE_CHECKING:
     from ...estimation.many.batch_fit import BatchFit
 
 __all__ = ["BatchFractions", "BatchVariances", "components", "fractions", "icc", "r2"]
-
-Array = NDArray[np.float64]
 
 
 @checked

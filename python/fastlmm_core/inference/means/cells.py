@@ -7,10 +7,10 @@ from itertools import product
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ...errors import LMMError
 from ...formula.coding import fixed_terms
+from ...support.types import Array, Index
 from ...support.words import option
 
 if TYPE_CHECKING:
@@ -18,8 +18,6 @@ if TYPE_CHECKING:
 
 __all__ = ["WEIGHTS", "Cells", "check_weights", "levels_of_rows"]
 
-Array = NDArray[np.float64]
-Index = NDArray[np.intp]
 
 WEIGHTS = ("equal", "proportional", "cells", "flat")
 """How averages over the levels of factors are weighted."""

@@ -9,14 +9,13 @@ from math import gcd, lcm
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ...errors import LMMError
+from ...support.types import Array
 from ...support.words import option
 
 __all__ = ["CONTRASTS", "Method", "comparisons", "contrast_weights", "polynomial_weights"]
 
-Array = NDArray[np.float64]
 Weights = Mapping[str, Sequence[float]]
 Method = str | Mapping[str, Sequence[float]] | Mapping[str, str | Weights]
 """A name, names to weights, or for interactions factors to one of these."""

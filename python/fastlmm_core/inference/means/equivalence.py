@@ -7,17 +7,15 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ...errors import LMMError
 from ...support.arguments import checked
 from ...support.display import Cells, Shown
 from ...support.distributions import quantile, two_sided_p
+from ...support.types import Array
 from ...tables.columns import native_frame
 
 __all__ = ["Equivalence", "equivalence"]
-
-Array = NDArray[np.float64]
 
 
 @checked

@@ -7,11 +7,11 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ...errors import LMMError
 from ...estimation.column_moments import offset_mean
 from ...support.arguments import outside
+from ...support.types import Array, Index
 from .. import wald as inference
 from . import multiplicity
 
@@ -21,8 +21,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Adjusted", "Options", "adjusted", "adjustment", "estimated", "families_of"]
 
-Array = NDArray[np.float64]
-Index = NDArray[np.intp]
 Options = tuple[str, str, "Sandwich | None"]
 """Degrees of freedom, information and robust covariance."""
 

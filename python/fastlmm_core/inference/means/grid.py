@@ -8,11 +8,11 @@ from itertools import product
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ...errors import LMMError
 from ...formula.coding import fixed_terms, reference_level
 from ...formula.specification import Numbers
+from ...support.types import Array
 from .cells import Cells, check_weights, levels_of_rows
 
 if TYPE_CHECKING:
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 
 __all__ = ["ReferenceGrid"]
 
-Array = NDArray[np.float64]
 
 _LARGEST = 50_000_000  # elements of the design on the grid of one interaction
 

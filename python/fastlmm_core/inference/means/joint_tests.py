@@ -14,6 +14,7 @@ from ...errors import LMMError
 from ...formula.coding import fixed_terms
 from ...support.arguments import checked
 from ...support.display import Cells, Shown
+from ...support.types import Array
 from ...tables.columns import native_frame
 from .. import wald as inference
 from ..anova import estimable_part, f_statistic
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
 
 __all__ = ["JointTests", "joint_tests"]
 
-Array = NDArray[np.float64]
 Labels = dict[str, list[Any]]
 
 

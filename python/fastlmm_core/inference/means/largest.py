@@ -13,14 +13,14 @@ from collections.abc import Callable
 from functools import lru_cache
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from ...support.distributions import f_tail, two_sided_p
+from ...support.types import Array
 from .scale import over_scale
 
 __all__ = ["max_t_sf"]
 
-Array = NDArray[np.float64]
 Tail = Callable[[float, float], float]
 
 _POINTS = 65521  # of the lattice, a prime

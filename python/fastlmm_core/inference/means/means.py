@@ -17,6 +17,7 @@ from ...errors import LMMError
 from ...support.arguments import checked
 from ...support.checks import check_level
 from ...support.display import Cells, Part, Shown
+from ...support.types import Array
 from ...support.words import option
 from ..options import check_options
 from . import multiplicity
@@ -35,7 +36,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Contrasts", "Estimates", "MarginalMeans", "emmeans", "slopes"]
 
-Array = NDArray[np.float64]
 Labels = dict[str, list[Any]]
 
 

@@ -11,10 +11,11 @@ from functools import lru_cache
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from ...errors import LMMError
 from ...support.distributions import f_tail, quantile, two_sided_p
+from ...support.types import Array
 from ...support.words import option
 from .largest import max_t_sf
 from .scale import over_scale
@@ -29,7 +30,6 @@ __all__ = [
     "studentized_range_sf",
 ]
 
-Array = NDArray[np.float64]
 
 ADJUSTMENTS = ("none", "bonferroni", "holm", "sidak", "fdr", "tukey", "scheffe", "mvt")
 """Names of the adjustments; "bh" stands for "fdr" and "dunnett" for "mvt"."""

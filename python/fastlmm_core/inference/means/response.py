@@ -10,10 +10,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ...errors import LMMError
 from ...formula.response_scale import back_transform
+from ...support.types import Array
 from ...support.words import option
 
 if TYPE_CHECKING:
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
 __all__ = ["TRANSFORMS", "ResponseScale", "response_scale"]
 
-Array = NDArray[np.float64]
 
 TRANSFORMS = ("none", "median", "mean")
 """On which scale means are given; "response" stands for "median"."""

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
-from numpy.typing import NDArray
+
+from ...support.types import Array
 
 __all__ = ["over_scale"]
 
-Array = NDArray[np.float64]
 
 _OUTER = 0.03  # largest step over the logarithm of the scale
 _STEPS = 240  # least number of them

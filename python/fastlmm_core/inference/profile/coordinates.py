@@ -20,16 +20,15 @@ from math import cos, exp, isfinite, log, sin, sqrt
 from typing import NamedTuple, Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ...covariance.parameters import Block
 from ...engines.protocol import Problem, linear_engine
 from ...estimation.moments import projected_traces, reduced_traces
 from ...kernels import whitened_slopes
+from ...support.types import Array
 
 __all__ = ["Chart", "CorrelationChart", "Deviance", "Expansion", "Local", "SdChart", "SigmaChart", "State", "ZeroChart"]
 
-Array = NDArray[np.float64]
 
 LARGEST_STEP = 1.0
 """Longest step in a logarithm or an angle."""

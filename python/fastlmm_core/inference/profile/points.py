@@ -12,12 +12,12 @@ from math import exp, isfinite, log
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ...engines.starts import other_starts
 from ...estimation.fit import Fit
 from ...estimation.optimize import CERTIFIED
 from ...kernels import minimize_newton
+from ...support.types import Array
 from .coordinates import (
     LARGEST_STEP,
     Chart,
@@ -33,7 +33,6 @@ from .coordinates import (
 
 __all__ = ["Parameter", "Point", "ProfileError", "Profiler", "parameters_of"]
 
-Array = NDArray[np.float64]
 Kind = Literal["sd", "cor", "sigma", "beta", "structure"]
 
 EXACT = 1e-6

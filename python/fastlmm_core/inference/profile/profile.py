@@ -15,7 +15,6 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ...errors import LMMError
 from ...support.arguments import checked, outside
@@ -24,6 +23,7 @@ from ...support.display import Cells, Shown
 from ...support.distributions import quantile
 from ...support.progress import progress_bar
 from ...support.text_tables import variance_cells
+from ...support.types import Array
 from .points import Parameter, Point, ProfileError, Profiler, parameters_of
 from .structured import StructuredProfiler, structured_parameters
 
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 
 __all__ = ["ProfileResult", "confidence_limits", "profile"]
 
-Array = NDArray[np.float64]
 
 PER_SIDE = 8
 """Points of a path on each side of the minimum."""

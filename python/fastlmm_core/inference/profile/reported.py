@@ -12,7 +12,6 @@ from math import atanh, exp, inf, log, tanh
 from typing import Literal, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ...covariance.effects.blocks import EffectsBlocks
 from ...covariance.effects.catalogue import blocks_of
@@ -22,11 +21,11 @@ from ...covariance.parameters import FREE
 from ...design.residual import Stratum
 from ...estimation.fit import Fit
 from ...estimation.statements import residual_names
+from ...support.types import Array
 from ..residual_parameters import kind_of
 
 __all__ = ["Curved", "Value", "reported"]
 
-Array = NDArray[np.float64]
 Kind = Literal["log", "fisher", "plain"]
 
 NEGLIGIBLE = log(1e-10)

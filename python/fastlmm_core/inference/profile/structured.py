@@ -14,7 +14,6 @@ from math import isfinite, log
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ...covariance.effects.catalogue import blocks_of
 from ...covariance.effects.reduced_rank import ReducedRank
@@ -23,13 +22,13 @@ from ...covariance.effects.structure import EffectsStructure
 from ...engines.restricted import RestrictedCriterion
 from ...estimation.fit import Fit
 from ...estimation.restricted import restricted_criterion
+from ...support.types import Array
 from .coordinates import Deviance, State
 from .points import EXACT, Parameter, Point, ProfileError, Profiler
 from .reported import Value, reported
 
 __all__ = ["StructuredProfiler", "structured_parameters"]
 
-Array = NDArray[np.float64]
 
 LONGEST = 1.0
 """Longest step in an element of z, relative to its size where that is above 1."""
