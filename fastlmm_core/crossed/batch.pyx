@@ -7,6 +7,7 @@ import numpy as np
 
 from fastlmm_core.kernels._criterion cimport kernels
 from fastlmm_core.lanes.kernels cimport Batch, FactorDesign, FactorMoments, Outcome
+from fastlmm_core.lanes.outcome cimport look_at, start_from, tell_contrasts, write_to
 from fastlmm_core.small.arena cimport Arena, furnish, take
 
 
@@ -191,16 +192,9 @@ cdef class FactorBatch:
         cdef Py_ssize_t count = Y.shape[0]
         cdef const double[::1] constant = self.screen.constant[0 if reml else 1]
         cdef const double[:, ::1] starts
-        cdef double[:, ::1] theta = into.theta, params = into.params, bse = into.bse, df = into.df
-        cdef double[::1] sigma2 = into.sigma2, value = into.value, decrement = into.decrement
-        cdef int[::1] status = into.status, evaluations = into.evaluations
-        cdef int[:, ::1] chosen
-        cdef double[:, ::1] values
-        cdef double[::1] rise
         if Y.shape[1] != self.n:
             raise ValueError(f"Y has {Y.shape[1]} columns, the design has {self.n} rows")
-        if first < 0 or first + count > theta.shape[0]:
-            raise IndexError("the results do not hold so many responses")
+        write_to(&out, into, first, count, self.p_full, brief)
         if count == 0:
             return
         b.reml = reml
@@ -210,35 +204,9 @@ cdef class FactorBatch:
         d.screen.constant = &constant[0]
         if start is not None:
             starts = self.inside(np.atleast_2d(start))
-            if starts.shape[1] != self.n_par or starts.shape[0] not in (1, count):
-                raise ValueError(f"start has {starts.shape[1]} elements, the model has {self.n_par}")
-            b.first_theta = &starts[0, 0]
-            b.stride_theta = 0 if starts.shape[0] == 1 else self.n_par
-        out.theta = &theta[0, 0]
-        out.params = &params[0, 0] if self.p_full > 0 else NULL
-        out.bse = &bse[0, 0] if self.p_full > 0 else NULL
-        out.sigma2 = &sigma2[0]
-        out.value = &value[0]
-        out.decrement = &decrement[0]
-        out.status = &status[0]
-        out.evaluations = &evaluations[0]
-        out.df = &df[0, 0] if self.p_full > 0 else NULL
-        out.brief = brief
-        out.rows = NULL
-        out.chosen = NULL
-        out.values = NULL
+            start_from(&b, starts, count)
         if look is not None and start is None:
-            chosen = look.chosen
-            rise = look.rise
-            if chosen.shape[0] != count or rise.shape[0] != count or chosen.shape[1] != d.screen.limit:
-                raise ValueError("the arrays do not fit the responses and the screen")
-            out.chosen = &chosen[0, 0]
-            out.rise = &rise[0]
-            if look.values is not None:
-                values = look.values
-                if values.shape[0] != count or values.shape[1] != d.screen.n_points:
-                    raise ValueError("the values do not fit the responses and the screen")
-                out.values = &values[0, 0]
+            look_at(&out, look, count, d.screen.limit, d.screen.n_points)
         self.run(&b, &d, Y, first, &out)
         rows = into.theta[first : first + count]
         rows[:, self.search.terms] = rows * self.search.unit
@@ -253,30 +221,16 @@ cdef class FactorBatch:
         cdef Outcome out
         cdef Py_ssize_t count = Y.shape[0], m = rows.shape[0], n_par = self.n_par
         cdef double[:, ::1] inner = self.inside(theta)
-        cdef double[:, :, ::1] covariance, hess
-        cdef double[:, :, :, ::1] slope
-        cdef double[:, ::1] shift
         if Y.shape[1] != self.n or rows.shape[1] != b.p or inner.shape[0] != count or inner.shape[1] != n_par:
             raise ValueError("Y, theta and rows do not fit each other or the design")
         arrays = (np.empty((count, m, m)), np.empty((count, n_par, m, m)), np.empty((count, n_par)),
                   np.empty((count, n_par, n_par)))
         if count == 0 or m == 0:
             return arrays
-        covariance, slope, shift, hess = arrays
         b.reml = reml
         b.nu = <double> (b.n - b.p if reml else b.n)
         b.first_theta = NULL
-        out.theta = &inner[0, 0]
-        out.params = NULL
-        out.df = NULL
-        out.chosen = NULL
-        out.brief = False
-        out.m = m
-        out.rows = &rows[0, 0] if b.p > 0 else &inner[0, 0]  # not read without columns
-        out.covariance = &covariance[0, 0, 0]
-        out.slope = &slope[0, 0, 0, 0]
-        out.shift = &shift[0, 0]
-        out.hess = &hess[0, 0, 0]
+        tell_contrasts(&out, &b, inner, rows, arrays)
         self.run(&b, &self.d, Y, 0, &out)
         unit, place = self.search.unit, np.argsort(self.search.terms)
         return (arrays[0], (arrays[1] / unit[:, None, None])[:, place], (arrays[2] / unit)[:, place],

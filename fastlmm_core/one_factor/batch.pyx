@@ -7,6 +7,7 @@ import numpy as np
 
 from fastlmm_core.kernels._criterion cimport kernels
 from fastlmm_core.lanes.kernels cimport Batch, Outcome, SharedScreen
+from fastlmm_core.lanes.outcome cimport look_at, start_from, tell_contrasts, write_to
 from fastlmm_core.small.arena cimport Arena, furnish, take
 
 
@@ -208,13 +209,10 @@ cdef class BatchDesign:
         cdef Outcome out
         cdef Py_ssize_t count = Y.shape[0], width = self.take_scores(&d, scores)
         cdef const double[:, ::1] starts, scoring
-        cdef double[:, ::1] theta = into.theta, params = into.params, bse = into.bse, df = into.df
-        cdef double[::1] sigma2 = into.sigma2, value = into.value, decrement = into.decrement
-        cdef int[::1] status = into.status, evaluations = into.evaluations
+        cdef const double[::1] constant
         if Y.shape[1] != width:
             raise ValueError(f"Y has {Y.shape[1]} columns, the design has {width} rows")
-        if first < 0 or first + count > theta.shape[0]:
-            raise IndexError("the results do not hold so many responses")
+        write_to(&out, into, first, count, self.p_full, brief)
         if count == 0:
             return
         d.reml = reml
@@ -225,46 +223,13 @@ cdef class BatchDesign:
         d.first_theta = NULL
         if start is not None:
             starts = np.atleast_2d(start)
-            if starts.shape[1] != self.n_par or starts.shape[0] not in (1, count):
-                raise ValueError(f"start has {starts.shape[1]} elements, the model has {self.n_par}")
-            d.first_theta = &starts[0, 0]
-            d.stride_theta = 0 if starts.shape[0] == 1 else self.n_par
-        out.theta = &theta[0, 0]
-        out.params = &params[0, 0] if self.p_full > 0 else NULL
-        out.bse = &bse[0, 0] if self.p_full > 0 else NULL
-        out.sigma2 = &sigma2[0]
-        out.value = &value[0]
-        out.decrement = &decrement[0]
-        out.status = &status[0]
-        out.evaluations = &evaluations[0]
-        out.df = &df[0, 0] if self.p_full > 0 else NULL
-        out.rows = NULL
-        out.brief = brief
-        out.chosen = NULL
-        out.rise = NULL
-        out.values = NULL
+            start_from(&d, starts, count)
         if look is not None and d.screen.n_points > 0:
-            self.look_at(&d, &out, look, count, reml)
+            constant = self.screen.constant[0 if reml else 1]
+            d.screen.constant = &constant[0]
+            d.screen.nu = self.screen.nu[0 if reml else 1]
+            look_at(&out, look, count, d.screen.limit + d.screen.spread, d.screen.n_points)
         run(&d, &Y[0, 0], width, count, first, &out)
-
-    cdef int look_at(self, Batch* d, Outcome* out, look, Py_ssize_t count, bint reml) except -1:
-        """Let the screen be evaluated, and what it tells be written."""
-        cdef int[:, ::1] chosen = look.chosen
-        cdef double[::1] rise = look.rise
-        cdef double[:, ::1] values
-        cdef const double[::1] constant = self.screen.constant[0 if reml else 1]
-        if chosen.shape[0] != count or rise.shape[0] != count or chosen.shape[1] != d.screen.limit + d.screen.spread:
-            raise ValueError("the arrays do not fit the responses and the screen")
-        d.screen.constant = &constant[0]
-        d.screen.nu = self.screen.nu[0 if reml else 1]
-        out.chosen = &chosen[0, 0]
-        out.rise = &rise[0]
-        if look.values is not None:
-            values = look.values
-            if values.shape[0] != count or values.shape[1] != d.screen.n_points:
-                raise ValueError("the values do not fit the responses and the screen")
-            out.values = &values[0, 0]
-        return 0
 
     def contrasts(self, const double[:, ::1] Y, bint reml, double[:, ::1] theta, const double[:, ::1] rows, scores=None,
                   coefficients=None):
@@ -297,9 +262,7 @@ cdef class BatchDesign:
         cdef Batch d = self.d
         cdef Outcome out
         cdef Py_ssize_t count = Y.shape[0], m = rows.shape[0], n_par = self.n_par, width = self.take_scores(&d, scores)
-        cdef double[:, :, ::1] covariance, hess
-        cdef double[:, :, :, ::1] slope
-        cdef double[:, ::1] shift, params, bse
+        cdef double[:, ::1] params, bse
         cdef double[::1] sigma2
         if Y.shape[1] != width or rows.shape[1] != d.p or theta.shape[0] != count or theta.shape[1] != n_par:
             raise ValueError("Y, theta and rows do not fit each other or the design")
@@ -307,12 +270,9 @@ cdef class BatchDesign:
                   np.empty((count, n_par, n_par)))
         if count == 0 or m == 0:
             return arrays
-        covariance, slope, shift, hess = arrays
         d.reml = reml
         d.nu = <double> (d.n - d.p if reml else d.n)
-        out.theta = &theta[0, 0]
-        out.params = NULL
-        out.df = NULL
+        tell_contrasts(&out, &d, theta, rows, arrays)
         if coefficients is not None:
             params, bse, sigma2 = coefficients
             if params.shape[0] != count or params.shape[1] != self.p_full or self.p_full == 0:
@@ -320,11 +280,5 @@ cdef class BatchDesign:
             out.params = &params[0, 0]
             out.bse = &bse[0, 0]
             out.sigma2 = &sigma2[0]
-        out.m = m
-        out.rows = &rows[0, 0] if d.p > 0 else &theta[0, 0]  # not read without columns
-        out.covariance = &covariance[0, 0, 0]
-        out.slope = &slope[0, 0, 0, 0]
-        out.shift = &shift[0, 0]
-        out.hess = &hess[0, 0, 0]
         run(&d, &Y[0, 0], width, count, 0, &out)
         return arrays
