@@ -104,32 +104,12 @@ cdef void kinds_of(Py_ssize_t q, Py_ssize_t k, const ProblemSums* sums, const Sc
 
 
 cdef void find_valleys(const Screen* screen, int kind, Py_ssize_t lane, Minima* found) noexcept nogil:
-    """The lowest points of a lane whose value none of their neighbours falls below."""
-    cdef Py_ssize_t i, j, k, n = screen.n_near[kind]
-    cdef double value, other
-    cdef bint low
-    for i in range(screen.n_points[kind]):
-        value = found.values[i * LANES + lane]
-        low = isfinite(value)
-        for j in range(n):
-            k = screen.near[kind][i * n + j]
-            other = found.values[k * LANES + lane]
-            # of equals the first counts
-            low = low and not (other < value or (other == value and k < i))
-        if not low:
-            continue
-        k = found.count[lane]
-        if k == MOST_DESCENTS:
-            if found.heights[lane][k - 1] <= value:
-                continue
-            k -= 1
-        while k > 0 and found.heights[lane][k - 1] > value:
-            found.starts[lane][k] = found.starts[lane][k - 1]
-            found.heights[lane][k] = found.heights[lane][k - 1]
-            k -= 1
-        found.starts[lane][k] = <int> i
-        found.heights[lane][k] = value
-        found.count[lane] = min(found.count[lane] + 1, MOST_DESCENTS)
+    """The lowest valleys of a lane, and the values there."""
+    cdef Py_ssize_t i
+    found.count[lane] = choose_valleys(screen.near[kind], screen.n_near[kind], screen.n_points[kind], found.values + lane,
+                                       MOST_DESCENTS, found.starts[lane])
+    for i in range(found.count[lane]):
+        found.heights[lane][i] = found.values[found.starts[lane][i] * LANES + lane]
 
 
 cdef void screen_lanes(const Batch* d, const Screen* screen, Lanes* s, Minima* found) noexcept nogil:

@@ -800,30 +800,6 @@ cdef void screen_factors(const Batch* b, Lanes* s, FactorSpace* w) noexcept nogi
             t, d.screen.constant[point] + b.nu * (VEC_LOG(t) + 1.0), VEC_SET(1e300) * 1e300)
 
 
-cdef void choose_valleys(const FactorScreen* screen, const double* values, Py_ssize_t limit, int* chosen) noexcept nogil:
-    """Points that lie lower than their neighbours, the lowest first; -1 in the places left."""
-    cdef Py_ssize_t i, j, at, other
-    cdef bint valley
-    for i in range(limit):
-        chosen[i] = -1
-    for i in range(screen.n_points):
-        valley = isfinite(values[i * LANES])
-        for j in range(screen.near if valley else 0):
-            other = screen.neighbours[i * screen.near + j]
-            if values[other * LANES] < values[i * LANES] or (values[other * LANES] == values[i * LANES] and other < i):
-                valley = False
-                break
-        if not valley:
-            continue
-        at = limit
-        while at > 0 and (chosen[at - 1] < 0 or values[chosen[at - 1] * LANES] > values[i * LANES]):
-            at = at - 1
-        for j in range(limit - 1, at, -1):
-            chosen[j] = chosen[j - 1]
-        if at < limit:
-            chosen[at] = <int> i
-
-
 cdef void start_factors(const Batch* b, Lanes* s, FactorSpace* w, const Outcome* out) noexcept nogil:
     """theta of the lowest point of the screen; the other valleys are written down."""
     cdef const FactorScreen* screen = &w.d.screen
@@ -831,7 +807,7 @@ cdef void start_factors(const Batch* b, Lanes* s, FactorSpace* w, const Outcome*
     cdef int chosen[MOST_VALLEYS]
     screen_factors(b, s, w)
     for lane in range(LANES):
-        choose_valleys(screen, w.values + lane, screen.limit + 1, chosen)
+        choose_valleys(screen.neighbours, screen.near, screen.n_points, w.values + lane, screen.limit + 1, chosen)
         j = chosen[0] if chosen[0] >= 0 else 0
         for i in range(n):
             s.theta[i * LANES + lane] = screen.theta[j * n + i]

@@ -156,6 +156,32 @@ cdef inline bint before(const double* values, Py_ssize_t i, Py_ssize_t j) noexce
     return one < other or (one == other and i < j)
 
 
+cdef int choose_valleys(const Py_ssize_t* neighbours, Py_ssize_t near, Py_ssize_t n_points, const double* values,
+                        Py_ssize_t limit, int* chosen) noexcept nogil:
+    """Points that lie lower than their neighbours (n_points, near), the lowest first, -1 in the places left; how many."""
+    cdef Py_ssize_t i, j, at
+    cdef int found = 0
+    cdef bint valley
+    for i in range(limit):
+        chosen[i] = -1
+    for i in range(n_points):
+        valley = isfinite(values[i * LANES])
+        for j in range(near):
+            valley = valley and not before(values, neighbours[i * near + j], i)
+        if not valley:
+            continue
+        at = found
+        while at > 0 and before(values, i, chosen[at - 1]):
+            at -= 1
+        if at == limit:
+            continue
+        for j in range(min(found, limit - 1), at, -1):
+            chosen[j] = chosen[j - 1]
+        chosen[at] = <int> i
+        found = found + 1 if found < limit else found
+    return found
+
+
 cdef void order_points(const double* values, Py_ssize_t count, int* order) noexcept nogil:
     """Sort points by their values (Shell's sort)."""
     cdef Py_ssize_t gap = 1, i, j
