@@ -72,14 +72,7 @@ class PowerCurve(Shown):
 
     def to_frame(self) -> Any:
         """One row per value and level, in the library of the caller's data (or a dict of arrays)."""
-        alpha = np.atleast_1d(self.results[0].alpha)
-        columns = {self.along: np.repeat(self.values, len(alpha))}
-        if len(alpha) > 1:
-            columns["alpha"] = np.tile(alpha, len(self.values))
-        columns |= {name: getattr(self, name).ravel() for name in ("power", "conf_low", "conf_high")}
-        for name in ("n_converged", "singular_fraction"):
-            columns[name] = np.repeat([getattr(result, name) for result in self.results], len(alpha))
-        return native_frame(self._library, columns)
+        return native_frame(self._library, _columns({self.along: self.values}, self.results))
 
     def target(self, power: float = 0.8, alpha: float | None = None) -> float:
         """The smallest value at which the power reaches a target.
@@ -133,16 +126,7 @@ class PowerCurve(Shown):
         return float(np.ceil(round((low + share * (high - low)) ** 2, 9)))
 
     def _shown(self) -> Iterator[str | Cells]:
-        first = self.results[0]
-        tested = f"{first.method} test of {first.test} at {shown_levels(first.alpha)}"
-        yield f"Power of the {tested}, {first.n_sim} simulations each"
-        rows = []
-        for value, result in zip(self.values.tolist(), self.results, strict=True):
-            shown = zip(*(np.atleast_1d(x) for x in (result.power, result.conf_low, result.conf_high)), strict=True)
-            lost = result.n_sim - result.n_converged
-            cells = [cell for numbers in shown for cell in (f"{number:.3f}" for number in numbers)]
-            rows.append([f"{value:g}", *cells, f"{lost} not certified" if lost else ""])
-        yield Cells([self.along, *["power", "2.5 %", "97.5 %"] * np.size(first.alpha), ""], rows, 0)
+        return _lines({self.along: self.values}, self.results)
 
 
 @checked
@@ -184,31 +168,43 @@ class PowerGrid(Shown):
         """Upper ends of the exact 95 % intervals, in the shape of `power`."""
         return self._shaped("conf_high")
 
-    def _columns(self) -> dict[str, NDArray[Any]]:
+    def _points(self) -> dict[str, NDArray[Any]]:
         grid = np.meshgrid(*self.values, indexing="ij")
         return {name: values.ravel() for name, values in zip(self.along, grid, strict=True)}
 
     def to_frame(self) -> Any:
         """One row per combination and level, in the library of the caller's data (or a dict of arrays)."""
-        alpha = np.atleast_1d(self.results[0].alpha)
-        columns = {name: np.repeat(values, len(alpha)) for name, values in self._columns().items()}
-        if len(alpha) > 1:
-            columns["alpha"] = np.tile(alpha, len(self.results))
-        columns |= {name: getattr(self, name).ravel() for name in ("power", "conf_low", "conf_high")}
-        for name in ("n_converged", "singular_fraction"):
-            columns[name] = np.repeat([getattr(result, name) for result in self.results], len(alpha))
-        return native_frame(self._library, columns)
+        return native_frame(self._library, _columns(self._points(), self.results))
 
     def _shown(self) -> Iterator[str | Cells]:
-        first = self.results[0]
-        tested = f"{first.method} test of {first.test} at {shown_levels(first.alpha)}"
-        yield f"Power of the {tested}, {first.n_sim} simulations each"
-        rows = []
-        for place, result in enumerate(self.results):
-            shown = zip(*(np.atleast_1d(x) for x in (result.power, result.conf_low, result.conf_high)), strict=True)
-            cells = [f"{values[place]:g}" for values in self._columns().values()]
-            rows.append(cells + [f"{number:.3f}" for numbers in shown for number in numbers])
-        yield Cells([*self.along, *["power", "2.5 %", "97.5 %"] * np.size(first.alpha)], rows, 0)
+        return _lines(self._points(), self.results)
+
+
+def _columns(points: dict[str, NDArray[Any]], results: tuple[PowerResult, ...]) -> dict[str, NDArray[Any]]:
+    """Columns of a table with a row for each point and level."""
+    alpha = np.atleast_1d(results[0].alpha)
+    columns = {name: np.repeat(values, len(alpha)) for name, values in points.items()}
+    if len(alpha) > 1:
+        columns["alpha"] = np.tile(alpha, len(results))
+    columns |= {n: np.ravel([getattr(result, n) for result in results]) for n in ("power", "conf_low", "conf_high")}
+    for name in ("n_converged", "singular_fraction"):
+        columns[name] = np.repeat([getattr(result, name) for result in results], len(alpha))
+    return columns
+
+
+def _lines(points: dict[str, NDArray[Any]], results: tuple[PowerResult, ...]) -> Iterator[str | Cells]:
+    """A title, and a line for each point."""
+    first = results[0]
+    tested = f"{first.method} test of {first.test} at {shown_levels(first.alpha)}"
+    yield f"Power of the {tested}, {first.n_sim} simulations each"
+    rows = []
+    for place, result in enumerate(results):
+        shown = zip(*(np.atleast_1d(x) for x in (result.power, result.conf_low, result.conf_high)), strict=True)
+        lost = result.n_sim - result.n_converged
+        cells = [f"{values[place]:g}" for values in points.values()]
+        cells += [f"{number:.3f}" for numbers in shown for number in numbers]
+        rows.append([*cells, f"{lost} not certified" if lost else ""])
+    yield Cells([*points, *["power", "2.5 %", "97.5 %"] * np.size(first.alpha), ""], rows, 0)
 
 
 def _isotonic(values: Array) -> Array:
