@@ -126,9 +126,11 @@ class LinearMixedModel(Model):
             if isinstance(held, _Held):
                 super().__init__(design, _response(held.y), held.given)
                 return
-            if any(part is not None for part in (X, Z, groups, terms, weights, offset)):
+            if not (X is Z is groups is terms is weights is offset is None):
                 raise LMMError("design holds X, Z, groups, terms, weights and offset: give either it or them")
-            self._take(y, design)
+            plain = y is None or (type(y) is np.ndarray and y.shape == (len(design.exog),))
+            super().__init__(design, _response(y if plain else design.caller_rows.values(y, "y")))
+            self._seals = seals_of(None, self._y)
             return
         response = _response(y)
         n = _count(X, Z, groups, terms) if response is None else len(response)
@@ -155,12 +157,6 @@ class LinearMixedModel(Model):
         )
         super().__init__(made, response)
         self._seals = seals_of(made, response)
-
-    def _take(self, y: ArrayLike | None, design: Design) -> None:
-        """Be the model of a response on a design."""
-        plain = y is None or (type(y) is np.ndarray and y.shape == (len(design.exog),))
-        super().__init__(design, _response(y if plain else design.caller_rows.values(y, "y")))
-        self._seals = seals_of(None, self._y)
 
     @classmethod
     def of(cls, design: Design, y: ArrayLike | None, given: bool = False) -> Self:
@@ -370,9 +366,7 @@ class LinearMixedModel(Model):
         Days         0.010
         dtype: float64
         """
-        model = type(self).__new__(type(self))
-        model._take(y, self.design)
-        return model._fit(reml, method, start, options)
+        return type(self)(y, design=self.design)._fit(reml, method, start, options)
 
     def update(self, formula: str = ". ~ .", data: Any = None, **options: Any) -> LinearMixedModel:
         """The model of a changed formula, or of other data, all else as it was.

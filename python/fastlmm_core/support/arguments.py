@@ -127,18 +127,24 @@ def _checked(function: Any, name: str, bound: int) -> Any:
                     raise LMMError(f"{name}(): {argument} and {positional[1]} are swapped; write {name}({order})")
                 raise LMMError(f"{name}(): {argument} must be {_wanted(function, argument)}, not {_shown(value)}")
 
-    def plain(arguments: tuple[Any, ...]) -> bool:
-        """Whether nothing has to be said or done about arguments given by position."""
+    def plain(arguments: tuple[Any, ...], keywords: dict[str, Any]) -> bool:
+        """Whether nothing has to be said or done about the arguments."""
         if len(arguments) - bound > len(in_order):
             return False
         for value, check in zip(arguments[bound:], in_order, strict=False):
             if isinstance(value, np.generic) or (check is not None and not check(value)):
                 return False
+        for argument, value in keywords.items():
+            if argument not in parameters or isinstance(value, np.generic):
+                return False
+            check = parameters[argument]
+            if check is not None and not check(value):
+                return False
         return True
 
     @wraps(function)
     def call(*arguments: Any, **keywords: Any) -> Any:
-        if keywords or (len(arguments) > bound and not (in_order and plain(arguments))):
+        if (keywords or len(arguments) > bound) and not (parameters and plain(arguments, keywords)):
             # the widths of numpy's scalars would spread to what is computed with them
             arguments = tuple(value.item() if isinstance(value, _SCALARS) else value for value in arguments)
             keywords = {key: value.item() if isinstance(value, _SCALARS) else value for key, value in keywords.items()}
@@ -212,6 +218,9 @@ def _check_of(annotation: Any, names: Mapping[str, Any]) -> Check | None:
     checks = tuple(check for check, _ in found)
     if len(checks) == 1:
         return checks[0]
+    if len(checks) == 2:
+        first, second = checks
+        return lambda value: first(value) or second(value)
     return lambda value: any(check(value) for check in checks)
 
 
