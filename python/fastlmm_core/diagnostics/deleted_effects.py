@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from ..estimation.deletion.groups import Deletions
+from ..estimation.deletion.rows import outside
 from ..estimation.fit import Fit
 from ..estimation.stated import stated_fit
 from ..estimation.statements import residual_phi
@@ -22,15 +23,13 @@ def deleted_effects(result: Fit, found: Deletions, units: Sequence[Index]) -> tu
     for i, unit in enumerate(units):
         if np.isnan(found.sigma2[i]):
             continue
-        keep = np.ones(model.nobs, dtype=bool)
-        keep[unit] = False
-        smaller = model.rows(np.flatnonzero(keep))
+        rows = outside(model.nobs, unit)
         part, phi, variance = model.residual, None, float(found.sigma2[i])
         if part is not None and found.residual is not None:
             phi, variance = residual_phi(part, found.residual[i])
-        fit = stated_fit(Fit, smaller, found.params[i], found.factor[i], variance, phi=phi)
+        fit = stated_fit(Fit, model.rows(rows), found.params[i], found.factor[i], variance, phi=phi)
         for place, f, blups in zip(out, model.factors, fit.blups, strict=True):
-            place[i, np.unique(f.grouping.index[keep])] = blups
+            place[i, np.unique(f.grouping.index[rows])] = blups
     return out
 
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from ...design.grouping import Grouping
     from ..fit import Fit
 
-__all__ = ["MOST", "refit_each", "refit_without", "refits", "rows_of_units"]
+__all__ = ["MOST", "outside", "refit_each", "refit_without", "refits", "rows_of_units"]
 
 T = TypeVar("T")
 F = TypeVar("F", bound="Fit")
@@ -31,11 +31,16 @@ MOST = 3000
 """Refits without single observations that are still made."""
 
 
+def outside(n: int, unit: Index) -> Index:
+    """The rows, of n, that are not of a unit."""
+    keep = np.ones(n, dtype=bool)
+    keep[unit] = False
+    return np.flatnonzero(keep)
+
+
 def refit_without(result: F, unit: Index) -> F:
     """The fit of the rows outside a unit."""
-    keep = np.ones(result.nobs, dtype=bool)
-    keep[unit] = False
-    return _refit(result, np.flatnonzero(keep))
+    return _refit(result, outside(result.nobs, unit))
 
 
 def _refit(result: F, rows: Index) -> F:
