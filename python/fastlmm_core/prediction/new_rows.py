@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from ..design.grouping import Factor, Grouping
     from ..estimation.model import Model
 
-__all__ = ["NewRows", "chosen_factors", "random_design", "read_rows", "some_of"]
+__all__ = ["NewRows", "chosen_factors", "random_design", "read_rows", "refuse_unseen", "some_of"]
 
 
 @dataclass(frozen=True)
@@ -245,3 +245,23 @@ def some_of(labels: list[Any]) -> str:
     """Some labels for a message."""
     shown = ", ".join(repr(label) for label in labels[:5])
     return shown if len(labels) <= 5 else f"{shown} and {len(labels) - 5} more"
+
+
+def refuse_unseen(model: Model, missing: list[Any], name: str) -> None:
+    """Refuse levels of which the model has no data.
+
+    Raises
+    ------
+    LMMError
+        Names some of the levels, and the remedy.
+    """
+    if missing and not model.has_response:
+        raise LMMError(
+            f"the model has no response, so that nothing is known of the levels of {name}: give observations of "
+            f'{some_of(missing)} as observed=, or use new_levels="population" for the population value'
+        )
+    if missing:
+        raise LMMError(
+            f"data has levels of {name} that the model has not seen: {some_of(missing)}; use "
+            'new_levels="population" for the population value, or give observations of them as observed='
+        )

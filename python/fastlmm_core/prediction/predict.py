@@ -46,7 +46,7 @@ from ..tables.rows import CallerRows, rows_of_table
 from .conditional import posterior_of
 from .gaps import complete
 from .kept_effects import given_effects, places_of_given, values_of_given
-from .new_rows import NewRows, chosen_factors, read_rows, some_of
+from .new_rows import NewRows, chosen_factors, read_rows, refuse_unseen, some_of
 from .one_factor import LEAST_DF, OneFactorEffects, least_stratum, of_estimation, solved
 from .structured_rows import Asked, structured_rows
 
@@ -448,7 +448,7 @@ def _one_factor(
                 position[i] = count + found[label]
         parts.append((A, C))
     if new_levels == "error":
-        _refuse_unseen(model, [label for i, label in enumerate(labels.tolist()) if position[i] < 0], name)
+        refuse_unseen(model, [label for i, label in enumerate(labels.tolist()) if position[i] < 0], name)
     if not parts:
         return [position[index]], None
     A, C = (np.concatenate(both) for both in zip(*parts, strict=True))
@@ -493,7 +493,7 @@ def _several_factors(
         for i in np.flatnonzero(at < 0):
             at[i] = extra_labels.get(name, {}).get(labels[i : i + 1].tolist()[0], -1)
         if new_levels == "error":
-            _refuse_unseen(model, labels[at < 0].tolist(), name)
+            refuse_unseen(model, labels[at < 0].tolist(), name)
         levels.append(at[index])
     # without new data the BLUPs of the fit serve
     return levels, posterior_of(result, more) if intervals or more is not None else None
@@ -518,16 +518,3 @@ def _observed_rows(result: Fit, observed: Any, factors: tuple[str, ...]) -> NewR
 def _known(model: Model, grouping: Grouping, labels: NDArray[Any]) -> Index:
     """Positions of the levels of which the model has data, -1 for others: for all where there is no response."""
     return grouping.locate(labels) if model.has_response else np.full(len(labels), -1, dtype=np.intp)
-
-
-def _refuse_unseen(model: Model, missing: list[Any], name: str) -> None:
-    if missing and not model.has_response:
-        raise LMMError(
-            f"the model has no response, so that nothing is known of the levels of {name}: give observations of "
-            f'{some_of(missing)} as observed=, or use new_levels="population" for the population value'
-        )
-    if missing:
-        raise LMMError(
-            f"data has levels of {name} that the model has not seen: {some_of(missing)}; use "
-            'new_levels="population" for the population value, or give observations of them as observed='
-        )

@@ -15,7 +15,7 @@ from ..errors import LMMError
 from ..estimation.information import moments
 from ..inference.options import MOMENT_DDF, known_df
 from ..support.types import Array, Index
-from .new_rows import NewRows, some_of
+from .new_rows import NewRows, refuse_unseen, some_of
 from .one_factor import LEAST_DF, solved
 from .other_rows import placed_anywhere, placed_rows
 from .structured import Observed, Targets, grouped, told
@@ -251,7 +251,7 @@ def _targets(result: Fit, rows: NewRows, asked: Asked, names: _Names, conditione
         labels, index = rows.distinct(f.grouping)
         at = names.located(own, labels)
         if asked.new_levels == "error":
-            _refuse_unseen(labels[at < 0].tolist(), f.grouping.name)
+            refuse_unseen(model, labels[at < 0].tolist(), f.grouping.name)
         levels.append(at[index])
     subject = np.full(n, -1, dtype=np.intp)
     placed: ResidualPart | None = None
@@ -264,17 +264,9 @@ def _targets(result: Fit, rows: NewRows, asked: Asked, names: _Names, conditione
         labels = _subject_labels(placed)
         subject = names.located(names.subject, labels)
         if asked.new_levels == "error":
-            _refuse_unseen(np.unique(labels[subject < 0]).tolist(), part.subject.name)
+            refuse_unseen(model, np.unique(labels[subject < 0]).tolist(), part.subject.name)
     weights = model.weights if rows.of_fit and asked.weights is None else asked.weights
     root = np.ones(n) if weights is None else np.sqrt(weights)
     Z = np.zeros((n, model.structure.q)) if rows.Z is None else rows.Z
     x = conditioned_x(rows.X)
     return Targets(x, Z, levels, subject, placed, root)
-
-
-def _refuse_unseen(missing: list[Any], name: str) -> None:
-    if missing:
-        raise LMMError(
-            f"data has levels of {name} that the model has not seen: {some_of(missing)}; use "
-            'new_levels="population" for the population value, or give observations of them as observed='
-        )
