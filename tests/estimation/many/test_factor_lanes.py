@@ -153,6 +153,7 @@ def test_the_screen_has_the_values_of_the_criterion(rng, shape, reml):
     screen = batch.screen
     look = BatchLook(np.empty((5, screen.limit), dtype=np.intc), np.empty(5), np.empty((5, len(screen.thetas))))
     batch_module._lanes(batch, Y, into, 0, look=look)
+    assert (into.status > 0).sum() >= 3
     at = rng.integers(0, len(screen.thetas), 12)
     for i, y in enumerate(Y):
         engine = model.with_response(y).problem.criterion()
@@ -160,9 +161,10 @@ def test_the_screen_has_the_values_of_the_criterion(rng, shape, reml):
         expected = [engine.evaluate(one, 0)[0] for one in screen.thetas[at]]
         # far out hardly anything is left of y, to rounding errors of its sum of squares
         np.testing.assert_allclose(look.values[i, at], expected, rtol=1e-6, atol=1e-4)
-        assert (
-            into.criterion[i] <= look.values[i].min() + into.criterion[i] - engine.evaluate(into.theta_o[i])[0] + 1e-9
-        )
+        # where the residual variance runs to zero there is no optimum, and single fits say so
+        if into.status[i] > 0:
+            own = engine.evaluate(into.theta_o[i])[0]
+            assert into.criterion[i] <= look.values[i].min() + into.criterion[i] - own + 1e-9
         chosen = look.chosen[i][look.chosen[i] >= 0]
         assert (np.diff(look.values[i, chosen]) >= 0.0).all()
 
