@@ -6,7 +6,7 @@ from libc.stdlib cimport free, malloc
 import numpy as np
 
 from fastlmm_core.kernels._criterion cimport kernels
-from fastlmm_core.lanes.kernels cimport Batch, FactorDesign, FactorMoments, Outcome
+from fastlmm_core.lanes.kernels cimport Batch, FactorDesign, DesignMoments, Outcome
 from fastlmm_core.lanes.outcome cimport look_at, start_from, tell_contrasts, write_to
 from fastlmm_core.small.arena cimport Arena, furnish, take
 
@@ -257,7 +257,7 @@ cdef class FactorBatch:
             X_o'V^-1 D_kV V^-1 D_lV V^-1X_o, or its transpose.
         """
         cdef Batch b = self.b
-        cdef FactorMoments out
+        cdef DesignMoments out
         cdef double[:, ::1] inner = self.inside(theta)
         cdef Py_ssize_t count = inner.shape[0], n = self.n_par, p = b.p, pairs = n * (n + 1) // 2
         cdef double[:, :, ::1] half

@@ -890,7 +890,7 @@ cdef void factors_fit(const Batch* b, const FactorDesign* d, const double* Y, Py
 
 
 cdef void factors_moments(const Batch* b, const FactorDesign* d, const double* theta, Py_ssize_t count,
-                          const FactorMoments* out, double* work) noexcept nogil:
+                          const DesignMoments* out, double* work) noexcept nogil:
     """What tests of fixed effects need of the design at each theta (count, n_terms)."""
     cdef Lanes s
     cdef FactorSpace w

@@ -237,6 +237,7 @@ cdef struct OwnGroups:
     double* within              # (k(k+1)/2,)
     double* store               # (m, n_a + q k) N and E for the second sweep
     double* moments             # (n_a,) sum of z'r r'z over groups, r the residual of least squares; (n_a,) of A_aa A_bb
+    double* weighted            # (n_a, q p (q p + 1) / 2) sum of N_ab vec(E_x) vec(E_x)'
     double* offset              # (LANES,) see ProblemSums
     double* base                # (LANES, p_full)
 
@@ -288,25 +289,29 @@ cdef struct FactorDesign:
     const double* piece_cx      # (J, p, pieces) by part
     FactorScreen screen
 
-# What tests of fixed effects need, see lanes/factors.pxi; of X only.
-cdef struct FactorMoments:
+# What tests of fixed effects need along the n directions D_k of V that are parameters, see lanes/factors.pxi and
+# lanes/problems.pxi; of X only.
+cdef struct DesignMoments:
     double* half        # (count, p, p) L_xx^-1
-    double* trace       # (count, n_terms)
-    double* square      # (count, n_terms (n_terms + 1) / 2)
-    double* cross       # (count, n_terms, p, p)
-    double* both        # (count, n_terms (n_terms + 1) / 2, p, p)
+    double* trace       # (count, n) tr(V^-1 D_k)
+    double* square      # (count, n (n + 1) / 2) tr(V^-1 D_k V^-1 D_l)
+    double* cross       # (count, n, p, p) X'V^-1 D_k V^-1 X
+    double* both        # (count, n (n + 1) / 2, p, p) X'V^-1 D_k V^-1 D_l V^-1 X, k >= l, or its transpose
 
 ctypedef Py_ssize_t (*factors_size_t)(const Batch*, const FactorDesign*) noexcept nogil
 ctypedef void (*factors_fit_t)(
     const Batch*, const FactorDesign*, const double*, Py_ssize_t, Py_ssize_t, const Outcome*, double*) noexcept nogil
 ctypedef void (*factors_moments_t)(
-    const Batch*, const FactorDesign*, const double*, Py_ssize_t, const FactorMoments*, double*) noexcept nogil
+    const Batch*, const FactorDesign*, const double*, Py_ssize_t, const DesignMoments*, double*) noexcept nogil
 ctypedef Py_ssize_t (*batch_size_t)(const Batch*) noexcept nogil
 ctypedef void (*batch_fit_t)(const Batch*, const double*, Py_ssize_t, Py_ssize_t, Py_ssize_t, const Outcome*, double*
                              ) noexcept nogil
 ctypedef Py_ssize_t (*problems_size_t)(const Batch*, const Screen*, Py_ssize_t) noexcept nogil
 ctypedef void (*problems_fit_t)(
     const Batch*, const ProblemSums*, const Screen*, Py_ssize_t, const Outcome*, double*) noexcept nogil
+ctypedef void (*problems_moments_t)(
+    const Batch*, const ProblemSums*, const Screen*, const double*, const Py_ssize_t*, Py_ssize_t,
+    const DesignMoments*, double*) noexcept nogil
 ctypedef void (*profile_t)(Profile*, int) noexcept nogil
 
 # A stage of factors nested in each other, see lanes/families.pxi.  Its levels stand in blocks of families: lane l of the vectors
@@ -360,6 +365,7 @@ cdef struct LaneKernels:
     batch_fit_t batch_fit
     problems_size_t problems_size
     problems_fit_t problems_fit
+    problems_moments_t problems_moments
     factors_size_t factors_size
     factors_fit_t factors_fit
     factors_moments_t factors_moments

@@ -31,7 +31,7 @@ from libc.string cimport memset
 
 from fastlmm_core.lanes.deletions cimport DEFICIENT, FAR, FOUND, OPEN, TILE, DeletionWork, Deletions
 from fastlmm_core.lanes.kernels cimport (
-    PROBLEM_SIZE, Batch, ChainColumns, ChainStage, ChainSums, FactorDesign, FactorMoments, FactorScreen, LaneKernels, Outcome, OwnGroups, PackedGroups,
+    PROBLEM_SIZE, Batch, ChainColumns, ChainStage, ChainSums, DesignMoments, FactorDesign, FactorScreen, LaneKernels, Outcome, OwnGroups, PackedGroups,
     ProblemSums, Profile, RawGroups, Screen, Shape, SharedScreen, Sums, lane_kernels_name, lay_profile, vec, vecu)
 from fastlmm_core.small.arena cimport Arena, take
 from fastlmm_core.small.chain cimport Chain, Gls

@@ -14,7 +14,7 @@ import numpy as np
 from fastlmm_core.kernels._criterion cimport kernels
 from fastlmm_core.kernels._matrices cimport Regression, regress, triangle
 from fastlmm_core.kernels._rows cimport Pass, probe_column, sum_rows
-from fastlmm_core.lanes.kernels cimport PROBLEM_SIZE, Batch, Outcome, ProblemSums, Screen
+from fastlmm_core.lanes.kernels cimport PROBLEM_SIZE, Batch, DesignMoments, Outcome, ProblemSums, Screen
 from fastlmm_core.small.arena cimport Arena, furnish, take
 
 include "conditioning.pxi"
@@ -61,6 +61,11 @@ cdef struct Into:
     int* groups
     int* nobs
     int* lanes                  # 1 where the lanes have fitted
+    bint given                  # whether theta is read and not found, for what follows
+    # or NULL; its rows, and those of x_map (., p, p), are problems from `zero` on
+    const DesignMoments* moments
+    double* x_map
+    Py_ssize_t zero
     # tests, see Outcome
     Py_ssize_t m
     const double* rows          # (m, p), or NULL
@@ -186,7 +191,7 @@ cdef void hand_out(const Batch* d, const Into* into, Desk* desk, Py_ssize_t lane
     """Results of a lane to those of its problem."""
     cdef Outcome* out = &desk.out
     cdef Py_ssize_t i, p = d.p_full, n = d.n_par, m = into.m
-    if into.rows != NULL:
+    if into.given:
         for i in range(m * m):
             into.covariance[problem * m * m + i] = out.covariance[lane * m * m + i]
         for i in range(n * m * m):
@@ -215,10 +220,22 @@ cdef void hand_out(const Batch* d, const Into* into, Desk* desk, Py_ssize_t lane
     into.lanes[problem] = out.status[lane] > 0
 
 
+cdef void give_moments(const Batch* d, const Screen* screen, const Into* into, Desk* desk, Py_ssize_t first,
+                       Py_ssize_t at, Py_ssize_t filled, double* work) noexcept nogil:
+    """What tests of fixed effects need of a block."""
+    cdef Py_ssize_t place[8]
+    cdef Py_ssize_t lane, p = d.p
+    for lane in range(filled):
+        place[lane] = first - into.zero + desk.sequence[at + lane]
+        memcpy(into.x_map + place[lane] * p * p, desk.c[desk.sequence[at + lane]].x_map, p * p * sizeof(double))
+    kernels.problems_moments(d, desk.block, screen, desk.out.theta, place, filled, into.moments, work)
+
+
 cdef int search_chunk(const Batch* d, const Screen* screen, const Into* into, Desk* desk, Py_ssize_t first,
                       Py_ssize_t count) noexcept nogil:
     """Search the conditioned problems of a chunk, a block at a time; -1 where memory is short."""
     cdef Py_ssize_t at = 0, lane, filled, place, size, most, i
+    cdef double* work
     sort_by_groups(desk, count)
     most = desk.c[desk.sequence[count - 1]].sums.m
     size = kernels.problems_size(d, screen, most)
@@ -234,14 +251,17 @@ cdef int search_chunk(const Batch* d, const Screen* screen, const Into* into, De
             # lanes beyond the last problem repeat it
             place = desk.sequence[at + min(lane, filled - 1)]
             desk.block[lane] = desk.c[place].sums
-            if into.rows != NULL:
+            if into.given:
                 for i in range(d.n_par):
                     desk.out.theta[lane * d.n_par + i] = into.theta[(first + place) * d.n_par + i]
-        kernels.problems_fit(
-            d, desk.block, screen, 0, &desk.out, <double*> ((<uintptr_t> desk.work + 63) & ~(<uintptr_t> 63)))
-        for lane in range(filled):
-            place = desk.sequence[at + lane]
-            hand_out(d, into, desk, lane, place, first + place)
+        work = <double*> ((<uintptr_t> desk.work + 63) & ~(<uintptr_t> 63))
+        if into.moments != NULL:
+            give_moments(d, screen, into, desk, first, at, filled, work)
+        else:
+            kernels.problems_fit(d, desk.block, screen, 0, &desk.out, work)
+            for lane in range(filled):
+                place = desk.sequence[at + lane]
+                hand_out(d, into, desk, lane, place, first + place)
         at += filled
     return 0
 
@@ -291,7 +311,7 @@ cdef int fit_chunk(const Batch* d, const Stacked* rows, const Blocks* blocks, co
         problem = first + i
         c = &desk.c[i]
         lay_conditioned(d.p_full, d.q, desk.rows[i].m, c, &arena)
-        if into.rows == NULL:
+        if not into.given:
             into.groups[problem] = <int> desk.rows[i].m
             into.nobs[problem] = <int> desk.rows[i].n
             into.status[problem] = into.evaluations[problem] = into.lanes[problem] = into.rank[problem] = 0
@@ -300,7 +320,7 @@ cdef int fit_chunk(const Batch* d, const Stacked* rows, const Blocks* blocks, co
         if condition_problem(&desk.rows[i], blocks, d.reml, c):
             desk.sequence[found] = i
             found += 1
-            if into.rows == NULL:
+            if not into.given:
                 into.rank[problem] = <int> c.sums.rank
     return search_chunk(d, screen, into, desk, first, found) if found else 0
 
@@ -490,7 +510,7 @@ cdef class ProblemStack:
         to.z_map = &z_map[0, 0, 0]
         to.status, to.evaluations, to.rank, to.groups, to.nobs, to.lanes = (
             &status[0], &evaluations[0], &rank[0], &groups[0], &nobs[0], &lanes[0])
-        to.m, to.rows = 0, NULL
+        to.m, to.rows, to.given, to.moments = 0, NULL, False, NULL
         self.run(first, last, reml, &to)
 
     def contrasts(self, Py_ssize_t first, Py_ssize_t last, bint reml, double[:, ::1] theta, int[::1] lanes,
@@ -519,9 +539,46 @@ cdef class ProblemStack:
         if last == first:
             return
         to.theta, to.lanes, to.m, to.rows = &theta[0, 0], &lanes[0], rows.shape[0], &rows[0, 0]
+        to.given, to.moments = True, NULL
         to.covariance, to.slope, to.shift, to.hess = (
             &covariance[0, 0, 0], &slope[0, 0, 0, 0], &shift[0, 0], &hess[0, 0, 0])
         self.run(first, last, reml, &to)
+
+    def moments(self, Py_ssize_t first, Py_ssize_t last, double[:, ::1] theta, int[::1] lanes):
+        """What tests of fixed effects need along the free elements of G^, of problems first .. last - 1, by REML.
+
+        Parameters
+        ----------
+        first, last : int
+        theta : (n_problems, n_par) array
+        lanes : (n_problems,) int array
+            1 where the lanes have fitted.
+
+        Returns
+        -------
+        x_map : (count, p, p) array
+            From conditioned coefficients to those of X; zero, as the other results, where the lanes have not fitted.
+        half, trace, square, cross, both : arrays
+            As `FactorBatch.moments` returns them.
+        """
+        cdef Into to
+        cdef DesignMoments out
+        cdef Py_ssize_t count = last - first, n = self.n_par, p = self.p, pairs = n * (n + 1) // 2
+        cdef double[:, :, ::1] x_map, half
+        cdef double[:, ::1] trace, square
+        cdef double[:, :, :, ::1] cross, both
+        self.check(first, last, theta.shape[0])
+        arrays = (np.zeros((count, p, p)), np.zeros((count, p, p)), np.zeros((count, n)), np.zeros((count, pairs)),
+                  np.zeros((count, n, p, p)), np.zeros((count, pairs, p, p)))
+        if count == 0 or p == 0:
+            return arrays
+        x_map, half, trace, square, cross, both = arrays
+        out.half, out.cross, out.both = &half[0, 0, 0], &cross[0, 0, 0, 0], &both[0, 0, 0, 0]
+        out.trace, out.square = &trace[0, 0], &square[0, 0]
+        to.theta, to.lanes, to.m, to.rows = &theta[0, 0], &lanes[0], 0, NULL
+        to.given, to.moments, to.x_map, to.zero = True, &out, &x_map[0, 0, 0], first
+        self.run(first, last, True, &to)
+        return arrays
 
     cdef check(self, Py_ssize_t first, Py_ssize_t last, Py_ssize_t room):
         if not 0 <= first <= last <= self.n_problems or room != self.n_problems:

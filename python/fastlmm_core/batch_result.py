@@ -93,8 +93,12 @@ class BatchResult(Shown, BatchFit):
             For fewer than three responses that were fitted.
         """
         from .inference.many.moderated import moderate
+        from .inference.many.several import response_labels
 
-        return moderate(self)
+        model = self.model
+        return moderate(
+            model.exog_names, self.params, self.bse, self.satterthwaite, response_labels(self), model.library
+        )
 
     def conf_int(self, level: float = 0.95, *, ddf: Ddf = "satterthwaite", information: Information = "auto") -> Array:
         """Confidence intervals of the fixed effects (n_responses, p, 2): estimate and t quantile times standard error.

@@ -121,6 +121,12 @@ class CovarianceStructure:
         out[self._flat] = theta
         return out.reshape(self.q, self.q)
 
+    def factors(self, thetas: Array) -> Array:
+        """Lambda (n, q, q) from a stack of theta (n, n_parameters)."""
+        out = np.zeros((len(thetas), self.q * self.q))
+        out[:, self._flat] = thetas
+        return out.reshape(-1, self.q, self.q)
+
     def theta(self, factor: Array) -> Array:
         """Theta from Lambda."""
         return factor.take(self._flat)

@@ -36,8 +36,8 @@ class Moments(NamedTuple):
         d_k.
     inverse : (..., n_a, n_a) array
         B: zero for the elements of G^ that are not parameters.
-    nu : float
-        n - rank, or n by ML.
+    nu : float or (...) array
+        n - rank, or n by ML; of each fit where designs differ.
     adjustment : (..., r, r) array or None
         C with Phi_A = sigma^2 x_map L_xx^-T (I + C) L_xx^-1 x_map', for Kenward-Roger.
     left_out : tuple of str
@@ -48,7 +48,7 @@ class Moments(NamedTuple):
     slopes: Array
     shift: Array
     inverse: Array
-    nu: float
+    nu: float | Array
     adjustment: Array | None
     left_out: tuple[str, ...] = ()
 
@@ -82,7 +82,9 @@ class Moments(NamedTuple):
             Its derivatives along the directions of G^.
         """
         with np.errstate(invalid="ignore", divide="ignore"):
-            return delta_df(slopes / variance[..., None, :] - self.shift[..., None], self.inverse, self.nu)
+            return delta_df(
+                slopes / variance[..., None, :] - self.shift[..., None], self.inverse, np.asarray(self.nu)[..., None]
+            )
 
     def inner(self, rows: Array) -> Array:
         """A (I + C) A' (..., m, m) for whitened rows A (..., m, r): covariances of l'beta relative to sigma^2."""
@@ -130,7 +132,7 @@ def projected_traces(traces: Array, slopes: Array) -> Array:
     return np.asarray(traces + flat @ np.swapaxes(flat, -1, -2))
 
 
-def expected_information(traces: Array, slopes: Array, shift: Array, nu: float) -> Array:
+def expected_information(traces: Array, slopes: Array, shift: Array, nu: float | Array) -> Array:
     """Twice the expected information in G^ by REML (..., n_a, n_a), the scale eliminated.
 
     Parameters
@@ -139,9 +141,10 @@ def expected_information(traces: Array, slopes: Array, shift: Array, nu: float) 
         See `projected_traces`.
     shift : (..., n_a) array
         tr(P D_kV) / nu.
-    nu : float
+    nu : float or (...) array
     """
-    return np.asarray(projected_traces(traces, slopes) - nu * shift[..., :, None] * shift[..., None, :])
+    both = np.asarray(nu)[..., None, None] * shift[..., :, None] * shift[..., None, :]
+    return np.asarray(projected_traces(traces, slopes) - both)
 
 
 def adjusted(found: Moments, sandwich: Callable[[Array], Array]) -> Moments:

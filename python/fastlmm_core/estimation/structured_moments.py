@@ -110,7 +110,7 @@ def _bend_of_g(result: Fit, engine: StructuredCriterion, joint: Array) -> Array:
 
 def joint_covariance(found: Moments) -> Array:
     """Covariance of (G, phi, log sigma^2), from moments of a fit with structured residuals (n_d + 1, n_d + 1)."""
-    return _joint(2.0 * found.inverse, found.shift, found.nu)
+    return _joint(2.0 * found.inverse, found.shift, float(found.nu))
 
 
 def _joint(twice: Array, shift: Array, nu: float) -> Array:

@@ -156,7 +156,7 @@ def coefficient_table(
     elif ddf in MOMENT_DDF:
         found = moments(result, ddf, information)
         variance, df = kernels.row_moments(
-            problem.x_map, found.half, found.slopes, found.shift, found.inverse, found.nu
+            problem.x_map, found.half, found.slopes, found.shift, found.inverse, float(found.nu)
         )
         if found.adjustment is not None:
             rows = whitened_rows(result.model.problem, found)

@@ -26,3 +26,6 @@ class ProblemStack:
         rows: _Array,
         arrays: tuple[_Array, _Array, _Array, _Array],
     ) -> None: ...
+    def moments(
+        self, first: int, last: int, theta: _Array, lanes: NDArray[np.intc]
+    ) -> tuple[_Array, _Array, _Array, _Array, _Array, _Array]: ...

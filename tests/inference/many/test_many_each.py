@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 
 import fastlmm_core as flc
+import oracle
+from dense_inference import at_optimum
 
 # Degrees of freedom are functions of variances, which searches find to some 1e-8 of their standard errors.
 AGREE = 1e-6
@@ -90,3 +92,80 @@ def test_kenward_roger_needs_reml(made):
         result.test("Intercept = 0", ddf="kenward-roger")
     with pytest.raises(flc.LMMError, match="ddf='between-within'"):
         result.tidy(ddf="between-within")
+
+
+def drawn(q, structure, weighted, sd, seed):
+    """Six problems of some 85 rows in twenty groups (q = 3: 240 in 48) of sizes that differ, four columns of X."""
+    rng = np.random.default_rng(seed)
+    sizes, m = (rng.integers(230, 250, 6), 48) if q == 3 else (rng.integers(80, 91, 6), 20)
+    each = np.repeat(np.arange(6), sizes)
+    n = len(each)
+    groups = rng.integers(0, m, n)
+    X = np.column_stack([np.ones(n), 1e3 + rng.standard_normal((n, 2)), rng.standard_normal((6, m))[each, groups]])
+    Z = np.column_stack([np.ones(n), rng.standard_normal((n, 2))])[:, :q]
+    b = sd * rng.standard_normal((6, m, q))
+    y = X[:, 1] + (Z * b[each, groups]).sum(axis=1) + rng.standard_normal(n)
+    weights = rng.uniform(0.3, 3.0, n) if weighted else None
+    return flc.fit_each(y, X, Z, groups, each, weights=weights, structure=structure)
+
+
+CASES = [
+    (1, "full", False, 1.0), (1, "full", True, 0.7), (1, "full", False, 0.0), (2, "full", True, 0.8),
+    (2, "full", False, 0.15), (2, "diagonal", False, 0.8), (3, "full", False, 0.9), (3, "diagonal", True, 0.0),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("information", ["auto", "expected", "observed"])
+@pytest.mark.parametrize(("q", "structure", "weighted", "sd"), CASES)
+def test_kenward_roger_of_dense_matrices(monkeypatch, q, structure, weighted, sd, information):
+    """At the estimates of each problem, by matrices of all its rows; none that the lanes fitted is fitted again."""
+    result = drawn(q, structure, weighted, sd, 3 * q)
+    lanes, singles = result.by_lanes == 1, [result[i] for i in range(len(result))]
+    assert lanes.sum() >= 3
+    asked = {"row": [0.0, 1.0, -1.0, 0.5], "two": ["x1 = 1", "x2 + x3 = 0.2"]}
+    fitted = []
+    monkeypatch.setattr(type(result), "one", lambda self, i: fitted.append(i) or singles[i])
+    found = result.tests(asked, ddf="kenward-roger", information=information)
+    table = result.tidy(ddf="kenward-roger", information=information)
+    assert not set(fitted) & set(np.flatnonzero(lanes).tolist())
+    L = np.array([[0.0, 1.0, 0.0, 0.0], [0.0, 0.0, 1.0, 1.0]])
+    for i in np.flatnonzero(lanes).tolist():
+        dense, edge = at_optimum(singles[i]), None
+        if singles[i].singular and information != "expected":
+            G = oracle.covariance_blocks(singles[i])
+            if structure == "diagonal" or information == "observed":
+                continue  # the observed information there is that of the single fit's own search: below
+            values, vectors = np.linalg.eigh(G)
+            edge = vectors[:, values > 1e-9 * dense.sigma2] * np.sqrt(values[values > 1e-9 * dense.sigma2])
+        row = np.array(asked["row"])
+        adjusted = dense.adjusted(information, edge)
+        assert found["row"].std_error[i, 0] == pytest.approx(np.sqrt(row @ adjusted @ row), rel=1e-5)
+        F, df = dense.kenward_roger(L, np.array([1.0, 0.2]), information, edge)
+        assert found["two"].statistic[i] == pytest.approx(F, rel=1e-4)
+        assert found["two"].df_denom[i] == pytest.approx(df, rel=1e-4)
+        np.testing.assert_allclose(table["std_error"][4 * i : 4 * i + 4], np.sqrt(np.diag(adjusted)), rtol=1e-5)
+    for i in np.flatnonzero(lanes).tolist():
+        one = singles[i].test(asked["row"], ddf="kenward-roger", information=information)
+        assert found["row"].df_denom[i] == pytest.approx(one.df_denom, rel=1e-4)
+        assert found["row"].std_error[i, 0] == pytest.approx(one.std_error[0], rel=1e-5)
+
+
+def test_kenward_roger_does_not_depend_on_threads(monkeypatch):
+    result = drawn(2, "full", True, 0.8, 5)
+    whole = result.test("x1 = 1", ddf="kenward-roger")
+    monkeypatch.setattr("fastlmm_core.inference.many.each.PART", 1)
+    parts = result.test("x1 = 1", ddf="kenward-roger")
+    np.testing.assert_array_equal(whole.df_denom, parts.df_denom)
+    np.testing.assert_array_equal(whole.std_error, parts.std_error)
+
+
+def test_moderated_variances(made):
+    result, _ = made
+    found = result.moderate()
+    assert len(found) == 10
+    assert np.isnan(found.statistic[4, 1])
+    d0, s0 = found.df_prior[2], found.scale_prior[2]
+    own, d = result.bse[:, 2], result.df[:, 2]
+    expected = s0 if np.isinf(d0) else np.sqrt((d0 * s0**2 + d * own**2) / (d0 + d))
+    np.testing.assert_allclose(found.std_error[:, 2], expected, rtol=1e-12)
+    assert found.to_frame()["response"].tolist() == np.repeat(np.arange(10), 3).tolist()

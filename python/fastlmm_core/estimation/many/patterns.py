@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from ...kernels.hierarchies import FactorBatch
     from .several_factors import HierarchyDesign
 
-__all__ = ["Observed", "Patterns", "patterns_of"]
+__all__ = ["Observed", "Patterns", "moments_of_sums", "patterns_of"]
 
 
 CHUNK_BYTES = 2**22
@@ -104,6 +104,40 @@ def _moments(
     if edge.any():
         inverse[edge] = face_inverse_free(structure, information[edge], null_projectors(structure, factors[edge]))
     return adjusted(found._replace(inverse=inverse), sandwich)
+
+
+def moments_of_sums(
+    structure: CovarianceStructure, sums: tuple[Array, ...], nu: float | Array, factors: Array,
+    edge: NDArray[np.bool_], observed: Observed | None,
+) -> Moments:  # fmt: skip
+    """Moments from the sums of n fits along the free directions of G^, of which there are d.
+
+    Parameters
+    ----------
+    sums : tuple of arrays
+        half (n, r, r), trace (n, d), square (n, pairs), cross (n, d, r, r), both (n, pairs, r, r): see `FactorBatch`.
+    nu : float or (n,) array
+    factors, edge, observed
+        As for `Patterns.moments`.
+    """
+    half, trace, square, cross, both = sums
+    turned = half.transpose(0, 2, 1)[:, None]
+    slopes, both = half[:, None] @ cross @ turned, half[:, None] @ both @ turned
+    d = trace.shape[1]
+    lower, upper = vech_positions(d)
+    pairs = square - 2.0 * np.trace(both, axis1=2, axis2=3)
+    traces = np.empty((len(half), d, d))
+    traces[:, lower, upper] = traces[:, upper, lower] = pairs
+    shift = (trace - np.trace(slopes, axis1=2, axis2=3)) / np.asarray(nu)[..., None]
+
+    def sandwich(weight: Array) -> Array:
+        # each pair in both orders, of which one is the transpose of the other
+        own = 0.5 * (weight[:, lower, upper] + weight[:, upper, lower]) * np.where(lower == upper, 0.5, 1.0)
+        one: Array = np.einsum("np,npij->nij", own, both)
+        return one + one.transpose(0, 2, 1)
+
+    found = Moments(half, slopes, shift, np.empty(0), nu, None)
+    return _moments(structure, factors, edge, observed, found, traces, sandwich)
 
 
 class _OneFactor:
@@ -195,23 +229,8 @@ class _FactorLanes:
 
     def moments(self, factors: Array, edge: NDArray[np.bool_], observed: Observed | None = None) -> Moments:
         """See `Patterns`."""
-        half, trace, square, cross, both = self.batch.moments(self._theta(factors))
-        turned = half.transpose(0, 2, 1)[:, None]
-        slopes, both = half[:, None] @ cross @ turned, half[:, None] @ both @ turned
-        lower, upper = vech_positions(self.structure.q)
-        pairs = square - 2.0 * np.trace(both, axis1=2, axis2=3)
-        traces = np.empty((len(half), self.structure.q, self.structure.q))
-        traces[:, lower, upper] = traces[:, upper, lower] = pairs
-        shift = (trace - np.trace(slopes, axis1=2, axis2=3)) / self.nu
-
-        def sandwich(weight: Array) -> Array:
-            # each pair in both orders, of which one is the transpose of the other
-            own = 0.5 * (weight[:, lower, upper] + weight[:, upper, lower]) * np.where(lower == upper, 0.5, 1.0)
-            one: Array = np.einsum("np,npij->nij", own, both)
-            return one + one.transpose(0, 2, 1)
-
-        found = Moments(half, slopes, shift, np.empty(0), self.nu, None)
-        return _moments(self.structure, factors, edge, observed, found, traces, sandwich)
+        sums = self.batch.moments(self._theta(factors))
+        return moments_of_sums(self.structure, sums, self.nu, factors, edge, observed)
 
 
 class _SeveralFactors:

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from ...covariance.directions import inverse_hessian
 from ...covariance.parameters import CovarianceStructure
 from ...design.design import Design
 from ...design.grouping import Grouping
@@ -21,11 +22,12 @@ from ...support.progress import progress_bar
 from ...support.threads import in_threads, thread_count
 from ...support.types import Array
 from ..fit import Fit, estimate
-from ..information import moments
+from ..information import Moments, moments
 from ..model import Model
 from ..optimize import SINGULAR
 from ..search import spread_points
 from .batch_fit import BOUNDARY
+from .patterns import Observed, moments_of_sums
 
 __all__ = ["Problems", "Stack", "StackFit", "fit_stack", "search_of"]
 
@@ -230,9 +232,7 @@ class StackFit:
     def relative_factor(self) -> Array:
         """Lambda in natural units (count, q, q)."""
         structure = self.stack.design.structure
-        inner = np.zeros((len(self), structure.q, structure.q))
-        rows, columns = structure.positions
-        inner[:, rows, columns] = self.theta_o
+        inner = structure.factors(self.theta_o)
         out = np.full_like(inner, np.nan)
         for edge in (False, True):
             some = (self.by_lanes == 1) & ((self.status == BOUNDARY) == edge)
@@ -241,6 +241,40 @@ class StackFit:
         for i, factor in self._alone.items():
             out[i] = factor
         return out
+
+    def observed(self) -> Observed:
+        """The observed information of all problems that the lanes have fitted, NaN elsewhere."""
+        _, _, shift, hess = self.contrasts(np.eye(1, self.params.shape[1]))
+        inverse, done = np.full_like(hess, np.nan), self.by_lanes == 1
+        inverse[done] = inverse_hessian(self.stack.design.structure, self.theta_o[done], hess[done])
+        return Observed(shift, inverse)
+
+    def moments(self, part: NDArray[np.intp], information: str, observed: Observed | None) -> tuple[Array, Moments]:
+        """Kenward and Roger's moments of problems that the lanes have fitted by REML.
+
+        Parameters
+        ----------
+        part : (n,) int array
+            These problems, in order.
+        information : {"auto", "expected", "observed"}
+        observed : Observed or None
+            Of all problems, for "observed".
+
+        Returns
+        -------
+        root : (n, p, r) array
+            Phi = sigma^2 root root' before it is adjusted.
+        Moments
+        """
+        structure, first, last = self.stack.design.structure, int(part[0]), int(part[-1]) + 1
+        theta = self.theta_o[part]
+        done = self.stack.kernel.moments(first, last, self.theta_o, self.by_lanes)
+        x_map, *sums = (array[part - first] for array in done)
+        own = None if observed is None else Observed(observed.shift[part], observed.inverse[part])
+        edge = (self.status[part] == BOUNDARY) & (information == "auto")
+        nu = np.asarray(self.nobs[part] - self.rank[part], dtype=np.float64)
+        found = moments_of_sums(structure, tuple(sums), nu, structure.factors(theta), edge, own)
+        return x_map @ np.swapaxes(found.half, 1, 2), found
 
     def contrasts(self, L: Array) -> tuple[Array, Array, Array, Array]:
         """What Satterthwaite's formula takes for rows L beta of the problems that the lanes have fitted.

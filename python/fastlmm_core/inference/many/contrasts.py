@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Asked", "chunks", "kenward_roger", "kenward_roger_coefficients", "of_variance", "robust", "satterthwaite",
+    "stacks", "tell_kenward_roger", "tell_of_variance", "tell_satterthwaite",
 ]  # fmt: skip
 
 
@@ -51,7 +52,7 @@ class Asked:
     ----------
     parsed : Hypothesis
     rows : (m, r) array
-        L in the coordinates of the conditioned problem.
+        L in the coordinates of the conditioned problem, or as it is where each response has a design of its own.
     basis : (rank, r) array
         Independent combinations of its rows.
     estimate, gap : (n, m) arrays
@@ -81,13 +82,23 @@ class Asked:
         LMMError
             For what cannot be estimated, or contradictions.
         """
-        model, n = batch.model, len(batch)
+        model = batch.model
         check_estimable(model, parsed.L, parsed.names)
-        rows = parsed.L @ model.problem.x_map
+        return cls.along(parsed, parsed.L @ model.problem.x_map, batch.params, batch.status < 0)
+
+    @classmethod
+    def along(cls, parsed: Hypothesis, rows: Array, params: Array, failed: NDArray[np.bool_]) -> Asked:
+        """A hypothesis along some rows, about coefficients (n, p) of which those that failed are not known.
+
+        Raises
+        ------
+        LMMError
+            For contradictions.
+        """
         basis, combine = independent_rows(rows, parsed.rhs, parsed.names)
-        estimate = np.nan_to_num(batch.params) @ parsed.L.T
-        estimate[batch.status < 0] = np.nan
-        gap = estimate - parsed.rhs
+        estimate = np.nan_to_num(params) @ parsed.L.T
+        estimate[failed] = np.nan
+        gap, n = estimate - parsed.rhs, len(params)
         return cls(
             parsed, rows, basis, estimate, gap, gap @ combine.T, np.full(gap.shape, np.nan), np.full(n, np.nan),
             np.full(n, np.nan),
@@ -125,22 +136,19 @@ def satterthwaite(batch: BatchFit, asked: Sequence[Asked]) -> None:
     size = max(8, CHUNK_BYTES // (8 * model.nobs))
     for begin in range(0, len(regular), size):
         part = regular[begin : begin + size]
-        for some in _stacks(asked):
+        nu = np.full((len(part), 1), float(model.df_resid if batch.reml else model.nobs))
+        for some in stacks(asked):
             rows = np.ascontiguousarray(np.concatenate([one.rows for one in some]))
             covariance, slope, shift, hess, theta = contrasts(batch, part, rows)
             inverse = inverse_hessian(model.structure, theta, hess)
-            at = 0
-            for one in some:
-                own = slice(at, at + len(one.rows))
-                _satterthwaite(batch, one, part, covariance[:, own, own], slope[:, :, own, own], shift, inverse)
-                at = own.stop
+            tell_satterthwaite(some, part, batch.sigma2[part], nu, (covariance, slope, shift, inverse))
     for i in _alone(batch):
         fit = batch.one(i)
         for one in asked:
             one.take(i, wald(fit, one.L, one.rhs))
 
 
-def _stacks(asked: Sequence[Asked]) -> Iterator[list[Asked]]:
+def stacks(asked: Sequence[Asked]) -> Iterator[list[Asked]]:
     """Hypotheses of which the rows are looked at together: all pairs of rows are."""
     some: list[Asked] = []
     for one in asked:
@@ -151,13 +159,33 @@ def _stacks(asked: Sequence[Asked]) -> Iterator[list[Asked]]:
     yield some
 
 
-def _satterthwaite(
-    batch: BatchFit, one: Asked, part: NDArray[np.intp], covariance: Array, slope: Array, shift: Array, inverse: Array
+def tell_satterthwaite(
+    asked: Sequence[Asked], part: NDArray[np.intp], sigma2: Array, nu: Array, found: tuple[Array, ...]
 ) -> None:
-    """One hypothesis about some responses."""
-    nu = float(batch.model.df_resid if batch.reml else batch.model.nobs)
+    """Fill in what Satterthwaite's formula says of some responses.
+
+    Parameters
+    ----------
+    asked : sequence of Asked
+    part : (n,) int array
+        These responses.
+    sigma2, nu : (n,) and (n, 1) arrays
+    found : tuple of arrays
+        covariance (n, m, m), slope (n, k, m, m), shift (n, k) and the inverse Hessian (n, k, k) of the rows of all
+        hypotheses, one after the other.
+    """
+    covariance, slope, shift, inverse = found
+    at = 0
+    for one in asked:
+        own = slice(at, at + len(one.rows))
+        _tell_satterthwaite(one, part, sigma2, nu, (covariance[:, own, own], slope[:, :, own, own], shift, inverse))
+        at = own.stop
+
+
+def _tell_satterthwaite(one: Asked, part: NDArray[np.intp], sigma2: Array, nu: Array, found: tuple[Array, ...]) -> None:
+    covariance, slope, shift, inverse = found
     m, rank = len(one.rows), len(one.basis)
-    one.error[part] = np.sqrt(batch.sigma2[part, None] * np.einsum("nii->ni", covariance))
+    one.error[part] = np.sqrt(sigma2[:, None] * np.einsum("nii->ni", covariance))
     if m == 1:
         u = slope[:, :, :, 0] / covariance - shift[:, :, None]
         one.statistic[part] = one.gap[part, 0] / one.error[part, 0]
@@ -166,7 +194,7 @@ def _satterthwaite(
     values, vectors = np.linalg.eigh(covariance)
     values, vectors = values[:, m - rank :], vectors[:, :, m - rank :]
     contrast = np.einsum("nir,ni->nr", vectors, one.gap[part])
-    one.statistic[part] = (contrast**2 / values).sum(axis=1) / (rank * batch.sigma2[part])
+    one.statistic[part] = (contrast**2 / values).sum(axis=1) / (rank * sigma2)
     turned = np.einsum("nkij,nir,njr->nkr", slope, vectors, vectors, optimize=True)
     u = turned / values[:, None] - shift[:, :, None]
     one.freedom[part] = combined_df(delta_df(u, inverse, nu))
@@ -256,18 +284,7 @@ def kenward_roger(batch: BatchFit, asked: Sequence[Asked], information: str) -> 
     def use(part: NDArray[np.intp], found: Moments) -> None:
         turned = np.swapaxes(found.half, 1, 2)
         for one, lost in zip(asked, fallen, strict=True):
-            whitened = one.rows @ turned
-            one.error[part] = np.sqrt(batch.sigma2[part, None] * np.einsum("nii->ni", found.inner(whitened)))
-            if len(one.rows) == 1:
-                one.statistic[part] = one.gap[part, 0] / one.error[part, 0]
-                one.freedom[part] = found.df(whitened)[:, 0]
-                continue
-            spanned = one.basis @ turned
-            chi2 = _quadratic(found.inner(spanned), one.z[part]) / batch.sigma2[part]
-            orthonormal = np.swapaxes(np.linalg.qr(np.swapaxes(spanned, 1, 2))[0], 1, 2)
-            scale, one.freedom[part] = kenward_roger_f(found, orthonormal)
-            one.statistic[part] = scale * chi2 / len(one.basis)
-            lost[part] = np.isnan(scale)
+            lost[part] = tell_kenward_roger(one, part, batch.sigma2[part], turned, found)
 
     _with_moments(batch, information, use)
     if information == "observed":
@@ -280,22 +297,65 @@ def kenward_roger(batch: BatchFit, asked: Sequence[Asked], information: str) -> 
                 one.take(i, wald(fit, one.L, one.rhs, "kenward-roger", information))
 
 
+def tell_kenward_roger(
+    one: Asked, part: NDArray[np.intp], sigma2: Array, root: Array, found: Moments
+) -> NDArray[np.bool_]:
+    """Fill in what Kenward and Roger's method says of some responses; where it has no joint test.
+
+    Parameters
+    ----------
+    one : Asked
+    part : (n,) int array
+        These responses.
+    sigma2 : (n,) array
+    root : (n, ., r) array
+        Phi = sigma^2 root root' in the coordinates of the rows, before it is adjusted.
+    found : Moments
+    """
+    whitened = one.rows @ root
+    one.error[part] = np.sqrt(sigma2[:, None] * np.einsum("nii->ni", found.inner(whitened)))
+    if len(one.rows) == 1:
+        one.statistic[part] = one.gap[part, 0] / one.error[part, 0]
+        one.freedom[part] = found.df(whitened)[:, 0]
+        return np.zeros(len(part), dtype=bool)
+    spanned = one.basis @ root
+    chi2 = _quadratic(found.inner(spanned), one.z[part]) / sigma2
+    orthonormal = np.swapaxes(np.linalg.qr(np.swapaxes(spanned, 1, 2))[0], 1, 2)
+    scale, one.freedom[part] = kenward_roger_f(found, orthonormal)
+    one.statistic[part] = scale * chi2 / len(one.basis)
+    return np.isnan(scale)
+
+
 def of_variance(batch: BatchFit, asked: Sequence[Asked], ddf: str) -> None:
     """Fill in standard errors, statistics and degrees of freedom by "residual" or "normal"."""
     known = np.inf if ddf == "normal" else float(batch.model.df_resid)
     patterns, factors = patterns_of(batch.model), batch.factor_o
     for part in chunks(batch, patterns.chunk(), batch.status >= 0):
-        turned = np.swapaxes(patterns.half(factors[part]), 1, 2)
+        half = patterns.half(factors[part])
         for one in asked:
-            whitened = one.rows @ turned
             one.freedom[part] = known
-            one.error[part] = np.sqrt(batch.sigma2[part, None] * (whitened * whitened).sum(axis=2))
-            if len(one.rows) == 1:
-                one.statistic[part] = one.gap[part, 0] / one.error[part, 0]
-                continue
-            spanned = one.basis @ turned
-            chi2 = _quadratic(spanned @ np.swapaxes(spanned, 1, 2), one.z[part]) / batch.sigma2[part]
-            one.statistic[part] = chi2 if ddf == "normal" else chi2 / len(one.basis)
+            tell_of_variance(one, part, batch.sigma2[part], np.swapaxes(half, 1, 2) @ half, ddf)
+
+
+def tell_of_variance(one: Asked, part: NDArray[np.intp], sigma2: Array, covariance: Array, ddf: str) -> None:
+    """Fill in standard errors and statistics of some responses, of which the degrees of freedom are known.
+
+    Parameters
+    ----------
+    one : Asked
+    part : (n,) int array
+        These responses.
+    sigma2 : (n,) array
+    covariance : (n, ., .) array
+        Of the coefficients in the coordinates of the rows, relative to sigma^2.
+    ddf : {"residual", "normal"}
+    """
+    one.error[part] = np.sqrt(sigma2[:, None] * ((one.rows @ covariance) * one.rows).sum(axis=2))
+    if len(one.rows) == 1:
+        one.statistic[part] = one.gap[part, 0] / one.error[part, 0]
+        return
+    chi2 = _quadratic(one.basis @ covariance @ one.basis.T, one.z[part]) / sigma2
+    one.statistic[part] = chi2 if ddf == "normal" else chi2 / len(one.basis)
 
 
 def robust(batch: BatchFit, asked: Sequence[Asked], ddf: str, vcov: str, cluster: Any) -> None:

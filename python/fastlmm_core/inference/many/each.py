@@ -2,38 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ...covariance.directions import inverse_hessian
-from ...covariance.elements import element_names, sd_and_cor
 from ...errors import LMMError
-from ...estimation.information import combined_df
+from ...estimation.information import Moments
 from ...estimation.many.stack import StackFit
-from ...estimation.moments import delta_df
 from ...support.arguments import checked
-from ...support.checks import check_level
+from ...support.blas_threads import one_blas_thread
 from ...support.display import LINES, Cells, Shown, first_lines
-from ...support.distributions import two_sided_p
 from ...support.text_tables import estimate_cells
+from ...support.threads import map_in_threads, thread_count
 from ...support.types import Array
-from ...tables.rows import named_rows
-from ..hypotheses import Hypothesis, parse_hypothesis
-from ..wald import coefficient_table, independent_rows, wald
-from .tests import BatchTest, check_ddf, joint_pvalues, t_columns
+from ..hypotheses import Hypothesis
+from ..wald import coefficient_table, wald
+from .contrasts import Asked, stacks, tell_kenward_roger, tell_of_variance, tell_satterthwaite
+from .own_designs import OwnDesigns
+from .tests import BatchTest, check_ddf, joint_pvalues
 
 if TYPE_CHECKING:
+    from ...design.design import Design
     from ...estimation.fit import Fit
-    from ..options import Ddf, Information
 
 __all__ = ["EachResult"]
 
 
+PART = 256
+"""Problems of which the moments are looked at together."""
+
+
 @checked
-class EachResult(Shown, StackFit):
+class EachResult(Shown, OwnDesigns, StackFit):
     """Estimates for many problems, each with a design of its own; every array has a leading axis over problems.
 
     ``result[i]`` is the full result of one problem, by position or label.
@@ -49,6 +53,20 @@ class EachResult(Shown, StackFit):
     reasons : dict
         Why problems could not be fitted, by position.
     """
+
+    _one = "problem"
+
+    @property
+    def _shared(self) -> Design:
+        return self.stack.design
+
+    @property
+    def _outcome(self) -> tuple[Array, NDArray[np.bool_], NDArray[np.bool_]]:
+        return self.covariance, self.converged, self.singular
+
+    @property
+    def _names(self) -> NDArray[Any]:
+        return self.labels
 
     @property
     def labels(self) -> NDArray[Any]:
@@ -115,37 +133,9 @@ class EachResult(Shown, StackFit):
         }
 
     @property
-    def tvalues(self) -> Array:
-        """Estimates divided by standard errors (n_problems, p)."""
-        with np.errstate(invalid="ignore"):
-            return np.asarray(self.params / self.bse)
-
-    @property
     def df(self) -> Array:
         """Satterthwaite's degrees of freedom of the t tests that each fixed effect is zero (n_problems, p)."""
         return self.satterthwaite.copy()
-
-    @property
-    def pvalues(self) -> Array:
-        """Two-sided p-values of the t tests that each fixed effect is zero (n_problems, p), with Satterthwaite's df."""
-        return two_sided_p(self.tvalues, self.satterthwaite)
-
-    def conf_int(self, level: float = 0.95, *, ddf: Ddf = "satterthwaite", information: Information = "auto") -> Array:
-        """Confidence intervals of the fixed effects (n_problems, p, 2).
-
-        Parameters
-        ----------
-        level : float
-        ddf, information
-            As for `test`.
-
-        Raises
-        ------
-        LMMError
-            As `tidy`.
-        """
-        found = self.columns(level, ddf, information)
-        return np.stack([found["conf_low"], found["conf_high"]], axis=-1)
 
     def cov_params(self) -> Array:
         """Covariance matrices of the fixed effects (n_problems, p, p); NaN for dropped columns."""
@@ -166,94 +156,62 @@ class EachResult(Shown, StackFit):
         if ddf == "satterthwaite":
             return self.bse, self.satterthwaite
         if ddf == "kenward-roger":
-            error, freedom = np.full_like(self.bse, np.nan), np.full_like(self.bse, np.nan)
-            for i in np.flatnonzero(self.status >= 0).tolist():
-                table = coefficient_table(self.one(i), ddf, information)
-                error[i], freedom[i] = table["std_error"], table["df"]
-            return error, freedom
+            return self._kenward_roger(information)
         known = np.full(len(self), np.inf) if ddf == "normal" else self.nobs - self.rank
         return self.bse, np.where(np.isnan(self.params), np.nan, known[:, None])
 
-    def test(
-        self, hypothesis: Any, rhs: Any = None, *, ddf: Ddf = "satterthwaite", information: Information = "auto"
-    ) -> BatchTest:
-        """Test linear hypotheses on the fixed effects for every problem, each on its own design.
+    def _kenward_roger(self, information: str) -> tuple[Array, Array]:
+        error, freedom = np.full_like(self.bse, np.nan), np.full_like(self.bse, np.nan)
+        apart = self._apart()
+
+        def use(part: NDArray[np.intp], root: Array, found: Moments) -> None:
+            error[part] = np.sqrt(self.sigma2[part, None] * np.einsum("nii->ni", found.inner(root)))
+            freedom[part] = found.df(root)
+
+        _with_moments(self, np.setdiff1d(np.flatnonzero(self.by_lanes), apart), information, use)
+        for i in apart:
+            table = coefficient_table(self.one(i), "kenward-roger", information)
+            error[i], freedom[i] = table["std_error"], table["df"]
+        return error, freedom
+
+    def tested(self, hypotheses: Sequence[Hypothesis], ddf: str, information: str) -> list[BatchTest]:
+        """Tests of several hypotheses of every problem; see `tests`.
 
         Parameters
         ----------
-        hypothesis, rhs
-            See `LMMResult.test`.
-        ddf : {"satterthwaite", "kenward-roger", "residual", "normal"}
-            For Kenward-Roger each problem is fitted once more by itself, which takes much longer than the fits did.
-        information : {"auto", "expected", "observed"}
-            For Kenward-Roger, see `LMMResult.test`.
-
-        Returns
-        -------
-        BatchTest
-            NaN for problems whose rows do not determine the hypothesis.
-
-        Raises
-        ------
-        LMMError
-            For hypotheses that cannot be tested, and Kenward-Roger after fits by ML.
+        hypotheses : sequence of Hypothesis
+        ddf, information
+            As for `tests`.
         """
         _check(self, ddf, information)
-        parsed = parse_hypothesis(hypothesis, self.exog_names, rhs)
-        return _test(self, parsed, ddf, information)
-
-    def tidy(self, level: float = 0.95, *, ddf: Ddf = "satterthwaite", information: Information = "auto") -> Any:
-        """One row per problem and coefficient.
-
-        Parameters
-        ----------
-        level : float
-            Of the confidence limits.
-        ddf, information
-            As for `test`.
-
-        Returns
-        -------
-        frame in the library of the data, or dict of arrays
-            problem (its label), term, estimate, std_error, df, statistic, p_value, conf_low, conf_high.
-
-        Raises
-        ------
-        LMMError
-            For a level outside (0, 1), unknown options, or Kenward-Roger after fits by ML.
-        """
-        found, p = self.columns(level, ddf, information), len(self.exog_names)
-        named: dict[str, Any] = {"problem": np.repeat(self.labels, p), "term": list(self.exog_names) * len(self)}
-        return self.stack.design.table(named | {name: values.ravel() for name, values in found.items()})
-
-    def columns(self, level: float, ddf: str, information: str) -> dict[str, Array]:
-        """What `tidy` tells of the coefficients, in arrays (n_problems, p).
-
-        Parameters
-        ----------
-        level, ddf, information
-            As for `tidy`.
-        """
-        check_level(level)
-        return t_columns(self.params, *self._coefficients(ddf, information), level)
-
-    def to_frame(self) -> Any:
-        """One row per problem: sizes, estimates, standard errors, variance parameters, criterion and flags.
-
-        Returns
-        -------
-        frame in the library of the data, or dict of arrays
-            With the labels of the problems as index, in other libraries than pandas as a column ``problem``.
-        """
-        design = self.stack.design
-        columns: dict[str, Any] = {"nobs": self.nobs, "n_groups": self.n_groups}
-        columns |= {name: self.params[:, j] for j, name in enumerate(self.exog_names)}
-        columns |= {f"std_error_{name}": self.bse[:, j] for j, name in enumerate(self.exog_names)}
-        elements = design.random.elements
-        values = np.column_stack([sd_and_cor(elements, self.covariance), np.sqrt(self.sigma2)])
-        columns |= {name: values[:, k] for k, name in enumerate(element_names(elements))}
-        columns |= {"criterion": self.criterion, "converged": self.converged, "singular": self.singular}
-        return named_rows(design.library, "problem", self.labels, columns)
+        asked = [Asked.along(parsed, parsed.L, self.params, self.status < 0) for parsed in hypotheses]
+        lost = np.isin(np.arange(len(self)), self._apart())
+        some = np.flatnonzero((self.by_lanes == 1) & ~lost)
+        if ddf == "satterthwaite":
+            _satterthwaite(self, asked, some)
+        elif ddf == "kenward-roger":
+            lost |= _kenward_roger(self, asked, some, information)
+        else:
+            covariance = self.contrasts(np.eye(self.params.shape[1]))[0]
+            known = np.full(len(self), np.inf) if ddf == "normal" else self.nobs - self.rank
+            for one in asked:
+                one.freedom[some] = known[some]
+                tell_of_variance(one, some, self.sigma2[some], covariance[some], ddf)
+        for i in np.flatnonzero(lost).tolist():
+            fit = self.one(i)
+            for one in asked:
+                try:
+                    one.take(i, wald(fit, one.L, one.rhs, ddf, information))
+                except LMMError:  # not estimable there
+                    one.estimate[i] = np.nan
+        return [
+            BatchTest(
+                one.estimate, one.error, one.statistic, len(one.basis), one.freedom,
+                joint_pvalues(one.statistic, one.freedom, len(one.L), len(one.basis), ddf), one.L, one.rhs,
+                one.parsed.names, ddf, "model", self._shared.library, self.labels,
+            )
+            for one in asked
+        ]  # fmt: skip
 
     def __getitem__(self, i: Any) -> Fit:
         """The full result of one problem, by position (an integer) or by label (anything else).
@@ -321,66 +279,43 @@ def _check(result: EachResult, ddf: str, information: str) -> None:
         raise LMMError("ddf='kenward-roger' needs REML fits: fit with reml=True, or use ddf='satterthwaite'")
 
 
-def _test(result: EachResult, parsed: Hypothesis, ddf: str, information: str) -> BatchTest:
-    """`EachResult.test` for a parsed hypothesis."""
-    L, m, count = parsed.L, len(parsed.L), len(result)
-    basis, combine = independent_rows(L, parsed.rhs, parsed.names)
-    rank = len(basis)
-    estimate = np.nan_to_num(result.params) @ L.T
-    error, statistic, freedom = np.full((count, m), np.nan), np.full(count, np.nan), np.full(count, np.nan)
-    apart = np.flatnonzero(result.status >= 0).tolist() if ddf == "kenward-roger" else result._apart()
-    if ddf != "kenward-roger":
-        covariance, slope, shift, hess = result.contrasts(L)
-        error = np.sqrt(result.sigma2[:, None] * np.einsum("nii->ni", covariance))
-        gap = estimate - parsed.rhs
-        some = np.setdiff1d(np.flatnonzero(result.by_lanes), apart)
-        if ddf == "satterthwaite":
-            inverse = inverse_hessian(result.stack.design.structure, result.theta_o[some], hess[some])
-            nu = np.asarray(result.nobs - (result.rank if result.reml else 0), dtype=np.float64)[some]
-            squares, freedom[some] = _satterthwaite(
-                covariance[some], slope[some], shift[some], inverse, nu, gap[some], rank
-            )
-            statistic[some] = squares / (rank * result.sigma2[some])
-        else:
-            freedom[some] = np.inf if ddf == "normal" else (result.nobs - result.rank)[some]
-            inner, z = np.einsum("ri,nij,sj->nrs", combine, covariance[some], combine), gap[some] @ combine.T
-            squares = (z * np.linalg.solve(inner, z[..., None])[..., 0]).sum(axis=1) / result.sigma2[some]
-            statistic[some] = squares if ddf == "normal" else squares / rank
-        if m == 1:
-            statistic[some] = gap[some, 0] / error[some, 0]
-    for i in apart:
-        try:
-            one = wald(result.one(i), L, parsed.rhs, ddf, information)
-        except LMMError:  # not estimable there
-            estimate[i] = error[i] = np.nan
-            continue
-        estimate[i], error[i], statistic[i], freedom[i] = one.estimate, one.std_error, one.statistic, one.df_denom
-    estimate[result.status < 0] = np.nan
-    pvalues = joint_pvalues(statistic, freedom, m, rank, ddf)
-    return BatchTest(
-        estimate, error, statistic, rank, freedom, pvalues, L, parsed.rhs, parsed.names, ddf, "model",
-        result.stack.design.library, result.labels,
-    )  # fmt: skip
+def _satterthwaite(result: EachResult, asked: Sequence[Asked], some: NDArray[np.intp]) -> None:
+    """Fill in what Satterthwaite's formula says of problems that the lanes have fitted."""
+    nu = np.asarray(result.nobs - (result.rank if result.reml else 0), dtype=np.float64)[some, None]
+    for part in stacks(asked):
+        covariance, slope, shift, hess = result.contrasts(np.concatenate([one.rows for one in part]))
+        inverse = inverse_hessian(result.stack.design.structure, result.theta_o[some], hess[some])
+        found = (covariance[some], slope[some], shift[some], inverse)
+        tell_satterthwaite(part, some, result.sigma2[some], nu, found)
 
 
-def _satterthwaite(
-    covariance: Array, slope: Array, shift: Array, inverse: Array, nu: Array, gap: Array, rank: int
-) -> tuple[Array, Array]:
-    """gap'K^-1 gap and the denominator degrees of freedom, of contrasts that are independent (Fai and Cornelius 1996).
+def _with_moments(
+    result: EachResult,
+    some: NDArray[np.intp],
+    information: str,
+    use: Callable[[NDArray[np.intp], Array, Moments], None],
+) -> None:
+    """Let Kenward and Roger's moments of problems be used, some at a time, by several threads."""
+    observed = result.observed() if information == "observed" else None
 
-    Parameters
-    ----------
-    covariance, slope, shift, inverse : (n, m, m), (n, k, m, m), (n, k), (n, k, k) arrays
-        See `StackFit.contrasts`; the inverse of the Hessian.
-    nu : (n,) array
-    gap : (n, m) array
-    rank : int
-        Of the covariances.
-    """
-    m = gap.shape[1]
-    values, vectors = np.linalg.eigh(covariance)
-    values, vectors = values[:, m - rank :], vectors[:, :, m - rank :]
-    contrast = np.einsum("nir,ni->nr", vectors, gap)
-    turned = np.einsum("nkij,nir,njr->nkr", slope, vectors, vectors, optimize=True)
-    u = turned / values[:, None] - shift[:, :, None]
-    return (contrast**2 / values).sum(axis=1), combined_df(delta_df(u, inverse, nu[:, None]))
+    def run(part: NDArray[np.intp]) -> None:
+        use(part, *result.moments(part, information, observed))
+
+    parts = [part for part in np.split(some, np.searchsorted(some, np.arange(PART, len(result), PART))) if len(part)]
+    jobs = min(thread_count(None), len(parts))
+    with one_blas_thread() if jobs > 1 else nullcontext():
+        map_in_threads(run, ((part,) for part in parts), jobs)
+
+
+def _kenward_roger(
+    result: EachResult, asked: Sequence[Asked], some: NDArray[np.intp], information: str
+) -> NDArray[np.bool_]:
+    """Fill in what Kenward and Roger's method says; where it has no joint test of one of the hypotheses (n,)."""
+    fallen = np.zeros(len(result), dtype=bool)
+
+    def use(part: NDArray[np.intp], root: Array, found: Moments) -> None:
+        for one in asked:
+            fallen[part] |= tell_kenward_roger(one, part, result.sigma2[part], root, found)
+
+    _with_moments(result, some, information, use)
+    return fallen

@@ -9,28 +9,27 @@ from numpy.typing import NDArray
 
 from ...errors import LMMError
 from ...support.arguments import checked
-from ...support.distributions import two_sided_p
 from ...support.types import Array
-from ...tables.rows import named_rows
-from ..hypotheses import parse_hypothesis
+from ..hypotheses import Hypothesis
 from ..wald import check_estimable, independent_rows
 from .each import EachResult
-from .tests import BatchTest, test, tidy_columns
+from .own_designs import OwnDesigns
+from .tests import BatchTest, coefficients, tests
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from ...design.design import Design
     from ...estimation.fit import Fit
     from ...estimation.many.batch_fit import BatchFit
     from ...estimation.many.masks import Masked
     from ...estimation.model import Model
-    from ..options import Ddf, Information
 
 __all__ = ["MaskedBatch"]
 
 
 @checked
-class MaskedBatch:
+class MaskedBatch(OwnDesigns):
     """Estimates for many responses of which each has its own observations; arrays have a leading axis over responses.
 
     Attributes
@@ -53,6 +52,8 @@ class MaskedBatch:
     converged, singular : (n_responses,) bool arrays
     labels : (n_responses,) array or None
     """
+
+    _one = "response"
 
     def __init__(
         self,
@@ -88,6 +89,18 @@ class MaskedBatch:
         self.converged = self._spread("converged") == 1.0
         self.singular = self._spread("singular") == 1.0
 
+    @property
+    def _shared(self) -> Design:
+        return self.model.design
+
+    @property
+    def _outcome(self) -> tuple[Array, NDArray[np.bool_], NDArray[np.bool_]]:
+        return self.covariance, self.converged, self.singular
+
+    @property
+    def _names(self) -> NDArray[Any] | None:
+        return self.labels
+
     def _fitted(self) -> list[tuple[NDArray[np.intp], BatchFit]]:
         return [(mask.members, mask.batch) for mask in self.masks if mask.batch is not None]
 
@@ -101,24 +114,10 @@ class MaskedBatch:
             out[members] = getattr(batch, name)
         return out
 
-    def __len__(self) -> int:
-        return len(self._owner)
-
     @property
     def invalid(self) -> NDArray[np.intp]:
         """Responses that could not be fitted."""
         return np.flatnonzero(np.isnan(self.criterion))
-
-    @property
-    def tvalues(self) -> Array:
-        """Estimates divided by standard errors (n_responses, p)."""
-        with np.errstate(invalid="ignore"):
-            return np.asarray(self.params / self.bse)
-
-    @property
-    def pvalues(self) -> Array:
-        """Two-sided p-values of the t tests that each fixed effect is zero (n_responses, p), by Satterthwaite's df."""
-        return two_sided_p(self.tvalues, self.df)
 
     def __getitem__(self, i: int) -> Fit:
         """The full result of one response, by position, on the observations that it has.
@@ -140,28 +139,23 @@ class MaskedBatch:
         found: Fit = mask.batch.one(int(self._place[i]))
         return found
 
-    def test(
-        self,
-        hypothesis: Any,
-        rhs: Any = None,
-        *,
-        ddf: Ddf = "satterthwaite",
-        information: Information = "auto",
-    ) -> BatchTest:
-        """Test linear hypotheses on the fixed effects for every response, each on its own design.
+    def _coefficients(self, ddf: str, information: str) -> tuple[Array, Array]:
+        error, freedom = np.full_like(self.bse, np.nan), np.full_like(self.bse, np.nan)
+        for members, batch in self._parts():
+            if isinstance(batch, EachResult):
+                error[members], freedom[members] = batch._coefficients(ddf, information)
+            else:
+                error[members], freedom[members] = coefficients(batch, ddf, information)
+        return error, freedom
+
+    def tested(self, hypotheses: Sequence[Hypothesis], ddf: str, information: str) -> list[BatchTest]:
+        """Tests of several hypotheses of every response; see `tests`.
 
         Parameters
         ----------
-        hypothesis, rhs
-            See `LMMResult.test`.
-        ddf : {"satterthwaite", "kenward-roger", "residual", "normal"}
-        information : {"auto", "expected", "observed"}
-            For Kenward-Roger, see `LMMResult.test`.
-
-        Returns
-        -------
-        BatchTest
-            NaN for responses whose observations do not determine the hypothesis.
+        hypotheses : sequence of Hypothesis
+        ddf, information
+            As for `tests`.
 
         Raises
         ------
@@ -169,68 +163,33 @@ class MaskedBatch:
             For hypotheses that cannot be tested where nothing is missing, or as `BatchResult.test`.
         """
         whole = self.model.fittable()
-        parsed = parse_hypothesis(hypothesis, self.model.exog_names, rhs)
-        check_estimable(whole, parsed.L, parsed.names)
-        rank = len(independent_rows(parsed.L @ whole.problem.x_map, parsed.rhs, parsed.names)[0])
+        out = []
+        for parsed in hypotheses:
+            check_estimable(whole, parsed.L, parsed.names)
+            rank = len(independent_rows(parsed.L @ whole.problem.x_map, parsed.rhs, parsed.names)[0])
+            out.append(self._untested(parsed, rank, ddf))
+        for members, batch in self._parts():
+            if isinstance(batch, EachResult):
+                some = list(range(len(hypotheses)))
+                found = batch.tested(hypotheses, ddf, information)
+            else:
+                some = [k for k, one in enumerate(hypotheses) if _estimable(batch, one)]
+                found = tests(batch, [hypotheses[k] for k in some], ddf, information)
+            for k, one in zip(some, found, strict=True):
+                own = out[k]
+                own.estimate[members], own.std_error[members] = one.estimate, one.std_error
+                own.statistic[members], own.df_denom[members] = one.statistic, one.df_denom
+                own.pvalues[members] = one.pvalues
+        return out
+
+    def _untested(self, parsed: Hypothesis, rank: int, ddf: str) -> BatchTest:
+        """A test of which nothing is known yet."""
         n, m = len(self), len(parsed.L)
-        estimate, error = np.full((n, m), np.nan), np.full((n, m), np.nan)
-        statistic, freedom, pvalues = np.full(n, np.nan), np.full(n, np.nan), np.full(n, np.nan)
-        for members, batch in self._parts():
-            if isinstance(batch, EachResult):
-                found = batch.test(parsed.L, parsed.rhs, ddf=ddf, information=information)
-            else:
-                try:
-                    check_estimable(batch.model, parsed.L, parsed.names)
-                except LMMError:
-                    continue
-                found = test(batch, parsed.L, parsed.rhs, ddf, information)
-            estimate[members], error[members] = found.estimate, found.std_error
-            statistic[members], freedom[members], pvalues[members] = found.statistic, found.df_denom, found.pvalues
+        pairs, numbers = [np.full((n, m), np.nan) for _ in range(2)], [np.full(n, np.nan) for _ in range(3)]
         return BatchTest(
-            estimate, error, statistic, rank, freedom, pvalues, parsed.L, parsed.rhs, parsed.names, ddf, "model",
-            self.model.library, self.labels,
+            pairs[0], pairs[1], numbers[0], rank, numbers[1], numbers[2], parsed.L, parsed.rhs, parsed.names, ddf,
+            "model", self.model.library, self.labels,
         )  # fmt: skip
-
-    def tidy(self, level: float = 0.95, *, ddf: Ddf = "satterthwaite", information: Information = "auto") -> Any:
-        """One row per response and coefficient, as `BatchResult.tidy` has them.
-
-        Parameters
-        ----------
-        level : float
-        ddf, information
-            As for `test`.
-
-        Raises
-        ------
-        LMMError
-            As `BatchResult.tidy`.
-        """
-        p = len(self.model.exog_names)
-        labels = np.arange(len(self)) if self.labels is None else self.labels
-        columns: dict[str, Any] = {
-            "response": np.repeat(labels, p), "term": list(self.model.exog_names) * len(self),
-        }  # fmt: skip
-        for name in ("estimate", "std_error", "df", "statistic", "p_value", "conf_low", "conf_high"):
-            columns[name] = np.full((len(self), p), np.nan)
-        for members, batch in self._parts():
-            if isinstance(batch, EachResult):
-                found = batch.columns(level, ddf, information)
-            else:
-                found = tidy_columns(batch, level, ddf, information)
-            for name in list(columns)[2:]:
-                columns[name][members] = found[name].reshape(-1, p)
-        return self.model.table({name: v.ravel() if isinstance(v, np.ndarray) else v for name, v in columns.items()})
-
-    def to_frame(self) -> Any:
-        """One row per response: nobs, n_groups, estimates, standard errors, sigma2, criterion and flags."""
-        names = self.model.exog_names
-        columns: dict[str, Any] = {"nobs": self.nobs, "n_groups": self.n_groups}
-        columns |= {name: self.params[:, j] for j, name in enumerate(names)}
-        columns |= {f"std_error_{name}": self.bse[:, j] for j, name in enumerate(names)}
-        columns |= {
-            "sigma2": self.sigma2, "criterion": self.criterion, "converged": self.converged, "singular": self.singular,
-        }  # fmt: skip
-        return named_rows(self.model.library, "response", self.labels, columns)
 
     @property
     def _sets(self) -> int:
@@ -241,3 +200,12 @@ class MaskedBatch:
             f"<MaskedBatch: {len(self)} fits on {self._sets} sets of observations, {int(self.converged.sum())} "
             f"certified, {int(self.singular.sum())} singular, {len(self.invalid)} not fitted>"
         )
+
+
+def _estimable(batch: BatchFit, parsed: Hypothesis) -> bool:
+    """Whether the observations of a mask determine a hypothesis."""
+    try:
+        check_estimable(batch.model, parsed.L, parsed.names)
+    except LMMError:
+        return False
+    return True

@@ -12,20 +12,19 @@ and the posterior mean of the inverse variance is 1 / s~_g^2, s~_g^2 = (d_0 s_0^
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from ...errors import LMMError
 from ...support.arguments import checked
 from ...support.distributions import two_sided_p
 from ...support.types import Array
+from ...tables.columns import native_frame
 from .t_tests import TTests
-
-if TYPE_CHECKING:
-    from ...estimation.many.batch_fit import BatchFit
 
 __all__ = ["ModeratedTests", "moderate", "prior_of", "trigamma_inverse"]
 
@@ -55,7 +54,8 @@ class ModeratedTests(TTests):
     df: Array
     statistic: Array
     pvalues: Array
-    _batch: BatchFit = field(repr=False)
+    _labels: NDArray[Any] = field(repr=False)
+    _library: str = field(repr=False)
 
     def to_frame(self) -> Any:
         """One row per response and coefficient.
@@ -65,30 +65,40 @@ class ModeratedTests(TTests):
         frame in the library of the model's data, or dict of arrays
             response (its label or position), term, estimate, std_error, df, statistic, p_value, fdr (by "bh").
         """
-        batch = self._batch
-        labels = np.arange(len(self)) if batch.labels is None else batch.labels
         columns = {
             "estimate": self.estimate, "std_error": self.std_error, "df": self.df, "statistic": self.statistic,
             "p_value": self.pvalues, "fdr": self.fdr(),
         }  # fmt: skip
-        known = {"response": np.repeat(labels, len(self.names)), "term": list(self.names) * len(self)}
-        return batch.model.table(known | {name: np.array(values).ravel() for name, values in columns.items()})
+        known = {"response": np.repeat(self._labels, len(self.names)), "term": list(self.names) * len(self)}
+        values = {name: np.array(array).ravel() for name, array in columns.items()}
+        return native_frame(self._library, known | values)
 
     def __repr__(self) -> str:
         lent = ", ".join(f"{name} {d:.4g}" for name, d in zip(self.names, self.df_prior, strict=True))
         return f"<ModeratedTests: {len(self)} responses; prior df: {lent}>"
 
 
-def moderate(batch: BatchFit) -> ModeratedTests:
-    """See `BatchResult.moderate`."""
-    names = tuple(batch.model.exog_names)
+def moderate(
+    names: Sequence[str], params: Array, bse: Array, satterthwaite: Array, labels: NDArray[Any], library: str
+) -> ModeratedTests:
+    """See `BatchResult.moderate`.
+
+    Parameters
+    ----------
+    names : (p,) sequence of str
+    params, bse, satterthwaite : (n, p) arrays
+        NaN for what could not be estimated.
+    labels : (n,) array
+    library : str
+        Of tables.
+    """
     p = len(names)
-    error, df = batch.bse.copy(), batch.satterthwaite.copy()
+    error, df = bse.copy(), satterthwaite.copy()
     df_prior, scale = np.full(p, np.nan), np.full(p, np.nan)
     for j in range(p):
         good = np.isfinite(error[:, j]) & (error[:, j] > 0.0) & (df[:, j] > 0.0)
-        if j in batch.model.problem.dropped:
-            continue
+        if np.isnan(params[:, j]).all() and not np.isnan(params).all():
+            continue  # a column that is dropped
         if good.sum() < 3:
             raise LMMError(
                 f"moderate() needs three responses or more that were fitted; of {names[j]} {good.sum()} were"
@@ -100,9 +110,9 @@ def moderate(batch: BatchFit) -> ModeratedTests:
         df[good, j] = np.minimum(d + d0, d.sum())
         df_prior[j], scale[j] = d0, np.sqrt(s0)
     with np.errstate(invalid="ignore", divide="ignore"):
-        statistic = batch.params / error
+        statistic = params / error
     return ModeratedTests(
-        names, df_prior, scale, batch.params.copy(), error, df, statistic, two_sided_p(statistic, df), batch
+        tuple(names), df_prior, scale, params.copy(), error, df, statistic, two_sided_p(statistic, df), labels, library
     )
 
 

@@ -6,11 +6,13 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ...errors import LMMError
 from ...support.arguments import checked
 from ...support.display import Cells, Shown
 from ...support.types import Array
+from ...tables.columns import native_frame
 from ..anova import TYPES, hypotheses
 from ..hypotheses import Hypothesis, parse_hypothesis
 from .tests import BatchTest, tests
@@ -19,7 +21,7 @@ if TYPE_CHECKING:
     from ...estimation.fit import Fit
     from ...estimation.many.batch_fit import BatchFit
 
-__all__ = ["BatchTests", "anova", "several"]
+__all__ = ["BatchTests", "anova", "parse_several", "response_labels", "several"]
 
 
 @checked
@@ -32,8 +34,10 @@ class BatchTests(Mapping[str, BatchTest], Shown):
         What could not be tested, and why.
     """
 
-    def __init__(self, tests: Mapping[str, BatchTest], batch: BatchFit, notes: tuple[str, ...] = ()) -> None:
-        self._tests, self._batch, self.notes = dict(tests), batch, notes
+    def __init__(
+        self, tests: Mapping[str, BatchTest], labels: NDArray[Any], library: str, notes: tuple[str, ...] = ()
+    ) -> None:
+        self._tests, self._labels, self._library, self.notes = dict(tests), labels, library, notes
 
     def __getitem__(self, name: str) -> BatchTest:
         if name not in self._tests:
@@ -49,17 +53,17 @@ class BatchTests(Mapping[str, BatchTest], Shown):
     @property
     def pvalues(self) -> Array:
         """(n_responses, n_tests)."""
-        return np.array([test.pvalues for test in self.values()]).T.reshape(len(self._batch), len(self))
+        return np.array([test.pvalues for test in self.values()]).T.reshape(len(self._labels), len(self))
 
     @property
     def log10p(self) -> Array:
         """log10 of the p-values (n_responses, n_tests), however small they are."""
-        return np.array([test.log10p for test in self.values()]).T.reshape(len(self._batch), len(self))
+        return np.array([test.log10p for test in self.values()]).T.reshape(len(self._labels), len(self))
 
     def fdr(self, method: str = "bh") -> Array:
         """p-values adjusted for the number of responses, test by test (n_responses, n_tests); see `BatchTest.fdr`."""
         found = np.array([test.fdr(method) for test in self.values()])
-        return found.T.reshape(len(self._batch), len(self))
+        return found.T.reshape(len(self._labels), len(self))
 
     def to_frame(self) -> Any:
         """One row per response and test.
@@ -70,20 +74,20 @@ class BatchTests(Mapping[str, BatchTest], Shown):
             response (its label or position), test, df_num, df_denom, statistic (F, or chi-square / df_num for
             ddf="normal"), p_value, fdr (by "bh", within each test).
         """
-        batch, n, k = self._batch, len(self._batch), len(self)
-        labels = np.arange(n) if batch.labels is None else batch.labels
+        n, k = len(self._labels), len(self)
         df = np.array([test.df_denom for test in self.values()]).T.reshape(n, k)
         F = np.array([_f(test) for test in self.values()]).T.reshape(n, k)
-        return batch.model.table(
+        return native_frame(
+            self._library,
             {
-                "response": np.repeat(labels, k), "test": list(self) * n,
+                "response": np.repeat(self._labels, k), "test": list(self) * n,
                 "df_num": np.tile([test.df_num for test in self.values()], n), "df_denom": df.ravel(),
                 "statistic": F.ravel(), "p_value": self.pvalues.ravel(), "fdr": self.fdr().ravel(),
-            }
+            },
         )  # fmt: skip
 
     def _shown(self) -> Iterator[str | Cells]:
-        yield f"Tests of {len(self._batch)} responses"
+        yield f"Tests of {len(self._labels)} responses"
         rows = [
             [name, str(test.df_num), str(int((test.pvalues < 0.05).sum())), str(int((test.fdr() < 0.05).sum()))]
             for name, test in self.items()
@@ -92,7 +96,7 @@ class BatchTests(Mapping[str, BatchTest], Shown):
         yield from self.notes
 
     def __repr__(self) -> str:
-        return f"<BatchTests: {', '.join(self)}; {len(self._batch)} responses>"
+        return f"<BatchTests: {', '.join(self)}; {len(self._labels)} responses>"
 
 
 def _f(test: BatchTest) -> Array:
@@ -101,18 +105,34 @@ def _f(test: BatchTest) -> Array:
     return test.statistic / test.df_num if test.ddf == "normal" else test.statistic
 
 
-def several(
-    batch: BatchFit, asked: Mapping[str, Any], ddf: str, information: str, vcov: str = "model", cluster: Any = None
-) -> BatchTests:
-    """See `BatchResult.tests`."""
+def parse_several(asked: Any, names: tuple[str, ...]) -> dict[str, Hypothesis]:
+    """Hypotheses by name.
+
+    Raises
+    ------
+    LMMError
+        For anything but a mapping, and hypotheses that are none.
+    """
     if not isinstance(asked, Mapping) or not asked:
         raise LMMError(
             "hypotheses must be names to hypotheses, e.g. {'slope': 'Days', 'both': ['Days', 'age']}, not "
             f"{asked!r:.60}; one hypothesis is tested by test()"
         )
-    parsed = {str(name): parse_hypothesis(one, batch.model.exog_names) for name, one in asked.items()}
+    return {str(name): parse_hypothesis(one, names) for name, one in asked.items()}
+
+
+def response_labels(batch: BatchFit) -> NDArray[Any]:
+    """Labels of the responses, or their positions."""
+    return np.arange(len(batch)) if batch.labels is None else batch.labels
+
+
+def several(
+    batch: BatchFit, asked: Mapping[str, Any], ddf: str, information: str, vcov: str = "model", cluster: Any = None
+) -> BatchTests:
+    """See `BatchResult.tests`."""
+    parsed = parse_several(asked, batch.model.exog_names)
     found = tests(batch, list(parsed.values()), ddf, information, vcov, cluster)
-    return BatchTests(dict(zip(parsed, found, strict=True)), batch)
+    return BatchTests(dict(zip(parsed, found, strict=True)), response_labels(batch), batch.model.library)
 
 
 def anova(batch: BatchFit, type: str, ddf: str, information: str) -> BatchTests:
@@ -128,4 +148,4 @@ def anova(batch: BatchFit, type: str, ddf: str, information: str) -> BatchTests:
         if len(L)
     }
     done = tests(batch, list(parsed.values()), ddf, information)
-    return BatchTests(dict(zip(parsed, done, strict=True)), batch, notes)
+    return BatchTests(dict(zip(parsed, done, strict=True)), response_labels(batch), batch.model.library, notes)

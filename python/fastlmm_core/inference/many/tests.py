@@ -41,8 +41,8 @@ if TYPE_CHECKING:
     from ...estimation.many.batch_fit import BatchFit
 
 __all__ = [
-    "DDF", "BatchTest", "check_ddf", "covariances", "df", "joint_pvalues", "pvalues", "t_columns", "test", "tests",
-    "tidy_columns",
+    "DDF", "BatchTest", "check_ddf", "coefficients", "covariances", "df", "joint_pvalues", "pvalues", "t_columns",
+    "test", "tests", "tidy_columns",
 ]  # fmt: skip
 
 
@@ -170,7 +170,7 @@ def df(batch: BatchFit, ddf: str = "satterthwaite", information: str = "auto") -
     if ddf == "satterthwaite":
         return batch.satterthwaite.copy()
     if ddf == "kenward-roger":
-        return _coefficients(batch, ddf, information)[1]
+        return coefficients(batch, ddf, information)[1]
     known = np.inf if ddf == "normal" else float(batch.model.df_resid)
     return np.where(np.isnan(batch.params), np.nan, known)
 
@@ -195,13 +195,13 @@ def pvalues(batch: BatchFit, ddf: str = "satterthwaite", information: str = "aut
     LMMError
         As `df`.
     """
-    error, freedom = _coefficients(batch, ddf, information)
+    error, freedom = coefficients(batch, ddf, information)
     with np.errstate(invalid="ignore"):
         return two_sided_p(batch.params / error, freedom)
 
 
-def _coefficients(batch: BatchFit, ddf: str, information: str) -> tuple[Array, Array]:
-    """Standard errors and degrees of freedom (n, p) of the coefficients."""
+def coefficients(batch: BatchFit, ddf: str, information: str) -> tuple[Array, Array]:
+    """Standard errors and degrees of freedom (n, p) of the coefficients, for options of `df`."""
     check_ddf(ddf, information)
     if ddf == "kenward-roger":
         if _structured(batch, information):
@@ -270,7 +270,7 @@ def tidy_columns(
     """
     check_level(level)
     if vcov == "model" and cluster is None:
-        error, freedom = _coefficients(batch, ddf, information)
+        error, freedom = coefficients(batch, ddf, information)
     else:
         error, freedom = robust_coefficients(batch, ddf, vcov, cluster)
     names = batch.model.exog_names
