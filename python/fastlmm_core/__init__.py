@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from .planning.power import power
     from .report.model_table import table
     from .result import LMMResult
+    from .simulation.dropout import Dropout
     from .streams.cross_products import CrossProducts, merge
     from .streams.plan import Plan, plan
     from .streams.source import Scan, scan
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 __all__ = [
     "CrossProducts",
+    "Dropout",
     "LMMError",
     "LMMResult",
     "LinearMixedModel",
@@ -72,6 +74,7 @@ __all__ = [
 
 _LAZY = {
     "CrossProducts": ".streams.cross_products",
+    "Dropout": ".simulation.dropout",
     "LMMResult": ".result",
     "MixedLMRegressor": ".bridges.regressor",
     "Plan": ".streams.plan",

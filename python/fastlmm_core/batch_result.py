@@ -388,9 +388,14 @@ class BatchResult(Shown, BatchFit):
         >>> bool(abs(study.cover[1] - 0.95) < 4 * study.mcse["cover"][1])
         True
         """
-        from .inference.many.summary import summarise
+        from .inference.many.summary import Fits, summarise
+        from .inference.many.tests import tidy_columns
 
-        return summarise(self, truth, level, alpha, ddf, information)
+        self.model.needs_independent_residuals("summarise()")
+        table = tidy_columns(self, level, ddf, information)
+        found = {name: table[name].reshape(self.params.shape) for name in tuple(table)[2:]}
+        fits = Fits(self.model.design, self.params, self.covariance, self.sigma2, self.converged, found)
+        return summarise(fits, truth, level, alpha)
 
     def permute(
         self,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from os import PathLike
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -31,12 +31,14 @@ if TYPE_CHECKING:
     from .estimation.model import Model
     from .inference.likelihood_ratio.selection import Selection
     from .inference.likelihood_ratio.table import Comparison
+    from .inference.many.masked import MaskedBatch
     from .inference.means.means import MarginalMeans
     from .inference.profile.profile import ProfileResult
     from .inference.sandwich import Sandwich
     from .inference.wald_test import WaldTest
     from .report.summary import Summary
     from .simulation.bootstrap import BootstrapResult
+    from .simulation.dropout import Dropout
     from .support.seeds import Seed
 
 __all__ = ["LMMResult"]
@@ -1769,6 +1771,7 @@ class LMMResult(Fit):
         weights: Any = None,
         offset: Any = None,
         draw: Any = "normal",
+        dropout: Dropout | None = None,
     ) -> Array:
         """Responses with new random effects and errors: those of `simulate_fit` for the same seed.
 
@@ -1791,6 +1794,8 @@ class LMMResult(Fit):
             Of the rows of `data`.
         draw : str or callable
             As for `simulate_fit`.
+        dropout : Dropout, optional
+            Who leaves before the end, of the rows of the model: NaN where a response is not observed.
 
         Returns
         -------
@@ -1815,11 +1820,47 @@ class LMMResult(Fit):
         from .simulation.draws import simulate
 
         if data is None and random_effects is None and isinstance(effects, str) and effects == "population":
+            if dropout is not None:
+                from .simulation.dropout import simulate_with_dropout
+
+                return simulate_with_dropout(self, n, seed, first, draw, dropout)
             return simulate(self, n, seed, first, how=draw)
+        if dropout is not None:
+            raise LMMError("dropout is of the rows of the model; leave out data=, effects= and random_effects=")
         from .prediction.kept_effects import keeping
 
         source, fresh = keeping(self, data, effects, random_effects, weights, offset)
         return simulate(source, n, seed, first, fresh, draw)
+
+    @overload
+    def simulate_fit(
+        self,
+        n: int,
+        seed: Seed = None,
+        *,
+        reml: bool | None = None,
+        n_jobs: int | None = None,
+        progress: bool | None = None,
+        fit: Model | None = None,
+        first: int = 0,
+        draw: Any = "normal",
+        dropout: None = None,
+    ) -> BatchResult: ...
+
+    @overload
+    def simulate_fit(
+        self,
+        n: int,
+        seed: Seed = None,
+        *,
+        reml: bool | None = None,
+        n_jobs: int | None = None,
+        progress: bool | None = None,
+        fit: Model | None = None,
+        first: int = 0,
+        draw: Any = "normal",
+        dropout: Dropout,
+    ) -> MaskedBatch: ...
 
     def simulate_fit(
         self,
@@ -1832,7 +1873,8 @@ class LMMResult(Fit):
         fit: Model | None = None,
         first: int = 0,
         draw: Any = "normal",
-    ) -> BatchResult:
+        dropout: Dropout | None = None,
+    ) -> BatchResult | MaskedBatch:
         """Draw n responses and fit each, without storing the responses.
 
         Parameters
@@ -1857,10 +1899,13 @@ class LMMResult(Fit):
             "t(5)", of so many degrees of freedom; "skewed(1)", gamma of so much skewness; all scaled to the variances
             of this model.  Or a function (rng, count) that returns (count, nobs) responses: the same for the same
             state of the generator, and the first rows of a larger draw for a smaller count.
+        dropout : Dropout, optional
+            Who leaves before the end; each draw is then fitted on the responses that are observed, and they are stored.
 
         Returns
         -------
         BatchResult
+            Or a `MaskedBatch`, with dropout.
 
         Raises
         ------
@@ -1878,9 +1923,19 @@ class LMMResult(Fit):
         True
         """
         from .batch_result import BatchResult
-        from .simulation.draws import simulate_into
+        from .simulation.draws import drawn_model, simulate_into
 
         by_reml = self.reml if reml is None else reml
+        if dropout is not None:
+            from .inference.many.values import fit_with_holes
+
+            model = drawn_model(self, fit)
+            observed = self.simulate(n, seed, first=first, draw=draw, dropout=dropout)
+
+            def empty(own: Model, count: int, responses: Any) -> BatchResult:
+                return BatchResult(own, type(self), by_reml, count, responses)
+
+            return fit_with_holes(model, empty, type(self), by_reml, observed, n_jobs, progress, 64.0)
         return simulate_into(
             BatchResult, self, n, seed, reml=by_reml, n_jobs=n_jobs, progress=progress, fit=fit, kind=type(self),
             first=first, how=draw,

@@ -14,6 +14,7 @@ from ..errors import LMMError
 from ..estimation.model import Model
 from ..estimation.stated import moved
 from ..simulation.draws import parametric
+from ..simulation.dropout import Dropout, dropping
 from ..support.arguments import checked
 from ..support.checks import number_array
 from ..support.display import Cells, Shown
@@ -120,7 +121,7 @@ class PowerCurve(Shown):
             return float(values[0])
         z = ndtri(np.clip(levels[at - 1 : at + 1], 0.5 / n, 1.0 - 0.5 / n))
         share = float(np.clip((ndtri(power) - z[0]) / (z[1] - z[0]), 0.0, 1.0))
-        if self.along in ("effect", "icc", "missing"):
+        if self.along in ("effect", "icc", "missing", "dropout"):
             return float(values[at - 1] + share * (values[at] - values[at - 1]))
         low, high = np.sqrt(values[at - 1 : at + 1])
         return float(np.ceil(round((low + share * (high - low)) ** 2, 9)))
@@ -224,6 +225,7 @@ def power_curve(
     effect: ArrayLike | None = None, n_sim: int = 1000, alpha: ArrayLike = 0.05, method: Method = "wald",
     ddf: Ddf = "satterthwaite", information: Information = "auto", seed: Seed = None, reml: bool = True,
     n_jobs: int | None = None, progress: bool | None = None, alternative: Alternative = "two-sided",
+    dropout: Dropout | None = None,
 ) -> PowerCurve | PowerGrid:  # fmt: skip
     """Power for several sizes of a design or several effects.
 
@@ -232,7 +234,7 @@ def power_curve(
     source : LMMResult
     test : str, list of str, or (rows, p) array
         As for `power`.
-    along : {"subjects", "observations", "effect", "icc", "missing"} or str, or a list of several
+    along : {"subjects", "observations", "effect", "icc", "missing", "dropout"} or str, or a list of several
         "subjects": designs of so many groups, copies of the given ones; of the coarsest factor where several are
         nested.  Groups with the same rows of X, Z, weights and offset are of one kind; kinds take turns in proportion
         to their numbers, and within a kind the groups in the order of their first rows, from the start again when all
@@ -242,9 +244,10 @@ def power_curve(
         so many rows of each group (of the factor that has most).  "effect": true values of the one coefficient, or the
         standard deviation, tested.  "icc": share of the random effects in the variance around the fixed part, the
         whole of it as it is.  "missing": share of the observations that are left out at random, once for each value.
+        "dropout": rates of a `Dropout`, of the model that is given or at random.
         Of several all combinations are simulated; they are applied in their order.
     values : sequence of numbers, or a list of one for each of several
-    effect, n_sim, alpha, method, ddf, information, reml, n_jobs, progress, alternative
+    effect, n_sim, alpha, method, ddf, information, reml, n_jobs, progress, alternative, dropout
         As for `power`.
     seed : int, sequence of int, SeedSequence or Generator, optional
         Each value has a stream of its own, by its position.
@@ -271,12 +274,15 @@ def power_curve(
     truth, root = generating(source), whole_seed(seed)
     options: dict[str, Any] = {
         "n_sim": n_sim, "alpha": alpha, "method": method, "ddf": ddf, "information": information, "reml": reml,
-        "n_jobs": n_jobs, "progress": progress, "alternative": alternative,
+        "n_jobs": n_jobs, "progress": progress, "alternative": alternative, "dropout": dropout,
     }  # fmt: skip
     if not isinstance(along, str):
         return _grid(truth, test, tuple(along), values, effect, root, options)
     points, sources = _sources(truth, test, along, values, effect, root, method)
-    results = tuple(power(source, test, seed=_place(root, place), **options) for place, source in enumerate(sources))
+    results = tuple(
+        power(source, test, seed=_place(root, place), **_at(options, along, points[place]))
+        for place, source in enumerate(sources)
+    )
     return PowerCurve(along, points, results, truth.model.library)
 
 
@@ -294,7 +300,7 @@ def _grid(
         raise LMMError("effect is what along='effect' varies; leave it out")
     found: list[NDArray[Any]] = []
 
-    def descend(source: LMMResult, depth: int, root: int) -> Iterator[PowerResult]:
+    def descend(source: LMMResult, depth: int, root: int, options: dict[str, Any]) -> Iterator[PowerResult]:
         # what is left of the effect is set first: designs keep it
         points, sources = _sources(
             source, test, along[depth], axes[depth], effect if depth == 0 else None, root, options["method"]
@@ -302,13 +308,19 @@ def _grid(
         if len(found) == depth:
             found.append(points)
         for place, moved_source in enumerate(sources):
+            here = _at(options, along[depth], points[place])
             if depth + 1 < len(along):
-                yield from descend(moved_source, depth + 1, _place(root, place))
+                yield from descend(moved_source, depth + 1, _place(root, place), here)
             else:
-                yield power(moved_source, test, seed=_place(root, place), **options)
+                yield power(moved_source, test, seed=_place(root, place), **here)
 
-    results = tuple(descend(truth, 0, root))
+    results = tuple(descend(truth, 0, root, options))
     return PowerGrid(along, tuple(found), results, truth.model.library)
+
+
+def _at(options: dict[str, Any], along: str, value: Any) -> dict[str, Any]:
+    """The options of `power` at a value."""
+    return options | {"dropout": dropping(options["dropout"], float(value))} if along == "dropout" else options
 
 
 def _sources(
@@ -328,9 +340,11 @@ def _sources(
             raise LMMError("effect is what along='effect' varies; leave it out")
         return points, (moving(truth, value) for value in points)
     start = moving(truth, effect)
-    if along in ("icc", "missing"):
+    if along in ("icc", "missing", "dropout"):
         if not ((points >= 0.0) & (points < 1.0)).all():
             raise LMMError(f"values must be shares of {along} from 0 to below 1; not {points.tolist()}")
+        if along == "dropout":
+            return points, (start for _ in points)
         if along == "icc":
             return points, (with_icc(start, value) for value in points.tolist())
         return points, (
@@ -345,7 +359,7 @@ def _sources(
     return points, (_resized(start, along, value, *resize(value)) for value in points.tolist())
 
 
-_ALONG = ("subjects", "observations", "effect", "icc", "missing")
+_ALONG = ("subjects", "observations", "effect", "icc", "missing", "dropout")
 
 
 def _moving(truth: LMMResult, test: Any, method: str, along: str) -> Callable[[LMMResult, Any], LMMResult]:

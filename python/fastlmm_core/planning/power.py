@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from ..estimation.fit import Fit
     from ..inference.options import Ddf, Information
     from ..result import LMMResult
+    from ..simulation.dropout import Dropout
 
 __all__ = ["Hypothesis", "Method", "PowerResult", "power", "shown_levels", "whole_seed"]
 
@@ -234,7 +235,7 @@ def power(
     source: Fit, test: Any, *, effect: ArrayLike | None = None, n_sim: int = 1000,
     alpha: ArrayLike = 0.05, method: Method = "wald", ddf: Ddf = "satterthwaite", information: Information = "auto",
     seed: Seed = None, reml: bool = True, n_jobs: int | None = None, progress: bool | None = None, first: int = 0,
-    alternative: Alternative = "two-sided",
+    alternative: Alternative = "two-sided", dropout: Dropout | None = None,
 ) -> PowerResult:  # fmt: skip
     """Power of a test of fixed effects, or of a variance, by simulation.
 
@@ -270,6 +271,8 @@ def power(
         seed, are joined by `PowerResult.join`.
     alternative : {"two-sided", "greater", "less"}
         Of a t test: that the coefficient or contrast is above or below zero.
+    dropout : Dropout, optional
+        Who leaves before the end: each draw is fitted on the responses that are observed.
 
     Returns
     -------
@@ -302,6 +305,11 @@ def power(
     if is_variance(test):
         if alternative == "less":
             raise LMMError("alternative='less': a variance is not below zero; leave alternative out")
+        if dropout is not None:
+            raise LMMError(
+                "dropout is for tests of fixed effects: the null distribution of the test of a variance is that of a "
+                "design, and each draw has its own"
+            )
         truth = given_sd(truth, test, effect)
         own, sd = variance_studies(truth, test, n_sim, seed, first=first, reml=reml, n_jobs=n_jobs, progress=progress)
         return _summary(own, test, "lrt", ddf, levels, np.array([sd]), own.params[own.converged])
@@ -315,7 +323,7 @@ def power(
         reduced = truth.model.of(truth.model.design.columns(columns), None)
     found = studies(
         truth, hypothesis.L, reduced, n_sim, seed, first=first, reml=reml, ddf=ddf, information=information,
-        n_jobs=n_jobs, progress=progress, alternative=alternative,
+        n_jobs=n_jobs, progress=progress, alternative=alternative, dropout=dropout,
     )  # fmt: skip
     kept = truth.model.problem.kept
     estimates = found.params[found.converged][:, kept] @ hypothesis.L[:, kept].T

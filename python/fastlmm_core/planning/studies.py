@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from ..estimation.model import Model
     from ..inference.options import Ddf, Information
     from ..result import LMMResult
+    from ..simulation.dropout import Dropout
 
 __all__ = ["Alternative", "Studies", "studies"]
 
@@ -48,6 +49,7 @@ class Studies(NamedTuple):
 def studies(
     truth: LMMResult, L: Array, reduced: Model | None, n_sim: int, seed: int, *, first: int, reml: bool, ddf: Ddf,
     information: Information, n_jobs: int | None, progress: bool | None, alternative: Alternative = "two-sided",
+    dropout: Dropout | None = None,
 ) -> Studies:  # fmt: skip
     """Draw responses, fit each and test L beta = 0.
 
@@ -57,13 +59,15 @@ def studies(
     L : (rows, p) array
     reduced : Model or None
         The model without the coefficients tested, for likelihood ratios; None for Wald tests.
-    n_sim, seed, first, reml, ddf, information, n_jobs, progress, alternative
+    n_sim, seed, first, reml, ddf, information, n_jobs, progress, alternative, dropout
         See `power`.
     """
     model = truth.model
     if model.design.residual is not None or model.structure.restricted:
-        return _one_by_one(truth, L, reduced, n_sim, seed, first, reml, ddf, information, progress, alternative)
-    drawn = partial(truth.simulate_fit, n_sim, seed, n_jobs=n_jobs, progress=progress, first=first)
+        return _one_by_one(
+            truth, L, reduced, n_sim, seed, first, reml, ddf, information, progress, alternative, dropout
+        )
+    drawn = partial(truth.simulate_fit, n_sim, seed, n_jobs=n_jobs, progress=progress, first=first, dropout=dropout)
     batch = drawn(reml=reml and reduced is None)
     good = batch.converged
     if reduced is None:
@@ -78,7 +82,7 @@ def studies(
 
 def _one_by_one(
     truth: LMMResult, L: Array, reduced: Model | None, n_sim: int, seed: int, first: int, reml: bool, ddf: Ddf,
-    information: Information, progress: bool | None, alternative: Alternative,
+    information: Information, progress: bool | None, alternative: Alternative, dropout: Dropout | None,
 ) -> Studies:  # fmt: skip
     model = truth.model
     out = Studies(
@@ -90,7 +94,7 @@ def _one_by_one(
     bar = progress_bar(progress, n_sim)
     try:
         for begin in range(0, n_sim, size):
-            drawn = simulate(truth, min(size, n_sim - begin), seed, first + begin)
+            drawn = truth.simulate(min(size, n_sim - begin), seed, first=first + begin, dropout=dropout)
             for i, y in enumerate(drawn, begin):
                 _study(truth, full, reduced, L, y, reml, ddf, information, alternative, out, i)
                 if bar is not None:
@@ -106,8 +110,8 @@ def _study(
     alternative: Alternative, out: Studies, i: int,
 ) -> None:  # fmt: skip
     try:
-        fit = truth.again(full.with_response(y), reml=reml and reduced is None)
-        null = None if reduced is None else truth.again(reduced.with_response(y), reml=False)
+        fit = truth.again(_observed(full, y), reml=reml and reduced is None)
+        null = None if reduced is None else truth.again(_observed(reduced, y), reml=False)
         certified = fit.converged and (null is None or null.converged)
         if null is None:
             test = fit.test(L, ddf=ddf, information=information)
@@ -119,6 +123,12 @@ def _study(
         return
     out.params[i], out.singular[i], out.converged[i] = fit.beta, fit.singular, certified
     out.pvalues[i] = found if certified else np.nan
+
+
+def _observed(model: Model, y: Array) -> Model:
+    """The model of the responses that are observed."""
+    kept = np.flatnonzero(~np.isnan(y))
+    return model.with_response(y) if len(kept) == len(y) else model.of(model.design.rows(kept), y[kept])
 
 
 def sided(pvalues: Array, statistic: Array, alternative: Alternative) -> Array:

@@ -1,6 +1,7 @@
 """Draws from a fit.
 
 draws        streams, draws of responses, refits of them
+dropout      which responses of a draw are observed
 shapes       distributions of effects and errors
 scores       draws of what a fit sees of its responses
 sums         the same where rows are not held

@@ -33,6 +33,7 @@ __all__ = [
     "Redrawn",
     "correlated",
     "drawing",
+    "drawn_model",
     "draws",
     "parametric",
     "simulate",
@@ -343,6 +344,19 @@ def simulate_fit(
     )  # fmt: skip
 
 
+def drawn_model(source: Generating, fit: Model | None) -> Model:
+    """The model that is fitted to draws, by default the one that generates, with a typical response.
+
+    Raises
+    ------
+    LMMError
+        For a model of other rows, or one that no response determines.
+    """
+    if fit is not None and fit.nobs != source.model.nobs:
+        raise LMMError(f"fit has {fit.nobs} observations but the responses drawn have {source.model.nobs}")
+    return (source.model if fit is None else fit).fittable(lambda rng: _effects_and_errors(source)(rng, 1)[0])
+
+
 def simulate_into(
     batch: type[B],
     source: Generating,
@@ -381,14 +395,11 @@ def simulate_into(
     how : str or callable
         As for `drawing`.
     """
-    if fit is not None and fit.nobs != source.model.nobs:
-        raise LMMError(f"fit has {fit.nobs} observations but the responses drawn have {source.model.nobs}")
     check_count(n, "n")
     check_first(first, seed)
-    key = key_of(seed)
+    model, key = drawn_model(source, fit), key_of(seed)
     whole = Redrawn(source, n, key, first, how) if draw is None else None
     draw = drawing(source, how) if draw is None else draw
     size = stream_size(draw, source.model.nobs)
     blocks = draws(draw, n, key, size, first)
-    model = (source.model if fit is None else fit).fittable(lambda rng: _effects_and_errors(source)(rng, 1)[0])
     return fit_drawn(partial(batch, model, kind, reml), blocks, n, whole, size, n_jobs, progress)

@@ -18,6 +18,7 @@ from ...tables.rows import named_rows
 from ..hypotheses import Hypothesis, parse_hypothesis
 from .moderated import ModeratedTests, moderate
 from .several import BatchTests, parse_several
+from .summary import Fits, StudySummary, summarise
 from .tests import BatchTest, t_columns
 
 if TYPE_CHECKING:
@@ -202,6 +203,32 @@ class OwnDesigns:
         parsed = parse_several(hypotheses, self._shared.exog_names)
         found = self.tested(list(parsed.values()), ddf, information)
         return BatchTests(dict(zip(parsed, found, strict=True)), self._labels, self._shared.library)
+
+    def summarise(
+        self, truth: Any, *, level: float = 0.95, alpha: float = 0.05, ddf: Ddf = "satterthwaite",
+        information: Information = "auto",
+    ) -> StudySummary:  # fmt: skip
+        """Performance of the estimates in a simulation study; see `BatchResult.summarise`.
+
+        Parameters
+        ----------
+        truth, level, alpha, ddf, information
+            As there.
+
+        Returns
+        -------
+        StudySummary
+            Of the certified fits that have all coefficients.
+
+        Raises
+        ------
+        LMMError
+            As there.
+        """
+        covariance, converged, _ = self._outcome
+        table = self.columns(level, ddf, information)
+        fits = Fits(self._shared, self.params, covariance, self.sigma2, converged, table)
+        return summarise(fits, truth, level, alpha)
 
     def moderate(self) -> ModeratedTests:
         """t tests of the fixed effects with variances that the fits lend each other; see `BatchResult.moderate`.

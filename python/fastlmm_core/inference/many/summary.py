@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ...covariance.elements import element_names, sd_and_cor
 from ...errors import LMMError
@@ -19,13 +20,12 @@ from ...support.checks import check_level, number_array
 from ...support.display import Cells, Shown
 from ...support.types import Array
 from ...tables.columns import native_frame
-from .tests import tidy_columns
 
 if TYPE_CHECKING:
+    from ...design.design import Design
     from ...estimation.fit import Fit
-    from ...estimation.many.batch_fit import BatchFit
 
-__all__ = ["StudySummary", "summarise"]
+__all__ = ["Fits", "StudySummary", "summarise"]
 
 
 MEASURES = ("bias", "emp_se", "mse", "model_se", "relative_error", "cover", "bias_eliminated_cover", "rejection")
@@ -108,30 +108,49 @@ def _cell(value: float, error: float) -> str:
     return "" if np.isnan(value) else f"{value:.3g} ({error:.1g})"
 
 
-def summarise(
-    batch: BatchFit, truth: Fit | Mapping[str, float] | Any, level: float, alpha: float, ddf: str, information: str
-) -> StudySummary:
+class Fits(NamedTuple):
+    """Of all fits of a study.
+
+    Attributes
+    ----------
+    design : Design
+        With the names of the parameters.
+    params, covariance, sigma2 : (n, p), (n, q, q) and (n,) arrays
+    converged : (n,) bool array
+    table : mapping of str to (n, p) arrays
+        std_error, conf_low, conf_high and p_value of the coefficients.
+    """
+
+    design: Design
+    params: Array
+    covariance: Array
+    sigma2: Array
+    converged: NDArray[np.bool_]
+    table: Mapping[str, Array]
+
+
+def summarise(fits: Fits, truth: Fit | Mapping[str, float] | Any, level: float, alpha: float) -> StudySummary:
     """See `BatchResult.summarise`."""
     check_level(level)
     if not 0.0 < alpha < 1.0:
         raise LMMError(f"alpha={alpha} must lie between 0 and 1, e.g. 0.05")
-    model = batch.model
-    model.needs_independent_residuals("summarise()")
-    good = np.flatnonzero(batch.converged)
+    design, params = fits.design, fits.params
+    if design.residual is not None:
+        raise LMMError("summarise() is for models with independent residuals; summarise `params` and `bse` by numpy")
+    # what some of the fits do not have, of others' coefficients, is not compared
+    unknown = np.isnan(params) & ~np.isnan(params).all(axis=0)
+    good = np.flatnonzero(fits.converged & ~unknown.any(axis=1))
     n = len(good)
     if n < 2:
-        raise LMMError(f"summarise() needs two certified fits or more, of {len(batch)} there are {n}")
-    fixed = tuple(model.exog_names)
+        raise LMMError(f"summarise() needs two certified fits or more, of {len(params)} there are {n}")
+    fixed = tuple(design.exog_names)
     p = len(fixed)
-    names = (*fixed, *element_names(model.random.elements))
-    estimates = np.column_stack(
-        [batch.params, sd_and_cor(model.random.elements, batch.covariance), np.sqrt(batch.sigma2)]
-    )[good]
-    true = _truth(model, truth, names)
-    table = tidy_columns(batch, level, ddf, information)
-    error, low, high, pvalue = (
-        table[name].reshape(len(batch), p)[good] for name in ("std_error", "conf_low", "conf_high", "p_value")
-    )
+    names = (*fixed, *element_names(design.random.elements))
+    estimates = np.column_stack([params, sd_and_cor(design.random.elements, fits.covariance), np.sqrt(fits.sigma2)])[
+        good
+    ]
+    true = _truth(p, truth, names)
+    error, low, high, pvalue = (fits.table[name][good] for name in ("std_error", "conf_low", "conf_high", "p_value"))
     k = len(names)
     mean, gap = estimates.mean(axis=0), estimates - true
     emp = estimates.std(axis=0, ddof=1)
@@ -163,14 +182,13 @@ def summarise(
         found[name], mcse[name] = np.full(k, np.nan), np.full(k, np.nan)
         found[name][:p], mcse[name][:p] = value, se
     return StudySummary(
-        names=names, truth=true, mean=mean, **found, mcse=mcse, n=n, n_lost=len(batch) - n, level=level, alpha=alpha,
-        _library=model.library,
+        names=names, truth=true, mean=mean, **found, mcse=mcse, n=n, n_lost=len(params) - n, level=level, alpha=alpha,
+        _library=design.library,
     )  # fmt: skip
 
 
-def _truth(model: Any, truth: Any, names: tuple[str, ...]) -> Array:
+def _truth(p: int, truth: Any, names: tuple[str, ...]) -> Array:
     """True values in the order of the names; NaN where none is given."""
-    p = len(model.exog_names)
     out = np.full(len(names), np.nan)
     if hasattr(truth, "sigma2") and hasattr(truth, "beta"):
         values = dict(zip(truth.model.exog_names, np.asarray(truth.beta, dtype=float).tolist(), strict=True))
