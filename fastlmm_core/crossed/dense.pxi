@@ -3,19 +3,18 @@
 # Matrices are row by row; of symmetric ones only the lower triangle counts, which is LAPACK's upper one.
 #
 # A core of 9,000 columns takes LAPACK half a minute, during which no signal is served: large ones are worked on in
-# panels, each a part of a second, and signals are asked for between them.  What an interrupt raises stays set while
+# parts of less than a second, and signals are asked for between them.  What an interrupt raises stays set while
 # the functions return that they have not finished; whoever takes the GIL back raises it (Objective.require_).
 #
-# uses   Elimination, Tail
-# gives  factor_tail: S = R R' of the cores; cholesky, half_solve, inverse_of, symmetric_product, mirror; scale_tail,
-#        sandwich_tail
+# uses   Elimination, Tail; in_tiles (crew.pxi)
+# gives  factor_tail: S = R R' of the cores; half_solve, inverse_of, symmetric_product, mirror; scale_tail, sandwich_tail;
+#        interrupted
 
 cdef Py_ssize_t LARGE = 3000
-"""Columns from which a core is worked on in panels."""
+"""Columns from which signals are asked for during the work on a core."""
 
-cdef Py_ssize_t NARROW = 64, WIDEST = 1024
 cdef double PANEL_WORK = 1.2e10
-"""Bounds of the width of a panel, and multiplications between two questions for signals."""
+"""Multiplications between two questions for signals."""
 
 
 cdef extern from "Python.h":
@@ -28,83 +27,14 @@ cdef bint interrupted() noexcept nogil:
         return ask_for_signals() != 0
 
 
-cdef Py_ssize_t panel_width(Py_ssize_t n, Py_ssize_t m) noexcept nogil:
-    """Columns of a panel that meets an (n, m) matrix."""
-    return <Py_ssize_t> max(<double> NARROW, min(<double> WIDEST, PANEL_WORK / (<double> n * m)))
-
-
-cdef bint cholesky_by_panels(Py_ssize_t n, double* A) noexcept nogil:
-    """`cholesky` of a large matrix; False where a signal has raised an exception, too."""
-    cdef Py_ssize_t first = 0, step = panel_width(n, n)
-    cdef int size = <int> n, width, rest, info = 0
-    cdef double one = 1.0, minus = -1.0
-    cdef double* D
-    cdef char upper = b'U', left = b'L', trans = b'T', unit = b'N'
-    while first < n:
-        if interrupted():
-            return False
-        width = <int> min(step, n - first)
-        rest = <int> (n - first - width)
-        D = A + first * (n + 1)
-        dpotrf(&upper, &width, D, &size, &info)
-        if info != 0:
-            return False
-        if rest > 0:
-            dtrsm(&left, &upper, &trans, &unit, &width, &rest, &one, D, &size, D + width * n, &size)
-            dsyrk(&upper, &trans, &rest, &width, &minus, D + width * n, &size, &one, D + width * (n + 1), &size)
-        first += step
-    return True
-
-
-cdef bint inverse_by_panels(Py_ssize_t n, double* A) noexcept nogil:
-    """`inverse_of` for a large matrix: R^-1, then its product with itself; False where a signal has raised an exception."""
-    cdef Py_ssize_t first = 0, step = panel_width(n, n)
-    cdef int size = <int> n, width, before, rest, info = 0
-    cdef double one = 1.0, minus = -1.0
-    cdef double* D
-    cdef double* B
-    cdef char upper = b'U', left = b'L', right = b'R', trans = b'T', plain = b'N', unit = b'N'
-    while first < n:
-        if interrupted():
-            return False
-        width = <int> min(step, n - first)
-        before = <int> first
-        B = A + first * n
-        D = B + first
-        if before > 0:
-            dtrmm(&left, &upper, &plain, &unit, &before, &width, &one, A, &size, B, &size)
-            dtrsm(&right, &upper, &plain, &unit, &before, &width, &minus, D, &size, B, &size)
-        dtrtri(&upper, &unit, &width, D, &size, &info)
-        first += step
-    first = 0
-    while first < n:
-        if interrupted():
-            return False
-        width = <int> min(step, n - first)
-        before = <int> first
-        rest = <int> (n - first - width)
-        B = A + first * n
-        D = B + first
-        if before > 0:
-            dtrmm(&right, &upper, &trans, &unit, &before, &width, &one, D, &size, B, &size)
-        dlauum(&upper, &width, D, &size, &info)
-        if rest > 0:
-            if before > 0:
-                dgemm(&plain, &trans, &before, &width, &rest, &one, B + width * n, &size, D + width * n, &size, &one, B,
-                      &size)
-            dsyrk(&upper, &plain, &width, &rest, &one, D + width * n, &size, &one, D, &size)
-        first += step
-    return True
-
-
-cdef bint cholesky(Py_ssize_t n, double* A) noexcept nogil:
-    """Lower triangle R with A = R R', in place; False where A is not positive definite."""
+cdef bint cholesky(Elimination* e, Py_ssize_t n, double* A) noexcept nogil:
+    """Lower triangle R with A = R R', in place; False where A is not positive definite, or an exception is set."""
     cdef Py_ssize_t i, j, r
     cdef int size = <int> n, info = 0
     cdef double t
     cdef char upper = b'U'
-    if n >= LARGE:
-        return cholesky_by_panels(n, A)
+    if n >= TILED:
+        return in_tiles(e, FACTOR, n, A)
     if n > SMALL:
         dpotrf(&upper, &size, A, &size, &info)
         return info == 0
@@ -151,14 +81,14 @@ cdef void half_solve(Py_ssize_t n, Py_ssize_t c, double* R, double* B, bint back
                     B[r * c + j] -= t * B[i * c + j]
 
 
-cdef bint inverse_of(Py_ssize_t n, double* A) noexcept nogil:
-    """A <- (R R')^-1 from R, lower triangle; False where a signal has raised an exception."""
+cdef bint inverse_of(Elimination* e, Py_ssize_t n, double* A) noexcept nogil:
+    """A <- (R R')^-1 from R, lower triangle; False where an exception is set."""
     cdef Py_ssize_t i, j, r
     cdef int size = <int> n, info = 0
     cdef double t
     cdef char upper = b'U'
-    if n >= LARGE:
-        return inverse_by_panels(n, A)
+    if n >= TILED:
+        return in_tiles(e, INVERT, n, A)
     if n > SMALL:
         dpotri(&upper, &size, A, &size, &info)
         return True
@@ -180,7 +110,7 @@ cdef bint inverse_of(Py_ssize_t n, double* A) noexcept nogil:
 
 cdef bint symmetric_product(Py_ssize_t n, Py_ssize_t c, double* A, double* B, double* out) noexcept nogil:
     """out (n, c) = A B with the lower triangle of a symmetric A; False where a signal has raised an exception."""
-    cdef Py_ssize_t i, j, r, step = c if n < LARGE else panel_width(n, n)
+    cdef Py_ssize_t i, j, r, step = c if n < LARGE else <Py_ssize_t> max(64.0, PANEL_WORK / (<double> n * n))
     cdef int rows, columns = <int> n, ld = <int> c
     cdef double t, one = 1.0, zero = 0.0
     cdef char right = b'R', upper = b'U'
@@ -243,7 +173,7 @@ cdef bint factor_tail(Elimination* e, double* logdet) noexcept nogil:
         S = e.S + e.comp_start[c]
         for i in range(n):
             S[i * n + i] += 1.0
-        if not cholesky(n, S):
+        if not cholesky(e, n, S):
             return False
         for i in range(n):
             logdet[0] += 2.0 * log(S[i * n + i])

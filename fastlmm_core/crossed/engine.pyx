@@ -14,10 +14,10 @@ remains of the second derivative but its rank one term gives the average informa
 1995, Biometrics 51, 1440-1450): as good for Newton's steps, for the price of one solution per parameter.
 """
 from libc.math cimport NAN, fabs, isfinite, log, sqrt
-from libc.stdlib cimport calloc, free
+from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcpy, memset
 
-from cpython.exc cimport PyErr_Occurred
+from cpython.exc cimport PyErr_Occurred, PyErr_SetObject
 from scipy.linalg.cython_blas cimport dgemm, dsymm, dsyrk, dtrmm, dtrsm
 from scipy.linalg.cython_lapack cimport dlauum, dpotrf, dpotri, dtrtri
 
@@ -38,6 +38,7 @@ cdef extern from "Python.h":
 
 include "elimination.pxi"
 include "dense.pxi"
+include "crew.pxi"
 include "substitution.pxi"
 include "posterior.pxi"
 include "sparse.pxi"
@@ -67,6 +68,7 @@ cdef class CrossedEngine(ProfiledEngine):
 
     cdef readonly Py_ssize_t n_slots
     cdef readonly object layout
+    cdef object crew_
     cdef Elimination e
     cdef object V_array
     cdef double* given              # Z'[X y]
@@ -111,6 +113,16 @@ cdef class CrossedEngine(ProfiledEngine):
         free(self.e.work)
         free(self.normal)
         free(self.spare)
+
+    @property
+    def crew(self):
+        """Called with the work on a large core, to share it among threads: see `support.threads.as_crew`; or None."""
+        return self.crew_
+
+    @crew.setter
+    def crew(self, value):
+        self.crew_ = value
+        self.e.crew = NULL if value is None else <void*> value
 
     # --- evaluation
 

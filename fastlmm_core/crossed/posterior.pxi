@@ -19,7 +19,7 @@ cdef bint covariances_of_cores(Elimination* e, double* sums, Py_ssize_t total, d
         exact = exact or e.tail[t].exact
         scalar = scalar and e.tail[t].q == 1
     for c in range(e.n_comps):
-        if not inverse_of(e.core_size[c], e.cov + e.comp_start[c]):
+        if not inverse_of(e, e.core_size[c], e.cov + e.comp_start[c]):
             return False
     for t in range(e.n_tails):
         precisions_where_regular(e, &e.tail[t], sums, total, each)

@@ -1,3 +1,6 @@
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -17,6 +20,7 @@ class CrossedEngine(ProfiledEngine):
         structure: Positions,
         average: bool = True,
     ) -> None: ...
+    crew: Callable[[Any], None] | None
     @property
     def n_slots(self) -> int: ...
     @property

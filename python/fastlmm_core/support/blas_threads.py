@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
-__all__ = ["libraries", "one_blas_thread"]
+__all__ = ["blas_threads", "libraries", "one_blas_thread"]
 
 _lock = threading.Lock()
 _users = 0
@@ -25,6 +25,11 @@ def libraries() -> Any:
     from threadpoolctl import ThreadpoolController
 
     return ThreadpoolController()
+
+
+def blas_threads() -> int:
+    """Threads that BLAS may use: what the environment, threadpoolctl and `one_blas_thread` allow."""
+    return min((int(library.num_threads) for library in libraries().select(user_api="blas").lib_controllers), default=1)
 
 
 @contextmanager

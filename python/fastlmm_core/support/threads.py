@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
 from ..errors import LMMError
 
-__all__ = ["MOST_THREADS", "in_threads", "map_in_threads", "processors", "thread_count"]
+__all__ = ["MOST_THREADS", "Work", "as_crew", "in_threads", "map_in_threads", "processors", "thread_count"]
 
 T = TypeVar("T")
 
@@ -114,3 +114,51 @@ def map_in_threads(
 
     in_threads(one, enumerate(tasks), jobs, report)
     return [found[place] for place in range(len(found))]
+
+
+class Work(Protocol):
+    """What several threads do in step with each other."""
+
+    def begin(self, members: int) -> None:
+        """Told how many threads there are, before any of them starts."""
+
+    def __call__(self, first: bool) -> None:
+        """One thread's part; `first` for one of them."""
+
+    def fail(self) -> None:
+        """Let all end where they wait for each other."""
+
+
+def as_crew(work: Work, members: int) -> None:
+    """Run `work` in so many threads, the calling one first among them; in fewer where the system starts no more.
+
+    An interrupt, or an error of the calling thread's part, is raised once all have ended.
+    """
+    gate, begun, others = threading.Event(), False, []
+
+    def part() -> None:
+        gate.wait()
+        if begun:
+            work(False)
+
+    try:
+        for _ in range(members - 1):
+            thread = threading.Thread(target=part)
+            try:
+                thread.start()
+            except RuntimeError:
+                # a limit on threads or memory: those that run do the work
+                break
+            others.append(thread)
+        work.begin(1 + len(others))
+        begun = True
+        gate.set()
+        work(True)
+    except BaseException:
+        if begun:
+            work.fail()
+        gate.set()
+        raise
+    finally:
+        for thread in others:
+            thread.join()

@@ -6,12 +6,16 @@ what belongs to them is zero.  N = Z'V^-1 Z and E = Z'V^-1 [X y] come from the k
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 
 from ...kernels.crossed import CrossedEngine
 from ...kernels.hierarchies import own_products
 from ...kernels.records import ConditionedRows
-from ...support.blas_threads import libraries
+from ...support.blas_threads import blas_threads, libraries
+from ...support.memory import blas_callers
+from ...support.threads import as_crew
 from ...support.types import Array, Index
 
 __all__ = ["CrossedCriterion"]
@@ -23,8 +27,8 @@ libraries.cache_clear()
 DENSE_UP_TO = 4000
 """Random effects, over all levels, up to which tr(N D N F) is taken from all of N."""
 
-SERIAL_FROM, THREADED_FROM = 40, 2000
-"""Columns of a dense core from which BLAS is called, and from which its threads are worth what they cost each other."""
+SERIAL_FROM, SHARED_FROM = 40, 500
+"""Columns of a dense core from which BLAS is called, and from which threads of ours share the work."""
 
 COSTLY_FROM, MANY_PARAMETERS = 300, 20
 """Random effects over all levels, and parameters, from which a fit is content with one certified minimum."""
@@ -54,8 +58,18 @@ class CrossedCriterion(CrossedEngine):
 
     @property
     def serial(self) -> bool:
-        """Whether an evaluation calls BLAS for matrices so small that its threads cost more than they gain."""
-        return SERIAL_FROM <= int(self.layout.core_sizes.max(initial=0)) < THREADED_FROM
+        """Whether an evaluation calls BLAS, whose threads cost more than they gain; large cores are shared by ours."""
+        return self._largest_core >= SERIAL_FROM
+
+    @property
+    def _largest_core(self) -> int:
+        return int(self.layout.core_sizes.max(initial=0))
+
+    def share(self) -> None:
+        """Let as many threads as BLAS may use now share the work on a large core, to the same bits for any number."""
+        members = blas_callers(blas_threads()) if self._largest_core >= SHARED_FROM else 1
+        if members > 1:
+            self.crew = partial(as_crew, members=members)
 
     def solve(self, v: Array, rows: ConditionedRows) -> Array:
         """V^-1 v by rows at the last point, V relative to sigma^2: W (v - Z u), u the means of the effects given v.

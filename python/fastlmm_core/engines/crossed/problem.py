@@ -217,7 +217,9 @@ class CrossedProblem:
             cross, gram = cross @ columns, columns.T @ gram @ columns
         limit = EXACT_UP_TO if self.structure.n_parameters < MANY_PARAMETERS else WIDE_UP_TO
         average = _exact_work(self.layout) > limit
-        return CrossedCriterion(self.layout, cross, gram, self.n, self.structure, average)
+        engine = CrossedCriterion(self.layout, cross, gram, self.n, self.structure, average)
+        engine.share()
+        return engine
 
     def pilot(self, n_groups: int = PILOT_GROUPS) -> CrossedCriterion | None:
         """The criterion of about `n_groups` levels of the coarsest factor, None where there are not many more.

@@ -1,18 +1,20 @@
-"""Signals during an evaluation: they end it, and what was being evaluated can be evaluated again."""
+"""Large dense cores: in tiles, by any number of threads, until a signal ends the evaluation."""
 
 from __future__ import annotations
 
 import signal
 from contextlib import contextmanager
+from functools import partial
 
 import numpy as np
 import pytest
-from scipy.sparse import coo_array
+from scipy.sparse import coo_array, hstack
 
 import fastlmm_core as flc
+from fastlmm_core.support.threads import as_crew
 
 CORE = 3050
-"""Columns of a core that is factored in panels."""
+"""Columns of a core whose evaluation asks for signals."""
 
 
 class Stop(Exception):
@@ -38,11 +40,17 @@ def alarm(seconds):
 @pytest.fixture(scope="module")
 def crossed():
     """A model of two crossed factors whose core is dense and large, and its y, X, A and B."""
+    return of_size(CORE)
+
+
+def of_size(core):
+    """A model of two crossed factors, one of which leaves a dense core of so many columns, and its y, X, A and B."""
     rng = np.random.default_rng(1)
-    n, m = 30_000, CORE + 50
-    a, b = rng.integers(0, m, n), rng.integers(0, CORE, n)
+    n, m = 10 * core, core + 50
+    a, b = rng.integers(0, m, n), rng.integers(0, core, n)
+    a[:m], b[:core] = np.arange(m), np.arange(core)
     X = np.column_stack([np.ones(n), rng.standard_normal(n)])
-    y = X @ [1.0, 2.0] + rng.standard_normal(m)[a] + rng.standard_normal(CORE)[b] + rng.standard_normal(n)
+    y = X @ [1.0, 2.0] + rng.standard_normal(m)[a] + rng.standard_normal(core)[b] + rng.standard_normal(n)
     model = flc.LinearMixedModel(y, X, terms=[flc.RandomTerm(None, a, "a"), flc.RandomTerm(None, b, "b")])
     rows = np.arange(n)
     A, B = (coo_array((np.ones(n), (rows, codes))).tocsr() for codes in (a, b))
@@ -70,7 +78,28 @@ def reml(y, X, A, B, theta):
     return logdet + (n - p) * (1.0 + np.log(2.0 * np.pi * r2 / (n - p)))
 
 
-def test_a_large_core_in_panels(crossed):
+@pytest.mark.parametrize("core", [383, 384, 400, 512, 777])
+def test_a_core_in_tiles_by_any_number_of_threads(core):
+    model, y, X, A, B = of_size(core)
+    theta = np.array([0.9, 1.2])
+    found = []
+    for members in (1, 2, 3, 7):
+        criterion = model.problem.criterion()
+        assert criterion.layout.core_sizes.tolist() == [core]
+        criterion.crew = partial(as_crew, members=members)
+        value, gradient, _ = criterion.evaluate(theta, 1)
+        found.append((value, *gradient, *criterion.conditional().ravel()))
+    np.testing.assert_array_equal(found, found[:1] * 4)
+    assert model.evaluate(theta).value == pytest.approx(reml(y, X, A, B, theta), rel=1e-11)
+    # Z'V^-1 Z = Z'Z (I + T Z'Z)^-1 of all effects, T their variances relative to sigma^2
+    Z = hstack((A, B)).toarray()
+    variances = np.repeat(theta**2, [A.shape[1], core])
+    N = np.diag(np.linalg.solve(np.eye(len(variances)) + (Z.T @ Z) * variances, Z.T @ Z))
+    sums = [N[: A.shape[1]].sum(), N[A.shape[1] :].sum()]
+    np.testing.assert_allclose(np.diag(criterion.precision()), sums, rtol=1e-11)
+
+
+def test_a_large_core_in_tiles(crossed):
     model, y, X, A, B = crossed
     theta = np.array([0.9, 1.2])
     found = model.evaluate(theta, order=1)
