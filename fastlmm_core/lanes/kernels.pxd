@@ -352,6 +352,39 @@ ctypedef double (*chain_up_t)(const Shape*, const ChainStage*, const double*, do
 ctypedef void (*chain_down_t)(const Shape*, const ChainStage*, const double*, const ChainSums*, double*) noexcept nogil
 ctypedef void (*chain_second_t)(const Shape*, const ChainStage*, const ChainSums*, double*) noexcept nogil
 
+# The subjects of series, see lanes/series.pxi: their sizes, and what a sweep leaves for the next.
+cdef struct SeriesWork:
+    Py_ssize_t m, q, c, k       # subjects, columns of Z and of [X y], parameters of residuals
+    Py_ssize_t n_g              # unit directions of G
+    Py_ssize_t n_blocks         # of LANES subjects
+    const Py_ssize_t* unit      # (n_g, 2) row and column of each
+    const double* G             # (q, q)
+    # vectors (n_blocks, .)
+    double* Y                   # (q, q)
+    double* D                   # (q, c)
+    double* N                   # (q, q)
+    double* T                   # (q, q)
+    double* Q                   # (q, c)
+    double* E                   # (k, q, c)
+    double* dAz                 # (k, q, q) columns of Z of the derivatives
+    double* work                # see `series_room`
+
+cdef inline Py_ssize_t series_room(Py_ssize_t q, Py_ssize_t c, Py_ssize_t k, Py_ssize_t n_g) noexcept nogil:
+    """Vectors of work space."""
+    return 6 * (q + 1) * (q + c) + 2 * (k + 1) * (q * q + 1) + k * k * (c + 1) + (n_g + k + 1) * (c * c + n_g)
+
+# Sums over subjects; what `series_weigh` finds lies one after the other from sum_n on.
+cdef struct SeriesSums:
+    const double* turn          # C (c, c)
+    const double* dA            # (k, m, q, K)
+    const double* ddA           # (k, k, m, q, K)
+    double* sum_n               # (q, q) N; (k,) tr(P A_a); (k, k) tr(P A_ab - P A_a P A_b) and (k, k, c) diagonal of
+                                # d2H, lower triangles of pairs; (n_g, c, c) Q'D Q; (k, c, c) U'A_a U
+
+ctypedef double (*series_reduce_t)(const SeriesWork*, const double*, double*) noexcept nogil
+ctypedef void (*series_weigh_t)(const SeriesWork*, const SeriesSums*) noexcept nogil
+ctypedef void (*series_along_t)(const SeriesWork*, const double*, double*) noexcept nogil
+
 # What a variant of the lane kernels offers.  `kernels()` of its module gives the address in a capsule of this name.
 cdef struct LaneKernels:
     Py_ssize_t lanes
@@ -374,6 +407,9 @@ cdef struct LaneKernels:
     chain_down_t chain_down
     chain_second_t chain_second
     refit_t refit
+    series_reduce_t series_reduce
+    series_weigh_t series_weigh
+    series_along_t series_along
 
 cdef inline const char* lane_kernels_name() noexcept nogil:
     return b"fastlmm_core.LaneKernels"

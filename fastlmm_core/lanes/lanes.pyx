@@ -32,7 +32,7 @@ from libc.string cimport memset
 from fastlmm_core.lanes.deletions cimport DEFICIENT, FAR, FOUND, OPEN, TILE, DeletionWork, Deletions
 from fastlmm_core.lanes.kernels cimport (
     PROBLEM_SIZE, Batch, ChainColumns, ChainStage, ChainSums, DesignMoments, FactorDesign, FactorScreen, LaneKernels, Outcome, OwnGroups, PackedGroups,
-    ProblemSums, Profile, RawGroups, Screen, Shape, SharedScreen, Sums, lane_kernels_name, lay_profile, vec, vecu)
+    ProblemSums, Profile, RawGroups, Screen, SeriesSums, SeriesWork, Shape, SharedScreen, Sums, lane_kernels_name, lay_profile, vec, vecu)
 from fastlmm_core.small.arena cimport Arena, take
 from fastlmm_core.small.chain cimport Chain, Gls
 
@@ -539,6 +539,7 @@ include "problems.pxi"
 include "factors.pxi"
 include "families.pxi"
 include "deletions.pxi"
+include "series.pxi"
 
 
 def kernels():

@@ -8,12 +8,15 @@ the profiled criterion needs of V_i = Z_i G Z_i' + R_i (the equations are in `en
 Shapes: K columns in [Z X y], q of them in Z, c = K - q, r = c - 1; m subjects; k parameters of residuals.  Of a
 symmetric (K, K) matrix of a subject only the first q rows are kept; its last (c, c) part is summed over subjects.
 """
-from libc.math cimport log, sqrt
+from libc.math cimport sqrt
+from libc.stdlib cimport free
 from libc.string cimport memcpy, memset
 
 import numpy as np
 
-from fastlmm_core.small.conditional cimport multiply
+from fastlmm_core.kernels._criterion cimport kernels
+from fastlmm_core.lanes.kernels cimport SeriesSums, SeriesWork, series_room
+from fastlmm_core.small.arena cimport Arena, furnish, take
 
 
 # ---- rows ------------------------------------------------------------------------------------------------
@@ -272,49 +275,8 @@ cdef class ChainProducts:
 # ---- subjects --------------------------------------------------------------------------------------------
 
 
-cdef inline void product_t(Py_ssize_t n, Py_ssize_t l, Py_ssize_t p, const double* A, const double* B, double* out
-                           ) noexcept nogil:
-    """out (n, p) = A' B for A (l, n), B (l, p)."""
-    cdef Py_ssize_t i, j, s
-    cdef double t
-    memset(out, 0, n * p * sizeof(double))
-    for s in range(l):
-        for i in range(n):
-            t = A[s * n + i]
-            for j in range(p):
-                out[i * p + j] += t * B[s * p + j]
-
-
-cdef double inverted(Py_ssize_t q, double* A, double* out) noexcept nogil:
-    """The inverse of the positive definite A (q, q), whose lower triangle is overwritten; its log-determinant."""
-    cdef Py_ssize_t i, j, l
-    cdef double t, total = 0.0
-    for i in range(q):
-        for j in range(i + 1):
-            t = A[i * q + j]
-            for l in range(j):
-                t -= A[i * q + l] * A[j * q + l]
-            if i == j:
-                A[i * q + i] = sqrt(t)
-                total += log(t)
-            else:
-                A[i * q + j] = t / A[j * q + j]
-    for j in range(q):
-        for i in range(q):
-            t = 1.0 if i == j else 0.0
-            for l in range(j, i):
-                t -= A[i * q + l] * out[l * q + j]
-            out[i * q + j] = t / A[i * q + i] if i >= j else 0.0
-        for i in range(q - 1, -1, -1):
-            t = out[i * q + j]
-            for l in range(i + 1, q):
-                t -= A[l * q + i] * out[l * q + j]
-            out[i * q + j] = t / A[i * q + i]
-    return total
-
-
 cdef class SubjectSums:
-    """Sums over subjects of V_i = Z_i G Z_i' + R_i, from the sums of products of whitened rows.
+    """Sums over subjects of V_i = Z_i G Z_i' + R_i, from the sums of products of whitened rows (see lanes/series.pxi).
 
     Parameters
     ----------
@@ -325,22 +287,31 @@ cdef class SubjectSums:
     """
 
     cdef readonly Py_ssize_t m, q, c, k, n_g
-    cdef const Py_ssize_t[:, ::1] unit
-    cdef double[:, ::1] G, weighted
-    cdef double[:, :, ::1] inner_, N_, Q_, T_, P_
-    cdef double[:, :, :, ::1] E_, dAz
-    cdef double[::1] work
+    cdef const Py_ssize_t[::1] unit
+    cdef double[::1] G
+    cdef SeriesWork w
+    cdef double* memory
     cdef double[:, ::1] trace
     cdef double[:, :, ::1] bent
 
     def __init__(self, Py_ssize_t m, Py_ssize_t q, Py_ssize_t c, Py_ssize_t k, const Py_ssize_t[:, ::1] unit):
-        cdef Py_ssize_t K = q + c
-        self.m, self.q, self.c, self.k, self.n_g, self.unit = m, q, c, k, unit.shape[0], unit
-        self.inner_, self.N_, self.T_, self.P_ = (np.zeros((m, q, q)) for _ in range(4))
-        self.Q_ = np.zeros((m, q, c))
-        self.E_, self.dAz = np.zeros((m, k, q, c)), np.zeros((m, k, q, q))
-        self.work = np.zeros(6 * K * K + 1)
+        cdef Py_ssize_t lanes = kernels.lanes
+        cdef Arena arena
+        self.m, self.q, self.c, self.k, self.n_g = m, q, c, k, unit.shape[0]
+        self.unit, self.G = np.array(unit).ravel(), np.zeros(q * q + 1)
         self.trace, self.bent = np.zeros((k, k)), np.zeros((k, k, c))
+        self.w.m, self.w.q, self.w.c, self.w.k, self.w.n_g = m, q, c, k, self.n_g
+        self.w.n_blocks = (m + lanes - 1) // lanes if q else 0
+        self.w.unit, self.w.G = &self.unit[0] if self.n_g else NULL, &self.G[0]
+        arena.base, arena.used = NULL, 0
+        lay_series(&self.w, &arena, lanes)
+        self.memory = furnish(&arena)
+        if self.memory == NULL:
+            raise MemoryError
+        lay_series(&self.w, &arena, lanes)
+
+    def __dealloc__(self):
+        free(self.memory)
 
     def reduce(self, const double[:, :, ::1] triangle, G):
         """log|I + r G r'| and b'(I + r G r')^-1 b, summed.
@@ -351,55 +322,22 @@ cdef class SubjectSums:
             [r b].
         G : (q, q) array
         """
-        cdef Py_ssize_t i, j, l, a, q = self.q, c = self.c
         cdef double total = 0.0
-        cdef const double* R
-        cdef double* r = &self.work[0]
-        cdef double* b = r + q * q
-        cdef double* core = b + q * c
-        cdef double* other = core + q * q
-        cdef double* spread = other + q * q
-        H_array = np.zeros((c, c))
+        cdef Py_ssize_t q = self.q
+        H_array = np.zeros((self.c, self.c))
         cdef double[:, ::1] H = H_array
-        self.G = np.array(G).reshape(q, q)
-        with nogil:
-            for i in range(self.m if q else 0):
-                R = &triangle[i, 0, 0]
-                self.parts(R, r, b)
-                for a in range(q):
-                    for j in range(q):
-                        other[a * q + j] = 0.0
-                        for l in range(q):
-                            other[a * q + j] += r[a * q + l] * self.G[l, j]
-                for a in range(q):
-                    for j in range(q):
-                        core[a * q + j] = 1.0 if a == j else 0.0
-                        for l in range(q):
-                            core[a * q + j] += other[a * q + l] * r[j * q + l]
-                total += inverted(q, core, &self.inner_[i, 0, 0])
-                multiply(q, q, c, &self.inner_[i, 0, 0], b, spread)
-                for a in range(q):
-                    for j in range(c):
-                        for l in range(c):
-                            H[j, l] += b[a * c + j] * spread[a * c + l]
+        if self.q:
+            np.asarray(self.G)[: q * q] = np.ravel(G)
+            if self.m and self.c:
+                with nogil:
+                    total = kernels.series_reduce(&self.w, &triangle[0, 0, 0], &H[0, 0])
         return total, H_array
 
-    cdef void parts(self, const double* R, double* r, double* b) noexcept nogil:
-        """r (q, q) and b (q, c) of a triangular factor."""
-        cdef Py_ssize_t a, j, q = self.q, c = self.c, K = q + c
-        for a in range(q):
-            for j in range(q):
-                r[a * q + j] = R[a * K + j]
-            for j in range(c):
-                b[a * c + j] = R[a * K + q + j]
-
-    def weigh(self, const double[:, :, ::1] triangle, const double[:, ::1] turn, const double[:, :, :, ::1] dA,
-              const double[:, :, :, :, ::1] ddA):
+    def weigh(self, const double[:, ::1] turn, const double[:, :, :, ::1] dA, const double[:, :, :, :, ::1] ddA):
         """What subjects have of the sums of products and their derivatives brought to [A e], after `reduce`.
 
         Parameters
         ----------
-        triangle : (m, q, K) array
         turn : (c, c) array
         dA, ddA : (k, m, q, K), (k, k, m, q, K) arrays
 
@@ -414,123 +352,17 @@ cdef class SubjectSums:
         of_phi : (k, c, c) array
             Sum of U'A_a U, but for the last part of A_a.
         """
-        cdef Py_ssize_t i, a, b, d, j, l, s, q = self.q, c = self.c, K = q + c
-        cdef double* U = &self.work[0]
-        cdef double* F = U + K * c
-        cdef double t
-        sum_n_array, traces_array = np.zeros((q, q)), np.zeros(self.k)
-        of_g_array, of_phi_array = np.zeros((self.n_g, c, c)), np.zeros((self.k, c, c))
-        cdef double[:, ::1] sum_n = sum_n_array
-        cdef double[::1] traces = traces_array
-        cdef double[:, :, ::1] of_g = of_g_array, of_phi = of_phi_array
-        self.trace[:], self.bent[:] = 0.0, 0.0
-        with nogil:
-            for i in range(self.m if q else 0):
-                self.effects(i, &triangle[i, 0, 0], turn, U)
-                for a in range(q):
-                    for b in range(q):
-                        sum_n[a, b] += self.N_[i, a, b]
-                for d in range(self.n_g):
-                    a, b = self.unit[d, 0], self.unit[d, 1]
-                    for j in range(c):
-                        t = self.Q_[i, a, j]
-                        for l in range(c):
-                            of_g[d, j, l] += t * self.Q_[i, b, l]
-                        if a == b:
-                            continue
-                        t = self.Q_[i, b, j]
-                        for l in range(c):
-                            of_g[d, j, l] += t * self.Q_[i, a, l]
-                for a in range(self.k):
-                    self.turned(&dA[a, i, 0, 0], U, &self.E_[i, a, 0, 0], F)
-                    for s in range(q):
-                        for j in range(c):
-                            t = U[s * c + j]
-                            for l in range(c):
-                                of_phi[a, j, l] += t * self.E_[i, a, s, l]
-                            t = F[s * c + j]
-                            for l in range(c):
-                                of_phi[a, j, l] += t * U[s * c + l]
-                    for j in range(q):
-                        for l in range(q):
-                            self.dAz[i, a, j, l] = dA[a, i, j, l]
-                            traces[a] += self.P_[i, j, l] * dA[a, i, j, l]
-                self.curve(i, U, ddA)
-        return sum_n_array, traces_array, of_g_array, of_phi_array
-
-    cdef void turned(self, const double* A, const double* U, double* E, double* F) noexcept nogil:
-        """E = A U (q, c) for the first rows A (q, K) of a matrix, and F what its last columns have of it."""
-        cdef Py_ssize_t i, j, s, q = self.q, c = self.c, K = q + c
-        cdef double t
-        memset(F, 0, q * c * sizeof(double))
-        for i in range(q):
-            for s in range(q, K):
-                t = A[i * K + s]
-                for j in range(c):
-                    F[i * c + j] += t * U[s * c + j]
-            for j in range(c):
-                E[i * c + j] = F[i * c + j]
-            for s in range(q):
-                t = A[i * K + s]
-                for j in range(c):
-                    E[i * c + j] += t * U[s * c + j]
-
-    cdef void effects(self, Py_ssize_t i, const double* R, const double[:, ::1] turn, double* U) noexcept nogil:
-        """N, Q, P = G - G N G, T = I - N G of a subject, and U = [-G Q; turn] (K, c)."""
-        cdef Py_ssize_t a, j, l, q = self.q, c = self.c, K = q + c
-        cdef double* r = U + K * c
-        cdef double* b = r + q * q
-        cdef double* halves = b + q * c
-        cdef double* spread = halves + q * q
-        cdef double t
-        self.parts(R, r, b)
-        product_t(q, q, q, r, &self.inner_[i, 0, 0], halves)
-        multiply(q, q, q, halves, r, &self.N_[i, 0, 0])
-        multiply(q, q, c, halves, b, spread)
-        multiply(q, c, c, spread, &turn[0, 0], &self.Q_[i, 0, 0])
-        for a in range(q):
-            for j in range(q):
-                t = 1.0 if a == j else 0.0
-                for l in range(q):
-                    t -= self.N_[i, a, l] * self.G[l, j]
-                self.T_[i, a, j] = t
-        for a in range(q):
-            for j in range(q):
-                t = 0.0
-                for l in range(q):
-                    t += self.G[a, l] * self.T_[i, l, j]
-                self.P_[i, a, j] = t
-            for j in range(c):
-                t = 0.0
-                for l in range(q):
-                    t -= self.G[a, l] * self.Q_[i, l, j]
-                U[a * c + j] = t
-        memcpy(U + q * c, &turn[0, 0], c * c * sizeof(double))
-
-    cdef void curve(self, Py_ssize_t i, const double* U, const double[:, :, :, :, ::1] ddA) noexcept nogil:
-        """Second derivatives of tr and of the diagonal of H along pairs of parameters, but for the last part of A_ab."""
-        cdef Py_ssize_t a, b, j, l, s, q = self.q, c = self.c, K = q + c
-        cdef double* E = &self.work[0] + K * c
-        cdef double* F = E + q * c
-        cdef double* left = F + q * c
-        cdef double* right = left + q * c
-        cdef double* other = right + q * q
-        cdef double t
-        for a in range(self.k):
-            multiply(q, q, c, &self.P_[i, 0, 0], &self.E_[i, a, 0, 0], left)
-            multiply(q, q, q, &self.P_[i, 0, 0], &self.dAz[i, a, 0, 0], right)
-            for b in range(a + 1):
-                self.turned(&ddA[a, b, i, 0, 0], U, E, F)
-                for s in range(q):
-                    for l in range(c):
-                        self.bent[a, b, l] += (U[s * c + l] * (E[s * c + l] + F[s * c + l])
-                                               - 2.0 * left[s * c + l] * self.E_[i, b, s, l])
-                multiply(q, q, q, &self.P_[i, 0, 0], &self.dAz[i, b, 0, 0], other)
-                t = 0.0
-                for j in range(q):
-                    for l in range(q):
-                        t += self.P_[i, j, l] * ddA[a, b, i, l, j] - right[j * q + l] * other[l * q + j]
-                self.trace[a, b] += t
+        cdef Py_ssize_t q = self.q, c = self.c, k = self.k
+        cdef SeriesSums s
+        found = np.zeros(q * q + k + k * k * (1 + c) + (self.n_g + k) * c * c)
+        cdef double[::1] sums = found
+        if q and self.m and k:
+            s.turn, s.dA, s.ddA, s.sum_n = &turn[0, 0], &dA[0, 0, 0, 0], &ddA[0, 0, 0, 0, 0], &sums[0]
+            with nogil:
+                kernels.series_weigh(&self.w, &s)
+        parts = np.split(found, np.cumsum((q * q, k, k * k, k * k * c, self.n_g * c * c)))
+        self.trace, self.bent = parts[2].reshape(k, k), parts[3].reshape(k, k, c)
+        return parts[0].reshape(q, q), parts[1], parts[4].reshape(-1, c, c), parts[5].reshape(k, c, c)
 
     def along(self, const double[::1] weights):
         """Second derivatives along pairs of directions of G and of phi (n_g + k, n_g + k), after `weigh`.
@@ -540,60 +372,36 @@ cdef class SubjectSums:
         weights : (c,) array
             Of the diagonal of second derivatives of H.
         """
-        cdef Py_ssize_t i, d, e, a, b, f, g, j, l, s, q = self.q, c = self.c, n = self.n_g + self.k
-        cdef double t
+        cdef Py_ssize_t n = self.n_g + self.k
         out_array = np.zeros((n, n))
         cdef double[:, ::1] out = out_array
-        cdef double* M = &self.work[0]
-        cdef double* X = M + q * q
-        cdef double* Y = X + q * q
-        cdef double* wide = Y + q * q
-        with nogil:
-            for i in range(self.m if q else 0):
-                # M = 2 Q w Q' - N: tr(D N F M) for pairs of directions, of symmetric N and M
-                for a in range(q):
-                    for b in range(q):
-                        t = -self.N_[i, a, b]
-                        for j in range(c):
-                            t += 2.0 * weights[j] * self.Q_[i, a, j] * self.Q_[i, b, j]
-                        M[a * q + b] = t
-                for d in range(self.n_g):
-                    a, b = self.unit[d, 0], self.unit[d, 1]
-                    for e in range(d + 1):
-                        f, g = self.unit[e, 0], self.unit[e, 1]
-                        t = self.N_[i, b, f] * M[g * q + a]
-                        if f != g:
-                            t += self.N_[i, b, g] * M[f * q + a]
-                        if a != b:
-                            t += self.N_[i, a, f] * M[g * q + b]
-                            if f != g:
-                                t += self.N_[i, a, g] * M[f * q + b]
-                        out[d, e] += t
-                for l in range(self.k):
-                    # T (dA T' - 2 E w Q')
-                    for a in range(q):
-                        for b in range(q):
-                            t = 0.0
-                            for s in range(q):
-                                t += self.dAz[i, l, a, s] * self.T_[i, b, s]
-                            for j in range(c):
-                                t -= 2.0 * weights[j] * self.E_[i, l, a, j] * self.Q_[i, b, j]
-                            X[a * q + b] = t
-                    multiply(q, q, q, &self.T_[i, 0, 0], X, Y)
-                    for d in range(self.n_g):
-                        a, b = self.unit[d, 0], self.unit[d, 1]
-                        out[self.n_g + l, d] += Y[a * q + b] + Y[b * q + a] if a != b else Y[a * q + a]
-            for a in range(self.k):
-                for b in range(a + 1):
-                    t = self.trace[a, b]
-                    for j in range(c):
-                        t += weights[j] * self.bent[a, b, j]
-                    out[self.n_g + a, self.n_g + b] = t
-            for a in range(n):
-                for b in range(a):
-                    out[b, a] = out[a, b]
-        return out_array
+        if self.q and self.m:
+            with nogil:
+                kernels.series_along(&self.w, &weights[0], &out[0, 0])
+        out_array[self.n_g:, self.n_g:] = np.asarray(self.trace) + np.asarray(self.bent) @ np.asarray(weights)
+        return np.tril(out_array) + np.tril(out_array, -1).T
 
     def middle(self):
-        """N_i, after `weigh`, and the inverses of I + r G r', (m, q, q) each."""
-        return np.array(self.N_), np.array(self.inner_)
+        """N_i (m, q, q), after `weigh`, and D_i = M^-1 b (m, q, c), M M' = I + r G r'."""
+        cdef Py_ssize_t lanes = kernels.lanes, q = self.q, c = self.c, i, j
+        N_array, D_array = np.zeros((self.m, q * q)), np.zeros((self.m, q * c))
+        cdef double[:, ::1] N = N_array, D = D_array
+        for i in range(self.m):
+            for j in range(q * q):
+                N[i, j] = self.w.N[(i // lanes * q * q + j) * lanes + i % lanes]
+            for j in range(q * c):
+                D[i, j] = self.w.D[(i // lanes * q * c + j) * lanes + i % lanes]
+        return N_array.reshape(-1, q, q), D_array.reshape(-1, q, c)
+
+
+cdef void lay_series(SeriesWork* w, Arena* arena, Py_ssize_t lanes) noexcept nogil:
+    """Take the arrays of a work space of given sizes."""
+    cdef Py_ssize_t q = w.q, c = w.c, k = w.k, many = w.n_blocks * lanes
+    w.Y = take(arena, many * q * q)
+    w.D = take(arena, many * q * c)
+    w.N = take(arena, many * q * q)
+    w.T = take(arena, many * q * q)
+    w.Q = take(arena, many * q * c)
+    w.E = take(arena, many * k * q * c)
+    w.dAz = take(arena, many * k * q * q)
+    w.work = take(arena, lanes * series_room(q, c, k, w.n_g))

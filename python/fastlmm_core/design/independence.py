@@ -25,7 +25,7 @@ def cluster_labels(design: Design) -> Index:
     if design.residual is not None and design.structure.q:
         subject = design.residual.subject
         nodes_of.append((np.asarray(subject.codes, dtype=np.intp), subject.n_slots))
-    if len(nodes_of) == 1:
+    if all(_contained(index, m, *nodes_of[0]) for index, m in nodes_of[1:]):
         return nodes_of[0][0]
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
@@ -40,6 +40,15 @@ def cluster_labels(design: Design) -> Index:
     _, component = connected_components(graph, directed=False)
     _, labels = np.unique(component[nodes[0]], return_inverse=True)
     return np.asarray(labels, dtype=np.intp)
+
+
+def _contained(inner: Index, m: int, outer: Index, n_outer: int) -> bool:
+    """Whether each of m levels lies within one of n_outer levels."""
+    if m < n_outer:
+        return False
+    level = np.empty(m, dtype=np.intp)
+    level[inner] = outer
+    return np.array_equal(level[inner], outer)
 
 
 def of_equal_size(labels: Index, held: int = HELD) -> Iterator[Index]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ._chains import ChainProducts, SubjectSums
 from ._clusters import ClusterSums
+from ._gaps import GapProducts
 from ._responses import UnstructuredBatch
 from ._spanning import spanning_rows, split_patterns
 from ._unstructured import UnstructuredSums
@@ -12,6 +13,7 @@ from ._visits import PatternSums, ScriptedObjective
 __all__ = [
     "ChainProducts",
     "ClusterSums",
+    "GapProducts",
     "PatternSums",
     "ScriptedObjective",
     "SubjectSums",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -99,6 +101,33 @@ def test_fit():
     assert 1.0 < fit.test("x = 0").df_denom < 7.0
 
 
+@pytest.mark.parametrize("phi", [-40.0, -0.3, 2.0, 40.0, 4e3])
+def test_gaps_and_rows_are_one_criterion(phi):
+    # subjects' means are far apart, and one subject has one row
+    data = series(3, (50, 1, 40, 60))
+    data["y"] += 100.0 * data["g"]
+    problem = flc.lmm("y ~ x + (x | g)", data, residual="ar1(t | g)").problem
+    found, by_rows = problem.criterion(), problem.criterion()
+    assert found.series[0].sums is not None
+    by_rows.series = [replace(own, sums=None) for own in by_rows.series]
+    x = np.array([30.0, 0.4, 0.9, phi])
+    for one, other in zip(found.evaluate(x, 2), by_rows.evaluate(x, 2), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-9, atol=1e-9 * np.abs(other).max())
+
+
+def test_what_a_difference_has_lost_is_taken_from_rows():
+    # a column of X differs from one of Z by 1e-7 within subjects, so that a difference would keep two digits
+    data = series(3, (50, 30, 40, 60))
+    data["z"] = 1e7 * np.sqrt(data["t"]) + data["x"]
+    problem = flc.lmm("y ~ x + z + (z | g)", data, residual="ar1(t | g)").problem
+    found, by_rows = problem.criterion(), problem.criterion()
+    by_rows.series = [replace(own, sums=None) for own in by_rows.series]
+    for phi in (1.0, 1e3, 1e5):
+        x = np.array([0.4, 0.2, 0.9, phi])
+        one, other = found.evaluate(x, 0)[0], by_rows.evaluate(x, 0)[0]
+        np.testing.assert_allclose(one, other, rtol=1e-11)
+
+
 def test_expected_information_and_kenward_roger(monkeypatch):
     data = series(4, (230, 60, 80, 50, 70, 40, 90), 0.5)
     fit = flc.lmm("y ~ x + (x | g)", data, residual="car1(t | g)").fit()
@@ -124,5 +153,7 @@ def test_other_levels_take_the_clusters():
     data["other"] = np.arange(len(data)) % 7
     model = flc.lmm("y ~ x + (1 | other)", data, residual="ar1(t | g)")
     assert isinstance(model.problem.criterion(), ClusterCriterion)
+    # its levels are in both series: no rows are independent
+    assert not model.problem.labels.any()
     nugget = flc.lmm("y ~ x", data, residual="sp_exp(t | g, nugget=True)")
     assert isinstance(nugget.problem.criterion(), ClusterCriterion)

@@ -6,6 +6,8 @@ With u_k = r_k / s_k in the order of time, rho_k the correlation of rows k - 1 a
 
 w w' sums to r'R^-1 r, and dw = b dtau, db = w dtau: along a parameter of the correlations w' = b tau' and
 w'' = w tau'^2 + b tau''. Along those of s, u' = -h_a u and u'' = (h_a h_b - h_ab) u, and w is linear in u.
+
+Where all s are equal, and gaps between rows are few, rows need not be read again: see `kernels.residuals.GapProducts`.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ from typing import NamedTuple, Protocol, runtime_checkable
 import numpy as np
 
 from ...kernels.records import ChainLinks
-from ...kernels.residuals import ChainProducts
+from ...kernels.residuals import ChainProducts, GapProducts
 from ...support.types import Index
 from .deviations import Common
 from .scaled import Scaled
@@ -24,11 +26,28 @@ from .steps import Steps
 from .structure import Array, ResidualStructure, Where
 from .varied import Varied
 
-__all__ = ["Chain", "Gaps", "MarkovChain", "Products", "chain_of", "gaps_of", "products", "whiten_twice"]
+__all__ = [
+    "Chain",
+    "Gaps",
+    "MarkovChain",
+    "Products",
+    "chain_of",
+    "gaps_of",
+    "products",
+    "products_of_gaps",
+    "sums_of_gaps",
+    "whiten_twice",
+]
 
 
 CHUNK = 64
 """Rows from which a triangular factor is brought up to date: they stay in the cache."""
+
+MOST_GAPS = 64
+"""Different gaps of all subjects up to which it is asked whether each subject has few of them."""
+
+SEVERAL = 2
+"""Rows for each gap of a subject from which the sums of its gaps are less to read than its rows."""
 
 
 @runtime_checkable
@@ -40,17 +59,35 @@ class MarkovChain(Protocol):
 
 
 class Products(NamedTuple):
-    """Sums of products of the rows of subjects whitened by R_i, and log|R|, with derivatives in phi.
+    """Sums of products A_i of the rows of subjects whitened by R_i, and log|R|, with derivatives in phi.
 
     Attributes
     ----------
-    sums : ChainProducts
+    triangle : (m, q, K) array
+        First rows of the upper triangular factors of A_i.
+    left : (c, c) array
+        The sum of what these leave of A_i.
+    root : (c, c) array or None
+        Its upper triangular factor, where it was summed as such.
+    extent : (c,) array or None
+        The diagonal of what `left` is a difference of, where it is one.
+    first, second : (k, m, q, K), (k, k, m, q, K) arrays
+        First rows of the derivatives of A_i; the correlation has the last parameter.
+    first_rest, second_rest : (k, c, c), (k, k, c, c) arrays
+        The last part of the derivatives, summed.
     log_det : float
         Of all subjects.
     log_det_first, log_det_second : (k,) and (k, k) arrays
     """
 
-    sums: ChainProducts
+    triangle: Array
+    left: Array
+    root: Array | None
+    extent: Array | None
+    first: Array
+    second: Array
+    first_rest: Array
+    second_rest: Array
     log_det: float
     log_det_first: Array
     log_det_second: Array
@@ -181,20 +218,56 @@ def products(
     """
     gaps = gaps_of(chain, where, starts) if gaps is None else gaps
     links = _links(chain, phi, where, gaps)
-    k = len(phi) - 1
     sums = ChainProducts(
         np.ascontiguousarray(columns), np.append(starts, len(columns)).astype(np.intp), links.kernel(gaps), q, CHUNK
     )
-    (rho, rest, slope, bend), counts = links.steps, gaps.counts
-    log_det_second = np.zeros((k + 1, k + 1))
-    log_det_second[:k, :k] = 2.0 * links.bends.sum(axis=2)
-    log_det_second[k, k] = -2.0 * float(counts @ (rho * bend + rest * slope**2))
     return Products(
-        sums,
-        float(2.0 * links.log_s.sum() + counts @ np.log(rest)),
-        np.append(2.0 * links.h.sum(axis=1), -2.0 * float(counts @ (rho * slope))),
-        log_det_second,
-    )
+        sums.triangle, sums.rest.T @ sums.rest, sums.rest, None,
+        sums.first, sums.second, sums.first_rest, sums.second_rest, *_log_det(links, gaps),
+    )  # fmt: skip
+
+
+def _log_det(links: _Links, gaps: Gaps) -> tuple[float, Array, Array]:
+    """log|R|, and its derivatives."""
+    (rho, rest, slope, bend), counts, k = links.steps, gaps.counts, len(links.h)
+    second = np.zeros((k + 1, k + 1))
+    second[:k, :k] = 2.0 * links.bends.sum(axis=2)
+    second[k, k] = -2.0 * float(counts @ (rho * bend + rest * slope**2))
+    value = float(2.0 * links.log_s.sum() + counts @ np.log(rest))
+    return value, np.append(2.0 * links.h.sum(axis=1), -2.0 * float(counts @ (rho * slope))), second
+
+
+def sums_of_gaps(chain: Chain, starts: Index, columns: Array, q: int, gaps: Gaps) -> GapProducts | None:
+    """What `products_of_gaps` reads in place of the rows; None where it would not be less.
+
+    Parameters
+    ----------
+    chain, starts, columns, q, gaps
+        See `products`.
+    """
+    n, m, n_gaps = len(columns), len(starts), len(gaps.values)
+    if chain.varied is not None or n_gaps > min(MOST_GAPS, n // (SEVERAL * columns.shape[1])):
+        return None
+    subject = np.repeat(np.arange(m), np.diff(starts, append=n))
+    seen = np.zeros((m, n_gaps + 1), dtype=bool)
+    seen[subject, gaps.place] = True
+    if SEVERAL * np.count_nonzero(seen[:, 1:]) > n - m:
+        return None
+    return GapProducts(np.ascontiguousarray(columns), np.append(starts, n).astype(np.intp), gaps.place, n_gaps, q)
+
+
+def products_of_gaps(chain: Chain, phi: Array, gaps: Gaps, sums: GapProducts) -> Products:
+    """As `products`, from the sums of `sums_of_gaps`."""
+    links = _links(chain, phi, np.zeros((0, 1)), gaps)
+    rho, rest, slope, bend = links.steps
+    with np.errstate(divide="ignore", over="ignore"):
+        up = np.where(rho > 0.0, (1.0 + rho) ** 2 / rest, rest / (1.0 - rho) ** 2)
+        down = np.where(rho > 0.0, rest / (1.0 + rho) ** 2, (1.0 - rho) ** 2 / rest)
+    sums.at(0.25 * up, 0.25 * down, slope, bend)
+    return Products(
+        sums.triangle, sums.left, None, sums.extent,
+        sums.first, sums.second, sums.first_rest, sums.second_rest, *_log_det(links, gaps),
+    )  # fmt: skip
 
 
 def whiten_twice(chain: Chain, phi: Array, where: Where, starts: Index, columns: Array) -> Array:

@@ -19,18 +19,29 @@ and, with P = G - G N G and U = [-P B; I] for A_i = [A B; B' C],
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
 
 import numpy as np
 
 from ...covariance.parameters import CovarianceStructure
-from ...covariance.residual.markov import Chain, Gaps, chain_of, gaps_of, products, whiten_twice
+from ...covariance.residual.markov import (
+    Chain,
+    Gaps,
+    Products,
+    chain_of,
+    gaps_of,
+    products,
+    products_of_gaps,
+    sums_of_gaps,
+    whiten_twice,
+)
 from ...covariance.residual.varied import Varied
 from ...design.residual import ResidualPart, Stratum
 from ...errors import LMMError
 from ...kernels.records import ConditionedRows
-from ...kernels.residuals import ChainProducts, SubjectSums
+from ...kernels.residuals import GapProducts, SubjectSums
 from ...support.types import Array, Index
 from .clusters import ClusterCriterion
 from .effects import EffectsCriterion
@@ -39,6 +50,9 @@ __all__ = ["SeriesCriterion", "chains_of"]
 
 IN_FULL = 1_000
 """Rows of a subject up to which its covariance matrix is formed, where something asks for it."""
+
+LOST = 1e4
+"""Multiple of what is left from which a difference has lost too many digits."""
 
 COSTLY = 2_000
 """Rows from which the certified minimum of one start is enough."""
@@ -55,6 +69,53 @@ def chains_of(part: ResidualPart) -> list[Chain] | None:
         found.append(chain_of(structure, width))
     chains = [chain for chain in found if chain is not None]
     return chains if len(chains) == len(found) else None
+
+
+@dataclass(frozen=True)
+class _Series:
+    """The subjects of a stratum.
+
+    Attributes
+    ----------
+    stratum : Stratum
+    chain : Chain
+    rows : slice
+        Of the sorted rows.
+    subjects : slice
+    where : (n,) or (n, d) array
+        Of its rows.
+    starts : (m,) intp array
+        First row of each subject, in these rows.
+    gaps : Gaps
+    sums : GapProducts or None
+        Over the gaps of subjects, where these are few.
+    """
+
+    stratum: Stratum
+    chain: Chain
+    rows: slice
+    subjects: slice
+    where: Array
+    starts: Index
+    gaps: Gaps
+    sums: GapProducts | None
+
+    def products(self, phi: Array, columns: Array, q: int, by_rows: bool) -> Products:
+        """Sums of products of its rows of the columns; see `covariance.residual.markov`.
+
+        Parameters
+        ----------
+        phi : (k,) array
+            Of all strata.
+        columns : (n, K) array
+        q : int
+        by_rows : bool
+            Whether the rows are read whatever the gaps are.
+        """
+        inner = self.stratum.own(phi)[1]
+        if self.sums is None or by_rows:
+            return products(self.chain, inner, self.where, self.starts, columns[self.rows], q, self.gaps)
+        return products_of_gaps(self.chain, inner, self.gaps, self.sums)
 
 
 class SeriesCriterion(EffectsCriterion):
@@ -84,53 +145,56 @@ class SeriesCriterion(EffectsCriterion):
         # strata one after the other, the subjects of each together
         order = part.sorted_rows
         self.order = order = order[np.argsort(part.stratum[order], kind="stable")]
-        self.columns = np.column_stack((Z, xy))[order]
+        columns = np.column_stack((Z, xy))
+        self.columns = columns if np.array_equal(order, np.arange(len(xy))) else np.take(columns, order, axis=0)
         codes = np.asarray(part.subject.codes)[order]
         self.starts = np.append(np.flatnonzero(np.append(True, codes[1:] != codes[:-1])), len(order))
         stratum = part.stratum[order[self.starts[:-1]]]
         self.q, self.m = Z.shape[1], len(stratum)
         self.costly = len(xy) > COSTLY
-        self.groups: list[tuple[Stratum, Chain, slice, Array, Index, Gaps]] = []
+        self.series: list[_Series] = []
         for g, chain in enumerate(chains):
             mine = np.flatnonzero(stratum == g)
-            first = int(self.starts[mine[0]])
-            rows = slice(first, int(self.starts[mine[-1] + 1]))
+            subjects = slice(int(mine[0]), int(mine[-1]) + 1)
+            first = int(self.starts[subjects.start])
+            rows = slice(first, int(self.starts[subjects.stop]))
             where, starts = part.where[order[rows]], self.starts[mine] - first
-            self.groups.append((part.strata[g], chain, rows, where, starts, gaps_of(chain, where, starts)))
+            gaps = gaps_of(chain, where, starts)
+            sums = sums_of_gaps(chain, starts, self.columns[rows], self.q, gaps)
+            self.series.append(_Series(part.strata[g], chain, rows, subjects, where, starts, gaps, sums))
         places = np.ascontiguousarray(self.units[:, 1:])
         self.sums = SubjectSums(self.m, self.q, self.c, part.n_parameters, places)
 
-    def _summed(self, phi: Array) -> None:
+    def _summed(self, phi: Array, by_rows: bool = False) -> None:
         """Sums of products and their derivatives in phi, with those of log|R|: in those of each stratum."""
         k = self.part.n_parameters
         self.triangle = np.empty((self.m, self.q, self.columns.shape[1]))
         self.log_r, self.d_log_r, self.dd_log_r = 0.0, np.zeros(k), np.zeros((k, k))
-        self.found: list[tuple[Stratum, slice, ChainProducts]] = []
-        self.rest: list[Array] = []
-        subject = 0
-        for stratum, chain, rows, where, starts, gaps in self.groups:
-            scale, inner = stratum.own(phi)
-            found = products(chain, inner, where, starts, self.columns[rows], self.q, gaps)
-            here = slice(subject, subject + len(starts))
-            subject = here.stop
-            self.found.append((stratum, here, found.sums))
-            self.triangle[here] = found.sums.triangle / np.sqrt(scale)
-            self.rest.append(found.sums.rest / np.sqrt(scale))
-            own = np.arange(stratum.start + stratum.scaled, stratum.stop)
-            self.log_r += found.log_det + (rows.stop - rows.start) * float(np.log(scale))
-            self.d_log_r[own] += found.log_det_first
-            self.dd_log_r[np.ix_(own, own)] += found.log_det_second
+        self.found: list[Products] = []
+        self.left: list[Array] = []
+        for own in self.series:
+            stratum, n = own.stratum, own.rows.stop - own.rows.start
+            scale = stratum.own(phi)[0]
+            found = own.products(phi, self.columns, self.q, by_rows)
+            self.found.append(found)
+            self.triangle[own.subjects] = found.triangle / np.sqrt(scale)
+            self.left.append(found.left / scale)
+            inner = np.arange(stratum.start + stratum.scaled, stratum.stop)
+            self.log_r += found.log_det + n * float(np.log(scale))
+            self.d_log_r[inner] += found.log_det_first
+            self.dd_log_r[np.ix_(inner, inner)] += found.log_det_second
             if stratum.scaled:
-                self.d_log_r[stratum.start] += rows.stop - rows.start
+                self.d_log_r[stratum.start] += n
 
     def _derivatives(self, phi: Array) -> tuple[Array, Array]:
         """Derivatives of the first rows of A_i in phi (k, m, q, K), (k, k, m, q, K)."""
         if len(self.found) == 1:
             # one stratum, on the scale of sigma^2
-            return self.found[0][2].first, self.found[0][2].second
+            return self.found[0].first, self.found[0].second
         k, width = self.part.n_parameters, self.columns.shape[1]
         dA, ddA = np.zeros((k, self.m, self.q, width)), np.zeros((k, k, self.m, self.q, width))
-        for stratum, here, found in self.found:
+        for series, found in zip(self.series, self.found, strict=True):
+            stratum, here = series.stratum, series.subjects
             scale, _ = stratum.own(phi)
             own = slice(stratum.start + stratum.scaled, stratum.stop)
             dA[own, here] = found.first / scale
@@ -147,14 +211,15 @@ class SeriesCriterion(EffectsCriterion):
         """Derivatives of the last part of A_i in phi, summed (k, c, c), (k, k, c, c)."""
         k, q = self.part.n_parameters, self.q
         dA, ddA = np.zeros((k, self.c, self.c)), np.zeros((k, k, self.c, self.c))
-        for (stratum, here, found), rest in zip(self.found, self.rest, strict=True):
+        for series, found, left in zip(self.series, self.found, self.left, strict=True):
+            stratum, here = series.stratum, series.subjects
             scale, _ = stratum.own(phi)
             own = slice(stratum.start + stratum.scaled, stratum.stop)
             dA[own] = found.first_rest / scale
             ddA[own, own] = found.second_rest / scale
             if stratum.scaled:
                 tau, outer = stratum.start, self.triangle[here, :, q:].reshape(-1, self.c)
-                dA[tau] = -(rest.T @ rest + outer.T @ outer)
+                dA[tau] = -(left + outer.T @ outer)
                 ddA[tau, tau] = -dA[tau]
                 ddA[tau, own] = ddA[own, tau] = -dA[own]
         return dA, ddA
@@ -162,29 +227,46 @@ class SeriesCriterion(EffectsCriterion):
     def reduce(self, x: Array) -> tuple[float, Array | None]:
         """log|V| and H."""
         factor, phi = self.split(x)
-        self._summed(phi)
-        self.G = factor @ factor.T
+        self._phi, self.G = phi, factor @ factor.T
+        log_det, H = self._reduced(phi, by_rows=False)
+        if H is not None and self._lost(H):
+            return self._reduced(phi, by_rows=True)
+        return log_det, H
+
+    def _reduced(self, phi: Array, by_rows: bool) -> tuple[float, Array | None]:
+        self._summed(phi, by_rows)
         if not (np.isfinite(self.triangle).all() and np.isfinite(self.G).all()):
             return np.inf, None
         log_det, H = self.sums.reduce(self.triangle, self.G)
-        for rest in self.rest:
-            H += rest.T @ rest
-        self._phi = phi
-        return self.log_r + log_det, H
+        return self.log_r + log_det, H + sum(self.left)
+
+    def _lost(self, H: Array) -> bool:
+        """Whether what the effects of subjects leave was lost in a difference."""
+        extents = [
+            found.extent / own.stratum.own(self._phi)[0]
+            for own, found in zip(self.series, self.found, strict=True)
+            if found.extent is not None
+        ]
+        return bool(extents) and bool((sum(extents) > LOST * H.diagonal()).any())
 
     def whitened(self) -> Array:
         """Rows with the sums of products H, subject by subject."""
-        q = self.q
-        outer = np.linalg.cholesky(self.sums.middle()[1]).transpose(0, 2, 1) @ self.triangle[:, :q, q:]
-        return np.concatenate((outer.reshape(-1, self.c), *self.rest))
+        if any(found.root is None for found in self.found):
+            self._reduced(self._phi, by_rows=True)
+        rest = [
+            found.root / np.sqrt(own.stratum.own(self._phi)[0])
+            for own, found in zip(self.series, self.found, strict=True)
+            if found.root is not None
+        ]
+        return np.concatenate((self.sums.middle()[1].reshape(-1, self.c), *rest))
 
     def weigh(self, turn: Array) -> None:
         """Sums of products and their derivatives, brought to [A e]."""
         dA, ddA = self._derivatives(self._phi)
-        self.sum_n, self.traces, self.of_g, self.of_phi = self.sums.weigh(self.triangle, turn, dA, ddA)
+        self.sum_n, self.traces, self.of_g, self.of_phi = self.sums.weigh(turn, dA, ddA)
         dX, ddX = self._rest_derivatives(self._phi)
         self.of_phi += turn.T @ dX @ turn
-        self.bent = np.einsum("ij,klis,sj->klj", turn, ddX, turn, optimize=True)
+        self.bent = np.einsum("ij,klij->klj", turn, ddX @ turn)
 
     def first(self, x: Array, ratio: float, bracket: float) -> Array:
         """Along the unit directions of G and along phi."""
@@ -271,9 +353,9 @@ class SeriesCriterion(EffectsCriterion):
 
         def inverse(given: Array) -> Array:
             out = np.empty_like(given)
-            for stratum, chain, part, where, starts, _ in self.groups:
-                scale, inner = stratum.own(phi)
-                out[part] = whiten_twice(chain, inner, where, starts, given[part]) / scale
+            for own in self.series:
+                scale, inner = own.stratum.own(phi)
+                out[own.rows] = whiten_twice(own.chain, inner, own.where, own.starts, given[own.rows]) / scale
             return out
 
         solved = inverse(held)
