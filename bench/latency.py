@@ -29,8 +29,12 @@ def main() -> int:
     g, t = np.repeat(np.arange(subjects), 10), np.tile(np.arange(10.0), subjects)
     b = rng.standard_normal((subjects, 2))
     y = b[g, 0] + b[g, 1] * t + rng.standard_normal(g.size)
-    fit = flc.lmm("y ~ t + (t | g)", {"g": g, "t": t, "y": y}).fit()
-    row, subject = {"t": [9.5]}, {"t": [9.5], "g": [35]}
+    data = {"g": g, "t": t, "y": y, "arm": np.array(["a", "b", "c"])[g % 3], "site": np.array(list("pqrst"))[g % 5]}
+    fit = flc.lmm("y ~ t + (t | g)", data).fit()
+    factors = flc.lmm("y ~ arm * t + C(site, Sum) + np.log(t + 1) + (t | g)", data).fit()
+    spline = flc.lmm("y ~ arm * bs(t, df=4) + (1 | g)", data).fit()
+    row, subject = {"t": [8.5]}, {"t": [8.5], "g": [35]}
+    wide = subject | {"arm": ["b"], "site": ["s"]}
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "fit.flc"
         fit.save(path)
@@ -45,13 +49,19 @@ def main() -> int:
             Case("population", lambda: loaded.predict(row)),
             Case("subject", lambda: loaded.predict(subject, effects="all")),
             Case("subject, with an interval", lambda: loaded.predict(subject, effects="all", interval="prediction")),
+            Case("factors, with an interval", lambda: factors.predict(wide, effects="all", interval="prediction")),
+            Case(
+                "a spline by a factor, with an interval",
+                lambda: spline.predict(wide, effects="all", interval="prediction"),
+            ),
             Case("load", lambda: flc.load(path)),
             Case("load the pickle", lambda: pickle.loads(pickled)),
         ]
         timings = _harness.interleave(cases, rounds)
     rows = [(case.name, _harness.format_seconds(timings.median(case.name))) for case in cases]
     report.table(f"{g.size:,} rows, {subjects:,} subjects, a row from a dict", ("", "median"), rows)
-    report.target("a row with an interval", timings.median(cases[2].name), 1e-3, unit=" s")
+    for case in cases[2:5]:
+        report.target(f"a row: {case.name}", timings.median(case.name), 1e-3, unit=" s")
     report.target("bytes of the file / of the pickle", size / len(pickled), 0.5)
     return report.finish(options)
 

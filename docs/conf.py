@@ -22,6 +22,8 @@ os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(HERE / "_support"),
 # one thread for BLAS: small matrices, and a build that gives the same digits everywhere
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
+from members import headings  # noqa: E402
+
 project = "fastlmm_core"
 author = "the authors of fastlmm_core"
 project_copyright = author
@@ -54,6 +56,7 @@ suppress_warnings = ["mystnb.mime_priority"]
 # ---- reference ---------------------------------------------------------------------------------
 
 autosummary_generate = True
+autosummary_context = {"headings": headings()}  # of the page of a fit
 autodoc_typehints = "none"
 autodoc_member_order = "bysource"  # where members stand by what they are for
 numpydoc_show_class_members = False

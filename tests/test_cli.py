@@ -234,15 +234,22 @@ def test_every_library_reads_commas_and_packed_files(library, tmp_path, monkeypa
 
 def test_anova_and_compare(growth, capsys):
     assert said(capsys, "anova", "orthodont", GROWTH, "--type", "II") == f"{growth.anova('II')}\n"
-    rows = json.loads(said(capsys, "anova", "orthodont", GROWTH, "--ddf", "kenward-roger", "--json"))
+    record = json.loads(said(capsys, "anova", "orthodont", GROWTH, "--ddf", "kenward-roger", "--json"))
+    rows = record["rows"]
     table = growth.anova(ddf="kenward-roger")
     assert [row["term"] for row in rows] == list(table.terms)
     np.testing.assert_allclose([row["statistic"] for row in rows], table.statistic)
+    assert record["notes"] == list(table.notes) and record["type"] == "III" and record["title"] == table.title
+    assert record["fit"]["formula"] == GROWTH and record["fit"]["ddf"] == "kenward-roger"
     small = "distance ~ age * Sex + (1 | Subject)"
     found = said(capsys, "compare", "orthodont", small, GROWTH)
     data = flc.datasets.load("orthodont", "dict")
     assert found == f"{flc.compare(flc.lmm(small, data).fit(), growth)}\n"
-    rows = json.loads(said(capsys, "compare", "orthodont", small, GROWTH, "--ml", "--json"))
+    record = json.loads(said(capsys, "compare", "orthodont", small, GROWTH, "--ml", "--json"))
+    rows = record["rows"]
+    fits = [flc.lmm(formula, data).fit(reml=False) for formula in (small, GROWTH)]
+    assert record["notes"] == list(flc.compare(*fits).notes)
+    assert [fit["criterion"] for fit in record["fits"]] == pytest.approx([fit.criterion for fit in fits])
     assert rows[1]["aic"] == pytest.approx(flc.lmm(GROWTH, data).fit(reml=False).aic)
     assert main(["compare", "orthodont", small]) == 2
 
@@ -252,10 +259,13 @@ def test_emmeans(growth, capsys):
     means = growth.emmeans("Sex", by="age", at={"age": [8.0, 14.0]}, contrasts="pairwise", level=0.9)
     assert said(capsys, "emmeans", "orthodont", GROWTH, *options) == f"{means}\n"
     found = json.loads(said(capsys, "emmeans", "orthodont", GROWTH, *options, "--json"))
-    np.testing.assert_allclose([row["estimate"] for row in found["means"]], means.estimate)
-    np.testing.assert_allclose([row["p_value"] for row in found["contrasts"]], means.comparison.pvalues)
+    np.testing.assert_allclose([row["estimate"] for row in found["means"]["rows"]], means.estimate)
+    np.testing.assert_allclose([row["p_value"] for row in found["contrasts"]["rows"]], means.comparison.pvalues)
+    assert found["means"]["notes"] == list(means.notes)
+    assert found["contrasts"]["notes"] == list(means.comparison.notes) and found["fit"]["level"] == 0.9
     chosen = json.loads(said(capsys, "emmeans", "orthodont", GROWTH, "Sex", "--at", "Sex=Male", "--json"))
-    assert [row["Sex"] for row in chosen["means"]] == ["Male"]
+    assert chosen["means"]["notes"] == list(growth.emmeans("Sex", at={"Sex": ["Male"]}).notes) != []
+    assert [row["Sex"] for row in chosen["means"]["rows"]] == ["Male"]
     assert main(["emmeans", "orthodont", GROWTH, "Sex", "--at", "age"]) == 2
 
 
@@ -266,9 +276,24 @@ def test_predict(sleepstudy, capsys, tmp_path):
     expected = fit.predict({"Days": [10, 11], "Subject": ["308", "new"]}, "all", "population")
     assert lines[0] == "mean"
     np.testing.assert_allclose([float(line) for line in lines[1:]], expected)
-    rows = json.loads(said(capsys, "predict", "sleepstudy", SLEEPSTUDY, "--interval", "confidence", "--json"))
+    record = json.loads(said(capsys, "predict", "sleepstudy", SLEEPSTUDY, "--interval", "confidence", "--json"))
     limits = fit.predict(interval="confidence")
-    np.testing.assert_allclose([row["conf_low"] for row in rows], limits["conf_low"])
+    np.testing.assert_allclose([row["conf_low"] for row in record["rows"]], limits["conf_low"])
+    assert record["interval"] == "confidence" and record["effects"] == "population" and record["notes"] == []
+    assert record["fit"]["criterion"] == pytest.approx(fit.criterion)
+
+
+def test_predict_tells_of_rows_that_cannot_be_estimated(capsys, tmp_path):
+    x = [0.0, 1.0, 2.0, 3.0] * 4
+    columns = {"x": x, "twice": [2.0 * v for v in x], "g": [i // 4 for i in range(16)],
+               "y": [1.0, 2.0, 3.5, 4.0, 2.0, 3.0, 4.2, 5.0, 1.5, 2.4, 3.0, 4.1, 0.0, 1.2, 2.0, 3.3]}  # fmt: skip
+    path, new = write(tmp_path / "d.csv", columns), write(tmp_path / "new.csv", {"x": [1.0, 1.0], "twice": [2.0, 50.0]})
+    asked = ("predict", path, "y ~ x + twice + (1 | g)", "--new", new)
+    record = json.loads(said(capsys, *asked, "--json"))
+    assert record["rows"][1]["mean"] is None and "row 1 " in record["notes"][0]
+    assert main(list(asked)) == 0
+    printed = capsys.readouterr()
+    assert "row 1 " in printed.err and printed.out.startswith("mean\n")
 
 
 def test_plot_and_save(capsys, tmp_path):

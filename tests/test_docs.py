@@ -15,6 +15,8 @@ from pathlib import Path
 
 import pytest
 
+import fastlmm_core as flc
+
 DOCS = Path(__file__).parent.parent / "docs"
 ALL = {
     str(page.relative_to(DOCS)): page.read_text(encoding="utf-8")
@@ -144,6 +146,11 @@ def test_the_table_of_parity_is_made_from_the_tests(monkeypatch):
         parity._test("test_docs::nothing")
     with pytest.raises(LookupError, match="stands nowhere"):
         parity._tolerance("abs=1e-99", "")
+    said = "A = 1e-5\ndef helped(): assert x == approx(1, abs=3 * A)\n"
+    said += "def test_a(): helped(); assert y == approx(2)\ndef test_b(): pass"
+    assert parity._from_assertions("test_a", said) == "3e-5"
+    with pytest.raises(LookupError, match="compares no numbers"):
+        parity._from_assertions("test_b", said)
 
 
 def test_every_page_has_its_place():
@@ -172,3 +179,16 @@ def test_the_reference_names_what_exists():
     assert len(names) > 40
     for name in names:
         pkgutil.resolve_name(f"fastlmm_core.{name}")
+
+
+INTERNALS = {"again", "engine", "marginal_rest", "nu", "once", "relative_covariance", "require_estimates", "rest"}
+"""Members of a fit that are for the library itself."""
+
+
+def test_the_page_of_a_fit_has_every_member_under_a_heading(monkeypatch):
+    monkeypatch.syspath_prepend(str(DOCS / "_support"))
+    import members
+
+    named = [name for _, listed in members.headings() for _, name in listed]
+    assert len(named) == len(set(named))
+    assert set(named) == {name for name in dir(flc.LMMResult) if not name.startswith("_")} - INTERNALS - {"stated"}

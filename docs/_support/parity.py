@@ -63,6 +63,9 @@ def _tolerance(snippet: str, text: str) -> str:
         return ""
     if snippet not in text:
         raise LookupError(f"{snippet!r} stands nowhere")
+    simulated = re.search(r"([\d.]+) \* .*(?:std_error|len\(draws)$", snippet)
+    if simulated:
+        return f"{float(simulated[1]):g} Monte Carlo errors"
     constant = re.search(r"=([A-Z_]+)$", snippet)
     if constant:
         found = re.search(rf"^{constant[1]} = (\S+)", text, re.MULTILINE)
@@ -70,6 +73,84 @@ def _tolerance(snippet: str, text: str) -> str:
             raise LookupError(f"{constant[1]} has no value")
         return found[1]
     return re.split(r"[=: ]+", snippet)[-1]
+
+
+DEFAULTS = {"assert_allclose": 1e-7, "approx": 1e-6}
+"""Relative tolerances of assertions that name none."""
+
+
+def _from_assertions(name: str, text: str) -> str:
+    """The loosest tolerance in the assertions of a test, or of all of a file, and of the functions that they call.
+
+    Raises
+    ------
+    LookupError
+        For tests without a comparison of numbers.
+    """
+    tree = ast.parse(text)
+    functions = {node.name: node for node in tree.body if isinstance(node, ast.FunctionDef)}
+    constants = {
+        target.id: node.value
+        for node in tree.body if isinstance(node, ast.Assign)
+        for target in node.targets if isinstance(target, ast.Name)
+    }  # fmt: skip
+    wanted = [name] if name else [one for one in functions if one.startswith("test_")]
+    seen: set[str] = set()
+    found: list[float] = []
+    exact = False
+    while wanted:
+        here = wanted.pop()
+        if here in seen:
+            continue
+        seen.add(here)
+        local = constants | {
+            target.id: node.value
+            for node in ast.walk(functions[here]) if isinstance(node, ast.Assign)
+            for target in node.targets if isinstance(target, ast.Name)
+        }  # fmt: skip
+        for node in ast.walk(functions[here]):
+            if not isinstance(node, ast.Call):
+                continue
+            called = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+            if called in functions and not called.startswith("test_"):
+                wanted.append(called)
+            exact |= called == "assert_array_equal"
+            if called in DEFAULTS:
+                given = [k.value for k in node.keywords if k.arg in ("rtol", "atol", "abs", "rel")]
+                sizes = [size for value in given for size in _sizes(value, local)]
+                if given and not sizes:
+                    raise LookupError(f"{name}: {ast.unparse(node)} does not tell its tolerance")
+                found.append(max(sizes, default=0.0) or DEFAULTS[called])
+            elif called in functions:
+                found += [size for k in node.keywords if k.arg in ("rtol", "atol") for size in _sizes(k.value, local)]
+    if not found and not exact:
+        raise LookupError(f"{name or 'the file'} compares no numbers to a tolerance")
+    return f"{max(found):.0e}".replace("e-0", "e-") if found else "exact"
+
+
+def _sizes(value: ast.AST, constants: dict[str, ast.expr], depth: int = 0) -> list[float]:
+    """The numbers that a tolerance may be: a constant, an element of a table, the larger of the branches."""
+    if isinstance(value, ast.Constant) and isinstance(value.value, (int, float)):
+        return [float(value.value)]
+    if isinstance(value, ast.Name) and value.id in constants and depth < 3:
+        return _sizes(constants[value.id], constants, depth + 1)
+    if isinstance(value, ast.Subscript) and isinstance(value.value, ast.Name):
+        table = constants.get(value.value.id)
+        if isinstance(table, ast.Dict):
+            key = getattr(value.slice, "value", None)
+            chosen = [
+                v for k, v in zip(table.keys, table.values, strict=True) if key in (None, getattr(k, "value", None))
+            ]
+            return [size for one in chosen for size in _sizes(one, constants, depth + 1)]
+    if isinstance(value, ast.IfExp):
+        return _sizes(value.body, constants, depth) + _sizes(value.orelse, constants, depth)
+    if isinstance(value, ast.BinOp) and isinstance(value.op, ast.Mult):
+        # relative to a size that is known when the test runs
+        left, right = _sizes(value.left, constants, depth), _sizes(value.right, constants, depth)
+        return [a * b for a in left for b in right] if left and right else left or right
+    if isinstance(value, ast.Tuple):
+        return [size for one in value.elts for size in _sizes(one, constants, depth)]
+    return []
 
 
 def table() -> str:
@@ -84,7 +165,7 @@ def table() -> str:
                 continue
             file, name, text = _test(test)
             shown = f"`{file}`" + (f" `{name}`" if name else "")
-            tolerance = _tolerance(snippet, text) or "see there"
+            tolerance = _tolerance(snippet, text) or _from_assertions(name, text)
             out.append(f"| {theirs} | {ours} | {against} | {tolerance} | {shown} |")
     return "\n".join(out) + "\n\n"
 

@@ -2196,17 +2196,19 @@ class LMMResult(Fit):
 
         return paragraph(self, level, ddf, information, self._robust(vcov, cluster))
 
-    def plot(self, x: str | None = None, by: str | None = None) -> Any:
+    def plot(self, x: str | None = None, by: str | None = None, *, data: bool = False) -> Any:
         """Four plots: data and fit, random effects, residuals against fitted values, quantiles (extra ``plot``).
 
         Parameters
         ----------
         x, by : str, optional
             Variable and colours of the first plot, chosen from the model by default; see `plots.overview`.
+        data : bool
+            Return what would be drawn, a tidy table for each plot by its title, and draw nothing.
 
         Returns
         -------
-        (2, 2) array of Axes
+        (2, 2) array of Axes, or dict of tables
 
         Examples
         --------
@@ -2217,7 +2219,7 @@ class LMMResult(Fit):
         """
         from .plots.overview import overview
 
-        return overview(self, x, by)
+        return overview(self, x, by, data=data)
 
     def _repr_html_(self) -> str:
         return self.summary()._repr_html_()

@@ -89,3 +89,19 @@ def test_line_of_very_many_residuals_has_their_standard_deviation():
     fit = flc.LinearMixedModel(rng.standard_normal(2000)[g] + rng.standard_normal(10_000), None, None, g).fit()
     x, y = plots.qq(fit, envelope=False).lines[1].get_data()
     np.testing.assert_allclose(y[1] / x[1], np.sqrt(np.mean(fit.residuals("pearson") ** 2)))
+
+
+def test_data_of_each_plot():
+    fit = fits.fitted(fits.SLEEPSTUDY, "sleepstudy")
+    drawn = fit.plot(data=True)
+    assert list(drawn) == [ax.get_title(loc="left") for ax in fit.plot().flat]
+    alone = plots.trajectories(fit, data=True), plots.shrinkage(fit, data=True), plots.residual_panels(fit, data=True)
+    for one, other in zip(drawn.values(), (*alone, plots.qq(fit, data=True)), strict=True):
+        pd.testing.assert_frame_equal(one, other)
+    visits = flc.mmrm("FEV1 ~ RACE + ARMCD * AVISIT + us(AVISIT | USUBJID)", flc.datasets.load("fev")).fit()
+    tables = visits.plot("AVISIT", "ARMCD", data=True)
+    assert list(tables)[1] == "Groups" and list(tables["Groups"].columns) == ["fitted", "residual", "USUBJID"]
+    batches = fits.fitted("Yield ~ 1 + (1 | Batch)", "dyestuff")
+    pd.testing.assert_frame_equal(batches.plot(data=True)["Random effects"], plots.caterpillar(batches, data=True))
+    # nothing is drawn, and no figure is left open
+    assert all(not isinstance(table, np.ndarray) for table in drawn.values())

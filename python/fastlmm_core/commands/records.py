@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from ..inference.options import Ddf
     from ..result import LMMResult
 
-__all__ = ["fit_record", "plain", "rows_record"]
+__all__ = ["fit_record", "plain", "rows_record", "table_record"]
 
 
 def fit_record(result: LMMResult, level: float, ddf: Ddf) -> dict[str, Any]:
@@ -106,6 +106,12 @@ def rows_record(frame: Any) -> list[dict[str, Any]]:
     table = Table(frame)
     columns = {name: np.asarray(table.column(name).raw).tolist() for name in table.names}
     return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+
+
+def table_record(found: Any) -> dict[str, Any]:
+    """A table of tests or estimates: its title, its rows, and the notes below it."""
+    title = getattr(found, "title", None)
+    return ({} if title is None else {"title": title}) | {"rows": rows_record(found.to_frame()), "notes": found.notes}
 
 
 def plain(value: Any) -> Any:

@@ -6,6 +6,7 @@ import argparse
 import csv
 import json
 import sys
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,9 +15,10 @@ import numpy as np
 from ..errors import LMMError
 from ..model import lmm
 from ..tables.columns import Table
-from .records import fit_record, plain, rows_record
+from .records import fit_record, plain, rows_record, table_record
 
 if TYPE_CHECKING:
+    from ..inference.options import Ddf
     from ..model import LinearMixedModel
     from ..result import LMMResult
 
@@ -87,7 +89,16 @@ def _fit(result: LMMResult, options: argparse.Namespace | None) -> int:
 
 def _anova(result: LMMResult, options: argparse.Namespace) -> int:
     found = result.anova(options.type, ddf=options.ddf)
-    return _said(result, lambda: found, lambda: rows_record(found.to_frame()), options.json)
+    return _said(
+        result, lambda: found, lambda: _of_fit(result, options) | {"type": options.type} | table_record(found),
+        options.json,
+    )  # fmt: skip
+
+
+def _of_fit(result: LMMResult, options: argparse.Namespace) -> dict[str, Any]:
+    """What the fit knows, beside which each command has what it was asked for."""
+    ddf: Ddf = getattr(options, "ddf", "satterthwaite")
+    return {"fit": fit_record(result, getattr(options, "level", 0.95), ddf)}
 
 
 def _emmeans(result: LMMResult, options: argparse.Namespace) -> int:
@@ -97,9 +108,9 @@ def _emmeans(result: LMMResult, options: argparse.Namespace) -> int:
     )  # fmt: skip
 
     def record() -> dict[str, Any]:
-        out = {"means": rows_record(found.to_frame())}
+        out = _of_fit(result, options) | {"means": table_record(found)}
         made = found.comparison
-        return out if made is None else out | {"contrasts": rows_record(made.to_frame())}
+        return out if made is None else out | {"contrasts": table_record(made)}
 
     return _said(result, lambda: found, record, options.json)
 
@@ -125,20 +136,28 @@ def _compare(options: argparse.Namespace, data: Any) -> int:
         raise LMMError("compare takes two formulas or more")
     fits = [_model(formula, data, options).fit(reml=not options.ml) for formula in options.formula]
     found = compare(*fits)
-    status = _said(fits[0], lambda: found, lambda: rows_record(found.to_frame()), options.json)
+    status = _said(
+        fits[0], lambda: found,
+        lambda: {"fits": [_of_fit(fit, options)["fit"] for fit in fits], **table_record(found)}, options.json,
+    )  # fmt: skip
     return status if all(fit.converged for fit in fits) else 1
 
 
 def _predict(result: LMMResult, options: argparse.Namespace) -> int:
     new = None if options.new is None else _read(options.new, options)
-    found = result.predict(
-        new, options.effects, "population", options.interval, level=options.level,
-    )  # fmt: skip
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always", UserWarning)
+        found = result.predict(new, options.effects, "population", options.interval, level=options.level)
+    notes = [str(one.message) for one in told]
     columns = {"mean": found} if isinstance(found, np.ndarray) or not hasattr(found, "keys") else found
     table = Table(columns)
     columns = {name: np.asarray(table.column(name).raw).tolist() for name in table.names}
     if options.json:
-        return _said(result, None, lambda: rows_record(columns), True)
+        asked = {name: getattr(options, name) for name in ("effects", "interval", "level")}
+        rows = {**asked, "rows": rows_record(columns), "notes": notes}
+        return _said(result, None, lambda: _of_fit(result, options) | rows, True)
+    for note in notes:
+        print(note, file=sys.stderr)
     out = csv.writer(sys.stdout, lineterminator="\n")
     out.writerow(columns)
     out.writerows(zip(*columns.values(), strict=True))
@@ -152,4 +171,6 @@ def _plot(result: LMMResult, options: argparse.Namespace) -> int:
         axes[0, 0].figure.savefig(options.output, dpi=150)
     except (OSError, ValueError) as error:
         raise LMMError(f"--output {options.output}: {error}") from error
-    return _said(result, lambda: options.output, lambda: {"output": options.output}, options.json)
+    return _said(
+        result, lambda: options.output, lambda: _of_fit(result, options) | {"output": options.output}, options.json
+    )

@@ -22,6 +22,7 @@ from ..support.words import function
 from ..tables.alignment import aligned
 from ..tables.columns import Column, Table, first_rows
 from ..tables.labels import integer_codes
+from .coded_rows import Coding, coded_rows
 from .syntax import C_OF_COLUMN, Side, capital, first_line, sum_of_truths, terms_of
 
 __all__ = [
@@ -123,13 +124,17 @@ def evaluate(side: Side, table: Table, rows: Array | None, parts: dict[tuple[str
     return part
 
 
-def evaluate_new(side: Side, table: Table, state: Any) -> Array:
-    """The matrix of one part on new data, coded as in the fit."""
+def evaluate_new(side: Side, table: Table, state: Any, coding: Coding | None = None) -> Array:
+    """The matrix of one part on new data, coded as in the fit; `coding` is that of the state, where it is known."""
     columns = [table.column(name, side.where).settle() for name in needed_columns(side, table)]
     complete_rows(columns, table.n_rows, "raise")
     if state is not None:
         _refuse_new_levels(side, table, state)
-        return _formulaic_matrix(side, table, None, state).matrix
+        matrix = None if coding is None else coded_rows(coding, side, table, state)
+        if matrix is None:
+            return _formulaic_matrix(side, table, None, state).matrix
+        _refuse_non_finite(matrix, tuple(map(str, state.column_names)), side, None)
+        return matrix
     for column in columns:
         if column.number is None:
             raise LMMError(

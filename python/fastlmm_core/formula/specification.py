@@ -9,6 +9,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -19,6 +20,7 @@ from ..errors import LMMError
 from ..support.arguments import outside
 from ..tables.columns import Column, Table, first_rows
 from ..tables.lazy import collected
+from .coded_rows import Coding, coding_of
 from .matrices import (
     Part,
     argument_column,
@@ -163,7 +165,14 @@ class FormulaSpec:
     def fixed(self, new_data: Any) -> Array:
         """The fixed-effects design of new data, coded as in the fit; response and groups are not needed."""
         table = Table.of(new_data, "new_data")
-        return evaluate_new(parse(self.formula).fixed, table, self.states[1])
+        return evaluate_new(parse(self.formula).fixed, table, self.states[1], self.codings[0])
+
+    @cached_property
+    def codings(self) -> tuple[Coding | None, ...]:
+        """How the columns of the fixed part and of each bar's left side are made; None where formulaic is needed."""
+        parsed = parse(self.formula)
+        sides = [parsed.fixed, *(bar.left for bar in parsed.bars)]
+        return tuple(coding_of(side, state) for side, state in zip(sides, self.states[1:], strict=True))
 
     @property
     def random_variables(self) -> tuple[str, ...]:
@@ -187,8 +196,8 @@ class FormulaSpec:
         """
         table = Table.of(new_data, "new_data")
         return [
-            evaluate_new(bar.left, table, state) if factors is None or bar.name in factors else None
-            for bar, state in zip(parse(self.formula).bars, self.states[2:], strict=True)
+            evaluate_new(bar.left, table, state, coding) if factors is None or bar.name in factors else None
+            for bar, state, coding in zip(parse(self.formula).bars, self.states[2:], self.codings[1:], strict=True)
         ]
 
     def group_labels(self, new_data: Any, factors: Collection[str] | None = None) -> dict[str, Array]:

@@ -14,7 +14,7 @@ from ._columns import held_column
 from ._style import LEGEND_COLUMNS, SERIES, new_axes
 from .predictions import effects
 from .random_effects import caterpillar, shrinkage
-from .residuals import against_fitted, by_group, qq, quick_envelope
+from .residuals import against_fitted, by_group, qq, quick_envelope, residual_panels
 from .trajectories import trajectories
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ __all__ = ["overview"]
 
 
 @checked
-def overview(result: Fit, x: str | None = None, by: str | None = None) -> Any:
+def overview(result: Fit, x: str | None = None, by: str | None = None, *, data: bool = False) -> Any:
     """Four plots of a fit: what it says, how its groups differ, and residuals against fitted values and the normal.
 
     What is drawn depends on the model.  The first plot has the data with the lines of the groups (`trajectories`)
@@ -42,10 +42,12 @@ def overview(result: Fit, x: str | None = None, by: str | None = None) -> Any:
         Variable of the horizontal axis of the first plot.
     by : str, optional
         Factor that has a colour for each level there; by default the first that interacts with `x`.
+    data : bool
+        Return what would be drawn, a tidy table for each plot by its title, and draw nothing.
 
     Returns
     -------
-    (2, 2) array of Axes
+    (2, 2) array of Axes, or dict of tables
 
     Raises
     ------
@@ -59,15 +61,24 @@ def overview(result: Fit, x: str | None = None, by: str | None = None) -> Any:
     >>> axes = fit.plot()
     >>> [ax.get_title(loc="left") for ax in axes.flat]
     ['Data and fit', 'Random effects', 'Residuals and fitted values', 'Quantiles']
+    >>> drawn = fit.plot(data=True)
+    >>> list(drawn["Quantiles"].columns)
+    ['theoretical', 'value', 'expected', 'low', 'high']
     """
     result.model.endog  # noqa: B018  (a design without a response is refused before a figure is made)
+    second = "Random effects" if result.model.structure.q else "Groups"
+    titles = "Data and fit", second, "Residuals and fitted values", "Quantiles"
+    if data:
+        tables = (
+            _data_and_fit(result, x, by, data=True), _groups(result, data=True), residual_panels(result, data=True),
+            qq(result, "residuals", envelope=quick_envelope(result), data=True),
+        )  # fmt: skip
+        return dict(zip(titles, tables, strict=True))
     axes = new_axes(2, 2, (5.4, 4.2))
     _data_and_fit(result, x, by, axes[0, 0])
     _groups(result, axes[0, 1])
     against_fitted(result, axes[1, 0])
     qq(result, "residuals", envelope=quick_envelope(result), ax=axes[1, 1])
-    second = "Random effects" if result.model.structure.q else "Groups"
-    titles = "Data and fit", second, "Residuals and fitted values", "Quantiles"
     for ax, title in zip(axes.flat, titles, strict=True):
         ax.set_title(title, loc="left", fontsize="medium", pad=6.0 + 14.0 * _lines_above(ax))
     return axes
@@ -81,36 +92,35 @@ def _lines_above(ax: Any) -> int:
     return -(-len(legend.get_texts()) // LEGEND_COLUMNS) + bool(legend.get_title().get_text())
 
 
-def _data_and_fit(result: Fit, x: str | None, by: str | None, ax: Any) -> None:
+def _data_and_fit(result: Fit, x: str | None, by: str | None, ax: Any = None, data: bool = False) -> Any:
     model = result.model
     chosen = _first_variable(model) if x is None else x
     if chosen is None:
         if model.structure.q:
-            shrinkage(result, model.exog_re_names[0], ax=ax)
-        else:
-            _by_group(result, ax)
-        return
+            return shrinkage(result, model.exog_re_names[0], ax=ax, data=data)
+        return _by_group(result, ax, data)
     color = _interacting(model, chosen) if by is None else by
     if _varies_within(model, chosen):
-        trajectories(result, chosen, by=color, ax=ax)
-        return
+        return trajectories(result, chosen, by=color, ax=ax, data=data)
     shown = [name for name in (chosen, color) if name is not None]
     held = all(held_column(model, name) is not None for name in shown)
-    effects(result, chosen, color, points="data" if held else None, ax=ax)
+    return effects(result, chosen, color, points="data" if held else None, ax=ax, data=data)
 
 
-def _groups(result: Fit, ax: Any) -> None:
+def _groups(result: Fit, ax: Any = None, data: bool = False) -> Any:
     model = result.model
     if not model.structure.q:
-        _by_group(result, ax)
-    elif model.design.residual is None and model.factors[0].stop - model.factors[0].start > 1:
-        shrinkage(result, ax=ax)
-    else:
-        caterpillar(result, ax=ax)
+        return _by_group(result, ax, data)
+    if model.design.residual is None and model.factors[0].stop - model.factors[0].start > 1:
+        return shrinkage(result, ax=ax, data=data)
+    return caterpillar(result, ax=ax, data=data)
 
 
-def _by_group(result: Fit, ax: Any) -> None:
+def _by_group(result: Fit, ax: Any, data: bool) -> Any:
+    if data:
+        return residual_panels(result, data=True)
     by_group(ax, result.model.factors[0].grouping, residuals(result, "pearson"))
+    return ax
 
 
 def _first_variable(model: Model) -> str | None:
