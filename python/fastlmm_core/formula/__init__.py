@@ -3,6 +3,7 @@
 syntax            bars and fixed part
 rewriting         dots for the parts of a formula, and terms left out
 matrices          columns by formulaic
+coded_rows        the same columns on new rows, by what the fit remembers of them
 coding            coding of factors, for tests of terms
 specification     a formula with the state that new data need
 response_scale    the way back from log(y) to y
