@@ -7,7 +7,7 @@ import numpy as np
 
 from fastlmm_core.kernels._criterion cimport kernels
 from fastlmm_core.lanes.kernels cimport Batch, FactorDesign, DesignMoments, Outcome
-from fastlmm_core.lanes.outcome cimport look_at, start_from, tell_contrasts, write_to
+from fastlmm_core.lanes.outcome cimport look_at, start_from, tell_coefficients, tell_contrasts, write_to
 from fastlmm_core.small.arena cimport Arena, furnish, take
 
 
@@ -215,7 +215,7 @@ cdef class FactorBatch:
         """Theta in the order and units of the lanes."""
         return np.ascontiguousarray(np.asarray(theta)[:, self.search.terms] / self.search.unit)
 
-    def contrasts(self, const double[:, ::1] Y, bint reml, theta, const double[:, ::1] rows):
+    def contrasts(self, const double[:, ::1] Y, bint reml, theta, const double[:, ::1] rows, coefficients=None):
         """What tests of rows beta_o need, at a given theta of each response; see `BatchDesign.contrasts`."""
         cdef Batch b = self.b
         cdef Outcome out
@@ -231,6 +231,8 @@ cdef class FactorBatch:
         b.nu = <double> (b.n - b.p if reml else b.n)
         b.first_theta = NULL
         tell_contrasts(&out, &b, inner, rows, arrays)
+        if coefficients is not None:
+            tell_coefficients(&out, coefficients, count, self.p_full)
         self.run(&b, &self.d, Y, 0, &out)
         unit, place = self.search.unit, np.argsort(self.search.terms)
         return (arrays[0], (arrays[1] / unit[:, None, None])[:, place], (arrays[2] / unit)[:, place],

@@ -874,6 +874,8 @@ cdef void factors_fit(const Batch* b, const FactorDesign* d, const double* Y, Py
                     s.theta[i * LANES + lane] = out.theta[(first + s.place[lane]) * b.n_par + i]
             set_factor(b, &s, <vecu*> s.theta)
             evaluate_factors(b, &s, 2)
+            if out.params != NULL:
+                write_coefficients(b, &s, &f, out, Y, b.n, first, s.used)
             write_contrasts(b, &s, out, first, s.used)
         else:
             if b.first_theta != NULL:

@@ -1,6 +1,6 @@
 # What a batch hands to the lanes beside its design, whatever that is: starts, and the arrays that take the results.
 #
-# gives  start_from, write_to, look_at, tell_contrasts
+# gives  start_from, write_to, look_at, tell_contrasts, tell_coefficients
 from fastlmm_core.lanes.kernels cimport Batch, Outcome
 
 
@@ -73,4 +73,15 @@ cdef inline int tell_contrasts(Outcome* out, const Batch* b, double[:, ::1] thet
     out.slope = &slope[0, 0, 0, 0]
     out.shift = &shift[0, 0]
     out.hess = &hess[0, 0, 0]
+    return 0
+
+
+cdef inline int tell_coefficients(Outcome* out, coefficients, Py_ssize_t count, Py_ssize_t p_full) except -1:
+    """Let coefficients, their standard errors and sigma^2 be written as well, after `tell_contrasts`."""
+    cdef double[:, ::1] params, bse
+    cdef double[::1] sigma2
+    params, bse, sigma2 = coefficients
+    if params.shape[0] != count or params.shape[1] != p_full or p_full == 0:
+        raise ValueError("the arrays of coefficients do not fit the design")
+    out.params, out.bse, out.sigma2 = &params[0, 0], &bse[0, 0], &sigma2[0]
     return 0

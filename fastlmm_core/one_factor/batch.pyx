@@ -7,7 +7,7 @@ import numpy as np
 
 from fastlmm_core.kernels._criterion cimport kernels
 from fastlmm_core.lanes.kernels cimport Batch, Outcome, SharedScreen
-from fastlmm_core.lanes.outcome cimport look_at, start_from, tell_contrasts, write_to
+from fastlmm_core.lanes.outcome cimport look_at, start_from, tell_coefficients, tell_contrasts, write_to
 from fastlmm_core.small.arena cimport Arena, furnish, take
 
 
@@ -262,8 +262,6 @@ cdef class BatchDesign:
         cdef Batch d = self.d
         cdef Outcome out
         cdef Py_ssize_t count = Y.shape[0], m = rows.shape[0], n_par = self.n_par, width = self.take_scores(&d, scores)
-        cdef double[:, ::1] params, bse
-        cdef double[::1] sigma2
         if Y.shape[1] != width or rows.shape[1] != d.p or theta.shape[0] != count or theta.shape[1] != n_par:
             raise ValueError("Y, theta and rows do not fit each other or the design")
         arrays = (np.empty((count, m, m)), np.empty((count, n_par, m, m)), np.empty((count, n_par)),
@@ -274,11 +272,6 @@ cdef class BatchDesign:
         d.nu = <double> (d.n - d.p if reml else d.n)
         tell_contrasts(&out, &d, theta, rows, arrays)
         if coefficients is not None:
-            params, bse, sigma2 = coefficients
-            if params.shape[0] != count or params.shape[1] != self.p_full or self.p_full == 0:
-                raise ValueError("the arrays of coefficients do not fit the design")
-            out.params = &params[0, 0]
-            out.bse = &bse[0, 0]
-            out.sigma2 = &sigma2[0]
+            tell_coefficients(&out, coefficients, count, self.p_full)
         run(&d, &Y[0, 0], width, count, 0, &out)
         return arrays

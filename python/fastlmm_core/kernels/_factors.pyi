@@ -40,6 +40,11 @@ class FactorBatch:
         brief: bool = False,
     ) -> None: ...
     def contrasts(
-        self, Y: _Array, reml: bool, theta: _Array, rows: _Array
+        self,
+        Y: _Array,
+        reml: bool,
+        theta: _Array,
+        rows: _Array,
+        coefficients: tuple[_Array, _Array, _Array] | None = None,
     ) -> tuple[_Array, _Array, _Array, _Array]: ...
     def moments(self, theta: _Array) -> tuple[_Array, _Array, _Array, _Array, _Array]: ...

@@ -133,16 +133,78 @@ def test_rearrangements():
         assert set(sign) <= {-1.0, 1.0} and all(len(set(sign[codes == block])) == 1 for block in range(4))
 
 
-def test_several_factors():
+@pytest.fixture(scope="module")
+def crossed():
+    """Two crossed factors with holes, weights and an offset."""
+    rng = np.random.default_rng(5)
+    g, h = np.divmod(rng.permutation(72)[:60], 8)
+    table = {"y": rng.normal(size=60), "x": rng.normal(size=60), "z": rng.normal(size=60), "g": g, "h": h}
+    weights, offset = rng.uniform(0.5, 2.0, 60), rng.normal(size=60)
+    Y = rng.normal(size=(4, 60)) / np.sqrt(weights) + rng.normal(size=(4, 9))[:, g] + rng.normal(size=(4, 8))[:, h]
+    model = flc.lmm("y ~ x + z + (1 | g) + (1 | h)", table, weights=weights, offset=offset)
+    return model.fit_many(Y + offset + table["x"])
+
+
+@pytest.mark.parametrize("scheme", ["freedman-lane", "sign-flip"])
+@pytest.mark.parametrize("hypothesis", ["x = 1", ["x = 0.5", "z = 0"]])
+@pytest.mark.parametrize("refit", [False, True])
+def test_several_factors(crossed, scheme, hypothesis, refit):
+    """Against dense covariance matrices and roots of them."""
+    model = crossed.model
+    n, maps = 3, []
+    crossed.permute(
+        hypothesis, n, scheme=scheme, refit=refit, seed=9, reduce=lambda values: maps.append(values.copy()) or 0.0
+    )
+    parsed = parse_hypothesis(hypothesis, model.exog_names)
+    L, X, root = parsed.L, model.exog, np.sqrt(model.weights)
+    beta0 = np.linalg.lstsq(L, parsed.rhs, rcond=None)[0]
+    X0 = X @ scipy.linalg.null_space(L)
+    indices = [f.grouping.index for f in model.factors]
+    same = [index[:, None] == index for index in indices]
+    codes = None if scheme == "freedman-lane" else indices[-1]
+    make = rearrangements(scheme, model.nobs, codes, 9, n)
+    terms = [flc.RandomTerm(None, index, name=f.grouping.name) for index, f in zip(indices, model.factors, strict=True)]
+    for i in range(len(crossed)):
+        y = crossed.responses[i] - X @ beta0 - model.offset
+        null = flc.LinearMixedModel(y, X0, terms=terms, weights=model.weights).fit()
+        e = (y - X0 @ null.beta) * root
+        V0 = np.diag(1.0 / model.weights)
+        for block, own in zip(null.G.values(), same, strict=True):
+            V0 = V0 + block.item() / null.sigma2 * own
+        half = np.real(scipy.linalg.sqrtm(V0 * np.outer(root, root)))
+        for k in range(-1, n):
+            if k < 0:
+                star = e / root
+            elif scheme == "freedman-lane":
+                star = half @ make(k).of(np.linalg.solve(half, e)[None])[0] / root
+            else:
+                star = make(k).of(e[None])[0] / root
+            if refit:
+                wanted = flc.LinearMixedModel(star, X, terms=terms, weights=model.weights).fit().test(L).statistic
+            else:
+                inverse = np.linalg.inv(V0)
+                C = np.linalg.inv(X.T @ inverse @ X)
+                beta = C @ X.T @ inverse @ star
+                rest = star - X @ beta
+                sigma2 = rest @ inverse @ rest / (len(star) - X.shape[1])
+                gap, K = L @ beta, sigma2 * L @ C @ L.T
+                wanted = gap[0] / np.sqrt(K[0, 0]) if len(L) == 1 else gap @ np.linalg.solve(K, gap) / len(L)
+            np.testing.assert_allclose(maps[k + 1][i], wanted, rtol=2e-6, atol=1e-6)
+
+
+def test_several_factors_with_correlated_effects():
     rng = np.random.default_rng(5)
     g, h = np.repeat(np.arange(8), 6), np.tile(np.arange(6), 8)
     table = {"y": rng.normal(size=48), "x": rng.normal(size=48), "g": g, "h": h}
-    model = flc.lmm("y ~ x + (1 | g) + (1 | h)", table)
+    model = flc.lmm("y ~ x + (x | g) + (1 | h)", table)
     batch = model.fit_many(rng.normal(size=(3, 48)) + rng.normal(size=(3, 8))[:, g])
-    found = batch.permute("x", 9, scheme="sign-flip", refit=True, seed=1)
-    np.testing.assert_allclose(found.statistic, batch.tvalues[:, 1], rtol=1e-6)
-    with pytest.raises(LMMError, match="needs refit=True"):
+    for scheme in ("sign-flip", "freedman-lane"):
+        found = batch.permute("x", 3, scheme=scheme, refit=True, seed=1)
+        np.testing.assert_allclose(found.statistic, batch.tvalues[:, 1], rtol=1e-5)
+    with pytest.raises(LMMError, match="correlated effects, or of many levels, needs refit=True"):
         batch.permute("x", 9)
+    with pytest.raises(LMMError, match="tests one coefficient by its name"):
+        batch.permute(["x", "Intercept"], 9, refit=True)
 
 
 def test_what_is_refused(batch):

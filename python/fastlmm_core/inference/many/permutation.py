@@ -34,6 +34,7 @@ from ..wald import check_estimable, independent_rows
 
 if TYPE_CHECKING:
     from ...kernels import BatchDesign
+    from ...kernels.hierarchies import FactorBatch
 
 __all__ = ["SCHEMES", "Permutations", "Scheme", "permute", "rearrangements"]
 
@@ -41,6 +42,9 @@ Reduce = Callable[[Array], Any]
 Scheme = Literal["freedman-lane", "sign-flip", "whole", "within"]
 
 SCHEMES = ("freedman-lane", "sign-flip", "whole", "within")
+
+MOST_BYTES = 2**32
+"""What roots of the covariance matrices of all responses may take together."""
 
 STACK = 2**21
 """Numbers in the responses that are made at a time."""
@@ -202,10 +206,10 @@ def permute(
     model = batch.model
     model.needs_independent_residuals("permute()")
     model.needs_free_covariances("permute()")
-    if len(model.factors) > 1 and (scheme == "freedman-lane" or not refit):
+    if not (_in_lanes(model) or refit):
         raise LMMError(
-            "permute() of several grouping factors needs refit=True and one of the schemes 'sign-flip', 'whole' and "
-            "'within'"
+            "permute() of several grouping factors with correlated effects, or of many levels, needs refit=True: the "
+            "variances are then estimated for each permutation"
         )
     if batch.responses is None:
         raise LMMError(f"{batch.gone}: fit an array to permute it")
@@ -229,6 +233,11 @@ def permute(
             drawn.append(value(own))
     pvalues = np.where(np.isnan(observed_map), np.nan, (1.0 + counts) / (1.0 + n))
     return Permutations(observed_map, pvalues, observed, _stacked(drawn), scheme, n, batch, reduce is None)
+
+
+def _in_lanes(model: Model) -> bool:
+    """Whether responses are looked at side by side: one factor, or several of independent effects."""
+    return len(model.factors) == 1 or hasattr(shared_design(model), "moments")
 
 
 def _stacked(drawn: list[Any]) -> Array:
@@ -282,7 +291,9 @@ class _Null:
         structure = model.structure
         self.theta = np.array([structure.theta(structure.canonical(one)) for one in inner])
         self.theta = np.ascontiguousarray(self.theta.reshape(len(batch), structure.n_parameters))
-        self.whitening = _Roots(model, factor) if whitened else None
+        self.whitening: _Roots | _SharedRoots | None = None
+        if whitened:
+            self.whitening = _Roots(model, factor) if len(model.factors) == 1 else _SharedRoots(model, factor)
         self.e = e if self.whitening is None else self.whitening.out(e)
         self.kept_e = e
 
@@ -308,8 +319,11 @@ class _Null:
         if refit and len(self.L) == 1 and np.count_nonzero(self.L) == 1:
             j = int(np.flatnonzero(self.L[0])[0])
             found = fits.params[:, j] / fits.bse[:, j] * np.sign(self.L[0, j])
-        elif refit and len(self.model.factors) > 1:
-            raise LMMError("permute() of several grouping factors tests one coefficient by its name")
+        elif not _in_lanes(self.model):
+            raise LMMError(
+                "permute() of several grouping factors with correlated effects, or of many levels, tests one "
+                "coefficient by its name"
+            )
         else:
             params, sigma2, covariance = self._solved(Y, theta)
             found = self._of(params, sigma2, covariance)
@@ -327,7 +341,7 @@ class _Null:
 
     def _solved(self, Y: Array, theta: Array) -> tuple[Array, Array, Array]:
         """Coefficients, sigma^2 and K at theta."""
-        shared: BatchDesign = shared_design(self.model)  # type: ignore[assignment]
+        shared: BatchDesign | FactorBatch = shared_design(self.model)  # type: ignore[assignment]
         n, p = len(Y), self.model.exog.shape[1]
         params, bse, sigma2 = np.empty((n, p)), np.empty((n, p)), np.empty(n)
         covariance = np.empty((n, len(self.rows), len(self.rows)))
@@ -337,8 +351,8 @@ class _Null:
             part = slice(begin, begin + size)
             coefficients = params[part], bse[part], sigma2[part]
             found = shared.contrasts(
-                np.ascontiguousarray(Y[part]), self.batch.reml, np.ascontiguousarray(theta[part]), self.rows, None,
-                coefficients,
+                np.ascontiguousarray(Y[part]), self.batch.reml, np.ascontiguousarray(theta[part]), self.rows,
+                coefficients=coefficients,
             )  # fmt: skip
             covariance[part] = found[0]
 
@@ -401,3 +415,56 @@ class _Roots:
         out = np.empty_like(sorted_e)
         out[:, self.order] = sorted_e
         return out
+
+
+class _SharedRoots:
+    """Symmetric roots of V of every response where groups of several factors share rows; the formulas of `_Roots`."""
+
+    def __init__(self, model: Model, factors: Array) -> None:
+        root = np.ones(model.nobs) if model.weights is None else np.sqrt(model.weights)
+        columns = []
+        for f in model.factors:
+            own = np.zeros((model.nobs, len(f.grouping.labels), f.stop - f.start))
+            own[np.arange(model.nobs), f.grouping.index] = model.exog_re[:, f.start : f.stop]
+            columns.append(own.reshape(model.nobs, -1))
+        self.z = np.concatenate(columns, axis=1) * root[:, None]
+        levels = self.z.shape[1]
+        if 2 * 8 * len(factors) * levels**2 > MOST_BYTES:
+            raise LMMError(
+                f"scheme='freedman-lane' takes {16 * len(factors) * levels**2 / 1e9:,.0f} GB for {len(factors)} "
+                f"responses with {levels} random effects: permute some of the responses (batch[:1000]), or use another "
+                "scheme"
+            )
+        gram = self.z.T @ self.z
+        self._into, self._out = (np.empty((len(factors), levels, levels)) for _ in range(2))
+        for i, factor in enumerate(factors):
+            wide = _block_diagonal(model, factor, levels)
+            values, vectors = np.linalg.eigh(wide.T @ gram @ wide)
+            values = np.maximum(values, 0.0)
+            into = 1.0 / (np.sqrt(1.0 + values) + 1.0)
+            turned = wide @ vectors
+            self._into[i] = (turned * into) @ turned.T
+            self._out[i] = (turned * (-into / np.sqrt(1.0 + values))) @ turned.T
+
+    def into(self, e: Array) -> Array:
+        """V^1/2 e (n_responses, n)."""
+        return self._applied(e, self._into)
+
+    def out(self, e: Array) -> Array:
+        """V^-1/2 e."""
+        return self._applied(e, self._out)
+
+    def _applied(self, e: Array, inner: Array) -> Array:
+        along = (inner @ (e @ self.z)[..., None])[..., 0]
+        return np.asarray(e + along @ self.z.T)
+
+
+def _block_diagonal(model: Model, factor: Array, levels: int) -> Array:
+    """Lambda of all levels of all factors (levels, levels)."""
+    out, at = np.zeros((levels, levels)), 0
+    for f in model.factors:
+        m, own = len(f.grouping.labels), factor[f.start : f.stop, f.start : f.stop]
+        size = m * len(own)
+        out[at : at + size, at : at + size] = np.kron(np.eye(m), own)
+        at += size
+    return out
