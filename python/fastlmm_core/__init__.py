@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from .each import fit_by, fit_each
     from .formula.group_means import between, group_mean, within
     from .formula.residual_arrays import Residual
+    from .formula.variance_arrays import Variance
     from .inference.imputation.pool import pool
     from .inference.likelihood_ratio.compare import compare
     from .inference.likelihood_ratio.random_effects import random_effect_test
@@ -48,6 +49,7 @@ __all__ = [
     "RandomTerm",
     "Residual",
     "Scan",
+    "Variance",
     "__version__",
     "assume",
     "between",
@@ -80,6 +82,7 @@ _LAZY = {
     "Plan": ".streams.plan",
     "RandomTerm": ".design.terms",
     "Residual": ".formula.residual_arrays",
+    "Variance": ".formula.variance_arrays",
     "Scan": ".streams.source",
     "assume": ".planning.assumed",
     "between": ".formula.group_means",

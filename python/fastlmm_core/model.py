@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from .design.residual import ResidualPart
     from .formula.residual_arrays import Residual
     from .formula.specification import ModelData
+    from .formula.variance_arrays import Variance
     from .result import LMMResult
     from .streams.plan import Plan
 
@@ -77,9 +78,9 @@ class LinearMixedModel(Model):
         Names of the columns of X and Z.
     group_name : str
         Name of the grouping factor.
-    residual : Residual, optional
-        How the residuals of a subject vary together; without `Z`, `groups` and `terms` there are then no random
-        effects.
+    residual : Residual or Variance, optional
+        How the residuals of a subject vary together, or how variances depend on covariates; without `Z`, `groups` and
+        `terms` there are then no random effects.
     design : Design, optional
         Instead of all the others but `y`: the design of a model made before (``model.design``).
 
@@ -118,7 +119,7 @@ class LinearMixedModel(Model):
         exog_names: Sequence[str] | None = None,
         exog_re_names: Sequence[str] | None = None,
         group_name: str = "group",
-        residual: Residual | Any = None,
+        residual: Residual | Variance | Any = None,
         design: Design | None = None,
     ) -> None:
         if design is not None:
@@ -448,11 +449,14 @@ def _count(X: Any, Z: Any, groups: Any, terms: Any) -> int:
 
 
 def _residual_of(residual: Any, n: int) -> ResidualPart | None:
-    """The residual part that a caller gave as `Residual`."""
+    """The residual part that a caller gave as `Residual` or `Variance`."""
     if residual is None:
         return None
     from .formula.residual_arrays import Residual
+    from .formula.variance_arrays import Variance
 
+    if isinstance(residual, Variance):
+        return residual.bind(None, n)
     if not isinstance(residual, Residual):
         raise LMMError(
             f"residual is of type {type(residual).__name__!r}; give Residual(name, subject, time), or use lmm() for a "

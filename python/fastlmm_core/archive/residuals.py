@@ -118,21 +118,24 @@ def plain_residual(part: ResidualPart, arrays: dict[str, NDArray[Any]]) -> dict[
 
 
 def _plain_variance(variance: WrittenVariance) -> dict[str, Any]:
-    side = parse_variance(variance.text).side
+    side = None if variance.from_arrays else parse_variance(variance.text).side
     return {
         "text": variance.text,
+        "from_arrays": variance.from_arrays,
         "state": None if side is None else plain_state(variance.state, side),
         "columns": None if variance.columns is None else variance.columns.tolist(),
     }
 
 
 def _variance_of(found: dict[str, Any]) -> WrittenVariance:
-    side = parse_variance(found["text"]).side
+    from_arrays = bool(found.get("from_arrays", False))
+    side = None if from_arrays else parse_variance(found["text"]).side
     columns = found["columns"]
     return WrittenVariance(
         found["text"],
         None if side is None else state_of(found["state"], side),
         None if columns is None else np.array(columns, dtype=np.intp),
+        from_arrays,
     )
 
 

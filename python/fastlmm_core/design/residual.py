@@ -141,12 +141,14 @@ class WrittenVariance(NamedTuple):
     state : object
         Of a formula: its transforms and levels.
     columns : (k,) int array or None
-        Of a formula: those in use.
+        Of a formula, or of log-linear arrays: those in use.
+    from_arrays : bool
     """
 
     text: str
     state: Any = None
     columns: Index | None = None
+    from_arrays: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -193,7 +195,12 @@ class ResidualPart:
     @property
     def from_arrays(self) -> bool:
         """Whether new rows are placed by arrays, not by the columns of a table."""
-        return self.written is None and self.variance is None
+        return self.written is None and (self.variance is None or self.variance.from_arrays)
+
+    @property
+    def independent(self) -> bool:
+        """Whether each row is a subject of its own, and there is a variance function only."""
+        return self.variance is not None and self.term == self.variance.text
 
     @property
     def name(self) -> str:

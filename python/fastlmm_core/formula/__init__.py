@@ -12,4 +12,5 @@ residual          residual structures as users write them
 residual_arrays   residual structures from arrays
 residual_rows     rows that are placed among those of a fit
 variance          variance functions as users write them
+variance_arrays   variance functions from arrays
 """

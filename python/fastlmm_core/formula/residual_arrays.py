@@ -9,10 +9,10 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from ..design.residual import ResidualPart
-from ..errors import LMMError
 from ..support.arguments import checked
 from ..tables.columns import Column
 from .residual import ParsedResidual, bind_residual, refuse_unknown
+from .variance_arrays import Variance, array_column
 
 __all__ = ["Residual"]
 
@@ -37,6 +37,8 @@ class Residual:
         Of the structures fa (by default 1) and fa0 (by default as many as visits).
     nugget : bool
         Whether a structure of distances has a share of the variance that no two rows have in common.
+    variance : Variance, optional
+        Standard deviations by covariates, beside the correlations of the structure.
     """
 
     name: str
@@ -45,6 +47,7 @@ class Residual:
     by: Any = None
     factors: int | None = None
     nugget: bool = False
+    variance: Variance | None = None
 
     def bind(self, n: int) -> ResidualPart:
         """The residual part of a model of n rows.
@@ -56,7 +59,8 @@ class Residual:
         """
         refuse_unknown(self.name)
         parsed, times, subject, by = self.columns(n)
-        return bind_residual(parsed, times, [subject], by, None)
+        part = bind_residual(parsed, times, [subject], by, None)
+        return part if self.variance is None else self.variance.bind(part, n)
 
     def columns(self, n: int) -> tuple[ParsedResidual, list[Column], Column, Column | None]:
         """The arrays as columns of n rows: what they are, of the visits, the subjects and `by`.
@@ -66,7 +70,7 @@ class Residual:
         LMMError
             For arrays of another length, or with gaps.
         """
-        subject = _column("subject", self.subject, n)
+        subject = array_column("subject", self.subject, n)
         if self.time is None:
             codes = np.asarray(subject.codes(None)[0])
             order = np.argsort(codes, kind="stable")
@@ -75,10 +79,10 @@ class Residual:
             place[order] = np.arange(n) - np.repeat(np.cumsum(sizes) - sizes, sizes)
             times = [Column("residual.time", place)]
         elif getattr(self.time, "ndim", 1) == 2:
-            times = [_column("time", column, n) for column in np.asarray(self.time).T]
+            times = [array_column("time", column, n) for column in np.asarray(self.time).T]
         else:
-            times = [_column("time", self.time, n)]
-        by = None if self.by is None else _column("by", self.by, n)
+            times = [array_column("time", self.time, n)]
+        by = None if self.by is None else array_column("by", self.by, n)
         listed = "time" if len(times) == 1 else ", ".join(f"time[{j}]" for j in range(len(times)))
         text = f"{self.name}({listed} | subject{', by=by' if by is not None else ''})"
         parsed = ParsedResidual(
@@ -86,13 +90,3 @@ class Residual:
             self.nugget,
         )  # fmt: skip
         return parsed, times, subject, by
-
-
-def _column(name: str, values: Any, n: int) -> Column:
-    column = Column(f"residual.{name}", values).settle()
-    if len(column) != n:
-        raise LMMError(f"residual.{name} has {len(column)} values but y has {n}; give one per observation")
-    gap = column.missing()
-    if gap is not None and gap.any():
-        raise LMMError(f"residual.{name} is missing at row {int(np.flatnonzero(gap)[0])}; remove such rows")
-    return column

@@ -24,7 +24,8 @@ from ..tables.columns import Column, Table
 from .matrices import complete_rows, evaluate_new, factor_codes, floats
 from .residual import ParsedResidual, parse_residual
 from .residual_arrays import Residual
-from .variance import parse_variance
+from .variance import parse_variance, refuse_zeros
+from .variance_arrays import LOG_LINEAR, Variance, array_column
 
 __all__ = ["place_arrays", "place_rows", "residual_columns"]
 
@@ -34,6 +35,8 @@ def residual_columns(part: ResidualPart) -> tuple[str, ...]:
 
     A column that tells the subject comes last.
     """
+    if part.from_arrays:
+        return ()
     parsed = None if part.written is None else parse_residual(part.written)
     varied = () if part.variance is None else parse_variance(part.variance.text).columns
     if parsed is None:
@@ -94,6 +97,13 @@ def place_arrays(part: ResidualPart, given: Any, n: int, argument: str, in_order
     LMMError
         For another structure, arrays of another length, and visits or groups that the fit does not have.
     """
+    if part.independent:
+        if not isinstance(given, Variance):
+            raise LMMError(
+                f"{argument}['residual'] is of type {type(given).__name__!r}; give a Variance as the model was given, "
+                "with the arrays of these rows"
+            )
+        return _varied(part, _apart(part, n), given, f"{argument}['residual']")
     if not isinstance(given, Residual):
         raise LMMError(
             f"{argument}['residual'] is of type {type(given).__name__!r}; give "
@@ -107,7 +117,36 @@ def place_arrays(part: ResidualPart, given: Any, n: int, argument: str, in_order
             "a row is; give time"
         )
     parsed, times, subject, by = given.columns(n)
-    return _placed(part, parsed, times, [subject], by, f"{argument}['residual']")
+    placed = _placed(part, parsed, times, [subject], by, f"{argument}['residual']")
+    if part.variance is None and given.variance is None:
+        return placed
+    if part.variance is None or given.variance is None:
+        has = "no variance function" if part.variance is None else f"the variance function {part.variance.text}"
+        raise LMMError(f"{argument}['residual']: the model has {has}; give these rows the same")
+    return _varied(part, placed, given.variance, f"{argument}['residual'].variance")
+
+
+def _varied(part: ResidualPart, placed: ResidualPart, given: Variance, argument: str) -> ResidualPart:
+    """Placed rows with the covariates of a variance function."""
+    n, function, written = len(placed.where), part.strata[0].structure, part.variance
+    assert isinstance(function, Varied) and written is not None
+    matrix = given.matrix(n)[0]
+    log_linear = written.columns is not None
+    if given.name != (LOG_LINEAR if log_linear else written.text.partition("(")[0]):
+        raise LMMError(f"{argument} is {given.name!r}, and the variance of the model {written.text!r}; give the same")
+    if written.columns is not None:
+        if matrix.shape[1] <= int(written.columns.max()):
+            raise LMMError(f"{argument} has {matrix.shape[1]} columns; give all that the model was given")
+        v = matrix[:, written.columns]
+    else:
+        refuse_zeros(given.name, matrix[:, 0], "covariate", argument)
+        v = matrix[:, :1]
+    if isinstance(function.function, GroupedVariance):
+        if given.by is None:
+            raise LMMError(f"{argument} has no by: the parameters of {written.text} are those of groups; give it")
+        found, names = array_column("variance.by", given.by, n).codes(None)
+        v = np.column_stack([v, _matched(list(function.function.levels), names, found, "by", argument)])
+    return replace(placed, where=np.column_stack([placed.where.reshape(n, -1).astype(float), v]))
 
 
 def _apart(part: ResidualPart, n: int) -> ResidualPart:
@@ -176,8 +215,7 @@ def _covariates(part: ResidualPart, table: Table) -> Array:
     columns = [table.column(name, "`variance`").settle() for name in parsed.columns]
     complete_rows(columns, table.n_rows, "raise")
     x = floats(columns[0], None)
-    if parsed.name == "power" and not x.all():
-        raise LMMError(f"{table.argument}: {parsed.columns[0]} is zero in some rows, where a power is zero or infinite")
+    refuse_zeros(parsed.name, x, parsed.columns[0], table.argument)
     if len(columns) == 1:
         return x[:, None]
     assert isinstance(structure.function, GroupedVariance)

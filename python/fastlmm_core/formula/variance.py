@@ -24,7 +24,14 @@ from ..tables.columns import Column
 from .matrices import Part, floats
 from .syntax import Side, side_of
 
-__all__ = ["ParsedVariance", "bind_variance", "parse_variance"]
+__all__ = [
+    "ParsedVariance",
+    "bind_variance",
+    "independent_rows",
+    "parse_variance",
+    "refuse_zeros",
+    "with_variances",
+]
 
 Array = NDArray[Any]
 
@@ -104,12 +111,35 @@ def bind_variance(
         For columns without information on variances, or zeros where the function is not defined.
     """
     function, v, written = _function(parsed, evaluate, columns, rows)
-    if part is None:
-        part = _independent(parsed.text, n)
-    where = part.where.reshape(n, -1).astype(float)
+    return with_variances(independent_rows(parsed.text, n) if part is None else part, function, v, written)
+
+
+def with_variances(part: ResidualPart, function: VarianceFunction, v: Array, written: WrittenVariance) -> ResidualPart:
+    """The residual part with standard deviations by a function of covariates v (n, c)."""
+    where = part.where.reshape(len(v), -1).astype(float)
     strata = strata_of([Varied(function, own.structure) for own in part.strata], [own.label for own in part.strata])
-    term = part.term if part.term == parsed.text else f"{part.term}, variance {parsed.text}"
+    term = part.term if part.term == written.text else f"{part.term}, variance {written.text}"
     return replace(part, term=term, strata=strata, where=np.column_stack([where, v]), variance=written)
+
+
+def refuse_zeros(name: str, x: Array, covariate: str, argument: str) -> None:
+    """Refuse zeros where a function is not defined.
+
+    Parameters
+    ----------
+    name : str
+        Of the function.
+    x : (n,) array
+    covariate, argument : str
+        What messages call x, and where it was given.
+    """
+    if name != "exp" and not x.any():
+        raise LMMError(f"{argument}: {covariate} is zero in all rows")
+    if name == "power" and not x.all():
+        raise LMMError(
+            f"{argument}: {covariate} is zero in some rows, where a power is zero or infinite; use constpower or "
+            "constprop, or a shifted column"
+        )
 
 
 def _function(
@@ -127,13 +157,7 @@ def _function(
             WrittenVariance(parsed.text, made.state, kept.astype(np.intp)),
         )
     x = floats(columns[parsed.columns[0]], rows)
-    if parsed.name != "exp" and not x.any():
-        raise LMMError(f"variance={parsed.text!r}: {parsed.columns[0]} is zero in all rows")
-    if parsed.name == "power" and not x.all():
-        raise LMMError(
-            f"variance={parsed.text!r}: {parsed.columns[0]} is zero in some rows, where a power is zero or infinite; "
-            "use constpower or constprop, or a shifted column"
-        )
+    refuse_zeros(parsed.name, x, parsed.columns[0], f"variance={parsed.text!r}")
     function = of_covariate(parsed.name, float(np.abs(x).mean()))
     if len(parsed.columns) == 1:
         return function, x[:, None], WrittenVariance(parsed.text)
@@ -142,7 +166,7 @@ def _function(
     return grouped, np.column_stack([x, codes]), WrittenVariance(parsed.text)
 
 
-def _independent(text: str, n: int) -> ResidualPart:
+def independent_rows(text: str, n: int) -> ResidualPart:
     """Rows that are independent of each other, each a subject of its own."""
     subject = Codes("Residual", np.arange(n, dtype=np.int64), 0, n, np.arange(n))
     strata = strata_of([of_positions("id", 1)], [""])

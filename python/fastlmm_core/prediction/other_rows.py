@@ -99,9 +99,8 @@ def placed_anywhere(
 
     if part.from_arrays:
         if "residual" not in data:
-            raise LMMError(
-                f"{argument} has no 'residual': give Residual({part.written_name!r}, subject, time) with the arrays of "
-                "its rows"
-            )
+            name = part.written_name
+            wanted = "a Variance" if part.independent else f"Residual({name!r}, subject, time)"
+            raise LMMError(f"{argument} has no 'residual': give {wanted} with the arrays of its rows")
         return place_arrays(part, data["residual"], n, argument, in_order)
     return place_rows(part, Table.of(data, argument), subjects)

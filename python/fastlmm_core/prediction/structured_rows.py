@@ -155,7 +155,7 @@ class _Names:
     def __init__(self, model: Model) -> None:
         part = model.design.residual
         assert part is not None and part.subject.slot_labels is not None
-        self.alone = part.written is None and not part.from_arrays
+        self.alone = part.independent
         known = model.has_response and not self.alone
         labels = part.subject.slot_labels.tolist() if known else []
         self.subject: dict[Any, int] = {label: i for i, label in enumerate(labels)}
