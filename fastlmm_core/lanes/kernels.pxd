@@ -164,8 +164,9 @@ cdef struct Batch:
     bint reml
     double nu, per_group
     const double* first         # (q, q) L from which the scoring step is taken
-    const double* scoring       # (1 + n_a, n_a) minus the step in sigma^2 and vech(G^) by a slope in vech(G^)
-    const double* first_theta   # (., n_par) start of each response, or NULL for the scoring step
+    const double* scoring       # (1 + n_a, 1 + n_a) inverse of the expected information of sigma^2 and vech(G^) there
+    const double* bend          # (1 + n_a, 1 + n_a, 1 + n_a) tr(P V_a P V_b P V_c) there, or NULL for scoring alone
+    const double* first_theta   # (., n_par) start of each response, or NULL for the step from the common point
     Py_ssize_t stride_theta     # from one start to the next, 0 where it is the same
     double tolerance
     Py_ssize_t max_iterations

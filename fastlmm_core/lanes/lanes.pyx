@@ -136,6 +136,58 @@ cdef inline void add_outer(Py_ssize_t n, const vecu* v, vecu* out) noexcept nogi
         pos = pos + a + 1
 
 
+cdef enum:
+    SIDE = 4            # rows and columns of a tile: what is summed stays in registers
+    OUTERS = 16         # vectors that are taken together: they stay in the first cache
+
+
+cdef inline void add_tile(Py_ssize_t rows, Py_ssize_t columns, Py_ssize_t a, Py_ssize_t b, Py_ssize_t count,
+                          Py_ssize_t stride, const vecu* v, vecu* out) noexcept nogil:
+    """Rows a .. and columns b .. of `add_outers`; no column lies beyond the first row.  Sizes are constants."""
+    cdef Py_ssize_t i, j, c
+    cdef vec acc[16]
+    cdef vec t
+    for i in range(rows):
+        for j in range(columns):
+            acc[i * SIDE + j] = out[(a + i) * (a + i + 1) // 2 + b + j] if a != b or j <= i else VEC_SET(0.0)
+    for c in range(count):
+        for i in range(rows):
+            t = v[a + i]
+            for j in range(columns):
+                acc[i * SIDE + j] = acc[i * SIDE + j] + t * v[b + j]
+        v = v + stride
+    for i in range(rows):
+        for j in range(columns):
+            if a != b or j <= i:
+                out[(a + i) * (a + i + 1) // 2 + b + j] = acc[i * SIDE + j]
+
+
+cdef inline void add_rows(Py_ssize_t rows, Py_ssize_t a, Py_ssize_t count, Py_ssize_t stride, const vecu* v, vecu* out
+                          ) noexcept nogil:
+    """Rows a .. of `add_outers`."""
+    cdef Py_ssize_t i
+    for i in range(a // SIDE):
+        add_tile(rows, SIDE, a, i * SIDE, count, stride, v, out)
+    add_tile(rows, rows, a, a, count, stride, v, out)
+
+
+cdef inline void add_outers(Py_ssize_t n, Py_ssize_t count, Py_ssize_t stride, const vecu* v, vecu* out) noexcept nogil:
+    """out += sum of v v' for `count` vectors v (n,), `stride` apart: packed lower triangle."""
+    cdef Py_ssize_t some, i, rest = n % SIDE, a = n - n % SIDE
+    while count > 0:
+        some = count if count < OUTERS else OUTERS
+        for i in range(n // SIDE):
+            add_rows(SIDE, i * SIDE, some, stride, v, out)
+        if rest == 1:
+            add_rows(1, a, some, stride, v, out)
+        elif rest == 2:
+            add_rows(2, a, some, stride, v, out)
+        elif rest == 3:
+            add_rows(3, a, some, stride, v, out)
+        v = v + some * stride
+        count = count - some
+
+
 cdef inline void read_groups(Py_ssize_t q, Py_ssize_t k, const RawGroups* groups, Py_ssize_t block, double* full,
                              double* C, double* count) noexcept nogil:
     """A (both triangles), C and the count of the groups of a block, lane by lane; zeros in the padding."""

@@ -285,7 +285,8 @@ cdef inline void sweep_problems(Py_ssize_t q, Py_ssize_t k, Lanes* s, int order)
             for pos in range(n_a):
                 sum_n[pos] = sum_n[pos] + N[pos]
             set_product(q, k, w.Y, w.D, N + n_a)
-            add_outer(n_c, N + n_a, gram)
+    if order > 0:
+        add_outers(n_c, own.m, n_a + n_c, (<vecu*> own.store) + n_a, gram)
     (<vecu*> s.f.gls.logdet)[0] = VEC_LOG(product) + exponent * M_LN2
 
 

@@ -15,7 +15,7 @@ cdef struct Lanes:
     double* theta       # (n_par,)
     double* trial
     double* step
-    double* small       # sweeps: 5 q^2 + 2 q k + q; Newton: n_par^2 + 2 n_par
+    double* small       # sweeps: 5 q^2 + 2 q k + q; Newton: n_par^2 + 2 n_par; start: q^2 + 4 (1 + n_a)
     double* tile        # 64 rows
     double* x_map       # (p_full, p) from conditioned to the caller's coefficients
     double* row         # (p,) a linear function of the conditioned coefficients, and another
@@ -54,7 +54,7 @@ cdef void lay_lanes(const Batch* d, Lanes* s, Arena* arena) noexcept nogil:
     s.theta = take(arena, LANES * n)
     s.trial = take(arena, LANES * n)
     s.step = take(arena, LANES * n)
-    s.small = take(arena, LANES * max(5 * q * q + 2 * n_c + q, n * n + 2 * n))
+    s.small = take(arena, LANES * max(5 * q * q + 2 * n_c + q, n * n + 2 * n, q * q + 4 * (1 + n_a)))
     s.tile = take(arena, LANES * 64)
     s.x_map = take(arena, LANES * d.p_full * p)
     s.row = take(arena, LANES * p)
@@ -328,8 +328,8 @@ cdef inline void sweep_rest(Py_ssize_t q, Py_ssize_t k, const vecu* rest, const 
 
 
 cdef inline void sweep_column(Py_ssize_t q, Py_ssize_t p, const double* cx, const vecu* cy, const PatternSpace* w,
-                              vecu* H, vecu* gram, vecu* E) noexcept nogil:
-    """D = M^-1 (c_x, c_y) of a column of a pattern; E = Y'D, D'D and vec(E) vec(E)' to the sums."""
+                              vecu* H, vecu* E) noexcept nogil:
+    """D = M^-1 (c_x, c_y) of a column of a pattern; E = Y'D, and D'D to the sum."""
     cdef Py_ssize_t k = p + 1, a, j, l
     cdef vec t
     for a in range(q):
@@ -340,7 +340,6 @@ cdef inline void sweep_column(Py_ssize_t q, Py_ssize_t p, const double* cx, cons
             w.D[a * k + j] = t * w.roots[a]
     add_crossed(q, k, w.D, H)
     set_product(q, k, w.Y, w.D, E)
-    add_outer(q * k, E, gram)
 
 
 cdef inline void sweep_patterns(Py_ssize_t q, Py_ssize_t p, const Batch* d, Lanes* s) noexcept nogil:
@@ -387,9 +386,10 @@ cdef inline void sweep_patterns(Py_ssize_t q, Py_ssize_t p, const Batch* d, Lane
         if count > 1.0:
             sweep_rest(q, k, (<vecu*> s.rest) + pattern * n_a, &w, H + n_h - 1, gram, N + n_a)
         for c in range(d.columns[pattern], d.columns[pattern + 1]):
-            sweep_column(q, p, d.cx + c * q * p, (<vecu*> s.cy) + c * q, &w, H, gram, E)
+            sweep_column(q, p, d.cx + c * q * p, (<vecu*> s.cy) + c * q, &w, H, E)
             E = E + n_c
         N = N + 2 * n_a
+    add_outers(n_c, d.n_columns, n_c, N, gram)
     (<vecu*> s.f.gls.logdet)[0] = logdet + VEC_LOG(product) + exponent * M_LN2
 
 
@@ -462,17 +462,87 @@ cdef void evaluate_responses(const Batch* d, Lanes* s, int order) noexcept nogil
     profile_second(&s.f, 2)
 
 
-cdef void first_theta(const Batch* d, Lanes* s) noexcept nogil:
-    """Start of each response: given, or a step of scoring from a common point.
+cdef void step_of_scoring(const Batch* d, Lanes* s, vecu* change, vecu* work) noexcept nogil:
+    """change (1 + n_a,) in sigma^2 and vech(C), C = sigma^2 G^, from the evaluation at the common point; work: 3 (1 + n_a).
 
-    The step is taken in sigma^2 and in the covariances of random effects, G^ times sigma^2, together: it ends at the optimum
-    where all groups have the same Z_i'Z_i and X tells nothing that Z does not.  Where G^ is not definite the search starts
-    from its principal axes.
+    With I the expected information, g the slope and H the second derivatives there,
+
+        s = -I^-1 g,      s - I^-1 (H s + g - 2 tr(P V_a P V_s P V_s)),   V_s = sum of s_b V_b
+
+    The first is a step of scoring: it ends at the optimum where all groups have the same Z_i'Z_i and X tells nothing that
+    Z does not.  The second is what the next terms of the expansion of the slope about the point leave elsewhere, with
+    the third derivatives by their expectation, E d_abc = -4 tr(P V_a P V_b P V_c): where scoring is exact they cancel.
+    """
+    cdef Py_ssize_t q = d.q, k = d.p + 1, n_a = q * (q + 1) // 2, n = n_a + 1, a, b, l, i = 0, j
+    cdef vecu* g = work                 # sigma^2 is at its optimum given G^: its slope in these coordinates is that along G^
+    cdef vecu* e = work + n
+    cdef vecu* turned = work + 2 * n    # direction in G^ alone
+    cdef vecu* vectors = <vecu*> s.f.vectors
+    cdef vecu* curve = <vecu*> s.f.curve
+    cdef double* along = s.plain        # vech(G^)
+    cdef vec t, u, nu, inverse, size, rest
+    g[0] = VEC_SET(0.0)
+    for a in range(q):
+        for b in range(a + 1):
+            along[i] = 0.0
+            for l in range(q):
+                along[i] += d.first[a * q + l] * d.first[b * q + l]
+            g[1 + i] = (<vecu*> s.f.g)[a * q + b] * (1.0 if a == b else 2.0)
+            g[0] = g[0] - along[i] * g[1 + i]
+            i += 1
+    for i in range(n):
+        t = VEC_SET(0.0)
+        for j in range(n):
+            t = t - d.scoring[i * n + j] * g[j]
+        change[i] = t
+    if d.bend == NULL:
+        return
+    # H s: with t = log sigma^2 the criterion is nu t + r^2(G^) e^-t + log|V| + .., of which r^2 / nu = 1 is profiled out here
+    nu = (<vecu*> s.f.gls.nu)[0]
+    inverse = VEC_SET(1.0) / (<vecu*> s.f.gls.r2)[0]
+    u = VEC_SET(0.0)
+    for i in range(n_a):
+        turned[i] = change[1 + i] - change[0] * along[i]
+        u = u - vectors[i * k + k - 1] * inverse * turned[i]
+    u = u - change[0]
+    e[0] = change[0] * g[0] * -1.0 - nu * u
+    for i in range(n_a):
+        t = VEC_SET(0.0) - nu * vectors[i * k + k - 1] * inverse * u
+        for j in range(n_a):
+            t = t + curve[i * n_a + j] * turned[j]
+        e[1 + i] = t - change[0] * g[1 + i]
+        e[0] = e[0] - t * along[i] - g[1 + i] * turned[i]
+    size = VEC_SET(0.0)
+    for i in range(n):
+        t = e[i] + g[i]
+        for j in range(n):
+            u = VEC_SET(0.0)
+            for l in range(n):
+                u = u + d.bend[(i * n + j) * n + l] * change[l]
+            t = t - 2.0 * u * change[j]
+        e[i] = t
+        size = size - change[i] * g[i]
+    rest = VEC_SET(0.0)
+    for i in range(n):
+        t = VEC_SET(0.0)
+        for j in range(n):
+            t = t - d.scoring[i * n + j] * e[j]
+        g[i] = t
+        rest = rest - t * e[i]
+    # far from the common point no expansion tells anything
+    rest = VEC_WHERE_POSITIVE(0.25 * size - rest, VEC_SET(1.0), VEC_SET(0.0))
+    for i in range(n):
+        change[i] = change[i] + rest * g[i]
+
+
+cdef void first_theta(const Batch* d, Lanes* s) noexcept nogil:
+    """Start of each response: given, or a step from a common point, see `step_of_scoring`.
+
+    Where G^ is not definite the search starts from its principal axes.
     """
     cdef Py_ssize_t q = d.q, n_a = q * (q + 1) // 2, a, b, l, i, alpha, lane
     cdef vecu* factor = <vecu*> s.f.factor
     cdef vecu* theta = <vecu*> s.theta
-    cdef vecu* g = <vecu*> s.f.g
     cdef vecu* G = <vecu*> s.small
     cdef vecu* change = G + q * q
     cdef vecu* whole = <vecu*> s.axes
@@ -484,16 +554,9 @@ cdef void first_theta(const Batch* d, Lanes* s) noexcept nogil:
         return
     for a in range(q * q):
         factor[a] = VEC_SET(d.first[a])
-    evaluate_responses(d, s, 1)
+    evaluate_responses(d, s, 1 if d.bend == NULL else 2)
     floor = VEC_SET(0.1 / d.per_group)
-    for alpha in range(n_a + 1):
-        t = VEC_SET(0.0)
-        i = 0
-        for a in range(q):
-            for b in range(a + 1):
-                t = t - (1.0 if a == b else 2.0) * d.scoring[alpha * n_a + i] * g[a * q + b]
-                i += 1
-        change[alpha] = t
+    step_of_scoring(d, s, change, change + n_a + 1)
     # sigma^2 is not left to vanish
     t = VEC_SET(1.0) + change[0]
     scale = VEC_SET(1.0) / VEC_WHERE_POSITIVE(t - VEC_SET(0.1), t, VEC_SET(0.1))

@@ -135,6 +135,7 @@ cdef class BatchDesign:
         d.structure = &structure[0, 0]
         d.first = &first[0, 0]
         d.scoring = NULL
+        d.bend = NULL
         d.per_group = search.per_group
         d.tolerance = search.tolerance
         d.max_iterations = search.max_iterations
@@ -209,6 +210,7 @@ cdef class BatchDesign:
         cdef Outcome out
         cdef Py_ssize_t count = Y.shape[0], width = self.take_scores(&d, scores)
         cdef const double[:, ::1] starts, scoring
+        cdef const double[:, :, ::1] bend
         cdef const double[::1] constant
         if Y.shape[1] != width:
             raise ValueError(f"Y has {Y.shape[1]} columns, the design has {width} rows")
@@ -220,6 +222,9 @@ cdef class BatchDesign:
         d.criterion_offset = criterion_offset
         scoring = self.search.scoring[0 if reml else 1]
         d.scoring = &scoring[0, 0]
+        if self.search.bend is not None:
+            bend = self.search.bend[0 if reml else 1]
+            d.bend = &bend[0, 0, 0]
         d.first_theta = NULL
         if start is not None:
             starts = np.atleast_2d(start)

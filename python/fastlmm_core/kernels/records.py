@@ -166,7 +166,9 @@ class BatchSearch(NamedTuple):
     first: Array
     """(q, q) L from which the scoring step is taken."""
     scoring: tuple[Array, Array]
-    """(1 + q(q+1)/2, q(q+1)/2) minus the step in sigma^2 and vech(G^) by a slope in vech(G^), by REML and by ML."""
+    """(1 + q(q+1)/2, 1 + q(q+1)/2) inverse information of sigma^2 and vech(G^) there, by REML and by ML."""
+    bend: tuple[Array, Array] | None
+    """Three indices of the same: tr(P V_a P V_b P V_c), by ML tr(V^-1 V_a V^-1 V_b V^-1 V_c); None: scoring alone."""
     per_group: float
     tolerance: float
     max_iterations: int

@@ -18,6 +18,7 @@ import pytest
 import fastlmm_core as flc
 import oracle
 from fastlmm_core.estimation.many import policy as batch_module
+from fastlmm_core.estimation.many.one_factor import shared_design
 from fastlmm_core.simulation.draws import STREAM, draws, parametric
 from fastlmm_core.support.seeds import key_of
 
@@ -211,6 +212,42 @@ def test_balanced_data_start_at_their_optimum(reml):
     regular = inside & (np.linalg.eigvalsh(G)[:, 0] > 0.0)
     np.testing.assert_allclose(batch.G["Subject"][regular], G[regular], rtol=1e-6, atol=1e-6 * np.abs(G).max())
     np.testing.assert_allclose(batch.sigma2[regular], sigma2[regular], rtol=1e-9)
+
+
+@pytest.mark.parametrize("visits", ["mixed", "unbalanced", "small"])
+@pytest.mark.parametrize(("q", "p"), [(1, 0), (1, 2), (2, 4), (3, 2)])
+def test_expected_derivatives_at_the_common_start(rng, q, p, visits):
+    """Information and third traces of sigma^2 and the elements of G^, by dense algebra."""
+    model = made(rng, q, p, visits, weights=True)
+    search = shared_design(model).search
+    n, codes = model.nobs, model.grouping.index
+    root = np.sqrt(model.weights)[:, None]
+    X, z = root * model.exog, root * model.problem.conditioned_z(model.exog_re)
+    incidence = codes[:, None] == codes
+    directions = [np.eye(n)]
+    for a, b in zip(*np.tril_indices(q), strict=True):
+        outer = np.outer(z[:, a], z[:, b])
+        directions.append((outer if a == b else outer + outer.T) * incidence)
+    V = np.eye(n) + (z @ search.first @ search.first.T @ z.T) * incidence
+    inverse = np.linalg.inv(V)
+    projected = inverse - inverse @ X @ np.linalg.solve(X.T @ inverse @ X, X.T @ inverse)
+    assert search.bend is not None
+    for P, scoring, bend in zip((projected, inverse), search.scoring, search.bend, strict=True):
+        turned = [P @ D for D in directions]
+        information = np.array([[np.trace(A @ B) for B in turned] for A in turned])
+        third = np.array([[[np.trace(A @ B @ C) for C in turned] for B in turned] for A in turned])
+        np.testing.assert_allclose(scoring @ information, np.eye(len(turned)), atol=1e-9)
+        np.testing.assert_allclose(bend, third, rtol=1e-9, atol=1e-12 * np.abs(third).max())
+
+
+@pytest.mark.parametrize("reml", [True, False])
+def test_unbalanced_data_start_near_their_optimum(rng, reml):
+    """Scoring, and what the next terms of the expansion leave: errors in the start are of third order."""
+    model = made(rng, 2, 4, m=100)
+    drawn = flc.LinearMixedModel(responses(rng, model, 1, 2.0)[0], model.exog, model.exog_re, model.grouping.index)
+    batch = drawn.fit_many(drawn.fit().simulate(200, seed=3), reml=reml, n_jobs=1)
+    # by scoring alone four for most of them
+    assert (batch.n_evaluations <= 3).mean() > 0.8
 
 
 @pytest.mark.parametrize("reml", [True, False])
