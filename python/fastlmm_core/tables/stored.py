@@ -110,6 +110,20 @@ class StoredResponses:
         ]
         return np.concatenate(parts)[places.reshape(-1)] if parts else np.empty((0, self.shape[1]))
 
+    @property
+    def sparse(self) -> bool:
+        """Whether the array is a sparse matrix of scipy."""
+        return hasattr(self._data, "tocsr") and hasattr(self._data, "toarray")
+
+    def compressed(self, chosen: NDArray[np.intp]) -> Any:
+        """Some responses of a sparse matrix as one of compressed rows, in float64."""
+        part = self._data[:, chosen].T if self._across else self._data[chosen]
+        part = part.tocsr().astype(np.float64)
+        if self._rows is not None:
+            part = part[:, self._rows]
+        part.sum_duplicates()
+        return part
+
     def _between(self, begin: int, stop: int) -> Array:
         """Responses from one position to another."""
         part = self._data[:, begin:stop] if self._across else self._data[begin:stop]

@@ -7,6 +7,7 @@ visits            the same for `us` residuals over visits
 batch_fit         the record of many fits
 parts             some of the responses, and batches put together
 masks             responses with missing observations
+sparse            sums of sparse responses
 stack             problems with designs of their own
 values            responses with observations, weights, offset or covariates of their own
 progress          results written block by block, and runs that go on later

@@ -31,6 +31,7 @@ from .batch_fit import BOUNDARY, CHUNK_BYTES, BatchFit
 from .one_factor import shared_design
 from .progress import Sink, begun, unfinished
 from .search import CLOSE, narrowed_starts
+from .sparse import SparseBlock, SparseResponses, SparseSums
 
 if TYPE_CHECKING:
     from ... import kernels
@@ -50,6 +51,9 @@ WORTH_A_THREAD = 2**16
 
 ROUND = 2
 """Pieces of a stream that are held for each thread."""
+
+SPARSE = 256
+"""Sparse responses that are summed at a time."""
 
 ONE_BY_ONE, WORTH_ONE = 64, 8
 """Responses in a piece, and worth a thread, where each takes its own time: several grouping factors."""
@@ -132,9 +136,19 @@ def _unmasked(Y: Any) -> Any:
     return Y
 
 
-def _chunks(blocks: Iterator[Any], size: int, smallest: int, jobs: int) -> Iterator[Array]:
-    """Pieces of at most `size` rows; smaller ones towards the end of a block, so that all threads end together."""
+def _chunks(
+    blocks: Iterator[Any], size: int, smallest: int, jobs: int, sums: SparseSums | None = None
+) -> Iterator[Any]:
+    """Pieces of at most `size` rows; smaller ones towards the end of a block, so that all threads end together.
+
+    Pieces of sparse matrices are summed by the threads that fit them, if `sums` says how.
+    """
     for block in blocks:
+        if sums is not None and getattr(block, "sparse", False):
+            length = SPARSE if jobs == 1 else max(8, min(SPARSE, len(block) // (4 * jobs)))
+            for begin in range(0, len(block), length):
+                yield SparseBlock(block, np.arange(begin, min(begin + length, len(block))), sums)
+            continue
         begin = 0
         count = block.shape[0]
         while begin < count:
@@ -173,7 +187,11 @@ def fit_many(
         size, smallest = min(size, ONE_BY_ONE), WORTH_ONE
     if count is not None:
         jobs = min(jobs, max(1, count // smallest))
-    blocks = _chunks(blocks, size, smallest, jobs)
+    sums = None
+    if isinstance(whole, StoredResponses) and whole.sparse and _by_sums(model, none.reml):
+        sums = model.once("sums of sparse responses", lambda: SparseSums(model))
+        whole = SparseResponses(whole, sums)
+    blocks = _chunks(blocks, size, smallest, jobs, sums)
     if resume is not None and count is None:
         raise LMMError("resume needs an array or a table; of a stream fit the rest, and join both by concat")
     sink = None if out is None else Sink(out, none, count)
@@ -265,6 +283,8 @@ def _fit(
                 found: Array = block.responses(lines, which)
                 return found
 
+            if into.seals is not None:
+                into.seals[first : first + len(lines)] = block.seals()
             _alone(model, responses, into, slice(first, first + len(lines)))
             return
         dense = np.ascontiguousarray(block() if callable(block) else block, dtype=np.float64)
@@ -320,6 +340,11 @@ def _fit(
 def _alone_by_nature(model: Model, reml: bool) -> bool:
     """Whether no row tells the residual variance by itself, so that each response may have an optimum or none."""
     return model.problem.saturated or (model.problem.outside > 0 and not reml)
+
+
+def _by_sums(model: Model, reml: bool) -> bool:
+    """Whether sums of sparse responses are all that the lanes take."""
+    return len(model.factors) == 1 and not model.one_by_one and not _alone_by_nature(model, reml)
 
 
 def _one_by_one(model: Model, reml: bool) -> bool:

@@ -1,0 +1,253 @@
+"""Sparse responses: what a fit sees of them, from the elements that are there.
+
+A response enters its fit by Z'Wy within the groups, X'Wy and y'Wy.  These are sums over its elements that are not zero;
+they take the place of the scores of a draw (lanes/scores.pxi) with S = I and sigma^2 = 1: c_y of the columns as they
+are, a triangle T with T T' the cross-products of the rest, X'y within groups in an orthonormal basis, and the squared
+length of what none of these reach.
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...engines.one_factor.problem import one_factor
+from ...kernels import BatchDesign, unpack
+from ...kernels.records import BatchScores
+from ...support.types import Array
+from ...tables.stored import StoredResponses
+from ..model import Model
+from .one_factor import shared_design
+
+__all__ = ["SparseBlock", "SparseResponses", "SparseSums"]
+
+
+SPANNED = 1e-10
+"""Share of a column of X within groups, below which it counts as spanned by Z."""
+
+LOST = 1e-6
+"""Share of y'y that X leaves below which sums about zero have lost digits: such responses are made dense."""
+
+
+class SparseSums:
+    """Sums of sparse responses on one design.
+
+    Parameters
+    ----------
+    model : Model
+        With one grouping factor and independent residuals.
+
+    Attributes
+    ----------
+    meaning : BatchScores
+        For the lanes.
+    coefficients : (p,) array
+        Zero: nothing is added to those of a fit.
+    """
+
+    def __init__(self, model: Model) -> None:
+        problem, design = one_factor(model.problem), shared_design(model)
+        assert isinstance(design, BatchDesign)
+        rows, patterns = design.rows, design.patterns
+        n, q, r = problem.n, model.structure.q, problem.rank
+        self.model, self.n_groups = model, len(rows.start) - 1
+        order: Any = slice(None) if rows.order is None else rows.order
+        # by the caller's rows
+        self.basis, self.group = np.empty((n, q)), np.empty(n, dtype=np.intp)
+        self.basis[order] = rows.basis
+        self.group[order] = np.repeat(np.arange(self.n_groups), np.diff(rows.start))
+        x = problem.conditioned_x(model.exog)
+        self.x = np.ascontiguousarray(x if model.weights is None else x * model.weights[:, None])
+        self.counts, self.columns = np.diff(patterns.groups), np.diff(patterns.columns)
+        self.several = np.flatnonzero(self.counts > 1)
+        self.patterns = patterns
+        values, vectors = np.linalg.eigh(unpack(patterns.within_xx, r))
+        kept = values > SPANNED
+        root = vectors[:, kept] * np.sqrt(values[kept])
+        self.into_within = vectors[:, kept] / np.sqrt(values[kept])
+        n_a, n_columns = q * (q + 1) // 2, int(patterns.columns[-1])
+        lower, upper = np.tril_indices(q)
+        self.meaning = BatchScores(
+            spread=np.tile((lower == upper).astype(np.float64), (len(self.counts), 1)),
+            within_root=np.ascontiguousarray(root),
+            variance=1.0,
+            width=n_columns * q + int(kept.sum()) + len(self.several) * n_a + 1,
+        )
+        self.coefficients = np.zeros(model.exog.shape[1])
+        own = model.offset
+        self.offset = None if own is None else self._sums(own, np.arange(n), np.zeros(n, dtype=np.intp))
+
+    def _sums(self, values: Array, place: NDArray[np.intp], row: NDArray[np.intp]) -> tuple[Array, Array]:
+        """Z'W y within groups (count, m, q) and y'Wy (count,) of elements `values` at `place` of responses `row`."""
+        flat, count = values, int(row.max(initial=-1)) + 1
+        q = self.basis.shape[1]
+        at = row * self.n_groups + self.group[place]
+        own = np.empty((count, self.n_groups, q))
+        for a in range(q):
+            weighted = flat * self.basis[place, a]
+            own[:, :, a] = np.bincount(at, weighted, count * self.n_groups).reshape(count, -1)
+        weights = self.model.weights
+        squares = flat * flat if weights is None else flat * flat * weights[place]
+        return own, np.asarray(np.bincount(row, squares, count), dtype=np.float64)
+
+    def lines(self, Y: Any) -> tuple[Array, NDArray[np.bool_]]:
+        """Lines of sums (count, width), and where sums about zero have lost digits.
+
+        Parameters
+        ----------
+        Y : sparse matrix (count, n)
+            In compressed rows.
+        """
+        count, n = Y.shape
+        row = np.repeat(np.arange(count), np.diff(Y.indptr))
+        values = np.asarray(Y.data, dtype=np.float64)
+        acc, total = self._padded(*self._sums(values, Y.indices, row), count)
+        beta = np.asarray(Y @ self.x)
+        if self.model.offset is not None:
+            assert self.offset is not None
+            weights, offset = self.model.weights, self.model.offset
+            weighted = offset if weights is None else offset * weights
+            acc = acc - self.offset[0]
+            beta = beta - offset @ self.x
+            total = total - 2.0 * np.asarray(Y @ weighted) + self.offset[1]
+        parts = [self._columns(acc)]
+        columns, rest = parts[0].reshape(count, -1, self.basis.shape[1]), self._rest(acc, parts[0])
+        within = (beta - np.einsum("cka,kaj->cj", columns, self.patterns.cx)) @ self.into_within
+        left = total - np.einsum("cka,cka->c", columns, columns) - (within * within).sum(axis=1)
+        for squares in rest:
+            left -= np.trace(squares, axis1=1, axis2=2)
+        lower, upper = np.tril_indices(self.basis.shape[1])
+        parts += [within, *(_triangle(squares)[:, lower, upper] for squares in rest), left[:, None]]
+        lines = np.ascontiguousarray(np.concatenate(parts, axis=1))
+        # responses that do not vary are refused whatever the offset
+        same = _constant(Y.indptr, values, n)
+        lines[same] = 0.0
+        lost = total - (beta * beta).sum(axis=1) <= LOST * total
+        return lines, lost & ~same
+
+    @staticmethod
+    def _padded(acc: Array, total: Array, count: int) -> tuple[Array, Array]:
+        """With the responses at the end that have no elements."""
+        more = count - len(acc)
+        return np.pad(acc, ((0, more), (0, 0), (0, 0))), np.pad(total, (0, more))
+
+    def _columns(self, acc: Array) -> Array:
+        """c_y of all columns (count, n_columns q)."""
+        patterns = self.patterns
+        out = np.empty((len(acc), int(patterns.columns[-1]), acc.shape[2]))
+        alone = self.counts == 1
+        out[:, patterns.columns[:-1][alone]] = acc[:, patterns.groups[:-1][alone]]
+        for k in self.several.tolist():
+            groups = slice(patterns.groups[k], patterns.groups[k + 1])
+            loading = patterns.loading[groups, : self.columns[k]]
+            out[:, patterns.columns[k] : patterns.columns[k + 1]] = np.einsum("gk,cga->cka", loading, acc[:, groups])
+        return out.reshape(len(acc), -1)
+
+    def _rest(self, acc: Array, columns: Array) -> list[Array]:
+        """Cross-products of c_y among the other groups of each pattern with several (count, q, q)."""
+        patterns, q, out = self.patterns, acc.shape[2], []
+        columns = columns.reshape(len(acc), -1, q)
+        for k in self.several.tolist():
+            groups = acc[:, patterns.groups[k] : patterns.groups[k + 1]]
+            own = columns[:, patterns.columns[k] : patterns.columns[k + 1]]
+            out.append(groups.transpose(0, 2, 1) @ groups - own.transpose(0, 2, 1) @ own)
+        return out
+
+
+def _constant(start: NDArray[Any], values: Array, n: int) -> NDArray[np.bool_]:
+    """Which responses do not vary."""
+    sizes = np.diff(start)
+    out = sizes == 0
+    some = np.flatnonzero(~out)
+    if len(some):
+        least, most = (which.reduceat(values, start[:-1][some]) for which in (np.minimum, np.maximum))
+        out[some] = (least == most) & ((sizes[some] == n) | (most == 0.0))
+    return np.asarray(out)
+
+
+def _triangle(squares: Array) -> Array:
+    """Lower triangular T (count, q, q) with T T' the given matrices, zero beyond their rank."""
+    T = np.zeros_like(squares)
+    for b in range(squares.shape[1]):
+        left = squares[:, b:, b] - np.einsum("cal,cl->ca", T[:, b:, :b], T[:, b, :b])
+        size = np.sqrt(np.maximum(left[:, 0], 0.0))
+        known = left[:, 0] > 1e-14 * np.abs(squares[:, b, b])
+        T[:, b:, b] = np.where(known[:, None], left / np.where(known, size, 1.0)[:, None], 0.0)
+    return T
+
+
+class SparseBlock:
+    """Some sparse responses, summed when they are called for.
+
+    Parameters
+    ----------
+    whole : StoredResponses
+    chosen : slice or int array
+        Which of them.
+    sums : SparseSums
+    """
+
+    def __init__(self, whole: StoredResponses, chosen: NDArray[np.intp], sums: SparseSums) -> None:
+        self._whole, self._chosen, self._sums = whole, chosen, sums
+        self.shape = (len(chosen), whole.shape[1])
+
+    def __len__(self) -> int:
+        return len(self._chosen)
+
+    def __call__(self) -> Array:
+        """The responses themselves (count, n)."""
+        return self._whole[self._chosen]
+
+    @cached_property
+    def _compressed(self) -> Any:
+        return self._whole.compressed(self._chosen)
+
+    @cached_property
+    def _lines(self) -> tuple[Array, NDArray[np.bool_]]:
+        return self._sums.lines(self._compressed)
+
+    @property
+    def meaning(self) -> SparseSums | None:
+        """What the sums mean; None where some have lost digits, and the responses have to be looked at."""
+        return None if self._lines[1].any() else self._sums
+
+    def scores(self) -> Array:
+        """The sums (count, width)."""
+        return self._lines[0]
+
+    def seals(self) -> Array:
+        """`line_seals` of the responses (count, 2)."""
+        Y = self._compressed
+        out = np.zeros((len(self), 2))
+        some = np.flatnonzero(np.diff(Y.indptr))
+        if len(some):
+            out.view(np.uint64)[some, 0] = np.add.reduceat(Y.data.view(np.uint64), Y.indptr[:-1][some])
+        out[:, 1] = Y @ np.cos(np.arange(self.shape[1]))
+        return out
+
+    def responses(self, lines: Array, places: NDArray[np.intp]) -> Array:
+        """Some of the responses."""
+        return self._whole[self._chosen[places]]
+
+
+class SparseResponses:
+    """Sparse responses of a batch: what fits see of them without making them dense."""
+
+    def __init__(self, whole: StoredResponses, sums: SparseSums) -> None:
+        self._whole, self._sums = whole, sums
+        self.shape, self.dtype, self.labels = whole.shape, whole.dtype, whole.labels
+
+    def __len__(self) -> int:
+        return len(self._whole)
+
+    def __getitem__(self, at: Any) -> Array:
+        return self._whole[at]
+
+    def scores(self, chosen: NDArray[np.intp]) -> tuple[Array, SparseSums] | None:
+        """Sums of some of the responses and what they mean; None where these have lost digits."""
+        block = SparseBlock(self._whole, np.asarray(chosen), self._sums)
+        meaning = block.meaning if len(block) else None
+        return None if meaning is None else (block.scores(), meaning)
