@@ -206,3 +206,14 @@ def test_nested_and_crossed_factors_of_many_rows(rows):
         flc.LinearMixedModel(x, None, terms=[*terms, *dependent])
         with pytest.raises(flc.LMMError, match=r"the variance of .* cannot be told apart.*leave one of these"):
             flc.LinearMixedModel(x, None, terms=[terms[0], *dependent, *product])
+
+
+@pytest.mark.parametrize("m", [6, 40])
+def test_fixed_effects_that_take_all_within_groups_of_two(rng, m):
+    """What is left are the groups' means, whose variance is one number: no few groups by themselves can tell."""
+    groups, sign = np.repeat(np.arange(m), 2), np.tile([1.0, -1.0], m)
+    X = np.column_stack([np.ones(2 * m), sign[:, None] * (groups[:, None] == np.arange(m))])
+    with pytest.raises(flc.LMMError, match="cannot be told apart"):
+        flc.LinearMixedModel(rng.normal(size=2 * m), X, None, groups)
+    # one difference is left to the residuals
+    assert flc.LinearMixedModel(rng.normal(size=2 * m), X[:, :-1], None, groups).problem.rank == m

@@ -26,6 +26,9 @@ CASES = [
     (nested(), "y ~ z + (z | school) + (1 | room)", None),
 ]
 
+SMALL = (simulated(20, m=4), "y ~ x + z + (1 | g)", None)
+"""So few rows that each degree of freedom shows."""
+
 
 @pytest.mark.parametrize(("data", "formula", "weights"), CASES)
 def test_replicates_are_distributed_as_in_memory(data, formula, weights):
@@ -49,7 +52,7 @@ def test_replicates_are_distributed_as_in_memory(data, formula, weights):
     assert np.isfinite(b.replicate_std_error[:, 0]).all()
 
 
-@pytest.mark.parametrize(("data", "formula", "weights"), [CASES[0], CASES[1], CASES[3]])
+@pytest.mark.parametrize(("data", "formula", "weights"), [CASES[0], CASES[1], CASES[3], SMALL])
 def test_products_have_their_expectation(data, formula, weights):
     # E y'V^-1 y = n sigma^2 where y has mean 0 and covariance sigma^2 V, whatever X
     fit = flc.lmm(formula, flc.scan(cut(data, 200)), weights=weights).fit()

@@ -420,7 +420,7 @@ def test_a_tail_too_large_is_refused(monkeypatch):
     ("kind", "theta"),
     [
         ("crossed", 1e2), ("crossed", 1e5), ("nested", 1e2), ("nested", 2e5), ("many nested", 1e5),
-        ("many nested", 1e25),
+        ("many nested", 2e8), ("many nested", 1e25),
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("reml", [True, False])

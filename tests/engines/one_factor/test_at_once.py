@@ -98,3 +98,12 @@ def test_what_needs_a_second_look_is_left_to_the_steps(rng, spoil):
     assert conditioning._at_once(rows, one_block(1, "full")) is not None
     spoil(X, y)
     assert conditioning._at_once(rows, one_block(1, "full")) is None
+
+
+@pytest.mark.parametrize(("apart", "taken"), [(1.0, True), (1e-6, False)])
+def test_columns_of_z_that_nearly_agree_are_left_to_the_steps(rng, apart, taken):
+    n = 3000
+    t = rng.normal(size=n)
+    Z = np.column_stack([np.ones(n), t, t + apart * rng.normal(size=n)])
+    rows = Rows(np.ones((n, 1)), rng.normal(size=n), Z, np.repeat(np.arange(n // 10), 10), 0, n // 10, None, None)
+    assert (conditioning._at_once(rows, one_block(3, "full")) is not None) is taken
