@@ -169,6 +169,33 @@ def test_what_vanishes_is_named_of_any_structure(seed, residual, said):
     assert further.criterion < fit.criterion
 
 
+@pytest.mark.parametrize(
+    "seed, residual, effects, said",
+    [
+        (33, "toeph", "(1 | id)", "combinations of v 0, 1, 2 and 3 have no variance left in the 7 subjects"),
+        (30, "csh", "(1 | id)", "combinations of v 0, 1, 2 and 3 have no variance left in the 3 subjects"),
+        (32, "adh", "(x | id)", "combinations of v 0, 1 and 2 have no variance left in the 7 subjects"),
+        (34, "adh", "(1 | site)", "combinations of v 0, 2 and 3 have no variance left in the 3 subjects"),
+        (25, "us", "(1 | site)", "combinations of v 0, 1 and 2 have no variance left in the 5 subjects"),
+        (36, "toeph", "(1 | id)", "no variance left in the 4 subjects"),
+    ],
+)
+def test_what_vanishes_beside_random_effects_is_named(seed, residual, effects, said):
+    rng = np.random.default_rng(seed)
+    n = int(rng.integers(3, 8))
+    i, v = np.indices((n, 4)).reshape(2, -1)
+    data = pd.DataFrame({"id": i, "v": v, "x": rng.normal(size=4 * n), "arm": i % 2, "site": i // 2})
+    data["y"] = rng.normal(size=n)[i] + rng.normal(size=4 * n)
+    data = data[rng.random(4 * n) < 0.8]
+    fit = flc.lmm(f"y ~ C(v) + x + arm + {effects}", data, residual=f"{residual}(v | id)").fit()
+    assert not fit.converged and "the likelihood has no maximum: " in fit.message and said in fit.message
+    # by dense algebra: a parameter that is further off lowers the criterion where the others are as they were
+    G = next(iter(fit.G.values())) / fit.sigma2
+    far = fit.phi.copy()
+    far[np.argmax(np.abs(far))] *= 1.1
+    assert dense.criterion(fit.model, far, True, G) < dense.criterion(fit.model, fit.phi, True, G)
+
+
 def test_a_variance_that_vanishes_at_a_finite_limit_is_certified():
     # no more subjects have all visits than X has combinations of them
     fit = flc.lmm("FEV1 ~ RACE + SEX + ARMCD * AVISIT", flc.datasets.load("fev")[:50], residual="us(AVISIT | USUBJID)")

@@ -147,11 +147,11 @@ def _settled(
         value, gradient, hessian = _evaluated(engine, x)
         decrement, lowest = decrement_of(gradient, hessian) if len(x) else (0.0, 1.0)
     unbounded = ""
-    if ended is not None and not (ended.success and decrement <= CERTIFIED) and not n_theta:
+    if ended is not None and not (ended.success and decrement <= CERTIFIED):
         unbounded = without_maximum(engine, problem, x)
-        near = (
-            None if unbounded or method != "newton" or "maxiter" in options else followed(engine, problem, x, options)
-        )
+        near = None
+        if not unbounded and not n_theta and method == "newton" and "maxiter" not in options:
+            near = followed(engine, problem, x, options)
         if near is not None:
             x, ended, unbounded = near.phi, near.ended, near.unbounded
             value, gradient, hessian = _evaluated(engine, x)

@@ -7,6 +7,9 @@ combinations c'X_i, of rank r.  -2 log(REML) changes by 2 (N - r) log(s) plus th
 c'y_i, over s^2 (ML: 2 N log(s)).  With N > r and combinations that X reproduces it falls without bound: the likelihood
 has no maximum.  With N = r it has a limit, which is as low as it gets on a boundary.  Of other structures several
 combinations lose their variance together, where one parameter runs into its limit; the N - r are added up.
+
+Random effects that vary reproduce what they reach of the c'y_i: N loses the rank of the c'Z_i, by levels, and r is what
+X adds to it.
 """
 
 from __future__ import annotations
@@ -16,8 +19,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from ..covariance.residual.relative import Relative
+from ..engines.residual.criterion import StructuredCriterion, structured_engine
 from ..engines.residual.visits import VisitCriterion
-from ..support.types import Array
+from ..support.types import Array, Index
 from .optimize import CERTIFIED, Ended, decrement_of, run_once
 
 if TYPE_CHECKING:
@@ -39,6 +43,9 @@ SMALL, GAP = 0.03, 0.1
 
 FALLS = 0.9
 """Share of the slope 2 (N - r) in log(s) from which nothing but N - r is left of it."""
+
+LARGEST = 30_000_000
+"""Numbers in the combinations of columns of Z, by levels, up to which their rank is asked for."""
 
 DEPENDENT = 1e-8
 """Singular value of the c'X_i, relative to the largest, that adds nothing to their rank."""
@@ -95,20 +102,21 @@ def followed(engine: Engine, problem: ResidualProblem, phi: Array, options: dict
     return found
 
 
-def without_maximum(engine: Engine, problem: ResidualProblem, phi: Array) -> str:
+def without_maximum(engine: Engine, problem: ResidualProblem, x: Array) -> str:
     """What has no variance left where the likelihood has no maximum; empty elsewhere.
 
     Parameters
     ----------
     engine : Engine
     problem : ResidualProblem
-    phi : (k,) array
+    x : (k,) array
+        (theta, phi).
     """
-    if not isinstance(engine, VisitCriterion) or not np.isfinite(engine.evaluate(phi, 1)[0]):
+    criterion, part = structured_engine(engine), problem.residual
+    if not part.at_visits or not np.isfinite(criterion.evaluate(x, 1)[0]):
         return ""
-    criterion, part = engine, problem.residual
-    if part.name != "us":
-        return _of_structure(criterion, problem, phi)
+    if part.name != "us" or not isinstance(criterion, VisitCriterion):
+        return _of_structure(criterion, problem, x)
     for g, root in enumerate(criterion.roots):
         length = np.sqrt(np.einsum("ij,ij->i", root, root))
         left, sizes, right = np.linalg.svd(root / length[:, None])
@@ -116,27 +124,33 @@ def without_maximum(engine: Engine, problem: ResidualProblem, phi: Array) -> str
         slope = 2.0 * np.einsum("ia,ab,ib->i", right[small], criterion.slopes[g], right[small])
         for count in range(1, len(small) + 1):
             own = small[:count]
-            told = _told(problem, g, left[:, own], length, 10.0 * float(sizes[own].max()), engine.reml)
+            told = _told(problem, None, criterion.reml, g, left[:, own], length, 10.0 * float(sizes[own].max()))
             if told.gain > 0 and slope[:count].sum() > FALLS * 2.0 * told.gain:
                 return _named(part, g, told, count)
     return ""
 
 
-def _of_structure(criterion: VisitCriterion, problem: ResidualProblem, phi: Array) -> str:
+def _of_structure(criterion: StructuredCriterion, problem: ResidualProblem, x: Array) -> str:
     """The same of any structure: what vanishes where the criterion falls as N - r says that it does.
 
     Parameters
     ----------
-    criterion : VisitCriterion
+    criterion : StructuredCriterion
         After an evaluation of order 1.
     problem : ResidualProblem
-    phi : (k,) array
+    x : (k,) array
+        (theta, phi).
     """
-    part = problem.residual
+    part, structure = problem.residual, problem.structure
+    phi = x[structure.n_parameters :]
+    factor = structure.factor(x[: structure.n_parameters]) if structure.q else None
     gradient = criterion.first_directions()
+    gradient = gradient[len(gradient) - len(phi) :]
     rest = problem.xy[:, -1]
-    for (g, places), jacobian in zip(criterion.places, criterion.jacobians, strict=True):
-        own, mine = part.strata[g], part.stratum == g
+    for g, own in enumerate(part.strata):
+        mine = part.stratum == g
+        places = np.unique(part.where[mine])
+        jacobian = own.jacobian(phi, places)
         far = own.start + int(np.argmax(np.abs(phi[own.start : own.stop])))
         at = np.searchsorted(places, part.where[mine])
         squares = np.bincount(at, rest[mine] ** 2, len(places)) / np.bincount(at, minlength=len(places))
@@ -152,7 +166,7 @@ def _of_structure(criterion: VisitCriterion, problem: ResidualProblem, phi: Arra
                 shrinks = (turned[:, :count] / (2.0 * values[:count])).mean(axis=1)
                 # along the parameter that has run away: the others keep the combination where it vanishes
                 slope = gradient[far] / shrinks[far - own.start]
-            told = _told(problem, g, vectors[:, :count], length, 10.0 * SMALL, criterion.reml)
+            told = _told(problem, factor, criterion.reml, g, vectors[:, :count], length, 10.0 * SMALL)
             if told.gain > 0 and slope > FALLS * 2.0 * told.gain:
                 return _named(part, g, told, count)
     return ""
@@ -166,12 +180,17 @@ class _Told(NamedTuple):
     subjects: int
 
 
-def _told(problem: ResidualProblem, g: int, combinations: Array, length: Array, zero: float, reml: bool) -> _Told:
+def _told(
+    problem: ResidualProblem, factor: Array | None, reml: bool, g: int, combinations: Array, length: Array, zero: float
+) -> _Told:
     """What the subjects of a stratum tell of combinations of standardised visits whose variance vanishes.
 
     Parameters
     ----------
     problem : ResidualProblem
+    factor : (q, q) array or None
+        Lambda; None where there are no random effects.
+    reml : bool
     g : int
         Stratum.
     combinations : (m, d) array
@@ -179,10 +198,9 @@ def _told(problem: ResidualProblem, g: int, combinations: Array, length: Array, 
         Standard deviations of the visits.
     zero : float
         Weight of a visit that counts for none.
-    reml : bool
     """
-    part, rows_of = problem.residual, problem.xy
-    gain, subjects, visits = 0, 0, np.zeros(len(length), dtype=bool)
+    part, xy = problem.residual, problem.xy[:, :-1]
+    subjects, visits = 0, np.zeros(len(length), dtype=bool)
     rows: list[Array] = []
     for own, where, members in part.alike():
         if own is not part.strata[g]:
@@ -192,16 +210,54 @@ def _told(problem: ResidualProblem, g: int, combinations: Array, length: Array, 
         weights = combinations @ turned[int((sizes > zero).sum()) :].T
         if not weights.shape[1]:
             continue
-        gain += len(members) * weights.shape[1]
         subjects += len(members)
         visits |= (np.abs(weights) > zero).any(axis=1)
-        rows.append(np.einsum("vd,ivk->idk", weights[where] / length[where, None], rows_of[members, :-1]).reshape(
-            -1, rows_of.shape[1] - 1
-        ))  # fmt: skip
-    if reml and rows:
-        values = np.linalg.svd(np.concatenate(rows), compute_uv=False)
-        gain -= int((values > DEPENDENT * np.abs(rows_of[:, :-1]).max() / length.min()).sum())
+        inner = weights[where] / length[where, None]
+        if sum(len(block) for block in rows) + len(members) * inner.shape[1] > LARGEST // max(1, sum(problem.n_levels)):
+            return _Told(0, [], 0)
+        reached = np.zeros((len(members) * inner.shape[1], 0))
+        if factor is not None:
+            reached = _reached(problem, factor, members, inner)
+        if reml:
+            fixed = np.einsum("vd,ivk->idk", inner, xy[members]).reshape(len(reached), -1)
+            reached = np.concatenate([reached, fixed], axis=1)
+        rows.append(reached)
+    gain, size = sum(len(block) for block in rows), np.abs(xy).max(initial=0.0) / length.min()
+    if rows and rows[0].shape[1]:
+        gain -= int((np.linalg.svd(np.concatenate(rows), compute_uv=False) > DEPENDENT * size).sum())
     return _Told(gain, np.flatnonzero(visits).tolist(), subjects)
+
+
+def _reached(problem: ResidualProblem, factor: Array, members: Index, inner: Array) -> Array:
+    """What the random effects reach of combinations of the rows of subjects: c'Z_i by levels.
+
+    Parameters
+    ----------
+    problem : ResidualProblem
+    factor : (q, q) array
+        Lambda.
+    members : (c, s) array
+        Rows of subjects.
+    inner : (s, d) array
+
+    Returns
+    -------
+    (c d, all levels times effects) array
+        Of the size of the columns of X.
+    """
+    count, d = len(members), inner.shape[1]
+    blocks = [np.zeros((count * d, 0))]
+    for codes, m, span in zip(problem.codes, problem.n_levels, problem.spans, strict=False):
+        left, sizes, _ = np.linalg.svd(factor[span, span])
+        Z = problem.Z[:, span] @ left[:, sizes > DEPENDENT * sizes.max(initial=1.0)]
+        Z *= np.abs(problem.xy[:, :-1]).max(initial=1.0) / np.abs(Z).max(axis=0)
+        block = np.zeros((count, d, m, Z.shape[1]))
+        own = np.arange(count)
+        for v, rows in enumerate(members.T):
+            for j in range(d):
+                block[own, j, codes[rows]] += inner[v, j] * Z[rows]
+        blocks.append(block.reshape(count * d, -1))
+    return np.concatenate(blocks, axis=1)
 
 
 def _named(part: ResidualPart, g: int, told: _Told, count: int) -> str:
