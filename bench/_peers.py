@@ -37,10 +37,13 @@ def _mixedlm(formula: str, frame: pd.DataFrame) -> Case:
 # ----------------------------------------------------------------------------------------------------- from arrays
 
 
-def fastlmm_arrays(data: Arrays, name: str = "fastlmm_core") -> Case:
+def fastlmm_arrays(data: Arrays, name: str = "fastlmm_core", n_jobs: int = 1) -> Case:
     import fastlmm_core as flc
 
-    return Case(name, lambda: flc.LinearMixedModel(data.y, data.x, data.z, data.codes).fit(reml=True), answer_of)
+    def fit() -> object:
+        return flc.LinearMixedModel(data.y, data.x, data.z, data.codes, n_jobs=n_jobs).fit(reml=True, n_jobs=n_jobs)
+
+    return Case(name, fit, answer_of)
 
 
 def array_peers(data: Arrays, skip: tuple[str, ...] = ()) -> tuple[list[Case], list[str]]:

@@ -1,4 +1,5 @@
 # Types shared by the lane kernels and their callers.
+from libc.stdint cimport int64_t
 from fastlmm_core.lanes.deletions cimport refit_t
 from fastlmm_core.small.arena cimport Arena, take
 from fastlmm_core.small.chain cimport Chain, Gls
@@ -26,6 +27,13 @@ cdef inline Shape make_shape(Py_ssize_t q, Py_ssize_t k) noexcept nogil:
     shape.stride = shape.n_a + shape.n_c + 1
     return shape
 
+cdef extern from *:
+    """
+    /* two factors are one pattern when all entries agree to this many units of the largest */
+    #define SAME 1e-13
+    """
+    double SAME
+
 # Cross-products of groups, and the columns to which they are rotated.
 cdef struct RawGroups:
     Py_ssize_t n_groups
@@ -48,7 +56,9 @@ cdef struct Sums:
     double* store           # (n_blocks, n_a + q k, LANES) N_i and E_i for the second sweep; NULL where not wanted
     double* root            # (n_blocks, q k, LANES) D_i, where BLAS takes their products; NULL where not wanted
 
+ctypedef void (*find_range_t)(const int64_t*, Py_ssize_t, int64_t*, int64_t*) noexcept nogil
 ctypedef void (*factor_t)(const Shape*, const RawGroups*, double*, double*, double*) noexcept nogil
+ctypedef bint (*factor_alike_t)(const Shape*, const RawGroups*, double*, double*, double*) noexcept nogil
 ctypedef double (*moments_t)(const PackedGroups*, const double*, const Sums*, double*) noexcept nogil
 ctypedef void (*curvature_t)(
     const PackedGroups*, Py_ssize_t, const double*, const double*, double*, double*) noexcept nogil
@@ -389,7 +399,9 @@ ctypedef void (*series_along_t)(const SeriesWork*, const double*, double*) noexc
 # What a variant of the lane kernels offers.  `kernels()` of its module gives the address in a capsule of this name.
 cdef struct LaneKernels:
     Py_ssize_t lanes
+    find_range_t find_range
     factor_t factor
+    factor_alike_t factor_alike
     moments_t moments
     curvature_t curvature
     effects_t effects

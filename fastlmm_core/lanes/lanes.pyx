@@ -27,11 +27,12 @@ constant sizes, which modules of their own, or declarations shared between them,
 """
 from cpython.pycapsule cimport PyCapsule_New
 from libc.math cimport INFINITY, M_LN2, M_PI, fabs, isfinite, log, sqrt
+from libc.stdint cimport int64_t
 from libc.string cimport memset
 
 from fastlmm_core.lanes.deletions cimport DEFICIENT, FAR, FOUND, OPEN, TILE, DeletionWork, Deletions
 from fastlmm_core.lanes.kernels cimport (
-    PROBLEM_SIZE, Batch, ChainColumns, ChainStage, ChainSums, DesignMoments, FactorDesign, FactorScreen, LaneKernels, Outcome, OwnGroups, PackedGroups,
+    PROBLEM_SIZE, SAME, Batch, ChainColumns, ChainStage, ChainSums, DesignMoments, FactorDesign, FactorScreen, LaneKernels, Outcome, OwnGroups, PackedGroups,
     ProblemSums, Profile, RawGroups, Screen, SeriesSums, SeriesWork, Shape, SharedScreen, Sums, lane_kernels_name, lay_profile, vec, vecu)
 from fastlmm_core.small.arena cimport Arena, take
 from fastlmm_core.small.chain cimport Chain, Gls
@@ -51,6 +52,20 @@ cdef extern from "vector.h":
 
 cdef LaneKernels offered
 offered.lanes = LANES
+
+
+cdef void find_range(const int64_t* values, Py_ssize_t n, int64_t* low, int64_t* high) noexcept nogil:
+    """Smallest and largest of n whole numbers, n > 0."""
+    cdef int64_t small = values[0], large = values[0]
+    cdef Py_ssize_t i
+    for i in range(n):
+        small = values[i] if values[i] < small else small
+        large = values[i] if values[i] > large else large
+    low[0] = small
+    high[0] = large
+
+
+offered.find_range = &find_range
 
 
 cdef inline vec eliminate(Py_ssize_t q, vecu* W, Py_ssize_t n, vecu* Y, Py_ssize_t k, vecu* D, vecu* inverse
@@ -188,11 +203,44 @@ cdef inline void add_outers(Py_ssize_t n, Py_ssize_t count, Py_ssize_t stride, c
         count = count - some
 
 
+cdef enum:
+    SHORT_LINE = 32
+
+
+cdef inline void transpose_groups(Py_ssize_t q, Py_ssize_t k, const RawGroups* groups, Py_ssize_t block, vecu* full,
+                                  vecu* C, vecu* count) noexcept nogil:
+    """`read_groups` of a block without padding, a register at a time; lines of LANES to SHORT_LINE numbers."""
+    cdef Py_ssize_t line = q * (q + 1) // 2 + q * k + 1, lane, at = 0, a, b, j, pos = 0
+    cdef double tile[SHORT_LINE * 8]
+    cdef double nothing[8]
+    cdef const double* rows[8]
+    cdef const vecu* turned = <const vecu*> &tile[0]
+    for lane in range(LANES):
+        rows[lane] = groups.raw + (block * LANES + lane) * line
+        nothing[lane] = 0.0
+    while at < line:
+        # the last tile overlaps the one before it
+        at = min(at, line - LANES)
+        vec_transpose(rows, at, nothing, &tile[at * LANES])
+        at = at + LANES
+    for a in range(q):
+        for b in range(a + 1):
+            full[a * q + b] = turned[pos]
+            full[b * q + a] = turned[pos]
+            pos = pos + 1
+    for j in range(q * k):
+        C[j] = turned[pos + j]
+    count[0] = VEC_SET(1.0)
+
+
 cdef inline void read_groups(Py_ssize_t q, Py_ssize_t k, const RawGroups* groups, Py_ssize_t block, double* full,
                              double* C, double* count) noexcept nogil:
     """A (both triangles), C and the count of the groups of a block, lane by lane; zeros in the padding."""
     cdef Py_ssize_t line = q * (q + 1) // 2 + q * k + 1, lane, g, a, b, j, pos
     cdef const double* source
+    if LANES <= line <= SHORT_LINE and (block + 1) * LANES <= groups.n_groups:
+        transpose_groups(q, k, groups, block, <vecu*> full, <vecu*> C, <vecu*> count)
+        return
     for lane in range(LANES):
         g = block * LANES + lane
         if g < groups.n_groups:
@@ -294,6 +342,61 @@ cdef inline void factor_of(Py_ssize_t q, Py_ssize_t k, const RawGroups* groups, 
             add_crossed(q, k, R + n_a, acc)
     for pos in range(n_h if within != NULL else 0):
         within[pos] += vec_sum(acc + pos)
+
+
+cdef inline bint of_pattern(Py_ssize_t n_a, Py_ssize_t n_groups, const double* pattern, const double* R) noexcept nogil:
+    """Whether R of the first groups of a block is the pattern, by rounding; NaN never is."""
+    cdef Py_ssize_t j, lane
+    cdef double size = 0.0, t
+    cdef int others = 0
+    for j in range(n_a):
+        size = max(size, fabs(pattern[j]))
+    size = size * SAME
+    for j in range(n_a):
+        for lane in range(n_groups):
+            t = R[j * LANES + lane] - pattern[j]
+            others |= not fabs(t) <= size
+    return others == 0
+
+
+cdef inline bint factor_alike_of(Py_ssize_t q, Py_ssize_t k, const RawGroups* groups, double* pattern, double* gram,
+                                 double* scratch) noexcept nogil:
+    cdef Py_ssize_t n_a = q * (q + 1) // 2, n_c = q * k, block, pos, n_blocks = (groups.n_groups + LANES - 1) // LANES
+    cdef vecu* full = <vecu*> scratch
+    cdef vecu* C = full + q * q
+    cdef vecu* bound = C + n_c
+    cdef vecu* size = bound + q
+    cdef vecu* R = size + q
+    cdef vecu* acc = R + n_a + n_c + 1
+    for pos in range(n_c * (n_c + 1) // 2):
+        acc[pos] = VEC_SET(0.0)
+    for block in range(n_blocks):
+        read_groups(q, k, groups, block, <double*> full, <double*> C, <double*> (R + n_a + n_c))
+        rotate_groups(q, k, groups.Tz, groups.Tx, full, C, bound, size)
+        take_root(q, k, bound, full, C, R, R + n_a)
+        if block == 0 and pattern[0] < 0.0:
+            for pos in range(n_a):
+                pattern[pos] = (<double*> (R + pos))[0]
+        if not of_pattern(n_a, min(LANES, groups.n_groups - block * LANES), pattern, <double*> R):
+            return False
+        add_outer(n_c, R + n_a, acc)
+    for pos in range(n_c * (n_c + 1) // 2):
+        gram[pos] = vec_sum(acc + pos)
+    return True
+
+
+cdef bint factor_alike(const Shape* shape, const RawGroups* groups, double* pattern, double* gram, double* scratch
+                       ) noexcept nogil:
+    """What `factor` gives of groups that all have one R: that, and sum vec(c) vec(c)' (packed lower triangle).
+
+    False where some group has another R.  pattern (n_a,) is given, or that of the first group where it is negative.
+    scratch: LANES (q^2 + 2 q k + 2 q + n_a + 1 + q k (q k + 1) / 2) doubles.
+    """
+    if shape.q == 1 and shape.k == 3:
+        return factor_alike_of(1, 3, groups, pattern, gram, scratch)
+    if shape.q == 2 and shape.k == 3:
+        return factor_alike_of(2, 3, groups, pattern, gram, scratch)
+    return factor_alike_of(shape.q, shape.k, groups, pattern, gram, scratch)
 
 
 cdef void factor(const Shape* shape, const RawGroups* groups, double* packed, double* within, double* scratch
@@ -579,6 +682,7 @@ cdef void effects(const PackedGroups* groups, const double* factor, const double
 
 
 offered.factor = &factor
+offered.factor_alike = &factor_alike
 offered.moments = &moments
 offered.curvature = &curvature
 offered.effects = &effects

@@ -68,8 +68,8 @@ cdef void lay_conditioned(Py_ssize_t p, Py_ssize_t q, Py_ssize_t m, Conditioned*
     c.z_scale = take(arena, 2 * q)
     c.beta0 = take(arena, p)
     c.raw = take(arena, m * line_length(p, q))
-    c.S = take(arena, n_s)
-    c.gram = take(arena, n_a)
+    c.S = take(arena, n_s + n_a)
+    c.gram = c.S + n_s
     c.T = take(arena, p * p)
     c.Tx = take(arena, k * k)
     c.Tz = take(arena, q * q)
@@ -78,7 +78,7 @@ cdef void lay_conditioned(Py_ssize_t p, Py_ssize_t q, Py_ssize_t m, Conditioned*
     c.beta = take(arena, p)
     c.base = take(arena, p)
     c.left_out = <int*> take(arena, p)
-    c.work = take(arena, max(k + q + line_length(p, q) + n_s + n_a, max(2 * p * p + p, 3 * q * q)))
+    c.work = take(arena, max(work_size(p, q), max(2 * p * p + p, 3 * q * q)))
 
 
 cdef void probe(const double* column, Py_ssize_t n, Py_ssize_t row, double* mean_out, double* deviation, bint* constant
@@ -223,17 +223,16 @@ cdef bint sum_problem(const ProblemRows* rows, Conditioned* c, Py_ssize_t x_cons
     d.x_constant, d.z_constant = x_constant, z_constant
     d.x_value = rows.X[x_constant * rows.x_column] if x_constant >= 0 else 0.0
     d.z_value = rows.Z[z_constant * rows.z_column] if z_constant >= 0 else 0.0
+    d.y_value = rows.y[0]
     d.raw, d.S, d.work = c.raw, c.S, c.work
+    whole(&d)
     memset(c.raw, 0, rows.m * line_length(p, q) * sizeof(double))
-    memset(c.S, 0, k * (k + 1) // 2 * sizeof(double))
-    flags = sum_rows(&d, rows.m, c.gram)
+    memset(c.S, 0, (k * (k + 1) // 2 + q * (q + 1) // 2) * sizeof(double))
+    flags = add_pass(&d, False)
     if flags != 2:
         return False
-    for i in range(k * (k + 1) // 2):
+    for i in range(k * (k + 1) // 2 + q * (q + 1) // 2):
         if not isfinite(c.S[i]):
-            return False
-    for i in range(q * (q + 1) // 2):
-        if not isfinite(c.gram[i]):
             return False
     return True
 

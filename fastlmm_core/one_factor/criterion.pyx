@@ -6,7 +6,8 @@ are joined, with the sums of all groups in every lane.
 """
 from cpython.pycapsule cimport PyCapsule_GetPointer
 from libc.math cimport isfinite
-from libc.stdlib cimport calloc, free
+from libc.stdint cimport uintptr_t
+from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcpy, memset
 
 from functools import lru_cache
@@ -14,14 +15,17 @@ from functools import lru_cache
 import numpy as np
 
 from fastlmm_core.kernels._matrices import MANY
+from fastlmm_core.kernels._patterns import stand_for
 from fastlmm_core.kernels._whiten import solve_groups
 
 from fastlmm_core.kernels._matrices cimport place, raise_floor
 from fastlmm_core.kernels._newton cimport Objective, square, vector
 from fastlmm_core.lanes.kernels cimport (
     LaneKernels, PackedGroups, Profile, RawGroups, Shape, Sums, lane_kernels_name, lay_profile, make_shape)
-from fastlmm_core.small.arena cimport Arena, furnish, take
+from fastlmm_core.small.arena cimport CACHE_LINE, Arena, furnish, take
 from fastlmm_core.small.chain cimport chain_factor
+
+include "parts.pxi"
 
 
 def use_kernels(table):
@@ -35,7 +39,8 @@ def lanes():
     return kernels.lanes
 
 
-def factor_groups(const double[:, ::1] raw, const double[:, ::1] z_transform, const double[:, ::1] xy_transform):
+def factor_groups(const double[:, ::1] raw, const double[:, ::1] z_transform, const double[:, ::1] xy_transform,
+                  Py_ssize_t jobs=1):
     """Rotate and factor the cross-products of groups.
 
     Parameters
@@ -43,6 +48,8 @@ def factor_groups(const double[:, ::1] raw, const double[:, ::1] z_transform, co
     raw : (m, K) array
         As returned by ``accumulate``.
     z_transform, xy_transform : upper triangular (q, q) and (p+1, p+1) arrays
+    jobs : int
+        Threads at most.
 
     Returns
     -------
@@ -56,21 +63,66 @@ def factor_groups(const double[:, ::1] raw, const double[:, ::1] z_transform, co
     cdef bint many = k >= MANY
     out = np.empty((n_blocks, shape.stride, kernels.lanes))
     between = np.zeros(n_h)
-    scratch = np.empty((shape.q * shape.q + shape.n_c + 2 * shape.q + (0 if many else n_h)) * kernels.lanes)
+    cdef Workshop shop = Workshop(jobs, 0, NULL)
+    cdef Sweep sweep
     lines = turned_lines(raw, xy_transform, shape.n_a) if many else raw
     cdef const double[:, ::1] given = lines
     cdef double[:, :, ::1] packed = out
-    cdef double[::1] b = between, s = scratch
+    cdef double[::1] b = between
     cdef RawGroups groups = RawGroups(m, &given[0, 0], &z_transform[0, 0], &xy_transform[0, 0])
-    cdef double* total = &b[0]
     if many:
-        groups.Tx, total = NULL, NULL
+        groups.Tx = NULL
+    sweep.shape, sweep.raw = &shape, &groups
+    if equip(&shop, &sweep, n_blocks, n_h, (shape.q * shape.q + shape.n_c + 2 * shape.q + n_h) * kernels.lanes) < 0:
+        raise MemoryError()
     with nogil:
-        kernels.factor(&shape, &groups, &packed[0, 0, 0], total, &s[0])
+        factor_parts(&sweep, &packed[0, 0, 0], &b[0], 0 if many else n_h, jobs)
+        free(shop.memory)
     if many:
         c = out[:, shape.n_a:-1].reshape(n_blocks, shape.q, k, -1).transpose(2, 0, 1, 3).reshape(k, -1)
         between = (c @ c.T)[np.tril_indices(k)]
     return out, between
+
+
+def factor_alike(const double[:, ::1] raw, const double[:, ::1] z_transform, const double[:, ::1] xy_transform,
+                 Py_ssize_t jobs=1):
+    """`factor_groups` and `compress` of groups that all have the same Z_i'Z_i, in one go.
+
+    Parameters
+    ----------
+    raw, z_transform, xy_transform, jobs
+        As for `factor_groups`.
+
+    Returns
+    -------
+    packed : (blocks, K, lanes) array
+        As `compress` gives it.
+    between : ((p+1)(p+2)/2,) array
+
+    None where groups differ, or are too few.
+    """
+    cdef Shape shape = make_shape(z_transform.shape[0], xy_transform.shape[0])
+    cdef Py_ssize_t m = raw.shape[0], q = shape.q, k = shape.k, n_c = shape.n_c, n_g = n_c * (n_c + 1) // 2
+    cdef Py_ssize_t n_blocks = (m + kernels.lanes - 1) // kernels.lanes
+    cdef RawGroups groups = RawGroups(m, &raw[0, 0], &z_transform[0, 0], &xy_transform[0, 0])
+    cdef Workshop shop = Workshop(jobs, 0, NULL)
+    cdef Sweep sweep
+    cdef bint alike
+    if k >= MANY or (n_c + kernels.lanes - 1) // kernels.lanes >= n_blocks:
+        return None
+    pattern, gram = np.empty(shape.n_a), np.empty(n_g)
+    cdef double[::1] pattern_view = pattern, gram_view = gram
+    sweep.shape, sweep.raw = &shape, &groups
+    if equip(&shop, &sweep, n_blocks, n_g, (q * q + 2 * n_c + 2 * q + shape.n_a + 1 + n_g) * kernels.lanes) < 0:
+        raise MemoryError()
+    with nogil:
+        alike = alike_parts(&sweep, &pattern_view[0], &gram_view[0], n_g, jobs)
+        free(shop.memory)
+    if not alike:
+        return None
+    own = gram[unpacking(n_c)].reshape(q, k, q, k)
+    between = np.einsum("aiaj->ij", own)[np.tril_indices(k)]
+    return stand_for(pattern, gram, m, q, k, kernels.lanes), between
 
 
 cdef object turned_lines(raw, xy_transform, Py_ssize_t n_a):
@@ -211,6 +263,7 @@ cdef class ClusterCriterion(Objective):
     cdef double* scratch
     cdef double* store_buffer
     cdef double* store
+    cdef Workshop shop
     cdef double* last        # the last point, its highest derivative and kind
     cdef int last_order
     cdef bint last_reml
@@ -228,6 +281,7 @@ cdef class ClusterCriterion(Objective):
         self.owner_packed = packed
         self.groups = PackedGroups(self.shape, len(packed), uniform, <const double*> place(packed))
         self.last_order = -1
+        self.shop = Workshop(1, 0, NULL)
         self.row = <Py_ssize_t*> calloc(2 * n_par, sizeof(Py_ssize_t))
         self.lay(&arena)
         self.buffer = furnish(&arena)
@@ -257,7 +311,7 @@ cdef class ClusterCriterion(Objective):
         self.last = take(arena, self.n_par)
         self.grad_ = take(arena, self.n_par)
         self.hess_ = take(arena, self.n_par * self.n_par)
-        self.scratch = take(arena, kernels.lanes * (3 * q * q + 2 * n_c + 2 * n_a + n_a * n_a + n_h + n_g))
+        self.scratch = take(arena, self.n_scratch())
         self.f.chain.q = q
         self.f.chain.n_par = self.n_par
         self.f.gls.k = k
@@ -267,15 +321,38 @@ cdef class ClusterCriterion(Objective):
         free(self.row)
         free(self.buffer)
         free(self.store_buffer)
+        free(self.shop.memory)
+
+    @property
+    def jobs(self):
+        """Threads at most; the numbers do not depend on them."""
+        return self.shop.jobs
+
+    @jobs.setter
+    def jobs(self, Py_ssize_t jobs):
+        self.shop.jobs = jobs
+
+    cdef Py_ssize_t n_scratch(self) noexcept nogil:
+        cdef Py_ssize_t q = self.q, k = self.k, n_a = self.shape.n_a, n_c = self.shape.n_c
+        return kernels.lanes * (
+            3 * q * q + 2 * n_c + 2 * n_a + n_a * n_a + k * (k + 1) // 2 + n_c * (n_c + 1) // 2)
+
+    cdef int provide(self, Sweep* sweep) noexcept nogil:
+        """Room for sweeps in parts, where there are several."""
+        cdef Py_ssize_t n_a = self.shape.n_a, k = self.k, n_c = self.shape.n_c
+        cdef Py_ssize_t most = max(1 + n_a + k * (k + 1) // 2 + n_c * (n_c + 1) // 2, n_a * n_a)
+        if self.groups.n_blocks <= PART:
+            return 0
+        return equip(&self.shop, sweep, self.groups.n_blocks, most, self.n_scratch())
 
     cdef int evaluate_(self, const double* x, int order) noexcept nogil:
         cdef Py_ssize_t q = self.q, k = self.k, p = k - 1, n_h = k * (k + 1) // 2, n_a = self.shape.n_a, i
         cdef Py_ssize_t n_c = self.shape.n_c
         cdef double logdet, nu
         cdef Sums sums
+        cdef Sweep sweep
         cdef bint same = self.last_order >= order and self.last_reml == self.reml
         cdef Profile* f = &self.f
-        cdef Arena arena = Arena(NULL, 0)
         for i in range(self.n_par):
             same = same and x[i] == self.last[i]
         if same:
@@ -283,11 +360,14 @@ cdef class ClusterCriterion(Objective):
         self.n_evaluations += 1
         self.last_order = -1
         if order >= 2 and self.store == NULL:
-            take(&arena, self.groups.n_blocks * (n_a + n_c) * kernels.lanes)
-            self.store_buffer = furnish(&arena)
+            # written before it is read: nothing to set to zero
+            self.store_buffer = <double*> malloc(
+                (self.groups.n_blocks * (n_a + n_c) * kernels.lanes + CACHE_LINE) * sizeof(double))
             if self.store_buffer == NULL:
                 return -1
-            self.store = arena.base
+            self.store = <double*> ((<uintptr_t> self.store_buffer + 63) & ~(<uintptr_t> 63))
+        if self.provide(&sweep) < 0:
+            return -1
         chain_factor(&f.chain, x, self.factor)
         memcpy(self.H, self.within, n_h * sizeof(double))
         sums.sum_n = self.sum_n
@@ -295,7 +375,7 @@ cdef class ClusterCriterion(Objective):
         sums.gram = self.gram if order >= 1 else NULL
         sums.store = self.store if order >= 2 else NULL
         sums.root = NULL
-        logdet = kernels.moments(&self.groups, self.factor, &sums, self.scratch)
+        logdet = sum_moments(&self.groups, self.factor, &sums, self.scratch, &self.shop, &sweep)
         f.gls.reml = self.reml
         nu = <double> (self.n_rows - p if self.reml else self.n_rows)
         spread(&nu, 1, f.gls.nu)
@@ -312,7 +392,8 @@ cdef class ClusterCriterion(Objective):
             return -1
         if order >= 2:
             gather(f.gls.weight, k * k, self.weight)
-            kernels.curvature(&self.groups, 0 if self.reml else p, self.weight, self.store, self.tensor, self.scratch)
+            sum_curvature(&self.groups, 0 if self.reml else p, self.weight, self.store, self.tensor, self.scratch,
+                          &self.shop, &sweep)
             spread(self.tensor, n_a * n_a, f.tensor)
             kernels.profile_second(f, order)
             gather(f.hess, self.n_par * self.n_par, self.hess_)
@@ -491,14 +572,17 @@ cdef class ClusterCriterion(Objective):
         cdef double[:, ::1] out
         counted = np.empty((n_a, n_a))
         out = counted
+        cdef Sweep sweep
+        if self.provide(&sweep) < 0:
+            raise MemoryError()
         with nogil:
-            kernels.curvature(&self.groups, k, &w[0, 0], self.store, &out[0, 0], self.scratch)
+            sum_curvature(&self.groups, k, &w[0, 0], self.store, &out[0, 0], self.scratch, &self.shop, &sweep)
         if weight is None:
             return contracted(-counted, self.q)
         both = np.empty((n_a, n_a))
         out = both
         with nogil:
-            kernels.curvature(&self.groups, 0, &w[0, 0], self.store, &out[0, 0], self.scratch)
+            sum_curvature(&self.groups, 0, &w[0, 0], self.store, &out[0, 0], self.scratch, &self.shop, &sweep)
         return contracted(both - counted, self.q)
 
     def sandwich(self, weight):

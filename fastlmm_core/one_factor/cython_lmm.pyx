@@ -14,7 +14,7 @@ import fastlmm_core.kernels
 
 from fastlmm_core.kernels._criterion cimport kernels
 from fastlmm_core.kernels._matrices cimport Regression, lower, regress, triangle, within_products
-from fastlmm_core.kernels._rows cimport Pass, probe_column, sum_rows
+from fastlmm_core.kernels._rows cimport Pass, add_pass, probe_column, whole, work_size
 from fastlmm_core.lanes.kernels cimport (
     PROBLEM_SIZE, Batch, Outcome, PackedGroups, ProblemSums, Profile, RawGroups, Screen, Shape, Sums, lay_profile,
     make_shape)

@@ -13,7 +13,7 @@ import numpy as np
 
 from fastlmm_core.kernels._criterion cimport kernels
 from fastlmm_core.kernels._matrices cimport Regression, regress, triangle
-from fastlmm_core.kernels._rows cimport Pass, probe_column, sum_rows
+from fastlmm_core.kernels._rows cimport Pass, add_pass, probe_column, whole, work_size
 from fastlmm_core.lanes.kernels cimport PROBLEM_SIZE, Batch, DesignMoments, Outcome, ProblemSums, Screen
 from fastlmm_core.small.arena cimport Arena, furnish, take
 

@@ -6,7 +6,7 @@ rows, the pass over all of them, orthonormal columns, factored groups, the way b
 hundred rows the steps cost more than their arithmetic.
 """
 from cpython.buffer cimport PyBUF_STRIDES, PyBuffer_Release, PyObject_GetBuffer
-from libc.math cimport sqrt
+from libc.math cimport isfinite, sqrt
 from libc.stdint cimport int32_t
 from libc.stdlib cimport free
 from libc.string cimport memcpy, memset
@@ -16,7 +16,7 @@ import numpy as np
 from fastlmm_core.kernels._criterion cimport kernels
 from fastlmm_core.kernels._matrices cimport (
     Regression, drop_exact, map_columns, place, regress, regress_within, triangle, within_products)
-from fastlmm_core.kernels._rows cimport Columns, Pass, Totals, add_pass, complete, find_scales, probe_column
+from fastlmm_core.kernels._rows cimport Columns, Pass, add_pass, find_scales, probe_column, whole, work_size
 from fastlmm_core.lanes.kernels cimport RawGroups, Shape, make_shape
 from fastlmm_core.small.arena cimport Arena, furnish, take
 
@@ -30,7 +30,10 @@ cdef struct Held:
 cdef struct Desk:
     Pass d
     Columns x, z
-    Totals totals
+    Py_ssize_t n_slots, line, n_s
+    double* raw
+    double* S                   # packed S, then Z'Z
+    double* work
     Regression fit
     Py_ssize_t p, q, k, m
     bint narrow                 # codes are int32
@@ -87,13 +90,11 @@ cdef void lay(Desk* desk, Py_ssize_t n_slots, Arena* arena) noexcept nogil:
     """Take the work space of problems with room for `n_slots` groups."""
     cdef Py_ssize_t p = desk.p, q = desk.q, k = desk.k, n_s = k * (k + 1) // 2, n_a = q * (q + 1) // 2, n_c = q * k
     cdef Py_ssize_t line = n_a + n_c + 1
-    cdef Totals* t = &desk.totals
-    t.q, t.n_s, t.line, t.n_groups = q, n_s, line, n_slots
-    t.raw = take(arena, n_slots * line)
-    t.S = take(arena, n_s)
-    t.gram = take(arena, n_a)
-    t.work = take(arena, max(n_s + n_a, 2 * p * p + p))
-    desk.d.work = take(arena, k + q + line + n_s)
+    desk.n_s, desk.line, desk.n_slots = n_s, line, n_slots
+    desk.raw = take(arena, n_slots * line)
+    desk.S = take(arena, n_s + n_a)
+    desk.work = take(arena, 2 * p * p + p)
+    desk.d.work = take(arena, work_size(p, q))
     desk.beta0 = take(arena, p)
     desk.uneven = take(arena, max(p, q))
     desk.L = take(arena, max(k * k + k, 2 * q * q))
@@ -108,9 +109,9 @@ cdef bint sum_up(Desk* desk, Py_ssize_t head, Into* into) noexcept nogil:
     cdef Columns x = Columns(d.X, min(d.n, head), d.p, d.x_row, d.x_column)
     cdef Columns z = Columns(d.Z, x.n, d.q, d.z_row, d.z_column)
     cdef double deviation
-    cdef bint equal, shared
+    cdef bint equal
     cdef int flags
-    cdef Py_ssize_t p = d.p, q = d.q
+    cdef Py_ssize_t p = d.p, q = d.q, i
     d.x_constant = find_scales(&x, x.n, True, True, into.x_scale, desk.uneven)
     if d.Z == d.X and q == p and d.z_row == d.x_row and d.z_column == d.x_column:
         memcpy(into.z_scale, into.x_scale, 2 * p * sizeof(double))
@@ -124,9 +125,14 @@ cdef bint sum_up(Desk* desk, Py_ssize_t head, Into* into) noexcept nogil:
     d.x_transform = d.z_transform = NULL
     d.x_value = d.X[d.x_constant * d.x_column] if d.x_constant >= 0 else 0.0
     d.z_value = d.Z[d.z_constant * d.z_column] if d.z_constant >= 0 else 0.0
-    d.raw, d.S = desk.totals.raw, desk.totals.S
-    flags = add_pass(d, desk.narrow, &shared)
-    return complete(&desk.totals, shared) and flags == 2
+    d.y_value = d.y[0]
+    d.raw, d.S = desk.raw, desk.S
+    whole(d)
+    flags = add_pass(d, desk.narrow)
+    for i in range(desk.n_s + q * (q + 1) // 2):
+        if not isfinite(desk.S[i]):
+            return False
+    return flags == 2
 
 
 cdef bint turn_columns(Desk* desk, double well, double explained, double* to_z) noexcept nogil:
@@ -135,38 +141,37 @@ cdef bint turn_columns(Desk* desk, double well, double explained, double* to_z) 
     cdef double* gram = desk.L
     cdef double margin, root = sqrt(<double> desk.d.n)
     cdef Regression* fit = &desk.fit
-    regress(desk.p, desk.totals.S, desk.beta0, <double> desk.d.n, desk.totals.work, fit)
+    regress(desk.p, desk.S, desk.beta0, <double> desk.d.n, desk.work, fit)
     for i in range(q):
         for j in range(i + 1):
-            gram[i * q + j] = desk.totals.gram[pos]
+            gram[i * q + j] = desk.S[desk.n_s + pos]
             pos += 1
     margin = triangle(q, gram, q, 1, gram + q * q, to_z)
     for i in range(q * q):
         to_z[i] *= root
-    return (fit.margin >= well and margin >= well and fit.rest > explained * desk.totals.S[desk.totals.n_s - 1]
+    return (fit.margin >= well and margin >= well and fit.rest > explained * desk.S[desk.n_s - 1]
             and fit.rest > 1e-30 * fit.total)
 
 
 cdef object present_lines(Desk* desk):
     """Lines of the groups that have rows, and their slots, None for all."""
-    cdef Totals* t = &desk.totals
-    cdef Py_ssize_t g, m = 0
+    cdef Py_ssize_t g, m = 0, line = desk.line
     cdef Py_ssize_t* slot
     cdef double* target
-    for g in range(t.n_groups):
-        m += t.raw[(g + 1) * t.line - 1] != 0.0
+    for g in range(desk.n_slots):
+        m += desk.raw[(g + 1) * line - 1] != 0.0
     desk.m = m
-    raw = empty((m, t.line))
+    raw = empty((m, line))
     target = <double*> place(raw)
-    if m == t.n_groups:
-        memcpy(target, t.raw, m * t.line * sizeof(double))
+    if m == desk.n_slots:
+        memcpy(target, desk.raw, m * line * sizeof(double))
         return raw, None
     present = empty(m, np.intp)
     slot = <Py_ssize_t*> place(present)
-    for g in range(t.n_groups):
-        if t.raw[(g + 1) * t.line - 1] != 0.0:
-            memcpy(target, t.raw + g * t.line, t.line * sizeof(double))
-            target += t.line
+    for g in range(desk.n_slots):
+        if desk.raw[(g + 1) * line - 1] != 0.0:
+            memcpy(target, desk.raw + g * line, line * sizeof(double))
+            target += line
             slot[0] = g
             slot += 1
     return raw, present
@@ -177,9 +182,9 @@ cdef double finish(Desk* desk, const double* raw, double* packed, Into* into) no
     cdef Py_ssize_t p = desk.p, q = desk.q, k = desk.k
     cdef Shape shape = make_shape(q, k)
     cdef RawGroups groups = RawGroups(desk.m, raw, into.to_z, desk.fit.xy)
-    memset(desk.between, 0, desk.totals.n_s * sizeof(double))
+    memset(desk.between, 0, desk.n_s * sizeof(double))
     kernels.factor(&shape, &groups, packed, desk.between, desk.scratch)
-    within_products(k, desk.totals.S, desk.fit.xy, desk.between, desk.half, into.within)
+    within_products(k, desk.S, desk.fit.xy, desk.between, desk.half, into.within)
     map_columns(q, into.z_scale, desk.d.z_constant, into.to_z, into.z_map, NULL, NULL)
     return map_columns(p, into.x_scale, desk.d.x_constant, desk.fit.T, into.x_map, desk.fit.beta, into.base)
 
@@ -232,9 +237,9 @@ def condition_once(rows, limits):
         if not good:
             return None
         raw, present = present_lines(&desk)
-        within = empty(desk.totals.n_s)
+        within = empty(desk.n_s)
         into.within = <double*> place(within)
-        packed = empty(((desk.m + kernels.lanes - 1) // kernels.lanes, desk.totals.line, kernels.lanes))
+        packed = empty(((desk.m + kernels.lanes - 1) // kernels.lanes, desk.line, kernels.lanes))
         log_det = finish(&desk, <double*> place(raw), <double*> place(packed), &into)
         if regress_within(k, into.within, nothing, desk.L, desk.L + k * k) < between * desk.d.n:
             return None

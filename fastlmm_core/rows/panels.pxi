@@ -1,7 +1,7 @@
 # The pass over rows for many columns of X: some hundred rows at a time are shifted and scaled, added to their groups, and
 # left to BLAS for the products of all columns.
 #
-# uses   Pass, _Reading, turn_columns, flush, PANEL
+# uses   Pass, _Reading, turn_columns, put_line, PANEL
 # gives  sweep_panels
 
 cdef int fill_panel(const Pass* d, Py_ssize_t start, Py_ssize_t stop, double[:, ::1] panel) noexcept nogil:
@@ -13,7 +13,7 @@ cdef int fill_panel(const Pass* d, Py_ssize_t start, Py_ssize_t stop, double[:, 
         row = d.X + i * d.x_row
         if d.x_constant >= 0 and row[d.x_constant * d.x_column] != d.x_value:
             broken = True
-        if d.y[i * d.y_row] != d.y[0]:
+        if d.y[i * d.y_row] != d.y_value:
             varies = True
         for j in range(d.p):
             panel[i - start, j] = (row[j * d.x_column] - d.x_shift[j]) * d.x_scale[j]
@@ -22,8 +22,9 @@ cdef int fill_panel(const Pass* d, Py_ssize_t start, Py_ssize_t stop, double[:, 
 
 cdef int add_panel(const Pass* d, Py_ssize_t start, Py_ssize_t stop, double[:, ::1] panel, code_t kind) noexcept nogil:
     """Take beta0 and the offset from the response of a panel, add its rows to `raw` and weigh them; as `sweep`."""
-    cdef Py_ssize_t p = d.p, q = d.q, k = p + 1, line = q * (q + 1) // 2 + q * k + 1, i, j, a, b, pos
-    cdef Py_ssize_t group, current = -1
+    cdef Py_ssize_t p = d.p, q = d.q, k = p + 1, n_a = q * (q + 1) // 2, line = n_a + q * k + 1, i, j, a, b, pos
+    cdef Py_ssize_t group, current = -1, first = start
+    cdef double* gram = d.S + k * (k + 1) // 2
     cdef const code_t* codes = <const code_t*> d.codes
     cdef const double* row
     cdef double* z = d.work
@@ -38,8 +39,8 @@ cdef int add_panel(const Pass* d, Py_ssize_t start, Py_ssize_t stop, double[:, :
         group = <Py_ssize_t> (codes[i * d.c_row] - d.base)
         if group != current:
             if current >= 0:
-                flush(line, acc, d.raw + current * line)
-            current = group
+                put_line(n_a, line, <double> (i - first), acc, d.raw + current * line, gram)
+            current, first = group, i
             next_one = d.raw + <Py_ssize_t> (codes[min(i + 4, stop - 1) * d.c_row] - d.base) * line
             for j in range(0, line, 8):
                 fetch(next_one + j, 1, 3)
@@ -69,12 +70,11 @@ cdef int add_panel(const Pass* d, Py_ssize_t start, Py_ssize_t stop, double[:, :
             for j in range(k):
                 acc[pos + j] += t * x[j]
             pos += k
-        acc[pos] += 1.0
         if d.weights != NULL:
             t = sqrt(w)
             for j in range(k):
                 x[j] *= t
-    flush(line, acc, d.raw + current * line)
+    put_line(n_a, line, <double> (stop - first), acc, d.raw + current * line, gram)
     return 1 if broken else 0
 
 

@@ -12,8 +12,7 @@ from libc.string cimport memset
 
 import numpy as np
 
-# Two factors are one pattern when all entries agree to this many units of the row's length.
-cdef double SAME = 1e-13
+from fastlmm_core.lanes.kernels cimport SAME
 
 # Groups after which the search for equal ones is given up where fewer than half are.
 cdef Py_ssize_t PATIENCE = 256
@@ -350,3 +349,32 @@ def compress(const double[:, :, ::1] packed, Py_ssize_t n_groups, Py_ssize_t q, 
             start += count
     free(G)
     return out_array[: (total + lanes - 1) // lanes]
+
+
+def stand_for(const double[::1] pattern, const double[::1] gram, Py_ssize_t n_groups, Py_ssize_t q, Py_ssize_t k,
+              Py_ssize_t lanes):
+    """What `compress` gives of groups that all have one R.
+
+    Parameters
+    ----------
+    pattern : (q(q+1)/2,) array
+        R by rows.
+    gram : (qk(qk+1)/2,) array
+        Sum of vec(c) vec(c)', packed lower triangle.
+    n_groups, q, k, lanes : int
+        More groups than q k.
+    """
+    cdef Py_ssize_t n_a = q * (q + 1) // 2, n_c = q * k, i, j, rank, pos = 0
+    G_array = np.empty((n_c + 2, n_c))
+    cdef double[:, ::1] G = G_array
+    for i in range(n_c):
+        for j in range(i + 1):
+            G[i, j] = G[j, i] = gram[pos]
+            pos += 1
+    rank = semidefinite_factor(n_c, &G[0, 0], &G[n_c, 0])
+    count = max(rank, 1)
+    columns = np.zeros(((count + lanes - 1) // lanes * lanes, n_a + n_c + 1))
+    columns[:count, :n_a] = pattern
+    columns[:rank, n_a:-1] = G_array[:rank]
+    columns[0, n_a + n_c] = n_groups
+    return np.ascontiguousarray(columns.reshape(-1, lanes, n_a + n_c + 1).transpose(0, 2, 1))

@@ -5,23 +5,34 @@ With x~ = (x - shift) * scale (optionally times an upper triangular T), z~ alike
 r = y - offset - x~ beta0, one pass over the rows computes, for every group g,
 
     A_g = sum w z~ z~',   C_g = sum w z~ [x~ r],   n_g       (raw, one line per group)
-    S   = sum w [x~ r] [x~ r]'
+    S   = sum w [x~ r] [x~ r]',   sum A_g
 
 Layout of a line of `raw` (K = q(q+1)/2 + q(p+1) + 1 doubles): lower triangle of A_g by rows,
-C_g by rows (q x (p+1)), number of rows.  S is packed as a lower triangle by rows.
+C_g by rows (q x (p+1)), number of rows.  S is packed as a lower triangle by rows, and sum A_g follows it.
 Indices are proven by the caller: 0 <= codes - base < n_groups, shapes agree.
+
+Sums are put away after each run of rows of one group, and at multiples of FLUSH rows.  Threads take pieces that begin
+there and put away the very sums in the very order, whatever the number of pieces: S block by block, and what a piece
+adds to the group that the piece before it may have begun, line by line, until the piece before it is done.
 """
 from cpython.buffer cimport PyBUF_FORMAT, PyBUF_STRIDES, PyBuffer_Release, PyObject_GetBuffer
 from libc.math cimport frexp, isfinite, ldexp, rint, sqrt
 from libc.stdint cimport int32_t, int64_t
+from libc.stdlib cimport calloc, free
 from libc.string cimport memset
 
 import numpy as np
 
 from fastlmm_core.kernels._matrices import MANY
 
+from fastlmm_core.kernels._criterion cimport kernels
+
 cdef extern from *:
     void fetch "__builtin_prefetch"(const void*, int, int) nogil
+
+cdef extern from "parts.h":
+    void run_parts(void (*run)(void*, Py_ssize_t, Py_ssize_t) noexcept nogil, void* job, Py_ssize_t parts,
+                   Py_ssize_t jobs) noexcept nogil
 
 ctypedef fused code_t:
     int32_t
@@ -33,6 +44,9 @@ cdef Py_ssize_t FLUSH = 2048
 
 # Changes of group ahead of which the sums of a group are fetched into the cache, where groups come in any order.
 cdef Py_ssize_t AHEAD = 24
+
+# Lines of raw that are set to zero at a time.
+cdef Py_ssize_t LINES = 64
 
 # Rows of which BLAS takes the products at a time, where X has many columns.
 cdef Py_ssize_t PANEL = 512
@@ -130,7 +144,9 @@ def code_range(codes):
     cdef Py_buffer index
     code_buffer(codes, &index)
     with nogil:
-        if index.itemsize == sizeof(int32_t):
+        if index.itemsize == sizeof(int64_t) and index.strides[0] == sizeof(int64_t):
+            kernels.find_range(<const int64_t*> index.buf, index.shape[0], &low, &high)
+        elif index.itemsize == sizeof(int32_t):
             bounds(<const int32_t*> index.buf, index.shape[0], index.strides[0] // 4, &low, &high)
         else:
             bounds(<const int64_t*> index.buf, index.shape[0], index.strides[0] // 8, &low, &high)
@@ -157,8 +173,8 @@ cdef inline void turn_columns(Py_ssize_t n, const double* T, double* x) noexcept
         x[j] = t
 
 
-cdef inline void add_shared(Py_ssize_t q, double w, double* x, double* acc, double* rest) noexcept nogil:
-    """Add a row where Z is X: A, C_y and the count; `spread_shared` moves C_y and the count to their places."""
+cdef inline void add_shared(Py_ssize_t q, double w, const double* x, double* acc, double* rest) noexcept nogil:
+    """Add a row where Z is X: A and C_y, which `put_shared` puts in their places."""
     cdef Py_ssize_t n_a = q * (q + 1) // 2, a, b, pos = 0
     cdef double t, r = x[q]
     for a in range(q):
@@ -168,12 +184,11 @@ cdef inline void add_shared(Py_ssize_t q, double w, double* x, double* acc, doub
             pos = pos + 1
     for a in range(q):
         acc[n_a + a] += w * x[a] * r
-    acc[n_a + q] += 1.0
     rest[0] += w * r * r
 
 
 cdef inline void add_row(Py_ssize_t k, Py_ssize_t q, double w, const Desk* at) noexcept nogil:
-    """Add a row to A, C, the count and S."""
+    """Add a row to A, C and S."""
     cdef Py_ssize_t a, b, j, l, pos = 0
     cdef double t
     for a in range(q):
@@ -186,7 +201,6 @@ cdef inline void add_row(Py_ssize_t k, Py_ssize_t q, double w, const Desk* at) n
         for j in range(k):
             at.acc[pos] += t * at.x[j]
             pos = pos + 1
-    at.acc[pos] += 1.0
     pos = 0
     for j in range(k):
         t = w * at.x[j]
@@ -203,39 +217,113 @@ cdef inline void flush(Py_ssize_t n, double* sums, double* target) noexcept nogi
         sums[pos] = 0.0
 
 
+# How far a pass has got with the lines of raw, and of `carry`.
+cdef struct Reach:
+    Py_ssize_t top
+    double* carry
+
+
+cdef void clear_lines(const Pass* d, Py_ssize_t stop, Py_ssize_t line, Reach* reach) noexcept nogil:
+    """Set lines of raw to zero, as far as `stop` and some beyond."""
+    stop = min(max(stop, reach.top + LINES), d.limit)
+    memset(d.raw + reach.top * line, 0, (stop - reach.top) * line * sizeof(double))
+    reach.top = stop
+
+
+cdef inline double* line_of(const Pass* d, Py_ssize_t group, Py_ssize_t line, Reach* reach) noexcept nogil:
+    """Where the sums of a run of rows go."""
+    if group == d.lead:
+        reach.carry = reach.carry + line
+        return reach.carry - line
+    if group >= reach.top:
+        clear_lines(d, group + 1, line, reach)
+    return d.raw + group * line
+
+
+cdef inline void clear_rest(const Pass* d, Py_ssize_t line, Reach* reach) noexcept nogil:
+    """Set the lines to zero that no row has come to."""
+    if reach.top < d.limit:
+        clear_lines(d, d.limit, line, reach)
+
+
+cdef inline void put_shared(Py_ssize_t q, double count, double* acc, double* target, double* s) noexcept nogil:
+    """Put the sums of a run of rows away where Z is X: C_x = A, and S_xx and S_xy are sums of A and C_y."""
+    cdef Py_ssize_t k = q + 1, n_a = q * (q + 1) // 2, a, b, pos = 0
+    for a in range(q):
+        for b in range(a + 1):
+            target[pos] += acc[pos]
+            target[n_a + a * k + b] += acc[pos]
+            if a != b:
+                target[n_a + b * k + a] += acc[pos]
+            s[pos] += acc[pos]
+            acc[pos] = 0.0
+            pos = pos + 1
+    for a in range(q):
+        target[n_a + a * k + q] += acc[pos + a]
+        s[pos + a] += acc[pos + a]
+        acc[pos + a] = 0.0
+    target[n_a + q * k] += count
+
+
+cdef inline void put_line(Py_ssize_t n_a, Py_ssize_t line, double count, double* acc, double* target, double* gram
+                          ) noexcept nogil:
+    """Put the sums of a run of rows away."""
+    cdef Py_ssize_t pos
+    for pos in range(n_a):
+        gram[pos] += acc[pos]
+    flush(line - 1, acc, target)
+    target[line - 1] += count
+
+
+cdef inline void put_block(bint shared, Py_ssize_t n_s, Py_ssize_t n_a, double* s, double* target) noexcept nogil:
+    """Put the sums of a block of rows away; where Z is X, those of A are S_xx."""
+    cdef Py_ssize_t pos
+    for pos in range(n_a):
+        target[n_s + pos] += s[pos] if shared else s[n_s + pos]
+        s[n_s + pos] = 0.0
+    flush(n_s, s, target)
+
+
 cdef inline int sweep(const Pass* d, Py_ssize_t p, Py_ssize_t q, bint shared, bint plain, code_t kind, const Desk* at
                       ) noexcept nogil:
     """The pass over the rows; bit 0 of the result: a constant column varies, bit 1: the response varies.
 
-    Consecutive rows of one group are summed in `at.acc` before they are added to `raw`.  p, q, the flags and the
-    work arrays are arguments of their own so that for the common sizes the compiler can unroll the loops and keep the
-    arrays in registers.
-    `shared`: Z is X, with the same shifts and scales; C_x and S_xx, S_xy are then left to `spread_shared`.
-    `plain`: no weights, offset or transformations.  `kind`: of the type of the codes.
+    p, q, the flags and the work arrays are arguments of their own so that for the common sizes the compiler can unroll
+    the loops and keep the arrays in registers.
+    `shared`: Z is X, with the same shifts and scales.  `plain`: no weights, offset or transformations.
+    `kind`: of the type of the codes.
     """
     cdef Py_ssize_t k = p + 1, n_a = q * (q + 1) // 2, line = n_a + q * k + 1, n_s = k * (k + 1) // 2
-    cdef Py_ssize_t used = n_a + q + 1 if shared else line
-    cdef Py_ssize_t i, j, a, group, current = -1
+    cdef Py_ssize_t i, j, a, group, current = -1, start = 0
     cdef const code_t* codes = <const code_t*> d.codes
-    cdef double w = 1.0, r, y_value = d.y[0]
-    cdef bint broken = False, varies = False
+    cdef double w = 1.0, r
+    cdef bint broken = False, varies = False, edge
     cdef const double* row
     cdef const double* next_one
-    memset(at.acc, 0, used * sizeof(double))
-    memset(at.s, 0, n_s * sizeof(double))
-    for i in range(d.n):
-        group = <Py_ssize_t> (codes[i * d.c_row] - d.base)
-        if group != current or (i & (FLUSH - 1)) == 0:
+    cdef Reach reach = Reach(d.top, d.carry)
+    cdef double* S = d.S
+    memset(at.acc, 0, line * sizeof(double))
+    memset(at.s, 0, (n_s + n_a) * sizeof(double))
+    for i in range(d.n + 1):
+        edge = (i & (FLUSH - 1)) == 0 or i == d.n
+        group = <Py_ssize_t> (codes[i * d.c_row] - d.base) if i < d.n else -1
+        if group != current or edge:
             if current >= 0:
-                flush(used, at.acc, d.raw + current * line)
-            current = group
+                if shared:
+                    put_shared(q, <double> (i - start), at.acc, line_of(d, current, line, &reach), at.s)
+                else:
+                    put_line(n_a, line, <double> (i - start), at.acc, line_of(d, current, line, &reach), at.s + n_s)
+                if edge:
+                    put_block(shared, n_s, n_a, at.s, S)
+                    S = S + d.s_step
+            if i == d.n:
+                break
+            current, start = group, i
             # all of the line that follows, which may begin anywhere in one of the cache
             next_one = d.raw + <Py_ssize_t> (codes[(i + AHEAD if i + AHEAD < d.n else i) * d.c_row] - d.base) * line
-            for j in range(0, used, 8):
+            for j in range(0, line, 8):
                 fetch(next_one + j, 1, 3)
-            fetch(next_one + used - 1, 1, 3)
-            if (i & (FLUSH - 1)) == 0:
-                flush(n_s, at.s, d.S)
+            fetch(next_one + line - 1, 1, 3)
         row = d.X + i * d.x_row
         if d.x_constant >= 0 and row[d.x_constant * d.x_column] != d.x_value:
             broken = True
@@ -255,7 +343,7 @@ cdef inline int sweep(const Pass* d, Py_ssize_t p, Py_ssize_t q, bint shared, bi
             if d.z_transform != NULL:
                 turn_columns(q, d.z_transform, at.z)
         r = d.y[i * d.y_row]
-        if r != y_value:
+        if r != d.y_value:
             varies = True
         if not plain and d.offset != NULL:
             r = r - d.offset[i * d.o_row]
@@ -266,38 +354,11 @@ cdef inline int sweep(const Pass* d, Py_ssize_t p, Py_ssize_t q, bint shared, bi
             add_shared(q, w, at.x, at.acc, at.s + n_s - 1)
         else:
             add_row(k, q, w, at)
-    flush(used, at.acc, d.raw + current * line)
-    flush(n_s, at.s, d.S)
+    clear_rest(d, line, &reach)
     return (1 if broken else 0) + (2 if varies else 0)
 
 
 include "unrolled.pxi"
-
-
-cdef void spread_shared(Py_ssize_t q, Py_ssize_t n_groups, double* raw, double* S, double* s) noexcept nogil:
-    """Where Z is X: C_x = A in every group, S_xx = sum A and S_xy = sum C_y; s: work space like S."""
-    cdef Py_ssize_t k = q + 1, n_a = q * (q + 1) // 2, line = n_a + q * k + 1, n_s = k * (k + 1) // 2
-    cdef Py_ssize_t g, a, b, pos, done
-    cdef double* target
-    memset(s, 0, n_s * sizeof(double))
-    for g in range(n_groups):
-        target = raw + g * line
-        target[line - 1] = target[n_a + q]
-        for a in range(q - 1, -1, -1):
-            target[n_a + a * k + q] = target[n_a + a]
-        pos = 0
-        for a in range(q):
-            for b in range(a + 1):
-                target[n_a + a * k + b] = target[pos]
-                target[n_a + b * k + a] = target[pos]
-                s[pos] += target[pos]
-                pos = pos + 1
-        for a in range(q):
-            s[pos + a] += target[n_a + a * k + q]
-        if (g & (FLUSH - 1)) == FLUSH - 1 or g == n_groups - 1:
-            for done in range(n_s - 1):
-                S[done] += s[done]
-            memset(s, 0, n_s * sizeof(double))
 
 
 cdef void coarsen(double size, double* shift, double* scale) noexcept nogil:
@@ -381,7 +442,7 @@ cdef Py_ssize_t find_scales(const Columns* c, Py_ssize_t n_sample, bint may_shif
 
 
 cdef int whole_sweep(const Pass* d, bint shared, bint plain, code_t kind) noexcept nogil:
-    """`sweep` for all sizes; d.work has room for k + q, a line and packed S."""
+    """`sweep` for all sizes; d.work has room for `work_size` numbers."""
     cdef Py_ssize_t p = d.p, q = d.q, k = p + 1
     cdef int flags = sweep_small(d, shared, plain, kind)
     cdef Desk at
@@ -438,21 +499,26 @@ cdef class _Reading:
         d.z_transform = NULL
         d.x_value = self.X[0, d.x_constant] if d.x_constant >= 0 else 0.0
         d.z_value = self.Z[0, d.z_constant] if d.z_constant >= 0 else 0.0
+        d.y_value = self.y[0]
+        whole(d)
 
     def __dealloc__(self):
         PyBuffer_Release(&self.index)
 
 
 include "panels.pxi"
+include "pieces.pxi"
 
 
-def accumulate(rows, columns):
+def accumulate(rows, columns, Py_ssize_t jobs=1):
     """One pass over the rows.
 
     Parameters
     ----------
     rows : Rows
     columns : RowColumns
+    jobs : int
+        Threads at most.
 
     Returns
     -------
@@ -467,16 +533,15 @@ def accumulate(rows, columns):
     finite : bool
         Whether all sums are finite.
     """
-    cdef Py_ssize_t p = rows.X.shape[1], q = rows.Z.shape[1]
-    raw = np.zeros((rows.n_slots, q * (q + 1) // 2 + q * (p + 1) + 1))
-    S = np.zeros((p + 1) * (p + 2) // 2)
-    shared, constant, varies = add_rows(rows, columns, raw, S)
-    z_gram, finite = settle_sums(raw, S, q, shared)
-    return raw, S, z_gram, constant, varies, finite
+    cdef Py_ssize_t p = rows.X.shape[1], q = rows.Z.shape[1], n_s = (p + 1) * (p + 2) // 2, n_a = q * (q + 1) // 2
+    raw = (np.zeros if p + 1 >= MANY else np.empty)((rows.n_slots, n_a + q * (p + 1) + 1))
+    sums = np.zeros(n_s + n_a)
+    constant, varies = read_rows(rows, columns, raw, sums, jobs, p + 1 < MANY)
+    return raw, sums[:n_s], sums[n_s:], constant, varies, bool(np.isfinite(sums).all())
 
 
-def add_rows(rows, columns, double[:, ::1] raw, double[::1] S):
-    """Add rows to sums, to be completed by `settle_sums`.
+def add_rows(rows, columns, double[:, ::1] raw, double[::1] sums, Py_ssize_t jobs=1):
+    """Add rows to sums.
 
     Pieces of a multiple of 2048 rows, but for the last, give the very numbers of all rows at once.
 
@@ -486,111 +551,58 @@ def add_rows(rows, columns, double[:, ::1] raw, double[::1] S):
     columns : RowColumns
     raw : (n_slots or more, K) array
         Overwritten.
-    S : ((p+1)(p+2)/2,) array
-        Overwritten.
+    sums : ((p+1)(p+2)/2 + q(q+1)/2,) array
+        S and the sum of A_g.  Overwritten.
+    jobs : int
+        Threads at most.
 
     Returns
     -------
-    shared : bool
-        Whether Z is X, so that some sums are left to `settle_sums`.
     constant : bool
         False if a column taken to be constant is not, within these rows.
     varies : bool
         Whether the response takes more than one value in these rows.
     """
+    return read_rows(rows, columns, raw, sums, jobs, False)
+
+
+cdef object read_rows(rows, columns, double[:, ::1] raw, double[::1] sums, Py_ssize_t jobs, bint fresh):
+    """`add_rows`; fresh: whether raw is yet to be set to zero."""
     cdef _Reading reading = _Reading(rows, columns)
     cdef Pass* d = &reading.d
-    cdef Py_ssize_t p = d.p, q = d.q, k = p + 1, n_s = k * (k + 1) // 2, n_a = q * (q + 1) // 2
     cdef const double[:, ::1] x_transform = columns.x_transform, z_transform = columns.z_transform
     cdef int flags
-    cdef bint shared = False
-    cdef double[::1] work = np.empty(k + q + n_a + q * k + 1 + n_s)
-    if x_transform is not None and p > 0:
+    cdef double[::1] work
+    if x_transform is not None and d.p > 0:
         d.x_transform = &x_transform[0, 0]
     if z_transform is not None:
         d.z_transform = &z_transform[0, 0]
     d.raw = &raw[0, 0]
-    d.S = &S[0]
+    d.S = &sums[0]
+    if fresh:
+        d.top, d.limit = 0, raw.shape[0]
+    if d.p + 1 < MANY:
+        with nogil:
+            flags = add_in_parts(d, reading.narrow, jobs)
+        if flags >= 0:
+            return not flags & 1, bool(flags & 2)
+    work = np.empty(work_size(d.p, d.q))
     d.work = &work[0]
-    if k >= MANY:
-        shared = False
+    if d.p + 1 >= MANY:
         flags = sweep_panels(reading, columns.x_transform)
     else:
         with nogil:
-            flags = add_pass(d, reading.narrow, &shared)
-    return shared, not flags & 1, bool(flags & 2)
+            flags = add_pass(d, reading.narrow)
+    return not flags & 1, bool(flags & 2)
 
 
-def settle_sums(double[:, ::1] raw, double[::1] S, Py_ssize_t q, bint shared):
-    """Complete the sums over all rows.
-
-    Parameters
-    ----------
-    raw : (m, K) array
-        Overwritten where `shared`.
-    S : ((p+1)(p+2)/2,) array
-        Overwritten where `shared`.
-    q : int
-    shared : bool
-        As `add_rows` has found.
-
-    Returns
-    -------
-    z_gram : (q(q+1)/2,) array
-        Sum of A_g, packed like S.
-    finite : bool
-        Whether all sums are finite.
-    """
-    cdef Py_ssize_t n_groups = raw.shape[0], n_s = S.shape[0], n_a = q * (q + 1) // 2
-    cdef bint finite
-    gram_array = np.zeros(n_a)
-    cdef double[::1] gram = gram_array, work = np.empty(n_s + n_a)
-    cdef Totals totals = Totals(q, n_s, raw.shape[1], n_groups, &raw[0, 0], &S[0], &gram[0], &work[0])
-    with nogil:
-        finite = complete(&totals, shared)
-    return gram_array, finite
-
-
-cdef bint complete(const Totals* t, bint shared) noexcept nogil:
-    """`settle_sums`."""
-    cdef Py_ssize_t n_a = t.q * (t.q + 1) // 2, j
-    cdef bint finite = True
-    memset(t.gram, 0, n_a * sizeof(double))
-    if shared:
-        spread_shared(t.q, t.n_groups, t.raw, t.S, t.work)
-        for j in range(n_a):
-            t.gram[j] = t.S[j]
-    else:
-        sum_lines(n_a, t.line, t.n_groups, t.raw, t.work, t.gram)
-    for j in range(t.n_s):
-        finite = finite and isfinite(t.S[j])
-    for j in range(n_a):
-        finite = finite and isfinite(t.gram[j])
-    return finite
-
-
-cdef int add_pass(Pass* d, bint narrow, bint* shared) noexcept nogil:
-    """Add the rows to raw and S; the flags of `sweep`.  `narrow`: codes are int32; `shared`: see `settle_sums`."""
+cdef int add_pass(Pass* d, bint narrow) noexcept nogil:
+    """Add the rows to raw and S; the flags of `sweep`.  `narrow`: codes are int32."""
     cdef bint plain = d.weights == NULL and d.offset == NULL and d.x_transform == NULL and d.z_transform == NULL
-    shared[0] = same_columns(d)
+    cdef bint shared = same_columns(d)
     if narrow:
-        return whole_sweep(d, shared[0], plain, <int32_t> 0)
-    return whole_sweep(d, shared[0], plain, <int64_t> 0)
-
-
-cdef int sum_rows(Pass* d, Py_ssize_t n_groups, double* gram) noexcept nogil:
-    """One pass over rows with codes of 64 bits: raw and S, which are zero before, and `gram`, the sum of A_g.
-
-    The flags of `sweep`.
-    """
-    cdef Py_ssize_t q = d.q, n_a = q * (q + 1) // 2
-    cdef bint shared
-    cdef int flags = add_pass(d, False, &shared)
-    memset(gram, 0, n_a * sizeof(double))
-    if shared:
-        spread_shared(q, n_groups, d.raw, d.S, d.work)
-    sum_lines(n_a, n_a + q * (d.p + 1) + 1, n_groups, d.raw, d.work, gram)
-    return flags
+        return whole_sweep(d, shared, plain, <int32_t> 0)
+    return whole_sweep(d, shared, plain, <int64_t> 0)
 
 
 cdef bint same_columns(const Pass* d) noexcept nogil:
@@ -603,18 +615,6 @@ cdef bint same_columns(const Pass* d) noexcept nogil:
         if d.x_shift[j] != d.z_shift[j] or d.x_scale[j] != d.z_scale[j]:
             return False
     return True
-
-
-cdef void sum_lines(Py_ssize_t n_a, Py_ssize_t line, Py_ssize_t n_groups, const double* raw, double* part,
-                    double* gram) noexcept nogil:
-    """Sum of A_g, packed; part: work space like it."""
-    cdef Py_ssize_t group, j
-    memset(part, 0, n_a * sizeof(double))
-    for group in range(n_groups):
-        for j in range(n_a):
-            part[j] += raw[group * line + j]
-        if (group & (FLUSH - 1)) == FLUSH - 1 or group == n_groups - 1:
-            flush(n_a, part, gram)
 
 
 cdef void solve_lines(const double[:, :, ::1] packed, double[:, :, ::1] B) noexcept nogil:

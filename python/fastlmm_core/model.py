@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache, partial
+from math import inf
 from os import PathLike
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self
 
@@ -23,6 +24,7 @@ from .estimation.model import Model
 from .support.arguments import checked
 from .support.checks import float_array, plain_array
 from .support.seals import own
+from .support.threads import threads_for
 from .support.types import Array
 from .tables.alignment import index_of, shared_index
 
@@ -83,6 +85,8 @@ class LinearMixedModel(Model):
         `terms` there are then no random effects.
     design : Design, optional
         Instead of all the others but `y`: the design of a model made before (``model.design``).
+    n_jobs : int, optional
+        Threads for the passes over large data; by default one per processor.  Numbers do not depend on them.
 
     Arrays of more than 64 kB are not copied before their rows are needed again, for residuals, other responses or
     diagnostics; where they have been changed by then, an LMMError says so.
@@ -121,16 +125,17 @@ class LinearMixedModel(Model):
         group_name: str = "group",
         residual: Residual | Variance | Any = None,
         design: Design | None = None,
+        n_jobs: int | None = None,
     ) -> None:
         if design is not None:
             held: Any = y
             if isinstance(held, _Held):
-                super().__init__(design, _response(held.y), held.given)
+                super().__init__(design, _response(held.y), held.given, n_jobs)
                 return
             if not (X is Z is groups is terms is weights is offset is None):
                 raise LMMError("design holds X, Z, groups, terms, weights and offset: give either it or them")
             plain = y is None or (type(y) is np.ndarray and y.shape == (len(design.exog),))
-            super().__init__(design, _response(y if plain else design.caller_rows.values(y, "y")))
+            super().__init__(design, _response(y if plain else design.caller_rows.values(y, "y")), n_jobs=n_jobs)
             self._seals = seals_of(None, self._y)
             return
         response = _response(y)
@@ -156,7 +161,7 @@ class LinearMixedModel(Model):
             index=index,
             residual=structured,
         )
-        super().__init__(made, response)
+        super().__init__(made, response, n_jobs=n_jobs)
         self._seals = seals_of(made, response)
 
     @classmethod
@@ -171,6 +176,7 @@ class LinearMixedModel(Model):
         method: str | Callable[..., Any] = "newton",
         start: ArrayLike | None = None,
         options: dict[str, Any] | None = None,
+        n_jobs: int | None = None,
     ) -> LMMResult:
         """Estimate by restricted (REML) or full maximum likelihood.
 
@@ -185,6 +191,9 @@ class LinearMixedModel(Model):
             of ten where that lowers the criterion.
         options : dict, optional
             Options of the method, e.g. ``{"maxiter": 50}``.
+        n_jobs : int, optional
+            Threads, which serve models of one grouping factor with thousands of groups; by default one per processor.
+            Estimates are the same, to the last bit, for any number.
 
         Returns
         -------
@@ -194,8 +203,8 @@ class LinearMixedModel(Model):
         Raises
         ------
         LMMError
-            For an unknown method, a start of the wrong length, or a likelihood that has its supremum where the residual
-            variance is zero.
+            For an unknown method, a start of the wrong length, n_jobs that is no number of threads, or a likelihood
+            that has its supremum where the residual variance is zero.
 
         Examples
         --------
@@ -203,7 +212,8 @@ class LinearMixedModel(Model):
         >>> flc.lmm("Reaction ~ Days + (Days | Subject)", flc.datasets.load("sleepstudy")).fit(reml=False)
         <LMMResult: ML criterion 1751.939344, certified>
         """
-        return self._fit(reml, method, start, options)
+        with threads_for(n_jobs, self.problem.n):
+            return self._fit(reml, method, start, options)
 
     def _fit(
         self, reml: bool, method: str | Callable[..., Any], start: ArrayLike | None, options: dict[str, Any] | None
@@ -535,6 +545,7 @@ def lmm(
     missing: Literal["drop", "raise", "pad"] = "drop",
     source: Any = None,
     client: Any = None,
+    n_jobs: int | None = None,
 ) -> LinearMixedModel:
     """A linear mixed model from a formula and a table.
 
@@ -569,6 +580,8 @@ def lmm(
     client : distributed.Client, optional
         For a data frame of Dask: whose workers sum its partitions; by default the current client's, or the threads of
         this process where there is none.
+    n_jobs : int, optional
+        Threads for the passes over large data; by default one per processor.  Numbers do not depend on them.
 
     Returns
     -------
@@ -591,7 +604,8 @@ def lmm(
     # told by their modules, which are then loaded: tables do without them
     if source is not None or type(data).__module__.startswith((f"{__package__}.streams.", "dask", "pyspark")):
         structured = {"residual": residual, "variance": variance, "fallback": fallback}
-        return _streamed(formula, data, weights, offset, missing, source, client, structured)
+        with threads_for(n_jobs, inf):
+            return _streamed(formula, data, weights, offset, missing, source, client, structured)
     if client is not None:
         raise LMMError("client is for a data frame of Dask: give one as data, or leave it out")
     if not isinstance(formula, str):
@@ -608,7 +622,8 @@ def lmm(
         "weights": weights, "offset": offset, "residual": residual, "variance": variance, "fallback": fallback,
         "missing": missing,
     }  # fmt: skip
-    model = LinearMixedModel.of(design_of(found, Source(data, options)), found.y)
+    with threads_for(n_jobs, 0 if found.y is None else len(found.y)):
+        model = LinearMixedModel.of(design_of(found, Source(data, options)), found.y)
     if fallback:
         if residual is None:
             raise LMMError("fallback names structures for that of residual=: give it too")

@@ -193,19 +193,63 @@ def test_rows_in_pieces_have_the_sums_of_all_at_once(rng, shared, p, weighted):
     w = rng.uniform(0.5, 2.0, n) if weighted else None
     columns = RowColumns(unit_scales(p), unit_scales(2), np.zeros(p))
     whole = kernels.accumulate(Rows(X, y, Z, index, 0, m, w, None), columns)
-    raw, S = np.zeros((m + 3, whole[0].shape[1])), np.zeros(len(whole[1]))
+    raw, sums = np.zeros((m + 3, whole[0].shape[1])), np.zeros(len(whole[1]) + 3)
     for start in range(0, n, 4096):
         at = slice(start, start + 4096)
         x, z = X[at], X[at] if shared else Z[at]
         z = x if shared else z
         piece = Rows(x, y[at], z, index[at], 0, m + 3, None if w is None else w[at], None)
-        found = kernels.add_rows(piece, columns, raw, S)
-        assert found == (shared, True, True)
-    raw = raw[:m].copy()
-    gram, finite = kernels.settle_sums(raw, S, 2, shared)
-    assert finite
-    for got, want in zip((raw, S, gram), whole[:3], strict=True):
+        assert kernels.add_rows(piece, columns, raw, sums) == (True, True)
+    for got, want in zip((raw[:m], sums[:-3], sums[-3:]), whole[:3], strict=True):
         np.testing.assert_array_equal(got, want)
+
+
+ORDERS = {
+    "small groups": lambda n: np.arange(n) // 7,
+    "groups longer than blocks": lambda n: np.arange(n) // 5003,
+    "groups that are blocks": lambda n: np.arange(n) // 2048,
+    "groups longer than pieces": lambda n: np.searchsorted([11, n // 3, n // 3 + 1, n - 2], np.arange(n)),
+    "one group": np.zeros,
+    "one row out of order": lambda n: np.r_[np.arange(n - 70_000), 5, np.arange(n - 70_000, n - 1)] // 9,
+    "last row out of order": lambda n: np.r_[np.arange(n - 1) // 9, 3],
+    "any order": lambda n: np.random.default_rng(5).integers(0, 900, n),
+}
+
+
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize(
+    ("p", "q", "kind"), [(2, 2, "shared"), (2, 1, ""), (3, 2, ""), (3, 3, "shared"), (2, 2, "weighted")]
+)
+def test_threads_have_the_sums_of_one_thread(rng, p, q, kind, order):
+    n = 140_001
+    X, y, Z, _ = rows(rng, n, p, q, 1)
+    codes = ORDERS[order](n).astype(np.int32 if q == 1 else np.int64)
+    Z = X if kind == "shared" else Z
+    w, o = (rng.uniform(0.5, 2.0, n), rng.standard_normal(n)) if kind == "weighted" else (None, None)
+    columns = RowColumns(unit_scales(p), unit_scales(q), rng.standard_normal(p))
+    read = Rows(X, y, Z, codes - 4, -4, int(codes.max()) + 3, w, o)
+    alone = kernels.accumulate(read, columns)
+    xr = np.column_stack([X, y - (0.0 if o is None else o) - X @ columns.beta0])
+    weighted = xr if w is None else w[:, None] * xr
+    np.testing.assert_allclose(alone[1], packed_triangle(weighted.T @ xr), rtol=1e-11, atol=1e-8)
+    np.testing.assert_array_equal(alone[0][:, -1], np.bincount(codes, minlength=read.n_slots))
+    for jobs in (2, 3, 8):
+        found = kernels.accumulate(read, columns, jobs)
+        for got, want in zip(found[:3], alone[:3], strict=True):
+            np.testing.assert_array_equal(got, want)
+        assert found[3:] == alone[3:] == (True, True, True)
+
+
+def test_threads_tell_what_varies():
+    n = 140_001
+    X, y, codes = np.ones((n, 1)), np.zeros(n), np.arange(n) // 7
+    read = Rows(X, y, np.ones((n, 1)), codes, 0, int(codes[-1]) + 1, None, None)
+    columns = RowColumns(unit_scales(1), unit_scales(1), np.zeros(1), 0, 0)
+    assert kernels.accumulate(read, columns, 2)[3:] == (True, False, True)
+    y[100_000:] = 1.0
+    assert kernels.accumulate(read, columns, 2)[3:] == (True, True, True)
+    X[-1] = 2.0
+    assert kernels.accumulate(read, columns, 2)[3:] == (False, True, True)
 
 
 @pytest.mark.parametrize("n_sample", [10_000, 700, 50])

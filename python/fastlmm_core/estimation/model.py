@@ -25,6 +25,7 @@ from ..errors import LMMError
 from ..support.arguments import checked
 from ..support.checks import float_array
 from ..support.seeds import stream
+from ..support.threads import threads_for
 from ..support.types import Array
 
 __all__ = ["Evaluation", "Model"]
@@ -83,6 +84,8 @@ class Model:
         None for a design without a response: parameters can be stated for it, not estimated.
     given : bool
         Whether the parameters will be stated, so that designs and responses that leave them open are taken too.
+    n_jobs : int, optional
+        Threads for the passes over the rows.
 
     Attributes
     ----------
@@ -96,11 +99,13 @@ class Model:
         For input that cannot be fitted; the message names the argument, the place and the remedy.
     """
 
-    def __init__(self, design: Design, y: Array | None, given: bool = False) -> None:
+    def __init__(self, design: Design, y: Array | None, given: bool = False, n_jobs: int | None = None) -> None:
         self.given = given or y is None
-        design.check(len(design.exog if y is None else y), self.given)
+        n = len(design.exog if y is None else y)
+        design.check(n, self.given)
         self.problem: Problem
-        self.problem, groupings = problem_of(design, y, self.given)
+        with threads_for(n_jobs, n):
+            self.problem, groupings = problem_of(design, y, self.given)
         design.count(groupings)
         self._design = design
         self._y = y

@@ -18,6 +18,7 @@ from ._cpu import variants
 from ._criterion import (
     ClusterCriterion,
     contracted,
+    factor_alike,
     factor_groups,
     group_effects,
     group_moments,
@@ -50,7 +51,7 @@ from ._matrices import (
 )
 from ._newton import Objective, minimize_newton
 from ._patterns import compress, pattern_bases, pattern_labels
-from ._rows import accumulate, add_rows, code_range, column_scales, sample_mean, settle_sums, within_rows
+from ._rows import accumulate, add_rows, code_range, column_scales, sample_mean, within_rows
 from ._screen import balanced, falls, least_information, screen, vary_freely
 from ._single import condition_once
 from ._whiten import whiten_residuals
@@ -70,6 +71,7 @@ __all__ = [
     "compress",
     "condition_once",
     "contracted",
+    "factor_alike",
     "factor_groups",
     "falls",
     "floored_factor",
@@ -94,7 +96,6 @@ __all__ = [
     "sandwich_map",
     "scale_map",
     "screen",
-    "settle_sums",
     "smallest_parts",
     "solve_rows",
     "text_codes",

@@ -10,7 +10,10 @@ _Array = NDArray[np.float64]
 
 def use_kernels(table: object) -> None: ...
 def lanes() -> int: ...
-def factor_groups(raw: _Array, z_transform: _Array, xy_transform: _Array) -> tuple[_Array, _Array]: ...
+def factor_groups(raw: _Array, z_transform: _Array, xy_transform: _Array, jobs: int = 1) -> tuple[_Array, _Array]: ...
+def factor_alike(
+    raw: _Array, z_transform: _Array, xy_transform: _Array, jobs: int = 1
+) -> tuple[_Array, _Array] | None: ...
 def group_effects(
     packed: _Array,
     n_groups: int,
@@ -24,6 +27,7 @@ def group_moments(packed: _Array, uniform: bool, factor: _Array, k: int) -> tupl
 class ClusterCriterion(Objective):
     reml: bool
     n_evaluations: int
+    jobs: int
     def __init__(
         self,
         packed: _Array,

@@ -43,7 +43,9 @@ class CrossProducts:
         Cross-products of each group or cell, shifted and scaled by the plan.
     packed : ((p+1)(p+2)/2,) array
         Those of [X y] over all rows.
-    shared, constant, varies, log_weights, first_y
+    gram : (q(q+1)/2,) array
+        Those of Z over all rows.
+    constant, varies, log_weights, first_y
         See `PassSums`.
     seen : Seen
         Rows, missing values, ranges.
@@ -55,7 +57,7 @@ class CrossProducts:
     cells: NDArray[np.int64]
     raw: NDArray[np.float64]
     packed: NDArray[np.float64]
-    shared: bool
+    gram: NDArray[np.float64]
     constant: bool
     varies: bool
     log_weights: float
@@ -98,13 +100,14 @@ class CrossProducts:
             if not isinstance(key, str | int):
                 raise LMMError(f"the key {key!r} cannot be saved; use text or whole numbers")
         document = {
-            "what": "cross-products", "version": 2, "fingerprint": self.fingerprint, "keys": list(self.keys),
-            "text": [labels.dtype.kind == "O" for labels in self.levels], "shared": self.shared,
+            "what": "cross-products", "version": 3, "fingerprint": self.fingerprint, "keys": list(self.keys),
+            "text": [labels.dtype.kind == "O" for labels in self.levels],
             "constant": self.constant, "varies": self.varies, "log_weights": self.log_weights.hex(),
             "first_y": self.first_y.hex(), "seen": _plain(self.seen),
         }  # fmt: skip
         levels = {f"levels {f}": _stored(labels) for f, labels in enumerate(self.levels)}
-        write_archive(path, document, {**levels, "cells": self.cells, "raw": self.raw, "packed": self.packed})
+        arrays = {"cells": self.cells, "raw": self.raw, "packed": self.packed, "gram": self.gram}
+        write_archive(path, document, {**levels, **arrays})
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> CrossProducts:
@@ -116,7 +119,7 @@ class CrossProducts:
             For a file that is not there, or is no such file.
         """
         document, arrays = read_archive(path)
-        if document.get("what") != "cross-products" or document.get("version") != 2:
+        if document.get("what") != "cross-products" or document.get("version") != 3:
             raise LMMError(f"path: {os.fspath(path)!r} holds no cross-products that this version reads")
         levels = tuple(_restored(arrays[f"levels {f}"], text) for f, text in enumerate(document["text"]))
         seen = document["seen"]
@@ -129,7 +132,7 @@ class CrossProducts:
             arrays["cells"],
             arrays["raw"],
             arrays["packed"],
-            document["shared"],
+            arrays["gram"],
             document["constant"],
             document["varies"],
             float.fromhex(document["log_weights"]),
@@ -267,7 +270,7 @@ def _added(one: CrossProducts, other: CrossProducts) -> CrossProducts:
         lines,
         raw,
         one.packed + other.packed,
-        one.shared,
+        one.gram + other.gram,
         one.constant and other.constant,
         one.varies or other.varies or one.first_y != other.first_y,
         one.log_weights + other.log_weights,

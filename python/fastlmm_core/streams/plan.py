@@ -106,7 +106,7 @@ class Plan:
             cells,
             sums.raw[order],
             sums.packed,
-            sums.shared,
+            sums.gram,
             sums.constant,
             sums.varies,
             sums.log_weights,

@@ -127,20 +127,20 @@ class StreamRows:
         if total is not None and columns is self._plan.columns:
             order = self._put_in_order(total.levels, total.cells)
             self.n, self.seen, self.log_weights = total.nobs, total.seen, total.log_weights
-            raw, packed = total.raw[order].copy(), total.packed.copy()
-            shared, constant, varies = total.shared, total.constant, total.varies
+            raw, packed, gram = total.raw[order].copy(), total.packed.copy(), total.gram.copy()
+            constant, varies = total.constant, total.varies
         else:
             seen = Seen.nothing()
             values = self._plan.values
             made = sum_chunks(self._chunks(seen), columns, kept, values, p, q)
             if not self.n:
                 self.seen, self.n, self.log_weights = seen, seen.n, made.log_weights
-            raw, packed = made.raw, made.packed
+            raw, packed, gram = made.raw, made.packed, made.gram
             if not np.array_equal(self._slot_order(), np.arange(len(raw))):
                 raw = raw[self._order]
-            shared, constant, varies = made.shared, made.constant, made.varies
+            constant, varies = made.constant, made.varies
         self._check()
-        gram, finite = kernels.settle_sums(raw, packed, q, shared)
+        finite = bool(np.isfinite(packed).all() and np.isfinite(gram).all())
         self.columns, self.gram, self.packed = columns, gram, packed
         return RowSums(raw, packed, gram, constant, varies, finite)
 

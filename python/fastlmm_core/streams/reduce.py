@@ -16,6 +16,7 @@ from .. import kernels
 from ..engines.one_factor.reading import BLOCK, log_sum
 from ..kernels.records import RowColumns, Rows
 from ..problem.columns import piece_rows
+from ..support.threads import threads_in_use
 from ..support.types import Array
 from ..tables.columns import Table
 from .labels import CellSlots
@@ -119,15 +120,16 @@ def first_chunk(recipe: Recipe, tables: Iterable[Table]) -> Rows:
 
 
 class PassSums(NamedTuple):
-    """Sums over rows, to be completed by `kernels.settle_sums`.
+    """Sums over rows.
 
     Attributes
     ----------
     raw : (m, K) array
         By slots.
     packed : ((p+1)(p+2)/2,) array
-    shared : bool
-        Whether Z is X.
+        Those of [X y] over all rows.
+    gram : (q(q+1)/2,) array
+        Those of Z over all rows.
     constant, varies : bool
     log_weights : float
     first_y : float
@@ -136,7 +138,7 @@ class PassSums(NamedTuple):
 
     raw: Array
     packed: Array
-    shared: bool
+    gram: Array
     constant: bool
     varies: bool
     log_weights: float
@@ -164,8 +166,9 @@ def sum_chunks(
     p, q : int
         Columns of X that are summed, and of Z.
     """
-    raw, packed = np.zeros((0, line_length(p, q))), np.zeros((p + 1) * (p + 2) // 2)
-    shared, constant, varies = False, True, False
+    n_packed = (p + 1) * (p + 2) // 2
+    raw, sums = np.zeros((0, line_length(p, q))), np.zeros(n_packed + q * (q + 1) // 2)
+    constant, varies = True, False
     log_weights, first_y, n_slots = 0.0, float("nan"), 0
     every = kept is None or len(kept) == 0 or len(kept) == kept[-1] + 1
     for rows in read:
@@ -180,12 +183,12 @@ def sum_chunks(
             first_y = float(rows.y[0])
         for at, value, matrix in zip((columns.x_constant, columns.z_constant), values, (rows.X, rows.Z), strict=True):
             constant = constant and (at < 0 or bool(matrix[0, at] == value))
-        shared, unbroken, differs = kernels.add_rows(rows, columns, raw, packed)
+        unbroken, differs = kernels.add_rows(rows, columns, raw, sums, threads_in_use())
         constant = constant and unbroken
         varies = varies or differs or bool(rows.y[0] != first_y)
         if rows.weights is not None:
             log_weights = log_sum(rows.weights, log_weights)
-    return PassSums(raw[:n_slots], packed, shared, constant, varies, log_weights, first_y)
+    return PassSums(raw[:n_slots], sums[:n_packed], sums[n_packed:], constant, varies, log_weights, first_y)
 
 
 def constant_values(rows: Rows, columns: RowColumns) -> tuple[float, float]:

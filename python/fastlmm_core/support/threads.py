@@ -5,18 +5,35 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextvars import ContextVar
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
 from ..errors import LMMError
 
-__all__ = ["MOST_THREADS", "Work", "as_crew", "in_threads", "map_in_threads", "processors", "thread_count"]
+__all__ = [
+    "MOST_THREADS",
+    "Work",
+    "as_crew",
+    "in_threads",
+    "map_in_threads",
+    "processors",
+    "thread_count",
+    "threads_for",
+    "threads_in_use",
+]
 
 T = TypeVar("T")
 
 MOST_THREADS = 1024
 """More are a mistake: their stacks alone would take the memory."""
+
+LARGE = 2**16
+"""Rows from which passes over them are worth a second thread."""
+
+_in_use: ContextVar[int] = ContextVar("threads in use", default=0)  # 0: nobody has said
 
 
 def processors() -> int:
@@ -45,10 +62,44 @@ def thread_count(n_jobs: int | None) -> int:
     return int(n_jobs)
 
 
+def threads_in_use() -> int:
+    """Threads that a pass over rows or groups may take here."""
+    return _in_use.get() or 1
+
+
+def threads_for(n_jobs: int | None, n: float) -> AbstractContextManager[None]:
+    """A context in which passes over n rows, and over their groups, take so many threads.
+
+    Parameters
+    ----------
+    n_jobs : int or None
+        None: those of the context around it, where there is one, and otherwise one per processor.
+    n : float
+        One thread is enough for few rows.
+
+    Raises
+    ------
+    LMMError
+        As `thread_count`.
+    """
+    if n_jobs is None and (n < LARGE or _in_use.get()):
+        return nullcontext()
+    return _using(thread_count(n_jobs))
+
+
+@contextmanager
+def _using(jobs: int) -> Iterator[None]:
+    before = _in_use.set(jobs)
+    try:
+        yield
+    finally:
+        _in_use.reset(before)
+
+
 def in_threads(
     run: Callable[..., int], tasks: Iterator[tuple[Any, ...]], jobs: int, report: Callable[[int], Any] | None = None
 ) -> None:
-    """Run `run(*task)` for all tasks.
+    """Run `run(*task)` for all tasks, each of which has one thread.
 
     The first error of any thread is raised once the tasks under way have ended; so is an interrupt.
 
@@ -67,6 +118,7 @@ def in_threads(
     errors: list[BaseException] = []
 
     def work() -> None:
+        before = _in_use.set(1 if jobs > 1 else _in_use.get())
         try:
             while not errors:
                 with lock:
@@ -79,6 +131,8 @@ def in_threads(
                         report(done)
         except BaseException as error:
             errors.append(error)
+        finally:
+            _in_use.reset(before)
 
     others: list[threading.Thread] = []
     for _ in range(jobs - 1):

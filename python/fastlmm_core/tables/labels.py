@@ -25,7 +25,7 @@ _SMALL = 5_000
 
 def modest_range(values: NDArray[Any]) -> tuple[int, int] | None:
     """Smallest and largest of integers, where a table of all between them beats sorting."""
-    plain = values.size <= _SMALL and values.dtype in (np.int32, np.int64)
+    plain = values.dtype == np.int64 or (values.dtype == np.int32 and values.size <= _SMALL)
     low, high = code_range(values) if plain else (int(values.min()), int(values.max()))
     return (low, high) if high - low < 4 * values.size + 1000 and high < 2**62 else None
 

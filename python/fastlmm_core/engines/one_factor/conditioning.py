@@ -22,6 +22,7 @@ from ...kernels.records import RowColumns, Rows
 from ...problem.aliasing import default_names, refuse_aliased, suspects
 from ...problem.columns import WELL_CONDITIONED, rotation, spread, z_preconditioner
 from ...problem.identification import GroupedColumns, Shared, parts_identify, refuse_unidentified
+from ...support.threads import threads_in_use
 from ...support.types import Array
 from .problem import OneFactorProblem
 from .reading import BLOCK, ArrayRows, RowReader, first_columns, log_sum
@@ -278,14 +279,18 @@ def padded(transform: Array) -> Array:
 def _finish(reader: RowReader, sums: Conditioned, structure: CovarianceStructure, p: int) -> Found:
     """The problem of given sums."""
     columns, kept, m, raw, packed_s, _, to_x, to_z, xy, beta, scale = sums
-    n, q, r = reader.n, structure.q, len(kept)
+    n, q, r, jobs = reader.n, structure.q, len(kept), threads_in_use()
     x_transform, z_transform = columns.x_transform, columns.z_transform
     present: NDArray[np.intp] | None = None
     if m < reader.n_slots:
         present = np.flatnonzero(raw[:, -1])
         raw = raw[present]
-    packed, between = kernels.factor_groups(raw, to_z, xy)
-    free = kernels.vary_freely(packed, raw, q, 2 * r + 1, 1e-4 * sqrt(n) / m)
+    alike = kernels.factor_alike(raw, to_z, xy, jobs) if m >= COMPRESS_FROM else None
+    packed, between = kernels.factor_groups(raw, to_z, xy, jobs) if alike is None else alike
+    wanted = 2 * r + 1
+    some = raw[: 4 * wanted + 8]
+    first = packed if alike is None else kernels.factor_groups(some, to_z, xy)[0]
+    free = kernels.vary_freely(first, some, q, wanted, 1e-4 * sqrt(n) / m)
     within = kernels.within_part(packed_s, xy, between)
     x_rows = sums.x_rows
     z_rows = to_z if z_transform is None else z_transform @ to_z
@@ -295,7 +300,7 @@ def _finish(reader: RowReader, sums: Conditioned, structure: CovarianceStructure
         # sums of squares have lost digits: take out what X explains within groups and sum over the rows again
         xy[:r, r] -= to_x @ slope
         beta = columns.beta0 - xy[:r, r] * scale
-        packed, between = kernels.factor_groups(raw, to_z, xy)
+        packed, alike = kernels.factor_groups(raw, to_z, xy, jobs)[0], None
         position = np.zeros(reader.n_slots, dtype=np.int64)
         position[slice(None) if present is None else present] = np.arange(m)
         conditioned = columns._replace(
@@ -309,7 +314,10 @@ def _finish(reader: RowReader, sums: Conditioned, structure: CovarianceStructure
         if saturated:
             within[-r - 1 :] = 0.0
     exact = kernels.clear_exact(within, r + 1, float(n), tolerance)
-    smaller = kernels.compress(packed, m, q, r + 1) if m >= COMPRESS_FROM else None
+    if alike is not None:
+        smaller: Array | None = packed
+    else:
+        smaller = kernels.compress(packed, m, q, r + 1) if m >= COMPRESS_FROM else None
     x_map, beta_base, log_det = kernels.natural_map(
         columns.x_scale, columns.x_constant, to_x if x_transform is None else x_transform, beta
     )

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from ... import kernels
 from ...covariance.parameters import CovarianceStructure, one_block
+from ...support.threads import threads_in_use
 from ...support.types import Array
 from ..protocol import CAREFUL, EASY, HARD, ORDINARY, Elsewhere, Engine, Problem, Relaxed
 from ..starts import few_groups, moment_start
@@ -157,7 +158,10 @@ class OneFactorProblem(NamedTuple):
         kind: type[kernels.ClusterCriterion | WideCriterion] = kernels.ClusterCriterion
         if k >= kernels.MANY:
             from .wide import WideCriterion as kind
-        return kind(packed, within, n, self.structure.q, k, rows, columns, uniform)
+        made = kind(packed, within, n, self.structure.q, k, rows, columns, uniform)
+        if isinstance(made, kernels.ClusterCriterion):
+            made.jobs = threads_in_use()
+        return made
 
     def pilot(self, n_groups: int = PILOT_GROUPS, worth: int = 4) -> kernels.ClusterCriterion | WideCriterion | None:
         """The criterion of about `n_groups` groups spread over the data, None below `worth` times as many."""

@@ -15,6 +15,7 @@ from ... import kernels
 from ...errors import LMMError
 from ...kernels.records import RowColumns, Rows
 from ...problem.columns import SAMPLE, refuse_non_finite, scaled_triangle
+from ...support.threads import threads_in_use
 from ...support.types import Array
 
 __all__ = ["BLOCK", "ArrayRows", "RowReader", "RowSums", "first_columns", "first_mean", "log_sum", "unshifted"]
@@ -150,7 +151,7 @@ class ArrayRows:
 
     def sums(self, columns: RowColumns, kept: NDArray[np.intp] | None) -> RowSums:
         """The sums over all rows."""
-        return RowSums(*kernels.accumulate(self._of(kept), columns))
+        return RowSums(*kernels.accumulate(self._of(kept), columns, threads_in_use()))
 
     def triangle(self, shift_scale: Array, of_z: bool) -> Array:
         """R of the QR decomposition of shifted, scaled and weighted columns."""
