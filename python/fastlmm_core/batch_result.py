@@ -534,6 +534,7 @@ class BatchResult(Shown, BatchFit):
         LMMError
             Where the responses were given as a stream and are gone, or for structured residuals.
         """
+        self.model.needs_unknown_variance("variance_components() of many responses", "fit the responses one by one")
         from .inference.many.variances import components
 
         return components(self)

@@ -83,6 +83,8 @@ class LinearMixedModel(Model):
     residual : Residual or Variance, optional
         How the residuals of a subject vary together, or how variances depend on covariates; without `Z`, `groups` and
         `terms` there are then no random effects.
+    sigma : float, optional
+        The residual standard deviation (of an observation of weight 1), where it is known; see `lmm`.
     design : Design, optional
         Instead of all the others but `y`: the design of a model made before (``model.design``).
     n_jobs : int, optional
@@ -124,6 +126,7 @@ class LinearMixedModel(Model):
         exog_re_names: Sequence[str] | None = None,
         group_name: str = "group",
         residual: Residual | Variance | Any = None,
+        sigma: float | None = None,
         design: Design | None = None,
         n_jobs: int | None = None,
     ) -> None:
@@ -132,8 +135,8 @@ class LinearMixedModel(Model):
             if isinstance(held, _Held):
                 super().__init__(design, _response(held.y), held.given, n_jobs)
                 return
-            if not (X is Z is groups is terms is weights is offset is None):
-                raise LMMError("design holds X, Z, groups, terms, weights and offset: give either it or them")
+            if not (X is Z is groups is terms is weights is offset is sigma is None):
+                raise LMMError("design holds X, Z, groups, terms, weights, offset and sigma: give either it or them")
             plain = y is None or (type(y) is np.ndarray and y.shape == (len(design.exog),))
             super().__init__(design, _response(y if plain else design.caller_rows.values(y, "y")), n_jobs=n_jobs)
             self._seals = seals_of(None, self._y)
@@ -160,6 +163,7 @@ class LinearMixedModel(Model):
             None if offset is None else own(float_array(offset, "offset", 1)),
             index=index,
             residual=structured,
+            sigma=sigma,
         )
         super().__init__(made, response, n_jobs=n_jobs)
         self._seals = seals_of(made, response)
@@ -321,6 +325,10 @@ class LinearMixedModel(Model):
         if missing not in ("invalid", "drop"):
             raise LMMError(f"missing={missing!r} is unknown: use 'invalid' or 'drop'")
         own_values = weights is not None or offset is not None or covariates or min_obs
+        if own_values or missing == "drop":
+            self.needs_unknown_variance(
+                "fit_many() with weights, offset, covariates, min_obs or missing='drop'", "fit the responses one by one"
+            )
         if (out is not None or resume is not None) and (own_values or missing == "drop"):
             raise LMMError("out and resume are for complete responses on one design: leave the other options out")
         if own_values:
@@ -541,6 +549,7 @@ def lmm(
     offset: Any = None,
     residual: str | None = None,
     variance: str | None = None,
+    sigma: float | None = None,
     fallback: Sequence[str] | None = None,
     missing: Literal["drop", "raise", "pad"] = "drop",
     source: Any = None,
@@ -570,6 +579,9 @@ def lmm(
     variance : str, optional
         Standard deviations of the residuals by covariates: a formula for their logarithms, ``"~ 0 + arm"``, or a
         function of a column, ``"power(x)"``, ``"exp(x, by=arm)"``, constpower or constprop.
+    sigma : float, optional
+        The residual standard deviation of an observation of weight 1, where it is known and not estimated.  For a
+        meta-analysis of estimates with sampling variances v: ``weights=1/v, sigma=1``; a study may then have one row.
     fallback : sequence of str, optional
         Names of structures to take for that of `residual`, in this order, where a fit is not certified.
     missing : {"drop", "raise", "pad"}
@@ -603,7 +615,7 @@ def lmm(
     """
     # told by their modules, which are then loaded: tables do without them
     if source is not None or type(data).__module__.startswith((f"{__package__}.streams.", "dask", "pyspark")):
-        structured = {"residual": residual, "variance": variance, "fallback": fallback}
+        structured = {"residual": residual, "variance": variance, "sigma": sigma, "fallback": fallback}
         with threads_for(n_jobs, inf):
             return _streamed(formula, data, weights, offset, missing, source, client, structured)
     if client is not None:
@@ -619,8 +631,8 @@ def lmm(
         missing="drop" if missing == "pad" else missing,
     )  # fmt: skip
     options = {
-        "weights": weights, "offset": offset, "residual": residual, "variance": variance, "fallback": fallback,
-        "missing": missing,
+        "weights": weights, "offset": offset, "residual": residual, "variance": variance, "sigma": sigma,
+        "fallback": fallback, "missing": missing,
     }  # fmt: skip
     with threads_for(n_jobs, 0 if found.y is None else len(found.y)):
         model = LinearMixedModel.of(design_of(found, Source(data, options)), found.y)
@@ -808,5 +820,5 @@ def design_of(found: ModelData, source: Source, given: bool = False) -> Design:
     return Design(
         found.X, random, found.x_names, found.weights, found.offset, found.spec, found.response,
         found.n_dropped, found.kept, index=found.index, source=source, residual=found.residual,
-        padded=source.options.get("missing") == "pad",
+        padded=source.options.get("missing") == "pad", sigma=source.options.get("sigma"),
     )  # fmt: skip

@@ -77,6 +77,7 @@ def write(result: Fit, path: str | os.PathLike[str]) -> None:
         "exog_names": list(design.exog_names),
         "n_dropped": design.n_dropped,
         "padded": design.padded,
+        "sigma": design.sigma,
         "exog_re_is_exog": shared,
         "random": _random(design, arrays),
         "residual": None if design.residual is None else plain_residual(design.residual, arrays),
@@ -216,6 +217,7 @@ def _result(document: dict[str, Any], arrays: dict[str, Array], model_kind: type
         index=_pandas_index(document["index"]),
         residual=None if document["residual"] is None else residual_of(document["residual"], arrays),
         padded=document.get("padded", False),
+        sigma=document.get("sigma"),
     )
     model = model_kind.of(design, arrays.get("endog"), document["given"])
     found = document["parameters"]

@@ -119,6 +119,8 @@ class Design:
         Of what a formula made the design.  It is not pickled.
     residual : ResidualPart or None
         How the residuals of a subject vary together; None where they are independent.
+    sigma : float or None
+        Residual standard deviation of an observation of weight 1 where it is known; None where it is estimated.
     padded : bool
         Whether results by row have gaps for the rows of the table that were left out.
     """
@@ -137,6 +139,7 @@ class Design:
     source: Source | None = None
     residual: ResidualPart | None = None
     padded: bool = False
+    sigma: float | None = None
 
     def origin(self, data: Any = None) -> Source:
         """Of what the design was made, with other data where they are given.
@@ -157,6 +160,7 @@ class Design:
             "offset": self.spec.offset_name,
             "residual": None if part is None else part.written,
             "variance": None if part is None or part.variance is None else part.variance.text,
+            "sigma": self.sigma,
         }
         lost = [name for name in ("weights", "offset") if getattr(self, name) is not None and not options.get(name)]
         if lost:
@@ -201,6 +205,8 @@ class Design:
             raise LMMError(
                 f"weights must be positive (first other: {self.weights[row]} at row {row}); remove such rows"
             )
+        if self.sigma is not None:
+            self._check_sigma()
         if given:
             return
         for read in self.random.codes:
@@ -211,6 +217,19 @@ class Design:
                 )
         if n <= self.exog.shape[1]:
             raise LMMError(f"there are {n} observations for {self.exog.shape[1]} fixed effects; use fewer columns in X")
+
+    def _check_sigma(self) -> None:
+        """Refuse a known residual standard deviation that is none, or beside which more than G would be estimated."""
+        assert self.sigma is not None
+        if not (np.isfinite(self.sigma) and self.sigma > 0.0):
+            raise LMMError(
+                f"sigma={self.sigma!r} must be a positive number, the residual standard deviation; variances v of the "
+                "rows are given as weights=1/v with sigma=1"
+            )
+        if self.residual is not None:
+            raise LMMError(f"sigma is for independent residuals, and these have the structure {self.residual.term}")
+        if self.structure.restricted:
+            raise LMMError("sigma is for free variances and covariances of random effects: use us() or diag()")
 
     # ---- the random part -----------------------------------------------------------------------
 

@@ -66,6 +66,7 @@ def conditional_aic(result: Fit) -> ConditionalAIC:
     result.require_estimates("conditional_aic", "compare the log-likelihoods, llf")
     model.needs_independent_residuals("conditional_aic()")
     model.needs_free_covariances("conditional_aic()")
+    model.needs_unknown_variance("conditional_aic()", "compare models by aic")
     n = result.nobs
     weights = np.ones(n) if model.weights is None else model.weights
     known = float(np.sum(leverage_parts(row_variances(result))["overall"]))

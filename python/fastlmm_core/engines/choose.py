@@ -55,8 +55,9 @@ def problem_of(design: Design, y: Array | None, given: bool = False) -> tuple[Pr
         return condition_residual(design, y, offset, given)
     if len(part.codes) == 1:
         problem, grouping = condition(
-            y, design.exog, part.Z, part.codes[0], design.weights, offset, part.structure, part.columns, given
-        )
+            y, design.exog, part.Z, part.codes[0], design.weights, offset, part.structure, part.columns, given,
+            design.sigma is not None,
+        )  # fmt: skip
         return problem, (grouping,)
     from .crossed.problem import Factor
 
@@ -64,7 +65,9 @@ def problem_of(design: Design, y: Array | None, given: bool = False) -> tuple[Pr
         Factor(part.columns_of(span), read.codes, read.n_slots, read.name, part.columns[span])
         for read, span in zip(part.codes, part.spans, strict=True)
     ]
-    found = condition_factors(y, design.exog, factors, design.weights, offset, part.structure, given)
+    found = condition_factors(
+        y, design.exog, factors, design.weights, offset, part.structure, given, design.sigma is not None
+    )
     return found, tuple(Grouping(read) for read in part.codes)
 
 
@@ -76,6 +79,7 @@ def condition_factors(
     offset: Array | None,
     structure: CovarianceStructure,
     given: bool = False,
+    known: bool = False,
 ) -> CrossedProblem:
     """Cross-products of a model with several grouping factors, conditioned.
 
@@ -90,6 +94,8 @@ def condition_factors(
     given : bool
         Whether the parameters are: then only values that are not finite are refused, and y may be 0 throughout, for a
         design without a response.  So that r^2 is positive whatever y is, n is added to y_o'y_o.
+    known : bool
+        Whether the residual variance is, so that what is not identified beside it is told when G is estimated.
 
     Raises
     ------
@@ -106,11 +112,11 @@ def condition_factors(
     for f, code in zip(factors, codes, strict=True):
         _check_codes(code, f.m, f.name)
     # what restricts a covariance may identify parameters that a free one does not: told when they are estimated
-    if len(y) >= QUICK_FROM and not (given or structure.restricted):
+    if len(y) >= QUICK_FROM and not (given or known or structure.restricted):
         quick = condition_chain(y, X, factors, codes, weights, offset, structure)
         if quick is not None:
             return quick
-    return condition_crossed(y, X, factors, codes, weights, offset, structure, given)
+    return condition_crossed(y, X, factors, codes, weights, offset, structure, given, known)
 
 
 def _check_codes(codes: Index, m: int, name: str) -> None:

@@ -6,6 +6,7 @@ optimize             the optimum, its certificate, other minima
 structured           minimise in parameters without constraints, and certify
 vanishing            combinations of visits whose variance runs to zero
 restricted           random effects whose covariances are functions of fewer parameters
+known_variance       the criterion at a residual variance that is known
 residual_limit       fits whose residual variance runs to zero
 likelihood           at the parameters of a fit, whatever they are
 stated               fits at parameters that are given

@@ -18,6 +18,7 @@ from ..errors import LMMError
 from ..support.blas_threads import one_blas_thread
 from ..support.types import Array
 from . import structured_effects
+from .known_variance import KnownVariance
 from .likelihood import Stated, log_likelihood
 from .model import Model
 from .optimize import SINGULAR, LocalMinimum, Optimum, optimize
@@ -113,8 +114,8 @@ class Fit:
 
     @property
     def n_parameters(self) -> int:
-        """Fixed effects, covariance parameters and the residual variance, as lme4 counts them."""
-        return self.model.problem.rank + self.model.n_covariance_parameters + 1
+        """Fixed effects, covariance parameters and the residual variance unless it is known, as lme4 counts them."""
+        return self.model.problem.rank + self.model.n_covariance_parameters + (self.model.sigma is None)
 
     @property
     def llf(self) -> float:
@@ -134,7 +135,7 @@ class Fit:
     @cached_property
     def engine(self) -> Engine:
         """An engine at the optimum, evaluated to second order; its work space serves one thread at a time."""
-        engine = self.model.problem.criterion()
+        engine = self.model.criterion() if self.stated is None else self.model.problem.criterion()
         # stated parameters do without the digits that REML needs: more rows than columns
         engine.reml = self.reml and self.stated is None
         engine.evaluate(self.optimum.theta, 2)
@@ -184,6 +185,8 @@ class Fit:
         """Residual variance (of an observation of weight 1)."""
         if self.stated is not None:
             return self.stated.sigma2
+        if self.model.sigma is not None:
+            return float(self.model.sigma) ** 2
         return self.model.problem.scale**2 * self.solution.r2 / self.nu
 
     @cached_property
@@ -446,6 +449,8 @@ def estimate(
     model = model.estimable()
     if model.residual is not None or model.structure.restricted:
         return _of_structure(kind, model, bool(reml), method, start, options)
+    if model.sigma is not None:
+        return _with_known_variance(kind, model, bool(reml), method, start, options)
     problem, structure = linear_problem(model.problem), model.structure
     engine, levels = problem.criterion(), problem.levels
     engine.reml = bool(reml)
@@ -470,6 +475,30 @@ def estimate(
         if engine.remainder < LOST:
             optimum, solution = refined(engine, model, optimum, solution)
     return kind(model, optimum, bool(reml), solution)
+
+
+def _with_known_variance(
+    kind: type[F],
+    model: Model,
+    reml: bool,
+    method: str | Callable[..., Any],
+    start: ArrayLike | None,
+    options: dict[str, Any] | None,
+) -> F:
+    """`estimate` where the residual variance is known: from several starts, as few groups may leave several minima."""
+    problem, structure = linear_problem(model.problem), model.structure
+    engine = model.criterion()
+    assert isinstance(engine, KnownVariance)
+    engine.reml = reml
+    with one_blas_thread():
+        engine.refuse_unidentified(model.term_names)
+        starts = [model.conditioned_theta(start, "start")] if start is not None else engine.starts(problem)
+        found = [optimize(engine, structure, problem.levels, problem.n, one, method, options, None, UNASKED)
+                 for one in starts]  # fmt: skip
+        best = max(found, key=lambda one: (one.converged, -one.value))
+        engine.evaluate(best.theta, 1)
+    optimum = best._replace(n_evaluations=sum(one.n_evaluations for one in found))
+    return kind(model, optimum, reml, Solution(*engine.solution()[:3]))
 
 
 def _of_structure(

@@ -44,6 +44,7 @@ from .moments import (
     delta_df,
     expected_information,
     inverse_information,
+    projected_traces,
     reduced_traces,
     whitened_rows,
 )
@@ -109,15 +110,25 @@ def _moments(result: Fit, ddf: str, information: str) -> Moments:
     # the chol of the blocked engine comes in the memory order of LAPACK
     half, slopes, shift = kernels.whitened_slopes(np.ascontiguousarray(chol), beta, r2, criterion.cross())
     nu = float(result.nu)
+    if result.model.sigma is not None:
+        # no scale is estimated
+        nu, shift = np.inf, np.zeros_like(shift)
     left_out = () if information == "expected" and ddf != "satterthwaite" else result.singular_components
     if ddf == "satterthwaite" or information == "observed":
         inverse = _inverse_on(result, criterion.curvature(), slope)
     else:
-        # with the scale: its Schur complement
-        lower, upper = unit_places(problem.structure.q)
-        shift = shift + slope[lower, upper] * ((2.0 - (lower == upper)) / nu)
-        expected = expected_information(reduced_traces(criterion, half), slopes, shift, nu)
+        expected = reduced_traces(criterion, half)
+        if result.model.sigma is None:
+            # with the scale: its Schur complement
+            lower, upper = unit_places(problem.structure.q)
+            shift = shift + slope[lower, upper] * ((2.0 - (lower == upper)) / nu)
+            expected = expected_information(expected, slopes, shift, nu)
+        else:
+            expected = projected_traces(expected, slopes)
         inverse = _inverse_on(result, expected, None, information == "auto")
+    if result.model.sigma is not None and not result.optimum.factor.any():
+        # no parameter is left: rounding errors would count as one
+        inverse = np.zeros_like(inverse)
     found = Moments(half, slopes, shift, inverse, nu, None, left_out)
     if ddf == "satterthwaite":
         return found
@@ -206,7 +217,8 @@ def combined_df(df: Array) -> Array:
         # sum of df / (df - 2) less m, without cancellation for large df
         excess = (2.0 / (df - 2.0)).sum(axis=-1)
         out = np.where((df <= 2.0).any(axis=-1), 2.0, 2.0 * (m + excess) / excess)
-    equal = (np.abs(np.diff(df, axis=-1)) < 1e-8).all(axis=-1)
+        # infinite ones have no difference
+        equal = (np.abs(np.diff(df, axis=-1)) < 1e-8).all(axis=-1)
     return np.where(equal, df.mean(axis=-1), out)
 
 
@@ -231,7 +243,11 @@ def scaled_f(m: int, a1: Array, a2: Array) -> tuple[Array, Array]:
     """
     a1, a2 = np.asarray(a1, dtype=float), np.asarray(a2, dtype=float)
     if m == 1:
-        return np.ones_like(a2), 2.0 / a2
+        with np.errstate(divide="ignore"):
+            return np.ones_like(a2), 2.0 / a2
+    # where no parameter is estimated, the statistic is a chi square over m
+    exact = (a1 == 0.0) & (a2 == 0.0)
+    a2 = np.where(exact, 1.0, a2)
     b = (a1 + 6.0 * a2) / (2.0 * m)
     g = ((m + 1) * a1 - (m + 4) * a2) / ((m + 2) * a2)
     below = 3.0 * m + 2.0 * (1.0 - g)
@@ -247,4 +263,5 @@ def scaled_f(m: int, a1: Array, a2: Array) -> tuple[Array, Array]:
         scale = np.where(np.isinf(df), mean, df * mean / (df - 2.0))
         scale = np.where(np.abs(df - 2.0) < 1e-2, 1.0, scale)
         none = ~((scale > 0.0) & (df > 0.0))
-    return np.where(none, np.nan, scale), np.where(none, np.nan, df)
+    scale, df = np.where(none, np.nan, scale), np.where(none, np.nan, df)
+    return np.where(exact, 1.0, scale), np.where(exact, np.inf, df)

@@ -124,7 +124,11 @@ def _log_det(fit: AtParameters) -> float:
     # stated parameters come with the deviance
     reml = fit.reml and fit.optimum.method != STATED
     nu = fit.model.problem.n - fit.model.problem.rank if reml else fit.model.problem.n
-    value -= nu * (1.0 + float(np.log(2.0 * np.pi * r2 / nu)))
+    variance, quotient = r2 / nu, float(nu)
+    if fit.model.sigma is not None and fit.optimum.method != STATED:
+        variance = (fit.model.sigma / fit.model.problem.scale) ** 2
+        quotient = r2 / variance
+    value -= nu * float(np.log(2.0 * np.pi * variance)) + quotient
     return value - 2.0 * float(np.sum(np.log(np.diag(chol)))) if reml else value
 
 

@@ -246,6 +246,18 @@ class Model:
                 f"the structure {self.residual.term}"
             )
 
+    def needs_unknown_variance(self, what: str, remedy: str) -> None:
+        """Refuse what estimates the residual variance where it is known.
+
+        Raises
+        ------
+        LMMError
+        """
+        if self.sigma is not None:
+            raise LMMError(
+                f"{what} estimates the residual variance, and that of this model is known (sigma=); {remedy}"
+            )
+
     def needs_free_covariances(self, what: str) -> None:
         """Refuse what takes the variances and covariances of random effects for free where they are restricted.
 
@@ -282,6 +294,20 @@ class Model:
         return self._design.residual
 
     @property
+    def sigma(self) -> float | None:
+        """Residual standard deviation of an observation of weight 1 where it is known; None where it is estimated."""
+        return None if self.streamed else self._design.sigma
+
+    def criterion(self) -> Engine:
+        """A new engine of the criterion, in which the residual variance is profiled out or known."""
+        engine = self.problem.criterion()
+        if self.sigma is None:
+            return engine
+        from .known_variance import KnownVariance
+
+        return KnownVariance(linear_engine(engine), self.problem, self.sigma)
+
+    @property
     def n_covariance_parameters(self) -> int:
         """Parameters of the covariances of random effects, and of the structure of residuals."""
         residual = 0 if self.residual is None else self.residual.n_parameters
@@ -295,9 +321,10 @@ class Model:
     def one_by_one(self) -> bool:
         """Whether many responses are tested one after the other: all but variances of effects and sigma^2.
 
-        So it is with structured residuals, and with restricted covariances of random effects.
+        So it is with structured residuals, with restricted covariances of random effects, and beside a residual
+        variance that is known.
         """
-        return self._design.residual is not None or self.structure.restricted
+        return self._design.residual is not None or self.structure.restricted or self.sigma is not None
 
     @property
     def exog(self) -> Array:
@@ -538,7 +565,7 @@ class Model:
         # made by the thread that asks first
         local = self.__dict__.get("_local") or self.__dict__.setdefault("_local", threading.local())
         if not hasattr(local, "engine"):
-            local.engine = self.problem.criterion()
+            local.engine = self.criterion()
         found: Engine = local.engine
         return found
 

@@ -95,7 +95,8 @@ class Moments(NamedTuple):
 
 def delta_df(u: Array, inverse: Array, nu: float | Array) -> Array:
     """1 / (1 / nu + u'B u) for the columns u (..., n_a, m); nu: one for all, or (..., 1)."""
-    return np.asarray(1.0 / (1.0 / nu + ((inverse @ u) * u).sum(axis=-2)))
+    with np.errstate(divide="ignore"):  # nothing is estimated: infinite degrees of freedom
+        return np.asarray(1.0 / (1.0 / nu + ((inverse @ u) * u).sum(axis=-2)))
 
 
 def whitened_rows(problem: Problem, found: Moments) -> Array:

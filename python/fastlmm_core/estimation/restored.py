@@ -80,7 +80,7 @@ def restored(kind: type[F], model: Model, reml: bool, found: Estimates) -> F:
     theta = structure.theta(factor)
     if found.phi is not None:
         theta = np.concatenate([theta, found.phi])
-    engine = problem.criterion()
+    engine = model.criterion()
     engine.reml = reml
     value, gradient, hessian = engine.evaluate(theta, 2)
     if found.restricted is not None:

@@ -360,7 +360,7 @@ def _pieces(result: Fit, labels: Index) -> tuple[_Piece, ...]:
     half = np.linalg.inv(solution.chol)
     base = model.exog @ problem.beta_base + (0.0 if model.offset is None else model.offset)
     X = problem.conditioned_x(model.exog)
-    rest = ((model.endog - base) / problem.scale - X @ solution.beta) * np.sqrt(result.nu / solution.r2)
+    rest = ((model.endog - base) / problem.scale - X @ solution.beta) * (problem.scale / result.sigma)
     columns = np.column_stack([X @ half.T, rest])
     large = np.bincount(labels)[labels] > max(r, FORMED)
     found: list[_Piece] = []

@@ -86,6 +86,10 @@ def _covariance(result: Fit) -> tuple[Array, Array, Array]:
         hessian[:-1, :-1] += face_bend(null, optimum.factor @ optimum.factor.T, slope)
     hessian[-1, :-1] = hessian[:-1, -1] = -(nu / r2) * dr2
     hessian[-1, -1] = nu
+    known = result.model.sigma is not None
+    if known:
+        hessian[:-1, :-1] -= (nu / r2**2) * np.outer(dr2, dr2)
+        hessian[-1, :-1] = hessian[:-1, -1] = 0.0
     of_g = np.empty((k, structure.q, structure.q))
     of_g[:-1] = result.sigma2 * (problem.z_map @ unit_directions(structure.q) @ problem.z_map.T)
     of_g[-1] = result.covariance
@@ -98,7 +102,10 @@ def _covariance(result: Fit) -> tuple[Array, Array, Array]:
     along[:-1, :-1] = face_projector(structure, null)
     inner = along @ (hessian / np.outer(length, length)) @ along
     inner += np.abs(np.diag(hessian)).sum() * (np.eye(k) - along)
-    return of_g, of_sigma2, along @ _twice_inverse(inner) @ along / np.outer(length, length)
+    covariance = along @ _twice_inverse(inner) @ along / np.outer(length, length)
+    if known:
+        covariance[-1] = covariance[:, -1] = 0.0
+    return of_g, of_sigma2, covariance
 
 
 def _structured_covariance(result: Fit) -> tuple[Array, Array, Array]:
@@ -214,6 +221,8 @@ def _found(result: Fit, of_g: Array, of_sigma2: Array) -> list[_Parameter]:
         )
     if result.model.residual is not None:
         return [*scales["sd"], *scales["var"], *scales["theta"], *_of_residuals(result, len(of_sigma2))]
+    if result.model.sigma is not None:
+        return [*scales["sd"], *scales["var"], *scales["theta"]]
     scales["sd"].append(_Parameter("Residual", "sigma", "sd", result.sigma, of_sigma2 / (2.0 * result.sigma)))
     scales["var"].append(_Parameter("Residual", "sigma2", "var", float(result.sigma2), of_sigma2))
     return [*scales["sd"], *scales["var"], *scales["theta"]]

@@ -212,8 +212,9 @@ def _components(result: Fit) -> Iterator[Component]:
             others = tuple(correlations[i, :i].tolist()) if block.correlated else ()
             variance = float(g[i, i])
             yield Component(factor, term, name, variance, math.sqrt(variance), others)
+    known = "" if model.sigma is None else " (known)"
     if model.residual is None:
-        yield Component("", "Residual", "", float(result.sigma2), result.sigma)
+        yield Component("", "Residual" + known, "", float(result.sigma2), result.sigma)
 
 
 def correlation_cell(value: float) -> str:

@@ -89,10 +89,11 @@ def _ran_pars(result: Fit) -> dict[str, list[str] | NDArray[Any]]:
             "term": [*names, *found.names],
             "estimate": np.concatenate([own, found.estimate]),
         }
+    known = result.model.sigma is not None
     return {
-        "group": [*(element.term for element in elements), "Residual"],
-        "term": list(element_names(elements)),
-        "estimate": np.append(sd_and_cor(elements, result.covariance[None])[0], result.sigma),
+        "group": [*(element.term for element in elements), *([] if known else ["Residual"])],
+        "term": list(element_names(elements))[: len(elements) if known else None],
+        "estimate": np.append(sd_and_cor(elements, result.covariance[None])[0], [] if known else result.sigma),
     }
 
 

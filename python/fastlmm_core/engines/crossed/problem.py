@@ -312,6 +312,7 @@ def condition_crossed(
     offset: Array | None,
     structure: CovarianceStructure,
     given: bool = False,
+    known: bool = False,
 ) -> CrossedProblem:
     """`engines.choose.condition_factors` by elimination of the levels, whatever the factors are.
 
@@ -319,7 +320,7 @@ def condition_crossed(
     ----------
     codes : list of (n,) intp arrays
         Level of each row, 0 to m - 1, of each factor.
-    y, X, factors, weights, offset, structure, given
+    y, X, factors, weights, offset, structure, given, known
         As there.
 
     Raises
@@ -330,7 +331,7 @@ def condition_crossed(
     numpy_blas()
     n = len(y)
     # what restricts a covariance may identify parameters that a free one does not: told when they are estimated
-    unchecked = given or structure.restricted
+    unchecked = given or known or structure.restricted
     refuse_non_finite(y, X, np.concatenate([f.Z for f in factors], axis=1), weights, offset)
     x, x_o = condition_x(X, weights)
     rest, scale, coefficients = condition_y(y, x, x_o, weights, offset, given)

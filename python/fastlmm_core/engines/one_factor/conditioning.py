@@ -60,6 +60,7 @@ def condition(
     structure: CovarianceStructure,
     z_names: Sequence[str] | None = None,
     given: bool = False,
+    known: bool = False,
 ) -> tuple[OneFactorProblem, Grouping]:
     """Cross-products of a model, conditioned.
 
@@ -74,6 +75,8 @@ def condition(
     given : bool
         Whether the parameters are: then only values that are not finite are refused, and y may be 0 throughout, for a
         design without a response.  So that r^2 is positive whatever y is, n is added to y_o'y_o.
+    known : bool
+        Whether the residual variance is, so that what is not identified beside it is told when G is estimated.
 
     Returns
     -------
@@ -91,10 +94,10 @@ def condition(
     quick = len(y) <= AT_ONCE and structure.one_full and X.shape[1] < kernels.MANY - 1 and not given
     found = _at_once(rows, structure) if quick else None
     if found is None:
-        problem, present = condition_rows(ArrayRows(rows), structure, groups.name, z_names, given)
+        problem, present = condition_rows(ArrayRows(rows), structure, groups.name, z_names, given, None, known)
     else:
         problem, present = found.problem, found.present
-        if found.exact or not found.free:
+        if not known and (found.exact or not found.free):
             _refuse_what_cannot_be_fitted(found, ArrayRows(rows), groups.name, z_names)
     return problem, Grouping(groups, present)
 
@@ -106,6 +109,7 @@ def condition_rows(
     z_names: Sequence[str] | None = None,
     given: bool = False,
     columns: RowColumns | None = None,
+    known: bool = False,
 ) -> tuple[OneFactorProblem, NDArray[np.intp] | None]:
     """`condition` for rows from anywhere.
 
@@ -119,6 +123,8 @@ def condition_rows(
         See `condition`.
     columns : RowColumns, optional
         Shifts and scales to begin with; by default those that the first rows tell.
+    known
+        See `condition`.
 
     Returns
     -------
@@ -139,7 +145,7 @@ def condition_rows(
     found = _finish(reader, sums, structure, len(columns.beta0))
     if given:
         found.problem.within[-1] += found.problem.n
-    else:
+    elif not known:
         _refuse_what_cannot_be_fitted(found, reader, name, z_names)
     return found.problem, found.present
 

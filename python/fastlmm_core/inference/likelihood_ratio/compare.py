@@ -202,6 +202,11 @@ def same_data(results: Sequence[Fit]) -> None:
         if model is first:
             continue
         pair = f"results 1 and {i}"
+        if model.sigma != first.sigma:
+            said = ["estimated" if one.sigma is None else f"known as {one.sigma:g}" for one in (first, model)]
+            raise LMMError(
+                f"{pair} differ in sigma, the residual standard deviation: {said[0]} and {said[1]}; give both the same"
+            )
         if model.nobs != first.nobs:
             dropped = (
                 f" (rows dropped for missing values: {first.n_dropped} and {model.n_dropped}; fit both to "
@@ -391,6 +396,7 @@ def null_test(
     if null == "chi2" or (not nesting.new and null != "exact"):
         return chi_square(statistic, nesting.df)
     if null == "exact":
+        large.needs_unknown_variance("the exact null distribution", "use null='mixture' or 'bootstrap'")
         from .exact import draw, spectrum
 
         cone = nesting.alone
@@ -419,7 +425,7 @@ def _chosen_test(
     """Exact where the variance tested is the only one, so that nothing has to be taken as known; else the mixture."""
     note = ""
     alone = factor is None and nesting.alone is not None and not nesting.fixed
-    if alone and large.residual is None and not large.streamed:
+    if alone and large.residual is None and not large.streamed and large.sigma is None:
         try:
             return null_test(statistic, nesting, large, None, reml, "exact", n_sim, seed)
         except LMMError:

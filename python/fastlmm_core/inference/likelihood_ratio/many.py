@@ -119,6 +119,7 @@ def random_effect_test(
     size = check_null(null, n_sim, seed)
     model = batch.model
     model.needs_independent_residuals("random_effect_test() of many responses")
+    model.needs_unknown_variance("random_effect_test() of many responses", "fit the responses one by one")
     if batch.responses is None:
         raise LMMError(f"{batch.gone}: fit an array to test random effects")
     found = {}

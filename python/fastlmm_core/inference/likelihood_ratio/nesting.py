@@ -315,7 +315,7 @@ def efficient_information(nesting: Nesting, large: Model, relative: Array | None
     criterion = linear_engine(problem.criterion())
     criterion.reml = reml
     criterion.evaluate(structure.theta(structure.canonical(factor)), 2)
-    information = _information(criterion, problem.n, problem.rank, reml)
+    information = _information(criterion, problem.n, problem.rank, reml, large.sigma is not None)
     new = np.array(fresh)
     inner = new @ information @ new.T
     if nuisance:
@@ -325,8 +325,8 @@ def efficient_information(nesting: Nesting, large: Model, relative: Array | None
     return inner if np.linalg.eigvalsh(inner)[0] > 1e-10 * np.trace(inner) else None
 
 
-def _information(criterion: LinearEngine, n: int, rank: int, reml: bool) -> Array:
-    """Expected information on vech(G / sigma^2), sigma^2 being estimated, at the last point of order 2."""
+def _information(criterion: LinearEngine, n: int, rank: int, reml: bool, known: bool) -> Array:
+    """Expected information on vech(G / sigma^2), sigma^2 being estimated or known, at the last point of order 2."""
     traces = criterion.traces()
     n_sum = criterion.precision()
     lower = np.tril_indices(len(n_sum))
@@ -340,4 +340,4 @@ def _information(criterion: LinearEngine, n: int, rank: int, reml: bool) -> Arra
         turned = np.einsum("ai,kab,bj->kij", half, criterion.cross()[:, :rank, :rank], half)
         traces = traces - 2.0 * criterion.traces(weight) + np.einsum("kij,lij->kl", turned, turned)
         mean = mean - np.einsum("kii->k", turned)
-    return np.asarray(0.5 * (traces - np.outer(mean, mean) / nu))
+    return np.asarray(0.5 * (traces if known else traces - np.outer(mean, mean) / nu))

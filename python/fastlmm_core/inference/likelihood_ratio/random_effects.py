@@ -183,7 +183,7 @@ def _against_linear(result: Fit, name: str, null: Null, n_sim: int, seed: Seed) 
     criterion = model.evaluate(np.zeros(model.structure.n_parameters), reml=result.reml).value
     statistic = beyond_rounding(criterion - result.criterion, result.criterion)
     found: NullTest
-    row = information_criteria(name, model.problem.rank + 1, criterion, result.nobs)
+    row = information_criteria(name, model.problem.rank + (model.sigma is None), criterion, result.nobs)
     if null == "auto" and nesting.undetermined:
         why = f"correlations of {', '.join(nesting.undetermined)} are not determined where the variances are zero"
         return replace(row, statistic=statistic, df=nesting.df, null=f"No test: {why}; use null='bootstrap'.")
@@ -199,6 +199,7 @@ def _against_linear(result: Fit, name: str, null: Null, n_sim: int, seed: Seed) 
 def _bootstrap_linear(statistic: float, result: Fit, criterion: float, n_sim: int, seed: Seed) -> NullTest:
     """Parametric bootstrap under the linear model, whose criterion is a multiple of log RSS but for a constant."""
     model = result.model
+    model.needs_unknown_variance("null='bootstrap' against the model without random effects", "use null='mixture'")
     n, rank = model.nobs, model.problem.rank
     root = np.ones(n) if model.weights is None else np.sqrt(model.weights)
     Q = orthonormal(model.exog[:, model.problem.kept], model.weights)

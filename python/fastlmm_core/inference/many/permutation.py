@@ -206,6 +206,7 @@ def permute(
     model = batch.model
     model.needs_independent_residuals("permute()")
     model.needs_free_covariances("permute()")
+    model.needs_unknown_variance("permute()", "leave sigma out")
     if not (_in_lanes(model) or refit):
         raise LMMError(
             "permute() of several grouping factors with correlated effects, or of many levels, needs refit=True: the "

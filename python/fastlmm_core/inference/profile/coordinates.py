@@ -23,6 +23,7 @@ import numpy as np
 
 from ...covariance.parameters import Block
 from ...engines.protocol import Problem, linear_engine
+from ...estimation.known_variance import KnownVariance
 from ...estimation.moments import projected_traces, reduced_traces
 from ...kernels import whitened_slopes
 from ...support.types import Array
@@ -98,10 +99,16 @@ class Deviance:
     ----------
     problem : Problem
     reml : bool
+    sigma : float, optional
+        The residual standard deviation, where it is known: s then stays where it is.
     """
 
-    def __init__(self, problem: Problem, reml: bool = False) -> None:
+    def __init__(self, problem: Problem, reml: bool = False, sigma: float | None = None) -> None:
         self.problem = problem
+        self.variance = None if sigma is None else (sigma / problem.scale) ** 2
+        self._known = None if sigma is None else KnownVariance(linear_engine(problem.criterion()), problem, sigma)
+        if self._known is not None:
+            self._known.reml = reml
         self.criterion = linear_engine(problem.criterion())
         self.criterion.reml = reml
         self.reml = reml
@@ -116,9 +123,11 @@ class Deviance:
 
     def evaluate(self, M: Array, s: float) -> float:
         """The profiled deviance at G = M M', after which the criterion's other quantities belong to that point."""
+        return self.criterion.evaluate(self._theta(M, s), 2)[0]
+
+    def _theta(self, M: Array, s: float) -> Array:
         structure = self.problem.structure
-        factor = structure.canonical(M * np.exp(-0.5 * s))
-        return self.criterion.evaluate(structure.theta(factor), 2)[0]
+        return structure.theta(structure.canonical(M * np.exp(-0.5 * s)))
 
     def local(self, M: Array, s: float) -> Local | None:
         """What derivatives at G = M M' are made of; None where the deviance is not defined."""
@@ -151,11 +160,12 @@ class Deviance:
         rho = e = 1.0
         if at is None:
             # sigma^2 profiled out: M M' is relative to it
-            value = self.evaluate(M, s)
+            criterion = self.criterion if self._known is None else self._known
+            value = criterion.evaluate(self._theta(M, s), 2)[0]
             if not isfinite(value):
                 return None
-            d_a = self.once * self.criterion.solution()[3].ravel()[lower]
-            d_aa = self.criterion.curvature()
+            d_a = self.once * criterion.solution()[3].ravel()[lower]
+            d_aa = criterion.curvature()
             dr2 = d_a
         else:
             if local is None:
@@ -187,6 +197,9 @@ class Deviance:
             hessian[:, at] += mixed
             hessian[at, at] += nu * rho + gradient[at]
             gradient[at] += nu * (1.0 - rho)
+            if self.variance is not None:
+                gradient[at] = hessian[at] = hessian[:, at] = 0.0
+                hessian[at, at] = 1.0
         return Expansion(value, gradient, hessian)
 
 

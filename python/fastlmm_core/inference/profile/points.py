@@ -13,8 +13,10 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
+from ...engines.protocol import linear_engine
 from ...engines.starts import other_starts
 from ...estimation.fit import Fit
+from ...estimation.known_variance import KnownVariance
 from ...estimation.optimize import CERTIFIED
 from ...kernels import minimize_newton
 from ...support.types import Array
@@ -98,7 +100,7 @@ def parameters_of(result: Fit) -> list[Parameter]:
             else Parameter(one.name("sd"), "cor", (one.i, one.j))
             for one in model.random.elements
         ),
-        Parameter("sigma", "sigma", ()),
+        *([] if model.sigma is not None else [Parameter("sigma", "sigma", ())]),
     ]
 
 
@@ -151,7 +153,7 @@ class Profiler:
     def __init__(self, result: Fit, reml: bool = False) -> None:
         self.fit = fit = result if result.reml == reml else result.again(result.model, reml=reml)
         self.problem = problem = fit.model.problem
-        self.deviance = Deviance(problem, reml)
+        self.deviance = Deviance(problem, reml, fit.model.sigma)
         self.minimum = fit.optimum.value
         s = float(np.log(fit.sigma2 / problem.scale**2))
         self.optimum = State(fit.optimum.factor * np.exp(0.5 * s), s)
@@ -166,7 +168,7 @@ class Profiler:
         return {**self.__dict__, "deviance": None, "_local": None, "_openings": {}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state, deviance=Deviance(state["problem"], state["fit"].reml))
+        self.__dict__.update(state, deviance=Deviance(state["problem"], state["fit"].reml, state["fit"].model.sigma))
 
     def estimate(self, parameter: Parameter) -> float:
         """The estimate; NaN for a dropped coefficient and for the correlation of an effect that does not vary."""
@@ -244,7 +246,7 @@ class Profiler:
             chart = ZeroChart(SdChart(self.problem, self.optimum.M, index))
             start = chart.start(self.optimum.M, self.optimum.s)
             state, model = self._settle(chart, start, self._expand(chart, start), EXACT + self.noise)
-            s = log(self.deviance.criterion.solution()[1] / self.deviance.nu)
+            s = log(self._variance(self.deviance.criterion.solution()[1]))
             self._zero[index] = (max(model.value - self.minimum, 0.0), State(state.M * exp(0.5 * s), s))
         return self._zero[index]
 
@@ -409,6 +411,11 @@ class Profiler:
 
     # ---- fixed effects -------------------------------------------------------------------------
 
+    def _variance(self, r2: float) -> float:
+        """The conditioned residual variance where the others leave r2: its estimate, or what is known."""
+        known = self.deviance.variance
+        return r2 / self.deviance.nu if known is None else known
+
     @property
     def _own(self) -> Any:
         """The criterion of all columns."""
@@ -418,7 +425,8 @@ class Profiler:
         """The ML criterion of [X y] columns for [X y]."""
         criterion = self.problem.criterion(columns)
         criterion.reml = False
-        return criterion
+        sigma = self.fit.model.sigma
+        return criterion if sigma is None else KnownVariance(linear_engine(criterion), self.problem, sigma)
 
     def _solution(self, criterion: Any) -> tuple[Any, ...]:
         """Coefficients, r2 and Cholesky's factor at the last point."""
@@ -456,10 +464,11 @@ class Profiler:
         rest = np.linalg.qr(q[:, None], mode="complete")[0][:, 1:]
         theta = self._theta(self.optimum)
         centre, spread, r2 = self._at(theta, q)
-        unit = spread * float(np.sqrt(r2 / n))
+        known = self.deviance.variance is not None
+        unit = spread * float(np.sqrt(self._variance(r2)))
         goal = float(np.sqrt(level))
         # as if theta did not depend on the coefficient
-        t = float(np.sqrt(n * np.expm1(level / n)))
+        t = goal if known else float(np.sqrt(n * np.expm1(level / n)))
         if guide is not None and guide.beta is not None:
             theta = self._theta(guide.state)
             t = abs(float(q @ guide.beta) - centre) / unit * goal / np.sqrt(guide.rise)
@@ -476,14 +485,14 @@ class Profiler:
             rise = max(value - self.minimum, 0.0)
             inner, r2 = self._solution(criterion)[:2]
             own, spread, _ = self._at(theta, q)
-            slope = 2.0 * n / r2 * abs(gamma - own) / spread**2 * unit
+            slope = 2.0 / self._variance(r2) * abs(gamma - own) / spread**2 * unit
             zeta = float(np.sqrt(rise))
             change = (goal - zeta) * 2.0 * zeta / slope if slope > 0.0 and zeta > 0.0 else t
             if abs(change) <= 5e-4 * t:
                 # the error left is of the order of the square of this change
                 t += change
                 gamma = centre + outward * t * unit
-                s = float(np.log(r2 / n))
+                s = float(np.log(self._variance(r2)))
                 beta = rest @ inner + gamma * q
                 value = float(self.fit.beta[column]) + outward * t * unit * size * problem.scale
                 return Point(value, level, self._state(theta, s), beta)

@@ -39,7 +39,12 @@ PER_SIDE = 8
 
 def _parameters_of(result: Fit) -> list[Parameter]:
     """All parameters that can be profiled."""
-    return structured_parameters(result) if result.model.one_by_one else parameters_of(result)
+    return structured_parameters(result) if _structured(result) else parameters_of(result)
+
+
+def _structured(result: Fit) -> bool:
+    """Whether variances are functions of parameters of structures."""
+    return result.model.residual is not None or result.model.structure.restricted
 
 
 def _chosen(result: Fit, parameters: str | Sequence[str] | None) -> list[Parameter]:
@@ -76,7 +81,7 @@ class _Profilers:
     def by(self, reml: bool) -> Profiler:
         """The profiler of a criterion."""
         if reml not in self._made:
-            self._made[reml] = (StructuredProfiler if self.result.model.one_by_one else Profiler)(self.result, reml)
+            self._made[reml] = (StructuredProfiler if _structured(self.result) else Profiler)(self.result, reml)
         return self._made[reml]
 
 
