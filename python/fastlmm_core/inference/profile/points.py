@@ -246,7 +246,7 @@ class Profiler:
             chart = ZeroChart(SdChart(self.problem, self.optimum.M, index))
             start = chart.start(self.optimum.M, self.optimum.s)
             state, model = self._settle(chart, start, self._expand(chart, start), EXACT + self.noise)
-            s = log(self._variance(self.deviance.criterion.solution()[1]))
+            s = log(self._variance(self.deviance.criterion.solution()[1], self.deviance.nu))
             self._zero[index] = (max(model.value - self.minimum, 0.0), State(state.M * exp(0.5 * s), s))
         return self._zero[index]
 
@@ -411,10 +411,10 @@ class Profiler:
 
     # ---- fixed effects -------------------------------------------------------------------------
 
-    def _variance(self, r2: float) -> float:
+    def _variance(self, r2: float, nu: int) -> float:
         """The conditioned residual variance where the others leave r2: its estimate, or what is known."""
-        known = self.deviance.variance
-        return r2 / self.deviance.nu if known is None else known
+        sigma = self.fit.model.sigma
+        return r2 / nu if sigma is None else float((sigma / self.problem.scale) ** 2)
 
     @property
     def _own(self) -> Any:
@@ -464,8 +464,8 @@ class Profiler:
         rest = np.linalg.qr(q[:, None], mode="complete")[0][:, 1:]
         theta = self._theta(self.optimum)
         centre, spread, r2 = self._at(theta, q)
-        known = self.deviance.variance is not None
-        unit = spread * float(np.sqrt(self._variance(r2)))
+        known = self.fit.model.sigma is not None
+        unit = spread * float(np.sqrt(self._variance(r2, n)))
         goal = float(np.sqrt(level))
         # as if theta did not depend on the coefficient
         t = goal if known else float(np.sqrt(n * np.expm1(level / n)))
@@ -485,14 +485,14 @@ class Profiler:
             rise = max(value - self.minimum, 0.0)
             inner, r2 = self._solution(criterion)[:2]
             own, spread, _ = self._at(theta, q)
-            slope = 2.0 / self._variance(r2) * abs(gamma - own) / spread**2 * unit
+            slope = 2.0 / self._variance(r2, n) * abs(gamma - own) / spread**2 * unit
             zeta = float(np.sqrt(rise))
             change = (goal - zeta) * 2.0 * zeta / slope if slope > 0.0 and zeta > 0.0 else t
             if abs(change) <= 5e-4 * t:
                 # the error left is of the order of the square of this change
                 t += change
                 gamma = centre + outward * t * unit
-                s = float(np.log(self._variance(r2)))
+                s = float(np.log(self._variance(r2, n)))
                 beta = rest @ inner + gamma * q
                 value = float(self.fit.beta[column]) + outward * t * unit * size * problem.scale
                 return Point(value, level, self._state(theta, s), beta)
