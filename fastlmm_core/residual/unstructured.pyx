@@ -22,11 +22,9 @@ from libc.string cimport memcpy, memset
 
 import numpy as np
 
+from fastlmm_core.residual.gathering cimport TOGETHER, Gathered, begin, gather, settle
 from fastlmm_core.residual.loops cimport ahead, back, bend, inverted, moments, rooted
 from scipy.linalg.cython_blas cimport dgemm, dsyrk
-
-cdef enum:
-    TOGETHER = 128          # rows whose products are summed at a time
 
 cdef double EPS = 2.220446049250313e-16
 cdef double PI2 = 6.283185307179586
@@ -350,36 +348,19 @@ cdef class UnstructuredSums:
 
     cdef void pairs_(self) noexcept nogil:
         """A'DA (packed, so that inner products are those of the matrices), A'De and e'De for all unit directions D."""
-        cdef Py_ssize_t g, k, n, N, m, i, j, a, b, s, filled, columns, c = self.c, r = c - 1, at, other, row, twin
-        cdef int wide, some
-        cdef double one = 1.0, zero = 0.0, root2 = sqrt(2.0), weight
+        cdef Py_ssize_t g, k, n, m, i, j, a, b, s, columns, c = self.c, r = c - 1, at, other, row, twin
+        cdef double root2 = sqrt(2.0), weight
         cdef double* U = &self.products[0]
-        cdef bint begun
+        cdef Gathered gathered
         for g in range(self.n_tables):
             m = self.table_size[g]
             columns = m * c
-            wide = <int> columns
-            filled = 0
-            begun = False
-            memset(&self.buffer[0], 0, TOGETHER * columns * sizeof(double))
+            gathered.c, gathered.buffer, gathered.U = c, &self.buffer[0], U
+            begin(&gathered, m)
             for k in range(self.n_patterns):
-                if self.table[k] != g:
-                    continue
-                n, N, s = self.size[k], self.members[k], self.first[k]
-                for i in range(N):
-                    for a in range(n):
-                        memcpy(&self.buffer[filled * columns + self.visits[self.place[k] + a] * c],
-                               &self.rows[s + (a * N + i) * c], c * sizeof(double))
-                    filled += 1
-                    if filled == TOGETHER:
-                        some = <int> filled
-                        dsyrk("L", "N", &wide, &some, &one, &self.buffer[0], &wide, &one if begun else &zero, U, &wide)
-                        memset(&self.buffer[0], 0, TOGETHER * columns * sizeof(double))
-                        filled = 0
-                        begun = True
-            if filled or not begun:
-                some = <int> filled
-                dsyrk("L", "N", &wide, &some, &one, &self.buffer[0], &wide, &one if begun else &zero, U, &wide)
+                if self.table[k] == g:
+                    gather(&gathered, self.size[k], self.members[k], &self.visits[self.place[k]], &self.rows[self.first[k]])
+            settle(&gathered)
             # the lower triangle by columns is the upper one by rows: (b c + i, a c + j) for b <= a
             for a in range(m):
                 for b in range(a + 1):

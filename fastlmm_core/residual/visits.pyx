@@ -31,11 +31,9 @@ from cpython.exc cimport PyErr_SetObject
 import numpy as np
 
 from fastlmm_core.kernels._newton cimport Objective, RAISED
+from fastlmm_core.residual.gathering cimport TOGETHER, Gathered, begin, gather, settle
 from fastlmm_core.residual.loops cimport ahead, back, bend, factored, inverted, moments, rooted, spread
 from scipy.linalg.cython_blas cimport dgemm, dsyrk
-
-cdef enum:
-    TOGETHER = 256      # rows whose products are summed at a time
 
 
 cdef class ScriptedObjective(Objective):
@@ -292,38 +290,23 @@ cdef class PatternSums:
 
     def products(self):
         """U by table: list of (m, c, m, c) arrays."""
-        cdef Py_ssize_t t, k, a, i, s, n, N, m, c = self.c, filled, columns
-        cdef double one = 1.0
-        cdef int wi, fi
+        cdef Py_ssize_t t, k, m, c = self.c
+        cdef Gathered g
         cdef double[:, ::1] view
         out = []
+        g.c, g.buffer = c, &self.buffer[0]
         for t in range(self.n_tables):
             m = self.table_size[t]
-            columns = m * c
-            wi = <int> columns
-            found = np.zeros((columns, columns))
+            found = np.zeros((m * c, m * c))
             view = found
             with nogil:
-                filled = 0
-                memset(&self.buffer[0], 0, TOGETHER * columns * sizeof(double))
+                g.U = &view[0, 0]
+                begin(&g, m)
                 for k in range(self.n_patterns):
-                    if self.table[k] != t:
-                        continue
-                    n, N, s = self.size[k], self.members[k], self.first[k]
-                    for i in range(N):
-                        for a in range(n):
-                            memcpy(&self.buffer[filled * columns + self.visits[self.place[k] + a] * c],
-                                   &self.rows[s + (a * N + i) * c], c * sizeof(double))
-                        filled += 1
-                        if filled == TOGETHER:
-                            fi = <int> filled
-                            dsyrk("U", "N", &wi, &fi, &one, &self.buffer[0], &wi, &one, &view[0, 0], &wi)
-                            memset(&self.buffer[0], 0, TOGETHER * columns * sizeof(double))
-                            filled = 0
-                if filled:
-                    fi = <int> filled
-                    dsyrk("U", "N", &wi, &fi, &one, &self.buffer[0], &wi, &one, &view[0, 0], &wi)
-            found += np.tril(found, -1).T
+                    if self.table[k] == t:
+                        gather(&g, self.size[k], self.members[k], &self.visits[self.place[k]], &self.rows[self.first[k]])
+                settle(&g)
+            found += np.triu(found, 1).T
             out.append(found.reshape(m, c, m, c))
         return out
 
