@@ -5,7 +5,7 @@
 # gives  add_in_parts
 
 # Blocks of rows from which threads are worth starting, and pieces for each of them.
-cdef Py_ssize_t MANY_BLOCKS = 32, PIECES = 4
+cdef Py_ssize_t MANY_BLOCKS = 8, PIECES = 4
 
 cdef struct Piece:
     Pass d
@@ -126,7 +126,7 @@ cdef int add_in_parts(Pass* d, bint narrow, Py_ssize_t jobs) noexcept nogil:
     parts.n_blocks = (d.n + FLUSH - 1) // FLUSH
     if jobs < 2 or parts.n_blocks < MANY_BLOCKS:
         return -1
-    n_pieces = min(PIECES * jobs, parts.n_blocks // 4)
+    n_pieces = min(PIECES * jobs, parts.n_blocks // 2)
     parts.line, parts.n_sums = n_a + d.q * k + 1, k * (k + 1) // 2 + n_a
     parts.n_work = (work_size(d.p, d.q) + 15) // 8 * 8
     parts.narrow, parts.shared = narrow, same_columns(d)

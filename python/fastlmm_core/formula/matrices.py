@@ -98,14 +98,16 @@ def complete_rows(columns: Sequence[Column], n_rows: int, missing: str) -> Array
     return np.flatnonzero(~mask)
 
 
-def evaluate(side: Side, table: Table, rows: Array | None, parts: dict[tuple[str, ...], Part]) -> Part:
-    """The matrix of one part in the fit; equal parts share one matrix."""
+def evaluate(
+    side: Side, table: Table, rows: Array | None, parts: dict[tuple[str, ...], Part], by_columns: bool = False
+) -> Part:
+    """The matrix of one part in the fit, in memory by rows or by columns; equal parts share one matrix."""
     known = parts.get(side.key)
     if known is not None:
         return known
     response = side.where == "the response"
     if side.plan is not None and all(table.column(name).number is not None for name, _ in side.names):
-        part = Part(_plain_matrix(side, table, rows), side.columns, None)
+        part = Part(_plain_matrix(side, table, rows, by_columns), side.columns, None)
     else:
         from formulaic import ModelSpec  # type: ignore[import-untyped]
 
@@ -149,7 +151,8 @@ def evaluate_piece(
 ) -> Part:
     """The matrix of one part on some rows of a fit that is read in pieces, with the states of all rows."""
     if state is None:
-        return evaluate(side, table, rows, parts)
+        # copied from column to column
+        return evaluate(side, table, rows, parts, by_columns=True)
     if side.key not in parts:
         _refuse_new_levels(side, table, state)
         parts[side.key] = _formulaic_matrix(side, table, rows, state)
@@ -161,11 +164,11 @@ def completed_state(side: Side, table: Table, state: Any) -> Any:
     return _formulaic_matrix(side, table, None, state).state
 
 
-def _plain_matrix(side: Side, table: Table, rows: Array | None) -> Array:
+def _plain_matrix(side: Side, table: Table, rows: Array | None, by_columns: bool = False) -> Array:
     """Matrix of products of numeric columns."""
     plan = side.plan or ()
     n = table.n_rows if rows is None else len(rows)
-    matrix = np.empty((n, len(plan)))
+    matrix = np.empty((n, len(plan)), order="F" if by_columns else "C")
     sources = {name: _plain_numbers(table.column(name), rows) for name, _ in side.names}
     step = _BLOCK if len(plan) > 4 else n
     for start in range(0, n, step):
