@@ -203,3 +203,20 @@ def test_many_groups_and_a_facet_each(fit):
     big = pd.DataFrame({"g": g, "x": rng.random(6000), "y": rng.standard_normal(2000)[g] + rng.standard_normal(6000)})
     table = plots.effects(flc.lmm("y ~ x + (1 | g)", big).fit(), "x", data=True)
     assert (table["part"] == "data").sum() == 3000
+
+
+def test_intervals_of_hardly_any_degrees_of_freedom_leave_the_picture():
+    rng = np.random.default_rng(2)
+    g, week = np.repeat(np.arange(5), 6), np.tile(np.arange(6) * 2.0, 5)
+    b = rng.standard_normal((5, 2)) * [2.0, 0.4]
+    arm = np.array(["placebo", "low", "high"])[g % 3]
+    y = 20.0 + b[g, 0] + (b[g, 1] - 0.3 * (g % 3)) * week + rng.standard_normal(30)
+    data = {"y": y, "week": week, "arm": arm, "g": g, "site": np.array(["North", "South"])[(g // 3) % 2]}
+    fit = flc.lmm("y ~ arm * week + site + (week | g)", data).fit()
+    drawn = plots.effects(fit, "week", by="arm", data=True)
+    assert np.nanmax(np.asarray(drawn["conf_high"], dtype=float)) > 10.0 * np.ptp(y)
+    ax = plots.effects(fit, "week", by="arm")
+    low, high = ax.get_ylim()
+    assert low <= y.min() and high >= y.max() and high - low <= 4.0 * np.ptp(y)
+    assert "Intervals leave the picture." in ax.get_xlabel()
+    plt.close("all")

@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 __all__ = ["effects"]
 
 
+OUT_OF_SIGHT = 5.0
+"""Reach of intervals, relative to the range of estimates and points, from which they are cut off."""
+
 STEPS = 101
 """Points of a curve."""
 
@@ -360,6 +363,10 @@ def _drawn(wanted: _Wanted, curves: dict[str, Array], behind: dict[str, Any], la
         plain(one)
     texts = [_text(value) for value in series]
     figure = axes[0].figure
+    if _kept_in_sight(axes[0], curves, behind):
+        for one in axes:
+            one.set_ylim(axes[0].get_ylim())
+        labels = f"{labels[0]}\nIntervals leave the picture.", labels[1]
     if wanted.has("facet"):
         figure.supxlabel(labels[0], fontsize="medium")
         figure.supylabel(labels[1], fontsize="medium")
@@ -374,6 +381,19 @@ def _drawn(wanted: _Wanted, curves: dict[str, Array], behind: dict[str, Any], la
     if wanted.has("by"):
         legend_above(axes[0], handles=handles, labels=texts, title=wanted.name("by"), alignment="left")
     return axes[0]
+
+
+def _kept_in_sight(ax: Any, curves: Mapping[str, Array], behind: Mapping[str, Any]) -> bool:
+    """Limits about estimates and points, where intervals of hardly any degrees of freedom would hide these."""
+    inner = np.concatenate([np.ravel(curves["estimate"]), np.ravel(behind.get("observed", []))])
+    low, high = float(np.nanmin(inner)), float(np.nanmax(inner))
+    span = high - low
+    ends = [values for name, values in curves.items() if name != "estimate"]
+    reach = max((float(np.nanmax(np.abs(values - 0.5 * (low + high)), initial=0.0)) for values in ends), default=0.0)
+    if not span > 0.0 or reach <= OUT_OF_SIGHT * span:
+        return False
+    ax.set_ylim(low - span, high + span)
+    return True
 
 
 def _text(value: Any) -> str:
