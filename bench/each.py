@@ -78,6 +78,47 @@ def dropout(
     report.target("dropout by five masks / complete", timings.ratio("five masks", "complete"), 2.5)
 
 
+def covariate(report: _harness.Report, model: Any, Y: np.ndarray, rounds: int) -> None:
+    """A covariate of each response's own, beside what it takes to read it, against the responses without one."""
+    C = np.random.default_rng(4).standard_normal(Y.shape)
+    batch = model.fit_many(Y[:CHECKED], covariates={"c": C[:CHECKED]}, n_jobs=1)
+    for i in range(CHECKED):
+        X = np.column_stack([model.exog, C[i]])
+        one = type(model)(Y[i], X, model.exog_re, model.grouping.index).fit()
+        if abs(batch.criterion[i] - one.criterion) > 1e-7 * abs(one.criterion):
+            report.fail(f"covariate: {batch.criterion[i]} where a single fit has {one.criterion}")
+            return
+    cases = [
+        Case("covariate", lambda: model.fit_many(Y, covariates={"c": C}, n_jobs=1)),
+        Case("without", lambda: model.fit_many(Y, n_jobs=1)),
+        Case("read", lambda: C.sum()),
+    ]
+    timings = _harness.interleave(cases, rounds)
+    beside = timings.column("covariate") - timings.column("read")
+    ratio = float(np.median(beside / timings.column("without")))
+    report.target("a covariate of each response / without, beside reading it", ratio, 1.5)
+
+
+def singly(report: _harness.Report, sleep: Any, y: np.ndarray, rounds: int) -> None:
+    """One fit from arrays, and one more response on the same design."""
+    import fastlmm_core as flc
+
+    model = flc.LinearMixedModel(sleep.y, sleep.x, sleep.z, sleep.codes)
+    model.fit()
+    fresh = flc.LinearMixedModel(y, sleep.x, sleep.z, sleep.codes).fit()
+    if abs(model.refit(y).criterion - fresh.criterion) > 1e-9 * abs(fresh.criterion):
+        report.fail("refit is not the fit")
+        return
+    cases = [
+        Case("fit", lambda: flc.LinearMixedModel(sleep.y, sleep.x, sleep.z, sleep.codes).fit()),
+        Case("refit", lambda: model.refit(y)),
+    ]
+    timings = _harness.interleave(cases, rounds)
+    for name, what, limit in (("fit", "LinearMixedModel(...).fit()", 60.0), ("refit", "refit(y)", 25.0)):
+        least = 1e6 * float(np.min(timings.column(name)))
+        report.target(f"sleepstudy, {what}", least, limit, unit=" µs")
+
+
 def main() -> int:
     import fastlmm_core as flc
 
@@ -119,6 +160,8 @@ def main() -> int:
         rows.append(compare(report, name, own, one_by_one, len(Y), limit, rounds))
     full = model.fit().simulate(40_000 // scale, seed=3)
     dropout(report, model, full, np.asarray(sleep.x)[:, 1], np.asarray(sleep.codes), rounds)
+    covariate(report, model, full, rounds)
+    singly(report, sleep, full[0], rounds)
     header = ("", "per problem", "loop of single fits / this", "one thread / two")
     report.table("many problems", header, [row for row in rows if row is not None])
     return report.finish(options)

@@ -148,6 +148,20 @@ cdef struct SharedScreen:
 # What all responses of a batch share: the design, in the coordinates of the conditioned problem.
 # Groups are sorted by pattern, rows by group.  A pattern of one group has one column, (c_x, c_y) itself; the groups
 # of a larger one are rotated so that `columns` of them carry all of c_x, and the rest enter by their sum of squares.
+# A point that all responses share, and what a step from it needs, see start.pxi; W = I + R L L'R' of a pattern there.
+cdef struct CommonPoint:
+    const double* along         # (n_a,) vech(G^)
+    const double* inverse       # (n_patterns, q, q) W^-1
+    const double* solved        # (n_patterns, q, q) B = R'W^-1
+    const double* N             # (n_patterns, q, q) B R
+    const double* turned        # (n_columns, q, p) W^-1 c_x
+    const double* E             # (n_columns, q, p) B c_x
+    const double* half          # (p, p) half'half = (X'V^-1 X)^-1, lower triangular
+    const double* trace         # (n_a,) tr(P V_a) for the unit directions of G^
+    const double* square        # (n_a, n_a) tr(P V_a P V_b)
+    const double* scoring       # (1 + n_a, 1 + n_a) inverse of the expected information of sigma^2 and vech(C), C = sigma^2 G^
+    const double* bend          # (1 + n_a, 1 + n_a, 1 + n_a) tr(P V_a P V_b P V_c), or NULL for scoring alone
+
 cdef struct Batch:
     Py_ssize_t n, q, p, p_full, m, n_patterns, n_columns, n_par
     const Py_ssize_t* row       # positions of the free elements of L
@@ -173,9 +187,7 @@ cdef struct Batch:
     # criterion
     bint reml
     double nu, per_group
-    const double* first         # (q, q) L from which the scoring step is taken
-    const double* scoring       # (1 + n_a, 1 + n_a) inverse of the expected information of sigma^2 and vech(G^) there
-    const double* bend          # (1 + n_a, 1 + n_a, 1 + n_a) tr(P V_a P V_b P V_c) there, or NULL for scoring alone
+    CommonPoint common          # from which all take their first step
     const double* first_theta   # (., n_par) start of each response, or NULL for the step from the common point
     Py_ssize_t stride_theta     # from one start to the next, 0 where it is the same
     double tolerance

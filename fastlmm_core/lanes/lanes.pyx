@@ -32,7 +32,8 @@ from libc.string cimport memset
 
 from fastlmm_core.lanes.deletions cimport DEFICIENT, FAR, FOUND, OPEN, TILE, DeletionWork, Deletions
 from fastlmm_core.lanes.kernels cimport (
-    PROBLEM_SIZE, SAME, Batch, ChainColumns, ChainStage, ChainSums, DesignMoments, FactorDesign, FactorScreen, LaneKernels, Outcome, OwnGroups, PackedGroups,
+    PROBLEM_SIZE, SAME, Batch, ChainColumns, ChainStage, ChainSums, CommonPoint, DesignMoments, FactorDesign, FactorScreen, LaneKernels,
+    Outcome, OwnGroups, PackedGroups,
     ProblemSums, Profile, RawGroups, Screen, SeriesSums, SeriesWork, Shape, SharedScreen, Sums, lane_kernels_name, lay_profile, vec, vecu)
 from fastlmm_core.small.arena cimport Arena, take
 from fastlmm_core.small.chain cimport Chain, Gls
@@ -689,6 +690,7 @@ offered.effects = &effects
 
 include "profile.pxi"
 include "responses.pxi"
+include "start.pxi"
 include "scores.pxi"
 include "elsewhere.pxi"
 include "problems.pxi"

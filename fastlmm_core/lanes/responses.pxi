@@ -15,7 +15,7 @@ cdef struct Lanes:
     double* theta       # (n_par,)
     double* trial
     double* step
-    double* small       # sweeps: 5 q^2 + 2 q k + q; Newton: n_par^2 + 2 n_par; start: q^2 + 4 (1 + n_a)
+    double* small       # sweeps: 5 q^2 + 2 q k + q; Newton: n_par^2 + 2 n_par; start: see start.pxi
     double* tile        # 64 rows
     double* x_map       # (p_full, p) from conditioned to the caller's coefficients
     double* row         # (p,) a linear function of the conditioned coefficients, and another
@@ -54,7 +54,8 @@ cdef void lay_lanes(const Batch* d, Lanes* s, Arena* arena) noexcept nogil:
     s.theta = take(arena, LANES * n)
     s.trial = take(arena, LANES * n)
     s.step = take(arena, LANES * n)
-    s.small = take(arena, LANES * max(5 * q * q + 2 * n_c + q, n * n + 2 * n, q * q + 4 * (1 + n_a)))
+    s.small = take(arena, LANES * max(5 * q * q + 2 * n_c + q, n * n + 2 * n,
+                                       q * q + 1 + n_a + start_size(q, p)))
     s.tile = take(arena, LANES * 64)
     s.x_map = take(arena, LANES * d.p_full * p)
     s.row = take(arena, LANES * p)
@@ -460,154 +461,6 @@ cdef void evaluate_responses(const Batch* d, Lanes* s, int order) noexcept nogil
     else:
         sweep_curvature(d.q, d.p, d, s)
     profile_second(&s.f, 2)
-
-
-cdef void step_of_scoring(const Batch* d, Lanes* s, vecu* change, vecu* work) noexcept nogil:
-    """change (1 + n_a,) in sigma^2 and vech(C), C = sigma^2 G^, from the evaluation at the common point; work: 3 (1 + n_a).
-
-    With I the expected information, g the slope and H the second derivatives there,
-
-        s = -I^-1 g,      s - I^-1 (H s + g - 2 tr(P V_a P V_s P V_s)),   V_s = sum of s_b V_b
-
-    The first is a step of scoring: it ends at the optimum where all groups have the same Z_i'Z_i and X tells nothing that
-    Z does not.  The second is what the next terms of the expansion of the slope about the point leave elsewhere, with
-    the third derivatives by their expectation, E d_abc = -4 tr(P V_a P V_b P V_c): where scoring is exact they cancel.
-    """
-    cdef Py_ssize_t q = d.q, k = d.p + 1, n_a = q * (q + 1) // 2, n = n_a + 1, a, b, l, i = 0, j
-    cdef vecu* g = work                 # sigma^2 is at its optimum given G^: its slope in these coordinates is that along G^
-    cdef vecu* e = work + n
-    cdef vecu* turned = work + 2 * n    # direction in G^ alone
-    cdef vecu* vectors = <vecu*> s.f.vectors
-    cdef vecu* curve = <vecu*> s.f.curve
-    cdef double* along = s.plain        # vech(G^)
-    cdef vec t, u, nu, inverse, size, rest
-    g[0] = VEC_SET(0.0)
-    for a in range(q):
-        for b in range(a + 1):
-            along[i] = 0.0
-            for l in range(q):
-                along[i] += d.first[a * q + l] * d.first[b * q + l]
-            g[1 + i] = (<vecu*> s.f.g)[a * q + b] * (1.0 if a == b else 2.0)
-            g[0] = g[0] - along[i] * g[1 + i]
-            i += 1
-    for i in range(n):
-        t = VEC_SET(0.0)
-        for j in range(n):
-            t = t - d.scoring[i * n + j] * g[j]
-        change[i] = t
-    if d.bend == NULL:
-        return
-    # H s: with t = log sigma^2 the criterion is nu t + r^2(G^) e^-t + log|V| + .., of which r^2 / nu = 1 is profiled out here
-    nu = (<vecu*> s.f.gls.nu)[0]
-    inverse = VEC_SET(1.0) / (<vecu*> s.f.gls.r2)[0]
-    u = VEC_SET(0.0)
-    for i in range(n_a):
-        turned[i] = change[1 + i] - change[0] * along[i]
-        u = u - vectors[i * k + k - 1] * inverse * turned[i]
-    u = u - change[0]
-    e[0] = change[0] * g[0] * -1.0 - nu * u
-    for i in range(n_a):
-        t = VEC_SET(0.0) - nu * vectors[i * k + k - 1] * inverse * u
-        for j in range(n_a):
-            t = t + curve[i * n_a + j] * turned[j]
-        e[1 + i] = t - change[0] * g[1 + i]
-        e[0] = e[0] - t * along[i] - g[1 + i] * turned[i]
-    size = VEC_SET(0.0)
-    for i in range(n):
-        t = e[i] + g[i]
-        for j in range(n):
-            u = VEC_SET(0.0)
-            for l in range(n):
-                u = u + d.bend[(i * n + j) * n + l] * change[l]
-            t = t - 2.0 * u * change[j]
-        e[i] = t
-        size = size - change[i] * g[i]
-    rest = VEC_SET(0.0)
-    for i in range(n):
-        t = VEC_SET(0.0)
-        for j in range(n):
-            t = t - d.scoring[i * n + j] * e[j]
-        g[i] = t
-        rest = rest - t * e[i]
-    # far from the common point no expansion tells anything
-    rest = VEC_WHERE_POSITIVE(0.25 * size - rest, VEC_SET(1.0), VEC_SET(0.0))
-    for i in range(n):
-        change[i] = change[i] + rest * g[i]
-
-
-cdef void first_theta(const Batch* d, Lanes* s) noexcept nogil:
-    """Start of each response: given, or a step from a common point, see `step_of_scoring`.
-
-    Where G^ is not definite the search starts from its principal axes.
-    """
-    cdef Py_ssize_t q = d.q, n_a = q * (q + 1) // 2, a, b, l, i, alpha, lane
-    cdef vecu* factor = <vecu*> s.f.factor
-    cdef vecu* theta = <vecu*> s.theta
-    cdef vecu* G = <vecu*> s.small
-    cdef vecu* change = G + q * q
-    cdef vecu* whole = <vecu*> s.axes
-    cdef vec t, floor, scale, low
-    if d.first_theta != NULL:
-        for lane in range(LANES):
-            for i in range(d.n_par):
-                s.theta[i * LANES + lane] = d.first_theta[s.place[lane] * d.stride_theta + i]
-        return
-    for a in range(q * q):
-        factor[a] = VEC_SET(d.first[a])
-    evaluate_responses(d, s, 1 if d.bend == NULL else 2)
-    floor = VEC_SET(0.1 / d.per_group)
-    step_of_scoring(d, s, change, change + n_a + 1)
-    # sigma^2 is not left to vanish
-    t = VEC_SET(1.0) + change[0]
-    scale = VEC_SET(1.0) / VEC_WHERE_POSITIVE(t - VEC_SET(0.1), t, VEC_SET(0.1))
-    alpha = 0
-    for a in range(q):
-        for b in range(a + 1):
-            t = change[1 + alpha]
-            for l in range(q):
-                t = t + d.first[a * q + l] * d.first[b * q + l]
-            G[a * q + b] = t * scale if d.structure[a * q + b] else VEC_SET(0.0)
-            whole[a * q + b] = G[a * q + b]
-            whole[b * q + a] = G[a * q + b]
-            alpha += 1
-    low = VEC_SET(-1.0)
-    for a in range(q):
-        for b in range(a + 1):
-            t = G[a * q + b]
-            for l in range(b):
-                t = t - G[a * q + l] * G[b * q + l]
-            if b < a:
-                G[a * q + b] = t / G[b * q + b]
-            else:
-                low = VEC_WHERE_POSITIVE(t - floor, low, VEC_SET(1.0))
-                t = VEC_WHERE_POSITIVE(t - floor, t, floor)
-                G[a * q + a] = VEC_SQRT(t)
-    for i in range(d.n_par):
-        theta[i] = G[d.row[i] * q + d.col[i]]
-    if vec_max(<vecu*> &low) > 0.0:
-        turn_low(d, s, low)
-
-
-cdef void turn_low(const Batch* d, Lanes* s, vec low) noexcept nogil:
-    """Start the lanes where `low` is positive from what is definite of G^, which is in s.axes."""
-    cdef Py_ssize_t q = d.q, lane, i
-    cdef double* G = <double*> s.small
-    cdef double floor = 0.01 / d.per_group, t
-    for i in range(q * q * LANES):
-        G[i] = s.axes[i]
-    if can_turn(d):
-        straighten(d, s)
-    for lane in range(LANES):
-        if not (<double*> &low)[lane] > 0.0:
-            continue
-        if can_turn(d):
-            for i in range(q * q):
-                s.plain[i] = G[i * LANES + lane]
-            turn_lane(d, s, lane, floor)
-        elif d.n_par == q:
-            for i in range(q):
-                t = G[i * (q + 1) * LANES + lane]
-                s.theta[i * LANES + lane] = sqrt(max(t, floor)) if t > 0.0 else 0.0
 
 
 cdef void newton_step(Py_ssize_t n, const vecu* hess, const vecu* grad, vecu* L, vecu* d, vecu* step, vec* decrement,

@@ -6,7 +6,7 @@ from libc.stdlib cimport free, malloc
 import numpy as np
 
 from fastlmm_core.kernels._criterion cimport kernels
-from fastlmm_core.lanes.kernels cimport Batch, Outcome, SharedScreen
+from fastlmm_core.lanes.kernels cimport Batch, CommonPoint, Outcome, SharedScreen
 from fastlmm_core.lanes.outcome cimport look_at, start_from, tell_coefficients, tell_contrasts, write_to
 from fastlmm_core.small.arena cimport Arena, furnish, take
 
@@ -122,7 +122,6 @@ cdef class BatchDesign:
         cdef Batch* d = &self.d
         cdef Py_ssize_t i, n_par = len(search.rows)
         cdef const int[:, ::1] structure = search.structure
-        cdef const double[:, ::1] first = search.first
         self.positions = <Py_ssize_t*> malloc((2 * n_par + 1) * sizeof(Py_ssize_t))
         if self.positions == NULL:
             raise MemoryError()
@@ -133,12 +132,27 @@ cdef class BatchDesign:
         d.row = self.positions
         d.col = self.positions + n_par
         d.structure = &structure[0, 0]
-        d.first = &first[0, 0]
-        d.scoring = NULL
-        d.bend = NULL
         d.per_group = search.per_group
         d.tolerance = search.tolerance
         d.max_iterations = search.max_iterations
+
+    cdef take_start(self, Batch* d, start, int way):
+        """The common point, by REML (way 0) or ML."""
+        cdef CommonPoint* at = &d.common
+        cdef const double[::1] along = start.along, trace = start.trace[way]
+        cdef const double[:, ::1] half = start.half, square = start.square[way], scoring = start.scoring[way]
+        cdef const double[:, :, ::1] inverse = start.inverse, solved = start.solved, N = start.N
+        cdef const double[:, :, ::1] turned = start.turned, E = start.E, bend
+        at.along = &along[0]
+        at.inverse, at.solved, at.N = &inverse[0, 0, 0], &solved[0, 0, 0], &N[0, 0, 0]
+        at.turned = at.E = at.half = NULL
+        if d.p > 0:
+            at.turned, at.E, at.half = &turned[0, 0, 0], &E[0, 0, 0], &half[0, 0]
+        at.trace, at.square, at.scoring = &trace[0], &square[0, 0], &scoring[0, 0]
+        at.bend = NULL
+        if start.bend is not None:
+            bend = start.bend[way]
+            at.bend = &bend[0, 0, 0]
 
     cdef take_screen(self, screen):
         cdef SharedScreen* s = &self.d.screen
@@ -209,8 +223,7 @@ cdef class BatchDesign:
         cdef Batch d = self.d
         cdef Outcome out
         cdef Py_ssize_t count = Y.shape[0], width = self.take_scores(&d, scores)
-        cdef const double[:, ::1] starts, scoring
-        cdef const double[:, :, ::1] bend
+        cdef const double[:, ::1] starts
         cdef const double[::1] constant
         if Y.shape[1] != width:
             raise ValueError(f"Y has {Y.shape[1]} columns, the design has {width} rows")
@@ -220,11 +233,7 @@ cdef class BatchDesign:
         d.reml = reml
         d.nu = <double> (d.n - d.p if reml else d.n)
         d.criterion_offset = criterion_offset
-        scoring = self.search.scoring[0 if reml else 1]
-        d.scoring = &scoring[0, 0]
-        if self.search.bend is not None:
-            bend = self.search.bend[0 if reml else 1]
-            d.bend = &bend[0, 0, 0]
+        self.take_start(&d, self.search.start, 0 if reml else 1)
         d.first_theta = NULL
         if start is not None:
             starts = np.atleast_2d(start)

@@ -53,6 +53,7 @@ from ._newton import Objective, minimize_newton
 from ._patterns import compress, pattern_bases, pattern_labels
 from ._rows import accumulate, add_rows, code_range, column_scales, sample_mean, within_rows
 from ._screen import balanced, falls, least_information, screen, vary_freely
+from ._seals import line_seals
 from ._single import condition_once
 from ._whiten import whiten_residuals
 
@@ -80,6 +81,7 @@ __all__ = [
     "lanes",
     "least_information",
     "least_squares",
+    "line_seals",
     "log_diagonal",
     "lower_factor",
     "minimize_newton",

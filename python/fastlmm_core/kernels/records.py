@@ -18,6 +18,7 @@ __all__ = [
     "BatchScores",
     "BatchScreen",
     "BatchSearch",
+    "BatchStart",
     "ChainLinks",
     "ClusterRows",
     "ConditionedRows",
@@ -155,6 +156,39 @@ class BatchPatterns(NamedTuple):
     """(p,) 1 where a column of X does not vary within groups."""
 
 
+class BatchStart(NamedTuple):
+    """A point from which the searches of all responses take their first step, with W = I + R L L'R' of each pattern.
+
+    What stands twice is by REML and by ML, with P = V^-1 in the second.  Traces are those of the unit directions of G^,
+    in the order of vech; where sigma^2 comes before these they are directions of sigma^2 G^.
+    """
+
+    first: Array
+    """(q, q) L."""
+    along: Array
+    """(q(q+1)/2,) vech(L L')."""
+    inverse: Array
+    """(n_patterns, q, q) W^-1."""
+    solved: Array
+    """(n_patterns, q, q) R'W^-1."""
+    N: Array
+    """(n_patterns, q, q) R'W^-1 R."""
+    turned: Array
+    """(n_columns, q, p) W^-1 c_x."""
+    E: Array
+    """(n_columns, q, p) R'W^-1 c_x."""
+    half: Array
+    """(p, p) inverse of the Cholesky factor of X'V^-1 X."""
+    trace: tuple[Array, Array]
+    """(q(q+1)/2,) tr(P V_a)."""
+    square: tuple[Array, Array]
+    """(q(q+1)/2, q(q+1)/2) tr(P V_a P V_b)."""
+    scoring: tuple[Array, Array]
+    """(1 + q(q+1)/2, 1 + q(q+1)/2) inverse of the expected information of sigma^2 and vech(sigma^2 G^)."""
+    bend: tuple[Array, Array] | None
+    """Three indices of the same: tr(P V_a P V_b P V_c); None where no more than scoring is done."""
+
+
 class BatchSearch(NamedTuple):
     """How the optimum of each response of a batch is looked for."""
 
@@ -163,12 +197,7 @@ class BatchSearch(NamedTuple):
     rows: Sequence[int] | NDArray[np.intp]
     """Free elements of L."""
     columns: Sequence[int] | NDArray[np.intp]
-    first: Array
-    """(q, q) L from which the scoring step is taken."""
-    scoring: tuple[Array, Array]
-    """(1 + q(q+1)/2, 1 + q(q+1)/2) inverse information of sigma^2 and vech(G^) there, by REML and by ML."""
-    bend: tuple[Array, Array] | None
-    """Three indices of the same: tr(P V_a P V_b P V_c), by ML tr(V^-1 V_a V^-1 V_b V^-1 V_c); None: scoring alone."""
+    start: BatchStart
     per_group: float
     tolerance: float
     max_iterations: int

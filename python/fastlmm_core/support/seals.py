@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["SMALL", "broken_lines", "constant", "line_seals", "own", "seal"]
+__all__ = ["SMALL", "constant", "own", "seal"]
 
 A = TypeVar("A", bound=NDArray[Any])
 Bits = NDArray[np.uint64]
@@ -45,25 +45,6 @@ def seal(values: NDArray[Any]) -> list[Bits]:
         blocks = line[:whole].reshape(-1, APART, BLOCK)[:, 0]
         found += [np.add.reduce(blocks, axis=0, dtype=np.uint64), line[whole : whole + BLOCK].astype(np.uint64)]
     return found
-
-
-def line_seals(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Seals of the lines of a matrix (n, 2): the sum of the bits of each, and one that depends on their order."""
-    out = np.empty((len(values), 2))
-    with np.errstate(all="ignore"):
-        np.einsum("ij->i", values.view(np.uint64), out=out.view(np.uint64)[:, 0])
-        out[:, 1] = values @ np.cos(np.arange(values.shape[1]))
-    return out
-
-
-def broken_lines(values: NDArray[np.float64], seals: NDArray[np.float64]) -> NDArray[np.bool_]:
-    """Which lines are not those of the seals (n,); the sums of numbers may differ by rounding."""
-    now = line_seals(values)
-    with np.errstate(all="ignore"):
-        rounding = 1e-12 * values.shape[1] * np.abs(values).max(axis=1, initial=0.0)
-        near = np.abs(now[:, 1] - seals[:, 1]) <= rounding
-    same = now.view(np.uint64)[:, 0] == seals.view(np.uint64)[:, 0]
-    return np.asarray(~same | ~(near | ~np.isfinite(now[:, 1])))
 
 
 def constant(values: Any) -> bool:

@@ -219,7 +219,7 @@ def test_balanced_data_start_at_their_optimum(reml):
 def test_expected_derivatives_at_the_common_start(rng, q, p, visits):
     """Information and third traces of sigma^2 and the elements of G^, by dense algebra."""
     model = made(rng, q, p, visits, weights=True)
-    search = shared_design(model).search
+    start = shared_design(model).search.start
     n, codes = model.nobs, model.grouping.index
     root = np.sqrt(model.weights)[:, None]
     X, z = root * model.exog, root * model.problem.conditioned_z(model.exog_re)
@@ -228,11 +228,11 @@ def test_expected_derivatives_at_the_common_start(rng, q, p, visits):
     for a, b in zip(*np.tril_indices(q), strict=True):
         outer = np.outer(z[:, a], z[:, b])
         directions.append((outer if a == b else outer + outer.T) * incidence)
-    V = np.eye(n) + (z @ search.first @ search.first.T @ z.T) * incidence
+    V = np.eye(n) + (z @ start.first @ start.first.T @ z.T) * incidence
     inverse = np.linalg.inv(V)
     projected = inverse - inverse @ X @ np.linalg.solve(X.T @ inverse @ X, X.T @ inverse)
-    assert search.bend is not None
-    for P, scoring, bend in zip((projected, inverse), search.scoring, search.bend, strict=True):
+    assert start.bend is not None
+    for P, scoring, bend in zip((projected, inverse), start.scoring, start.bend, strict=True):
         turned = [P @ D for D in directions]
         information = np.array([[np.trace(A @ B) for B in turned] for A in turned])
         third = np.array([[[np.trace(A @ B @ C) for C in turned] for B in turned] for A in turned])

@@ -13,5 +13,6 @@ values            responses with observations, weights, offset or covariates of 
 progress          results written block by block, and runs that go on later
 policy            pieces over threads, a second look, single fits
 patterns          Kenward and Roger's moments of many fits
+start             a common point, and what a first step from it needs
 search            the screen for other minima of many responses
 """

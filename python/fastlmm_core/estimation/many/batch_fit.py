@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ... import kernels
 from ...errors import LMMError
 from ...kernels.records import BatchScores
-from ...support.seals import broken_lines
 from ...support.types import Array
 from ..fit import Fit, estimate
 from ..model import Model
@@ -59,9 +59,9 @@ class BatchFit:
     n_evaluations : (count,) int array
     labels : (count,) array or None
         Labels of the responses: the names of the columns that they were.
-    seals : (count, 2) array or None
-        What tells whether responses that are the caller's are still those that were fitted, see `line_seals`; zeros
-        for those that nobody can change.
+    seals : (count, 2) uint64 array or None
+        What tells whether responses that are the caller's are still those that were fitted, see `kernels.line_seals`;
+        zeros for those that nobody can change.
     gone : str
         Why the responses are not there, where they are not.
     """
@@ -75,7 +75,7 @@ class BatchFit:
         self.reml = reml
         self.responses = responses
         self.labels: NDArray[Any] | None = None
-        self.seals: Array | None = None
+        self.seals: NDArray[np.uint64] | None = None
         self.gone = "the responses were given as a stream and are not kept"
         self.theta_o = np.empty((count, n_par))
         self.params = np.empty((count, p))
@@ -203,9 +203,8 @@ class BatchFit:
         """
         Y = np.ascontiguousarray(self.responses[chosen], dtype=np.float64)
         if self.seals is not None:
-            seals = np.ascontiguousarray(self.seals[chosen])
-            # bits, which need not be numbers
-            changed = broken_lines(Y, seals) & seals.view(np.uint64).any(axis=1)
+            seals = self.seals[chosen]
+            changed = (kernels.line_seals(Y) != seals).any(axis=1) & seals.any(axis=1)
             if changed.any():
                 raise LMMError(
                     f"Y has been changed since it was fitted (first: response {chosen[np.argmax(changed)]}); fit it "

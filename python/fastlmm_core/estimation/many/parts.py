@@ -159,7 +159,7 @@ def concatenated(batches: Sequence[B]) -> B:
         out.labels = np.concatenate([b.labels for b in batches])
     if any(b.seals is not None for b in batches) and known:
         # zeros: nobody could have changed these
-        out.seals = np.concatenate([np.zeros((len(b), 2)) if b.seals is None else b.seals for b in batches])
+        out.seals = np.concatenate([np.zeros((len(b), 2), np.uint64) if b.seals is None else b.seals for b in batches])
     return out
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from ... import kernels
 from ...engines.scaling import criterion_constant
 from ...errors import LMMError
 from ...kernels.records import BatchLook, BatchResults, BatchScores
@@ -19,7 +20,7 @@ from ...support.blas_threads import one_blas_thread
 from ...support.checks import plain_array
 from ...support.memory import blas_callers
 from ...support.progress import progress_bar
-from ...support.seals import constant, line_seals
+from ...support.seals import constant
 from ...support.threads import in_threads, thread_count
 from ...support.types import Array, Index
 from ...tables.responses import ResponseColumns, is_table
@@ -34,7 +35,6 @@ from .search import CLOSE, narrowed_starts
 from .sparse import SparseBlock, SparseResponses, SparseSums
 
 if TYPE_CHECKING:
-    from ... import kernels
     from ...kernels.hierarchies import FactorBatch
     from ...tables.rows import CallerRows
     from .several_factors import HierarchyDesign
@@ -258,7 +258,7 @@ def _fit(
     """
     pieces: list[B] = [] if count is None else [empty(count, whole)]
     if count is not None and watched:
-        pieces[0].seals = np.empty((count, 2))
+        pieces[0].seals = np.empty((count, 2), dtype=np.uint64)
     reached = np.zeros(0 if count is None else count, dtype=bool) if resume is None else begun(pieces[0], resume)
     finished: set[int] = set()
     none = empty(0, None)
@@ -289,7 +289,7 @@ def _fit(
             return
         dense = np.ascontiguousarray(block() if callable(block) else block, dtype=np.float64)
         if into.seals is not None:
-            into.seals[first : first + len(dense)] = line_seals(dense)
+            into.seals[first : first + len(dense)] = kernels.line_seals(dense)
         if shared is None:
             into.status[first : first + len(dense)] = into.n_evaluations[first : first + len(dense)] = 0
         else:
