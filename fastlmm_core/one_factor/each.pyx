@@ -361,6 +361,9 @@ cdef class ProblemStack:
         self.d.spread = NULL
         self.d.n_patterns = self.d.n_columns = self.d.m = 0
 
+    def __reduce__(self):
+        return ProblemStack, self.kept
+
     cdef take_rows(self, rows):
         """What both kinds of rows have."""
         cdef const double[:, :] X = rows.X, Z = rows.Z

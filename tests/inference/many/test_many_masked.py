@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pickle
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -148,3 +150,34 @@ def test_several_factors(rng):
     one = flc.LinearMixedModel(Y[1, there], X[there], terms=some).fit()
     assert np.max(np.abs(batch.params[1] - one.params) / one.bse) < AGREE
     np.testing.assert_allclose(batch.df[1], one.df, rtol=1e-5)
+
+
+def test_terms_covariances_and_pickles(rng):
+    """Of masks that many responses share, and of scattered ones: as the single fits have them."""
+    m = 20
+    g = np.repeat(np.arange(m), 6)
+    data = {"arm": np.array(["a", "b", "c"])[g % 3], "t": np.tile(np.arange(6.0), m), "g": g}
+    Y = rng.standard_normal((80, len(g))) + rng.standard_normal((80, m))[:, g]
+    Y[:20, 7] = np.nan
+    for i in range(20, 60):
+        Y[i, rng.integers(0, len(g), 9)] = np.nan
+    model = flc.lmm("y ~ arm * t + (1 | g)", data | {"y": Y[79]})
+    batch = model.fit_many(Y, missing="drop")
+    assert batch.scattered is not None and len(batch.scattered[0]) == 40
+    found, covariance = batch.anova(ddf="kenward-roger"), batch.cov_params()
+    for i in (3, 25, 50, 70):
+        kept = ~np.isnan(Y[i])
+        one = flc.lmm("y ~ arm * t + (1 | g)", {k: v[kept] for k, v in data.items()} | {"y": Y[i, kept]}).fit()
+        table = one.anova("III", ddf="kenward-roger").to_frame()
+        np.testing.assert_allclose(covariance[i], one.cov, rtol=1e-5, atol=1e-8)
+        for term, wanted in zip(table["term"], table["p_value"], strict=True):
+            assert found[term].pvalues[i] == pytest.approx(wanted, rel=1e-4)
+    again = pickle.loads(pickle.dumps(batch))
+    same, wanted = (one.test("t", ddf="kenward-roger").pvalues for one in (again, batch))
+    np.testing.assert_array_equal(same[20:60], wanted[20:60])
+    assert again[25].criterion == batch[25].criterion
+    weighted = model.fit_many(np.nan_to_num(Y[:5]), weights=np.ones_like(Y[:5]))
+    np.testing.assert_array_equal(pickle.loads(pickle.dumps(weighted)).cov_params(), weighted.cov_params())
+    for given in (batch, weighted):
+        with pytest.raises(flc.LMMError, match="the position"):
+            given[:3]

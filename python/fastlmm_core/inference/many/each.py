@@ -174,32 +174,32 @@ class EachResult(Shown, OwnDesigns, StackFit):
             error[i], freedom[i] = table["std_error"], table["df"]
         return error, freedom
 
-    def tested(self, hypotheses: Sequence[Hypothesis], ddf: str, information: str) -> list[BatchTest]:
+    def tested(self, asked: Sequence[Hypothesis], ddf: str, information: str) -> list[BatchTest]:
         """Tests of several hypotheses of every problem; see `tests`.
 
         Parameters
         ----------
-        hypotheses : sequence of Hypothesis
+        asked : sequence of Hypothesis
         ddf, information
             As for `tests`.
         """
         _check(self, ddf, information)
-        asked = [Asked.along(parsed, parsed.L, self.params, self.status < 0) for parsed in hypotheses]
+        found = [Asked.along(parsed, parsed.L, self.params, self.status < 0) for parsed in asked]
         lost = np.isin(np.arange(len(self)), self._apart())
         some = np.flatnonzero((self.by_lanes == 1) & ~lost)
         if ddf == "satterthwaite":
-            _satterthwaite(self, asked, some)
+            _satterthwaite(self, found, some)
         elif ddf == "kenward-roger":
-            lost |= _kenward_roger(self, asked, some, information)
+            lost |= _kenward_roger(self, found, some, information)
         else:
             covariance = self.contrasts(np.eye(self.params.shape[1]))[0]
             known = np.full(len(self), np.inf) if ddf == "normal" else self.nobs - self.rank
-            for one in asked:
+            for one in found:
                 one.freedom[some] = known[some]
                 tell_of_variance(one, some, self.sigma2[some], covariance[some], ddf)
         for i in np.flatnonzero(lost).tolist():
             fit = self.one(i)
-            for one in asked:
+            for one in found:
                 try:
                     one.take(i, wald(fit, one.L, one.rhs, ddf, information))
                 except LMMError:  # not estimable there
@@ -210,7 +210,7 @@ class EachResult(Shown, OwnDesigns, StackFit):
                 joint_pvalues(one.statistic, one.freedom, len(one.L), len(one.basis), ddf), one.L, one.rhs,
                 one.parsed.names, ddf, "model", self._shared.library, self.labels,
             )
-            for one in asked
+            for one in found
         ]  # fmt: skip
 
     def __getitem__(self, i: Any) -> Fit:
@@ -223,6 +223,10 @@ class EachResult(Shown, OwnDesigns, StackFit):
         LMMError
             For an unknown label, or a problem that could not be fitted: why.
         """
+        if isinstance(i, (slice, list, np.ndarray)):
+            raise LMMError(
+                f"result[{i!s:.60}]: give the position or label of one problem; arrays (params, bse) take slices"
+            )
         if isinstance(i, bool) or not isinstance(i, (int, np.integer)):
             return self.of(i)
         if not -len(self) <= i < len(self):

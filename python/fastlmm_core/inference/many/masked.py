@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,11 +10,13 @@ from numpy.typing import NDArray
 from ...errors import LMMError
 from ...support.arguments import checked
 from ...support.types import Array
+from ..anova import hypotheses
 from ..hypotheses import Hypothesis
 from ..wald import check_estimable, independent_rows
 from .each import EachResult
 from .own_designs import OwnDesigns
-from .tests import BatchTest, coefficients, tests
+from .several import BatchTests, term_hypotheses
+from .tests import BatchTest, coefficients, covariances, tests
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -24,8 +26,15 @@ if TYPE_CHECKING:
     from ...estimation.many.batch_fit import BatchFit
     from ...estimation.many.masks import Masked
     from ...estimation.model import Model
+    from ..options import Ddf, Information
 
 __all__ = ["MaskedBatch"]
+
+
+class _Whole(NamedTuple):
+    """A design with all rows, in the place of a result."""
+
+    model: Model
 
 
 @checked
@@ -119,6 +128,40 @@ class MaskedBatch(OwnDesigns):
         """Responses that could not be fitted."""
         return np.flatnonzero(np.isnan(self.criterion))
 
+    def cov_params(self) -> Array:
+        """Covariance matrices of the fixed effects (n_responses, p, p); NaN as in `bse`."""
+        p = self.params.shape[1]
+        out = np.full((len(self), p, p), np.nan)
+        for members, batch in self._parts():
+            out[members] = batch.cov_params() if isinstance(batch, EachResult) else covariances(batch)
+        return out
+
+    def anova(self, *, ddf: Ddf = "satterthwaite", information: Information = "auto") -> BatchTests:
+        """F tests of the terms of the fixed part (type III) of every response, on the observations that it has.
+
+        Hypotheses of types I and II depend on the observations: single fits have them, ``batch[i].anova("II")``.
+
+        Parameters
+        ----------
+        ddf, information
+            As for `test`.
+
+        Returns
+        -------
+        BatchTests
+            By term; without the terms of which nothing can be estimated, which `notes` name.
+
+        Raises
+        ------
+        LMMError
+            As `test`.
+        """
+        # the hypotheses are those of the design
+        found, notes = hypotheses(cast("Fit", _Whole(self.model.fittable())), "III")
+        parsed = term_hypotheses(found)
+        done = self.tested(list(parsed.values()), ddf, information)
+        return BatchTests(dict(zip(parsed, done, strict=True)), self._labels, self.model.library, notes)
+
     def __getitem__(self, i: int) -> Fit:
         """The full result of one response, by position, on the observations that it has.
 
@@ -127,8 +170,10 @@ class MaskedBatch(OwnDesigns):
         IndexError
             For a position outside the batch.
         LMMError
-            For a response that could not be fitted: the reason.
+            For a response that could not be fitted: the reason; for anything but a position.
         """
+        if isinstance(i, bool) or not isinstance(i, (int, np.integer)):
+            raise LMMError(f"batch[{i!r}]: give the position of one response; arrays (params, bse) take slices")
         if not -len(self) <= i < len(self):
             raise IndexError(f"response {i} of {len(self)}")
         if self.scattered is not None and self._owner[i] < 0:
@@ -148,12 +193,12 @@ class MaskedBatch(OwnDesigns):
                 error[members], freedom[members] = coefficients(batch, ddf, information)
         return error, freedom
 
-    def tested(self, hypotheses: Sequence[Hypothesis], ddf: str, information: str) -> list[BatchTest]:
+    def tested(self, asked: Sequence[Hypothesis], ddf: str, information: str) -> list[BatchTest]:
         """Tests of several hypotheses of every response; see `tests`.
 
         Parameters
         ----------
-        hypotheses : sequence of Hypothesis
+        asked : sequence of Hypothesis
         ddf, information
             As for `tests`.
 
@@ -164,17 +209,17 @@ class MaskedBatch(OwnDesigns):
         """
         whole = self.model.fittable()
         out = []
-        for parsed in hypotheses:
+        for parsed in asked:
             check_estimable(whole, parsed.L, parsed.names)
             rank = len(independent_rows(parsed.L @ whole.problem.x_map, parsed.rhs, parsed.names)[0])
             out.append(self._untested(parsed, rank, ddf))
         for members, batch in self._parts():
             if isinstance(batch, EachResult):
-                some = list(range(len(hypotheses)))
-                found = batch.tested(hypotheses, ddf, information)
+                some = list(range(len(asked)))
+                found = batch.tested(asked, ddf, information)
             else:
-                some = [k for k, one in enumerate(hypotheses) if _estimable(batch, one)]
-                found = tests(batch, [hypotheses[k] for k in some], ddf, information)
+                some = [k for k, one in enumerate(asked) if _estimable(batch, one)]
+                found = tests(batch, [asked[k] for k in some], ddf, information)
             for k, one in zip(some, found, strict=True):
                 own = out[k]
                 own.estimate[members], own.std_error[members] = one.estimate, one.std_error

@@ -65,7 +65,7 @@ class OwnDesigns:
         """Standard errors and degrees of freedom (n, p)."""
 
     @abstractmethod
-    def tested(self, hypotheses: Sequence[Hypothesis], ddf: str, information: str) -> list[BatchTest]:
+    def tested(self, asked: Sequence[Hypothesis], ddf: str, information: str) -> list[BatchTest]:
         """Tests of several hypotheses of every fit."""
 
     @property

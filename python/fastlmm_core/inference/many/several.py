@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from ...estimation.fit import Fit
     from ...estimation.many.batch_fit import BatchFit
 
-__all__ = ["BatchTests", "anova", "parse_several", "response_labels", "several"]
+__all__ = ["BatchTests", "anova", "parse_several", "response_labels", "several", "term_hypotheses"]
 
 
 @checked
@@ -135,6 +135,15 @@ def several(
     return BatchTests(dict(zip(parsed, found, strict=True)), response_labels(batch), batch.model.library)
 
 
+def term_hypotheses(found: Mapping[str, Array]) -> dict[str, Hypothesis]:
+    """That the contrasts of each term are zero; without the terms that have none."""
+    return {
+        term: Hypothesis(L, np.zeros(len(L)), tuple(f"{term}[{i}]" for i in range(len(L))))
+        for term, L in found.items()
+        if len(L)
+    }
+
+
 def anova(batch: BatchFit, type: str, ddf: str, information: str) -> BatchTests:
     """See `BatchResult.anova`."""
     kind = TYPES.get(str(type), type)
@@ -142,10 +151,6 @@ def anova(batch: BatchFit, type: str, ddf: str, information: str) -> BatchTests:
         raise LMMError(f"type={type!r} is unknown: use 'I', 'II' or 'III'")
     # the hypotheses are those of the design
     found, notes = hypotheses(cast("Fit", batch), kind)
-    parsed = {
-        term: Hypothesis(L, np.zeros(len(L)), tuple(f"{term}[{i}]" for i in range(len(L))))
-        for term, L in found.items()
-        if len(L)
-    }
+    parsed = term_hypotheses(found)
     done = tests(batch, list(parsed.values()), ddf, information)
     return BatchTests(dict(zip(parsed, done, strict=True)), response_labels(batch), batch.model.library, notes)
