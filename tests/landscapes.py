@@ -258,11 +258,37 @@ def time_course(rng: np.random.Generator) -> dict:
     return {"y": y[keep], "X": X[keep], "terms": (Term(_line(C[keep]), codes[keep]),)}
 
 
+def uneven_groups(rng: np.random.Generator) -> dict:
+    """Four to fourteen groups for each effect, of different sizes and times; errors and effects normal or odd."""
+    q = int(rng.integers(1, 4))
+    m = int(rng.integers(4 * q, 14 * q))
+    sizes = rng.integers(q, int(rng.integers(q + 3, 14)), m)
+    sizes[:3] = q + 3
+    codes = np.repeat(np.arange(m), sizes)
+    n = len(codes)
+    t = rng.uniform(-1.0, 1.0, n) if rng.random() < 0.7 else np.concatenate([np.arange(size) / 6.0 for size in sizes])
+    Z = t[:, None] ** np.arange(q)
+    if rng.random() < 0.3:
+        Z = np.column_stack([np.ones(n), rng.standard_normal((n, q - 1))])
+    X = np.column_stack([Z, rng.standard_normal((n, int(rng.choice([0, 0, 1, 2, 3]))))])
+    draw = [
+        rng.standard_normal,
+        lambda size: rng.standard_t(3.0, size),
+        lambda size: np.exp(rng.standard_normal(size)) - np.exp(0.5),
+        lambda size: rng.standard_t(1.0, size),
+    ][int(rng.integers(4))]
+    weights = 10.0 ** rng.uniform(-1.0, 1.0, n) if rng.random() < 0.2 else None
+    root = np.tril(rng.standard_normal((q, q))) * 10.0 ** rng.uniform(-1.5, 1.0, (q, 1))
+    y = X.sum(axis=1) + np.sum((draw((m, q)) @ root.T)[codes] * Z, axis=1)
+    y += draw(n) / np.sqrt(1.0 if weights is None or rng.random() < 0.3 else weights)
+    return {"y": y, "X": X, "terms": (Term(Z, codes),), "weights": weights}
+
+
 FAMILIES: dict[str, Callable[[np.random.Generator], dict]] = {
     f.__name__: f
     for f in (
         distant_origin, shifted_slope, nested_slopes, eight_decades, cauchy_errors, few_rows, small_weighted,
-        pharmacology, several_terms, identical_factors, nearly_collinear, time_course,
+        pharmacology, several_terms, identical_factors, nearly_collinear, time_course, uneven_groups,
     )
 }  # fmt: skip
 

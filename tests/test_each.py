@@ -204,6 +204,16 @@ def test_few_groups_of_which_one_makes_up_most_are_left_to_single_fits(rng):
         assert result.criterion[k] <= one.criterion + 1e-8 * abs(one.criterion)
 
 
+def test_fewer_than_six_groups_for_each_effect_are_left_to_single_fits(rng):
+    for groups, by_lanes in ((11, False), (13, True)):
+        stacked = problems(rng, 16, 2, sizes=(groups, groups + 1), rows=(5, 7), tau=0.5)
+        result = flc.fit_each(*stacked[:5])
+        assert bool(result.by_lanes.sum() >= 8) is by_lanes
+        assert result.by_lanes.any() == by_lanes
+        for k in range(16):
+            assert result.criterion[k] == pytest.approx(single(stacked, k).criterion, abs=1e-7)
+
+
 def test_single_results_labels_and_tables(rng):
     y, X, Z, groups, each, _ = problems(rng, 5, 2)
     genes = np.array(["e", "d", "c", "b", "a"])[each]

@@ -12,13 +12,13 @@ cdef double REGULAR = 0.2
 
 cdef enum:
     FEW_GROUPS = 14         # for each random effect, see `few_groups` of engines/starts.py
+    SIX_GROUPS = 6          # for each random effect: of fewer, minima lie close together whatever the groups tell
     MANY_GROUPS = 56        # for each random effect: the criterion is then nearly convex about the truth
 
-cdef double SCANT = 1e-3
-"""Least information in a group, relative to the mean, below which some groups tell hardly anything of some effects."""
-
-cdef double AMPLE = 1.9
-"""Rows that X leaves, for each random effect of each group, from which few groups tell enough of all of them."""
+cdef double AMPLE = 2.3, SCANT = 0.01, FAIR = 1.9, PLENTY = 0.1
+"""Rows that X leaves for each random effect of each group, and least information in a group, relative to the mean, from
+which every one of few groups tells enough of all effects: the more rows, the less information (see `AMPLE` of
+engines/one_factor/problem.py); groups that tell nothing at all of an effect do no harm."""
 
 cdef double DOMINATED = 0.28
 """Share of the groups that the variation is worth, (sum s)^2 / (m sum s^2) of their squares s, below which few of them make
@@ -92,10 +92,11 @@ cdef void kinds_of(Py_ssize_t q, Py_ssize_t k, const ProblemSums* sums, const Sc
                 sums[lane].n - sums[lane].rank >= 2 * sums[lane].m * q and whole[lane]
                 and (<double*> &least)[lane] >= REGULAR)):
             found.kind[lane] = 0
-        ample = sums[lane].n - sums[lane].rank >= AMPLE * sums[lane].m * q
+        here = <double> (sums[lane].n - sums[lane].rank) / (sums[lane].m * q)
+        ample = here >= FAIR and (<double*> &least)[lane] >= (SCANT if here >= AMPLE else PLENTY)
         here = (<double*> &square)[lane] / sums[lane].m * ((<double*> &square)[lane] / (<double*> &fourth)[lane])
         if screen.one_full and sums[lane].m < FEW_GROUPS * q and not (
-                ample and (<double*> &least)[lane] >= SCANT and here >= DOMINATED):
+                sums[lane].m >= SIX_GROUPS * q and ample and here >= DOMINATED):
             # minima may lie close together: no screen of a few points tells them apart
             f.status[lane] = LEFT_ALONE
         if f.status[lane] < 0 or not (<double*> &f.finished)[lane] > 0.0:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import fastlmm_core as flc
+import landscapes
 
 
 def crossed(seed, small, slopes, n=300):
@@ -79,3 +80,18 @@ def test_batches_have_the_criterion_of_single_fits():
     batch = model.fit_many(Y)
     for i, response in enumerate(Y):
         assert batch.criterion[i] == pytest.approx(model.refit(response).criterion, abs=1e-7)
+
+
+@pytest.mark.parametrize("seed", [52, 80, 109, 178])
+def test_criterion_where_variances_are_large(seed):
+    """Independent intercepts and slopes, far from the origin, of schools and pupils: variances of 1e6 that cancel."""
+    problem = landscapes.problem("nested_slopes", seed)
+    terms = [flc.RandomTerm(t.Z, t.codes, name=t.factor, structure="diagonal") for t in problem.terms]
+    result = flc.LinearMixedModel(problem.y, problem.X, terms=terms).fit(reml=problem.reml)
+    assert result.converged
+    parts = {f.grouping.name: slice(f.start, f.stop) for f in result.model.factors}
+    factors = [result.relative_factor[parts[t.factor], parts[t.factor]] for t in problem.terms]
+    Z, codes = [t.Z for t in problem.terms], [t.codes for t in problem.terms]
+    value, sigma2 = by_rows(problem.y, problem.X, Z, codes, factors, problem.reml)
+    assert result.criterion == pytest.approx(value, abs=2e-8)
+    assert result.sigma2 == pytest.approx(sigma2, rel=1e-8)

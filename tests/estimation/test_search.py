@@ -11,11 +11,13 @@ import landscapes
 from fastlmm_core import kernels
 from fastlmm_core.covariance.parameters import Block, CovarianceStructure
 from fastlmm_core.engines import protocol
+from fastlmm_core.engines.one_factor.problem import DISPERSED
 from fastlmm_core.estimation import optimize, search
 from fastlmm_core.estimation.fit import Fit
 from fastlmm_core.estimation.many.batch_fit import BatchFit
 from fastlmm_core.estimation.many.one_factor import shared_design
-from fastlmm_core.estimation.many.search import narrowed_starts
+from fastlmm_core.estimation.many.search import Ended, narrowed_starts, next_lowest
+from fastlmm_core.estimation.refinement import loses_digits, refined
 from fastlmm_core.kernels.records import BatchLook, BatchResults, BatchScreen
 
 BY_DEFAULT, BY_HAND = 3, 100
@@ -80,6 +82,7 @@ HARD = {
     "identical_factors": (2, 8),
     "pharmacology": (139, 7094),
     "time_course": (14, 19, 33),
+    "uneven_groups": (45, 372, 759, 778, 1420, 1611),
 }
 
 
@@ -201,6 +204,52 @@ def test_balance(formula: str, one: bool) -> None:
     # a row less
     less = flc.lmm(formula, {name: values[1:] for name, values in data.items()})
     assert less.problem.elsewhere().kind == "search"
+
+
+def uneven(groups: int, least: float = 1.0, rows: int = 6) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Times, groups and normal responses of lines; the times of the first group are `least` as far apart as others."""
+    rng = np.random.default_rng(8)
+    sizes = np.where(np.arange(groups) % 2, rows, rows - 1)
+    codes = np.repeat(np.arange(groups), sizes)
+    t = np.concatenate([np.linspace(-1.0, 1.0, size) for size in sizes]) + 0.05 * rng.standard_normal(len(codes))
+    t[codes == 0] *= least
+    b = rng.standard_normal((groups, 2))
+    return t, codes, b[codes, 0] + b[codes, 1] * t + 0.5 * rng.standard_normal(len(t))
+
+
+@pytest.mark.parametrize(
+    ("data", "effort"),
+    [
+        (uneven(18), protocol.EASY),
+        (uneven(18, least=0.2), protocol.ORDINARY),
+        (uneven(18, least=0.05), protocol.HARD),  # one group hardly tells of slopes
+        (uneven(18, least=0.2, rows=5), protocol.HARD),  # rows enough where all groups tell a tenth
+        (uneven(18, rows=5), protocol.EASY),
+        (uneven(11), protocol.HARD),  # fewer than six for each effect
+        (uneven(28, least=0.05), protocol.CAREFUL),
+    ],
+)
+def test_few_groups_are_searched_as_much_as_they_need(data: tuple[np.ndarray, ...], effort: int) -> None:
+    t, codes, y = data
+    X = np.column_stack([np.ones(len(t)), t])
+    found = flc.LinearMixedModel(y, X, X, codes).problem.elsewhere()
+    assert (found.kind, found.effort) == ("search", effort)
+
+
+def test_few_groups_that_make_up_most_of_the_variation_are_searched_from_many_points() -> None:
+    t, codes, y = uneven(18, least=0.2)
+    X = np.column_stack([np.ones(len(t)), t])
+    for size, effort in ((1.0, protocol.ORDINARY), (30.0, protocol.HARD)):
+        odd = np.where(codes == 3, size, 1.0) * y
+        model = flc.LinearMixedModel(odd, X, X, codes)
+        share = worth(landscapes.Problem("", 0, True, odd, X, (landscapes.Term(X, codes),)), odd) / 18
+        assert model.problem._worth() / 18 == pytest.approx(share, rel=1e-9)
+        assert (share >= DISPERSED) is (effort == protocol.ORDINARY)
+        assert model.problem.elsewhere().effort == effort
+        # of a batch, response by response
+        assert model.problem.elsewhere_for_any().effort == protocol.HARD
+        chosen = screened(model, np.array([y, np.where(codes == 3, 30.0, 1.0) * y]), True)[1].chosen
+        assert (chosen[0] >= 0).sum() <= 3 and (chosen[1] >= 0).sum() >= 20
 
 
 # ------------------------------------------------------------------------------------------------------------- screens
@@ -423,6 +472,17 @@ def test_the_rise_to_the_boundary() -> None:
         assert abs(old[0][:, 0] @ new[0][:, 0]) == pytest.approx(1.0)
 
 
+def test_the_lowest_minima_beside_the_known_one_are_narrowed_too() -> None:
+    responses = np.array([1, 0, 1, 1, 1, 1, 0])
+    values = np.array([5.0, 2.0, 4.0, 4.0 + 1e-9, 7.0, 3.0, 2.5])
+    thetas = np.arange(14.0).reshape(7, 2)
+    # 2.0 is known; of the rest the two lowest, each once
+    which, found = next_lowest(Ended(responses, values, thetas), np.array([2.0, 3.5, 1.0]))
+    assert which.tolist() == [0, 1, 1]
+    assert found.tolist() == thetas[[6, 5, 2]].tolist()
+    assert [len(part) for part in next_lowest(Ended(responses[:0], values[:0], thetas[:0]), np.zeros(3))] == [0, 0]
+
+
 def test_a_batch_finds_a_minimum_on_the_boundary_next_to_another_one() -> None:
     """As single fits do, which narrow the covariance that they have found."""
     problem = landscapes.problem("pharmacology", 11)
@@ -491,7 +551,10 @@ def test_the_record_of_a_fit_is_that_of_its_optimum() -> None:
         engine = result.model.problem.criterion()
         engine.reml = problem.reml
         engine.evaluate(result.optimum.theta, 2)
-        for kept, fresh in zip(result.solution, engine.solution()[:3], strict=True):
+        solution = protocol.Solution(*engine.solution()[:3])
+        if loses_digits(engine, result.model.problem, result.optimum.factor):
+            solution = refined(engine, result.model, result.optimum, solution)[1]
+        for kept, fresh in zip(result.solution, solution, strict=True):
             np.testing.assert_allclose(kept, fresh, rtol=1e-9, atol=1e-9 * np.max(np.abs(fresh), initial=0.0))
 
 

@@ -22,7 +22,7 @@ from .known_variance import KnownVariance
 from .likelihood import Stated, log_likelihood
 from .model import Model
 from .optimize import SINGULAR, LocalMinimum, Optimum, optimize
-from .refinement import LOST, refined
+from .refinement import loses_digits, refined
 from .residual_limit import SMALL, refuse_unbounded, with_residual_variance
 
 __all__ = ["Fit", "estimate"]
@@ -472,7 +472,7 @@ def estimate(
         if problem.saturated or solution.r2 < SMALL * problem.n:
             optimum = with_residual_variance(engine, structure, levels, problem.n, optimum, problem.saturated)
             solution = Solution(*engine.solution()[:3])
-        if engine.remainder < LOST:
+        if loses_digits(engine, problem, optimum.factor):
             optimum, solution = refined(engine, model, optimum, solution)
     return kind(model, optimum, bool(reml), solution)
 

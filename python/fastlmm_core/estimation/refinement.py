@@ -26,15 +26,19 @@ from ..support.types import Array
 
 if TYPE_CHECKING:
     from ..engines.crossed.engine import CrossedCriterion
-    from ..engines.protocol import Engine
+    from ..engines.protocol import Engine, Problem
     from .model import Model
     from .optimize import Optimum
 
-__all__ = ["refined", "solved"]
+__all__ = ["largest", "loses_digits", "refined", "solved"]
 
 
 LOST = 1e-6
 """Share of y'y in r^2 below which the criterion is taken from the rows."""
+
+LARGE = 3e4
+"""Variance of the mean of a level, relative to what errors leave of it, above which the criterion is taken from the
+rows: levels that factors share are then told apart by the last digits (1e-8 units are lost there, and more beyond)."""
 
 STEPS = 3
 """Improvements of V^-1 v."""
@@ -44,6 +48,27 @@ DENSE = 1e9
 
 LOSS, SEEN = 1e-14, 1e-3
 """What log|V| loses at the most, times the share of y'y in r^2, and how much of it makes a criterion worthless."""
+
+
+def loses_digits(engine: Engine, problem: Problem, factor: Array) -> bool:
+    """Whether the criterion at the last point is to be taken from the rows.
+
+    Parameters
+    ----------
+    engine : Engine
+    problem : Problem
+    factor : (q, q) array
+        Of the relative covariance at that point, in conditioned units, in which the rows of Z have unit mean square.
+    """
+    if engine.remainder < LOST:
+        return True
+    return engine.remainder < 1.0 and bool(np.max(largest(problem, factor), initial=0.0) > LARGE)
+
+
+def largest(problem: Problem, factor: Array) -> Array:
+    """Of factors (., q, q) of relative covariances, the largest variance of the mean of a level, as for LARGE."""
+    sizes = (factor * factor).sum(axis=-1) * (problem.n / problem.levels)
+    return np.asarray(sizes.max(axis=-1, initial=0.0))
 
 
 def refined(engine: Engine, model: Model, optimum: Optimum, solution: Solution) -> tuple[Optimum, Solution]:
@@ -56,7 +81,7 @@ def refined(engine: Engine, model: Model, optimum: Optimum, solution: Solution) 
     model : Model
     optimum : Optimum
     solution : Solution
-        As profiling left it, with less than `LOST` of y'y.
+        As profiling left it, where it `loses_digits`.
     """
     from ..engines.crossed.engine import CrossedCriterion
 

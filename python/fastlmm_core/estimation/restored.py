@@ -12,7 +12,7 @@ from ..errors import LMMError
 from ..support.types import Array
 from .fit import Fit
 from .optimize import LocalMinimum, Optimum
-from .refinement import LOST, refined
+from .refinement import loses_digits, refined
 
 if TYPE_CHECKING:
     from ..covariance.parameters import CovarianceStructure
@@ -103,7 +103,7 @@ def restored(kind: type[F], model: Model, reml: bool, found: Estimates) -> F:
         (), others, found.restricted,
     )  # fmt: skip
     solution = Solution(*engine.solution()[:3])
-    if engine.remainder < LOST:
+    if loses_digits(engine, problem, factor):
         optimum, solution = refined(engine, model, optimum, solution)
         optimum = optimum._replace(converged=found.converged, message=found.message)
     if abs(optimum.value + offset - found.criterion) > AGREES * (abs(found.criterion) + problem.n):

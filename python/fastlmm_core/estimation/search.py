@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from ..engines.protocol import LinearEngine, Relaxed
 
 __all__ = [
-    "DESCENTS", "LOWEST_POINTS", "NEAR", "SPREAD", "VANISHING", "Found", "Points", "descend", "nearest", "screen_of",
-    "search", "spread_points",
+    "DESCENTS", "LOWEST_POINTS", "NARROWED", "NEAR", "SPREAD", "VANISHING", "Found", "Points", "descend", "nearest",
+    "screen_of", "search", "spread_points",
 ]  # fmt: skip
 
 

@@ -31,7 +31,7 @@ from ..model import Model
 from .batch_fit import BOUNDARY, CHUNK_BYTES, BatchFit
 from .one_factor import shared_design
 from .progress import Sink, begun, unfinished
-from .search import CLOSE, narrowed_starts
+from .search import CLOSE, Ended, narrowed_starts, next_lowest
 from .sparse import SparseBlock, SparseResponses, SparseSums
 
 if TYPE_CHECKING:
@@ -408,7 +408,8 @@ def _fit_together(
     order = np.argsort(look.chosen[responses, places], kind="stable")
     places, responses = places[order], responses[order]
     descend = partial(_descend, cast("kernels.BatchDesign | FactorBatch", shared), Y, into, first, more)
-    descend(responses, screen.thetas[look.chosen[responses, places]])
+    before = into.criterion[first : first + len(Y)].copy()
+    ended = descend(responses, screen.thetas[look.chosen[responses, places]])
     if len(into.model.factors) > 1:
         from .factor_lanes import moved_starts
 
@@ -417,14 +418,20 @@ def _fit_together(
         responses, starts = moved_starts(cast("FactorBatch", shared), into.theta_o[which])
         descend(which[responses] - first, starts)
     elif screen.lowest and into.model.structure.one_full and into.model.structure.q > 1:
-        descend(near, narrowed_starts(into.model, known))
+        which, thetas = next_lowest(ended, before)
+        which, thetas = np.concatenate([near, which]), np.concatenate([known, thetas])
+        descend(which, narrowed_starts(into.model, thetas))
 
 
 def _descend(
     shared: kernels.BatchDesign | FactorBatch, Y: Array, into: BatchFit, first: int, more: dict[str, Any],
     responses: Index, starts: Array,
-) -> None:  # fmt: skip
-    """Search from other starts of some responses, and fit those again for which something lower is found."""
+) -> Ended:  # fmt: skip
+    """Search from other starts of some responses, and fit those again for which something lower is found.
+
+    Returns where the searches ended, inside the boundary.
+    """
+    ended = [(np.zeros(0, dtype=np.intp), np.zeros(0), np.zeros((0, starts.shape[1])))]
     lowest = np.full(len(Y), np.inf)
     theta = np.empty((len(Y), starts.shape[1]))
     step = max(len(Y), SIDE_BY_SIDE)
@@ -433,18 +440,20 @@ def _descend(
         other = _from(shared, Y, into, which, starts[begin : begin + step], brief=True, **more)
         np.add.at(into.n_evaluations, first + which, other.n_evaluations)
         value = np.where(other.status > 0, other.criterion, np.inf)
+        inside = other.status == 1
+        ended.append((which[inside], value[inside], other.theta_o[inside]))
         # the lowest of each response comes first
         order = np.lexsort((value, which))
         best = order[np.flatnonzero(np.diff(which[order], prepend=-1))]
         best = best[value[best] < lowest[which[best]]]
         lowest[which[best]], theta[which[best]] = value[best], other.theta_o[best]
     which = np.flatnonzero(lowest < into.criterion[first : first + len(Y)] - LOWER)
-    if not len(which):
-        return
-    other = _from(shared, Y, into, which, theta[which], **more)
-    better = np.flatnonzero((other.status > 0) & (other.criterion < into.criterion[first + which] - LOWER))
-    for name in _FIELDS if len(better) else ():
-        getattr(into, name)[first + which[better]] = getattr(other, name)[better]
+    if len(which):
+        other = _from(shared, Y, into, which, theta[which], **more)
+        better = np.flatnonzero((other.status > 0) & (other.criterion < into.criterion[first + which] - LOWER))
+        for name in _FIELDS if len(better) else ():
+            getattr(into, name)[first + which[better]] = getattr(other, name)[better]
+    return Ended(*(np.concatenate(parts) for parts in zip(*ended, strict=True)))
 
 
 def _from(

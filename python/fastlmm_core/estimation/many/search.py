@@ -7,22 +7,22 @@ the lanes know of a response (see lanes/screen.pxi); the tables are made here.
 from __future__ import annotations
 
 from math import inf
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from ... import kernels
-from ...engines.one_factor.problem import one_factor
-from ...engines.protocol import EASY, HARD, linear_engine, linear_problem
+from ...engines.one_factor.problem import DISPERSED, one_factor
+from ...engines.protocol import EASY, HARD, linear_engine
 from ...kernels.records import BatchPatterns, BatchScreen
-from ...support.types import Array
-from ..search import DESCENTS, LOWEST_POINTS, NEAR, SPREAD, VANISHING, nearest, screen_of
+from ...support.types import Array, Index
+from ..search import DESCENTS, LOWEST_POINTS, NARROWED, NEAR, SPREAD, VANISHING, nearest, screen_of
 
 if TYPE_CHECKING:
     from ...covariance.parameters import CovarianceStructure
     from ..model import Model
 
-__all__ = ["CLOSE", "group_basis", "narrowed_starts", "response_screen"]
+__all__ = ["CLOSE", "Ended", "group_basis", "narrowed_starts", "next_lowest", "response_screen"]
 
 
 GROUPS = 256
@@ -47,6 +47,17 @@ CLOSE = 4.0
 EIGHT = 8
 """Rows of a table that lie side by side."""
 
+EQUAL = 1e-7
+"""Relative difference of values that two searches may leave at one minimum."""
+
+
+class Ended(NamedTuple):
+    """Where searches ended: the response of each, the value and theta (count, n_par)."""
+
+    responses: Index
+    values: Array
+    thetas: Array
+
 
 def response_screen(model: Model, patterns: BatchPatterns) -> BatchScreen | None:
     """The screen of a design with one grouping factor, None where one minimum only is looked for.
@@ -57,7 +68,7 @@ def response_screen(model: Model, patterns: BatchPatterns) -> BatchScreen | None
     patterns : BatchPatterns
     """
     problem, structure = one_factor(model.problem), model.structure
-    elsewhere = linear_problem(problem).elsewhere()
+    elsewhere = problem.elsewhere_for_any()
     if elsewhere.kind != "search" or elsewhere.effort <= EASY:
         # nearly balanced data are left alone
         return None
@@ -96,7 +107,8 @@ def response_screen(model: Model, patterns: BatchPatterns) -> BatchScreen | None
     # on a grid of standard deviations, of effects that are independent, both neighbours along each
     near = max(NEAR, 2 * q) if not structure.one_full else NEAR
     # minima of independent effects may lie apart whatever the response, and of few groups next to each other
-    apart_only = structure.one_full and elsewhere.effort < HARD
+    many = DISPERSED if elsewhere.told else MANY
+    apart_only = structure.one_full and (elsewhere.told or elsewhere.effort < HARD)
     return BatchScreen(
         thetas=thetas,
         pattern=chosen.astype(np.int64),
@@ -113,7 +125,7 @@ def response_screen(model: Model, patterns: BatchPatterns) -> BatchScreen | None
         unit=unit,
         vanishing=VANISHING**2,
         correlation=CORRELATION,
-        many=MANY * len(chosen) if apart_only else inf,
+        many=many * len(chosen) if apart_only else inf,
         lowest=LOWEST_POINTS[effort],
         limit=DESCENTS[effort],
         spread=SPREAD[effort],
@@ -137,6 +149,26 @@ def narrowed_starts(model: Model, theta: Array) -> Array:
     sizes[:, -1] = VANISHING
     narrow = unit * axes * sizes[:, None]
     return np.array([structure.theta(structure.canonical(factor)) for factor in narrow]).reshape(theta.shape)
+
+
+def next_lowest(ended: Ended, known: Array) -> tuple[Index, Array]:
+    """The lowest minima of each response beside that with the value known[i], so many as `NARROWED` leaves.
+
+    Returns
+    -------
+    responses : (count,) array
+    thetas : (count, n_par) array
+    """
+    responses, values, thetas = ended
+    here = known[responses]
+    apart = np.flatnonzero(np.abs(values - here) > EQUAL * (1.0 + np.abs(here)))
+    order = apart[np.lexsort((values[apart], responses[apart]))]
+    step = np.diff(values[order], prepend=-np.inf) > EQUAL * (1.0 + np.abs(values[order]))
+    order = order[step | (np.diff(responses[order], prepend=-1) > 0)]
+    _, begin = np.unique(responses[order], return_index=True)
+    rank = np.arange(len(order)) - np.repeat(begin, np.diff(begin, append=len(order)))
+    order = order[rank < NARROWED - 1]
+    return responses[order], thetas[order]
 
 
 def _side_by_side(rows: Array) -> Array:

@@ -29,7 +29,7 @@ from ...support.types import Array, Index
 from ..fit import Fit, estimate
 from ..model import Model
 from ..optimize import CERTIFIED, ROUND, SINGULAR, optimize
-from ..refinement import LOST
+from ..refinement import LARGE, LOST, largest
 from ..search import search
 from .factor_lanes import conditioned_z
 
@@ -272,8 +272,9 @@ class HierarchyDesign:
         bse[rows] = np.sqrt(sigma2[rows, None] * variance)
         value[rows] += offset + nu * 2.0 * np.log(scale)
         decrement[rows], lowest = _decrements(np.array(gradients), state.hess)
-        # where hardly anything is left of y, the single fit takes the criterion from the rows
-        left = state.r2 > LOST * self.problem.n
+        # where digits are lost, the single fit takes the criterion from the rows
+        factors = np.array([structure.factor(one) for one in state.theta])
+        left = (state.r2 > LOST * self.problem.n) & (largest(problem, factors) <= LARGE)
         status[rows] *= (decrement[rows] <= CERTIFIED) & (lowest >= -1e-6) & left
         with np.errstate(invalid="ignore", divide="ignore"):
             u = (turned[:, None] @ slopes * turned[:, None]).sum(axis=3) / variance[:, None] - shift[:, :, None]
