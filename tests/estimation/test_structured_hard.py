@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -148,7 +150,8 @@ def test_a_likelihood_without_maximum_is_named(formula, visits, gain):
         (34, "toep", "2 combinations of v 0, 2 and 3 have no variance left in the 3 subjects"),
         (26, "adh", "a combination of v 1 and 2 has no variance left in the 4 subjects"),
         (23, "ar1h", "3 combinations of v 0, 1, 2 and 3 have no variance left in the 3 subjects"),
-        (19, "fa", "a combination of v 1 and 3 has no variance left in the 4 subjects"),
+        # visits 1 and 2 may both vanish with visit 3, and rounding errors choose
+        (19, "fa", "a combination of v [12] and 3 has no variance left in the 4 subjects"),
         (33, "toeph", "v 3 has no variance left in the 5 subjects that have it; leave the visit out"),
     ],
 )
@@ -160,7 +163,7 @@ def test_what_vanishes_is_named_of_any_structure(seed, residual, said):
     data["y"] = rng.normal(size=n)[i] + rng.normal(size=4 * n)
     model = flc.lmm("y ~ C(v) + x + arm", data[rng.random(4 * n) < 0.8], residual=f"{residual}(v | id)")
     fit = model.fit()
-    assert not fit.converged and f"the likelihood has no maximum: {said}" in fit.message
+    assert not fit.converged and re.search(f"the likelihood has no maximum: {said}", fit.message)
     assert fit.singular_components[0].partition(" =")[0] in fit.message
     # a parameter that is further off, and the others after it: the criterion falls on
     far = fit.phi.copy()
