@@ -135,7 +135,7 @@ def main() -> int:
     report = _harness.Report("a million rows", _harness.environment(session))
     # limits for one thread and for two; 0: none
     for times, order, limits in (
-        ("shared", "sorted", (0.4, 0.25)), ("own", "sorted", (0.7, 0.45)), ("two", "sorted", (1.5, 0.0)),
+        ("shared", "sorted", (0.4, 0.3)), ("own", "sorted", (0.7, 0.55)), ("two", "sorted", (1.5, 0.0)),
         ("shared", "shuffled", (1.0, 0.0)), ("own", "shuffled", (1.2, 0.0)), ("two", "shuffled", (2.0, 0.0)),
     ):  # fmt: skip
         from_arrays(report, times, order, limits, options)

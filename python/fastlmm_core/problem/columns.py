@@ -308,7 +308,6 @@ def condition_y(
 
 
 def _scaled(columns: Array, shift_scale: Array, root: Array | None) -> Array:
-    # in place: allocating as much again takes longer than the product
     scaled: Array = columns - shift_scale[0]
     scaled *= shift_scale[1]
     if root is not None:
