@@ -218,14 +218,18 @@ class SparseBlock:
         """The sums (count, width)."""
         return self._lines[0]
 
-    def seals(self) -> Array:
-        """`line_seals` of the responses (count, 2)."""
+    def seals(self) -> NDArray[np.uint64]:
+        """`kernels.line_seals` of the responses (count, 2), in which zeros do not count."""
         Y = self._compressed
-        out = np.zeros((len(self), 2))
+        out = np.zeros((len(self), 2), dtype=np.uint64)
         some = np.flatnonzero(np.diff(Y.indptr))
         if len(some):
-            out.view(np.uint64)[some, 0] = np.add.reduceat(Y.data.view(np.uint64), Y.indptr[:-1][some])
-        out[:, 1] = Y @ np.cos(np.arange(self.shape[1]))
+            bits = Y.data.view(np.uint64)
+            bits = bits ^ (bits >> np.uint64(29))
+            block, lane = np.divmod(Y.indices, 8)
+            weights = ((2 * lane + 1) * (self.shape[1] // 8 - block + 17)).astype(np.uint64)
+            begin = Y.indptr[:-1][some]
+            out[some] = np.column_stack([np.add.reduceat(bits, begin), np.add.reduceat(bits * weights, begin)])
         return out
 
     def responses(self, lines: Array, places: NDArray[np.intp]) -> Array:
