@@ -101,7 +101,7 @@ def main() -> int:
     options = _harness.parser(__doc__).parse_args()
     report = _harness.Report("search", _harness.environment())
     shown = []
-    unasked = patch.multiple(OneFactorProblem, elsewhere=lambda self: UNASKED, elsewhere_for_any=lambda self: UNASKED)
+    unasked = patch.object(OneFactorProblem, "elsewhere", lambda self: UNASKED)
     for name, data, limit in problems(options.smoke):
 
         def fit(data: Arrays = data) -> flc.LMMResult:

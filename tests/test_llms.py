@@ -15,13 +15,6 @@ if not DOCS.exists():
     pytest.skip("the tests stand without the rest of the tree", allow_module_level=True)
 TEXT = (DOCS / "llms.txt").read_text(encoding="utf-8")
 
-INHERITED = {
-    "again", "beta", "blup_covariances", "blups", "cov", "covariance", "effect_names", "engine", "fitted_mean",
-    "marginal_rest", "nu", "once", "phi", "population_mean", "relative_covariance", "relative_factor",
-    "require_estimates", "rest", "structured_engine",
-}  # fmt: skip
-"""What results have for other modules: arrays without labels, and how they are kept."""
-
 
 def test_the_examples_run():
     test = doctest.DocTestParser().get_doctest(TEXT, {}, "llms.txt", str(DOCS / "llms.txt"), 0)
@@ -40,11 +33,3 @@ def test_names_exist():
             found = getattr(found, part)
     for name in set(re.findall(r"\bresult\.([a-z_]\w*)", TEXT)) - {"model"}:
         assert hasattr(flc.LMMResult, name) or name in flc.LMMResult.__dataclass_fields__, name
-
-
-def test_the_reference_lists_what_results_have():
-    """Each public attribute and method once, in the group of what one wants of it."""
-    page = (DOCS / "api.md").read_text(encoding="utf-8")
-    listed = re.findall(r"~LMMResult\.(\w+)`", page)
-    assert len(listed) == len(set(listed))
-    assert set(listed) == {name for name in dir(flc.LMMResult) if not name.startswith("_")} - INHERITED

@@ -17,8 +17,7 @@ cdef enum:
 
 cdef double AMPLE = 2.3, SCANT = 0.01, FAIR = 1.9, PLENTY = 0.1
 """Rows that X leaves for each random effect of each group, and least information in a group, relative to the mean, from
-which every one of few groups tells enough of all effects: the more rows, the less information (see `AMPLE` of
-engines/one_factor/problem.py); groups that tell nothing at all of an effect do no harm."""
+which every one of few groups tells enough of all effects: the more rows, the less information ; groups that tell nothing at all of an effect do no harm."""
 
 cdef double DOMINATED = 0.28
 """Share of the groups that the variation is worth, (sum s)^2 / (m sum s^2) of their squares s, below which few of them make

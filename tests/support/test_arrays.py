@@ -168,4 +168,6 @@ def test_masked_responses_are_invalid():
         assert batch.invalid.tolist() == [1]
         np.testing.assert_allclose(batch.params[0], model().fit().params, rtol=1e-8)
     assert not len(model().fit_many(np.ma.array(Y2)).invalid)
-    np.testing.assert_array_equal(model().fit_many(sp.csr_matrix(Y2)).params, model().fit_many(Y2).params)
+    # sums of sparse responses are taken in another order
+    sparse = model().fit_many(sp.csr_matrix(Y2))
+    np.testing.assert_allclose(sparse.params, model().fit_many(Y2).params, rtol=1e-13)

@@ -139,9 +139,6 @@ class Elsewhere(NamedTuple):
     relaxed : callable, optional
         Makes the relaxed criterion, None where it takes too long; where a screen is sparse, and independent effects
         share a factor.
-    told : bool
-        Where groups are few: whether every one tells of all effects, so that minima lie close together only where few
-        of them make up most of the variation of the response.
     """
 
     kind: Literal["search", "nothing", "unasked"] = "search"
@@ -149,7 +146,6 @@ class Elsewhere(NamedTuple):
     scout: LinearEngine | None = None
     always: bool = False
     relaxed: Callable[[], Relaxed | None] | None = None
-    told: bool = False
 
 
 UNASKED = Elsewhere("unasked")

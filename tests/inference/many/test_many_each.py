@@ -95,9 +95,9 @@ def test_kenward_roger_needs_reml(made):
 
 
 def drawn(q, structure, weighted, sd, seed):
-    """Six problems of some 85 rows in twenty groups (q = 3: 240 in 48) of sizes that differ, four columns of X."""
+    """Six problems of some 105 rows in twenty groups (q = 3: 240 in 48) of sizes that differ, four columns of X."""
     rng = np.random.default_rng(seed)
-    sizes, m = (rng.integers(230, 250, 6), 48) if q == 3 else (rng.integers(80, 91, 6), 20)
+    sizes, m = (rng.integers(230, 250, 6), 48) if q == 3 else (rng.integers(100, 111, 6), 20)
     each = np.repeat(np.arange(6), sizes)
     n = len(each)
     groups = rng.integers(0, m, n)

@@ -42,18 +42,8 @@ REGULAR = 0.2
 """Least information in a group (harmonic mean over its effects), relative to the mean, of nearly balanced data."""
 
 SIX = 6
-"""Groups for each random effect from which few groups may tell of all of them; of fewer, minima lie close together even
-where every group tells much."""
-
-AMPLE = ((2.3, 0.01), (1.9, 0.1))
-"""Rows that X leaves for each random effect of each group, and least information in a group, relative to the mean, from
-which every one of few groups tells enough of all effects.  Of 4,593 such problems, with errors and effects like the
-normal, Student's, the lognormal or Cauchy's distribution, not one had a minimum that Newton's method from moments and
-from valleys of a screen missed; of 1,982 in which few groups make up most of the variation (see DISPERSED) 5 had."""
-
-DISPERSED = 0.28
-"""Share of the groups that the variation is worth from which no few of them make up most of it: a half for normal
-errors alone, a third for normal effects."""
+"""Groups for each random effect from which nearly balanced data hardly have several minima; of fewer, these lie close
+together even where every group tells much."""
 
 
 class OneFactorProblem(NamedTuple):
@@ -189,13 +179,6 @@ class OneFactorProblem(NamedTuple):
 
     def elsewhere(self) -> Elsewhere:
         """What is known of other minima of the criterion, and how to look for them."""
-        found = self.elsewhere_for_any()
-        if not found.told or self._worth() < DISPERSED * self.m:
-            return found
-        return found._replace(effort=ORDINARY)
-
-    def elsewhere_for_any(self) -> Elsewhere:
-        """The same, whatever the response."""
         structure, q = self.structure, self.structure.q
         if kernels.balanced(self.packed, self.within, q, self.rank + 1, structure.free):
             return NOTHING
@@ -205,21 +188,11 @@ class OneFactorProblem(NamedTuple):
             relaxed = None if q < SPARSE else partial(self._relaxed_criterion, scout is None)
             return Elsewhere("search", ORDINARY, scout, relaxed=relaxed)
         packed = np.ascontiguousarray(self.packed[:: max(1, len(self.packed) // SCOUT_GROUPS)])
-        least = kernels.least_information(packed, q) * self.m / self.n
-        rows = (self.n - self.rank) / (self.m * q)
-        if rows >= 2.0 and least >= REGULAR and self.m >= SIX * q:
+        ample = self.n - self.rank >= 2 * self.m * q and self.m >= SIX * q
+        if ample and kernels.least_information(packed, q) >= REGULAR * self.n / self.m:
             return Elsewhere("search", EASY, scout)
-        if few_groups(structure, self.levels):
-            told = self.m >= SIX * q and any(rows >= many and least >= much for many, much in AMPLE)
-            return Elsewhere("search", HARD, scout, told=told)
-        return Elsewhere("search", CAREFUL if few_groups(structure, self.levels / 4.0) else ORDINARY, scout)
-
-    def _worth(self) -> float:
-        """How many groups of equal variation have as much: (sum s)^2 / sum s^2, s the squares of c_y of the groups."""
-        q, packed = self.structure.q, self.unpatterned()
-        last = q * (q + 1) // 2 + (self.rank + 1) * np.arange(1, q + 1) - 1
-        squares = (packed[:, last] ** 2).sum(axis=1)
-        return float(squares.sum() ** 2 / max((squares**2).sum(), 1e-300))
+        few, not_many = few_groups(structure, self.levels), few_groups(structure, self.levels / 4.0)
+        return Elsewhere("search", HARD if few else CAREFUL if not_many else ORDINARY, scout)
 
     def _relaxed_criterion(self, of_all: bool) -> Relaxed:
         """The criterion where all effects are correlated, of all groups or as many as a scout has."""

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from ... import kernels
-from ...engines.one_factor.problem import DISPERSED, one_factor
-from ...engines.protocol import EASY, HARD, linear_engine
+from ...engines.one_factor.problem import one_factor
+from ...engines.protocol import EASY, HARD, linear_engine, linear_problem
 from ...kernels.records import BatchPatterns, BatchScreen
 from ...support.types import Array, Index
 from ..search import DESCENTS, LOWEST_POINTS, NARROWED, NEAR, SPREAD, VANISHING, nearest, screen_of
@@ -68,7 +68,7 @@ def response_screen(model: Model, patterns: BatchPatterns) -> BatchScreen | None
     patterns : BatchPatterns
     """
     problem, structure = one_factor(model.problem), model.structure
-    elsewhere = problem.elsewhere_for_any()
+    elsewhere = linear_problem(problem).elsewhere()
     if elsewhere.kind != "search" or elsewhere.effort <= EASY:
         # nearly balanced data are left alone
         return None
@@ -107,8 +107,7 @@ def response_screen(model: Model, patterns: BatchPatterns) -> BatchScreen | None
     # on a grid of standard deviations, of effects that are independent, both neighbours along each
     near = max(NEAR, 2 * q) if not structure.one_full else NEAR
     # minima of independent effects may lie apart whatever the response, and of few groups next to each other
-    many = DISPERSED if elsewhere.told else MANY
-    apart_only = structure.one_full and (elsewhere.told or elsewhere.effort < HARD)
+    apart_only = structure.one_full and elsewhere.effort < HARD
     return BatchScreen(
         thetas=thetas,
         pattern=chosen.astype(np.int64),
@@ -125,7 +124,7 @@ def response_screen(model: Model, patterns: BatchPatterns) -> BatchScreen | None
         unit=unit,
         vanishing=VANISHING**2,
         correlation=CORRELATION,
-        many=many * len(chosen) if apart_only else inf,
+        many=MANY * len(chosen) if apart_only else inf,
         lowest=LOWEST_POINTS[effort],
         limit=DESCENTS[effort],
         spread=SPREAD[effort],
