@@ -200,3 +200,16 @@ def test_an_unbounded_full_likelihood_of_crossed_factors_is_refused():
     np.testing.assert_array_equal(model.fit_many(y[None], reml=False).invalid, [0])
     values = [model.evaluate(np.array([size, size]), reml=False).value for size in (1e2, 1e3, 1e4)]
     assert (np.diff(values) < -10.0).all()
+
+
+@pytest.mark.parametrize(("a", "b", "rows"), [(4, 3, 5), (4, 3, 7), (5, 5, 8), (6, 6, 40)])
+def test_what_crossed_factors_and_fixed_effects_span(a, b, rows):
+    rng = np.random.default_rng(rows)
+    first, second = rng.permutation(np.arange(rows) % a), rng.permutation(np.arange(rows) % b)
+    X = np.column_stack([np.ones(rows), rng.normal(size=rows)])
+    terms = [flc.RandomTerm(None, first, "a"), flc.RandomTerm(None, second, "b")]
+    model = flc.LinearMixedModel(rng.normal(size=rows), X, terms=terms)
+    Z = np.column_stack([first[:, None] == np.arange(a), second[:, None] == np.arange(b)]).astype(float)
+    spans = bool(np.linalg.matrix_rank(np.column_stack([X, Z])) == rows)
+    assert model.problem.saturated is spans
+    assert model.problem.outside == (rows - np.linalg.matrix_rank(Z) if spans else 0)

@@ -343,14 +343,18 @@ def test_the_screen_of_a_batch_is_that_of_single_fits(family: str, seed: int) ->
         np.testing.assert_allclose(values, expected, rtol=0.0, atol=1e-4)
 
 
-def test_the_screen_of_some_groups_estimates_that_of_all() -> None:
+@pytest.mark.parametrize("confounded", [0.0, 0.7])
+def test_the_screen_of_some_groups_estimates_that_of_all(confounded: float) -> None:
     rng = np.random.default_rng(2)
     m = 700
     codes = np.repeat(np.arange(m), rng.integers(2, 6, m))
     t = rng.uniform(-1.0, 1.0, len(codes))
     Z = np.column_stack([np.ones(len(t)), t])
-    y = 2.0 * rng.standard_normal(m)[codes] + rng.standard_normal(len(t))
-    model = flc.LinearMixedModel(y, Z, Z, codes)
+    b = 2.0 * rng.standard_normal(m)[codes]
+    y = b + rng.standard_normal(len(t))
+    # a covariate that says within groups what it does not say of their means
+    u = confounded * b + rng.standard_normal(len(t))
+    model = flc.LinearMixedModel(y, np.column_stack([Z, u]) if confounded else Z, Z, codes)
     screen = shared_design(model).screen
     assert screen is not None and len(screen.pattern) == 234 and screen.share == pytest.approx(1.0 / 3.0, abs=1e-3)
     values = screened(model, y[None, :], True)[1].values[0]
