@@ -6,7 +6,7 @@
 # parts of less than a second, and signals are asked for between them.  What an interrupt raises stays set while
 # the functions return that they have not finished; whoever takes the GIL back raises it (Objective.require_).
 #
-# uses   Elimination, Tail; in_tiles (crew.pxi)
+# uses   Elimination, Tail; in_tiles (tiles.pxi)
 # gives  factor_tail: S = R R' of the cores; half_solve, inverse_of, symmetric_product, mirror; scale_tail, sandwich_tail;
 #        interrupted
 
@@ -34,7 +34,7 @@ cdef bint cholesky(Elimination* e, Py_ssize_t n, double* A) noexcept nogil:
     cdef double t
     cdef char upper = b'U'
     if n >= TILED:
-        return in_tiles(e, FACTOR, n, A)
+        return in_tiles(FACTOR, n, A, e.jobs)
     if n > SMALL:
         dpotrf(&upper, &size, A, &size, &info)
         return info == 0
@@ -88,7 +88,7 @@ cdef bint inverse_of(Elimination* e, Py_ssize_t n, double* A) noexcept nogil:
     cdef double t
     cdef char upper = b'U'
     if n >= TILED:
-        return in_tiles(e, INVERT, n, A)
+        return in_tiles(INVERT, n, A, e.jobs)
     if n > SMALL:
         dpotri(&upper, &size, A, &size, &info)
         return True

@@ -17,7 +17,7 @@ from libc.math cimport NAN, fabs, isfinite, log, sqrt
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcpy, memset
 
-from cpython.exc cimport PyErr_Occurred, PyErr_SetObject
+from cpython.exc cimport PyErr_Occurred
 from scipy.linalg.cython_blas cimport dgemm, dsymm, dsyrk, dtrmm, dtrsm
 from scipy.linalg.cython_lapack cimport dlauum, dpotrf, dpotri, dtrtri
 
@@ -38,7 +38,7 @@ cdef extern from "Python.h":
 
 include "elimination.pxi"
 include "dense.pxi"
-include "crew.pxi"
+include "tiles.pxi"
 include "substitution.pxi"
 include "posterior.pxi"
 include "sparse.pxi"
@@ -68,7 +68,6 @@ cdef class CrossedEngine(ProfiledEngine):
 
     cdef readonly Py_ssize_t n_slots
     cdef readonly object layout
-    cdef object crew_
     cdef Elimination e
     cdef object V_array
     cdef double* given              # Z'[X y]
@@ -115,14 +114,13 @@ cdef class CrossedEngine(ProfiledEngine):
         free(self.spare)
 
     @property
-    def crew(self):
-        """Called with the work on a large core, to share it among threads: see `support.threads.as_crew`; or None."""
-        return self.crew_
+    def jobs(self):
+        """Threads that share the work on a large core; results are the same for any number."""
+        return self.e.jobs
 
-    @crew.setter
-    def crew(self, value):
-        self.crew_ = value
-        self.e.crew = NULL if value is None else <void*> value
+    @jobs.setter
+    def jobs(self, Py_ssize_t value):
+        self.e.jobs = value
 
     # --- evaluation
 

@@ -36,7 +36,7 @@ cdef read_layout(ProfiledEngine owner, Elimination* e, layout, Py_ssize_t wide):
     if layout.sparse is not None:
         read_sparse(owner, e, layout)
     e.work = NULL
-    e.crew = NULL
+    e.jobs = 1
     e.wide = wide
     e.width = largest * (widest + sum(stage.q for stage in layout.stages) + 4 * largest)
     n_tail = e.n_slots - e.tail_slot

@@ -105,7 +105,7 @@ cdef struct Elimination:
     double* partial             # (k, k)
     double* block               # (widest, the larger of widest and columns), NULL where all factors of the chain are narrow
     int* place
-    void* crew                  # who runs a job in several threads (see crew.pxi); NULL: this thread alone
+    Py_ssize_t jobs             # threads that share the work on a large core
 
 # What a level of the chain touches: its ancestors in the coarser factors of the chain, and levels of the tail.
 cdef struct Reach:

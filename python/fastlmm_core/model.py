@@ -196,8 +196,8 @@ class LinearMixedModel(Model):
         options : dict, optional
             Options of the method, e.g. ``{"maxiter": 50}``.
         n_jobs : int, optional
-            Threads, which serve models of one grouping factor with thousands of groups; by default one per processor.
-            Estimates are the same, to the last bit, for any number.
+            Threads, which serve models of one grouping factor with thousands of groups, and crossed factors with
+            hundreds of levels; by default one per processor.  Estimates are the same, to the last bit, for any number.
 
         Returns
         -------

@@ -12,7 +12,7 @@ import pytest
 
 import fastlmm_core as flc
 from fastlmm_core.estimation.deletion import groups as deletion
-from fastlmm_core.support.threads import as_crew, in_threads, map_in_threads
+from fastlmm_core.support.threads import in_threads, map_in_threads
 
 
 @pytest.fixture(params=[0, 1, None], ids=["none", "one", "all"])
@@ -46,49 +46,6 @@ def test_every_task_is_done_once(granted):
 def test_what_tasks_return_comes_in_their_order(granted):
     assert map_in_threads(lambda a, b: a - b, ((i, 2 * i) for i in range(40)), 4) == [-i for i in range(40)]
     assert map_in_threads(abs, iter(()), 4) == []
-
-
-class Relay:
-    """Members add to a sum when their turn comes; the turn is the last one's when all have had theirs."""
-
-    def __init__(self, breaks_at=None):
-        self.members, self.turn, self.firsts, self.failed = 0, 0, 0, False
-        self.changed = threading.Condition()
-        self.breaks_at = breaks_at
-
-    def begin(self, members):
-        self.members = members
-
-    def fail(self):
-        with self.changed:
-            self.failed = True
-            self.changed.notify_all()
-
-    def __call__(self, first):
-        if first and self.breaks_at == "start":
-            raise ZeroDivisionError("the first member")
-        with self.changed:
-            self.turn += 1
-            self.firsts += first
-            self.changed.notify_all()
-            # waits for all, as the phases of a crew do
-            assert self.changed.wait_for(lambda: self.failed or self.turn == self.members, timeout=60.0)
-
-
-def test_a_crew_knows_how_many_it_is(granted):
-    relay = Relay()
-    as_crew(relay, 4)
-    started = 3 if granted is None else granted
-    assert (relay.members, relay.turn, relay.firsts, relay.failed) == (1 + started, 1 + started, 1, False)
-
-
-def test_a_crew_ends_with_its_first_member(granted):
-    relay = Relay("start")
-    running = threading.active_count()
-    with pytest.raises(ZeroDivisionError, match="the first member"):
-        as_crew(relay, 4)
-    assert relay.failed
-    assert threading.active_count() == running
 
 
 def test_the_first_error_is_raised(granted):

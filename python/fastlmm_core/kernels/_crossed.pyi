@@ -1,6 +1,3 @@
-from collections.abc import Callable
-from typing import Any
-
 import numpy as np
 from numpy.typing import NDArray
 
@@ -20,7 +17,7 @@ class CrossedEngine(ProfiledEngine):
         structure: Positions,
         average: bool = True,
     ) -> None: ...
-    crew: Callable[[Any], None] | None
+    jobs: int
     @property
     def n_slots(self) -> int: ...
     @property
@@ -32,7 +29,3 @@ class CrossedEngine(ProfiledEngine):
     def means(self, columns: _Array) -> _Array: ...
     def conditional(self, precision: bool = False) -> _Array: ...
     def precision_at(self, factor: _Array) -> _Array: ...
-
-class Work:
-    def begin(self, members: int) -> None: ...
-    def fail(self) -> None: ...

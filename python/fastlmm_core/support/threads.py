@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -15,8 +15,6 @@ from ..errors import LMMError
 
 __all__ = [
     "MOST_THREADS",
-    "Work",
-    "as_crew",
     "in_threads",
     "map_in_threads",
     "processors",
@@ -62,9 +60,9 @@ def thread_count(n_jobs: int | None) -> int:
     return int(n_jobs)
 
 
-def threads_in_use() -> int:
-    """Threads that a pass over rows or groups may take here."""
-    return _in_use.get() or 1
+def threads_in_use(unsaid: int = 1) -> int:
+    """Threads that passes over rows or groups, or the work on a matrix, may take here; `unsaid` where nobody said."""
+    return _in_use.get() or unsaid
 
 
 def threads_for(n_jobs: int | None, n: float) -> AbstractContextManager[None]:
@@ -168,51 +166,3 @@ def map_in_threads(
 
     in_threads(one, enumerate(tasks), jobs, report)
     return [found[place] for place in range(len(found))]
-
-
-class Work(Protocol):
-    """What several threads do in step with each other."""
-
-    def begin(self, members: int) -> None:
-        """Told how many threads there are, before any of them starts."""
-
-    def __call__(self, first: bool) -> None:
-        """One thread's part; `first` for one of them."""
-
-    def fail(self) -> None:
-        """Let all end where they wait for each other."""
-
-
-def as_crew(work: Work, members: int) -> None:
-    """Run `work` in so many threads, the calling one first among them; in fewer where the system starts no more.
-
-    An interrupt, or an error of the calling thread's part, is raised once all have ended.
-    """
-    gate, begun, others = threading.Event(), False, []
-
-    def part() -> None:
-        gate.wait()
-        if begun:
-            work(False)
-
-    try:
-        for _ in range(members - 1):
-            thread = threading.Thread(target=part)
-            try:
-                thread.start()
-            except RuntimeError:
-                # a limit on threads or memory: those that run do the work
-                break
-            others.append(thread)
-        work.begin(1 + len(others))
-        begun = True
-        gate.set()
-        work(True)
-    except BaseException:
-        if begun:
-            work.fail()
-        gate.set()
-        raise
-    finally:
-        for thread in others:
-            thread.join()

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import signal
 from contextlib import contextmanager
-from functools import partial
 
 import numpy as np
 import pytest
 from scipy.sparse import coo_array, hstack
 
 import fastlmm_core as flc
-from fastlmm_core.support.threads import as_crew
+from fastlmm_core.support.threads import threads_for
 
 CORE = 3050
 """Columns of a core whose evaluation asks for signals."""
@@ -83,10 +82,10 @@ def test_a_core_in_tiles_by_any_number_of_threads(core):
     model, y, X, A, B = of_size(core)
     theta = np.array([0.9, 1.2])
     found = []
-    for members in (1, 2, 3, 7):
+    for jobs in (1, 2, 3, 7):
         criterion = model.problem.criterion()
         assert criterion.layout.core_sizes.tolist() == [core]
-        criterion.crew = partial(as_crew, members=members)
+        criterion.jobs = jobs
         value, gradient, _ = criterion.evaluate(theta, 1)
         found.append((value, *gradient, *criterion.conditional().ravel()))
     np.testing.assert_array_equal(found, found[:1] * 4)
@@ -97,6 +96,16 @@ def test_a_core_in_tiles_by_any_number_of_threads(core):
     N = np.diag(np.linalg.solve(np.eye(len(variances)) + (Z.T @ Z) * variances, Z.T @ Z))
     sums = [N[: A.shape[1]].sum(), N[A.shape[1] :].sum()]
     np.testing.assert_allclose(np.diag(criterion.precision()), sums, rtol=1e-11)
+
+
+def test_threads_of_a_large_core_are_those_that_are_asked_for(crossed, monkeypatch):
+    monkeypatch.setattr("fastlmm_core.engines.crossed.engine.blas_threads", lambda: 3)
+    problem = crossed[0].problem
+    assert problem.criterion().jobs == 3
+    for n_jobs, jobs in ((1, 1), (2, 2), (8, 3)):
+        with threads_for(n_jobs, np.inf):
+            assert problem.criterion().jobs == jobs
+    assert of_size(400)[0].problem.criterion().jobs == 1
 
 
 def test_a_large_core_in_tiles(crossed):

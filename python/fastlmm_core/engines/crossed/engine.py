@@ -6,8 +6,6 @@ what belongs to them is zero.  N = Z'V^-1 Z and E = Z'V^-1 [X y] come from the k
 
 from __future__ import annotations
 
-from functools import partial
-
 import numpy as np
 
 from ...kernels.crossed import CrossedEngine
@@ -15,7 +13,7 @@ from ...kernels.hierarchies import own_products
 from ...kernels.records import ConditionedRows
 from ...support.blas_threads import blas_threads, libraries
 from ...support.memory import blas_callers
-from ...support.threads import as_crew
+from ...support.threads import threads_in_use
 from ...support.types import Array, Index
 
 __all__ = ["CrossedCriterion"]
@@ -66,10 +64,10 @@ class CrossedCriterion(CrossedEngine):
         return int(self.layout.core_sizes.max(initial=0))
 
     def share(self) -> None:
-        """Let as many threads as BLAS may use now share the work on a large core, to the same bits for any number."""
-        members = blas_callers(blas_threads()) if self._largest_core >= SHARED_FROM else 1
-        if members > 1:
-            self.crew = partial(as_crew, members=members)
+        """Let as many threads as are in use, and BLAS may use now, share the work on a large core."""
+        if self._largest_core >= SHARED_FROM:
+            most = blas_threads()
+            self.jobs = blas_callers(min(most, threads_in_use(most)))
 
     def solve(self, v: Array, rows: ConditionedRows) -> Array:
         """V^-1 v by rows at the last point, V relative to sigma^2: W (v - Z u), u the means of the effects given v.
