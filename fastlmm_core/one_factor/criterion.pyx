@@ -270,7 +270,7 @@ cdef class ClusterCriterion(Objective):
     cdef public Py_ssize_t n_evaluations
 
     def __cinit__(self, packed, within, Py_ssize_t n_rows, Py_ssize_t q, Py_ssize_t k, rows, columns, bint uniform):
-        cdef Py_ssize_t i, n_par = len(rows)
+        cdef Py_ssize_t n_par = len(rows)
         cdef Arena arena = Arena(NULL, 0)
         self.shape = make_shape(q, k)
         self.q = q
@@ -289,9 +289,8 @@ cdef class ClusterCriterion(Objective):
             raise MemoryError()
         self.lay(&arena)
         self.col = self.row + n_par
-        for i in range(n_par):
-            self.row[i] = rows[i]
-            self.col[i] = columns[i]
+        memcpy(self.row, place(rows), n_par * sizeof(Py_ssize_t))
+        memcpy(self.col, place(columns), n_par * sizeof(Py_ssize_t))
         self.f.chain.row = self.row
         self.f.chain.col = self.col
         memcpy(self.within, place(within), k * (k + 1) // 2 * sizeof(double))

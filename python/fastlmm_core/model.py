@@ -5,10 +5,10 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from functools import lru_cache, partial
+from functools import cache, lru_cache, partial
 from math import inf
 from os import PathLike
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -38,16 +38,6 @@ if TYPE_CHECKING:
     from .streams.plan import Plan
 
 __all__ = ["LinearMixedModel", "arrays_design", "design_of", "lmm", "load", "mmrm"]
-
-
-class _Held(NamedTuple):
-    """A response that no caller holds, so that it needs no seal.
-
-    `given`: whether the parameters of its model will be stated, not estimated.
-    """
-
-    y: ArrayLike | None
-    given: bool
 
 
 @checked
@@ -131,14 +121,9 @@ class LinearMixedModel(Model):
         n_jobs: int | None = None,
     ) -> None:
         if design is not None:
-            held: Any = y
-            if isinstance(held, _Held):
-                super().__init__(design, _response(held.y), held.given, n_jobs)
-                return
             if not (X is Z is groups is terms is weights is offset is sigma is None):
                 raise LMMError("design holds X, Z, groups, terms, weights, offset and sigma: give either it or them")
-            plain = y is None or (type(y) is np.ndarray and y.shape == (len(design.exog),))
-            super().__init__(design, _response(y if plain else design.caller_rows.values(y, "y")), n_jobs=n_jobs)
+            super().__init__(design, _response(_aligned(design, y)), n_jobs=n_jobs)
             self._seals = seals_of(None, self._y)
             return
         response = _response(y)
@@ -171,8 +156,10 @@ class LinearMixedModel(Model):
     @classmethod
     def of(cls, design: Design, y: ArrayLike | None, given: bool = False) -> Self:
         """A model from a design and a response that nobody changes."""
-        held: Any = _Held(y, given)
-        return cls(held, design=design)
+        # the arguments of the constructor are nobody's here
+        model = cls.__new__(cls)
+        Model.__init__(model, design, _response(y), given)
+        return model
 
     def fit(
         self,
@@ -223,16 +210,15 @@ class LinearMixedModel(Model):
         self, reml: bool, method: str | Callable[..., Any], start: ArrayLike | None, options: dict[str, Any] | None
     ) -> LMMResult:
         """`fit`, its arguments being checked."""
-        from .result import LMMResult
-
-        found = estimate(LMMResult, self, reml, method, start, options)
+        kind = _kind()
+        found = estimate(kind, self, reml, method, start, options)
         tried: list[str] = []
         for other in self.fallback:
             if found.converged:
                 break
             assert found.model.residual is not None
             tried.append(f"{found.model.residual.term}: {found.optimum.message}")
-            found = estimate(LMMResult, other, reml, method, None, options)
+            found = estimate(kind, other, reml, method, None, options)
             message = f"{found.optimum.message}, after {'; '.join(tried)}"
             found = replace(found, optimum=found.optimum._replace(message=message))
         return found
@@ -385,7 +371,10 @@ class LinearMixedModel(Model):
         Days         0.010
         dtype: float64
         """
-        return type(self)(y, design=self.design)._fit(reml, method, start, options)
+        design = self.design
+        model = self.of(design, _aligned(design, y))
+        model._seals = seals_of(None, model._y)
+        return model._fit(reml, method, start, options)
 
     def update(self, formula: str = ". ~ .", data: Any = None, **options: Any) -> LinearMixedModel:
         """The model of a changed formula, or of other data, all else as it was.
@@ -428,6 +417,20 @@ class LinearMixedModel(Model):
             f"<LinearMixedModel: {self.nobs} observations, {_levels(self)}, "
             f"{len(self.exog_names)} fixed and {self.structure.q} random effects>"
         )
+
+
+@cache
+def _kind() -> type[LMMResult]:
+    """What fits are, loaded with the first of them."""
+    from .result import LMMResult
+
+    return LMMResult
+
+
+def _aligned(design: Design, y: ArrayLike | None) -> ArrayLike | None:
+    """A response of the rows of a design, from one of these or of all rows of the caller's table."""
+    plain = y is None or (type(y) is np.ndarray and y.shape == (len(design.exog),))
+    return y if plain else design.caller_rows.values(y, "y")
 
 
 def _response(y: ArrayLike | None) -> Array | None:

@@ -190,6 +190,9 @@ class Design:
             For arrays of another length, weights that are not positive, a factor of one level, or more columns in X
             than observations.
         """
+        asked = (n, given)
+        if self.__dict__.get("_checked") == asked:
+            return
         for name, values in (
             ("X", self.exog),
             ("Z", self.random.parts[0]),
@@ -207,8 +210,12 @@ class Design:
             )
         if self.sigma is not None:
             self._check_sigma()
-        if given:
-            return
+        if not given:
+            self._check_estimable(n)
+        object.__setattr__(self, "_checked", asked)
+
+    def _check_estimable(self, n: int) -> None:
+        """Refuse one level of a factor, and fewer observations than fixed effects."""
         for read in self.random.codes:
             if read.n_slots == 1 and self.structure.q:
                 raise LMMError(

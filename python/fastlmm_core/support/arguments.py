@@ -272,8 +272,9 @@ def _instance(name: str, known: type | None = None) -> tuple[Check, str]:
     """Classes are known by name where they are imported for types only."""
 
     def check(value: Any) -> bool:
-        by_name = any(kind.__name__ == name for kind in type(value).__mro__)
-        return by_name or (known is not None and isinstance(value, known))
+        if known is not None and isinstance(value, known):
+            return True
+        return any(kind.__name__ == name for kind in type(value).__mro__)
 
     shown = _OURS.get(name, name)
     return check, f"{_article(shown)} {shown}"

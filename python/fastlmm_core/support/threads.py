@@ -31,6 +31,8 @@ MOST_THREADS = 1024
 LARGE = 2**16
 """Rows from which passes over them are worth a second thread."""
 
+_NOTHING = nullcontext()
+
 _in_use: ContextVar[int] = ContextVar("threads in use", default=0)  # 0: nobody has said
 
 
@@ -81,7 +83,7 @@ def threads_for(n_jobs: int | None, n: float) -> AbstractContextManager[None]:
         As `thread_count`.
     """
     if n_jobs is None and (n < LARGE or _in_use.get()):
-        return nullcontext()
+        return _NOTHING
     return _using(thread_count(n_jobs))
 
 
