@@ -238,6 +238,7 @@ class LinearMixedModel(Model):
         min_obs: int = 0,
         out: Any = None,
         resume: Any = None,
+        client: Any = None,
     ) -> Any:
         """Fit many responses on this design.
 
@@ -278,6 +279,9 @@ class LinearMixedModel(Model):
         resume : BatchResult, optional
             What an interrupt or an error has left of an earlier run of the same responses: the exception has it as its
             attribute ``batch``.  The responses that it has not reached are fitted.
+        client : distributed.Client, optional
+            For an array of Dask: whose workers fit its chunks, on `n_jobs` threads each (by default one), so that no
+            response comes here; by default the current client, or the threads of this process where there is none.
 
         Returns
         -------
@@ -306,6 +310,7 @@ class LinearMixedModel(Model):
         """
         from .batch_result import BatchResult
         from .estimation.many.policy import fit_many
+        from .estimation.many.workers import fit_by_workers, worker_client
         from .result import LMMResult
 
         if missing not in ("invalid", "drop"):
@@ -317,6 +322,8 @@ class LinearMixedModel(Model):
             )
         if (out is not None or resume is not None) and (own_values or missing == "drop"):
             raise LMMError("out and resume are for complete responses on one design: leave the other options out")
+        if client is not None and (own_values or missing == "drop"):
+            raise LMMError("client is for complete responses on one design: leave it out, or the other options")
         if own_values:
             from .inference.many.values import fit_values
 
@@ -329,9 +336,11 @@ class LinearMixedModel(Model):
                 return BatchResult(own, LMMResult, bool(reml), count, responses)
 
             return fit_with_holes(self, empty, LMMResult, bool(reml), Y, n_jobs, progress, memory)
-        return fit_many(
-            partial(BatchResult, self.fittable(), LMMResult, bool(reml)), Y, n_jobs, progress, memory, out, resume
-        )
+        kind = partial(BatchResult, self.fittable(), LMMResult, bool(reml))
+        workers = worker_client(Y, client)
+        if workers is not None:
+            return fit_by_workers(kind, Y, workers, n_jobs, progress, out, resume)
+        return fit_many(kind, Y, n_jobs, progress, memory, out, resume)
 
     def refit(
         self,

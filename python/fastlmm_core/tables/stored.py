@@ -6,6 +6,8 @@ a sparse matrix `toarray`, of one with names `dims` and `coords`, of annotated d
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from copy import copy
 from typing import Any
 
 import numpy as np
@@ -15,7 +17,7 @@ from ..errors import LMMError
 from ..support.types import Array
 from .rows import CallerRows
 
-__all__ = ["StoredResponses", "stored"]
+__all__ = ["StoredResponses", "in_chunks", "stored"]
 
 
 GAP = 8
@@ -36,6 +38,12 @@ def stored(values: Any, rows: CallerRows) -> StoredResponses | None:
     if hasattr(values, "toarray") and hasattr(values, "tocsr"):
         values = values.tocsr()
     return StoredResponses(values, rows, labels, across)
+
+
+def in_chunks(values: Any) -> Any:
+    """The array of Dask that this is, or that an array with names holds; None for anything else."""
+    inner = getattr(values, "data", None) if hasattr(values, "dims") else values
+    return inner if hasattr(inner, "to_delayed") and hasattr(inner, "rechunk") else None
 
 
 def _named(values: Any, rows: CallerRows) -> tuple[NDArray[Any] | None, bool]:
@@ -69,6 +77,8 @@ class StoredResponses:
 
     def __init__(self, data: Any, rows: CallerRows, labels: NDArray[Any] | None, across: bool) -> None:
         self._data, self._across = data, across
+        if any(size != size for size in data.shape):
+            raise LMMError("Y has chunks whose lengths Dask does not know; call Y.compute_chunk_sizes() first")
         if across and hasattr(data, "tocsc"):
             self._data = data.tocsc()
         count, length = data.shape[::-1] if across else data.shape
@@ -124,10 +134,47 @@ class StoredResponses:
         part.sum_duplicates()
         return part
 
-    def _between(self, begin: int, stop: int) -> Array:
-        """Responses from one position to another."""
-        part = self._data[:, begin:stop] if self._across else self._data[begin:stop]
+    @property
+    def _in_chunks(self) -> Any:
+        """The array of Dask that holds the responses, None where another kind does."""
+        return in_chunks(self._data)
+
+    @property
+    def delayed(self) -> list[tuple[int, Any]] | None:
+        """Of an array of Dask: the number of responses in each chunk, and their values (see `lines`), not computed."""
+        inner = self._in_chunks
+        if inner is None:
+            return None
+        axis = 1 if self._across else 0
+        whole = inner.rechunk({1 - axis: -1})
+        return list(zip(map(int, whole.chunks[axis]), whole.to_delayed().reshape(-1).tolist(), strict=True))
+
+    def pieces(self, size: int) -> Iterator[Any]:
+        """The responses in pieces that are read at once: of an array of Dask its chunks, or `size` of one, else all."""
+        inner = self._in_chunks
+        if inner is None:
+            yield self
+            return
+        begin = 0
+        for length in inner.chunks[1 if self._across else 0]:
+            stop = begin + int(length)
+            for first in range(begin, stop, size):
+                yield self._between(first, min(first + size, stop))
+            begin = stop
+
+    def lines(self, part: Any) -> Array:
+        """What was read of some responses as (k, n), in float64."""
         part = part.toarray() if hasattr(part, "toarray") else part
         block = np.asarray(part, dtype=np.float64)
         block = block.T if self._across else block
         return np.ascontiguousarray(block if self._rows is None else block[:, self._rows])
+
+    def shape_of(self) -> StoredResponses:
+        """This without its data, to be sent with the values of a chunk."""
+        out = copy(self)
+        out._data = out.labels = None
+        return out
+
+    def _between(self, begin: int, stop: int) -> Array:
+        """Responses from one position to another."""
+        return self.lines(self._data[:, begin:stop] if self._across else self._data[begin:stop])

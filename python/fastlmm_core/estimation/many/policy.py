@@ -86,8 +86,8 @@ class _Labels:
         return np.concatenate(self.parts) if self.known and self.parts else None
 
 
-def _blocks(Y: Any, rows: CallerRows, labels: _Labels) -> tuple[Iterator[Any], int | None, Any]:
-    """Blocks of responses, their number if it is known, and the whole if it can be indexed."""
+def _blocks(Y: Any, rows: CallerRows, labels: _Labels, most: float) -> tuple[Iterator[Any], int | None, Any]:
+    """Blocks of responses (`most` bytes of a chunk), their number if it is known, the whole if it can be indexed."""
     n = len(rows.positions)
     if is_table(Y):
         Y = ResponseColumns(Y, rows)
@@ -96,7 +96,7 @@ def _blocks(Y: Any, rows: CallerRows, labels: _Labels) -> tuple[Iterator[Any], i
     found = stored(Y, rows)
     if found is not None:
         labels.add(found)
-        return iter([found]), len(found), found
+        return found.pieces(max(1, int(most / (8 * n)))), len(found), found
     if hasattr(Y, "shape") and len(Y.shape) == 1:
         Y = rows.values(_unmasked(Y), "Y")
         Y = Y[None, :]
@@ -180,7 +180,7 @@ def fit_many(
     if not memory > 0.0:
         raise LMMError(f"memory={memory} must be a positive number of megabytes")
     labels = _Labels()
-    blocks, count, whole = _blocks(Y, model.design.caller_rows, labels)
+    blocks, count, whole = _blocks(Y, model.design.caller_rows, labels, memory * 2**20)
     size = int(max(8, min(CHUNK_BYTES, memory * 2**20 / (2 * jobs)) // (8 * model.nobs) // 8 * 8))
     smallest = max(8, WORTH_A_THREAD // model.nobs // 8 * 8)
     if _one_by_one(model, none.reml):
