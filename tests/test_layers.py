@@ -105,6 +105,38 @@ def test_no_circles_within_a_room():
     assert [sorted(circle) for circle in circles if len(circle) > 1 and "" not in circle] == []
 
 
+OF_TUPLES = {"_replace", "_make", "_fields", "_asdict"}
+"""Names of named tuples, whose underscore keeps them apart from fields."""
+
+
+def own_names(tree: ast.Module) -> set[str]:
+    """What a module defines: functions, classes, variables, fields, attributes that it sets."""
+    names = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            names.add(node.name)
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            names.add(node.id)
+        elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store):
+            names.add(node.attr)
+    return names
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(SOURCE)))
+def test_private_attributes_are_read_where_they_are_defined(path):
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    known = own_names(tree) | OF_TUPLES | {"_getframe"}
+    for node in ast.walk(tree):
+        private = isinstance(node, ast.Attribute) and node.attr.startswith("_") and not node.attr.startswith("__")
+        if not private or node.attr in known:
+            continue
+        # a class reads what those above it define
+        of = node.value
+        own = isinstance(of, ast.Name) and of.id in ("self", "cls")
+        above = isinstance(of, ast.Call) and isinstance(of.func, ast.Name) and of.func.id == "super"
+        assert own or above, f"line {node.lineno}: {ast.unparse(node)} is private to another module"
+
+
 ROOMS = sorted(path.parent for path in FILES if path.name == "__init__.py" and path.parent != SOURCE)
 
 

@@ -97,7 +97,7 @@ def _blups(result: Fit, at: int = 0) -> tuple[Array, Array]:
         part = model.factors[at].columns
         factor = factor[part, part]
         places = problem.layout.places[at]
-        engine = problem._at(result.optimum.factor)
+        engine = problem.criterion_at(result.optimum.factor)
         N = engine.conditional(precision=True)[places][:, :, : places.shape[1]]
         scores = engine.scores()[places]
         e, E = scores @ np.append(-result.solution.beta, 1.0), scores[:, :, :r]

@@ -65,6 +65,8 @@ class Influence(Shown):
         Observations left.
     residual : (d, k) array or None
         Parameters of structured residuals, as in `residual_parameters()`.
+    deletions : Deletions
+        The fits as they were found, in conditioned units.
     notes : dict
         Label (position, where labels of rows repeat) to what is unusual about the fit without it.
     """
@@ -82,7 +84,7 @@ class Influence(Shown):
     nobs: NDArray[np.int64]
     residual: Array | None
     notes: dict[Any, str]
-    _found: Deletions = field(repr=False)
+    deletions: Deletions = field(repr=False)
     relative_factor: Array = field(repr=False)
     _grouping: Grouping | None = field(repr=False)
 
@@ -94,11 +96,13 @@ class Influence(Shown):
     @cached_property
     def bse(self) -> Array:
         """Standard errors of the fixed effects (d, p)."""
-        return np.asarray(np.sqrt(self.sigma2[:, None] * np.einsum("dij,dij->dj", self._found.half, self._found.half)))
+        return np.asarray(
+            np.sqrt(self.sigma2[:, None] * np.einsum("dij,dij->dj", self.deletions.half, self.deletions.half))
+        )
 
     def cov_params(self) -> Array:
         """Covariance matrices of the fixed effects (d, p, p)."""
-        return np.asarray(self.sigma2[:, None, None] * (self._found.half.transpose(0, 2, 1) @ self._found.half))
+        return np.asarray(self.sigma2[:, None, None] * (self.deletions.half.transpose(0, 2, 1) @ self.deletions.half))
 
     @cached_property
     def covariance(self) -> Array:
@@ -240,7 +244,7 @@ class Influence(Shown):
     def _effects(self) -> tuple[Array, ...]:
         from .deleted_effects import deleted_effects
 
-        return deleted_effects(self.result, self._found, self._units())
+        return deleted_effects(self.result, self.deletions, self._units())
 
     @property
     def random_effects(self) -> Any:
@@ -257,7 +261,7 @@ class Influence(Shown):
         """
         from .deleted_effects import deleted_fitted
 
-        return deleted_fitted(self.result, self._found, self._units(), self._effects)
+        return deleted_fitted(self.result, self.deletions, self._units(), self._effects)
 
     # ---- leverage ------------------------------------------------------------------------------
 
@@ -436,7 +440,7 @@ def influence(result: Fit, by: str | ArrayLike = "group") -> Influence:
         nobs=found.n,
         residual=found.residual,
         notes={keys[i]: note for i, note in sorted(found.notes.items())},
-        _found=found,
+        deletions=found,
         relative_factor=found.factor,
         _grouping=grouping,
     )

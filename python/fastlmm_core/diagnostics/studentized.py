@@ -121,7 +121,7 @@ def _prediction_errors(result: Fit, conditional: bool) -> Array:
     else:
         random = np.sum(np.einsum("ia,iab->ib", Z, factor) ** 2, axis=1)
         design = X
-    spread = np.einsum("iaj,ij->ia", deleted._found.half[:, :, kept], design @ back)
+    spread = np.einsum("iaj,ij->ia", deleted.deletions.half[:, :, kept], design @ back)
     variance = deleted.sigma2 * (noise + random + np.sum(spread**2, axis=1))
     return np.asarray(problem.scale * error / np.sqrt(variance))
 

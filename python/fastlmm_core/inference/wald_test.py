@@ -90,6 +90,11 @@ class WaldTest(Shown):
     _library: str = "dict"
 
     @property
+    def library(self) -> str:
+        """Whose frames `to_frame` gives: "pandas", "polars", "pyarrow" or "dict"."""
+        return self._library
+
+    @property
     def distribution(self) -> str:
         """What `statistic` is: "t", "z", "F" or "chi2"."""
         # over imputations the variance between them is estimated, even where that within them is taken for known

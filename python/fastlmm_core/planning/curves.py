@@ -57,6 +57,11 @@ class PowerCurve(Shown):
     _library: str = dataclasses.field(repr=False)
 
     @property
+    def library(self) -> str:
+        """Whose frames `to_frame` gives."""
+        return self._library
+
+    @property
     def power(self) -> Array:
         """Share of the simulations that reject (k,), by level (k, levels) where there are several."""
         return np.array([result.power for result in self.results])

@@ -74,7 +74,7 @@ def emmeans(
         pyplot()
     count = len(means.estimate)
     low, high, faithful = _arrows(means, adjust) if arrows else (np.full(count, np.nan), np.full(count, np.nan), True)
-    library = means._result.model.library
+    library = means.result.model.library
     if data:
         columns = {"estimate": means.estimate, "conf_low": means.conf_low, "conf_high": means.conf_high}
         return tidy(library, [("means", {**means.labels, **columns, "arrow_low": low, "arrow_high": high})])
@@ -104,7 +104,7 @@ def emmeans(
     ax.set_yticks(place, [", ".join(map(str, row)) for row in zip(*means.labels.values(), strict=True)] or ["all"])
     ax.set_ylim(place.max() + 0.7, -0.7)
     ax.set_ylabel(", ".join(means.labels))
-    ax.set_xlabel(f"estimate ({means._result.model.response_name})")
+    ax.set_xlabel(f"estimate ({means.result.model.response_name})")
     plain(ax)
     legend_above(ax)
     return ax

@@ -166,7 +166,7 @@ def profile_zeta(
 def _library(of: Any) -> str:
     """The library of the tables of a profile, a bootstrap, an influence or a power curve."""
     fit = getattr(of, "result", None) or getattr(of, "fit", None)
-    return str(getattr(of, "_library", None) or ("dict" if fit is None else fit.model.library))
+    return str(getattr(of, "library", None) or ("dict" if fit is None else fit.model.library))
 
 
 def _curves(values: Array, zeta: Array) -> tuple[Callable[[Any], Any], Callable[[Any], Any]]:

@@ -77,7 +77,7 @@ class BootstrapResult(Shown):
     _fit: Fit = field(repr=False)
 
     @property
-    def _library(self) -> str | None:
+    def library(self) -> str | None:
         """Of labelled limits; None for a model from arrays."""
         model = self._fit.model
         return model.library if model.design.labelled else None
@@ -144,7 +144,7 @@ class BootstrapResult(Shown):
                 RuntimeWarning,
                 stacklevel=outside(),
             )
-        return limits_table(self._library, [self.names[j] for j in wanted], found.bounds)
+        return limits_table(self.library, [self.names[j] for j in wanted], found.bounds)
 
     @cached_property
     def interval_methods(self) -> dict[str, str]:
@@ -232,7 +232,7 @@ class BootstrapResult(Shown):
 
     def to_frame(self) -> Any:
         """The replicates, one column per statistic, in the library of the model's data (or a dict of arrays)."""
-        return native_frame(self._library or "dict", {name: self.replicates[:, j] for j, name in enumerate(self.names)})
+        return native_frame(self.library or "dict", {name: self.replicates[:, j] for j, name in enumerate(self.names)})
 
     def __len__(self) -> int:
         return len(self.replicates)

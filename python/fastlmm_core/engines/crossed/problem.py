@@ -263,7 +263,8 @@ class CrossedProblem:
         n = round(self.n * share)
         return CrossedCriterion(layout, np.concatenate(crosses), gram, n, self.structure, True)
 
-    def _at(self, factor: Array) -> CrossedCriterion:
+    def criterion_at(self, factor: Array) -> CrossedCriterion:
+        """The criterion where Lambda_o is `factor`."""
         engine = self.criterion()
         # what is asked of it is the same by REML, which needs more rows than columns
         engine.reml = False
@@ -285,7 +286,7 @@ class CrossedProblem:
         tuple of (m_f, q_f) arrays
             One for each factor, its levels as the caller numbers them; times `scale` for the caller's units of y.
         """
-        scores = self._at(factor).scores() @ np.append(-beta, 1.0)
+        scores = self.criterion_at(factor).scores() @ np.append(-beta, 1.0)
         G = factor @ factor.T
         return tuple(
             scores[places] @ G[start : start + places.shape[1], start : start + places.shape[1]]
@@ -299,7 +300,7 @@ class CrossedProblem:
         -------
         tuple of (m_f, q_f, q_f) arrays
         """
-        blocks = self._at(factor).conditional()
+        blocks = self.criterion_at(factor).conditional()
         return tuple(blocks[places][:, :, : places.shape[1]] for places in self.layout.places)
 
 

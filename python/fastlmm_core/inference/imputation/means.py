@@ -39,7 +39,7 @@ class PooledEstimates(Estimates):
         """A table in the library of the caller's data: labels, estimate, std_error, df, conf_low, conf_high,
         statistic, p_value, fraction_missing.
         """
-        return self._result.model.table(self._columns() | {"fraction_missing": self.fraction_missing})
+        return self.result.model.table(self._columns() | {"fraction_missing": self.fraction_missing})
 
 
 @checked
@@ -203,7 +203,7 @@ def _put_together(
             *(n for n in first.notes if not n.startswith("Robust covariance")),
             f"{imputed.method}.",
         ),
-        "_result": imputed.results[0],
+        "result": imputed.results[0],
         "_scale": None,
         "fraction_missing": found.fraction_missing,
     }

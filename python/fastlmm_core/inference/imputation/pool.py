@@ -281,7 +281,7 @@ def _wald(imputed: Imputed, L: Array, right: Array, names: tuple[str, ...]) -> W
         single = f, freedom, float(f_tail(f, rank, freedom))
     return WaldTest(
         found.estimate, found.std_error, statistic, found.df, p_rows, single[0], rank, single[1], single[2], L, right,
-        names, imputed.ddf, vcov=imputed.vcov, clusters=tests[0].clusters, imputations=m, _library=tests[0]._library,
+        names, imputed.ddf, vcov=imputed.vcov, clusters=tests[0].clusters, imputations=m, _library=tests[0].library,
     )  # fmt: skip
 
 

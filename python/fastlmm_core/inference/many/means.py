@@ -115,7 +115,7 @@ def _offsets(batch: BatchFit, found: Estimates) -> Array:
     offset = batch.model.offset
     if offset is None:
         return np.zeros(len(found.L))
-    return np.asarray(np.nan_to_num(found.estimate - found.L @ np.nan_to_num(found._result.beta)))
+    return np.asarray(np.nan_to_num(found.estimate - found.L @ np.nan_to_num(found.result.beta)))
 
 
 def _rows(

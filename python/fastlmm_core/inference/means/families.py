@@ -184,5 +184,5 @@ def estimated(
         "level": level,
         "adjust": adjust,
         "notes": tuple(dict.fromkeys(notes)),
-        "_result": result,
+        "result": result,
     }

@@ -72,7 +72,7 @@ class Estimates(Shown):
     level: float
     adjust: str
     notes: tuple[str, ...]
-    _result: Fit = field(repr=False)
+    result: Fit = field(repr=False)
     _scale: ResponseScale | None = field(repr=False)
 
     _tests = True
@@ -101,13 +101,13 @@ class Estimates(Shown):
         if self._scale is not None:
             raise LMMError("equivalence is tested on the scale of the model: leave transform= out, and give log(1.25)")
         numbers = (self.estimate, self.std_error, self.df)
-        return equivalence(self.labels, numbers, margin, alpha, self._result.model.library)
+        return equivalence(self.labels, numbers, margin, alpha, self.result.model.library)
 
     def to_frame(self) -> Any:
         """A table in the library of the caller's data: labels, estimate, std_error, df, conf_low, conf_high,
         statistic, p_value.
         """
-        return self._result.model.table(self._columns())
+        return self.result.model.table(self._columns())
 
     def _columns(self) -> dict[str, Any]:
         return {
@@ -229,7 +229,7 @@ class MarginalMeans(Estimates):
             labels[variable] = [self.labels[variable][rows[0]] for rows in families for _ in stacked]
         sizes = [np.arange(len(stacked)) + i * len(stacked) for i in range(len(families))]
         sums = np.tile(stacked.sum(axis=1), len(families))
-        found = estimated(self._result, L, level, name, sizes, self._options, sums, stacked if pairs else None)
+        found = estimated(self.result, L, level, name, sizes, self._options, sums, stacked if pairs else None)
         if self._scale is not None:
             found = self._scale.comparisons(found, stacked)
         return Contrasts(labels=labels, **found, _scale=self._scale)
@@ -260,7 +260,7 @@ class MarginalMeans(Estimates):
             apart = [(at[i], at[j]) for (i, j), p in zip(pairs, found.tolist(), strict=True) if p < alpha]
             letters[rows] = ""
             letters[rows[there]] = compact_letters(len(there), apart)
-        return self._result.model.table({**self.labels, "estimate": self.estimate, "letters": letters})
+        return self.result.model.table({**self.labels, "estimate": self.estimate, "letters": letters})
 
     def joint_test(self) -> JointTests:
         """F tests that the means do not differ: one per factor and interaction, within each combination of `by`.
@@ -271,7 +271,7 @@ class MarginalMeans(Estimates):
         """
         from .joint_tests import joint_tests
 
-        return joint_tests(self._result, self._grid, self.factors, self.by, (self.labels, self.L), self._options)
+        return joint_tests(self.result, self._grid, self.factors, self.by, (self.labels, self.L), self._options)
 
     def families(self) -> list[NDArray[np.intp]]:
         """Rows of each combination of the levels of `by`."""
