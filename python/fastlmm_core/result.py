@@ -1159,7 +1159,7 @@ class LMMResult(Fit):
 
     # ---- diagnostics ---------------------------------------------------------------------------
 
-    def influence(self, by: str | ArrayLike = "group") -> Influence:
+    def influence(self, by: str | ArrayLike = "group", *, source: Any = None) -> Influence:
         """Exact refits without each group or observation, and what they change.
 
         Parameters
@@ -1168,6 +1168,9 @@ class LMMResult(Fit):
             Of several nested factors "group" is the coarsest; where they are crossed, name one. Subjects of structured
             residuals are groups too.  An array has the label of each row, of the rows used or of the data: rows with
             the same label are left out together, such as all patients of a site.
+        source : optional
+            The rows once more, for a fit that does not hold them (`fastlmm_core.scan`, with one grouping factor):
+            anything that can be scanned.  They are read once, and groups are left out by their sums.
 
         Returns
         -------
@@ -1191,7 +1194,7 @@ class LMMResult(Fit):
         """
         from .diagnostics.influence import influence
 
-        return influence(self, by)
+        return influence(self, by, source)
 
     def residual_tests(self, max_lag: int = 3, time: Any = None) -> Any:
         """Tests of normality, equal variance, independence and outlying groups.

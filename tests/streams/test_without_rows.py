@@ -115,7 +115,8 @@ def test_the_fit_by_maximum_likelihood_travels(data):
         lambda r: r.resid, lambda r: r.fittedvalues, lambda r: r.model.exog, lambda r: r.model.exog_re,
         lambda r: r.model.endog, lambda r: r.model.weights, lambda r: r.model.rows_used, lambda r: r.predict(),
         lambda r: r.model.refit(np.zeros(4000)), lambda r: r.model.factors[0].grouping.index,
-        lambda r: r.bootstrap(5, kind="cases", seed=1), lambda r: r.influence(), lambda r: r.save("/nowhere/x"),
+        lambda r: r.bootstrap(5, kind="cases", seed=1), lambda r: r.influence("observation"),
+        lambda r: r.save("/nowhere/x"),
     ],
 )  # fmt: skip
 def test_what_needs_rows_says_what_to_do(fits, use):

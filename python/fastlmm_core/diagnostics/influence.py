@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -18,9 +18,10 @@ from numpy.typing import ArrayLike, NDArray
 from ..covariance.elements import element_names
 from ..design.grouping import group_codes
 from ..design.independence import cluster_labels
+from ..design.streamed import refuse_rows
 from ..engines.one_factor.problem import one_factor
 from ..errors import LMMError
-from ..estimation.deletion.groups import Deletions, delete
+from ..estimation.deletion.groups import Deletions, delete, delete_by_sums
 from ..estimation.deletion.rows import refit_each, refit_without, rows_of_units
 from ..estimation.statements import residual_names
 from ..support.arguments import checked
@@ -29,6 +30,7 @@ from ..support.types import Array
 
 if TYPE_CHECKING:
     from ..design.grouping import Grouping
+    from ..design.streamed import StreamedDesign
     from ..estimation.fit import Fit
 
 __all__ = ["Influence", "influence"]
@@ -294,6 +296,8 @@ class Influence(Shown):
     def to_frame(self) -> Any:
         """All measures, one line per unit, in the library of the model's data (a dict of arrays for array models).
 
+        Leverage only where rows are held.
+
         Of observations a frame of pandas has the index; other libraries have a column ``row``, the positions.
         """
         model = self.result.model
@@ -305,7 +309,7 @@ class Influence(Shown):
             columns["row"] = self.labels
         columns |= {"nobs": self.nobs, "cooks_distance": self.cooks_distance, "mdffits": self.mdffits}
         columns |= {"covratio": self.covratio, "covtrace": self.covtrace}
-        if model.residual is None:
+        if model.residual is None and not model.streamed:
             columns |= {f"leverage_{name}": values for name, values in self.leverage.items()}
         columns |= {f"dfbetas_{name}": self.dfbetas[:, j] for j, name in enumerate(model.exog_names)}
         columns |= {f"rvc_{name}": self.rvc[:, j] for j, name in enumerate(self.rvc_names)}
@@ -388,12 +392,42 @@ def _given(result: Fit, by: Any) -> Grouping:
     return grouping
 
 
-def influence(result: Fit, by: str | ArrayLike = "group") -> Influence:
+def _without_rows(result: Fit, by: Any, source: Any) -> tuple[Grouping, Deletions]:
+    """The grouping factor of a model whose rows are not held, and the deletions of its groups."""
+    model = result.model
+    if len(model.factors) > 1 or model.one_by_one or one_factor(model.problem).crowded:
+        refuse_rows("the deletion of groups, each of which refits the rows of this model,")
+    grouping = None if not isinstance(by, str) else _unit(result, by)
+    if grouping is None:
+        refuse_rows("the deletion of single rows, or of rows by labels of their own,")
+    if source is None:
+        raise LMMError(
+            "influence() needs products of the columns of X and y within each group, which the sums of rows that are "
+            "not held do not have; give the rows once more, result.influence(source=...), as anything that scan() takes"
+        )
+    from ..streams.deletion import sums_within_groups
+    from ..streams.source import scan
+
+    design = cast("StreamedDesign", model.design)
+    return grouping, delete_by_sums(result, *sums_within_groups(design, one_factor(model.problem), scan(source)))
+
+
+def _refits(result: Fit, by: Any, grouping: Grouping | None) -> Deletions:
+    """The deletions of a model that holds its rows."""
+    model = result.model
+    if not isinstance(by, str) or model.one_by_one or len(model.factors) > 1 or one_factor(model.problem).crowded:
+        return refit_each(result, grouping)
+    return delete(result, "observation" if grouping is None else "group")
+
+
+def influence(result: Fit, by: str | ArrayLike = "group", source: Any = None) -> Influence:
     """Refit without each group or each observation, exactly, and measure the changes.
 
     Parameters
     ----------
     result : LMMResult
+    source : optional
+        The rows once more, for a model of one grouping factor that does not hold them: anything that `scan` takes.
     by : str or (n,) array
         "group", "observation" or the name of a grouping factor, or of the subjects of structured residuals.  Of
         several factors that are nested "group" is the coarsest one; where they are crossed it is not defined.  Or the
@@ -415,11 +449,14 @@ def influence(result: Fit, by: str | ArrayLike = "group") -> Influence:
     """
     model = result.model
     chosen = not isinstance(by, str)
-    grouping = _given(result, by) if chosen else _unit(result, str(by))
-    if chosen or model.one_by_one or len(model.factors) > 1 or one_factor(model.problem).crowded:
-        found = refit_each(result, grouping)
+    grouping: Grouping | None
+    if source is not None and not model.streamed:
+        raise LMMError("source is for a model whose rows are not held; leave it out")
+    if model.streamed:
+        grouping, found = _without_rows(result, by, source)
     else:
-        found = delete(result, "observation" if grouping is None else "group")
+        grouping = _given(result, by) if chosen else _unit(result, str(by))
+        found = _refits(result, by, grouping)
     if grouping is not None:
         keys = labels = grouping.labels
     else:

@@ -281,7 +281,7 @@ def power(
     Notes
     -----
     Models with structured residuals, or restricted covariances of random effects, are fitted one by one: some
-    milliseconds each.
+    milliseconds each.  So are models whose rows are not held (`fastlmm_core.scan`), of draws of their sums.
 
     Raises
     ------
@@ -302,6 +302,11 @@ def power(
     check_count(n_sim, "n_sim")
     check_first(first, seed)
     seed = whole_seed(seed)
+    if truth.model.streamed and (is_variance(test) or method == "lrt"):
+        raise LMMError(
+            "of a model whose rows are not held, power() draws sums for Wald tests of coefficients; use method='wald', "
+            "or fit a table in memory for likelihood ratios"
+        )
     if is_variance(test):
         if alternative == "less":
             raise LMMError("alternative='less': a variance is not below zero; leave alternative out")

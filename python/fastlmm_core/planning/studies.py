@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ..design.streamed import refuse_rows
 from ..errors import LMMError
 from ..simulation.draws import simulate
+from ..simulation.sums import SumDraws
 from ..support.distributions import chi2_tail
 from ..support.progress import progress_bar
+from ..support.seeds import key_of, stream
 from ..support.types import Array
 
 if TYPE_CHECKING:
@@ -63,7 +67,7 @@ def studies(
         See `power`.
     """
     model = truth.model
-    if model.design.residual is not None or model.structure.restricted:
+    if model.streamed or model.design.residual is not None or model.structure.restricted:
         return _one_by_one(
             truth, L, reduced, n_sim, seed, first, reml, ddf, information, progress, alternative, dropout
         )
@@ -84,34 +88,60 @@ def _one_by_one(
     truth: LMMResult, L: Array, reduced: Model | None, n_sim: int, seed: int, first: int, reml: bool, ddf: Ddf,
     information: Information, progress: bool | None, alternative: Alternative, dropout: Dropout | None,
 ) -> Studies:  # fmt: skip
-    model = truth.model
+    p = len(truth.model.exog_names)
     out = Studies(
-        np.full(n_sim, np.nan), np.zeros(n_sim, dtype=bool), np.zeros(n_sim, dtype=bool),
-        np.full((n_sim, model.exog.shape[1]), np.nan),
-    )  # fmt: skip
-    full = model.fittable(lambda rng: simulate(truth, 1, rng)[0])
-    size = max(1, HELD // model.nobs)
+        np.full(n_sim, np.nan), np.zeros(n_sim, dtype=bool), np.zeros(n_sim, dtype=bool), np.full((n_sim, p), np.nan)
+    )
+    if truth.model.streamed:
+        drawn = _models_of_sums(truth, n_sim, seed, first, reduced, dropout)
+    else:
+        drawn = _models_of_rows(truth, n_sim, seed, first, reduced, dropout)
     bar = progress_bar(progress, n_sim)
     try:
-        for begin in range(0, n_sim, size):
-            drawn = truth.simulate(min(size, n_sim - begin), seed, first=first + begin, dropout=dropout)
-            for i, y in enumerate(drawn, begin):
-                _study(truth, full, reduced, L, y, reml, ddf, information, alternative, out, i)
-                if bar is not None:
-                    bar.update(1)
+        for i, models in enumerate(drawn):
+            _study(truth, models, L, reml, ddf, information, alternative, out, i)
+            if bar is not None:
+                bar.update(1)
     finally:
         if bar is not None:
             bar.close()
     return out
 
 
+Models = tuple[Callable[[], "Model"], Callable[[], "Model"] | None]
+"""Models of a draw with and without the coefficients tested, which may turn out not to be ones that can be fitted."""
+
+
+def _models_of_rows(
+    truth: LMMResult, n_sim: int, seed: int, first: int, reduced: Model | None, dropout: Dropout | None
+) -> Iterator[Models]:
+    """The models of responses drawn."""
+    full = truth.model.fittable(lambda rng: simulate(truth, 1, rng)[0])
+    size = max(1, HELD // truth.model.nobs)
+    for begin in range(0, n_sim, size):
+        for y in truth.simulate(min(size, n_sim - begin), seed, first=first + begin, dropout=dropout):
+            yield partial(_observed, full, y), None if reduced is None else partial(_observed, reduced, y)
+
+
+def _models_of_sums(
+    truth: LMMResult, n_sim: int, seed: int, first: int, reduced: Model | None, dropout: Dropout | None
+) -> Iterator[Models]:
+    """The models of draws of what a fit sees of a response, where rows are not held."""
+    if dropout is not None:
+        refuse_rows("who leaves a study")
+    draw, key = SumDraws(truth), key_of(seed)
+    for i in range(n_sim):
+        yield partial(draw, stream(key, first + i)), None
+
+
 def _study(
-    truth: LMMResult, full: Model, reduced: Model | None, L: Array, y: Array, reml: bool, ddf: Any, information: Any,
-    alternative: Alternative, out: Studies, i: int,
+    truth: LMMResult, models: Models, L: Array, reml: bool, ddf: Any, information: Any, alternative: Alternative,
+    out: Studies, i: int,
 ) -> None:  # fmt: skip
+    full, reduced = models
     try:
-        fit = truth.again(_observed(full, y), reml=reml and reduced is None)
-        null = None if reduced is None else truth.again(_observed(reduced, y), reml=False)
+        fit = truth.again(full(), reml=reml and reduced is None)
+        null = None if reduced is None else truth.again(reduced(), reml=False)
         certified = fit.converged and (null is None or null.converged)
         if null is None:
             test = fit.test(L, ddf=ddf, information=information)

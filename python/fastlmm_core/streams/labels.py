@@ -175,21 +175,25 @@ class GroupSlots:
         self._base, self._table = base, table
         return True
 
+    def by_slots(self) -> Array:
+        """The label of each slot."""
+        if self._kind == "numbers":
+            if self._sparse is not None:
+                return np.asarray(self._sparse.pairs()[:, 0])
+            return np.concatenate(self._numbers) if self._numbers else np.empty(0, dtype=np.int64)
+        labels = np.empty(self.n, dtype=object)
+        labels[:] = list(self._text)
+        return labels if self._kind == "text" else label_array(labels.tolist())
+
     def labels(self) -> tuple[Array, NDArray[np.intp]]:
         """The labels in order, and the slot of each."""
         if self._kind == "numbers":
-            if self._sparse is not None:
-                found = self._sparse.pairs()[:, 0]
-            else:
-                found = np.concatenate(self._numbers) if self._numbers else np.empty(0, dtype=np.int64)
+            found = self.by_slots()
             if (found[1:] > found[:-1]).all():
                 return found, np.arange(len(found))
             order = np.argsort(found)
             return found[order], order
-        labels = np.empty(self.n, dtype=object)
-        labels[:] = list(self._text)
-        if self._kind != "text":
-            labels = label_array(labels.tolist())
+        labels = self.by_slots()
         if self._order:
             rank = {label: i for i, label in enumerate(self._order)}
             order = np.argsort([rank[label] for label in labels.tolist()])
@@ -231,6 +235,10 @@ class CellSlots:
         for table, codes in zip(self._cells, others, strict=True):
             first = table.slots(first, codes)
         return first
+
+    def labels_from(self, first: int) -> Array:
+        """Of one grouping factor the labels of the slots from one on."""
+        return self._factors[0].by_slots()[first:] if first < self.n else np.empty(0, dtype=object)
 
     def levels(self) -> tuple[tuple[Array, ...], Int64, NDArray[np.intp]]:
         """Labels of each factor in order; the levels of the cells, in order; the slot of each cell.

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from ... import kernels
 from ...covariance.parameters import CovarianceStructure, one_block
+from ...kernels.records import RowColumns, Rows
 from ...support.threads import threads_in_use
 from ...support.types import Array
 from ..protocol import CAREFUL, EASY, HARD, ORDINARY, Elsewhere, Engine, Problem, Relaxed
@@ -133,6 +134,42 @@ class OneFactorProblem(NamedTuple):
     def conditioned_x(self, X: Array) -> Array:
         """Rows of X_o (n, r)."""
         return np.asarray((X[:, self.kept] - self.x_scale[0]) * self.x_scale[1] @ self.x_rows)
+
+    def conditioned_rows(self, X: Array, y: Array, Z: Array) -> tuple[Array, Array, Array]:
+        """X_o, y_o and Z_o of rows; y without the offset."""
+        # in shifted and scaled columns the constant takes nearly all of a large offset of y, without rounding
+        scaled = (X[:, self.kept] - self.x_scale[0]) * self.x_scale[1]
+        slopes = self.x_rows @ np.linalg.solve(self.x_map[self.kept], self.beta_base[self.kept])
+        for j in np.argsort(-np.abs(slopes) * np.abs(scaled).max(axis=0)):
+            y = y - slopes[j] * scaled[:, j]
+        return (
+            np.ascontiguousarray(scaled @ self.x_rows),
+            y / self.scale,
+            np.ascontiguousarray(self.conditioned_z(Z)),
+        )
+
+    def add_within(self, rows: Rows, place: NDArray[np.int64], packed: Array, within: Array) -> None:
+        """Add the part of [X_o y_o]'[X_o y_o] within each group to `within`.
+
+        Parameters
+        ----------
+        rows : Rows
+            Of `conditioned_rows`.
+        place : (n_slots,) int64 array
+            Group of each slot.
+        packed : (blocks, K, lanes) array
+            The factored groups one by one, in order.
+        within : (places, (r+1)(r+2)/2) array
+            A line for each place of `packed`.
+        """
+        r, q = rows.X.shape[1], rows.Z.shape[1]
+        # rows are conditioned already: no shift, scale or rotation is left to do
+        columns = RowColumns(
+            np.repeat([[0.0], [1.0]], r, axis=1), np.repeat([[0.0], [1.0]], q, axis=1), np.zeros(r),
+            x_transform=np.eye(r + 1), z_transform=np.eye(q),
+        )  # fmt: skip
+        kernels.within_rows(rows, columns, place, packed, True, within)
+        within[:, self.within == 0.0] = 0.0
 
     def criterion(self, columns: Array | None = None) -> kernels.ClusterCriterion | WideCriterion:
         """The criterion of the conditioned problem.

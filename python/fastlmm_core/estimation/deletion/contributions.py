@@ -9,14 +9,22 @@ from numpy.typing import NDArray
 
 from ... import kernels
 from ...kernels.deletions import others_in_group
-from ...kernels.records import RowColumns, Rows
+from ...kernels.records import Rows
 from ...support.types import Array
 
 if TYPE_CHECKING:
     from ...engines.one_factor.problem import OneFactorProblem
     from ..model import Model
 
-__all__ = ["Pieces", "all_but_one", "conditioned_rows", "group_pieces", "square_lines", "within_groups"]
+__all__ = [
+    "Pieces",
+    "all_but_one",
+    "conditioned_rows",
+    "group_pieces",
+    "pieces_of_groups",
+    "square_lines",
+    "within_groups",
+]
 
 
 class Pieces(NamedTuple):
@@ -55,32 +63,37 @@ def square_lines(packed: Array, count: int, q: int) -> tuple[Array, Array]:
 def conditioned_rows(model: Model, problem: OneFactorProblem) -> tuple[Array, Array, Array]:
     """X_o, y_o and Z_o."""
     y = model.endog if model.offset is None else model.endog - model.offset
-    # in shifted and scaled columns the constant takes nearly all of a large offset of y, and takes it without rounding
-    scaled = (model.exog[:, problem.kept] - problem.x_scale[0]) * problem.x_scale[1]
-    slopes = problem.x_rows @ np.linalg.solve(problem.x_map[problem.kept], problem.beta_base[problem.kept])
-    for j in np.argsort(-np.abs(slopes) * np.abs(scaled).max(axis=0)):
-        y = y - slopes[j] * scaled[:, j]
-    return (
-        np.ascontiguousarray(scaled @ problem.x_rows),
-        y / problem.scale,
-        np.ascontiguousarray(problem.conditioned_z(model.exog_re)),
-    )
+    return problem.conditioned_rows(model.exog, y, model.exog_re)
 
 
 def within_groups(model: Model, problem: OneFactorProblem, rows: tuple[Array, Array, Array], packed: Array) -> Array:
     """The part of [X_o y_o]'[X_o y_o] within each group, packed (m, (r+1)(r+2)/2); `rows` by `conditioned_rows`."""
     X, y, Z = rows
-    r, q, m = X.shape[1], Z.shape[1], problem.m
-    index = model.grouping.index.astype(np.int64)
-    # rows are conditioned already: no shift, scale or rotation is left to do
-    columns = RowColumns(
-        np.repeat([[0.0], [1.0]], r, axis=1), np.repeat([[0.0], [1.0]], q, axis=1), np.zeros(r),
-        x_transform=np.eye(r + 1), z_transform=np.eye(q),
+    m = problem.m
+    within = np.zeros((packed.shape[0] * packed.shape[2], len(problem.within)))
+    read = Rows(X, y, Z, model.grouping.index.astype(np.int64), 0, m, model.weights, None)
+    problem.add_within(read, np.arange(m, dtype=np.int64), packed, within)
+    return within[:m]
+
+
+def pieces_of_groups(problem: OneFactorProblem, within: Array, log_weights: Array) -> Pieces:
+    """What the deletion of each group takes away.
+
+    Parameters
+    ----------
+    problem : OneFactorProblem
+    within : (m, (r+1)(r+2)/2) array
+        The part of [X_o y_o]'[X_o y_o] within each group.
+    log_weights : (m,) array
+        Sums of the logarithms of the weights of each.
+    """
+    m = problem.m
+    R, c = square_lines(problem.unpatterned(), m, problem.structure.q)
+    less = np.column_stack([R.reshape(m, -1), c, within])
+    counts = problem.raw[:, -1].astype(np.int64)
+    return Pieces(
+        less, None, np.arange(m), counts, np.ones(m, dtype=bool), log_weights, all_but_one(within), counts
     )  # fmt: skip
-    read = Rows(X, y, Z, index, 0, m, model.weights, None)
-    within = kernels.within_rows(read, columns, np.arange(m, dtype=np.int64), packed, True)[:m]
-    within[:, problem.within == 0.0] = 0.0
-    return within
 
 
 def group_pieces(model: Model, problem: OneFactorProblem, by: str) -> Pieces:
@@ -98,18 +111,13 @@ def group_pieces(model: Model, problem: OneFactorProblem, by: str) -> Pieces:
     k = r + 1
     X, y, Z = conditioned_rows(model, problem)
     index = model.grouping.index.astype(np.int64)
-    packed = problem.unpatterned()
-    within = within_groups(model, problem, (X, y, Z), packed)
-    R, c = square_lines(packed, m, q)
-    less = np.column_stack([R.reshape(m, -1), c, within])
-    counts = np.bincount(index, minlength=m)
-    others = all_but_one(within)
+    within = within_groups(model, problem, (X, y, Z), problem.unpatterned())
     log_weights: Array = np.zeros(len(index)) if model.weights is None else np.log(model.weights)
+    of_groups = pieces_of_groups(problem, within, np.bincount(index, log_weights, minlength=m).astype(float))
     if by == "group":
-        return Pieces(
-            less, None, np.arange(m), counts, np.ones(m, dtype=bool),
-            np.bincount(index, log_weights, minlength=m).astype(float), others, counts,
-        )  # fmt: skip
+        return of_groups
+    counts = of_groups.counts
+    R, c = of_groups.less[:, : q * q].reshape(m, q, q), of_groups.less[:, q * q : q * q + q * k]
     starts = np.concatenate([[0], np.cumsum(counts)])
     xy = np.ascontiguousarray(np.column_stack([X, y]))
     order = np.argsort(index, kind="stable")
@@ -129,7 +137,14 @@ def group_pieces(model: Model, problem: OneFactorProblem, by: str) -> Pieces:
     rest[(np.diagonal(R, axis1=1, axis2=2) != 0.0).sum(axis=1) == counts[index] - 1] = 0.0
     more = np.column_stack([R.reshape(len(index), -1), c.reshape(len(index), -1), rest])
     return Pieces(
-        less, more, index, np.ones(len(index), dtype=np.int64), counts[index] == 1, log_weights, others, counts
+        of_groups.less,
+        more,
+        index,
+        np.ones(len(index), dtype=np.int64),
+        counts[index] == 1,
+        log_weights,
+        of_groups.others,
+        counts,
     )
 
 

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ... import kernels
+from ...engines.one_factor.problem import one_factor
 from ...engines.protocol import EASY, HARD, UNASKED, Elsewhere
 from ...engines.starts import moment_start
 from ...errors import LMMError
@@ -25,13 +26,13 @@ from ...kernels.records import DeletedLines, DeletionSums
 from ...support.threads import map_in_threads, processors
 from ...support.types import Array
 from ..optimize import SINGULAR, Optimum, optimize
-from .contributions import all_but_one, group_pieces
+from .contributions import Pieces, all_but_one, group_pieces, pieces_of_groups
 from .polynomials import DEGREES, Sums, n_nodes, n_terms, symmetric_sum
 
 if TYPE_CHECKING:
     from ..fit import Fit
 
-__all__ = ["Deletions", "delete"]
+__all__ = ["Deletions", "delete", "delete_by_sums"]
 
 
 EXPANSION_ERROR = 3e-10
@@ -106,14 +107,14 @@ def _degrees(n_par: int, size: Array) -> list[tuple[int, float]]:
 class _Refits:
     """All deletions of one kind."""
 
-    def __init__(self, result: Fit, by: str) -> None:
+    def __init__(self, result: Fit, pieces: Pieces) -> None:
         model = result.model
         problem: Any = model.problem
         self.result, self.model, self.problem = result, model, problem
         self.structure = model.structure
         self.q, self.k = model.structure.q, problem.rank + 1
-        self.pieces = group_pieces(model, problem, by)
-        d, p, q, r = len(self.pieces.owner), model.exog.shape[1], self.q, problem.rank
+        self.pieces = pieces
+        d, p, q, r = len(pieces.owner), len(model.exog_names), self.q, problem.rank
         self.n = problem.n - self.pieces.removed
         self.m = problem.m - self.pieces.vanishes
         self.beta, self.inverse = np.full((d, r), np.nan), np.full((d, r, r), np.nan)
@@ -468,4 +469,20 @@ def delete(result: Fit, by: str) -> Deletions:
     -------
     Deletions
     """
-    return _Refits(result, by).run()
+    return _Refits(result, group_pieces(result.model, one_factor(result.model.problem), by)).run()
+
+
+def delete_by_sums(result: Fit, within: Array, log_weights: Array) -> Deletions:
+    """Refit after the deletion of each group, without a look at the rows.
+
+    Parameters
+    ----------
+    result : LMMResult
+    within, log_weights
+        See `contributions.pieces_of_groups`.
+
+    Returns
+    -------
+    Deletions
+    """
+    return _Refits(result, pieces_of_groups(one_factor(result.model.problem), within, log_weights)).run()

@@ -15,5 +15,5 @@ policy            pieces over threads, a second look, single fits
 patterns          Kenward and Roger's moments of many fits
 start             a common point, and what a first step from it needs
 search            the screen for other minima of many responses
-workers        chunks of Dask, fitted by the workers that have them
+workers           chunks of Dask, fitted by the workers that have them
 """
