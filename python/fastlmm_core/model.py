@@ -124,7 +124,7 @@ class LinearMixedModel(Model):
             if not (X is Z is groups is terms is weights is offset is sigma is None):
                 raise LMMError("design holds X, Z, groups, terms, weights, offset and sigma: give either it or them")
             super().__init__(design, _response(_aligned(design, y)), n_jobs=n_jobs)
-            self._seals = seals_of(None, self._y)
+            self._seal_response()
             return
         response = _response(y)
         n = _count(X, Z, groups, terms) if response is None else len(response)
@@ -152,6 +152,10 @@ class LinearMixedModel(Model):
         )
         super().__init__(made, response, n_jobs=n_jobs)
         self._seals = seals_of(made, response)
+
+    def _seal_response(self) -> None:
+        """Watch over the response, where it is the caller's."""
+        self._seals = seals_of(None, self._y)
 
     @classmethod
     def of(cls, design: Design, y: ArrayLike | None, given: bool = False) -> Self:
@@ -382,7 +386,7 @@ class LinearMixedModel(Model):
         """
         design = self.design
         model = self.of(design, _aligned(design, y))
-        model._seals = seals_of(None, model._y)
+        model._seal_response()
         return model._fit(reml, method, start, options)
 
     def update(self, formula: str = ". ~ .", data: Any = None, **options: Any) -> LinearMixedModel:
