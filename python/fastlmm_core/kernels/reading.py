@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ._exact import add_products
 from ._slots import SlotTable
 
-__all__ = ["SlotTable"]
+__all__ = ["SlotTable", "add_products"]

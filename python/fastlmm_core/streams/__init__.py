@@ -10,6 +10,7 @@ reader           sums where conditioning asks for them
 fitting          a formula and a source, or a plan and its sums, to a design and a problem
 dask             data frames of Dask
 spark            data frames of Spark
+exact            sums in twice the precision of rows that can be read once
 deletion         what the deletion of groups needs beside the sums
 rows             fitted values and residuals, piece by piece
 """

@@ -69,12 +69,19 @@ class GroupSlots:
     ----------
     name : str
         Of the factor.
+
+    Attributes
+    ----------
+    n : int
+        Labels known.
+    kind : str
+        "numbers" (whole ones), "other numbers" or "text"; empty before any are known.
     """
 
     def __init__(self, name: str) -> None:
         self.name = name
         self.n = 0
-        self._kind = ""
+        self.kind = ""
         self._base = 0
         self._table = np.empty(0, dtype=np.int64)  # slot of each whole number from the base on, -1 for none
         self._text: dict[Any, int] = {}
@@ -120,12 +127,12 @@ class GroupSlots:
         return np.array(slots, dtype=np.int64)[found]
 
     def _be(self, kind: str, column: Column) -> None:
-        if self._kind and kind != self._kind:
+        if self.kind and kind != self.kind:
             raise LMMError(
-                f"{column.title}: the labels of {self.name!r} are {kind} here and were {self._kind} before; write them "
+                f"{column.title}: the labels of {self.name!r} are {kind} here and were {self.kind} before; write them "
                 "in one type in all pieces"
             )
-        self._kind = kind
+        self.kind = kind
 
     def _of_numbers(self, values: Int64) -> Int64:
         starts = np.flatnonzero(values[1:] != values[:-1]) + 1
@@ -177,17 +184,17 @@ class GroupSlots:
 
     def by_slots(self) -> Array:
         """The label of each slot."""
-        if self._kind == "numbers":
+        if self.kind == "numbers":
             if self._sparse is not None:
                 return np.asarray(self._sparse.pairs()[:, 0])
             return np.concatenate(self._numbers) if self._numbers else np.empty(0, dtype=np.int64)
         labels = np.empty(self.n, dtype=object)
         labels[:] = list(self._text)
-        return labels if self._kind == "text" else label_array(labels.tolist())
+        return labels if self.kind == "text" else label_array(labels.tolist())
 
     def labels(self) -> tuple[Array, NDArray[np.intp]]:
         """The labels in order, and the slot of each."""
-        if self._kind == "numbers":
+        if self.kind == "numbers":
             found = self.by_slots()
             if (found[1:] > found[:-1]).all():
                 return found, np.arange(len(found))
@@ -214,8 +221,14 @@ class CellSlots:
     """
 
     def __init__(self, names: Sequence[str]) -> None:
+        self.names = tuple(names)
         self._factors = [GroupSlots(name) for name in names]
         self._cells = [SlotTable() for _ in self._factors[1:]]
+
+    @property
+    def text(self) -> bool:
+        """Whether labels of a factor are text."""
+        return any(factor.kind == "text" for factor in self._factors)
 
     @property
     def n(self) -> int:

@@ -18,7 +18,7 @@ from ..support.arguments import checked
 from .cross_products import CrossProducts
 from .labels import CellSlots
 from .recipe import Recipe, Seen, Wanted, learn
-from .reduce import chunks, constant_values, first_chunk, sum_chunks
+from .reduce import chunks, constant_values, first_chunk, line_length, room_for_lines, sum_chunks
 from .source import Scan, ahead, scan
 
 __all__ = ["Plan", "plan"]
@@ -96,8 +96,9 @@ class Plan:
         """
         slots, seen = CellSlots(self.factors), Seen.nothing()
         p, q = len(self.columns.beta0), self.columns.z_scale.shape[1]
-        read = self.chunks(scan(batches), slots, seen)
-        sums = sum_chunks(read, self.columns, None, self.values, p, q)
+        source = scan(batches)
+        room = room_for_lines(source.memory, slots, line_length(p, q))
+        sums = sum_chunks(self.chunks(source, slots, seen), self.columns, None, self.values, p, q, room)
         levels, cells, order = slots.levels()
         return CrossProducts(
             self.fingerprint,

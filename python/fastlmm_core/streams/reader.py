@@ -19,10 +19,11 @@ from ..kernels.records import RowColumns, Rows
 from ..problem.columns import refuse_non_finite, scaled_triangle
 from ..support.types import Array, Index
 from .cross_products import CrossProducts
+from .exact import ExactSums
 from .labels import CellSlots, joined
 from .plan import Plan
 from .recipe import Seen
-from .reduce import first_chunk, sum_chunks
+from .reduce import PassSums, first_chunk, line_length, room_for_lines, sum_chunks
 from .source import Scan
 
 __all__ = ["StreamRows"]
@@ -56,6 +57,12 @@ class StreamRows:
         self.log_weights = 0.0
         self.passes = 0
         self._triangle: tuple[Array, int, Array] | None = None
+        self._exact: ExactSums | None = None
+        self._head: Rows | None = None
+        self._pass: PassSums | None = None
+        if source is not None and source.once:
+            # what a second pass would find is kept in the first
+            self._head, self._exact = self.first(), ExactSums(plan.columns)
 
     def _chunks(self, seen: Seen) -> Iterator[Rows]:
         if self._source is None:
@@ -64,7 +71,10 @@ class StreamRows:
                 "that the rows are needed again; give them too, lmm(plan, total, source=...)"
             )
         self.passes += 1
-        yield from self._plan.chunks(self._source, self._slots, seen)
+        for rows in self._plan.chunks(self._source, self._slots, seen):
+            if self._exact is not None:
+                self._exact.add(rows)
+            yield rows
         if self.n and seen.n != self.n:
             raise LMMError(
                 f"the source gave {self.n} complete rows when it was first read, and {seen.n} when it was read again; "
@@ -111,6 +121,8 @@ class StreamRows:
 
     def first(self) -> Rows:
         """The first rows."""
+        if self._head is not None:
+            return self._head
         if self._source is None:
             next(self._chunks(Seen.nothing()))
         assert self._source is not None
@@ -129,12 +141,19 @@ class StreamRows:
             self.n, self.seen, self.log_weights = total.nobs, total.seen, total.log_weights
             raw, packed, gram = total.raw[order].copy(), total.packed.copy(), total.gram.copy()
             constant, varies = total.constant, total.varies
+        elif self._exact is not None and self._pass is not None:
+            unshifted = columns.x_constant < 0 and columns.z_constant < 0
+            found = self._exact.sums(columns, kept, unshifted or self._pass.constant, self._pass.varies)
+            raw, packed, gram, constant, varies, _ = found
+            raw = raw[self._slot_order()]
         else:
             seen = Seen.nothing()
             values = self._plan.values
-            made = sum_chunks(self._chunks(seen), columns, kept, values, p, q)
+            memory = None if self._source is None else self._source.memory
+            room = room_for_lines(memory, self._slots, line_length(p, q), self._exact is not None)
+            made = sum_chunks(self._chunks(seen), columns, kept, values, p, q, room)
             if not self.n:
-                self.seen, self.n, self.log_weights = seen, seen.n, made.log_weights
+                self.seen, self.n, self.log_weights, self._pass = seen, seen.n, made.log_weights, made
             raw, packed, gram = made.raw, made.packed, made.gram
             if not np.array_equal(self._slot_order(), np.arange(len(raw))):
                 raw = raw[self._order]
@@ -195,7 +214,9 @@ class StreamRows:
     def triangle(self, shift_scale: Array, of_z: bool) -> Array:
         """R of the QR decomposition of shifted, scaled and weighted columns."""
         found: Array | None = None
-        for rows in self._chunks(Seen.nothing()):
+        if self._exact is not None:
+            found = self._exact.triangle(shift_scale, of_z)
+        for rows in () if self._exact is not None else self._chunks(Seen.nothing()):
             found = scaled_triangle(rows.Z if of_z else rows.X, shift_scale, rows.weights, found)
         assert found is not None
         if not of_z:
@@ -210,6 +231,8 @@ class StreamRows:
         more: Array = np.zeros((1, k * (k + 1) // 2))
         place = np.empty(self.n_slots, dtype=np.int64)
         place[self._slot_order()] = position
+        if self._exact is not None:
+            return self._exact.within(columns, kept, place, packed)
         for rows in self._chunks(Seen.nothing()):
             rows = rows._replace(X=np.ascontiguousarray(rows.X[:, kept]))
             kernels.within_rows(rows, columns, place, packed, more=more)
@@ -217,7 +240,7 @@ class StreamRows:
 
     def refuse_non_finite(self) -> None:
         """Name the first value that is not finite, if there is one."""
-        if self._source is not None:
+        if self._source is not None and self._exact is None:
             for rows in self._chunks(Seen.nothing()):
                 refuse_non_finite(rows.y, rows.X, rows.Z, rows.weights, rows.offset)
         raise LMMError("the data overflow: rescale y, X, Z or weights to values below 1e100 in size")

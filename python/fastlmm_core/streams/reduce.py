@@ -6,7 +6,7 @@ on how the source was cut, and are those of the same rows in memory.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from .. import kernels
 from ..engines.one_factor.reading import BLOCK, log_sum
+from ..errors import LMMError
 from ..kernels.records import RowColumns, Rows
 from ..problem.columns import piece_rows
 from ..support.threads import threads_in_use
@@ -21,13 +22,28 @@ from ..support.types import Array
 from ..tables.columns import Table
 from .labels import CellSlots
 from .recipe import Piece, Recipe, Seen
-from .source import AHEAD
+from .source import AHEAD, PIECES
 
-__all__ = ["PassSums", "chunk_rows", "chunks", "constant_values", "first_chunk", "line_length", "sum_chunks"]
+__all__ = [
+    "PassSums",
+    "chunk_rows",
+    "chunks",
+    "constant_values",
+    "first_chunk",
+    "line_length",
+    "room_for_lines",
+    "sum_chunks",
+]
 
 
 TARGET = 1 << 18
 """Numbers of a chunk: it stays in the cache of a core, and is long against the cost of a call."""
+
+COPIES = 4
+"""Lines that a fit holds of each group: as they were summed, in order, factored, and as they are evaluated."""
+
+TEXT = 200
+"""Bytes of a label that is text, with what finds it."""
 
 ROOMS = AHEAD + 2
 """Chunks at a time: one that is filled, those that wait, one that is summed."""
@@ -119,6 +135,39 @@ def first_chunk(recipe: Recipe, tables: Iterable[Table]) -> Rows:
     return next(chunks(recipe, tables, CellSlots(recipe.shared.names), Seen.nothing(), BLOCK))
 
 
+def room_for_lines(
+    memory: float | None, slots: CellSlots, line: int, exact: bool = False
+) -> Callable[[int], None] | None:
+    """What refuses more lines of sums than have room; None where there is no bound.
+
+    Parameters
+    ----------
+    memory : float or None
+        Megabytes that a fit may take.
+    slots : CellSlots
+    line : int
+        Numbers of a line.
+    exact : bool
+        Whether sums in twice the precision are taken beside the others.
+    """
+    if memory is None:
+        return None
+    bound = float(memory)
+
+    def check(count: int) -> None:
+        size = 8 * line * (COPIES + 2 * exact) + (TEXT if slots.text else 0)
+        if count * size <= (1.0 - 1.0 / PIECES) * bound * 2**20:
+            return
+        what = "groups" if len(slots.names) == 1 else "combinations of levels"
+        raise LMMError(
+            f"memory={bound:g}: a fit of {count:,} {what} of {', '.join(map(repr, slots.names))} takes "
+            f"{size * count / 2**20:,.0f} MB, and not all rows have been read; raise memory, or take a grouping factor "
+            "with fewer levels"
+        )
+
+    return check
+
+
 class PassSums(NamedTuple):
     """Sums over rows.
 
@@ -152,6 +201,7 @@ def sum_chunks(
     values: tuple[float, float],
     p: int,
     q: int,
+    room: Callable[[int], None] | None = None,
 ) -> PassSums:
     """One pass.
 
@@ -165,6 +215,8 @@ def sum_chunks(
         Of the constant columns of X and Z.
     p, q : int
         Columns of X that are summed, and of Z.
+    room : callable, optional
+        Refuses a number of lines; see `room_for_lines`.
     """
     n_packed = (p + 1) * (p + 2) // 2
     raw, sums = np.zeros((0, line_length(p, q))), np.zeros(n_packed + q * (q + 1) // 2)
@@ -176,6 +228,8 @@ def sum_chunks(
             rows = rows._replace(X=np.ascontiguousarray(rows.X[:, kept]))
         n_slots = rows.n_slots
         if n_slots > len(raw):
+            if room is not None:
+                room(n_slots)
             more = np.zeros((max(n_slots, 2 * len(raw)), raw.shape[1]))
             more[: len(raw)] = raw
             raw = more

@@ -11,6 +11,7 @@ import queue
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from copy import copy
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -19,13 +20,22 @@ from ..errors import LMMError
 from ..support.arguments import checked
 from ..tables.columns import Table
 
-__all__ = ["AHEAD", "Scan", "ahead", "scan"]
+__all__ = ["AHEAD", "PIECES", "Scan", "ahead", "scan"]
 
 BATCH = 1 << 17
 """Rows that are decoded at a time."""
 
 AHEAD = 2
 """Pieces that are decoded while another is summed."""
+
+PIECES = 4
+"""Share of a bound on memory that pieces under way may take: one part of so many."""
+
+PER_VALUE = 80
+"""Bytes of a value of a piece, decoded, as a column of the model and in a chunk, of all pieces under way."""
+
+LEAST = 1 << 11
+"""Rows of a piece at least."""
 
 Fragment = Callable[[list[str] | None], Iterator[Any]]
 
@@ -41,16 +51,21 @@ class Scan:
         Parts of the rows, in order: a name, and what iterates over tables when it is given the columns wanted.
     once : str
         Why the rows can be read only once, where they can; empty elsewhere.
+    memory : float or None
+        See `scan`.
 
     Attributes
     ----------
+    memory : float or None
+        Megabytes that a fit of these rows may take.
     passes : int
         How often the rows have been read, or been begun to be read.
     """
 
-    def __init__(self, fragments: Sequence[tuple[Any, Fragment]], once: str = "") -> None:
+    def __init__(self, fragments: Sequence[tuple[Any, Fragment]], once: str = "", memory: float | None = None) -> None:
         self._fragments = list(fragments)
         self._once = once
+        self.memory = memory
         self._held: list[Table] = []
         self._rest: Iterator[Table] | None = None
         self.passes = 0
@@ -60,12 +75,23 @@ class Scan:
         """Names of the fragments, in order."""
         return tuple(key for key, _ in self._fragments)
 
+    @property
+    def once(self) -> bool:
+        """Whether the rows can be read only once."""
+        return bool(self._once)
+
     def fragment(self, key: Any) -> Scan:
         """One of the fragments by itself."""
         found = [part for part in self._fragments if part[0] == key]
         if not found:
             raise LMMError(f"the scan has no fragment {key!r}; its keys are in `keys`")
-        return Scan(found, self._once)
+        return Scan(found, self._once, self.memory)
+
+    def bounded(self, memory: float) -> Scan:
+        """The same rows under a bound; files are read in the pieces that they were to be read in."""
+        out = copy(self)
+        out.memory = memory
+        return out
 
     def look(self, columns: list[str] | None = None) -> Iterator[Table]:
         """Rows from the start, of which some are looked at before they are read; no pass is counted."""
@@ -159,7 +185,7 @@ def ahead(items: Iterator[Any]) -> Iterator[Any]:
 
 
 @checked
-def scan(source: Any) -> Scan:
+def scan(source: Any, *, memory: float | None = None) -> Scan:
     """Rows for a model that is fitted without holding them.
 
     Parameters
@@ -168,7 +194,11 @@ def scan(source: Any) -> Scan:
         Files ending in .parquet, .pq, .arrow, .feather or .csv: a name, a pattern such as ``"trips/*.parquet"``, a
         directory, or a list of names; they are read in sorted order.  A dataset of pyarrow.  A table of pandas, polars
         or pyarrow, a dict of arrays, or a list of tables.  Anything with ``__arrow_c_stream__``, such as a relation of
-        DuckDB.  A function without arguments that gives an iterator over tables, called for each pass.
+        DuckDB.  A function without arguments that gives an iterator over tables, called for each pass.  An iterator
+        over tables, or a reader of record batches, which can be read only once.
+    memory : float, optional
+        Megabytes that a fit may take beside what Python and libraries have: files are read in smaller pieces, and more
+        groups than have room are refused while they are read.
 
     Returns
     -------
@@ -178,12 +208,13 @@ def scan(source: Any) -> Scan:
     Raises
     ------
     LMMError
-        For files that are not there, or of another kind.
+        For files that are not there, or of another kind, and a bound that is not positive.
 
     Notes
     -----
     A fit reads the rows once; a second time where formulas have to see all rows first (levels of categorical columns,
-    ``center()``, ``within()``), or where the columns are so badly conditioned that sums have to be taken anew.
+    ``center()``, ``within()``), or where the columns are so badly conditioned that sums have to be taken anew.  Of what
+    can be read only once the sums are taken in twice the precision too, from which those of better columns follow.
 
     Examples
     --------
@@ -194,30 +225,37 @@ def scan(source: Any) -> Scan:
     >>> round(result.criterion, 4)
     1743.6283
     """
+    if memory is not None and not memory > 0.0:
+        raise LMMError(f"memory={memory} must be a positive number of megabytes")
     if isinstance(source, Scan):
-        return source
+        return source if memory is None else source.bounded(memory)
+    return _scanned(source, memory)
+
+
+def _scanned(source: Any, memory: float | None) -> Scan:
+    """`scan` of what is none yet."""
     if isinstance(source, str | os.PathLike):
-        return Scan([(path, _file(path)) for path in _paths(source)])
+        return Scan([(path, _file(path, memory)) for path in _paths(source)], memory=memory)
     if hasattr(source, "get_fragments"):
-        return Scan(_dataset(source))
+        return Scan(_dataset(source, memory), memory=memory)
     if hasattr(source, "collect_schema") and not _is_table(source):  # a lazy frame of polars
-        return Scan([("data", lambda columns: _lazy(source, columns))])
+        return Scan([("data", lambda columns: _lazy(source, columns))], memory=memory)
     if _is_table(source):
-        return Scan([("data", lambda columns: iter([source]))])
+        return Scan([("data", lambda columns: iter([source]))], memory=memory)
     if hasattr(source, "__arrow_c_stream__"):
         reader = import_module("pyarrow").RecordBatchReader
         once = "a reader of record batches gives them once" if isinstance(source, reader) else ""
-        return Scan([("data", lambda columns: _stream(reader.from_stream(source), columns))], once)
+        return Scan([("data", lambda columns: _stream(reader.from_stream(source), columns))], once, memory=memory)
     if isinstance(source, Sequence):
         if not len(source):
             raise LMMError("source is empty: give at least one file or table")
         if all(isinstance(part, str | os.PathLike) for part in source):
-            return Scan([(path, _file(path)) for part in source for path in _paths(part)])
-        return Scan([(i, _one_table(part, i)) for i, part in enumerate(source)])
+            return Scan([(path, _file(path, memory)) for part in source for path in _paths(part)], memory=memory)
+        return Scan([(i, _one_table(part, i)) for i, part in enumerate(source)], memory=memory)
     if callable(source):
-        return Scan([("data", lambda columns: _tables(source()))])
+        return Scan([("data", lambda columns: _tables(source()))], memory=memory)
     if isinstance(source, Iterator):
-        return Scan([("data", lambda columns: _tables(source))], "an iterator gives its tables once")
+        return Scan([("data", lambda columns: _tables(source))], "an iterator gives its tables once", memory=memory)
     raise LMMError(
         f"source is of type {type(source).__name__!r}; give the names of files, tables, something with "
         "__arrow_c_stream__, or a function that gives an iterator over tables"
@@ -292,26 +330,33 @@ def _paths(given: Any) -> list[str]:
     return found
 
 
-def _file(path: str) -> Fragment:
+def _piece_rows(memory: float | None, n_columns: int) -> int:
+    """Rows that are decoded at a time."""
+    if memory is None:
+        return BATCH
+    return int(min(BATCH, max(LEAST, memory * 2**20 / PIECES / (PER_VALUE * max(n_columns, 1)))))
+
+
+def _file(path: str, memory: float | None) -> Fragment:
     read = _READERS[Path(path).suffix.lower()]
 
     def fragment(columns: list[str] | None) -> Iterator[Any]:
         try:
-            yield from read(path, columns)
+            yield from read(path, columns, memory)
         except (OSError, ValueError) as error:  # what pyarrow raises derives from these
             raise LMMError(f"the file {path!r} cannot be read: {error}") from error
 
     return fragment
 
 
-def _parquet(path: str, columns: list[str] | None) -> Iterator[Any]:
+def _parquet(path: str, columns: list[str] | None, memory: float | None) -> Iterator[Any]:
     with import_module("pyarrow.parquet").ParquetFile(path, memory_map=False, pre_buffer=False) as file:
         names = file.schema_arrow.names
         chosen = None if columns is None else [name for name in names if name in columns]
-        yield from file.iter_batches(BATCH, columns=chosen)
+        yield from file.iter_batches(_piece_rows(memory, len(chosen or names)), columns=chosen)
 
 
-def _arrow(path: str, columns: list[str] | None) -> Iterator[Any]:
+def _arrow(path: str, columns: list[str] | None, memory: float | None) -> Iterator[Any]:
     arrow = import_module("pyarrow")
     with arrow.OSFile(path) as handle:
         file = import_module("pyarrow.ipc").open_file(handle)
@@ -319,27 +364,28 @@ def _arrow(path: str, columns: list[str] | None) -> Iterator[Any]:
             yield _selected(file.get_batch(i), columns)
 
 
-def _csv(path: str, columns: list[str] | None) -> Iterator[Any]:
+def _csv(path: str, columns: list[str] | None, memory: float | None) -> Iterator[Any]:
     csv = import_module("pyarrow.csv")
-    with csv.open_csv(path) as reader:
+    with csv.open_csv(path) as reader:  # in blocks of a megabyte
         yield from _stream(reader, columns)
 
 
-_READERS: dict[str, Callable[[str, list[str] | None], Iterator[Any]]] = {
+_READERS: dict[str, Callable[[str, list[str] | None, float | None], Iterator[Any]]] = {
     ".parquet": _parquet, ".pq": _parquet, ".arrow": _arrow, ".feather": _arrow, ".csv": _csv,
 }  # fmt: skip
 
 
-def _dataset(dataset: Any) -> list[tuple[Any, Fragment]]:
+def _dataset(dataset: Any, memory: float | None) -> list[tuple[Any, Fragment]]:
     """The files of a dataset one by one, so that their rows come in order."""
 
     def fragment(part: Any) -> Fragment:
         def read(columns: list[str] | None) -> Iterator[Any]:
             chosen = None if columns is None else [name for name in dataset.schema.names if name in columns]
+            rows = _piece_rows(memory, len(dataset.schema.names if chosen is None else chosen))
             pieces = part.split_by_row_group() if hasattr(part, "split_by_row_group") else [part]
             for piece in pieces:
                 # the batches of one row group come in order
-                yield from piece.to_batches(schema=dataset.schema, columns=chosen, batch_size=BATCH)
+                yield from piece.to_batches(schema=dataset.schema, columns=chosen, batch_size=rows)
 
         return read
 

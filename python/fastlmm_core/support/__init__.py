@@ -4,6 +4,7 @@ types           arrays of numbers and of places
 arguments       types and names of arguments
 checks          arguments: numbers, shares, choices
 seals           arrays that a caller may change
+double_double   arrays in twice the precision
 display         results as text and HTML
 numerals        numbers written as text
 distributions   tails and quantiles without scipy.stats
