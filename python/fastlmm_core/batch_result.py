@@ -16,7 +16,7 @@ from .support.arguments import checked
 from .support.display import LINES, Cells, Shown, first_lines
 from .support.text_tables import estimate_cells
 from .support.types import Array
-from .tables.rows import named_rows
+from .tables.rows import FitLabels, named_rows
 
 if TYPE_CHECKING:
     from .inference.likelihood_ratio.compare import Null
@@ -297,13 +297,13 @@ class BatchResult(Shown, BatchFit):
         LMMError
             As `LMMResult.emmeans`, and as `test`.
         """
-        from .inference.many.means import marginal_means
+        from .inference.many.means import Functions
 
         options = {
             "factors": factors, "by": by, "at": at, "contrasts": contrasts, "ref": ref, "weights": weights,
             "adjust": None if contrasts is None else "none",
         }  # fmt: skip
-        return marginal_means(self, options, ddf, information)
+        return Functions.of(self, ddf, information).means(options)
 
     def slopes(
         self,
@@ -336,13 +336,13 @@ class BatchResult(Shown, BatchFit):
         LMMError
             As `LMMResult.slopes`, and as `test`.
         """
-        from .inference.many.means import mean_slopes
+        from .inference.many.means import Functions
 
         options = {
             "variable": variable, "factors": factors, "by": by, "at": at, "contrasts": contrasts, "ref": ref,
             "weights": weights, "adjust": None if contrasts is None else "none",
         }  # fmt: skip
-        return mean_slopes(self, options, ddf, information)
+        return Functions.of(self, ddf, information).slopes(options)
 
     def summarise(
         self,
@@ -541,15 +541,15 @@ class BatchResult(Shown, BatchFit):
 
     def icc(self) -> Any:
         """Intraclass correlations (n_responses,), a dict by factor where there are several; see `LMMResult.icc`."""
-        from .inference.many.variances import icc
+        from .inference.many.variances import Shared
 
-        return icc(self)
+        return Shared.of(self).icc()
 
     def r2(self) -> dict[str, Array]:
         """``marginal`` and ``conditional`` R^2 (n_responses,) each; see `LMMResult.r2`."""
-        from .inference.many.variances import r2
+        from .inference.many.variances import Shared
 
-        return r2(self)
+        return Shared.of(self).r2()
 
     def variance_fractions(self) -> BatchFractions:
         """Shares of the variance of every response that belong to each term and to the residual.
@@ -567,9 +567,9 @@ class BatchResult(Shown, BatchFit):
         LMMError
             For structured residuals.
         """
-        from .inference.many.variances import fractions
+        from .inference.many.variances import Shared
 
-        return fractions(self)
+        return Shared.of(self).fractions(FitLabels(self.model.library, self.labels))
 
     def random_effects(self, which: Any = None) -> Any:
         """BLUPs of the random effects, computed on request from the responses.

@@ -6,7 +6,7 @@ import importlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +16,7 @@ from ..support.checks import plain_array
 from .alignment import aligned, index_of
 from .columns import Column, native_frame
 
-__all__ = ["CallerRows", "limits_table", "named_rows", "rows_of_table", "with_columns"]
+__all__ = ["CallerRows", "FitLabels", "limits_table", "named_rows", "rows_of_table", "with_columns"]
 
 Array = NDArray[Any]
 
@@ -26,6 +26,31 @@ def named_rows(library: str, name: str, labels: Array | None, columns: Mapping[s
     if labels is None or library == "pandas":
         return native_frame(library, columns, None if labels is None else list(labels))
     return native_frame(library, {name: list(labels), **columns})
+
+
+class FitLabels(NamedTuple):
+    """What many fits are called in tables of them.
+
+    Attributes
+    ----------
+    library : str
+        Of the tables.
+    labels : (n,) array or None
+    name : str
+        What a fit is of.
+    """
+
+    library: str
+    labels: Array | None
+    name: str = "response"
+
+    def known(self, n: int) -> Array:
+        """Labels, or positions, of n fits."""
+        return np.arange(n) if self.labels is None else self.labels
+
+    def table(self, columns: Mapping[str, Any]) -> Any:
+        """A table with a row for each fit."""
+        return named_rows(self.library, self.name, self.labels, columns)
 
 
 def rows_of_table(data: Any, at: NDArray[np.intp] | None) -> Any:

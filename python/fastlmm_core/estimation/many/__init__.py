@@ -9,6 +9,7 @@ parts             some of the responses, and batches put together
 masks             responses with missing observations
 sparse            sums of sparse responses
 stack             problems with designs of their own
+flat_rows         rows of many problems, one after the other
 values            responses with observations, weights, offset or covariates of their own
 progress          results written block by block, and runs that go on later
 policy            pieces over threads, a second look, single fits

@@ -14,7 +14,7 @@ from ...tables.stored import stored
 from ..model import Model
 from .batch_fit import BatchFit
 
-__all__ = ["FIELDS", "chosen_responses", "concatenated", "part_of", "same_design", "with_responses"]
+__all__ = ["FIELDS", "chosen_places", "chosen_responses", "concatenated", "part_of", "same_design", "with_responses"]
 
 B = TypeVar("B", bound=BatchFit)
 
@@ -80,17 +80,28 @@ def chosen_responses(batch: BatchFit, which: Any) -> NDArray[np.intp]:
         which = [batch.place(which)]
     elif isinstance(which, (list, tuple)) and any(isinstance(i, str) for i in which):
         which = [batch.place(label) for label in which]
+    return chosen_places(which, len(batch))
+
+
+def chosen_places(which: Any, n: int) -> NDArray[np.intp]:
+    """Positions below n that a slice, positions or a mask choose; None chooses all.
+
+    Raises
+    ------
+    LMMError
+        For positions outside, or a mask of another length.
+    """
     try:
         if which is None:
             which = slice(None)
         elif not isinstance(which, slice):
             which = np.asarray(which)
             which = which.astype(np.intp) if which.size == 0 else which
-        found = np.atleast_1d(np.arange(len(batch))[which])
+        found = np.atleast_1d(np.arange(n)[which])
         if found.ndim != 1:
             raise IndexError
     except Exception as error:  # whatever an index may raise
-        raise LMMError(f"which must be positions below {len(batch)}, a mask of so many values or a slice") from error
+        raise LMMError(f"which must be positions below {n}, a mask of so many values or a slice") from error
     return found
 
 

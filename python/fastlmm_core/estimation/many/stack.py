@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from types import MappingProxyType
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from ...covariance.directions import inverse_hessian
 from ...covariance.parameters import CovarianceStructure
 from ...design.design import Design
-from ...design.grouping import Grouping
+from ...design.grouping import Codes, Grouping
+from ...design.terms import RandomPart
 from ...engines.protocol import CAREFUL, EASY
 from ...errors import LMMError
 from ...kernels.records import StackedRows, StackResults, StackSearch
@@ -27,9 +28,10 @@ from ..model import Model
 from ..optimize import SINGULAR
 from ..search import spread_points
 from .batch_fit import BOUNDARY
+from .flat_rows import FlatRows
 from .patterns import Observed, moments_of_sums
 
-__all__ = ["Problems", "Stack", "StackFit", "fit_stack", "search_of"]
+__all__ = ["Problems", "Stack", "StackFit", "fit_stack", "joined_stacks", "numbered", "part_of_stack", "search_of"]
 
 
 PIECE = 256
@@ -37,16 +39,39 @@ PIECE = 256
 
 
 class Problems(Protocol):
-    """Many problems: the columns that they share, and each by itself."""
+    """Many problems: the columns that they share, and each by itself.
 
+    Attributes
+    ----------
+    one : str
+        What one of them is called in tables.
+    """
+
+    one: str
     design: Design
     labels: NDArray[Any]
     kernel: ProblemStack
+    kind: type[Model]
 
     def __len__(self) -> int: ...
 
     def model(self, i: int) -> Model:
         """The model of one problem."""
+
+    def flat(self, chosen: NDArray[np.intp]) -> FlatRows:
+        """The rows of some of the problems."""
+
+    def some(self, chosen: NDArray[np.intp]) -> Problems:
+        """Some of the problems, in this order."""
+
+    def joined(self, stacks: Sequence[Any]) -> Problems:
+        """The problems of several stacks of this kind, one after the other."""
+
+    def with_random(self, random: RandomPart) -> Problems:
+        """The same problems with other random effects of the same groups."""
+
+    def whole(self) -> Model:
+        """A model of the columns that all problems have, of which the names and linear functions are taken."""
 
 
 class Stack:
@@ -72,8 +97,10 @@ class Stack:
         Of the problems, sorted.
     """
 
+    one = "problem"
+
     def __init__(self, design: Design, y: Array, each: Grouping, kind: type[Model]) -> None:
-        self.design, self.y, self.kind = design, y, kind
+        self.design, self.y, self.each, self.kind = design, y, each, kind
         self.labels = each.labels
         index = each.index
         self.order: NDArray[np.intp] | None = None
@@ -107,6 +134,64 @@ class Stack:
         rows = np.arange(self.start[i], self.start[i + 1])
         return rows if self.order is None else self.order[rows]
 
+    def flat(self, chosen: NDArray[np.intp]) -> FlatRows:
+        """The rows of some of the problems."""
+        design, rows = self.design, self._rows_of(chosen)
+        counts = np.diff(self.start)[chosen]
+        read = design.random.codes[0]
+        place = np.arange(len(rows)) - np.repeat(np.cumsum(counts) - counts, counts)
+        given = [None if values is None else values[rows] for values in (design.weights, design.offset)]
+        return FlatRows.sorted_by_group(
+            (design.exog[rows], design.exog_re[rows], self.y[rows]), (given[0], given[1]),
+            (np.repeat(np.arange(len(chosen)), counts), np.asarray(read.codes[rows] - read.base)), (rows, place),
+            (int(counts.max(initial=0)), len(chosen)),
+        )  # fmt: skip
+
+    def _rows_of(self, chosen: NDArray[np.intp]) -> NDArray[np.intp]:
+        """The caller's rows of some of the problems, one after the other."""
+        return np.concatenate([np.zeros(0, dtype=np.intp), *(self.rows(i) for i in chosen.tolist())])
+
+    def some(self, chosen: NDArray[np.intp]) -> Stack:
+        """Some of the problems, in this order."""
+        rows, counts = self._rows_of(chosen), np.diff(self.start)[chosen]
+        each = numbered(np.repeat(np.arange(len(chosen)), counts), self.labels[chosen])
+        return Stack(self.design.rows(rows), self.y[rows], each, self.kind)
+
+    def joined(self, stacks: Sequence[Any]) -> Stack:
+        """The problems of several stacks of the same columns, one after the other."""
+        designs, y = [one.design for one in stacks], np.concatenate([one.y for one in stacks])
+        name = self.design.random.codes[0].name
+        given = {}
+        for what in ("weights", "offset"):
+            found = [getattr(design, what) for design in designs]
+            missing = 1.0 if what == "weights" else 0.0
+            filled = [np.full(len(d.exog), missing) if v is None else v for d, v in zip(designs, found, strict=True)]
+            given[what] = None if all(values is None for values in found) else np.concatenate(filled)
+        labels = np.concatenate([d.factors[0].grouping.labels[d.factors[0].grouping.index] for d in designs])
+        whole = self.design.other(
+            np.concatenate([d.exog for d in designs]), np.concatenate([d.exog_re for d in designs]), {name: labels},
+            given["weights"], given["offset"],
+        )  # fmt: skip
+        first = np.cumsum([0, *(len(one) for one in stacks)])
+        index = np.concatenate([one.each.index + begin for one, begin in zip(stacks, first, strict=False)])
+        return Stack(whole, y, numbered(index, np.concatenate([one.labels for one in stacks])), self.kind)
+
+    def with_random(self, random: RandomPart) -> Stack:
+        """The same problems with other random effects of the same groups."""
+        return Stack(self.design.with_random(random), self.y, self.each, self.kind)
+
+    @cached_property
+    def _whole(self) -> Model:
+        return self.kind.of(self.design, None).fittable()
+
+    def whole(self) -> Model:
+        """A model of all rows."""
+        return self._whole
+
+    def with_response(self, y: Array) -> Stack:
+        """The same problems with other responses (n,)."""
+        return Stack(self.design, y, self.each, self.kind)
+
     def model(self, i: int) -> Model:
         """The model of one problem.
 
@@ -124,6 +209,11 @@ class Stack:
         return self.kind.of(own, self.y[rows])
 
 
+def numbered(index: NDArray[np.intp], labels: NDArray[Any]) -> Grouping:
+    """Problems by number, all of which have rows; labels need not differ."""
+    return Codes("each", index, 0, len(labels), labels).count()
+
+
 def search_of(structure: CovarianceStructure) -> StackSearch:
     """How the optimum of each problem is looked for; other minima by the screens of `estimation.search`.
 
@@ -138,6 +228,13 @@ def search_of(structure: CovarianceStructure) -> StackSearch:
         points=[np.ascontiguousarray(screen.thetas) for screen in (easy, careful)],
         neighbours=[np.ascontiguousarray(screen.neighbours) for screen in (easy, careful)],
     )
+
+
+FIELDS = (
+    "theta_o", "params", "bse", "satterthwaite", "sigma2", "criterion", "gradient_norm", "z_maps", "status",
+    "n_evaluations", "rank", "n_groups", "nobs", "by_lanes",
+)  # fmt: skip
+"""Arrays with an axis over problems, in the order of `StackResults`."""
 
 
 class StackFit:
@@ -184,10 +281,7 @@ class StackFit:
     @property
     def results(self) -> StackResults:
         """The arrays that the kernels write to."""
-        return StackResults(
-            self.theta_o, self.params, self.bse, self.satterthwaite, self.sigma2, self.criterion, self.gradient_norm,
-            self.z_maps, self.status, self.n_evaluations, self.rank, self.n_groups, self.nobs, self.by_lanes,
-        )  # fmt: skip
+        return StackResults(*(getattr(self, name) for name in FIELDS))
 
     def refuse(self, i: int, reason: str) -> None:
         """Give no estimates of a problem."""
@@ -305,6 +399,56 @@ class StackFit:
 
         in_threads(run, _pieces(count), _jobs(None, count))
         return arrays  # type: ignore[return-value]
+
+
+F = TypeVar("F", bound=StackFit)
+
+
+def part_of_stack(fits: F, chosen: NDArray[np.intp]) -> F:
+    """Fits of some of the problems, in this order; nothing is fitted again."""
+    out = type(fits)(fits.stack.some(chosen), fits.kind, fits.reml)
+    for name in FIELDS:
+        setattr(out, name, np.ascontiguousarray(getattr(fits, name)[chosen]))
+    for place, i in enumerate(chosen.tolist()):
+        if i in fits.reasons:
+            out.reasons[place] = fits.reasons[i]
+        if i in fits._alone:
+            out._alone[place] = fits._alone[i]
+    return out
+
+
+def joined_stacks(results: Sequence[F]) -> F:
+    """Fits of several results, in this order.
+
+    Raises
+    ------
+    LMMError
+        For no result, or results of different columns, kinds or criteria.
+    """
+    if not results:
+        raise LMMError("concat needs at least one result")
+    first = results[0]
+    for k, other in enumerate(results):
+        if not isinstance(other, StackFit) or type(other.stack) is not type(first.stack):
+            raise LMMError(f"results[{k}] is a {type(other).__name__} of another kind; give results of one function")
+        if other.reml != first.reml:
+            raise LMMError(f"results[{k}] is by {'REML' if other.reml else 'ML'} and results[0] is not; fit both alike")
+        if not _same_columns(first.stack.design, other.stack.design):
+            raise LMMError(f"results[{k}] has other columns or random effects than results[0]")
+    out = type(first)(first.stack.joined([one.stack for one in results]), first.kind, first.reml)
+    for name in FIELDS:
+        setattr(out, name, np.concatenate([getattr(one, name) for one in results]))
+    begin = 0
+    for one in results:
+        out.reasons |= {begin + i: reason for i, reason in one.reasons.items()}
+        out._alone |= {begin + i: factor for i, factor in one._alone.items()}
+        begin += len(one)
+    return out
+
+
+def _same_columns(one: Design, other: Design) -> bool:
+    names = (one.exog_names == other.exog_names, one.exog_re_names == other.exog_re_names)
+    return all(names) and one.structure.blocks == other.structure.blocks
 
 
 def _pieces(count: int) -> Iterator[tuple[int, int]]:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ...design.terms import RandomPart
 from ...errors import LMMError
 from ...kernels.records import RowsOfDesign
 from ...kernels.stacks import ProblemStack
@@ -16,6 +17,8 @@ from ...support.checks import plain_array
 from ...support.types import Array
 from ...tables.responses import ResponseColumns, is_table
 from ..model import Model
+from .flat_rows import FlatRows
+from .parts import same_design
 from .stack import search_of
 
 __all__ = ["ResponseStack", "for_lanes", "shaped_like"]
@@ -78,6 +81,8 @@ class ResponseStack:
         With the names of all columns; `exog` has those that all responses share.
     """
 
+    one = "response"
+
     def __init__(
         self,
         model: Model,
@@ -88,7 +93,7 @@ class ResponseStack:
         covariates: Mapping[str, Array],
     ) -> None:
         design = model.design
-        self.whole, self.kind, self.Y, self.labels = design, type(model), np.ascontiguousarray(Y), labels
+        self.of_model, self.kind, self.Y, self.labels = model, type(model), np.ascontiguousarray(Y), labels
         self.weights = design.weights[None] if weights is None and design.weights is not None else weights
         self.offset = design.offset[None] if offset is None and design.offset is not None else offset
         self.covariates = dict(covariates)
@@ -122,6 +127,77 @@ class ResponseStack:
         own = [self.Y, self.weights, self.offset, *self.covariates.values()]
         return np.asarray(~np.any([np.isnan(_line(values, i)) for values in own if values is not None], axis=0))
 
+    def _own(self, chosen: NDArray[np.intp]) -> list[Array]:
+        """Weights, offset and covariates of some of the responses; empty arrays for what there is not."""
+        found = (self.weights, self.offset, *self.covariates.values())
+        return [np.empty((0, 0)) if v is None else np.atleast_2d(v[chosen] if len(v) > 1 else v) for v in found]
+
+    def flat(self, chosen: NDArray[np.intp]) -> FlatRows:
+        """The observations that some of the responses have."""
+        design = self.of_model.design
+        response, row = np.nonzero([self.present(i) for i in chosen.tolist()])
+        own = [v[response if len(v) > 1 else np.zeros_like(response), row] if v.size else None
+               for v in self._own(chosen)]  # fmt: skip
+        extra = [
+            values * (1.0 if factor < 0 else design.exog[row, factor])
+            for values, factor in zip(own[2:], self.factors, strict=True)
+            if values is not None
+        ]
+        read = design.random.codes[0]
+        X = design.exog[row]
+        return FlatRows.sorted_by_group(
+            (np.column_stack([X, *extra]) if extra else X, design.exog_re[row], self.Y[chosen[response], row]),
+            (own[0], own[1]), (response, np.asarray(read.codes[row] - read.base)), (row, row),
+            (self.Y.shape[1], len(chosen)),
+        )  # fmt: skip
+
+    def some(self, chosen: NDArray[np.intp]) -> ResponseStack:
+        """Some of the responses, in this order."""
+        weights, offset, *covariates = self._own(chosen)
+        return ResponseStack(
+            self.of_model, self.Y[chosen], self.labels[chosen], None if self.weights is None else weights,
+            None if self.offset is None else offset, dict(zip(self.covariates, covariates, strict=True)),
+        )  # fmt: skip
+
+    def joined(self, stacks: Sequence[Any]) -> ResponseStack:
+        """The responses of several stacks on one design, one after the other.
+
+        Raises
+        ------
+        LMMError
+            For other designs or covariates.
+        """
+        if not all(same_design(self.of_model, one.of_model) for one in stacks):
+            raise LMMError("the results are on different designs; use one model's fit_many for all")
+        if any(list(one.covariates) != list(self.covariates) for one in stacks):
+            raise LMMError("the results have different covariates")
+
+        def lines(values: list[Any], fill: float = 0.0) -> Any:
+            if all(v is None for v in values):
+                return None
+            known = [
+                np.broadcast_to(fill if v is None else v, one.Y.shape) for v, one in zip(values, stacks, strict=True)
+            ]
+            return np.concatenate(known)
+
+        covariates = {name: lines([one.covariates[name] for one in stacks]) for name in self.covariates}
+        return ResponseStack(
+            self.of_model, np.concatenate([one.Y for one in stacks]), np.concatenate([one.labels for one in stacks]),
+            lines([one.weights for one in stacks], 1.0), lines([one.offset for one in stacks]), covariates,
+        )  # fmt: skip
+
+    def whole(self) -> Model:
+        """The model of all rows; with covariates that of the response that has most of them."""
+        if not self.covariates:
+            return self.of_model.fittable()
+        counts = [int(self.present(i).sum()) for i in range(len(self))]
+        return self.model(int(np.argmax(counts))).fittable()
+
+    def with_random(self, random: RandomPart) -> ResponseStack:
+        """The same responses with other random effects of the same groups."""
+        model = self.kind.of(self.of_model.design.with_random(random), None)
+        return ResponseStack(model, self.Y, self.labels, self.weights, self.offset, self.covariates)
+
     def model(self, i: int) -> Model:
         """The model of one response, of the rows that it has.
 
@@ -133,7 +209,7 @@ class ResponseStack:
         rows = np.flatnonzero(self.present(i))
         if not len(rows):
             raise LMMError("all observations are missing")
-        own = self.whole.rows(rows)
+        own = self.of_model.design.rows(rows)
         columns = [
             _line(values, i)[rows] * (1.0 if factor < 0 else own.exog[:, factor])
             for values, factor in zip(self.covariates.values(), self.factors, strict=True)

@@ -9,6 +9,7 @@ null_distributions   chi-bar-square mixtures
 exact                exact distribution for one variance
 random_effects       tests of random effects
 many                 tests of many responses
+own_designs          the same of fits of which each has a design of its own
 drop1                tests of fixed terms
 f_tests              F tests of nested fixed parts
 selection            backward elimination

@@ -19,7 +19,7 @@ from ...support.distributions import chi2_tail
 from ...support.seeds import Seed, generator_of
 from ...support.text_tables import p_value_cell
 from ...support.types import Array
-from ...tables.rows import named_rows
+from ...tables.rows import FitLabels
 from ..false_discoveries import false_discovery_rates
 from .compare import NOTHING, Null, check_null, null_test
 from .exact import draw, spectrum
@@ -43,8 +43,8 @@ class BatchComparison(Shown):
         What is tested.
     statistic : (n_responses,) array
         Difference of the criteria; NaN where one of the fits is not certified.
-    df : int
-        Parameters added.
+    df : int or (n_responses,) int array
+        Parameters added; an array where each response has a design of its own, and some lack columns of X.
     pvalues, p_std_error : (n_responses,) arrays
         And their Monte Carlo standard errors, 0 where nothing was simulated.
     null : str
@@ -53,11 +53,11 @@ class BatchComparison(Shown):
 
     name: str
     statistic: Array
-    df: int
+    df: Any
     pvalues: Array
     p_std_error: Array
     null: str
-    _batch: BatchFit = field(repr=False)
+    _labels: FitLabels = field(repr=False)
 
     def __len__(self) -> int:
         return len(self.statistic)
@@ -69,14 +69,14 @@ class BatchComparison(Shown):
     def to_frame(self) -> Any:
         """One row per response: statistic, df, p_value, fdr (by "bh")."""
         columns = {
-            "statistic": self.statistic.copy(), "df": np.full(len(self), self.df), "p_value": self.pvalues.copy(),
-            "fdr": self.fdr(),
+            "statistic": self.statistic.copy(), "df": np.broadcast_to(self.df, len(self)).copy(),
+            "p_value": self.pvalues.copy(), "fdr": self.fdr(),
         }  # fmt: skip
-        return named_rows(self._batch.model.library, "response", self._batch.labels, columns)
+        return self._labels.table(columns)
 
     def _shown(self) -> Iterator[str | Cells]:
         yield repr(self)[1:-1]
-        labels = range(len(self)) if self._batch.labels is None else self._batch.labels
+        labels = self._labels.known(len(self))
         some = zip(labels, self.statistic[:LINES], self.pvalues[:LINES], strict=False)
         rows = [[str(label), f"{value:.3f}", p_value_cell(p)] for label, value, p in some]
         yield Cells(["", "statistic", "p"], first_lines(rows, count=len(self)))
@@ -139,7 +139,7 @@ def random_effect_test(
 
 
 def _named(found: BatchComparison, name: str) -> BatchComparison:
-    return BatchComparison(name, found.statistic, found.df, found.pvalues, found.p_std_error, found.null, found._batch)
+    return BatchComparison(name, found.statistic, found.df, found.pvalues, found.p_std_error, found.null, found._labels)
 
 
 def _refitted(batch: BatchFit, model: Model) -> BatchFit:
@@ -205,13 +205,15 @@ def _tested(
             others = ", other variances as known" if factors is not None else ""
             text = f"exact finite-sample distribution{others}, simulated"
             pvalues[tested], error[tested] = _counted(statistic[tested], drawn)
-            return BatchComparison(name, statistic, nesting.df, pvalues, error, text, batch)
+            return BatchComparison(
+                name, statistic, nesting.df, pvalues, error, text, FitLabels(model.library, batch.labels)
+            )
     if null == "chi2" or (not nesting.new and not nesting.undetermined and null != "exact"):
         pvalues[tested] = chi2_tail(statistic[tested], nesting.df)
         text = f"chi2({nesting.df})"
     else:
         text = _one_by_one(batch, tested, statistic, nesting, factors, null, n_sim, key, pvalues, error)
-    return BatchComparison(name, statistic, nesting.df, pvalues, error, text, batch)
+    return BatchComparison(name, statistic, nesting.df, pvalues, error, text, FitLabels(model.library, batch.labels))
 
 
 def _one_by_one(

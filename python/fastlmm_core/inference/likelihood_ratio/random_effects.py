@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ...covariance.parameters import FREE
-from ...design.terms import Term, no_random_part, random_part
+from ...design.terms import RandomPart, Term, no_random_part, random_part
 from ...errors import LMMError
 from ...estimation.model import Model
 from ...simulation.draws import draws, parametric, simulate_fit, stream_size
@@ -22,9 +22,10 @@ from .null_distributions import NullTest, counted
 from .table import Comparison, Row, information_criteria
 
 if TYPE_CHECKING:
+    from ...design.design import Design
     from ...estimation.fit import Fit
 
-__all__ = ["effects_of", "random_effect_test", "without"]
+__all__ = ["effects_of", "kept_effects", "random_effect_test", "without"]
 
 
 @dataclass(frozen=True)
@@ -164,14 +165,19 @@ def without(model: Model, keep: list[int]) -> Model:
         assert model.residual is not None
         none = no_random_part(model.residual.subject, model.nobs)
         return model.of(model.design.with_random(none), model.endog)
+    return model.of(model.design.with_random(kept_effects(model.design, keep)), model.endog)
+
+
+def kept_effects(design: Design, keep: list[int]) -> RandomPart:
+    """The random part of a design with these effects only, one or more."""
     terms = []
-    for block in model.structure.blocks:
+    for block in design.structure.blocks:
         columns = [j for j in keep if block.start <= j < block.stop]
         if columns:
-            codes = model.factor_of(block).grouping.codes
-            names = tuple(model.exog_re_names[j] for j in columns)
-            terms.append(Term(codes.name, codes, model.exog_re[:, columns], names, block.structure))
-    return model.of(model.design.with_random(random_part(terms)), model.endog)
+            codes = design.factor_of(block).grouping.codes
+            names = tuple(design.exog_re_names[j] for j in columns)
+            terms.append(Term(codes.name, codes, design.exog_re[:, columns], names, block.structure))
+    return random_part(terms)
 
 
 def _against_linear(result: Fit, name: str, null: Null, n_sim: int, seed: Seed) -> Row:

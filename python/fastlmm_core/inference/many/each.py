@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from ...covariance.directions import inverse_hessian
 from ...errors import LMMError
 from ...estimation.information import Moments
-from ...estimation.many.stack import StackFit
+from ...estimation.many.parts import chosen_places
+from ...estimation.many.stack import StackFit, fit_stack, joined_stacks, part_of_stack
 from ...support.arguments import checked
 from ...support.blas_threads import one_blas_thread
 from ...support.display import LINES, Cells, Shown, first_lines
@@ -20,16 +21,25 @@ from ...support.text_tables import estimate_cells
 from ...support.threads import map_in_threads, thread_count
 from ...support.types import Array
 from ..hypotheses import Hypothesis
+from ..likelihood_ratio.compare import Null, check_null
+from ..likelihood_ratio.own_designs import FitsToCompare, against_linear, compared
+from ..likelihood_ratio.random_effects import effects_of, kept_effects
 from ..wald import coefficient_table, wald
 from .contrasts import Asked, stacks, tell_kenward_roger, tell_of_variance, tell_satterthwaite
 from .own_designs import OwnDesigns
+from .own_permutation import Source
 from .tests import BatchTest, check_ddf, joint_pvalues
+from .variances import BatchVariances, Estimated, Shared, delta_errors, fill_alone
 
 if TYPE_CHECKING:
     from ...design.design import Design
     from ...estimation.fit import Fit
+    from ...estimation.many.flat_rows import FlatRows
+    from ...estimation.model import Model
+    from ...support.seeds import Seed
+    from ..likelihood_ratio.many import BatchComparison
 
-__all__ = ["EachResult"]
+__all__ = ["EachResult", "statistic_of"]
 
 
 PART = 256
@@ -37,10 +47,10 @@ PART = 256
 
 
 @checked
-class EachResult(Shown, OwnDesigns, StackFit):
+class EachResult(Shown, StackFit, OwnDesigns):
     """Estimates for many problems, each with a design of its own; every array has a leading axis over problems.
 
-    ``result[i]`` is the full result of one problem, by position or label.
+    ``result[i]`` is the full result of one problem, by position or label; ``result[3:5]`` are several.
 
     Attributes
     ----------
@@ -54,7 +64,9 @@ class EachResult(Shown, OwnDesigns, StackFit):
         Why problems could not be fitted, by position.
     """
 
-    _one = "problem"
+    @property
+    def _one(self) -> str:
+        return self.stack.one
 
     @property
     def _shared(self) -> Design:
@@ -145,6 +157,101 @@ class EachResult(Shown, OwnDesigns, StackFit):
             out[i] = self.one(i).cov
         return out
 
+    def _whole(self) -> Model:
+        return self.stack.whole()
+
+    def _flat(self) -> tuple[NDArray[np.intp], FlatRows]:
+        """Positions and rows of the problems that were fitted."""
+        fitted = np.flatnonzero(self.status >= 0)
+        return fitted, self.stack.flat(fitted)
+
+    def _offsets(self) -> Array:
+        out = np.zeros(len(self))
+        fitted, flat = self._flat()
+        if flat.offset is not None:
+            out[fitted] = flat.sums(flat.offset) / flat.counts
+        return out
+
+    def _shares(self) -> Shared:
+        n, p, q = len(self), self.params.shape[1], self.stack.design.structure.q
+        of_z, of_x = np.zeros((n, q, q)), np.zeros((n, p, p))
+        fitted = np.flatnonzero(self.status >= 0)
+        for begin in range(0, len(fitted), PART):
+            part = fitted[begin : begin + PART]
+            of_z[part], of_x[part] = self.stack.flat(part).grams()
+        return Shared(self._shared, self.params, self.covariance, self.sigma2, of_z, of_x)
+
+    def variance_components(self) -> BatchVariances:
+        """Variance parameters of every problem with standard errors; see `BatchResult.variance_components`.
+
+        Returns
+        -------
+        BatchVariances
+            Problems on the boundary are fitted once more by themselves.
+        """
+        out = Estimated(self._shared, self.covariance, self.sigma2).table(self._called)
+        inside = (self.by_lanes == 1) & (self.status == 1)
+        some = np.flatnonzero(inside)
+        _, _, shift, hess = self.contrasts(np.eye(1, self.params.shape[1]))
+        nu = np.asarray(self.nobs - (self.rank if self.reml else 0), dtype=np.float64)[some]
+        at = self.z_maps[some], self._shared.structure.factors(self.theta_o[some]), self.sigma2[some]
+        out.std_error[some] = delta_errors(self._shared, (shift[some], hess[some], nu), at)
+        fill_alone(out, np.flatnonzero((self.status >= 0) & ~inside), self.one)
+        return out
+
+    def _to_compare(self) -> FitsToCompare:
+        covariates = getattr(self.stack, "covariates", {})
+        return FitsToCompare(
+            self._called, self.reml, self.criterion, self.converged, np.asarray(self.rank, dtype=np.intp),
+            np.asarray(self.nobs, dtype=np.intp), (self._shared.exog, *covariates.values()), self.stack.model,
+            lambda i: self.relative_factor[i],
+        )  # fmt: skip
+
+    def random_effect_test(
+        self, term: str | None = None, *, null: Null = "auto", n_sim: int | None = None, seed: Seed = None
+    ) -> dict[str, BatchComparison]:
+        """Likelihood ratio tests of the random effects of every problem; see `BatchResult.random_effect_test`.
+
+        Parameters
+        ----------
+        term, null, n_sim, seed
+            As there; the null distribution is that of each design, which takes some time where it is drawn.
+
+        Returns
+        -------
+        dict of str to BatchComparison
+            By effect.
+
+        Raises
+        ------
+        LMMError
+            As there.
+        """
+        check_null(null, n_sim, seed)
+        own, found = self._to_compare(), {}
+        for effect in effects_of(self._whole(), term):
+            keep = [j for j in range(self._shared.structure.q) if j not in effect.columns]
+            if keep:
+                smaller = EachResult(self.stack.with_random(kept_effects(self._shared, keep)), self.kind, self.reml)
+                fit_stack(smaller, None, False, self.reasons)
+                found[effect.name] = compared(own, smaller._to_compare(), effect.name, null, n_sim, seed)
+            else:
+                found[effect.name] = against_linear(own, self._linear_criteria(), effect.name, null, n_sim, seed)
+        return found
+
+    def _linear_criteria(self) -> Array:
+        """Criteria of the linear models without random effects."""
+        out, zero = np.full(len(self), np.nan), np.zeros(self.theta_o.shape[1])
+        for i in np.flatnonzero(self.converged).tolist():
+            out[i] = self.stack.model(i).estimable().evaluate(zero, reml=self.reml).value
+        return out
+
+    def _source(self) -> Source:
+        return Source(
+            self.stack, self.params, self.status >= 0, self.reml,
+            lambda stack: EachResult(stack, self.kind, self.reml), statistic_of,
+        )  # fmt: skip
+
     def _apart(self) -> list[int]:
         """Problems that are tested by themselves: fitted so, or with columns dropped."""
         apart = (self.by_lanes == 0) | (self.rank < self.params.shape[1])
@@ -213,8 +320,14 @@ class EachResult(Shown, OwnDesigns, StackFit):
             for one in found
         ]  # fmt: skip
 
-    def __getitem__(self, i: Any) -> Fit:
-        """The full result of one problem, by position (an integer) or by label (anything else).
+    def __getitem__(self, i: Any) -> Any:
+        """The full result of one problem, by position (an integer) or label, or the fits of some of them.
+
+        Parameters
+        ----------
+        i : int, label, slice, mask or list
+            ``result[3]`` and ``result["TP53"]`` are results of one problem; ``result[3:5]``,
+            ``result[result.converged]`` and ``result[["TP53", "MYC"]]`` are of several, which are not fitted again.
 
         Raises
         ------
@@ -223,15 +336,45 @@ class EachResult(Shown, OwnDesigns, StackFit):
         LMMError
             For an unknown label, or a problem that could not be fitted: why.
         """
-        if isinstance(i, (slice, list, np.ndarray)):
-            raise LMMError(
-                f"result[{i!s:.60}]: give the position or label of one problem; arrays (params, bse) take slices"
-            )
+        if isinstance(i, (slice, list, np.ndarray)) and not (isinstance(i, np.ndarray) and i.ndim == 0):
+            return part_of_stack(self, self._places(i))
         if isinstance(i, bool) or not isinstance(i, (int, np.integer)):
             return self.of(i)
         if not -len(self) <= i < len(self):
             raise IndexError(f"problem {i} of {len(self)}")
         return self.one(int(i) % len(self))
+
+    def _places(self, which: Any) -> NDArray[np.intp]:
+        """Positions that a slice, a mask, positions or labels choose."""
+        if isinstance(which, list) and any(isinstance(i, str) for i in which):
+            which = [int(self._labelled(label)[0]) for label in which]
+        return chosen_places(which, len(self))
+
+    def _labelled(self, label: Any) -> NDArray[np.intp]:
+        found = np.flatnonzero(self.labels == label)
+        if not len(found):
+            raise LMMError(f"no problem has the label {label!r}; labels are {self.labels[:3].tolist()} and so on")
+        return found
+
+    @staticmethod
+    def concat(results: Sequence[EachResult]) -> EachResult:
+        """The fits of several results, in this order.
+
+        Parameters
+        ----------
+        results : sequence of EachResult
+            With the same columns and random effects, all by REML or all by ML.
+
+        Returns
+        -------
+        EachResult
+
+        Raises
+        ------
+        LMMError
+            For no result, or results of different columns, kinds or criteria.
+        """
+        return joined_stacks(list(results))
 
     def of(self, label: Any) -> Fit:
         """The full result of the problem with a label.
@@ -246,10 +389,7 @@ class EachResult(Shown, OwnDesigns, StackFit):
         LMMError
             For an unknown label, or a problem that could not be fitted: why.
         """
-        found = np.flatnonzero(self.labels == label)
-        if not len(found):
-            raise LMMError(f"no problem has the label {label!r}; labels are {self.labels[:3].tolist()} and so on")
-        return self.one(int(found[0]))
+        return self.one(int(self._labelled(label)[0]))
 
     def _shown(self) -> Iterator[str | Cells]:
         yield repr(self)[1:-1]
@@ -275,6 +415,11 @@ class EachResult(Shown, OwnDesigns, StackFit):
             f"<EachResult: {len(self)} {kind} fits, {int(self.converged.sum())} certified, "
             f"{int(self.singular.sum())} singular, {len(self.invalid)} not fitted>"
         )
+
+
+def statistic_of(fits: EachResult, hypothesis: Hypothesis) -> Array:
+    """t of one row, else F (n_problems,)."""
+    return fits.tested([hypothesis], "residual", "auto")[0].statistic
 
 
 def _check(result: EachResult, ddf: str, information: str) -> None:

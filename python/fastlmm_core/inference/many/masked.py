@@ -2,39 +2,40 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ...errors import LMMError
+from ...estimation.column_moments import offset_mean
+from ...estimation.many.masks import Masked
+from ...estimation.many.parts import chosen_places, part_of, same_design
+from ...estimation.many.stack import joined_stacks, part_of_stack
+from ...estimation.many.values import ResponseStack, for_lanes
 from ...support.arguments import checked
+from ...support.seeds import Seed, generator_of
 from ...support.types import Array
-from ..anova import hypotheses
 from ..hypotheses import Hypothesis
+from ..likelihood_ratio.compare import Null
+from ..likelihood_ratio.many import BatchComparison, random_effect_test
+from ..likelihood_ratio.own_designs import FitsToCompare
 from ..wald import check_estimable, independent_rows
-from .each import EachResult
+from .each import EachResult, statistic_of
 from .own_designs import OwnDesigns
-from .several import BatchTests, term_hypotheses
+from .own_permutation import Source
 from .tests import BatchTest, coefficients, covariances, tests
+from .variances import BatchVariances, Estimated, Shared, components
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from ...design.design import Design
     from ...estimation.fit import Fit
     from ...estimation.many.batch_fit import BatchFit
-    from ...estimation.many.masks import Masked
     from ...estimation.model import Model
-    from ..options import Ddf, Information
 
 __all__ = ["MaskedBatch"]
-
-
-class _Whole(NamedTuple):
-    """A design with all rows, in the place of a result."""
-
-    model: Model
 
 
 @checked
@@ -61,8 +62,6 @@ class MaskedBatch(OwnDesigns):
     converged, singular : (n_responses,) bool arrays
     labels : (n_responses,) array or None
     """
-
-    _one = "response"
 
     def __init__(
         self,
@@ -97,6 +96,10 @@ class MaskedBatch(OwnDesigns):
         self.covariance = self._spread("covariance", (q, q))
         self.converged = self._spread("converged") == 1.0
         self.singular = self._spread("singular") == 1.0
+
+    @property
+    def _one(self) -> str:
+        return "response"
 
     @property
     def _shared(self) -> Design:
@@ -136,53 +139,211 @@ class MaskedBatch(OwnDesigns):
             out[members] = batch.cov_params() if isinstance(batch, EachResult) else covariances(batch)
         return out
 
-    def anova(self, *, ddf: Ddf = "satterthwaite", information: Information = "auto") -> BatchTests:
-        """F tests of the terms of the fixed part (type III) of every response, on the observations that it has.
+    def _whole(self) -> Model:
+        return self.model
 
-        Hypotheses of types I and II depend on the observations: single fits have them, ``batch[i].anova("II")``.
+    def _spread_of(self, part: Callable[[BatchFit | EachResult], Array], shape: tuple[int, ...] = ()) -> Array:
+        """An array of all responses from what is found for those of each mask."""
+        out = np.full((len(self), *shape), np.nan)
+        for members, batch in self._parts():
+            out[members] = part(batch)
+        return out
 
-        Parameters
-        ----------
-        ddf, information
-            As for `test`.
+    def _offsets(self) -> Array:
+        return np.nan_to_num(self._spread_of(lambda b: b._offsets() if isinstance(b, EachResult) else _offset(b)))
+
+    def _shares(self) -> Shared:
+        p, q = self.params.shape[1], self.model.structure.q
+
+        def share(name: str, k: int) -> Array:
+            return self._spread_of(
+                lambda b: getattr(b._shares() if isinstance(b, EachResult) else Shared.of(b), name), (k, k)
+            )
+
+        return Shared(
+            self.model.design, self.params, self.covariance, self.sigma2, share("of_z", q), share("of_x", p)
+        )  # fmt: skip
+
+    def variance_components(self) -> BatchVariances:
+        """Variance parameters of every response with standard errors; see `BatchResult.variance_components`.
 
         Returns
         -------
-        BatchTests
-            By term; without the terms of which nothing can be estimated, which `notes` name.
+        BatchVariances
+            Responses on the boundary are fitted once more by themselves.
+        """
+        out = Estimated(self.model.design, self.covariance, self.sigma2).table(self._called)
+        for members, batch in self._parts():
+            found = batch.variance_components() if isinstance(batch, EachResult) else components(batch)
+            out.std_error[members] = found.std_error
+        return out
+
+    def _of_response(self, i: int) -> tuple[BatchFit | EachResult, int]:
+        """The fits among which that of a response is, and its place there."""
+        if self._owner[i] >= 0:
+            mask = self.masks[int(self._owner[i])]
+            if mask.batch is None:
+                raise LMMError(f"response {i} could not be fitted: {mask.reason}")
+            return mask.batch, int(self._place[i])
+        assert self.scattered is not None
+        return self.scattered[1], int(self._place[i])
+
+    def one(self, i: int) -> Fit:
+        """The full record of one response, on the observations that it has.
+
+        Parameters
+        ----------
+        i : int
+            Position.
 
         Raises
         ------
         LMMError
-            As `test`.
+            For a response that could not be fitted: the reason.
         """
-        # the hypotheses are those of the design
-        found, notes = hypotheses(cast("Fit", _Whole(self.model.fittable())), "III")
-        parsed = term_hypotheses(found)
-        done = self.tested(list(parsed.values()), ddf, information)
-        return BatchTests(dict(zip(parsed, done, strict=True)), self._labels, self.model.library, notes)
+        batch, place = self._of_response(i)
+        return batch.one(place)
 
-    def __getitem__(self, i: int) -> Fit:
-        """The full result of one response, by position, on the observations that it has.
+    def _to_compare(self) -> FitsToCompare:
+        parts = self._parts()
+
+        def model(i: int) -> Model:
+            batch, place = self._of_response(i)
+            return batch.stack.model(place) if isinstance(batch, EachResult) else batch.model
+
+        def factor(i: int) -> Array:
+            batch, place = self._of_response(i)
+            return np.asarray(batch.relative_factor[place])
+
+        return FitsToCompare(
+            self._called, parts[0][1].reml if parts else True, self.criterion, self.converged,
+            np.nan_to_num(self._spread_of(_rank)).astype(np.intp), self.nobs, (self.model.exog,), model, factor,
+        )  # fmt: skip
+
+    def random_effect_test(
+        self, term: str | None = None, *, null: Null = "auto", n_sim: int | None = None, seed: Seed = None
+    ) -> dict[str, BatchComparison]:
+        """Likelihood ratio tests of the random effects of every response; see `BatchResult.random_effect_test`.
+
+        Parameters
+        ----------
+        term, null, n_sim, seed
+            As there; the null distribution is that of the observations of each mask.
+
+        Returns
+        -------
+        dict of str to BatchComparison
+            By effect.
+
+        Raises
+        ------
+        LMMError
+            As there.
+        """
+        known = generator_of(seed).integers(2**62) if not isinstance(seed, int) else seed
+        out: dict[str, BatchComparison] = {}
+        for members, batch in self._parts():
+            if isinstance(batch, EachResult):
+                found = batch.random_effect_test(term, null=null, n_sim=n_sim, seed=int(known))
+            else:
+                found = random_effect_test(batch, term, null, n_sim, int(known))
+            for name, own in found.items():
+                if name not in out:
+                    lines = [np.full(len(self), np.nan) for _ in range(3)]
+                    out[name] = BatchComparison(
+                        name, lines[0], own.df, lines[1], lines[2], own.null, self._called
+                    )  # fmt: skip
+                whole = out[name]
+                whole.statistic[members], whole.pvalues[members] = own.statistic, own.pvalues
+                whole.p_std_error[members] = own.p_std_error
+        return out
+
+    def _source(self) -> Source:
+        if not for_lanes(self.model):
+            raise LMMError("permute() of responses with missing observations takes one grouping factor")
+        Y = np.full((len(self), self.model.nobs), np.nan)
+        fitted = np.isfinite(self.criterion)
+        for mask in self.masks:
+            if mask.batch is None:
+                continue
+            if mask.batch.responses is None:
+                raise LMMError(f"{mask.batch.gone}: fit an array to permute it")
+            Y[np.ix_(mask.members, mask.rows)] = mask.batch.fitted_responses(np.arange(len(mask.members)))
+        kind: Any = None
+        reml = True
+        for members, batch in self._parts():
+            kind, reml = batch.kind, batch.reml
+            if isinstance(batch, EachResult):
+                Y[members] = batch.stack.Y  # type: ignore[attr-defined]
+        stack = ResponseStack(self.model, Y, self._labels, None, None, {})
+        return Source(
+            stack, self.params, fitted, reml, lambda other: EachResult(other, kind, reml), statistic_of
+        )  # fmt: skip
+
+    def __getitem__(self, i: Any) -> Any:
+        """The full result of one response, by position or label, on the observations that it has, or some of the fits.
+
+        Parameters
+        ----------
+        i : int, label, slice, mask or list
+            As for `BatchResult`.
 
         Raises
         ------
         IndexError
             For a position outside the batch.
         LMMError
-            For a response that could not be fitted: the reason; for anything but a position.
+            For a response that could not be fitted: the reason; for an unknown label.
         """
+        if isinstance(i, (slice, list, np.ndarray)) and not (isinstance(i, np.ndarray) and i.ndim == 0):
+            if isinstance(i, list) and any(isinstance(one, str) for one in i):
+                i = [self._place_of(one) for one in i]
+            return self._part(chosen_places(i, len(self)))
         if isinstance(i, bool) or not isinstance(i, (int, np.integer)):
-            raise LMMError(f"batch[{i!r}]: give the position of one response; arrays (params, bse) take slices")
+            i = self._place_of(i)
         if not -len(self) <= i < len(self):
             raise IndexError(f"response {i} of {len(self)}")
-        if self.scattered is not None and self._owner[i] < 0:
-            return self.scattered[1].one(int(self._place[i]))
-        mask = self.masks[int(self._owner[i])]
-        if mask.batch is None:
-            raise LMMError(f"response {i} could not be fitted: {mask.reason}")
-        found: Fit = mask.batch.one(int(self._place[i]))
-        return found
+        return self.one(int(i) % len(self))
+
+    def _place_of(self, label: Any) -> int:
+        found = np.flatnonzero(np.zeros(0) if self.labels is None else self.labels == label)
+        if not len(found):
+            raise LMMError(f"batch[{label!r}]: no response has this label; give a position")
+        return int(found[0])
+
+    def _part(self, chosen: NDArray[np.intp]) -> MaskedBatch:
+        masks, scattered = [], None
+        for k, mask in enumerate(self.masks):
+            members = np.flatnonzero(self._owner[chosen] == k)
+            if len(members):
+                own = None if mask.batch is None else part_of(mask.batch, self._place[chosen[members]])
+                masks.append(Masked(mask.rows, members, own, mask.reason))
+        members = np.flatnonzero(self._owner[chosen] < 0)
+        if self.scattered is not None and len(members):
+            scattered = members, part_of_stack(self.scattered[1], self._place[chosen[members]])
+        labels = None if self.labels is None else self.labels[chosen]
+        return MaskedBatch(self.model, masks, labels, scattered)
+
+    @staticmethod
+    def concat(batches: Sequence[MaskedBatch]) -> MaskedBatch:
+        """One batch of the responses of several, in this order.
+
+        Parameters
+        ----------
+        batches : sequence of MaskedBatch
+            Of one model, all by REML or all by ML.
+
+        Returns
+        -------
+        MaskedBatch
+            With labels where all have labels.
+
+        Raises
+        ------
+        LMMError
+            For no batch, or batches of different models or criteria.
+        """
+        return _joined(list(batches))
 
     def _coefficients(self, ddf: str, information: str) -> tuple[Array, Array]:
         error, freedom = np.full_like(self.bse, np.nan), np.full_like(self.bse, np.nan)
@@ -245,6 +406,40 @@ class MaskedBatch(OwnDesigns):
             f"<MaskedBatch: {len(self)} fits on {self._sets} sets of observations, {int(self.converged.sum())} "
             f"certified, {int(self.singular.sum())} singular, {len(self.invalid)} not fitted>"
         )
+
+
+def _joined(batches: list[MaskedBatch]) -> MaskedBatch:
+    """See `MaskedBatch.concat`."""
+    if not batches:
+        raise LMMError("concat needs at least one batch")
+    first, masks, begin = batches[0], [], 0
+    left: list[NDArray[np.intp]] = []
+    fits: list[EachResult] = []
+    for k, batch in enumerate(batches):
+        if not isinstance(batch, MaskedBatch) or not same_design(first.model, batch.model):
+            raise LMMError(f"batches[{k}] is not of the responses of one model; use one model's fit_many for all")
+        masks += [mask._replace(members=mask.members + begin) for mask in batch.masks]
+        if batch.scattered is not None:
+            left.append(batch.scattered[0] + begin)
+            fits.append(batch.scattered[1])
+        begin += len(batch)
+    known = [batch.labels for batch in batches if batch.labels is not None]
+    labels = np.concatenate(known) if len(known) == len(batches) else None
+    kinds = {part.reml for batch in batches for _, part in batch._parts()}
+    if len(kinds) > 1:
+        raise LMMError("some of the batches are by REML and others by ML; fit all alike")
+    return MaskedBatch(first.model, masks, labels, (np.concatenate(left), joined_stacks(fits)) if fits else None)
+
+
+def _rank(batch: BatchFit | EachResult) -> Array:
+    """Fixed effects that the rows determine (n,)."""
+    if isinstance(batch, EachResult):
+        return batch.rank.astype(np.float64)
+    return np.full(len(batch), float(batch.model.problem.rank))
+
+
+def _offset(batch: BatchFit) -> Array:
+    return np.full(len(batch), offset_mean(batch.model) or 0.0)
 
 
 def _estimable(batch: BatchFit, parsed: Hypothesis) -> bool:

@@ -2,27 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from ...estimation.column_moments import offset_mean
 from ...estimation.fit import Fit, estimate
 from ...support.arguments import checked
 from ...support.display import Cells, Shown
 from ...support.distributions import two_sided_p
 from ...support.types import Array
+from ...tables.columns import native_frame
+from ...tables.rows import FitLabels
 from ..hypotheses import Hypothesis
 from ..means.means import Estimates, emmeans, slopes
 from ..wald import undetermined
 from .t_tests import TTests
-from .tests import tests
+from .tests import BatchTest, tests
 
 if TYPE_CHECKING:
     from ...estimation.many.batch_fit import BatchFit
+    from ...estimation.model import Model
 
-__all__ = ["BatchMeans", "marginal_means", "mean_slopes"]
+__all__ = ["BatchMeans", "Functions"]
 
 
 @checked
@@ -51,7 +55,7 @@ class BatchMeans(TTests, Shown):
     pvalues: Array
     L: Array
     comparison: BatchMeans | None
-    _batch: BatchFit = field(repr=False)
+    _labels: FitLabels = field(repr=False)
 
     def to_frame(self, level: float = 0.95) -> Any:
         """One row per response and estimate.
@@ -63,15 +67,14 @@ class BatchMeans(TTests, Shown):
             p_value.
         """
         n, k = self.estimate.shape
-        responses = np.arange(n) if self._batch.labels is None else self._batch.labels
-        columns: dict[str, Any] = {"response": np.repeat(responses, k)}
+        columns: dict[str, Any] = {self._labels.name: np.repeat(self._labels.known(n), k)}
         columns |= {name: list(values) * n for name, values in self.labels.items()}
         limits = self.conf_int(level)
         numbers = {
             "estimate": self.estimate, "std_error": self.std_error, "df": self.df, "conf_low": limits[..., 0],
             "conf_high": limits[..., 1], "statistic": self.statistic, "p_value": self.pvalues,
         }  # fmt: skip
-        return self._batch.model.table(columns | {name: np.array(v).ravel() for name, v in numbers.items()})
+        return native_frame(self._labels.library, columns | {name: np.array(v).ravel() for name, v in numbers.items()})
 
     def _shown(self) -> Iterator[str | Cells]:
         n, k = self.estimate.shape
@@ -87,48 +90,65 @@ class BatchMeans(TTests, Shown):
         return f"<BatchMeans: {k} estimates of {n} responses, by {', '.join(self.labels)}>"
 
 
-def marginal_means(batch: BatchFit, options: dict[str, Any], ddf: str, information: str) -> BatchMeans:
-    """See `BatchResult.emmeans`; `options` are those of `means.emmeans`."""
-    return _of_design(batch, emmeans(_one(batch), **options), ddf, information)
+class Functions(NamedTuple):
+    """Fits of which linear functions are estimated.
 
+    Attributes
+    ----------
+    model : Model
+        Whose functions they are.
+    kind : type
+        Of the record of a fit.
+    labels : FitLabels
+    offsets : (n,) array
+        Mean of the offset of each fit, which is part of means.
+    tested : callable
+        From hypotheses to the tests of each for all fits.
+    """
 
-def mean_slopes(batch: BatchFit, options: dict[str, Any], ddf: str, information: str) -> BatchMeans:
-    """See `BatchResult.slopes`; `options` are those of `means.slopes`."""
-    return _of_design(batch, slopes(_one(batch), **options), ddf, information)
+    model: Model
+    kind: type[Fit]
+    labels: FitLabels
+    offsets: Array
+    tested: Callable[[Sequence[Hypothesis]], Sequence[BatchTest]]
 
+    @classmethod
+    def of(cls, batch: BatchFit, ddf: str, information: str) -> Functions:
+        """Of responses on one design."""
+        model, mean = batch.model, offset_mean(batch.model)
+        return cls(
+            model, batch.kind, FitLabels(model.library, batch.labels), np.full(len(batch), mean or 0.0),
+            lambda asked: tests(batch, asked, ddf, information),
+        )  # fmt: skip
 
-def _one(batch: BatchFit) -> Fit:
-    """A fit of the design, of which the linear functions are taken and nothing else."""
-    model = batch.model.fittable()
-    found: Fit = model.once("fit for the design", lambda: estimate(batch.kind, model, True))
-    return found
+    def means(self, options: dict[str, Any]) -> BatchMeans:
+        """See `BatchResult.emmeans`; `options` are those of `means.emmeans`."""
+        return self._of_design(emmeans(self._one(), **options), self.offsets)
 
+    def slopes(self, options: dict[str, Any]) -> BatchMeans:
+        """See `BatchResult.slopes`; `options` are those of `means.slopes`."""
+        return self._of_design(slopes(self._one(), **options), np.zeros(len(self.offsets)))
 
-def _of_design(batch: BatchFit, found: Any, ddf: str, information: str) -> BatchMeans:
-    compared: Estimates | None = found.comparison
-    comparison = None if compared is None else _rows(batch, compared, np.zeros(len(compared.L)), None, ddf, information)
-    # the mean of an offset is part of means, and not of slopes
-    return _rows(batch, found, _offsets(batch, found), comparison, ddf, information)
+    def _one(self) -> Fit:
+        """A fit of the design, of which the linear functions are taken and nothing else."""
+        model = self.model.fittable()
+        found: Fit = model.once("fit for the design", lambda: estimate(self.kind, model, True))
+        return found
 
+    def _of_design(self, found: Any, shift: Array) -> BatchMeans:
+        compared: Estimates | None = found.comparison
+        comparison = None if compared is None else self._rows(compared, np.zeros(len(shift)), None)
+        return self._rows(found, shift, comparison)
 
-def _offsets(batch: BatchFit, found: Estimates) -> Array:
-    offset = batch.model.offset
-    if offset is None:
-        return np.zeros(len(found.L))
-    return np.asarray(np.nan_to_num(found.estimate - found.L @ np.nan_to_num(found.result.beta)))
-
-
-def _rows(
-    batch: BatchFit, found: Estimates, shift: Array, comparison: BatchMeans | None, ddf: str, information: str
-) -> BatchMeans:
-    n, k = len(batch), len(found.L)
-    estimate, error, df = (np.full((n, k), np.nan) for _ in range(3))
-    there = np.flatnonzero(~undetermined(batch.model, found.L).any(axis=1) & found.L.any(axis=1))
-    asked = [Hypothesis(found.L[[j]], np.zeros(1), (f"estimate {j}",)) for j in there.tolist()]
-    for j, test in zip(there.tolist(), tests(batch, asked, ddf, information), strict=True):
-        estimate[:, j], error[:, j], df[:, j] = test.estimate[:, 0] + shift[j], test.std_error[:, 0], test.df_denom
-    with np.errstate(invalid="ignore", divide="ignore"):
-        statistic = estimate / error
-    return BatchMeans(
-        found.labels, estimate, error, df, statistic, two_sided_p(statistic, df), found.L, comparison, batch
-    )
+    def _rows(self, found: Estimates, shift: Array, comparison: BatchMeans | None) -> BatchMeans:
+        n, k = len(shift), len(found.L)
+        estimate, error, df = (np.full((n, k), np.nan) for _ in range(3))
+        there = np.flatnonzero(~undetermined(self.model, found.L).any(axis=1) & found.L.any(axis=1))
+        asked = [Hypothesis(found.L[[j]], np.zeros(1), (f"estimate {j}",)) for j in there.tolist()]
+        for j, test in zip(there.tolist(), self.tested(asked), strict=True):
+            estimate[:, j], error[:, j], df[:, j] = test.estimate[:, 0] + shift, test.std_error[:, 0], test.df_denom
+        with np.errstate(invalid="ignore", divide="ignore"):
+            statistic = estimate / error
+        return BatchMeans(
+            found.labels, estimate, error, df, statistic, two_sided_p(statistic, df), found.L, comparison, self.labels
+        )

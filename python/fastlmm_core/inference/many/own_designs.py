@@ -3,37 +3,53 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ...covariance.elements import element_names, sd_and_cor
+from ...errors import LMMError
 from ...support.arguments import checked
 from ...support.checks import check_level
 from ...support.distributions import two_sided_p
 from ...support.types import Array
-from ...tables.rows import named_rows
+from ...tables.rows import FitLabels, named_rows
+from ..anova import TYPES, hypotheses
 from ..hypotheses import Hypothesis, parse_hypothesis
+from ..likelihood_ratio.compare import Null
+from ..likelihood_ratio.many import BatchComparison
+from ..likelihood_ratio.own_designs import FitsToCompare, compared
+from ..wald import wald
+from .means import BatchMeans, Functions
 from .moderated import ModeratedTests, moderate
-from .several import BatchTests, parse_several
+from .own_permutation import Source, own_permute
+from .permutation import Permutations, Scheme
+from .several import BatchTests, parse_several, term_hypotheses
 from .summary import Fits, StudySummary, summarise
 from .tests import BatchTest, t_columns
+from .variances import BatchFractions, BatchVariances, Shared
 
 if TYPE_CHECKING:
     from ...design.design import Design
+    from ...estimation.fit import Fit
+    from ...estimation.model import Model
+    from ...support.seeds import Seed
     from ..options import Ddf, Information
 
-__all__ = ["OwnDesigns"]
+__all__ = ["OwnDesigns", "Whole"]
+
+
+class Whole(NamedTuple):
+    """A design with all rows, in the place of a result."""
+
+    model: Model
 
 
 @checked
 class OwnDesigns:
     """Fits of which each has a design of its own; arrays have a leading axis over fits."""
-
-    _one: ClassVar[str]
-    """What a fit is of, in tables."""
 
     params: Array
     bse: Array
@@ -44,6 +60,11 @@ class OwnDesigns:
 
     def __len__(self) -> int:
         return len(self.nobs)
+
+    @property
+    @abstractmethod
+    def _one(self) -> str:
+        """What a fit is of, in tables."""
 
     @property
     @abstractmethod
@@ -68,9 +89,70 @@ class OwnDesigns:
     def tested(self, asked: Sequence[Hypothesis], ddf: str, information: str) -> list[BatchTest]:
         """Tests of several hypotheses of every fit."""
 
+    @abstractmethod
+    def _whole(self) -> Model:
+        """A model of the columns that all fits have, of which names and linear functions are taken."""
+
+    @abstractmethod
+    def _offsets(self) -> Array:
+        """Mean of the offset of each fit (n,)."""
+
+    @abstractmethod
+    def _shares(self) -> Shared:
+        """What shares of the variance are made of."""
+
+    @abstractmethod
+    def _to_compare(self) -> FitsToCompare:
+        """What likelihood ratio tests take."""
+
+    @abstractmethod
+    def _source(self) -> Source:
+        """What is permuted."""
+
+    @abstractmethod
+    def one(self, i: int) -> Fit:
+        """The full record of one fit.
+
+        Parameters
+        ----------
+        i : int
+            Position.
+        """
+
+    @abstractmethod
+    def variance_components(self) -> BatchVariances:
+        """Variance parameters of every fit with standard errors; see `BatchResult.variance_components`.
+
+        Returns
+        -------
+        BatchVariances
+            Fits on the boundary are made once more by themselves.
+        """
+
+    @abstractmethod
+    def random_effect_test(
+        self, term: str | None = None, *, null: Null = "auto", n_sim: int | None = None, seed: Seed = None
+    ) -> dict[str, BatchComparison]:
+        """Likelihood ratio tests of the random effects of every fit; see `BatchResult.random_effect_test`.
+
+        Parameters
+        ----------
+        term, null, n_sim, seed
+            As there; the null distribution is that of each design, which takes some time where it is drawn.
+
+        Returns
+        -------
+        dict of str to BatchComparison
+            By effect.
+        """
+
     @property
     def _labels(self) -> NDArray[Any]:
         return np.arange(len(self)) if self._names is None else self._names
+
+    @property
+    def _called(self) -> FitLabels:
+        return FitLabels(self._shared.library, self._names, self._one)
 
     @property
     def tvalues(self) -> Array:
@@ -203,6 +285,219 @@ class OwnDesigns:
         parsed = parse_several(hypotheses, self._shared.exog_names)
         found = self.tested(list(parsed.values()), ddf, information)
         return BatchTests(dict(zip(parsed, found, strict=True)), self._labels, self._shared.library)
+
+    def anova(self, type: str = "III", *, ddf: Ddf = "satterthwaite", information: Information = "auto") -> BatchTests:
+        """F tests of the terms of the fixed part of every fit, each on its own rows.
+
+        Parameters
+        ----------
+        type : {"III", "II", "I"}
+            Hypotheses of type III are those of the columns that all fits have.  Those of types I and II depend on the
+            rows: each fit is then made once more by itself, which takes a millisecond or so.
+        ddf, information
+            As for `test`.
+
+        Returns
+        -------
+        BatchTests
+            By term; without the terms of which nothing can be estimated, which `notes` name.
+
+        Raises
+        ------
+        LMMError
+            For an unknown type, and as `test`.
+        """
+        kind = TYPES.get(str(type), type)
+        if kind not in TYPES.values():
+            raise LMMError(f"type={type!r} is unknown: use 'I', 'II' or 'III'")
+        found, notes = hypotheses(cast("Fit", Whole(self._whole())), kind)
+        parsed = term_hypotheses(found)
+        done = dict(zip(parsed, self.tested(list(parsed.values()), ddf, information), strict=True))
+        if kind != "III":
+            self._own_hypotheses(done, kind, ddf, information)
+        return BatchTests(done, self._labels, self._shared.library, notes, self._one)
+
+    def _own_hypotheses(self, done: dict[str, BatchTest], kind: str, ddf: str, information: str) -> None:
+        """Put tests of the hypotheses of each fit in the place of those of all of them."""
+        for test in done.values():
+            for array in (test.estimate, test.std_error, test.statistic, test.df_denom, test.pvalues):
+                array[:] = np.nan
+        for i in np.flatnonzero(np.isfinite(self.criterion)).tolist():
+            fit = self.one(i)
+            for name, L in hypotheses(fit, kind)[0].items():
+                if name not in done or len(L) != done[name].df_num:
+                    continue
+                test, one = done[name], wald(fit, L, None, ddf, information)
+                test.estimate[i], test.std_error[i] = one.estimate, one.std_error
+                test.statistic[i], test.df_denom[i], test.pvalues[i] = one.statistic, one.df_denom, one.pvalue
+
+    def emmeans(
+        self,
+        factors: str | Sequence[str],
+        *,
+        by: str | Sequence[str] | None = None,
+        at: Any = None,
+        contrasts: Any = None,
+        ref: Any = None,
+        weights: str = "equal",
+        ddf: Ddf = "satterthwaite",
+        information: Information = "auto",
+    ) -> BatchMeans:
+        """Estimated marginal means of every fit, and contrasts of them; see `BatchResult.emmeans`.
+
+        Parameters
+        ----------
+        factors, by, at, contrasts, ref, weights
+            As there.  The means are the same linear functions for all fits: covariates stand at their means over all
+            rows, and levels are weighted by all rows.
+        ddf, information
+            As for `test`.
+
+        Returns
+        -------
+        BatchMeans
+            NaN for fits whose rows do not determine a mean.
+
+        Raises
+        ------
+        LMMError
+            As `LMMResult.emmeans`.
+        """
+        options = {
+            "factors": factors, "by": by, "at": at, "contrasts": contrasts, "ref": ref, "weights": weights,
+            "adjust": None if contrasts is None else "none",
+        }  # fmt: skip
+        return self._functions(ddf, information).means(options)
+
+    def slopes(
+        self,
+        variable: str,
+        factors: str | Sequence[str] | None = None,
+        *,
+        by: str | Sequence[str] | None = None,
+        at: Any = None,
+        contrasts: Any = None,
+        ref: Any = None,
+        weights: str = "equal",
+        ddf: Ddf = "satterthwaite",
+        information: Information = "auto",
+    ) -> BatchMeans:
+        """Slopes along a covariate of every fit, and contrasts of them; see `BatchResult.slopes`.
+
+        Parameters
+        ----------
+        variable, factors, by, at, contrasts, ref, weights
+            As there, and as for `emmeans`.
+        ddf, information
+            As for `test`.
+
+        Returns
+        -------
+        BatchMeans
+
+        Raises
+        ------
+        LMMError
+            As `LMMResult.slopes`.
+        """
+        options = {
+            "variable": variable, "factors": factors, "by": by, "at": at, "contrasts": contrasts, "ref": ref,
+            "weights": weights, "adjust": None if contrasts is None else "none",
+        }  # fmt: skip
+        return self._functions(ddf, information).slopes(options)
+
+    def _functions(self, ddf: str, information: str) -> Functions:
+        model = self._whole()
+        if model.spec is None:
+            raise LMMError(
+                "means and slopes are of models from a formula, without covariates of single responses: give test() "
+                "the linear function, e.g. test('x1 - x2 = 0')"
+            )
+        return Functions(
+            model, type(self.one(self._typical())), self._called, self._offsets(),
+            lambda asked: self.tested(asked, ddf, information),
+        )  # fmt: skip
+
+    def _typical(self) -> int:
+        """The position of a fit that there is."""
+        found = np.flatnonzero(np.isfinite(self.criterion))
+        if not len(found):
+            raise LMMError("none of the problems could be fitted")
+        return int(found[0])
+
+    def icc(self) -> Any:
+        """Intraclass correlations (n,), a dict by factor where there are several; see `LMMResult.icc`."""
+        return self._shares().icc()
+
+    def r2(self) -> dict[str, Array]:
+        """``marginal`` and ``conditional`` R^2 (n,) each; see `LMMResult.r2`."""
+        return self._shares().r2()
+
+    def variance_fractions(self) -> BatchFractions:
+        """Shares of the variance of every fit that belong to each term; see `BatchResult.variance_fractions`.
+
+        Returns
+        -------
+        BatchFractions
+        """
+        return self._shares().fractions(self._called)
+
+    def compare(
+        self, smaller: OwnDesigns, *, null: Null = "auto", n_sim: int | None = None, seed: Seed = None
+    ) -> BatchComparison:
+        """Likelihood ratio test of every fit against that of a smaller model of the same rows.
+
+        Parameters
+        ----------
+        smaller : EachResult or MaskedBatch
+            Of a model nested in this one; both by ML where fixed parts differ.
+        null, n_sim, seed
+            As for `BatchResult.compare`.  The null distribution is that of each design, which takes some time where it
+            is drawn.
+
+        Returns
+        -------
+        BatchComparison
+
+        Raises
+        ------
+        LMMError
+            For fits that are not of the same rows or not nested, or a distribution that does not apply.
+        """
+        return compared(self._to_compare(), smaller._to_compare(), "smaller model", null, n_sim, seed)
+
+    def permute(
+        self,
+        hypothesis: Any,
+        n: int = 1000,
+        *,
+        scheme: Scheme = "freedman-lane",
+        blocks: Any = None,
+        reduce: Callable[[Array], Any] | None = None,
+        refit: bool = False,
+        seed: Seed = None,
+        n_jobs: int | None = None,
+    ) -> Permutations:
+        """Permutation test of a hypothesis on the fixed effects, each fit on its own rows; see `BatchResult.permute`.
+
+        Parameters
+        ----------
+        hypothesis, n, scheme, reduce, refit, seed, n_jobs
+            As there.  All fits are rearranged by the same random numbers: responses on one design by the place of an
+            observation in it, other problems by its number among their rows.
+        blocks : array of labels or column, optional
+            One label for each row of the design, or of all problems together.
+
+        Returns
+        -------
+        Permutations
+
+        Raises
+        ------
+        LMMError
+            As there.
+        """
+        return own_permute(self._source(), hypothesis, n, scheme, blocks, reduce, refit, seed, n_jobs)
 
     def summarise(
         self, truth: Any, *, level: float = 0.95, alpha: float = 0.05, ddf: Ddf = "satterthwaite",

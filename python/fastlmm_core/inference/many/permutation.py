@@ -36,7 +36,10 @@ if TYPE_CHECKING:
     from ...kernels import BatchDesign
     from ...kernels.hierarchies import FactorBatch
 
-__all__ = ["SCHEMES", "Permutations", "Scheme", "permute", "rearrangements"]
+__all__ = [
+    "SCHEMES", "STACK", "Permutations", "Rearrangement", "Reduce", "Scheme", "check_scheme", "null_space", "permute",
+    "permuted", "rearrangements", "signs",
+]  # fmt: skip
 
 Reduce = Callable[[Array], Any]
 Scheme = Literal["freedman-lane", "sign-flip", "whole", "within"]
@@ -89,7 +92,6 @@ class Permutations(Shown):
     null: Array
     scheme: str
     n: int
-    _batch: BatchFit = field(repr=False)
     _own: bool = field(repr=False)
 
     def __len__(self) -> int:
@@ -157,13 +159,13 @@ def rearrangements(
     key = key_of(seed)
     if codes is None:
         if scheme == "sign-flip":
-            return lambda i: Rearrangement(None, _signs(stream(key, i), n))
+            return lambda i: Rearrangement(None, signs(stream(key, i), n))
         return lambda i: Rearrangement(stream(key, i).permutation(n), None)
     m = int(codes.max()) + 1
     sizes = np.bincount(codes, minlength=m)
     members = np.split(np.argsort(codes, kind="stable"), np.cumsum(sizes)[:-1])
     if scheme == "sign-flip":
-        return lambda i: Rearrangement(None, _signs(stream(key, i), m)[codes])
+        return lambda i: Rearrangement(None, signs(stream(key, i), m)[codes])
     if scheme == "whole":
         alike = [np.flatnonzero(sizes == size) for size in np.unique(sizes)]
         if max(map(len, alike)) < 2:
@@ -191,7 +193,8 @@ def rearrangements(
     return within
 
 
-def _signs(rng: np.random.Generator, count: int) -> Array:
+def signs(rng: np.random.Generator, count: int) -> Array:
+    """Random signs (count,)."""
     return np.asarray(2.0 * rng.integers(0, 2, count) - 1.0, dtype=np.float64)
 
 
@@ -200,9 +203,7 @@ def permute(
     n_jobs: int | None,
 ) -> Permutations:  # fmt: skip
     """See `BatchResult.permute`."""
-    check_count(n, "n")
-    if scheme not in SCHEMES:
-        raise LMMError(f"scheme={scheme!r} is unknown: use {', '.join(map(repr, SCHEMES[:-1]))} or {SCHEMES[-1]!r}")
+    check_scheme(scheme, n)
     model = batch.model
     model.needs_independent_residuals("permute()")
     model.needs_free_covariances("permute()")
@@ -220,20 +221,36 @@ def permute(
     under = _Null(batch, parsed, scheme == "freedman-lane", thread_count(n_jobs))
     codes = _codes(model, scheme, blocks)
     make = rearrangements(scheme, model.nobs, codes, seed, n)
-    observed_map = under.statistic(under.same(), refit, 1)[0]
+
+    def maps(numbers: range) -> Array:
+        stack = [make(i) for i in numbers]
+        return under.statistic(np.concatenate([under.rearranged(one) for one in stack]), refit, len(stack))
+
+    observed = under.statistic(under.same(), refit, 1)[0]
+    return permuted(observed, maps, n, max(1, STACK // (len(batch) * model.nobs)), reduce, scheme)
+
+
+def check_scheme(scheme: str, n: int) -> None:
+    """Refuse an unknown scheme, and numbers of permutations that make no sense."""
+    check_count(n, "n")
+    if scheme not in SCHEMES:
+        raise LMMError(f"scheme={scheme!r} is unknown: use {', '.join(map(repr, SCHEMES[:-1]))} or {SCHEMES[-1]!r}")
+
+
+def permuted(
+    observed: Array, maps: Callable[[range], Array], n: int, size: int, reduce: Reduce | None, scheme: str
+) -> Permutations:
+    """Compare the map of the data with those of n permutations, made `size` at a time."""
     value = (lambda found: np.nanmax(np.abs(found), initial=0.0)) if reduce is None else reduce
-    observed = value(observed_map)
-    counts, drawn = np.zeros(len(batch), dtype=np.intp), []
-    size = max(1, STACK // (len(batch) * model.nobs))
-    limit = np.abs(observed_map) * (1.0 - 1e-10)
+    of_data = value(observed)
+    counts, drawn = np.zeros(len(observed), dtype=np.intp), []
+    limit = np.abs(observed) * (1.0 - 1e-10)
     for begin in range(0, n, size):
-        stack = [make(i) for i in range(begin, min(begin + size, n))]
-        found = under.statistic(np.concatenate([under.rearranged(one) for one in stack]), refit, len(stack))
-        for own in found:
+        for own in maps(range(begin, min(begin + size, n))):
             counts += np.abs(own) >= limit
             drawn.append(value(own))
-    pvalues = np.where(np.isnan(observed_map), np.nan, (1.0 + counts) / (1.0 + n))
-    return Permutations(observed_map, pvalues, observed, _stacked(drawn), scheme, n, batch, reduce is None)
+    pvalues = np.where(np.isnan(observed), np.nan, (1.0 + counts) / (1.0 + n))
+    return Permutations(observed, pvalues, of_data, _stacked(drawn), scheme, n, reduce is None)
 
 
 def _in_lanes(model: Model) -> bool:
@@ -268,7 +285,7 @@ class _Null:
         self.L, self.rank = parsed.L, len(independent_rows(parsed.L @ problem.x_map, parsed.rhs, parsed.names)[0])
         self.rows = np.ascontiguousarray(parsed.L @ problem.x_map)
         kept = problem.kept
-        null = _null_space(parsed.L[:, kept])
+        null = null_space(parsed.L[:, kept])
         beta0 = np.zeros(model.exog.shape[1])
         beta0[kept] = np.linalg.lstsq(parsed.L[:, kept], parsed.rhs, rcond=None)[0]
         X = model.exog[:, kept] @ null
@@ -366,7 +383,7 @@ def _fitted(model: Model, batch: BatchFit, Y: Array, jobs: int) -> BatchFit:
     return fit_many(lambda count, _: BatchFit(model, batch.kind, batch.reml, count, None), Y, jobs, False)
 
 
-def _null_space(L: Array) -> Array:
+def null_space(L: Array) -> Array:
     """Orthonormal columns (p, p - rank) with L columns = 0."""
     size = np.linalg.norm(L, axis=0)
     _, values, vectors = np.linalg.svd(L)

@@ -35,9 +35,10 @@ class BatchTests(Mapping[str, BatchTest], Shown):
     """
 
     def __init__(
-        self, tests: Mapping[str, BatchTest], labels: NDArray[Any], library: str, notes: tuple[str, ...] = ()
-    ) -> None:
-        self._tests, self._labels, self._library, self.notes = dict(tests), labels, library, notes
+        self, tests: Mapping[str, BatchTest], labels: NDArray[Any], library: str, notes: tuple[str, ...] = (),
+        one: str = "response",
+    ) -> None:  # fmt: skip
+        self._tests, self._labels, self._library, self.notes, self._one = dict(tests), labels, library, notes, one
 
     def __getitem__(self, name: str) -> BatchTest:
         if name not in self._tests:
@@ -80,7 +81,7 @@ class BatchTests(Mapping[str, BatchTest], Shown):
         return native_frame(
             self._library,
             {
-                "response": np.repeat(self._labels, k), "test": list(self) * n,
+                self._one: np.repeat(self._labels, k), "test": list(self) * n,
                 "df_num": np.tile([test.df_num for test in self.values()], n), "df_denom": df.ravel(),
                 "statistic": F.ravel(), "p_value": self.pvalues.ravel(), "fdr": self.fdr().ravel(),
             },

@@ -10,14 +10,14 @@ Inside the parameter space the delta method gives the rest.  On the boundary a r
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ...covariance.elements import Element, sd_and_cor
+from ...covariance.elements import sd_and_cor
 from ...errors import LMMError
 from ...formula.coding import fixed_terms
 from ...support.arguments import checked
@@ -25,14 +25,17 @@ from ...support.checks import check_level
 from ...support.display import Cells, Shown
 from ...support.distributions import quantile
 from ...support.types import Array
-from ...tables.rows import named_rows
+from ...tables.columns import native_frame
+from ...tables.rows import FitLabels
 from ..variance_components import variance_components
 from .contrasts import CHUNK_BYTES, contrasts
 
 if TYPE_CHECKING:
+    from ...design.design import Design
+    from ...estimation.fit import Fit
     from ...estimation.many.batch_fit import BatchFit
 
-__all__ = ["BatchFractions", "BatchVariances", "components", "fractions", "icc", "r2"]
+__all__ = ["BatchFractions", "BatchVariances", "Estimated", "Shared", "components", "delta_errors", "fill_alone"]
 
 
 @checked
@@ -53,7 +56,7 @@ class BatchVariances(Shown):
     kinds: tuple[str, ...]
     estimate: Array
     std_error: Array
-    _batch: BatchFit = field(repr=False)
+    _labels: FitLabels = field(repr=False)
 
     def __len__(self) -> int:
         return len(self.estimate)
@@ -81,14 +84,15 @@ class BatchVariances(Shown):
     def to_frame(self, level: float = 0.95) -> Any:
         """One row per response and parameter: response, term, kind, estimate, std_error, conf_low, conf_high."""
         n, k = self.estimate.shape
-        labels = np.arange(n) if self._batch.labels is None else self._batch.labels
         limits = self.conf_int(level)
-        return self._batch.model.table(
+        return native_frame(
+            self._labels.library,
             {
-                "response": np.repeat(labels, k), "term": list(self.names) * n, "kind": list(self.kinds) * n,
+                self._labels.name: np.repeat(self._labels.known(n), k), "term": list(self.names) * n,
+                "kind": list(self.kinds) * n,
                 "estimate": self.estimate.ravel(), "std_error": self.std_error.ravel(),
                 "conf_low": limits[..., 0].ravel(), "conf_high": limits[..., 1].ravel(),
-            }
+            },
         )  # fmt: skip
 
     def _shown(self) -> Iterator[str | Cells]:
@@ -103,51 +107,85 @@ class BatchVariances(Shown):
         return f"<BatchVariances: {', '.join(self.names)}; {len(self)} responses>"
 
 
+class Estimated(NamedTuple):
+    """Variances of fits, of whatever they are.
+
+    Attributes
+    ----------
+    design : Design
+        With the names of the random effects.
+    covariance, sigma2 : (n, q, q) and (n,) arrays
+    """
+
+    design: Design
+    covariance: Array
+    sigma2: Array
+
+    def table(self, labels: FitLabels) -> BatchVariances:
+        """Their names and values, with standard errors that are yet to be found."""
+        elements = self.design.random.elements
+        names = [e.name("sd") for e in elements] + ["sigma"] + [e.name("var") for e in elements] + ["sigma2"]
+        kinds = [e.kind("sd") for e in elements] + ["sd"] + [e.kind("var") for e in elements] + ["var"]
+        i, j, G = [e.i for e in elements], [e.j for e in elements], self.covariance
+        found = [sd_and_cor(elements, G), np.sqrt(self.sigma2), G[:, i, j].reshape(len(G), -1), self.sigma2]
+        estimate = np.column_stack(found)
+        return BatchVariances(tuple(names), tuple(kinds), estimate, np.full(estimate.shape, np.nan), labels)
+
+
 def components(batch: BatchFit) -> BatchVariances:
     """See `BatchResult.variance_components`."""
     model = batch.model
     model.needs_independent_residuals("variance_components() of many responses (of batch[i] it does not)")
     if batch.responses is None:
         raise LMMError(f"{batch.gone}: fit an array to have standard errors of variances")
-    elements = model.random.elements
-    names = [e.name("sd") for e in elements] + ["sigma"] + [e.name("var") for e in elements] + ["sigma2"]
-    kinds = [e.kind("sd") for e in elements] + ["sd"] + [e.kind("var") for e in elements] + ["var"]
-    i, j = [e.i for e in elements], [e.j for e in elements]
-    G = batch.covariance
-    estimate = np.column_stack(
-        [sd_and_cor(elements, G), np.sqrt(batch.sigma2), G[:, i, j].reshape(len(batch), -1), batch.sigma2]
-    )
-    error = np.full(estimate.shape, np.nan)
+    out = Estimated(model.design, batch.covariance, batch.sigma2).table(FitLabels(model.library, batch.labels))
+    error = out.std_error
     inside = (batch.status == 1) & ~batch.alone
     size = max(8, CHUNK_BYTES // (8 * model.nobs))
     regular = np.flatnonzero(inside)
     for begin in range(0, len(regular), size):
         part = regular[begin : begin + size]
-        error[part] = _errors(batch, part, elements)
-    k = len(names)
-    for one in np.flatnonzero((batch.status >= 0) & ~inside).tolist():
-        table = variance_components(batch.one(one), method="wald")
+        _, _, shift, hess, _ = contrasts(batch, part, np.eye(1, model.problem.rank))
+        nu = np.full(len(part), float(model.df_resid if batch.reml else model.nobs))
+        error[part] = delta_errors(
+            model.design, (shift, hess, nu), (model.problem.z_map, batch.factor_o[part], batch.sigma2[part])
+        )
+    fill_alone(out, np.flatnonzero((batch.status >= 0) & ~inside), batch.one)
+    return out
+
+
+def fill_alone(out: BatchVariances, which: NDArray[np.intp], one: Callable[[int], Fit]) -> None:
+    """Take the standard errors of some of the responses from their single fits."""
+    for i in which.tolist():
+        table = variance_components(one(i), method="wald")
         by_name = dict(zip(list(table["term"]), np.asarray(table["std_error"], dtype=float).tolist(), strict=True))
-        error[one] = [by_name[name] for name in names[:k]]
-    return BatchVariances(tuple(names), tuple(kinds), estimate, error, batch)
+        out.std_error[i] = [by_name[name] for name in out.names]
 
 
-def _errors(batch: BatchFit, part: NDArray[np.intp], elements: tuple[Element, ...]) -> Array:
-    """Standard errors of responses inside the parameter space, in the order of the names."""
-    model, structure = batch.model, batch.model.structure
-    _, _, shift, hess, _ = contrasts(batch, part, np.eye(1, model.problem.rank))
+def delta_errors(design: Design, curvature: tuple[Array, Array, Array], at: tuple[Array, Array, Array]) -> Array:
+    """Standard errors of n fits inside the parameter space, in the order of the names.
+
+    Parameters
+    ----------
+    design : Design
+    curvature : tuple
+        -d r^2 / r^2 (n, k), the profiled Hessian (n, k, k) and the degrees of freedom nu (n,).
+    at : tuple
+        z_map (q, q) or (n, q, q), Lambda in conditioned units (n, q, q) and sigma^2 (n,).
+    """
+    structure, elements = design.structure, design.random.elements
+    shift, hess, nu = curvature
     n, k = shift.shape
-    nu = float(model.df_resid if batch.reml else model.nobs)
     hessian = np.empty((n, k + 1, k + 1))
-    hessian[:, :k, :k] = hess + nu * shift[:, :, None] * shift[:, None, :]
-    hessian[:, :k, k] = hessian[:, k, :k] = nu * shift
+    hessian[:, :k, :k] = hess + nu[:, None, None] * shift[:, :, None] * shift[:, None, :]
+    hessian[:, :k, k] = hessian[:, k, :k] = nu[:, None] * shift
     hessian[:, k, k] = nu
     covariance = _twice_inverses(hessian)
     # G = sigma^2 M M', M = z_map L
     rows, columns = structure.positions
-    sigma2, z_map = batch.sigma2[part], model.problem.z_map
-    M = z_map @ batch.factor_o[part]
-    outer = z_map[:, rows].T[None, :, :, None] * M[:, :, columns].transpose(0, 2, 1)[:, :, None, :]
+    z_map, factor, sigma2 = at
+    M = z_map @ factor
+    outer = np.swapaxes(z_map[..., rows], -1, -2)[..., :, None] * M[:, :, columns].transpose(0, 2, 1)[:, :, None, :]
     of_g = np.empty((n, k + 1, structure.q, structure.q))
     of_g[:, :k] = sigma2[:, None, None, None] * (outer + outer.swapaxes(2, 3))
     of_g[:, k] = G = sigma2[:, None, None] * (M @ M.swapaxes(1, 2))
@@ -186,43 +224,85 @@ def _twice_inverses(hessian: Array) -> Array:
 # ---- shares of the variance --------------------------------------------------------------------
 
 
-def _random_variances(batch: BatchFit) -> dict[str, Array]:
-    """Variance z'Gz of each factor, averaged over the observations (n_responses,)."""
-    model = batch.model
-    model.needs_independent_residuals("shares of the variance of many responses")
-    G, Z = batch.covariance, model.exog_re
-    out = {}
-    for f in model.factors:
-        gram = Z[:, f.columns].T @ Z[:, f.columns] / len(Z)
-        out[f.grouping.name] = np.asarray(np.einsum("ij,nij->n", gram, G[:, f.columns, f.columns]))
-    return out
+class Shared(NamedTuple):
+    """What shares of the variance are made of.
 
+    Attributes
+    ----------
+    design : Design
+    params : (n, p) array
+    covariance, sigma2 : (n, q, q) and (n,) arrays
+        NaN for fits that there are not.
+    of_z : (q, q) or (n, q, q) array
+        Mean of zz' over the observations.
+    of_x : (p, p) or (n, p, p) array
+        Covariance of the columns of X over them.
+    """
 
-def _fixed_variance(batch: BatchFit, columns: Any = slice(None)) -> Array:
-    """Variance over the observations of what some columns of X add to the mean (n_responses,)."""
-    X = batch.model.exog[:, columns]
-    spread = X - X.mean(axis=0)
-    gram = spread.T @ spread / max(len(X) - 1, 1)
-    beta = np.nan_to_num(batch.params[:, columns])
-    found = np.einsum("ni,ij,nj->n", beta, gram, beta)
-    return np.where(batch.status >= 0, found, np.nan)
+    design: Design
+    params: Array
+    covariance: Array
+    sigma2: Array
+    of_z: Array
+    of_x: Array
 
+    @classmethod
+    def of(cls, batch: BatchFit) -> Shared:
+        """Of responses on one design."""
+        model = batch.model
+        model.needs_independent_residuals("shares of the variance of many responses")
+        X, Z = model.exog, model.exog_re
+        spread = X - X.mean(axis=0)
+        of_z, of_x = Z.T @ Z / len(Z), spread.T @ spread / max(len(X) - 1, 1)
+        known = np.where(batch.status >= 0, batch.sigma2, np.nan)
+        return cls(model.design, batch.params, batch.covariance, known, of_z, of_x)
 
-def icc(batch: BatchFit) -> Any:
-    """See `BatchResult.icc`."""
-    if not batch.model.structure.q:
-        raise LMMError("icc: the model has no random effects")
-    random = _random_variances(batch)
-    total = sum(random.values()) + batch.sigma2
-    shares = {name: value / total for name, value in random.items()}
-    return shares if len(shares) > 1 else next(iter(shares.values()))
+    def random(self, columns: slice) -> Array:
+        """Variance z'Gz of some of the random effects, averaged over the observations (n,)."""
+        gram = np.broadcast_to(self.of_z, self.covariance.shape)[:, columns, columns]
+        return np.asarray(np.einsum("nij,nij->n", gram, self.covariance[:, columns, columns]))
 
+    def factors(self) -> dict[str, Array]:
+        """That of each factor."""
+        design = self.design
+        return {f.grouping.name: self.random(f.columns) for f in design.factors}
 
-def r2(batch: BatchFit) -> dict[str, Array]:
-    """See `BatchResult.r2`."""
-    fixed, random = _fixed_variance(batch), sum(_random_variances(batch).values())
-    total = fixed + random + batch.sigma2
-    return {"marginal": fixed / total, "conditional": (fixed + random) / total}
+    def fixed(self, columns: Any = slice(None)) -> Array:
+        """Variance over the observations of what some columns of X add to the mean (n,)."""
+        beta = np.nan_to_num(self.params[:, columns])
+        p = self.params.shape[1]
+        gram = np.broadcast_to(self.of_x, (len(beta), p, p))[:, columns][:, :, columns]
+        return np.asarray(np.einsum("ni,nij,nj->n", beta, gram, beta) + 0.0 * self.sigma2)
+
+    def icc(self) -> Any:
+        """See `BatchResult.icc`."""
+        if not self.design.structure.q:
+            raise LMMError("icc: the model has no random effects")
+        random = self.factors()
+        total = sum(random.values()) + self.sigma2
+        shares = {name: value / total for name, value in random.items()}
+        return shares if len(shares) > 1 else next(iter(shares.values()))
+
+    def r2(self) -> dict[str, Array]:
+        """See `BatchResult.r2`."""
+        fixed, random = self.fixed(), sum(self.factors().values())
+        total = fixed + random + self.sigma2
+        return {"marginal": fixed / total, "conditional": (fixed + random) / total}
+
+    def fractions(self, labels: FitLabels) -> BatchFractions:
+        """See `BatchResult.variance_fractions`."""
+        terms = [term for term in fixed_terms(self.design) if not term.is_intercept]
+        own = [self.fixed(list(term.columns)) for term in terms]
+        each = sum(own) if own else np.zeros(len(self.params))
+        with np.errstate(invalid="ignore", divide="ignore"):
+            scale = np.where(each > 0.0, self.fixed() / each, 0.0)
+        names = [term.name for term in terms]
+        parts = [part * scale for part in own]
+        for name, block in zip(self.design.term_names, self.design.structure.blocks, strict=True):
+            parts.append(self.random(slice(block.start, block.stop)))
+            names.append(name)
+        stacked = np.column_stack([*parts, self.sigma2])
+        return BatchFractions((*names, "Residual"), stacked / stacked.sum(axis=1, keepdims=True), labels)
 
 
 @checked
@@ -240,16 +320,14 @@ class BatchFractions(Shown):
 
     names: tuple[str, ...]
     fractions: Array
-    _batch: BatchFit = field(repr=False)
+    _labels: FitLabels = field(repr=False)
 
     def __len__(self) -> int:
         return len(self.fractions)
 
     def to_frame(self) -> Any:
         """One row per response, one column per term."""
-        batch = self._batch
-        columns = {name: self.fractions[:, j] for j, name in enumerate(self.names)}
-        return named_rows(batch.model.library, "response", batch.labels, columns)
+        return self._labels.table({name: self.fractions[:, j] for j, name in enumerate(self.names)})
 
     def _shown(self) -> Iterator[str | Cells]:
         yield f"Shares of the variance of {len(self)} responses"
@@ -262,26 +340,3 @@ class BatchFractions(Shown):
 
     def __repr__(self) -> str:
         return f"<BatchFractions: {', '.join(self.names)}; {len(self)} responses>"
-
-
-def fractions(batch: BatchFit) -> BatchFractions:
-    """See `BatchResult.variance_fractions`."""
-    model = batch.model
-    model.needs_independent_residuals("shares of the variance of many responses")
-    terms = [term for term in fixed_terms(model.design) if not term.is_intercept]
-    own = [_fixed_variance(batch, list(term.columns)) for term in terms]
-    total = _fixed_variance(batch)
-    each = sum(own) if own else np.zeros(len(batch))
-    with np.errstate(invalid="ignore", divide="ignore"):
-        scale = np.where(each > 0.0, total / each, 0.0)
-    names = [term.name for term in terms]
-    parts = [part * scale for part in own]
-    G, Z = batch.covariance, model.exog_re
-    for name, block in zip(model.term_names, model.structure.blocks, strict=True):
-        span = slice(block.start, block.stop)
-        gram = Z[:, span].T @ Z[:, span] / len(Z)
-        parts.append(np.einsum("ij,nij->n", gram, G[:, span, span]))
-        names.append(name)
-    parts.append(batch.sigma2)
-    stacked = np.column_stack(parts)
-    return BatchFractions((*names, "Residual"), stacked / stacked.sum(axis=1, keepdims=True), batch)
