@@ -306,6 +306,18 @@ def test_plot_and_save(capsys, tmp_path):
     assert flc.load(saved).criterion == pytest.approx(1743.6283, abs=1e-4)
 
 
+def test_a_known_residual_standard_deviation(tmp_path, capsys):
+    effect, variance = [0.1, 0.5, -0.2, 0.9, 0.4], [0.02, 0.05, 0.04, 0.03, 0.1]
+    path = write(tmp_path / "trials.csv", {"y": effect, "w": [1.0 / v for v in variance], "trial": list("abcde")})
+    asked = ["fit", path, "y ~ 1 + (1 | trial)", "--weights", "w", "--sigma", "1"]
+    record = json.loads(said(capsys, *asked, "--json"))
+    data = {"y": effect, "w": 1.0 / np.array(variance), "trial": list("abcde")}
+    fit = flc.lmm("y ~ 1 + (1 | trial)", data, weights="w", sigma=1.0).fit()
+    assert record["sigma_known"] is True and record["sigma2"] == 1.0
+    assert record["params"]["Intercept"] == pytest.approx(fit.beta[0])
+    assert "Residual (known)" in said(capsys, *asked)
+
+
 def test_json_has_what_a_fit_knows(growth, capsys):
     record = json.loads(said(capsys, "fit", "orthodont", GROWTH, "--json"), parse_constant=pytest.fail)
     assert record["icc"] == pytest.approx(growth.icc()) and record["r2"] == pytest.approx(growth.r2())

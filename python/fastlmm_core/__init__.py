@@ -17,6 +17,7 @@ from .model import LinearMixedModel, lmm, load, mmrm
 
 if TYPE_CHECKING:
     from . import datasets, plots
+    from .bridges.marginaleffects import marginaleffects_model
     from .bridges.regressor import MixedLMRegressor
     from .bridges.statsmodels import from_statsmodels
     from .design.terms import RandomTerm
@@ -61,6 +62,7 @@ __all__ = [
     "group_mean",
     "lmm",
     "load",
+    "marginaleffects_model",
     "merge",
     "mmrm",
     "plan",
@@ -92,6 +94,7 @@ _LAZY = {
     "fit_each": ".each",
     "from_statsmodels": ".bridges.statsmodels",
     "group_mean": ".formula.group_means",
+    "marginaleffects_model": ".bridges.marginaleffects",
     "merge": ".streams.cross_products",
     "plan": ".streams.plan",
     "plots": ".plots",

@@ -250,6 +250,56 @@ def test_a_known_variance_larger_than_all_variation():
         np.testing.assert_allclose(table.pvalues, chdtrc(table.df_num, table.df_num * table.statistic), rtol=1e-10)
 
 
+ALIKE = {
+    "one row per group": ("y ~ 1 + (1 | each)", 1),
+    "intercept": ("y ~ x + (1 | g)", 1),
+    "slope": ("y ~ x + (x | g)", 2),
+    "crossed": ("y ~ 1 + (1 | g) + (1 | h)", 1),
+    "nested": ("y ~ x + (1 | h/g)", 1),
+}
+
+
+@pytest.mark.parametrize("level", [0.0, 0.3, -7.1, 1e6])
+@pytest.mark.parametrize(("case", "reml"), list(product(ALIKE, [True, False])))
+def test_a_response_that_the_fixed_effects_reproduce(case, reml, level):
+    # estimates that are all alike are a meta-analysis like others: determinants grow with G, so that the optimum is 0
+    formula = ALIKE[case][0]
+    rng = np.random.default_rng(5)
+    d = {"g": np.repeat(np.arange(12), 2), "h": np.repeat(np.arange(4), 6), "each": np.arange(24)}
+    if case == "crossed":
+        d["h"] = np.tile(np.arange(4), 6)
+    d |= {"x": rng.standard_normal(24), "w": rng.uniform(0.3, 3.0, 24)}
+    d["y"] = np.full(24, level) + (0.25 * d["x"] if case == "nested" else 0.0)
+    fit = flc.lmm(formula, d, weights="w", sigma=0.6).fit(reml)
+    fixed = d if "y ~ x" in formula else {name: d[name] for name in d if name != "x"}
+    value, beta, cov = dense(fixed, 0.6, [], [], reml, d["w"])
+    size = max(1.0, abs(level))
+    assert fit.converged and fit.singular and not any(G.any() for G in fit.G.values())
+    assert fit.criterion == pytest.approx(value, abs=1e-9 * size**0.5)
+    assert fit.log_likelihood(reml) == pytest.approx(-0.5 * value, abs=1e-9 * size**0.5)
+    np.testing.assert_allclose(fit.beta, beta, rtol=1e-9, atol=1e-9 * size)
+    np.testing.assert_allclose(fit.cov, cov, rtol=1e-9)
+    if case == "one row per group":
+        # what the criterion is elsewhere, and the limit of the variance where it is 3.84 higher
+        terms = [(d["each"], np.ones((24, 1)))]
+        for theta in (0.3, 1.0, 4.0):
+            there = dense(fixed, 0.6, [np.array([[(0.6 * theta) ** 2]])], terms, reml, d["w"])[0]
+            assert fit.model.evaluate([theta], reml, 0).value == pytest.approx(there, abs=1e-9 * size**0.5)
+        limits = fit.profile(reml=reml).conf_int(0.95)
+        high = float(np.asarray(limits["conf_high"])[list(limits["term"]).index("sd_Intercept|each")])
+        rise = dense(fixed, 0.6, [np.array([[high**2]])], terms, reml, d["w"])[0] - value
+        assert rise == pytest.approx(3.841459, abs=1e-5)
+        table = fit.variance_components(method="wald")
+        assert np.asarray(table["estimate"]).max() == 0.0
+
+
+def test_a_response_that_is_reproduced_where_the_variance_is_not_known():
+    d = {"y": np.full(24, 0.3), "g": np.repeat(np.arange(12), 2), "h": np.tile(np.arange(4), 6)}
+    for formula in ("y ~ 1 + (1 | g)", "y ~ 1 + (1 | g) + (1 | h)"):
+        with pytest.raises(flc.LMMError, match="y is constant"):
+            flc.lmm(formula, d)
+
+
 @pytest.mark.parametrize("ddf", ["satterthwaite", "kenward-roger"])
 def test_degrees_of_freedom_are_those_of_dense_algebra(ddf):
     d = data(6, m=8, q=1)
@@ -346,7 +396,7 @@ def test_predictions_and_comparisons():
     assert test.rows[1].statistic == pytest.approx(without - fit.criterion, abs=1e-8)
     assert [row.n_parameters for row in test.rows] == [3, 2]
     assert 0.0 <= test.rows[1].pvalue <= 1.0 and "exact" not in str(test).lower()
-    assert "known" in str(fit.summary()) and "taken as 0.7" in str(fit.report())
+    assert "known" in str(fit.summary()) and "is known and was held at 0.7" in str(fit.report())
     assert fit.update(". ~ . - x").model.sigma == 0.7
 
 

@@ -57,6 +57,22 @@ def test_two_means_meet_at_the_significant_difference(fit):
     np.testing.assert_allclose(together, 0.5 * (pair.conf_high - pair.conf_low)[0], rtol=1e-4)
 
 
+@pytest.mark.parametrize("transform", ["median", "mean"])
+def test_arrows_on_the_scale_of_the_response(fit, transform):
+    data = fit.model.design.source.table
+    logged = flc.lmm("log(e) ~ dose + (1 | g)", data.assign(e=np.exp(data["y"]))).fit()
+    plain = plots.emmeans(logged.emmeans("dose"), data=True)
+    means = logged.emmeans("dose", transform=transform)
+    table = plots.emmeans(means, data=True)
+    Z = logged.G["g"][0, 0] + logged.sigma2
+    shift = 0.5 * Z * (transform == "mean")
+    for name in ("estimate", "conf_low", "conf_high", "arrow_low", "arrow_high"):
+        np.testing.assert_allclose(table[name], np.exp(plain[name] + shift), rtol=1e-9)
+    assert plots.emmeans(means).get_xlabel() == f"e ({transform})"
+    with_comparison = logged.emmeans("dose", transform=transform, contrasts="pairwise")
+    pd.testing.assert_frame_equal(plots.emmeans(with_comparison, data=True), table)
+
+
 def test_means_are_drawn(fit):
     ax = plots.emmeans(fit.emmeans("dose", by="sex"))
     means = fit.emmeans("dose", by="sex")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from types import SimpleNamespace
 
 import numpy as np
@@ -125,9 +126,26 @@ def test_columns_of_nested_factors_by_name():
     for row in table.itertuples():
         same = data[(data["batch"] == row.batch) & (data["cask"] == row.cask)]
         assert row.observed in set(same["strength"])
-    with pytest.raises(flc.LMMError, match=r"for another column of the data give its values, x=data\['x'\]|"
-                       r"For another column of the data give its values, x=data\['x'\]"):  # fmt: skip
-        plots.trajectories(fit, "x")
+    with pytest.raises(flc.LMMError, match=r"x='cusk' is not a column of the data: did you mean 'cask'\?"):
+        plots.trajectories(fit, "cusk")
+    lost = pickle.loads(pickle.dumps(fit))
+    with pytest.raises(flc.LMMError, match=r"its table is not there.*give its values, x=data\['x'\]"):
+        plots.trajectories(lost, "x")
+
+
+def test_columns_that_the_model_does_not_use():
+    data = flc.datasets.load("orthodont").sample(frac=1.0, random_state=3)
+    data.loc[data.index[5], "distance"] = np.nan
+    fit = flc.lmm("distance ~ age + (age | Subject)", data).fit()
+    table = plots.trajectories(fit, "age", by="Sex", facet="Sex", data=True)
+    named = plots.trajectories(fit, "age", by=data["Sex"], facet=data["Sex"], data=True)
+    pd.testing.assert_frame_equal(table, named)
+    sex = data.drop_duplicates("Subject").set_index("Subject")["Sex"]
+    assert (table["Sex"].to_numpy() == sex.loc[table["Subject"]].to_numpy()).all()
+    # rows that have moved since are not those of the model
+    data.index = data.index[::-1]
+    with pytest.raises(flc.LMMError, match="its table is not there"):
+        plots.trajectories(fit, "age", by="Sex")
 
 
 def test_trajectories_by_arm():

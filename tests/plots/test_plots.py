@@ -112,7 +112,7 @@ def test_other_axes(sleep):
     given = plots.trajectories(sleep, sleep.model.exog[:, 1] * 24.0)
     assert given.get_xlabel() == "x"
     assert line(given, "population").get_xdata().max() == 216.0
-    with pytest.raises(flc.LMMError, match=r"'Day' is not a column of the model: did you mean 'Days'"):
+    with pytest.raises(flc.LMMError, match=r"'Day' is not a column of the data: did you mean 'Days'"):
         plots.trajectories(sleep, "Day")
     with pytest.raises(flc.LMMError, match="3 values"):
         plots.trajectories(sleep, [1.0, 2.0, 3.0])
@@ -423,6 +423,16 @@ def test_power_curve(sleep):
     assert np.isnan(curve.target(0.5)) or f"0.5 at {curve.target(0.5):g} subjects" in legend_texts(ax)
     effects = flc.power_curve(sleep, "Days", along="effect", values=[-8.0, 0.0, 8.0], n_sim=40, seed=1)
     assert plots.power_curve(effects).get_xlabel() == "effect"
+
+
+@pytest.mark.parametrize(("along", "label"), [("subjects", "number of subjects"), ("icc", "intraclass correlation")])
+def test_legend_of_a_power_curve_is_within_the_picture(sleep, along, label):
+    values = [4, 8, 12] if along == "subjects" else [0.3, 0.6, 0.9]
+    ax = plots.power_curve(flc.power_curve(sleep, "Days", along=along, values=values, n_sim=60, seed=1), target=0.7)
+    ax.figure.canvas.draw()
+    box, whole = ax.get_legend().get_window_extent(), ax.figure.bbox
+    assert whole.x0 <= box.x0 and box.x1 <= whole.x1 and box.y1 <= whole.y1
+    assert ax.get_xlabel() == label
 
 
 def test_influence_plot():

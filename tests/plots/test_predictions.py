@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pickle
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -163,12 +165,17 @@ def test_numeric_colours_and_offset(trial):
     np.testing.assert_allclose(points["age"].astype(float), nearest)
 
 
-def test_splines_take_their_data_from_a_frame(trial):
+def test_splines_take_their_data_from_the_table_of_the_model(trial):
     curved = flc.lmm("log ~ bs(age, df=4) + arm + (1 | id)", trial).fit()
-    assert "part" not in plots.effects(curved, "age", data=True).columns
+    for points, expected in (("data", trial["age"]), ("residuals", trial["age"])):
+        table = plots.effects(curved, "age", points=points, data=True)
+        np.testing.assert_array_equal(table[table["part"] == points]["age"], expected)
+    # one from a pickle has lost it
+    lost = pickle.loads(pickle.dumps(curved))
+    assert "part" not in plots.effects(lost, "age", data=True).columns
     with pytest.raises(flc.LMMError, match="frame=data"):
-        plots.effects(curved, "age", points="residuals")
-    table = plots.effects(curved, "age", frame=trial, data=True)
+        plots.effects(lost, "age", points="residuals")
+    table = plots.effects(lost, "age", frame=trial, data=True)
     np.testing.assert_array_equal(table[table["part"] == "data"]["age"], trial["age"])
 
 

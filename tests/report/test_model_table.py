@@ -141,6 +141,25 @@ def test_maketables(pair):
     assert set(summary.__maketables_default_stat_keys__) <= set(summary.__maketables_stat_labels__)
 
 
+def test_a_known_residual_variance_is_said_to_be():
+    data = flc.datasets.load("sleepstudy")
+    known = flc.lmm(fits.SLEEPSTUDY, data, sigma=25.0).fit()
+    smaller = flc.lmm("Reaction ~ 1 + (Days | Subject)", data, sigma=25.0).fit(reml=False)
+    table = flc.table(known, smaller, fits.fitted(fits.SLEEPSTUDY, "sleepstudy"))
+    assert cells(table)["Residual SD"] == ["25 (known)", "25 (known)", "25.59"]
+    assert "25 (known) &" in table.as_latex()
+    assert "Criteria by REML and by ML are not comparable." in table.notes
+    assert "that of the residual is known and was held at 25." in known.report()
+
+
+def test_models_of_other_responses_are_told_apart():
+    data = flc.datasets.load("sleepstudy")
+    logged = flc.lmm("log(Reaction) ~ Days + (Days | Subject)", data).fit()
+    table = flc.table(fits.fitted(fits.SLEEPSTUDY, "sleepstudy"), logged)
+    assert "Models of different responses: their criteria are not comparable." in table.notes
+    assert not any("REML and by ML" in note for note in table.notes)
+
+
 def test_structured_residuals():
     data = pd.read_csv(oracle.REFERENCE / "data" / "fev_full.csv")
     us = flc.lmm("FEV1 ~ ARMCD * AVISIT", data, residual="us(AVISIT | USUBJID)").fit()

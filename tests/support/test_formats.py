@@ -42,13 +42,18 @@ def test_markdown_is_read_back():
 
 def test_latex_cells():
     lines = Page(NASTY).as_latex().splitlines()
-    assert lines[0] == r"\begin{tabular}{lrrr}"
+    assert lines[0] == r"\noindent\begin{tabular}{lrrr}"
     assert lines[2] == r" & a\textbar{}b & \multicolumn{2}{c}{95\% CI} \\"
     assert lines[4] == r"x\_1 \& y & $-1.5$ & $<0.001$ & $2.5 \times 10^{-7}$ \\"
     assert lines[5] == r"\textasciitilde{}\{z\}\textasciicircum{}2\textbackslash{} & (0.31) & [$-1.2$, 3.4] & nan \\"
     assert lines[-2:] == [r"\bottomrule", r"\end{tabular}"]
     ruled = Page(Cells(None, [["a", "1"], ["b", "2"]], 1, (1,))).as_latex().splitlines()
     assert ruled[1:5] == [r"\toprule", r"a & 1 \\", r"\midrule", r"b & 2 \\"]
+
+
+def test_parts_in_latex_stand_apart_and_flush_left():
+    parts = Page(Line("T", "title"), NASTY, NASTY, "note").as_latex().split("\n\n\\smallskip\n")
+    assert len(parts) == 4 and all(part.startswith((r"\noindent", r"\par\noindent")) for part in parts)
 
 
 @pytest.mark.parametrize("text", ["plain", "50 % & more", "a_b^c", "{x}", "C:\\dir", "#1 $2", "a < b > c | d ~"])

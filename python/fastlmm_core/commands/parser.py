@@ -91,6 +91,8 @@ def _data(one: argparse.ArgumentParser, formulas: int) -> None:
     one.add_argument("--ml", action="store_true", help="maximum likelihood instead of REML")
     one.add_argument("--weights", metavar="COL", help="column of prior weights: residual variance sigma^2 / weights")
     one.add_argument("--offset", metavar="COL", help="column of the known part of the mean")
+    one.add_argument("--sigma", type=float, help="residual standard deviation where it is known, e.g. 1 where weights "
+                                                 "are 1/variance, in a meta-analysis")  # fmt: skip
     one.add_argument("--residual", metavar="TERM", help='structure of the residuals, e.g. "ar1(week | patient)"')
     one.add_argument("--decimal", choices=(".", ","), default=".", help="in the numbers of CSV (default: %(default)s)")
     one.add_argument("--na", action="append", default=[], metavar="TEXT",

@@ -55,6 +55,7 @@ def fit_record(result: LMMResult, level: float, ddf: Ddf) -> dict[str, Any]:
         },
         "theta": result.theta,
         "sigma2": result.sigma2,
+        "sigma_known": model.sigma is not None,
         "G": result.G,
         "variance_components": _or_why_not(lambda: rows_record(result.variance_components(level, method="wald"))),
         "random_effects": {

@@ -67,7 +67,9 @@ def _read(name: str, options: argparse.Namespace) -> Any:
 
 
 def _model(formula: str, data: Any, options: argparse.Namespace) -> LinearMixedModel:
-    return lmm(formula, data, weights=options.weights, offset=options.offset, residual=options.residual)
+    return lmm(
+        formula, data, weights=options.weights, offset=options.offset, residual=options.residual, sigma=options.sigma
+    )
 
 
 def _said(result: LMMResult, text: Any, record: Any, as_json: bool) -> int:

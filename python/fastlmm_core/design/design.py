@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from ..covariance.parameters import Block, CovarianceStructure
 from ..errors import LMMError
 from ..support.types import Array
-from ..tables.columns import native_frame
+from ..tables.columns import Table, native_frame
 from ..tables.rows import CallerRows
 from .grouping import Codes, Factor, Grouping, group_codes
 from .residual import ResidualPart
@@ -166,6 +166,14 @@ class Design:
         if lost:
             raise LMMError(f"a model from a pickle or a file has lost {' and '.join(lost)}; make it with lmm() anew")
         return Source(data, options)
+
+    def source_table(self) -> Table | None:
+        """The caller's table, where there is one that still has the rows of which the design was made."""
+        if self.source is None:
+            return None
+        table, index = Table(self.source.table), self.index
+        moved = table.library == "pandas" and index is not None and not index.equals(table.index)
+        return None if moved or table.n_rows != self.caller_rows.count else table
 
     def count(self, groupings: tuple[Grouping, ...]) -> None:
         """Keep the grouping factors as counted by whoever read the rows first."""

@@ -56,7 +56,7 @@ def problem_of(design: Design, y: Array | None, given: bool = False) -> tuple[Pr
     if len(part.codes) == 1:
         problem, grouping = condition(
             y, design.exog, part.Z, part.codes[0], design.weights, offset, part.structure, part.columns, given,
-            design.sigma is not None,
+            design.sigma,
         )  # fmt: skip
         return problem, (grouping,)
     from .crossed.problem import Factor
@@ -65,9 +65,7 @@ def problem_of(design: Design, y: Array | None, given: bool = False) -> tuple[Pr
         Factor(part.columns_of(span), read.codes, read.n_slots, read.name, part.columns[span])
         for read, span in zip(part.codes, part.spans, strict=True)
     ]
-    found = condition_factors(
-        y, design.exog, factors, design.weights, offset, part.structure, given, design.sigma is not None
-    )
+    found = condition_factors(y, design.exog, factors, design.weights, offset, part.structure, given, design.sigma)
     return found, tuple(Grouping(read) for read in part.codes)
 
 
@@ -79,7 +77,7 @@ def condition_factors(
     offset: Array | None,
     structure: CovarianceStructure,
     given: bool = False,
-    known: bool = False,
+    sigma: float | None = None,
 ) -> CrossedProblem:
     """Cross-products of a model with several grouping factors, conditioned.
 
@@ -94,8 +92,9 @@ def condition_factors(
     given : bool
         Whether the parameters are: then only values that are not finite are refused, and y may be 0 throughout, for a
         design without a response.  So that r^2 is positive whatever y is, n is added to y_o'y_o.
-    known : bool
-        Whether the residual variance is, so that what is not identified beside it is told when G is estimated.
+    sigma : float, optional
+        Residual standard deviation where it is known: what is not identified beside it is told when G is estimated, and
+        any response will do.
 
     Raises
     ------
@@ -112,11 +111,11 @@ def condition_factors(
     for f, code in zip(factors, codes, strict=True):
         _check_codes(code, f.m, f.name)
     # what restricts a covariance may identify parameters that a free one does not: told when they are estimated
-    if len(y) >= QUICK_FROM and not (given or known or structure.restricted):
+    if len(y) >= QUICK_FROM and not (given or sigma is not None or structure.restricted):
         quick = condition_chain(y, X, factors, codes, weights, offset, structure)
         if quick is not None:
             return quick
-    return condition_crossed(y, X, factors, codes, weights, offset, structure, given, known)
+    return condition_crossed(y, X, factors, codes, weights, offset, structure, given, sigma)
 
 
 def _check_codes(codes: Index, m: int, name: str) -> None:

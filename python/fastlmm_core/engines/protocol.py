@@ -237,6 +237,10 @@ class LinearProblem(Problem, Protocol):
     def criterion(self, columns: Array | None = None) -> LinearEngine:
         """An engine; `columns` (r + 1, k): take [X y] columns for [X y]."""
 
+    @property
+    def alone(self) -> float:
+        """Part of y_o'y_o that is not the data's."""
+
     def pilot(self) -> LinearEngine | None:
         """The engine of a part of the data, where that is a good start for all."""
 

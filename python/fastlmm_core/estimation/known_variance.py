@@ -12,6 +12,9 @@ c_k = -(d r^2 / d G^_k) / r^2 and -T the second derivatives of log|V|, by REML o
     d_kl = rho d_p,kl + (rho - 1) T_kl + rho nu c_k c_l
 
 (from d_p,kl = -T_kl + (nu / r^2) r2_kl - nu c_k c_l).  All is in the units of the conditioned problem.
+
+Where X reproduces y, r^2 is zero whatever G^ is, and d is a sum of log-determinants that grow with G^: the optimum is
+G^ = 0.  Engines need r^2 > 0; the problem has added a constant to it (`alone`), which adds `alone` / s^2 to d.
 """
 
 from __future__ import annotations
@@ -23,7 +26,7 @@ import numpy as np
 from .. import kernels
 from ..covariance.effects.loadings import loadings_of
 from ..covariance.parameters import vech_positions
-from ..engines.protocol import LinearEngine, LinearProblem, Problem
+from ..engines.protocol import LinearEngine, LinearProblem
 from ..engines.starts import other_starts
 from ..errors import LMMError
 from ..kernels.records import ConditionedRows
@@ -47,7 +50,7 @@ class KnownVariance(ScriptedObjective):
     ----------
     inner : LinearEngine
         Of the profiled criterion.
-    problem : Problem
+    problem : LinearProblem
     sigma : float
         Residual standard deviation (of an observation of weight 1), in the caller's units.
     """
@@ -58,9 +61,10 @@ class KnownVariance(ScriptedObjective):
     # nothing is divided by r^2, so that none of its digits count
     remainder = 1.0
 
-    def __init__(self, inner: LinearEngine, problem: Problem, sigma: float) -> None:
+    def __init__(self, inner: LinearEngine, problem: LinearProblem, sigma: float) -> None:
         self.inner, self.structure = inner, problem.structure
         self.variance = (sigma / problem.scale) ** 2
+        self.alone = problem.alone
         self._sizes = problem.n, problem.n - problem.rank
         self._turn: Array | None = None
         self.n_evaluations = 0
@@ -94,6 +98,7 @@ class KnownVariance(ScriptedObjective):
         nu = self.nu
         rho = r2 / (nu * self.variance)
         value = profiled + nu * (rho - 1.0 - log(rho)) if isfinite(profiled) and rho > 0.0 else np.inf
+        value -= self.alone / self.variance
         noise = 4.0 * EPS * (self._sizes[0] * (1.0 + rho) + abs(value))
         if not order or not isfinite(value):
             return value, noise, None, None
@@ -148,7 +153,9 @@ class KnownVariance(ScriptedObjective):
         return self.inner.solve(v, rows)
 
     def starts(self, problem: LinearProblem) -> list[Array]:
-        """Theta from moments of the data, and from smaller and larger variances."""
+        """Theta from moments of the data, and from smaller and larger variances; zero where that is the optimum."""
+        if self.alone:
+            return [np.zeros(self.structure.n_parameters)]
         starts = [problem.start(self.inner), *other_starts(self.structure, problem.levels, problem.n)]
         return [start for start in starts if isfinite(self.evaluate(start, 0)[0])]
 

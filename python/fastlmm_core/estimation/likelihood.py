@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, cast
 
 import numpy as np
 
-from ..engines.protocol import Engine, Solution
+from ..engines.protocol import Engine, Solution, linear_problem
 from ..engines.scaling import criterion_constant
 from ..kernels.records import ConditionedRows
 from ..support.types import Array
@@ -126,8 +126,9 @@ def _log_det(fit: AtParameters) -> float:
     nu = fit.model.problem.n - fit.model.problem.rank if reml else fit.model.problem.n
     variance, quotient = r2 / nu, float(nu)
     if fit.model.sigma is not None and fit.optimum.method != STATED:
-        variance = (fit.model.sigma / fit.model.problem.scale) ** 2
-        quotient = r2 / variance
+        problem = linear_problem(fit.model.problem)
+        variance = (fit.model.sigma / problem.scale) ** 2
+        quotient = (r2 - problem.alone) / variance
     value -= nu * float(np.log(2.0 * np.pi * variance)) + quotient
     return value - 2.0 * float(np.sum(np.log(np.diag(chol)))) if reml else value
 

@@ -19,7 +19,7 @@ from ..design.residual import ResidualPart
 from ..design.streamed import StreamedDesign, refuse_rows
 from ..design.terms import RandomPart
 from ..engines.choose import problem_of
-from ..engines.protocol import Engine, Problem, linear_engine
+from ..engines.protocol import Engine, Problem, linear_engine, linear_problem
 from ..engines.scaling import criterion_offset
 from ..errors import LMMError
 from ..support.arguments import checked
@@ -305,7 +305,7 @@ class Model:
             return engine
         from .known_variance import KnownVariance
 
-        return KnownVariance(linear_engine(engine), self.problem, self.sigma)
+        return KnownVariance(linear_engine(engine), linear_problem(self.problem), self.sigma)
 
     @property
     def n_covariance_parameters(self) -> int:

@@ -39,7 +39,7 @@ from ..errors import LMMError
 from ..estimation.refinement import solved
 from ..estimation.whitening import rows_covariance
 from ..support.types import Array, Index
-from ..tables.columns import Column, Table
+from ..tables.columns import Column
 from .options import check_vcov
 
 if TYPE_CHECKING:
@@ -330,15 +330,13 @@ def _labels(result: Fit, cluster: Any) -> tuple[str, Index]:
                 f"cluster={cluster!r} is not a grouping factor ({names}), and there is no table of which it could be a "
                 "column (the model is from arrays, a pickle or a file): give the label of each row instead"
             )
-        table = Table(design.source.table)
-        shown, column = repr(cluster), table.column(cluster, "`cluster`")
-        rows, index = design.caller_rows.used, design.index
-        moved = table.library == "pandas" and index is not None and not index.equals(table.index)
-        if moved or len(column) != design.caller_rows.count:
+        table = design.source_table()
+        if table is None:
             raise LMMError(
-                f"{column.title}: the table has other rows, or another order of rows, than the "
+                f"cluster={cluster!r}: the table has other rows, or another order of rows, than the "
                 f"{design.caller_rows.count} of which the model was made; give the label of each row instead"
             )
+        shown, column, rows = repr(cluster), table.column(cluster, "`cluster`"), design.caller_rows.used
     else:
         shown, rows = "given labels", None
         column = Column("`cluster`", design.caller_rows.values(cluster, "cluster"))

@@ -1,7 +1,8 @@
-"""Columns of the data by name, as far as a model still holds them.
+"""Columns of the data by name.
 
-A model keeps its design and not the caller's table.  From the design follow numeric variables that are a column of X or
-Z, factors by the columns of their main effects in whatever coding, and the columns that make the grouping factors.
+From the design follow numeric variables that are a column of X or Z, factors by the columns of their main effects in
+whatever coding, and the columns that make the grouping factors.  Others are in the caller's table, to which a model
+from a formula holds a reference; one from a pickle or a file has lost it.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from ..tables.columns import Table
 if TYPE_CHECKING:
     from ..estimation.model import Model
 
-__all__ = ["column_names", "data_column", "held_column"]
+__all__ = ["column_names", "data_column", "held_column", "known_column"]
 
 Array = NDArray[Any]
 
@@ -60,6 +61,15 @@ def held_column(model: Model, name: str) -> Array | None:
     return None
 
 
+def known_column(model: Model, name: str) -> Array | None:
+    """A column from the design, or else from the table that the model was made of (n,); None where neither has it."""
+    found = held_column(model, name)
+    table = None if found is not None else model.design.source_table()
+    if table is None or name not in table.names:
+        return found
+    return np.asarray(table.column(name).raw)[model.design.caller_rows.positions]
+
+
 def data_column(model: Model, given: Any, argument: str, frame: Any = None) -> tuple[Array, str]:
     """A column of the data by name, or given row by row, over the rows used (n,), and its name.
 
@@ -75,7 +85,7 @@ def data_column(model: Model, given: Any, argument: str, frame: Any = None) -> t
     if frame is not None:
         table = Table(frame, "frame")
         return np.asarray(rows.values(table.column(given).raw, "frame")), given
-    found = held_column(model, given)
+    found = known_column(model, given)
     if found is not None:
         return found, given
     names = column_names(model)
@@ -84,9 +94,13 @@ def data_column(model: Model, given: Any, argument: str, frame: Any = None) -> t
             f"{argument}={given!r}: the design does not hold this column as it is in the data; give its values, "
             f"{argument}=data[{given!r}]"
         )
+    table = model.design.source_table()
+    if table is not None:
+        known = dict.fromkeys([*names, *table.names])
+        raise LMMError(f"{argument}={given!r} is not a column of the data: {near(given, known)}")
     raise LMMError(
-        f"{argument}={given!r} is not a column of the model: {near(given, names)} For another column of the data give "
-        f"its values, {argument}=data[{given!r}]"
+        f"{argument}={given!r} is not a column of the model, and its table is not there: {near(given, names)}; for "
+        f"another column of the data give its values, {argument}=data[{given!r}]"
     )
 
 

@@ -104,7 +104,8 @@ def emmeans(
     ax.set_yticks(place, [", ".join(map(str, row)) for row in zip(*means.labels.values(), strict=True)] or ["all"])
     ax.set_ylim(place.max() + 0.7, -0.7)
     ax.set_ylabel(", ".join(means.labels))
-    ax.set_xlabel(f"estimate ({means.result.model.response_name})")
+    scale = means.scale
+    ax.set_xlabel(f"estimate ({means.result.model.response_name})" if scale is None else f"{scale.name} ({scale.what})")
     plain(ax)
     legend_above(ax)
     return ax
@@ -118,15 +119,17 @@ def _arrows(means: MarginalMeans, adjust: str | None) -> tuple[Array, Array, boo
     sizes = {len(rows) for rows in families}
     if len(sizes) != 1 or max(sizes) < 2 or count > ROWS:
         return low, high, True
-    pairs = means.contrast("pairwise", adjust)
+    # differences are compared on the scale of the model; what overlaps there overlaps on that of the response
+    scale, linear = means.scale, means.untransformed()
+    pairs = linear.contrast("pairwise", adjust)
     half = 0.5 * (pairs.conf_high - pairs.conf_low).reshape(len(families), -1)
     faithful = True
     for rows, critical in zip(families, half, strict=True):
-        left, right, told = _lengths(means.estimate[rows], critical)
-        low[rows] = means.estimate[rows] - left
-        high[rows] = means.estimate[rows] + right
+        left, right, told = _lengths(linear.estimate[rows], critical)
+        low[rows] = linear.estimate[rows] - left
+        high[rows] = linear.estimate[rows] + right
         faithful = faithful and told
-    return low, high, faithful
+    return (low, high, faithful) if scale is None else (scale.back(low), scale.back(high), faithful)
 
 
 def _lengths(estimate: Array, critical: Array) -> tuple[Array, Array, bool]:

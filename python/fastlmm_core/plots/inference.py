@@ -264,6 +264,16 @@ def bootstrap_density(
     return axes
 
 
+_ALONG = {
+    "effect": "effect",
+    "observations": "observations per group",
+    "icc": "intraclass correlation",
+    "missing": "share of rows missing",
+    "dropout": "share that drops out",
+}
+"""What axes of power curves are called that count no levels."""
+
+
 @checked
 def power_curve(curve: PowerCurveLike, *, target: float | None = 0.8, ax: Any = None, data: bool = False) -> Any:
     """Power along a design or an effect, with the exact intervals of the simulations.
@@ -301,13 +311,13 @@ def power_curve(curve: PowerCurveLike, *, target: float | None = 0.8, ax: Any = 
     if data:
         columns = {curve.along: curve.values, "power": curve.power, "conf_low": curve.conf_low}
         return tidy(_library(curve), [("curve", {**columns, "conf_high": curve.conf_high})])
-    ax = own_axes(ax, (5.6, 4.0))
+    ax = own_axes(ax, (6.4, 4.2))
     values = np.asarray(curve.values, dtype=float)
     order = np.argsort(values)
     first = curve.results[0]
     ax.fill_between(
         values[order], curve.conf_low[order], curve.conf_high[order], color=SKY, alpha=0.35, linewidth=0,
-        label="95 % interval of the simulation",
+        label="95 % interval",
     )  # fmt: skip
     ax.plot(values[order], curve.power[order], color=BLUE, marker="o", markersize=4.5, linewidth=1.8, label="power")
     one_sign = not values.min() < 0.0 < values.max()
@@ -315,12 +325,10 @@ def power_curve(curve: PowerCurveLike, *, target: float | None = 0.8, ax: Any = 
         ax.axhline(target, color=BLACK, linewidth=0.9, linestyle="--")
         at = curve.target(target) if one_sign else float("nan")
         if np.isfinite(at):
-            unit = "" if curve.along == "effect" else f" {curve.along}"
-            text = f"{target:g} at {at:.4g}{unit}"
+            text = f"{target:g} at {at:.4g}" + ("" if curve.along in _ALONG else f" {curve.along}")
             ax.vlines(at, 0.0, target, color=VERMILLION, linewidth=1.4, linestyle="-.", label=text)
     ax.set_ylim(0.0, 1.03)
-    label = "effect" if curve.along == "effect" else f"number of {curve.along}"
-    ax.set_xlabel(label if curve.along != "observations" else "observations per group")
+    ax.set_xlabel(_ALONG.get(curve.along, f"number of {curve.along}"))
     ax.set_ylabel(f"power ({first.test}, {first.method}, α = {first.alpha:g})")
     plain(ax)
     legend_above(ax)

@@ -10,7 +10,7 @@ from ..diagnostics.residuals import residuals
 from ..formula.coding import fixed_terms
 from ..formula.specification import Numbers
 from ..support.arguments import checked
-from ._columns import held_column
+from ._columns import held_column, known_column
 from ._style import LEGEND_COLUMNS, SERIES, new_axes
 from .predictions import effects
 from .random_effects import caterpillar, shrinkage
@@ -103,7 +103,7 @@ def _data_and_fit(result: Fit, x: str | None, by: str | None, ax: Any = None, da
     if _varies_within(model, chosen):
         return trajectories(result, chosen, by=color, ax=ax, data=data)
     shown = [name for name in (chosen, color) if name is not None]
-    held = all(held_column(model, name) is not None for name in shown)
+    held = all(known_column(model, name) is not None for name in shown)
     return effects(result, chosen, color, points="data" if held else None, ax=ax, data=data)
 
 

@@ -20,7 +20,7 @@ from ..prediction.predict import predicted
 from ..support.arguments import checked
 from ..support.distributions import quantile
 from ..support.types import Array
-from ._columns import data_column, held_column
+from ._columns import data_column, known_column
 from ._style import GREY, SAMPLE, SERIES, grid, legend_above, own_axes, plain, pyplot, sample, tidy
 
 if TYPE_CHECKING:
@@ -247,7 +247,7 @@ def _variables(result: Fit, x: str, by: str | None, facet: str | None, at: Mappi
 
 def _typical(result: Fit, name: str, known: Numbers) -> list[float]:
     """Mean and a standard deviation to both sides of a numeric variable, inside its range; or what values it has."""
-    held = held_column(result.model, name)
+    held = known_column(result.model, name)
     if held is None:
         return [known.low, known.mean, known.high]
     different = np.unique(held)
@@ -299,10 +299,10 @@ def _behind(result: Fit, wanted: _Wanted, at: Mapping[str, Any], points: str, fr
     not drawn are left out.
     """
     model = result.model
-    if frame is None and any(held_column(model, name) is None for name in wanted.names):
+    if frame is None and any(known_column(model, name) is None for name in wanted.names):
         if points == "data":
             return {}
-        name = next(name for name in wanted.names if held_column(model, name) is None)
+        name = next(name for name in wanted.names if known_column(model, name) is None)
         raise LMMError(f"points='residuals': the design does not hold {name!r} as it is in the data; give frame=data")
     found = [data_column(model, name, name, frame)[0] for name in wanted.names]
     place: list[NDArray[np.intp]] = []

@@ -256,8 +256,9 @@ def fixed_fields(p: int, x: ConditionedX, coefficients: Array) -> dict[str, Any]
 
 
 def condition_y(
-    y: Array, x: ConditionedX, x_o: Array, weights: Array | None, offset: Array | None, given: bool = False
-) -> tuple[Array, float, Array]:
+    y: Array, x: ConditionedX, x_o: Array, weights: Array | None, offset: Array | None, given: bool = False,
+    sigma: float | None = None,
+) -> tuple[Array, float, Array]:  # fmt: skip
     """The response less what X explains of it, weighted and scaled to unit variance.
 
     Parameters
@@ -268,6 +269,8 @@ def condition_y(
     weights, offset : (n,) arrays or None
     given : bool
         Whether the parameters are, so that any response will do.
+    sigma : float, optional
+        Residual standard deviation where it is known: any response will do, and is divided by it where X reproduces it.
 
     Returns
     -------
@@ -282,7 +285,8 @@ def condition_y(
     LMMError
         For a response that is constant, or that X reproduces.
     """
-    if (y == y[0]).all() and not given:
+    takes_all = given or sigma is not None
+    if (y == y[0]).all() and not takes_all:
         raise LMMError("y is constant: there is nothing to model; check that the right column is the response")
     # the residual of y, twice: the second pass takes out what rounding has left of X in the first
     rest = np.array(y if offset is None else y - offset)
@@ -300,9 +304,11 @@ def condition_y(
         beta_o += change
     squares = float(rest @ rest)
     if not squares > 1e-30 * before:
-        if not given:
+        if not takes_all:
             raise LMMError("y is reproduced exactly by the fixed effects: there is no variation left to model")
         squares = before if before > 0.0 else float(len(y))
+        if sigma is not None and not given:
+            squares = len(y) * sigma**2
     scale = sqrt(squares / len(y))
     return rest / scale, scale, shift + x.turn @ beta_o
 

@@ -70,12 +70,15 @@ class _Column(NamedTuple):
         Everything else, as it is shown.
     said : str
         How tests are made.
+    known : bool
+        Whether the residual standard deviation is known, not estimated.
     """
 
     coefficients: dict[str, dict[str, float]]
     components: dict[str, float]
     facts: dict[str, str]
     said: str
+    known: bool = False
 
 
 @checked
@@ -151,7 +154,7 @@ class ModelTable(Shown):
                 below.append(under)
             fixed += [above, below]
         random = []
-        shown = [_components(column.components) for column in self._columns]
+        shown = [_components(column) for column in self._columns]
         names = _union(shown)
         terms = list(dict.fromkeys(_term(name) for name in names))
         # what belongs to one term stands together, and the residual last
@@ -220,12 +223,13 @@ def _place(fact: str) -> int:
     return next((i for i, start in enumerate(_FACTS) if fact.startswith(start)), len(_FACTS))
 
 
-def _components(found: dict[str, float]) -> dict[str, str]:
+def _components(column: _Column) -> dict[str, str]:
     """Cells of standard deviations and correlations."""
-    return {
+    shown = {
         name: ("." if np.isnan(value) else f"{value:.3f}") if ": Cor " in name else f"{value:.4g}"
-        for name, value in found.items()
+        for name, value in column.components.items()
     }
+    return shown | ({_RESIDUAL: f"{shown[_RESIDUAL]} (known)"} if column.known else {})
 
 
 # ---- from fits -----------------------------------------------------------------------------------
@@ -328,7 +332,8 @@ def _column(result: Fit, level: float, options: tuple[Any, ...]) -> _Column:
     facts |= _sizes(result) | _explained(result)
     if result.stated is None:
         facts |= {"AIC": f"{result.aic:.1f}", "BIC": f"{result.bic:.1f}", "Log-likelihood": f"{result.llf:.1f}"}
-    return _Column(coefficients, components, facts, method(ddf, vcov, "" if robust is None else robust.clusters))
+    return _Column(coefficients, components, facts, method(ddf, vcov, "" if robust is None else robust.clusters),
+                   model.sigma is not None)  # fmt: skip
 
 
 def _pooled_column(pooled: PooledResult, level: float) -> _Column:
@@ -369,6 +374,10 @@ def _warnings(results: Sequence[Any], titles: Sequence[str]) -> Iterator[str]:
     fits = [(title, r) for title, r in zip(titles, results, strict=True) if isinstance(r, Fit)]
     if len({r.nobs for _, r in fits}) > 1:
         yield "Models of different rows: their criteria are not comparable."
+    elif len({r.model.response_name for _, r in fits}) > 1:
+        yield "Models of different responses: their criteria are not comparable."
+    if len({r.reml for _, r in fits if r.stated is None}) > 1:
+        yield "Criteria by REML and by ML are not comparable."
     if len({r.model.exog_names for _, r in fits if r.reml}) > 1:
         yield "Criteria by REML are comparable between models with the same fixed effects only."
     bad = [title for title, r in fits if not r.converged]

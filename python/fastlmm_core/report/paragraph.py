@@ -171,8 +171,8 @@ def _variances(result: Fit) -> Iterator[str]:
             text += f" with correlation{'s' * (len(pairs) > 1)} {_listed(pairs)}"
         parts.append(text)
     structured = model.residual is not None
-    taken = "" if model.sigma is None else "taken as "
-    residual = "" if structured else f"; that of the residual was {taken}{result.sigma:.4g}"
+    was = "was" if model.sigma is None else "is known and was held at"
+    residual = "" if structured else f"; that of the residual {was} {result.sigma:.4g}"
     if parts:
         many = len(model.exog_re_names) > 1
         verb = "s of the random effects were" if many else " of the random effect was"

@@ -91,7 +91,7 @@ def latex_of(parts: Iterable[Part]) -> str:
         _latex_table(part) if isinstance(part, Cells) else _line(part, _LATEX, latex_text(_text(part)))
         for part in parts
     ]
-    return "\n\n".join(made) + "\n"
+    return "\n\n\\smallskip\n".join(made) + "\n"
 
 
 # ---- Markdown ------------------------------------------------------------------------------------
@@ -167,7 +167,7 @@ def _latex_header(header: Sequence[str]) -> str:
 
 def _latex_table(table: Cells) -> str:
     width = len(table.rows[0]) if table.rows else len(table.header or [])
-    lines = [rf"\begin{{tabular}}{{{'l' * table.left}{'r' * (width - table.left)}}}", r"\toprule"]
+    lines = [rf"\noindent\begin{{tabular}}{{{'l' * table.left}{'r' * (width - table.left)}}}", r"\toprule"]
     if table.header is not None:
         lines += [_latex_header(table.header), r"\midrule"]
     for i, row in enumerate(table.rows):

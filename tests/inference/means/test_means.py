@@ -542,22 +542,23 @@ def test_refuses_arrays_and_other_slopes(rng):
 
 def test_marginaleffects():
     me = pytest.importorskip("marginaleffects")
-    polars = pytest.importorskip("polars")
-    if int(polars.__version__.split(".")[0]) >= 2:
-        pytest.skip("marginaleffects 0.6 does not work with polars 2")
-    from fastlmm_core.inference.means.marginaleffects import marginaleffects_model
-
     formula = "angle ~ recipe * heat + x + (1 | batch)"
     for ddf, offset in (("normal", None), ("kenward-roger", "temp")):
         result = flc.lmm(formula, unbalanced(), offset=offset).fit()
-        model = marginaleffects_model(result, unbalanced(), ddf)
+        model = flc.marginaleffects_model(result, unbalanced(), ddf)
         grid = me.datagrid(model=model, recipe=["A", "B", "C"], heat=["low", "mid", "top"])
         found = me.predictions(model, newdata=grid).sort("heat", "recipe")
         expected = emmeans(result, ["recipe", "heat"], ddf=ddf)
         np.testing.assert_allclose(found["estimate"], expected.estimate, rtol=1e-5)
         np.testing.assert_allclose(found["std_error"], expected.std_error, rtol=1e-4)
     with pytest.raises(flc.LMMError, match="ddf="):
-        marginaleffects_model(result, unbalanced(), "satterthwaite")
+        flc.marginaleffects_model(result, unbalanced(), "satterthwaite")
+    trends = fitted("angle ~ recipe * x + (1 | batch)")
+    found = me.avg_slopes(flc.marginaleffects_model(trends), variables="x", by="recipe").sort("recipe")
+    expected = slopes(trends, "x", "recipe", ddf="normal")
+    np.testing.assert_allclose(found["estimate"], expected.estimate, rtol=1e-5)
+    # its slopes are differences of predictions
+    np.testing.assert_allclose(found["std_error"], expected.std_error, rtol=2e-3)
 
 
 # ---- contrasts of contrasts --------------------------------------------------------------------

@@ -110,6 +110,9 @@ class CrossedProblem:
         Z'[X y] (n_slots, k) and [X y]'[X y] (k, k) of the conditioned columns.
     z_map, x_map, beta_base, scale, kept, log_constant, log_jacobian
         As in `design.Problem`; z_map is block diagonal.
+    alone : float
+        Part of y_o'y_o that is not the data's: n where X reproduces a response whose residual variance is known, so
+        that r^2 is positive; otherwise 0.
     """
 
     n: int
@@ -132,6 +135,7 @@ class CrossedProblem:
     log_jacobian: float
     saturated: bool = False
     outside: int = 0
+    alone: float = 0.0
 
     @property
     def rank(self) -> int:
@@ -313,7 +317,7 @@ def condition_crossed(
     offset: Array | None,
     structure: CovarianceStructure,
     given: bool = False,
-    known: bool = False,
+    sigma: float | None = None,
 ) -> CrossedProblem:
     """`engines.choose.condition_factors` by elimination of the levels, whatever the factors are.
 
@@ -321,7 +325,7 @@ def condition_crossed(
     ----------
     codes : list of (n,) intp arrays
         Level of each row, 0 to m - 1, of each factor.
-    y, X, factors, weights, offset, structure, given, known
+    y, X, factors, weights, offset, structure, given, sigma
         As there.
 
     Raises
@@ -332,10 +336,10 @@ def condition_crossed(
     numpy_blas()
     n = len(y)
     # what restricts a covariance may identify parameters that a free one does not: told when they are estimated
-    unchecked = given or known or structure.restricted
+    unchecked = given or sigma is not None or structure.restricted
     refuse_non_finite(y, X, np.concatenate([f.Z for f in factors], axis=1), weights, offset)
     x, x_o = condition_x(X, weights)
-    rest, scale, coefficients = condition_y(y, x, x_o, weights, offset, given)
+    rest, scale, coefficients = condition_y(y, x, x_o, weights, offset, given, sigma)
     xy = np.column_stack([x_o, rest])
 
     Z: list[Array] = []
@@ -359,11 +363,12 @@ def condition_crossed(
         GroupedColumns(rows, code, f.m, f.name, f.column_names) for f, rows, code in zip(factors, Z, codes, strict=True)
     ]
     gram = xy.T @ xy
-    if given:
-        gram[-1, -1] += n
+    # what is left of a response that X does not reproduce has unit variance
+    alone = float(n) if sigma is not None and not given and gram[-1, -1] < 0.5 * n else 0.0
+    gram[-1, -1] += n if given else alone
     log_weights = 0.0 if weights is None else float(np.sum(np.log(weights)))
     fields = {
-        "gram": gram, "z_map": z_map, "scale": scale,
+        "gram": gram, "z_map": z_map, "scale": scale, "alone": alone,
         **problem_fields(n, X.shape[1], [f.m for f in factors], log_weights, structure, x, coefficients),
     }  # fmt: skip
     return crossed_problem(grouped, xy, fields, unchecked, lambda i: factors[i].Z)

@@ -60,7 +60,7 @@ def condition(
     structure: CovarianceStructure,
     z_names: Sequence[str] | None = None,
     given: bool = False,
-    known: bool = False,
+    sigma: float | None = None,
 ) -> tuple[OneFactorProblem, Grouping]:
     """Cross-products of a model, conditioned.
 
@@ -75,8 +75,9 @@ def condition(
     given : bool
         Whether the parameters are: then only values that are not finite are refused, and y may be 0 throughout, for a
         design without a response.  So that r^2 is positive whatever y is, n is added to y_o'y_o.
-    known : bool
-        Whether the residual variance is, so that what is not identified beside it is told when G is estimated.
+    sigma : float, optional
+        Residual standard deviation where it is known: what is not identified beside it is told when G is estimated, and
+        any response will do.
 
     Returns
     -------
@@ -94,10 +95,10 @@ def condition(
     quick = len(y) <= AT_ONCE and structure.one_full and X.shape[1] < kernels.MANY - 1 and not given
     found = _at_once(rows, structure) if quick else None
     if found is None:
-        problem, present = condition_rows(ArrayRows(rows), structure, groups.name, z_names, given, None, known)
+        problem, present = condition_rows(ArrayRows(rows), structure, groups.name, z_names, given, None, sigma)
     else:
         problem, present = found.problem, found.present
-        if not known and (found.exact or not found.free):
+        if sigma is None and (found.exact or not found.free):
             _refuse_what_cannot_be_fitted(found, ArrayRows(rows), groups.name, z_names)
     return problem, Grouping(groups, present)
 
@@ -109,7 +110,7 @@ def condition_rows(
     z_names: Sequence[str] | None = None,
     given: bool = False,
     columns: RowColumns | None = None,
-    known: bool = False,
+    sigma: float | None = None,
 ) -> tuple[OneFactorProblem, NDArray[np.intp] | None]:
     """`condition` for rows from anywhere.
 
@@ -123,7 +124,7 @@ def condition_rows(
         See `condition`.
     columns : RowColumns, optional
         Shifts and scales to begin with; by default those that the first rows tell.
-    known
+    sigma
         See `condition`.
 
     Returns
@@ -140,12 +141,15 @@ def condition_rows(
         lambda gram, n, _: (np.eye(structure.q), 1.0) if given else _z_rotation(gram, n, structure),
         lambda triangle, n: z_preconditioner(triangle, n, structure),
         given,
+        sigma=sigma,
     )
     assert sums is not None
     found = _finish(reader, sums, structure, len(columns.beta0))
     if given:
         found.problem.within[-1] += found.problem.n
-    elif not known:
+    elif sums.alone:
+        found.problem.within[-1] += sums.alone
+    elif sigma is None:
         _refuse_what_cannot_be_fitted(found, reader, name, z_names)
     return found.problem, found.present
 
@@ -284,7 +288,7 @@ def padded(transform: Array) -> Array:
 
 def _finish(reader: RowReader, sums: Conditioned, structure: CovarianceStructure, p: int) -> Found:
     """The problem of given sums."""
-    columns, kept, m, raw, packed_s, _, to_x, to_z, xy, beta, scale = sums
+    columns, kept, m, raw, packed_s, _, to_x, to_z, xy, beta, scale, alone = sums
     n, q, r, jobs = reader.n, structure.q, len(kept), threads_in_use()
     x_transform, z_transform = columns.x_transform, columns.z_transform
     present: NDArray[np.intp] | None = None
@@ -362,5 +366,6 @@ def _finish(reader: RowReader, sums: Conditioned, structure: CovarianceStructure
         log_jacobian=2.0 * log_det,
         saturated=saturated,
         outside=outside if saturated else 0,
+        alone=alone,
     )
     return Found(problem, present, free, exact)

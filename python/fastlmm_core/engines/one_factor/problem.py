@@ -85,6 +85,9 @@ class OneFactorProblem(NamedTuple):
         variance by itself.
     outside : int
         Dimensions that Z leaves to X where that is so.
+    alone : float
+        Part of y_o'y_o that is not the data's: n where X reproduces a response whose residual variance is known, so
+        that r^2 is positive; otherwise 0.
     """
 
     n: int
@@ -110,6 +113,7 @@ class OneFactorProblem(NamedTuple):
     log_jacobian: float
     saturated: bool
     outside: int
+    alone: float = 0.0
 
     @property
     def rank(self) -> int:

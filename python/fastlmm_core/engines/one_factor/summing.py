@@ -47,6 +47,8 @@ class Conditioned(NamedTuple):
         Least-squares coefficients, with those taken from y before the sums.
     scale : float
         Standard deviation of the residual.
+    alone : float
+        See `OneFactorProblem`.
     """
 
     columns: RowColumns
@@ -60,6 +62,7 @@ class Conditioned(NamedTuple):
     xy: Array
     beta: Array
     scale: float
+    alone: float = 0.0
 
     @property
     def x_rows(self) -> Array:
@@ -81,6 +84,7 @@ def conditioned_sums(
     precondition_z: Callable[[Array, int], Array],
     given: bool = False,
     once: bool = False,
+    sigma: float | None = None,
 ) -> Conditioned | None:
     """Sum the rows, about better columns where sums of products in these are not exact enough.
 
@@ -97,6 +101,8 @@ def conditioned_sums(
         Whether the parameters are, so that any response will do.
     once : bool
         Read the rows once, and give None where that does not do.
+    sigma : float, optional
+        Residual standard deviation where it is known: any response will do, too.
 
     Raises
     ------
@@ -104,17 +110,18 @@ def conditioned_sums(
         For values that are not finite, and a response that is constant, or that X reproduces.
     """
     kept = np.arange(len(columns.beta0))
-    m = 0
+    m, alone = 0, 0.0
+    takes_all = given or sigma is not None
     for attempt in range(1 if once else ATTEMPTS):
         raw, packed, gram, constant, varies, finite = reader.sums(columns, kept)
         n = reader.n
-        if once and not (finite and (varies or given) and constant):
+        if once and not (finite and (varies or takes_all) and constant):
             return None
         if not finite:
             reader.refuse_non_finite()
         if attempt == 0:
             m = int(np.count_nonzero(raw[:, -1]))
-        if not varies and not given:
+        if not varies and not takes_all:
             raise LMMError("y is constant: there is nothing to model; check that the right column is the response")
         if not constant:
             # a column that looked constant in the sample is not: do without shifts
@@ -152,8 +159,10 @@ def conditioned_sums(
         break
     # beta0 is not zero only where it has been taken from y before the sums
     if not rest > 1e-30 * total:
-        if not given:
+        if not takes_all:
             raise LMMError("y is reproduced exactly by the fixed effects: there is no variation left to model")
         scale = sqrt(total / n) if total > 0.0 else 1.0
+        if sigma is not None and not given:
+            scale, alone = sigma, float(n)
         xy[:-1, -1], xy[-1, -1] = (columns.beta0 - beta) / scale, 1.0 / scale
-    return Conditioned(columns, kept, m, raw, packed, gram, to_x, to_z, xy, beta, scale)
+    return Conditioned(columns, kept, m, raw, packed, gram, to_x, to_z, xy, beta, scale, alone)

@@ -204,6 +204,6 @@ def _put_together(
             f"{imputed.method}.",
         ),
         "result": imputed.results[0],
-        "_scale": None,
+        "scale": None,
         "fraction_missing": found.fraction_missing,
     }

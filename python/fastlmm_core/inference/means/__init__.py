@@ -11,7 +11,6 @@ equivalence       equivalence tests
 multiplicity      adjusted p-values and limits
 largest           largest of correlated t statistics
 scale             quadrature over the scale
-marginaleffects   adapter for the package of that name
 conditions        what is averaged over, and where covariates stand
 families          estimates in families and their adjustment
 """

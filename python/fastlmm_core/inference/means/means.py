@@ -58,6 +58,10 @@ class Estimates(Shown):
     adjust : str
         Adjustment of p-values and limits for the number of estimates.
     notes : tuple of str
+    result : LMMResult
+        The fit.
+    scale : ResponseScale or None
+        The scale of the response that they are on; None for that of the model.
     """
 
     labels: Labels
@@ -73,7 +77,7 @@ class Estimates(Shown):
     adjust: str
     notes: tuple[str, ...]
     result: Fit = field(repr=False)
-    _scale: ResponseScale | None = field(repr=False)
+    scale: ResponseScale | None = field(repr=False)
 
     _tests = True
 
@@ -98,7 +102,7 @@ class Estimates(Shown):
         """
         from .equivalence import equivalence
 
-        if self._scale is not None:
+        if self.scale is not None:
             raise LMMError("equivalence is tested on the scale of the model: leave transform= out, and give log(1.25)")
         numbers = (self.estimate, self.std_error, self.df)
         return equivalence(self.labels, numbers, margin, alpha, self.result.model.library)
@@ -230,9 +234,9 @@ class MarginalMeans(Estimates):
         sizes = [np.arange(len(stacked)) + i * len(stacked) for i in range(len(families))]
         sums = np.tile(stacked.sum(axis=1), len(families))
         found = estimated(self.result, L, level, name, sizes, self._options, sums, stacked if pairs else None)
-        if self._scale is not None:
-            found = self._scale.comparisons(found, stacked)
-        return Contrasts(labels=labels, **found, _scale=self._scale)
+        if self.scale is not None:
+            found = self.scale.comparisons(found, stacked)
+        return Contrasts(labels=labels, **found, scale=self.scale)
 
     def letters(self, alpha: float = 0.05, *, adjust: str = "tukey") -> Any:
         """The means with letters: those that share one do not differ at level alpha, within each combination of `by`.
@@ -272,6 +276,14 @@ class MarginalMeans(Estimates):
         from .joint_tests import joint_tests
 
         return joint_tests(self.result, self._grid, self.factors, self.by, (self.labels, self.L), self._options)
+
+    def untransformed(self) -> MarginalMeans:
+        """The same means on the scale of the model."""
+        if self.scale is None:
+            return self
+        ones = np.ones(len(self.L))
+        found = estimated(self.result, self.L, self.level, self.adjust, self.families(), self._options, ones, None)
+        return replace(self, **found, comparison=None, scale=None)
 
     def families(self) -> list[NDArray[np.intp]]:
         """Rows of each combination of the levels of `by`."""
@@ -355,7 +367,7 @@ def emmeans(
     if scale is None:
         return means
     names = ("estimate", "std_error", "conf_low", "conf_high", "notes")
-    means = replace(means, **scale.means({name: getattr(means, name) for name in names}), _scale=scale)
+    means = replace(means, **scale.means({name: getattr(means, name) for name in names}), scale=scale)
     return means if contrasts is None else replace(means, comparison=means.contrast(contrasts, adjust, ref=ref))
 
 
@@ -451,7 +463,7 @@ def _means(
     found = estimated(result, L, level, own, families, options, weights, None)
     found["notes"] += conditions_of(grid, names, None if along is None else along[0])
     means = MarginalMeans(
-        labels=labels, **found, factors=factors, by=by, comparison=None, _grid=grid, _options=options, _scale=None
+        labels=labels, **found, factors=factors, by=by, comparison=None, _grid=grid, _options=options, scale=None
     )  # fmt: skip
     return means if contrasts is None else replace(means, comparison=means.contrast(contrasts, adjust, ref=ref))
 

@@ -45,19 +45,24 @@ class ResponseScale(NamedTuple):
     kind: str
     variance: float
 
+    @property
+    def what(self) -> str:
+        """What of the response is meant."""
+        return "mean" if self.variance else "median"
+
     def means(self, found: dict[str, Any]) -> dict[str, Any]:
         """Estimates of means, as `Estimates` holds them, on the scale of the response."""
         estimate = found["estimate"]
         slope = 2.0 * np.abs(estimate) if self.kind == "sqrt" else self._grow(estimate) * _LOG_OF_BASE[self.kind]
-        what = "Means" if self.variance else "Medians"
         how = f", with the variance {self.variance:.4g} of {self.written}" if self.variance else ""
-        note = f"{what} of {self.name}, from means of {self.written}{how}; standard errors by the delta method."
+        what = f"{self.what.capitalize()}s of {self.name}"
+        note = f"{what}, from means of {self.written}{how}; standard errors by the delta method."
         return {
             **found,
-            "estimate": self._back(estimate),
+            "estimate": self.back(estimate),
             "std_error": slope * found["std_error"],
-            "conf_low": self._back(found["conf_low"]),
-            "conf_high": self._back(found["conf_high"]),
+            "conf_low": self.back(found["conf_low"]),
+            "conf_high": self.back(found["conf_high"]),
             "notes": (note, *found["notes"]),
         }
 
@@ -82,7 +87,8 @@ class ResponseScale(NamedTuple):
         log = _LOG_OF_BASE[self.kind]
         return np.asarray(np.exp(log * m + 0.5 * log * log * self.variance))
 
-    def _back(self, m: Array) -> Array:
+    def back(self, m: Array) -> Array:
+        """Values on the scale of the response of means, or limits, on that of the model."""
         if self.kind == "sqrt":
             return np.asarray(np.where(np.isnan(m), np.nan, np.maximum(m, 0.0) ** 2 + self.variance))
         return self._grow(m) - (1.0 if self.kind == "log1p" else 0.0)

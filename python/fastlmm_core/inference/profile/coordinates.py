@@ -22,7 +22,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 from ...covariance.parameters import Block
-from ...engines.protocol import Problem, linear_engine
+from ...engines.protocol import Problem, linear_engine, linear_problem
 from ...estimation.known_variance import KnownVariance
 from ...estimation.moments import projected_traces, reduced_traces
 from ...kernels import whitened_slopes
@@ -106,8 +106,10 @@ class Deviance:
     def __init__(self, problem: Problem, reml: bool = False, sigma: float | None = None) -> None:
         self.problem = problem
         self.variance = None if sigma is None else (sigma / problem.scale) ** 2
-        self._known = None if sigma is None else KnownVariance(linear_engine(problem.criterion()), problem, sigma)
-        if self._known is not None:
+        self.alone, self._known = 0.0, None
+        if sigma is not None:
+            linear = linear_problem(problem)
+            self.alone, self._known = linear.alone, KnownVariance(linear.criterion(), linear, sigma)
             self._known.reml = reml
         self.criterion = linear_engine(problem.criterion())
         self.criterion.reml = reml
@@ -175,7 +177,7 @@ class Deviance:
             r2, dr2 = local.r2, local.dr2
             e = exp(-s)
             rho = e * r2 / nu
-            value = local.value + nu * (rho - 1.0 - log(rho))
+            value = local.value + nu * (rho - 1.0 - log(rho)) - e * self.alone
             d_a = local.slope + (nu / r2 * (rho - 1.0)) * dr2
             d_aa = rho * local.curvature + (rho - 1.0) * local.traces + dr2[:, None] * (rho * nu / r2**2 * dr2)
 

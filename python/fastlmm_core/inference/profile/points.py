@@ -13,7 +13,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from ...engines.protocol import linear_engine
+from ...engines.protocol import linear_engine, linear_problem
 from ...engines.starts import other_starts
 from ...estimation.fit import Fit
 from ...estimation.known_variance import KnownVariance
@@ -426,7 +426,9 @@ class Profiler:
         criterion = self.problem.criterion(columns)
         criterion.reml = False
         sigma = self.fit.model.sigma
-        return criterion if sigma is None else KnownVariance(linear_engine(criterion), self.problem, sigma)
+        if sigma is None:
+            return criterion
+        return KnownVariance(linear_engine(criterion), linear_problem(self.problem), sigma)
 
     def _solution(self, criterion: Any) -> tuple[Any, ...]:
         """Coefficients, r2 and Cholesky's factor at the last point."""

@@ -11,15 +11,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ...errors import LMMError
-from .. import wald as inference
+from ..errors import LMMError
+from ..inference import wald as inference
+from ..support.arguments import checked
+from ..tables.columns import Table
 
 if TYPE_CHECKING:
-    from ...estimation.fit import Fit
+    from ..estimation.fit import Fit
 
 __all__ = ["marginaleffects_model"]
 
 
+@checked
 def marginaleffects_model(result: Fit, data: Any = None, ddf: str = "normal", information: str = "auto") -> Any:
     """The fit as a model that marginaleffects understands.
 
@@ -37,20 +40,25 @@ def marginaleffects_model(result: Fit, data: Any = None, ddf: str = "normal", in
     Returns
     -------
     marginaleffects model
-        For the first argument of its functions, e.g. ``avg_comparisons(marginaleffects_model(result, data))``.
+        For the first argument of its functions, e.g. ``avg_comparisons(marginaleffects_model(result))``.
 
     Raises
     ------
     LMMError
         For a model from arrays, an offset that is not the name of a column, another `ddf`, or dropped columns.
+
+    Examples
+    --------
+    >>> import fastlmm_core as flc
+    >>> teeth = flc.lmm("distance ~ age * Sex + (age | Subject)", flc.datasets.load("orthodont")).fit()
+    >>> from marginaleffects import avg_slopes                                       # doctest: +SKIP
+    >>> avg_slopes(flc.marginaleffects_model(teeth), variables="age", by="Sex")      # doctest: +SKIP
     """
     try:
         import polars as pl
         from marginaleffects.classes import ModelAbstract, ModelVault  # type: ignore[import-not-found]
     except ImportError as error:
         raise LMMError("marginaleffects is not installed; install it, e.g. pip install marginaleffects") from error
-    from ...tables.columns import Table
-
     model, spec = result.model, result.model.spec
     if spec is None:
         raise LMMError("marginaleffects needs a model from a formula")
@@ -79,11 +87,17 @@ def marginaleffects_model(result: Fit, data: Any = None, ddf: str = "normal", in
             columns[name] = values[model.rows_used]
     response = next(name for name in ("response", "_response", "__response") if name not in columns)
     frame = pl.DataFrame({response: model.endog, **columns})
+    kinds = {name: _kind(frame[name]) for name in needed}
     quoted = " + ".join(f"`{name}`" for name in needed) or "1"
     covariance = inference.covariance(result, ddf, information)
     formula, offset = spec, model.offset is not None
 
     class FastLMM(ModelAbstract):  # type: ignore[misc]
+        def validation(self) -> None:
+            # its own tells types by a look for 0 and 1 that raises an error for floats since polars 2
+            self.coef, self.response_name, self.formula = vault.coef, response, vault.formula
+            vault.variables_type = kinds
+
         def get_exog(self, newdata: Any) -> NDArray[np.float64]:
             design = formula.fixed(newdata.select(names))
             if not offset:
@@ -113,3 +127,11 @@ def marginaleffects_model(result: Fit, data: Any = None, ddf: str = "normal", in
         variable_names=[response, *needed],
     )
     return FastLMM(result, vault)
+
+
+def _kind(column: Any) -> str:
+    """What marginaleffects calls the type of a column of polars."""
+    if column.dtype.is_numeric():
+        whole = "integer" if column.dtype.is_integer() else "numeric"
+        return "binary" if np.isin(column.to_numpy(), (0, 1)).all() else whole
+    return "boolean" if str(column.dtype) == "Boolean" else "character"
