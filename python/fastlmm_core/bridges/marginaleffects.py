@@ -6,6 +6,7 @@ estimates, so that its tests are z tests here; those of `emmeans` have Satterthw
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -56,7 +57,8 @@ def marginaleffects_model(result: Fit, data: Any = None, ddf: str = "normal", in
     """
     try:
         import polars as pl
-        from marginaleffects.classes import ModelAbstract, ModelVault  # type: ignore[import-not-found]
+
+        classes = import_module("marginaleffects.classes")
     except ImportError as error:
         raise LMMError("marginaleffects is not installed; install it, e.g. pip install marginaleffects") from error
     model, spec = result.model, result.model.spec
@@ -92,7 +94,7 @@ def marginaleffects_model(result: Fit, data: Any = None, ddf: str = "normal", in
     covariance = inference.covariance(result, ddf, information)
     formula, offset = spec, model.offset is not None
 
-    class FastLMM(ModelAbstract):  # type: ignore[misc]
+    class FastLMM(classes.ModelAbstract):  # type: ignore[misc,name-defined]
         def validation(self) -> None:
             # its own tells types by a look for 0 and 1 that raises an error for floats since polars 2
             self.coef, self.response_name, self.formula = vault.coef, response, vault.formula
@@ -118,7 +120,7 @@ def marginaleffects_model(result: Fit, data: Any = None, ddf: str = "normal", in
         def get_autodiff_args(self) -> dict[str, Any] | None:
             return None if offset else {"model_type": "linear", "family": None, "link": None}
 
-    vault = ModelVault(
+    vault = classes.ModelVault(
         coef=result.beta.copy(),
         coefnames=np.array(model.exog_names),
         formula=f"{response} ~ {quoted}",

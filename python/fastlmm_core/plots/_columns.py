@@ -94,9 +94,9 @@ def data_column(model: Model, given: Any, argument: str, frame: Any = None) -> t
             f"{argument}={given!r}: the design does not hold this column as it is in the data; give its values, "
             f"{argument}=data[{given!r}]"
         )
-    table = model.design.source_table()
-    if table is not None:
-        known = dict.fromkeys([*names, *table.names])
+    own = model.design.source_table()
+    if own is not None:
+        known = dict.fromkeys([*names, *own.names])
         raise LMMError(f"{argument}={given!r} is not a column of the data: {near(given, known)}")
     raise LMMError(
         f"{argument}={given!r} is not a column of the model, and its table is not there: {near(given, names)}; for "
