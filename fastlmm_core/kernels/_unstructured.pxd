@@ -15,8 +15,7 @@ cdef class UnstructuredSums:
     cdef int done
     cdef bint kind
     cdef readonly bint fresh    # whether the last evaluation was at another point than that before
-    # outside: G (n, n) by pattern, G G' what subjects of it have of y y' beside the rows; used where `beside`
-    cdef bint beside
+    # outside: G (n, n) by pattern, G G' what subjects of it have of y y' beside the rows
 
     cdef double* response(self) noexcept nogil
     cdef int at_(self, const double* x, int order, bint reml, double nearly) noexcept nogil

@@ -1,7 +1,7 @@
 # Loops over the visits of one pattern, which several modules of structured residuals share.  n visits of a table of m,
 # given by their positions v; matrices by rows; rows of a pattern as (n, wide): visit, then row of the pattern and column.
 from libc.math cimport NAN, log, sqrt
-from libc.string cimport memset
+from libc.string cimport memcpy, memset
 
 
 cdef inline double factored(Py_ssize_t n, const double* S, Py_ssize_t m, const Py_ssize_t* v, double* L) noexcept nogil:
@@ -146,6 +146,31 @@ cdef inline void moments(Py_ssize_t n, Py_ssize_t N, Py_ssize_t c, const double*
             X[b * n + a] = x
             E[a * n + b] = e
             E[b * n + a] = e
+
+
+cdef inline double whitened_beside(Py_ssize_t n, const double* L, const double* G, double* out) noexcept nogil:
+    """out (n, n) = L^-1 G, and its sum of squares."""
+    cdef Py_ssize_t i
+    cdef double total = 0.0
+    memcpy(out, G, n * n * sizeof(double))
+    ahead(n, n, L, out)
+    for i in range(n * n):
+        total += out[i] * out[i]
+    return total
+
+
+cdef inline void add_beside(Py_ssize_t n, const double* G, double* E) noexcept nogil:
+    """E (n, n) += G G'."""
+    cdef Py_ssize_t a, b, i
+    cdef double t
+    for a in range(n):
+        for b in range(a + 1):
+            t = 0.0
+            for i in range(n):
+                t += G[a * n + i] * G[b * n + i]
+            E[a * n + b] += t
+            if b < a:
+                E[b * n + a] += t
 
 
 cdef inline void bend(Py_ssize_t n, const double* F, const double* W, const Py_ssize_t* v, double* out, Py_ssize_t width

@@ -159,7 +159,6 @@ cdef class UnstructuredBatch:
             held[l * c + self.r] = self.T[l] / scale[0]
         for i in range(s.square[s.n_patterns]):
             s.outside[i] /= scale[0]
-        s.beside = True
         return 1
 
     cdef void split(self, UnstructuredSums s, Py_ssize_t k, double* Y, Py_ssize_t from_basis) noexcept nogil:

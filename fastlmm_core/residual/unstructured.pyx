@@ -23,7 +23,7 @@ from libc.string cimport memcpy, memset
 import numpy as np
 
 from fastlmm_core.residual.gathering cimport TOGETHER, Gathered, begin, gather, settle
-from fastlmm_core.residual.loops cimport ahead, back, bend, inverted, moments, rooted
+from fastlmm_core.residual.loops cimport add_beside, ahead, back, bend, inverted, moments, rooted, whitened_beside
 from scipy.linalg.cython_blas cimport dgemm, dsyrk
 
 cdef double EPS = 2.220446049250313e-16
@@ -90,9 +90,7 @@ cdef class UnstructuredSums:
         self.beta_ = np.zeros(self.c)
         self.hessian_ = np.zeros(max(own * own, 1))
         self.done = -1
-        self.beside = patterns.outside is not None
-        if self.beside:
-            np.asarray(self.outside)[:squares] = patterns.outside
+        np.asarray(self.outside)[:squares] = patterns.outside
         memcpy(&self.held[0], &self.given[0] if at else &self.held[0], at * sizeof(double))
 
     # ---- evaluation --------------------------------------------------------------------------------------
@@ -176,7 +174,6 @@ cdef class UnstructuredSums:
         cdef int ci = <int> c, total = <int> self.total
         cdef double part, one = 1.0, zero = 0.0
         cdef double* L
-        cdef double* G
         memcpy(&self.rows[0], &self.held[0], self.total * c * sizeof(double))
         self.log_det = 0.0
         for k in range(self.n_patterns):
@@ -196,14 +193,9 @@ cdef class UnstructuredSums:
             ahead(n, self.members[k] * c, L, &self.rows[self.first[k]])
         # the upper triangle by columns is the lower one by rows
         dsyrk("U", "N", &ci, &total, &one, &self.rows[0], &ci, &zero, &self.full[0], &ci)
-        if self.beside:
-            for k in range(self.n_patterns):
-                n = self.size[k]
-                G = &self.spare[self.square[k]]
-                memcpy(G, &self.outside[self.square[k]], n * n * sizeof(double))
-                ahead(n, n, &self.lower[self.square[k]], G)
-                for i in range(n * n):
-                    self.full[c * c - 1] += G[i] * G[i]
+        for k in range(self.n_patterns):
+            self.full[c * c - 1] += whitened_beside(self.size[k], &self.lower[self.square[k]],
+                                                    &self.outside[self.square[k]], &self.spare[self.square[k]])
         return True
 
     cdef int profile_(self, bint reml) noexcept nogil:
@@ -264,7 +256,6 @@ cdef class UnstructuredSums:
         cdef const Py_ssize_t* v
         cdef double* M
         cdef double* W
-        cdef double* G
         # `rows` <- rows turn, by way of the place where products are gathered
         cdef Py_ssize_t at = 0, some, room = self.buffer.shape[0] // c
         while at < self.total:
@@ -281,15 +272,8 @@ cdef class UnstructuredSums:
             back(n, self.members[k] * c, &self.lower[s], &self.rows[self.first[k]])
             inverted(n, &self.lower[s], W, &self.work[0])
             moments(n, self.members[k], c, &self.rows[self.first[k]], &self.moment_x[s], &self.moment_e[s])
-            if self.beside:
-                G = &self.spare[s]
-                back(n, n, &self.lower[s], G)
-                for a in range(n):
-                    for b in range(n):
-                        t = 0.0
-                        for i in range(n):
-                            t += G[a * n + i] * G[b * n + i]
-                        self.moment_e[s + a * n + b] += t
+            back(n, n, &self.lower[s], &self.spare[s])
+            add_beside(n, &self.spare[s], &self.moment_e[s])
             m, v = self.table_size[self.table[k]], &self.visits[self.place[k]]
             M = &self.slope[self.root[self.table[k]]]
             for a in range(n):

@@ -19,7 +19,8 @@ besides what beta and r^2 add, which is made of the sums
 
     U_ab = sum_i [A e]_ia [A e]_ib'                                                (visits a and b, a (c, c) matrix each).
 
-Rows of a pattern need not be those of its subjects: any rows with the same sum of vec([X_i y_i]) vec([X_i y_i])' do.
+Rows of a pattern need not be those of its subjects: any rows with the same sum of vec([X_i y_i]) vec([X_i y_i])' do, and
+what these leave of y alone is G_k (n_k, n_k), with G G' added to the sum of y y' (see `patterns`).
 
 Shapes: c columns in [X y], r = c - 1 of them in X.  The rows of pattern k lie at `first[k]` as (n_k, N'_k, c): visit,
 row of the pattern, column.
@@ -32,7 +33,9 @@ import numpy as np
 
 from fastlmm_core.kernels._newton cimport Objective, RAISED
 from fastlmm_core.residual.gathering cimport TOGETHER, Gathered, begin, gather, settle
-from fastlmm_core.residual.loops cimport ahead, back, bend, factored, inverted, moments, rooted, spread
+from fastlmm_core.residual.loops cimport (
+    add_beside, ahead, back, bend, factored, inverted, moments, rooted, spread, whitened_beside,
+)
 from scipy.linalg.cython_blas cimport dgemm, dsyrk
 
 
@@ -96,7 +99,7 @@ cdef class PatternSums:
     cdef const Py_ssize_t[::1] size, members, visits, table, table_size
     cdef const double[::1] counts
     cdef Py_ssize_t[::1] first, square, place
-    cdef double[::1] rows, lower, inverse, moment_e, moment_x, work, buffer
+    cdef double[::1] rows, lower, inverse, moment_e, moment_x, work, buffer, outside, beside
     cdef bint framed
 
     def __init__(self, patterns):
@@ -119,8 +122,11 @@ cdef class PatternSums:
         if at != self.given.shape[0] or places != self.visits.shape[0]:
             raise ValueError("the rows and visits are not those of the patterns")
         self.widest = max([1] + np.asarray(self.table_size).tolist())
-        self.rows = np.empty(max(at, 1))
+        # one more: a pattern whose rows X does not reach has none, and may be the last
+        self.rows = np.empty(at + 1)
         self.lower, self.inverse, self.moment_e, self.moment_x = (np.empty(max(squares, 1)) for _ in range(4))
+        self.outside, self.beside = (np.zeros(max(squares, 1)) for _ in range(2))
+        np.asarray(self.outside)[:squares] = patterns.outside
         self.work = np.empty(max(self.largest * self.widest, most, c * c))
         self.buffer = np.empty(TOGETHER * self.widest * c)
         self.framed = False
@@ -159,10 +165,13 @@ cdef class PatternSums:
                     part = factored(n, &S[0, 0], S.shape[0], &self.visits[at], &self.lower[self.square[k]])
                 if part == part:
                     logdet += self.counts[k] * part
-                    memcpy(&self.rows[self.first[k]], &self.given[self.first[k]], n * wide * sizeof(double))
+                    if wide:
+                        memcpy(&self.rows[self.first[k]], &self.given[self.first[k]], n * wide * sizeof(double))
                     ahead(n, wide, &self.lower[self.square[k]], &self.rows[self.first[k]])
                     long_ = <int> (n * self.members[k])
                     dsyrk("U", "N", &ci, &long_, &one, &self.rows[self.first[k]], &ci, &one, &H[0, 0], &ci)
+                    H[c - 1, c - 1] += whitened_beside(n, &self.lower[self.square[k]], &self.outside[self.square[k]],
+                                                       &self.beside[self.square[k]])
             if part != part:
                 return np.inf, None
         for i in range(c):
@@ -171,8 +180,11 @@ cdef class PatternSums:
         return logdet, H_array
 
     def whitened(self):
-        """The rows L_k^-1 [X y] of all patterns after `reduce` (., c)."""
-        return np.array(self.rows[:self.first[self.n_patterns]]).reshape(-1, self.c)
+        """Rows with the sums of products H after `reduce` (., c): L_k^-1 [X y] of all patterns, and one for G_k."""
+        rows = np.asarray(self.rows)[:self.first[self.n_patterns]].reshape(-1, self.c)
+        last = np.zeros((1, self.c))
+        last[0, self.c - 1] = np.linalg.norm(self.beside)
+        return np.concatenate((rows, last))
 
     def take(self, PatternSums reduced, list roots):
         """Hold what `reduced` has, in the coordinates of the roots A of its tables, S = A A' (m, m).
@@ -200,11 +212,14 @@ cdef class PatternSums:
             with nogil:
                 rooted(n, &A[0, 0], m, &reduced.visits[at], &self.lower[self.square[k]], Q)
                 memset(&self.rows[self.first[k]], 0, m * wide * sizeof(double))
+                memset(&self.beside[self.square[k]], 0, m * m * sizeof(double))
                 for a in range(m):
                     for b in range(n):
                         t = Q[b * m + a]
                         for i in range(wide):
                             self.rows[self.first[k] + a * wide + i] += t * reduced.rows[reduced.first[k] + b * wide + i]
+                        for i in range(n):
+                            self.beside[self.square[k] + a * m + i] += t * reduced.beside[reduced.square[k] + b * n + i]
                     for b in range(m):
                         t = 0.0
                         for i in range(n):
@@ -235,8 +250,10 @@ cdef class PatternSums:
                 dgemm("N", "N", &ci, &long_, &ci, &one, <double*> &turn[0, 0], &ci, &self.work[0], &ci, &zero, A, &ci)
                 if not self.framed:
                     back(n, wide, L, A)
+                    back(n, n, L, &self.beside[self.square[k]])
                     inverted(n, L, &self.inverse[self.square[k]], &self.work[0])
                 moments(n, N, c, A, &self.moment_x[self.square[k]], &self.moment_e[self.square[k]])
+                add_beside(n, &self.beside[self.square[k]], &self.moment_e[self.square[k]])
 
     def slopes(self, double c_n, double c_e, double c_x):
         """c_n N W + c_e E + c_x B, summed by table.
@@ -290,7 +307,9 @@ cdef class PatternSums:
 
     def products(self):
         """U by table: list of (m, c, m, c) arrays."""
-        cdef Py_ssize_t t, k, m, c = self.c
+        cdef Py_ssize_t t, k, m, n, a, b, c = self.c
+        cdef double* E = &self.work[0]
+        cdef const Py_ssize_t* v
         cdef Gathered g
         cdef double[:, ::1] view
         out = []
@@ -306,6 +325,14 @@ cdef class PatternSums:
                     if self.table[k] == t:
                         gather(&g, self.size[k], self.members[k], &self.visits[self.place[k]], &self.rows[self.first[k]])
                 settle(&g)
+                for k in range(self.n_patterns):
+                    if self.table[k] == t:
+                        n, v = self.size[k], &self.visits[self.place[k]]
+                        memset(E, 0, n * n * sizeof(double))
+                        add_beside(n, &self.beside[self.square[k]], E)
+                        for a in range(n):
+                            for b in range(a, n):
+                                view[v[a] * c + c - 1, v[b] * c + c - 1] += E[a * n + b]
             found += np.triu(found, 1).T
             out.append(found.reshape(m, c, m, c))
         return out
@@ -323,7 +350,7 @@ cdef class PatternSums:
         list of (k, c, c) arrays
         """
         cdef Py_ssize_t k, d, a, b, n, N, c = self.c, m
-        cdef double[::1] P = np.empty(self.largest * self.largest)
+        cdef double[::1] P = np.empty(self.largest * self.largest), E = np.empty(self.largest * self.largest)
         cdef const double[:, :, ::1] J
         cdef double[:, :, ::1] S
         cdef double one = 1.0
@@ -336,17 +363,20 @@ cdef class PatternSums:
             with nogil:
                 n, N, v = self.size[k], self.members[k], &self.visits[self.place[k]]
                 long_ = <int> (n * N)
+                memset(&E[0], 0, n * n * sizeof(double))
+                add_beside(n, &self.beside[self.square[k]], &E[0])
                 for d in range(J.shape[0]):
                     for a in range(n):
                         for b in range(n):
                             P[a * n + b] = J[d, v[a], v[b]]
+                            S[d, c - 1, c - 1] += P[a * n + b] * E[a * n + b]
                     spread(n, N * c, &P[0], &self.rows[self.first[k]], &self.work[0])
                     dgemm("N", "T", &ci, &ci, &long_, &one, &self.work[0], &ci, &self.rows[self.first[k]], &ci, &one,
                           &S[d, 0, 0], &ci)
         return out
 
     def sandwich(self, list weights):
-        """Sum of w_abcd W_bc [A e]_a [A e]_d' over visits and subjects: X'V^-1 dV V^-1 dV' V^-1 X for pairs of directions.
+        """Sum of w_abcd W_bc A_a A_d' over visits and subjects: X'V^-1 dV V^-1 dV' V^-1 X for pairs of directions.
 
         Parameters
         ----------
@@ -355,7 +385,7 @@ cdef class PatternSums:
 
         Returns
         -------
-        (c, c) array
+        (r, r) array
         """
         cdef Py_ssize_t k, n, N, a, b, d, e, c = self.c, s
         cdef const double[:, :, :, ::1] w
@@ -380,4 +410,4 @@ cdef class PatternSums:
                 long_ = <int> (n * N)
                 dgemm("N", "T", &ci, &ci, &long_, &one, &self.work[0], &ci, &self.rows[self.first[k]], &ci, &one,
                       &out[0, 0], &ci)
-        return out_array
+        return out_array[:c - 1, :c - 1]

@@ -527,7 +527,7 @@ class VisitPatterns(NamedTuple):
     size: NDArray[np.intp]
     """(n_patterns,) visits n_k."""
     members: NDArray[np.intp]
-    """(n_patterns,) rows N'_k that stand for the subjects: any with the same sums of products."""
+    """(n_patterns,) rows N'_k that stand for the subjects: any with the same sums of products, but for `outside`."""
     counts: Array
     """(n_patterns,) subjects N_k."""
     visits: NDArray[np.intp]
@@ -538,7 +538,7 @@ class VisitPatterns(NamedTuple):
     """(n_tables,) visits of each table."""
     columns: int
     """c of [X y]."""
-    outside: Array | None = None
+    outside: Array
     """G_k (n_k, n_k) of all patterns, one after the other: G G' is what subjects have of y y' beside the rows."""
 
 

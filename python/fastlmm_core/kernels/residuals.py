@@ -6,8 +6,8 @@ from ._chains import ChainProducts, SubjectSums
 from ._clusters import ClusterSums
 from ._gaps import GapProducts
 from ._responses import UnstructuredBatch
-from ._spanning import spanning_rows, split_patterns
 from ._unstructured import UnstructuredSums
+from ._visit_patterns import pattern_rows, visit_keys
 from ._visits import PatternSums, ScriptedObjective
 
 __all__ = [
@@ -19,6 +19,6 @@ __all__ = [
     "SubjectSums",
     "UnstructuredBatch",
     "UnstructuredSums",
-    "spanning_rows",
-    "split_patterns",
+    "pattern_rows",
+    "visit_keys",
 ]

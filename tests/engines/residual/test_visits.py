@@ -11,7 +11,6 @@ import oracle_residual as dense
 from fastlmm_core.covariance.residual.catalogue import position_names
 from fastlmm_core.engines.residual import visits
 from fastlmm_core.engines.residual.clusters import ClusterCriterion
-from fastlmm_core.kernels.residuals import spanning_rows
 
 VALUE = 1e-11  # relative, rounding of sums over a few dozen rows
 GRADIENT = 2e-8  # relative to the criterion's curvature: fourth-order differences of steps of 1e-4
@@ -92,16 +91,6 @@ def test_many_subjects_of_a_pattern_are_summed_up(rng):
     other = ClusterCriterion(p.clusters, p.xy, p.Z, p.structure, list(p.spans), p.residual)
     for one, two in zip(p.criterion().evaluate(phi, 2), other.evaluate(phi, 2), strict=True):
         np.testing.assert_allclose(one, two, rtol=1e-9, atol=1e-6)
-
-
-def test_spanning_rows(rng):
-    rows = rng.normal(size=(40, 3)) @ rng.normal(size=(3, 12)) * np.geomspace(1e-6, 1e6, 12)
-    held = rows / np.linalg.norm(rows, axis=0)
-    found = spanning_rows(held.copy(), 5, 1e-10)
-    assert found.shape == (3, 12)
-    np.testing.assert_allclose(found.T @ found, held.T @ held, atol=1e-14)
-    assert spanning_rows(held.copy(), 2, 1e-10) is None
-    assert spanning_rows(np.zeros((4, 2)), 1, 1e-10).shape == (0, 2)
 
 
 @pytest.mark.parametrize("by", ["", ", by=arm"])

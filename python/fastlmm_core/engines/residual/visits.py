@@ -55,7 +55,7 @@ class VisitCriterion(StructuredCriterion):
         self._whole = whole
         self._always = whole and isinstance(part.strata[0].structure, Relative)
         self.sizes = [len(places) for places in patterns.places]
-        self._compiled = UnstructuredSums(patterns.split(), n) if whole and not self._always else None
+        self._compiled = UnstructuredSums(patterns.sums, n) if whole and not self._always else None
         self._last = np.full(part.n_parameters, np.nan)
 
     @cached_property
@@ -138,7 +138,8 @@ class VisitCriterion(StructuredCriterion):
             sizes = p.table_size[p.table]
             visits = np.concatenate([np.arange(m, dtype=np.intp) for m in sizes.tolist()])
             rows = np.zeros(int((sizes * p.members).sum()) * self.c)
-            self._wide = PatternSums(p._replace(rows=rows, size=sizes, visits=visits))
+            beside = np.zeros(int((sizes**2).sum()))
+            self._wide = PatternSums(p._replace(rows=rows, size=sizes, visits=visits, outside=beside))
         return self._wide
 
     def whitened(self) -> Array:
@@ -198,7 +199,7 @@ class VisitCriterion(StructuredCriterion):
             flat = J.reshape(len(J), m * m)
             mine = weight[own.start : own.stop, own.start : own.stop]
             tables.append((flat.T @ mine @ flat).reshape(m, m, m, m))
-        return self._now.sandwich(tables)[:-1, :-1]
+        return self._now.sandwich(tables)
 
     def within(self, tables: list[Array]) -> Array:
         """A'TA for matrices T over the positions of the tables (r, r)."""

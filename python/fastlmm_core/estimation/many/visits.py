@@ -94,6 +94,7 @@ def _visit_design(model: Model) -> VisitDesign | None:
         table=np.array(table, dtype=np.intp),
         table_size=np.array([len(found) for found in places], dtype=np.intp),
         columns=X.shape[1] + 1,
+        outside=np.zeros(int(np.sum(np.square(size)))),
     )
     shared = VisitResponses(
         patterns=patterns,

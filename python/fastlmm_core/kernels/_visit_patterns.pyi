@@ -1,0 +1,10 @@
+import numpy as np
+from numpy.typing import NDArray
+
+_Array = NDArray[np.float64]
+_Index = NDArray[np.intp]
+
+def visit_keys(starts: _Index, where: _Index, table: _Index, m: int) -> NDArray[np.int64]: ...
+def pattern_rows(
+    xy: _Array, rows: _Index, starts: _Index, subjects: _Index, begins: _Index
+) -> tuple[_Array, _Index, _Array]: ...
