@@ -14,7 +14,7 @@ cdef class UnstructuredSums:
     cdef double value, noise, r2, log_det
     cdef int done
     cdef bint kind
-    cdef readonly bint fresh    # whether the last evaluation was at another point than that before
+    cdef bint fresh             # whether the last evaluation was at another point than that before
     # outside: G (n, n) by pattern, G G' what subjects of it have of y y' beside the rows
 
     cdef double* response(self) noexcept nogil

@@ -138,6 +138,49 @@ def pattern_rows(const double[:, ::1] xy, const Py_ssize_t[::1] rows, const Py_s
     return out_array[:to].copy(), members_array, outside_array[:squares]
 
 
+def pair_moments(const double[::1] residuals, const Py_ssize_t[::1] where, const Py_ssize_t[::1] subjects, Py_ssize_t m):
+    """Moments over the subjects that have both of two positions, and over those that have all.
+
+    Parameters
+    ----------
+    residuals, where, subjects : (n,) arrays
+        Residual, position and subject of each row; the rows of a subject stand together.
+    m : int
+
+    Returns
+    -------
+    counts, products, squares : (m, m) arrays
+        Over the subjects that have a and b: their number, the sums of r_a r_b and of r_a^2.
+    whole : (m, m) array
+        The sums of r_a r_b over the subjects that have all positions.
+    n_subjects, n_whole : int
+    """
+    cdef Py_ssize_t n = residuals.shape[0], at = 0, end, i, j, a, b, n_subjects = 0, n_whole = 0
+    cdef double r
+    made = np.zeros((4, m, m))
+    cdef double[:, :, ::1] out = made
+    with nogil:
+        while at < n:
+            end = at + 1
+            while end < n and subjects[end] == subjects[at]:
+                end += 1
+            n_subjects += 1
+            for i in range(at, end):
+                a, r = where[i], residuals[i]
+                for j in range(at, end):
+                    b = where[j]
+                    out[0, a, b] += 1.0
+                    out[1, a, b] += r * residuals[j]
+                    out[2, a, b] += r * r
+            if end - at == m:
+                n_whole += 1
+                for i in range(at, end):
+                    for j in range(at, end):
+                        out[3, where[i], where[j]] += residuals[i] * residuals[j]
+            at = end
+    return made[0], made[1], made[2], made[3], n_subjects, n_whole
+
+
 cdef void take_apart(Pattern* p, const double[:, ::1] xy, const Py_ssize_t* rows, const Py_ssize_t* starts,
                      const Py_ssize_t* subjects) noexcept nogil:
     """X of the subjects, its columns of length 1, and Y."""

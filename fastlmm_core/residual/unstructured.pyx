@@ -448,40 +448,6 @@ cdef class UnstructuredSums:
 
     # ---- what the interpreter asks for -------------------------------------------------------------------
 
-    def evaluate(self, const double[::1] x, int order, bint reml, double nearly):
-        """Value, its rounding error, gradient and Hessian.
-
-        Parameters
-        ----------
-        x : (n_par,) array
-        order : {0, 1, 2}
-        reml : bool
-        nearly : float
-            Share of a standard deviation that the positions before leave, below which the point is left to others.
-
-        Returns
-        -------
-        value, noise : float
-        gradient : (n_par,) array or None
-        hessian : (n_par, n_par) array or None
-            None in the place of all where the point is left to the general criterion.
-        """
-        cdef int status
-        cdef double none = 0.0
-        if x.shape[0] != self.n_par:
-            raise ValueError(f"x needs {self.n_par} elements")
-        with nogil:
-            status = self.at_(&x[0] if self.n_par else &none, order, reml, nearly)
-        if status == ELSEWHERE:
-            return None
-        if status != 0:
-            return np.inf, 0.0, None, None
-        p = self.n_par
-        return (
-            self.value, self.noise, np.array(self.gradient_[:p]) if order > 0 else None,
-            np.array(self.hessian_[:p * p]).reshape(p, p) if order > 1 else None,
-        )
-
     def profile(self):
         """Coefficients, r^2, Cholesky's factor of X'V^-1X and its inverse at the last point."""
         cdef Py_ssize_t i, j, r = self.c - 1

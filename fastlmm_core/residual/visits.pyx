@@ -32,6 +32,7 @@ from cpython.exc cimport PyErr_SetObject
 import numpy as np
 
 from fastlmm_core.kernels._newton cimport Objective, RAISED
+from fastlmm_core.kernels._unstructured cimport ELSEWHERE, UnstructuredSums
 from fastlmm_core.residual.gathering cimport TOGETHER, Gathered, begin, gather, settle
 from fastlmm_core.residual.loops cimport (
     add_beside, ahead, back, bend, factored, inverted, moments, rooted, spread, whitened_beside,
@@ -40,9 +41,29 @@ from scipy.linalg.cython_blas cimport dgemm, dsyrk
 
 
 cdef class ScriptedObjective(Objective):
-    """An objective whose values come from the method `at` of a subclass in Python."""
+    """An objective whose values come from the method `at` of a subclass in Python.
+
+    Attributes
+    ----------
+    reml : bool
+    alone : float
+        Added to y'V^-1y: what no column reaches of a response that is none.
+    n_evaluations : int
+        At points other than the last.
+    direct : UnstructuredSums or None
+        What evaluates without the interpreter where it can; `at` is asked for the other points.
+    nearly : float
+        Share of a standard deviation that the positions before leave, below which a point is left to others.
+    directly : bool
+        Whether `direct` made the last evaluation.
+    """
 
     cdef object gradient_array, hessian_array
+    cdef public bint reml
+    cdef public double alone, nearly
+    cdef public Py_ssize_t n_evaluations
+    cdef public UnstructuredSums direct
+    cdef readonly bint directly
 
     def prepare(self, Py_ssize_t n_par):
         """Places for a gradient and a Hessian of n_par parameters."""
@@ -58,8 +79,22 @@ cdef class ScriptedObjective(Objective):
         raise NotImplementedError
 
     cdef int evaluate_(self, const double* x, int order) noexcept nogil:
-        with gil:
-            return self.ask(x, order)
+        cdef int status = ELSEWHERE
+        if self.direct is not None and self.alone == 0.0:
+            status = self.direct.at_(x, order, self.reml, self.nearly)
+        self.directly = status == 0
+        if status == ELSEWHERE:
+            with gil:
+                return self.ask(x, order)
+        if status != 0:
+            return status
+        self.n_evaluations += self.direct.fresh
+        self.value_, self.noise_ = self.direct.value, self.direct.noise
+        if order >= 1:
+            memcpy(self.grad_, &self.direct.gradient_[0], self.n_par * sizeof(double))
+        if order >= 2:
+            memcpy(self.hess_, &self.direct.hessian_[0], self.n_par * self.n_par * sizeof(double))
+        return 0
 
     cdef int ask(self, const double* x, int order) noexcept:
         cdef Py_ssize_t i

@@ -220,8 +220,19 @@ class ResidualPart:
     @cached_property
     def sorted_rows(self) -> Index:
         """The rows by subject, and within it by position or coordinate."""
-        keys = [self.where] if self.where.ndim == 1 else list(self.where.T[::-1])
-        return np.lexsort((*keys, self.subject.codes))
+        if self.where.ndim > 1:
+            return np.lexsort((*self.where.T[::-1], self.subject.codes))
+        keys = self._keys
+        if (keys[1:] >= keys[:-1]).all():
+            return np.arange(len(keys))
+        return np.argsort(keys, kind="stable")
+
+    @property
+    def _keys(self) -> Index:
+        """Subject and position of each row as one integer."""
+        keys = np.multiply(self.subject.codes, int(self.where.max(initial=0)) + 1, dtype=np.intp)
+        keys += self.where
+        return keys
 
     def checked(self, phi: ArrayLike, name: str) -> Array:
         """Phi of a caller; `name` is what a message calls it.
@@ -395,6 +406,10 @@ def _refuse_varying(subject: Codes, stratum: Index, name: str) -> None:
 
 def _refuse_repeated(part: ResidualPart) -> None:
     order = part.sorted_rows
+    if part.where.ndim == 1:
+        keys = part._keys[order]
+        if (keys[1:] != keys[:-1]).all():
+            return
     codes = np.asarray(part.subject.codes)[order]
     places = part.where[order].reshape(len(order), -1)
     same = (codes[1:] == codes[:-1]) & (places[1:] == places[:-1]).all(axis=1)

@@ -30,6 +30,7 @@ from ..design.residual import ResidualPart, residual_part
 from ..errors import LMMError
 from ..support.arguments import near
 from ..tables.columns import Column
+from ..tables.labels import integer_codes
 from .matrices import factor_codes, floats
 
 __all__ = ["ParsedResidual", "bind_residual", "other_structures", "parse_residual", "refuse_unknown", "split_mmrm"]
@@ -235,14 +236,14 @@ def _positions(parsed: ParsedResidual, column: Column, rows: Any) -> tuple[NDArr
         low, high = int(values.min()), int(values.max())
         if parsed.name in BY_LAG:
             return (values - low).astype(np.intp), [str(v) for v in range(low, high + 1)]
-        levels, where = np.unique(values, return_inverse=True)
+        where, levels = integer_codes(values)
         if parsed.name in EVENLY and len(set(np.diff(levels).tolist())) > 1:
             raise LMMError(
                 f"residual={parsed.text!r}: the values of {column.title} are not evenly spaced ({_listed(levels)}), "
                 f"and {parsed.name} has parameters for each; make the column categorical if its levels are to be "
                 "consecutive, or use ar1"
             )
-        return where.astype(np.intp), [str(v) for v in levels.tolist()]
+        return where, [str(v) for v in levels.tolist()]
     if column.is_category and parsed.name in (*BY_LAG, *EVENLY):
         every, categories = column.categories()
         every = every if rows is None else every[rows]

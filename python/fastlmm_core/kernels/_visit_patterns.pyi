@@ -8,3 +8,6 @@ def visit_keys(starts: _Index, where: _Index, table: _Index, m: int) -> NDArray[
 def pattern_rows(
     xy: _Array, rows: _Index, starts: _Index, subjects: _Index, begins: _Index
 ) -> tuple[_Array, _Index, _Array]: ...
+def pair_moments(
+    residuals: _Array, where: _Index, subjects: _Index, m: int
+) -> tuple[_Array, _Array, _Array, _Array, int, int]: ...

@@ -2,11 +2,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ._newton import Objective
+from ._unstructured import UnstructuredSums
 from .records import VisitPatterns
 
 _Array = NDArray[np.float64]
 
 class ScriptedObjective(Objective):
+    reml: bool
+    alone: float
+    nearly: float
+    n_evaluations: int
+    direct: UnstructuredSums | None
+    directly: bool
     def prepare(self, n_par: int) -> None: ...
     def at(self, x: _Array, order: int) -> tuple[float, float, _Array | None, _Array | None]: ...
 

@@ -559,7 +559,7 @@ class VisitResponses(NamedTuple):
     tolerance: float
     max_iterations: int
     nearly: float
-    """See `UnstructuredSums.evaluate`."""
+    """Share of a standard deviation that the positions before leave, below which a point is left to others."""
 
 
 class ChainLinks(NamedTuple):

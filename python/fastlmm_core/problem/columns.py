@@ -77,17 +77,16 @@ def refuse_non_finite(y: Array, X: Array, Z: Array, weights: Array | None, offse
         If there is one.
     """
     for name, values in (("y", y), ("X", X), ("Z", Z), ("weights", weights), ("offset", offset)):
-        if values is None:
+        if values is None or np.isfinite(values).all():
             continue
         bad = np.argwhere(~np.isfinite(values))
-        if len(bad):
-            row = int(bad[0, 0])
-            place = f"row {row}" + (f", column {int(bad[0, 1])}" if values.ndim == 2 else "")
-            value = values[tuple(bad[0])]
-            raise LMMError(
-                f"{name} has {len(bad)} values that are not finite (first: {value} at {place}); "
-                "remove or impute these rows before fitting"
-            )
+        row = int(bad[0, 0])
+        place = f"row {row}" + (f", column {int(bad[0, 1])}" if values.ndim == 2 else "")
+        value = values[tuple(bad[0])]
+        raise LMMError(
+            f"{name} has {len(bad)} values that are not finite (first: {value} at {place}); "
+            "remove or impute these rows before fitting"
+        )
 
 
 def spread(rows: Array, kept: Index, p: int) -> Array:

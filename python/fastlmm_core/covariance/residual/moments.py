@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...errors import LMMError
+from ...kernels import positive_inverse
 from .structure import Array, Rows
 
 __all__ = [
@@ -31,37 +32,23 @@ def visit_covariance(rows: Rows, m: int) -> Array:
     Where most subjects have all positions, theirs as it is: it may be nearly singular because the truth is.
     Pairs of positions that no subject has get the mean correlation of their lag, or of all pairs.
     """
-    index = np.zeros(len(rows.subjects), dtype=np.intp)
-    np.cumsum(rows.subjects[1:] != rows.subjects[:-1], out=index[1:])
-    n = int(index[-1]) + 1
-    values = np.zeros((n, m))
-    seen = np.zeros((n, m))
-    values[index, rows.where] = rows.residuals
-    seen[index, rows.where] = 1.0
-    complete = seen.all(axis=1)
-    if complete.sum() >= max(2 * m + 5, n // 2):
-        whole = values[complete]
-        covariance = whole.T @ whole / len(whole)
+    from ...kernels.residuals import pair_moments
+
+    counts, products, squares, whole, n, n_whole = pair_moments(rows.residuals, rows.where, rows.subjects, m)
+    if n_whole >= max(2 * m + 5, n // 2):
+        covariance = whole / n_whole
         if _well_inside(covariance):
             return covariance
-    counts = seen.T @ seen
-    own = np.diag(counts)
-    squares = np.einsum("ij,ij->j", values, values)
-    pooled = float(squares.sum()) / max(float(own.sum()), 1.0) or 1.0
-    variances = (squares + 0.25 * pooled) / (own + 0.25)
-    scaled = values / np.sqrt(variances)
+    own, total = counts.diagonal(), squares.diagonal()
+    pooled = float(total.sum()) / max(float(own.sum()), 1.0) or 1.0
+    deviations = np.sqrt((total + 0.25 * pooled) / (own + 0.25))
     # correlations over the rows that both have, each with its own mean squares: they lie within -1 and 1
-    products = scaled.T @ scaled
-    partial = (scaled**2).T @ seen
-    with np.errstate(invalid="ignore", divide="ignore"):
-        correlation = products / np.sqrt(partial * partial.T)
-    shrink = counts / (counts + 2.0)
-    known = (counts > 0.0) & np.isfinite(correlation)
-    correlation = np.where(known, correlation * shrink, 0.0)
+    lengths = np.sqrt(squares * squares.T)
+    known = lengths > 0.0
+    correlation = products / np.where(known, lengths, 1.0) * (counts / (counts + 2.0))
     if not known.all():
         correlation = _filled(correlation, known)
     np.fill_diagonal(correlation, 1.0)
-    deviations = np.sqrt(variances)
     out: Array = deviations[:, None] * deviations * positive_definite(correlation)
     return out
 
@@ -89,9 +76,9 @@ def positive_definite(correlation: Array) -> Array:
     m = len(correlation)
     if m == 1:
         return np.ones((1, 1))
-    smallest = np.linalg.eigvalsh(correlation)[0]
-    if smallest >= _SMALLEST_EIGENVALUE:
+    if positive_inverse(correlation - _SMALLEST_EIGENVALUE * np.eye(m)) is not None:
         return correlation
+    smallest = np.linalg.eigvalsh(correlation)[0]
     mean = (correlation.sum() - m) / (m * (m - 1))
     rho = min(max(mean, 0.0), 0.8)
     target = np.full((m, m), rho)

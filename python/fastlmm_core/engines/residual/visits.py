@@ -11,7 +11,7 @@ from __future__ import annotations
 from functools import cached_property
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from ...covariance.residual.relative import Relative
 from ...covariance.residual.unstructured import Unstructured
@@ -55,7 +55,8 @@ class VisitCriterion(StructuredCriterion):
         self._whole = whole
         self._always = whole and isinstance(part.strata[0].structure, Relative)
         self.sizes = [len(places) for places in patterns.places]
-        self._compiled = UnstructuredSums(patterns.sums, n) if whole and not self._always else None
+        self.direct = UnstructuredSums(patterns.sums, n) if whole and not self._always else None
+        self.nearly = NEARLY
         self._last = np.full(part.n_parameters, np.nan)
 
     @cached_property
@@ -66,22 +67,22 @@ class VisitCriterion(StructuredCriterion):
     # ---- `us`, compiled throughout --------------------------------------------------------------
 
     def at(self, x: Array, order: int) -> tuple[float, float, Array | None, Array | None]:
-        """Value, its rounding error, gradient and Hessian, by the sums that fit the point."""
-        found = None
-        if self._compiled is not None and not self.alone:
-            found = self._compiled.evaluate(x, order, self.reml, NEARLY)
-        if found is None:
-            self._last = x
-            return super().at(x, order)
-        assert self._compiled is not None
-        if self._compiled.fresh or self._point is not None:
-            self.n_evaluations += 1
-            self._point, self._last, self._kind, self._roots = None, x, self.reml, []
-        if order and found[2] is not None:
-            self.beta, self.r2, self.chol, self.half = self._compiled.profile()
-            self._first = found[2]
-        if order > 1 and found[3] is not None:
-            self._second = found[3]
+        """Value, its rounding error, gradient and Hessian, where they are not taken directly."""
+        self._last = x
+        return super().at(x, order)
+
+    def evaluate(self, theta: ArrayLike, order: int = 0) -> tuple[float, Array | None, Array | None]:
+        """Evaluate at theta; see `kernels.Objective`."""
+        found = super().evaluate(theta, order)
+        if self.directly:
+            # what is asked for at this point
+            assert self.direct is not None
+            self._point, self._last, self._roots = None, np.array(theta, dtype=float), []
+            if found[1] is not None:
+                self.beta, self.r2, self.chol, self.half = self.direct.profile()
+                self._first = found[1]
+            if found[2] is not None:
+                self._second = found[2]
         return found
 
     def _summed(self) -> None:
@@ -93,8 +94,8 @@ class VisitCriterion(StructuredCriterion):
 
     def cross_products(self) -> Array:
         """[A e]'D[A e] for all directions (n_d, c, c), at the last point of order 2."""
-        if self._point is None and self._compiled is not None:
-            return self._compiled.crossed()
+        if self._point is None and self.direct is not None:
+            return self.direct.crossed()
         return super().cross_products()
 
     def expected(self) -> Array:
