@@ -65,6 +65,21 @@ def visit_keys(const Py_ssize_t[::1] starts, const Py_ssize_t[::1] where, const 
     return out_array
 
 
+def positions_of(const Py_ssize_t[::1] where, const Py_ssize_t[::1] starts, const Py_ssize_t[::1] subjects):
+    """The positions of some subjects, one subject after the other; see `visit_keys`."""
+    cdef Py_ssize_t i, a, total = 0
+    for i in range(subjects.shape[0]):
+        total += starts[subjects[i] + 1] - starts[subjects[i]]
+    out_array = np.empty(total, dtype=np.intp)
+    cdef Py_ssize_t[::1] out = out_array
+    total = 0
+    for i in range(subjects.shape[0]):
+        for a in range(starts[subjects[i]], starts[subjects[i] + 1]):
+            out[total] = where[a]
+            total += 1
+    return out_array
+
+
 def pattern_rows(const double[:, ::1] xy, const Py_ssize_t[::1] rows, const Py_ssize_t[::1] starts,
                  const Py_ssize_t[::1] subjects, const Py_ssize_t[::1] begins):
     """Rows [R_k T_k] of all patterns, and what is left of y.

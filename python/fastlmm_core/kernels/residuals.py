@@ -7,7 +7,7 @@ from ._clusters import ClusterSums
 from ._gaps import GapProducts
 from ._responses import UnstructuredBatch
 from ._unstructured import UnstructuredSums
-from ._visit_patterns import pair_moments, pattern_rows, visit_keys
+from ._visit_patterns import pair_moments, pattern_rows, positions_of, visit_keys
 from ._visits import PatternSums, ScriptedObjective
 
 __all__ = [
@@ -21,5 +21,6 @@ __all__ = [
     "UnstructuredSums",
     "pair_moments",
     "pattern_rows",
+    "positions_of",
     "visit_keys",
 ]

@@ -289,11 +289,11 @@ def condition_y(
         raise LMMError("y is constant: there is nothing to model; check that the right column is the response")
     # the residual of y, twice: the second pass takes out what rounding has left of X in the first
     rest = np.array(y if offset is None else y - offset)
-    before = float(np.sum(rest * rest))
+    before = float(rest @ rest)
     shift = np.zeros(len(x.kept))
     if x.constant >= 0:
-        shift[x.constant] = rest.mean()
-        rest -= rest.mean()
+        shift[x.constant] = mean = rest.mean()
+        rest -= mean
     if weights is not None:
         rest *= np.sqrt(weights)
     beta_o = np.zeros(len(x.kept))

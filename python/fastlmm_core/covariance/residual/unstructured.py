@@ -31,13 +31,15 @@ class _Layout(NamedTuple):
     columns: NDArray[np.intp]
     diagonal: NDArray[np.intp]
     same_column: NDArray[np.bool_]
+    flat: NDArray[np.intp]
+    """Places in L by rows of all but L_00."""
 
 
 @lru_cache(maxsize=64)
 def _layout(m: int) -> _Layout:
     columns, rows = np.triu_indices(m)
     same = np.equal.outer(columns[1:], columns[1:])
-    return _Layout(rows, columns, np.flatnonzero(rows[1:] == columns[1:]), same)
+    return _Layout(rows, columns, np.flatnonzero(rows[1:] == columns[1:]), same, rows[1:] * m + columns[1:])
 
 
 @dataclass(frozen=True)
@@ -78,14 +80,14 @@ class Unstructured(EntriesNatural):
 
     def _factor(self, phi: Array) -> tuple[Array, Array]:
         """L, and dL_a / dphi_a (k,)."""
-        rows, columns = self.entries
-        values = phi.copy()
+        layout, values = _layout(self.m), phi.copy()
         change = np.ones(len(phi))
-        values[self._diagonal] = change[self._diagonal] = np.exp(np.clip(phi[self._diagonal], -_LARGEST, _LARGEST))
-        L = np.zeros((self.m, self.m))
-        L[0, 0] = 1.0
-        L[rows[1:], columns[1:]] = values
-        return L, change
+        logarithms = np.minimum(np.maximum(phi[layout.diagonal], -_LARGEST), _LARGEST)
+        values[layout.diagonal] = change[layout.diagonal] = np.exp(logarithms)
+        L = np.zeros(self.m * self.m)
+        L[0] = 1.0
+        L[layout.flat] = values
+        return L.reshape(self.m, self.m), change
 
     def root(self, phi: Array, where: Where) -> Array:
         """A with S = A A' at some positions (n, m): near to singular matrices it has digits that S has lost."""
@@ -194,11 +196,11 @@ class Unstructured(EntriesNatural):
     def boundary(self, phi: Array, labels: Sequence[str], term: str) -> str | None:
         """A variance that vanishes beside the largest, or that of a combination of standardised positions."""
         L = self._factor(phi)[0]
-        lengths = np.linalg.norm(L, axis=1)
-        low = int(np.argmin(lengths))
+        lengths = np.sqrt(np.einsum("ij,ij->i", L, L))
+        low = int(lengths.argmin())
         if lengths[low] < NEAR * lengths.max():
             return f"var_{labels[low]}|{term} = 0"
-        if np.prod(L.diagonal() / lengths) > 2.0 * NEAR:
+        if (L.diagonal() / lengths).prod() > 2.0 * NEAR:
             # rows of length 1: the smallest singular value is at least this product over sqrt(e)
             return None
         left, sizes, _ = np.linalg.svd(L / lengths[:, None])

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from ...design.residual import ResidualPart
 from ...kernels.records import VisitPatterns
-from ...kernels.residuals import pattern_rows, visit_keys
+from ...kernels.residuals import pattern_rows, positions_of, visit_keys
 from ...support.types import Array, Index
 
 __all__ = ["Patterns", "visit_patterns"]
@@ -54,11 +54,11 @@ def visit_patterns(part: ResidualPart, xy: Array) -> Patterns:
     codes = np.asarray(part.subject.codes)[order]
     where = part.where[order]
     starts = np.zeros(int(codes[-1]) + 2, dtype=np.intp)
-    np.cumsum(np.bincount(codes), out=starts[1:])
+    np.bincount(codes).cumsum(out=starts[1:])
     first = starts[:-1]
     if len(part.strata) == 1:
         table = np.zeros(len(first), dtype=np.intp)
-        places = [np.flatnonzero(np.bincount(where))]
+        places = [np.bincount(where).nonzero()[0]]
         if len(places[0]) <= places[0][-1]:
             where = np.searchsorted(places[0], where)
     else:
@@ -73,7 +73,9 @@ def visit_patterns(part: ResidualPart, xy: Array) -> Patterns:
     keys = _keys(where, codes, starts, table, max(map(len, places)))
     by_pattern = np.argsort(keys, kind="stable")
     ordered = keys[by_pattern]
-    begins = np.flatnonzero(np.concatenate([[True], ordered[1:] != ordered[:-1], [True]]))
+    new = np.ones(len(ordered) + 1, dtype=bool)
+    np.not_equal(ordered[1:], ordered[:-1], out=new[1:-1])
+    begins = new.nonzero()[0]
     rows, members, outside = pattern_rows(xy, order, starts, by_pattern, begins)
     some = by_pattern[begins[:-1]]
     size = (starts[1:] - first)[some]
@@ -81,8 +83,8 @@ def visit_patterns(part: ResidualPart, xy: Array) -> Patterns:
         rows=rows,
         size=size,
         members=members,
-        counts=np.diff(begins).astype(float),
-        visits=where[np.repeat(first[some] - np.cumsum(size) + size, size) + np.arange(int(size.sum()))],
+        counts=(begins[1:] - begins[:-1]).astype(float),
+        visits=positions_of(where, starts, some),
         table=table[some],
         table_size=np.array([len(found) for found in places], dtype=np.intp),
         columns=xy.shape[1],

@@ -233,7 +233,7 @@ class ResidualProblem:
         rest, where, stratum = self._residuals()[order], part.where[order], part.stratum[order]
         phi = np.empty(part.n_parameters)
         for g, own in enumerate(part.strata):
-            mine = stratum == g
+            mine = stratum == g if len(part.strata) > 1 else slice(None)
             inner = own.structure.start(StartRows(rest[mine], where[mine], codes[mine]))
             if own.scaled:
                 phi[own.start] = 0.0
