@@ -153,7 +153,7 @@ def pattern_rows(const double[:, ::1] xy, const Py_ssize_t[::1] rows, const Py_s
     return out_array[:to].copy(), members_array, outside_array[:squares]
 
 
-def pair_moments(const double[::1] residuals, const Py_ssize_t[::1] where, const Py_ssize_t[::1] subjects, Py_ssize_t m):
+def pair_moments(const double[:] residuals, const Py_ssize_t[:] where, const Py_ssize_t[:] subjects, Py_ssize_t m):
     """Moments over the subjects that have both of two positions, and over those that have all.
 
     Parameters

@@ -230,7 +230,7 @@ class ResidualPart:
     @property
     def _keys(self) -> Index:
         """Subject and position of each row as one integer."""
-        keys = np.multiply(self.subject.codes, int(self.where.max(initial=0)) + 1, dtype=np.intp)
+        keys: Index = np.multiply(self.subject.codes, int(self.where.max(initial=0)) + 1, dtype=np.intp)
         keys += self.where
         return keys
 

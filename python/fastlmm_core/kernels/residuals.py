@@ -6,8 +6,8 @@ from ._chains import ChainProducts, SubjectSums
 from ._clusters import ClusterSums
 from ._gaps import GapProducts
 from ._responses import UnstructuredBatch
+from ._subjects import pair_moments, pattern_rows, positions_of, visit_keys
 from ._unstructured import UnstructuredSums
-from ._visit_patterns import pair_moments, pattern_rows, positions_of, visit_keys
 from ._visits import PatternSums, ScriptedObjective
 
 __all__ = [

@@ -7,6 +7,7 @@ import pytest
 
 import fastlmm_core as flc
 from fastlmm_core.engines.residual import patterns as module
+from fastlmm_core.kernels.residuals import pair_moments
 
 
 def model_of(rng, subjects, columns, seen=0.7, visits=3):
@@ -96,3 +97,21 @@ def test_other_columns_of_patterns(rng):
         total[-1, -1] += np.sum(found.sums.outside**2)
         sums.append(total)
     np.testing.assert_allclose(*sums, rtol=1e-11)
+
+
+def test_moments_over_pairs_of_positions(rng):
+    seen = rng.random((30, 4)) < 0.6
+    seen[:3] = True
+    seen[3:6] = [True, False, False, False]
+    whole = rng.normal(size=(30, 4))
+    subjects, where = np.nonzero(seen)
+    held = np.where(seen, whole, np.nan)
+    counts, products, squares, complete, n, n_complete = pair_moments(whole[seen], where, subjects, 4)
+    assert n == seen.any(axis=1).sum() and n_complete == seen.all(axis=1).sum()
+    for a in range(4):
+        for b in range(4):
+            both = ~np.isnan(held[:, a] + held[:, b])
+            assert counts[a, b] == both.sum()
+            assert products[a, b] == pytest.approx((held[both, a] * held[both, b]).sum(), rel=1e-12, abs=1e-12)
+            assert squares[a, b] == pytest.approx((held[both, a] ** 2).sum(), rel=1e-12)
+    np.testing.assert_allclose(complete, whole[seen.all(axis=1)].T @ whole[seen.all(axis=1)], rtol=1e-12)

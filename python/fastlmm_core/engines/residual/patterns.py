@@ -74,7 +74,7 @@ def visit_patterns(part: ResidualPart, xy: Array) -> Patterns:
     by_pattern = np.argsort(keys, kind="stable")
     ordered = keys[by_pattern]
     new = np.ones(len(ordered) + 1, dtype=bool)
-    np.not_equal(ordered[1:], ordered[:-1], out=new[1:-1])
+    new[1:-1] = ordered[1:] != ordered[:-1]
     begins = new.nonzero()[0]
     rows, members, outside = pattern_rows(xy, order, starts, by_pattern, begins)
     some = by_pattern[begins[:-1]]
