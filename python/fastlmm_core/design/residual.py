@@ -116,7 +116,8 @@ class Stratum:
         k = len(inner) + 1
         full = np.empty((k, k))
         full[0, 0] = np.sum(slope * self.structure.matrix(inner, where))
-        full[0, 1:] = full[1:, 0] = (self.structure.jacobian(inner, where) * slope).sum(axis=(1, 2))
+        change = self.structure.jacobian(inner, where)
+        full[0, 1:] = full[1:, 0] = change.reshape(len(change), -1) @ slope.ravel()
         full[1:, 1:] = out
         return scale * full
 

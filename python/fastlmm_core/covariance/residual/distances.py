@@ -24,11 +24,11 @@ FARTHEST = 1e4
 
 
 def distances(where: Where) -> Array:
-    """Euclidean distances (n, n) of coordinates (n, d)."""
-    difference = where[:, None, :] - where
-    if where.shape[1] == 1:
-        return np.asarray(np.abs(difference[:, :, 0]))
-    return np.asarray(np.sqrt(np.einsum("ijk,ijk->ij", difference, difference)))
+    """Euclidean distances (..., n, n) of coordinates (..., n, d)."""
+    difference = where[..., :, None, :] - where[..., None, :, :]
+    if where.shape[-1] == 1:
+        return np.asarray(np.abs(difference[..., 0]))
+    return np.asarray(np.sqrt(np.einsum("...k,...k->...", difference, difference)))
 
 
 @dataclass(frozen=True)

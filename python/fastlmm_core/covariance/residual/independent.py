@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .structure import Array, Rows, Where
+from .structure import Array, Rows, Where, identity
 
 __all__ = ["Independent"]
 
@@ -29,11 +29,11 @@ class Independent:
 
     def matrix(self, phi: Array, where: Where) -> Array:
         """The identity (n, n)."""
-        return np.eye(len(where))
+        return identity(where)
 
     def jacobian(self, phi: Array, where: Where) -> Array:
         """Empty (0, n, n)."""
-        return np.zeros((0, len(where), len(where)))
+        return np.zeros((0, *identity(where).shape))
 
     def second(self, phi: Array, where: Where, slope: Array) -> Array:
         """Empty (0, 0)."""

@@ -9,7 +9,7 @@ import numpy as np
 
 from .correlation import Correlation
 from .links import Linked, Logistic
-from .structure import NEAR, Array, Rows, Where
+from .structure import NEAR, Array, Rows, Where, identity
 
 __all__ = ["Nugget"]
 
@@ -50,11 +50,11 @@ class Nugget:
     def matrix(self, phi: Array, where: Where) -> Array:
         """(1 - nu) C + nu I (n, n)."""
         nu = self._nu(phi).value
-        return (1.0 - nu) * self.inner.matrix(phi[:-1], where) + nu * np.eye(len(where))
+        return (1.0 - nu) * self.inner.matrix(phi[:-1], where) + nu * identity(where)
 
     def _toward(self, phi: Array, where: Where) -> Array:
         """I - C, the derivative in nu."""
-        return np.eye(len(where)) - self.inner.matrix(phi[:-1], where)
+        return identity(where) - self.inner.matrix(phi[:-1], where)
 
     def jacobian(self, phi: Array, where: Where) -> Array:
         """Derivatives in phi (k, n, n)."""
@@ -68,7 +68,8 @@ class Nugget:
         nu, first, second = self._nu(phi)
         out = np.empty((len(phi), len(phi)))
         out[:-1, :-1] = (1.0 - nu) * self.inner.second(phi[:-1], where, slope)
-        out[-1, :-1] = out[:-1, -1] = -first * (self.inner.jacobian(phi[:-1], where) * slope).sum(axis=(1, 2))
+        change = self.inner.jacobian(phi[:-1], where)
+        out[-1, :-1] = out[:-1, -1] = -first * (change.reshape(len(change), -1) @ slope.ravel())
         out[-1:, -1] = second * np.vdot(slope, self._toward(phi, where))
         return out
 

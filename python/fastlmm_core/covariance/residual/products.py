@@ -8,6 +8,7 @@ With E = slope o ss' and M = slope o R (o elementwise), phi = (phi_s, phi_c):
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol
 
 import numpy as np
@@ -53,9 +54,18 @@ Sides = tuple[Array, Where]
 """Parameters and rows of one factor."""
 
 
+def _rows(of_rows: Callable[[Array, Where], Array], first: Sides) -> Array:
+    """What a profile says of rows (..., n); those of several subjects (B, n, c) one after the other."""
+    phi, where = first
+    if where.ndim < 3:
+        return of_rows(phi, where)
+    found = of_rows(phi, where.reshape(-1, where.shape[-1]))
+    return found.reshape(*found.shape[:-1], *where.shape[:-1])
+
+
 def _outer(profile: Profile, first: Sides) -> Array:
-    s = np.exp(profile.logarithm(*first))
-    return np.multiply.outer(s, s)
+    s = np.exp(_rows(profile.logarithm, first))
+    return np.asarray(s[..., :, None] * s[..., None, :])
 
 
 def product_matrix(profile: Profile, first: Sides, factor: Factor, last: Sides) -> Array:
@@ -69,9 +79,9 @@ def product_jacobian(profile: Profile, first: Sides, factor: Factor, last: Sides
     inner = outer * factor.jacobian(*last)
     if not len(first[0]):
         return inner
-    h = profile.jacobian(*first)
+    h = _rows(profile.jacobian, first)
     R = outer * factor.matrix(*last)
-    return np.concatenate((R * (h[:, :, None] + h[:, None, :]), inner), axis=0)
+    return np.concatenate((R * (h[..., :, None] + h[..., None, :]), inner), axis=0)
 
 
 def product_second(profile: Profile, first: Sides, factor: Factor, last: Sides, slope: Array) -> Array:
@@ -81,12 +91,16 @@ def product_second(profile: Profile, first: Sides, factor: Factor, last: Sides, 
     k = len(first[0])
     if not k:
         return inner
-    h = profile.jacobian(*first)
+    h = _rows(profile.jacobian, first)
     M = E * factor.matrix(*last)
-    sums = M.sum(axis=1)
+    sums = M.sum(axis=-1)
+    flat = h.reshape(k, -1)
+    across = h @ M if h.ndim == 2 else np.einsum("kbi,bij->kbj", h, M, optimize=True)
+    both = (h * sums + across).reshape(k, -1)
+    where = first[1].reshape(-1, first[1].shape[-1]) if first[1].ndim > 2 else first[1]
     out = np.empty((k + len(inner), k + len(inner)))
-    out[:k, :k] = 2.0 * ((h * sums) @ h.T + h @ M @ h.T + profile.second(*first, sums))
-    out[:k, k:] = 2.0 * h @ (factor.jacobian(*last) * E).sum(axis=2).T
+    out[:k, :k] = 2.0 * (both @ flat.T + profile.second(first[0], where, sums.ravel()))
+    out[:k, k:] = 2.0 * flat @ (factor.jacobian(*last) * E).sum(axis=-1).reshape(len(inner), -1).T
     out[k:, :k] = out[:k, k:].T
     out[k:, k:] = inner
     return out

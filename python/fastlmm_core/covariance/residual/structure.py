@@ -8,6 +8,8 @@ covariance of the rows of one subject is
 with k parameters phi without constraints, and a scale sigma^2 that is profiled and no element of phi. `where` says what
 the rows are: the integer positions (n,) of their visits, or coordinates (n, d). The covariance of some rows is the part
 of the covariance of more rows that belongs to them: a structure of positions may be evaluated once at all of them.
+Coordinates of several subjects of as many rows each, (B, n, d), may be given at once: matrices are (..., B, n, n) then,
+and `second` sums over the subjects.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ from numpy.typing import NDArray
 
 from ...support.types import Array
 
-__all__ = ["NEAR", "Array", "ResidualStructure", "Rows", "Where"]
+__all__ = ["NEAR", "Array", "ResidualStructure", "Rows", "Where", "identity"]
 
 Where = NDArray[Any]
 
@@ -44,6 +46,12 @@ class Rows(NamedTuple):
     residuals: Array
     where: Where
     subjects: NDArray[np.intp]
+
+
+def identity(where: Where) -> Array:
+    """The identity (n, n) of rows; (B, n, n) of several subjects."""
+    n = len(where) if where.ndim == 1 else where.shape[-2]
+    return np.broadcast_to(np.eye(n), (*where.shape[:-2], n, n))
 
 
 class ResidualStructure(Protocol):

@@ -6,12 +6,42 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
-from .products import Sides, product_jacobian, product_matrix, product_second, product_second_sum
+from .products import Factor, Sides, product_jacobian, product_matrix, product_second, product_second_sum
 from .structure import Array, ResidualStructure, Rows, Where
 from .variance_function import VarianceFunction
 
 __all__ = ["Varied"]
+
+
+@dataclass(frozen=True)
+class _OfSeveral:
+    """A structure of positions for the rows of several subjects (B, n), from its matrix over all positions."""
+
+    inner: ResidualStructure
+    m: int
+
+    def _pairs(self, where: Where) -> NDArray[np.intp]:
+        return np.asarray(where[..., :, None] * self.m + where[..., None, :])
+
+    def matrix(self, phi: Array, where: Where) -> Array:
+        """R~ (B, n, n)."""
+        return self.inner.matrix(phi, np.arange(self.m)).ravel()[self._pairs(where)]
+
+    def jacobian(self, phi: Array, where: Where) -> Array:
+        """dR~ / dphi (k, B, n, n)."""
+        whole = self.inner.jacobian(phi, np.arange(self.m))
+        return whole.reshape(len(whole), -1)[:, self._pairs(where)]
+
+    def second(self, phi: Array, where: Where, slope: Array) -> Array:
+        """Sums of slope times second derivatives (k, k)."""
+        sums = np.bincount(self._pairs(where).ravel(), slope.ravel(), minlength=self.m**2)
+        return self.inner.second(phi, np.arange(self.m), sums.reshape(self.m, self.m))
+
+    def second_sum(self, phi: Array, where: Where, weights: Array) -> Array:
+        """Weighted sum of second derivatives (B, n, n)."""
+        return self.inner.second_sum(phi, np.arange(self.m), weights).ravel()[self._pairs(where)]
 
 
 @dataclass(frozen=True)
@@ -48,14 +78,16 @@ class Varied:
 
     def _where(self, where: Where) -> tuple[Where, Where]:
         """Rows for the function and for the structure."""
-        c = where.shape[1] - self.function.n_columns
-        inner = where[:, 0].astype(np.intp) if self.inner.positions is not None else where[:, :c]
-        return where[:, c:], inner
+        c = where.shape[-1] - self.function.n_columns
+        inner = where[..., 0].astype(np.intp) if self.inner.positions is not None else where[..., :c]
+        return where[..., c:], inner
 
-    def _sides(self, phi: Array, where: Where) -> tuple[VarianceFunction, Sides, ResidualStructure, Sides]:
+    def _sides(self, phi: Array, where: Where) -> tuple[VarianceFunction, Sides, Factor, Sides]:
         k = self.function.n_parameters
         v, inner = self._where(where)
-        return self.function, (phi[:k], v), self.inner, (phi[k:], inner)
+        m = self.inner.positions
+        factor: Factor = self.inner if m is None or inner.ndim < 2 else _OfSeveral(self.inner, m)
+        return self.function, (phi[:k], v), factor, (phi[k:], inner)
 
     def matrix(self, phi: Array, where: Where) -> Array:
         """R~ (n, n)."""
@@ -63,8 +95,8 @@ class Varied:
 
     def variances(self, phi: Array, where: Where) -> Array:
         """The diagonal of R~ (n,)."""
-        function, first, inner, last = self._sides(phi, where)
-        return np.asarray(np.exp(2.0 * function.logarithm(*first)) * inner.variances(*last))
+        function, first, _, last = self._sides(phi, where)
+        return np.asarray(np.exp(2.0 * function.logarithm(*first)) * self.inner.variances(*last))
 
     def jacobian(self, phi: Array, where: Where) -> Array:
         """dR~ / dphi (k, n, n)."""

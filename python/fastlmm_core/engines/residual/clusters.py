@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...covariance.parameters import CovarianceStructure
-from ...design.residual import ResidualPart
+from ...covariance.residual.varied import Varied
+from ...design.residual import ResidualPart, Stratum
 from ...kernels.records import ClusterRows, ConditionedRows
 from ...kernels.residuals import ClusterSums
 from ...support.memory import require
@@ -45,6 +46,8 @@ class Clusters(NamedTuple):
         Stratum of each table.
     places : list of arrays
         Positions or coordinates of each table.
+    together : list of slice
+        Tables of one stratum with as many rows each, which are made at once.
     """
 
     order: Index
@@ -55,6 +58,7 @@ class Clusters(NamedTuple):
     place: Index
     strata: list[int]
     places: list[NDArray[np.generic]]
+    together: list[slice]
 
 
 def clusters_of(part: ResidualPart, labels: Index, levels: list[Index]) -> Clusters:
@@ -100,8 +104,31 @@ def clusters_of(part: ResidualPart, labels: Index, levels: list[Index]) -> Clust
             places.append(where[begin:end])
         table[s] = known[key]
         place[begin:end] = np.arange(end - begin)
+    strata, places, together = _sorted_tables(part, strata, places, table)
     held = np.array([code[order] for code in levels], dtype=np.intp).reshape(len(levels), len(order))
-    return Clusters(order, start.astype(np.intp), held, block.astype(np.intp), table, place, strata, places)
+    return Clusters(order, start.astype(np.intp), held, block.astype(np.intp), table, place, strata, places, together)
+
+
+def _sorted_tables(
+    part: ResidualPart, strata: list[int], places: list[NDArray[np.generic]], table: Index
+) -> tuple[list[int], list[NDArray[np.generic]], list[slice]]:
+    """Tables of one stratum with as many rows side by side, where coordinates tell them; `table` is changed."""
+
+    def kind(t: int) -> tuple[int, int]:
+        structure = part.strata[strata[t]].structure
+        positions = structure.inner.positions if isinstance(structure, Varied) else None
+        alone = part.at_visits or (positions or 0) > FEW_PLACES
+        return (strata[t], len(places[t])) if not alone else (-1 - t, 0)
+
+    kinds = [kind(t) for t in range(len(strata))]
+    order = sorted(range(len(strata)), key=kinds.__getitem__)
+    rank = np.empty(len(order), dtype=np.intp)
+    rank[order] = np.arange(len(order))
+    table[:] = rank[table]
+    begins = [i for i, t in enumerate(order) if i == 0 or kinds[t] != kinds[order[i - 1]]]
+    ends = [*begins[1:], len(order)]
+    together = [slice(begin, end) for begin, end in zip(begins, ends, strict=True)]
+    return [strata[t] for t in order], [places[t] for t in order], together
 
 
 class ClusterCriterion(EffectsCriterion):
@@ -132,6 +159,11 @@ class ClusterCriterion(EffectsCriterion):
         n_d = len(units) + part.n_parameters
         require(8 * (2 * n_d * largest**2 + int(np.sum(sizes**2))), "covariance matrices of clusters in full")
         own = [part.strata[g] for g in clusters.strata]
+        # several subjects of as many rows each have an axis of their own
+        self._together: list[tuple[Stratum, Array]] = [
+            (own[one.start], np.stack(clusters.places[one]) if one.stop > one.start + 1 else clusters.places[one.start])  # type: ignore[arg-type]
+            for one in clusters.together
+        ]
         self.sums = ClusterSums(
             ClusterRows(
                 rows=np.ascontiguousarray(xy[clusters.order]),
@@ -157,7 +189,7 @@ class ClusterCriterion(EffectsCriterion):
     def reduce(self, x: Array) -> tuple[float, Array | None]:
         """log|V| and H."""
         factor, phi = self.split(x)
-        tables = np.concatenate([self.part.strata[g].matrix(phi, w).ravel() for g, w in self.places])
+        tables = np.concatenate([own.matrix(phi, w).ravel() for own, w in self._together])
         if not (np.isfinite(tables).all() and np.isfinite(factor).all()):
             return np.inf, None
         return self.sums.reduce(factor @ factor.T, tables)
@@ -174,18 +206,19 @@ class ClusterCriterion(EffectsCriterion):
         """Along the unit directions of G and along phi."""
         _, phi = self.split(x)
         self._slope_g, tables = self.sums.slopes(1.0, -ratio, -bracket)
-        own = [self.part.strata[g].jacobian(phi, w) for g, w in self.places]
-        self.jacobians = np.concatenate([J.ravel() for J in own]) if self.part.n_parameters else np.zeros(1)
+        changes = [own.jacobian(phi, w) for own, w in self._together]
+        # table after table, of each all parameters
+        held = [(J.swapaxes(0, 1) if J.ndim == 4 else J).ravel() for J in changes]
+        self.jacobians = np.concatenate(held) if self.part.n_parameters else np.zeros(1)
         self.slopes: list[Array] = []
         along = np.zeros(self.part.n_parameters)
         at = 0
-        for (g, w), J in zip(self.places, own, strict=True):
-            m = len(w)
-            slope = tables[at : at + m * m].reshape(m, m)
-            at += m * m
+        for (own, _), J in zip(self._together, changes, strict=True):
+            shape = J.shape[1:]
+            slope = tables[at : at + int(np.prod(shape))].reshape(shape)
+            at += slope.size
             self.slopes.append(slope)
-            stratum = self.part.strata[g]
-            along[stratum.start : stratum.stop] += np.tensordot(J, slope, 2)
+            along[own.start : own.stop] += J.reshape(len(J), -1) @ slope.ravel()
         return np.concatenate([self._slope_g, along])
 
     def along(self, c_n: float, c_e: float, c_x: float) -> Array:
@@ -196,8 +229,7 @@ class ClusterCriterion(EffectsCriterion):
         """Second derivatives of the tables."""
         _, phi = self.split(x)
         out = np.zeros((self.part.n_parameters, self.part.n_parameters))
-        for (g, w), slope in zip(self.places, self.slopes, strict=True):
-            own = self.part.strata[g]
+        for (own, w), slope in zip(self._together, self.slopes, strict=True):
             out[own.start : own.stop, own.start : own.stop] += own.second(phi, w, slope)
         return out
 
