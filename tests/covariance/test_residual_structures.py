@@ -44,6 +44,26 @@ def test_jacobian(case):
         np.testing.assert_allclose(found, expected.reshape(found.shape), rtol=0, atol=TOLERANCES["derivative"] * 10)
 
 
+@pytest.mark.parametrize(
+    "case", [case for case in CASES if case.structure.positions is None], ids=lambda case: case.name
+)
+def test_several_subjects_at_once(case):
+    """Coordinates of several subjects of as many rows: their matrices, and sums of their second derivatives."""
+    where = np.stack([case.where, case.where[::-1], case.where[[1, 1, *range(2, len(case.where))]]])
+    phi = draw(case, 4)
+    one = case.structure
+    algebra = {"rtol": TOLERANCES["algebra"], "atol": TOLERANCES["algebra"]}
+    np.testing.assert_allclose(one.matrix(phi, where), [one.matrix(phi, w) for w in where], **algebra)
+    np.testing.assert_allclose(
+        one.jacobian(phi, where), np.stack([one.jacobian(phi, w) for w in where], axis=1), **algebra
+    )
+    slope = np.stack([symmetric(np.random.default_rng(k), len(case.where)) for k in range(3)])
+    total = sum(one.second(phi, w, part) for w, part in zip(where, slope, strict=True))
+    np.testing.assert_allclose(
+        one.second(phi, where, slope), total, rtol=1e-11, atol=1e-11 * np.abs(total).max(initial=1.0)
+    )
+
+
 def gradient(case, slope, phi):
     return (case.structure.jacobian(phi, case.where) * slope).sum(axis=(1, 2))
 

@@ -117,7 +117,7 @@ class Stratum:
         full = np.empty((k, k))
         full[0, 0] = np.sum(slope * self.structure.matrix(inner, where))
         change = self.structure.jacobian(inner, where)
-        full[0, 1:] = full[1:, 0] = change.reshape(len(change), -1) @ slope.ravel()
+        full[0, 1:] = full[1:, 0] = change.reshape(len(change), slope.size) @ slope.ravel()
         full[1:, 1:] = out
         return scale * full
 

@@ -69,7 +69,7 @@ class Nugget:
         out = np.empty((len(phi), len(phi)))
         out[:-1, :-1] = (1.0 - nu) * self.inner.second(phi[:-1], where, slope)
         change = self.inner.jacobian(phi[:-1], where)
-        out[-1, :-1] = out[:-1, -1] = -first * (change.reshape(len(change), -1) @ slope.ravel())
+        out[-1, :-1] = out[:-1, -1] = -first * (change.reshape(len(change), slope.size) @ slope.ravel())
         out[-1:, -1] = second * np.vdot(slope, self._toward(phi, where))
         return out
 

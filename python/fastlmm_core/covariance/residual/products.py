@@ -54,13 +54,16 @@ Sides = tuple[Array, Where]
 """Parameters and rows of one factor."""
 
 
+def _one_by_one(where: Where) -> Where:
+    """Rows of several subjects (B, n, c), one after the other; any other rows as they are."""
+    return where.reshape(where.shape[0] * where.shape[1], where.shape[2]) if where.ndim > 2 else where
+
+
 def _rows(of_rows: Callable[[Array, Where], Array], first: Sides) -> Array:
-    """What a profile says of rows (..., n); those of several subjects (B, n, c) one after the other."""
+    """What a profile says of rows (..., n), or (..., B, n) of several subjects."""
     phi, where = first
-    if where.ndim < 3:
-        return of_rows(phi, where)
-    found = of_rows(phi, where.reshape(-1, where.shape[-1]))
-    return found.reshape(*found.shape[:-1], *where.shape[:-1])
+    found = of_rows(phi, _one_by_one(where))
+    return found.reshape(*found.shape[:-1], *where.shape[:-1]) if where.ndim > 2 else found
 
 
 def _outer(profile: Profile, first: Sides) -> Array:
@@ -94,13 +97,12 @@ def product_second(profile: Profile, first: Sides, factor: Factor, last: Sides, 
     h = _rows(profile.jacobian, first)
     M = E * factor.matrix(*last)
     sums = M.sum(axis=-1)
-    flat = h.reshape(k, -1)
+    flat = h.reshape(k, sums.size)
     across = h @ M if h.ndim == 2 else np.einsum("kbi,bij->kbj", h, M, optimize=True)
-    both = (h * sums + across).reshape(k, -1)
-    where = first[1].reshape(-1, first[1].shape[-1]) if first[1].ndim > 2 else first[1]
+    both = (h * sums + across).reshape(k, sums.size)
     out = np.empty((k + len(inner), k + len(inner)))
-    out[:k, :k] = 2.0 * (both @ flat.T + profile.second(first[0], where, sums.ravel()))
-    out[:k, k:] = 2.0 * flat @ (factor.jacobian(*last) * E).sum(axis=-1).reshape(len(inner), -1).T
+    out[:k, :k] = 2.0 * (both @ flat.T + profile.second(first[0], _one_by_one(first[1]), sums.ravel()))
+    out[:k, k:] = 2.0 * flat @ (factor.jacobian(*last) * E).sum(axis=-1).reshape(len(inner), sums.size).T
     out[k:, :k] = out[:k, k:].T
     out[k:, k:] = inner
     return out

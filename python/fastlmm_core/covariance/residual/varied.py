@@ -32,11 +32,11 @@ class _OfSeveral:
     def jacobian(self, phi: Array, where: Where) -> Array:
         """dR~ / dphi (k, B, n, n)."""
         whole = self.inner.jacobian(phi, np.arange(self.m))
-        return whole.reshape(len(whole), -1)[:, self._pairs(where)]
+        return whole.reshape(len(whole), self.m**2)[:, self._pairs(where)]
 
     def second(self, phi: Array, where: Where, slope: Array) -> Array:
         """Sums of slope times second derivatives (k, k)."""
-        sums = np.bincount(self._pairs(where).ravel(), slope.ravel(), minlength=self.m**2)
+        sums = np.bincount(self._pairs(where).ravel(), slope.ravel(), minlength=self.m**2).astype(float, copy=False)
         return self.inner.second(phi, np.arange(self.m), sums.reshape(self.m, self.m))
 
     def second_sum(self, phi: Array, where: Where, weights: Array) -> Array:

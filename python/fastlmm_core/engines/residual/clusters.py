@@ -5,7 +5,7 @@ Each cluster has its covariance matrix in full (see `kernels.residuals.ClusterSu
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -114,11 +114,11 @@ def _sorted_tables(
 ) -> tuple[list[int], list[NDArray[np.generic]], list[slice]]:
     """Tables of one stratum with as many rows side by side, where coordinates tell them; `table` is changed."""
 
-    def kind(t: int) -> tuple[int, int]:
+    def kind(t: int) -> tuple[int, int, int]:
         structure = part.strata[strata[t]].structure
         positions = structure.inner.positions if isinstance(structure, Varied) else None
         alone = part.at_visits or (positions or 0) > FEW_PLACES
-        return (strata[t], len(places[t])) if not alone else (-1 - t, 0)
+        return (strata[t], 0, t) if alone else (strata[t], len(places[t]), 0)
 
     kinds = [kind(t) for t in range(len(strata))]
     order = sorted(range(len(strata)), key=kinds.__getitem__)
@@ -160,10 +160,10 @@ class ClusterCriterion(EffectsCriterion):
         require(8 * (2 * n_d * largest**2 + int(np.sum(sizes**2))), "covariance matrices of clusters in full")
         own = [part.strata[g] for g in clusters.strata]
         # several subjects of as many rows each have an axis of their own
-        self._together: list[tuple[Stratum, Array]] = [
-            (own[one.start], np.stack(clusters.places[one]) if one.stop > one.start + 1 else clusters.places[one.start])  # type: ignore[arg-type]
-            for one in clusters.together
-        ]
+        self._together: list[tuple[Stratum, Array]] = []
+        for one in clusters.together:
+            where: Any = clusters.places[one]
+            self._together.append((own[one.start], np.stack(where) if len(where) > 1 else where[0]))
         self.sums = ClusterSums(
             ClusterRows(
                 rows=np.ascontiguousarray(xy[clusters.order]),
@@ -218,7 +218,7 @@ class ClusterCriterion(EffectsCriterion):
             slope = tables[at : at + int(np.prod(shape))].reshape(shape)
             at += slope.size
             self.slopes.append(slope)
-            along[own.start : own.stop] += J.reshape(len(J), -1) @ slope.ravel()
+            along[own.start : own.stop] += J.reshape(len(J), slope.size) @ slope.ravel()
         return np.concatenate([self._slope_g, along])
 
     def along(self, c_n: float, c_e: float, c_x: float) -> Array:
