@@ -132,6 +132,21 @@ def test_uneven_visits_are_refused_where_each_lag_has_a_parameter(fev):
     assert flc.lmm("FEV1 ~ ARMCD", uneven, residual="us(week | USUBJID)").fit().converged
 
 
+def test_levels_without_rows_count_for_lags(fev):
+    seen = fev[fev.AVISIT != "VIS2"]
+    kept = seen.assign(AVISIT=pd.Categorical(seen.AVISIT, categories=["VIS1", "VIS2", "VIS3", "VIS4"]))
+    dropped = seen.assign(AVISIT=pd.Categorical(seen.AVISIT, categories=["VIS1", "VIS3", "VIS4"]))
+
+    def criterion(data, visit):
+        return flc.lmm("FEV1 ~ ARMCD", data, residual=f"ar1({visit} | USUBJID)").fit().criterion
+
+    # the number of the visit has the same gap
+    assert criterion(kept, "AVISIT") == pytest.approx(criterion(seen, "VISITN"), rel=SAME)
+    assert abs(criterion(dropped, "AVISIT") - criterion(kept, "AVISIT")) > 0.1
+    with pytest.raises(flc.LMMError, match="no row is at the level 'VIS2' of"):
+        flc.lmm("FEV1 ~ ARMCD", kept, residual="toep(AVISIT | USUBJID)")
+
+
 def test_fallbacks_are_tried_in_order(fev):
     model = flc.lmm("FEV1 ~ ARMCD", fev, residual="us(AVISIT | USUBJID)", fallback=["us", "toeph", "ar1h"])
     assert model.fit().model is model
