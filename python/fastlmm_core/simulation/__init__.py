@@ -4,7 +4,8 @@ draws        streams, draws of responses, refits of them
 dropout      which responses of a draw are observed
 shapes       distributions of effects and errors
 scores       draws of what a fit sees of its responses
-sums         the same where rows are not held
+nested       the same as a smaller model sees it
+sums         draws of scores where rows are not held
 bootstrap    parametric, conditional, residual and by cases
 resampling   refits of resampled groups
 structured   the same with structured residuals

@@ -23,6 +23,7 @@ from ..estimation.model import Model
 from ..support.checks import check_count
 from ..support.seeds import Seed, beside, check_first, key_of, stream
 from ..support.types import Array
+from .nested import NestedBlock, NestedResponses, nested_scores
 from .scores import Scores
 from .shapes import Shape, checked_draw, normal, shape_of
 
@@ -401,5 +402,9 @@ def simulate_into(
     whole = Redrawn(source, n, key, first, how) if draw is None else None
     draw = drawing(source, how) if draw is None else draw
     size = stream_size(draw, source.model.nobs)
-    blocks = draws(draw, n, key, size, first)
-    return fit_drawn(partial(batch, model, kind, reml), blocks, n, whole, size, n_jobs, progress)
+    blocks: Iterator[Any] = draws(draw, n, key, size, first)
+    nested = None if fit is None or whole is None else nested_scores(draw, model)
+    if nested is not None:
+        blocks = (NestedBlock(block, nested) for block in blocks)
+    kept = whole if nested is None or whole is None else NestedResponses(whole, nested)
+    return fit_drawn(partial(batch, model, kind, reml), blocks, n, kept, size, n_jobs, progress)

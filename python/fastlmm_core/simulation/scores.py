@@ -10,7 +10,7 @@ what the scores tell (Muirhead 1982, Aspects of Multivariate Statistical Theory,
 from __future__ import annotations
 
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,7 +25,7 @@ from ..support.types import Array
 if TYPE_CHECKING:
     from ..estimation.model import Model
 
-__all__ = ["Scores"]
+__all__ = ["DrawnSums", "Scores"]
 
 
 SPANNED = 1e-10
@@ -39,6 +39,27 @@ LARGEST, SMALLEST = 2048, 64
 
 COMPLETED = 64
 """Responses whose remainders share a stream."""
+
+
+class DrawnSums(NamedTuple):
+    """Cross-products of y - X beta of lines of scores.
+
+    Attributes
+    ----------
+    columns : (count, n_columns, q) array
+        c_y of the columns of the patterns.
+    rest : dict
+        Of patterns with several groups, cross-products of c_y among what the columns leave (count, q, q).
+    beta : (count, r) array
+        With X.
+    total : (count,) array
+        With itself.
+    """
+
+    columns: Array
+    rest: dict[int, Array]
+    beta: Array
+    total: Array
 
 
 class Scores:
@@ -61,6 +82,9 @@ class Scores:
         What is added to those of a fit of scores, which are of y - X beta; zero for dropped columns.
     size : int
         Lines in a block of a stream.
+    rows : BatchRows
+    patterns : BatchPatterns
+        Of the design.
     """
 
     def __init__(self, model: Model, sigma2: float, relative_factor: Array, mean: Array) -> None:
@@ -100,7 +124,7 @@ class Scores:
         rest = mean if model.offset is None else mean - model.offset
         weighted = rest if model.weights is None else rest * model.weights
         self.coefficients = problem.x_map @ (problem.conditioned_x(model.exog).T @ weighted)
-        self._rows, self._patterns = rows, patterns
+        self.rows, self.patterns = rows, patterns
 
     def lines(self, rng: np.random.Generator, count: int) -> Array:
         """Lines of scores (count, width)."""
@@ -125,6 +149,26 @@ class Scores:
             out[:, plain:-1] = triangles.reshape(count, -1)
         return out
 
+    def sums(self, lines: Array) -> DrawnSums:
+        """What lines say of y - X beta: their cross-products with Z and X."""
+        q, patterns = self.roots.shape[1], self.patterns
+        count, at = len(lines), self.n_columns * q
+        owner = np.repeat(np.arange(len(self.columns)), self.columns)
+        columns = np.einsum("cka,kba->ckb", lines[:, :at].reshape(count, -1, q), self.roots[owner])
+        within = lines[:, at : at + self.n_within]
+        beta = within @ self.meaning.within_root.T + np.einsum("cka,kaj->cj", columns, patterns.cx)
+        total = np.einsum("cka,cka->c", columns, columns)
+        total += self.meaning.variance * ((within * within).sum(axis=1) + lines[:, -1])
+        lower = np.tril_indices(q)
+        T = np.zeros((count, len(self.several), q, q))
+        T[:, :, *lower] = lines[:, at + self.n_within : -1].reshape(count, len(self.several), len(lower[0]))
+        rest = {}
+        for k, pattern in enumerate(self.several.tolist()):
+            half = self.roots[pattern] @ T[:, k]
+            rest[pattern] = half @ half.transpose(0, 2, 1)
+            total += np.trace(rest[pattern], axis1=1, axis2=2)
+        return DrawnSums(columns, rest, beta, total)
+
     def __call__(self, rng: np.random.Generator, count: int) -> Array:
         """Responses (count, n)."""
         return self.completed(rng, self.lines(rng, count), np.arange(count))
@@ -140,7 +184,7 @@ class Scores:
         places : (count,) int array
             Places of the lines in their block.
         """
-        n, m, q = self.model.nobs, len(self._rows.start) - 1, self.roots.shape[1]
+        n, m, q = self.model.nobs, len(self.rows.start) - 1, self.roots.shape[1]
         out = np.empty((len(lines), n))
         for part in np.unique(places // COMPLETED).tolist():
             mine = np.flatnonzero(places // COMPLETED == part)
@@ -157,7 +201,7 @@ class Scores:
 
     def _responses(self, lines: Array, noise: Array, free: Array) -> Array:
         """Responses with these scores; noise (count, n) and free (count, m, q) give their directions."""
-        rows, order = self._rows, self._rows.order
+        rows, order = self.rows, self.rows.order
         Q, U = self._spanned
         q, first = Q.shape[1], rows.start[:-1]
         sizes = np.diff(rows.start)
@@ -188,7 +232,7 @@ class Scores:
 
     def _group_scores(self, z: Array, triangles: Array, free: Array) -> Array:
         """Q'W (y - X beta) of each group, sorted by pattern (count, m, q)."""
-        q, patterns = z.shape[2], self._patterns
+        q, patterns = z.shape[2], self.patterns
         owner = np.repeat(np.arange(len(self.columns)), self.columns)
         columns = np.einsum("cka,kba->ckb", z, self.roots[owner])
         acc = np.empty((len(z), int(patterns.groups[-1]), q))
@@ -208,7 +252,7 @@ class Scores:
     @cached_property
     def _spanned(self) -> tuple[Array, Array]:
         """Q, of which rows of a group are orthonormal, and U, an orthonormal basis of X within groups; rows sorted."""
-        problem, rows = one_factor(self.model.problem), self._rows
+        problem, rows = one_factor(self.model.problem), self.rows
         order: Any = slice(None) if rows.order is None else rows.order
         Q = rows.basis if rows.weights is None else rows.basis / rows.weights[:, None]
         x = problem.conditioned_x(self.model.exog[order])

@@ -16,13 +16,13 @@ from numpy.typing import NDArray
 
 from ...engines.one_factor.problem import one_factor
 from ...kernels import BatchDesign, unpack
-from ...kernels.records import BatchScores
+from ...kernels.records import BatchPatterns, BatchScores
 from ...support.types import Array
 from ...tables.stored import StoredResponses
 from ..model import Model
 from .one_factor import shared_design
 
-__all__ = ["SparseBlock", "SparseResponses", "SparseSums"]
+__all__ = ["SparseBlock", "SparseResponses", "SparseSums", "plain_sums", "triangle"]
 
 
 SPANNED = 1e-10
@@ -30,6 +30,21 @@ SPANNED = 1e-10
 
 LOST = 1e-6
 """Share of y'y that X leaves below which sums about zero have lost digits: such responses are made dense."""
+
+
+def plain_sums(patterns: BatchPatterns, q: int, r: int) -> tuple[BatchScores, Array]:
+    """What lines of sums as they are mean (S = I and sigma^2 = 1), and what takes X'y within groups to its basis."""
+    values, vectors = np.linalg.eigh(unpack(patterns.within_xx, r))
+    kept = values > SPANNED
+    lower, upper = np.tril_indices(q)
+    counts = np.diff(patterns.groups)
+    meaning = BatchScores(
+        spread=np.tile((lower == upper).astype(np.float64), (len(counts), 1)),
+        within_root=np.ascontiguousarray(vectors[:, kept] * np.sqrt(values[kept])),
+        variance=1.0,
+        width=int(patterns.columns[-1]) * q + int(kept.sum()) + int((counts > 1).sum()) * len(lower) + 1,
+    )
+    return meaning, vectors[:, kept] / np.sqrt(values[kept])
 
 
 class SparseSums:
@@ -64,18 +79,7 @@ class SparseSums:
         self.counts, self.columns = np.diff(patterns.groups), np.diff(patterns.columns)
         self.several = np.flatnonzero(self.counts > 1)
         self.patterns = patterns
-        values, vectors = np.linalg.eigh(unpack(patterns.within_xx, r))
-        kept = values > SPANNED
-        root = vectors[:, kept] * np.sqrt(values[kept])
-        self.into_within = vectors[:, kept] / np.sqrt(values[kept])
-        n_a, n_columns = q * (q + 1) // 2, int(patterns.columns[-1])
-        lower, upper = np.tril_indices(q)
-        self.meaning = BatchScores(
-            spread=np.tile((lower == upper).astype(np.float64), (len(self.counts), 1)),
-            within_root=np.ascontiguousarray(root),
-            variance=1.0,
-            width=n_columns * q + int(kept.sum()) + len(self.several) * n_a + 1,
-        )
+        self.meaning, self.into_within = plain_sums(patterns, q, r)
         self.coefficients = np.zeros(model.exog.shape[1])
         own = model.offset
         self.offset = None if own is None else self._sums(own, np.arange(n), np.zeros(n, dtype=np.intp))
@@ -120,7 +124,7 @@ class SparseSums:
         for squares in rest:
             left -= np.trace(squares, axis1=1, axis2=2)
         lower, upper = np.tril_indices(self.basis.shape[1])
-        parts += [within, *(_triangle(squares)[:, lower, upper] for squares in rest), left[:, None]]
+        parts += [within, *(triangle(squares)[:, lower, upper] for squares in rest), left[:, None]]
         lines = np.ascontiguousarray(np.concatenate(parts, axis=1))
         # responses that do not vary are refused whatever the offset
         same = _constant(Y.indptr, values, n)
@@ -168,7 +172,7 @@ def _constant(start: NDArray[Any], values: Array, n: int) -> NDArray[np.bool_]:
     return np.asarray(out)
 
 
-def _triangle(squares: Array) -> Array:
+def triangle(squares: Array) -> Array:
     """Lower triangular T (count, q, q) with T T' the given matrices, zero beyond their rank."""
     T = np.zeros_like(squares)
     for b in range(squares.shape[1]):

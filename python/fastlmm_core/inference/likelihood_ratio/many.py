@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 
 from ...errors import LMMError
 from ...estimation.many.batch_fit import BatchFit
-from ...estimation.many.policy import fit_many
+from ...estimation.many.policy import fit_drawn
 from ...estimation.model import Model
+from ...simulation.nested import SeenAgain, drawn_log_rss, seen_by
 from ...support.arguments import checked
 from ...support.display import LINES, Cells, Shown, first_lines
 from ...support.distributions import chi2_tail
@@ -24,6 +25,7 @@ from ..false_discoveries import false_discovery_rates
 from .compare import NOTHING, Null, check_null, null_test
 from .exact import draw, spectrum
 from .nesting import Nesting, nest, orthonormal
+from .null_distributions import one_variance
 from .random_effects import effects_of, without
 
 if TYPE_CHECKING:
@@ -146,12 +148,13 @@ def _refitted(batch: BatchFit, model: Model) -> BatchFit:
     """The same responses, fitted to another model of the rows."""
     size = max(1, 2**23 // (8 * model.nobs))
     own = model.fittable()
-
-    def blocks() -> Iterator[Array]:
-        for begin in range(0, len(batch), size):
-            yield batch.fitted_responses(np.arange(begin, min(begin + size, len(batch))))
-
-    return fit_many(lambda count, responses: BatchFit(own, batch.kind, batch.reml, count, responses), blocks())
+    nested = seen_by(batch, own)
+    parts = (np.arange(begin, min(begin + size, len(batch))) for begin in range(0, len(batch), size))
+    blocks = (SeenAgain(batch, part, nested) for part in parts)
+    return fit_drawn(
+        lambda count, responses: BatchFit(own, batch.kind, batch.reml, count, responses), blocks, len(batch), None,
+        size, None, False,
+    )  # fmt: skip
 
 
 def _linear_criteria(batch: BatchFit) -> Array:
@@ -174,7 +177,8 @@ def _linear_criteria(batch: BatchFit) -> Array:
     out, size = np.empty(len(batch)), max(1, 2**23 // (8 * model.nobs))
     for begin in range(0, len(batch), size):
         part = np.arange(begin, min(begin + size, len(batch)))
-        out[part] = nu * log_rss(batch.fitted_responses(part))
+        drawn = drawn_log_rss(batch, part)
+        out[part] = nu * (log_rss(batch.fitted_responses(part)) if drawn is None else drawn)
     return constant + out
 
 
@@ -211,6 +215,8 @@ def _tested(
     if null == "chi2" or (not nesting.new and not nesting.undetermined and null != "exact"):
         pvalues[tested] = chi2_tail(statistic[tested], nesting.df)
         text = f"chi2({nesting.df})"
+    elif nesting.boundary == 1 and not nesting.undetermined and not exact:
+        pvalues[tested], text = one_variance(statistic[tested], nesting.fixed + nesting.free)
     else:
         text = _one_by_one(batch, tested, statistic, nesting, factors, null, n_sim, key, pvalues, error)
     return BatchComparison(name, statistic, nesting.df, pvalues, error, text, FitLabels(model.library, batch.labels))
@@ -224,7 +230,7 @@ def _one_by_one(
     text = ""
     shared: dict[float, tuple[float, float]] = {}
     for i in np.asarray(tested).tolist():
-        known = shared.get(statistic[i]) if nesting.boundary <= 1 or factors is None else None
+        known = shared.get(statistic[i]) if factors is None else None
         if known is None:
             factor = None if factors is None else factors[i]
             found = null_test(float(statistic[i]), nesting, batch.model, factor, batch.reml, null, n_sim, seed)

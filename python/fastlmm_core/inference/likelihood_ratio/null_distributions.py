@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -17,7 +18,15 @@ from ...errors import LMMError
 from ...support.seeds import Seed, generator_of
 from ...support.types import Array
 
-__all__ = ["NullTest", "chi_bar_square", "chi_square", "counted", "orthant_weights", "projection_shares"]
+__all__ = [
+    "NullTest",
+    "chi_bar_square",
+    "chi_square",
+    "counted",
+    "one_variance",
+    "orthant_weights",
+    "projection_shares",
+]
 
 
 _ITERATIONS = 2000
@@ -126,6 +135,22 @@ def chi_bar_square(
     with np.errstate(divide="ignore"):
         tails = _upper_tail(statistic / shares, free + d)
     return NullTest(float(tails.mean()), float(tails.std(ddof=1) / np.sqrt(n_sim)), text)
+
+
+def one_variance(statistic: Array, free: Any) -> tuple[Array, str]:
+    """p-values of many tests of one variance beside `free` parameters without restriction, and what they are by.
+
+    Parameters
+    ----------
+    statistic : (n,) array
+    free : int or (n,) int array
+    """
+    found, several = np.empty(len(statistic)), np.broadcast_to(free, statistic.shape)
+    for k in np.unique(several).tolist():
+        mine = several == k
+        found[mine] = 0.5 * (_upper_tail(statistic[mine], k) + _upper_tail(statistic[mine], k + 1))
+    most = int(several.max(initial=0))
+    return found, f"0.5 chi2({most}) + 0.5 chi2({most + 1})"
 
 
 def orthant_weights(information: Array) -> Array:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,6 +16,7 @@ from ...support.types import Array
 from .compare import NOTHING, Null, check_null, null_test
 from .many import BatchComparison
 from .nesting import Nesting, nest
+from .null_distributions import one_variance
 
 if TYPE_CHECKING:
     from ...estimation.model import Model
@@ -127,7 +128,7 @@ def _tested(
         raise LMMError("none of the fits is certified in both models: there is nothing to compare")
     # what is nested does not depend on the problem, unless it lacks columns of X
     typical = int(tested[np.lexsort((fits.nobs[tested], fits.rank[tested]))[-1]])
-    nesting, model, factor = pair(typical)
+    nesting, _, factor = pair(typical)
     if not (nesting.df or nesting.by_structure):
         raise LMMError("the models have as many parameters as each other: there is nothing to test")
     df[tested] = nesting.df - nesting.fixed + gained[tested]
@@ -140,14 +141,11 @@ def _tested(
     # one variance whose mixture needs no weights: one design stands for all
     alone = nesting.alone is not None and not nesting.fixed
     exact = null == "exact" or (null == "auto" and factor is None and alone)
-    shared = nesting.boundary <= 1 and not exact and not nesting.undetermined
-    for i in tested.tolist():
-        if df[i] == 0:
-            continue
-        if shared:
-            own = replace(nesting, fixed=int(gained[i]))
-        else:
-            own, model, factor = pair(i)
+    if nesting.boundary == 1 and not exact and not nesting.undetermined:
+        pvalues[tested], text = one_variance(statistic[tested], gained[tested] + nesting.free)
+        return BatchComparison(name, statistic, _one_or_all(df, tested), pvalues, error, text, fits.labels)
+    for i in tested[df[tested] > 0].tolist():
+        own, model, factor = pair(i)
         found = null_test(float(statistic[i]), own, model, factor, fits.reml, null, n_sim, key)
         pvalues[i], error[i], text = found.pvalue, found.p_std_error, found.text
     return BatchComparison(name, statistic, _one_or_all(df, tested), pvalues, error, text, fits.labels)
