@@ -8,7 +8,7 @@ P' (sum c_i c_i') P, and X2'y = M' X'y.  So no response has to be made for the f
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,7 +23,6 @@ from .scores import Scores
 if TYPE_CHECKING:
     from ..estimation.many.batch_fit import BatchFit
     from ..estimation.model import Model
-    from .draws import Drawing, Redrawn
 
 __all__ = [
     "NestedBlock", "NestedResponses", "NestedScores", "SeenAgain", "drawn_log_rss", "nested_scores", "seen_by",
@@ -179,10 +178,25 @@ def nested_scores(scores: Any, model: Model) -> NestedScores | None:
     return found if found.nested else None
 
 
+class Block(Protocol):
+    """Draws of a block of a stream."""
+
+    def __len__(self) -> int: ...
+
+    def __call__(self) -> Array:
+        """The responses."""
+
+    def scores(self) -> Array:
+        """Their scores."""
+
+    def responses(self, lines: Array, places: NDArray[np.intp]) -> Array:
+        """Some of the responses, of which the scores are known."""
+
+
 class NestedBlock:
     """A block of draws, as a nested model sees them."""
 
-    def __init__(self, block: Drawing, nested: NestedScores) -> None:
+    def __init__(self, block: Block, nested: NestedScores) -> None:
         self._block, self.meaning = block, nested
 
     def __len__(self) -> int:
@@ -206,11 +220,11 @@ class NestedResponses:
 
     draws_again = True
 
-    def __init__(self, whole: Redrawn, nested: NestedScores) -> None:
+    def __init__(self, whole: Any, nested: NestedScores) -> None:
         self.shape, self._whole, self._nested = whole.shape, whole, nested
 
     def __getitem__(self, at: Any) -> Array:
-        return self._whole[at]
+        return np.asarray(self._whole[at])
 
     def scores(self, chosen: NDArray[np.intp]) -> tuple[Array, NestedScores] | None:
         """Lines of some of the responses, and what they mean."""
