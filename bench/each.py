@@ -60,6 +60,7 @@ def compare(
     per = float(np.min(timings.column("one"))) / count
     ratio = timings.ratio("loop", "one") * count / CHECKED
     report.target(f"{name}: microseconds per problem", 1e6 * per, limit)
+    report.target(f"{name}: one thread / two", timings.ratio("one", "two"), 1.8, at_least=True)
     return name, _harness.format_seconds(per), f"{ratio:.0f}", f"{timings.ratio('one', 'two'):.2f}"
 
 

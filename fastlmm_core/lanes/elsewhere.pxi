@@ -29,11 +29,12 @@ cdef double PLAY = 1e-9
 
 # What is known of the minima of a block.
 cdef struct Minima:
-    int kind[8]             # which of the screens is looked at; -1 for none
+    int kind[8]             # which of the screens is looked at, 2 when all else is done; -1 for none
     int starts[8][6]        # points from which a search is to start, and the values there
     double heights[8][6]
     int count[8]
     double* values          # (n_points,) of a screen
+    double* runs            # (MOST_RUNS, n_par) see closer.pxi
     double* theta           # (n_par,) the lowest minimum
     vec value
     vec finished
@@ -41,12 +42,12 @@ cdef struct Minima:
 
 
 cdef inline Py_ssize_t most_points(const Screen* screen) noexcept nogil:
-    return max(screen.n_points[0], screen.n_points[1])
+    return max(max(screen.n_points[0], screen.n_points[1]), screen.n_points[2])
 
 
 cdef void kinds_of(Py_ssize_t q, Py_ssize_t k, const ProblemSums* sums, const Screen* screen, Lanes* s, Fates* f,
                    Minima* found) noexcept nogil:
-    """Nearly balanced data, or many groups (0), others (1), and what is not to be screened (-1)."""
+    """Nearly balanced data, or many groups (0), others (1), few groups (2), and what is not to be screened (-1)."""
     cdef Py_ssize_t n_a = q * (q + 1) // 2, stride = n_a + q * k, lane, g, a, b, i, row
     cdef vecu* column = <vecu*> s.small
     cdef vecu* R
@@ -87,17 +88,18 @@ cdef void kinds_of(Py_ssize_t q, Py_ssize_t k, const ProblemSums* sums, const Sc
                 (<double*> &least)[lane] = here
     for lane in range(LANES):
         found.kind[lane] = 1
-        if screen.one_full and (sums[lane].m >= MANY_GROUPS * q or (
-                sums[lane].n - sums[lane].rank >= 2 * sums[lane].m * q and whole[lane]
-                and (<double*> &least)[lane] >= REGULAR)):
-            found.kind[lane] = 0
         here = <double> (sums[lane].n - sums[lane].rank) / (sums[lane].m * q)
+        if screen.one_full and (sums[lane].m >= MANY_GROUPS * q or (
+                here >= 2.0 and whole[lane] and (<double*> &least)[lane] >= REGULAR)):
+            found.kind[lane] = 0
         ample = here >= FAIR and (<double*> &least)[lane] >= (SCANT if here >= AMPLE else PLENTY)
         here = (<double*> &square)[lane] / sums[lane].m * ((<double*> &square)[lane] / (<double*> &fourth)[lane])
         if screen.one_full and sums[lane].m < FEW_GROUPS * q and not (
                 sums[lane].m >= SIX_GROUPS * q and ample and here >= DOMINATED):
             # minima may lie close together: no screen of a few points tells them apart
-            f.status[lane] = LEFT_ALONE
+            found.kind[lane] = 2
+            if screen.n_points[2] == 0:
+                f.status[lane] = LEFT_ALONE
         if f.status[lane] < 0 or not (<double*> &f.finished)[lane] > 0.0:
             found.kind[lane] = -1
         found.count[lane] = 0

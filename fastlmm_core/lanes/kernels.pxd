@@ -245,12 +245,15 @@ cdef struct ProblemSums:
 cdef enum:
     PROBLEM_SIZE = 256          # y_o'y_o: the same for all problems
 
-# Points at which criteria are screened for other minima: nearly balanced data, and others.
+# Points at which criteria are screened for other minima: nearly balanced data, others, and few groups.
 cdef struct Screen:
-    Py_ssize_t n_points[2]
-    Py_ssize_t n_near[2]
-    const double* thetas[2]         # (n_points, n_par)
-    const Py_ssize_t* near[2]       # (n_points, n_near) the points nearest to each
+    Py_ssize_t n_points[3]
+    Py_ssize_t n_near[3]
+    const double* thetas[3]         # (n_points, n_par)
+    const Py_ssize_t* near[3]       # (n_points, n_near) the points nearest to each
+    # of few groups: starts from valleys and lowest points at most, lowest points, points spread over all, and minima that
+    # are narrowed
+    Py_ssize_t limit, lowest, spread, narrowed
     bint one_full                   # whether all effects are correlated
 
 # Groups of problems side by side, group by group: the lanes are problems.
@@ -331,7 +334,7 @@ ctypedef void (*batch_fit_t)(const Batch*, const double*, Py_ssize_t, Py_ssize_t
                              ) noexcept nogil
 ctypedef Py_ssize_t (*problems_size_t)(const Batch*, const Screen*, Py_ssize_t) noexcept nogil
 ctypedef void (*problems_fit_t)(
-    const Batch*, const ProblemSums*, const Screen*, Py_ssize_t, const Outcome*, double*) noexcept nogil
+    const Batch*, const ProblemSums*, const Screen*, Py_ssize_t, Py_ssize_t, const Outcome*, double*) noexcept nogil
 ctypedef void (*problems_moments_t)(
     const Batch*, const ProblemSums*, const Screen*, const double*, const Py_ssize_t*, Py_ssize_t,
     const DesignMoments*, double*) noexcept nogil

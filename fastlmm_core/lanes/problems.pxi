@@ -17,6 +17,7 @@ cdef void lay_problems(const Batch* d, const Screen* screen, Py_ssize_t m, Lanes
     own.base = take(arena, LANES * d.p_full)
     found.values = take(arena, LANES * most_points(screen))
     found.theta = take(arena, LANES * d.n_par)
+    found.runs = take(arena, MOST_RUNS * d.n_par)
     # sweeps: 3 q^2 + q k; packing: q^2 + q k + 2 q + k^2 + q^2; moments: p^2 + q p
     s.small = take(arena, LANES * max(max(5 * q * q + 2 * n_c + 2 * q + k * k, d.n_par * (d.n_par + 2)), 2 * k * k))
 
@@ -416,9 +417,26 @@ cdef void load_problems(const Batch* d, const ProblemSums* sums, Lanes* s, OwnGr
     spread_lanes(sums, d.p_full * p, 3, s.x_map)
 
 
+cdef void write_own_coefficients(const Batch* d, const ProblemSums* sums, Lanes* s, Fates* f, const Outcome* out,
+                                 Py_ssize_t first, Py_ssize_t count) noexcept nogil:
+    """Variance, coefficients and standard errors of a block of problems."""
+    cdef Py_ssize_t lane, i
+    cdef double* base = s.own.base
+    for lane in range(LANES):
+        for i in range(d.p_full):
+            base[lane * d.p_full + i] = sums[lane].base[i]
+    write_coefficients(d, s, f, out, base, d.p_full, first, count)
+
+
+include "closer.pxi"
+
+
 cdef void problems_fit(const Batch* d, const ProblemSums* sums, const Screen* screen, Py_ssize_t first,
-                       const Outcome* out, double* work) noexcept nogil:
-    """Fit a block of LANES problems; results go to rows first, first + 1, ... of the outcome (see also Outcome.rows)."""
+                       Py_ssize_t used, const Outcome* out, double* work) noexcept nogil:
+    """Fit a block of LANES problems; results go to rows first, first + 1, ... of the outcome (see also Outcome.rows).
+
+    Problems beyond the first `used` repeat the last of these, and their rows are not to be relied on.
+    """
     cdef Lanes s
     cdef OwnGroups own
     cdef Fates f
@@ -453,10 +471,10 @@ cdef void problems_fit(const Batch* d, const ProblemSums* sums, const Screen* sc
     for lane in range(LANES):
         if out.status[first + lane] == LEFT_ALONE:
             out.status[first + lane] = 0
-    for lane in range(LANES):
-        for i in range(d.p_full):
-            own.base[lane * d.p_full + i] = sums[lane].base[i]
-    write_coefficients(d, &s, &f, out, own.base, d.p_full, first, LANES)
+    write_own_coefficients(d, sums, &s, &f, out, first, LANES)
+    for lane in range(used):
+        if found.kind[lane] == 2 and out.status[first + lane] > 0:
+            look_closer(d, sums + lane, screen, first + lane, out, work)
 
 
 cdef void weigh_outer(Py_ssize_t q, Py_ssize_t k, Lanes* s) noexcept nogil:

@@ -26,6 +26,7 @@ cdef struct Lanes:
     double* natural     # (n_par,) theta in the axes of the caller
     Py_ssize_t place[8]     # response of each lane; beyond the last one in use they repeat it
     Py_ssize_t used         # lanes in use
+    double reach            # length of the first step, relative to theta, where that is more than 1
     const OwnGroups* own    # groups of each lane's own design; NULL where all have that of the batch
     void* several           # FactorSpace of several grouping factors, see factors.pxi; NULL where there is one
     # of a screen
@@ -64,6 +65,7 @@ cdef void lay_lanes(const Batch* d, Lanes* s, Arena* arena) noexcept nogil:
     s.plain = take(arena, 2 * q * q + 2 * q)
     s.after = take(arena, LANES * n)
     s.natural = take(arena, LANES * n)
+    s.reach = 0.0
     s.own = NULL
     s.several = NULL
     if d.screen.n_points > 0:
@@ -534,6 +536,12 @@ cdef void minimize_lanes(const Batch* d, Lanes* s, Py_ssize_t limit, vec* finish
     one = VEC_SET(1.0)
     value = VEC_SET(1e300) * 1e300
     radius = one
+    if s.reach > 0.0:
+        norm = VEC_SET(0.0)
+        for i in range(n):
+            norm = norm + theta[i] * theta[i]
+        norm = s.reach * VEC_SQRT(norm)
+        radius = VEC_WHERE_POSITIVE(norm - one, norm, one)
     done = VEC_SET(-1.0)
     old = VEC_SET(1e300)
     for i in range(n):

@@ -189,7 +189,7 @@ cdef int lmm_fit(lmm_problem* problem, void* work) noexcept nogil:
         return status
     for lane in range(kernels.lanes):
         desk.block[lane] = desk.c.sums
-    kernels.problems_fit(&desk.batch, desk.block, &desk.screen, 0, &desk.out, desk.lanes)
+    kernels.problems_fit(&desk.batch, desk.block, &desk.screen, 0, 1, &desk.out, desk.lanes)
     problem.rank, problem.evaluations = desk.c.sums.rank, desk.out.evaluations[0]
     if desk.out.status[0] <= 0:
         return LMM_LEFT

@@ -258,7 +258,7 @@ cdef int search_chunk(const Batch* d, const Screen* screen, const Into* into, De
         if into.moments != NULL:
             give_moments(d, screen, into, desk, first, at, filled, work)
         else:
-            kernels.problems_fit(d, desk.block, screen, 0, &desk.out, work)
+            kernels.problems_fit(d, desk.block, screen, 0, filled, &desk.out, work)
             for lane in range(filled):
                 place = desk.sequence[at + lane]
                 hand_out(d, into, desk, lane, place, first + place)
@@ -429,7 +429,8 @@ cdef class ProblemStack:
         self.blocks.one_full = n_blocks == 1 and self.blocks.correlated[0]
         self.d.row, self.d.col, self.d.structure = self.places, self.places + n_par, &free_elements[0, 0]
         self.screen.one_full = self.blocks.one_full
-        for i in range(2):
+        self.screen.limit, self.screen.lowest, self.screen.spread, self.screen.narrowed = search.starts
+        for i in range(3):
             points, near = search.points[i], search.neighbours[i]
             self.screen.n_points[i], self.screen.n_near[i] = points.shape[0], near.shape[1]
             self.screen.thetas[i], self.screen.near[i] = &points[0, 0], &near[0, 0]

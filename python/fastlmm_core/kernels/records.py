@@ -451,9 +451,11 @@ class StackSearch(NamedTuple):
     structure: Int
     """(q, q) 1 where an element of G is free."""
     points: Sequence[Array]
-    """Two screens (count, n_par), for nearly balanced data and for others, where each sqrt(levels / n) is 1."""
+    """Screens (count, n_par) for nearly balanced data, others, and few groups, where each sqrt(levels / n) is 1."""
     neighbours: Sequence[NDArray[np.intp]]
     """(count, near) the points nearest to each."""
+    starts: tuple[int, int, int, int]
+    """Of searches of few groups: from valleys and lowest points at most, lowest points, others, minima narrowed."""
 
 
 class StackResults(NamedTuple):

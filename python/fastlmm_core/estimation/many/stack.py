@@ -15,7 +15,7 @@ from ...covariance.parameters import CovarianceStructure
 from ...design.design import Design
 from ...design.grouping import Codes, Grouping
 from ...design.terms import RandomPart
-from ...engines.protocol import CAREFUL, EASY
+from ...engines.protocol import CAREFUL, EASY, HARD
 from ...errors import LMMError
 from ...kernels.records import StackedRows, StackResults, StackSearch
 from ...kernels.stacks import ProblemStack
@@ -26,7 +26,7 @@ from ..fit import Fit, estimate
 from ..information import Moments, moments
 from ..model import Model
 from ..optimize import SINGULAR
-from ..search import spread_points
+from ..search import DESCENTS, LOWEST_POINTS, NARROWED, SPREAD, spread_points
 from .batch_fit import BOUNDARY
 from .flat_rows import FlatRows
 from .patterns import Observed, moments_of_sums
@@ -215,18 +215,16 @@ def numbered(index: NDArray[np.intp], labels: NDArray[Any]) -> Grouping:
 
 
 def search_of(structure: CovarianceStructure) -> StackSearch:
-    """How the optimum of each problem is looked for; other minima by the screens of `estimation.search`.
-
-    The greatest effort would take dozens of times as long as the fits.
-    """
-    easy, careful = (spread_points(structure.blocks, effort, 1.0) for effort in (EASY, CAREFUL))
+    """How the optimum of each problem is looked for; other minima by the screens of `estimation.search`."""
+    screens = [spread_points(structure.blocks, effort, 1.0) for effort in (EASY, CAREFUL, HARD)]
     return StackSearch(
         blocks=[(block.start, block.stop, block.correlated) for block in structure.blocks],
         rows=structure.positions[0],
         columns=structure.positions[1],
         structure=np.ascontiguousarray(structure.free, dtype=np.intc),
-        points=[np.ascontiguousarray(screen.thetas) for screen in (easy, careful)],
-        neighbours=[np.ascontiguousarray(screen.neighbours) for screen in (easy, careful)],
+        points=[np.ascontiguousarray(screen.thetas) for screen in screens],
+        neighbours=[np.ascontiguousarray(screen.neighbours) for screen in screens],
+        starts=(DESCENTS[HARD], LOWEST_POINTS[HARD], SPREAD[HARD], NARROWED),
     )
 
 
