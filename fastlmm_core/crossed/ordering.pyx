@@ -4,7 +4,8 @@
 Levels are joined by elements: sets of levels of which each two are neighbours.  At first these are what the levels of
 the factors eliminated before have in common; the elimination of a level melts the elements it belongs to into one,
 without the level (the quotient graph of Amestoy, Davis and Duff 1996, SIAM J. Matrix Anal. Appl. 17, 886-905, whose
-bound of the degree is taken too).
+bound of the degree is taken too).  Levels that have too many neighbours from the beginning stay to the end, and their
+degrees are not followed: they are few, but belong to most of the elements.
 """
 from libc.stdint cimport int32_t
 from libc.stdlib cimport free, malloc, realloc
@@ -43,6 +44,8 @@ cdef class Quotient:
     """
 
     cdef Py_ssize_t n, n_given, done, left, lowest      # `left`: columns of the levels that are not eliminated
+    cdef Py_ssize_t most                                # neighbours, in columns, of a level that is to be eliminated
+    cdef bint any_stay
     cdef const Py_ssize_t[::1] width
     cdef Py_ssize_t[::1] own, count     # elements of each level: first place in `of`, and how many
     cdef int32_t[::1] of
@@ -50,10 +53,12 @@ cdef class Quotient:
     cdef Py_ssize_t[::1] weight         # columns; -1: it is no more
     cdef Py_ssize_t[::1] outside        # columns that are not in the newest one
     cdef Py_ssize_t[::1] seen, mark
+    cdef unsigned char[::1] stays       # 1 for a level that is not eliminated
     cdef Py_ssize_t[::1] degrees, head, after, before
     cdef Pool pool
 
-    def __cinit__(self, const Py_ssize_t[::1] start, const int32_t[::1] members, const Py_ssize_t[::1] width):
+    def __cinit__(self, const Py_ssize_t[::1] start, const int32_t[::1] members, const Py_ssize_t[::1] width,
+                  double share):
         cdef Py_ssize_t n = width.shape[0], n_given = start.shape[0] - 1, n_elements = n_given + n
         self.n, self.n_given, self.done, self.lowest = n, n_given, 0, 0
         self.width = width
@@ -71,6 +76,9 @@ cdef class Quotient:
         self.after = np.full(n, -1, dtype=np.intp)
         self.before = np.full(n, -1, dtype=np.intp)
         self.left = int(np.sum(width))
+        self.most = <Py_ssize_t> (share * self.left) if share < 1.0 else self.left
+        self.any_stay = False
+        self.stays = np.zeros(n, dtype=np.uint8)
         self.head = np.full(self.left + 1, -1, dtype=np.intp)
         self.pool.size = members.shape[0]
         self.pool.room = 4 * self.pool.size + 16
@@ -106,15 +114,34 @@ cdef class Quotient:
             for i in range(self.own[v], self.own[v] + self.count[v]):
                 degree += self.weight[self.of[i]] - self.width[v]
             self.degrees[v] = min(degree, self.left - self.width[v])
-            self.insert(v)
+            if self.degrees[v] > self.most and self.joins_more(v):
+                self.stays[v] = self.any_stay = True
+            else:
+                self.insert(v)
+
+    cdef bint joins_more(self, Py_ssize_t v) noexcept nogil:
+        """Whether the given elements of a level have more than `most` columns beside its own."""
+        cdef Py_ssize_t i, j, e, u, mark = -2 - v, columns = -self.width[v]
+        for i in range(self.own[v], self.own[v] + self.count[v]):
+            e = self.of[i]
+            for j in range(self.at[e], self.at[e] + self.length[e]):
+                u = self.pool.item[j]
+                if self.mark[u] != mark:
+                    self.mark[u] = mark
+                    columns += self.width[u]
+            if columns > self.most:
+                return True
+        return False
 
     cdef Py_ssize_t next_level(self, double share) noexcept nogil:
         """A level of the least degree, -1 where it is more than this share of what is left."""
         if self.done == self.n:
             return -1
-        while self.head[self.lowest] < 0:
+        while self.lowest <= share * self.left:
+            if self.head[self.lowest] >= 0:
+                return self.head[self.lowest]
             self.lowest += 1
-        return -1 if self.lowest > share * self.left else self.head[self.lowest]
+        return -1
 
     cdef bint eliminate(self, Py_ssize_t v) noexcept nogil:
         """Melt v's elements into one, without v; False where there is no memory for it."""
@@ -139,24 +166,37 @@ cdef class Quotient:
         self.length[p] = self.pool.size - self.at[p]
         self.done += 1
         self.left -= self.width[v]
-        self.renew_degrees(p)
+        self.renew_degrees(p, v)
         return True
 
-    cdef void renew_degrees(self, Py_ssize_t p) noexcept nogil:
-        """Elements and degrees of the members of the newest element."""
+    cdef Py_ssize_t beyond(self, Py_ssize_t e, Py_ssize_t v) noexcept nogil:
+        """Columns of an element that are not in the newest one, whose members bear the mark v."""
+        cdef Py_ssize_t j, columns = 0
+        for j in range(self.at[e], self.at[e] + self.length[e]):
+            if self.mark[self.pool.item[j]] != v:
+                columns += self.width[self.pool.item[j]]
+        return columns
+
+    cdef void renew_degrees(self, Py_ssize_t p, Py_ssize_t v) noexcept nogil:
+        """Elements and degrees of the members of the newest element, which comes of the level v."""
         cdef Py_ssize_t i, j, u, e, kept, degree
         for j in range(self.at[p], self.at[p] + self.length[p]):
             u = self.pool.item[j]
+            if self.stays[u]:
+                continue
             for i in range(self.own[u], self.own[u] + self.count[u]):
                 e = self.of[i]
                 if self.weight[e] < 0:
                     continue
                 if self.seen[e] != p:
                     self.seen[e] = p
-                    self.outside[e] = self.weight[e]
-                self.outside[e] -= self.width[u]
+                    self.outside[e] = self.beyond(e, v) if self.any_stay else self.weight[e]
+                if not self.any_stay:
+                    self.outside[e] -= self.width[u]
         for j in range(self.at[p], self.at[p] + self.length[p]):
             u = self.pool.item[j]
+            if self.stays[u]:
+                continue
             kept = 0
             degree = self.weight[p] - self.width[u]
             for i in range(self.own[u], self.own[u] + self.count[u]):
@@ -213,7 +253,7 @@ def minimum_degree(const Py_ssize_t[::1] start, const int32_t[::1] members, cons
     neighbours : int32 array
         Levels that are eliminated later, or are left, and that its elimination joins; in no order.
     """
-    cdef Quotient graph = Quotient(start, members, width)
+    cdef Quotient graph = Quotient(start, members, width, share)
     cdef Py_ssize_t v, i, j, p
     cdef bint enough = True
     order_array = np.empty(graph.n, dtype=np.intp)

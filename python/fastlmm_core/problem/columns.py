@@ -195,18 +195,20 @@ def _scales(columns: Array, may_shift: bool) -> tuple[Array, int]:
     return shift_scale, constant
 
 
-def condition_x(X: Array, weights: Array | None) -> tuple[ConditionedX, Array]:
+def condition_x(X: Array, weights: Array | None, spare: int = 0) -> tuple[ConditionedX, Array]:
     """Fixed-effect columns conditioned with care, from all rows.
 
     Parameters
     ----------
     X : (n, p) array
     weights : (n,) array or None
+    spare : int
+        Columns to be filled by the caller.
 
     Returns
     -------
     ConditionedX
-    (n, r) array
+    (n, r + spare) array
         X_o, weighted; orthonormal.
     """
     kept = np.arange(X.shape[1])
@@ -225,7 +227,10 @@ def condition_x(X: Array, weights: Array | None) -> tuple[ConditionedX, Array]:
         turned = scaled @ first
         turn = first @ kernels.orthonormal(turned.T @ turned)[0] if len(kept) else first
     turn = np.ascontiguousarray(turn)
-    return ConditionedX(kept, shift_scale, constant, turn), scaled @ turn
+    r = turn.shape[1]
+    columns = np.empty((len(X), r + spare))
+    np.matmul(scaled, turn, out=columns[:, :r])
+    return ConditionedX(kept, shift_scale, constant, turn), columns
 
 
 def fixed_fields(p: int, x: ConditionedX, coefficients: Array) -> dict[str, Any]:

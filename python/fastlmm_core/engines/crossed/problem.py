@@ -338,9 +338,8 @@ def condition_crossed(
     # what restricts a covariance may identify parameters that a free one does not: told when they are estimated
     unchecked = given or sigma is not None or structure.restricted
     refuse_non_finite(y, X, np.concatenate([f.Z for f in factors], axis=1), weights, offset)
-    x, x_o = condition_x(X, weights)
-    rest, scale, coefficients = condition_y(y, x, x_o, weights, offset, given, sigma)
-    xy = np.column_stack([x_o, rest])
+    x, xy = condition_x(X, weights, spare=1)
+    xy[:, -1], scale, coefficients = condition_y(y, x, xy[:, :-1], weights, offset, given, sigma)
 
     Z: list[Array] = []
     columns: list[int] = []
