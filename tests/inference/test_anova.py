@@ -123,6 +123,19 @@ def test_nested_factor_is_tested_at_equal_weights():
     assert anova(nested, "II").statistic[0] == pytest.approx(anova(nested, "I").statistic[0], rel=1e-8)
 
 
+def test_a_slope_is_tested_at_equal_weights():
+    # columns of x:recipe:heat need not involve both factors: x spans what is common to all
+    data = unbalanced().assign(cell=lambda d: d["recipe"] + d["heat"])
+    result = flc.lmm("angle ~ x + x:recipe:heat + (1 | batch)", data).fit()
+    own = flc.lmm("angle ~ x:cell + (1 | batch)", data).fit()
+    n_cells = data["cell"].nunique()
+    np.testing.assert_allclose(own.fittedvalues, result.fittedvalues, rtol=1e-7)
+    mean = own.test(np.concatenate([[0.0], np.full(n_cells, 1.0 / n_cells)]))
+    table = anova(result)
+    assert table.df_num.tolist() == [1, n_cells - 1]
+    assert table.statistic[0] == pytest.approx(mean.statistic**2, rel=1e-7)
+
+
 def test_type_one_is_what_is_gained_term_by_term():
     """Under independence the sums of squares of type I add up to those of least squares."""
     result = fitted("angle ~ recipe * heat + x + (1 | batch)")

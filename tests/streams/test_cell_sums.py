@@ -195,6 +195,18 @@ def test_what_is_refused_in_memory_is_refused(formula, words):
             flc.lmm(formula, source).fit()
 
 
+def test_an_effect_of_each_cell():
+    """Effects of the cells and residuals are told apart by what varies within cells, which no sum tells."""
+    rng = np.random.default_rng(3)
+    a, b = np.repeat(np.arange(12), 16), np.tile(np.repeat(np.arange(8), 2), 12)
+    y = rng.normal(size=12)[a] + rng.normal(size=8)[b] + rng.normal(size=96)[8 * a + b] + rng.normal(size=192)
+    data = pd.DataFrame({"y": y, "a": a, "b": b, "cell": 8 * a + b})
+    formula = "y ~ 1 + (1 | a) + (1 | b) + (1 | cell)"
+    one, other = flc.lmm(formula, data).fit(), flc.lmm(formula, flc.scan(cut(data, 50))).fit()
+    close(one, other)
+    assert other.converged and not other.singular
+
+
 def test_slots_are_given_out_as_pairs_come():
     rng = np.random.default_rng(1)
     table, known = SlotTable(), {}

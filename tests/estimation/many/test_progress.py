@@ -66,6 +66,10 @@ def test_a_run_goes_on(model, Y, error, jobs, monkeypatch):
     for name in FIELDS:
         np.testing.assert_array_equal(getattr(again, name), getattr(whole, name), err_msg=name)
     np.testing.assert_array_equal(again[41].model.endog, Y[41])
+    # a block of which a part is there is fitted
+    again = model.fit_many(Y, n_jobs=1, memory=1.0, resume=left)
+    for name in FIELDS:
+        np.testing.assert_array_equal(getattr(again, name), getattr(whole, name), err_msg=name)
 
 
 def test_a_stream_keeps_what_is_finished(model, Y):
