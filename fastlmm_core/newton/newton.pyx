@@ -26,6 +26,9 @@ from fastlmm_core.small.arena cimport Arena, furnish, take
 cdef Py_ssize_t SWEEPS_UP_TO = 16
 """Parameters up to which Jacobi's sweeps are faster than a tridiagonal form."""
 
+cdef double ROUNDED = 1e-13
+"""Share of the value below which a change of it does not speak against a Newton step that the gradient speaks for."""
+
 
 cdef int failed() noexcept nogil:
     """Status of an evaluation that was not finished: RAISED where an exception is set, -1 where x is outside the domain."""
@@ -469,6 +472,9 @@ cdef bint propose(Objective f, Search* s) noexcept nogil:
     s.norm = sqrt(s.norm)
     s.status = f.evaluate_(s.trial, 0 if f.staged else 2)
     noise = 10.0 * f.noise_
+    if s.inside:
+        # cross-products of columns far from zero may lose more than sums of so many terms do
+        noise = max(noise, ROUNDED * fabs(s.value))
     change = s.value - f.value_ if s.status == 0 else -INFINITY
     s.ratio = change / gain if gain > 0.0 else -1.0
     accept = s.ratio > 1e-4
