@@ -152,6 +152,36 @@ def test_several_factors(rng):
     np.testing.assert_allclose(batch.df[1], one.df, rtol=1e-5)
 
 
+@pytest.mark.parametrize("formula", ["y ~ x + (1 | a) + (1 | b)", "y ~ x + (x | a) + (1 | b)"])
+def test_masks_of_several_factors(rng, formula):
+    """Every mask is another: as the single fits, and so are their tests."""
+    a, b = np.repeat(np.arange(12), 8), np.tile(np.arange(8), 12)
+    x = rng.standard_normal(96)
+    Y = (
+        rng.standard_normal((5, 12))[:, a] * (1.0 + x)
+        + rng.standard_normal((5, 8))[:, b]
+        + rng.standard_normal((5, 96))
+    )
+    Y[4] = rng.standard_normal(96)
+    for i in range(5):
+        Y[i, rng.choice(96, 8, replace=False)] = np.nan
+    data = {"x": x, "a": a, "b": b}
+    model = flc.lmm(formula, data | {"y": np.nan_to_num(Y[0])})
+    batch = model.fit_many(Y, missing="drop")
+    assert batch.converged.all()
+    found = [batch.test(["Intercept = 0.5", "x = 1"], ddf=ddf) for ddf in ("satterthwaite", "kenward-roger")]
+    for i in range(5):
+        there = ~np.isnan(Y[i])
+        one = flc.lmm(formula, {name: v[there] for name, v in data.items()} | {"y": Y[i, there]}).fit()
+        assert np.max(np.abs(batch.params[i] - one.beta) / np.sqrt(np.diag(one.cov))) < AGREE
+        assert batch.criterion[i] == pytest.approx(one.criterion, rel=1e-10)
+        assert batch.singular[i] == one.singular
+        for test, ddf in zip(found, ("satterthwaite", "kenward-roger"), strict=True):
+            wanted = one.test(["Intercept = 0.5", "x = 1"], ddf=ddf)
+            assert test.pvalues[i] == pytest.approx(wanted.pvalue, rel=1e-4)
+            assert test.df_denom[i] == pytest.approx(wanted.df_denom, rel=1e-4)
+
+
 def test_terms_covariances_and_pickles(rng):
     """Of masks that many responses share, and of scattered ones: as the single fits have them."""
     m = 20

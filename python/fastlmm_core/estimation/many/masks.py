@@ -15,11 +15,14 @@ from ...tables.responses import ResponseColumns, is_table
 from ...tables.stored import stored
 from ..model import Model
 from .batch_fit import BatchFit
-from .policy import fit_many
+from .policy import fit_few, fit_many
 
 __all__ = ["Masked", "fit_masked", "responses_of"]
 
 B = TypeVar("B", bound=BatchFit)
+
+ALONE = 2
+"""Responses of a mask that are fitted by themselves where there are several grouping factors."""
 
 FEW, MANY_SCATTERED = 16, 32
 """Responses of a mask that are not worth a design of their own, where there are so many of them in all."""
@@ -100,12 +103,12 @@ def _first_alike(missing: NDArray[np.bool_]) -> NDArray[np.intp]:
     return np.array([known.setdefault(line, len(known)) for line in lines], dtype=np.intp)
 
 
-def _part(model: Model, rows: NDArray[np.intp]) -> Model:
-    """The model of some rows, which takes the model's own response for a typical one if it can."""
+def _part(model: Model, rows: NDArray[np.intp], typical: Array | None) -> Model:
+    """The model of some rows, which takes a response for a typical one if it can."""
     design = model.design.rows(rows)
-    if not model.given:
+    if typical is not None:
         try:
-            return model.of(design, model.endog[rows])
+            return model.of(design, typical)
         except LMMError:
             # where that response is constant in these rows, others may not be
             pass
@@ -157,12 +160,15 @@ def fit_masked(
         try:
             if not len(rows):
                 raise LMMError("all observations are missing")
-            own = model.fittable() if len(rows) == model.nobs else _part(model, rows)
+            alone = len(model.factors) > 1 and len(members) <= ALONE
+            typical = some[0] if alone else None if model.given else model.endog[rows]
+            own = model.fittable() if len(rows) == model.nobs else _part(model, rows, typical)
 
             def made(count: int, responses: Any, own: Model = own) -> B:
                 return empty(own, count, responses)
 
-            found.append(Masked(rows, members, fit_many(made, some, n_jobs, False, memory), ""))
+            batch = fit_few(made, some) if alone else fit_many(made, some, n_jobs, False, memory)
+            found.append(Masked(rows, members, batch, ""))
         except LMMError as error:
             found.append(Masked(rows, members, None, str(error)))
     return found, left

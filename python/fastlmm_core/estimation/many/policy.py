@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
     Shared: TypeAlias = kernels.BatchDesign | FactorBatch | HierarchyDesign | VisitDesign
 
-__all__ = ["fit_drawn", "fit_many"]
+__all__ = ["fit_drawn", "fit_few", "fit_many"]
 
 B = TypeVar("B", bound=BatchFit)
 
@@ -203,6 +203,18 @@ def fit_many(
         raise
     found.labels = labels.all
     return found
+
+
+def fit_few(empty: Callable[[int, Any], B], Y: Array) -> B:
+    """Fit a few responses by themselves, where what they share would take longer to make than their fits do.
+
+    Inside the parameter space they are tested as those that share it: it is made then, if it is asked for.
+    """
+    out = empty(len(Y), Y)
+    out.status[:] = out.n_evaluations[:] = 0
+    _alone(out.model, lambda which: Y[which], out, slice(0, len(Y)))
+    out.alone &= out.status != 1
+    return out
 
 
 def fit_drawn(
@@ -486,7 +498,9 @@ _FIELDS = ("theta_o", "params", "bse", "sigma2", "criterion", "gradient_norm", "
 def _single(model: Model, y: Array, into: BatchFit, at: int) -> None:
     """Fit one response by the single-fit path."""
     try:
-        result = estimate(Fit, model.with_response(y), into.reml)
+        known = not model.given and np.array_equal(model.endog, y)
+        own = model if known else model.with_response(y)
+        result = estimate(Fit, own, into.reml)
     except LMMError:
         into.status[at] = -2
         return
