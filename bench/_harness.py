@@ -257,15 +257,20 @@ class RCase:
         return float(self.session.numbers(f"sample_time({self._function}, {number})")[0])
 
 
-def open_lme4() -> RSession | None:
-    """A session with lme4 attached, or None where R or lme4 is missing."""
+def open_r(package: str) -> RSession | None:
+    """A session with a package attached, or None where R or the package is missing."""
     if shutil.which("Rscript") is None:
         return None
     session = RSession()
-    if session.eval('suppressWarnings(require("lme4", quietly = TRUE))') != "TRUE":
+    if session.eval(f'suppressWarnings(require("{package}", quietly = TRUE))') != "TRUE":
         session.close()
         return None
     return session
+
+
+def open_lme4() -> RSession | None:
+    """A session with lme4 attached, or None where R or lme4 is missing."""
+    return open_r("lme4")
 
 
 # ---------------------------------------------------------------------------------------------------------- memory

@@ -1,7 +1,8 @@
 """Structured residuals: the FEV trial, and 1,000 subjects over ten visits with dropout, 23 coefficients.
 
-Every fit is timed from arrays to Satterthwaite's degrees of freedom of all coefficients.  The answers are compared with
-the criterion that mmrm and SAS have (FEV) and with the criterion by matrices of all rows.
+Every fit is timed from arrays to Satterthwaite's degrees of freedom of all coefficients; the FEV trial from a frame and
+a formula, too, beside formulaic's matrix alone, and nlme's gls where R has it.  The answers are compared with the
+criterion that mmrm and SAS have (FEV) and with the criterion by matrices of all rows.
 """
 
 from __future__ import annotations
@@ -12,12 +13,15 @@ from typing import Any, NamedTuple
 import _harness
 
 # isort: split
+import formulaic
 import numpy as np
 
 import fastlmm_core as flc
-from _harness import Case
+from _harness import Case, RCase
+from _peers import send_frame
 
 FEV_REML = 3386.44987116234
+FEV_FORMULA = "RACE + SEX + ARMCD * AVISIT"
 STRUCTURES = ("us", "toeph", "adh", "csh", "ar1h", "toep", "ad", "cs", "ar1", "diag")
 
 
@@ -31,9 +35,9 @@ class Data(NamedTuple):
 
 
 def fev() -> Data:
-    """The FEV data with the columns of RACE + SEX + ARMCD * AVISIT."""
+    """The FEV data with the columns of its formula."""
     table = flc.datasets.load("fev").dropna(subset="FEV1")
-    model = flc.lmm("FEV1 ~ RACE + SEX + ARMCD * AVISIT", table, residual="us(AVISIT | USUBJID)")
+    model = flc.lmm(f"FEV1 ~ {FEV_FORMULA}", table, residual="us(AVISIT | USUBJID)")
     codes = np.unique(table["USUBJID"], return_inverse=True)[1]
     return Data(model.endog, model.exog, codes, table["VISITN"].to_numpy())
 
@@ -62,6 +66,26 @@ def fitted(data: Data, structure: str) -> Any:
     fit = flc.LinearMixedModel(data.y, data.x, residual=residual).fit()
     _ = fit.df
     return fit
+
+
+def from_frame(table: Any) -> Any:
+    """A fit of the FEV trial from a frame and a formula, with degrees of freedom."""
+    fit = flc.lmm(f"FEV1 ~ {FEV_FORMULA}", table, residual="us(AVISIT | USUBJID)").fit()
+    _ = fit.df
+    return fit
+
+
+def gls(table: Any) -> tuple[RCase | None, float]:
+    """nlme's fit of the FEV trial and its criterion; None where R or nlme is missing."""
+    session = _harness.open_r("nlme")
+    if session is None:
+        return None, FEV_REML
+    send_frame(session, table[["FEV1", "RACE", "SEX", "ARMCD", "AVISIT", "VISITN", "USUBJID"]], "USUBJID")
+    code = (
+        f"gls(FEV1 ~ {FEV_FORMULA}, d, correlation = corSymm(form = ~ VISITN | USUBJID), "
+        "weights = varIdent(form = ~ 1 | AVISIT))"
+    )
+    return RCase("FEV, us, nlme::gls", session, f"function() {code}"), float(session.numbers(f"-2 * logLik({code})")[0])
 
 
 def dense_criterion(fit: Any, data: Data) -> float:
@@ -107,7 +131,7 @@ def main() -> int:
     options = _harness.parser(__doc__).parse_args()
     few, many, rounds, responses = (60, 300, 2, 30) if options.smoke else (1_000, 100_000, 7, 10_000)
     report = _harness.Report("structured residuals", _harness.environment())
-    small, large = fev(), trial(few)
+    small, large, table = fev(), trial(few), flc.datasets.load("fev").dropna(subset="FEV1")
     fit = fitted(small, "us")
     if not fit.converged or abs(fit.criterion - FEV_REML) > 1e-8 * FEV_REML:
         report.fail(f"FEV: the criterion of mmrm is {FEV_REML}, not {fit.criterion}")
@@ -117,13 +141,22 @@ def main() -> int:
     if not_as_one(model, model.fit_many(Y[:100], n_jobs=1, progress=False), Y):
         report.fail("many responses: not certified, or not the fits of single responses")
         return report.finish(options)
+    peer, found = gls(table)
+    for value in (from_frame(table).criterion, found):
+        if abs(value - FEV_REML) > 1e-3:
+            report.fail(f"FEV: the criterion of mmrm is {FEV_REML}, not {value}")
+            return report.finish(options)
     for name in STRUCTURES:
         fit = fitted(large, name)
         if not fit.converged or abs(fit.criterion - dense_criterion(fit, large)) > 1e-8 * abs(fit.criterion):
             report.fail(f"{name}: not certified, or not the criterion by matrices of subjects")
             return report.finish(options)
-    cases = [Case("FEV, us", lambda: fitted(small, "us"))]
+    cases: list[Any] = [Case("FEV, us", lambda: fitted(small, "us"))]
+    cases += [Case("FEV, us, frame and formula", lambda: from_frame(table))]
+    cases += [Case("FEV, formulaic alone", lambda: formulaic.model_matrix(FEV_FORMULA, table))]
+    cases += [] if peer is None else [peer]
     cases += [Case(f"trial, {name}", lambda name=name: fitted(large, name)) for name in STRUCTURES]
+    cases += [Case("trial, us, with Kenward-Roger", lambda: fitted(large, "us").tidy(ddf="kenward-roger"))]
     batch = f"FEV, us, {responses:,} responses"
     cases += [Case(batch, lambda: model.fit_many(Y, n_jobs=1, progress=False))]
     near, far = f"evaluation, {few:,} subjects", f"evaluation, {many:,} subjects"
@@ -133,8 +166,14 @@ def main() -> int:
     report.table(f"{len(large.y):,} rows, {large.x.shape[1]} columns", ("", "median"), rows)
     if not options.smoke:
         report.target("FEV, us, from arrays with df", 1e3 * timings.median("FEV, us"), 1.0, unit=" ms")
+        above = timings.difference("FEV, us, frame and formula", "FEV, formulaic alone")
+        report.target("FEV, us, frame and formula above formulaic", 1e3 * above, 1.0, unit=" ms")
+        if peer is not None:
+            report.target("FEV, us, nlme::gls / from arrays", timings.ratio(peer.name, "FEV, us"), 100.0, True)
         report.target("FEV, us, each of many responses", 1e6 * timings.median(batch) / responses, 100.0, unit=" us")
         report.target("trial, us", 1e3 * timings.median("trial, us"), 35.0, unit=" ms")
+        with_kr = timings.median("trial, us, with Kenward-Roger")
+        report.target("trial, us, with Kenward-Roger", 1e3 * with_kr, 300.0, unit=" ms")
         others = [timings.median(f"trial, {name}") for name in STRUCTURES[1:]]
         report.target("trial, slowest other structure", 1e3 * max(others), 15.0, unit=" ms")
         report.target("evaluation, 100 times the subjects", timings.ratio(far, near), 2.0)

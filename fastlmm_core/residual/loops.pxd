@@ -3,23 +3,20 @@
 from libc.math cimport NAN, log, sqrt
 from libc.string cimport memcpy, memset
 
+from fastlmm_core.small.cholesky cimport cholesky
+
 
 cdef inline double factored(Py_ssize_t n, const double* S, Py_ssize_t m, const Py_ssize_t* v, double* L) noexcept nogil:
     """L (n, n) with L L' = S[v, v], its log-determinant; NaN where it is not positive definite."""
-    cdef Py_ssize_t i, j, l
-    cdef double t, total = 0.0
+    cdef Py_ssize_t i, j
+    cdef double total = 0.0
     for i in range(n):
         for j in range(i + 1):
-            t = S[v[i] * m + v[j]]
-            for l in range(j):
-                t -= L[i * n + l] * L[j * n + l]
-            if i > j:
-                L[i * n + j] = t / L[j * n + j]
-            elif t > 1e-14 * S[v[i] * m + v[i]]:
-                L[i * n + i] = sqrt(t)
-                total += log(t)
-            else:
-                return NAN
+            L[i * n + j] = S[v[i] * m + v[j]]
+    if not cholesky(n, L, 1e-14):
+        return NAN
+    for i in range(n):
+        total += 2.0 * log(L[i * n + i])
     return total
 
 

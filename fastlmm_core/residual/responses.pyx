@@ -20,6 +20,7 @@ import numpy as np
 
 from fastlmm_core.kernels._unstructured cimport UnstructuredSums
 from fastlmm_core.residual.loops cimport rooted_rows
+from fastlmm_core.small.cholesky cimport cholesky
 from scipy.linalg.cython_blas cimport dgemm
 
 cdef enum:
@@ -259,7 +260,7 @@ cdef class UnstructuredBatch:
                 whole = s.counts[k]
                 for a in range(m * m):
                     self.cov[a] = self.inner[a] / whole
-        if whole >= 0.5 * subjects and rooted_in_place(m, &self.cov[0], 1e-6):
+        if whole >= 0.5 * subjects and cholesky(m, &self.cov[0], 1e-6):
             return True
         for a in range(m):
             pooled += self.squares[a * m + a]
@@ -275,7 +276,7 @@ cdef class UnstructuredBatch:
                 self.cov[a] = self.inner[a]
             for a in range(m):
                 self.cov[a * m + a] -= EIGENVALUE
-            if rooted_in_place(m, &self.cov[0], 0.0):
+            if cholesky(m, &self.cov[0], 0.0):
                 break
             for a in range(m):
                 for b in range(m):
@@ -286,7 +287,7 @@ cdef class UnstructuredBatch:
                 t = (self.squares[a * m + a] + 0.25 * pooled) / (self.seen[a * m + a] + 0.25)
                 t *= (self.squares[b * m + b] + 0.25 * pooled) / (self.seen[b * m + b] + 0.25)
                 self.cov[a * m + b] = self.inner[a * m + b] * sqrt(t)
-        return rooted_in_place(m, &self.cov[0], 1e-6)
+        return cholesky(m, &self.cov[0], 1e-6)
 
     # ---- Newton's method -----------------------------------------------------------------------------------
 
@@ -322,7 +323,7 @@ cdef class UnstructuredBatch:
             memcpy(L, &s.hessian_[0], p * p * sizeof(double))
             for i in range(p):
                 L[i * p + i] += ridge
-            if rooted_in_place(p, L, 0.0):
+            if cholesky(p, L, 0.0):
                 break
             ridge = 1e-3 * largest if trial == 0 else 3.0 * ridge
         else:
@@ -432,22 +433,3 @@ cdef class UnstructuredBatch:
                 self.u[i] = t / self.factor[i * p + i]
                 total += self.u[i] * self.u[i]
             df[j] = 1.0 / (1.0 / nu + total)
-
-
-cdef bint rooted_in_place(Py_ssize_t n, double* A, double least) noexcept nogil:
-    """The lower triangle of A (n, n) <- L with L L' = A; False where a pivot is no more than a share of its variance."""
-    cdef Py_ssize_t i, j, l
-    cdef double t
-    for i in range(n):
-        for j in range(i):
-            t = A[i * n + j]
-            for l in range(j):
-                t -= A[i * n + l] * A[j * n + l]
-            A[i * n + j] = t / A[j * n + j]
-        t = A[i * n + i]
-        for l in range(i):
-            t -= A[i * n + l] * A[i * n + l]
-        if not t > least * A[i * n + i]:
-            return False
-        A[i * n + i] = sqrt(t)
-    return True

@@ -24,6 +24,7 @@ import numpy as np
 
 from fastlmm_core.residual.gathering cimport TOGETHER, Gathered, begin, gather, settle
 from fastlmm_core.residual.loops cimport add_beside, ahead, back, bend, inverted, moments, rooted, whitened_beside
+from fastlmm_core.small.cholesky cimport cholesky
 from scipy.linalg.cython_blas cimport dgemm, dsyrk
 
 cdef double EPS = 2.220446049250313e-16
@@ -204,22 +205,12 @@ cdef class UnstructuredSums:
         cdef double t = 0.0, inner = 0.0, spread, nu = self.n_rows - (r if reml else 0), yy = self.full[c * c - 1]
         cdef double* F = &self.full[0]
         cdef double* B = &self.half_[0]
-        for j in range(c):
-            for i in range(j):
-                t = F[j * c + i]
-                for l in range(i):
-                    t -= F[j * c + l] * F[i * c + l]
-                F[j * c + i] = t / F[i * c + i]
-            t = F[j * c + j]
-            for l in range(j):
-                t -= F[j * c + l] * F[j * c + l]
-            if not t > 0.0:
-                return ELSEWHERE
-            F[j * c + j] = sqrt(t)
-            if j < r:
-                inner += log(t)
-        self.r2 = t
-        if not yy < LOST * t:
+        if not cholesky(c, F, 0.0):
+            return ELSEWHERE
+        for j in range(r):
+            inner += 2.0 * log(F[j * c + j])
+        self.r2 = F[r * c + r] * F[r * c + r]
+        if not yy < LOST * self.r2:
             return ELSEWHERE
         # F^-1 of the first r, lower triangular
         for j in range(r):

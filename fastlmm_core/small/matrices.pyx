@@ -10,6 +10,8 @@ from libc.string cimport memset
 
 import numpy as np
 
+from fastlmm_core.small.cholesky cimport cholesky
+
 MANY = 64
 """Columns from which BLAS and LAPACK do better than plain loops."""
 
@@ -704,21 +706,12 @@ def positive_inverse(const double[:, ::1] matrix):
     """Inverse of a positive definite matrix, None for any other."""
     cdef Py_ssize_t n = matrix.shape[0], i, j, l
     cdef double t
-    cdef bint positive = True
     out_array = np.empty((n, n))
-    lower_array = np.zeros((n, n))
+    lower_array = np.array(matrix)
     cdef double[:, ::1] out = out_array, lower = lower_array
+    if n > 0 and not cholesky(n, &lower[0, 0], 0.0):
+        return None
     with nogil:
-        for i in range(n):
-            for j in range(i + 1):
-                t = matrix[i, j]
-                for l in range(j):
-                    t -= lower[i, l] * lower[j, l]
-                if i == j:
-                    positive = positive and t > 0.0
-                    lower[i, i] = sqrt(t) if t > 0.0 else 1.0
-                else:
-                    lower[i, j] = t / lower[j, j]
         # in place of the factor its inverse, by rows
         for i in range(n):
             for j in range(i):
@@ -737,7 +730,7 @@ def positive_inverse(const double[:, ::1] matrix):
             for j in range(i + 1):
                 out[i, j] = lower[i, j]
                 out[j, i] = lower[i, j]
-    return out_array if positive else None
+    return out_array
 
 
 def row_moments(const double[:, :] rows, const double[:, ::1] half, const double[:, :, ::1] slopes,
