@@ -8,10 +8,10 @@ import time
 from pathlib import Path
 
 SCRIPTS = (
-    "sleepstudy.py", "startup.py", "million.py", "scaling.py", "columns.py", "evaluation.py", "batch.py", "hostile.py",
-    "inference.py", "robust.py", "series.py", "profiles.py", "influence.py", "comparison.py", "crossed.py",
-    "factors.py", "genes.py", "latency.py", "structured.py", "dropout.py", "search.py", "simr.py", "scan.py", "each.py",
-    "against.py",
+    "sleepstudy.py", "startup.py", "million.py", "scaling.py", "columns.py", "evaluation.py", "batch.py",
+    "hostile.py", "inference.py", "robust.py", "series.py", "profiles.py", "influence.py", "comparison.py",
+    "crossed.py", "iterative.py", "factors.py", "genes.py", "latency.py", "structured.py", "dropout.py", "search.py",
+    "simr.py", "scan.py", "each.py", "against.py",
 )  # fmt: skip
 
 

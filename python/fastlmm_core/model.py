@@ -179,13 +179,15 @@ class LinearMixedModel(Model):
         ----------
         reml : bool
         method : str or callable
-            "newton": compiled trust-region Newton with exact Hessian.  Any method of
+            "newton": compiled trust-region Newton with exact Hessian.  "iterative": for crossed factors too many
+            for dense matrices, by conjugate gradients and random probes, with Monte Carlo errors that the message
+            states; tests and random effects follow, conditional variances and profiles do not.  Any method of
             scipy.optimize.minimize by name, or a callable that it accepts.
         start : (k,) array, optional
             Theta to start from (lme4's order and scale); by default from moments of the data.  It is divided by a power
             of ten where that lowers the criterion.
         options : dict, optional
-            Options of the method, e.g. ``{"maxiter": 50}``.
+            Options of the method, e.g. ``{"maxiter": 50}``; of "iterative" ``probes`` (64), ``seed`` (0), ``maxiter``.
         n_jobs : int, optional
             Threads, which serve models of one grouping factor with thousands of groups, and crossed factors with
             hundreds of levels; by default one per processor.  Estimates are the same, to the last bit, for any number.

@@ -101,7 +101,7 @@ def condition_factors(
     LMMError
         For values that are not finite, a constant response, collinear columns of a Z, random effects that the fixed
         effects explain, covariance parameters that are not identified, a response without residual
-        variation, or crossed factors too large for a dense matrix.
+        variation.
     """
     # loaded with the first model that needs them
     from .crossed.problem import condition_crossed

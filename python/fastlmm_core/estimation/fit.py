@@ -6,12 +6,12 @@ from collections.abc import Callable, Hashable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar, cast
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ..engines.protocol import UNASKED, Engine, Solution, linear_problem
+from ..engines.protocol import UNASKED, Engine, Problem, Solution, linear_problem
 from ..engines.scaling import criterion_offset
 from ..engines.starts import shrunk_start
 from ..errors import LMMError
@@ -24,6 +24,9 @@ from .model import Model
 from .optimize import SINGULAR, LocalMinimum, Optimum, optimize
 from .refinement import loses_digits, refined
 from .residual_limit import SMALL, refuse_unbounded, with_residual_variance
+
+if TYPE_CHECKING:
+    from ..engines.crossed.problem import CrossedProblem
 
 __all__ = ["Fit", "estimate"]
 
@@ -133,8 +136,31 @@ class Fit:
         return self.criterion + float(np.log(self.nobs)) * self.n_parameters
 
     @cached_property
+    def problem(self) -> Problem:
+        """The problem of the model, or that of a fit by iterations."""
+        drawn = self.optimum.monte_carlo
+        if drawn is None:
+            return self.model.problem
+        from ..engines.crossed.iterative import IterativeProblem
+
+        return IterativeProblem.of(cast("CrossedProblem", self.model.problem), drawn.probes, drawn.seed)
+
+    def require_exact(self, what: str) -> None:
+        """Refuse what compares values of the criterion, where they have Monte Carlo errors."""
+        if self.optimum.monte_carlo is not None:
+            raise LMMError(
+                f"{what}: values of the criterion of this fit, by method='iterative', have Monte Carlo errors; fit "
+                "with method='newton', or a part of the data"
+            )
+
+    @cached_property
     def engine(self) -> Engine:
         """An engine at the optimum, evaluated to second order; its work space serves one thread at a time."""
+        if self.optimum.monte_carlo is not None:
+            engine = self.problem.criterion()
+            engine.reml = self.reml
+            engine.evaluate(self.optimum.theta, 2)
+            return engine
         engine = self.model.criterion() if self.stated is None else self.model.problem.criterion()
         # stated parameters do without the digits that REML needs: more rows than columns
         engine.reml = self.reml and self.stated is None
@@ -324,7 +350,7 @@ class Fit:
     @cached_property
     def blups(self) -> tuple[Array, ...]:
         """Conditional means of the random effects given y, an (m, q) array per grouping factor."""
-        problem = self.model.problem
+        problem = self.problem
         if not self.model.streamed:
             self.model.require_response()
         if self.model.residual is not None:
@@ -338,7 +364,7 @@ class Fit:
     @cached_property
     def blup_covariances(self) -> tuple[Array, ...]:
         """Conditional covariances of the random effects given y, an (m, q, q) array per grouping factor."""
-        problem = self.model.problem
+        problem = self.problem
         if self.model.residual is not None:
             inner = structured_effects.effects_covariances(self.model, self.engine, self.relative_covariance)
             return tuple(self.sigma2 * c for c in inner)
@@ -406,7 +432,7 @@ class Fit:
 
     def __getstate__(self) -> dict[str, Any]:
         # an engine is a work space in memory; what was found at the optimum travels
-        return {name: value for name, value in self.__dict__.items() if name != "engine"}
+        return {name: value for name, value in self.__dict__.items() if name not in ("engine", "problem")}
 
 
 def _given_start(engine: Engine, model: Model, start: ArrayLike, method: str | Callable[..., Any]) -> Array:
@@ -447,6 +473,8 @@ def estimate(
         variance is zero.
     """
     model = model.estimable()
+    if method == "iterative":
+        return _by_iterations(kind, model, bool(reml), start, options)
     if model.residual is not None or model.structure.restricted:
         return _of_structure(kind, model, bool(reml), method, start, options)
     if model.sigma is not None:
@@ -475,6 +503,19 @@ def estimate(
         if loses_digits(engine, problem, optimum.factor):
             optimum, solution = refined(engine, model, optimum, solution)
     return kind(model, optimum, bool(reml), solution)
+
+
+def _by_iterations(
+    kind: type[F], model: Model, reml: bool, start: ArrayLike | None, options: dict[str, Any] | None
+) -> F:
+    """`estimate` of crossed factors by conjugate gradients."""
+    from .iterative import iterated
+
+    optimum, engine = iterated(model, reml, start, options)
+    found = kind(model, optimum, reml, Solution(*engine.solution()[:3]))
+    # the engine stands at the optimum already
+    found.__dict__["engine"] = engine
+    return found
 
 
 def _with_known_variance(

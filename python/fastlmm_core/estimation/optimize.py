@@ -25,6 +25,7 @@ __all__ = [
     "SINGULAR",
     "Ended",
     "LocalMinimum",
+    "MonteCarlo",
     "Optimum",
     "decrement_of",
     "folded",
@@ -77,6 +78,24 @@ class LocalMinimum(NamedTuple):
     theta: Array
 
 
+class MonteCarlo(NamedTuple):
+    """What an optimum by random probes leaves open.
+
+    Attributes
+    ----------
+    probes, seed : int
+    criterion : float
+        Monte Carlo standard error of the value.
+    parameters : float
+        The largest of the covariance parameters, relative to their standard errors.
+    """
+
+    probes: int
+    seed: int
+    criterion: float
+    parameters: float
+
+
 class Optimum(NamedTuple):
     """One record of the optimisation, in the conditioned problem's units.
 
@@ -100,6 +119,8 @@ class Optimum(NamedTuple):
     restricted : (k,) array or None
         The parameters of `covariance.effects`, where the covariance of random effects has fewer than theta; gradient
         and Hessian are then in these.
+    monte_carlo : MonteCarlo or None
+        Of ``method="iterative"``.
     """
 
     theta: Array
@@ -117,6 +138,7 @@ class Optimum(NamedTuple):
     trace: tuple[tuple[float, float, float], ...]
     others: tuple[LocalMinimum, ...] = ()
     restricted: Array | None = None
+    monte_carlo: MonteCarlo | None = None
 
 
 class _Objective:

@@ -16,13 +16,19 @@ import numpy as np
 from .blas_threads import libraries, one_blas_thread
 from .threads import processors
 
-__all__ = ["blas_callers", "numpy_blas", "require", "scipy_blas"]
+__all__ = ["available", "blas_callers", "numpy_blas", "require", "scipy_blas"]
 
 BUFFER = 34 << 20
 """Bytes that a caller of an OpenBLAS library holds (32 MB, and what it is aligned by)."""
 
 LIBRARY = 100 << 20
 """Bytes that scipy's linear algebra and its OpenBLAS map when they are loaded."""
+
+CONTAINERS = (
+    ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
+    ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
+)
+"""Where a container says what memory it may have, and has."""
 
 THREAD = 44 << 20
 """Bytes of each further thread of OpenBLAS: a buffer and a stack."""
@@ -50,6 +56,24 @@ def granted(size: int) -> bool:
     except (OSError, OverflowError, ValueError):
         return False
     return True
+
+
+def available() -> float:
+    """Bytes that this process can hope for: what the machine has free, within the limit of a container."""
+    found = [float("inf")]
+    try:
+        with open("/proc/meminfo") as file:
+            found += [float(line.split()[1]) * 1024.0 for line in file if line.startswith("MemAvailable")]
+    except OSError:  # not Linux
+        if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
+            found.append(float(os.sysconf("SC_PHYS_PAGES")) * os.sysconf("SC_PAGE_SIZE"))
+    for limit, used in CONTAINERS:
+        try:
+            with open(limit) as most, open(used) as now:
+                found.append(float(most.read()) - float(now.read()))
+        except (OSError, ValueError):  # none, or "max"
+            continue
+    return max(min(found), 0.0)
 
 
 def require(size: int, purpose: str) -> None:

@@ -406,13 +406,17 @@ def test_problems_survive_pickling():
     assert again.criterion().evaluate(theta)[0] == problem.criterion().evaluate(theta)[0]
 
 
-def test_a_tail_too_large_is_refused(monkeypatch):
-    from fastlmm_core.engines.crossed import order as layout
+def test_a_core_beyond_memory_is_refused(monkeypatch):
+    from fastlmm_core.engines.crossed import problem as crossed
 
     y, X, factors, _, _, structure = make("crossed", 9, 1)
-    monkeypatch.setattr(layout, "LARGEST_TAIL", 3)
-    with pytest.raises(LMMError, match="crossed factors"):
-        condition_factors(y, X, factors, None, None, structure)
+    problem = condition_factors(y, X, factors, None, None, structure)
+    size = 3 * 8 * int(np.sum(problem.layout.core_sizes**2))
+    monkeypatch.setattr(crossed, "available", lambda: float(size))
+    problem.criterion()
+    monkeypatch.setattr(crossed, "available", lambda: size - 1.0)
+    with pytest.raises(LMMError, match=r"crossed factors: .* need dense matrices.*method='iterative'"):
+        problem.criterion()
 
 
 # block elimination takes what V^-1 leaves of [X y] from differences: larger theta need the engine of nested factors

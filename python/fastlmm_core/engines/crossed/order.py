@@ -13,17 +13,12 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-from ...errors import LMMError
 from ...kernels import hierarchies
 from ...kernels.layouts import Layout, Sparse, Stage, Tail
 from ...support.types import Array, Index
 from .cores import sparse_levels, tail_levels
 
 __all__ = ["chain_of", "lay_out", "lay_out_chain"]
-
-
-LARGEST_TAIL = 20_000
-"""Columns of the core of a component of the tail beyond which its dense matrices are refused."""
 
 
 def chain_of(codes: list[Index], sizes: list[int], widths: list[int]) -> tuple[list[int], list[Index]]:
@@ -76,10 +71,6 @@ def lay_out(
     cross : (n_slots, k) array
         Z'[X y].
 
-    Raises
-    ------
-    LMMError
-        Where the core of a component of the tail is too large to be dense.
     """
     widths = [part.shape[1] for part in Z]
     chain, parents = chain_of(codes, sizes, widths)
@@ -109,13 +100,6 @@ def lay_out(
         found = tail_levels(last, codes, sizes, widths, Z, coded[top], sizes[top])
         table, rows, others, comp, comp_slot = found.table, found.rows, found.others, found.comp, found.comp_slot
         core_slot = found.core_slot
-        widest = int((comp_slot[1:] - core_slot).max())
-        if widest > LARGEST_TAIL:
-            raise LMMError(
-                f"crossed factors: {widest} random effects would need a dense matrix of "
-                f"{widest * widest * 8 / 1e9:.0f} GB (limit: {LARGEST_TAIL} random effects); use fewer crossed levels "
-                "or drop a random effect of the factor with fewer levels"
-            )
         for i, f in enumerate(last):
             mine = np.flatnonzero(table[:, 5] == i)
             level = table[mine, 6]

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...covariance.parameters import Block, CovarianceStructure
+from ...errors import LMMError
 from ...kernels import hierarchies
 from ...kernels.layouts import Layout, Stage, Tail
 from ...problem.aliasing import default_names, refuse_aliased, suspects
@@ -29,7 +30,7 @@ from ...problem.columns import (
     scaled_z,
 )
 from ...problem.identification import GroupedColumns, refuse_unidentified_rows
-from ...support.memory import numpy_blas, require, scipy_blas
+from ...support.memory import available, numpy_blas, require, scipy_blas
 from ...support.types import Array, Index
 from ..protocol import CAREFUL, EASY, Elsewhere, Relaxed
 from .order import lay_out
@@ -213,9 +214,7 @@ class CrossedProblem:
         scipy_blas()
         from .engine import CrossedCriterion
 
-        cores = self.layout.core_sizes
-        purpose = f"crossed factors with a dense core of {cores.max(initial=0):,} random effects"
-        require(MATRICES * 8 * int(np.sum(cores * cores)), purpose)
+        _refuse_large_cores(self.layout.core_sizes)
         cross, gram = self.cross, self.gram
         if columns is not None:
             cross, gram = cross @ columns, columns.T @ gram @ columns
@@ -306,6 +305,20 @@ class CrossedProblem:
         """
         blocks = self.criterion_at(factor).conditional()
         return tuple(blocks[places][:, :, : places.shape[1]] for places in self.layout.places)
+
+
+def _refuse_large_cores(cores: Index) -> None:
+    """Refuse dense matrices that memory has no room for."""
+    size, widest = MATRICES * 8 * int(np.sum(cores.astype(np.int64) ** 2)), int(cores.max(initial=0))
+    free = available()
+    if size > free:
+        raise LMMError(
+            f"crossed factors: {widest:,} random effects of levels that are connected need dense matrices of "
+            f"{size / 2**30:.1f} GB, and {free / 2**30:.1f} GB of memory are free; fit(method='iterative') does "
+            "without them, with Monte Carlo errors that it states; or use fewer crossed levels, or drop a random "
+            "effect of the factor with fewer levels"
+        )
+    require(size, f"crossed factors with a dense core of {widest:,} random effects")
 
 
 def condition_crossed(

@@ -126,6 +126,8 @@ def compare(
     2  0.5 chi2(1) + 0.5 chi2(2)
     """
     size = _check(results, test, null, n_sim, seed)
+    for fit in results:
+        fit.require_exact("compare()")
     same_data(results)
     fits, notes = _comparable(list(results), refit)
     fits.sort(key=lambda fit: fit.n_parameters)

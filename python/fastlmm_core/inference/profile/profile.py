@@ -260,6 +260,7 @@ def confidence_limits(
     RuntimeWarning
         For limits that could not be found, with the reason; they are NaN.
     """
+    result.require_exact("profiles (take method='wald' for intervals)")
     chosen = _chosen(result, parameters)
     _rise(level)
     table = _limits(_Profilers(result, reml), chosen, level)
@@ -323,6 +324,7 @@ def profile(
     LMMError
         For an unknown parameter or a level outside (0, 1).
     """
+    result.require_exact("profiles")
     rise = _rise(level)
     dropped = set(result.dropped_columns)
     chosen = [p for p in _chosen(result, parameters) if not (p.kind == "beta" and p.name in dropped)]
