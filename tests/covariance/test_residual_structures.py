@@ -11,6 +11,7 @@ import pytest
 from fastlmm_core import LMMError
 from fastlmm_core.covariance.residual.catalogue import (
     factor_analytic,
+    kind_of,
     of_coordinates,
     of_positions,
     of_responses,
@@ -537,6 +538,30 @@ def test_a_long_series_starts_without_a_matrix_over_its_positions():
     rows = Rows(values, np.arange(n), np.zeros(n, dtype=np.intp))
     structure = of_positions("ar1", n)
     np.testing.assert_allclose(structure.natural(structure.start(rows), 1.0)[1], 0.7, atol=0.01)
+
+
+@pytest.mark.parametrize("name", [*position_names(), "fa"])
+def test_kinds(name):
+    """What the catalogue says of a structure is what its matrix does."""
+    m, kind = 5, kind_of(name)
+    structure, where = of_positions(name, m), np.arange(m)
+    phi = 0.3 * np.random.default_rng(2).standard_normal(structure.n_parameters)
+    diagonal = np.array([np.diag(J) for J in structure.jacobian(phi, where)]).reshape(-1, m)
+    # the variances, one of which is the scale, move each by itself
+    assert kind.own_variances == (np.linalg.matrix_rank(diagonal, tol=1e-10) >= m - 1)
+    # whether a random intercept of subjects, or any matrix, can be added to it
+    ones, any_ = np.ones((m, m)), np.outer(np.arange(1.0, m + 1.0), np.arange(1.0, m + 1.0))
+    R = structure.matrix(phi, where)
+
+    def reached(direction):
+        span = np.array([R.ravel(), *(J.ravel() for J in structure.jacobian(phi, where))])
+        rest = direction.ravel() - span.T @ np.linalg.lstsq(span.T, direction.ravel(), rcond=None)[0]
+        return bool(np.abs(rest).max() < 1e-8)
+
+    linear = name in ("us", "cs", "toep")
+    assert {"": (False, False), "intercept": (True, False), "visits": (True, True)}[kind.contains] == (
+        linear and reached(ones), linear and reached(any_)
+    )  # fmt: skip
 
 
 def test_structures_are_values():

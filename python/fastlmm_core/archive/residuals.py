@@ -61,11 +61,9 @@ def structure_of(found: dict[str, Any]) -> ResidualStructure:
         return catalogue.of_responses(name.partition("@")[2], found["responses"], found["visits"])
     if "closest" in found:
         return catalogue.of_coordinates(name, found["closest"], found["farthest"], nugget=found["nugget"])
-    if "factors" in found:
-        return catalogue.factor_analytic(found["visits"], found["factors"])
     if found["visits"] is None:
         return Scaled("id", Common(), Independent())
-    return catalogue.of_positions(name, found["visits"])
+    return catalogue.of_positions(name, found["visits"], found.get("factors"))
 
 
 def _plain_function(function: VarianceFunction) -> dict[str, Any]:

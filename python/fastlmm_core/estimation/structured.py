@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..covariance.residual.catalogue import kind_of
 from ..support.types import Array
 from .optimize import (
     CERTIFIED,
@@ -44,9 +45,6 @@ CONTINUED = 2
 
 FEW_ROWS, OTHERS, AROUND = 2_000, 4, 1.0
 """Rows up to which other starts are tried, how many, and their distance in elements of (theta, phi)."""
-
-SEVERAL = ("arma", "fa")
-"""Structures over visits whose criterion has several minima at times."""
 
 SMALLER, LARGER = 0.3, 3.0
 """Multiples of the first start of the random effects from which the search begins too."""
@@ -106,7 +104,7 @@ def _starts(problem: ResidualProblem, start: Array) -> list[Array]:
     starts = [start]
     if n_theta:
         starts += [np.concatenate([size * start[:n_theta], start[n_theta:]]) for size in (SMALLER, LARGER)]
-    if problem.n <= FEW_ROWS and (n_theta or not part.at_visits or part.name in SEVERAL):
+    if problem.n <= FEW_ROWS and (n_theta or not part.at_visits or kind_of(part.name).several_minima):
         # in a sequence that is always the same
         starts += list(start + AROUND * np.random.default_rng(0).standard_normal((OTHERS, len(start))))
     return starts

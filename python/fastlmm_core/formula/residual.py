@@ -17,8 +17,7 @@ from numpy.typing import NDArray
 
 from ..covariance.residual.catalogue import (
     coordinate_names,
-    factor_analytic,
-    factors_alone,
+    kind_of,
     of_coordinates,
     of_positions,
     of_responses,
@@ -44,12 +43,6 @@ _OPTION = re.compile(rf"\s*(\w+)\s*=\s*({_COLUMN}|\d+)\s*")
 
 SUBJECTS, ROWS = 500, 200
 """Subjects, and rows of each, from which distances are taken."""
-
-BY_LAG = ("ar1", "arma", "us@ar1")
-"""Structures of lags, for which integers are times and positions without rows count."""
-
-EVENLY = ("ar1h", "toep", "toeph", "us@toep")
-"""Structures of lags with parameters of their own for each position or lag: every position has to be observed."""
 
 
 @dataclass(frozen=True)
@@ -183,7 +176,7 @@ def _placed(
     where: NDArray[Any]
     if name in coordinate_names():
         where = np.column_stack([floats(column, rows) for column in time])
-        if name in ("car1", "sp_power") and len(time) > 1:
+        if kind_of(name).one_coordinate and len(time) > 1:
             raise LMMError(f"residual={parsed.text!r}: {name} takes one column of times; use sp_exp for several")
         near_by, far = _distances(where, np.asarray(subjects.codes))
         return of_coordinates(name, near_by, far, nugget=parsed.nugget), where, []
@@ -201,12 +194,7 @@ def _placed(
             f"residual={parsed.text!r}: {name} takes one column of visits, not {len(time)}; leave the others out"
         )
     where, labels = _positions(parsed, time[0], rows)
-    if name == "fa":
-        return factor_analytic(len(labels), 1 if parsed.factors is None else parsed.factors), where, labels
-    if name == "fa0":
-        m = len(labels)
-        return factors_alone(m, m if parsed.factors is None else parsed.factors), where, labels
-    return of_positions(name, len(labels)), where, labels
+    return of_positions(name, len(labels), parsed.factors), where, labels
 
 
 def _distances(where: NDArray[np.float64], subjects: NDArray[Any]) -> tuple[float, float]:
@@ -225,7 +213,7 @@ def _distances(where: NDArray[np.float64], subjects: NDArray[Any]) -> tuple[floa
 
 def _positions(parsed: ParsedResidual, column: Column, rows: Any) -> tuple[NDArray[np.intp], list[str]]:
     """Position of each row, and the labels of the positions."""
-    numbers = column.number
+    numbers, kind = column.number, kind_of(parsed.name)
     if numbers is not None and numbers.dtype.kind == "f":
         raise LMMError(
             f"residual={parsed.text!r}: {column.title} holds numbers with fractions, and {parsed.name} counts visits; "
@@ -234,22 +222,22 @@ def _positions(parsed: ParsedResidual, column: Column, rows: Any) -> tuple[NDArr
     if numbers is not None and numbers.dtype.kind in "iu":
         values = numbers if rows is None else numbers[rows]
         low, high = int(values.min()), int(values.max())
-        if parsed.name in BY_LAG:
+        if kind.by_lag:
             return (values - low).astype(np.intp), [str(v) for v in range(low, high + 1)]
         where, levels = integer_codes(values)
-        if parsed.name in EVENLY and len(set(np.diff(levels).tolist())) > 1:
+        if kind.each_lag and len(set(np.diff(levels).tolist())) > 1:
             raise LMMError(
                 f"residual={parsed.text!r}: the values of {column.title} are not evenly spaced ({_listed(levels)}), "
                 f"and {parsed.name} has parameters for each; make the column categorical if its levels are to be "
                 "consecutive, or use ar1"
             )
         return where, [str(v) for v in levels.tolist()]
-    if column.is_category and parsed.name in (*BY_LAG, *EVENLY):
+    if column.is_category and (kind.by_lag or kind.each_lag):
         every, categories = column.categories()
         every = every if rows is None else every[rows]
         names = [str(label) for label in categories.tolist()]
         unseen = np.setdiff1d(np.arange(len(names)), every)
-        if len(unseen) and parsed.name in EVENLY:
+        if len(unseen) and kind.each_lag:
             raise LMMError(
                 f"residual={parsed.text!r}: no row is at the level {names[unseen[0]]!r} of {column.title}, so that the "
                 f"parameters of {parsed.name} there are not determined; remove the level, or use ar1"

@@ -1,12 +1,13 @@
 """All residual structures by the names that users write.
 
-A new structure is a file with a class, and a line here.
+A new structure is a file with a class, and a line here; so is what others have to know of it (`Kind`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Literal, NamedTuple
 
 from ...errors import LMMError
 from .antedependence import AnteDependence
@@ -34,9 +35,10 @@ from .unstructured import Unstructured
 from .variance_function import VarianceFunction
 
 __all__ = [
+    "Kind",
     "coordinate_names",
     "factor_analytic",
-    "factors_alone",
+    "kind_of",
     "of_coordinates",
     "of_covariate",
     "of_positions",
@@ -73,19 +75,73 @@ _OF_COVARIATE: dict[str, Callable[[float], VarianceFunction]] = {
 }
 
 
+class Kind(NamedTuple):
+    """What is to be known of a structure where data are read and searches begin."""
+
+    by_lag: bool = False
+    """Whether integers are times, so that positions without rows count."""
+    each_lag: bool = False
+    """Whether each position, or lag, has a parameter of its own, so that every position has to be observed."""
+    own_variances: bool = False
+    """Whether each position has a variance of its own."""
+    reproduces: bool = False
+    """Whether the covariances of a position reproduce it where it has one row."""
+    contains: Literal["", "intercept", "visits"] = ""
+    """Random effects of subjects that it contains: an intercept, or any that depend on the visit only."""
+    several_minima: bool = False
+    """Whether the criterion has several minima at times, though rows have positions and there are no random effects."""
+    one_coordinate: bool = False
+    """Whether it takes one column of times."""
+
+
+_KINDS = {
+    "us": Kind(own_variances=True, reproduces=True, contains="visits"),
+    "diag": Kind(own_variances=True),
+    "cs": Kind(contains="intercept"),
+    "csh": Kind(own_variances=True),
+    "ar1": Kind(by_lag=True),
+    "ar1h": Kind(each_lag=True, own_variances=True),
+    "adh": Kind(own_variances=True),
+    "toep": Kind(each_lag=True, contains="intercept"),
+    "toeph": Kind(each_lag=True, own_variances=True),
+    "arma": Kind(by_lag=True, several_minima=True),
+    "fa": Kind(own_variances=True, reproduces=True, several_minima=True),
+    "us@ar1": Kind(by_lag=True),
+    "us@toep": Kind(each_lag=True),
+    "car1": Kind(one_coordinate=True),
+    "sp_power": Kind(one_coordinate=True),
+}
+
+
+def kind_of(name: str) -> Kind:
+    """What is to be known of the structure of a name."""
+    return _KINDS.get(name, Kind())
+
+
 def position_names() -> tuple[str, ...]:
     """The names of all structures over positions."""
     return ("us", *_CORRELATIONS, *_HETEROGENEOUS)
 
 
-def of_positions(name: str, m: int) -> ResidualStructure:
+def of_positions(name: str, m: int, factors: int | None = None) -> ResidualStructure:
     """The structure of a name over m positions.
+
+    Parameters
+    ----------
+    name : str
+    m : int
+    factors : int, optional
+        Of fa (by default 1) and fa0 (by default m).
 
     Raises
     ------
     LMMError
         For an unknown name, or for one position where there is nothing to correlate.
     """
+    if name == "fa":
+        return factor_analytic(m, 1 if factors is None else factors)
+    if name == "fa0":
+        return _factors_alone(m, m if factors is None else factors)
     if name not in position_names():
         raise LMMError(f"residual: there is no structure {name!r}; known are {', '.join(position_names())}.")
     least = _FEWEST.get(name, 2)
@@ -122,7 +178,7 @@ def of_coordinates(
     return Scaled(name, Common(), Nugget(correlation) if nugget else correlation)
 
 
-def factors_alone(m: int, q: int) -> ResidualStructure:
+def _factors_alone(m: int, q: int) -> ResidualStructure:
     """The structure `fa0` of q factors over m positions, without variances of their own: of m factors it is `us`.
 
     Raises

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...covariance.parameters import CovarianceStructure
+from ...covariance.residual.catalogue import kind_of
 from ...covariance.residual.markov import Chain
 from ...covariance.residual.structure import Rows as StartRows
 from ...design.design import Design
@@ -338,7 +339,8 @@ def _refuse_constant_visits(part: ResidualPart, y: Array, X: Array, weights: Arr
         X_o, weighted; orthonormal.
     weights : (n,) array or None
     """
-    if part.name not in ("us", "diag", "csh", "ar1h", "adh", "toeph", "fa") or not part.at_visits:
+    kind = kind_of(part.name)
+    if not kind.own_variances or not part.at_visits:
         return
     free = 1.0 - np.einsum("ij,ij->i", X, X)
     visit = part.where if len(part.strata) == 1 else part.stratum * (int(part.where.max()) + 1) + part.where
@@ -346,7 +348,7 @@ def _refuse_constant_visits(part: ResidualPart, y: Array, X: Array, weights: Arr
     some = np.empty(len(count))
     some[visit] = y
     alike = np.bincount(visit, y != some[visit]) == 0
-    alike &= count >= (1 if part.name in ("us", "fa") else 2)
+    alike &= count >= (1 if kind.reproduces else 2)
     spanned = free.min() < SPANNED and ((np.bincount(visit, free >= SPANNED) == 0) & (count > 0)).any()
     if alike.any() or spanned:
         _refuse_first_visit(part, y, free)
@@ -372,7 +374,7 @@ def _refuse_first_visit(part: ResidualPart, y: Array, free: Array) -> None:
                     f"residual={part.term!r}: all responses at {visit} are equal, so that their variance is zero; "
                     "leave the visit out, or take a structure with one variance for all visits"
                 )
-            if len(rows) == 1 and part.name in ("us", "fa"):
+            if len(rows) == 1 and kind_of(part.name).reproduces:
                 raise LMMError(
                     f"residual={part.term!r}: there is one row at {visit}, and the covariances with the other visits "
                     "reproduce it; leave the visit out, or take a structure with fewer parameters"
@@ -391,15 +393,15 @@ def _refuse_contained(part: ResidualPart, grouping: Grouping, Z: Array, names: t
     An unstructured covariance contains any effects that depend on the visit only; compound symmetry, and a Toeplitz
     matrix, an intercept.
     """
-    kind = part.strata[0].structure.name
+    contains = kind_of(part.name).contains
     subject = np.asarray(part.subject.codes)
-    if kind not in ("us", "cs", "toep") or grouping.m != part.subject.n_slots or not part.at_visits:
+    if not contains or grouping.m != part.subject.n_slots or not part.at_visits:
         return
     partner = np.full(grouping.m, -1, dtype=np.intp)
     partner[subject] = grouping.index
     if not np.array_equal(partner[subject], grouping.index):
         return
-    at = part.where if kind == "us" else np.zeros(len(subject), dtype=np.intp)
+    at = part.where if contains == "visits" else np.zeros(len(subject), dtype=np.intp)
     first = np.zeros(int(at.max()) + 1, dtype=np.intp)
     first[at[::-1]] = np.arange(len(at))[::-1]
     contained = (Z[first[at]] == Z).all(axis=0)
