@@ -48,7 +48,8 @@ class Codes:
 
     def count(self) -> Grouping:
         """The factor with the levels that occur, by a pass over the codes."""
-        counts = np.bincount(np.asarray(self.codes, dtype=np.intp) - self.base, minlength=self.n_slots)
+        codes = np.asarray(self.codes, dtype=np.intp)
+        counts = np.bincount(codes - self.base if self.base else codes, minlength=self.n_slots)
         return Grouping(self, None if counts.all() else np.flatnonzero(counts))
 
     def dense(self) -> Codes:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from ..covariance.parameters import CovarianceStructure
     from .protocol import Engine
 
-__all__ = ["few_groups", "moment_start", "other_starts", "shrunk_start"]
+__all__ = ["ENOUGH", "few_groups", "moment_start", "other_starts", "shrunk_start"]
 
 
 SHRINK = 400

@@ -19,7 +19,7 @@ from ...kernels.records import RowColumns, Rows
 from ...support.threads import threads_in_use
 from ...support.types import Array
 from ..protocol import CAREFUL, EASY, HARD, ORDINARY, Elsewhere, Engine, Problem, Relaxed
-from ..starts import few_groups, moment_start
+from ..starts import ENOUGH, few_groups, moment_start
 
 if TYPE_CHECKING:
     from .wide import WideCriterion
@@ -45,6 +45,11 @@ REGULAR = 0.2
 SIX = 6
 """Groups for each random effect from which nearly balanced data hardly have several minima; of fewer, these lie close
 together even where every group tells much."""
+
+
+DOMINATED = 0.28
+"""Share of the groups that the variation is worth below which few of them make up most of it: a half for normal errors
+alone, a third for normal effects.  The criterion may then have several minima although the groups are alike."""
 
 
 class OneFactorProblem(NamedTuple):
@@ -218,6 +223,28 @@ class OneFactorProblem(NamedTuple):
         share = len(chosen) * self.packed.shape[2] / self.m
         return self._engine(chosen, self.within * share, round(self.n * share), self.rank + 1, True)
 
+    @property
+    def nearly_balanced(self) -> bool:
+        """Whether each of enough groups tells so much of all effects that most responses have one minimum."""
+        q = self.structure.q
+        if not (self.structure.one_full and self.n - self.rank >= 2 * self.m * q and self.m >= SIX * q):
+            return False
+        packed = np.ascontiguousarray(self.packed[:: max(1, len(self.packed) // SCOUT_GROUPS)])
+        return kernels.least_information(packed, q) >= REGULAR * self.n / self.m
+
+    @property
+    def worth(self) -> float:
+        """Share of the groups that the variation is worth, (sum s)^2 / (m sum s^2) of their sums of squares s.
+
+        Nothing where equal groups have been joined.
+        """
+        q, k = self.structure.q, self.rank + 1
+        if not self.uniform:
+            return 0.0
+        last = q * (q + 1) // 2 - 1 + k * np.arange(1, q + 1)
+        squares = (self.packed[:, last] ** 2).sum(axis=1)
+        return float(squares.sum() ** 2 / (self.m * (squares**2).sum() + 1e-300))
+
     def elsewhere(self) -> Elsewhere:
         """What is known of other minima of the criterion, and how to look for them."""
         structure, q = self.structure, self.structure.q
@@ -228,9 +255,7 @@ class OneFactorProblem(NamedTuple):
         if not structure.one_full:
             relaxed = None if q < SPARSE else partial(self._relaxed_criterion, scout is None)
             return Elsewhere("search", ORDINARY, scout, relaxed=relaxed)
-        packed = np.ascontiguousarray(self.packed[:: max(1, len(self.packed) // SCOUT_GROUPS)])
-        ample = self.n - self.rank >= 2 * self.m * q and self.m >= SIX * q
-        if ample and kernels.least_information(packed, q) >= REGULAR * self.n / self.m:
+        if self.nearly_balanced and (self.m >= ENOUGH * q or self.worth >= DOMINATED):
             return Elsewhere("search", EASY, scout)
         few, not_many = few_groups(structure, self.levels), few_groups(structure, self.levels / 4.0)
         return Elsewhere("search", HARD if few else CAREFUL if not_many else ORDINARY, scout)

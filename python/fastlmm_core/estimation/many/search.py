@@ -13,7 +13,7 @@ import numpy as np
 
 from ... import kernels
 from ...engines.one_factor.problem import one_factor
-from ...engines.protocol import EASY, HARD, linear_engine, linear_problem
+from ...engines.protocol import HARD, linear_engine, linear_problem
 from ...kernels.records import BatchPatterns, BatchScreen
 from ...support.types import Array, Index
 from ..search import DESCENTS, LOWEST_POINTS, NARROWED, NEAR, SPREAD, VANISHING, nearest, screen_of
@@ -69,8 +69,8 @@ def response_screen(model: Model, patterns: BatchPatterns) -> BatchScreen | None
     """
     problem, structure = one_factor(model.problem), model.structure
     elsewhere = linear_problem(problem).elsewhere()
-    if elsewhere.kind != "search" or elsewhere.effort <= EASY:
-        # nearly balanced data are left alone
+    if elsewhere.kind != "search" or problem.nearly_balanced:
+        # they are left alone, whatever the response of the model is
         return None
     effort = elsewhere.effort
     q, r, m = structure.q, problem.rank, problem.m
