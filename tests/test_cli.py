@@ -110,6 +110,7 @@ def test_exit_status_of_a_fit_that_is_not_certified(sleepstudy, capsys, monkeypa
         (["nothere.csv", SLEEPSTUDY], "nothere.csv"),
         (["nothere.parquet", SLEEPSTUDY], "nothere.parquet"),
         (["data.xlsx", SLEEPSTUDY], "CSV or Parquet"),
+        ([SLEEPSTUDY, "DATA"], "the file comes first, fit FILE FORMULA"),
         (["DATA", "Reaction ~ Day + (1 | Subject)"], "Days"),
         (["DATA", "Reaction ~ Days"], "random-effects term"),
         (["DATA", SLEEPSTUDY, "--weights", "w"], "`weights`"),

@@ -11,6 +11,7 @@ import polars as pl
 import pytest
 
 import fastlmm_core as flc
+from fastlmm_core.bridges import regressor
 
 FORMULA = "Reaction ~ Days + (Days | Subject)"
 
@@ -77,12 +78,45 @@ def test_the_contract(sleep):
     assert model.score(X, y) == pytest.approx(1.0 - np.var(y - model.predict(X)) / np.var(y), rel=1e-3)
 
 
-def test_checks_of_scikit_learn(sleep):
+NOT_APPLICABLE = {
+    # y is x0, or the rows are few: the model reproduces it, which is refused
+    "check_regressors_no_decision_function", "check_sample_weights_shape", "check_sample_weights_not_overwritten",
+    # weights are precisions, and not numbers of copies
+    "check_sample_weight_equivalence_on_dense_data",
+    # rows with missing values are left out of a fit
+    "check_estimators_nan_inf",
+    # tables without the columns of the formula
+    "check_sample_weights_pandas_series", "check_regressor_data_not_an_array",
+}  # fmt: skip
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_checks_of_scikit_learn(monkeypatch):
+    # all that scikit-learn asks of an estimator, on its arrays, which are given a column of groups
     checks = pytest.importorskip("sklearn.utils.estimator_checks")
-    model = flc.MixedLMRegressor("~ x0 + (1 | x1)")
-    for name in ("check_no_attributes_set_in_init", "check_get_params_invariance", "check_set_params",
-                 "check_parameters_default_constructible", "check_estimator_repr"):  # fmt: skip
-        getattr(checks, name)("MixedLMRegressor", model)
+    table_of = regressor._table
+
+    def with_groups(X):
+        table, names = table_of(X)
+        first = np.asarray(table[names[0]], dtype=float)
+        return regressor.with_columns(table, {"g": np.floor(np.abs(first) * 7.0) % 5.0}), names
+
+    monkeypatch.setattr(regressor, "_table", with_groups)
+    found = checks.check_estimator(flc.MixedLMRegressor("y ~ x0 + (1 | g)"), on_fail=None)
+    failed = {one["check_name"] for one in found if one["status"] == "failed"} - {"check_regressors_train"}
+    assert failed <= NOT_APPLICABLE
+    assert sum(one["status"] == "passed" for one in found) > 40
+    # what asks for a good fit takes all columns
+    everything = flc.MixedLMRegressor(f"y ~ {' + '.join(f'x{j}' for j in range(10))} + (1 | g)")
+    for options in ({}, {"readonly_memmap": True}):
+        checks.check_regressors_train("MixedLMRegressor", everything, **options)
+
+
+def test_rows_of_weight_zero_are_left_out(sleep):
+    w = np.where(np.arange(180) % 3 == 0, 0.0, np.linspace(0.5, 2.0, 180))
+    model = flc.MixedLMRegressor(FORMULA).fit(sleep, sample_weight=w)
+    alone = flc.lmm(FORMULA, sleep[w > 0], weights=w[w > 0]).fit()
+    np.testing.assert_allclose(model.predict(sleep), alone.predict(sleep, effects="all"), rtol=1e-10)
 
 
 def test_refused(sleep):
@@ -90,11 +124,18 @@ def test_refused(sleep):
         ("~ Days + (1 | Subject)", None, "y is missing"),
         ("Days + (1 | Subject)", sleep["Reaction"], "has no '~'"),
         ("Reaction + Days ~ (1 | Subject)", sleep["Reaction"], "is made of 2 columns"),
+        ("y ~ Days + (1 | Subject)", None, "requires y to be passed, but the target y is None, and X has no column y"),
     ):
         with pytest.raises(flc.LMMError, match=words):
             flc.MixedLMRegressor(formula).fit(sleep, y)
     with pytest.raises(flc.LMMError, match="1 dimensions"):
         flc.MixedLMRegressor("~ x0 + (1 | x1)").fit(np.arange(5.0), np.arange(5.0))
+    arrays = np.column_stack([sleep["Days"], sleep["Subject"].astype(int)])
+    model = flc.MixedLMRegressor("~ x0 + (1 | x1)").fit(arrays, sleep["Reaction"])
+    with pytest.raises(flc.LMMError, match="X has 3 features, but MixedLMRegressor is expecting 2"):
+        model.predict(np.column_stack([arrays, arrays[:, 0]]))
+    with pytest.raises(flc.LMMError, match="sample_weight is zero for all rows"):
+        model.fit(arrays, sleep["Reaction"], np.zeros(180))
 
 
 def test_without_scikit_learn():

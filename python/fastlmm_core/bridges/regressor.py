@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
+import warnings
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -12,9 +13,10 @@ from numpy.typing import ArrayLike, NDArray
 
 from ..errors import LMMError
 from ..model import lmm
+from ..support.arguments import outside
 from ..tables.columns import Table
 from ..tables.lazy import collected
-from ..tables.rows import with_columns
+from ..tables.rows import rows_of_table, with_columns
 
 if TYPE_CHECKING:
     from ..result import LMMResult
@@ -110,7 +112,7 @@ class MixedLMRegressor:
         y : (n,) array, optional
             The response; by default the column of X that the formula names.
         sample_weight : (n,) array, optional
-            The residual variance is sigma^2 / weight.
+            The residual variance is sigma^2 / weight; rows of weight 0 are left out.
 
         Returns
         -------
@@ -129,13 +131,25 @@ class MixedLMRegressor:
             raise LMMError(f"formula={self.formula!r} has no '~': write '~ x + (x | g)', or 'y ~ x + (x | g)'")
         if y is None and not response:
             raise LMMError("y is missing: give it, or a formula that names the response among the columns of X")
+        rows = Table(table, "X").n_rows
+        if rows < 2:
+            raise LMMError(f"n_samples={rows}: a mixed model needs several rows of several groups")
+        if y is None and _NAME.fullmatch(response) and response.strip("`") not in names:
+            raise LMMError(
+                f"{type(self).__name__} requires y to be passed, but the target y is None, and X has no column "
+                f"{response}"
+            )
         if y is not None:
             column = response.strip("`") if _NAME.fullmatch(response) else "y" if not response else _only_name(response)
             table = with_columns(table, {column: _aligned(y)})
             response = response or "y"
+        weights = None if sample_weight is None else np.asarray(sample_weight)
+        if weights is not None and weights.shape == (rows,) and (weights == 0).any():
+            if not weights.any():
+                raise LMMError("sample_weight is zero for all rows: leave it out, or give weights above zero")
+            table, weights = rows_of_table(table, np.flatnonzero(weights)), weights[weights != 0]
         model = lmm(
-            f"{response} ~{right}", table, weights=None if sample_weight is None else np.asarray(sample_weight),
-            residual=self.residual, variance=self.variance,
+            f"{response} ~{right}", table, weights=weights, residual=self.residual, variance=self.variance
         )  # fmt: skip
         self.result_: LMMResult = model.fit(reml=self.reml)
         self.n_features_in_ = len(names)
@@ -149,11 +163,16 @@ class MixedLMRegressor:
         Raises
         ------
         LMMError
-            Before a fit, and for columns that are missing.
+            Before a fit, for columns that are missing, and an array of other columns than those of the fit.
         """
         if not hasattr(self, "result_"):
             raise _not_fitted(f"this {type(self).__name__} is not fitted yet: call fit(X, y) first")
-        table, _ = _table(X)
+        table, names = _table(X)
+        if not _is_table(X) and len(names) != self.n_features_in_:
+            raise LMMError(
+                f"X has {len(names)} features, but {type(self).__name__} is expecting {self.n_features_in_} features "
+                "as input"
+            )
         return np.asarray(self.result_.predict(table, self.effects, "population"), dtype=np.float64)
 
     def score(self, X: Any, y: ArrayLike, sample_weight: ArrayLike | None = None) -> float:
@@ -186,8 +205,18 @@ def _not_fitted(message: str) -> Exception:
     return found
 
 
+def _conversion_warning() -> type[Warning]:
+    """scikit-learn's warning where it is installed."""
+    try:
+        found: type[Warning] = import_module("sklearn.exceptions").DataConversionWarning
+    except ImportError:
+        return UserWarning
+    return found
+
+
 def _is_table(X: Any) -> bool:
-    return not isinstance(X, (np.ndarray, list, tuple)) and not hasattr(X, "toarray")
+    bare = hasattr(X, "__array__") and not hasattr(X, "columns")
+    return not (isinstance(X, (np.ndarray, list, tuple)) or bare or hasattr(X, "toarray"))
 
 
 def _table(X: Any) -> tuple[Any, list[str]]:
@@ -195,15 +224,29 @@ def _table(X: Any) -> tuple[Any, list[str]]:
     if _is_table(X):
         table = collected(X)
         return table, Table(table, "X").names
+    if hasattr(X, "toarray"):
+        raise LMMError("X is sparse: sparse input is not supported; give X.toarray(), or a table")
     values = np.asarray(X)
     if values.ndim != 2:
-        raise LMMError(f"X has {values.ndim} dimensions; give a table, or an array (n, p)")
+        raise LMMError(
+            f"X has {values.ndim} dimensions; give a table, or an array (n, p). Reshape your data: X.reshape(-1, 1) is "
+            "one column, X.reshape(1, -1) one row"
+        )
+    if np.iscomplexobj(values):
+        raise LMMError("Complex data not supported: X holds complex numbers; give real parts, or moduli")
+    if not values.shape[1]:
+        raise LMMError(f"0 feature(s) (shape={values.shape}) while a minimum of 1 is required: X has no columns")
     names = [f"x{j}" for j in range(values.shape[1])]
     return dict(zip(names, values.T, strict=True)), names
 
 
 def _aligned(y: Any) -> NDArray[Any]:
-    return np.asarray(y.to_numpy() if hasattr(y, "to_numpy") else y)
+    values = np.asarray(y.to_numpy() if hasattr(y, "to_numpy") else y)
+    if values.ndim != 2 or values.shape[1] != 1:
+        return values
+    said = "A column-vector y was passed when a 1d array was expected: it is taken as y.ravel()"
+    warnings.warn(said, _conversion_warning(), outside())
+    return values.ravel()
 
 
 def _only_name(response: str) -> str:

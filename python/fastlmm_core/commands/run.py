@@ -63,6 +63,8 @@ def _read(name: str, options: argparse.Namespace) -> Any:
 
     if name != "-" and not Path(name).exists() and name in datasets.names():
         return datasets.load(name, frame="dict")
+    if "~" in name and not Path(name).exists():
+        raise LMMError(f"{name!r} is a formula: the file comes first, {options.command} FILE FORMULA")
     return read_table(name, options.decimal, options.na)
 
 
