@@ -1203,7 +1203,7 @@ class LMMResult(Fit):
         ----------
         max_lag : int
             Of the autocorrelations tested.
-        time : (nobs,) array, optional
+        time : str or (nobs,) array, optional
             By which to order the rows of a group; by default as they stand.  A Series is aligned by its index; values
             for all rows of the data serve too.
 
@@ -1257,7 +1257,7 @@ class LMMResult(Fit):
         Parameters
         ----------
         max_lag : int
-        time : (nobs,) array, optional
+        time : str or (nobs,) array, optional
             Time of each row, used or of the data, on a grid within groups: lags count its steps.  By default lags count
             rows.  A Series is aligned by its index.
         factor : str, optional
@@ -1552,6 +1552,7 @@ class LMMResult(Fit):
         ddf: Ddf = "satterthwaite",
         information: Information = "auto",
         missing: Literal["raise", "nan"] = "raise",
+        transform: Literal["none", "response"] = "none",
     ) -> Any:
         """Predicted means, for the population or for subjects.
 
@@ -1598,14 +1599,17 @@ class LMMResult(Fit):
             0 is not taken for known.
         missing : {"raise", "nan"}
             Rows of a table with missing values in columns that the prediction needs: refused, or NaN.
+        transform : {"none", "response"}
+            "response": of a model of log(y), log2, log10, log1p or sqrt, medians of y, with limits that are those of
+            the model transformed, and standard errors by the delta method.
 
         Returns
         -------
         (n,) array
             Without interval; for pandas a Series.
         dict of arrays or frame
-            With interval: ``mean``, ``std_error`` (of the mean, or of a new observation), ``df``, ``conf_low``,
-            ``conf_high``.
+            With interval: ``mean`` (``median`` with ``transform="response"``), ``std_error`` (of the mean, or of a new
+            observation), ``df``, ``conf_low``, ``conf_high``.
 
         In the library of `data`, for pandas with its index (without `data` that of the rows used; other libraries have
         a column ``row`` with their positions where rows were dropped).
@@ -1654,6 +1658,7 @@ class LMMResult(Fit):
             information,
             random_effects,
             missing,
+            transform,
         )
 
     def predict_along(

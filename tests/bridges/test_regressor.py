@@ -41,7 +41,18 @@ def test_weights_logs_and_other_tables(sleep):
     model = flc.MixedLMRegressor("np.log(Reaction) ~ Days + (1 | Subject)")
     frame = pl.DataFrame({"Days": sleep["Days"].to_numpy(), "Subject": sleep["Subject"].to_list()})
     model.fit(frame, sleep["Reaction"], sample_weight=w)
-    np.testing.assert_allclose(model.predict(frame), fit.fittedvalues, rtol=1e-9)
+    # what is predicted is y, as scores compare it
+    expected = np.exp(fit.fittedvalues)
+    np.testing.assert_allclose(model.predict(frame), expected, rtol=1e-9)
+    y = sleep["Reaction"].to_numpy()
+    assert model.score(frame, y) == pytest.approx(1.0 - np.mean((y - expected) ** 2) / np.var(y), rel=1e-9)
+    odd = flc.MixedLMRegressor("I(Reaction ** 3) ~ Days + (1 | Subject)").fit(frame, y)
+    with pytest.raises(flc.LMMError, match="TransformedTargetRegressor"):
+        odd.predict(frame)
+    blank = flc.MixedLMRegressor("`my y` ~ Days + (1 | Subject)").fit(frame, y)
+    np.testing.assert_allclose(
+        blank.predict(frame), flc.lmm("Reaction ~ Days + (1 | Subject)", sleep).fit().fittedvalues
+    )
     arrays = np.column_stack([sleep["Days"], sleep["Subject"].astype(int)])
     of_arrays = flc.MixedLMRegressor("~ x0 + (x0 | x1)").fit(arrays, sleep["Reaction"])
     np.testing.assert_allclose(of_arrays.predict(arrays), flc.lmm(FORMULA, sleep).fit().fittedvalues, rtol=1e-9)

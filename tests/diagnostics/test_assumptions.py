@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pickle
+
 import numpy as np
 import pytest
 from scipy import stats
@@ -468,3 +470,19 @@ def test_several_factors_residual_tests():
     for call in (mahalanobis, lambda r, name: autocorrelation(r, 2, factor=name)):
         with pytest.raises(LMMError, match="factor='x' is not a grouping factor: use 'plate' or 'sample'"):
             call(crossed, "x")
+
+
+def test_times_by_the_name_of_a_column():
+    data = flc.datasets.load("sleepstudy").sample(frac=0.8, random_state=2).assign(day=lambda d: 2.0 * d["Days"])
+    data.loc[data.index[3], "Reaction"] = np.nan
+    fit = flc.lmm("Reaction ~ Days + (Days | Subject)", data).fit()
+    for found, given in (
+        (fit.autocorrelation(3, "day"), fit.autocorrelation(3, data["day"])),
+        (fit.residual_tests(time="day"), fit.residual_tests(time=data["day"])),
+    ):
+        for name in found:
+            np.testing.assert_array_equal(found[name], given[name])
+    with pytest.raises(flc.LMMError, match=r"no column 'dey'.*Did you mean 'day'"):
+        fit.autocorrelation(time="dey")
+    with pytest.raises(flc.LMMError, match="time='day': the table of the model is not there"):
+        pickle.loads(pickle.dumps(fit)).autocorrelation(time="day")

@@ -127,3 +127,14 @@ def test_other_forms():
 def test_refusals(hypothesis, rhs, message):
     with pytest.raises(flc.LMMError, match=message):
         parse_hypothesis(hypothesis, NAMES, rhs)
+
+
+@pytest.mark.parametrize(("name", "words"), [
+    ("h", r"'h' is a factor with the coefficients h\[T.b\], h\[T.c\]; name these, or test it by anova"),
+    ("x:h", r"'x:h' is a term with the coefficients h\[T.b\]:x, h\[T.c\]:x; name these"),
+    ("x:z", "there is no coefficient 'x:z'"),
+])  # fmt: skip
+def test_names_of_terms(name, words):
+    names = ["Intercept", "h[T.b]", "h[T.c]", "x", "z", "h[T.b]:x", "h[T.c]:x"]
+    with pytest.raises(flc.LMMError, match=words):
+        parse_hypothesis(name, names)

@@ -751,3 +751,28 @@ def test_simulated_effects_of_a_singular_fit(rng):
     sd = np.sqrt(np.diag(oracle.covariance_blocks(result)))
     # the noise of 0.01 is all that keeps the two effects apart
     assert np.max(np.abs(b[0] / sd[0] - b[1] / sd[1])) < 6.0 * 0.01 * 2.0
+
+
+@pytest.mark.parametrize(("written", "back", "slope"), [
+    ("np.log(v)", np.exp, np.exp), ("log2(v)", np.exp2, lambda m: np.log(2.0) * np.exp2(m)),
+    ("np.sqrt(v)", np.square, lambda m: 2.0 * m), ("np.log1p(v)", np.expm1, np.exp),
+])  # fmt: skip
+def test_predictions_on_the_scale_of_the_response(written, back, slope):
+    rng = np.random.default_rng(4)
+    g = np.repeat(np.arange(15), 4)
+    x = rng.random(60)
+    eta = 2.0 + x + 0.3 * rng.standard_normal(15)[g] + 0.2 * rng.standard_normal(60)
+    fit = flc.lmm(f"{written} ~ x + (1 | g)", {"v": back(eta), "x": x, "g": g}).fit()
+    new = {"x": np.array([0.1, 0.7]), "g": np.array([3, 5])}
+    np.testing.assert_allclose(fit.predict(new, "all", transform="response"), back(fit.predict(new, "all")), rtol=1e-12)
+    for interval in ("confidence", "prediction"):
+        plain = fit.predict(new, "all", interval=interval)
+        found = fit.predict(new, "all", interval=interval, transform="response")
+        assert list(found) == ["median", "std_error", "df", "conf_low", "conf_high"]
+        for name, other in (("median", "mean"), ("conf_low", "conf_low"), ("conf_high", "conf_high")):
+            np.testing.assert_allclose(found[name], back(plain[other]), rtol=1e-12)
+        np.testing.assert_allclose(found["std_error"], slope(plain["mean"]) * plain["std_error"], rtol=1e-12)
+    with pytest.raises(flc.LMMError, match="'none' or 'response'"):
+        fit.predict(new, transform="mean")
+    with pytest.raises(flc.LMMError, match="no transformation that can be undone"):
+        flc.lmm("v ~ x + (1 | g)", {"v": eta, "x": x, "g": g}).fit().predict(new, transform="response")

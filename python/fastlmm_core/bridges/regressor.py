@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ..errors import LMMError
+from ..formula.response_scale import back_transform
 from ..model import lmm
 from ..support.arguments import outside
 from ..tables.columns import Table
@@ -158,12 +159,15 @@ class MixedLMRegressor:
         return self
 
     def predict(self, X: Any) -> NDArray[np.float64]:
-        """Predicted means (n,): with the effects of known groups, those of others at the population.
+        """Predicted values of y (n,): with the effects of known groups, those of others at the population.
+
+        They are means, and medians where the formula has ``log(y)``, log2, log10, log1p or sqrt for y.
 
         Raises
         ------
         LMMError
-            Before a fit, for columns that are missing, and an array of other columns than those of the fit.
+            Before a fit, for columns that are missing, an array of other columns than those of the fit, and responses
+            that are another function of y.
         """
         if not hasattr(self, "result_"):
             raise _not_fitted(f"this {type(self).__name__} is not fitted yet: call fit(X, y) first")
@@ -173,7 +177,15 @@ class MixedLMRegressor:
                 f"X has {len(names)} features, but {type(self).__name__} is expecting {self.n_features_in_} features "
                 "as input"
             )
-        return np.asarray(self.result_.predict(table, self.effects, "population"), dtype=np.float64)
+        written = self.result_.model.response_name
+        plain = _NAME.fullmatch(written) or f"`{written}`" in self.formula
+        if not plain and back_transform(written) is None:
+            raise LMMError(
+                f"the response {written!r} is a function of y that cannot be undone: write it as log(y), log2, log10, "
+                "np.log1p or np.sqrt, or use scikit-learn's TransformedTargetRegressor"
+            )
+        found = self.result_.predict(table, self.effects, "population", transform="none" if plain else "response")
+        return np.asarray(found, dtype=np.float64)
 
     def score(self, X: Any, y: ArrayLike, sample_weight: ArrayLike | None = None) -> float:
         """R^2 of the predictions: 1 less their mean squared error over the variance of y, both weighted.

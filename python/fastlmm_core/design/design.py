@@ -175,6 +175,21 @@ class Design:
         moved = table.library == "pandas" and index is not None and not index.equals(table.index)
         return None if moved or table.n_rows != self.caller_rows.count else table
 
+    def column(self, name: str, argument: str) -> Array:
+        """A column of the caller's table over the rows used (n,).
+
+        Raises
+        ------
+        LMMError
+            Where there is no such table, or no such column.
+        """
+        table = self.source_table()
+        if table is None:
+            raise LMMError(
+                f"{argument}={name!r}: the table of the model is not there; give the values, one for each row"
+            )
+        return np.asarray(table.column(name, f"{argument}=").raw)[self.caller_rows.positions]
+
     def count(self, groupings: tuple[Grouping, ...]) -> None:
         """Keep the grouping factors as counted by whoever read the rows first."""
         if self.groupings is None:

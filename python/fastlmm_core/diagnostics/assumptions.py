@@ -275,9 +275,11 @@ def _within(result: Fit, factor: str | None) -> Grouping:
     return result.model.factor(factor).grouping
 
 
-def _places_in_time(result: Fit, index: NDArray[np.intp], time: ArrayLike | None) -> tuple[NDArray[Any], bool]:
+def _places_in_time(result: Fit, index: NDArray[np.intp], time: str | ArrayLike | None) -> tuple[NDArray[Any], bool]:
     """Place of each row among those of its group, and whether the places are times, so that lags count their steps."""
     part = result.model.residual
+    if isinstance(time, str):
+        return _ticks(index, result.model.design.column(time, "time")), True
     if time is not None:
         return _ticks(index, result.model.design.caller_rows.values(time, "time")), True
     if part is None:
@@ -288,7 +290,7 @@ def _places_in_time(result: Fit, index: NDArray[np.intp], time: ArrayLike | None
 
 
 def _lag_products(
-    result: Fit, max_lag: int, time: ArrayLike | None, grouping: Grouping
+    result: Fit, max_lag: int, time: str | ArrayLike | None, grouping: Grouping
 ) -> tuple[Array, NDArray[np.int64]]:
     """Autocorrelations of the whitened residuals at lags 1..max_lag and the numbers of pairs."""
     index = grouping.index
@@ -313,7 +315,9 @@ def _lag_products(
     return found, pairs
 
 
-def autocorrelation(result: Fit, max_lag: int = 5, time: ArrayLike | None = None, factor: str | None = None) -> Any:
+def autocorrelation(
+    result: Fit, max_lag: int = 5, time: str | ArrayLike | None = None, factor: str | None = None
+) -> Any:
     """Autocorrelation of the whitened residuals within groups (as nlme's ACF), by lag.
 
     Under the model whitened residuals are independent; correlated errors show up at the first lags.
@@ -322,7 +326,7 @@ def autocorrelation(result: Fit, max_lag: int = 5, time: ArrayLike | None = None
     ----------
     result : LMMResult
     max_lag : int
-    time : (nobs,) array, optional
+    time : str or (nobs,) array, optional
         Time of each row, used or of the data, on a grid within groups, gaps allowed: lags count its steps, and groups
         are whitened in its order.  By default lags count rows in their order, those of structured residuals visits, or
         rows by their coordinate.
@@ -415,7 +419,7 @@ def _breusch_pagan(values: Array, regressor: Array) -> tuple[float, float]:
     return statistic, float(chdtrc(1.0, statistic))
 
 
-def residual_tests(result: Fit, max_lag: int = 3, time: ArrayLike | None = None) -> Any:
+def residual_tests(result: Fit, max_lag: int = 3, time: str | ArrayLike | None = None) -> Any:
     """Tests of the assumptions of the model, on quantities that are independent and standard normal under it.
 
     Normality of the whitened residuals and of the BLUPs divided by their marginal standard deviations (Shapiro-Wilk,
@@ -432,7 +436,7 @@ def residual_tests(result: Fit, max_lag: int = 3, time: ArrayLike | None = None)
     ----------
     result : LMMResult
     max_lag : int
-    time : (nobs,) array, optional
+    time : str or (nobs,) array, optional
         See `autocorrelation`.
 
     Returns

@@ -185,10 +185,12 @@ class _Parser:
         return LMMError(f"hypothesis {self.text!r}: {why}")
 
     def _unknown(self, name: str) -> LMMError:
-        own = [other for other in self.names if other.startswith(f"{name}[")]
+        parts = set(name.split(":"))
+        own = [other for other in self.names if set(re.sub(r"\[[^\]]*\]", "", other).split(":")) == parts]
         if own:
+            what = "a term" if len(parts) > 1 else "a factor"
             return self._refuse(
-                f"{name!r} is a factor with the coefficients {', '.join(own)}; name these, or test it by anova()"
+                f"{name!r} is {what} with the coefficients {', '.join(own)}; name these, or test it by anova()"
             )
         close = difflib.get_close_matches(name, self.names, n=3, cutoff=0.4)
         hint = f"; did you mean {' or '.join(map(repr, close))}?" if close else ""

@@ -33,6 +33,7 @@ from ..engines.one_factor.problem import OneFactorProblem, one_factor
 from ..engines.protocol import Problem
 from ..errors import LMMError
 from ..estimation.information import moments
+from ..inference.means.response import response_scale
 from ..inference.options import MOMENT_DDF, check_options, known_df
 from ..inference.wald import undetermined, why_undetermined
 from ..support.arguments import outside
@@ -130,9 +131,13 @@ def _observed_cross(result: Fit, rows: NewRows) -> tuple[dict[Any, int], Array, 
 def prediction(
     result: Fit, data: Any, effects: Any, new_levels: str, interval: str | None, level: float, observed: Any,
     offset: Any, weights: Any, ddf: str, information: str, random_effects: Any = None, missing: str = "raise",
+    transform: str = "none",
 ) -> Any:  # fmt: skip
     """See `LMMResult.predict`."""
     check_level(level)
+    if transform not in ("none", "response"):
+        raise LMMError(f"transform={transform!r} is unknown: use 'none' or 'response'")
+    scale = response_scale(result, transform)
     if missing not in ("raise", "nan"):
         raise LMMError(f"missing={missing!r} is unknown: use 'raise' or 'nan'")
     whole = None
@@ -159,18 +164,17 @@ def prediction(
             UserWarning,
             stacklevel=outside(),
         )
+    what = "mean" if scale is None else scale.what
     if found.std_error is None:
-        return caller.series(found.mean, "mean")
+        return caller.series(found.mean if scale is None else scale.back(found.mean), what)
     half = quantile(0.5 + 0.5 * level, found.df) * found.std_error
-    return caller.table(
-        {
-            "mean": found.mean,
-            "std_error": found.std_error,
-            "df": found.df,
-            "conf_low": found.mean - half,
-            "conf_high": found.mean + half,
-        }
-    )
+    estimates = {
+        "estimate": found.mean, "std_error": found.std_error,
+        "conf_low": found.mean - half, "conf_high": found.mean + half, "notes": (),
+    }  # fmt: skip
+    shown = estimates if scale is None else scale.means(estimates)
+    columns = {what: shown["estimate"], "std_error": shown["std_error"], "df": found.df}
+    return caller.table(columns | {name: shown[name] for name in ("conf_low", "conf_high")})
 
 
 def predicted(

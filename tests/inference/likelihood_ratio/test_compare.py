@@ -568,3 +568,15 @@ def test_several_models_keep_their_order():
     found = compare(*(fitted("sleepstudy", name, False) for name in names))
     for one, other in pairwise(found.rows):
         assert other.statistic == pytest.approx(one.deviance - other.deviance, abs=1e-12)
+
+
+def test_names_of_models():
+    data = flc.datasets.load("sleepstudy")
+    small, large = (flc.lmm(f"Reaction ~ Days + {bar}", data).fit() for bar in ("(1 | Subject)", "(Days | Subject)"))
+    found = flc.compare(large, small, names=["slopes", "intercepts"])
+    assert [row.name for row in found.rows] == ["intercepts", "slopes"]
+    assert "1  intercepts" in str(found) and "2  slopes" in str(found)
+    assert found.rows[1].pvalue == flc.compare(small, large).rows[1].pvalue
+    for names in (["one"], ["same", "same"]):
+        with pytest.raises(flc.LMMError, match="names must be 2 different ones"):
+            flc.compare(small, large, names=names)

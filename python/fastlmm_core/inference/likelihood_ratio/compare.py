@@ -53,6 +53,7 @@ NOTHING = 1e-8
 @checked
 def compare(
     *results: Fit,
+    names: Sequence[str] | None = None,
     test: Literal["lrt", "kenward-roger", "satterthwaite"] | None = "lrt",
     null: Null = "auto",
     n_sim: int | None = None,
@@ -71,6 +72,8 @@ def compare(
     ----------
     *results : LMMResult
         Two or more.
+    names : sequence of str, optional
+        Of the models, in the order in which they are given; by default their formulas.
     test : {"lrt", "kenward-roger", "satterthwaite"} or None
         Likelihood ratio tests; F tests of fixed effects in the larger model, fitted by REML, as pbkrtest's, which suit
         few groups; or information criteria only.
@@ -128,24 +131,28 @@ def compare(
     size = _check(results, test, null, n_sim, seed)
     for fit in results:
         fit.require_exact("compare()")
+    labels = [_label(fit.model) for fit in results] if names is None else list(names)
+    if len(labels) != len(results) or (names is not None and len(set(labels)) < len(labels)):
+        raise LMMError(f"names must be {len(results)} different ones, one for each model, not {labels}")
     same_data(results)
     fits, notes = _comparable(list(results), refit)
-    fits.sort(key=lambda fit: fit.n_parameters)
+    order = sorted(range(len(fits)), key=lambda i: fits[i].n_parameters)
+    fits, labels = [fits[i] for i in order], [labels[i] for i in order]
     reml = fits[0].reml
     shifts = [_basis_shift(fit, fits[0]) for fit in fits]
     if max(map(abs, shifts)) > 1e-8:
         notes.append("REML criteria depend on the coding of the fixed effects: all are given in the coding of model 1.")
     rows = [
-        information_criteria(_label(fit.model), fit.n_parameters, fit.criterion + shift, fit.nobs)
-        for fit, shift in zip(fits, shifts, strict=True)
+        information_criteria(label, fit.n_parameters, fit.criterion + shift, fit.nobs)
+        for label, fit, shift in zip(labels, fits, shifts, strict=True)
     ]
     for i in range(1, len(fits) if test is not None else 0):
-        names = f"model {i}", f"model {i + 1}"
+        pair = f"model {i}", f"model {i + 1}"
         if test in F_TESTS:
             own = next(fit for fit in results if fit.model is fits[i].model)
-            rows[i] = by_f(rows[i], own if own.reml else own.again(own.model, reml=True), fits[i - 1], names, str(test))
+            rows[i] = by_f(rows[i], own if own.reml else own.again(own.model, reml=True), fits[i - 1], pair, str(test))
         else:
-            rows[i] = tested(rows[i], rows[i - 1], fits[i], fits[i - 1], names, null, size, seed, n_jobs, progress)
+            rows[i] = tested(rows[i], rows[i - 1], fits[i], fits[i - 1], pair, null, size, seed, n_jobs, progress)
     notes += warnings([(f"model {i + 1}", fit) for i, fit in enumerate(fits)])
     kind = "REML" if reml else "maximum likelihood"
     title, library = f"Comparison of models fit by {kind}", results[0].model.library
