@@ -14,6 +14,7 @@ import _harness
 
 # isort: split
 import numpy as np
+from scipy import sparse
 
 from _harness import Case
 from _peers import installed
@@ -111,8 +112,10 @@ def weighted(report: _harness.Report, session: Any, genes: int, rounds: int) -> 
         report.target("lme4 and pbkrtest / fits and tests, per gene", ratio, 1_000.0, at_least=True)
 
 
-def cells(report: _harness.Report, genes: int, cells: int, samples: int, limit: float, rounds: int) -> None:
-    """Complete responses of many cells: FLASH-MM's own shape."""
+def cells(
+    report: _harness.Report, genes: int, cells: int, samples: int, limit: float, rounds: int, counts: bool = False
+) -> None:
+    """Complete responses of many cells: FLASH-MM's own shape, with counts as they come."""
     import fastlmm_core as flc
 
     if not installed("flash_mm"):
@@ -124,12 +127,17 @@ def cells(report: _harness.Report, genes: int, cells: int, samples: int, limit: 
     sample = rng.integers(0, samples, cells)
     X = np.column_stack([np.ones(cells), sample % 2, rng.standard_normal(cells), rng.standard_normal(cells)])
     sd = rng.uniform(0.3, 1.0, genes)
-    Y = sd[:, None] * rng.standard_normal((genes, samples))[:, sample] + rng.standard_normal((genes, cells))
+    shared = sd[:, None] * rng.standard_normal((genes, samples))
+    if counts:
+        Y = np.log1p(rng.poisson(0.1 * np.exp(shared)[:, sample]))
+    else:
+        Y = shared[:, sample] + rng.standard_normal((genes, cells))
+    given = sparse.csr_array(Y) if counts else Y
     Z = np.eye(samples)[sample]
     model = flc.LinearMixedModel(Y[0], X, None, sample)
 
     def ours() -> Any:
-        batch = model.fit_many(Y, n_jobs=1)
+        batch = model.fit_many(given, n_jobs=1)
         return batch, batch.pvalues
 
     batch, theirs = ours()[0], lmmfit(Y, X, Z, d=samples)
@@ -140,13 +148,14 @@ def cells(report: _harness.Report, genes: int, cells: int, samples: int, limit: 
         return
     cases = [Case("fastlmm_core", ours), Case("FLASH-MM", lambda: lmmfit(Y, X, Z, d=samples))]
     timings = _harness.interleave(cases, rounds, 0.0)
+    kind = "counts" if counts else "numbers"
     report.table(
-        f"{genes} genes of {cells} cells of {samples} samples, p-values included",
+        f"{genes} genes of {cells} cells of {samples} samples, {kind}, p-values included",
         ("", "per gene"),
         [(case.name, _harness.format_seconds(timings.median(case.name) / genes)) for case in cases],
     )
     ratio = timings.ratio("FLASH-MM", "fastlmm_core")
-    report.target(f"FLASH-MM / fastlmm_core, {cells} cells of {samples} samples", ratio, limit, at_least=True)
+    report.target(f"FLASH-MM / fastlmm_core, {cells} cells of {samples} samples, {kind}", ratio, limit, at_least=True)
 
 
 def main() -> int:
@@ -160,6 +169,9 @@ def main() -> int:
     few, rounds = (20, 2) if options.smoke else (1_000, 5)
     cells(report, few, 2_000, 25, 20.0, rounds)
     cells(report, few // 10, 20_000, 25, 2.0, rounds)
+    cells(report, few, 2_000, 25, 20.0, rounds, counts=True)
+    cells(report, few // 10, 20_000, 25, 20.0, rounds, counts=True)
+    cells(report, few // 10, 20_000, 100, 20.0, rounds, counts=True)
     return report.finish(options)
 
 

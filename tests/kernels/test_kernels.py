@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import scipy.linalg
+from scipy import sparse
 
 import fastlmm_core as flc
 import oracle
@@ -1070,3 +1071,26 @@ def test_eigensystem(n, kind):
     assert np.abs(np.sort(values) - np.linalg.eigvalsh(A)).max() < 1e-14 * size
     assert np.abs(vectors.T @ vectors - np.eye(n)).max() < 1e-13
     assert np.abs((vectors * values) @ vectors.T - A).max() < 1e-14 * size
+
+
+@pytest.mark.parametrize("kind", [np.int32, np.int64])
+def test_sums_of_sparse_lines(rng, kind):
+    """By full matrices; in an empty line, and beyond a block of the table, too."""
+    n, q, r, m, count = 30_000, 2, 3, 7, 5
+    dense = np.where(rng.random((count, n)) < 0.05, rng.standard_normal((count, n)), 0.0)
+    dense[2] = 0.0
+    given = sparse.csr_array(dense)
+    start, place = given.indptr.astype(kind), given.indices.astype(kind)
+    table, group = rng.standard_normal((n, q + r + 1)), rng.integers(0, m, n)
+    own, beta, total = kernels.sparse_sums(start, place, given.data, table, group, q, m)
+    for a in range(q):
+        wanted = [np.bincount(group, y * table[:, a], m) for y in dense]
+        np.testing.assert_allclose(own[:, :, a], wanted, rtol=1e-11, atol=1e-11)
+    np.testing.assert_allclose(beta, dense @ table[:, q:-1], rtol=1e-11, atol=1e-11)
+    np.testing.assert_allclose(total, (dense**2) @ table[:, -1], rtol=1e-11, atol=1e-11)
+    # a line by itself has the same bits
+    alone = kernels.sparse_sums(start[3:5] - start[3], place[start[3] :], given.data[start[3] :], table, group, q, m)
+    np.testing.assert_array_equal(alone[0][0], own[3])
+    np.testing.assert_array_equal(kernels.sparse_seals(start, place, given.data, n), kernels.line_seals(dense))
+    with pytest.raises(ValueError, match="do not fit"):
+        kernels.sparse_sums(start, place, given.data, table, group[1:], q, m)

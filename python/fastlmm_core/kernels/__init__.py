@@ -55,6 +55,7 @@ from ._rows import accumulate, add_rows, code_range, column_scales, sample_mean,
 from ._screen import balanced, falls, least_information, screen, vary_freely
 from ._seals import line_seals
 from ._single import condition_once
+from ._sparse import sparse_seals, sparse_sums
 from ._whiten import whiten_residuals
 
 __all__ = [
@@ -100,6 +101,8 @@ __all__ = [
     "screen",
     "smallest_parts",
     "solve_rows",
+    "sparse_seals",
+    "sparse_sums",
     "text_codes",
     "unit_directions",
     "unpack",

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from copy import copy
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +17,7 @@ from ..errors import LMMError
 from ..support.types import Array
 from .rows import CallerRows
 
-__all__ = ["StoredResponses", "in_chunks", "stored"]
+__all__ = ["Compressed", "StoredResponses", "in_chunks", "stored"]
 
 
 GAP = 8
@@ -53,6 +53,23 @@ def _named(values: Any, rows: CallerRows) -> tuple[NDArray[Any] | None, bool]:
     across = values.shape[1] != n and values.shape[0] == n
     name = values.dims[1 if across else 0]
     return (np.asarray(values.coords[name]) if name in values.coords else None), across
+
+
+class Compressed(NamedTuple):
+    """Sparse responses by their elements.
+
+    Attributes
+    ----------
+    start : (count + 1,) int array
+        First element of each response.
+    place : (n_elements,) int array
+        Observation of each element, increasing within a response.
+    values : (n_elements,) array
+    """
+
+    start: NDArray[Any]
+    place: NDArray[Any]
+    values: Array
 
 
 class StoredResponses:
@@ -125,14 +142,22 @@ class StoredResponses:
         """Whether the array is a sparse matrix of scipy."""
         return hasattr(self._data, "tocsr") and hasattr(self._data, "toarray")
 
-    def compressed(self, chosen: NDArray[np.intp]) -> Any:
-        """Some responses of a sparse matrix as one of compressed rows, in float64."""
-        part = self._data[:, chosen].T if self._across else self._data[chosen]
+    def compressed(self, chosen: NDArray[np.intp]) -> Compressed:
+        """Some responses of a sparse matrix by their elements, in float64; neighbours are not copied."""
+        data = self._data
+        if len(chosen) and self._rows is None and data.dtype == np.float64:
+            first, last = int(chosen[0]), int(chosen[0]) + len(chosen)
+            stored = getattr(data, "format", "") == ("csc" if self._across else "csr") and data.has_canonical_format
+            if stored and np.array_equal(chosen, np.arange(first, last)):
+                begin, end = int(data.indptr[first]), int(data.indptr[last])
+                start = data.indptr[first : last + 1] - data.indptr[first]
+                return Compressed(start, data.indices[begin:end], data.data[begin:end])
+        part = data[:, chosen].T if self._across else data[chosen]
         part = part.tocsr().astype(np.float64)
         if self._rows is not None:
             part = part[:, self._rows]
         part.sum_duplicates()
-        return part
+        return Compressed(part.indptr, part.indices, part.data)
 
     @property
     def _in_chunks(self) -> Any:

@@ -14,11 +14,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ... import kernels
 from ...engines.one_factor.problem import one_factor
 from ...kernels import BatchDesign, unpack
 from ...kernels.records import BatchPatterns, BatchScores
 from ...support.types import Array
-from ...tables.stored import StoredResponses
+from ...tables.stored import Compressed, StoredResponses
 from ..model import Model
 from .one_factor import shared_design
 
@@ -71,72 +72,58 @@ class SparseSums:
         self.model, self.n_groups = model, len(rows.start) - 1
         order: Any = slice(None) if rows.order is None else rows.order
         # by the caller's rows
-        self.basis, self.group = np.empty((n, q)), np.empty(n, dtype=np.intp)
-        self.basis[order] = rows.basis
+        self.q, self.group = q, np.empty(n, dtype=np.int64)
         self.group[order] = np.repeat(np.arange(self.n_groups), np.diff(rows.start))
         x = problem.conditioned_x(model.exog)
-        self.x = np.ascontiguousarray(x if model.weights is None else x * model.weights[:, None])
+        weights = np.ones(n) if model.weights is None else model.weights
+        # an offset is summed with the responses as one more column of X
+        given = 0 if model.offset is None else 1
+        self.table = np.empty((n, q + r + given + 1))
+        self.table[order, :q] = rows.basis
+        self.table[:, q : q + r] = x * weights[:, None]
+        if model.offset is not None:
+            self.table[:, q + r] = weights * model.offset
+        self.table[:, -1] = weights
         self.counts, self.columns = np.diff(patterns.groups), np.diff(patterns.columns)
         self.several = np.flatnonzero(self.counts > 1)
         self.patterns = patterns
         self.meaning, self.into_within = plain_sums(patterns, q, r)
         self.coefficients = np.zeros(model.exog.shape[1])
         own = model.offset
-        self.offset = None if own is None else self._sums(own, np.arange(n), np.zeros(n, dtype=np.intp))
+        self.offset: tuple[Array, Array, Array] | None = None
+        if own is not None:
+            self.offset = self._sums(np.array([0, n]), np.arange(n), own)
 
-    def _sums(self, values: Array, place: NDArray[np.intp], row: NDArray[np.intp]) -> tuple[Array, Array]:
-        """Z'W y within groups (count, m, q) and y'Wy (count,) of elements `values` at `place` of responses `row`."""
-        flat, count = values, int(row.max(initial=-1)) + 1
-        q = self.basis.shape[1]
-        at = row * self.n_groups + self.group[place]
-        own = np.empty((count, self.n_groups, q))
-        for a in range(q):
-            weighted = flat * self.basis[place, a]
-            own[:, :, a] = np.bincount(at, weighted, count * self.n_groups).reshape(count, -1)
-        weights = self.model.weights
-        squares = flat * flat if weights is None else flat * flat * weights[place]
-        return own, np.asarray(np.bincount(row, squares, count), dtype=np.float64)
+    def _sums(self, start: NDArray[Any], place: NDArray[Any], values: Array) -> tuple[Array, Array, Array]:
+        """Z'Wy within groups (count, m, q), X'Wy (count, r) and y'Wy (count,) of elements at `place`."""
+        return kernels.sparse_sums(start, place, values, self.table, self.group, self.q, self.n_groups)
 
-    def lines(self, Y: Any) -> tuple[Array, NDArray[np.bool_]]:
+    def lines(self, Y: Compressed) -> tuple[Array, NDArray[np.bool_]]:
         """Lines of sums (count, width), and where sums about zero have lost digits.
 
         Parameters
         ----------
-        Y : sparse matrix (count, n)
-            In compressed rows.
+        Y : Compressed
         """
-        count, n = Y.shape
-        row = np.repeat(np.arange(count), np.diff(Y.indptr))
-        values = np.asarray(Y.data, dtype=np.float64)
-        acc, total = self._padded(*self._sums(values, Y.indices, row), count)
-        beta = np.asarray(Y @ self.x)
-        if self.model.offset is not None:
-            assert self.offset is not None
-            weights, offset = self.model.weights, self.model.offset
-            weighted = offset if weights is None else offset * weights
-            acc = acc - self.offset[0]
-            beta = beta - offset @ self.x
-            total = total - 2.0 * np.asarray(Y @ weighted) + self.offset[1]
+        count, n = len(Y.start) - 1, len(self.table)
+        acc, beta, total = self._sums(Y.start, Y.place, Y.values)
+        if self.offset is not None:
+            total = total - 2.0 * beta[:, -1] + self.offset[2]
+            acc, beta = acc - self.offset[0], beta[:, :-1] - self.offset[1][:, :-1]
         parts = [self._columns(acc)]
-        columns, rest = parts[0].reshape(count, -1, self.basis.shape[1]), self._rest(acc, parts[0])
+        columns, rest = parts[0].reshape(count, -1, self.q), self._rest(acc, parts[0])
         within = (beta - np.einsum("cka,kaj->cj", columns, self.patterns.cx)) @ self.into_within
         left = total - np.einsum("cka,cka->c", columns, columns) - (within * within).sum(axis=1)
         for squares in rest:
             left -= np.trace(squares, axis1=1, axis2=2)
-        lower, upper = np.tril_indices(self.basis.shape[1])
+        lower, upper = np.tril_indices(self.q)
         parts += [within, *(triangle(squares)[:, lower, upper] for squares in rest), left[:, None]]
         lines = np.ascontiguousarray(np.concatenate(parts, axis=1))
         # responses that do not vary are refused whatever the offset
-        same = _constant(Y.indptr, values, n)
+        same = _constant(Y.start, Y.values, n)
         lines[same] = 0.0
         lost = total - (beta * beta).sum(axis=1) <= LOST * total
         return lines, lost & ~same
-
-    @staticmethod
-    def _padded(acc: Array, total: Array, count: int) -> tuple[Array, Array]:
-        """With the responses at the end that have no elements."""
-        more = count - len(acc)
-        return np.pad(acc, ((0, more), (0, 0), (0, 0))), np.pad(total, (0, more))
 
     def _columns(self, acc: Array) -> Array:
         """c_y of all columns (count, n_columns q)."""
@@ -206,7 +193,7 @@ class SparseBlock:
         return self._whole[self._chosen]
 
     @cached_property
-    def _compressed(self) -> Any:
+    def _compressed(self) -> Compressed:
         return self._whole.compressed(self._chosen)
 
     @cached_property
@@ -225,16 +212,7 @@ class SparseBlock:
     def seals(self) -> NDArray[np.uint64]:
         """`kernels.line_seals` of the responses (count, 2), in which zeros do not count."""
         Y = self._compressed
-        out = np.zeros((len(self), 2), dtype=np.uint64)
-        some = np.flatnonzero(np.diff(Y.indptr))
-        if len(some):
-            bits = Y.data.view(np.uint64)
-            bits = bits ^ (bits >> np.uint64(29))
-            block, lane = np.divmod(Y.indices, 8)
-            weights = ((2 * lane + 1) * (self.shape[1] // 8 - block + 17)).astype(np.uint64)
-            begin = Y.indptr[:-1][some]
-            out[some] = np.column_stack([np.add.reduceat(bits, begin), np.add.reduceat(bits * weights, begin)])
-        return out
+        return kernels.sparse_seals(Y.start, Y.place, Y.values, self.shape[1])
 
     def responses(self, lines: Array, places: NDArray[np.intp]) -> Array:
         """Some of the responses."""
