@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from functools import lru_cache
 from itertools import product
+from math import isfinite
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -66,6 +67,9 @@ FIRST_STEP = 0.3
 
 SAME = 0.02
 """Relative difference of elements of G^ that two searches may leave at one minimum on the boundary."""
+
+CLOSE = 1e-4
+"""Relative difference of elements of Lambda up to which that of elements of G^ is less than `SAME`."""
 
 COLUMNS = 1e4
 """Standard deviation of independent effects up to which nearly dependent columns extend the screen."""
@@ -165,7 +169,7 @@ def descend(
         x, _, _, value, *_ = minimize_newton(criterion, theta, TOLERANCE, ITERATIONS, radius)
     except FloatingPointError:
         return None
-    return (value, structure.theta(structure.canonical(structure.factor(x)))) if np.isfinite(value) else None
+    return (value, structure.theta(structure.canonical(structure.factor(x)))) if isfinite(value) else None
 
 
 def _relaxed_minimum(relaxed: Relaxed, structure: CovarianceStructure, unit: Array, known: Array) -> Array | None:
@@ -217,8 +221,13 @@ def _leads_to(criterion: LinearEngine, value: float, theta: Array, minimum: tupl
 
 def _same(structure: CovarianceStructure, unit: Array, one: tuple[float, Array], other: tuple[float, Array]) -> bool:
     """Whether two searches ended at one minimum; a lower value is another one."""
-    if not np.isfinite(other[0]) or one[0] < other[0] - 1e-9 * (1.0 + abs(other[0])):
+    if not isfinite(other[0]) or one[0] < other[0] - 1e-9 * (1.0 + abs(other[0])):
         return False
+    # nearly all that are one are so close that elements of G^ need not be compared
+    least = min(unit.tolist())
+    pairs = zip(one[1].tolist(), other[1].tolist(), strict=True)
+    if all(abs(a - b) <= CLOSE * (abs(b) + least) for a, b in pairs):
+        return True
     a, b = (structure.factor(theta) / unit[:, None] for theta in (one[1], other[1]))
     G, H = a @ a.T, b @ b.T
     return bool((np.abs(G - H) <= SAME * (np.sqrt(np.outer(H.diagonal(), H.diagonal())) + 1.0)).all())
