@@ -7,6 +7,7 @@ from ._clusters import ClusterSums
 from ._gaps import GapProducts
 from ._responses import UnstructuredBatch
 from ._subjects import pair_moments, pattern_rows, positions_of, visit_keys
+from ._toeplitz import lag_correlations
 from ._unstructured import UnstructuredSums
 from ._visits import PatternSums, ScriptedObjective
 
@@ -19,6 +20,7 @@ __all__ = [
     "SubjectSums",
     "UnstructuredBatch",
     "UnstructuredSums",
+    "lag_correlations",
     "pair_moments",
     "pattern_rows",
     "positions_of",

@@ -1,11 +1,7 @@
 """A correlation for each lag: `toep` and `toeph`, by partial autocorrelations.
 
-r(pi) is Durbin and Levinson's recursion, which gives a positive definite C for all pi in (-1, 1):
-
-    r_k = pi_k v_{k-1} + sum_j f_{k-1,j} r_{k-j},    f_kj = f_{k-1,j} - pi_k f_{k-1,k-j},  f_kk = pi_k,
-    v_k = v_{k-1} (1 - pi_k^2)
-
-and its derivatives are those of the recursion, taken twice.
+r(pi) is Durbin and Levinson's recursion, which gives a positive definite C for all pi in (-1, 1); its derivatives are
+those of the recursion, taken twice (`kernels.residuals.lag_correlations`).
 """
 
 from __future__ import annotations
@@ -26,73 +22,25 @@ __all__ = ["Toeplitz"]
 _LINK = Hyperbolic()
 
 
-def _step(
-    k: int, pi: float, r: list[Array], f: list[Array], v: list[Array], order: int
-) -> tuple[list[Array], list[Array]]:
-    """Step k of the recursion: r gets its entry k; new f and v. Each list holds value, first and second derivatives.
-
-    Derivatives are taken in pi_1, ..., pi_k only, so the axes of parameters have length K and use their first k places.
-    """
-    p = k - 1
-    back = [part[..., k - 1 : 0 : -1] for part in r]  # r_{k-j} for j = 1, ..., k - 1
-    turned = [part[..., ::-1] for part in f]  # f_{k-j}
-    rest = 1.0 - pi * pi
-    r[0][k] = pi * v[0] + f[0] @ back[0]
-    new_f = [np.append(f[0] - pi * turned[0], pi)]
-    new_v = [v[0] * rest]
-    if order >= 1:
-        r[1][:, k] = pi * v[1] + f[1] @ back[0] + back[1] @ f[0]
-        r[1][p, k] += v[0]
-        change = f[1] - pi * turned[1]
-        change[p] -= turned[0]
-        unit = np.zeros((len(change), 1))
-        unit[p] = 1.0
-        new_f.append(np.hstack((change, unit)))
-        slope = v[1] * rest
-        slope[p] -= 2.0 * pi * v[0]
-        new_v.append(slope)
-    if order >= 2:
-        mixed = f[1] @ back[1].T
-        bend = pi * v[2] + f[2] @ back[0] + back[2] @ f[0] + mixed + mixed.T
-        bend[p] += v[1]
-        bend[:, p] += v[1]
-        r[2][:, :, k] = bend
-        twice = f[2] - pi * turned[2]
-        twice[p] -= turned[1]
-        twice[:, p] -= turned[1]
-        new_f.append(np.concatenate((twice, np.zeros((*twice.shape[:2], 1))), axis=2))
-        curve = v[2] * rest
-        curve[p] -= 2.0 * pi * v[1]
-        curve[:, p] -= 2.0 * pi * v[1]
-        curve[p, p] -= 2.0 * v[0]
-        new_v.append(curve)
-    return new_f, new_v
-
-
 @lru_cache(maxsize=8)
 def _correlations(raw: bytes, order: int) -> tuple[Array, ...]:
     """r (m,), dr / dphi (m - 1, m) and d2r / dphi_a dphi_b (m - 1, m - 1, m) of phi, up to an order.
 
     Matrix, gradient and Hessian at one phi ask one after the other, the latter two for all; the last few are kept.
     """
-    x = np.frombuffer(raw)
-    pi, first, second = _LINK.at(x)
-    K = len(x)
-    shapes: list[tuple[int, ...]] = [(), (K,), (K, K)][: order + 1]
-    r = [np.zeros((*shape, K + 1)) for shape in shapes]
-    r[0][0] = 1.0
-    f = [np.zeros((*shape, 0)) for shape in shapes]
-    v: list[Array] = [np.ones(()), *(np.zeros(shape) for shape in shapes[1:])]
-    for k in range(1, K + 1):
-        f, v = _step(k, float(pi[k - 1]), r, f, v, order)
+    from ...kernels.residuals import lag_correlations
+
+    pi, first, second = _LINK.at(np.frombuffer(raw))
+    r = lag_correlations(pi, order)
+    K = len(pi)
     if order >= 2:
-        r[2] *= (first[:, None] * first)[:, :, None]
+        np.multiply(r[2], (first[:, None] * first)[:, :, None], out=r[2])
         r[2][range(K), range(K)] += second[:, None] * r[1]
     if order >= 1:
-        r[1] *= first[:, None]
+        np.multiply(r[1], first[:, None], out=r[1])
     for part in r:
         part.setflags(write=False)
-    return tuple(r)
+    return r
 
 
 def partial_autocorrelations(r: Array) -> Array:
