@@ -537,7 +537,7 @@ def _one_term(
 
 
 def _levels(model: LinearMixedModel) -> str:
-    return ", ".join(f"{len(f.grouping.labels)} levels of {f.grouping.name!r}" for f in model.factors)
+    return ", ".join(f"{f.grouping.m} levels of {f.grouping.name!r}" for f in model.factors)
 
 
 @lru_cache(maxsize=64)
@@ -572,6 +572,7 @@ def lmm(
     missing: Literal["drop", "raise", "pad"] = "drop",
     source: Any = None,
     client: Any = None,
+    buckets: int | None = None,
     n_jobs: int | None = None,
 ) -> LinearMixedModel:
     """A linear mixed model from a formula and a table.
@@ -610,6 +611,10 @@ def lmm(
     client : distributed.Client, optional
         For a data frame of Dask: whose workers sum its partitions; by default the current client's, or the threads of
         this process where there is none.
+    buckets : int, optional
+        For a data frame of Dask and one grouping factor: the sums of the groups stay with the workers of the client, in
+        so many buckets, and each step of the search sends parameters there.  For more groups than this process has room
+        for; what is about each group, such as random effects, is then not given.
     n_jobs : int, optional
         Threads for the passes over large data; by default one per processor.  Numbers do not depend on them.
 
@@ -635,7 +640,9 @@ def lmm(
     if source is not None or type(data).__module__.startswith((f"{__package__}.streams.", "dask", "pyspark")):
         structured = {"residual": residual, "variance": variance, "sigma": sigma, "fallback": fallback}
         with threads_for(n_jobs, inf):
-            return _streamed(formula, data, weights, offset, missing, source, client, structured)
+            return _streamed(formula, data, weights, offset, missing, source, client, buckets, structured)
+    if buckets is not None:
+        raise LMMError("buckets is for a data frame of Dask: give one as data, or leave it out")
     if client is not None:
         raise LMMError("client is for a data frame of Dask: give one as data, or leave it out")
     if not isinstance(formula, str):
@@ -667,7 +674,7 @@ def lmm(
 
 
 def _streamed(
-    formula: Any, data: Any, weights: Any, offset: Any, missing: str, source: Any, client: Any,
+    formula: Any, data: Any, weights: Any, offset: Any, missing: str, source: Any, client: Any, buckets: Any,
     structured: dict[str, Any],
 ) -> LinearMixedModel:  # fmt: skip
     """`lmm` of rows that are not held."""
@@ -684,9 +691,15 @@ def _streamed(
     if is_dask(data):
         if isinstance(formula, str):
             formula, weights, offset = plan_of_dask(formula, data, weights, offset, missing, {}, client), None, None
+        if buckets is not None:
+            from .streams.buckets import condition_buckets
+
+            found = condition_buckets(formula, data, client, buckets)
+            return LinearMixedModel.of_sums(found.design, found.problem)
         data = reduce_dask(formula, data, client)
-    elif client is not None:
-        raise LMMError("client is for a data frame of Dask: give one as data, or leave it out")
+    elif client is not None or buckets is not None:
+        name = "client" if buckets is None else "buckets"
+        raise LMMError(f"{name} is for a data frame of Dask: give one as data, or leave it out")
     elif is_spark(data):
         if isinstance(formula, str):
             formula, weights, offset = plan_of_spark(formula, data, weights, offset, missing, {}), None, None

@@ -62,7 +62,7 @@ class SumDraws:
             total = problem.gram[:r, :r]
             self._made = self._nested
         else:
-            refuse_rows("a parametric bootstrap of crossed factors")
+            refuse_rows("a parametric bootstrap of crossed factors, or of groups in buckets,")
         self._rows, self._xy, self._cell = rooted(raw, xy, len(z_turns[0]))
         X = self._xy[:, :r]
         within = total if isinstance(problem, OneFactorProblem) else total - X.T @ X

@@ -9,6 +9,7 @@ plan             what all workers have to know, and what they do
 reader           sums where conditioning asks for them
 fitting          a formula and a source, or a plan and its sums, to a design and a problem
 dask             data frames of Dask
+buckets          groups that stay with the workers of Dask
 spark            data frames of Spark
 exact            sums in twice the precision of rows that can be read once
 deletion         what the deletion of groups needs beside the sums

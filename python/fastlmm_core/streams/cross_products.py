@@ -17,7 +17,7 @@ from ..support.archives import read_archive, write_archive
 from ..support.arguments import checked
 from .recipe import Seen
 
-__all__ = ["CrossProducts", "merge"]
+__all__ = ["CrossProducts", "merge", "union"]
 
 Array = NDArray[Any]
 
@@ -253,7 +253,7 @@ def _added(one: CrossProducts, other: CrossProducts) -> CrossProducts:
                 f"the group labels of the fragment {one.keys[0]!r} and {other.keys[0]!r} are of different types, "
                 "numbers and text; write them in one type in all fragments"
             )
-        labels, places = _union(own, theirs)
+        labels, places = union(own, theirs)
         levels.append(labels)
         mine[:, f], others[:, f] = places[0][mine[:, f]], places[1][others[:, f]]
     lines, at = _union_of_cells(mine, others)
@@ -295,7 +295,7 @@ def _union_of_cells(one: Array, other: Array) -> tuple[Array, tuple[Array, Array
     return both[order[fresh]], (back[: len(one)], back[len(one) :])
 
 
-def _union(one: Array, other: Array) -> tuple[Array, tuple[Array, Array]]:
+def union(one: Array, other: Array) -> tuple[Array, tuple[Array, Array]]:
     """Sorted labels of both, and where those of each are."""
     if len(one) == len(other) and bool(np.all(one == other)):
         at = np.arange(len(one))

@@ -18,7 +18,7 @@ from .plan import Plan, candidates, make_plan
 from .recipe import Wanted
 from .source import Scan
 
-__all__ = ["is_dask", "plan_of_dask", "reduce_dask"]
+__all__ = ["added_up", "is_dask", "partitions", "plan_of_dask", "reduce_dask"]
 
 
 def is_dask(data: Any) -> bool:
@@ -26,7 +26,7 @@ def is_dask(data: Any) -> bool:
     return type(data).__module__.split(".")[0] in ("dask", "dask_expr") and hasattr(data, "to_delayed")
 
 
-def _partitions(frame: Any, names: list[str]) -> list[Any]:
+def partitions(frame: Any, names: list[str]) -> list[Any]:
     """The partitions as delayed tables with the columns named."""
     chosen = frame[[name for name in frame.columns if name in names]]
     found: list[Any] = chosen.to_delayed()
@@ -78,7 +78,7 @@ def plan_of_dask(
         As `plan`.
     """
     dask = import_module("dask")
-    parts = _partitions(frame, candidates(formula, weights, offset))
+    parts = partitions(frame, candidates(formula, weights, offset))
     held: dict[int, Any] = {}
 
     def fragment(i: int) -> Callable[[list[str] | None], Iterator[Any]]:
@@ -119,12 +119,17 @@ def reduce_dask(plan: Plan, frame: Any, client: Any = None) -> CrossProducts:
         As `Plan.reduce`.
     """
     dask = import_module("dask")
-    sent, add = dask.delayed(plan), dask.delayed(merge)
-    parts = _partitions(frame, list(plan.needs))
-    level = [dask.delayed(_reduce)(sent, part, i) for i, part in enumerate(parts)]
+    sent = dask.delayed(plan)
+    parts = [dask.delayed(_reduce)(sent, part, i) for i, part in enumerate(partitions(frame, list(plan.needs)))]
+    (total,) = _computed(client, [added_up(parts)])
+    assert isinstance(total, CrossProducts)
+    return total
+
+
+def added_up(parts: list[Any]) -> Any:
+    """The tree by which delayed sums of partitions are added."""
+    add, level = import_module("dask").delayed(merge), parts
     while len(level) > 1:
         pairs = [level[i : i + 2] for i in range(0, len(level), 2)]
         level = [add(pair) if len(pair) == 2 else pair[0] for pair in pairs]
-    (total,) = _computed(client, level)
-    assert isinstance(total, CrossProducts)
-    return total
+    return level[0]

@@ -14,7 +14,7 @@ from .plan import Plan, make_plan
 from .reader import StreamRows
 from .source import Scan
 
-__all__ = ["Streamed", "condition_plan", "condition_source"]
+__all__ = ["Streamed", "condition_plan", "condition_source", "design_without_rows"]
 
 
 class Streamed(NamedTuple):
@@ -69,7 +69,24 @@ def condition_plan(plan: Plan, total: CrossProducts | None, source: Scan | None,
         from ..engines.nested.cells import condition_cells
 
         problem = condition_cells(reader, plan.columns)
-    design = StreamedDesign(
+    design = design_without_rows(plan, reader, problem, reader.passes if source is None else source.passes - before)
+    return Streamed(design, problem)
+
+
+def design_without_rows(plan: Plan, reader: StreamRows, problem: Problem, passes: int) -> StreamedDesign:
+    """What is known of a design from the sums that a reader has given.
+
+    Parameters
+    ----------
+    plan : Plan
+    reader : StreamRows
+    problem : Problem
+        Made of those sums.
+    passes : int
+        How often all rows were read.
+    """
+    recipe = plan.recipe
+    return StreamedDesign(
         None,  # type: ignore[arg-type]
         random_without_rows(recipe.terms, [grouping.codes for grouping in reader.groupings]),
         recipe.x_names,
@@ -77,7 +94,7 @@ def condition_plan(plan: Plan, total: CrossProducts | None, source: Scan | None,
         response_name=parse(recipe.formula).response.label,
         n_dropped=reader.seen.dropped,
         groupings=reader.groupings,
-        passes=reader.passes if source is None else source.passes - before,
+        passes=passes,
         missing=dict(reader.seen.gaps),
         weighted=recipe.weights is not None,
         offset_mean=None if recipe.offset is None else reader.seen.offset / reader.n,
@@ -88,4 +105,3 @@ def condition_plan(plan: Plan, total: CrossProducts | None, source: Scan | None,
         log_weights=reader.log_weights,
         recipe=recipe,
     )
-    return Streamed(design, problem)

@@ -158,12 +158,12 @@ class StreamRows:
             if not np.array_equal(self._slot_order(), np.arange(len(raw))):
                 raw = raw[self._order]
             constant, varies = made.constant, made.varies
-        self._check()
+        self.check()
         finite = bool(np.isfinite(packed).all() and np.isfinite(gram).all())
         self.columns, self.gram, self.packed = columns, gram, packed
         return RowSums(raw, packed, gram, constant, varies, finite)
 
-    def _check(self) -> None:
+    def check(self) -> None:
         """Refuse what leaves variances or coefficients open whatever the sums are."""
         for grouping in self.groupings:
             if grouping.m <= 1:

@@ -59,7 +59,7 @@ def both(rng, reml, **shape):
 @pytest.mark.parametrize("panel", [2**20, 1])
 @pytest.mark.parametrize("name", SHAPES)
 def test_everything_is_that_of_plain_loops(name, panel, reml, monkeypatch):
-    monkeypatch.setattr("fastlmm_core.engines.one_factor.wide.PANEL", panel)
+    monkeypatch.setattr("fastlmm_core.engines.one_factor.panels.PANEL", panel)
     rng = np.random.default_rng(3)
     loops, wide = both(rng, reml, **SHAPES[name])
     q, k = wide.q, wide.k

@@ -28,7 +28,7 @@ from .problem import OneFactorProblem
 from .reading import BLOCK, ArrayRows, RowReader, first_columns, log_sum
 from .summing import MOSTLY_EXPLAINED, Conditioned, conditioned_sums
 
-__all__ = ["condition", "condition_rows"]
+__all__ = ["EXACT_WITHIN", "MOSTLY_BETWEEN", "condition", "condition_rows", "z_rotation"]
 
 
 AT_ONCE = 2**15
@@ -138,7 +138,7 @@ def condition_rows(
     sums = conditioned_sums(
         reader,
         columns,
-        lambda gram, n, _: (np.eye(structure.q), 1.0) if given else _z_rotation(gram, n, structure),
+        lambda gram, n, _: (np.eye(structure.q), 1.0) if given else z_rotation(gram, n, structure),
         lambda triangle, n: z_preconditioner(triangle, n, structure),
         given,
         sigma=sigma,
@@ -249,7 +249,7 @@ def _refuse_what_is_not_identified(
     refuse_unidentified(shared, [crossed], structure, n, problem.z_map, lambda: rows()[:2])
 
 
-def _z_rotation(packed: Array, n: int, structure: CovarianceStructure) -> tuple[Array, float]:
+def z_rotation(packed: Array, n: int, structure: CovarianceStructure) -> tuple[Array, float]:
     """`rotation` from packed sums of products."""
     if structure.one_full:
         return kernels.rotation(packed, structure.q, n)

@@ -308,6 +308,8 @@ def _levels(q: int, m: int) -> Array:
 
 def one_factor(problem: Problem) -> OneFactorProblem:
     """The problem, which must be one of a single grouping factor: for what is done with its groups one by one."""
+    if hasattr(problem, "refuse_groups"):  # they are elsewhere
+        problem.refuse_groups()
     if not isinstance(problem, OneFactorProblem):
         raise TypeError(f"a problem of one grouping factor is needed, not {type(problem).__name__}")
     return problem

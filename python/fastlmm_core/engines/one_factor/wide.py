@@ -15,7 +15,6 @@ products P_i'P_j of all pairs of groups.  Groups are read in panels, twice per e
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from math import inf, log, pi
 
@@ -28,14 +27,12 @@ from ... import kernels
 from ...kernels.records import ConditionedRows
 from ...kernels.residuals import ScriptedObjective
 from ...support.types import Array, Index
+from .panels import GroupSums, Panels
 
 __all__ = ["WideCriterion"]
 
 
 EPS = float(np.finfo(float).eps)
-
-PANEL = 2**20
-"""Elements of the E_i of a panel, about."""
 
 ALONE = 256
 """Columns up to which the threads of BLAS cost more than they gain."""
@@ -70,24 +67,26 @@ class WideCriterion(ScriptedObjective):
     ----------
     packed, within, n_rows, q, k, rows, columns, uniform :
         See `kernels.ClusterCriterion`.
+    groups : GroupSums, optional
+        Instead of `packed`: what gives sums over groups that are elsewhere.
     """
 
     costly = False
     remainder = 1.0
 
     def __init__(
-        self, packed: Array, within: Array, n_rows: int, q: int, k: int, rows: Index, columns: Index, uniform: bool
-    ) -> None:
+        self, packed: Array, within: Array, n_rows: int, q: int, k: int, rows: Index, columns: Index, uniform: bool,
+        groups: GroupSums | None = None,
+    ) -> None:  # fmt: skip
         self.reml = True
         self.n_evaluations = 0
         self.q, self.k, self.n_rows = q, k, n_rows
-        self._packed, self._uniform = packed, uniform
+        self._groups: GroupSums = Panels(packed, uniform, q, k) if groups is None else groups
         self._within: Array = kernels.unpack(np.ascontiguousarray(within), k)
         self._rows, self._columns = np.asarray(rows, dtype=np.intp), np.asarray(columns, dtype=np.intp)
         self._basis: Array | None = None
         self._point: Point | None = None
         self._lower = np.tril_indices(q)
-        self._step = max(1, PANEL // (k * q * packed.shape[2]))
         self.prepare(len(rows))
 
     @property
@@ -126,28 +125,11 @@ class WideCriterion(ScriptedObjective):
             return point
         return point if np.abs(F @ F.T - point.G).max() <= SAME * np.abs(point.G).max() else None
 
-    def _panels(self, F: Array) -> Iterator[tuple[slice, float, Array, Array, Array]]:
-        """Places, log|V|, N (n_a, .), D and E (k, q, .) of one panel of groups after the other."""
-        lanes = self._packed.shape[2]
-        for start in range(0, len(self._packed), self._step):
-            part = self._packed[start : start + self._step]
-            places = slice(start * lanes, (start + len(part)) * lanes)
-            yield places, *kernels.group_moments(part, self._uniform, F, self.k)
-
-    @property
-    def _counts(self) -> Array:
-        return np.ascontiguousarray(self._packed[:, -1]).ravel()
-
     def _value(self, F: Array) -> Point | None:
         """The criterion; None where it is not defined."""
-        k, nu = self.k, float(self.n_rows - (self.k - 1 if self.reml else 0))
-        H = self._within.copy()
-        log_det, sum_n, counts = 0.0, np.zeros(len(self._lower[0])), self._counts
-        for places, part, N, D, _ in self._panels(F):
-            log_det += part
-            sum_n += N @ counts[places]
-            flat = D.reshape(k, -1)
-            H += flat @ flat.T
+        nu = float(self.n_rows - (self.k - 1 if self.reml else 0))
+        log_det, sum_n, between = self._groups.values(F)
+        H = self._within + between
         R, info = dpotrf(H.T, lower=1, clean=1, overwrite_a=1)
         if info != 0 or not np.isfinite(log_det):
             return None
@@ -167,35 +149,10 @@ class WideCriterion(ScriptedObjective):
         p = k - 1
         ratio = float(self.n_rows - (p if self.reml else 0)) / point.r2
         lower, upper = self._lower
-        n_a = len(lower)
-        counts, places_all = self._counts, len(self._packed) * self._packed.shape[2]
-        pairs = q * places_all < p
-        square, outer = np.zeros((q, q)), np.zeros((q, q))
-        tensor, u = np.zeros((n_a, n_a)), np.zeros((p, q, q))
-        within = np.zeros((0 if pairs else n_a, p, p))
-        b = np.append(-point.beta, 1.0)
-        whitened = []
-        for places, _, N, _, E in self._panels(point.F):
-            e = np.tensordot(b, E, 1)
-            outer += e @ e.T
-            if not self.reml and order < 2:
-                continue
-            P = _whitened(point.R, E[:-1])
-            forms = 2.0 * ratio * e[lower] * e[upper]
-            if self.reml:
-                own = _diagonals(P, lower, upper)
-                square[lower, upper] += own.sum(axis=1)
-                forms += 2.0 * own
-            if order < 2:
-                continue
-            tensor += (forms - counts[places] * N) @ N.T
-            for j in range(q):
-                u[:, j] += P[:, j] @ e.T
-            if self.reml and pairs:
-                whitened.append(P)
-            elif self.reml:
-                for i, (a, c) in enumerate(zip(lower, upper, strict=True)):
-                    within[i] += P[:, a] @ P[:, c].T
+        pairs = self._groups.effects < p
+        outer, square, tensor, u, within, whitened = self._groups.derivatives(
+            point.F, point.R, point.beta, ratio, self.reml, order, pairs
+        )
         square[upper, lower] = square[lower, upper]
         slope = -ratio * outer - square
         slope[lower, upper] += point.sum_n
@@ -263,10 +220,7 @@ class WideCriterion(ScriptedObjective):
         """sum E_i'D E_i for the unit directions D of vech(G^), (n_a, k, k)."""
         point = self._require(1)
         lower, upper = self._lower
-        out = np.zeros((len(lower), self.k, self.k))
-        for _, _, _, _, E in self._panels(point.F):
-            for i, (a, c) in enumerate(zip(lower, upper, strict=True)):
-                out[i] += E[:, a] @ E[:, c].T
+        out = self._groups.cross(point.F)
         off = lower != upper
         out[off] += out[off].transpose(0, 2, 1)
         return out
@@ -274,39 +228,14 @@ class WideCriterion(ScriptedObjective):
     def traces(self, weight: Array | None = None) -> Array:
         """tr(sum B_i D N_i F) for the unit directions D, F; see `kernels.ClusterCriterion.traces`."""
         point = self._require(2)
-        lower, upper = self._lower
-        tensor, counts = np.zeros((len(lower), len(lower))), self._counts
-        for places, _, N, _, E in self._panels(point.F):
-            if weight is None:
-                forms = counts[places] * N
-            else:
-                turned = (weight.T @ E.reshape(self.k, -1)).reshape(E.shape)
-                forms = _diagonals(turned, lower, upper)
-            tensor += forms @ N.T
-        return kernels.contracted(tensor, self.q)
+        return kernels.contracted(self._groups.traces(point.F, weight), self.q)
 
     def sandwich(self, weight: Array) -> Array:
         """sum_kl w_kl E_i'D_k N_i D_l E_i (k, k); see `kernels.ClusterCriterion.sandwich`."""
         point = self._require(2)
         mapped = kernels.sandwich_map(weight, self.q)
-        out = np.zeros((self.k, self.k))
-        for _, _, N, _, E in self._panels(point.F):
-            omega = np.tensordot(mapped, N, 1)
-            for a in range(self.q):
-                out += np.einsum("bg,kbg->kg", omega[a], E) @ E[:, a].T
+        out = self._groups.sandwich(point.F, mapped)
         return 0.5 * (out + out.T)
-
-
-def _whitened(R: Array, E: Array) -> Array:
-    """R_xx^-1 E_x (p, q, .)."""
-    flat = E.reshape(len(E), -1)
-    # its transpose is in the memory order of BLAS: X R' = flat'
-    return np.ascontiguousarray(dtrsm(1.0, R[:-1, :-1], flat.T, side=1, lower=1, trans_a=1).T).reshape(E.shape)
-
-
-def _diagonals(P: Array, rows: Index, columns: Index) -> Array:
-    """Diagonals of P_a'P_b (pairs, .) for P (p, q, .) and pairs (a, b)."""
-    return np.array([np.einsum("jg,jg->g", P[:, a], P[:, b]) for a, b in zip(rows, columns, strict=True)])
 
 
 def _squared(within: Array, diagonal: NDArray[np.bool_]) -> Array:
