@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -105,3 +107,23 @@ def test_data_of_each_plot():
     pd.testing.assert_frame_equal(batches.plot(data=True)["Random effects"], plots.caterpillar(batches, data=True))
     # nothing is drawn, and no figure is left open
     assert all(not isinstance(table, np.ndarray) for table in drawn.values())
+
+
+@pytest.mark.parametrize("formula", ["y ~ x + (1 | g)", "y ~ 1 + (1 | g)"])
+def test_names_of_many_groups_do_not_overlap(formula):
+    rng = np.random.default_rng(4)
+    g = np.repeat(np.arange(55), 4)
+    data = {
+        "y": rng.standard_normal(55)[g] + rng.standard_normal(220),
+        "x": rng.random(220),
+        "g": [f"g{k:02d}" for k in g],
+    }
+    fit = flc.lmm(formula, data).fit()
+    axes = [*fit.plot().ravel(), plots.caterpillar(fit), plots.shrinkage(fit)]
+    for ax in axes:
+        ax.figure.canvas.draw()
+        boxes = [label.get_window_extent() for label in ax.get_yticklabels() if label.get_text()]
+        ends = sorted((box.y0, box.y1) for box in boxes)
+        assert all(low[1] <= high[0] + 1.0 for low, high in pairwise(ends))
+    # 55 have names where a figure of their own has room for them
+    assert sum(label.get_text().startswith("g") for label in axes[4].get_yticklabels()) == 55

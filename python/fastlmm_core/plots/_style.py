@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "BLACK", "BLUE", "GREEN", "GREY", "LEGEND_COLUMNS", "ORANGE", "SAMPLE", "SERIES", "SKY", "VERMILLION",
-    "effect_position", "grid", "legend_above", "new_axes", "own_axes", "plain", "pyplot", "sample", "smooth",
-    "tidy", "variable",
+    "effect_position", "grid", "legend_above", "new_axes", "own_axes", "plain", "pyplot", "rows_with_room", "sample",
+    "smooth", "tidy", "variable",
 ]  # fmt: skip
 
 
@@ -87,6 +87,11 @@ def grid(count: int, size: tuple[float, float], most: int = 4, **options: Any) -
 def plain(ax: Any) -> None:
     """No box around the data."""
     ax.spines[["top", "right"]].set_visible(False)
+
+
+def rows_with_room(ax: Any) -> int:
+    """Small labels of rows that do not overlap on the vertical axis, which the layout makes a little longer."""
+    return int(ax.get_window_extent().height / ax.figure.dpi / 0.105)
 
 
 def legend_above(ax: Any, **options: Any) -> Any:

@@ -27,6 +27,7 @@ from ._style import (
     own_axes,
     plain,
     pyplot,
+    rows_with_room,
     sample,
     tidy,
 )
@@ -113,7 +114,7 @@ def caterpillar(
     ax = own_axes(ax, (5.6, float(np.clip(0.19 * m, 2.4, 9.0)) if m <= NAMED else 6.4))
     rank = np.arange(m)
     away = np.abs(values) > half
-    few = m <= NAMED
+    few = m <= min(NAMED, rows_with_room(ax))
     for mask, color, pale, marker, text in (
         (~away, GREY, "#CCCCCC", "o", "interval covers 0"),
         (away, BLUE, SKY, "D", "does not"),
@@ -130,7 +131,7 @@ def caterpillar(
             markersize=4.5 if few else 1.2 if m > 500 else 2.5,
         )  # fmt: skip
     ax.axvline(0.0, color=BLACK, linewidth=0.9, linestyle="--", zorder=1)
-    if m <= NAMED:
+    if few:
         ax.set_yticks(rank, [str(label) for label in labels[order].tolist()], fontsize=8 if m > 25 else 9)
         ax.set_ylabel(factor.grouping.name)
     else:
@@ -142,9 +143,7 @@ def caterpillar(
     ax.set_ylim(-0.8 - 0.005 * m, m - 0.2 + 0.005 * m)
     ax.set_xlabel(f"{model.exog_re_names[column]}: deviation from the population, {100 * level:g} % interval")
     plain(ax)
-    ax.legend(
-        loc="lower right", frameon=False, fontsize="small", markerscale=1.0 if m <= NAMED else 4.0 if m > 500 else 2.0
-    )
+    ax.legend(loc="lower right", frameon=False, fontsize="small", markerscale=1.0 if few else 4.0 if m > 500 else 2.0)
     return ax
 
 
@@ -287,7 +286,7 @@ def _one(ax: Any, found: Pooling, column: int, own: Array, partial: Array, shown
     order = np.argsort(own, kind="stable")
     rank = np.arange(len(order))
     own, partial, shown = own[order], partial[order], shown[order]
-    named = len(shown) <= NAMED
+    named = len(shown) <= min(NAMED, rows_with_room(ax))
     ax.axvline(found.population[column], color=VERMILLION, linestyle="--", linewidth=1.6, label="population", zorder=1)
     ax.hlines(rank, own, partial, color=GREY, linewidth=1.2, zorder=2)
     size = 5.0 if named else 2.8
