@@ -124,6 +124,18 @@ def formulas(text: str) -> list[tuple[str, bool]]:
     return found + [(match[1], False) for match in re.finditer(r"(?<![\\$])\$([^$\n]+(?:\n[^$\n]+)?)\$", text)]
 
 
+WIDE = 95
+"""Columns of code that the site has room for."""
+
+
+@pytest.mark.parametrize("page", ALL)
+def test_code_fits(page):
+    cells = re.finditer(r"^```\{code-cell\}[^\n]*\n(?P<tags>(?::[^\n]*\n)*)(?P<code>.*?)^```$", ALL[page], re.M | re.S)
+    shown = [line for cell in cells if "remove-input" not in cell["tags"] for line in cell["code"].splitlines()]
+    shown += [line for line in ALL[page].splitlines() if line.startswith((">>> ", "... "))]
+    assert [line for line in shown if len(line) > WIDE] == []
+
+
 def test_formulas_are_drawn_without_a_script(monkeypatch):
     pytest.importorskip("latex2mathml")
     monkeypatch.syspath_prepend(str(DOCS / "_support"))
@@ -181,7 +193,8 @@ def test_the_reference_names_what_exists():
         pkgutil.resolve_name(f"fastlmm_core.{name}")
 
 
-INTERNALS = {"again", "engine", "marginal_rest", "nu", "once", "relative_covariance", "require_estimates", "rest"}
+INTERNALS = {"again", "engine", "marginal_rest", "nu", "once", "problem", "relative_covariance",
+             "require_estimates", "require_exact", "rest"}  # fmt: skip
 """Members of a fit that are for the library itself."""
 
 
