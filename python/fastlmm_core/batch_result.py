@@ -425,7 +425,7 @@ class BatchResult(Shown, BatchFit):
             permuted within each block; for effects that vary within blocks.  "whole": blocks of one size change places,
             with their order inside; for effects between blocks.  "sign-flip": the residuals of a block change their
             sign together.
-        blocks : (nobs,) array of labels or column, optional
+        blocks : (nobs,) array of labels, column, or name of a factor or column, optional
             By default the groups of the (coarsest) grouping factor; for "freedman-lane" none.
         reduce : callable, optional
             Makes a number, or several, of the map (n_responses,) of t statistics (F for several rows) of one

@@ -236,7 +236,7 @@ class LinearMixedModel(Model):
         n_jobs: int | None = None,
         progress: bool | None = None,
         memory: float = 64.0,
-        missing: Literal["invalid", "drop"] = "invalid",
+        missing: Literal["invalid", "drop", "raise"] = "invalid",
         *,
         weights: Any = None,
         offset: Any = None,
@@ -267,9 +267,10 @@ class LinearMixedModel(Model):
             Show a progress bar (needs tqdm); by default in interactive sessions.
         memory : float
             Megabytes that the pieces of Y under way may take together.
-        missing : {"invalid", "drop"}
-            What a NaN in Y is: a response that cannot be fitted, or an observation that is not there.  With "drop" each
-            response is fitted on the others; responses that miss the same ones share a design and are fitted together.
+        missing : {"invalid", "drop", "raise"}
+            What a NaN in Y is: a response that cannot be fitted, an observation that is not there, or an error.  With
+            "drop" each response is fitted on the others; responses that miss the same ones share a design and are
+            fitted together.
         weights, offset : arrays shaped like Y or iterables of blocks, optional
             For each observation of each response, in place of those of the model.  Blocks, of these or of Y with
             missing="drop", are put together.
@@ -315,13 +316,15 @@ class LinearMixedModel(Model):
         (3, 2)
         """
         from .batch_result import BatchResult
-        from .estimation.many.policy import fit_many
+        from .estimation.many.policy import fit_many, refuse_missing
         from .estimation.many.workers import fit_by_workers, worker_client
         from .result import LMMResult
 
-        if missing not in ("invalid", "drop"):
-            raise LMMError(f"missing={missing!r} is unknown: use 'invalid' or 'drop'")
-        own_values = weights is not None or offset is not None or covariates or min_obs
+        if missing not in ("invalid", "drop", "raise"):
+            raise LMMError(f"missing={missing!r} is unknown: use 'invalid', 'drop' or 'raise'")
+        own_values: Any = weights is not None or offset is not None or covariates
+        # what is shared by masks takes any model
+        own_values = own_values or (min_obs and (missing != "drop" or len(self.factors) == 1))
         if own_values or missing == "drop":
             self.needs_unknown_variance(
                 "fit_many() with weights, offset, covariates, min_obs or missing='drop'", "fit the responses one by one"
@@ -334,19 +337,23 @@ class LinearMixedModel(Model):
             from .inference.many.values import fit_values
 
             own = {"weights": weights, "offset": offset, "covariates": covariates or {}}
-            return fit_values(self, LMMResult, bool(reml), Y, own, missing == "drop", min_obs, n_jobs, progress)
+            return fit_values(self, LMMResult, bool(reml), Y, own, missing, min_obs, n_jobs, progress)
         if missing == "drop":
             from .inference.many.values import fit_with_holes
 
             def empty(own: Model, count: int, responses: Any) -> BatchResult:
                 return BatchResult(own, LMMResult, bool(reml), count, responses)
 
-            return fit_with_holes(self, empty, LMMResult, bool(reml), Y, n_jobs, progress, memory)
+            return fit_with_holes(self, empty, LMMResult, bool(reml), Y, n_jobs, progress, memory, min_obs)
         kind = partial(BatchResult, self.fittable(), LMMResult, bool(reml))
         workers = worker_client(Y, client)
         if workers is not None:
-            return fit_by_workers(kind, Y, workers, n_jobs, progress, out, resume)
-        return fit_many(kind, Y, n_jobs, progress, memory, out, resume)
+            found = fit_by_workers(kind, Y, workers, n_jobs, progress, out, resume)
+        else:
+            found = fit_many(kind, Y, n_jobs, progress, memory, out, resume)
+        if missing == "raise":
+            refuse_missing(found)
+        return found
 
     def refit(
         self,

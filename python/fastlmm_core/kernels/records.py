@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from ..support.types import Array, Index
 
 __all__ = [
+    "NOT_FINITE",
     "BatchLook",
     "BatchPatterns",
     "BatchResults",
@@ -271,6 +272,10 @@ class BatchLook(NamedTuple):
     """(count,) how much higher the criterion is on the boundary, as its Hessian has it."""
     values: Array | None
     """(count, n_points) of the screen, for y of unit residual variance, if they are wanted."""
+
+
+NOT_FINITE = -1
+"""Status of a response with values that are missing or not finite."""
 
 
 class BatchResults(NamedTuple):

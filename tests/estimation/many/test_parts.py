@@ -134,3 +134,22 @@ def test_pickles_leave_responses_out(model, Y):
     # draws are made again
     drawn = model.fit().simulate_fit(5, seed=2)
     assert pickle.loads(pickle.dumps(drawn))[3].criterion == drawn[3].criterion
+
+
+def test_what_a_stream_gave_before_an_error_is_kept(rng):
+    g = np.repeat(np.arange(12), 5)
+    Y = rng.standard_normal((70, 12))[:, g] + rng.standard_normal((70, 60))
+    model = flc.LinearMixedModel(Y[0], None, None, g)
+    for count in (1, 2, 7):
+
+        def blocks(count=count):
+            for k in range(count):
+                yield Y[10 * k : 10 * k + 10]
+            raise RuntimeError("the disk is gone")
+
+        for jobs in (1, 2):
+            with pytest.raises(RuntimeError) as caught:
+                model.fit_many(blocks(), n_jobs=jobs)
+            kept = caught.value.batch
+            assert len(kept) == 10 * count
+            np.testing.assert_array_equal(kept.params, model.fit_many(Y[: 10 * count]).params)

@@ -210,3 +210,34 @@ def test_terms_covariances_and_pickles(rng):
     np.testing.assert_array_equal(pickle.loads(pickle.dumps(weighted)).cov_params(), weighted.cov_params())
     with pytest.raises(flc.LMMError, match="no response has this label"):
         batch["TP53"]
+
+
+@pytest.mark.parametrize("formula", ["y ~ x + (1 | g)", "y ~ x + (1 | g) + (1 | h)"])
+def test_missing_values_that_are_not_expected(rng, formula):
+    g, h = np.repeat(np.arange(12), 6), np.tile(np.arange(6), 12)
+    Y = rng.standard_normal((30, 12))[:, g] + rng.standard_normal((30, 72))
+    model = flc.lmm(formula, {"y": Y[0], "x": rng.standard_normal(72), "g": g, "h": h})
+    assert model.fit_many(Y, missing="raise").converged.all()
+    Y[4] = 1.0  # constant, but there
+    assert model.fit_many(Y, missing="raise").invalid.tolist() == [4]
+    Y[7, 11] = np.nan
+    with pytest.raises(flc.LMMError, match="response 7, observation 11; missing='drop'"):
+        model.fit_many(Y, missing="raise")
+    with pytest.raises(flc.LMMError, match="response 7; missing='drop'"):
+        model.fit_many(iter([Y[:5], Y[5:]]), missing="raise")
+    if "h" not in formula:
+        with pytest.raises(flc.LMMError, match="response 7, observation 11; missing='drop'"):
+            model.fit_many(Y, missing="raise", weights=np.ones_like(Y))
+    few = model.fit_many(Y, missing="drop", min_obs=72)
+    assert few.invalid.tolist() == [4, 7]
+    with pytest.raises(flc.LMMError, match="it has 71 observations, fewer than min_obs=72"):
+        few[7]
+
+
+def test_ranks_of_responses_that_lose_a_column(rng):
+    g = np.repeat(np.arange(12), 6)
+    once = (np.arange(72) == 5) * 1.0
+    Y = rng.standard_normal((3, 12))[:, g] + rng.standard_normal((3, 72))
+    Y[1, 5] = Y[2, :] = np.nan
+    batch = flc.LinearMixedModel(Y[0], np.column_stack([np.ones(72), once]), None, g).fit_many(Y, missing="drop")
+    assert batch.rank.tolist() == [2, 1, 0]

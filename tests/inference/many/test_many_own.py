@@ -391,3 +391,29 @@ def test_what_is_refused():
     with pytest.raises(LMMError, match="fit both with reml=False"):
         batch.compare(model.fit_many(Y, weights=np.ones_like(Y), missing="drop"))
     assert set(batch.anova()) == {"x", "arm[T.b]", "gm"}
+
+
+def test_blocks_by_the_name_of_a_column():
+    model, Y, _ = responses(4)
+    Y = np.nan_to_num(Y)
+    batch, own = model.fit_many(Y), model.fit_many(Y, weights=np.ones_like(Y))
+    g = model.grouping.index
+    half = np.where(np.asarray(model.design.source.table["arm"]) == "a", "u", "v")
+    for name, labels in (("g", g), ("arm", half)):
+        wanted = batch.permute("x", 8, scheme="within", blocks=labels, seed=3).null
+        for result in (batch, own):
+            np.testing.assert_allclose(
+                result.permute("x", 8, scheme="within", blocks=name, seed=3).null, wanted, rtol=1e-5
+            )
+    found = by_gene().permute("x", 8, scheme="within", blocks="arm", seed=3)
+    labels = by_gene().permute("x", 8, scheme="within", blocks=TABLE["arm"], seed=3)
+    np.testing.assert_array_equal(found.null, labels.null)
+    arrays = flc.LinearMixedModel(Y[0], model.exog, None, g, group_name="g").fit_many(Y)
+    np.testing.assert_array_equal(
+        arrays.permute("x1", 8, scheme="within", blocks="g", seed=3).null,
+        arrays.permute("x1", 8, scheme="within", blocks=g, seed=3).null,
+    )
+    with pytest.raises(LMMError, match="blocks='arm' is no grouping factor"):
+        arrays.permute("x1", 8, scheme="within", blocks="arm")
+    with pytest.raises(LMMError, match="site"):
+        batch.permute("x", 8, scheme="within", blocks="site")

@@ -122,6 +122,7 @@ def fit_masked(
     n_jobs: int | None,
     memory: float,
     scattered: bool,
+    min_obs: int = 0,
 ) -> tuple[list[Masked[B]], NDArray[np.intp]]:
     """Fit responses on the observations that they have, mask by mask.
 
@@ -136,6 +137,8 @@ def fit_masked(
         As for `fit_many`.
     scattered : bool
         Whether responses may be left where many masks have few.
+    min_obs : int
+        Responses with fewer observations are not fitted.
 
     Returns
     -------
@@ -160,6 +163,8 @@ def fit_masked(
         try:
             if not len(rows):
                 raise LMMError("all observations are missing")
+            if len(rows) < min_obs:
+                raise LMMError(f"it has {len(rows)} observations, fewer than min_obs={min_obs}")
             alone = len(model.factors) > 1 and len(members) <= ALONE
             typical = some[0] if alone else None if model.given else model.endog[rows]
             own = model.fittable() if len(rows) == model.nobs else _part(model, rows, typical)

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from ... import kernels
 from ...engines.scaling import criterion_constant
 from ...errors import LMMError
-from ...kernels.records import BatchLook, BatchResults, BatchScores
+from ...kernels.records import NOT_FINITE, BatchLook, BatchResults, BatchScores
 from ...support.blas_threads import one_blas_thread
 from ...support.checks import plain_array
 from ...support.memory import blas_callers
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
     Shared: TypeAlias = kernels.BatchDesign | FactorBatch | HierarchyDesign | VisitDesign
 
-__all__ = ["fit_drawn", "fit_few", "fit_many"]
+__all__ = ["fit_drawn", "fit_few", "fit_many", "refuse_missing"]
 
 B = TypeVar("B", bound=BatchFit)
 
@@ -205,6 +205,29 @@ def fit_many(
     return found
 
 
+def refuse_missing(batch: BatchFit) -> None:
+    """Refuse responses with values that are missing or not finite.
+
+    Raises
+    ------
+    LMMError
+        Naming the first of them, and the observation where the responses are there.
+    """
+    for i in batch.invalid.tolist():
+        where = ""
+        if batch.responses is not None:
+            bad = np.flatnonzero(~np.isfinite(np.asarray(batch.responses[np.array([i])], dtype=np.float64)[0]))
+            if not len(bad):
+                continue
+            where = f", observation {bad[0]}"
+        elif batch.status[i] != NOT_FINITE:
+            continue
+        raise LMMError(
+            f"Y is missing or not finite at response {i}{where}; missing='drop' fits each response on the observations "
+            "that it has"
+        )
+
+
 def fit_few(empty: Callable[[int, Any], B], Y: Array) -> B:
     """Fit a few responses by themselves, where what they share would take longer to make than their fits do.
 
@@ -246,9 +269,21 @@ def fit_drawn(
 
 
 def _rounds(tasks: Iterator[Any], size: int) -> Iterator[Iterator[Any]]:
-    """Some tasks at a time, each let go once it is taken."""
-    while some := deque(islice(tasks, size)):
-        yield (some.popleft() for _ in range(len(some)))
+    """Some tasks at a time, each let go once it is taken; what came before an error of the tasks is done first."""
+    while True:
+        some: deque[Any] = deque()
+        error: Exception | None = None
+        try:
+            some.extend(islice(tasks, size))
+        except Exception as found:
+            error = found
+        count = len(some)
+        if count:
+            yield (some.popleft() for _ in range(count))
+        if error is not None:
+            raise error
+        if not count:
+            return
 
 
 def _fit(

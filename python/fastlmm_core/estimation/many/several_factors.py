@@ -23,7 +23,7 @@ from ...engines.crossed.problem import CrossedProblem
 from ...engines.protocol import EASY, UNASKED, Relaxed
 from ...errors import LMMError
 from ...kernels import minimize_newton
-from ...kernels.records import BatchResults
+from ...kernels.records import NOT_FINITE, BatchResults
 from ...support.blas_threads import one_blas_thread
 from ...support.types import Array, Index
 from ..fit import Fit, estimate
@@ -45,7 +45,7 @@ CHUNK_BYTES = 2**22
 EXACT_UP_TO = 1500
 """Random effects, over all levels, up to which exact second derivatives come from the matrix N = Z'V^-1 Z."""
 
-NOT_FINITE, CONSTANT = -1, -2
+CONSTANT = -2
 
 
 class _State(NamedTuple):

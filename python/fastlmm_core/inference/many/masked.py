@@ -51,8 +51,9 @@ class MaskedBatch(OwnDesigns):
         fit) and the reason why not.
     scattered : (int array, EachResult) or None
         Where many masks have few responses: positions of these, and their fits.
-    nobs, n_groups : (n_responses,) int arrays
-        Observations that are there, and levels of the (finest) grouping factor among them.
+    nobs, n_groups, rank : (n_responses,) int arrays
+        Observations that are there, levels of the (finest) grouping factor among them, and columns of X that they
+        determine (0 where a response could not be fitted).
     params, bse, df : (n_responses, p) arrays
         Fixed effects, standard errors and Satterthwaite's degrees of freedom; NaN for columns that the observations do
         not determine, and for responses that could not be fitted.
@@ -92,6 +93,7 @@ class MaskedBatch(OwnDesigns):
         self.params, self.bse = self._spread("params", (p,)), self._spread("bse", (p,))
         self.df = self._spread("satterthwaite", (p,))
         self.sigma2, self.criterion = self._spread("sigma2"), self._spread("criterion")
+        self.rank = np.nan_to_num(self._spread_of(_rank)).astype(np.intp)
         self.aic, self.bic = self._spread("aic"), self._spread("bic")
         self.covariance = self._spread("covariance", (q, q))
         self.converged = self._spread("converged") == 1.0
@@ -217,7 +219,7 @@ class MaskedBatch(OwnDesigns):
 
         return FitsToCompare(
             self._called, parts[0][1].reml if parts else True, self.criterion, self.converged,
-            np.nan_to_num(self._spread_of(_rank)).astype(np.intp), self.nobs, (self.model.exog,), model, factor,
+            self.rank, self.nobs, (self.model.exog,), model, factor,
         )  # fmt: skip
 
     def random_effect_test(

@@ -485,7 +485,7 @@ class OwnDesigns:
         hypothesis, n, scheme, reduce, refit, seed, n_jobs
             As there.  All fits are rearranged by the same random numbers: responses on one design by the place of an
             observation in it, other problems by its number among their rows.
-        blocks : array of labels or column, optional
+        blocks : array of labels, column, or name of a factor or column, optional
             One label for each row of the design, or of all problems together.
 
         Returns

@@ -22,7 +22,17 @@ from ...support.seeds import Seed, key_of, stream
 from ...support.types import Array
 from ..hypotheses import Hypothesis, parse_hypothesis
 from ..wald import check_estimable
-from .permutation import STACK, Permutations, Rearrangement, Reduce, check_scheme, null_space, permuted, signs
+from .permutation import (
+    STACK,
+    Permutations,
+    Rearrangement,
+    Reduce,
+    block_codes,
+    check_scheme,
+    null_space,
+    permuted,
+    signs,
+)
 
 if TYPE_CHECKING:
     from ...design.design import Design
@@ -81,12 +91,7 @@ def _blocks(under: _Null, scheme: str, blocks: Any) -> NDArray[np.intp] | None:
             return None
         code = flat.group
     else:
-        design = under.source.stack.design
-        values = np.asarray(design.caller_rows.values(blocks, "blocks"))
-        if values.shape != (len(design.exog),):
-            raise LMMError(f"blocks must have a label for each of the {len(design.exog)} rows")
-        values = values[flat.row]
-        code = np.unique(values, return_inverse=True)[1].reshape(-1)
+        code = block_codes(under.source.stack.design, blocks)[flat.row]
         _, code = np.unique(flat.problem * (int(code.max(initial=0)) + 1) + code, return_inverse=True)
     first = np.full(flat.n_problems, len(flat.y), dtype=np.intp)
     np.minimum.at(first, flat.problem, code)

@@ -29,16 +29,18 @@ from ...support.seeds import Seed, key_of, stream
 from ...support.text_tables import p_value_cell
 from ...support.threads import map_in_threads, thread_count
 from ...support.types import Array
+from ...tables.columns import Table
 from ..hypotheses import Hypothesis, parse_hypothesis
 from ..wald import check_estimable, independent_rows
 
 if TYPE_CHECKING:
+    from ...design.design import Design
     from ...kernels import BatchDesign
     from ...kernels.hierarchies import FactorBatch
 
 __all__ = [
-    "SCHEMES", "STACK", "Permutations", "Rearrangement", "Reduce", "Scheme", "check_scheme", "null_space", "permute",
-    "permuted", "rearrangements", "signs",
+    "SCHEMES", "STACK", "Permutations", "Rearrangement", "Reduce", "Scheme", "block_codes", "check_scheme",
+    "null_space", "permute", "permuted", "rearrangements", "signs",
 ]  # fmt: skip
 
 Reduce = Callable[[Array], Any]
@@ -269,9 +271,29 @@ def _codes(model: Model, scheme: str, blocks: Any) -> NDArray[np.intp] | None:
     """Blocks of the observations: given, or the groups of the coarsest factor; all of them where V is taken out."""
     if blocks is None:
         return None if scheme == "freedman-lane" else np.asarray(model.factors[-1].grouping.index)
-    values = np.asarray(model.design.caller_rows.values(blocks, "blocks"))
-    if values.shape != (model.nobs,):
-        raise LMMError(f"blocks must have a label for each of the {model.nobs} observations")
+    return block_codes(model.design, blocks)
+
+
+def block_codes(design: Design, blocks: Any) -> NDArray[np.intp]:
+    """Blocks (n,) of the rows of a design: labels, a column, or the name of a factor or of a column of its data.
+
+    Raises
+    ------
+    LMMError
+        For labels of another number, and unknown names.
+    """
+    if isinstance(blocks, str):
+        for factor in design.factors:
+            if factor.grouping.name == blocks:
+                return np.asarray(factor.grouping.index)
+        if design.source is None:
+            names = ", ".join(repr(f.grouping.name) for f in design.factors)
+            raise LMMError(f"blocks={blocks!r} is no grouping factor ({names}): give a label for each observation")
+        found = Table(design.source.table).column(blocks, "blocks").codes(design.kept)[0]
+        return np.asarray(found, dtype=np.intp)
+    values = np.asarray(design.caller_rows.values(blocks, "blocks"))
+    if values.shape != (len(design.exog),):
+        raise LMMError(f"blocks must have a label for each of the {len(design.exog)} observations")
     codes: NDArray[np.intp] = np.unique(values, return_inverse=True)[1].reshape(-1)
     return codes
 

@@ -29,7 +29,7 @@ def fit_values(
     reml: bool,
     Y: Any,
     own: Mapping[str, Any],
-    drop: bool,
+    missing: str,
     min_obs: int,
     n_jobs: int | None,
     progress: bool | None,
@@ -40,9 +40,10 @@ def fit_values(
     ----------
     own : mapping
         weights, offset and covariates, as given.
-    drop : bool
-        Whether a NaN is a missing observation; otherwise the response is not fitted.
+    missing : {"invalid", "drop", "raise"}
+        What a NaN in Y is.
     """
+    drop = missing == "drop"
     if not for_lanes(model):
         raise LMMError(
             "weights, offset, covariates and min_obs of fit_many() take one grouping factor with free covariances and "
@@ -55,6 +56,9 @@ def fit_values(
     covariates = {
         name: shaped_like(responses, given, f"covariates[{name!r}]", model) for name, given in own["covariates"].items()
     }
+    if missing == "raise" and not np.isfinite(responses).all():
+        i, j = np.argwhere(~np.isfinite(responses))[0].tolist()
+        raise LMMError(f"Y is missing or not finite at response {i}, observation {j}; missing='drop' leaves such out")
     _check(values, covariates, drop)
     labels = np.arange(len(responses)) if labels is None else labels
     stack = ResponseStack(model, responses, labels, values.get("weights"), values.get("offset"), covariates)
@@ -105,13 +109,14 @@ def fit_with_holes(
     n_jobs: int | None,
     progress: bool | None,
     memory: float,
+    min_obs: int = 0,
 ) -> MaskedBatch:
     """Fit responses on the observations that they have; see `LinearMixedModel.fit_many`.
 
     Those of masks that many have share a design; others are problems of their own.
     """
     responses, labels = responses_of(model, Y)
-    masks, left = fit_masked(model, empty, responses, n_jobs, memory, for_lanes(model))
+    masks, left = fit_masked(model, empty, responses, n_jobs, memory, for_lanes(model), min_obs)
     if not len(left):
         return MaskedBatch(model, masks, labels)
     some = np.ascontiguousarray(responses[left])
