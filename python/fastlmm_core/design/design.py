@@ -251,7 +251,7 @@ class Design:
     def _check_sigma(self) -> None:
         """Refuse a known residual standard deviation that is none, or beside which more than G would be estimated."""
         assert self.sigma is not None
-        if not (np.isfinite(self.sigma) and self.sigma > 0.0):
+        if not (0.0 < self.sigma < np.inf):
             raise LMMError(
                 f"sigma={self.sigma!r} must be a positive number, the residual standard deviation; variances v of the "
                 "rows are given as weights=1/v with sigma=1"
