@@ -16,7 +16,7 @@ __all__ = ["blas_threads", "libraries", "one_blas_thread"]
 
 _lock = threading.Lock()
 _users = 0
-_limits: Any = None
+_before: list[tuple[Any, int]] = []
 
 
 @cache
@@ -29,7 +29,13 @@ def libraries() -> Any:
 
 def blas_threads() -> int:
     """Threads that BLAS may use: what the environment, threadpoolctl and `one_blas_thread` allow."""
-    return min((int(library.num_threads) for library in libraries().select(user_api="blas").lib_controllers), default=1)
+    return min((threads for _, threads in _counts()), default=1)
+
+
+def _counts() -> list[tuple[Any, int]]:
+    """The libraries of BLAS, and the threads of each; some do not tell."""
+    found = [(one, one.num_threads) for one in libraries().lib_controllers if one.user_api == "blas"]
+    return [(one, int(threads)) for one, threads in found if threads is not None]
 
 
 @contextmanager
@@ -38,15 +44,19 @@ def one_blas_thread() -> Iterator[None]:
 
     May be entered by several threads: the number of before comes back with the last to leave.
     """
-    global _users, _limits
+    global _users, _before
     with _lock:
         _users += 1
         if _users == 1:
-            _limits = libraries().limit(limits=1, user_api="blas")
+            # threadpoolctl's own limits ask each library for all that it knows
+            _before = [(one, threads) for one, threads in _counts() if threads != 1]
+            for one, _ in _before:
+                one.set_num_threads(1)
     try:
         yield
     finally:
         with _lock:
             _users -= 1
             if _users == 0:
-                _limits.restore_original_limits()
+                for one, threads in _before:
+                    one.set_num_threads(threads)
