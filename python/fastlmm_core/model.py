@@ -297,8 +297,8 @@ class LinearMixedModel(Model):
         MaskedBatch
             With missing="drop": the same estimates and tests, with ``nobs`` and ``n_groups`` of each response.
         EachResult
-            With weights, offset, covariates or min_obs, which take one grouping factor: the same of problems with
-            designs of their own.
+            With weights, offset, covariates or min_obs: the same of problems with designs of their own.  Where there
+            are several grouping factors each is fitted by itself, in some milliseconds.
 
         Raises
         ------

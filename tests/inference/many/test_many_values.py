@@ -180,7 +180,46 @@ def test_values_that_do_not_fit_are_refused(rng, arrays):
     for given, said in cases:
         with pytest.raises(flc.LMMError, match=said):
             model.fit_many(Y, **given)
-    terms = [flc.RandomTerm(None, groups, name="g"), flc.RandomTerm(None, np.arange(84) % 5, name="h")]
-    crossed = flc.LinearMixedModel(Y[0], X, terms=terms)
-    with pytest.raises(flc.LMMError, match="take one grouping factor"):
-        crossed.fit_many(Y, weights=ones)
+    residual = flc.Residual("ar1", np.arange(84) // 6, np.arange(84) % 6)
+    structured = flc.LinearMixedModel(Y[0], X, Z, groups, residual=residual)
+    with pytest.raises(flc.LMMError, match="independent residuals"):
+        structured.fit_many(Y, weights=np.ones_like(Y))
+
+
+@pytest.mark.parametrize("formula", ["y ~ x + (1 | a) + (1 | b)", "y ~ x + (x | a) + (1 | b)"])
+def test_several_factors(rng, formula):
+    """Responses with values of their own are fitted, and tested, by themselves."""
+    a, b = np.repeat(np.arange(10), 8), np.tile(np.arange(8), 10)
+    data = {"x": rng.standard_normal(80), "a": a, "b": b, "y": rng.standard_normal(80)}
+    Y = rng.standard_normal((5, 10))[:, a] * (1.0 + data["x"]) + rng.standard_normal((5, 8))[:, b]
+    Y += rng.standard_normal((5, 80))
+    W, C = rng.uniform(0.5, 2.0, Y.shape), rng.standard_normal(Y.shape)
+    Y[2, [3, 40, 41]] = np.nan
+    batch = flc.lmm(formula, data).fit_many(Y, weights=W, covariates={"gm": C}, missing="drop")
+    found = {ddf: batch.test(["x = 0.1", "gm = 0"], ddf=ddf) for ddf in ("satterthwaite", "kenward-roger", "residual")}
+    tables, shares, anova = batch.variance_components(), batch.icc(), batch.anova()
+    covariance = batch.cov_params()
+    effects = batch.random_effect_test(null="mixture")
+    for i in range(5):
+        there = ~np.isnan(Y[i])
+        own = {name: v[there] for name, v in data.items()} | {"y": Y[i, there], "gm": C[i, there]}
+        one = flc.lmm(formula.replace("x +", "x + gm +", 1), own, weights=W[i, there]).fit()
+        order = [list(one.model.exog_names).index(name) for name in batch.exog_names]
+        np.testing.assert_allclose(batch.params[i], one.beta[order], atol=1e-7)
+        assert batch.criterion[i] == pytest.approx(one.criterion, rel=1e-10)
+        assert batch.nobs[i] == there.sum() and batch.n_groups[i] == 10 and batch.rank[i] == 3
+        for ddf, test in found.items():
+            assert test.pvalues[i] == pytest.approx(one.test(["x = 0.1", "gm = 0"], ddf=ddf).pvalue, rel=1e-5)
+        np.testing.assert_allclose(covariance[i], one.cov[np.ix_(order, order)], rtol=1e-5, atol=1e-9)
+        wanted = one.variance_components(method="wald")
+        places = [list(wanted["term"]).index(name) for name in tables.names]
+        np.testing.assert_allclose(tables.std_error[i], np.asarray(wanted["std_error"], float)[places], rtol=1e-4)
+        for name, value in one.icc().items():
+            assert shares[name][i] == pytest.approx(value, rel=1e-5, abs=1e-8)
+        assert anova["gm"].pvalues[i] == pytest.approx(one.test("gm").pvalue, rel=1e-5)
+        rows = one.random_effect_test(null="mixture").rows[1:]
+        for test, row in zip(effects.values(), rows, strict=True):
+            assert test.statistic[i] == pytest.approx(row.statistic, rel=1e-5, abs=1e-5)
+    np.testing.assert_array_equal(batch[[2, 0]].criterion, batch.criterion[[2, 0]])
+    with pytest.raises(flc.LMMError, match="one grouping factor"):
+        batch.permute("x", 5)

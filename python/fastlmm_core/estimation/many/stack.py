@@ -50,8 +50,11 @@ class Problems(Protocol):
     one: str
     design: Design
     labels: NDArray[Any]
-    kernel: ProblemStack
     kind: type[Model]
+
+    @property
+    def kernel(self) -> ProblemStack | None:
+        """What fits them in lanes; None where each is fitted by itself."""
 
     def __len__(self) -> int: ...
 
@@ -305,7 +308,7 @@ class StackFit:
         self.sigma2[i], self.criterion[i], self.gradient_norm[i] = found.sigma2, found.criterion, found.gradient_norm
         self.status[i] = (BOUNDARY if found.singular else 1) if found.converged else 0
         self.n_evaluations[i] = evaluations + found.n_evaluations
-        self.rank[i], self.n_groups[i] = problem.rank, found.model.grouping.m
+        self.rank[i], self.n_groups[i], self.nobs[i] = problem.rank, found.model.grouping.m, found.model.nobs
         self._alone[i] = found.relative_factor
 
     def one(self, i: int) -> Fit:
@@ -360,6 +363,7 @@ class StackFit:
         """
         structure, first, last = self.stack.design.structure, int(part[0]), int(part[-1]) + 1
         theta = self.theta_o[part]
+        assert self.stack.kernel is not None
         done = self.stack.kernel.moments(first, last, self.theta_o, self.by_lanes)
         x_map, *sums = (array[part - first] for array in done)
         own = None if observed is None else Observed(observed.shift[part], observed.inverse[part])
@@ -390,9 +394,12 @@ class StackFit:
         arrays = tuple(np.full(shape, np.nan) for shape in shapes)
         assert len(arrays) == len(shapes)
         L = np.ascontiguousarray(L)
+        kernel = self.stack.kernel
+        if kernel is None:
+            return arrays  # type: ignore[return-value]
 
         def run(first: int, last: int) -> int:
-            self.stack.kernel.contrasts(first, last, self.reml, self.theta_o, self.by_lanes, L, arrays)  # type: ignore[arg-type]
+            kernel.contrasts(first, last, self.reml, self.theta_o, self.by_lanes, L, arrays)  # type: ignore[arg-type]
             return last - first
 
         in_threads(run, _pieces(count), _jobs(None, count))
@@ -475,7 +482,8 @@ def fit_stack(
     results = empty.results
 
     def run(first: int, last: int) -> int:
-        empty.stack.kernel.fit(first, last, empty.reml, results)
+        if empty.stack.kernel is not None:
+            empty.stack.kernel.fit(first, last, empty.reml, results)
         for i in range(first, last):
             if i in refused:
                 empty.refuse(i, refused[i])

@@ -66,7 +66,7 @@ class ResponseStack:
     Parameters
     ----------
     model : Model
-        With one grouping factor.
+        The lanes take those with one grouping factor; the responses of others are fitted by themselves.
     Y : (n_responses, n) array
         NaN where missing.
     labels : (n_responses,) array
@@ -103,6 +103,9 @@ class ResponseStack:
         )
         read = design.random.codes[0]
         exog = design.exog
+        self.kernel: ProblemStack | None = None
+        if not for_lanes(model):
+            return
         self.kernel = ProblemStack(
             RowsOfDesign(
                 X=exog,

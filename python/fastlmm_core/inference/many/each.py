@@ -247,6 +247,8 @@ class EachResult(Shown, StackFit, OwnDesigns):
         return out
 
     def _source(self) -> Source:
+        if self.stack.kernel is None:
+            raise LMMError("permute() of responses with values of their own takes one grouping factor")
         return Source(
             self.stack, self.params, self.status >= 0, self.reml,
             lambda stack: EachResult(stack, self.kind, self.reml), statistic_of,

@@ -44,9 +44,9 @@ def fit_values(
         What a NaN in Y is.
     """
     drop = missing == "drop"
-    if not for_lanes(model):
+    if not model.factors or model.residual is not None or model.structure.restricted:
         raise LMMError(
-            "weights, offset, covariates and min_obs of fit_many() take one grouping factor with free covariances and "
+            "weights, offset, covariates and min_obs of fit_many() take random effects with free covariances and "
             "independent residuals; fit the responses one by one with lmm() or LinearMixedModel"
         )
     responses, labels = responses_of(model, Y)
