@@ -58,11 +58,11 @@ def curves(groups: int, rows: int, q: int, structure: str = "full", holes: float
 
 def batches() -> Iterator[tuple[str, Callable[[], Any], float | None]]:
     """Name, a function that makes the model, and the largest ratio that is accepted; None where it is shown only."""
-    yield "100 groups, own times, q = 2", lambda: curves(100, 600, 2), 1.25
-    yield "200 groups, own times, q = 3", lambda: curves(200, 2_000, 3), 1.25
+    yield "100 groups, own times, q = 2", lambda: curves(100, 600, 2), 1.2
+    yield "200 groups, own times, q = 3", lambda: curves(200, 2_000, 3), 1.2
     yield "60 groups with holes, q = 2", lambda: curves(60, 360, 2, holes=0.1), 1.2
-    yield "60 groups with holes, q = 2, independent", lambda: curves(60, 360, 2, "diagonal", 0.1), None
-    yield "60 groups with holes, q = 3, independent", lambda: curves(60, 360, 3, "diagonal", 0.1), None
+    yield "60 groups with holes, q = 2, independent", lambda: curves(60, 360, 2, "diagonal", 0.1), 1.2
+    yield "60 groups with holes, q = 3, independent", lambda: curves(60, 360, 3, "diagonal", 0.1), 1.2
     yield "18 groups, own times, q = 2", lambda: curves(18, 90, 2), None
 
 

@@ -284,11 +284,57 @@ def uneven_groups(rng: np.random.Generator) -> dict:
     return {"y": y, "X": X, "terms": (Term(Z, codes),), "weights": weights}
 
 
+def varied_groups(rng: np.random.Generator) -> dict:
+    """Six to fourteen groups for each effect, of times equal or not, drawn or resampled; errors normal or odd."""
+    q = int(rng.choice([1, 2, 2, 2, 3]))
+    m = int(rng.integers(6 * q, 14 * q))
+    rows = int(rng.integers(2 * q + 1, 12))
+    sizes = [
+        rows - rng.binomial(2, 0.3, m),
+        np.append(np.full(3, q + 3), rng.integers(q, int(rng.integers(q + 3, 14)), m - 3)),
+        np.full(m, rows),
+        rng.integers(2 * q, 30, m),
+    ][int(rng.integers(4))]
+    codes = np.repeat(np.arange(m), sizes)
+    n = len(codes)
+    kind = int(rng.integers(3))
+    if kind == 0:
+        t = rng.uniform(-1.0, 1.0, n)
+    elif kind == 1:
+        t = np.concatenate([np.arange(size) / 6.0 for size in sizes])
+    else:
+        begin, length = rng.uniform(-3.0, 3.0, m) * rng.choice([0.0, 0.3, 1.0], m), 10.0 ** rng.uniform(-1.0, 0.0, m)
+        t = begin[codes] + rng.uniform(-1.0, 1.0, n) * length[codes]
+    Z = t[:, None] ** np.arange(q)
+    if rng.random() < 0.3:
+        Z = np.column_stack([np.ones(n), rng.standard_normal((n, q - 1))])
+    X = np.column_stack([Z, rng.standard_normal((n, int(rng.choice([0, 0, 1, 2, 3]))))])
+    draws: list[Callable] = [
+        rng.standard_normal,
+        lambda size: rng.standard_t(3.0, size),
+        lambda size: np.exp(rng.standard_normal(size)) - np.exp(0.5),
+        lambda size: rng.standard_t(1.0, size),
+        lambda size: 3.0 * (rng.random(size) < 0.15) * rng.standard_normal(size),
+    ]
+    effect, error = draws[int(rng.integers(5))], draws[int(rng.integers(4))]
+    weights = 10.0 ** rng.uniform(-1.0, 1.0, n) if rng.random() < 0.2 else None
+    root = np.tril(rng.standard_normal((q, q))) * 10.0 ** rng.uniform(-1.5, 1.0, (q, 1))
+    y = X.sum(axis=1) + np.sum((effect((m, q)) @ root.T)[codes] * Z, axis=1)
+    y += error(n) / np.sqrt(1.0 if weights is None or rng.random() < 0.3 else weights)
+    if rng.random() < 0.3:
+        picked = rng.integers(0, m, m)
+        rows = np.concatenate([np.flatnonzero(codes == g) for g in picked])
+        codes = np.repeat(np.arange(m), sizes[picked])
+        y, X, Z, weights = y[rows], X[rows], Z[rows], None if weights is None else weights[rows]
+    return {"y": y, "X": X, "terms": (Term(Z, codes),), "weights": weights}
+
+
 FAMILIES: dict[str, Callable[[np.random.Generator], dict]] = {
     f.__name__: f
     for f in (
         distant_origin, shifted_slope, nested_slopes, eight_decades, cauchy_errors, few_rows, small_weighted,
         pharmacology, several_terms, identical_factors, nearly_collinear, time_course, uneven_groups,
+        varied_groups,
     )
 }  # fmt: skip
 

@@ -192,7 +192,7 @@ def test_few_groups_and_digits_that_sums_lose_are_left_to_single_fits(rng):
 
 
 def test_few_groups_of_which_one_makes_up_most_are_searched_from_many_points(rng):
-    y, X, Z, groups, each, _ = problems(rng, 24, 2, sizes=(20, 21), rows=(5, 6), tau=0.5)
+    y, X, Z, groups, each, _ = problems(rng, 24, 2, sizes=(20, 21), rows=(14, 16), tau=0.5)
     for k in range(1, 24, 6):
         odd = (each == k) & (groups == groups[each == k][0])
         y[odd] += 40.0 * rng.standard_normal(odd.sum())
@@ -211,7 +211,7 @@ def test_few_groups_of_which_one_makes_up_most_are_searched_from_many_points(rng
 
 def test_fewer_than_six_groups_for_each_effect_are_searched_from_many_points(rng):
     for groups, closely in ((11, True), (13, False)):
-        stacked = problems(rng, 16, 2, sizes=(groups, groups + 1), rows=(5, 7), tau=0.5)
+        stacked = problems(rng, 16, 2, sizes=(groups, groups + 1), rows=(14, 16), tau=0.5)
         result = flc.fit_each(*stacked[:5])
         assert bool((result.n_evaluations > 100).sum() <= 8) is not closely
         assert (result.n_evaluations > 100).all() == closely

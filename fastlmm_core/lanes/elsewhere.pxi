@@ -15,10 +15,6 @@ cdef enum:
     SIX_GROUPS = 6          # for each random effect: of fewer, minima lie close together whatever the groups tell
     MANY_GROUPS = 56        # for each random effect: the criterion is then nearly convex about the truth
 
-cdef double AMPLE = 2.3, SCANT = 0.01, FAIR = 1.9, PLENTY = 0.1
-"""Rows that X leaves for each random effect of each group, and least information in a group, relative to the mean, from
-which every one of few groups tells enough of all effects: the more rows, the less information ; groups that tell nothing at all of an effect do no harm."""
-
 cdef double DOMINATED = 0.28
 """Share of the groups that the variation is worth, (sum s)^2 / (m sum s^2) of their squares s, below which few of them make
 up most of it: a half for normal errors alone, a third for normal effects."""
@@ -52,7 +48,7 @@ cdef void kinds_of(Py_ssize_t q, Py_ssize_t k, const ProblemSums* sums, const Sc
     cdef vecu* column = <vecu*> s.small
     cdef vecu* R
     cdef vec total, t, least, square, fourth
-    cdef bint ample
+    cdef bint balanced
     cdef bint whole[8]
     cdef double here
     least = VEC_SET(1e300)
@@ -88,14 +84,13 @@ cdef void kinds_of(Py_ssize_t q, Py_ssize_t k, const ProblemSums* sums, const Sc
                 (<double*> &least)[lane] = here
     for lane in range(LANES):
         found.kind[lane] = 1
-        here = <double> (sums[lane].n - sums[lane].rank) / (sums[lane].m * q)
-        if screen.one_full and (sums[lane].m >= MANY_GROUPS * q or (
-                here >= 2.0 and whole[lane] and (<double*> &least)[lane] >= REGULAR)):
+        # groups that tell nothing at all of an effect do no harm
+        balanced = sums[lane].n - sums[lane].rank >= 2 * sums[lane].m * q and (<double*> &least)[lane] >= REGULAR
+        if screen.one_full and (sums[lane].m >= MANY_GROUPS * q or (balanced and whole[lane])):
             found.kind[lane] = 0
-        ample = here >= FAIR and (<double*> &least)[lane] >= (SCANT if here >= AMPLE else PLENTY)
         here = (<double*> &square)[lane] / sums[lane].m * ((<double*> &square)[lane] / (<double*> &fourth)[lane])
         if screen.one_full and sums[lane].m < FEW_GROUPS * q and not (
-                sums[lane].m >= SIX_GROUPS * q and ample and here >= DOMINATED):
+                sums[lane].m >= SIX_GROUPS * q and balanced and here >= DOMINATED):
             # minima may lie close together: no screen of a few points tells them apart
             found.kind[lane] = 2
             if screen.n_points[2] == 0:

@@ -42,12 +42,16 @@ cdef inline int write_to(Outcome* out, into, Py_ssize_t first, Py_ssize_t count,
 cdef inline int look_at(Outcome* out, look, Py_ssize_t count, Py_ssize_t width, Py_ssize_t n_points) except -1:
     """Let what a screen tells be written to the arrays of a BatchLook."""
     cdef int[:, ::1] chosen = look.chosen
-    cdef double[::1] rise = look.rise
+    cdef double[::1] rise
     cdef double[:, ::1] values
-    if chosen.shape[0] != count or rise.shape[0] != count or chosen.shape[1] != width:
+    if chosen.shape[0] != count or chosen.shape[1] != width:
         raise ValueError("the arrays do not fit the responses and the screen")
     out.chosen = &chosen[0, 0]
-    out.rise = &rise[0]
+    if look.rise is not None:
+        rise = look.rise
+        if rise.shape[0] != count:
+            raise ValueError("the arrays do not fit the responses and the screen")
+        out.rise = &rise[0]
     if look.values is not None:
         values = look.values
         if values.shape[0] != count or values.shape[1] != n_points:

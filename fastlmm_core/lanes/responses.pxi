@@ -33,6 +33,7 @@ cdef struct Lanes:
     double* line        # (n_columns q + p)
     double* squares     # (n_patterns n_a + 1)
     double* values      # (n_points), up to a multiple of 8
+    double* marks       # (n_points)
     double* eight
 
 
@@ -72,6 +73,7 @@ cdef void lay_lanes(const Batch* d, Lanes* s, Arena* arena) noexcept nogil:
         s.line = take(arena, LANES * (d.screen.n_columns * q + p))
         s.squares = take(arena, LANES * (d.screen.n_patterns * n_a + 1))
         s.values = take(arena, LANES * (d.screen.n_points + 7))
+        s.marks = take(arena, LANES * d.screen.n_points)
         s.eight = take(arena, LANES * 8)
 
 

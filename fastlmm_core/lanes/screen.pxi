@@ -12,7 +12,7 @@
 
 cdef enum:
     SIDE_BY_SIDE = 8    # rows of a table
-    MOST_POINTS = 256
+    MOST_POINTS = 768
     MOST_FEATURES = 136 # of 16 effects
 
 
@@ -211,31 +211,56 @@ cdef Py_ssize_t own_valley(const Batch* d, const double* values, const double* t
     return at
 
 
-cdef void choose_points(const Batch* d, const double* values, const double* theta, bint dispersed, int* chosen
-                        ) noexcept nogil:
+cdef void mark_valleys(const Batch* d, Lanes* s, vec groups, vec* found, vec* finite) noexcept nogil:
+    """s.marks (n_points,): positive where no neighbour lies lower; their number, and whether all values are finite.
+
+    groups: the variation is that of so many; of many groups `wide` neighbours count.
+    """
+    cdef const SharedScreen* screen = &d.screen
+    cdef Py_ssize_t i, j
+    cdef vecu* values = <vecu*> s.values
+    cdef vecu* marks = <vecu*> s.marks
+    cdef vec low, nearest, mark, v, highest
+    found[0] = VEC_SET(0.0)
+    highest = VEC_SET(-1e300)
+    for i in range(screen.n_points):
+        low = VEC_SET(1e300)
+        nearest = low
+        for j in range(screen.wide):
+            v = values[screen.neighbours[i * screen.wide + j]]
+            low = VEC_WHERE_POSITIVE(low - v, v, low)
+            if j + 1 == screen.near:
+                nearest = low
+        low = VEC_WHERE_POSITIVE(groups - screen.many, low, nearest)
+        v = values[i]
+        highest = VEC_WHERE_POSITIVE(highest - v, highest, v)
+        mark = VEC_WHERE_POSITIVE(v - low, VEC_SET(-1.0), VEC_SET(1.0))
+        marks[i] = mark
+        found[0] = found[0] + 0.5 * (mark + 1.0)
+    finite[0] = VEC_SET(1e300) - highest
+
+
+cdef void choose_points(const Batch* d, const double* values, const double* marks, const double* theta, bint dispersed,
+                        int* chosen) noexcept nogil:
     """Points from which other minima of a response are looked for, -1 in the places left; see `estimation.search`.
 
     dispersed: the variation is that of many groups, so that valleys lie far apart.  Elsewhere the lowest points count too
     whether they mark a valley or not, and some of all others, spread evenly over the order of values.
     """
     cdef const SharedScreen* screen = &d.screen
-    cdef bint apart = dispersed or screen.lowest == 0
-    cdef Py_ssize_t near = screen.wide if dispersed else screen.near, i, point, count = 0, found = 0, step, rest = 0
+    cdef bint apart = dispersed or screen.lowest == 0, valleys = apart or (screen.lowest == 1 and screen.spread == 0)
+    cdef Py_ssize_t i, point, count = 0, found = 0, step, rest = 0
     cdef int order[MOST_POINTS]
     cdef bint taken[MOST_POINTS]
     for i in range(screen.n_points):
-        if isfinite(values[i * LANES]):
-            # where valleys alone count, they are few
-            if not apart or lowest_around(screen, values, i, near) == i:
-                order[count] = <int> i
-                count += 1
+        # where valleys alone count, they are few; the lowest point is one
+        if isfinite(values[i * LANES]) and (not valleys or marks[i * LANES] > 0.0):
+            order[count] = <int> i
+            count += 1
     order_points(values, count, order)
-    for i in range(screen.limit + screen.spread):
-        chosen[i] = -1
-    point = own_valley(d, values, theta, near) if apart else -1
+    point = own_valley(d, values, theta, screen.wide if dispersed else screen.near) if apart else -1
     for i in range(count):
-        taken[i] = found < screen.limit and order[i] != point and (
-            apart or lowest_around(screen, values, order[i], near) == order[i])
+        taken[i] = found < screen.limit and order[i] != point and marks[order[i] * LANES] > 0.0
         if taken[i]:
             chosen[found] = order[i]
             found += 1
@@ -279,21 +304,26 @@ cdef void boundary_near(const Batch* d, Lanes* s, vec* least) noexcept nogil:
 cdef void screen_responses(const Batch* d, Lanes* s, Fates* f, const Outcome* out, Py_ssize_t count) noexcept nogil:
     """The points chosen for each of the `count` responses at s.place, which have been fitted, and the values."""
     cdef Py_ssize_t lane, i, wanted = d.screen.limit + d.screen.spread
-    cdef vec groups, rise
+    cdef bint dispersed
+    cdef int* chosen
+    cdef vec groups, rise, found, finite
     if out.rise != NULL:
         boundary_near(d, s, &rise)
         for lane in range(count):
             out.rise[s.place[lane]] = (<double*> &rise)[lane]
     gather_screened(d, s, &groups)
     screen_values(d, s)
+    mark_valleys(d, s, groups, &found, &finite)
     for lane in range(count):
         for i in range(d.screen.n_points if out.values != NULL else 0):
             out.values[s.place[lane] * d.screen.n_points + i] = s.values[i * LANES + lane]
         if out.chosen == NULL:
             continue
-        if f.status[lane] > 0:
-            choose_points(d, s.values + lane, s.natural + lane, (<double*> &groups)[lane] > d.screen.many,
-                          out.chosen + s.place[lane] * wanted)
-        else:
-            for i in range(wanted):
-                out.chosen[s.place[lane] * wanted + i] = -1
+        chosen = out.chosen + s.place[lane] * wanted
+        for i in range(wanted):
+            chosen[i] = -1
+        dispersed = (<double*> &groups)[lane] > d.screen.many
+        # the only valley is that of the minimum that is known
+        if f.status[lane] > 0 and not ((dispersed or d.screen.lowest == 0) and (<double*> &found)[lane] == 1.0
+                                       and (<double*> &finite)[lane] > 0.0):
+            choose_points(d, s.values + lane, s.marks + lane, s.natural + lane, dispersed, chosen)

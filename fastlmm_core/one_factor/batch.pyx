@@ -12,7 +12,7 @@ from fastlmm_core.small.arena cimport Arena, furnish, take
 
 
 cdef enum:
-    MOST_POINTS = 256   # see lanes/screen.pxi
+    MOST_POINTS = 768   # see lanes/screen.pxi
     MOST_FEATURES = 136
 
 

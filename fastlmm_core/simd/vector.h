@@ -85,20 +85,14 @@ typedef long long vec_bits __attribute__((vector_size(8 * LANES)));
         (product) = (vec)((split_i & 0x000fffffffffffffLL) | 0x3ff0000000000000LL);                          \
     } while (0)
 
-#define VEC_ABS(x)                                                                        \
-    ({                                                                                   \
-        vec abs_in = (x), abs_out = abs_in;                                               \
-        for (int lane = 0; lane < LANES; lane++) abs_out[lane] = fabs(abs_in[lane]);     \
-        abs_out;                                                                         \
-    })
+#define VEC_ABS(x) ((vec)((vec_bits)(vec)(x) & 0x7fffffffffffffffLL))
 
-/* where test > 0 then yes else no (no where test is NaN) */
+/* where test > 0 then yes else no (no where test is NaN).  By bits: loops over the lanes are not always vectorised. */
 #define VEC_WHERE_POSITIVE(test, yes, no)                                                 \
     ({                                                                                   \
-        vec w_test = (test), w_yes = (yes), w_no = (no), w_out = w_no;                    \
-        for (int lane = 0; lane < LANES; lane++)                                         \
-            w_out[lane] = w_test[lane] > 0.0 ? w_yes[lane] : w_no[lane];                 \
-        w_out;                                                                           \
+        vec w_test = (test), w_yes = (yes), w_no = (no);                                  \
+        vec_bits w_mask = (vec_bits)(w_test > 0.0);                                       \
+        (vec)((w_mask & (vec_bits)w_yes) | (~w_mask & (vec_bits)w_no));                   \
     })
 
 #if LANES == 8

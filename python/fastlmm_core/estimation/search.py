@@ -20,12 +20,14 @@ from ..kernels import falls, minimize_newton, screen
 from ..support.types import Array, Index
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from ..covariance.parameters import Block, CovarianceStructure
     from ..engines.protocol import LinearEngine, Relaxed
 
 __all__ = [
-    "DESCENTS", "LOWEST_POINTS", "NARROWED", "NEAR", "SPREAD", "VANISHING", "Found", "Points", "descend", "nearest",
-    "screen_of", "search", "spread_points",
+    "CLOSE_VALLEYS", "DESCENTS", "LOWEST_POINTS", "NARROWED", "NEAR", "SPREAD", "VANISHING", "Found", "Points",
+    "close_points", "descend", "nearest", "screen_of", "search", "spread_points",
 ]  # fmt: skip
 
 
@@ -51,7 +53,10 @@ Basins that are narrow in every direction have their points anywhere in that ord
 """
 
 NARROWED = 3
-"""Lowest minima inside the boundary from which, with the least standard deviation nearly zero, a search starts too."""
+"""Lowest minima from which, with the least standard deviation nearly zero or in another direction, a search starts."""
+
+CLOSE_VALLEYS = 12
+"""Valleys of a screen of close points from which a search starts at most."""
 
 MANY_EFFECTS = 5
 """Random effects from which a few points cannot be spread over the directions of nearly balanced data."""
@@ -198,16 +203,23 @@ def _add(
 
 
 def _narrowed(structure: CovarianceStructure, unit: Array, theta: Array) -> list[Array]:
-    """Theta with the least principal standard deviation of each full block next to none, where it is larger."""
+    """Theta with the least principal standard deviation of each full block next to none.
+
+    Where it is, the next one is in its place: what has no variance may lie in another direction.
+    """
     factor = structure.factor(theta) / unit[:, None]
     out = []
     for block in structure.blocks:
         part = slice(block.start, block.stop)
         axes, sizes, _ = np.linalg.svd(factor[part, part])
-        if block.correlated and len(sizes) > 1 and sizes[-1] > 2.0 * VANISHING:
-            changed = factor.copy()
+        if not block.correlated or len(sizes) == 1:
+            continue
+        changed = factor.copy()
+        if sizes[-1] > 2.0 * VANISHING:
             changed[part, part] = axes * [*sizes[:-1], VANISHING]
-            out.append(structure.theta(structure.canonical(changed * unit[:, None])))
+        else:
+            changed[part, part] = axes * [*sizes[:-2], VANISHING, max(sizes[-2], VANISHING)]
+        out.append(structure.theta(structure.canonical(changed * unit[:, None])))
     return out
 
 
@@ -274,13 +286,34 @@ def spread_points(blocks: tuple[Block, ...], effort: int, stretch: float) -> Poi
         factors = [np.diag(sizes) for sizes in product(_sizes(count, highest), repeat=q)]
         factors = factors if len(factors) <= 216 else _sequence(blocks, 216, highest)
     elif q == 2:
-        factors = _plane(*((3, 2), (4, 3), (4, 3), (6, 5))[effort])
+        count, angles = ((3, 2), (4, 3), (4, 3), (6, 5))[effort]
+        factors = _plane(count, lambda ratio: angles)
     elif effort == EASY and q >= MANY_EFFECTS:
         factors = [np.eye(q) * size for size in _sizes(NEAR, highest)]
     else:
         factors = _sequence(blocks, (16, 48, 64, 216)[effort], highest)
     thetas = np.array([structure.theta(structure.canonical(factor)) for factor in factors])
     return Points(thetas, nearest(np.array(factors), NEAR))
+
+
+@lru_cache(maxsize=64)
+def close_points(blocks: tuple[Block, ...]) -> Points | None:
+    """A screen of one or two correlated effects, so close that each minimum has a valley of its own; None of more.
+
+    In logarithms of variances the criterion is analytic in a strip of half width pi / 2, so that what it does within
+    less than 1 is slight.  The larger one variance is beside the other, the narrower are its valleys in the direction.
+    """
+    from ..covariance.parameters import CovarianceStructure
+
+    structure = CovarianceStructure(blocks)
+    if not structure.one_full or structure.q > 2:
+        return None
+    if structure.q == 1:
+        factors, near = [np.array([[size]]) for size in _sizes(24, HIGHEST)], 2
+    else:
+        factors, near = _plane(10, lambda ratio: int(min(16.0, max(4.0, 3.5 * ratio**0.5)))), NEAR
+    thetas = np.array([structure.theta(structure.canonical(factor)) for factor in factors])
+    return Points(thetas, nearest(np.array(factors), near))
 
 
 def _sizes(count: int, highest: float) -> Array:
@@ -292,15 +325,15 @@ def _turned(angle: float) -> Array:
     return np.array([[c, -s], [s, c]])
 
 
-def _plane(count: int, angles: int) -> list[Array]:
-    """Factors of matrices of order 2: principal standard deviations, equal or not, and directions."""
+def _plane(count: int, angles: Callable[[float], int]) -> list[Array]:
+    """Factors of matrices of order 2: principal standard deviations, equal or not, and so many directions by ratio."""
     factors = []
     sizes = _sizes(count, HIGHEST)
     for i, large in enumerate(sizes):
         factors.append(np.eye(2) * large)
-        factors += [
-            _turned(np.pi * k / angles) * [large, small] for small in (VANISHING, *sizes[:i]) for k in range(angles)
-        ]
+        for small in (VANISHING, *sizes[:i]):
+            turns = angles(large / small)
+            factors += [_turned(np.pi * k / turns) * [large, small] for k in range(turns)]
     return factors
 
 

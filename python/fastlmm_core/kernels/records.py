@@ -268,8 +268,8 @@ class BatchLook(NamedTuple):
 
     chosen: Int
     """(count, limit + spread) points of the screen from which to look for other minima, then -1."""
-    rise: Array
-    """(count,) how much higher the criterion is on the boundary, as its Hessian has it."""
+    rise: Array | None
+    """(count,) how much higher the criterion is on the boundary, as its Hessian has it, if that is wanted."""
     values: Array | None
     """(count, n_points) of the screen, for y of unit residual variance, if they are wanted."""
 

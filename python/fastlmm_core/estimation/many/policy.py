@@ -446,9 +446,14 @@ def _fit_together(
     if screen is None:
         _lanes(shared, Y, into, first, **more)
         return
-    look = BatchLook(np.empty((len(Y), screen.width), dtype=np.intc), np.empty(len(Y)), None)
+    several, structure = len(into.model.factors) > 1, into.model.structure
+    # minima next to each other, of few groups
+    close = several or (screen.lowest > 0 and structure.one_full and structure.q > 1)
+    look = BatchLook(np.empty((len(Y), screen.width), dtype=np.intc), np.empty(len(Y)) if close else None, None)
     _lanes(shared, Y, into, first, look=look, **more)
-    near = np.flatnonzero((into.status[first : first + len(Y)] == 1) & (look.rise <= CLOSE))
+    near = np.zeros(0, dtype=np.intp)
+    if look.rise is not None:
+        near = np.flatnonzero((into.status[first : first + len(Y)] == 1) & (look.rise <= CLOSE))
     known = into.theta_o[first + near]
     # searches side by side end together where they start from the same point
     places, responses = np.nonzero(look.chosen.T >= 0)
@@ -457,14 +462,14 @@ def _fit_together(
     descend = partial(_descend, cast("kernels.BatchDesign | FactorBatch", shared), Y, into, first, more)
     before = into.criterion[first : first + len(Y)].copy()
     ended = descend(responses, screen.thetas[look.chosen[responses, places]])
-    if len(into.model.factors) > 1:
+    if several:
         from .factor_lanes import moved_starts
 
         edge = first + np.flatnonzero(into.status[first : first + len(Y)] == BOUNDARY)
         which = np.union1d(first + near, edge)
         responses, starts = moved_starts(cast("FactorBatch", shared), into.theta_o[which])
         descend(which[responses] - first, starts)
-    elif screen.lowest and into.model.structure.one_full and into.model.structure.q > 1:
+    elif close:
         which, thetas = next_lowest(ended, before)
         which, thetas = np.concatenate([near, which]), np.concatenate([known, thetas])
         descend(which, narrowed_starts(into.model, thetas))

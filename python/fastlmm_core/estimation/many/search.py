@@ -16,7 +16,18 @@ from ...engines.one_factor.problem import one_factor
 from ...engines.protocol import HARD, linear_engine, linear_problem
 from ...kernels.records import BatchPatterns, BatchScreen
 from ...support.types import Array, Index
-from ..search import DESCENTS, LOWEST_POINTS, NARROWED, NEAR, SPREAD, VANISHING, nearest, screen_of
+from ..search import (
+    CLOSE_VALLEYS,
+    DESCENTS,
+    LOWEST_POINTS,
+    NARROWED,
+    NEAR,
+    SPREAD,
+    VANISHING,
+    close_points,
+    nearest,
+    screen_of,
+)  # fmt: skip
 
 if TYPE_CHECKING:
     from ...covariance.parameters import CovarianceStructure
@@ -74,7 +85,9 @@ def response_screen(model: Model, patterns: BatchPatterns) -> BatchScreen | None
         return None
     effort = elsewhere.effort
     q, r, m = structure.q, problem.rank, problem.m
-    points = screen_of(linear_engine(problem.criterion()), structure, effort)
+    # values are cheap here, descents are not: many close points, and their valleys, in place of few and many starts
+    close = close_points(structure.blocks) if effort == HARD else None
+    points = close or screen_of(linear_engine(problem.criterion()), structure, effort)
     unit = np.sqrt(problem.levels / problem.n)
     thetas = np.ascontiguousarray(points.thetas * unit[structure.positions[0]])
     factors = np.array([structure.factor(theta) for theta in thetas])
@@ -105,7 +118,7 @@ def response_screen(model: Model, patterns: BatchPatterns) -> BatchScreen | None
     log_v = np.linalg.slogdet(inner)[1] @ sizes[chosen]
     count = problem.n if len(chosen) == len(sizes) else round(problem.n * share)
     # on a grid of standard deviations, of effects that are independent, both neighbours along each
-    near = max(NEAR, 2 * q) if not structure.one_full else NEAR
+    near = max(NEAR, 2 * q) if not structure.one_full else points.neighbours.shape[1]
     # minima of independent effects may lie apart whatever the response, and of few groups next to each other
     apart_only = structure.one_full and elsewhere.effort < HARD
     return BatchScreen(
@@ -125,9 +138,9 @@ def response_screen(model: Model, patterns: BatchPatterns) -> BatchScreen | None
         vanishing=VANISHING**2,
         correlation=CORRELATION,
         many=MANY * len(chosen) if apart_only else inf,
-        lowest=LOWEST_POINTS[effort],
-        limit=DESCENTS[effort],
-        spread=SPREAD[effort],
+        lowest=1 if close else LOWEST_POINTS[effort],
+        limit=CLOSE_VALLEYS if close else DESCENTS[effort],
+        spread=0 if close else SPREAD[effort],
     )
 
 
