@@ -267,6 +267,14 @@ def test_envelope_is_that_of_refitted_simulations(sleep, what):
         np.testing.assert_allclose([edge.min(), edge.max()], [a, b], rtol=1e-5, atol=1e-6)
 
 
+def test_envelope_of_several_factors_is_that_of_refitted_simulations(several):
+    table = plots.qq(several, n_sim=30, level=0.8, seed=4, data=True)
+    simulated = [np.sort(several.model.refit(y).residuals("pearson")) for y in several.simulate(30, 4)]
+    low, middle, high = np.quantile(simulated, [0.1, 0.5, 0.9], axis=0)
+    for name, expected in (("low", low), ("expected", middle), ("high", high)):
+        np.testing.assert_allclose(table[name], expected, rtol=1e-5, atol=1e-6)
+
+
 def test_envelope_with_weights_and_offset():
     rng = np.random.default_rng(3)
     g = np.repeat(np.arange(15), 6)

@@ -157,8 +157,9 @@ def qq(
     """Ordered residuals or BLUPs against normal quantiles, with an envelope of simulated fits.
 
     The envelope holds, for each rank, the share `level` of `n_sim` simulations: responses are drawn from the fitted
-    model and fitted again, so that shrinkage and the dependence of residuals are in it (Atkinson 1985, Plots,
-    Transformations and Regression, sec. 4.2; Schuetzenmeister and Piepho 2012, Comp. Stat. Data Anal. 56, 1405-1416).
+    model and fitted again (with several grouping factors from its estimates on), so that shrinkage and the dependence
+    of residuals are in it (Atkinson 1985, Plots, Transformations and Regression, sec. 4.2; Schuetzenmeister and Piepho
+    2012, Comp. Stat. Data Anal. 56, 1405-1416).
     The line is their median: what is expected of a model that is right, whose conditional residuals and BLUPs have a
     standard deviation below that of their distribution.  Without an envelope it is the normal distribution with the
     standard deviation of what is drawn.
@@ -275,7 +276,9 @@ def _refitted(result: Fit, what: str, at: int, inside: int, responses: Array) ->
     model = result.model
     weight = np.ones(model.nobs) if model.weights is None else np.sqrt(model.weights)
     if len(model.factors) > 1:
-        fits = [result.again(model.with_response(y)) for y in responses]
+        # responses of this fit have their optimum near its own: no search for others
+        start = None if model.residual is not None or model.structure.restricted else result.theta
+        fits = [result.again(model.with_response(y), start=start) for y in responses]
         if what == "blups":
             return np.array([fit.blups[at][:, inside] for fit in fits])
         return np.array([residuals(fit, "pearson") for fit in fits])
