@@ -95,7 +95,7 @@ def test_exit_status_of_a_fit_that_is_not_certified(sleepstudy, capsys, monkeypa
     fit = flc.LinearMixedModel.fit
 
     def stopped(self, **arguments):
-        return fit(self, method="Nelder-Mead", options={"maxiter": 2}, **arguments)
+        return fit(self, method="Nelder-Mead", start=[3.0, 0.0, 3.0], options={"maxiter": 2}, **arguments)
 
     monkeypatch.setattr(flc.LinearMixedModel, "fit", stopped)
     assert main(["fit", sleepstudy, SLEEPSTUDY]) == 1

@@ -449,7 +449,8 @@ cdef class ClusterCriterion(Objective):
         """Free elements of L from the second moments of Z_i'(y_i - X_i beta), as if all groups had the same Z_i'Z_i.
 
         At L = 0 the gradient in G^ holds sum_i Z_i'r_i r_i'Z_i.  With a = n / m rows to a group it is expected to be
-        m (a^2 G^ + a I) sigma^2.
+        m (a^2 G^ + a I) sigma^2.  By REML m and the degrees of freedom of sigma^2 are less what X explains between groups
+        and within them: the start is then the optimum where all groups are alike and X is constant or the same in all.
 
         Parameters
         ----------
@@ -465,7 +466,7 @@ cdef class ClusterCriterion(Objective):
             None where the criterion is not finite at L = 0.
         """
         cdef Py_ssize_t q = self.q, i
-        cdef double a = n / n_groups, share
+        cdef double a = n / n_groups, rest = n - n_groups * q, share, explained = 0.0, between
         cdef bint reml = self.reml
         cdef int status
         cdef Arena arena = Arena(NULL, 0)
@@ -483,10 +484,16 @@ cdef class ClusterCriterion(Objective):
         try:
             if status != 0:
                 return None
+            for i in range(self.k - 1 if reml else 0):
+                between = min(max(1.0 - self.within[i * (i + 3) // 2], 0.0), 1.0)
+                explained += between
+                rest -= 1.0 - between
             if not sigma2 > 0.0:
                 sigma2 = 0.5 * self.f.gls.r2[0] / n
+            elif rest > 1.0:
+                sigma2 *= (n - n_groups * q) / rest
             gather(self.f.g, q * q, slope)
-            share = self.f.gls.r2[0] / (n * n_groups * sigma2 * (a * a))
+            share = self.f.gls.r2[0] / (n * max(n_groups - explained / q, 1.0) * sigma2 * (a * a))
             raise_floor(q, slope, floor, -share, n * share - 1.0 / a, factor + q * q, factor)
             for i in range(self.n_par):
                 arena.base[i] = factor[self.row[i] * q + self.col[i]]

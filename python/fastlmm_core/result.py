@@ -2033,7 +2033,7 @@ class LMMResult(Fit):
         Sex[T.Male]   2.3210   0.7614   25.0   3.05   0.005   0.753    3.889
         <BLANKLINE>
         t tests and intervals with Satterthwaite's degrees of freedom.
-        Optimum certified after 4 evaluations (gradient 4e-10).
+        Optimum certified after 1 evaluation (gradient ...).
         """
         from .report.summary import Summary
 

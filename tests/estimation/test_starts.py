@@ -40,3 +40,26 @@ def test_no_start_is_blamed_that_was_not_given():
             assert flc.LinearMixedModel(y, X, Z, groups).fit().converged
         except flc.LMMError as error:
             assert "likelihood has no maximum" in str(error)
+
+
+@pytest.mark.parametrize("rows", [7, 9])
+def test_balanced_data_start_at_their_optimum(rng: np.random.Generator, rows: int) -> None:
+    m = 15
+    codes, t = np.repeat(np.arange(m), rows), np.tile(np.linspace(-1.0, 1.0, rows), m)
+    ones, arm = np.ones(m * rows), (codes % 3 == 0).astype(float)
+    line = np.column_stack([ones, t])
+    y = 1.0 + (2.0 * rng.standard_normal((m, 2))[codes] * line).sum(axis=1) + rng.standard_normal(m * rows)
+    # columns within groups, between them, and both
+    for X, Z, reml in ((line, line, True), (line, line, False), (np.column_stack([line, arm]), ones[:, None], True)):
+        result = flc.LinearMixedModel(y, X, Z, codes).fit(reml)
+        assert not result.singular
+        assert result.n_evaluations == 1, "the closed form of the variances is where the search starts"
+    # by analysis of variance: mean squares of groups and within them, of which X explains two and one
+    means = np.array([y[codes == g].mean() for g in range(m)])
+    between = np.column_stack([ones, arm])[::rows]
+    left = means - between @ np.linalg.lstsq(between, means, rcond=None)[0]
+    rest = y - means[codes]
+    rest -= t * (t @ rest) / (t @ t)
+    sigma2 = rest @ rest / (m * rows - m - 1)
+    assert result.sigma2 == pytest.approx(sigma2, rel=1e-9)
+    assert result.covariance[0, 0] == pytest.approx(left @ left / (m - 2) - sigma2 / rows, rel=1e-9)

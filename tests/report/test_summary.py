@@ -146,7 +146,7 @@ def test_singular_components_are_named(fits):
 
 def test_not_certified_is_said():
     result = flc.lmm(SLEEPSTUDY, flc.datasets.load("sleepstudy", "dict")).fit(
-        method="Nelder-Mead", options={"maxiter": 2}
+        method="Nelder-Mead", start=[3.0, 0.0, 3.0], options={"maxiter": 2}
     )
     assert not result.converged
     last = " ".join(str(result.summary()).splitlines()[-2:])
