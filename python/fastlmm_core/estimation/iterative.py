@@ -199,7 +199,7 @@ def _record(
     else:
         message = f"not certified: Monte Carlo errors are large {told}; take more, options={{'probes': {4 * count}}}"
     if at_zero.any():
-        message += ", on the boundary"
+        message += "; on the boundary"
     return Optimum(
         theta, factor, value, gradient, hessian, decrement, converged, bool(at_zero.any()), engine.n_evaluations,
         "iterative", message, null, tuple(trace), monte_carlo=MonteCarlo(count, problem.seed, error, share),

@@ -89,6 +89,22 @@ class _Room:
         return Rows(X, self.y[:n], X if self.alike else self.Z[:n], self.codes[:n], 0, n_slots, w, o)
 
 
+def _whole(piece: Piece, sources: Sequence[tuple[int, int]]) -> Piece | None:
+    """A piece whose columns are those of a chunk, None where these have to be put together."""
+    Z = piece.Z[0]
+    own = len(piece.Z) == 1 and tuple(sources) == tuple((0, j) for j in range(Z.shape[1]))
+    if not (piece.alike or own) or any(part.dtype != np.float64 for part in (piece.X, piece.y, Z)):
+        return None
+    return piece._replace(Z=(piece.X,)) if piece.alike else piece
+
+
+def _part(piece: Piece, codes: NDArray[np.int64], at: slice, n_slots: int) -> Rows:
+    """Some rows of a piece, where they are."""
+    X = piece.X[at]
+    w, o = (None if part is None else part[at] for part in (piece.weights, piece.offset))
+    return Rows(X, piece.y[at], X if piece.alike else piece.Z[0][at], codes[at], 0, n_slots, w, o)
+
+
 def chunks(
     recipe: Recipe, tables: Iterable[Table], slots: CellSlots, seen: Seen, size: int | None = None
 ) -> Iterator[Rows]:
@@ -118,7 +134,13 @@ def chunks(
             rooms = [_Room(size, piece, sources) for _ in range(ROOMS)]
         assert size is not None
         done, n = 0, len(piece.y)
+        whole = _whole(piece, recipe.shared.sources) if n >= size else None
         while done < n:
+            if whole is not None and not filled and n - done >= size:
+                # rows of one piece are taken where they are
+                yield _part(whole, codes, slice(done, done + size), slots.n)
+                done += size
+                continue
             taken = min(size - filled, n - done)
             room = rooms[number % ROOMS]
             room.put(slice(filled, filled + taken), piece, codes, slice(done, done + taken))
