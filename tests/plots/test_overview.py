@@ -44,6 +44,12 @@ def test_what_is_chosen():
     assert labels(axes)[0] == ("age", "distance") and texts(axes[0, 0]) == ["Female", "Male"]
     assert labels(axes)[1][1] == "Subject"  # one random effect: a caterpillar
     assert labels(growth.plot("Sex"))[0] == ("Sex", "distance")
+    # a covariate of the groups has no line within one
+    of_groups = flc.lmm(
+        "distance ~ birth + (1 | Subject)", load("orthodont").assign(birth=lambda d: d["Subject"].str[1:].astype(float))
+    )
+    drawn = of_groups.fit().plot(data=True)["Data and fit"]
+    assert drawn.columns.equals(plots.effects(of_groups.fit(), "birth", points="data", data=True).columns)
     batches = fits.fitted("Yield ~ 1 + (1 | Batch)", "dyestuff")
     assert labels(batches.plot()) == [
         ("Intercept", "Batch"), ("Intercept: deviation from the population, 95 % interval", "Batch"),
