@@ -727,7 +727,7 @@ cdef void fill_profile(const Batch* b, Lanes* s, FactorSpace* w, Py_ssize_t t) n
         for j in range(n):
             jac[l * n + j] = VEC_SET(0.0)
         (<vecu*> s.f.vectors)[l * k + b.p] = VEC_SET(0.0)
-    jac[l * n + t] = 2.0 * (<vecu*> s.f.factor)[t * n + t]
+    jac[(t * (t + 1) // 2 + t) * n + t] = 2.0 * (<vecu*> s.f.factor)[t * n + t]
 
 
 cdef void evaluate_factors(const Batch* b, Lanes* s, int order) noexcept nogil:
