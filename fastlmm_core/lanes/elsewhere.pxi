@@ -11,7 +11,7 @@ cdef double REGULAR = 0.2
 """Least information in a group, relative to the mean, of nearly balanced data."""
 
 cdef enum:
-    FEW_GROUPS = 14         # for each random effect, see `few_groups` of engines/starts.py
+    FEW_GROUPS = 14         # for each random effect, see `few_groups` of engines/starts.py; or as many as tell as much
     SIX_GROUPS = 6          # for each random effect: of fewer, minima lie close together whatever the groups tell
     MANY_GROUPS = 56        # for each random effect: the criterion is then nearly convex about the truth
 
@@ -47,13 +47,15 @@ cdef void kinds_of(Py_ssize_t q, Py_ssize_t k, const ProblemSums* sums, const Sc
     cdef Py_ssize_t n_a = q * (q + 1) // 2, stride = n_a + q * k, lane, g, a, b, i, row
     cdef vecu* column = <vecu*> s.small
     cdef vecu* R
-    cdef vec total, t, least, square, fourth
-    cdef bint balanced
+    cdef vec total, t, least, square, fourth, traces, squares
+    cdef bint balanced, alike, few
     cdef bint whole[8]
     cdef double here
     least = VEC_SET(1e300)
     square = VEC_SET(0.0)
     fourth = VEC_SET(1e-300)
+    traces = VEC_SET(0.0)
+    squares = VEC_SET(0.0)
     for lane in range(LANES):
         whole[lane] = True
     for g in range(s.own.m):
@@ -73,6 +75,17 @@ cdef void kinds_of(Py_ssize_t q, Py_ssize_t k, const ProblemSums* sums, const Sc
             t = t + R[n_a + (a + 1) * k - 1] * R[n_a + (a + 1) * k - 1]
         square = square + t
         fourth = fourth + t * t
+        # what the group tells of the effects, A = R'R
+        for a in range(q):
+            for b in range(a + 1):
+                t = VEC_SET(0.0)
+                for i in range(b + 1):
+                    t = t + R[i * q - i * (i - 1) // 2 - i + a] * R[i * q - i * (i - 1) // 2 - i + b]
+                if a == b:
+                    traces = traces + t
+                    squares = squares + t * t
+                else:
+                    squares = squares + VEC_SET(2.0) * t * t
         for lane in range(LANES):
             if g >= sums[lane].m:
                 continue
@@ -89,8 +102,10 @@ cdef void kinds_of(Py_ssize_t q, Py_ssize_t k, const ProblemSums* sums, const Sc
         if screen.one_full and (sums[lane].m >= MANY_GROUPS * q or (balanced and whole[lane])):
             found.kind[lane] = 0
         here = (<double*> &square)[lane] / sums[lane].m * ((<double*> &square)[lane] / (<double*> &fourth)[lane])
-        if screen.one_full and sums[lane].m < FEW_GROUPS * q and not (
-                sums[lane].m >= SIX_GROUPS * q and balanced and here >= DOMINATED):
+        few = sums[lane].m < FEW_GROUPS * q or (<double*> &traces)[lane] ** 2 < (
+            FEW_GROUPS * q * q * (<double*> &squares)[lane])
+        alike = balanced and sums[lane].m >= SIX_GROUPS * q and (sums[lane].m >= FEW_GROUPS * q or here >= DOMINATED)
+        if screen.one_full and sums[lane].m < MANY_GROUPS * q and few and not alike:
             # minima may lie close together: no screen of a few points tells them apart
             found.kind[lane] = 2
             if screen.n_points[2] == 0:

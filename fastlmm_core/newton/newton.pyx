@@ -26,7 +26,7 @@ from fastlmm_core.small.arena cimport Arena, furnish, take
 cdef Py_ssize_t SWEEPS_UP_TO = 16
 """Parameters up to which Jacobi's sweeps are faster than a tridiagonal form."""
 
-cdef double ROUNDED = 1e-13
+cdef double ROUNDED = 1e-11
 """Share of the value below which a change of it does not speak against a Newton step that the gradient speaks for."""
 
 

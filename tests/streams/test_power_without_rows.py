@@ -49,5 +49,5 @@ def test_what_is_refused():
     with pytest.raises(flc.LMMError, match=r"who leaves a study cannot be given.*not held"):
         flc.power(fit, "z", n_sim=5, dropout=flc.Dropout(0.1))
     crossed = flc.lmm("y ~ x + (1 | g) + (1 | arm)", flc.scan(study())).fit()
-    with pytest.raises(flc.LMMError, match=r"crossed factors cannot be given.*not held"):
+    with pytest.raises(flc.LMMError, match=r"crossed factors, or of groups in buckets, cannot be given.*not held"):
         flc.power(crossed, "x", n_sim=5)

@@ -83,5 +83,5 @@ def test_a_statistic_of_the_caller_and_what_is_refused():
     with pytest.raises(flc.LMMError, match=r"kind='cases' cannot be given.*not held"):
         fit.bootstrap(5, kind="cases")
     crossed = flc.lmm("y ~ x + (1 | g) + (1 | arm)", flc.scan(cut(data, 200))).fit()
-    with pytest.raises(flc.LMMError, match=r"crossed factors cannot be given.*not held"):
+    with pytest.raises(flc.LMMError, match=r"crossed factors, or of groups in buckets, cannot be given.*not held"):
         crossed.bootstrap(5)

@@ -55,7 +55,7 @@ Basins that are narrow in every direction have their points anywhere in that ord
 NARROWED = 3
 """Lowest minima from which, with the least standard deviation nearly zero or in another direction, a search starts."""
 
-CLOSE_VALLEYS = 12
+CLOSE_VALLEYS = 28
 """Valleys of a screen of close points from which a search starts at most."""
 
 MANY_EFFECTS = 5

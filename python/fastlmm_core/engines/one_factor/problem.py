@@ -245,6 +245,20 @@ class OneFactorProblem(NamedTuple):
         squares = (self.packed[:, last] ** 2).sum(axis=1)
         return float(squares.sum() ** 2 / (self.m * (squares**2).sum() + 1e-300))
 
+    @property
+    def telling(self) -> float:
+        """Number of groups that the information on the effects is worth, (sum tr A)^2 / (q sum |A|^2) of A_i = Z_i'Z_i.
+
+        As many as there are where all tell the same of every effect.
+        """
+        q = self.structure.q
+        R = np.zeros((len(self.packed), self.packed.shape[2], q, q))
+        R[:, :, *np.triu_indices(q)] = self.packed[:, : q * (q + 1) // 2].transpose(0, 2, 1)
+        A = R.swapaxes(2, 3) @ R
+        count = self.packed[:, -1]
+        traces, squares = np.trace(A, axis1=2, axis2=3), (A * A).sum(axis=(2, 3))
+        return float((count * traces).sum() ** 2 / (q * (count * squares).sum()))
+
     def elsewhere(self) -> Elsewhere:
         """What is known of other minima of the criterion, and how to look for them."""
         structure, q = self.structure, self.structure.q
@@ -257,7 +271,8 @@ class OneFactorProblem(NamedTuple):
             return Elsewhere("search", ORDINARY, scout, relaxed=relaxed)
         if self.nearly_balanced and (self.m >= ENOUGH * q or self.worth >= DOMINATED):
             return Elsewhere("search", EASY, scout)
-        few, not_many = few_groups(structure, self.levels), few_groups(structure, self.levels / 4.0)
+        not_many = few_groups(structure, self.levels / 4.0)
+        few = not_many and (few_groups(structure, self.levels) or self.telling < ENOUGH * q)
         return Elsewhere("search", HARD if few else CAREFUL if not_many else ORDINARY, scout)
 
     def _relaxed_criterion(self, of_all: bool) -> Relaxed:
