@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+import fastlmm_core as flc
 from fastlmm_core.design import independence as clusters
 from fastlmm_core.estimation import whitening
 from several import KINDS, Study
@@ -35,3 +36,19 @@ def test_every_row_joined():
     V = whitening.rows_covariance(result, np.arange(n))
     r = result.residuals("marginal")
     assert np.sum(w * w) == pytest.approx(r @ np.linalg.solve(V, r), rel=1e-10)
+
+
+@pytest.mark.parametrize("joined", [0, 1, 3])
+def test_clusters_share_no_level(joined):
+    """Ten levels within five of a factor that comes first, but for some that occur in the next one too."""
+    inner = np.repeat(np.arange(10), 6)
+    outer = inner // 2
+    for level in range(joined):
+        outer[6 * 2 * level] = (level + 1) % 5
+    y = np.random.default_rng(1).normal(size=60)
+    one = np.ones((60, 1))
+    terms = [flc.RandomTerm(one, outer, name="outer"), flc.RandomTerm(one, inner, name="inner")]
+    labels = clusters.cluster_labels(flc.LinearMixedModel(y, one, terms=terms).design)
+    linked = (outer[:, None] == outer) | (inner[:, None] == inner)
+    reached = np.linalg.matrix_power(linked.astype(float), 60) > 0.0
+    np.testing.assert_array_equal(labels[:, None] == labels, reached)
