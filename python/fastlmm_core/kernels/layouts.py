@@ -125,3 +125,24 @@ class Layout(NamedTuple):
     def core_sizes(self) -> Index:
         """Columns of the core of each component."""
         return self.comp_slot[1:] - self.core_slot
+
+    def factor_slots(self) -> tuple[list[Index], list[int]]:
+        """Slots of each factor as (m, q) arrays, and its first column in Lambda.
+
+        Returns
+        -------
+        slots : list of (m, q) intp arrays
+        columns : list of int
+        """
+        slots: list[Index] = []
+        columns: list[int] = []
+        at = 0
+        for stage in self.stages:
+            slots.append(at + np.arange(stage.m * stage.q).reshape(stage.m, stage.q))
+            columns.append(stage.column)
+            at += stage.m * stage.q
+        comp_slot = np.asarray(self.comp_slot)
+        for tail in self.tails:
+            slots.append((at + comp_slot[tail.comp] + tail.slot)[:, None] + np.arange(tail.q))
+            columns.append(tail.column)
+        return slots, columns

@@ -86,28 +86,6 @@ class LevelDirections:
                 rest -= column[:, None] * means[slot[codes]]
         return np.asarray((root * rest).reshape(np.shape(v)))
 
-    def directions(self) -> tuple[list[Index], list[int]]:
-        """Slots of each factor as (m, q) arrays, and its first column in G^.
-
-        Returns
-        -------
-        slots : list of (m, q) intp arrays
-        columns : list of int
-            First column of each factor in G^.
-        """
-        slots: list[Index] = []
-        columns: list[int] = []
-        at = 0
-        for stage in self.layout.stages:
-            slots.append(at + np.arange(stage.m * stage.q).reshape(stage.m, stage.q))
-            columns.append(stage.column)
-            at += stage.m * stage.q
-        comp_slot = np.asarray(self.layout.comp_slot)
-        for tail in self.layout.tails:
-            slots.append((at + comp_slot[tail.comp] + tail.slot)[:, None] + np.arange(tail.q))
-            columns.append(tail.column)
-        return slots, columns
-
     def cross(self) -> Array:
         """sum E_a'D E_a for the unit directions D of vech(G^), at the last point of order 1 or more.
 
@@ -117,7 +95,7 @@ class LevelDirections:
             Minus the derivative of [X y]'V^-1[X y].
         """
         out = np.zeros((self.q * (self.q + 1) // 2, self.k, self.k))
-        for rows, column in zip(*self.directions(), strict=True):
+        for rows, column in zip(*self.layout.factor_slots(), strict=True):
             E = self.scores()[rows]
             for i in range(rows.shape[1]):
                 for j in range(i + 1):
@@ -140,7 +118,7 @@ class LevelDirections:
         """
         which: list[int] = []
         parts: list[Array] = []
-        for rows, column in zip(*self.directions(), strict=True):
+        for rows, column in zip(*self.layout.factor_slots(), strict=True):
             for i in range(rows.shape[1]):
                 for j in range(i + 1):
                     part = np.zeros_like(columns)

@@ -88,7 +88,7 @@ class CrossedCriterion(LevelDirections, CrossedEngine):
         """tr(N D N F) from all of N, some columns at a time."""
         n_a = self.q * (self.q + 1) // 2
         out = np.zeros((n_a, n_a))
-        slots, columns = self.directions()
+        slots, columns = self.layout.factor_slots()
         # columns of N, some levels at a time; Gram matrices of vec(N_ab) over pairs of levels
         for rows_g, column_g in zip(slots, columns, strict=True):
             q_g = rows_g.shape[1]
@@ -124,7 +124,7 @@ class CrossedCriterion(LevelDirections, CrossedEngine):
         theta, factor, *_ = self.state()
         G = factor @ factor.T
         sums = self.precision()
-        slots, columns = self.directions()
+        slots, columns = self.layout.factor_slots()
         n_a = q * (q + 1) // 2
         rows, places = np.tril_indices(q)
         out = np.zeros((n_a, n_a))

@@ -12,7 +12,7 @@ from typing import Any, NoReturn, Self
 import numpy as np
 
 from ...errors import LMMError
-from ...support.types import Array, Index
+from ...support.types import Array
 from ..protocol import UNASKED, Elsewhere
 from .directions import LevelDirections, vech_place
 from .problem import CrossedProblem
@@ -235,18 +235,7 @@ class IterativeProblem(CrossedProblem):
     @cached_property
     def products(self) -> Products:
         """Z'WZ as sparse matrices."""
-        slots: list[Index] = []
-        columns: list[int] = []
-        at = 0
-        for stage in self.layout.stages:
-            slots.append(at + np.arange(stage.m * stage.q).reshape(stage.m, stage.q))
-            columns.append(stage.column)
-            at += stage.m * stage.q
-        comp_slot = np.asarray(self.layout.comp_slot)
-        for tail in self.layout.tails:
-            slots.append((at + comp_slot[tail.comp] + tail.slot)[:, None] + np.arange(tail.q))
-            columns.append(tail.column)
-        return products_of(self.layout, slots, columns, self.n_effects)
+        return products_of(self.layout, self.n_effects)
 
     def gram_times(self, columns: Array) -> Array:
         """Z'Z columns."""

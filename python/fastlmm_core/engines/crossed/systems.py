@@ -64,8 +64,9 @@ class Products(NamedTuple):
     between: Any
 
 
-def products_of(layout: Layout, slots: list[Index], columns: list[int], n_slots: int) -> Products:
+def products_of(layout: Layout, n_slots: int) -> Products:
     """The products of a layout as sparse matrices."""
+    slots, columns = layout.factor_slots()
     first = slots[0].size
     tail_at = sum(stage.m * stage.q for stage in layout.stages)
     rows: list[Any] = []
