@@ -226,7 +226,7 @@ class BucketProblem:
 
     @property
     def dropped(self) -> Index:
-        """None."""
+        """Columns of X left out, being combinations of those before them."""
         return np.setdiff1d(np.arange(len(self.x_map)), self.kept)
 
     @property
