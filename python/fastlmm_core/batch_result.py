@@ -299,11 +299,8 @@ class BatchResult(Shown, BatchFit):
         """
         from .inference.many.means import Functions
 
-        options = {
-            "factors": factors, "by": by, "at": at, "contrasts": contrasts, "ref": ref, "weights": weights,
-            "adjust": None if contrasts is None else "none",
-        }  # fmt: skip
-        return Functions.of(self, ddf, information).means(options)
+        functions = Functions.of(self, ddf, information)
+        return functions.means(factors=factors, by=by, at=at, contrasts=contrasts, ref=ref, weights=weights)
 
     def slopes(
         self,
@@ -338,11 +335,10 @@ class BatchResult(Shown, BatchFit):
         """
         from .inference.many.means import Functions
 
-        options = {
-            "variable": variable, "factors": factors, "by": by, "at": at, "contrasts": contrasts, "ref": ref,
-            "weights": weights, "adjust": None if contrasts is None else "none",
-        }  # fmt: skip
-        return Functions.of(self, ddf, information).slopes(options)
+        functions = Functions.of(self, ddf, information)
+        return functions.slopes(
+            variable=variable, factors=factors, by=by, at=at, contrasts=contrasts, ref=ref, weights=weights
+        )
 
     def summarise(
         self,

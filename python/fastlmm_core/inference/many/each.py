@@ -181,14 +181,7 @@ class EachResult(Shown, StackFit, OwnDesigns):
             of_z[part], of_x[part] = self.stack.flat(part).grams()
         return Shared(self._shared, self.params, self.covariance, self.sigma2, of_z, of_x)
 
-    def variance_components(self) -> BatchVariances:
-        """Variance parameters of every problem with standard errors; see `BatchResult.variance_components`.
-
-        Returns
-        -------
-        BatchVariances
-            Problems on the boundary are fitted once more by themselves.
-        """
+    def _components(self) -> BatchVariances:
         out = Estimated(self._shared, self.covariance, self.sigma2).table(self._called)
         inside = (self.by_lanes == 1) & (self.status == 1)
         some = np.flatnonzero(inside)
@@ -207,26 +200,7 @@ class EachResult(Shown, StackFit, OwnDesigns):
             lambda i: self.relative_factor[i],
         )  # fmt: skip
 
-    def random_effect_test(
-        self, term: str | None = None, *, null: Null = "auto", n_sim: int | None = None, seed: Seed = None
-    ) -> dict[str, BatchComparison]:
-        """Likelihood ratio tests of the random effects of every problem; see `BatchResult.random_effect_test`.
-
-        Parameters
-        ----------
-        term, null, n_sim, seed
-            As there; the null distribution is that of each design, which takes some time where it is drawn.
-
-        Returns
-        -------
-        dict of str to BatchComparison
-            By effect.
-
-        Raises
-        ------
-        LMMError
-            As there.
-        """
+    def _effect_tests(self, term: str | None, null: Null, n_sim: int | None, seed: Seed) -> dict[str, BatchComparison]:
         check_null(null, n_sim, seed)
         own, found = self._to_compare(), {}
         for effect in effects_of(self._whole(), term):

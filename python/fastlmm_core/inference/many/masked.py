@@ -166,14 +166,7 @@ class MaskedBatch(OwnDesigns):
             self.model.design, self.params, self.covariance, self.sigma2, share("of_z", q), share("of_x", p)
         )  # fmt: skip
 
-    def variance_components(self) -> BatchVariances:
-        """Variance parameters of every response with standard errors; see `BatchResult.variance_components`.
-
-        Returns
-        -------
-        BatchVariances
-            Responses on the boundary are fitted once more by themselves.
-        """
+    def _components(self) -> BatchVariances:
         out = Estimated(self.model.design, self.covariance, self.sigma2).table(self._called)
         for members, batch in self._parts():
             found = batch.variance_components() if isinstance(batch, EachResult) else components(batch)
@@ -222,26 +215,7 @@ class MaskedBatch(OwnDesigns):
             self.rank, self.nobs, (self.model.exog,), model, factor,
         )  # fmt: skip
 
-    def random_effect_test(
-        self, term: str | None = None, *, null: Null = "auto", n_sim: int | None = None, seed: Seed = None
-    ) -> dict[str, BatchComparison]:
-        """Likelihood ratio tests of the random effects of every response; see `BatchResult.random_effect_test`.
-
-        Parameters
-        ----------
-        term, null, n_sim, seed
-            As there; the null distribution is that of the observations of each mask.
-
-        Returns
-        -------
-        dict of str to BatchComparison
-            By effect.
-
-        Raises
-        ------
-        LMMError
-            As there.
-        """
+    def _effect_tests(self, term: str | None, null: Null, n_sim: int | None, seed: Seed) -> dict[str, BatchComparison]:
         known = generator_of(seed).integers(2**62) if not isinstance(seed, int) else seed
         out: dict[str, BatchComparison] = {}
         for members, batch in self._parts():

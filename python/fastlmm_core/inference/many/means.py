@@ -121,13 +121,13 @@ class Functions(NamedTuple):
             lambda asked: tests(batch, asked, ddf, information),
         )  # fmt: skip
 
-    def means(self, options: dict[str, Any]) -> BatchMeans:
-        """See `BatchResult.emmeans`; `options` are those of `means.emmeans`."""
-        return self._of_design(emmeans(self._one(), **options), self.offsets)
+    def means(self, **options: Any) -> BatchMeans:
+        """See `BatchResult.emmeans`; the options are those of `means.emmeans`."""
+        return self._of_design(emmeans(self._one(), **options, adjust=_alone(options)), self.offsets)
 
-    def slopes(self, options: dict[str, Any]) -> BatchMeans:
-        """See `BatchResult.slopes`; `options` are those of `means.slopes`."""
-        return self._of_design(slopes(self._one(), **options), np.zeros(len(self.offsets)))
+    def slopes(self, **options: Any) -> BatchMeans:
+        """See `BatchResult.slopes`; the options are those of `means.slopes`."""
+        return self._of_design(slopes(self._one(), **options, adjust=_alone(options)), np.zeros(len(self.offsets)))
 
     def _one(self) -> Fit:
         """A fit of the design, of which the linear functions are taken and nothing else."""
@@ -152,3 +152,8 @@ class Functions(NamedTuple):
         return BatchMeans(
             found.labels, estimate, error, df, statistic, two_sided_p(statistic, df), found.L, comparison, self.labels
         )
+
+
+def _alone(options: dict[str, Any]) -> str | None:
+    """The adjustment of contrasts, each of which is looked at by itself."""
+    return None if options["contrasts"] is None else "none"

@@ -120,31 +120,12 @@ class OwnDesigns:
         """
 
     @abstractmethod
-    def variance_components(self) -> BatchVariances:
-        """Variance parameters of every fit with standard errors; see `BatchResult.variance_components`.
-
-        Returns
-        -------
-        BatchVariances
-            Fits on the boundary are made once more by themselves.
-        """
+    def _components(self) -> BatchVariances:
+        """See `variance_components`."""
 
     @abstractmethod
-    def random_effect_test(
-        self, term: str | None = None, *, null: Null = "auto", n_sim: int | None = None, seed: Seed = None
-    ) -> dict[str, BatchComparison]:
-        """Likelihood ratio tests of the random effects of every fit; see `BatchResult.random_effect_test`.
-
-        Parameters
-        ----------
-        term, null, n_sim, seed
-            As there; the null distribution is that of each design, which takes some time where it is drawn.
-
-        Returns
-        -------
-        dict of str to BatchComparison
-            By effect.
-        """
+    def _effect_tests(self, term: str | None, null: Null, n_sim: int | None, seed: Seed) -> dict[str, BatchComparison]:
+        """See `random_effect_test`."""
 
     @property
     def _labels(self) -> NDArray[Any]:
@@ -363,11 +344,8 @@ class OwnDesigns:
         LMMError
             As `LMMResult.emmeans`.
         """
-        options = {
-            "factors": factors, "by": by, "at": at, "contrasts": contrasts, "ref": ref, "weights": weights,
-            "adjust": None if contrasts is None else "none",
-        }  # fmt: skip
-        return self._functions(ddf, information).means(options)
+        functions = self._functions(ddf, information)
+        return functions.means(factors=factors, by=by, at=at, contrasts=contrasts, ref=ref, weights=weights)
 
     def slopes(
         self,
@@ -400,11 +378,10 @@ class OwnDesigns:
         LMMError
             As `LMMResult.slopes`.
         """
-        options = {
-            "variable": variable, "factors": factors, "by": by, "at": at, "contrasts": contrasts, "ref": ref,
-            "weights": weights, "adjust": None if contrasts is None else "none",
-        }  # fmt: skip
-        return self._functions(ddf, information).slopes(options)
+        functions = self._functions(ddf, information)
+        return functions.slopes(
+            variable=variable, factors=factors, by=by, at=at, contrasts=contrasts, ref=ref, weights=weights
+        )
 
     def _functions(self, ddf: str, information: str) -> Functions:
         model = self._whole()
@@ -441,6 +418,38 @@ class OwnDesigns:
         BatchFractions
         """
         return self._shares().fractions(self._called)
+
+    def variance_components(self) -> BatchVariances:
+        """Variance parameters of every fit with standard errors; see `BatchResult.variance_components`.
+
+        Returns
+        -------
+        BatchVariances
+            Fits on the boundary are made once more by themselves.
+        """
+        return self._components()
+
+    def random_effect_test(
+        self, term: str | None = None, *, null: Null = "auto", n_sim: int | None = None, seed: Seed = None
+    ) -> dict[str, BatchComparison]:
+        """Likelihood ratio tests of the random effects of every fit; see `BatchResult.random_effect_test`.
+
+        Parameters
+        ----------
+        term, null, n_sim, seed
+            As there; the null distribution is that of each design, which takes some time where it is drawn.
+
+        Returns
+        -------
+        dict of str to BatchComparison
+            By effect.
+
+        Raises
+        ------
+        LMMError
+            As there.
+        """
+        return self._effect_tests(term, null, n_sim, seed)
 
     def compare(
         self, smaller: OwnDesigns, *, null: Null = "auto", n_sim: int | None = None, seed: Seed = None
