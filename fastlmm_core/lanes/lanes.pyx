@@ -24,6 +24,15 @@ policy, and no state but the table of its functions, to which each chapter adds 
 
 Its chapters are included, not imported, so that all of them are one translation unit: what runs in lanes is inlined with
 constant sizes, which modules of their own, or declarations shared between them, could not be.
+
+    profile                         the criterion and its derivatives from the sums over groups
+    responses, start, scores        what many responses of one design contribute, where their searches start, drawn ones
+    newton, axes, screen            their searches in lockstep, the axes of the steps, other minima
+    contrasts, settling             functions of their coefficients; their fits from the first point to the report
+    problems, elsewhere             problems of their own designs, and their other minima
+    factors, factor_sweeps, factor_fits     several grouping factors: sums, criterion, fits
+    families                        factors nested in each other
+    deletions, series               fits without some groups; residuals that are correlated in time
 """
 from cpython.pycapsule cimport PyCapsule_New
 from libc.math cimport INFINITY, M_LN2, M_PI, fabs, isfinite, log, sqrt
@@ -690,11 +699,16 @@ offered.effects = &effects
 
 include "profile.pxi"
 include "responses.pxi"
+include "newton.pxi"
+include "contrasts.pxi"
+include "settling.pxi"
 include "start.pxi"
 include "scores.pxi"
 include "elsewhere.pxi"
 include "problems.pxi"
 include "factors.pxi"
+include "factor_sweeps.pxi"
+include "factor_fits.pxi"
 include "families.pxi"
 include "deletions.pxi"
 include "series.pxi"

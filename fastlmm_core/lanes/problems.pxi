@@ -1,7 +1,7 @@
 # Many problems, each with its own design, several at a time: the lanes are problems.
 #
 # The groups of the problems of a block stand side by side, group by group; what has fewer is filled up with zeros, which
-# add nothing to any sum.  The search is that of responses.pxi.  Indices are proven by the caller (see one_factor/each.pyx).
+# add nothing to any sum.  The search is that of newton.pxi.  Indices are proven by the caller (see one_factor/each.pyx).
 
 cdef void lay_problems(const Batch* d, const Screen* screen, Py_ssize_t m, Lanes* s, OwnGroups* own, Minima* found,
                        Arena* arena) noexcept nogil:

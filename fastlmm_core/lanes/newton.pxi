@@ -1,0 +1,136 @@
+# The search of many responses: Newton's steps in lockstep, each lane within a trust region of its own.
+#
+# H is factored as L D L'; where a pivot is not positive its size stands for it.  A lane that has converged repeats its last
+# point.  What the columns of L do at the boundary, and in which axes they are taken, stands in axes.pxi.
+
+
+cdef void newton_step(Py_ssize_t n, const vecu* hess, const vecu* grad, vecu* L, vecu* d, vecu* step, vec* decrement,
+                      vec* definite) noexcept nogil:
+    """step = -H^-1 g by a modified L D L'; pivots that are not positive are replaced by their size.
+
+    decrement: sqrt(g'H^-1 g); definite: positive where no pivot was modified.  Overwrites L (n, n) and d (2 n,).
+    """
+    cdef Py_ssize_t i, j, l
+    cdef vecu* z = d + n
+    cdef vec t, largest, floor, total, one
+    one = VEC_SET(1.0)
+    largest = VEC_SET(0.0)
+    definite[0] = one
+    total = VEC_SET(0.0)
+    for i in range(n):
+        t = VEC_ABS(hess[i * n + i])
+        largest = VEC_WHERE_POSITIVE(t - largest, t, largest)
+    floor = 1e-9 * largest + 1e-300
+    for j in range(n):
+        t = hess[j * n + j]
+        for l in range(j):
+            t = t - L[j * n + l] * L[j * n + l] * d[l]
+        definite[0] = VEC_WHERE_POSITIVE(t - floor, definite[0], VEC_SET(-1.0))
+        t = VEC_ABS(t)
+        t = VEC_WHERE_POSITIVE(t - floor, t, floor)
+        d[j] = t
+        for i in range(j + 1, n):
+            t = hess[i * n + j]
+            for l in range(j):
+                t = t - L[i * n + l] * L[j * n + l] * d[l]
+            L[i * n + j] = t / d[j]
+        t = grad[j]
+        for l in range(j):
+            t = t - L[j * n + l] * z[l]
+        z[j] = t
+        total = total + t * t / d[j]
+    for i in range(n - 1, -1, -1):
+        t = VEC_SET(0.0) - z[i] / d[i]
+        for l in range(i + 1, n):
+            t = t - L[l * n + i] * step[l]
+        step[i] = t
+    decrement[0] = VEC_SQRT(total)
+
+
+cdef void set_factor(const Batch* d, Lanes* s, const vecu* theta) noexcept nogil:
+    cdef Py_ssize_t i, a
+    cdef vecu* F = <vecu*> s.f.factor
+    cdef vecu* B = <vecu*> s.f.chain.axes
+    for i in range(d.q * d.q):
+        F[i] = VEC_SET(0.0)
+    for i in range(d.n_par):
+        if B == NULL:
+            F[d.row[i] * d.q + d.col[i]] = theta[i]
+            continue
+        for a in range(d.q):
+            F[a * d.q + d.col[i]] = F[a * d.q + d.col[i]] + B[a * d.q + d.row[i]] * theta[i]
+
+
+cdef void minimize_lanes(const Batch* d, Lanes* s, Py_ssize_t limit, vec* finished, vec* decrement_out, int* evaluations
+                         ) noexcept nogil:
+    """Newton in lockstep from s.theta, up to `limit` times; leaves the evaluation at s.theta in s.f where it has ended."""
+    cdef Py_ssize_t n = d.n_par, i, iteration, lane
+    cdef vecu* theta = <vecu*> s.theta
+    cdef vecu* trial = <vecu*> s.trial
+    cdef vecu* step = <vecu*> s.step
+    cdef vecu* L = <vecu*> s.small
+    cdef vecu* fresh = <vecu*> s.f.work
+    cdef vec value, radius, done, accept, decrement, definite, old, norm, t, f_value, one, shrink, near, settled
+    cdef double* mask = <double*> &done
+    one = VEC_SET(1.0)
+    value = VEC_SET(1e300) * 1e300
+    radius = one
+    if s.reach > 0.0:
+        norm = VEC_SET(0.0)
+        for i in range(n):
+            norm = norm + theta[i] * theta[i]
+        norm = s.reach * VEC_SQRT(norm)
+        radius = VEC_WHERE_POSITIVE(norm - one, norm, one)
+    done = VEC_SET(-1.0)
+    old = VEC_SET(1e300)
+    for i in range(n):
+        trial[i] = theta[i]
+        step[i] = VEC_SET(0.0)
+    for iteration in range(limit):
+        set_factor(d, s, trial)
+        evaluate_responses(d, s, 2)
+        f_value = (<vecu*> s.f.gls.value)[0]
+        newton_step(n, <vecu*> s.f.hess, <vecu*> s.f.grad, L, L + n * n, fresh, &decrement, &definite)
+        # accept what does not raise the criterion beyond rounding; the first point if it is finite
+        t = value + 10.0 * (<vecu*> s.f.gls.noise)[0] - f_value
+        accept = VEC_WHERE_POSITIVE(t, one, VEC_SET(-1.0))
+        accept = VEC_WHERE_POSITIVE(done, VEC_SET(-1.0), accept)
+        near = VEC_WHERE_POSITIVE(VEC_SET(d.tolerance) - decrement, one, VEC_SET(-1.0))
+        # below 1e-5 a decrement that no longer falls has met the rounding error of the gradient
+        settled = VEC_WHERE_POSITIVE(VEC_SET(1e-5) - decrement, one, VEC_SET(-1.0))
+        settled = VEC_WHERE_POSITIVE(decrement - 0.5 * old, settled, VEC_SET(-1.0))
+        near = VEC_WHERE_POSITIVE(settled, one, near)
+        near = VEC_WHERE_POSITIVE(definite, near, VEC_SET(-1.0))
+        near = VEC_WHERE_POSITIVE(accept, near, VEC_SET(-1.0))
+        t = VEC_WHERE_POSITIVE(definite, VEC_SET(-1.0), accept)
+        if vec_max(<vecu*> &t) > 0.0:
+            raise_columns(d, s, trial, t, fresh, &decrement)
+        norm = VEC_SET(0.0)
+        for i in range(n):
+            theta[i] = VEC_WHERE_POSITIVE(accept, trial[i], theta[i])
+            norm = norm + fresh[i] * fresh[i]
+        norm = VEC_SQRT(norm)
+        value = VEC_WHERE_POSITIVE(accept, f_value, value)
+        old = VEC_WHERE_POSITIVE(accept, decrement, old)
+        t = radius / (norm + 1e-300)
+        shrink = VEC_WHERE_POSITIVE(t - one, one, t)
+        for i in range(n):
+            step[i] = VEC_WHERE_POSITIVE(accept, fresh[i] * shrink, 0.25 * step[i])
+        # after a rejected step the next radius is a quarter of it; after an accepted one it may grow
+        radius = VEC_WHERE_POSITIVE(accept, 2.0 * radius, 0.25 * radius)
+        for lane in range(LANES):
+            if (<double*> &done)[lane] < 0.0:
+                evaluations[lane] += 1
+        done = VEC_WHERE_POSITIVE(near, one, done)
+        for i in range(n):
+            trial[i] = VEC_WHERE_POSITIVE(done, theta[i], theta[i] + step[i])
+        if iteration < SNAPPED_BEFORE:
+            drop_columns(d, s, theta, trial, step, VEC_WHERE_POSITIVE(done, VEC_SET(-1.0), accept))
+        i = 0
+        for lane in range(LANES):
+            if mask[lane] > 0.0:
+                i += 1
+        if i == LANES:
+            break
+    finished[0] = done
+    decrement_out[0] = old
