@@ -282,10 +282,10 @@ class LinearMixedModel(Model):
         out : mapping of str to array-like, optional
             Arrays that take the estimates of each block when it is finished: numpy arrays, memory maps, data sets of
             h5py or zarr with a row for each response; some of params, bse, df, sigma2, criterion, theta, covariance,
-            converged and singular.
-        resume : BatchResult, optional
-            What an interrupt or an error has left of an earlier run of the same responses: the exception has it as its
-            attribute ``batch``.  The responses that it has not reached are fitted.
+            converged, singular, nobs and n_groups.
+        resume : BatchResult, MaskedBatch or EachResult, optional
+            What an interrupt or an error has left of an earlier run of the same responses with the same options: the
+            exception has it as its attribute ``batch``.  The responses that it has not reached are fitted.
         client : distributed.Client, optional
             For an array of Dask: whose workers fit its chunks, on `n_jobs` threads each (by default one), so that no
             response comes here; by default the current client, or the threads of this process where there is none.
@@ -329,22 +329,21 @@ class LinearMixedModel(Model):
             self.needs_unknown_variance(
                 "fit_many() with weights, offset, covariates, min_obs or missing='drop'", "fit the responses one by one"
             )
-        if (out is not None or resume is not None) and (own_values or missing == "drop"):
-            raise LMMError("out and resume are for complete responses on one design: leave the other options out")
         if client is not None and (own_values or missing == "drop"):
             raise LMMError("client is for complete responses on one design: leave it out, or the other options")
-        if own_values:
-            from .inference.many.values import fit_values
+        if own_values or missing == "drop":
+            from .inference.many.values import Run, fit_values, fit_with_holes
 
+            run = Run(n_jobs, progress, memory, out, resume)
+        if own_values:
             own = {"weights": weights, "offset": offset, "covariates": covariates or {}}
-            return fit_values(self, LMMResult, bool(reml), Y, own, missing, min_obs, n_jobs, progress)
+            return fit_values(self, LMMResult, bool(reml), Y, own, missing, min_obs, run)
         if missing == "drop":
-            from .inference.many.values import fit_with_holes
 
             def empty(own: Model, count: int, responses: Any) -> BatchResult:
                 return BatchResult(own, LMMResult, bool(reml), count, responses)
 
-            return fit_with_holes(self, empty, LMMResult, bool(reml), Y, n_jobs, progress, memory, min_obs)
+            return fit_with_holes(self, empty, LMMResult, bool(reml), Y, run, min_obs)
         kind = partial(BatchResult, self.fittable(), LMMResult, bool(reml))
         workers = worker_client(Y, client)
         if workers is not None:

@@ -1935,7 +1935,7 @@ class LMMResult(Fit):
 
         by_reml = self.reml if reml is None else reml
         if dropout is not None:
-            from .inference.many.values import fit_with_holes
+            from .inference.many.values import Run, fit_with_holes
 
             model = drawn_model(self, fit)
             observed = self.simulate(n, seed, first=first, draw=draw, dropout=dropout)
@@ -1943,7 +1943,7 @@ class LMMResult(Fit):
             def empty(own: Model, count: int, responses: Any) -> BatchResult:
                 return BatchResult(own, type(self), by_reml, count, responses)
 
-            return fit_with_holes(model, empty, type(self), by_reml, observed, n_jobs, progress, 64.0)
+            return fit_with_holes(model, empty, type(self), by_reml, observed, Run(n_jobs, progress))
         return simulate_into(
             BatchResult, self, n, seed, reml=by_reml, n_jobs=n_jobs, progress=progress, fit=fit, kind=type(self),
             first=first, how=draw,

@@ -116,9 +116,163 @@ def test_what_is_refused(model, Y):
         ({"resume": whole[:3]}, "another design, criterion or number"),
         ({"resume": model.fit_many(Y, reml=False)}, "another design, criterion or number"),
         ({"resume": 3}, "resume is a int"),
-        ({"resume": whole, "missing": "drop"}, "leave the other options out"),
+        ({"resume": whole, "missing": "drop"}, "resume is a BatchResult; give the batch"),
+        ({"resume": whole, "offset": Y}, "resume is a BatchResult; give the batch"),
     ):
         with pytest.raises(LMMError, match=message):
             model.fit_many(Y, **options)
     with pytest.raises(LMMError, match="resume needs an array"):
         model.fit_many(iter([Y]), resume=whole)
+
+
+def breaks_once(monkeypatch, owner, name, when):
+    """Let a function raise KeyboardInterrupt at one of its calls."""
+    original, calls = getattr(owner, name), []
+
+    def broken(*args):
+        calls.append(args)
+        if len(calls) == when:
+            raise KeyboardInterrupt
+        return original(*args)
+
+    monkeypatch.setattr(owner, name, broken)
+    return calls
+
+
+def with_holes(Y):
+    """Four masks that many have, and thirty-six that one has each."""
+    rng = np.random.default_rng(3)
+    masked = np.concatenate([Y] * 3)
+    masked[:50, 3:9] = np.nan
+    masked[50:80, 30:] = np.nan
+    for i in range(90, 126):
+        masked[i, rng.choice(40, 5, replace=False)] = np.nan
+    masked[150] = np.nan
+    return masked[rng.permutation(len(masked))]
+
+
+ESTIMATES = ("params", "bse", "df", "sigma2", "criterion", "theta", "covariance", "converged", "singular", "nobs")
+
+
+def alike(one, other):
+    for name in ESTIMATES:
+        np.testing.assert_array_equal(getattr(one, name), getattr(other, name), err_msg=name)
+
+
+def arrays_for(count):
+    shapes = {"params": (2,), "bse": (2,), "df": (2,), "theta": (3,), "covariance": (2, 2)}
+    kinds = {"converged": bool, "singular": bool, "nobs": int}
+    return {name: np.full((count, *shapes.get(name, ())), 7, kinds.get(name, float)) for name in ESTIMATES}
+
+
+def written(out, found, fitted):
+    for name, values in out.items():
+        wanted = getattr(found, name)
+        np.testing.assert_array_equal(np.asarray(values)[fitted], wanted[fitted], err_msg=name)
+    assert np.isnan(np.asarray(out["params"])[~fitted]).all() and not np.asarray(out["converged"])[~fitted].any()
+
+
+@pytest.mark.parametrize("when", [2, 4, 40])
+def test_a_run_with_holes_goes_on(model, Y, when, monkeypatch):
+    masked = with_holes(Y)
+    whole = model.fit_many(masked, missing="drop", n_jobs=1)
+    assert len(whole.masks) == 3 and len(whole.scattered[0]) == 37
+    out = arrays_for(len(masked))
+    with monkeypatch.context() as patch:
+        if when == 40:
+            from fastlmm_core.estimation.many import stack
+
+            patch.setattr(stack, "PIECE", 8)
+            breaks_once(patch, stack, "part_of_stack", 3)
+        else:
+            patch.setattr(policy, "WORTH_A_THREAD", 1)
+            breaks_once(patch, policy, "_fit_together", when)
+        with pytest.raises(KeyboardInterrupt) as raised:
+            model.fit_many(masked, missing="drop", n_jobs=1, memory=0.01, out=out)
+    left = raised.value.batch
+    there = np.isfinite(left.criterion)
+    assert 0 < there.sum() < np.isfinite(whole.criterion).sum()
+    np.testing.assert_array_equal(left.params[there], whole.params[there])
+    if when == 40:
+        with pytest.raises(LMMError, match="could not be fitted: the run was broken off"):
+            left[int(np.flatnonzero(~there & np.isfinite(whole.criterion))[-1])]
+    again = model.fit_many(masked, missing="drop", n_jobs=1, memory=0.01, out=out, resume=left)
+    alike(again, whole)
+    written(out, whole, np.isfinite(whole.criterion))
+    other = masked.copy()
+    other[np.flatnonzero(np.isnan(masked).sum(axis=1) == 0)[0], 0] = np.nan
+    with pytest.raises(LMMError, match="number or missing values of responses"):
+        model.fit_many(other, missing="drop", resume=left)
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_a_run_with_weights_goes_on(model, Y, jobs, monkeypatch):
+    from fastlmm_core.estimation.many import stack
+
+    monkeypatch.setattr(stack, "PIECE", 8)
+    weights, offset = np.random.default_rng(4).uniform(0.5, 2.0, (2, *Y.shape))
+    Y = Y.copy()
+    Y[5, 3] = np.nan
+    own = {"weights": weights, "offset": offset}
+    whole = model.fit_many(Y, **own)
+    out = arrays_for(len(Y))
+    with monkeypatch.context() as patch:
+        breaks_once(patch, stack, "part_of_stack", 4)
+        with pytest.raises(KeyboardInterrupt) as raised:
+            model.fit_many(Y, **own, out=out, n_jobs=jobs)
+    left = raised.value.batch
+    reached = left.status != UNREACHED
+    assert 0 < reached.sum() < 64
+    fits = []
+    original = stack.StackFit.refuse
+    monkeypatch.setattr(stack.StackFit, "refuse", lambda self, i, why: (fits.append(i), original(self, i, why)))
+    again = model.fit_many(Y, **own, out=out, n_jobs=jobs, resume=left)
+    alike(again, whole)
+    assert list(again.reasons) == [5] and fits == ([] if reached[5] else [5])
+    written(out, whole, np.arange(64) != 5)
+    with pytest.raises(LMMError, match="of other columns, another criterion or number"):
+        model.fit_many(Y, **own, resume=left, reml=False)
+
+
+@pytest.mark.parametrize("library", ["h5py", "zarr"])
+def test_stores_take_what_masks_have(model, Y, library, tmp_path, monkeypatch):
+    store = pytest.importorskip(library)
+    from fastlmm_core.estimation.many import progress
+
+    monkeypatch.setattr(progress, "SPAN", 16)
+    masked = with_holes(Y)
+    shape = (len(masked), 2)
+    if library == "h5py":
+        params = store.File(tmp_path / "e.h5", "w").create_dataset("params", shape, "f8", chunks=(10, 2))
+    else:
+        params = store.create_array(str(tmp_path / "e.zarr"), shape=shape, chunks=(10, 2), dtype="f4")
+    found = model.fit_many(masked, missing="drop", out={"params": params})
+    np.testing.assert_allclose(params[:], found.params, rtol=1e-6)
+
+
+def test_several_factors_go_on(monkeypatch):
+    from fastlmm_core.estimation.many import stack
+
+    rng = np.random.default_rng(5)
+    data = {"y": rng.normal(size=48), "a": np.repeat(np.arange(8), 6), "b": np.tile(np.arange(6), 8)}
+    model = flc.lmm("y ~ 1 + (1 | a) + (1 | b)", data)
+    Y = rng.normal(size=(10, 48)) + rng.normal(size=(10, 8))[:, data["a"]]
+    monkeypatch.setattr(stack, "PIECE_ALONE", 2)
+    weights = rng.uniform(0.5, 2.0, Y.shape)
+    whole = model.fit_many(Y, weights=weights)
+    with monkeypatch.context() as patch:
+        breaks_once(patch, stack, "estimate", 6)
+        with pytest.raises(KeyboardInterrupt) as raised:
+            model.fit_many(Y, weights=weights, n_jobs=1)
+    left = raised.value.batch
+    assert (left.status != UNREACHED).sum() == 4
+    alike(model.fit_many(Y, weights=weights, resume=left), whole)
+    Y[np.arange(10), np.arange(10)] = np.nan
+    whole = model.fit_many(Y, missing="drop")
+    with monkeypatch.context() as patch:
+        breaks_once(patch, policy, "estimate", 6)
+        with pytest.raises(KeyboardInterrupt) as raised:
+            model.fit_many(Y, missing="drop", n_jobs=1)
+    left = raised.value.batch
+    assert np.isfinite(left.criterion).sum() == 5
+    alike(model.fit_many(Y, missing="drop", resume=left), whole)

@@ -16,10 +16,12 @@ from ...tables.stored import stored
 from ..model import Model
 from .batch_fit import BatchFit
 from .policy import fit_few, fit_many
+from .progress import Sink, begun
 
-__all__ = ["Masked", "fit_masked", "responses_of"]
+__all__ = ["MaskOptions", "Masked", "fit_mask", "masks_of", "responses_of"]
 
 B = TypeVar("B", bound=BatchFit)
+
 
 ALONE = 2
 """Responses of a mask that are fitted by themselves where there are several grouping factors."""
@@ -47,6 +49,25 @@ class Masked(NamedTuple, Generic[B]):
     members: NDArray[np.intp]
     batch: B | None
     reason: str
+
+
+class MaskOptions(NamedTuple):
+    """How responses with missing observations are fitted.
+
+    Attributes
+    ----------
+    n_jobs, memory
+        As for `fit_many`.
+    min_obs : int
+        Responses with fewer observations are not fitted.
+    sink : Sink or None
+        Takes the estimates.
+    """
+
+    n_jobs: int | None
+    memory: float
+    min_obs: int
+    sink: Sink | None
 
 
 def responses_of(model: Model, Y: Any) -> tuple[Array, NDArray[Any] | None]:
@@ -115,34 +136,23 @@ def _part(model: Model, rows: NDArray[np.intp], typical: Array | None) -> Model:
     return model.of(design, None, True).fittable()
 
 
-def fit_masked(
-    model: Model,
-    empty: Callable[[Model, int, Any], B],
-    Y: Array,
-    n_jobs: int | None,
-    memory: float,
-    scattered: bool,
-    min_obs: int = 0,
-) -> tuple[list[Masked[B]], NDArray[np.intp]]:
-    """Fit responses on the observations that they have, mask by mask.
+def masks_of(
+    model: Model, Y: Array, scattered: bool
+) -> tuple[list[tuple[NDArray[np.intp], NDArray[np.intp]]], NDArray[np.intp]]:
+    """Responses by what they miss.
 
     Parameters
     ----------
     model : Model
-    empty : callable
-        Makes an empty batch of a model for so many responses, which are kept.
     Y : (n_responses, nobs) array
         NaN where missing.
-    n_jobs, memory
-        As for `fit_many`.
     scattered : bool
         Whether responses may be left where many masks have few.
-    min_obs : int
-        Responses with fewer observations are not fitted.
 
     Returns
     -------
-    masks : list of Masked
+    masks : list of (int array, int array)
+        Rows that are there, and positions of the responses that have these and no others.
     left : int array
         Positions of the responses that were left.
     """
@@ -154,26 +164,63 @@ def fit_masked(
     ends = np.cumsum(counts)
     few = counts[owner] < FEW
     left = np.flatnonzero(few) if scattered and few.sum() >= MANY_SCATTERED else np.empty(0, dtype=np.intp)
-    found: list[Masked[B]] = []
+    found = []
     for k in np.flatnonzero((counts >= FEW) | (not len(left))).tolist():
         members = order[ends[k] - counts[k] : ends[k]]
-        rows = np.flatnonzero(~missing[members[0]])
+        found.append((np.flatnonzero(~missing[members[0]]), members))
+    return found, left
+
+
+def fit_mask(
+    model: Model,
+    empty: Callable[[Model, int, Any], B],
+    rows: NDArray[np.intp],
+    members: NDArray[np.intp],
+    Y: Array,
+    options: MaskOptions,
+    resume: B | None = None,
+) -> Masked[B]:
+    """Fit the responses that have certain observations.
+
+    Parameters
+    ----------
+    model : Model
+    empty : callable
+        Makes an empty batch of a model for so many responses, which are kept.
+    rows, members : int arrays
+        See `Masked`.
+    Y : (n_responses, nobs) array
+        All responses.
+    options : MaskOptions
+    resume : BatchFit or None
+        What an earlier run has left of these.
+    """
+    sink = None if options.sink is None else options.sink.at(members)
+    try:
+        if not len(rows):
+            raise LMMError("all observations are missing")
+        if len(rows) < options.min_obs:
+            raise LMMError(f"it has {len(rows)} observations, fewer than min_obs={options.min_obs}")
         some = np.take(Y[members], rows, axis=1)
         some.setflags(write=False)
-        try:
-            if not len(rows):
-                raise LMMError("all observations are missing")
-            if len(rows) < min_obs:
-                raise LMMError(f"it has {len(rows)} observations, fewer than min_obs={min_obs}")
-            alone = len(model.factors) > 1 and len(members) <= ALONE
-            typical = some[0] if alone else None if model.given else model.endog[rows]
-            own = model.fittable() if len(rows) == model.nobs else _part(model, rows, typical)
+        alone = len(model.factors) > 1 and len(members) <= ALONE
+        typical = some[0] if alone else None if model.given else model.endog[rows]
+        own = model.fittable() if len(rows) == model.nobs else _part(model, rows, typical)
 
-            def made(count: int, responses: Any, own: Model = own) -> B:
-                return empty(own, count, responses)
+        def made(count: int, responses: Any) -> B:
+            return empty(own, count, responses)
 
-            batch = fit_few(made, some) if alone else fit_many(made, some, n_jobs, False, memory)
-            found.append(Masked(rows, members, batch, ""))
-        except LMMError as error:
-            found.append(Masked(rows, members, None, str(error)))
-    return found, left
+        if not alone:
+            batch = fit_many(made, some, options.n_jobs, False, options.memory, sink, resume)
+        elif resume is None:
+            batch = fit_few(made, some)
+        else:
+            batch = made(len(some), some)
+            begun(batch, resume)
+    except LMMError as error:
+        if sink is not None:
+            sink.leave_out()
+        return Masked(rows, members, None, str(error))
+    if alone and sink is not None:
+        sink.write(batch, 0)
+    return Masked(rows, members, batch, "")

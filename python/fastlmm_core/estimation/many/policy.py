@@ -30,6 +30,7 @@ from ..information import moments
 from ..model import Model
 from .batch_fit import BOUNDARY, CHUNK_BYTES, BatchFit
 from .one_factor import shared_design
+from .parts import part_of
 from .progress import Sink, begun, unfinished
 from .search import CLOSE, Ended, narrowed_starts, next_lowest
 from .sparse import SparseBlock, SparseResponses, SparseSums
@@ -194,7 +195,7 @@ def fit_many(
     blocks = _chunks(blocks, size, smallest, jobs, sums)
     if resume is not None and count is None:
         raise LMMError("resume needs an array or a table; of a stream fit the rest, and join both by concat")
-    sink = None if out is None else Sink(out, none, count)
+    sink = out if out is None or isinstance(out, Sink) else Sink(out, none, count)
     try:
         found = _fit(empty, blocks, count, whole, jobs, progress, True, not constant(whole), sink, resume)
     except BaseException as error:
@@ -315,7 +316,7 @@ def _fit(
     def run(block: Any, into: BatchFit, first: int, begin: int) -> int:
         fit(block, into, first)
         if sink is not None:
-            sink.write(into, first, len(block), begin)
+            sink.write(part_of(into, np.arange(first, first + len(block))), begin)
         reached[first : first + len(block)] = True  # of a stream, where it is empty, nothing
         finished.add(begin)
         return len(block)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping
+from copy import copy
 from typing import Any, TypeVar
 
 import numpy as np
@@ -11,7 +12,7 @@ from numpy.typing import NDArray
 
 from ...errors import LMMError
 from .batch_fit import BatchFit
-from .parts import FIELDS, part_of, same_design
+from .parts import FIELDS, same_design
 
 __all__ = ["UNREACHED", "Sink", "begun", "unfinished"]
 
@@ -20,8 +21,13 @@ B = TypeVar("B", bound=BatchFit)
 UNREACHED = -9
 """Status of responses that a run which was broken off has not come to."""
 
-WRITTEN = ("params", "bse", "df", "sigma2", "criterion", "theta", "covariance", "converged", "singular")
+WRITTEN = (
+    "params", "bse", "df", "sigma2", "criterion", "theta", "covariance", "converged", "singular", "nobs", "n_groups",
+)  # fmt: skip
 """What can be written to arrays of the caller's."""
+
+SPAN = 1024
+"""Responses that are read and written back where only some of them have estimates."""
 
 
 class Sink:
@@ -31,8 +37,8 @@ class Sink:
     ----------
     out : mapping of str to array-like
         Anything that takes slices: numpy arrays, memory maps, data sets of h5py and zarr.
-    none : BatchFit
-        An empty batch.
+    none : BatchFit or StackFit
+        Without fits.
     count : int or None
 
     Raises
@@ -41,10 +47,11 @@ class Sink:
         For names that no estimates have, and arrays of another shape.
     """
 
-    def __init__(self, out: Any, none: BatchFit, count: int | None) -> None:
+    def __init__(self, out: Any, none: Any, count: int | None) -> None:
         if not isinstance(out, Mapping):
             raise LMMError(f"out must be names to arrays, e.g. {{'params': array}}, not {type(out).__name__!r}")
         self.out, self.lock = dict(out), threading.Lock()
+        self.places: NDArray[np.intp] | None = None
         for name, target in self.out.items():
             if name not in WRITTEN:
                 raise LMMError(f"out: there is no {name!r}; use {', '.join(WRITTEN)}")
@@ -56,16 +63,54 @@ class Sink:
                 wanted = f"({', '.join(map(str, (rows, *shape)))}{',' if not shape else ''})"
                 raise LMMError(f"out[{name!r}] must be an array of shape {wanted}, not {found}")
 
-    def write(self, batch: BatchFit, first: int, count: int, begin: int) -> None:
-        """The estimates of responses first, ..., first + count - 1 of a batch to places begin, ..."""
-        part = part_of(batch, np.arange(first, first + count))
+    def at(self, places: NDArray[np.intp]) -> Sink:
+        """The same arrays for a run of some of the responses, which are at these places, in increasing order."""
+        own = copy(self)
+        own.places = places
+        return own
+
+    def write(self, part: Any, begin: int) -> None:
+        """The estimates of a batch, or of a stack, of the responses begin, begin + 1, ... of the run."""
+        places = np.arange(begin, begin + len(part))
+        places = places if self.places is None else self.places[places]
         with self.lock:
             for name, target in self.out.items():
-                target[begin : begin + count] = _values(part, name)
+                _put(target, places, _values(part, name))
+
+    def leave_out(self) -> None:
+        """NaN for all responses of the run: they cannot be fitted."""
+        assert self.places is not None
+        with self.lock:
+            for target in self.out.values():
+                blank = np.nan if np.dtype(target.dtype).kind == "f" else 0
+                _put(target, self.places, np.full((len(self.places), *target.shape[1:]), blank))
 
 
-def _values(batch: BatchFit, name: str) -> NDArray[Any]:
-    return np.asarray(getattr(batch, "satterthwaite" if name == "df" else name))
+def _put(target: Any, places: NDArray[np.intp], values: NDArray[Any]) -> None:
+    """Write rows to places, in increasing order; stores write slices."""
+    if isinstance(target, np.ndarray):
+        target[places] = values
+        return
+    for begin in range(int(places[0]), int(places[-1]) + 1, SPAN) if len(places) else ():
+        first, last = np.searchsorted(places, (begin, begin + SPAN)).tolist()
+        if first == last:
+            continue
+        start, stop = int(places[first]), int(places[last - 1]) + 1
+        own = values[first:last]
+        if stop - start > last - first:
+            # responses between them are of other runs
+            own = np.array(target[start:stop])
+            own[places[first:last] - start] = values[first:last]
+        target[start:stop] = own
+
+
+def _values(fits: Any, name: str) -> NDArray[Any]:
+    if name == "df":
+        name = "satterthwaite"
+    elif isinstance(fits, BatchFit) and name in ("nobs", "n_groups"):
+        model = fits.model
+        return np.full(len(fits), model.nobs if name == "nobs" else model.factors[0].grouping.m if model.factors else 0)
+    return np.asarray(getattr(fits, name))
 
 
 def begun(batch: B, resume: BatchFit) -> NDArray[np.bool_]:

@@ -30,12 +30,19 @@ from ..search import DESCENTS, LOWEST_POINTS, NARROWED, SPREAD, spread_points
 from .batch_fit import BOUNDARY
 from .flat_rows import FlatRows
 from .patterns import Observed, moments_of_sums
+from .progress import UNREACHED, Sink
 
-__all__ = ["Problems", "Stack", "StackFit", "fit_stack", "joined_stacks", "numbered", "part_of_stack", "search_of"]
+__all__ = [
+    "Problems", "Stack", "StackFit", "fit_stack", "joined_stacks", "leave_unreached", "numbered", "part_of_stack",
+    "search_of",
+]  # fmt: skip
 
 
-PIECE = 256
-"""Problems that a thread takes at a time."""
+PIECE, PIECE_ALONE = 256, 8
+"""Problems that a thread takes at a time, and where each is fitted by itself."""
+
+NOT_REACHED = "the run was broken off before it was fitted"
+"""Why there are no estimates of what a run has not come to."""
 
 
 class Problems(Protocol):
@@ -456,8 +463,8 @@ def _same_columns(one: Design, other: Design) -> bool:
     return all(names) and one.structure.blocks == other.structure.blocks
 
 
-def _pieces(count: int) -> Iterator[tuple[int, int]]:
-    return ((at, min(at + PIECE, count)) for at in range(0, count, PIECE))
+def _pieces(count: int, size: int = PIECE) -> Iterator[tuple[int, int]]:
+    return ((at, min(at + size, count)) for at in range(0, count, size))
 
 
 def _jobs(n_jobs: int | None, count: int) -> int:
@@ -465,9 +472,16 @@ def _jobs(n_jobs: int | None, count: int) -> int:
 
 
 def fit_stack(
-    empty: StackFit, n_jobs: int | None, progress: bool | None, refused: Mapping[int, str] = MappingProxyType({})
+    empty: StackFit,
+    n_jobs: int | None,
+    progress: bool | None,
+    refused: Mapping[int, str] = MappingProxyType({}),
+    sink: Sink | None = None,
+    resume: StackFit | None = None,
 ) -> None:
     """Fit all problems of a stack.
+
+    What breaks the run off carries the stack as its attribute `batch`, without the problems that were not reached.
 
     Parameters
     ----------
@@ -477,8 +491,20 @@ def fit_stack(
         As for `fit_many`.
     refused : mapping of int to str
         Problems that are not to be fitted, and why.
+    sink : Sink or None
+        Takes the estimates of each piece when it is finished.
+    resume : StackFit or None
+        What an earlier run of the same problems has left.
+
+    Raises
+    ------
+    LMMError
+        For what is left of other problems.
     """
     count = len(empty)
+    reached = np.zeros(count, dtype=bool)
+    if resume is not None:
+        reached = _taken(empty, resume)
     results = empty.results
 
     def run(first: int, last: int) -> int:
@@ -489,11 +515,46 @@ def fit_stack(
                 empty.refuse(i, refused[i])
             elif empty.status[i] == 0:
                 empty.fit_alone(i)
+        if sink is not None:
+            sink.write(part_of_stack(empty, np.arange(first, last)), first)
+        reached[first:last] = True
         return last - first
 
+    pieces = _pieces(count, PIECE if empty.stack.kernel is not None else PIECE_ALONE)
     bar = progress_bar(progress, count)
     try:
-        in_threads(run, _pieces(count), _jobs(n_jobs, count), None if bar is None else bar.update)
+        in_threads(
+            run,
+            (piece for piece in pieces if not reached[slice(*piece)].all()),
+            _jobs(n_jobs, count),
+            None if bar is None else bar.update,
+        )
+    except BaseException as error:
+        leave_unreached(empty, np.flatnonzero(~reached))
+        error.batch = empty  # type: ignore[attr-defined]
+        raise
     finally:
         if bar is not None:
             bar.close()
+
+
+def leave_unreached(fits: StackFit, which: NDArray[np.intp]) -> None:
+    """Mark problems that a run which was broken off has not come to."""
+    for i in which.tolist():
+        fits.refuse(i, NOT_REACHED)
+        fits._alone.pop(i, None)
+        fits.status[i], fits.n_evaluations[i] = UNREACHED, 0
+
+
+def _taken(empty: StackFit, left: StackFit) -> NDArray[np.bool_]:
+    """Take what an earlier run has left; which problems it has reached."""
+    alike = isinstance(left, StackFit) and len(left) == len(empty) and left.reml == empty.reml
+    if not alike or not _same_columns(left.stack.design, empty.stack.design):
+        raise LMMError("resume is of other columns, another criterion or number of responses than this run")
+    reached = np.asarray(left.status != UNREACHED)
+    for name in FIELDS:
+        getattr(empty, name)[:] = getattr(left, name)
+    empty.status[~reached] = 0
+    empty.reasons |= {i: reason for i, reason in left.reasons.items() if reached[i]}
+    empty._alone |= {i: factor for i, factor in left._alone.items() if reached[i]}
+    return reached

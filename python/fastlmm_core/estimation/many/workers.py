@@ -18,7 +18,7 @@ from ...support.progress import progress_bar
 from ...support.types import Array
 from ...tables.stored import StoredResponses, in_chunks, stored
 from .batch_fit import BatchFit
-from .parts import FIELDS
+from .parts import FIELDS, part_of
 from .policy import fit_many
 from .progress import Sink, begun, unfinished
 
@@ -115,7 +115,7 @@ def fit_by_workers(
             for name, value in values.items():
                 getattr(batch, name)[own] = 0 if value is None else value  # no seals of what nobody can change
             if sink is not None:
-                sink.write(batch, at, lengths[at], at)
+                sink.write(part_of(batch, np.arange(at, at + lengths[at])), at)
             reached[own] = True
             if bar is not None:
                 bar.update(lengths[at])

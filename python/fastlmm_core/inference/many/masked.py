@@ -60,6 +60,8 @@ class MaskedBatch(OwnDesigns):
     sigma2, criterion, aic, bic : (n_responses,) arrays
     covariance : (n_responses, q, q) array
         Of the random effects of all terms.
+    theta : (n_responses, k) array
+        Relative covariance parameters, in lme4's order.
     converged, singular : (n_responses,) bool arrays
     labels : (n_responses,) array or None
     """
@@ -96,6 +98,7 @@ class MaskedBatch(OwnDesigns):
         self.rank = np.nan_to_num(self._spread_of(_rank)).astype(np.intp)
         self.aic, self.bic = self._spread("aic"), self._spread("bic")
         self.covariance = self._spread("covariance", (q, q))
+        self.theta = self._spread("theta", (model.structure.n_parameters,))
         self.converged = self._spread("converged") == 1.0
         self.singular = self._spread("singular") == 1.0
 

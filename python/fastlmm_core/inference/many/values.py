@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from ...errors import LMMError
-from ...estimation.many.masks import fit_masked, responses_of
-from ...estimation.many.stack import fit_stack
+from ...estimation.many.batch_fit import BatchFit
+from ...estimation.many.masks import Masked, MaskOptions, fit_mask, masks_of, responses_of
+from ...estimation.many.parts import same_design
+from ...estimation.many.progress import Sink
+from ...estimation.many.stack import NOT_REACHED, fit_stack, leave_unreached, part_of_stack
 from ...estimation.many.values import ResponseStack, for_lanes, shaped_like
 from ...support.types import Array
 from .each import EachResult
@@ -17,10 +20,19 @@ from .masked import MaskedBatch
 
 if TYPE_CHECKING:
     from ...estimation.fit import Fit
-    from ...estimation.many.batch_fit import BatchFit
     from ...estimation.model import Model
 
-__all__ = ["fit_values", "fit_with_holes"]
+__all__ = ["Run", "fit_values", "fit_with_holes"]
+
+
+class Run(NamedTuple):
+    """How a run goes, and what becomes of it; see `LinearMixedModel.fit_many`."""
+
+    n_jobs: int | None
+    progress: bool | None
+    memory: float = 64.0
+    out: Any = None
+    resume: Any = None
 
 
 def fit_values(
@@ -31,8 +43,7 @@ def fit_values(
     own: Mapping[str, Any],
     missing: str,
     min_obs: int,
-    n_jobs: int | None,
-    progress: bool | None,
+    run: Run,
 ) -> EachResult:
     """Fit responses with values of their own; see `LinearMixedModel.fit_many`.
 
@@ -42,6 +53,8 @@ def fit_values(
         weights, offset and covariates, as given.
     missing : {"invalid", "drop", "raise"}
         What a NaN in Y is.
+    min_obs : int
+    run : Run
     """
     drop = missing == "drop"
     if not model.factors or model.residual is not None or model.structure.restricted:
@@ -64,7 +77,10 @@ def fit_values(
     stack = ResponseStack(model, responses, labels, values.get("weights"), values.get("offset"), covariates)
     refused = _refused(stack, drop, min_obs)
     out = EachResult(stack, kind, reml)
-    fit_stack(out, n_jobs, progress, refused)
+    if run.resume is not None and not isinstance(run.resume, EachResult):
+        raise LMMError(_other(run.resume))
+    sink = None if run.out is None else Sink(run.out, part_of_stack(out, np.arange(0)), len(out))
+    fit_stack(out, run.n_jobs, run.progress, refused, sink, run.resume)
     return out
 
 
@@ -106,9 +122,7 @@ def fit_with_holes(
     kind: type[Fit],
     reml: bool,
     Y: Any,
-    n_jobs: int | None,
-    progress: bool | None,
-    memory: float,
+    run: Run,
     min_obs: int = 0,
 ) -> MaskedBatch:
     """Fit responses on the observations that they have; see `LinearMixedModel.fit_many`.
@@ -116,11 +130,57 @@ def fit_with_holes(
     Those of masks that many have share a design; others are problems of their own.
     """
     responses, labels = responses_of(model, Y)
-    masks, left = fit_masked(model, empty, responses, n_jobs, memory, for_lanes(model), min_obs)
-    if not len(left):
-        return MaskedBatch(model, masks, labels)
-    some = np.ascontiguousarray(responses[left])
-    stack = ResponseStack(model, some, left if labels is None else labels[left], None, None, {})
-    out = EachResult(stack, kind, reml)
-    fit_stack(out, n_jobs, progress, _refused(stack, True, 0))
-    return MaskedBatch(model, masks, labels, (left, out))
+    masks, left = masks_of(model, responses, for_lanes(model))
+    sink = None if run.out is None else Sink(run.out, empty(model.fittable(), 0, None), len(responses))
+    known = _left_masks(model, reml, masks, len(responses), run.resume)
+    options = MaskOptions(run.n_jobs, run.memory, min_obs, sink)
+    done: list[Masked[BatchFit]] = []
+    others: EachResult | None = None
+    refused: dict[int, str] = {}
+    if len(left):
+        some = np.ascontiguousarray(responses[left])
+        stack = ResponseStack(model, some, left if labels is None else labels[left], None, None, {})
+        others, refused = EachResult(stack, kind, reml), _refused(stack, True, 0)
+    try:
+        for rows, members in masks:
+            done.append(fit_mask(model, empty, rows, members, responses, options, known.get(members.tobytes())))
+        if others is not None:
+            begun = None if run.resume is None or run.resume.scattered is None else run.resume.scattered[1]
+            part = None if sink is None else sink.at(left)
+            fit_stack(others, run.n_jobs, run.progress, refused, part, begun)
+    except BaseException as error:
+        found = getattr(error, "batch", None)
+        for rows, members in masks[len(done) :]:
+            done.append(Masked(rows, members, found if isinstance(found, BatchFit) else None, NOT_REACHED))
+            found = None if isinstance(found, BatchFit) else found
+        if others is not None and found is not others:
+            leave_unreached(others, np.arange(len(left)))
+        error.batch = MaskedBatch(  # type: ignore[attr-defined]
+            model, done, labels, None if others is None else (left, others)
+        )
+        raise
+    return MaskedBatch(model, done, labels, None if others is None else (left, others))
+
+
+def _left_masks(model: Model, reml: bool, masks: list[Any], count: int, resume: Any) -> dict[bytes, BatchFit]:
+    """What an earlier run has left of each mask, by the positions of its responses."""
+    if resume is None:
+        return {}
+    if not isinstance(resume, MaskedBatch):
+        raise LMMError(_other(resume))
+    alike = len(resume) == count and [mask.members.tobytes() for mask in resume.masks] == [
+        members.tobytes() for _, members in masks
+    ]
+    known = {mask.members.tobytes(): mask.batch for mask in resume.masks if mask.batch is not None}
+    others = [] if resume.scattered is None else [resume.scattered[1].reml]
+    kinds = {*others, *(batch.reml for batch in known.values())}
+    if not alike or not same_design(model, resume.model) or not kinds <= {reml}:
+        raise LMMError("resume is of another design, criterion, number or missing values of responses than this run")
+    return known
+
+
+def _other(resume: Any) -> str:
+    return (
+        f"resume is a {type(resume).__name__}; give the batch that the error of a run with the same options carries, "
+        "error.batch"
+    )
