@@ -98,7 +98,8 @@ class MaskedBatch(OwnDesigns):
         self.rank = np.nan_to_num(self._spread_of(_rank)).astype(np.intp)
         self.aic, self.bic = self._spread("aic"), self._spread("bic")
         self.covariance = self._spread("covariance", (q, q))
-        self.theta = self._spread("theta", (model.structure.n_parameters,))
+        phi = 0 if model.design.residual is None else model.design.residual.n_parameters
+        self.theta = self._spread("theta", (model.structure.n_parameters + phi,))
         self.converged = self._spread("converged") == 1.0
         self.singular = self._spread("singular") == 1.0
 
