@@ -77,6 +77,16 @@ def test_each_fit_is_the_single_fit(rng, q, structure, reml):
         agrees(result, k, single(stacked, k, reml, structure))
 
 
+@pytest.mark.parametrize("reml", [True, False])
+@pytest.mark.parametrize("p", [1, 2, 3, 4, 5])
+def test_two_effects_beside_any_number_of_columns(rng, p, reml):
+    # up to four columns the sweeps over groups are written out
+    stacked = problems(rng, 12, 2, p=p, sizes=(9, 20))
+    result = flc.fit_each(*stacked[:5], reml=reml)
+    for k in range(12):
+        agrees(result, k, single(stacked, k, reml))
+
+
 def test_offset_and_one_column(rng):
     y, X, Z, groups, each, _ = problems(rng, 10, 1, p=1)
     offset = 3.0 * rng.standard_normal(len(y))

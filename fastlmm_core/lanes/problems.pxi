@@ -318,34 +318,45 @@ cdef inline void curve_problems(Py_ssize_t q, Py_ssize_t k, Py_ssize_t first, La
         add_tensor(n_a, B, N, tensor)
 
 
+include "pairs.pxi"
+
+
 cdef void evaluate_problems(const Batch* d, Lanes* s, int order) noexcept nogil:
     """The criterion of a block of problems at f.factor with its derivatives (order 1 or 2)."""
-    cdef Py_ssize_t first = 0 if d.reml else d.p
-    if d.q == 1 and d.p == 1:
+    cdef Py_ssize_t k = d.p + 1, first = 0 if d.reml else d.p
+    if d.q == 1 and k == 2:
         sweep_problems(1, 2, s, order)
-    elif d.q == 1 and d.p == 2:
+    elif d.q == 1 and k == 3:
         sweep_problems(1, 3, s, order)
     elif d.q == 1:
-        sweep_problems(1, d.p + 1, s, order)
-    elif d.q == 2 and d.p == 2:
-        sweep_problems(2, 3, s, order)
+        sweep_problems(1, k, s, order)
+    elif d.q == 2 and k == 2:
+        sweep_pairs(2, s, order)
+    elif d.q == 2 and k == 3:
+        sweep_pairs(3, s, order)
+    elif d.q == 2 and k == 4:
+        sweep_pairs(4, s, order)
+    elif d.q == 2 and k == MOST_PAIRED:
+        sweep_pairs(MOST_PAIRED, s, order)
     elif d.q == 2:
-        sweep_problems(2, d.p + 1, s, order)
+        sweep_problems(2, k, s, order)
     else:
-        sweep_problems(d.q, d.p + 1, s, order)
+        sweep_problems(d.q, k, s, order)
     profile_value(&s.f, order)
     if order < 2:
         return
-    if d.q == 1 and d.p == 2:
+    if d.q == 1 and k == 3:
         curve_problems(1, 3, first, s)
     elif d.q == 1:
-        curve_problems(1, d.p + 1, first, s)
-    elif d.q == 2 and d.p == 2:
-        curve_problems(2, 3, first, s)
+        curve_problems(1, k, first, s)
+    elif d.q == 2 and k == 3 and first == 0:
+        curve_pairs(3, 0, s)
+    elif d.q == 2 and k == 4 and first == 0:
+        curve_pairs(4, 0, s)
     elif d.q == 2:
-        curve_problems(2, d.p + 1, first, s)
+        curve_problems(2, k, first, s)
     else:
-        curve_problems(d.q, d.p + 1, first, s)
+        curve_problems(d.q, k, first, s)
     profile_second(&s.f, 2)
 
 
