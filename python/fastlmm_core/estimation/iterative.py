@@ -86,7 +86,7 @@ def _settings(options: dict[str, Any] | None) -> dict[str, int]:
 
 def _crossed(model: Model) -> CrossedProblem:
     """The problem of a model that iterations are for."""
-    if len(model.factors) < 2 or model.residual is not None:
+    if model.n_factors < 2 or model.residual is not None:
         raise LMMError("method='iterative' is for crossed grouping factors; use method='newton', which is exact")
     from ..engines.nested.problem import NestedProblem
 

@@ -362,6 +362,11 @@ class Model:
         return self._design.structure
 
     @property
+    def n_factors(self) -> int:
+        """Number of grouping factors."""
+        return len(self._design.random.spans)
+
+    @property
     def factors(self) -> tuple[Factor, ...]:
         """The grouping factors, that with most levels first."""
         return self.design.factors
