@@ -913,7 +913,8 @@ class LMMResult(Fit):
         dtype: float64
         """
         model: Any = self.model
-        fitted: LMMResult = model.update(formula, data, **options).fit(reml=self.reml)
+        other = model.update(formula, data, **options)
+        fitted: LMMResult = other.fit(reml=self.reml, **self.way(other))
         return fitted
 
     def drop1(self, term: str | None = None, **options: Any) -> Comparison:

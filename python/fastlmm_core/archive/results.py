@@ -19,7 +19,7 @@ from ..design.design import Design
 from ..design.grouping import Codes
 from ..design.terms import RandomPart
 from ..errors import LMMError
-from ..estimation.restored import Estimates, restored
+from ..estimation.restored import Estimates, Probes, restored
 from ..estimation.stated import stated_fit
 from ..formula.specification import FormulaSpec, Numbers
 from ..formula.syntax import parse
@@ -157,6 +157,9 @@ def _parameters(result: Fit, arrays: dict[str, Array]) -> dict[str, Any]:
     optimum = result.optimum
     if optimum.restricted is not None:
         arrays["restricted"] = optimum.restricted
+    drawn = optimum.monte_carlo
+    if drawn is not None:
+        found["probes"] = {"count": drawn.probes, "seed": drawn.seed, "parameters": drawn.parameters}
     return found | {
         "criterion": result.criterion,
         "converged": bool(optimum.converged),
@@ -237,6 +240,7 @@ def _result(document: dict[str, Any], arrays: dict[str, Array], model_kind: type
         others=tuple((value, np.array(theta)) for value, theta in found["other_minima"]),
         restricted=arrays.get("restricted"),
         phi=arrays.get("phi"),
+        probes=None if "probes" not in found else Probes(**found["probes"]),
     )
     return restored(kind, model, document["reml"], estimates)
 

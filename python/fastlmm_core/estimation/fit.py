@@ -149,8 +149,8 @@ class Fit:
         """Refuse what compares values of the criterion, where they have Monte Carlo errors."""
         if self.optimum.monte_carlo is not None:
             raise LMMError(
-                f"{what}: values of the criterion of this fit, by method='iterative', have Monte Carlo errors; fit "
-                "with method='newton', or a part of the data"
+                f"{what}: values of the criterion of this fit, by method='iterative', have Monte Carlo errors; take "
+                "intervals by method='wald', or fit with method='newton', or a part of the data"
             )
 
     @cached_property
@@ -410,14 +410,25 @@ class Fit:
     # ---- other fits, and what is kept with this one --------------------------------------------
 
     def again(self, model: Model, *, reml: bool | None = None, start: ArrayLike | None = None) -> Self:
-        """The fit of another model by the same criterion, unless told otherwise.
+        """The fit of another model by the same criterion, unless told otherwise, and by iterations where this one is.
 
         Raises
         ------
         LMMError
             As `estimate`.
         """
-        return estimate(type(self), model, self.reml if reml is None else reml, start=start)
+        return estimate(type(self), model, self.reml if reml is None else reml, start=start, **self.way(model))
+
+    def way(self, model: Model) -> dict[str, Any]:
+        """Method and options by which other models are fitted: with the probes of this fit, if it has any."""
+        drawn = self.optimum.monte_carlo
+        if drawn is None:
+            return {}
+        from .iterative import refusal
+
+        if refusal(model):  # nested ones are fitted exactly
+            return {}
+        return {"method": "iterative", "options": {"probes": drawn.probes, "seed": drawn.seed}}
 
     @cached_property
     def _made(self) -> dict[Hashable, Any]:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from ..engines.crossed.iterative import IterativeCriterion
     from ..engines.crossed.problem import CrossedProblem
 
-__all__ = ["iterated"]
+__all__ = ["iterated", "refusal"]
 
 
 PROBES = 64
@@ -84,24 +84,30 @@ def _settings(options: dict[str, Any] | None) -> dict[str, int]:
     return {name: int(value) for name, value in given.items()}
 
 
-def _crossed(model: Model) -> CrossedProblem:
-    """The problem of a model that iterations are for."""
+def refusal(model: Model) -> str:
+    """Why a model cannot be fitted by iterations; empty where it can."""
     if model.n_factors < 2 or model.residual is not None:
-        raise LMMError("method='iterative' is for crossed grouping factors; use method='newton', which is exact")
+        return "method='iterative' is for crossed grouping factors; use method='newton', which is exact"
     from ..engines.nested.problem import NestedProblem
 
-    problem: Any = model.problem
-    if isinstance(problem, NestedProblem):
-        raise LMMError(
+    if isinstance(model.problem, NestedProblem):
+        return (
             "method='iterative' is for crossed grouping factors, and these are nested; use method='newton', which is "
             "exact whatever their size"
         )
     if model.structure.restricted or model.sigma is not None:
-        raise LMMError(
-            "method='iterative' estimates free covariances beside an unknown residual variance; use method='newton'"
-        )
-    found: CrossedProblem = problem
-    return found
+        return "method='iterative' estimates free covariances beside an unknown residual variance; use method='newton'"
+    return ""
+
+
+def _crossed(model: Model) -> CrossedProblem:
+    """The problem of a model that iterations are for."""
+    why = refusal(model)
+    if why:
+        raise LMMError(why)
+    found: Any = model.problem
+    problem: CrossedProblem = found
+    return problem
 
 
 def _root(engine: IterativeCriterion, problem: Any, start: Array, most: int) -> Optimum:
@@ -202,5 +208,6 @@ def _record(
         message += "; on the boundary"
     return Optimum(
         theta, factor, value, gradient, hessian, decrement, converged, bool(at_zero.any()), engine.n_evaluations,
-        "iterative", message, null, tuple(trace), monte_carlo=MonteCarlo(count, problem.seed, error, share),
+        "iterative", message, null, tuple(trace),
+        monte_carlo=MonteCarlo(count, problem.seed, error, share, engine.probed.log_det_deviations),
     )  # fmt: skip

@@ -88,12 +88,27 @@ class MonteCarlo(NamedTuple):
         Monte Carlo standard error of the value.
     parameters : float
         The largest of the covariance parameters, relative to their standard errors.
+    deviations : (probes,) array
+        What each probe makes of the value, less the mean.
     """
 
     probes: int
     seed: int
     criterion: float
     parameters: float
+    deviations: Array
+
+    def apart(self, other: MonteCarlo | None) -> float:
+        """Monte Carlo standard error of the difference of two values; None for one that has no such error.
+
+        The same probes have nearly the same errors at both.
+        """
+        if other is None:
+            return self.criterion
+        if (self.probes, self.seed) != (other.probes, other.seed):
+            return float(np.hypot(self.criterion, other.criterion))
+        rest = self.deviations - other.deviations
+        return float(np.sqrt(rest @ rest / max(len(rest) - 2, 1) / len(rest)))
 
 
 class Optimum(NamedTuple):

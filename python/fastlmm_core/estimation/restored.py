@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
 
 import numpy as np
 
@@ -11,19 +11,35 @@ from ..engines.scaling import criterion_offset
 from ..errors import LMMError
 from ..support.types import Array
 from .fit import Fit
-from .optimize import LocalMinimum, Optimum
+from .optimize import LocalMinimum, MonteCarlo, Optimum
 from .refinement import loses_digits, refined
 
 if TYPE_CHECKING:
     from ..covariance.parameters import CovarianceStructure
+    from ..engines.crossed.problem import CrossedProblem
     from .model import Model
 
-__all__ = ["Estimates", "restored"]
+__all__ = ["Estimates", "Probes", "restored"]
 
 F = TypeVar("F", bound=Fit)
 
 AGREES = 1e-7
 """Difference of the criterion, relative to its size and the rows, from which estimates are not of these data."""
+
+
+class Probes(NamedTuple):
+    """By which a fit by iterations was found.
+
+    Attributes
+    ----------
+    count, seed : int
+    parameters : float
+        See `MonteCarlo`.
+    """
+
+    count: int
+    seed: int
+    parameters: float
 
 
 class Estimates(NamedTuple):
@@ -44,6 +60,8 @@ class Estimates(NamedTuple):
         The parameters of restricted covariances; see `Optimum`.
     phi : (k,) array or None
         Those of structured residuals.
+    probes : Probes or None
+        Of ``method="iterative"``.
     """
 
     factor: Array
@@ -57,6 +75,7 @@ class Estimates(NamedTuple):
     others: tuple[tuple[float, Array], ...]
     restricted: Array | None = None
     phi: Array | None = None
+    probes: Probes | None = None
 
 
 def restored(kind: type[F], model: Model, reml: bool, found: Estimates) -> F:
@@ -80,7 +99,7 @@ def restored(kind: type[F], model: Model, reml: bool, found: Estimates) -> F:
     theta = structure.theta(factor)
     if found.phi is not None:
         theta = np.concatenate([theta, found.phi])
-    engine = model.criterion()
+    engine: Any = model.criterion() if found.probes is None else _iterative(model, found.probes)
     engine.reml = reml
     value, gradient, hessian = engine.evaluate(theta, 2)
     if found.restricted is not None:
@@ -103,15 +122,29 @@ def restored(kind: type[F], model: Model, reml: bool, found: Estimates) -> F:
         (), others, found.restricted,
     )  # fmt: skip
     solution = Solution(*engine.solution()[:3])
-    if loses_digits(engine, problem, factor):
+    drawn, spared = found.probes, AGREES * (abs(found.criterion) + problem.n)
+    if drawn is not None:
+        told = engine.probed
+        monte_carlo = MonteCarlo(
+            drawn.count, drawn.seed, told.log_det_error, drawn.parameters, told.log_det_deviations
+        )  # fmt: skip
+        optimum, spared = optimum._replace(monte_carlo=monte_carlo), spared + monte_carlo.criterion
+    elif loses_digits(engine, problem, factor):
         optimum, solution = refined(engine, model, optimum, solution)
         optimum = optimum._replace(converged=found.converged, message=found.message)
-    if abs(optimum.value + offset - found.criterion) > AGREES * (abs(found.criterion) + problem.n):
+    if abs(optimum.value + offset - found.criterion) > spared:
         raise LMMError(
             f"the criterion at the estimates is {optimum.value + offset:.6f} and was {found.criterion:.6f}: these "
             "estimates are not of these data"
         )
     return kind(model, optimum, reml, solution)
+
+
+def _iterative(model: Model, probes: Probes) -> Any:
+    """The engine of a fit by iterations."""
+    from ..engines.crossed.iterative import IterativeProblem
+
+    return IterativeProblem.of(cast("CrossedProblem", model.problem), probes.count, probes.seed).criterion()
 
 
 def _conditioned(model: Model, natural: Array) -> Array:

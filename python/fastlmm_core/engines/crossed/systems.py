@@ -127,6 +127,8 @@ class Traces(NamedTuple):
         Sum over the levels of the blocks of Lambda'N Lambda of each factor.
     log_det_error : float
         Monte Carlo standard error of log|M|.
+    log_det_deviations : (probes,) array
+        What each probe makes of it, less the mean.
     deviations : list of (probes, q, q) arrays
         What each probe makes of `blocks`, less their mean.
     """
@@ -134,6 +136,7 @@ class Traces(NamedTuple):
     log_det: float
     blocks: list[Array]
     log_det_error: float
+    log_det_deviations: Array
     deviations: list[Array]
 
 
@@ -219,7 +222,7 @@ class System:
         logs, bilinear = np.concatenate([one[0] for one in found]), np.concatenate([one[1] for one in found])
         mean_b = [self._own_of_b(f) for f in range(len(self.half))]
         trace_b = float(sum(np.trace(own, axis1=1, axis2=2).sum() for own in mean_b[1:]))
-        log_a, log_error, _ = _controlled(logs, -bilinear, -trace_b)
+        log_a, log_error, log_rest = _controlled(logs, -bilinear, -trace_b)
         blocks, deviations = [], []
         for f, (own, L_b) in enumerate(zip(self.half, mean_b, strict=True)):
             turned = np.swapaxes(own, 1, 2)
@@ -237,7 +240,7 @@ class System:
             inverse = turned @ own
             blocks.append(np.einsum("aij,ajk->ik", inverse, L.T @ products @ L) - mean)
             deviations.append(-rest)
-        return Traces(self.log_det + log_a, blocks, log_error, deviations)
+        return Traces(self.log_det + log_a, blocks, log_error, log_rest, deviations)
 
     def _first_known(self, turned: Array, own: Array) -> Array:
         return np.asarray(np.einsum("aij,ajk,alk->il", turned, own, turned))

@@ -17,7 +17,7 @@ from ...support.seeds import Seed, check_seed, generator_of
 from ...support.types import Array
 from .f_tests import F_TESTS, by_f
 from .nesting import Nesting, contained, efficient_information, fixed_columns, nest
-from .null_distributions import NullTest, chi_bar_square, chi_square, counted
+from .null_distributions import SURELY, NullTest, apart, chi_bar_square, chi_square, counted, uncertain
 from .table import Comparison, Row, information_criteria
 
 if TYPE_CHECKING:
@@ -129,8 +129,6 @@ def compare(
     2  0.5 chi2(1) + 0.5 chi2(2)
     """
     size = _check(results, test, null, n_sim, seed)
-    for fit in results:
-        fit.require_exact("compare()")
     labels = [_label(fit.model) for fit in results] if names is None else list(names)
     if len(labels) != len(results) or (names is not None and len(set(labels)) < len(labels)):
         raise LMMError(f"names must be {len(results)} different ones, one for each model, not {labels}")
@@ -326,7 +324,8 @@ def tested(
     if isinstance(nesting, str):
         return replace(row, null=f"No test: {small} is not nested in {large}, as {nesting}.")
     statistic = before.deviance - row.deviance
-    if statistic < -1e-7 * (1.0 + abs(row.deviance)):
+    error = apart(fit, smaller)
+    if statistic < -1e-7 * (1.0 + abs(row.deviance)) - SURELY * error:
         why = f"{large} fits worse than {small}, nested in it, so that one of them is not at its optimum"
         return replace(row, null=f"No test: {why}.")
     statistic = beyond_rounding(statistic, row.deviance)
@@ -335,14 +334,17 @@ def tested(
             found = _bootstrapped(statistic, smaller, fit, n_sim, seed, n_jobs, progress)
         else:
             factor = smaller.relative_factor if smaller.model.structure.q else None
-            found = null_test(statistic, nesting, fit.model, factor, fit.reml, null, n_sim, seed)
-    except LMMError as error:
+            test = partial(null_test, nesting=nesting, large=fit.model, factor=factor, reml=fit.reml, null=null,
+                           n_sim=n_sim, seed=seed)  # fmt: skip
+            found = uncertain(test, statistic, error)
+    except LMMError as refused:
         if null != "auto":
-            raise LMMError(f"{small} and {large}: {error}") from error
-        return replace(row, statistic=statistic, df=nesting.df, null=f"No test: {error}.")
+            raise LMMError(f"{small} and {large}: {refused}") from refused
+        return replace(row, statistic=statistic, df=nesting.df, null=f"No test: {refused}.", statistic_std_error=error)
     return replace(
-        row, statistic=statistic, df=nesting.df, pvalue=found.pvalue, p_std_error=found.p_std_error, null=found.text
-    )
+        row, statistic=statistic, df=nesting.df, pvalue=found.pvalue, p_std_error=found.p_std_error, null=found.text,
+        statistic_std_error=error,
+    )  # fmt: skip
 
 
 def moved(larger: Row, smaller: Row) -> Row:
@@ -354,6 +356,7 @@ def moved(larger: Row, smaller: Row) -> Row:
         pvalue=larger.pvalue,
         p_std_error=larger.p_std_error,
         null=larger.null,
+        statistic_std_error=larger.statistic_std_error,
     )
 
 
@@ -473,5 +476,11 @@ def warnings(fits: Sequence[tuple[str, Fit]]) -> list[str]:
     if singular:
         out.append(
             f"Itself on the boundary: {', '.join(singular)}; null distributions of tests against it are approximate."
+        )
+    errors = [fit.optimum.monte_carlo.criterion for _, fit in fits if fit.optimum.monte_carlo is not None]
+    if errors:
+        out.append(
+            f"Fits by method='iterative': criteria have Monte Carlo standard errors of up to {max(errors):.2g}, their "
+            "differences those that are said with the tests."
         )
     return out

@@ -8,9 +8,9 @@ cone of the alternatives: a mixture of chi-square distributions (Self and Liang 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -18,16 +18,25 @@ from ...errors import LMMError
 from ...support.seeds import Seed, generator_of
 from ...support.types import Array
 
+if TYPE_CHECKING:
+    from ...estimation.fit import Fit
+
 __all__ = [
+    "SURELY",
     "NullTest",
+    "apart",
     "chi_bar_square",
     "chi_square",
     "counted",
     "one_variance",
     "orthant_weights",
     "projection_shares",
+    "uncertain",
 ]
 
+
+SURELY = 4.0
+"""Monte Carlo standard errors by which a statistic may be negative."""
 
 _ITERATIONS = 2000
 _PRECISE = 1e-9  # of the share of the squared length; errors of the projection enter it squared
@@ -280,3 +289,21 @@ def _project(x: Array, places: Sequence[tuple[int, int]]) -> Array:
         near = (vectors * np.maximum(values, 0.0)[:, None, :]) @ vectors.transpose(0, 2, 1)
         out[:, part] = near[:, rows, columns] / scale
     return out
+
+
+def apart(one: Fit, other: Fit) -> float:
+    """Monte Carlo standard error of the difference of two criteria, 0 where both are exact."""
+    drawn, others = one.optimum.monte_carlo, other.optimum.monte_carlo
+    if drawn is None:
+        return 0.0 if others is None else others.criterion
+    return drawn.apart(others)
+
+
+def uncertain(test: Callable[[float], NullTest], statistic: float, error: float) -> NullTest:
+    """A test of a statistic with what its Monte Carlo standard error makes of the p-value."""
+    found = test(statistic)
+    if not error:
+        return found
+    high, low = (test(max(statistic + 2.0 * step, 0.0)).pvalue for step in (-error, error))
+    said = f"the statistic has a Monte Carlo standard error of {error:.2g}, p lies in [{low:.2g}, {high:.2g}] within "
+    return replace(found, text=f"{found.text}; {said}two of them")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -18,7 +19,7 @@ from ...support.seeds import Seed, generator_of, key_of
 from ...support.types import Array
 from .compare import Null, beyond_rounding, check_null, moved, null_test, tested, warnings
 from .nesting import nest, orthonormal
-from .null_distributions import NullTest, counted
+from .null_distributions import NullTest, counted, uncertain
 from .table import Comparison, Row, information_criteria
 
 if TYPE_CHECKING:
@@ -188,6 +189,7 @@ def _against_linear(result: Fit, name: str, null: Null, n_sim: int, seed: Seed) 
         raise LMMError(f"the random effects cannot be tested: {nesting}")
     criterion = model.evaluate(np.zeros(model.structure.n_parameters), reml=result.reml).value
     statistic = beyond_rounding(criterion - result.criterion, result.criterion)
+    error = 0.0 if result.optimum.monte_carlo is None else result.optimum.monte_carlo.criterion
     found: NullTest
     row = information_criteria(name, model.problem.rank + (model.sigma is None), criterion, result.nobs)
     if null == "auto" and nesting.undetermined:
@@ -196,10 +198,13 @@ def _against_linear(result: Fit, name: str, null: Null, n_sim: int, seed: Seed) 
     if null == "bootstrap":
         found = _bootstrap_linear(statistic, result, criterion, n_sim, seed)
     else:
-        found = null_test(statistic, nesting, model, None, result.reml, null, n_sim, seed)
+        test = partial(null_test, nesting=nesting, large=model, factor=None, reml=result.reml, null=null, n_sim=n_sim,
+                       seed=seed)  # fmt: skip
+        found = uncertain(test, statistic, error)
     return replace(
-        row, statistic=statistic, df=nesting.df, pvalue=found.pvalue, p_std_error=found.p_std_error, null=found.text
-    )
+        row, statistic=statistic, df=nesting.df, pvalue=found.pvalue, p_std_error=found.p_std_error, null=found.text,
+        statistic_std_error=error,
+    )  # fmt: skip
 
 
 def _bootstrap_linear(statistic: float, result: Fit, criterion: float, n_sim: int, seed: Seed) -> NullTest:

@@ -47,6 +47,8 @@ class Row:
         p-value and its Monte Carlo standard error (0 where nothing was simulated).
     null : str
         Null distribution, or why there is no test.
+    statistic_std_error : float
+        Monte Carlo standard error of the statistic, which fits by ``method="iterative"`` have; 0 elsewhere.
     """
 
     name: str
@@ -62,6 +64,7 @@ class Row:
     pvalue: float = math.nan
     p_std_error: float = math.nan
     null: str = ""
+    statistic_std_error: float = 0.0
 
 
 @checked
@@ -95,6 +98,8 @@ class Comparison(Shown):
         columns["n_parameters"] = np.array([row.n_parameters for row in rows])
         for name in ("aic", "aicc", "bic", "llf", "deviance", "statistic"):
             columns[name] = np.array([getattr(row, name) for row in rows])
+        if any(row.statistic_std_error for row in rows):
+            columns["statistic_std_error"] = np.array([row.statistic_std_error for row in rows])
         columns["df"] = np.array([math.nan if row.df is None else float(row.df) for row in rows])
         if self.by_f:
             columns["df_denom"] = np.array([row.df_denom for row in rows])

@@ -260,7 +260,7 @@ def confidence_limits(
     RuntimeWarning
         For limits that could not be found, with the reason; they are NaN.
     """
-    result.require_exact("profiles (take method='wald' for intervals)")
+    result.require_exact("profiles")
     chosen = _chosen(result, parameters)
     _rise(level)
     table = _limits(_Profilers(result, reml), chosen, level)
