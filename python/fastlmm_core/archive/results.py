@@ -159,7 +159,7 @@ def _parameters(result: Fit, arrays: dict[str, Array]) -> dict[str, Any]:
         arrays["restricted"] = optimum.restricted
     drawn = optimum.monte_carlo
     if drawn is not None:
-        found["probes"] = {"count": drawn.probes, "seed": drawn.seed, "parameters": drawn.parameters}
+        found["probes"] = {"n": drawn.probes, "seed": drawn.seed, "parameters": drawn.parameters}
     return found | {
         "criterion": result.criterion,
         "converged": bool(optimum.converged),

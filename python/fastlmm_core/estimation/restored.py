@@ -32,12 +32,12 @@ class Probes(NamedTuple):
 
     Attributes
     ----------
-    count, seed : int
+    n, seed : int
     parameters : float
         See `MonteCarlo`.
     """
 
-    count: int
+    n: int
     seed: int
     parameters: float
 
@@ -126,7 +126,7 @@ def restored(kind: type[F], model: Model, reml: bool, found: Estimates) -> F:
     if drawn is not None:
         told = engine.probed
         monte_carlo = MonteCarlo(
-            drawn.count, drawn.seed, told.log_det_error, drawn.parameters, told.log_det_deviations
+            drawn.n, drawn.seed, told.log_det_error, drawn.parameters, told.log_det_deviations
         )  # fmt: skip
         optimum, spared = optimum._replace(monte_carlo=monte_carlo), spared + monte_carlo.criterion
     elif loses_digits(engine, problem, factor):
@@ -144,7 +144,7 @@ def _iterative(model: Model, probes: Probes) -> Any:
     """The engine of a fit by iterations."""
     from ..engines.crossed.iterative import IterativeProblem
 
-    return IterativeProblem.of(cast("CrossedProblem", model.problem), probes.count, probes.seed).criterion()
+    return IterativeProblem.of(cast("CrossedProblem", model.problem), probes.n, probes.seed).criterion()
 
 
 def _conditioned(model: Model, natural: Array) -> Array:
