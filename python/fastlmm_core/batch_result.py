@@ -157,7 +157,7 @@ class BatchResult(Shown, BatchFit):
         ------
         LMMError
             For a level outside (0, 1), unknown options, Kenward-Roger after fits by ML, or with the observed
-            information where the responses were given as a stream and are gone.
+            information where a pickle has left the responses out.
         """
         from .inference.many.tests import tidy_columns
 
@@ -193,9 +193,9 @@ class BatchResult(Shown, BatchFit):
         Raises
         ------
         LMMError
-            For hypotheses that cannot be tested, or robust covariances, Kenward-Roger with the observed information and
-            Satterthwaite's formula for other than single coefficients where the responses were given as a stream and
-            are gone.
+            For hypotheses that cannot be tested; where the responses are gone for robust covariances, where a pickle
+            has left them out for Kenward-Roger with the observed information and Satterthwaite's formula for other
+            than single coefficients.
         """
         from .inference.many.tests import test
 
@@ -523,12 +523,11 @@ class BatchResult(Shown, BatchFit):
         Returns
         -------
         BatchVariances
-            Responses on the boundary are fitted once more by themselves.
 
         Raises
         ------
         LMMError
-            Where the responses were given as a stream and are gone, or for structured residuals.
+            Where the responses are gone that a pickle leaves out, or for structured residuals.
         """
         self.model.needs_unknown_variance("variance_components() of many responses", "fit the responses one by one")
         from .inference.many.variances import components

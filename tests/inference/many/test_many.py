@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import pickle
+
 import numpy as np
 import pytest
 
 import fastlmm_core as flc
 import oracle
 from fastlmm_core.covariance.directions import inverse_hessian
+from fastlmm_core.estimation.many import policy
 from fastlmm_core.inference import wald as inference
 from fastlmm_core.inference.many import tests as batch_inference
 
@@ -180,10 +183,42 @@ def test_streams(rng):
         batch_inference.test(stream, L, None, "kenward-roger").pvalues,
         batch_inference.test(whole, L, None, "kenward-roger").pvalues,
     )
-    with pytest.raises(flc.LMMError, match="given as a stream"):
-        batch_inference.test(stream, L)
+    for found in (stream, stream[[13, 2]], stream[:4].concat([stream[:4], stream[4:]])):
+        at = slice(None) if len(found) == 20 else [13, 2]
+        for information in ("auto", "observed"):
+            ddf = "satterthwaite" if information == "auto" else "kenward-roger"
+            one, other = (batch_inference.test(b, L, None, ddf, information) for b in (whole, found))
+            np.testing.assert_array_equal(one.pvalues[at], other.pvalues)
+            np.testing.assert_array_equal(one.df_denom[at], other.df_denom)
+    with pytest.raises(flc.LMMError, match="responses are not part of a pickle"):
+        batch_inference.test(pickle.loads(pickle.dumps(whole)), L)
+    again = pickle.loads(pickle.dumps(stream))
+    np.testing.assert_array_equal(batch_inference.test(again, L).pvalues, batch_inference.test(whole, L).pvalues)
     drawn = model.fit().simulate_fit(50, seed=1)
     assert np.isfinite(batch_inference.pvalues(drawn)).all()
+
+
+@pytest.mark.parametrize("factors", [1, 2])
+def test_streams_keep_what_was_fitted_by_itself(rng, monkeypatch, factors):
+    table = {"y": rng.normal(size=60), "x": rng.normal(size=60), "g": np.repeat(np.arange(12), 5)}
+    table["h"] = np.tile(np.arange(5), 12)
+    model = flc.lmm("y ~ x + (1 | g)" + " + (1 | h)" * (factors - 1), table)
+    Y = rng.normal(size=(9, 60)) + rng.normal(size=(9, 12))[:, table["g"]]
+    whole = model.fit_many(Y)
+    original = policy._fit_together
+
+    def leaves_two(shared, Y, into, first, *more):
+        original(shared, Y, into, first, *more)
+        into.status[first + 2], into.status[first + 4] = 0, 0
+
+    monkeypatch.setattr(policy, "_fit_together", leaves_two)
+    stream = model.fit_many(iter([Y]), n_jobs=1)
+    assert np.flatnonzero(stream.alone).tolist() == [2, 4]
+    both = ["Intercept = 0", "x = 0"]
+    # a fit by itself ends within 1e-6 of the same optimum, and is singular where the other is
+    same(batch_inference.test(stream, both).df_denom, batch_inference.test(whole, both).df_denom, 1e-4)
+    same(stream.variance_components().std_error, whole.variance_components().std_error, 1e-4)
+    assert stream[3:6][1].criterion == pytest.approx(whole[4].criterion, rel=1e-12)
 
 
 def test_threads_and_pieces_do_not_matter(rng):

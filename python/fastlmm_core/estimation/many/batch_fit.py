@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Sequence
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +19,7 @@ from ..model import Model
 from ..optimize import SINGULAR
 from .one_factor import effects_design
 
-__all__ = ["BOUNDARY", "BatchFit"]
+__all__ = ["BOUNDARY", "BatchFit", "Curvature"]
 
 
 BOUNDARY = 2
@@ -26,6 +27,49 @@ BOUNDARY = 2
 
 CHUNK_BYTES = 2**23
 """Size of the pieces of responses that are held at a time."""
+
+
+class Curvature(NamedTuple):
+    """What tests need of responses that are not kept.
+
+    Attributes
+    ----------
+    shift : (count, k) array
+        -(1 / r^2) d r^2 / d theta.
+    hess : (count, k (k + 1) / 2) array
+        Lower triangles of the second derivatives of the criterion, by rows.
+    singles : dict of int to array
+        Responses that were fitted one by one.
+    """
+
+    shift: Array
+    hess: Array
+    singles: dict[int, Array]
+
+    def hessians(self, part: NDArray[np.intp]) -> Array:
+        """Those of some responses (n, k, k)."""
+        k = self.shift.shape[1]
+        out = np.empty((len(part), k, k))
+        i, j = np.tril_indices(k)
+        out[:, i, j] = out[:, j, i] = self.hess[part]
+        return out
+
+    def some(self, chosen: NDArray[np.intp]) -> Curvature:
+        """That of some responses, in this order."""
+        singles = {at: self.singles[i] for at, i in enumerate(chosen.tolist()) if i in self.singles}
+        return Curvature(self.shift[chosen], self.hess[chosen], singles)
+
+    @staticmethod
+    def joined(parts: Sequence[Curvature | None]) -> Curvature | None:
+        """That of several batches, one after the other; None where one has none."""
+        known = [part for part in parts if part is not None]
+        if not known or len(known) < len(parts):
+            return None
+        first = np.cumsum([0, *(len(part.shift) for part in known)]).tolist()
+        singles = {at + i: y for at, part in zip(first, known, strict=False) for i, y in part.singles.items()}
+        return Curvature(
+            np.concatenate([part.shift for part in known]), np.concatenate([part.hess for part in known]), singles
+        )
 
 
 class BatchFit:
@@ -64,6 +108,8 @@ class BatchFit:
         zeros for those that nobody can change.
     gone : str
         Why the responses are not there, where they are not.
+    curvature : Curvature or None
+        What tests need of the responses of a stream.
     """
 
     def __init__(self, model: Model, kind: type[Fit], reml: bool, count: int, responses: Any) -> None:
@@ -77,6 +123,7 @@ class BatchFit:
         self.labels: NDArray[Any] | None = None
         self.seals: NDArray[np.uint64] | None = None
         self.gone = "the responses were given as a stream and are not kept"
+        self.curvature: Curvature | None = None
         self.theta_o = np.empty((count, n_par))
         self.params = np.empty((count, p))
         self.bse = np.empty((count, p))
@@ -249,9 +296,12 @@ class BatchFit:
         LMMError
             Where the responses are not kept, or this one could not be fitted.
         """
-        if self.responses is None:
+        if self.responses is not None:
+            y = self.fitted_responses(np.array([i]))[0]
+        elif self.curvature is not None and i in self.curvature.singles:
+            y = self.curvature.singles[i]
+        else:
             raise LMMError(f"{self.gone}; fit this one with model.refit(y)")
-        y = self.fitted_responses(np.array([i]))[0]
         return estimate(self.kind, self.model.with_response(y), self.reml)
 
     @property

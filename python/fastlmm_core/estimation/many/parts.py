@@ -12,7 +12,7 @@ from ...errors import LMMError
 from ...tables.responses import ResponseColumns, is_table
 from ...tables.stored import stored
 from ..model import Model
-from .batch_fit import BatchFit
+from .batch_fit import BatchFit, Curvature
 
 __all__ = ["FIELDS", "chosen_places", "chosen_responses", "concatenated", "part_of", "same_design", "with_responses"]
 
@@ -121,6 +121,7 @@ def part_of(batch: B, chosen: NDArray[np.intp]) -> B:
     out.labels = None if batch.labels is None else batch.labels[chosen]
     out.seals = None if batch.seals is None else batch.seals[chosen]
     out.gone = batch.gone
+    out.curvature = None if batch.curvature is None else batch.curvature.some(chosen)
     return out
 
 
@@ -166,6 +167,7 @@ def concatenated(batches: Sequence[B]) -> B:
     for name in FIELDS:
         setattr(out, name, np.concatenate([getattr(b, name) for b in batches]))
     out.gone = next((b.gone for b in batches if b.responses is None), out.gone)
+    out.curvature = Curvature.joined([b.curvature for b in batches])
     if all(b.labels is not None for b in batches):
         out.labels = np.concatenate([b.labels for b in batches])
     if any(b.seals is not None for b in batches) and known:

@@ -28,7 +28,7 @@ from ...tables.stored import StoredResponses, stored
 from ..fit import Fit, estimate
 from ..information import moments
 from ..model import Model
-from .batch_fit import BOUNDARY, CHUNK_BYTES, BatchFit
+from .batch_fit import BOUNDARY, CHUNK_BYTES, BatchFit, Curvature
 from .one_factor import shared_design
 from .parts import part_of
 from .progress import Sink, begun, unfinished
@@ -343,6 +343,8 @@ def _fit(
         else:
             _fit_together(shared, dense, into, first)
         _alone(model, lambda which: dense[which], into, slice(first, first + len(dense)))
+        if count is None and shared is not None and not model.one_by_one:
+            into.curvature = _curvature(cast("kernels.BatchDesign", shared), dense, into)
 
     def tasks() -> Iterator[tuple[Any, BatchFit, int, int]]:
         at = 0
@@ -383,6 +385,15 @@ def _fit(
         if bar is not None:
             bar.close()
     return pieces[0] if count is not None else _joined(empty, pieces)
+
+
+def _curvature(shared: kernels.BatchDesign | FactorBatch | HierarchyDesign, Y: Array, fits: BatchFit) -> Curvature:
+    """What tests need of the responses of a block."""
+    theta, rank = np.nan_to_num(fits.theta_o), fits.model.problem.rank
+    _, _, shift, hess = shared.contrasts(Y, fits.reml, theta, np.eye(1, rank))
+    i, j = np.tril_indices(hess.shape[1])
+    singles = {k: Y[k].copy() for k in np.flatnonzero(fits.alone & (fits.status >= 0)).tolist()}
+    return Curvature(shift, hess[:, i, j], singles)
 
 
 def _alone_by_nature(model: Model, reml: bool) -> bool:
@@ -565,4 +576,5 @@ def _joined(empty: Callable[[int, Any], B], pieces: list[B]) -> B:
     for name in (*_FIELDS, "alone", "n_evaluations"):
         if pieces:
             np.concatenate([getattr(piece, name) for piece in pieces], out=getattr(out, name))
+    out.curvature = Curvature.joined([piece.curvature for piece in pieces])
     return out

@@ -32,8 +32,8 @@ if TYPE_CHECKING:
     from ..wald_test import WaldTest
 
 __all__ = [
-    "Asked", "chunks", "kenward_roger", "kenward_roger_coefficients", "of_variance", "robust", "satterthwaite",
-    "stacks", "tell_kenward_roger", "tell_of_variance", "tell_satterthwaite",
+    "Asked", "chunks", "contrasts", "curvatures", "kenward_roger", "kenward_roger_coefficients", "of_variance",
+    "robust", "satterthwaite", "stacks", "tell_kenward_roger", "tell_of_variance", "tell_satterthwaite",
 ]  # fmt: skip
 
 
@@ -236,21 +236,34 @@ def _with_moments(batch: BatchFit, information: str, use: Callable[[NDArray[np.i
 
 def _observed(batch: BatchFit, part: NDArray[np.intp]) -> Observed:
     """The observed information of some responses."""
-    model = batch.model
-    _, _, shift, hess, theta = contrasts(batch, part, np.eye(1, model.problem.rank))
-    return Observed(shift, inverse_hessian(model.structure, theta, hess))
+    shift, hess = curvatures(batch, part)
+    return Observed(shift, inverse_hessian(batch.model.structure, batch.theta_o[part], hess))
+
+
+def curvatures(batch: BatchFit, part: NDArray[np.intp]) -> tuple[Array, Array]:
+    """The shift and the Hessian at the estimates of some responses; see `contrasts`."""
+    if batch.responses is None and batch.curvature is not None:
+        return batch.curvature.shift[part], batch.curvature.hessians(part)
+    _, _, shift, hess, _ = contrasts(batch, part, np.eye(1, batch.model.problem.rank))
+    return shift, hess
 
 
 def contrasts(batch: BatchFit, part: NDArray[np.intp], rows: Array) -> tuple[Array, ...]:
     """K = rows H_xx^-1 rows', its slope, the shift and the Hessian at the estimates of some responses; and those."""
-    lines, scores = batch.seen(part)
     theta = np.ascontiguousarray(batch.theta_o[part])
+    if batch.responses is None and batch.curvature is not None:
+        # K and its slope are those of the design: any response will do
+        any_y = np.random.default_rng(0).standard_normal(batch.model.nobs)
+        lines = np.ascontiguousarray(np.broadcast_to(any_y, (len(part), len(any_y))))
+        K, slope, _, _ = shared_design(batch.model).contrasts(lines, batch.reml, theta, rows)
+        return K, slope, *curvatures(batch, part), theta
+    lines, scores = batch.seen(part)
     more = () if scores is None else (scores,)
     return *shared_design(batch.model).contrasts(lines, batch.reml, theta, rows, *more), theta
 
 
 def _need_responses(batch: BatchFit, remedy: str) -> None:
-    if batch.responses is None:
+    if batch.responses is None and batch.curvature is None:
         raise LMMError(f"{batch.gone}: fit an array, or use {remedy}")
 
 

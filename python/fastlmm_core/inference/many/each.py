@@ -29,7 +29,7 @@ from .contrasts import Asked, stacks, tell_kenward_roger, tell_of_variance, tell
 from .own_designs import OwnDesigns
 from .own_permutation import Source
 from .tests import BatchTest, check_ddf, joint_pvalues
-from .variances import BatchVariances, Estimated, Shared, delta_errors, fill_alone
+from .variances import BatchVariances, Estimated, Shared, delta_errors, fill_alone, leave_boundary
 
 if TYPE_CHECKING:
     from ...design.design import Design
@@ -183,13 +183,14 @@ class EachResult(Shown, StackFit, OwnDesigns):
 
     def _components(self) -> BatchVariances:
         out = Estimated(self._shared, self.covariance, self.sigma2).table(self._called)
-        inside = (self.by_lanes == 1) & (self.status == 1)
-        some = np.flatnonzero(inside)
+        by_lanes = (self.by_lanes == 1) & (self.status > 0)
+        some = np.flatnonzero(by_lanes)
         _, _, shift, hess = self.contrasts(np.eye(1, self.params.shape[1]))
         nu = np.asarray(self.nobs - (self.rank if self.reml else 0), dtype=np.float64)[some]
         at = self.z_maps[some], self._shared.structure.factors(self.theta_o[some]), self.sigma2[some]
         out.std_error[some] = delta_errors(self._shared, (shift[some], hess[some], nu), at)
-        fill_alone(out, np.flatnonzero((self.status >= 0) & ~inside), self.one)
+        leave_boundary(self._shared, out)
+        fill_alone(out, np.flatnonzero((self.status >= 0) & ~by_lanes), self.one)
         return out
 
     def _to_compare(self) -> FitsToCompare:

@@ -425,7 +425,6 @@ class OwnDesigns:
         Returns
         -------
         BatchVariances
-            Fits on the boundary are made once more by themselves.
         """
         return self._components()
 

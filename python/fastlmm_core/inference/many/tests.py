@@ -163,8 +163,8 @@ def df(batch: BatchFit, ddf: str = "satterthwaite", information: str = "auto") -
     Raises
     ------
     LMMError
-        For unknown options, Kenward-Roger after fits by ML, or with the observed information where the responses
-        were given as a stream and are gone.
+        For unknown options, Kenward-Roger after fits by ML, or with the observed information where a pickle has left
+        the responses out.
     """
     check_ddf(ddf, information)
     if ddf == "satterthwaite":
@@ -329,7 +329,7 @@ def test(
     ------
     LMMError
         For hypotheses that cannot be tested, Kenward-Roger after fits by ML, or Satterthwaite's formula for other
-        than single coefficients, or the observed information, where the responses were given as a stream and are gone.
+        than single coefficients, or the observed information, where a pickle has left the responses out.
     """
     return tests(batch, [parse_hypothesis(hypothesis, batch.model.exog_names, rhs)], ddf, information, vcov, cluster)[0]
 

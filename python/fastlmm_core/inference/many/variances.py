@@ -5,7 +5,7 @@ together, of which the profiled Hessian, that the lanes give, is the Schur compl
 
     d_tt = d_p,tt + nu s s',    d_ts = nu s,    d_ss = nu,    s = -(1 / r^2) d r^2 / d theta.
 
-Inside the parameter space the delta method gives the rest.  On the boundary a response is looked at by itself.
+The delta method gives the rest; on the boundary along the covariance matrices of the rank found.
 """
 
 from __future__ import annotations
@@ -27,15 +27,18 @@ from ...support.distributions import quantile
 from ...support.types import Array
 from ...tables.columns import native_frame
 from ...tables.rows import FitLabels
-from ..variance_components import variance_components
-from .contrasts import CHUNK_BYTES, contrasts
+from ..variance_components import AT_ONE, variance_components
+from .contrasts import CHUNK_BYTES, curvatures
 
 if TYPE_CHECKING:
     from ...design.design import Design
     from ...estimation.fit import Fit
     from ...estimation.many.batch_fit import BatchFit
 
-__all__ = ["BatchFractions", "BatchVariances", "Estimated", "Shared", "components", "delta_errors", "fill_alone"]
+__all__ = [
+    "BatchFractions", "BatchVariances", "Estimated", "Shared", "components", "delta_errors", "fill_alone",
+    "leave_boundary",
+]  # fmt: skip
 
 
 @checked
@@ -136,22 +139,32 @@ def components(batch: BatchFit) -> BatchVariances:
     """See `BatchResult.variance_components`."""
     model = batch.model
     model.needs_independent_residuals("variance_components() of many responses (of batch[i] it does not)")
-    if batch.responses is None:
+    if batch.responses is None and batch.curvature is None:
         raise LMMError(f"{batch.gone}: fit an array to have standard errors of variances")
     out = Estimated(model.design, batch.covariance, batch.sigma2).table(FitLabels(model.library, batch.labels))
-    error = out.std_error
-    inside = (batch.status == 1) & ~batch.alone
+    by_lanes = (batch.status > 0) & ~batch.alone
     size = max(8, CHUNK_BYTES // (8 * model.nobs))
-    regular = np.flatnonzero(inside)
-    for begin in range(0, len(regular), size):
-        part = regular[begin : begin + size]
-        _, _, shift, hess, _ = contrasts(batch, part, np.eye(1, model.problem.rank))
+    some = np.flatnonzero(by_lanes)
+    for begin in range(0, len(some), size):
+        part = some[begin : begin + size]
         nu = np.full(len(part), float(model.df_resid if batch.reml else model.nobs))
-        error[part] = delta_errors(
-            model.design, (shift, hess, nu), (model.problem.z_map, batch.factor_o[part], batch.sigma2[part])
-        )
-    fill_alone(out, np.flatnonzero((batch.status >= 0) & ~inside), batch.one)
+        at = model.problem.z_map, batch.factor_o[part], batch.sigma2[part]
+        out.std_error[part] = delta_errors(model.design, (*curvatures(batch, part), nu), at)
+    leave_boundary(model.design, out)
+    fill_alone(out, np.flatnonzero((batch.status >= 0) & ~by_lanes), batch.one)
     return out
+
+
+def leave_boundary(design: Design, out: BatchVariances) -> None:
+    """Give no standard errors of what is at its boundary: variances of zero and theirs, correlations of one."""
+    elements = design.random.elements
+    place = {e.i: at for at, e in enumerate(elements) if e.i == e.j}
+    dead = {i: out.estimate[:, at] == 0.0 for i, at in place.items()}
+    for at, e in enumerate(elements):
+        lost = dead[e.i] | dead[e.j]
+        out.std_error[lost, at] = out.std_error[lost, len(elements) + 1 + at] = np.nan
+        if e.i != e.j:
+            out.std_error[1.0 - np.abs(out.estimate[:, at]) <= AT_ONE, at] = np.nan
 
 
 def fill_alone(out: BatchVariances, which: NDArray[np.intp], one: Callable[[int], Fit]) -> None:
@@ -163,7 +176,9 @@ def fill_alone(out: BatchVariances, which: NDArray[np.intp], one: Callable[[int]
 
 
 def delta_errors(design: Design, curvature: tuple[Array, Array, Array], at: tuple[Array, Array, Array]) -> Array:
-    """Standard errors of n fits inside the parameter space, in the order of the names.
+    """Standard errors of n fits, in the order of the names, along the covariance matrices of the rank found.
+
+    A column of Lambda that is zero stays so: the criterion is even in it, and G does not depend on it to first order.
 
     Parameters
     ----------
@@ -176,6 +191,9 @@ def delta_errors(design: Design, curvature: tuple[Array, Array, Array], at: tupl
     structure, elements = design.structure, design.random.elements
     shift, hess, nu = curvature
     n, k = shift.shape
+    dead = ~np.any(at[1], axis=1)[:, structure.positions[1]]
+    shift = np.where(dead, 0.0, shift)
+    hess = np.where(dead[:, :, None] | dead[:, None, :], np.eye(k), hess)
     hessian = np.empty((n, k + 1, k + 1))
     hessian[:, :k, :k] = hess + nu[:, None, None] * shift[:, :, None] * shift[:, None, :]
     hessian[:, :k, k] = hessian[:, k, :k] = nu[:, None] * shift
@@ -192,6 +210,7 @@ def delta_errors(design: Design, curvature: tuple[Array, Array, Array], at: tupl
     of_sigma2 = np.zeros((n, k + 1))
     of_sigma2[:, k] = sigma2
     variance = np.einsum("nii->ni", G)
+    variance = np.where(variance > 0.0, variance, np.nan)
     sd = np.sqrt(variance)
     slopes, own = [], []
     for e in elements:
