@@ -35,7 +35,7 @@ constant sizes, which modules of their own, or declarations shared between them,
     deletions, series               fits without some groups; residuals that are correlated in time
 """
 from cpython.pycapsule cimport PyCapsule_New
-from libc.math cimport INFINITY, M_LN2, M_PI, fabs, isfinite, log, sqrt
+from libc.math cimport INFINITY, M_LN2, M_PI, NAN, fabs, isfinite, log, sqrt
 from libc.stdint cimport int64_t
 from libc.string cimport memset
 

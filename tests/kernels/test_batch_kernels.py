@@ -271,8 +271,10 @@ BATCH_SCRIPT = textwrap.dedent(
     from fastlmm_core import kernels
     out = {}
     rng = np.random.default_rng(7)
-    for q, p, visits in ((1, 1, "same"), (1, 2, "own"), (2, 2, "same"), (2, 4, "own"), (2, 0, "mixed"),
-                         (3, 2, "mixed"), (4, 5, "own")):
+    # the shapes of which the sweeps are compiled with constant sizes, and others
+    for q, p, visits in ((1, 1, "same"), (1, 2, "own"), (1, 4, "mixed"), (2, 2, "same"), (2, 3, "mixed"),
+                         (2, 4, "own"), (2, 0, "mixed"), (2, 6, "own"), (3, 2, "mixed"), (3, 3, "mixed"), (3, 4, "own"),
+                         (3, 6, "own"), (4, 5, "own")):
         m = 20
         sizes = {"same": np.full(m, 6), "mixed": np.array([5, 7])[np.arange(m) % 2],
                  "own": rng.integers(q + 2, 9, m)}[visits]
@@ -317,7 +319,7 @@ def test_variants_agree(tmp_path):
         with np.load(tmp_path / f"{variant}.npz") as file:
             found[variant] = dict(file)
     base = found.pop("base")
-    assert len(base) == 7 * 2 * 8
+    assert len(base) == 13 * 2 * 8
     for values in base.values():
         assert len(values) == 29
     for variant, values in found.items():
