@@ -90,7 +90,7 @@ def test_what_is_read_once_is_not_read_twice():
     data = simulated(3000)
     scan = flc.scan(iter(cut(data, 700)))
     with pytest.raises(flc.LMMError, match=r"read again, and an iterator gives its tables once.*levels="):
-        flc.lmm("y ~ arm + (1 | g)", scan)
+        flc.plan("y ~ arm + (1 | g)", scan)
     plan = flc.plan("y ~ arm + (1 | g)", iter(cut(data, 700)), levels={"arm": "abc"})
     total = plan.reduce(iter(cut(data, 700)), key="all")
     same_bits(flc.lmm("y ~ arm + (1 | g)", data).fit(), flc.lmm(plan, total).fit())

@@ -1,7 +1,8 @@
 """Models of data that are read in pieces and never held.
 
 source           files, tables, Arrow streams and factories as pieces of a table
-recipe           how a piece becomes columns: the states of a formula, learnt from a first pass where they need one
+recipe           how a piece becomes columns
+wanted           the states of a formula, learnt from a first pass where they need one
 labels           group labels of pieces to slots
 reduce           pieces to sums, in one order of additions
 cross_products   those sums, which add up; their files
@@ -11,6 +12,7 @@ fitting          a formula and a source, or a plan and its sums, to a design and
 dask             data frames of Dask
 buckets          groups that stay with the workers of Dask
 spark            data frames of Spark
+late             one reading of rows whose formula has to see all of them first
 exact            sums in twice the precision of rows that can be read once
 deletion         what the deletion of groups needs beside the sums
 rows             fitted values and residuals, piece by piece

@@ -309,8 +309,8 @@ class BucketRows(StreamRows):
 
     def sums(self, columns: RowColumns, kept: Index | None) -> RowSums:
         """The sums over all rows; a line for each group that only counts."""
-        total, name = self._whole, self._plan.factors[0]
-        if columns is not self._plan.columns:
+        total, name = self._whole, self.plan.factors[0]
+        if columns is not self.plan.columns:
             _undecided()
         self.n, self.seen, self.log_weights = total.nobs, total.seen, total.log_weights
         self.gram, self.packed, self.n_slots = total.gram, total.packed, self._m

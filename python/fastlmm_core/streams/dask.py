@@ -15,8 +15,8 @@ from typing import Any
 from ..errors import LMMError
 from .cross_products import CrossProducts, merge
 from .plan import Plan, candidates, make_plan
-from .recipe import Wanted
 from .source import Scan
+from .wanted import Wanted
 
 __all__ = ["added_up", "is_dask", "partitions", "plan_of_dask", "reduce_dask"]
 

@@ -18,7 +18,7 @@ from ..kernels.records import RowColumns, Rows
 from ..support.double_double import Pairs, cholesky, pairs, product, total
 from ..support.types import Array, Index
 
-__all__ = ["ExactSums"]
+__all__ = ["ExactSums", "unpacked"]
 
 
 class ExactSums:
@@ -40,6 +40,22 @@ class ExactSums:
         self._total = np.zeros((2, self._k * (self._k + 1) // 2))
         self._counts = np.zeros(0, dtype=np.int64)
         self._m = 0
+
+    @classmethod
+    def of(cls, columns: RowColumns, A: Pairs, C: Pairs, S: Pairs, counts: NDArray[np.int64]) -> ExactSums:
+        """From sums that are there: Z'WZ and Z'W[X y] by lines, [X y]'W[X y], and the rows of each line."""
+        out = cls(columns)
+        m, q = len(counts), out._q
+        z, xy = out._scales[:q], out._scales[q:]
+        lower, inner = np.tril_indices(q), np.tril_indices(out._k)
+        out._m, out._counts = m, counts
+        # powers of two change no digit
+        out._lines = np.array([
+            np.concatenate([(a * (z[:, None] * z))[:, *lower], (c * (z[:, None] * xy)).reshape(m, -1)], axis=1)
+            for a, c in ((A.hi, C.hi), (A.lo, C.lo))
+        ])  # fmt: skip
+        out._total = np.array([(part * (xy[:, None] * xy))[inner] for part in (S.hi, S.lo)])
+        return out
 
     def add(self, rows: Rows) -> None:
         """Take in some rows, whose slots begin at 0."""
@@ -105,14 +121,7 @@ class ExactSums:
 
     def _products(self) -> tuple[Pairs, Pairs]:
         """A (m, q, q) and C (m, q, k) of the lines."""
-        q, m = self._q, self._m
-        n_a = q * (q + 1) // 2
-        lower = np.zeros((q, q), dtype=np.intp)
-        lower[np.tril_indices(q)] = np.arange(n_a)
-        lines = Pairs(*self._lines[:, :m])
-        square = lines[:, np.maximum(lower, lower.T)]
-        crossed = lines[:, n_a:]
-        return square, Pairs(crossed.hi.reshape(m, q, self._k), crossed.lo.reshape(m, q, self._k))
+        return unpacked(Pairs(*self._lines[:, : self._m]), self._q, self._k)
 
     def _whole(self) -> Pairs:
         """[X y]'[X y] (k, k)."""
@@ -156,6 +165,16 @@ class ExactSums:
         out = S.hi.copy()
         out[np.diag_indices(len(at))] = np.maximum(np.diagonal(out), 0.0)
         return out[np.tril_indices(len(at))]
+
+
+def unpacked(lines: Pairs, q: int, k: int) -> tuple[Pairs, Pairs]:
+    """A (m, q, q) and C (m, q, k) of lines of sums."""
+    m, n_a = len(lines.hi), q * (q + 1) // 2
+    lower = np.zeros((q, q), dtype=np.intp)
+    lower[np.tril_indices(q)] = np.arange(n_a)
+    square = lines[:, np.maximum(lower, lower.T)]
+    crossed = lines[:, n_a:]
+    return square, Pairs(crossed.hi.reshape(m, q, k), crossed.lo.reshape(m, q, k))
 
 
 def _pair(value: Fraction) -> tuple[float, float]:

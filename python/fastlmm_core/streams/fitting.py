@@ -33,6 +33,12 @@ def condition_source(formula: str, source: Scan, weights: str | None, offset: st
         As for rows in memory, and for what a scan does not take.
     """
     before = source.passes
+    if source.once:
+        from .late import read_once
+
+        found = read_once(formula, source, weights, offset, missing)
+        if found is not None:
+            return _conditioned(StreamRows.of_sums(found[0], source, found[1]), source, before)
     plan = make_plan(formula, source, weights, offset, missing, {})
     return condition_plan(plan, None, source, before)
 
@@ -59,8 +65,13 @@ def condition_plan(plan: Plan, total: CrossProducts | None, source: Scan | None,
             f"the sums were made by another plan (fingerprint {total.fingerprint[:8]}, this plan has "
             f"{plan.fingerprint[:8]}); give the plan whose reduce() made them"
         )
+    return _conditioned(StreamRows(plan, source, total), source, before)
+
+
+def _conditioned(reader: StreamRows, source: Scan | None, before: int) -> Streamed:
+    """The model of what a reader gives."""
+    plan = reader.plan
     recipe = plan.recipe
-    reader = StreamRows(plan, source, total)
     problem: Problem
     if len(plan.factors) == 1:
         part = random_without_rows(recipe.terms)

@@ -17,11 +17,12 @@ from ..kernels.records import RowColumns, Rows
 from ..support.arguments import checked
 from .cross_products import CrossProducts
 from .labels import CellSlots
-from .recipe import Recipe, Seen, Wanted, learn
+from .recipe import Recipe, Seen
 from .reduce import chunks, constant_values, first_chunk, line_length, room_for_lines, sum_chunks
 from .source import Scan, ahead, scan
+from .wanted import Wanted, learn
 
-__all__ = ["Plan", "plan"]
+__all__ = ["Plan", "candidates", "make_plan", "plan", "plan_of"]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -185,7 +186,11 @@ def make_plan(
             wanted.see(table)
 
     recipe = learn(formula, source.look(names), see_all or here, weights, offset, missing, known)
-    head = first_chunk(recipe, source.look(list(recipe.columns)))
+    return plan_of(recipe, first_chunk(recipe, source.look(list(recipe.columns))))
+
+
+def plan_of(recipe: Recipe, head: Rows) -> Plan:
+    """The plan of a recipe, with shifts and scales by the first rows."""
     columns = shared_scales(ArrayRows(head), recipe.shared.which, random_without_rows(recipe.terms).structure)
     return Plan(recipe, columns, constant_values(head, columns), _fingerprint(recipe, columns))
 

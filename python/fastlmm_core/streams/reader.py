@@ -21,6 +21,7 @@ from ..support.types import Array, Index
 from .cross_products import CrossProducts
 from .exact import ExactSums
 from .labels import CellSlots, joined
+from .late import OnceSums
 from .plan import Plan
 from .recipe import Seen
 from .reduce import PassSums, first_chunk, line_length, room_for_lines, sum_chunks
@@ -46,7 +47,7 @@ class StreamRows:
     """
 
     def __init__(self, plan: Plan, source: Scan | None, total: CrossProducts | None) -> None:
-        self._plan, self._source, self._total = plan, source, total
+        self.plan, self._source, self._total = plan, source, total
         self._slots = CellSlots(plan.factors)
         self._order: Index | None = None
         self.seen = Seen.nothing()
@@ -64,6 +65,17 @@ class StreamRows:
             # what a second pass would find is kept in the first
             self._head, self._exact = self.first(), ExactSums(plan.columns)
 
+    @classmethod
+    def of_sums(cls, plan: Plan, source: Scan, made: OnceSums) -> StreamRows:
+        """What one reading has found of rows that cannot be read again."""
+        out = cls(plan, None, None)
+        out._source, out._head, out._exact = source, made.head, made.exact
+        out._order = np.arange(len(made.cells))[out._put_in_order(made.levels, made.cells)]
+        out.seen, out.n, out.log_weights = made.seen, made.seen.n, made.log_weights
+        nothing = np.zeros(0)
+        out._pass = PassSums(nothing, nothing, nothing, made.constant, made.varies, made.log_weights, float("nan"))
+        return out
+
     def _chunks(self, seen: Seen) -> Iterator[Rows]:
         if self._source is None:
             raise LMMError(
@@ -71,7 +83,7 @@ class StreamRows:
                 "that the rows are needed again; give them too, lmm(plan, total, source=...)"
             )
         self.passes += 1
-        for rows in self._plan.chunks(self._source, self._slots, seen):
+        for rows in self.plan.chunks(self._source, self._slots, seen):
             if self._exact is not None:
                 self._exact.add(rows)
             yield rows
@@ -93,7 +105,7 @@ class StreamRows:
 
     def _put_in_order(self, levels: Sequence[NDArray[Any]], cells: NDArray[np.int64]) -> Index | slice:
         """Keep labels and cells, in the order of the factor that has most levels; return that order."""
-        names = self._plan.factors
+        names = self.plan.factors
         factors = sorted(range(len(names)), key=lambda f: -len(levels[f]))
         self.groupings = tuple(grouping_of(names[f], joined(names[f], levels[f])) for f in factors)
         self.n_slots = len(cells)
@@ -108,9 +120,9 @@ class StreamRows:
     @property
     def shared(self) -> SharedColumns:
         """The grouping factors, that with most levels first; known after the first sums."""
-        terms = self._plan.recipe.shared
+        terms = self.plan.recipe.shared
         at = [terms.names.index(grouping.name) for grouping in self.groupings]
-        structure = random_without_rows(self._plan.recipe.terms, [grouping.codes for grouping in self.groupings])
+        structure = random_without_rows(self.plan.recipe.terms, [grouping.codes for grouping in self.groupings])
         return SharedColumns(
             tuple(terms.names[f] for f in at),
             tuple(terms.columns[f] for f in at),
@@ -126,7 +138,7 @@ class StreamRows:
         if self._source is None:
             next(self._chunks(Seen.nothing()))
         assert self._source is not None
-        return first_chunk(self._plan.recipe, self._source.look(list(self._plan.recipe.columns)))
+        return first_chunk(self.plan.recipe, self._source.look(list(self.plan.recipe.columns)))
 
     def changes(self, column: int, of_z: bool) -> bool:
         """Nothing is known of other rows."""
@@ -134,9 +146,9 @@ class StreamRows:
 
     def sums(self, columns: RowColumns, kept: Index | None) -> RowSums:
         """The sums over all rows."""
-        p, q = len(columns.beta0), self._plan.columns.z_scale.shape[1]
+        p, q = len(columns.beta0), self.plan.columns.z_scale.shape[1]
         total = self._total
-        if total is not None and columns is self._plan.columns:
+        if total is not None and columns is self.plan.columns:
             order = self._put_in_order(total.levels, total.cells)
             self.n, self.seen, self.log_weights = total.nobs, total.seen, total.log_weights
             raw, packed, gram = total.raw[order].copy(), total.packed.copy(), total.gram.copy()
@@ -148,7 +160,7 @@ class StreamRows:
             raw = raw[self._slot_order()]
         else:
             seen = Seen.nothing()
-            values = self._plan.values
+            values = self.plan.values
             memory = None if self._source is None else self._source.memory
             room = room_for_lines(memory, self._slots, line_length(p, q), self._exact is not None)
             made = sum_chunks(self._chunks(seen), columns, kept, values, p, q, room)
@@ -171,7 +183,7 @@ class StreamRows:
                     f"the grouping factor {grouping.name!r} has {'one level' if grouping.m else 'no rows'}: its "
                     "variance cannot be estimated; use ordinary regression or another factor"
                 )
-        count = len(self._plan.recipe.x_names)
+        count = len(self.plan.recipe.x_names)
         if self.n <= count:
             raise LMMError(f"there are {self.n} observations for {count} fixed effects; use fewer columns in X")
 
@@ -221,7 +233,7 @@ class StreamRows:
         assert found is not None
         if not of_z:
             constant = np.flatnonzero(shift_scale[0] != 0.0)
-            known = self._plan.columns.x_constant if len(constant) else -1
+            known = self.plan.columns.x_constant if len(constant) else -1
             self._triangle = np.ascontiguousarray(shift_scale), known, found
         return found
 
@@ -247,7 +259,7 @@ class StreamRows:
 
     def whole(self) -> Rows:
         """All rows at once, where they are not too many."""
-        p, q = len(self._plan.columns.beta0), self._plan.columns.z_scale.shape[1]
+        p, q = len(self.plan.columns.beta0), self.plan.columns.z_scale.shape[1]
         if 8 * self.n * (p + q + 4) > GATHERED:
             raise LMMError(
                 "by their sums of products, random effects are explained by the fixed effects at every level, or "

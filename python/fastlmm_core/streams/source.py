@@ -128,8 +128,8 @@ class Scan:
         if self._once and self.passes:
             raise LMMError(
                 f"the rows have to be read again, and {self._once}; give scan() something that can be read again, "
-                "files, or a function that opens the stream anew; where only levels are not known, give them to "
-                "plan(..., levels=)"
+                "files, or a function that opens the stream anew; lmm(formula, source) finds levels, means and moments "
+                "while it sums, and plan(..., levels=) needs none of those given"
             )
 
     def _read(self, columns: list[str] | None) -> Iterator[Table]:
@@ -214,7 +214,8 @@ def scan(source: Any, *, memory: float | None = None) -> Scan:
     -----
     A fit reads the rows once; a second time where formulas have to see all rows first (levels of categorical columns,
     ``center()``, ``within()``), or where the columns are so badly conditioned that sums have to be taken anew.  Of what
-    can be read only once the sums are taken in twice the precision too, from which those of better columns follow.
+    can be read only once the sums are taken in twice the precision too, from which those of better columns follow, and
+    those of levels and means that are not known before the end.
 
     Examples
     --------

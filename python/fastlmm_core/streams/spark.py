@@ -15,8 +15,8 @@ from typing import Any
 
 from .cross_products import CrossProducts, merge
 from .plan import Plan, candidates, make_plan
-from .recipe import HEAD, Wanted
 from .source import Scan, scan
+from .wanted import HEAD, Wanted
 
 __all__ = ["is_spark", "plan_of_spark", "reduce_spark"]
 
