@@ -166,17 +166,14 @@ cdef class FactorBatch:
         free(work)
         return 0
 
-    def fit(self, const double[:, ::1] Y, Py_ssize_t first, bint reml, double criterion_offset, start, into, look=None,
-            bint brief=False):
+    def fit(self, const double[:, ::1] Y, Py_ssize_t first, criterion, start, into, look=None, bint brief=False):
         """Fit the rows of Y; results go to rows first, first + 1, ... of the arrays.
 
         Parameters
         ----------
         Y : (count, n) array
         first : int
-        reml : bool
-        criterion_offset : float
-            Added to the criterion for the caller's units (the part without the scale of y).
+        criterion : BatchCriterion
         start : (n_par,) or (count, n_par) array, or None
             Theta to start from, of all or of each; None: the lowest point of the screen.
         into : BatchResults
@@ -190,6 +187,7 @@ cdef class FactorBatch:
         cdef FactorDesign d = self.d
         cdef Outcome out
         cdef Py_ssize_t count = Y.shape[0]
+        cdef bint reml = criterion.reml
         cdef const double[::1] constant = self.screen.constant[0 if reml else 1]
         cdef const double[:, ::1] starts
         if Y.shape[1] != self.n:
@@ -199,7 +197,7 @@ cdef class FactorBatch:
             return
         b.reml = reml
         b.nu = <double> (b.n - b.p if reml else b.n)
-        b.criterion_offset = criterion_offset
+        b.criterion_offset = criterion.offset
         b.first_theta = NULL
         d.screen.constant = &constant[0]
         if start is not None:

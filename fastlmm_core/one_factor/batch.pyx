@@ -197,7 +197,7 @@ cdef class BatchDesign:
         d.variance = scores.variance
         return scores.width
 
-    def fit(self, const double[:, ::1] Y, Py_ssize_t first, bint reml, double criterion_offset, start, into,
+    def fit(self, const double[:, ::1] Y, Py_ssize_t first, criterion, start, into,
             scores=None, look=None, bint brief=False):
         """Fit the rows of Y; results go to rows first, first + 1, ... of the arrays.
 
@@ -206,9 +206,7 @@ cdef class BatchDesign:
         Y : (count, n) array
             Or (count, width) lines of scores.
         first : int
-        reml : bool
-        criterion_offset : float
-            Added to the criterion for the caller's units (the part without the scale of y).
+        criterion : BatchCriterion
         start : (n_par,) or (count, n_par) array, or None
             Theta to start from, of all or of each; None: start by a step of scoring.
         into : BatchResults
@@ -223,6 +221,7 @@ cdef class BatchDesign:
         cdef Batch d = self.d
         cdef Outcome out
         cdef Py_ssize_t count = Y.shape[0], width = self.take_scores(&d, scores)
+        cdef bint reml = criterion.reml
         cdef const double[:, ::1] starts
         cdef const double[::1] constant
         if Y.shape[1] != width:
@@ -232,7 +231,7 @@ cdef class BatchDesign:
             return
         d.reml = reml
         d.nu = <double> (d.n - d.p if reml else d.n)
-        d.criterion_offset = criterion_offset
+        d.criterion_offset = criterion.offset
         self.take_start(&d, self.search.start, 0 if reml else 1)
         d.first_theta = NULL
         if start is not None:

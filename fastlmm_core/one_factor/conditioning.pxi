@@ -117,22 +117,29 @@ cdef void probe(const double* column, Py_ssize_t n, Py_ssize_t row, double* mean
     constant[0] = equal
 
 
-cdef bint scale_columns(const double* columns, Py_ssize_t n, Py_ssize_t k, Py_ssize_t row, Py_ssize_t column,
-                        bint may_shift, double* out, Py_ssize_t* constant_out, int* still) noexcept nogil:
+# Columns of the caller, wherever they stand.
+cdef struct Columns:
+    const double* first
+    Py_ssize_t n, k             # rows, columns
+    Py_ssize_t row, column      # from one row, one column to the next
+
+
+cdef bint scale_columns(Columns c, bint may_shift, double* out, Py_ssize_t* constant_out, int* still) noexcept nogil:
     """Shift and scale (2, k) as `column_scales` gives them, the constant column, and 1 for columns that are nothing.
 
     False where a sample of the rows does not tell.
     """
-    cdef Py_ssize_t j, i, constant = -1
-    cdef double size, first
+    cdef Py_ssize_t j, i, k = c.k, constant = -1
+    cdef double size
+    cdef const double* values
     cdef bint equal
     for j in range(k):
-        probe(columns + j * column, n, row, out + j, out + k + j, &equal)
+        values = c.first + j * c.column
+        probe(values, c.n, c.row, out + j, out + k + j, &equal)
         still[j] = equal
-        if equal and n > SAMPLE:
-            first = columns[j * column]
-            for i in range(n):
-                if columns[j * column + i * row] != first:
+        if equal and c.n > SAMPLE:
+            for i in range(c.n):
+                if values[i * c.row] != values[0]:
                     return False
         if may_shift and constant < 0 and equal and out[j] != 0.0:
             constant = j
@@ -245,7 +252,7 @@ cdef bint condition_problem(const ProblemRows* rows, const Blocks* blocks, bint 
     cdef bint equal
     cdef int* still = <int*> c.work
     if rows.n < 2 or not scale_columns(
-            rows.X, rows.n, p, rows.x_row, rows.x_column, True, c.x_scale, &x_constant, c.left_out):
+            Columns(rows.X, rows.n, p, rows.x_row, rows.x_column), True, c.x_scale, &x_constant, c.left_out):
         return False
     if (blocks.one_full and rows.Z == rows.X and c.q == p and rows.z_row == rows.x_row
             and rows.z_column == rows.x_column):
@@ -253,7 +260,7 @@ cdef bint condition_problem(const ProblemRows* rows, const Blocks* blocks, bint 
         memcpy(still, c.left_out, p * sizeof(int))
         z_constant = x_constant
     elif not scale_columns(
-            rows.Z, rows.n, c.q, rows.z_row, rows.z_column, blocks.one_full, c.z_scale, &z_constant, still):
+            Columns(rows.Z, rows.n, c.q, rows.z_row, rows.z_column), blocks.one_full, c.z_scale, &z_constant, still):
         return False
     for j in range(c.q):
         if still[j]:

@@ -13,25 +13,39 @@ cdef enum:
     BLOCK = 65536       # numbers of the table that stay in the cache
 
 
-cdef void sum_block(const index_t* place, const double* y, Py_ssize_t first, Py_ssize_t last, const double* table,
-                    const int64_t* group, Py_ssize_t q, Py_ssize_t r, double* own, double* beta, double* total
-                    ) noexcept nogil:
-    """Elements first .. last - 1 of a response; a row of the table holds the basis of Z (q,), X (r,) and the weight."""
-    cdef Py_ssize_t e, a, width = q + r + 1
+# What the responses share.
+cdef struct Table:
+    const double* rows      # (n, q + r + 1) basis of Z, X and the weight of each row
+    const int64_t* group    # (n,)
+    Py_ssize_t q, r
+
+
+# Sums over the elements of a response.
+cdef struct ResponseSums:
+    double* own         # (m, q) Z'Wy within the groups
+    double* beta        # (r,) X'Wy
+    double* total       # y'Wy
+
+
+cdef void sum_block(const Table* t, const index_t* place, const double* y, Py_ssize_t first, Py_ssize_t last,
+                    const ResponseSums* sums) noexcept nogil:
+    """Elements first .. last - 1 of a response, added to its sums."""
+    cdef Py_ssize_t e, a, q = t.q, r = t.r, width = q + r + 1
     cdef const double* row
     cdef double* into
-    cdef double v, t = total[0]
+    cdef double* beta = sums.beta
+    cdef double v, total = sums.total[0]
     for e in range(first, last):
         v = y[e]
-        row = table + place[e] * width
-        into = own + group[place[e]] * q
+        row = t.rows + place[e] * width
+        into = sums.own + t.group[place[e]] * q
         for a in range(q):
             into[a] += v * row[a]
         row += q
         for a in range(r):
             beta[a] += v * row[a]
-        t += v * v * row[r]
-    total[0] = t
+        total += v * v * row[r]
+    sums.total[0] = total
 
 
 cdef Py_ssize_t end_of(const index_t* place, Py_ssize_t first, Py_ssize_t last, Py_ssize_t row) noexcept nogil:
@@ -76,7 +90,10 @@ def sparse_sums(const index_t[::1] start, const index_t[::1] place, const double
     cdef Py_ssize_t[::1] at = np.array(start[:count], dtype=np.intp)
     cdef double nothing[1]
     cdef Py_ssize_t block = max(<Py_ssize_t> 1, BLOCK // (q + r + 1)), row = 0, end
+    cdef Table shared
+    cdef ResponseSums sums
     if values.shape[0] > 0 and q > 0:
+        shared.rows, shared.group, shared.q, shared.r = &table[0, 0], &group[0], q, r
         with nogil:
             # some rows at a time, for all responses: the table is read once
             while row < n:
@@ -84,8 +101,9 @@ def sparse_sums(const index_t[::1] start, const index_t[::1] place, const double
                 for i in range(count):
                     end = end_of(&place[0], at[i], start[i + 1], row)
                     if end > at[i]:
-                        sum_block(&place[0], &values[0], at[i], end, &table[0, 0], &group[0], q, r, &own[i, 0, 0],
-                                  &beta[i, 0] if r > 0 else nothing, &total[i])
+                        sums.own, sums.total = &own[i, 0, 0], &total[i]
+                        sums.beta = &beta[i, 0] if r > 0 else nothing
+                        sum_block(&shared, &place[0], &values[0], at[i], end, &sums)
                         at[i] = end
     return own_array, beta_array, total_array
 

@@ -455,7 +455,7 @@ class BatchResult(Shown, BatchFit):
         """
         from .inference.many.permutation import permute
 
-        return permute(self, hypothesis, n, scheme, blocks, reduce, refit, seed, n_jobs)
+        return permute(self, hypothesis, n, scheme, blocks, reduce=reduce, refit=refit, seed=seed, n_jobs=n_jobs)
 
     def compare(
         self, smaller: BatchResult, *, null: Null = "auto", n_sim: int | None = None, seed: Seed = None

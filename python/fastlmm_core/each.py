@@ -100,7 +100,16 @@ def fit_each(
     """
     response = float_array(y, "y", 1)
     design = arrays_design(
-        len(response), X, Z, groups, weights, offset, structure, exog_names, exog_re_names, group_name
+        len(response),
+        X,
+        Z,
+        groups,
+        weights,
+        offset,
+        structure,
+        exog_names=exog_names,
+        exog_re_names=exog_re_names,
+        group_name=group_name,
     )
     try:
         problems = group_codes(each, "each").count()

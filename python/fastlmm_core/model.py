@@ -645,8 +645,11 @@ def lmm(
     # told by their modules, which are then loaded: tables do without them
     if source is not None or type(data).__module__.startswith((f"{__package__}.streams.", "dask", "pyspark")):
         structured = {"residual": residual, "variance": variance, "sigma": sigma, "fallback": fallback}
+        for argument, value in structured.items():
+            if value is not None:
+                raise LMMError(f"{argument} needs the rows, which a scan does not hold; fit a table in memory")
         with threads_for(n_jobs, inf):
-            return _streamed(formula, data, weights, offset, missing, source, client, buckets, structured)
+            return _streamed(formula, data, weights, offset, missing, source, client, buckets)
     if buckets is not None:
         raise LMMError("buckets is for a data frame of Dask: give one as data, or leave it out")
     if client is not None:
@@ -680,8 +683,7 @@ def lmm(
 
 
 def _streamed(
-    formula: Any, data: Any, weights: Any, offset: Any, missing: str, source: Any, client: Any, buckets: Any,
-    structured: dict[str, Any],
+    formula: Any, data: Any, weights: Any, offset: Any, missing: str, source: Any, client: Any, buckets: Any
 ) -> LinearMixedModel:  # fmt: skip
     """`lmm` of rows that are not held."""
     from .streams.cross_products import CrossProducts
@@ -691,9 +693,6 @@ def _streamed(
     from .streams.source import Scan, scan
     from .streams.spark import is_spark, plan_of_spark, reduce_spark
 
-    for argument, given in structured.items():
-        if given is not None:
-            raise LMMError(f"{argument} needs the rows, which a scan does not hold; fit a table in memory")
     if is_dask(data):
         if isinstance(formula, str):
             formula, weights, offset = plan_of_dask(formula, data, weights, offset, missing, {}, client), None, None
@@ -826,11 +825,15 @@ def arrays_design(
     weights: ArrayLike | None,
     offset: ArrayLike | None,
     structure: str,
+    *,
     exog_names: Sequence[str] | None,
     exog_re_names: Sequence[str] | None,
     group_name: str,
 ) -> Design:
-    """The design that arrays of n rows make, with one grouping factor; not yet checked (see `Design.check`)."""
+    """The design that arrays of n rows make, with one grouping factor; see `LinearMixedModel`.
+
+    It is not yet checked (see `Design.check`).
+    """
     fixed = np.ones((n, 1)) if X is None else own(float_array(X, "X", 2))
     shared = fixed if Z is X and X is not None else None
     return Design(

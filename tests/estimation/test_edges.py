@@ -611,7 +611,7 @@ def test_nearly_explained_effects_are_estimated():
     with pytest.raises(flc.LMMError, match=r"explained .* write \(1 \| group\)"):
         flc.LinearMixedModel(y, X, X, groups, exog_re_names=("Intercept", "x"))
     with pytest.raises(flc.LMMError, match=r"^\(x \| g\): the random effect 'x' is explained .* write \(1 "):
-        condition(y, X, X, Codes("g", groups, 0, 8), None, None, one_block(2, "full"), ("Intercept", "x"))
+        condition(y, X, X, Codes("g", groups, 0, 8), None, None, one_block(2, "full"), z_names=("Intercept", "x"))
 
 
 def test_many_groups_of_one_observation_do_not_look_explained():

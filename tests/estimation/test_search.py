@@ -18,7 +18,7 @@ from fastlmm_core.estimation.many.batch_fit import BatchFit
 from fastlmm_core.estimation.many.one_factor import shared_design
 from fastlmm_core.estimation.many.search import Ended, narrowed_starts, next_lowest
 from fastlmm_core.estimation.refinement import loses_digits, refined
-from fastlmm_core.kernels.records import BatchLook, BatchResults, BatchScreen
+from fastlmm_core.kernels.records import BatchCriterion, BatchLook, BatchResults, BatchScreen
 
 BY_DEFAULT, BY_HAND = 3, 100
 TOLERANCE = 1e-6  # above the best found: a worse optimum
@@ -358,7 +358,7 @@ def screened(model: flc.LinearMixedModel, Y: np.ndarray, reml: bool) -> tuple[Ba
         found.theta_o, found.params, found.bse, found.sigma2, found.criterion, found.gradient_norm, found.status,
         found.n_evaluations, found.satterthwaite,
     )  # fmt: skip
-    shared.fit(Y, 0, reml, 0.0, None, into, look=said)
+    shared.fit(Y, 0, BatchCriterion(reml, 0.0), None, into, look=said)
     return found, said
 
 

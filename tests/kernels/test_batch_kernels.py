@@ -17,7 +17,7 @@ import oracle
 from fastlmm_core import kernels
 from fastlmm_core.estimation.many.one_factor import shared_design as design
 from fastlmm_core.kernels import variants
-from fastlmm_core.kernels.records import BatchResults, RowColumns, Rows
+from fastlmm_core.kernels.records import BatchCriterion, BatchResults, RowColumns, Rows
 
 LANES = kernels.lanes()
 
@@ -375,14 +375,14 @@ def test_fit_writes_its_own_rows_only(rng, count):
     assert (shared.n, shared.n_par, shared.p_full) == (model.nobs, 3, 2)
     Y = np.array([model.endog + 0.3 * rng.standard_normal(model.nobs) for _ in range(count)])
     out = fields_of(count + 10, 3, 2)
-    shared.fit(Y, 4, True, 0.0, None, BatchResults(*out.values()))
+    shared.fit(Y, 4, BatchCriterion(True, 0.0), None, BatchResults(*out.values()))
     for name, values in out.items():
         assert (values[:4] == -9).all(), name
         assert (values[4 + count :] == -9).all(), name
         assert (values[4 : 4 + count] != -9).all(), name
     # a second start, from a multiple of the identity, leads to the same optimum
     again = fields_of(count, 3, 2)
-    shared.fit(Y, 0, True, 0.0, np.array([1.0, 0.0, 1.0]), BatchResults(*again.values()))
+    shared.fit(Y, 0, BatchCriterion(True, 0.0), np.array([1.0, 0.0, 1.0]), BatchResults(*again.values()))
     both = (again["status"] == 1) & (out["status"][4 : 4 + count] == 1)
     assert both.any()
     np.testing.assert_allclose(again["value"][both], out["value"][4 : 4 + count][both], rtol=1e-12)
@@ -394,11 +394,11 @@ def test_fit_checks_its_arrays(rng):
     shared = design(model)
     out = fields_of(5, 3, 2)
     with pytest.raises(ValueError, match="columns"):
-        shared.fit(np.zeros((2, model.nobs + 1)), 0, True, 0.0, None, BatchResults(*out.values()))
+        shared.fit(np.zeros((2, model.nobs + 1)), 0, BatchCriterion(True, 0.0), None, BatchResults(*out.values()))
     for first in (-1, 4):
         with pytest.raises(IndexError):
-            shared.fit(np.zeros((2, model.nobs)), first, True, 0.0, None, BatchResults(*out.values()))
-    shared.fit(np.zeros((0, model.nobs)), 5, True, 0.0, None, BatchResults(*out.values()))
+            shared.fit(np.zeros((2, model.nobs)), first, BatchCriterion(True, 0.0), None, BatchResults(*out.values()))
+    shared.fit(np.zeros((0, model.nobs)), 5, BatchCriterion(True, 0.0), None, BatchResults(*out.values()))
     assert all((values == -9).all() for values in out.values())
 
 
@@ -412,7 +412,7 @@ def test_memory_does_not_grow(rng):
         return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
     def once():
-        shared.fit(Y, 0, True, 0.0, None, BatchResults(*out.values()))
+        shared.fit(Y, 0, BatchCriterion(True, 0.0), None, BatchResults(*out.values()))
         design(model)
 
     for _ in range(5):

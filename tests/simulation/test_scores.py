@@ -7,6 +7,7 @@ import pytest
 from scipy import stats
 
 import fastlmm_core as flc
+from fastlmm_core.kernels.records import BatchCriterion, BatchResults
 from fastlmm_core.simulation.draws import _effects_and_errors, _scores, parametric, stream_size
 from fastlmm_core.simulation.scores import Scores
 from fastlmm_core.support.seeds import key_of, stream
@@ -57,8 +58,6 @@ def test_fits_of_scores_are_fits_of_the_responses(fit):
     count, p, k = len(Y), model.exog.shape[1], model.structure.n_parameters
 
     def results():
-        from fastlmm_core.kernels.records import BatchResults
-
         return BatchResults(
             np.empty((count, k)), np.empty((count, p)), np.empty((count, p)), np.empty(count), np.empty(count),
             np.empty(count), np.empty(count, dtype=np.intc), np.empty(count, dtype=np.intc), np.empty((count, p)),
@@ -66,8 +65,8 @@ def test_fits_of_scores_are_fits_of_the_responses(fit):
 
     for reml in (True, False):
         by_scores, by_rows = results(), results()
-        shared.fit(lines, 0, reml, 0.0, None, by_scores, draw.meaning)
-        shared.fit(Y, 0, reml, 0.0, None, by_rows)
+        shared.fit(lines, 0, BatchCriterion(reml, 0.0), None, by_scores, draw.meaning)
+        shared.fit(Y, 0, BatchCriterion(reml, 0.0), None, by_rows)
         np.testing.assert_array_equal(by_scores.status, by_rows.status)
         good = by_rows.status > 0
         assert good.mean() > 0.8

@@ -140,7 +140,7 @@ def _errors_of_refits(result: Fit, conditional: bool) -> Array:
         data["groups"] = {f.grouping.name: f.grouping.labels[f.grouping.index[row]] for f in model.factors}
         offset = None if model.offset is None else model.offset[row]
         weights = None if model.weights is None else model.weights[row]
-        found = predicted(fit, data, effects, "population", "prediction", None, offset, weights)
+        found = predicted(fit, data, effects, "population", "prediction", offset=offset, weights=weights)
         assert found.std_error is not None
         return float((model.endog[i] - found.mean[0]) / found.std_error[0])
 

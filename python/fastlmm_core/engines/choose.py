@@ -55,8 +55,8 @@ def problem_of(design: Design, y: Array | None, given: bool = False) -> tuple[Pr
         return condition_residual(design, y, offset, given)
     if len(part.codes) == 1:
         problem, grouping = condition(
-            y, design.exog, part.Z, part.codes[0], design.weights, offset, part.structure, part.columns, given,
-            design.sigma,
+            y, design.exog, part.Z, part.codes[0], design.weights, offset, part.structure, z_names=part.columns,
+            given=given, sigma=design.sigma,
         )  # fmt: skip
         return problem, (grouping,)
     from .crossed.problem import Factor
@@ -115,7 +115,7 @@ def condition_factors(
         quick = condition_chain(y, X, factors, codes, weights, offset, structure)
         if quick is not None:
             return quick
-    return condition_crossed(y, X, factors, codes, weights, offset, structure, given, sigma)
+    return condition_crossed(y, X, factors, codes, weights, offset, structure, given=given, sigma=sigma)
 
 
 def _check_codes(codes: Index, m: int, name: str) -> None:

@@ -504,8 +504,8 @@ def estimate(
             problem.start(engine) if start is None else _given_start(engine, model, start, method),
             method,
             options,
-            problem.pilot() if start is None else None,
-            problem.elsewhere() if start is None else UNASKED,
+            pilot=problem.pilot() if start is None else None,
+            elsewhere=problem.elsewhere() if start is None else UNASKED,
         )
         solution = Solution(*engine.solution()[:3])
         if problem.saturated or solution.r2 < SMALL * problem.n:
@@ -545,7 +545,8 @@ def _with_known_variance(
     with one_blas_thread():
         engine.refuse_unidentified(model.term_names)
         starts = [model.conditioned_theta(start, "start")] if start is not None else engine.starts(problem)
-        found = [optimize(engine, structure, problem.levels, problem.n, one, method, options, None, UNASKED)
+        found = [optimize(engine, structure, problem.levels, problem.n, one, method, options,
+                          elsewhere=UNASKED)
                  for one in starts]  # fmt: skip
         best = max(found, key=lambda one: (one.converged, -one.value))
         engine.evaluate(best.theta, 1)

@@ -408,6 +408,7 @@ def optimize(
     start: Array,
     method: str | Callable[..., Any] = "newton",
     options: dict[str, Any] | None = None,
+    *,
     pilot: LinearEngine | None = None,
     elsewhere: Elsewhere = SEARCH,
 ) -> Optimum:

@@ -1,7 +1,16 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from .records import BatchLook, BatchPatterns, BatchResults, BatchRows, BatchScores, BatchScreen, BatchSearch
+from .records import (
+    BatchCriterion,
+    BatchLook,
+    BatchPatterns,
+    BatchResults,
+    BatchRows,
+    BatchScores,
+    BatchScreen,
+    BatchSearch,
+)
 
 _Array = NDArray[np.float64]
 
@@ -32,8 +41,7 @@ class BatchDesign:
         self,
         Y: _Array,
         first: int,
-        reml: bool,
-        criterion_offset: float,
+        criterion: BatchCriterion,
         start: _Array | None,
         into: BatchResults,
         scores: BatchScores | None = None,

@@ -1,7 +1,16 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from .records import BatchLook, BatchResults, FactorLeaves, FactorParts, FactorRows, FactorScreen, FactorSearch
+from .records import (
+    BatchCriterion,
+    BatchLook,
+    BatchResults,
+    FactorLeaves,
+    FactorParts,
+    FactorRows,
+    FactorScreen,
+    FactorSearch,
+)
 
 _Array = NDArray[np.float64]
 
@@ -32,8 +41,7 @@ class FactorBatch:
         self,
         Y: _Array,
         first: int,
-        reml: bool,
-        criterion_offset: float,
+        criterion: BatchCriterion,
         start: _Array | None,
         into: BatchResults,
         look: BatchLook | None = None,

@@ -278,6 +278,14 @@ NOT_FINITE = -1
 """Status of a response with values that are missing or not finite."""
 
 
+class BatchCriterion(NamedTuple):
+    """What the fits of a batch minimise."""
+
+    reml: bool
+    offset: float
+    """Added to the criterion for the caller's units (the part without the scale of y)."""
+
+
 class BatchResults(NamedTuple):
     """Arrays that `BatchDesign.fit` overwrites, a row (or an element) per response."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -68,9 +68,8 @@ def studies(
     """
     model = truth.model
     if model.streamed or model.design.residual is not None or model.structure.restricted:
-        return _one_by_one(
-            truth, L, reduced, n_sim, seed, first, reml, ddf, information, progress, alternative, dropout
-        )
+        asked = _Test(truth, L, reduced, reml, ddf, information, alternative)
+        return _one_by_one(asked, n_sim, seed, first, dropout, progress)
     drawn = partial(truth.simulate_fit, n_sim, seed, n_jobs=n_jobs, progress=progress, first=first, dropout=dropout)
     batch = drawn(reml=reml and reduced is None)
     good = batch.converged
@@ -84,10 +83,22 @@ def studies(
     return Studies(np.where(good, found, np.nan), good, batch.singular, batch.params)
 
 
+class _Test(NamedTuple):
+    """The test of L beta = 0 that each draw of `truth` is put to; see `studies`."""
+
+    truth: LMMResult
+    L: Array
+    reduced: Model | None
+    reml: bool
+    ddf: Ddf
+    information: Information
+    alternative: Alternative
+
+
 def _one_by_one(
-    truth: LMMResult, L: Array, reduced: Model | None, n_sim: int, seed: int, first: int, reml: bool, ddf: Ddf,
-    information: Information, progress: bool | None, alternative: Alternative, dropout: Dropout | None,
-) -> Studies:  # fmt: skip
+    test: _Test, n_sim: int, seed: int, first: int, dropout: Dropout | None, progress: bool | None
+) -> Studies:
+    truth, reduced = test.truth, test.reduced
     p = len(truth.model.exog_names)
     out = Studies(
         np.full(n_sim, np.nan), np.zeros(n_sim, dtype=bool), np.zeros(n_sim, dtype=bool), np.full((n_sim, p), np.nan)
@@ -99,7 +110,7 @@ def _one_by_one(
     bar = progress_bar(progress, n_sim)
     try:
         for i, models in enumerate(drawn):
-            _study(truth, models, L, reml, ddf, information, alternative, out, i)
+            _study(test, models, out, i)
             if bar is not None:
                 bar.update(1)
     finally:
@@ -134,20 +145,19 @@ def _models_of_sums(
         yield partial(draw, stream(key, first + i)), None
 
 
-def _study(
-    truth: LMMResult, models: Models, L: Array, reml: bool, ddf: Any, information: Any, alternative: Alternative,
-    out: Studies, i: int,
-) -> None:  # fmt: skip
+def _study(test: _Test, models: Models, out: Studies, i: int) -> None:
+    """Test draw i, and write down what became of it."""
     full, reduced = models
+    again = test.truth.again
     try:
-        fit = truth.again(full(), reml=reml and reduced is None)
-        null = None if reduced is None else truth.again(reduced(), reml=False)
+        fit = again(full(), reml=test.reml and reduced is None)
+        null = None if reduced is None else again(reduced(), reml=False)
         certified = fit.converged and (null is None or null.converged)
         if null is None:
-            test = fit.test(L, ddf=ddf, information=information)
-            found = float(sided(np.array(test.pvalue), np.array(test.statistic), alternative))
+            one = fit.test(test.L, ddf=test.ddf, information=test.information)
+            found = float(sided(np.array(one.pvalue), np.array(one.statistic), test.alternative))
         else:
-            found = float(chi2_tail(np.array([max(null.criterion - fit.criterion, 0.0)]), len(L))[0])
+            found = float(chi2_tail(np.array([max(null.criterion - fit.criterion, 0.0)]), len(test.L))[0])
     except LMMError:
         # a draw without a certified maximum does not reject
         return

@@ -54,9 +54,7 @@ def predictions_along(
             typical = labels[_most_frequent(codes, grouping.index, grouping.m)]
         new[name] = np.repeat(typical, points)
     means = {
-        name: np.asarray(
-            prediction(result, new, effects, "error", None, 0.95, None, None, None, "satterthwaite", "auto")
-        )
+        name: np.asarray(prediction(result, new, effects))
         for name, effects in (("fitted_population", "population"), ("fitted", "all"))
     }
     return model.table({grouping.name: np.repeat(grouping.labels, points), x: new[x], **means})

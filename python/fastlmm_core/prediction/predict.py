@@ -129,9 +129,9 @@ def _observed_cross(result: Fit, rows: NewRows) -> tuple[dict[Any, int], Array, 
 
 
 def prediction(
-    result: Fit, data: Any, effects: Any, new_levels: str, interval: str | None, level: float, observed: Any,
-    offset: Any, weights: Any, ddf: str, information: str, random_effects: Any = None, missing: str = "raise",
-    transform: str = "none",
+    result: Fit, data: Any, effects: Any = "population", *, new_levels: str = "error", interval: str | None = None,
+    level: float = 0.95, observed: Any = None, offset: Any = None, weights: Any = None, ddf: str = "satterthwaite",
+    information: str = "auto", random_effects: Any = None, missing: str = "raise", transform: str = "none",
 ) -> Any:  # fmt: skip
     """See `LMMResult.predict`."""
     check_level(level)
@@ -152,8 +152,9 @@ def prediction(
             weights = whole.values(weights, "weights")
         data = rows_of_table(data, whole.used)
     found = predicted(
-        result, data, effects, new_levels, interval, observed, offset, weights, ddf, information, random_effects
-    )
+        result, data, effects, new_levels, interval, observed=observed, offset=offset, weights=weights, ddf=ddf,
+        information=information, random_effects=random_effects,
+    )  # fmt: skip
     caller = found.caller if whole is None else whole
     if found.lost is not None:
         rows = np.flatnonzero(found.lost.any(axis=1))
@@ -178,7 +179,7 @@ def prediction(
 
 
 def predicted(
-    result: Fit, data: Any, effects: Any, new_levels: str, interval: str | None, observed: Any = None,
+    result: Fit, data: Any, effects: Any, new_levels: str, interval: str | None, *, observed: Any = None,
     offset: Any = None, weights: Any = None, ddf: str = "normal", information: str = "auto",
     random_effects: Any = None,
 ) -> Predicted:  # fmt: skip
@@ -274,7 +275,7 @@ def predicted(
     elif ddf not in MOMENT_DDF:
         df = known_df(model, ddf, rows.X)
     else:
-        variance, df = _freedom(result, whitened, variance, fresh, z, levels, conditional, ddf, information)
+        variance, df = _freedom(result, whitened, variance, fresh, z, levels, conditional, (ddf, information))
     error = np.sqrt(result.sigma2 * variance)
     return _estimable(rows, mean, error, df, lost)
 
@@ -335,7 +336,7 @@ def _estimable(rows: NewRows, mean: Array, error: Array, df: Array, lost: NDArra
 
 def _freedom(
     result: Fit, whitened: Array, variance: Array, fresh: Array, z: list[Array], levels: list[Index],
-    conditional: _Conditional | None, ddf: str, information: str,
+    conditional: _Conditional | None, asked: tuple[str, str],
 ) -> tuple[Array, Array]:  # fmt: skip
     """Variances relative to sigma^2, which Kenward and Roger's method adjusts, and their degrees of freedom (n,).
 
@@ -350,8 +351,10 @@ def _freedom(
     z : list of (n, q_f) arrays
     levels : list of (n,) arrays
     conditional : OneFactorEffects, or posterior of several factors, or None
-    ddf, information : str
+    asked : (str, str)
+        `ddf` and `information`.
     """
+    ddf, information = asked
     one_factor = isinstance(conditional, OneFactorEffects)
     normal = np.zeros(len(variance), dtype=bool)
     if conditional is not None and not one_factor:

@@ -251,7 +251,7 @@ class BucketProblem:
     def _engine(self, groups: Any, within: Array, n: int) -> WideCriterion:
         rows, columns = self.structure.positions
         nothing = np.zeros((0, 1, 1))
-        return WideCriterion(nothing, within, n, self.structure.q, self.rank + 1, rows, columns, True, groups)
+        return WideCriterion(nothing, within, n, self.structure.q, self.rank + 1, rows, columns, True, groups=groups)
 
     def pilot(self) -> WideCriterion:
         """The criterion of the sample, as many of the rows for it as it has of the groups."""

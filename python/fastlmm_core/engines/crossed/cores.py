@@ -6,6 +6,8 @@ sparse; the rest of each component, its core, is dense.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -83,9 +85,8 @@ def tail_levels(
     comp_slot = np.zeros(n_comps + 1, dtype=np.intp)
     np.cumsum(np.bincount(label, weights=widths_of, minlength=n_comps).astype(np.intp), out=comp_slot[1:])
     first_row, last_row, by_level = np.concatenate(starts), np.concatenate(stops), np.concatenate(rows)
-    order, chosen, lengths, later = _sparse_first(
-        order, label, comp_slot, first_row, last_row, by_level, top, n_top, widths_of
-    )
+    elements = partial(_elements, first_row, last_row, by_level, top, n_top)
+    order, chosen, lengths, later = _sparse_first(order, label, comp_slot, elements, widths_of)
     comp = label[order]
     ends = np.cumsum(widths_of[order])
     slot = ends - widths_of[order] - comp_slot[comp]
@@ -109,10 +110,11 @@ def tail_levels(
 
 
 def _sparse_first(
-    order: Index, label: Index, comp_slot: Index, first_row: Index, last_row: Index, by_level: Index, top: Index,
-    n_top: int, widths: Index,
-) -> tuple[Index, Index, Index, Index]:  # fmt: skip
+    order: Index, label: Index, comp_slot: Index, elements: Callable[[], Elements], widths: Index
+) -> tuple[Index, Index, Index, Index]:
     """Levels that are eliminated one by one moved to the front of their components.
+
+    `elements` makes what `_elements` returns, where a component is large enough to ask for it.
 
     Returns
     -------
@@ -127,7 +129,8 @@ def _sparse_first(
     if sizes.max() < SPARSE_FROM:
         return order, nothing, nothing, nothing
     m = len(label)
-    start, near, useful = _elements(first_row, last_row, by_level, top, n_top)
+    start, near, useful = elements()
+    n_top = len(useful)
     counts = np.diff(start)
     comp_of = np.full(n_top, -1, dtype=np.intp)
     comp_of[counts > 0] = label[near[start[:-1][counts > 0]]]
@@ -141,9 +144,9 @@ def _sparse_first(
         length = counts[which]
         at = np.repeat(start[which] - np.concatenate([[0], np.cumsum(length)[:-1]]), length) + np.arange(length.sum())
         member = position[near[at]].astype(np.int32)
-        elements = np.concatenate([[0], np.cumsum(length)]).astype(np.intp)
+        first = np.concatenate([[0], np.cumsum(length)]).astype(np.intp)
         width = np.ascontiguousarray(widths[mine])
-        found, ends, neighbours = hierarchies.minimum_degree(elements, member, width, DENSE_SHARE)
+        found, ends, neighbours = hierarchies.minimum_degree(first, member, width, DENSE_SHARE)
         owner = np.repeat(np.arange(len(found)), np.diff(ends))
         degree = np.bincount(owner, weights=width[neighbours], minlength=len(found))
         total = float(sizes[c])
@@ -165,9 +168,10 @@ def _sparse_first(
     return order, np.concatenate(chosen), np.concatenate(lengths), np.concatenate(later)
 
 
-def _elements(
-    first_row: Index, last_row: Index, by_level: Index, top: Index, n_top: int
-) -> tuple[Index, NDArray[np.int32], NDArray[np.bool_]]:
+Elements = tuple[Index, NDArray[np.int32], NDArray[np.bool_]]
+
+
+def _elements(first_row: Index, last_row: Index, by_level: Index, top: Index, n_top: int) -> Elements:
     """Levels of the tail that each level of the chain's last factor touches.
 
     Returns

@@ -329,6 +329,7 @@ def condition_crossed(
     weights: Array | None,
     offset: Array | None,
     structure: CovarianceStructure,
+    *,
     given: bool = False,
     sigma: float | None = None,
 ) -> CrossedProblem:

@@ -58,6 +58,7 @@ def condition(
     weights: Array | None,
     offset: Array | None,
     structure: CovarianceStructure,
+    *,
     z_names: Sequence[str] | None = None,
     given: bool = False,
     sigma: float | None = None,

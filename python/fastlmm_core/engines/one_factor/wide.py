@@ -76,7 +76,7 @@ class WideCriterion(ScriptedObjective):
 
     def __init__(
         self, packed: Array, within: Array, n_rows: int, q: int, k: int, rows: Index, columns: Index, uniform: bool,
-        groups: GroupSums | None = None,
+        *, groups: GroupSums | None = None,
     ) -> None:  # fmt: skip
         self.reml = True
         self.n_evaluations = 0

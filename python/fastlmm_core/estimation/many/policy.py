@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
 from functools import partial
 from itertools import islice
-from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from ... import kernels
 from ...engines.scaling import criterion_constant
 from ...errors import LMMError
-from ...kernels.records import NOT_FINITE, BatchLook, BatchResults, BatchScores
+from ...kernels.records import NOT_FINITE, BatchCriterion, BatchLook, BatchResults, BatchScores
 from ...support.blas_threads import one_blas_thread
 from ...support.checks import plain_array
 from ...support.memory import blas_callers
@@ -197,7 +197,7 @@ def fit_many(
         raise LMMError("resume needs an array or a table; of a stream fit the rest, and join both by concat")
     sink = out if out is None or isinstance(out, Sink) else Sink(out, none, count)
     try:
-        found = _fit(empty, blocks, count, whole, jobs, progress, True, not constant(whole), sink, resume)
+        found = _fit(empty, blocks, count, whole, jobs, progress, _Keeping(True, not constant(whole), sink, resume))
     except BaseException as error:
         if hasattr(error, "batch") and count is not None:
             error.batch.labels = labels.all
@@ -266,7 +266,7 @@ def fit_drawn(
         As for `fit_many`.
     """
     jobs = min(thread_count(n_jobs), max(1, -(-count // size)))
-    return _fit(empty, blocks, count, whole, jobs, progress)
+    return _fit(empty, blocks, count, whole, jobs, progress, _Keeping())
 
 
 def _rounds(tasks: Iterator[Any], size: int) -> Iterator[Iterator[Any]]:
@@ -287,6 +287,18 @@ def _rounds(tasks: Iterator[Any], size: int) -> Iterator[Iterator[Any]]:
             return
 
 
+class _Keeping(NamedTuple):
+    """What is kept of a run, and what it goes on from."""
+
+    kept: bool = False
+    """What breaks the run off carries what is finished as its attribute `batch`; of draws, which are drawn again at
+    will, nothing has to be marked as missing."""
+    watched: bool = False
+    """The responses are the caller's, who may change them later."""
+    sink: Sink | None = None
+    resume: BatchFit | None = None
+
+
 def _fit(
     empty: Callable[[int, Any], B],
     blocks: Iterator[Any],
@@ -294,16 +306,10 @@ def _fit(
     whole: Any,
     jobs: int,
     progress: bool | None,
-    kept: bool = False,
-    watched: bool = False,
-    sink: Sink | None = None,
-    resume: BatchFit | None = None,
+    keeping: _Keeping,
 ) -> B:
-    """Fit blocks (arrays, or functions with a length that return them) of in all `count` responses (None: unknown).
-
-    `kept`: what breaks the run off carries what is finished as its attribute `batch`; of draws, which are drawn again
-    at will, nothing has to be marked as missing.  `watched`: the responses are the caller's, who may change them later.
-    """
+    """Fit blocks (arrays, or functions with a length that return them) of in all `count` responses (None: unknown)."""
+    kept, watched, sink, resume = keeping
     pieces: list[B] = [] if count is None else [empty(count, whole)]
     if count is not None and watched:
         pieces[0].seals = np.empty((count, 2), dtype=np.uint64)
@@ -437,9 +443,9 @@ def _lanes(
     shared: Shared, Y: Array, into: BatchFit, first: int,
     start: Array | None = None, **more: Any,
 ) -> None:  # fmt: skip
-    constant = criterion_constant(into.model.problem, into.reml)
+    criterion = BatchCriterion(into.reml, criterion_constant(into.model.problem, into.reml))
     shared.fit(
-        Y, first, into.reml, constant, start,
+        Y, first, criterion, start,
         BatchResults(
             into.theta_o, into.params, into.bse, into.sigma2, into.criterion, into.gradient_norm, into.status,
             into.n_evaluations, into.satterthwaite,

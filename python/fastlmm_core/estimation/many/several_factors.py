@@ -23,7 +23,7 @@ from ...engines.crossed.problem import CrossedProblem
 from ...engines.protocol import EASY, UNASKED, Relaxed
 from ...errors import LMMError
 from ...kernels import minimize_newton
-from ...kernels.records import NOT_FINITE, BatchResults
+from ...kernels.records import NOT_FINITE, BatchCriterion, BatchResults
 from ...support.blas_threads import one_blas_thread
 from ...support.types import Array, Index
 from ..fit import Fit, estimate
@@ -226,13 +226,11 @@ class HierarchyDesign:
 
     # ---- fits ----------------------------------------------------------------------------------
 
-    def fit(
-        self, Y: Array, first: int, reml: bool, criterion_offset: float, start: Array | None, into: BatchResults
-    ) -> None:
+    def fit(self, Y: Array, first: int, criterion: BatchCriterion, start: Array | None, into: BatchResults) -> None:
         """Fit the rows of Y from one start; see `kernels.BatchDesign.fit`."""
         for begin in range(0, len(Y), self.step):
             part = slice(first + begin, first + min(begin + self.step, len(Y)))
-            self._fit(Y[begin : begin + self.step], reml, criterion_offset, start, into.part(part))
+            self._fit(Y[begin : begin + self.step], *criterion, start, into.part(part))
 
     def _fit(self, Y: Array, reml: bool, offset: float, start: Array | None, into: BatchResults) -> None:
         theta, params, bse, sigma2, value, decrement, status, evaluations, df = into

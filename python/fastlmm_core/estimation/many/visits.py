@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from ...covariance.residual.unstructured import Unstructured
 from ...engines.residual.problem import SPANNED, ResidualProblem
 from ...engines.residual.visits import NEARLY
-from ...kernels.records import BatchResults, VisitPatterns, VisitResponses
+from ...kernels.records import BatchCriterion, BatchResults, VisitPatterns, VisitResponses
 from ...support.types import Array
 
 if TYPE_CHECKING:
@@ -32,13 +32,11 @@ class VisitDesign:
     def __init__(self, shared: VisitResponses) -> None:
         self.shared = shared
 
-    def fit(
-        self, Y: Array, first: int, reml: bool, constant: float, start: Array | None, results: BatchResults
-    ) -> None:
+    def fit(self, Y: Array, first: int, criterion: BatchCriterion, start: Array | None, results: BatchResults) -> None:
         """Fit the rows of Y, and write results from row `first` on; see `BatchDesign.fit`."""
         from ...kernels.residuals import UnstructuredBatch
 
-        UnstructuredBatch(self.shared).fit(Y, first, reml, constant, results)
+        UnstructuredBatch(self.shared).fit(Y, first, *criterion, results)
 
 
 def visit_design(model: Model) -> VisitDesign | None:

@@ -109,6 +109,7 @@ def pooled_means(
     imputed: Imputed,
     factors: str | Sequence[str] | None,
     variable: str | None,
+    *,
     by: str | Sequence[str] | None = None,
     at: Mapping[str, Any] | None = None,
     contrasts: Method | None = None,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
 
 import numpy as np
 
@@ -28,6 +28,7 @@ from ...simulation.draws import simulate_fit
 __all__ = [
     "NOTHING",
     "Null",
+    "NullWanted",
     "beyond_rounding",
     "check_null",
     "check_test",
@@ -128,7 +129,7 @@ def compare(
     Null distributions
     2  0.5 chi2(1) + 0.5 chi2(2)
     """
-    size = _check(results, test, null, n_sim, seed)
+    wanted = _check(results, test, null, n_sim, seed)
     labels = [_label(fit.model) for fit in results] if names is None else list(names)
     if len(labels) != len(results) or (names is not None and len(set(labels)) < len(labels)):
         raise LMMError(f"names must be {len(results)} different ones, one for each model, not {labels}")
@@ -150,14 +151,14 @@ def compare(
             own = next(fit for fit in results if fit.model is fits[i].model)
             rows[i] = by_f(rows[i], own if own.reml else own.again(own.model, reml=True), fits[i - 1], pair, str(test))
         else:
-            rows[i] = tested(rows[i], rows[i - 1], fits[i], fits[i - 1], pair, null, size, seed, n_jobs, progress)
+            rows[i] = tested(rows[i], rows[i - 1], fits[i], fits[i - 1], pair, wanted, n_jobs=n_jobs, progress=progress)
     notes += warnings([(f"model {i + 1}", fit) for i, fit in enumerate(fits)])
     kind = "REML" if reml else "maximum likelihood"
     title, library = f"Comparison of models fit by {kind}", results[0].model.library
     return Comparison(title, tuple(rows), tuple(notes), reml, library, test in F_TESTS)
 
 
-def _check(results: Sequence[Any], test: Any, null: Any, n_sim: int | None, seed: Any) -> int:
+def _check(results: Sequence[Any], test: Any, null: Any, n_sim: int | None, seed: Any) -> NullWanted:
     from ...estimation.fit import Fit
 
     for i, result in enumerate(results):
@@ -169,10 +170,10 @@ def _check(results: Sequence[Any], test: Any, null: Any, n_sim: int | None, seed
         result.require_estimates("compare", "compare the log-likelihoods, llf")
     if len(results) < 2:
         raise LMMError(f"compare needs at least two results, not {len(results)}")
-    size = check_null(null, n_sim, seed)
+    wanted = check_null(null, n_sim, seed)
     if test is not None:
         check_test(test, null)
-    return size
+    return wanted
 
 
 def check_test(test: Any, null: Null) -> None:
@@ -184,15 +185,23 @@ def check_test(test: Any, null: Null) -> None:
         raise LMMError(f"null={null!r} is of likelihood ratio tests: use test='lrt', or leave it out for test={test!r}")
 
 
-def check_null(null: Any, n_sim: int | None, seed: Any) -> int:
-    """The number of draws; unknown null distributions, and numbers and seeds that make no sense, are refused."""
+class NullWanted(NamedTuple):
+    """By which null distribution a test is to be judged, and how it is drawn where it has to be."""
+
+    null: Null
+    n_sim: int
+    seed: Seed
+
+
+def check_null(null: Any, n_sim: int | None, seed: Any) -> NullWanted:
+    """What is wanted; unknown null distributions, and numbers and seeds that make no sense, are refused."""
     if not isinstance(null, str) or null not in _NULLS:
         raise LMMError(f"null={null!r} is unknown: use {', '.join(map(repr, _NULLS[:-1]))} or {_NULLS[-1]!r}")
     if n_sim is None:
         n_sim = _RESPONSES if null == "bootstrap" else _DRAWS
     check_count(n_sim, "n_sim", 2)
     check_seed(seed)
-    return n_sim
+    return NullWanted(cast(Null, null), n_sim, seed)
 
 
 def same_data(results: Sequence[Fit]) -> None:
@@ -301,8 +310,8 @@ def _label(model: Model) -> str:
 
 
 def tested(
-    row: Row, before: Row, fit: Fit, smaller: Fit, names: tuple[str, str], null: Null, n_sim: int,
-    seed: Seed, n_jobs: int | None = None, progress: bool | None = None,
+    row: Row, before: Row, fit: Fit, smaller: Fit, names: tuple[str, str], wanted: NullWanted, *,
+    n_jobs: int | None = None, progress: bool | None = None,
 ) -> Row:  # fmt: skip
     """The row of a fit with its test against a smaller one.
 
@@ -314,10 +323,11 @@ def tested(
         Both by REML, with fixed effects that span the same space, or both by ML.
     names : (str, str)
         What messages call the smaller and the larger model.
-    null, n_sim, seed, n_jobs, progress
+    wanted : NullWanted
+    n_jobs, progress
         See `compare`.
     """
-    small, large = names
+    (small, large), (null, n_sim, seed) = names, wanted
     if fit.n_parameters == smaller.n_parameters:
         return replace(row, null=f"No test: {small} and {large} have as many parameters.")
     nesting = nest(smaller.model, fit.model)

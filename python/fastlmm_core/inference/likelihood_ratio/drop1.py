@@ -61,7 +61,7 @@ def drop1(
         For a term that is unknown or part of an interaction, and an unknown null distribution.
     """
     result.require_estimates("drop1", "fit the response: result.model.fit()")
-    size = check_null(null, n_sim, seed)
+    wanted = check_null(null, n_sim, seed)
     check_test(test, null)
     full = result.again(result.model, reml=False) if result.reml else result
     by_reml = result if result.reml or test == "lrt" else result.again(result.model, reml=True)
@@ -73,7 +73,7 @@ def drop1(
         row = information_criteria(name, smaller.n_parameters, smaller.criterion, full.nobs)
         names = f"the model {name}", "the model with it"
         if test == "lrt":
-            rows.append(moved(tested(rows[0], row, full, smaller, names, null, size, seed), row))
+            rows.append(moved(tested(rows[0], row, full, smaller, names, wanted), row))
         else:
             # the term's own coefficients, where all can be estimated, as lmerTest
             whole = len(result.model.problem.kept) == len(result.model.exog_names)

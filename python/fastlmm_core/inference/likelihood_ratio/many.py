@@ -22,7 +22,7 @@ from ...support.text_tables import p_value_cell
 from ...support.types import Array
 from ...tables.rows import FitLabels
 from ..false_discoveries import false_discovery_rates
-from .compare import NOTHING, Null, check_null, null_test
+from .compare import NOTHING, Null, NullWanted, check_null, null_test
 from .exact import draw, spectrum
 from .nesting import Nesting, nest, orthonormal
 from .null_distributions import one_variance
@@ -90,7 +90,7 @@ class BatchComparison(Shown):
 
 def compare(larger: BatchFit, smaller: BatchFit, null: Null, n_sim: int | None, seed: Seed) -> BatchComparison:
     """See `BatchResult.compare`."""
-    size = check_null(null, n_sim, seed)
+    wanted = check_null(null, n_sim, seed)
     if len(larger) != len(smaller) or larger.model.nobs != smaller.model.nobs:
         raise LMMError(
             f"the batches must be of the same responses: they have {len(larger)} of {larger.model.nobs} observations "
@@ -111,14 +111,14 @@ def compare(larger: BatchFit, smaller: BatchFit, null: Null, n_sim: int | None, 
     statistic = smaller.criterion - larger.criterion - shift
     good = larger.converged & smaller.converged
     name = f"{larger.n_parameters} against {smaller.n_parameters} parameters"
-    return _tested(name, larger, statistic, good, nesting, smaller.relative_factor, null, size, seed)
+    return _tested(name, larger, statistic, good, nesting, smaller.relative_factor, wanted)
 
 
 def random_effect_test(
     batch: BatchFit, term: str | None, null: Null, n_sim: int | None, seed: Seed
 ) -> dict[str, BatchComparison]:
     """See `BatchResult.random_effect_test`."""
-    size = check_null(null, n_sim, seed)
+    wanted = check_null(null, n_sim, seed)
     model = batch.model
     model.needs_independent_residuals("random_effect_test() of many responses")
     model.needs_unknown_variance("random_effect_test() of many responses", "fit the responses one by one")
@@ -136,7 +136,7 @@ def random_effect_test(
         if isinstance(nesting, str):
             raise LMMError(f"the random effects cannot be tested: {nesting}")
         statistic = _linear_criteria(batch) - batch.criterion
-        found[effect.name] = _tested(effect.name, batch, statistic, batch.converged, nesting, None, null, size, seed)
+        found[effect.name] = _tested(effect.name, batch, statistic, batch.converged, nesting, None, wanted)
     return {name: _named(one, name) for name, one in found.items()}
 
 
@@ -184,9 +184,10 @@ def _linear_criteria(batch: BatchFit) -> Array:
 
 def _tested(
     name: str, batch: BatchFit, statistic: Array, good: NDArray[np.bool_], nesting: Nesting, factors: Array | None,
-    null: Null, n_sim: int, seed: Seed,
+    wanted: NullWanted,
 ) -> BatchComparison:  # fmt: skip
     """p-values by a null distribution that all responses share, or one for each where it depends on their variances."""
+    null, n_sim, seed = wanted
     if null == "bootstrap":
         raise LMMError("null='bootstrap' is for single fits: use compare(small[i], large[i], null='bootstrap')")
     model = batch.model
@@ -218,13 +219,13 @@ def _tested(
     elif nesting.boundary == 1 and not nesting.undetermined and not exact:
         pvalues[tested], text = one_variance(statistic[tested], nesting.fixed + nesting.free)
     else:
-        text = _one_by_one(batch, tested, statistic, nesting, factors, null, n_sim, key, pvalues, error)
+        text = _one_by_one(batch, tested, statistic, nesting, factors, wanted._replace(seed=key), pvalues, error)
     return BatchComparison(name, statistic, nesting.df, pvalues, error, text, FitLabels(model.library, batch.labels))
 
 
 def _one_by_one(
     batch: BatchFit, tested: Sequence[int] | NDArray[np.intp], statistic: Array, nesting: Nesting,
-    factors: Array | None, null: Null, n_sim: int, seed: int, pvalues: Array, error: Array,
+    factors: Array | None, wanted: NullWanted, pvalues: Array, error: Array,
 ) -> str:  # fmt: skip
     """Mixtures, of which the weights may depend on the other variances of each response."""
     text = ""
@@ -233,7 +234,7 @@ def _one_by_one(
         known = shared.get(statistic[i]) if factors is None else None
         if known is None:
             factor = None if factors is None else factors[i]
-            found = null_test(float(statistic[i]), nesting, batch.model, factor, batch.reml, null, n_sim, seed)
+            found = null_test(float(statistic[i]), nesting, batch.model, factor, batch.reml, *wanted)
             text = found.text
             known = shared[statistic[i]] = found.pvalue, found.p_std_error
         pvalues[i], error[i] = known

@@ -13,7 +13,7 @@ from ...errors import LMMError
 from ...support.distributions import chi2_tail
 from ...support.seeds import Seed, generator_of
 from ...support.types import Array
-from .compare import NOTHING, Null, check_null, null_test
+from .compare import NOTHING, Null, NullWanted, check_null, null_test
 from .many import BatchComparison
 from .nesting import Nesting, nest
 from .null_distributions import one_variance
@@ -66,7 +66,7 @@ def compared(
     LMMError
         For fits that are not of the same problems or not nested, or a distribution that does not apply.
     """
-    size = check_null(null, n_sim, seed)
+    wanted = check_null(null, n_sim, seed)
     if len(large.nobs) != len(small.nobs) or not np.array_equal(large.nobs, small.nobs):
         raise LMMError(
             f"the fits must be of the same rows: there are {len(large.nobs)} and {len(small.nobs)}, of "
@@ -86,7 +86,7 @@ def compared(
             raise LMMError(f"smaller is not nested in this model, as {found}")
         return found, model, small.factor(i)
 
-    return _tested(name, large, statistic, good, large.rank - small.rank, pair, null, size, seed)
+    return _tested(name, large, statistic, good, large.rank - small.rank, pair, wanted)
 
 
 def _alike(one: tuple[Array, ...], other: tuple[Array, ...]) -> bool:
@@ -99,7 +99,7 @@ def against_linear(
     fits: FitsToCompare, linear: Array, name: str, null: Null, n_sim: int | None, seed: Seed
 ) -> BatchComparison:
     """Test each fit against the linear model without random effects, whose criteria (n,) are given."""
-    size = check_null(null, n_sim, seed)
+    wanted = check_null(null, n_sim, seed)
 
     def pair(i: int) -> tuple[Nesting, Model, Array | None]:
         model = fits.model(i)
@@ -109,14 +109,15 @@ def against_linear(
         return found, model, None
 
     gained = np.zeros(len(linear), dtype=np.intp)
-    return _tested(name, fits, linear - fits.criterion, fits.certified, gained, pair, null, size, seed)
+    return _tested(name, fits, linear - fits.criterion, fits.certified, gained, pair, wanted)
 
 
 def _tested(
     name: str, fits: FitsToCompare, statistic: Array, good: NDArray[np.bool_], gained: NDArray[np.intp],
-    pair: Callable[[int], tuple[Nesting, Model, Array | None]], null: Null, n_sim: int, seed: Seed,
+    pair: Callable[[int], tuple[Nesting, Model, Array | None]], wanted: NullWanted,
 ) -> BatchComparison:  # fmt: skip
     """p-values; `gained` (n,) says how many fixed effects the larger model has more, problem by problem."""
+    null, n_sim, seed = wanted
     if null == "bootstrap":
         raise LMMError("null='bootstrap' is for single fits: use compare(small[i], large[i], null='bootstrap')")
     count = len(statistic)

@@ -17,7 +17,7 @@ from ...simulation.draws import draws, parametric, simulate_fit, stream_size
 from ...support.arguments import checked
 from ...support.seeds import Seed, generator_of, key_of
 from ...support.types import Array
-from .compare import Null, beyond_rounding, check_null, moved, null_test, tested, warnings
+from .compare import Null, NullWanted, beyond_rounding, check_null, moved, null_test, tested, warnings
 from .nesting import nest, orthonormal
 from .null_distributions import NullTest, counted, uncertain
 from .table import Comparison, Row, information_criteria
@@ -108,7 +108,7 @@ def random_effect_test(
     2  0.5 chi2(1) + 0.5 chi2(2)
     """
     result.require_estimates("random_effect_test", "fit the response: result.model.fit()")
-    size = check_null(null, n_sim, seed)
+    wanted = check_null(null, n_sim, seed)
     model = result.model
     rows = [information_criteria("all random effects", result.n_parameters, result.criterion, result.nobs)]
     fits = []
@@ -119,10 +119,10 @@ def random_effect_test(
             smaller = result.again(without(model, keep))
             row = information_criteria(name, smaller.n_parameters, smaller.criterion, result.nobs)
             names = f"the model {name}", "the model with it"
-            row = moved(tested(rows[0], row, result, smaller, names, null, size, seed), row)
+            row = moved(tested(rows[0], row, result, smaller, names, wanted), row)
             fits.append((f"the model {name}", smaller))
         else:
-            row = _against_linear(result, name, null, size, seed)
+            row = _against_linear(result, name, wanted)
         rows.append(row)
     return Comparison(
         f"Tests of random effects, {'REML' if result.reml else 'maximum likelihood'}",
@@ -181,9 +181,9 @@ def kept_effects(design: Design, keep: list[int]) -> RandomPart:
     return random_part(terms)
 
 
-def _against_linear(result: Fit, name: str, null: Null, n_sim: int, seed: Seed) -> Row:
+def _against_linear(result: Fit, name: str, wanted: NullWanted) -> Row:
     """The test of all random effects against the linear model."""
-    model = result.model
+    model, null = result.model, wanted.null
     nesting = nest(None, model)
     if isinstance(nesting, str):
         raise LMMError(f"the random effects cannot be tested: {nesting}")
@@ -196,10 +196,10 @@ def _against_linear(result: Fit, name: str, null: Null, n_sim: int, seed: Seed) 
         why = f"correlations of {', '.join(nesting.undetermined)} are not determined where the variances are zero"
         return replace(row, statistic=statistic, df=nesting.df, null=f"No test: {why}; use null='bootstrap'.")
     if null == "bootstrap":
-        found = _bootstrap_linear(statistic, result, criterion, n_sim, seed)
+        found = _bootstrap_linear(statistic, result, criterion, wanted.n_sim, wanted.seed)
     else:
-        test = partial(null_test, nesting=nesting, large=model, factor=None, reml=result.reml, null=null, n_sim=n_sim,
-                       seed=seed)  # fmt: skip
+        test = partial(null_test, nesting=nesting, large=model, factor=None, reml=result.reml, null=null,
+                       n_sim=wanted.n_sim, seed=wanted.seed)  # fmt: skip
         found = uncertain(test, statistic, error)
     return replace(
         row, statistic=statistic, df=nesting.df, pvalue=found.pvalue, p_std_error=found.p_std_error, null=found.text,

@@ -17,7 +17,7 @@ from ...support.display import Cells, Line, Part, Shown
 from ...support.seeds import Seed
 from ...support.text_tables import aligned_cells, p_value_cell
 from ...tables.columns import native_frame
-from .compare import Null, check_null, moved, tested
+from .compare import Null, NullWanted, check_null, moved, tested
 from .drop1 import drop1
 from .table import Row, information_criteria
 
@@ -163,8 +163,8 @@ def simplify(
     LMMError
         For a model from arrays, structured random effects or residuals, or unknown options.
     """
-    size = _checked(result, "simplify", alpha, null, n_sim, seed)
-    current, steps, last = _random_part(result, refit, alpha, null, size, seed)
+    wanted = _checked(result, "simplify", alpha, null, n_sim, seed)
+    current, steps, last = _random_part(result, refit, alpha, wanted)
     notes = [f"Likelihood ratio tests at alpha = {alpha:g}, {'REML' if result.reml else 'maximum likelihood'}."]
     if last:
         notes.append(last)
@@ -193,8 +193,8 @@ def step(
     LMMError
         As `simplify`.
     """
-    size = _checked(result, "step", alpha, null, n_sim, seed)
-    current, steps, _ = _random_part(result, refit, alpha, null, size, seed)
+    wanted = _checked(result, "step", alpha, null, n_sim, seed)
+    current, steps, _ = _random_part(result, refit, alpha, wanted)
     while True:
         written = Written.of(_formula(current))
         if not set(written.fixed) - {"1"}:
@@ -214,7 +214,7 @@ def step(
     return Selection("Backward elimination", tuple(steps), current, notes)
 
 
-def _checked(result: Fit, name: str, alpha: float, null: Any, n_sim: int | None, seed: Any) -> int:
+def _checked(result: Fit, name: str, alpha: float, null: Any, n_sim: int | None, seed: Any) -> NullWanted:
     result.require_estimates(name, "fit the response: result.model.fit()")
     model = result.model
     if model.spec is None:
@@ -230,9 +230,7 @@ def _formula(result: Fit) -> str:
     return result.model.spec.formula
 
 
-def _random_part(
-    result: Fit, refit: Refit, alpha: float, null: Null, n_sim: int, seed: Seed
-) -> tuple[Fit, list[Step], str]:
+def _random_part(result: Fit, refit: Refit, alpha: float, wanted: NullWanted) -> tuple[Fit, list[Step], str]:
     """The fit that remains, the steps, and a sentence on the step that was not taken."""
     current, steps = result, list[Step]()
     while True:
@@ -240,7 +238,7 @@ def _random_part(
             (name, written, smaller, row)
             for name, written in Written.of(_formula(current)).simpler()
             for smaller in [refit(written.formula)]
-            for row in [_against(current, smaller, name, null, n_sim, seed)]
+            for row in [_against(current, smaller, name, wanted)]
         ]
         if not tried:
             return current, steps, ""
@@ -262,11 +260,11 @@ def _row(fit: Fit, name: str) -> Row:
     return information_criteria(name, fit.n_parameters, fit.criterion, fit.nobs)
 
 
-def _against(larger: Fit, smaller: Fit, name: str, null: Null, n_sim: int, seed: Seed) -> Row:
+def _against(larger: Fit, smaller: Fit, name: str, wanted: NullWanted) -> Row:
     """The row of a smaller model with its test against the larger."""
     row, full = _row(smaller, f"without {name}"), _row(larger, "")
     names = f"the model without {name}", "the model with it"
-    return moved(tested(full, row, larger, smaller, names, null, n_sim, seed), row)
+    return moved(tested(full, row, larger, smaller, names, wanted), row)
 
 
 def _step(name: str, formula: str, row: Row, before: Row, rank: str) -> Step:

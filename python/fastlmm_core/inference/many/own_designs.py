@@ -505,7 +505,9 @@ class OwnDesigns:
         LMMError
             As there.
         """
-        return own_permute(self._source(), hypothesis, n, scheme, blocks, reduce, refit, seed, n_jobs)
+        return own_permute(
+            self._source(), hypothesis, n, scheme, blocks, reduce=reduce, refit=refit, seed=seed, n_jobs=n_jobs
+        )
 
     def summarise(
         self, truth: Any, *, level: float = 0.95, alpha: float = 0.05, ddf: Ddf = "satterthwaite",

@@ -67,8 +67,8 @@ class Source:
 
 
 def own_permute(
-    source: Source, hypothesis: Any, n: int, scheme: str, blocks: Any, reduce: Reduce | None, refit: bool, seed: Seed,
-    n_jobs: int | None,
+    source: Source, hypothesis: Any, n: int, scheme: str, blocks: Any, *, reduce: Reduce | None, refit: bool,
+    seed: Seed, n_jobs: int | None,
 ) -> Permutations:  # fmt: skip
     """See `OwnDesigns.permute`."""
     check_scheme(scheme, n)

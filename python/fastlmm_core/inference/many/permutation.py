@@ -201,8 +201,8 @@ def signs(rng: np.random.Generator, count: int) -> Array:
 
 
 def permute(
-    batch: BatchFit, hypothesis: Any, n: int, scheme: str, blocks: Any, reduce: Reduce | None, refit: bool, seed: Seed,
-    n_jobs: int | None,
+    batch: BatchFit, hypothesis: Any, n: int, scheme: str, blocks: Any, *, reduce: Reduce | None, refit: bool,
+    seed: Seed, n_jobs: int | None,
 ) -> Permutations:  # fmt: skip
     """See `BatchResult.permute`."""
     check_scheme(scheme, n)

@@ -302,6 +302,7 @@ class MarginalMeans(Estimates):
 def emmeans(
     result: Fit,
     factors: str | Sequence[str],
+    *,
     by: str | Sequence[str] | None = None,
     at: Mapping[str, Any] | None = None,
     contrasts: Method | None = None,
@@ -375,6 +376,7 @@ def slopes(
     result: Fit,
     variable: str,
     factors: str | Sequence[str] | None = None,
+    *,
     by: str | Sequence[str] | None = None,
     at: Mapping[str, Any] | None = None,
     contrasts: Method | None = None,
