@@ -24,12 +24,8 @@ cdef inline void sweep_pairs(Py_ssize_t k, Lanes* s, int order) noexcept nogil:
     cdef vec E[10]
     cdef vec one, product, exponent, f11, f12, f21, f22, f, r11, r12, r22, u11, u12, u21, u22, w, det, inverse
     cdef vec d1, d2, turn, y21, y22, a11, a12, a21, a22, n11, n21, n22, t
-    one = VEC_SET(1.0)
-    product = one
-    exponent = VEC_SET(0.0)
-    n11 = exponent
-    n21 = exponent
-    n22 = exponent
+    one = product = VEC_SET(1.0)
+    exponent = n11 = n21 = n22 = VEC_SET(0.0)
     f11 = F[0]
     f12 = F[1]
     f21 = F[2]
