@@ -6,7 +6,7 @@
 
 cdef enum:
     MOST_RUNS = 48          # searches
-    STAGES = 5              # after which those that have not ended go on together
+    STAGES = 5              # of a search, each along the axes of G^ where the one before has come to
     STAGE_LENGTH = 6        # iterations of a stage but the last
 
 cdef double NARROW = 0.1
@@ -26,6 +26,7 @@ cdef double EQUAL = 1e-7
 # Searches of one problem.
 cdef struct Runs:
     Py_ssize_t count, begin     # all, and the first that is still to be made
+    Py_ssize_t left             # those from here on have begun
     double* theta               # (MOST_RUNS, n_par) where each is, or has ended
     double value[48]        # of the minimum
     int status[48]              # of the minimum, see Outcome; GOES_ON
@@ -74,48 +75,111 @@ cdef void screen_alone(const Batch* d, const Screen* screen, Lanes* s, double* v
         at += LANES
 
 
-cdef void run_some(const Batch* d, Lanes* s, Fates* f, Runs* runs, const Py_ssize_t* which, Py_ssize_t used,
-                   Py_ssize_t limit, bint turned) noexcept nogil:
-    """Up to LANES searches, up to `limit` iterations on from where they are; `turned`: along the axes of G^ there."""
-    cdef Py_ssize_t n = d.n_par, lane, j, run
-    cdef double decrement
-    for lane in range(LANES):
-        # lanes beyond the last repeat it
-        run = which[min(lane, used - 1)]
-        f.status[lane] = 0
-        for j in range(n):
-            s.theta[j * LANES + lane] = runs.theta[run * n + j]
-    s.f.chain.axes = NULL
+# Searches under way, one in each lane: what has ended makes room for the next one, so that none waits for another.
+cdef struct Rush:
+    March m
+    Py_ssize_t run[8]       # -1 for none
+    Py_ssize_t age[8]       # iterations in this stage
+    Py_ssize_t stage[8]
+
+
+cdef void enter_lane(const Batch* d, Lanes* s, Rush* r, Py_ssize_t lane, const double* theta, bint turned) noexcept nogil:
+    """A stage of a search from theta (n_par,), in the caller's axes; `turned`: along those of G^ there."""
+    cdef Py_ssize_t n = d.n_par, q = d.q, i, j, l
+    cdef double* A = s.plain
+    cdef double none = VANISHED * VANISHED / d.per_group, t, size = 0.0
+    if can_turn(d):
+        for i in range(q * q):
+            s.axes[i * LANES + lane] = 1.0 if i % (q + 1) == 0 else 0.0
+    for i in range(n):
+        s.theta[i * LANES + lane] = theta[i]
     if turned:
-        turn_all(d, s)
-    settle_lanes(d, s, f, limit)
-    for lane in range(used):
-        run = which[lane]
-        runs.value[run] = s.f.gls.value[lane]
-        if (<double*> &f.finished)[lane] > 0.0:
-            decrement = (<double*> &f.decrement)[lane]
-            runs.status[run] = status_of(d, s, lane) if decrement <= d.tolerance else 0
-            runs.value[run] -= 0.5 * decrement * decrement
-        for j in range(n):
-            runs.theta[run * n + j] = s.natural[j * LANES + lane]
+        for i in range(q * q):
+            A[i] = 0.0
+        for i in range(n):
+            for j in range(n):
+                if d.col[i] == d.col[j]:
+                    A[d.row[i] * q + d.row[j]] += theta[i] * theta[j]
+        turn_lane(d, s, lane, 0.0)
+        for i in range(n):
+            t = s.theta[i * LANES + lane]
+            if d.row[i] == d.col[i] and t * t < none:
+                s.theta[i * LANES + lane] = 0.0
+    for i in range(n):
+        t = s.theta[i * LANES + lane]
+        s.trial[i * LANES + lane] = t
+        s.step[i * LANES + lane] = 0.0
+        size += t * t
+    (<double*> &r.m.value)[lane] = INFINITY
+    (<double*> &r.m.radius)[lane] = max(1.0, s.reach * sqrt(size))
+    (<double*> &r.m.done)[lane] = -1.0
+    (<double*> &r.m.decrement)[lane] = 1e300
+    r.age[lane] = 0
+
+
+cdef void leave_lane(const Batch* d, Lanes* s, Rush* r, Runs* runs, Py_ssize_t lane, bint ended) noexcept nogil:
+    """The end of a search, near enough to a minimum to tell its value, or of patience with it."""
+    cdef Py_ssize_t run = r.run[lane]
+    cdef double decrement = (<double*> &r.m.decrement)[lane]
+    runs.value[run] = (<double*> &r.m.value)[lane]
+    if ended:
+        runs.value[run] -= 0.5 * decrement * decrement
+        runs.status[run] = 1 if decrement <= d.tolerance and s.f.gls.r2[lane] >= 1e-6 * d.n else 0
+
+
+cdef void move_on(const Batch* d, Lanes* s, Rush* r, Runs* runs, Py_ssize_t lane) noexcept nogil:
+    """What becomes of a lane after an iteration: a new stage of its search, or another search."""
+    cdef Py_ssize_t n = d.n_par, run = r.run[lane], i
+    cdef bint ended = (<double*> &r.m.done)[lane] > 0.0
+    r.age[lane] += 1
+    if not ended and r.age[lane] < (STAGE_LENGTH if r.stage[lane] < STAGES - 1 else d.max_iterations):
+        return
+    natural_theta(d, s, s.trial, lane, s.natural + lane)
+    for i in range(n):
+        runs.theta[run * n + i] = s.natural[i * LANES + lane]
+    if not ended and r.stage[lane] < STAGES - 1:
+        r.stage[lane] += 1
+        enter_lane(d, s, r, lane, runs.theta + run * n, can_turn(d))
+        return
+    leave_lane(d, s, r, runs, lane, ended)
+    start_lane(d, s, r, runs, lane)
+
+
+cdef void start_lane(const Batch* d, Lanes* s, Rush* r, Runs* runs, Py_ssize_t lane) noexcept nogil:
+    """The next search in a lane, the last one of the list first: these start highest and take longest."""
+    r.run[lane] = -1
+    (<double*> &r.m.done)[lane] = 1.0
+    if runs.left > runs.begin:
+        runs.left -= 1
+        r.run[lane] = runs.left
+        r.stage[lane] = 0
+        enter_lane(d, s, r, lane, runs.theta + runs.left * d.n_par, False)
 
 
 cdef void run_all(const Batch* d, Lanes* s, Fates* f, Runs* runs) noexcept nogil:
-    """All searches from `begin` on; lanes that need long would keep the others waiting: they go on together."""
-    cdef Py_ssize_t stage, run, used
-    cdef Py_ssize_t which[8]
+    """All searches from `begin` on."""
+    cdef Py_ssize_t run, lane, under_way = runs.count - runs.begin
+    cdef vec young = VEC_SET(1.0)
+    cdef Rush r
     for run in range(runs.begin, runs.count):
         runs.status[run] = GOES_ON
-    for stage in range(STAGES):
-        used = 0
-        for run in range(runs.begin, runs.count):
-            if runs.status[run] == GOES_ON:
-                which[used] = run
-                used += 1
-            if used == LANES or (used > 0 and run == runs.count - 1):
-                run_some(d, s, f, runs, which, used, d.max_iterations if stage == STAGES - 1 else STAGE_LENGTH,
-                         stage > 0 and can_turn(d))
-                used = 0
+    if can_turn(d):
+        straighten(d, s)
+    for run in range(d.n_par):
+        (<vecu*> s.theta)[run] = VEC_SET(runs.theta[run])
+    begin_march(d, s, &r.m)
+    runs.left = runs.count
+    for lane in range(LANES):
+        start_lane(d, s, &r, runs, lane)
+    while under_way > 0:
+        for lane in range(LANES):
+            (<double*> &young)[lane] = 1.0 if r.age[lane] < SNAPPED_BEFORE else -1.0
+        advance(d, s, &r.m, young, f.evaluations)
+        under_way = 0
+        for lane in range(LANES):
+            if r.run[lane] >= 0:
+                move_on(d, s, &r, runs, lane)
+            under_way += r.run[lane] >= 0
     s.f.chain.axes = NULL
     runs.begin = runs.count
 
@@ -234,6 +298,10 @@ cdef void look_closer(const Batch* d, const ProblemSums* one, const Screen* scre
             f.status[lane] = 0
         s.reach = 0.0
         settle_lanes(d, &s, &f, d.max_iterations)
+        if not s.f.gls.value[0] < runs.value[0] + LOWER:
+            # it has gone elsewhere
+            out.status[at] = 0
+            return
         write_searches(d, &s, &f, out, at, 1)
         write_own_coefficients(d, copies, &s, &f, out, at, 1)
     out.evaluations[at] = <int> evaluations

@@ -61,76 +61,103 @@ cdef void set_factor(const Batch* d, Lanes* s, const vecu* theta) noexcept nogil
             F[a * d.q + d.col[i]] = F[a * d.q + d.col[i]] + B[a * d.q + d.row[i]] * theta[i]
 
 
-cdef void minimize_lanes(const Batch* d, Lanes* s, Py_ssize_t limit, vec* finished, vec* decrement_out, int* evaluations
-                         ) noexcept nogil:
-    """Newton in lockstep from s.theta, up to `limit` times; leaves the evaluation at s.theta in s.f where it has ended."""
-    cdef Py_ssize_t n = d.n_par, i, iteration, lane
+# Where the searches of the lanes are.
+cdef struct March:
+    vec value       # at theta
+    vec radius      # of the next step
+    vec done        # positive where a search has ended
+    vec decrement   # at theta
+
+
+cdef void begin_march(const Batch* d, Lanes* s, March* m) noexcept nogil:
+    """Start from s.theta."""
+    cdef Py_ssize_t n = d.n_par, i
     cdef vecu* theta = <vecu*> s.theta
-    cdef vecu* trial = <vecu*> s.trial
-    cdef vecu* step = <vecu*> s.step
-    cdef vecu* L = <vecu*> s.small
-    cdef vecu* fresh = <vecu*> s.f.work
-    cdef vec value, radius, done, accept, decrement, definite, old, norm, t, f_value, one, shrink, near, settled
-    cdef double* mask = <double*> &done
-    one = VEC_SET(1.0)
-    value = VEC_SET(1e300) * 1e300
-    radius = one
+    cdef vec norm
+    m.value = VEC_SET(1e300) * 1e300
+    m.radius = VEC_SET(1.0)
     if s.reach > 0.0:
         norm = VEC_SET(0.0)
         for i in range(n):
             norm = norm + theta[i] * theta[i]
         norm = s.reach * VEC_SQRT(norm)
-        radius = VEC_WHERE_POSITIVE(norm - one, norm, one)
-    done = VEC_SET(-1.0)
-    old = VEC_SET(1e300)
+        m.radius = VEC_WHERE_POSITIVE(norm - m.radius, norm, m.radius)
+    m.done = VEC_SET(-1.0)
+    m.decrement = VEC_SET(1e300)
     for i in range(n):
-        trial[i] = theta[i]
-        step[i] = VEC_SET(0.0)
+        (<vecu*> s.trial)[i] = theta[i]
+        (<vecu*> s.step)[i] = VEC_SET(0.0)
+
+
+cdef void advance(const Batch* d, Lanes* s, March* m, vec young, int* evaluations) noexcept nogil:
+    """Evaluate at s.trial, and set the next one; `young`: positive where columns may be set to zero.
+
+    Where a search has ended, s.trial is s.theta.
+    """
+    cdef Py_ssize_t n = d.n_par, i, lane
+    cdef vecu* theta = <vecu*> s.theta
+    cdef vecu* trial = <vecu*> s.trial
+    cdef vecu* step = <vecu*> s.step
+    cdef vecu* L = <vecu*> s.small
+    cdef vecu* fresh = <vecu*> s.f.work
+    cdef vec accept, decrement, definite, norm, t, f_value, one, minus, shrink, near, settled
+    one = VEC_SET(1.0)
+    minus = VEC_SET(-1.0)
+    set_factor(d, s, trial)
+    evaluate_responses(d, s, 2)
+    f_value = (<vecu*> s.f.gls.value)[0]
+    newton_step(n, <vecu*> s.f.hess, <vecu*> s.f.grad, L, L + n * n, fresh, &decrement, &definite)
+    # accept what does not raise the criterion beyond rounding; the first point if it is finite
+    t = m.value + 10.0 * (<vecu*> s.f.gls.noise)[0] - f_value
+    accept = VEC_WHERE_POSITIVE(t, one, minus)
+    accept = VEC_WHERE_POSITIVE(m.done, minus, accept)
+    near = VEC_WHERE_POSITIVE(VEC_SET(d.tolerance) - decrement, one, minus)
+    # below 1e-5 a decrement that no longer falls has met the rounding error of the gradient
+    settled = VEC_WHERE_POSITIVE(VEC_SET(1e-5) - decrement, one, minus)
+    settled = VEC_WHERE_POSITIVE(decrement - 0.5 * m.decrement, settled, minus)
+    near = VEC_WHERE_POSITIVE(settled, one, near)
+    near = VEC_WHERE_POSITIVE(definite, near, minus)
+    near = VEC_WHERE_POSITIVE(accept, near, minus)
+    t = VEC_WHERE_POSITIVE(definite, minus, accept)
+    if vec_max(<vecu*> &t) > 0.0:
+        raise_columns(d, s, trial, t, fresh, &decrement)
+    norm = VEC_SET(0.0)
+    for i in range(n):
+        theta[i] = VEC_WHERE_POSITIVE(accept, trial[i], theta[i])
+        norm = norm + fresh[i] * fresh[i]
+    norm = VEC_SQRT(norm)
+    m.value = VEC_WHERE_POSITIVE(accept, f_value, m.value)
+    m.decrement = VEC_WHERE_POSITIVE(accept, decrement, m.decrement)
+    t = m.radius / (norm + 1e-300)
+    shrink = VEC_WHERE_POSITIVE(t - one, one, t)
+    for i in range(n):
+        step[i] = VEC_WHERE_POSITIVE(accept, fresh[i] * shrink, 0.25 * step[i])
+    # after a rejected step the next radius is a quarter of it; after an accepted one it may grow
+    m.radius = VEC_WHERE_POSITIVE(accept, 2.0 * m.radius, 0.25 * m.radius)
+    for lane in range(LANES):
+        if (<double*> &m.done)[lane] < 0.0:
+            evaluations[lane] += 1
+    m.done = VEC_WHERE_POSITIVE(near, one, m.done)
+    for i in range(n):
+        trial[i] = VEC_WHERE_POSITIVE(m.done, theta[i], theta[i] + step[i])
+    accept = VEC_WHERE_POSITIVE(m.done, minus, VEC_WHERE_POSITIVE(young, accept, minus))
+    if vec_max(<vecu*> &accept) > 0.0:
+        drop_columns(d, s, theta, trial, step, accept)
+
+
+cdef void minimize_lanes(const Batch* d, Lanes* s, Py_ssize_t limit, vec* finished, vec* decrement_out, int* evaluations
+                         ) noexcept nogil:
+    """Newton in lockstep from s.theta, up to `limit` times; leaves the evaluation at s.theta in s.f where it has ended."""
+    cdef Py_ssize_t iteration, lane, ended
+    cdef March m
+    begin_march(d, s, &m)
     for iteration in range(limit):
-        set_factor(d, s, trial)
-        evaluate_responses(d, s, 2)
-        f_value = (<vecu*> s.f.gls.value)[0]
-        newton_step(n, <vecu*> s.f.hess, <vecu*> s.f.grad, L, L + n * n, fresh, &decrement, &definite)
-        # accept what does not raise the criterion beyond rounding; the first point if it is finite
-        t = value + 10.0 * (<vecu*> s.f.gls.noise)[0] - f_value
-        accept = VEC_WHERE_POSITIVE(t, one, VEC_SET(-1.0))
-        accept = VEC_WHERE_POSITIVE(done, VEC_SET(-1.0), accept)
-        near = VEC_WHERE_POSITIVE(VEC_SET(d.tolerance) - decrement, one, VEC_SET(-1.0))
-        # below 1e-5 a decrement that no longer falls has met the rounding error of the gradient
-        settled = VEC_WHERE_POSITIVE(VEC_SET(1e-5) - decrement, one, VEC_SET(-1.0))
-        settled = VEC_WHERE_POSITIVE(decrement - 0.5 * old, settled, VEC_SET(-1.0))
-        near = VEC_WHERE_POSITIVE(settled, one, near)
-        near = VEC_WHERE_POSITIVE(definite, near, VEC_SET(-1.0))
-        near = VEC_WHERE_POSITIVE(accept, near, VEC_SET(-1.0))
-        t = VEC_WHERE_POSITIVE(definite, VEC_SET(-1.0), accept)
-        if vec_max(<vecu*> &t) > 0.0:
-            raise_columns(d, s, trial, t, fresh, &decrement)
-        norm = VEC_SET(0.0)
-        for i in range(n):
-            theta[i] = VEC_WHERE_POSITIVE(accept, trial[i], theta[i])
-            norm = norm + fresh[i] * fresh[i]
-        norm = VEC_SQRT(norm)
-        value = VEC_WHERE_POSITIVE(accept, f_value, value)
-        old = VEC_WHERE_POSITIVE(accept, decrement, old)
-        t = radius / (norm + 1e-300)
-        shrink = VEC_WHERE_POSITIVE(t - one, one, t)
-        for i in range(n):
-            step[i] = VEC_WHERE_POSITIVE(accept, fresh[i] * shrink, 0.25 * step[i])
-        # after a rejected step the next radius is a quarter of it; after an accepted one it may grow
-        radius = VEC_WHERE_POSITIVE(accept, 2.0 * radius, 0.25 * radius)
+        advance(d, s, &m, VEC_SET(1.0 if iteration < SNAPPED_BEFORE else -1.0), evaluations)
+        ended = 0
         for lane in range(LANES):
-            if (<double*> &done)[lane] < 0.0:
-                evaluations[lane] += 1
-        done = VEC_WHERE_POSITIVE(near, one, done)
-        for i in range(n):
-            trial[i] = VEC_WHERE_POSITIVE(done, theta[i], theta[i] + step[i])
-        if iteration < SNAPPED_BEFORE:
-            drop_columns(d, s, theta, trial, step, VEC_WHERE_POSITIVE(done, VEC_SET(-1.0), accept))
-        i = 0
-        for lane in range(LANES):
-            if mask[lane] > 0.0:
-                i += 1
-        if i == LANES:
+            if (<double*> &m.done)[lane] > 0.0:
+                ended += 1
+        if ended == LANES:
             break
-    finished[0] = done
-    decrement_out[0] = old
+    finished[0] = m.done
+    decrement_out[0] = m.decrement
