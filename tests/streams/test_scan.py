@@ -252,3 +252,48 @@ def test_y_between_groups_only_is_summed_again():
     one, other = flc.lmm("y ~ x + (1 | g)", data).fit(), flc.lmm("y ~ x + (1 | g)", flc.scan(cut(data, 700))).fit()
     same_bits(one, other)
     assert other.model.design.passes == 2
+
+
+class OneAtATime:
+    """A stream as those of engines that give no second one while the first is open."""
+
+    def __init__(self, table):
+        self.table, self.open = table, False
+
+    def __arrow_c_stream__(self, schema=None):
+        if self.open:
+            raise RuntimeError("the connection has an open result")
+        self.open = True
+
+        def batches():
+            try:
+                yield from self.table.to_batches(700)
+            finally:
+                self.open = False
+
+        import pyarrow as pa
+
+        return pa.RecordBatchReader.from_batches(self.table.schema, batches()).__arrow_c_stream__(schema)
+
+
+def test_streams_are_closed_before_others_are_opened():
+    pa = pytest.importorskip("pyarrow")
+    data = simulated(3000)
+    source = OneAtATime(pa.Table.from_pandas(data, preserve_index=False))
+    for formula in (FORMULA, "y ~ center(x) * arm + (1 | g)"):
+        same_bits(flc.lmm(formula, flc.scan(source)).fit(), flc.lmm(formula, flc.scan([data])).fit())
+
+
+def test_names_and_files_that_mislead_are_refused(tmp_path):
+    data = simulated(300)
+    path = tmp_path / "a.parquet"
+    data.to_parquet(path)
+    with pytest.raises(flc.LMMError, match=r"a.parquet` has no column 'w'. The columns are: 'y', 'x', 'z', 'g', 'arm'"):
+        flc.lmm("y ~ w + (1 | g)", flc.scan(path))
+    data.to_csv(tmp_path / "a.csv")
+    with pytest.raises(flc.LMMError, match=r"holds files of several kinds \(.csv, .parquet\), which may be the same"):
+        flc.scan(tmp_path)
+    with pytest.raises(flc.LMMError, match=r"give scan\(path\)"):
+        flc.lmm(FORMULA, str(path))
+    with pytest.raises(flc.LMMError, match="the source has no rows"):
+        flc.lmm(FORMULA, flc.scan([data.iloc[:0]]))

@@ -115,8 +115,7 @@ def test_the_fit_by_maximum_likelihood_travels(data):
         lambda r: r.resid, lambda r: r.fittedvalues, lambda r: r.model.exog, lambda r: r.model.exog_re,
         lambda r: r.model.endog, lambda r: r.model.weights, lambda r: r.model.rows_used, lambda r: r.predict(),
         lambda r: r.model.refit(np.zeros(4000)), lambda r: r.model.factors[0].grouping.index,
-        lambda r: r.bootstrap(5, kind="cases", seed=1), lambda r: r.influence("observation"),
-        lambda r: r.save("/nowhere/x"),
+        lambda r: r.bootstrap(5, kind="cases", seed=1), lambda r: r.influence("observation")
     ],
 )  # fmt: skip
 def test_what_needs_rows_says_what_to_do(fits, use):
@@ -207,3 +206,19 @@ def test_a_client_without_dask(data):
     for source in (data, flc.scan(data)):
         with pytest.raises(flc.LMMError, match="client is for a data frame of Dask"):
             flc.lmm("y ~ x + (1 | g)", source, client=object())
+
+
+def test_what_fits_other_models_says_how_to_compare_them():
+    fit = flc.lmm(FORMULA, flc.scan([simulated()])).fit()
+    for use, name in (
+        (fit.drop1, "drop1"), (fit.random_effect_test, "random_effect_test"), (fit.step, "step"),
+        (fit.simplify, "simplify"),
+    ):  # fmt: skip
+        with pytest.raises(flc.LMMError, match=rf"^{name}\(\) fits models of other columns.*compare\(\) the results"):
+            use()
+    with pytest.raises(flc.LMMError, match=r"save\(\) writes the rows.*pickle the result"):
+        fit.save("nowhere.flc")
+    with pytest.raises(flc.LMMError, match="data is missing: the rows of this model were read in pieces"):
+        fit.update(". ~ . - z")
+    other = fit.update(". ~ . - z", flc.scan([simulated()]))
+    assert other.criterion == flc.lmm("y ~ x + (x | g)", flc.scan([simulated()])).fit().criterion

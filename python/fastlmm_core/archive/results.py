@@ -57,6 +57,11 @@ def write(result: Fit, path: str | os.PathLike[str]) -> None:
         For what the format does not have, or a file that cannot be written.
     """
     model, design = result.model, result.model.design
+    if model.streamed:
+        raise LMMError(
+            "save() writes the rows, and those of this model were read in pieces and summed, not held; pickle the "
+            "result, or keep the plan (a pickle) and its sums, plan.reduce(...).save(path)"
+        )
     arrays: dict[str, Array] = {"exog": design.exog}
     for name, values in (("weights", design.weights), ("offset", design.offset), ("kept", design.kept)):
         if values is not None:

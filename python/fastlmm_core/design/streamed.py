@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from ..covariance.parameters import Block, CovarianceStructure
 from ..errors import LMMError
-from .design import Design
+from .design import Design, Source
 from .grouping import Codes, Grouping
 from .terms import RandomPart
 
@@ -127,6 +127,15 @@ class StreamedDesign(Design):
     squares: float = 0.0
     log_weights: float = 0.0
     recipe: Any = None
+
+    def origin(self, data: Any = None) -> Source:
+        """See `Design.origin`; there is no table unless one is given."""
+        if data is None:
+            raise LMMError(
+                "data is missing: the rows of this model were read in pieces and summed, not held; give data=, or fit "
+                "another formula to the source, lmm(formula, source)"
+            )
+        return Source(data, {"weights": self.recipe.weights, "offset": self.recipe.offset})
 
     def rows(self, rows: Any, levels: Any = None) -> NoReturn:
         """Refuse a design of some of the rows."""

@@ -226,12 +226,34 @@ class Model:
         self._settle()
         return self._y
 
+    @property
+    def two_values(self) -> tuple[float, float] | None:
+        """The values of a response that has no others; None elsewhere, and where rows are not held."""
+        y = self._y
+        if y is None or len(np.unique(y[:1000])) > 2:
+            return None
+        low, high = float(y.min()), float(y.max())
+        return (low, high) if low < high and bool(((y == low) | (y == high)).all()) else None
+
     def once(self, key: Hashable, make: Callable[[], T]) -> T:
         """What `make` returns, made at the first call with this key and kept with the model."""
         if key not in self._made:
             self._made[key] = make()
         found: T = self._made[key]
         return found
+
+    def needs_rows_to_refit(self, what: str) -> None:
+        """Refuse what fits models of other columns where the rows are not held.
+
+        Raises
+        ------
+        LMMError
+        """
+        if self.streamed:
+            raise LMMError(
+                f"{what} fits models of other columns, and the rows of this one were read in pieces and summed, not "
+                "held; fit the smaller formula to the source too, and compare() the results"
+            )
 
     def needs_independent_residuals(self, what: str) -> None:
         """Refuse what takes the residuals for independent where they have a structure.

@@ -88,6 +88,8 @@ class Summary(MakeTables, Shown):
         Columns with missing values, and how many.
     unused_levels : tuple of (str, tuple)
         Categorical columns and those of their levels that no row has.
+    two_values : (float, float) or None
+        The values of a response that has no others.
     weighted, has_offset : bool
     groups : tuple of (str, int)
         Grouping factor and number of levels.
@@ -114,6 +116,8 @@ class Summary(MakeTables, Shown):
     n_evaluations : int
     message : str
         Of the optimiser.
+    iterative : bool
+        Whether the fit is by ``method="iterative"``, whose message states Monte Carlo errors.
     singular_components : tuple of str
     stated : bool
         Whether parameters were stated: what speaks of estimates is NaN and not shown, the log-likelihood where there is
@@ -128,6 +132,7 @@ class Summary(MakeTables, Shown):
     n_dropped: int
     gaps: tuple[tuple[str, int], ...]
     unused_levels: tuple[tuple[str, tuple[Any, ...]], ...]
+    two_values: tuple[float, float] | None
     weighted: bool
     has_offset: bool
     groups: tuple[tuple[str, int], ...]
@@ -149,6 +154,7 @@ class Summary(MakeTables, Shown):
     gradient_norm: float
     n_evaluations: int
     message: str
+    iterative: bool
     singular_components: tuple[str, ...]
     vcov: str = "model"
     clusters: str = ""
@@ -201,6 +207,7 @@ class Summary(MakeTables, Shown):
             n_dropped=model.n_dropped,
             gaps=() if model.spec is None else tuple(model.spec.gaps.items()),
             unused_levels=() if model.spec is None else tuple(model.spec.unused.items()),
+            two_values=None if stated else model.two_values,
             weighted=model.weighted,
             has_offset=model.has_offset,
             groups=tuple(result.n_groups.items()),
@@ -222,6 +229,7 @@ class Summary(MakeTables, Shown):
             gradient_norm=float(result.gradient_norm),
             n_evaluations=int(result.n_evaluations),
             message=result.optimum.message,
+            iterative=result.optimum.monte_carlo is not None,
             singular_components=result.singular_components,
             vcov="model" if robust is None else robust.kind,
             clusters="" if robust is None else robust.clusters,
@@ -281,6 +289,13 @@ class Summary(MakeTables, Shown):
             yield f"Values missing: {', '.join(f'{count} in {name}' for name, count in self.gaps)}."
         if self.unused_levels:
             yield f"Levels without rows, left out: {'; '.join(starmap(_unused, self.unused_levels))}."
+        if self.two_values is not None:
+            low, high = self.two_values
+            yield (
+                f"The response has two values, {low:g} and {high:g}: effects are differences of probabilities, and the "
+                "residual variance, which depends on them, is taken for constant. Standard errors by vcov='CR2' do not "
+                "rest on that; for odds fit a generalised model (glmer of lme4, Bambi, GEE of statsmodels)."
+            )
         if self.dropped:
             yield f"Dropped, being combinations of the columns before them: {', '.join(self.dropped)}."
         if self.stated:
@@ -305,7 +320,9 @@ class Summary(MakeTables, Shown):
             yield f"Singular fit: {'; '.join(self.singular_components)}. The estimate lies on the boundary{extra}."
             yield 'The page "Singular: what now?" of the documentation says what can be done.'
         count = f"{self.n_evaluations} evaluation{'s' * (self.n_evaluations != 1)}"
-        if self.converged:
+        if self.iterative:
+            yield f"By method='iterative', {count}: {self.message}."
+        elif self.converged:
             yield f"Optimum certified after {count} (gradient {_gradient(self.gradient_norm)})."
         else:
             yield f"Optimum NOT certified after {count}: {self.message.removeprefix('not certified: ')}."

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, Literal
 
 import numpy as np
@@ -185,7 +186,14 @@ def make_plan(
         for table in ahead(source.tables(names)):
             wanted.see(table)
 
-    recipe = learn(formula, source.look(names), see_all or here, weights, offset, missing, known)
+    try:
+        recipe = learn(formula, source.look(names), see_all or here, weights, offset, missing, known)
+    except LMMError:
+        if not source.once:
+            # once more with all columns, for a message that may list them
+            for table in islice(source.look(), 1):
+                Wanted(formula, weights, offset, known).ask(table)
+        raise
     return plan_of(recipe, first_chunk(recipe, source.look(list(recipe.columns))))
 
 

@@ -135,7 +135,7 @@ class Scan:
     def _read(self, columns: list[str] | None) -> Iterator[Table]:
         for key, fragment in self._fragments:
             for data in fragment(columns):
-                table = Table(data, f"fragment {key!r}" if isinstance(key, str) else "data")
+                table = Table(data, key if isinstance(key, str) else "data")
                 if table.n_rows:
                     yield table
 
@@ -294,8 +294,12 @@ def _tables(found: Any) -> Iterator[Any]:
 
 
 def _stream(reader: Any, columns: list[str] | None) -> Iterator[Any]:
-    for batch in reader:
-        yield _selected(batch, columns)
+    try:
+        for batch in reader:
+            yield _selected(batch, columns)
+    finally:  # some sources give no second stream while one is open
+        if hasattr(reader, "close"):
+            reader.close()
 
 
 def _selected(batch: Any, columns: list[str] | None) -> Any:
@@ -318,6 +322,12 @@ def _paths(given: Any) -> list[str]:
     path = Path(text)
     if path.is_dir():
         found = sorted(str(p) for p in path.rglob("*") if p.is_file() and p.suffix.lower() in _READERS)
+        kinds = sorted({Path(name).suffix.lower() for name in found})
+        if len(kinds) > 1:
+            raise LMMError(
+                f"the directory {text!r} holds files of several kinds ({', '.join(kinds)}), which may be the same "
+                f"rows; give a pattern, such as {os.path.join(text, '*' + kinds[0])!r}"
+            )
     elif glob.has_magic(text) and not path.exists():
         found = sorted(glob.glob(text, recursive=True))
     else:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -304,12 +304,16 @@ def first_complete(wanted: Wanted, tables: Iterable[Table]) -> Table:
     if not wanted.parsed.bars:
         raise LMMError(f"The formula {wanted.formula!r} has no random-effects term; a scan needs one such as (1 | g).")
     empty = True
-    for table in tables:
-        empty = False
-        used = used_columns(wanted.parsed, table, wanted.weights, wanted.offset)
-        rows = complete_of(used, table.n_rows, "drop", Seen.nothing())
-        if rows is None or len(rows):
-            return table
+    try:
+        for table in tables:
+            empty = False
+            used = used_columns(wanted.parsed, table, wanted.weights, wanted.offset)
+            rows = complete_of(used, table.n_rows, "drop", Seen.nothing())
+            if rows is None or len(rows):
+                return table
+    finally:  # a stream that is open may keep others from being opened
+        if isinstance(tables, Generator):
+            tables.close()
     raise LMMError("the source has no rows" if empty else "every row has a missing value; no row is left to fit")
 
 

@@ -428,9 +428,9 @@ OPTIONS: dict[str, dict[str, str]] = {
 """Values of options that others know, by the option, in lower case."""
 
 TABLES: dict[str, str] = {
-    "str": "read the file first, e.g. pandas.read_csv(path)",
-    "PosixPath": "read the file first, e.g. pandas.read_csv(path)",
-    "WindowsPath": "read the file first, e.g. pandas.read_csv(path)",
+    "str": "give scan(path), or read the file first, e.g. pandas.read_csv(path)",
+    "PosixPath": "give scan(path), or read the file first, e.g. pandas.read_csv(path)",
+    "WindowsPath": "give scan(path), or read the file first, e.g. pandas.read_csv(path)",
     "DataFrameGroupBy": "give the table itself: the groups stand in the formula, (1 | g)",
     "GroupBy": "give the table itself: the groups stand in the formula, (1 | g)",
     "Series": "a table has named columns: .to_frame()",

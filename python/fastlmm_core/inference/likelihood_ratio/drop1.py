@@ -61,6 +61,7 @@ def drop1(
         For a term that is unknown or part of an interaction, and an unknown null distribution.
     """
     result.require_estimates("drop1", "fit the response: result.model.fit()")
+    result.model.needs_rows_to_refit("drop1()")
     wanted = check_null(null, n_sim, seed)
     check_test(test, null)
     full = result.again(result.model, reml=False) if result.reml else result

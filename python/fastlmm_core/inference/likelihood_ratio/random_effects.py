@@ -108,6 +108,7 @@ def random_effect_test(
     2  0.5 chi2(1) + 0.5 chi2(2)
     """
     result.require_estimates("random_effect_test", "fit the response: result.model.fit()")
+    result.model.needs_rows_to_refit("random_effect_test()")
     wanted = check_null(null, n_sim, seed)
     model = result.model
     rows = [information_criteria("all random effects", result.n_parameters, result.criterion, result.nobs)]

@@ -217,6 +217,7 @@ def step(
 def _checked(result: Fit, name: str, alpha: float, null: Any, n_sim: int | None, seed: Any) -> NullWanted:
     result.require_estimates(name, "fit the response: result.model.fit()")
     model = result.model
+    model.needs_rows_to_refit(f"{name}()")
     if model.spec is None:
         raise LMMError(f"{name}() rewrites a formula, and this model is from arrays; leave out columns of X and Z")
     model.needs_independent_residuals(f"{name}()")
