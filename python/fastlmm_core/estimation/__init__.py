@@ -3,6 +3,7 @@
 model                a design with its response and its problem
 fit                  the record of a fit, and how it is made
 optimize             the optimum, its certificate, other minima
+constrained          fits whose coefficients are constrained, without rows
 iterative            crossed factors without dense matrices
 structured           minimise in parameters without constraints, and certify
 vanishing            combinations of visits whose variance runs to zero

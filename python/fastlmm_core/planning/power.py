@@ -302,10 +302,10 @@ def power(
     check_count(n_sim, "n_sim")
     check_first(first, seed)
     seed = whole_seed(seed)
-    if truth.model.streamed and (is_variance(test) or method == "lrt"):
+    if truth.model.streamed and is_variance(test):
         raise LMMError(
-            "of a model whose rows are not held, power() draws sums for Wald tests of coefficients; use method='wald', "
-            "or fit a table in memory for likelihood ratios"
+            "of a model whose rows are not held, power() draws sums for tests of coefficients, by method='wald' or "
+            "'lrt'; for tests of variances fit a table in memory, some hundred groups of the data"
         )
     if is_variance(test):
         if alternative == "less":
@@ -322,12 +322,8 @@ def power(
     truth = hypothesis.given_effect(truth, effect)
     if alternative != "two-sided" and (len(hypothesis.L) > 1 or method == "lrt"):
         raise LMMError(f"alternative={alternative!r} is for a t test: of one coefficient or contrast, by method='wald'")
-    reduced = None
-    if method == "lrt":
-        columns = [i for i in truth.model.problem.kept if i not in (hypothesis.columns or ())]
-        reduced = truth.model.of(truth.model.design.columns(columns), None)
     found = studies(
-        truth, hypothesis.L, reduced, n_sim, seed, first=first, reml=reml, ddf=ddf, information=information,
+        truth, hypothesis.L, method == "lrt", n_sim, seed, first=first, reml=reml, ddf=ddf, information=information,
         n_jobs=n_jobs, progress=progress, alternative=alternative, dropout=dropout,
     )  # fmt: skip
     kept = truth.model.problem.kept

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from ..design.streamed import refuse_rows
 from ..errors import LMMError
+from ..estimation.constrained import constrained
 from ..simulation.draws import simulate
 from ..simulation.sums import SumDraws
 from ..support.distributions import chi2_tail
@@ -51,7 +52,7 @@ class Studies(NamedTuple):
 
 
 def studies(
-    truth: LMMResult, L: Array, reduced: Model | None, n_sim: int, seed: int, *, first: int, reml: bool, ddf: Ddf,
+    truth: LMMResult, L: Array, ratio: bool, n_sim: int, seed: int, *, first: int, reml: bool, ddf: Ddf,
     information: Information, n_jobs: int | None, progress: bool | None, alternative: Alternative = "two-sided",
     dropout: Dropout | None = None,
 ) -> Studies:  # fmt: skip
@@ -61,14 +62,18 @@ def studies(
     ----------
     truth : LMMResult
     L : (rows, p) array
-    reduced : Model or None
-        The model without the coefficients tested, for likelihood ratios; None for Wald tests.
+    ratio : bool
+        Likelihood ratios in place of Wald tests; L then picks coefficients.
     n_sim, seed, first, reml, ddf, information, n_jobs, progress, alternative, dropout
         See `power`.
     """
     model = truth.model
+    reduced = None
+    if ratio and not model.streamed:
+        tested: Array = np.any(L, axis=0)
+        reduced = model.of(model.design.columns([i for i in model.problem.kept if not tested[i]]), None)
     if model.streamed or model.design.residual is not None or model.structure.restricted:
-        asked = _Test(truth, L, reduced, reml, ddf, information, alternative)
+        asked = _Test(truth, L, reduced, ratio, reml and not ratio, ddf, information, alternative)
         return _one_by_one(asked, n_sim, seed, first, dropout, progress)
     drawn = partial(truth.simulate_fit, n_sim, seed, n_jobs=n_jobs, progress=progress, first=first, dropout=dropout)
     batch = drawn(reml=reml and reduced is None)
@@ -89,6 +94,7 @@ class _Test(NamedTuple):
     truth: LMMResult
     L: Array
     reduced: Model | None
+    ratio: bool
     reml: bool
     ddf: Ddf
     information: Information
@@ -98,15 +104,15 @@ class _Test(NamedTuple):
 def _one_by_one(
     test: _Test, n_sim: int, seed: int, first: int, dropout: Dropout | None, progress: bool | None
 ) -> Studies:
-    truth, reduced = test.truth, test.reduced
+    truth = test.truth
     p = len(truth.model.exog_names)
     out = Studies(
         np.full(n_sim, np.nan), np.zeros(n_sim, dtype=bool), np.zeros(n_sim, dtype=bool), np.full((n_sim, p), np.nan)
     )
     if truth.model.streamed:
-        drawn = _models_of_sums(truth, n_sim, seed, first, reduced, dropout)
+        drawn = _models_of_sums(test, n_sim, seed, first, dropout)
     else:
-        drawn = _models_of_rows(truth, n_sim, seed, first, reduced, dropout)
+        drawn = _models_of_rows(test, n_sim, seed, first, dropout)
     bar = progress_bar(progress, n_sim)
     try:
         for i, models in enumerate(drawn):
@@ -119,39 +125,58 @@ def _one_by_one(
     return out
 
 
-Models = tuple[Callable[[], "Model"], Callable[[], "Model"] | None]
-"""Models of a draw with and without the coefficients tested, which may turn out not to be ones that can be fitted."""
+class Null(NamedTuple):
+    """The fit without the coefficients tested."""
+
+    criterion: float
+    converged: bool
+
+
+Models = tuple[Callable[[], "Model"], Callable[["LMMResult"], Null]]
+"""The model of a draw, which may turn out not to be one that can be fitted, and the other fit of likelihood ratios."""
 
 
 def _models_of_rows(
-    truth: LMMResult, n_sim: int, seed: int, first: int, reduced: Model | None, dropout: Dropout | None
-) -> Iterator[Models]:
+    test: _Test, n_sim: int, seed: int, first: int, dropout: Dropout | None
+) -> Iterator[Models]:  # fmt: skip
     """The models of responses drawn."""
+    truth, reduced = test.truth, test.reduced
     full = truth.model.fittable(lambda rng: simulate(truth, 1, rng)[0])
     size = max(1, HELD // truth.model.nobs)
     for begin in range(0, n_sim, size):
         for y in truth.simulate(min(size, n_sim - begin), seed, first=first + begin, dropout=dropout):
-            yield partial(_observed, full, y), None if reduced is None else partial(_observed, reduced, y)
+            yield partial(_observed, full, y), partial(_left_out, reduced, y)
+
+
+def _left_out(reduced: Model | None, y: Array, fit: LMMResult) -> Null:
+    assert reduced is not None
+    null = fit.again(_observed(reduced, y), reml=False)
+    return Null(null.criterion, null.converged)
 
 
 def _models_of_sums(
-    truth: LMMResult, n_sim: int, seed: int, first: int, reduced: Model | None, dropout: Dropout | None
-) -> Iterator[Models]:
+    test: _Test, n_sim: int, seed: int, first: int, dropout: Dropout | None
+) -> Iterator[Models]:  # fmt: skip
     """The models of draws of what a fit sees of a response, where rows are not held."""
+    truth = test.truth
     if dropout is not None:
         refuse_rows("who leaves a study")
     draw, key = SumDraws(truth), key_of(seed)
     for i in range(n_sim):
-        yield partial(draw, stream(key, first + i)), None
+        yield partial(draw, stream(key, first + i)), partial(_constrained, test.L)
+
+
+def _constrained(L: Array, fit: LMMResult) -> Null:
+    optimum = constrained(fit, L)
+    return Null(fit.criterion + optimum.value - fit.optimum.value, optimum.converged)
 
 
 def _study(test: _Test, models: Models, out: Studies, i: int) -> None:
     """Test draw i, and write down what became of it."""
-    full, reduced = models
-    again = test.truth.again
+    full, without = models
     try:
-        fit = again(full(), reml=test.reml and reduced is None)
-        null = None if reduced is None else again(reduced(), reml=False)
+        fit = test.truth.again(full(), reml=test.reml)
+        null = without(fit) if test.ratio else None
         certified = fit.converged and (null is None or null.converged)
         if null is None:
             one = fit.test(test.L, ddf=test.ddf, information=test.information)

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from ...errors import LMMError
+from ...estimation.constrained import constrained
 from ...formula.coding import FixedTerm, fixed_terms
 from ...support.seeds import Seed
-from .compare import Null, check_null, check_test, moved, tested, warnings
+from .compare import Null, beyond_rounding, check_null, check_test, moved, tested, warnings
 from .f_tests import f_row, restriction
 from .nesting import contained
-from .table import Comparison, information_criteria
+from .null_distributions import chi_square
+from .table import Comparison, Row, information_criteria
 
 if TYPE_CHECKING:
     from ...estimation.fit import Fit
@@ -61,7 +63,6 @@ def drop1(
         For a term that is unknown or part of an interaction, and an unknown null distribution.
     """
     result.require_estimates("drop1", "fit the response: result.model.fit()")
-    result.model.needs_rows_to_refit("drop1()")
     wanted = check_null(null, n_sim, seed)
     check_test(test, null)
     full = result.again(result.model, reml=False) if result.reml else result
@@ -70,6 +71,9 @@ def drop1(
     fits = []
     for left_out in _chosen(result.model, term):
         name = f"without {left_out.name}"
+        if result.model.streamed:
+            rows.append(_without_rows(full, by_reml, left_out, null, test))
+            continue
         smaller = full.again(_without(result.model, left_out), reml=False)
         row = information_criteria(name, smaller.n_parameters, smaller.criterion, full.nobs)
         names = f"the model {name}", "the model with it"
@@ -87,6 +91,38 @@ def drop1(
         notes.insert(0, "Refitted by maximum likelihood: REML criteria of different fixed parts cannot be compared.")
     title = "Tests of terms, maximum likelihood" if test == "lrt" else "Tests of terms; criteria by maximum likelihood"
     return Comparison(title, tuple(rows), tuple(notes), False, result.model.library, test != "lrt")
+
+
+def _without_rows(full: Fit, by_reml: Fit, term: FixedTerm, null: Null, test: Any) -> Row:
+    """The row of a term left out of a model whose rows are not held: its coefficients are held at zero."""
+    model, names = full.model, full.model.exog_names
+    if null not in ("auto", "chi2"):
+        raise LMMError(f"null={null!r} needs the rows, which are not held; use null='chi2'")
+    if term.factors and not any(one.is_intercept for one in fixed_terms(model.design)):
+        raise LMMError(
+            f"term {term.name!r}: without an intercept the levels of other factors change with it, and the rows are "
+            "not held; fit the smaller formula to the source too, and compare() the results"
+        )
+    columns = [j for j in term.columns if j in set(model.problem.kept.tolist())]
+    name = f"without {term.name}"
+    if not columns:
+        return replace(
+            information_criteria(name, full.n_parameters, full.criterion, full.nobs),
+            null="No test: its columns are combinations of those before them.",
+        )
+    L = np.eye(len(names))[columns]
+    optimum = constrained(full, L)
+    statistic = optimum.value - full.optimum.value
+    row = information_criteria(name, full.n_parameters - len(L), full.criterion + statistic, full.nobs)
+    if not optimum.converged:
+        return replace(row, null="No test: the fit without it is not certified.")
+    if test != "lrt":
+        return f_row(row, by_reml, L, test)
+    found = chi_square(beyond_rounding(statistic, row.deviance), len(L))
+    return replace(
+        row, statistic=beyond_rounding(statistic, row.deviance), df=len(L), pvalue=found.pvalue,
+        p_std_error=found.p_std_error, null=found.text,
+    )  # fmt: skip
 
 
 def _chosen(model: Model, term: str | None) -> list[FixedTerm]:
