@@ -17,6 +17,7 @@ from fastlmm_core.covariance.residual.catalogue import (
     of_responses,
     position_names,
 )
+from fastlmm_core.covariance.residual.moments import visit_covariance
 from fastlmm_core.covariance.residual.natural import natural_jacobian, natural_second_sum
 from fastlmm_core.covariance.residual.structure import Rows
 from structures_cases import CASES, difference, labels, symmetric
@@ -520,6 +521,18 @@ def test_starts_of_few_subjects_are_inside(name, subjects):
         correlations = found[5:] if name.endswith("h") else found
         assert (correlations != 0.0).all() or name in ("us", "diag", "fa1", "fa2") or "@" in name
         assert structure.boundary(found, labels(6), "id") is None
+
+
+def test_starts_of_few_pairs_are_shrunk():
+    """The correlation of three pairs counts for three of five; variances have a quarter of a row more."""
+    values = np.array([[1.0, 0.6], [-2.0, -0.5], [0.5, 0.9]])
+    rows = Rows(values.ravel(), np.tile(np.arange(2), 3), np.repeat(np.arange(3), 2))
+    squares = (values**2).sum(axis=0)
+    variances = (squares + 0.25 * squares.sum() / 6.0) / 3.25
+    correlation = values[:, 0] @ values[:, 1] / np.sqrt(squares.prod()) * 3.0 / 5.0
+    wanted = correlation * np.sqrt(np.outer(variances, variances))
+    np.fill_diagonal(wanted, variances)
+    np.testing.assert_allclose(visit_covariance(rows, 2), wanted, rtol=1e-12)
 
 
 def test_starts_of_residuals_that_are_all_zero():

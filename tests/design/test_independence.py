@@ -48,7 +48,30 @@ def test_clusters_share_no_level(joined):
     y = np.random.default_rng(1).normal(size=60)
     one = np.ones((60, 1))
     terms = [flc.RandomTerm(one, outer, name="outer"), flc.RandomTerm(one, inner, name="inner")]
-    labels = clusters.cluster_labels(flc.LinearMixedModel(y, one, terms=terms).design)
-    linked = (outer[:, None] == outer) | (inner[:, None] == inner)
-    reached = np.linalg.matrix_power(linked.astype(float), 60) > 0.0
+    assert_clusters(flc.LinearMixedModel(y, one, terms=terms).design, outer, inner)
+
+
+def test_clusters_of_as_many_levels():
+    """Two factors with six levels each that join two groups of three, and the same levels by other names."""
+    first = np.repeat(np.arange(6), 10)
+    y, one = np.random.default_rng(2).normal(size=60), np.ones((60, 1))
+    for second in (np.where(np.arange(60) % 10 < 5, first, (first + 1) % 3 + 3 * (first // 3)), (first + 2) % 6):
+        terms = [flc.RandomTerm(one, first, name="first"), flc.RandomTerm(one * y[:, None], second, name="second")]
+        assert_clusters(flc.LinearMixedModel(y, one, terms=terms).design, first, second)
+
+
+def test_clusters_hold_whole_subjects():
+    """Subjects of the residuals that have rows in two of the groups join these."""
+    group, subject = np.repeat(np.arange(4), 12), np.repeat(np.arange(12), 4)
+    subject[12:14] = 2
+    data = {"y": np.random.default_rng(3).normal(size=48), "g": group, "s": subject, "t": np.arange(48)}
+    model = flc.lmm("y ~ 1 + (1 | g)", data, residual="ar1(t | s)")
+    assert_clusters(model.design, group, subject)
+
+
+def assert_clusters(design, one, other):
+    """Clusters are what links of equal labels connect."""
+    labels = clusters.cluster_labels(design)
+    linked = (one[:, None] == one) | (other[:, None] == other)
+    reached = np.linalg.matrix_power(linked.astype(float), len(one)) > 0.0
     np.testing.assert_array_equal(labels[:, None] == labels, reached)

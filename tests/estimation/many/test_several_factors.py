@@ -10,7 +10,7 @@ import fastlmm_core as flc
 from fastlmm_core.batch_result import BatchResult
 from fastlmm_core.design.replication import independent_units, levels_of, observations, subjects
 from fastlmm_core.estimation.many import policy as batch_module
-from fastlmm_core.estimation.many.several_factors import EXACT_UP_TO
+from fastlmm_core.estimation.many.several_factors import EXACT_UP_TO, HierarchyDesign
 from fastlmm_core.inference import wald as inference
 from fastlmm_core.inference.many import tests as batch_inference
 from fastlmm_core.simulation.bootstrap import _residual
@@ -718,3 +718,23 @@ def test_few_responses_are_not_worth_a_thread(rng, monkeypatch):
     for count, jobs in ((7, 1), (17, 2)):
         model.fit_many(Y[:count], n_jobs=3)
         assert asked.pop() == jobs
+
+
+def test_an_effect_is_not_set_to_zero_where_that_is_no_minimum():
+    """At zero the gradient in theta vanishes whatever the effect is: its variance must not want to grow."""
+    rng = np.random.default_rng(12)
+    a, b = np.repeat(np.arange(12), 8), np.tile(np.arange(8), 12)
+    y = rng.standard_normal(96) + 2.0 * rng.standard_normal(12)[a] + 2.0 * rng.standard_normal(8)[b]
+    one = np.ones((96, 1))
+    model = flc.LinearMixedModel(y, one, terms=[flc.RandomTerm(one, a, name="a"), flc.RandomTerm(one, b, name="b")])
+    design = HierarchyDesign(model)
+    responses, _ = design.condition(y[None])
+    worker = design.worker()
+    worker.take(responses.cross[0], True)
+    # whatever is higher than anything else
+    assert design._at_zero(worker, np.array([1.0, 0.0]), 1e9) is None
+    still = y - np.array([y[b == level].mean() for level in range(8)])[b]
+    responses, _ = design.condition(still[None])
+    worker.take(responses.cross[0], True)
+    found = design._at_zero(worker, np.array([1.0, 0.0]), 1e9)
+    assert found is not None and found[3]
