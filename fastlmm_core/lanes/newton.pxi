@@ -4,8 +4,8 @@
 # point.  What the columns of L do at the boundary, and in which axes they are taken, stands in axes.pxi.
 
 
-cdef void newton_step(Py_ssize_t n, const vecu* hess, const vecu* grad, vecu* L, vecu* d, vecu* step, vec* decrement,
-                      vec* definite) noexcept nogil:
+cdef inline void solve_step(Py_ssize_t n, const vecu* hess, const vecu* grad, vecu* L, vecu* d, vecu* step,
+                            vec* decrement, vec* definite) noexcept nogil:
     """step = -H^-1 g by a modified L D L'; pivots that are not positive are replaced by their size.
 
     decrement: sqrt(g'H^-1 g); definite: positive where no pivot was modified.  Overwrites L (n, n) and d (2 n,).
@@ -45,6 +45,17 @@ cdef void newton_step(Py_ssize_t n, const vecu* hess, const vecu* grad, vecu* L,
             t = t - L[l * n + i] * step[l]
         step[i] = t
     decrement[0] = VEC_SQRT(total)
+
+
+cdef void newton_step(Py_ssize_t n, const vecu* hess, const vecu* grad, vecu* L, vecu* d, vecu* step, vec* decrement,
+                      vec* definite) noexcept nogil:
+    """`solve_step` with constant sizes for one effect, and two correlated ones."""
+    if n == 1:
+        solve_step(1, hess, grad, L, d, step, decrement, definite)
+    elif n == 3:
+        solve_step(3, hess, grad, L, d, step, decrement, definite)
+    else:
+        solve_step(n, hess, grad, L, d, step, decrement, definite)
 
 
 cdef void set_factor(const Batch* d, Lanes* s, const vecu* theta) noexcept nogil:

@@ -74,7 +74,7 @@ cdef inline void add_product(Py_ssize_t n_a, Profile* f, Py_ssize_t a, Py_ssize_
     out[0] = out[0] + 0.5 * t
 
 
-cdef inline void directions_of(Py_ssize_t q, Py_ssize_t k, Profile* f) noexcept nogil:
+cdef inline void directions_of(Py_ssize_t q, Py_ssize_t k, Profile* f, vecu* directions) noexcept nogil:
     """J_D of each unit direction, and (R_xx^-1 u_D, s_D); by REML J_D with R_xx^-1 on both sides."""
     cdef Py_ssize_t a, b, i, j, l, r, d = 0
     cdef vecu* gram = <vecu*> f.gram
@@ -84,7 +84,7 @@ cdef inline void directions_of(Py_ssize_t q, Py_ssize_t k, Profile* f) noexcept 
     cdef vec t, u
     for a in range(q):
         for b in range(a + 1):
-            J = (<vecu*> f.directions) + d * k * k
+            J = directions + d * k * k
             v = (<vecu*> f.vectors) + d * k
             for i in range(k):
                 u = VEC_SET(0.0)
@@ -109,7 +109,10 @@ cdef inline void hessian_of(Py_ssize_t q, Py_ssize_t k, Profile* f) noexcept nog
     """Second derivatives along the unit directions of G^, then in theta."""
     cdef Py_ssize_t n_a = q * (q + 1) // 2, a, b, c, d, i = 0, j
     cdef vecu* curve = <vecu*> f.curve
-    directions_of(q, k, f)
+    # few directions have room on the stack, where what is read need not wait for what is written elsewhere
+    cdef vec few[75]
+    cdef vecu* directions = <vecu*> few if n_a * k * k <= 75 else <vecu*> f.directions
+    directions_of(q, k, f, directions)
     for a in range(q):
         for b in range(a + 1):
             j = 0
@@ -123,7 +126,7 @@ cdef inline void hessian_of(Py_ssize_t q, Py_ssize_t k, Profile* f) noexcept nog
                     curve[j * n_a + i] = curve[i * n_a + j]
                     j += 1
             i += 1
-    gls_curve(k, n_a, &f.gls, 2.0, <vecu*> f.vectors, <vecu*> f.directions if f.gls.reml else NULL, curve)
+    gls_curve(k, n_a, &f.gls, 2.0, <vecu*> f.vectors, directions if f.gls.reml else NULL, curve)
     chain_hessian(q, &f.chain, <vecu*> f.factor, <vecu*> f.g, curve, <vecu*> f.jac, <vecu*> f.hess)
 
 
@@ -150,6 +153,8 @@ cdef void profile_second(Profile* f, int order) noexcept nogil:
         hessian_of(1, 3, f)
     elif f.chain.q == 2 and f.gls.k == 3:
         hessian_of(2, 3, f)
+    elif f.chain.q == 2 and f.gls.k == 5:
+        hessian_of(2, 5, f)
     else:
         hessian_of(f.chain.q, f.gls.k, f)
 

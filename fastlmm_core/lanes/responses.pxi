@@ -115,18 +115,25 @@ cdef inline Py_ssize_t fill_tile(const Batch* d, const Reading* r, double* tile,
     return filled
 
 
-cdef inline void sum_group(const Batch* d, Lanes* s, Reading* r, Py_ssize_t g, vecu* acc) noexcept nogil:
+cdef inline void sum_rows(Py_ssize_t q, Py_ssize_t p, const Batch* d, Lanes* s, Reading* r, Py_ssize_t g, vecu* acc
+                          ) noexcept nogil:
     """acc (q,) = R^-T Z'y of a group; its rows are added to beta (X'y), total and spread."""
-    cdef Py_ssize_t q = d.q, p = d.p, i, a, j, used = r.used, filled = r.filled
+    cdef Py_ssize_t i, a, j, used = r.used, filled = r.filled
     cdef vecu* beta = <vecu*> s.beta
     cdef vecu* tile = <vecu*> s.tile
-    cdef bint watch = r.watch
-    cdef vec v, total, spread
+    cdef bint watch = r.watch, of_x = d.x != NULL
+    cdef vec effects[3]
+    cdef vec columns[8]
     # what changes row by row is kept out of memory
+    cdef vecu* z_y = <vecu*> effects if q <= 3 else acc
+    cdef vecu* x_y = <vecu*> columns if p <= 8 else beta
+    cdef vec v, total, spread
     total = r.total
     spread = r.spread
     for a in range(q):
-        acc[a] = VEC_SET(0.0)
+        z_y[a] = VEC_SET(0.0)
+    for j in range(p if of_x else 0):
+        x_y[j] = beta[j]
     for i in range(d.start[g], d.start[g + 1]):
         if used == filled:
             filled = fill_tile(d, r, s.tile, i)
@@ -138,18 +145,36 @@ cdef inline void sum_group(const Batch* d, Lanes* s, Reading* r, Py_ssize_t g, v
         if d.offset != NULL:
             v = v - d.offset[i]
         for a in range(q):
-            acc[a] = acc[a] + d.basis[i * q + a] * v
-        if d.x != NULL:
+            z_y[a] = z_y[a] + d.basis[i * q + a] * v
+        if of_x:
             for j in range(p):
-                beta[j] = beta[j] + d.x[i * p + j] * v
+                x_y[j] = x_y[j] + d.x[i * p + j] * v
         if d.weights != NULL:
             total = total + d.weights[i] * v * v
         else:
             total = total + v * v
+    for a in range(q):
+        acc[a] = z_y[a]
+    for j in range(p if of_x else 0):
+        beta[j] = x_y[j]
     r.used = used
     r.filled = filled
     r.total = total
     r.spread = spread
+
+
+cdef inline void sum_group(const Batch* d, Lanes* s, Reading* r, Py_ssize_t g, vecu* acc) noexcept nogil:
+    """`sum_rows` with constant sizes where nearly everyone has them."""
+    if d.q == 1:
+        sum_rows(1, d.p, d, s, r, g, acc)
+    elif d.q == 2 and d.p == 4:
+        sum_rows(2, 4, d, s, r, g, acc)
+    elif d.q == 2:
+        sum_rows(2, d.p, d, s, r, g, acc)
+    elif d.q == 3 and d.p == 6:
+        sum_rows(3, 6, d, s, r, g, acc)
+    else:
+        sum_rows(d.q, d.p, d, s, r, g, acc)
 
 
 cdef inline void file_group(const Batch* d, Lanes* s, Py_ssize_t pattern, Py_ssize_t g, const vecu* acc) noexcept nogil:

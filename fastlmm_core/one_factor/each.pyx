@@ -129,6 +129,7 @@ cdef void take_of_design(const Stacked* rows, Py_ssize_t problem, Py_ssize_t p, 
     """Copy the rows of the design for which a problem has all values."""
     cdef Py_ssize_t i, j, kept = 0, found = 0, n = rows.n
     cdef int64_t slot
+    cdef int present, fresh
     cdef double t
     cdef double* y = values
     cdef double* w = y + n
@@ -153,19 +154,19 @@ cdef void take_of_design(const Stacked* rows, Py_ssize_t problem, Py_ssize_t p, 
             t += rows.extra[j][problem * rows.extra_step[j] + i] * 0.0
             X[kept * p + rows.p + j] = rows.extra[j][problem * rows.extra_step[j] + i] * (
                 1.0 if rows.factor[j] < 0 else source[rows.factor[j] * rows.x_column])
-        if t != t:
-            continue
         if not rows.z_is_x:
             source = rows.Z + i * rows.z_row
             for j in range(q):
                 Z[kept * q + j] = source[j * rows.z_column]
+        # no branches: which rows are missing cannot be foretold.  The next row overwrites what is
+        present = t == t
         slot = rows.codes[i] - rows.base
-        if desk.seen[slot] != problem + 1:
-            desk.seen[slot] = problem + 1
-            desk.place[slot] = found
-            found += 1
+        fresh = present & (desk.seen[slot] != problem + 1)
+        desk.place[slot] = found if fresh else desk.place[slot]
+        desk.seen[slot] = problem + 1 if present else desk.seen[slot]
         codes[kept] = desk.place[slot]
-        kept += 1
+        found += fresh
+        kept += present
     one.n, one.m = kept, found
     one.X, one.Z, one.y, one.codes = X, X if rows.z_is_x else Z, y, codes
     one.weights = w if rows.weights != NULL else NULL

@@ -510,11 +510,11 @@ def fit_stack(
     def run(first: int, last: int) -> int:
         if empty.stack.kernel is not None:
             empty.stack.kernel.fit(first, last, empty.reml, results)
-        for i in range(first, last):
-            if i in refused:
-                empty.refuse(i, refused[i])
-            elif empty.status[i] == 0:
+        for i in (first + np.flatnonzero(empty.status[first:last] == 0)).tolist():
+            if i not in refused:
                 empty.fit_alone(i)
+        for i in refused.keys() & range(first, last):
+            empty.refuse(i, refused[i])
         if sink is not None:
             sink.write(part_of_stack(empty, np.arange(first, last)), first)
         reached[first:last] = True
