@@ -35,7 +35,8 @@ if TYPE_CHECKING:
     from .result import LMMResult
     from .simulation.dropout import Dropout
     from .streams.cross_products import CrossProducts, merge
-    from .streams.plan import Plan, plan
+    from .streams.plan import Plan
+    from .streams.planned import plan
     from .streams.source import Scan, scan
 
 __version__ = "0.1.0"
@@ -96,7 +97,7 @@ _LAZY = {
     "group_mean": ".formula.group_means",
     "marginaleffects_model": ".bridges.marginaleffects",
     "merge": ".streams.cross_products",
-    "plan": ".streams.plan",
+    "plan": ".streams.planned",
     "plots": ".plots",
     "pool": ".inference.imputation.pool",
     "power": ".planning.power",

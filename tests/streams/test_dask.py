@@ -56,6 +56,14 @@ def test_categories_that_differ_by_partition():
         close(other, one)
 
 
+def test_a_plan_of_a_frame_sums_its_partitions():
+    parts = cut(simulated(3000), 500)
+    frame = frame_of(parts)
+    plan = flc.plan("y ~ center(x) * arm + (1 | g)", frame)
+    total = flc.merge([plan.reduce(part, key=i) for i, part in enumerate(parts)])
+    same_bits(flc.lmm(plan, total).fit(), flc.lmm("y ~ center(x) * arm + (1 | g)", frame).fit())
+
+
 def test_partitions_without_rows():
     data = simulated(3000)
     parts = cut(data, 500)

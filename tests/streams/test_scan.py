@@ -297,3 +297,11 @@ def test_names_and_files_that_mislead_are_refused(tmp_path):
         flc.lmm(FORMULA, str(path))
     with pytest.raises(flc.LMMError, match="the source has no rows"):
         flc.lmm(FORMULA, flc.scan([data.iloc[:0]]))
+
+
+@pytest.mark.parametrize("right", ["x + arm", "x"])
+def test_numbers_that_become_text_are_named(right):
+    data = simulated(600)
+    parts = [data.iloc[:300], data.iloc[300:].assign(x="a")]
+    with pytest.raises(flc.LMMError, match=r"Column 'x' of .* (holds values of type .*held numbers|must hold numbers)"):
+        flc.lmm(f"y ~ {right} + (1 | g)", flc.scan(parts))

@@ -137,13 +137,18 @@ def evaluate_new(side: Side, table: Table, state: Any, coding: Coding | None = N
             return _formulaic_matrix(side, table, None, state).matrix
         _refuse_non_finite(matrix, tuple(map(str, state.column_names)), side, None)
         return matrix
+    _need_numbers(columns)
+    return _plain_matrix(side, table, None)
+
+
+def _need_numbers(columns: Sequence[Column]) -> None:
+    """Refuse columns that held numbers in the fit and hold none now."""
     for column in columns:
         if column.number is None:
             raise LMMError(
                 f"{column.title} holds values of type {column.dtype}, but in the fit it held numbers; convert it to "
                 f"numbers (it holds {column.other()})."
             )
-    return _plain_matrix(side, table, None)
 
 
 def evaluate_piece(
@@ -151,9 +156,12 @@ def evaluate_piece(
 ) -> Part:
     """The matrix of one part on some rows of a fit that is read in pieces, with the states of all rows."""
     if state is None:
+        _need_numbers([table.column(name) for name in needed_columns(side, table)])
         # copied from column to column
         return evaluate(side, table, rows, parts, by_columns=True)
     if side.key not in parts:
+        kinds = {name: kind.value for name, (kind, _) in state.encoder_state.items()}
+        _need_numbers([table.column(name) for name in needed_columns(side, table) if kinds.get(name) == "numerical"])
         _refuse_new_levels(side, table, state)
         parts[side.key] = _formulaic_matrix(side, table, rows, state)
     return parts[side.key]

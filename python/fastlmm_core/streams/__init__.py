@@ -7,6 +7,7 @@ labels           group labels of pieces to slots
 reduce           pieces to sums, in one order of additions
 cross_products   those sums, which add up; their files
 plan             what all workers have to know, and what they do
+planned          plans of files, tables and data frames of Dask and Spark
 reader           sums where conditioning asks for them
 fitting          a formula and a source, or a plan and its sums, to a design and a problem
 dask             data frames of Dask

@@ -365,7 +365,11 @@ def condition_buckets(plan: Plan, frame: Any, client: Any, count: int) -> Stream
         raise LMMError(f"buckets={count!r} must be a positive number of buckets; a few for each worker are enough")
     client = client if client is not None else _current()
     if len(plan.factors) > 1:
-        raise LMMError("buckets= is for one grouping factor: cells of several do not fall apart; leave it out")
+        raise LMMError(
+            f"buckets= is for one grouping factor, and there are {', '.join(map(repr, plan.factors))}: leave it out, "
+            "so that a line of sums for each combination of their levels comes here, or keep the factor with most "
+            "levels alone"
+        )
     delayed = import_module("dask").delayed
     sent = delayed(plan)
     splits = [

@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
@@ -15,7 +15,6 @@ from ..engines.nested.shared import shared_scales
 from ..engines.one_factor.reading import ArrayRows
 from ..errors import LMMError
 from ..kernels.records import RowColumns, Rows
-from ..support.arguments import checked
 from .cross_products import CrossProducts
 from .labels import CellSlots
 from .recipe import Recipe, Seen
@@ -23,7 +22,7 @@ from .reduce import chunks, constant_values, first_chunk, line_length, room_for_
 from .source import Scan, ahead, scan
 from .wanted import Wanted, learn
 
-__all__ = ["Plan", "candidates", "make_plan", "plan", "plan_of"]
+__all__ = ["Plan", "candidates", "make_plan", "plan_of"]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -119,51 +118,6 @@ class Plan:
 
     def __repr__(self) -> str:
         return f"<Plan: {self.formula!r}, fingerprint {self.fingerprint[:8]}>"
-
-
-@checked
-def plan(
-    formula: str,
-    source: Any,
-    *,
-    weights: str | None = None,
-    offset: str | None = None,
-    missing: Literal["drop", "raise"] = "drop",
-    levels: Mapping[str, Iterable[Any]] | None = None,
-) -> Plan:
-    """What workers have to know to sum up their parts of the data.
-
-    Parameters
-    ----------
-    formula : str
-        As of `lmm`.
-    source : anything that `scan` takes
-        The data.  The first rows are read; all of them only where the formula has to see them: levels of categorical
-        columns that `levels` does not give, ``center()``, ``scale()``, ``within()``, ``between()``.
-    weights, offset : str, optional
-        Columns of the data.
-    missing : {"drop", "raise"}
-        What to do with rows with missing values.
-    levels : dict, optional
-        Levels of categorical columns of the fixed part and of random effects, in order.
-
-    Returns
-    -------
-    Plan
-
-    Raises
-    ------
-    LMMError
-        For a formula that cannot be used, or functions in it that need all rows at once.
-
-    Examples
-    --------
-    >>> import fastlmm_core as flc
-    >>> plan = flc.plan("Reaction ~ Days + (Days | Subject)", flc.datasets.load("sleepstudy"))
-    >>> plan.needs
-    ('Reaction', 'Days', 'Subject')
-    """
-    return make_plan(formula, scan(source), weights, offset, missing, levels or {})
 
 
 def make_plan(
