@@ -131,7 +131,7 @@ def test_sums_of_parts_are_sums():
             return added
 
     rows_, columns = problem.structure.positions
-    other = WideCriterion(np.zeros((0, 1, 1)), problem.within, problem.n, q, k, rows_, columns, True, Both())
+    other = WideCriterion(np.zeros((0, 1, 1)), problem.within, problem.n, q, k, rows_, columns, True, groups=Both())
     theta = np.full(len(rows_), 0.2)
     for a, b in zip(exact.evaluate(theta, 2), other.evaluate(theta, 2), strict=True):
         np.testing.assert_allclose(b, a, rtol=1e-9, atol=1e-7)
