@@ -3,7 +3,7 @@
 
 cdef extern from *:
     """
-    #if defined(__x86_64__) && (defined(__GNUC__) || defined(__clang__))
+    #if !defined(BASE_ONLY) && (defined(__GNUC__) || defined(__clang__))
     static int runs_avx2(void) { __builtin_cpu_init(); return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
     static int runs_avx512(void) {
         __builtin_cpu_init();

@@ -80,7 +80,10 @@ class IterativeCriterion(LevelDirections):
         self.r2 = float(H[p, p] - half @ half)
         self.nu = float(problem.n - (p if self.reml else 0))
         self.e = self._E @ np.append(-self.beta, 1.0)
-        self._probes, self._second, self._key = None, None, key
+        self._second, self._key = None, key
+        # probes know nothing of X and y
+        if self._probes is not None and not np.array_equal(self._probes[0], self.factor):
+            self._probes = None
 
     def _solved(self, columns: Array) -> tuple[Array, Array]:
         """(I + K G)^-1 columns, and Lambda M^-1 Lambda' columns."""
