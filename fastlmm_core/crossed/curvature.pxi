@@ -1,38 +1,44 @@
 # All of N = Z'V^-1 Z, and the traces tr(D A F B) that exact second derivatives are made of (see elimination.pxi).
 #
-# uses   P_a of elimination.pxi, `cov` of posterior.pxi; mirror (dense.pxi)
-# gives  normal_of_one, add_traces, gemm
+# uses   P_a of elimination.pxi, `cov` of posterior.pxi, B Q of together.pxi; mirror (dense.pxi); vanishing.pxi
+# gives  normal_of_one, add_traces, gemm, times_right
 
-cdef void turn_columns(Elimination* e, Py_ssize_t rows, double* A, Py_ssize_t ld, bint resting) noexcept nogil:
-    """Columns of A (rows, n_tail) of each level of the tail <- times lift lift', or the projector `rest`."""
-    cdef Py_ssize_t t, a, i, j, r, q, at
+cdef void times_right(Py_ssize_t rows, Py_ssize_t q, double* A, Py_ssize_t ld, double* M, double* work) noexcept nogil:
+    """A (rows, q) <- A M, in place; work: (STRIP, q)."""
+    cdef Py_ssize_t first = 0, count, i, j, r
+    if q == 1 or rows <= SMALL:
+        for i in range(rows):
+            for j in range(q):
+                work[j] = 0.0
+                for r in range(q):
+                    work[j] += A[i * ld + r] * M[r * q + j]
+            for j in range(q):
+                A[i * ld + j] = work[j]
+        return
+    while first < rows:
+        count = min(STRIP, rows - first)
+        gemm(1.0, Matrix(A + first * ld, count, q, ld), Matrix(M, q, q, q), False, 0.0, Matrix(work, count, q, q))
+        for i in range(count):
+            for j in range(q):
+                A[(first + i) * ld + j] = work[i * q + j]
+        first += STRIP
+
+
+cdef void lift_columns(Elimination* e, Py_ssize_t rows, double* A, Py_ssize_t ld) noexcept nogil:
+    """Columns of A (rows, n_tail) of each level of the tail <- times lift lift'."""
+    cdef Py_ssize_t t, a, i, j, r, q
     cdef Tail* g
-    cdef double* M
-    cdef double* row
-    cdef double* W = e.scratch
-    cdef double* x
+    cdef double* M = e.scratch
     for t in range(e.n_tails):
         g = &e.tail[t]
         q = g.q
-        x = W + q * q
-        M = g.rest
-        if not resting:
-            M = W
-            for i in range(q):
-                for j in range(q):
-                    W[i * q + j] = 0.0
-                    for r in range(q):
-                        W[i * q + j] += g.lift[i * q + r] * g.lift[j * q + r]
-        for i in range(rows):
-            for a in range(g.m):
-                at = e.comp_slot[g.comp[a]] + g.slot[a]
-                row = A + i * ld + at
-                for j in range(q):
-                    x[j] = 0.0
-                    for r in range(q):
-                        x[j] += row[r] * M[r * q + j]
-                for j in range(q):
-                    row[j] = x[j]
+        for i in range(q):
+            for j in range(q):
+                M[i * q + j] = 0.0
+                for r in range(q):
+                    M[i * q + j] += g.lift[i * q + r] * g.lift[j * q + r]
+        for a in range(g.m):
+            times_right(rows, q, A + e.comp_slot[g.comp[a]] + g.slot[a], ld, M, M + q * q)
 
 
 cdef void transpose(Py_ssize_t rows, Py_ssize_t columns, const double* A, Py_ssize_t lda, double* out, Py_ssize_t ldo
@@ -55,43 +61,38 @@ cdef void gemm(double alpha, Matrix A, Matrix B, bint transposed, double beta, M
 
 
 cdef void normal_of_one(Elimination* e, double* N, double* Y, double* X) noexcept nogil:
-    """All of N (n_slots, n_slots) for one factor in the chain and a tail of one component.
+    """All of N (n_slots, n_slots) for one factor in the chain and a tail of one core.
 
-    With Y_a = P_a B_a, Q = L S^-1 L' and T = L^-T (as far as L is not nearly singular; R projects on the rest)
+    With Y_a = P_a B_a, Q = L S^-1 L' and T = L^-T (as far as L is not nearly singular; R = U U' projects on the rest)
 
         N_ab = [a = b] P_a K_a - Y_a Q Y_b',   N_at = Y Q T T' + (Y - Y Q K) R
         N_tt = T (I - S^-1) T' + R X + X R - R X R,   X = K - K Q K
 
     Y, X : (chain slots, n_tail), (the larger of chain slots and n_tail, n_tail) work space
     """
-    cdef Py_ssize_t n = e.tail_slot, w = e.n_slots - n, size = e.n_slots, i, j, t
-    cdef double* row
-    cdef bint exact = False
-    for t in range(e.n_tails):
-        exact = exact or e.tail[t].exact
+    cdef Py_ssize_t n = e.tail_slot, w = e.n_slots - n, size = e.n_slots, u = count_vanishing(e, 0, e.comp_block[1]), i, j
     mirror(w, e.cov)
     normal_of_chain(e, N, Y, X)
-    if exact:
+    if u > 0:
         mirror(w, e.K)
-        gemm(-1.0, Matrix(X, n, w, w), Matrix(e.K, w, w, w), False, 1.0, Matrix(Y, n, w, w))
-        turn_columns(e, n, Y, w, True)
-    turn_columns(e, n, X, w, False)
+        project_columns(e, n, Y, w, N + n, size)
+        times_vanishing(e, 0, e.comp_block[1], w, e.K, w, e.work, u)
+        gemm(1.0, Matrix(X, n, w, w), Matrix(e.work, w, u, u), False, 0.0, Matrix(Y, n, u, u))
+        spread_vanishing(e, n, -1.0, Y, u, N + n, size, False)
+    lift_columns(e, n, X, w)
     for i in range(n):
-        row = N + i * size + n
         for j in range(w):
-            row[j] = X[i * w + j]
-            if exact:
-                row[j] += Y[i * w + j]
+            N[i * size + n + j] = X[i * w + j] + (N[i * size + n + j] if u > 0 else 0.0)
     normal_of_tail(e, N + n * size + n, X)
-    if exact:
-        add_singular_part(e, N + n * size + n, X)
+    if u > 0:
+        add_vanishing(e, N + n * size + n, X)
     transpose(n, w, N + n, size, N + n * size, size)
 
 
-cdef void normal_of_chain(Elimination* e, double* N, double* Y, double* X) noexcept nogil:
-    """Y, X = Y Q, and N between levels of the chain."""
-    cdef Stage* f = &e.stage[0]
-    cdef Py_ssize_t n = e.tail_slot, w = e.n_slots - n, size = e.n_slots, q = f.q, a, i, j, r, v
+cdef void project_chain(Elimination* e, double* Y) noexcept nogil:
+    """Y_a = P_a B_a."""
+    cdef const Stage* f = &e.stage[0]
+    cdef Py_ssize_t n = e.tail_slot, w = e.n_slots - n, q = f.q, a, i, j, r, v
     cdef double* row
     cdef const int* nbr
     cdef const double* B
@@ -107,7 +108,27 @@ cdef void normal_of_chain(Elimination* e, double* N, double* Y, double* X) noexc
                 x = f.proj[(a * q + i) * q + r]
                 for j in range(v):
                     row[nbr[j]] += x * B[r * v + j]
-    gemm(1.0, Matrix(Y, n, w, w), Matrix(e.cov, w, w, w), False, 0.0, Matrix(X, n, w, w))
+
+
+cdef void project_together(const Stage* f, Py_ssize_t w, double* Y, double* X) noexcept nogil:
+    """Y_a = P_a B_a and X_a = P_a B_a Q, of which B Q is known."""
+    cdef Py_ssize_t a, q = f.q
+    cdef Matrix P
+    for a in range(f.m):
+        P = Matrix(f.proj + a * q * q, q, q, q)
+        gemm(1.0, P, Matrix(f.whole + a * q * w, q, w, w), False, 0.0, Matrix(Y + a * q * w, q, w, w))
+        gemm(1.0, P, Matrix(f.product + a * q * w, q, w, w), False, 0.0, Matrix(X + a * q * w, q, w, w))
+
+
+cdef void normal_of_chain(Elimination* e, double* N, double* Y, double* X) noexcept nogil:
+    """Y, X = Y Q, and N between levels of the chain."""
+    cdef Stage* f = &e.stage[0]
+    cdef Py_ssize_t n = e.tail_slot, w = e.n_slots - n, size = e.n_slots, q = f.q, a, i, j, r
+    if f.whole != NULL:
+        project_together(f, w, Y, X)
+    else:
+        project_chain(e, Y)
+        gemm(1.0, Matrix(Y, n, w, w), Matrix(e.cov, w, w, w), False, 0.0, Matrix(X, n, w, w))
     a = 0
     while a < n:
         r = min(64, n - a)
@@ -126,9 +147,9 @@ cdef void normal_of_tail(Elimination* e, double* Nt, double* X) noexcept nogil:
     cdef Py_ssize_t w = e.n_slots - e.tail_slot, size = e.n_slots, a, i, j, r, t, v
     cdef Tail* g
     memcpy(X, e.cov, w * w * sizeof(double))
-    turn_columns(e, w, X, w, False)
+    lift_columns(e, w, X, w)
     transpose(w, w, X, w, Nt, size)
-    turn_columns(e, w, Nt, size, False)
+    lift_columns(e, w, Nt, size)
     for i in range(w):
         for j in range(w):
             Nt[i * size + j] = -Nt[i * size + j]
@@ -142,36 +163,17 @@ cdef void normal_of_tail(Elimination* e, double* Nt, double* X) noexcept nogil:
                         Nt[(v + i) * size + v + j] += g.lift[i * g.q + r] * g.lift[j * g.q + r]
 
 
-cdef void add_singular_part(Elimination* e, double* Nt, double* X) noexcept nogil:
-    """Nt += R X + X R - R X R, X = K - K Q K, where L is nearly singular; X (n_tail, n_tail) is work space."""
-    cdef Py_ssize_t w = e.n_slots - e.tail_slot, size = e.n_slots, i, j
-    gemm(1.0, Matrix(e.cov, w, w, w), Matrix(e.K, w, w, w), False, 0.0, Matrix(X, w, w, w))
-    memcpy(e.work, e.K, w * w * sizeof(double))
-    gemm(-1.0, Matrix(e.K, w, w, w), Matrix(X, w, w, w), False, 1.0, Matrix(e.work, w, w, w))
-    memcpy(X, e.work, w * w * sizeof(double))
-    turn_columns(e, w, X, w, True)
-    for i in range(w):
-        for j in range(w):
-            Nt[i * size + j] += X[i * w + j]
-            Nt[j * size + i] += X[i * w + j]
-    transpose(w, w, X, w, e.work, w)
-    turn_columns(e, w, e.work, w, True)
-    for i in range(w):
-        for j in range(w):
-            Nt[i * size + j] -= e.work[i * w + j]
-
-
-cdef void gather(const Pairs* pairs, Py_ssize_t a) noexcept nogil:
-    """left (m_g, q_f, q_g): N_ab for all levels b."""
+cdef void gather(const Pairs* pairs, Py_ssize_t a, Py_ssize_t first) noexcept nogil:
+    """left (m_g - first, q_f, q_g): N_ab for all levels b from the first on."""
     cdef const Level* f = pairs.f
     cdef const Level* g = pairs.g
     cdef Py_ssize_t b, i, r
     cdef const double* row
-    for b in range(g.m):
+    for b in range(first, g.m):
         for i in range(f.q):
             row = pairs.N + (f.at[a] + i) * pairs.size + g.at[b]
             for r in range(g.q):
-                pairs.left[(b * f.q + i) * g.q + r] = row[r]
+                pairs.left[((b - first) * f.q + i) * g.q + r] = row[r]
 
 
 cdef double trace_of_intercepts(const Pairs* pairs, double share, double weight) noexcept nogil:
@@ -191,33 +193,57 @@ cdef double trace_of_intercepts(const Pairs* pairs, double share, double weight)
 
 
 cdef void add_traces(const Pairs* pairs, double share, double weight, double* out) noexcept nogil:
-    """out (q_f q_g, q_f q_g) = sum_ab vec(N_ab) vec(share N_ab + weight x_a x_b')' for levels a, b of two factors."""
+    """out (q_f q_g, q_f q_g) = sum_ab vec(N_ab) vec(share N_ab + weight x_a x_b')' for levels a, b of two factors.
+
+    Of one factor with itself the pairs b >= a are taken, half of those on the diagonal, and the others from them.
+    """
     cdef const Level* f = pairs.f
     cdef const Level* g = pairs.g
-    cdef Py_ssize_t a, b, i, r, wide = f.q * g.q
-    cdef int rows = <int> wide, inner = <int> g.m
-    cdef double one = 1.0, beta = 0.0, y
+    cdef Py_ssize_t a, b, i, r, first, wide = f.q * g.q
+    cdef int rows = <int> wide, inner
+    cdef bint same = f.column == g.column
+    cdef double one = 1.0, y, half
     cdef double* left = pairs.left
     cdef double* right = pairs.right
     cdef char plain = b'N', trans = b'T'
     if wide == 1:
         out[0] = trace_of_intercepts(pairs, share, weight)
         return
+    memset(out, 0, wide * wide * sizeof(double))
     for a in range(f.m):
-        gather(pairs, a)
-        for b in range(g.m):
+        first = a if same else 0
+        inner = <int> (g.m - first)
+        gather(pairs, a, first)
+        for b in range(inner):
+            half = 0.5 if same and b == 0 else 1.0
             for i in range(f.q):
-                y = weight * pairs.x[f.at[a] + i]
+                y = half * weight * pairs.x[f.at[a] + i]
                 for r in range(g.q):
-                    right[(b * f.q + i) * g.q + r] = share * left[(b * f.q + i) * g.q + r] + y * pairs.x[g.at[b] + r]
+                    right[(b * f.q + i) * g.q + r] = (half * share * left[(b * f.q + i) * g.q + r]
+                                                      + y * pairs.x[g.at[first + b] + r])
         if wide < 9:
-            if a == 0:
-                memset(out, 0, wide * wide * sizeof(double))
-            for b in range(g.m):
+            for b in range(inner):
                 for i in range(wide):
                     y = left[b * wide + i]
                     for r in range(wide):
                         out[i * wide + r] += y * right[b * wide + r]
             continue
-        dgemm(&plain, &trans, &rows, &rows, &inner, &one, right, &rows, left, &rows, &beta, out, &rows)
-        beta = 1.0
+        dgemm(&plain, &trans, &rows, &rows, &inner, &one, right, &rows, left, &rows, &one, out, &rows)
+    if same:
+        add_mirrored(f.q, out)
+
+
+cdef void add_mirrored(Py_ssize_t q, double* T) noexcept nogil:
+    """T (q q, q q) += what stands at places (j, i), (l, k) in place of (i, j), (k, l): from the pairs (b, a)."""
+    cdef Py_ssize_t i, j, k, l, here, there
+    cdef double t
+    for i in range(q):
+        for j in range(q):
+            for k in range(q):
+                for l in range(q):
+                    here = (i * q + j) * q * q + k * q + l
+                    there = (j * q + i) * q * q + l * q + k
+                    if here <= there:
+                        t = T[here] + T[there]
+                        T[here] = t
+                        T[there] = t

@@ -6,7 +6,7 @@
 # parts of less than a second, and signals are asked for between them.  What an interrupt raises stays set while
 # the functions return that they have not finished; whoever takes the GIL back raises it (Objective.require_).
 #
-# uses   Elimination, Tail; in_tiles (tiles.pxi)
+# uses   Elimination, Tail; in_tiles (tiles.pxi); gemm, times_right (curvature.pxi)
 # gives  factor_tail: S = R R' of the cores; half_solve, inverse_of, symmetric_product, mirror; scale_tail, sandwich_tail;
 #        interrupted
 
@@ -198,42 +198,31 @@ cdef void scale_tail(Elimination* e, double* A, const double* scale) noexcept no
 
 cdef void sandwich_tail(Elimination* e, double* A, bint transposed) noexcept nogil:
     """A <- L'A L, or L A L', of full symmetric cores, in place."""
-    cdef Py_ssize_t c, n, t, a, i, j, r, q, p
+    cdef Py_ssize_t c, n, l, i, j, q
     cdef Tail* g
-    cdef double x
-    cdef double* L
     cdef double* block
-    cdef double* v = e.scratch
-    for t in range(e.n_tails):
-        g = &e.tail[t]
-        q = g.q
-        L = g.factor
-        for a in range(g.m):
-            if g.core[a] < 0:
-                continue
-            c = g.comp[a]
-            n = e.core_size[c]
-            block = A + e.comp_start[c] + g.core[a] * n
-            for j in range(n):
-                for i in range(q):
-                    v[i] = block[i * n + j]
-                for i in range(q):
-                    x = 0.0
-                    for r in range(q):
-                        x += (L[r * q + i] if transposed else L[i * q + r]) * v[r]
-                    block[i * n + j] = x
+    cdef double* M = e.scratch
+    cdef double* other
+    cdef double* work
     for c in range(e.n_comps):
         n = e.core_size[c]
-        for p in range(n):
-            for a in range(e.comp_block[c], e.comp_block[c + 1]):
-                g = &e.tail[e.block_tail[a]]
-                q = g.q
-                L = g.factor
-                block = A + e.comp_start[c] + p * n + e.block_slot[a]
-                for i in range(q):
-                    v[i] = block[i]
-                for i in range(q):
-                    x = 0.0
-                    for r in range(q):
-                        x += (L[r * q + i] if transposed else L[i * q + r]) * v[r]
-                    block[i] = x
+        for l in range(e.comp_block[c], e.comp_block[c + 1]):
+            g = &e.tail[e.block_tail[l]]
+            q = g.q
+            other, work = M + q * q, M + 2 * q * q
+            for i in range(q):
+                for j in range(q):
+                    M[i * q + j] = g.factor[j * q + i] if transposed else g.factor[i * q + j]
+                    other[j * q + i] = M[i * q + j]
+            block = A + e.comp_start[c] + e.block_slot[l] * n
+            multiply_rows(q, n, M, block, work)
+            memcpy(block, work, q * n * sizeof(double))
+            times_right(n, q, A + e.comp_start[c] + e.block_slot[l], n, other, work)
+
+
+cdef void multiply_rows(Py_ssize_t q, Py_ssize_t n, double* M, double* B, double* out) noexcept nogil:
+    """out (q, n) = M (q, q) B."""
+    if n > SMALL:
+        gemm(1.0, Matrix(M, q, q, q), Matrix(B, q, n, n), False, 0.0, Matrix(out, q, n, n))
+    else:
+        multiply(q, q, n, M, B, out)

@@ -16,7 +16,8 @@
 #
 # Matrices are row by row; of symmetric ones of the cores only the lower triangle counts (LAPACK's upper one).
 #
-# uses   the structs; multiply, conditional_covariance (small/conditional.pxd); eliminate_sparse (sparse.pxi)
+# uses   the structs; multiply, conditional_covariance (small/conditional.pxd); eliminate_sparse (sparse.pxi); eliminate_together
+#        (together.pxi)
 # gives  restore, eliminate: M_a, P_a of the chain, and K of the cores; shrink, find_reach, crossed, add_rows, subtract_crossed,
 #        cover_by_rows
 
@@ -217,6 +218,9 @@ cdef double eliminate(Elimination* e) noexcept nogil:
         for a in range(f.m):
             if f.rowwise:
                 det = shrink(1, f.own + a, f.factor, f.G, f.mid + a, f.proj + a, e.scratch)
+            elif f.whole != NULL:
+                det = shrink(f.q, f.own + a * f.q * f.q, f.factor, f.G, f.mid + a * f.q * f.q, f.proj + a * f.q * f.q,
+                             e.scratch)
             elif f.q == 1:
                 det = eliminate_level(1, e, s, a)
             elif f.q == 2:
@@ -231,6 +235,8 @@ cdef double eliminate(Elimination* e) noexcept nogil:
                 product = 1.0
         if f.rowwise:
             eliminate_by_rows(e, f)
+        if f.whole != NULL:
+            eliminate_together(e, f)
     logdet += log(product)
     return logdet + eliminate_sparse(e) if e.sparse.n > 0 else logdet
 

@@ -41,6 +41,8 @@ include "dense.pxi"
 include "tiles.pxi"
 include "substitution.pxi"
 include "posterior.pxi"
+include "together.pxi"
+include "vanishing.pxi"
 include "sparse.pxi"
 include "curvature.pxi"
 include "layout.pxi"
@@ -82,6 +84,7 @@ cdef class CrossedEngine(ProfiledEngine):
     cdef Py_ssize_t wide            # columns that `apply` takes at a time
     cdef Level level[2 * MAX_FACTORS]
     cdef Py_ssize_t n_factors
+    cdef bint whole                 # whether there is one factor in the chain, and the tail is one core
     cdef double* normal             # N (n_slots, n_slots), and work space; NULL until it is wanted
     cdef double* spare
 
@@ -95,6 +98,7 @@ cdef class CrossedEngine(ProfiledEngine):
         read_layout(self, &self.e, layout, wide)
         self.n_slots = self.e.n_slots
         self.n_factors = self.e.n_stages + self.e.n_tails
+        self.whole = self.e.n_stages == 1 and self.e.n_comps == 1 and self.e.sparse.n == 0
         levels_of(self, &self.e, layout, self.level)
         n_tail = self.n_slots - self.e.tail_slot
         self.V_array = np.zeros((self.n_slots, k))
@@ -185,11 +189,14 @@ cdef class CrossedEngine(ProfiledEngine):
         return 0
 
     cdef bint need_work(self) noexcept nogil:
-        cdef Py_ssize_t t
+        cdef Py_ssize_t t, c, n, size = 1
         if self.e.work == NULL:
             for t in range(self.e.n_tails):
                 if self.e.tail[t].exact:
-                    self.e.work = <double*> calloc(max(self.e.n_dense, 1), sizeof(double))
+                    for c in range(self.e.n_comps):
+                        n = self.e.core_size[c]
+                        size = max(size, n * max(n if self.whole else 0, 2 * columns_at_a_time(&self.e, c)))
+                    self.e.work = <double*> calloc(size, sizeof(double))
                     return self.e.work != NULL or out_of_memory()
         return True
 
@@ -292,7 +299,7 @@ cdef class CrossedEngine(ProfiledEngine):
                 self.normal = NULL
                 self.spare = NULL
                 return out_of_memory()
-        if e.n_stages == 1 and e.n_comps == 1 and e.sparse.n == 0:
+        if self.whole:
             normal_of_one(e, self.normal, self.spare, self.spare + e.tail_slot * n_tail)
             return True
         first = 0
@@ -527,7 +534,7 @@ cdef bint out_of_memory() noexcept nogil:
 
 
 cdef void split(Tail* g, double size, double* work) noexcept nogil:
-    """lift = L^-T on the directions of L that are not nearly singular, rest = projector on the others."""
+    """lift = L^-T on the directions of L that are not nearly singular, rest = projector on the others, basis = one of them."""
     cdef Py_ssize_t q = g.q, i, j, r
     cdef double* A = work
     cdef double* Q = A + q * q
@@ -535,10 +542,13 @@ cdef void split(Tail* g, double size, double* work) noexcept nogil:
     cdef double* y = w + q
     cdef double largest = 0.0, t
     g.exact = False
+    g.n_rest = 0
     if q == 1:
         g.exact = not g.factor[0] * g.factor[0] * size > NEARLY_SINGULAR
         g.lift[0] = 0.0 if g.exact else 1.0 / g.factor[0]
         g.rest[0] = 1.0 if g.exact else 0.0
+        g.basis[0] = 1.0
+        g.n_rest = 1 if g.exact else 0
         return
     memcpy(A, g.G, q * q * sizeof(double))
     jacobi(q, A, Q, w)
@@ -561,5 +571,7 @@ cdef void split(Tail* g, double size, double* work) noexcept nogil:
         else:
             g.exact = True
             for i in range(q):
+                g.basis[i * q + g.n_rest] = Q[i * q + r]
                 for j in range(q):
                     g.rest[i * q + j] += Q[i * q + r] * Q[j * q + r]
+            g.n_rest += 1

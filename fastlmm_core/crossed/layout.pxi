@@ -3,6 +3,10 @@
 # uses   ProfiledEngine.take, which keeps the arrays that the structs point to
 # gives  read_layout, levels_of
 
+cdef double NEARLY_ALL = 0.5
+"""Share of the levels of a core that those of a wide factor meet from which their products are worked on as a whole."""
+
+
 cdef int* take_slots(ProfiledEngine owner, array) except? NULL:
     cdef const int[::1] view
     flat = np.ascontiguousarray(array, dtype=np.intc).reshape(-1)
@@ -33,6 +37,8 @@ cdef read_layout(ProfiledEngine owner, Elimination* e, layout, Py_ssize_t wide):
     for i, stage in enumerate(layout.stages if e.n_tails else ()):
         read_lists(owner, e, i, stage, layout)
     e.sparse.n = 0
+    if e.n_stages == 1 and e.n_comps == 1 and layout.sparse is None:
+        fill_up(owner, e, layout.stages[0])
     if layout.sparse is not None:
         read_sparse(owner, e, layout)
     e.work = NULL
@@ -40,7 +46,8 @@ cdef read_layout(ProfiledEngine owner, Elimination* e, layout, Py_ssize_t wide):
     e.wide = wide
     e.width = largest * (widest + sum(stage.q for stage in layout.stages) + 4 * largest)
     n_tail = e.n_slots - e.tail_slot
-    e.scratch = owner.take(np.empty(max(e.width + 2 * largest * largest, largest * wide, n_tail, 3 * largest * largest)))
+    e.scratch = owner.take(np.empty(max(e.width + 2 * largest * largest, largest * wide, n_tail,
+                                        2 * largest * largest + largest * max(STRIP, n_tail))))
     e.block = NULL
     if e.n_tails and max(stage.q for stage in layout.stages) >= WIDE:
         e.block = owner.take(np.empty(widest * max(widest, wide)))
@@ -71,6 +78,7 @@ cdef read_stage(ProfiledEngine owner, Elimination* e, Py_ssize_t s, stage):
         if e.n_tails:
             f.panel = owner.take(np.array(stage.panel))
             f.cov_panel = owner.take(np.zeros(len(stage.panel)))
+    f.whole = f.product = NULL
     f.mid = owner.take(np.zeros(f.m * f.q * f.q))
     f.proj = owner.take(np.zeros(f.m * f.q * f.q))
     f.factor = owner.take(np.zeros(f.q * f.q))
@@ -91,6 +99,7 @@ cdef read_tail(ProfiledEngine owner, Elimination* e, Py_ssize_t t, tail):
     g.G = owner.take(np.zeros(g.q * g.q))
     g.lift = owner.take(np.zeros(g.q * g.q))
     g.rest = owner.take(np.zeros(g.q * g.q))
+    g.basis = owner.take(np.zeros(g.q * g.q))
 
 
 cdef core_first(layout):
@@ -147,6 +156,21 @@ cdef read_lists(ProfiledEngine owner, Elimination* e, Py_ssize_t s, stage, layou
         f.quad = owner.take(np.zeros(f.m * f.q * f.q))
     else:
         f.reach = owner.take(np.zeros(len(stage.panel)))
+
+
+cdef fill_up(ProfiledEngine owner, Elimination* e, stage):
+    """Products of the only factor of the chain with the core as one matrix, where it is wide and they are nearly all."""
+    cdef Stage* f = &e.stage[0]
+    cdef Py_ssize_t w = e.core_size[0]
+    if f.q < WIDE or len(stage.slots) < NEARLY_ALL * f.m * w:
+        return
+    widths = np.diff(stage.start)
+    level = np.repeat(np.arange(f.m), widths)
+    whole = np.zeros((f.m, f.q, w))
+    for i in range(f.q):
+        at = np.arange(len(level)) + (f.q - 1) * np.asarray(stage.start)[level] + i * widths[level]
+        whole[level, i, stage.slots] = stage.panel[at]
+    f.whole, f.product = owner.take(whole), owner.take(np.zeros(whole.size))
 
 
 cdef read_sparse(ProfiledEngine owner, Elimination* e, layout):

@@ -1,6 +1,7 @@
 # Posterior covariances and the blocks of N = Z'V^-1 Z on the diagonal, coarsest levels first (see elimination.pxi).
 #
-# uses   M_a, P_a of elimination.pxi, S of dense.pxi; covariances_of_sparse (sparse.pxi)
+# uses   M_a, P_a of elimination.pxi, S of dense.pxi; covariances_of_sparse (sparse.pxi), reach_together and
+#        cover_together (together.pxi), precisions_where_singular (vanishing.pxi)
 # gives  covariances; reach_core, close_level
 
 cdef bint covariances_of_cores(Elimination* e, double* sums, Py_ssize_t total, double* each) noexcept nogil:
@@ -35,15 +36,10 @@ cdef bint covariances_of_cores(Elimination* e, double* sums, Py_ssize_t total, d
         sandwich_tail(e, e.cov, False)
     if not exact:
         return True
-    # cov K of each core
     for c in range(e.n_comps):
         mirror(e.core_size[c], e.K + e.comp_start[c])
-        if not symmetric_product(e.core_size[c], e.core_size[c], e.cov + e.comp_start[c], e.K + e.comp_start[c],
-                                 e.work + e.comp_start[c]):
+        if not precisions_where_singular(e, c, sums, total, each):
             return False
-    for t in range(e.n_tails):
-        if e.tail[t].exact:
-            precisions_where_singular(e, &e.tail[t], sums, total, each)
     return True
 
 
@@ -78,42 +74,6 @@ cdef void precisions_where_regular(Elimination* e, const Tail* g, double* sums, 
             for i in range(q):
                 for j in range(q):
                     each[(at + i) * total + j] = N[i * q + j]
-
-
-cdef void precisions_where_singular(Elimination* e, const Tail* g, double* sums, Py_ssize_t total, double* each
-                                    ) noexcept nogil:
-    """Add the rows and columns of N_bb = (K - K cov K)_bb where L is nearly singular; `work` holds cov K."""
-    cdef Py_ssize_t a, c, i, j, r, n, q = g.q
-    cdef double* x = e.scratch
-    cdef double* y = x + q * q
-    cdef double* N = y + q * q
-    cdef const double* A
-    cdef const double* K
-    cdef double v
-    for a in range(g.m):
-        if g.core[a] < 0:
-            continue
-        c = g.comp[a]
-        n = e.core_size[c]
-        K = e.K + e.comp_start[c] + g.core[a] * n
-        A = e.work + e.comp_start[c] + g.core[a]
-        for i in range(q):
-            for j in range(q):
-                v = K[i * n + g.core[a] + j]
-                for r in range(n):
-                    v -= K[i * n + r] * A[r * n + j]
-                x[i * q + j] = v
-        # rest x + x rest - rest x rest
-        multiply(q, q, q, g.rest, x, y)
-        multiply(q, q, q, y, g.rest, N)
-        for i in range(q):
-            for j in range(q):
-                v = y[i * q + j] - N[i * q + j]
-                for r in range(q):
-                    v += x[i * q + r] * g.rest[r * q + j]
-                sums[(g.column + i) * total + g.column + j] += v
-                if each != NULL:
-                    each[(e.tail_slot + e.comp_slot[c] + g.slot[a] + i) * total + j] += v
 
 
 cdef void add_symmetric(Py_ssize_t w, Py_ssize_t q, double* A, double* B, double* out) noexcept nogil:
@@ -327,12 +287,16 @@ cdef void covariances_of_chain(Elimination* e, double* sums, Py_ssize_t total, d
         q = f.q
         if f.rowwise:
             cover_by_rows(e, f)
+        if f.whole != NULL:
+            reach_together(e, f)
         for a in range(f.m):
             own = f.cov + a * q * q if s > 0 else (N + q * q if post != NULL else NULL)
             if f.rowwise:
                 N[0] = f.proj[a] * (f.own[a] - f.quad[a] * f.proj[a])
                 if own != NULL:
                     own[0] = f.mid[a] + f.mid[a] * f.quad[a] * f.mid[a]
+            elif f.whole != NULL:
+                cover_together(e, f, a, N, own)
             elif q == 1:
                 cover_level(1, e, s, a, N, own)
             else:

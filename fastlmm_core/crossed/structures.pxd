@@ -41,6 +41,8 @@ cdef struct Stage:
     const Py_ssize_t* entry     # place in nbr
     const Py_ssize_t* level
     bint rowwise                # the latter
+    double* whole               # (m q, n_tail) products with the only core, and work space like it, where all levels are
+    double* product             # worked on at a time; NULL elsewhere
     double* quad                # (m, q, q) B Q B': all of it, or what the sparse levels give; NULL elsewhere
     double* reach               # like panel: B Q from the sparse levels, where that is wanted too
 
@@ -57,6 +59,8 @@ cdef struct Tail:
     double* G
     double* lift                # (q, q): L^-T on the directions in which L is far from singular
     double* rest                # (q, q): projector on the others
+    double* basis               # (q, q): its first columns are an orthonormal basis of them
+    Py_ssize_t n_rest           # how many there are
     bint exact                  # whether there are any
 
 cdef struct Sparse:
@@ -100,7 +104,7 @@ cdef struct Elimination:
     double* K                   # the cores
     double* S                   # Cholesky factors
     double* cov                 # posterior covariances
-    double* work                # like K: only where L is nearly singular
+    double* work                # like the largest core: only where L is nearly singular
     double* scratch
     double* partial             # (k, k)
     double* block               # (widest, the larger of widest and columns), NULL where all factors of the chain are narrow

@@ -570,6 +570,8 @@ def minimize_newton(Objective f, const double[::1] start, double tolerance=1e-8,
         Value, decrement and radius at each accepted point.
     finished : bool
         False where the limit on iterations ended the search.
+    radius : float
+        Of the trust region at the end, with which a search from there goes on.
     """
     cdef Py_ssize_t n = f.n_par, iteration, n_evaluations = 1, accepted = 0, i
     cdef double smallest = INFINITY, largest = 0.0
@@ -634,6 +636,7 @@ def minimize_newton(Objective f, const double[::1] start, double tolerance=1e-8,
             vector(s.x, n), vector(f.grad_, n), square(f.hess_, n), s.value, s.decrement,
             smallest / largest if largest > 0.0 else 0.0, n_evaluations,
             [(trace[3 * i], trace[3 * i + 1], trace[3 * i + 2]) for i in range(accepted)], finished,
+            s.radius,
         )
     finally:
         free(memory)

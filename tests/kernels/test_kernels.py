@@ -996,7 +996,7 @@ def test_newton_leaves_saddle_points(start, reml):
     criterion.reml = reml
     if start == [0.0, 0.0, 0.0]:
         assert not np.any(criterion.evaluate(start, 1)[1])  # the gradient vanishes there: a gradient method stays
-    x, gradient, hessian, value, decrement, lowest, n_evaluations, _, _ = kernels.minimize_newton(
+    x, gradient, hessian, value, decrement, lowest, n_evaluations, *_ = kernels.minimize_newton(
         criterion, np.array(start)
     )
     assert value + criterion_offset(model.problem, reml) == pytest.approx(ref.blocks[reml].criterion, rel=1e-10)

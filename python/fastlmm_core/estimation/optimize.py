@@ -47,7 +47,7 @@ EXACTLY = 1e-13
 NEARLY = 1e-6
 """Share below which a search that does not end is on its way to no residual variance."""
 
-ROUND, WIDE_ROUND, ITERATIONS = 30, 5, 240
+ROUND, WIDE_ROUND, ITERATIONS = 30, 4, 240
 """Iterations of Newton between changes of coordinates: of narrow terms, and of wide ones; of all rounds together."""
 
 SEARCH = Elsewhere()
@@ -190,6 +190,8 @@ class Ended(NamedTuple):
     message : str
     trace : tuple
         See `Optimum`.
+    radius : float
+        Of the trust region, with which the search would go on.
     """
 
     theta: Array
@@ -201,15 +203,18 @@ class Ended(NamedTuple):
     success: bool
     message: str
     trace: tuple[tuple[float, float, float], ...]
+    radius: float = 1.0
 
 
-def _newton(criterion: Evaluated, start: Array, maxiter: int = 200, tolerance: float = 1e-8) -> Ended:
+def _newton(
+    criterion: Evaluated, start: Array, radius: float = 1.0, /, maxiter: int = 200, tolerance: float = 1e-8
+) -> Ended:
     """The compiled trust-region Newton; it stops at a decrement of `tolerance`."""
-    theta, gradient, hessian, value, decrement, lowest, _, trace, finished = minimize_newton(
-        criterion, start, tolerance=tolerance, max_iterations=maxiter
+    theta, gradient, hessian, value, decrement, lowest, _, trace, finished, radius = minimize_newton(
+        criterion, start, tolerance=tolerance, max_iterations=maxiter, radius=radius
     )
     message = "" if finished else "Maximum number of iterations reached"
-    return Ended(theta, value, gradient, hessian, decrement, lowest, finished, message, tuple(trace))
+    return Ended(theta, value, gradient, hessian, decrement, lowest, finished, message, tuple(trace), radius)
 
 
 def _run(criterion: Evaluated, start: Array, method: str | Callable[..., Any], options: dict[str, Any]) -> Ended:
@@ -366,7 +371,7 @@ def _patiently(
         factor = structure.factor(found.theta)
         turn, axes = _principal_axes(factor if turn is None else turn.T @ factor, structure)
         criterion.rotate(turn)
-        found = _run(criterion, structure.theta(axes), "newton", options)
+        found = _newton(criterion, structure.theta(axes), found.radius, **options)
     optimum, wrong = _settle(criterion, structure, found, levels, n, "newton", note, turn)
     if turn is None:
         return optimum, wrong

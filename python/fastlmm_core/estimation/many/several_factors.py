@@ -302,7 +302,7 @@ class HierarchyDesign:
         """The state at a certified minimum, its gradient and value, and whether it lies on the boundary."""
         criterion, structure = worker.criterion, self.structure
         try:
-            x, gradient, hess, value, decrement, _, _, _, finished = minimize_newton(
+            x, gradient, hess, value, decrement, _, _, _, finished, _ = minimize_newton(
                 criterion, start, tolerance=self.tolerance, max_iterations=ROUND
             )
             if finished and decrement <= CERTIFIED and self._inside(x):

@@ -1,0 +1,186 @@
+# What the directions of the tail add in which L is nearly singular, so that N of them is K - K Q K and nothing that L
+# would be divided by.  They span few of a factor's columns as a rule: with U (q, r) an orthonormal basis of them for each
+# level, side by side, products with K are taken of K U alone.
+#
+# uses   symmetric_product, interrupted (dense.pxi), gemm (curvature.pxi)
+# gives  times_vanishing, spread_vanishing, project_columns, add_vanishing; count_vanishing, columns_at_a_time,
+#        precisions_where_singular
+
+cdef Py_ssize_t COLUMNS = 256
+"""Columns of K U that are worked on at a time."""
+
+
+cdef Py_ssize_t count_vanishing(const Elimination* e, Py_ssize_t first, Py_ssize_t stop) noexcept nogil:
+    """Columns of U for the levels from `first` to `stop` in the list of those in cores."""
+    cdef Py_ssize_t l, count = 0
+    for l in range(first, stop):
+        count += e.tail[e.block_tail[l]].n_rest
+    return count
+
+
+cdef Py_ssize_t columns_at_a_time(const Elimination* e, Py_ssize_t c) noexcept nogil:
+    """Columns of K U of core c that the work space of that core is for."""
+    cdef Py_ssize_t t, widest = 1
+    for t in range(e.n_tails):
+        widest = max(widest, e.tail[t].q)
+    return max(widest, min(COLUMNS, e.core_size[c] // 2))
+
+
+cdef void times_vanishing(const Elimination* e, Py_ssize_t first, Py_ssize_t stop, Py_ssize_t rows, const double* A,
+                          Py_ssize_t ld, double* out, Py_ssize_t ldo) noexcept nogil:
+    """out (rows, columns of U) = A U for some of the levels in a core; A (rows, core) has a column for each slot."""
+    cdef Py_ssize_t i, j, c, l, at
+    cdef const Tail* g
+    cdef const double* row
+    cdef double t
+    for i in range(rows):
+        at = i * ldo
+        for l in range(first, stop):
+            g = &e.tail[e.block_tail[l]]
+            row = A + i * ld + e.block_slot[l]
+            for c in range(g.n_rest):
+                t = 0.0
+                for j in range(g.q):
+                    t += row[j] * g.basis[j * g.q + c]
+                out[at + c] = t
+            at += g.n_rest
+
+
+cdef void spread_vanishing(const Elimination* e, Py_ssize_t rows, double sign, const double* D, Py_ssize_t ld, double* out,
+                           Py_ssize_t ldo, bint both) noexcept nogil:
+    """out += sign D U' for D (rows, columns of U) of the only core; `both`: and its transpose."""
+    cdef Py_ssize_t i, j, c, l, at, slot
+    cdef const Tail* g
+    cdef double t
+    for i in range(rows):
+        at = i * ld
+        for l in range(e.comp_block[1]):
+            g = &e.tail[e.block_tail[l]]
+            slot = e.block_slot[l]
+            for j in range(g.q if g.n_rest > 0 else 0):
+                t = 0.0
+                for c in range(g.n_rest):
+                    t += D[at + c] * g.basis[j * g.q + c]
+                out[i * ldo + slot + j] += sign * t
+                if both:
+                    out[(slot + j) * ldo + i] += sign * t
+            at += g.n_rest
+
+
+cdef void project_columns(const Elimination* e, Py_ssize_t rows, const double* A, Py_ssize_t ld, double* out,
+                          Py_ssize_t ldo) noexcept nogil:
+    """out = A U U' for A (rows, core) of the only core."""
+    cdef Py_ssize_t i, j, r, l
+    cdef const Tail* g
+    cdef const double* row
+    cdef double t
+    for i in range(rows):
+        for l in range(e.comp_block[1]):
+            g = &e.tail[e.block_tail[l]]
+            row = A + i * ld + e.block_slot[l]
+            for j in range(g.q):
+                t = 0.0
+                for r in range(g.q if g.n_rest > 0 else 0):
+                    t += row[r] * g.rest[r * g.q + j]
+                out[i * ldo + e.block_slot[l] + j] = t
+
+
+cdef void project_rows(const Elimination* e, Py_ssize_t columns, double* D) noexcept nogil:
+    """D (core, columns) <- U U'D of the only core."""
+    cdef Py_ssize_t l, i, j, r, c
+    cdef const Tail* g
+    cdef double* block
+    cdef double* x = e.scratch
+    cdef double t
+    for l in range(e.comp_block[1]):
+        g = &e.tail[e.block_tail[l]]
+        block = D + e.block_slot[l] * columns
+        for c in range(columns):
+            for i in range(g.q):
+                t = 0.0
+                for r in range(g.q):
+                    t += g.rest[i * g.q + r] * block[r * columns + c]
+                x[i] = t
+            for j in range(g.q):
+                block[j * columns + c] = x[j]
+
+
+cdef void add_vanishing(Elimination* e, double* Nt, double* Z) noexcept nogil:
+    """Nt += R X + X R - R X R, X = K - K Q K and R = U U', for N between levels of the tail, of one core.
+
+    e.work holds K U; Z (core, columns of U) is work space.
+    """
+    cdef Py_ssize_t w = e.core_size[0], u = count_vanishing(e, 0, e.comp_block[1]), size = e.n_slots
+    gemm(1.0, Matrix(e.cov, w, w, w), Matrix(e.work, w, u, u), False, 0.0, Matrix(Z, w, u, u))
+    gemm(-1.0, Matrix(e.K, w, w, w), Matrix(Z, w, u, u), False, 1.0, Matrix(e.work, w, u, u))
+    spread_vanishing(e, w, 1.0, e.work, u, Nt, size, True)
+    project_rows(e, u, e.work)
+    spread_vanishing(e, w, -1.0, e.work, u, Nt, size, False)
+
+
+cdef void close_vanishing(const Elimination* e, Py_ssize_t l, const double* K, Py_ssize_t n, const double* Z,
+                          Py_ssize_t ld, double* sums, Py_ssize_t total, double* each) noexcept nogil:
+    """Add R x + x R - R x R, x = (K - K Q K)_bb, of a level to N_bb; Z (core, r) = Q K U of the level, K its rows."""
+    cdef const Tail* g = &e.tail[e.block_tail[l]]
+    cdef Py_ssize_t q = g.q, r = g.n_rest, i, j, c, d
+    cdef double* x = e.scratch              # x U (q, r), then U'x U (r, r)
+    cdef double* inner = x + q * q
+    cdef double t
+    for i in range(q):
+        for c in range(r):
+            t = 0.0
+            for j in range(q):
+                t += K[i * n + e.block_slot[l] + j] * g.basis[j * q + c]
+            for j in range(n):
+                t -= K[i * n + j] * Z[j * ld + c]
+            x[i * r + c] = t
+    for c in range(r):
+        for d in range(r):
+            t = 0.0
+            for i in range(q):
+                t += g.basis[i * q + c] * x[i * r + d]
+            inner[c * r + d] = t
+    for i in range(q):
+        for j in range(q):
+            t = 0.0
+            for c in range(r):
+                t += x[i * r + c] * g.basis[j * q + c] + g.basis[i * q + c] * x[j * r + c]
+                for d in range(r):
+                    t -= g.basis[i * q + c] * inner[c * r + d] * g.basis[j * q + d]
+            sums[(g.column + i) * total + g.column + j] += t
+            if each != NULL:
+                each[j] += t
+        if each != NULL:
+            each += total
+
+
+cdef bint precisions_where_singular(Elimination* e, Py_ssize_t c, double* sums, Py_ssize_t total, double* each
+                                    ) noexcept nogil:
+    """Add the rows and columns of N_bb = (K - K Q K)_bb in which L is nearly singular, for the levels in a core.
+
+    K and Q are full matrices.  Returns False where a signal has raised an exception.
+    """
+    cdef Py_ssize_t first = e.comp_block[c], stop, last = e.comp_block[c + 1], n = e.core_size[c], l, u, at
+    cdef Py_ssize_t most = columns_at_a_time(e, c)
+    cdef double* K = e.K + e.comp_start[c]
+    cdef double* B = e.work                     # K U, and Q K U
+    cdef double* Z = e.work + n * most
+    cdef const Tail* g
+    while first < last:
+        u, stop = 0, first
+        while stop < last and u + e.tail[e.block_tail[stop]].n_rest <= most:
+            u += e.tail[e.block_tail[stop]].n_rest
+            stop += 1
+        if u > 0:
+            times_vanishing(e, first, stop, n, K, n, B, u)
+            if (n >= LARGE and interrupted()) or not symmetric_product(n, u, e.cov + e.comp_start[c], B, Z):
+                return False
+            at = 0
+            for l in range(first, stop):
+                g = &e.tail[e.block_tail[l]]
+                if g.n_rest > 0:
+                    close_vanishing(e, l, K + e.block_slot[l] * n, n, Z + at, u, sums, total, NULL if each == NULL else
+                                    each + (e.tail_slot + e.core_slot[c] + e.block_slot[l]) * total)
+                at += g.n_rest
+        first = stop
+    return True
