@@ -118,11 +118,11 @@ cdef void add_vanishing(Elimination* e, double* Nt, double* Z) noexcept nogil:
     spread_vanishing(e, w, -1.0, e.work, u, Nt, size, False)
 
 
-cdef void close_vanishing(const Elimination* e, Py_ssize_t l, const double* K, Py_ssize_t n, const double* Z,
-                          Py_ssize_t ld, double* sums, Py_ssize_t total, double* each) noexcept nogil:
+cdef void close_vanishing(const Elimination* e, Py_ssize_t l, const double* K, Matrix Z, double* sums, Py_ssize_t total,
+                          double* each) noexcept nogil:
     """Add R x + x R - R x R, x = (K - K Q K)_bb, of a level to N_bb; Z (core, r) = Q K U of the level, K its rows."""
     cdef const Tail* g = &e.tail[e.block_tail[l]]
-    cdef Py_ssize_t q = g.q, r = g.n_rest, i, j, c, d
+    cdef Py_ssize_t q = g.q, r = g.n_rest, n = Z.rows, i, j, c, d
     cdef double* x = e.scratch              # x U (q, r), then U'x U (r, r)
     cdef double* inner = x + q * q
     cdef double t
@@ -132,7 +132,7 @@ cdef void close_vanishing(const Elimination* e, Py_ssize_t l, const double* K, P
             for j in range(q):
                 t += K[i * n + e.block_slot[l] + j] * g.basis[j * q + c]
             for j in range(n):
-                t -= K[i * n + j] * Z[j * ld + c]
+                t -= K[i * n + j] * Z.at[j * Z.ld + c]
             x[i * r + c] = t
     for c in range(r):
         for d in range(r):
@@ -179,7 +179,8 @@ cdef bint precisions_where_singular(Elimination* e, Py_ssize_t c, double* sums, 
             for l in range(first, stop):
                 g = &e.tail[e.block_tail[l]]
                 if g.n_rest > 0:
-                    close_vanishing(e, l, K + e.block_slot[l] * n, n, Z + at, u, sums, total, NULL if each == NULL else
+                    close_vanishing(e, l, K + e.block_slot[l] * n, Matrix(Z + at, n, g.n_rest, u), sums, total,
+                                    NULL if each == NULL else
                                     each + (e.tail_slot + e.core_slot[c] + e.block_slot[l]) * total)
                 at += g.n_rest
         first = stop

@@ -56,51 +56,32 @@ class Sums(Protocol):
         """[X y]'[X y]."""
 
 
+REFINED = 2
+"""How often the moments are taken anew with the weights that the variances found before ask for."""
+
+
 def factors_start(problem: Sums, engine: Any) -> Array:
     """Theta from second moments: MINQUE(0) with one variance per factor, then the shape of each block.
 
     The sums of squares of Z_f'r, r the residual of y, are set to their expectations where each G^_f is a multiple of
     the identity (Rao 1971, J. Multivar. Anal. 1, 257-275); negative estimates are kept away from 0, a stationary point.
-    `engine` is one of the problem.
+    For crossed intercepts the levels are then weighted by what they tell at these variances: where some have many more
+    rows than others, the start is nearer by an order of magnitude.  `engine` is one of the problem.
     """
     layout, structure = problem.layout, problem.structure
     count = len(problem.columns)
     moments = problem.cross[:, -1]
-    observed = np.array([float(np.sum(moments[places] ** 2)) for places in layout.places] + [problem.gram[-1, -1]])
-    expected = np.zeros((count + 1, count + 1))
-    of = {column: f for f, column in enumerate(problem.columns)}
-    for s, stage in enumerate(layout.stages):
-        f = of[stage.column]
-        expected[f, f] += np.sum(stage.own**2)
-        expected[f, -1] = expected[-1, f] = np.einsum("aii->", stage.own)
-        at = 0
-        for coarser in layout.stages[s + 1 :]:
-            g = of[coarser.column]
-            expected[f, g] = expected[g, f] = np.sum(stage.chain[:, :, at : at + coarser.q] ** 2)
-            at += coarser.q
-        _add_panels(expected, f, stage, stage.comp, layout, of)
-    for tail in layout.tails:
-        f = of[tail.column]
-        expected[f, f] += np.sum(tail.own**2)
-        expected[f, -1] = expected[-1, f] = np.einsum("aii->", tail.own)
-        _add_panels(expected, f, tail, tail.comp, layout, of)
-    expected[-1, -1] = problem.n - problem.rank
-    # X is taken out: Z_f'Q Z_g = K_fg - C_f C_g', C = Z'X_o; not where a pilot follows
-    C = problem.cross[:, :-1] if layout.tails or problem.n_effects < EXACT_UP_TO else problem.cross[:, :0]
-    inner = [C[places.ravel()].T @ C[places.ravel()] for places in layout.places]
-    for g, places in enumerate(layout.places):
-        only = np.zeros_like(C)
-        only[places.ravel()] = C[places.ravel()]
-        turned = engine.gram_times(only) * C
-        for f, other in enumerate(layout.places):
-            expected[f, g] += np.sum(inner[f] * inner[g]) - 2.0 * np.sum(turned[other.ravel()])
-        expected[g, -1] -= np.trace(inner[g])
-        expected[-1, g] -= np.trace(inner[g])
-    try:
-        variances = np.linalg.solve(expected, observed)
-    except np.linalg.LinAlgError:
+    squares = _Squares(problem, engine)
+    variances = squares.variances(np.ones(len(moments)), np.zeros(len(moments)))
+    if variances is None:
         variances = np.ones(count + 1)
-    sigma2 = max(float(variances[-1]), 0.05 * observed[-1] / problem.n)
+    elif layout.tails and all(places.shape[1] == 1 for places in layout.places):
+        for _ in range(REFINED):
+            found = squares.variances(*squares.weights(variances)) if (variances > 0.0).all() else None
+            if found is None or not (found > 0.0).all():
+                break
+            variances = found
+    sigma2 = max(float(variances[-1]), 0.05 * float(problem.gram[-1, -1]) / problem.n)
     factor = np.zeros((structure.q, structure.q))
     for f, places in enumerate(layout.places):
         q_f = places.shape[1]
@@ -125,27 +106,106 @@ def factors_start(problem: Sums, engine: Any) -> Array:
     return structure.theta(factor)
 
 
-def _add_panels(
-    expected: Array, f: int, item: Stage | Tail, comp: Index | None, layout: Layout, of: dict[int, int]
-) -> None:
-    """Sums of squares of the products with the tail, by the factor of the neighbour."""
-    if item.start is None or item.slots is None or item.panel is None or comp is None or not len(item.slots):
-        return
-    owner = np.zeros(int(layout.comp_slot[-1]), dtype=np.intp)
-    for tail in layout.tails:
-        for i in range(tail.q):
-            owner[layout.comp_slot[tail.comp] + tail.slot + i] = of[tail.column]
-    widths = np.diff(item.start)
-    squares = item.panel**2
-    if item.q > 1:
+class _Squares:
+    """Expectations of weighted squares of Z'r, r the residual of y, as far as the moments need them.
+
+    With K = Z'Z and C = Z'X_o, Z'QZ = K - CC' for the projector Q on what X leaves, so that
+
+        E (z_a'r)^2 = sigma^2 (K_aa - c_a'c_a) + sum_g sigma_g^2 sum_{b in g} (K_ab - c_a'c_b)^2
+    """
+
+    def __init__(self, problem: Sums, engine: Any) -> None:
+        layout = problem.layout
+        self._moments = problem.cross[:, -1] ** 2
+        n_slots, count = len(problem.cross), len(problem.columns)
+        self._of = np.zeros(n_slots, dtype=np.intp)
+        self._own = np.zeros(n_slots)
+        self._products = np.zeros((n_slots, count))
+        of = {column: f for f, column in enumerate(problem.columns)}
+        slots, _ = layout.factor_slots()
+        items: list[Stage | Tail] = [*layout.stages, *layout.tails]
+        for item, at in zip(items, slots, strict=True):
+            f = of[item.column]
+            self._of[at] = f
+            self._own[at] = np.einsum("aii->ai", item.own)
+            self._products[at, f] += np.sum(item.own**2, axis=2)
+        for s, stage in enumerate(layout.stages):
+            self._add_chain(layout, s, slots, of)
+            self._add_panels(layout, stage, slots[s])
+        for tail, at in zip(layout.tails, slots[len(layout.stages) :], strict=True):
+            self._add_panels(layout, tail, at)
+        # X is taken out; not where a pilot follows
+        self._C = problem.cross[:, :-1] if layout.tails or problem.n_effects < EXACT_UP_TO else problem.cross[:, :0]
+        self._leverage = np.sum(self._C**2, axis=1)
+        self._inner, turned = [], []
+        for g in range(count):
+            only = np.where(self._of[:, None] == g, self._C, 0.0)
+            self._inner.append(only.T @ only)
+            turned.append(np.sum(engine.gram_times(only) * self._C, axis=1))
+        self._turned = np.stack(turned, axis=1)
+        self._whole = float(problem.gram[-1, -1]), float(problem.n - problem.rank)
+
+    def _add_chain(self, layout: Layout, s: int, slots: list[Index], of: dict[int, int]) -> None:
+        """Products of a factor of the chain with the coarser ones."""
+        stage, at = layout.stages[s], 0
+        level = np.arange(stage.m)
+        for finer, coarser, where in zip(layout.stages[s:], layout.stages[s + 1 :], slots[s + 1 :], strict=False):
+            assert finer.parent is not None
+            level = finer.parent[level]
+            squares = stage.chain[:, :, at : at + coarser.q] ** 2
+            self._products[slots[s], of[coarser.column]] += np.sum(squares, axis=2)
+            for j in range(coarser.q):
+                sums = np.bincount(level, weights=squares[:, :, j].sum(axis=1), minlength=coarser.m)
+                self._products[where[:, j], of[stage.column]] += sums
+            at += coarser.q
+
+    def _add_panels(self, layout: Layout, item: Stage | Tail, at: Index) -> None:
+        """Products of the levels of a factor with their neighbours in the tail."""
+        if item.start is None or item.slots is None or item.panel is None or not len(item.slots):
+            return
+        assert item.comp is not None
+        n_slots = len(self._products)
+        first = n_slots - int(layout.comp_slot[-1])
+        widths = np.diff(item.start)
         level = np.repeat(np.arange(item.m), widths * item.q)
-        place = np.arange(len(squares)) - item.q * item.start[level]
-        place = item.start[level] + place % widths[level]
-        slots = item.slots[place] + layout.comp_slot[comp[level]]
-    else:
-        slots = item.slots + layout.comp_slot[np.repeat(comp, widths)]
-    sums = np.bincount(owner[slots], weights=squares, minlength=len(expected) - 1)
-    for g in range(len(expected) - 1):
-        if g != f and sums[g]:
-            expected[f, g] += sums[g]
-            expected[g, f] = expected[f, g]
+        row = at[level, 0]
+        place: Index = np.arange(len(level))
+        if item.q > 1:
+            within = np.arange(len(level)) - item.q * item.start[level]
+            row = row + within // widths[level]
+            place = item.start[level] + within % widths[level]
+        other = first + item.slots[place] + layout.comp_slot[item.comp[level]]
+        squares, f = item.panel**2, self._of[at[0, 0]]
+        self._products[:, f] += np.bincount(other, weights=squares, minlength=n_slots)
+        owner = self._of[other]
+        for g in np.unique(owner):
+            mine = np.where(owner == g, squares, 0.0)
+            self._products[:, g] += np.bincount(row, weights=mine, minlength=n_slots)
+
+    def _form(self, weights: Array) -> tuple[float, Array]:
+        """Sum of weighted squares of Z'r, and what multiplies each variance in its expectation, that of r last."""
+        weighted = (self._C * weights[:, None]).T @ self._C
+        of_factors = weights @ (self._products - 2.0 * self._turned)
+        of_factors += [np.sum(weighted * inner) for inner in self._inner]
+        return float(weights @ self._moments), np.append(of_factors, weights @ (self._own - self._leverage))
+
+    def weights(self, variances: Array) -> tuple[Array, Array]:
+        """Weights of the squares for the equations of the factors, and for that of the residuals."""
+        ratio = variances[:-1] / variances[-1]
+        mine, others = ratio[self._of], 1.0 + (ratio.sum() - ratio)[self._of]
+        return 1.0 / (1.0 + self._own * mine / others) ** 2, -mine / (1.0 + self._own * mine)
+
+    def variances(self, weights: Array, of_residuals: Array) -> Array | None:
+        """Variances of the factors and of the residuals; None where the equations do not determine them."""
+        count = self._products.shape[1]
+        expected, observed = np.zeros((count + 1, count + 1)), np.zeros(count + 1)
+        for f in range(count):
+            observed[f], expected[f] = self._form(np.where(self._of == f, weights, 0.0))
+        observed[-1], expected[-1] = self._form(of_residuals)
+        traces = np.bincount(self._of, weights=self._own - self._leverage, minlength=count)
+        observed[-1] += self._whole[0]
+        expected[-1] += np.append(traces, self._whole[1])
+        try:
+            return np.asarray(np.linalg.solve(expected, observed), dtype=float)
+        except np.linalg.LinAlgError:
+            return None
