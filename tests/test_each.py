@@ -317,8 +317,55 @@ def test_by_a_column_of_a_table(rng):
     assert result.to_frame().index.tolist() == list(range(7))
     with pytest.raises(flc.LMMError, match="has no column 'gene'"):
         flc.fit_by("y ~ x + (1 | g)", table, by="gene")
-    with pytest.raises(flc.LMMError, match="one grouping factor"):
-        flc.fit_by("y ~ x + (1 | g) + (1 | arm)", table, by="k")
+    with pytest.raises(flc.LMMError, match="takes random effects with free covariances"):
+        flc.fit_by("y ~ x + cs(0 + arm | g)", table, by="k")
     table["k"] = table["k"].where(table["k"] != 3)
     with pytest.raises(flc.LMMError, match="by='k': the column has missing values"):
         flc.fit_by("y ~ x + (1 | g)", table, by="k")
+
+
+@pytest.mark.parametrize(
+    "formula", ["y ~ x * arm + (1 | g) + (1 | h)", "y ~ x + arm + (x | g) + (1 | h)", "y ~ x + arm + (1 | g / k)"]
+)
+def test_parts_of_a_table_with_several_factors(formula):
+    """Each part as a model of its rows alone."""
+    rng = np.random.default_rng(21)
+    n = 4 * 48
+    part, g, h = np.repeat(list("dacb"), 48), np.tile(np.repeat(np.arange(8), 6), 4), np.tile(np.arange(6), 32)
+    u, v, x = rng.normal(size=(4, 8)), rng.normal(size=(4, 6)), rng.normal(size=n)
+    at = np.repeat(np.arange(4), 48)
+    y = x + u[at, g] + v[at, h] + rng.normal(size=n)
+    data = {
+        "y": y, "x": x, "arm": np.array(["s", "t", "t"])[rng.integers(0, 3, n)], "g": np.char.add("g", g.astype(str)),
+        "h": h, "k": g * 0 + h % 2, "part": part, "w": rng.uniform(0.5, 2.0, n),
+    }  # fmt: skip
+    shuffled = rng.permutation(n)
+    data = {name: values[shuffled] for name, values in data.items()}
+    result = flc.fit_by(formula, data, by="part", weights="w")
+    assert list(result.labels) == list("abcd") and result.converged.all()
+    joint = result.test(["x", "arm[T.t]"], ddf="kenward-roger")
+    components, means, anova = result.variance_components(), result.emmeans("arm"), result.anova("II")
+    for i, label in enumerate("abcd"):
+        own = {name: values[data["part"] == label] for name, values in data.items()}
+        one = flc.lmm(formula, own, weights="w").fit()
+        assert result.criterion[i] == pytest.approx(one.criterion, rel=1e-9)
+        np.testing.assert_allclose(result.params[i], np.asarray(one.tidy()["estimate"], dtype=float), rtol=1e-5)
+        np.testing.assert_allclose(result.df[i], np.asarray(one.tidy()["df"], dtype=float), rtol=1e-4)
+        wanted = one.test(["x", "arm[T.t]"], ddf="kenward-roger")
+        assert joint.pvalues[i] == pytest.approx(wanted.pvalue, rel=1e-4)
+        table = one.variance_components(method="wald")
+        errors = dict(zip(list(table["term"]), np.asarray(table["std_error"], dtype=float), strict=True))
+        np.testing.assert_allclose(components.std_error[i], [errors[name] for name in components.names], rtol=1e-3)
+        wanted = one.emmeans("arm", at={"x": data["x"].mean()}).to_frame()
+        np.testing.assert_allclose(means.estimate[i], np.asarray(wanted["estimate"], dtype=float), rtol=1e-5)
+        wanted = one.anova("II").to_frame()
+        F = dict(zip(list(wanted["term"]), np.asarray(wanted["statistic"], dtype=float), strict=True))
+        assert anova["x"].statistic[i] ** 2 == pytest.approx(F["x"], rel=1e-4)
+        assert result.of(label).criterion == pytest.approx(one.criterion, rel=1e-9)
+    part = result[["c", "a"]]
+    np.testing.assert_array_equal(part.params, result.params[[2, 0]])
+    assert part.one(0).criterion == result.of("c").criterion
+    whole = type(result).concat([result[:2], result[2:]])
+    np.testing.assert_array_equal(whole.params, result.params)
+    assert whole.one(3).criterion == pytest.approx(result.criterion[3], rel=1e-12)
+    assert result.icc().keys() == one.icc().keys()

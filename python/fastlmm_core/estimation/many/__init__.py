@@ -11,6 +11,7 @@ sparse            sums of sparse responses
 stack             problems with designs of their own
 flat_rows         rows of many problems, one after the other
 values            responses with observations, weights, offset or covariates of their own
+covariates        columns of X with values of each response's own
 progress          results written block by block, and runs that go on later
 policy            pieces over threads, a second look, single fits
 patterns          Kenward and Roger's moments of many fits

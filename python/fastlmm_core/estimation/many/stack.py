@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from functools import cached_property
 from types import MappingProxyType
 from typing import Any, Protocol, TypeVar
@@ -17,8 +18,10 @@ from ...design.grouping import Codes, Grouping
 from ...design.terms import RandomPart
 from ...engines.protocol import CAREFUL, EASY, HARD
 from ...errors import LMMError
+from ...formula.coding import FixedTerm, fixed_terms
 from ...kernels.records import StackedRows, StackResults, StackSearch
 from ...kernels.stacks import ProblemStack
+from ...support.blas_threads import one_blas_thread
 from ...support.progress import progress_bar
 from ...support.threads import in_threads, thread_count
 from ...support.types import Array
@@ -33,8 +36,8 @@ from .patterns import Observed, moments_of_sums
 from .progress import UNREACHED, Sink
 
 __all__ = [
-    "Problems", "Stack", "StackFit", "fit_stack", "joined_stacks", "leave_unreached", "numbered", "part_of_stack",
-    "search_of",
+    "FIELDS", "Problems", "Stack", "StackFit", "fit_stack", "joined_stacks", "leave_unreached", "numbered",
+    "part_of_stack", "search_of",
 ]  # fmt: skip
 
 
@@ -80,6 +83,9 @@ class Problems(Protocol):
     def with_random(self, random: RandomPart) -> Problems:
         """The same problems with other random effects of the same groups."""
 
+    def terms(self) -> tuple[FixedTerm, ...]:
+        """Terms of the fixed part, in the order of the columns."""
+
     def whole(self) -> Model:
         """A model of the columns that all problems have, of which the names and linear functions are taken."""
 
@@ -90,7 +96,7 @@ class Stack:
     Parameters
     ----------
     design : Design
-        Of all rows, with one grouping factor.
+        Of all rows.  The lanes fit problems with one grouping factor; others are fitted by themselves.
     y : (n,) array
     each : Grouping
         Which problem each row belongs to.
@@ -117,6 +123,9 @@ class Stack:
         if (index[1:] < index[:-1]).any():
             self.order = np.argsort(index, kind="stable")
         self.start = np.append(0, np.cumsum(np.bincount(index, minlength=each.m))).astype(np.int64)
+        self.kernel: ProblemStack | None = None
+        if len(design.random.codes) > 1:
+            return
         read = design.random.codes[0]
         self.kernel = ProblemStack(
             StackedRows(
@@ -170,16 +179,18 @@ class Stack:
     def joined(self, stacks: Sequence[Any]) -> Stack:
         """The problems of several stacks of the same columns, one after the other."""
         designs, y = [one.design for one in stacks], np.concatenate([one.y for one in stacks])
-        name = self.design.random.codes[0].name
         given = {}
         for what in ("weights", "offset"):
             found = [getattr(design, what) for design in designs]
             missing = 1.0 if what == "weights" else 0.0
             filled = [np.full(len(d.exog), missing) if v is None else v for d, v in zip(designs, found, strict=True)]
             given[what] = None if all(values is None for values in found) else np.concatenate(filled)
-        labels = np.concatenate([d.factors[0].grouping.labels[d.factors[0].grouping.index] for d in designs])
+        each = [[f.grouping for f in d.factors] for d in designs]
+        labels = {
+            parts[0].name: np.concatenate([one.labels[one.index] for one in parts]) for parts in zip(*each, strict=True)
+        }
         whole = self.design.other(
-            np.concatenate([d.exog for d in designs]), np.concatenate([d.exog_re for d in designs]), {name: labels},
+            np.concatenate([d.exog for d in designs]), np.concatenate([d.exog_re for d in designs]), labels,
             given["weights"], given["offset"],
         )  # fmt: skip
         first = np.cumsum([0, *(len(one) for one in stacks)])
@@ -189,6 +200,10 @@ class Stack:
     def with_random(self, random: RandomPart) -> Stack:
         """The same problems with other random effects of the same groups."""
         return Stack(self.design.with_random(random), self.y, self.each, self.kind)
+
+    def terms(self) -> tuple[FixedTerm, ...]:
+        """Terms of the fixed part."""
+        return fixed_terms(self.design)
 
     @cached_property
     def _whole(self) -> Model:
@@ -211,11 +226,12 @@ class Stack:
             For a problem that cannot be fitted.
         """
         rows, design = self.rows(i), self.design
-        read = design.random.codes[0]
-        codes = read.codes[rows]
-        labels = codes if read.slot_labels is None else read.slot_labels[codes - read.base]
+        labels = {}
+        for read in design.random.codes:
+            codes = read.codes[rows]
+            labels[read.name] = codes if read.slot_labels is None else read.slot_labels[codes - read.base]
         weights, offset = (None if v is None else v[rows] for v in (design.weights, design.offset))
-        own = design.other(design.exog[rows], design.exog_re[rows], {read.name: labels}, weights, offset)
+        own = design.other(design.exog[rows], design.exog_re[rows], labels, weights, offset)
         return self.kind.of(own, self.y[rows])
 
 
@@ -467,8 +483,8 @@ def _pieces(count: int, size: int = PIECE) -> Iterator[tuple[int, int]]:
     return ((at, min(at + size, count)) for at in range(0, count, size))
 
 
-def _jobs(n_jobs: int | None, count: int) -> int:
-    return min(thread_count(n_jobs), max(1, -(-count // PIECE)))
+def _jobs(n_jobs: int | None, count: int, size: int = PIECE) -> int:
+    return min(thread_count(n_jobs), max(1, -(-count // size)))
 
 
 def fit_stack(
@@ -520,15 +536,14 @@ def fit_stack(
         reached[first:last] = True
         return last - first
 
-    pieces = _pieces(count, PIECE if empty.stack.kernel is not None else PIECE_ALONE)
+    size = PIECE if empty.stack.kernel is not None else PIECE_ALONE
+    jobs = _jobs(n_jobs, count, size)
     bar = progress_bar(progress, count)
     try:
-        in_threads(
-            run,
-            (piece for piece in pieces if not reached[slice(*piece)].all()),
-            _jobs(n_jobs, count),
-            None if bar is None else bar.update,
-        )
+        # single fits of several threads would wait for each other in BLAS
+        with one_blas_thread() if jobs > 1 and empty.stack.kernel is None else nullcontext():
+            pieces = (piece for piece in _pieces(count, size) if not reached[slice(*piece)].all())
+            in_threads(run, pieces, jobs, None if bar is None else bar.update)
     except BaseException as error:
         leave_unreached(empty, np.flatnonzero(~reached))
         error.batch = empty  # type: ignore[attr-defined]

@@ -11,12 +11,14 @@ from numpy.typing import NDArray
 
 from ...design.terms import RandomPart
 from ...errors import LMMError
+from ...formula.coding import FixedTerm
 from ...kernels.records import RowsOfDesign
 from ...kernels.stacks import ProblemStack
 from ...support.checks import plain_array
 from ...support.types import Array
 from ...tables.responses import ResponseColumns, is_table
 from ..model import Model
+from .covariates import at_means, terms_with_covariates
 from .flat_rows import FlatRows
 from .parts import same_design
 from .stack import search_of
@@ -188,6 +190,16 @@ class ResponseStack:
             self.of_model, np.concatenate([one.Y for one in stacks]), np.concatenate([one.labels for one in stacks]),
             lines([one.weights for one in stacks], 1.0), lines([one.offset for one in stacks]), covariates,
         )  # fmt: skip
+
+    def terms(self) -> tuple[FixedTerm, ...]:
+        """Terms of the fixed part, those of covariates last."""
+        return terms_with_covariates(self.of_model.design, list(self.covariates), self.factors)
+
+    def at_means(self, params: Array) -> tuple[ResponseStack, Array]:
+        """The same problems with covariates less their means, and the coefficients of these (see `covariates`)."""
+        there = np.array([self.present(i) for i in range(len(self))]).reshape(self.Y.shape)
+        moved, out = at_means(self.of_model.exog, self.covariates, self.factors, there, params)
+        return ResponseStack(self.of_model, self.Y, self.labels, self.weights, self.offset, moved), out
 
     def whole(self) -> Model:
         """The model of all rows; with covariates that of the response that has most of them."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,20 +13,23 @@ from ...covariance.directions import inverse_hessian
 from ...errors import LMMError
 from ...estimation.information import Moments
 from ...estimation.many.parts import chosen_places
-from ...estimation.many.stack import StackFit, fit_stack, joined_stacks, part_of_stack
+from ...estimation.many.stack import FIELDS, StackFit, fit_stack, joined_stacks, part_of_stack
+from ...estimation.many.values import ResponseStack
 from ...support.arguments import checked
 from ...support.blas_threads import one_blas_thread
 from ...support.display import LINES, Cells, Shown, first_lines
 from ...support.text_tables import estimate_cells
 from ...support.threads import map_in_threads, thread_count
 from ...support.types import Array
+from ..anova import hypotheses
 from ..hypotheses import Hypothesis
 from ..likelihood_ratio.compare import Null, check_null
 from ..likelihood_ratio.own_designs import FitsToCompare, against_linear, compared
 from ..likelihood_ratio.random_effects import effects_of, kept_effects
 from ..wald import coefficient_table, wald
 from .contrasts import Asked, stacks, tell_kenward_roger, tell_of_variance, tell_satterthwaite
-from .own_designs import OwnDesigns
+from .means import Functions
+from .own_designs import OwnDesigns, Whole, needs_formula
 from .own_permutation import Source
 from .tests import BatchTest, check_ddf, joint_pvalues
 from .variances import BatchVariances, Estimated, Shared, delta_errors, fill_alone, leave_boundary
@@ -36,6 +39,7 @@ if TYPE_CHECKING:
     from ...estimation.fit import Fit
     from ...estimation.many.flat_rows import FlatRows
     from ...estimation.model import Model
+    from ...formula.coding import FixedTerm
     from ...support.seeds import Seed
     from ..likelihood_ratio.many import BatchComparison
 
@@ -159,6 +163,38 @@ class EachResult(Shown, StackFit, OwnDesigns):
 
     def _whole(self) -> Model:
         return self.stack.whole()
+
+    def _terms(self) -> tuple[FixedTerm, ...]:
+        return self.stack.terms()
+
+    def _hypotheses(self, kind: str) -> tuple[dict[str, Array], tuple[str, ...]]:
+        stack = self.stack
+        if kind != "III" or not isinstance(stack, ResponseStack) or not stack.covariates:
+            return super()._hypotheses(kind)
+        # those of the formula, and the coefficients of each covariate
+        found, notes = hypotheses(cast("Fit", Whole(stack.of_model.fittable())), kind)
+        own, first = np.eye(self.params.shape[1]), stack.of_model.exog.shape[1]
+        out = {name: np.pad(L, ((0, 0), (0, len(own) - L.shape[1]))) for name, L in found.items()}
+        out |= {term.name: own[list(term.columns)] for term in stack.terms() if term.columns.start >= first}
+        return out, notes
+
+    def _functions(self, ddf: str, information: str) -> Functions:
+        stack = self.stack
+        if not isinstance(stack, ResponseStack) or not stack.covariates:
+            return super()._functions(ddf, information)
+        model = stack.of_model.fittable()
+        needs_formula(model)
+        centred, params = stack.at_means(self.params)
+        fits = EachResult(centred, self.kind, self.reml)
+        for name in FIELDS:
+            setattr(fits, name, getattr(self, name))
+        fits.params, fits.reasons, fits._alone = params, self.reasons, self._alone
+        more = ((0, 0), (0, len(stack.covariates)))
+
+        def tested(asked: Sequence[Hypothesis]) -> list[BatchTest]:
+            return fits.tested([one._replace(L=np.pad(one.L, more)) for one in asked], ddf, information)
+
+        return Functions(model, self.kind, self._called, self._offsets(), tested)
 
     def _flat(self) -> tuple[NDArray[np.intp], FlatRows]:
         """Positions and rows of the problems that were fitted."""

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from ...covariance.elements import element_names, sd_and_cor
 from ...errors import LMMError
+from ...formula.coding import FixedTerm, fixed_terms
 from ...support.arguments import checked
 from ...support.checks import check_level
 from ...support.distributions import two_sided_p
@@ -38,13 +39,21 @@ if TYPE_CHECKING:
     from ...support.seeds import Seed
     from ..options import Ddf, Information
 
-__all__ = ["OwnDesigns", "Whole"]
+__all__ = ["OwnDesigns", "Whole", "needs_formula"]
 
 
 class Whole(NamedTuple):
     """A design with all rows, in the place of a result."""
 
     model: Model
+
+
+def needs_formula(model: Model) -> None:
+    """Refuse means and slopes of models from arrays."""
+    if model.spec is None:
+        raise LMMError(
+            "means and slopes are of models from a formula: give test() the linear function, e.g. test('x1 - x2 = 0')"
+        )
 
 
 @checked
@@ -92,6 +101,14 @@ class OwnDesigns:
     @abstractmethod
     def _whole(self) -> Model:
         """A model of the columns that all fits have, of which names and linear functions are taken."""
+
+    def _terms(self) -> tuple[FixedTerm, ...]:
+        """Terms of the fixed part, in the order of the columns."""
+        return fixed_terms(self._shared)
+
+    def _hypotheses(self, kind: str) -> tuple[dict[str, Array], tuple[str, ...]]:
+        """The contrasts of each term that all fits have, and notes on them; see `anova.hypotheses`."""
+        return hypotheses(cast("Fit", Whole(self._whole())), kind, self._terms())
 
     @abstractmethod
     def _offsets(self) -> Array:
@@ -291,7 +308,7 @@ class OwnDesigns:
         kind = TYPES.get(str(type), type)
         if kind not in TYPES.values():
             raise LMMError(f"type={type!r} is unknown: use 'I', 'II' or 'III'")
-        found, notes = hypotheses(cast("Fit", Whole(self._whole())), kind)
+        found, notes = self._hypotheses(kind)
         parsed = term_hypotheses(found)
         done = dict(zip(parsed, self.tested(list(parsed.values()), ddf, information), strict=True))
         if kind != "III":
@@ -303,9 +320,10 @@ class OwnDesigns:
         for test in done.values():
             for array in (test.estimate, test.std_error, test.statistic, test.df_denom, test.pvalues):
                 array[:] = np.nan
+        terms = self._terms()
         for i in np.flatnonzero(np.isfinite(self.criterion)).tolist():
             fit = self.one(i)
-            for name, L in hypotheses(fit, kind)[0].items():
+            for name, L in hypotheses(fit, kind, terms)[0].items():
                 if name not in done or len(L) != done[name].df_num:
                     continue
                 test, one = done[name], wald(fit, L, None, ddf, information)
@@ -330,7 +348,8 @@ class OwnDesigns:
         ----------
         factors, by, at, contrasts, ref, weights
             As there.  The means are the same linear functions for all fits: covariates stand at their means over all
-            rows, and levels are weighted by all rows.
+            rows, and levels are weighted by all rows.  A covariate of each response's own stands at its mean over the
+            observations of that response, and has zeros in `L`.
         ddf, information
             As for `test`.
 
@@ -385,11 +404,7 @@ class OwnDesigns:
 
     def _functions(self, ddf: str, information: str) -> Functions:
         model = self._whole()
-        if model.spec is None:
-            raise LMMError(
-                "means and slopes are of models from a formula, without covariates of single responses: give test() "
-                "the linear function, e.g. test('x1 - x2 = 0')"
-            )
+        needs_formula(model)
         return Functions(
             model, type(self.one(self._typical())), self._called, self._offsets(),
             lambda asked: self.tested(asked, ddf, information),
@@ -417,7 +432,7 @@ class OwnDesigns:
         -------
         BatchFractions
         """
-        return self._shares().fractions(self._called)
+        return self._shares().fractions(self._called, self._terms())
 
     def variance_components(self) -> BatchVariances:
         """Variance parameters of every fit with standard errors; see `BatchResult.variance_components`.

@@ -10,7 +10,7 @@ The delta method gives the rest; on the boundary along the covariance matrices o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from ...covariance.elements import sd_and_cor
 from ...errors import LMMError
-from ...formula.coding import fixed_terms
+from ...formula.coding import FixedTerm, fixed_terms
 from ...support.arguments import checked
 from ...support.checks import check_level
 from ...support.display import Cells, Shown
@@ -308,9 +308,9 @@ class Shared(NamedTuple):
         total = fixed + random + self.sigma2
         return {"marginal": fixed / total, "conditional": (fixed + random) / total}
 
-    def fractions(self, labels: FitLabels) -> BatchFractions:
+    def fractions(self, labels: FitLabels, terms: Sequence[FixedTerm] | None = None) -> BatchFractions:
         """See `BatchResult.variance_fractions`."""
-        terms = [term for term in fixed_terms(self.design) if not term.is_intercept]
+        terms = [term for term in terms or fixed_terms(self.design) if not term.is_intercept]
         own = [self.fixed(list(term.columns)) for term in terms]
         each = sum(own) if own else np.zeros(len(self.params))
         with np.errstate(invalid="ignore", divide="ignore"):
