@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from .covariance.elements import element_names, sd_and_cor
-from .errors import LMMError
 from .estimation.many.batch_fit import BatchFit
 from .estimation.many.parts import chosen_responses, concatenated, part_of, with_responses
 from .support.arguments import checked
@@ -686,28 +684,14 @@ class BatchResult(Shown, BatchFit):
         LMMError
             Without xarray.
         """
-        try:
-            Dataset: Any = importlib.import_module("xarray").Dataset
-        except ImportError:
-            raise LMMError("to_xarray() needs xarray: pip install xarray; to_frame() does not") from None
-        labels = range(len(self)) if self.labels is None else self.labels
-        names = [
-            f"{name}|{self.model.factor_of(block).grouping.name}"
-            for block in self.model.structure.blocks
-            for name in self.model.exog_re_names[block.start : block.stop]
-        ]
-        by_term, by_response = ("response", "term"), "response"
-        return Dataset(
-            {
-                "params": (by_term, self.params), "bse": (by_term, self.bse), "df": (by_term, self.satterthwaite),
-                "covariance": (("response", "random", "random_too"), self.covariance),
-                "sigma2": (by_response, self.sigma2), "criterion": (by_response, self.criterion),
-                "converged": (by_response, self.converged), "singular": (by_response, self.singular),
-            },
-            coords={
-                "response": list(labels), "term": list(self.model.exog_names), "random": names, "random_too": names,
-            },
-        )  # fmt: skip
+        from .inference.many.labelled import dataset
+
+        labels = np.arange(len(self)) if self.labels is None else self.labels
+        by_term = {"params": self.params, "bse": self.bse, "df": self.satterthwaite}
+        single = {
+            "sigma2": self.sigma2, "criterion": self.criterion, "converged": self.converged, "singular": self.singular,
+        }  # fmt: skip
+        return dataset("response", labels, self.model.design, by_term, self.covariance, single)
 
     def _shown(self) -> Iterator[str | Cells]:
         yield repr(self)[1:-1]

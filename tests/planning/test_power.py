@@ -623,3 +623,10 @@ def test_exported():
     assert flc.power.__module__ == "fastlmm_core.planning.power"
     assert flc.power_curve.__module__ == "fastlmm_core.planning.curves"
     assert flc.assume is assume
+
+
+def test_alternatives_that_there_are_not():
+    fit = flc.lmm("Reaction ~ Days + (Days | Subject)", flc.datasets.load("sleepstudy")).fit()
+    for run in (flc.power, lambda *a, **k: flc.power_curve(*a, "Subject", [10], **k)):
+        with pytest.raises(flc.LMMError, match="alternative='bigger' is unknown: use 'two-sided', 'greater' or 'less'"):
+            run(fit, "Days", n_sim=10, seed=1, alternative="bigger")

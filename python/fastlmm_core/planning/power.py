@@ -19,7 +19,7 @@ from ..support.display import Cells, Shown
 from ..support.seeds import Seed, check_first, key_of
 from ..support.types import Array
 from .assumed import generating
-from .studies import Alternative, Studies, studies
+from .studies import Alternative, Studies, check_alternative, studies
 from .variances import given_sd, is_variance, variance_studies
 
 if TYPE_CHECKING:
@@ -299,6 +299,7 @@ def power(
     """
     truth = generating(source)
     levels = _checked_levels(alpha)
+    check_alternative(alternative)
     check_count(n_sim, "n_sim")
     check_first(first, seed)
     seed = whole_seed(seed)

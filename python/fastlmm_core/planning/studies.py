@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from ..result import LMMResult
     from ..simulation.dropout import Dropout
 
-__all__ = ["Alternative", "Studies", "studies"]
+__all__ = ["Alternative", "Studies", "check_alternative", "studies"]
 
 Alternative = Literal["two-sided", "greater", "less"]
 
@@ -194,6 +194,13 @@ def _observed(model: Model, y: Array) -> Model:
     """The model of the responses that are observed."""
     kept = np.flatnonzero(~np.isnan(y))
     return model.with_response(y) if len(kept) == len(y) else model.of(model.design.rows(kept), y[kept])
+
+
+def check_alternative(alternative: str) -> None:
+    """Refuse what no t test has for an alternative."""
+    known = get_args(Alternative)
+    if alternative not in known:
+        raise LMMError(f"alternative={alternative!r} is unknown: use {known[0]!r}, {known[1]!r} or {known[2]!r}")
 
 
 def sided(pvalues: Array, statistic: Array, alternative: Alternative) -> Array:

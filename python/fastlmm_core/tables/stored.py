@@ -24,12 +24,12 @@ GAP = 8
 """Responses that are read in vain rather than in two pieces."""
 
 
-def stored(values: Any, rows: CallerRows) -> StoredResponses | None:
-    """Responses in an array that is not numpy's, None for anything else."""
+def stored(values: Any, rows: CallerRows, name: str = "Y") -> StoredResponses | None:
+    """Responses, or what is shaped like them, in an array that is not numpy's; None for anything else."""
     if isinstance(values, np.ndarray):
         return None
     if hasattr(values, "X") and hasattr(values, "var_names"):
-        return StoredResponses(values.X, rows, np.asarray(values.var_names), across=True)
+        return StoredResponses(values.X, rows, np.asarray(values.var_names), True, name)
     if len(getattr(values, "shape", ())) != 2 or not hasattr(values, "dtype") or not hasattr(values, "__getitem__"):
         return None
     labels, across = None, False
@@ -37,7 +37,7 @@ def stored(values: Any, rows: CallerRows) -> StoredResponses | None:
         labels, across = _named(values, rows)
     if hasattr(values, "toarray") and hasattr(values, "tocsr"):
         values = values.tocsr()
-    return StoredResponses(values, rows, labels, across)
+    return StoredResponses(values, rows, labels, across, name)
 
 
 def in_chunks(values: Any) -> Any:
@@ -83,6 +83,8 @@ class StoredResponses:
     labels : (n_responses,) array or None
     across : bool
         Whether responses are the columns of the array.
+    name : str
+        Of the argument.
 
     Raises
     ------
@@ -92,10 +94,10 @@ class StoredResponses:
 
     ndim = 2
 
-    def __init__(self, data: Any, rows: CallerRows, labels: NDArray[Any] | None, across: bool) -> None:
+    def __init__(self, data: Any, rows: CallerRows, labels: NDArray[Any] | None, across: bool, name: str = "Y") -> None:
         self._data, self._across = data, across
         if any(size != size for size in data.shape):
-            raise LMMError("Y has chunks whose lengths Dask does not know; call Y.compute_chunk_sizes() first")
+            raise LMMError(f"{name} has chunks of unknown length; call its compute_chunk_sizes() first")
         if across and hasattr(data, "tocsc"):
             self._data = data.tocsc()
         count, length = data.shape[::-1] if across else data.shape
@@ -106,9 +108,9 @@ class StoredResponses:
             self._rows = rows.used
         else:
             shape = f"({n}, n_responses)" if across else f"(n_responses, {n})"
-            raise LMMError(f"Y must have the shape {shape}, not {tuple(data.shape)}; transpose it if needed")
+            raise LMMError(f"{name} must have the shape {shape}, not {tuple(data.shape)}; transpose it if needed")
         if np.dtype(data.dtype).kind not in "fiub":
-            raise LMMError(f"Y must hold numbers, not {data.dtype}")
+            raise LMMError(f"{name} must hold numbers, not {data.dtype}")
         self.labels = None
         if labels is not None:
             self.labels = np.empty(count, dtype=object)

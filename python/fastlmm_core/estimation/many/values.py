@@ -17,6 +17,7 @@ from ...kernels.stacks import ProblemStack
 from ...support.checks import plain_array
 from ...support.types import Array
 from ...tables.responses import ResponseColumns, is_table
+from ...tables.stored import stored
 from ..model import Model
 from .covariates import at_means, terms_with_covariates
 from .flat_rows import FlatRows
@@ -45,15 +46,21 @@ def shaped_like(Y: Array, values: Any, name: str, model: Model) -> Array:
     else:
         array = _plain(values, name, model)
     if array.shape not in (Y.shape, (1, Y.shape[1])):
-        raise LMMError(f"{name} has the shape {array.shape}; give values for each observation of Y, {Y.shape}")
+        turned = array.shape == Y.shape[::-1]
+        remedy = "transpose it" if turned else f"give values for each observation of Y, {Y.shape}"
+        raise LMMError(f"{name} has the shape {array.shape}, and Y has {Y.shape}; {remedy}")
     return np.ascontiguousarray(array, dtype=np.float64)
 
 
 def _plain(values: Any, name: str, model: Model) -> NDArray[Any]:
-    """Numbers of a table, a masked array or an array, in two dimensions."""
+    """Numbers of a table, a masked array, an array or what is stored elsewhere, in two dimensions."""
+    rows = model.design.caller_rows
     if is_table(values):
-        table = ResponseColumns(values, model.design.caller_rows, name)
+        table = ResponseColumns(values, rows, name)
         values = table[np.arange(len(table))]
+    elif not isinstance(values, np.ndarray) and hasattr(values, "shape"):
+        found = stored(values, rows, name) if np.shape(values)[:1] != (1,) else None
+        values = values if found is None else found[:]
     elif isinstance(values, np.ma.MaskedArray):
         values = np.where(np.ma.getmaskarray(values), np.nan, values.data)
     array = plain_array(values, name)

@@ -13,6 +13,7 @@ moderated         variances that the responses of a batch lend each other
 permutation       permutation tests of a batch
 own_permutation   the same of fits of which each has a design of its own
 summary           what a simulation study says of an estimator
+labelled          estimates with names for their dimensions
 variances         variance parameters of a batch, and shares of the variance
 values            fits of responses with values of their own
 """

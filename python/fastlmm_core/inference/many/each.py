@@ -110,11 +110,6 @@ class EachResult(Shown, StackFit, OwnDesigns):
         return np.flatnonzero(self.status < 0)
 
     @property
-    def llf(self) -> Array:
-        """Maximised log-likelihoods (n_problems,), restricted by REML."""
-        return -0.5 * self.criterion
-
-    @property
     def aic(self) -> Array:
         """Akaike's information criterion (n_problems,)."""
         return self.criterion + 2.0 * self._n_parameters
@@ -138,15 +133,6 @@ class EachResult(Shown, StackFit, OwnDesigns):
     def covariance(self) -> Array:
         """Covariance matrices of the random effects of all terms (n_problems, q, q)."""
         return np.asarray(self.sigma2[:, None, None] * (self.relative_factor @ self.relative_factor.transpose(0, 2, 1)))
-
-    @property
-    def G(self) -> dict[str, Array]:
-        """Covariance matrices of the random effects by term (n_problems, q, q)."""
-        design, whole = self.stack.design, self.covariance
-        return {
-            name: whole[:, block.start : block.stop, block.start : block.stop]
-            for name, block in zip(design.term_names, design.structure.blocks, strict=True)
-        }
 
     @property
     def df(self) -> Array:

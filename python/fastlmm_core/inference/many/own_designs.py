@@ -23,6 +23,7 @@ from ..likelihood_ratio.compare import Null
 from ..likelihood_ratio.many import BatchComparison
 from ..likelihood_ratio.own_designs import FitsToCompare, compared
 from ..wald import wald
+from .labelled import dataset
 from .means import BatchMeans, Functions
 from .moderated import ModeratedTests, moderate
 from .own_permutation import Source, own_permute
@@ -89,6 +90,20 @@ class OwnDesigns:
     @abstractmethod
     def _outcome(self) -> tuple[Array, NDArray[np.bool_], NDArray[np.bool_]]:
         """Covariance matrices of the random effects (n, q, q); whether certified, and whether singular (n,)."""
+
+    @property
+    def llf(self) -> Array:
+        """Maximised log-likelihoods (n,), restricted by REML."""
+        return -0.5 * self.criterion
+
+    @property
+    def G(self) -> dict[str, Array]:
+        """Covariance matrices of the random effects by term (n, q, q)."""
+        design, whole = self._shared, self._outcome[0]
+        return {
+            name: whole[:, block.start : block.stop, block.start : block.stop]
+            for name, block in zip(design.term_names, design.structure.blocks, strict=True)
+        }
 
     @abstractmethod
     def _coefficients(self, ddf: str, information: str) -> tuple[Array, Array]:
@@ -234,6 +249,25 @@ class OwnDesigns:
         columns |= {name: values[:, k] for k, name in enumerate(element_names(elements))}
         columns |= {"criterion": self.criterion, "converged": converged, "singular": singular}
         return named_rows(design.library, self._one, self._names, columns)
+
+    def to_xarray(self) -> Any:
+        """The estimates as an xarray Dataset: dimensions ``response`` (or ``problem``), ``term`` and ``random``.
+
+        Returns
+        -------
+        xarray.Dataset
+            As that of `BatchResult`, with nobs and n_groups.
+
+        Raises
+        ------
+        LMMError
+            Without xarray.
+        """
+        covariance, converged, singular = self._outcome
+        sizes = {"nobs": self.nobs, "n_groups": self.n_groups}
+        by_term = {"params": self.params, "bse": self.bse, "df": self._coefficients("satterthwaite", "auto")[1]}
+        single = {"sigma2": self.sigma2, "criterion": self.criterion, "converged": converged, "singular": singular}
+        return dataset(self._one, self._labels, self._shared, by_term, covariance, single | sizes)
 
     def test(
         self, hypothesis: Any, rhs: Any = None, *, ddf: Ddf = "satterthwaite", information: Information = "auto"
@@ -466,7 +500,7 @@ class OwnDesigns:
         return self._effect_tests(term, null, n_sim, seed)
 
     def compare(
-        self, smaller: OwnDesigns, *, null: Null = "auto", n_sim: int | None = None, seed: Seed = None
+        self, smaller: Any, *, null: Null = "auto", n_sim: int | None = None, seed: Seed = None
     ) -> BatchComparison:
         """Likelihood ratio test of every fit against that of a smaller model of the same rows.
 
@@ -487,6 +521,13 @@ class OwnDesigns:
         LMMError
             For fits that are not of the same rows or not nested, or a distribution that does not apply.
         """
+        if not isinstance(smaller, OwnDesigns):
+            if not hasattr(smaller, "converged"):
+                raise LMMError(f"smaller must be fits of the same responses, not of type {type(smaller).__name__!r}")
+            raise LMMError(
+                f"smaller is a {type(smaller).__name__}, which shares a design; compare it with fits on that design, "
+                "or fit both models with the same weights, offset, covariates and missing="
+            )
         return compared(self._to_compare(), smaller._to_compare(), "smaller model", null, n_sim, seed)
 
     def permute(
