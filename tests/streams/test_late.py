@@ -44,7 +44,7 @@ FORMULAS = [
     "y ~ x + (kind | g)", "y ~ C(kind, Sum) + flag + np.log(w) + (flag | g)", "y ~ flag * center(z) + (1 | g)",
     "y ~ kind + {x + 1} + I(x ** 2) + (1 | g)", "y ~ center(x) + kind + (1 | school/room)",
     "y ~ kind + within(x, school) + (1 | g) + (center(x) | h)", "np.exp(y / 100) ~ kind + (kind || g)",
-    "y ~ kind + (1 | g:kind)", "y ~ kind:flag + (1 | g)",
+    "y ~ kind + (1 | g:kind)", "y ~ kind:flag + (1 | g)", "y ~ kind * C(k) + (1 | g)",
 ]  # fmt: skip
 
 
