@@ -87,6 +87,20 @@ def test_two_effects_beside_any_number_of_columns(rng, p, reml):
         agrees(result, k, single(stacked, k, reml))
 
 
+@pytest.mark.parametrize("unit", [1.0, 1e-90, 1e60])
+def test_weights_in_any_unit(rng, unit):
+    # the product of all weights is no number of the machine; of sizes that four do and do not divide
+    y, X, Z, groups, each, w = problems(rng, 8, 2, sizes=(9, 20), weights=True)
+    result = flc.fit_each(y, X, Z, groups, each, weights=w * unit)
+    one = flc.fit_each(y, X, Z, groups, each, weights=w)
+    for k in range(8):
+        # sigma^2 in another unit, the same criterion
+        assert result.criterion[k] == pytest.approx(one.criterion[k], abs=1e-7)
+        assert result.sigma2[k] == pytest.approx(unit * one.sigma2[k], rel=1e-7)
+        if unit == 1.0:
+            agrees(result, k, single((y, X, Z, groups, each, w), k))
+
+
 def test_offset_and_one_column(rng):
     y, X, Z, groups, each, _ = problems(rng, 10, 1, p=1)
     offset = 3.0 * rng.standard_normal(len(y))

@@ -244,10 +244,35 @@ cdef bint sum_problem(const ProblemRows* rows, Conditioned* c, Py_ssize_t x_cons
     return True
 
 
+cdef inline bint moderate(double x) noexcept nogil:
+    """Whether products of three such numbers are numbers of full precision."""
+    return 1e-100 < x < 1e100
+
+
+cdef double sum_logarithms(const double* values, Py_ssize_t n) noexcept nogil:
+    """Sum of log(value): logarithms of products that are neither too large nor too small, of four values at a time."""
+    cdef Py_ssize_t i = 0, j
+    cdef double total = 0.0, product = 1.0, one, other
+    while i < n:
+        one = values[i] * values[i + 1] if i + 4 <= n else 0.0
+        other = values[i + 2] * values[i + 3] if i + 4 <= n else 0.0
+        if moderate(one) and moderate(other):
+            product *= one * other
+            i += 4
+        else:
+            for j in range(i, min(i + 4, n)):
+                total += log(values[j])
+            i += 4
+        if not moderate(product):
+            total += log(product)
+            product = 1.0
+    return total + log(product)
+
+
 cdef bint condition_problem(const ProblemRows* rows, const Blocks* blocks, bint reml, Conditioned* c) noexcept nogil:
     """Everything of `c` from the rows; False where it takes a second look at them, or cannot be fitted."""
     cdef Py_ssize_t p = c.p, k = p + 1, j, x_constant = -1, z_constant = -1
-    cdef double mean, deviation, jacobian = 0.0, log_weights = 0.0, product = 1.0
+    cdef double mean, deviation, jacobian = 0.0, log_weights = 0.0
     cdef Regression fit
     cdef bint equal
     cdef int* still = <int*> c.work
@@ -302,16 +327,7 @@ cdef bint condition_problem(const ProblemRows* rows, const Blocks* blocks, bint 
         if j != x_constant:
             c.base[x_constant] -= c.x_scale[j] * c.x_scale[p + j] * c.x_scale[p + x_constant] * c.beta[j]
     if rows.weights != NULL:
-        # logarithms of products that are neither too large nor too small
-        for j in range(rows.n):
-            if not 1e-100 < rows.weights[j] < 1e100:
-                log_weights += log(rows.weights[j])
-                continue
-            product *= rows.weights[j]
-            if not 1e-100 < product < 1e100:
-                log_weights += log(product)
-                product = 1.0
-        log_weights += log(product)
+        log_weights = sum_logarithms(rows.weights, rows.n)
     c.sums.m, c.sums.n = rows.m, rows.n
     c.sums.nu = rows.n - c.sums.rank if reml else rows.n
     c.sums.offset = c.sums.nu * 2.0 * log(c.sums.scale) - log_weights - (2.0 * jacobian if reml else 0.0)
