@@ -10,8 +10,10 @@ from fastlmm_core.engines.crossed import start
 EXPECTATION = 1e-10  # sums of a few thousand products
 
 
+@pytest.mark.parametrize("piece", [7, 1 << 22])
 @pytest.mark.parametrize(("kind", "q", "weights"), [case for case in CASES if case[0] not in ("one",)])
-def test_expected_squares_against_dense_matrices(kind, q, weights):
+def test_expected_squares_against_dense_matrices(kind, q, weights, piece, monkeypatch):
+    monkeypatch.setattr(start, "PIECE", piece)
     y, X, factors, w, off, structure = make(kind, 11, q, weights)
     problem = condition_factors(y, X, factors, w, off, structure)
     if not hasattr(problem, "layout"):

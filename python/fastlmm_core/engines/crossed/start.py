@@ -20,6 +20,10 @@ EXACT_UP_TO = 2000
 """Random effects of nested factors up to which the moments of several factors allow for the fixed effects."""
 
 
+PIECE = 1 << 22
+"""Products of levels that are squared at a time."""
+
+
 class Sums(Protocol):
     """What the moments are made of: a conditioned problem of several factors."""
 
@@ -163,20 +167,31 @@ class _Squares:
         """Products of the levels of a factor with their neighbours in the tail."""
         if item.start is None or item.slots is None or item.panel is None or not len(item.slots):
             return
-        assert item.comp is not None
+        first = 0
+        while first < item.m:
+            # a level may have more neighbours than a piece
+            last = int(np.searchsorted(item.start, item.start[first] + PIECE, side="right")) - 1
+            stop = max(first + 1, last)
+            self._add_panel_piece(layout, item, at, slice(first, stop))
+            first = stop
+
+    def _add_panel_piece(self, layout: Layout, item: Stage | Tail, at: Index, some: slice) -> None:
+        """Products of some of the levels of a factor with their neighbours in the tail."""
+        assert item.start is not None and item.slots is not None and item.panel is not None and item.comp is not None
         n_slots = len(self._products)
-        first = n_slots - int(layout.comp_slot[-1])
-        widths = np.diff(item.start)
-        level = np.repeat(np.arange(item.m), widths * item.q)
+        start = item.start[some.start : some.stop + 1]
+        widths, q = np.diff(start), item.q
+        level = np.repeat(np.arange(some.start, some.stop), widths * q)
         row = at[level, 0]
-        place: Index = np.arange(len(level))
-        if item.q > 1:
-            within = np.arange(len(level)) - item.q * item.start[level]
-            row = row + within // widths[level]
-            place = item.start[level] + within % widths[level]
-        other = first + item.slots[place] + layout.comp_slot[item.comp[level]]
-        squares, f = item.panel**2, self._of[at[0, 0]]
-        self._products[:, f] += np.bincount(other, weights=squares, minlength=n_slots)
+        slots = item.slots[start[0] : start[-1]]
+        if q > 1:
+            wide = widths[level - some.start]
+            within = np.arange(len(level)) - q * (item.start[level] - start[0])
+            row = row + within // wide
+            slots = slots[item.start[level] - start[0] + within % wide]
+        other = n_slots - int(layout.comp_slot[-1]) + slots + layout.comp_slot[item.comp[level]]
+        squares = item.panel[q * start[0] : q * start[-1]] ** 2
+        self._products[:, self._of[at[0, 0]]] += np.bincount(other, weights=squares, minlength=n_slots)
         owner = self._of[other]
         for g in np.unique(owner):
             mine = np.where(owner == g, squares, 0.0)
