@@ -10,6 +10,7 @@ import numpy as np
 from .covariance.elements import element_names, sd_and_cor
 from .estimation.many.batch_fit import BatchFit
 from .estimation.many.parts import chosen_responses, concatenated, part_of, with_responses
+from .inference.many.with_means import WithMeans
 from .support.arguments import checked
 from .support.display import LINES, Cells, Shown, first_lines
 from .support.text_tables import estimate_cells
@@ -19,7 +20,7 @@ from .tables.rows import FitLabels, named_rows
 if TYPE_CHECKING:
     from .inference.likelihood_ratio.compare import Null
     from .inference.likelihood_ratio.many import BatchComparison
-    from .inference.many.means import BatchMeans
+    from .inference.many.means import Functions
     from .inference.many.moderated import ModeratedTests
     from .inference.many.permutation import Permutations, Scheme
     from .inference.many.several import BatchTests
@@ -33,7 +34,7 @@ __all__ = ["BatchResult"]
 
 
 @checked
-class BatchResult(Shown, BatchFit):
+class BatchResult(Shown, WithMeans, BatchFit):
     """Estimates for many responses; every array has a leading axis over responses.
 
     Attributes
@@ -263,80 +264,10 @@ class BatchResult(Shown, BatchFit):
 
         return anova(self, type, ddf, information)
 
-    def emmeans(
-        self,
-        factors: str | Sequence[str],
-        *,
-        by: str | Sequence[str] | None = None,
-        at: Any = None,
-        contrasts: Any = None,
-        ref: Any = None,
-        weights: str = "equal",
-        ddf: Ddf = "satterthwaite",
-        information: Information = "auto",
-    ) -> BatchMeans:
-        """Estimated marginal means of every response, and contrasts of them.
-
-        Parameters
-        ----------
-        factors, by, at, contrasts, ref, weights
-            As for `LMMResult.emmeans`.  Tests and limits are those of each estimate by itself: `BatchMeans.fdr` adjusts
-            them for the number of responses.
-        ddf, information
-            As for `test`.
-
-        Returns
-        -------
-        BatchMeans
-            With ``comparison`` where contrasts were asked for.
-
-        Raises
-        ------
-        LMMError
-            As `LMMResult.emmeans`, and as `test`.
-        """
+    def _functions(self, ddf: str, information: str) -> Functions:
         from .inference.many.means import Functions
 
-        functions = Functions.of(self, ddf, information)
-        return functions.means(factors=factors, by=by, at=at, contrasts=contrasts, ref=ref, weights=weights)
-
-    def slopes(
-        self,
-        variable: str,
-        factors: str | Sequence[str] | None = None,
-        *,
-        by: str | Sequence[str] | None = None,
-        at: Any = None,
-        contrasts: Any = None,
-        ref: Any = None,
-        weights: str = "equal",
-        ddf: Ddf = "satterthwaite",
-        information: Information = "auto",
-    ) -> BatchMeans:
-        """Slopes along a covariate of every response, and contrasts of them.
-
-        Parameters
-        ----------
-        variable, factors, by, at, contrasts, ref, weights
-            As for `LMMResult.slopes`; tests and limits as for `emmeans`.
-        ddf, information
-            As for `test`.
-
-        Returns
-        -------
-        BatchMeans
-
-        Raises
-        ------
-        LMMError
-            As `LMMResult.slopes`, and as `test`.
-        """
-        from .inference.many.means import Functions
-
-        functions = Functions.of(self, ddf, information)
-        return functions.slopes(
-            variable=variable, factors=factors, by=by, at=at, contrasts=contrasts, ref=ref, weights=weights
-        )
+        return Functions.of(self, ddf, information)
 
     def summarise(
         self,

@@ -9,6 +9,7 @@ each              fits of problems with designs of their own
 own_designs       what fits of which each has a design of its own have in common
 masked            fits of responses with missing observations
 means             marginal means and slopes of a batch
+with_means        the methods that ask for them
 moderated         variances that the responses of a batch lend each other
 permutation       permutation tests of a batch
 own_permutation   the same of fits of which each has a design of its own

@@ -24,7 +24,7 @@ from ..likelihood_ratio.many import BatchComparison
 from ..likelihood_ratio.own_designs import FitsToCompare, compared
 from ..wald import wald
 from .labelled import dataset
-from .means import BatchMeans, Functions
+from .means import Functions
 from .moderated import ModeratedTests, moderate
 from .own_permutation import Source, own_permute
 from .permutation import Permutations, Scheme
@@ -32,6 +32,7 @@ from .several import BatchTests, parse_several, term_hypotheses
 from .summary import Fits, StudySummary, summarise
 from .tests import BatchTest, t_columns
 from .variances import BatchFractions, BatchVariances, Shared
+from .with_means import WithMeans
 
 if TYPE_CHECKING:
     from ...design.design import Design
@@ -58,7 +59,7 @@ def needs_formula(model: Model) -> None:
 
 
 @checked
-class OwnDesigns:
+class OwnDesigns(WithMeans):
     """Fits of which each has a design of its own; arrays have a leading axis over fits."""
 
     params: Array
@@ -363,78 +364,6 @@ class OwnDesigns:
                 test, one = done[name], wald(fit, L, None, ddf, information)
                 test.estimate[i], test.std_error[i] = one.estimate, one.std_error
                 test.statistic[i], test.df_denom[i], test.pvalues[i] = one.statistic, one.df_denom, one.pvalue
-
-    def emmeans(
-        self,
-        factors: str | Sequence[str],
-        *,
-        by: str | Sequence[str] | None = None,
-        at: Any = None,
-        contrasts: Any = None,
-        ref: Any = None,
-        weights: str = "equal",
-        ddf: Ddf = "satterthwaite",
-        information: Information = "auto",
-    ) -> BatchMeans:
-        """Estimated marginal means of every fit, and contrasts of them; see `BatchResult.emmeans`.
-
-        Parameters
-        ----------
-        factors, by, at, contrasts, ref, weights
-            As there.  The means are the same linear functions for all fits: covariates stand at their means over all
-            rows, and levels are weighted by all rows.  A covariate of each response's own stands at its mean over the
-            observations of that response, and has zeros in `L`.
-        ddf, information
-            As for `test`.
-
-        Returns
-        -------
-        BatchMeans
-            NaN for fits whose rows do not determine a mean.
-
-        Raises
-        ------
-        LMMError
-            As `LMMResult.emmeans`.
-        """
-        functions = self._functions(ddf, information)
-        return functions.means(factors=factors, by=by, at=at, contrasts=contrasts, ref=ref, weights=weights)
-
-    def slopes(
-        self,
-        variable: str,
-        factors: str | Sequence[str] | None = None,
-        *,
-        by: str | Sequence[str] | None = None,
-        at: Any = None,
-        contrasts: Any = None,
-        ref: Any = None,
-        weights: str = "equal",
-        ddf: Ddf = "satterthwaite",
-        information: Information = "auto",
-    ) -> BatchMeans:
-        """Slopes along a covariate of every fit, and contrasts of them; see `BatchResult.slopes`.
-
-        Parameters
-        ----------
-        variable, factors, by, at, contrasts, ref, weights
-            As there, and as for `emmeans`.
-        ddf, information
-            As for `test`.
-
-        Returns
-        -------
-        BatchMeans
-
-        Raises
-        ------
-        LMMError
-            As `LMMResult.slopes`.
-        """
-        functions = self._functions(ddf, information)
-        return functions.slopes(
-            variable=variable, factors=factors, by=by, at=at, contrasts=contrasts, ref=ref, weights=weights
-        )
 
     def _functions(self, ddf: str, information: str) -> Functions:
         model = self._whole()
