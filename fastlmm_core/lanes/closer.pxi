@@ -28,8 +28,8 @@ cdef struct Runs:
     Py_ssize_t count, begin     # all, and the first that is still to be made
     Py_ssize_t left             # those from here on have begun
     double* theta               # (MOST_RUNS, n_par) where each is, or has ended
-    double value[48]        # of the minimum
-    int status[48]              # of the minimum, see Outcome; GOES_ON
+    double value[MOST_RUNS]        # of the minimum
+    int status[MOST_RUNS]              # of the minimum, see Outcome; GOES_ON
 
 
 cdef int choose_starts(const Screen* screen, const double* values, int* chosen) noexcept nogil:
