@@ -70,7 +70,7 @@ def time_batches(report: _harness.Report, smoke: bool, unasked: Any) -> None:
     shown = []
     for name, make, limit in batches():
         model, other = make(), make()
-        count = 50 if smoke else min(4_000, 400_000 // model.nobs)
+        count = 50 if smoke else min(4_000, 2_000_000 // model.nobs)
         Y = model.fit().simulate(count, seed=1)
         found = model.fit_many(Y, n_jobs=1)
         with unasked:

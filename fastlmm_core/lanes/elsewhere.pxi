@@ -16,8 +16,11 @@ cdef enum:
     MANY_GROUPS = 56        # for each random effect: the criterion is then nearly convex about the truth
 
 cdef double DOMINATED = 0.28
-"""Share of the groups that the variation is worth, (sum s)^2 / (m sum s^2) of their squares s, below which few of them make
-up most of it: a half for normal errors alone, a third for normal effects."""
+"""Share of the groups, or of as many as are enough, that the variation is worth, (sum s)^2 / sum s^2 of their squares s,
+below which few of them make up most of it: a half for normal errors alone, a third for normal effects."""
+
+cdef double NEAR_BOUNDARY = 4.0
+"""Rise of the criterion to the boundary, by its Hessian, up to which there may be a lower minimum on it."""
 
 cdef double PLAY = 1e-9
 """Relative rounding error by which the criterion may rise along a path that falls."""
@@ -29,6 +32,7 @@ cdef struct Minima:
     int starts[8][6]        # points from which a search is to start, and the values there
     double heights[8][6]
     int count[8]
+    bint beside[8]          # whether searches start beside a minimum on the boundary or next to it, whatever the screen says
     double* values          # (n_points,) of a screen
     double* runs            # (MOST_RUNS, n_par) see closer.pxi
     double* theta           # (n_par,) the lowest minimum
@@ -48,7 +52,7 @@ cdef void kinds_of(Py_ssize_t q, Py_ssize_t k, const ProblemSums* sums, const Sc
     cdef vecu* column = <vecu*> s.small
     cdef vecu* R
     cdef vec total, t, least, square, fourth, traces, squares
-    cdef bint balanced, alike, few
+    cdef bint balanced, worthy, few
     cdef bint whole[8]
     cdef double here
     least = VEC_SET(1e300)
@@ -101,11 +105,14 @@ cdef void kinds_of(Py_ssize_t q, Py_ssize_t k, const ProblemSums* sums, const Sc
         balanced = sums[lane].n - sums[lane].rank >= 2 * sums[lane].m * q and (<double*> &least)[lane] >= REGULAR
         if screen.one_full and (sums[lane].m >= MANY_GROUPS * q or (balanced and whole[lane])):
             found.kind[lane] = 0
-        here = (<double*> &square)[lane] / sums[lane].m * ((<double*> &square)[lane] / (<double*> &fourth)[lane])
-        few = sums[lane].m < FEW_GROUPS * q or (<double*> &traces)[lane] ** 2 < (
-            FEW_GROUPS * q * q * (<double*> &squares)[lane])
-        alike = balanced and sums[lane].m >= SIX_GROUPS * q and (sums[lane].m >= FEW_GROUPS * q or here >= DOMINATED)
-        if screen.one_full and sums[lane].m < MANY_GROUPS * q and few and not alike:
+        here = (<double*> &square)[lane] * ((<double*> &square)[lane] / (<double*> &fourth)[lane])
+        worthy = here >= DOMINATED * min(sums[lane].m, FEW_GROUPS * q)
+        balanced = balanced and worthy and sums[lane].m >= SIX_GROUPS * q
+        few = not worthy or sums[lane].m < MANY_GROUPS * q and (
+            sums[lane].m < FEW_GROUPS * q
+            or (<double*> &traces)[lane] ** 2 < FEW_GROUPS * q * q * (<double*> &squares)[lane])
+        found.beside[lane] = screen.one_full and balanced and sums[lane].m < FEW_GROUPS * q
+        if screen.one_full and few and not balanced:
             # minima may lie close together: no screen of a few points tells them apart
             found.kind[lane] = 2
             if screen.n_points[2] == 0:
@@ -188,46 +195,106 @@ cdef void leave_joined(const Batch* d, const Screen* screen, Lanes* s, Minima* f
         found.count[lane] = kept[lane]
 
 
-cdef void descend_lanes(const Batch* d, const Screen* screen, Lanes* s, Fates* f, Minima* found) noexcept nogil:
-    """Search from what is left, and keep what is lower; what is lower and not certified leaves the lane alone."""
-    cdef Py_ssize_t n = d.n_par, round_, j, lane
+cdef void descend_once(const Batch* d, Lanes* s, Fates* f, Minima* found, const bint* wanted) noexcept nogil:
+    """Search from s.theta where it is wanted, and keep what is lower; what is lower and not certified leaves the lane alone."""
+    cdef Py_ssize_t n = d.n_par, j, lane
     cdef int evaluations[8]
     cdef double margin
-    cdef bint some
     cdef vec changed
+    for lane in range(LANES):
+        evaluations[lane] = f.evaluations[lane]
+    minimize_lanes(d, s, d.max_iterations, &f.finished, &f.decrement, f.evaluations)
+    changed = snap(d, s)
+    if vec_max(<vecu*> &changed) > 0.0:
+        judge_snapped(d, s, f, changed)
+    for lane in range(LANES):
+        if not wanted[lane]:
+            # it has only waited for the others
+            f.evaluations[lane] = evaluations[lane]
+            continue
+        margin = (<double*> &found.value)[lane] - s.f.gls.value[lane]
+        if not margin > 1e-9:
+            continue
+        if not ((<double*> &f.finished)[lane] > 0.0 and (<double*> &f.decrement)[lane] <= 1e-4
+                and status_of(d, s, lane) > 0):
+            f.status[lane] = LEFT_ALONE
+            continue
+        (<double*> &found.value)[lane] = s.f.gls.value[lane]
+        (<double*> &found.finished)[lane] = (<double*> &f.finished)[lane]
+        (<double*> &found.decrement)[lane] = (<double*> &f.decrement)[lane]
+        for j in range(n):
+            found.theta[j * LANES + lane] = s.trial[j * LANES + lane]
+
+
+cdef void descend_lanes(const Batch* d, const Screen* screen, Lanes* s, Fates* f, Minima* found) noexcept nogil:
+    """Search from the valleys that are left."""
+    cdef Py_ssize_t n = d.n_par, round_, j, lane
+    cdef bint wanted[8]
+    cdef bint some
     for round_ in range(MOST_DESCENTS):
         some = False
         for lane in range(LANES):
-            some = some or round_ < found.count[lane]
-            evaluations[lane] = f.evaluations[lane]
+            wanted[lane] = round_ < found.count[lane]
+            some = some or wanted[lane]
         if not some:
             break
         for j in range(n):
             (<vecu*> s.theta)[j] = (<vecu*> found.theta)[j]
             for lane in range(LANES):
-                if round_ < found.count[lane]:
+                if wanted[lane]:
                     s.theta[j * LANES + lane] = screen.thetas[found.kind[lane]][found.starts[lane][round_] * n + j]
-        minimize_lanes(d, s, d.max_iterations, &f.finished, &f.decrement, f.evaluations)
-        changed = snap(d, s)
-        if vec_max(<vecu*> &changed) > 0.0:
-            judge_snapped(d, s, f, changed)
+        descend_once(d, s, f, found, wanted)
+
+
+cdef void descend_beside(const Batch* d, Lanes* s, Fates* f, Minima* found) noexcept nogil:
+    """Search beside minima that lie on the boundary or next to it: from inside, and from next to it.
+
+    Minima are looked for where all directions have as much variance, little or much (EVEN of estimation/search.py), and,
+    from a minimum inside, where the least principal standard deviation is next to none.
+    """
+    cdef Py_ssize_t n = d.n_par, round_, i, j, lane
+    cdef bint wanted[8]
+    cdef bint inside[8]
+    cdef bint some = False
+    cdef vec rise
+    cdef double* one = found.runs
+    cdef double* narrow = found.runs + n
+    for lane in range(LANES):
+        wanted[lane] = found.kind[lane] >= 0 and found.kind[lane] < 2 and found.beside[lane] and f.status[lane] == 0
+        some = some or wanted[lane]
+    if not some:
+        return
+    for j in range(n):
+        (<vecu*> s.trial)[j] = (<vecu*> found.theta)[j]
+    set_factor(d, s, <vecu*> s.trial)
+    evaluate_responses(d, s, 2)
+    boundary_near(d, s, &rise)
+    some = False
+    for lane in range(LANES):
+        inside[lane] = True
+        for i in range(n):
+            if d.row[i] == d.col[i] and found.theta[i * LANES + lane] == 0.0:
+                inside[lane] = False
+        wanted[lane] = wanted[lane] and not (inside[lane] and (<double*> &rise)[lane] > NEAR_BOUNDARY)
+        some = some or wanted[lane]
+    if not some:
+        return
+    for round_ in range(3):
+        for i in range(n):
+            (<vecu*> s.theta)[i] = (<vecu*> found.theta)[i]
         for lane in range(LANES):
-            if round_ >= found.count[lane]:
-                # it has only waited for the others
-                f.evaluations[lane] = evaluations[lane]
+            if not wanted[lane]:
                 continue
-            margin = (<double*> &found.value)[lane] - s.f.gls.value[lane]
-            if not margin > 1e-9:
-                continue
-            if not ((<double*> &f.finished)[lane] > 0.0 and (<double*> &f.decrement)[lane] <= 1e-4
-                    and status_of(d, s, lane) > 0):
-                f.status[lane] = LEFT_ALONE
-                continue
-            (<double*> &found.value)[lane] = s.f.gls.value[lane]
-            (<double*> &found.finished)[lane] = (<double*> &f.finished)[lane]
-            (<double*> &found.decrement)[lane] = (<double*> &f.decrement)[lane]
-            for j in range(n):
-                found.theta[j * LANES + lane] = s.trial[j * LANES + lane]
+            for i in range(n):
+                one[i] = found.theta[i * LANES + lane]
+            if round_ == 0:
+                # nothing is lower from where the minimum is
+                if not (inside[lane] and narrow_theta(d, s.small, one, narrow)):
+                    continue
+            for i in range(n):
+                s.theta[i * LANES + lane] = narrow[i] if round_ == 0 else (
+                    0.0 if d.row[i] != d.col[i] else 2.0 if round_ == 1 else 17.0)
+        descend_once(d, s, f, found, wanted)
 
 
 cdef void look_elsewhere(const Batch* d, const ProblemSums* sums, const Screen* screen, Lanes* s, Fates* f, Minima* found
@@ -243,6 +310,7 @@ cdef void look_elsewhere(const Batch* d, const ProblemSums* sums, const Screen* 
     screen_lanes(d, screen, s, found)
     leave_joined(d, screen, s, found)
     descend_lanes(d, screen, s, f, found)
+    descend_beside(d, s, f, found)
     f.finished = found.finished
     f.decrement = found.decrement
     for j in range(n):

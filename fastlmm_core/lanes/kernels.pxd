@@ -218,6 +218,7 @@ cdef struct Outcome:
     int* chosen         # (count, screen.limit + screen.spread) points to look for other minima from, then -1; or NULL
     double* rise        # (count,) of the criterion to the boundary, by its Hessian; or NULL
     double* values      # (count, n_points) of the screen; or NULL
+    double* worth       # (count,) groups that the variation is worth; or NULL
     # Where `rows` is not NULL nothing is fitted: theta is read, and what tests of m linear functions of the coefficients
     # need at it is all that is written (relative to sigma^2, the scale of V profiled out), beside the coefficients, their
     # standard errors and sigma^2 at that theta unless `params` is NULL.

@@ -36,23 +36,31 @@ cdef inline int write_to(Outcome* out, into, Py_ssize_t first, Py_ssize_t count,
     out.chosen = NULL
     out.rise = NULL
     out.values = NULL
+    out.worth = NULL
     return 0
 
 
 cdef inline int look_at(Outcome* out, look, Py_ssize_t count, Py_ssize_t width, Py_ssize_t n_points) except -1:
-    """Let what a screen tells be written to the arrays of a BatchLook."""
-    cdef int[:, ::1] chosen = look.chosen
-    cdef double[::1] rise
+    """Let what a screen of `n_points`, if there is one, and the Hessian tell be written to the arrays of a BatchLook."""
+    cdef int[:, ::1] chosen
+    cdef double[::1] rise, worth
     cdef double[:, ::1] values
-    if chosen.shape[0] != count or chosen.shape[1] != width:
-        raise ValueError("the arrays do not fit the responses and the screen")
-    out.chosen = &chosen[0, 0]
+    if n_points > 0:
+        chosen = look.chosen
+        if chosen.shape[0] != count or chosen.shape[1] != width:
+            raise ValueError("the arrays do not fit the responses and the screen")
+        out.chosen = &chosen[0, 0]
+    if look.worth is not None:
+        worth = look.worth
+        if worth.shape[0] != count:
+            raise ValueError("the arrays do not fit the responses and the screen")
+        out.worth = &worth[0]
     if look.rise is not None:
         rise = look.rise
         if rise.shape[0] != count:
             raise ValueError("the arrays do not fit the responses and the screen")
         out.rise = &rise[0]
-    if look.values is not None:
+    if look.values is not None and n_points > 0:
         values = look.values
         if values.shape[0] != count or values.shape[1] != n_points:
             raise ValueError("the values do not fit the responses and the screen")

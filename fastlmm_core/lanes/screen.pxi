@@ -9,11 +9,21 @@
 #
 # so that all values are products of two tables with numbers of the response.  A point that lies no higher than the points
 # nearest to it marks a valley; the valley of the minimum that is known is that to which the points nearest to it lead.
+#
+# Most points need not be looked at.  r^2 falls as G^ grows, and log|V| + log|H_xx| rises, the logarithm of the determinant
+# of K'V K for error contrasts K (by Loewner's order; so does log|V| alone).  With r_0^2 of the point that has the largest G^
+#
+#     f(G^) >= log|V| + log|H_xx| + nu (log(2 pi r_0^2 / nu) + 1)
+#
+# at every point, and no minimum that is lower than a value that is known lies where this bound is higher than that value.
 
 cdef enum:
     SIDE_BY_SIDE = 8    # rows of a table
     MOST_POINTS = 768
     MOST_FEATURES = 136 # of 16 effects
+
+cdef double UNSEEN = 1e299
+"""The value of a point that is not looked at."""
 
 
 cdef inline void eight_products(const double* table, Py_ssize_t n, const vecu* c, vecu* out) noexcept nogil:
@@ -83,28 +93,67 @@ cdef void gather_screened(const Batch* d, Lanes* s, vec* largest) noexcept nogil
     largest[0] = total * total / (fourth + 1e-300) if screen.apart else VEC_SET(0.0)
 
 
-cdef void screen_values(const Batch* d, Lanes* s) noexcept nogil:
-    """s.values (n_points,): the criterion of the groups that are screened; not a number where it is not defined."""
+cdef void tile_values(const Batch* d, Lanes* s, Py_ssize_t tile, vec* scaled) noexcept nogil:
+    """s.values of the eight points of a tile, and nu (log(2 pi r^2 / nu) + 1) of the first one in `scaled`.
+
+    A value is infinite where rounding has made a sum of squares negative; `scaled` is very low there.
+    """
     cdef const SharedScreen* screen = &d.screen
-    cdef Py_ssize_t p = d.p, n_a = d.q * (d.q + 1) // 2, length, tile, i, row, count = screen.n_points
-    cdef vecu* values = <vecu*> s.values
+    cdef Py_ssize_t p = d.p, length, i, j, first = tile * SIDE_BY_SIDE, last
+    cdef vecu* values = (<vecu*> s.values) + first
     cdef vecu* eight = <vecu*> s.eight
-    cdef vec t
-    length = screen.n_patterns * n_a + 1
-    for tile in range((count + SIDE_BY_SIDE - 1) // SIDE_BY_SIDE):
-        eight_products(screen.square + tile * length * SIDE_BY_SIDE, length, <vecu*> s.squares,
-                       values + tile * SIDE_BY_SIDE)
+    cdef vec t, one
+    last = min(screen.n_points - first, SIDE_BY_SIDE)
+    length = screen.n_patterns * (d.q * (d.q + 1) // 2) + 1
+    eight_products(screen.square + tile * length * SIDE_BY_SIDE, length, <vecu*> s.squares, values)
     length = screen.n_columns * d.q + p
-    for tile in range((count * p + SIDE_BY_SIDE - 1) // SIDE_BY_SIDE):
-        eight_products(screen.linear + tile * length * SIDE_BY_SIDE, length, <vecu*> s.line, eight)
-        for i in range(SIDE_BY_SIDE):
-            row = tile * SIDE_BY_SIDE + i
-            if row < count * p:
-                values[row // p] = values[row // p] - eight[i] * eight[i]
-    for i in range(count):
+    for j in range((last * p + SIDE_BY_SIDE - 1) // SIDE_BY_SIDE):
+        eight_products(screen.linear + (tile * p + j) * length * SIDE_BY_SIDE, length, <vecu*> s.line, eight)
+        for i in range(min(SIDE_BY_SIDE, last * p - j * SIDE_BY_SIDE)):
+            t = eight[i]
+            values[(j * SIDE_BY_SIDE + i) // p] = values[(j * SIDE_BY_SIDE + i) // p] - t * t
+    for i in range(last):
         t = values[i] * (2.0 * M_PI / screen.nu)
-        # infinite where rounding has made a sum of squares negative
-        values[i] = VEC_WHERE_POSITIVE(t, screen.constant[i] + screen.nu * (VEC_LOG(t) + 1.0), VEC_SET(1e300) * 1e300)
+        one = screen.nu * (VEC_LOG(t) + 1.0)
+        if i == 0:
+            scaled[0] = VEC_WHERE_POSITIVE(t, one, VEC_SET(-UNSEEN))
+        values[i] = VEC_WHERE_POSITIVE(t, screen.constant[first + i] + one, VEC_SET(1e300) * 1e300)
+
+
+cdef void screen_values(const Batch* d, Lanes* s, bint all_of_them) noexcept nogil:
+    """s.values (n_points,): the criterion of the groups that are screened; not finite where it is not defined.
+
+    Unless all are wanted, points that cannot be as low as one that is known are UNSEEN.
+    """
+    cdef const SharedScreen* screen = &d.screen
+    cdef Py_ssize_t tile, i, first, last
+    cdef vecu* values = <vecu*> s.values
+    cdef vec lowest, ceiling, limit, scaled
+    cdef double least
+    lowest = VEC_SET(UNSEEN)
+    for tile in range((screen.n_points + SIDE_BY_SIDE - 1) // SIDE_BY_SIDE):
+        first = tile * SIDE_BY_SIDE
+        last = min(first + SIDE_BY_SIDE, screen.n_points)
+        if tile > 0 and not all_of_them:
+            least = UNSEEN
+            for i in range(first, last):
+                least = min(least, screen.constant[i])
+            limit = lowest - ceiling
+            if not vec_max(<vecu*> &limit) > least:
+                for i in range(first, last):
+                    values[i] = VEC_SET(UNSEEN)
+                continue
+        tile_values(d, s, tile, &scaled)
+        if tile == 0:
+            # G^ of the first point is the largest
+            ceiling = scaled
+        for i in range(first, last):
+            lowest = VEC_WHERE_POSITIVE(lowest - values[i], values[i], lowest)
+    if not all_of_them:
+        # what one response asks for is not to be seen by those beside it
+        limit = lowest - ceiling
+        for i in range(screen.n_points):
+            values[i] = VEC_WHERE_POSITIVE(limit - screen.constant[i], values[i], VEC_SET(UNSEEN))
 
 
 cdef Py_ssize_t nearest_point(const Batch* d, const double* theta) noexcept nogil:
@@ -199,11 +248,12 @@ cdef void order_points(const double* values, Py_ssize_t count, int* order) noexc
         gap //= 3
 
 
-cdef Py_ssize_t own_valley(const Batch* d, const double* values, const double* theta, Py_ssize_t near) noexcept nogil:
-    """Where the points nearest to a minimum lead."""
+cdef Py_ssize_t own_valley(const Batch* d, const double* values, const double* theta, Py_ssize_t near, Py_ssize_t steps
+                           ) noexcept nogil:
+    """Where the points nearest to a minimum lead, in so many steps."""
     cdef const SharedScreen* screen = &d.screen
     cdef Py_ssize_t i, best, at = nearest_point(d, theta)
-    for i in range(screen.n_points):
+    for i in range(steps):
         best = lowest_around(screen, values, at, near)
         if best == at:
             break
@@ -224,6 +274,12 @@ cdef void mark_valleys(const Batch* d, Lanes* s, vec groups, vec* found, vec* fi
     found[0] = VEC_SET(0.0)
     highest = VEC_SET(-1e300)
     for i in range(screen.n_points):
+        v = values[i]
+        mark = VEC_SET(UNSEEN) - v
+        if not vec_max(<vecu*> &mark) > 0.0:
+            marks[i] = VEC_SET(-1.0)
+            highest = VEC_WHERE_POSITIVE(highest - v, highest, v)
+            continue
         low = VEC_SET(1e300)
         nearest = low
         for j in range(screen.wide):
@@ -235,13 +291,14 @@ cdef void mark_valleys(const Batch* d, Lanes* s, vec groups, vec* found, vec* fi
         v = values[i]
         highest = VEC_WHERE_POSITIVE(highest - v, highest, v)
         mark = VEC_WHERE_POSITIVE(v - low, VEC_SET(-1.0), VEC_SET(1.0))
+        mark = VEC_WHERE_POSITIVE(v - 0.5 * UNSEEN, VEC_SET(-1.0), mark)
         marks[i] = mark
         found[0] = found[0] + 0.5 * (mark + 1.0)
     finite[0] = VEC_SET(1e300) - highest
 
 
-cdef void choose_points(const Batch* d, const double* values, const double* marks, const double* theta, bint dispersed,
-                        int* chosen) noexcept nogil:
+cdef void choose_points(const Batch* d, const double* values, const double* marks, const double* theta, bint inside,
+                        bint dispersed, int* chosen) noexcept nogil:
     """Points from which other minima of a response are looked for, -1 in the places left; see `estimation.search`.
 
     dispersed: the variation is that of many groups, so that valleys lie far apart.  Elsewhere the lowest points count too
@@ -258,7 +315,10 @@ cdef void choose_points(const Batch* d, const double* values, const double* mark
             order[count] = <int> i
             count += 1
     order_points(values, count, order)
-    point = own_valley(d, values, theta, screen.wide if dispersed else screen.near) if apart else -1
+    point = -1
+    if apart:
+        # from a minimum on the boundary, where the criterion need not be level, a longer way down may lead elsewhere
+        point = own_valley(d, values, theta, screen.wide if dispersed else screen.near, screen.n_points if inside else 2)
     for i in range(count):
         taken[i] = found < screen.limit and order[i] != point and marks[order[i] * LANES] > 0.0
         if taken[i]:
@@ -301,18 +361,56 @@ cdef void boundary_near(const Batch* d, Lanes* s, vec* least) noexcept nogil:
         least[0] = VEC_WHERE_POSITIVE(least[0] - rise, rise, least[0])
 
 
+cdef void variation_worth(const Batch* d, Lanes* s, vec* worth) noexcept nogil:
+    """How many groups the variation is worth, (sum t)^2 / sum (t^2 / c), t = tr S of the c groups of a pattern.
+
+    The criterion reads S alone, which is that of c groups with c_y'c_y = t / c too.
+    """
+    cdef Py_ssize_t q = d.q, n_a = q * (q + 1) // 2, pattern, c, a, pos
+    cdef vecu* cy
+    cdef vec t, total, fourth
+    total = VEC_SET(0.0)
+    fourth = VEC_SET(1e-300)
+    for pattern in range(d.n_patterns):
+        t = VEC_SET(0.0)
+        pos = pattern * n_a
+        for a in range(q):
+            t = t + (<vecu*> s.rest)[pos]
+            pos += a + 2
+        for c in range(d.columns[pattern], d.columns[pattern + 1]):
+            cy = (<vecu*> s.cy) + c * q
+            for a in range(q):
+                t = t + cy[a] * cy[a]
+        total = total + t
+        fourth = fourth + t * t * (1.0 / (d.groups[pattern + 1] - d.groups[pattern]))
+    worth[0] = total * total / fourth
+
+
+cdef void tell_boundary(const Batch* d, Lanes* s, const Outcome* out, Py_ssize_t count) noexcept nogil:
+    """Rises to the boundary of the `count` responses at s.place, which have been fitted, and the groups they are worth."""
+    cdef Py_ssize_t lane
+    cdef vec told
+    if out.rise != NULL:
+        boundary_near(d, s, &told)
+        for lane in range(count):
+            out.rise[s.place[lane]] = (<double*> &told)[lane]
+    if out.worth != NULL:
+        variation_worth(d, s, &told)
+        for lane in range(count):
+            out.worth[s.place[lane]] = (<double*> &told)[lane]
+
+
 cdef void screen_responses(const Batch* d, Lanes* s, Fates* f, const Outcome* out, Py_ssize_t count) noexcept nogil:
     """The points chosen for each of the `count` responses at s.place, which have been fitted, and the values."""
     cdef Py_ssize_t lane, i, wanted = d.screen.limit + d.screen.spread
-    cdef bint dispersed
+    cdef bint dispersed, inside, all_of_them = out.values != NULL
     cdef int* chosen
-    cdef vec groups, rise, found, finite
-    if out.rise != NULL:
-        boundary_near(d, s, &rise)
-        for lane in range(count):
-            out.rise[s.place[lane]] = (<double*> &rise)[lane]
+    cdef vec groups, found, finite
     gather_screened(d, s, &groups)
-    screen_values(d, s)
+    for lane in range(LANES):
+        # where minima lie close together searches from points far above them count too
+        all_of_them = all_of_them or not (d.screen.lowest == 0 or (<double*> &groups)[lane] > d.screen.many)
+    screen_values(d, s, all_of_them)
     mark_valleys(d, s, groups, &found, &finite)
     for lane in range(count):
         for i in range(d.screen.n_points if out.values != NULL else 0):
@@ -324,6 +422,7 @@ cdef void screen_responses(const Batch* d, Lanes* s, Fates* f, const Outcome* ou
             chosen[i] = -1
         dispersed = (<double*> &groups)[lane] > d.screen.many
         # the only valley is that of the minimum that is known
-        if f.status[lane] > 0 and not ((dispersed or d.screen.lowest == 0) and (<double*> &found)[lane] == 1.0
-                                       and (<double*> &finite)[lane] > 0.0):
-            choose_points(d, s.values + lane, s.marks + lane, s.natural + lane, dispersed, chosen)
+        inside = f.status[lane] == 1
+        if f.status[lane] > 0 and not (inside and (dispersed or d.screen.lowest == 0)
+                                       and (<double*> &found)[lane] == 1.0 and (<double*> &finite)[lane] > 0.0):
+            choose_points(d, s.values + lane, s.marks + lane, s.natural + lane, inside, dispersed, chosen)

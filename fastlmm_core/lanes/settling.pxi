@@ -227,6 +227,7 @@ cdef void fit_places(const Batch* d, Lanes* s, const Outcome* out, Fates* f, con
             out.status[first + s.place[lane]] = GOES_ON
     if not out.brief:
         write_coefficients(d, s, f, out, Y, stride, first, s.used)
+    tell_boundary(d, s, out, s.used)
     if out.chosen != NULL or out.values != NULL:
         screen_responses(d, s, f, out, s.used)
 

@@ -183,6 +183,10 @@ cdef class BatchDesign:
     def __dealloc__(self):
         free(self.positions)
 
+    def with_screen(self, screen):
+        """The same design with a screen of other minima."""
+        return BatchDesign(self.rows, self.patterns, self.search, screen, *self.kept)
+
     cdef Py_ssize_t take_scores(self, Batch* d, scores) except -1:
         """Let the rows of Y be scores, if they are; the length of a row."""
         cdef const double[:, ::1] spread, within_root
@@ -237,10 +241,11 @@ cdef class BatchDesign:
         if start is not None:
             starts = np.atleast_2d(start)
             start_from(&d, starts, count)
-        if look is not None and d.screen.n_points > 0:
-            constant = self.screen.constant[0 if reml else 1]
-            d.screen.constant = &constant[0]
-            d.screen.nu = self.screen.nu[0 if reml else 1]
+        if look is not None:
+            if d.screen.n_points > 0:
+                constant = self.screen.constant[0 if reml else 1]
+                d.screen.constant = &constant[0]
+                d.screen.nu = self.screen.nu[0 if reml else 1]
             look_at(&out, look, count, d.screen.limit + d.screen.spread, d.screen.n_points)
         run(&d, &Y[0, 0], width, count, first, &out)
 

@@ -139,6 +139,8 @@ class Elsewhere(NamedTuple):
     relaxed : callable, optional
         Makes the relaxed criterion, None where it takes too long; where a screen is sparse, and independent effects
         share a factor.
+    beside : bool
+        Search from points beside a minimum that lies on the boundary or near it, too.
     """
 
     kind: Literal["search", "nothing", "unasked"] = "search"
@@ -146,6 +148,7 @@ class Elsewhere(NamedTuple):
     scout: LinearEngine | None = None
     always: bool = False
     relaxed: Callable[[], Relaxed | None] | None = None
+    beside: bool = False
 
 
 UNASKED = Elsewhere("unasked")

@@ -543,7 +543,8 @@ def _elsewhere(
     relaxed = None if elsewhere.relaxed is None else elsewhere.relaxed()
     if scout is None:
         effort = EASY if criterion.costly else elsewhere.effort
-        found = search(criterion, structure, unit, (best.value if best.converged else inf, best.theta), effort, relaxed)
+        known = (best.value if best.converged else inf, best.theta)
+        found = search(criterion, structure, unit, known, effort, relaxed, elsewhere.beside)
         limit = best.value + REPORTED if best.converged else inf
     else:
         scout.reml = criterion.reml

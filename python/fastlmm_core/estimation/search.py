@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from ..engines.protocol import LinearEngine, Relaxed
 
 __all__ = [
-    "CLOSE_VALLEYS", "DESCENTS", "LOWEST_POINTS", "NARROWED", "NEAR", "SPREAD", "VANISHING", "Found", "Points",
-    "close_points", "descend", "nearest", "screen_of", "search", "spread_points",
+    "CLOSE_VALLEYS", "DESCENTS", "EVEN", "LOWEST_POINTS", "NARROWED", "NEAR", "NEAR_BOUNDARY", "SPREAD", "VANISHING",
+    "Found", "Points", "close_points", "descend", "nearest", "screen_of", "search", "spread_points",
 ]  # fmt: skip
 
 
@@ -54,6 +54,13 @@ Basins that are narrow in every direction have their points anywhere in that ord
 
 NARROWED = 3
 """Lowest minima from which, with the least standard deviation nearly zero or in another direction, a search starts."""
+
+NEAR_BOUNDARY = 4.0
+"""Rise of the criterion to the boundary, by its Hessian, up to which there may be a lower minimum on it."""
+
+EVEN = (2.0, 17.0)
+"""Standard deviations, equal in every direction, from which a search starts where the known minimum has next to none in
+one: about those of ordinary data, and in the middle of the screen on a logarithmic scale."""
 
 CLOSE_VALLEYS = 28
 """Valleys of a screen of close points from which a search starts at most."""
@@ -101,6 +108,7 @@ def search(
     known: tuple[float, Array],
     effort: int,
     relaxed: Relaxed | None = None,
+    beside: bool = False,
 ) -> Found:
     """Other minima of a criterion.
 
@@ -117,6 +125,8 @@ def search(
         EASY, ORDINARY, CAREFUL or HARD.
     relaxed : Relaxed, optional
         Of the same data: its minimum is where another search starts.
+    beside : bool
+        Whether searches start beside a minimum that lies on the boundary, or next to it, whatever the screen says.
 
     Returns
     -------
@@ -147,6 +157,10 @@ def search(
         theta = _relaxed_minimum(relaxed, structure, unit, known[1])
         if theta is not None:
             _add(minima, structure, unit, descend(criterion, structure, theta))
+    if beside:
+        _, theta = min(minima, key=lambda minimum: minimum[0])
+        for start in _beside_boundary(criterion, structure, unit, theta):
+            _add(minima, structure, unit, descend(criterion, structure, start))
     if effort > ORDINARY:
         for minimum in sorted(minima, key=lambda minimum: minimum[0])[:NARROWED]:
             for theta in _narrowed(structure, unit, minimum[1]):
@@ -221,6 +235,26 @@ def _narrowed(structure: CovarianceStructure, unit: Array, theta: Array) -> list
             changed[part, part] = axes * [*sizes[:-2], VANISHING, max(sizes[-2], VANISHING)]
         out.append(structure.theta(structure.canonical(changed * unit[:, None])))
     return out
+
+
+def _beside_boundary(criterion: LinearEngine, structure: CovarianceStructure, unit: Array, theta: Array) -> list[Array]:
+    """Where to search beside a minimum that lies on the boundary or next to it; nowhere beside others.
+
+    That is inside, where all directions have as much variance, and from a minimum inside also next to the boundary.
+    """
+    diagonal = structure.positions[0] == structure.positions[1]
+    inside = bool((theta[diagonal] != 0.0).all())
+    if inside:
+        hessian = criterion.evaluate(theta, 2)[2]
+        assert hessian is not None
+        try:
+            variance = np.diag(np.linalg.inv(hessian))[diagonal]
+        except np.linalg.LinAlgError:
+            variance = np.full(structure.q, np.inf)
+        if (theta[diagonal] ** 2 > 2.0 * NEAR_BOUNDARY * variance).all():
+            return []
+    starts = _narrowed(structure, unit, theta) if inside else []
+    return starts + [structure.theta(np.diag(size * unit)) for size in EVEN]
 
 
 def _leads_to(criterion: LinearEngine, value: float, theta: Array, minimum: tuple[float, Array]) -> bool:

@@ -264,14 +264,16 @@ class BatchScreen(NamedTuple):
 
 
 class BatchLook(NamedTuple):
-    """What a screen tells of each response of a batch; `BatchDesign.fit` overwrites it."""
+    """What is told of other minima of each response of a batch; `BatchDesign.fit` overwrites it."""
 
-    chosen: Int
-    """(count, limit + spread) points of the screen from which to look for other minima, then -1."""
+    chosen: Int | None
+    """(count, limit + spread) points of the screen from which to look for other minima, then -1; None without one."""
     rise: Array | None
     """(count,) how much higher the criterion is on the boundary, as its Hessian has it, if that is wanted."""
     values: Array | None
     """(count, n_points) of the screen, for y of unit residual variance, if they are wanted."""
+    worth: Array | None = None
+    """(count,) groups that the variation is worth, if that is wanted."""
 
 
 NOT_FINITE = -1

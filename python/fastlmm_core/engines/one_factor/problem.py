@@ -48,8 +48,9 @@ together even where every group tells much."""
 
 
 DOMINATED = 0.28
-"""Share of the groups that the variation is worth below which few of them make up most of it: a half for normal errors
-alone, a third for normal effects.  The criterion may then have several minima although the groups are alike."""
+"""Share of the groups, or of as many as are enough, that the variation is worth below which few of them make up most of
+it: a half for normal errors alone, a third for normal effects.  The criterion may then have several minima although the
+groups are alike."""
 
 
 class OneFactorProblem(NamedTuple):
@@ -234,16 +235,20 @@ class OneFactorProblem(NamedTuple):
 
     @property
     def worth(self) -> float:
-        """Share of the groups that the variation is worth, (sum s)^2 / (m sum s^2) of their sums of squares s.
+        """Number of groups that the variation is worth, (sum s)^2 / sum s^2 of their sums of squares s.
 
-        Nothing where equal groups have been joined.
+        Of c groups with the same Z_i'Z_i the criterion reads the sum of c_i c_i' alone, c_i = (c_x, c_y), which is that
+        of c groups with equal sums of squares too (Schur and Horn): where they have been joined, that is what counts.
         """
         q, k = self.structure.q, self.rank + 1
-        if not self.uniform:
-            return 0.0
-        last = q * (q + 1) // 2 - 1 + k * np.arange(1, q + 1)
-        squares = (self.packed[:, last] ** 2).sum(axis=1)
-        return float(squares.sum() ** 2 / (self.m * (squares**2).sum() + 1e-300))
+        n_a = q * (q + 1) // 2
+        squares = (self.packed[:, n_a - 1 + k * np.arange(1, q + 1)] ** 2).sum(axis=1)
+        if self.uniform:
+            return float(squares.sum() ** 2 / ((squares**2).sum() + 1e-300))
+        lines = self.packed.transpose(0, 2, 1).reshape(-1, self.packed.shape[1])
+        first = np.flatnonzero(np.append(True, (lines[1:, :n_a] != lines[:-1, :n_a]).any(axis=1)))
+        sums, count = np.add.reduceat(squares.ravel(), first), np.add.reduceat(lines[:, -1], first)
+        return float(sums.sum() ** 2 / ((sums**2 / np.maximum(count, 1.0)).sum() + 1e-300))
 
     @property
     def telling(self) -> float:
@@ -269,10 +274,13 @@ class OneFactorProblem(NamedTuple):
         if not structure.one_full:
             relaxed = None if q < SPARSE else partial(self._relaxed_criterion, scout is None)
             return Elsewhere("search", ORDINARY, scout, relaxed=relaxed)
-        if self.nearly_balanced and (self.m >= ENOUGH * q or self.worth >= DOMINATED):
-            return Elsewhere("search", EASY, scout)
+        worth = self.worth
+        if worth >= DOMINATED * min(self.m, ENOUGH * q) and self.nearly_balanced:
+            return Elsewhere("search", EASY, scout, beside=self.m < ENOUGH * q)
         not_many = few_groups(structure, self.levels / 4.0)
-        few = not_many and (few_groups(structure, self.levels) or self.telling < ENOUGH * q)
+        few = worth < DOMINATED * ENOUGH * q or (
+            not_many and (few_groups(structure, self.levels) or self.telling < ENOUGH * q)
+        )
         return Elsewhere("search", HARD if few else CAREFUL if not_many else ORDINARY, scout)
 
     def _relaxed_criterion(self, of_all: bool) -> Relaxed:

@@ -28,11 +28,12 @@ from ...tables.stored import StoredResponses, stored
 from ..fit import Fit, estimate
 from ..information import moments
 from ..model import Model
+from ..search import NEAR_BOUNDARY
 from .batch_fit import BOUNDARY, CHUNK_BYTES, BatchFit, Curvature
 from .one_factor import shared_design
 from .parts import part_of
 from .progress import Sink, begun, unfinished
-from .search import CLOSE, Ended, narrowed_starts, next_lowest
+from .search import UNASKED, Ended, Worth, beside_starts, enough_worth, narrowed_starts, next_lowest, screened_design
 from .sparse import SparseBlock, SparseResponses, SparseSums
 
 if TYPE_CHECKING:
@@ -456,41 +457,69 @@ def _lanes(
 
 def _fit_together(
     shared: Shared, Y: Array, into: BatchFit, first: int,
-    scores: BatchScores | None = None,
+    scores: BatchScores | None = None, worth: Worth | None = None,
 ) -> None:  # fmt: skip
-    """Fits in lanes, and other starts where there may be other minima; `scores`: what the rows of Y mean, if not y."""
+    """Fits in lanes, and other starts where there may be other minima.
+
+    `scores`: what the rows of Y mean, if not y; `worth`: what is asked of responses, if not what their design asks.
+    """
     screen = getattr(shared, "screen", None)
     more: dict[str, Any] = {} if scores is None else {"scores": scores}
     if screen is None:
         _lanes(shared, Y, into, first, **more)
         return
-    several, structure = len(into.model.factors) > 1, into.model.structure
+    model, status = into.model, into.status[first : first + len(Y)]
+    several, structure = len(model.factors) > 1, model.structure
+    if worth is None:
+        worth = UNASKED if several else enough_worth(model)
     # minima next to each other, of few groups
     close = several or (screen.lowest > 0 and structure.one_full and structure.q > 1)
-    look = BatchLook(np.empty((len(Y), screen.width), dtype=np.intc), np.empty(len(Y)) if close else None, None)
+    chosen = np.empty((len(Y), screen.width), dtype=np.intc)
+    rise = np.empty(len(Y)) if close or worth.beside else None
+    look = BatchLook(chosen, rise, None, np.empty(len(Y)) if worth.least > 0.0 else None)
     _lanes(shared, Y, into, first, look=look, **more)
+    few = np.zeros(0, dtype=np.intp)
+    if look.worth is not None:
+        few = np.flatnonzero((look.worth < worth.least) & (status > 0))
+        chosen[few] = -1
     near = np.zeros(0, dtype=np.intp)
-    if look.rise is not None:
-        near = np.flatnonzero((into.status[first : first + len(Y)] == 1) & (look.rise <= CLOSE))
+    if rise is not None:
+        rise[few] = np.inf
+        near = np.flatnonzero((status == 1) & (rise <= NEAR_BOUNDARY))
     known = into.theta_o[first + near]
     # searches side by side end together where they start from the same point
-    places, responses = np.nonzero(look.chosen.T >= 0)
-    order = np.argsort(look.chosen[responses, places], kind="stable")
+    places, responses = np.nonzero(chosen.T >= 0)
+    order = np.argsort(chosen[responses, places], kind="stable")
     places, responses = places[order], responses[order]
     descend = partial(_descend, cast("kernels.BatchDesign | FactorBatch", shared), Y, into, first, more)
     before = into.criterion[first : first + len(Y)].copy()
-    ended = descend(responses, screen.thetas[look.chosen[responses, places]])
+    ended = descend(responses, screen.thetas[chosen[responses, places]])
     if several:
         from .factor_lanes import moved_starts
 
-        edge = first + np.flatnonzero(into.status[first : first + len(Y)] == BOUNDARY)
-        which = np.union1d(first + near, edge)
+        which = first + np.union1d(near, np.flatnonzero(status == BOUNDARY))
         responses, starts = moved_starts(cast("FactorBatch", shared), into.theta_o[which])
         descend(which[responses] - first, starts)
-    elif close:
+    elif worth.beside:
+        edge = np.setdiff1d(np.flatnonzero(status == BOUNDARY), few)
+        descend(*beside_starts(model, near, edge, known))
+    elif close and (len(near) or len(ended.responses)):
         which, thetas = next_lowest(ended, before)
         which, thetas = np.concatenate([near, which]), np.concatenate([known, thetas])
-        descend(which, narrowed_starts(into.model, thetas))
+        descend(which, narrowed_starts(model, thetas))
+    if len(few):
+        _fit_closely(screened_design(model, cast("kernels.BatchDesign", shared)), Y, into, first, few, scores)
+
+
+def _fit_closely(
+    shared: kernels.BatchDesign, Y: Array, into: BatchFit, first: int, few: Index, scores: BatchScores | None
+) -> None:  # fmt: skip
+    """Fit those responses again of whose variation few groups make up most, with the search of few groups."""
+    other = BatchFit(into.model, into.kind, into.reml, len(few), None)
+    _fit_together(shared, np.ascontiguousarray(Y[few]), other, 0, scores, UNASKED)
+    for name in _FIELDS:
+        getattr(into, name)[first + few] = getattr(other, name)
+    into.n_evaluations[first + few] += other.n_evaluations
 
 
 def _descend(
@@ -501,6 +530,8 @@ def _descend(
 
     Returns where the searches ended, inside the boundary.
     """
+    if not len(responses):
+        return Ended(responses, np.zeros(0), starts)
     ended = [(np.zeros(0, dtype=np.intp), np.zeros(0), np.zeros((0, starts.shape[1])))]
     lowest = np.full(len(Y), np.inf)
     theta = np.empty((len(Y), starts.shape[1]))

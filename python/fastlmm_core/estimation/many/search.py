@@ -12,13 +12,15 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from ... import kernels
-from ...engines.one_factor.problem import one_factor
-from ...engines.protocol import HARD, linear_engine, linear_problem
+from ...engines.one_factor.problem import DOMINATED, OneFactorProblem, one_factor
+from ...engines.protocol import CAREFUL, HARD, ORDINARY, linear_engine, linear_problem
+from ...engines.starts import ENOUGH, few_groups
 from ...kernels.records import BatchPatterns, BatchScreen
 from ...support.types import Array, Index
 from ..search import (
     CLOSE_VALLEYS,
     DESCENTS,
+    EVEN,
     LOWEST_POINTS,
     NARROWED,
     NEAR,
@@ -33,7 +35,10 @@ if TYPE_CHECKING:
     from ...covariance.parameters import CovarianceStructure
     from ..model import Model
 
-__all__ = ["CLOSE", "Ended", "group_basis", "narrowed_starts", "next_lowest", "response_screen"]
+__all__ = [
+    "UNASKED", "Ended", "Worth", "beside_starts", "enough_worth", "group_basis", "narrowed_starts", "next_lowest",
+    "response_screen", "screened_design",
+]  # fmt: skip
 
 
 GROUPS = 256
@@ -52,9 +57,6 @@ MANY = 0.1
 """Share of the groups that the variation is worth where it is that of many groups: a third for normal effects, a half
 for normal errors alone, a few hundredths where some groups make up most of it."""
 
-CLOSE = 4.0
-"""Rise of the criterion to the boundary, by its Hessian, up to which there may be a lower minimum on it."""
-
 EIGHT = 8
 """Rows of a table that lie side by side."""
 
@@ -70,27 +72,83 @@ class Ended(NamedTuple):
     thetas: Array
 
 
+class Worth(NamedTuple):
+    """What it takes of a response that it has no more minima than others of its design.
+
+    Attributes
+    ----------
+    least : float
+        Groups that its variation is worth, zero where all are searched as much as can be.
+    beside : bool
+        Whether searches start beside a minimum on the boundary or next to it even so: of few groups that are alike.
+    """
+
+    least: float
+    beside: bool
+
+
+UNASKED = Worth(0.0, False)
+
+
+def enough_worth(model: Model) -> Worth:
+    """What it takes of a response that it has no more minima than others of its design; made once per model."""
+
+    def make() -> Worth:
+        problem, enough = one_factor(model.problem), ENOUGH * model.structure.q
+        if not model.structure.one_full or _effort(problem) == HARD:
+            return UNASKED
+        return Worth(DOMINATED * min(problem.m, enough), problem.m < enough)
+
+    return model.once("groups that the variation is worth", make)
+
+
+def _effort(problem: OneFactorProblem) -> int:
+    """The effort of looking for other minima, whatever the response of the model is."""
+    if problem.nearly_balanced:
+        return ORDINARY
+    structure, levels = problem.structure, problem.levels
+    if not structure.one_full or not few_groups(structure, levels / 4.0):
+        return ORDINARY
+    few = few_groups(structure, levels) or problem.telling < ENOUGH * structure.q
+    return HARD if few else CAREFUL
+
+
+def screened_design(model: Model, shared: kernels.BatchDesign) -> kernels.BatchDesign:
+    """A design with the screen of few groups; made once per model."""
+    name = "shared by responses of which few groups make up the variation"
+    return model.once(name, lambda: shared.with_screen(_screen(model, shared.patterns, HARD)))
+
+
 def response_screen(model: Model, patterns: BatchPatterns) -> BatchScreen | None:
-    """The screen of a design with one grouping factor, None where one minimum only is looked for.
+    """The screen of a design with one grouping factor, None where there is one minimum.
 
     Parameters
     ----------
     model : Model
     patterns : BatchPatterns
     """
-    problem, structure = one_factor(model.problem), model.structure
-    elsewhere = linear_problem(problem).elsewhere()
-    if elsewhere.kind != "search" or problem.nearly_balanced:
-        # they are left alone, whatever the response of the model is
+    problem = one_factor(model.problem)
+    if linear_problem(problem).elsewhere().kind != "search":
         return None
-    effort = elsewhere.effort
+    return _screen(model, patterns, _effort(problem))
+
+
+def _screen(model: Model, patterns: BatchPatterns, effort: int) -> BatchScreen:
+    """The screen of one effort."""
+    problem, structure = one_factor(model.problem), model.structure
     q, r, m = structure.q, problem.rank, problem.m
     # values are cheap here, descents are not: many close points, and their valleys, in place of few and many starts
-    close = close_points(structure.blocks) if effort == HARD else None
-    points = close or screen_of(linear_engine(problem.criterion()), structure, effort)
+    near_by = close_points(structure.blocks) if effort == HARD or q == 1 else None
+    close = near_by if effort == HARD else None
+    points = near_by or screen_of(linear_engine(problem.criterion()), structure, effort)
     unit = np.sqrt(problem.levels / problem.n)
-    thetas = np.ascontiguousarray(points.thetas * unit[structure.positions[0]])
-    factors = np.array([structure.factor(theta) for theta in thetas])
+    factors = structure.factors(points.thetas)
+    if effort < HARD:
+        # the largest comes first, see lanes/screen.pxi
+        largest = np.eye(q) * np.linalg.norm(factors, 2, axis=(1, 2)).max()
+        place = np.flatnonzero((np.abs(factors - largest) <= 1e-9 * largest[0, 0]).all(axis=(1, 2)))
+        factors = np.concatenate([largest[None], np.delete(factors, place[:1], axis=0)])
+    factors = unit[:, None] * factors
     sizes, widths = np.diff(patterns.groups), np.diff(patterns.columns)
     chosen = np.arange(0, len(sizes), -(-len(sizes) // GROUPS))
     owner = np.repeat(np.arange(len(chosen)), widths[chosen])
@@ -116,11 +174,17 @@ def response_screen(model: Model, patterns: BatchPatterns) -> BatchScreen | None
     weights = inverse[:, :, lower, upper_half] * np.where(lower == upper_half, 1.0, 2.0)
     square = np.column_stack([weights.reshape(len(factors), -1), np.ones(len(factors))])
     log_v = np.linalg.slogdet(inner)[1] @ sizes[chosen]
+    log_h = np.linalg.slogdet(H)[1]
+    if effort < HARD:
+        # the others as the bound of the criterion rises
+        order = np.append(0, 1 + np.argsort((log_v + log_h)[1:], kind="stable"))
+        factors, linear, square, log_v, log_h = factors[order], linear[order], square[order], log_v[order], log_h[order]
+    thetas = np.ascontiguousarray(factors[:, *structure.positions])
     count = problem.n if len(chosen) == len(sizes) else round(problem.n * share)
     # on a grid of standard deviations, of effects that are independent, both neighbours along each
     near = max(NEAR, 2 * q) if not structure.one_full else points.neighbours.shape[1]
     # minima of independent effects may lie apart whatever the response, and of few groups next to each other
-    apart_only = structure.one_full and elsewhere.effort < HARD
+    apart_only = structure.one_full and effort < HARD
     return BatchScreen(
         thetas=thetas,
         pattern=chosen.astype(np.int64),
@@ -130,7 +194,7 @@ def response_screen(model: Model, patterns: BatchPatterns) -> BatchScreen | None
         nu=(float(count - r), float(count)),
         square=_side_by_side(square),
         linear=_side_by_side(linear.reshape(len(factors) * r, length + r)),
-        constant=(log_v + np.linalg.slogdet(H)[1], log_v),
+        constant=(log_v + log_h, log_v),
         near=near,
         neighbours=nearest(factors / unit[:, None], WIDE[min(q, 3) - 1] if apart_only else near).astype(np.int64),
         features=_features(structure, factors, unit),
@@ -161,6 +225,31 @@ def narrowed_starts(model: Model, theta: Array) -> Array:
     sizes[:, -1] = VANISHING
     narrow = unit * axes * sizes[:, None]
     return np.array([structure.theta(structure.canonical(factor)) for factor in narrow]).reshape(theta.shape)
+
+
+def beside_starts(model: Model, near: Index, edge: Index, known: Array) -> tuple[Index, Array]:
+    """Where to search beside minima next to the boundary and on it; see `estimation.search`.
+
+    Parameters
+    ----------
+    model : Model
+        With one block of correlated effects.
+    near, edge : (count,) arrays
+        Responses whose minimum lies inside, next to the boundary, and on it.
+    known : (len(near), n_par) array
+        Minima of the former.
+
+    Returns
+    -------
+    responses : (count,) array
+    thetas : (count, n_par) array
+    """
+    unit, structure = np.sqrt(model.problem.levels / model.problem.n), model.structure
+    both = np.union1d(near, edge)
+    even = np.array([structure.theta(np.diag(size * unit)) for size in EVEN])
+    narrow = near if structure.q > 1 else near[:0]
+    responses = np.concatenate([np.tile(both, len(even)), narrow])
+    return responses, np.concatenate([np.repeat(even, len(both), axis=0), narrowed_starts(model, known[: len(narrow)])])
 
 
 def next_lowest(ended: Ended, known: Array) -> tuple[Index, Array]:
