@@ -250,9 +250,11 @@ cdef void order_points(const double* values, Py_ssize_t count, int* order) noexc
 
 cdef Py_ssize_t own_valley(const Batch* d, const double* values, const double* theta, Py_ssize_t near, Py_ssize_t steps
                            ) noexcept nogil:
-    """Where the points nearest to a minimum lead, in so many steps."""
+    """Where the points nearest to a minimum lead, in so many steps; -1 where they are not looked at."""
     cdef const SharedScreen* screen = &d.screen
     cdef Py_ssize_t i, best, at = nearest_point(d, theta)
+    if not values[at * LANES] < UNSEEN:
+        return -1
     for i in range(steps):
         best = lowest_around(screen, values, at, near)
         if best == at:
@@ -403,7 +405,8 @@ cdef void tell_boundary(const Batch* d, Lanes* s, const Outcome* out, Py_ssize_t
 cdef void screen_responses(const Batch* d, Lanes* s, Fates* f, const Outcome* out, Py_ssize_t count) noexcept nogil:
     """The points chosen for each of the `count` responses at s.place, which have been fitted, and the values."""
     cdef Py_ssize_t lane, i, wanted = d.screen.limit + d.screen.spread
-    cdef bint dispersed, inside, all_of_them = out.values != NULL
+    cdef bint dispersed, inside, lowest, all_of_them = out.values != NULL
+    cdef double floor
     cdef int* chosen
     cdef vec groups, found, finite
     gather_screened(d, s, &groups)
@@ -423,6 +426,11 @@ cdef void screen_responses(const Batch* d, Lanes* s, Fates* f, const Outcome* ou
         dispersed = (<double*> &groups)[lane] > d.screen.many
         # the only valley is that of the minimum that is known
         inside = f.status[lane] == 1
-        if f.status[lane] > 0 and not (inside and (dispersed or d.screen.lowest == 0)
+        # the valley of a minimum that lies higher than a point may be among those that are not looked at
+        floor = INFINITY
+        for i in range(d.screen.n_points):
+            floor = min(floor, s.values[i * LANES + lane])
+        lowest = d.screen.n_patterns == d.n_patterns and s.f.gls.value[lane] <= floor
+        if f.status[lane] > 0 and not (inside and lowest and (dispersed or d.screen.lowest == 0)
                                        and (<double*> &found)[lane] == 1.0 and (<double*> &finite)[lane] > 0.0):
             choose_points(d, s.values + lane, s.marks + lane, s.natural + lane, inside, dispersed, chosen)

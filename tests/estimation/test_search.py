@@ -726,6 +726,23 @@ def test_batches_end_where_single_fits_do_always(family: str, seed: int) -> None
     check_batch(family, seed)
 
 
+@pytest.mark.parametrize(("family", "seed"), [("distant_origin", 61040), ("varied_groups", 61029)])
+def test_batches_certify_nothing_above_what_single_fits_find(family: str, seed: int) -> None:
+    """The valley of the first minimum is not looked at; another search stops where no residual variance is left."""
+    problem = landscapes.problem(family, seed)
+    model = model_of(problem).with_response(problem.y[::-1])
+    rng = np.random.default_rng(seed)
+    mean = problem.X @ np.linalg.lstsq(problem.X, problem.y, rcond=None)[0]
+    rest = problem.y - mean
+    factors = rng.choice([-1.0, 1.0], (2, len(rest))) * np.exp(rng.normal(0.0, 0.3, (2, len(rest))))
+    Y = mean + np.vstack([np.ones(len(rest)), factors]) * rest
+    batch = model.fit_many(Y, reml=problem.reml, n_jobs=1)
+    for i, y in enumerate(Y):
+        single = model.refit(y, reml=problem.reml)
+        assert batch.converged[i] <= single.converged
+        assert not batch.converged[i] or batch.criterion[i] == pytest.approx(single.criterion, abs=TOLERANCE)
+
+
 def test_a_batch_starts_from_correlated_effects_too() -> None:
     """As single fits do: no screen finds the minimum of four independent effects far from their origin."""
     problem = landscapes.problem("nested_slopes", 7231)

@@ -61,8 +61,8 @@ ONE_BY_ONE, WORTH_ONE = 64, 8
 """Responses in a piece, and worth a thread, where each takes its own time: several grouping factors."""
 
 
-LOWER = 1e-9
-"""Units by which a minimum must be lower to be another one."""
+LOWER, CLEARLY = 1e-9, 1e-6
+"""Units by which a minimum must be lower to be another one, and a point at which a search has stopped."""
 
 SIDE_BY_SIDE = 256
 """Searches from other starts that are made in one go at least."""
@@ -540,6 +540,9 @@ def _descend(
         which = responses[begin : begin + step]
         other = _from(shared, Y, into, which, starts[begin : begin + step], brief=True, **more)
         np.add.at(into.n_evaluations, first + which, other.n_evaluations)
+        # a minimum is none to certify where a point is known that is lower, whatever that one is
+        open_ = (other.status == 0) & (other.criterion < into.criterion[first + which] - CLEARLY)
+        into.status[first + which[open_]] = 0
         value = np.where(other.status > 0, other.criterion, np.inf)
         inside = other.status == 1
         ended.append((which[inside], value[inside], other.theta_o[inside]))
