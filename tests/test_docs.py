@@ -194,7 +194,7 @@ def test_the_reference_names_what_exists():
 
 
 INTERNALS = {"again", "engine", "marginal_rest", "nu", "once", "problem", "relative_covariance",
-             "require_estimates", "require_exact", "rest"}  # fmt: skip
+             "require_estimates", "require_exact", "rest", "way"}  # fmt: skip
 """Members of a fit that are for the library itself."""
 
 

@@ -183,7 +183,7 @@ def room_for_lines(
         what = "groups" if len(slots.names) == 1 else "combinations of levels"
         raise LMMError(
             f"memory={bound:g}: a fit of {count:,} {what} of {', '.join(map(repr, slots.names))} takes "
-            f"{size * count / 2**20:,.3g} MB, and not all rows have been read; raise memory, or take a grouping factor "
+            f"{size * count / 2**20:,.1f} MB, and not all rows have been read; raise memory, or take a grouping factor "
             "with fewer levels"
         )
 
