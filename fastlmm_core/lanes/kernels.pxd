@@ -123,6 +123,11 @@ cdef inline void lay_profile(Profile* f, Arena* arena, Py_ssize_t lanes) noexcep
     f.hess = take(arena, lanes * n * n)
 
 
+# What a screen of one design has at most.
+cdef enum:
+    MOST_POINTS = 1024
+    MOST_FEATURES = 136     # elements of G^ of 16 effects
+
 # The criterion of all responses of a batch at the same points, see lanes/screen.pxi.
 cdef struct SharedScreen:
     Py_ssize_t n_points         # 0 where one minimum only is looked for

@@ -42,7 +42,7 @@ from libc.string cimport memset
 
 from fastlmm_core.lanes.deletions cimport DEFICIENT, FAR, FOUND, OPEN, TILE, DeletionWork, Deletions
 from fastlmm_core.lanes.kernels cimport (
-    PROBLEM_SIZE, SAME, Batch, ChainColumns, ChainStage, ChainSums, CommonPoint, DesignMoments, FactorDesign, FactorScreen, LaneKernels,
+    MOST_FEATURES, MOST_POINTS, PROBLEM_SIZE, SAME, Batch, ChainColumns, ChainStage, ChainSums, CommonPoint, DesignMoments, FactorDesign, FactorScreen, LaneKernels,
     Outcome, OwnGroups, PackedGroups,
     ProblemSums, Profile, RawGroups, Screen, SeriesSums, SeriesWork, Shape, SharedScreen, Sums, lane_kernels_name, lay_profile, vec, vecu)
 from fastlmm_core.small.arena cimport Arena, take

@@ -19,8 +19,6 @@
 
 cdef enum:
     SIDE_BY_SIDE = 8    # rows of a table
-    MOST_POINTS = 768
-    MOST_FEATURES = 136 # of 16 effects
 
 cdef double UNSEEN = 1e299
 """The value of a point that is not looked at."""

@@ -6,14 +6,9 @@ from libc.stdlib cimport free, malloc
 import numpy as np
 
 from fastlmm_core.kernels._criterion cimport kernels
-from fastlmm_core.lanes.kernels cimport Batch, CommonPoint, Outcome, SharedScreen
+from fastlmm_core.lanes.kernels cimport MOST_FEATURES, MOST_POINTS, Batch, CommonPoint, Outcome, SharedScreen
 from fastlmm_core.lanes.outcome cimport look_at, start_from, tell_coefficients, tell_contrasts, write_to
 from fastlmm_core.small.arena cimport Arena, furnish, take
-
-
-cdef enum:
-    MOST_POINTS = 768   # see lanes/screen.pxi
-    MOST_FEATURES = 136
 
 
 cdef int run(const Batch* d, const double* Y, Py_ssize_t stride, Py_ssize_t count, Py_ssize_t first, const Outcome* out) except -1:

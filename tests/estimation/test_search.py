@@ -588,7 +588,8 @@ def test_a_closer_screen_leaves_no_gap(q: int, reaches: float) -> None:
 # Problems of which a search from moments, or from the valleys of a screen of few points, ends at a higher minimum.
 CLOSE = {
     "uneven_groups": (45, 370, 372, 1617, 2345), "small_weighted": (146, 1253, 1446, 1712, 2499),
-    "time_course": (20051, 20079, 20094, 21148, 21209, 21429, 21711),
+    # the last two: some thousand times the standard deviation at which groups tell as much as residuals
+    "time_course": (20051, 20079, 20094, 21148, 21209, 21429, 21711, 61282, 61304),
 }  # fmt: skip
 
 
@@ -628,9 +629,22 @@ def test_what_has_no_variance_is_looked_for_in_another_direction() -> None:
     assert model.fit(reml=problem.reml).criterion <= lowest.criterion[0] + TOLERANCE
 
 
+@pytest.mark.parametrize("seed", [62005, 62290])
+def test_independent_effects_of_few_groups_are_searched_closely(seed: int) -> None:
+    """Two minima next to each other: one valley of a screen whose standard deviations lie a factor of five apart."""
+    check("shifted_slope", seed)
+
+
 @pytest.mark.parametrize(
     ("family", "seed"),
-    [("varied_groups", 3089), ("uneven_groups", 372), ("time_course", 20014), ("time_course", 20035)],
+    [
+        ("varied_groups", 3089),
+        ("uneven_groups", 372),
+        ("time_course", 20014),
+        ("time_course", 20035),
+        ("time_course", 61282),
+        ("time_course", 61304),
+    ],
 )
 def test_stacks_find_minima_next_to_each_other(family: str, seed: int) -> None:
     """Of enough groups, with enough rows, that they were thought to tell enough for a screen of a few points."""

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from ..engines.protocol import EASY, ORDINARY
+from ..engines.protocol import EASY, HARD, ORDINARY
 from ..kernels import falls, minimize_newton, screen
 from ..support.types import Array, Index
 
@@ -31,8 +31,11 @@ __all__ = [
 ]  # fmt: skip
 
 
-LOWEST, HIGHEST = 0.3, 1000.0
-"""Standard deviations screened, relative to that with as much information between groups as within."""
+LOWEST, HIGHEST, FARTHEST = 0.3, 1000.0, 10_000.0
+"""Standard deviations screened, relative to that with as much information between groups as within.
+
+The farthest is that of few groups, some of which may tell next to nothing of an effect.
+"""
 
 VANISHING = 0.1
 """Standard deviation that is nearly none."""
@@ -311,17 +314,17 @@ def spread_points(blocks: tuple[Block, ...], effort: int, stretch: float) -> Poi
     from ..covariance.parameters import CovarianceStructure
 
     structure = CovarianceStructure(blocks)
-    q, highest = structure.q, HIGHEST * stretch
+    q, highest = structure.q, (FARTHEST if effort == HARD else HIGHEST) * stretch
     single = all(not b.correlated or b.stop - b.start == 1 for b in blocks)
     if q == 1:
-        factors = [np.array([[size]]) for size in _sizes((6, 12, 12, 12)[effort], highest)]
+        factors = [np.array([[size]]) for size in _sizes((6, 12, 12, 14)[effort], highest)]
     elif single and q <= 3:
-        count = ((3, 6, 6, 8), (3, 4, 4, 6))[q - 2][effort] + round(np.log10(stretch) / np.log10(5.0))
+        count = ((3, 6, 9, 9), (3, 4, 5, 6))[q - 2][effort] + round(np.log10(stretch) / np.log10(5.0))
         factors = [np.diag(sizes) for sizes in product(_sizes(count, highest), repeat=q)]
         factors = factors if len(factors) <= 216 else _sequence(blocks, 216, highest)
     elif q == 2:
-        count, angles = ((3, 2), (4, 3), (4, 3), (6, 5))[effort]
-        factors = _plane(count, lambda ratio: angles)
+        count, angles = ((3, 2), (4, 3), (4, 3), (7, 5))[effort]
+        factors = _plane(_sizes(count, highest), lambda ratio: angles)
     elif effort == EASY and q >= MANY_EFFECTS:
         factors = [np.eye(q) * size for size in _sizes(NEAR, highest)]
     else:
@@ -343,9 +346,9 @@ def close_points(blocks: tuple[Block, ...]) -> Points | None:
     if not structure.one_full or structure.q > 2:
         return None
     if structure.q == 1:
-        factors, near = [np.array([[size]]) for size in _sizes(24, HIGHEST)], 2
+        factors, near = [np.array([[size]]) for size in _sizes(27, FARTHEST)], 2
     else:
-        factors, near = _plane(10, lambda ratio: int(min(16.0, max(4.0, 3.5 * ratio**0.5)))), NEAR
+        factors, near = _plane(_sizes(11, FARTHEST), lambda ratio: int(min(16.0, max(4.0, 3.5 * ratio**0.5)))), NEAR
     thetas = np.array([structure.theta(structure.canonical(factor)) for factor in factors])
     return Points(thetas, nearest(np.array(factors), near))
 
@@ -359,10 +362,9 @@ def _turned(angle: float) -> Array:
     return np.array([[c, -s], [s, c]])
 
 
-def _plane(count: int, angles: Callable[[float], int]) -> list[Array]:
+def _plane(sizes: Array, angles: Callable[[float], int]) -> list[Array]:
     """Factors of matrices of order 2: principal standard deviations, equal or not, and so many directions by ratio."""
     factors = []
-    sizes = _sizes(count, HIGHEST)
     for i, large in enumerate(sizes):
         factors.append(np.eye(2) * large)
         for small in (VANISHING, *sizes[:i]):

@@ -273,7 +273,8 @@ class OneFactorProblem(NamedTuple):
         scout = self.pilot(SCOUT_GROUPS, 2)
         if not structure.one_full:
             relaxed = None if q < SPARSE else partial(self._relaxed_criterion, scout is None)
-            return Elsewhere("search", ORDINARY, scout, relaxed=relaxed)
+            few = few_groups(structure, self.levels)
+            return Elsewhere("search", CAREFUL if few else ORDINARY, scout, relaxed=relaxed)
         worth = self.worth
         if worth >= DOMINATED * min(self.m, ENOUGH * q) and self.nearly_balanced:
             return Elsewhere("search", EASY, scout, beside=self.m < ENOUGH * q)
