@@ -95,7 +95,8 @@ def test_types_are_shipped():
     built = {name for path in sources.glob("*/meson.build") for name in re.findall(r"'(_[a-z]+)':", path.read_text())}
     lanes = {f"_lanes_{variant}" for variant in ("base", "avx2", "avx512")}
     assert len(built) > 10
-    assert built | lanes == set(KERNELS)
+    # faster variants are built where the processor's family has them, and none with kernels that check every index
+    assert built | {"_lanes_base"} <= set(KERNELS) <= built | lanes
 
 
 def test_compiled_kernels_are_imported_by_the_facade_only():
