@@ -8,9 +8,6 @@ cdef extern from "parts.h":
     void run_parts(void (*run)(void*, Py_ssize_t, Py_ssize_t) noexcept nogil, void* job, Py_ssize_t parts,
                    Py_ssize_t jobs) noexcept nogil
 
-cdef enum:
-    PART = 256              # blocks of groups in a part
-
 # What threads need beside what they sweep over.
 cdef struct Workshop:
     Py_ssize_t jobs         # threads at most
