@@ -10,6 +10,10 @@ cdef extern from "vector.h":
     ctypedef double vec
     ctypedef double vecu
 
+# Blocks of packed groups whose sums are taken in one go: those of all parts are added in order, whoever takes them.
+cdef enum:
+    PART = 256
+
 # What the lane kernels need to know of a model's shape.
 cdef struct Shape:
     Py_ssize_t q        # random effects per group

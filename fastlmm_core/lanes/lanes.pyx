@@ -42,8 +42,8 @@ from libc.string cimport memset
 
 from fastlmm_core.lanes.deletions cimport DEFICIENT, FAR, FOUND, OPEN, TILE, DeletionWork, Deletions
 from fastlmm_core.lanes.kernels cimport (
-    MOST_FEATURES, MOST_POINTS, PROBLEM_SIZE, SAME, Batch, ChainColumns, ChainStage, ChainSums, CommonPoint, DesignMoments, FactorDesign, FactorScreen, LaneKernels,
-    Outcome, OwnGroups, PackedGroups,
+    MOST_FEATURES, MOST_POINTS, PART, PROBLEM_SIZE, SAME, Batch, ChainColumns, ChainStage, ChainSums, CommonPoint,
+    DesignMoments, FactorDesign, FactorScreen, LaneKernels, Outcome, OwnGroups, PackedGroups,
     ProblemSums, Profile, RawGroups, Screen, SeriesSums, SeriesWork, Shape, SharedScreen, Sums, lane_kernels_name, lay_profile, vec, vecu)
 from fastlmm_core.small.arena cimport Arena, take
 from fastlmm_core.small.chain cimport Chain, Gls
@@ -332,6 +332,14 @@ cdef inline void take_root(Py_ssize_t q, Py_ssize_t k, const vecu* bound, vecu* 
         pos = pos + q - a
 
 
+cdef inline void end_part(Py_ssize_t n, vecu* acc, double* sums) noexcept nogil:
+    """Add what the lanes have summed, and begin anew."""
+    cdef Py_ssize_t pos
+    for pos in range(n):
+        sums[pos] += vec_sum(acc + pos)
+        acc[pos] = VEC_SET(0.0)
+
+
 cdef inline void factor_of(Py_ssize_t q, Py_ssize_t k, const RawGroups* groups, double* packed, double* within,
                            double* scratch) noexcept nogil:
     cdef Py_ssize_t n_a = q * (q + 1) // 2, stride = n_a + q * k + 1, n_h = k * (k + 1) // 2
@@ -351,8 +359,10 @@ cdef inline void factor_of(Py_ssize_t q, Py_ssize_t k, const RawGroups* groups, 
         take_root(q, k, bound, full, C, R, R + n_a)
         if within != NULL:
             add_crossed(q, k, R + n_a, acc)
-    for pos in range(n_h if within != NULL else 0):
-        within[pos] += vec_sum(acc + pos)
+            if (block + 1) % PART == 0:
+                end_part(n_h, acc, within)
+    if within != NULL:
+        end_part(n_h, acc, within)
 
 
 cdef inline bint of_pattern(Py_ssize_t n_a, Py_ssize_t n_groups, const double* pattern, const double* R) noexcept nogil:
@@ -415,7 +425,7 @@ cdef void factor(const Shape* shape, const RawGroups* groups, double* packed, do
     """Rotate and factor groups.
 
     Overwrites packed (blocks, stride, LANES) with R, c and 1 per group (0 in the padding), for Z T_z and [X y] T_x;
-    adds sum c'c to within (k(k+1)/2), unless that is NULL.  T_x may be NULL, where C has been turned already.
+    adds sum c'c to within (k(k+1)/2), part by part, unless that is NULL.  T_x may be NULL, where C has been turned already.
     scratch: LANES (q^2 + q k + 2 q + k(k+1)/2) doubles.
     """
     # constant sizes let the compiler unroll the shapes that nearly everyone uses

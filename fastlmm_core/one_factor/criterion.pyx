@@ -21,7 +21,7 @@ from fastlmm_core.kernels._whiten import solve_groups
 from fastlmm_core.kernels._matrices cimport place, raise_floor
 from fastlmm_core.kernels._newton cimport Objective, square, vector
 from fastlmm_core.lanes.kernels cimport (
-    LaneKernels, PackedGroups, Profile, RawGroups, Shape, Sums, lane_kernels_name, lay_profile, make_shape)
+    PART, LaneKernels, PackedGroups, Profile, RawGroups, Shape, Sums, lane_kernels_name, lay_profile, make_shape)
 from fastlmm_core.small.arena cimport CACHE_LINE, Arena, furnish, take
 from fastlmm_core.small.chain cimport chain_factor
 

@@ -13,7 +13,7 @@ from libc.string cimport memcpy, memset
 
 import numpy as np
 
-from fastlmm_core.kernels._criterion cimport PART, kernels
+from fastlmm_core.kernels._criterion cimport kernels
 from fastlmm_core.kernels._matrices cimport (
     Regression, drop_exact, map_columns, place, regress, regress_within, triangle, within_products)
 from fastlmm_core.kernels._rows cimport Columns, Pass, add_pass, find_scales, probe_column, whole, work_size
@@ -177,28 +177,13 @@ cdef object present_lines(Desk* desk):
     return raw, present
 
 
-cdef void factor_in_order(const Shape* shape, const RawGroups* groups, double* packed, double* within, double* found,
-                          double* scratch) noexcept nogil:
-    """`kernels.factor`, part by part, with the sums of `factor_parts`: those of each part, added in order."""
-    cdef Py_ssize_t first = 0, i, n_h = shape.k * (shape.k + 1) // 2
-    cdef RawGroups own = groups[0]
-    while first < groups.n_groups:
-        own.raw = groups.raw + first * shape.stride
-        own.n_groups = min(PART * kernels.lanes, groups.n_groups - first)
-        memset(found, 0, n_h * sizeof(double))
-        kernels.factor(shape, &own, packed + first * shape.stride, found, scratch)
-        for i in range(n_h):
-            within[i] += found[i]
-        first += own.n_groups
-
-
 cdef double finish(Desk* desk, const double* raw, double* packed, Into* into) noexcept nogil:
     """Factored groups and what is left within them; the variation of y that X leaves there."""
     cdef Py_ssize_t p = desk.p, q = desk.q, k = desk.k
     cdef Shape shape = make_shape(q, k)
     cdef RawGroups groups = RawGroups(desk.m, raw, into.to_z, desk.fit.xy)
     memset(desk.between, 0, desk.n_s * sizeof(double))
-    factor_in_order(&shape, &groups, packed, desk.between, desk.half, desk.scratch)
+    kernels.factor(&shape, &groups, packed, desk.between, desk.scratch)
     within_products(k, desk.S, desk.fit.xy, desk.between, desk.half, into.within)
     map_columns(q, into.z_scale, desk.d.z_constant, into.to_z, into.z_map, NULL, NULL)
     return map_columns(p, into.x_scale, desk.d.x_constant, desk.fit.T, into.x_map, desk.fit.beta, into.base)
