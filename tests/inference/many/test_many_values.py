@@ -84,6 +84,38 @@ def test_those_of_the_model_hold_where_none_are_given(rng, arrays):
         same(batch, i, flc.LinearMixedModel(Y[i], np.column_stack([X, C]), Z, groups, weights=w, offset=o).fit())
 
 
+def test_results_with_and_without_weights_are_joined(rng, arrays):
+    """Weights that one of them lacks are one, and an offset is zero."""
+    X, Z, groups, Y = arrays
+    W, shift = rng.uniform(0.2, 3.0, Y.shape), rng.standard_normal(Y.shape)
+    model = flc.LinearMixedModel(Y[0], X, Z, groups)
+    parts = model.fit_many(Y[:2], weights=W[:2]), model.fit_many(Y[2:4], offset=shift[2:4])
+    joined = type(parts[0]).concat(parts)
+    for i, given in ((1, {"weights": W[1]}), (3, {"offset": shift[3]})):
+        one = flc.LinearMixedModel(Y[i], X, Z, groups, **given).fit()
+        same(joined, i, one)
+        # made once more from the rows
+        assert joined[i].criterion == pytest.approx(one.criterion, rel=1e-12)
+
+
+def test_rows_of_some_of_the_responses(rng, arrays):
+    X, Z, groups, Y = arrays
+    W, C = rng.uniform(0.2, 3.0, Y.shape), rng.standard_normal(Y.shape)
+    Y[1, 5], W[1, 7], C[3, 40], C[1, 5], C[0, :60] = np.nan, np.nan, np.nan, np.nan, np.nan
+    model = flc.LinearMixedModel(np.nan_to_num(Y[0]), X, Z, groups, exog_names=["one", "age"])
+    stack = model.fit_many(Y[:4], weights=W[:4], covariates={"gm:age": C[:4]}, missing="drop").stack
+    flat = stack.flat(np.array([3, 1]))
+    rows = [np.delete(np.arange(84), 40), np.delete(np.arange(84), [5, 7])]
+    for name, values in (("y", Y), ("weights", W)):
+        np.testing.assert_array_equal(getattr(flat, name), np.concatenate([values[3, rows[0]], values[1, rows[1]]]))
+    product = np.concatenate([C[i, at] * X[at, 1] for i, at in zip((3, 1), rows, strict=True)])
+    np.testing.assert_array_equal(flat.X, np.column_stack([X[np.concatenate(rows)], product]))
+    np.testing.assert_array_equal(flat.problem, np.repeat([0, 1], [83, 82]))
+    np.testing.assert_array_equal(flat.row, np.concatenate(rows))
+    # what all have in common is taken from the response that has most
+    assert stack.whole().nobs == 84
+
+
 def test_scattered_masks(rng, arrays):
     # so many masks that they are not fitted one by one, beside one that many responses share
     X, Z, groups, _ = arrays
