@@ -8,7 +8,9 @@ from scipy import special
 
 import fastlmm_core as flc
 from fastlmm_core import LMMResult, assume
-from fastlmm_core.planning.curves import PowerCurve
+from fastlmm_core.planning import studies
+from fastlmm_core.planning.curves import PowerCurve, _place
+from fastlmm_core.planning.power import PowerResult
 
 N = 20_000
 Z = 1.959963984540054
@@ -341,8 +343,6 @@ def test_different_subjects_come_in_the_order_of_their_rows():
 
 
 def curve_of(powers, values, along="subjects", n=1000) -> PowerCurve:
-    from fastlmm_core.planning.power import PowerResult
-
     nothing = np.zeros(1)
     results = tuple(
         PowerResult("x", "wald", "normal", 0.05, p, p, p, n, n, 0.0, nothing, nothing, nothing, nothing) for p in powers
@@ -368,6 +368,48 @@ def test_target():
     found = power_curve(arms(30, [2.0]), "arm1", values=range(20, 81, 10), n_sim=N, seed=1).target(0.8)
     sizes = np.arange(20, 81)
     assert abs(found - sizes[t_power(sizes - 2, 2.0 / np.sqrt(5.25 * 4.0 / sizes), Z) >= 0.8][0]) <= 1
+
+
+@pytest.mark.parametrize("along", ["missing", "dropout", "icc"])
+def test_target_where_the_power_falls(along):
+    """The largest share that leaves the power."""
+    shares, z = np.array([0.3, 0.0, 0.6]), np.array([1.0, 2.0, -0.5])
+    curve = curve_of(special.ndtr(z), shares, along)
+    assert curve.target(float(special.ndtr(0.5))) == pytest.approx(0.4)
+    assert curve.target(float(special.ndtr(1.25))) == pytest.approx(0.225)
+    assert curve.target(0.3) == 0.6 and np.isnan(curve.target(0.98))
+    # within groups the power rises with the intraclass correlation
+    assert curve_of(special.ndtr(-z), shares, along).target(float(special.ndtr(-0.5))) == pytest.approx(0.4)
+
+
+def test_parts_of_a_run_weigh_as_many_simulations_as_were_certified():
+    parts = [
+        PowerResult(
+            "x", "wald", "normal", 0.05, 0.0, 0.0, 1.0, len(p), int(np.isfinite(p).sum()), singular, np.array([2.0]),
+            np.array([mean]), np.array([mean - 2.0]), np.array(p),
+        )
+        for p, singular, mean in (([0.01, np.nan, np.nan], 1.0, 4.0), ([0.5, 0.02, 0.8], 0.0, 1.0))
+    ]  # fmt: skip
+    joined = parts[0].join(parts[1])
+    assert (joined.n_sim, joined.n_converged, joined.power) == (6, 4, 2.0 / 6.0)
+    assert joined.singular_fraction == 0.25
+    assert joined.estimate[0] == pytest.approx(1.75) and joined.bias[0] == pytest.approx(-0.25)
+
+
+def test_streams_of_values_are_apart():
+    """Those of the simulations, and those of what is left out, at every place."""
+    assert len({_place(7, place) for place in range(-20, 20)}) == 40
+
+
+@pytest.mark.parametrize("method", ["wald", "lrt"])
+def test_simulations_one_by_one_are_parts_of_one_stream(monkeypatch, method):
+    """As many rows as are held at a time make no difference."""
+    data = {"g": np.repeat(np.arange(8), 3), "v": np.tile(np.arange(3), 8), "x": np.tile([0.0, 1.0, 1.0], 8)}
+    R = 0.4 + 0.6 * np.eye(3)
+    plan = assume("y ~ x", data, [1.0, 1.0], R=R, residual="us(v | g)")
+    found = power(plan, "x", n_sim=7, seed=2, method=method)
+    monkeypatch.setattr(studies, "HELD", 2 * len(data["g"]))
+    np.testing.assert_array_equal(power(plan, "x", n_sim=7, seed=2, method=method).pvalues, found.pvalues)
 
 
 def test_target_at_a_value_is_that_value():

@@ -51,6 +51,9 @@ def test_effects_of_variances(plan, slopes):
     moved = flc.planning.variances.given_sd(slopes, "sd_x|g", 0.6)
     wanted = np.outer([0.8, 0.6], [0.8, 0.6]) * np.array([[1.0, 0.2], [0.2, 1.0]])
     np.testing.assert_allclose(moved.covariance, wanted, rtol=1e-12)
+    # an effect that does not vary is correlated with none
+    again = flc.planning.variances.given_sd(flc.planning.variances.given_sd(slopes, "sd_x|g", 0.0), "sd_x|g", 0.6)
+    np.testing.assert_allclose(again.covariance, np.diag([0.64, 0.36]), rtol=1e-12, atol=1e-15)
     curve = flc.power_curve(plan, "sd_Intercept|g", along="effect", values=[0.2, 0.5, 1.0], n_sim=200, seed=2)
     assert (np.diff(curve.power) > 0.0).all()
 

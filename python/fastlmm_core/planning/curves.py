@@ -81,12 +81,13 @@ class PowerCurve(Shown):
         return native_frame(self._library, _columns({self.along: self.values}, self.results))
 
     def target(self, power: float = 0.8, alpha: float | None = None) -> float:
-        """The smallest value at which the power reaches a target.
+        """The smallest value at which the power reaches a target, the largest where the power falls.
 
-        The simulated powers are made monotone by isotonic regression (Barlow et al. 1972, Statistical Inference under
-        Order Restrictions, sec. 1.2).  Between the two values that enclose the target, the normal quantile of the
-        power is taken as linear in the effect or in the square root of the number of subjects or observations, as it
-        is for a z test, up to the opposite tail.  Numbers of subjects and observations are rounded up.
+        The power falls along "missing" and "dropout", and along "icc" where the test is between groups.  The simulated
+        powers are made monotone by isotonic regression (Barlow et al. 1972, Statistical Inference under Order
+        Restrictions, sec. 1.2).  Between the two values that enclose the target, the normal quantile of the power is
+        taken as linear in the effect, in the share, or in the square root of the number of subjects or observations,
+        as it is for a z test, up to the opposite tail.  Numbers of subjects and observations are rounded up.
 
         Parameters
         ----------
@@ -97,7 +98,8 @@ class PowerCurve(Shown):
         Returns
         -------
         float
-            The first value where the power is reached there already, NaN where it is reached nowhere.
+            The first value (the last one where the power falls) where the power is reached there already, NaN where it
+            is reached nowhere.
 
         Raises
         ------
@@ -117,8 +119,11 @@ class PowerCurve(Shown):
         if alpha is not None and not np.isclose(levels_of_test[chosen], alpha):
             raise LMMError(f"alpha={alpha} is not among the {shown_levels(levels_of_test)} of the tests")
         order = np.argsort(np.abs(self.values), kind="stable")
+        powers = self.power.reshape(len(order), -1)[:, chosen]
+        if self.along in _SHARES and (self.values - self.values.mean()) @ powers < 0.0:
+            order = order[::-1]
         values, n = self.values[order].astype(float), self.results[0].n_sim
-        levels = _isotonic(self.power.reshape(len(order), -1)[order, chosen])
+        levels = _isotonic(powers[order])
         at = int(np.argmax(levels >= power))
         if levels[at] < power:
             return float("nan")
@@ -126,7 +131,7 @@ class PowerCurve(Shown):
             return float(values[0])
         z = ndtri(np.clip(levels[at - 1 : at + 1], 0.5 / n, 1.0 - 0.5 / n))
         share = float(np.clip((ndtri(power) - z[0]) / (z[1] - z[0]), 0.0, 1.0))
-        if self.along in ("effect", "icc", "missing", "dropout"):
+        if self.along in ("effect", *_SHARES):
             return float(values[at - 1] + share * (values[at] - values[at - 1]))
         low, high = np.sqrt(values[at - 1 : at + 1])
         return float(np.ceil(round((low + share * (high - low)) ** 2, 9)))
@@ -345,7 +350,7 @@ def _sources(
             raise LMMError("effect is what along='effect' varies; leave it out")
         return points, (moving(truth, value) for value in points)
     start = moving(truth, effect)
-    if along in ("icc", "missing", "dropout"):
+    if along in _SHARES:
         if not ((points >= 0.0) & (points < 1.0)).all():
             raise LMMError(f"values must be shares of {along} from 0 to below 1; not {points.tolist()}")
         if along == "dropout":
@@ -364,7 +369,10 @@ def _sources(
     return points, (_resized(start, along, value, *resize(value)) for value in points.tolist())
 
 
-_ALONG = ("subjects", "observations", "effect", "icc", "missing", "dropout")
+_SHARES = ("icc", "missing", "dropout")
+"""What is a share from 0 to below 1."""
+
+_ALONG = ("subjects", "observations", "effect", *_SHARES)
 
 
 def _moving(truth: LMMResult, test: Any, method: str, along: str) -> Callable[[LMMResult, Any], LMMResult]:

@@ -114,6 +114,8 @@ def test_what_is_not_determined(rng, arrays):
     blocks = model.fit_many(iter([Y[:4], Y[4], Y[5:].tolist()]), missing="drop")
     np.testing.assert_array_equal(blocks.criterion, batch.criterion)
     assert blocks.labels is None
+    named = model.fit_many(iter([pd.DataFrame(Y[:1].T, columns=["a"]), Y[1:]]), missing="drop")
+    assert named.labels is None and len(named) == 10
     with pytest.raises(flc.LMMError, match="transpose"):
         model.fit_many(Y.T, missing="drop")
     with pytest.raises(flc.LMMError, match="missing"):
@@ -135,6 +137,10 @@ def test_tables(rng, arrays):
     assert abs(frame.loc["b", "t"] - one.params["t"]) < AGREE * one.bse["t"]
     assert batch.test("t").to_frame().index.tolist() == ["a", "b", "c"]
     assert batch[1].resid.index.equals(there.index)
+    plain = batch.model.fit_many(genes.to_numpy().T, missing="drop")
+    both = type(batch).concat([batch, plain])
+    assert both.labels is None and type(batch).concat([batch, batch]).labels.tolist() == ["a", "b", "c"] * 2
+    np.testing.assert_array_equal(both.criterion, np.tile(batch.criterion, 2))
 
 
 def test_several_factors(rng):

@@ -70,6 +70,12 @@ def test_missing_values_of_any_of_them(rng, arrays):
         at = ~np.isnan(Y[i] + W[i] + C[i])
         wide = np.column_stack([X, C[i]])[at]
         same(batch, i, flc.LinearMixedModel(Y[i, at], wide, Z[at], groups[at], weights=W[i, at]).fit())
+
+    def masked(values):
+        return np.ma.array(np.nan_to_num(values, nan=1.0), mask=np.isnan(values))
+
+    again = model.fit_many(masked(Y), missing="drop", weights=masked(W), covariates={"gm": masked(C)})
+    np.testing.assert_array_equal(again.criterion, batch.criterion)
     with pytest.raises(flc.LMMError, match=r"weights is nan at response \d+, observation \d+: give finite"):
         model.fit_many(Y, weights=W)
 
