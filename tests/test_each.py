@@ -160,6 +160,47 @@ def test_nothing_depends_on_threads_or_neighbours(rng, monkeypatch):
         np.testing.assert_array_equal(getattr(turns, name), getattr(own, name), err_msg=name)
 
 
+@pytest.mark.parametrize(("count", "rows"), [(24, (60, 200)), (48, (40, 60)), (300, (2, 4))])
+@pytest.mark.parametrize("order", ["sorted", "any"])
+def test_threads_share_the_problems_and_change_no_bit(rng, count, rows, order, monkeypatch):
+    stacked = problems(rng, count, 2, sizes=(12, 16), rows=rows, weights=True)
+    if order == "any":
+        at = rng.permutation(len(stacked[0]))
+        stacked = [values[at] for values in stacked]
+    *data, weights = stacked
+    tasks = []
+    original = stack_module.in_threads
+
+    def watched(run, given, jobs, report=None):
+        given = list(given)
+        tasks.append((len(given), jobs))
+        original(run, iter(given), jobs, report)
+
+    monkeypatch.setattr(stack_module, "in_threads", watched)
+    alone = flc.fit_each(*data, weights=weights, n_jobs=1)
+    for jobs in (2, 3, 8):
+        found = flc.fit_each(*data, weights=weights, n_jobs=jobs)
+        # a few problems of many rows are work for all threads, too
+        assert tasks[-1][0] >= tasks[-1][1] >= 2
+        for name in (*FIELDS, "z_maps", "by_lanes", "n_groups"):
+            np.testing.assert_array_equal(getattr(found, name), getattr(alone, name), err_msg=name)
+        np.testing.assert_array_equal(found.test([[0.0, 1.0]]).pvalues, alone.test([[0.0, 1.0]]).pvalues)
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_values_that_are_not_finite_are_named_whatever_finds_them(rng, jobs, monkeypatch):
+    from fastlmm_core.problem import columns
+
+    monkeypatch.setattr(columns, "CHECKED", 100)
+    y, X, Z, groups, each, _ = problems(rng, 20, 2)
+    for name, values in (("y", y), ("X", X), ("Z", Z)):
+        before = values[-1].copy()
+        values[-1] = np.nan
+        with pytest.raises(flc.LMMError, match=rf"{name} has . values that are not finite .* row {len(y) - 1}"):
+            flc.fit_each(y, X, Z, groups, each, n_jobs=jobs)
+        values[-1] = before
+
+
 def test_columns_that_one_problem_lacks_are_dropped_there(rng):
     y, X, Z, groups, each, _ = problems(rng, 9, 1, p=4, sizes=(10, 16))
     X[each == 2, 2] = 0.0

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from .design.design import Source
-from .design.grouping import Codes, group_codes
+from .design.grouping import Codes, group_codes, sorted_groups
 from .errors import LMMError
 from .model import LinearMixedModel, arrays_design, design_of
 from .support.arguments import checked
@@ -43,6 +43,8 @@ def fit_each(
     group_name: str = "group",
     n_jobs: int | None = None,
     progress: bool | None = None,
+    out: Any = None,
+    resume: EachResult | None = None,
 ) -> EachResult:
     """Fit many problems, each with rows and a design of its own.
 
@@ -72,6 +74,13 @@ def fit_each(
         Threads; by default one per processor.
     progress : bool, optional
         Show a progress bar (needs tqdm); by default in interactive sessions.
+    out : mapping of str to array-like, optional
+        Arrays that take the estimates of some problems at a time when they are finished, as for
+        `LinearMixedModel.fit_many`; a row for each problem, in the order of the sorted labels.
+    resume : EachResult, optional
+        What an interrupt or an error has left of an earlier run of the same problems: the exception has it as its
+        attribute ``batch``.  The problems that it has not reached are fitted, and the result has the bits of an
+        unbroken run.
 
     Returns
     -------
@@ -81,7 +90,7 @@ def fit_each(
     Raises
     ------
     LMMError
-        For arrays that do not fit each other, or values that are not finite.
+        For arrays that do not fit each other, values that are not finite, and what is left of a run of other problems.
 
     Examples
     --------
@@ -112,12 +121,14 @@ def fit_each(
         group_name=group_name,
     )
     try:
-        problems = group_codes(each, "each").count()
+        problems = sorted_groups(each, "each") or group_codes(each, "each").count()
     except LMMError as error:
         raise LMMError(str(error).replace("groups", "each")) from None
-    if len(problems.index) != len(response):
-        raise LMMError(f"each has {len(problems.index)} rows but y has {len(response)}; give one row per observation")
-    return _fit(design, response, problems, reml, n_jobs, progress)
+    if len(problems.codes.codes) != len(response):
+        raise LMMError(
+            f"each has {len(problems.codes.codes)} rows but y has {len(response)}; give one row per observation"
+        )
+    return _fit(design, response, problems, reml, n_jobs, progress, out, resume)
 
 
 @checked
@@ -132,6 +143,8 @@ def fit_by(
     reml: bool = True,
     n_jobs: int | None = None,
     progress: bool | None = None,
+    out: Any = None,
+    resume: EachResult | None = None,
 ) -> EachResult:
     """Fit one formula to each part of a table.
 
@@ -147,7 +160,7 @@ def fit_by(
         Column that tells the parts apart.
     weights, offset, missing
         As for `lmm`.
-    reml, n_jobs, progress
+    reml, n_jobs, progress, out, resume
         As for `fit_each`.
 
     Returns
@@ -158,7 +171,8 @@ def fit_by(
     Raises
     ------
     LMMError
-        As `lmm`, for an unknown column, and for formulas with structured covariances.
+        As `lmm`, for an unknown column, formulas with structured covariances, and what is left of a run of other
+        problems.
 
     Examples
     --------
@@ -185,19 +199,20 @@ def fit_by(
         raise LMMError(f"by={by!r}: the column has missing values; drop these rows or give them a label")
     codes, labels = column.codes(found.kept)
     parts = Codes(by, codes, 0, len(labels), labels).count()
-    return _fit(design, np.asarray(found.y), parts, reml, n_jobs, progress)
+    return _fit(design, np.asarray(found.y), parts, reml, n_jobs, progress, out, resume)
 
 
 def _fit(
-    design: Design, y: Array, problems: Grouping, reml: bool, n_jobs: int | None, progress: bool | None
-) -> EachResult:
-    from .estimation.many.stack import Stack, fit_stack
+    design: Design, y: Array, problems: Grouping, reml: bool, n_jobs: int | None, progress: bool | None, out: Any,
+    resume: Any,
+) -> EachResult:  # fmt: skip
+    from .estimation.many.stack import Stack
     from .inference.many.each import EachResult
-    from .problem.columns import refuse_non_finite
+    from .inference.many.values import Run, fit_all
+    from .problem.columns import finite_checks
     from .result import LMMResult
 
     design.check(len(y), True)
-    refuse_non_finite(y, design.exog, design.exog_re, design.weights, design.offset)
-    out = EachResult(Stack(design, y, problems, LinearMixedModel), LMMResult, bool(reml))
-    fit_stack(out, n_jobs, progress)
-    return out
+    empty = EachResult(Stack(design, y, problems, LinearMixedModel), LMMResult, bool(reml))
+    checks = finite_checks(y, design.exog, design.exog_re, design.weights, design.offset)
+    return fit_all(empty, Run(n_jobs, progress, out=out, resume=resume), checks=checks)

@@ -18,7 +18,7 @@ from ..support.checks import plain_array
 from ..support.seals import own
 from ..tables.labels import label_codes, modest_range
 
-__all__ = ["Codes", "Factor", "Grouping", "group_codes"]
+__all__ = ["Codes", "Factor", "Grouping", "group_codes", "sorted_groups"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,12 +101,19 @@ class Grouping:
     @cached_property
     def index(self) -> NDArray[np.intp]:
         """Position of each row's level in `labels`, (n,)."""
-        shifted = np.asarray(self.codes.codes, dtype=np.intp) - self.codes.base
+        shifted = np.asarray(self.codes.codes, dtype=np.intp)
+        if self.codes.base:
+            shifted = shifted - self.codes.base
         if self.present is None:
             return shifted
         rank = np.full(self.codes.n_slots, -1, dtype=np.intp)
         rank[self.present] = np.arange(len(self.present))
         return rank[shifted]
+
+    @cached_property
+    def runs(self) -> NDArray[np.int64] | None:
+        """Where the rows of each level begin, and the number of rows, (m + 1,); None where they are not sorted."""
+        return _runs(self.codes.codes)
 
     def locate(self, labels: NDArray[Any]) -> NDArray[np.intp]:
         """Position of each of `labels`, -1 for those that do not occur in the data."""
@@ -143,6 +150,39 @@ class Factor(NamedTuple):
     def columns(self) -> slice:
         """The columns of Z."""
         return slice(self.start, self.stop)
+
+
+def _runs(codes: NDArray[Any]) -> NDArray[np.int64] | None:
+    """First row of each code, and the number of rows, where codes do not decrease."""
+    if not len(codes):
+        return np.zeros(1, dtype=np.int64)
+    start = np.flatnonzero(codes[1:] != codes[:-1]) + 1
+    start = np.concatenate([[0], start, [len(codes)]]).astype(np.int64, copy=False)
+    found = codes[start[:-1]]
+    return start if (found[1:] > found[:-1]).all() else None
+
+
+def sorted_groups(values: Any, name: str) -> Grouping | None:
+    """The factor of integers that do not decrease, without a table of what is between them; None for other labels.
+
+    Parameters
+    ----------
+    values
+        As for `group_codes`.
+    name : str
+    """
+    known = type(values) is np.ndarray and values.dtype in (np.int32, np.int64) and values.flags.aligned
+    if not known or values.ndim != 1 or not len(values):
+        return None
+    runs = _runs(values)
+    low, high = int(values[0]), int(values[-1])
+    if runs is None or high - low >= 4 * len(values) or high >= 2**62:
+        return None
+    used = values[runs[:-1]].astype(np.intp) - low
+    n_slots = high - low + 1
+    found = Grouping(Codes(name, own(values), low, n_slots), None if len(used) == n_slots else used)
+    found.__dict__["runs"] = runs
+    return found
 
 
 def group_codes(groups: Any, name: str) -> Codes:

@@ -183,7 +183,7 @@ def test_a_run_with_holes_goes_on(model, Y, when, monkeypatch):
             from fastlmm_core.estimation.many import stack
 
             patch.setattr(stack, "PIECE", 8)
-            breaks_once(patch, stack, "part_of_stack", 3)
+            breaks_once(patch, stack, "estimates_of", 3)
         else:
             patch.setattr(policy, "WORTH_A_THREAD", 1)
             breaks_once(patch, policy, "_fit_together", when)
@@ -217,7 +217,7 @@ def test_a_run_with_weights_goes_on(model, Y, jobs, monkeypatch):
     whole = model.fit_many(Y, **own)
     out = arrays_for(len(Y))
     with monkeypatch.context() as patch:
-        breaks_once(patch, stack, "part_of_stack", 4)
+        breaks_once(patch, stack, "estimates_of", 4)
         with pytest.raises(KeyboardInterrupt) as raised:
             model.fit_many(Y, **own, out=out, n_jobs=jobs)
     left = raised.value.batch
@@ -276,3 +276,90 @@ def test_several_factors_go_on(monkeypatch):
     left = raised.value.batch
     assert np.isfinite(left.criterion).sum() == 5
     alike(model.fit_many(Y, missing="drop", resume=left), whole)
+
+
+def parts_of_a_table(factors=1):
+    """A table of 40 parts of 24 rows, of which one has a response without variation."""
+    rng = np.random.default_rng(8)
+    part, g = np.repeat(np.arange(40), 24), np.tile(np.repeat(np.arange(6), 4), 40)
+    x = rng.normal(size=960)
+    y = x + rng.normal(size=(40, 6))[part, g] + rng.normal(size=960)
+    y[part == 5] = 1.0
+    return {"y": y, "x": x, "g": g, "h": np.tile(np.arange(4), 240), "part": np.array([f"p{k:02d}" for k in part])}
+
+
+def by_arrays(data, **more):
+    X = np.column_stack([np.ones(960), data["x"]])
+    return flc.fit_each(data["y"], X, None, data["g"], data["part"], **more)
+
+
+def by_table(data, **more):
+    return flc.fit_by("y ~ x + (1 | g)", data, by="part", **more)
+
+
+def by_factors(data, **more):
+    return flc.fit_by("y ~ x + (1 | g) + (1 | h)", data, by="part", **more)
+
+
+@pytest.mark.parametrize("fit", [by_arrays, by_table, by_factors])
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_parts_of_a_table_go_on(fit, jobs, monkeypatch, tmp_path):
+    from fastlmm_core.estimation.many import stack
+
+    monkeypatch.setattr(stack, "PIECE", 8)
+    data = parts_of_a_table()
+    whole = fit(data)
+    assert list(whole.reasons) == [5]
+    shapes = {"params": (2,), "bse": (2,), "df": (2,), "theta": (whole.theta.shape[1],)}
+    shapes["covariance"] = whole.covariance.shape[1:]
+    out = {name: np.full((40, *shapes.get(name, ())), 7.0) for name in ESTIMATES}
+    out["params"] = np.lib.format.open_memmap(tmp_path / "params.npy", "w+", shape=(40, 2))
+    with monkeypatch.context() as patch:
+        breaks_once(patch, stack, "estimates_of", 3)
+        with pytest.raises(KeyboardInterrupt) as raised:
+            fit(data, out=out, n_jobs=jobs)
+    left = raised.value.batch
+    reached = left.status != UNREACHED
+    assert 0 < reached.sum() < 40 and np.isnan(left.params[~reached]).all()
+    assert all(left.reasons[i] == stack.NOT_REACHED for i in np.flatnonzero(~reached))
+    fits = []
+    original = stack.in_threads
+    monkeypatch.setattr(stack, "in_threads", lambda run, tasks, *more: original(run, counted(tasks, fits), *more))
+    again = fit(data, out=out, n_jobs=jobs, resume=left)
+    alike(again, whole)
+    np.testing.assert_array_equal(again.n_evaluations, whole.n_evaluations)
+    assert again.reasons == whole.reasons
+    written(out, whole, np.ones(40, dtype=bool))
+    # a finished run is taken as it is
+    before = len(fits)
+    alike(fit(data, resume=again), whole)
+    assert len(fits) == before
+    other = data | {"y": data["y"] + np.linspace(0.0, 1e-9, 960)}
+    with pytest.raises(LMMError, match="resume is of problems with other values or labels"):
+        fit(other, resume=left)
+    with pytest.raises(LMMError, match="another criterion or number of problems"):
+        fit(data, resume=left, reml=False)
+    with pytest.raises(LMMError, match="resume is a int"):
+        fit(data, resume=3)
+    with pytest.raises(LMMError, match=r"out\['bse'\] must be an array of shape \(40, 2\)"):
+        fit(data, out={"bse": np.empty((39, 2))})
+
+
+def counted(tasks, fits):
+    for (task,) in tasks:
+        if task.func.__name__ == "run":
+            fits.append(task)
+        yield (task,)
+
+
+def test_responses_go_on_with_their_own_values_only(model, Y):
+    weights = np.random.default_rng(4).uniform(0.5, 2.0, Y.shape)
+    whole = model.fit_many(Y, weights=weights, covariates={"c": weights**2})
+    alike(model.fit_many(Y, weights=weights, covariates={"c": weights**2}, resume=whole), whole)
+    for other in (
+        {"weights": weights + 1e-9, "covariates": {"c": weights**2}},
+        {"weights": weights, "covariates": {"c": weights**3}},
+        {"covariates": {"c": weights**2}},
+    ):
+        with pytest.raises(LMMError, match="responses with other values or labels"):
+            model.fit_many(Y, resume=whole, **other)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from functools import cached_property
+from copy import copy
+from functools import cached_property, partial
+from itertools import chain
 from types import MappingProxyType
 from typing import Any, Protocol, TypeVar
 
@@ -36,13 +38,16 @@ from .patterns import Observed, moments_of_sums
 from .progress import UNREACHED, Sink
 
 __all__ = [
-    "FIELDS", "Problems", "Stack", "StackFit", "fit_stack", "joined_stacks", "leave_unreached", "numbered",
-    "part_of_stack", "search_of",
+    "FIELDS", "Problems", "Stack", "StackFit", "estimates_of", "fit_stack", "joined_stacks", "leave_unreached",
+    "numbered", "part_of_stack", "same_values", "search_of",
 ]  # fmt: skip
 
 
 PIECE, PIECE_ALONE = 256, 8
 """Problems that a thread takes at a time, and where each is fitted by itself."""
+
+WORTH_A_PIECE = 2**12
+"""Rows that are worth a task of their own."""
 
 NOT_REACHED = "the run was broken off before it was fitted"
 """Why there are no estimates of what a run has not come to."""
@@ -55,12 +60,15 @@ class Problems(Protocol):
     ----------
     one : str
         What one of them is called in tables.
+    n_rows : int
+        Of all problems together.
     """
 
     one: str
     design: Design
     labels: NDArray[Any]
     kind: type[Model]
+    n_rows: int
 
     @property
     def kernel(self) -> ProblemStack | None:
@@ -79,6 +87,9 @@ class Problems(Protocol):
 
     def joined(self, stacks: Sequence[Any]) -> Problems:
         """The problems of several stacks of this kind, one after the other."""
+
+    def same(self, other: Any) -> bool:
+        """Whether another stack holds the same problems: rows, values and labels."""
 
     def with_random(self, random: RandomPart) -> Problems:
         """The same problems with other random effects of the same groups."""
@@ -117,12 +128,13 @@ class Stack:
 
     def __init__(self, design: Design, y: Array, each: Grouping, kind: type[Model]) -> None:
         self.design, self.y, self.each, self.kind = design, y, each, kind
-        self.labels = each.labels
-        index = each.index
+        self.labels, self.n_rows = each.labels, len(y)
         self.order: NDArray[np.intp] | None = None
-        if (index[1:] < index[:-1]).any():
-            self.order = np.argsort(index, kind="stable")
-        self.start = np.append(0, np.cumsum(np.bincount(index, minlength=each.m))).astype(np.int64)
+        if each.runs is not None and len(each.runs) == each.m + 1:
+            self.start = each.runs
+        else:
+            self.order = np.argsort(each.index, kind="stable")
+            self.start = np.append(0, np.cumsum(np.bincount(each.index, minlength=each.m))).astype(np.int64)
         self.kernel: ProblemStack | None = None
         if len(design.random.codes) > 1:
             return
@@ -196,6 +208,22 @@ class Stack:
         first = np.cumsum([0, *(len(one) for one in stacks)])
         index = np.concatenate([one.each.index + begin for one, begin in zip(stacks, first, strict=False)])
         return Stack(whole, y, numbered(index, np.concatenate([one.labels for one in stacks])), self.kind)
+
+    def same(self, other: Any) -> bool:
+        """Whether another stack holds the same problems, with their rows in the same order."""
+        if not isinstance(other, Stack) or not same_columns(self.design, other.design):
+            return False
+        one, two = self.design, other.design
+        if [read.name for read in one.random.codes] != [read.name for read in two.random.codes]:
+            return False
+        alike = all(a.agrees(b) for a, b in zip(one.random.codes, two.random.codes, strict=True))
+        return alike and all(
+            same_values(a, b)
+            for a, b in (
+                (self.y, other.y), (self.each.index, other.each.index), (self.labels, other.labels),
+                (one.exog, two.exog), (one.exog_re, two.exog_re), (one.weights, two.weights), (one.offset, two.offset),
+            )
+        )  # fmt: skip
 
     def with_random(self, random: RandomPart) -> Stack:
         """The same problems with other random effects of the same groups."""
@@ -425,11 +453,21 @@ class StackFit:
             kernel.contrasts(first, last, self.reml, self.theta_o, self.by_lanes, L, arrays)  # type: ignore[arg-type]
             return last - first
 
-        in_threads(run, _pieces(count), _jobs(None, count))
+        in_threads(run, *_pieces(self.stack, None))
         return arrays  # type: ignore[return-value]
 
 
 F = TypeVar("F", bound=StackFit)
+
+
+def estimates_of(fits: F, part: slice) -> F:
+    """The estimates of neighbouring problems, without their rows."""
+    out = copy(fits)
+    out.__dict__.pop("relative_factor", None)
+    for name in FIELDS:
+        setattr(out, name, getattr(fits, name)[part])
+    out._alone = {i - part.start: factor for i, factor in fits._alone.items() if part.start <= i < part.stop}
+    return out
 
 
 def part_of_stack(fits: F, chosen: NDArray[np.intp]) -> F:
@@ -461,7 +499,7 @@ def joined_stacks(results: Sequence[F]) -> F:
             raise LMMError(f"results[{k}] is a {type(other).__name__} of another kind; give results of one function")
         if other.reml != first.reml:
             raise LMMError(f"results[{k}] is by {'REML' if other.reml else 'ML'} and results[0] is not; fit both alike")
-        if not _same_columns(first.stack.design, other.stack.design):
+        if not same_columns(first.stack.design, other.stack.design):
             raise LMMError(f"results[{k}] has other columns or random effects than results[0]")
     out = type(first)(first.stack.joined([one.stack for one in results]), first.kind, first.reml)
     for name in FIELDS:
@@ -474,17 +512,38 @@ def joined_stacks(results: Sequence[F]) -> F:
     return out
 
 
-def _same_columns(one: Design, other: Design) -> bool:
+def same_columns(one: Design, other: Design) -> bool:
+    """Whether two designs have columns and random effects of the same names."""
     names = (one.exog_names == other.exog_names, one.exog_re_names == other.exog_re_names)
     return all(names) and one.structure.blocks == other.structure.blocks
 
 
-def _pieces(count: int, size: int = PIECE) -> Iterator[tuple[int, int]]:
-    return ((at, min(at + size, count)) for at in range(0, count, size))
+def same_values(one: NDArray[Any] | None, other: NDArray[Any] | None) -> bool:
+    """Whether both are arrays with the same values, missing ones at the same places, or neither is there."""
+    if one is None or other is None:
+        return one is other
+    return np.array_equal(one, other, equal_nan=one.dtype.kind == "f" and other.dtype.kind == "f")
 
 
-def _jobs(n_jobs: int | None, count: int, size: int = PIECE) -> int:
-    return min(thread_count(n_jobs), max(1, -(-count // size)))
+def _pieces(problems: Problems, n_jobs: int | None) -> tuple[Iterator[tuple[int, int]], int]:
+    """First and last of the problems of each task, smaller ones towards the end; and threads."""
+    count, asked = len(problems), thread_count(n_jobs)
+    size = smallest = PIECE_ALONE
+    if problems.kernel is not None:
+        worth = WORTH_A_PIECE * count // max(problems.n_rows, 1)
+        size, smallest = PIECE, min(PIECE, max(8, worth // 8 * 8))
+    jobs = min(asked, max(1, -(-count // smallest)))
+
+    def pieces() -> Iterator[tuple[int, int]]:
+        at = 0
+        while at < count:
+            # all threads end together
+            share = (count - at) // (2 * jobs) // 8 * 8
+            end = min(at + (min(size, max(share, smallest)) if jobs > 1 else size), count)
+            yield at, end
+            at = end
+
+    return pieces(), jobs
 
 
 def fit_stack(
@@ -494,6 +553,7 @@ def fit_stack(
     refused: Mapping[int, str] = MappingProxyType({}),
     sink: Sink | None = None,
     resume: StackFit | None = None,
+    checks: Sequence[Callable[[], None]] = (),
 ) -> None:
     """Fit all problems of a stack.
 
@@ -511,17 +571,23 @@ def fit_stack(
         Takes the estimates of each piece when it is finished.
     resume : StackFit or None
         What an earlier run of the same problems has left.
+    checks : sequence of callables
+        Made before the problems, by the same threads; they refuse the whole run by raising.
 
     Raises
     ------
     LMMError
-        For what is left of other problems.
+        For what is left of other problems, and as the checks do.
     """
     count = len(empty)
     reached = np.zeros(count, dtype=bool)
     if resume is not None:
         reached = _taken(empty, resume)
     results = empty.results
+
+    def check(of_rows: Callable[[], None]) -> int:
+        of_rows()
+        return 0
 
     def run(first: int, last: int) -> int:
         if empty.stack.kernel is not None:
@@ -532,18 +598,18 @@ def fit_stack(
         for i in refused.keys() & range(first, last):
             empty.refuse(i, refused[i])
         if sink is not None:
-            sink.write(part_of_stack(empty, np.arange(first, last)), first)
+            sink.write(estimates_of(empty, slice(first, last)), first)
         reached[first:last] = True
         return last - first
 
-    size = PIECE if empty.stack.kernel is not None else PIECE_ALONE
-    jobs = _jobs(n_jobs, count, size)
+    pieces, jobs = _pieces(empty.stack, n_jobs)
     bar = progress_bar(progress, count)
     try:
         # single fits of several threads would wait for each other in BLAS
         with one_blas_thread() if jobs > 1 and empty.stack.kernel is None else nullcontext():
-            pieces = (piece for piece in _pieces(count, size) if not reached[slice(*piece)].all())
-            in_threads(run, pieces, jobs, None if bar is None else bar.update)
+            open_ = (partial(run, *piece) for piece in pieces if not reached[slice(*piece)].all())
+            tasks = chain((partial(check, one) for one in checks), open_)
+            in_threads(lambda task: task(), ((task,) for task in tasks), jobs, None if bar is None else bar.update)
     except BaseException as error:
         leave_unreached(empty, np.flatnonzero(~reached))
         error.batch = empty  # type: ignore[attr-defined]
@@ -564,8 +630,16 @@ def leave_unreached(fits: StackFit, which: NDArray[np.intp]) -> None:
 def _taken(empty: StackFit, left: StackFit) -> NDArray[np.bool_]:
     """Take what an earlier run has left; which problems it has reached."""
     alike = isinstance(left, StackFit) and len(left) == len(empty) and left.reml == empty.reml
-    if not alike or not _same_columns(left.stack.design, empty.stack.design):
-        raise LMMError("resume is of other columns, another criterion or number of responses than this run")
+    if not alike or not same_columns(left.stack.design, empty.stack.design):
+        raise LMMError(
+            f"resume is of other columns, another criterion or number of {empty.stack.one}s than this run; give what "
+            "the error of a run with the same arguments carries, error.batch"
+        )
+    if not empty.stack.same(left.stack):
+        raise LMMError(
+            f"resume is of {empty.stack.one}s with other values or labels than those of this run: give both the same "
+            "data, rows in the same order"
+        )
     reached = np.asarray(left.status != UNREACHED)
     for name in FIELDS:
         getattr(empty, name)[:] = getattr(left, name)

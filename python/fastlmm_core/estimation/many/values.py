@@ -22,7 +22,7 @@ from ..model import Model
 from .covariates import at_means, terms_with_covariates
 from .flat_rows import FlatRows
 from .parts import same_design
-from .stack import search_of
+from .stack import same_values, search_of
 
 __all__ = ["ResponseStack", "for_lanes", "shaped_like"]
 
@@ -103,6 +103,7 @@ class ResponseStack:
     ) -> None:
         design = model.design
         self.of_model, self.kind, self.Y, self.labels = model, type(model), np.ascontiguousarray(Y), labels
+        self.n_rows = self.Y.size
         self.weights = design.weights[None] if weights is None and design.weights is not None else weights
         self.offset = design.offset[None] if offset is None and design.offset is not None else offset
         self.covariates = dict(covariates)
@@ -197,6 +198,15 @@ class ResponseStack:
             self.of_model, np.concatenate([one.Y for one in stacks]), np.concatenate([one.labels for one in stacks]),
             lines([one.weights for one in stacks], 1.0), lines([one.offset for one in stacks]), covariates,
         )  # fmt: skip
+
+    def same(self, other: Any) -> bool:
+        """Whether another stack holds the same responses, with the same values of their own."""
+        if not isinstance(other, ResponseStack) or not same_design(self.of_model, other.of_model):
+            return False
+        if list(self.covariates) != list(other.covariates):
+            return False
+        own, others = ((s.Y, s.labels, s.weights, s.offset, *s.covariates.values()) for s in (self, other))
+        return all(same_values(a, b) for a, b in zip(own, others, strict=True))
 
     def terms(self) -> tuple[FixedTerm, ...]:
         """Terms of the fixed part, those of covariates last."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -12,7 +13,7 @@ from ...estimation.many.batch_fit import BatchFit
 from ...estimation.many.masks import Masked, MaskOptions, fit_mask, masks_of, responses_of
 from ...estimation.many.parts import same_design
 from ...estimation.many.progress import Sink
-from ...estimation.many.stack import NOT_REACHED, fit_stack, leave_unreached, part_of_stack
+from ...estimation.many.stack import NOT_REACHED, estimates_of, fit_stack, leave_unreached
 from ...estimation.many.values import ResponseStack, for_lanes, shaped_like
 from ...support.types import Array
 from .each import EachResult
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from ...estimation.fit import Fit
     from ...estimation.model import Model
 
-__all__ = ["Run", "fit_values", "fit_with_holes"]
+__all__ = ["Run", "fit_all", "fit_values", "fit_with_holes"]
 
 
 class Run(NamedTuple):
@@ -75,13 +76,30 @@ def fit_values(
     _check(values, covariates, drop)
     labels = np.arange(len(responses)) if labels is None else labels
     stack = ResponseStack(model, responses, labels, values.get("weights"), values.get("offset"), covariates)
-    refused = _refused(stack, drop, min_obs)
-    out = EachResult(stack, kind, reml)
+    return fit_all(EachResult(stack, kind, reml), run, _refused(stack, drop, min_obs))
+
+
+def fit_all(
+    empty: EachResult,
+    run: Run,
+    refused: Mapping[int, str] = MappingProxyType({}),
+    checks: Sequence[Callable[[], None]] = (),
+) -> EachResult:
+    """Fit problems with designs of their own; see `fit_stack`.
+
+    Parameters
+    ----------
+    empty : EachResult
+        Filled, and returned.
+    run : Run
+    refused, checks
+        As for `fit_stack`.
+    """
     if run.resume is not None and not isinstance(run.resume, EachResult):
         raise LMMError(_other(run.resume))
-    sink = None if run.out is None else Sink(run.out, part_of_stack(out, np.arange(0)), len(out))
-    fit_stack(out, run.n_jobs, run.progress, refused, sink, run.resume)
-    return out
+    sink = None if run.out is None else Sink(run.out, estimates_of(empty, slice(0, 0)), len(empty))
+    fit_stack(empty, run.n_jobs, run.progress, refused, sink, run.resume, checks)
+    return empty
 
 
 def _check(values: Mapping[str, Array], covariates: Mapping[str, Array], drop: bool) -> None:
