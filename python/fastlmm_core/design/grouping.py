@@ -101,9 +101,7 @@ class Grouping:
     @cached_property
     def index(self) -> NDArray[np.intp]:
         """Position of each row's level in `labels`, (n,)."""
-        shifted = np.asarray(self.codes.codes, dtype=np.intp)
-        if self.codes.base:
-            shifted = shifted - self.codes.base
+        shifted = np.asarray(self.codes.codes, dtype=np.intp) - self.codes.base
         if self.present is None:
             return shifted
         rank = np.full(self.codes.n_slots, -1, dtype=np.intp)
