@@ -117,6 +117,18 @@ class RandomPart:
         return elements(self.structure, self.columns, self.term_names)
 
     @cached_property
+    def effect_names(self) -> tuple[str, ...]:
+        """Names of the random effects, with their terms where one factor has two of a name."""
+        names = self.columns
+        if all(len(set(names[span])) == span.stop - span.start for span in self.spans):
+            return names
+        return tuple(
+            f"{names[i]} ({term})"
+            for term, block in zip(self.term_names, self.structure.blocks, strict=True)
+            for i in range(block.start, block.stop)
+        )
+
+    @cached_property
     def Z(self) -> Array:
         """The columns of all terms (n, q)."""
         return self.parts[0] if len(self.parts) == 1 else np.column_stack(self.parts)

@@ -372,17 +372,10 @@ class Fit:
         maps = [problem.z_map[f.columns, f.columns] for f in self.model.factors]
         return tuple(self.sigma2 * (t @ c @ t.T) for c, t in zip(found, maps, strict=True))
 
-    @cached_property
+    @property
     def effect_names(self) -> tuple[str, ...]:
         """Names of the random effects, with their terms where one factor has two of a name."""
-        model, names = self.model, self.model.exog_re_names
-        if all(len(set(names[f.columns])) == f.stop - f.start for f in model.factors):
-            return names
-        return tuple(
-            f"{names[i]} ({term})"
-            for term, block in zip(model.term_names, model.structure.blocks, strict=True)
-            for i in range(block.start, block.stop)
-        )
+        return self.model.effect_names
 
     @cached_property
     def fitted_mean(self) -> Array:

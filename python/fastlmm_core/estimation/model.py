@@ -379,6 +379,11 @@ class Model:
         return self._design.term_names
 
     @property
+    def effect_names(self) -> tuple[str, ...]:
+        """Names of the random effects, with their terms where one factor has two of a name."""
+        return self._design.random.effect_names
+
+    @property
     def structure(self) -> CovarianceStructure:
         """Covariance of the random effects."""
         return self._design.structure

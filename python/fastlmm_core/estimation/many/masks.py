@@ -202,7 +202,6 @@ def fit_mask(
         if len(rows) < options.min_obs:
             raise LMMError(f"it has {len(rows)} observations, fewer than min_obs={options.min_obs}")
         some = np.take(Y[members], rows, axis=1)
-        some.setflags(write=False)
         alone = len(model.factors) > 1 and len(members) <= ALONE
         typical = some[0] if alone else None if model.given else model.endog[rows]
         own = model.fittable() if len(rows) == model.nobs else _part(model, rows, typical)

@@ -42,7 +42,8 @@ class EffectsDesign:
     def effects(self, Y: Array, params: Array, factors: Array) -> list[Array]:
         """BLUPs (count, m, q) in natural units of the rows of Y, in a list of one."""
         model = self.model
-        residual = Y - np.nan_to_num(params) @ model.exog.T
+        # a product by BLAS would depend on how many responses there are
+        residual = Y - np.einsum("rp,np->rn", np.nan_to_num(params), model.exog)
         if model.offset is not None:
             residual -= model.offset
         cross = np.add.reduceat(residual[:, self.order, None] * self.weighted, self.start, axis=1)

@@ -14,7 +14,16 @@ from ...tables.stored import stored
 from ..model import Model
 from .batch_fit import BatchFit, Curvature
 
-__all__ = ["FIELDS", "chosen_places", "chosen_responses", "concatenated", "part_of", "same_design", "with_responses"]
+__all__ = [
+    "FIELDS",
+    "check_labels",
+    "chosen_places",
+    "chosen_responses",
+    "concatenated",
+    "part_of",
+    "same_design",
+    "with_responses",
+]
 
 B = TypeVar("B", bound=BatchFit)
 
@@ -138,9 +147,26 @@ def with_responses(batch: B, Y: Any) -> B:
     shape = (len(batch), batch.model.nobs)
     if tuple(getattr(found, "shape", ())) != shape:
         raise LMMError(f"Y must be the array or table that was fitted, of shape {shape}: one response per row")
+    check_labels(batch.labels, getattr(found, "labels", None))
     out = part_of(batch, np.arange(len(batch)))
     out.responses = found
     return out
+
+
+def check_labels(known: NDArray[Any] | None, given: NDArray[Any] | None) -> None:
+    """Refuse responses that have other labels than those that were fitted.
+
+    Raises
+    ------
+    LMMError
+        Naming the first of them.
+    """
+    if known is None or given is None:
+        return
+    other = np.flatnonzero(np.asarray(known) != np.asarray(given))
+    if len(other):
+        i = int(other[0])
+        raise LMMError(f"Y has the label {given[i]!r} where {known[i]!r} was fitted: give responses in the same order")
 
 
 def concatenated(batches: Sequence[B]) -> B:

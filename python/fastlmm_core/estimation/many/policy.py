@@ -236,6 +236,7 @@ def fit_few(empty: Callable[[int, Any], B], Y: Array) -> B:
     Inside the parameter space they are tested as those that share it: it is made then, if it is asked for.
     """
     out = empty(len(Y), Y)
+    out.seals = kernels.line_seals(np.ascontiguousarray(Y))
     out.status[:] = out.n_evaluations[:] = 0
     _alone(out.model, lambda which: Y[which], out, slice(0, len(Y)))
     out.alone &= out.status != 1

@@ -12,11 +12,22 @@ from numpy.typing import NDArray
 from ...covariance.directions import inverse_hessian
 from ...errors import LMMError
 from ...estimation.information import Moments
+from ...estimation.many.effects import group_effects
+from ...estimation.many.masks import responses_of
 from ...estimation.many.parts import chosen_places
-from ...estimation.many.stack import FIELDS, StackFit, fit_stack, joined_stacks, part_of_stack
+from ...estimation.many.stack import (
+    FIELDS,
+    Stack,
+    StackFit,
+    fit_stack,
+    joined_stacks,
+    part_of_stack,
+    same_values,
+)
 from ...estimation.many.values import ResponseStack
 from ...support.arguments import checked
 from ...support.blas_threads import one_blas_thread
+from ...support.checks import float_array
 from ...support.display import LINES, Cells, Shown, first_lines
 from ...support.text_tables import estimate_cells
 from ...support.threads import map_in_threads, thread_count
@@ -342,6 +353,67 @@ class EachResult(Shown, StackFit, OwnDesigns):
         if not -len(self) <= i < len(self):
             raise IndexError(f"problem {i} of {len(self)}")
         return self.one(int(i) % len(self))
+
+    def random_effects(self, which: Any = None) -> Any:
+        """BLUPs of the random effects, computed on request from the rows.
+
+        Parameters
+        ----------
+        which : indices, labels or slice, optional
+            Fits wanted; by default all.
+
+        Returns
+        -------
+        (n_wanted, n_groups, q) array
+            Of responses on one design (`LinearMixedModel.fit_many`), by the groups of that design: NaN for groups of
+            which a response has no observation, and where it could not be fitted.
+        frame in the library of the data, or dict of arrays
+            Of `fit_each` and `fit_by`, whose problems have groups of their own: a row for each problem and group, with
+            a column for each effect; none for problems that could not be fitted.
+
+        A dict by factor where there are several.
+
+        Raises
+        ------
+        LMMError
+            For an unknown label, or positions outside.
+        """
+        chosen, design = self._places([which] if isinstance(which, str) else which), self._shared
+        found, out = group_effects(self, chosen), {}
+        for factor, own in zip(design.factors, found, strict=True):
+            grouping = factor.grouping
+            if isinstance(self.stack, ResponseStack):
+                values = np.full((len(chosen), grouping.m, factor.stop - factor.start), np.nan)
+                values[own.problem, own.level] = own.effects
+                out[grouping.name] = values
+                continue
+            columns = {self._one: self.labels[chosen[own.problem]], grouping.name: grouping.labels[own.level]}
+            names = design.random.effect_names[factor.columns]
+            columns |= {name: own.effects[:, j] for j, name in enumerate(names)}
+            out[grouping.name] = design.table(columns)
+        return next(iter(out.values())) if len(out) == 1 else out
+
+    def with_responses(self, Y: Any) -> EachResult:
+        """This result: it carries its rows and responses, pickles of it too.
+
+        Parameters
+        ----------
+        Y : (n_responses, nobs) array or table
+            What was fitted; y (n,) of `fit_each`.
+
+        Raises
+        ------
+        LMMError
+            For other responses.
+        """
+        stack = self.stack
+        if isinstance(stack, ResponseStack):
+            known, given = stack.Y, responses_of(stack.of_model, Y)[0]
+        else:
+            known, given = cast("Stack", stack).y, float_array(Y, "Y", 1)
+        if not same_values(known, given):
+            raise LMMError(f"Y is not what was fitted: {self._one}s have other values, or another number of them")
+        return self
 
     def _places(self, which: Any) -> NDArray[np.intp]:
         """Positions that a slice, a mask, positions or labels choose."""

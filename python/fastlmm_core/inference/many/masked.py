@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 
 from ...errors import LMMError
 from ...estimation.column_moments import offset_mean
-from ...estimation.many.masks import Masked
-from ...estimation.many.parts import chosen_places, part_of, same_design
+from ...estimation.many.masks import Masked, responses_of
+from ...estimation.many.parts import check_labels, chosen_places, part_of, same_design, with_responses
 from ...estimation.many.stack import joined_stacks, part_of_stack
 from ...estimation.many.values import ResponseStack, for_lanes
 from ...support.arguments import checked
@@ -276,14 +276,88 @@ class MaskedBatch(OwnDesigns):
             For a response that could not be fitted: the reason; for an unknown label.
         """
         if isinstance(i, (slice, list, np.ndarray)) and not (isinstance(i, np.ndarray) and i.ndim == 0):
-            if isinstance(i, list) and any(isinstance(one, str) for one in i):
-                i = [self._place_of(one) for one in i]
-            return self._part(chosen_places(i, len(self)))
+            return self._part(self._places(i))
         if isinstance(i, bool) or not isinstance(i, (int, np.integer)):
             i = self._place_of(i)
         if not -len(self) <= i < len(self):
             raise IndexError(f"response {i} of {len(self)}")
         return self.one(int(i) % len(self))
+
+    def random_effects(self, which: Any = None) -> Any:
+        """BLUPs of the random effects, computed on request from the observations that each response has.
+
+        Parameters
+        ----------
+        which : indices, labels or slice, optional
+            Responses wanted; by default all.
+
+        Returns
+        -------
+        (n_wanted, n_groups, q) array
+            By the groups of the whole design; NaN for groups of which a response has no observation, and where it could
+            not be fitted.  A dict by factor where there are several.
+
+        Raises
+        ------
+        LMMError
+            Where a pickle has left the responses out, or for an unknown label.
+        """
+        chosen = self._places([which] if isinstance(which, str) else which)
+        factors = self.model.factors
+        out = [np.full((len(chosen), f.grouping.m, f.stop - f.start), np.nan) for f in factors]
+        for k, mask in enumerate(self.masks):
+            wanted = np.flatnonzero(self._owner[chosen] == k)
+            if mask.batch is None or not len(wanted):
+                continue
+            found = mask.batch.blups(self._place[chosen[wanted]])
+            for whole, f, own, effects in zip(out, factors, mask.batch.model.factors, found, strict=True):
+                whole[np.ix_(wanted, f.grouping.locate(own.grouping.labels))] = effects
+        wanted = np.flatnonzero(self._owner[chosen] < 0)
+        if self.scattered is not None and len(wanted):
+            own = self.scattered[1].random_effects(self._place[chosen[wanted]])
+            for whole, values in zip(out, own.values() if isinstance(own, dict) else (own,), strict=True):
+                whole[wanted] = values
+        return out[0] if len(out) == 1 else {f.grouping.name: v for f, v in zip(factors, out, strict=True)}
+
+    def with_responses(self, Y: Any) -> MaskedBatch:
+        """This batch with its responses, where they are gone: after a pickle, which leaves them out.
+
+        Parameters
+        ----------
+        Y : (n_responses, nobs) array or table
+            What was fitted, NaN where it is missing.
+
+        Raises
+        ------
+        LMMError
+            For Y of another shape, or with other missing values; for other numbers when they are used.
+        """
+        responses, labels = responses_of(self.model, Y)
+        if len(responses) != len(self):
+            raise LMMError(f"Y has {len(responses)} responses and the batch {len(self)}: give what was fitted")
+        check_labels(self.labels, labels)
+        missing, masks = np.isnan(responses), []
+        for mask in self.masks:
+            there = np.ones(self.model.nobs, dtype=bool)
+            there[mask.rows] = False
+            other = (missing[mask.members] != there).any(axis=1)
+            if other.any():
+                raise LMMError(
+                    f"Y has other missing values than what was fitted (first: response {mask.members[other][0]})"
+                )
+            if mask.batch is not None:
+                own = np.take(responses[mask.members], mask.rows, axis=1)
+                mask = mask._replace(batch=with_responses(mask.batch, own))
+            masks.append(mask)
+        if self.scattered is not None:
+            self.scattered[1].with_responses(responses[self.scattered[0]])
+        return MaskedBatch(self.model, masks, self.labels, self.scattered)
+
+    def _places(self, which: Any) -> NDArray[np.intp]:
+        """Positions that a slice, a mask, positions or labels choose."""
+        if isinstance(which, list) and any(isinstance(one, str) for one in which):
+            which = [self._place_of(one) for one in which]
+        return chosen_places(which, len(self))
 
     def _place_of(self, label: Any) -> int:
         found = np.flatnonzero(np.zeros(0) if self.labels is None else self.labels == label)
