@@ -10,6 +10,7 @@ masks             responses with missing observations
 sparse            sums of sparse responses
 stack             problems with designs of their own
 flat_rows         rows of many problems, one after the other
+effects           BLUPs of problems with designs of their own
 values            responses with observations, weights, offset or covariates of their own
 covariates        columns of X with values of each response's own
 progress          results written block by block, and runs that go on later
