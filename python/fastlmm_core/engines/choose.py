@@ -9,6 +9,7 @@ import numpy as np
 from ..design.design import Design
 from ..design.grouping import Grouping
 from ..errors import LMMError
+from ..support.blas_threads import quiet_blas
 from ..support.types import Array, Index
 from .one_factor.conditioning import condition
 from .protocol import Problem
@@ -46,6 +47,12 @@ def problem_of(design: Design, y: Array | None, given: bool = False) -> tuple[Pr
     LMMError
         For what cannot be fitted; see `condition` and `condition_factors`.
     """
+    columns = design.exog.shape[1] + design.random.Z.shape[1] + 1
+    with quiet_blas(len(design.exog), columns):
+        return _conditioned(design, y, given)
+
+
+def _conditioned(design: Design, y: Array | None, given: bool) -> tuple[Problem, tuple[Grouping, ...]]:
     part, offset = design.random, design.offset
     if y is None:
         y, offset, given = np.zeros(len(design.exog)), None, True

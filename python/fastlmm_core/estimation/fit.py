@@ -164,7 +164,8 @@ class Fit:
         engine = self.model.criterion() if self.stated is None else self.model.problem.criterion()
         # stated parameters do without the digits that REML needs: more rows than columns
         engine.reml = self.reml and self.stated is None
-        engine.evaluate(self.optimum.theta, 2)
+        with one_blas_thread() if engine.serial else nullcontext():
+            engine.evaluate(self.optimum.theta, 2)
         return engine
 
     # ---- fixed effects -------------------------------------------------------------------------

@@ -28,6 +28,7 @@ Formulas take stacks of fits: `Moments` may have leading axes.
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from functools import partial
 
 import numpy as np
@@ -36,6 +37,7 @@ from .. import kernels
 from ..covariance.directions import face_bend, face_inverse, free_directions, unit_places
 from ..engines.protocol import linear_engine
 from ..errors import LMMError
+from ..support.blas_threads import one_blas_thread
 from ..support.types import Array
 from .fit import Fit
 from .moments import (
@@ -86,7 +88,7 @@ def moments(result: Fit, ddf: str, information: str = "auto") -> Moments:
     """
     information = information_used(result, information)
     key = ("moments", ddf, information if ddf != "satterthwaite" else "")
-    return result.once(key, partial(_moments, result, ddf, information))
+    return result.once(key, partial(_quiet_moments, result, ddf, information))
 
 
 def information_used(result: Fit, information: str) -> str:
@@ -96,6 +98,11 @@ def information_used(result: Fit, information: str) -> str:
     if result.model.residual is not None:
         return "observed"
     return "auto" if result.singular else "expected"
+
+
+def _quiet_moments(result: Fit, ddf: str, information: str) -> Moments:
+    with one_blas_thread() if result.engine.serial else nullcontext():
+        return _moments(result, ddf, information)
 
 
 def _moments(result: Fit, ddf: str, information: str) -> Moments:

@@ -8,11 +8,16 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cache
 from typing import Any
 
-__all__ = ["blas_threads", "libraries", "one_blas_thread"]
+__all__ = ["blas_threads", "libraries", "one_blas_thread", "quiet_blas"]
+
+DIVIDED_FROM, SHARED_FROM = 9000, 1e9
+"""Elements of a matrix from which OpenBLAS divides its product with a vector, and operations of a product with its
+transpose from which a second thread saves more than it takes: it spins for some 25 ms after each call."""
+
 
 _lock = threading.Lock()
 _users = 0
@@ -60,3 +65,9 @@ def one_blas_thread() -> Iterator[None]:
             if _users == 0:
                 for one, threads in _before:
                     one.set_num_threads(threads)
+
+
+def quiet_blas(rows: int, columns: int) -> AbstractContextManager[None]:
+    """One BLAS thread in this block, where others would be woken for the products of such a matrix and gain little."""
+    woken = rows * columns >= DIVIDED_FROM and float(rows) * columns**2 < SHARED_FROM
+    return one_blas_thread() if woken else nullcontext()

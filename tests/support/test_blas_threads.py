@@ -1,0 +1,66 @@
+"""Threads of BLAS that are not woken for matrices of moderate size."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from fastlmm_core.support.blas_threads import quiet_blas
+
+LEAST = 0.02
+"""Seconds that a thread of OpenBLAS spins after a call, at the least; what is not woken takes nothing."""
+
+CROSSED = """
+import json, time
+import numpy as np
+import fastlmm_core as flc
+
+rng = np.random.default_rng(1)
+n = 3000
+X = np.column_stack([np.ones(n), rng.normal(size=(n, 7))])
+s, i = rng.integers(0, 60, n), rng.integers(0, 30, n)
+y = X.sum(axis=1) + rng.normal(size=60)[s] + rng.normal(size=30)[i] + rng.normal(size=n)
+terms = [flc.RandomTerm(X[:, :5], s, "s"), flc.RandomTerm(X[:, :5], i, "i")]
+
+
+def others(call):
+    # CPU time of all threads but this one
+    time.sleep(0.1)
+    before = time.process_time() - time.thread_time()
+    found = call()
+    time.sleep(0.1)
+    return found, time.process_time() - time.thread_time() - before
+
+
+model, made = others(lambda: flc.LinearMixedModel(y, X, terms=terms))
+result, fitted = others(model.fit)
+_, tested = others(lambda: result.pvalues)
+square = np.ones((600, 600))
+_, multiplied = others(lambda: square @ square)
+print(json.dumps([made, fitted, tested, multiplied]))
+"""
+
+
+def test_models_of_moderate_size_wake_no_thread_of_blas():
+    free = {name: value for name, value in os.environ.items() if not name.endswith("_NUM_THREADS")}
+    done = subprocess.run([sys.executable, "-c", CROSSED], env=free, capture_output=True, text=True, check=True)
+    *ours, plain = json.loads(done.stdout)
+    if plain < LEAST:
+        pytest.skip("this BLAS has one thread, or its threads do not spin")
+    assert max(ours) < 0.5 * LEAST
+
+
+@pytest.mark.parametrize(
+    ("rows", "columns", "one"), [(100, 10, False), (1790, 9, True), (73_421, 31, True), (10**7, 20, False)]
+)
+def test_blas_is_quiet_where_threads_gain_little(rows, columns, one):
+    from fastlmm_core.support.blas_threads import blas_threads
+
+    before = blas_threads()
+    with quiet_blas(rows, columns):
+        assert blas_threads() == (1 if one else before)
+    assert blas_threads() == before
