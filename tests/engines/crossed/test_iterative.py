@@ -12,6 +12,7 @@ import pytest
 import fastlmm_core as flc
 from dense_factors import CASES, make
 from fastlmm_core.engines.choose import condition_factors
+from fastlmm_core.engines.crossed import cores
 from fastlmm_core.engines.crossed import problem as crossed
 from fastlmm_core.engines.crossed.iterative import IterativeProblem
 from fastlmm_core.engines.crossed.problem import CrossedProblem
@@ -223,3 +224,23 @@ def test_conjugate_gradients():
     assert found.steps[1] == 0 and (found.x[:, 1] == 0.0).all()
     with pytest.raises(flc.LMMError, match="have not converged in 2000 steps"):
         conjugate(lambda v: A @ v + rng.normal(size=v.shape), b, 1e-12)
+
+
+def test_no_order_of_elimination_is_looked_for(rng, monkeypatch):
+    monkeypatch.setattr(cores, "SPARSE_FROM", 0)
+    n = 3000
+    a, b = rng.integers(0, 200, n), rng.integers(0, 60, n)
+    y = rng.normal(size=200)[a] + rng.normal(size=60)[b] + rng.normal(size=n)
+    terms = [flc.RandomTerm(None, a, "a"), flc.RandomTerm(None, b, "b")]
+    asked = []
+    find = cores.hierarchies.minimum_degree
+    monkeypatch.setattr(cores.hierarchies, "minimum_degree", lambda *given: asked.append(1) or find(*given))
+    model = flc.LinearMixedModel(y, None, terms=terms)
+    iterated = model.fit(method="iterative")
+    assert not asked
+    # found once for all criteria of the problem, of other covariances too
+    exact = model.fit()
+    problem = model.problem
+    assert problem.with_structure(problem.structure).layout is problem.layout
+    assert len(asked) == 1
+    np.testing.assert_allclose(iterated.theta, exact.theta, rtol=0.05)

@@ -1,23 +1,25 @@
 """Order of the tail: the levels of crossed factors that do not lie in the chain.
 
-In a large connected component levels with few neighbours are eliminated one by one, as long as that leaves the others
-sparse; the rest of each component, its core, is dense.
+At first the most frequent levels come first, which is all that a product of the rows needs.  For elimination levels
+with few neighbours in a large connected component come before the others, as long as that leaves these sparse; the
+rest of each component, its core, is dense.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
-from typing import NamedTuple
+from itertools import pairwise
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ...kernels import hierarchies
-from ...kernels.layouts import Sparse, Tail
+from ...kernels.layouts import Layout, Sparse, Stage, Tail
 from ...support.types import Array, Index
 
-__all__ = ["TailLevels", "sparse_levels", "tail_levels"]
+__all__ = ["TailLevels", "sparse_first", "tail_levels"]
+
+S = TypeVar("S", Stage, Tail)
 
 
 SPARSE_FROM = 500
@@ -43,9 +45,7 @@ class TailLevels(NamedTuple):
     others : (n, columns) array
         Z of the last factors, side by side.
     comp : (levels,) array
-    comp_slot, core_slot : (components + 1,), (components,) arrays
-    begin, later : arrays
-        The neighbours of the i-th of all sparse levels are the levels (rows of `table`) later[begin[i] : begin[i + 1]].
+    comp_slot : (components + 1,) array
     """
 
     table: Index
@@ -53,15 +53,12 @@ class TailLevels(NamedTuple):
     others: Array
     comp: Index
     comp_slot: Index
-    core_slot: Index
-    begin: Index
-    later: Index
 
 
 def tail_levels(
     last: list[int], codes: list[Index], sizes: list[int], widths: list[int], Z: list[Array], top: Index, n_top: int
 ) -> TailLevels:
-    """Component by component: sparse levels in the order of their elimination, then the most frequent ones first."""
+    """Component by component, the most frequent ones first."""
     offsets = np.concatenate([[0], np.cumsum([sizes[f] for f in last])]).astype(np.intp)
     numbered = np.stack([codes[f] + offset for f, offset in zip(last, offsets[:-1], strict=True)])
     label = hierarchies.components(top, n_top, numbered, int(offsets[-1]))
@@ -84,61 +81,146 @@ def tail_levels(
     n_comps = int(label.max()) + 1
     comp_slot = np.zeros(n_comps + 1, dtype=np.intp)
     np.cumsum(np.bincount(label, weights=widths_of, minlength=n_comps).astype(np.intp), out=comp_slot[1:])
-    first_row, last_row, by_level = np.concatenate(starts), np.concatenate(stops), np.concatenate(rows)
-    elements = partial(_elements, first_row, last_row, by_level, top, n_top)
-    order, chosen, lengths, later = _sparse_first(order, label, comp_slot, elements, widths_of)
     comp = label[order]
     ends = np.cumsum(widths_of[order])
     slot = ends - widths_of[order] - comp_slot[comp]
     table = np.column_stack(
-        [first_row[order], last_row[order], np.concatenate(column)[order], widths_of[order], slot]
+        [*(np.concatenate(part)[order] for part in (starts, stops, column)), widths_of[order], slot]
         + [np.concatenate(part)[order] for part in (of, level)]
     ).astype(np.intp)
-    sparse_columns = np.bincount(label[chosen], weights=widths_of[chosen], minlength=n_comps).astype(np.intp)
-    rank = np.empty(len(order), dtype=np.intp)
-    rank[order] = np.arange(len(order))
     return TailLevels(
         np.ascontiguousarray(table),
-        by_level,
+        np.concatenate(rows),
         np.ascontiguousarray(np.concatenate([Z[f] for f in last], axis=1)),
         comp,
         comp_slot,
-        comp_slot[:-1] + sparse_columns,
-        np.concatenate([[0], np.cumsum(lengths)]).astype(np.intp),
-        rank[later],
     )
 
 
-def _sparse_first(
-    order: Index, label: Index, comp_slot: Index, elements: Callable[[], Elements], widths: Index
-) -> tuple[Index, Index, Index, Index]:
-    """Levels that are eliminated one by one moved to the front of their components.
+class _Levels(NamedTuple):
+    """The levels of the tail in the order of their slots.
 
-    `elements` makes what `_elements` returns, where a component is large enough to ask for it.
+    Attributes
+    ----------
+    tail, level, width, comp : (levels,) arrays
+        Factor (place in `tails`), level of it, columns, component.
+    first : (levels,) array
+        First slot, counted over all components.
+    """
 
-    Returns
-    -------
+    tail: Index
+    level: Index
+    width: Index
+    comp: Index
+    first: Index
+
+
+class _Chosen(NamedTuple):
+    """Levels that are eliminated one by one, by their places in `_Levels`.
+
+    Attributes
+    ----------
     order : (levels,) array
-    chosen : (nodes,) array
-        The levels moved, in their new order.
+        All levels, with these at the front of their components.
+    levels : (nodes,) array
     lengths, later : (nodes,), (sum of lengths,) arrays
         How many levels each of them joins, and which.
     """
-    nothing = np.zeros(0, dtype=np.intp)
-    sizes = np.diff(comp_slot)
-    if sizes.max() < SPARSE_FROM:
-        return order, nothing, nothing, nothing
-    m = len(label)
-    start, near, useful = elements()
-    n_top = len(useful)
+
+    order: Index
+    levels: Index
+    lengths: Index
+    later: Index
+
+
+def sparse_first(layout: Layout, cross: Array) -> tuple[Layout, Array]:
+    """Layout and Z'[X y] with the levels that are eliminated one by one in front of the others.
+
+    The same objects where there are none.
+    """
+    sizes = np.diff(layout.comp_slot)
+    if not layout.tails or sizes.max() < SPARSE_FROM:
+        return layout, cross
+    levels = _levels_of(layout)
+    chosen = _chosen(levels, layout.comp_slot, *_elements(layout, levels))
+    if chosen is None:
+        return layout, cross
+    order = chosen.order
+    moved = np.empty(len(order), dtype=np.intp)
+    moved[order] = np.cumsum(levels.width[order]) - levels.width[order]
+    moves = np.empty(int(layout.comp_slot[-1]), dtype=np.intp)
+    for i in range(int(levels.width.max())):
+        wide = levels.width > i
+        moves[levels.first[wide] + i] = moved[wide] + i
+    rank = np.empty(len(order), dtype=np.intp)
+    rank[order] = np.arange(len(order))
+    comp_slot, inverse = layout.comp_slot, np.argsort(moves)
+    tails = [
+        _panels_moved(tail, comp_slot, moves)._replace(
+            slot=moves[comp_slot[tail.comp] + tail.slot] - comp_slot[tail.comp]
+        )
+        for tail in layout.tails
+    ]
+    stages = [_panels_moved(stage, comp_slot, moves) for stage in layout.stages]
+    for s, (stage, above) in enumerate(pairwise(stages)):
+        lists: Any = stage.start, stage.slots, stage.parent, above.start, above.slots
+        stages[s] = stage._replace(up=hierarchies.places_above(*lists))
+    at = len(cross) - len(moves)
+    places = tuple(at + moves[where - at] if where.flat[0] >= at else where for where in layout.places)
+    columns = np.bincount(levels.comp[chosen.levels], weights=levels.width[chosen.levels], minlength=len(sizes))
+    found = layout._replace(
+        stages=tuple(stages), tails=tuple(tails), places=places, core_slot=comp_slot[:-1] + columns.astype(np.intp)
+    )
+    tail, level, width, comp, _ = (part[order] for part in levels)
+    levels = _Levels(tail, level, width, comp, moved[order])
+    sparse = _sparse_levels(found, levels, chosen._replace(levels=rank[chosen.levels], later=rank[chosen.later]))
+    return found._replace(sparse=sparse), np.concatenate([cross[:at], cross[at:][inverse]])
+
+
+def _levels_of(layout: Layout) -> _Levels:
+    tails, comp_slot = layout.tails, layout.comp_slot
+    first = np.concatenate([comp_slot[tail.comp] + tail.slot for tail in tails])
+    order = np.argsort(first)
+    return _Levels(
+        np.repeat(np.arange(len(tails)), [tail.m for tail in tails])[order],
+        np.concatenate([np.arange(tail.m) for tail in tails])[order],
+        np.repeat([tail.q for tail in tails], [tail.m for tail in tails])[order],
+        np.concatenate([tail.comp for tail in tails])[order],
+        first[order],
+    )
+
+
+def _panels_moved(item: S, comp_slot: Index, moves: Index) -> S:
+    """A factor with the slots of its neighbours where they have gone, ascending again."""
+    start, q = item.start, item.q
+    assert start is not None and item.slots is not None and item.panel is not None and item.comp is not None
+    width = np.diff(start)
+    level = np.repeat(np.arange(item.m), width)
+    before = comp_slot[item.comp][level]
+    slots = moves[item.slots + before] - before
+    order = np.argsort(level * len(moves) + slots)
+    panel = np.empty_like(item.panel)
+    for i in range(q):
+        # a level has its products with all neighbours for its first effect, then for the second
+        offset = (q - 1) * start[level] + i * width[level]
+        panel[offset + np.arange(len(level))] = item.panel[offset + order]
+    return item._replace(slots=slots[order].astype(np.int32), panel=panel)
+
+
+def _chosen(
+    levels: _Levels, comp_slot: Index, start: Index, near: NDArray[np.int32], useful: NDArray[np.bool_]
+) -> _Chosen | None:
+    """Levels to be eliminated one by one, None where that does not pay; see `_elements`."""
+    sizes, m = np.diff(comp_slot), len(levels.first)
+    label, widths, order = levels.comp, levels.width, np.arange(m)
     counts = np.diff(start)
-    comp_of = np.full(n_top, -1, dtype=np.intp)
+    comp_of = np.full(len(useful), -1, dtype=np.intp)
     comp_of[counts > 0] = label[near[start[:-1][counts > 0]]]
 
     orders, chosen, lengths, later = [], [], [], []
     position = np.empty(m, dtype=np.intp)
     for c in np.flatnonzero(sizes >= SPARSE_FROM):
-        mine = order[label[order] == c]
+        mine = np.flatnonzero(label == c)
         position[mine] = np.arange(len(mine))
         which = np.flatnonzero(useful & (comp_of == c))
         length = counts[which]
@@ -161,31 +243,35 @@ def _sparse_first(
         lengths.append(np.diff(ends))
         later.append(mine[neighbours])
     if not chosen:
-        return order, nothing, nothing, nothing
-    order = order.copy()
+        return None
     for c, levels_of_it in orders:
-        order[label[order] == c] = levels_of_it
-    return order, np.concatenate(chosen), np.concatenate(lengths), np.concatenate(later)
+        order[label == c] = levels_of_it
+    return _Chosen(order, np.concatenate(chosen), np.concatenate(lengths), np.concatenate(later))
 
 
 Elements = tuple[Index, NDArray[np.int32], NDArray[np.bool_]]
 
 
-def _elements(first_row: Index, last_row: Index, by_level: Index, top: Index, n_top: int) -> Elements:
+def _elements(layout: Layout, levels: _Levels) -> Elements:
     """Levels of the tail that each level of the chain's last factor touches.
 
     Returns
     -------
-    start : (n_top + 1,) array
+    start : (levels of that factor + 1,) array
         First place of each set in `near`.
     near : int32 array
-    useful : (n_top,) bool array
+    useful : bool array
         Which sets to keep: not those of one level, and each pair, of which there may be many, once.
     """
-    n, m = len(top), len(first_row)
-    table = np.zeros((m, 5), dtype=np.intp)
-    table[:, 0], table[:, 1], table[:, 3], table[:, 4] = first_row, last_row, 1, np.arange(m)
-    start, near, _ = hierarchies.panel_products(top, n_top, np.zeros((n, 0)), table, by_level, np.zeros((n, 1)))
+    top, m = layout.stages[-1], len(levels.first)
+    assert top.start is not None and top.slots is not None and top.comp is not None
+    of_slot = np.full(int(layout.comp_slot[-1]), -1, dtype=np.int32)
+    of_slot[levels.first] = np.arange(m)
+    near = of_slot[top.slots + np.repeat(layout.comp_slot[top.comp], np.diff(top.start))]
+    # a level counts once, whatever its columns
+    first = near >= 0
+    start = np.concatenate([[0], np.cumsum(first)])[top.start].astype(np.intp)
+    near = np.ascontiguousarray(near[first])
     counts = np.diff(start)
     useful = counts > 2
     pairs = np.flatnonzero(counts == 2)
@@ -194,19 +280,19 @@ def _elements(first_row: Index, last_row: Index, by_level: Index, top: Index, n_
     return start, near, useful
 
 
-def sparse_levels(found: TailLevels, tails: list[Tail]) -> Sparse | None:
+def _sparse_levels(layout: Layout, levels: _Levels, chosen: _Chosen) -> Sparse:
     """Patterns and products of the levels that are eliminated one by one."""
-    table, comp, comp_slot = found.table, found.comp, found.comp_slot
-    node = np.flatnonzero(table[:, 4] + comp_slot[comp] < found.core_slot[comp])
-    if not len(node):
-        return None
-    q, slot = table[node, 3], table[node, 4]
+    comp, comp_slot, tails = levels.comp, layout.comp_slot, layout.tails
+    node = chosen.levels
+    q, slot = levels.width[node], levels.first[node] - comp_slot[comp[node]]
     # slots of the neighbours, ascending: the order of the table
-    owner = np.repeat(np.arange(len(node)), np.diff(found.begin))
-    later = found.later[np.lexsort((found.later, owner))]
-    width = table[later, 3]
+    owner = np.repeat(np.arange(len(node)), chosen.lengths)
+    later = chosen.later[np.lexsort((chosen.later, owner))]
+    width = levels.width[later]
     total = int(width.sum())
-    firsts = np.repeat(table[later, 4] - np.concatenate([[0], np.cumsum(width)[:-1]]), width)
+    firsts = np.repeat(
+        levels.first[later] - comp_slot[comp[later]] - np.concatenate([[0], np.cumsum(width)[:-1]]), width
+    )
     slots = (firsts + np.arange(total)).astype(np.int32)
     columns = np.bincount(owner, weights=width, minlength=len(node)).astype(np.intp)
     start = np.concatenate([[0], np.cumsum(columns)]).astype(np.intp)
@@ -219,8 +305,8 @@ def sparse_levels(found: TailLevels, tails: list[Tail]) -> Sparse | None:
         wide = q > i
         node_at[comp_slot[comp[node[wide]]] + slot[wide] + i] = np.flatnonzero(wide)
     for i, tail in enumerate(tails):
-        mine = np.flatnonzero(table[node, 5] == i)
+        mine = np.flatnonzero(levels.tail[node] == i)
         at = own_at[mine][:, None] + np.arange(tail.q * tail.q)
-        own[at] = tail.own[table[node[mine], 6]].reshape(at.shape)
+        own[at] = tail.own[levels.level[node[mine]]].reshape(at.shape)
         hierarchies.spread_products(tail, comp_slot, node_at, slot, start, slots, panel_at, panel)
-    return Sparse(table[node, 5], comp[node], slot, start, slots, own_at, panel_at, own, panel)
+    return Sparse(levels.tail[node], comp[node], slot, start, slots, own_at, panel_at, own, panel)

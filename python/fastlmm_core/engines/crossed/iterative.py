@@ -12,6 +12,7 @@ from typing import Any, NoReturn, Self
 import numpy as np
 
 from ...errors import LMMError
+from ...kernels.layouts import Layout
 from ...support.types import Array
 from ..protocol import UNASKED, Elsewhere
 from .directions import LevelDirections, vech_place
@@ -235,6 +236,16 @@ class IterativeProblem(CrossedProblem):
         given = {field.name: getattr(problem, field.name) for field in fields(CrossedProblem)}
         return cls(**given, probes=-(-probes // TOGETHER) * TOGETHER, seed=seed)
 
+    @property
+    def layout(self) -> Layout:
+        """Products as they come of the rows: nothing is eliminated but the levels of one factor."""
+        return self.laid_out.layout
+
+    @property
+    def cross(self) -> Array:
+        """Z'[X y] (n_slots, k)."""
+        return self.laid_out.cross
+
     @cached_property
     def products(self) -> Products:
         """Z'WZ as sparse matrices."""
@@ -266,7 +277,8 @@ class IterativeProblem(CrossedProblem):
         return engine
 
     def _with(self, columns: Array) -> Self:
-        return replace(self, cross=self.cross @ columns, gram=columns.T @ self.gram @ columns)
+        laid_out = replace(self.laid_out, cross=self.cross @ columns)
+        return replace(self, laid_out=laid_out, gram=columns.T @ self.gram @ columns)
 
     def pilot(self, n_groups: int = 0) -> None:
         """No part of the data serves for a start."""

@@ -1,9 +1,8 @@
 """Order of elimination of several grouping factors, and their cross-products in that order.
 
 Factors that are nested, each in the next, form a chain that is eliminated level by level, finest first; the levels of
-the others make up the tail.  The chain is chosen so that the tail is small.  In a large connected component of the
-tail, levels with few neighbours are eliminated one by one too, as long as that leaves the others sparse; the rest of
-each component, its core, is dense.
+the others make up the tail.  The chain is chosen so that the tail is small.  Which levels of the tail are eliminated
+one by one too is found in cores.py, when an elimination is asked for.
 """
 
 from __future__ import annotations
@@ -14,9 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...kernels import hierarchies
-from ...kernels.layouts import Layout, Sparse, Stage, Tail
+from ...kernels.layouts import Layout, Stage, Tail
 from ...support.types import Array, Index
-from .cores import sparse_levels, tail_levels
+from .cores import tail_levels
 
 __all__ = ["chain_of", "lay_out", "lay_out_chain"]
 
@@ -89,8 +88,6 @@ def lay_out(
 
     tail_of: list[Tail] = []
     comp_slot = np.zeros(1, dtype=np.intp)
-    core_slot = np.zeros(0, dtype=np.intp)
-    sparse: Sparse | None = None
     table = np.zeros((0, 5), dtype=np.intp)
     rows = np.zeros(0, dtype=np.intp)
     others = np.zeros((len(xy), 0))
@@ -99,7 +96,6 @@ def lay_out(
         top = chain[-1]
         found = tail_levels(last, codes, sizes, widths, Z, coded[top], sizes[top])
         table, rows, others, comp, comp_slot = found.table, found.rows, found.others, found.comp, found.comp_slot
-        core_slot = found.core_slot
         for i, f in enumerate(last):
             mine = np.flatnonzero(table[:, 5] == i)
             level = table[mine, 6]
@@ -114,7 +110,6 @@ def lay_out(
             if i == 0:
                 comp_of_top = np.empty(sizes[top], dtype=np.intp)
                 comp_of_top[coded[top]] = where[codes[f]]
-        sparse = sparse_levels(found, tail_of)
         table = np.ascontiguousarray(table[:, :5])
 
     stages: list[Stage] = []
@@ -159,7 +154,7 @@ def lay_out(
     for f, tail in zip(last, tail_of, strict=True):
         places[f] = (at + comp_slot[tail.comp] + tail.slot)[:, None] + np.arange(widths[f])
         cross[places[f].ravel()] = hierarchies.own_products(codes[f], Z[f], xy, sizes[f])[1]
-    return Layout(tuple(stages), tuple(tail_of), comp_slot, tuple(places), core_slot, sparse), cross
+    return Layout(tuple(stages), tuple(tail_of), comp_slot, tuple(places), comp_slot[:-1]), cross
 
 
 def lay_out_chain(

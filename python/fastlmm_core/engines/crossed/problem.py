@@ -1,6 +1,7 @@
 """Several grouping factors to a conditioned problem, as design.py does it for one.
 
-The order in which their levels are eliminated is found in layout.py, the criterion is in the kernel `_blocked`.
+The order in which their levels are eliminated is found in order.py and cores.py, the criterion is in the kernel
+`_crossed`.
 """
 
 from __future__ import annotations
@@ -33,13 +34,14 @@ from ...problem.identification import GroupedColumns, refuse_unidentified_rows
 from ...support.memory import available, numpy_blas, require, scipy_blas
 from ...support.types import Array, Index
 from ..protocol import CAREFUL, EASY, Elsewhere, Relaxed
+from .cores import sparse_first
 from .order import lay_out
 from .start import factors_start
 
 if TYPE_CHECKING:
     from .engine import CrossedCriterion
 
-__all__ = ["CrossedProblem", "Factor", "condition_crossed", "crossed_problem", "problem_fields"]
+__all__ = ["CrossedProblem", "Factor", "LaidOut", "condition_crossed", "crossed_problem", "problem_fields"]
 
 
 SPANNED_UP_TO = 600
@@ -90,6 +92,26 @@ class Factor:
 
 
 @dataclass(frozen=True)
+class LaidOut:
+    """Products of the levels, and Z'[X y].
+
+    Attributes
+    ----------
+    layout : Layout
+        As it comes of the rows: no order of elimination is looked for before it is asked for.
+    cross : (n_slots, k) array
+    """
+
+    layout: Layout
+    cross: Array
+
+    @cached_property
+    def ordered(self) -> tuple[Layout, Array]:
+        """Both for an elimination: found once for all that shares this object."""
+        return sparse_first(self.layout, self.cross)
+
+
+@dataclass(frozen=True)
 class CrossedProblem:
     """A conditioned problem of several grouping factors and the way back to the caller's units.
 
@@ -106,9 +128,9 @@ class CrossedProblem:
         Over all factors, side by side.
     columns : tuple of int
         First column of each factor in Lambda.
-    layout : Layout
-    cross, gram : arrays
-        Z'[X y] (n_slots, k) and [X y]'[X y] (k, k) of the conditioned columns.
+    laid_out : LaidOut
+    gram : (k, k) array
+        [X y]'[X y] of the conditioned columns.
     z_map, x_map, beta_base, scale, kept, log_constant, log_jacobian
         As in `design.Problem`; z_map is block diagonal.
     alone : float
@@ -121,8 +143,7 @@ class CrossedProblem:
     n_levels: tuple[int, ...]
     structure: CovarianceStructure
     columns: tuple[int, ...]
-    layout: Layout
-    cross: Array
+    laid_out: LaidOut
     gram: Array
     x_scale: Array
     x_rows: Array
@@ -137,6 +158,16 @@ class CrossedProblem:
     saturated: bool = False
     outside: int = 0
     alone: float = 0.0
+
+    @property
+    def layout(self) -> Layout:
+        """Order of elimination and products."""
+        return self.laid_out.ordered[0]
+
+    @property
+    def cross(self) -> Array:
+        """Z'[X y] (n_slots, k)."""
+        return self.laid_out.ordered[1]
 
     @property
     def rank(self) -> int:
@@ -188,7 +219,7 @@ class CrossedProblem:
     @cached_property
     def n_effects(self) -> int:
         """Random effects over all levels."""
-        return len(self.cross)
+        return len(self.laid_out.cross)
 
     @property
     def dropped(self) -> NDArray[np.intp]:
@@ -426,7 +457,7 @@ def crossed_problem(
         refuse_unidentified_rows(grouped, x_o, structure, z_map)
     saturated, outside = _spanned(grouped, x_o, n)
     return CrossedProblem(
-        layout=layout, cross=cross, columns=tuple(columns), saturated=saturated, outside=outside, **fields
+        laid_out=LaidOut(layout, cross), columns=tuple(columns), saturated=saturated, outside=outside, **fields
     )
 
 

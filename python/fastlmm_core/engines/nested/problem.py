@@ -23,7 +23,7 @@ from ...problem.aliasing import suspects
 from ...problem.columns import WELL_CONDITIONED
 from ...support.types import Array, Index
 from ..crossed.order import lay_out_chain
-from ..crossed.problem import CrossedProblem, Factor, problem_fields
+from ..crossed.problem import CrossedProblem, Factor, LaidOut, problem_fields
 from ..crossed.start import factors_start
 from ..one_factor import conditioning as design
 from ..one_factor.reading import ArrayRows, RowReader
@@ -79,7 +79,7 @@ class NestedProblem(CrossedProblem):
     ----------
     chain : Chain
     **fields
-        Those of `CrossedProblem` but `layout` and `cross`.
+        Those of `CrossedProblem` but `laid_out`.
     """
 
     chain: Chain
@@ -395,7 +395,7 @@ def chain_problem(
     if r > WIDEST or rank >= LONGEST or margin < WELL_CONDITIONED:
         widths = [turn.shape[1] for turn in turns]
         layout, cross = lay_out_chain(raw, np.hstack(turns), xy, order, parents, sizes, starts, widths)
-        return CrossedProblem(layout=layout, cross=cross, gram=gram, **fields)
+        return CrossedProblem(laid_out=LaidOut(layout, cross), gram=gram, **fields)
     common *= sqrt(n)
     maps = [np.asarray(np.linalg.solve(common, turn), dtype=np.float64) for turn in turns]
     problem = NestedProblem(Chain(raw, order, parents, common, xy, maps), gram=gram, **fields)
