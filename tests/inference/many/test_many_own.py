@@ -445,3 +445,44 @@ def test_weights_that_are_stored_elsewhere():
     np.testing.assert_array_equal(found.params, wanted.params)
     with pytest.raises(LMMError, match=r"weights must have the shape"):
         model.fit_many(Y, weights=anndata.AnnData(W.T[:-1]))
+
+
+def test_the_response_with_most_observations_need_not_be_fittable():
+    model, Y, _ = responses(40)
+    c = np.random.default_rng(2).normal(size=Y.shape)
+    Y[3] = 2.0
+    fits = model.fit_many(Y, covariates={"c": c}, missing="drop")
+    assert list(fits.reasons) == [3]
+    some = np.delete(np.arange(40), 3)
+    others = fits[some]
+    for kind in ("II", "III"):
+        found, wanted = fits.anova(kind), others.anova(kind)
+        for name in wanted:
+            np.testing.assert_allclose(found[name].pvalues[some], wanted[name].pvalues, rtol=1e-9)
+            assert np.isnan(found[name].pvalues[3])
+    found, wanted = (one.random_effect_test(null="mixture")["Intercept | g"] for one in (fits, others))
+    np.testing.assert_allclose(found.pvalues[some], wanted.pvalues, rtol=1e-9)
+
+
+@pytest.mark.parametrize("own", [{}, {"missing": "drop"}, {"weights": 1}, {"covariates": {"c": 1}}])
+def test_no_responses(own):
+    model, Y, _ = responses(40)
+    none = np.empty((0, Y.shape[1]))
+    given = {name: none if name == "weights" else {"c": none} if name == "covariates" else own[name] for name in own}
+    fits = model.fit_many(none, **given)
+    assert len(fits.variance_components().to_frame()["term"]) == 0
+    assert len(fits.test("x").pvalues) == 0 and fits.random_effects().shape == (0, 16, 1)
+    if "missing" in own:
+        with pytest.raises(LMMError, match="none of the responses could be fitted"):
+            fits.emmeans("arm")
+    else:
+        assert len(fits.emmeans("arm").to_frame()["estimate"]) == 0
+
+
+def test_responses_in_the_order_of_fortran():
+    model, Y, W = responses(40)
+    for own in ({}, {"weights": W}):
+        found = model.fit_many(np.asfortranarray(Y), missing="drop", **own)
+        np.testing.assert_array_equal(found.params, model.fit_many(Y, missing="drop", **own).params)
+        columns = np.ascontiguousarray(Y.T)
+        np.testing.assert_array_equal(model.fit_many(columns.T, missing="drop", **own).params, found.params)

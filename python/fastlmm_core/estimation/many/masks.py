@@ -115,7 +115,7 @@ def _from_blocks(model: Model, blocks: Any) -> tuple[Array, NDArray[Any] | None]
 
 def _first_alike(missing: NDArray[np.bool_]) -> NDArray[np.intp]:
     """Numbers of the distinct lines of a matrix, in the order in which they come up (n,)."""
-    packed = np.packbits(missing, axis=1)
+    packed = np.ascontiguousarray(np.packbits(missing, axis=1))
     known: dict[bytes, int] = {}
     lines: Any = [b""] * len(packed)
     if packed.size:

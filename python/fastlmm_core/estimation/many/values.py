@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ...design.design import Design
 from ...design.terms import RandomPart
 from ...errors import LMMError
 from ...formula.coding import FixedTerm
@@ -148,7 +149,8 @@ class ResponseStack:
     def flat(self, chosen: NDArray[np.intp]) -> FlatRows:
         """The observations that some of the responses have."""
         design = self.of_model.design
-        response, row = np.nonzero([self.present(i) for i in chosen.tolist()])
+        there = np.array([self.present(i) for i in chosen.tolist()], dtype=bool)
+        response, row = np.nonzero(there.reshape(len(chosen), self.Y.shape[1]))
         own = [v[response if len(v) > 1 else np.zeros_like(response), row] if v.size else None
                for v in self._own(chosen)]  # fmt: skip
         extra = [
@@ -219,11 +221,11 @@ class ResponseStack:
         return ResponseStack(self.of_model, self.Y, self.labels, self.weights, self.offset, moved), out
 
     def whole(self) -> Model:
-        """The model of all rows; with covariates that of the response that has most of them."""
+        """The model of all rows; with covariates that of the response that has most of them, whatever its values."""
         if not self.covariates:
             return self.of_model.fittable()
         counts = [int(self.present(i).sum()) for i in range(len(self))]
-        return self.model(int(np.argmax(counts))).fittable()
+        return self.kind.of(self._design(int(np.argmax(counts)))[0], None, True).fittable()
 
     def with_random(self, random: RandomPart) -> ResponseStack:
         """The same responses with other random effects of the same groups."""
@@ -238,6 +240,11 @@ class ResponseStack:
         LMMError
             For a response that cannot be fitted.
         """
+        own, rows = self._design(i)
+        return self.kind.of(own, self.Y[i, rows])
+
+    def _design(self, i: int) -> tuple[Design, NDArray[np.intp]]:
+        """The design of the rows that a response has, and these."""
         rows = np.flatnonzero(self.present(i))
         if not len(rows):
             raise LMMError("all observations are missing")
@@ -253,7 +260,7 @@ class ResponseStack:
             weights=None if self.weights is None else _line(self.weights, i)[rows],
             offset=None if self.offset is None else _line(self.offset, i)[rows],
         )
-        return self.kind.of(own, self.Y[i, rows])
+        return own, rows
 
 
 def _line(values: Array, i: int) -> Array:

@@ -84,6 +84,10 @@ class EachResult(Shown, StackFit, OwnDesigns):
         return self.stack.one
 
     @property
+    def _record(self) -> type[Fit]:
+        return self.kind
+
+    @property
     def _shared(self) -> Design:
         return self.stack.design
 

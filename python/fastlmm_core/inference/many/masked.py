@@ -108,6 +108,13 @@ class MaskedBatch(OwnDesigns):
         return "response"
 
     @property
+    def _record(self) -> type[Fit]:
+        parts = self._parts()
+        if not parts:
+            raise LMMError("none of the responses could be fitted")
+        return parts[0][1].kind
+
+    @property
     def _shared(self) -> Design:
         return self.model.design
 

@@ -79,6 +79,11 @@ class OwnDesigns(WithMeans):
 
     @property
     @abstractmethod
+    def _record(self) -> type[Fit]:
+        """The class of the record of one fit."""
+
+    @property
+    @abstractmethod
     def _shared(self) -> Design:
         """With the names of the columns."""
 
@@ -369,16 +374,9 @@ class OwnDesigns(WithMeans):
         model = self._whole()
         needs_formula(model)
         return Functions(
-            model, type(self.one(self._typical())), self._called, self._offsets(),
+            model, self._record, self._called, self._offsets(),
             lambda asked: self.tested(asked, ddf, information),
         )  # fmt: skip
-
-    def _typical(self) -> int:
-        """The position of a fit that there is."""
-        found = np.flatnonzero(np.isfinite(self.criterion))
-        if not len(found):
-            raise LMMError("none of the problems could be fitted")
-        return int(found[0])
 
     def icc(self) -> Any:
         """Intraclass correlations (n,), a dict by factor where there are several; see `LMMResult.icc`."""

@@ -130,7 +130,7 @@ class Estimated(NamedTuple):
         names = [e.name("sd") for e in elements] + ["sigma"] + [e.name("var") for e in elements] + ["sigma2"]
         kinds = [e.kind("sd") for e in elements] + ["sd"] + [e.kind("var") for e in elements] + ["var"]
         i, j, G = [e.i for e in elements], [e.j for e in elements], self.covariance
-        found = [sd_and_cor(elements, G), np.sqrt(self.sigma2), G[:, i, j].reshape(len(G), -1), self.sigma2]
+        found = [sd_and_cor(elements, G), np.sqrt(self.sigma2), G[:, i, j].reshape(len(G), len(i)), self.sigma2]
         estimate = np.column_stack(found)
         return BatchVariances(tuple(names), tuple(kinds), estimate, np.full(estimate.shape, np.nan), labels)
 
