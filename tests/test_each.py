@@ -424,3 +424,32 @@ def test_parts_of_a_table_with_several_factors(formula):
     np.testing.assert_array_equal(whole.params, result.params)
     assert whole.one(3).criterion == pytest.approx(result.criterion[3], rel=1e-12)
     assert result.icc().keys() == one.icc().keys()
+
+
+USES = (
+    lambda r: r.test([[0.0, 1.0]]), lambda r: r[3], lambda r: r[:3], lambda r: r.random_effects(), lambda r: r.icc(),
+    lambda r: r.tidy(ddf="kenward-roger"), lambda r: r.variance_components(),
+    lambda r: r.random_effect_test(null="mixture"), lambda r: r.permute([[0.0, 1.0]], 9),
+)  # fmt: skip
+
+
+def test_rows_that_are_changed_after_the_fit_are_not_used(rng):
+    # small arrays are copied
+    y, X, Z, groups, each, w = problems(rng, 12, 2, rows=(90, 100), weights=True)
+    for name, change in (("y", y), ("X", X), ("weights", w)):
+        result = flc.fit_each(y, X, Z, groups, each, weights=w)
+        before = result.pvalues
+        change += 1.0
+        for use in USES:
+            with pytest.raises(flc.LMMError, match=rf"{name} has been changed since it was fitted.*{name}.copy\(\)"):
+                use(result)
+        np.testing.assert_array_equal(result.pvalues, before)
+    model = flc.LinearMixedModel(y[each == 0], X[each == 0], None, groups[each == 0])
+    Y = rng.standard_normal((20, model.nobs))
+    weights, c = rng.uniform(0.5, 2.0, Y.shape), rng.standard_normal(Y.shape)
+    for name, change in (("Y", Y), ("weights", weights), ("covariates['c']", c)):
+        fits = model.fit_many(Y, weights=weights, covariates={"c": c})
+        change += 1.0
+        with pytest.raises(flc.LMMError) as raised:
+            fits.test("c")
+        assert f"{name} has been changed since it was fitted" in str(raised.value)

@@ -9,6 +9,7 @@ from numpy.typing import ArrayLike
 
 from .design.design import Source
 from .design.grouping import Codes, group_codes, sorted_groups
+from .design.ownership import sealed_rows
 from .errors import LMMError
 from .model import LinearMixedModel, arrays_design, design_of
 from .support.arguments import checked
@@ -213,6 +214,8 @@ def _fit(
     from .result import LMMResult
 
     design.check(len(y), True)
-    empty = EachResult(Stack(design, y, problems, LinearMixedModel), LMMResult, bool(reml))
+    stack = Stack(design, y, problems, LinearMixedModel)
+    stack.seals = sealed_rows(design, y)
+    empty = EachResult(stack, LMMResult, bool(reml))
     checks = finite_checks(y, design.exog, design.exog_re, design.weights, design.offset)
     return fit_all(empty, Run(n_jobs, progress, out=out, resume=resume), checks=checks)

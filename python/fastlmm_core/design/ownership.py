@@ -6,18 +6,20 @@ were copied when the model was made; large ones were sealed, and are copied when
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ..errors import LMMError
 from ..support.seals import SMALL, constant, seal
 from ..support.types import Array
 from .design import Design
 from .terms import RandomPart
 
-__all__ = ["Seals", "exchanged", "seals_of"]
+__all__ = ["Seals", "exchanged", "sealed", "sealed_rows", "seals_of"]
 
 
 class Seals:
@@ -34,6 +36,26 @@ class Seals:
     def broken(self) -> tuple[str, ...]:
         """The arguments of which the seal tells that they have been changed."""
         return tuple(name for name, values, sums in self._sealed if not all(map(np.array_equal, seal(values), sums)))
+
+    def refuse(self, fitted: str) -> None:
+        """Refuse arrays that have been changed since they were fitted.
+
+        Parameters
+        ----------
+        fitted : str
+            The function that fitted them.
+
+        Raises
+        ------
+        LMMError
+            Naming the first of them.
+        """
+        changed = self.broken()
+        if changed:
+            raise LMMError(
+                f"{changed[0]} has been changed since it was fitted, and is needed again; fit it again, or give "
+                f"{fitted} a copy that stays, e.g. {changed[0].partition('[')[0]}.copy()"
+            )
 
     def copies(self) -> dict[int, NDArray[Any]]:
         """A copy of each array, by the identity of the original."""
@@ -66,6 +88,17 @@ def seals_of(design: Design | None, y: Array | None) -> Seals | None:
         if values is not None and values.nbytes > SMALL and not constant(values)
     }
     return Seals(list(named.values())) if named else None
+
+
+def sealed(named: Iterable[tuple[str, NDArray[Any] | None]]) -> Seals | None:
+    """Seals of arrays of any size that somebody could change; None where there are none."""
+    own = [(name, v) for name, v in named if v is not None and v.size and not constant(v)]
+    return Seals(own) if own else None
+
+
+def sealed_rows(design: Design, y: Array) -> Seals | None:
+    """Seals of a design and a response, whatever their size."""
+    return sealed(_arrays(design, y))
 
 
 def exchanged(design: Design, y: Array | None, copies: dict[int, NDArray[Any]]) -> tuple[Design, Array | None]:

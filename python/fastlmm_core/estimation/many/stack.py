@@ -17,6 +17,7 @@ from ...covariance.directions import inverse_hessian
 from ...covariance.parameters import CovarianceStructure
 from ...design.design import Design
 from ...design.grouping import Codes, Grouping
+from ...design.ownership import Seals
 from ...design.terms import RandomPart
 from ...engines.protocol import CAREFUL, EASY, HARD
 from ...errors import LMMError
@@ -62,6 +63,8 @@ class Problems(Protocol):
         What one of them is called in tables.
     n_rows : int
         Of all problems together.
+    seals : Seals or None
+        Of arrays that are the caller's, who may change them.
     """
 
     one: str
@@ -69,6 +72,7 @@ class Problems(Protocol):
     labels: NDArray[Any]
     kind: type[Model]
     n_rows: int
+    seals: Seals | None
 
     @property
     def kernel(self) -> ProblemStack | None:
@@ -129,6 +133,7 @@ class Stack:
     def __init__(self, design: Design, y: Array, each: Grouping, kind: type[Model]) -> None:
         self.design, self.y, self.each, self.kind = design, y, each, kind
         self.labels, self.n_rows = each.labels, len(y)
+        self.seals: Seals | None = None
         self.order: NDArray[np.intp] | None = None
         if each.runs is not None and len(each.runs) == each.m + 1:
             self.start = each.runs
@@ -227,7 +232,9 @@ class Stack:
 
     def with_random(self, random: RandomPart) -> Stack:
         """The same problems with other random effects of the same groups."""
-        return Stack(self.design.with_random(random), self.y, self.each, self.kind)
+        out = Stack(self.design.with_random(random), self.y, self.each, self.kind)
+        out.seals = self.seals
+        return out
 
     def terms(self) -> tuple[FixedTerm, ...]:
         """Terms of the fixed part."""
@@ -342,6 +349,18 @@ class StackFit:
         self.sigma2[i] = self.criterion[i] = self.gradient_norm[i] = np.nan
         self.status[i], self.rank[i], self.by_lanes[i], self.reasons[i] = -2, 0, 0, reason
 
+    def refuse_changes(self) -> None:
+        """Refuse to go on with rows that the caller has changed since they were fitted.
+
+        Raises
+        ------
+        LMMError
+            Naming the argument.
+        """
+        seals = self.stack.seals
+        if seals is not None:
+            seals.refuse("fit_many" if self.stack.one == "response" else "fit_each")
+
     def fit_alone(self, i: int) -> None:
         """Fit a problem by itself, where the lanes could not."""
         evaluations = int(self.n_evaluations[i])
@@ -370,6 +389,7 @@ class StackFit:
         LMMError
             For a problem that could not be fitted: why.
         """
+        self.refuse_changes()
         if i in self.reasons:
             raise LMMError(f"problem {self.stack.labels[i]} could not be fitted: {self.reasons[i]}")
         return estimate(self.kind, self.stack.model(i), self.reml)
@@ -412,6 +432,7 @@ class StackFit:
             Phi = sigma^2 root root' before it is adjusted.
         Moments
         """
+        self.refuse_changes()
         structure, first, last = self.stack.design.structure, int(part[0]), int(part[-1]) + 1
         theta = self.theta_o[part]
         assert self.stack.kernel is not None
@@ -440,6 +461,7 @@ class StackFit:
             -d r^2 / r^2.
         hess : (count, k, k) array
         """
+        self.refuse_changes()
         count, k, m = len(self), self.theta_o.shape[1], len(L)
         shapes = ((count, m, m), (count, k, m, m), (count, k), (count, k, k))
         arrays = tuple(np.full(shape, np.nan) for shape in shapes)
@@ -472,6 +494,7 @@ def estimates_of(fits: F, part: slice) -> F:
 
 def part_of_stack(fits: F, chosen: NDArray[np.intp]) -> F:
     """Fits of some of the problems, in this order; nothing is fitted again."""
+    fits.refuse_changes()
     out = type(fits)(fits.stack.some(chosen), fits.kind, fits.reml)
     for name in FIELDS:
         setattr(out, name, np.ascontiguousarray(getattr(fits, name)[chosen]))
@@ -495,6 +518,8 @@ def joined_stacks(results: Sequence[F]) -> F:
         raise LMMError("concat needs at least one result")
     first = results[0]
     for k, other in enumerate(results):
+        if isinstance(other, StackFit):
+            other.refuse_changes()
         if not isinstance(other, StackFit) or type(other.stack) is not type(first.stack):
             raise LMMError(f"results[{k}] is a {type(other).__name__} of another kind; give results of one function")
         if other.reml != first.reml:

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...design.design import Design
+from ...design.ownership import Seals, sealed
 from ...design.terms import RandomPart
 from ...errors import LMMError
 from ...formula.coding import FixedTerm
@@ -105,6 +106,7 @@ class ResponseStack:
         design = model.design
         self.of_model, self.kind, self.Y, self.labels = model, type(model), np.ascontiguousarray(Y), labels
         self.n_rows = self.Y.size
+        self.seals: Seals | None = None
         self.weights = design.weights[None] if weights is None and design.weights is not None else weights
         self.offset = design.offset[None] if offset is None and design.offset is not None else offset
         self.covariates = dict(covariates)
@@ -135,6 +137,11 @@ class ResponseStack:
 
     def __len__(self) -> int:
         return len(self.Y)
+
+    def seal(self) -> None:
+        """Watch over what is the caller's."""
+        given = {"Y": self.Y, "weights": self.weights, "offset": self.offset}
+        self.seals = sealed({**given, **{f"covariates[{name!r}]": v for name, v in self.covariates.items()}}.items())
 
     def present(self, i: int) -> NDArray[np.bool_]:
         """Which rows of the design a response has (n,)."""
@@ -230,7 +237,9 @@ class ResponseStack:
     def with_random(self, random: RandomPart) -> ResponseStack:
         """The same responses with other random effects of the same groups."""
         model = self.kind.of(self.of_model.design.with_random(random), None)
-        return ResponseStack(model, self.Y, self.labels, self.weights, self.offset, self.covariates)
+        out = ResponseStack(model, self.Y, self.labels, self.weights, self.offset, self.covariates)
+        out.seals = self.seals
+        return out
 
     def model(self, i: int) -> Model:
         """The model of one response, of the rows that it has.

@@ -199,6 +199,7 @@ class EachResult(Shown, StackFit, OwnDesigns):
 
     def _flat(self) -> tuple[NDArray[np.intp], FlatRows]:
         """Positions and rows of the problems that were fitted."""
+        self.refuse_changes()
         fitted = np.flatnonzero(self.status >= 0)
         return fitted, self.stack.flat(fitted)
 
@@ -210,6 +211,7 @@ class EachResult(Shown, StackFit, OwnDesigns):
         return out
 
     def _shares(self) -> Shared:
+        self.refuse_changes()
         n, p, q = len(self), self.params.shape[1], self.stack.design.structure.q
         of_z, of_x = np.zeros((n, q, q)), np.zeros((n, p, p))
         fitted = np.flatnonzero(self.status >= 0)
@@ -240,6 +242,7 @@ class EachResult(Shown, StackFit, OwnDesigns):
 
     def _effect_tests(self, term: str | None, null: Null, n_sim: int | None, seed: Seed) -> dict[str, BatchComparison]:
         check_null(null, n_sim, seed)
+        self.refuse_changes()
         own, found = self._to_compare(), {}
         for effect in effects_of(self._whole(), term):
             keep = [j for j in range(self._shared.structure.q) if j not in effect.columns]
@@ -259,6 +262,7 @@ class EachResult(Shown, StackFit, OwnDesigns):
         return out
 
     def _source(self) -> Source:
+        self.refuse_changes()
         if self.stack.kernel is None:
             raise LMMError("permute() of responses with values of their own takes one grouping factor")
         return Source(
@@ -383,6 +387,7 @@ class EachResult(Shown, StackFit, OwnDesigns):
             For an unknown label, or positions outside.
         """
         chosen, design = self._places([which] if isinstance(which, str) else which), self._shared
+        self.refuse_changes()
         found, out = group_effects(self, chosen), {}
         for factor, own in zip(design.factors, found, strict=True):
             grouping = factor.grouping

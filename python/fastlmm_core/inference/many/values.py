@@ -76,6 +76,7 @@ def fit_values(
     _check(values, covariates, drop)
     labels = np.arange(len(responses)) if labels is None else labels
     stack = ResponseStack(model, responses, labels, values.get("weights"), values.get("offset"), covariates)
+    stack.seal()
     return fit_all(EachResult(stack, kind, reml), run, _refused(stack, drop, min_obs))
 
 
