@@ -6,13 +6,13 @@ from libc.stdlib cimport free, malloc
 import numpy as np
 
 from fastlmm_core.kernels._criterion cimport kernels
-from fastlmm_core.lanes.kernels cimport Batch, FactorDesign, DesignMoments, Outcome
+from fastlmm_core.lanes.kernels cimport MOST_POINTS, Batch, DesignMoments, FactorDesign, Outcome
 from fastlmm_core.lanes.outcome cimport look_at, start_from, tell_coefficients, tell_contrasts, write_to
 from fastlmm_core.small.arena cimport Arena, furnish, take
 
 
 cdef enum:
-    MOST_VALLEYS = 16   # see lanes/factors.pxi
+    MOST_STARTS = 48    # see lanes/factors.pxi
 
 
 cdef class FactorBatch:
@@ -132,9 +132,9 @@ cdef class FactorBatch:
     cdef take_screen(self, screen):
         cdef FactorDesign* d = &self.d
         d.screen.n_points, d.screen.near = np.shape(screen.neighbours)
-        d.screen.limit = screen.limit
+        d.screen.limit, d.screen.lowest, d.screen.spread = screen.limit, screen.lowest, screen.spread
         d.screen.n_half = np.shape(screen.half)[1]
-        if screen.limit >= MOST_VALLEYS or np.shape(screen.share)[1] != d.n_patterns:
+        if screen.width >= MOST_STARTS or d.screen.n_points > MOST_POINTS or np.shape(screen.share)[1] != d.n_patterns:
             raise ValueError("a screen of another design")
         d.screen.theta = self.numbers(self.inside(screen.thetas))
         d.screen.neighbours = self.places(screen.neighbours)
@@ -204,7 +204,7 @@ cdef class FactorBatch:
             starts = self.inside(np.atleast_2d(start))
             start_from(&b, starts, count)
         if look is not None and start is None:
-            look_at(&out, look, count, d.screen.limit, d.screen.n_points)
+            look_at(&out, look, count, d.screen.limit + d.screen.spread, d.screen.n_points)
         self.run(&b, &d, Y, first, &out)
         rows = into.theta[first : first + count]
         rows[:, self.search.terms] = rows * self.search.unit

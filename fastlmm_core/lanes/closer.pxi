@@ -34,31 +34,8 @@ cdef struct Runs:
 
 cdef int choose_starts(const Screen* screen, const double* values, int* chosen) noexcept nogil:
     """Valleys, the lowest points, and points spread over the order of values; how many."""
-    cdef Py_ssize_t n_points = screen.n_points[2], limit = screen.limit, i, step, rest = 0
-    cdef int order[MOST_POINTS]
-    cdef bint taken[MOST_POINTS]
-    cdef int count = 0, found = choose_valleys(screen.near[2], screen.n_near[2], n_points, values, limit, chosen)
-    for i in range(n_points):
-        taken[i] = False
-        if isfinite(values[i * LANES]):
-            order[count] = <int> i
-            count += 1
-    order_points(values, count, order)
-    for i in range(found):
-        taken[chosen[i]] = True
-    for i in range(min(screen.lowest, count)):
-        if not taken[order[i]] and found < limit:
-            taken[order[i]] = True
-            chosen[found] = order[i]
-            found += 1
-    step = max(1, (count - found) // screen.spread)
-    for i in range(count):
-        if not taken[order[i]]:
-            if rest % step == 0 and rest // step < screen.spread:
-                chosen[found] = order[i]
-                found += 1
-            rest += 1
-    return found
+    cdef int found = choose_valleys(screen.near[2], screen.n_near[2], screen.n_points[2], values, screen.limit, chosen)
+    return add_points(values, screen.n_points[2], PointsWanted(screen.limit, screen.lowest, screen.spread), found, chosen)
 
 
 cdef void screen_alone(const Batch* d, const Screen* screen, Lanes* s, double* values) noexcept nogil:

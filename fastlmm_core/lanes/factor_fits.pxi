@@ -63,31 +63,35 @@ cdef void screen_factors(const Batch* b, Lanes* s, FactorSpace* w) noexcept nogi
 
 
 cdef void start_factors(const Batch* b, Lanes* s, FactorSpace* w, const Outcome* out) noexcept nogil:
-    """theta of the lowest point of the screen; the other valleys are written down."""
+    """theta of the lowest point of the screen; the other starts are written down."""
     cdef const FactorScreen* screen = &w.d.screen
-    cdef Py_ssize_t n = w.d.n_terms, lane, i, j
-    cdef int chosen[MOST_VALLEYS]
+    cdef Py_ssize_t n = w.d.n_terms, wanted = screen.limit + screen.spread, lane, i, j
+    cdef int found
+    cdef int chosen[MOST_STARTS]
     screen_factors(b, s, w)
     for lane in range(LANES):
-        choose_valleys(screen.neighbours, screen.near, screen.n_points, w.values + lane, screen.limit + 1, chosen)
+        found = choose_valleys(
+            screen.neighbours, screen.near, screen.n_points, w.values + lane, screen.limit + 1, chosen)
+        found = add_points(w.values + lane, screen.n_points, PointsWanted(screen.limit + 1, screen.lowest, screen.spread),
+                           found, chosen)
         j = chosen[0] if chosen[0] >= 0 else 0
         for i in range(n):
             s.theta[i * LANES + lane] = screen.theta[j * n + i]
         for i in range(screen.n_points if out.values != NULL else 0):
             out.values[s.place[lane] * screen.n_points + i] = w.values[i * LANES + lane]
-        for i in range(screen.limit if out.chosen != NULL else 0):
-            out.chosen[s.place[lane] * screen.limit + i] = chosen[i + 1]
+        for i in range(wanted if out.chosen != NULL else 0):
+            out.chosen[s.place[lane] * wanted + i] = chosen[i + 1] if i + 1 < found else -1
 
 
 cdef void finish_look(const Batch* b, Lanes* s, const Fates* f, FactorSpace* w, const Outcome* out) noexcept nogil:
     """How near the boundary is; what has not ended is left to a single fit."""
-    cdef Py_ssize_t limit = w.d.screen.limit, lane, i
+    cdef Py_ssize_t wanted = w.d.screen.limit + w.d.screen.spread, lane, i
     cdef vec rise
     boundary_near(b, s, &rise)
     for lane in range(s.used):
         out.rise[s.place[lane]] = (<double*> &rise)[lane]
-        for i in range(limit if f.status[lane] <= 0 else 0):
-            out.chosen[s.place[lane] * limit + i] = -1
+        for i in range(wanted if f.status[lane] <= 0 else 0):
+            out.chosen[s.place[lane] * wanted + i] = -1
 
 
 # --------------------------------------------------------------------------------------------------------------- fits

@@ -26,7 +26,7 @@
 # Only y differs between the lanes at one theta; theta is in units of sqrt(levels / n), in which the columns of Z are given.
 
 cdef enum:
-    MOST_VALLEYS = 16
+    MOST_STARTS = 48
 
 cdef double NO_VARIANCE = 1e-30
 """Standard deviation that stands for none: its square adds nothing to 1, and it can be divided by."""

@@ -279,7 +279,8 @@ cdef struct OwnGroups:
 
 # Points at which the criterion of several grouping factors is screened, see lanes/factors.pxi.
 cdef struct FactorScreen:
-    Py_ssize_t n_points, near, limit
+    Py_ssize_t n_points, near
+    Py_ssize_t limit, lowest, spread    # points to start from, see SharedScreen
     const double* theta         # (n_points, n_terms)
     const Py_ssize_t* neighbours    # (n_points, near) the nearest ones
     const double* share         # (n_points, n_patterns) s

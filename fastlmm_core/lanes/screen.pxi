@@ -246,6 +246,43 @@ cdef void order_points(const double* values, Py_ssize_t count, int* order) noexc
         gap //= 3
 
 
+cdef struct PointsWanted:
+    Py_ssize_t limit        # valleys and lowest points at most
+    Py_ssize_t lowest       # points that are looked at whether they mark a valley or not
+    Py_ssize_t spread       # others, spread evenly over the order of values
+
+
+cdef int add_points(const double* values, Py_ssize_t n_points, PointsWanted wanted, int found, int* chosen) noexcept nogil:
+    """The lowest points, and points spread over the order of values, beside the valleys found; how many in all."""
+    cdef Py_ssize_t i, step, rest = 0
+    cdef int order[MOST_POINTS]
+    cdef bint taken[MOST_POINTS]
+    cdef int count = 0
+    if wanted.lowest + wanted.spread == 0:
+        return found
+    for i in range(n_points):
+        taken[i] = False
+        if isfinite(values[i * LANES]):
+            order[count] = <int> i
+            count += 1
+    order_points(values, count, order)
+    for i in range(found):
+        taken[chosen[i]] = True
+    for i in range(min(wanted.lowest, count)):
+        if not taken[order[i]] and found < wanted.limit:
+            taken[order[i]] = True
+            chosen[found] = order[i]
+            found += 1
+    step = max(1, (count - found) // max(1, wanted.spread))
+    for i in range(count):
+        if not taken[order[i]]:
+            if rest % step == 0 and rest // step < wanted.spread:
+                chosen[found] = order[i]
+                found += 1
+            rest += 1
+    return found
+
+
 cdef Py_ssize_t own_valley(const Batch* d, const double* values, const double* theta, Py_ssize_t near, Py_ssize_t steps
                            ) noexcept nogil:
     """Where the points nearest to a minimum lead, in so many steps; -1 where they are not looked at."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from scipy.optimize import root
@@ -638,6 +640,7 @@ CLOSE = {
     "uneven_groups": (45, 370, 372, 1617, 2345), "small_weighted": (146, 1253, 1446, 1712, 2499),
     # the last two: some thousand times the standard deviation at which groups tell as much as residuals
     "time_course": (20051, 20079, 20094, 21148, 21209, 21429, 21711, 61282, 61304),
+    "identical_factors": (62349,), "nested_slopes": (80204,),
 }  # fmt: skip
 
 
@@ -646,6 +649,19 @@ def test_batches_find_minima_next_to_each_other(family: str, seed: int) -> None:
     problem = landscapes.problem(family, seed)
     model = model_of(problem).with_response(problem.y[::-1])
     batch = model.fit_many(problem.y[None, :], reml=problem.reml, n_jobs=1)
+    assert batch.converged[0]
+    assert batch.criterion[0] <= landscapes.lowest(problem) + TOLERANCE
+
+
+def test_batches_of_five_factors_find_a_minimum_inside() -> None:
+    """Of 54 rows: the lowest point of the screen leads to no variance at all, and no other one marks a valley."""
+    problem = landscapes.problem("several_terms", 61104)
+    rng = np.random.default_rng(problem.seed)
+    mean = problem.X @ np.linalg.lstsq(problem.X, problem.y, rcond=None)[0]
+    n = len(mean)
+    signs, sizes = rng.choice([-1.0, 1.0], (2, n)), np.exp(rng.normal(0.0, 0.3, (2, n)))
+    problem = replace(problem, y=mean + signs[0] * sizes[0] * (problem.y - mean))
+    batch = model_of(problem).fit_many(problem.y[None, :], reml=problem.reml, n_jobs=1)
     assert batch.converged[0]
     assert batch.criterion[0] <= landscapes.lowest(problem) + TOLERANCE
 

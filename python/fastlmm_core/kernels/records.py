@@ -402,13 +402,16 @@ class FactorScreen(NamedTuple):
     constant: tuple[Array, Array]
     """(n_points,) log|V|, with log|H_xx| by REML, and without."""
     limit: int
-    """Valleys beside the lowest from which a search starts, at most."""
-    lowest: int = 0
+    """Valleys and lowest points beside the lowest from which a search starts, at most."""
+    lowest: int
+    """Lowest points from which a search starts whether they mark a valley or not."""
+    spread: int
+    """Other points from which a search starts, spread evenly over the order of values."""
 
     @property
     def width(self) -> int:
         """Points to start from at most."""
-        return self.limit
+        return self.limit + self.spread
 
 
 class StackedRows(NamedTuple):

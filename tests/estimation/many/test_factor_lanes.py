@@ -143,6 +143,15 @@ def test_contrasts_are_those_of_single_engines(rng, shape, reml):
         close(shift[i], [2.0 * own[t] * (y @ P @ D @ P @ y) / (y @ P @ y) for t, D in enumerate(along)], 1e-8)
 
 
+def starts(values, screen):
+    """Other points than the lowest from which a search starts: valleys, lowest points, some of all heights."""
+    order = [i for i in np.argsort(values, kind="stable").tolist() if np.isfinite(values[i])]
+    found = [i for i in order if values[i] <= values[screen.neighbours[i]].min()][: screen.limit + 1]
+    found = [*found, *(i for i in order[: screen.lowest] if i not in found)][: screen.limit + 1]
+    others = [i for i in order if i not in found]
+    return [*found[1:], *others[:: max(1, len(others) // max(1, screen.spread))][: screen.spread]]
+
+
 @pytest.mark.parametrize("reml", [True, False])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_the_screen_has_the_values_of_the_criterion(rng, shape, reml):
@@ -151,7 +160,7 @@ def test_the_screen_has_the_values_of_the_criterion(rng, shape, reml):
     Y = responses(rng, model, 5)
     into = BatchFit(model, Fit, reml, 5, None)
     screen = batch.screen
-    look = BatchLook(np.empty((5, screen.limit), dtype=np.intc), np.empty(5), np.empty((5, len(screen.thetas))))
+    look = BatchLook(np.empty((5, screen.width), dtype=np.intc), np.empty(5), np.empty((5, len(screen.thetas))))
     batch_module._lanes(batch, Y, into, 0, look=look)
     assert (into.status > 0).sum() >= 3
     at = rng.integers(0, len(screen.thetas), 12)
@@ -165,8 +174,11 @@ def test_the_screen_has_the_values_of_the_criterion(rng, shape, reml):
         if into.status[i] > 0:
             own = engine.evaluate(into.theta_o[i])[0]
             assert into.criterion[i] <= look.values[i].min() + into.criterion[i] - own + 1e-9
-        chosen = look.chosen[i][look.chosen[i] >= 0]
-        assert (np.diff(look.values[i, chosen]) >= 0.0).all()
+        chosen = look.chosen[i][look.chosen[i] >= 0].tolist()
+        if into.status[i] > 0:
+            assert chosen == starts(look.values[i], screen)
+        else:
+            assert not chosen
 
 
 def problems(family, count):
@@ -214,6 +226,24 @@ def test_the_other_of_two_like_terms():
     assert not batch.alone[0]
     # the other one is 3.7e-4 higher
     assert abs(batch.criterion[0] - model.refit(y, reml=p.reml).criterion) < CRITERION
+
+
+@pytest.mark.parametrize(
+    ("shape", "spread"), [("crossed", 0), ("nested", 4), ("three", 4), ("slopes", 4), ("leaves of one row", 4)]
+)
+def test_more_searches_start_where_minima_may_lie_close_together(rng, shape, spread):
+    model = design(rng, shape)
+    assert shared_design(model).screen.spread == spread
+    few = model.nobs < 3.0 * sum(len(f.grouping.labels) for f in model.factors)
+    assert few == (shape in ("nested", "leaves of one row"))
+
+
+def test_likeness_of_terms(rng):
+    one, other = rng.integers(0, 5, 40), rng.integers(0, 4, 40)
+    z = rng.standard_normal((40, 2))
+    first, second = (np.outer(a, a) * (c[:, None] == c) for a, c in zip(z.T, (one, other), strict=True))
+    expected = np.sum(first * second) / np.linalg.norm(first) / np.linalg.norm(second)
+    assert factor_lanes._likeness(z, one, other) == pytest.approx(expected, rel=1e-12)
 
 
 def test_moved_starts(rng):

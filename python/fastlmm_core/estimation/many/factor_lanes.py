@@ -14,13 +14,23 @@ from numpy.typing import NDArray
 
 from ...covariance.parameters import CovarianceStructure
 from ...engines.crossed.problem import CrossedProblem
-from ...engines.protocol import CAREFUL, HARD
+from ...engines.protocol import CAREFUL, EASY, HARD
 from ...kernels.hierarchies import FactorBatch
 from ...kernels.records import FactorLeaves, FactorParts, FactorRows, FactorScreen, FactorSearch
 from ...problem.columns import condition_z, factor_structure
 from ...support.types import Array
 from ..model import Model
-from ..search import DESCENTS, HIGHEST, LOWEST, VANISHING, nearest, screen_of, spread_points
+from ..search import (
+    DESCENTS,
+    HIGHEST,
+    LOWEST,
+    LOWEST_POINTS,
+    SPREAD,
+    VANISHING,
+    nearest,
+    screen_of,
+    spread_points,
+)  # fmt: skip
 
 __all__ = ["conditioned_z", "factor_batch", "moved_starts"]
 
@@ -37,6 +47,9 @@ SIZES = {2: 11, 3: 5}
 
 TABLE = 2**18
 """Numbers of a screen that a processor's cache holds; where there are more, fewer standard deviations are screened."""
+
+FEW_ROWS, NEARLY_ALIKE = 3.0, 0.75
+"""Rows for each random effect, and cosine between Z Z' of two terms, below and above which minima may lie together."""
 
 ALIKE, ROUNDING = 1e-12, 1e-13
 """Relative difference of z'z of leaves of one pattern; share of a number that is its rounding error."""
@@ -114,7 +127,8 @@ def factor_batch(model: Model) -> FactorBatch | None:
     )  # fmt: skip
     leaves, parts = _products(tree, rows, np.asarray(size, dtype=np.float64), terms)
     search = FactorSearch(terms, unit, min(1e-9 * sqrt(float(problem.levels.max())), 1e-6), MAX_ITERATIONS)
-    screen = _screen(_points(problem, structure, terms, leaves, parts), leaves, parts)
+    effort = _effort(problem, Z, [codes[t] for t in terms])
+    screen = _screen(_points(problem, structure, terms, leaves, parts), leaves, parts, effort)
     thetas = np.empty_like(screen.thetas)
     thetas[:, terms] = screen.thetas * unit
     screen = screen._replace(thetas=thetas)
@@ -278,7 +292,26 @@ def _points(
     return np.stack(np.meshgrid(*[sizes] * q, indexing="ij"), axis=-1).reshape(-1, q)
 
 
-def _screen(thetas: Array, leaves: FactorLeaves, parts: FactorParts) -> FactorScreen:
+def _effort(problem: CrossedProblem, Z: Array, codes: list[Int64]) -> int:
+    """CAREFUL where two minima may lie in one valley of the screen; otherwise EASY.
+
+    So they may where its points are few for the terms, where effects share a factor, where there are few rows for each
+    effect, and where two terms divide the rows nearly alike.
+    """
+    if Z.shape[1] > 2 or len(problem.columns) < 2 or problem.n < FEW_ROWS * problem.levels.sum():
+        return CAREFUL
+    return CAREFUL if _likeness(Z, *codes) > NEARLY_ALIKE else EASY
+
+
+def _likeness(z: Array, one: Int64, other: Int64) -> float:
+    """Cosine of the angle between the matrices Z Z' of two terms, with the columns z (n, 2)."""
+    both = np.unique(one * (int(other.max()) + 1) + other, return_inverse=True)[1].reshape(-1)
+    sums = [np.bincount(both, z.prod(axis=1)), np.bincount(one, z[:, 0] ** 2), np.bincount(other, z[:, 1] ** 2)]
+    common, first, second = (float(np.sum(part**2)) for part in sums)
+    return common / sqrt(first * second)
+
+
+def _screen(thetas: Array, leaves: FactorLeaves, parts: FactorParts, effort: int) -> FactorScreen:
     """The tables by which the criteria of all responses are evaluated at the points."""
     n_points, q = thetas.shape
     p = leaves.x.shape[1]
@@ -328,4 +361,6 @@ def _screen(thetas: Array, leaves: FactorLeaves, parts: FactorParts) -> FactorSc
         half_xx=half_xx,
         constant=(known + np.where(np.isfinite(log_h), log_h, 0.0), known),
         limit=DESCENTS[CAREFUL],
+        lowest=LOWEST_POINTS[effort],
+        spread=SPREAD[effort],
     )
