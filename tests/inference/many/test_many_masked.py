@@ -76,6 +76,29 @@ def test_single_fits(rng, arrays, reml):
         assert batch.converged[i] == one.converged and batch.singular[i] == one.singular
 
 
+def test_rows_of_a_hypothesis_that_depend_on_others(rng, arrays):
+    X, Z, groups, *_, Y = arrays
+    batch = flc.LinearMixedModel(Y[0], X, Z, groups).fit_many(holes(rng, Y, groups)[:4], missing="drop")
+    asked = ["x1 = 0", "x3 = 0", "x1 - x3 = 0"]
+    found, wanted = (batch.test(rows, ddf="residual") for rows in (asked, asked[:2]))
+    assert found.df_num == wanted.df_num == 2
+    np.testing.assert_allclose(found.pvalues, wanted.pvalues, rtol=1e-9)
+
+
+def test_means_hold_the_mean_offset_of_the_observations(rng, arrays):
+    X, _, groups, _, offset, Y = arrays
+    data = {"y": Y[0], "arm": np.array(["a", "b"])[groups % 2], "g": groups, "o": offset + 5.0}
+    Y[1, offset > 0.5] = np.nan
+    batch = flc.lmm("y ~ arm + (1 | g)", data, offset="o").fit_many(Y[:2], missing="drop")
+    found = batch.emmeans("arm")
+    for i in range(2):
+        there = ~np.isnan(Y[i])
+        own = {name: values[there] for name, values in data.items()} | {"y": Y[i, there]}
+        one = flc.lmm("y ~ arm + (1 | g)", own, offset="o").fit()
+        by_hand = one.beta[0] + own["o"].mean() + np.array([0.0, one.beta[1]])
+        np.testing.assert_allclose(found.estimate[i], by_hand, rtol=1e-7)
+
+
 def test_order_and_threads_do_not_matter(rng, arrays):
     X, Z, groups, *_, Y = arrays
     holes(rng, Y, groups)
