@@ -86,7 +86,7 @@ def test_rows_of_a_hypothesis_that_depend_on_others(rng, arrays):
 
 
 def test_means_hold_the_mean_offset_of_the_observations(rng, arrays):
-    X, _, groups, _, offset, Y = arrays
+    _, _, groups, _, offset, Y = arrays
     data = {"y": Y[0], "arm": np.array(["a", "b"])[groups % 2], "g": groups, "o": offset + 5.0}
     Y[1, offset > 0.5] = np.nan
     batch = flc.lmm("y ~ arm + (1 | g)", data, offset="o").fit_many(Y[:2], missing="drop")

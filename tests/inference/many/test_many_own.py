@@ -122,6 +122,12 @@ def test_anova(result, type, ddf):
 def test_a_term_of_which_a_part_knows_nothing():
     found = RESULTS["parts"].anova()
     assert np.isnan(found["x:arm"].pvalues[5]) and np.isfinite(np.delete(found["x:arm"].pvalues, 5)).all()
+    # of types I and II its hypothesis of two degrees of freedom has one
+    for kind in ("I", "II"):
+        found = RESULTS["parts"].anova(kind)
+        assert found["arm"].df_num == 2 and np.isfinite(found["x"].pvalues).all()
+        assert np.isnan(found["arm"].pvalues[5]) and np.isnan(found["arm"].estimate[5]).all()
+        assert np.isfinite(np.delete(found["arm"].pvalues, 5)).all()
 
 
 @pytest.mark.parametrize("ddf", ["satterthwaite", "residual"])
@@ -201,6 +207,18 @@ def test_random_effects(result):
             for own, row in zip(one.values(), wanted.rows[1:], strict=True):
                 assert own.statistic[i] == pytest.approx(row.statistic, rel=1e-6, abs=1e-6)
                 assert own.pvalues[i] == pytest.approx(row.pvalue, rel=1e-4)
+
+
+def test_draws_of_random_effects_follow_the_seed():
+    model, Y, _ = responses(4)
+    batch = model.fit_many(Y, missing="drop")
+    found = [
+        batch.random_effect_test(n_sim=400, seed=seed)["Intercept | g"].pvalues
+        for seed in (np.random.default_rng(1), np.random.default_rng(1), np.random.default_rng(2), 5, np.int64(5))
+    ]
+    np.testing.assert_array_equal(found[0], found[1])
+    assert (found[0] != found[2]).any()
+    np.testing.assert_array_equal(found[3], found[4])
 
 
 # ---- permutations ------------------------------------------------------------------------------

@@ -227,13 +227,13 @@ class MaskedBatch(OwnDesigns):
         )  # fmt: skip
 
     def _effect_tests(self, term: str | None, null: Null, n_sim: int | None, seed: Seed) -> dict[str, BatchComparison]:
-        known = generator_of(seed).integers(2**62) if not isinstance(seed, int) else seed
+        known = int(seed if isinstance(seed, int | np.integer) else generator_of(seed).integers(2**62))
         out: dict[str, BatchComparison] = {}
         for members, batch in self._parts():
             if isinstance(batch, EachResult):
-                found = batch.random_effect_test(term, null=null, n_sim=n_sim, seed=int(known))
+                found = batch.random_effect_test(term, null=null, n_sim=n_sim, seed=known)
             else:
-                found = random_effect_test(batch, term, null, n_sim, int(known))
+                found = random_effect_test(batch, term, null, n_sim, known)
             for name, own in found.items():
                 if name not in out:
                     lines = [np.full(len(self), np.nan) for _ in range(3)]
