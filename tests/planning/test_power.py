@@ -259,6 +259,11 @@ def test_uncertified_fits_do_not_reject(monkeypatch):
             assert "25 not certified" in repr(result)
     assert "25 not certified" in repr(power_curve(trial(), "t", "effect", [1.0], n_sim=100, seed=1))
     monkeypatch.setattr(simulation, "simulate_into", original)
+    singular = np.delete(trial(10).simulate_fit(100, 1).singular, np.arange(0, 100, 4))
+    assert singular.any()
+    monkeypatch.setattr(simulation, "simulate_into", lossy)
+    assert power(trial(10), "t", n_sim=100, seed=1).singular_fraction == pytest.approx(singular.mean(), rel=1e-12)
+    monkeypatch.setattr(simulation, "simulate_into", original)
 
 
 def test_an_uncertified_null_fit_does_not_reject(monkeypatch):

@@ -53,7 +53,7 @@ def test_hypotheses(made, hypothesis, ddf):
 @pytest.mark.parametrize("ddf", ["satterthwaite", "kenward-roger", "residual", "normal"])
 def test_tables(made, ddf):
     result, _ = made
-    table = result.tidy(0.9, ddf=ddf)
+    table, frame = result.tidy(0.9, ddf=ddf), result.to_frame()
     limits = result.conf_int(0.9, ddf=ddf)
     assert table["problem"].tolist() == np.repeat(np.arange(10), 3).tolist()
     for k in range(len(result)):
@@ -66,6 +66,7 @@ def test_tables(made, ddf):
             )
             np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-9, err_msg=name)
         np.testing.assert_array_equal(limits[k, :, 0], table["conf_low"][part])
+        assert frame["sigma"][k] == pytest.approx(np.sqrt(result[k].sigma2), rel=1e-6)
 
 
 def test_covariances(made):

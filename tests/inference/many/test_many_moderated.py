@@ -27,6 +27,12 @@ def test_prior_by_hand():
     d0, s0 = prior_of(variance, np.full(3, 2.0))
     assert polygamma(1, d0 / 2) == pytest.approx(excess, rel=1e-12)
     assert np.log(s0) - digamma(d0 / 2) + np.log(d0 / 2) == pytest.approx(e.mean(), rel=1e-12)
+    # one: psi(1/2) = -gamma - 2 log 2, psi'(1/2) = pi^2 / 2
+    variance = np.array([0.001, 1.0, 3000.0])
+    e = np.log(variance) + np.euler_gamma + np.log(2.0)
+    d0, s0 = prior_of(variance, np.ones(3))
+    assert polygamma(1, d0 / 2) == pytest.approx(e.var(ddof=1) - np.pi**2 / 2, rel=1e-12)
+    assert np.log(s0) - digamma(d0 / 2) + np.log(d0 / 2) == pytest.approx(e.mean(), rel=1e-12)
     assert prior_of(np.array([1.0, 1.1, 1.2]), np.array([1.0, 1.0, 2.0])) == (np.inf, pytest.approx(4.5 / 4))
 
 
