@@ -30,6 +30,7 @@ __all__ = [
     "decrement_of",
     "folded",
     "optimize",
+    "preferred",
     "run_once",
     "small_directions",
 ]
@@ -562,6 +563,22 @@ def _noise(criterion: LinearEngine, theta: Array, n: int) -> float:
     return 0.0 if criterion.remainder == 1.0 else 1e-15 * n / criterion.remainder
 
 
+def preferred(found: Optimum, best: Optimum, clearly: float) -> bool:
+    """Whether an end takes the place of another one: where it is lower, or certified and not clearly higher.
+
+    No minimum is certified above a point that is known to be clearly lower, whatever that one is.
+
+    Parameters
+    ----------
+    found, best : Optimum
+    clearly : float
+        Units of the criterion that its digits tell, and that count, of an end that is not certified.
+    """
+    if found.converged != best.converged:
+        return found.value < best.value + (clearly if found.converged else -clearly)
+    return found.value < best.value - 1e-9
+
+
 def _lowest(
     criterion: LinearEngine,
     n: int,
@@ -577,10 +594,7 @@ def _lowest(
             # a search that begins where another one ended cannot come closer than rounding errors let it
             again = [attempt(share * theta)[0] for share in ASIDE]
             other = min((one for one in again if one.converged), key=lambda one: one.value, default=other)
-        # a minimum is none to certify where a point is known that is clearly lower, whatever that one is
-        lower = best.value - APART - _noise(criterion, other.theta, n)
-        certain = other.converged >= best.converged or other.value < lower
-        if certain and other.value < best.value - 1e-9:
+        if preferred(other, best, APART + _noise(criterion, other.theta, n)):
             best, other = other, best
         others.append(other)
     distinct: list[LocalMinimum] = []

@@ -22,6 +22,7 @@ from .optimize import (
     Optimum,
     decrement_of,
     folded,
+    preferred,
     run_once,
     small_directions,
 )
@@ -38,7 +39,7 @@ NEAR, POLISHING, HALVED = 0.1, 40, 12
 """Decrement of an optimum so near that differences lead to it; their steps, and how often one is quartered."""
 
 LOWER = 1e-4
-"""Units of the criterion that a point lies lower at least than a minimum which is none to certify then."""
+"""Units of the criterion that a point lies clearly lower; less is lost in rounding where V is nearly singular."""
 
 APART = 1e-4
 """Distance of gradients that are subtracted: an element of phi is a logarithm, or a link's argument, of size 1."""
@@ -90,19 +91,11 @@ def minimise_residual(
             if point is None:
                 break
             found, point = _settled(engine, problem, point, method, options)
-            if best is None or _better(found, best):
+            if best is None or preferred(found, best, LOWER):
                 best = found
     assert best is not None
     engine.evaluate(best.theta, 2)
     return best._replace(n_evaluations=engine.n_evaluations)
-
-
-def _better(found: Optimum, best: Optimum) -> bool:
-    """Whether an end is taken for another one: the lower one, and a certified one where none is clearly lower."""
-    if found.converged != best.converged:
-        clearly = LOWER if best.converged else -LOWER
-        return found.value < best.value - clearly
-    return found.value < best.value - 1e-9
 
 
 def _starts(problem: ResidualProblem, start: Array) -> list[Array]:

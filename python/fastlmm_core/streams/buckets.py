@@ -21,6 +21,7 @@ from .. import kernels
 from ..covariance.parameters import CovarianceStructure
 from ..design.grouping import Grouping
 from ..design.streamed import StreamedCodes, random_without_rows
+from ..engines.conditioned import ConditionedProblem
 from ..engines.one_factor.conditioning import EXACT_WITHIN, MOSTLY_BETWEEN, z_rotation
 from ..engines.one_factor.panels import Derived, Panels, Valued
 from ..engines.one_factor.reading import RowSums
@@ -184,8 +185,8 @@ class Buckets:
         return self._sum("sandwich", F, mapped)
 
 
-@dataclass(frozen=True, eq=False)
-class BucketProblem:
+@dataclass(frozen=True, eq=False, kw_only=True)
+class BucketProblem(ConditionedProblem):
     """A problem of one grouping factor whose groups are elsewhere; see `OneFactorProblem`.
 
     Attributes
@@ -197,37 +198,12 @@ class BucketProblem:
         How many.
     """
 
-    n: int
-    m: int
-    structure: CovarianceStructure
     groups: Buckets
     sample: Panels
     sampled: int
     within: Array
     z_scale: Array
-    x_scale: Array
     z_rows: Array
-    x_rows: Array
-    x_constant: bool
-    z_map: Array
-    x_map: Array
-    beta_base: Array
-    scale: float
-    kept: Index
-    log_constant: float
-    log_jacobian: float
-    saturated: bool = False
-    outside: int = 0
-
-    @property
-    def rank(self) -> int:
-        """Number of fixed-effect columns kept."""
-        return len(self.kept)
-
-    @property
-    def dropped(self) -> Index:
-        """Columns of X left out, being combinations of those before them."""
-        return np.setdiff1d(np.arange(len(self.x_map)), self.kept)
 
     @property
     def levels(self) -> Array:
@@ -237,10 +213,6 @@ class BucketProblem:
     def conditioned_z(self, Z: Array) -> Array:
         """Rows of Z_o (n, q)."""
         return np.asarray((Z - self.z_scale[0]) * self.z_scale[1] @ self.z_rows)
-
-    def conditioned_x(self, X: Array) -> Array:
-        """Rows of X_o (n, r)."""
-        return np.asarray((X[:, self.kept] - self.x_scale[0]) * self.x_scale[1] @ self.x_rows)
 
     def criterion(self, columns: Array | None = None) -> WideCriterion:
         """The criterion, of [X y] as they are."""

@@ -33,6 +33,7 @@ from ...problem.columns import (
 from ...problem.identification import GroupedColumns, refuse_unidentified_rows
 from ...support.memory import available, numpy_blas, require, scipy_blas
 from ...support.types import Array, Index
+from ..conditioned import ConditionedProblem
 from ..protocol import CAREFUL, EASY, Elsewhere, Relaxed
 from .cores import sparse_first
 from .order import lay_out
@@ -111,8 +112,8 @@ class LaidOut:
         return sparse_first(self.layout, self.cross)
 
 
-@dataclass(frozen=True)
-class CrossedProblem:
+@dataclass(frozen=True, eq=False, kw_only=True)
+class CrossedProblem(ConditionedProblem):
     """A conditioned problem of several grouping factors and the way back to the caller's units.
 
     `saturated` and `outside` are told of nested factors, and of few rows; elsewhere a fit that leaves hardly any
@@ -120,43 +121,22 @@ class CrossedProblem:
 
     Attributes
     ----------
-    n, m : int
-        Observations; levels of the factor that has most.
     n_levels : tuple of int
         Levels of each factor.
-    structure : CovarianceStructure
-        Over all factors, side by side.
     columns : tuple of int
         First column of each factor in Lambda.
     laid_out : LaidOut
     gram : (k, k) array
         [X y]'[X y] of the conditioned columns.
-    z_map, x_map, beta_base, scale, kept, log_constant, log_jacobian
-        As in `design.Problem`; z_map is block diagonal.
     alone : float
         Part of y_o'y_o that is not the data's: n where X reproduces a response whose residual variance is known, so
         that r^2 is positive; otherwise 0.
     """
 
-    n: int
-    m: int
     n_levels: tuple[int, ...]
-    structure: CovarianceStructure
     columns: tuple[int, ...]
     laid_out: LaidOut
     gram: Array
-    x_scale: Array
-    x_rows: Array
-    x_constant: bool
-    z_map: Array
-    x_map: Array
-    beta_base: Array
-    scale: float
-    kept: Index
-    log_constant: float
-    log_jacobian: float
-    saturated: bool = False
-    outside: int = 0
     alone: float = 0.0
 
     @property
@@ -168,11 +148,6 @@ class CrossedProblem:
     def cross(self) -> Array:
         """Z'[X y] (n_slots, k)."""
         return self.laid_out.ordered[1]
-
-    @property
-    def rank(self) -> int:
-        """Number of fixed-effect columns kept."""
-        return len(self.kept)
 
     def elsewhere(self) -> Elsewhere:
         """What is known of other minima of the criterion, and how to look for them."""
@@ -220,19 +195,6 @@ class CrossedProblem:
     def n_effects(self) -> int:
         """Random effects over all levels."""
         return len(self.laid_out.cross)
-
-    @property
-    def dropped(self) -> NDArray[np.intp]:
-        """Columns of X left out, being combinations of those before them."""
-        return np.setdiff1d(np.arange(len(self.x_map)), self.kept)
-
-    def conditioned_x(self, X: Array) -> Array:
-        """Rows of X_o (n, r)."""
-        return np.asarray((X[:, self.kept] - self.x_scale[0]) * self.x_scale[1] @ self.x_rows)
-
-    def conditioned_z(self, Z: Array) -> Array:
-        """Rows of Z_o (n, q), the columns of all factors side by side."""
-        return Z @ self.z_map
 
     def criterion(self, columns: Array | None = None) -> CrossedCriterion:
         """The criterion of the conditioned problem.

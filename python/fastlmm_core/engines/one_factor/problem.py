@@ -56,6 +56,8 @@ groups are alike."""
 class OneFactorProblem(NamedTuple):
     """A conditioned problem and the way back to the caller's units.
 
+    What is not named here is as in `ConditionedProblem`, of which this would be one if it were no tuple.
+
     Attributes
     ----------
     raw : (m, K) array
@@ -70,27 +72,6 @@ class OneFactorProblem(NamedTuple):
         Shifts and scales of the columns, as applied row by row (X: of the columns kept).
     z_rows, x_rows : (q, q), (r, r) arrays
         From shifted and scaled rows to conditioned ones.
-    x_constant : bool
-        Whether X has a constant column.
-    z_map : (q, q) array
-        Z_o = Z z_map, b = z_map b_o.
-    x_map : (p, r) array
-        X_o = X x_map for the r columns kept (zero rows elsewhere).
-    beta_base : (p,) array
-        Coefficients already removed from y: beta = beta_base + scale * x_map @ beta_o.
-    scale : float
-        Standard deviation of the residual of y, by which it was divided.
-    kept : (r,) array
-        Columns of X kept.
-    log_constant : float
-        -sum(log(weights)).
-    log_jacobian : float
-        2 log|det| of x_map on the kept columns.
-    saturated : bool
-        Whether the columns of X and those of Z, a set for each group, span all rows: no row tells the residual
-        variance by itself.
-    outside : int
-        Dimensions that Z leaves to X where that is so.
     alone : float
         Part of y_o'y_o that is not the data's: n where X reproduces a response whose residual variance is known, so
         that r^2 is positive; otherwise 0.

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from ...covariance.parameters import CovarianceStructure
 from ...covariance.residual.catalogue import kind_of
 from ...covariance.residual.markov import Chain
 from ...covariance.residual.structure import Rows as StartRows
@@ -29,6 +28,7 @@ from ...problem.columns import (
     scaled_z,
 )
 from ...support.types import Array
+from ..conditioned import ConditionedProblem
 from ..protocol import Engine, Problem
 from .clusters import ClusterCriterion, Clusters, clusters_of
 from .patterns import Patterns, visit_patterns
@@ -54,23 +54,15 @@ TINY = 1e-30
 """Least mean square of the residuals of a stratum, in those of y."""
 
 
-@dataclass(frozen=True, eq=False)
-class ResidualProblem:
+@dataclass(frozen=True, eq=False, kw_only=True)
+class ResidualProblem(ConditionedProblem):
     """A conditioned problem with structured residuals and the way back to the caller's units.
 
     Attributes
     ----------
-    n : int
-        Observations.
-    m : int
-        Subjects.
-    structure : CovarianceStructure
-        Covariance of the random effects.
     residual : ResidualPart
     xy : (n, r + 1) array
         [X_o y_o], weighted.
-    scale : float
-        Standard deviation of the residual of y, by which it was divided.
     Z : (n, q) array
         Z_o, weighted.
     codes : tuple of (n,) arrays
@@ -80,62 +72,23 @@ class ResidualProblem:
         Columns of Z of each factor.
     labels : (n,) array
         Independent cluster of each row.
-    z_map : (q, q) array
-        Z_o = Z z_map.
-    x_scale, x_rows, x_constant, x_map, beta_base, kept, log_jacobian
-        See `Problem`; x_scale (2, r) and x_rows (r, r) lead from rows of X to X_o.
-    log_constant : float
-        -sum(log(weights)).
     given : bool
         Whether the parameters are: then n is added to y'V^-1y, so that r^2 is positive whatever y is.
     """
 
-    n: int
-    m: int
-    structure: CovarianceStructure
     residual: ResidualPart
     xy: Array
-    scale: float
     Z: Array
     codes: tuple[NDArray[np.intp], ...]
     n_levels: tuple[int, ...]
     spans: tuple[slice, ...]
     labels: NDArray[np.intp]
-    z_map: Array
-    x_scale: Array
-    x_rows: Array
-    x_constant: bool
-    x_map: Array
-    beta_base: Array
-    kept: NDArray[np.intp]
-    log_jacobian: float
-    log_constant: float
     given: bool = False
-
-    @property
-    def rank(self) -> int:
-        """Columns of X kept."""
-        return len(self.kept)
-
-    @property
-    def dropped(self) -> NDArray[np.intp]:
-        """Columns of X left out, being combinations of those before them."""
-        return np.setdiff1d(np.arange(len(self.x_map)), self.kept)
 
     @property
     def levels(self) -> Array:
         """Number of levels for each random effect (q,)."""
         return np.repeat(np.array(self.n_levels, dtype=float), [span.stop - span.start for span in self.spans])
-
-    @property
-    def saturated(self) -> bool:
-        """Whether no row tells the residual variance by itself."""
-        return False
-
-    @property
-    def outside(self) -> int:
-        """Dimensions that the random effects do not reach, where they reach all others."""
-        return 0
 
     @cached_property
     def patterns(self) -> Patterns:
@@ -247,14 +200,6 @@ class ResidualProblem:
             if own.scaled:
                 phi[own.start] = log(max(square, TINY) / max(squares[0], TINY))
         return phi
-
-    def conditioned_x(self, X: Array) -> Array:
-        """Rows of X_o (n, r)."""
-        return np.asarray((X[:, self.kept] - self.x_scale[0]) * self.x_scale[1] @ self.x_rows)
-
-    def conditioned_z(self, Z: Array) -> Array:
-        """Rows of Z_o (n, q)."""
-        return Z @ self.z_map
 
 
 def residual_problem(problem: Problem) -> ResidualProblem:
