@@ -298,7 +298,7 @@ class BatchResult(Shown, WithMeans, BatchFit):
         Returns
         -------
         StudySummary
-            Of the certified fits.
+            Of the certified fits; of structured residuals without their parameters.
 
         Raises
         ------
@@ -316,7 +316,6 @@ class BatchResult(Shown, WithMeans, BatchFit):
         from .inference.many.summary import Fits, summarise
         from .inference.many.tests import tidy_columns
 
-        self.model.needs_independent_residuals("summarise()")
         table = tidy_columns(self, level, ddf, information)
         found = {name: table[name].reshape(self.params.shape) for name in tuple(table)[2:]}
         fits = Fits(self.model.design, self.params, self.covariance, self.sigma2, self.converged, found)

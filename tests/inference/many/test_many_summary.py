@@ -92,3 +92,36 @@ def test_ways_to_give_the_truth(source):
 def _design(source):
     g = source.model.grouping.index
     return {"x": source.model.exog[:, 1], "arm": source.model.exog[:, 2], "g": g}
+
+
+@pytest.mark.parametrize("dropout", [None, 0.1])
+@pytest.mark.parametrize("effects", ["", " + (1 | g)"])
+def test_studies_of_structured_residuals(dropout, effects):
+    rng = np.random.default_rng(7)
+    g, visit = np.repeat(np.arange(40), 4), np.tile(np.arange(4), 40)
+    data = {"g": g, "visit": visit, "arm": (g % 2) * 1.0, "y": rng.normal(size=40)[g] + rng.normal(size=160)}
+    structure = "ar1(visit | g)" if effects else "us(visit | g)"
+    source = flc.lmm("y ~ visit + arm" + effects, data, residual=structure).fit()
+    more = {} if dropout is None else {"dropout": flc.Dropout(dropout, visit="visit")}
+    batch = source.simulate_fit(40, seed=2, **more)
+    found = batch.summarise(source)
+    good = batch.converged
+    # no standard deviation is that of all residuals
+    assert found.names == ("Intercept", "visit", "arm", *(["sd_Intercept|g"] if effects else []))
+    assert found.n == good.sum()
+    true = source.beta
+    np.testing.assert_allclose(found.truth[:3], true)
+    np.testing.assert_allclose(found.bias[:3], batch.params[good].mean(axis=0) - true, rtol=1e-9, atol=1e-12)
+    limits = batch.conf_int()[good]
+    inside = ((limits[:, :, 0] <= true) & (true <= limits[:, :, 1])).mean(axis=0)
+    np.testing.assert_allclose(found.cover[:3], inside)
+    if effects:
+        spread = np.sqrt(batch.covariance[good, 0, 0])
+        np.testing.assert_allclose(found.mean[3], spread.mean(), rtol=1e-9)
+        assert found.truth[3] == pytest.approx(float(np.sqrt(source.covariance[0, 0])))
+    # a model without the structure: what its variances should be nobody says
+    plain = flc.lmm("y ~ visit + arm + (1 | g)", data)
+    other = source.simulate_fit(40, seed=2, fit=plain, **more).summarise(source)
+    assert other.names[3:] == ("sd_Intercept|g", "sigma") and np.isnan(other.truth[4])
+    assert np.isnan(other.truth[3]) == (not effects)
+    assert np.isfinite(other.cover[:3]).all()

@@ -264,7 +264,10 @@ class EachResult(Shown, StackFit, OwnDesigns):
     def _source(self) -> Source:
         self.refuse_changes()
         if self.stack.kernel is None:
-            raise LMMError("permute() of responses with values of their own takes one grouping factor")
+            raise LMMError(
+                "permute() of fits with designs of their own takes one grouping factor; permute complete responses "
+                "on one design, or use test(ddf='kenward-roger')"
+            )
         return Source(
             self.stack, self.params, self.status >= 0, self.reml,
             lambda stack: EachResult(stack, self.kind, self.reml), statistic_of,

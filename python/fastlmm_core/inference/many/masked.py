@@ -247,7 +247,10 @@ class MaskedBatch(OwnDesigns):
 
     def _source(self) -> Source:
         if not for_lanes(self.model):
-            raise LMMError("permute() of responses with missing observations takes one grouping factor")
+            raise LMMError(
+                "permute() of responses with missing observations takes one grouping factor; permute complete "
+                "responses, or use test(ddf='kenward-roger')"
+            )
         Y = np.full((len(self), self.model.nobs), np.nan)
         fitted = np.isfinite(self.criterion)
         for mask in self.masks:

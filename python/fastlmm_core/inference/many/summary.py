@@ -135,8 +135,6 @@ def summarise(fits: Fits, truth: Fit | Mapping[str, float] | Any, level: float, 
     if not 0.0 < alpha < 1.0:
         raise LMMError(f"alpha={alpha} must lie between 0 and 1, e.g. 0.05")
     design, params = fits.design, fits.params
-    if design.residual is not None:
-        raise LMMError("summarise() is for models with independent residuals; summarise `params` and `bse` by numpy")
     # what some of the fits do not have, of others' coefficients, is not compared
     unknown = np.isnan(params) & ~np.isnan(params).all(axis=0)
     good = np.flatnonzero(fits.converged & ~unknown.any(axis=1))
@@ -145,10 +143,13 @@ def summarise(fits: Fits, truth: Fit | Mapping[str, float] | Any, level: float, 
         raise LMMError(f"summarise() needs two certified fits or more, of {len(params)} there are {n}")
     fixed = tuple(design.exog_names)
     p = len(fixed)
-    names = (*fixed, *element_names(design.random.elements))
-    estimates = np.column_stack([params, sd_and_cor(design.random.elements, fits.covariance), np.sqrt(fits.sigma2)])[
-        good
-    ]
+    elements = design.random.elements
+    names = (*fixed, *element_names(elements))
+    columns = [params, sd_and_cor(elements, fits.covariance), np.sqrt(fits.sigma2)]
+    if design.residual is not None:
+        # residuals with a structure have no one standard deviation
+        names, columns = names[:-1], columns[:-1]
+    estimates = np.column_stack(columns)[good]
     true = _truth(p, truth, names)
     error, low, high, pvalue = (fits.table[name][good] for name in ("std_error", "conf_low", "conf_high", "p_value"))
     k = len(names)
@@ -195,9 +196,13 @@ def _truth(p: int, truth: Any, names: tuple[str, ...]) -> Array:
         elements = truth.model.random.elements
         own = [*sd_and_cor(elements, truth.covariance[None])[0].tolist(), float(np.sqrt(truth.sigma2))]
         known = values | dict(zip(element_names(elements), own, strict=True))
-        # what the model that generates does not have is zero there
+        structured = truth.model.residual is not None
+        if structured:
+            known["sigma"] = np.nan
+        # what the model that generates does not have is zero there, but for variances that its residuals may make up
         for j, name in enumerate(names):
-            out[j] = known.get(name, 0.0 if j < p or name.startswith("sd_") else np.nan)
+            zero = j < p or (name.startswith("sd_") and not structured)
+            out[j] = known.get(name, 0.0 if zero else np.nan)
         return out
     if isinstance(truth, Mapping):
         unknown = [name for name in truth if name not in names]

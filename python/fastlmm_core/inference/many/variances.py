@@ -138,7 +138,7 @@ class Estimated(NamedTuple):
 def components(batch: BatchFit) -> BatchVariances:
     """See `BatchResult.variance_components`."""
     model = batch.model
-    model.needs_independent_residuals("variance_components() of many responses (of batch[i] it does not)")
+    model.needs_independent_residuals("variance_components() of many responses (ask batch[i] for those of one)")
     if batch.responses is None and batch.curvature is None:
         raise LMMError(f"{batch.gone}: fit an array to have standard errors of variances")
     out = Estimated(model.design, batch.covariance, batch.sigma2).table(FitLabels(model.library, batch.labels))
