@@ -44,7 +44,7 @@ def responses(model: Any, count: int, sd: float) -> np.ndarray:
     return Y
 
 
-def wrong(model: Any, Y: np.ndarray, batch: Any, singles: list[Any]) -> str | None:
+def wrong(batch: Any, singles: list[Any]) -> str | None:
     """Why the fits of some responses are not those of single fits."""
     if not batch.converged.all():
         return f"{int((~batch.converged).sum())} of {len(batch)} fits are not certified"
@@ -65,7 +65,7 @@ def measure(report: _harness.Report, shape: str, limit: float, sd: float, count:
     batch = model.fit_many(Y, n_jobs=1)
     singles = [model.refit(y) for y in some]
     caption = f"{shape}, {model.nobs} rows, standard deviations {sd:g}"
-    why = wrong(model, Y, batch, singles)
+    why = wrong(batch, singles)
     if why is not None:
         report.fail(f"{caption}: {why}")
         return

@@ -118,14 +118,12 @@ def inference(model, phi: Array, sigma2: float, kind: str, G: Array | None = Non
 
 
 def prediction(
-    model, joint, old: Array, new: Array, fit_rows: Array, y: Array, point: tuple[Array, Array, float], target: str
+    joint, old: Array, new: Array, fit_rows: Array, y: Array, point: tuple[Array, Array, float], target: str
 ) -> tuple[Array, Array]:
     """Means and variances of the errors of new rows given old ones, by conditional normal distributions in full.
 
     Parameters
     ----------
-    model : Model
-        Of the rows of the fit, in the order of `fit_rows`.
     joint : Model
         Of all rows: fitted, observed later, and new.
     old, new, fit_rows : int arrays

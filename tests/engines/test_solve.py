@@ -19,7 +19,7 @@ DESIGNS = [(kind, q) for kind in ("nested", "nested3", "crossed", "mixed", "cros
 ]
 
 
-def dense(factors, w, n, structure, Lam):
+def dense(factors, w, n, Lam):
     """V relative to sigma^2."""
     V = np.eye(n) if w is None else np.diag(1.0 / w)
     at = 0
@@ -47,7 +47,7 @@ def check(engine, z_map, factors, w, structure, Lam):
     engine.evaluate(structure.theta(structure.canonical(conditioned)), 1)
     n = len(factors[0].codes)
     rows = conditioned_rows([f.Z for f in factors], [f.codes for f in factors], w, z_map)
-    V = dense(factors, w, n, structure, Lam)
+    V = dense(factors, w, n, Lam)
     v = np.random.default_rng(5).normal(size=(n, 40))
     expected = np.linalg.solve(V, v)
     # rounding errors are those of v times the weights, and of V's condition

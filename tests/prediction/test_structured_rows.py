@@ -77,7 +77,7 @@ def spread(fit, joint, data, old, target):
         return L @ L.T, t[k:-1], float(np.exp(t[-1]))
 
     def variance(t):
-        return dense.prediction(fit.model, joint, old, new, rows, y, point(t), target)[1]
+        return dense.prediction(joint, old, new, rows, y, point(t), target)[1]
 
     def deviance(t):
         G, phi, sigma2 = point(t)
@@ -89,7 +89,7 @@ def spread(fit, joint, data, old, target):
         return float(np.linalg.slogdet(V)[1] + rest @ W @ rest + np.linalg.slogdet(H)[1])
 
     at = np.append(fit.theta, np.log(fit.sigma2))
-    mean = dense.prediction(fit.model, joint, old, new, rows, y, point(at), target)[0]
+    mean = dense.prediction(joint, old, new, rows, y, point(at), target)[0]
     return mean, variance, deviance, at
 
 

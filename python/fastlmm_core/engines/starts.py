@@ -28,7 +28,7 @@ TINY = 50
 """Observations up to which several terms are started from large variances too."""
 
 
-def few_groups(structure: CovarianceStructure, levels: Array) -> bool:
+def few_groups(levels: Array) -> bool:
     """Whether so few groups bear so many random effects that there may be minima close to each other."""
     sizes = levels.tolist()
     return any(m < ENOUGH * sizes.count(m) for m in set(sizes))

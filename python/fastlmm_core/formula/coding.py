@@ -271,7 +271,7 @@ def _columns(design: Design, terms: Sequence[FixedTerm]) -> list[_Column] | None
             pieces: list[list[tuple[str, int, Array | None]]] = []
             for item in scoped.factors:
                 expression = str(item.factor.expr)
-                pieces.append(_pieces(design, state, expression, bool(item.reduced), entry.columns, term))
+                pieces.append(_pieces(state, expression, bool(item.reduced), entry.columns, term))
             # formulaic lets the first factor vary fastest
             for combination in product(*reversed(pieces)):
                 key = tuple(sorted((e, i) for e, i, contrast in combination if contrast is None))
@@ -283,7 +283,7 @@ def _columns(design: Design, terms: Sequence[FixedTerm]) -> list[_Column] | None
 
 
 def _pieces(
-    design: Design, state: Any, expression: str, reduced: bool, names: Sequence[str], term: FixedTerm
+    state: Any, expression: str, reduced: bool, names: Sequence[str], term: FixedTerm
 ) -> list[tuple[str, int, Array | None]]:
     """The columns of one factor: for a numeric one their numbers, else level in treatment contrasts and contrast."""
     if expression not in term.factors:

@@ -27,22 +27,7 @@ from .residual_arrays import Residual
 from .variance import parse_variance, refuse_zeros
 from .variance_arrays import LOG_LINEAR, Variance, array_column
 
-__all__ = ["place_arrays", "place_rows", "residual_columns"]
-
-
-def residual_columns(part: ResidualPart) -> tuple[str, ...]:
-    """Columns of a table that tell where rows stand, but for those of a variance formula; none of a model from arrays.
-
-    A column that tells the subject comes last.
-    """
-    if part.from_arrays:
-        return ()
-    parsed = None if part.written is None else parse_residual(part.written)
-    varied = () if part.variance is None else parse_variance(part.variance.text).columns
-    if parsed is None:
-        return varied
-    by = () if parsed.by is None else (parsed.by,)
-    return (*varied, *parsed.time, *by, *parsed.subject)
+__all__ = ["place_arrays", "place_rows"]
 
 
 def place_rows(part: ResidualPart, table: Table, subjects: bool = True) -> ResidualPart:

@@ -168,7 +168,7 @@ def _twice_inverse(hessian: Array) -> Array:
     return np.asarray(2.0 * np.linalg.inv(scaled) / np.outer(size, size))
 
 
-def _factor_slopes(factor: Array, relative: Array, changes: Array) -> Array | None:
+def _factor_slopes(factor: Array, changes: Array) -> Array | None:
     """Derivatives of the lower triangular factor along changes of the relative covariance matrix.
 
     The columns without a pivot stay zero (their derivatives are NaN); None where the pivots do not reveal the rank.
@@ -234,9 +234,7 @@ def _theta_slopes(result: Fit, of_g: Array, of_sigma2: Array) -> Array:
     moved = of_g / result.sigma2 - result.relative_covariance * (of_sigma2 / result.sigma2)[:, None, None]
     for block in result.model.structure.blocks:
         part = slice(block.start, block.stop)
-        found = _factor_slopes(
-            result.relative_factor[part, part], result.relative_covariance[part, part], moved[:, part, part]
-        )
+        found = _factor_slopes(result.relative_factor[part, part], moved[:, part, part])
         if found is not None:
             out[:, part, part] = found
     return out

@@ -240,7 +240,7 @@ def shrinkage(
             zorder=4)  # fmt: skip
     ax.plot(*centre, linestyle="none", marker="P", markersize=10, color=VERMILLION, markeredgecolor="white",
             label="population", zorder=5)  # fmt: skip
-    block = _covariance(result, found, term)[np.ix_(columns, columns)]
+    block = _covariance(result, term)[np.ix_(columns, columns)]
     styles = ("-", "--", ":", "-.")
     for i, level in enumerate(levels):
         curve = _ellipse(centre, block, level)
@@ -271,7 +271,7 @@ def _clip(ax: Any, own: Array, partial: Array, curve: Array) -> None:
         ax.plot([], [], linestyle="none", label=f"{outside} {noun} outside")
 
 
-def _covariance(result: Fit, found: Pooling, term: str | None) -> Array:
+def _covariance(result: Fit, term: str | None) -> Array:
     """G of the coefficients of a Pooling."""
     model = result.model
     if term is None:

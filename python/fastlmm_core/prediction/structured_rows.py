@@ -76,7 +76,7 @@ def structured_rows(
     model = result.model
     problem = residual_problem(model.problem)
     names = _Names(model)
-    observed = _of_fit(result, names)
+    observed = _of_fit(result)
     if extra is not None:
         observed = observed.joined(_of_extra(result, extra, names, conditioned_x))
     targets = _targets(result, rows, asked, names, conditioned_x)
@@ -183,7 +183,7 @@ def _subject_labels(part: ResidualPart) -> NDArray[Any]:
     return labels
 
 
-def _of_fit(result: Fit, names: _Names) -> Observed:
+def _of_fit(result: Fit) -> Observed:
     """The rows of the fit, as far as there is a response."""
     model = result.model
     part, problem = model.design.residual, residual_problem(model.problem)

@@ -367,11 +367,11 @@ class _Coding:
 
     def x(self, where: Where, n: int) -> Array:
         """Coefficients (n, products, p) in lines of these levels."""
-        return self._dense(self._columns(0, where, n), n)
+        return self._dense(self._columns(0, where), n)
 
     def z(self, where: Where, n: int) -> Array:
         """Coefficients (n, products, q)."""
-        read = {term: self._columns(1 + term, where, n) for term in dict.fromkeys(term for term, _ in self._sources)}
+        read = {term: self._columns(1 + term, where) for term in dict.fromkeys(term for term, _ in self._sources)}
         return self._dense([read[term][j] for term, j in self._sources], n)
 
     def _dense(self, columns: list[Combination], n: int) -> Array:
@@ -381,7 +381,7 @@ class _Coding:
                 out[:, self._factors.order.index(monomial), j] = value
         return out
 
-    def _columns(self, at: int, where: Where, n: int) -> list[Combination]:
+    def _columns(self, at: int, where: Where) -> list[Combination]:
         side, state = self._factors.sides[at], self._states[at]
         out: list[Combination] = []
         for scale, factors in _terms(side, state):

@@ -278,7 +278,7 @@ def test_several_factors_go_on(monkeypatch):
     alike(model.fit_many(Y, missing="drop", resume=left), whole)
 
 
-def parts_of_a_table(factors=1):
+def parts_of_a_table():
     """A table of 40 parts of 24 rows, of which one has a response without variation."""
     rng = np.random.default_rng(8)
     part, g = np.repeat(np.arange(40), 24), np.tile(np.repeat(np.arange(6), 4), 40)

@@ -31,7 +31,7 @@ def _threads_for_little(monkeypatch):
     monkeypatch.setattr(batch_module, "WORTH_ONE", 1)
 
 
-def nested(rng, tops=8, mids=3, rows=5):
+def nested(tops=8, mids=3, rows=5):
     top = np.repeat(np.arange(tops), mids * rows)
     mid = np.repeat(np.arange(tops * mids), rows)
     return top, mid
@@ -42,15 +42,15 @@ def made(rng, shape, p=3, weights=False, offset=False, deficient=False):
     if shape in ("crossed", "crossed slopes"):
         a, b = np.divmod(rng.permutation(9 * 7)[:56], 7)
     elif shape == "three":
-        c, a = nested(rng, 5, 3, 6)
+        c, a = nested(5, 3, 6)
         b = rng.integers(0, 4, len(a))
     elif shape == "wide":
         a, b = rng.integers(0, 90, 700), rng.integers(0, 80, 700)
         a[:90], b[:80] = np.arange(90), np.arange(80)
     elif shape == "long":
-        b, a = nested(rng, 50, 4, 11)
+        b, a = nested(50, 4, 11)
     else:
-        b, a = nested(rng)
+        b, a = nested()
         at = rng.permutation(len(a))[: len(a) - 7]
         a, b = np.unique(a[at], return_inverse=True)[1], b[at]
     n = len(a)
@@ -259,7 +259,7 @@ def test_one_response_in_full_and_its_effects(rng):
 
 @pytest.mark.parametrize("library", ["dict", "pandas"])
 def test_to_frame(rng, library):
-    top, mid = nested(rng)
+    top, mid = nested()
     data = {
         "school": top.astype(str),
         "class": mid,
@@ -345,7 +345,7 @@ def test_simulate_fit_is_fit_many_of_the_draws(rng):
 
 
 def balanced(rng, tops=8, mids=4, rows=3, sd=(3.0, 2.0, 1.0)):
-    top, mid = nested(rng, tops, mids, rows)
+    top, mid = nested(tops, mids, rows)
     y = 10.0 + sd[0] * rng.standard_normal(tops)[top] + sd[1] * rng.standard_normal(tops * mids)[mid]
     y += sd[2] * rng.standard_normal(len(top))
     return flc.LinearMixedModel(y, terms=[RandomTerm(None, mid, name="mid"), RandomTerm(None, top, name="top")]).fit()
@@ -537,7 +537,7 @@ def test_copies_of_a_crossed_factor(rng):
 
 
 def test_copies_of_a_nested_factor_stay_in_their_group(rng):
-    top, mid = nested(rng, 4, 3, 2)
+    top, mid = nested(4, 3, 2)
     model = flc.LinearMixedModel(
         rng.standard_normal(len(top)), terms=[RandomTerm(None, mid, name="mid"), RandomTerm(None, top, name="top")]
     )
@@ -558,7 +558,7 @@ def test_copies_of_a_nested_factor_stay_in_their_group(rng):
 
 def schools(m=12, classes=3, pupils=4, effect=1.0, G=(0.5, 0.4), sigma2=1.0):
     """Whole schools are treated or not: the test is the t test of the means of the schools."""
-    school, cls = nested(None, m, classes, pupils)
+    school, cls = nested(m, classes, pupils)
     data = {"school": school, "class": cls, "treated": (school % 2).astype(float)}
     return flc.assume(
         "score ~ treated + (1 | school / class)", data, {"Intercept": 0.0, "treated": effect},
@@ -621,7 +621,7 @@ def test_stated_covariances_reach_the_draws():
     ):
         with pytest.raises(flc.LMMError, match=message):
             flc.assume(
-                "y ~ 1 + (1 | school / class)", dict(zip(("school", "class"), nested(None), strict=True)), [0.0], G, 1.0
+                "y ~ 1 + (1 | school / class)", dict(zip(("school", "class"), nested(), strict=True)), [0.0], G, 1.0
             )
 
 

@@ -254,15 +254,13 @@ class OneFactorProblem(NamedTuple):
         scout = self.pilot(SCOUT_GROUPS, 2)
         if not structure.one_full:
             relaxed = None if q < SPARSE else partial(self._relaxed_criterion, scout is None)
-            few = few_groups(structure, self.levels)
+            few = few_groups(self.levels)
             return Elsewhere("search", CAREFUL if few else ORDINARY, scout, relaxed=relaxed)
         worth = self.worth
         if worth >= DOMINATED * min(self.m, ENOUGH * q) and self.nearly_balanced:
             return Elsewhere("search", EASY, scout, beside=self.m < ENOUGH * q)
-        not_many = few_groups(structure, self.levels / 4.0)
-        few = worth < DOMINATED * ENOUGH * q or (
-            not_many and (few_groups(structure, self.levels) or self.telling < ENOUGH * q)
-        )
+        not_many = few_groups(self.levels / 4.0)
+        few = worth < DOMINATED * ENOUGH * q or (not_many and (few_groups(self.levels) or self.telling < ENOUGH * q))
         return Elsewhere("search", HARD if few else CAREFUL if not_many else ORDINARY, scout)
 
     def _relaxed_criterion(self, of_all: bool) -> Relaxed:

@@ -250,7 +250,7 @@ def condition_residual(
             conditioned = scaled_z if given else condition_z
             Z[:, span], z_map[span, span] = conditioned(given_columns, weights, own)
     if not given:
-        _refuse_constant_visits(part, y if offset is None else y - offset, x_o, weights)
+        _refuse_constant_visits(part, y if offset is None else y - offset, x_o)
     rest, scale, coefficients = condition_y(y, x, x_o, weights, offset, given)
     problem = ResidualProblem(
         n=len(y),
@@ -272,7 +272,7 @@ def condition_residual(
     return problem, groupings
 
 
-def _refuse_constant_visits(part: ResidualPart, y: Array, X: Array, weights: Array | None) -> None:
+def _refuse_constant_visits(part: ResidualPart, y: Array, X: Array) -> None:
     """Refuse visits whose variance cannot be told: all responses are equal, or the fixed effects take them all.
 
     Parameters
@@ -282,7 +282,6 @@ def _refuse_constant_visits(part: ResidualPart, y: Array, X: Array, weights: Arr
         Less the offset.
     X : (n, r) array
         X_o, weighted; orthonormal.
-    weights : (n,) array or None
     """
     kind = kind_of(part.name)
     if not kind.own_variances or not part.at_visits:

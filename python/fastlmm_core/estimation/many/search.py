@@ -107,9 +107,9 @@ def _effort(problem: OneFactorProblem) -> int:
     if problem.nearly_balanced:
         return ORDINARY
     structure, levels = problem.structure, problem.levels
-    if not structure.one_full or not few_groups(structure, levels / 4.0):
+    if not structure.one_full or not few_groups(levels / 4.0):
         return ORDINARY
-    few = few_groups(structure, levels) or problem.telling < ENOUGH * structure.q
+    few = few_groups(levels) or problem.telling < ENOUGH * structure.q
     return HARD if few else CAREFUL
 
 

@@ -203,7 +203,7 @@ def _tell_satterthwaite(one: Asked, part: NDArray[np.intp], sigma2: Array, nu: A
 # ---- Kenward and Roger, and what takes the variances for known -----------------------------------
 
 
-def chunks(batch: BatchFit, size: int, which: NDArray[np.bool_]) -> Iterator[NDArray[np.intp]]:
+def chunks(size: int, which: NDArray[np.bool_]) -> Iterator[NDArray[np.intp]]:
     """Positions of some responses, so many at a time."""
     chosen = np.flatnonzero(which)
     for begin in range(0, len(chosen), size):
@@ -228,7 +228,7 @@ def _with_moments(batch: BatchFit, information: str, use: Callable[[NDArray[np.i
         observed = _observed(batch, part) if information == "observed" else None
         use(part, patterns.moments(factors[part], edge[part], observed))
 
-    parts = list(chunks(batch, patterns.chunk(), which))
+    parts = list(chunks(patterns.chunk(), which))
     jobs = min(thread_count(None), len(parts)) if patterns.apart else 1
     with one_blas_thread() if jobs > 1 else nullcontext():
         map_in_threads(run, ((part,) for part in parts), jobs)
@@ -343,7 +343,7 @@ def of_variance(batch: BatchFit, asked: Sequence[Asked], ddf: str) -> None:
     """Fill in standard errors, statistics and degrees of freedom by "residual" or "normal"."""
     known = np.inf if ddf == "normal" else float(batch.model.df_resid)
     patterns, factors = patterns_of(batch.model), batch.factor_o
-    for part in chunks(batch, patterns.chunk(), batch.status >= 0):
+    for part in chunks(patterns.chunk(), batch.status >= 0):
         half = patterns.half(factors[part])
         for one in asked:
             one.freedom[part] = known

@@ -139,10 +139,8 @@ class Permutations(Shown):
         return f"<Permutations: {self.scheme}, {self.n} of {len(self)} responses>"
 
 
-def rearrangements(
-    scheme: str, n: int, codes: NDArray[np.intp] | None, seed: Seed, count: int
-) -> Callable[[int], Rearrangement]:
-    """The i-th of `count` random rearrangements of n observations, each from a stream of its own.
+def rearrangements(scheme: str, n: int, codes: NDArray[np.intp] | None, seed: Seed) -> Callable[[int], Rearrangement]:
+    """The i-th random rearrangement of n observations, each from a stream of its own.
 
     Parameters
     ----------
@@ -151,7 +149,6 @@ def rearrangements(
     codes : (n,) int array or None
         Block of each observation; None: all are exchangeable.
     seed : seed
-    count : int
 
     Raises
     ------
@@ -222,7 +219,7 @@ def permute(
     parsed = parse_hypothesis(parsed.L, model.exog_names, parsed.rhs)
     under = _Null(batch, parsed, scheme == "freedman-lane", thread_count(n_jobs))
     codes = _codes(model, scheme, blocks)
-    make = rearrangements(scheme, model.nobs, codes, seed, n)
+    make = rearrangements(scheme, model.nobs, codes, seed)
 
     def maps(numbers: range) -> Array:
         stack = [make(i) for i in numbers]

@@ -219,7 +219,7 @@ def covariances(batch: BatchFit) -> Array:
             out[i] = batch.one(i).cov
         return out
     patterns, factors, kept = patterns_of(model), batch.factor_o, model.problem.kept
-    for part in chunks(batch, patterns.chunk(), batch.status >= 0):
+    for part in chunks(patterns.chunk(), batch.status >= 0):
         rows = model.problem.x_map[kept] @ np.swapaxes(patterns.half(factors[part]), 1, 2)
         found = batch.sigma2[part, None, None] * (rows @ np.swapaxes(rows, 1, 2))
         out[np.ix_(part, kept, kept)] = found
