@@ -92,12 +92,10 @@ class BatchResult(Shown, WithMeans, BatchFit):
             For fewer than three responses that were fitted.
         """
         from .inference.many.moderated import moderate
-        from .inference.many.several import response_labels
 
         model = self.model
-        return moderate(
-            model.exog_names, self.params, self.bse, self.satterthwaite, response_labels(self), model.library
-        )
+        called = FitLabels(model.library, self.labels)
+        return moderate(model.exog_names, self.params, self.bse, self.satterthwaite, called)
 
     def conf_int(self, level: float = 0.95, *, ddf: Ddf = "satterthwaite", information: Information = "auto") -> Array:
         """Confidence intervals of the fixed effects (n_responses, p, 2): estimate and t quantile times standard error.

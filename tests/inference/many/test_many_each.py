@@ -169,4 +169,5 @@ def test_moderated_variances(made):
     own, d = result.bse[:, 2], result.df[:, 2]
     expected = s0 if np.isinf(d0) else np.sqrt((d0 * s0**2 + d * own**2) / (d0 + d))
     np.testing.assert_allclose(found.std_error[:, 2], expected, rtol=1e-12)
-    assert found.to_frame()["response"].tolist() == np.repeat(np.arange(10), 3).tolist()
+    # as in all tables of these fits
+    assert found.to_frame()["problem"].tolist() == np.repeat(np.arange(10), 3).tolist()

@@ -504,3 +504,17 @@ def test_responses_in_the_order_of_fortran():
         np.testing.assert_array_equal(found.params, model.fit_many(Y, missing="drop", **own).params)
         columns = np.ascontiguousarray(Y.T)
         np.testing.assert_array_equal(model.fit_many(columns.T, missing="drop", **own).params, found.params)
+
+
+def test_tables_say_what_their_rows_are_of():
+    result = by_gene()
+    tables = [
+        result.test("x").to_frame(), result.tests({"x": "x"}).to_frame(), result.anova().to_frame(),
+        result.moderate().to_frame(), result.tidy(), result.to_frame(), result.variance_components().to_frame(),
+        result.emmeans("arm").to_frame(), result.variance_fractions().to_frame(), result.random_effects(),
+    ]  # fmt: skip
+    for table in tables:
+        assert next(iter(table)) == "problem" and set(table["problem"]) <= set(TABLE["gene"])
+    shown = result.moderate()
+    assert "t tests of 8 problems with moderated variances" in str(shown)
+    assert "<table" in shown._repr_html_() and "prior df" in shown.as_markdown()

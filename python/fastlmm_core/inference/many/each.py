@@ -336,7 +336,7 @@ class EachResult(Shown, StackFit, OwnDesigns):
             BatchTest(
                 one.estimate, one.error, one.statistic, len(one.basis), one.freedom,
                 joint_pvalues(one.statistic, one.freedom, len(one.L), len(one.basis), ddf), one.L, one.rhs,
-                one.parsed.names, ddf, "model", self._shared.library, self.labels,
+                one.parsed.names, ddf, "model", self._shared.library, self.labels, self._one,
             )
             for one in found
         ]  # fmt: skip

@@ -12,18 +12,20 @@ and the posterior mean of the inverse variance is 1 / s~_g^2, s~_g^2 = (d_0 s_0^
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from ...errors import LMMError
 from ...support.arguments import checked
+from ...support.display import Cells, Shown
 from ...support.distributions import two_sided_p
 from ...support.types import Array
 from ...tables.columns import native_frame
+from ...tables.rows import FitLabels
 from .t_tests import TTests
 
 __all__ = ["ModeratedTests", "moderate", "prior_of", "trigamma_inverse"]
@@ -31,7 +33,7 @@ __all__ = ["ModeratedTests", "moderate", "prior_of", "trigamma_inverse"]
 
 @checked
 @dataclass(frozen=True, repr=False)
-class ModeratedTests(TTests):
+class ModeratedTests(Shown, TTests):
     """t tests with moderated variances for every response and coefficient.
 
     Attributes
@@ -54,8 +56,7 @@ class ModeratedTests(TTests):
     df: Array
     statistic: Array
     pvalues: Array
-    _labels: NDArray[Any] = field(repr=False)
-    _library: str = field(repr=False)
+    _called: FitLabels = field(repr=False)
 
     def to_frame(self) -> Any:
         """One row per response and coefficient.
@@ -63,15 +64,26 @@ class ModeratedTests(TTests):
         Returns
         -------
         frame in the library of the model's data, or dict of arrays
-            response (its label or position), term, estimate, std_error, df, statistic, p_value, fdr (by "bh").
+            response (its label or position; ``problem`` of `fit_each` and `fit_by`), term, estimate, std_error, df,
+            statistic, p_value, fdr (by "bh").
         """
         columns = {
             "estimate": self.estimate, "std_error": self.std_error, "df": self.df, "statistic": self.statistic,
             "p_value": self.pvalues, "fdr": self.fdr(),
         }  # fmt: skip
-        known = {"response": np.repeat(self._labels, len(self.names)), "term": list(self.names) * len(self)}
+        labels = self._called.known(len(self))
+        known = {self._called.name: np.repeat(labels, len(self.names)), "term": list(self.names) * len(self)}
         values = {name: np.array(array).ravel() for name, array in columns.items()}
-        return native_frame(self._library, known | values)
+        return native_frame(self._called.library, known | values)
+
+    def _shown(self) -> Iterator[str | Cells]:
+        yield f"t tests of {len(self):,} {self._called.name}s with moderated variances"
+        found = zip(self.df_prior, self.scale_prior, self.pvalues.T, self.fdr().T, strict=True)
+        rows = [
+            [name, f"{d:.4g}", f"{s:.4g}", str(int((p < 0.05).sum())), str(int((q < 0.05).sum()))]
+            for name, (d, s, p, q) in zip(self.names, found, strict=True)
+        ]
+        yield Cells(["", "prior df", "prior std. error", "p < 0.05", "fdr < 0.05"], rows)
 
     def __repr__(self) -> str:
         lent = ", ".join(f"{name} {d:.4g}" for name, d in zip(self.names, self.df_prior, strict=True))
@@ -79,7 +91,7 @@ class ModeratedTests(TTests):
 
 
 def moderate(
-    names: Sequence[str], params: Array, bse: Array, satterthwaite: Array, labels: NDArray[Any], library: str
+    names: Sequence[str], params: Array, bse: Array, satterthwaite: Array, called: FitLabels
 ) -> ModeratedTests:
     """See `BatchResult.moderate`.
 
@@ -88,9 +100,7 @@ def moderate(
     names : (p,) sequence of str
     params, bse, satterthwaite : (n, p) arrays
         NaN for what could not be estimated.
-    labels : (n,) array
-    library : str
-        Of tables.
+    called : FitLabels
     """
     p = len(names)
     error, df = bse.copy(), satterthwaite.copy()
@@ -112,7 +122,7 @@ def moderate(
     with np.errstate(invalid="ignore", divide="ignore"):
         statistic = params / error
     return ModeratedTests(
-        tuple(names), df_prior, scale, params.copy(), error, df, statistic, two_sided_p(statistic, df), labels, library
+        tuple(names), df_prior, scale, params.copy(), error, df, statistic, two_sided_p(statistic, df), called
     )
 
 

@@ -322,7 +322,7 @@ class OwnDesigns(WithMeans):
         """
         parsed = parse_several(hypotheses, self._shared.exog_names)
         found = self.tested(list(parsed.values()), ddf, information)
-        return BatchTests(dict(zip(parsed, found, strict=True)), self._labels, self._shared.library)
+        return BatchTests(dict(zip(parsed, found, strict=True)), self._labels, self._shared.library, one=self._one)
 
     def anova(self, type: str = "III", *, ddf: Ddf = "satterthwaite", information: Information = "auto") -> BatchTests:
         """F tests of the terms of the fixed part of every fit, each on its own rows.
@@ -531,4 +531,5 @@ class OwnDesigns(WithMeans):
             For fewer than three fits.
         """
         freedom = self._coefficients("satterthwaite", "auto")[1]
-        return moderate(self._shared.exog_names, self.params, self.bse, freedom, self._labels, self._shared.library)
+        called = self._called._replace(labels=self._labels)
+        return moderate(self._shared.exog_names, self.params, self.bse, freedom, called)

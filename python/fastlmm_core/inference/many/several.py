@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from ...estimation.fit import Fit
     from ...estimation.many.batch_fit import BatchFit
 
-__all__ = ["BatchTests", "anova", "parse_several", "response_labels", "several", "term_hypotheses"]
+__all__ = ["BatchTests", "anova", "parse_several", "several", "term_hypotheses"]
 
 
 @checked

@@ -85,6 +85,7 @@ class BatchTest(Shown):
     vcov: str = "model"
     _library: str = "dict"
     _labels: NDArray[Any] | None = None
+    _one: str = "response"
 
     def __len__(self) -> int:
         return len(self.statistic)
@@ -114,7 +115,8 @@ class BatchTest(Shown):
         Returns
         -------
         frame in the library of the model's data, or dict of arrays
-            With the labels of the responses as index, in other libraries than pandas as a column ``response``.
+            With the labels of the responses as index, in other libraries than pandas as a column ``response``
+            (``problem`` of `fit_each` and `fit_by`).
         """
         columns = {
             "statistic": self.statistic.copy(),
@@ -122,7 +124,7 @@ class BatchTest(Shown):
             "df_denom": self.df_denom.copy(),
             "p_value": self.pvalues.copy(),
         }
-        return named_rows(self._library, "response", self._labels, columns)
+        return named_rows(self._library, self._one, self._labels, columns)
 
     def _shown(self) -> Iterator[str | Cells]:
         yield repr(self)[1:-1]
