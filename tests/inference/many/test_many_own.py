@@ -518,3 +518,24 @@ def test_tables_say_what_their_rows_are_of():
     shown = result.moderate()
     assert "t tests of 8 problems with moderated variances" in str(shown)
     assert "<table" in shown._repr_html_() and "prior df" in shown.as_markdown()
+
+
+def test_columns_that_depend_on_others_in_all_fits():
+    model, Y, W = responses(12)
+    table = {"y": Y[0], "x": model.exog[:, 1], "double": 2.0 * model.exog[:, 1], "g": np.repeat(np.arange(16), 6)}
+    table["y"] = np.random.default_rng(1).normal(size=96)
+    aliased = flc.lmm("y ~ x + double + (1 | g)", table)
+    fits = aliased.fit_many(Y, weights=W, missing="drop")
+    found = fits.anova()
+    assert len(found) == 0 and "double: none of its hypotheses can be estimated" in found.notes[1]
+    assert np.isnan(fits.test("double").pvalues).all() and np.isfinite(fits.test("x + 2 * double").pvalues).all()
+
+
+def test_infinite_values_among_masks():
+    model, Y, _ = responses(72)
+    Y[3] = np.inf
+    Y[4, 5] = -np.inf
+    fits = model.fit_many(Y, missing="drop")
+    assert set(fits.invalid) == {3, 4} and (fits.rank[[3, 4]] == 0).all() and fits.rank[5] == 3
+    found = fits.random_effect_test(null="mixture")["Intercept | g"]
+    assert np.isnan(found.pvalues[[3, 4]]).all() and np.isfinite(found.pvalues[5:]).all()

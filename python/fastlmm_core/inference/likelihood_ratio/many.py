@@ -165,10 +165,11 @@ def _linear_criteria(batch: BatchFit) -> Array:
     offset = 0.0 if model.offset is None else model.offset
 
     def log_rss(Y: Array) -> Array:
-        scaled = (Y - offset) * root
-        for _ in range(2):
-            scaled = scaled - (scaled @ Q) @ Q.T
+        # some are not finite, and have no fit to be compared with
         with np.errstate(divide="ignore", invalid="ignore"):
+            scaled = (Y - offset) * root
+            for _ in range(2):
+                scaled = scaled - (scaled @ Q) @ Q.T
             return np.asarray(np.log(np.einsum("ij,ij->i", scaled, scaled)))
 
     nu = float(model.df_resid if batch.reml else model.nobs)

@@ -156,7 +156,8 @@ def stacks(asked: Sequence[Asked]) -> Iterator[list[Asked]]:
             yield some
             some = []
         some.append(one)
-    yield some
+    if some:
+        yield some
 
 
 def tell_satterthwaite(

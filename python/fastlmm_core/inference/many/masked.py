@@ -499,7 +499,7 @@ def _rank(batch: BatchFit | EachResult) -> Array:
     """Fixed effects that the rows determine (n,)."""
     if isinstance(batch, EachResult):
         return batch.rank.astype(np.float64)
-    return np.full(len(batch), float(batch.model.problem.rank))
+    return np.where(batch.status < 0, 0.0, float(batch.model.problem.rank))
 
 
 def _offset(batch: BatchFit) -> Array:
