@@ -1,4 +1,7 @@
-"""The estimates of many responses, and what users do with them."""
+"""The estimates of many responses, and what users do with them.
+
+As long as its texts: a method calls one function, and what users read of it stands here and nowhere else.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""The model: arrays or a formula in, fits out."""
+"""The model: arrays or a formula in, fits out.
+
+As long as its texts: what users read of a model stands here, and hardly any code.
+"""
 
 from __future__ import annotations
 

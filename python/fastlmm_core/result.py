@@ -1,4 +1,7 @@
-"""The result of one fit."""
+"""The result of one fit.
+
+As long as its texts: a method calls one function, and what users read of it stands here and nowhere else.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""The record of one fit: what inference, prediction and diagnostics read."""
+"""The record of one fit: what inference, prediction and diagnostics read.
+
+As long as the list of what they read: properties of a line or two, each with its shape.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""A design with a response, conditioned: what estimation and inference work on."""
+"""A design with a response, conditioned: what estimation and inference work on.
+
+As long as the list of what they ask of it: most methods pass it on to the design or the problem.
+"""
 
 from __future__ import annotations
 

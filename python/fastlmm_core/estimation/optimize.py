@@ -1,4 +1,8 @@
-"""Fitting: the compiled Newton method or one of scipy.optimize, and the certificate of the optimum."""
+"""Fitting: the compiled Newton method or one of scipy.optimize, and the certificate of the optimum.
+
+One way from a start to an optimum that is certified: what a step decides depends on how the one before it
+ended.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Arguments of kernels that take many: named fields, read by name on the other side."""
+"""Arguments of kernels that take many: named fields, read by name on the other side.
+
+As long as the list of fields, each with its shape: there is no code.
+"""
 
 from __future__ import annotations
 

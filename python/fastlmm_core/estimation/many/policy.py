@@ -1,4 +1,7 @@
-"""Many responses on one design: pieces over threads, a second look at the boundary, single fits where need be."""
+"""Many responses on one design: pieces over threads, a second look at the boundary, single fits where need be.
+
+One sequence of looks at a piece of the responses: each takes up what the one before it has left.
+"""
 
 from __future__ import annotations
 
