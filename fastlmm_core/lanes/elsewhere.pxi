@@ -19,6 +19,9 @@ cdef double DOMINATED = 0.28
 """Share of the groups, or of as many as are enough, that the variation is worth, (sum s)^2 / sum s^2 of their squares s,
 below which few of them make up most of it: a half for normal errors alone, a third for normal effects."""
 
+cdef double TELLING = 0.5
+"""Share of the groups that their information on the effects is worth where they tell alike."""
+
 cdef double NEAR_BOUNDARY = 4.0
 """Rise of the criterion to the boundary, by its Hessian, up to which there may be a lower minimum on it."""
 
@@ -45,16 +48,18 @@ cdef inline Py_ssize_t most_points(const Screen* screen) noexcept nogil:
     return max(max(screen.n_points[0], screen.n_points[1]), screen.n_points[2])
 
 
-cdef void kinds_of(Py_ssize_t q, Py_ssize_t k, const ProblemSums* sums, const Screen* screen, Lanes* s, Fates* f,
-                   Minima* found) noexcept nogil:
-    """Nearly balanced data, or many groups (0), others (1), few groups (2), and what is not to be screened (-1)."""
-    cdef Py_ssize_t n_a = q * (q + 1) // 2, stride = n_a + q * k, lane, g, a, b, i, row
+cdef void kinds_of(const Batch* d, const ProblemSums* sums, const Screen* screen, Lanes* s, Fates* f, Minima* found
+                   ) noexcept nogil:
+    """Nearly balanced or regular data, or many groups (0), others (1), few groups (2), and what is not to be screened (-1)."""
+    cdef Py_ssize_t q = d.q, k = d.p + 1, n_a = q * (q + 1) // 2, stride = n_a + q * k, lane, g, a, b, i, row
     cdef vecu* column = <vecu*> s.small
     cdef vecu* R
-    cdef vec total, t, least, square, fourth, traces, squares
-    cdef bint balanced, worthy, few
+    cdef vec total, t, least, square, fourth, traces, squares, regular
+    cdef bint balanced, worthy, few, alike
     cdef bint whole[8]
     cdef double here
+    if screen.one_full:
+        regular_problems(d, sums, s, &regular)
     least = VEC_SET(1e300)
     square = VEC_SET(0.0)
     fourth = VEC_SET(1e-300)
@@ -103,14 +108,16 @@ cdef void kinds_of(Py_ssize_t q, Py_ssize_t k, const ProblemSums* sums, const Sc
         found.kind[lane] = 1
         # groups that tell nothing at all of an effect do no harm
         balanced = sums[lane].n - sums[lane].rank >= 2 * sums[lane].m * q and (<double*> &least)[lane] >= REGULAR
-        if screen.one_full and (sums[lane].m >= MANY_GROUPS * q or (balanced and whole[lane])):
+        here = (<double*> &traces)[lane] ** 2 / (q * (<double*> &squares)[lane])
+        alike = screen.one_full and (<double*> &regular)[lane] > 0.0 and whole[lane] and (
+            sums[lane].m >= SIX_GROUPS * q and here >= TELLING * sums[lane].m)
+        if screen.one_full and (sums[lane].m >= MANY_GROUPS * q or (balanced and whole[lane]) or alike):
             found.kind[lane] = 0
+        few = sums[lane].m < MANY_GROUPS * q and (sums[lane].m < FEW_GROUPS * q or here < FEW_GROUPS * q)
         here = (<double*> &square)[lane] * ((<double*> &square)[lane] / (<double*> &fourth)[lane])
         worthy = here >= DOMINATED * min(sums[lane].m, FEW_GROUPS * q)
-        balanced = balanced and worthy and sums[lane].m >= SIX_GROUPS * q
-        few = not worthy or sums[lane].m < MANY_GROUPS * q and (
-            sums[lane].m < FEW_GROUPS * q
-            or (<double*> &traces)[lane] ** 2 < FEW_GROUPS * q * q * (<double*> &squares)[lane])
+        balanced = balanced and worthy and sums[lane].m >= SIX_GROUPS * q or alike
+        few = few or not worthy
         found.beside[lane] = screen.one_full and balanced and sums[lane].m < FEW_GROUPS * q
         if screen.one_full and few and not balanced:
             # minima may lie close together: no screen of a few points tells them apart
@@ -301,7 +308,7 @@ cdef void look_elsewhere(const Batch* d, const ProblemSums* sums, const Screen* 
                          ) noexcept nogil:
     """Look for lower minima than that at `trial`, and evaluate at the lowest one."""
     cdef Py_ssize_t n = d.n_par, j
-    kinds_of(d.q, d.p + 1, sums, screen, s, f, found)
+    kinds_of(d, sums, screen, s, f, found)
     found.value = (<vecu*> s.f.gls.value)[0]
     found.finished = f.finished
     found.decrement = f.decrement

@@ -153,6 +153,7 @@ cdef struct SharedScreen:
     Py_ssize_t lowest           # points that are looked at whether they mark a valley or not
     Py_ssize_t limit            # valleys and lowest points at most
     Py_ssize_t spread           # others, spread evenly over the order of values
+    bint of_regular             # whether the only minimum shows where the data are regular, see lanes/regular.pxi
 
 # What all responses of a batch share: the design, in the coordinates of the conditioned problem.
 # Groups are sorted by pattern, rows by group.  A pattern of one group has one column, (c_x, c_y) itself; the groups

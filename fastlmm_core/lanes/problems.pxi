@@ -537,7 +537,6 @@ cdef inline vec both_moments(Py_ssize_t q, Py_ssize_t p, Lanes* s, const Py_ssiz
     cdef Py_ssize_t n_a = q * (q + 1) // 2, n_e = q * p, n_outer = n_e * (n_e + 1) // 2
     cdef Py_ssize_t turn, back, a, b, c, d, i, j, at
     cdef const vecu* weighted
-    cdef vec trace = VEC_SET(0.0)
     for i in range(p * p):
         out[i] = VEC_SET(0.0)
     for turn in range(1 if one[0] == one[1] else 2):
@@ -547,12 +546,11 @@ cdef inline vec both_moments(Py_ssize_t q, Py_ssize_t p, Lanes* s, const Py_ssiz
             c = other[back]
             d = other[1 - back]
             at = b * (b + 1) // 2 + c if b >= c else c * (c + 1) // 2 + b
-            trace = trace + (<vecu*> s.f.tensor)[at * n_a + (a * (a + 1) // 2 + d if a >= d else d * (d + 1) // 2 + a)]
             weighted = (<vecu*> s.own.weighted) + at * n_outer
             for i in range(p):
                 for j in range(p):
                     out[i * p + j] = out[i * p + j] + packed_at(weighted, a * p + i, d * p + j)
-    return trace
+    return expected_at(n_a, <vecu*> s.f.tensor, one, other)
 
 
 cdef inline void write_lanes(const vecu* values, Py_ssize_t n, const Py_ssize_t* place, Py_ssize_t count,

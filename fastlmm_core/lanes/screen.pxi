@@ -19,6 +19,7 @@
 
 cdef enum:
     SIDE_BY_SIDE = 8    # rows of a table
+    WAITS = -2          # in place of the first point chosen, of a response that is still to be screened
 
 cdef double UNSEEN = 1e299
 """The value of a point that is not looked at."""
@@ -379,25 +380,6 @@ cdef void choose_points(const Batch* d, const double* values, const double* mark
             rest += 1
 
 
-cdef void boundary_near(const Batch* d, Lanes* s, vec* least) noexcept nogil:
-    """The least rise of the criterion, by its Hessian, to where one diagonal element of L is zero and the others follow."""
-    cdef Py_ssize_t n = d.n_par, i, j
-    cdef vecu* unit = <vecu*> s.step
-    cdef vecu* small = <vecu*> s.small
-    cdef vecu* theta = <vecu*> s.trial
-    cdef vec decrement, definite, rise
-    least[0] = VEC_SET(1e300)
-    for i in range(n):
-        if d.row[i] != d.col[i]:
-            continue
-        for j in range(n):
-            unit[j] = VEC_SET(1.0 if j == i else 0.0)
-        newton_step(n, <vecu*> s.f.hess, unit, small, small + n * n, <vecu*> s.f.work, &decrement, &definite)
-        # the square of the decrement is the element of the inverse
-        rise = 0.5 * theta[i] * theta[i] / (decrement * decrement + 1e-300)
-        least[0] = VEC_WHERE_POSITIVE(least[0] - rise, rise, least[0])
-
-
 cdef void variation_worth(const Batch* d, Lanes* s, vec* worth) noexcept nogil:
     """How many groups the variation is worth, (sum t)^2 / sum (t^2 / c), t = tr S of the c groups of a pattern.
 
@@ -423,6 +405,27 @@ cdef void variation_worth(const Batch* d, Lanes* s, vec* worth) noexcept nogil:
     worth[0] = total * total / fourth
 
 
+cdef bint let_wait(const Batch* d, Lanes* s, Fates* f, const Outcome* out, Py_ssize_t count) noexcept nogil:
+    """No points yet for any of the `count` responses at s.place: those that are to be screened wait; whether some do.
+
+    Where a minimum of regular data is the only one there is no need to look further.
+    """
+    cdef Py_ssize_t lane, i, wanted = d.screen.limit + d.screen.spread
+    cdef vec regular = VEC_SET(-1.0)
+    cdef int* chosen
+    cdef bint some = False
+    if d.screen.of_regular:
+        regular_responses(d, s, &regular)
+    for lane in range(count):
+        chosen = out.chosen + s.place[lane] * wanted
+        for i in range(wanted):
+            chosen[i] = -1
+        if f.status[lane] > 0 and not (f.status[lane] == 1 and (<double*> &regular)[lane] > 0.0):
+            chosen[0] = WAITS
+            some = True
+    return some
+
+
 cdef void tell_boundary(const Batch* d, Lanes* s, const Outcome* out, Py_ssize_t count) noexcept nogil:
     """Rises to the boundary of the `count` responses at s.place, which have been fitted, and the groups they are worth."""
     cdef Py_ssize_t lane
@@ -438,7 +441,7 @@ cdef void tell_boundary(const Batch* d, Lanes* s, const Outcome* out, Py_ssize_t
 
 
 cdef void screen_responses(const Batch* d, Lanes* s, Fates* f, const Outcome* out, Py_ssize_t count) noexcept nogil:
-    """The points chosen for each of the `count` responses at s.place, which have been fitted, and the values."""
+    """The points chosen for those of the `count` responses at s.place that wait, and the values of all."""
     cdef Py_ssize_t lane, i, wanted = d.screen.limit + d.screen.spread
     cdef bint dispersed, inside, lowest, all_of_them = out.values != NULL
     cdef double floor
@@ -453,11 +456,10 @@ cdef void screen_responses(const Batch* d, Lanes* s, Fates* f, const Outcome* ou
     for lane in range(count):
         for i in range(d.screen.n_points if out.values != NULL else 0):
             out.values[s.place[lane] * d.screen.n_points + i] = s.values[i * LANES + lane]
-        if out.chosen == NULL:
-            continue
         chosen = out.chosen + s.place[lane] * wanted
-        for i in range(wanted):
-            chosen[i] = -1
+        if out.chosen == NULL or chosen[0] != WAITS:
+            continue
+        chosen[0] = -1
         dispersed = (<double*> &groups)[lane] > d.screen.many
         # the only valley is that of the minimum that is known
         inside = f.status[lane] == 1
@@ -466,6 +468,6 @@ cdef void screen_responses(const Batch* d, Lanes* s, Fates* f, const Outcome* ou
         for i in range(d.screen.n_points):
             floor = min(floor, s.values[i * LANES + lane])
         lowest = d.screen.n_patterns == d.n_patterns and s.f.gls.value[lane] <= floor
-        if f.status[lane] > 0 and not (inside and lowest and (dispersed or d.screen.lowest == 0)
-                                       and (<double*> &found)[lane] == 1.0 and (<double*> &finite)[lane] > 0.0):
+        if not (inside and lowest and (dispersed or d.screen.lowest == 0)
+                and (<double*> &found)[lane] == 1.0 and (<double*> &finite)[lane] > 0.0):
             choose_points(d, s.values + lane, s.marks + lane, s.natural + lane, inside, dispersed, chosen)

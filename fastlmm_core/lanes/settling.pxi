@@ -173,6 +173,7 @@ cdef void write_coefficients(const Batch* d, Lanes* s, Fates* f, const Outcome* 
 
 
 include "axes.pxi"
+include "regular.pxi"
 include "screen.pxi"
 
 
@@ -191,13 +192,18 @@ cdef void settle_lanes(const Batch* d, Lanes* s, Fates* f, Py_ssize_t limit) noe
         natural_theta(d, s, s.trial if (<double*> &f.finished)[lane] > 0.0 else s.after, lane, s.natural + lane)
 
 
-cdef void find_places(const Outcome* out, Py_ssize_t first, Py_ssize_t n_responses, int round_, Lanes* s, Py_ssize_t* at
-                      ) noexcept nogil:
-    """The next responses of a round from position `at` on: all, then those whose searches have not ended."""
+cdef inline bint waits(const Batch* d, const Outcome* out, Py_ssize_t at) noexcept nogil:
+    """Whether a response is still to be screened."""
+    return out.chosen != NULL and out.chosen[at * (d.screen.limit + d.screen.spread)] == WAITS
+
+
+cdef void find_places(const Batch* d, const Outcome* out, Py_ssize_t first, Py_ssize_t n_responses, int round_, Lanes* s,
+                      Py_ssize_t* at) noexcept nogil:
+    """The next responses of a round from position `at` on: all, then those whose searches have not ended, or that wait."""
     cdef Py_ssize_t lane
     s.used = 0
     while s.used < LANES and at[0] < n_responses:
-        if round_ == 0 or out.status[first + at[0]] == GOES_ON:
+        if round_ == 0 or (waits(d, out, at[0]) if round_ == ROUNDS else out.status[first + at[0]] == GOES_ON):
             s.place[s.used] = at[0]
             s.used += 1
         at[0] += 1
@@ -205,11 +211,16 @@ cdef void find_places(const Outcome* out, Py_ssize_t first, Py_ssize_t n_respons
         s.place[lane] = s.place[s.used - 1]
 
 
+cdef inline bint apart(const Batch* d) noexcept nogil:
+    """Whether the few responses that are screened are so by themselves: where that takes longer than to read them again."""
+    return d.screen.of_regular and d.screen.lowest > 0
+
+
 cdef void fit_places(const Batch* d, Lanes* s, const Outcome* out, Fates* f, const double* Y, Py_ssize_t stride,
                      Py_ssize_t first, int round_) noexcept nogil:
     """Fit the responses at s.place; those whose searches are to go on get the status GOES_ON unless it is the last round."""
     cdef Py_ssize_t lane, i
-    cdef bint last = round_ == ROUNDS - 1
+    cdef bint last = round_ == ROUNDS - 1, some
     s.f.chain.axes = NULL
     if round_ == 0:
         first_theta(d, s)
@@ -228,8 +239,22 @@ cdef void fit_places(const Batch* d, Lanes* s, const Outcome* out, Fates* f, con
     if not out.brief:
         write_coefficients(d, s, f, out, Y, stride, first, s.used)
     tell_boundary(d, s, out, s.used)
-    if out.chosen != NULL or out.values != NULL:
+    some = out.chosen != NULL and let_wait(d, s, f, out, s.used)
+    if out.values != NULL or some and not apart(d):
         screen_responses(d, s, f, out, s.used)
+
+
+cdef void screen_places(const Batch* d, Lanes* s, const Outcome* out, Fates* f, Py_ssize_t first) noexcept nogil:
+    """Screen the responses at s.place, all of which wait, at the minimum that is known."""
+    cdef Py_ssize_t lane, i
+    s.f.chain.axes = NULL
+    for lane in range(LANES):
+        f.status[lane] = out.status[first + s.place[lane]]
+        for i in range(d.n_par):
+            s.theta[i * LANES + lane] = s.natural[i * LANES + lane] = out.theta[(first + s.place[lane]) * d.n_par + i]
+    set_factor(d, s, <vecu*> s.theta)
+    evaluate_responses(d, s, 1)
+    screen_responses(d, s, f, out, s.used)
 
 
 cdef void batch_fit(
@@ -248,10 +273,10 @@ cdef void batch_fit(
     for i in range(d.p_full * d.p):
         (<vecu*> s.x_map)[i] = VEC_SET(d.x_map[i])
     # lanes that need long would keep the others waiting: they go on together
-    for round_ in range(ROUNDS if out.rows == NULL else 1):
+    for round_ in range(ROUNDS + 1 if out.rows == NULL else 1):
         at = 0
         while at < n_responses:
-            find_places(out, first, n_responses, round_, &s, &at)
+            find_places(d, out, first, n_responses, round_, &s, &at)
             if s.used == 0:
                 break
             if d.spread != NULL:
@@ -262,7 +287,10 @@ cdef void batch_fit(
             f.size = VEC_SQRT(f.total * (1.0 / <double> d.n))
             rescale_responses(d, &s, &f.size)
             if out.rows == NULL:
-                fit_places(d, &s, out, &f, Y, stride, first, round_)
+                if round_ < ROUNDS:
+                    fit_places(d, &s, out, &f, Y, stride, first, round_)
+                else:
+                    screen_places(d, &s, out, &f, first)
                 continue
             s.f.chain.axes = NULL
             for lane in range(LANES):

@@ -174,6 +174,7 @@ cdef class BatchDesign:
         s.unit = &unit[0]
         s.vanishing, s.correlation, s.many = screen.vanishing, screen.correlation, screen.many
         s.lowest, s.limit, s.spread = screen.lowest, screen.limit, screen.spread
+        s.of_regular = screen.of_regular
 
     def __dealloc__(self):
         free(self.positions)

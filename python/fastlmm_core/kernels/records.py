@@ -259,6 +259,8 @@ class BatchScreen(NamedTuple):
     """Valleys and lowest points at most."""
     spread: int
     """Others, spread evenly over the order of values."""
+    of_regular: bool
+    """Whether responses are not screened of which a minimum shows that it is the only one, see lanes/regular.pxi."""
 
     @property
     def width(self) -> int:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from ... import kernels
-from ...engines.one_factor.problem import DOMINATED, OneFactorProblem, one_factor
+from ...engines.one_factor.problem import DOMINATED, SIX, OneFactorProblem, one_factor
 from ...engines.protocol import CAREFUL, HARD, ORDINARY, linear_engine, linear_problem
 from ...engines.starts import ENOUGH, few_groups
 from ...kernels.records import BatchPatterns, BatchScreen
@@ -56,6 +56,9 @@ WIDE = (4, 12, 16)
 MANY = 0.1
 """Share of the groups that the variation is worth where it is that of many groups: a third for normal effects, a half
 for normal errors alone, a few hundredths where some groups make up most of it."""
+
+TELLING = 0.5
+"""Share of the groups that their information on the effects is worth where they tell alike, see lanes/regular.pxi."""
 
 EIGHT = 8
 """Rows of a table that lie side by side."""
@@ -205,6 +208,7 @@ def _screen(model: Model, patterns: BatchPatterns, effort: int) -> BatchScreen:
         lowest=1 if close else LOWEST_POINTS[effort],
         limit=CLOSE_VALLEYS if close else DESCENTS[effort],
         spread=0 if close else SPREAD[effort],
+        of_regular=effort == HARD and structure.one_full and m >= SIX * q and problem.telling >= TELLING * m,
     )
 
 

@@ -1,0 +1,229 @@
+# Whether a minimum is that of regular data, of which it is the only one.
+#
+# Other minima are those of data at odds with the model: some groups make up most of the variation, or tell of the effects what
+# others do not, or an effect is hardly there.  Of regular data a minimum lies well inside, and the second derivatives along
+# directions D, F of G^ come near to their expectation,
+#
+#     I_DF = sum tr(N D N F) - sum tr(N D) sum tr(N F) / nu                   (by ML exactly)
+#
+# With t = c'W^-1 c, c = (c_x, c_y) b, b = (-beta, 1), summed over the n_i groups of a pattern, the variation within the
+# groups' own columns is worth (sum t)^2 / sum (t^2 / n_i) groups.  As e = E b = R'W^-1 c and N = R'W^-1 R, t = e'N^-1 e; of
+# what has no columns of its own t = tr(N^-1 R'W^-1 rest W^-1 R).
+
+cdef double LIKE_EXPECTED = 0.5
+"""Share of the expected second derivatives, in every direction, above which the observed ones come near to them."""
+
+cdef double WORTH_OF_GROUPS = 0.25
+"""Share of the groups that whitened sums of squares are worth of regular data: a half for normal effects."""
+
+cdef double RISE_WITHIN = 2.0
+"""Rise of the criterion to the boundary, by its Hessian, above which a minimum lies well inside."""
+
+
+cdef void boundary_near(const Batch* d, Lanes* s, vec* least) noexcept nogil:
+    """The least rise of the criterion, by its Hessian, to where one diagonal element of L is zero and the others follow."""
+    cdef Py_ssize_t n = d.n_par, i, j
+    cdef vecu* unit = <vecu*> s.step
+    cdef vecu* small = <vecu*> s.small
+    cdef vecu* theta = <vecu*> s.trial
+    cdef vec decrement, definite, rise
+    least[0] = VEC_SET(1e300)
+    for i in range(n):
+        if d.row[i] != d.col[i]:
+            continue
+        for j in range(n):
+            unit[j] = VEC_SET(1.0 if j == i else 0.0)
+        newton_step(n, <vecu*> s.f.hess, unit, small, small + n * n, <vecu*> s.f.work, &decrement, &definite)
+        # the square of the decrement is the element of the inverse
+        rise = 0.5 * theta[i] * theta[i] / (decrement * decrement + 1e-300)
+        least[0] = VEC_WHERE_POSITIVE(least[0] - rise, rise, least[0])
+
+
+# Sums over groups; work space for one.
+cdef struct Regularity:
+    vec squares     # sum t
+    vec fourth      # sum t^2 / c
+    vecu* tensor    # (n_a, n_a) sum c N (x) N
+    vecu* half      # (q, q), and (q,) beside it
+
+
+cdef inline vec whitened_square(Py_ssize_t q, Py_ssize_t k, const vecu* E, const vecu* b, vecu* half
+                                ) noexcept nogil:
+    """e'N^-1 e of a column, e = E b, by the factor `half` of N."""
+    cdef Py_ssize_t a, j, l
+    cdef vecu* e = half + q * q
+    cdef vec t, total
+    total = VEC_SET(0.0)
+    for a in range(q):
+        t = E[a * k + k - 1]
+        for j in range(k - 1):
+            t = t + E[a * k + j] * b[j]
+        for l in range(a):
+            t = t - half[a * q + l] * e[l]
+        # the diagonal holds reciprocals
+        e[a] = t * half[a * q + a]
+        total = total + e[a] * e[a]
+    return total
+
+
+cdef inline vec whitened_rest(Py_ssize_t q, const vecu* rest, vecu* half) noexcept nogil:
+    """tr(N^-1 rest), packed, by the factor `half` of N: the columns of its inverse one by one."""
+    cdef Py_ssize_t a, b, c, l
+    cdef vecu* column = half + q * q
+    cdef vec t, total
+    total = VEC_SET(0.0)
+    for c in range(q):
+        # row c of half^-1, from its diagonal down to the first column
+        for a in range(c, -1, -1):
+            t = VEC_SET(1.0 if a == c else 0.0)
+            for l in range(a + 1, c + 1):
+                t = t - half[l * q + a] * column[l]
+            column[a] = t * half[a * q + a]
+        for a in range(c + 1):
+            for b in range(c + 1):
+                t = rest[a * (a + 1) // 2 + b] if a >= b else rest[b * (b + 1) // 2 + a]
+                total = total + column[a] * column[b] * t
+    return total
+
+
+cdef inline void take_half(Py_ssize_t q, const vecu* N, vecu* half) noexcept nogil:
+    """Lower triangular factor of N, packed, the reciprocals of its pivots on the diagonal; 0 where there is none."""
+    cdef Py_ssize_t a, b, l
+    cdef vec t
+    for a in range(q):
+        for b in range(a + 1):
+            t = N[a * (a + 1) // 2 + b]
+            for l in range(b):
+                t = t - half[a * q + l] * half[b * q + l]
+            if b < a:
+                half[a * q + b] = t * half[b * q + b]
+            else:
+                half[a * q + a] = VEC_RSQRT_ABOVE(t, N[a * (a + 1) // 2 + a] * 1e-12 + 1e-300)
+
+
+cdef inline void add_regularity(Py_ssize_t q, const vecu* N, vec square, double count, Regularity* r) noexcept nogil:
+    """Add what `count` groups with one N are, `square` the sum of their whitened squares."""
+    cdef Py_ssize_t n_a = q * (q + 1) // 2, i, j
+    for i in range(n_a):
+        for j in range(n_a):
+            r.tensor[i * n_a + j] = r.tensor[i * n_a + j] + count * N[i] * N[j]
+    r.squares = r.squares + square
+    r.fourth = r.fourth + square * square * (1.0 / count)
+
+
+cdef inline vec expected_at(Py_ssize_t n_a, const vecu* T, const Py_ssize_t* one, const Py_ssize_t* other) noexcept nogil:
+    """sum tr(N D N F) for the symmetric unit directions `one` and `other`."""
+    cdef Py_ssize_t turn, back, a, b, c, d, at
+    cdef vec t
+    t = VEC_SET(0.0)
+    for turn in range(1 if one[0] == one[1] else 2):
+        a = one[turn]
+        b = one[1 - turn]
+        for back in range(1 if other[0] == other[1] else 2):
+            c = other[back]
+            d = other[1 - back]
+            at = (b * (b + 1) // 2 + c if b >= c else c * (c + 1) // 2 + b) * n_a
+            t = t + T[at + (a * (a + 1) // 2 + d if a >= d else d * (d + 1) // 2 + a)]
+    return t
+
+
+cdef void leave_expected(const Batch* d, Lanes* s, const Regularity* r) noexcept nogil:
+    """f.curve loses the part of the expected second derivatives that the observed ones are to exceed."""
+    cdef Py_ssize_t q = d.q, n_a = q * (q + 1) // 2, a, b, c, e, i = 0, j
+    cdef vecu* curve = <vecu*> s.f.curve
+    cdef const vecu* sum_n = <vecu*> s.f.sum_n
+    cdef Py_ssize_t one[2]
+    cdef Py_ssize_t other[2]
+    cdef vec t
+    for a in range(q):
+        for b in range(a + 1):
+            one[0], one[1] = a, b
+            j = 0
+            for c in range(q):
+                for e in range(c + 1):
+                    other[0], other[1] = c, e
+                    t = sum_n[i] * sum_n[j] / (<vecu*> s.f.gls.nu)[0]
+                    t = expected_at(n_a, r.tensor, one, other) - t * ((2.0 - (a == b)) * (2.0 - (c == e)))
+                    curve[i * n_a + j] = curve[i * n_a + j] - LIKE_EXPECTED * t
+                    j += 1
+            i += 1
+
+
+cdef void judge_regularity(const Batch* d, Lanes* s, const Regularity* r, vec m, vec* regular) noexcept nogil:
+    """Positive where a minimum is that of regular data of m groups, all effects of which are correlated; overwrites f.curve."""
+    cdef Py_ssize_t n = d.n_par, i
+    cdef vecu* zero = <vecu*> s.step
+    cdef vecu* small = <vecu*> s.small
+    cdef vec worth, rise, decrement, definite
+    boundary_near(d, s, &rise)
+    leave_expected(d, s, r)
+    for i in range(n):
+        zero[i] = VEC_SET(0.0)
+    newton_step(n, <vecu*> s.f.curve, zero, small, small + n * n, <vecu*> s.f.work, &decrement, &definite)
+    worth = r.squares * r.squares - WORTH_OF_GROUPS * m * r.fourth
+    worth = VEC_WHERE_POSITIVE(worth, definite, VEC_SET(-1.0))
+    regular[0] = VEC_WHERE_POSITIVE(rise - RISE_WITHIN, worth, VEC_SET(-1.0))
+
+
+cdef inline void begin_regularity(Py_ssize_t n_a, Lanes* s, Regularity* r) noexcept nogil:
+    cdef Py_ssize_t i
+    r.tensor = <vecu*> s.f.tensor
+    r.half = <vecu*> s.small
+    r.squares = VEC_SET(0.0)
+    r.fourth = VEC_SET(1e-300)
+    for i in range(n_a * n_a):
+        r.tensor[i] = VEC_SET(0.0)
+
+
+cdef inline void sum_patterns(Py_ssize_t q, const Batch* d, Lanes* s, Regularity* r) noexcept nogil:
+    """The sums of responses on one design, from what their last evaluation keeps."""
+    cdef Py_ssize_t k = d.p + 1, n_a = q * (q + 1) // 2, pattern, c
+    cdef const vecu* N = <vecu*> s.store
+    cdef const vecu* E = N + d.n_patterns * 2 * n_a
+    cdef vec square
+    cdef double count
+    for pattern in range(d.n_patterns):
+        count = <double> (d.groups[pattern + 1] - d.groups[pattern])
+        take_half(q, N, r.half)
+        square = whitened_rest(q, N + n_a, r.half) if count > 1.0 else VEC_SET(0.0)
+        for c in range(d.columns[pattern], d.columns[pattern + 1]):
+            square = square + whitened_square(q, k, E, <vecu*> s.f.gls.b, r.half)
+            E = E + q * k
+        add_regularity(q, N, square, count, r)
+        N = N + 2 * n_a
+
+
+cdef void regular_responses(const Batch* d, Lanes* s, vec* regular) noexcept nogil:
+    """Positive where the minimum at which responses on one design have been evaluated is that of regular data."""
+    cdef Regularity r
+    begin_regularity(d.q * (d.q + 1) // 2, s, &r)
+    if d.q == 2:
+        sum_patterns(2, d, s, &r)
+    else:
+        sum_patterns(d.q, d, s, &r)
+    judge_regularity(d, s, &r, VEC_SET(<double> d.m), regular)
+
+
+cdef inline void sum_problems(Py_ssize_t q, Py_ssize_t k, Lanes* s, Regularity* r) noexcept nogil:
+    """The sums of problems of their own, from what their last evaluation keeps."""
+    cdef Py_ssize_t n_a = q * (q + 1) // 2, g
+    cdef const vecu* N = <vecu*> s.own.store
+    for g in range(s.own.m):
+        take_half(q, N, r.half)
+        add_regularity(q, N, whitened_square(q, k, N + n_a, <vecu*> s.f.gls.b, r.half), 1.0, r)
+        N = N + n_a + q * k
+
+
+cdef void regular_problems(const Batch* d, const ProblemSums* sums, Lanes* s, vec* regular) noexcept nogil:
+    """Positive where the minimum at which problems of their own have been evaluated is that of regular data."""
+    cdef Py_ssize_t lane
+    cdef Regularity r
+    cdef vec m = VEC_SET(1.0)
+    for lane in range(LANES):
+        (<double*> &m)[lane] = sums[lane].m
+    begin_regularity(d.q * (d.q + 1) // 2, s, &r)
+    if d.q == 2:
+        sum_problems(2, d.p + 1, s, &r)
+    else:
+        sum_problems(d.q, d.p + 1, s, &r)
+    judge_regularity(d, s, &r, m, regular)

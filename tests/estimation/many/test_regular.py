@@ -1,0 +1,88 @@
+"""Minima of regular data, beside which no other ones are looked for."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+import fastlmm_core as flc
+from fastlmm_core.estimation.fit import Fit
+from fastlmm_core.estimation.many.batch_fit import BatchFit
+from fastlmm_core.estimation.many.one_factor import shared_design
+from fastlmm_core.kernels.records import BatchCriterion, BatchLook, BatchResults
+from regular import is_regular
+
+BORDER = 1e-3  # relative distance from a limit within which dense algebra and the lanes may differ
+CLOSELY = 120  # evaluations that a search from many points takes at least
+
+
+def design(q: int, own: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Irregular groups, of times of their own or of a few times that many share."""
+    rng = np.random.default_rng(q)
+    m = 9 * q
+    sizes = rng.integers(q, q + 6, m) if own else np.resize([q + 1, q + 3, 9], m)
+    groups = np.repeat(np.arange(m), sizes)
+    t = rng.uniform(-1.0, 1.0, len(groups)) if own else np.concatenate([np.arange(size) / 4.0 - 1.0 for size in sizes])
+    return t[:, None] ** np.arange(q), groups
+
+
+def responses(Z: np.ndarray, groups: np.ndarray, count: int) -> np.ndarray:
+    """With large and small effects, of normal and of heavy tails."""
+    rng = np.random.default_rng(4)
+    m, q = groups.max() + 1, Z.shape[1]
+    Y = np.empty((count, len(groups)))
+    for i in range(count):
+        size = 10.0 ** rng.uniform(-0.5, 0.7, q)
+        b = (rng.standard_normal if i % 2 else lambda shape: rng.standard_t(1.5, shape))((m, q)) * size
+        Y[i] = np.sum(b[groups] * Z, axis=1) + rng.standard_normal(len(groups))
+    return Y
+
+
+def told(model: flc.LinearMixedModel, Y: np.ndarray, reml: bool, values: bool) -> tuple[BatchFit, BatchLook]:
+    """Fits without a search, and where the lanes would look for other minima."""
+    shared = shared_design(model)
+    assert shared.screen is not None
+    found = BatchFit(model, Fit, reml, len(Y), None)
+    of_screen = np.empty((len(Y), len(shared.screen.thetas))) if values else None
+    said = BatchLook(np.full((len(Y), shared.screen.width), -9, dtype=np.intc), np.empty(len(Y)), of_screen)
+    into = BatchResults(
+        found.theta_o, found.params, found.bse, found.sigma2, found.criterion, found.gradient_norm, found.status,
+        found.n_evaluations, found.satterthwaite,
+    )  # fmt: skip
+    shared.fit(Y, 0, BatchCriterion(reml, 0.0), None, into, look=said)
+    return found, said
+
+
+@pytest.mark.parametrize("reml", [True, False])
+@pytest.mark.parametrize(("q", "own"), [(2, True), (2, False), (3, True)])
+def test_minima_of_regular_data(q: int, own: bool, reml: bool) -> None:
+    Z, groups = design(q, own)
+    Y = responses(Z, groups, 48)
+    model = flc.LinearMixedModel(Y[0], Z, Z, groups)
+    screen = shared_design(model).screen
+    assert screen is not None and screen.of_regular and screen.lowest > 0
+    found, said = told(model, Y, reml, True)
+    waited = told(model, Y, reml, False)[1]
+    each = np.repeat(np.arange(len(Y)), len(groups))
+    whole = np.tile(np.arange(len(groups)), len(Y))
+    stack = flc.fit_each(Y.ravel(), Z[whole], Z[whole], groups[whole], each, reml=reml, n_jobs=1)
+    seen = [0, 0]
+    for i, y in enumerate(Y):
+        chosen = bool((said.chosen[i] >= 0).any())
+        # responses that are screened later are screened at the same place
+        assert np.array_equal(waited.chosen[i], said.chosen[i])
+        if found.status[i] <= 0:
+            continue
+        factor = model.structure.factor(found.theta_o[i])
+        factor = model.structure.natural(model.problem.z_map[None], factor[None])[0]
+        regular, margin = is_regular(y, Z, Z, groups, factor @ factor.T, reml, float(said.rise[i]))
+        if found.status[i] == 2:
+            regular, margin = False, 1.0
+        if margin < BORDER:
+            continue
+        assert chosen != regular
+        # in a stack each group counts by itself, whatever its times
+        if own and stack.criterion[i] > found.criterion[i] - 1e-6:
+            assert (stack.n_evaluations[i] < CLOSELY) == regular
+        seen[regular] += 1
+    assert min(seen) >= 5

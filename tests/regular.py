@@ -1,0 +1,65 @@
+"""Whether a minimum is that of regular data (lanes/regular.pxi), by dense algebra."""
+
+from __future__ import annotations
+
+import numpy as np
+
+import oracle
+
+ENOUGH, TELLING, WORTH, LIKE_EXPECTED, RISE = 6, 0.5, 0.25, 0.5, 2.0
+
+
+def directions(q: int) -> list[np.ndarray]:
+    """Symmetric unit directions of G."""
+    out = []
+    for a in range(q):
+        for b in range(a + 1):
+            D = np.zeros((q, q))
+            D[a, b] = D[b, a] = 1.0
+            out.append(D)
+    return out
+
+
+def information(y, X, Z, groups, G, reml) -> tuple[np.ndarray, np.ndarray]:
+    """Observed and expected second derivatives of the criterion along directions of the relative G."""
+    D = directions(Z.shape[1])
+    step = 1e-5 * np.sqrt(np.outer(G.diagonal(), G.diagonal()))
+
+    def slopes(at: np.ndarray) -> np.ndarray:
+        S = oracle.gradient_ghat(y, X, Z, groups, at, reml)
+        return np.array([np.sum(S * d) for d in D])
+
+    observed = np.array(
+        [(slopes(G + step * d) - slopes(G - step * d)) / (2.0 * np.sum(step * d * d) / d.sum()) for d in D]
+    )
+    V = np.linalg.inv(oracle.relative_v(Z, groups, G))
+    same = np.equal.outer(groups, groups)
+    parts = [V @ (same * (Z @ d @ Z.T)) for d in D]
+    nu = len(y) - X.shape[1] if reml else len(y)
+    traces = np.array([np.trace(part) for part in parts])
+    return observed, np.array([[np.sum(one * two.T) for two in parts] for one in parts]) - np.outer(traces, traces) / nu
+
+
+def is_regular(y, X, Z, groups, G, reml, rise) -> tuple[bool, float]:
+    """Whether a minimum at the relative G is that of regular data; how far from a limit it is, relatively."""
+    m, q = groups.max() + 1, Z.shape[1]
+    columns = np.linalg.inv(np.linalg.cholesky(Z.T @ Z)) @ Z.T
+    A = np.array([columns[:, groups == g] @ columns[:, groups == g].T for g in range(m)])
+    telling = np.trace(A, axis1=1, axis2=2).sum() ** 2 / (q * (A * A).sum())
+    observed, expected = information(y, X, Z, groups, G, reml)
+    root = np.linalg.inv(np.linalg.cholesky(expected))
+    least = float(np.linalg.eigvalsh(root @ (observed + observed.T) @ root.T / 2.0)[0])
+    V = np.linalg.inv(oracle.relative_v(Z, groups, G))
+    r = V @ (y - X @ oracle.beta(y, X, Z, groups, G))
+    t = np.empty(m)
+    for g in range(m):
+        rows = groups == g
+        e = Z[rows].T @ r[rows]
+        t[g] = e @ np.linalg.solve(Z[rows].T @ V[np.ix_(rows, rows)] @ Z[rows], e)
+    # groups with one A_i count with the mean of their squares
+    which = np.unique(np.round(A.reshape(m, -1), 9), axis=0, return_inverse=True)[1].ravel()
+    counts, sums = np.bincount(which), np.bincount(which, weights=t)
+    worth = t.sum() ** 2 / np.sum(sums**2 / counts)
+    limits = ((worth, WORTH * m), (least, LIKE_EXPECTED), (rise, RISE))
+    told = m >= ENOUGH * q and telling >= TELLING * m and all(found > limit for found, limit in limits)
+    return told, min(abs(found / limit - 1.0) for found, limit in limits)
