@@ -12,7 +12,7 @@ from cpython.buffer cimport PyBUF_C_CONTIGUOUS, PyBUF_FORMAT, PyBuffer_Release, 
 from cpython.object cimport PyObject
 from cpython.unicode cimport PyUnicode_Check, PyUnicode_DecodeUTF8
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
-from libc.stdlib cimport calloc, free
+from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcmp, memcpy
 
 import numpy as np
@@ -33,6 +33,7 @@ cdef enum:
     BATCH = 128
     AHEAD = 24          # labels ahead of which the text of one is fetched: it stands anywhere among the rows
     SHORT = 16          # bytes of text that a slot holds
+    KEPT = 1 << 16      # bytes of a block of text that is kept
 
 # A label in the table; `code` is -1 where the slot is empty.
 cdef struct Slot:
@@ -259,6 +260,40 @@ cdef void read_rows(const char* data, const offset_t* offsets, const uint8_t* mi
             batch.text[i] = NULL
 
 
+cdef int take_rows(Labels* all, const uint8_t[::1] data, offsets, missing, int64_t[::1] codes, Block** kept) except -1:
+    """Codes of rows of text, -1 where missing; with `kept` the text of new labels is copied there."""
+    cdef Py_ssize_t n = codes.shape[0], start, known
+    cdef bint narrow = offsets.dtype == np.int32
+    cdef const int32_t[::1] short_offsets
+    cdef const int64_t[::1] long_offsets
+    cdef const uint8_t[::1] gaps
+    cdef const uint8_t* gap = NULL
+    cdef const char* text = ""
+    cdef Batch batch
+    if data.shape[0] > 0:
+        text = <const char*> &data[0]
+    if narrow:
+        short_offsets = offsets
+    else:
+        long_offsets = offsets
+    if missing is not None and n > 0:
+        gaps = missing.view(np.uint8)
+        gap = &gaps[0]
+    for start in range(0, n, BATCH):
+        batch.n = min(BATCH, n - start)
+        known = all.n
+        enlarge(all, known + batch.n)
+        with nogil:
+            if narrow:
+                read_rows(text, &short_offsets[0], gap, start, &batch)
+            else:
+                read_rows(text, &long_offsets[0], gap, start, &batch)
+            look_up(all, &batch, &codes[start])
+        if kept != NULL and all.n > known:
+            keep(all, known, kept)
+    return 0
+
+
 def text_codes(const uint8_t[::1] data, offsets, missing=None):
     """Codes and sorted labels of text.
 
@@ -276,44 +311,98 @@ def text_codes(const uint8_t[::1] data, offsets, missing=None):
         -1 where missing.
     labels : array of str
     """
-    cdef Py_ssize_t n = len(offsets) - 1, start
-    cdef bint narrow = offsets.dtype == np.int32
-    cdef const int32_t[::1] short_offsets
-    cdef const int64_t[::1] long_offsets
-    cdef const uint8_t[::1] gaps
-    cdef const uint8_t* gap = NULL
-    cdef const char* text = ""
     cdef Labels all
-    cdef Batch batch
     all.slots, all.text, all.length = NULL, NULL, NULL
     all.n_slots, all.n, all.room = 0, 0, 0
-    codes_array = np.empty(n, dtype=np.int64)
+    codes_array = np.empty(len(offsets) - 1, dtype=np.int64)
     cdef int64_t[::1] codes = codes_array
-    if data.shape[0] > 0:
-        text = <const char*> &data[0]
-    if narrow:
-        short_offsets = offsets
-    else:
-        long_offsets = offsets
-    if missing is not None and n > 0:
-        gaps = missing.view(np.uint8)
-        gap = &gaps[0]
     try:
-        for start in range(0, n, BATCH):
-            batch.n = min(BATCH, n - start)
-            enlarge(&all, all.n + batch.n)
-            with nogil:
-                if narrow:
-                    read_rows(text, &short_offsets[0], gap, start, &batch)
-                else:
-                    read_rows(text, &long_offsets[0], gap, start, &batch)
-                look_up(&all, &batch, &codes[start])
+        take_rows(&all, data, offsets, missing, codes, NULL)
         labels = finish(&all, codes)
     finally:
         free(all.slots)
         free(all.text)
         free(all.length)
     return codes_array, labels
+
+
+# Text of labels whose rows are forgotten, and the block before.
+cdef struct Block:
+    Block* before
+    Py_ssize_t used, room
+    char* text
+
+
+cdef int keep(Labels* all, Py_ssize_t first, Block** kept) except -1:
+    """Copy the text of the labels from one on, of which the rows are about to be forgotten."""
+    cdef Py_ssize_t i, length, room
+    cdef Block* block
+    for i in range(first, all.n):
+        length = all.length[i]
+        if kept[0] == NULL or kept[0].used + length > kept[0].room:
+            room = max(<Py_ssize_t> KEPT, length)
+            block = <Block*> malloc(sizeof(Block) + room)
+            if block == NULL:
+                raise MemoryError()
+            block.before, block.used, block.room, block.text = kept[0], 0, room, <char*> (block + 1)
+            kept[0] = block
+        block = kept[0]
+        memcpy(block.text + block.used, all.text[i], length)
+        all.text[i] = block.text + block.used
+        block.used += length
+    return 0
+
+
+cdef class TextTable:
+    """Labels of text that comes in pieces, with slots in the order in which they first occur.
+
+    Attributes
+    ----------
+    n : int
+        Labels known.
+    """
+
+    cdef Labels all
+    cdef Block* kept
+
+    def __cinit__(self):
+        self.all.slots, self.all.text, self.all.length = NULL, NULL, NULL
+        self.all.n_slots, self.all.n, self.all.room = 0, 0, 0
+        self.kept = NULL
+
+    def __dealloc__(self):
+        cdef Block* block = self.kept
+        while block != NULL:
+            self.kept = block.before
+            free(block)
+            block = self.kept
+        free(self.all.slots)
+        free(self.all.text)
+        free(self.all.length)
+
+    @property
+    def n(self):
+        return self.all.n
+
+    def slots(self, const uint8_t[::1] data, offsets, missing=None):
+        """The slot of each row, -1 where missing, for text as `text_codes` takes it: (n,) int64 array."""
+        codes_array = np.empty(len(offsets) - 1, dtype=np.int64)
+        cdef int64_t[::1] codes = codes_array
+        take_rows(&self.all, data, offsets, missing, codes, &self.kept)
+        return codes_array
+
+    def labels(self):
+        """The label of each slot, an array of str."""
+        cdef Py_ssize_t i
+        labels_array = np.empty(self.all.n, dtype=object)
+        cdef object[::1] labels = labels_array
+        for i in range(self.all.n):
+            labels[i] = PyUnicode_DecodeUTF8(self.all.text[i], self.all.length[i], NULL)
+        return labels_array
+
+    def order(self):
+        """The slots in the order of their labels, an array; None where all labels have to be compared for it."""
+        return sorted_order(&self.all)
 
 
 def object_codes(values):

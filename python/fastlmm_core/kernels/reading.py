@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ._exact import add_products
+from ._labels import TextTable
 from ._slots import SlotTable
 
-__all__ = ["SlotTable", "add_products"]
+__all__ = ["SlotTable", "TextTable", "add_products"]

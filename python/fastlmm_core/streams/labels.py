@@ -1,8 +1,8 @@
 """Group labels of pieces to slots, which are given out in the order in which labels first occur.
 
-Whole numbers of a modest range look their slot up in a table, others by their hash; text is coded by Arrow piece by
-piece, and only the labels of a piece are looked up.  At the end labels are sorted, as those of a table in memory are.
-Several grouping factors have a slot for each cell, a combination of their levels that occurs.
+Whole numbers of a modest range look their slot up in a table, others by their hash, as text of Arrow does; other text
+is coded piece by piece, and only the labels of a piece are looked up.  At the end labels are sorted, as those of a
+table in memory are.  Several grouping factors have a slot for each cell, a combination of their levels that occurs.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import LMMError
-from ..kernels.reading import SlotTable
+from ..kernels.reading import SlotTable, TextTable
 from ..tables.columns import Column
 from ..tables.labels import in_order, integer_codes, label_array
 
@@ -85,6 +85,7 @@ class GroupSlots:
         self._base = 0
         self._table = np.empty(0, dtype=np.int64)  # slot of each whole number from the base on, -1 for none
         self._text: dict[Any, int] = {}
+        self._arrow: TextTable | None = None  # of text while all of it is Arrow's
         self._numbers: list[Int64] = []
         self._sparse: SlotTable | None = None  # of whole numbers of a wide range
         self._order: list[Any] | None = None
@@ -109,6 +110,16 @@ class GroupSlots:
         if len(columns) == 1 and number is not None and number.dtype.kind in "iu" and number.dtype != np.uint64:
             self._be("numbers", column)
             return self._of_numbers((number if rows is None else number[rows]).astype(np.int64, copy=False))
+        if len(columns) == 1 and number is None and not self._text:
+            table = self._arrow or TextTable()
+            slots = column.text_slots(table, rows)
+            if slots is not None:
+                self._be("text", column)
+                self._arrow, self.n = table, table.n
+                return slots
+        if self._arrow is not None:
+            self._text = {label: slot for slot, label in enumerate(self._arrow.labels().tolist())}
+            self._arrow = None
         found, labels = labels_of(factors, columns, rows)
         self._be("other numbers" if number is not None and len(columns) == 1 else "text", column)
         if len(columns) == 1 and column.is_category:
@@ -118,13 +129,13 @@ class GroupSlots:
             elif self._order != declared:
                 self._order = []
         known, listed = self._text, labels.tolist()
-        slots: list[Any] = list(map(known.get, listed))
-        if None in slots:
-            new = [label for label, slot in zip(listed, slots, strict=True) if slot is None]
+        places: list[Any] = list(map(known.get, listed))
+        if None in places:
+            new = [label for label, slot in zip(listed, places, strict=True) if slot is None]
             known.update(zip(new, range(self.n, self.n + len(new)), strict=True))
             self.n = len(known)
-            slots = list(map(known.get, listed))
-        return np.array(slots, dtype=np.int64)[found]
+            places = list(map(known.get, listed))
+        return np.array(places, dtype=np.int64)[found]
 
     def _be(self, kind: str, column: Column) -> None:
         if self.kind and kind != self.kind:
@@ -188,6 +199,8 @@ class GroupSlots:
             if self._sparse is not None:
                 return np.asarray(self._sparse.pairs()[:, 0])
             return np.concatenate(self._numbers) if self._numbers else np.empty(0, dtype=np.int64)
+        if self._arrow is not None:
+            return self._arrow.labels()
         labels = np.empty(self.n, dtype=object)
         labels[:] = list(self._text)
         return labels if self.kind == "text" else label_array(labels.tolist())
@@ -201,6 +214,9 @@ class GroupSlots:
             order = np.argsort(found)
             return found[order], order
         labels = self.by_slots()
+        known = None if self._arrow is None else self._arrow.order()
+        if known is not None:
+            return labels[known], known
         if self._order:
             rank = {label: i for i, label in enumerate(self._order)}
             order = np.argsort([rank[label] for label in labels.tolist()])

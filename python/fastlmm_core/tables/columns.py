@@ -11,7 +11,7 @@ import difflib
 import importlib
 import sys
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,8 +20,11 @@ from ..errors import LMMError
 from ..support.checks import exact_floats, object_floats
 from ..support.numerals import Numerals, first_other, numerals
 from .alignment import index_of, shared_index
-from .labels import arrow_text_codes, in_order, integer_codes, label_array, label_codes
+from .labels import arrow_text_codes, arrow_text_slots, in_order, integer_codes, label_array, label_codes
 from .lazy import collected
+
+if TYPE_CHECKING:
+    from ..kernels.reading import TextTable
 
 __all__ = ["Column", "Table", "first_rows", "native_frame"]
 
@@ -256,6 +259,12 @@ class Column:
             return codes, labels
         codes, used = integer_codes(codes[rows])
         return codes, labels[used]
+
+    def text_slots(self, table: TextTable, rows: Array | None) -> NDArray[np.int64] | None:
+        """The slots in a table of the labels in `rows` (None: all), none missing; None for all but text of pyarrow."""
+        if self._encoded is not None or not _is_arrow_text(self.raw):
+            return None
+        return arrow_text_slots(_whole(self.raw), table, rows)
 
     def numerals(self) -> Numerals | None:
         """What the values of a column of text are, where nearly all of them are numbers; None for all other columns."""

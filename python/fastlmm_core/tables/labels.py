@@ -6,7 +6,7 @@ by a kernel, everything else by pandas, and only the distinct labels are sorted.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,7 +14,18 @@ from numpy.typing import NDArray
 from ..errors import LMMError
 from ..kernels import code_range, object_codes, text_codes
 
-__all__ = ["arrow_text_codes", "in_order", "integer_codes", "label_array", "label_codes", "modest_range"]
+if TYPE_CHECKING:
+    from ..kernels.reading import TextTable
+
+__all__ = [
+    "arrow_text_codes",
+    "arrow_text_slots",
+    "in_order",
+    "integer_codes",
+    "label_array",
+    "label_codes",
+    "modest_range",
+]
 
 _FEW = 10_000
 """So many labels are sorted in less time than it takes to import pandas."""
@@ -87,11 +98,26 @@ def label_codes(values: Any, title: str) -> tuple[NDArray[np.intp], NDArray[Any]
 
 def arrow_text_codes(text: Any) -> tuple[NDArray[np.intp], NDArray[Any]]:
     """`label_codes` of an array of Arrow's text, not chunked."""
+    return text_codes(*_text_of(text))
+
+
+def arrow_text_slots(text: Any, table: TextTable, rows: NDArray[Any] | None) -> NDArray[np.int64]:
+    """The slot in a table of each of some rows (None: all) of an array of Arrow's text, not chunked."""
+    data, offsets, missing = _text_of(text)
+    if rows is None:
+        return table.slots(data, offsets, missing)
+    left_out = np.ones(len(text), dtype=bool)
+    left_out[rows] = False
+    return np.asarray(table.slots(data, offsets, left_out)[rows])
+
+
+def _text_of(text: Any) -> tuple[NDArray[np.uint8], NDArray[Any], NDArray[np.bool_] | None]:
+    """UTF-8, where each row begins, and which are missing, of an array of Arrow's text."""
     _, starts, data = text.buffers()
     wide = str(text.type) == "large_string"
     offsets = np.frombuffer(starts, np.int64 if wide else np.int32)[text.offset : text.offset + len(text) + 1]
     missing = text.is_null().to_numpy(zero_copy_only=False) if text.null_count else None
-    return text_codes(np.frombuffer(data or b"", np.uint8), offsets, missing)
+    return np.frombuffer(data or b"", np.uint8), offsets, missing
 
 
 def label_array(labels: list[Any]) -> NDArray[Any]:
