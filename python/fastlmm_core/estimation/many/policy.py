@@ -67,6 +67,9 @@ ONE_BY_ONE, WORTH_ONE = 64, 8
 LOWER, CLEARLY = 1e-9, 1e-6
 """Units by which a minimum must be lower to be another one, and a point at which a search has stopped."""
 
+GOES_ON = 4
+"""Times that a search goes on: of many effects of few groups most take longer than the lanes have patience."""
+
 SIDE_BY_SIDE = 256
 """Searches from other starts that are made in one go at least."""
 
@@ -542,7 +545,7 @@ def _descend(
     step = max(len(Y), SIDE_BY_SIDE)
     for begin in range(0, len(responses), step):
         which = responses[begin : begin + step]
-        other = _from(shared, Y, into, which, starts[begin : begin + step], brief=True, **more)
+        other = _searched(shared, Y, into, which, starts[begin : begin + step], more)
         np.add.at(into.n_evaluations, first + which, other.n_evaluations)
         # a minimum is none to certify where a point is known that is lower, whatever that one is
         open_ = (other.status == 0) & (other.criterion < into.criterion[first + which] - CLEARLY)
@@ -562,6 +565,23 @@ def _descend(
         for name in _FIELDS if len(better) else ():
             getattr(into, name)[first + which[better]] = getattr(other, name)[better]
     return Ended(*(np.concatenate(parts) for parts in zip(*ended, strict=True)))
+
+
+def _searched(
+    shared: kernels.BatchDesign | FactorBatch, Y: Array, into: BatchFit, which: Index, starts: Array,
+    more: dict[str, Any],
+) -> BatchFit:  # fmt: skip
+    """Searches from starts of their own; those that have not ended where patience with them does go on from there."""
+    found = _from(shared, Y, into, which, starts, brief=True, **more)
+    for _ in range(GOES_ON):
+        going = np.flatnonzero((found.status == 0) & np.isfinite(found.criterion))
+        if not len(going):
+            break
+        again = _from(shared, Y, into, which[going], found.theta_o[going], brief=True, **more)
+        again.n_evaluations += found.n_evaluations[going]
+        for name in ("theta_o", "criterion", "status", "n_evaluations"):
+            getattr(found, name)[going] = getattr(again, name)
+    return found
 
 
 def _from(
