@@ -60,13 +60,12 @@ def gradient(function: Callable[[Array], float], x: Array, step: float = 1e-4) -
     return out
 
 
-def inference(model, phi: Array, sigma2: float, kind: str, G: Array | None = None) -> tuple[Array, Array]:
-    """Standard errors and degrees of freedom of the coefficients, by formula with N x N matrices, for REML.
+def inference(model, phi: Array, sigma2: float) -> Callable[[str], tuple[Array, Array]]:
+    """Standard errors and degrees of freedom of the coefficients by kind, by formula with N x N matrices, for REML.
 
-    "satterthwaite", or "kenward-roger" in the natural parameters of the structure (one stratum, no random effects),
-    with the observed information in them; "kenward-roger-linear" without second derivatives.
+    Kinds: "satterthwaite", or "kenward-roger" in the natural parameters of the structure (one stratum, no random
+    effects), with the observed information in them; "kenward-roger-linear" without second derivatives.
     """
-    assert G is None
     own = model.design.residual.strata[0]
     k = len(phi)
     psi = own.structure.natural(phi, sigma2)
@@ -97,24 +96,28 @@ def inference(model, phi: Array, sigma2: float, kind: str, G: Array | None = Non
     dV = np.array([(8.0 * (V_of(psi + u) - V_of(psi - u)) - V_of(psi + 2 * u) + V_of(psi - 2 * u)) / 12.0
                    for u in units])  # fmt: skip
     P = [-X.T @ W @ D @ W @ X for D in dV]
-    if kind == "satterthwaite":
-        adjusted = Phi
-    else:
-        inner = np.zeros_like(Phi)
-        for i in range(n_par):
-            for j in range(n_par):
-                Q = X.T @ W @ dV[i] @ W @ dV[j] @ W @ X
-                term = Q - P[i] @ Phi @ P[j]
-                if kind == "kenward-roger":
-                    u, v = units[i], units[j]
-                    bend = (V_of(psi + u + v) - V_of(psi + u - v) - V_of(psi - u + v) + V_of(psi - u - v)) / 4.0
-                    term = term - 0.25 * X.T @ W @ bend @ W @ X
-                inner += spread[i, j] * term
-        adjusted = Phi + 2.0 * Phi @ inner @ Phi
-    slopes = np.array([np.diag(-Phi @ p @ Phi) for p in P])
-    variance = np.diag(Phi)
-    df = 2.0 * variance**2 / np.einsum("ia,ij,ja->a", slopes, spread, slopes)
-    return np.sqrt(np.diag(adjusted)), df
+
+    def of(kind: str) -> tuple[Array, Array]:
+        if kind == "satterthwaite":
+            adjusted = Phi
+        else:
+            inner = np.zeros_like(Phi)
+            for i in range(n_par):
+                for j in range(n_par):
+                    Q = X.T @ W @ dV[i] @ W @ dV[j] @ W @ X
+                    term = Q - P[i] @ Phi @ P[j]
+                    if kind == "kenward-roger":
+                        u, v = units[i], units[j]
+                        bend = (V_of(psi + u + v) - V_of(psi + u - v) - V_of(psi - u + v) + V_of(psi - u - v)) / 4.0
+                        term = term - 0.25 * X.T @ W @ bend @ W @ X
+                    inner += spread[i, j] * term
+            adjusted = Phi + 2.0 * Phi @ inner @ Phi
+        slopes = np.array([np.diag(-Phi @ p @ Phi) for p in P])
+        variance = np.diag(Phi)
+        df = 2.0 * variance**2 / np.einsum("ia,ij,ja->a", slopes, spread, slopes)
+        return np.sqrt(np.diag(adjusted)), df
+
+    return of
 
 
 def prediction(

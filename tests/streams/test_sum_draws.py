@@ -32,7 +32,8 @@ SMALL = (simulated(20, m=4), "y ~ x + z + (1 | g)", None)
 
 @pytest.mark.parametrize(("data", "formula", "weights"), CASES)
 def test_replicates_are_distributed_as_in_memory(data, formula, weights):
-    n = 300
+    # fits of slopes of few schools take fifty times as long as the others
+    n = 80 if "(z | school)" in formula else 300
     one = flc.lmm(formula, data, weights=weights).fit()
     other = flc.lmm(formula, flc.scan(cut(data, 200)), weights=weights).fit()
     a, b = one.bootstrap(4 * n, seed=1), other.bootstrap(n, seed=2)

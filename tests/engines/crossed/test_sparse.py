@@ -122,7 +122,7 @@ def movers(seed, n_workers, n_firms, years=4, q=1):
 
 @pytest.mark.parametrize("q", [1, 2])
 def test_fits_are_those_with_a_dense_tail(q, monkeypatch):
-    y, X, terms = movers(6, 6000, 900, q=q)
+    y, X, terms = movers(6, 6000 // q, 900 // q, q=q)
     model = LinearMixedModel(y, X, terms=terms)
     found = model.problem.layout
     assert found.sparse is not None
