@@ -9,7 +9,7 @@ from scipy.stats import false_discovery_control, t
 
 import fastlmm_core as flc
 from fastlmm_core.inference.false_discoveries import false_discovery_rates
-from fastlmm_core.inference.many.moderated import prior_of, trigamma_inverse
+from fastlmm_core.inference.many.moderated import moderate, prior_of, trigamma_inverse
 
 
 def test_inverse_of_trigamma():
@@ -67,6 +67,7 @@ def test_tests_of_a_batch(rng, model):
     for j in range(3):
         d, v = batch.df[good, j], batch.bse[good, j] ** 2
         d0, s0 = prior_of(v, d)
+        assert (found.df_prior[j], found.scale_prior[j]) == (d0, pytest.approx(np.sqrt(s0), rel=1e-12))
         posterior = (d0 * s0 + d * v) / (d0 + d)
         np.testing.assert_allclose(found.std_error[good, j], np.sqrt(posterior), rtol=1e-12)
         np.testing.assert_allclose(found.df[good, j], d + d0, rtol=1e-12)
@@ -84,6 +85,15 @@ def test_tests_of_a_batch(rng, model):
     assert repr(found).startswith("<ModeratedTests: 400 responses; prior df: x0 ")
     with pytest.raises(flc.LMMError, match="needs three responses"):
         batch[:2].moderate()
+
+
+def test_variances_that_are_alike_have_all_degrees_of_freedom():
+    df = np.array([[5.0], [6.0], [7.0], [8.0]])
+    found = moderate(["x"], np.ones((4, 1)), np.full((4, 1), 0.5), df, np.arange(4), "dict")
+    assert found.df_prior[0] == np.inf
+    np.testing.assert_array_equal(found.df, 26.0)
+    np.testing.assert_allclose(found.std_error, 0.5, rtol=1e-12)
+    np.testing.assert_allclose(found.pvalues, 2.0 * t.sf(2.0, 26.0), rtol=1e-12)
 
 
 def test_size_and_power(rng, model):

@@ -103,6 +103,15 @@ def test_means_and_slopes(batch, ddf):
         assert "p < 0.05" in str(found)
 
 
+def test_means_that_hold_no_coefficient_are_not_estimated():
+    rng = np.random.default_rng(0)
+    g, x = np.repeat(np.arange(12), 5), rng.normal(size=60)
+    data = {"y": x + rng.normal(size=12)[g] + rng.normal(size=60), "x": x, "arm": np.array(["a", "b"])[g % 2], "g": g}
+    batch = flc.lmm("y ~ 0 + x:arm + (1 | g)", data).fit_many(np.array([data["y"], x[::-1] + data["y"]]))
+    found = batch.emmeans("arm", at={"x": 0.0})
+    assert not found.L.any() and np.isnan(found.estimate).all() and np.isnan(found.std_error).all()
+
+
 def test_what_is_refused(batch):
     with pytest.raises(LMMError, match="hypotheses must be names to hypotheses"):
         batch.tests(["x:arm[a]"])
