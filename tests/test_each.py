@@ -353,6 +353,11 @@ def test_input_that_does_not_fit_is_refused(rng):
     broken[7] = np.nan
     with pytest.raises(flc.LMMError, match=r"y has 1 values that are not finite \(first: nan at row 7\)"):
         flc.fit_each(broken, X, Z, groups, each)
+    for name in ("weights", "offset"):
+        values = np.ones(len(y))
+        values[9] = np.inf
+        with pytest.raises(flc.LMMError, match=rf"{name} has 1 values that are not finite \(first: inf at row 9\)"):
+            flc.fit_each(y, X, Z, groups, each, **{name: values})
 
 
 def test_by_a_column_of_a_table(rng):
@@ -374,6 +379,10 @@ def test_by_a_column_of_a_table(rng):
         flc.fit_by("y ~ x + (1 | g)", table, by="gene")
     with pytest.raises(flc.LMMError, match="takes random effects with free covariances"):
         flc.fit_by("y ~ x + cs(0 + arm | g)", table, by="k")
+    # a row that is left out needs no label
+    table.loc[5, "k"] = np.nan
+    again = flc.fit_by("y ~ x + arm + (x | g)", table, by="k")
+    np.testing.assert_array_equal(again.criterion, result.criterion)
     table["k"] = table["k"].where(table["k"] != 3)
     with pytest.raises(flc.LMMError, match="by='k': the column has missing values"):
         flc.fit_by("y ~ x + (1 | g)", table, by="k")

@@ -189,9 +189,9 @@ def fit_by(
     found = model_data(formula, data, weights=weights, offset=offset, missing=missing)
     options = {"weights": weights, "offset": offset, "missing": missing}
     design = design_of(found, Source(data, options))
-    if design.structure.restricted or design.residual is not None:
+    if design.structure.restricted:
         raise LMMError(
-            "fit_by() takes random effects with free covariances and independent residuals; fit the parts one by one "
+            "fit_by() takes random effects with free covariances; fit the parts one by one "
             "with lmm(formula, part)"
         )
     column = Table(data).column(by, "by")

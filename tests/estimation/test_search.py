@@ -329,6 +329,45 @@ def test_points_beside_the_boundary(spread: float, inside: bool, count: int) -> 
         np.testing.assert_allclose(start, np.diag(size * unit), rtol=1e-12)
 
 
+@pytest.mark.parametrize(("sizes", "expected"), [((2.0, 0.9), (2.0, 0.1)), ((2.0, 0.15), (0.1, 2.0))])
+def test_the_least_direction_is_narrowed(sizes: tuple[float, float], expected: tuple[float, float]) -> None:
+    """Where it is narrow already, the other one is, and it has the variance of the other."""
+    structure, unit = CovarianceStructure((Block(0, 2, "full"),)), np.array([0.5, 0.2])
+    axes = np.array([[0.6, -0.8], [0.8, 0.6]])
+    root = np.linalg.cholesky(axes * np.square(sizes) @ axes.T) * unit[:, None]
+    (found,) = search._narrowed(structure, unit, root[structure.positions])
+    factor = structure.factor(found) / unit[:, None]
+    np.testing.assert_allclose(factor @ factor.T, axes * np.square(expected) @ axes.T, rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("effort", [protocol.CAREFUL, protocol.HARD])
+def test_searches_start_from_each_point_once(effort: int) -> None:
+    """Valleys, the lowest points and points spread over the order of values."""
+    rng = np.random.default_rng(effort)
+    values = rng.permutation(60).astype(float)
+    values[[3, 8]] = np.inf
+    valleys = np.argsort(values)[[0, 2, 7]]
+    found = search._starts(values, valleys, effort)
+    assert len(set(found)) == len(found) and np.isfinite(values[found]).all()
+    lowest = set(np.argsort(values)[: search.LOWEST_POINTS[effort]].tolist())
+    first = len(lowest | set(valleys.tolist()))
+    assert found[:3] == valleys.tolist() and set(found[:first]) == lowest | set(valleys.tolist())
+    ranks = values[found[first:]]
+    assert len(ranks) == search.SPREAD[effort] and (np.diff(ranks) > 0.0).all()
+
+
+@pytest.mark.parametrize(("origin", "expected"), [(0.0, 1.0), (50.0, 100.0), (5000.0, 10_000.0)])
+def test_screens_reach_as_far_as_columns_cancel(origin: float, expected: float) -> None:
+    """Powers of ten of the reciprocal of the least singular value of columns of length 1."""
+    rng = np.random.default_rng(2)
+    g, t = np.repeat(np.arange(20), 6), np.tile(np.arange(6.0), 20)
+    Z = np.column_stack([np.ones(120), 3.0 * (t - 2.5 + origin)])
+    model = flc.LinearMixedModel(rng.standard_normal(120), None, Z, g, structure="diagonal")
+    least = np.linalg.svd(Z / np.linalg.norm(Z, axis=0))[1][-1]
+    by_hand = 10.0 ** np.ceil(np.log10(min(1.0 / least, 1e4)) - 0.5)
+    assert search._stretch(model.problem.criterion(), model.structure) == by_hand == expected
+
+
 def test_many_groups_are_searched_closely_where_few_make_up_most_of_the_variation() -> None:
     """Whether or not they tell the same of the effects."""
     t, codes, y = uneven(120, least=0.05)

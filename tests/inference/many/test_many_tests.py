@@ -110,6 +110,13 @@ def test_means_that_hold_no_coefficient_are_not_estimated():
     batch = flc.lmm("y ~ 0 + x:arm + (1 | g)", data).fit_many(np.array([data["y"], x[::-1] + data["y"]]))
     found = batch.emmeans("arm", at={"x": 0.0})
     assert not found.L.any() and np.isnan(found.estimate).all() and np.isnan(found.std_error).all()
+    shown = batch.emmeans("arm", at={"x": 1.0})
+    frame = shown.to_frame()
+    assert list(frame["response"]) == [0, 0, 1, 1] and list(frame["arm"]) == ["a", "b", "a", "b"]
+    np.testing.assert_array_equal(frame["estimate"], shown.estimate.ravel())
+    counts = [int((shown.pvalues[:, j] < 0.05).sum()) for j in range(2)]
+    assert [line.split()[-1] for line in str(shown).splitlines()[-2:]] == [str(count) for count in counts]
+    assert counts != [1, 1]
 
 
 def test_what_is_refused(batch):
