@@ -191,8 +191,7 @@ def fit_by(
     design = design_of(found, Source(data, options))
     if design.structure.restricted:
         raise LMMError(
-            "fit_by() takes random effects with free covariances; fit the parts one by one "
-            "with lmm(formula, part)"
+            "fit_by() takes random effects with free covariances; fit the parts one by one with lmm(formula, part)"
         )
     column = Table(data).column(by, "by")
     gaps = column.missing()
