@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from scipy.optimize import root
+from scipy.optimize import minimize, root
 
 import fastlmm_core as flc
 import landscapes
@@ -366,6 +366,26 @@ def test_screens_reach_as_far_as_columns_cancel(origin: float, expected: float) 
     least = np.linalg.svd(Z / np.linalg.norm(Z, axis=0))[1][-1]
     by_hand = 10.0 ** np.ceil(np.log10(min(1.0 / least, 1e4)) - 0.5)
     assert search._stretch(model.problem.criterion(), model.structure) == by_hand == expected
+
+
+def test_independent_effects_start_from_the_variances_of_correlated_ones() -> None:
+    rng = np.random.default_rng(6)
+    g = np.repeat(np.arange(40), 12)
+    Z = np.column_stack([np.ones(480), rng.standard_normal((480, 3))])
+    b = rng.standard_normal((40, 4)) @ (np.tril(rng.standard_normal((4, 4))) + np.diag([2.0, 1.0, 1.0, 1.0]))
+    y = (Z * b[g]).sum(axis=1) + rng.standard_normal(480)
+    problem = flc.LinearMixedModel(y, None, Z, g, structure="diagonal").problem
+    relaxed = problem.elsewhere().relaxed()
+    unit = np.sqrt(problem.levels / problem.n)
+    found = search._relaxed_minimum(relaxed, problem.structure, unit, np.ones(4))
+    # the same minimum by another optimiser
+    engine, whole = relaxed.engine, relaxed.structure
+    best = minimize(
+        lambda theta: engine.evaluate(theta, 1)[:2], whole.theta(np.eye(4)), jac=True, options={"gtol": 1e-7}
+    ).x  # fmt: skip
+    factor = whole.factor(best)
+    expected = np.sqrt(np.diag(factor @ factor.T) + (search.VANISHING * unit) ** 2)
+    np.testing.assert_allclose(found, expected, rtol=1e-4)
 
 
 def test_many_groups_are_searched_closely_where_few_make_up_most_of_the_variation() -> None:

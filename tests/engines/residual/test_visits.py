@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -91,6 +93,25 @@ def test_many_subjects_of_a_pattern_are_summed_up(rng):
     other = ClusterCriterion(p.clusters, p.xy, p.Z, p.structure, list(p.spans), p.residual)
     for one, two in zip(p.criterion().evaluate(phi, 2), other.evaluate(phi, 2), strict=True):
         np.testing.assert_allclose(one, two, rtol=1e-9, atol=1e-6)
+
+
+@pytest.mark.parametrize("roots", [False, True])
+def test_whitened_rows_have_the_cross_products(roots, rng):
+    """Those of many subjects are summed up, with what lies outside of X in one row."""
+    model = flc.lmm("y ~ arm + visit + x", problem(rng, n=6, many=700), residual="us(visit | id)")
+    engine = model.problem.criterion()
+    A = np.tril(rng.normal(size=(4, 4))) + 3.0 * np.eye(4)
+    V = A @ A.T
+    _, H = engine.sums.reduce([A if roots else V], roots)
+    rows = engine.sums.whitened()
+    np.testing.assert_allclose(rows.T @ rows, H, rtol=1e-10, atol=1e-10 * np.abs(H).max())
+    # of all rows, subject by subject
+    p, by_hand = model.problem, np.zeros_like(H)
+    start, place = p.clusters.start, np.asarray(p.residual.where)[p.clusters.order]
+    for begin, end in pairwise(start):
+        own, at = p.xy[p.clusters.order[begin:end]], place[begin:end]
+        by_hand += own.T @ np.linalg.solve(V[np.ix_(at, at)], own)
+    np.testing.assert_allclose(H, by_hand, rtol=1e-9, atol=1e-9 * np.abs(H).max())
 
 
 @pytest.mark.parametrize("by", ["", ", by=arm"])
