@@ -340,6 +340,20 @@ def test_the_least_direction_is_narrowed(sizes: tuple[float, float], expected: t
     np.testing.assert_allclose(factor @ factor.T, axes * np.square(expected) @ axes.T, rtol=1e-12, atol=1e-14)
 
 
+def test_batches_narrow_the_least_direction_of_each_response() -> None:
+    rng = np.random.default_rng(3)
+    g = np.repeat(np.arange(10), 6)
+    X = np.column_stack([np.ones(60), rng.standard_normal(60)])
+    model = flc.LinearMixedModel(rng.standard_normal(60), X, X, g)
+    unit = float(np.sqrt(model.problem.levels / model.problem.n)[0])
+    roots = np.array([[[1.5, 0.0], [0.7, 0.4]], [[0.3, 0.0], [-0.8, 2.0]]])
+    found = narrowed_starts(model, unit * roots[:, *model.structure.positions])
+    for one, theta in zip(roots, found, strict=True):
+        values, axes = np.linalg.eigh(one @ one.T)
+        factor = model.structure.factor(theta) / unit
+        np.testing.assert_allclose(factor @ factor.T, axes * [0.01, values[1]] @ axes.T, rtol=1e-11, atol=1e-13)
+
+
 @pytest.mark.parametrize("effort", [protocol.CAREFUL, protocol.HARD])
 def test_searches_start_from_each_point_once(effort: int) -> None:
     """Valleys, the lowest points and points spread over the order of values."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from scipy import special
@@ -282,6 +284,19 @@ def test_an_uncertified_null_fit_does_not_reject(monkeypatch):
     assert (result.power, result.n_converged) == (0.75, 75)
     assert np.isnan(result.pvalues[::4]).all()
     assert np.isfinite(np.delete(result.pvalues, np.arange(0, 100, 4))).all()
+
+
+def test_a_draw_that_is_not_certified_has_no_pvalue():
+    """Where draws are fitted one by one."""
+    for certified, expected in ((True, 0.01), (False, np.nan)):
+        found = SimpleNamespace(pvalue=0.01, statistic=3.0)
+        fit = SimpleNamespace(converged=certified, singular=False, beta=np.ones(2), test=lambda *_, f=found, **__: f)
+        truth = SimpleNamespace(again=lambda model, reml, fit=fit: fit)
+        out = studies.Studies(np.zeros(1), np.ones(1, dtype=bool), np.ones(1, dtype=bool), np.zeros((1, 2)))
+        asked = studies._Test(truth, np.eye(2)[1:], None, False, True, "residual", "auto", "two-sided")
+        studies._study(asked, (lambda: None, None), out, 0)
+        np.testing.assert_array_equal(out.pvalues, expected)
+        assert out.converged[0] == certified
 
 
 # ---- curves --------------------------------------------------------------------------------------------------------
