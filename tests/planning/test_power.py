@@ -299,6 +299,17 @@ def test_a_draw_that_is_not_certified_has_no_pvalue():
         assert out.converged[0] == certified
 
 
+def test_a_column_that_depends_on_a_tested_one_does_not_take_its_place():
+    g = np.repeat(np.arange(12), 4)
+    data = {"g": g, "x": np.tile(np.arange(4.0), 12)}
+    data["twice"] = 2.0 * data["x"]
+    alone = assume("y ~ x + (1 | g)", data, {"Intercept": 1.0, "x": 0.3}, 0.5, 1.0)
+    both = assume("y ~ x + twice + (1 | g)", data, {"Intercept": 1.0, "x": 0.3, "twice": 0.0}, 0.5, 1.0)
+    found, wanted = (power(plan, "x", n_sim=20, seed=1, method="lrt") for plan in (both, alone))
+    np.testing.assert_allclose(found.pvalues, wanted.pvalues, rtol=1e-6)
+    assert found.pvalues.min() < 0.05
+
+
 # ---- curves --------------------------------------------------------------------------------------------------------
 
 
