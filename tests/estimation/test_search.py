@@ -382,7 +382,7 @@ def test_screens_reach_as_far_as_columns_cancel(origin: float, expected: float) 
     assert search._stretch(model.problem.criterion(), model.structure) == by_hand == expected
 
 
-def test_independent_effects_start_from_the_variances_of_correlated_ones() -> None:
+def test_independent_effects_start_from_the_variances_of_correlated_ones(monkeypatch: pytest.MonkeyPatch) -> None:
     rng = np.random.default_rng(6)
     g = np.repeat(np.arange(40), 12)
     Z = np.column_stack([np.ones(480), rng.standard_normal((480, 3))])
@@ -400,6 +400,18 @@ def test_independent_effects_start_from_the_variances_of_correlated_ones() -> No
     factor = whole.factor(best)
     expected = np.sqrt(np.diag(factor @ factor.T) + (search.VANISHING * unit) ** 2)
     np.testing.assert_allclose(found, expected, rtol=1e-4)
+    # and there a search starts
+    starts, descend = [], search.descend
+
+    def recorded(*args: object) -> object:
+        starts.append(args[2])
+        return descend(*args)
+
+    monkeypatch.setattr(search, "descend", recorded)
+    criterion = problem.criterion()
+    known = criterion.evaluate(np.ones(4))[0], np.ones(4)
+    search.search(criterion, problem.structure, unit, known, protocol.EASY, relaxed)
+    assert any(len(start) == 4 and np.allclose(start, expected, rtol=1e-4) for start in starts)
 
 
 def test_many_groups_are_searched_closely_where_few_make_up_most_of_the_variation() -> None:
