@@ -10,6 +10,7 @@ from scipy.stats import false_discovery_control, t
 import fastlmm_core as flc
 from fastlmm_core.inference.false_discoveries import false_discovery_rates
 from fastlmm_core.inference.many.moderated import moderate, prior_of, trigamma_inverse
+from fastlmm_core.tables.rows import FitLabels
 
 
 def test_inverse_of_trigamma():
@@ -89,7 +90,7 @@ def test_tests_of_a_batch(rng, model):
 
 def test_variances_that_are_alike_have_all_degrees_of_freedom():
     df = np.array([[5.0], [6.0], [7.0], [8.0]])
-    found = moderate(["x"], np.ones((4, 1)), np.full((4, 1), 0.5), df, np.arange(4), "dict")
+    found = moderate(["x"], np.ones((4, 1)), np.full((4, 1), 0.5), df, FitLabels("dict", None))
     assert found.df_prior[0] == np.inf
     np.testing.assert_array_equal(found.df, 26.0)
     np.testing.assert_allclose(found.std_error, 0.5, rtol=1e-12)
