@@ -750,6 +750,34 @@ def test_batches_find_minima_next_to_each_other(family: str, seed: int) -> None:
     assert batch.criterion[0] <= landscapes.lowest(problem) + TOLERANCE
 
 
+def test_a_batch_looks_beyond_the_valleys_of_its_screen() -> None:
+    """A basin that is narrow in direction, three units lower than all that the valleys lead to."""
+    problem = landscapes.problem("time_course", 80041)
+    rng = np.random.default_rng([80041, 78])
+    mean = problem.X @ np.linalg.lstsq(problem.X, problem.y, rcond=None)[0]
+    n = len(mean)
+    signs, sizes = zip(*((rng.choice([-1.0, 1.0], n), np.exp(rng.normal(0.0, 0.3, n))) for _ in range(3)), strict=True)
+    model = model_of(problem).with_response(problem.y[::-1])
+    problem = replace(problem, y=mean + (problem.y - mean) * signs[2] * sizes[2])
+    batch = model.fit_many(problem.y[None, :], reml=problem.reml, n_jobs=1)
+    assert batch.converged[0]
+    assert batch.criterion[0] <= landscapes.lowest(problem) + TOLERANCE
+
+
+def test_a_batch_looks_for_no_variance_beside_a_small_one() -> None:
+    """One effect of six groups: a minimum inside, and one an eighth of a unit lower on the boundary."""
+    codes = np.repeat(np.arange(6), [4, 5, 2, 2, 2, 4])
+    weights = "1.81 3.1 .23 .12 .66 .79 1.27 4.85 .38 1.3 .16 1.3 .16 1.3 .16 .97 1.71 .42 .69"
+    y = "-.657 -.295 -.705 -1.439 .61 -.874 -.309 -.698 .044 -1.252 -1.111 .925 .353 -.712 -3.767 .392 -.405 -.621 .524"
+    weights, y = (np.array(values.split(), dtype=float) for values in (weights, y))
+    one = np.ones((19, 1))
+    problem = landscapes.Problem("by hand", 0, False, y, one, (landscapes.Term(one, codes),), weights)
+    model = model_of(problem).with_response(np.cos(np.arange(19.0)))
+    batch = model.fit_many(y[None, :], reml=False, n_jobs=1)
+    assert batch.converged[0] and batch.singular[0]
+    assert batch.criterion[0] <= landscapes.lowest(problem) + TOLERANCE
+
+
 def test_batches_of_five_factors_find_a_minimum_inside() -> None:
     """Of 54 rows: the lowest point of the screen leads to no variance at all, and no other one marks a valley."""
     problem = landscapes.problem("several_terms", 61104)

@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from ..engines.protocol import LinearEngine, Relaxed
 
 __all__ = [
-    "CLOSE_VALLEYS", "DESCENTS", "EVEN", "LOWEST_POINTS", "NARROWED", "NEAR", "NEAR_BOUNDARY", "SPREAD", "VANISHING",
-    "Found", "Points", "close_points", "descend", "nearest", "screen_of", "search", "spread_points",
+    "CLOSE_SPREAD", "CLOSE_VALLEYS", "DESCENTS", "EVEN", "LOWEST_POINTS", "NARROWED", "NEAR", "NEAR_BOUNDARY", "SPREAD",
+    "VANISHING", "Found", "Points", "close_points", "descend", "nearest", "screen_of", "search", "spread_points",
 ]  # fmt: skip
 
 
@@ -67,6 +67,9 @@ one: about those of ordinary data, and in the middle of the screen on a logarith
 
 CLOSE_VALLEYS = 28
 """Valleys of a screen of close points from which a search starts at most."""
+
+CLOSE_SPREAD = 2
+"""Other close points from which a search starts: the lowest, and that in the middle of the order of values."""
 
 MANY_EFFECTS = 5
 """Random effects from which a few points cannot be spread over the directions of nearly balanced data."""

@@ -18,6 +18,7 @@ from ...engines.starts import ENOUGH, few_groups
 from ...kernels.records import BatchPatterns, BatchScreen
 from ...support.types import Array, Index
 from ..search import (
+    CLOSE_SPREAD,
     CLOSE_VALLEYS,
     DESCENTS,
     EVEN,
@@ -207,7 +208,8 @@ def _screen(model: Model, patterns: BatchPatterns, effort: int) -> BatchScreen:
         many=MANY * len(chosen) if apart_only else inf,
         lowest=1 if close else LOWEST_POINTS[effort],
         limit=CLOSE_VALLEYS if close else DESCENTS[effort],
-        spread=0 if close else SPREAD[effort],
+        # the narrowest basins have no valley of their own even so
+        spread=CLOSE_SPREAD if close else SPREAD[effort],
         of_regular=effort == HARD and structure.one_full and m >= SIX * q and problem.telling >= TELLING * m,
     )
 
@@ -251,9 +253,8 @@ def beside_starts(model: Model, near: Index, edge: Index, known: Array) -> tuple
     unit, structure = np.sqrt(model.problem.levels / model.problem.n), model.structure
     both = np.union1d(near, edge)
     even = np.array([structure.theta(np.diag(size * unit)) for size in EVEN])
-    narrow = near if structure.q > 1 else near[:0]
-    responses = np.concatenate([np.tile(both, len(even)), narrow])
-    return responses, np.concatenate([np.repeat(even, len(both), axis=0), narrowed_starts(model, known[: len(narrow)])])
+    responses = np.concatenate([np.tile(both, len(even)), near])
+    return responses, np.concatenate([np.repeat(even, len(both), axis=0), narrowed_starts(model, known)])
 
 
 def next_lowest(ended: Ended, known: Array) -> tuple[Index, Array]:
