@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Hashable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, is_dataclass
 from typing import Any, Self, TypeVar
 
 import numpy as np
@@ -64,6 +64,8 @@ def _alike(problem: Any, again: Any) -> bool:
         return False
     for name in getattr(problem, "_fields", None) or [field.name for field in fields(problem)]:
         one, other = getattr(problem, name), getattr(again, name)
+        if one is not other and is_dataclass(one) and not _alike(one, other):
+            return False
         if not isinstance(one, (np.ndarray, float)):
             continue
         if np.shape(one) != np.shape(other):

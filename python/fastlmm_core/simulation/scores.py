@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 
 __all__ = ["DrawnSums", "Scores"]
 
-
 SPANNED = 1e-10
 """Share of a column of X within groups, below which it counts as spanned by Z."""
 
@@ -212,7 +211,7 @@ class Scores:
         w = rows.weights
         # what neither Q nor U reach is e - Q Q'We - U U'We, drawn out to its length; `basis` is W Q
         e = noise if w is None else noise / np.sqrt(w)
-        along = e @ (U if w is None else U * w[:, None])
+        along = _products_of_rows(e, U if w is None else U * w[:, None])
         norm = np.einsum("cn,cn->c", noise, noise) - np.einsum("cw,cw->c", along, along)
         cross = np.empty((q, *acc.shape[:2]))
         for a in range(q):
@@ -222,7 +221,7 @@ class Scores:
         y = e * size[:, None]
         for a in range(q):
             y += np.repeat(acc[:, :, a] - size[:, None] * cross[a], sizes, axis=1) * Q[:, a]
-        y += (sigma * within - size[:, None] * along) @ U.T
+        y += _products_of_rows(sigma * within - size[:, None] * along, U.T)
         out: Array = y
         if order is not None:
             out = np.empty_like(y)
@@ -262,6 +261,12 @@ class Scores:
             x = x - np.einsum("na,naj->nj", Q, np.repeat(crossed, sizes, axis=0))
         norms = np.sum(self.within**2, axis=0)
         return Q, x @ (self.within / norms)
+
+
+def _products_of_rows(rows: Array, matrix: Array) -> Array:
+    """`rows @ matrix`, row by row: BLAS takes other kernels for other numbers of rows, and a row's last bits with them."""
+    out: Array = (rows[:, None] @ matrix)[:, 0]
+    return out
 
 
 def _orthonormal(free: Array, loading: Array, rank: int) -> Array:

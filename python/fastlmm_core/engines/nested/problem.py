@@ -17,7 +17,7 @@ import numpy as np
 from ... import kernels
 from ...errors import LMMError
 from ...kernels import hierarchies
-from ...kernels.layouts import Families, Layout
+from ...kernels.layouts import Families
 from ...kernels.records import Rows
 from ...problem.aliasing import suspects
 from ...problem.columns import WELL_CONDITIONED
@@ -93,29 +93,25 @@ class NestedProblem(CrossedProblem):
 
     def with_chain(self, chain: Chain, **changed: Any) -> NestedProblem:
         """The same design with other sums of y."""
-        fields = {name: value for name, value in self.__dict__.items() if name in CrossedProblem.__dataclass_fields__}
-        return NestedProblem(chain, **(fields | changed))
+        return NestedProblem(chain, **(self._fields_beside_chain() | changed))
+
+    def _fields_beside_chain(self) -> dict[str, Any]:
+        """What it was made of but the chain, of which all else is made."""
+        names = CrossedProblem.__dataclass_fields__.keys() - {"laid_out"}
+        return {name: value for name, value in self.__dict__.items() if name in names}
 
     @cached_property
-    def _laid_out(self) -> tuple[Layout, Array]:
+    def laid_out(self) -> LaidOut:
+        """Products of the levels, and Z'[X y], of which the chain is the order of elimination."""
         chain = self.chain
         turn = np.zeros((len(chain.z_map), self.structure.q))
         widths = [T.shape[1] for T in chain.maps]
         for at, T in zip(self.columns, chain.maps, strict=True):
             turn[:, at : at + T.shape[1]] = chain.z_map @ T
-        return lay_out_chain(
+        layout, cross = lay_out_chain(
             chain.raw, turn, chain.xy_map, chain.order, chain.parents, list(self.n_levels), list(self.columns), widths
         )
-
-    @property
-    def layout(self) -> Layout:
-        """Order of elimination and products, as for factors that are not nested."""
-        return self._laid_out[0]
-
-    @property
-    def cross(self) -> Array:
-        """Z'[X y] (n_slots, k)."""
-        return self._laid_out[1]
+        return LaidOut(layout, cross)
 
     @cached_property
     def n_effects(self) -> int:
@@ -238,7 +234,7 @@ class NestedProblem(CrossedProblem):
         n_levels = [0] * len(kept)
         for f, m in zip(chain.order, reversed(kept), strict=True):
             n_levels[f] = m
-        fields = {name: value for name, value in self.__dict__.items() if name in CrossedProblem.__dataclass_fields__}
+        fields = self._fields_beside_chain()
         fields.update(
             n=round(self.n * share),
             m=kept[-1],
