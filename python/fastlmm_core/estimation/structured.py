@@ -166,6 +166,12 @@ def _settled(
         if polished is not None:
             x, value, gradient, hessian = polished
             decrement, lowest = decrement_of(gradient, hessian)
+    if not unbounded and not n_theta and method == "newton" and CERTIFIED < decrement < NEAR:
+        # near to singular V values have lost their digits before first derivatives have
+        told = _stepped(engine, x, value) or _before_digits_end(engine, start, value, options)
+        if told is not None:
+            x, value, gradient, hessian = told
+            decrement, lowest = decrement_of(gradient, hessian)
     converged = bool(decrement <= CERTIFIED and lowest >= -1e-6 and isfinite(value) and again is None and not unbounded)
     limits = part.boundaries(x[n_theta:])
     message = verdict(converged, bool(limits) or bool(null.shape[1]), ended, decrement)
@@ -199,6 +205,37 @@ def _evaluated(engine: Engine, x: Array) -> tuple[float, Array, Array]:
     value, gradient, hessian = engine.evaluate(x, 2)
     assert gradient is not None and hessian is not None
     return value, gradient, hessian
+
+
+def _stepped(engine: Engine, x: Array, value: float) -> tuple[Array, float, Array, Array] | None:
+    """A Newton step that is judged by the gradient where it leads; None where that is no minimum."""
+    _, gradient, hessian = _evaluated(engine, x)
+    sizes, vectors = np.linalg.eigh(hessian)
+    if not sizes[0] > 0.0:
+        return None
+    x = x - vectors @ ((vectors.T @ gradient) / sizes)
+    new_value, gradient, hessian = _evaluated(engine, x)
+    decrement, lowest = decrement_of(gradient, hessian)
+    ended = decrement <= CERTIFIED and lowest >= -1e-6 and new_value <= value + LOWER
+    return (x, new_value, gradient, hessian) if ended else None
+
+
+def _before_digits_end(
+    engine: Engine, start: Array, value: float, options: dict[str, Any]
+) -> tuple[Array, float, Array, Array] | None:
+    """The end of a search that goes no further than a certificate asks, lest derivatives lose their digits, too.
+
+    Parameters
+    ----------
+    engine : Engine
+    start : (k,) array
+    value : float
+        Where another search has ended, which has gone on for longer.
+    options : dict
+    """
+    ended = run_once(engine, start, "newton", {**options, "tolerance": 0.5 * CERTIFIED})
+    x = np.asarray(ended.theta, dtype=float)
+    return (x, *_evaluated(engine, x)) if ended.success and ended.value <= value + LOWER else None
 
 
 def _polished(engine: Engine, x: Array, n_theta: int) -> tuple[Array, float, Array, Array] | None:

@@ -264,7 +264,7 @@ class Scores:
 
 
 def _products_of_rows(rows: Array, matrix: Array) -> Array:
-    """`rows @ matrix`, row by row: BLAS takes other kernels for other numbers of rows, and a row's last bits with them."""
+    """`rows @ matrix`, row by row: BLAS takes other kernels for other numbers of rows, with other last bits."""
     out: Array = (rows[:, None] @ matrix)[:, 0]
     return out
 
