@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
-
 import numpy as np
 
 from ..engines.protocol import linear_problem
@@ -42,6 +40,6 @@ def constrained(fit: Fit, L: Array) -> Optimum:
     engine.reml = False
     # scouts and relaxed problems know of no constraint
     elsewhere = problem.elsewhere()._replace(scout=None, relaxed=None)
-    with one_blas_thread() if engine.serial else nullcontext():
+    with one_blas_thread(engine.serial):
         start = problem.start(engine)
         return optimize(engine, structure, problem.levels, problem.n, start, elsewhere=elsewhere)

@@ -6,7 +6,6 @@ As long as the list of what they read: properties of a line or two, each with it
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
-from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Self, TypeVar, cast
@@ -167,7 +166,7 @@ class Fit:
         engine = self.model.criterion() if self.stated is None else self.model.problem.criterion()
         # stated parameters do without the digits that REML needs: more rows than columns
         engine.reml = self.reml and self.stated is None
-        with one_blas_thread() if engine.serial else nullcontext():
+        with one_blas_thread(engine.serial):
             engine.evaluate(self.optimum.theta, 2)
         return engine
 
@@ -492,7 +491,7 @@ def estimate(
     engine.reml = bool(reml)
     if not reml:
         refuse_unbounded(problem.outside)
-    with one_blas_thread() if engine.serial else nullcontext():
+    with one_blas_thread(engine.serial):
         optimum = optimize(
             engine,
             structure,
@@ -566,7 +565,7 @@ def _of_structure(
         return _with_structured_residuals(kind, model, engine, method, start, options)
     from .restricted import restricted_optimum
 
-    with one_blas_thread() if engine.serial else nullcontext():
+    with one_blas_thread(engine.serial):
         optimum = restricted_optimum(engine, model, method, start, options)
     return kind(model, optimum, reml, Solution(*engine.solution()[:3]))
 

@@ -28,7 +28,6 @@ Formulas take stacks of fits: `Moments` may have leading axes.
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from functools import partial
 
 import numpy as np
@@ -101,7 +100,7 @@ def information_used(result: Fit, information: str) -> str:
 
 
 def _quiet_moments(result: Fit, ddf: str, information: str) -> Moments:
-    with one_blas_thread() if result.engine.serial else nullcontext():
+    with one_blas_thread(result.engine.serial):
         return _moments(result, ddf, information)
 
 

@@ -168,7 +168,7 @@ def _settled(
             decrement, lowest = decrement_of(gradient, hessian)
     if not unbounded and not n_theta and method == "newton" and CERTIFIED < decrement < NEAR:
         # near to singular V values have lost their digits before first derivatives have
-        told = _stepped(engine, x, value) or _before_digits_end(engine, start, value, options)
+        told = _stepped(engine, x, value, gradient, hessian) or _before_digits_end(engine, start, value, options)
         if told is not None:
             x, value, gradient, hessian = told
             decrement, lowest = decrement_of(gradient, hessian)
@@ -207,9 +207,10 @@ def _evaluated(engine: Engine, x: Array) -> tuple[float, Array, Array]:
     return value, gradient, hessian
 
 
-def _stepped(engine: Engine, x: Array, value: float) -> tuple[Array, float, Array, Array] | None:
+def _stepped(
+    engine: Engine, x: Array, value: float, gradient: Array, hessian: Array
+) -> tuple[Array, float, Array, Array] | None:
     """A Newton step that is judged by the gradient where it leads; None where that is no minimum."""
-    _, gradient, hessian = _evaluated(engine, x)
     sizes, vectors = np.linalg.eigh(hessian)
     if not sizes[0] > 0.0:
         return None

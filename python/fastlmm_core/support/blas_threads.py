@@ -43,12 +43,16 @@ def _counts() -> list[tuple[Any, int]]:
     return [(one, int(threads)) for one, threads in found if threads is not None]
 
 
-@contextmanager
-def one_blas_thread() -> Iterator[None]:
-    """BLAS uses one thread in this block.
+def one_blas_thread(wanted: bool = True) -> AbstractContextManager[None]:
+    """BLAS uses one thread in this block, where that is wanted.
 
     May be entered by several threads: the number of before comes back with the last to leave.
     """
+    return _one_thread() if wanted else nullcontext()
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
     global _users, _before
     with _lock:
         _users += 1
@@ -69,5 +73,4 @@ def one_blas_thread() -> Iterator[None]:
 
 def quiet_blas(rows: int, columns: int) -> AbstractContextManager[None]:
     """One BLAS thread in this block, where others would be woken for the products of such a matrix and gain little."""
-    woken = rows * columns >= DIVIDED_FROM and float(rows) * columns**2 < SHARED_FROM
-    return one_blas_thread() if woken else nullcontext()
+    return one_blas_thread(rows * columns >= DIVIDED_FROM and float(rows) * columns**2 < SHARED_FROM)

@@ -54,7 +54,8 @@ def group_effects(fits: StackFit, chosen: NDArray[np.intp]) -> list[GroupEffects
         flat = fits.stack.flat(chosen[part])
         first = np.flatnonzero(np.diff(flat.group, prepend=-1))
         level = design.factors[0].grouping.index[flat.row[first]]
-        found[0].append(GroupEffects(part[flat.problem[first]], level, _effects(fits, chosen[part], flat)))
+        owner = flat.problem[first]
+        found[0].append(GroupEffects(part[owner], level, _effects(fits, chosen[part], flat, owner)))
     for place in np.flatnonzero((fits.by_lanes[chosen] == 0) & (fits.status[chosen] >= 0)).tolist():
         one = fits.one(int(chosen[place]))
         for into, whole, own, effects in zip(found, design.factors, one.model.factors, one.blups, strict=True):
@@ -69,9 +70,8 @@ def _sorted(parts: list[GroupEffects]) -> GroupEffects:
     return GroupEffects(problem[order], level[order], effects[order])
 
 
-def _effects(fits: StackFit, which: NDArray[np.intp], flat: FlatRows) -> Array:
-    """b = L (I + L'A L)^-1 L' Z'W (y - X beta) of each group, in conditioned coordinates and back."""
-    owner = flat.problem[np.flatnonzero(np.diff(flat.group, prepend=-1))]
+def _effects(fits: StackFit, which: NDArray[np.intp], flat: FlatRows, owner: NDArray[np.intp]) -> Array:
+    """b = L (I + L'A L)^-1 L' Z'W (y - X beta) of each group of an `owner`, in conditioned coordinates and back."""
     turn = fits.z_maps[which]
     factor = np.linalg.solve(turn, fits.relative_factor[which])
     z = np.einsum("ni,nij->nj", flat.Z, turn[flat.problem])

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import nullcontext
 from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, TypeVar, cast
@@ -387,7 +386,7 @@ def _fit(
         # our threads would wait for each other in BLAS
         several = len(model.factors) > 1 or model.design.residual is not None
         callers = blas_callers(jobs) if several else jobs
-        with one_blas_thread() if several else nullcontext():
+        with one_blas_thread(several):
             # the blocks of a stream are drawn here, some at a time
             for some in _rounds(tasks(), ROUND * jobs) if count is None else (tasks(),):
                 in_threads(run, some, callers, None if bar is None else bar.update)

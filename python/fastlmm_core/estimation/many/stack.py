@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
 from copy import copy
 from functools import cached_property, partial
 from itertools import chain
@@ -631,7 +630,7 @@ def fit_stack(
     bar = progress_bar(progress, count)
     try:
         # single fits of several threads would wait for each other in BLAS
-        with one_blas_thread() if jobs > 1 and empty.stack.kernel is None else nullcontext():
+        with one_blas_thread(jobs > 1 and empty.stack.kernel is None):
             open_ = (partial(run, *piece) for piece in pieces if not reached[slice(*piece)].all())
             tasks = chain((partial(check, one) for one in checks), open_)
             in_threads(lambda task: task(), ((task,) for task in tasks), jobs, None if bar is None else bar.update)

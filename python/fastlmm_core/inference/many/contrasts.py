@@ -8,7 +8,6 @@ depends on theta and the design only (all of Kenward-Roger with the expected inf
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -231,7 +230,7 @@ def _with_moments(batch: BatchFit, information: str, use: Callable[[NDArray[np.i
 
     parts = list(chunks(patterns.chunk(), which))
     jobs = min(thread_count(None), len(parts)) if patterns.apart else 1
-    with one_blas_thread() if jobs > 1 else nullcontext():
+    with one_blas_thread(jobs > 1):
         map_in_threads(run, ((part,) for part in parts), jobs)
 
 

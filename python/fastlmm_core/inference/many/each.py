@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -535,7 +534,7 @@ def _with_moments(
 
     parts = [part for part in np.split(some, np.searchsorted(some, np.arange(PART, len(result), PART))) if len(part)]
     jobs = min(thread_count(None), len(parts))
-    with one_blas_thread() if jobs > 1 else nullcontext():
+    with one_blas_thread(jobs > 1):
         map_in_threads(run, ((part,) for part in parts), jobs)
 
 
