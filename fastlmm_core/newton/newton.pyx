@@ -62,6 +62,11 @@ cdef class Objective:
         return 1.0
 
     @property
+    def averaged(self):
+        """Whether `hess_` is an approximation, as exact second derivatives of so many effects take too long."""
+        return self.approximate
+
+    @property
     def serial(self):
         """Whether an evaluation calls BLAS for matrices so small that its threads cost more than they gain."""
         return False

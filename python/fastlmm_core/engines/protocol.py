@@ -67,6 +67,10 @@ class Engine(Protocol):
         """Whether its matrices are of a size that one BLAS thread serves best."""
 
     @property
+    def averaged(self) -> bool:
+        """Whether its Hessian is an approximation, as exact second derivatives of so many effects take too long."""
+
+    @property
     def costly(self) -> bool:
         """Whether the search for other minima than a certified one takes too long."""
 

@@ -55,6 +55,10 @@ NEARLY = 1e-6
 ROUND, WIDE_ROUND, ITERATIONS = 30, 4, 240
 """Iterations of Newton between changes of coordinates: of narrow terms, and of wide ones; of all rounds together."""
 
+CLOSE, CLOSEST = 1e-6, 1e-9
+"""Decrement at which a search ends: the distance to the optimum in standard errors, at most; its share of theta.  Where
+one more evaluation takes seconds, the former is enough: the criterion is then 5e-13 above its minimum."""
+
 SEARCH = Elsewhere()
 
 REPORTED, APART = 2.0, 1e-6
@@ -458,7 +462,8 @@ def optimize(
         raise LMMError(f"method={method!r} is unknown: use 'newton' or a method of scipy by name, or a callable")
     if method == "newton":
         # relative accuracy of theta is about decrement / sqrt(m)
-        options.setdefault("tolerance", min(1e-9 * sqrt(max(levels.tolist())), 1e-6))
+        closest = CLOSE if criterion.averaged else min(CLOSEST * sqrt(max(levels.tolist())), CLOSE)
+        options.setdefault("tolerance", closest)
     if method != "newton" or "maxiter" in options:
         # who chooses the method or limits the steps asks for what they lead to
         elsewhere = UNASKED

@@ -33,15 +33,20 @@ def test_expected_squares_against_dense_matrices(kind, q, weights, piece, monkey
     assert expected[-1] == pytest.approx(weight @ np.diag(products), rel=EXPECTATION)
 
 
-def away(seed):
-    """Decrement at the start, in standard errors, of crossed intercepts of which some levels have most of the rows."""
+def uneven(seed):
+    """Crossed intercepts of which some levels have most of the rows."""
     rng = np.random.default_rng(seed)
     n = 6000
     drawn = rng.integers(0, 400, n), np.minimum(rng.pareto(0.7, n) * 3.0, 300.0).astype(int)
     codes = [np.unique(c, return_inverse=True)[1] for c in drawn]
     effects = [sd * rng.normal(size=c.max() + 1)[c] for sd, c in zip((0.5, 1.0), codes, strict=True)]
     terms = [flc.RandomTerm(None, c, name) for c, name in zip(codes, "ab", strict=True)]
-    problem = flc.LinearMixedModel(rng.normal(size=n) + sum(effects), np.ones((n, 1)), terms=terms).problem
+    return flc.LinearMixedModel(rng.normal(size=n) + sum(effects), np.ones((n, 1)), terms=terms)
+
+
+def away(seed):
+    """Decrement at the start, in standard errors."""
+    problem = uneven(seed).problem
     engine = problem.criterion()
     _, gradient, hessian = engine.evaluate(start.factors_start(problem, engine), 2)
     return float(np.sqrt(gradient @ np.linalg.solve(hessian, gradient)))
@@ -52,3 +57,15 @@ def test_levels_are_weighted_by_what_they_tell(monkeypatch):
     monkeypatch.setattr(start, "REFINED", 0)
     far = [away(seed) for seed in range(6)]
     assert np.median(near) < 0.4 * np.median(far)
+
+
+def test_a_search_ends_a_millionth_of_a_standard_error_from_the_optimum():
+    for seed in range(4):
+        model = uneven(seed)
+        engine = model.problem.criterion()
+        assert engine.averaged
+        found, exact = model.fit(), model.fit(options={"tolerance": 1e-12})
+        _, _, hessian = engine.evaluate(exact.theta, 2)
+        step = found.theta - exact.theta
+        assert np.sqrt(step @ hessian @ step) <= 1.1e-6
+        assert found.converged and exact.converged and found.n_evaluations < exact.n_evaluations
