@@ -14,17 +14,12 @@ from fastlmm_core.support.blas_threads import quiet_blas
 LEAST = 0.02
 """Seconds that a thread of OpenBLAS spins after a call, at the least; what is not woken takes nothing."""
 
-CROSSED = """
+MEASURED = """
 import json, time
 import numpy as np
 import fastlmm_core as flc
 
 rng = np.random.default_rng(1)
-n = 3000
-X = np.column_stack([np.ones(n), rng.normal(size=(n, 7))])
-s, i = rng.integers(0, 60, n), rng.integers(0, 30, n)
-y = X.sum(axis=1) + rng.normal(size=60)[s] + rng.normal(size=30)[i] + rng.normal(size=n)
-terms = [flc.RandomTerm(X[:, :5], s, "s"), flc.RandomTerm(X[:, :5], i, "i")]
 
 
 def others(call):
@@ -36,6 +31,14 @@ def others(call):
     return found, time.process_time() - time.thread_time() - before
 
 
+"""
+
+CROSSED = """
+n = 3000
+X = np.column_stack([np.ones(n), rng.normal(size=(n, 7))])
+s, i = rng.integers(0, 60, n), rng.integers(0, 30, n)
+y = X.sum(axis=1) + rng.normal(size=60)[s] + rng.normal(size=30)[i] + rng.normal(size=n)
+terms = [flc.RandomTerm(X[:, :5], s, "s"), flc.RandomTerm(X[:, :5], i, "i")]
 model, made = others(lambda: flc.LinearMixedModel(y, X, terms=terms))
 result, fitted = others(model.fit)
 _, tested = others(lambda: result.pvalues)
@@ -44,10 +47,29 @@ _, multiplied = others(lambda: square @ square)
 print(json.dumps([made, fitted, tested, multiplied]))
 """
 
+ROWS = """
+n = 100_000
+X = np.column_stack([np.ones(n), rng.normal(size=(n, 2))])
+s, i = np.repeat(np.arange(n // 10), 10), rng.integers(0, 100, n)
+y = X.sum(axis=1) + rng.normal(size=n // 10)[s] + rng.normal(size=100)[i] + rng.normal(size=n)
+found = []
+for terms in ([flc.RandomTerm(X[:, :2], s, "s")], [flc.RandomTerm(None, s, "s"), flc.RandomTerm(None, i, "i")]):
+    result = flc.LinearMixedModel(y, X, terms=terms).fit()
+    calls = lambda: result.fittedvalues, lambda: str(result.summary()), result.augment, lambda: result.r2
+    for call in calls:
+        found.append(others(call)[1])
+square = np.ones((600, 600))
+_, multiplied = others(lambda: square @ square)
+print(json.dumps([*found, multiplied]))
+"""
 
-def test_models_of_moderate_size_wake_no_thread_of_blas():
+
+@pytest.mark.parametrize("measured", [CROSSED, ROWS], ids=["models", "rows"])
+def test_no_thread_of_blas_is_woken(measured):
     free = {name: value for name, value in os.environ.items() if not name.endswith("_NUM_THREADS")}
-    done = subprocess.run([sys.executable, "-c", CROSSED], env=free, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", MEASURED + measured], env=free, capture_output=True, text=True, check=True
+    )
     *ours, plain = json.loads(done.stdout)
     if plain < LEAST:
         pytest.skip("this BLAS has one thread, or its threads do not spin")

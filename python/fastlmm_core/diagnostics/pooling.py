@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from ..errors import LMMError
 from ..estimation.whitening import by_residuals, whitened
 from ..support.arguments import checked
+from ..support.blas_threads import quiet_product
 from ..support.display import LINES, Cells, Shown, first_lines
 from ..support.text_tables import aligned_cells, significant_cell
 from ..support.types import Array
@@ -285,7 +286,7 @@ def _least_squares(result: Fit) -> Array:
     Weighted are the rows by the covariance of the residuals.
     """
     model, problem = result.model, result.model.problem
-    rest = model.endog - model.exog @ problem.beta_base
+    rest = model.endog - quiet_product(model.exog, problem.beta_base)
     if model.offset is not None:
         rest = rest - model.offset
     columns = _by_noise(result, np.column_stack([_fixed_rows(model), rest]))

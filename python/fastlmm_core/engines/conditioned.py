@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..covariance.parameters import CovarianceStructure
+from ..support.blas_threads import quiet_product
 from ..support.types import Array, Index
 
 __all__ = ["ConditionedProblem"]
@@ -82,8 +83,8 @@ class ConditionedProblem:
 
     def conditioned_x(self, X: Array) -> Array:
         """Rows of X_o (n, r)."""
-        return np.asarray((X[:, self.kept] - self.x_scale[0]) * self.x_scale[1] @ self.x_rows)
+        return quiet_product((X[:, self.kept] - self.x_scale[0]) * self.x_scale[1], self.x_rows)
 
     def conditioned_z(self, Z: Array) -> Array:
         """Rows of Z_o (n, q), the columns of all factors side by side."""
-        return Z @ self.z_map
+        return quiet_product(Z, self.z_map)

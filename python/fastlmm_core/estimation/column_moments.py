@@ -7,6 +7,7 @@ from typing import cast
 import numpy as np
 
 from ..design.streamed import StreamedDesign, refuse_rows
+from ..support.blas_threads import quiet_product
 from ..support.types import Array
 from .model import Model
 
@@ -49,7 +50,7 @@ def variance_along(model: Model, beta: Array) -> float:
     """
     design, n = _streamed(model), model.nobs
     if design is None:
-        mean = model.exog @ beta
+        mean = quiet_product(model.exog, beta)
         return float(np.var(mean, ddof=1)) if len(mean) > 1 else 0.0
     if design.constant < 0:
         refuse_rows("the mean of the columns of X, without an intercept,")

@@ -17,7 +17,7 @@ from ..engines.protocol import UNASKED, Engine, Problem, Solution, linear_proble
 from ..engines.scaling import criterion_offset
 from ..engines.starts import shrunk_start
 from ..errors import LMMError
-from ..support.blas_threads import one_blas_thread
+from ..support.blas_threads import one_blas_thread, quiet_product
 from ..support.types import Array
 from . import structured_effects
 from .known_variance import KnownVariance
@@ -204,7 +204,7 @@ class Fit:
     def population_mean(self) -> Array:
         """X beta plus offset (nobs,)."""
         model = self.model
-        mean = model.exog @ np.nan_to_num(self.beta)
+        mean = quiet_product(model.exog, np.nan_to_num(self.beta))
         return np.asarray(mean if model.offset is None else mean + model.offset)
 
     # ---- covariance parameters -----------------------------------------------------------------

@@ -13,6 +13,7 @@ import numpy as np
 from ..engines.protocol import Engine, Solution, linear_problem
 from ..engines.scaling import criterion_constant
 from ..kernels.records import ConditionedRows
+from ..support.blas_threads import quiet_product
 from ..support.types import Array
 
 if TYPE_CHECKING:
@@ -161,4 +162,4 @@ def conditioned_coefficients(model: Model, params: Array) -> Array:
         return np.asarray(np.linalg.solve(problem.x_map, rest) / problem.scale) if problem.rank else rest
     X = problem.conditioned_x(model.exog)
     weighted = X if model.weights is None else X * model.weights[:, None]
-    return np.asarray(weighted.T @ (model.exog @ rest) / problem.scale)
+    return np.asarray(weighted.T @ quiet_product(model.exog, rest) / problem.scale)

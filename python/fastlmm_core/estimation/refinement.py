@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from ..engines.protocol import Solution
 from ..engines.rows import conditioned_rows
 from ..kernels.records import ConditionedRows
+from ..support.blas_threads import quiet_product
 from ..support.types import Array
 
 if TYPE_CHECKING:
@@ -95,9 +96,9 @@ def refined(engine: Engine, model: Model, optimum: Optimum, solution: Solution) 
         model.weights,
         problem.z_map,
     )
-    base = model.exog @ problem.beta_base + (0.0 if model.offset is None else model.offset)
+    base = quiet_product(model.exog, problem.beta_base) + (0.0 if model.offset is None else model.offset)
     X = problem.conditioned_x(model.exog)
-    v = (model.endog - base) / problem.scale - X @ solution.beta
+    v = (model.endog - base) / problem.scale - quiet_product(X, solution.beta)
     try:
         chol = np.linalg.cholesky(_products(engine, np.column_stack([X, v]), rows, optimum.factor))
     except np.linalg.LinAlgError:

@@ -38,6 +38,7 @@ from ..engines.rows import conditioned_rows
 from ..errors import LMMError
 from ..estimation.refinement import solved
 from ..estimation.whitening import rows_covariance
+from ..support.blas_threads import quiet_product
 from ..support.types import Array, Index
 from ..tables.columns import Column
 from .options import check_vcov
@@ -356,10 +357,10 @@ def _pieces(result: Fit, labels: Index) -> tuple[_Piece, ...]:
     problem, solution = model.problem, result.solution
     r = problem.rank
     half = np.linalg.inv(solution.chol)
-    base = model.exog @ problem.beta_base + (0.0 if model.offset is None else model.offset)
+    base = quiet_product(model.exog, problem.beta_base) + (0.0 if model.offset is None else model.offset)
     X = problem.conditioned_x(model.exog)
-    rest = ((model.endog - base) / problem.scale - X @ solution.beta) * (problem.scale / result.sigma)
-    columns = np.column_stack([X @ half.T, rest])
+    rest = ((model.endog - base) / problem.scale - quiet_product(X, solution.beta)) * (problem.scale / result.sigma)
+    columns = np.column_stack([quiet_product(X, half.T), rest])
     large = np.bincount(labels)[labels] > max(r, FORMED)
     found: list[_Piece] = []
     small = np.flatnonzero(~large)

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from ..errors import LMMError
 from ..simulation.draws import Fresh
+from ..support.blas_threads import quiet_product
 from ..support.checks import float_array, plain_array
 from ..support.types import Array
 from ..tables.columns import Table
@@ -158,7 +159,7 @@ def keeping(
         raise LMMError("give effects= (whose BLUPs are kept) or random_effects= (the values that are kept), not both")
     else:
         kept = given_effects(result, random_effects)
-    mean = model.exog @ np.nan_to_num(result.beta)
+    mean = quiet_product(model.exog, np.nan_to_num(result.beta))
     if model.offset is not None:
         mean = mean + model.offset
     fresh = np.ones((model.nobs, len(model.factors)), dtype=bool)

@@ -37,6 +37,7 @@ from ..inference.means.response import response_scale
 from ..inference.options import MOMENT_DDF, check_options, known_df
 from ..inference.wald import undetermined, why_undetermined
 from ..support.arguments import outside
+from ..support.blas_threads import quiet_product
 from ..support.checks import check_level, row_values
 from ..support.distributions import quantile
 from ..support.types import Array, Index
@@ -115,7 +116,7 @@ def _observed_cross(result: Fit, rows: NewRows) -> tuple[dict[Any, int], Array, 
     w = np.ones(len(rows.y)) if rows.weights is None else rows.weights
     z = _conditioned_z(problem, rows.Z)
     stated = result.stated is not None
-    base = rows.X @ (np.nan_to_num(result.beta) if stated else problem.beta_base)
+    base = quiet_product(rows.X, np.nan_to_num(result.beta) if stated else problem.beta_base)
     base = base if rows.offset is None else base + rows.offset
     # stated coefficients are known of columns, too, that the rows of the design do not tell
     x = np.zeros((len(base), problem.rank)) if stated else _conditioned_x(problem, rows.X)
@@ -214,7 +215,7 @@ def predicted(
         raise LMMError("the model has an offset: give that of the new rows as offset= (0 for none)")
     if weights is not None:
         weights = row_values(rows.caller.values(weights, "weights"), "weights", len(rows.X), True)
-    mean = rows.X @ np.nan_to_num(result.beta)
+    mean = quiet_product(rows.X, np.nan_to_num(result.beta))
     lost = None if rows.of_fit else _undetermined(result, rows.X)
     if lost is not None and lost.any():
         mean[lost.any(axis=1)] = np.nan

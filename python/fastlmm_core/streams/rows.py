@@ -11,6 +11,7 @@ import numpy as np
 
 from ..design.streamed import StreamedDesign
 from ..errors import LMMError
+from ..support.blas_threads import quiet_product
 from ..support.types import Array
 from .labels import joined, labels_of
 from .recipe import Piece, Recipe, Seen, SharedTerms
@@ -65,7 +66,7 @@ def augmented(
 def _of_piece(
     piece: Piece, beta: Array, blups: tuple[Array, ...], design: StreamedDesign, shared: SharedTerms
 ) -> dict[str, Array]:
-    population = piece.X @ np.nan_to_num(beta)
+    population = quiet_product(piece.X, np.nan_to_num(beta))
     if piece.offset is not None:
         population = population + piece.offset
     fitted = population

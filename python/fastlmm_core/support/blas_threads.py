@@ -12,7 +12,12 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cache
 from typing import Any
 
-__all__ = ["blas_threads", "libraries", "one_blas_thread", "quiet_blas"]
+import numpy as np
+from numpy.typing import NDArray
+
+from .types import Array
+
+__all__ = ["blas_threads", "libraries", "one_blas_thread", "quiet_blas", "quiet_product"]
 
 DIVIDED_FROM, SHARED_FROM = 9000, 1e9
 """Elements of a matrix from which OpenBLAS divides its product with a vector, and operations of a product with its
@@ -74,3 +79,9 @@ def _one_thread() -> Iterator[None]:
 def quiet_blas(rows: int, columns: int) -> AbstractContextManager[None]:
     """One BLAS thread in this block, where others would be woken for the products of such a matrix and gain little."""
     return one_blas_thread(rows * columns >= DIVIDED_FROM and float(rows) * columns**2 < SHARED_FROM)
+
+
+def quiet_product(matrix: Array, columns: NDArray[Any]) -> Array:
+    """Product of a long (n, p) matrix and a (p,) or narrow (p, c) array, for which no BLAS thread is woken."""
+    with quiet_blas(*matrix.shape):
+        return np.asarray(matrix @ columns)

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from ...support.blas_threads import one_blas_thread, quiet_blas
 from ...support.types import Array, Index
 from .order import chain_of
 from .sparse_cholesky import sparse_cholesky
@@ -117,7 +118,8 @@ class Posterior:
         carried, variance = [], []
         for begin in range(0, max(n, 1), step):
             rows = slice(begin, begin + step)
-            one, other = self._stretch([part[rows] for part in Z], [level[rows] for level in levels])
+            with one_blas_thread():
+                one, other = self._stretch([part[rows] for part in Z], [level[rows] for level in levels])
             carried.append(one)
             variance.append(other)
         return np.concatenate(carried), np.concatenate(variance)
@@ -184,8 +186,9 @@ def _root(S: Any, L: Any) -> Any:
     if widest > LARGEST_DENSE:
         return _SparseRoot(S, L)
     if count == 1:
-        lower = np.linalg.cholesky(np.eye(n) + (L.T @ S @ L).toarray())
-        return np.asarray(solve_triangular(lower, L.T.toarray(), lower=True, check_finite=False))
+        with quiet_blas(n, n):
+            lower = np.linalg.cholesky(np.eye(n) + (L.T @ S @ L).toarray())
+            return np.asarray(solve_triangular(lower, L.T.toarray(), lower=True, check_finite=False))
     inner: Any = csr_array(L.T @ S @ L)
     rows, columns, values = [], [], []
     order = np.argsort(label, kind="stable")

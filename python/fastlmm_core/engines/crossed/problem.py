@@ -31,6 +31,7 @@ from ...problem.columns import (
     scaled_z,
 )
 from ...problem.identification import GroupedColumns, refuse_unidentified_rows
+from ...support.blas_threads import one_blas_thread
 from ...support.memory import available, numpy_blas, require, scipy_blas
 from ...support.types import Array, Index
 from ..conditioned import ConditionedProblem
@@ -264,7 +265,8 @@ class CrossedProblem(ConditionedProblem):
         engine = self.criterion()
         # what is asked of it is the same by REML, which needs more rows than columns
         engine.reml = False
-        engine.evaluate(self.structure.theta(factor), 1)
+        with one_blas_thread(engine.serial):
+            engine.evaluate(self.structure.theta(factor), 1)
         return engine
 
     def effects(self, factor: Array, beta: Array) -> tuple[Array, ...]:
@@ -296,7 +298,9 @@ class CrossedProblem(ConditionedProblem):
         -------
         tuple of (m_f, q_f, q_f) arrays
         """
-        blocks = self.criterion_at(factor).conditional()
+        engine = self.criterion_at(factor)
+        with one_blas_thread(engine.serial):
+            blocks = engine.conditional()
         return tuple(blocks[places][:, :, : places.shape[1]] for places in self.layout.places)
 
 

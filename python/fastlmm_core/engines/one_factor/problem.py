@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from ... import kernels
 from ...covariance.parameters import CovarianceStructure, one_block
 from ...kernels.records import RowColumns, Rows
+from ...support.blas_threads import quiet_product
 from ...support.threads import threads_in_use
 from ...support.types import Array
 from ..protocol import CAREFUL, EASY, HARD, ORDINARY, Elsewhere, Engine, Problem, Relaxed
@@ -115,7 +116,7 @@ class OneFactorProblem(NamedTuple):
 
     def conditioned_z(self, Z: Array) -> Array:
         """Rows of Z_o (n, q)."""
-        return np.asarray((Z - self.z_scale[0]) * self.z_scale[1] @ self.z_rows)
+        return quiet_product((Z - self.z_scale[0]) * self.z_scale[1], self.z_rows)
 
     @property
     def dropped(self) -> NDArray[np.intp]:
@@ -124,7 +125,7 @@ class OneFactorProblem(NamedTuple):
 
     def conditioned_x(self, X: Array) -> Array:
         """Rows of X_o (n, r)."""
-        return np.asarray((X[:, self.kept] - self.x_scale[0]) * self.x_scale[1] @ self.x_rows)
+        return quiet_product((X[:, self.kept] - self.x_scale[0]) * self.x_scale[1], self.x_rows)
 
     def conditioned_rows(self, X: Array, y: Array, Z: Array) -> tuple[Array, Array, Array]:
         """X_o, y_o and Z_o of rows; y without the offset."""
@@ -134,7 +135,7 @@ class OneFactorProblem(NamedTuple):
         for j in np.argsort(-np.abs(slopes) * np.abs(scaled).max(axis=0)):
             y = y - slopes[j] * scaled[:, j]
         return (
-            np.ascontiguousarray(scaled @ self.x_rows),
+            np.ascontiguousarray(quiet_product(scaled, self.x_rows)),
             y / self.scale,
             np.ascontiguousarray(self.conditioned_z(Z)),
         )
