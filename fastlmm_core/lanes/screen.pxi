@@ -204,10 +204,23 @@ cdef inline bint before(const double* values, Py_ssize_t i, Py_ssize_t j) noexce
     return one < other or (one == other and i < j)
 
 
+cdef inline int insert_point(const double* values, Py_ssize_t i, Py_ssize_t limit, int found, int* chosen) noexcept nogil:
+    """Add a point to those `found`, the lowest first, of which `limit` at most are kept; how many there are."""
+    cdef Py_ssize_t at = found, j
+    while at > 0 and before(values, i, chosen[at - 1]):
+        at -= 1
+    if at == limit:
+        return found
+    for j in range(min(found, limit - 1), at, -1):
+        chosen[j] = chosen[j - 1]
+    chosen[at] = <int> i
+    return found + 1 if found < limit else found
+
+
 cdef int choose_valleys(const Py_ssize_t* neighbours, Py_ssize_t near, Py_ssize_t n_points, const double* values,
                         Py_ssize_t limit, int* chosen) noexcept nogil:
     """Points that lie lower than their neighbours (n_points, near), the lowest first, -1 in the places left; how many."""
-    cdef Py_ssize_t i, j, at
+    cdef Py_ssize_t i, j
     cdef int found = 0
     cdef bint valley
     for i in range(limit):
@@ -216,35 +229,52 @@ cdef int choose_valleys(const Py_ssize_t* neighbours, Py_ssize_t near, Py_ssize_
         valley = isfinite(values[i * LANES])
         for j in range(near):
             valley = valley and not before(values, neighbours[i * near + j], i)
-        if not valley:
-            continue
-        at = found
-        while at > 0 and before(values, i, chosen[at - 1]):
-            at -= 1
-        if at == limit:
-            continue
-        for j in range(min(found, limit - 1), at, -1):
-            chosen[j] = chosen[j - 1]
-        chosen[at] = <int> i
-        found = found + 1 if found < limit else found
+        if valley:
+            found = insert_point(values, i, limit, found, chosen)
     return found
 
 
-cdef void order_points(const double* values, Py_ssize_t count, int* order) noexcept nogil:
-    """Sort points by their values (Shell's sort)."""
-    cdef Py_ssize_t gap = 1, i, j
-    cdef int moved
-    while gap < count // 3:
-        gap = 3 * gap + 1
-    while gap > 0:
-        for i in range(gap, count):
-            moved = order[i]
-            j = i
-            while j >= gap and before(values, moved, order[j - gap]):
-                order[j] = order[j - gap]
-                j -= gap
-            order[j] = moved
-        gap //= 3
+cdef double value_in_place(double* values, Py_ssize_t count, Py_ssize_t place, Py_ssize_t* lower) noexcept nogil:
+    """The value that would stand at a place if values (count,) stood in order, and how many are lower.
+
+    Hoare's selection: values change places, so that those before this place, and none beyond it, come before it in order.
+    """
+    cdef Py_ssize_t first = 0, last = count, middle, equal, i
+    cdef double one, other, third, pivot, t
+    while True:
+        one, other, third = values[first], values[(first + last) // 2], values[last - 1]
+        pivot = max(min(one, other), min(max(one, other), third))
+        # which values are lower cannot be foreseen: nothing branches on it
+        middle = first
+        for i in range(first, last):
+            t = values[i]
+            values[i] = values[middle]
+            values[middle] = t
+            middle += t < pivot
+        if place < middle:
+            last = middle
+            continue
+        equal = middle
+        for i in range(middle, last):
+            t = values[i]
+            values[i] = values[equal]
+            values[equal] = t
+            equal += t == pivot
+        if place < equal:
+            lower[0] = middle
+            return pivot
+        first = equal
+
+
+cdef inline int equal_point(const double* values, const bint* taken, double value, Py_ssize_t before_it) noexcept nogil:
+    """The point not taken that has a value, of equals the one that so many come before."""
+    cdef int i = 0
+    while True:
+        if values[i * LANES] == value and not taken[i]:
+            if before_it == 0:
+                return i
+            before_it -= 1
+        i += 1
 
 
 cdef struct PointsWanted:
@@ -255,33 +285,40 @@ cdef struct PointsWanted:
 
 cdef int add_points(const double* values, Py_ssize_t n_points, PointsWanted wanted, int found, int* chosen) noexcept nogil:
     """The lowest points, and points spread over the order of values, beside the valleys found; how many in all."""
-    cdef Py_ssize_t i, step, rest = 0
-    cdef int order[MOST_POINTS]
+    cdef Py_ssize_t i, step, place, lower, count = 0, end
+    cdef int least[MOST_POINTS]
     cdef bint taken[MOST_POINTS]
-    cdef int count = 0
+    cdef double others[MOST_POINTS]
+    cdef double value
+    cdef int n_least = 0
     if wanted.lowest + wanted.spread == 0:
         return found
     for i in range(n_points):
-        taken[i] = False
-        if isfinite(values[i * LANES]):
-            order[count] = <int> i
-            count += 1
-    order_points(values, count, order)
+        taken[i] = not isfinite(values[i * LANES])
+        if not taken[i] and wanted.lowest > 0 and (
+                n_least < wanted.lowest or before(values, i, least[n_least - 1])):
+            n_least = insert_point(values, i, wanted.lowest, n_least, least)
     for i in range(found):
         taken[chosen[i]] = True
-    for i in range(min(wanted.lowest, count)):
-        if not taken[order[i]] and found < wanted.limit:
-            taken[order[i]] = True
-            chosen[found] = order[i]
+    for i in range(n_least):
+        if not taken[least[i]] and found < wanted.limit:
+            taken[least[i]] = True
+            chosen[found] = least[i]
             found += 1
-    step = max(1, (count - found) // max(1, wanted.spread))
-    for i in range(count):
-        if not taken[order[i]]:
-            if rest % step == 0 and rest // step < wanted.spread:
-                chosen[found] = order[i]
-                found += 1
-            rest += 1
-    return found
+    if wanted.spread == 0:
+        return found
+    for i in range(n_points):
+        others[count] = values[i * LANES]
+        count += not taken[i]
+    step = max(1, count // wanted.spread)
+    end = count
+    count = min((count + step - 1) // step, wanted.spread)
+    for i in range(count - 1, -1, -1):
+        place = i * step
+        value = value_in_place(others, end, place, &lower)
+        chosen[found + i] = equal_point(values, taken, value, place - lower)
+        end = place
+    return found + <int> count
 
 
 cdef Py_ssize_t own_valley(const Batch* d, const double* values, const double* theta, Py_ssize_t near, Py_ssize_t steps
@@ -343,41 +380,17 @@ cdef void choose_points(const Batch* d, const double* values, const double* mark
     whether they mark a valley or not, and some of all others, spread evenly over the order of values.
     """
     cdef const SharedScreen* screen = &d.screen
-    cdef bint apart = dispersed or screen.lowest == 0, valleys = apart or (screen.lowest == 1 and screen.spread == 0)
-    cdef Py_ssize_t i, point, count = 0, found = 0, step, rest = 0
-    cdef int order[MOST_POINTS]
-    cdef bint taken[MOST_POINTS]
-    for i in range(screen.n_points):
-        # where valleys alone count, they are few; the lowest point is one
-        if isfinite(values[i * LANES]) and (not valleys or marks[i * LANES] > 0.0):
-            order[count] = <int> i
-            count += 1
-    order_points(values, count, order)
-    point = -1
+    cdef bint apart = dispersed or screen.lowest == 0
+    cdef Py_ssize_t i, known = -1
+    cdef int found = 0
     if apart:
         # from a minimum on the boundary, where the criterion need not be level, a longer way down may lead elsewhere
-        point = own_valley(d, values, theta, screen.wide if dispersed else screen.near, screen.n_points if inside else 2)
-    for i in range(count):
-        taken[i] = found < screen.limit and order[i] != point and marks[order[i] * LANES] > 0.0
-        if taken[i]:
-            chosen[found] = order[i]
-            found += 1
-    if apart:
-        return
-    for i in range(min(screen.lowest, count)):
-        if not taken[i] and found < screen.limit:
-            taken[i] = True
-            chosen[found] = order[i]
-            found += 1
-    if screen.spread == 0:
-        return
-    step = max(1, (count - found) // screen.spread)
-    for i in range(count):
-        if not taken[i]:
-            if rest % step == 0 and rest // step < screen.spread:
-                chosen[found] = order[i]
-                found += 1
-            rest += 1
+        known = own_valley(d, values, theta, screen.wide if dispersed else screen.near, screen.n_points if inside else 2)
+    for i in range(screen.n_points):
+        if marks[i * LANES] > 0.0 and i != known and isfinite(values[i * LANES]):
+            found = insert_point(values, i, screen.limit, found, chosen)
+    if not apart:
+        add_points(values, screen.n_points, PointsWanted(screen.limit, screen.lowest, screen.spread), found, chosen)
 
 
 cdef void variation_worth(const Batch* d, Lanes* s, vec* worth) noexcept nogil:

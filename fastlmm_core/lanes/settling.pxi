@@ -211,11 +211,6 @@ cdef void find_places(const Batch* d, const Outcome* out, Py_ssize_t first, Py_s
         s.place[lane] = s.place[s.used - 1]
 
 
-cdef inline bint apart(const Batch* d) noexcept nogil:
-    """Whether the few responses that are screened are so by themselves: where that takes longer than to read them again."""
-    return d.screen.of_regular and d.screen.lowest > 0
-
-
 cdef void fit_places(const Batch* d, Lanes* s, const Outcome* out, Fates* f, const double* Y, Py_ssize_t stride,
                      Py_ssize_t first, int round_) noexcept nogil:
     """Fit the responses at s.place; those whose searches are to go on get the status GOES_ON unless it is the last round."""
@@ -240,7 +235,8 @@ cdef void fit_places(const Batch* d, Lanes* s, const Outcome* out, Fates* f, con
         write_coefficients(d, s, f, out, Y, stride, first, s.used)
     tell_boundary(d, s, out, s.used)
     some = out.chosen != NULL and let_wait(d, s, f, out, s.used)
-    if out.values != NULL or some and not apart(d):
+    # the few that are screened where regular data are not are so by themselves, although they are read again for it
+    if out.values != NULL or some and not d.screen.of_regular:
         screen_responses(d, s, f, out, s.used)
 
 
