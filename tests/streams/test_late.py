@@ -44,7 +44,9 @@ FORMULAS = [
     "y ~ x + (kind | g)", "y ~ C(kind, Sum) + flag + np.log(w) + (flag | g)", "y ~ flag * center(z) + (1 | g)",
     "y ~ kind + {x + 1} + I(x ** 2) + (1 | g)", "y ~ center(x) + kind + (1 | school/room)",
     "y ~ kind + within(x, school) + (1 | g) + (center(x) | h)", "np.exp(y / 100) ~ kind + (kind || g)",
-    "y ~ kind + (1 | g:kind)", "y ~ kind:flag + (1 | g)", "y ~ kind * C(k) + (1 | g)",
+    "y ~ poly(x, 2) + poly(z, 5):kind + (poly(x, 1) | g)", "y ~ poly(far, 2) * within(x, g) + poly(x, 3) + (1 | g)",
+    "y ~ poly(x, 2, raw=True) + kind + (1 | g)", "y ~ kind + (1 | g:kind)", "y ~ kind:flag + (1 | g)",
+    "y ~ kind * C(k) + (1 | g)",
 ]  # fmt: skip
 
 
@@ -133,7 +135,7 @@ def test_what_one_reading_cannot_sum_is_refused(formula):
 
 def test_other_refusals():
     with pytest.raises(flc.LMMError, match="that a scan does not find"):
-        flc.lmm("y ~ poly(x, 2) + (1 | g)", flc.scan(iter(cut(DATA, 700))))
+        flc.lmm("y ~ poly(x, df=2) + (1 | g)", flc.scan(iter(cut(DATA, 700))))
     with pytest.raises(flc.LMMError, match="have to be read again, and an iterator gives its tables once"):
         flc.plan("y ~ center(x) + (1 | g)", flc.scan(iter(cut(DATA, 700))))
     many = pd.DataFrame({"y": np.random.default_rng(0).normal(size=60_000), "g": np.arange(60_000) // 2, "kind": "a"})

@@ -2,6 +2,7 @@
 
 source           files, tables, Arrow streams and factories as pieces of a table
 recipe           how a piece becomes columns
+polynomials      recurrences of orthogonal polynomials from sums of powers
 wanted           the states of a formula, learnt from a first pass where they need one
 labels           group labels of pieces to slots
 reduce           pieces to sums, in one order of additions

@@ -27,10 +27,11 @@ from ..tables.columns import Column, Table
 from .exact import ExactSums, unpacked
 from .labels import CellSlots
 from .plan import Plan, candidates, plan_of
+from .polynomials import TOLD, PowerSums, basis
 from .recipe import Recipe, Seen, Taken
 from .reduce import first_chunk, room_for_lines
 from .source import Scan, ahead
-from .wanted import Wanted, first_complete, read_call, remembers, settle, without_states
+from .wanted import Wanted, alike, degree_of, first_complete, read_call, remembers, settle, without_states
 
 __all__ = ["OnceSums", "read_once"]
 
@@ -118,6 +119,15 @@ class _Moved(NamedTuple):
     centre: float
 
 
+class _Powers(NamedTuple):
+    """``poly(x, degree)``: powers of x about a centre."""
+
+    call: str
+    column: str
+    degree: int
+    centre: float
+
+
 class _Labels(NamedTuple):
     """A categorical column."""
 
@@ -141,7 +151,7 @@ class _Factors:
     def __init__(self, wanted: Wanted, first: Table, used: dict[str, Column], rows: Index | None) -> None:
         states = _provisional(wanted, first)
         self.response = states[0]
-        self.known: dict[str, _Numbers | _Moved | _Labels] = {}
+        self.known: dict[str, _Numbers | _Moved | _Powers | _Labels] = {}
         parsed = wanted.parsed
         if remembers(parsed.response.text):
             _refuse(parsed.response.text)
@@ -163,7 +173,7 @@ class _Factors:
 
     def _factor(
         self, expression: str, kind: str, first: Table, used: dict[str, Column], rows: Index | None
-    ) -> _Numbers | _Moved | _Labels:
+    ) -> _Numbers | _Moved | _Powers | _Labels:
         if kind == "categorical":
             call = C_OF_COLUMN.match(expression)
             name = call[1].strip("`") if call else expression.strip("`")
@@ -176,7 +186,10 @@ class _Factors:
                 _refuse(expression)
             function, (column, *groups) = read_call(expression)
             centre = float(np.mean(floats(used[column], rows)))
-            return _Moved(function, column, tuple(groups), centre if np.isfinite(centre) else 0.0)
+            centre = centre if np.isfinite(centre) else 0.0
+            if function == "poly":
+                return _Powers(expression, column, degree_of(expression), centre)
+            return _Moved(function, column, tuple(groups), centre)
         plain = expression.isidentifier() or expression.startswith("`")
         side = side_of(f"0 + {expression if plain else f'{{{expression}}}'}", "the fixed part")
         part = evaluate(side, first, rows, {}, by_columns=True)
@@ -197,6 +210,8 @@ class _Factors:
             return [()]
         if isinstance(factor, _Moved):
             return [(), ((factor.column, -1),)]
+        if isinstance(factor, _Powers):
+            return [((factor.column, -1),) * j for j in range(factor.degree + 1)]
         return [((expression, i),) for i in range(factor.width)]
 
     def values(self, taken: Taken, table: Table) -> Array:
@@ -205,7 +220,7 @@ class _Factors:
         out = np.empty((n, len(self.order) + 1))
         own: dict[tuple[str, int], Array] = {}
         for expression, factor in self.known.items():
-            if isinstance(factor, _Moved):
+            if isinstance(factor, _Moved | _Powers):
                 own[factor.column, -1] = floats(taken.used[factor.column], taken.rows) - factor.centre
             elif isinstance(factor, _Numbers):
                 part = evaluate_piece(factor.side, table, taken.rows, factor.state, {})
@@ -231,8 +246,8 @@ class _Factors:
 def _refuse(expression: str) -> None:
     raise LMMError(
         f"{expression} remembers something of all rows in a way that one reading of them does not find; compute it as "
-        "a column first, use center(x), scale(x), within(x, g) or between(x, g) by itself, or give scan() something "
-        "that can be read again"
+        "a column first, use center(x), scale(x), poly(x, 2), within(x, g) or between(x, g) by itself, or give scan() "
+        "something that can be read again"
     )
 
 
@@ -241,6 +256,7 @@ def _provisional(wanted: Wanted, first: Table) -> list[Any]:
     guess = Wanted(wanted.formula, wanted.weights, wanted.offset, {})
     guess.ask(first)
     guess.see(first)
+    guess.powers.clear()
     for name, levels in guess.levels.items():
         if len(levels) == 1:
             one = levels[0]
@@ -315,7 +331,7 @@ class _Reading:
         groups, starts = _runs(cells[:, :n_groups])
         names = [*self._groups, *self._extra]
         at = {name: names.index(name) for name in factors.labels}
-        coding = _Coding(factors, plan.recipe)
+        coding = _Coding(factors, plan.recipe, self._wanted.powers)
         found: list[tuple[Pairs, ...]] = []
         constant = True
         for start in range(0, len(order), CHUNK):
@@ -360,10 +376,13 @@ class _Coding:
     factors : _Factors
     recipe : Recipe
         With the states of all rows.
+    powers : dict
+        Sums of the powers of columns.
     """
 
-    def __init__(self, factors: _Factors, recipe: Recipe) -> None:
+    def __init__(self, factors: _Factors, recipe: Recipe, powers: Mapping[str, PowerSums]) -> None:
         self._factors, self._states, self._sources = factors, recipe.states[1:], recipe.shared.sources
+        self._powers = powers
 
     def x(self, where: Where, n: int) -> Array:
         """Coefficients (n, products, p) in lines of these levels."""
@@ -405,10 +424,16 @@ class _Coding:
             # levels that no line has may have no place
             at = np.array([places.get(level, 0) for level in labels.tolist()], dtype=np.intp)[codes]
             return [{(): column[at]} for column in contrasts.T]
-        memory = next(
-            held for call, held in state.transform_state.items() if read_call(call) == read_call(expression)
-        )  # fmt: skip
+        memory = next(held for call, held in state.transform_state.items() if alike(call, expression))
         number = ((factor.column, -1),)
+        if isinstance(factor, _Powers):
+            columns = basis(memory["alpha"], memory["norms2"], factor.degree, factor.centre)
+            if self._powers[factor.column].amplified(factor.centre, columns) > TOLD:
+                raise LMMError(
+                    f"{expression}: the first rows lie so far from most others that powers about them have lost their "
+                    "digits; center the column first, or give scan() something that can be read again"
+                )
+            return [{number * j: c for j, c in enumerate(column.tolist())} for column in columns.T]
         if not factor.groups:
             size = 1.0 if memory.get("scale") is None else 1.0 / float(memory["scale"])
             return [{number: size, (): (factor.centre - float(memory["center"])) * size}]

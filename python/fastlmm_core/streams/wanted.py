@@ -13,9 +13,21 @@ from ..errors import LMMError
 from ..formula.matrices import evaluate, evaluate_piece, floats, is_integer, needed_columns
 from ..formula.syntax import Bar, Parsed, parse
 from ..tables.columns import Column, Table
+from .polynomials import PowerSums
 from .recipe import Recipe, Seen, TermColumns, complete_of, used_columns
 
-__all__ = ["HEAD", "Wanted", "first_complete", "learn", "read_call", "remembers", "settle", "without_states"]
+__all__ = [
+    "HEAD",
+    "Wanted",
+    "alike",
+    "degree_of",
+    "first_complete",
+    "learn",
+    "read_call",
+    "remembers",
+    "settle",
+    "without_states",
+]
 
 Array = NDArray[Any]
 
@@ -24,6 +36,10 @@ HEAD = 1000
 
 _REMEMBERS = re.compile(r"(?<![\w.])(?:center|scale|standardize|within|between|poly|bs|cc|cr|cs|lag)\s*\(")
 _CALL = re.compile(r"(\w+)\(\s*([^()]*?)\s*\)")
+_POLY = re.compile(
+    r"poly\(\s*([^(),=]+?)\s*(?:,\s*(?:degree\s*=\s*)?(\d+)\s*)?(?:,\s*(?:raw\s*=\s*)?(True|False)\s*)?\)"
+)
+"""A column, its degree, and whether the powers themselves are meant."""
 
 
 class Wanted:
@@ -46,6 +62,7 @@ class Wanted:
         self.labelled: list[str] = []
         self.calls: list[str] = []
         self.moments: dict[str, list[float]] = {}  # n, reference, sum, sum of squares
+        self.powers: dict[str, PowerSums] = {}
         self.means: dict[tuple[str, ...], dict[Any, list[float]]] = {}
 
     def ask(self, table: Table) -> bool:
@@ -70,7 +87,9 @@ class Wanted:
         rows = np.arange(table.n_rows) if rows is None else rows
         sides = self.parsed.sides
         names = list(dict.fromkeys(name for side in sides for name in needed_columns(side, table)))
-        length = max([min(len(rows), HEAD), 1, *(len(levels) for levels in self.levels.values())])
+        degrees = self._degrees()
+        least = [len(levels) for levels in self.levels.values()] + [degree + 1 for degree in degrees.values()]
+        length = max([min(len(rows), HEAD), 1, *least])
         at = np.resize(rows[:HEAD], length)
         scaled = {of[0] for function, of in map(read_call, self.calls) if function in ("scale", "standardize")}
         data: dict[str, Any] = {}
@@ -80,7 +99,8 @@ class Wanted:
                 data[name] = _with_all(column, self.levels[name], length)
             elif column.number is not None:
                 data[name] = column.number[at]
-                if name in scaled and np.ptp(data[name]) == 0.0:
+                few = name in degrees and len(np.unique(data[name])) <= degrees[name]
+                if few or (name in scaled and np.ptp(data[name]) == 0.0):
                     # what scales by these rows alone would divide by 0
                     data[name] = data[name] + np.arange(length)
             else:
@@ -108,7 +128,10 @@ class Wanted:
         read = [read_call(call) for call in self.calls]
         for arguments in dict.fromkeys(tuple(names) for f, names in read if f in ("within", "between")):
             self._group_means(arguments, np.asarray(floats(used[arguments[0]], rows)), used, rows)
-        for arguments in dict.fromkeys(tuple(names) for f, names in read if f not in ("within", "between")):
+        for name, degree in self._degrees().items():
+            x = np.asarray(floats(used[name], rows))
+            self.powers.setdefault(name, PowerSums(float(x[0]), degree)).see(x)
+        for arguments in dict.fromkeys(tuple(names) for f, names in read if f in ("center", "scale", "standardize")):
             x = np.asarray(floats(used[arguments[0]], rows))
             sums = self.moments.setdefault(arguments[0], [0.0, float(x[0]), 0.0, 0.0])
             rest = x - sums[1]
@@ -134,12 +157,25 @@ class Wanted:
             sums[0] += n
             sums[2] += total + n * step
             sums[3] += squares + 2.0 * step * total + n * step * step
+        for column, powers in other.powers.items():
+            if column in self.powers:
+                self.powers[column].take(powers)
+            else:
+                self.powers[column] = powers
         for names, groups in other.means.items():
             store = self.means.setdefault(names, {})
             for label, (n, reference, total) in groups.items():
                 own = store.setdefault(label, [0.0, reference, 0.0])
                 own[0] += n
                 own[2] += total + n * (reference - own[1])
+
+    def _degrees(self) -> dict[str, int]:
+        """Columns whose polynomials are wanted, with the highest degree."""
+        found: dict[str, int] = {}
+        for call in self.calls:
+            if (function := read_call(call))[0] == "poly":
+                found[function[1][0]] = max(degree_of(call), found.get(function[1][0], 0))
+        return found
 
     def _group_means(self, names: tuple[str, ...], x: Array, used: Mapping[str, Column], rows: Array | None) -> None:
         read = [used[name].codes(rows) for name in names[1:]]
@@ -180,6 +216,12 @@ class Wanted:
             store = self.means[tuple(arguments)]
             memory["means"] = {label: ref + total / count for label, (count, ref, total) in store.items()}
             return
+        if function == "poly":
+            # what few rows tell stays where they are all that there is to go by
+            if arguments[0] in self.powers:
+                powers = self.powers[arguments[0]]
+                memory["alpha"], memory["norms2"] = powers.recurrence(call, degree_of(call))
+            return
         n, ref, total, squares = self.moments[arguments[0]]
         memory["center"] = ref + total / n
         if memory.get("scale") is not None:
@@ -191,18 +233,35 @@ def remembers(text: str) -> list[str]:
     found = []
     for name in _REMEMBERS.finditer(text):
         call = _CALL.match(text, name.start())
-        found.append(text[name.start() :] if call is None else call[0])
+        if call is None or not ((poly := _POLY.fullmatch(call[0])) and poly[3] == "True"):
+            found.append(text[name.start() :] if call is None else call[0])
     return found
+
+
+def alike(one: str, other: str) -> bool:
+    """Whether two calls that remember something of all rows are the same but for how they are written."""
+    same = read_call(one) == read_call(other)
+    return same and (read_call(one)[0] != "poly" or degree_of(one) == degree_of(other))
+
+
+def degree_of(call: str) -> int:
+    """Of a call of ``poly``."""
+    found = _POLY.fullmatch(call)
+    assert found is not None
+    return int(found[2] or 1)
 
 
 def read_call(call: str) -> tuple[str, list[str]]:
     """Function and columns of a call that remembers something of all rows."""
+    poly = _POLY.fullmatch(call)
+    if poly is not None:
+        return "poly", [poly[1].strip("`")]
     found = _CALL.fullmatch(call)
     names = [] if found is None else [part.strip().strip("`") for part in found[2].split(",")]
     if found is None or found[1] not in ("center", "scale", "standardize", "within", "between"):
         raise LMMError(
             f"{call} remembers something of all rows that a scan does not find; compute it as a column first, or use "
-            "center(x), scale(x), within(x, g) or between(x, g) of columns"
+            "center(x), scale(x), poly(x, 2), within(x, g) or between(x, g) of columns"
         )
     if any("=" in name for name in names) or (found[1] in ("center", "scale", "standardize") and len(names) != 1):
         raise LMMError(f"{call}: options are not known to a scan; compute the result as a column first")
