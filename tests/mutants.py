@@ -9,14 +9,18 @@ from the others.
     python tests/mutants.py --start 40 --count 20    # a piece
     python tests/mutants.py --shuffle --count 40     # a random sample
     python tests/mutants.py --only power             # entries with this word in their text, file or tests
+    python tests/mutants.py --numbers 17 215         # these
+    python tests/mutants.py --woven                  # with all mistakes in kernels in one build
     python tests/mutants.py --work DIRECTORY         # keep the build there for the next piece
     python tests/mutants.py --check                  # does every entry still fit the code?  (no build, no tests)
 
 An entry is found by its text, which stands once in the library, so that it survives moves of files; `file` (a part of
 the path) tells apart what stands at several places.  `tests` are names of test files without .py, or "name::part of the
 names of tests".  The library is built once, in a copy of the tree (again for each mutant of a kernel; Cython, meson and
-ninja must be on the path); the tree itself is not touched.  The exit status is 1 where a mutant survives without a
-reason, or an entry does not fit the code or the tests any more.
+ninja must be on the path); the tree itself is not touched.  With `--woven`, that build holds the mistakes in kernels,
+too, each behind a number that is read when the library is loaded (`weaving.py`): base variant of the lanes, compiled in
+minutes with few optimisations, and then a mutant costs its tests only.  Entries that cannot be woven are listed.
+The exit status is 1 where a mutant survives without a reason, or an entry does not fit the code or the tests any more.
 """
 
 from __future__ import annotations
@@ -35,16 +39,21 @@ import sys
 import tempfile
 import time
 import tomllib
+from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
+
+import weaving
 
 ROOT = Path(__file__).resolve().parents[1]
 TABLE = Path(__file__).with_suffix(".toml")
 LIBRARY, KERNELS = Path("python/fastlmm_core"), Path("fastlmm_core")
 LOADED = ("numpy", "pandas", "polars", "pyarrow", "scipy.stats", "scipy.optimize", "scipy.sparse.csgraph", "formulaic")
 """What is imported once for all runs of the tests."""
+PLUGINS = ("xdist", "watch")
+"""Of pytest; others are not loaded, which takes longer than most tests."""
 LIMIT = 400
 """Seconds after which the tests of a mutant are stopped; a search without end counts as noticed."""
 UNCOVER = """import sys
@@ -106,23 +115,30 @@ class Mutant:
 class Copy:
     """A copy of the tree with a build of its own."""
 
+    options: tuple[str, ...] = ()
+    """Of the build."""
+
     def __init__(self, where: Path) -> None:
         self.tree, self.build, self.stage, start = (where / name for name in ("tree", "build", "stage", "start"))
         ignored = shutil.ignore_patterns(".git", ".venv*", "build*", "__pycache__", ".*_cache", ".hypothesis", "_build")
         for old in (self.stage, self.tree / "tests", self.tree / LIBRARY, self.tree / KERNELS):
             shutil.rmtree(old, ignore_errors=True)
         shutil.copytree(ROOT, self.tree, ignore=ignored, dirs_exist_ok=True)
+        self.prepare()
         if not self.build.exists():
-            self._run("meson", "setup", str(self.build), str(self.tree))
+            self._run("meson", "setup", *self.options, str(self.build), str(self.tree))
         self.make()
         start.mkdir(exist_ok=True)
         (start / "sitecustomize.py").write_text(UNCOVER)
         (start / "watch.py").write_text(WATCH)
         self.failed, self.output = start / "watch.txt", start / "output.txt"
         path = os.pathsep.join([str(start), str(self.package.parent)])
-        self.environment = os.environ | {"PYTHONPATH": path}
+        self.environment = os.environ | {"PYTHONPATH": path, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
         # compiled modules that know their source by its content: two mutants of a file may be of one length and second
         compileall.compile_dir(self.package, quiet=1, invalidation_mode=py_compile.PycInvalidationMode.CHECKED_HASH)
+
+    def prepare(self) -> None:
+        """Change the copy before it is built."""
 
     def _run(self, *command: str) -> None:
         done = subprocess.run(command, capture_output=True, text=True)
@@ -162,7 +178,7 @@ class Copy:
         self.failed.unlink(missing_ok=True)
         child = os.fork()
         if not child:
-            self._test(["-x", "-q", "-p", "no:cacheprovider", "-p", "watch", *arguments])
+            self._test(["-x", "-q", "-p", "no:cacheprovider", *arguments])
         end = time.monotonic() + LIMIT
         while not (done := os.waitpid(child, os.WNOHANG))[0]:
             if time.monotonic() > end:
@@ -184,6 +200,7 @@ class Copy:
         import pytest
 
         status = 3
+        sys.dont_write_bytecode = False  # tests are compiled, by pytest, once
         try:
             with self.output.open("w") as file:
                 for stream in (1, 2):
@@ -193,9 +210,60 @@ class Copy:
             sys.meta_path[:] = [finder for finder in sys.meta_path if type(finder).__name__ != "MesonpyMetaFinder"]
             sys.path[:0] = self.environment["PYTHONPATH"].split(os.pathsep)
             importlib.invalidate_caches()
-            status = int(pytest.main(arguments))
+            status = int(pytest.main([*(f"-p{plugin}" for plugin in PLUGINS), *arguments]))
         finally:
             os._exit(status)
+
+
+class Woven(Copy):
+    """A copy with all mistakes in kernels in one build, each behind its number."""
+
+    options = ("-Doptimization=1",)
+
+    def __init__(self, where: Path, table: list[Mutant]) -> None:
+        self.table, self.left = table, set[int]()
+        self.numbers: dict[Mutant, int] = {}
+        super().__init__(where / "woven")
+
+    def prepare(self) -> None:
+        """Weave what can be woven; `left` is what cannot."""
+        changes: dict[Path, dict[int, tuple[str, str]]] = defaultdict(dict)
+        for number, mutant in enumerate(self.table):
+            with contextlib.suppress(Misfit):
+                name = mutant.source(self.tree)
+                if name.suffix != ".py":
+                    changes[name][number] = (mutant.was, mutant.now)
+        self._write(KERNELS / "simd/woven.h", weaving.HEADER)
+        variants = (self.tree / KERNELS / "meson.build").read_text()
+        self._write(KERNELS / "meson.build", variants.replace("\nbase_only = ", "\nbase_only = true or "))
+        for name, entries in changes.items():
+            woven = set[int]()
+            if name.suffix != ".h":
+                text, woven = weaving.weave((self.tree / name).read_text(), entries, name.stem)
+                self._write(name, text)
+            self.left |= entries.keys() - woven
+            self.numbers |= {self.table[number]: number for number in woven}
+
+    def _write(self, name: Path, text: str) -> None:
+        """Write a file that is as old as what it comes from, so that it is compiled again only where that changes."""
+        path = self.tree / name
+        sources = [path, self.tree / "tests/mutants.toml", self.tree / "tests/weaving.py"]
+        times = [source.stat().st_mtime for source in sources if source.exists()]
+        path.write_text(text)
+        os.utime(path, (max(times), max(times)))
+
+    @contextlib.contextmanager
+    def mutated(self, mutant: Mutant) -> Iterator[None]:
+        """The library with one mistake."""
+        if mutant not in self.numbers:
+            with super().mutated(mutant):
+                yield
+            return
+        self.environment[weaving.VARIABLE] = str(self.numbers[mutant])
+        try:
+            yield
+        finally:
+            del self.environment[weaving.VARIABLE]
 
 
 def campaign(chosen: list[tuple[int, Mutant]], copy: Copy) -> int:
@@ -243,12 +311,16 @@ def main() -> int:
     parser.add_argument("--start", type=int, default=0, help="number of the first entry")
     parser.add_argument("--count", type=int, default=None, help="how many entries")
     parser.add_argument("--only", default="", help="entries with this word in their text, file or tests")
+    parser.add_argument("--numbers", type=int, nargs="+", help="these entries")
+    parser.add_argument("--woven", action="store_true", help="all mistakes in kernels in one build (base variant)")
     parser.add_argument("--shuffle", action="store_true", help="in an order that makes each piece a sample of all")
     parser.add_argument("--work", type=Path, help="where to build, and to keep the build for the next piece")
     parser.add_argument("--check", action="store_true", help="only see whether the entries fit the code")
     given = parser.parse_args()
     table = [Mutant(**entry) for entry in tomllib.loads(TABLE.read_text())["mutant"]]
     chosen = [(i, m) for i, m in enumerate(table) if given.only in f"{m.was}{m.now}{m.file}{m.tests}"]
+    if given.numbers:
+        chosen = [(i, m) for i, m in chosen if i in given.numbers]
     if given.shuffle:
         random.Random(0).shuffle(chosen)
     chosen = chosen[given.start :][: given.count]
@@ -261,7 +333,14 @@ def main() -> int:
     with contextlib.ExitStack() as stack:
         where = given.work or Path(stack.enter_context(tempfile.TemporaryDirectory()))
         where.mkdir(parents=True, exist_ok=True)
-        return int(campaign(chosen, Copy(where.resolve())) > 0)
+        if not given.woven:
+            return int(campaign(chosen, Copy(where.resolve())) > 0)
+        copy = Woven(where.resolve(), table)
+        left = sorted(copy.left & {number for number, _ in chosen})
+        complaints = campaign([(number, mutant) for number, mutant in chosen if number not in left], copy)
+        if left:
+            print(f"not woven, to be run without --woven: --numbers {' '.join(map(str, left))}")
+        return int(complaints > 0)
 
 
 if __name__ == "__main__":
