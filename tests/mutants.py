@@ -9,7 +9,7 @@ from the others.
     python tests/mutants.py --start 40 --count 20    # a piece
     python tests/mutants.py --shuffle --count 40     # a random sample
     python tests/mutants.py --only power             # entries with this word in their text, file or tests
-    python tests/mutants.py --numbers 17 215         # these
+    python tests/mutants.py --numbers 17 215         # these, in this order
     python tests/mutants.py --woven                  # with all mistakes in kernels in one build
     python tests/mutants.py --work DIRECTORY         # keep the build there for the next piece
     python tests/mutants.py --check                  # does every entry still fit the code?  (no build, no tests)
@@ -28,6 +28,7 @@ from __future__ import annotations
 import argparse
 import compileall
 import contextlib
+import functools
 import importlib
 import os
 import py_compile
@@ -75,6 +76,19 @@ class Misfit(Exception):
     """An entry that does not fit the code or the tests any more."""
 
 
+@functools.cache
+def texts(tree: Path) -> dict[Path, str]:
+    """The library by files, as it is before anything is changed."""
+    paths = sorted(path for part in (LIBRARY, KERNELS) for path in (tree / part).rglob("*"))
+    suffixes = (".py", ".pyx", ".pxi", ".pxd", ".h")
+    return {path.relative_to(tree): path.read_text() for path in paths if path.suffix in suffixes}
+
+
+@functools.cache
+def test_files(tree: Path) -> list[Path]:
+    return sorted((tree / "tests").rglob("test_*.py"))
+
+
 @dataclass(frozen=True)
 class Mutant:
     """One entry of the table."""
@@ -88,11 +102,9 @@ class Mutant:
     def source(self, tree: Path) -> Path:
         """The file in which the text stands, once, relative to the tree."""
         places: list[Path] = []
-        for part in (LIBRARY, KERNELS):
-            for path in sorted((tree / part).rglob("*")):
-                name = path.relative_to(tree)
-                if path.suffix in (".py", ".pyx", ".pxi", ".pxd", ".h") and self.file in str(name):
-                    places += [name] * path.read_text().count(self.was)
+        for name, text in texts(tree).items():
+            if self.file in str(name):
+                places += [name] * text.count(self.was)
         if len(places) != 1:
             raise Misfit(f"stands {len(places)} times in the library: {self.was!r}")
         return places[0]
@@ -103,7 +115,7 @@ class Mutant:
         words: list[str] = []
         for item in self.tests.split():
             name, _, word = item.partition("::")
-            found = sorted(path for path in (tree / "tests").rglob("test_*.py") if str(path).endswith(f"/{name}.py"))
+            found = [path for path in test_files(tree) if str(path).endswith(f"/{name}.py")]
             if len(found) != 1:
                 raise Misfit(f"{len(found)} test files are called {name!r}")
             if str(found[0].relative_to(tree)) not in files:
@@ -311,7 +323,7 @@ def main() -> int:
     parser.add_argument("--start", type=int, default=0, help="number of the first entry")
     parser.add_argument("--count", type=int, default=None, help="how many entries")
     parser.add_argument("--only", default="", help="entries with this word in their text, file or tests")
-    parser.add_argument("--numbers", type=int, nargs="+", help="these entries")
+    parser.add_argument("--numbers", type=int, nargs="+", help="these entries, in this order")
     parser.add_argument("--woven", action="store_true", help="all mistakes in kernels in one build (base variant)")
     parser.add_argument("--shuffle", action="store_true", help="in an order that makes each piece a sample of all")
     parser.add_argument("--work", type=Path, help="where to build, and to keep the build for the next piece")
@@ -320,7 +332,7 @@ def main() -> int:
     table = [Mutant(**entry) for entry in tomllib.loads(TABLE.read_text())["mutant"]]
     chosen = [(i, m) for i, m in enumerate(table) if given.only in f"{m.was}{m.now}{m.file}{m.tests}"]
     if given.numbers:
-        chosen = [(i, m) for i, m in chosen if i in given.numbers]
+        chosen = [(i, table[i]) for i in given.numbers]
     if given.shuffle:
         random.Random(0).shuffle(chosen)
     chosen = chosen[given.start :][: given.count]

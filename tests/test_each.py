@@ -287,6 +287,34 @@ def test_fewer_than_six_groups_for_each_effect_are_searched_from_many_points(rng
             np.testing.assert_allclose(result.params[k], one.params, atol=1e-7 * np.max(one.bse), rtol=0.0)
 
 
+def of_two_times(rng, count, m, tells, alone):
+    """Problems of m groups of 16 rows next to the boundary; `tells` is the harmonic mean of one group's information."""
+    x = np.tile([1.0, -1.0], 8 * m)
+    x[:16] *= np.sqrt(tells / (2.0 - tells))
+    Z = np.tile(np.column_stack([np.ones(16 * m), x]), (count, 1))
+    groups, each = np.tile(np.repeat(np.arange(m), 16), count), np.repeat(np.arange(count), 16 * m)
+    b = 0.05 * rng.standard_normal((count, m, 2))
+    y = np.sum(Z * b[each, groups], axis=1) + rng.standard_normal(len(Z))
+    kept = np.tile(np.arange(16 * m) < 16 * m - (15 if alone else 0), count)
+    return y[kept], Z[kept], Z[kept], groups[kept], each[kept], None
+
+
+@pytest.mark.parametrize(
+    ("m", "tells", "alone", "closely"),
+    [(13, 0.25, False, False), (13, 0.15, False, True), (13, 0.25, True, False), (11, 0.25, False, True)],
+)
+def test_irregular_data_are_searched_by_what_the_group_that_tells_least_tells(rng, m, tells, alone, closely):
+    """A fifth of the mean is enough; a group of one row, which tells nothing of a direction, does no harm."""
+    stacked = of_two_times(rng, 24, m, tells, alone)
+    result = flc.fit_each(*stacked[:5])
+    # some are well inside by chance, or their groups vary like few
+    many = np.mean(result.n_evaluations[result.by_lanes == 1] > 125)
+    assert many > 0.8 if closely else many < 0.2
+    for k in range(24):
+        one = single(stacked, k)
+        assert result.criterion[k] <= one.criterion + 1e-8 * abs(one.criterion)
+
+
 def two_valleys(rng, m, n):
     """Groups with two slopes each, drawn with replacement from so few that some of them repeat, as in a bootstrap."""
     size = 10.0 ** rng.uniform(-1.0, 1.0, 2)

@@ -247,10 +247,22 @@ def test_threads_tell_what_varies():
     read = Rows(X, y, np.ones((n, 1)), codes, 0, int(codes[-1]) + 1, None, None)
     columns = RowColumns(unit_scales(1), unit_scales(1), np.zeros(1), 0, 0)
     assert kernels.accumulate(read, columns, 2)[3:] == (True, False, True)
-    y[100_000:] = 1.0
+    y[70_001] = 1.0
     assert kernels.accumulate(read, columns, 2)[3:] == (True, True, True)
     X[-1] = 2.0
     assert kernels.accumulate(read, columns, 2)[3:] == (False, True, True)
+
+
+def test_threads_leave_rows_that_are_out_of_order_anywhere_to_one():
+    """Also where one piece of the rows ends and another begins, at any of the places where a block of sums may end."""
+    n = 140_001
+    X, columns = np.ones((n, 1)), RowColumns(unit_scales(1), unit_scales(1), np.zeros(1), 0, 0)
+    for at in range(2048, n, 2048):
+        codes = np.arange(n) // 7
+        codes[at:] -= 5
+        read = Rows(X, X[:, 0], X, codes, 0, int(codes[-1]) + 1, None, None)
+        found = kernels.accumulate(read, columns, 2)[0]
+        np.testing.assert_array_equal(found[:, -1], np.bincount(codes))
 
 
 @pytest.mark.parametrize("n_sample", [10_000, 700, 50])
@@ -289,6 +301,18 @@ def test_groups_without_rows_are_zero(rng):
     raw = accumulate(X, y, Z, 3 * index, 0, 12)[0]
     assert not raw[[1, 2, 4, 5, 7, 8, 10, 11]].any()
     close(raw[::3], rows_in_numpy(X, y, Z, index, 4)[0])
+
+
+def test_groups_after_the_last_one_with_rows_are_zero(rng):
+    X, y, Z, index = rows(rng, 100, 2, 2, 4)
+    found = accumulate(X, y, Z, index, 0, 1000)[0]
+    for _ in range(20):
+        # what is freed is handed out again
+        used = [np.full_like(found, 7.0) for _ in range(4)]
+        del used
+        found = accumulate(X, y, Z, index, 0, 1000)[0]
+        assert not found[4:].any()
+    close(found[:4], rows_in_numpy(X, y, Z, index, 4)[0])
 
 
 def test_sums_of_many_rows_stay_accurate():

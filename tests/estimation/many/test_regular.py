@@ -20,7 +20,7 @@ def design(q: int, own: bool) -> tuple[np.ndarray, np.ndarray]:
     """Irregular groups, of times of their own or of a few times that many share."""
     rng = np.random.default_rng(q)
     m = 9 * q
-    sizes = rng.integers(q, q + 6, m) if own else np.resize([q + 1, q + 3, 9], m)
+    sizes = rng.integers(q, q + 6, m) if own else np.repeat([q + 1, q + 3, 9], [3, 4, m - 7])
     groups = np.repeat(np.arange(m), sizes)
     t = rng.uniform(-1.0, 1.0, len(groups)) if own else np.concatenate([np.arange(size) / 4.0 - 1.0 for size in sizes])
     return t[:, None] ** np.arange(q), groups

@@ -46,6 +46,8 @@ def test_weights_offset_and_covariates(rng, arrays, reml):
     model = flc.LinearMixedModel(Y[0], X, Z, groups, exog_names=["one", "age"])
     batch = model.fit_many(Y, reml, weights=W, offset=shift, covariates={"gm": C, "gm:age": C})
     assert batch.exog_names == ("one", "age", "gm", "gm:age")
+    # single fits would hide what the lanes take wrongly
+    assert batch.by_lanes.all()
     joint = batch.test(["gm = 0", "gm:age = 0"])
     for i in range(12):
         wide = np.column_stack([X, C[i], C[i] * X[:, 1]])
@@ -66,6 +68,7 @@ def test_missing_values_of_any_of_them(rng, arrays):
     Y[4, groups == 3] = np.nan
     model = flc.LinearMixedModel(np.nan_to_num(Y[0]), X, Z, groups)
     batch = model.fit_many(Y, missing="drop", weights=W, covariates={"gm": C})
+    assert batch.by_lanes.all()
     for i in range(12):
         at = ~np.isnan(Y[i] + W[i] + C[i])
         wide = np.column_stack([X, C[i]])[at]
