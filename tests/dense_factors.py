@@ -133,6 +133,10 @@ def compare_every_quantity(kind, q, weights, reml, singular):
     factor[structure.positions] = rng.normal(size=structure.n_parameters) * 0.5 + 0.3
     if singular == "zero":
         factor[:] = 0.0
+    elif singular == "each":
+        # all factors, also those that are eliminated last, lack a direction
+        for column, Z in zip(problem.columns, (f.Z for f in factors), strict=True):
+            factor[column + Z.shape[1] - 1, column + Z.shape[1] - 1] = 0.0
     elif singular:
         # one factor without variance, another of rank one; a tiny one
         factor[problem.columns[-1] :, problem.columns[-1] :] = 0.0

@@ -26,7 +26,7 @@ from fastlmm_core.errors import LMMError
 from fastlmm_core.estimation import optimize
 
 
-@pytest.mark.parametrize("singular", [False, True, "zero"])
+@pytest.mark.parametrize("singular", [False, True, "zero", "each"])
 @pytest.mark.parametrize("reml", [True, False])
 @pytest.mark.parametrize(("kind", "q", "weights"), CASES)
 def test_every_quantity_against_dense_matrices(kind, q, weights, reml, singular):

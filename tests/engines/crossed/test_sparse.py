@@ -32,7 +32,7 @@ def force(monkeypatch, share):
 
 
 @pytest.mark.parametrize("share", [0.5, 1.0])
-@pytest.mark.parametrize("singular", [False, True, "zero"])
+@pytest.mark.parametrize("singular", [False, True, "zero", "each"])
 @pytest.mark.parametrize("reml", [True, False])
 @pytest.mark.parametrize(("kind", "q", "weights"), CASES)
 def test_every_quantity_against_dense_matrices(kind, q, weights, reml, singular, share, monkeypatch):
