@@ -157,8 +157,8 @@ cdef bint factor_tail(Elimination* e, double* logdet) noexcept nogil:
     cdef bint scalar = True
     for t in range(e.n_tails):
         scalar = scalar and e.tail[t].q == 1
-    memcpy(e.S, e.K, e.n_dense * sizeof(double))
     if not scalar:
+        memcpy(e.S, e.K, e.n_dense * sizeof(double))
         for c in range(e.n_comps):
             mirror(e.core_size[c], e.S + e.comp_start[c])
         sandwich_tail(e, e.S, True)
@@ -167,7 +167,7 @@ cdef bint factor_tail(Elimination* e, double* logdet) noexcept nogil:
             g = &e.tail[t]
             for a in range(g.m):
                 scale[e.comp_slot[g.comp[a]] + g.slot[a]] = g.factor[0]
-        scale_tail(e, e.S, scale)
+        scale_tail(e, e.K, e.S, scale)
     for c in range(e.n_comps):
         n = e.core_size[c]
         S = e.S + e.comp_start[c]
@@ -180,20 +180,32 @@ cdef bint factor_tail(Elimination* e, double* logdet) noexcept nogil:
     return True
 
 
-cdef void scale_tail(Elimination* e, double* A, const double* scale) noexcept nogil:
-    """Lower triangles of A times scale by rows and by columns."""
+cdef void scale_tail(Elimination* e, const double* A, double* out, const double* scale) noexcept nogil:
+    """Lower triangles of A times scale by rows and by columns; `out` may be A."""
     cdef Py_ssize_t c, n, i, j
     cdef const double* x
+    cdef const double* given
     cdef double* row
     cdef double t
     for c in range(e.n_comps):
         n = e.core_size[c]
         x = scale + e.core_slot[c]
         for i in range(n):
-            row = A + e.comp_start[c] + i * n
+            given = A + e.comp_start[c] + i * n
+            row = out + e.comp_start[c] + i * n
             t = x[i]
             for j in range(i + 1):
-                row[j] *= t * x[j]
+                row[j] = given[j] * (t * x[j])
+
+
+cdef void copy_lower(Elimination* e, const double* A, double* out) noexcept nogil:
+    """Lower triangles of the cores."""
+    cdef Py_ssize_t c, n, i, at
+    for c in range(e.n_comps):
+        n = e.core_size[c]
+        for i in range(n):
+            at = e.comp_start[c] + i * n
+            memcpy(out + at, A + at, (i + 1) * sizeof(double))
 
 
 cdef void sandwich_tail(Elimination* e, double* A, bint transposed) noexcept nogil:

@@ -16,7 +16,7 @@
 #
 # Matrices are row by row; of symmetric ones of the cores only the lower triangle counts (LAPACK's upper one).
 #
-# uses   the structs; multiply, conditional_covariance (small/conditional.pxd); eliminate_sparse (sparse.pxi); eliminate_together
+# uses   the structs; parts.h; multiply, conditional_covariance (small/conditional.pxd); eliminate_sparse (sparse.pxi); eliminate_together
 #        (together.pxi)
 # gives  restore, eliminate: M_a, P_a of the chain, and K of the cores; shrink, find_reach, crossed, add_rows, subtract_crossed,
 #        cover_by_rows
@@ -241,30 +241,82 @@ cdef double eliminate(Elimination* e) noexcept nogil:
     return logdet + eliminate_sparse(e) if e.sparse.n > 0 else logdet
 
 
+# Levels that are eliminated, or covered, row by row of the cores.
+cdef struct ByRows:
+    const Elimination* e
+    const Stage* f
+    Py_ssize_t parts
+    Py_ssize_t each             # rows of cores in a part
+
+
 cdef void eliminate_by_rows(Elimination* e, const Stage* f) noexcept nogil:
     """K -= sum B_a'M_a B_a, row by row of K."""
-    cdef Py_ssize_t c, i, j, l, n, first, n_before
+    cdef ByRows s
+    s.e, s.f = e, f
+    s.each = max(1, e.slots_of_cores if e.jobs <= 1 else e.slots_of_cores // (64 * e.jobs))
+    s.parts = (e.slots_of_cores + s.each - 1) // s.each
+    run_parts(eliminate_rows, &s, s.parts, e.jobs)
+
+
+cdef void eliminate_rows(void* job, Py_ssize_t part, Py_ssize_t worker) noexcept nogil:
+    """Some rows of the cores, the last ones first, which are the longest."""
+    cdef const ByRows* s = <const ByRows*> job
+    cdef const Elimination* e = s.e
+    cdef Py_ssize_t first = (s.parts - 1 - part) * s.each, stop = first + s.each, c, n, at = 0
+    for c in range(e.n_comps):
+        n = e.core_size[c]
+        eliminate_some(e, s.f, c, max(first - at, 0), min(stop - at, n))
+        at += n
+
+
+cdef void eliminate_some(const Elimination* e, const Stage* f, Py_ssize_t c, Py_ssize_t begin, Py_ssize_t end
+                         ) noexcept nogil:
+    """K -= sum B_a'M_a B_a in rows of one core."""
+    cdef Py_ssize_t i, j, l, n = e.core_size[c], first, n_before
     cdef double t
     cdef double* row
     cdef const double* B
     cdef const int* nbr
-    for c in range(e.n_comps):
-        n = e.core_size[c]
-        for i in range(n):
-            row = e.K + e.comp_start[c] + i * n - (e.core_slot[c] - e.comp_slot[c])
-            for l in range(f.back[e.core_slot[c] + i], f.back[e.core_slot[c] + i + 1]):
-                first = f.start[f.level[l]] + f.skip[f.level[l]]
-                nbr = f.nbr + first
-                B = f.panel + first
-                n_before = f.entry[l] - first + 1
-                t = f.mid[f.level[l]] * f.panel[f.entry[l]]
-                for j in range(n_before):
-                    row[nbr[j]] -= t * B[j]
+    for i in range(begin, end):
+        row = e.K + e.comp_start[c] + i * n - (e.core_slot[c] - e.comp_slot[c])
+        for l in range(f.back[e.core_slot[c] + i], f.back[e.core_slot[c] + i + 1]):
+            first = f.start[f.level[l]] + f.skip[f.level[l]]
+            nbr = f.nbr + first
+            B = f.panel + first
+            n_before = f.entry[l] - first + 1
+            t = f.mid[f.level[l]] * f.panel[f.entry[l]]
+            for j in range(n_before):
+                row[nbr[j]] -= t * B[j]
 
 
 cdef void cover_by_rows(Elimination* e, Stage* f) noexcept nogil:
     """quad += B Q B' of every level, Q of the cores, row by row of it."""
-    cdef Py_ssize_t c, i, j, l, n, first, before, base
+    cdef ByRows s
+    s.e, s.f = e, f
+    s.each = 0
+    s.parts = 2 * e.jobs if e.jobs > 1 else 1
+    run_parts(cover_rows, &s, s.parts, e.jobs)
+
+
+cdef inline Py_ssize_t level_from(const Stage* f, Py_ssize_t low, Py_ssize_t high, Py_ssize_t least) noexcept nogil:
+    """The first of the ascending levels low to high - 1 of a row that is `least` or more."""
+    cdef Py_ssize_t middle
+    while low < high:
+        middle = (low + high) // 2
+        if f.level[middle] < least:
+            low = middle + 1
+        else:
+            high = middle
+    return low
+
+
+cdef void cover_rows(void* job, Py_ssize_t part, Py_ssize_t worker) noexcept nogil:
+    """Some of the levels: what each has is summed in one order, however they are divided."""
+    cdef const ByRows* s = <const ByRows*> job
+    cdef const Elimination* e = s.e
+    cdef const Stage* f = s.f
+    cdef Py_ssize_t c, i, j, l, n, first, before, base, low, high
+    cdef Py_ssize_t least = part * f.m // s.parts, most = (part + 1) * f.m // s.parts
     cdef double t, u
     cdef const double* row
     cdef const double* B
@@ -274,7 +326,8 @@ cdef void cover_by_rows(Elimination* e, Stage* f) noexcept nogil:
         base = e.core_slot[c] - e.comp_slot[c]
         for i in range(n):
             row = e.cov + e.comp_start[c] + i * n - base
-            for l in range(f.back[e.core_slot[c] + i], f.back[e.core_slot[c] + i + 1]):
+            low, high = f.back[e.core_slot[c] + i], f.back[e.core_slot[c] + i + 1]
+            for l in range(level_from(f, low, high, least), level_from(f, low, high, most)):
                 first = f.start[f.level[l]] + f.skip[f.level[l]]
                 nbr = f.nbr + first
                 B = f.panel + first

@@ -131,6 +131,7 @@ cdef read_cores(ProfiledEngine owner, Elimination* e, layout):
     squares = np.concatenate([[0], np.cumsum(sizes * sizes)]).astype(np.intp)
     e.comp_start = owner.take_index(squares)
     e.n_dense = int(squares.max())
+    e.slots_of_cores = int(np.sum(layout.core_sizes))
     e.K = owner.take(np.empty(e.n_dense))
     e.S = owner.take(np.empty(e.n_dense))
     e.cov = owner.take(np.empty(e.n_dense))

@@ -15,7 +15,7 @@ cdef bint covariances_of_cores(Elimination* e, double* sums, Py_ssize_t total, d
     cdef Tail* g
     cdef double* scale = e.scratch
     cdef bint exact = False, scalar = True
-    memcpy(e.cov, e.S, e.n_dense * sizeof(double))
+    copy_lower(e, e.S, e.cov)
     for t in range(e.n_tails):
         exact = exact or e.tail[t].exact
         scalar = scalar and e.tail[t].q == 1
@@ -29,7 +29,7 @@ cdef bint covariances_of_cores(Elimination* e, double* sums, Py_ssize_t total, d
             g = &e.tail[t]
             for a in range(g.m):
                 scale[e.comp_slot[g.comp[a]] + g.slot[a]] = g.factor[0]
-        scale_tail(e, e.cov, scale)
+        scale_tail(e, e.cov, e.cov, scale)
     else:
         for c in range(e.n_comps):
             mirror(e.core_size[c], e.cov + e.comp_start[c])

@@ -101,6 +101,7 @@ cdef struct Elimination:
     const Py_ssize_t* block_tail
     const Py_ssize_t* block_slot
     Py_ssize_t n_dense
+    Py_ssize_t slots_of_cores   # columns of all cores
     double* K                   # the cores
     double* S                   # Cholesky factors
     double* cov                 # posterior covariances
