@@ -45,7 +45,8 @@ FORMULAS = [
     "y ~ kind + {x + 1} + I(x ** 2) + (1 | g)", "y ~ center(x) + kind + (1 | school/room)",
     "y ~ kind + within(x, school) + (1 | g) + (center(x) | h)", "np.exp(y / 100) ~ kind + (kind || g)",
     "y ~ poly(x, 2) + poly(z, 5):kind + (poly(x, 1) | g)", "y ~ poly(far, 2) * within(x, g) + poly(x, 3) + (1 | g)",
-    "y ~ poly(x, 2, raw=True) + kind + (1 | g)", "y ~ kind + (1 | g:kind)", "y ~ kind:flag + (1 | g)",
+    "y ~ poly(x, 2, raw=True) + kind + (1 | g)", "y ~ poly(x, 1) + poly(x, 3):kind + (1 | g)",
+    "y ~ kind + (1 | g:kind)", "y ~ kind:flag + (1 | g)",
     "y ~ kind * C(k) + (1 | g)",
 ]  # fmt: skip
 
