@@ -5,6 +5,7 @@
 
 cdef enum:
     MOST_DESCENTS = 6       # searches from other valleys
+    BESIDE = 3              # beside a minimum next to the boundary
     LEFT_ALONE = -9         # status until a search has ended: to be left to a single fit
 
 cdef double REGULAR = 0.2
@@ -38,10 +39,15 @@ cdef struct Minima:
     bint beside[8]          # whether searches start beside a minimum on the boundary or next to it, whatever the screen says
     double* values          # (n_points,) of a screen
     double* runs            # (MOST_RUNS, n_par) see closer.pxi
-    double* theta           # (n_par,) the lowest minimum
+    double* theta           # (n_par,) the minimum that is known
     vec value
-    vec finished
-    vec decrement
+
+
+# Searches that are to be made.
+cdef struct Searches:
+    Py_ssize_t count
+    Py_ssize_t* problem
+    double* theta           # (., n_par) where each starts
 
 
 cdef inline Py_ssize_t most_points(const Screen* screen) noexcept nogil:
@@ -124,7 +130,7 @@ cdef void kinds_of(const Batch* d, const ProblemSums* sums, const Screen* screen
             found.kind[lane] = 2
             if screen.n_points[2] == 0:
                 f.status[lane] = LEFT_ALONE
-        if f.status[lane] < 0 or not (<double*> &f.finished)[lane] > 0.0:
+        if f.status[lane] <= 0:
             found.kind[lane] = -1
         found.count[lane] = 0
 
@@ -202,126 +208,51 @@ cdef void leave_joined(const Batch* d, const Screen* screen, Lanes* s, Minima* f
         found.count[lane] = kept[lane]
 
 
-cdef void descend_once(const Batch* d, Lanes* s, Fates* f, Minima* found, const bint* wanted) noexcept nogil:
-    """Search from s.theta where it is wanted, and keep what is lower; what is lower and not certified leaves the lane alone."""
-    cdef Py_ssize_t n = d.n_par, j, lane
-    cdef int evaluations[8]
-    cdef double margin
-    cdef vec changed
-    for lane in range(LANES):
-        evaluations[lane] = f.evaluations[lane]
-    minimize_lanes(d, s, d.max_iterations, &f.finished, &f.decrement, f.evaluations)
-    changed = snap(d, s)
-    if vec_max(<vecu*> &changed) > 0.0:
-        judge_snapped(d, s, f, changed)
-    for lane in range(LANES):
-        if not wanted[lane]:
-            # it has only waited for the others
-            f.evaluations[lane] = evaluations[lane]
-            continue
-        margin = (<double*> &found.value)[lane] - s.f.gls.value[lane]
-        if not margin > 1e-9:
-            continue
-        if not ((<double*> &f.finished)[lane] > 0.0 and (<double*> &f.decrement)[lane] <= 1e-4
-                and status_of(d, s, lane) > 0):
-            f.status[lane] = LEFT_ALONE
-            continue
-        (<double*> &found.value)[lane] = s.f.gls.value[lane]
-        (<double*> &found.finished)[lane] = (<double*> &f.finished)[lane]
-        (<double*> &found.decrement)[lane] = (<double*> &f.decrement)[lane]
-        for j in range(n):
-            found.theta[j * LANES + lane] = s.trial[j * LANES + lane]
+cdef inline void add_search(Searches* next, Py_ssize_t n, Py_ssize_t problem, const double* theta, Py_ssize_t step
+                            ) noexcept nogil:
+    """A search that starts from theta (n,), `step` apart."""
+    cdef Py_ssize_t i
+    next.problem[next.count] = problem
+    for i in range(n):
+        next.theta[next.count * n + i] = theta[i * step]
+    next.count += 1
 
 
-cdef void descend_lanes(const Batch* d, const Screen* screen, Lanes* s, Fates* f, Minima* found) noexcept nogil:
-    """Search from the valleys that are left."""
-    cdef Py_ssize_t n = d.n_par, round_, j, lane
-    cdef bint wanted[8]
-    cdef bint some
-    for round_ in range(MOST_DESCENTS):
-        some = False
-        for lane in range(LANES):
-            wanted[lane] = round_ < found.count[lane]
-            some = some or wanted[lane]
-        if not some:
-            break
-        for j in range(n):
-            (<vecu*> s.theta)[j] = (<vecu*> found.theta)[j]
-            for lane in range(LANES):
-                if wanted[lane]:
-                    s.theta[j * LANES + lane] = screen.thetas[found.kind[lane]][found.starts[lane][round_] * n + j]
-        descend_once(d, s, f, found, wanted)
-
-
-cdef void descend_beside(const Batch* d, Lanes* s, Fates* f, Minima* found) noexcept nogil:
-    """Search beside minima that lie on the boundary or next to it: from inside, and from next to it.
-
-    Minima are looked for where all directions have as much variance, little or much (EVEN of estimation/search.py), and,
-    from a minimum inside, where the least principal standard deviation is next to none.
-    """
-    cdef Py_ssize_t n = d.n_par, round_, i, j, lane
-    cdef bint wanted[8]
-    cdef bint inside[8]
-    cdef bint some = False
-    cdef vec rise
-    cdef double* one = found.runs
-    cdef double* narrow = found.runs + n
-    for lane in range(LANES):
-        wanted[lane] = found.kind[lane] >= 0 and found.kind[lane] < 2 and found.beside[lane] and f.status[lane] == 0
-        some = some or wanted[lane]
-    if not some:
-        return
-    for j in range(n):
-        (<vecu*> s.trial)[j] = (<vecu*> found.theta)[j]
-    set_factor(d, s, <vecu*> s.trial)
-    evaluate_responses(d, s, 2)
-    boundary_near(d, s, &rise)
-    some = False
-    for lane in range(LANES):
-        inside[lane] = True
-        for i in range(n):
-            if d.row[i] == d.col[i] and found.theta[i * LANES + lane] == 0.0:
-                inside[lane] = False
-        wanted[lane] = wanted[lane] and not (inside[lane] and (<double*> &rise)[lane] > NEAR_BOUNDARY)
-        some = some or wanted[lane]
-    if not some:
-        return
-    for round_ in range(3):
-        for i in range(n):
-            (<vecu*> s.theta)[i] = (<vecu*> found.theta)[i]
-        for lane in range(LANES):
-            if not wanted[lane]:
-                continue
-            for i in range(n):
-                one[i] = found.theta[i * LANES + lane]
-            if round_ == 0:
-                # nothing is lower from where the minimum is
-                if not (inside[lane] and narrow_theta(d, s.small, one, narrow)):
-                    continue
-            for i in range(n):
-                s.theta[i * LANES + lane] = narrow[i] if round_ == 0 else (
-                    0.0 if d.row[i] != d.col[i] else 2.0 if round_ == 1 else 17.0)
-        descend_once(d, s, f, found, wanted)
-
-
-cdef void look_elsewhere(const Batch* d, const ProblemSums* sums, const Screen* screen, Lanes* s, Fates* f, Minima* found
-                         ) noexcept nogil:
-    """Look for lower minima than that at `trial`, and evaluate at the lowest one."""
-    cdef Py_ssize_t n = d.n_par, j
-    kinds_of(d, sums, screen, s, f, found)
-    found.value = (<vecu*> s.f.gls.value)[0]
-    found.finished = f.finished
-    found.decrement = f.decrement
-    for j in range(n):
-        (<vecu*> found.theta)[j] = (<vecu*> s.trial)[j]
+cdef void start_valleys(const Batch* d, const Screen* screen, Lanes* s, Minima* found, Searches* next) noexcept nogil:
+    """Searches from other valleys than that of the minimum of each lane."""
+    cdef Py_ssize_t lane, i, n = d.n_par
     screen_lanes(d, screen, s, found)
     leave_joined(d, screen, s, found)
-    descend_lanes(d, screen, s, f, found)
-    descend_beside(d, s, f, found)
-    f.finished = found.finished
-    f.decrement = found.decrement
-    for j in range(n):
-        (<vecu*> s.trial)[j] = (<vecu*> found.theta)[j]
-        (<vecu*> s.theta)[j] = (<vecu*> found.theta)[j]
-    set_factor(d, s, <vecu*> s.trial)
-    evaluate_responses(d, s, 2)
+    for lane in range(s.used):
+        for i in range(found.count[lane]):
+            add_search(next, n, s.place[lane], screen.thetas[found.kind[lane]] + found.starts[lane][i] * n, 1)
+
+
+cdef void start_beside(const Batch* d, Lanes* s, Minima* found, Searches* next) noexcept nogil:
+    """Searches beside minima that lie on the boundary or next to it: from inside, and from next to it.
+
+    Minima are looked for where all directions have as much variance, little or much (EVEN of estimation/search.py), and,
+    from a minimum inside, where the least principal standard deviation is next to none.  Reads the evaluation at s.trial.
+    """
+    cdef Py_ssize_t n = d.n_par, i, lane
+    cdef int size
+    cdef bint inside
+    cdef vec rise
+    cdef double* one = found.runs
+    cdef double* start = found.runs + n
+    boundary_near(d, s, &rise)
+    for lane in range(s.used):
+        if not (found.beside[lane] and 0 <= found.kind[lane] < 2):
+            continue
+        inside = True
+        for i in range(n):
+            one[i] = s.trial[i * LANES + lane]
+            inside = inside and not (d.row[i] == d.col[i] and one[i] == 0.0)
+        if inside and (<double*> &rise)[lane] > NEAR_BOUNDARY:
+            continue
+        if inside and narrow_theta(d, s.small, one, start):
+            add_search(next, n, s.place[lane], start, 1)
+        for size in range(2):
+            for i in range(n):
+                start[i] = 0.0 if d.row[i] != d.col[i] else 17.0 if size else 2.0
+            add_search(next, n, s.place[lane], start, 1)

@@ -344,9 +344,9 @@ ctypedef void (*factors_moments_t)(
 ctypedef Py_ssize_t (*batch_size_t)(const Batch*) noexcept nogil
 ctypedef void (*batch_fit_t)(const Batch*, const double*, Py_ssize_t, Py_ssize_t, Py_ssize_t, const Outcome*, double*
                              ) noexcept nogil
-ctypedef Py_ssize_t (*problems_size_t)(const Batch*, const Screen*, Py_ssize_t) noexcept nogil
+ctypedef Py_ssize_t (*problems_size_t)(const Batch*, const Screen*, Py_ssize_t, Py_ssize_t) noexcept nogil
 ctypedef void (*problems_fit_t)(
-    const Batch*, const ProblemSums*, const Screen*, Py_ssize_t, Py_ssize_t, const Outcome*, double*) noexcept nogil
+    const Batch*, const ProblemSums*, const Screen*, Py_ssize_t, const Outcome*, double*) noexcept nogil
 ctypedef void (*problems_moments_t)(
     const Batch*, const ProblemSums*, const Screen*, const double*, const Py_ssize_t*, Py_ssize_t,
     const DesignMoments*, double*) noexcept nogil

@@ -29,7 +29,7 @@ constant sizes, which modules of their own, or declarations shared between them,
     responses, start, scores        what many responses of one design contribute, where their searches start, drawn ones
     newton, axes, screen            their searches in lockstep, the axes of the steps, other minima
     contrasts, settling             functions of their coefficients; their fits from the first point to the report
-    problems, pairs                 problems of their own designs, and those with two effects
+    problems, pairs, problem_fits   problems of their own designs, those with two effects, and their fits
     elsewhere, closer               their other minima, and those of few groups
     factors, factor_sweeps, factor_fits     several grouping factors: sums, criterion, fits
     families                        factors nested in each other

@@ -22,16 +22,6 @@ cdef void lay_problems(const Batch* d, const Screen* screen, Py_ssize_t m, Lanes
     s.small = take(arena, LANES * max(max(5 * q * q + 2 * n_c + 2 * q + k * k, d.n_par * (d.n_par + 2)), 2 * k * k))
 
 
-cdef Py_ssize_t problems_size(const Batch* d, const Screen* screen, Py_ssize_t m) noexcept nogil:
-    """Doubles of work space that `problems_fit` needs for problems with up to m groups."""
-    cdef Lanes s
-    cdef OwnGroups own
-    cdef Minima found
-    cdef Arena arena = Arena(NULL, 0)
-    lay_problems(d, screen, m, &s, &own, &found, &arena)
-    return arena.used
-
-
 cdef inline void spread_lanes(const ProblemSums* sums, Py_ssize_t n, int which, double* vectors) noexcept nogil:
     """An array of each problem to its lane; which: 0 Tz, 1 Tx, 2 S, 3 x_map."""
     cdef Py_ssize_t lane, i
@@ -440,52 +430,7 @@ cdef void write_own_coefficients(const Batch* d, const ProblemSums* sums, Lanes*
 
 
 include "closer.pxi"
-
-
-cdef void problems_fit(const Batch* d, const ProblemSums* sums, const Screen* screen, Py_ssize_t first,
-                       Py_ssize_t used, const Outcome* out, double* work) noexcept nogil:
-    """Fit a block of LANES problems; results go to rows first, first + 1, ... of the outcome (see also Outcome.rows).
-
-    Problems beyond the first `used` repeat the last of these, and their rows are not to be relied on.
-    """
-    cdef Lanes s
-    cdef OwnGroups own
-    cdef Fates f
-    cdef Minima found
-    cdef Arena arena = Arena(work, 0)
-    cdef Py_ssize_t lane, i, m = 0
-    cdef vec changed
-    for lane in range(LANES):
-        m = max(m, sums[lane].m)
-    lay_problems(d, screen, m, &s, &own, &found, &arena)
-    load_problems(d, sums, &s, &own, &f)
-    s.own = &own
-    for lane in range(LANES):
-        s.place[lane] = lane
-    if out.rows != NULL:
-        for lane in range(LANES):
-            for i in range(d.n_par):
-                s.theta[i * LANES + lane] = out.theta[(first + lane) * d.n_par + i]
-        set_factor(d, &s, <vecu*> s.theta)
-        evaluate_responses(d, &s, 2)
-        write_contrasts(d, &s, out, first, LANES)
-        return
-    start_problems(d, sums, &s, &own)
-    minimize_lanes(d, &s, d.max_iterations, &f.finished, &f.decrement, f.evaluations)
-    changed = snap(d, &s)
-    if vec_max(<vecu*> &changed) > 0.0:
-        judge_snapped(d, &s, &f, changed)
-    look_elsewhere(d, sums, screen, &s, &f, &found)
-    for lane in range(LANES):
-        natural_theta(d, &s, s.trial, lane, s.natural + lane)
-    write_searches(d, &s, &f, out, first, LANES)
-    for lane in range(LANES):
-        if out.status[first + lane] == LEFT_ALONE:
-            out.status[first + lane] = 0
-    write_own_coefficients(d, sums, &s, &f, out, first, LANES)
-    for lane in range(used):
-        if found.kind[lane] == 2 and out.status[first + lane] > 0:
-            look_closer(d, sums + lane, screen, first + lane, out, work)
+include "problem_fits.pxi"
 
 
 cdef void weigh_outer(Py_ssize_t q, Py_ssize_t k, Lanes* s) noexcept nogil:
@@ -626,6 +571,4 @@ cdef void problems_moments(const Batch* d, const ProblemSums* sums, const Screen
     write_moments(d, &s, place, count, out)
 
 
-offered.problems_size = &problems_size
-offered.problems_fit = &problems_fit
 offered.problems_moments = &problems_moments

@@ -137,7 +137,7 @@ cdef void write_coefficients(const Batch* d, Lanes* s, Fates* f, const Outcome* 
                              Py_ssize_t stride, Py_ssize_t first, Py_ssize_t count) noexcept nogil:
     """Variance, coefficients and standard errors of a block.
 
-    shift: what was taken from each response (own designs: coefficients taken out of it), lanes `stride` apart.
+    shift: what was taken from each response, `stride` apart (own designs: coefficients taken out of it, lane by lane).
     """
     cdef Py_ssize_t p = d.p, k = p + 1, i, j, l, lane, at
     cdef vecu* inverse = <vecu*> s.f.gls.inverse
@@ -161,7 +161,7 @@ cdef void write_coefficients(const Batch* d, Lanes* s, Fates* f, const Outcome* 
             at = (first + s.place[lane]) * d.p_full + i
             out.params[at] = (<double*> &value)[lane]
             if s.own != NULL:
-                out.params[at] += shift[s.place[lane] * stride + i]
+                out.params[at] += shift[lane * stride + i]
             elif d.centre and d.spread == NULL:
                 out.params[at] += shift[s.place[lane] * stride] * d.ones[i]
             out.bse[at] = (<double*> &error)[lane]

@@ -213,10 +213,18 @@ cdef void lean_map(Py_ssize_t k, const double* shift_scale, Py_ssize_t constant,
                 out[constant * k + j] += lean * T[i * k + j]
 
 
+cdef bint finite_sums(const Conditioned* c) noexcept nogil:
+    cdef Py_ssize_t i
+    for i in range((c.p + 1) * (c.p + 2) // 2 + c.q * (c.q + 1) // 2):
+        if not isfinite(c.S[i]):
+            return False
+    return True
+
+
 cdef bint sum_problem(const ProblemRows* rows, Conditioned* c, Py_ssize_t x_constant, Py_ssize_t z_constant
                       ) noexcept nogil:
     """The pass over the rows; False for sums that are not finite, y constant, or a constant column that is not."""
-    cdef Py_ssize_t p = c.p, q = c.q, k = p + 1, i
+    cdef Py_ssize_t p = c.p, q = c.q, k = p + 1
     cdef Pass d
     cdef int flags
     d.n, d.p, d.q = rows.n, p, q
@@ -236,12 +244,7 @@ cdef bint sum_problem(const ProblemRows* rows, Conditioned* c, Py_ssize_t x_cons
     memset(c.raw, 0, rows.m * line_length(p, q) * sizeof(double))
     memset(c.S, 0, (k * (k + 1) // 2 + q * (q + 1) // 2) * sizeof(double))
     flags = add_pass(&d, False)
-    if flags != 2:
-        return False
-    for i in range(k * (k + 1) // 2 + q * (q + 1) // 2):
-        if not isfinite(c.S[i]):
-            return False
-    return True
+    return flags == 2 and finite_sums(c)
 
 
 cdef inline bint moderate(double x) noexcept nogil:
@@ -271,18 +274,19 @@ cdef double sum_logarithms(const double* values, Py_ssize_t n) noexcept nogil:
 
 cdef bint condition_problem(const ProblemRows* rows, const Blocks* blocks, bint reml, Conditioned* c) noexcept nogil:
     """Everything of `c` from the rows; False where it takes a second look at them, or cannot be fitted."""
-    cdef Py_ssize_t p = c.p, k = p + 1, j, x_constant = -1, z_constant = -1
-    cdef double mean, deviation, jacobian = 0.0, log_weights = 0.0
-    cdef Regression fit
+    cdef Py_ssize_t p = c.p, j, x_constant = -1, z_constant = -1
+    cdef double mean, deviation
     cdef bint equal
     cdef int* still = <int*> c.work
     if rows.n < 2 or not scale_columns(
             Columns(rows.X, rows.n, p, rows.x_row, rows.x_column), True, c.x_scale, &x_constant, c.left_out):
         return False
-    if (blocks.one_full and rows.Z == rows.X and c.q == p and rows.z_row == rows.x_row
+    if (blocks.one_full and rows.Z == rows.X and c.q <= p and x_constant < c.q and rows.z_row == rows.x_row
             and rows.z_column == rows.x_column):
-        memcpy(c.z_scale, c.x_scale, 2 * p * sizeof(double))
-        memcpy(still, c.left_out, p * sizeof(int))
+        # Z has the first columns of X, the constant among them unless there is none
+        memcpy(c.z_scale, c.x_scale, c.q * sizeof(double))
+        memcpy(c.z_scale + c.q, c.x_scale + p, c.q * sizeof(double))
+        memcpy(still, c.left_out, c.q * sizeof(int))
         z_constant = x_constant
     elif not scale_columns(
             Columns(rows.Z, rows.n, c.q, rows.z_row, rows.z_column), blocks.one_full, c.z_scale, &z_constant, still):
@@ -296,17 +300,27 @@ cdef bint condition_problem(const ProblemRows* rows, const Blocks* blocks, bint 
         c.beta0[x_constant] = mean
     if not sum_problem(rows, c, x_constant, z_constant):
         return False
+    return condition_sums(rows.n, rows.m, x_constant, z_constant,
+                          sum_logarithms(rows.weights, rows.n) if rows.weights != NULL else 0.0, blocks, reml, c)
+
+
+cdef bint condition_sums(Py_ssize_t n, Py_ssize_t m, Py_ssize_t x_constant, Py_ssize_t z_constant, double log_weights,
+                         const Blocks* blocks, bint reml, Conditioned* c) noexcept nogil:
+    """Everything of `c` from the sums over n rows in m groups; False where it takes a second look at the rows."""
+    cdef Py_ssize_t p = c.p, k = p + 1, j
+    cdef double jacobian = 0.0
+    cdef Regression fit
     c.sums.rank = p
     for j in range(p):
         if c.left_out[j]:
             c.sums.rank -= 1
             c.S[j * (j + 1) // 2 + j] = 1.0
     fit.T, fit.xy, fit.beta = c.T, c.Tx, c.beta
-    regress(p, c.S, c.beta0, rows.n, c.work, &fit)
+    regress(p, c.S, c.beta0, n, c.work, &fit)
     if not (fit.margin >= WELL_CONDITIONED and fit.rest > MOSTLY_EXPLAINED * c.S[p * k // 2 + p]
-            and fit.rest > 1e-30 * fit.total and rows.n > c.sums.rank):
+            and fit.rest > 1e-30 * fit.total and n > c.sums.rank):
         return False
-    if not turn_effects(blocks, rows.m, c):
+    if not turn_effects(blocks, m, c):
         return False
     # from unit variance of y to PROBLEM_SIZE
     c.sums.scale = sqrt(fit.rest / PROBLEM_SIZE)
@@ -326,10 +340,8 @@ cdef bint condition_problem(const ProblemRows* rows, const Blocks* blocks, bint 
     for j in range(p if x_constant >= 0 else 0):
         if j != x_constant:
             c.base[x_constant] -= c.x_scale[j] * c.x_scale[p + j] * c.x_scale[p + x_constant] * c.beta[j]
-    if rows.weights != NULL:
-        log_weights = sum_logarithms(rows.weights, rows.n)
-    c.sums.m, c.sums.n = rows.m, rows.n
-    c.sums.nu = rows.n - c.sums.rank if reml else rows.n
+    c.sums.m, c.sums.n = m, n
+    c.sums.nu = n - c.sums.rank if reml else n
     c.sums.offset = c.sums.nu * 2.0 * log(c.sums.scale) - log_weights - (2.0 * jacobian if reml else 0.0)
     c.sums.raw, c.sums.Tz, c.sums.Tx, c.sums.S = c.raw, c.Tz, c.Tx, c.S
     c.sums.x_map, c.sums.base = c.x_map, c.base

@@ -32,7 +32,6 @@ cdef struct Desk:
     Batch batch
     Screen screen
     Outcome out
-    ProblemSums block[8]
     Blocks blocks
     Py_ssize_t* positions       # rows and columns of the free elements of L, then of blocks
     int* structure              # (q, q)
@@ -90,7 +89,7 @@ cdef void lay_desk(const lmm_problem* d, Desk* desk, Arena* arena) noexcept nogi
     desk.batch.q, desk.batch.p, desk.batch.p_full, desk.batch.n_par = q, p, p, n
     desk.batch.n, desk.batch.per_group, desk.batch.reml = PROBLEM_SIZE, 1.0, d.reml != 0
     desk.batch.tolerance, desk.batch.max_iterations = 4e-9, 40
-    desk.lanes = take(arena, kernels.problems_size(&desk.batch, &desk.screen, m))
+    desk.lanes = take(arena, kernels.problems_size(&desk.batch, &desk.screen, m, 1))
     if not real:
         return
     for j in range(q):
@@ -174,7 +173,7 @@ cdef void natural_theta(const lmm_problem* d, Desk* desk, const double* theta) n
 
 cdef int lmm_fit(lmm_problem* problem, void* work) noexcept nogil:
     cdef Desk desk
-    cdef Py_ssize_t i, lane
+    cdef Py_ssize_t i
     cdef int status = prepare(problem, &desk, work)
     if status == LMM_REFUSED and not possible(problem):
         return LMM_REFUSED
@@ -187,9 +186,7 @@ cdef int lmm_fit(lmm_problem* problem, void* work) noexcept nogil:
     problem.status = status if status != 1 else LMM_LEFT
     if status != 1:
         return status
-    for lane in range(kernels.lanes):
-        desk.block[lane] = desk.c.sums
-    kernels.problems_fit(&desk.batch, desk.block, &desk.screen, 0, 1, &desk.out, desk.lanes)
+    kernels.problems_fit(&desk.batch, &desk.c.sums, &desk.screen, 1, &desk.out, desk.lanes)
     problem.rank, problem.evaluations = desk.c.sums.rank, desk.out.evaluations[0]
     if desk.out.status[0] <= 0:
         return LMM_LEFT

@@ -14,13 +14,15 @@ import numpy as np
 from fastlmm_core.kernels._criterion cimport kernels
 from fastlmm_core.kernels._matrices cimport Regression, regress, triangle
 from fastlmm_core.kernels._rows cimport Pass, add_pass, probe_column, whole, work_size
-from fastlmm_core.lanes.kernels cimport PROBLEM_SIZE, Batch, DesignMoments, Outcome, ProblemSums, Screen
+from fastlmm_core.lanes.kernels cimport (
+    PROBLEM_SIZE, Batch, DesignMoments, Outcome, ProblemSums, Screen)
 from fastlmm_core.small.arena cimport Arena, furnish, take
 
 include "conditioning.pxi"
 
 cdef enum:
-    CHUNK = 64                  # problems that are conditioned before they are searched, those of like size together
+    CHUNK = 256                 # problems that are conditioned before they are searched, those of like size together
+    CHUNK_ROWS = 32768          # of these problems together
 
 # Rows of all problems.  Strides are in elements.
 #
@@ -38,7 +40,7 @@ cdef struct Stacked:
     const double* offset
     Py_ssize_t x_row, x_column, z_row, z_column, y_row
     # of one design: rows; from problem to problem of y, weights and offset; columns of X that are the design's
-    Py_ssize_t n, y_step, w_step, o_step, p
+    Py_ssize_t n, n_slots, y_step, w_step, o_step, p
     bint z_is_x
     Py_ssize_t n_extra
     const double** extra        # (n_extra,) covariates (n_problems, n)
@@ -74,22 +76,38 @@ cdef struct Into:
     double* shift
     double* hess
 
+# What the problems of a call share where Z has the columns of X, and a problem's own values; see design_rows.pxi.
+cdef struct DesignRows:
+    bint known                  # whether problems are to be read in this way
+    Py_ssize_t constant         # the constant column
+    Py_ssize_t m                # groups
+    double* scale               # (2, p) shifts and scales of the columns of X, see `scale_columns`
+    double* x                   # (n, p) x~
+    int64_t* place              # (n,) group of each row, in the order of their first ones
+    double* there               # (n,) 1 where nothing is missing, 0 elsewhere
+    double* weight              # (n,) the same, weighted
+    double* value               # (n_extra + 1, n) covariates, then y less its offset; 0 where something is missing
+
 # Work space of a call.
 cdef struct Desk:
     int64_t* seen               # (n_slots,) problem that had this group last, counted from 1
     int64_t* place              # (n_slots,) its place there
     int64_t* codes              # rows of a chunk: places of groups
-    double* values              # of one design: rows of a chunk, column by column of y, weights and offset, X, Z by rows
-    ProblemRows rows[64]
-    Conditioned c[64]
-    Py_ssize_t sequence[64]     # problems of a chunk that are to be searched, by number of groups
-    ProblemSums block[8]
+    double* values              # of one design: rows of a problem, column by column of y, weights and offset, X, Z by rows
+    ProblemRows rows[256]
+    Conditioned c[256]
+    Py_ssize_t sequence[256]    # problems of a chunk that are to be searched, by number of groups
+    ProblemSums sums[264]       # in this order; room for a block beyond the last
+    DesignRows design
     double* memory              # of `c`
     double* work                # of the lanes
     Py_ssize_t work_size
-    Outcome out                 # of a block
-    int status[8]
-    int evaluations[8]
+    Outcome out                 # of a chunk
+    int status[264]
+    int evaluations[264]
+
+
+include "design_rows.pxi"
 
 
 cdef Py_ssize_t place_groups(const Stacked* rows, Py_ssize_t problem, Desk* desk, int64_t* codes) noexcept nogil:
@@ -139,27 +157,26 @@ cdef void take_of_design(const Stacked* rows, Py_ssize_t problem, Py_ssize_t p, 
     cdef const double* source
     for i in range(n):
         y[kept] = rows.y[problem * rows.y_step + i]
-        # NaN if any of them is; infinite ones are met when they are summed
-        t = y[kept] * 0.0
+        # infinite values are there: they are met when they are summed
+        present = y[kept] == y[kept]
         if rows.weights != NULL:
             w[kept] = rows.weights[problem * rows.w_step + i]
-            t += w[kept] * 0.0
+            present &= w[kept] == w[kept]
         if rows.offset != NULL:
             o[kept] = rows.offset[problem * rows.o_step + i]
-            t += o[kept] * 0.0
+            present &= o[kept] == o[kept]
         source = rows.X + i * rows.x_row
         for j in range(rows.p):
             X[kept * p + j] = source[j * rows.x_column]
         for j in range(rows.n_extra):
-            t += rows.extra[j][problem * rows.extra_step[j] + i] * 0.0
-            X[kept * p + rows.p + j] = rows.extra[j][problem * rows.extra_step[j] + i] * (
-                1.0 if rows.factor[j] < 0 else source[rows.factor[j] * rows.x_column])
+            t = rows.extra[j][problem * rows.extra_step[j] + i]
+            present &= t == t
+            X[kept * p + rows.p + j] = t * (1.0 if rows.factor[j] < 0 else source[rows.factor[j] * rows.x_column])
         if not rows.z_is_x:
             source = rows.Z + i * rows.z_row
             for j in range(q):
                 Z[kept * q + j] = source[j * rows.z_column]
         # no branches: which rows are missing cannot be foretold.  The next row overwrites what is
-        present = t == t
         slot = rows.codes[i] - rows.base
         fresh = present & (desk.seen[slot] != problem + 1)
         desk.place[slot] = found if fresh else desk.place[slot]
@@ -187,38 +204,38 @@ cdef void sort_by_groups(Desk* desk, Py_ssize_t count) noexcept nogil:
         desk.sequence[j] = one
 
 
-cdef void hand_out(const Batch* d, const Into* into, Desk* desk, Py_ssize_t lane, Py_ssize_t place, Py_ssize_t problem
+cdef void hand_out(const Batch* d, const Into* into, Desk* desk, Py_ssize_t row, Py_ssize_t place, Py_ssize_t problem
                    ) noexcept nogil:
-    """Results of a lane to those of its problem."""
+    """A row of the results of a chunk to that of its problem."""
     cdef Outcome* out = &desk.out
     cdef Py_ssize_t i, p = d.p_full, n = d.n_par, m = into.m
     if into.given:
         for i in range(m * m):
-            into.covariance[problem * m * m + i] = out.covariance[lane * m * m + i]
+            into.covariance[problem * m * m + i] = out.covariance[row * m * m + i]
         for i in range(n * m * m):
-            into.slope[problem * n * m * m + i] = out.slope[lane * n * m * m + i]
+            into.slope[problem * n * m * m + i] = out.slope[row * n * m * m + i]
         for i in range(n):
-            into.shift[problem * n + i] = out.shift[lane * n + i]
+            into.shift[problem * n + i] = out.shift[row * n + i]
         for i in range(n * n):
-            into.hess[problem * n * n + i] = out.hess[lane * n * n + i]
+            into.hess[problem * n * n + i] = out.hess[row * n * n + i]
         return
     for i in range(n):
-        into.theta[problem * n + i] = out.theta[lane * n + i]
+        into.theta[problem * n + i] = out.theta[row * n + i]
+    into.evaluations[problem] = out.evaluations[row]
     for i in range(p):
         if desk.c[place].left_out[i]:
             into.params[problem * p + i] = into.bse[problem * p + i] = into.df[problem * p + i] = NAN
         else:
-            into.params[problem * p + i] = out.params[lane * p + i]
-            into.bse[problem * p + i] = out.bse[lane * p + i]
-            into.df[problem * p + i] = out.df[lane * p + i]
+            into.params[problem * p + i] = out.params[row * p + i]
+            into.bse[problem * p + i] = out.bse[row * p + i]
+            into.df[problem * p + i] = out.df[row * p + i]
     for i in range(d.q * d.q):
         into.z_map[problem * d.q * d.q + i] = desk.c[place].z_map[i]
-    into.sigma2[problem] = out.sigma2[lane]
-    into.value[problem] = out.value[lane]
-    into.decrement[problem] = out.decrement[lane]
-    into.status[problem] = out.status[lane]
-    into.evaluations[problem] = out.evaluations[lane]
-    into.lanes[problem] = out.status[lane] > 0
+    into.sigma2[problem] = out.sigma2[row]
+    into.value[problem] = out.value[row]
+    into.decrement[problem] = out.decrement[row]
+    into.status[problem] = out.status[row]
+    into.lanes[problem] = out.status[row] > 0
 
 
 cdef void give_moments(const Batch* d, const Screen* screen, const Into* into, Desk* desk, Py_ssize_t first,
@@ -229,68 +246,72 @@ cdef void give_moments(const Batch* d, const Screen* screen, const Into* into, D
     for lane in range(filled):
         place[lane] = first - into.zero + desk.sequence[at + lane]
         memcpy(into.x_map + place[lane] * p * p, desk.c[desk.sequence[at + lane]].x_map, p * p * sizeof(double))
-    kernels.problems_moments(d, desk.block, screen, desk.out.theta, place, filled, into.moments, work)
+    kernels.problems_moments(
+        d, desk.sums + at, screen, desk.out.theta + at * d.n_par, place, filled, into.moments, work)
 
 
 cdef int search_chunk(const Batch* d, const Screen* screen, const Into* into, Desk* desk, Py_ssize_t first,
                       Py_ssize_t count) noexcept nogil:
-    """Search the conditioned problems of a chunk, a block at a time; -1 where memory is short."""
-    cdef Py_ssize_t at = 0, lane, filled, place, size, most, i
+    """Search the conditioned problems of a chunk; -1 where memory is short."""
+    cdef Py_ssize_t at = 0, i, j, place, size
     cdef double* work
     sort_by_groups(desk, count)
-    most = desk.c[desk.sequence[count - 1]].sums.m
-    size = kernels.problems_size(d, screen, most)
+    size = kernels.problems_size(d, screen, desk.c[desk.sequence[count - 1]].sums.m, count)
     if size > desk.work_size:
         free(desk.work)
         desk.work = <double*> malloc((size + 8) * sizeof(double))
         desk.work_size = size if desk.work != NULL else 0
         if desk.work == NULL:
             return -1
-    while at < count:
-        filled = min(count - at, kernels.lanes)
-        for lane in range(kernels.lanes):
-            # lanes beyond the last problem repeat it
-            place = desk.sequence[at + min(lane, filled - 1)]
-            desk.block[lane] = desk.c[place].sums
-            if into.given:
-                for i in range(d.n_par):
-                    desk.out.theta[lane * d.n_par + i] = into.theta[(first + place) * d.n_par + i]
-        work = <double*> ((<uintptr_t> desk.work + 63) & ~(<uintptr_t> 63))
-        if into.moments != NULL:
-            give_moments(d, screen, into, desk, first, at, filled, work)
-        else:
-            kernels.problems_fit(d, desk.block, screen, 0, filled, &desk.out, work)
-            for lane in range(filled):
-                place = desk.sequence[at + lane]
-                hand_out(d, into, desk, lane, place, first + place)
-        at += filled
+    work = <double*> ((<uintptr_t> desk.work + 63) & ~(<uintptr_t> 63))
+    for i in range(count + kernels.lanes):
+        # lanes beyond the last problem repeat it
+        place = desk.sequence[min(i, count - 1)]
+        desk.sums[i] = desk.c[place].sums
+        for j in range(d.n_par if into.given else 0):
+            desk.out.theta[i * d.n_par + j] = into.theta[(first + place) * d.n_par + j]
+    while at < count and into.moments != NULL:
+        give_moments(d, screen, into, desk, first, at, min(count - at, kernels.lanes), work)
+        at += kernels.lanes
+    if into.moments == NULL:
+        kernels.problems_fit(d, desk.sums, screen, count, &desk.out, work)
+        for i in range(count):
+            hand_out(d, into, desk, i, desk.sequence[i], first + desk.sequence[i])
     return 0
 
 
 cdef int take_rows(const Stacked* rows, Py_ssize_t p, Py_ssize_t q, Desk* desk, Py_ssize_t first, Py_ssize_t count
                    ) noexcept nogil:
-    """The rows of the problems of a chunk; -1 where memory is short."""
-    cdef Py_ssize_t i, n, size = row_size(rows, p, q)
-    free(desk.codes)
-    desk.codes = NULL
+    """The rows of the problems of a chunk, where each has its own; -1 where memory is short."""
+    cdef Py_ssize_t i, n
     if rows.start == NULL:
-        n = rows.n * count
         if desk.values == NULL:
-            desk.values = <double*> malloc((rows.n * CHUNK * size + 1) * sizeof(double))
-            if desk.values == NULL:
-                return -1
-    else:
-        n = rows.start[first + count] - rows.start[first]
+            desk.values = <double*> malloc((rows.n * row_size(rows, p, q) + 1) * sizeof(double))
+            desk.codes = <int64_t*> malloc((rows.n + 1) * sizeof(int64_t))
+        return 0 if desk.values != NULL and desk.codes != NULL else -1
+    n = rows.start[first + count] - rows.start[first]
+    free(desk.codes)
     desk.codes = <int64_t*> malloc((n + 1) * sizeof(int64_t))
     if desk.codes == NULL:
         return -1
     for i in range(count):
-        if rows.start == NULL:
-            take_of_design(rows, first + i, p, q, desk, desk.codes + i * rows.n, desk.values + i * rows.n * size,
-                           &desk.rows[i])
-        else:
-            take_stacked(rows, first + i, desk, desk.codes + (rows.start[first + i] - rows.start[first]), &desk.rows[i])
+        take_stacked(rows, first + i, desk, desk.codes + (rows.start[first + i] - rows.start[first]), &desk.rows[i])
     return 0
+
+
+cdef Py_ssize_t most_groups(const Stacked* rows, const Desk* desk, Py_ssize_t i) noexcept nogil:
+    """Groups that a problem of a chunk has at most."""
+    return desk.rows[i].m if rows.start != NULL else min(rows.n, rows.n_slots)
+
+
+cdef Py_ssize_t chunk_end(const Stacked* rows, Py_ssize_t first, Py_ssize_t last) noexcept nogil:
+    """Where a chunk of problems ends that begins at `first`."""
+    cdef Py_ssize_t end = first + 1, n = rows.n
+    while end < last and end - first < CHUNK:
+        if (n * (end + 1 - first) if rows.start == NULL else rows.start[end + 1] - rows.start[first]) > CHUNK_ROWS:
+            break
+        end += 1
+    return end
 
 
 cdef int fit_chunk(const Batch* d, const Stacked* rows, const Blocks* blocks, const Screen* screen, const Into* into,
@@ -299,26 +320,33 @@ cdef int fit_chunk(const Batch* d, const Stacked* rows, const Blocks* blocks, co
     cdef Py_ssize_t i, problem, found = 0
     cdef Arena arena = Arena(NULL, 0)
     cdef Conditioned* c
+    cdef bint settled
     free(desk.memory)
     desk.memory = NULL
     if take_rows(rows, d.p_full, d.q, desk, first, count) != 0:
         return -1
     for i in range(count):
-        lay_conditioned(d.p_full, d.q, desk.rows[i].m, &desk.c[i], &arena)
+        lay_conditioned(d.p_full, d.q, most_groups(rows, desk, i), &desk.c[i], &arena)
     desk.memory = furnish(&arena)
     if desk.memory == NULL:
         return -1
     for i in range(count):
         problem = first + i
         c = &desk.c[i]
-        lay_conditioned(d.p_full, d.q, desk.rows[i].m, c, &arena)
+        lay_conditioned(d.p_full, d.q, most_groups(rows, desk, i), c, &arena)
+        if into.given and not into.lanes[problem]:
+            continue
+        if rows.start == NULL and not desk.design.known:
+            take_of_design(rows, problem, d.p_full, d.q, desk, desk.codes, desk.values, &desk.rows[i])
+        if desk.design.known:
+            settled = condition_values(rows, problem, &desk.design, blocks, d.reml, &desk.rows[i], c)
+        else:
+            settled = condition_problem(&desk.rows[i], blocks, d.reml, c)
         if not into.given:
             into.groups[problem] = <int> desk.rows[i].m
             into.nobs[problem] = <int> desk.rows[i].n
             into.status[problem] = into.evaluations[problem] = into.lanes[problem] = into.rank[problem] = 0
-        elif not into.lanes[problem]:
-            continue
-        if condition_problem(&desk.rows[i], blocks, d.reml, c):
+        if settled:
             desk.sequence[found] = i
             found += 1
             if not into.given:
@@ -339,7 +367,6 @@ cdef class ProblemStack:
     cdef Blocks blocks
     cdef Screen screen
     cdef Stacked rows
-    cdef Py_ssize_t n_slots
     cdef object kept
     cdef Py_ssize_t* places
     cdef const double** extra
@@ -348,7 +375,7 @@ cdef class ProblemStack:
     def __cinit__(self, rows, search):
         self.kept = (rows, search)
         self.q = rows.Z.shape[1]
-        self.n_slots = rows.n_slots
+        self.rows.n_slots = rows.n_slots
         self.take_rows(rows)
         if hasattr(rows, "start"):
             self.take_stack(rows)
@@ -396,7 +423,7 @@ cdef class ProblemStack:
         self.rows.w_step = self.rows.n if weights is not None and weights.shape[0] > 1 else 0
         self.rows.o_step = self.rows.n if offset is not None and offset.shape[0] > 1 else 0
         self.rows.p = self.p
-        self.rows.z_is_x = rows.Z is rows.X and n == 0
+        self.rows.z_is_x = rows.Z is rows.X
         self.rows.n_extra = n
         self.extra = <const double**> malloc((3 * n + 1) * sizeof(void*))
         if self.extra == NULL:
@@ -444,7 +471,7 @@ cdef class ProblemStack:
         """Fit problems first .. last - 1 without the interpreter's lock."""
         cdef Batch d = self.d
         cdef Desk desk
-        cdef Py_ssize_t at = first
+        cdef Py_ssize_t at = first, end
         cdef int status = 0
         cdef Arena arena = Arena(NULL, 0)
         cdef double* memory
@@ -453,17 +480,25 @@ cdef class ProblemStack:
         desk.out.m, desk.out.rows = into.m, into.rows
         desk.out.status, desk.out.evaluations = desk.status, desk.evaluations
         self.lay_outcome(&desk.out, &arena)
+        desk.design.known = (self.rows.start == NULL and self.rows.z_is_x and self.blocks.one_full
+                             and self.q <= 8 and self.rows.n_extra < 8)
+        if desk.design.known:
+            lay_design_rows(&self.rows, &desk.design, &arena)
         memory = furnish(&arena)
         self.lay_outcome(&desk.out, &arena)
-        desk.seen = <int64_t*> calloc(2 * self.n_slots, sizeof(int64_t))
-        desk.place = desk.seen + self.n_slots
+        if desk.design.known:
+            lay_design_rows(&self.rows, &desk.design, &arena)
+        desk.seen = <int64_t*> calloc(2 * self.rows.n_slots, sizeof(int64_t))
+        desk.place = desk.seen + self.rows.n_slots
         if memory == NULL or desk.seen == NULL:
             status = -1
+        elif desk.design.known:
+            know_design(&self.rows, &desk, <int*> desk.design.value, &desk.design)
         with nogil:
             while at < last and status == 0:
-                status = fit_chunk(
-                    &d, &self.rows, &self.blocks, &self.screen, into, &desk, at, min(<Py_ssize_t> CHUNK, last - at))
-                at += CHUNK
+                end = chunk_end(&self.rows, at, last)
+                status = fit_chunk(&d, &self.rows, &self.blocks, &self.screen, into, &desk, at, end - at)
+                at = end
         free(memory)
         free(desk.seen)
         free(desk.codes)
@@ -475,19 +510,19 @@ cdef class ProblemStack:
         return 0
 
     cdef void lay_outcome(self, Outcome* out, Arena* arena) noexcept:
-        """Take the results of a block."""
-        cdef Py_ssize_t lanes = kernels.lanes, p = self.p, n = self.n_par, m = out.m
-        out.theta = take(arena, lanes * n)
-        out.params = take(arena, lanes * p)
-        out.bse = take(arena, lanes * p)
-        out.df = take(arena, lanes * p)
-        out.sigma2 = take(arena, lanes)
-        out.value = take(arena, lanes)
-        out.decrement = take(arena, lanes)
-        out.covariance = take(arena, lanes * m * m)
-        out.slope = take(arena, lanes * n * m * m)
-        out.shift = take(arena, lanes * n)
-        out.hess = take(arena, lanes * n * n)
+        """Take the results of a chunk."""
+        cdef Py_ssize_t count = CHUNK + kernels.lanes, p = self.p, n = self.n_par, m = out.m
+        out.theta = take(arena, count * n)
+        out.params = take(arena, count * p)
+        out.bse = take(arena, count * p)
+        out.df = take(arena, count * p)
+        out.sigma2 = take(arena, count)
+        out.value = take(arena, count)
+        out.decrement = take(arena, count)
+        out.covariance = take(arena, count * m * m)
+        out.slope = take(arena, count * n * m * m)
+        out.shift = take(arena, count * n)
+        out.hess = take(arena, count * n * n)
 
     def fit(self, Py_ssize_t first, Py_ssize_t last, bint reml, into):
         """Fit problems first .. last - 1; theta is in the coordinates of z_map, b = z_map b_o.

@@ -151,17 +151,84 @@ def test_scattered_masks(rng, arrays):
         batch[79]
 
 
+@pytest.mark.parametrize("q", [1, 2, 3])
+@pytest.mark.parametrize("reml", [True, False])
+def test_random_effects_of_all_columns_of_X(rng, arrays, q, reml):
+    """Sums over groups are shared by X and Z, and the columns are scaled once for all responses."""
+    X, _, groups, Y = arrays
+    X = np.column_stack([X, rng.standard_normal(len(groups)) + 1e3])[:, :q]
+    order = rng.permutation(len(groups))
+    X, groups, Y = np.ascontiguousarray(X[order]), groups[order], Y[:, order] + 100.0
+    W, shift, C = (
+        rng.uniform(0.2, 3.0, Y.shape) * 1e-70,
+        rng.standard_normal(Y.shape),
+        1e5 + rng.standard_normal(Y.shape),
+    )
+    Y[rng.uniform(size=Y.shape) < 0.1] = np.nan
+    C[4, 7], shift[4, 9], W[5, 8] = np.nan, np.nan, np.nan
+    Y[6, groups == groups[0]] = np.nan
+    model = flc.LinearMixedModel(np.nan_to_num(Y[0]), X, X, groups)
+    factor = "gm:x1" if q > 1 else "gm"
+    for given in (
+        {},
+        {"offset": shift},
+        {"weights": W},
+        {"weights": W, "covariates": {factor: C}},
+        {"covariates": {"gm": C}},
+    ):
+        batch = model.fit_many(Y, reml, missing="drop", **given)
+        for i in range(12):
+            values = [given[name][i] for name in ("weights", "offset") if name in given]
+            extra = [c[i] * (X[:, 1] if ":" in name else 1.0) for name, c in given.get("covariates", {}).items()]
+            at = ~np.isnan(np.sum([Y[i], *values, *extra], axis=0))
+            own = {name: given[name][i, at] for name in ("weights", "offset") if name in given}
+            wide = np.column_stack([X, *extra])[at]
+            same(batch, i, flc.LinearMixedModel(Y[i, at], wide, X[at], groups[at], **own).fit(reml))
+
+
+def test_columns_that_do_not_vary_in_the_rows_that_are_there(rng, arrays):
+    X, _, groups, Y = arrays
+    X[:, 1] = np.arange(len(groups)) % 6 == 5
+    C = rng.standard_normal(Y.shape)
+    Y[3, X[:, 1] == 1.0] = np.nan
+    Y[4, 1:], C[6] = np.nan, 2.0
+    Y[5, ~np.isnan(Y[5])] = 7.0
+    model = flc.LinearMixedModel(Y[0], X, X, groups)
+    batch = model.fit_many(Y, missing="drop", weights=np.ones_like(Y), covariates={"gm": C})
+    np.testing.assert_array_equal(batch.invalid, [3, 4, 5])
+    assert batch.nobs[[3, 4, 5]].tolist() == [70, 1, 84]
+    assert np.isnan(batch.params[6, 2]) and batch.rank[6] == 2
+    for i in (0, 6, 11):
+        same(batch, i, flc.LinearMixedModel(Y[i], np.column_stack([X, C[i]]), X, groups).fit())
+
+
+def test_infinite_values_are_observations(rng, arrays):
+    """They cannot be fitted, but only NaN is missing."""
+    X, Z, groups, Y = arrays
+    Y[2, 3], Y[2, 4] = np.inf, np.nan
+    W = rng.uniform(0.5, 2.0, Y.shape)
+    for random in (X, Z):
+        model = flc.LinearMixedModel(Y[0], X, random, groups)
+        for given in ({}, {"weights": W}):
+            batch = model.fit_many(Y, missing="drop", **given)
+            np.testing.assert_array_equal(batch.invalid, [2])
+            assert batch.nobs[[0, 2]].tolist() == [84, 83]
+
+
 def test_nothing_depends_on_threads_or_neighbours(rng, arrays):
     X, Z, groups, _ = arrays
     Y = rng.standard_normal((300, len(groups)))
     Y[rng.uniform(size=Y.shape) < 0.1] = np.nan
     W = rng.uniform(0.5, 2.0, Y.shape)
-    model = flc.LinearMixedModel(None, X, Z, groups)
-    first = model.fit_many(Y, missing="drop", weights=W, n_jobs=1)
     turned = rng.permutation(300)
-    other = model.fit_many(Y[turned], missing="drop", weights=W[turned], n_jobs=2)
-    for name in ("params", "bse", "theta", "criterion", "satterthwaite"):
-        np.testing.assert_array_equal(getattr(first, name)[turned], getattr(other, name), err_msg=name)
+    for random in (Z, X):
+        model = flc.LinearMixedModel(None, X, random, groups)
+        first = model.fit_many(Y, missing="drop", weights=W, n_jobs=1)
+        other = model.fit_many(Y[turned], missing="drop", weights=W[turned], n_jobs=2)
+        few = model.fit_many(Y[270:283], missing="drop", weights=W[270:283], n_jobs=1)
+        for name in ("params", "bse", "theta", "criterion", "satterthwaite", "n_evaluations"):
+            np.testing.assert_array_equal(getattr(first, name)[turned], getattr(other, name), err_msg=name)
+            np.testing.assert_array_equal(getattr(first, name)[270:283], getattr(few, name), err_msg=name)
 
 
 def test_what_is_not_fitted(rng, arrays):

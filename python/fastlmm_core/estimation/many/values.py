@@ -116,13 +116,14 @@ class ResponseStack:
         )
         read = design.random.codes[0]
         exog = design.exog
+        shared = design.exog_re is exog or np.array_equal(design.exog_re, exog)
         self.kernel: ProblemStack | None = None
         if not for_lanes(model):
             return
         self.kernel = ProblemStack(
             RowsOfDesign(
                 X=exog,
-                Z=exog if design.exog_re is exog else design.exog_re,
+                Z=exog if shared else design.exog_re,
                 codes=np.ascontiguousarray(read.codes, dtype=np.int64),
                 base=read.base,
                 n_slots=read.n_slots,
