@@ -22,6 +22,7 @@ os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(HERE / "_support"),
 # one thread for BLAS: small matrices, and a build that gives the same digits everywhere
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
+import kernel  # noqa: E402
 from members import headings  # noqa: E402
 
 project = "fastlmm_core"
@@ -80,6 +81,8 @@ def results_are_not_called(app, what, name, obj, options, signature, returns):
 
 
 def setup(app):
+    kernel.share()
+    app.connect("build-finished", kernel.end)
     app.connect("autodoc-process-docstring", escape_pipes, priority=100)
     app.connect("autodoc-process-signature", results_are_not_called)
 
