@@ -19,6 +19,12 @@ import pytest
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--run-slow", action="store_true", default=False, help="also run the tests marked slow")
+    parser.addoption(
+        "--first-seeds",
+        action="store_true",
+        default=False,
+        help="run tests that differ in their `seed` for one of them",
+    )
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -29,13 +35,28 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def later_seed(item: pytest.Item, seen: set[tuple]) -> bool:
+    """Whether the test was seen with another `seed`, everything else as it is here."""
+    case = getattr(item, "callspec", None)
+    if case is None or "seed" not in case.params:
+        return False
+    others = tuple((name, repr(value)) for name, value in sorted(case.params.items()) if name != "seed")
+    one = (item.location[0], getattr(item, "originalname", item.name), others)
+    found = one in seen
+    seen.add(one)
+    return found
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    if config.getoption("--run-slow"):
-        return
-    slow = [item for item in items if item.get_closest_marker("slow")]
-    if slow:
-        config.hook.pytest_deselected(items=slow)
-        items[:] = [item for item in items if not item.get_closest_marker("slow")]
+    dropped = [] if config.getoption("--run-slow") else [item for item in items if item.get_closest_marker("slow")]
+    if config.getoption("--first-seeds"):
+        seen: set[tuple] = set()
+        slow = set(dropped)
+        dropped += [item for item in items if item not in slow and later_seed(item, seen)]
+    if dropped:
+        config.hook.pytest_deselected(items=dropped)
+        gone = set(dropped)
+        items[:] = [item for item in items if item not in gone]
 
 
 @pytest.fixture
