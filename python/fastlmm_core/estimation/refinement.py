@@ -63,7 +63,12 @@ def loses_digits(engine: Engine, problem: Problem, factor: Array) -> bool:
     """
     if engine.remainder < LOST:
         return True
-    return engine.remainder < 1.0 and bool(np.max(largest(problem, factor), initial=0.0) > LARGE)
+    if not engine.remainder < 1.0:
+        return False
+    # the sum of all variances, which is had at once, is no smaller than the largest
+    if np.vdot(factor, factor) * problem.n <= LARGE * min(problem.levels.tolist(), default=1.0):
+        return False
+    return bool(np.max(largest(problem, factor), initial=0.0) > LARGE)
 
 
 def largest(problem: Problem, factor: Array) -> Array:

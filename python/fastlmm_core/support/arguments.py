@@ -29,7 +29,7 @@ _FREE = frozenset({"Any", "ArrayLike", "Array", "Index", "NDArray", "ndarray", "
 """Annotations that say nothing that could be checked here."""
 
 
-_SCALARS = (np.integer, np.floating, np.bool_)
+_GENERIC, _SCALARS = np.generic, (np.integer, np.floating, np.bool_)
 
 _HERE = str(Path(__file__).parents[1])
 
@@ -129,13 +129,15 @@ def _checked(function: Any, name: str, bound: int) -> Any:
 
     def plain(arguments: tuple[Any, ...], keywords: dict[str, Any]) -> bool:
         """Whether nothing has to be said or done about the arguments."""
-        if len(arguments) - bound > len(in_order):
+        count = len(arguments) - bound
+        if count > len(in_order):
             return False
-        for value, check in zip(arguments[bound:], in_order, strict=False):
-            if isinstance(value, np.generic) or (check is not None and not check(value)):
+        for i in range(count):
+            value, check = arguments[bound + i], in_order[i]
+            if isinstance(value, _GENERIC) or (check is not None and not check(value)):
                 return False
         for argument, value in keywords.items():
-            if argument not in parameters or isinstance(value, np.generic):
+            if argument not in parameters or isinstance(value, _GENERIC):
                 return False
             check = parameters[argument]
             if check is not None and not check(value):

@@ -76,6 +76,26 @@ def test_single_fits(rng, arrays, reml):
         assert batch.converged[i] == one.converged and batch.singular[i] == one.singular
 
 
+def test_runs_of_observations_that_are_there(rng):
+    """Masks that leave out whole stretches and single observations, at both ends and in the middle."""
+    groups = np.repeat(np.arange(12), 10)
+    X = np.column_stack([np.ones(120), rng.standard_normal(120)])
+    Y = X.sum(axis=1) + rng.standard_normal((6, 12))[:, groups] + rng.standard_normal((6, 120))
+    Y[1, :30] = Y[2, 95:] = Y[3, 41] = Y[4, [0, 50, 51, 119]] = Y[5, ::3] = np.nan
+    model = flc.LinearMixedModel(Y[0], X, np.ones((120, 1)), groups)
+    batch = model.fit_many(Y, missing="drop")
+    for i in range(6):
+        at = ~np.isnan(Y[i])
+        one = flc.LinearMixedModel(Y[i, at], X[at], np.ones((at.sum(), 1)), groups[at]).fit()
+        np.testing.assert_allclose(batch.params[i], one.params, rtol=1e-8)
+        assert batch.criterion[i] == pytest.approx(one.criterion, rel=1e-10)
+        assert (batch.aic[i], batch.bic[i]) == pytest.approx((one.aic, one.bic), rel=1e-10)
+        np.testing.assert_allclose(batch.theta[i], one.theta, rtol=1e-6)
+        np.testing.assert_allclose(batch.covariance[i], one.G["group"], rtol=1e-6)
+    again = pickle.loads(pickle.dumps(batch))
+    np.testing.assert_array_equal(again.theta, batch.theta)
+
+
 def test_rows_of_a_hypothesis_that_depend_on_others(rng, arrays):
     X, Z, groups, *_, Y = arrays
     batch = flc.LinearMixedModel(Y[0], X, Z, groups).fit_many(holes(rng, Y, groups)[:4], missing="drop")

@@ -189,6 +189,11 @@ def _screen(model: Model, patterns: BatchPatterns, effort: int) -> BatchScreen:
     near = max(NEAR, 2 * q) if not structure.one_full else points.neighbours.shape[1]
     # minima of independent effects may lie apart whatever the response, and of few groups next to each other
     apart_only = structure.one_full and effort < HARD
+    if effort == HARD and near == points.neighbours.shape[1]:
+        # these points are those of every design, in their order
+        neighbours = points.neighbours
+    else:
+        neighbours = nearest(factors / unit[:, None], WIDE[min(q, 3) - 1] if apart_only else near)
     return BatchScreen(
         thetas=thetas,
         pattern=chosen.astype(np.int64),
@@ -200,7 +205,7 @@ def _screen(model: Model, patterns: BatchPatterns, effort: int) -> BatchScreen:
         linear=_side_by_side(linear.reshape(len(factors) * r, length + r)),
         constant=(log_v + log_h, log_v),
         near=near,
-        neighbours=nearest(factors / unit[:, None], WIDE[min(q, 3) - 1] if apart_only else near).astype(np.int64),
+        neighbours=np.asarray(neighbours, dtype=np.int64),
         features=_features(structure, factors, unit),
         unit=unit,
         vanishing=VANISHING**2,

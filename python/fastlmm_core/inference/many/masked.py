@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -91,17 +92,34 @@ class MaskedBatch(OwnDesigns):
             places, fits = scattered
             self._owner[places], self._place[places] = -1, np.arange(len(places))
             self.nobs[places], self.n_groups[places] = fits.nobs, fits.n_groups
-        p, q = model.exog.shape[1], model.structure.q
+        p = model.exog.shape[1]
         self.params, self.bse = self._spread("params", (p,)), self._spread("bse", (p,))
         self.df = self._spread("satterthwaite", (p,))
         self.sigma2, self.criterion = self._spread("sigma2"), self._spread("criterion")
         self.rank = np.nan_to_num(self._spread_of(_rank)).astype(np.intp)
-        self.aic, self.bic = self._spread("aic"), self._spread("bic")
-        self.covariance = self._spread("covariance", (q, q))
-        phi = 0 if model.design.residual is None else model.design.residual.n_parameters
-        self.theta = self._spread("theta", (model.structure.n_parameters + phi,))
         self.converged = self._spread("converged") == 1.0
         self.singular = self._spread("singular") == 1.0
+
+    @cached_property
+    def aic(self) -> Array:
+        """Akaike's information criterion (n_responses,)."""
+        return self._spread("aic")
+
+    @cached_property
+    def bic(self) -> Array:
+        """Schwarz's information criterion (n_responses,)."""
+        return self._spread("bic")
+
+    @cached_property
+    def covariance(self) -> Array:
+        """Covariance matrices of the random effects of all terms (n_responses, q, q)."""
+        return self._spread("covariance", (self.model.structure.q,) * 2)
+
+    @cached_property
+    def theta(self) -> Array:
+        """Relative covariance parameters in natural units (n_responses, k)."""
+        phi = 0 if self.model.design.residual is None else self.model.design.residual.n_parameters
+        return self._spread("theta", (self.model.structure.n_parameters + phi,))
 
     @property
     def _one(self) -> str:
