@@ -261,8 +261,9 @@ def test_threads_leave_rows_that_are_out_of_order_anywhere_to_one():
         codes = np.arange(n) // 7
         codes[at:] -= 5
         read = Rows(X, X[:, 0], X, codes, 0, int(codes[-1]) + 1, None, None)
-        found = kernels.accumulate(read, columns, 2)[0]
-        np.testing.assert_array_equal(found[:, -1], np.bincount(codes))
+        for jobs in (2, 8):
+            found = kernels.accumulate(read, columns, jobs)[0]
+            np.testing.assert_array_equal(found[:, -1], np.bincount(codes))
 
 
 @pytest.mark.parametrize("n_sample", [10_000, 700, 50])

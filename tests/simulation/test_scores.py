@@ -56,6 +56,10 @@ def test_fits_of_scores_are_fits_of_the_responses(fit):
     model = draw.model
     shared = policy.shared_design(model)
     count, p, k = len(Y), model.exog.shape[1], model.structure.n_parameters
+    # what no column of a group and none of X spans is one chi-square
+    own = (model.grouping.index[:, None] == np.unique(model.grouping.index))[:, :, None] * model.exog_re[:, None, :]
+    spanned = np.linalg.matrix_rank(np.column_stack([own.reshape(fit.nobs, -1), model.exog]))
+    assert draw.df == fit.nobs - spanned
 
     def results():
         return BatchResults(
