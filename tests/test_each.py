@@ -9,7 +9,7 @@ import fastlmm_core as flc
 import landscapes
 import oracle
 from fastlmm_core.engines.scaling import criterion_offset
-from fastlmm_core.estimation.many import stack as stack_module
+from fastlmm_core.estimation.many import stack_fit
 from fastlmm_core.kernels import minimize_newton
 
 # Both searches end within 4e-9 of a standard error of theta; coefficients and their errors are flat there.
@@ -139,7 +139,7 @@ def test_against_the_dense_oracle(rng):
 def test_nothing_depends_on_threads_or_neighbours(rng, monkeypatch):
     stacked = problems(rng, 70, 2, sizes=(6, 30), tau=0.4)
     y, X, Z, groups, each, _ = stacked
-    monkeypatch.setattr(stack_module, "PIECE", 16)
+    monkeypatch.setattr(stack_fit, "PIECE", 16)
     first = flc.fit_each(y, X, Z, groups, each, n_jobs=1)
     again = flc.fit_each(y, X, Z, groups, each, n_jobs=2)
     # in another order, and by other names, with rows of problems between each other
@@ -169,14 +169,14 @@ def test_threads_share_the_problems_and_change_no_bit(rng, count, rows, order, m
         stacked = [values[at] for values in stacked]
     *data, weights = stacked
     tasks = []
-    original = stack_module.in_threads
+    original = stack_fit.in_threads
 
     def watched(run, given, jobs, report=None):
         given = list(given)
         tasks.append((len(given), jobs))
         original(run, iter(given), jobs, report)
 
-    monkeypatch.setattr(stack_module, "in_threads", watched)
+    monkeypatch.setattr(stack_fit, "in_threads", watched)
     alone = flc.fit_each(*data, weights=weights, n_jobs=1)
     for jobs in (2, 3, 8):
         found = flc.fit_each(*data, weights=weights, n_jobs=jobs)

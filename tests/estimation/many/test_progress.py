@@ -180,10 +180,10 @@ def test_a_run_with_holes_goes_on(model, Y, when, monkeypatch):
     out = arrays_for(len(masked))
     with monkeypatch.context() as patch:
         if when == 40:
-            from fastlmm_core.estimation.many import stack
+            from fastlmm_core.estimation.many import stack_fit
 
-            patch.setattr(stack, "PIECE", 8)
-            breaks_once(patch, stack, "estimates_of", 3)
+            patch.setattr(stack_fit, "PIECE", 8)
+            breaks_once(patch, stack_fit, "estimates_of", 3)
         else:
             patch.setattr(policy, "WORTH_A_THREAD", 1)
             breaks_once(patch, policy, "_fit_together", when)
@@ -207,9 +207,9 @@ def test_a_run_with_holes_goes_on(model, Y, when, monkeypatch):
 
 @pytest.mark.parametrize("jobs", [1, 2])
 def test_a_run_with_weights_goes_on(model, Y, jobs, monkeypatch):
-    from fastlmm_core.estimation.many import stack
+    from fastlmm_core.estimation.many import stack_fit
 
-    monkeypatch.setattr(stack, "PIECE", 8)
+    monkeypatch.setattr(stack_fit, "PIECE", 8)
     weights, offset = np.random.default_rng(4).uniform(0.5, 2.0, (2, *Y.shape))
     Y = Y.copy()
     Y[5, 3] = np.nan
@@ -217,15 +217,15 @@ def test_a_run_with_weights_goes_on(model, Y, jobs, monkeypatch):
     whole = model.fit_many(Y, **own)
     out = arrays_for(len(Y))
     with monkeypatch.context() as patch:
-        breaks_once(patch, stack, "estimates_of", 4)
+        breaks_once(patch, stack_fit, "estimates_of", 4)
         with pytest.raises(KeyboardInterrupt) as raised:
             model.fit_many(Y, **own, out=out, n_jobs=jobs)
     left = raised.value.batch
     reached = left.status != UNREACHED
     assert 0 < reached.sum() < 64
     fits = []
-    original = stack.StackFit.refuse
-    monkeypatch.setattr(stack.StackFit, "refuse", lambda self, i, why: (fits.append(i), original(self, i, why)))
+    original = stack_fit.StackFit.refuse
+    monkeypatch.setattr(stack_fit.StackFit, "refuse", lambda self, i, why: (fits.append(i), original(self, i, why)))
     again = model.fit_many(Y, **own, out=out, n_jobs=jobs, resume=left)
     alike(again, whole)
     assert list(again.reasons) == [5] and fits == ([] if reached[5] else [5])
@@ -251,17 +251,17 @@ def test_stores_take_what_masks_have(model, Y, library, tmp_path, monkeypatch):
 
 
 def test_several_factors_go_on(monkeypatch):
-    from fastlmm_core.estimation.many import stack
+    from fastlmm_core.estimation.many import stack_fit
 
     rng = np.random.default_rng(5)
     data = {"y": rng.normal(size=48), "a": np.repeat(np.arange(8), 6), "b": np.tile(np.arange(6), 8)}
     model = flc.lmm("y ~ 1 + (1 | a) + (1 | b)", data)
     Y = rng.normal(size=(10, 48)) + rng.normal(size=(10, 8))[:, data["a"]]
-    monkeypatch.setattr(stack, "PIECE_ALONE", 2)
+    monkeypatch.setattr(stack_fit, "PIECE_ALONE", 2)
     weights = rng.uniform(0.5, 2.0, Y.shape)
     whole = model.fit_many(Y, weights=weights)
     with monkeypatch.context() as patch:
-        breaks_once(patch, stack, "estimate", 6)
+        breaks_once(patch, stack_fit, "estimate", 6)
         with pytest.raises(KeyboardInterrupt) as raised:
             model.fit_many(Y, weights=weights, n_jobs=1)
     left = raised.value.batch
@@ -304,9 +304,9 @@ def by_factors(data, **more):
 @pytest.mark.parametrize("fit", [by_arrays, by_table, by_factors])
 @pytest.mark.parametrize("jobs", [1, 2])
 def test_parts_of_a_table_go_on(fit, jobs, monkeypatch, tmp_path):
-    from fastlmm_core.estimation.many import stack
+    from fastlmm_core.estimation.many import stack_fit
 
-    monkeypatch.setattr(stack, "PIECE", 8)
+    monkeypatch.setattr(stack_fit, "PIECE", 8)
     data = parts_of_a_table()
     whole = fit(data)
     assert list(whole.reasons) == [5]
@@ -315,16 +315,16 @@ def test_parts_of_a_table_go_on(fit, jobs, monkeypatch, tmp_path):
     out = {name: np.full((40, *shapes.get(name, ())), 7.0) for name in ESTIMATES}
     out["params"] = np.lib.format.open_memmap(tmp_path / "params.npy", "w+", shape=(40, 2))
     with monkeypatch.context() as patch:
-        breaks_once(patch, stack, "estimates_of", 3)
+        breaks_once(patch, stack_fit, "estimates_of", 3)
         with pytest.raises(KeyboardInterrupt) as raised:
             fit(data, out=out, n_jobs=jobs)
     left = raised.value.batch
     reached = left.status != UNREACHED
     assert 0 < reached.sum() < 40 and np.isnan(left.params[~reached]).all()
-    assert all(left.reasons[i] == stack.NOT_REACHED for i in np.flatnonzero(~reached))
+    assert all(left.reasons[i] == stack_fit.NOT_REACHED for i in np.flatnonzero(~reached))
     fits = []
-    original = stack.in_threads
-    monkeypatch.setattr(stack, "in_threads", lambda run, tasks, *more: original(run, counted(tasks, fits), *more))
+    original = stack_fit.in_threads
+    monkeypatch.setattr(stack_fit, "in_threads", lambda run, tasks, *more: original(run, counted(tasks, fits), *more))
     again = fit(data, out=out, n_jobs=jobs, resume=left)
     alike(again, whole)
     np.testing.assert_array_equal(again.n_evaluations, whole.n_evaluations)

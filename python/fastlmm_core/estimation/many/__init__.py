@@ -9,6 +9,7 @@ parts             some of the responses, and batches put together
 masks             responses with missing observations
 sparse            sums of sparse responses
 stack             problems with designs of their own
+stack_fit         fits of these
 flat_rows         rows of many problems, one after the other
 effects           BLUPs of problems with designs of their own
 values            responses with observations, weights, offset or covariates of their own

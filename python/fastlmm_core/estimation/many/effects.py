@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from ...support.types import Array
 from .flat_rows import FlatRows
-from .stack import StackFit
+from .stack_fit import StackFit
 
 __all__ = ["GroupEffects", "group_effects"]
 

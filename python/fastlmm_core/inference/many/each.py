@@ -14,15 +14,8 @@ from ...estimation.information import Moments
 from ...estimation.many.effects import group_effects
 from ...estimation.many.masks import responses_of
 from ...estimation.many.parts import chosen_places
-from ...estimation.many.stack import (
-    FIELDS,
-    Stack,
-    StackFit,
-    fit_stack,
-    joined_stacks,
-    part_of_stack,
-    same_values,
-)
+from ...estimation.many.stack import Stack, same_values
+from ...estimation.many.stack_fit import FIELDS, StackFit, fit_stack, joined_stacks, part_of_stack
 from ...estimation.many.values import ResponseStack
 from ...support.arguments import checked
 from ...support.blas_threads import one_blas_thread

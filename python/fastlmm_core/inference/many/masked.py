@@ -12,7 +12,7 @@ from ...errors import LMMError
 from ...estimation.column_moments import offset_mean
 from ...estimation.many.masks import Masked, responses_of
 from ...estimation.many.parts import check_labels, chosen_places, part_of, same_design, with_responses
-from ...estimation.many.stack import joined_stacks, part_of_stack
+from ...estimation.many.stack_fit import joined_stacks, part_of_stack
 from ...estimation.many.values import ResponseStack, for_lanes
 from ...support.arguments import checked
 from ...support.seeds import Seed, generator_of

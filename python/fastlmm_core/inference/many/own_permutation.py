@@ -17,7 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...errors import LMMError
-from ...estimation.many.stack import Problems, Stack, StackFit, fit_stack, numbered
+from ...estimation.many.stack import Problems, Stack, numbered
+from ...estimation.many.stack_fit import StackFit, fit_stack
 from ...support.seeds import Seed, key_of, stream
 from ...support.types import Array
 from ..hypotheses import Hypothesis, parse_hypothesis

@@ -13,7 +13,7 @@ from ...estimation.many.batch_fit import BatchFit
 from ...estimation.many.masks import Masked, MaskOptions, fit_mask, masks_of, responses_of
 from ...estimation.many.parts import same_design
 from ...estimation.many.progress import Sink
-from ...estimation.many.stack import NOT_REACHED, estimates_of, fit_stack, leave_unreached
+from ...estimation.many.stack_fit import NOT_REACHED, estimates_of, fit_stack, leave_unreached
 from ...estimation.many.values import ResponseStack, for_lanes, shaped_like
 from ...support.types import Array
 from .each import EachResult
