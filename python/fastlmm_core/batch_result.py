@@ -456,7 +456,7 @@ class BatchResult(Shown, WithMeans, BatchFit):
         Raises
         ------
         LMMError
-            Where the responses are gone that a pickle leaves out, or for structured residuals.
+            Where the responses are gone that a pickle leaves out.
         """
         self.model.needs_unknown_variance("variance_components() of many responses", "fit the responses one by one")
         from .inference.many.variances import components
@@ -485,11 +485,6 @@ class BatchResult(Shown, WithMeans, BatchFit):
         Returns
         -------
         BatchFractions
-
-        Raises
-        ------
-        LMMError
-            For structured residuals.
         """
         from .inference.many.variances import Shared
 

@@ -9,6 +9,7 @@ from ..engines.crossed.sparse_cholesky import sparse_cholesky
 from ..errors import LMMError
 from ..support.types import Array, Index
 from .fit import Fit
+from .model import Model
 
 __all__ = ["by_residuals", "rows_covariance", "whitened"]
 
@@ -33,22 +34,27 @@ def rows_covariance(result: Fit, rows: Index) -> Array:
     -------
     (..., s, s) array
     """
-    model = result.model
+    return marginal_rows(result.model, (result.covariance, float(result.sigma2), result.phi), rows)
+
+
+def marginal_rows(model: Model, parameters: tuple[Array, float, Array], rows: Index) -> Array:
+    """`rows_covariance` at G, sigma^2 and the parameters of structured residuals."""
+    G, sigma2, phi = parameters
     size = rows.shape[-1]
     residual = model.residual
     if residual is None:
-        noise = result.sigma2 * (np.ones(rows.shape) if model.weights is None else 1.0 / model.weights[rows])
+        noise = sigma2 * (np.ones(rows.shape) if model.weights is None else 1.0 / model.weights[rows])
         out = np.zeros((*rows.shape, size))
         out[..., np.arange(size), np.arange(size)] = noise
     else:
-        out = result.sigma2 * residual.covariance(result.phi, rows)
+        out = sigma2 * residual.covariance(phi, rows)
         if model.weights is not None:
             root = np.sqrt(model.weights[rows])
             out /= root[..., :, None] * root[..., None, :]
     for factor in model.factors:
         part = factor.columns
         Z, level = model.exog_re[rows, part], factor.grouping.index[rows]
-        product = (Z @ result.covariance[part, part]) @ np.swapaxes(Z, -1, -2)
+        product = (Z @ G[part, part]) @ np.swapaxes(Z, -1, -2)
         product *= level[..., :, None] == level[..., None, :]
         out += product
     return out

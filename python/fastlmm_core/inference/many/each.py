@@ -210,7 +210,7 @@ class EachResult(Shown, StackFit, OwnDesigns):
         for begin in range(0, len(fitted), PART):
             part = fitted[begin : begin + PART]
             of_z[part], of_x[part] = self.stack.flat(part).grams()
-        return Shared(self._shared, self.params, self.covariance, self.sigma2, of_z, of_x)
+        return Shared(self._shared, self.params, self.covariance, self.sigma2, of_z, of_x, self.sigma2)
 
     def _components(self) -> BatchVariances:
         out = Estimated(self._shared, self.covariance, self.sigma2).table(self._called)

@@ -186,17 +186,19 @@ class MaskedBatch(OwnDesigns):
     def _shares(self) -> Shared:
         p, q = self.params.shape[1], self.model.structure.q
 
-        def share(name: str, k: int) -> Array:
+        def share(name: str, *shape: int) -> Array:
             return self._spread_of(
-                lambda b: getattr(b._shares() if isinstance(b, EachResult) else Shared.of(b), name), (k, k)
+                lambda b: getattr(b._shares() if isinstance(b, EachResult) else Shared.of(b), name), shape
             )
 
         return Shared(
-            self.model.design, self.params, self.covariance, self.sigma2, share("of_z", q), share("of_x", p)
+            self.model.design, self.params, self.covariance, self.sigma2, share("of_z", q, q), share("of_x", p, p),
+            share("residual"),
         )  # fmt: skip
 
     def _components(self) -> BatchVariances:
-        out = Estimated(self.model.design, self.covariance, self.sigma2).table(self._called)
+        phi = self.theta[:, self.model.structure.n_parameters :]
+        out = Estimated(self.model.design, self.covariance, self.sigma2).table(self._called, phi)
         for members, batch in self._parts():
             found = batch.variance_components() if isinstance(batch, EachResult) else components(batch)
             out.std_error[members] = found.std_error

@@ -32,11 +32,12 @@ from ...support.types import Array
 from ...tables.columns import Table
 from ..hypotheses import Hypothesis, parse_hypothesis
 from ..wald import check_estimable, independent_rows
+from .structured_permutation import Solved, StructuredRoots
 
 if TYPE_CHECKING:
     from ...design.design import Design
     from ...kernels import BatchDesign
-    from ...kernels.hierarchies import FactorBatch
+    from ...kernels.hierarchies import CorrelatedBatch, FactorBatch
 
 __all__ = [
     "SCHEMES", "STACK", "Permutations", "Rearrangement", "Reduce", "Scheme", "block_codes", "check_scheme",
@@ -204,13 +205,12 @@ def permute(
     """See `BatchResult.permute`."""
     check_scheme(scheme, n)
     model = batch.model
-    model.needs_independent_residuals("permute()")
     model.needs_free_covariances("permute()")
     model.needs_unknown_variance("permute()", "leave sigma out")
-    if not (_in_lanes(model) or refit):
+    if not (_in_lanes(model) or refit or model.residual is not None):
         raise LMMError(
-            "permute() of several grouping factors with correlated effects, or of many levels, needs refit=True: the "
-            "variances are then estimated for each permutation"
+            "permute() of several grouping factors with many levels, or with more than four effects of a level, needs "
+            "refit=True: the variances are then estimated for each permutation"
         )
     if batch.responses is None:
         raise LMMError(f"{batch.gone}: fit an array to permute it")
@@ -267,7 +267,12 @@ def _stacked(drawn: list[Any]) -> Array:
 def _codes(model: Model, scheme: str, blocks: Any) -> NDArray[np.intp] | None:
     """Blocks of the observations: given, or the groups of the coarsest factor; all of them where V is taken out."""
     if blocks is None:
-        return None if scheme == "freedman-lane" else np.asarray(model.factors[-1].grouping.index)
+        if scheme == "freedman-lane":
+            return None
+        if not model.factors:
+            assert model.residual is not None
+            return np.asarray(np.unique(model.residual.subject.codes, return_inverse=True)[1].reshape(-1))
+        return np.asarray(model.factors[-1].grouping.index)
     return block_codes(model.design, blocks)
 
 
@@ -328,8 +333,11 @@ class _Null:
         structure = model.structure
         self.theta = np.array([structure.theta(structure.canonical(one)) for one in inner])
         self.theta = np.ascontiguousarray(self.theta.reshape(len(batch), structure.n_parameters))
-        self.whitening: _Roots | _SharedRoots | None = None
-        if whitened:
+        self.whitening: _Roots | _SharedRoots | StructuredRoots | None = None
+        self.roots = None if model.residual is None else StructuredRoots(fits, self.lost)
+        if whitened and self.roots is not None:
+            self.whitening = self.roots
+        elif whitened:
             self.whitening = _Roots(model, factor) if len(model.factors) == 1 else _SharedRoots(model, factor)
         self.e = e if self.whitening is None else self.whitening.out(e)
         self.kept_e = e
@@ -356,10 +364,13 @@ class _Null:
         if refit and len(self.L) == 1 and np.count_nonzero(self.L) == 1:
             j = int(np.flatnonzero(self.L[0])[0])
             found = fits.params[:, j] / fits.bse[:, j] * np.sign(self.L[0, j])
-        elif not _in_lanes(self.model):
+        elif self.roots is not None and not refit:
+            params, sigma2, covariance = self._at_roots(self.roots, Y)
+            found = self._of(params, sigma2, covariance)
+        elif self.roots is not None or not _in_lanes(self.model):
             raise LMMError(
-                "permute() of several grouping factors with correlated effects, or of many levels, tests one "
-                "coefficient by its name"
+                "permute(refit=True) with structured residuals, and of several grouping factors with many levels, "
+                "tests one coefficient by its name"
             )
         else:
             params, sigma2, covariance = self._solved(Y, theta)
@@ -376,9 +387,19 @@ class _Null:
             along = np.einsum("nir,ni->nr", vectors, gap)[:, -self.rank :]
             return np.asarray((along**2 / values[:, -self.rank :]).sum(axis=1) / (self.rank * sigma2))
 
+    def _at_roots(self, roots: StructuredRoots, Y: Array) -> Solved:
+        """Coefficients, sigma^2 and K at the parameters under the null hypothesis."""
+        model, kept = self.model, self.model.problem.kept
+        nu = float(model.df_resid if self.batch.reml else model.nobs)
+        y = (Y - self.offset) * self.root
+        found = roots.solve(model.exog[:, kept] * self.root[:, None], y, self.L[:, kept], nu)
+        params = np.zeros((len(Y), model.exog.shape[1]))
+        params[:, kept] = found.params
+        return found._replace(params=params)
+
     def _solved(self, Y: Array, theta: Array) -> tuple[Array, Array, Array]:
         """Coefficients, sigma^2 and K at theta."""
-        shared: BatchDesign | FactorBatch = shared_design(self.model)  # type: ignore[assignment]
+        shared: BatchDesign | FactorBatch | CorrelatedBatch = shared_design(self.model)  # type: ignore[assignment]
         n, p = len(Y), self.model.exog.shape[1]
         params, bse, sigma2 = np.empty((n, p)), np.empty((n, p)), np.empty(n)
         covariance = np.empty((n, len(self.rows), len(self.rows)))

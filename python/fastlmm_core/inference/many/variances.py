@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from ...covariance.elements import sd_and_cor
 from ...errors import LMMError
+from ...estimation.statements import residual_names
 from ...formula.coding import FixedTerm, fixed_terms
 from ...support.arguments import checked
 from ...support.checks import check_level
@@ -27,6 +28,7 @@ from ...support.distributions import quantile
 from ...support.types import Array
 from ...tables.columns import native_frame
 from ...tables.rows import FitLabels
+from ..residual_parameters import kind_of
 from ..variance_components import AT_ONE, variance_components
 from .contrasts import CHUNK_BYTES, curvatures
 
@@ -50,7 +52,8 @@ class BatchVariances(Shown):
     ----------
     names, kinds : tuple of str
         Of the k parameters: standard deviations and correlations with sigma, then variances and covariances with
-        sigma2; kinds are "sd", "cor", "var" and "cov".
+        sigma2; kinds are "sd", "cor", "var" and "cov".  Parameters of structured residuals stand last, in place of
+        sigma and sigma2, of their own kinds: "var", "sd", "cor", "cov", "range" or "other".
     estimate, std_error : (n_responses, k) arrays
         By the observed information; NaN where a parameter is at its boundary, or the response was not fitted.
     """
@@ -74,7 +77,7 @@ class BatchVariances(Shown):
         with np.errstate(all="ignore"):
             for j, kind in enumerate(self.kinds):
                 estimate, half = self.estimate[:, j], z * self.std_error[:, j]
-                if kind in ("sd", "var"):
+                if kind in ("sd", "var", "range"):
                     factor = np.exp(half / estimate)
                     out[:, j] = np.column_stack([estimate / factor, estimate * factor])
                 elif kind == "cor":
@@ -124,12 +127,28 @@ class Estimated(NamedTuple):
     covariance: Array
     sigma2: Array
 
-    def table(self, labels: FitLabels) -> BatchVariances:
-        """Their names and values, with standard errors that are yet to be found."""
+    def table(self, labels: FitLabels, phi: Array | None = None) -> BatchVariances:
+        """Their names and values, with standard errors that are yet to be found.
+
+        `phi` (n, k): parameters of structured residuals, without constraints.
+        """
         elements = self.design.random.elements
         names = [e.name("sd") for e in elements] + ["sigma"] + [e.name("var") for e in elements] + ["sigma2"]
         kinds = [e.kind("sd") for e in elements] + ["sd"] + [e.kind("var") for e in elements] + ["var"]
         i, j, G = [e.i for e in elements], [e.j for e in elements], self.covariance
+        part = self.design.residual
+        if part is not None:
+            assert phi is not None
+            own = residual_names(part)
+            names = [e.name("sd") for e in elements] + [e.name("var") for e in elements] + list(own)
+            kinds = (
+                [e.kind("sd") for e in elements] + [e.kind("var") for e in elements] + [kind_of(name) for name in own]
+            )
+            natural = np.full((len(G), len(own)), np.nan)
+            for at in np.flatnonzero(np.isfinite(self.sigma2)).tolist():
+                natural[at] = part.natural(phi[at], float(self.sigma2[at]))
+            estimate = np.column_stack([sd_and_cor(elements, G), G[:, i, j].reshape(len(G), len(i)), natural])
+            return BatchVariances(tuple(names), tuple(kinds), estimate, np.full(estimate.shape, np.nan), labels)
         found = [sd_and_cor(elements, G), np.sqrt(self.sigma2), G[:, i, j].reshape(len(G), len(i)), self.sigma2]
         estimate = np.column_stack(found)
         return BatchVariances(tuple(names), tuple(kinds), estimate, np.full(estimate.shape, np.nan), labels)
@@ -138,9 +157,13 @@ class Estimated(NamedTuple):
 def components(batch: BatchFit) -> BatchVariances:
     """See `BatchResult.variance_components`."""
     model = batch.model
-    model.needs_independent_residuals("variance_components() of many responses (ask batch[i] for those of one)")
-    if batch.responses is None and batch.curvature is None:
+    if batch.responses is None and (batch.curvature is None or model.residual is not None):
         raise LMMError(f"{batch.gone}: fit an array to have standard errors of variances")
+    if model.residual is not None:
+        known = Estimated(model.design, batch.covariance, np.where(batch.status >= 0, batch.sigma2, np.nan))
+        out = known.table(FitLabels(model.library, batch.labels), batch.phi)
+        fill_alone(out, np.flatnonzero(batch.status >= 0), batch.one)
+        return out
     out = Estimated(model.design, batch.covariance, batch.sigma2).table(FitLabels(model.library, batch.labels))
     by_lanes = (batch.status > 0) & ~batch.alone
     size = max(8, CHUNK_BYTES // (8 * model.nobs))
@@ -243,6 +266,24 @@ def _twice_inverses(hessian: Array) -> Array:
 # ---- shares of the variance --------------------------------------------------------------------
 
 
+NO_EFFECTS = (
+    "icc: the model has no random effects; batch[i].marginal_correlation(subject) has the correlations of residuals of "
+    "one response"
+)
+"""Where there is no intraclass correlation."""
+
+
+def _mean_variance(batch: BatchFit, sigma2: Array) -> Array:
+    """Residual variance (n,), averaged over the observations where residuals have a structure."""
+    part = batch.model.residual
+    if part is None:
+        return sigma2
+    out = sigma2.copy()
+    for i in np.flatnonzero(np.isfinite(sigma2)).tolist():
+        out[i] *= float(np.mean(part.variances(batch.phi[i])))
+    return out
+
+
 class Shared(NamedTuple):
     """What shares of the variance are made of.
 
@@ -256,6 +297,8 @@ class Shared(NamedTuple):
         Mean of zz' over the observations.
     of_x : (p, p) or (n, p, p) array
         Covariance of the columns of X over them.
+    residual : (n,) array
+        Residual variance of an observation of weight 1, averaged over the observations where it differs by structure.
     """
 
     design: Design
@@ -264,17 +307,17 @@ class Shared(NamedTuple):
     sigma2: Array
     of_z: Array
     of_x: Array
+    residual: Array
 
     @classmethod
     def of(cls, batch: BatchFit) -> Shared:
         """Of responses on one design."""
         model = batch.model
-        model.needs_independent_residuals("shares of the variance of many responses")
         X, Z = model.exog, model.exog_re
         spread = X - X.mean(axis=0)
         of_z, of_x = Z.T @ Z / len(Z), spread.T @ spread / max(len(X) - 1, 1)
         known = np.where(batch.status >= 0, batch.sigma2, np.nan)
-        return cls(model.design, batch.params, batch.covariance, known, of_z, of_x)
+        return cls(model.design, batch.params, batch.covariance, known, of_z, of_x, _mean_variance(batch, known))
 
     def random(self, columns: slice) -> Array:
         """Variance z'Gz of some of the random effects, averaged over the observations (n,)."""
@@ -296,16 +339,16 @@ class Shared(NamedTuple):
     def icc(self) -> Any:
         """See `BatchResult.icc`."""
         if not self.design.structure.q:
-            raise LMMError("icc: the model has no random effects")
+            raise LMMError(NO_EFFECTS)
         random = self.factors()
-        total = sum(random.values()) + self.sigma2
+        total = sum(random.values()) + self.residual
         shares = {name: value / total for name, value in random.items()}
         return shares if len(shares) > 1 else next(iter(shares.values()))
 
     def r2(self) -> dict[str, Array]:
         """See `BatchResult.r2`."""
         fixed, random = self.fixed(), sum(self.factors().values())
-        total = fixed + random + self.sigma2
+        total = fixed + random + self.residual
         return {"marginal": fixed / total, "conditional": (fixed + random) / total}
 
     def fractions(self, labels: FitLabels, terms: Sequence[FixedTerm] | None = None) -> BatchFractions:
@@ -320,7 +363,7 @@ class Shared(NamedTuple):
         for name, block in zip(self.design.term_names, self.design.structure.blocks, strict=True):
             parts.append(self.random(slice(block.start, block.stop)))
             names.append(name)
-        stacked = np.column_stack([*parts, self.sigma2])
+        stacked = np.column_stack([*parts, self.residual])
         return BatchFractions((*names, "Residual"), stacked / stacked.sum(axis=1, keepdims=True), labels)
 
 
