@@ -74,8 +74,27 @@ cdef void principal_axes(Py_ssize_t q, double* A, double* V) noexcept nogil:
 
 
 cdef inline bint can_turn(const Batch* d) noexcept nogil:
-    """Whether all elements of G are free, so that any axes will do."""
-    return d.q > 1 and 2 * d.n_par == d.q * (d.q + 1)
+    """Whether all elements of G, or of each block of it, are free, so that any axes will do."""
+    return d.block != NULL or (d.q > 1 and 2 * d.n_par == d.q * (d.q + 1))
+
+
+cdef void block_axes(const Batch* d, double* A, double* V, double* room) noexcept nogil:
+    """`principal_axes` block by block of G; room: 2 q^2 numbers."""
+    cdef Py_ssize_t q = d.q, block, first, width, a, b
+    cdef double* own = room + q * q
+    for a in range(q * q):
+        V[a] = 0.0
+    for block in range(d.n_blocks):
+        first = d.block[block]
+        width = d.block[block + 1] - first
+        for a in range(width):
+            for b in range(width):
+                room[a * width + b] = A[(first + a) * q + first + b]
+        principal_axes(width, room, own)
+        for a in range(width):
+            A[(first + a) * (q + 1)] = room[a * (width + 1)]
+            for b in range(width):
+                V[(first + a) * q + first + b] = own[a * width + b]
 
 
 cdef void straighten(const Batch* d, Lanes* s) noexcept nogil:
@@ -92,7 +111,10 @@ cdef void turn_lane(const Batch* d, Lanes* s, Py_ssize_t lane, double floor) noe
     cdef double* A = s.plain
     cdef double* V = s.plain + q * q
     cdef double t
-    principal_axes(q, A, V)
+    if d.block != NULL:
+        block_axes(d, A, V, V + q * q)
+    else:
+        principal_axes(q, A, V)
     for i in range(q * q):
         s.axes[i * LANES + lane] = V[i]
     for i in range(d.n_par):

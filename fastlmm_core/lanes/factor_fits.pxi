@@ -62,30 +62,29 @@ cdef void screen_factors(const Batch* b, Lanes* s, FactorSpace* w) noexcept nogi
             t, d.screen.constant[point] + b.nu * (VEC_LOG(t) + 1.0), VEC_SET(1e300) * 1e300)
 
 
-cdef void start_factors(const Batch* b, Lanes* s, FactorSpace* w, const Outcome* out) noexcept nogil:
-    """theta of the lowest point of the screen; the other starts are written down."""
-    cdef const FactorScreen* screen = &w.d.screen
-    cdef Py_ssize_t n = w.d.n_terms, wanted = screen.limit + screen.spread, lane, i, j
+cdef void start_at_lowest(const Batch* b, Lanes* s, const FactorScreen* screen, const double* values, const Outcome* out
+                        ) noexcept nogil:
+    """theta of the lowest point of the screen, of the values at all; the other starts are written down."""
+    cdef Py_ssize_t n = b.n_par, wanted = screen.limit + screen.spread, lane, i, j
     cdef int found
     cdef int chosen[MOST_STARTS]
-    screen_factors(b, s, w)
     for lane in range(LANES):
         found = choose_valleys(
-            screen.neighbours, screen.near, screen.n_points, w.values + lane, screen.limit + 1, chosen)
-        found = add_points(w.values + lane, screen.n_points, PointsWanted(screen.limit + 1, screen.lowest, screen.spread),
+            screen.neighbours, screen.near, screen.n_points, values + lane, screen.limit + 1, chosen)
+        found = add_points(values + lane, screen.n_points, PointsWanted(screen.limit + 1, screen.lowest, screen.spread),
                            found, chosen)
         j = chosen[0] if chosen[0] >= 0 else 0
         for i in range(n):
             s.theta[i * LANES + lane] = screen.theta[j * n + i]
         for i in range(screen.n_points if out.values != NULL else 0):
-            out.values[s.place[lane] * screen.n_points + i] = w.values[i * LANES + lane]
+            out.values[s.place[lane] * screen.n_points + i] = values[i * LANES + lane]
         for i in range(wanted if out.chosen != NULL else 0):
             out.chosen[s.place[lane] * wanted + i] = chosen[i + 1] if i + 1 < found else -1
 
 
-cdef void finish_look(const Batch* b, Lanes* s, const Fates* f, FactorSpace* w, const Outcome* out) noexcept nogil:
+cdef void finish_look(const Batch* b, Lanes* s, const Fates* f, const FactorScreen* screen, const Outcome* out) noexcept nogil:
     """How near the boundary is; what has not ended is left to a single fit."""
-    cdef Py_ssize_t wanted = w.d.screen.limit + w.d.screen.spread, lane, i
+    cdef Py_ssize_t wanted = screen.limit + screen.spread, lane, i
     cdef vec rise
     boundary_near(b, s, &rise)
     for lane in range(s.used):
@@ -98,7 +97,7 @@ cdef void finish_look(const Batch* b, Lanes* s, const Fates* f, FactorSpace* w, 
 
 cdef void load_factors(const Batch* b, Lanes* s, FactorSpace* w, Fates* f, const double* Y) noexcept nogil:
     """What the responses at s.place contribute."""
-    read_factors(b, s, w, Y, &f.total)
+    read_whitened(b, s, w.d.x, w.d.root, w.rows, Y, &f.total)
     file_rows(b, s, w)
     set_aside(b, s, f)
     f.size = VEC_SQRT(f.total * (1.0 / <double> b.n))
@@ -147,13 +146,14 @@ cdef void factors_fit(const Batch* b, const FactorDesign* d, const double* Y, Py
             if b.first_theta != NULL:
                 first_theta(b, &s)
             else:
-                start_factors(b, &s, &w, out)
+                screen_factors(b, &s, &w)
+                start_at_lowest(b, &s, &d.screen, w.values, out)
             settle_lanes(b, &s, &f, b.max_iterations)
             write_searches(b, &s, &f, out, first, s.used)
             if not out.brief:
                 write_coefficients(b, &s, &f, out, Y, b.n, first, s.used)
             if out.chosen != NULL:
-                finish_look(b, &s, &f, &w, out)
+                finish_look(b, &s, &f, &d.screen, out)
         block += LANES
 
 

@@ -125,7 +125,7 @@ cdef Py_ssize_t factors_size(const Batch* b, const FactorDesign* d) noexcept nog
 
 # ------------------------------------------------------------------------------------------------------------ reading
 
-cdef void take_means(const Batch* b, const FactorDesign* d, Lanes* s, vecu* rows) noexcept nogil:
+cdef void take_means(const Batch* b, const double* x, Lanes* s, vecu* rows) noexcept nogil:
     """The rows less their least-squares fit on X, whose coefficients are added to beta; twice, against rounding."""
     cdef Py_ssize_t p = b.p, i, j, again
     cdef vecu* beta = <vecu*> s.beta
@@ -136,49 +136,49 @@ cdef void take_means(const Batch* b, const FactorDesign* d, Lanes* s, vecu* rows
     for again in range(2 if p > 0 else 0):
         for j in range(p):
             change[j] = VEC_SET(0.0)
-        for i in range(d.n):
+        for i in range(b.n):
             t = rows[i]
             for j in range(p):
-                change[j] = change[j] + d.x[i * p + j] * t
-        for i in range(d.n):
+                change[j] = change[j] + x[i * p + j] * t
+        for i in range(b.n):
             t = rows[i]
             for j in range(p):
-                t = t - d.x[i * p + j] * change[j]
+                t = t - x[i * p + j] * change[j]
             rows[i] = t
         for j in range(p):
             beta[j] = beta[j] + change[j]
 
 
-cdef void read_factors(const Batch* b, Lanes* s, FactorSpace* w, const double* Y, vec* residual) noexcept nogil:
+cdef void read_whitened(const Batch* b, Lanes* s, const double* x, const double* root, double* rows_out, const double* Y,
+                        vec* residual) noexcept nogil:
     """Whitened residuals of the rows of Y at s.place, and their sum of squares; nothing where a response is constant."""
-    cdef const FactorDesign* d = w.d
     cdef Py_ssize_t i, lane
-    cdef vecu* rows = <vecu*> w.rows
+    cdef vecu* rows = <vecu*> rows_out
     cdef vec t, first, spread, total
     cdef Reading r
     for lane in range(LANES):
         r.row[lane] = Y + s.place[lane] * b.n
         r.shift[lane] = r.row[lane][0] if b.centre else 0.0
-    for i in range((d.n + TILE_ROWS - 1) // TILE_ROWS):
-        fill_tile(b, &r, w.rows + i * TILE_ROWS * LANES, i * TILE_ROWS)
+    for i in range((b.n + TILE_ROWS - 1) // TILE_ROWS):
+        fill_tile(b, &r, rows_out + i * TILE_ROWS * LANES, i * TILE_ROWS)
     spread = VEC_SET(0.0)
     first = rows[0]
-    for i in range(d.n):
+    for i in range(b.n):
         t = rows[i]
         spread = spread + VEC_ABS(t - first)
         if b.offset != NULL:
             t = t - b.offset[i]
-        if d.root != NULL:
-            t = t * d.root[i]
+        if root != NULL:
+            t = t * root[i]
         rows[i] = t
     # what X explains but for rounding is nothing
     total = VEC_SET(0.0)
-    for i in range(d.n):
+    for i in range(b.n):
         total = total + rows[i] * rows[i]
     first = total * 1e-30
-    take_means(b, d, s, rows)
+    take_means(b, x, s, rows)
     total = VEC_SET(0.0)
-    for i in range(d.n):
+    for i in range(b.n):
         total = total + rows[i] * rows[i]
     total = VEC_WHERE_POSITIVE(total - first, total, total * 0.0)
     residual[0] = VEC_WHERE_POSITIVE(spread, total, total * 0.0)

@@ -177,6 +177,8 @@ cdef struct Batch:
     const Py_ssize_t* row       # positions of the free elements of L
     const Py_ssize_t* col
     const int* structure        # (q, q): 1 where an element of G is free
+    Py_ssize_t n_blocks         # blocks of G that are free, where there are several grouping factors
+    const Py_ssize_t* block     # (n_blocks + 1,) first effect of each; NULL where G is one block, or diagonal
     # rows
     const Py_ssize_t* order     # (n,) row of the caller, or NULL
     const Py_ssize_t* start     # (m + 1,) first row of each group
@@ -327,6 +329,44 @@ cdef struct FactorDesign:
     const double* piece_cx      # (J, p, pieces) by part
     FactorScreen screen
 
+# What responses share where effects of several grouping factors may be correlated, see lanes/correlated.pxi.  Rows are
+# whitened; the leaves' effects are the last ones of a level's, the levels of a part of the core follow each other.
+cdef struct CorrelatedDesign:
+    Py_ssize_t n, n_factors, n_leaves, n_core, n_parts
+    Py_ssize_t q_leaf, n_slots  # effects of a leaf, and of the other levels of a row
+    double large                # variance of a level, relative to that of its mean, that is left to single fits
+    Py_ssize_t widest, most     # effects of the core, and of the core with its leaves, in the largest part
+    const Py_ssize_t* column    # (n_factors + 1,) first effect of each factor
+    # rows
+    const double* x             # (n, p)
+    const double* root          # (n,) square roots of the weights, or NULL
+    const Py_ssize_t* leaf      # (n,)
+    const double* unit          # (n, q_leaf) orthonormal columns of the leaves' Z
+    const Py_ssize_t* slot      # (n, n_slots) effects of the core
+    const double* value         # (n, n_slots)
+    # leaves, those of a part one after the other
+    const double* R             # (n_leaves, q_leaf (q_leaf + 1) / 2) rows of the upper triangle
+    const Py_ssize_t* leaf_at   # (n_leaves,) first place in
+    const double* leaf_core     # c with the core of the part (q_leaf, J)
+    const double* leaf_x        # (n_leaves, q_leaf, p)
+    const double* within_xx     # (p(p+1)/2,) packed
+    # parts
+    const Py_ssize_t* core      # (n_parts + 1,) first effect of the core
+    const Py_ssize_t* leaves    # (n_parts + 1,) first leaf
+    const Py_ssize_t* effects   # (n_parts + 1,) effects of all parts before
+    const Py_ssize_t* square    # (n_parts + 1,) sums of effects J
+    const Py_ssize_t* factor    # (n_core,) of each effect
+    const Py_ssize_t* tail      # (n_core,) where its level ends, in the part
+    const Py_ssize_t* square_at     # (n_parts,) first place in
+    const double* within_cc     # packed lower triangles
+    const double* within_cx     # (n_core, p)
+    # of searches from given starts: minima that are known of each response, or NULL
+    const double* known         # (., n_par)
+    const double* known_value   # (.,) the criterion there
+    # its tables: share (n_points, n_leaves, q_leaf (q_leaf + 1) / 2), see correlated_fits.pxi; half (n_points, n_half), rows of
+    # each part (J, effects); half_xx (n_points, p, n_effects + p)
+    FactorScreen screen
+
 # What tests of fixed effects need along the n directions D_k of V that are parameters, see lanes/factors.pxi and
 # lanes/problems.pxi; of X only.
 cdef struct DesignMoments:
@@ -336,11 +376,23 @@ cdef struct DesignMoments:
     double* cross       # (count, n, p, p) X'V^-1 D_k V^-1 X
     double* both        # (count, n (n + 1) / 2, p, p) X'V^-1 D_k V^-1 D_l V^-1 X, k >= l, or its transpose
 
+# What tests of fixed effects need along the n directions D_k of V that are parameters, see lanes/correlated.pxi.
+cdef struct CorrelatedMoments:
+    DesignMoments of
+    Py_ssize_t n
+    const Py_ssize_t* row       # (n,) effects of each direction, row >= col
+    const Py_ssize_t* col
+
 ctypedef Py_ssize_t (*factors_size_t)(const Batch*, const FactorDesign*) noexcept nogil
 ctypedef void (*factors_fit_t)(
     const Batch*, const FactorDesign*, const double*, Py_ssize_t, Py_ssize_t, const Outcome*, double*) noexcept nogil
 ctypedef void (*factors_moments_t)(
     const Batch*, const FactorDesign*, const double*, Py_ssize_t, const DesignMoments*, double*) noexcept nogil
+ctypedef Py_ssize_t (*correlated_size_t)(const Batch*, const CorrelatedDesign*, bint) noexcept nogil
+ctypedef void (*correlated_fit_t)(
+    const Batch*, const CorrelatedDesign*, const double*, Py_ssize_t, Py_ssize_t, const Outcome*, double*) noexcept nogil
+ctypedef void (*correlated_moments_t)(
+    const Batch*, const CorrelatedDesign*, const double*, Py_ssize_t, const CorrelatedMoments*, double*) noexcept nogil
 ctypedef Py_ssize_t (*batch_size_t)(const Batch*) noexcept nogil
 ctypedef void (*batch_fit_t)(const Batch*, const double*, Py_ssize_t, Py_ssize_t, Py_ssize_t, const Outcome*, double*
                              ) noexcept nogil
@@ -442,6 +494,9 @@ cdef struct LaneKernels:
     factors_size_t factors_size
     factors_fit_t factors_fit
     factors_moments_t factors_moments
+    correlated_size_t correlated_size
+    correlated_fit_t correlated_fit
+    correlated_moments_t correlated_moments
     chain_pack_t chain_pack
     chain_up_t chain_up
     chain_down_t chain_down

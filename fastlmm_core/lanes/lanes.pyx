@@ -32,6 +32,7 @@ constant sizes, which modules of their own, or declarations shared between them,
     problems, pairs, problem_fits   problems of their own designs, those with two effects, and their fits
     elsewhere, closer               their other minima, and those of few groups
     factors, factor_sweeps, factor_fits     several grouping factors: sums, criterion, fits
+    correlated, correlated_sweeps, correlated_fits      the same where effects of a factor may be correlated
     families                        factors nested in each other
     deletions, series               fits without some groups; residuals that are correlated in time
 """
@@ -43,7 +44,7 @@ from libc.string cimport memset
 from fastlmm_core.lanes.deletions cimport DEFICIENT, FAR, FOUND, OPEN, TILE, DeletionWork, Deletions
 from fastlmm_core.lanes.kernels cimport (
     MOST_FEATURES, MOST_POINTS, PART, PROBLEM_SIZE, SAME, Batch, ChainColumns, ChainStage, ChainSums, CommonPoint,
-    DesignMoments, FactorDesign, FactorScreen, LaneKernels, Outcome, OwnGroups, PackedGroups,
+    CorrelatedDesign, CorrelatedMoments, DesignMoments, FactorDesign, FactorScreen, LaneKernels, Outcome, OwnGroups, PackedGroups,
     ProblemSums, Profile, RawGroups, Screen, SeriesSums, SeriesWork, Shape, SharedScreen, Sums, lane_kernels_name, lay_profile, vec, vecu)
 from fastlmm_core.small.arena cimport Arena, take
 from fastlmm_core.small.chain cimport Chain, Gls
@@ -720,6 +721,9 @@ include "problems.pxi"
 include "factors.pxi"
 include "factor_sweeps.pxi"
 include "factor_fits.pxi"
+include "correlated.pxi"
+include "correlated_sweeps.pxi"
+include "correlated_fits.pxi"
 include "families.pxi"
 include "deletions.pxi"
 include "series.pxi"

@@ -21,7 +21,7 @@ cdef struct Lanes:
     double* row         # (p,) a linear function of the conditioned coefficients, and another
     double* other
     double* axes        # (q, q) of each lane, see axes.pxi
-    double* plain       # 2 q^2 + 2 q numbers
+    double* plain       # 4 q^2 + 2 q numbers
     double* after       # (n_par,) where a search that has not ended is to go on
     double* natural     # (n_par,) theta in the axes of the caller
     Py_ssize_t place[8]     # response of each lane; beyond the last one in use they repeat it
@@ -29,6 +29,7 @@ cdef struct Lanes:
     double reach            # length of the first step, relative to theta, where that is more than 1
     const OwnGroups* own    # groups of each lane's own design; NULL where all have that of the batch
     void* several           # FactorSpace of several grouping factors, see factors.pxi; NULL where there is one
+    void* correlated        # CorrelatedSpace of several whose effects may be correlated, see correlated.pxi; or NULL
     # of a screen
     double* line        # (n_columns q + p)
     double* squares     # (n_patterns n_a + 1)
@@ -63,12 +64,13 @@ cdef void lay_lanes(const Batch* d, Lanes* s, Arena* arena) noexcept nogil:
     s.row = take(arena, LANES * p)
     s.other = take(arena, LANES * p)
     s.axes = take(arena, LANES * q * q)
-    s.plain = take(arena, 2 * q * q + 2 * q)
+    s.plain = take(arena, 4 * q * q + 2 * q)
     s.after = take(arena, LANES * n)
     s.natural = take(arena, LANES * n)
     s.reach = 0.0
     s.own = NULL
     s.several = NULL
+    s.correlated = NULL
     if d.screen.n_points > 0:
         s.line = take(arena, LANES * (d.screen.n_columns * q + p))
         s.squares = take(arena, LANES * (d.screen.n_patterns * n_a + 1))
@@ -549,6 +551,9 @@ cdef void evaluate_responses(const Batch* d, Lanes* s, int order) noexcept nogil
         return
     if s.several != NULL:
         evaluate_factors(d, s, order)
+        return
+    if s.correlated != NULL:
+        evaluate_correlated(d, s, order)
         return
     # constant sizes let the compiler unroll the shapes that nearly everyone uses
     if d.q == 1 and d.p == 1:

@@ -5,6 +5,10 @@ from .records import (
     BatchCriterion,
     BatchLook,
     BatchResults,
+    CorrelatedLeaves,
+    CorrelatedParts,
+    CorrelatedRows,
+    CorrelatedSearch,
     FactorLeaves,
     FactorParts,
     FactorRows,
@@ -14,19 +18,7 @@ from .records import (
 
 _Array = NDArray[np.float64]
 
-class FactorBatch:
-    def __init__(
-        self,
-        rows: FactorRows,
-        leaves: FactorLeaves,
-        parts: FactorParts,
-        search: FactorSearch,
-        screen: FactorScreen,
-        x_map: _Array,
-        ones: _Array,
-    ) -> None: ...
-    @property
-    def search(self) -> FactorSearch: ...
+class Shared:
     @property
     def screen(self) -> FactorScreen: ...
     @property
@@ -46,6 +38,7 @@ class FactorBatch:
         into: BatchResults,
         look: BatchLook | None = None,
         brief: bool = False,
+        known: tuple[_Array, _Array] | None = None,
     ) -> None: ...
     def contrasts(
         self,
@@ -55,4 +48,33 @@ class FactorBatch:
         rows: _Array,
         coefficients: tuple[_Array, _Array, _Array] | None = None,
     ) -> tuple[_Array, _Array, _Array, _Array]: ...
+
+class FactorBatch(Shared):
+    def __init__(
+        self,
+        rows: FactorRows,
+        leaves: FactorLeaves,
+        parts: FactorParts,
+        search: FactorSearch,
+        screen: FactorScreen,
+        x_map: _Array,
+        ones: _Array,
+    ) -> None: ...
+    @property
+    def search(self) -> FactorSearch: ...
+    def moments(self, theta: _Array) -> tuple[_Array, _Array, _Array, _Array, _Array]: ...
+
+class CorrelatedBatch(Shared):
+    def __init__(
+        self,
+        rows: CorrelatedRows,
+        leaves: CorrelatedLeaves,
+        parts: CorrelatedParts,
+        search: CorrelatedSearch,
+        screen: FactorScreen,
+        x_map: _Array,
+        ones: _Array,
+    ) -> None: ...
+    @property
+    def search(self) -> CorrelatedSearch: ...
     def moments(self, theta: _Array) -> tuple[_Array, _Array, _Array, _Array, _Array]: ...

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ._factors import FactorBatch
+from ._factors import CorrelatedBatch, FactorBatch
 from ._levels import (
     chain_products,
     components,
@@ -18,6 +18,7 @@ from ._nested import NestedEngine, aligned_zeros, pack
 from ._ordering import minimum_degree, spread_products
 
 __all__ = [
+    "CorrelatedBatch",
     "FactorBatch",
     "NestedEngine",
     "aligned_zeros",

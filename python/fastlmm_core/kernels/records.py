@@ -26,6 +26,10 @@ __all__ = [
     "ChainLinks",
     "ClusterRows",
     "ConditionedRows",
+    "CorrelatedLeaves",
+    "CorrelatedParts",
+    "CorrelatedRows",
+    "CorrelatedSearch",
     "DeletedLines",
     "DeletionSums",
     "Evaluated",
@@ -388,6 +392,87 @@ class FactorSearch(NamedTuple):
     """(n_terms,) place in theta of each term, that of the leaves first."""
     unit: Array
     """(n_terms,) theta of the lanes is in units of these."""
+    tolerance: float
+    max_iterations: int
+
+
+class CorrelatedRows(NamedTuple):
+    """Rows where effects of several grouping factors may be correlated; see lanes/correlated.pxi."""
+
+    x: Array
+    """(n, p) X_o, whitened."""
+    root: Array | None
+    """(n,) square roots of the weights."""
+    offset: Array | None
+    centre: bool
+    leaf: Int64
+    """(n,)"""
+    unit: Array
+    """(n, q_leaf) orthonormal columns of each leaf's Z."""
+    slot: Int64
+    """(n, n_slots) effects of the core."""
+    value: Array
+    """(n, n_slots) Z_o of these."""
+
+
+class CorrelatedLeaves(NamedTuple):
+    """Leaves, those of a part one after the other."""
+
+    R: Array
+    """(n_leaves, q_leaf (q_leaf + 1) / 2) rows of the upper triangles."""
+    at: Int64
+    """(n_leaves,) first place in `core`."""
+    core: Array
+    """Products (q_leaf, J) of each leaf's columns with the core of its part."""
+    x: Array
+    """(n_leaves, q_leaf, p) and with X_o."""
+    within_xx: Array
+    """(p(p+1)/2,) X_o'X_o less what the leaves have of it."""
+
+
+class CorrelatedParts(NamedTuple):
+    """Parts of the core, which share no leaf and no row."""
+
+    core: Int64
+    """(n_parts + 1,) first effect of each."""
+    leaves: Int64
+    """(n_parts + 1,) first leaf."""
+    effects: Int64
+    """(n_parts + 1,) effects of all parts before."""
+    square: Int64
+    """(n_parts + 1,) sums of effects J of all parts before."""
+    factor: Int64
+    """(n_core,) of each effect of the core."""
+    tail: Int64
+    """(n_core,) where its level ends, in the part."""
+    square_at: Int64
+    """(n_parts,) first place in `within_cc`."""
+    within_cc: Array
+    """Lower triangles: products of the core less what the leaves have of them."""
+    within_cx: Array
+    """(n_core, p)."""
+
+
+class CorrelatedSearch(NamedTuple):
+    """How the optimum of each response is looked for where effects of several grouping factors may be correlated."""
+
+    terms: NDArray[np.intp]
+    """(n_par,) place in theta of each element of the lanes."""
+    unit: Array
+    """(n_par,) theta of the lanes is in units of these."""
+    rows: Int64
+    """(n_par,) and columns: positions in the factor of the lanes."""
+    columns: Int64
+    blocks: Int64 | None
+    """First effect of each free block of G, and q; None where all effects are independent."""
+    column: Int64
+    """(n_factors + 1,) first effect of each factor, that of the leaves last."""
+    directions: Int64
+    """(2, n) effects of the free directions of G^, in the caller's order."""
+    scale: Array
+    """(n,) a direction of the lanes is so many of the caller's."""
+    large: float
+    """Variance of the mean of a level above which a response is left to a single fit."""
     tolerance: float
     max_iterations: int
 

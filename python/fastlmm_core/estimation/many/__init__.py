@@ -1,7 +1,8 @@
 """Many responses on one design.
 
 one_factor        what the responses share where there is one factor
-factor_lanes      the same for several of which all effects are independent
+factor_lanes      the same for several with one effect each
+correlated_lanes   the same for several with effects that may be correlated
 several_factors   the same for several, one response after the other
 visits            the same for `us` residuals over visits
 batch_fit         the record of many fits

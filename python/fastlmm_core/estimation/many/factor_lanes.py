@@ -1,4 +1,4 @@
-"""Many responses with several grouping factors whose random effects are all independent: what the lanes read.
+"""Many responses with several grouping factors of one random effect each: what the lanes read.
 
 The levels of one term, the leaves, are eliminated first; the effects of the others, the core, fall apart into parts
 that share no leaf (see lanes/factors.pxi).  That term leads which leaves least to do.
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from ...covariance.parameters import CovarianceStructure
 from ...engines.crossed.problem import CrossedProblem
 from ...engines.protocol import CAREFUL, EASY, HARD
-from ...kernels.hierarchies import FactorBatch
+from ...kernels.hierarchies import CorrelatedBatch, FactorBatch
 from ...kernels.records import FactorLeaves, FactorParts, FactorRows, FactorScreen, FactorSearch
 from ...problem.columns import condition_z, factor_structure
 from ...support.types import Array
@@ -28,11 +28,10 @@ from ..search import (
     SPREAD,
     VANISHING,
     nearest,
-    screen_of,
     spread_points,
 )  # fmt: skip
 
-__all__ = ["conditioned_z", "factor_batch", "moved_starts"]
+__all__ = ["MAX_ITERATIONS", "conditioned_z", "factor_batch", "moved_starts"]
 
 Int64 = NDArray[np.int64]
 
@@ -241,7 +240,7 @@ def _left(columns: Array, explained: Array) -> Array:
 # ------------------------------------------------------------------------------------------------------------- starts
 
 
-def moved_starts(batch: FactorBatch, theta: Array) -> tuple[NDArray[np.intp], Array]:
+def moved_starts(batch: FactorBatch | CorrelatedBatch, theta: Array) -> tuple[NDArray[np.intp], Array]:
     """Starts at which the variance of one term has gone to another, for all pairs of terms.
 
     Terms that hardly differ may have a minimum each where one of them has all variance, so close to each other that the
@@ -249,7 +248,8 @@ def moved_starts(batch: FactorBatch, theta: Array) -> tuple[NDArray[np.intp], Ar
 
     Parameters
     ----------
-    batch : FactorBatch
+    batch : FactorBatch or CorrelatedBatch
+        Of independent effects.
     theta : (count, n_terms) array
         Minima on the boundary or near it.
 
@@ -280,9 +280,6 @@ def _points(
 ) -> Array:  # fmt: skip
     """Points of the screen (n_points, n_terms), in the order of the terms; each sqrt(levels / n) is 1."""
     q = structure.q
-    if len(problem.columns) < q:
-        # independent effects of one factor may be large and cancel each other
-        return screen_of(problem.criterion(), structure, HARD).thetas[:, terms]
     if q not in SIZES:
         return spread_points(structure.blocks, HARD, 1.0).thetas[:, terms]
     p = leaves.x.shape[1]
@@ -295,10 +292,10 @@ def _points(
 def _effort(problem: CrossedProblem, Z: Array, codes: list[Int64]) -> int:
     """CAREFUL where two minima may lie in one valley of the screen; otherwise EASY.
 
-    So they may where its points are few for the terms, where effects share a factor, where there are few rows for each
-    effect, and where two terms divide the rows nearly alike.
+    So they may where its points are few for the terms, where there are few rows for each effect, and where two terms
+    divide the rows nearly alike.
     """
-    if Z.shape[1] > 2 or len(problem.columns) < 2 or problem.n < FEW_ROWS * problem.levels.sum():
+    if Z.shape[1] > 2 or problem.n < FEW_ROWS * problem.levels.sum():
         return CAREFUL
     return CAREFUL if _likeness(Z, *codes) > NEARLY_ALIKE else EASY
 

@@ -16,7 +16,7 @@ from .search import group_basis, response_screen
 from .start import batch_start
 
 if TYPE_CHECKING:
-    from ...kernels.hierarchies import FactorBatch
+    from ...kernels.hierarchies import CorrelatedBatch, FactorBatch
     from .several_factors import HierarchyDesign
 
 __all__ = ["EffectsDesign", "effects_design", "hierarchy_design", "shared_design"]
@@ -58,17 +58,19 @@ def effects_design(model: Model) -> EffectsDesign | HierarchyDesign:
     return EffectsDesign(model) if len(model.factors) == 1 else hierarchy_design(model)
 
 
-def shared_design(model: Model) -> kernels.BatchDesign | FactorBatch | HierarchyDesign:
+def shared_design(model: Model) -> kernels.BatchDesign | FactorBatch | CorrelatedBatch | HierarchyDesign:
     """What all responses share; made once per model."""
     return model.once("shared by responses", lambda: _shared_design(model))
 
 
-def _shared_design(model: Model) -> kernels.BatchDesign | FactorBatch | HierarchyDesign:
+def _shared_design(model: Model) -> kernels.BatchDesign | FactorBatch | CorrelatedBatch | HierarchyDesign:
     if len(model.factors) == 1:
         return _one_factor(model)
+    from .correlated_lanes import correlated_batch
     from .factor_lanes import factor_batch
 
-    return factor_batch(model) or hierarchy_design(model)
+    single = all(f.stop - f.start == 1 for f in model.factors)
+    return (factor_batch(model) if single else correlated_batch(model)) or hierarchy_design(model)
 
 
 def hierarchy_design(model: Model) -> HierarchyDesign:

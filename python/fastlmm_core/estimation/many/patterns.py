@@ -23,7 +23,7 @@ from ..moments import Moments, adjusted, expected_information, reduced_traces
 from .one_factor import shared_design
 
 if TYPE_CHECKING:
-    from ...kernels.hierarchies import FactorBatch
+    from ...kernels.hierarchies import CorrelatedBatch, FactorBatch
     from .several_factors import HierarchyDesign
 
 __all__ = ["Observed", "Patterns", "moments_of_sums", "patterns_of"]
@@ -73,7 +73,7 @@ def patterns_of(model: Model) -> Patterns:
         return _OneFactor(model)
     design = shared_design(model)
     if hasattr(design, "moments"):
-        return _FactorLanes(model, cast("FactorBatch", design))
+        return _FactorLanes(model, cast("FactorBatch | CorrelatedBatch", design))
     return _SeveralFactors(cast("HierarchyDesign", design))
 
 
@@ -211,7 +211,7 @@ class _FactorLanes:
 
     apart = True
 
-    def __init__(self, model: Model, batch: FactorBatch) -> None:
+    def __init__(self, model: Model, batch: FactorBatch | CorrelatedBatch) -> None:
         self.batch, self.structure = batch, model.structure
         self.nu = float(model.problem.n - model.problem.rank)
 
@@ -225,7 +225,8 @@ class _FactorLanes:
         return self.batch.moments(self._theta(factors))[0]
 
     def _theta(self, factors: Array) -> Array:
-        return np.ascontiguousarray(np.diagonal(factors, axis1=1, axis2=2))
+        rows, columns = self.structure.positions
+        return np.ascontiguousarray(factors[:, rows, columns])
 
     def moments(self, factors: Array, edge: NDArray[np.bool_], observed: Observed | None = None) -> Moments:
         """See `Patterns`."""

@@ -39,12 +39,13 @@ from .search import UNASKED, Ended, Worth, beside_starts, enough_worth, narrowed
 from .sparse import SparseBlock, SparseResponses, SparseSums
 
 if TYPE_CHECKING:
-    from ...kernels.hierarchies import FactorBatch
+    from ...kernels.hierarchies import CorrelatedBatch, FactorBatch
     from ...tables.rows import CallerRows
     from .several_factors import HierarchyDesign
     from .visits import VisitDesign
 
-    Shared: TypeAlias = kernels.BatchDesign | FactorBatch | HierarchyDesign | VisitDesign
+    Sided: TypeAlias = kernels.BatchDesign | FactorBatch | CorrelatedBatch
+    Shared: TypeAlias = Sided | HierarchyDesign | VisitDesign
 
 __all__ = ["fit_drawn", "fit_few", "fit_many", "refuse_missing"]
 
@@ -400,7 +401,9 @@ def _fit(
     return pieces[0] if count is not None else _joined(empty, pieces)
 
 
-def _curvature(shared: kernels.BatchDesign | FactorBatch | HierarchyDesign, Y: Array, fits: BatchFit) -> Curvature:
+def _curvature(
+    shared: kernels.BatchDesign | FactorBatch | CorrelatedBatch | HierarchyDesign, Y: Array, fits: BatchFit
+) -> Curvature:
     """What tests need of the responses of a block."""
     theta, rank = np.nan_to_num(fits.theta_o), fits.model.problem.rank
     _, _, shift, hess = shared.contrasts(Y, fits.reml, theta, np.eye(1, rank))
@@ -497,14 +500,14 @@ def _fit_together(
     places, responses = np.nonzero(chosen.T >= 0)
     order = np.argsort(chosen[responses, places], kind="stable")
     places, responses = places[order], responses[order]
-    descend = partial(_descend, cast("kernels.BatchDesign | FactorBatch", shared), Y, into, first, more)
+    descend = partial(_descend, cast("Sided", shared), Y, into, first, more)
     before = into.criterion[first : first + len(Y)].copy()
     ended = descend(responses, screen.thetas[chosen[responses, places]])
     if several:
-        from .factor_lanes import moved_starts
+        from .correlated_lanes import further_starts
 
         which = first + np.union1d(near, np.flatnonzero(status == BOUNDARY))
-        responses, starts = moved_starts(cast("FactorBatch", shared), into.theta_o[which])
+        responses, starts = further_starts(cast("FactorBatch | CorrelatedBatch", shared), into.theta_o[which])
         descend(which[responses] - first, starts)
     elif worth.beside:
         edge = np.setdiff1d(np.flatnonzero(status == BOUNDARY), few)
@@ -529,7 +532,7 @@ def _fit_closely(
 
 
 def _descend(
-    shared: kernels.BatchDesign | FactorBatch, Y: Array, into: BatchFit, first: int, more: dict[str, Any],
+    shared: Sided, Y: Array, into: BatchFit, first: int, more: dict[str, Any],
     responses: Index, starts: Array,
 ) -> Ended:  # fmt: skip
     """Search from other starts of some responses, and fit those again for which something lower is found.
@@ -541,10 +544,12 @@ def _descend(
     ended = [(np.zeros(0, dtype=np.intp), np.zeros(0), np.zeros((0, starts.shape[1])))]
     lowest = np.full(len(Y), np.inf)
     theta = np.empty((len(Y), starts.shape[1]))
+    own = slice(first, first + len(Y))
+    known = (into.theta_o[own], into.criterion[own]) if len(into.model.factors) > 1 else None
     step = max(len(Y), SIDE_BY_SIDE)
     for begin in range(0, len(responses), step):
         which = responses[begin : begin + step]
-        other = _searched(shared, Y, into, which, starts[begin : begin + step], more)
+        other = _searched(shared, Y, into, which, starts[begin : begin + step], more, known)
         np.add.at(into.n_evaluations, first + which, other.n_evaluations)
         # a minimum is none to certify where a point is known that is lower, whatever that one is
         open_ = (other.status == 0) & (other.criterion < into.criterion[first + which] - CLEARLY)
@@ -567,16 +572,24 @@ def _descend(
 
 
 def _searched(
-    shared: kernels.BatchDesign | FactorBatch, Y: Array, into: BatchFit, which: Index, starts: Array,
-    more: dict[str, Any],
+    shared: Sided, Y: Array, into: BatchFit, which: Index, starts: Array, more: dict[str, Any],
+    known: tuple[Array, Array] | None,
 ) -> BatchFit:  # fmt: skip
-    """Searches from starts of their own; those that have not ended where patience with them does go on from there."""
-    found = _from(shared, Y, into, which, starts, brief=True, **more)
+    """Searches from starts of their own; those that have not ended where patience with them does go on from there.
+
+    `known`: theta and criterion of minima of all responses, to which no search has to go.
+    """
+
+    def beside(some: Index) -> dict[str, Any]:
+        return more if known is None else more | {"known": (known[0][some], known[1][some])}
+
+    found = _from(shared, Y, into, which, starts, brief=True, **beside(which))
     for _ in range(GOES_ON):
         going = np.flatnonzero((found.status == 0) & np.isfinite(found.criterion))
         if not len(going):
             break
-        again = _from(shared, Y, into, which[going], found.theta_o[going], brief=True, **more)
+        some = which[going]
+        again = _from(shared, Y, into, some, found.theta_o[going], brief=True, **beside(some))
         again.n_evaluations += found.n_evaluations[going]
         for name in ("theta_o", "criterion", "status", "n_evaluations"):
             getattr(found, name)[going] = getattr(again, name)
@@ -584,7 +597,7 @@ def _searched(
 
 
 def _from(
-    shared: kernels.BatchDesign | FactorBatch, Y: Array, into: BatchFit, which: Index, starts: Array, **more: Any
+    shared: Sided, Y: Array, into: BatchFit, which: Index, starts: Array, **more: Any
 ) -> BatchFit:  # fmt: skip
     """Fits of some responses, each from a start of its own."""
     other = BatchFit(into.model, into.kind, into.reml, len(which), None)
