@@ -140,6 +140,7 @@ cdef void fit_correlated(const Batch* b, Lanes* s, CorrelatedSpace* w, Fates* f,
     """Fit the responses at s.place as `fit_places` does."""
     cdef const CorrelatedDesign* d = w.d
     cdef Py_ssize_t lane
+    cdef double value
     cdef bint last = round_ == SEARCHED - 1, goes_on
     s.f.chain.axes = NULL
     s.reach = CARRIED_ON if round_ > 0 or d.known != NULL else 0.0
@@ -159,8 +160,8 @@ cdef void fit_correlated(const Batch* b, Lanes* s, CorrelatedSpace* w, Fates* f,
     refuse_large(b, d, s, f, out, first)
     for lane in range(s.used):
         goes_on = not last and f.status[lane] == 0 and out.decrement[first + s.place[lane]] < INFINITY
-        if goes_on and d.known != NULL and has_arrived(
-                b, d, s, lane, out.value[first + s.place[lane]], out.decrement[first + s.place[lane]]):
+        value = (<double*> &f.value)[lane] + b.nu * log((<double*> &f.total)[lane] / b.n) + b.criterion_offset
+        if goes_on and d.known != NULL and has_arrived(b, d, s, lane, value, (<double*> &f.decrement)[lane]):
             out.status[first + s.place[lane]] = 1
         elif goes_on:
             out.status[first + s.place[lane]] = GOES_ON

@@ -16,6 +16,7 @@ cdef struct Fates:
     vec size                # by which y was divided
     vec finished            # positive where the search has ended
     vec decrement
+    vec value               # of the criterion at the last point that was evaluated on the way
 
 
 cdef void set_aside(const Batch* d, Lanes* s, Fates* f) noexcept nogil:
@@ -182,6 +183,7 @@ cdef void settle_lanes(const Batch* d, Lanes* s, Fates* f, Py_ssize_t limit) noe
     cdef Py_ssize_t lane, i
     cdef vec changed
     minimize_lanes(d, s, limit, &f.finished, &f.decrement, f.evaluations)
+    f.value = (<vecu*> s.f.gls.value)[0]
     for i in range(d.n_par):
         (<vecu*> s.after)[i] = (<vecu*> s.trial)[i]
     changed = snap(d, s)

@@ -10,6 +10,7 @@ from fastlmm_core import RandomTerm
 from fastlmm_core.covariance.directions import free_directions
 from fastlmm_core.covariance.parameters import vech_positions
 from fastlmm_core.estimation.fit import Fit
+from fastlmm_core.estimation.many import correlated_lanes
 from fastlmm_core.estimation.many import policy as batch_module
 from fastlmm_core.estimation.many.batch_fit import BatchFit
 from fastlmm_core.estimation.many.one_factor import shared_design
@@ -234,3 +235,90 @@ def test_fits_are_single_fits(rng, shape, sd, reml):
             continue  # a lower minimum than that of the single fit
         np.testing.assert_allclose(batch.params[i], one.params, rtol=1e-5, atol=1e-6)
         np.testing.assert_allclose(batch.bse[i], one.bse, rtol=1e-5)
+
+
+# ---- what comes with fits ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", ["maximal", "uneven", "nested"])
+def test_results_depend_on_neither_neighbours_nor_threads(rng, shape):
+    model = design(rng, shape)
+    Y = responses(rng, model, 41, 0.5)
+    whole = model.fit_many(Y, n_jobs=1)
+    order = rng.permutation(41)
+    for other, at in (
+        (model.fit_many(Y, n_jobs=2), np.arange(41)),
+        (model.fit_many(Y[order], n_jobs=1), order),
+        (model.fit_many(Y, n_jobs=1, memory=1e-3), np.arange(41)),
+    ):
+        for name in ("params", "bse", "criterion", "theta", "satterthwaite"):
+            assert np.array_equal(getattr(other, name), getattr(whole, name)[at], equal_nan=True), name
+
+
+@pytest.mark.parametrize("sd", [1.0, 0.1])
+@pytest.mark.parametrize("shape", ["maximal", "one slope", "independent", "nested", "mixed"])
+def test_tests_are_those_of_single_fits(rng, shape, sd):
+    model = design(rng, shape, weights=shape == "one slope")
+    Y = responses(rng, model, 10, sd)
+    batch = model.fit_many(Y)
+    row = np.eye(2)[1:]
+    assert (~batch.alone).sum() > 5
+    for ddf in ("kenward-roger", "satterthwaite"):
+        found = batch.test(row, ddf=ddf)
+        for i, y in enumerate(Y):
+            one = model.refit(y)
+            if not one.converged or abs(one.criterion - batch.criterion[i]) > 1e-7:
+                continue
+            own = one.test(row, ddf=ddf)
+            np.testing.assert_allclose(found.statistic[i], own.statistic, rtol=1e-4, atol=1e-6)
+            np.testing.assert_allclose(found.df_denom[i], own.df_denom, rtol=1e-3)
+
+
+def test_variance_components_are_those_of_single_fits(rng):
+    model = design(rng, "maximal")
+    Y = responses(rng, model, 6)
+    found = model.fit_many(Y).variance_components()
+    for i, y in enumerate(Y):
+        table = model.refit(y).variance_components(method="wald")
+        own = dict(zip(table["term"], zip(table["estimate"], table["std_error"], strict=True), strict=True))
+        for name, estimate, error in zip(found.names, found.estimate[i], found.std_error[i], strict=True):
+            np.testing.assert_allclose([estimate, error], own[name], rtol=1e-4, atol=1e-5)
+
+
+def test_permutations_keep_the_parameters(rng):
+    model = design(rng, "maximal")
+    batch = model.fit_many(responses(rng, model, 4))
+    found = batch.permute(np.eye(2)[1:], 30, seed=1)
+    again = batch.permute(np.eye(2)[1:], 30, seed=1, refit=False, n_jobs=2)
+    assert np.array_equal(found.null, again.null)
+
+
+def test_narrowed_starts_have_one_direction_next_to_none(rng):
+    model = design(rng, "maximal")
+    batch = shared_design(model)
+    unit = np.sqrt(model.problem.levels / model.problem.n)
+    theta = np.abs(thetas(rng, model, 5))[:2]
+    theta[1] = 3.0
+    which, starts = correlated_lanes.narrowed_starts(batch, theta)
+    assert sorted(which.tolist()) == [0, 0, 1, 1]
+    for i, start in zip(which, starts, strict=True):
+        before, after = (model.structure.factor(t) / unit[:, None] for t in (theta[i], start))
+        sizes = [np.linalg.svd(F[b, b])[1] for F in (before, after) for b in (slice(0, 2), slice(2, 4))]
+        changed = [not np.allclose(one, other) for one, other in zip(sizes[:2], sizes[2:], strict=True)]
+        assert sum(changed) == 1
+        assert sizes[2 + changed.index(True)].min() == pytest.approx(0.1)
+
+
+def test_large_variances_and_structures_are_left_to_single_fits(rng):
+    model = design(rng, "maximal")
+    Y = responses(rng, model, 2, 1e5)
+    batch = model.fit_many(Y)
+    assert batch.alone.all()
+    for i, y in enumerate(Y):
+        assert abs(batch.criterion[i] - model.refit(y).criterion) <= 1e-9 * abs(batch.criterion[i])
+    five = [
+        RandomTerm(rng.standard_normal((60, 5)), np.arange(60) % 12, name="a"),
+        RandomTerm(None, np.arange(60) % 7, name="b"),
+    ]
+    wide = flc.LinearMixedModel(rng.standard_normal(60), np.ones((60, 1)), terms=five)
+    assert correlated_lanes.correlated_batch(wide) is None

@@ -9,6 +9,7 @@ from scipy import special
 import fastlmm_core as flc
 from fastlmm_core.batch_result import BatchResult
 from fastlmm_core.design.replication import independent_units, levels_of, observations, subjects
+from fastlmm_core.estimation.many import correlated_lanes
 from fastlmm_core.estimation.many import policy as batch_module
 from fastlmm_core.estimation.many.several_factors import EXACT_UP_TO, HierarchyDesign
 from fastlmm_core.inference import wald as inference
@@ -23,6 +24,12 @@ RandomTerm = flc.RandomTerm
 # A certified optimum is within 5e-9 of the minimum of the criterion; the estimates are that close in standard errors.
 CRITERION = 1e-8
 AGREE = 1e-6
+
+
+@pytest.fixture(autouse=True)
+def _one_by_one(monkeypatch):
+    """What the lanes would take is left to single engines: these are their tests."""
+    monkeypatch.setattr(correlated_lanes, "WORK_UP_TO", 0.0)
 
 
 @pytest.fixture(autouse=True)

@@ -8,6 +8,7 @@ import scipy.linalg
 
 import fastlmm_core as flc
 from fastlmm_core import LMMError
+from fastlmm_core.estimation.many import correlated_lanes
 from fastlmm_core.inference.hypotheses import parse_hypothesis
 from fastlmm_core.inference.many.permutation import rearrangements
 
@@ -192,16 +193,40 @@ def test_several_factors(crossed, scheme, hypothesis, refit):
             np.testing.assert_allclose(maps[k + 1][i], wanted, rtol=2e-6, atol=1e-6)
 
 
-def test_several_factors_with_correlated_effects():
+def of_correlated_effects():
     rng = np.random.default_rng(5)
     g, h = np.repeat(np.arange(8), 6), np.tile(np.arange(6), 8)
     table = {"y": rng.normal(size=48), "x": rng.normal(size=48), "g": g, "h": h}
     model = flc.lmm("y ~ x + (x | g) + (1 | h)", table)
-    batch = model.fit_many(rng.normal(size=(3, 48)) + rng.normal(size=(3, 8))[:, g])
+    return table, model.fit_many(rng.normal(size=(3, 48)) + rng.normal(size=(3, 8))[:, g])
+
+
+def test_several_factors_with_correlated_effects():
+    table, batch = of_correlated_effects()
     for scheme in ("sign-flip", "freedman-lane"):
         found = batch.permute("x", 3, scheme=scheme, refit=True, seed=1)
         np.testing.assert_allclose(found.statistic, batch.tvalues[:, 1], rtol=1e-5)
-    with pytest.raises(LMMError, match="correlated effects, or of many levels, needs refit=True"):
+    # the parameters under the null hypothesis kept: generalised least squares with dense matrices
+    found = batch.permute("x", 3, scheme="sign-flip", seed=1)
+    null = flc.lmm("y ~ 1 + (x | g) + (1 | h)", table)
+    X, Z = batch.model.exog, batch.model.exog_re
+    for i, y in enumerate(np.asarray(batch.responses)):
+        one = null.refit(y)
+        V = np.eye(48)
+        for f in batch.model.factors:
+            own = Z[:, f.columns] @ one.covariance[f.columns, f.columns] @ Z[:, f.columns].T / one.sigma2
+            V += own * (f.grouping.index[:, None] == f.grouping.index)
+        W = np.linalg.inv(V)
+        K = np.linalg.inv(X.T @ W @ X)
+        beta = K @ X.T @ W @ y
+        e = y - X @ beta
+        np.testing.assert_allclose(found.statistic[i], beta[1] / np.sqrt(K[1, 1] * (e @ W @ e) / 46), rtol=1e-5)
+
+
+def test_several_factors_one_by_one(monkeypatch):
+    monkeypatch.setattr(correlated_lanes, "WORK_UP_TO", 0.0)
+    _, batch = of_correlated_effects()
+    with pytest.raises(LMMError, match="with many levels, or with more than four effects of a level, needs refit=True"):
         batch.permute("x", 9)
     with pytest.raises(LMMError, match="tests one coefficient by its name"):
         batch.permute(["x", "Intercept"], 9, refit=True)
