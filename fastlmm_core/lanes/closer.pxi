@@ -12,6 +12,9 @@ cdef enum:
 cdef double NARROW = 0.1
 """Standard deviation that is nearly none, where 1 makes half of the variance of the mean of a group."""
 
+cdef double RAISED = 17.0
+"""Standard deviation in place of one that is nearly none, in the middle of the screen on a logarithmic scale."""
+
 cdef double REACH = 0.3, NEAR_END = 0.01
 """Length of the first step of a search, relative to theta, where that is more than 1; decrement d at which it ends, with
 a minimum about d^2 / 2 below, which is then known to d^3."""
@@ -27,6 +30,7 @@ cdef double EQUAL = 1e-7
 cdef struct Runs:
     Py_ssize_t count, begin     # all, and the first that is still to be made
     Py_ssize_t left             # those from here on have begun
+    Py_ssize_t raised           # those from here on take short first steps
     double* theta               # (MOST_RUNS, n_par) where each is, or has ended
     double value[MOST_RUNS]        # of the minimum
     int status[MOST_RUNS]              # of the minimum, see Outcome; GOES_ON
@@ -116,6 +120,7 @@ cdef void move_on(const Batch* d, Lanes* s, Rush* r, Runs* runs, Py_ssize_t lane
         runs.theta[run * n + i] = s.natural[i * LANES + lane]
     if not ended and r.stage[lane] < STAGES - 1:
         r.stage[lane] += 1
+        s.reach = REACH if run < runs.raised else 0.0
         enter_lane(d, s, r, lane, runs.theta + run * n, can_turn(d))
         return
     leave_lane(d, s, r, runs, lane, ended)
@@ -130,6 +135,7 @@ cdef void start_lane(const Batch* d, Lanes* s, Rush* r, Runs* runs, Py_ssize_t l
         runs.left -= 1
         r.run[lane] = runs.left
         r.stage[lane] = 0
+        s.reach = REACH if runs.left < runs.raised else 0.0
         enter_lane(d, s, r, lane, runs.theta + runs.left * d.n_par, False)
 
 
@@ -161,8 +167,8 @@ cdef void run_all(const Batch* d, Lanes* s, Fates* f, Runs* runs) noexcept nogil
     runs.begin = runs.count
 
 
-cdef bint narrow_theta(const Batch* d, double* A, const double* theta, double* out) noexcept nogil:
-    """theta with the least principal standard deviation next to none; False where it is small already.
+cdef bint narrow_theta(const Batch* d, double* A, const double* theta, bint raised, double* out) noexcept nogil:
+    """theta with the least principal standard deviation next to none, or `raised` where it is small already; else False.
 
     A : work space of 3 q^2 doubles
     """
@@ -181,9 +187,9 @@ cdef bint narrow_theta(const Batch* d, double* A, const double* theta, double* o
                 t += F[a * q + l] * F[b * q + l]
             A[a * q + b] = t
     principal_axes(q, A, V)
-    if q == 1 or not A[q * q - 1] > 4.0 * NARROW * NARROW:
+    if q == 1 or (A[q * q - 1] > 4.0 * NARROW * NARROW) == raised:
         return False
-    A[q * q - 1] = NARROW * NARROW
+    A[q * q - 1] = RAISED * RAISED if raised else NARROW * NARROW
     # the triangular root of V A V'
     for a in range(q):
         for b in range(a + 1):
@@ -198,11 +204,20 @@ cdef bint narrow_theta(const Batch* d, double* A, const double* theta, double* o
     return True
 
 
-cdef void add_narrowed(const Batch* d, Lanes* s, Py_ssize_t run, Runs* runs) noexcept nogil:
+cdef void add_narrowed(const Batch* d, Lanes* s, Py_ssize_t run, bint raised, Runs* runs) noexcept nogil:
     """A search that starts beside the minimum of another one."""
     if runs.count < MOST_RUNS and narrow_theta(
-            d, s.small, runs.theta + run * d.n_par, runs.theta + runs.count * d.n_par):
+            d, s.small, runs.theta + run * d.n_par, raised, runs.theta + runs.count * d.n_par):
         runs.count += 1
+
+
+cdef Py_ssize_t lowest_run(const Runs* runs) noexcept nogil:
+    """The search that has ended lowest; the first where none is clearly lower than that."""
+    cdef Py_ssize_t run, best = 0
+    for run in range(1, runs.count):
+        if runs.value[run] < min(runs.value[best], runs.value[0] - LOWER):
+            best = run
+    return best
 
 
 cdef void add_lowest(const Batch* d, const Screen* screen, Lanes* s, Runs* runs) noexcept nogil:
@@ -218,7 +233,7 @@ cdef void add_lowest(const Batch* d, const Screen* screen, Lanes* s, Runs* runs)
             break
         last = runs.value[best] + EQUAL * (1.0 + fabs(runs.value[best]))
         if fabs(runs.value[best] - runs.value[0]) > EQUAL * (1.0 + fabs(runs.value[0])):
-            add_narrowed(d, s, best, runs)
+            add_narrowed(d, s, best, False, runs)
 
 
 cdef void look_closer(const Batch* d, const ProblemSums* one, const Screen* screen, Py_ssize_t at, const Outcome* out,
@@ -234,7 +249,7 @@ cdef void look_closer(const Batch* d, const ProblemSums* one, const Screen* scre
     cdef int starts[MOST_RUNS]
     cdef Arena arena = Arena(work, 0)
     cdef Batch brief = d[0]
-    cdef Py_ssize_t n = d.n_par, lane, i, run, best = 0, evaluations = out.evaluations[at]
+    cdef Py_ssize_t n = d.n_par, lane, i, run, best, evaluations = out.evaluations[at]
     for lane in range(LANES):
         copies[lane] = one[0]
         s.place[lane] = 0
@@ -253,16 +268,19 @@ cdef void look_closer(const Batch* d, const ProblemSums* one, const Screen* scre
             runs.theta[run * n + i] = screen.thetas[2][starts[run - 1] * n + i]
     runs.begin = 1
     runs.value[0], runs.status[0] = out.value[at] - own.offset[0], out.status[at]
-    add_narrowed(d, &s, 0, &runs)
+    runs.raised = MOST_RUNS
+    add_narrowed(d, &s, 0, False, &runs)
     for lane in range(LANES):
         f.evaluations[lane] = 0
-    brief.tolerance, s.reach = NEAR_END, REACH
+    brief.tolerance = NEAR_END
     run_all(&brief, &s, &f, &runs)
+    best = lowest_run(&runs)
     add_lowest(d, screen, &s, &runs)
+    # a minimum on the boundary may share its valley with one further inside, which short steps tell apart
+    runs.raised = runs.count
+    add_narrowed(d, &s, best, True, &runs)
     run_all(&brief, &s, &f, &runs)
-    for run in range(1, runs.count):
-        if runs.value[run] < min(runs.value[best], runs.value[0] - LOWER):
-            best = run
+    best = lowest_run(&runs)
     for lane in range(LANES):
         evaluations += f.evaluations[lane]
     if runs.status[best] <= 0:

@@ -250,7 +250,7 @@ cdef void start_beside(const Batch* d, Lanes* s, Minima* found, Searches* next) 
             inside = inside and not (d.row[i] == d.col[i] and one[i] == 0.0)
         if inside and (<double*> &rise)[lane] > NEAR_BOUNDARY:
             continue
-        if inside and narrow_theta(d, s.small, one, start):
+        if inside and narrow_theta(d, s.small, one, False, start):
             add_search(next, n, s.place[lane], start, 1)
         for size in range(2):
             for i in range(n):

@@ -835,6 +835,8 @@ def test_independent_effects_of_few_groups_are_searched_closely(seed: int) -> No
         ("time_course", 20035),
         ("time_course", 61282),
         ("time_course", 61304),
+        # on the boundary, and two thousandths lower inside
+        ("eight_decades", 62113),
     ],
 )
 def test_stacks_find_minima_next_to_each_other(family: str, seed: int) -> None:

@@ -496,8 +496,10 @@ def _fit_together(
         rise[few] = np.inf
         near = np.flatnonzero((status == 1) & (rise <= NEAR_BOUNDARY))
     known = into.theta_o[first + near]
-    # searches side by side end together where they start from the same point
-    places, responses = np.nonzero(chosen.T >= 0)
+    # few responses have any points; searches side by side end together where they start from the same one
+    some = np.flatnonzero(chosen[:, 0] >= 0)
+    places, responses = np.nonzero(chosen[some].T >= 0)
+    responses = some[responses]
     order = np.argsort(chosen[responses, places], kind="stable")
     places, responses = places[order], responses[order]
     descend = partial(_descend, cast("Sided", shared), Y, into, first, more)
@@ -513,8 +515,10 @@ def _fit_together(
         edge = np.setdiff1d(np.flatnonzero(status == BOUNDARY), few)
         descend(*beside_starts(model, near, edge, known))
     elif close and (len(near) or len(ended.responses)):
-        which, thetas = next_lowest(ended, before)
-        which, thetas = np.concatenate([near, which]), np.concatenate([known, thetas])
+        which, thetas = near, known
+        if len(ended.responses):
+            lowest, others = next_lowest(ended, before)
+            which, thetas = np.concatenate([near, lowest]), np.concatenate([known, others])
         descend(which, narrowed_starts(model, thetas))
     if len(few):
         _fit_closely(screened_design(model, cast("kernels.BatchDesign", shared)), Y, into, first, few, scores)

@@ -235,7 +235,7 @@ def narrowed_starts(model: Model, theta: Array) -> Array:
     axes, sizes, _ = np.linalg.svd(factors)
     sizes[:, -1] = VANISHING
     narrow = unit * axes * sizes[:, None]
-    return np.array([structure.theta(structure.canonical(factor)) for factor in narrow]).reshape(theta.shape)
+    return np.ascontiguousarray(structure.canonical_many(narrow)[:, *structure.positions])
 
 
 def beside_starts(model: Model, near: Index, edge: Index, known: Array) -> tuple[Index, Array]:
