@@ -18,11 +18,11 @@ import numpy as np
 from _harness import Case
 
 SLOPES = (
-    ("slopes", (1500.0, 10.0)),
-    ("one slope", (500.0, 10.0)),
-    ("independent slopes", (1200.0, 10.0)),
-    ("nested slopes", (1500.0, 10.0)),
-    ("nested, one slope", (500.0, 10.0)),
+    ("slopes", (2000.0, 7.0)),
+    ("one slope", (700.0, 10.0)),
+    ("independent slopes", (1500.0, 8.0)),
+    ("nested slopes", (100.0, 25.0)),
+    ("nested, one slope", (50.0, 40.0)),
 )
 """Shapes, most normals of a response that a fit may cost, and how much longer at least a single refit takes."""
 

@@ -251,7 +251,7 @@ def test_results_depend_on_neither_neighbours_nor_threads(rng, shape):
         (model.fit_many(Y[order], n_jobs=1), order),
         (model.fit_many(Y, n_jobs=1, memory=1e-3), np.arange(41)),
     ):
-        for name in ("params", "bse", "criterion", "theta", "satterthwaite"):
+        for name in ("params", "bse", "criterion", "theta", "satterthwaite", "n_evaluations"):
             assert np.array_equal(getattr(other, name), getattr(whole, name)[at], equal_nan=True), name
 
 
