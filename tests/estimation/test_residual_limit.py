@@ -213,3 +213,18 @@ def test_what_crossed_factors_and_fixed_effects_span(a, b, rows):
     spans = bool(np.linalg.matrix_rank(np.column_stack([X, Z])) == rows)
     assert model.problem.saturated is spans
     assert model.problem.outside == (rows - np.linalg.matrix_rank(Z) if spans else 0)
+
+
+def test_a_point_without_residual_variance_on_other_axes_is_refused():
+    """Slopes of crossed factors with levels of one row; a search on axes of its own ends where rounding leaves nothing."""
+    rng = np.random.default_rng(969)
+    codes = [np.concatenate([np.arange(12).repeat(3), np.arange(12, 24)]), rng.permutation(np.arange(48) % 7)]
+    x, w = rng.uniform(-1.0, 1.0, (2, 48))
+    Z = np.column_stack([np.ones(48), x])
+    y = rng.standard_t(1.5, 48)
+    for code in codes:
+        y += np.sum(Z * (rng.normal(size=(code.max() + 1, 2)) * 10.0 ** rng.uniform(-2.0, 1.0, 2))[code], axis=1)
+    terms = [flc.RandomTerm(Z, code, name) for code, name in zip(codes, "gh", strict=True)]
+    model = flc.LinearMixedModel(y, np.column_stack([Z, w]), terms=terms)
+    with pytest.raises(LMMError, match=r"full likelihood has no maximum .*use fewer random effects"):
+        model.fit(reml=False)

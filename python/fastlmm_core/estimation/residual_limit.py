@@ -102,8 +102,9 @@ def with_residual_variance(
         if lowest <= best.value - FLAT:
             # a search for other minima has been made before
             break
-    criterion.evaluate(best.theta, 1)
-    vanishing = saturated and not best.converged and criterion.solution()[1] < SMALL * n
+    # on other axes no residual variance may be left to rounding at a point that was reached on its own
+    vanishing = not np.isfinite(criterion.evaluate(best.theta, 1)[0])
+    vanishing = vanishing or (saturated and not best.converged and criterion.solution()[1] < SMALL * n)
     # r^2 falls by FAR^2 on the way to the limit, and with it the digits of an engine that takes it from y'y
     lost = 0.0 if criterion.remainder == 1.0 else 1e-15 * FAR**2 / criterion.remainder
     if vanishing or lowest <= best.value + FLAT + n * lost:
