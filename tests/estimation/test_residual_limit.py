@@ -216,7 +216,7 @@ def test_what_crossed_factors_and_fixed_effects_span(a, b, rows):
 
 
 def test_a_point_without_residual_variance_on_other_axes_is_refused():
-    """Slopes of crossed factors with levels of one row; a search on axes of its own ends where rounding leaves nothing."""
+    """Slopes of crossed factors, levels of one row; a search on axes of its own ends where rounding leaves nothing."""
     rng = np.random.default_rng(969)
     codes = [np.concatenate([np.arange(12).repeat(3), np.arange(12, 24)]), rng.permutation(np.arange(48) % 7)]
     x, w = rng.uniform(-1.0, 1.0, (2, 48))
