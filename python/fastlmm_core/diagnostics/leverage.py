@@ -12,6 +12,7 @@ import numpy as np
 
 from ..estimation.deletion.contributions import conditioned_rows, square_lines
 from ..prediction.conditional import posterior_of
+from ..support.blas_threads import quiet_blas
 from ..support.types import Array
 
 if TYPE_CHECKING:
@@ -45,7 +46,9 @@ class RowVariances(NamedTuple):
 
 
 def row_variances(result: Fit) -> RowVariances:
-    found = _rows_of_one(result) if len(result.model.factors) == 1 else _rows_of_several(result)
+    model = result.model
+    with quiet_blas(model.nobs, max(model.exog.shape[1], model.exog_re.shape[1])):
+        found = _rows_of_one(result) if len(model.factors) == 1 else _rows_of_several(result)
     # stated coefficients have no error
     return found if result.stated is None else found._replace(fixed=0.0 * found.fixed, left=0.0 * found.left)
 
