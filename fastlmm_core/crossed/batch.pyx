@@ -188,6 +188,22 @@ cdef class Shared:
                 (arrays[3] / (unit[:, None] * unit))[:, place[:, None], place])
 
 
+cdef tuple empty_moments(Py_ssize_t count, Py_ssize_t n, Py_ssize_t p, DesignMoments* out):
+    """Arrays for the moments of `count` points along n parameters, to which `out` points afterwards."""
+    cdef Py_ssize_t pairs = n * (n + 1) // 2
+    cdef double[:, :, ::1] half
+    cdef double[:, ::1] trace, square
+    cdef double[:, :, :, ::1] cross, both
+    arrays = (np.empty((count, p, p)), np.empty((count, n)), np.empty((count, pairs)), np.empty((count, n, p, p)),
+              np.empty((count, pairs, p, p)))
+    if count > 0:
+        half, trace, square, cross, both = arrays
+        if p > 0:
+            out.half, out.cross, out.both = &half[0, 0, 0], &cross[0, 0, 0, 0], &both[0, 0, 0, 0]
+        out.trace, out.square = &trace[0, 0], &square[0, 0]
+    return arrays
+
+
 cdef class FactorBatch(Shared):
     """The part of a batch that all responses share where all effects are independent.
 
@@ -305,22 +321,14 @@ cdef class FactorBatch(Shared):
         cdef Batch b = self.b
         cdef DesignMoments out
         cdef double[:, ::1] inner = self.inside(theta)
-        cdef Py_ssize_t count = inner.shape[0], n = self.n_par, p = b.p, pairs = n * (n + 1) // 2
-        cdef double[:, :, ::1] half
-        cdef double[:, ::1] trace, square
-        cdef double[:, :, :, ::1] cross, both
+        cdef Py_ssize_t count = inner.shape[0], n = self.n_par
         cdef Arena arena = Arena(NULL, 0)
         cdef double* work
-        arrays = (np.empty((count, p, p)), np.empty((count, n)), np.empty((count, pairs)), np.empty((count, n, p, p)),
-                  np.empty((count, pairs, p, p)))
+        arrays = empty_moments(count, n, b.p, &out)
         if count == 0:
             return arrays
-        half, trace, square, cross, both = arrays
         b.reml = True
         b.nu = <double> (b.n - b.p)
-        if p > 0:
-            out.half, out.cross, out.both = &half[0, 0, 0], &cross[0, 0, 0, 0], &both[0, 0, 0, 0]
-        out.trace, out.square = &trace[0, 0], &square[0, 0]
         work = self.furnished(kernels.factors_size(&b, &self.d), &arena)
         with nogil:
             kernels.factors_moments(&b, &self.d, &inner[0, 0], count, &out, arena.base)
@@ -435,22 +443,14 @@ cdef class CorrelatedBatch(Shared):
         cdef Batch b = self.b
         cdef CorrelatedMoments out
         cdef double[:, ::1] inner = self.inside(theta)
-        cdef Py_ssize_t count = inner.shape[0], n = len(self.search.directions[0]), p = b.p, pairs = n * (n + 1) // 2
-        cdef double[:, :, ::1] half
-        cdef double[:, ::1] trace, square
-        cdef double[:, :, :, ::1] cross, both
+        cdef Py_ssize_t count = inner.shape[0], n = len(self.search.directions[0])
         cdef Arena arena = Arena(NULL, 0)
         cdef double* work
-        arrays = (np.empty((count, p, p)), np.empty((count, n)), np.empty((count, pairs)), np.empty((count, n, p, p)),
-                  np.empty((count, pairs, p, p)))
+        arrays = empty_moments(count, n, b.p, &out.of)
         if count == 0:
             return arrays
-        half, trace, square, cross, both = arrays
         b.reml = True
         b.nu = <double> (b.n - b.p)
-        if p > 0:
-            out.of.half, out.of.cross, out.of.both = &half[0, 0, 0], &cross[0, 0, 0, 0], &both[0, 0, 0, 0]
-        out.of.trace, out.of.square = &trace[0, 0], &square[0, 0]
         out.n = n
         out.row, out.col = self.direction, self.direction + n
         work = self.furnished(kernels.correlated_size(&b, &self.d, True), &arena)
