@@ -98,7 +98,7 @@ cdef inline bint is_open(const Fates* f, Py_ssize_t lane, int round_) noexcept n
             and (<double*> &f.decrement)[lane] < INFINITY)
 
 
-cdef void end_first(const Batch* d, const Screen* screen, ProblemBlock* b, int round_, ProblemFits* fits, const Outcome* out
+cdef void end_first(const Batch* d, const Screen* screen, ProblemBlock* b, ProblemFits* fits, const Outcome* out
                     ) noexcept nogil:
     """Write what the first searches have come to, and where else those that have ended are to start."""
     cdef Lanes* s = &b.s
@@ -157,7 +157,7 @@ cdef void make_searches(const Batch* d, const ProblemSums* sums, const Screen* s
                         ProblemFits* fits, const Outcome* out) noexcept nogil:
     """All searches that are to be made now; others are gathered on the way where these are the first."""
     cdef Searches* now = &fits.now
-    cdef Py_ssize_t at, used, left, lane
+    cdef Py_ssize_t at, used, left
     cdef int round_
     for round_ in range(ROUNDS):
         at = left = 0
@@ -172,7 +172,7 @@ cdef void make_searches(const Batch* d, const ProblemSums* sums, const Screen* s
             at += used
             left = keep_open(d, b, round_, left, now)
             if first:
-                end_first(d, screen, b, round_, fits, out)
+                end_first(d, screen, b, fits, out)
             else:
                 end_other(d, b, round_, fits, out)
         now.count = left

@@ -483,11 +483,14 @@ class Model:
         return self.problem.n
 
     @property
-    def constant_column(self) -> int:
-        """The constant column of X among those kept, which there is where the problem says so."""
-        values = self.exog[:, self.problem.kept]
-        constant = np.flatnonzero((values == values[0]).all(axis=0) & (values[0] != 0.0))
-        return int(self.problem.kept[constant[0]])
+    def coefficients_of_one(self) -> Array:
+        """Coefficients (p,) of a response that is 1 everywhere; zeros where X_o has no constant column."""
+        out = np.zeros(self.exog.shape[1])
+        if self.problem.x_constant:
+            values = self.exog[:, self.problem.kept]
+            constant = np.flatnonzero((values == values[0]).all(axis=0) & (values[0] != 0.0))[0]
+            out[self.problem.kept[constant]] = 1.0 / values[0, constant]
+        return out
 
     @property
     def df_resid(self) -> int:

@@ -23,7 +23,7 @@ from ...support.types import Array
 from ..model import Model
 from ..refinement import LARGE
 from ..search import DESCENTS, LOWEST_POINTS, SPREAD, VANISHING, screen_of
-from .factor_lanes import MAX_ITERATIONS, conditioned_z, moved_starts
+from .factor_lanes import MAX_ITERATIONS, conditioned_z, leaves_apart, moved_starts
 
 __all__ = ["correlated_batch", "further_starts"]
 
@@ -92,30 +92,16 @@ def correlated_batch(model: Model) -> CorrelatedBatch | None:
     rows, leaves, parts = _products(order, Z, X, [widths[f] for f in order.factors])
     rows = rows._replace(root=root, offset=model.offset, centre=problem.x_constant)
     screen = _screen(_thetas(model, search), rows, leaves, parts, search)
-    ones = np.zeros(model.exog.shape[1])
-    if problem.x_constant:
-        column = model.constant_column
-        ones[column] = 1.0 / model.exog[0, column]
-    return CorrelatedBatch(rows, leaves, parts, search, screen, np.ascontiguousarray(problem.x_map), ones)
+    x_map = np.ascontiguousarray(problem.x_map)
+    return CorrelatedBatch(rows, leaves, parts, search, screen, x_map, model.coefficients_of_one)
 
 
 def _order(codes: list[Int64], widths: list[int], leading: int, k: int) -> _Order:
     """The order of elimination that begins with the levels of a factor."""
-    from scipy.sparse import coo_array
-    from scipy.sparse.csgraph import connected_components
-
-    others = [f for f in range(len(codes)) if f != leading]
-    m = int(codes[leading].max()) + 1
-    counts = [int(codes[f].max()) + 1 for f in others]
-    firsts = np.cumsum([0, *counts])
-    nodes = np.column_stack([codes[f] + first for f, first in zip(others, firsts[:-1], strict=True)])
-    edges = (np.repeat(codes[leading], len(others)), m + nodes.ravel())
-    count, label = connected_components(coo_array((np.ones(nodes.size), edges), shape=(m + firsts[-1],) * 2), False)
-    leaf_part, level_part = label[:m], label[m:]
-    place = np.empty(m, dtype=np.int64)
-    place[np.argsort(leaf_part, kind="stable")] = np.arange(m)
-    factor = np.repeat(np.arange(len(others)), counts)
-    width = np.array([widths[f] for f in others])[factor]
+    others, level, factor, leaf_part, level_part, count = leaves_apart(codes, leading)
+    place = np.empty(len(leaf_part), dtype=np.int64)
+    place[np.argsort(leaf_part, kind="stable")] = np.arange(len(leaf_part))
+    width = np.array(widths)[others][factor]
     order = np.lexsort((np.arange(len(factor)), factor, level_part))
     first_effect = np.empty(len(order), dtype=np.int64)
     first_effect[order] = np.cumsum(np.append(0, width[order]))[:-1]
@@ -126,7 +112,7 @@ def _order(codes: list[Int64], widths: list[int], leading: int, k: int) -> _Orde
     J, N = sizes.astype(float), sizes + n_leaves * float(widths[leading])
     work = J**3 / 3.0 + J**2 * N / 2.0 + J * N**2 / 2.0 + (k + 4.0) * N**2 / 2.0
     return _Order(
-        factors=[*others, leading], leaf=place[codes[leading]], level=first_effect[nodes],
+        factors=[*others.tolist(), leading], leaf=place[codes[leading]], level=first_effect[level],
         of=np.repeat(factor[order], width[order]).astype(np.int64),
         tail=np.repeat(ends, width[order]).astype(np.int64), core=core,
         leaves=np.append(0, np.cumsum(n_leaves)).astype(np.int64), work=float(work.sum()),

@@ -31,7 +31,7 @@ from ..search import (
     spread_points,
 )  # fmt: skip
 
-__all__ = ["MAX_ITERATIONS", "conditioned_z", "factor_batch", "moved_starts"]
+__all__ = ["MAX_ITERATIONS", "LeavesApart", "conditioned_z", "factor_batch", "leaves_apart", "moved_starts"]
 
 Int64 = NDArray[np.int64]
 
@@ -131,39 +131,63 @@ def factor_batch(model: Model) -> FactorBatch | None:
     thetas = np.empty_like(screen.thetas)
     thetas[:, terms] = screen.thetas * unit
     screen = screen._replace(thetas=thetas)
-    ones = np.zeros(model.exog.shape[1])
-    if problem.x_constant:
-        column = model.constant_column
-        ones[column] = 1.0 / model.exog[0, column]
-    return FactorBatch(rows, leaves, parts, search, screen, np.ascontiguousarray(problem.x_map), ones)
+    x_map = np.ascontiguousarray(problem.x_map)
+    return FactorBatch(rows, leaves, parts, search, screen, x_map, model.coefficients_of_one)
+
+
+class LeavesApart(NamedTuple):
+    """The levels of one term or factor as leaves, those of the others, and the parts of them that share no row.
+
+    Attributes
+    ----------
+    others : (n_others,) int array
+    level : (n, n_others) int array
+        Of each row, those of all others numbered one after the other.
+    of : (n_levels,) int array
+        Place in `others` of each level.
+    leaf_part, level_part : int arrays
+    n_parts : int
+    """
+
+    others: Int64
+    level: Int64
+    of: Int64
+    leaf_part: Int64
+    level_part: Int64
+    n_parts: int
+
+
+def leaves_apart(codes: list[Int64], leading: int) -> LeavesApart:
+    """What falls apart where the levels of `codes[leading]` (n,) are eliminated first."""
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    leaf = codes[leading]
+    m = int(leaf.max()) + 1
+    others = np.array([f for f in range(len(codes)) if f != leading], dtype=np.int64)
+    counts = [int(codes[f].max()) + 1 for f in others]
+    firsts = np.cumsum([0, *counts])
+    level = np.column_stack([codes[f] + first for f, first in zip(others, firsts[:-1], strict=True)])
+    edges = (np.repeat(leaf, len(others)), m + level.ravel())
+    graph = coo_array((np.ones(level.size), edges), shape=(m + firsts[-1],) * 2)
+    count, label = connected_components(graph, directed=False)
+    part = label.astype(np.int64)
+    return LeavesApart(others, level, np.repeat(np.arange(len(others)), counts), part[:m], part[m:], int(count))
 
 
 def _tree(codes: list[Int64], term: int, k: int) -> _Tree:
     """The order of elimination that begins with the levels of a term."""
-    from scipy.sparse import coo_array
-    from scipy.sparse.csgraph import connected_components
-
-    leaf = codes[term]
-    m = int(leaf.max()) + 1
-    others = [t for t in range(len(codes)) if t != term]
-    widths = [int(codes[t].max()) + 1 for t in others]
-    firsts = np.cumsum([0, *widths])
-    slots = np.column_stack([codes[t] + first for t, first in zip(others, firsts[:-1], strict=True)])
-    edges = (np.repeat(leaf, len(others)), m + slots.ravel())
-    graph = coo_array((np.ones(slots.size), edges), shape=(m + firsts[-1],) * 2)
-    count, label = connected_components(graph, directed=False)
-    part = label[m:]
-    of = np.repeat(np.array(others, dtype=np.int64), widths)
-    order = np.lexsort((np.arange(len(part)), of, part))
-    place = np.empty(len(part), dtype=np.int64)
-    place[order] = np.arange(len(part))
-    sizes = np.bincount(part, minlength=count)
-    pieces = np.minimum(np.bincount(label[:m], minlength=count), 16)
+    apart = leaves_apart(codes, term)
+    order = np.lexsort((np.arange(len(apart.of)), apart.of, apart.level_part))
+    place = np.empty(len(order), dtype=np.int64)
+    place[order] = np.arange(len(order))
+    sizes = np.bincount(apart.level_part, minlength=apart.n_parts)
+    pieces = np.minimum(np.bincount(apart.leaf_part, minlength=apart.n_parts), 16)
     J = sizes.astype(float)
     work = (1.5 * J**2 + 3.0 * J * k) * pieces + 2.5 * J**3 + 6.0 * J**2 * k + 6.0 * J * k**2
     core = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
-    leaf_part = label[:m].astype(np.int64)
-    return _Tree(term, leaf, place[slots], of[order], core, leaf_part, float(work.sum()), float(work.max()))
+    of = apart.others[apart.of[order]]
+    return _Tree(term, codes[term], place[apart.level], of, core, apart.leaf_part, float(work.sum()), float(work.max()))
 
 
 def _products(tree: _Tree, rows: FactorRows, size: Array, terms: NDArray[np.intp]) -> tuple[FactorLeaves, FactorParts]:

@@ -115,10 +115,6 @@ def _one_factor(model: Model) -> kernels.BatchDesign:
         x = x * weights[:, None]
     diagonal = np.cumsum(np.arange(1, r + 1)) - 1
     exact = (problem.within[diagonal] == 0.0).astype(np.intc)
-    ones = np.zeros(model.exog.shape[1])
-    if problem.x_constant:
-        column = model.constant_column
-        ones[column] = 1.0 / model.exog[0, column]
     rows, positions = model.structure.positions
     free = np.zeros((q, q), dtype=np.intc)
     free[rows, positions] = free[positions, rows] = 1
@@ -153,5 +149,5 @@ def _one_factor(model: Model) -> kernels.BatchDesign:
         ),
         response_screen(model, patterns),
         np.ascontiguousarray(problem.x_map),
-        ones,
+        model.coefficients_of_one,
     )

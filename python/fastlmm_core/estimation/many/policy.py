@@ -401,9 +401,7 @@ def _fit(
     return pieces[0] if count is not None else _joined(empty, pieces)
 
 
-def _curvature(
-    shared: kernels.BatchDesign | FactorBatch | CorrelatedBatch | HierarchyDesign, Y: Array, fits: BatchFit
-) -> Curvature:
+def _curvature(shared: Sided | HierarchyDesign, Y: Array, fits: BatchFit) -> Curvature:
     """What tests need of the responses of a block."""
     theta, rank = np.nan_to_num(fits.theta_o), fits.model.problem.rank
     _, _, shift, hess = shared.contrasts(Y, fits.reml, theta, np.eye(1, rank))

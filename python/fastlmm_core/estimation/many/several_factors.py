@@ -148,11 +148,7 @@ class HierarchyDesign:
         self.root = root
         self.offset = model.offset
         # coefficients of a response that is 1 everywhere
-        self.unit: Array | None = None
-        if problem.x_constant:
-            column = model.constant_column
-            self.unit = np.zeros(model.exog.shape[1])
-            self.unit[column] = 1.0 / model.exog[0, column]
+        self.unit = model.coefficients_of_one if problem.x_constant else None
         entries, rows, slots = [], [], []
         for factor, places in zip(model.factors, problem.layout.places, strict=True):
             part = factor.columns
