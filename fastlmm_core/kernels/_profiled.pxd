@@ -38,4 +38,6 @@ cdef class ProfiledEngine(Objective):
     # status of the evaluation (Objective.evaluate_)
     cdef int reduce_(self) noexcept nogil
     cdef int differentiate_(self, int done, int order) noexcept nogil
+cdef double* hold(list kept, array) except? NULL
+cdef Py_ssize_t* hold_index(list kept, array) except? NULL
 cdef object copied(const double* place, Py_ssize_t n, Py_ssize_t m)

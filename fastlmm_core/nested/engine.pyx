@@ -1,5 +1,9 @@
 # cython: language_level=3
-"""The criterion of factors nested in each other, by sweeps over the families of their levels (lanes/families.pxi)."""
+"""The criterion of factors nested in each other, by sweeps over the families of their levels (lanes/families.pxi).
+
+`FamilySums` sweeps over levels that are in memory; `NestedEngine` makes the criterion of the sums, wherever they come from.
+"""
+from cpython.exc cimport PyErr_SetObject
 from libc.math cimport isfinite
 from libc.stdint cimport uintptr_t
 from libc.string cimport memcpy, memset
@@ -7,7 +11,8 @@ from libc.string cimport memcpy, memset
 import numpy as np
 
 from fastlmm_core.kernels._criterion cimport kernels
-from fastlmm_core.kernels._profiled cimport ProfiledEngine, copied
+from fastlmm_core.kernels._newton cimport RAISED, reraise
+from fastlmm_core.kernels._profiled cimport ProfiledEngine, copied, hold, hold_index
 from fastlmm_core.lanes.kernels cimport ChainColumns, ChainStage, ChainSums, Shape, make_shape
 
 cdef enum:
@@ -52,15 +57,24 @@ def pack(const double[:, ::1] raw, const Py_ssize_t[::1] order, const double[:, 
     return out.reshape(n_vectors, shape.stride, kernels.lanes), between
 
 
+include "levels.pxi"
+
+
+cdef int set_aside(raised) noexcept:
+    """The status of what ended with an exception, or with None."""
+    if raised is None:
+        return 0
+    PyErr_SetObject(type(raised), raised)
+    return RAISED
+
+
 cdef class NestedEngine(ProfiledEngine):
     """The criterion as a function of the free elements of L: all factors in the same r columns, b_s = T_s b_o.
 
     Parameters
     ----------
-    packed : (n_vectors, r(r+1)/2 + r k + 1, lanes) array
-        The levels of the finest factor.
-    families : Families
-        Places of the levels, finest factor first: `starts`, first vectors of the blocks, and `parents`.
+    levels : FamilySums, or an object with its `values` and `derivatives`
+        The levels, or what asks for sums where they are.
     within, gram : (k, k) arrays
         [X y]'[X y] less what the finest levels explain, and all of it.
     n_rows : int
@@ -70,8 +84,9 @@ cdef class NestedEngine(ProfiledEngine):
     """
 
     cdef readonly Py_ssize_t r, n_stages
+    cdef FamilySums here        # None where the levels are elsewhere
+    cdef object levels
     cdef Shape shape
-    cdef ChainStage stage[MAX_STAGES]
     cdef Py_ssize_t width[MAX_STAGES]       # q_s
     cdef Py_ssize_t column[MAX_STAGES]      # first column in G^
     cdef double* T[MAX_STAGES]              # T_s (r, q_s)
@@ -82,15 +97,15 @@ cdef class NestedEngine(ProfiledEngine):
     cdef double* stage_f
     cdef double* gram_e                     # sum vec(E) vec(E)' (n_stages, n_g), packed
     cdef double* stage_curve                # tr(B D N F) over the unit directions of every stage (d, d)
-    cdef double* part                       # the same of one stage
+    cdef Py_ssize_t n_sums                  # these four lie one after the other
     cdef double* spread                     # (d, n_free): T_s D T_s' in the unit directions of its stage
     cdef double* J                          # sum E'D E (n_free, k, k), for the directions D of `chain`
     cdef double* copy_J
     cdef double* u                          # J b (n_free, k)
-    cdef double* scratch
+    cdef double* half                       # (d, n_free)
 
-    def __cinit__(self, packed, families, within, gram, Py_ssize_t n_rows, parts, structure, *rest):
-        cdef Py_ssize_t s, d, n_c, n_g, k, r = parts[0][1].shape[0], lanes = kernels.lanes
+    def __cinit__(self, levels, within, gram, Py_ssize_t n_rows, parts, structure, *rest):
+        cdef Py_ssize_t s, d, n_c, n_g, k, r = parts[0][1].shape[0]
         # inference asks for all directions within factors
         ranges = [(place, place + T.shape[1]) for place, T in sorted(parts, key=lambda part: part[0])]
         self.set_up(gram, n_rows, structure, ranges, True)
@@ -100,7 +115,7 @@ cdef class NestedEngine(ProfiledEngine):
         if self.n_stages > MAX_STAGES:
             raise ValueError(f"more than {MAX_STAGES} grouping factors")
         self.shape = make_shape(r, k)
-        self.lay_families(packed, families)
+        self.levels, self.here = levels, levels if isinstance(levels, FamilySums) else None
         for s, (place, T) in enumerate(parts):
             self.width[s], self.column[s], self.T[s] = T.shape[1], place, self.take(T)
         n_c = self.shape.n_c
@@ -110,47 +125,17 @@ cdef class NestedEngine(ProfiledEngine):
         self.factors = self.take(np.zeros(self.n_stages * r * r))
         self.within = self.take(within)
         self.total = self.take(np.zeros(k * (k + 1) // 2))
-        self.stage_n = self.take(np.zeros(d))
-        self.stage_f = self.take(np.zeros(d))
-        self.gram_e = self.take(np.zeros(self.n_stages * n_g))
-        self.stage_curve = self.take(np.zeros(d * d))
-        self.part = self.take(np.zeros(d * d))
+        self.n_sums = 2 * d + self.n_stages * n_g + d * d
+        self.stage_n = self.take(np.zeros(self.n_sums))
+        self.stage_f = self.stage_n + d
+        self.gram_e = self.stage_f + d
+        self.stage_curve = self.gram_e + self.n_stages * n_g
         self.J = self.take(np.zeros(n_free * k * k))
         self.copy_J = self.take(np.zeros(n_free * k * k))
         self.u = self.take(np.zeros(n_free * k))
         self.spread = self.take(np.zeros(d * n_free))
         self.spread_directions()
-        self.scratch = self.take(aligned_zeros(lanes * (
-            15 * r * r + 5 * n_c + 5 * self.shape.n_a + 2 * n_g + k * (k + 1) + d * d
-            + d * (self.shape.n_a + n_c) + d * n_free + 64)))
-
-    cdef lay_families(self, packed, families):
-        """Records of all levels, and where each finds its parent's."""
-        cdef Py_ssize_t s, n_vectors, lanes = kernels.lanes, r = self.r, n_a = self.shape.n_a, n_c = self.shape.n_c
-        cdef Py_ssize_t base = 3 * (n_a + n_c) + n_a + r * r
-        cdef ChainStage* stage
-        cdef const double[:, :, ::1] finest = packed
-        self.kept.append(finest)
-        for s in range(self.n_stages):
-            stage = &self.stage[s]
-            stage.level = s
-            stage.n_blocks = len(families.starts[s]) - 1
-            stage.start = self.take_index(families.starts[s])
-            n_vectors = stage.start[stage.n_blocks]
-            stage.packed = &finest[0, 0, 0] if s == 0 else NULL
-            stage.stride = n_a + n_c if s == 0 else base + n_a + 2 * n_c + s * n_a * (n_a + n_c)
-            # one more for the children that fill up a vector
-            stage.record = self.take(aligned_zeros((n_vectors + 1) * stage.stride * lanes))
-            stage.parent = NULL
-        for s in range(self.n_stages - 1):
-            stage = &self.stage[s]
-            places = np.asarray(families.parents[s], dtype=np.intp)
-            places = np.where(places < 0, self.stage[s + 1].start[self.stage[s + 1].n_blocks] * lanes, places)
-            stride = self.stage[s + 1].stride
-            stage.parent = self.take_index(places // lanes * stride * lanes + places % lanes)
-            stage.above = self.stage[s + 1].record
-            stage.above_q = base
-            stage.above_sums = base + n_a + 2 * n_c
+        self.half = self.take(np.zeros(d * n_free))
 
     cdef void spread_directions(self) noexcept nogil:
         """T_s D T_s' in the unit directions of (r, r) matrices, for the directions D within factors."""
@@ -174,18 +159,9 @@ cdef class NestedEngine(ProfiledEngine):
 
     # --- evaluation
 
-    cdef void clear(self, Py_ssize_t field, Py_ssize_t width) noexcept nogil:
-        """Set a field of all records but the finest stage's to zero; width < 0: up to the end of the record."""
-        cdef Py_ssize_t s, v, lanes = kernels.lanes
-        cdef ChainStage* stage
-        for s in range(1, self.n_stages):
-            stage = &self.stage[s]
-            for v in range(stage.start[stage.n_blocks]):
-                memset(stage.record + (v * stage.stride + field) * lanes, 0,
-                       (width if width >= 0 else stage.stride - field) * lanes * sizeof(double))
-
     cdef int reduce_(self) noexcept nogil:
         cdef Py_ssize_t s, a, i, j, q, r = self.r, k = self.k, pos = 0
+        cdef int status
         cdef double t
         memset(self.factors, 0, self.n_stages * r * r * sizeof(double))
         for s in range(self.n_stages):
@@ -196,21 +172,22 @@ cdef class NestedEngine(ProfiledEngine):
                     for j in range(q):
                         t += self.T[s][a * q + j] * self.factor[(self.column[s] + j) * self.q + self.column[s] + i]
                     self.factors[(s * r + a) * r + i] = t
-        memset(self.total, 0, k * (k + 1) // 2 * sizeof(double))
-        self.logdet = 0.0
-        self.clear(0, self.shape.n_a + self.shape.n_c)
-        for s in range(self.n_stages):
-            self.logdet += kernels.chain_up(&self.shape, &self.stage[s], self.factors + s * r * r, self.total,
-                                            self.scratch)
+        if self.here is not None:
+            self.logdet = self.here.up(self.factors, self.total)
+        else:
+            with gil:
+                status = self.ask_values()
+            if status != 0:
+                return status
         for i in range(k):
             for j in range(i + 1):
                 self.H[pos] = self.within[i * k + j] + self.total[pos]
                 pos += 1
         return 0 if isfinite(self.logdet) else -1
 
-    cdef void sweep(self, const double* weight, Py_ssize_t first, bint second, bint traces, Py_ssize_t forms
-                    ) noexcept nogil:
-        """Down the stages: sums N, f f' and, by `second`, vec(E) vec(E)' and the curvature of each stage.
+    cdef int sweep(self, const double* weight, Py_ssize_t first, bint second, bint traces, Py_ssize_t forms
+                   ) noexcept nogil:
+        """Down the stages: sums N, f f' and, by `second`, vec(E) vec(E)' and the curvature; the status is returned.
 
         Parameters
         ----------
@@ -223,34 +200,46 @@ cdef class NestedEngine(ProfiledEngine):
         forms : int
             First column of f that counts in B.
         """
-        cdef Py_ssize_t s, i, j, d, r = self.r, n_a = self.shape.n_a, n_c = self.shape.n_c, n_g = n_c * (n_c + 1) // 2
-        cdef Py_ssize_t size = self.n_stages * n_a
-        cdef ChainSums sums = ChainSums(first, second, traces, forms, weight, NULL, NULL, NULL, self.part)
-        if second:
-            self.clear(self.stage[0].above_sums if self.n_stages > 1 else 0, -1)
-        for s in range(self.n_stages - 1, -1, -1):
-            sums.n = self.stage_n + s * n_a
-            sums.f = self.stage_f + s * n_a
-            sums.gram = self.gram_e + s * n_g
-            kernels.chain_down(&self.shape, &self.stage[s], self.factors + s * r * r, &sums, self.scratch)
-        if not second:
-            return
-        memset(self.stage_curve, 0, size * size * sizeof(double))
-        for s in range(self.n_stages):
-            d = (s + 1) * n_a
-            if s > 0:
-                kernels.chain_second(&self.shape, &self.stage[s], &sums, self.scratch)
-            for i in range(d):
-                for j in range(i + 1):
-                    self.stage_curve[i * size + j] += self.part[i * d + j]
-        for i in range(size):
-            for j in range(i):
-                self.stage_curve[j * size + i] = self.stage_curve[i * size + j]
+        cdef ChainSums sums = ChainSums(first, second, traces, forms, weight, self.stage_n, self.stage_f, self.gram_e,
+                                        self.stage_curve)
+        if self.here is not None:
+            self.here.down(self.factors, &sums)
+            return 0
+        with gil:
+            return self.ask_derivatives(&sums)
+
+    cdef object factors_there(self):
+        return copied(self.factors, self.n_stages * self.r, self.r).reshape(self.n_stages, self.r, self.r)
+
+    cdef int ask_values(self) noexcept:
+        """`FamilySums.up` of levels elsewhere."""
+        cdef const double[::1] found
+        raised = None
+        try:
+            self.logdet, total = self.levels.values(self.factors_there())
+            found = total
+            memcpy(self.total, &found[0], found.shape[0] * sizeof(double))
+        except BaseException as error:
+            raised = error
+        return set_aside(raised)
+
+    cdef int ask_derivatives(self, const ChainSums* sums) noexcept:
+        """`FamilySums.down` of levels elsewhere."""
+        cdef const double[::1] found
+        raised = None
+        try:
+            weight = copied(sums.weight, self.k, self.k)
+            asked = sums.first, bool(sums.second), bool(sums.traces), sums.forms
+            found = self.levels.derivatives(self.factors_there(), weight, asked)
+            memcpy(self.stage_n, &found[0], found.shape[0] * sizeof(double))
+        except BaseException as error:
+            raised = error
+        return set_aside(raised)
 
     cdef void join_curve(self, double scale, double* out) noexcept nogil:
         """out (n_free, n_free) = scale spread' stage_curve spread."""
         cdef Py_ssize_t d = self.n_stages * self.shape.n_a, n = self.chain.n_free, i, j, f, h
-        cdef double* half = self.scratch
+        cdef double* half = self.half
         cdef double t
         for i in range(d):
             for f in range(n):
@@ -268,7 +257,9 @@ cdef class NestedEngine(ProfiledEngine):
     cdef int differentiate_(self, int done, int order) noexcept nogil:
         cdef Py_ssize_t k = self.k, p = k - 1, first = 0 if self.reml else p, n = self.chain.n_free, i, j
         cdef bint second = order >= 2, exact = not self.average_
-        self.sweep(self.gls.weight, first, second, exact, first if exact else p)
+        cdef int status = self.sweep(self.gls.weight, first, second, exact, first if exact else p)
+        if status != 0:
+            return status
         self.join_slope()
         if not second:
             return 0
@@ -388,9 +379,13 @@ cdef class NestedEngine(ProfiledEngine):
         cdef double[:, ::1] w = np.ascontiguousarray(np.zeros((k, k)) if plain else weight, dtype=float)
         found = np.empty((self.chain.n_free, self.chain.n_free))
         cdef double[:, ::1] out = found
+        cdef int status
         with nogil:
-            self.sweep(&w[0, 0], k if plain else 0, True, plain, k if plain else 0)
-            self.join_curve(-1.0 if plain else 1.0, &out[0, 0])
+            status = self.sweep(&w[0, 0], k if plain else 0, True, plain, k if plain else 0)
+            if status == 0:
+                self.join_curve(-1.0 if plain else 1.0, &out[0, 0])
+        if status != 0:
+            reraise()
         return self._placed(found)
 
     def sandwich(self, weight):

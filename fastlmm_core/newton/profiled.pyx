@@ -81,22 +81,10 @@ cdef class ProfiledEngine(Objective):
 
     cdef double* take(self, array) except? NULL:
         """Pointer to an array that lives as long as the engine: the given one, unless it has to be copied."""
-        cdef double[::1] view
-        array = np.ascontiguousarray(array, dtype=float)
-        flat = array.reshape(-1) if array.size else np.zeros(1)
-        if not flat.flags.writeable:
-            flat = flat.copy()
-        self.kept.append(flat)
-        view = flat
-        return &view[0]
+        return hold(self.kept, array)
 
     cdef Py_ssize_t* take_index(self, array) except? NULL:
-        cdef const Py_ssize_t[::1] view
-        flat = np.ascontiguousarray(array, dtype=np.intp).reshape(-1)
-        flat = flat if flat.size else np.zeros(1, dtype=np.intp)
-        self.kept.append(flat)
-        view = flat
-        return <Py_ssize_t*> &view[0]
+        return hold_index(self.kept, array)
 
     @property
     def average(self):
@@ -300,6 +288,28 @@ cdef class ProfiledEngine(Objective):
         """Evaluate again where the state has been before, without counting it."""
         self.evaluate(theta, order)
         self.n_evaluations -= 1
+
+
+cdef double* hold(list kept, array) except? NULL:
+    """Pointer to an array that lives as long as the list: the given one, unless it has to be copied."""
+    cdef double[::1] view
+    array = np.ascontiguousarray(array, dtype=float)
+    flat = array.reshape(-1) if array.size else np.zeros(1)
+    if not flat.flags.writeable:
+        flat = flat.copy()
+    kept.append(flat)
+    view = flat
+    return &view[0]
+
+
+cdef Py_ssize_t* hold_index(list kept, array) except? NULL:
+    """`hold` for indices."""
+    cdef const Py_ssize_t[::1] view
+    flat = np.ascontiguousarray(array, dtype=np.intp).reshape(-1)
+    flat = flat if flat.size else np.zeros(1, dtype=np.intp)
+    kept.append(flat)
+    view = flat
+    return <Py_ssize_t*> &view[0]
 
 
 cdef object copied(const double* place, Py_ssize_t n, Py_ssize_t m):

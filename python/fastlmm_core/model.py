@@ -621,9 +621,10 @@ def lmm(
         For a data frame of Dask: whose workers sum its partitions; by default the current client's, or the threads of
         this process where there is none.
     buckets : int, optional
-        For a data frame of Dask and one grouping factor: the sums of the groups stay with the workers of the client, in
-        so many buckets, and each step of the search sends parameters there.  For more groups than this process has room
-        for; what is about each group, such as random effects, is then not given.
+        For a data frame of Dask, and one grouping factor or several that are nested in each other: the sums of the
+        groups stay with the workers of the client, in so many buckets, and each step of the search sends parameters
+        there.  For more groups than this process has room for; what is about each group, such as random effects, is
+        then not given.
     n_jobs : int, optional
         Threads for the passes over large data; by default one per processor.  Numbers do not depend on them.
 

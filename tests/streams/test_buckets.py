@@ -10,7 +10,8 @@ import pytest
 import fastlmm_core as flc
 from fastlmm_core.engines.one_factor.panels import Panels
 from fastlmm_core.engines.one_factor.wide import WideCriterion
-from fastlmm_core.streams.buckets import Lines, bucket_of, gathered, split
+from fastlmm_core.streams.cross_products import Lines
+from fastlmm_core.streams.shuffle import bucket_of, distinct, gathered, hashes_of, split
 from streamed import FORMULA, cut, simulated
 
 dd = pytest.importorskip("dask.dataframe")
@@ -92,10 +93,13 @@ def test_each_line_is_in_one_bucket_with_its_bits():
         plan = flc.plan(formula, data)
         parts = cut(data, 900)
         whole = flc.merge([plan.reduce(part, key=i) for i, part in enumerate(parts)])
-        splits = [split(plan, part, i, 4) for i, part in enumerate(parts)]
+        reduced = [plan.reduce(part, i) for i, part in enumerate(parts)]
+        splits = [split(part, 0, 4) for part in reduced]
         found = [gathered([one[b + 1] for one in splits]) for b in range(4)]
         place = {label: i for i, label in enumerate(whole.levels[0].tolist())}
-        at = np.concatenate([[place[label] for label in lines.labels.tolist()] for lines in found])
+        at = np.concatenate([[place[label] for label in lines.levels[0].tolist()] for lines in found])
+        hashes = [hashes_of(part, 4) for part in reduced]
+        assert sum(distinct([own[b] for own in hashes]) for b in range(4)).tolist() == [len(place)]
         assert sorted(at.tolist()) == list(range(len(place)))
         np.testing.assert_array_equal(np.concatenate([lines.raw for lines in found]), whole.raw[at])
         rest = flc.merge([one[0] for one in splits])
@@ -105,8 +109,9 @@ def test_each_line_is_in_one_bucket_with_its_bits():
         some = whole.levels[0][::7]
         np.testing.assert_array_equal(bucket_of(some, 4), bucket_of(whole.levels[0], 4)[::7])
         assert np.bincount(bucket_of(whole.levels[0], 4)).min() > len(place) / 8
-    nothing = Lines(whole.levels[0][:0], whole.raw[:0])
-    assert len(gathered([nothing, nothing, nothing]).labels) == 0
+    nothing = Lines((whole.levels[0][:0],), whole.cells[:0], whole.raw[:0])
+    assert len(gathered([nothing, nothing, nothing]).raw) == 0
+    np.testing.assert_array_equal(gathered([nothing, whole.lines, nothing]).raw, whole.raw)
 
 
 def test_sums_of_parts_are_sums():
@@ -161,8 +166,6 @@ def test_what_is_refused(client):
         flc.lmm(FORMULA, frame, buckets=3)
     with pytest.raises(flc.LMMError, match="buckets=0 must be a positive number"):
         flc.lmm(FORMULA, frame, client=client, buckets=0)
-    with pytest.raises(flc.LMMError, match="is for one grouping factor"):
-        flc.lmm("y ~ x + (1 | g/arm)", frame, client=client, buckets=3)
     near = frame_of(data.assign(u=data["x"] + 1e-4 * np.random.default_rng(1).normal(size=len(data))))
     with pytest.raises(flc.LMMError, match="the sums alone do not decide this model"):
         flc.lmm("y ~ x + u + (1 | g)", near, client=client, buckets=3)

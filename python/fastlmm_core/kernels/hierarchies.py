@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
 from ._factors import CorrelatedBatch, FactorBatch
 from ._levels import (
     chain_products,
@@ -14,13 +19,15 @@ from ._levels import (
     rotated_products,
     sort_rows,
 )
-from ._nested import NestedEngine, aligned_zeros, pack
+from ._nested import FamilySums, NestedEngine, aligned_zeros, pack
 from ._ordering import minimum_degree, spread_products
 
 __all__ = [
     "CorrelatedBatch",
     "FactorBatch",
+    "FamilySums",
     "NestedEngine",
+    "NestedSums",
     "aligned_zeros",
     "chain_products",
     "components",
@@ -35,3 +42,15 @@ __all__ = [
     "sort_rows",
     "spread_products",
 ]
+
+
+class NestedSums(Protocol):
+    """The sums of a criterion over the levels of nested factors, wherever these are: see `FamilySums`."""
+
+    def values(self, factors: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
+        """See `FamilySums`."""
+
+    def derivatives(
+        self, factors: NDArray[np.float64], weight: NDArray[np.float64], asked: tuple[int, bool, bool, int]
+    ) -> NDArray[np.float64]:
+        """See `FamilySums`."""

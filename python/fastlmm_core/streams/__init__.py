@@ -12,7 +12,10 @@ planned          plans of files, tables and data frames of Dask and Spark
 reader           sums where conditioning asks for them
 fitting          a formula and a source, or a plan and its sums, to a design and a problem
 dask             data frames of Dask
+shuffle          lines of sums to buckets by a hash of their label
+elsewhere        what is here of groups that are in buckets, and what is refused
 buckets          groups that stay with the workers of Dask
+nested_buckets   levels of nested factors that do
 spark            data frames of Spark
 late             one reading of rows whose formula has to see all of them first
 exact            sums in twice the precision of rows that can be read once

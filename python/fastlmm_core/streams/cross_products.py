@@ -7,7 +7,7 @@ import json
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,9 +17,37 @@ from ..support.archives import read_archive, write_archive
 from ..support.arguments import checked
 from .recipe import Seen
 
-__all__ = ["CrossProducts", "merge", "union"]
+__all__ = ["CrossProducts", "Lines", "merge"]
 
 Array = NDArray[Any]
+
+
+class Lines(NamedTuple):
+    """Lines of sums of some groups or cells.
+
+    Attributes
+    ----------
+    levels, cells, raw
+        See `CrossProducts`.
+    """
+
+    levels: tuple[Array, ...]
+    cells: NDArray[np.int64]
+    raw: NDArray[np.float64]
+
+    def added(self, other: Lines) -> Lines:
+        """These lines and those of other rows, cell by cell."""
+        levels: list[Array] = []
+        mine, others = self.cells.copy(), other.cells.copy()
+        for f, (own, theirs) in enumerate(zip(self.levels, other.levels, strict=True)):
+            labels, places = _union(own, theirs)
+            levels.append(labels)
+            mine[:, f], others[:, f] = places[0][mine[:, f]], places[1][others[:, f]]
+        cells, at = _union_of_cells(mine, others)
+        raw = np.zeros((len(cells), self.raw.shape[1]))
+        raw[at[0]] = self.raw
+        raw[at[1]] += other.raw
+        return Lines(tuple(levels), cells, raw)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -63,6 +91,11 @@ class CrossProducts:
     log_weights: float
     first_y: float
     seen: Seen = field(default_factory=Seen.nothing)
+
+    @property
+    def lines(self) -> Lines:
+        """What is about single groups or cells."""
+        return Lines(self.levels, self.cells, self.raw)
 
     @property
     def nobs(self) -> int:
@@ -245,30 +278,20 @@ def merge(parts: Iterable[CrossProducts]) -> CrossProducts:
 
 
 def _added(one: CrossProducts, other: CrossProducts) -> CrossProducts:
-    levels: list[Array] = []
-    mine, others = one.cells.copy(), other.cells.copy()
-    for f, (own, theirs) in enumerate(zip(one.levels, other.levels, strict=True)):
+    for own, theirs in zip(one.levels, other.levels, strict=True):
         if (own.dtype.kind == "O") != (theirs.dtype.kind == "O"):
             raise LMMError(
                 f"the group labels of the fragment {one.keys[0]!r} and {other.keys[0]!r} are of different types, "
                 "numbers and text; write them in one type in all fragments"
             )
-        labels, places = union(own, theirs)
-        levels.append(labels)
-        mine[:, f], others[:, f] = places[0][mine[:, f]], places[1][others[:, f]]
-    lines, at = _union_of_cells(mine, others)
-    raw = np.zeros((len(lines), one.raw.shape[1]))
-    raw[at[0]] = one.raw
-    raw[at[1]] += other.raw
+    lines = one.lines.added(other.lines)
     seen = Seen.nothing()
     seen.add(one.seen)
     seen.add(other.seen)
     return CrossProducts(
         one.fingerprint,
         one.keys + other.keys,
-        tuple(levels),
-        lines,
-        raw,
+        *lines,
         one.packed + other.packed,
         one.gram + other.gram,
         one.constant and other.constant,
@@ -284,7 +307,7 @@ def _union_of_cells(one: Array, other: Array) -> tuple[Array, tuple[Array, Array
     if one.shape == other.shape and bool(np.all(one == other)):
         at = np.arange(len(one))
         return one, (at, at)
-    if one.shape[1] == 1:  # every level is one of them
+    if one.shape[1] == 1 and len(one) and len(other):  # every level is one of them
         return np.arange(1 + max(int(one[-1, 0]), int(other[-1, 0])))[:, None], (one[:, 0], other[:, 0])
     both = np.concatenate([one, other])
     order = np.lexsort(both.T[::-1])
@@ -295,7 +318,7 @@ def _union_of_cells(one: Array, other: Array) -> tuple[Array, tuple[Array, Array
     return both[order[fresh]], (back[: len(one)], back[len(one) :])
 
 
-def union(one: Array, other: Array) -> tuple[Array, tuple[Array, Array]]:
+def _union(one: Array, other: Array) -> tuple[Array, tuple[Array, Array]]:
     """Sorted labels of both, and where those of each are."""
     if len(one) == len(other) and bool(np.all(one == other)):
         at = np.arange(len(one))

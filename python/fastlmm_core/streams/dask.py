@@ -18,7 +18,7 @@ from .plan import Plan, candidates, make_plan
 from .source import Scan
 from .wanted import Wanted
 
-__all__ = ["added_up", "is_dask", "partitions", "plan_of_dask", "reduce_dask"]
+__all__ = ["added_up", "is_dask", "partitions", "plan_of_dask", "reduce_dask", "reduced_parts"]
 
 
 def is_dask(data: Any) -> bool:
@@ -118,12 +118,16 @@ def reduce_dask(plan: Plan, frame: Any, client: Any = None) -> CrossProducts:
     LMMError
         As `Plan.reduce`.
     """
-    dask = import_module("dask")
-    sent = dask.delayed(plan)
-    parts = [dask.delayed(_reduce)(sent, part, i) for i, part in enumerate(partitions(frame, list(plan.needs)))]
-    (total,) = _computed(client, [added_up(parts)])
+    (total,) = _computed(client, [added_up(reduced_parts(plan, frame))])
     assert isinstance(total, CrossProducts)
     return total
+
+
+def reduced_parts(plan: Plan, frame: Any) -> list[Any]:
+    """The delayed sums of each partition."""
+    dask = import_module("dask")
+    sent = dask.delayed(plan)
+    return [dask.delayed(_reduce)(sent, part, i) for i, part in enumerate(partitions(frame, list(plan.needs)))]
 
 
 def added_up(parts: list[Any]) -> Any:

@@ -11,12 +11,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ...kernels.hierarchies import NestedEngine
+from ...kernels.hierarchies import NestedEngine, NestedSums
 from ...support.types import Array
 
 if TYPE_CHECKING:
     from ...covariance.parameters import CovarianceStructure
-    from ...kernels.layouts import Families
     from ...kernels.records import ConditionedRows
     from ..crossed.engine import CrossedCriterion
 
@@ -28,15 +27,15 @@ class NestedCriterion(NestedEngine):
 
     Parameters
     ----------
-    packed, families, within, gram, n_rows, parts, structure :
+    levels, within, gram, n_rows, parts, structure :
         See `NestedEngine`.
     elimination : callable
         Makes the engine of the same problem by block elimination.
     """
 
     def __init__(
-        self, packed: Array, families: Families, within: Array, gram: Array, n_rows: int,
-        parts: list[tuple[int, Array]], structure: CovarianceStructure, elimination: Callable[[], CrossedCriterion],
+        self, levels: NestedSums, within: Array, gram: Array, n_rows: int, parts: list[tuple[int, Array]],
+        structure: CovarianceStructure, elimination: Callable[[], CrossedCriterion],
     ) -> None:  # fmt: skip
         self._structure, self._elimination = structure, elimination
         self._every: tuple[Array, bool, CrossedCriterion] | None = None

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from ...covariance.parameters import CovarianceStructure
     from ..crossed.engine import CrossedCriterion
 
-__all__ = ["Chain", "NestedProblem", "Nesting", "chain_problem", "condition_chain", "nested"]
+__all__ = ["Chain", "NestedProblem", "Nesting", "chain_problem", "condition_chain", "nested", "vary_freely"]
 
 
 PILOT_GROUPS, START_GROUPS = 1000, 200
@@ -206,7 +206,8 @@ class NestedProblem(CrossedProblem):
         def elimination() -> CrossedCriterion:
             return self.blocked_criterion(columns)
 
-        return NestedCriterion(packed, self._families, within, gram, self.n, parts, self.structure, elimination)
+        levels = hierarchies.FamilySums(packed, self._families, r, k)
+        return NestedCriterion(levels, within, gram, self.n, parts, self.structure, elimination)
 
     def blocked_criterion(self, columns: Array | None = None) -> CrossedCriterion:
         """The criterion by block elimination."""
@@ -372,7 +373,7 @@ def chain_problem(
         turn, level, own = turns[at], above[at], shared.local(at)
         if free.issuperset(shared.which[at]):
             continue
-        if _vary_freely(raw, turn, level, rank, n, sizes[at]):
+        if vary_freely(raw, turn, level, rank, n, sizes[at]):
             free.update(shared.which[at])
             continue
         suspected = suspects(_crossed(raw, turn, xy[:rank, :rank], level, sizes[at]), n, own)
@@ -436,7 +437,7 @@ def _shared_columns(X: Array, factors: list[Factor]) -> tuple[Array, list[list[i
     return np.column_stack(columns), which
 
 
-def _vary_freely(raw: Array, turn: Array, level: Index, p: int, n: int, m: int) -> bool:
+def vary_freely(raw: Array, turn: Array, level: Index, p: int, n: int, m: int) -> bool:
     """Whether more of the first levels than X has columns take all effects of a factor, so that none is explained.
 
     Levels have no rows in common, so that X explains as many of their columns as it has itself at most.
