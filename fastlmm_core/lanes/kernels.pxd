@@ -180,7 +180,10 @@ cdef struct Batch:
     Py_ssize_t n_blocks         # blocks of G that are free, where there are several grouping factors
     const Py_ssize_t* block     # (n_blocks + 1,) first effect of each; NULL where G is one block, or diagonal
     # rows
-    const Py_ssize_t* order     # (n,) row of the caller, or NULL
+    const Py_ssize_t* order     # (n,) place of each row in a response, or NULL
+    const Py_ssize_t* ahead     # (n,) of these how many follow each other from each on, where `order` is not NULL
+    Py_ssize_t length           # numbers in a response, of which some may be left out
+    Py_ssize_t anchor           # place of the value that is taken from a response, where `centre`
     const Py_ssize_t* start     # (m + 1,) first row of each group
     const double* basis         # (n, q): w R^-T z_o
     const double* x             # (n, p): w x_o, or NULL where X_o'y follows from the groups
@@ -213,7 +216,15 @@ cdef struct Batch:
     const double* within_root   # (p, n_within)
     Py_ssize_t n_within
     double variance             # sigma^2
+    bint summed                 # whether the rows of Y are lines of sums, see lanes/sums.pxi
     SharedScreen screen
+
+cdef inline Py_ssize_t sums_width(const Batch* d) noexcept nogil:
+    """Numbers in a line of sums, see lanes/sums.pxi."""
+    cdef Py_ssize_t pattern, several = 0
+    for pattern in range(d.n_patterns):
+        several += d.groups[pattern + 1] - d.groups[pattern] > 1
+    return d.n_columns * d.q + several * (d.q * (d.q + 1) // 2) + 2 * d.p + 3
 
 # Results of a batch, one row per response.
 cdef struct Outcome:
@@ -394,6 +405,8 @@ ctypedef void (*correlated_fit_t)(
 ctypedef void (*correlated_moments_t)(
     const Batch*, const CorrelatedDesign*, const double*, Py_ssize_t, const CorrelatedMoments*, double*) noexcept nogil
 ctypedef Py_ssize_t (*batch_size_t)(const Batch*) noexcept nogil
+ctypedef void (*batch_sum_t)(const Batch*, const double*, Py_ssize_t, const Py_ssize_t*, Py_ssize_t, double*, double*
+                             ) noexcept nogil
 ctypedef void (*batch_fit_t)(const Batch*, const double*, Py_ssize_t, Py_ssize_t, Py_ssize_t, const Outcome*, double*
                              ) noexcept nogil
 ctypedef Py_ssize_t (*problems_size_t)(const Batch*, const Screen*, Py_ssize_t, Py_ssize_t) noexcept nogil
@@ -487,6 +500,7 @@ cdef struct LaneKernels:
     profile_t profile_value
     profile_t profile_second
     batch_size_t batch_size
+    batch_sum_t batch_sum
     batch_fit_t batch_fit
     problems_size_t problems_size
     problems_fit_t problems_fit

@@ -27,6 +27,7 @@ constant sizes, which modules of their own, or declarations shared between them,
 
     profile                         the criterion and its derivatives from the sums over groups
     responses, start, scores        what many responses of one design contribute, where their searches start, drawn ones
+    sums                            the same, kept
     newton, axes, screen            their searches in lockstep, the axes of the steps, other minima
     contrasts, settling             functions of their coefficients; their fits from the first point to the report
     problems, pairs, problem_fits   problems of their own designs, those with two effects, and their fits
@@ -45,7 +46,8 @@ from fastlmm_core.lanes.deletions cimport DEFICIENT, FAR, FOUND, OPEN, TILE, Del
 from fastlmm_core.lanes.kernels cimport (
     MOST_FEATURES, MOST_POINTS, PART, PROBLEM_SIZE, SAME, Batch, ChainColumns, ChainStage, ChainSums, CommonPoint,
     CorrelatedDesign, CorrelatedMoments, DesignMoments, FactorDesign, FactorScreen, LaneKernels, Outcome, OwnGroups, PackedGroups,
-    ProblemSums, Profile, RawGroups, Screen, SeriesSums, SeriesWork, Shape, SharedScreen, Sums, lane_kernels_name, lay_profile, vec, vecu)
+    ProblemSums, Profile, RawGroups, Screen, SeriesSums, SeriesWork, Shape, SharedScreen, Sums, lane_kernels_name, lay_profile,
+    sums_width, vec, vecu)
 from fastlmm_core.small.arena cimport Arena, take
 from fastlmm_core.small.chain cimport Chain, Gls
 

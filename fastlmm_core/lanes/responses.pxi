@@ -4,6 +4,10 @@
 # All move in lockstep, each with its own theta, step and radius; a lane that has converged repeats its last
 # point, so that no result depends on the neighbours.  Indices are proven by the caller (see one_factor/batch.pyx).
 
+cdef enum:
+    TILE_ROWS = 64      # rows of Y that are read side by side
+
+
 cdef struct Lanes:
     # Work space of one block of responses; all pointers are to vectors.
     Profile f
@@ -16,7 +20,7 @@ cdef struct Lanes:
     double* trial
     double* step
     double* small       # sweeps: 5 q^2 + 2 q k + q; Newton: n_par^2 + 2 n_par; start: see start.pxi
-    double* tile        # 64 rows
+    double* tile        # TILE_ROWS, and room for LANES
     double* x_map       # (p_full, p) from conditioned to the caller's coefficients
     double* row         # (p,) a linear function of the conditioned coefficients, and another
     double* other
@@ -59,7 +63,7 @@ cdef void lay_lanes(const Batch* d, Lanes* s, Arena* arena) noexcept nogil:
     s.step = take(arena, LANES * n)
     s.small = take(arena, LANES * max(5 * q * q + 2 * n_c + q, n * n + 2 * n,
                                        q * q + 1 + n_a + start_size(q, p)))
-    s.tile = take(arena, LANES * 64)
+    s.tile = take(arena, LANES * (TILE_ROWS + LANES))
     s.x_map = take(arena, LANES * d.p_full * p)
     s.row = take(arena, LANES * p)
     s.other = take(arena, LANES * p)
@@ -87,10 +91,6 @@ cdef Py_ssize_t batch_size(const Batch* d) noexcept nogil:
     return arena.used
 
 
-cdef enum:
-    TILE_ROWS = 64      # rows of Y that are read side by side
-
-
 # A pass over a block of rows of Y.
 cdef struct Reading:
     const double* row[8]    # the response of each lane
@@ -103,14 +103,22 @@ cdef struct Reading:
 
 
 cdef inline Py_ssize_t fill_tile(const Batch* d, const Reading* r, double* tile, Py_ssize_t i) noexcept nogil:
-    """The rows of all lanes from position i on, response by response to lane by lane; their number."""
-    cdef Py_ssize_t j = 0, lane, at, filled = d.n - i if d.n - i < TILE_ROWS else TILE_ROWS
+    """The rows of all lanes from position i on, response by response to lane by lane; their number.
+
+    Of rows that follow each other LANES are taken at a time; what is beyond them is overwritten by the next ones.
+    """
+    cdef Py_ssize_t j = 0, lane, at, run, filled = d.n - i if d.n - i < TILE_ROWS else TILE_ROWS
     if d.order == NULL:
         while j + LANES <= filled:
             vec_transpose(r.row, i + j, r.shift, tile + j * LANES)
             j += LANES
     while j < filled:
         at = i + j if d.order == NULL else d.order[i + j]
+        run = 1 if d.order == NULL else min(d.ahead[i + j], min(filled - j, LANES))
+        if run > 1 and at + LANES <= d.length:
+            vec_transpose(r.row, at, r.shift, tile + j * LANES)
+            j += run
+            continue
         for lane in range(LANES):
             tile[j * LANES + lane] = r.row[lane][at] - r.shift[lane]
         j += 1
@@ -254,8 +262,8 @@ cdef void read_responses(const Batch* d, Lanes* s, const double* Y, Py_ssize_t s
         beta[j] = VEC_SET(0.0)
     for lane in range(LANES):
         r.row[lane] = Y + s.place[lane] * stride
-        r.shift[lane] = r.row[lane][0] if d.centre else 0.0
-        (<double*> &r.first)[lane] = r.row[lane][0] - r.shift[lane]
+        r.shift[lane] = r.row[lane][d.anchor] if d.centre else 0.0
+        (<double*> &r.first)[lane] = r.row[lane][d.anchor] - r.shift[lane]
     for g in range(d.m):
         while g >= d.groups[pattern + 1]:
             pattern += 1

@@ -176,6 +176,7 @@ cdef void write_coefficients(const Batch* d, Lanes* s, Fates* f, const Outcome* 
 include "axes.pxi"
 include "regular.pxi"
 include "screen.pxi"
+include "sums.pxi"
 
 
 cdef void settle_lanes(const Batch* d, Lanes* s, Fates* f, Py_ssize_t limit) noexcept nogil:
@@ -213,9 +214,12 @@ cdef void find_places(const Batch* d, const Outcome* out, Py_ssize_t first, Py_s
         s.place[lane] = s.place[s.used - 1]
 
 
-cdef void fit_places(const Batch* d, Lanes* s, const Outcome* out, Fates* f, const double* Y, Py_ssize_t stride,
+cdef void fit_places(const Batch* d, Lanes* s, const Outcome* out, Fates* f, const double* shift, Py_ssize_t stride,
                      Py_ssize_t first, int round_) noexcept nogil:
-    """Fit the responses at s.place; those whose searches are to go on get the status GOES_ON unless it is the last round."""
+    """Fit the responses at s.place; those whose searches are to go on get the status GOES_ON unless it is the last round.
+
+    shift: what was taken from each response, `stride` apart.
+    """
     cdef Py_ssize_t lane, i
     cdef bint last = round_ == ROUNDS - 1, some
     s.f.chain.axes = NULL
@@ -234,7 +238,7 @@ cdef void fit_places(const Batch* d, Lanes* s, const Outcome* out, Fates* f, con
         if f.status[lane] == 0 and out.decrement[first + s.place[lane]] < INFINITY:
             out.status[first + s.place[lane]] = GOES_ON
     if not out.brief:
-        write_coefficients(d, s, f, out, Y, stride, first, s.used)
+        write_coefficients(d, s, f, out, shift, stride, first, s.used)
     tell_boundary(d, s, out, s.used)
     some = out.chosen != NULL and let_wait(d, s, f, out, s.used)
     # the few that are screened where regular data are not are so by themselves, although they are read again for it
@@ -259,12 +263,13 @@ cdef void batch_fit(
     const Batch* d, const double* Y, Py_ssize_t stride, Py_ssize_t n_responses, Py_ssize_t first, const Outcome* out,
     double* work,
 ) noexcept nogil:
-    """Fit n_responses rows of Y (see scores.pxi where they are scores); results go to rows first, first + 1, ... of the
-    outcome (see also Outcome.rows)."""
+    """Fit n_responses rows of Y (see scores.pxi where they are scores, and sums.pxi where they are sums); results go to
+    rows first, first + 1, ... of the outcome (see also Outcome.rows)."""
     cdef Lanes s
     cdef Fates f
     cdef Arena arena = Arena(work, 0)
     cdef Py_ssize_t at, lane, i
+    cdef const double* shift = Y + (stride - 1 if d.summed else d.anchor)
     cdef int round_
     lay_lanes(d, &s, &arena)
     (<vecu*> s.f.gls.nu)[0] = VEC_SET(d.nu)
@@ -277,7 +282,9 @@ cdef void batch_fit(
             find_places(d, out, first, n_responses, round_, &s, &at)
             if s.used == 0:
                 break
-            if d.spread != NULL:
+            if d.summed:
+                read_sums(d, &s, Y, stride, &f.total)
+            elif d.spread != NULL:
                 read_scores(d, &s, Y, stride, &f.total)
             else:
                 read_responses(d, &s, Y, stride, &f.total)
@@ -286,7 +293,7 @@ cdef void batch_fit(
             rescale_responses(d, &s, &f.size)
             if out.rows == NULL:
                 if round_ < ROUNDS:
-                    fit_places(d, &s, out, &f, Y, stride, first, round_)
+                    fit_places(d, &s, out, &f, shift, stride, first, round_)
                 else:
                     screen_places(d, &s, out, &f, first)
                 continue
@@ -297,7 +304,7 @@ cdef void batch_fit(
             set_factor(d, &s, <vecu*> s.theta)
             evaluate_responses(d, &s, 2)
             if out.params != NULL:
-                write_coefficients(d, &s, &f, out, Y, stride, first, s.used)
+                write_coefficients(d, &s, &f, out, shift, stride, first, s.used)
             write_contrasts(d, &s, out, first, s.used)
 
 

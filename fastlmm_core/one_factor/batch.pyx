@@ -6,7 +6,7 @@ from libc.stdlib cimport free, malloc
 import numpy as np
 
 from fastlmm_core.kernels._criterion cimport kernels
-from fastlmm_core.lanes.kernels cimport MOST_FEATURES, MOST_POINTS, Batch, CommonPoint, Outcome, SharedScreen
+from fastlmm_core.lanes.kernels cimport MOST_FEATURES, MOST_POINTS, Batch, CommonPoint, Outcome, SharedScreen, sums_width
 from fastlmm_core.lanes.outcome cimport look_at, start_from, tell_coefficients, tell_contrasts, write_to
 from fastlmm_core.small.arena cimport Arena, furnish, take
 
@@ -22,6 +22,16 @@ cdef int run(const Batch* d, const double* Y, Py_ssize_t stride, Py_ssize_t coun
         kernels.batch_fit(d, Y, stride, count, first, out, arena.base)
     free(work)
     return 0
+
+
+cdef int64_t[::1] runs_ahead(const int64_t[::1] order):
+    """How many places follow each other from each one on."""
+    cdef Py_ssize_t i, n = order.shape[0]
+    cdef int64_t[::1] out = np.ones(n, dtype=np.int64)
+    for i in range(n - 2, -1, -1):
+        if order[i + 1] == order[i] + 1:
+            out[i] = out[i + 1] + 1
+    return out
 
 
 cdef class BatchDesign:
@@ -43,6 +53,7 @@ cdef class BatchDesign:
     cdef Batch d
     cdef readonly object rows, patterns, search
     cdef object kept
+    cdef int64_t[::1] ahead
     cdef Py_ssize_t* positions
     cdef readonly Py_ssize_t n, n_par, p_full
     cdef readonly object screen
@@ -53,6 +64,7 @@ cdef class BatchDesign:
         self.d.spread = NULL
         self.d.within_root = NULL
         self.d.n_within = 0
+        self.d.summed = False
         self.d.p_full, self.d.p = x_map.shape[0], x_map.shape[1]
         self.d.x_map = &x_map[0, 0] if x_map.shape[0] * x_map.shape[1] > 0 else NULL
         self.d.ones = &ones[0] if ones.shape[0] > 0 else NULL
@@ -77,10 +89,14 @@ cdef class BatchDesign:
         d.m = start.shape[0] - 1
         d.start = <const Py_ssize_t*> &start[0]
         d.basis = &basis[0, 0]
-        d.order = NULL
+        d.length = d.n
+        d.anchor = 0
+        d.order = d.ahead = NULL
         if rows.order is not None:
             order = rows.order
+            self.ahead = runs_ahead(order)
             d.order = <const Py_ssize_t*> &order[0]
+            d.ahead = <const Py_ssize_t*> &self.ahead[0]
         d.x = NULL
         if rows.x is not None:
             x = rows.x
@@ -184,10 +200,13 @@ cdef class BatchDesign:
         return BatchDesign(self.rows, self.patterns, self.search, screen, *self.kept)
 
     cdef Py_ssize_t take_scores(self, Batch* d, scores) except -1:
-        """Let the rows of Y be scores, if they are; the length of a row."""
+        """Let the rows of Y be scores or sums, if they are; the length of a row."""
         cdef const double[:, ::1] spread, within_root
         if scores is None:
             return self.n
+        if not hasattr(scores, "spread"):
+            d.summed = True
+            return sums_width(d)
         spread, within_root = scores.spread, scores.within_root
         if spread.shape[0] != d.n_patterns or 2 * spread.shape[1] != d.q * (d.q + 1) or within_root.shape[0] != d.p:
             raise ValueError("the roots of the scores do not fit the design")
@@ -197,6 +216,59 @@ cdef class BatchDesign:
         d.variance = scores.variance
         return scores.width
 
+    def sums(self, const double[:, ::1] Y, columns=None, which=None):
+        """What fits need of responses, in lines of sums (see lanes/sums.pxi): responses are read once.
+
+        Parameters
+        ----------
+        Y : (., .) array
+        columns : (n,) array or None
+            Which columns of Y the rows of the design are, in their order; None: Y has these and no others.
+        which : (count,) array or None
+            Rows of Y; None: all.
+
+        Returns
+        -------
+        (count, width) array
+        """
+        cdef Batch d = self.d
+        cdef int64_t[::1] order, ahead
+        cdef const int64_t[::1] chosen
+        cdef const Py_ssize_t* places = NULL
+        cdef Py_ssize_t count = Y.shape[0]
+        cdef double[:, ::1] lines
+        cdef double* work
+        cdef Arena arena = Arena(NULL, 0)
+        d.length = Y.shape[1]
+        if columns is None:
+            if d.length != d.n:
+                raise ValueError(f"Y has {d.length} columns, the design has {d.n} rows")
+        else:
+            if len(columns) != d.n or columns.min() < 0 or columns.max() >= d.length:
+                raise ValueError("the columns are not those of the design in Y")
+            order = np.array(columns if self.rows.order is None else columns[self.rows.order], dtype=np.int64)
+            ahead = runs_ahead(order)
+            d.order, d.ahead, d.anchor = <const Py_ssize_t*> &order[0], <const Py_ssize_t*> &ahead[0], columns[0]
+        if which is not None:
+            chosen = np.ascontiguousarray(which, dtype=np.int64)
+            count = chosen.shape[0]
+            if count and (which.min() < 0 or which.max() >= Y.shape[0]):
+                raise IndexError("which: Y does not have so many rows")
+        out = np.empty((count, sums_width(&d)))
+        if count == 0:
+            return out
+        if which is not None:
+            places = <const Py_ssize_t*> &chosen[0]
+        lines = out
+        take(&arena, kernels.batch_size(&d))
+        work = furnish(&arena)
+        if work == NULL:
+            raise MemoryError()
+        with nogil:
+            kernels.batch_sum(&d, &Y[0, 0], Y.shape[1], places, count, &lines[0, 0], arena.base)
+        free(work)
+        return out
+
     def fit(self, const double[:, ::1] Y, Py_ssize_t first, criterion, start, into,
             scores=None, look=None, bint brief=False):
         """Fit the rows of Y; results go to rows first, first + 1, ... of the arrays.
@@ -204,15 +276,15 @@ cdef class BatchDesign:
         Parameters
         ----------
         Y : (count, n) array
-            Or (count, width) lines of scores.
+            Or (count, width) lines of scores or sums.
         first : int
         criterion : BatchCriterion
         start : (n_par,) or (count, n_par) array, or None
             Theta to start from, of all or of each; None: start by a step of scoring.
         into : BatchResults
             Overwritten.
-        scores : BatchScores or None
-            What the rows of Y mean where they are scores.
+        scores : BatchScores, BatchSums or None
+            What the rows of Y mean where they are scores or sums.
         look : BatchLook or None
             Overwritten with what the screen tells of other minima.
         brief : bool
@@ -252,12 +324,12 @@ cdef class BatchDesign:
         Parameters
         ----------
         Y : (count, n) array
-            Or (count, width) lines of scores.
+            Or (count, width) lines of scores or sums.
         reml : bool
         theta : (count, n_par) array
         rows : (m, p) array
             In the coordinates of the conditioned problem.
-        scores : BatchScores or None
+        scores : BatchScores, BatchSums or None
             As for `fit`.
         coefficients : three arrays or None
             Coefficients and standard errors (count, p_full) and sigma^2 (count,) at theta, overwritten.

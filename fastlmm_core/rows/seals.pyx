@@ -1,6 +1,6 @@
 # cython: language_level=3
 """Seals of lines of numbers, by which a line that has been changed is told from what it was."""
-from libc.stdint cimport uint64_t
+from libc.stdint cimport int64_t, uint64_t
 
 import numpy as np
 
@@ -13,21 +13,32 @@ cdef inline uint64_t mixed(uint64_t x) noexcept nogil:
     return x ^ (x >> 29)
 
 
-cdef void seal_line(const uint64_t* x, Py_ssize_t n, uint64_t* out) noexcept nogil:
-    """The sum of all, and one in which each number counts by its place, modulo 2^64."""
+cdef void seal_line(const uint64_t* x, const int64_t* at, Py_ssize_t n, uint64_t* out) noexcept nogil:
+    """The sum of all, and one in which each number counts by its place, modulo 2^64.
+
+    at: (n,) ascending places of the numbers, or NULL where they stand beside each other.
+    """
     cdef uint64_t total[TOGETHER]
     cdef uint64_t weighted[TOGETHER]    # sums of the sums so far
-    cdef Py_ssize_t i, l
+    cdef Py_ssize_t block, i, l
+    cdef const uint64_t* some = x
     for l in range(TOGETHER):
         total[l] = 0
         weighted[l] = 0
-    for i in range(n // TOGETHER):
+    for block in range(n // TOGETHER):
+        i = block * TOGETHER
+        if at == NULL or at[i + TOGETHER - 1] - at[i] == TOGETHER - 1:
+            some = x + (i if at == NULL else at[i])
+            for l in range(TOGETHER):
+                total[l] += mixed(some[l])
+                weighted[l] += total[l]
+            continue
         for l in range(TOGETHER):
-            total[l] += mixed(x[l])
+            total[l] += mixed(x[at[i + l]])
             weighted[l] += total[l]
-        x += TOGETHER
     for l in range(n % TOGETHER):
-        total[l] += mixed(x[l])
+        i = n - n % TOGETHER + l
+        total[l] += mixed(x[i if at == NULL else at[i]])
     out[0] = 0
     out[1] = 0
     for l in range(TOGETHER):
@@ -35,16 +46,36 @@ cdef void seal_line(const uint64_t* x, Py_ssize_t n, uint64_t* out) noexcept nog
         out[1] += (2 * l + 1) * (weighted[l] + 17 * total[l])
 
 
-def line_seals(const double[:, ::1] values):
+def line_seals(const double[:, ::1] values, columns=None, which=None):
     """Seals of the lines of a matrix (n, 2): the sum of the bits of each, and one that depends on their order.
 
     One changed number changes the first, whatever the others are.
+
+    Parameters
+    ----------
+    values : (., .) array
+    columns : int array or None
+        The columns that count, in ascending order, as if there were no others; None: all.
+    which : int array or None
+        Lines; None: all.
     """
     cdef Py_ssize_t count = values.shape[0], n = values.shape[1], i
+    cdef const int64_t[::1] places, lines
+    cdef const int64_t* at = NULL
+    if columns is not None:
+        if len(columns) and not 0 <= columns.min() <= columns.max() < n:
+            raise IndexError("values does not have so many columns")
+        places = np.ascontiguousarray(columns, dtype=np.int64)
+        n = places.shape[0]
+        at = &places[0] if n > 0 else NULL
+    lines = np.arange(count) if which is None else np.ascontiguousarray(which, dtype=np.int64)
+    if which is not None and len(which) and not 0 <= which.min() <= which.max() < count:
+        raise IndexError("values does not have so many lines")
+    count = lines.shape[0]
     out_array = np.zeros((count, 2), dtype=np.uint64)
     cdef uint64_t[:, ::1] out = out_array
     if n > 0:
         with nogil:
             for i in range(count):
-                seal_line(<const uint64_t*> &values[i, 0], n, &out[i, 0])
+                seal_line(<const uint64_t*> &values[lines[i], 0], at, n, &out[i, 0])
     return out_array

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
 import subprocess
@@ -400,6 +401,109 @@ def test_fit_checks_its_arrays(rng):
             shared.fit(np.zeros((2, model.nobs)), first, BatchCriterion(True, 0.0), None, BatchResults(*out.values()))
     shared.fit(np.zeros((0, model.nobs)), 5, BatchCriterion(True, 0.0), None, BatchResults(*out.values()))
     assert all((values == -9).all() for values in out.values())
+
+
+def dense_sums(model, y):
+    """What a line of sums holds, from rows, groups and patterns in full."""
+    shared = design(model)
+    rows, patterns = shared.rows, shared.patterns
+    order = np.arange(model.nobs) if rows.order is None else rows.order
+    counts, ends = np.diff(patterns.groups), list(itertools.pairwise(rows.start))
+    X = model.problem.conditioned_x(model.exog)[order]
+    v = (y - y[0] if rows.centre else y)[order]
+    c = np.array([rows.basis[a:b].T @ v[a:b] for a, b in ends])
+    beta = X.T @ v
+    residual = v - X @ beta
+    left = np.array([rows.basis[a:b].T @ residual[a:b] for a, b in ends])
+    columns, rest = [], []
+    for k, count in enumerate(counts):
+        own = slice(patterns.groups[k], patterns.groups[k + 1])
+        if count == 1:
+            columns.append(left[own])
+            continue
+        loading = patterns.loading[own, : patterns.columns[k + 1] - patterns.columns[k]]
+        columns.append(np.einsum("gk,ga->ka", loading, left[own]))
+        outside = c[own] - loading @ (loading.T @ c[own])
+        rest.append(packed_triangle(outside.T @ outside))
+    between = np.concatenate(columns)
+    within_y = residual @ residual - (left**2).sum()
+    within_x = X.T @ residual - np.einsum("kaj,ka->j", patterns.cx, between)
+    return np.concatenate(
+        [between.ravel(), *rest, within_x * (1 - patterns.exact), [within_y], beta, [residual @ residual],
+         [y[0] if rows.centre else 0.0]]
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("schedule", ["same", "own", "sorted"])
+@pytest.mark.parametrize("q", [1, 2, 3])
+def test_sums_of_some_columns(rng, q, schedule):
+    """Lines of sums are those of dense algebra, and where the columns stand does not matter to a bit."""
+    m, n = 9, 45
+    groups = np.repeat(np.arange(m), 5)
+    t = np.tile(np.linspace(-1.0, 1.0, 5), m) if schedule != "own" else rng.uniform(-1, 1, n)
+    if schedule != "sorted":
+        turn = rng.permutation(n)
+        groups, t = groups[turn], t[turn]
+    X = np.column_stack([np.ones(n), t, rng.standard_normal(n)])
+    model = flc.LinearMixedModel(rng.standard_normal(n), X, t[:, None] ** np.arange(q), groups)
+    shared, Y = design(model), 3.0 + rng.standard_normal((11, n))
+    lines = shared.sums(Y)
+    for y, line in zip(Y, lines, strict=True):
+        wanted = dense_sums(model, y)
+        assert line.shape == wanted.shape
+        np.testing.assert_allclose(line, wanted, rtol=0.0, atol=1e-12 * np.abs(wanted).max())
+    # among other columns, in runs of any length, and at the very end of the array
+    for places in (np.arange(n) + 7, np.sort(rng.choice(n + 20, n, replace=False)), 2 * np.arange(n)):
+        wide = np.full((25, places[-1] + 1), np.nan)
+        which = rng.permutation(25)[:11]
+        wide[np.ix_(which, places)] = Y
+        np.testing.assert_array_equal(shared.sums(wide, places, which), lines)
+    assert shared.sums(Y[:0]).shape == (0, lines.shape[1])
+
+
+def test_sums_check_their_arrays(rng):
+    model = small_model(rng)
+    shared, n = design(model), model.nobs
+    Y = np.zeros((3, n + 1))
+    with pytest.raises(ValueError, match=f"Y has {n + 1} columns"):
+        shared.sums(Y)
+    for columns in (np.arange(n) + 2, np.arange(n) - 1, np.arange(n - 1)):
+        with pytest.raises(ValueError, match="the columns are not those of the design"):
+            shared.sums(Y, columns)
+    for which in ([0, 3], [-1]):
+        with pytest.raises(IndexError, match="which"):
+            shared.sums(Y, np.arange(n), np.array(which))
+
+
+@pytest.mark.parametrize("k", [0, 1, 63, 64, 65, 180])
+def test_mask_labels(rng, k):
+    Y = rng.standard_normal((300, k))
+    kinds = rng.random((7, k)) < 0.3
+    kind = rng.integers(7, size=300)
+    Y[kinds[kind]] = np.nan
+    Y[0, : k // 2] = np.inf  # is there
+    _, first, known = np.unique(np.isnan(Y), axis=0, return_index=True, return_inverse=True)
+    rank = np.empty(len(first), dtype=int)
+    rank[np.argsort(first)] = np.arange(len(first))
+    np.testing.assert_array_equal(kernels.mask_labels(Y), rank[known.ravel()] if k else np.zeros(300))
+    assert len(kernels.mask_labels(Y[:0])) == 0
+
+
+def test_mask_labels_of_many_masks(rng):
+    Y = np.where(rng.random((1000, 70)) < 0.5, np.nan, 1.0)
+    np.testing.assert_array_equal(kernels.mask_labels(Y), np.arange(1000))
+
+
+@pytest.mark.parametrize("n", [0, 1, 7, 8, 9, 40])
+def test_seals_of_some_columns(rng, n):
+    Y = rng.standard_normal((6, 60))
+    which = np.array([4, 1, 1])
+    for columns in (np.arange(n) + 3, np.sort(rng.choice(60, n, replace=False))):
+        some = np.ascontiguousarray(Y[np.ix_(which, columns)])
+        np.testing.assert_array_equal(kernels.line_seals(Y, columns, which), kernels.line_seals(some))
+    for columns, lines in (([58, 60], [0]), ([-1], [0]), ([0], [6]), ([0], [-1])):
+        with pytest.raises(IndexError):
+            kernels.line_seals(Y, np.array(columns), np.array(lines))
 
 
 def test_memory_does_not_grow(rng):

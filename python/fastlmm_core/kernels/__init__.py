@@ -29,6 +29,7 @@ from ._criterion import (
     use_kernels,
 )
 from ._labels import object_codes, text_codes
+from ._masks import mask_labels
 from ._matrices import (
     MANY,
     clear_exact,
@@ -85,6 +86,7 @@ __all__ = [
     "line_seals",
     "log_diagonal",
     "lower_factor",
+    "mask_labels",
     "minimize_newton",
     "natural_map",
     "object_codes",

@@ -10,6 +10,7 @@ from .records import (
     BatchScores,
     BatchScreen,
     BatchSearch,
+    BatchSums,
 )
 
 _Array = NDArray[np.float64]
@@ -38,6 +39,9 @@ class BatchDesign:
     def n_par(self) -> int: ...
     @property
     def p_full(self) -> int: ...
+    def sums(
+        self, Y: _Array, columns: NDArray[np.intp] | None = None, which: NDArray[np.intp] | None = None
+    ) -> _Array: ...
     def fit(
         self,
         Y: _Array,
@@ -45,7 +49,7 @@ class BatchDesign:
         criterion: BatchCriterion,
         start: _Array | None,
         into: BatchResults,
-        scores: BatchScores | None = None,
+        scores: BatchScores | BatchSums | None = None,
         look: BatchLook | None = None,
         brief: bool = False,
     ) -> None: ...
@@ -55,6 +59,6 @@ class BatchDesign:
         reml: bool,
         theta: _Array,
         rows: _Array,
-        scores: BatchScores | None = None,
+        scores: BatchScores | BatchSums | None = None,
         coefficients: tuple[_Array, _Array, _Array] | None = None,
     ) -> tuple[_Array, _Array, _Array, _Array]: ...

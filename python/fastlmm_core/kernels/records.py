@@ -23,6 +23,7 @@ __all__ = [
     "BatchScreen",
     "BatchSearch",
     "BatchStart",
+    "BatchSums",
     "ChainLinks",
     "ClusterRows",
     "ConditionedRows",
@@ -222,6 +223,10 @@ class BatchScores(NamedTuple):
     """sigma^2."""
     width: int
     """Numbers in a line."""
+
+
+class BatchSums(NamedTuple):
+    """That lines hold what fits need of responses, as `BatchDesign.sums` has them: see lanes/sums.pxi."""
 
 
 class BatchScreen(NamedTuple):

@@ -128,6 +128,22 @@ def test_order_and_threads_do_not_matter(rng, arrays):
     np.testing.assert_array_equal(one.pvalues, two.pvalues[::-1])
 
 
+def test_responses_that_are_changed_are_noticed(rng, arrays):
+    """Responses are read where they stand; what is missing in them is not theirs."""
+    X, Z, groups, *_, Y = arrays
+    holes(rng, Y, groups)
+    batch = flc.LinearMixedModel(None, X, Z, groups).fit_many(Y, missing="drop")
+    before = batch.test([[0.0, 1.0, 0.0, 0.0]]).pvalues
+    Y[2, 17] = 8.0  # was missing
+    np.testing.assert_array_equal(batch.random_effects([2]), batch.random_effects([2]))
+    Y[3, 18] += 1.0
+    np.testing.assert_array_equal(batch.random_effects([2, 4]), batch.random_effects([2, 4]))
+    with pytest.raises(flc.LMMError, match="Y has been changed since it was fitted"):
+        batch.random_effects([3])
+    Y[3, 18] -= 1.0
+    np.testing.assert_allclose(batch.test([[0.0, 1.0, 0.0, 0.0]]).pvalues, before, rtol=1e-12)
+
+
 def test_what_is_not_determined(rng, arrays):
     X, Z, groups, *_, Y = arrays
     Y[1] = np.nan

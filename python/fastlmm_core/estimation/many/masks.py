@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...errors import LMMError
+from ...kernels import mask_labels
 from ...support.checks import plain_array
 from ...support.types import Array
 from ...tables.responses import ResponseColumns, is_table
@@ -17,6 +18,7 @@ from ..model import Model
 from .batch_fit import BatchFit
 from .policy import fit_few, fit_many
 from .progress import Sink, begun
+from .responses_of_mask import ResponsesOfMask
 
 __all__ = ["MaskOptions", "Masked", "fit_mask", "masks_of", "responses_of"]
 
@@ -28,10 +30,6 @@ ALONE = 2
 
 FEW, MANY_SCATTERED = 16, 32
 """Responses of a mask that are not worth a design of their own, where there are so many of them in all."""
-
-
-RUN = 8
-"""Columns beside each other from which they are copied together."""
 
 
 class Masked(NamedTuple, Generic[B]):
@@ -117,30 +115,6 @@ def _from_blocks(model: Model, blocks: Any) -> tuple[Array, NDArray[Any] | None]
     return np.concatenate(parts), np.concatenate(found) if found and len(found) == len(labels) else None
 
 
-def _first_alike(missing: NDArray[np.bool_]) -> NDArray[np.intp]:
-    """Numbers of the distinct lines of a matrix, in the order in which they come up (n,)."""
-    packed = np.ascontiguousarray(np.packbits(missing, axis=1))
-    known: dict[bytes, int] = {}
-    lines: Any = [b""] * len(packed)
-    if packed.size:
-        # a sort of long lines takes a hundred times as long
-        lines = packed.view(np.dtype((np.void, packed.shape[1]))).ravel().tolist()
-    return np.array([known.setdefault(line, len(known)) for line in lines], dtype=np.intp)
-
-
-def _columns(values: Array, kept: NDArray[np.intp]) -> Array:
-    """Columns of an array in ascending order, run by run where few are left out: one by one takes ten times as long."""
-    if len(kept) == values.shape[1]:
-        return values
-    begin = np.flatnonzero(np.diff(kept, prepend=-2) != 1)
-    if RUN * len(begin) > len(kept):
-        return np.take(values, kept, axis=1)
-    out = np.empty((len(values), len(kept)))
-    for first, end in zip(begin.tolist(), [*begin[1:].tolist(), len(kept)], strict=True):
-        out[:, first:end] = values[:, kept[first] : kept[first] + end - first]
-    return out
-
-
 def _part(model: Model, rows: NDArray[np.intp], typical: Array | None) -> Model:
     """The model of some rows, which takes a response for a typical one if it can."""
     design = model.design.rows(rows)
@@ -162,7 +136,7 @@ def masks_of(
     ----------
     model : Model
     Y : (n_responses, nobs) array
-        NaN where missing.
+        C-contiguous, NaN where missing.
     scattered : bool
         Whether responses may be left where many masks have few.
 
@@ -174,8 +148,7 @@ def masks_of(
         Positions of the responses that were left.
     """
     model.needs_free_covariances("fit_many()")
-    missing = np.isnan(Y)
-    owner = _first_alike(missing)
+    owner = mask_labels(Y)
     order = np.argsort(owner, kind="stable")
     counts = np.bincount(owner)
     ends = np.cumsum(counts)
@@ -184,7 +157,7 @@ def masks_of(
     found = []
     for k in np.flatnonzero((counts >= FEW) | (not len(left))).tolist():
         members = order[ends[k] - counts[k] : ends[k]]
-        found.append((np.flatnonzero(~missing[members[0]]), members))
+        found.append((np.flatnonzero(~np.isnan(Y[members[0]])), members))
     return found, left
 
 
@@ -218,9 +191,9 @@ def fit_mask(
             raise LMMError("all observations are missing")
         if len(rows) < options.min_obs:
             raise LMMError(f"it has {len(rows)} observations, fewer than min_obs={options.min_obs}")
-        some = _columns(Y[members], rows)
+        some = ResponsesOfMask(Y, members, rows)
         alone = len(model.factors) > 1 and len(members) <= ALONE
-        typical = some[0] if alone else None if model.given else model.endog[rows]
+        typical = Y[members[0], rows] if alone else None if model.given else model.endog[rows]
         own = model.fittable() if len(rows) == model.nobs else _part(model, rows, typical)
 
         def made(count: int, responses: Any) -> B:
@@ -229,7 +202,7 @@ def fit_mask(
         if not alone:
             batch = fit_many(made, some, options.n_jobs, False, options.memory, sink, resume)
         elif resume is None:
-            batch = fit_few(made, some)
+            batch = fit_few(made, some())
         else:
             batch = made(len(some), some)
             begun(batch, resume)

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from ... import kernels
 from ...engines.scaling import criterion_constant
 from ...errors import LMMError
-from ...kernels.records import NOT_FINITE, BatchCriterion, BatchLook, BatchResults, BatchScores
+from ...kernels.records import NOT_FINITE, BatchCriterion, BatchLook, BatchResults, BatchScores, BatchSums
 from ...support.blas_threads import one_blas_thread
 from ...support.checks import plain_array
 from ...support.memory import blas_callers
@@ -35,6 +35,7 @@ from .batch_fit import BOUNDARY, CHUNK_BYTES, BatchFit, Curvature
 from .one_factor import shared_design
 from .parts import part_of
 from .progress import Sink, begun, unfinished
+from .responses_of_mask import ResponsesOfMask
 from .search import UNASKED, Ended, Worth, beside_starts, enough_worth, narrowed_starts, next_lowest, screened_design
 from .sparse import SparseBlock, SparseResponses, SparseSums
 
@@ -97,6 +98,8 @@ class _Labels:
 def _blocks(Y: Any, rows: CallerRows, labels: _Labels, most: float) -> tuple[Iterator[Any], int | None, Any]:
     """Blocks of responses (`most` bytes of a chunk), their number if it is known, the whole if it can be indexed."""
     n = len(rows.positions)
+    if isinstance(Y, ResponsesOfMask):
+        return iter([Y]), len(Y), Y
     if is_table(Y):
         Y = ResponseColumns(Y, rows)
         labels.add(Y)
@@ -204,7 +207,8 @@ def fit_many(
         raise LMMError("resume needs an array or a table; of a stream fit the rest, and join both by concat")
     sink = out if out is None or isinstance(out, Sink) else Sink(out, none, count)
     try:
-        found = _fit(empty, blocks, count, whole, jobs, progress, _Keeping(True, not constant(whole), sink, resume))
+        watched = not constant(whole.Y if isinstance(whole, ResponsesOfMask) else whole)
+        found = _fit(empty, blocks, count, whole, jobs, progress, _Keeping(True, watched, sink, resume))
     except BaseException as error:
         if hasattr(error, "batch") and count is not None:
             error.batch.labels = labels.all
@@ -349,6 +353,12 @@ def _fit(
                 into.seals[first : first + len(lines)] = block.seals()
             _alone(model, responses, into, slice(first, first + len(lines)))
             return
+        if isinstance(block, ResponsesOfMask) and isinstance(shared, kernels.BatchDesign):
+            if into.seals is not None:
+                into.seals[first : first + len(block)] = block.seals()
+            _fit_together(shared, block.sums(shared), into, first, BatchSums())
+            _alone(model, lambda which: block[which], into, slice(first, first + len(block)))
+            return
         dense = np.ascontiguousarray(block() if callable(block) else block, dtype=np.float64)
         if into.seals is not None:
             into.seals[first : first + len(dense)] = kernels.line_seals(dense)
@@ -464,13 +474,16 @@ def _lanes(
 
 def _fit_together(
     shared: Shared, Y: Array, into: BatchFit, first: int,
-    scores: BatchScores | None = None, worth: Worth | None = None,
+    scores: BatchScores | BatchSums | None = None, worth: Worth | None = None,
 ) -> None:  # fmt: skip
     """Fits in lanes, and other starts where there may be other minima.
 
     `scores`: what the rows of Y mean, if not y; `worth`: what is asked of responses, if not what their design asks.
     """
     screen = getattr(shared, "screen", None)
+    if screen is not None and scores is None and isinstance(shared, kernels.BatchDesign):
+        # several searches of a response read it once
+        Y, scores = shared.sums(Y), BatchSums()
     more: dict[str, Any] = {} if scores is None else {"scores": scores}
     if screen is None:
         _lanes(shared, Y, into, first, **more)
@@ -523,7 +536,8 @@ def _fit_together(
 
 
 def _fit_closely(
-    shared: kernels.BatchDesign, Y: Array, into: BatchFit, first: int, few: Index, scores: BatchScores | None
+    shared: kernels.BatchDesign, Y: Array, into: BatchFit, first: int, few: Index,
+    scores: BatchScores | BatchSums | None,
 ) -> None:  # fmt: skip
     """Fit those responses again of whose variation few groups make up most, with the search of few groups."""
     other = BatchFit(into.model, into.kind, into.reml, len(few), None)

@@ -149,6 +149,7 @@ def fit_with_holes(
     Those of masks that many have share a design; others are problems of their own.
     """
     responses, labels = responses_of(model, Y)
+    responses = np.ascontiguousarray(responses)
     masks, left = masks_of(model, responses, for_lanes(model))
     sink = None if run.out is None else Sink(run.out, empty(model.fittable(), 0, None), len(responses))
     known = _left_masks(model, reml, masks, len(responses), run.resume)
