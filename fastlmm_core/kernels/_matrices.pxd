@@ -12,6 +12,8 @@ cdef struct Regression:
 
 cdef void regress(Py_ssize_t p, const double* packed, const double* before, double n, double* work, Regression* out
                   ) noexcept nogil
+cdef void regress_on(Py_ssize_t p, const double* packed, const double* before, double n, double* work, Regression* out
+                     ) noexcept nogil
 cdef void within_products(Py_ssize_t k, const double* packed, const double* T, const double* between, double* half,
                           double* out) noexcept nogil
 cdef void lower(Py_ssize_t q, Py_ssize_t r, double* A, double* L) noexcept nogil

@@ -400,7 +400,7 @@ def minimize_newton(Objective f, const double[::1] start, double tolerance=1e-8,
     lowest : float
         Smallest eigenvalue of the Hessian divided by the largest absolute one.
     n_evaluations : int
-    trace : list of tuples
+    trace : tuple of tuples
         Value, decrement and radius at each accepted point.
     finished : bool
         False where the limit on iterations ended the search.
@@ -460,7 +460,8 @@ def minimize_newton(Objective f, const double[::1] start, double tolerance=1e-8,
                     break
             if defined and s.status != RAISED:
                 s.status = f.evaluate_(s.x, 2)
-                s.decrement = spectrum(f, NULL, s.work, s.Q, s.w, s.c)
+                if s.correction != NULL or s.stuck:
+                    s.decrement = spectrum(f, NULL, s.work, s.Q, s.w, s.c)
             extremes(n if defined else 0, s.w, &smallest, &largest)
         if s.status == RAISED:
             reraise()
@@ -469,7 +470,7 @@ def minimize_newton(Objective f, const double[::1] start, double tolerance=1e-8,
         return (
             vector(s.x, n), vector(f.grad_, n), square(f.hess_, n), s.value, s.decrement,
             smallest / largest if largest > 0.0 else 0.0, n_evaluations,
-            [(trace[3 * i], trace[3 * i + 1], trace[3 * i + 2]) for i in range(accepted)], finished,
+            tuple([(trace[3 * i], trace[3 * i + 1], trace[3 * i + 2]) for i in range(accepted)]), finished,
             s.radius,
         )
     finally:

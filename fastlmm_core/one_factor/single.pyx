@@ -3,7 +3,8 @@
 
 What engines/one_factor/conditioning.py does step by step, with the very numbers of its steps: shifts and scales from the first
 rows, the pass over all of them, orthonormal columns, factored groups, the way back to the caller's units.  With a few
-hundred rows the steps cost more than their arithmetic.
+hundred rows the steps cost more than their arithmetic.  What X, Z and the groups say by themselves is found with the first
+response of a design, and taken for the others.
 """
 from cpython.buffer cimport PyBUF_STRIDES, PyBuffer_Release, PyObject_GetBuffer
 from libc.math cimport isfinite, sqrt
@@ -15,7 +16,7 @@ import numpy as np
 
 from fastlmm_core.kernels._criterion cimport kernels
 from fastlmm_core.kernels._matrices cimport (
-    Regression, drop_exact, map_columns, place, regress, regress_within, triangle, within_products)
+    Regression, drop_exact, map_columns, place, regress, regress_on, regress_within, triangle, within_products)
 from fastlmm_core.kernels._rows cimport Columns, Pass, add_pass, find_scales, probe_column, whole, work_size
 from fastlmm_core.lanes.kernels cimport RawGroups, Shape, make_shape
 from fastlmm_core.small.arena cimport Arena, furnish, take
@@ -37,6 +38,7 @@ cdef struct Desk:
     Regression fit
     Py_ssize_t p, q, k, m
     bint narrow                 # codes are int32
+    bint known                  # scales, to_z, x_map, z_map and fit.T have been found before
     double* beta0
     double* uneven
     double* L
@@ -112,12 +114,13 @@ cdef bint sum_up(Desk* desk, Py_ssize_t head, Into* into) noexcept nogil:
     cdef bint equal
     cdef int flags
     cdef Py_ssize_t p = d.p, q = d.q, i
-    d.x_constant = find_scales(&x, x.n, True, True, into.x_scale, desk.uneven)
-    if d.Z == d.X and q == p and d.z_row == d.x_row and d.z_column == d.x_column:
-        memcpy(into.z_scale, into.x_scale, 2 * p * sizeof(double))
-        d.z_constant = d.x_constant
-    else:
-        d.z_constant = find_scales(&z, z.n, True, True, into.z_scale, desk.uneven)
+    if not desk.known:
+        d.x_constant = find_scales(&x, x.n, True, True, into.x_scale, desk.uneven)
+        if d.Z == d.X and q == p and d.z_row == d.x_row and d.z_column == d.x_column:
+            memcpy(into.z_scale, into.x_scale, 2 * p * sizeof(double))
+            d.z_constant = d.x_constant
+        else:
+            d.z_constant = find_scales(&z, z.n, True, True, into.z_scale, desk.uneven)
     if d.x_constant >= 0:
         probe_column(d.y, x.n, d.y_row, x.n, desk.beta0 + d.x_constant, &deviation, &equal)
     d.x_shift, d.x_scale, d.z_shift, d.z_scale = into.x_scale, into.x_scale + p, into.z_scale, into.z_scale + q
@@ -139,18 +142,21 @@ cdef bint turn_columns(Desk* desk, double well, double explained, double* to_z) 
     """Orthonormal columns and the regression of y; False where they are not well conditioned."""
     cdef Py_ssize_t q = desk.q, i, j, pos = 0
     cdef double* gram = desk.L
-    cdef double margin, root = sqrt(<double> desk.d.n)
+    cdef double root = sqrt(<double> desk.d.n)
     cdef Regression* fit = &desk.fit
-    regress(desk.p, desk.S, desk.beta0, <double> desk.d.n, desk.work, fit)
-    for i in range(q):
-        for j in range(i + 1):
-            gram[i * q + j] = desk.S[desk.n_s + pos]
-            pos += 1
-    margin = triangle(q, gram, q, 1, gram + q * q, to_z)
-    for i in range(q * q):
-        to_z[i] *= root
-    return (fit.margin >= well and margin >= well and fit.rest > explained * desk.S[desk.n_s - 1]
-            and fit.rest > 1e-30 * fit.total)
+    if desk.known:
+        regress_on(desk.p, desk.S, desk.beta0, <double> desk.d.n, desk.work, fit)
+    else:
+        regress(desk.p, desk.S, desk.beta0, <double> desk.d.n, desk.work, fit)
+        for i in range(q):
+            for j in range(i + 1):
+                gram[i * q + j] = desk.S[desk.n_s + pos]
+                pos += 1
+        if not (fit.margin >= well and triangle(q, gram, q, 1, gram + q * q, to_z) >= well):
+            return False
+        for i in range(q * q):
+            to_z[i] *= root
+    return fit.rest > explained * desk.S[desk.n_s - 1] and fit.rest > 1e-30 * fit.total
 
 
 cdef object present_lines(Desk* desk):
@@ -185,11 +191,13 @@ cdef double finish(Desk* desk, const double* raw, double* packed, Into* into) no
     memset(desk.between, 0, desk.n_s * sizeof(double))
     kernels.factor(&shape, &groups, packed, desk.between, desk.scratch)
     within_products(k, desk.S, desk.fit.xy, desk.between, desk.half, into.within)
-    map_columns(q, into.z_scale, desk.d.z_constant, into.to_z, into.z_map, NULL, NULL)
-    return map_columns(p, into.x_scale, desk.d.x_constant, desk.fit.T, into.x_map, desk.fit.beta, into.base)
+    if not desk.known:
+        map_columns(q, into.z_scale, desk.d.z_constant, into.to_z, into.z_map, NULL, NULL)
+    return map_columns(p, into.x_scale, desk.d.x_constant, desk.fit.T, desk.work if desk.known else into.x_map,
+                       desk.fit.beta, into.base)
 
 
-def condition_once(rows, limits):
+def condition_once(rows, limits, known=None):
     """Condition a problem with one term of correlated effects.
 
     Parameters
@@ -199,12 +207,14 @@ def condition_once(rows, limits):
     limits : tuple
         Rows that tell shifts and scales; least margin of the columns, share of y'y that X leaves, and variation of y
         within groups by row, with which no second look is needed; share of a column within groups that is none.
+    known : SharedColumns, optional
+        What has been found of the same X, Z, groups and weights with another response.
 
     Returns
     -------
     tuple of tuples, or None
-        (raw, present, packed, within), (z_transform, xy_transform, z_scale, x_scale, x_transform), (z_map, x_map,
-        beta_base), (scale, log_det, x_constant, exact).  None where a second look is needed, or nothing can be fitted.
+        (raw, packed, within), (xy_transform, beta_base, scale, exact), and the fields of `SharedColumns` up to
+        `log_det`, None where they are known.  None where a second look is needed, or nothing can be fitted.
     """
     cdef Held held
     cdef Desk desk
@@ -216,21 +226,27 @@ def condition_once(rows, limits):
     cdef bint good
     head, well, explained, between, nothing = limits
     memset(&held, 0, sizeof(Held))
+    memset(&into, 0, sizeof(Into))
     try:
         hold(rows, &held, &desk.d)
         desk.narrow = held.codes.itemsize == sizeof(int32_t)
         p, q = desk.d.p, desk.d.q
         k = p + 1
-        desk.p, desk.q, desk.k = p, q, k
+        desk.p, desk.q, desk.k, desk.known = p, q, k, known is not None
         lay(&desk, n_slots, &arena)
         memory = furnish(&arena)
         if memory == NULL:
             raise MemoryError()
         lay(&desk, n_slots, &arena)
-        x_scale, z_scale, to_z, to_x, xy = empty((2, p)), empty((2, q)), empty((q, q)), empty((p, p)), empty((k, k))
-        beta, base, x_map, z_map = empty(p), empty(p), empty((p, p)), empty((q, q))
+        if known is None:
+            x_scale, z_scale, to_z, to_x = empty((2, p)), empty((2, q)), empty((q, q)), empty((p, p))
+            x_map, z_map = empty((p, p)), empty((q, q))
+            into.x_map, into.z_map = <double*> place(x_map), <double*> place(z_map)
+        else:
+            to_z, z_scale, x_scale, to_x, _, _, desk.d.x_constant, desk.d.z_constant, *_ = known
+        xy, beta, base = empty((k, k)), empty(p), empty(p)
         into.x_scale, into.z_scale, into.to_z = <double*> place(x_scale), <double*> place(z_scale), <double*> place(to_z)
-        into.base, into.x_map, into.z_map = <double*> place(base), <double*> place(x_map), <double*> place(z_map)
+        into.base = <double*> place(base)
         desk.fit.T, desk.fit.xy, desk.fit.beta = <double*> place(to_x), <double*> place(xy), <double*> place(beta)
         with nogil:
             good = sum_up(&desk, head, &into) and turn_columns(&desk, well, explained, into.to_z)
@@ -248,6 +264,7 @@ def condition_once(rows, limits):
         free(memory)
         release(&held)
     return (
-        (raw, present, packed, within), (to_z, xy, z_scale, x_scale, to_x), (z_map, x_map, base),
-        (desk.fit.scale, log_det, desk.d.x_constant, exact),
+        (raw, packed, within), (xy, base, desk.fit.scale, exact),
+        (to_z, z_scale, x_scale, to_x, z_map, x_map, desk.d.x_constant, desk.d.z_constant, present, log_det)
+        if known is None else None,
     )

@@ -45,19 +45,37 @@ def orthogonal_columns(const double[:, :] F):
     return out_array
 
 
-def smallest_parts(const double[:, ::1] F):
-    """Square of the smallest singular value (as by `orthogonal_columns`) and smallest diagonal element of (q, q) F.
+def smallest_parts(theta, flat, Py_ssize_t q):
+    """Lambda of a point, and how near to singular it is.
 
-    NaN where F is not finite.
+    Parameters
+    ----------
+    theta : (n_par,) array
+        Elements of Lambda.
+    flat : (n_par,) intp array
+        Their places in the matrix written row by row; other elements are zero.
+    q : int
+
+    Returns
+    -------
+    factor : (q, q) array
+    least, lowest : float
+        Square of the smallest singular value (as by `orthogonal_columns`), and the smallest diagonal element; NaN where
+        theta is not finite.
     """
-    cdef Py_ssize_t q = F.shape[0], i, j
+    cdef Py_ssize_t i, j
     cdef double size, least = INFINITY, lowest = INFINITY
+    cdef const double* elements = <const double*> place(theta)
+    cdef const Py_ssize_t* position = <const Py_ssize_t*> place(flat)
     cdef double* A = doubles(q * q)
+    out = np.zeros((q, q))
+    cdef double* F = <double*> place(out)
+    for i in range(len(flat)):
+        F[position[i]] = elements[i]
+    memcpy(A, F, q * q * sizeof(double))
     for i in range(q):
-        if not F[i, i] >= lowest:
-            lowest = F[i, i]
-        for j in range(q):
-            A[i * q + j] = F[i, j]
+        if not F[i * (q + 1)] >= lowest:
+            lowest = F[i * (q + 1)]
     orthogonalise(q, q, A)
     for j in range(q):
         size = 0.0
@@ -67,7 +85,7 @@ def smallest_parts(const double[:, ::1] F):
         if least == least and not size >= least:
             least = size
     free(A)
-    return least, lowest
+    return out, least, lowest
 
 
 cdef void lower(Py_ssize_t q, Py_ssize_t r, double* A, double* L) noexcept nogil:

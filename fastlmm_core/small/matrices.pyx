@@ -6,7 +6,7 @@ What may have as many columns as X has goes to kernels/dense.py from MANY column
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
 from libc.math cimport fabs, log, sqrt, INFINITY
 from libc.stdlib cimport free, malloc
-from libc.string cimport memset
+from libc.string cimport memcpy, memset
 
 import numpy as np
 

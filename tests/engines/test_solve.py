@@ -81,7 +81,7 @@ def test_several_factors(kind, q, weights, singular, monkeypatch):
 def test_one_factor(q, weights, singular):
     y, X, factors, w, off, structure = make("one", 7, q, weights)
     (factor,) = factors
-    problem, _ = condition(y, X, factor.Z, Codes("g", factor.codes, 0, factor.m), w, off, structure)
+    problem, *_ = condition(y, X, factor.Z, Codes("g", factor.codes, 0, factor.m), w, off, structure)
     check(problem.criterion(), problem.z_map, factors, w, structure, natural(structure, singular))
 
 

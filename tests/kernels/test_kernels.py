@@ -729,15 +729,18 @@ def test_rotation(rng, q):
 @pytest.mark.parametrize("q", [1, 2, 3, 6])
 def test_smallest_parts(rng, q):
     F = np.tril(rng.standard_normal((q, q)))
-    least, lowest = kernels.smallest_parts(F)
+    columns, rows = np.triu_indices(q)
+    flat = rows * q + columns
+    factor, least, lowest = kernels.smallest_parts(F[rows, columns], flat, q)
+    np.testing.assert_array_equal(factor, F)
     assert np.sqrt(least) == pytest.approx(np.linalg.svd(F, compute_uv=False)[-1], rel=1e-11)
     assert lowest == F.diagonal().min()
     F[-1] = 0.0
-    assert kernels.smallest_parts(F)[0] <= 1e-30
+    assert kernels.smallest_parts(F[rows, columns], flat, q)[1] <= 1e-30
     for place in (0, -1):
         F = np.eye(q)
         F[place, place] = np.nan
-        assert not kernels.smallest_parts(F)[0] > 0.0
+        assert not kernels.smallest_parts(F[rows, columns], flat, q)[1] > 0.0
 
 
 @pytest.mark.parametrize("k", [1, 2, 7])

@@ -110,7 +110,7 @@ class CovarianceStructure:
         return len(self.blocks) == 1 and self.blocks[0].correlated
 
     @cached_property
-    def _flat(self) -> NDArray[np.intp]:
+    def flat(self) -> NDArray[np.intp]:
         """`positions` in the flattened matrix."""
         rows, columns = self.positions
         return rows * self.q + columns
@@ -118,18 +118,18 @@ class CovarianceStructure:
     def factor(self, theta: Array) -> Array:
         """Lambda (q, q) from theta."""
         out = np.zeros(self.q * self.q)
-        out[self._flat] = theta
+        out[self.flat] = theta
         return out.reshape(self.q, self.q)
 
     def factors(self, thetas: Array) -> Array:
         """Lambda (n, q, q) from a stack of theta (n, n_parameters)."""
         out = np.zeros((len(thetas), self.q * self.q))
-        out[:, self._flat] = thetas
+        out[:, self.flat] = thetas
         return out.reshape(-1, self.q, self.q)
 
     def theta(self, factor: Array) -> Array:
         """Theta from Lambda."""
-        return factor.take(self._flat)
+        return factor.take(self.flat)
 
     def canonical(self, factor: Array) -> Array:
         """Lower triangular Lambda of this structure, non-negative diagonal, with the same G as `factor`.

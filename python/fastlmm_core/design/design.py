@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from ..covariance.parameters import Block, CovarianceStructure
 from ..errors import LMMError
+from ..kernels.records import SharedColumns
 from ..support.types import Array
 from ..tables.columns import Table, native_frame
 from ..tables.rows import CallerRows
@@ -195,8 +196,18 @@ class Design:
         if self.groupings is None:
             object.__setattr__(self, "groupings", groupings)
 
+    @property
+    def shared_columns(self) -> SharedColumns | None:
+        """What the kernels found of the columns, for further responses; None where they have not, or cannot."""
+        return self.__dict__.get("_shared_columns")
+
+    def keep_columns(self, columns: SharedColumns | None) -> None:
+        """Keep what the kernels found of the columns."""
+        if columns is not None:
+            object.__setattr__(self, "_shared_columns", columns)
+
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"source": None}
+        return self.__dict__ | {"source": None, "_shared_columns": None}
 
     def check(self, n: int, given: bool = False) -> None:
         """Refuse what cannot belong to n observations.

@@ -61,11 +61,12 @@ def _conditioned(design: Design, y: Array | None, given: bool) -> tuple[Problem,
 
         return condition_residual(design, y, offset, given)
     if len(part.codes) == 1:
-        problem, grouping = condition(
+        problem, present, columns = condition(
             y, design.exog, part.Z, part.codes[0], design.weights, offset, part.structure, z_names=part.columns,
-            given=given, sigma=design.sigma,
+            given=given, sigma=design.sigma, known=design.shared_columns,
         )  # fmt: skip
-        return problem, (grouping,)
+        design.keep_columns(columns)
+        return problem, design.groupings or (Grouping(part.codes[0], present),)
     from .crossed.problem import Factor
 
     factors = [

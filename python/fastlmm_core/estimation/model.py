@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Hashable, Mapping
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any, Self, TypeVar
 
 import numpy as np
@@ -181,7 +181,7 @@ class Model:
         changed = seals.broken()
         if not changed:
             try:
-                again, _ = problem_of(self._design, self._y, self.given)
+                again, _ = problem_of(replace(self._design), self._y, self.given)  # a design of which nothing is known
                 same = _alike(self.problem, again)
             except LMMError:  # what they have become cannot be fitted
                 same = False

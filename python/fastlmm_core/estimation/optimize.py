@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from functools import partial
+from functools import lru_cache, partial
 from math import inf, isfinite, sqrt
 from typing import Any, NamedTuple
 
@@ -186,44 +186,49 @@ class _Objective:
 
 
 class Ended(NamedTuple):
-    """Where a method of optimisation ended, with what it tells of that point.
+    """Where a method of optimisation ended, with what it tells of that point: what `minimize_newton` returns.
 
     Attributes
     ----------
     theta : array
-    value : float
     gradient, hessian : arrays or None
+    value : float
     decrement, lowest : float or None
         See `decrement_of`; of the compiled Newton method.
-    success : bool
-    message : str
+    n_evaluations : int
+        Of the compiled Newton method.
     trace : tuple
         See `Optimum`.
+    success : bool
     radius : float
         Of the trust region, with which the search would go on.
+    limited : bool
+        Whether another method was ended by its limit of iterations, which is all that ends Newton's without success.
     """
 
     theta: Array
-    value: float
     gradient: Array | None
     hessian: Array | None
+    value: float
     decrement: float | None
     lowest: float | None
-    success: bool
-    message: str
+    n_evaluations: int
     trace: tuple[tuple[float, float, float], ...]
+    success: bool
     radius: float = 1.0
+    limited: bool = False
+
+    @property
+    def unfinished(self) -> bool:
+        """Whether the limit of iterations ended it."""
+        return not self.success and (self.limited or self.decrement is not None)
 
 
 def _newton(
     criterion: Evaluated, start: Array, radius: float = 1.0, /, maxiter: int = 200, tolerance: float = 1e-8
 ) -> Ended:
     """The compiled trust-region Newton; it stops at a decrement of `tolerance`."""
-    theta, gradient, hessian, value, decrement, lowest, _, trace, finished, radius = minimize_newton(
-        criterion, start, tolerance=tolerance, max_iterations=maxiter, radius=radius
-    )
-    message = "" if finished else "Maximum number of iterations reached"
-    return Ended(theta, value, gradient, hessian, decrement, lowest, finished, message, tuple(trace), radius)
+    return Ended(*minimize_newton(criterion, start, tolerance, maxiter, radius))
 
 
 def _run(criterion: Evaluated, start: Array, method: str | Callable[..., Any], options: dict[str, Any]) -> Ended:
@@ -245,8 +250,8 @@ def _run(criterion: Evaluated, start: Array, method: str | Callable[..., Any], o
         warnings.filterwarnings("error", message="Unknown solver options")
         found = minimize(objective, start, method=method, tol=1e-12, options=options, **derivatives)
     theta = np.asarray(found.x, dtype=float)
-    success, message = getattr(found, "success", True), str(getattr(found, "message", ""))
-    return Ended(theta, float(found.fun), None, None, None, None, bool(success), message, ())
+    success, limited = getattr(found, "success", True), "iteration" in str(getattr(found, "message", "")).lower()
+    return Ended(theta, None, None, float(found.fun), None, None, 0, (), bool(success), limited=limited)
 
 
 def decrement_of(gradient: Array, hessian: Array) -> tuple[float, float]:
@@ -281,6 +286,14 @@ def small_directions(factor: Array, structure: CovarianceStructure, per_group: A
     return structure.canonical(snapped), np.array(null).T.reshape(q, len(null))
 
 
+@lru_cache(maxsize=64)
+def _no_directions(q: int) -> Array:
+    """None of the directions of q effects."""
+    out = np.empty((q, 0))
+    out.setflags(write=False)
+    return out
+
+
 def _settle(
     criterion: LinearEngine,
     structure: CovarianceStructure,
@@ -296,20 +309,21 @@ def _settle(
     `turn` is the rotation in force (see `ClusterCriterion.rotate`); the results are in its coordinates.  `note` ends
     the message of a certified optimum.
     """
-    theta = found.theta
-    factor = structure.factor(theta)
-    least, lowest_diagonal = smallest_parts(factor) if structure.one_full else (0.0, float(factor.diagonal().min()))
-    if least > SINGULAR**2 * levels[0] / n:
-        snapped, null = factor, np.empty((structure.q, 0))
+    theta, gradient, hessian, value, decrement, lowest = found[:6]
+    if structure.one_full:
+        factor, least, lowest_diagonal = smallest_parts(theta, structure.flat, structure.q)
     else:
+        factor = structure.factor(theta)
+        least, lowest_diagonal = 0.0, float(factor.diagonal().min())
+    snapped, null, wrong = factor, _no_directions(structure.q), None
+    if not least > SINGULAR**2 * levels.item(0) / n:
         snapped, null = small_directions(factor, structure, n / levels)
-    wrong: Array | None = None
-    evaluated = found.decrement is not None
     if null.shape[1]:
         at_zero = structure.theta(snapped)
         value, gradient, hessian = criterion.evaluate(at_zero, 2)
+        decrement = None
         if value <= found.value + 1e-11 * (abs(found.value) + n):
-            theta, factor, evaluated = at_zero, snapped, True
+            theta, factor = at_zero, snapped
             # on the cone of covariance matrices no direction out of the null space may lower the criterion
             slope = criterion.solution()[3]
             slope = np.where(structure.free, slope if turn is None else turn @ slope @ turn.T, 0.0)
@@ -321,25 +335,20 @@ def _settle(
         else:
             null = null[:, :0]
             criterion.evaluate(theta, 2)
-    if not null.shape[1]:
-        value, gradient, hessian = found.value, found.gradient, found.hessian
-        if not evaluated or lowest_diagonal < 0.0:
-            factor = structure.canonical(factor)
-            theta = structure.theta(factor)
-            value, gradient, hessian = criterion.evaluate(theta, 2)
-            evaluated = False
+            _, gradient, hessian, value, decrement = found[:5]
+    if not null.shape[1] and (found.decrement is None or lowest_diagonal < 0.0):
+        factor = structure.canonical(factor)
+        theta = structure.theta(factor)
+        value, gradient, hessian = criterion.evaluate(theta, 2)
+        decrement = None
     assert gradient is not None and hessian is not None
-    if evaluated and not null.shape[1] and found.decrement is not None and found.lowest is not None:
-        decrement, lowest = found.decrement, found.lowest
-    else:
+    if decrement is None or lowest is None:
         decrement, lowest = decrement_of(gradient, hessian)
     converged = bool(decrement <= CERTIFIED and lowest >= -1e-6 and wrong is None and isfinite(value))
+    singular = null.shape[1] > 0
     if converged:
-        message = "certified: the gradient vanishes to rounding error"
-        if null.shape[1]:
-            message += ", on the boundary"
-        message += note
-    elif not found.success and "iteration" in found.message.lower():
+        message = f"certified: the gradient vanishes to rounding error{', on the boundary' if singular else ''}{note}"
+    elif found.unfinished:
         message = (
             "not certified: stopped at the limit of iterations; the criterion can still be lowered (a Newton step "
             f"promises {0.5 * decrement**2:.1e})"
@@ -350,8 +359,8 @@ def _settle(
         message = f"not certified: the criterion can still be lowered by about {0.5 * decrement**2:.1e}"
     # by place, which is faster than by name
     optimum = Optimum(
-        theta, factor, float(value), gradient, hessian, decrement, converged, bool(null.shape[1]),
-        criterion.n_evaluations, method, message, null, found.trace,
+        theta, factor, float(value), gradient, hessian, decrement, converged, singular, criterion.n_evaluations, method,
+        message, null, found.trace,
     )  # fmt: skip
     return optimum, wrong
 
@@ -373,7 +382,7 @@ def _patiently(
     iterations = ROUND if structure.widest < WIDE else WIDE_ROUND
     options = {**options, "maxiter": iterations}
     turn: Array | None = None
-    found = _run(criterion, theta, "newton", options)
+    found = _newton(criterion, theta, **options)
     for _ in range(ITERATIONS // iterations):
         if found.success:
             break

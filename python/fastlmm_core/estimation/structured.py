@@ -302,7 +302,7 @@ def verdict(converged: bool, boundary: bool, ended: Ended | None, decrement: flo
     """
     if converged:
         return "certified: the gradient vanishes to rounding error" + (", on the boundary" if boundary else "")
-    if ended is not None and not ended.success and "iteration" in ended.message.lower():
+    if ended is not None and ended.unfinished:
         return (
             "not certified: stopped at the limit of iterations; the criterion can still be lowered (a Newton step "
             f"promises {0.5 * decrement**2:.1e})"

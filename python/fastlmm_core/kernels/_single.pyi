@@ -1,18 +1,17 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from .records import Rows
+from .records import Rows, SharedColumns
 
 _Array = NDArray[np.float64]
 
 def condition_once(
-    rows: Rows, limits: tuple[int, float, float, float, float]
+    rows: Rows, limits: tuple[int, float, float, float, float], known: SharedColumns | None = None
 ) -> (
     tuple[
-        tuple[_Array, NDArray[np.intp] | None, _Array, _Array],
-        tuple[_Array, _Array, _Array, _Array, _Array],
         tuple[_Array, _Array, _Array],
-        tuple[float, float, int, bool],
+        tuple[_Array, _Array, float, bool],
+        tuple[_Array, _Array, _Array, _Array, _Array, _Array, int, int, NDArray[np.intp] | None, float] | None,
     ]
     | None
 ): ...

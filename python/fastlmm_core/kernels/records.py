@@ -43,6 +43,7 @@ __all__ = [
     "RowColumns",
     "Rows",
     "RowsOfDesign",
+    "SharedColumns",
     "StackResults",
     "StackSearch",
     "StackedRows",
@@ -127,6 +128,34 @@ class RowColumns(NamedTuple):
     """(p, p) upper triangular."""
     z_transform: Array | None = None
     """(q, q) upper triangular."""
+
+
+class SharedColumns(NamedTuple):
+    """What X, Z, the groups and weights say by themselves of a problem with one grouping factor, for any response."""
+
+    z_transform: Array
+    """(q, q) from scaled columns to orthonormal ones."""
+    z_scale: Array
+    """(2, q) shift, scale."""
+    x_scale: Array
+    """(2, p)."""
+    x_transform: Array
+    """(p, p)."""
+    z_map: Array
+    """(q, q) from the caller's columns to orthonormal ones."""
+    x_map: Array
+    """(p, p)."""
+    x_constant: int
+    """Constant column, -1 for none."""
+    z_constant: int
+    present: Index | None
+    """(m,) slots that have rows, None for all."""
+    log_det: float
+    """log|det| of x_map."""
+    free: bool
+    """Whether it shows already that all covariance parameters are identified."""
+    log_constant: float
+    """Minus the sum of the logarithms of the weights."""
 
 
 class BatchRows(NamedTuple):

@@ -56,7 +56,7 @@ def test_one_factor_is_the_cluster_criterion(q):
     y, X, factors, w, off, structure = make("one", 5, q, True)
     factor = factors[0]
     problem = condition_factors(y, X, factors, w, off, structure)
-    other, _ = condition(y, X, factor.Z, Codes("g", factor.codes, 0, factor.m), w, off, structure)
+    other, *_ = condition(y, X, factor.Z, Codes("g", factor.codes, 0, factor.m), w, off, structure)
     for reml in (True, False):
         engines = problem.criterion(), other.criterion()
         factors_natural = np.tril(np.full((q, q), 0.5))

@@ -9,16 +9,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import lru_cache
 from math import sqrt
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ... import kernels
 from ...covariance.parameters import CovarianceStructure
-from ...design.grouping import Codes, Grouping
+from ...design.grouping import Codes
 from ...errors import LMMError
-from ...kernels.records import RowColumns, Rows
+from ...kernels.records import RowColumns, Rows, SharedColumns
 from ...problem.aliasing import default_names, refuse_aliased, suspects
 from ...problem.columns import WELL_CONDITIONED, rotation, spread, z_preconditioner
 from ...problem.identification import GroupedColumns, Shared, parts_identify, refuse_unidentified
@@ -62,7 +61,8 @@ def condition(
     z_names: Sequence[str] | None = None,
     given: bool = False,
     sigma: float | None = None,
-) -> tuple[OneFactorProblem, Grouping]:
+    known: SharedColumns | None = None,
+) -> tuple[OneFactorProblem, NDArray[np.intp] | None, SharedColumns | None]:
     """Cross-products of a model, conditioned.
 
     Parameters
@@ -79,12 +79,16 @@ def condition(
     sigma : float, optional
         Residual standard deviation where it is known: what is not identified beside it is told when G is estimated, and
         any response will do.
+    known : SharedColumns, optional
+        What has come of the same X, Z, groups and weights with another response.
 
     Returns
     -------
     OneFactorProblem
-    Grouping
-        The grouping factor with the levels that occur.
+    (m,) array or None
+        The slots of groups that have rows, None for all.
+    SharedColumns or None
+        What holds for any response, where one look at the rows was enough.
 
     Raises
     ------
@@ -94,14 +98,25 @@ def condition(
     """
     rows = Rows(X, y, Z, groups.codes, groups.base, groups.n_slots, weights, offset)
     quick = len(y) <= AT_ONCE and structure.one_full and X.shape[1] < kernels.MANY - 1 and not given
-    found = _at_once(rows, structure) if quick else None
+    found = kernels.condition_once(rows, LIMITS, known) if quick else None
     if found is None:
         problem, present = condition_rows(ArrayRows(rows), structure, groups.name, z_names, given, None, sigma)
-    else:
-        problem, present = found.problem, found.present
-        if sigma is None and (found.exact or not found.free):
-            _refuse_what_cannot_be_fitted(found, ArrayRows(rows), groups.name, z_names)
-    return problem, Grouping(groups, present)
+        return problem, present, None
+    (raw, packed, within), (xy, base, scale, exact), told = found
+    n, m, q, r = len(y), len(raw), structure.q, X.shape[1]
+    if known is None:
+        assert told is not None
+        free = kernels.vary_freely(packed, raw, q, 2 * r + 1, 1e-4 * sqrt(n) / m)
+        known = SharedColumns(*told, free, 0.0 if weights is None else -log_sum(weights))
+    to_z, z_scale, x_scale, to_x, z_map, x_map, x_constant, _, present, log_det, free, log_constant = known
+    smaller = kernels.compress(packed, m, q, r + 1) if m >= COMPRESS_FROM else None
+    problem = OneFactorProblem(
+        n, m, structure, raw, packed if smaller is None else smaller, smaller is None, within, to_z, xy, z_scale,
+        x_scale, to_z, to_x, x_constant >= 0, z_map, x_map, base, scale, _all(r), log_constant, 2.0 * log_det, False, 0,
+    )  # fmt: skip
+    if sigma is None and (exact or not free):
+        _refuse_what_cannot_be_fitted(problem, free, exact, ArrayRows(rows), groups.name, z_names)
+    return problem, present, known
 
 
 def condition_rows(
@@ -145,52 +160,14 @@ def condition_rows(
         sigma=sigma,
     )
     assert sums is not None
-    found = _finish(reader, sums, structure, len(columns.beta0))
+    problem, present, free, exact = _finish(reader, sums, structure, len(columns.beta0))
     if given:
-        found.problem.within[-1] += found.problem.n
+        problem.within[-1] += problem.n
     elif sums.alone:
-        found.problem.within[-1] += sums.alone
+        problem.within[-1] += sums.alone
     elif sigma is None:
-        _refuse_what_cannot_be_fitted(found, reader, name, z_names)
-    return found.problem, found.present
-
-
-class Found(NamedTuple):
-    """A problem, and what is to be looked at before it is fitted.
-
-    Attributes
-    ----------
-    problem : OneFactorProblem
-    present : (m,) array or None
-        The slots that have rows, None for all.
-    free : bool
-        Whether it shows already that all parameters are identified.
-    exact : bool
-        Whether the random effects reproduce y within every group.
-    """
-
-    problem: OneFactorProblem
-    present: NDArray[np.intp] | None
-    free: bool
-    exact: bool
-
-
-def _at_once(rows: Rows, structure: CovarianceStructure) -> Found | None:
-    """The problem in one call of the kernels, with the numbers of `condition_rows`; None where it takes the steps."""
-    found = kernels.condition_once(rows, LIMITS)
-    if found is None:
-        return None
-    (raw, present, packed, within), (to_z, xy, z_scale, x_scale, to_x), (z_map, x_map, base), numbers = found
-    scale, log_det, constant, exact = numbers
-    n, m, q, r = len(rows.y), len(raw), structure.q, len(base)
-    free = kernels.vary_freely(packed, raw, q, 2 * r + 1, 1e-4 * sqrt(n) / m)
-    smaller = kernels.compress(packed, m, q, r + 1) if m >= COMPRESS_FROM else None
-    problem = OneFactorProblem(
-        n, m, structure, raw, packed if smaller is None else smaller, smaller is None, within, to_z, xy,
-        z_scale, x_scale, to_z, to_x, constant >= 0, z_map, x_map, base, scale, _all(r),
-        0.0 if rows.weights is None else -log_sum(rows.weights), 2.0 * log_det, False, 0,
-    )  # fmt: skip
-    return Found(problem, present, free, exact)
+        _refuse_what_cannot_be_fitted(problem, free, exact, reader, name, z_names)
+    return problem, present
 
 
 @lru_cache(maxsize=64)
@@ -201,15 +178,19 @@ def _all(r: int) -> NDArray[np.intp]:
     return out
 
 
-def _refuse_what_cannot_be_fitted(found: Found, reader: RowReader, name: str, z_names: Sequence[str] | None) -> None:
-    """Refuse parameters that are not identified, and a response without residual variation."""
-    problem = found.problem
+def _refuse_what_cannot_be_fitted(
+    problem: OneFactorProblem, free: bool, exact: bool, reader: RowReader, name: str, z_names: Sequence[str] | None
+) -> None:
+    """Refuse parameters that are not identified, and a response without residual variation.
+
+    `free`: it shows already that all parameters are identified; `exact`: the random effects reproduce y in every group.
+    """
     if problem.structure.restricted:
         # it may identify parameters that free covariances do not: told when they are estimated
         return
-    if not found.free:
+    if not free:
         _refuse_what_is_not_identified(problem, reader, name, z_names)
-    if found.exact and not problem.saturated:
+    if exact and not problem.saturated:
         raise LMMError(
             "y is reproduced exactly within every group by the random effects: the residual variance is zero; "
             "use fewer random effects"
@@ -287,8 +268,10 @@ def padded(transform: Array) -> Array:
     return out
 
 
-def _finish(reader: RowReader, sums: Conditioned, structure: CovarianceStructure, p: int) -> Found:
-    """The problem of given sums."""
+def _finish(
+    reader: RowReader, sums: Conditioned, structure: CovarianceStructure, p: int
+) -> tuple[OneFactorProblem, NDArray[np.intp] | None, bool, bool]:
+    """The problem of given sums, its slots, and whether its parameters are identified and y is reproduced in groups."""
     columns, kept, m, raw, packed_s, _, to_x, to_z, xy, beta, scale, alone = sums
     n, q, r, jobs = reader.n, structure.q, len(kept), threads_in_use()
     x_transform, z_transform = columns.x_transform, columns.z_transform
@@ -369,4 +352,4 @@ def _finish(reader: RowReader, sums: Conditioned, structure: CovarianceStructure
         outside=outside if saturated else 0,
         alone=alone,
     )
-    return Found(problem, present, free, exact)
+    return problem, present, free, exact
