@@ -201,10 +201,9 @@ class Design:
         """What the kernels found of the columns, for further responses; None where they have not, or cannot."""
         return self.__dict__.get("_shared_columns")
 
-    def keep_columns(self, columns: SharedColumns | None) -> None:
+    def keep_columns(self, columns: SharedColumns) -> None:
         """Keep what the kernels found of the columns."""
-        if columns is not None:
-            object.__setattr__(self, "_shared_columns", columns)
+        object.__setattr__(self, "_shared_columns", columns)
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"source": None, "_shared_columns": None}

@@ -47,26 +47,28 @@ def problem_of(design: Design, y: Array | None, given: bool = False) -> tuple[Pr
     LMMError
         For what cannot be fitted; see `condition` and `condition_factors`.
     """
-    columns = design.exog.shape[1] + design.random.Z.shape[1] + 1
-    with quiet_blas(len(design.exog), columns):
-        return _conditioned(design, y, given)
-
-
-def _conditioned(design: Design, y: Array | None, given: bool) -> tuple[Problem, tuple[Grouping, ...]]:
     part, offset = design.random, design.offset
     if y is None:
         y, offset, given = np.zeros(len(design.exog)), None, True
-    if design.residual is not None:
-        from .residual.problem import condition_residual
-
-        return condition_residual(design, y, offset, given)
-    if len(part.codes) == 1:
+    if design.residual is None and len(part.codes) == 1:
         problem, present, columns = condition(
             y, design.exog, part.Z, part.codes[0], design.weights, offset, part.structure, z_names=part.columns,
             given=given, sigma=design.sigma, known=design.shared_columns,
         )  # fmt: skip
-        design.keep_columns(columns)
+        if columns is not None:
+            design.keep_columns(columns)
         return problem, design.groupings or (Grouping(part.codes[0], present),)
+    with quiet_blas(len(design.exog), design.exog.shape[1] + part.Z.shape[1] + 1):
+        return _conditioned(design, y, offset, given)
+
+
+def _conditioned(design: Design, y: Array, offset: Array | None, given: bool) -> tuple[Problem, tuple[Grouping, ...]]:
+    """`problem_of` where residuals have a structure, or there are several grouping factors."""
+    part = design.random
+    if design.residual is not None:
+        from .residual.problem import condition_residual
+
+        return condition_residual(design, y, offset, given)
     from .crossed.problem import Factor
 
     factors = [

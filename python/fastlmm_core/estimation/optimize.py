@@ -31,6 +31,7 @@ __all__ = [
     "LocalMinimum",
     "MonteCarlo",
     "Optimum",
+    "close_enough",
     "decrement_of",
     "folded",
     "optimize",
@@ -56,8 +57,9 @@ ROUND, WIDE_ROUND, ITERATIONS = 30, 4, 240
 """Iterations of Newton between changes of coordinates: of narrow terms, and of wide ones; of all rounds together."""
 
 CLOSE, CLOSEST = 1e-6, 1e-9
-"""Decrement at which a search ends: the distance to the optimum in standard errors, at most; its share of theta.  Where
-one more evaluation takes seconds, the former is enough: the criterion is then 5e-13 above its minimum."""
+"""Decrement at which a search ends (see `close_enough`): the distance to the optimum in standard errors, at most; its
+share of theta.  Where one more evaluation takes seconds, the former is enough: the criterion is then 5e-13 above its
+minimum."""
 
 SEARCH = Elsewhere()
 
@@ -78,6 +80,15 @@ _WITH_HESSIAN = {"newton-cg", "dogleg", "trust-ncg", "trust-krylov", "trust-exac
 
 SCIPY = ("Nelder-Mead", "Powell", "CG", "BFGS", "L-BFGS-B", "TNC", "COBYLA", "SLSQP", "trust-constr", "trust-exact")
 """Methods of scipy.optimize.minimize that messages name."""
+
+
+@lru_cache(maxsize=64)
+def close_enough(m: float) -> float:
+    """Decrement at which a search ends where the factor with most levels has m of them.
+
+    The relative accuracy of theta is about decrement / sqrt(m).
+    """
+    return min(CLOSEST * sqrt(m), CLOSE)
 
 
 class LocalMinimum(NamedTuple):
@@ -470,9 +481,7 @@ def optimize(
     if not isinstance(method, str) and not callable(method):
         raise LMMError(f"method={method!r} is unknown: use 'newton' or a method of scipy by name, or a callable")
     if method == "newton":
-        # relative accuracy of theta is about decrement / sqrt(m)
-        closest = CLOSE if criterion.averaged else min(CLOSEST * sqrt(max(levels.tolist())), CLOSE)
-        options.setdefault("tolerance", closest)
+        options.setdefault("tolerance", CLOSE if criterion.averaged else close_enough(max(levels.tolist())))
     if method != "newton" or "maxiter" in options:
         # who chooses the method or limits the steps asks for what they lead to
         elsewhere = UNASKED

@@ -6,7 +6,7 @@ The criterion is that of any engine as a function of the fewer parameters; what 
 from __future__ import annotations
 
 from collections.abc import Callable
-from math import isfinite, sqrt
+from math import isfinite
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,7 @@ from ..engines.restricted import RestrictedCriterion, RestrictedLinear, Restrict
 from ..support.types import Array
 from .model import Model
 from .moments import inverse_information
-from .optimize import CERTIFIED, Optimum, decrement_of, run_once
+from .optimize import CERTIFIED, Optimum, close_enough, decrement_of, run_once
 from .structured import LARGER, SMALLER, verdict
 
 __all__ = [
@@ -99,7 +99,7 @@ def restricted_optimum(
     criterion.n_evaluations = 0
     options = dict(options or {})
     if method == "newton":
-        options.setdefault("tolerance", min(1e-9 * sqrt(problem.m), 1e-6))
+        options.setdefault("tolerance", close_enough(problem.m))
     found = [_certified(criterion, model, first, method, options) for first in starts]
     best = max(found, key=lambda one: (one.converged, -one.value))
     # leave the engine at the optimum, with the slope in G

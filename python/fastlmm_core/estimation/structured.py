@@ -9,7 +9,7 @@ leaves it as it is, and are taken up again where the slope there says so.
 from __future__ import annotations
 
 from collections.abc import Callable
-from math import inf, isfinite, sqrt
+from math import inf, isfinite
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,6 +20,7 @@ from .optimize import (
     CERTIFIED,
     Ended,
     Optimum,
+    close_enough,
     decrement_of,
     folded,
     preferred,
@@ -78,7 +79,7 @@ def minimise_residual(
     options = dict(options or {})
     engine.n_evaluations = 0
     if method == "newton":
-        options.setdefault("tolerance", min(1e-9 * sqrt(problem.m), 1e-6))
+        options.setdefault("tolerance", close_enough(problem.m))
     starts = [start] if given or "maxiter" in options else _starts(problem, start)
     best: Optimum | None = None
     for first in starts:

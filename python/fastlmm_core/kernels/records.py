@@ -154,6 +154,8 @@ class SharedColumns(NamedTuple):
     """log|det| of x_map."""
     free: bool
     """Whether it shows already that all covariance parameters are identified."""
+    balanced: bool
+    """Whether the criterion is known to have one minimum only."""
     log_constant: float
     """Minus the sum of the logarithms of the weights."""
 

@@ -24,6 +24,8 @@ DIVIDED_FROM, SHARED_FROM = 9000, 1e9
 transpose from which a second thread saves more than it takes: it spins for some 25 ms after each call."""
 
 
+_AS_IT_IS = nullcontext()
+
 _lock = threading.Lock()
 _users = 0
 _before: list[tuple[Any, int]] = []
@@ -53,7 +55,7 @@ def one_blas_thread(wanted: bool = True) -> AbstractContextManager[None]:
 
     May be entered by several threads: the number of before comes back with the last to leave.
     """
-    return _one_thread() if wanted else nullcontext()
+    return _one_thread() if wanted else _AS_IT_IS
 
 
 @contextmanager

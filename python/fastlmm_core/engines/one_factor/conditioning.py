@@ -21,6 +21,7 @@ from ...kernels.records import RowColumns, Rows, SharedColumns
 from ...problem.aliasing import default_names, refuse_aliased, suspects
 from ...problem.columns import WELL_CONDITIONED, rotation, spread, z_preconditioner
 from ...problem.identification import GroupedColumns, Shared, parts_identify, refuse_unidentified
+from ...support.blas_threads import quiet_blas
 from ...support.threads import threads_in_use
 from ...support.types import Array
 from .problem import OneFactorProblem
@@ -100,22 +101,26 @@ def condition(
     quick = len(y) <= AT_ONCE and structure.one_full and X.shape[1] < kernels.MANY - 1 and not given
     found = kernels.condition_once(rows, LIMITS, known) if quick else None
     if found is None:
-        problem, present = condition_rows(ArrayRows(rows), structure, groups.name, z_names, given, None, sigma)
+        with quiet_blas(len(y), X.shape[1] + structure.q + 1):
+            problem, present = condition_rows(ArrayRows(rows), structure, groups.name, z_names, given, None, sigma)
         return problem, present, None
     (raw, packed, within), (xy, base, scale, exact), told = found
     n, m, q, r = len(y), len(raw), structure.q, X.shape[1]
+    smaller = kernels.compress(packed, m, q, r + 1) if m >= COMPRESS_FROM else None
+    read = packed if smaller is None else smaller
     if known is None:
         assert told is not None
         free = kernels.vary_freely(packed, raw, q, 2 * r + 1, 1e-4 * sqrt(n) / m)
-        known = SharedColumns(*told, free, 0.0 if weights is None else -log_sum(weights))
-    to_z, z_scale, x_scale, to_x, z_map, x_map, x_constant, _, present, log_det, free, log_constant = known
-    smaller = kernels.compress(packed, m, q, r + 1) if m >= COMPRESS_FROM else None
+        balanced = kernels.balanced(read, within, q, r + 1, structure.free)
+        known = SharedColumns(*told, free, balanced, 0.0 if weights is None else -log_sum(weights))
+    to_z, z_scale, x_scale, to_x, z_map, x_map, x_constant, _, present, log_det, free, balanced, log_constant = known
     problem = OneFactorProblem(
-        n, m, structure, raw, packed if smaller is None else smaller, smaller is None, within, to_z, xy, z_scale,
-        x_scale, to_z, to_x, x_constant >= 0, z_map, x_map, base, scale, _all(r), log_constant, 2.0 * log_det, False, 0,
+        n, m, structure, raw, read, smaller is None, within, to_z, xy, z_scale, x_scale, to_z, to_x, x_constant >= 0,
+        z_map, x_map, base, scale, _all(r), log_constant, 2.0 * log_det, False, 0, 0.0, balanced,
     )  # fmt: skip
     if sigma is None and (exact or not free):
-        _refuse_what_cannot_be_fitted(problem, free, exact, ArrayRows(rows), groups.name, z_names)
+        with quiet_blas(len(y), X.shape[1] + structure.q + 1):
+            _refuse_what_cannot_be_fitted(problem, free, exact, ArrayRows(rows), groups.name, z_names)
     return problem, present, known
 
 

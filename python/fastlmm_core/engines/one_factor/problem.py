@@ -76,6 +76,8 @@ class OneFactorProblem(NamedTuple):
     alone : float
         Part of y_o'y_o that is not the data's: n where X reproduces a response whose residual variance is known, so
         that r^2 is positive; otherwise 0.
+    balanced : bool, optional
+        Whether the criterion is known to have one minimum only; None where nobody has asked.
     """
 
     n: int
@@ -102,6 +104,7 @@ class OneFactorProblem(NamedTuple):
     saturated: bool
     outside: int
     alone: float = 0.0
+    balanced: bool | None = None
 
     @property
     def rank(self) -> int:
@@ -249,7 +252,10 @@ class OneFactorProblem(NamedTuple):
     def elsewhere(self) -> Elsewhere:
         """What is known of other minima of the criterion, and how to look for them."""
         structure, q = self.structure, self.structure.q
-        if kernels.balanced(self.packed, self.within, q, self.rank + 1, structure.free):
+        balanced = self.balanced
+        if balanced is None:
+            balanced = kernels.balanced(self.packed, self.within, q, self.rank + 1, structure.free)
+        if balanced:
             return NOTHING
         # a screen is evaluated so often that half of the groups save as much as they cost to choose
         scout = self.pilot(SCOUT_GROUPS, 2)

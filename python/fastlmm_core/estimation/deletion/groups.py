@@ -448,7 +448,7 @@ class _Without:
             packed[self.place][n_a : n_a + q * k] = line[q * q : q * q + q * k]
             packed[self.place][-1] = 0.0 if pieces.vanishes[i] else 1.0
             within += line[q * q + q * k :]
-        rest = problem._replace(packed=packed, within=within, n=int(refits.n[i]), uniform=True)
+        rest = problem._replace(packed=packed, within=within, n=int(refits.n[i]), uniform=True, balanced=None)
         criterion: kernels.ClusterCriterion = rest.criterion(self.columns)
         criterion.reml = refits.result.reml
         return criterion

@@ -7,7 +7,6 @@ that share no leaf (see lanes/correlated.pxi).  That factor leads which leaves l
 from __future__ import annotations
 
 from itertools import pairwise
-from math import sqrt
 from typing import Any, NamedTuple, cast
 
 import numpy as np
@@ -21,6 +20,7 @@ from ...kernels.hierarchies import CorrelatedBatch, FactorBatch
 from ...kernels.records import CorrelatedLeaves, CorrelatedParts, CorrelatedRows, CorrelatedSearch, FactorScreen
 from ...support.types import Array
 from ..model import Model
+from ..optimize import close_enough
 from ..refinement import LARGE
 from ..search import DESCENTS, LOWEST_POINTS, SPREAD, VANISHING, screen_of
 from .factor_lanes import MAX_ITERATIONS, conditioned_z, leaves_apart, moved_starts
@@ -141,7 +141,7 @@ def _search(model: Model, order: _Order, columns: NDArray[np.intp], unit: Array)
         directions=np.stack([lower, upper]),
         scale=1.0 / (unit[lower] * unit[upper]),
         large=LARGE,
-        tolerance=min(1e-9 * sqrt(float(problem.levels.max())), 1e-6),
+        tolerance=close_enough(problem.m),
         max_iterations=MAX_ITERATIONS,
     )
 

@@ -20,6 +20,7 @@ from ...kernels.records import FactorLeaves, FactorParts, FactorRows, FactorScre
 from ...problem.columns import condition_z, factor_structure
 from ...support.types import Array
 from ..model import Model
+from ..optimize import close_enough
 from ..search import (
     DESCENTS,
     HIGHEST,
@@ -125,7 +126,7 @@ def factor_batch(model: Model) -> FactorBatch | None:
         value=Z[:, 1:].ravel(),
     )  # fmt: skip
     leaves, parts = _products(tree, rows, np.asarray(size, dtype=np.float64), terms)
-    search = FactorSearch(terms, unit, min(1e-9 * sqrt(float(problem.levels.max())), 1e-6), MAX_ITERATIONS)
+    search = FactorSearch(terms, unit, close_enough(problem.m), MAX_ITERATIONS)
     effort = _effort(problem, Z, [codes[t] for t in terms])
     screen = _screen(_points(problem, structure, terms, leaves, parts), leaves, parts, effort)
     thetas = np.empty_like(screen.thetas)

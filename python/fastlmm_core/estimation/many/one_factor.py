@@ -12,6 +12,7 @@ from ...engines.one_factor.problem import one_factor
 from ...kernels.records import BatchPatterns, BatchRows, BatchSearch
 from ...support.types import Array
 from ..model import Model
+from ..optimize import close_enough
 from .search import group_basis, response_screen
 from .start import batch_start
 
@@ -144,7 +145,7 @@ def _one_factor(model: Model) -> kernels.BatchDesign:
             columns=positions,
             start=batch_start(model, patterns),
             per_group=n / m,
-            tolerance=min(1e-9 * float(np.sqrt(m)), 1e-6),
+            tolerance=close_enough(m),
             max_iterations=MAX_ITERATIONS,
         ),
         response_screen(model, patterns),

@@ -11,7 +11,7 @@ column by itself, and stacks of small matrices are multiplied one by one.
 from __future__ import annotations
 
 import threading
-from math import prod, sqrt
+from math import prod
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, cast
 
 import numpy as np
@@ -28,7 +28,7 @@ from ...support.blas_threads import one_blas_thread
 from ...support.types import Array, Index
 from ..fit import Fit, estimate
 from ..model import Model
-from ..optimize import CERTIFIED, ROUND, SINGULAR, optimize
+from ..optimize import CERTIFIED, ROUND, SINGULAR, close_enough, optimize
 from ..refinement import LARGE, LOST, largest
 from ..search import search
 from .factor_lanes import conditioned_z
@@ -169,7 +169,7 @@ class HierarchyDesign:
         self.relaxed = None if relaxed is None else problem.with_structure(relaxed.structure)
         self.sizes = np.sqrt(problem.levels / problem.n)
         self.pieces = _pieces(self.structure, SINGULAR * np.sqrt(problem.levels / problem.n))
-        self.tolerance = min(1e-9 * sqrt(float(problem.levels.max())), 1e-6)
+        self.tolerance = close_enough(problem.m)
         self.step = max(1, int(CHUNK_BYTES // (8 * (problem.n + problem.cross.size))))
         self._local = threading.local()
 

@@ -12,6 +12,7 @@ from ...engines.residual.problem import SPANNED, ResidualProblem
 from ...engines.residual.visits import NEARLY
 from ...kernels.records import BatchCriterion, BatchResults, VisitPatterns, VisitResponses
 from ...support.types import Array
+from ..optimize import close_enough
 
 if TYPE_CHECKING:
     from ..model import Model
@@ -102,7 +103,7 @@ def _visit_design(model: Model) -> VisitDesign | None:
         root_weights=None if design.weights is None else np.sqrt(design.weights[at]),
         offset=None if design.offset is None else np.ascontiguousarray(design.offset[at]),
         x_map=np.ascontiguousarray(problem.x_map),
-        tolerance=min(1e-9 * float(np.sqrt(problem.m)), 1e-6),
+        tolerance=close_enough(problem.m),
         max_iterations=MAX_ITERATIONS,
         nearly=NEARLY,
     )
