@@ -160,7 +160,9 @@ def compare_every_quantity(kind, q, weights, reml, singular):
     residual = P @ xy[:, p]
     scale = dense.nu / dense.r2
     around = P if reml else Vi
-    first = np.array([np.trace(around @ T) - scale * residual @ T @ residual for T in tangents])
+    # the products on which all pairs of directions rest, each formed once
+    solved, swept = [Vi @ T for T in tangents], [around @ T for T in tangents]
+    first = np.array([np.trace(A) - scale * residual @ T @ residual for A, T in zip(swept, tangents, strict=True)])
     directions = kernels.unit_directions(structure.q)
     inner = np.zeros((structure.q, structure.q), dtype=bool)
     for f in range(len(factors)):
@@ -168,25 +170,27 @@ def compare_every_quantity(kind, q, weights, reml, singular):
         inner[np.ix_(part, part)] = True
     found = np.array([np.sum(slope * inner * D) for D in directions])
     mask = np.array([inner[np.nonzero(D)].all() for D in directions])
-    size = np.array([np.trace(Vi @ T) for T in tangents])
+    size = np.array([np.trace(A) for A in solved])
     assert np.abs(found - first)[mask].max() < 1e-10 * np.abs(size).max()
     s = np.array([residual @ T @ residual for T in tangents])
-    half = np.array([[residual @ T @ P @ F @ residual for F in tangents] for T in tangents])
-    trace = np.array([[np.sum((around @ T) * (around @ F).T) for F in tangents] for T in tangents])
+    moved = [T @ residual for T in tangents]
+    half = np.array([[a @ P @ b for b in moved] for a in moved])
+    trace = np.array([[np.sum(A * B.T) for B in swept] for A in swept])
     exact = -trace + 2 * scale * half - scale / dense.r2 * np.outer(s, s)
     close(criterion.curvature(), exact, 1e-9)
     E = [Vi @ xy]
     cross = np.array([E[0].T @ T @ E[0] for T in tangents])
     close(criterion.cross(), cross, 1e-10)
-    close(criterion.traces(), [[np.sum((Vi @ T) * (Vi @ F).T) for F in tangents] for T in tangents], 1e-10)
+    close(criterion.traces(), [[np.sum(A * B.T) for B in solved] for A in solved], 1e-10)
     weight = np.triu(rng.normal(size=(p + 1, p + 1)))
-    B = E[0] @ weight
-    close(criterion.traces(weight), [[np.trace(B.T @ T @ Vi @ F @ B) for F in tangents] for T in tangents], 1e-10)
+    spread = [T @ E[0] @ weight for T in tangents]
+    close(criterion.traces(weight), [[np.sum(A * (Vi @ B)) for B in spread] for A in spread], 1e-10)
     W = rng.normal(size=(n_a, n_a))
     W = W + W.T
+    spanned = np.array([T @ E[0] for T in tangents])
     close(
         criterion.sandwich(W),
-        sum(W[i, j] * E[0].T @ tangents[i] @ Vi @ tangents[j] @ E[0] for i in range(n_a) for j in range(n_a)),
+        np.einsum("ij,isk,st,jtl->kl", W, spanned, Vi, spanned, optimize=True),
         1e-9,
     )
     precision = criterion.precision()

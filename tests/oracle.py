@@ -104,20 +104,24 @@ def semidefinite_cholesky(G: np.ndarray) -> np.ndarray:
 def random_design(Z: np.ndarray, groups: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Levels, and the n x (m q) matrix with the columns of level i in positions i q .. (i + 1) q - 1."""
     Z = np.asarray(Z)
-    levels = np.unique(np.asarray(groups))
+    levels, index = np.unique(np.asarray(groups), return_inverse=True)
     n, q = Z.shape
-    Z_big = np.zeros((n, len(levels) * q))
-    for i, level in enumerate(levels):
-        rows = np.asarray(groups) == level
-        Z_big[rows, i * q : (i + 1) * q] = Z[rows]
-    return levels, Z_big
+    Z_big = np.zeros((n, len(levels), q))
+    Z_big[np.arange(n), index] = Z
+    return levels, Z_big.reshape(n, -1)
+
+
+def together(groups: np.ndarray) -> np.ndarray:
+    """Whether two rows are of one level, n x n: Z_big (I (x) M) Z_big' is Z M Z' there and zero elsewhere."""
+    index = np.unique(np.asarray(groups), return_inverse=True)[1]
+    return np.equal.outer(index, index)
 
 
 def relative_v(Z: np.ndarray, groups: np.ndarray, Ghat: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
     """V / sigma2, n x n."""
-    levels, Z_big = random_design(Z, groups)
+    Z = np.asarray(Z)
     R = np.eye(len(Z)) if weights is None else np.diag(1.0 / np.asarray(weights, dtype=float))
-    return R + Z_big @ np.kron(np.eye(len(levels)), np.asarray(Ghat)) @ Z_big.T
+    return R + (Z @ np.asarray(Ghat) @ Z.T) * together(groups)
 
 
 def cholesky(A: np.ndarray) -> np.ndarray:
@@ -206,10 +210,7 @@ def gradient_ghat(y, X, Z, groups, Ghat, reml, weights=None, offset=None):
     W = Vi - _degrees(n, p, reml) / r2 * np.outer(u, u)
     if reml:
         W = W - ViX @ _solve(X.T @ ViX, ViX.T)
-    levels, Z_big = random_design(Z, groups)
-    q = np.asarray(Z).shape[1]
-    full = Z_big.T @ W @ Z_big
-    D = sum(full[i * q : (i + 1) * q, i * q : (i + 1) * q] for i in range(len(levels)))
+    D = np.asarray(Z).T @ (W * together(groups)) @ np.asarray(Z)
     return (D + D.T) / 2.0
 
 

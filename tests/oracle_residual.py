@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,20 +11,28 @@ from numpy.typing import NDArray
 Array = NDArray[np.float64]
 
 
-def covariance(model, phi: Array, G: Array | None = None) -> Array:
-    """V / sigma^2 of all rows (n, n): random effects with relative covariance G, structured residuals, weights."""
+@lru_cache(maxsize=4)
+def _alike(model) -> list[tuple]:
+    """Subjects whose rows have one stratum and stand at the same places, in the same order: (stratum, places, rows)."""
     part = model.design.residual
-    n = model.nobs
-    V = np.zeros((n, n))
     codes = np.asarray(part.subject.codes)
+    found: dict[tuple, list[Array]] = {}
     for subject in np.unique(codes):
         rows = np.flatnonzero(codes == subject)
-        own = part.strata[part.stratum[rows[0]]]
+        found.setdefault((part.stratum[rows[0]], part.where[rows].tobytes()), []).append(rows)
+    return [(part.strata[of], part.where[rows[0]], np.array(rows)) for (of, _), rows in found.items()]
+
+
+def covariance(model, phi: Array, G: Array | None = None) -> Array:
+    """V / sigma^2 of all rows (n, n): random effects with relative covariance G, structured residuals, weights."""
+    n = model.nobs
+    V = np.zeros((n, n))
+    for own, places, rows in _alike(model):
         inner = phi[own.start : own.stop]
         scale = 1.0
         if own.scaled:
             scale, inner = np.exp(inner[0]), inner[1:]
-        V[np.ix_(rows, rows)] = scale * own.structure.matrix(inner, part.where[rows])
+        V[rows[:, :, None], rows[:, None, :]] = scale * own.structure.matrix(inner, places)
     if model.weights is not None:
         root = np.sqrt(model.weights)
         V /= np.outer(root, root)
@@ -48,16 +57,15 @@ def criterion(model, phi: Array, reml: bool, G: Array | None = None) -> float:
     return value + np.linalg.slogdet(H)[1] if reml else value
 
 
-def gradient(function: Callable[[Array], float], x: Array, step: float = 1e-4) -> Array:
-    """Central differences of fourth order."""
-    out = np.empty(len(x))
-    for i in range(len(x)):
-        h = np.zeros(len(x))
-        h[i] = step
-        near = function(x + h) - function(x - h)
-        far = function(x + 2.0 * h) - function(x - 2.0 * h)
-        out[i] = (8.0 * near - far) / (12.0 * step)
-    return out
+def _along(function: Callable, step: float):
+    """Derivative at zero of a function of one number, by central differences of fourth order."""
+    near, far = function(step) - function(-step), function(2.0 * step) - function(-2.0 * step)
+    return (8.0 * near - far) / (12.0 * step)
+
+
+def gradient(function: Callable, x: Array, step: float = 1e-4) -> Array:
+    """Derivatives of a number or an array along each element of x."""
+    return np.array([_along(lambda s, unit=unit: function(x + s * unit), step) for unit in np.eye(len(x))])
 
 
 def inference(model, phi: Array, sigma2: float) -> Callable[[str], tuple[Array, Array]]:
@@ -158,27 +166,21 @@ def prediction(
 
 
 def parameter_covariance(deviance: Callable[[Array], float], at: Array, inner: float, outer: float) -> Array:
-    """Twice the inverse Hessian of a deviance, by differences."""
-
-    def slope(x: Array) -> Array:
-        return gradient(deviance, x, inner)
-
-    hessian = _differences(slope, at, outer)
-    return 2.0 * np.linalg.inv((hessian + hessian.T) / 2.0)
+    """Twice the inverse Hessian of a deviance, by differences of differences, of each pair of elements once."""
+    units = np.eye(len(at))
+    hessian = np.empty_like(units)
+    for i, u in enumerate(units):
+        for j, v in enumerate(units[: i + 1]):
+            hessian[i, j] = hessian[j, i] = _along(
+                lambda s, u=u, v=v: _along(lambda r: deviance(at + s * u + r * v), inner), outer
+            )
+    return 2.0 * np.linalg.inv(hessian)
 
 
 def degrees_of_freedom(spread: Array, variance: Callable[[Array], Array], at: Array, step: float) -> Array:
     """2 v^2 / g'A g with the gradient g of v, by differences, and the covariance A of parameters."""
-    slopes = _differences(variance, at, step)
+    slopes = gradient(variance, at, step)
     return 2.0 * variance(at) ** 2 / np.einsum("ia,ij,ja->a", slopes, spread, slopes)
-
-
-def _differences(function: Callable[[Array], Array], at: Array, step: float) -> Array:
-    """Derivatives of an array along each element, of fourth order."""
-    units = step * np.eye(len(at))
-    near = np.array([function(at + h) - function(at - h) for h in units])
-    far = np.array([function(at + 2.0 * h) - function(at - 2.0 * h) for h in units])
-    return (8.0 * near - far) / (12.0 * step)
 
 
 class LinearKenwardRoger:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -41,10 +42,15 @@ def room(path: Path) -> str:
     return path.relative_to(SOURCE).parts[0].split(".")[0]
 
 
+@cache
+def parsed(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
 def imported(path: Path) -> Iterator[tuple[str, int]]:
     """Rooms that a file imports from, anywhere in it, with the line."""
     here = path.relative_to(SOURCE).parts
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in ast.walk(parsed(path)):
         if not isinstance(node, ast.ImportFrom) or not node.level:
             continue
         parts = [*here[: len(here) - node.level], *(node.module.split(".") if node.module else [])]
@@ -65,7 +71,7 @@ def test_imports_point_down(path):
 def test_absolute_imports_of_the_library_are_not_used():
     # they would not be seen above
     for path in FILES:
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        for node in ast.walk(parsed(path)):
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             names += [node.module or ""] if isinstance(node, ast.ImportFrom) and not node.level else []
             assert not [name for name in names if name.split(".")[0] == "fastlmm_core"], f"{path}:{node.lineno}"
@@ -81,7 +87,7 @@ def graph() -> dict[str, set[str]]:
     for own, path in modules.items():
         found = set()
         here = path.relative_to(SOURCE).parts
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        for node in ast.walk(parsed(path)):
             if isinstance(node, ast.ImportFrom) and node.level:
                 base = (*here[: len(here) - node.level], *(node.module.split(".") if node.module else []))
                 names = [(*base, alias.name) for alias in node.names]
@@ -124,7 +130,7 @@ def own_names(tree: ast.Module) -> set[str]:
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(SOURCE)))
 def test_private_attributes_are_read_where_they_are_defined(path):
-    tree = ast.parse(path.read_text(encoding="utf-8"))
+    tree = parsed(path)
     known = own_names(tree) | OF_TUPLES | {"_getframe"}
     for node in ast.walk(tree):
         private = isinstance(node, ast.Attribute) and node.attr.startswith("_") and not node.attr.startswith("__")
@@ -142,7 +148,7 @@ ROOMS = sorted(path.parent for path in FILES if path.name == "__init__.py" and p
 
 @pytest.mark.parametrize("folder", ROOMS, ids=lambda folder: str(folder.relative_to(SOURCE)))
 def test_a_room_says_what_is_in_it(folder):
-    text = ast.get_docstring(ast.parse((folder / "__init__.py").read_text(encoding="utf-8")))
+    text = ast.get_docstring(parsed(folder / "__init__.py"))
     assert text, "a room needs a word on what it is for"
     listed = {name for line in text.splitlines() if "   " in line for name in line.split("   ")[0].split(", ")}
     if not listed:

@@ -34,10 +34,11 @@ def test_slots_are_those_of_a_dictionary(kind, wide, rng):
         assert found.tolist() == expected
         assert table.n == len(known)
     del text
-    assert table.labels().tolist() == list(known)
+    words = list(known)
+    assert table.labels().tolist() == words
     order = table.order()
     if order is not None:
-        assert [list(known)[i] for i in order] == sorted(known)
+        assert [words[i] for i in order] == sorted(words)
 
 
 def test_text_is_kept_when_the_rows_are_gone():

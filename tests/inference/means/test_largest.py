@@ -21,7 +21,7 @@ def over_scales(df, inside):
 
 def one_factor(x, df, loadings):
     """Sum over the common factor."""
-    z, step = np.linspace(-9.0, 9.0, 2401, retstep=True)
+    z, step = np.linspace(-9.0, 9.0, 601, retstep=True)
     weight = scipy.stats.norm.pdf(z) * step
     sd = np.sqrt(1.0 - loadings**2)[:, None]
 
