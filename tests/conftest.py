@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from pathlib import Path
@@ -24,6 +25,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action="store_true",
         default=False,
         help="run tests that differ in their `seed` for one of them",
+    )
+    parser.addoption(
+        "--record",
+        action="store_true",
+        default=False,
+        help="add to tests/reference/landscapes.json the minima that dense searches find (in one process)",
     )
 
 
@@ -57,6 +64,19 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         config.hook.pytest_deselected(items=dropped)
         gone = set(dropped)
         items[:] = [item for item in items if item not in gone]
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    # what collecting has made stays to the end: no garbage collection has to look through it again
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    if session.config.getoption("--record"):
+        import landscapes
+
+        landscapes.record()
 
 
 @pytest.fixture

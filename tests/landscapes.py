@@ -1,8 +1,9 @@
 """Mixed-model problems whose criterion tends to have several minima, by family, and a dense search for the lowest.
 
-`problem(family, seed)` draws one of any number of problems.  `lowest(problem)` searches for the minimum of the profiled
-criterion from many starts; only numpy and scipy are used, and V = I + sum_t Z_t (I (x) Lambda_t Lambda_t') Z_t' is an
-n x n matrix, so that nothing is shared with the library's engines: neither elimination, nor starts, nor the optimiser.
+`problem(family, seed)` draws one of any number of problems.  `search(problem)` searches for the minimum of the profiled
+criterion from many starts, and `lowest(problem)` looks up what it has found in `reference/landscapes.json`; only numpy
+and scipy are used, and V = I + sum_t Z_t (I (x) Lambda_t Lambda_t') Z_t' is an n x n matrix, so that nothing is shared
+with the library's engines: neither elimination, nor starts, nor the optimiser.
 
 Rows are divided by the square roots of the weights first.  X becomes an orthogonal matrix, y its standardised residual,
 the columns of Z of each term an orthogonal one (independent effects: columns of unit mean square), all by Householder
@@ -11,8 +12,12 @@ QR; the criterion in the caller's units differs by a known constant.
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
 
 import numpy as np
 from scipy.optimize import minimize
@@ -486,7 +491,7 @@ def _start(dense: Dense, rng: np.random.Generator) -> np.ndarray:
     return np.concatenate(out)
 
 
-def lowest(problem: Problem, points: int = 200, descents: int = 20, seed: int = 0) -> float:
+def search(problem: Problem, points: int = 200, descents: int = 20, seed: int = 0) -> float:
     """The lowest criterion, in the caller's units, found from the best of many random points and some others."""
     dense = Dense(problem)
     rng = np.random.default_rng([7, seed, problem.seed])
@@ -501,3 +506,45 @@ def lowest(problem: Problem, points: int = 200, descents: int = 20, seed: int = 
         if found.fun < best + 1e-3:
             best = min(best, dense.value(found.x))
     return best + dense.shift
+
+
+# ------------------------------------------------------------------------------------------------------------- record
+
+RECORD = Path(__file__).parent / "reference" / "landscapes.json"
+SEARCHED: dict[str, float] = {}
+"""What `lowest` had to search for in this process."""
+
+
+def digest(problem: Problem) -> str:
+    """Of the numbers of a problem, to ten digits: exponentials of other CPUs differ in the last ones."""
+    text = [str(problem.reml)]
+    for array in (
+        problem.y,
+        problem.X,
+        problem.weights,
+        *(part for term in problem.terms for part in (term.Z, term.codes)),
+    ):
+        text.append("none" if array is None else " ".join(f"{value:.10e}" for value in np.ravel(array)))
+    text += [str(term.full) for term in problem.terms]
+    return hashlib.sha256("\n".join(text).encode()).hexdigest()[:20]
+
+
+@cache
+def recorded() -> dict[str, float]:
+    return json.loads(RECORD.read_text())
+
+
+def lowest(problem: Problem) -> float:
+    """The lowest criterion of a problem, as recorded for its numbers, else by `search`."""
+    key = digest(problem)
+    if key in recorded():
+        return recorded()[key]
+    if key not in SEARCHED:
+        SEARCHED[key] = search(problem)
+    return SEARCHED[key]
+
+
+def record() -> None:
+    """Add what was searched for to the record."""
+    values = json.loads(RECORD.read_text()) | SEARCHED
+    RECORD.write_text(json.dumps(dict(sorted(values.items())), indent=0) + "\n")

@@ -93,6 +93,26 @@ def test_minima_that_lie_apart_are_found(family: str, seed: int) -> None:
     check(family, seed)
 
 
+@pytest.mark.parametrize("family", landscapes.FAMILIES)
+def test_the_record_of_dense_searches(family: str) -> None:
+    """A few descents anew find nothing lower; `pytest --record` of this file adds to the record."""
+    problem = landscapes.problem(family, HARD.get(family, (1,))[0])
+    assert landscapes.digest(problem) in landscapes.recorded(), "other numbers are drawn than those recorded"
+    found = landscapes.search(problem, points=20, descents=4, seed=1)
+    assert landscapes.lowest(problem) <= found + TOLERANCE
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("family", "seed"),
+    [(family, seed) for family in landscapes.FAMILIES for seed in (*range(BY_DEFAULT), *HARD.get(family, ()))],
+)
+def test_the_record_is_that_of_searches_made_anew(family: str, seed: int) -> None:
+    problem = landscapes.problem(family, seed)
+    if landscapes.digest(problem) in landscapes.recorded():
+        assert landscapes.lowest(problem) == pytest.approx(landscapes.search(problem), abs=TOLERANCE)
+
+
 def test_a_minimum_above_the_limit_of_no_residual_variance_is_refused() -> None:
     """Four factors span 30 rows, none of them alone; a minimum with residual variance lies higher."""
     problem = landscapes.problem("several_terms", 7799)
