@@ -11,6 +11,7 @@ from the others.
     python tests/mutants.py --only power             # entries with this word in their text, file or tests
     python tests/mutants.py --numbers 17 215         # these, in this order
     python tests/mutants.py --woven                  # with all mistakes in kernels in one build
+    python tests/mutants.py --selected               # by the tests that run what changes, the cheapest first
     python tests/mutants.py --work DIRECTORY         # keep the build there for the next piece
     python tests/mutants.py --check                  # does every entry still fit the code?  (no build, no tests)
 
@@ -20,6 +21,10 @@ names of tests".  The library is built once, in a copy of the tree (again for ea
 ninja must be on the path); the tree itself is not touched.  With `--woven`, that build holds the mistakes in kernels,
 too, each behind a number that is read when the library is loaded (`weaving.py`): base variant of the lanes, compiled in
 minutes with few optimisations, and then a mutant costs its tests only.  Entries that cannot be woven are listed.
+With `--selected`, the tests run once with coverage.py to see which run which lines (`selecting.py`); that is kept in
+`record` in the directory of `--work`, to be deleted when it has aged.  A mistake in Python is judged by the tests that
+run its lines, cheap ones first, as many as `--budget` allows, and at last by those of them that the entry names, in all
+cases, or by all that it names where none of these runs the lines.
 The exit status is 1 where a mutant survives without a reason, or an entry does not fit the code or the tests any more.
 """
 
@@ -29,6 +34,7 @@ import argparse
 import compileall
 import contextlib
 import functools
+import gc
 import importlib
 import os
 import py_compile
@@ -46,15 +52,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
+import selecting
 import weaving
 
 ROOT = Path(__file__).resolve().parents[1]
 TABLE = Path(__file__).with_suffix(".toml")
 LIBRARY, KERNELS = Path("python/fastlmm_core"), Path("fastlmm_core")
-LOADED = ("numpy", "pandas", "polars", "pyarrow", "scipy.stats", "scipy.optimize", "scipy.sparse.csgraph", "formulaic")
+LOADED = (
+    *("numpy", "pandas", "polars", "pyarrow", "scipy.stats", "scipy.optimize", "scipy.sparse.csgraph", "formulaic"),
+    *("pytest", "hypothesis", "matplotlib", "execnet", "pdb"),
+)
 """What is imported once for all runs of the tests."""
 PLUGINS = ("xdist", "watch")
 """Of pytest; others are not loaded, which takes longer than most tests."""
+FEW = 2.0
+"""Seconds of tests that are tried before more are collected."""
 LIMIT = 400
 """Seconds after which the tests of a mutant are stopped; a search without end counts as noticed."""
 UNCOVER = """import sys
@@ -89,6 +101,14 @@ def test_files(tree: Path) -> list[Path]:
     return sorted((tree / "tests").rglob("test_*.py"))
 
 
+@functools.cache
+def stands(tree: Path, test: str) -> bool:
+    """Whether there is such a test, by its address without its case."""
+    file, _, name = test.partition("::")
+    path = tree / file
+    return path.exists() and f"def {name.rpartition('::')[2]}(" in path.read_text()
+
+
 @dataclass(frozen=True)
 class Mutant:
     """One entry of the table."""
@@ -109,8 +129,8 @@ class Mutant:
             raise Misfit(f"stands {len(places)} times in the library: {self.was!r}")
         return places[0]
 
-    def arguments(self, tree: Path) -> list[str]:
-        """What pytest is to run."""
+    def named(self, tree: Path) -> tuple[list[str], list[str]]:
+        """The test files that the entry names, and a part of the names of their tests for each, which may be empty."""
         files: list[str] = []
         words: list[str] = []
         for item in self.tests.split():
@@ -118,10 +138,32 @@ class Mutant:
             found = [path for path in test_files(tree) if str(path).endswith(f"/{name}.py")]
             if len(found) != 1:
                 raise Misfit(f"{len(found)} test files are called {name!r}")
-            if str(found[0].relative_to(tree)) not in files:
-                files.append(str(found[0].relative_to(tree)))
+            files.append(str(found[0].relative_to(tree)))
             words.append(word)
+        return files, words
+
+    def arguments(self, tree: Path) -> list[str]:
+        """What pytest is to run."""
+        files, words = self.named(tree)
+        files = list(dict.fromkeys(files))
         return [*files, "-k", " or ".join(words)] if all(words) else files
+
+    def rounds(self, tree: Path, record: selecting.Record | None, budget: float) -> Iterator[list[str]]:
+        """What pytest is to run one time after the other, while everything passes."""
+        name = self.source(tree)
+        if record is None or name.suffix != ".py":
+            yield self.arguments(tree)
+            return
+        named = list(zip(*self.named(tree), strict=True))
+        touching = record.touching(name.relative_to(LIBRARY), self.was, self.now)
+        touching = {test for test in touching if stands(tree, test.partition("[")[0])}
+        liked = {test for test in touching if any(test.startswith(file) and word in test for file, word in named)}
+        ordered = record.cheapest(touching, liked)
+        chosen = list(record.within(ordered, budget))
+        few = [test for test, spent in chosen if spent <= FEW]
+        yield from filter(None, (few, [test for test, _ in chosen[len(few) :]]))
+        # with the cases that were not recorded
+        yield list(dict.fromkeys(test.partition("[")[0] for test in ordered if test in liked)) or self.arguments(tree)
 
 
 class Copy:
@@ -177,9 +219,13 @@ class Copy:
         built = {so: so.read_bytes() for so in self.package.rglob("*.so")} if kernel else {}
         path.write_text(text.replace(mutant.was, mutant.now))
         try:
+            if not kernel:
+                compile(path.read_text(), name, "exec")
             if kernel:
                 self.make()
             yield
+        except SyntaxError as why:
+            raise Misfit(f"no Python: {why}") from why
         finally:
             path.write_text(text)
             for so, content in built.items():
@@ -190,7 +236,7 @@ class Copy:
         self.failed.unlink(missing_ok=True)
         child = os.fork()
         if not child:
-            self._test(["-x", "-q", "-p", "no:cacheprovider", *arguments])
+            self._test(["-x", *arguments])
         end = time.monotonic() + LIMIT
         while not (done := os.waitpid(child, os.WNOHANG))[0]:
             if time.monotonic() > end:
@@ -207,7 +253,20 @@ class Copy:
             raise Misfit(f"pytest ends with status {status}: {self.output.read_text()[-800:]}")
         return self.failed.read_text()
 
-    def _test(self, arguments: list[str]) -> NoReturn:
+    def record(self, folder: Path) -> selecting.Record:
+        """What the tests run, recorded folder by folder; what is there already is taken as it is."""
+        if not folder.exists():
+            shutil.copytree(self.package, folder / selecting.LIBRARY, ignore=shutil.ignore_patterns("*.so", "*.pyc"))
+        tests = self.tree / "tests"
+        for part in sorted({tests / path.relative_to(tests).parts[0] for path in test_files(self.tree)}):
+            if not (folder / part.stem).with_suffix(".json").exists():
+                child = os.fork()
+                if not child:
+                    self._test(["--first-seeds", str(part.relative_to(self.tree))], folder / part.stem)
+                os.waitpid(child, 0)
+        return selecting.Record(folder, self.package)
+
+    def _test(self, arguments: list[str], recorded: Path | None = None) -> NoReturn:
         """Run pytest in this process, a child that has the other libraries already, and end it."""
         import pytest
 
@@ -222,7 +281,11 @@ class Copy:
             sys.meta_path[:] = [finder for finder in sys.meta_path if type(finder).__name__ != "MesonpyMetaFinder"]
             sys.path[:0] = self.environment["PYTHONPATH"].split(os.pathsep)
             importlib.invalidate_caches()
-            status = int(pytest.main([*(f"-p{plugin}" for plugin in PLUGINS), *arguments]))
+            recorder = [selecting.Recorder(self.package, recorded)] if recorded else []
+            options = [*(f"-p{plugin}" for plugin in PLUGINS), "-n0", "-q", "-p", "no:cacheprovider"]
+            status = int(pytest.main([*options, *arguments], recorder))
+            for one in recorder:
+                one.save()
         finally:
             os._exit(status)
 
@@ -278,7 +341,9 @@ class Woven(Copy):
             del self.environment[weaving.VARIABLE]
 
 
-def campaign(chosen: list[tuple[int, Mutant]], copy: Copy) -> int:
+def campaign(
+    chosen: list[tuple[int, Mutant]], copy: Copy, record: selecting.Record | None = None, budget: float = 0.0
+) -> int:
     """Run the mutants and print what becomes of each; the number of complaints."""
     healthy: dict[str, bool] = {}
     count = {"killed": 0, "explained": 0, "SURVIVED": 0, "MISFIT": 0}
@@ -286,7 +351,7 @@ def campaign(chosen: list[tuple[int, Mutant]], copy: Copy) -> int:
         begin = time.perf_counter()
         try:
             with copy.mutated(mutant):
-                failed = copy.failure(mutant.arguments(copy.tree))
+                failed = next(filter(None, map(copy.failure, mutant.rounds(copy.tree, record, budget))), "")
             if "::" in failed and failed not in healthy:
                 healthy[failed] = not copy.failure([failed])
             if not healthy.get(failed, True):
@@ -325,6 +390,8 @@ def main() -> int:
     parser.add_argument("--only", default="", help="entries with this word in their text, file or tests")
     parser.add_argument("--numbers", type=int, nargs="+", help="these entries, in this order")
     parser.add_argument("--woven", action="store_true", help="all mistakes in kernels in one build (base variant)")
+    parser.add_argument("--selected", action="store_true", help="by the tests that run what changes, cheapest first")
+    parser.add_argument("--budget", type=float, default=40.0, help="seconds of tests for each entry, with --selected")
     parser.add_argument("--shuffle", action="store_true", help="in an order that makes each piece a sample of all")
     parser.add_argument("--work", type=Path, help="where to build, and to keep the build for the next piece")
     parser.add_argument("--check", action="store_true", help="only see whether the entries fit the code")
@@ -342,11 +409,14 @@ def main() -> int:
     for name in LOADED:
         with contextlib.suppress(ImportError):
             importlib.import_module(name)
+    gc.freeze()  # nothing of it is looked through again, and copied for that, by each child
     with contextlib.ExitStack() as stack:
         where = given.work or Path(stack.enter_context(tempfile.TemporaryDirectory()))
         where.mkdir(parents=True, exist_ok=True)
         if not given.woven:
-            return int(campaign(chosen, Copy(where.resolve())) > 0)
+            copy = Copy(where.resolve())
+            record = copy.record(where.resolve() / "record") if given.selected else None
+            return int(campaign(chosen, copy, record, given.budget) > 0)
         copy = Woven(where.resolve(), table)
         left = sorted(copy.left & {number for number, _ in chosen})
         complaints = campaign([(number, mutant) for number, mutant in chosen if number not in left], copy)

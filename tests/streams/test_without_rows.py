@@ -188,6 +188,7 @@ def test_what_cannot_be_compared(data):
     changed[7] += 3.0
     for wrong, words in (
         ({"data": flc.scan(data.assign(y=changed))}, "differ in the response"),
+        ({"data": flc.scan(data.assign(y=data["y"] + 100.0))}, "differ in the response"),
         ({"data": flc.scan(data), "weights": "w"}, "differ in the weights"),
         ({"data": flc.scan(data), "offset": "o"}, "differ in the offset"),
         ({"data": data}, "rows are held by one of them only"),
