@@ -3,9 +3,12 @@
 
 Rows are given whitened and conditioned: Z of each factor, [X y] in one array.  Codes run from 0 without gaps.
 """
-from libc.stdint cimport int32_t
+from libc.math cimport sqrt
+from libc.stdint cimport int32_t, int64_t
 
 import numpy as np
+
+from fastlmm_core.kernels._matrices cimport place
 
 
 def nested_in(const Py_ssize_t[::1] fine, const Py_ssize_t[::1] coarse, Py_ssize_t m):
@@ -321,3 +324,145 @@ def explained(const double[:, :, ::1] own, const double[:, :, ::1] cross, const 
                     for l in range(k):
                         C[j, l] -= t * C[i, l]
     return out_array
+
+
+cdef double ROUNDING = 1e-12
+"""Share of a column that is its rounding error."""
+
+
+cdef void orthonormal_leaf(const int64_t* row, Py_ssize_t n, const double[:, ::1] Z, double[:, ::1] unit, double* R,
+                           double* rest, double* c) noexcept nogil:
+    """U and R, upper triangular, with Z = U R in some rows: orthonormal columns, zero where a column adds nothing."""
+    cdef Py_ssize_t q = Z.shape[1], i, j, l, again
+    cdef double size, whole
+    for j in range(q):
+        whole = 0.0
+        for i in range(n):
+            rest[i] = Z[row[i], j]
+            whole += rest[i] * rest[i]
+        for again in range(2):
+            for l in range(j):
+                c[l] = 0.0
+                for i in range(n):
+                    c[l] += unit[row[i], l] * rest[i]
+                R[l * q + j] += c[l]
+            for i in range(n):
+                for l in range(j):
+                    rest[i] -= unit[row[i], l] * c[l]
+        size = 0.0
+        for i in range(n):
+            size += rest[i] * rest[i]
+        size = sqrt(size)
+        if size > ROUNDING * sqrt(whole):
+            R[j * q + j] = size
+            for i in range(n):
+                unit[row[i], j] = rest[i] / size
+
+
+cdef void add_rest(Py_ssize_t J, Py_ssize_t p, const double* wide, const double* x, double* cc, double* cx, double* xx
+                   ) noexcept nogil:
+    """Add the products of a row of the core's columns and of X, lower triangles by rows."""
+    cdef Py_ssize_t i, j, pos = 0
+    cdef double t
+    for i in range(J):
+        t = wide[i]
+        if t != 0.0:
+            for j in range(i + 1):
+                cc[pos + j] += t * wide[j]
+            for j in range(p):
+                cx[i * p + j] += t * x[j]
+        pos += i + 1
+    pos = 0
+    for i in range(p):
+        for j in range(i + 1):
+            xx[pos] += x[i] * x[j]
+            pos += 1
+
+
+def leaf_products(const int64_t[::1] start, const int64_t[::1] order, const int64_t[:, ::1] slots,
+                  const double[:, ::1] value, const double[:, ::1] Z, const double[:, ::1] X, const int64_t[::1] core,
+                  const int64_t[::1] leaves):
+    """Products of the levels of one factor, the leaves, with the effects of others, and what the leaves leave of those.
+
+    Parameters
+    ----------
+    start : (m + 1,) int64 array
+        First place in `order` of each leaf, those of a part one after the other.
+    order : (n,) int64 array
+        Rows by leaf.
+    slots, value : (n, s) arrays
+        Effects of others that a row has, and their columns in it.
+    Z, X : (n, q), (n, p) arrays
+        Columns of the leaves, and of X.
+    core, leaves : (n_parts + 1,) int64 arrays
+        First effect, and first leaf, of each part.
+
+    Returns
+    -------
+    unit : (n, q) array
+        Orthonormal columns of each leaf, zero where a column adds nothing.
+    R : (m, q, q) array
+        Upper triangular: Z = unit R.
+    of_core : array
+        unit'W of each leaf (q, J), J effects of the core in its part, one leaf after the other.
+    of_x : (m, q, p) array
+        unit'X.
+    cc, cx, xx : arrays
+        W'W (lower triangles by rows, part after part), W'X (n_core, p) and X'X (a lower triangle), less what the leaves
+        have of them.
+    """
+    cdef Py_ssize_t n = X.shape[0], p = X.shape[1], q = Z.shape[1], m = start.shape[0] - 1, n_parts = core.shape[0] - 1
+    cdef Py_ssize_t part, leaf, i, j, a, r, first, J, size, at = 0, triangle = 0, most = 0, widest = 0
+    cdef double t
+    sizes = np.diff(core)
+    count = np.diff(leaves)
+    unit_array, R_array, x_array = np.zeros((n, q)), np.zeros((m, q, q)), np.zeros((m, q, p))
+    core_array = np.zeros(int(q * (sizes * count).sum()))
+    cc_array, cx_array = np.zeros(int((sizes * (sizes + 1) // 2).sum())), np.zeros((int(sizes.sum()), p))
+    xx_array = np.zeros(p * (p + 1) // 2)
+    cdef double[:, ::1] unit = unit_array
+    cdef double* R = <double*> place(R_array)
+    cdef double* of_x = <double*> place(x_array)
+    cdef double* of_core = <double*> place(core_array)
+    cdef double* cc = <double*> place(cc_array)
+    cdef double* cx = <double*> place(cx_array)
+    cdef double* xx = <double*> place(xx_array)
+    for leaf in range(m):
+        most = max(most, start[leaf + 1] - start[leaf])
+    for part in range(n_parts):
+        widest = max(widest, core[part + 1] - core[part])
+    cdef double[::1] work = np.empty(max(most + q, widest + p))
+    cdef double* wide = &work[0]
+    cdef double* x = wide + widest
+    with nogil:
+        for part in range(n_parts):
+            first = core[part]
+            J = core[part + 1] - first
+            for leaf in range(leaves[part], leaves[part + 1]):
+                size = start[leaf + 1] - start[leaf]
+                orthonormal_leaf(&order[start[leaf]], size, Z, unit, R + leaf * q * q, wide, wide + most)
+                for i in range(start[leaf], start[leaf + 1]):
+                    r = order[i]
+                    for a in range(q):
+                        for j in range(slots.shape[1]):
+                            of_core[at + a * J + slots[r, j] - first] += unit[r, a] * value[r, j]
+                        for j in range(p):
+                            of_x[(leaf * q + a) * p + j] += unit[r, a] * X[r, j]
+                for i in range(start[leaf], start[leaf + 1]):
+                    r = order[i]
+                    for j in range(J):
+                        wide[j] = 0.0
+                    for j in range(slots.shape[1]):
+                        wide[slots[r, j] - first] += value[r, j]
+                    for j in range(p):
+                        x[j] = X[r, j]
+                    for a in range(q):
+                        t = unit[r, a]
+                        for j in range(J):
+                            wide[j] -= t * of_core[at + a * J + j]
+                        for j in range(p):
+                            x[j] -= t * of_x[(leaf * q + a) * p + j]
+                    add_rest(J, p, wide, x, cc + triangle, cx + first * p, xx)
+                at += q * J
+            triangle += J * (J + 1) // 2
+    return unit_array, R_array, core_array, x_array, cc_array, cx_array, xx_array

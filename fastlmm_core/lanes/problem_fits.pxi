@@ -98,13 +98,15 @@ cdef inline bint is_open(const Fates* f, Py_ssize_t lane, int round_) noexcept n
             and (<double*> &f.decrement)[lane] < INFINITY)
 
 
-cdef void end_first(const Batch* d, const Screen* screen, ProblemBlock* b, ProblemFits* fits, const Outcome* out
-                    ) noexcept nogil:
-    """Write what the first searches have come to, and where else those that have ended are to start."""
+cdef void end_first(const Batch* d, const Screen* screen, ProblemBlock* b, int round_, ProblemFits* fits,
+                    const Outcome* out) noexcept nogil:
+    """Write what the first searches that have ended have come to, and where else they are to start."""
     cdef Lanes* s = &b.s
     cdef Py_ssize_t lane, i, place
     for lane in range(s.used):
         b.f.evaluations[lane] += out.evaluations[s.place[lane]]
+        if is_open(&b.f, lane, round_):
+            b.f.status[lane] = GOES_ON
     if s.f.chain.axes != NULL:
         come_to(d, s, <vecu*> s.natural)
     else:
@@ -172,7 +174,7 @@ cdef void make_searches(const Batch* d, const ProblemSums* sums, const Screen* s
             at += used
             left = keep_open(d, b, round_, left, now)
             if first:
-                end_first(d, screen, b, fits, out)
+                end_first(d, screen, b, round_, fits, out)
             else:
                 end_other(d, b, round_, fits, out)
         now.count = left

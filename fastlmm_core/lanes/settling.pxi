@@ -116,7 +116,7 @@ cdef int status_of(const Batch* d, Lanes* s, Py_ssize_t lane) noexcept nogil:
 
 cdef void write_searches(const Batch* d, Lanes* s, Fates* f, const Outcome* out, Py_ssize_t first, Py_ssize_t count
                          ) noexcept nogil:
-    """Status, theta, variance and criterion of a block."""
+    """Status, theta, variance and criterion of a block; of a search that goes on its status and evaluations."""
     cdef Py_ssize_t lane, where, i
     for lane in range(count):
         where = first + s.place[lane]
@@ -124,6 +124,8 @@ cdef void write_searches(const Batch* d, Lanes* s, Fates* f, const Outcome* out,
             f.status[lane] = status_of(d, s, lane)
         out.status[where] = f.status[lane]
         out.evaluations[where] = f.evaluations[lane]
+        if f.status[lane] == GOES_ON:
+            continue
         out.decrement[where] = (<double*> &f.decrement)[lane]
         for i in range(d.n_par):
             out.theta[where * d.n_par + i] = s.natural[i * LANES + lane]
@@ -136,7 +138,7 @@ cdef void write_searches(const Batch* d, Lanes* s, Fates* f, const Outcome* out,
 
 cdef void write_coefficients(const Batch* d, Lanes* s, Fates* f, const Outcome* out, const double* shift,
                              Py_ssize_t stride, Py_ssize_t first, Py_ssize_t count) noexcept nogil:
-    """Variance, coefficients and standard errors of a block.
+    """Variance, coefficients and standard errors of a block, but those of searches that go on.
 
     shift: what was taken from each response, `stride` apart (own designs: coefficients taken out of it, lane by lane).
     """
@@ -146,7 +148,8 @@ cdef void write_coefficients(const Batch* d, Lanes* s, Fates* f, const Outcome* 
     cdef vec sigma2, value, error, t
     sigma2 = (<vecu*> s.f.gls.r2)[0] * f.size * f.size * (VEC_SET(1.0) / (<vecu*> s.f.gls.nu)[0])
     for lane in range(count):
-        out.sigma2[first + s.place[lane]] = (<double*> &sigma2)[lane]
+        if f.status[lane] != GOES_ON:
+            out.sigma2[first + s.place[lane]] = (<double*> &sigma2)[lane]
     for i in range(d.p_full):
         value = VEC_SET(0.0)
         for j in range(p):
@@ -159,6 +162,8 @@ cdef void write_coefficients(const Batch* d, Lanes* s, Fates* f, const Outcome* 
             error = error + t * t
         error = VEC_SQRT(error * sigma2)
         for lane in range(count):
+            if f.status[lane] == GOES_ON:
+                continue
             at = (first + s.place[lane]) * d.p_full + i
             out.params[at] = (<double*> &value)[lane]
             if s.own != NULL:
@@ -170,7 +175,8 @@ cdef void write_coefficients(const Batch* d, Lanes* s, Fates* f, const Outcome* 
             continue
         degrees_of_freedom(d, s, x_map + i * p, &value)
         for lane in range(count):
-            out.df[(first + s.place[lane]) * d.p_full + i] = (<double*> &value)[lane]
+            if f.status[lane] != GOES_ON:
+                out.df[(first + s.place[lane]) * d.p_full + i] = (<double*> &value)[lane]
 
 
 include "axes.pxi"

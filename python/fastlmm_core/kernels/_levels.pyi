@@ -4,6 +4,7 @@ from numpy.typing import NDArray
 _Array = NDArray[np.float64]
 _Index = NDArray[np.intp]
 _Slots = NDArray[np.int32]
+_Int64 = NDArray[np.int64]
 
 def nested_in(fine: _Index, coarse: _Index, m: int) -> _Index | None: ...
 def sort_rows(codes: _Index, m: int) -> tuple[_Index, _Index]: ...
@@ -16,3 +17,13 @@ def panel_products(
 def places_above(start: _Index, slots: _Slots, parent: _Index, start_above: _Index, slots_above: _Slots) -> _Slots: ...
 def rotated_products(raw: _Array, order: _Index, z_map: _Array, xy_map: _Array) -> tuple[_Array, _Array]: ...
 def explained(own: _Array, cross: _Array, some: NDArray[np.uint8]) -> _Array: ...
+def leaf_products(
+    start: _Int64,
+    order: _Int64,
+    slots: _Int64,
+    value: _Array,
+    Z: _Array,
+    X: _Array,
+    core: _Int64,
+    leaves: _Int64,
+) -> tuple[_Array, _Array, _Array, _Array, _Array, _Array, _Array]: ...

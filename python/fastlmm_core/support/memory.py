@@ -16,7 +16,7 @@ import numpy as np
 from .blas_threads import libraries, one_blas_thread
 from .threads import processors
 
-__all__ = ["available", "blas_callers", "numpy_blas", "require", "scipy_blas"]
+__all__ = ["available", "blas_callers", "modest", "numpy_blas", "require", "scipy_blas"]
 
 BUFFER = 34 << 20
 """Bytes that a caller of an OpenBLAS library holds (32 MB, and what it is aligned by)."""
@@ -76,6 +76,11 @@ def available() -> float:
     return max(min(found), 0.0)
 
 
+def modest(size: int) -> bool:
+    """Whether so few bytes are needed that nobody asks for them."""
+    return size <= ANYWAY
+
+
 def require(size: int, purpose: str) -> None:
     """Nothing, where the system grants so many bytes.
 
@@ -84,7 +89,7 @@ def require(size: int, purpose: str) -> None:
     MemoryError
         That names the purpose, where it does not.
     """
-    if size > ANYWAY and not granted(size):
+    if not modest(size) and not granted(size):
         raise MemoryError(f"{purpose}: {size / 2**20:,.0f} MB of memory are needed and not granted; raise the limit")
 
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from fastlmm_core import LMMError
+import fastlmm_core as flc
+from fastlmm_core import LMMError, kernels
 from fastlmm_core.covariance.parameters import one_block
-from fastlmm_core.design.grouping import group_codes
+from fastlmm_core.design.grouping import Codes, group_codes
 from fastlmm_core.engines.one_factor import conditioning
 from fastlmm_core.engines.one_factor.reading import ArrayRows
 from fastlmm_core.kernels.records import Rows
@@ -35,12 +36,40 @@ def drawn(rng, trial):
 
 
 def outcome(make):
-    """What comes of a problem: its fields, or the message with which it is refused."""
+    """What comes of a problem: its fields that are numbers or arrays, or the message with which it is refused."""
     try:
-        problem, present = make()
+        problem, present, *_ = make()
     except LMMError as error:
         return str(error)
-    return [*problem, present]
+    return [*problem._replace(balanced=None), present]
+
+
+def conditioned(rows, known=None):
+    """`condition` of rows."""
+    X, y, Z, codes, base, n_slots, weights, offset = rows
+    structure = one_block(Z.shape[1], "full")
+    return conditioning.condition(
+        y, X, Z, Codes("g", codes, base, n_slots), weights, offset, structure, z_names=None, known=known
+    )
+
+
+def taken_at_once(rows):
+    """Whether one call of the kernels conditions them."""
+    return kernels.condition_once(rows, conditioning.LIMITS) is not None
+
+
+def assert_same(one, other):
+    assert type(one) is type(other)
+    if isinstance(one, str):
+        assert one == other
+        return
+    for a, b in zip(one, other, strict=True):
+        assert type(a) is type(b)
+        if isinstance(a, np.ndarray):
+            assert a.dtype == b.dtype
+            np.testing.assert_array_equal(a, b)
+        else:
+            assert a == b
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -50,30 +79,51 @@ def test_one_call_gives_what_the_steps_give(seed):
     for trial in range(150):
         rows = drawn(rng, trial)
         structure = one_block(rows.Z.shape[1], "full")
-        found = conditioning._at_once(rows, structure)
-        if found is None:
+        if not taken_at_once(rows):
             continue
         taken += 1
         reader = ArrayRows(rows)
-
-        def at_once(found=found, reader=reader):
-            conditioning._refuse_what_cannot_be_fitted(found, reader, "g", None)
-            return found.problem, found.present
-
-        one = outcome(at_once)
         other = outcome(lambda reader=reader, structure=structure: conditioning.condition_rows(reader, structure, "g"))
-        assert type(one) is type(other)
-        if isinstance(one, str):
-            assert one == other
-            continue
-        for a, b in zip(one, other, strict=True):
-            assert type(a) is type(b)
-            if isinstance(a, np.ndarray):
-                assert a.dtype == b.dtype
-                np.testing.assert_array_equal(a, b)
-            else:
-                assert a == b
+        assert_same(outcome(lambda rows=rows: conditioned(rows)), other)
     assert taken > 90
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_what_a_design_says_by_itself_serves_for_other_responses(seed):
+    rng = np.random.default_rng(seed)
+    taken = 0
+    for trial in range(100):
+        rows = drawn(rng, trial)
+        try:
+            first, _, known = conditioned(rows)
+        except LMMError:
+            continue
+        if known is None:
+            continue
+        assert first.balanced == kernels.balanced(
+            first.packed, first.within, rows.Z.shape[1], first.rank + 1, first.structure.free
+        )
+        kind = trial % 4
+        y = [rng.normal(size=len(rows.y)), 1e6 + rows.y, np.full(len(rows.y), 2.0), rows.X.sum(axis=1)][kind]
+        other = rows._replace(y=y)
+        taken += taken_at_once(other)
+        assert_same(outcome(lambda other=other, known=known: conditioned(other, known)),
+                    outcome(lambda other=other: conditioned(other)))  # fmt: skip
+    assert taken > 25
+
+
+def test_a_refit_is_the_fit_of_a_new_model(rng):
+    n = 120
+    groups, x = rng.integers(0, 14, n) * 2, rng.normal(size=n)
+    X = np.column_stack([np.ones(n), x])
+    weights = rng.uniform(0.5, 2.0, n)
+    ys = X.sum(axis=1) + rng.normal(size=(4, 28))[:, groups] + rng.normal(size=(4, n))
+    model = flc.LinearMixedModel(ys[0], X, X, groups, weights=weights)
+    for y in ys[1:]:
+        again, new = model.refit(y), flc.LinearMixedModel(y, X, X, groups, weights=weights).fit()
+        assert again.criterion == new.criterion
+        np.testing.assert_array_equal(again.theta, new.theta)
+        np.testing.assert_array_equal(again.cov_params(), new.cov_params())
 
 
 @pytest.mark.parametrize(
@@ -95,9 +145,9 @@ def test_what_needs_a_second_look_is_left_to_the_steps(rng, spoil):
     y = rng.normal(size=n)
     codes = np.repeat(np.arange(n // 10), 10)
     rows = Rows(X, y, np.ones((n, 1)), codes, 0, n // 10, None, None)
-    assert conditioning._at_once(rows, one_block(1, "full")) is not None
+    assert taken_at_once(rows)
     spoil(X, y)
-    assert conditioning._at_once(rows, one_block(1, "full")) is None
+    assert not taken_at_once(rows)
 
 
 @pytest.mark.parametrize(("apart", "taken"), [(1.0, True), (1e-6, False)])
@@ -106,4 +156,4 @@ def test_columns_of_z_that_nearly_agree_are_left_to_the_steps(rng, apart, taken)
     t = rng.normal(size=n)
     Z = np.column_stack([np.ones(n), t, t + apart * rng.normal(size=n)])
     rows = Rows(np.ones((n, 1)), rng.normal(size=n), Z, np.repeat(np.arange(n // 10), 10), 0, n // 10, None, None)
-    assert (conditioning._at_once(rows, one_block(3, "full")) is not None) is taken
+    assert taken_at_once(rows) is taken

@@ -14,7 +14,7 @@ from fastlmm_core.estimation.many import correlated_lanes
 from fastlmm_core.estimation.many import policy as batch_module
 from fastlmm_core.estimation.many.batch_fit import BatchFit
 from fastlmm_core.estimation.many.one_factor import shared_design
-from fastlmm_core.kernels.hierarchies import CorrelatedBatch
+from fastlmm_core.kernels.hierarchies import CorrelatedBatch, leaf_products
 from fastlmm_core.kernels.records import BatchLook
 
 # Differences where the core explains most of what the leaves leave.
@@ -144,6 +144,42 @@ def thetas(rng, model, count=9):
     theta[3] = 0.0
     theta[4, (rows == columns) & (rows > 0)] = 0.0
     return theta
+
+
+def test_products_of_leaves_are_those_of_dense_columns(rng):
+    core, leaves, q, p = np.array([0, 3, 5]), np.array([0, 4, 7]), 2, 3
+    leaf = np.sort(np.append(np.arange(7), rng.integers(0, 7, 20)))
+    part = (leaf >= 4).astype(int)
+    n = len(leaf)
+    slots = core[part][:, None] + np.column_stack([rng.integers(0, 2, n), np.full(n, 1) + (part == 0)])
+    value, X = rng.normal(size=(n, 2)), rng.normal(size=(n, p))
+    Z = np.column_stack([np.ones(n), rng.normal(size=n)])
+    Z[leaf == 5, 1] = 3.0  # adds nothing there
+    order = rng.permutation(n)
+    slots, value, X, Z, leaf = slots[order], value[order], X[order], Z[order], leaf[order]
+    start = np.append(0, np.cumsum(np.bincount(leaf)))
+    unit, R, of_core, of_x, cc, cx, xx = leaf_products(
+        start, np.argsort(leaf, kind="stable"), slots, value, Z, X, core, leaves
+    )
+    wide = np.zeros((n, 5))
+    np.add.at(wide, (np.arange(n)[:, None], slots), value)
+    U = np.zeros((n, 7 * q))
+    for i in range(7):
+        U[leaf == i, q * i : q * (i + 1)] = unit[leaf == i]
+        np.testing.assert_allclose(unit[leaf == i] @ R[i], Z[leaf == i], atol=EXACT)
+        assert R[i, 1, 0] == 0.0
+    np.testing.assert_allclose(U.T @ U, np.diag(np.abs(U).any(axis=0).astype(float)), atol=EXACT)
+    assert not unit[leaf == 5, 1].any()
+    np.testing.assert_allclose(of_x.reshape(7 * q, p), U.T @ X, atol=EXACT)
+    C = U.T @ wide
+    expected = [C[: 4 * q, :3].ravel(), C[4 * q :, 3:].ravel()]
+    np.testing.assert_allclose(of_core, np.concatenate(expected), atol=EXACT)
+    left, x = wide - U @ C, X - U @ (U.T @ X)
+    products = left.T @ left
+    own = [products[:3, :3][np.tril_indices(3)], products[3:, 3:][np.tril_indices(2)]]
+    np.testing.assert_allclose(cc, np.concatenate(own), atol=EXACT)
+    np.testing.assert_allclose(cx, left.T @ x, atol=EXACT)
+    np.testing.assert_allclose(xx, (x.T @ x)[np.tril_indices(p)], atol=EXACT)
 
 
 @pytest.mark.parametrize("weights", [False, True])

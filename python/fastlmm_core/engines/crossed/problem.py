@@ -32,7 +32,7 @@ from ...problem.columns import (
 )
 from ...problem.identification import GroupedColumns, refuse_unidentified_rows
 from ...support.blas_threads import one_blas_thread
-from ...support.memory import available, numpy_blas, require, scipy_blas
+from ...support.memory import available, modest, numpy_blas, require, scipy_blas
 from ...support.types import Array, Index
 from ..conditioned import ConditionedProblem
 from ..protocol import CAREFUL, EASY, Elsewhere, Relaxed
@@ -307,6 +307,8 @@ class CrossedProblem(ConditionedProblem):
 def _refuse_large_cores(cores: Index) -> None:
     """Refuse dense matrices that memory has no room for."""
     size, widest = MATRICES * 8 * int(np.sum(cores.astype(np.int64) ** 2)), int(cores.max(initial=0))
+    if modest(size):
+        return
     free = available()
     if size > free:
         raise LMMError(

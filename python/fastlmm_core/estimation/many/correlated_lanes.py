@@ -16,7 +16,7 @@ from ...covariance.directions import free_directions
 from ...covariance.parameters import vech_positions
 from ...engines.crossed.problem import CrossedProblem
 from ...engines.protocol import EASY, HARD
-from ...kernels.hierarchies import CorrelatedBatch, FactorBatch
+from ...kernels.hierarchies import CorrelatedBatch, FactorBatch, leaf_products
 from ...kernels.records import CorrelatedLeaves, CorrelatedParts, CorrelatedRows, CorrelatedSearch, FactorScreen
 from ...support.types import Array
 from ..model import Model
@@ -150,72 +150,27 @@ def _products(
     order: _Order, Z: Array, X: Array, widths: list[int]
 ) -> tuple[CorrelatedRows, CorrelatedLeaves, CorrelatedParts]:
     """Cross-products of the leaves and of what they leave, part by part."""
-    (n, p), q = X.shape, widths[-1]
+    q = widths[-1]
     slots = np.concatenate([order.level[:, [f]] + np.arange(width) for f, width in enumerate(widths[:-1])], axis=1)
     value = np.ascontiguousarray(Z[:, :-q])
-    by_leaf = np.argsort(order.leaf, kind="stable")
-    ends = np.cumsum(np.bincount(order.leaf))
-    unit = np.zeros((n, q))
-    m, n_parts = len(ends), len(order.core) - 1
-    R, leaf_x, core, at = np.zeros((m, q, q)), np.zeros((m, q, p)), [], np.zeros(m, dtype=np.int64)
-    within_cc, within_cx = [], []
-    within_xx = np.zeros((p, p))
-    filled = 0
-    for part in range(n_parts):
-        first, J = order.core[part], int(order.core[part + 1] - order.core[part])
-        BB, Bx = np.zeros((J, J)), np.zeros((J, p))
-        for leaf in range(order.leaves[part], order.leaves[part + 1]):
-            own = by_leaf[ends[leaf - 1] if leaf else 0 : ends[leaf]]
-            unit[own], R[leaf] = _basis(Z[own, -q:])
-            wide = np.zeros((len(own), J))
-            np.add.at(wide, (np.arange(len(own))[:, None], slots[own] - first), value[own])
-            c, leaf_x[leaf] = unit[own].T @ wide, unit[own].T @ X[own]
-            at[leaf] = filled
-            filled += c.size
-            core.append(c.ravel())
-            wide, x = wide - unit[own] @ c, X[own] - unit[own] @ leaf_x[leaf]
-            BB += wide.T @ wide
-            Bx += wide.T @ x
-            within_xx += x.T @ x
-        within_cc.append(BB[np.tril_indices(J)])
-        within_cx.append(Bx)
-    sizes = np.diff(order.core)
-    effects = sizes + q * np.diff(order.leaves)
+    start = np.append(0, np.cumsum(np.bincount(order.leaf)))
+    unit, R, of_core, of_x, within_cc, within_cx, within_xx = leaf_products(
+        start, np.argsort(order.leaf, kind="stable"), slots, value, np.ascontiguousarray(Z[:, -q:]), X, order.core,
+        order.leaves,
+    )  # fmt: skip
+    sizes, count = np.diff(order.core), np.diff(order.leaves)
+    effects = sizes + q * count
     rows = CorrelatedRows(
         x=X, root=None, offset=None, centre=False, leaf=order.leaf, unit=unit, slot=slots, value=value
     )
-    leaves = CorrelatedLeaves(
-        R=R[:, *np.triu_indices(q)], at=at, core=np.concatenate(core), x=leaf_x,
-        within_xx=within_xx[np.tril_indices(p)],
-    )  # fmt: skip
+    at = np.append(0, np.cumsum(np.repeat(q * sizes, count)))[:-1]
+    leaves = CorrelatedLeaves(R=R[:, *np.triu_indices(q)], at=at, core=of_core, x=of_x, within_xx=within_xx)
     parts = CorrelatedParts(
         core=order.core, leaves=order.leaves, effects=np.append(0, np.cumsum(effects)),
         square=np.append(0, np.cumsum(effects * sizes)), factor=order.of, tail=order.tail,
-        square_at=np.append(0, np.cumsum(sizes * (sizes + 1) // 2))[:-1],
-        within_cc=np.concatenate(within_cc), within_cx=np.concatenate(within_cx),
+        square_at=np.append(0, np.cumsum(sizes * (sizes + 1) // 2))[:-1], within_cc=within_cc, within_cx=within_cx,
     )  # fmt: skip
     return rows, leaves, parts
-
-
-def _basis(z: Array) -> tuple[Array, Array]:
-    """U and R, upper triangular, with z = U R: orthonormal columns, zero where a column adds nothing."""
-    n, q = z.shape
-    U, R = np.zeros((n, q)), np.zeros((q, q))
-    for j in range(q):
-        rest = z[:, j].copy()
-        for _ in range(2):
-            c = U[:, :j].T @ rest
-            R[:j, j] += c
-            rest -= U[:, :j] @ c
-        size = float(np.linalg.norm(rest))
-        if size > ROUNDING * float(np.linalg.norm(z[:, j])):
-            R[j, j] = size
-            U[:, j] = rest / size
-    return U, R
-
-
-ROUNDING = 1e-12
-"""Share of a column that is its rounding error."""
 
 
 # ------------------------------------------------------------------------------------------------------------- starts

@@ -12,7 +12,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple
+from itertools import chain
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,6 +42,9 @@ __all__ = [
     "BatchFractions", "BatchVariances", "Estimated", "Shared", "components", "delta_errors", "fill_alone",
     "leave_boundary",
 ]  # fmt: skip
+
+_Columns: TypeAlias = "tuple[list[str], list[str], Array]"
+"""Names, kinds and values (n, k) of some parameters."""
 
 
 @checked
@@ -132,26 +136,29 @@ class Estimated(NamedTuple):
 
         `phi` (n, k): parameters of structured residuals, without constraints.
         """
-        elements = self.design.random.elements
-        names = [e.name("sd") for e in elements] + ["sigma"] + [e.name("var") for e in elements] + ["sigma2"]
-        kinds = [e.kind("sd") for e in elements] + ["sd"] + [e.kind("var") for e in elements] + ["var"]
-        i, j, G = [e.i for e in elements], [e.j for e in elements], self.covariance
-        part = self.design.residual
-        if part is not None:
+        elements, G, part = self.design.random.elements, self.covariance, self.design.residual
+        entries = G[:, [e.i for e in elements], [e.j for e in elements]].reshape(len(G), len(elements))
+        deviations: _Columns = (
+            [e.name("sd") for e in elements],
+            [e.kind("sd") for e in elements],
+            sd_and_cor(elements, G),
+        )
+        variances: _Columns = [e.name("var") for e in elements], [e.kind("var") for e in elements], entries
+        if part is None:
+            sigma2 = self.sigma2[:, None]
+            groups = [deviations, (["sigma"], ["sd"], np.sqrt(sigma2)), variances, (["sigma2"], ["var"], sigma2)]
+        else:
             assert phi is not None
-            own = residual_names(part)
-            names = [e.name("sd") for e in elements] + [e.name("var") for e in elements] + list(own)
-            kinds = (
-                [e.kind("sd") for e in elements] + [e.kind("var") for e in elements] + [kind_of(name) for name in own]
-            )
+            own = list(residual_names(part))
             natural = np.full((len(G), len(own)), np.nan)
             for at in np.flatnonzero(np.isfinite(self.sigma2)).tolist():
                 natural[at] = part.natural(phi[at], float(self.sigma2[at]))
-            estimate = np.column_stack([sd_and_cor(elements, G), G[:, i, j].reshape(len(G), len(i)), natural])
-            return BatchVariances(tuple(names), tuple(kinds), estimate, np.full(estimate.shape, np.nan), labels)
-        found = [sd_and_cor(elements, G), np.sqrt(self.sigma2), G[:, i, j].reshape(len(G), len(i)), self.sigma2]
+            groups = [deviations, variances, (own, [kind_of(name) for name in own], natural)]
+        names, kinds, found = zip(*groups, strict=True)
         estimate = np.column_stack(found)
-        return BatchVariances(tuple(names), tuple(kinds), estimate, np.full(estimate.shape, np.nan), labels)
+        return BatchVariances(
+            tuple(chain(*names)), tuple(chain(*kinds)), estimate, np.full(estimate.shape, np.nan), labels
+        )
 
 
 def components(batch: BatchFit) -> BatchVariances:
