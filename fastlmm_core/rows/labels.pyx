@@ -1,19 +1,20 @@
 # cython: language_level=3
 """Text to codes: each row's label is looked up in a table of those met before.
 
-Text is UTF-8, one row after the other (Arrow's strings), or Python's.  A slot of the table holds what tells a label: the
-text itself up to 16 bytes, two hashes of longer text, which are then compared with the first row that has it.  Rows are
-taken in batches, and the slots of a batch are fetched into the cache before the first is looked at: rows in any order
-cost the same.
+Text is UTF-8, one row after the other (Arrow's strings), or Python's.  What tells a label is kept in the order in which
+labels occur: the text itself up to 16 bytes, two hashes of longer text, which are then compared with the first row that
+has it.  A slot of the table holds half of the hash and where that is, in eight bytes, so that the tables of some hundred
+thousand labels stay in the cache.  Rows are taken in batches, and the slots of a batch, then the labels, are fetched
+into the cache before the first is looked at: rows in any order cost nearly the same.
 
 Labels are sorted as Python sorts text, by code points, which is the order of their bytes.
 """
 from cpython.buffer cimport PyBUF_C_CONTIGUOUS, PyBUF_FORMAT, PyBuffer_Release, PyObject_GetBuffer
 from cpython.object cimport PyObject
-from cpython.unicode cimport PyUnicode_Check, PyUnicode_DecodeUTF8
+from cpython.unicode cimport PyUnicode_Check, PyUnicode_CheckExact, PyUnicode_DecodeUTF8, PyUnicode_GET_LENGTH
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
-from libc.stdlib cimport calloc, free, malloc
-from libc.string cimport memcmp, memcpy
+from libc.stdlib cimport calloc, free, malloc, realloc
+from libc.string cimport memcmp, memcpy, memset
 
 import numpy as np
 
@@ -23,6 +24,8 @@ cdef extern from *:
 
 cdef extern from "Python.h":
     const char* utf8_of "PyUnicode_AsUTF8AndSize"(object, Py_ssize_t*) except NULL
+    bint is_plain "PyUnicode_IS_COMPACT_ASCII"(object)
+    const char* plain_text "(const char*) PyUnicode_1BYTE_DATA"(object)
 
 ctypedef fused offset_t:
     int32_t
@@ -34,27 +37,32 @@ cdef enum:
     AHEAD = 24          # labels ahead of which the text of one is fetched: it stands anywhere among the rows
     SHORT = 16          # bytes of text that a slot holds
     KEPT = 1 << 16      # bytes of a block of text that is kept
+    LINE = 64           # bytes of a line of the cache
+    DIGITS = 8          # bytes of a key by which labels are sorted
 
-# A label in the table; `code` is -1 where the slot is empty.
-cdef struct Slot:
+# What tells a label.
+cdef struct Key:
     uint64_t low, high
     int64_t length
-    int64_t code
+
+# A slot of the table: half of the hash of a label, and its code and one; 0 where it is empty.
+cdef struct Slot:
+    uint32_t tag, number
 
 cdef struct Labels:
     Slot* slots
     Py_ssize_t n_slots      # a power of two
     Py_ssize_t n            # labels found
-    const char** text       # of each label, by code
-    int64_t* length
-    Py_ssize_t room         # labels that `text` and `length` have room for
+    Key* key                # of each label, by code
+    const char** text
+    Py_ssize_t room         # labels that `key` and `text` have room for
 
 # The rows of a batch.
 cdef struct Batch:
     Py_ssize_t n
     const char* text[BATCH]     # NULL where missing
     Py_ssize_t length[BATCH]
-    Slot key[BATCH]
+    Key key[BATCH]
     uint64_t hash[BATCH]
     bint again[BATCH]           # whether it is the label of the row before
 
@@ -78,7 +86,7 @@ cdef inline uint64_t half_word_at(const char* text) noexcept nogil:
     return word
 
 
-cdef inline void describe(const char* text, Py_ssize_t length, Slot* key) noexcept nogil:
+cdef inline void describe(const char* text, Py_ssize_t length, Key* key) noexcept nogil:
     """What tells the label: of short text two words from its ends, which may overlap."""
     cdef uint64_t word
     cdef Py_ssize_t at = 0
@@ -103,28 +111,28 @@ cdef inline void describe(const char* text, Py_ssize_t length, Slot* key) noexce
     key.high = mix(word, key.high + <uint64_t> at)
 
 
-cdef inline bint same(const Slot* one, const Slot* other) noexcept nogil:
+cdef inline bint same(const Key* one, const Key* other) noexcept nogil:
     return one.low == other.low and one.high == other.high and one.length == other.length
 
 
+cdef inline uint64_t hash_of(const Key* key) noexcept nogil:
+    return mix(key.low, key.high + <uint64_t> key.length)
+
+
 cdef int furnish(Labels* all, Py_ssize_t n_slots) except -1:
-    """A table with more slots, with what the last one holds."""
-    cdef Slot* before = all.slots
-    cdef Py_ssize_t n_before = all.n_slots, i, at
+    """A table with more slots."""
+    cdef Py_ssize_t i, at
     cdef uint64_t hash
     cdef Slot* slots = <Slot*> calloc(n_slots, sizeof(Slot))
     if slots == NULL:
         raise MemoryError()
-    for i in range(n_slots):
-        slots[i].code = -1
-    for i in range(n_before):
-        if before[i].code >= 0:
-            hash = mix(before[i].low, before[i].high + <uint64_t> before[i].length)
-            at = <Py_ssize_t> (hash & <uint64_t> (n_slots - 1))
-            while slots[at].code >= 0:
-                at = (at + 1) & (n_slots - 1)
-            slots[at] = before[i]
-    free(before)
+    for i in range(all.n):
+        hash = hash_of(all.key + i)
+        at = <Py_ssize_t> (hash & <uint64_t> (n_slots - 1))
+        while slots[at].number > 0:
+            at = (at + 1) & (n_slots - 1)
+        slots[at] = Slot(<uint32_t> (hash >> 32), <uint32_t> (i + 1))
+    free(all.slots)
     all.slots, all.n_slots = slots, n_slots
     return 0
 
@@ -132,40 +140,56 @@ cdef int furnish(Labels* all, Py_ssize_t n_slots) except -1:
 cdef int enlarge(Labels* all, Py_ssize_t n) except -1:
     """Room for n labels in all, and slots of which at most half are taken."""
     cdef const char** text
-    cdef int64_t* length
+    cdef Key* key
     if all.n_slots < 2 * n:
         while all.n_slots < 2 * n:
             furnish(all, 4 * all.n_slots if all.n_slots > 0 else 1024)
     if all.room < n:
-        text = <const char**> calloc(2 * n, sizeof(char*))
-        length = <int64_t*> calloc(2 * n, sizeof(int64_t))
-        if text == NULL or length == NULL:
-            free(text)
-            free(length)
+        text = <const char**> realloc(all.text, 2 * n * sizeof(char*))
+        if text == NULL:
             raise MemoryError()
-        if all.n > 0:
-            memcpy(text, all.text, all.n * sizeof(char*))
-            memcpy(length, all.length, all.n * sizeof(int64_t))
-        free(all.text)
-        free(all.length)
-        all.text, all.length, all.room = text, length, 2 * n
+        all.text = text
+        key = <Key*> realloc(all.key, 2 * n * sizeof(Key))
+        if key == NULL:
+            raise MemoryError()
+        all.key, all.room = key, 2 * n
     return 0
+
+
+cdef void clear(Labels* all) noexcept nogil:
+    free(all.slots)
+    free(all.key)
+    free(all.text)
+
+
+cdef void describe_batch(const Labels* all, Batch* batch) noexcept nogil:
+    """What tells the labels of a batch, and their slots, then those that are there already, into the cache."""
+    cdef Py_ssize_t i
+    cdef Key* key
+    cdef Slot slot
+    for i in range(batch.n):
+        if batch.text[i] == NULL:
+            continue
+        key = &batch.key[i]
+        describe(batch.text[i], batch.length[i], key)
+        batch.again[i] = i > 0 and batch.text[i - 1] != NULL and key.length <= SHORT and same(key, key - 1)
+        if not batch.again[i]:
+            batch.hash[i] = hash_of(key)
+            fetch(all.slots + (batch.hash[i] & <uint64_t> (all.n_slots - 1)), 0, 3)
+    for i in range(batch.n):
+        if batch.text[i] != NULL and not batch.again[i]:
+            slot = all.slots[batch.hash[i] & <uint64_t> (all.n_slots - 1)]
+            if slot.number > 0:
+                fetch(all.key + slot.number - 1, 0, 3)
 
 
 cdef void look_up(Labels* all, Batch* batch, int64_t* codes) noexcept nogil:
     """Codes of a batch, for whose labels there is room."""
     cdef Py_ssize_t i, at
+    cdef uint32_t tag
     cdef Slot* slot
-    cdef Slot* key
-    for i in range(batch.n):
-        if batch.text[i] != NULL:
-            key = &batch.key[i]
-            describe(batch.text[i], batch.length[i], key)
-            batch.again[i] = i > 0 and batch.text[i - 1] != NULL and key.length <= SHORT and same(key, key - 1)
-            if batch.again[i]:
-                continue
-            batch.hash[i] = mix(key.low, key.high + <uint64_t> key.length)
-            fetch(all.slots + (batch.hash[i] & <uint64_t> (all.n_slots - 1)), 0, 3)
+    cdef Key* key
+    describe_batch(all, batch)
     for i in range(batch.n):
         codes[i] = -1
         if batch.text[i] == NULL:
@@ -175,71 +199,155 @@ cdef void look_up(Labels* all, Batch* batch, int64_t* codes) noexcept nogil:
             continue
         key = &batch.key[i]
         at = <Py_ssize_t> (batch.hash[i] & <uint64_t> (all.n_slots - 1))
+        tag = <uint32_t> (batch.hash[i] >> 32)
         while True:
             slot = all.slots + at
-            if slot.code < 0:
-                slot[0] = key[0]
-                slot.code = all.n
-                all.text[all.n], all.length[all.n] = batch.text[i], key.length
+            if slot.number == 0:
+                all.key[all.n], all.text[all.n] = key[0], batch.text[i]
                 all.n += 1
+                slot[0] = Slot(tag, <uint32_t> all.n)
                 break
-            if same(slot, key) and (
-                    key.length <= SHORT or memcmp(all.text[slot.code], batch.text[i], key.length) == 0):
+            if slot.tag == tag and same(all.key + slot.number - 1, key) and (
+                    key.length <= SHORT or memcmp(all.text[slot.number - 1], batch.text[i], key.length) == 0):
                 break
             at = (at + 1) & (all.n_slots - 1)
-        codes[i] = slot.code
+        codes[i] = <int64_t> slot.number - 1
 
 
 cdef inline void fetch_label(const Labels* all, Py_ssize_t i) noexcept nogil:
     fetch(all.text[i if i < all.n else all.n - 1], 0, 3)
 
 
+cdef inline const char* text_of(const Labels* all, Py_ssize_t i, char* short_text) noexcept nogil:
+    """The text of a label; up to 16 bytes it is put together in `short_text` from what is kept of it."""
+    cdef const Key* key = all.key + i
+    cdef Py_ssize_t at
+    if key.length > SHORT:
+        return all.text[i]
+    if key.length >= 8:
+        memcpy(short_text, &key.low, 8)
+        memcpy(short_text + key.length - 8, &key.high, 8)
+    elif key.length >= 4:
+        memcpy(short_text, &key.low, 4)
+        memcpy(short_text + key.length - 4, &key.high, 4)
+    else:
+        for at in range(key.length):
+            short_text[at] = <char> (key.low >> 8 * (key.length - 1 - at))
+    return short_text
+
+
 cdef bint take_keys(const Labels* all, uint64_t* keys) noexcept nogil:
     """Of each label the eight bytes after those that all have, the first the most significant; whether they increase."""
-    cdef Py_ssize_t i, length, shared = all.length[0] if all.n > 0 else 0
+    cdef char first_text[SHORT]
+    cdef char own_text[SHORT]
+    cdef Py_ssize_t i, length, shared = all.key[0].length if all.n > 0 else 0
     cdef uint64_t word
     cdef bint increase = True
+    cdef const char* own
+    cdef const char* first = text_of(all, 0, first_text) if all.n > 0 else NULL
     for i in range(1, all.n):
-        fetch_label(all, i + AHEAD)
+        own = text_of(all, i, own_text)
         length = 0
-        while length < shared and length < all.length[i] and all.text[i][length] == all.text[0][length]:
+        while length < shared and length < all.key[i].length and own[length] == first[length]:
             length += 1
         shared = length
     for i in range(all.n):
-        fetch_label(all, i + AHEAD)
+        own = text_of(all, i, own_text)
         word = 0
-        length = all.length[i] - shared
-        memcpy(&word, all.text[i] + shared, 8 if length > 8 else length)
+        length = all.key[i].length - shared
+        memcpy(&word, own + shared, 8 if length > 8 else length)
         keys[i] = swapped(word)
         increase = increase and (i == 0 or keys[i] > keys[i - 1])
     return increase
 
 
+# Where a label stands, and what it is sorted by.
+cdef struct Placed:
+    uint64_t key
+    int64_t code
+
+
+cdef bint sort_placed(Py_ssize_t n, Placed* items, Placed* spare) noexcept nogil:
+    """Sort by the keys, byte by byte from the last one that differs; whether `spare` holds the result."""
+    cdef Py_ssize_t count[DIGITS][256]
+    cdef Py_ssize_t i, at, digit, value, total
+    cdef uint64_t differ = 0, key
+    cdef bint swapped_ = False
+    cdef Placed* other
+    memset(count, 0, sizeof(count))
+    for i in range(n):
+        key = items[i].key
+        differ |= key ^ items[0].key
+        for digit in range(DIGITS):
+            count[digit][key >> 8 * digit & 255] += 1
+    for digit in range(DIGITS):
+        if not differ >> 8 * digit & 255:
+            continue
+        total = 0
+        for value in range(256):
+            at = count[digit][value]
+            count[digit][value] = total
+            total += at
+        for i in range(n):
+            value = <Py_ssize_t> (items[i].key >> 8 * digit & 255)
+            spare[count[digit][value]] = items[i]
+            count[digit][value] += 1
+        other, items, spare = items, spare, items
+        swapped_ = not swapped_
+    return swapped_
+
+
 cdef object sorted_order(const Labels* all):
     """Codes in the order of their labels; None where the bytes looked at do not tell it."""
-    keys_array = np.empty(max(all.n, 1), dtype=np.uint64)
-    cdef uint64_t[::1] keys = keys_array
+    cdef Py_ssize_t i, n = all.n
+    cdef uint64_t[::1] keys = np.empty(max(n, 1), dtype=np.uint64)
+    cdef int64_t[::1] out
+    cdef bint tell = True
+    cdef Placed* items
     if take_keys(all, &keys[0]):
-        return np.arange(all.n)
-    order = np.argsort(keys_array)
-    return None if (np.diff(keys_array[order]) == 0).any() else order
+        return np.arange(n)
+    items = <Placed*> malloc(2 * n * sizeof(Placed))
+    if items == NULL:
+        raise MemoryError()
+    order = np.empty(n, dtype=np.int64)
+    out = order
+    with nogil:
+        for i in range(n):
+            items[i] = Placed(keys[i], i)
+        i = n if sort_placed(n, items, items + n) else 0
+        read_order(n, items + i, &out[0], &tell)
+    free(items)
+    return order if tell else None
 
 
-cdef object finish(Labels* all, int64_t[::1] codes):
-    """Labels in order, as an array of objects; the codes are renumbered."""
-    cdef Py_ssize_t i, n = codes.shape[0]
+cdef void read_order(Py_ssize_t n, const Placed* items, int64_t* out, bint* tell) noexcept nogil:
+    cdef Py_ssize_t i
+    for i in range(n):
+        out[i] = items[i].code
+        tell[0] = tell[0] and (i == 0 or items[i].key != items[i - 1].key)
+
+
+cdef object finish(Labels* all, int64_t[::1] codes, PyObject** owners):
+    """Labels in order, as an array of objects; the codes are renumbered.  `owners`: of each label its text, or NULL."""
+    cdef Py_ssize_t i, ahead, n = codes.shape[0]
     cdef bint moved = False
-    cdef int64_t[::1] place, rank = np.empty(max(all.n, 1), dtype=np.int64)
+    cdef int64_t[::1] place
+    cdef int32_t[::1] rank = np.empty(max(all.n, 1), dtype=np.int32)
     labels_array = np.empty(all.n, dtype=object)
     cdef object[::1] labels = labels_array
     order = sorted_order(all)
     if order is None:
-        found = [PyUnicode_DecodeUTF8(all.text[i], all.length[i], NULL) for i in range(all.n)]
+        found = [PyUnicode_DecodeUTF8(all.text[i], all.key[i].length, NULL) for i in range(all.n)]
         order = np.array(sorted(range(all.n), key=found.__getitem__), dtype=np.int64)
     place = order
     for i in range(all.n):
-        fetch_label(all, place[i + AHEAD if i + AHEAD < all.n else i])
-        labels[i] = PyUnicode_DecodeUTF8(all.text[place[i]], all.length[place[i]], NULL)
+        ahead = place[i + AHEAD if i + AHEAD < all.n else i]
+        if owners != NULL and owners[place[i]] != NULL:
+            fetch(owners[ahead], 1, 3)
+            labels[i] = <object> owners[place[i]]
+        else:
+            fetch_label(all, ahead)
+            labels[i] = PyUnicode_DecodeUTF8(all.text[place[i]], all.key[place[i]].length, NULL)
         rank[place[i]] = i
         moved = moved or place[i] != i
     if moved:
@@ -312,17 +420,15 @@ def text_codes(const uint8_t[::1] data, offsets, missing=None):
     labels : array of str
     """
     cdef Labels all
-    all.slots, all.text, all.length = NULL, NULL, NULL
+    all.slots, all.key, all.text = NULL, NULL, NULL
     all.n_slots, all.n, all.room = 0, 0, 0
     codes_array = np.empty(len(offsets) - 1, dtype=np.int64)
     cdef int64_t[::1] codes = codes_array
     try:
         take_rows(&all, data, offsets, missing, codes, NULL)
-        labels = finish(&all, codes)
+        labels = finish(&all, codes, NULL)
     finally:
-        free(all.slots)
-        free(all.text)
-        free(all.length)
+        clear(&all)
     return codes_array, labels
 
 
@@ -338,7 +444,7 @@ cdef int keep(Labels* all, Py_ssize_t first, Block** kept) except -1:
     cdef Py_ssize_t i, length, room
     cdef Block* block
     for i in range(first, all.n):
-        length = all.length[i]
+        length = all.key[i].length
         if kept[0] == NULL or kept[0].used + length > kept[0].room:
             room = max(<Py_ssize_t> KEPT, length)
             block = <Block*> malloc(sizeof(Block) + room)
@@ -366,7 +472,7 @@ cdef class TextTable:
     cdef Block* kept
 
     def __cinit__(self):
-        self.all.slots, self.all.text, self.all.length = NULL, NULL, NULL
+        self.all.slots, self.all.key, self.all.text = NULL, NULL, NULL
         self.all.n_slots, self.all.n, self.all.room = 0, 0, 0
         self.kept = NULL
 
@@ -376,9 +482,7 @@ cdef class TextTable:
             self.kept = block.before
             free(block)
             block = self.kept
-        free(self.all.slots)
-        free(self.all.text)
-        free(self.all.length)
+        clear(&self.all)
 
     @property
     def n(self):
@@ -397,7 +501,7 @@ cdef class TextTable:
         labels_array = np.empty(self.all.n, dtype=object)
         cdef object[::1] labels = labels_array
         for i in range(self.all.n):
-            labels[i] = PyUnicode_DecodeUTF8(self.all.text[i], self.all.length[i], NULL)
+            labels[i] = PyUnicode_DecodeUTF8(self.all.text[i], self.all.key[i].length, NULL)
         return labels_array
 
     def order(self):
@@ -405,14 +509,40 @@ cdef class TextTable:
         return sorted_order(&self.all)
 
 
+cdef int take_objects(PyObject** items, Py_ssize_t ahead, Batch* batch) except -1:
+    """The text of a batch of objects; 0 where one of them is no text.  `ahead`: rows that are fetched after these."""
+    cdef Py_ssize_t i
+    for i in range(batch.n, batch.n + ahead):
+        # a short text stands behind its head, in the next line of the cache as a rule
+        fetch(items[i], 0, 3)
+        fetch(<const char*> items[i] + LINE - 1, 0, 3)
+    for i in range(batch.n):
+        if items[i] == NULL or not PyUnicode_Check(<object> items[i]):
+            return 0
+        if is_plain(<object> items[i]):
+            batch.text[i], batch.length[i] = plain_text(<object> items[i]), PyUnicode_GET_LENGTH(<object> items[i])
+        else:
+            batch.text[i] = utf8_of(<object> items[i], &batch.length[i])
+    return 1
+
+
+cdef PyObject** own_room(PyObject** owners, Py_ssize_t room) except NULL:
+    cdef PyObject** more = <PyObject**> realloc(owners, room * sizeof(PyObject*))
+    if more == NULL:
+        raise MemoryError()
+    return more
+
+
 def object_codes(values):
     """`text_codes` of an array of objects; None where one of them is no text."""
-    cdef Py_ssize_t n = len(values), start, i, last
+    cdef Py_ssize_t n = len(values), start, i, known
     cdef Labels all
     cdef Batch batch
     cdef Py_buffer rows
     cdef PyObject** items
-    all.slots, all.text, all.length = NULL, NULL, NULL
+    cdef PyObject** owners = NULL
+    cdef Py_ssize_t room = 0
+    all.slots, all.key, all.text = NULL, NULL, NULL
     all.n_slots, all.n, all.room = 0, 0, 0
     codes_array = np.empty(n, dtype=np.int64)
     cdef int64_t[::1] codes = codes_array
@@ -423,22 +553,25 @@ def object_codes(values):
             return None
         for start in range(0, n, BATCH):
             batch.n = min(BATCH, n - start)
-            last = min(start + 2 * BATCH, n)
-            for i in range(start + BATCH, last):
-                fetch(items[i], 0, 3)
-            enlarge(&all, all.n + batch.n)
-            for i in range(batch.n):
-                if items[start + i] == NULL or not PyUnicode_Check(<object> items[start + i]):
-                    return None
-                batch.text[i] = utf8_of(<object> items[start + i], &batch.length[i])
+            known = all.n
+            enlarge(&all, known + batch.n)
+            if room < all.room:
+                room = all.room
+                owners = own_room(owners, room)
+            if not take_objects(items + start, min(BATCH, n - start - batch.n), &batch):
+                return None
             look_up(&all, &batch, &codes[start])
-        labels = finish(&all, codes)
+            for i in range(batch.n):
+                # codes are given out in the order of the rows; of a subclass of str the label is plain text
+                if codes[start + i] == known:
+                    owners[known] = items[start + i] if PyUnicode_CheckExact(<object> items[start + i]) else NULL
+                    known += 1
+        labels = finish(&all, codes, owners)
     except UnicodeEncodeError:
         # half of a surrogate pair
         return None
     finally:
         PyBuffer_Release(&rows)
-        free(all.slots)
-        free(all.text)
-        free(all.length)
+        free(owners)
+        clear(&all)
     return codes_array, labels

@@ -651,7 +651,10 @@ def lmm(
         structured = {"residual": residual, "variance": variance, "sigma": sigma, "fallback": fallback}
         for argument, value in structured.items():
             if value is not None:
-                raise LMMError(f"{argument} needs the rows, which a scan does not hold; fit a table in memory")
+                raise LMMError(
+                    f"{argument} needs the rows, which a scan does not hold; fit a table in memory, of some hundred "
+                    "groups where all are too many: power() takes that fit, or a model that assume() states"
+                )
         with threads_for(n_jobs, inf):
             return _streamed(formula, data, weights, offset, missing, source, client, buckets)
     if buckets is not None:

@@ -86,3 +86,26 @@ def test_text_of_tables(rng, kind):
     known = {label for label in values if label is not None}
     assert labels.tolist() == sorted(known)
     assert [None if code < 0 else labels[code] for code in codes] == values
+
+
+def test_labels_of_a_subclass_are_plain_text_and_those_of_text_are_the_objects():
+    class Name(str):
+        __slots__ = ()
+
+    values = np.array([Name("b"), "a", "b", Name("a"), "a much longer label than others", "ü"], dtype=object)
+    codes, labels = kernels.object_codes(values)
+    assert labels.tolist() == ["a", "a much longer label than others", "b", "ü"]
+    assert [type(label) for label in labels] == [str] * 4
+    np.testing.assert_array_equal(codes, [2, 0, 2, 0, 1, 3])
+    assert labels[0] is values[1] and labels[1] is values[4]
+
+
+@pytest.mark.parametrize("shared", ["", "id", "patient "])
+def test_many_labels_of_all_lengths(shared):
+    rng = np.random.default_rng(len(shared))
+    words = [shared + "".join(map(chr, rng.integers(1, 256, rng.integers(0, 19)))) for _ in range(3000)]
+    values = np.array(words, dtype=object)[rng.integers(0, len(words), 20_000)]
+    codes, labels = kernels.object_codes(values)
+    found, back = np.unique(values, return_inverse=True)
+    assert labels.tolist() == found.tolist()
+    np.testing.assert_array_equal(codes, back)
