@@ -345,6 +345,21 @@ def test_narrowed_starts_have_one_direction_next_to_none(rng):
         assert sizes[2 + changed.index(True)].min() == pytest.approx(0.1)
 
 
+def test_where_one_direction_has_no_variance_it_is_all_in_another(rng):
+    model = design(rng, "maximal")
+    unit = np.sqrt(model.problem.levels / model.problem.n)
+    F = np.zeros((4, 4))
+    F[:2, 0], F[2:, 2:] = (2.0, 1.0), [[1.5, 0.0], [0.5, 0.7]]
+    theta = model.structure.theta(F * unit[:, None])
+    starts = correlated_lanes.narrowed_starts(shared_design(model), theta[None])[1]
+    first = next(start for start in starts if not np.allclose(start[:2], theta[:2]))
+    G = [(factor @ factor.T)[:2, :2] for factor in (F, model.structure.factor(first) / unit[:, None])]
+    along, across = np.array([2.0, 1.0]) / np.sqrt(5.0), np.array([-1.0, 2.0]) / np.sqrt(5.0)
+    assert along @ G[0] @ along == pytest.approx(5.0) == across @ G[1] @ across
+    assert along @ G[1] @ along == pytest.approx(0.1**2)
+    assert along @ G[1] @ across == pytest.approx(0.0, abs=1e-12)
+
+
 def test_large_variances_and_structures_are_left_to_single_fits(rng):
     model = design(rng, "maximal")
     Y = responses(rng, model, 2, 1e5)
@@ -358,3 +373,9 @@ def test_large_variances_and_structures_are_left_to_single_fits(rng):
     ]
     wide = flc.LinearMixedModel(rng.standard_normal(60), np.ones((60, 1)), terms=five)
     assert correlated_lanes.correlated_batch(wide) is None
+    at, kind = np.arange(60) % 12, np.arange(60) // 12 % 3
+    data = {"y": rng.standard_normal((12, 3))[at, kind] + rng.standard_normal(60), "kind": kind.astype(str), "g": at}
+    similar = flc.lmm("y ~ 1 + cs(0 + kind | g) + (1 | h)", data | {"h": np.arange(60) % 7})
+    assert correlated_lanes.correlated_batch(similar) is None
+    batch = similar.fit_many(np.array([data["y"], data["y"][::-1]]))
+    assert batch.criterion[1] == pytest.approx(similar.refit(data["y"][::-1]).criterion, abs=CRITERION)

@@ -108,6 +108,10 @@ def test_put_together(model, Y):
     other = flc.LinearMixedModel(Y[0], model.exog[:, :1], model.exog_re, model.grouping.index)
     with pytest.raises(flc.LMMError, match="another design"):
         type(whole).concat([whole, other.fit_many(Y)])
+    for more in ({"weights": np.linspace(0.5, 2.0, 60)}, {"offset": np.linspace(0.5, 2.0, 60)}):
+        other = flc.LinearMixedModel(Y[0], model.exog, model.exog_re, model.grouping.index, **more)
+        with pytest.raises(flc.LMMError, match="another design"):
+            type(whole).concat([whole, other.fit_many(Y)])
     same = flc.LinearMixedModel(Y[0], model.exog.copy(), model.exog_re, model.grouping.index)
     assert len(type(whole).concat([whole, same.fit_many(Y)])) == 18
 
