@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from scipy.linalg import logm
 from scipy.optimize import minimize, root
 
 import fastlmm_core as flc
@@ -555,6 +556,32 @@ def test_other_minima_are_reported() -> None:
     assert again.criterion == pytest.approx(other.value, abs=1e-8)
     # who gives a start asks for what it leads to
     assert "screen" not in again.message
+
+
+def test_a_minimum_that_several_searches_find_is_reported_once() -> None:
+    result = model_of(landscapes.problem("eight_decades", 158)).fit()
+    best, engine = result.optimum, result.model.problem.criterion()
+    ends = [best._replace(value=best.value + more) for more in (0.3, 0.1, 0.1 + 1e-9, 0.3, 0.0, 0.1)]
+    found = optimize._lowest(engine, result.nobs, lambda theta: (ends[int(theta[0])], None), best,
+                             [np.array([float(i)]) for i in range(len(ends))])  # fmt: skip
+    assert [one.value for one in found.others] == [best.value + 0.1, best.value + 0.3]
+
+
+def test_a_lower_end_of_a_search_is_another_minimum() -> None:
+    structure = CovarianceStructure((Block(0, 2, "full"),))
+    theta, unit = np.array([1.0, 0.2, 0.5]), np.ones(2)
+    for value, same in ((5.0, True), (5.0 - 1e-10, True), (5.001, True), (4.999, False)):
+        assert search._same(structure, unit, (value, theta), (5.0, theta.copy())) == same
+
+
+def test_neighbours_are_nearest_by_logarithms(rng: np.random.Generator) -> None:
+    factors = np.tril(rng.standard_normal((30, 2, 2))) * 10.0 ** rng.uniform(-3.0, 1.0, (30, 2, 1))
+    logs = np.array([logm(F @ F.T + search.VANISHING**2 * np.eye(2)) for F in factors])
+    distance = np.linalg.norm(logs[:, None] - logs, axis=(2, 3))
+    np.fill_diagonal(distance, np.inf)
+    found = search.nearest(factors, 5)
+    np.testing.assert_array_equal(found, np.argsort(distance, axis=1)[:, :5])
+    assert search.nearest(factors[:4], 5).shape == (4, 3)
 
 
 # ------------------------------------------------------------------------------------------------------------- batches

@@ -141,6 +141,17 @@ def test_fits_within_their_monte_carlo_errors(formula, reml):
         np.testing.assert_allclose(a, b, atol=0.02)
 
 
+def test_a_variance_that_vanishes_is_none():
+    data = ratings()
+    # less between the levels than chance leaves there
+    means = np.bincount(data["other"], data["y"]) / np.bincount(data["other"])
+    model = flc.lmm("y ~ x + (1 | user) + (1 | other)", data | {"y": data["y"] - means[data["other"]]})
+    one, other = model.fit(), model.fit(method="iterative")
+    assert one.singular and other.singular and other.converged and "on the boundary" in other.message
+    assert other.random_effects_sd["other"] == 0.0 and np.abs(other.blups[1]).max() == 0.0
+    assert other.random_effects_sd["user"] == pytest.approx(one.random_effects_sd["user"], rel=0.01)
+
+
 def test_threads_and_pickles_change_no_bit_and_seeds_do():
     model = flc.lmm(FORMULAS[1], ratings())
     one, two = (model.fit(method="iterative", n_jobs=jobs) for jobs in (1, 3))
