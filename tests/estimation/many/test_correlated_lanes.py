@@ -9,11 +9,13 @@ import fastlmm_core as flc
 from fastlmm_core import RandomTerm
 from fastlmm_core.covariance.directions import free_directions
 from fastlmm_core.covariance.parameters import vech_positions
+from fastlmm_core.engines.protocol import CAREFUL, HARD
 from fastlmm_core.estimation.fit import Fit
 from fastlmm_core.estimation.many import correlated_lanes
 from fastlmm_core.estimation.many import policy as batch_module
 from fastlmm_core.estimation.many.batch_fit import BatchFit
 from fastlmm_core.estimation.many.one_factor import shared_design
+from fastlmm_core.estimation.search import screen_of
 from fastlmm_core.kernels.hierarchies import CorrelatedBatch, leaf_products
 from fastlmm_core.kernels.records import BatchLook
 
@@ -343,6 +345,30 @@ def test_narrowed_starts_have_one_direction_next_to_none(rng):
         changed = [not np.allclose(one, other) for one, other in zip(sizes[:2], sizes[2:], strict=True)]
         assert sum(changed) == 1
         assert sizes[2 + changed.index(True)].min() == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize(("shape", "effort"), [("maximal", CAREFUL), ("independent", HARD), ("uneven", HARD)])
+def test_effects_that_may_cancel_are_screened_closely(rng, shape, effort):
+    model = design(rng, shape)
+    points = screen_of(model.problem.criterion(), model.structure, effort).thetas
+    unit = np.sqrt(model.problem.levels / model.problem.n)[model.structure.positions[0]]
+    np.testing.assert_allclose(shared_design(model).screen.thetas, points * unit)
+
+
+@pytest.mark.parametrize("rank", [1, 2, 3])
+def test_columns_of_leaves_that_depend_on_others_have_no_direction(rng, rank):
+    sizes = np.array([1, 2, 3, 7])
+    n, start = sizes.sum(), np.append(0, np.cumsum(sizes))
+    parts = [rng.standard_normal((size, rank)) @ rng.standard_normal((rank, 3)) for size in sizes]
+    of_core = np.zeros((n, 1), dtype=np.int64), np.ones((n, 1))
+    unit, R, *_ = leaf_products(
+        start, np.arange(n), *of_core, np.concatenate(parts), np.ones((n, 1)), np.array([0, 1]), np.array([0, 4])
+    )
+    for leaf, z in enumerate(parts):
+        U, told = unit[start[leaf] : start[leaf + 1]], np.diag(R[leaf]) > 0.0
+        np.testing.assert_allclose(U @ R[leaf], z, rtol=0.0, atol=1e-14 * np.abs(z).max())
+        assert told.tolist() == [j < min(rank, len(z)) for j in range(3)]
+        np.testing.assert_allclose(U.T @ U, np.diag(told.astype(float)), atol=1e-14)
 
 
 def test_where_one_direction_has_no_variance_it_is_all_in_another(rng):
