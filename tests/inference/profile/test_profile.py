@@ -12,7 +12,8 @@ import scipy.optimize
 import fastlmm_core as flc
 import oracle
 from fastlmm_core.engines.scaling import criterion_offset
-from fastlmm_core.inference.profile.points import ProfileError, Profiler, parameters_of
+from fastlmm_core.inference.profile.coordinates import Expansion
+from fastlmm_core.inference.profile.points import ProfileError, Profiler, _Model, parameters_of
 from fastlmm_core.inference.profile.profile import PER_SIDE, confidence_limits
 
 LEVEL_95 = 3.841458820694124
@@ -301,6 +302,33 @@ def test_zero_is_a_limit_where_the_deviance_does_not_rise_enough(rng, spread):
     for level, rise in ((0.5, 0.454936423119572), (0.95, LEVEL_95), (0.999, 10.827566170662733)):
         lower = confidence_limits(fit, level)["sd_Intercept|group"][0]
         assert (lower == 0.0) == (without - fit.criterion <= rise)
+
+
+@pytest.mark.parametrize(("spread", "bounded"), [((3.0, 0.3), False), ((0.3, 3.0), False), ((2.0, 2.0), True)])
+def test_with_an_effect_that_need_not_vary_any_correlation_is_as_likely(spread, bounded):
+    groups, x = np.repeat(np.arange(25), 6), np.tile(np.linspace(-1.0, 1.0, 6), 25)
+    rng = np.random.default_rng(3)
+    b = rng.standard_normal((25, 2)) * spread
+    y = b[groups, 0] + b[groups, 1] * x + rng.standard_normal(len(x))
+    fit = flc.lmm("y ~ x + (x | g)", {"y": y, "x": x, "g": groups}).fit()
+    limits = confidence_limits(fit, 0.99)
+    assert not fit.singular and (min(limits["sd_Intercept|g"][0], limits["sd_x|g"][0]) > 0.0) == bounded
+    assert (limits["cor_Intercept.x|g"] != (-1.0, 1.0)) == bounded
+
+
+def test_the_profile_of_a_quadratic_is_that_of_its_minima(rng):
+    root = rng.standard_normal((4, 4))
+    gradient, hessian = rng.standard_normal(4), root @ root.T
+    model = _Model(Expansion(2.0, gradient, hessian))
+
+    def lowest(t):
+        inner = gradient[1:] + t * hessian[0, 1:]
+        step = np.append(t, -np.linalg.solve(hessian[1:, 1:], inner))
+        np.testing.assert_allclose(model.step(t), step, rtol=1e-9)
+        return 2.0 + gradient @ step + 0.5 * step @ hessian @ step
+
+    for t in (0.0, 0.7, -1.3):
+        assert model.value + model.slope * t + 0.5 * model.bend * t * t == pytest.approx(lowest(t), rel=1e-9)
 
 
 # ------------------------------------------------------------------------------------------------------------
