@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterator
-from functools import cache
 from pathlib import Path
 
 import pytest
+
+from sources import imports, parsed
 
 SOURCE = Path(__file__).parents[1] / "python" / "fastlmm_core"
 
@@ -42,15 +43,10 @@ def room(path: Path) -> str:
     return path.relative_to(SOURCE).parts[0].split(".")[0]
 
 
-@cache
-def parsed(path: Path) -> ast.Module:
-    return ast.parse(path.read_text(encoding="utf-8"))
-
-
 def imported(path: Path) -> Iterator[tuple[str, int]]:
     """Rooms that a file imports from, anywhere in it, with the line."""
     here = path.relative_to(SOURCE).parts
-    for node in ast.walk(parsed(path)):
+    for node in imports(path):
         if not isinstance(node, ast.ImportFrom) or not node.level:
             continue
         parts = [*here[: len(here) - node.level], *(node.module.split(".") if node.module else [])]
@@ -71,7 +67,7 @@ def test_imports_point_down(path):
 def test_absolute_imports_of_the_library_are_not_used():
     # they would not be seen above
     for path in FILES:
-        for node in ast.walk(parsed(path)):
+        for node in imports(path):
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             names += [node.module or ""] if isinstance(node, ast.ImportFrom) and not node.level else []
             assert not [name for name in names if name.split(".")[0] == "fastlmm_core"], f"{path}:{node.lineno}"
@@ -87,7 +83,7 @@ def graph() -> dict[str, set[str]]:
     for own, path in modules.items():
         found = set()
         here = path.relative_to(SOURCE).parts
-        for node in ast.walk(parsed(path)):
+        for node in imports(path):
             if isinstance(node, ast.ImportFrom) and node.level:
                 base = (*here[: len(here) - node.level], *(node.module.split(".") if node.module else []))
                 names = [(*base, alias.name) for alias in node.names]

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 import fastlmm_core as flc
+from sources import imports
 
 PACKAGE = Path(flc.__file__).parent
 HEAVY = (
@@ -103,8 +104,8 @@ def test_compiled_kernels_are_imported_by_the_facade_only():
     for path in PACKAGE.rglob("*.py"):
         if path.parent == STUBS:
             continue
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            names = [alias.name for alias in node.names] if isinstance(node, ast.ImportFrom | ast.Import) else []
+        for node in imports(path):
+            names = [alias.name for alias in node.names]
             if isinstance(node, ast.ImportFrom):
                 names = [f"{node.module or ''}.{name}" for name in names]
             for name in names:

@@ -1,4 +1,7 @@
-"""One kernel for all pages: to start one for each took most of the time of a build."""
+"""One kernel for all pages: to start one for each took most of the time of a build.
+
+There is no public way to say so: the client below is myst-nb's own, whose versions pyproject.toml bounds for this.
+"""
 
 from __future__ import annotations
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from functools import cache
 
 import numpy as np
 import pytest
@@ -47,13 +48,26 @@ CASES = [
 ]  # fmt: skip
 
 
+@pytest.fixture(scope="module")
+def models(client):
+    """models(case): of one reading, and by their number of buckets; read once for REML and ML."""
+
+    @cache
+    def of(case):
+        formula, options = CASES[case]
+        frame = frame_of(rows())
+        made = {count: flc.lmm(formula, frame, client=client, buckets=count, **options) for count in (1, 7)}
+        return flc.lmm(formula, frame, client=client, **options), made
+
+    return of
+
+
 @pytest.mark.parametrize("reml", [True, False])
-@pytest.mark.parametrize(("formula", "options"), CASES)
-def test_the_fit_of_groups_that_are_here(client, formula, options, reml):
-    frame = frame_of(rows())
-    one = flc.lmm(formula, frame, client=client, **options).fit(reml)
-    for count in (1, 7):
-        model = flc.lmm(formula, frame, client=client, buckets=count, **options)
+@pytest.mark.parametrize("case", range(len(CASES)), ids=[formula for formula, _ in CASES])
+def test_the_fit_of_groups_that_are_here(models, case, reml):
+    whole, parts = models(case)
+    one = whole.fit(reml)
+    for model in parts.values():
         assert model.nobs == one.nobs and model.factors[0].grouping.m == one.model.factors[0].grouping.m
         other = model.fit(reml)
         assert other.converged and other.criterion == pytest.approx(one.criterion, rel=OTHER_ORDER)
