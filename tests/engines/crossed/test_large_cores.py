@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 from contextlib import contextmanager
+from functools import cache
 
 import numpy as np
 import pytest
@@ -40,6 +41,18 @@ def alarm(seconds):
 def crossed():
     """A model of two crossed factors whose core is dense and large, and its y, X, A and B."""
     return of_size(CORE)
+
+
+@pytest.fixture(scope="module")
+def evaluated(crossed):
+    """evaluated(theta): an engine of that model and what it found there, value and gradient."""
+
+    @cache
+    def at(theta):
+        criterion = crossed[0].problem.criterion()
+        return criterion, criterion.evaluate(np.array(theta), 1)
+
+    return at
 
 
 def of_size(core):
@@ -120,18 +133,18 @@ def test_a_large_core_in_tiles(crossed):
     assert found.gradient[1] == pytest.approx(difference / 2e-4, rel=1e-6)
 
 
-def test_a_large_core_without_effects(crossed):
-    model, _, _, A, B = crossed
-    criterion = model.problem.criterion()
-    criterion.evaluate(np.array([0.9, 0.0]), 1)
+def test_a_large_core_without_effects(crossed, evaluated):
+    _, _, _, A, B = crossed
+    criterion, _ = evaluated((0.9, 0.0))
     K = schur(A, B, [0.9, 0.0])[0]
     # the direction of b is that on which the criterion does not depend at zero
     assert criterion.precision()[1, 1] == pytest.approx(np.trace(K), rel=1e-12)
 
 
-@pytest.mark.parametrize("theta", [[0.9, 1.2], [0.9, 0.0]], ids=["inside", "boundary"])
-def test_a_signal_ends_an_evaluation(crossed, theta):
+@pytest.mark.parametrize("theta", [(0.9, 1.2), (0.9, 0.0)], ids=["inside", "boundary"])
+def test_a_signal_ends_an_evaluation(crossed, evaluated, theta):
     criterion = crossed[0].problem.criterion()
+    _, fresh = evaluated(theta)
     theta = np.array(theta)
     with pytest.raises(Stop), alarm(0.02):
         criterion.evaluate(theta, 1)
@@ -139,7 +152,6 @@ def test_a_signal_ends_an_evaluation(crossed, theta):
     with pytest.raises(ValueError, match="order=1"):
         criterion.scores()
     again = criterion.evaluate(theta, 1)
-    fresh = crossed[0].problem.criterion().evaluate(theta, 1)
     assert again[0] == fresh[0]
     np.testing.assert_array_equal(again[1], fresh[1])
 

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import scipy.stats
+from scipy.special import ndtr
 
 import dense_inference
 import fastlmm_core as flc
@@ -324,7 +325,7 @@ def max_t_of_two(x: float, df: float, rho: float) -> float:
     s, thin = np.linspace(1e-6, 6.0, 3001, retstep=True)
     density = scipy.stats.chi.pdf(s * np.sqrt(df), df) * np.sqrt(df) * thin
     limit, rest = x * s[:, None], np.sqrt(1.0 - rho * rho)
-    inside = scipy.stats.norm.cdf((limit - rho * z) / rest) - scipy.stats.norm.cdf((-limit - rho * z) / rest)
+    inside = ndtr((limit - rho * z) / rest) - ndtr((-limit - rho * z) / rest)
     return 1.0 - float(density @ (np.where(np.abs(z) <= limit, inside, 0.0) @ weight))
 
 
