@@ -36,6 +36,7 @@ cdef struct Minima:
     int starts[8][6]        # points from which a search is to start, and the values there
     double heights[8][6]
     int count[8]
+    bint only[8]            # whether the minimum that is known is the only one
     bint beside[8]          # whether searches start beside a minimum on the boundary or next to it, whatever the screen says
     double* values          # (n_points,) of a screen
     double* runs            # (MOST_RUNS, n_par) see closer.pxi
@@ -112,6 +113,7 @@ cdef void kinds_of(const Batch* d, const ProblemSums* sums, const Screen* screen
                 (<double*> &least)[lane] = here
     for lane in range(LANES):
         found.kind[lane] = 1
+        found.only[lane] = False
         # groups that tell nothing at all of an effect do no harm
         balanced = sums[lane].n - sums[lane].rank >= 2 * sums[lane].m * q and (<double*> &least)[lane] >= REGULAR
         here = (<double*> &traces)[lane] ** 2 / (q * (<double*> &squares)[lane])
@@ -152,7 +154,7 @@ cdef void screen_lanes(const Batch* d, const Screen* screen, Lanes* s, Minima* f
     for kind in range(2):
         wanted = False
         for lane in range(LANES):
-            wanted = wanted or found.kind[lane] == kind
+            wanted = wanted or (found.kind[lane] == kind and not found.only[lane])
         if not wanted:
             continue
         for i in range(screen.n_points[kind]):
@@ -162,7 +164,7 @@ cdef void screen_lanes(const Batch* d, const Screen* screen, Lanes* s, Minima* f
             evaluate_responses(d, s, 0)
             (<vecu*> found.values)[i] = (<vecu*> s.f.gls.value)[0]
         for lane in range(LANES):
-            if found.kind[lane] == kind:
+            if found.kind[lane] == kind and not found.only[lane]:
                 find_valleys(screen, kind, lane, found)
 
 

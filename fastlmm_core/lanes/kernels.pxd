@@ -172,6 +172,8 @@ cdef struct CommonPoint:
     const double* scoring       # (1 + n_a, 1 + n_a) inverse of the expected information of sigma^2 and vech(C), C = sigma^2 G^
     const double* bend          # (1 + n_a, 1 + n_a, 1 + n_a) tr(P V_a P V_b P V_c), or NULL for scoring alone
 
+cdef struct SharedLines
+
 cdef struct Batch:
     Py_ssize_t n, q, p, p_full, m, n_patterns, n_columns, n_par
     const Py_ssize_t* row       # positions of the free elements of L
@@ -218,6 +220,28 @@ cdef struct Batch:
     double variance             # sigma^2
     bint summed                 # whether the rows of Y are lines of sums, see lanes/sums.pxi
     SharedScreen screen
+    const SharedLines* lines    # what problems share that are responses on one design with covariates; NULL for others
+
+# What responses on one design share that have covariates of their own, see lanes/responses_with_covariates.pxi.  Problems are
+# conditioned so that Z_o'Z_o = m I; theta and R of the design without covariates stand in other units.
+cdef struct SharedLines:
+    const Batch* base           # the design without covariates
+    Py_ssize_t n_lines          # covariates, and y
+    Py_ssize_t factor[4]        # column of X by which each line is multiplied, -1 for none
+    const double* times[4]      # (n,) that column, rows sorted by group; NULL for none
+    const double* R             # (n_patterns, n_a)
+    double unit                 # theta of the problems relative to that of the design without covariates
+    double constant             # criterion in the caller's units less that of the conditioned problem, but for scales
+    bint balanced, few, alike   # whether groups tell as much, are few, and may be enough of regular data, see `kinds_of`
+
+# Rows of up to LANES responses with covariates that are to be summed, and where the sums go.
+cdef struct LinesToRead:
+    const double* source[4]     # first value of each line, of the first response
+    Py_ssize_t step[4]          # from response to response
+    Py_ssize_t count
+    double* moments             # vectors, see `line_moments`
+    double* map                 # (count, p, p) from conditioned to the caller's coefficients
+    double* beta                # (count, p)
 
 cdef inline Py_ssize_t sums_width(const Batch* d) noexcept nogil:
     """Numbers in a line of sums, see lanes/sums.pxi."""
@@ -265,6 +289,7 @@ cdef struct ProblemSums:
     double n, nu                # rows; rows less the rank of X, or rows
     double scale                # by which y was divided
     double offset               # criterion in the caller's units less that of the conditioned problem
+    const double* lines         # sums of lines, LANES apart, in place of raw, Tz, Tx and S; see SharedLines
 
 cdef enum:
     PROBLEM_SIZE = 256          # y_o'y_o: the same for all problems
@@ -415,6 +440,8 @@ ctypedef void (*problems_fit_t)(
 ctypedef void (*problems_moments_t)(
     const Batch*, const ProblemSums*, const Screen*, const double*, const Py_ssize_t*, Py_ssize_t,
     const DesignMoments*, double*) noexcept nogil
+ctypedef Py_ssize_t (*lines_size_t)(const Batch*) noexcept nogil
+ctypedef void (*lines_read_t)(const Batch*, const LinesToRead*, ProblemSums*, int*, double*) noexcept nogil
 ctypedef void (*profile_t)(Profile*, int) noexcept nogil
 
 # A stage of factors nested in each other, see lanes/families.pxi.  Its levels stand in blocks of families: lane l of the vectors
@@ -505,6 +532,9 @@ cdef struct LaneKernels:
     problems_size_t problems_size
     problems_fit_t problems_fit
     problems_moments_t problems_moments
+    lines_size_t lines_moments
+    lines_size_t lines_size
+    lines_read_t lines_read
     factors_size_t factors_size
     factors_fit_t factors_fit
     factors_moments_t factors_moments

@@ -31,6 +31,7 @@ constant sizes, which modules of their own, or declarations shared between them,
     newton, axes, screen            their searches in lockstep, the axes of the steps, other minima
     contrasts, settling             functions of their coefficients; their fits from the first point to the report
     problems, pairs, problem_fits   problems of their own designs, those with two effects, and their fits
+    responses_with_covariates, sweeps_with_covariates   those that share a design but for covariates
     elsewhere, closer               their other minima, and those of few groups
     factors, factor_sweeps, factor_fits     several grouping factors: sums, criterion, fits
     correlated, correlated_sweeps, correlated_fits      the same where effects of a factor may be correlated
@@ -45,9 +46,9 @@ from libc.string cimport memset
 from fastlmm_core.lanes.deletions cimport DEFICIENT, FAR, FOUND, OPEN, TILE, DeletionWork, Deletions
 from fastlmm_core.lanes.kernels cimport (
     MOST_FEATURES, MOST_POINTS, PART, PROBLEM_SIZE, SAME, Batch, ChainColumns, ChainStage, ChainSums, CommonPoint,
-    CorrelatedDesign, CorrelatedMoments, DesignMoments, FactorDesign, FactorScreen, LaneKernels, Outcome, OwnGroups, PackedGroups,
-    ProblemSums, Profile, RawGroups, Screen, SeriesSums, SeriesWork, Shape, SharedScreen, Sums, lane_kernels_name, lay_profile,
-    sums_width, vec, vecu)
+    CorrelatedDesign, CorrelatedMoments, DesignMoments, FactorDesign, FactorScreen, LaneKernels, LinesToRead, Outcome, OwnGroups,
+    PackedGroups, ProblemSums, Profile, RawGroups, Screen, SeriesSums, SeriesWork, Shape, SharedLines, SharedScreen, Sums,
+    lane_kernels_name, lay_profile, sums_width, vec, vecu)
 from fastlmm_core.small.arena cimport Arena, take
 from fastlmm_core.small.chain cimport Chain, Gls
 
@@ -719,6 +720,8 @@ include "settling.pxi"
 include "start.pxi"
 include "scores.pxi"
 include "elsewhere.pxi"
+include "responses_with_covariates.pxi"
+include "sweeps_with_covariates.pxi"
 include "problems.pxi"
 include "factors.pxi"
 include "factor_sweeps.pxi"

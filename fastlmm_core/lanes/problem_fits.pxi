@@ -98,6 +98,14 @@ cdef inline bint is_open(const Fates* f, Py_ssize_t lane, int round_) noexcept n
             and (<double*> &f.decrement)[lane] < INFINITY)
 
 
+cdef void find_kinds(const Batch* d, const Screen* screen, ProblemBlock* b) noexcept nogil:
+    """How other minima of a block are to be looked for."""
+    if d.lines != NULL:
+        kinds_of_lines(d, &b.s, &b.own, &b.f, &b.found)
+    else:
+        kinds_of(d, b.sums, screen, &b.s, &b.f, &b.found)
+
+
 cdef void end_first(const Batch* d, const Screen* screen, ProblemBlock* b, int round_, ProblemFits* fits,
                     const Outcome* out) noexcept nogil:
     """Write what the first searches that have ended have come to, and where else they are to start."""
@@ -114,7 +122,7 @@ cdef void end_first(const Batch* d, const Screen* screen, ProblemBlock* b, int r
             (<vecu*> s.trial)[i] = (<vecu*> s.natural)[i]
     write_searches(d, s, &b.f, out, 0, s.used)
     write_own_coefficients(d, b.sums, s, &b.f, out, 0, s.used)
-    kinds_of(d, b.sums, screen, s, &b.f, &b.found)
+    find_kinds(d, screen, b)
     b.found.value = (<vecu*> s.f.gls.value)[0]
     for i in range(d.n_par):
         (<vecu*> b.found.theta)[i] = (<vecu*> s.trial)[i]
@@ -216,7 +224,7 @@ cdef void exchange(const Batch* d, const ProblemSums* sums, const Screen* screen
         write_searches(d, s, &b.f, out, 0, s.used)
         write_own_coefficients(d, b.sums, s, &b.f, out, 0, s.used)
         if further:
-            kinds_of(d, b.sums, screen, s, &b.f, &b.found)
+            find_kinds(d, screen, b)
             start_beside(d, s, &b.found, &fits.next)
         at += s.used
 

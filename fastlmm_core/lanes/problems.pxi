@@ -8,16 +8,19 @@ cdef void lay_problems(const Batch* d, const Screen* screen, Py_ssize_t m, Lanes
     """Take the work space of a block of problems with up to m groups."""
     cdef Py_ssize_t q = d.q, k = d.p + 1, n_a = q * (q + 1) // 2, n_c = q * k
     lay_lanes(d, s, arena)
-    own.packed = take(arena, LANES * m * (n_a + n_c))
-    own.store = take(arena, LANES * m * (n_a + n_c))
-    own.within = take(arena, LANES * (k * (k + 1) // 2))
-    own.moments = take(arena, LANES * 2 * n_a)
-    own.weighted = take(arena, LANES * n_a * (q * d.p * (q * d.p + 1) // 2))
     own.offset = take(arena, LANES)
     own.base = take(arena, LANES * d.p_full)
     found.values = take(arena, LANES * most_points(screen))
     found.theta = take(arena, LANES * d.n_par)
     found.runs = take(arena, MOST_RUNS * d.n_par)
+    if d.lines != NULL:
+        lay_lines(d, s, own, arena)
+        return
+    own.packed = take(arena, LANES * m * (n_a + n_c))
+    own.store = take(arena, LANES * m * (n_a + n_c))
+    own.within = take(arena, LANES * (k * (k + 1) // 2))
+    own.moments = take(arena, LANES * 2 * n_a)
+    own.weighted = take(arena, LANES * n_a * (q * d.p * (q * d.p + 1) // 2))
     # sweeps: 3 q^2 + q k; packing: q^2 + q k + 2 q + k^2 + q^2; moments: p^2 + q p
     s.small = take(arena, LANES * max(max(5 * q * q + 2 * n_c + 2 * q + k * k, d.n_par * (d.n_par + 2)), 2 * k * k))
 
@@ -314,6 +317,9 @@ include "pairs.pxi"
 cdef void evaluate_problems(const Batch* d, Lanes* s, int order) noexcept nogil:
     """The criterion of a block of problems at f.factor with its derivatives (order 1 or 2)."""
     cdef Py_ssize_t k = d.p + 1, first = 0 if d.reml else d.p
+    if d.lines != NULL:
+        evaluate_lines(d, s, order)
+        return
     if d.q == 1 and k == 2:
         sweep_problems(1, 2, s, order)
     elif d.q == 1 and k == 3:
@@ -360,6 +366,9 @@ cdef void start_problems(const Batch* d, const ProblemSums* sums, Lanes* s, OwnG
     cdef vecu* G = <vecu*> s.small
     cdef vecu* moments = <vecu*> own.moments
     cdef vec t, sigma2, floor, m, one
+    if d.lines != NULL:
+        start_lines(d, s, own)
+        return
     one = VEC_SET(1.0)
     m = one
     sigma2 = one
@@ -404,6 +413,10 @@ cdef void load_problems(const Batch* d, const ProblemSums* sums, Lanes* s, OwnGr
         f.evaluations[lane] = 0
     for i in range(p):
         (<vecu*> s.beta)[i] = VEC_SET(0.0)
+    spread_lanes(sums, d.p_full * p, 3, s.x_map)
+    if d.lines != NULL:
+        load_lines(d, sums, own)
+        return
     if q == 1 and k == 2:
         pack_groups(1, 2, sums, s, own)
     elif q == 1 and k == 3:
@@ -415,7 +428,6 @@ cdef void load_problems(const Batch* d, const ProblemSums* sums, Lanes* s, OwnGr
     leave_within(k, sums, s, own)
     clear_exact_columns(k, f, own, s.small)
     leave_unidentified(q, k, sums, f, own)
-    spread_lanes(sums, d.p_full * p, 3, s.x_map)
 
 
 cdef void write_own_coefficients(const Batch* d, const ProblemSums* sums, Lanes* s, Fates* f, const Outcome* out,

@@ -50,14 +50,6 @@ cdef class BatchDesign:
         X ones = 1, where the rows may be centred.
     """
 
-    cdef Batch d
-    cdef readonly object rows, patterns, search
-    cdef object kept
-    cdef int64_t[::1] ahead
-    cdef Py_ssize_t* positions
-    cdef readonly Py_ssize_t n, n_par, p_full
-    cdef readonly object screen
-
     def __cinit__(self, rows, patterns, search, screen, const double[:, ::1] x_map, const double[::1] ones):
         self.rows, self.patterns, self.search = rows, patterns, search
         self.kept = (x_map, ones)
@@ -195,6 +187,15 @@ cdef class BatchDesign:
     def __dealloc__(self):
         free(self.positions)
 
+    cdef Batch of_kind(self, bint reml):
+        """What the lanes read, by REML or ML."""
+        cdef Batch d = self.d
+        d.reml = reml
+        d.nu = <double> (d.n - d.p if reml else d.n)
+        d.first_theta = NULL
+        self.take_start(&d, self.search.start, 0 if reml else 1)
+        return d
+
     def with_screen(self, screen):
         """The same design with a screen of other minima."""
         return BatchDesign(self.rows, self.patterns, self.search, screen, *self.kept)
@@ -290,10 +291,10 @@ cdef class BatchDesign:
         brief : bool
             Overwrite only theta, criterion, status and evaluations.
         """
-        cdef Batch d = self.d
+        cdef bint reml = criterion.reml
+        cdef Batch d = self.of_kind(reml)
         cdef Outcome out
         cdef Py_ssize_t count = Y.shape[0], width = self.take_scores(&d, scores)
-        cdef bint reml = criterion.reml
         cdef const double[:, ::1] starts
         cdef const double[::1] constant
         if Y.shape[1] != width:
@@ -301,11 +302,7 @@ cdef class BatchDesign:
         write_to(&out, into, first, count, self.p_full, brief)
         if count == 0:
             return
-        d.reml = reml
-        d.nu = <double> (d.n - d.p if reml else d.n)
         d.criterion_offset = criterion.offset
-        self.take_start(&d, self.search.start, 0 if reml else 1)
-        d.first_theta = NULL
         if start is not None:
             starts = np.atleast_2d(start)
             start_from(&d, starts, count)

@@ -11,11 +11,12 @@ from libc.string cimport memcpy, memset
 
 import numpy as np
 
+from fastlmm_core.kernels._batch cimport BatchDesign
 from fastlmm_core.kernels._criterion cimport kernels
 from fastlmm_core.kernels._matrices cimport Regression, regress, triangle
 from fastlmm_core.kernels._rows cimport Pass, add_pass, probe_column, whole, work_size
 from fastlmm_core.lanes.kernels cimport (
-    PROBLEM_SIZE, Batch, DesignMoments, Outcome, ProblemSums, Screen)
+    PROBLEM_SIZE, Batch, DesignMoments, LinesToRead, Outcome, ProblemSums, Screen, SharedLines)
 from fastlmm_core.small.arena cimport Arena, furnish, take
 
 include "conditioning.pxi"
@@ -103,6 +104,7 @@ cdef struct Desk:
     double* work                # of the lanes
     Py_ssize_t work_size
     Outcome out                 # of a chunk
+    bint further                # whether some problems have been fitted already
     int status[264]
     int evaluations[264]
 
@@ -334,7 +336,7 @@ cdef int fit_chunk(const Batch* d, const Stacked* rows, const Blocks* blocks, co
         problem = first + i
         c = &desk.c[i]
         lay_conditioned(d.p_full, d.q, most_groups(rows, desk, i), c, &arena)
-        if into.given and not into.lanes[problem]:
+        if into.given and not into.lanes[problem] or desk.further and into.lanes[problem]:
             continue
         if rows.start == NULL and not desk.design.known:
             take_of_design(rows, problem, d.p_full, d.q, desk, desk.codes, desk.values, &desk.rows[i])
@@ -352,6 +354,9 @@ cdef int fit_chunk(const Batch* d, const Stacked* rows, const Blocks* blocks, co
             if not into.given:
                 into.rank[problem] = <int> c.sums.rank
     return search_chunk(d, screen, into, desk, first, found) if found else 0
+
+
+include "covariate_rows.pxi"
 
 
 cdef class ProblemStack:
@@ -467,15 +472,42 @@ cdef class ProblemStack:
         free(self.places)
         free(self.extra)
 
-    cdef int run(self, Py_ssize_t first, Py_ssize_t last, bint reml, const Into* into) except -1:
-        """Fit problems first .. last - 1 without the interpreter's lock."""
+    cdef int share(self, lines, bint reml, Common* common) except -1:
+        """What responses with covariates have in common."""
+        cdef BatchDesign design = lines.design
+        cdef const double[:, ::1] R = lines.R, z_map = lines.z_map
+        cdef const int[::1] kept = lines.kept
+        cdef const double[::1] times
+        cdef SharedLines* w = &common.lines
+        cdef Py_ssize_t l, e = self.rows.n_extra + 1
+        common.base = design.of_kind(reml)
+        if (e > 4 or design.p_full != design.d.p or design.p_full + e - 1 != self.p or design.d.q != self.q
+                or design.n != self.rows.n or design.n_par != self.n_par or kept.shape[0] != self.p):
+            raise ValueError("a design of other responses")
+        w.base, w.n_lines, w.R, w.unit = &common.base, e, &R[0, 0], lines.unit
+        w.constant = lines.constant[0 if reml else 1]
+        w.balanced, w.few, w.alike = lines.balanced, lines.few, lines.alike
+        for l in range(e):
+            w.factor[l], w.times[l] = -1, NULL
+            if l < e - 1 and self.rows.factor[l] >= 0:
+                times = lines.times[l]
+                w.factor[l], w.times[l] = self.rows.factor[l], &times[0]
+        common.z_map, common.kept = <double*> &z_map[0, 0], <int*> &kept[0]
+        return 0
+
+    cdef int run(self, Py_ssize_t first, Py_ssize_t last, bint reml, const Into* into, lines=None) except -1:
+        """Fit problems first .. last - 1 without the interpreter's lock; how many by what they have in common."""
         cdef Batch d = self.d
         cdef Desk desk
-        cdef Py_ssize_t at = first, end
-        cdef int status = 0
+        cdef Common common
+        cdef Py_ssize_t at = first, end, i
+        cdef int status = 0, together = 0
         cdef Arena arena = Arena(NULL, 0)
         cdef double* memory
         d.reml = reml
+        desk.further = lines is not None
+        if desk.further:
+            self.share(lines, reml, &common)
         desk.codes, desk.memory, desk.values, desk.work, desk.work_size = NULL, NULL, NULL, NULL, 0
         desk.out.m, desk.out.rows = into.m, into.rows
         desk.out.status, desk.out.evaluations = desk.status, desk.evaluations
@@ -495,9 +527,19 @@ cdef class ProblemStack:
         elif desk.design.known:
             know_design(&self.rows, &desk, <int*> desk.design.value, &desk.design)
         with nogil:
+            if desk.further:
+                d.lines = &common.lines
+                while at < last and status == 0:
+                    end = min(at + CHUNK, last)
+                    status = fit_together(&d, &self.rows, &self.screen, into, &common, &desk, at, end - at)
+                    at = end
+                d.lines, at = NULL, first
+                for i in range(first, last):
+                    together += into.lanes[i]
             while at < last and status == 0:
                 end = chunk_end(&self.rows, at, last)
-                status = fit_chunk(&d, &self.rows, &self.blocks, &self.screen, into, &desk, at, end - at)
+                if not desk.further or any_left(into, at, end):
+                    status = fit_chunk(&d, &self.rows, &self.blocks, &self.screen, into, &desk, at, end - at)
                 at = end
         free(memory)
         free(desk.seen)
@@ -507,7 +549,7 @@ cdef class ProblemStack:
         free(desk.work)
         if status != 0:
             raise MemoryError()
-        return 0
+        return together
 
     cdef void lay_outcome(self, Outcome* out, Arena* arena) noexcept:
         """Take the results of a chunk."""
@@ -524,7 +566,7 @@ cdef class ProblemStack:
         out.shift = take(arena, count * n)
         out.hess = take(arena, count * n * n)
 
-    def fit(self, Py_ssize_t first, Py_ssize_t last, bint reml, into):
+    def fit(self, Py_ssize_t first, Py_ssize_t last, bint reml, into, lines=None):
         """Fit problems first .. last - 1; theta is in the coordinates of z_map, b = z_map b_o.
 
         Parameters
@@ -533,6 +575,13 @@ cdef class ProblemStack:
         reml : bool
         into : StackResults
             Rows first .. last - 1 are overwritten.  Of problems with status 0 only `groups` and `nobs` are to be relied on.
+        lines : SharedLines or None
+            What the problems have in common that are responses on one design with covariates.
+
+        Returns
+        -------
+        int
+            Problems that have been fitted by what they have in common.
         """
         cdef Into to
         cdef double[:, ::1] theta = into.theta, params = into.params, bse = into.bse, df = into.df
@@ -542,7 +591,7 @@ cdef class ProblemStack:
         cdef int[::1] nobs = into.nobs, lanes = into.lanes
         self.check(first, last, theta.shape[0])
         if last == first:
-            return
+            return 0
         to.theta, to.sigma2, to.value, to.decrement = &theta[0, 0], &sigma2[0], &value[0], &decrement[0]
         to.params = &params[0, 0] if self.p > 0 else NULL
         to.bse = &bse[0, 0] if self.p > 0 else NULL
@@ -551,7 +600,7 @@ cdef class ProblemStack:
         to.status, to.evaluations, to.rank, to.groups, to.nobs, to.lanes = (
             &status[0], &evaluations[0], &rank[0], &groups[0], &nobs[0], &lanes[0])
         to.m, to.rows, to.given, to.moments = 0, NULL, False, NULL
-        self.run(first, last, reml, &to)
+        return self.run(first, last, reml, &to, lines)
 
     def contrasts(self, Py_ssize_t first, Py_ssize_t last, bint reml, double[:, ::1] theta, int[::1] lanes,
                   const double[:, ::1] rows, arrays):

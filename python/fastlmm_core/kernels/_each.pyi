@@ -1,7 +1,7 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from .records import RowsOfDesign, StackedRows, StackResults, StackSearch
+from .records import RowsOfDesign, SharedLines, StackedRows, StackResults, StackSearch
 
 _Array = NDArray[np.float64]
 
@@ -16,7 +16,7 @@ class ProblemStack:
     @property
     def n_par(self) -> int: ...
     def __reduce__(self) -> tuple[type[ProblemStack], tuple[StackedRows | RowsOfDesign, StackSearch]]: ...
-    def fit(self, first: int, last: int, reml: bool, into: StackResults) -> None: ...
+    def fit(self, first: int, last: int, reml: bool, into: StackResults, lines: SharedLines | None = None) -> int: ...
     def contrasts(
         self,
         first: int,

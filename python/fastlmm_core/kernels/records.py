@@ -6,7 +6,7 @@ As long as the list of fields, each with its shape: there is no code.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,6 +44,7 @@ __all__ = [
     "Rows",
     "RowsOfDesign",
     "SharedColumns",
+    "SharedLines",
     "StackResults",
     "StackSearch",
     "StackedRows",
@@ -582,6 +583,34 @@ class RowsOfDesign(NamedTuple):
     """Values of further columns of X, (n_problems, n) each."""
     factor: Sequence[int]
     """The column of X by which each is to be multiplied, -1 for none."""
+
+
+class SharedLines(NamedTuple):
+    """What responses with covariates of their own share, see lanes/responses_with_covariates.pxi.
+
+    Problems are conditioned so that Z_o'Z_o = m I, the design without covariates so that it is n I.
+    """
+
+    design: Any
+    """The BatchDesign without covariates."""
+    R: Array
+    """(n_patterns, q(q+1)/2) rows of the upper triangle, as those of problems."""
+    unit: float
+    """Theta of the problems relative to that of the design."""
+    z_map: Array
+    """(q, q) from conditioned to the caller's effects, as that of problems."""
+    kept: Int
+    """(p,) zeros."""
+    times: Sequence[Array | None]
+    """(n,) the column of X by which each covariate is multiplied, rows in the order of the design; () for none."""
+    constant: tuple[float, float]
+    """Criterion in the caller's units less that of the conditioned design, by REML and ML."""
+    balanced: bool
+    """Whether each group tells as much of all effects."""
+    few: bool
+    """Whether groups are few, or tell no more than few."""
+    alike: bool
+    """Whether they tell enough where data are regular."""
 
 
 class StackSearch(NamedTuple):

@@ -15,6 +15,7 @@ stack_fit         fits of these
 flat_rows         rows of many problems, one after the other
 effects           BLUPs of problems with designs of their own
 values            responses with observations, weights, offset or covariates of their own
+covariate_lanes   what responses with covariates share, where these are all that is their own
 covariates        columns of X with values of each response's own
 progress          results written block by block, and runs that go on later
 policy            pieces over threads, a second look, single fits

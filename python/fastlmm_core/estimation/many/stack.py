@@ -16,7 +16,7 @@ from ...design.ownership import Seals
 from ...design.terms import RandomPart
 from ...engines.protocol import CAREFUL, EASY, HARD
 from ...formula.coding import FixedTerm, fixed_terms
-from ...kernels.records import StackedRows, StackSearch
+from ...kernels.records import SharedLines, StackedRows, StackSearch
 from ...kernels.stacks import ProblemStack
 from ...support.types import Array
 from ..model import Model
@@ -51,6 +51,9 @@ class Problems(Protocol):
         """What fits them in lanes; None where each is fitted by itself."""
 
     def __len__(self) -> int: ...
+
+    def lines(self) -> SharedLines | None:
+        """What those share that are responses on one design with covariates; None for others."""
 
     def model(self, i: int) -> Model:
         """The model of one problem."""
@@ -130,6 +133,9 @@ class Stack:
             ),
             search_of(design.structure),
         )
+
+    def lines(self) -> None:
+        """Nothing is shared."""
 
     def _sorted(self, values: NDArray[Any]) -> NDArray[Any]:
         return values if self.order is None else values[self.order]

@@ -349,7 +349,7 @@ def fit_stack(
     reached = np.zeros(count, dtype=bool)
     if resume is not None:
         reached = _taken(empty, resume)
-    results = empty.results
+    results, lines = empty.results, empty.stack.lines()
 
     def check(of_rows: Callable[[], None]) -> int:
         of_rows()
@@ -357,7 +357,7 @@ def fit_stack(
 
     def run(first: int, last: int) -> int:
         if empty.stack.kernel is not None:
-            empty.stack.kernel.fit(first, last, empty.reml, results)
+            empty.stack.kernel.fit(first, last, empty.reml, results, lines)
         for i in (first + np.flatnonzero(empty.status[first:last] == 0)).tolist():
             if i not in refused:
                 empty.fit_alone(i)

@@ -14,13 +14,14 @@ from ...design.ownership import Seals, sealed
 from ...design.terms import RandomPart
 from ...errors import LMMError
 from ...formula.coding import FixedTerm
-from ...kernels.records import RowsOfDesign
+from ...kernels.records import RowsOfDesign, SharedLines
 from ...kernels.stacks import ProblemStack
 from ...support.checks import plain_array
 from ...support.types import Array
 from ...tables.responses import ResponseColumns, is_table
 from ...tables.stored import stored
 from ..model import Model
+from .covariate_lanes import shared_lines
 from .covariates import at_means, terms_with_covariates
 from .flat_rows import FlatRows
 from .parts import same_design
@@ -107,6 +108,8 @@ class ResponseStack:
         self.of_model, self.kind, self.Y, self.labels = model, type(model), np.ascontiguousarray(Y), labels
         self.n_rows = self.Y.size
         self.seals: Seals | None = None
+        # values that responses share are those of the model, or none
+        self.own = [values for values in (weights, offset) if values is not None]
         self.weights = design.weights[None] if weights is None and design.weights is not None else weights
         self.offset = design.offset[None] if offset is None and design.offset is not None else offset
         self.covariates = dict(covariates)
@@ -138,6 +141,12 @@ class ResponseStack:
 
     def __len__(self) -> int:
         return len(self.Y)
+
+    def lines(self) -> SharedLines | None:
+        """What responses with all of their rows share, where covariates are all that is their own."""
+        if self.kernel is None or self.own:
+            return None
+        return shared_lines(self.of_model, self.factors, len(self))
 
     def seal(self) -> None:
         """Watch over what is the caller's."""

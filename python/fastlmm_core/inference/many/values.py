@@ -106,6 +106,8 @@ def fit_all(
 def _check(values: Mapping[str, Array], covariates: Mapping[str, Array], drop: bool) -> None:
     """Refuse values that cannot be: infinite, or missing where that is not asked for; weights that are not positive."""
     for name, array in (*values.items(), *((f"covariates[{name!r}]", array) for name, array in covariates.items())):
+        if _all_finite(array):
+            continue
         bad = ~np.isfinite(array) if not drop else np.isinf(array)
         if bad.any():
             i, j = np.argwhere(bad)[0].tolist()
@@ -120,8 +122,16 @@ def _check(values: Mapping[str, Array], covariates: Mapping[str, Array], drop: b
         )
 
 
+def _all_finite(array: Array) -> bool:
+    """Whether the sum tells that no value is missing or infinite; finite ones seldom add up to what is not finite."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        return bool(np.isfinite(array.sum()))
+
+
 def _refused(stack: ResponseStack, drop: bool, min_obs: int) -> dict[int, str]:
     """Responses that are not to be fitted, and why."""
+    if not min_obs and _all_finite(stack.Y):
+        return {}
     out = {int(i): "it has infinite values" for i in np.flatnonzero(np.isinf(stack.Y).any(axis=1))}
     if not drop:
         out |= {int(i): "it has missing values" for i in np.flatnonzero(np.isnan(stack.Y).any(axis=1))}
