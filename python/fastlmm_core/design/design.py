@@ -201,6 +201,11 @@ class Design:
         """What the kernels found of the columns, for further responses; None where they have not, or cannot."""
         return self.__dict__.get("_shared_columns")
 
+    @cached_property
+    def ordinary(self) -> bool:
+        """Whether residuals are independent, of unknown variance, and the covariances of random effects are free."""
+        return self.residual is None and self.sigma is None and not self.structure.restricted
+
     def keep_columns(self, columns: SharedColumns) -> None:
         """Keep what the kernels found of the columns."""
         object.__setattr__(self, "_shared_columns", columns)

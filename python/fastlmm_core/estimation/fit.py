@@ -42,7 +42,7 @@ _EFFECTS_NAMED = 3
 """So many random effects of a covariance matrix without full rank are named, more are counted."""
 
 
-@dataclass(frozen=True, eq=False, repr=False)
+@dataclass(frozen=True, eq=False, repr=False, init=False)
 class Fit:
     """A model at its estimates, or at parameters that were stated.
 
@@ -63,6 +63,12 @@ class Fit:
     reml: bool
     solution: Solution
     stated: Stated | None = None
+
+    def __init__(
+        self, model: Model, optimum: Optimum, reml: bool, solution: Solution, stated: Stated | None = None
+    ) -> None:
+        # what dataclass would write sets one field after the other, at some cost where fits take microseconds
+        self.__dict__.update(model=model, optimum=optimum, reml=reml, solution=solution, stated=stated)
 
     # ---- likelihood ----------------------------------------------------------------------------
 
@@ -482,10 +488,9 @@ def estimate(
     model = model.estimable()
     if method == "iterative":
         return _by_iterations(kind, model, bool(reml), start, options)
-    if model.residual is not None or model.structure.restricted:
-        return _of_structure(kind, model, bool(reml), method, start, options)
-    if model.sigma is not None:
-        return _with_known_variance(kind, model, bool(reml), method, start, options)
+    if model.one_by_one:
+        by = _of_structure if model.sigma is None else _with_known_variance
+        return by(kind, model, bool(reml), method, start, options)
     problem, structure = linear_problem(model.problem), model.structure
     engine, levels = problem.criterion(), problem.levels
     engine.reml = bool(reml)

@@ -351,7 +351,7 @@ class Model:
         So it is with structured residuals, with restricted covariances of random effects, and beside a residual
         variance that is known.
         """
-        return self._design.residual is not None or self.structure.restricted or self.sigma is not None
+        return not self._design.ordinary
 
     @property
     def exog(self) -> Array:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from functools import lru_cache, partial
+from functools import lru_cache
 from math import inf, isfinite, sqrt
 from typing import Any, NamedTuple
 
@@ -326,10 +326,11 @@ def _settle(
     else:
         factor = structure.factor(theta)
         least, lowest_diagonal = 0.0, float(factor.diagonal().min())
-    snapped, null, wrong = factor, _no_directions(structure.q), None
+    snapped, null, singular, wrong = factor, _no_directions(structure.q), False, None
     if not least > SINGULAR**2 * levels.item(0) / n:
         snapped, null = small_directions(factor, structure, n / levels)
-    if null.shape[1]:
+        singular = null.shape[1] > 0
+    if singular:
         at_zero = structure.theta(snapped)
         value, gradient, hessian = criterion.evaluate(at_zero, 2)
         decrement = None
@@ -344,10 +345,10 @@ def _settle(
             if slopes[0] < -CERTIFIED:
                 wrong = np.column_stack([factor, 0.5 / np.sqrt(per_group) * (null @ directions[:, 0])])
         else:
-            null = null[:, :0]
+            null, singular = null[:, :0], False
             criterion.evaluate(theta, 2)
             _, gradient, hessian, value, decrement = found[:5]
-    if not null.shape[1] and (found.decrement is None or lowest_diagonal < 0.0):
+    if not singular and (found.decrement is None or lowest_diagonal < 0.0):
         factor = structure.canonical(factor)
         theta = structure.theta(factor)
         value, gradient, hessian = criterion.evaluate(theta, 2)
@@ -356,7 +357,6 @@ def _settle(
     if decrement is None or lowest is None:
         decrement, lowest = decrement_of(gradient, hessian)
     converged = bool(decrement <= CERTIFIED and lowest >= -1e-6 and wrong is None and isfinite(value))
-    singular = null.shape[1] > 0
     if converged:
         message = f"certified: the gradient vanishes to rounding error{', on the boundary' if singular else ''}{note}"
     elif found.unfinished:
@@ -391,19 +391,17 @@ def _patiently(
     optimum is then a narrow curved valley.  In the principal axes, largest first, it is not.
     """
     iterations = ROUND if structure.widest < WIDE else WIDE_ROUND
-    options = {**options, "maxiter": iterations}
-    turn: Array | None = None
-    found = _newton(criterion, theta, **options)
+    found = _newton(criterion, theta, maxiter=iterations, **options)
+    if found.success:
+        return _settle(criterion, structure, found, levels, n, "newton", note)
+    turn = np.eye(structure.q)
     for _ in range(ITERATIONS // iterations):
+        turn, axes = _principal_axes(turn.T @ structure.factor(found.theta), structure)
+        criterion.rotate(turn)
+        found = _newton(criterion, structure.theta(axes), found.radius, maxiter=iterations, **options)
         if found.success:
             break
-        factor = structure.factor(found.theta)
-        turn, axes = _principal_axes(factor if turn is None else turn.T @ factor, structure)
-        criterion.rotate(turn)
-        found = _newton(criterion, structure.theta(axes), found.radius, **options)
     optimum, wrong = _settle(criterion, structure, found, levels, n, "newton", note, turn)
-    if turn is None:
-        return optimum, wrong
     criterion.rotate(None)
     factor = structure.canonical(turn.T @ optimum.factor)
     theta = structure.theta(factor)
@@ -489,11 +487,14 @@ def optimize(
         pilot.reml = criterion.reml
         start = _newton(pilot, start).theta
     note = "; balanced data have one minimum only" if elsewhere.kind == "nothing" else ""
-    attempt = partial(_attempt, criterion, structure, levels, n, method, options, note)
+
+    def attempt(theta: Array) -> tuple[Optimum, Array | None]:
+        return _attempt(criterion, structure, levels, n, method, options, note, theta)
+
     best, wrong = attempt(start)
-    for _ in range(structure.q + 1):
-        if wrong is None:
-            break
+    left = structure.q + 1
+    while wrong is not None and left:
+        left -= 1
         other, wrong = attempt(structure.theta(folded(wrong, structure)))
         if other.value <= best.value or other.converged > best.converged:
             best = other
@@ -508,7 +509,7 @@ def optimize(
         best = best._replace(n_evaluations=criterion.n_evaluations)
         # leave the criterion's state at the optimum, with the slope in G, as the only attempt has left it
         criterion.evaluate(best.theta, 1)
-    return _judged(best, criterion)
+    return best if best.converged else _judged(best, criterion)
 
 
 def _attempt(
@@ -516,7 +517,6 @@ def _attempt(
     options: dict[str, Any], note: str, theta: Array,
 ) -> tuple[Optimum, Array | None]:  # fmt: skip
     """One minimisation, settled."""
-    name = method if isinstance(method, str) else getattr(method, "__name__", "callable")
     try:
         if method == "newton" and "maxiter" not in options:
             return _patiently(criterion, structure, theta, options, levels, n, note)
@@ -528,6 +528,7 @@ def _attempt(
         return _attempt(criterion, structure, levels, n, method, options, note, smaller)
     except (TypeError, ValueError, Warning) as error:
         raise _said_clearly(error, method) from None
+    name = method if isinstance(method, str) else getattr(method, "__name__", "callable")
     return _settle(criterion, structure, found, levels, n, name, note)
 
 
@@ -640,8 +641,8 @@ def _looked(found: Found, elsewhere: Elsewhere) -> str:
 
 
 def _judged(best: Optimum, criterion: LinearEngine) -> Optimum:
-    """The optimum, or why it is none where no residual variance is left."""
-    remainder = 1.0 if best.converged else criterion.remainder
+    """What is no certified optimum, or why it is none where no residual variance is left."""
+    remainder = criterion.remainder
     if remainder < EXACTLY:
         raise LMMError(
             "y is reproduced by the random effects to rounding error: the residual variance cannot be told from zero; "

@@ -18,6 +18,7 @@ from fastlmm_core.engines.crossed.iterative import IterativeProblem
 from fastlmm_core.engines.crossed.problem import CrossedProblem
 from fastlmm_core.engines.crossed.systems import conjugate
 from fastlmm_core.engines.nested.problem import NestedProblem
+from fastlmm_core.support import memory
 
 MONTE_CARLO = 4.0
 """Standard errors of estimates by probes, as these themselves state them."""
@@ -216,6 +217,7 @@ def test_what_is_not_certified_says_so(monkeypatch):
 
 def test_more_than_memory_is_refused_with_the_remedy(monkeypatch):
     model = flc.lmm(FORMULAS[0], ratings())
+    monkeypatch.setattr(memory, "ANYWAY", 0)
     monkeypatch.setattr(crossed, "available", lambda: 60.0 * 60.0 * 8.0 * 2.0)
     with pytest.raises(
         flc.LMMError, match=r"60 random effects .* dense matrices of 0\.0 GB.*fit\(method='iterative'\)"

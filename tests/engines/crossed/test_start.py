@@ -26,7 +26,8 @@ def test_expected_squares_against_dense_matrices(kind, q, weights, piece, monkey
     products = Z.T @ Z - (Z.T @ x) @ (x.T @ Z)
     squares = start._Squares(problem, problem.criterion())
     weight = np.random.default_rng(3).uniform(0.5, 2.0, Z.shape[1])
-    observed, expected = squares._form(weight)
+    (other, observed), (_, expected) = squares.forms(np.stack([np.ones(len(weight)), weight]))
+    assert other == pytest.approx(np.sum((Z.T @ (r - x @ (x.T @ r))) ** 2), rel=EXPECTATION)
     assert observed == pytest.approx(np.sum(weight * (Z.T @ (r - x @ (x.T @ r))) ** 2), rel=EXPECTATION)
     for found, places in zip(expected, problem.layout.places, strict=False):
         assert found == pytest.approx(np.sum(weight[:, None] * products[:, places.ravel()] ** 2), rel=EXPECTATION)

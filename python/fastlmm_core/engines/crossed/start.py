@@ -140,13 +140,15 @@ class _Squares:
             self._add_panels(layout, tail, at)
         # X is taken out; not where a pilot follows
         self._C = problem.cross[:, :-1] if layout.tails or problem.n_effects < EXACT_UP_TO else problem.cross[:, :0]
-        self._leverage = np.sum(self._C**2, axis=1)
-        self._inner, turned = [], []
+        leverage = np.sum(self._C**2, axis=1)
+        inner, turned = [], []
         for g in range(count):
             only = np.where(self._of[:, None] == g, self._C, 0.0)
-            self._inner.append(only.T @ only)
+            inner.append((only.T @ only).ravel())
             turned.append(np.sum(engine.gram_times(only) * self._C, axis=1))
-        self._turned = np.stack(turned, axis=1)
+        # what multiplies the variance of each factor, less the part of K C C' that is left, and that of the residuals
+        self._shares = self._products - 2.0 * np.stack(turned, axis=1)
+        self._rest, self._inner = self._own - leverage, np.array(inner)
         self._whole = float(problem.gram[-1, -1]), float(problem.n - problem.rank)
 
     def _add_chain(self, layout: Layout, s: int, slots: list[Index], of: dict[int, int]) -> None:
@@ -197,12 +199,20 @@ class _Squares:
             mine = np.where(owner == g, squares, 0.0)
             self._products[:, g] += np.bincount(row, weights=mine, minlength=n_slots)
 
-    def _form(self, weights: Array) -> tuple[float, Array]:
-        """Sum of weighted squares of Z'r, and what multiplies each variance in its expectation, that of r last."""
-        weighted = (self._C * weights[:, None]).T @ self._C
-        of_factors = weights @ (self._products - 2.0 * self._turned)
-        of_factors += [np.sum(weighted * inner) for inner in self._inner]
-        return float(weights @ self._moments), np.append(of_factors, weights @ (self._own - self._leverage))
+    def forms(self, weights: Array) -> tuple[Array, Array]:
+        """Sums of weighted squares of Z'r, and what multiplies each variance in their expectations, that of r last.
+
+        Parameters
+        ----------
+        weights : (k, n_slots) array
+
+        Returns
+        -------
+        (k,) and (k, n_factors + 1) arrays
+        """
+        between = np.array([((self._C * one[:, None]).T @ self._C).ravel() for one in weights])
+        of_factors = weights @ self._shares + between @ self._inner.T
+        return weights @ self._moments, np.column_stack([of_factors, weights @ self._rest])
 
     def weights(self, variances: Array) -> tuple[Array, Array]:
         """Weights of the squares for the equations of the factors, and for that of the residuals."""
@@ -212,14 +222,12 @@ class _Squares:
 
     def variances(self, weights: Array, of_residuals: Array) -> Array | None:
         """Variances of the factors and of the residuals; None where the equations do not determine them."""
-        count = self._products.shape[1]
-        expected, observed = np.zeros((count + 1, count + 1)), np.zeros(count + 1)
-        for f in range(count):
-            observed[f], expected[f] = self._form(np.where(self._of == f, weights, 0.0))
-        observed[-1], expected[-1] = self._form(of_residuals)
-        traces = np.bincount(self._of, weights=self._own - self._leverage, minlength=count)
+        count = len(self._inner)
+        observed, expected = self.forms(
+            np.vstack([np.where(self._of == np.arange(count)[:, None], weights, 0.0), of_residuals])
+        )
         observed[-1] += self._whole[0]
-        expected[-1] += np.append(traces, self._whole[1])
+        expected[-1] += np.append(np.bincount(self._of, weights=self._rest, minlength=count), self._whole[1])
         try:
             return np.asarray(np.linalg.solve(expected, observed), dtype=float)
         except np.linalg.LinAlgError:
